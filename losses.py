@@ -1,0 +1,51 @@
+"""Denoising score matching (Eq. (7) of arXiv:2011.13456): one loss, of which those of SMLD and DDPM are special cases.
+
+With x_t = alpha x_0 + std z, the loss of a score s is the mean over t of lambda(t) |s(x_t, t) + z / std|^2. The weight
+lambda = std^2 gives SMLD and DDPM (Eqs. (1), (3)); lambda = g^2 bounds the likelihood (Song et al. 2021b). Discrete-time
+training draws t from the levels i / (num_scales - 1) and takes alpha and std from the chain of that many levels.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from sde_lib import SDE, Score, expand
+
+
+def draw(key: Array, sde: SDE, x: Array, num_scales: int | None = None) -> tuple[Array, Array]:
+    """Random times t (B,) and noise z (B, ...) for a batch x (B, ...); discrete times if num_scales is given."""
+    key_t, key_z = jax.random.split(key)
+    shape = (x.shape[0],)
+    if num_scales is None:
+        t = jax.random.uniform(key_t, shape, minval=sde.t_min, maxval=sde.T)
+    else:
+        t = jax.random.randint(key_t, shape, 0, num_scales) * (sde.T / (num_scales - 1))
+    return t, jax.random.normal(key_z, x.shape)
+
+
+def denoising_score_matching(
+    score: Score,
+    sde: SDE,
+    x: Array,
+    t: Array,
+    z: Array,
+    *,
+    num_scales: int | None = None,
+    likelihood_weighting: bool = False,
+    reduce_mean: bool = True,
+) -> Array:
+    """Loss of every image: data x and noise z of shape (B, ...), times t (B,) -> (B,).
+
+    Args:
+      num_scales: the number of noise levels of discrete-time training; None in continuous time.
+      likelihood_weighting: weigh by g(t)^2 in place of std(t)^2.
+      reduce_mean: mean over the entries of an image; else half their sum, the official reading of the 1/2 in Eq. (7).
+    """
+    alpha, std = (expand(c, x) for c in sde.marginal(t, num_scales))
+    residual = score(alpha * x + std * z, t) * std + z
+    if likelihood_weighting:
+        residual = residual * expand(sde.diffusion(t), x) / std
+    squares = jnp.square(residual).reshape(x.shape[0], -1)
+    return squares.mean(-1) if reduce_mean else 0.5 * squares.sum(-1)

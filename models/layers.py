@@ -1,0 +1,271 @@
+"""Layers that several networks share. Images are NHWC; `temb` is the noise-level embedding, (B, features) or None.
+
+Class names are those of the official code, since its checkpoints are addressed by them. `rngs` holds the dropout key
+of a training pass and is None in evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from errors import choose
+from models import resample
+
+Activation = Callable[[Array], Array]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "elu": jax.nn.elu,
+    "relu": jax.nn.relu,
+    "lrelu": lambda x: jax.nn.leaky_relu(x, 0.2),
+    "swish": jax.nn.swish,
+}
+
+
+def activation(name: str) -> Activation:
+    """The activation function that `model.nonlinearity` names."""
+    return choose(ACTIVATIONS, name.lower(), "model.nonlinearity")
+
+
+def default_init(scale: float = 1.0) -> nnx.Initializer:
+    """DDPM's initializer (Ho et al. 2020); scale 0 stands for a tiny one."""
+    return jax.nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
+
+
+def conv3x3(
+    in_features: int, features: int, *, stride: int = 1, bias: bool = True, init_scale: float = 1.0, rngs: nnx.Rngs
+) -> nnx.Conv:
+    """3x3 convolution with SAME padding."""
+    init = default_init(init_scale)
+    return nnx.Conv(in_features, features, (3, 3), stride, use_bias=bias, kernel_init=init, rngs=rngs)
+
+
+def conv1x1(in_features: int, features: int, *, rngs: nnx.Rngs) -> nnx.Conv:
+    """1x1 convolution."""
+    return nnx.Conv(in_features, features, (1, 1), kernel_init=default_init(), rngs=rngs)
+
+
+def dense(in_features: int, features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """Linear layer."""
+    return nnx.Linear(in_features, features, kernel_init=default_init(), rngs=rngs)
+
+
+def group_norm(features: int, *, num_groups: int | None = None, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """GroupNorm with the groups of NCSN++: four or more channels each, 32 groups at most."""
+    return nnx.GroupNorm(features, num_groups or max(1, min(features // 4, 32)), epsilon=1e-6, rngs=rngs)
+
+
+class NIN(nnx.Linear):
+    """Network in network: a linear map over channels (a 1x1 convolution)."""
+
+    def __init__(self, in_features: int, features: int, *, init_scale: float = 0.1, rngs: nnx.Rngs) -> None:
+        super().__init__(in_features, features, kernel_init=default_init(init_scale), rngs=rngs)
+
+
+def residual(x: Array, h: Array, skip_rescale: bool) -> Array:
+    """x + h, divided by sqrt(2) if `skip_rescale`, which keeps the variance (Appendix H)."""
+    return (x + h) / math.sqrt(2.0) if skip_rescale else x + h
+
+
+def timestep_embedding(label: Array, features: int, max_positions: float = 10000.0) -> Array:
+    """Sinusoidal embedding (Vaswani et al. 2017): (B,) -> (B, features), sines first."""
+    half = features // 2
+    frequencies = jnp.exp(jnp.arange(half, dtype=jnp.float32) * -(math.log(max_positions) / max(half - 1, 1)))
+    angles = label.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.pad(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1), ((0, 0), (0, features % 2)))
+
+
+class GaussianFourierProjection(nnx.Module):
+    """Random Fourier features of log sigma (Tancik et al. 2020): (B,) -> (B, 2 features). W is never trained."""
+
+    def __init__(self, features: int, scale: float, *, rngs: nnx.Rngs) -> None:
+        self.W = nnx.Param(scale * jax.random.normal(rngs.params(), (features,)))
+
+    def __call__(self, sigma: Array) -> Array:
+        # Angles reach thousands of radians: another order of these products changes the features by 1e-4.
+        angles = jnp.log(sigma)[:, None] * jax.lax.stop_gradient(self.W[...])[None, :] * 2 * jnp.pi
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+
+
+class AttnBlockpp(nnx.Module):
+    """Self-attention over pixels, one head, with a residual connection: (B, H, W, C) -> (B, H, W, C)."""
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        skip_rescale: bool,
+        init_scale: float = 0.0,
+        num_groups: int | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.skip_rescale = skip_rescale
+        self.norm = group_norm(features, num_groups=num_groups, rngs=rngs)
+        self.query = NIN(features, features, rngs=rngs)
+        self.key = NIN(features, features, rngs=rngs)
+        self.value = NIN(features, features, rngs=rngs)
+        self.out = NIN(features, features, init_scale=init_scale, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        batch, height, width, channels = x.shape
+        h = self.norm(x).reshape(batch, height * width, 1, channels)
+        h = jax.nn.dot_product_attention(self.query(h), self.key(h), self.value(h))
+        return residual(x, self.out(h.reshape(x.shape)), self.skip_rescale)
+
+
+class Conv2d(nnx.Module):
+    """3x3 convolution joined with FIR up- or down-sampling by 2 (StyleGAN2)."""
+
+    def __init__(self, in_features: int, features: int, fir_kernel: Sequence[float], up: bool, *, rngs: nnx.Rngs) -> None:
+        self.resample = resample.upsample_conv if up else resample.downsample_conv
+        self.fir_kernel = tuple(fir_kernel)
+        self.weight = nnx.Param(default_init()(rngs.params(), (3, 3, in_features, features)))
+        self.bias = nnx.Param(jnp.zeros(features))
+
+    def __call__(self, x: Array) -> Array:
+        return self.resample(x, self.weight[...], self.fir_kernel) + self.bias[...]
+
+
+class Upsample(nnx.Module):
+    """Doubles height and width, with FIR filter and convolution as asked: (B, H, W, in) -> (B, 2H, 2W, features).
+
+    It takes the arguments of a residual block, to be exchangeable with one, and looks at x alone.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int | None = None,
+        *,
+        with_conv: bool = False,
+        fir: bool = False,
+        fir_kernel: Sequence[float] = (1, 3, 3, 1),
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.fir, self.fir_kernel = fir, tuple(fir_kernel)
+        conv = partial(Conv2d, fir_kernel=fir_kernel, up=True) if fir else conv3x3
+        self.conv = conv(in_features, features or in_features, rngs=rngs) if with_conv else None
+
+    def __call__(self, x: Array, temb: Array | None = None, rngs: nnx.Rngs | None = None) -> Array:
+        if self.fir:
+            return self.conv(x) if self.conv else resample.upsample_fir(x, self.fir_kernel)
+        x = resample.upsample_nearest(x)
+        return self.conv(x) if self.conv else x
+
+
+class Downsample(nnx.Module):
+    """Halves height and width, with FIR filter and convolution as asked: (B, H, W, in) -> (B, H/2, W/2, features).
+
+    It takes the arguments of a residual block, to be exchangeable with one, and looks at x alone.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int | None = None,
+        *,
+        with_conv: bool = False,
+        fir: bool = False,
+        fir_kernel: Sequence[float] = (1, 3, 3, 1),
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.fir, self.fir_kernel = fir, tuple(fir_kernel)
+        conv = partial(Conv2d, fir_kernel=fir_kernel, up=False) if fir else partial(conv3x3, stride=2)
+        self.conv = conv(in_features, features or in_features, rngs=rngs) if with_conv else None
+
+    def __call__(self, x: Array, temb: Array | None = None, rngs: nnx.Rngs | None = None) -> Array:
+        if self.conv:
+            return self.conv(x)
+        return resample.downsample_fir(x, self.fir_kernel) if self.fir else resample.downsample_mean(x)
+
+
+class Combine(nnx.Module):
+    """Merges a progressive input x into features y: (B, H, W, in), (B, H, W, C) -> (B, H, W, C or 2C)."""
+
+    def __init__(self, in_features: int, features: int, method: str, *, rngs: nnx.Rngs) -> None:
+        self.method = method
+        self.conv = conv1x1(in_features, features, rngs=rngs)
+
+    def __call__(self, x: Array, y: Array) -> Array:
+        h = self.conv(x)
+        return jnp.concatenate([h, y], -1) if self.method == "cat" else h + y
+
+
+class ResnetBlockDDPMpp(nnx.Module):
+    """DDPM's residual block, conditioned by a bias that depends on `temb`: (B, H, W, in) -> (B, H, W, features)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        temb_features: int | None,
+        *,
+        act: Activation,
+        dropout: float,
+        skip_rescale: bool = False,
+        init_scale: float = 0.0,
+        num_groups: int | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.act, self.skip_rescale = act, skip_rescale
+        self.norm1 = group_norm(in_features, num_groups=num_groups, rngs=rngs)
+        self.conv1 = conv3x3(in_features, features, rngs=rngs)
+        self.temb = dense(temb_features, features, rngs=rngs) if temb_features else None
+        self.norm2 = group_norm(features, num_groups=num_groups, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
+        self.conv2 = conv3x3(features, features, init_scale=init_scale, rngs=rngs)
+        self.shortcut = self.make_shortcut(in_features, features, rngs)
+
+    def make_shortcut(self, in_features: int, features: int, rngs: nnx.Rngs) -> nnx.Module | None:
+        """The layer that brings x to the shape of the residual, if one is needed."""
+        return NIN(in_features, features, rngs=rngs) if in_features != features else None
+
+    def resample(self, x: Array) -> Array:
+        """Changes the resolution on both branches; here not at all."""
+        return x
+
+    def __call__(self, x: Array, temb: Array | None, rngs: nnx.Rngs | None = None) -> Array:
+        h = self.conv1(self.resample(self.act(self.norm1(x))))
+        if temb is not None:
+            h = h + self.temb(self.act(temb))[:, None, None, :]
+        h = self.act(self.norm2(h))
+        h = self.dropout(h, deterministic=rngs is None, rngs=rngs)
+        h = self.conv2(h)
+        x = self.resample(x)
+        return residual(self.shortcut(x) if self.shortcut else x, h, self.skip_rescale)
+
+
+class ResnetBlockBigGANpp(ResnetBlockDDPMpp):
+    """BigGAN's residual block (Brock et al. 2019), which can also double (`up`) or halve (`down`) the resolution."""
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        temb_features: int | None,
+        *,
+        up: bool = False,
+        down: bool = False,
+        fir: bool = False,
+        fir_kernel: Sequence[float] = (1, 3, 3, 1),
+        **kwargs,
+    ) -> None:
+        self.up, self.down, self.fir, self.fir_kernel = up, down, fir, tuple(fir_kernel)
+        super().__init__(in_features, features, temb_features, **kwargs)
+
+    def make_shortcut(self, in_features: int, features: int, rngs: nnx.Rngs) -> nnx.Module | None:
+        changes = in_features != features or self.up or self.down
+        return conv1x1(in_features, features, rngs=rngs) if changes else None
+
+    def resample(self, x: Array) -> Array:
+        if self.up:
+            return resample.upsample_fir(x, self.fir_kernel) if self.fir else resample.upsample_nearest(x)
+        if self.down:
+            return resample.downsample_fir(x, self.fir_kernel) if self.fir else resample.downsample_mean(x)
+        return x
