@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
@@ -12,8 +12,13 @@ class InputError(ValueError):
     """A bad value from outside: a config field, a file, a data set. The message names it and says what would be right."""
 
 
+def check_name(name: str, known: Iterable[str], field: str) -> None:
+    """Raises InputError with the known names if `name`, the value of a config field, is not among them."""
+    if name not in known:
+        raise InputError(f"{field} = {name!r} is unknown; known: {', '.join(sorted(known))}.")
+
+
 def choose(table: Mapping[str, Value], name: str, field: str) -> Value:
-    """table[name]; if absent, raises InputError with the known names and the config field that the name came from."""
-    if name not in table:
-        raise InputError(f"{field} = {name!r} is unknown; known: {', '.join(sorted(table))}.")
+    """table[name], after `check_name`."""
+    check_name(name, table, field)
     return table[name]

@@ -49,3 +49,10 @@ def denoising_score_matching(
         residual = residual * expand(sde.diffusion(t), x) / std
     squares = jnp.square(residual).reshape(x.shape[0], -1)
     return squares.mean(-1) if reduce_mean else 0.5 * squares.sum(-1)
+
+
+def by_noise_level(losses: Array, t: Array, sde: SDE, levels: int = 10) -> tuple[Array, Array]:
+    """Sums of the losses (B,) over `levels` equal parts of [0, T], and how many fell into each; both (levels,)."""
+    part = jnp.clip((t / sde.T * levels).astype(jnp.int32), 0, levels - 1)
+    member = jax.nn.one_hot(part, levels)
+    return losses @ member, member.sum(0)

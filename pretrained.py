@@ -14,7 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, serialization
+from flax import nnx, serialization, traverse_util
 
 from errors import InputError
 from models import layers, ncsnpp
@@ -62,7 +62,7 @@ def load_official(network: nnx.Module, params: Mapping[str, Any]) -> None:
     Raises InputError naming the first parameter that is missing, left over or of another shape. GroupNorm parameters of
     shape (1, 1, 1, C), as flax 0.3 wrote them, are accepted for (C,).
     """
-    ours, theirs = official_parameters(network), _flatten(params)
+    ours, theirs = official_parameters(network), traverse_util.flatten_dict(params, sep="/")
     for path in sorted(ours.keys() ^ theirs.keys()):
         where = "the checkpoint lacks" if path in ours else "the network has no place for"
         raise InputError(f"The checkpoint does not fit the network: {where} {path}.")
@@ -72,11 +72,3 @@ def load_official(network: nnx.Module, params: Mapping[str, Any]) -> None:
         if value.shape != shape and value.shape != (1, 1, 1, *shape):
             raise InputError(f"The checkpoint does not fit the network: {path} is {value.shape}, not {shape}.")
         param[...] = jnp.asarray(value.reshape(shape), param[...].dtype)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        path = f"{prefix}{name}"
-        flat.update(_flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value})
-    return flat

@@ -75,7 +75,7 @@ class SDE(abc.ABC):
         return slope / alpha
 
     def diffusion(self, t: Array) -> Array:
-        """g(t) of Eq. (5), from g^2 = var' - 2 f var (the variance equation of Appendix B, Eq. (28))."""
+        """g(t) of Eq. (5), from g^2 = var' - 2 f var, the equation that the variance of a linear SDE obeys (Appendix B)."""
         var, slope = _value_and_slope(self.var, t)
         return jnp.sqrt(slope - 2 * self.drift_coefficient(t) * var)
 
@@ -201,7 +201,9 @@ class VPSDE(SDE):
 
     def __post_init__(self) -> None:
         if not 0 < self.beta_min <= self.beta_max:
-            raise InputError(f"{type(self).__name__} needs 0 < beta_min <= beta_max, got {self.beta_min}, {self.beta_max}.")
+            raise InputError(
+                f"{type(self).__name__} needs 0 < beta_min <= beta_max, got {self.beta_min}, {self.beta_max}."
+            )
 
     def log_alpha(self, t: Array) -> Array:
         """-1/2 times the integral of beta from 0 to t."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from errors import choose
+from errors import InputError, choose
 from models import resample
 
 Activation = Callable[[Array], Array]
@@ -31,6 +31,15 @@ ACTIVATIONS: dict[str, Activation] = {
 def activation(name: str) -> Activation:
     """The activation function that `model.nonlinearity` names."""
     return choose(ACTIVATIONS, name.lower(), "model.nonlinearity")
+
+
+def check_halvings(image_size: int, halvings: int) -> None:
+    """Raises InputError if images cannot be halved as often as a network needs."""
+    if image_size % 2**halvings:
+        raise InputError(
+            f"data.image_size = {image_size} cannot be halved {halvings} times, as the levels of this network need; "
+            f"use a multiple of {2**halvings}, or fewer levels."
+        )
 
 
 def default_init(scale: float = 1.0) -> nnx.Initializer:
@@ -122,7 +131,9 @@ class AttnBlockpp(nnx.Module):
 class Conv2d(nnx.Module):
     """3x3 convolution joined with FIR up- or down-sampling by 2 (StyleGAN2)."""
 
-    def __init__(self, in_features: int, features: int, fir_kernel: Sequence[float], up: bool, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, in_features: int, features: int, fir_kernel: Sequence[float], up: bool, *, rngs: nnx.Rngs
+    ) -> None:
         self.resample = resample.upsample_conv if up else resample.downsample_conv
         self.fir_kernel = tuple(fir_kernel)
         self.weight = nnx.Param(default_init()(rngs.params(), (3, 3, in_features, features)))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from errors import InputError
+from errors import check_name
 from models import layers
 
 OPTIONS = {
@@ -164,11 +164,15 @@ class NCSNpp(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         options = {name: value.lower() for name, value in locals().items() if name in OPTIONS}
-        _check(options, image_size, ch_mult)
+        for name, value in options.items():
+            check_name(value, OPTIONS[name], f"model.{name}")
+        layers.check_halvings(image_size, len(ch_mult) - 1)
         embedding_type, resblock_type = options.pop("embedding_type"), options.pop("resblock_type")
         self.act, self.nf = layers.activation(nonlinearity), nf
         self.as_skip = options["progressive"] == "output_skip"
-        self.fourier = layers.GaussianFourierProjection(nf, fourier_scale, rngs=rngs) if embedding_type == "fourier" else None
+        self.fourier = (
+            layers.GaussianFourierProjection(nf, fourier_scale, rngs=rngs) if embedding_type == "fourier" else None
+        )
         self.temb1 = layers.dense(2 * nf if self.fourier else nf, 4 * nf, rngs=rngs) if conditional else None
         self.temb2 = layers.dense(4 * nf, 4 * nf, rngs=rngs) if conditional else None
 
@@ -239,15 +243,3 @@ class NCSNpp(nnx.Module):
             taken = [skips.pop() for _ in level.blocks]
             h, image = level(h, taken, image, temb, rngs)
         return image if self.as_skip else self.conv_out(self.act(self.norm_out(h)))
-
-
-def _check(options: dict[str, str], image_size: int, ch_mult: Sequence[int]) -> None:
-    for name, value in options.items():
-        if value not in OPTIONS[name]:
-            raise InputError(f"model.{name} = {value!r} is unknown; known: {', '.join(OPTIONS[name])}.")
-    levels = len(ch_mult)
-    if levels < 1 or image_size % 2 ** (levels - 1):
-        raise InputError(
-            f"data.image_size = {image_size} cannot be halved {levels - 1} times, as the {levels} levels of "
-            f"model.ch_mult = {tuple(ch_mult)} need; use a multiple of {2 ** max(levels - 1, 0)} or fewer levels."
-        )

@@ -1,0 +1,116 @@
+"""Orbax checkpoints of a workdir, saved in the background, each with the config of its run.
+
+`checkpoints/checkpoint_K` are kept for evaluation, K counting snapshots; `checkpoints-meta/checkpoint_STEP` are the
+two newest states, for a restart.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from jax import Array
+
+from errors import InputError
+
+KEPT, META = "checkpoints", "checkpoints-meta"
+
+State = dict[str, Any]
+"""Named pytrees of arrays; each can be restored without the others."""
+
+
+class Found(NamedTuple):
+    """A checkpoint on disk, ordered by the training step that it holds."""
+
+    step: int
+    folder: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.folder}/checkpoint_{self.number} (step {self.step})"
+
+
+class Checkpoints:
+    """The checkpoints of one workdir; with `create` for writing too."""
+
+    def __init__(self, workdir: str | Path, *, create: bool = False) -> None:
+        self._managers = {}
+        for folder, keep in ((KEPT, None), (META, 2)):
+            path = Path(workdir).resolve() / folder
+            if create or path.is_dir():
+                options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", max_to_keep=keep, read_only=not create)
+                self._managers[folder] = ocp.CheckpointManager(path, options=options)
+
+    def save(self, folder: str, number: int, state: State, *, step: int, config: dict[str, Any]) -> None:
+        """Starts to write a checkpoint in the background; replaces one of the same number."""
+        manager = self._managers[folder]
+        if number in manager.all_steps():
+            manager.delete(number)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in state.items()}
+        info = ocp.args.JsonSave({"step": step, "config": config})
+        manager.save(number, args=ocp.args.Composite(**items, info=info), force=True)
+
+    def find(self) -> list[Found]:
+        """All checkpoints, newest first; those whose description cannot be read are left out, with a warning."""
+        found = []
+        for folder, manager in self._managers.items():
+            for number in manager.all_steps():
+                try:
+                    found.append(Found(self._info(folder, number)["step"], folder, number))
+                except Exception as error:  # Damage has no one exception type.
+                    logging.warning("%s/checkpoint_%d is damaged and is passed over: %s", folder, number, _brief(error))
+        return sorted(found, reverse=True)
+
+    def kept(self) -> dict[int, Found]:
+        """The checkpoints kept for evaluation, by number."""
+        return {found.number: found for found in self.find() if found.folder == KEPT}
+
+    def config(self, found: Found) -> dict[str, Any]:
+        """The config that a checkpoint holds."""
+        return self._info(found.folder, found.number)["config"]
+
+    def restore(self, found: Found, like: State) -> State:
+        """Reads those trees of a checkpoint that `like` names, with the shapes, types and shardings it has.
+
+        Raises InputError if they cannot be read.
+        """
+        items = {name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree)) for name, tree in like.items()}
+        try:
+            restored = self._managers[found.folder].restore(found.number, args=ocp.args.Composite(**items))
+        except Exception as error:  # Damage has no one exception type.
+            raise InputError(f"{found} is damaged or of another network: {_brief(error)}") from error
+        return {name: restored[name] for name in like}
+
+    def restore_latest(self, like: State) -> tuple[State, Found] | None:
+        """The newest checkpoint that can be read, or None if there is none at all.
+
+        Raises InputError if there are checkpoints and none of them can be read.
+        """
+        found = self.find()
+        for candidate in found:
+            try:
+                return self.restore(candidate, like), candidate
+            except InputError as error:
+                logging.warning("%s Falling back to the one before.", error)
+        if any(manager.all_steps() for manager in self._managers.values()):
+            raise InputError("The workdir has checkpoints, but none that can be read; nothing is overwritten.")
+        return None
+
+    def close(self) -> None:
+        """Waits for the saves under way."""
+        for manager in self._managers.values():
+            manager.close()
+
+    def _info(self, folder: str, number: int) -> dict[str, Any]:
+        return self._managers[folder].restore(number, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
+
+
+def _abstract(leaf: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,155 @@
+"""Images as uint8 grey levels, the batches of a run, and the map between grey levels and what a model sees.
+
+A new data set is one function `(split, config.data) -> Images`, entered in DATASETS.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import grain
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax import Array
+from PIL import Image
+
+from errors import InputError, choose
+from sharding import local_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images of one split: `pixels` (N, H, W, C) uint8 with values below `levels`; any sequence of images will do."""
+
+    pixels: np.ndarray
+    levels: int = 256
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def digits(split: str, config: ml_collections.ConfigDict) -> Images:
+    """The 1,797 handwritten digits that scikit-learn carries (UCI ML), 8x8x1 with 17 grey levels.
+
+    Every fifth image is held out as 'test' (359 of them), the others are 'train'.
+    """
+    from sklearn.datasets import load_digits  # Only this data set needs scikit-learn.
+
+    pixels = load_digits().images.astype(np.uint8)[..., None]
+    held_out = np.arange(len(pixels)) % 5 == 4
+    return Images(pixels[held_out if split == "test" else ~held_out], levels=17)
+
+
+DATASETS = {"digits": digits}
+
+
+def load(config: ml_collections.ConfigDict) -> tuple[Images, Images]:
+    """Training and test images of `config.data`.
+
+    Raises InputError for an unknown data set, or one whose images are not of the configured size.
+    """
+    source = choose({name.lower(): f for name, f in DATASETS.items()}, config.dataset.lower(), "data.dataset")
+    train, test = source("train", config), source("test", config)
+    expected = (config.image_size, config.image_size, config.num_channels)
+    if train.pixels[0].shape != expected:
+        raise InputError(
+            f"Images of data.dataset = {config.dataset!r} have shape {train.pixels[0].shape}; data.image_size = "
+            f"{config.image_size} and data.num_channels = {config.num_channels} ask for {expected}."
+        )
+    return train, test
+
+
+# --- the map between grey levels and what a model sees ----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaler:
+    """Affine map from grey levels u in 0 .. levels-1 to the model's range, [-1, 1] if `centered`, else [0, 1]."""
+
+    levels: int
+    centered: bool
+
+    def scale(self, u: Array) -> Array:
+        """Grey levels as they are, the last one at 1."""
+        return self._center(u.astype(jnp.float32) / (self.levels - 1))
+
+    def dequantize(self, u: Array, noise: Array) -> Array:
+        """Grey levels plus noise in [0, 1), which turns their distribution into a density."""
+        return self._center((u.astype(jnp.float32) + noise) / self.levels)
+
+    @property
+    def log_scale(self) -> float:
+        """log dx/du of `dequantize`: what a log-density of x gains per dimension to become one of u + noise."""
+        return float(np.log((2.0 if self.centered else 1.0) / self.levels))
+
+    def unscale(self, x: Array) -> Array:
+        """From the model's range to [0, 1], clipped."""
+        return jnp.clip((x + 1) / 2 if self.centered else x, 0.0, 1.0)
+
+    def _center(self, x: Array) -> Array:
+        return 2 * x - 1 if self.centered else x
+
+
+def augment(key: Array, u: Array, scaler: Scaler, *, random_flip: bool, uniform_dequantization: bool) -> Array:
+    """A training batch for the model: u (B, H, W, C) uint8, at random mirrored and dequantized, in float32."""
+    flip_key, noise_key = jax.random.split(key)
+    if random_flip:
+        flip = jax.random.bernoulli(flip_key, shape=(u.shape[0], 1, 1, 1))
+        u = jnp.where(flip, u[:, :, ::-1], u)
+    if uniform_dequantization:
+        return scaler.dequantize(u, jax.random.uniform(noise_key, u.shape))
+    return scaler.scale(u)
+
+
+def image_grid(images: np.ndarray, min_side: int = 64) -> Image.Image:
+    """A picture of uint8 images (N, H, W, C) in rows, small ones enlarged to at least `min_side` pixels."""
+    zoom = max(1, min_side // images.shape[1])
+    images = np.pad(images.repeat(zoom, 1).repeat(zoom, 2), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    columns = math.ceil(math.sqrt(len(images)))
+    images = np.pad(images, ((0, -len(images) % columns), (0, 0), (0, 0), (0, 0)))
+    _, height, width, channels = images.shape
+    grid = images.reshape(-1, columns, height, width, channels).swapaxes(1, 2)
+    grid = grid.reshape(-1, columns * width, channels)
+    return Image.fromarray(grid[..., 0] if channels == 1 else grid)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Batches of shuffled training images for ever: number n depends on (seed, n) alone, not on hosts or restarts.
+
+    Item n holds `steps` consecutive batches, of which this process loads its rows: (steps, rows, H, W, C) uint8.
+    """
+
+    images: Images
+    batch_size: int
+    seed: int
+    steps: int = 1
+
+    def __len__(self) -> int:
+        return 2**62 // (self.batch_size * self.steps)
+
+    def __getitem__(self, n: int) -> np.ndarray:
+        order = grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
+        starts = [(n * self.steps + k) * self.batch_size for k in range(self.steps)]
+        return np.stack(
+            [np.stack([self.images.pixels[order[s + row]] for row in local_rows(self.batch_size)]) for s in starts]
+        )
+
+    def iterate(self, start: int) -> Iterator[np.ndarray]:
+        """Items from number `start` on, read ahead in a background thread."""
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+        return iter(grain.MapDataset.source(self)[start:].to_iter_dataset(options))
+
+
+def rounds(images: Images, batch_size: int) -> list[tuple[np.ndarray, int]]:
+    """All images once, in order: [(indices (batch_size,), how many of them count), ...]; the last round is filled up."""
+    indices = np.arange(-(-len(images) // batch_size) * batch_size)
+    counts = [min(batch_size, len(images) - s) for s in range(0, len(images), batch_size)]
+    return [(row % len(images), count) for row, count in zip(indices.reshape(-1, batch_size), counts)]

@@ -1,0 +1,235 @@
+"""What a config describes, built once for training and evaluation: mesh, data, SDE, network, score and sampler.
+
+Construction checks the whole config, so that what is wrong in it is said before anything is compiled or written.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx, traverse_util
+from jax import Array
+
+import datasets
+import losses
+import sampling
+import sharding
+from errors import InputError, check_name, choose
+from models import NETWORKS
+from models.score import ScoreModel
+from sde_lib import SDE, SDES, VESDE, Score
+
+Params = dict[str, Any]
+Config = ml_collections.ConfigDict
+
+Sampler = Callable[[Array, Score, Array], tuple[Array, Array]]
+"""(keys (B,), score, samples of the prior (B, ...)) -> samples (B, ...), score evaluations per image (B,)."""
+
+
+PURPOSES = ("init", "train", "loss", "bpd", "sample")
+
+
+class Experiment:
+    """An experiment as its config describes it.
+
+    Attributes:
+      mesh: the devices. sde, scaler, model: see their classes. graph: the network without its parameters, which
+        are nested dictionaries like abstract_params.
+      train, test: the images. num_scales: noise levels of discrete-time training, or None.
+
+    Raises InputError, on construction, for whatever is wrong in the config.
+    """
+
+    def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None) -> None:
+        self.config = config
+        self.mesh = sharding.make_mesh(devices)
+        for field in ("training.batch_size", "eval.batch_size"):
+            sharding.check_batch_size(self.mesh, _get(config, field), field)
+        self.sde = make_sde(config)
+        self.num_scales = None if config.training.continuous else config.model.num_scales
+        self.loss_options = {
+            "num_scales": self.num_scales,
+            "likelihood_weighting": config.training.likelihood_weighting,
+            "reduce_mean": config.training.reduce_mean,
+        }
+        self.model = make_score_model(config, self.sde, self.num_scales)
+        self.sampler = make_sampler(config, self.sde)
+        self.graph, shapes = nnx.split(nnx.eval_shape(lambda: make_network(config, nnx.Rngs(0))), nnx.Param)
+        whole = sharding.replicated(self.mesh)
+        abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
+        self.abstract_params = jax.tree.map(abstract, nnx.to_pure_dict(shapes))
+        self.train, self.test = datasets.load(config.data)
+        self.scaler = datasets.Scaler(self.train.levels, config.data.centered)
+        self.image_shape = (config.data.image_size, config.data.image_size, config.data.num_channels)
+
+    def key(self, purpose: str) -> Array:
+        """The root of all random numbers that serve one purpose; a function of config.seed."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), PURPOSES.index(purpose))
+
+    def init_params(self) -> Params:
+        """Fresh parameters, the same on every device."""
+
+        @functools.partial(jax.jit, out_shardings=sharding.replicated(self.mesh))
+        def init(key: Array) -> Params:
+            return nnx.to_pure_dict(nnx.split(make_network(self.config, nnx.Rngs(key)), nnx.Param)[1])
+
+        return init(self.key("init"))
+
+    def score(self, params: Params, rngs: nnx.Rngs | None = None) -> Score:
+        """The score function of the network with these parameters; with `rngs` dropout is on."""
+        return functools.partial(self.model.score, nnx.merge(self.graph, params), rngs=rngs)
+
+    def prepare(self, key: Array, images: Array, *, flip: bool) -> Array:
+        """A batch of uint8 images (B, H, W, C) as the model is to see it in training or, without `flip`, held out."""
+        dequantize = self.config.data.uniform_dequantization
+        return datasets.augment(key, images, self.scaler, random_flip=flip, uniform_dequantization=dequantize)
+
+    @functools.cached_property
+    def held_out_loss(self) -> Callable[[Params, Array, Array], tuple[Array, Array]]:
+        """(params, uint8 images (B, H, W, C), key) -> loss of each image (B,), its time t (B,); compiled, no dropout."""
+        split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
+
+        @functools.partial(jax.jit, in_shardings=(whole, split, whole), out_shardings=(split, split))
+        def loss(params: Params, images: Array, key: Array) -> tuple[Array, Array]:
+            data_key, noise_key = jax.random.split(key)
+            x = self.prepare(data_key, images, flip=False)
+            t, z = losses.draw(noise_key, self.sde, x, self.num_scales)
+            return losses.denoising_score_matching(self.score(params), self.sde, x, t, z, **self.loss_options), t
+
+        return loss
+
+    @functools.cached_property
+    def sample(self) -> Callable[[Params, Array], tuple[Array, Array]]:
+        """(params, image numbers (B,)) -> images (B, H, W, C) in [0, 1], score evaluations (B,); compiled, sharded.
+
+        Image number i depends on (config.seed, i) alone, unless the corrector couples a batch (`sampling.langevin`).
+        """
+        split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
+
+        @functools.partial(jax.jit, in_shardings=(whole, split), out_shardings=(split, split))
+        def sample(params: Params, indices: Array) -> tuple[Array, Array]:
+            keys = sampling.image_keys(self.key("sample"), indices)
+            prior = sampling.prior_sample(keys, self.sde, (indices.shape[0], *self.image_shape))
+            x, nfe = self.sampler(keys, self.score(params), prior)
+            return self.scaler.unscale(x), nfe
+
+        return sample
+
+    def rows(self, batch: np.ndarray) -> Array:
+        """A batch that every process has whole, as a global array split over the devices."""
+        rows = sharding.local_rows(len(batch))
+        return sharding.shard(self.mesh, batch[rows.start : rows.stop])
+
+    def sample_images(self, params: Params, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images number first .. first + count - 1 of this experiment: uint8 (count, H, W, C), evaluations (count,)."""
+        padded = -(-count // self.mesh.size) * self.mesh.size
+        images, nfe = self.sample(params, self.rows(np.arange(first, first + padded)))
+        images, nfe = sharding.fetch((images, nfe))
+        return np.round(images[:count] * 255).astype(np.uint8), nfe[:count]
+
+
+def make_sde(config: Config) -> SDE:
+    """The SDE that config.training.sde names, with those of its fields that config.model sets."""
+    sde = choose(SDES, config.training.sde.lower(), "training.sde")
+    return sde(**_matching(sde, config.model))
+
+
+def make_network(config: Config, rngs: nnx.Rngs) -> nnx.Module:
+    """The network that config.model names, with randomly initialised parameters."""
+    network = choose(NETWORKS, config.model.name, "model.name")
+    shape = {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
+    return network(**_matching(network, config.model), **shape, rngs=rngs)
+
+
+def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreModel:
+    """The conventions between the network and the SDE of a config."""
+    model, sigmas = config.model, None
+    options = _matching(choose(NETWORKS, model.name, "model.name"), model)
+    fourier = (
+        options.get("embedding_type", "").lower() == "fourier"
+    )  # Fourier features of log(label): the label is sigma.
+    if fourier and num_scales is not None:
+        raise InputError("model.embedding_type = 'fourier' needs training.continuous = True; 'positional' fits both.")
+    if model.get("scale_by_sigma", False):
+        ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
+        sigmas = () if fourier else tuple(ladder.sigmas(model.num_scales).tolist())
+    return ScoreModel(sde, num_scales, config.data.centered, sigmas)
+
+
+def make_sampler(config: Config, sde: SDE) -> Sampler:
+    """The sampler that config.sampling describes, on config.model.num_scales steps."""
+    options, steps = config.sampling, sde.discretize(config.model.num_scales)
+    check_name(options.method.lower(), ("ode", "pc"), "sampling.method")
+    if options.method.lower() == "ode":
+        last = jax.tree.map(lambda leaf: leaf[-1], steps) if options.noise_removal else None
+        return lambda keys, score, x: sampling.probability_flow_ode(score, sde, x, denoise_step=last)
+    predictor = choose(sampling.PREDICTORS, options.predictor.lower(), "sampling.predictor")
+    corrector = choose(sampling.CORRECTORS, options.corrector.lower(), "sampling.corrector")
+    evaluations = (predictor is not sampling.none) + options.n_steps_each * (corrector is not sampling.none)
+    if options.probability_flow:
+        if "probability_flow" not in inspect.signature(predictor).parameters:
+            raise InputError(
+                f"sampling.predictor = {options.predictor!r} has no form for sampling.probability_flow = True."
+            )
+        predictor = functools.partial(predictor, probability_flow=True)
+    settings = {"snr": options.snr, "n_steps_each": options.n_steps_each, "denoise": options.noise_removal}
+    run = functools.partial(sampling.predictor_corrector, predictor=predictor, corrector=corrector, **settings)
+    nfe = len(steps.t) * evaluations
+    return lambda keys, score, x: (run(keys, score, sde, x, steps), jnp.full(x.shape[0], nfe))
+
+
+# --- workdirs ---------------------------------------------------------------------------------------------------------
+
+
+def check_config(folder: str | Path, config: Config, fixed: Callable[[str], bool]) -> None:
+    """Raises InputError if config.json in `folder` differs from `config` in fields that are `fixed`; lists them."""
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        return
+    ours, theirs = (_fields(text) for text in (json.dumps(config.to_dict()), path.read_text()))
+    differing = [f for f in sorted(ours.keys() | theirs.keys()) if fixed(f) and ours.get(f) != theirs.get(f)]
+    if differing:
+        lines = (f"  {f}: {theirs.get(f, 'absent')!r} there, {ours.get(f, 'absent')!r} now" for f in differing)
+        raise InputError(f"{folder} belongs to another config; name another folder or mend:\n" + "\n".join(lines))
+
+
+def claim(folder: str | Path, config: Config, fixed: Callable[[str], bool]) -> None:
+    """`check_config`, after which the folder's config.json is there."""
+    check_config(folder, config, fixed)
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: file.write(json.dumps(config.to_dict(), indent=2).encode()))
+
+
+def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
+    """Calls `write` on a binary file that becomes `path` once it is whole; process 0 alone does so."""
+    if jax.process_index():
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+    os.replace(temporary, path)
+
+
+def _matching(constructor: Callable[..., Any], fields: Config) -> dict[str, Any]:
+    names = inspect.signature(constructor.__init__).parameters
+    return {name: value for name, value in fields.items() if name in names}
+
+
+def _get(config: Config, field: str) -> Any:
+    return functools.reduce(getattr, field.split("."), config)
+
+
+def _fields(text: str) -> dict[str, Any]:
+    return traverse_util.flatten_dict(json.loads(text), sep=".")

@@ -1,0 +1,235 @@
+"""Training: the state, one step, and the loop around it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tensorboardX
+from absl import logging
+from flax import nnx
+from jax import Array, lax
+from tqdm import tqdm
+
+import datasets
+import losses
+import sharding
+from checkpoints import KEPT, META, Checkpoints
+from errors import InputError, check_name
+from experiment import Config, Experiment, Params, claim
+
+Metrics = dict[str, Array]
+
+GRID = 64  # images in the sample grid of a snapshot
+MAY_CHANGE = (  # Fields that may differ when a run goes on in its workdir.
+    "eval.",
+    "sampling.",
+    "training.n_iters",
+    "training.log_freq",
+    "training.eval_freq",
+    "training.snapshot_freq_for_preemption",
+    "training.snapshot_sampling",
+)
+
+
+class TrainState(NamedTuple):
+    """All that training changes; `ema` is the moving average of `params`, with which one samples."""
+
+    step: Array
+    params: Params
+    ema: Params
+    opt_state: optax.OptState
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam with linear warm-up, clipping of the global norm and decoupled weight decay, from config.optim."""
+    check_name(config.optimizer.lower(), ("adam",), "optim.optimizer")
+    rate = optax.linear_schedule(0.0, config.lr, config.warmup) if config.warmup > 0 else config.lr
+    adam = optax.adamw(rate, b1=config.beta1, eps=config.eps, weight_decay=config.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(config.grad_clip), adam) if config.grad_clip > 0 else adam
+
+
+def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, the same on every device."""
+    params = experiment.init_params()
+    whole = sharding.replicated(experiment.mesh)
+    rest = jax.jit(lambda p: (jnp.int32(0), jax.tree.map(jnp.copy, p), optimizer.init(p)), out_shardings=whole)
+    step, ema, opt_state = rest(params)
+    return TrainState(step, params, ema, opt_state)
+
+
+def train_step(
+    state: TrainState, images: Array, *, experiment: Experiment, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, Metrics]:
+    """One update on uint8 images (B, H, W, C); its random numbers are functions of the seed and of state.step."""
+    key = jax.random.fold_in(experiment.key("train"), state.step)
+    data_key, noise_key, dropout_key = jax.random.split(key, 3)
+    sde, config = experiment.sde, experiment.config
+    x = experiment.prepare(data_key, images, flip=config.data.random_flip)
+    t, z = losses.draw(noise_key, sde, x, experiment.num_scales)
+
+    def loss(params: Params) -> tuple[Array, Array]:
+        score = experiment.score(params, nnx.Rngs(dropout=dropout_key))
+        per_image = losses.denoising_score_matching(score, sde, x, t, z, **experiment.loss_options)
+        return per_image.mean(), per_image
+
+    (value, per_image), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = optax.incremental_update(params, state.ema, 1 - config.model.ema_rate)
+    metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
+    metrics["levels"] = jnp.stack(losses.by_noise_level(per_image, t, sde))
+    return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+
+def compile_steps(
+    experiment: Experiment, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
+    """`train_step` scanned over the first axis of the images (steps, B, H, W, C), jitted over the mesh."""
+    step = functools.partial(train_step, experiment=experiment, optimizer=optimizer)
+    whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh, 1)
+    # On CPU, XLA runs the weight gradients of convolutions some twenty times slower inside a loop (jax issue 12868).
+    unroll = jax.default_backend() == "cpu"
+    scan = lambda state, images: lax.scan(step, state, images, unroll=unroll)
+    return jax.jit(scan, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0)
+
+
+def train(config: Config, workdir: str) -> TrainState:
+    """Trains, or goes on training, the experiment `config` in `workdir`; returns the last state.
+
+    Raises InputError for a bad config, a workdir of another experiment, and a loss that is not finite.
+    """
+    experiment, optimizer = Experiment(config), make_optimizer(config.optim)
+    settings, per_call = config.training, config.training.n_jitted_steps
+    total = settings.n_iters // per_call * per_call
+    claim(workdir, config, lambda field: not field.startswith(MAY_CHANGE))
+    checkpoints = Checkpoints(workdir, create=True)
+    state = init_state(experiment, optimizer)
+    if restored := checkpoints.restore_latest(_trees(state)):
+        state = _state(restored[0])
+        logging.info("Going on from %s.", restored[1])
+    start = int(state.step)
+    steps = compile_steps(experiment, optimizer)
+    batches = datasets.Batches(experiment.train, settings.batch_size, config.seed, per_call).iterate(start // per_call)
+    with contextlib.closing(checkpoints), Reporter(workdir, start, total, settings.batch_size) as report:
+        for step in range(start + per_call, total + 1, per_call):
+            images = sharding.shard(experiment.mesh, next(batches), axis=1)
+            state, metrics = steps(state, images)
+            report.collect(step, metrics)
+
+            def due(every: int, step: int = step) -> bool:
+                return step == total or step // every > (step - per_call) // every
+
+            snapshot, backup = due(settings.snapshot_freq), due(settings.snapshot_freq_for_preemption)
+            if due(settings.log_freq) or snapshot or backup:
+                report.training()  # Raises if a loss is not finite; nothing is saved then.
+            if due(settings.eval_freq):
+                report.held_out(*held_out_batch(experiment, state.ema, step))
+            for folder, number in [(META, step)] * backup + [(KEPT, -(-step // settings.snapshot_freq))] * snapshot:
+                checkpoints.save(folder, number, _trees(state), step=step, config=config.to_dict())
+            if snapshot and settings.snapshot_sampling:
+                report.samples(experiment.sample_images(state.ema, 0, GRID)[0])
+    return state
+
+
+def held_out_batch(experiment: Experiment, ema: Params, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Losses and times of one batch of test images; which batch, and its noise, follow from the step."""
+    rounds = datasets.rounds(experiment.test, experiment.config.training.batch_size)
+    indices, count = rounds[step % len(rounds)]
+    images = experiment.rows(experiment.test.pixels[indices])
+    per_image, t = sharding.fetch(
+        experiment.held_out_loss(ema, images, jax.random.fold_in(experiment.key("loss"), step))
+    )
+    return per_image[:count], t[:count]
+
+
+def _trees(state: TrainState) -> dict:
+    return {"params": state.params, "ema": state.ema, "optimizer": {"step": state.step, "state": state.opt_state}}
+
+
+def _state(trees: dict) -> TrainState:
+    return TrainState(trees["optimizer"]["step"], trees["params"], trees["ema"], trees["optimizer"]["state"])
+
+
+class Reporter:
+    """Tells how training goes: console lines, a progress bar on terminals, TensorBoard events and sample pictures."""
+
+    def __init__(self, workdir: str, start: int, total: int, batch_size: int) -> None:
+        self.step, self.total, self.batch_size, self.workdir = start, total, batch_size, Path(workdir)
+        self.leads = jax.process_index() == 0
+        self.pending: list[tuple[int, Metrics]] = []
+        self.logged, self.time = start, time.monotonic()
+
+    def __enter__(self) -> Reporter:
+        options = {"purge_step": self.step + 1} if self.step else {}
+        self.events = tensorboardX.SummaryWriter(str(self.workdir / "tensorboard"), write_to_disk=self.leads, **options)
+        self.bar = tqdm(total=self.total, initial=self.step, unit="step", disable=None if self.leads else True)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+        self.events.close()
+
+    def collect(self, step: int, metrics: Metrics) -> None:
+        """Notes the metrics of the steps up to `step`, without waiting for them."""
+        self.pending.append((step, metrics))
+        self.bar.update(step - self.step)
+        self.step = step
+
+    def training(self) -> None:
+        """Reports the mean over the steps since the last report. Raises InputError at the first loss that is not finite."""
+        if not self.pending:
+            return
+        last, metrics = self.step, jax.device_get([metrics for _, metrics in self.pending])
+        loss, norm = (np.concatenate([m[name] for m in metrics]) for name in ("loss", "grad_norm"))
+        first = last - len(loss) + 1
+        self.pending.clear()
+        if not (finite := np.isfinite(loss) & np.isfinite(norm)).all():
+            bad = int(np.argmin(finite))
+            raise InputError(
+                f"Step {first + bad}: the loss is {loss[bad]} and the gradient norm {norm[bad]}. Training stops; the last "
+                f"good checkpoint is kept. A lower optim.lr or optim.grad_clip may help."
+            )
+        seconds = time.monotonic() - self.time
+        rate = (last - self.logged) / seconds
+        self.logged, self.time = last, self.time + seconds
+        self._scalars("training", loss=loss.mean(), grad_norm=norm.mean(), images_per_second=rate * self.batch_size)
+        self._levels("training", *np.sum([m["levels"].sum(0) for m in metrics], 0))
+        eta = time.strftime("%H:%M:%S", time.gmtime((self.total - last) / rate))
+        self._say(f"loss {loss.mean():.5f}, {rate * self.batch_size:.0f} images/s, ETA {eta}")
+
+    def held_out(self, losses: np.ndarray, t: np.ndarray) -> None:
+        """Reports the loss of held-out images under the EMA parameters."""
+        self._scalars("held_out", loss=losses.mean())
+        self._levels("held_out", *(np.histogram(t, 10, (0, 1), weights=w)[0] for w in (losses, np.ones_like(t))))
+        self._say(f"held-out loss {losses.mean():.5f}")
+
+    def samples(self, images: np.ndarray) -> None:
+        """Writes a grid of sampled images (N, H, W, C) uint8 to samples/step_N.png and to TensorBoard."""
+        grid = datasets.image_grid(images)
+        path = self.workdir / "samples" / f"step_{self.step}.png"
+        if self.leads:
+            path.parent.mkdir(exist_ok=True)
+            grid.save(path)
+        self.events.add_image("samples", np.asarray(grid.convert("RGB")), self.step, dataformats="HWC")
+        self._say(f"samples in {path}")
+
+    def _scalars(self, group: str, **values: float) -> None:
+        for name, value in values.items():
+            self.events.add_scalar(f"{group}/{name}", value, self.step)
+
+    def _levels(self, group: str, sums: np.ndarray, counts: np.ndarray) -> None:
+        for i in np.flatnonzero(counts):
+            self.events.add_scalar(f"{group}_loss_by_t/{(i + 0.5) / len(sums):.2f}", sums[i] / counts[i], self.step)
+
+    def _say(self, text: str) -> None:
+        if self.leads:
+            self.bar.write(f"step {self.step}: {text}")
