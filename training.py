@@ -91,15 +91,28 @@ def train_step(
 
 
 def compile_steps(
-    experiment: Experiment, optimizer: optax.GradientTransformation
+    experiment: Experiment, optimizer: optax.GradientTransformation, *, scan: bool | None = None
 ) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
-    """`train_step` scanned over the first axis of the images (steps, B, H, W, C), jitted over the mesh."""
+    """`train_step` along the first axis of the images (steps, B, H, W, C), jitted over the mesh.
+
+    On accelerators the steps are one `lax.scan`. XLA's CPU backend runs the weight gradients of convolutions some twenty
+    times slower inside a loop (jax issue 12868), so there, unless `scan` says otherwise, the loop is Python's.
+    """
     step = functools.partial(train_step, experiment=experiment, optimizer=optimizer)
-    whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh, 1)
-    # On CPU, XLA runs the weight gradients of convolutions some twenty times slower inside a loop (jax issue 12868).
-    unroll = jax.default_backend() == "cpu"
-    scan = lambda state, images: lax.scan(step, state, images, unroll=unroll)
-    return jax.jit(scan, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0)
+    whole, split = sharding.replicated(experiment.mesh), functools.partial(sharding.along_axis, experiment.mesh)
+    options = {"out_shardings": (whole, whole), "donate_argnums": 0}
+    if scan if scan is not None else jax.default_backend() != "cpu":
+        return jax.jit(functools.partial(lax.scan, step), in_shardings=(whole, split(1)), **options)
+    one = jax.jit(step, in_shardings=(whole, split(0)), **options)
+
+    def steps(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
+        metrics = []
+        for batch in images:
+            state, each = one(state, jax.device_put(batch, split(0)))
+            metrics.append(each)
+        return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *metrics)
+
+    return steps
 
 
 def train(config: Config, workdir: str) -> TrainState:
