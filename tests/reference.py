@@ -1,13 +1,76 @@
-"""Recorded outputs of the official code. Small ones lie in tests/data; the large ones need the maintainers' shared folder."""
+"""Recorded outputs of the official code: those in tests/data and, where maintainers have it, a larger shared folder."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
-SHARED = Path(os.environ.get("SCORE_SDE_REFERENCE", ROOT.parent / "shared" / "reference"))
+from experiment import make_network, make_score_model, make_sde
+from models.score import ScoreModel
+from pretrained import load_official, read_flax
+from sde_lib import SDE, SubVPSDE, VESDE, VPSDE
+
+DATA = Path(__file__).parent / "data"
+SHARED = Path(os.environ.get("SCORE_SDE_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
+
+
+def find(name: str) -> Path:
+    """The recorded file or folder `name`; skips the test if it is not here."""
+    for root in (DATA, SHARED):
+        if (root / name).exists():
+            return root / name
+    pytest.skip(f"{name} is not in tests/data, and the maintainers' folder of recordings ({SHARED}) is not here")
+
+
+def folders() -> list[str]:
+    """The names of all recorded network folders that are here."""
+    return sorted({path.parent.name for root in (DATA, SHARED) for path in root.glob("*/overrides.json")})
+
+
+@functools.cache
+def arrays(name: str) -> dict[str, np.ndarray]:
+    """The arrays of NAME.npz."""
+    return dict(np.load(find(f"{name}.npz")))
+
+
+@functools.cache
+def notes(name: str) -> dict:
+    """What NAME.json says of the arrays."""
+    return json.loads(find(f"{name}.json").read_text())
+
+
+def config(folder: str) -> ml_collections.ConfigDict:
+    """The config of a recorded network, whose data set is 'noise' (see tests/tiny.py), as no test has the real one."""
+    fields = json.loads((find(folder) / "overrides.json").read_text())["config"]
+    return ml_collections.ConfigDict(fields, convert_dict=True)
+
+
+def sde(fields: dict) -> SDE:
+    """The SDE that a record describes in the official code's terms."""
+    kinds = {"VESDE": VESDE, "VPSDE": VPSDE, "subVPSDE": SubVPSDE}
+    values = {name: float(value) for name, value in fields.items() if name not in ("cls", "N", "T", "sampling_eps")}
+    return kinds[fields["cls"]](**values)
+
+
+def network(folder: str, params: str = "params_ema") -> tuple[object, ScoreModel]:
+    """A recorded network with its recorded parameters, and the conventions that go with it."""
+    from flax import nnx
+
+    c = config(folder)
+    net = make_network(c, nnx.Rngs(0))
+    state = read_flax(find(folder) / "checkpoint_flax")
+    load_official(net, state["params_ema"] if params == "params_ema" else state["optimizer"]["target"])
+    scales = None if c.training.continuous else c.model.num_scales
+    return net, make_score_model(c, make_sde(c), scales)
+
+
+def image_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest relative error of one image, max |a - b| / max |b|: VE outputs span five orders of magnitude."""
+    ours, theirs = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (ours, theirs))
+    return float((np.abs(ours - theirs).max(1) / np.abs(theirs).max(1)).max())

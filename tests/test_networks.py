@@ -1,0 +1,172 @@
+"""Networks against recorded official ones, resampling against scipy, and the options that no recording covers."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+from flax import nnx
+
+from errors import InputError
+from models import NETWORKS, resample
+from models.ncsnpp import OPTIONS, NCSNpp
+from pretrained import load_official, official_parameters, read_flax
+from sde_lib import VESDE
+from tests import reference
+
+# Two recordings whose own float32 is 3e-5 and 8e-5 away from the same network in float64.
+ILL_CONDITIONED = ("ve_ncsn_cifar10_124", "ve_ncsn_celeba_5")
+
+
+@pytest.mark.parametrize("folder", reference.folders())
+def test_recorded_networks(folder):
+    network, model = reference.network(folder)
+    io = np.load(reference.find(folder) / "io_flax.npz")
+    x, t = io["x"].reshape(-1, *io["x"].shape[2:]), io["t"].reshape(-1)
+    raw, recorded = (io[name].reshape(x.shape) for name in ("raw_ema", "score_ema"))
+    labels = model.sde.label(t, model.num_scales)
+    assert labels.dtype == io["labels"].dtype
+    np.testing.assert_allclose(labels, io["labels"].reshape(-1), rtol=3e-7)
+    graph, params = nnx.split(network, nnx.Param)
+    score = jax.jit(lambda params, x, t: model.score(nnx.merge(graph, params), x, t))
+    ours = np.concatenate([score(params, *pair) for pair in zip(io["x"], io["t"])])
+    bound = 1e-4 if folder in ILL_CONDITIONED else 1e-5
+    # The network itself: with our std, which is right where the official float32 one cancels (see test_sde_lib).
+    std = np.asarray(model.sde.marginal(t, model.num_scales)[1], np.float64)[:, None, None, None]
+    exact = raw if isinstance(model.sde, VESDE) else -raw / std
+    assert reference.image_error(ours, exact) < bound
+    fine = t > 0.04
+    assert reference.image_error(ours[fine], recorded[fine]) < max(bound, 2e-5)
+    assert reference.image_error(ours, recorded) < 5e-4
+
+    network, _ = reference.network(folder, "target")
+    target = score(nnx.state(network, nnx.Param), io["x"][1], io["t"][1])
+    assert reference.image_error(target, io["score_target"]) < max(bound, 2e-5)
+
+
+def test_checkpoints_that_do_not_fit_are_refused():
+    network, _ = reference.network("vp_cifar10_ddpmpp_continuous")
+    params = read_flax(reference.find("vp_cifar10_ddpmpp_continuous") / "checkpoint_flax")["params_ema"]
+    missing = {name: value for name, value in params.items() if name != "Conv_0"}
+    with pytest.raises(InputError, match="the checkpoint lacks Conv_0/bias"):
+        load_official(network, missing)
+    with pytest.raises(InputError, match="the network has no place for Extra_0/bias"):
+        load_official(network, {**params, "Extra_0": {"bias": np.zeros(3)}})
+    with pytest.raises(InputError, match=r"Conv_0/kernel is \(3, 3, 5, 4\), not \(3, 3, 3, 4\)"):
+        load_official(network, {**params, "Conv_0": {**params["Conv_0"], "kernel": np.zeros((3, 3, 5, 4))}})
+
+
+# --- resampling -------------------------------------------------------------------------------------------------------
+
+
+def upfirdn(x, kernel, up, down, pad):
+    """Both axes by scipy, which pads with zeros; then crop or pad to upfirdn's convention."""
+    for axis in (1, 2):
+        length = x.shape[axis] * up
+        x = scipy.signal.upfirdn(kernel, x, up=up, axis=axis)
+        # scipy starts as with a pad of len(kernel) - 1 before; upfirdn2d pads by `pad` and keeps valid entries.
+        start = len(kernel) - 1 - pad[0]
+        stop = start + length + sum(pad) - len(kernel) + 1
+        width = [(0, 0)] * x.ndim
+        width[axis] = (0, max(0, stop - x.shape[axis]))
+        x = np.take(np.pad(x, width), np.arange(start, stop, down), axis)
+    return x
+
+
+@pytest.mark.parametrize("kernel", [(1, 3, 3, 1), (1, 2, 4, 1), (1, 1), (1, 4, 6, 4, 1)])
+def test_fir_resampling_is_upfirdn(kernel):
+    x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)
+    taps, p = np.array(kernel) / sum(kernel), len(kernel) - 2
+    up = upfirdn(x, 2 * taps, 2, 1, ((p + 1) // 2 + 1, p // 2))
+    np.testing.assert_allclose(resample.upsample_fir(x, kernel), up, atol=1e-5)
+    down = upfirdn(x, taps, 1, 2, ((p + 1) // 2, p // 2))
+    np.testing.assert_allclose(resample.downsample_fir(x, kernel), down, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", [(1, 3, 3, 1), (1, 2, 4, 1)])
+def test_convolutions_joined_with_fir_resampling(kernel):
+    """Down: filter, then strided convolution. Up: transposed convolution, then filter (StyleGAN2)."""
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(1, 8, 8, 2)).astype(np.float32), rng.normal(size=(3, 3, 2, 4)).astype(np.float32)
+    taps, p = np.array(kernel) / sum(kernel), len(kernel) - 2
+
+    def correlate(image):
+        planes = [[scipy.signal.correlate2d(image[..., i], w[..., i, o], "valid") for i in range(2)] for o in range(4)]
+        return np.stack([sum(plane) for plane in planes], -1)
+
+    filtered = upfirdn(x, taps, 1, 1, ((p + 3) // 2, (p + 2) // 2))
+    np.testing.assert_allclose(
+        resample.downsample_conv(x, w, kernel)[0], correlate(filtered[0])[::2, ::2], rtol=1e-4, atol=1e-4
+    )
+    stuffed = np.zeros((19, 19, 2), np.float32)
+    stuffed[2:17:2, 2:17:2] = x[0]
+    up = upfirdn(correlate(stuffed)[None], 2 * taps, 1, 1, ((p - 1) // 2 + 1, (p - 2) // 2 + 1))
+    ours = resample.upsample_conv(x, w, kernel)
+    assert ours.shape == (1, 16, 16, 4)
+    np.testing.assert_allclose(ours, up, rtol=1e-4, atol=1e-4)
+
+
+# --- options that no recording covers ---------------------------------------------------------------------------------
+
+SMALL = {"image_size": 8, "num_channels": 2, "nf": 4, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,)}
+
+
+@pytest.mark.parametrize(
+    ("progressive", "progressive_input", "combine"),
+    itertools.product(OPTIONS["progressive"], OPTIONS["progressive_input"], OPTIONS["progressive_combine"]),
+)
+@pytest.mark.parametrize("blocks", OPTIONS["resblock_type"])
+def test_every_option_uses_all_its_parameters(progressive, progressive_input, combine, blocks):
+    """Shapes fit, and every parameter but those of attention keys, to which softmax is blind, moves the output."""
+    options = {"progressive": progressive, "progressive_input": progressive_input, "progressive_combine": combine}
+    make = functools.partial(NCSNpp, **SMALL, **options, resblock_type=blocks, init_scale=1.0, fir=combine == "cat")
+    graph, params = nnx.split(make(rngs=nnx.Rngs(0)), nnx.Param)
+    x, label = jax.random.normal(jax.random.key(0), (2, 8, 8, 2)), jnp.array([3.0, 500.0])
+    out = lambda params: nnx.merge(graph, params)(x, label)
+    assert jax.eval_shape(out, params).shape == x.shape
+    grads = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(out(params)))))(params)
+    unused = [path for path, g in nnx.to_flat_state(grads) if not np.abs(g[...]).max() > 0 and "key" not in path]
+    assert not unused
+
+
+def test_dropout_and_conditioning():
+    network = NCSNpp(**SMALL, dropout=0.5, init_scale=1.0, rngs=nnx.Rngs(0))
+    x, label = jax.random.normal(jax.random.key(0), (2, 8, 8, 2)), jnp.array([3.0, 500.0])
+    assert np.array_equal(network(x, label), network(x, label))
+    noisy = [network(x, label, nnx.Rngs(dropout=seed)) for seed in (0, 0, 1)]
+    assert np.array_equal(noisy[0], noisy[1])
+    assert not np.allclose(noisy[0], noisy[2])
+    assert not np.allclose(network(x, label), network(x, label[::-1]))
+    blind = NCSNpp(**SMALL, conditional=False, init_scale=1.0, rngs=nnx.Rngs(0))
+    assert np.array_equal(blind(x, label), blind(x, label[::-1]))
+
+
+def test_a_fresh_network_outputs_nearly_nothing():
+    """init_scale = 0: the last layer of every branch starts near 0 (Appendix H, after Ho et al. 2020)."""
+    network = NCSNpp(**SMALL, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 2))
+    assert np.abs(network(x, jnp.array([3.0, 500.0]))).max() < 1e-3
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_image_sizes_that_cannot_be_halved_are_refused(name):
+    options = {"image_size": 9, "num_channels": 3, "nf": 32, "ch_mult": (1, 2), "num_res_blocks": 1}
+    extra = {"attn_resolutions": (), "num_scales": 10}
+    known = NETWORKS[name].__init__.__annotations__
+    with pytest.raises(InputError, match=r"data.image_size = 9 cannot be halved .* use a multiple of"):
+        NETWORKS[name](**{k: v for k, v in (options | extra).items() if k in known}, rngs=nnx.Rngs(0))
+
+
+def test_unknown_options_are_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="model.resblock_type = 'vgg' is unknown; known: biggan, ddpm"):
+        NCSNpp(**SMALL, resblock_type="vgg", rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match="model.nonlinearity = 'gelu' is unknown; known: elu, lrelu, relu, swish"):
+        NCSNpp(**SMALL, nonlinearity="gelu", rngs=nnx.Rngs(0))
+
+
+def test_every_parameter_has_one_official_name():
+    network = NCSNpp(**SMALL, rngs=nnx.Rngs(0))
+    assert len(official_parameters(network)) == len(jax.tree.leaves(nnx.state(network, nnx.Param)))

@@ -1,0 +1,233 @@
+"""Samplers against recorded official steps and trajectories, and against the moments of Gaussian data."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sampling
+from sde_lib import SDE, Step, SubVPSDE, VESDE, VPSDE
+from tests import gaussian, reference
+
+KEYS = jax.random.split(jax.random.key(0), 3)
+SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
+
+
+def law():
+    arrays = reference.arrays("samplers")
+    return arrays["mu"], arrays["s"]
+
+
+def replay(monkeypatch, noises):
+    """Makes samplers take the recorded noises, in order."""
+    noises = iter(noises)
+    monkeypatch.setattr(sampling, "standard_normal", lambda keys, shape: jnp.asarray(next(noises)))
+    return noises
+
+
+def named(case: str) -> tuple[str, bool]:
+    return case.removesuffix("_pf"), case.endswith("_pf")
+
+
+@pytest.mark.parametrize("case", list(reference.notes("samplers")["step"]))
+def test_recorded_steps(monkeypatch, case):
+    note, a = reference.notes("samplers")["step"][case], reference.arrays("samplers")
+    sde, n = reference.sde(note["sde"]), note["sde"]["N"]
+    x, t = a[f"step/{case}/x"], a[f"step/{case}/t"]
+    step = jax.tree.map(lambda leaf: leaf[n - 1 - (t * (n - 1)).astype(int)], sde.discretize(n))._replace(t=t)
+    if "subvp" in case:
+        step = step._replace(ratio=1 + sde.drift_coefficient(t) / n, var=sde.diffusion(t) ** 2 / n)
+    score = gaussian.score(sde, *law())
+    assert reference.image_error(score(x, t), a[f"step/{case}/score"]) < 5e-4  # official float32 std at t = 0.0172
+    for name in note["cases"]:
+        prefix, noise = f"step/{case}/{name}/", a[f"step/{case}/{name}/noise"]
+        recorded = lambda x, t: jnp.asarray(a[f"step/{case}/score"]) if x is first else score(x, t)
+        first = x
+        if name.startswith(("langevin", "ald")):
+            kind, repeats = name.split("_n")
+            replay(monkeypatch, noise)
+            x_next = x
+            for _ in range(int(repeats)):
+                x_next, mean = sampling.CORRECTORS[kind](KEYS, recorded, sde, x_next, step, snr=0.16)
+        else:
+            kind, flow = named(name)
+            replay(monkeypatch, [noise])
+            options = {"probability_flow": True} if flow else {}
+            x_next, mean = sampling.PREDICTORS[kind](KEYS, recorded, sde, x, step, **options)
+        assert reference.image_error(x_next, a[prefix + "x_next"]) < 1e-5, name
+        assert reference.image_error(mean, a[prefix + "x_mean"]) < 1e-5, name
+
+
+@pytest.mark.parametrize("case", list(reference.notes("samplers")["traj"]))
+@pytest.mark.parametrize("denoise", [True, False])
+def test_recorded_trajectories(monkeypatch, case, denoise):
+    note, a = reference.notes("samplers")["traj"][case], reference.arrays("samplers")
+    sde, predictor = reference.sde(note["sde"]), sampling.PREDICTORS[note["predictor"]]
+    noises = replay(monkeypatch, a[f"traj/{case}/noises"])
+    if note["probability_flow"]:
+
+        def predict(*args):
+            next(noises)  # The official code draws noise here and multiplies it with 0.
+            return sampling.PREDICTORS[note["predictor"]](*args, probability_flow=True)
+
+        predictor = predict
+    with jax.disable_jit():
+        x = sampling.predictor_corrector(
+            KEYS,
+            gaussian.score(sde, *law()),
+            sde,
+            sampling.prior_sample(KEYS, sde, (3, 8, 8, 3)),
+            sde.discretize(10),
+            predictor=predictor,
+            corrector=sampling.CORRECTORS[note["corrector"]],
+            snr=note["snr"],
+            n_steps_each=note["n_steps_each"],
+            denoise=denoise,
+        )
+    x = x if note["inverse_scaler"] == "x" else (x + 1) / 2
+    assert reference.image_error(x, a[f"traj/{case}/out_{'' if denoise else 'no_'}denoise"]) < 5e-6
+    assert next(noises, None) is None
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_recorded_ode_samples(name):
+    a, sde = reference.arrays("samplers"), SDES[name]
+    last = jax.tree.map(lambda leaf: leaf[-1], sde.discretize(1000))
+    unscale = (lambda x: x) if name == "ve" else (lambda x: (x + 1) / 2)
+    for step, key in ((None, "x"), (last, "x_denoise")):
+        run = functools.partial(sampling.probability_flow_ode, gaussian.score(sde, *law()), sde, denoise_step=step)
+        x, nfe = jax.jit(run)(a[f"ode/{name}/z"])
+        np.testing.assert_allclose(unscale(x), a[f"ode/{name}/{key}"], atol=2e-4)
+    exact = gaussian.flow(sde, *law(), a[f"ode/{name}/z"], sde.T, sde.t_end)
+    x, _ = jax.jit(functools.partial(sampling.probability_flow_ode, gaussian.score(sde, *law()), sde))(a[f"ode/{name}/z"])
+    np.testing.assert_allclose(x, exact, atol=2e-4)
+    assert nfe.shape == (3,)
+    assert 0.3 < nfe.mean() / a[f"ode/{name}/nfe"] < 1.5
+
+
+# --- moments of Gaussian data, for every SDE x predictor x corrector --------------------------------------------------
+
+
+def moments(sde, predictor, corrector, n=400, count=100, dims=320, **options):
+    """Mean and standard deviation of samples when data are N(0.4, 0.3^2) in every one of `dims` dimensions."""
+    keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
+    run = functools.partial(sampling.predictor_corrector, predictor=predictor, corrector=corrector, **options)
+    score = gaussian.score(sde, 0.4, 0.3)
+    x = jax.jit(lambda keys: run(keys, score, sde, sampling.prior_sample(keys, sde, (count, dims)), sde.discretize(n)))(keys)
+    return float(x.mean()), float(x.std())
+
+
+@pytest.mark.parametrize("corrector", sampling.CORRECTORS)
+@pytest.mark.parametrize("predictor", sampling.PREDICTORS)
+@pytest.mark.parametrize("name", SDES)
+def test_moments_of_gaussian_data(name, predictor, corrector):
+    if (predictor, corrector) == ("none", "none"):
+        pytest.skip("nothing to test: neither predictor nor corrector")
+    alone = predictor == "none"  # Correctors alone lag behind the falling noise, and keep the last of it.
+    options = {"n_steps_each": 6} if alone else {}
+    mean, std = moments(SDES[name], sampling.PREDICTORS[predictor], sampling.CORRECTORS[corrector], **options)
+    assert mean == pytest.approx(0.4, abs=0.04 if alone else 0.01)
+    assert std == pytest.approx(0.3, abs=0.04 if alone else 0.01)
+
+
+@pytest.mark.parametrize("predictor", ["euler_maruyama", "reverse_diffusion"])
+@pytest.mark.parametrize("name", SDES)
+def test_moments_of_the_probability_flow(name, predictor):
+    step = functools.partial(sampling.PREDICTORS[predictor], probability_flow=True)
+    mean, std = moments(SDES[name], step, sampling.none, n=4000)
+    assert mean == pytest.approx(0.4, abs=0.01)
+    assert std == pytest.approx(0.3, abs=0.01)
+
+
+# --- what a new SDE, predictor and corrector need ---------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cosine(SDE):
+    """alpha = cos, sigma = sin (Nichol & Dhariwal 2021, without their offset): all that a new SDE has to state."""
+
+    T: float = 0.999
+
+    def alpha(self, t):
+        return jnp.cos(jnp.pi / 2 * t)
+
+    def var(self, t):
+        return jnp.sin(jnp.pi / 2 * t) ** 2
+
+
+def heun(keys, score, sde, x, step):
+    """A new predictor: Heun's method for the probability-flow ODE."""
+    slope = lambda x, t: sde.reverse_drift(score(x, jnp.broadcast_to(t, len(x))), x, t, probability_flow=True)
+    s = jnp.maximum(step.t - step.dt, sde.t_min)
+    first = slope(x, step.t)
+    x = x - (step.t - s) / 2 * (first + slope(x - (step.t - s) * first, s))
+    return x, x
+
+
+def small_langevin(keys, score, sde, x, step, *, snr):
+    """A new corrector: unadjusted Langevin steps in proportion to the variance of x_t."""
+    size = 0.01 * (sde.var(step.t) + 0.09 * sde.alpha(step.t) ** 2)
+    mean = x + size * score(x, jnp.broadcast_to(step.t, len(x)))
+    return mean + jnp.sqrt(2 * size) * sampling.standard_normal(keys, x.shape), mean
+
+
+@pytest.mark.parametrize("corrector", [*sampling.CORRECTORS.values(), small_langevin], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("predictor", [*sampling.PREDICTORS.values(), heun], ids=lambda f: f.__name__)
+def test_new_sde_predictor_and_corrector(predictor, corrector):
+    if predictor is sampling.none:
+        pytest.skip("correctors alone: see above")
+    mean, std = moments(Cosine(), predictor, corrector)
+    assert mean == pytest.approx(0.4, abs=0.015)
+    assert std == pytest.approx(0.3, abs=0.015)
+
+
+def test_new_sde_by_its_ode():
+    z = Cosine().prior_std * np.asarray(jax.random.normal(jax.random.key(0), (50, 4)))
+    x, _ = jax.jit(lambda z: sampling.probability_flow_ode(gaussian.score(Cosine(), 0.4, 0.3), Cosine(), z))(z)
+    np.testing.assert_allclose(x, gaussian.flow(Cosine(), 0.4, 0.3, z, Cosine().T, Cosine().t_end), atol=1e-4)
+
+
+# --- image i depends on its key alone ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("corrector", ["none", "ald", "langevin_per_image"])
+def test_images_do_not_depend_on_their_batch(corrector):
+    sde = VPSDE()
+
+    @jax.jit
+    def sample(indices):
+        keys = sampling.image_keys(jax.random.key(5), indices)
+        x = sampling.prior_sample(keys, sde, (len(indices), 3, 2))
+        options = {"corrector": sampling.CORRECTORS[corrector]}
+        return sampling.predictor_corrector(keys, gaussian.score(sde, 0.1, 0.2), sde, x, sde.discretize(30), **options)
+
+    np.testing.assert_allclose(sample(jnp.arange(8))[5:7], sample(jnp.array([5, 6])), rtol=1e-5, atol=1e-6)
+    assert np.abs(sample(jnp.arange(8))[5] - sample(jnp.arange(8))[6]).max() > 0.01
+
+
+def test_ode_steps_are_per_image():
+    sde = VPSDE()
+    ode = jax.jit(lambda z: sampling.probability_flow_ode(gaussian.score(sde, 0.1, 0.2), sde, z)[0])
+    z = jax.random.normal(jax.random.key(0), (6, 4)).at[0].multiply(100)
+    np.testing.assert_allclose(ode(z)[2:4], ode(z[2:4]), rtol=1e-6)
+
+
+def test_a_grid_of_ones_own():
+    """Ancestral sampling over a geometric grid of sigma, 60 steps."""
+    sde = VESDE()
+    keys, ts = sampling.image_keys(jax.random.key(0), jnp.arange(500)), jnp.linspace(1, 0.05, 60)
+    steps = sde.steps(ts)
+    x = sampling.predictor_corrector(
+        keys,
+        gaussian.score(sde, 0.4, 0.3),
+        sde,
+        sampling.prior_sample(keys, sde, (500, 16)),
+        steps,
+        predictor=sampling.ancestral_sampling,
+    )
+    assert isinstance(steps, Step)
+    assert float(x.mean()) == pytest.approx(0.4, abs=0.02)
+    assert float(x.std()) == pytest.approx(0.3, abs=0.03)

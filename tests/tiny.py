@@ -1,0 +1,32 @@
+"""Tiny experiments that tests run through the real training and evaluation code."""
+
+from __future__ import annotations
+
+import importlib
+
+import ml_collections
+import numpy as np
+
+import datasets
+from datasets import Images
+
+
+def noise(split: str, config: ml_collections.ConfigDict) -> Images:
+    """Random images of the configured shape."""
+    shape = (16, config.image_size, config.image_size, config.num_channels)
+    return Images(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+datasets.DATASETS["noise"] = noise
+
+
+def config(name: str = "vp.digits_ddpmpp_continuous", **changes) -> ml_collections.ConfigDict:
+    """The digits experiment shrunk to seconds; `changes` by field, as in config(**{"training.n_iters": 3})."""
+    c = importlib.import_module(f"configs.{name}").get_config()
+    c.model.update(nf=8, ch_mult=(1, 2), num_res_blocks=1, num_scales=21, dropout=0.1)
+    c.training.update(batch_size=16, n_iters=6, log_freq=2, eval_freq=3, snapshot_sampling=False)
+    c.training.update(snapshot_freq=4, snapshot_freq_for_preemption=2, n_jitted_steps=1)
+    c.optim.warmup = 2
+    c.eval.update(batch_size=120, num_samples=10)
+    c.update_from_flattened_dict(changes)
+    return c
