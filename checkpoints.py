@@ -41,7 +41,7 @@ class Checkpoints:
         for folder, keep in ((KEPT, None), (META, 2)):
             path = Path(workdir).resolve() / folder
             if create or path.is_dir():
-                options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", max_to_keep=keep, read_only=not create)
+                options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", max_to_keep=keep, create=create)
                 self._managers[folder] = ocp.CheckpointManager(path, options=options)
 
     def save(self, folder: str, number: int, state: State, *, step: int, config: dict[str, Any]) -> None:

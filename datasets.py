@@ -86,9 +86,11 @@ class Scaler:
         """log dx/du of `dequantize`: what a log-density of x gains per dimension to become one of u + noise."""
         return float(np.log((2.0 if self.centered else 1.0) / self.levels))
 
-    def unscale(self, x: Array) -> Array:
-        """From the model's range to [0, 1], clipped."""
-        return jnp.clip((x + 1) / 2 if self.centered else x, 0.0, 1.0)
+    def pixels(self, x: Array, *, dequantized: bool) -> Array:
+        """The nearest grey levels of x, spread over 0 .. 255, as uint8; inverts `dequantize` if asked, else `scale`."""
+        x = (x + 1) / 2 if self.centered else x
+        u = jnp.floor(x * self.levels) if dequantized else jnp.round(x * (self.levels - 1))
+        return jnp.round(jnp.clip(u, 0, self.levels - 1) * (255 / (self.levels - 1))).astype(jnp.uint8)
 
     def _center(self, x: Array) -> Array:
         return 2 * x - 1 if self.centered else x

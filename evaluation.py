@@ -143,7 +143,8 @@ def run_rounds(folder: Path, name: str, count: int, compute: Callable[[int], Arr
     """Computes those of the rounds 0 .. count - 1 that are not on disk yet; returns the files of all."""
     paths = [folder / f"{name}_{index}.npz" for index in range(count)]
     missing = [(index, path) for index, path in enumerate(paths) if not path.exists()]
-    for index, path in tqdm(missing, desc=f"{folder.name} {name}", unit="round", disable=None):
+    print(f"{folder.name}: {name}, {len(missing)} of {count} rounds to do", flush=True)
+    for index, path in tqdm(missing, unit="round", disable=None):
         arrays = compute(index)
         write_atomically(path, lambda file, arrays=arrays: np.savez(file, **arrays))
     return paths
@@ -168,7 +169,9 @@ def compile_bits_per_dim(experiment: Experiment) -> Callable[[Params, Array, Arr
 def _summary(values: np.ndarray) -> Results:
     """Mean over images with its standard error; images whose solve failed (NaN) are counted and left out."""
     good = values[np.isfinite(values)]
-    stderr = float(good.std(ddof=1) / math.sqrt(len(good))) if len(good) > 1 else None
+    if len(good) < 2:
+        raise InputError(f"Only {len(good)} of {len(values)} images could be evaluated; there is no mean to give.")
+    stderr = float(good.std(ddof=1) / math.sqrt(len(good)))
     return {"mean": float(good.mean()), "stderr": stderr, "images": len(good), "failed": len(values) - len(good)}
 
 

@@ -36,6 +36,17 @@ Sampler = Callable[[Array, Score, Array], tuple[Array, Array]]
 """(keys (B,), score, samples of the prior (B, ...)) -> samples (B, ...), score evaluations per image (B,)."""
 
 
+POSITIVE = (
+    "training.n_iters",
+    "training.n_jitted_steps",
+    "training.log_freq",
+    "training.eval_freq",
+    "training.snapshot_freq",
+    "training.snapshot_freq_for_preemption",
+    "sampling.n_steps_each",
+    "eval.num_samples",
+    "eval.bpd_num_repeats",
+)
 PURPOSES = ("init", "train", "loss", "bpd", "sample")
 
 
@@ -53,6 +64,11 @@ class Experiment:
     def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None) -> None:
         self.config = config
         self.mesh = sharding.make_mesh(devices)
+        for field in POSITIVE:
+            if _get(config, field) < 1:
+                raise InputError(f"{field} = {_get(config, field)} must be at least 1.")
+        if config.training.n_iters < config.training.n_jitted_steps:
+            raise InputError("training.n_iters must be at least training.n_jitted_steps.")
         for field in ("training.batch_size", "eval.batch_size"):
             sharding.check_batch_size(self.mesh, _get(config, field), field)
         self.sde = make_sde(config)
@@ -110,7 +126,7 @@ class Experiment:
 
     @functools.cached_property
     def sample(self) -> Callable[[Params, Array], tuple[Array, Array]]:
-        """(params, image numbers (B,)) -> images (B, H, W, C) in [0, 1], score evaluations (B,); compiled, sharded.
+        """(params, image numbers (B,)) -> uint8 images (B, H, W, C), score evaluations (B,); compiled, sharded.
 
         Image number i depends on (config.seed, i) alone, unless the corrector couples a batch (`sampling.langevin`).
         """
@@ -121,7 +137,7 @@ class Experiment:
             keys = sampling.image_keys(self.key("sample"), indices)
             prior = sampling.prior_sample(keys, self.sde, (indices.shape[0], *self.image_shape))
             x, nfe = self.sampler(keys, self.score(params), prior)
-            return self.scaler.unscale(x), nfe
+            return self.scaler.pixels(x, dequantized=self.config.data.uniform_dequantization), nfe
 
         return sample
 
@@ -135,7 +151,7 @@ class Experiment:
         padded = -(-count // self.mesh.size) * self.mesh.size
         images, nfe = self.sample(params, self.rows(np.arange(first, first + padded)))
         images, nfe = sharding.fetch((images, nfe))
-        return np.round(images[:count] * 255).astype(np.uint8), nfe[:count]
+        return images[:count], nfe[:count]
 
 
 def make_sde(config: Config) -> SDE:

@@ -142,8 +142,10 @@ def train(config: Config, workdir: str) -> TrainState:
                 return step == total or step // every > (step - per_call) // every
 
             snapshot, backup = due(settings.snapshot_freq), due(settings.snapshot_freq_for_preemption)
-            if due(settings.log_freq) or snapshot or backup:
-                report.training()  # Raises if a loss is not finite; nothing is saved then.
+            if due(settings.log_freq):
+                report.training()
+            if snapshot or backup:
+                report.check()  # Raises if a loss is not finite; nothing is saved then.
             if due(settings.eval_freq):
                 report.held_out(*held_out_batch(experiment, state.ema, step))
             for folder, number in [(META, step)] * backup + [(KEPT, -(-step // settings.snapshot_freq))] * snapshot:
@@ -178,8 +180,9 @@ class Reporter:
     def __init__(self, workdir: str, start: int, total: int, batch_size: int) -> None:
         self.step, self.total, self.batch_size, self.workdir = start, total, batch_size, Path(workdir)
         self.leads = jax.process_index() == 0
-        self.pending: list[tuple[int, Metrics]] = []
-        self.logged, self.time = start, time.monotonic()
+        self.pending: list[Metrics] = []  # on the device
+        self.fetched: list[dict[str, np.ndarray]] = []  # checked, but not reported yet
+        self.since: tuple[int, float] | None = None  # step and time from which the speed is counted
 
     def __enter__(self) -> Reporter:
         options = {"purge_step": self.step + 1} if self.step else {}
@@ -193,37 +196,46 @@ class Reporter:
 
     def collect(self, step: int, metrics: Metrics) -> None:
         """Notes the metrics of the steps up to `step`, without waiting for them."""
-        self.pending.append((step, metrics))
+        if self.since is None:  # The clock starts when compilation is over.
+            jax.block_until_ready(metrics)
+            self.since = step, time.monotonic()
+        self.pending.append(metrics)
         self.bar.update(step - self.step)
         self.step = step
 
-    def training(self) -> None:
-        """Reports the mean over the steps since the last report. Raises InputError at the first loss that is not finite."""
-        if not self.pending:
-            return
-        last, metrics = self.step, jax.device_get([metrics for _, metrics in self.pending])
-        loss, norm = (np.concatenate([m[name] for m in metrics]) for name in ("loss", "grad_norm"))
-        first = last - len(loss) + 1
+    def check(self) -> None:
+        """Waits for the steps so far. Raises InputError, with the number of the step, if a loss is not finite."""
+        fetched = jax.device_get(self.pending)
         self.pending.clear()
-        if not (finite := np.isfinite(loss) & np.isfinite(norm)).all():
+        self.fetched.extend(fetched)
+        loss, norm = (np.concatenate([m[name] for m in fetched] or [[]]) for name in ("loss", "grad_norm"))
+        finite = np.isfinite(loss) & np.isfinite(norm)
+        if not finite.all():
             bad = int(np.argmin(finite))
             raise InputError(
-                f"Step {first + bad}: the loss is {loss[bad]} and the gradient norm {norm[bad]}. Training stops; the last "
-                f"good checkpoint is kept. A lower optim.lr or optim.grad_clip may help."
+                f"Step {self.step - len(loss) + bad + 1}: the loss is {loss[bad]} and the gradient norm {norm[bad]}. "
+                f"Training stops; the last good checkpoint is kept. A lower optim.lr or optim.grad_clip may help."
             )
-        seconds = time.monotonic() - self.time
-        rate = (last - self.logged) / seconds
-        self.logged, self.time = last, self.time + seconds
-        self._scalars("training", loss=loss.mean(), grad_norm=norm.mean(), images_per_second=rate * self.batch_size)
-        self._levels("training", *np.sum([m["levels"].sum(0) for m in metrics], 0))
-        eta = time.strftime("%H:%M:%S", time.gmtime((self.total - last) / rate))
-        self._say(f"loss {loss.mean():.5f}, {rate * self.batch_size:.0f} images/s, ETA {eta}")
+
+    def training(self) -> None:
+        """Reports the mean over the steps since the last report, after `check`."""
+        self.check()
+        loss, norm = (np.concatenate([m[name] for m in self.fetched]).mean() for name in ("loss", "grad_norm"))
+        levels = np.sum([m["levels"].sum(0) for m in self.fetched], 0)
+        self.fetched.clear()
+        then, now = self.since, time.monotonic()
+        self.since = self.step, now
+        rate = (self.step - then[0]) / (now - then[1])
+        self._scalars("training", loss=loss, grad_norm=norm, images_per_second=rate * self.batch_size)
+        self._levels("training", *levels)
+        eta = time.strftime("%H:%M:%S", time.gmtime((self.total - self.step) / rate)) if rate else "unknown"
+        self._say(f"loss {loss:.5f}, {rate * self.batch_size:.0f} images/s, ETA {eta}")
 
     def held_out(self, losses: np.ndarray, t: np.ndarray) -> None:
         """Reports the loss of held-out images under the EMA parameters."""
         self._scalars("held_out", loss=losses.mean())
         self._levels("held_out", *(np.histogram(t, 10, (0, 1), weights=w)[0] for w in (losses, np.ones_like(t))))
-        self._say(f"held-out loss {losses.mean():.5f}")
+        self._say(f"held-out loss {losses.mean():.5f} on {len(losses)} images")
 
     def samples(self, images: np.ndarray) -> None:
         """Writes a grid of sampled images (N, H, W, C) uint8 to samples/step_N.png and to TensorBoard."""

@@ -14,7 +14,7 @@ import pytest
 from experiment import make_network, make_score_model, make_sde
 from models.score import ScoreModel
 from pretrained import load_official, read_flax
-from sde_lib import SDE, SubVPSDE, VESDE, VPSDE
+from sde_lib import SDE, VESDE, VPSDE, SubVPSDE
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(os.environ.get("SCORE_SDE_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
@@ -48,6 +48,7 @@ def notes(name: str) -> dict:
 def config(folder: str) -> ml_collections.ConfigDict:
     """The config of a recorded network, whose data set is 'noise' (see tests/tiny.py), as no test has the real one."""
     fields = json.loads((find(folder) / "overrides.json").read_text())["config"]
+    fields["optim"]["weight_decay"] = float(fields["optim"]["weight_decay"])  # An int in the official configs.
     return ml_collections.ConfigDict(fields, convert_dict=True)
 
 

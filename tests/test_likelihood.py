@@ -12,7 +12,7 @@ import scipy.special
 import likelihood
 from datasets import Scaler
 from errors import InputError
-from sde_lib import SubVPSDE, VESDE, VPSDE
+from sde_lib import VESDE, VPSDE, SubVPSDE
 from tests import gaussian, reference
 from tests.test_sampling import Cosine
 

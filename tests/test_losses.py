@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import losses
-from sde_lib import SubVPSDE, VESDE, VPSDE
+from sde_lib import VESDE, VPSDE, SubVPSDE
 from tests import gaussian, reference
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}

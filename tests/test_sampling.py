@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sampling
-from sde_lib import SDE, Step, SubVPSDE, VESDE, VPSDE
+from sde_lib import SDE, VESDE, VPSDE, Step, SubVPSDE
 from tests import gaussian, reference
 
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -102,7 +102,9 @@ def test_recorded_ode_samples(name):
         x, nfe = jax.jit(run)(a[f"ode/{name}/z"])
         np.testing.assert_allclose(unscale(x), a[f"ode/{name}/{key}"], atol=2e-4)
     exact = gaussian.flow(sde, *law(), a[f"ode/{name}/z"], sde.T, sde.t_end)
-    x, _ = jax.jit(functools.partial(sampling.probability_flow_ode, gaussian.score(sde, *law()), sde))(a[f"ode/{name}/z"])
+    x, _ = jax.jit(functools.partial(sampling.probability_flow_ode, gaussian.score(sde, *law()), sde))(
+        a[f"ode/{name}/z"]
+    )
     np.testing.assert_allclose(x, exact, atol=2e-4)
     assert nfe.shape == (3,)
     assert 0.3 < nfe.mean() / a[f"ode/{name}/nfe"] < 1.5
@@ -116,7 +118,9 @@ def moments(sde, predictor, corrector, n=400, count=100, dims=320, **options):
     keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
     run = functools.partial(sampling.predictor_corrector, predictor=predictor, corrector=corrector, **options)
     score = gaussian.score(sde, 0.4, 0.3)
-    x = jax.jit(lambda keys: run(keys, score, sde, sampling.prior_sample(keys, sde, (count, dims)), sde.discretize(n)))(keys)
+    x = jax.jit(lambda keys: run(keys, score, sde, sampling.prior_sample(keys, sde, (count, dims)), sde.discretize(n)))(
+        keys
+    )
     return float(x.mean()), float(x.std())
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import sde_lib
 from errors import InputError
-from sde_lib import SubVPSDE, VESDE, VPSDE
+from sde_lib import VESDE, VPSDE, SubVPSDE
 from tests import reference
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}

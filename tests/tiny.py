@@ -23,7 +23,7 @@ datasets.DATASETS["noise"] = noise
 def config(name: str = "vp.digits_ddpmpp_continuous", **changes) -> ml_collections.ConfigDict:
     """The digits experiment shrunk to seconds; `changes` by field, as in config(**{"training.n_iters": 3})."""
     c = importlib.import_module(f"configs.{name}").get_config()
-    c.model.update(nf=8, ch_mult=(1, 2), num_res_blocks=1, num_scales=21, dropout=0.1)
+    c.model.update(nf=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_scales=21, dropout=0.1)
     c.training.update(batch_size=16, n_iters=6, log_freq=2, eval_freq=3, snapshot_sampling=False)
     c.training.update(snapshot_freq=4, snapshot_freq_for_preemption=2, n_jitted_steps=1)
     c.optim.warmup = 2

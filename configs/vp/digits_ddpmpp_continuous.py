@@ -15,11 +15,13 @@ def get_config():
     data.centered = True
 
     model = config.model
-    model.ema_rate = 0.999
+    model.num_scales = 250
+    model.ema_rate = 0.998
     model.embedding_type = "positional"
-    model.nf = 32
+    model.nf = 16
     model.ch_mult = (1, 2)
     model.num_res_blocks = 1
+    model.dropout = 0.0
     model.attn_resolutions = ()
     model.fir = False
     model.progressive_input = "none"
@@ -28,16 +30,17 @@ def get_config():
     training = config.training
     training.sde = "vpsde"
     training.reduce_mean = True
-    training.n_iters = 3000
+    training.batch_size = 64
+    training.n_iters = 2600
     training.n_jitted_steps = 1
     training.log_freq = 100
-    training.eval_freq = 500
-    training.snapshot_freq = 1500
-    training.snapshot_freq_for_preemption = 500
+    training.eval_freq = 650
+    training.snapshot_freq = 2600
+    training.snapshot_freq_for_preemption = 1300
 
     optim = config.optim
-    optim.lr = 1e-3
-    optim.warmup = 200
+    optim.lr = 3e-3
+    optim.warmup = 100
 
     sampling = config.sampling
     sampling.predictor = "euler_maruyama"

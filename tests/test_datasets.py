@@ -1,0 +1,77 @@
+"""Digits, the map between grey levels and the model's range, and batches as functions of (seed, step)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import datasets
+from datasets import Batches, Images, Scaler
+from errors import InputError
+from tests import tiny
+
+
+def test_digits():
+    train, test = datasets.load(tiny.config().data)
+    assert (len(train), len(test), train.levels) == (1438, 359, 17)
+    pixels = np.concatenate([train.pixels, test.pixels])
+    assert pixels.shape == (1797, 8, 8, 1)
+    assert (pixels.min(), pixels.max()) == (0, 16)
+
+
+def test_unknown_and_ill_fitting_data_sets():
+    with pytest.raises(InputError, match="data.dataset = 'mnist' is unknown; known: digits"):
+        datasets.load(tiny.config(**{"data.dataset": "mnist"}).data)
+    with pytest.raises(InputError, match=r"have shape \(8, 8, 1\); data.image_size = 16"):
+        datasets.load(tiny.config(**{"data.image_size": 16}).data)
+
+
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("levels", [17, 256])
+def test_scaler(levels, centered):
+    scaler, u = Scaler(levels, centered), jnp.arange(levels, dtype=jnp.uint8)
+    low = -1.0 if centered else 0.0
+    x = scaler.scale(u)
+    assert (float(x[0]), float(x[-1])) == (low, 1.0)
+    grey = np.round(np.arange(levels) * 255 / (levels - 1))
+    np.testing.assert_array_equal(scaler.pixels(x, dequantized=False), grey)
+    np.testing.assert_array_equal(scaler.pixels(jnp.array([-9.0, 9.0]), dequantized=False), [0, 255])
+    noisy = scaler.dequantize(u, jnp.full(levels, 0.5))
+    np.testing.assert_array_equal(scaler.pixels(noisy, dequantized=True), grey)
+    assert low < noisy.min()
+    assert noisy.max() < 1
+    slope = jax.grad(lambda noise: scaler.dequantize(u[3], noise))(0.5)
+    assert np.log(slope) == pytest.approx(scaler.log_scale, abs=1e-6)
+
+
+def test_flips():
+    u = jnp.arange(2, dtype=jnp.uint8).reshape(1, 1, 2, 1).repeat(1000, 0)
+    x = datasets.augment(jax.random.key(0), u, Scaler(2, False), random_flip=True, uniform_dequantization=False)
+    assert 0.4 < (x[:, 0, 0, 0] == 1).mean() < 0.6
+    assert (x.sum((1, 2, 3)) == 1).all()
+
+
+def test_batches_are_functions_of_seed_and_number():
+    images = Images(np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1))
+    one, five = Batches(images, 10, seed=3), Batches(images, 10, seed=3, steps=5)
+    assert np.array_equal(five[1].reshape(50), np.concatenate([one[n] for n in range(5, 10)]).reshape(50))
+    assert sorted(five[0].reshape(50).tolist()) == list(range(50))  # One epoch shows every image once.
+    assert not np.array_equal(five[0], five[1])
+    assert not np.array_equal(one[0], Batches(images, 10, seed=4)[0])
+    stream = one.iterate(7)
+    assert np.array_equal(next(stream), one[7])
+    assert np.array_equal(next(stream), one[8])
+
+
+def test_rounds_show_every_image_once():
+    images = Images(np.zeros((7, 1, 1, 1), np.uint8))
+    rounds = datasets.rounds(images, 4)
+    assert [count for _, count in rounds] == [4, 3]
+    assert np.concatenate([indices[:count] for indices, count in rounds]).tolist() == list(range(7))
+    assert all(len(indices) == 4 for indices, _ in rounds)
+
+
+def test_image_grid():
+    grid = datasets.image_grid(np.full((5, 8, 8, 1), 255, np.uint8))
+    assert grid.size == (3 * 66, 2 * 66)
+    assert datasets.image_grid(np.zeros((4, 128, 128, 3), np.uint8)).size == (260, 260)

@@ -1,0 +1,61 @@
+"""The command line: what is wrong ends in one sentence and exit code 1, quickly, with nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CONFIG = "--config=configs/vp/digits_ddpmpp_continuous.py"
+
+
+def run(*args: str, workdir: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "main.py", *args, f"--workdir={workdir}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("--config.training.batchsize=64", 'Did you mean "batch_size"'),
+        ("--config.training.batch_size=many", "invalid literal for int"),
+        ("--config=configs/vp/nothing.py", "configs/vp/nothing.py"),
+        ("--config.model.name=unet", "model.name = 'unet' is unknown; known: ddpm, ncsn, ncsnpp"),
+        ("--config.training.sde=ito", "training.sde = 'ito' is unknown; known: subvpsde, vesde, vpsde"),
+        ("--config.sampling.predictor=heun", "known: ancestral_sampling, euler_maruyama, none, reverse_diffusion"),
+        ("--config.sampling.corrector=mala", "known: ald, langevin, langevin_per_image, none"),
+        ("--config.sampling.method=rk", "sampling.method = 'rk' is unknown; known: ode, pc"),
+        ("--config.optim.optimizer=SGD", "optim.optimizer = 'sgd' is unknown; known: adam"),
+        ("--config.training.batch_size=0", "training.batch_size = 0 does not divide among"),
+        ("--config.model.ch_mult=1,2,2,2,2", "data.image_size = 8 cannot be halved 4 times"),
+        ("--config.model.num_scales=10", "10 steps are too few"),
+        ("--config.training.n_iters=0", "training.n_iters = 0"),
+        ("--mode=dream", "mode"),
+        ("stray", "arguments that are no flags: stray"),
+    ],
+)
+def test_bad_input(tmp_path, flag, sentence):
+    mode = [] if flag.startswith("--mode") else ["--mode=train"]
+    result = run(CONFIG, *mode, flag, workdir=tmp_path / "w")
+    assert result.returncode == 1
+    assert sentence in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_devices_that_do_not_share_a_batch_evenly(tmp_path):
+    code = (
+        "import sys, jax; jax.config.update('jax_num_cpu_devices', 8); sys.argv[0] = 'main.py';"
+        "from absl import app; import main; app.run(main.main, flags_parser=main.parse_flags)"
+    )
+    flags = [CONFIG, "--mode=train", f"--workdir={tmp_path / 'w'}", "--config.training.batch_size=12"]
+    result = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert "training.batch_size = 12 does not divide among 8 devices; use a positive multiple of 8" in result.stderr
+
+
+def test_nothing_to_evaluate(tmp_path):
+    result = run(CONFIG, "--mode=eval", workdir=tmp_path / "w")
+    assert result.returncode == 1
+    assert "does not exist; train first" in result.stderr

@@ -1,0 +1,239 @@
+"""Training against four recorded official steps; devices, restarts, damage and losses that are not finite."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import datasets
+import experiment as experiments
+import losses
+import training
+from checkpoints import KEPT, META, Checkpoints
+from errors import InputError
+from pretrained import load_official, official_parameters, read_flax
+from tests import reference, tiny
+
+
+def leaves(state):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def identical(a, b) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("name", list(reference.notes("train_step")))
+def test_recorded_training_steps(monkeypatch, name):
+    """Loss, gradient norm before clipping, and the norms of parameters and EMA after each of four updates."""
+    note, a = reference.notes("train_step")[name], reference.arrays("train_step")
+    config = reference.config(note["folder"])
+    config.unlock()
+    config.data.dataset = "noise"
+    config.training.update(batch_size=2, n_jitted_steps=1)
+    config.eval.batch_size = 2
+    config.model.dropout = 0.0
+    config.model.ema_rate = note["ema_rate"]
+    config.optim.update(note["optim"])
+    experiment = experiments.Experiment(config, jax.devices()[:1])
+    optimizer = training.make_optimizer(config.optim)
+
+    network = experiments.make_network(config, nnx.Rngs(0))
+    official = read_flax(reference.find(note["folder"]) / "checkpoint_flax")
+    states = []
+    for params in (official["optimizer"]["target"], official["params_ema"]):
+        load_official(network, params)
+        states.append(jax.tree.map(jnp.copy, nnx.to_pure_dict(nnx.state(network, nnx.Param))))
+    state = training.TrainState(jnp.int32(0), *states, optimizer.init(states[0]))
+
+    t = a.get(f"{name}/t")
+    if t is None:  # SMLD counts its noise levels from the largest, DDPM from the least.
+        labels, n = a[f"{name}/labels"].astype(np.float32), config.model.num_scales
+        t = (n - 1 - labels if config.training.sde == "vesde" else labels) / np.float32(n - 1)
+    draws = jnp.asarray(t), jnp.asarray(a[f"{name}/z"])
+    step = state.step
+
+    def one(state, x, t, z):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(experiment, "prepare", lambda key, images, flip: images)
+            patch.setattr(losses, "draw", lambda *args: (t, z))
+            return training.train_step(state, x, experiment=experiment, optimizer=optimizer)
+
+    one = jax.jit(one)
+    norm = lambda tree: np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves(tree)))
+    for i in range(note["nsteps"]):
+        state, metrics = one(state, a[f"{name}/data"][i], draws[0][i], draws[1][i])
+        for ours, key in (
+            (metrics["loss"], "loss"),
+            (metrics["grad_norm"], "grad_norm"),
+            (norm(state.params), "param_norm_after"),
+            (norm(state.ema), "ema_norm_after"),
+        ):
+            np.testing.assert_allclose(ours, a[f"{name}/{key}"][i], rtol=1e-5, err_msg=f"{key}, step {i}")
+    assert state.step == step + note["nsteps"]
+
+    if f"{name}/target_final/Conv_0/kernel" in a:
+        for tree, kind in ((state.params, "target_final"), (state.ema, "ema_final")):
+            nnx.update(network, tree)
+            for path, param in official_parameters(network).items():
+                if "NIN_1/b" not in path:  # Its exact gradient is 0; Adam turns rounding noise into steps.
+                    np.testing.assert_allclose(
+                        param[...], a[f"{name}/{kind}/{path}"].reshape(param.shape), atol=2e-5, err_msg=path
+                    )
+
+
+def run(config, devices=None):
+    """Losses of the steps of a run, without its loop."""
+    experiment = experiments.Experiment(config, devices)
+    optimizer = training.make_optimizer(config.optim)
+    state, steps = training.init_state(experiment, optimizer), training.compile_steps(experiment, optimizer)
+    batches = datasets.Batches(experiment.train, config.training.batch_size, config.seed)
+    curve = []
+    for n in range(config.training.n_iters):
+        images = training.sharding.shard(experiment.mesh, batches[n], axis=1)
+        state, metrics = steps(state, images)
+        curve.extend(np.asarray(metrics["loss"]))
+    return np.array(curve), state
+
+
+def test_devices_do_not_change_the_loss_curve():
+    curves = {count: run(tiny.config(), jax.devices()[:count])[0] for count in (1, 2, 8)}
+    for curve in curves.values():
+        np.testing.assert_allclose(curve, curves[1], rtol=2e-6)
+
+
+def test_a_scan_of_steps_is_the_steps():
+    config = tiny.config(**{"training.n_iters": 4, "model.dropout": 0.1})
+    experiment, optimizer = experiments.Experiment(config), training.make_optimizer(config.optim)
+    images = datasets.Batches(experiment.train, 16, config.seed, steps=4)[0]
+    results = []
+    for scan in (False, True):
+        steps = training.compile_steps(experiment, optimizer, scan=scan)
+        state = training.init_state(experiment, optimizer)
+        results.append(steps(state, training.sharding.shard(experiment.mesh, images, axis=1)))
+    (loop, loop_metrics), (scan, scan_metrics) = results
+    np.testing.assert_allclose(loop_metrics["loss"], scan_metrics["loss"], rtol=1e-5)
+    for a, b in zip(leaves(loop.ema), leaves(scan.ema)):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert loop.step == scan.step == 4
+
+
+def test_golden_step():
+    """If this fails and the change is meant to alter training, put in the new numbers and say so in the changelog."""
+    curve, state = run(tiny.config(**{"training.n_iters": 3}), jax.devices()[:1])
+    np.testing.assert_allclose(curve, GOLDEN, rtol=1e-4)
+
+
+GOLDEN = [1.077512, 1.004539, 0.953432]
+
+
+def test_learning():
+    """The loss of the tiny network falls well below 1, that of the zero score."""
+    config = tiny.config(**{"training.n_iters": 80, "training.batch_size": 64, "optim.lr": 3e-3})
+    curve, _ = run(config, jax.devices()[:1])
+    assert curve[:3].mean() > 0.9
+    assert curve[-20:].mean() < 0.65
+
+
+# --- restarts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run of six steps: kept checkpoints 1 (step 4) and 2 (step 6), backups at steps 4 and 6."""
+    workdir = tmp_path_factory.mktemp("trained")
+    return workdir, training.train(tiny.config(), str(workdir))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [1, 5])
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, trained, killed_at):
+    config, whole = tiny.config(), trained[1]
+    collect = training.Reporter.collect
+
+    def kill(self, step, metrics):
+        if step == killed_at:
+            raise Killed
+        collect(self, step, metrics)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(training.Reporter, "collect", kill)
+        training.train(config, str(tmp_path / "killed"))
+    resumed = training.train(config, str(tmp_path / "killed"))
+    assert identical(whole, resumed)
+    assert sorted(Checkpoints(tmp_path / "killed").kept()) == [1, 2]
+
+
+def damage(folder):
+    """Cuts every data file of a checkpoint in half."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_size > 100:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, trained, caplog):
+    source, final = trained
+    shutil.copytree(source, tmp_path / "w")
+    for folder, number in ((KEPT, 2), (META, 6)):
+        damage(tmp_path / "w" / folder / f"checkpoint_{number}")
+    assert identical(training.train(tiny.config(), str(tmp_path / "w")), final)
+    assert "damaged" in caplog.text
+    assert sorted(Checkpoints(tmp_path / "w").kept()) == [1, 2]
+
+
+def test_only_damaged_checkpoints_are_not_overwritten(tmp_path, trained):
+    shutil.copytree(trained[0], tmp_path / "w")
+    for folder in (tmp_path / "w").glob("checkpoints*/checkpoint_*"):
+        damage(folder)
+    with pytest.raises(InputError, match="none that can be read; nothing is overwritten"):
+        training.train(tiny.config(), str(tmp_path / "w"))
+
+
+def test_checkpoints_hold_the_config(trained):
+    checkpoints = Checkpoints(trained[0])
+    assert checkpoints.config(checkpoints.kept()[1])["data"]["dataset"] == "digits"
+    assert [(found.step, found.folder) for found in checkpoints.find()] == [(6, META), (6, KEPT), (4, META), (4, KEPT)]
+
+
+def test_another_experiment_in_the_workdir_is_refused(trained):
+    before = {path: path.stat().st_mtime_ns for path in trained[0].rglob("*")}
+    with pytest.raises(InputError, match=r"model.nf: 8 there, 16 now\n  optim.lr: 0.0?01?.* there, 0.5 now"):
+        training.train(tiny.config(**{"model.nf": 16, "optim.lr": 0.5, "eval.batch_size": 8}), str(trained[0]))
+    assert before == {path: path.stat().st_mtime_ns for path in trained[0].rglob("*")}
+
+
+def test_a_longer_run_may_go_on_in_the_workdir(tmp_path, trained):
+    shutil.copytree(trained[0], tmp_path / "w")
+    assert training.train(tiny.config(**{"training.n_iters": 8}), str(tmp_path / "w")).step == 8
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path):
+    config = tiny.config(**{"optim.lr": 1e30, "optim.warmup": 3, "training.n_iters": 12})
+    with pytest.raises(
+        InputError, match=r"Step [2-6]: the loss is (nan|inf|[0-9.e+]+) .* last good checkpoint is kept"
+    ):
+        training.train(config, str(tmp_path))
+    for found in Checkpoints(tmp_path).find():
+        like = {"ema": experiments.Experiment(config).abstract_params}
+        assert all(np.isfinite(leaf).all() for leaf in leaves(Checkpoints(tmp_path).restore(found, like)))
+
+
+def test_events_and_pictures(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    training.train(tiny.config(**{"training.snapshot_sampling": True, "training.n_iters": 4}), str(tmp_path))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    names = set(events.Tags()["scalars"])
+    assert {"training/loss", "training/grad_norm", "training/images_per_second", "held_out/loss"} <= names
+    assert any(name.startswith("training_loss_by_t/0.") for name in names)
+    assert any(name.startswith("held_out_loss_by_t/0.") for name in names)
+    assert [event.step for event in events.Scalars("training/loss")] == [2, 4]
+    assert (tmp_path / "samples" / "step_4.png").stat().st_size > 1000
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["n_iters"] == 4
