@@ -151,7 +151,7 @@ class Batches:
 
 
 def rounds(images: Images, batch_size: int) -> list[tuple[np.ndarray, int]]:
-    """All images once, in order: [(indices (batch_size,), how many of them count), ...]; the last round is filled up."""
+    """All images once, in order: [(indices (batch_size,), how many of them count), ...]; the last one is filled up."""
     indices = np.arange(-(-len(images) // batch_size) * batch_size)
     counts = [min(batch_size, len(images) - s) for s in range(0, len(images), batch_size)]
     return [(row % len(images), count) for row, count in zip(indices.reshape(-1, batch_size), counts)]

@@ -9,7 +9,7 @@ Value = TypeVar("Value")
 
 
 class InputError(ValueError):
-    """A bad value from outside: a config field, a file, a data set. The message names it and says what would be right."""
+    """A bad value from outside: a config field, a file, a data set; the message names it and says what is right."""
 
 
 def check_name(name: str, known: Iterable[str], field: str) -> None:

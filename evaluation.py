@@ -42,6 +42,7 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
     Raises InputError for a bad config, a workdir or eval folder of another one, and if there is nothing to evaluate.
     """
     experiment = Experiment(config)
+    config = experiment.config
     stages = [stage for name, stage in STAGES.items() if config.eval[f"enable_{name}"]]
     choose(BPD_IMAGES, config.eval.bpd_dataset.lower(), "eval.bpd_dataset")
     if not Path(workdir).is_dir():

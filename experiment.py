@@ -24,6 +24,7 @@ import datasets
 import losses
 import sampling
 import sharding
+from configs.default import get_default_config
 from errors import InputError, check_name, choose
 from models import NETWORKS
 from models.score import ScoreModel
@@ -62,7 +63,7 @@ class Experiment:
     """
 
     def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None) -> None:
-        self.config = config
+        self.config = config = complete(config)
         self.mesh = sharding.make_mesh(devices)
         for field in POSITIVE:
             if _get(config, field) < 1:
@@ -112,7 +113,7 @@ class Experiment:
 
     @functools.cached_property
     def held_out_loss(self) -> Callable[[Params, Array, Array], tuple[Array, Array]]:
-        """(params, uint8 images (B, H, W, C), key) -> loss of each image (B,), its time t (B,); compiled, no dropout."""
+        """(params, uint8 images (B, H, W, C), key) -> their losses and times t (B,); compiled, without dropout."""
         split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
 
         @functools.partial(jax.jit, in_shardings=(whole, split, whole), out_shardings=(split, split))
@@ -152,6 +153,14 @@ class Experiment:
         images, nfe = self.sample(params, self.rows(np.arange(first, first + padded)))
         images, nfe = sharding.fetch((images, nfe))
         return images[:count], nfe[:count]
+
+
+def complete(config: Config) -> Config:
+    """A copy with default values for missing fields, other than the model's: official configs lack some of them."""
+    fields, defaults = config.to_dict(), get_default_config().to_dict()
+    for section in ("data", "training", "optim", "sampling", "eval"):
+        fields[section] = defaults[section] | fields.get(section, {})
+    return ml_collections.ConfigDict(fields).lock()
 
 
 def make_sde(config: Config) -> SDE:

@@ -24,7 +24,7 @@ def draw_probes(keys: Array, shape: tuple[int, ...], kind: str = "Rademacher") -
 def log_likelihood(
     score: Score, sde: SDE, x: Array, probes: Array, *, rtol: float = 1e-5, atol: float = 1e-5
 ) -> tuple[Array, Array, Array]:
-    """log p(x) by the instantaneous change of variables, with the Skilling-Hutchinson estimate of the trace (Appendix D.2).
+    """log p(x) by the instantaneous change of variables, with Hutchinson's estimate of the trace (Appendix D.2).
 
     Args:
       x: (B, ...), dequantized data in the range that the model was trained on, taken for states at time sde.t_min.

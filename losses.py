@@ -1,8 +1,8 @@
 """Denoising score matching (Eq. (7) of arXiv:2011.13456): one loss, of which those of SMLD and DDPM are special cases.
 
 With x_t = alpha x_0 + std z, the loss of a score s is the mean over t of lambda(t) |s(x_t, t) + z / std|^2. The weight
-lambda = std^2 gives SMLD and DDPM (Eqs. (1), (3)); lambda = g^2 bounds the likelihood (Song et al. 2021b). Discrete-time
-training draws t from the levels i / (num_scales - 1) and takes alpha and std from the chain of that many levels.
+lambda = std^2 gives SMLD and DDPM (Eqs. (1), (3)); lambda = g^2 bounds the likelihood (Song et al. 2021b). Training
+in discrete time draws t from the levels i / (num_scales - 1), and takes alpha and std from the chain of these levels.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Trains and evaluates score-based generative models.
 
-python main.py --config=configs/vp/digits_ddpmpp_continuous.py --workdir=DIR --mode=train|eval [--config.FIELD=VALUE ...]
+python main.py --config=configs/vp/digits_ddpmpp_continuous.py --workdir=DIR --mode=train [--config.FIELD=VALUE ...]
 """
 
 import os
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -32,11 +33,18 @@ def main(argv: list[str]) -> None:
         if argv[1:]:
             raise InputError(f"arguments that are no flags: {' '.join(argv[1:])}.")
         if FLAGS.mode == "train":
-            training.train(FLAGS.config, FLAGS.workdir)
+            training.train(_config(), FLAGS.workdir)
         else:
-            evaluation.evaluate(FLAGS.config, FLAGS.workdir, FLAGS.eval_folder)
+            evaluation.evaluate(_config(), FLAGS.workdir, FLAGS.eval_folder)
     except InputError as error:
         sys.exit(f"Error: {error}")
+
+
+def _config() -> ml_collections.ConfigDict:
+    try:
+        return ml_collections.ConfigDict(FLAGS.config.to_dict())  # Reads the file's fields, which is when it may fail.
+    except OSError as error:
+        raise InputError(f"--config cannot be read: {str(error).splitlines()[-1].strip()}") from error
 
 
 def parse_flags(argv: list[str]) -> list[str]:

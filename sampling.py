@@ -1,6 +1,6 @@
 """Samplers: predictors, correctors, the one predictor-corrector loop (Algorithm 1) and the probability-flow ODE.
 
-A predictor is `(keys, score, sde, x, step) -> (x, x_mean)`: from x at time step.t to x at step.t - step.dt, and the same
+A predictor is `(keys, score, sde, x, step) -> (x, x_mean)`: from x at step.t to x at step.t - step.dt, and the same
 without the noise that was added last. A corrector is `(keys, score, sde, x, step, *, snr) -> (x, x_mean)` and stays at
 step.t. `keys` (B,) holds one random key per image, so an image depends on its key alone, whatever batch it is part of;
 where an update couples the images of a batch, its docstring says so.

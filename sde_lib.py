@@ -26,8 +26,8 @@ Score = Callable[[Array, Array], Array]
 class Step(NamedTuple):
     """One step of a discretised reverse process, from time t down to the time s that lies dt below it.
 
-    The forward chain that the step undoes is x_t = ratio x_s + sqrt(var) z. Leaves are scalars, or arrays with one entry
-    per step (first step of the sampler first), or one per image.
+    The forward chain that the step undoes is x_t = ratio x_s + sqrt(var) z. Leaves are scalars, or arrays with an entry
+    per step (the sampler's first step first) or per image.
     """
 
     t: Array
@@ -75,7 +75,7 @@ class SDE(abc.ABC):
         return slope / alpha
 
     def diffusion(self, t: Array) -> Array:
-        """g(t) of Eq. (5), from g^2 = var' - 2 f var, the equation that the variance of a linear SDE obeys (Appendix B)."""
+        """g(t) of Eq. (5), from g^2 = var' - 2 f var, which the variance of a linear SDE obeys (Appendix B)."""
         var, slope = _value_and_slope(self.var, t)
         return jnp.sqrt(slope - 2 * self.drift_coefficient(t) * var)
 
@@ -231,7 +231,7 @@ class VPSDE(SDE):
         return np.linspace(self.beta_min, self.beta_max, n) * self.T / n
 
     def discretize(self, n: int) -> Step:
-        """DDPM's chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z (Eq. (10)); ancestral noise of variance beta_i."""
+        """DDPM's chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z (Eq. (10)), with ancestral variance beta_i."""
         betas = self.betas(n)[::-1]
         return _official_steps(self, np.sqrt(1 - betas), betas, betas)
 

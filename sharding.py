@@ -1,4 +1,4 @@
-"""The device mesh: batches are split along its one axis `data`, over all devices of all hosts; all else is replicated."""
+"""The device mesh: batches are split along its axis `data` over all devices of all hosts, all else is replicated."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ def compile_steps(
 ) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
     """`train_step` along the first axis of the images (steps, B, H, W, C), jitted over the mesh.
 
-    On accelerators the steps are one `lax.scan`. XLA's CPU backend runs the weight gradients of convolutions some twenty
-    times slower inside a loop (jax issue 12868), so there, unless `scan` says otherwise, the loop is Python's.
+    On accelerators the steps are one `lax.scan`. XLA's CPU backend runs weight gradients of convolutions twenty times
+    slower inside a loop (jax issue 12868), so there, unless `scan` says otherwise, the loop is Python's.
     """
     step = functools.partial(train_step, experiment=experiment, optimizer=optimizer)
     whole, split = sharding.replicated(experiment.mesh), functools.partial(sharding.along_axis, experiment.mesh)
@@ -120,7 +120,8 @@ def train(config: Config, workdir: str) -> TrainState:
 
     Raises InputError for a bad config, a workdir of another experiment, and a loss that is not finite.
     """
-    experiment, optimizer = Experiment(config), make_optimizer(config.optim)
+    experiment = Experiment(config)
+    config, optimizer = experiment.config, make_optimizer(experiment.config.optim)
     settings, per_call = config.training, config.training.n_jitted_steps
     total = settings.n_iters // per_call * per_call
     claim(workdir, config, lambda field: not field.startswith(MAY_CHANGE))

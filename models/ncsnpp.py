@@ -42,10 +42,10 @@ class Parts(NamedTuple):
 
 
 class DownLevel(nnx.Module):
-    """Residual blocks at one resolution and, but for the lowest level, a step to the next one, where images enter again.
+    """Residual blocks at one resolution and, but for the lowest, a step to the next one, where images enter again.
 
-    After construction `skips` holds the widths of the states that the level leaves for the up path, and `image_channels`
-    the width of the progressive input.
+    `skips` holds the widths of the states that the level leaves for the up path, `image_channels` the width of the
+    progressive input after it.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DownLevel(nnx.Module):
     def __call__(
         self, skips: list[Array], image: Array, temb: Array | None, rngs: nnx.Rngs | None
     ) -> tuple[list[Array], Array]:
-        """Appends states to the list `skips`, whose last one is the input; returns it and the next progressive input."""
+        """Appends states to `skips`, whose last one is the input; returns them and the next progressive input."""
         for i, block in enumerate(self.blocks):
             h = block(skips[-1], temb, rngs)
             skips = [*skips, self.attns[i](h) if self.attns else h]
@@ -123,7 +123,7 @@ class NCSNpp(nnx.Module):
 
     Args (as the fields of `config.model`):
       image_size, num_channels: H = W and C of the images.
-      nf, ch_mult, num_res_blocks: level i has nf ch_mult[i] features, and num_res_blocks blocks (one more on the way up).
+      nf, ch_mult, num_res_blocks: level i has nf ch_mult[i] features and num_res_blocks blocks, one more on the way up.
       attn_resolutions: heights at which there is self-attention.
       conditional: whether the network is told the noise level.
       embedding_type: "fourier" features of log(label), or the "positional" embedding of label.

@@ -1,7 +1,7 @@
 """Up- and down-sampling of NHWC images by 2, by pixels or through FIR filters (StyleGAN2's upfirdn).
 
-A FIR filter here is a short 1-D kernel applied along height and width, normalised to sum 1. Each 1-D pass is a sum of shifted slices,
-one set for every output phase, so nothing is multiplied with stuffed zeros and XLA fuses a pass into one loop.
+A FIR filter here is a short 1-D kernel, normalised to sum 1 and applied along height and width. Each 1-D pass is a sum
+of shifted slices, one set for every output phase, so nothing is multiplied with stuffed zeros and XLA can fuse a pass.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Eight simulated CPU devices, exact matrix products, quick compilation, and a compilation cache that outlives the run."""
+"""Eight simulated CPU devices, exact matrix products, and quick compilation with a cache that outlives the run."""
 
 import os
 from pathlib import Path

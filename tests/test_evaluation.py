@@ -100,6 +100,16 @@ def test_nothing_to_evaluate(evaluated, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["ve.digits_ncsnpp_continuous", "subvp.digits_ddpmpp_continuous"])
+def test_the_other_sdes(tmp_path, name):
+    """Train, score and sample with the VE SDE (NCSN++, predictor and corrector) and the sub-VP SDE."""
+    c = tiny.config(name, **{"training.n_iters": 2, "training.snapshot_freq": 2, "eval.enable_loss": False})
+    training.train(c, str(tmp_path))
+    result = evaluation.evaluate(c, str(tmp_path))[1]
+    assert result["bpd"]["failed"] == 0
+    assert result["samples"]["nfe"] == (42 if name.startswith("ve") else 21)
+
+
 def test_the_ode_sampler(evaluated):
     experiment = experiments.Experiment(config(**{"sampling.method": "ode"}))
     images, nfe = experiment.sample_images(experiment.init_params(), 0, 4)

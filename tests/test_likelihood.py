@@ -55,7 +55,7 @@ def test_log_density_of_gaussian_data(sde):
 @pytest.mark.parametrize("centered", [True, False])
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_bits_per_dim_of_any_number_of_grey_levels(levels, centered):
-    """For x ~ N(mean, std^2): the dequantized bound lies above the exact -log2 P(grey level), closely if bins are fine."""
+    """For x ~ N(mean, std^2) the bound lies above the exact -log2 P(grey level), closely if bins are fine."""
     scaler, mean, std = Scaler(levels, centered), 0.1, 0.3
     u = jnp.arange(levels).reshape(-1, 1)
     edges = np.asarray(scaler.dequantize(jnp.arange(levels + 1), 0.0), np.float64)

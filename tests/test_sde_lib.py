@@ -1,4 +1,4 @@
-"""The SDEs against recorded official outputs, and against closed forms in float64 where the official float32 cancels."""
+"""The SDEs against recorded official outputs, and closed forms in float64 where the official float32 cancels."""
 
 import dataclasses
 

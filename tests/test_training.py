@@ -163,9 +163,10 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, traine
             raise Killed
         collect(self, step, metrics)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(training.Reporter, "collect", kill)
-        training.train(config, str(tmp_path / "killed"))
+        with pytest.raises(Killed):
+            training.train(config, str(tmp_path / "killed"))
     resumed = training.train(config, str(tmp_path / "killed"))
     assert identical(whole, resumed)
     assert sorted(Checkpoints(tmp_path / "killed").kept()) == [1, 2]

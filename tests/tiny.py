@@ -26,7 +26,7 @@ def config(name: str = "vp.digits_ddpmpp_continuous", **changes) -> ml_collectio
     c.model.update(nf=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_scales=21, dropout=0.1)
     c.training.update(batch_size=16, n_iters=6, log_freq=2, eval_freq=3, snapshot_sampling=False)
     c.training.update(snapshot_freq=4, snapshot_freq_for_preemption=2, n_jitted_steps=1)
-    c.optim.warmup = 2
+    c.optim.update(lr=1e-3, warmup=2)
     c.eval.update(batch_size=120, num_samples=10)
     c.update_from_flattened_dict(changes)
     return c

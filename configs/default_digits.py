@@ -1,0 +1,46 @@
+"""What the experiments on scikit-learn's handwritten digits share: 8x8 pixels, 17 grey levels, minutes on two CPU cores."""
+
+import ml_collections
+
+from configs.default import get_default_config
+
+
+def get_default_digits_config() -> ml_collections.ConfigDict:
+    config = get_default_config()
+
+    data = config.data
+    data.dataset = "digits"
+    data.image_size = 8
+    data.num_channels = 1
+    data.random_flip = False
+    data.uniform_dequantization = True
+
+    model = config.model
+    model.num_scales = 250
+    model.ema_rate = 0.998
+    model.dropout = 0.0
+    model.nf = 16
+    model.ch_mult = (1, 2)
+    model.num_res_blocks = 1
+    model.attn_resolutions = ()
+
+    training = config.training
+    training.batch_size = 64
+    training.n_iters = 2600
+    training.n_jitted_steps = 1
+    training.reduce_mean = True
+    training.log_freq = 100
+    training.eval_freq = 650
+    training.snapshot_freq = 2600
+    training.snapshot_freq_for_preemption = 1300
+
+    config.optim.lr = 3e-3
+    config.optim.warmup = 100
+
+    evaluate = config.eval
+    evaluate.batch_size = 120
+    evaluate.num_samples = 120
+    evaluate.enable_sampling = True
+    evaluate.enable_bpd = True
+    evaluate.bpd_num_repeats = 1
+    return config
