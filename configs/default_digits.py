@@ -1,4 +1,4 @@
-"""What the experiments on scikit-learn's handwritten digits share: 8x8 pixels, 17 grey levels, minutes on two CPU cores."""
+"""What the experiments on scikit-learn's handwritten digits share: 8x8 pixels, 17 grey levels, minutes on two cores."""
 
 import ml_collections
 
