@@ -229,12 +229,11 @@ def check_config(folder: str | Path, config: Config, fixed: Callable[[str], bool
 
 
 def claim(folder: str | Path, config: Config, fixed: Callable[[str], bool]) -> None:
-    """`check_config`, after which the folder's config.json is there."""
+    """`check_config`, then makes `config` the folder's config.json."""
     check_config(folder, config, fixed)
-    path = Path(folder) / "config.json"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: file.write(json.dumps(config.to_dict(), indent=2).encode()))
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config.to_dict(), indent=2)
+    write_atomically(Path(folder) / "config.json", lambda file: file.write(text.encode()))
 
 
 def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:

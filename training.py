@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tensorboardX
-from absl import logging
 from flax import nnx
 from jax import Array, lax
 from tqdm import tqdm
@@ -29,6 +28,7 @@ from experiment import Config, Experiment, Params, claim
 Metrics = dict[str, Array]
 
 GRID = 64  # images in the sample grid of a snapshot
+FREQUENCIES = ("log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption")
 MAY_CHANGE = (  # Fields that may differ when a run goes on in its workdir.
     "eval.",
     "sampling.",
@@ -129,27 +129,26 @@ def train(config: Config, workdir: str) -> TrainState:
     state = init_state(experiment, optimizer)
     if restored := checkpoints.restore_latest(_trees(state)):
         state = _state(restored[0])
-        logging.info("Going on from %s.", restored[1])
     start = int(state.step)
     steps = compile_steps(experiment, optimizer)
     batches = datasets.Batches(experiment.train, settings.batch_size, config.seed, per_call).iterate(start // per_call)
     with contextlib.closing(checkpoints), Reporter(workdir, start, total, settings.batch_size) as report:
+        if restored:
+            report.say(f"going on from {restored[1]}" if start < total else "nothing left to do")
         for step in range(start + per_call, total + 1, per_call):
             images = sharding.shard(experiment.mesh, next(batches), axis=1)
             state, metrics = steps(state, images)
             report.collect(step, metrics)
-
-            def due(every: int, step: int = step) -> bool:
-                return step == total or step // every > (step - per_call) // every
-
-            snapshot, backup = due(settings.snapshot_freq), due(settings.snapshot_freq_for_preemption)
-            if due(settings.log_freq):
+            due = {name: step == total or step % settings[name] < per_call for name in FREQUENCIES}
+            snapshot, backup = due["snapshot_freq"], due["snapshot_freq_for_preemption"]
+            if due["log_freq"]:
                 report.training()
             if snapshot or backup:
                 report.check()  # Raises if a loss is not finite; nothing is saved then.
-            if due(settings.eval_freq):
+            if due["eval_freq"]:
                 report.held_out(*held_out_batch(experiment, state.ema, step))
-            for folder, number in [(META, step)] * backup + [(KEPT, -(-step // settings.snapshot_freq))] * snapshot:
+            kept = (step + settings.snapshot_freq - per_call) // settings.snapshot_freq  # The last one may come early.
+            for folder, number in [(META, step)] * backup + [(KEPT, kept)] * snapshot:
                 checkpoints.save(folder, number, _trees(state), step=step, config=config.to_dict())
             if snapshot and settings.snapshot_sampling:
                 report.samples(experiment.sample_images(state.ema, 0, GRID)[0])
@@ -157,14 +156,14 @@ def train(config: Config, workdir: str) -> TrainState:
 
 
 def held_out_batch(experiment: Experiment, ema: Params, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Losses and times of one batch of test images; which batch, and its noise, follow from the step."""
+    """Losses of one batch of test images, and their sums and counts by noise level; all follow from the step."""
     rounds = datasets.rounds(experiment.test, experiment.config.training.batch_size)
     indices, count = rounds[step % len(rounds)]
     images = experiment.rows(experiment.test.pixels[indices])
     per_image, t = sharding.fetch(
         experiment.held_out_loss(ema, images, jax.random.fold_in(experiment.key("loss"), step))
     )
-    return per_image[:count], t[:count]
+    return per_image[:count], np.stack(losses.by_noise_level(per_image[:count], t[:count], experiment.sde))
 
 
 def _trees(state: TrainState) -> dict:
@@ -230,13 +229,13 @@ class Reporter:
         self._scalars("training", loss=loss, grad_norm=norm, images_per_second=rate * self.batch_size)
         self._levels("training", *levels)
         eta = time.strftime("%H:%M:%S", time.gmtime((self.total - self.step) / rate)) if rate else "unknown"
-        self._say(f"loss {loss:.5f}, {rate * self.batch_size:.0f} images/s, ETA {eta}")
+        self.say(f"loss {loss:.5f}, {rate * self.batch_size:.0f} images/s, ETA {eta}")
 
-    def held_out(self, losses: np.ndarray, t: np.ndarray) -> None:
+    def held_out(self, losses: np.ndarray, levels: np.ndarray) -> None:
         """Reports the loss of held-out images under the EMA parameters."""
         self._scalars("held_out", loss=losses.mean())
-        self._levels("held_out", *(np.histogram(t, 10, (0, 1), weights=w)[0] for w in (losses, np.ones_like(t))))
-        self._say(f"held-out loss {losses.mean():.5f} on {len(losses)} images")
+        self._levels("held_out", *levels)
+        self.say(f"held-out loss {losses.mean():.5f} on {len(losses)} images")
 
     def samples(self, images: np.ndarray) -> None:
         """Writes a grid of sampled images (N, H, W, C) uint8 to samples/step_N.png and to TensorBoard."""
@@ -246,7 +245,7 @@ class Reporter:
             path.parent.mkdir(exist_ok=True)
             grid.save(path)
         self.events.add_image("samples", np.asarray(grid.convert("RGB")), self.step, dataformats="HWC")
-        self._say(f"samples in {path}")
+        self.say(f"samples in {path}")
 
     def _scalars(self, group: str, **values: float) -> None:
         for name, value in values.items():
@@ -256,6 +255,7 @@ class Reporter:
         for i in np.flatnonzero(counts):
             self.events.add_scalar(f"{group}_loss_by_t/{(i + 0.5) / len(sums):.2f}", sums[i] / counts[i], self.step)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Writes a line to the console, beside the progress bar."""
         if self.leads:
             self.bar.write(f"step {self.step}: {text}")

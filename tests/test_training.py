@@ -12,11 +12,13 @@ from flax import nnx
 import datasets
 import experiment as experiments
 import losses
+import sde_lib
 import training
 from checkpoints import KEPT, META, Checkpoints
 from errors import InputError
 from pretrained import load_official, official_parameters, read_flax
 from tests import reference, tiny
+from tests.test_sampling import Cosine
 
 
 def leaves(state):
@@ -122,6 +124,14 @@ def test_a_scan_of_steps_is_the_steps():
     assert loop.step == scan.step == 4
 
 
+def test_a_new_sde_trains(monkeypatch):
+    """Cosine, defined in test_sampling by its alpha and var alone, through the real training step."""
+    monkeypatch.setitem(sde_lib.SDES, "cosine", Cosine)
+    curve, _ = run(tiny.config(**{"training.sde": "cosine", "training.n_iters": 60, "optim.lr": 3e-3}))
+    assert np.isfinite(curve).all()
+    assert curve[-10:].mean() < 0.8 * curve[:3].mean()
+
+
 def test_golden_step():
     """If this fails and the change is meant to alter training, put in the new numbers and say so in the changelog."""
     curve, state = run(tiny.config(**{"training.n_iters": 3}), jax.devices()[:1])
@@ -187,6 +197,20 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, trained, caplog):
     assert identical(training.train(tiny.config(), str(tmp_path / "w")), final)
     assert "damaged" in caplog.text
     assert sorted(Checkpoints(tmp_path / "w").kept()) == [1, 2]
+
+
+def test_changed_bytes_are_noticed(tmp_path, trained):
+    shutil.copytree(trained[0], tmp_path / "w")
+    files = [path for path in (tmp_path / "w" / META / "checkpoint_6").rglob("*") if path.is_file()]
+    data = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    data.write_bytes(bytes(content))
+    checkpoints = Checkpoints(tmp_path / "w")
+    like = training._trees(trained[1])
+    with pytest.raises(InputError, match="damaged"):
+        checkpoints.restore(checkpoints.find()[0], like)
+    assert identical(training._state(checkpoints.restore_latest(like)[0]), trained[1])
 
 
 def test_only_damaged_checkpoints_are_not_overwritten(tmp_path, trained):
