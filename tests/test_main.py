@@ -1,10 +1,15 @@
 """The command line: what is wrong ends in one sentence and exit code 1, quickly, with nothing written."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import training
+from errors import InputError
+from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "--config=configs/vp/digits_ddpmpp_continuous.py"
@@ -22,25 +27,41 @@ def run(*args: str, workdir: Path) -> subprocess.CompletedProcess:
         ("--config.training.batch_size=many", "invalid literal for int"),
         ("--config=configs/vp/nothing.py", "configs/vp/nothing.py"),
         ("--config.model.name=unet", "model.name = 'unet' is unknown; known: ddpm, ncsn, ncsnpp"),
-        ("--config.training.sde=ito", "training.sde = 'ito' is unknown; known: subvpsde, vesde, vpsde"),
-        ("--config.sampling.predictor=heun", "known: ancestral_sampling, euler_maruyama, none, reverse_diffusion"),
-        ("--config.sampling.corrector=mala", "known: ald, langevin, langevin_per_image, none"),
-        ("--config.sampling.method=rk", "sampling.method = 'rk' is unknown; known: ode, pc"),
-        ("--config.optim.optimizer=SGD", "optim.optimizer = 'sgd' is unknown; known: adam"),
-        ("--config.training.batch_size=0", "training.batch_size = 0 does not divide among"),
-        ("--config.model.ch_mult=1,2,2,2,2", "data.image_size = 8 cannot be halved 4 times"),
-        ("--config.model.num_scales=10", "10 steps are too few"),
-        ("--config.training.n_iters=0", "training.n_iters = 0"),
         ("--mode=dream", "mode"),
         ("stray", "arguments that are no flags: stray"),
     ],
 )
-def test_bad_input(tmp_path, flag, sentence):
+def test_bad_input_on_the_command_line(tmp_path, flag, sentence):
     mode = [] if flag.startswith("--mode") else ["--mode=train"]
     result = run(CONFIG, *mode, flag, workdir=tmp_path / "w")
     assert result.returncode == 1
     assert sentence in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("training.sde", "ito", "training.sde = 'ito' is unknown; known: subvpsde, vesde, vpsde"),
+        ("sampling.predictor", "heun", "known: ancestral_sampling, euler_maruyama, none, reverse_diffusion"),
+        ("sampling.corrector", "mala", "known: ald, langevin, langevin_per_image, none"),
+        ("sampling.method", "rk", "sampling.method = 'rk' is unknown; known: ode, pc"),
+        ("optim.optimizer", "SGD", "optim.optimizer = 'sgd' is unknown; known: adam"),
+        ("training.batch_size", 0, "training.batch_size = 0 does not divide among"),
+        ("training.batch_size", 9, "training.batch_size = 9 does not divide among 2 devices"),
+        ("model.ch_mult", (1, 2, 2, 2, 2), "data.image_size = 8 cannot be halved 4 times"),
+        ("model.num_scales", 10, "10 steps are too few"),
+        ("training.n_iters", 0, "training.n_iters = 0 must be at least 1"),
+        ("training.continuous", False, None),
+    ],
+)
+def test_bad_values(tmp_path, field, value, sentence):
+    config = tiny.config(**{field: value})
+    if sentence is None:  # Fine with a positional embedding, not with Fourier features of log(label).
+        config.model.embedding_type, sentence = "fourier", "needs training.continuous = True"
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        training.train(config, str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
 
 
