@@ -13,8 +13,6 @@ import training
 from errors import InputError
 from tests import tiny
 
-pytestmark = pytest.mark.xdist_group("evaluation")  # They share a trained network.
-
 
 def config(**changes):
     options = {"eval.enable_bpd": True, "eval.enable_sampling": True, "eval.bpd_num_repeats": 2, "training.n_iters": 4}

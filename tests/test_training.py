@@ -152,9 +152,6 @@ def test_learning():
 # --- restarts ---------------------------------------------------------------------------------------------------------
 
 
-together = pytest.mark.xdist_group("training")  # What shares a finished run.
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A finished run of six steps: kept checkpoints 1 (step 4) and 2 (step 6), backups at steps 4 and 6."""
@@ -166,7 +163,6 @@ class Killed(Exception):
     pass
 
 
-@together
 @pytest.mark.parametrize("killed_at", [1, 5])
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, trained, killed_at):
     config, whole = tiny.config(), trained[1]
@@ -193,7 +189,6 @@ def damage(folder):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@together
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, trained, caplog):
     source, final = trained
     shutil.copytree(source, tmp_path / "w")
@@ -204,7 +199,6 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, trained, caplog):
     assert sorted(Checkpoints(tmp_path / "w").kept()) == [1, 2]
 
 
-@together
 def test_changed_bytes_are_noticed(tmp_path, trained):
     shutil.copytree(trained[0], tmp_path / "w")
     files = [path for path in (tmp_path / "w" / META / "checkpoint_6").rglob("*") if path.is_file()]
@@ -219,7 +213,6 @@ def test_changed_bytes_are_noticed(tmp_path, trained):
     assert identical(training._state(checkpoints.restore_latest(like)[0]), trained[1])
 
 
-@together
 def test_only_damaged_checkpoints_are_not_overwritten(tmp_path, trained):
     shutil.copytree(trained[0], tmp_path / "w")
     for folder in (tmp_path / "w").glob("checkpoints*/checkpoint_*"):
@@ -228,14 +221,12 @@ def test_only_damaged_checkpoints_are_not_overwritten(tmp_path, trained):
         training.train(tiny.config(), str(tmp_path / "w"))
 
 
-@together
 def test_checkpoints_hold_the_config(trained):
     checkpoints = Checkpoints(trained[0])
     assert checkpoints.config(checkpoints.kept()[1])["data"]["dataset"] == "digits"
     assert [(found.step, found.folder) for found in checkpoints.find()] == [(6, META), (6, KEPT), (4, META), (4, KEPT)]
 
 
-@together
 def test_another_experiment_in_the_workdir_is_refused(trained):
     before = {path: path.stat().st_mtime_ns for path in trained[0].rglob("*")}
     with pytest.raises(InputError, match=r"model.nf: 8 there, 16 now\n  optim.lr: 0.0?01?.* there, 0.5 now"):
@@ -243,7 +234,6 @@ def test_another_experiment_in_the_workdir_is_refused(trained):
     assert before == {path: path.stat().st_mtime_ns for path in trained[0].rglob("*")}
 
 
-@together
 def test_a_longer_run_may_go_on_in_the_workdir(tmp_path, trained):
     shutil.copytree(trained[0], tmp_path / "w")
     assert training.train(tiny.config(**{"training.n_iters": 8}), str(tmp_path / "w")).step == 8
