@@ -143,11 +143,13 @@ class Conv2d(nnx.Module):
         return self.resample(x, self.weight[...], self.fir_kernel) + self.bias[...]
 
 
-class Upsample(nnx.Module):
-    """Doubles height and width, with FIR filter and convolution as asked: (B, H, W, in) -> (B, 2H, 2W, features).
+class Resampler(nnx.Module):
+    """What `Upsample` and `Downsample` share: an optional convolution, and an optional FIR filter, joined if both are.
 
-    It takes the arguments of a residual block, to be exchangeable with one, and looks at x alone.
+    They take the arguments of a residual block, to be exchangeable with one, and look at x alone.
     """
+
+    up: bool
 
     def __init__(
         self,
@@ -160,8 +162,15 @@ class Upsample(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.fir, self.fir_kernel = fir, tuple(fir_kernel)
-        conv = partial(Conv2d, fir_kernel=fir_kernel, up=True) if fir else conv3x3
+        plain = partial(conv3x3, stride=1 if self.up else 2)
+        conv = partial(Conv2d, fir_kernel=fir_kernel, up=self.up) if fir else plain
         self.conv = conv(in_features, features or in_features, rngs=rngs) if with_conv else None
+
+
+class Upsample(Resampler):
+    """Doubles height and width: (B, H, W, in) -> (B, 2H, 2W, features)."""
+
+    up = True
 
     def __call__(self, x: Array, temb: Array | None = None, rngs: nnx.Rngs | None = None) -> Array:
         if self.fir:
@@ -170,25 +179,10 @@ class Upsample(nnx.Module):
         return self.conv(x) if self.conv else x
 
 
-class Downsample(nnx.Module):
-    """Halves height and width, with FIR filter and convolution as asked: (B, H, W, in) -> (B, H/2, W/2, features).
+class Downsample(Resampler):
+    """Halves height and width: (B, H, W, in) -> (B, H/2, W/2, features)."""
 
-    It takes the arguments of a residual block, to be exchangeable with one, and looks at x alone.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        features: int | None = None,
-        *,
-        with_conv: bool = False,
-        fir: bool = False,
-        fir_kernel: Sequence[float] = (1, 3, 3, 1),
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.fir, self.fir_kernel = fir, tuple(fir_kernel)
-        conv = partial(Conv2d, fir_kernel=fir_kernel, up=False) if fir else partial(conv3x3, stride=2)
-        self.conv = conv(in_features, features or in_features, rngs=rngs) if with_conv else None
+    up = False
 
     def __call__(self, x: Array, temb: Array | None = None, rngs: nnx.Rngs | None = None) -> Array:
         if self.conv:
