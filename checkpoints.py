@@ -103,7 +103,9 @@ class Checkpoints:
             except InputError as error:
                 logging.warning("%s Falling back to the one before.", error)
         if any(manager.all_steps() for manager in self._managers.values()):
-            raise InputError("The workdir has checkpoints, but none that can be read; nothing is overwritten.")
+            raise InputError(
+                "The workdir has checkpoints, but none that can be read; nothing is overwritten. Use another --workdir."
+            )
         return None
 
     def close(self) -> None:

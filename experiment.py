@@ -69,7 +69,10 @@ class Experiment:
             if _get(config, field) < 1:
                 raise InputError(f"{field} = {_get(config, field)} must be at least 1.")
         if config.training.n_iters < config.training.n_jitted_steps:
-            raise InputError("training.n_iters must be at least training.n_jitted_steps.")
+            raise InputError(
+                f"training.n_iters = {config.training.n_iters} must be at least training.n_jitted_steps = "
+                f"{config.training.n_jitted_steps}; raise the one or lower the other."
+            )
         for field in ("training.batch_size", "eval.batch_size"):
             sharding.check_batch_size(self.mesh, _get(config, field), field)
         self.sde = make_sde(config)
