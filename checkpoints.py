@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax import Array
 
-from errors import InputError
+from errors import InputError, brief
 
 KEPT, META = "checkpoints", "checkpoints-meta"
 
@@ -64,7 +64,7 @@ class Checkpoints:
                 try:
                     found.append(Found(self._info(folder, number)["step"], folder, number))
                 except Exception as error:  # Damage has no one exception type.
-                    logging.warning("%s/checkpoint_%d is damaged and is passed over: %s", folder, number, _brief(error))
+                    logging.warning("%s/checkpoint_%d is damaged and is passed over: %s", folder, number, brief(error))
         return sorted(found, reverse=True)
 
     def kept(self) -> dict[int, Found]:
@@ -85,7 +85,7 @@ class Checkpoints:
             restored = self._managers[found.folder].restore(found.number, args=ocp.args.Composite(**items))
             checksums = self._info(found.folder, found.number)["checksums"]
         except Exception as error:  # Damage has no one exception type.
-            raise InputError(f"{found} is damaged or of another network: {_brief(error)}") from error
+            raise InputError(f"{found} is damaged or of another network: {brief(error)}") from error
         for name in like:
             if _checksum(restored[name]) != checksums[name]:
                 raise InputError(f"{found} is damaged: the checksum of {name} is not the one it was saved with.")
@@ -127,7 +127,3 @@ def _checksum(tree: Any) -> int:
 
 def _abstract(leaf: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

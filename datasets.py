@@ -1,6 +1,7 @@
 """Images as uint8 grey levels, the batches of a run, and the map between grey levels and what a model sees.
 
-A new data set is one function `(split, config.data) -> Images`, entered in DATASETS.
+A new data set is one function `(split, config.data) -> Images`, entered in DATASETS; and in LEVELS, if it has fewer
+than 256 grey levels.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ from sharding import local_rows
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images of one split: `pixels` (N, H, W, C) uint8 with values below `levels`; any sequence of images will do."""
+    """Images of one split: `pixels` (N, H, W, C) uint8; any sequence of images will do."""
 
     pixels: np.ndarray
-    levels: int = 256
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -41,26 +41,32 @@ def digits(split: str, config: ml_collections.ConfigDict) -> Images:
 
     pixels = load_digits().images.astype(np.uint8)[..., None]
     held_out = np.arange(len(pixels)) % 5 == 4
-    return Images(pixels[held_out if split == "test" else ~held_out], levels=17)
+    return Images(pixels[held_out if split == "test" else ~held_out])
 
 
 DATASETS = {"digits": digits}
+LEVELS = {"digits": 17}
 
 
-def load(config: ml_collections.ConfigDict) -> tuple[Images, Images]:
-    """Training and test images of `config.data`.
+def levels(config: ml_collections.ConfigDict) -> int:
+    """The number of grey levels of `config.data`; known without its images, as samplers need it."""
+    return LEVELS.get(config.dataset.lower(), 256)
+
+
+def load(config: ml_collections.ConfigDict, split: str) -> Images:
+    """The images of a split, 'train' or 'test', of `config.data`.
 
     Raises InputError for an unknown data set, or one whose images are not of the configured size.
     """
     source = choose({name.lower(): f for name, f in DATASETS.items()}, config.dataset.lower(), "data.dataset")
-    train, test = source("train", config), source("test", config)
+    images = source(split, config)
     expected = (config.image_size, config.image_size, config.num_channels)
-    if train.pixels[0].shape != expected:
+    if images.pixels[0].shape != expected:
         raise InputError(
-            f"Images of data.dataset = {config.dataset!r} have shape {train.pixels[0].shape}; data.image_size = "
+            f"Images of data.dataset = {config.dataset!r} have shape {images.pixels[0].shape}; data.image_size = "
             f"{config.image_size} and data.num_channels = {config.num_channels} ask for {expected}."
         )
-    return train, test
+    return images
 
 
 # --- the map between grey levels and what a model sees ----------------------------------------------------------------

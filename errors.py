@@ -22,3 +22,8 @@ def choose(table: Mapping[str, Value], name: str, field: str) -> Value:
     """table[name], after `check_name`."""
     check_name(name, table, field)
     return table[name]
+
+
+def brief(error: Exception) -> str:
+    """The first line of what an exception says, for use inside a sentence."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -45,6 +45,8 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
     config = experiment.config
     stages = [stage for name, stage in STAGES.items() if config.eval[f"enable_{name}"]]
     choose(BPD_IMAGES, config.eval.bpd_dataset.lower(), "eval.bpd_dataset")
+    if loss_stage in stages or bpd_stage in stages:
+        _check_images(experiment)
     if not Path(workdir).is_dir():
         raise InputError(f"--workdir={workdir} does not exist; train first, with --mode=train.")
     may_change = FREE + (("model.num_scales",) if config.training.continuous else ())
@@ -77,6 +79,14 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
         raise InputError(f"None of the {len(found)} checkpoints asked for can be read.")
     print(_table(results, folder))
     return results
+
+
+def _check_images(experiment: Experiment) -> None:
+    try:
+        len(experiment.test)
+    except InputError as error:
+        hint = "eval.enable_loss and eval.enable_bpd need its images; eval.enable_sampling does not."
+        raise InputError(f"{error} {hint}") from error
 
 
 # --- stages: (experiment, EMA parameters, folder) -> results ----------------------------------------------------------

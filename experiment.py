@@ -28,9 +28,9 @@ from configs.default import get_default_config
 from errors import InputError, check_name, choose
 from models import NETWORKS
 from models.score import ScoreModel
+from places import Params, as_built
 from sde_lib import SDE, SDES, VESDE, Score
 
-Params = dict[str, Any]
 Config = ml_collections.ConfigDict
 
 Sampler = Callable[[Array, Score, Array], tuple[Array, Array]]
@@ -57,9 +57,10 @@ class Experiment:
     Attributes:
       mesh: the devices. sde, scaler, model: see their classes. graph: the network without its parameters, which
         are nested dictionaries like abstract_params.
-      train, test: the images. num_scales: noise levels of discrete-time training, or None.
+      num_scales: noise levels of discrete-time training, or None.
+      train, test: the images, read when first asked for: whoever only samples need not have them.
 
-    Raises InputError, on construction, for whatever is wrong in the config.
+    Raises InputError, on construction, for whatever is wrong in the config, and from `train` and `test` for the images.
     """
 
     def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None) -> None:
@@ -88,9 +89,23 @@ class Experiment:
         whole = sharding.replicated(self.mesh)
         abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
         self.abstract_params = jax.tree.map(abstract, nnx.to_pure_dict(shapes))
-        self.train, self.test = datasets.load(config.data)
-        self.scaler = datasets.Scaler(self.train.levels, config.data.centered)
+        self.scaler = datasets.Scaler(datasets.levels(config.data), config.data.centered)
         self.image_shape = (config.data.image_size, config.data.image_size, config.data.num_channels)
+
+    @functools.cached_property
+    def train(self) -> datasets.Images:
+        """The training images."""
+        return datasets.load(self.config.data, "train")
+
+    @functools.cached_property
+    def test(self) -> datasets.Images:
+        """The held-out images."""
+        return datasets.load(self.config.data, "test")
+
+    @functools.cached_property
+    def network(self) -> nnx.Module:
+        """The network as built (see `places.as_built`): what formats of checkpoints go by."""
+        return as_built(lambda: make_network(self.config, nnx.Rngs(0)))
 
     def key(self, purpose: str) -> Array:
         """The root of all random numbers that serve one purpose; a function of config.seed."""

@@ -1,4 +1,4 @@
-"""Trains and evaluates score-based generative models.
+"""Trains and evaluates score-based generative models, and takes checkpoints from and to other code bases.
 
 python main.py --config=configs/vp/digits_ddpmpp_continuous.py --workdir=DIR --mode=train [--config.FIELD=VALUE ...]
 """
@@ -12,6 +12,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import conversion
 import evaluation
 import training
 from errors import InputError
@@ -19,8 +20,11 @@ from errors import InputError
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file("config", None, "The experiment; fields as in --config.training.batch_size=64.")
 flags.DEFINE_string("workdir", None, "Where checkpoints, logs and results go.")
-flags.DEFINE_enum("mode", None, ["train", "eval"], "What to do.")
+flags.DEFINE_enum("mode", None, ["train", "eval", "import", "export"], "What to do.")
 flags.DEFINE_string("eval_folder", "eval", "Folder for the results of --mode=eval, under the workdir.")
+flags.DEFINE_string("source", None, "The checkpoint to import: a file of the official code, or a diffusers folder.")
+flags.DEFINE_string("target", None, "The file to export to: .pth (PyTorch), .safetensors, or else Flax.")
+flags.DEFINE_integer("checkpoint", None, "The number of the checkpoint to export; the newest by default.")
 flags.mark_flags_as_required(["config", "workdir", "mode"])
 
 
@@ -32,12 +36,23 @@ def main(argv: list[str]) -> None:
     try:
         if argv[1:]:
             raise InputError(f"arguments that are no flags: {' '.join(argv[1:])}.")
-        if FLAGS.mode == "train":
-            training.train(_config(), FLAGS.workdir)
-        else:
-            evaluation.evaluate(_config(), FLAGS.workdir, FLAGS.eval_folder)
+        MODES[FLAGS.mode](_config(), FLAGS.workdir)
     except InputError as error:
         sys.exit(f"Error: {error}")
+
+
+MODES = {
+    "train": training.train,
+    "eval": lambda config, workdir: evaluation.evaluate(config, workdir, FLAGS.eval_folder),
+    "import": lambda config, workdir: conversion.import_checkpoint(config, workdir, _flag("source")),
+    "export": lambda config, workdir: conversion.export_checkpoint(config, workdir, _flag("target"), FLAGS.checkpoint),
+}
+
+
+def _flag(name: str) -> str:
+    if FLAGS[name].value is None:
+        raise InputError(f"--mode={FLAGS.mode} needs --{name}: {FLAGS[name].help}")
+    return FLAGS[name].value
 
 
 def _config() -> ml_collections.ConfigDict:

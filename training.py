@@ -123,18 +123,20 @@ def train(config: Config, workdir: str) -> TrainState:
     experiment = Experiment(config)
     config, optimizer = experiment.config, make_optimizer(experiment.config.optim)
     settings, per_call = config.training, config.training.n_jitted_steps
-    total = settings.n_iters // per_call * per_call
-    claim(workdir, config, lambda field: not field.startswith(MAY_CHANGE))
+    train, _ = experiment.train, experiment.test  # Read before anything is written, lest they cannot be.
+    claim(workdir, config, is_fixed)
     checkpoints = Checkpoints(workdir, create=True)
     state = init_state(experiment, optimizer)
-    if restored := checkpoints.restore_latest(_trees(state)):
-        state = _state(restored[0])
+    if restored := checkpoints.restore_latest(to_trees(state)):
+        state = from_trees(restored[0])
     start = int(state.step)
+    total = start + (settings.n_iters - start) // per_call * per_call  # Imported states may start at any step.
     steps = compile_steps(experiment, optimizer)
-    batches = datasets.Batches(experiment.train, settings.batch_size, config.seed, per_call).iterate(start // per_call)
+    batches = datasets.Batches(train, settings.batch_size, config.seed, per_call).iterate(start // per_call)
     with contextlib.closing(checkpoints), Reporter(workdir, start, total, settings.batch_size) as report:
         if restored:
-            report.say(f"going on from {restored[1]}" if start < total else "nothing left to do")
+            left = "" if start < total else f": nothing left to do, training.n_iters = {settings.n_iters} is reached"
+            report.say(f"going on from {restored[1]}{left}")
         for step in range(start + per_call, total + 1, per_call):
             images = sharding.shard(experiment.mesh, next(batches), axis=1)
             state, metrics = steps(state, images)
@@ -149,10 +151,15 @@ def train(config: Config, workdir: str) -> TrainState:
                 report.held_out(*held_out_batch(experiment, state.ema, step))
             kept = (step + settings.snapshot_freq - per_call) // settings.snapshot_freq  # The last one may come early.
             for folder, number in [(META, step)] * backup + [(KEPT, kept)] * snapshot:
-                checkpoints.save(folder, number, _trees(state), step=step, config=config.to_dict())
+                checkpoints.save(folder, number, to_trees(state), step=step, config=config.to_dict())
             if snapshot and settings.snapshot_sampling:
                 report.samples(experiment.sample_images(state.ema, 0, GRID)[0])
     return state
+
+
+def is_fixed(field: str) -> bool:
+    """Whether a config field must stay as it is in a workdir."""
+    return not field.startswith(MAY_CHANGE)
 
 
 def held_out_batch(experiment: Experiment, ema: Params, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,11 +173,13 @@ def held_out_batch(experiment: Experiment, ema: Params, step: int) -> tuple[np.n
     return per_image[:count], np.stack(losses.by_noise_level(per_image[:count], t[:count], experiment.sde))
 
 
-def _trees(state: TrainState) -> dict:
+def to_trees(state: TrainState) -> dict:
+    """The state as checkpoints hold it."""
     return {"params": state.params, "ema": state.ema, "optimizer": {"step": state.step, "state": state.opt_state}}
 
 
-def _state(trees: dict) -> TrainState:
+def from_trees(trees: dict) -> TrainState:
+    """Inverts `to_trees`."""
     return TrainState(trees["optimizer"]["step"], trees["params"], trees["ema"], trees["optimizer"]["state"])
 
 

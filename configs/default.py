@@ -1,6 +1,9 @@
-"""What the experiments of the paper have in common; each config file states only where it differs.
+"""What all experiments have in common; each config file states only how it differs.
 
-Names and values are those of the official release (its CIFAR-10 default); fields that are ours are marked so.
+Names and values are those of the official release, but for what `differences.py` lists. Where experiments disagree, the
+value is that of CIFAR-10 and the VE SDE in continuous time. The fields of each network are in `networks.py`.
+
+The paper, its tables and its figures are, in all config files, those of Song et al. (ICLR 2021, arXiv:2011.13456).
 """
 
 import ml_collections
@@ -19,7 +22,6 @@ def get_default_config() -> ml_collections.ConfigDict:
     data.centered = False
 
     config.model = model = ml_collections.ConfigDict()
-    model.name = "ncsnpp"
     model.sigma_min = 0.01
     model.sigma_max = 50.0
     model.beta_min = 0.1
@@ -27,33 +29,14 @@ def get_default_config() -> ml_collections.ConfigDict:
     model.num_scales = 1000
     model.ema_rate = 0.999
     model.dropout = 0.1
-    model.embedding_type = "fourier"
-    model.fourier_scale = 16.0
-    model.normalization = "GroupNorm"
-    model.nonlinearity = "swish"
-    model.nf = 128
-    model.ch_mult = (1, 2, 2, 2)
-    model.num_res_blocks = 4
-    model.attn_resolutions = (16,)
-    model.attention_type = "ddpm"
-    model.resamp_with_conv = True
-    model.conditional = True
-    model.fir = True
-    model.fir_kernel = (1, 3, 3, 1)
-    model.skip_rescale = True
-    model.resblock_type = "biggan"
-    model.progressive = "none"
-    model.progressive_input = "residual"
-    model.progressive_combine = "sum"
-    model.init_scale = 0.0
-    model.conv_size = 3
+    model.embedding_type = "fourier"  # Of NCSN++ and DDPM++; the other networks have one embedding or none.
     model.scale_by_sigma = True
 
     config.training = training = ml_collections.ConfigDict()
     training.sde = "vesde"
     training.continuous = True
     training.batch_size = 128
-    training.n_iters = 1_300_000
+    training.n_iters = 1_300_001
     training.n_jitted_steps = 5
     training.reduce_mean = False
     training.likelihood_weighting = False
@@ -90,5 +73,5 @@ def get_default_config() -> ml_collections.ConfigDict:
     evaluate.enable_loss = True
     evaluate.enable_bpd = False
     evaluate.bpd_dataset = "test"
-    evaluate.bpd_num_repeats = 5  # Ours: passes over the data set, each with noise and probes of its own.
+    evaluate.bpd_num_repeats = 5
     return config

@@ -34,6 +34,8 @@ class DDPM(nnx.Module):
       image_size, num_channels: H = W and C of the images.
       nf, ch_mult, num_res_blocks: level i has nf ch_mult[i] features and num_res_blocks blocks, one more on the way up.
       attn_resolutions: heights at which there is self-attention.
+      attend_after_each_up_block: on the way up, attend after each block, as Ho et al. do; else once a level, as the
+        official score-SDE code does.
       resamp_with_conv: convolve when resampling, else take the mean of pixels or repeat them.
       conditional: whether the network is told the noise level.
       nonlinearity, normalization, dropout: of all blocks.
@@ -51,6 +53,7 @@ class DDPM(nnx.Module):
         ch_mult: Sequence[int],
         num_res_blocks: int,
         attn_resolutions: Sequence[int],
+        attend_after_each_up_block: bool = False,
         dropout: float = 0.0,
         conditional: bool = True,
         resamp_with_conv: bool = True,
@@ -90,10 +93,13 @@ class DDPM(nnx.Module):
         self.mid = nnx.List([block(channels, channels), attn(channels), block(channels, channels)])
         self.up = nnx.List()
         for i, width, attends in reversed(levels):
-            for _ in range(num_res_blocks + 1):
+            for last_block in (False,) * num_res_blocks + (True,):
                 self.up.append(nnx.List([block(channels + skips.pop(), width)]))
+                if attends and (last_block or attend_after_each_up_block):
+                    self.up[-1].append(attn(width))
                 channels = width
-            self.up[-1].extend([attn(width)] * attends + [up(width)] * (i > 0))
+            if i > 0:
+                self.up[-1].append(up(width))
         self.norm_out = norm(channels, rngs=rngs)
         self.conv_out = layers.conv3x3(channels, num_channels, init_scale=0.0, rngs=rngs)
 

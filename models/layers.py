@@ -65,9 +65,14 @@ def dense(in_features: int, features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
     return nnx.Linear(in_features, features, kernel_init=default_init(), rngs=rngs)
 
 
+def groups(features: int) -> int:
+    """The number of normalization groups in NCSN++: four or more channels each, 32 groups at most."""
+    return max(1, min(features // 4, 32))
+
+
 def group_norm(features: int, *, num_groups: int | None = None, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """GroupNorm with the groups of NCSN++: four or more channels each, 32 groups at most."""
-    return nnx.GroupNorm(features, num_groups or max(1, min(features // 4, 32)), epsilon=1e-6, rngs=rngs)
+    """GroupNorm, by default with the groups of NCSN++."""
+    return nnx.GroupNorm(features, num_groups or groups(features), epsilon=1e-6, rngs=rngs)
 
 
 class NIN(nnx.Linear):

@@ -52,8 +52,9 @@ class DownLevel(nnx.Module):
         self, parts: Parts, channels: int, width: int, num_blocks: int, attends: bool, lowest: bool, image_channels: int
     ) -> None:
         widths = [channels] + [width] * num_blocks
-        self.blocks = nnx.List([parts.block(a, b) for a, b in zip(widths, widths[1:])])
-        self.attns = nnx.List([parts.attn(width) for _ in range(num_blocks if attends else 0)])
+        self.steps = nnx.List()
+        for a, b in zip(widths, widths[1:]):
+            self.steps.append(nnx.List([parts.block(a, b)] + [parts.attn(b) for _ in range(attends)]))
         self.skip_rescale = parts.skip_rescale
         channels, skips = widths[-1], widths[1:]
         kind = "none" if lowest else parts.progressive_input
@@ -69,9 +70,9 @@ class DownLevel(nnx.Module):
         self, skips: list[Array], image: Array, temb: Array | None, rngs: nnx.Rngs | None
     ) -> tuple[list[Array], Array]:
         """Appends states to `skips`, whose last one is the input; returns them and the next progressive input."""
-        for i, block in enumerate(self.blocks):
+        for block, *attn in self.steps:
             h = block(skips[-1], temb, rngs)
-            skips = [*skips, self.attns[i](h) if self.attns else h]
+            skips = [*skips, attn[0](h) if attn else h]
         if self.down is not None:
             h = self.down(skips[-1], temb, rngs)
             if self.image_down is not None:

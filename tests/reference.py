@@ -7,13 +7,13 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
 
-from experiment import make_network, make_score_model, make_sde
-from models.score import ScoreModel
-from pretrained import load_official, read_flax
+import pretrained
+from experiment import Experiment
 from sde_lib import SDE, VESDE, VPSDE, SubVPSDE
 
 DATA = Path(__file__).parent / "data"
@@ -59,16 +59,24 @@ def sde(fields: dict) -> SDE:
     return kinds[fields["cls"]](**values)
 
 
-def network(folder: str, params: str = "params_ema") -> tuple[object, ScoreModel]:
-    """A recorded network with its recorded parameters, and the conventions that go with it."""
-    from flax import nnx
+@functools.cache
+def experiment(folder: str) -> Experiment:
+    """A recorded experiment, on one device."""
+    return Experiment(config(folder), jax.devices()[:1])
 
-    c = config(folder)
-    net = make_network(c, nnx.Rngs(0))
-    state = read_flax(find(folder) / "checkpoint_flax")
-    load_official(net, state["params_ema"] if params == "params_ema" else state["optimizer"]["target"])
-    scales = None if c.training.continuous else c.model.num_scales
-    return net, make_score_model(c, make_sde(c), scales)
+
+@functools.cache
+def trained(folder: str, kind: str = "flax") -> pretrained.Trained:
+    """What a recorded checkpoint holds, as the importer reads it; skips the test if there is none of this kind."""
+    if kind == "flax":
+        source = find(f"{folder}/checkpoint_flax")
+    else:
+        pytest.importorskip("torch", reason="PyTorch, which reads .pth files, is not installed (requirements-dev.txt)")
+        note = json.loads((find(folder) / "overrides.json").read_text()).get("torch")
+        if not note:
+            pytest.skip("the official PyTorch code does not support this experiment")
+        source = find(f"{folder}/{note['checkpoint']}")
+    return pretrained.read(source, experiment(folder).network, experiment(folder).config)
 
 
 def image_error(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import losses
 from sde_lib import VESDE, VPSDE, SubVPSDE
@@ -57,19 +56,18 @@ def test_discrete_losses(name, reduce_mean):
 @pytest.mark.parametrize("name", list(reference.notes("losses")["nets"]))
 def test_losses_and_gradients_of_networks(name):
     a, note = reference.arrays("losses"), reference.notes("losses")["nets"][name]
-    network, model = reference.network(note["folder"])
-    graph, params = nnx.split(network, nnx.Param)
+    experiment, params = reference.experiment(note["folder"]), reference.trained(note["folder"]).ema
     n, data, z = note.get("N"), a[f"{name}/data"], a[f"{name}/z"]
-    descending = isinstance(model.sde, VESDE)
+    descending = isinstance(experiment.sde, VESDE)
     t = a[f"{name}/t"] if n is None else levels_to_times(a[f"{name}/labels"], n, descending)
 
     weighted = name == "net_vp"
     key = "rm1" if n is not None else "lw1_rm0" if weighted else "lw0_rm1"
 
     def loss(params):
-        score = lambda x, t: model.score(nnx.merge(graph, params), x, t)
         options = {"num_scales": n, "likelihood_weighting": weighted, "reduce_mean": not weighted}
-        return losses.denoising_score_matching(score, model.sde, data, t, z, **options).mean()
+        score = experiment.score(params)
+        return losses.denoising_score_matching(score, experiment.sde, data, t, z, **options).mean()
 
     value, grads = jax.jit(jax.value_and_grad(loss))(params)
     norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))

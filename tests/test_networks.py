@@ -1,18 +1,21 @@
 """Networks against recorded official ones, resampling against scipy, and the options that no recording covers."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.signal
-from flax import nnx
+from flax import nnx, traverse_util
 
+import places
 from errors import InputError
 from models import NETWORKS, resample
+from models.classifier import WideResnet
 from models.ncsnpp import NCSNpp
-from pretrained import load_official, official_parameters, read_flax
+from pretrained import load_flax
 from sde_lib import VESDE
 from tests import reference
 
@@ -20,42 +23,46 @@ from tests import reference
 ILL_CONDITIONED = ("ve_ncsn_cifar10_124", "ve_ncsn_celeba_5")
 
 
+@functools.cache
+def compiled_score(folder):
+    experiment = reference.experiment(folder)
+    return jax.jit(lambda params, x, t: experiment.score(params)(x, t))
+
+
+@pytest.mark.parametrize("kind", ["flax", "torch"])
 @pytest.mark.parametrize("folder", reference.folders())
-def test_recorded_networks(folder):
-    network, model = reference.network(folder)
-    io = np.load(reference.find(folder) / "io_flax.npz")
+def test_recorded_networks(folder, kind):
+    """Official checkpoints, imported, against what the code that wrote them computed."""
+    trained, experiment = reference.trained(folder, kind), reference.experiment(folder)
+    score, sde, num_scales = compiled_score(folder), experiment.sde, experiment.num_scales
+    io = np.load(reference.find(f"{folder}/io_{kind}.npz"))
     x, t = io["x"].reshape(-1, *io["x"].shape[2:]), io["t"].reshape(-1)
     raw, recorded = (io[name].reshape(x.shape) for name in ("raw_ema", "score_ema"))
-    labels = model.sde.label(t, model.num_scales)
-    assert labels.dtype == io["labels"].dtype
+    labels = sde.label(t, num_scales)
+    assert labels.dtype.kind == io["labels"].dtype.kind
     np.testing.assert_allclose(labels, io["labels"].reshape(-1), rtol=3e-7)
-    graph, params = nnx.split(network, nnx.Param)
-    score = jax.jit(lambda params, x, t: model.score(nnx.merge(graph, params), x, t))
-    ours = np.concatenate([score(params, *pair) for pair in zip(io["x"], io["t"])])
+    ours = np.concatenate([score(trained.ema, *pair) for pair in zip(io["x"], io["t"])])
     bound = 1e-4 if folder in ILL_CONDITIONED else 1e-5
     # The network itself: with our std, which is right where the official float32 one cancels (see test_sde_lib).
-    std = np.asarray(model.sde.marginal(t, model.num_scales)[1], np.float64)[:, None, None, None]
-    exact = raw if isinstance(model.sde, VESDE) else -raw / std
+    std = np.asarray(sde.marginal(t, num_scales)[1], np.float64)[:, None, None, None]
+    exact = raw if isinstance(sde, VESDE) else -raw / std
     assert reference.image_error(ours, exact) < bound
     fine = t > 0.04
     assert reference.image_error(ours[fine], recorded[fine]) < max(bound, 2e-5)
     assert reference.image_error(ours, recorded) < 5e-4
-
-    network, _ = reference.network(folder, "target")
-    target = score(nnx.state(network, nnx.Param), io["x"][1], io["t"][1])
+    target = score(trained.params, io["x"][1], io["t"][1])
     assert reference.image_error(target, io["score_target"]) < max(bound, 2e-5)
 
 
-def test_checkpoints_that_do_not_fit_are_refused():
-    network, _ = reference.network("vp_cifar10_ddpmpp_continuous")
-    params = read_flax(reference.find("vp_cifar10_ddpmpp_continuous") / "checkpoint_flax")["params_ema"]
-    missing = {name: value for name, value in params.items() if name != "Conv_0"}
-    with pytest.raises(InputError, match="the checkpoint lacks Conv_0/bias"):
-        load_official(network, missing)
-    with pytest.raises(InputError, match="the network has no place for Extra_0/bias"):
-        load_official(network, {**params, "Extra_0": {"bias": np.zeros(3)}})
-    with pytest.raises(InputError, match=r"Conv_0/kernel is \(3, 3, 5, 4\), not \(3, 3, 3, 4\)"):
-        load_official(network, {**params, "Conv_0": {**params["Conv_0"], "kernel": np.zeros((3, 3, 5, 4))}})
+def test_recorded_classifier():
+    folder = reference.find("classifier_wideresnet")
+    options = json.loads((folder / "config.json").read_text())["hyper_parameters"]
+    network = places.as_built(lambda: WideResnet(**options, rngs=nnx.Rngs(0)))
+    tensors = traverse_util.flatten_dict(load_flax(folder / "checkpoint_flax"), sep="/")
+    params = places.take(places.flax_places(network), tensors, "checkpoint_flax")
+    graph, io = nnx.split(network, nnx.Param)[0], np.load(folder / "io.npz")
+    logits = lambda x: nnx.merge(graph, params)(x, io["sigma"])
+    np.testing.assert_allclose(jax.jit(logits)(io["x"]), io["logits_no_preprocess"], rtol=1e-5, atol=1e-5)
 
 
 # --- resampling -------------------------------------------------------------------------------------------------------
@@ -172,8 +179,3 @@ def test_unknown_options_are_refused_with_the_known_ones():
         NCSNpp(**SMALL, resblock_type="vgg", rngs=nnx.Rngs(0))
     with pytest.raises(InputError, match="model.nonlinearity = 'gelu' is unknown; known: elu, lrelu, relu, swish"):
         NCSNpp(**SMALL, nonlinearity="gelu", rngs=nnx.Rngs(0))
-
-
-def test_every_parameter_has_one_official_name():
-    network = NCSNpp(**SMALL, rngs=nnx.Rngs(0))
-    assert len(official_parameters(network)) == len(jax.tree.leaves(nnx.state(network, nnx.Param)))

@@ -7,16 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 import datasets
 import experiment as experiments
 import losses
+import places
 import sde_lib
 import training
 from checkpoints import KEPT, META, Checkpoints
 from errors import InputError
-from pretrained import load_official, official_parameters, read_flax
 from tests import reference, tiny
 from tests.test_sampling import Cosine
 
@@ -44,13 +43,8 @@ def test_recorded_training_steps(monkeypatch, name):
     experiment = experiments.Experiment(config, jax.devices()[:1])
     optimizer = training.make_optimizer(config.optim)
 
-    network = experiments.make_network(config, nnx.Rngs(0))
-    official = read_flax(reference.find(note["folder"]) / "checkpoint_flax")
-    states = []
-    for params in (official["optimizer"]["target"], official["params_ema"]):
-        load_official(network, params)
-        states.append(jax.tree.map(jnp.copy, nnx.to_pure_dict(nnx.state(network, nnx.Param))))
-    state = training.TrainState(jnp.int32(0), *states, optimizer.init(states[0]))
+    trained = reference.trained(note["folder"])
+    state = training.TrainState(jnp.int32(0), trained.params, trained.ema, optimizer.init(trained.params))
 
     t = a.get(f"{name}/t")
     if t is None:  # SMLD counts its noise levels from the largest, DDPM from the least.
@@ -80,12 +74,9 @@ def test_recorded_training_steps(monkeypatch, name):
 
     if f"{name}/target_final/Conv_0/kernel" in a:
         for tree, kind in ((state.params, "target_final"), (state.ema, "ema_final")):
-            nnx.update(network, tree)
-            for path, param in official_parameters(network).items():
+            for path, param in places.give(places.flax_places(experiment.network), tree).items():
                 if "NIN_1/b" not in path:  # Its exact gradient is 0; Adam turns rounding noise into steps.
-                    np.testing.assert_allclose(
-                        param[...], a[f"{name}/{kind}/{path}"].reshape(param.shape), atol=2e-5, err_msg=path
-                    )
+                    np.testing.assert_allclose(param, a[f"{name}/{kind}/{path}"], atol=2e-5, err_msg=path)
 
 
 def run(config, devices=None):
@@ -207,10 +198,10 @@ def test_changed_bytes_are_noticed(tmp_path, trained):
     content[len(content) // 2] ^= 0x40
     data.write_bytes(bytes(content))
     checkpoints = Checkpoints(tmp_path / "w")
-    like = training._trees(trained[1])
+    like = training.to_trees(trained[1])
     with pytest.raises(InputError, match="damaged"):
         checkpoints.restore(checkpoints.find()[0], like)
-    assert identical(training._state(checkpoints.restore_latest(like)[0]), trained[1])
+    assert identical(training.from_trees(checkpoints.restore_latest(like)[0]), trained[1])
 
 
 def test_only_damaged_checkpoints_are_not_overwritten(tmp_path, trained):

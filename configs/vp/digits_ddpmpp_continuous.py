@@ -1,18 +1,13 @@
 """DDPM++ with the VP SDE on handwritten digits: `make demo`. The README has its time and its bits/dim."""
 
-from configs.default_digits import get_default_digits_config
+from configs import networks
+from configs.default_digits_configs import get_default_configs
 
 
 def get_config():
-    config = get_default_digits_config()
+    config = get_default_configs(networks.ddpmpp)
     config.data.centered = True
-
-    model = config.model
-    model.embedding_type = "positional"
-    model.fir = False
-    model.progressive_input = "none"
-    model.scale_by_sigma = False
-
+    config.model.scale_by_sigma = False
     config.training.sde = "vpsde"
     config.sampling.predictor = "euler_maruyama"
     config.sampling.corrector = "none"

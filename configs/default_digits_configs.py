@@ -1,11 +1,17 @@
 """What the experiments on scikit-learn's handwritten digits share: 8x8 pixels, 17 grey levels, minutes on two cores."""
 
+from collections.abc import Callable
+
 import ml_collections
 
+from configs import networks
 from configs.default import get_default_config
 
 
-def get_default_digits_config() -> ml_collections.ConfigDict:
+def get_default_configs(
+    network: Callable[[ml_collections.ConfigDict], None] = networks.ncsnpp,
+) -> ml_collections.ConfigDict:
+    """The digits, with a small network of the kind that `network` sets."""
     config = get_default_config()
 
     data = config.data
@@ -16,6 +22,7 @@ def get_default_digits_config() -> ml_collections.ConfigDict:
     data.uniform_dequantization = True
 
     model = config.model
+    network(model)
     model.num_scales = 250
     model.ema_rate = 0.998
     model.dropout = 0.0
