@@ -55,8 +55,8 @@ class Experiment:
     """An experiment as its config describes it.
 
     Attributes:
-      mesh: the devices. sde, scaler, model: see their classes. graph: the network without its parameters, which
-        are nested dictionaries like abstract_params.
+      mesh: the devices. sde, scaler, model: see their classes. network: without values, see `places.as_built`; graph:
+        the same without its parameters, which are nested dictionaries like abstract_params.
       num_scales: noise levels of discrete-time training, or None.
       train, test: the images, read when first asked for: whoever only samples need not have them.
 
@@ -85,7 +85,8 @@ class Experiment:
         }
         self.model = make_score_model(config, self.sde, self.num_scales)
         self.sampler = make_sampler(config, self.sde)
-        self.graph, shapes = nnx.split(nnx.eval_shape(lambda: make_network(config, nnx.Rngs(0))), nnx.Param)
+        self.network = as_built(lambda: make_network(config, nnx.Rngs(0)))
+        self.graph, shapes = nnx.split(self.network, nnx.Param)
         whole = sharding.replicated(self.mesh)
         abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
         self.abstract_params = jax.tree.map(abstract, nnx.to_pure_dict(shapes))
@@ -101,11 +102,6 @@ class Experiment:
     def test(self) -> datasets.Images:
         """The held-out images."""
         return datasets.load(self.config.data, "test")
-
-    @functools.cached_property
-    def network(self) -> nnx.Module:
-        """The network as built (see `places.as_built`): what formats of checkpoints go by."""
-        return as_built(lambda: make_network(self.config, nnx.Rngs(0)))
 
     def key(self, purpose: str) -> Array:
         """The root of all random numbers that serve one purpose; a function of config.seed."""

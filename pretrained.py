@@ -186,7 +186,7 @@ FROZEN = "frozen_params"  # Ours: averages of what PyTorch does not train; its c
 def write_torch(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config) -> None:
     """Inverts `read_torch`; the official code restores it."""
     torch, places = _torch("writing a .pth file"), torch_places(network)
-    tensors = lambda params: {name: torch.from_numpy(value) for name, value in give(places, params).items()}
+    tensors = lambda params: {name: torch.tensor(value) for name, value in give(places, params).items()}
     model, ema, optim = tensors(trained.params), tensors(trained.ema), config.optim
     trainable = [place.names[0] for place in places if place.trained]
     moments = {theirs: tensors(getattr(trained, key)) for key, theirs in MOMENTS.items()}

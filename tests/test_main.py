@@ -28,6 +28,7 @@ def run(*args: str, workdir: Path) -> subprocess.CompletedProcess:
         ("--config=configs/vp/nothing.py", "configs/vp/nothing.py"),
         ("--config.model.name=unet", "model.name = 'unet' is unknown; known: ddpm, ncsn, ncsnpp"),
         ("--mode=dream", "mode"),
+        ("--mode=import", "--mode=import needs --source: The checkpoint to import"),
         ("stray", "arguments that are no flags: stray"),
     ],
 )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import conversion
 import datasets
 import experiment as experiments
 import losses
@@ -171,6 +172,16 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, traine
     resumed = training.train(config, str(tmp_path / "killed"))
     assert identical(whole, resumed)
     assert sorted(Checkpoints(tmp_path / "killed").kept()) == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["checkpoint_1", "one.pth"])
+def test_an_exported_and_imported_run_ends_as_an_uninterrupted_one(tmp_path, trained, name):
+    """Through files of the official Flax and PyTorch code: step, parameters, EMA, Adam's averages and their count."""
+    if name.endswith(".pth"):
+        pytest.importorskip("torch", reason="PyTorch, which writes .pth files, is not installed (requirements-dev.txt)")
+    conversion.export_checkpoint(tiny.config(), str(trained[0]), str(tmp_path / name), 1)
+    assert conversion.import_checkpoint(tiny.config(), str(tmp_path / "w"), str(tmp_path / name)) == 1
+    assert identical(training.train(tiny.config(), str(tmp_path / "w")), trained[1])
 
 
 def damage(folder):
