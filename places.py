@@ -53,7 +53,7 @@ class Place(NamedTuple):
     """Where a parameter of ours lies in a file.
 
     Attributes:
-      path: its keys in our nested dictionaries.
+      path: its keys in our nested dictionaries; () for a tensor that a file has, but no output depends on.
       shape: its shape there.
       names: what the file may call it; the first is the name to write.
       axes: the file's axes, as numbers of ours.
@@ -76,7 +76,7 @@ class Place(NamedTuple):
 
     def theirs(self, ours: Array) -> np.ndarray:
         """The parameter as the file has it."""
-        return np.ascontiguousarray(np.asarray(ours).transpose(self.axes).reshape(self.shapes[0]))
+        return np.ascontiguousarray(np.asarray(ours, np.float32).transpose(self.axes).reshape(self.shapes[0]))
 
     def ours(self, theirs: np.ndarray) -> np.ndarray:
         """Inverts `theirs`; float32."""
@@ -107,7 +107,8 @@ def take(places: list[Place], tensors: Mapping[str, np.ndarray], source: str) ->
         if any(not np.array_equal(value, tensors[name]) for name in present[1:]):
             raise InputError(f"{source} contradicts itself: {' and '.join(present)} should be the same tensor.")
         used.update(present)
-        taken[place.path] = place.ours(value)
+        if place.path:
+            taken[place.path] = place.ours(value)
     for name in tensors:
         if name not in used:
             raise InputError(
@@ -118,9 +119,9 @@ def take(places: list[Place], tensors: Mapping[str, np.ndarray], source: str) ->
 
 
 def give(places: list[Place], params: Params) -> dict[str, np.ndarray]:
-    """Inverts `take`."""
+    """Inverts `take`; what no output depends on is 0."""
     flat = traverse_util.flatten_dict(params)
-    return {place.names[0]: place.theirs(flat[place.path]) for place in places}
+    return {place.names[0]: place.theirs(flat[place.path] if place.path else np.zeros(place.shape)) for place in places}
 
 
 # --- the walk ---------------------------------------------------------------------------------------------------------
@@ -200,9 +201,17 @@ def torch_places(network: nnx.Module) -> list[Place]:
     places = []
     for path, names, owner, shape in parameters(network):
         leaf, axes = TORCH_LEAVES[type(owner)][path[-1]]
-        name = ".".join(("all_modules", str(kept.index(names[0])), *names[1:], leaf))
-        places.append(Place(path, shape, (name,), axes, trained=is_trained(owner)))
+        layer = ("all_modules", str(kept.index(names[0])), *names[1:])
+        places.append(Place(path, shape, (".".join((*layer, leaf)),), axes, trained=is_trained(owner)))
+        if isinstance(network, ncsnpp.NCSNpp) and not network.temb1 and path[-2:] == ("conv1", "bias"):
+            places.extend(_idle_dense(".".join(layer[:-1]), 4 * network.nf, *shape))
     return places
+
+
+def _idle_dense(block: str, in_features: int, features: int) -> list[Place]:
+    """The layer for noise levels that PyTorch's NCSN++ gives its blocks even where it tells them none."""
+    weight, bias = f"{block}.Dense_0.weight", f"{block}.Dense_0.bias"
+    return [Place((), (in_features, features), (weight,), MATRIX), Place((), (features,), (bias,), VECTOR)]
 
 
 def _outside_all_modules(path: Path, layer: nnx.Module) -> bool:

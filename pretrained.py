@@ -171,7 +171,8 @@ def read_torch(path: Path, network: nnx.Module, config: Config) -> Trained:
     moments = dict(zip(model, (optimizer["state"].get(i) for i in optimizer["param_groups"][0]["params"])))
     if not any(moments.values()):
         return Trained(params=params, ema=ema, **rest)
-    zeros = {name: {key: np.zeros_like(value) for key in MOMENTS.values()} for name, value in frozen.items()}
+    still = [name for name, place in by_name.items() if not (place.trained and place.path)]  # These have no gradient.
+    zeros = {name: {key: np.zeros_like(model[name]) for key in MOMENTS.values()} for name in still}
     found = zeros | {name: state for name, state in moments.items() if state}
     for key, theirs in MOMENTS.items():
         rest[key] = take(places, {name: _array(each[theirs]) for name, each in found.items()}, f"{path} (its {theirs})")
@@ -189,11 +190,12 @@ def write_torch(file: BinaryIO, trained: Trained, network: nnx.Module, config: C
     tensors = lambda params: {name: torch.tensor(value) for name, value in give(places, params).items()}
     model, ema, optim = tensors(trained.params), tensors(trained.ema), config.optim
     trainable = [place.names[0] for place in places if place.trained]
+    moving = {place.names[0] for place in places if place.trained and place.path}
     moments = {theirs: tensors(getattr(trained, key)) for key, theirs in MOMENTS.items()}
     states = {
         i: {"step": trained.updates} | {theirs: each[name] for theirs, each in moments.items()}
         for i, name in enumerate(model)
-        if name in trainable
+        if name in moving
     }
     group = {"lr": optim.lr, "betas": (optim.beta1, 0.999), "eps": optim.eps, "weight_decay": optim.weight_decay}
     group |= {"amsgrad": False, "params": list(range(len(model)))}

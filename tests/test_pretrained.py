@@ -52,7 +52,8 @@ def test_names_are_those_recorded(folder):
 OPTIONS = [
     {"progressive": "residual", "progressive_input": "residual", "resblock_type": "ddpm", "fir": True},
     {"progressive": "output_skip", "progressive_input": "input_skip", "progressive_combine": "cat"},
-    {"resblock_type": "ddpm", "resamp_with_conv": False, "embedding_type": "fourier", "conditional": False},
+    {"resblock_type": "ddpm", "resamp_with_conv": False, "embedding_type": "fourier"},
+    {"conditional": False},
 ]
 
 
@@ -64,7 +65,8 @@ def test_every_parameter_has_one_place(options):
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
     for find in (places.flax_places, places.torch_places):
         found = find(network)
-        assert len({place.names[0] for place in found}) == len(found) == len(jax.tree.leaves(params))
+        assert len({place.names[0] for place in found}) == len(found)
+        assert len({place.path for place in found if place.path}) == len(jax.tree.leaves(params))
         assert same(places.take(found, places.give(found, params), "itself"), params)
 
 
@@ -75,6 +77,21 @@ def test_layers_without_parameters_are_numbered_as_in_pytorch():
     used = {int(place.names[0].split(".")[1]) for place in places.torch_places(network)}
     kinds = [type(layer).__name__ for path, _, layer in places.official_layers(network) if "image" not in str(path[-1])]
     assert {kinds[i] for i in set(range(len(kinds))) - used} == {"Downsample", "Upsample"}
+
+
+def test_tensors_on_which_nothing_depends():
+    """PyTorch's NCSN++ has layers for noise levels also when it is not told any; the recorded one shows where."""
+    told, untold = (
+        places.as_built(lambda conditional=conditional: NCSNpp(**SMALL, conditional=conditional, rngs=nnx.Rngs(0)))
+        for conditional in (True, False)
+    )
+    shapes = lambda network: [
+        (place.names[0].split(".", 2)[2], place.shapes[0]) for place in places.torch_places(network)
+    ]
+    assert shapes(untold) == shapes(told)[4:]  # All but the embedding's two dense layers.
+    idle = [place for place in places.torch_places(untold) if not place.path]
+    assert idle
+    assert all(".Dense_0." in place.names[0] for place in idle)
 
 
 # --- round trips ------------------------------------------------------------------------------------------------------
