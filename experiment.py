@@ -27,6 +27,7 @@ import sharding
 from configs.default import get_default_config
 from errors import InputError, check_name, choose
 from models import NETWORKS
+from models.layers import Rngs
 from models.score import ScoreModel
 from places import Params, as_built
 from sde_lib import SDE, SDES, VESDE, Score
@@ -85,7 +86,7 @@ class Experiment:
         }
         self.model = make_score_model(config, self.sde, self.num_scales)
         self.sampler = make_sampler(config, self.sde)
-        self.network = as_built(lambda: make_network(config, nnx.Rngs(0)))
+        self.network = as_built(lambda: make_network(config, Rngs(self.key("init"))))
         self.graph, shapes = nnx.split(self.network, nnx.Param)
         whole = sharding.replicated(self.mesh)
         abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
@@ -112,11 +113,11 @@ class Experiment:
 
         @functools.partial(jax.jit, out_shardings=sharding.replicated(self.mesh))
         def init(key: Array) -> Params:
-            return nnx.to_pure_dict(nnx.split(make_network(self.config, nnx.Rngs(key)), nnx.Param)[1])
+            return nnx.to_pure_dict(nnx.split(make_network(self.config, Rngs(key)), nnx.Param)[1])
 
         return init(self.key("init"))
 
-    def score(self, params: Params, rngs: nnx.Rngs | None = None) -> Score:
+    def score(self, params: Params, rngs: Rngs | None = None) -> Score:
         """The score function of the network with these parameters; with `rngs` dropout is on."""
         return functools.partial(self.model.score, nnx.merge(self.graph, params), rngs=rngs)
 
@@ -183,7 +184,7 @@ def make_sde(config: Config) -> SDE:
     return sde(**_matching(sde, config.model))
 
 
-def make_network(config: Config, rngs: nnx.Rngs) -> nnx.Module:
+def make_network(config: Config, rngs: Rngs) -> nnx.Module:
     """The network that config.model names, with randomly initialised parameters."""
     network = choose(NETWORKS, config.model.name, "model.name")
     shape = {"image_size": config.data.image_size, "num_channels": config.data.num_channels}

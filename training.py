@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tensorboardX
-from flax import nnx
 from jax import Array, lax
 from tqdm import tqdm
 
@@ -24,6 +23,7 @@ import sharding
 from checkpoints import KEPT, META, Checkpoints
 from errors import InputError, check_name
 from experiment import Config, Experiment, Params, claim
+from models.layers import Rngs
 
 Metrics = dict[str, Array]
 
@@ -77,7 +77,7 @@ def train_step(
     t, z = losses.draw(noise_key, sde, x, experiment.num_scales)
 
     def loss(params: Params) -> tuple[Array, Array]:
-        score = experiment.score(params, nnx.Rngs(dropout=dropout_key))
+        score = experiment.score(params, Rngs(dropout_key))
         per_image = losses.denoising_score_matching(score, sde, x, t, z, **experiment.loss_options)
         return per_image.mean(), per_image
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,10 +15,16 @@ EMBEDDING = 128
 TEMB = 4 * EMBEDDING
 
 
-def conv3x3(in_features: int, features: int, *, stride: int = 1, rngs: nnx.Rngs) -> nnx.Conv:
+def conv3x3(in_features: int, features: int, *, stride: int = 1, rngs: layers.Rngs) -> nnx.Conv:
     """3x3 convolution without bias; kernels start normal with variance 2 / fan_out."""
     init = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     return nnx.Conv(in_features, features, (3, 3), stride, use_bias=False, kernel_init=init, rngs=rngs)
+
+
+def standardize(x: Array) -> Array:
+    """Shifts and scales each image (H, W, C) to mean 0 and variance 1; the scale is bounded for flat images."""
+    mean, std = x.mean((1, 2, 3), keepdims=True), x.std((1, 2, 3), keepdims=True)
+    return (x - mean) / jnp.maximum(std, math.prod(x.shape[1:]) ** -0.5)
 
 
 class WideResnetBlock(nnx.Module):
@@ -26,7 +34,7 @@ class WideResnetBlock(nnx.Module):
     """
 
     def __init__(
-        self, in_features: int, features: int, *, stride: int = 1, activate_before_residual: bool, rngs: nnx.Rngs
+        self, in_features: int, features: int, *, stride: int = 1, activate_before_residual: bool, rngs: layers.Rngs
     ) -> None:
         self.activate_before_residual, self.grows, self.pools = (
             activate_before_residual,
@@ -53,7 +61,7 @@ class WideResnetGroup(nnx.Module):
     """Residual blocks of one width, of which the first may halve the resolution."""
 
     def __init__(
-        self, in_features: int, features: int, num_blocks: int, *, stride: int, first: bool, rngs: nnx.Rngs
+        self, in_features: int, features: int, num_blocks: int, *, stride: int, first: bool, rngs: layers.Rngs
     ) -> None:
         self.blocks = nnx.List()
         for i in range(num_blocks):
@@ -82,7 +90,7 @@ class WideResnet(nnx.Module):
         blocks_per_group: int = 4,
         channel_multiplier: int = 10,
         num_outputs: int = 10,
-        rngs: nnx.Rngs,
+        rngs: layers.Rngs,
     ) -> None:
         self.fourier = layers.GaussianFourierProjection(EMBEDDING, 16.0, rngs=rngs)
         self.temb1 = nnx.Linear(2 * EMBEDDING, TEMB, rngs=rngs)
@@ -98,7 +106,7 @@ class WideResnet(nnx.Module):
 
     def __call__(self, x: Array, sigma: Array) -> Array:
         temb = self.temb2(jax.nn.swish(self.temb1(self.fourier(sigma))))
-        h = self.conv_in(x)
+        h = self.conv_in(standardize(x))
         for group in self.groups:
             h = group(h, temb)
         return self.out(jax.nn.relu(self.norm_out(h)).mean((1, 2)))

@@ -23,7 +23,7 @@ class ResnetBlockDDPM(layers.ResnetBlockDDPMpp):
 class AttnBlock(layers.AttnBlockpp):
     """Self-attention. It takes the arguments of a residual block, to be exchangeable with one, and looks at x alone."""
 
-    def __call__(self, x: Array, temb: Array | None = None, rngs: nnx.Rngs | None = None) -> Array:
+    def __call__(self, x: Array, temb: Array | None = None, rngs: layers.Rngs | None = None) -> Array:
         return super().__call__(x)
 
 
@@ -59,7 +59,7 @@ class DDPM(nnx.Module):
         resamp_with_conv: bool = True,
         nonlinearity: str = "swish",
         normalization: str = "GroupNorm",
-        rngs: nnx.Rngs,
+        rngs: layers.Rngs,
     ) -> None:
         layers.check_halvings(image_size, len(ch_mult) - 1)
         if nf % NUM_GROUPS:
@@ -109,7 +109,7 @@ class DDPM(nnx.Module):
             return None
         return self.temb2(self.act(self.temb1(layers.timestep_embedding(label, self.nf))))
 
-    def __call__(self, x: Array, label: Array, rngs: nnx.Rngs | None = None) -> Array:
+    def __call__(self, x: Array, label: Array, rngs: layers.Rngs | None = None) -> Array:
         """Raw output for images x in [-1, 1]; with `rngs` dropout is on."""
         temb = self.embed(label)
 

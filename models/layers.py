@@ -1,11 +1,12 @@
 """Layers that several networks share. Images are NHWC; `temb` is the noise-level embedding, (B, features) or None.
 
-Class names are those of the official code, since its checkpoints are addressed by them. `rngs` holds the dropout key
-of a training pass and is None in evaluation.
+Class names are those of the official code, since its checkpoints are addressed by them. `rngs` gives keys for initial
+parameters or, in a training pass, for dropout; it is None in evaluation.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,6 +29,22 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+class Rngs:
+    """The keys fold_in(key, 0), fold_in(key, 1), ..., as nnx.Rngs gives them, counted in Python.
+
+    The counter of nnx.Rngs is traced, which makes tracing a network take time quadratic in its number of layers.
+    """
+
+    def __init__(self, key: Array) -> None:
+        self._key, self._count = key, itertools.count()
+
+    def params(self) -> Array:
+        """The next key."""
+        return jax.random.fold_in(self._key, next(self._count))
+
+    dropout = params
+
+
 def activation(name: str) -> Activation:
     """The activation function that `model.nonlinearity` names."""
     return choose(ACTIVATIONS, name.lower(), "model.nonlinearity")
@@ -48,19 +65,19 @@ def default_init(scale: float = 1.0) -> nnx.Initializer:
 
 
 def conv3x3(
-    in_features: int, features: int, *, stride: int = 1, bias: bool = True, init_scale: float = 1.0, rngs: nnx.Rngs
+    in_features: int, features: int, *, stride: int = 1, bias: bool = True, init_scale: float = 1.0, rngs: Rngs
 ) -> nnx.Conv:
     """3x3 convolution with SAME padding."""
     init = default_init(init_scale)
     return nnx.Conv(in_features, features, (3, 3), stride, use_bias=bias, kernel_init=init, rngs=rngs)
 
 
-def conv1x1(in_features: int, features: int, *, rngs: nnx.Rngs) -> nnx.Conv:
+def conv1x1(in_features: int, features: int, *, rngs: Rngs) -> nnx.Conv:
     """1x1 convolution."""
     return nnx.Conv(in_features, features, (1, 1), kernel_init=default_init(), rngs=rngs)
 
 
-def dense(in_features: int, features: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+def dense(in_features: int, features: int, *, rngs: Rngs) -> nnx.Linear:
     """Linear layer."""
     return nnx.Linear(in_features, features, kernel_init=default_init(), rngs=rngs)
 
@@ -70,7 +87,7 @@ def groups(features: int) -> int:
     return max(1, min(features // 4, 32))
 
 
-def group_norm(features: int, *, num_groups: int | None = None, rngs: nnx.Rngs) -> nnx.GroupNorm:
+def group_norm(features: int, *, num_groups: int | None = None, rngs: Rngs) -> nnx.GroupNorm:
     """GroupNorm, by default with the groups of NCSN++."""
     return nnx.GroupNorm(features, num_groups or groups(features), epsilon=1e-6, rngs=rngs)
 
@@ -78,7 +95,7 @@ def group_norm(features: int, *, num_groups: int | None = None, rngs: nnx.Rngs) 
 class NIN(nnx.Linear):
     """Network in network: a linear map over channels (a 1x1 convolution)."""
 
-    def __init__(self, in_features: int, features: int, *, init_scale: float = 0.1, rngs: nnx.Rngs) -> None:
+    def __init__(self, in_features: int, features: int, *, init_scale: float = 0.1, rngs: Rngs) -> None:
         super().__init__(in_features, features, kernel_init=default_init(init_scale), rngs=rngs)
 
 
@@ -98,7 +115,7 @@ def timestep_embedding(label: Array, features: int, max_positions: float = 10000
 class GaussianFourierProjection(nnx.Module):
     """Random Fourier features of log sigma (Tancik et al. 2020): (B,) -> (B, 2 features). W is never trained."""
 
-    def __init__(self, features: int, scale: float, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, features: int, scale: float, *, rngs: Rngs) -> None:
         self.W = nnx.Param(scale * jax.random.normal(rngs.params(), (features,)))
 
     def __call__(self, sigma: Array) -> Array:
@@ -117,7 +134,7 @@ class AttnBlockpp(nnx.Module):
         skip_rescale: bool,
         init_scale: float = 0.0,
         num_groups: int | None = None,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ) -> None:
         self.skip_rescale = skip_rescale
         self.norm = group_norm(features, num_groups=num_groups, rngs=rngs)
@@ -136,9 +153,7 @@ class AttnBlockpp(nnx.Module):
 class Conv2d(nnx.Module):
     """3x3 convolution joined with FIR up- or down-sampling by 2 (StyleGAN2)."""
 
-    def __init__(
-        self, in_features: int, features: int, fir_kernel: Sequence[float], up: bool, *, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, in_features: int, features: int, fir_kernel: Sequence[float], up: bool, *, rngs: Rngs) -> None:
         self.resample = resample.upsample_conv if up else resample.downsample_conv
         self.fir_kernel = tuple(fir_kernel)
         self.weight = nnx.Param(default_init()(rngs.params(), (3, 3, in_features, features)))
@@ -164,7 +179,7 @@ class Resampler(nnx.Module):
         with_conv: bool = False,
         fir: bool = False,
         fir_kernel: Sequence[float] = (1, 3, 3, 1),
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ) -> None:
         self.fir, self.fir_kernel = fir, tuple(fir_kernel)
         plain = partial(conv3x3, stride=1 if self.up else 2)
@@ -177,7 +192,7 @@ class Upsample(Resampler):
 
     up = True
 
-    def __call__(self, x: Array, temb: Array | None = None, rngs: nnx.Rngs | None = None) -> Array:
+    def __call__(self, x: Array, temb: Array | None = None, rngs: Rngs | None = None) -> Array:
         if self.fir:
             return self.conv(x) if self.conv else resample.upsample_fir(x, self.fir_kernel)
         x = resample.upsample_nearest(x)
@@ -189,7 +204,7 @@ class Downsample(Resampler):
 
     up = False
 
-    def __call__(self, x: Array, temb: Array | None = None, rngs: nnx.Rngs | None = None) -> Array:
+    def __call__(self, x: Array, temb: Array | None = None, rngs: Rngs | None = None) -> Array:
         if self.conv:
             return self.conv(x)
         return resample.downsample_fir(x, self.fir_kernel) if self.fir else resample.downsample_mean(x)
@@ -198,7 +213,7 @@ class Downsample(Resampler):
 class Combine(nnx.Module):
     """Merges a progressive input x into features y: (B, H, W, in), (B, H, W, C) -> (B, H, W, C or 2C)."""
 
-    def __init__(self, in_features: int, features: int, method: str, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, in_features: int, features: int, method: str, *, rngs: Rngs) -> None:
         self.method = method
         self.conv = conv1x1(in_features, features, rngs=rngs)
 
@@ -221,7 +236,7 @@ class ResnetBlockDDPMpp(nnx.Module):
         skip_rescale: bool = False,
         init_scale: float = 0.0,
         num_groups: int | None = None,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ) -> None:
         self.act, self.skip_rescale = act, skip_rescale
         self.norm1 = group_norm(in_features, num_groups=num_groups, rngs=rngs)
@@ -232,7 +247,7 @@ class ResnetBlockDDPMpp(nnx.Module):
         self.conv2 = conv3x3(features, features, init_scale=init_scale, rngs=rngs)
         self.shortcut = self.make_shortcut(in_features, features, rngs)
 
-    def make_shortcut(self, in_features: int, features: int, rngs: nnx.Rngs) -> nnx.Module | None:
+    def make_shortcut(self, in_features: int, features: int, rngs: Rngs) -> nnx.Module | None:
         """The layer that brings x to the shape of the residual, if one is needed."""
         return NIN(in_features, features, rngs=rngs) if in_features != features else None
 
@@ -240,12 +255,12 @@ class ResnetBlockDDPMpp(nnx.Module):
         """Changes the resolution on both branches; here not at all."""
         return x
 
-    def __call__(self, x: Array, temb: Array | None, rngs: nnx.Rngs | None = None) -> Array:
+    def __call__(self, x: Array, temb: Array | None, rngs: Rngs | None = None) -> Array:
         h = self.conv1(self.resample(self.act(self.norm1(x))))
         if temb is not None:
             h = h + self.temb(self.act(temb))[:, None, None, :]
         h = self.act(self.norm2(h))
-        h = self.dropout(h, deterministic=rngs is None, rngs=rngs)
+        h = self.dropout(h, deterministic=rngs is None, rngs=rngs and rngs.dropout())
         h = self.conv2(h)
         x = self.resample(x)
         return residual(self.shortcut(x) if self.shortcut else x, h, self.skip_rescale)
@@ -269,7 +284,7 @@ class ResnetBlockBigGANpp(ResnetBlockDDPMpp):
         self.up, self.down, self.fir, self.fir_kernel = up, down, fir, tuple(fir_kernel)
         super().__init__(in_features, features, temb_features, **kwargs)
 
-    def make_shortcut(self, in_features: int, features: int, rngs: nnx.Rngs) -> nnx.Module | None:
+    def make_shortcut(self, in_features: int, features: int, rngs: Rngs) -> nnx.Module | None:
         changes = in_features != features or self.up or self.down
         return conv1x1(in_features, features, rngs=rngs) if changes else None
 

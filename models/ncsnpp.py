@@ -38,7 +38,7 @@ class Parts(NamedTuple):
     progressive_combine: str
     skip_rescale: bool
     init_scale: float
-    rngs: nnx.Rngs
+    rngs: layers.Rngs
 
 
 class DownLevel(nnx.Module):
@@ -67,7 +67,7 @@ class DownLevel(nnx.Module):
         self.skips, self.image_channels = tuple(skips if lowest else [*skips, channels]), image_features
 
     def __call__(
-        self, skips: list[Array], image: Array, temb: Array | None, rngs: nnx.Rngs | None
+        self, skips: list[Array], image: Array, temb: Array | None, rngs: layers.Rngs | None
     ) -> tuple[list[Array], Array]:
         """Appends states to `skips`, whose last one is the input; returns them and the next progressive input."""
         for block, *attn in self.steps:
@@ -103,7 +103,7 @@ class UpLevel(nnx.Module):
         self.up = None if highest else parts.up(width, width)
 
     def __call__(
-        self, h: Array, skips: list[Array], image: Array | None, temb: Array | None, rngs: nnx.Rngs | None
+        self, h: Array, skips: list[Array], image: Array | None, temb: Array | None, rngs: layers.Rngs | None
     ) -> tuple[Array, Array | None]:
         """Takes `skips` in order; returns the features for the next level and the progressive output so far."""
         for block, skip in zip(self.blocks, skips):
@@ -162,7 +162,7 @@ class NCSNpp(nnx.Module):
         skip_rescale: bool = True,
         init_scale: float = 0.0,
         nonlinearity: str = "swish",
-        rngs: nnx.Rngs,
+        rngs: layers.Rngs,
     ) -> None:
         options = {name: value.lower() for name, value in locals().items() if name in OPTIONS}
         for name, value in options.items():
@@ -231,7 +231,7 @@ class NCSNpp(nnx.Module):
         temb = self.fourier(label) if self.fourier else layers.timestep_embedding(label, self.nf)
         return self.temb2(self.act(self.temb1(temb)))
 
-    def __call__(self, x: Array, label: Array, rngs: nnx.Rngs | None = None) -> Array:
+    def __call__(self, x: Array, label: Array, rngs: layers.Rngs | None = None) -> Array:
         """Raw output for images x in [-1, 1]; with `rngs` dropout is on."""
         temb = self.embed(label)
         skips, image = [self.conv_in(x)], x

@@ -51,7 +51,7 @@ class NCSNv2(nnx.Module):
         interpolation: str = "bilinear",
         nonlinearity: str = "elu",
         normalization: str = "InstanceNorm++",
-        rngs: nnx.Rngs,
+        rngs: layers.Rngs,
     ) -> None:
         norms = {"InstanceNorm++": partial(refinenet.InstanceNorm2dPlus, rngs=rngs)}
         norm = choose(norms, normalization, "model.normalization")
@@ -66,7 +66,7 @@ class NCSNv2(nnx.Module):
         nonlinearity: str,
         norm: refinenet.Norm,
         refine_norm: refinenet.Norm,
-        rngs: nnx.Rngs,
+        rngs: layers.Rngs,
     ) -> None:
         """The layers from image to image; built in the order of the official code, by which its checkpoints number."""
         layers.check_halvings(image_size, sum(stage.dilation == 1 for stage in self.STAGES[1:]))
@@ -91,7 +91,7 @@ class NCSNv2(nnx.Module):
         self.norm_out = norm(width)
         self.conv_out = refinenet.conv3x3(width, num_channels, rngs=rngs)
 
-    def __call__(self, x: Array, label: Array, rngs: nnx.Rngs | None = None) -> Array:
+    def __call__(self, x: Array, label: Array, rngs: layers.Rngs | None = None) -> Array:
         """Raw output for images x in [-1, 1]. There is no dropout, so `rngs` changes nothing."""
         h, states, refined = self.conv_in(x), [], []
         for first, second in self.stages:
@@ -133,7 +133,7 @@ class NCSN(NCSNv2):
         interpolation: str = "bilinear",
         nonlinearity: str = "elu",
         normalization: str = "InstanceNorm++",
-        rngs: nnx.Rngs,
+        rngs: layers.Rngs,
     ) -> None:
         norms = {"InstanceNorm++": partial(refinenet.ConditionalInstanceNorm2dPlus, num_scales=num_scales, rngs=rngs)}
         norm = choose(norms, normalization, "model.normalization")

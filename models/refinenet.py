@@ -24,7 +24,7 @@ EPSILON = 1e-5
 INTERPOLATIONS = {"bilinear": "bilinear", "nearest_neighbor": "nearest"}
 
 
-def conv3x3(in_features: int, features: int, *, bias: bool = True, dilation: int = 1, rngs: nnx.Rngs) -> nnx.Conv:
+def conv3x3(in_features: int, features: int, *, bias: bool = True, dilation: int = 1, rngs: layers.Rngs) -> nnx.Conv:
     """3x3 convolution with SAME padding; kernel and bias start uniform in +-fan_in^-1/2, as in PyTorch."""
     bound = (9 * in_features) ** -0.5
 
@@ -53,7 +53,7 @@ def instance_norm_plus(x: Array, gamma: Array, alpha: Array, beta: Array) -> Arr
 class InstanceNorm2dPlus(nnx.Module):
     """InstanceNorm++ that is the same at all noise levels."""
 
-    def __init__(self, features: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, features: int, *, rngs: layers.Rngs) -> None:
         self.gamma = nnx.Param(1 + 0.02 * jax.random.normal(rngs.params(), (features,)))
         self.alpha = nnx.Param(1 + 0.02 * jax.random.normal(rngs.params(), (features,)))
         self.beta = nnx.Param(jnp.zeros(features))
@@ -65,7 +65,7 @@ class InstanceNorm2dPlus(nnx.Module):
 class ConditionalInstanceNorm2dPlus(nnx.Module):
     """InstanceNorm++ with coefficients of its own at each of `num_scales` noise levels."""
 
-    def __init__(self, features: int, *, num_scales: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, features: int, *, num_scales: int, rngs: layers.Rngs) -> None:
         def init(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
             return (1 + 0.02 * jax.random.normal(key, shape, dtype)).at[:, 2 * features :].set(0)
 
@@ -91,7 +91,7 @@ class NoNorm(nnx.Module):
 class ConvMeanPool(nnx.Module):
     """Convolution, then means of 2x2 pixels: (B, H, W, in) -> (B, H/2, W/2, features)."""
 
-    def __init__(self, in_features: int, features: int, kernel_size: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, in_features: int, features: int, kernel_size: int, *, rngs: layers.Rngs) -> None:
         self.conv = nnx.Conv(in_features, features, (kernel_size, kernel_size), rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -114,7 +114,7 @@ class ResidualBlock(nnx.Module):
         dilation: int = 1,
         norm: Norm,
         act: layers.Activation,
-        rngs: nnx.Rngs,
+        rngs: layers.Rngs,
     ) -> None:
         conv = partial(conv3x3, dilation=dilation, rngs=rngs)
         last, shortcut = conv, conv
@@ -141,7 +141,7 @@ class ConditionalResidualBlock(ResidualBlock):
 class RCUBlock(nnx.Module):
     """Residual convolution units, each of two convolutions: (B, H, W, features) -> the same."""
 
-    def __init__(self, features: int, num_units: int, *, norm: Norm, act: layers.Activation, rngs: nnx.Rngs) -> None:
+    def __init__(self, features: int, num_units: int, *, norm: Norm, act: layers.Activation, rngs: layers.Rngs) -> None:
         self.act, self.num_units = act, num_units
         self.norms = nnx.List([norm(features) for _ in range(2 * num_units)])
         self.convs = nnx.List([conv3x3(features, features, bias=False, rngs=rngs) for _ in range(2 * num_units)])
@@ -163,7 +163,7 @@ class CRPBlock(nnx.Module):
     NUM_STAGES = 2
     pool = staticmethod(nnx.max_pool)
 
-    def __init__(self, features: int, *, norm: Norm, act: layers.Activation, rngs: nnx.Rngs) -> None:
+    def __init__(self, features: int, *, norm: Norm, act: layers.Activation, rngs: layers.Rngs) -> None:
         self.act = act
         self.norms = nnx.List([norm(features) for _ in range(self.NUM_STAGES)])
         self.convs = nnx.List([conv3x3(features, features, bias=False, rngs=rngs) for _ in range(self.NUM_STAGES)])
@@ -180,7 +180,7 @@ class MSFBlock(nnx.Module):
     """Multi-resolution fusion, a sum at the first input's resolution: [(B, H, W, in), ...] -> (B, H, W, features)."""
 
     def __init__(
-        self, in_features: Sequence[int], features: int, *, norm: Norm, interpolation: str, rngs: nnx.Rngs
+        self, in_features: Sequence[int], features: int, *, norm: Norm, interpolation: str, rngs: layers.Rngs
     ) -> None:
         self.interpolation = interpolation
         self.norms = nnx.List([norm(channels) for channels in in_features])
@@ -224,7 +224,7 @@ class RefineBlock(nnx.Module):
         interpolation: str,
         norm: Norm,
         act: layers.Activation,
-        rngs: nnx.Rngs,
+        rngs: layers.Rngs,
     ) -> None:
         args = {"norm": norm, "act": act, "rngs": rngs}
         fuse = partial(self.MSF, interpolation=interpolation, norm=norm, rngs=rngs)

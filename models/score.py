@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from models.layers import Rngs
 from sde_lib import SDE, expand
 
 
@@ -28,7 +29,7 @@ class ScoreModel:
     centered: bool = True
     sigmas: tuple[float, ...] | None = None
 
-    def output(self, network: nnx.Module, x: Array, label: Array, rngs: nnx.Rngs | None = None) -> Array:
+    def output(self, network: nnx.Module, x: Array, label: Array, rngs: Rngs | None = None) -> Array:
         """Output of the network for states x (B, ...) and labels (B,), divided by sigma if asked."""
         h = network(x if self.centered else 2 * x - 1, label, rngs)
         if self.sigmas is None:
@@ -36,7 +37,7 @@ class ScoreModel:
         sigma = jnp.asarray(self.sigmas, h.dtype)[label.astype(jnp.int32)] if self.sigmas else label
         return h / expand(sigma, h)
 
-    def score(self, network: nnx.Module, x: Array, t: Array, rngs: nnx.Rngs | None = None) -> Array:
+    def score(self, network: nnx.Module, x: Array, t: Array, rngs: Rngs | None = None) -> Array:
         """Estimate of grad_x log p_t(x) for x (B, ...) and t (B,); with `rngs` dropout is on."""
         output = self.output(network, x, self.sde.label(t, self.num_scales), rngs)
         return self.sde.score_from_output(output, t, self.num_scales)

@@ -12,7 +12,7 @@ from tests import tiny
 
 
 def test_digits():
-    train, test = datasets.load(tiny.config().data)
+    train, test = (datasets.load(tiny.config().data, split) for split in ("train", "test"))
     assert (len(train), len(test), train.levels) == (1438, 359, 17)
     pixels = np.concatenate([train.pixels, test.pixels])
     assert pixels.shape == (1797, 8, 8, 1)
@@ -21,9 +21,9 @@ def test_digits():
 
 def test_unknown_and_ill_fitting_data_sets():
     with pytest.raises(InputError, match="data.dataset = 'mnist' is unknown; known: digits"):
-        datasets.load(tiny.config(**{"data.dataset": "mnist"}).data)
+        datasets.load(tiny.config(**{"data.dataset": "mnist"}).data, "train")
     with pytest.raises(InputError, match=r"have shape \(8, 8, 1\); data.image_size = 16"):
-        datasets.load(tiny.config(**{"data.image_size": 16}).data)
+        datasets.load(tiny.config(**{"data.image_size": 16}).data, "train")
 
 
 @pytest.mark.parametrize("centered", [True, False])

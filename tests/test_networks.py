@@ -63,6 +63,9 @@ def test_recorded_classifier():
     graph, io = nnx.split(network, nnx.Param)[0], np.load(folder / "io.npz")
     logits = lambda x: nnx.merge(graph, params)(x, io["sigma"])
     np.testing.assert_allclose(jax.jit(logits)(io["x"]), io["logits_no_preprocess"], rtol=1e-5, atol=1e-5)
+    mean = np.array([0.49139968, 0.48215841, 0.44653091], np.float32)  # Of CIFAR-10's pixels.
+    std = np.array([0.24703223, 0.24348513, 0.26158784], np.float32)
+    np.testing.assert_allclose(jax.jit(logits)((io["x"] - mean) / std), io["logits"], rtol=1e-5, atol=1e-5)
 
 
 # --- resampling -------------------------------------------------------------------------------------------------------
