@@ -13,7 +13,7 @@ from tests import tiny
 
 def test_digits():
     train, test = (datasets.load(tiny.config().data, split) for split in ("train", "test"))
-    assert (len(train), len(test), train.levels) == (1438, 359, 17)
+    assert (len(train), len(test), datasets.levels(tiny.config().data)) == (1438, 359, 17)
     pixels = np.concatenate([train.pixels, test.pixels])
     assert pixels.shape == (1797, 8, 8, 1)
     assert (pixels.min(), pixels.max()) == (0, 16)
