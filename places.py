@@ -58,7 +58,7 @@ class Place(NamedTuple):
       names: what the file may call it; the first is the name to write.
       axes: the file's axes, as numbers of ours.
       padded: its shape in a file that adds axes of length 1, or None.
-      trained: whether an optimizer changes it.
+      trained: whether PyTorch counts it among the trained ones, of which it keeps averages.
     """
 
     path: Path
@@ -73,6 +73,11 @@ class Place(NamedTuple):
         """The shapes it may have in the file; the first is the one to write."""
         plain = tuple(self.shape[axis] for axis in self.axes)
         return (plain,) if self.padded is None else (self.padded, plain)
+
+    @property
+    def moves(self) -> bool:
+        """Whether it has gradients, of which an optimizer keeps averages."""
+        return self.trained and bool(self.path)
 
     def theirs(self, ours: Array) -> np.ndarray:
         """The parameter as the file has it."""

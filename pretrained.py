@@ -18,7 +18,7 @@ import safetensors.numpy
 from flax import nnx, serialization, traverse_util
 
 from errors import InputError, brief
-from places import Params, flax_places, give, take, torch_places
+from places import Params, Place, flax_places, give, take, torch_places
 from sde_lib import VESDE
 from unet2d import read_unet
 
@@ -157,27 +157,33 @@ def read_torch(path: Path, network: nnx.Module, config: Config) -> Trained:
     if "sigmas" in model:
         _check_sigmas(path, model.pop("sigmas"), config)
     params = take(places, model, str(path))
-    by_name = {place.names[0]: place for place in places}
-    frozen = {name: tensor for name, tensor in model.items() if not by_name[name].trained}
-    names = [name for name in model if name not in frozen]  # In the order of the shadow parameters.
-    shadow, ema = state["ema"]["shadow_params"], dict(frozen)
-    if len(shadow) != len(names):
-        raise InputError(f"{path} has {len(shadow)} shadow parameters for {len(names)} trained ones of its model.")
-    ema |= dict(zip(names, map(_array, shadow)))
-    ema |= {name: _array(tensor) for name, tensor in state["ema"].get(FROZEN, {}).items()}
-    ema = take(places, ema, f"{path} (its ema)")
-    rest = {"step": int(state["step"]), "ema_rate": float(state["ema"]["decay"])}
+    ema = take(places, _shadow(path, state["ema"], model, places), f"{path} (its ema)")
+    trained = Trained(int(state["step"]), params, ema, ema_rate=float(state["ema"]["decay"]))
+    of_each = {}
     optimizer = state["optimizer"]
-    moments = dict(zip(model, (optimizer["state"].get(i) for i in optimizer["param_groups"][0]["params"])))
-    if not any(moments.values()):
-        return Trained(params=params, ema=ema, **rest)
-    still = [name for name, place in by_name.items() if not (place.trained and place.path)]  # These have no gradient.
-    zeros = {name: {key: np.zeros_like(model[name]) for key in MOMENTS.values()} for name in still}
-    found = zeros | {name: state for name, state in moments.items() if state}
+    for name, i in zip(model, optimizer["param_groups"][0]["params"]):
+        if optimizer["state"].get(i):
+            of_each[name] = optimizer["state"][i]
+    if not of_each:
+        return trained
+    moments = {}
     for key, theirs in MOMENTS.items():
-        rest[key] = take(places, {name: _array(each[theirs]) for name, each in found.items()}, f"{path} (its {theirs})")
-    updates = max(int(each["step"]) for each in moments.values() if each)
-    return Trained(params=params, ema=ema, updates=updates, **rest)
+        still = {place.names[0]: np.zeros(place.shapes[0], np.float32) for place in places if not place.moves}
+        tensors = still | {name: _array(each[theirs]) for name, each in of_each.items()}
+        moments[key] = take(places, tensors, f"{path} (its {theirs})")
+    return trained._replace(**moments, updates=max(int(each["step"]) for each in of_each.values()))
+
+
+def _shadow(path: Path, ema: dict[str, Any], model: Tensors, places: list[Place]) -> Tensors:
+    """The moving averages by name; PyTorch lists them in the order of the model, without what it does not train."""
+    frozen = {place.names[0] for place in places if not place.trained}
+    names = [name for name in model if name not in frozen]
+    if len(ema["shadow_params"]) != len(names):
+        raise InputError(
+            f"{path} has {len(ema['shadow_params'])} shadow parameters for {len(names)} trained ones of its model."
+        )
+    extra = {name: _array(tensor) for name, tensor in ema.get(FROZEN, {}).items()}
+    return model | dict(zip(names, map(_array, ema["shadow_params"]))) | extra
 
 
 MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
@@ -190,7 +196,7 @@ def write_torch(file: BinaryIO, trained: Trained, network: nnx.Module, config: C
     tensors = lambda params: {name: torch.tensor(value) for name, value in give(places, params).items()}
     model, ema, optim = tensors(trained.params), tensors(trained.ema), config.optim
     trainable = [place.names[0] for place in places if place.trained]
-    moving = {place.names[0] for place in places if place.trained and place.path}
+    moving = {place.names[0] for place in places if place.moves}
     moments = {theirs: tensors(getattr(trained, key)) for key, theirs in MOMENTS.items()}
     states = {
         i: {"step": trained.updates} | {theirs: each[name] for theirs, each in moments.items()}
