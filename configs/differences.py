@@ -9,6 +9,7 @@ _1024 = "The two experiments of 1024 pixels, which come from the PyTorch release
 ADDED = {
     "eval.bpd_num_repeats": "Passes over the data set, each with noise and probes of its own; there it is no field.",
     "model.attend_after_each_up_block": "True for the U-Net of Ho et al. (2020); there it attends once a level.",
+    "model.num_classes": "Another name of model.num_scales, by which the official NCSN reads it; its configs lack it.",
     "model.fourier_scale": "Lacking in three NCSN++ with a positional embedding, on which it has no effect.",
     "model.beta_min": _1024,
     "model.beta_max": _1024,

@@ -73,18 +73,23 @@ def ddpmpp(model: Model) -> None:
     model.progressive_input = "none"
 
 
-def ncsn(model: Model) -> None:
-    """NCSN, whose norms look the noise level up."""
-    model.name = "ncsn"
+def _refinenet(model: Model) -> None:
     model.normalization = "InstanceNorm++"
     model.nonlinearity = "elu"
     model.nf = 128
     model.interpolation = "bilinear"
+
+
+def ncsn(model: Model) -> None:
+    """NCSN, whose norms look the noise level up."""
+    _refinenet(model)
+    model.name = "ncsn"
+    model.num_classes = model.get_ref("num_scales")  # One field under two names.
     model.scale_by_sigma = False
 
 
 def ncsnv2(model: Model) -> None:
     """NCSNv2 for images of 32 or 64 pixels; it is not told the noise level, which scales its output."""
-    ncsn(model)
+    _refinenet(model)
     model.name = "ncsnv2_64"
     model.scale_by_sigma = True
