@@ -88,6 +88,23 @@ class SDE(abc.ABC):
         weight = 0.5 if probability_flow else 1.0
         return self.drift(x, t) - weight * expand(self.diffusion(t) ** 2, x) * score
 
+    def noise_to_signal(self, t: Array) -> Array:
+        """std(t) / alpha(t), which grows with t: the noise scale of x_t / alpha(t) = x_0 + noise."""
+        return self.std(t) / self.alpha(t)
+
+    def time_at(self, noise_to_signal: Array) -> Array:
+        """Inverts `noise_to_signal` by bisection, for any shape; beyond [0, T], the nearer end."""
+        target = jnp.asarray(noise_to_signal, jnp.float32)
+
+        def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+            low, high = bounds
+            middle = (low + high) / 2
+            above = self.noise_to_signal(middle) > target
+            return jnp.where(above, low, middle), jnp.where(above, middle, high)
+
+        bounds = jnp.zeros_like(target), jnp.full_like(target, self.T)
+        return jnp.mean(jnp.stack(jax.lax.fori_loop(0, 50, halve, bounds)), 0)
+
     @property
     def prior_std(self) -> float:
         """Standard deviation of the prior N(0, prior_std^2 I) that stands for p_T."""

@@ -166,3 +166,12 @@ def test_drift_and_diffusion_generate_the_marginals():
     for fi, gi in zip(f, g2):
         var += (2 * fi * var + gi) * (0.9 / 20000)
     assert var == pytest.approx(0.81, rel=1e-3)
+
+
+@pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE(), VPSDE(beta_max=5.0)])
+def test_times_at_noise_levels(sde):
+    t = jnp.geomspace(1e-5, 1, 40)
+    levels = sde.noise_to_signal(t)
+    np.testing.assert_allclose(sde.time_at(levels), t, rtol=2e-6, atol=5e-8)
+    np.testing.assert_allclose(sde.noise_to_signal(sde.time_at(levels)), levels, rtol=1e-6)
+    assert sde.time_at(jnp.float32(1e9)) == pytest.approx(sde.T)
