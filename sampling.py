@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from sde_lib import SDE, Score, Step, expand
-from solvers import integrate
+from solvers import Plan, integrate
 
 Update = Callable[..., tuple[Array, Array]]
 
@@ -197,3 +198,96 @@ def probability_flow_ode(
         return x, nfe
     keys = jax.random.split(jax.random.key(0), x.shape[0])  # The mean ignores the noise.
     return reverse_diffusion(keys, score, sde, x, denoise_step)[1], nfe + 1
+
+
+def few_step(
+    keys: Array, score: Score, sde: SDE, x: Array, plan: Plan, end: float, *, noise_prediction: bool = False
+) -> tuple[Array, Array]:
+    """Runs a solver that `solvers` wrote out, in y = x / alpha: one evaluation of the score for each of its n rows.
+
+    Args:
+      keys: (B,), one random key per image, for the plan's noise if it has any.
+      x: (B, ...), states at the plan's first level; samples of the prior, or data to encode.
+      end: the level to which the last row leads, 0 for data.
+
+    Returns:
+      The state at `end` (B, ...), and those after every row (n, B, ...).
+    """
+    with jax.ensure_compile_time_eval():
+        t = sde.time_at(jnp.asarray(np.append(plan.level, end)))
+        alpha = sde.alpha(t)
+    noisy = bool(np.any(plan.stir) or np.any(plan.blur))
+    rows = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), plan)
+    combine = lambda weights, values: sum(weight * value for weight, value in zip(weights, values))
+
+    def row(carry: tuple, inputs: tuple) -> tuple[tuple, Array]:
+        y, before, history = carry
+        plan, t, alpha, alpha_next, index = inputs
+        if noisy:
+            noise = [standard_normal(fold_in(fold_in(keys, index), kind), y.shape) for kind in (0, 1)]
+            y = y + plan.stir * noise[0]
+        gradient = score(alpha * y, _times(t, y))  # With std = level alpha: D = (x + std^2 score) / alpha.
+        noise_free = -plan.level * alpha * gradient if noise_prediction else y + plan.level**2 * alpha * gradient
+        history = (noise_free, *history[:-1])
+        y = before = plan.stay * y + plan.back * before + combine(plan.fix, history)
+        y = plan.keep * y + combine(plan.move, history)
+        y = y + plan.blur * noise[1] if noisy else y
+        return (y, before, history), alpha_next * y
+
+    y = x / alpha[0]
+    start = (y, y, (jnp.zeros_like(y),) * plan.move.shape[1])
+    _, states = lax.scan(row, start, (rows, t[:-1], alpha[:-1], alpha[1:], jnp.arange(len(plan.level))))
+    return states[-1], states
+
+
+def adaptive_sde(
+    keys: Array,
+    score: Score,
+    sde: SDE,
+    x: Array,
+    *,
+    tolerance: float = 0.01,
+    absolute: float = 2 / 256,
+    denoise: bool = True,
+    max_steps: int = 10_000,
+) -> tuple[Array, Array]:
+    """The reverse SDE with steps that each image chooses for itself (Jolicoeur-Martineau et al. 2021, Algorithm 1).
+
+    A stochastic improved Euler step is compared with the Euler-Maruyama step inside it.
+
+    Args:
+      keys, x: as for `few_step`.
+      tolerance, absolute: of the local error, relative and in units of x (a grey level of 256 is the authors' choice).
+      denoise: take Tweedie's mean at the end, for one evaluation more.
+
+    Returns:
+      Samples (B, ...), NaN where max_steps did not suffice, and the score evaluations of each image (B,).
+    """
+    forward = lambda x, t, z, h: (  # An Euler-Maruyama step of length h backwards in time.
+        x - expand(h, x) * sde.reverse_drift(score(x, t), x, t) + expand(sde.diffusion(t) * jnp.sqrt(h), x) * z
+    )
+
+    def step(carry: tuple) -> tuple:
+        index, x, before, t, h, nfe = carry
+        z = standard_normal(fold_in(keys, index), x.shape)
+        low = forward(x, t, z, h)
+        after = jnp.maximum(t - h, sde.t_end)
+        high = (x + forward(low, after, z, h)) / 2  # The mean of `low` and a step from x with the slope at `low`.
+        scale = jnp.maximum(absolute, tolerance * jnp.maximum(jnp.abs(low), jnp.abs(before)))
+        error = _norms((low - high) / scale) / jnp.sqrt(x[0].size)
+        active = t > sde.t_end
+        accept = active & (error <= 1)
+        x, before = (jnp.where(expand(accept, x), new, old) for new, old in ((high, x), (low, before)))
+        t = jnp.where(accept, after, t)
+        h = jnp.where(active, jnp.minimum(t - sde.t_end, 0.9 * h * jnp.maximum(error, 1e-6) ** -0.9), h)
+        return index + 1, x, before, t, h, nfe + 2 * active
+
+    batch = jnp.ones(x.shape[0])
+    start = (0, x, x, sde.T * batch, 0.01 * sde.T * batch, jnp.zeros(x.shape[0], jnp.int32))
+    unfinished = lambda carry: jnp.any(carry[3] > sde.t_end) & (carry[0] < max_steps)
+    _, x, _, t, _, nfe = lax.while_loop(unfinished, step, start)
+    x = jnp.where(expand(t > sde.t_end, x), jnp.nan, x)
+    if denoise:
+        alpha, var = (expand(c, x) for c in (sde.alpha(t), sde.var(t)))
+        x, nfe = (x + var * score(x, t)) / alpha, nfe + 1
+    return x, nfe
