@@ -113,11 +113,11 @@ def augment(key: Array, u: Array, scaler: Scaler, *, random_flip: bool, uniform_
     return scaler.scale(u)
 
 
-def image_grid(images: np.ndarray, min_side: int = 64) -> Image.Image:
+def image_grid(images: np.ndarray, min_side: int = 64, columns: int | None = None) -> Image.Image:
     """A picture of uint8 images (N, H, W, C) in rows, small ones enlarged to at least `min_side` pixels."""
     zoom = max(1, min_side // images.shape[1])
     images = np.pad(images.repeat(zoom, 1).repeat(zoom, 2), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    columns = math.ceil(math.sqrt(len(images)))
+    columns = columns or math.ceil(math.sqrt(len(images)))
     images = np.pad(images, ((0, -len(images) % columns), (0, 0), (0, 0), (0, 0)))
     _, height, width, channels = images.shape
     grid = images.reshape(-1, columns, height, width, channels).swapaxes(1, 2)

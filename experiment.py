@@ -6,7 +6,6 @@ Construction checks the whole config, so that what is wrong in it is said before
 from __future__ import annotations
 
 import functools
-import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -14,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import nnx, traverse_util
 from jax import Array
@@ -24,19 +21,11 @@ import datasets
 import losses
 import sampling
 import sharding
-from configs.default import get_default_config
-from errors import InputError, check_name, choose
-from models import NETWORKS
+from errors import InputError
+from factory import Config, Samples, complete, make_network, make_sampler, make_score_model, make_sde
 from models.layers import Rngs
-from models.score import ScoreModel
 from places import Params, as_built
-from sde_lib import SDE, SDES, VESDE, Score
-
-Config = ml_collections.ConfigDict
-
-Sampler = Callable[[Array, Score, Array], tuple[Array, Array]]
-"""(keys (B,), score, samples of the prior (B, ...)) -> samples (B, ...), score evaluations per image (B,)."""
-
+from sde_lib import Score
 
 POSITIVE = (
     "training.n_iters",
@@ -46,8 +35,10 @@ POSITIVE = (
     "training.snapshot_freq",
     "training.snapshot_freq_for_preemption",
     "sampling.n_steps_each",
+    "sampling.num_steps",
     "eval.num_samples",
     "eval.bpd_num_repeats",
+    "eval.bpd_probes",
 )
 PURPOSES = ("init", "train", "loss", "bpd", "sample")
 
@@ -79,7 +70,16 @@ class Experiment:
             sharding.check_batch_size(self.mesh, _get(config, field), field)
         self.sde = make_sde(config)
         self.num_scales = None if config.training.continuous else config.model.num_scales
+        if config.training.importance_weighting and not (
+            config.training.likelihood_weighting and config.training.continuous
+        ):
+            raise InputError(
+                "training.importance_weighting = True needs training.likelihood_weighting = True and "
+                "training.continuous = True."
+            )
+        self.draw_options = {"importance_weighting": config.training.importance_weighting}
         self.loss_options = {
+            **self.draw_options,
             "num_scales": self.num_scales,
             "likelihood_weighting": config.training.likelihood_weighting,
             "reduce_mean": config.training.reduce_mean,
@@ -135,97 +135,42 @@ class Experiment:
         def loss(params: Params, images: Array, key: Array) -> tuple[Array, Array]:
             data_key, noise_key = jax.random.split(key)
             x = self.prepare(data_key, images, flip=False)
-            t, z = losses.draw(noise_key, self.sde, x, self.num_scales)
+            t, z = losses.draw(noise_key, self.sde, x, self.num_scales, **self.draw_options)
             return losses.denoising_score_matching(self.score(params), self.sde, x, t, z, **self.loss_options), t
 
         return loss
 
     @functools.cached_property
-    def sample(self) -> Callable[[Params, Array], tuple[Array, Array]]:
-        """(params, image numbers (B,)) -> uint8 images (B, H, W, C), score evaluations (B,); compiled, sharded.
+    def sample(self) -> Callable[[Params, Array], Samples]:
+        """(params, image numbers (B,)) -> samples x and frames as uint8 images; compiled, sharded.
 
         Image number i depends on (config.seed, i) alone, unless the corrector couples a batch (`sampling.langevin`).
         """
-        split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
 
-        @functools.partial(jax.jit, in_shardings=(whole, split), out_shardings=(split, split))
-        def sample(params: Params, indices: Array) -> tuple[Array, Array]:
+        def sample(params: Params, indices: Array) -> Samples:
             keys = sampling.image_keys(self.key("sample"), indices)
             prior = sampling.prior_sample(keys, self.sde, (indices.shape[0], *self.image_shape))
-            x, nfe = self.sampler(keys, self.score(params), prior)
-            return self.scaler.pixels(x, dequantized=self.config.data.uniform_dequantization), nfe
+            x, nfe, frames = self.sampler(keys, self.score(params), self.config.sampling.temperature * prior)
+            return Samples(self.pixels(x), nfe, self.pixels(frames))
 
-        return sample
+        split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
+        outputs = Samples(split, split, sharding.along_axis(self.mesh, 1))
+        return jax.jit(sample, in_shardings=(whole, split), out_shardings=outputs)
+
+    def pixels(self, x: Array) -> Array:
+        """Samples of the model as uint8 images, 0 .. 255."""
+        return self.scaler.pixels(x, dequantized=self.config.data.uniform_dequantization)
 
     def rows(self, batch: np.ndarray) -> Array:
         """A batch that every process has whole, as a global array split over the devices."""
         rows = sharding.local_rows(len(batch))
         return sharding.shard(self.mesh, batch[rows.start : rows.stop])
 
-    def sample_images(self, params: Params, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images number first .. first + count - 1 of this experiment: uint8 (count, H, W, C), evaluations (count,)."""
+    def sample_images(self, params: Params, first: int, count: int) -> Samples:
+        """Images number first .. first + count - 1 of this experiment, on the host: uint8 (count, H, W, C)."""
         padded = -(-count // self.mesh.size) * self.mesh.size
-        images, nfe = self.sample(params, self.rows(np.arange(first, first + padded)))
-        images, nfe = sharding.fetch((images, nfe))
-        return images[:count], nfe[:count]
-
-
-def complete(config: Config) -> Config:
-    """A copy with default values for missing fields, other than the model's: official configs lack some of them."""
-    fields, defaults = config.to_dict(), get_default_config().to_dict()
-    for section in ("data", "training", "optim", "sampling", "eval"):
-        fields[section] = defaults[section] | fields.get(section, {})
-    return ml_collections.ConfigDict(fields).lock()
-
-
-def make_sde(config: Config) -> SDE:
-    """The SDE that config.training.sde names, with those of its fields that config.model sets."""
-    sde = choose(SDES, config.training.sde.lower(), "training.sde")
-    return sde(**_matching(sde, config.model))
-
-
-def make_network(config: Config, rngs: Rngs) -> nnx.Module:
-    """The network that config.model names, with randomly initialised parameters."""
-    network = choose(NETWORKS, config.model.name, "model.name")
-    shape = {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
-    return network(**_matching(network, config.model), **shape, rngs=rngs)
-
-
-def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreModel:
-    """The conventions between the network and the SDE of a config."""
-    model, sigmas = config.model, None
-    options = _matching(choose(NETWORKS, model.name, "model.name"), model)
-    fourier = (
-        options.get("embedding_type", "").lower() == "fourier"
-    )  # Fourier features of log(label): the label is sigma.
-    if fourier and num_scales is not None:
-        raise InputError("model.embedding_type = 'fourier' needs training.continuous = True; 'positional' fits both.")
-    if model.get("scale_by_sigma", False):
-        ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
-        sigmas = () if fourier else tuple(ladder.sigmas(model.num_scales).tolist())
-    return ScoreModel(sde, num_scales, config.data.centered, sigmas)
-
-
-def make_sampler(config: Config, sde: SDE) -> Sampler:
-    """The sampler that config.sampling describes, on config.model.num_scales steps."""
-    options, steps = config.sampling, sde.discretize(config.model.num_scales)
-    check_name(options.method.lower(), ("ode", "pc"), "sampling.method")
-    if options.method.lower() == "ode":
-        last = jax.tree.map(lambda leaf: leaf[-1], steps) if options.noise_removal else None
-        return lambda keys, score, x: sampling.probability_flow_ode(score, sde, x, denoise_step=last)
-    predictor = choose(sampling.PREDICTORS, options.predictor.lower(), "sampling.predictor")
-    corrector = choose(sampling.CORRECTORS, options.corrector.lower(), "sampling.corrector")
-    evaluations = (predictor is not sampling.none) + options.n_steps_each * (corrector is not sampling.none)
-    if options.probability_flow:
-        if "probability_flow" not in inspect.signature(predictor).parameters:
-            raise InputError(
-                f"sampling.predictor = {options.predictor!r} has no form for sampling.probability_flow = True."
-            )
-        predictor = functools.partial(predictor, probability_flow=True)
-    settings = {"snr": options.snr, "n_steps_each": options.n_steps_each, "denoise": options.noise_removal}
-    run = functools.partial(sampling.predictor_corrector, predictor=predictor, corrector=corrector, **settings)
-    nfe = len(steps.t) * evaluations
-    return lambda keys, score, x: (run(keys, score, sde, x, steps), jnp.full(x.shape[0], nfe))
+        images, nfe, frames = sharding.fetch(self.sample(params, self.rows(np.arange(first, first + padded))))
+        return Samples(images[:count], nfe[:count], frames[:, :count])
 
 
 # --- workdirs ---------------------------------------------------------------------------------------------------------
@@ -236,7 +181,8 @@ def check_config(folder: str | Path, config: Config, fixed: Callable[[str], bool
     path = Path(folder) / "config.json"
     if not path.exists():
         return
-    ours, theirs = (_fields(text) for text in (json.dumps(config.to_dict()), path.read_text()))
+    ours = _fields(config)
+    theirs = _fields(complete(Config(json.loads(path.read_text()))))  # Written before some fields were there, perhaps.
     differing = [f for f in sorted(ours.keys() | theirs.keys()) if fixed(f) and ours.get(f) != theirs.get(f)]
     if differing:
         lines = (f"  {f}: {theirs.get(f, 'absent')!r} there, {ours.get(f, 'absent')!r} now" for f in differing)
@@ -261,14 +207,9 @@ def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
     os.replace(temporary, path)
 
 
-def _matching(constructor: Callable[..., Any], fields: Config) -> dict[str, Any]:
-    names = inspect.signature(constructor.__init__).parameters
-    return {name: value for name, value in fields.items() if name in names}
-
-
 def _get(config: Config, field: str) -> Any:
     return functools.reduce(getattr, field.split("."), config)
 
 
-def _fields(text: str) -> dict[str, Any]:
-    return traverse_util.flatten_dict(json.loads(text), sep=".")
+def _fields(config: Config) -> dict[str, Any]:
+    return traverse_util.flatten_dict(json.loads(json.dumps(config.to_dict())), sep=".")

@@ -151,7 +151,8 @@ def predictor_corrector(
     snr: float = 0.16,
     n_steps_each: int = 1,
     denoise: bool = True,
-) -> Array:
+    num_frames: int = 0,
+) -> tuple[Array, Array]:
     """The predictor-corrector sampler, Algorithm 1: at each time `n_steps_each` corrections, then one prediction.
 
     Args:
@@ -161,20 +162,24 @@ def predictor_corrector(
       snr: signal-to-noise ratio r of the correctors. denoise: return the mean of the last step, without its noise.
 
     Returns:
-      Samples of shape (B, ...), in the range of the data.
+      Samples of shape (B, ...), in the range of the data, and `num_frames` states on the way to them (num_frames, ...).
     """
+    n = len(steps.t)
+    shown = np.full(n, num_frames)  # Where each step's state is kept; those of most steps go to a place to be dropped.
+    shown[np.linspace(0, n - 1, num_frames).astype(int)] = np.arange(num_frames)
 
-    def iteration(carry: tuple[Array, Array], row: tuple[Array, Step]) -> tuple[tuple[Array, Array], None]:
-        x, _ = carry
-        index, step = row
+    def iteration(carry: tuple[Array, Array, Array], row: tuple[Array, Step, Array]) -> tuple[tuple, None]:
+        x, _, frames = carry
+        index, step, place = row
         step_keys = fold_in(keys, index)
         correct = lambda j, x: corrector(fold_in(step_keys, j + 1), score, sde, x, step, snr=snr)[0]
         x = lax.fori_loop(0, n_steps_each, correct, x)
-        return predictor(fold_in(step_keys, 0), score, sde, x, step), None
+        x, mean = predictor(fold_in(step_keys, 0), score, sde, x, step)
+        return (x, mean, frames.at[place].set(x) if num_frames else frames), None
 
-    indices = jnp.arange(len(steps.t))
-    (x, mean), _ = lax.scan(iteration, (x, x), (indices, steps))
-    return mean if denoise else x
+    frames = jnp.zeros((num_frames + 1, *x.shape) if num_frames else (0, *x.shape))
+    (x, mean, frames), _ = lax.scan(iteration, (x, x, frames), (jnp.arange(n), steps, jnp.asarray(shown)))
+    return (mean if denoise else x), frames[:num_frames]
 
 
 def probability_flow_ode(
@@ -190,23 +195,31 @@ def probability_flow_ode(
       Samples (B, ...), and the number of score evaluations for each image (B,).
     """
 
-    def field(t: Array, x: Array, _: None) -> Array:
-        return sde.reverse_drift(score(x[None], t[None])[0], x, t, probability_flow=True)
-
-    x, nfe = integrate(field, x, sde.T, sde.t_end, rtol=rtol, atol=atol)
+    x, nfe = integrate_flow(score, sde, x, sde.T, sde.t_end, rtol=rtol, atol=atol)
     if denoise_step is None:
         return x, nfe
     keys = jax.random.split(jax.random.key(0), x.shape[0])  # The mean ignores the noise.
     return reverse_diffusion(keys, score, sde, x, denoise_step)[1], nfe + 1
 
 
+def integrate_flow(
+    score: Score, sde: SDE, x: Array, t0: float, t1: float, *, rtol: float = 1e-5, atol: float = 1e-5
+) -> tuple[Array, Array]:
+    """The probability flow, Eq. (13), of states x (B, ...) from t0 to t1, and score evaluations (B,)."""
+
+    def field(t: Array, x: Array, _: None) -> Array:
+        return sde.reverse_drift(score(x[None], t[None])[0], x, t, probability_flow=True)
+
+    return integrate(field, x, t0, t1, rtol=rtol, atol=atol)
+
+
 def few_step(
-    keys: Array, score: Score, sde: SDE, x: Array, plan: Plan, end: float, *, noise_prediction: bool = False
+    keys: Array | None, score: Score, sde: SDE, x: Array, plan: Plan, end: float, *, noise_prediction: bool = False
 ) -> tuple[Array, Array]:
     """Runs a solver that `solvers` wrote out, in y = x / alpha: one evaluation of the score for each of its n rows.
 
     Args:
-      keys: (B,), one random key per image, for the plan's noise if it has any.
+      keys: (B,), one random key per image, for the plan's noise; None if it has none.
       x: (B, ...), states at the plan's first level; samples of the prior, or data to encode.
       end: the level to which the last row leads, 0 for data.
 
@@ -253,7 +266,9 @@ def adaptive_sde(
 ) -> tuple[Array, Array]:
     """The reverse SDE with steps that each image chooses for itself (Jolicoeur-Martineau et al. 2021, Algorithm 1).
 
-    A stochastic improved Euler step is compared with the Euler-Maruyama step inside it.
+    A stochastic improved Euler step is compared with the Euler-Maruyama step inside it. Noise of a refused step is
+    drawn anew, so that large noise is refused more often: in few dimensions (4, say) this widens the samples by a tenth
+    and more, at any tolerance; in 192 dimensions the bias is below 1 %.
 
     Args:
       keys, x: as for `few_step`.

@@ -74,7 +74,7 @@ def train_step(
     data_key, noise_key, dropout_key = jax.random.split(key, 3)
     sde, config = experiment.sde, experiment.config
     x = experiment.prepare(data_key, images, flip=config.data.random_flip)
-    t, z = losses.draw(noise_key, sde, x, experiment.num_scales)
+    t, z = losses.draw(noise_key, sde, x, experiment.num_scales, **experiment.draw_options)
 
     def loss(params: Params) -> tuple[Array, Array]:
         score = experiment.score(params, Rngs(dropout_key))
@@ -153,7 +153,7 @@ def train(config: Config, workdir: str) -> TrainState:
             for folder, number in [(META, step)] * backup + [(KEPT, kept)] * snapshot:
                 checkpoints.save(folder, number, to_trees(state), step=step, config=config.to_dict())
             if snapshot and settings.snapshot_sampling:
-                report.samples(experiment.sample_images(state.ema, 0, GRID)[0])
+                report.samples(experiment.sample_images(state.ema, 0, GRID).x)
     return state
 
 

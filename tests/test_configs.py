@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 import datasets
 import experiment as experiments
+import factory
 import training
 from configs import differences
 from models import NETWORKS
@@ -154,7 +155,7 @@ def once_for_all(relevant):
 @once_for_all(network_options)
 def num_params(config: ml_collections.ConfigDict) -> int:
     """The number of parameters of the network; none are allocated."""
-    make = lambda: nnx.state(experiments.make_network(config, Rngs(jax.random.key(0))), nnx.Param)
+    make = lambda: nnx.state(factory.make_network(config, Rngs(jax.random.key(0))), nnx.Param)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(make)))
 
 
@@ -189,7 +190,7 @@ def step_options(config: ml_collections.ConfigDict) -> list:
         "optim": tuple(config.optim),
     }
     fields = [config[section][field] for section in names for field in names[section]]
-    return [network_options(config), dataclasses.asdict(experiments.make_sde(config)), fields]
+    return [network_options(config), dataclasses.asdict(factory.make_sde(config)), fields]
 
 
 @once_for_all(step_options)
@@ -215,7 +216,7 @@ def two_steps(config: ml_collections.ConfigDict) -> tuple[list[training.TrainSta
 def test_training(name):
     """Parameters move as learning rate and warm-up say, their average as model.ema_rate says; the sampler is known."""
     config = module(name).get_config()
-    experiments.make_sampler(config, experiments.make_sde(config))
+    factory.make_sampler(config, factory.make_sde(config))
     states, losses = two_steps(shrunk(config))
     assert np.isfinite(losses).all()
     for step, (before, after) in enumerate(zip(states, states[1:])):

@@ -66,7 +66,7 @@ def test_images_depend_on_seed_and_number_alone(evaluated):
     images = {}
     for devices, first, count in ((1, 0, 6), (2, 0, 6), (8, 2, 3)):
         experiment = experiments.Experiment(config(**{"training.batch_size": 16}), jax.devices()[:devices])
-        images[devices], nfe = experiment.sample_images(jax.device_get(params), first, count)
+        images[devices], nfe, _ = experiment.sample_images(jax.device_get(params), first, count)
         assert nfe.tolist() == [21] * count
     assert np.abs(images[1].astype(int) - images[2]).max() <= 16
     assert np.abs(images[1][2:5].astype(int) - images[8]).max() <= 16
@@ -112,6 +112,6 @@ def test_the_other_sdes(tmp_path, name):
 
 def test_the_ode_sampler(evaluated):
     experiment = experiments.Experiment(config(**{"sampling.method": "ode"}))
-    images, nfe = experiment.sample_images(experiment.init_params(), 0, 4)
+    images, nfe, _ = experiment.sample_images(experiment.init_params(), 0, 4)
     assert images.shape == (4, 8, 8, 1)
     assert (nfe > 20).all()

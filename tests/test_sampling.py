@@ -75,7 +75,7 @@ def test_recorded_trajectories(monkeypatch, case, denoise):
 
         predictor = predict
     with jax.disable_jit():
-        x = sampling.predictor_corrector(
+        x, _ = sampling.predictor_corrector(
             KEYS,
             gaussian.score(sde, *law()),
             sde,
@@ -118,9 +118,8 @@ def moments(sde, predictor, corrector, n=400, count=80, dims=250, **options):
     keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
     run = functools.partial(sampling.predictor_corrector, predictor=predictor, corrector=corrector, **options)
     score = gaussian.score(sde, 0.4, 0.3)
-    x = jax.jit(lambda keys: run(keys, score, sde, sampling.prior_sample(keys, sde, (count, dims)), sde.discretize(n)))(
-        keys
-    )
+    prior, steps = sampling.prior_sample(keys, sde, (count, dims)), sde.discretize(n)
+    x, _ = jax.jit(lambda keys, prior: run(keys, score, sde, prior, steps))(keys, prior)
     return float(x.mean()), float(x.std())
 
 
@@ -212,7 +211,8 @@ def test_images_do_not_depend_on_their_batch(corrector):
         keys = sampling.image_keys(jax.random.key(5), indices)
         x = sampling.prior_sample(keys, sde, (len(indices), 3, 2))
         options = {"corrector": sampling.CORRECTORS[corrector]}
-        return sampling.predictor_corrector(keys, gaussian.score(sde, 0.1, 0.2), sde, x, sde.discretize(30), **options)
+        score, steps = gaussian.score(sde, 0.1, 0.2), sde.discretize(30)
+        return sampling.predictor_corrector(keys, score, sde, x, steps, **options)[0]
 
     np.testing.assert_allclose(sample(jnp.arange(8))[5:7], sample(jnp.array([5, 6])), rtol=1e-5, atol=1e-6)
     assert np.abs(sample(jnp.arange(8))[5] - sample(jnp.arange(8))[6]).max() > 0.01
@@ -230,7 +230,7 @@ def test_a_grid_of_ones_own():
     sde = VESDE()
     keys, ts = sampling.image_keys(jax.random.key(0), jnp.arange(500)), jnp.linspace(1, 0.05, 60)
     steps = sde.steps(ts)
-    x = sampling.predictor_corrector(
+    x, _ = sampling.predictor_corrector(
         keys,
         gaussian.score(sde, 0.4, 0.3),
         sde,

@@ -1,0 +1,210 @@
+"""From what a config says to what it means: SDE, network, score model and sampler."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from flax import nnx
+from jax import Array
+
+import sampling
+import solvers
+from configs.default import get_default_config
+from errors import InputError, check_name, choose
+from models import NETWORKS
+from models.layers import Rngs
+from models.score import ScoreModel
+from sde_lib import SDE, SDES, VESDE, Score
+
+Config = ml_collections.ConfigDict
+
+FRAMES = 16  # states of a trajectory, at most
+
+
+class Samples(NamedTuple):
+    """What a sampler returns: samples x (B, ...), score evaluations for each of them (B,), and `frames`, the states on
+    the way to x, in order (F, B, ...) with F at most FRAMES; F = 0 unless they were asked for."""
+
+    x: Array
+    nfe: Array
+    frames: Array
+
+
+Sampler = Callable[[Array, Score, Array], Samples]
+"""(keys (B,), score, samples of the prior (B, ...)) -> Samples."""
+
+Map = Callable[[Score, Array], tuple[Array, Array]]
+"""(score, states (B, ...)) -> states (B, ...), score evaluations of each (B,)."""
+
+
+def complete(config: Config) -> Config:
+    """A copy with default values for missing fields, other than the model's: official configs lack some of them."""
+    fields, defaults = config.to_dict(), get_default_config().to_dict()
+    for section in ("data", "training", "optim", "sampling", "eval"):
+        fields[section] = defaults[section] | fields.get(section, {})
+    return ml_collections.ConfigDict(fields).lock()
+
+
+def make_sde(config: Config) -> SDE:
+    """The SDE that config.training.sde names, with those of its fields that config.model sets."""
+    sde = choose(SDES, config.training.sde.lower(), "training.sde")
+    return sde(**_matching(sde, config.model))
+
+
+def make_network(config: Config, rngs: Rngs) -> nnx.Module:
+    """The network that config.model names, with randomly initialised parameters."""
+    network = choose(NETWORKS, config.model.name, "model.name")
+    shape = {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
+    return network(**_matching(network, config.model), **shape, rngs=rngs)
+
+
+def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreModel:
+    """The conventions between the network and the SDE of a config."""
+    model, sigmas = config.model, None
+    options = _matching(choose(NETWORKS, model.name, "model.name"), model)
+    fourier = options.get("embedding_type", "").lower() == "fourier"  # Features of log(label): the label is sigma.
+    if fourier and num_scales is not None:
+        raise InputError("model.embedding_type = 'fourier' needs training.continuous = True; 'positional' fits both.")
+    if model.get("scale_by_sigma", False):
+        ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
+        sigmas = () if fourier else tuple(ladder.sigmas(model.num_scales).tolist())
+    return ScoreModel(sde, num_scales, config.data.centered, sigmas)
+
+
+# --- samplers ---------------------------------------------------------------------------------------------------------
+
+
+def make_sampler(config: Config, sde: SDE) -> Sampler:
+    """The sampler that config.sampling describes. Raises InputError for names and values it does not know."""
+    make = {"ode": _ode_sampler, "pc": _pc_sampler, "solver": _solver_sampler}
+    return choose(make, config.sampling.method.lower(), "sampling.method")(config, sde)
+
+
+def _pc_sampler(config: Config, sde: SDE) -> Sampler:
+    """Predictor and corrector on config.model.num_scales steps."""
+    options, steps = config.sampling, sde.discretize(config.model.num_scales)
+    predictor = choose(sampling.PREDICTORS, options.predictor.lower(), "sampling.predictor")
+    corrector = choose(sampling.CORRECTORS, options.corrector.lower(), "sampling.corrector")
+    evaluations = (predictor is not sampling.none) + options.n_steps_each * (corrector is not sampling.none)
+    if options.probability_flow:
+        if "probability_flow" not in inspect.signature(predictor).parameters:
+            raise InputError(
+                f"sampling.predictor = {options.predictor!r} has no form for sampling.probability_flow = True."
+            )
+        predictor = functools.partial(predictor, probability_flow=True)
+    settings = {"snr": options.snr, "n_steps_each": options.n_steps_each, "denoise": options.noise_removal}
+    settings["num_frames"] = FRAMES if options.trajectory else 0
+    run = functools.partial(sampling.predictor_corrector, predictor=predictor, corrector=corrector, **settings)
+    nfe = len(steps.t) * evaluations
+
+    def sample(keys: Array, score: Score, x: Array) -> Samples:
+        x, frames = run(keys, score, sde, x, steps)
+        return Samples(x, jnp.full(x.shape[0], nfe), frames)
+
+    return sample
+
+
+def _ode_sampler(config: Config, sde: SDE) -> Sampler:
+    """The probability-flow ODE, by adaptive steps."""
+    options = config.sampling
+    _refuse_trajectory(options, "the steps of sampling.method = 'ode' differ from image to image")
+    steps = sde.discretize(config.model.num_scales)
+    last = jax.tree.map(lambda leaf: leaf[-1], steps) if options.noise_removal else None
+
+    def sample(keys: Array, score: Score, x: Array) -> Samples:
+        return Samples(*sampling.probability_flow_ode(score, sde, x, denoise_step=last), x[None][:0])
+
+    return sample
+
+
+def _solver_sampler(config: Config, sde: SDE) -> Sampler:
+    """A few-step solver, or the SDE solver that chooses its steps."""
+    options, name = config.sampling, config.sampling.solver.lower()
+    check_name(name, (*solvers.SOLVERS, ADAPTIVE), "sampling.solver")
+    if name == ADAPTIVE:
+        _refuse_trajectory(options, f"the steps of sampling.solver = {name!r} differ from image to image")
+        grey_level = (2 if config.data.centered else 1) / 256
+        settings = {"tolerance": options.tolerance, "absolute": grey_level, "denoise": options.noise_removal}
+
+        def sample(keys: Array, score: Score, x: Array) -> Samples:
+            return Samples(*sampling.adaptive_sde(keys, score, sde, x, **settings), x[None][:0])
+
+        return sample
+
+    levels = solvers.noise_levels(sde, options.schedule.lower(), options.num_steps, denoise=options.noise_removal)
+    plan = make_plan(config, levels)
+    prediction = {"noise_prediction": solvers.SOLVERS[name].noise_prediction}
+    shown = np.unique(np.linspace(0, len(plan.level) - 1, FRAMES).astype(int)) if options.trajectory else []
+
+    def sample(keys: Array, score: Score, x: Array) -> Samples:
+        x, states = sampling.few_step(keys, score, sde, x, plan, levels[-1], **prediction)
+        return Samples(x, jnp.full(x.shape[0], len(plan.level)), states[np.asarray(shown, int)])
+
+    return sample
+
+
+ADAPTIVE = "adaptive_sde"
+
+
+def make_plan(config: Config, levels: np.ndarray) -> solvers.Plan:
+    """The solver of config.sampling written out for these noise levels."""
+    options, name = config.sampling, config.sampling.solver.lower()
+    solver = choose(solvers.SOLVERS, name, "sampling.solver")
+    if name == "heun_churn":
+        return solver.plan(levels, churn=options.churn)
+    if name == "restart":
+        if not levels[0] >= options.restart[3] > options.restart[2] > 0 or min(options.restart[:2]) < 1:
+            raise InputError(
+                f"sampling.restart = {tuple(options.restart)} must hold a number of levels, of repetitions, and two "
+                f"noise levels, the lower one first, at most {levels[0]:.6g}."
+            )
+        return solver.plan(levels, restart=tuple(options.restart))
+    return solver.plan(levels)
+
+
+def make_flow(config: Config, sde: SDE) -> tuple[Map, Map]:
+    """The probability flow as a map from data to latent codes and its inverse, by the sampler of config.sampling.
+
+    It joins the times sde.t_end and T: data are taken for states at t_end, and no last step denoises.
+
+    Raises InputError if the sampler draws noise.
+    """
+    options, name = config.sampling, config.sampling.solver.lower()
+    if options.method.lower() == "ode":
+        solve = lambda t0, t1: lambda score, x: sampling.integrate_flow(score, sde, x, t0, t1)
+        return solve(sde.t_end, sde.T), solve(sde.T, sde.t_end)
+    known = [name for name, solver in solvers.SOLVERS.items() if not solver.stochastic]
+    if options.method.lower() != "solver" or name not in known:
+        raise InputError(
+            f"Latent codes need a deterministic sampler: sampling.method = 'ode', or 'solver' with sampling.solver one "
+            f"of {', '.join(known)}."
+        )
+    down = solvers.noise_levels(sde, options.schedule.lower(), options.num_steps, denoise=False)
+
+    def along(levels: np.ndarray) -> Map:
+        plan, prediction = make_plan(config, levels), solvers.SOLVERS[name].noise_prediction
+
+        def run(score: Score, x: Array) -> tuple[Array, Array]:
+            y, _ = sampling.few_step(None, score, sde, x, plan, levels[-1], noise_prediction=prediction)
+            return y, jnp.full(x.shape[0], len(plan.level))
+
+        return run
+
+    return along(down[::-1]), along(down)
+
+
+def _refuse_trajectory(options: Config, reason: str) -> None:
+    if options.trajectory:
+        raise InputError(f"sampling.trajectory = True cannot be had: {reason}.")
+
+
+def _matching(constructor: Callable[..., Any], fields: Config) -> dict[str, Any]:
+    names = inspect.signature(constructor.__init__).parameters
+    return {name: value for name, value in fields.items() if name in names}

@@ -1,0 +1,253 @@
+"""Few-step solvers: orders of convergence, moments, diffusers' schedulers, latent codes, and their configs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import experiment as experiments
+import factory
+import sampling
+import solvers
+from errors import InputError
+from sde_lib import VESDE, VPSDE, SubVPSDE
+from tests import gaussian, tiny
+from tests.test_sampling import Cosine
+
+SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE(), "cosine": Cosine()}
+MEAN, STD = np.linspace(-0.5, 0.5, 12).reshape(2, 2, 3), np.linspace(0.1, 1, 12).reshape(2, 2, 3)
+DETERMINISTIC = [name for name, solver in solvers.SOLVERS.items() if not solver.stochastic]
+ORDERS = {"ddim": 1, "dpm++_2m": 2, "dpm++_3m": 2, "unipc_2": 2, "unipc_3": 3, "deis": 3, "heun": 2}
+
+
+def run(name, score, sde, x, levels, keys=None, **options):
+    solver = solvers.SOLVERS[name]
+    plan = solver.plan(np.asarray(levels, np.float64), **options)
+    few = functools.partial(sampling.few_step, noise_prediction=solver.noise_prediction)
+    return jax.jit(lambda keys, x: few(keys, score, sde, x, plan, levels[-1]))(keys, x)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_order_of_convergence(name, sde):
+    """Of the error against the probability flow in closed form, for halved steps in log s."""
+    score = gaussian.score(sde, MEAN, STD)
+    x = sde.prior_std * jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
+    exact = gaussian.flow(sde, MEAN, STD, x, sde.T, sde.t_end)
+    counts = (16, 32) if ORDERS[name] > 2 else (40, 80)  # Before float32 is felt, and where the order is.
+    errors = []
+    for n in counts:
+        levels = solvers.noise_levels(sde, "log_snr", n, denoise=False)
+        errors.append(np.abs(run(name, score, sde, x, levels)[0] - exact).max())
+    assert np.log2(errors[0] / errors[1]) > ORDERS[name] - 0.3
+    assert errors[1] < (0.15 if ORDERS[name] == 1 else 0.02)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("dpm++_2m_sde", {}),
+        ("heun_churn", {"churn": 20.0}),
+        ("restart", {"restart": (6, 2, 0.06, 0.3)}),
+        ("unipc_3", {}),
+    ],
+)
+def test_moments(name, options, sde):
+    """Samples of Gaussian data have its mean and standard deviation, with the last step to noise-free data."""
+    keys = sampling.image_keys(jax.random.key(0), jnp.arange(4000))
+    x = sampling.prior_sample(keys, sde, (4000, 4))
+    levels = solvers.noise_levels(sde, "karras", 100)
+    x, states = run(name, gaussian.score(sde, 0.4, 0.3), sde, x, levels, keys, **options)
+    assert float(x.mean()) == pytest.approx(0.4, abs=0.01)
+    assert float(x.std()) == pytest.approx(0.3, abs=0.01)
+    assert np.array_equal(states[-1], x)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_adaptive_steps(sde):
+    """Moments, and steps of its own for every image. (In few dimensions it is biased: see its docstring.)"""
+    keys = sampling.image_keys(jax.random.key(0), jnp.arange(200))
+    x = sampling.prior_sample(keys, sde, (200, 192))
+    sample = jax.jit(lambda keys, x, **kw: sampling.adaptive_sde(keys, gaussian.score(sde, 0.4, 0.3), sde, x, **kw))
+    y, nfe = sample(keys, x)
+    assert float(y.mean()) == pytest.approx(0.4, abs=0.01)
+    assert float(y.std()) == pytest.approx(0.3, abs=0.01)
+    alone, nfe_alone = sample(keys[7:9], x[7:9])
+    np.testing.assert_allclose(alone, y[7:9], rtol=1e-3, atol=1e-4)
+    assert nfe_alone.tolist() == nfe[7:9].tolist()
+    assert len(set(nfe.tolist())) > 1
+    assert (nfe % 2 == 1).all()  # Two evaluations a step, and one at the end.
+
+
+def test_steps_that_do_not_suffice_are_told():
+    keys = sampling.image_keys(jax.random.key(0), jnp.arange(2))
+    x = sampling.prior_sample(keys, VPSDE(), (2, 4))
+    y, _ = sampling.adaptive_sde(keys, gaussian.score(VPSDE(), 0.4, 0.3), VPSDE(), x, max_steps=3)
+    assert np.isnan(y).all()
+
+
+@pytest.mark.parametrize("name", solvers.SOLVERS)
+def test_evaluations_are_counted(name):
+    config = tiny.config(**{"sampling.method": "solver", "sampling.solver": name, "sampling.num_steps": 7})
+    calls = []
+
+    def score(x, t):
+        calls.append(t)
+        return gaussian.score(VPSDE(), 0.4, 0.3)(x, t)
+
+    keys = sampling.image_keys(jax.random.key(0), jnp.arange(2))
+    with jax.disable_jit():
+        result = factory.make_sampler(config, VPSDE())(keys, score, jnp.ones((2, 8, 8, 1)))
+    expected = {"heun": 13, "heun_churn": 13, "restart": 13 + 2 * 2 * 2}.get(name, 7)
+    assert result.nfe.tolist() == [len(calls)] * 2 == [expected] * 2
+
+
+# --- a peer -----------------------------------------------------------------------------------------------------------
+
+
+def bimodal(level, y, np=np):
+    """D(y, level) for data at -0.5 or 0.5 in every pixel, with a standard deviation of 0.1."""
+    var = level**2 + 0.1**2
+    mean = 0.5 * np.tanh(y / (2 * var))  # Of the modes, weighted by their probability given y.
+    return mean + 0.1**2 / var * (y - mean)
+
+
+def execute(plan, end, y, noise, noise_prediction):
+    """What a Plan says, literally, in float64: the states in y after every row."""
+    before, history, states = y, [np.zeros_like(y)] * plan.move.shape[1], []
+    for i, level in enumerate(plan.level):
+        y = y + plan.stir[i] * noise[i]
+        denoised = bimodal(level, y)
+        history = [(y - denoised) / level if noise_prediction else denoised, *history[:-1]]
+        y = before = plan.stay[i] * y + plan.back[i] * before + sum(w * h for w, h in zip(plan.fix[i], history))
+        y = plan.keep[i] * y + sum(w * h for w, h in zip(plan.move[i], history)) + plan.blur[i] * noise[i]
+        states.append(y)
+    return np.array(states)
+
+
+PEERS = {
+    "ddim": ("DPMSolverMultistepScheduler", {"solver_order": 1, "algorithm_type": "dpmsolver++"}),
+    "dpm++_2m": ("DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "dpmsolver++"}),
+    "dpm++_3m": ("DPMSolverMultistepScheduler", {"solver_order": 3, "algorithm_type": "dpmsolver++"}),
+    "dpm++_2m_sde": ("DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"}),
+    "unipc_2": ("UniPCMultistepScheduler", {"solver_order": 2}),
+    "unipc_3": ("UniPCMultistepScheduler", {"solver_order": 3}),
+    "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
+}
+
+
+@pytest.mark.parametrize("n", [6, 12])
+@pytest.mark.parametrize("name", PEERS)
+def test_trajectories_of_diffusers(name, n):
+    """The same ODE (or SDE, with the same noise) by diffusers' scheduler, state by state, in float64."""
+    reason = "diffusers and PyTorch are not installed (requirements-dev.txt)"
+    torch, diffusers = (pytest.importorskip(package, reason=reason) for package in ("torch", "diffusers"))
+    (kind, options), solver = PEERS[name], solvers.SOLVERS[name]
+    scheduler = getattr(diffusers, kind)(beta_start=1e-4, beta_end=0.02, use_karras_sigmas=True, **options)
+    scheduler.set_timesteps(n)
+    scheduler.sigmas = scheduler.sigmas.double()
+    levels = scheduler.sigmas.numpy()
+    alpha = 1 / np.sqrt(1 + levels**2)
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(3, 5)), rng.normal(size=(n, 3, 5))
+    ours = execute(solver.plan(levels), levels[-1], x / alpha[0], noise, solver.noise_prediction)
+    state = torch.tensor(x)
+    for i, timestep in enumerate(scheduler.timesteps):
+        y = state.numpy() / alpha[i]
+        predicted = torch.tensor((y - bimodal(levels[i], y)) / levels[i])
+        extra = {"variance_noise": torch.tensor(noise[i])} if solver.stochastic else {}
+        state = scheduler.step(predicted, timestep, state, **extra).prev_sample
+        if name.startswith("unipc") and i + 1 < n:
+            continue  # Its states between steps are corrected only in the next.
+        if name == "deis" and levels[-1] > 0 and i >= n - 2:
+            break  # It stops at a level above 0, towards which it lowers its order and we do not.
+        np.testing.assert_allclose(alpha[i + 1] * ours[i], state.numpy(), atol=1e-5, err_msg=f"step {i}")
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@pytest.mark.parametrize("name", solvers.SOLVERS)
+def test_plans_are_carried_out(monkeypatch, name, sde):
+    """`few_step`, from a score in x and t, does what the plan says in y and noise levels."""
+    solver, levels = solvers.SOLVERS[name], solvers.noise_levels(sde, "karras", 12)
+    options = {"heun_churn": {"churn": 3.0}, "restart": {"restart": (3, 2, 0.06, 0.3)}}.get(name, {})
+    plan, prediction = solver.plan(levels, **options), {"noise_prediction": solver.noise_prediction}
+    rng = np.random.default_rng(0)
+    x, noise = sde.prior_std * rng.normal(size=(3, 5)), rng.normal(size=(len(plan.level), 3, 5))
+    draws = iter(np.repeat(noise, 2, 0))
+    monkeypatch.setattr(sampling, "standard_normal", lambda keys, shape: jnp.asarray(next(draws), jnp.float32))
+
+    def score(x, t):
+        level, alpha = sde.noise_to_signal(t)[:, None], sde.alpha(t)[:, None]
+        return (alpha * bimodal(level, x / alpha, jnp) - x) / sde.var(t)[:, None]
+
+    keys = sampling.image_keys(jax.random.key(0), jnp.arange(3))
+    with jax.disable_jit():
+        ours, _ = sampling.few_step(keys, score, sde, jnp.asarray(x, jnp.float32), plan, 0.0, **prediction)
+    first = float(sde.alpha(sde.time_at(levels[0])))
+    expected = execute(plan, 0.0, x / first, noise, solver.noise_prediction)[-1]
+    np.testing.assert_allclose(ours, expected, atol=1e-5 * max(levels[0], 100))  # Float32, in which y is that large.
+
+
+# --- latent codes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*DETERMINISTIC, "ode"])
+def test_latent_codes(name):
+    """Encoding is the probability flow from t_end to T in closed form, and decoding takes it back."""
+    sde, method = VESDE(), "ode" if name == "ode" else "solver"
+    changes = {"sampling.method": method, "sampling.num_steps": 60, "sampling.schedule": "log_snr"}
+    config = tiny.config(**changes, **({} if name == "ode" else {"sampling.solver": name}))
+    encode, decode = factory.make_flow(config, sde)
+    score = gaussian.score(sde, MEAN, STD)
+    x = MEAN + STD * jax.random.normal(jax.random.key(0), (3, 2, 2, 3))
+    z, nfe = jax.jit(functools.partial(encode, score))(x)
+    exact = gaussian.flow(sde, MEAN, STD, x, sde.t_end, sde.T)
+    np.testing.assert_allclose(z, exact, rtol=0.2 if name == "ddim" else 2e-2, atol=1)
+    again, _ = jax.jit(functools.partial(decode, score))(z)
+    np.testing.assert_allclose(again, x, atol=0.2 if name == "ddim" else 5e-3)
+    assert nfe.shape == (3,)
+
+
+# --- configs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"sampling.solver": "dpm"}, "sampling.solver = 'dpm' is unknown; known: adaptive_sde, ddim, deis, dpm"),
+        ({"sampling.schedule": "cosine"}, "sampling.schedule = 'cosine' is unknown; known: karras, log_snr, time"),
+        ({"sampling.num_steps": 0}, "sampling.num_steps = 0 must be at least 1"),
+        ({"sampling.solver": "restart", "sampling.restart": (3, 2, 0.3, 0.06)}, "the lower one first"),
+        ({"sampling.solver": "adaptive_sde", "sampling.trajectory": True}, "sampling.trajectory = True cannot be had"),
+    ],
+)
+def test_bad_values(changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        experiments.Experiment(tiny.config(**{"sampling.method": "solver"}, **changes))
+
+
+def test_stochastic_samplers_have_no_latent_codes():
+    for changes in ({"sampling.method": "pc"}, {"sampling.method": "solver", "sampling.solver": "restart"}):
+        with pytest.raises(InputError, match="Latent codes need a deterministic sampler"):
+            factory.make_flow(tiny.config(**changes), VPSDE())
+
+
+@pytest.mark.parametrize("method", ["pc", "solver"])
+def test_frames_lead_to_the_samples(method):
+    """A trajectory starts as noise and ends at the sample, which is the same without it."""
+    changes = {"sampling.method": method, "sampling.corrector": "none", "model.num_scales": 40}
+    keys = sampling.image_keys(jax.random.key(0), jnp.arange(2))
+    prior = sampling.prior_sample(keys, VPSDE(), (2, 4))
+    results = []
+    for trajectory in (False, True):
+        config = tiny.config(**changes, **{"sampling.trajectory": trajectory, "sampling.noise_removal": False})
+        results.append(factory.make_sampler(config, VPSDE())(keys, gaussian.score(VPSDE(), 0.4, 0.1), prior))
+    without, samples = results
+    assert without.frames.shape == (0, 2, 4)
+    assert samples.frames.shape == (factory.FRAMES, 2, 4)
+    np.testing.assert_allclose(samples.x, without.x, rtol=1e-5)
+    np.testing.assert_allclose(samples.frames[-1], samples.x, rtol=1e-5)
+    assert np.abs(samples.frames[0] - prior).max() < 0.6 * np.abs(prior - samples.x).max()
