@@ -71,6 +71,15 @@ class Checkpoints:
         """The checkpoints kept for evaluation, by number."""
         return {found.number: found for found in self.find() if found.folder == KEPT}
 
+    def pick(self, number: int | None) -> Found:
+        """The kept checkpoint of this number, by default the newest. Raises InputError, naming those that there are."""
+        kept = self.kept()
+        number = max(kept, default=0) if number is None else number
+        if number not in kept:
+            has = ", ".join(map(str, sorted(kept))) or "none"
+            raise InputError(f"The workdir has no checkpoint_{number}; the kept checkpoints there are: {has}.")
+        return kept[number]
+
     def config(self, found: Found) -> dict[str, Any]:
         """The config that a checkpoint holds."""
         return self._info(found.folder, found.number)["config"]

@@ -57,17 +57,13 @@ def export_checkpoint(config: Config, workdir: str, target: str, number: int | N
         raise InputError(f"--target={target} exists; nothing is overwritten.")
     check_config(workdir, config, is_fixed)
     checkpoints = Checkpoints(workdir)
-    kept = checkpoints.kept()
-    number = max(kept, default=0) if number is None else number
-    if number not in kept:
-        has = ", ".join(map(str, sorted(kept))) or "none"
-        raise InputError(f"{workdir} has no checkpoint_{number} to export; the kept checkpoints there are: {has}.")
-    trees = checkpoints.restore(kept[number], to_trees(_abstract_state(experiment)))
+    found = checkpoints.pick(number)
+    trees = checkpoints.restore(found, to_trees(_abstract_state(experiment)))
     write = pretrained.writer(path)
     trained, network = from_state(sharding.fetch(from_trees(trees))), experiment.network
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: write(file, trained, network, config))
-    print(f"{kept[number]} of {workdir} is now {target}")
+    print(f"{found} of {workdir} is now {target}")
 
 
 # --- between a training state and what files hold ---------------------------------------------------------------------

@@ -170,22 +170,20 @@ def make_plan(config: Config, levels: np.ndarray) -> solvers.Plan:
 
 
 def make_flow(config: Config, sde: SDE) -> tuple[Map, Map]:
-    """The probability flow as a map from data to latent codes and its inverse, by the sampler of config.sampling.
+    """The probability flow as a map from data to latent codes and its inverse.
 
-    It joins the times sde.t_end and T: data are taken for states at t_end, and no last step denoises.
+    It joins the times sde.t_end and T: data are taken for states at t_end, and no last step denoises. It is integrated
+    by the solver of config.sampling or, unless sampling.method is 'solver', by adaptive steps.
 
-    Raises InputError if the sampler draws noise.
+    Raises InputError if the solver draws noise.
     """
     options, name = config.sampling, config.sampling.solver.lower()
-    if options.method.lower() == "ode":
+    if options.method.lower() != "solver":
         solve = lambda t0, t1: lambda score, x: sampling.integrate_flow(score, sde, x, t0, t1)
         return solve(sde.t_end, sde.T), solve(sde.T, sde.t_end)
     known = [name for name, solver in solvers.SOLVERS.items() if not solver.stochastic]
-    if options.method.lower() != "solver" or name not in known:
-        raise InputError(
-            f"Latent codes need a deterministic sampler: sampling.method = 'ode', or 'solver' with sampling.solver one "
-            f"of {', '.join(known)}."
-        )
+    if name not in known:
+        raise InputError(f"Latent codes need a solver without noise; sampling.solver = {name!r} is none of {known}.")
     down = solvers.noise_levels(sde, options.schedule.lower(), options.num_steps, denoise=False)
 
     def along(levels: np.ndarray) -> Map:

@@ -14,17 +14,27 @@ from ml_collections import config_flags
 
 import conversion
 import evaluation
+import latents
 import training
 from errors import InputError
 
 FLAGS = flags.FLAGS
+MODES = {
+    "train": training.train,
+    "eval": lambda config, workdir: evaluation.evaluate(config, workdir, FLAGS.eval_folder),
+    "import": lambda config, workdir: conversion.import_checkpoint(config, workdir, _flag("source")),
+    "export": lambda config, workdir: conversion.export_checkpoint(config, workdir, _flag("target"), FLAGS.checkpoint),
+    "encode": lambda config, workdir: latents.encode(config, workdir, FLAGS.checkpoint),
+    "interpolate": lambda config, workdir: latents.interpolate(config, workdir, FLAGS.checkpoint),
+}
+
 config_flags.DEFINE_config_file("config", None, "The experiment; fields as in --config.training.batch_size=64.")
 flags.DEFINE_string("workdir", None, "Where checkpoints, logs and results go.")
-flags.DEFINE_enum("mode", None, ["train", "eval", "import", "export"], "What to do.")
+flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
 flags.DEFINE_string("eval_folder", "eval", "Folder for the results of --mode=eval, under the workdir.")
 flags.DEFINE_string("source", None, "The checkpoint to import: a file of the official code, or a diffusers folder.")
 flags.DEFINE_string("target", None, "The file to export to: .pth (PyTorch), .safetensors, or else Flax.")
-flags.DEFINE_integer("checkpoint", None, "The number of the checkpoint to export; the newest by default.")
+flags.DEFINE_integer("checkpoint", None, "The checkpoint to export, encode or interpolate with; the newest by default.")
 flags.mark_flags_as_required(["config", "workdir", "mode"])
 
 
@@ -39,14 +49,6 @@ def main(argv: list[str]) -> None:
         MODES[FLAGS.mode](_config(), FLAGS.workdir)
     except InputError as error:
         sys.exit(f"Error: {error}")
-
-
-MODES = {
-    "train": training.train,
-    "eval": lambda config, workdir: evaluation.evaluate(config, workdir, FLAGS.eval_folder),
-    "import": lambda config, workdir: conversion.import_checkpoint(config, workdir, _flag("source")),
-    "export": lambda config, workdir: conversion.export_checkpoint(config, workdir, _flag("target"), FLAGS.checkpoint),
-}
 
 
 def _flag(name: str) -> str:
