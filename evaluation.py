@@ -6,6 +6,7 @@ results.json with averages over all rounds. Measures of sample quality (FID, IS,
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax import Array
@@ -24,15 +26,17 @@ import likelihood
 import sampling
 import sharding
 from checkpoints import Checkpoints
-from errors import InputError, choose
+from errors import InputError, check_name, choose
 from experiment import Config, Experiment, Params, check_config, claim, write_atomically
 
 Arrays = dict[str, np.ndarray]
 Results = dict[str, Any]
 
 GRID = 100  # images in the sample grid, at most
+FOLLOWED = 8  # images in the picture of trajectories
 OF_THE_NETWORK = ("data.", "model.", "training.sde", "training.continuous")
-OF_THE_ROUNDS = (*OF_THE_NETWORK, "seed", "eval.", "sampling.", "training.reduce_mean", "training.likelihood_weighting")
+OF_THE_LOSS = ("training.reduce_mean", "training.likelihood_weighting", "training.importance_weighting")
+OF_THE_ROUNDS = (*OF_THE_NETWORK, *OF_THE_LOSS, "seed", "eval.", "sampling.")
 FREE = ("eval.begin_ckpt", "eval.end_ckpt", "eval.enable_", "model.ema_rate", "model.dropout")
 
 
@@ -45,12 +49,15 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
     config = experiment.config
     stages = [stage for name, stage in STAGES.items() if config.eval[f"enable_{name}"]]
     choose(BPD_IMAGES, config.eval.bpd_dataset.lower(), "eval.bpd_dataset")
+    check_name(config.eval.bpd_trace, likelihood.PROBES, "eval.bpd_trace")
+    if not 0 < config.eval.bpd_t_min < experiment.sde.T or config.eval.bpd_tolerance <= 0:
+        raise InputError(
+            f"eval.bpd_t_min = {config.eval.bpd_t_min} must lie between 0 and {experiment.sde.T}, and "
+            f"eval.bpd_tolerance = {config.eval.bpd_tolerance} above 0."
+        )
     if loss_stage in stages or bpd_stage in stages:
         _check_images(experiment)
-    if not Path(workdir).is_dir():
-        raise InputError(f"--workdir={workdir} does not exist; train first, with --mode=train.")
-    may_change = FREE + (("model.num_scales",) if config.training.continuous else ())
-    check_config(workdir, config, lambda field: field.startswith(OF_THE_NETWORK) and not field.startswith(may_change))
+    check_workdir(workdir, config)
     checkpoints = Checkpoints(workdir)
     kept, begin, end = checkpoints.kept(), config.eval.begin_ckpt, config.eval.end_ckpt
     found = [kept[number] for number in sorted(kept) if begin <= number <= end]
@@ -81,6 +88,14 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
     return results
 
 
+def check_workdir(workdir: str, config: Config) -> None:
+    """Raises InputError if `workdir` does not exist, or holds another network than that of `config`."""
+    if not Path(workdir).is_dir():
+        raise InputError(f"--workdir={workdir} does not exist; train first, with --mode=train.")
+    may_change = FREE + (("model.num_scales",) if config.training.continuous else ())
+    check_config(workdir, config, lambda field: field.startswith(OF_THE_NETWORK) and not field.startswith(may_change))
+
+
 def _check_images(experiment: Experiment) -> None:
     try:
         len(experiment.test)
@@ -108,7 +123,11 @@ def loss_stage(experiment: Experiment, ema: Params, folder: Path) -> Results:
 
 
 def bpd_stage(experiment: Experiment, ema: Params, folder: Path) -> Results:
-    """bits/dim of uniformly dequantized images, over config.eval.bpd_num_repeats passes of the data set."""
+    """bits/dim of uniformly dequantized images, over config.eval.bpd_num_repeats passes of the data set.
+
+    Beside their mean: the part of its standard error that is due to the probes (none with 'exact', null if there is but
+    one), the mean of the solver's estimates of its error, and the variational bound. All but nfe is in bits/dim.
+    """
     config = experiment.config.eval
     images = BPD_IMAGES[config.bpd_dataset.lower()](experiment)
     jobs = datasets.rounds(images, config.batch_size)
@@ -117,13 +136,22 @@ def bpd_stage(experiment: Experiment, ema: Params, folder: Path) -> Results:
     def compute(index: int) -> Arrays:
         repeat, (indices, count) = index // len(jobs), jobs[index % len(jobs)]
         batch = experiment.rows(images.pixels[indices]), experiment.rows(indices), repeat
-        bpd, nfe = sharding.fetch(bits_per_dim(ema, *batch))
-        return {"bpd": bpd[:count], "nfe": nfe[:count]}
+        return {name: array[:count] for name, array in sharding.fetch(bits_per_dim(ema, *batch)).items()}
 
     rounds = [np.load(path) for path in run_rounds(folder, "bpd", config.bpd_num_repeats * len(jobs), compute)]
-    bpd, nfe = (np.concatenate([each[name] for each in rounds]).reshape(-1, len(images)) for name in ("bpd", "nfe"))
-    summary = _summary(bpd.mean(0)) | {"passes": config.bpd_num_repeats, "nfe": float(nfe.mean())}
-    return {"bpd": summary | {"data": config.bpd_dataset}}
+    of_images = {name: np.concatenate([each[name] for each in rounds]).reshape(-1, len(images)) for name in rounds[0]}
+    probe_stderr = float(np.sqrt(np.nansum(of_images["probe_stderr"] ** 2)) / of_images["bpd"].size)
+    return {
+        "bpd": _summary(of_images["bpd"].mean(0))
+        | {
+            "passes": config.bpd_num_repeats,
+            "nfe": float(of_images["nfe"].mean()),
+            "data": config.bpd_dataset,
+            "probe_stderr": None if np.isnan(of_images["probe_stderr"]).all() else probe_stderr,
+            "solver_error": float(np.nanmean(of_images["solver_error"])),
+            "bound": _summary(of_images["bound"].mean(0)),
+        }
+    }
 
 
 def sampling_stage(experiment: Experiment, ema: Params, folder: Path) -> Results:
@@ -132,7 +160,7 @@ def sampling_stage(experiment: Experiment, ema: Params, folder: Path) -> Results
     size, total = config.batch_size, config.num_samples
 
     def compute(index: int) -> Arrays:
-        samples, nfe = experiment.sample_images(ema, index * size, size)
+        samples, nfe, _ = experiment.sample_images(ema, index * size, size)
         count = min(size, total - index * size)
         return {"samples": samples[:count], "nfe": nfe[:count]}
 
@@ -141,6 +169,10 @@ def sampling_stage(experiment: Experiment, ema: Params, folder: Path) -> Results
     head = np.concatenate([np.load(path)["samples"] for path in paths[: -(-GRID // size)]])[:GRID]
     picture = folder / "samples.png"
     write_atomically(picture, lambda file: datasets.image_grid(head).save(file, "png"))
+    if experiment.config.sampling.trajectory:
+        frames = np.concatenate(list(experiment.sample_images(ema, 0, FOLLOWED).frames.swapaxes(0, 1)))
+        grid = datasets.image_grid(frames, columns=len(frames) // FOLLOWED)
+        write_atomically(folder / "trajectory.png", lambda file: grid.save(file, "png"))
     return {"samples": {"images": total, "nfe": float(nfe.mean()), "picture": str(picture)}}
 
 
@@ -161,20 +193,46 @@ def run_rounds(folder: Path, name: str, count: int, compute: Callable[[int], Arr
     return paths
 
 
-def compile_bits_per_dim(experiment: Experiment) -> Callable[[Params, Array, Array, int], tuple[Array, Array]]:
-    """(params, uint8 images (B, H, W, C), their numbers (B,), pass) -> bits/dim (B,), score evaluations (B,)."""
-    split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
-    sde, scaler = experiment.sde, experiment.scaler
+def compile_bits_per_dim(experiment: Experiment) -> Callable[[Params, Array, Array, int], dict[str, Array]]:
+    """(params, uint8 images (B, H, W, C), their numbers (B,), pass) -> arrays (B,), in bits/dim but for nfe.
 
-    @functools.partial(jax.jit, in_shardings=(whole, split, split, whole), out_shardings=(split, split))
-    def bits_per_dim(params: Params, images: Array, indices: Array, repeat: Array) -> tuple[Array, Array]:
+    bpd, nfe: by the ODE; probe_stderr: the standard error that its probes leave, NaN if there is but one; solver_error:
+    the solver's estimate of it; bound: `likelihood.elbo` of the same dequantized images.
+    """
+    split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
+    scaler, config = experiment.scaler, experiment.config.eval
+    sde = dataclasses.replace(experiment.sde, t_min=config.bpd_t_min)
+
+    @functools.partial(jax.jit, in_shardings=(whole, split, split, whole), out_shardings=split)
+    def bits_per_dim(params: Params, images: Array, indices: Array, repeat: Array) -> dict[str, Array]:
         keys = sampling.image_keys(jax.random.fold_in(experiment.key("bpd"), repeat), indices)
-        x = scaler.dequantize(images, sampling.uniform(sampling.fold_in(keys, 0), images.shape))
-        probes = likelihood.draw_probes(sampling.fold_in(keys, 1), x.shape)
-        logp, _, nfe = likelihood.log_likelihood(experiment.score(params), sde, x, probes)
-        return likelihood.bits_per_dim(logp, math.prod(x.shape[1:]), scaler.log_scale), nfe
+        noise_keys, probe_keys, bound_keys = (sampling.fold_in(keys, purpose) for purpose in range(3))
+        x = scaler.dequantize(images, sampling.uniform(noise_keys, images.shape))
+        probes = likelihood.draw_probes(probe_keys, x.shape, config.bpd_trace, config.bpd_probes)
+        score = experiment.score(params)
+        ode = likelihood.log_likelihood(score, sde, x, probes, tolerance=config.bpd_tolerance)
+        bound = likelihood.elbo(score, sde, x, bound_keys)
+        dims = math.prod(x.shape[1:])
+        bits = functools.partial(likelihood.bits_per_dim, dims=dims, log_scale=scaler.log_scale)
+        spread = 0.0 * ode.logp if config.bpd_trace == "exact" else _stderr(bits(ode.per_probe))
+        error = ode.error / (dims * math.log(2))
+        return {
+            "bpd": bits(ode.logp),
+            "nfe": ode.nfe,
+            "probe_stderr": spread,
+            "solver_error": error,
+            "bound": bits(-bound.nats),
+        }
 
     return bits_per_dim
+
+
+def _stderr(values: Array) -> Array:
+    """Standard error of the mean over the last axis; NaN if that has one entry."""
+    count = values.shape[-1]
+    if count == 1:
+        return jnp.full(values.shape[:-1], jnp.nan)
+    return values.std(-1, ddof=1) / math.sqrt(count)
 
 
 def _summary(values: np.ndarray) -> Results:
@@ -187,14 +245,14 @@ def _summary(values: np.ndarray) -> Results:
 
 
 def _table(results: dict[int, Results], folder: Path) -> str:
-    lines = [f"{'checkpoint':>10}  {'step':>8}  {'loss':>18}  {'bits/dim':>18}  {'samples':>14}"]
+    widths = (10, 8, 18, 18, 18, 14)
+    lines = [("checkpoint", "step", "loss", "bits/dim", "bound", "samples")]
     for number, result in results.items():
-        cells = [f"{number:>10}", f"{result['step']:>8}"]
-        for name in ("loss", "bpd"):
-            each = result.get(name)
-            cells.append(f"{each['mean']:.4f} +- {each['stderr']:.4f}" if each else "-")
+        summaries = result.get("loss"), result.get("bpd"), result.get("bpd", {}).get("bound")
+        cells = [f"{each['mean']:.4f} +- {each['stderr']:.4f}" if each else "-" for each in summaries]
         samples = result.get("samples")
         cells.append(f"{samples['images']}, {samples['nfe']:.0f} NFE" if samples else "-")
-        lines.append("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, (10, 8, 18, 18, 14))))
+        lines.append((str(number), str(result["step"]), *cells))
+    table = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)) for line in lines]
     pictures = [result["samples"]["picture"] for result in results.values() if "samples" in result]
-    return "\n".join([*lines, *(f"picture: {picture}" for picture in pictures), f"results: {folder}"])
+    return "\n".join([*table, *(f"picture: {picture}" for picture in pictures), f"results: {folder}"])

@@ -36,11 +36,12 @@ POSITIVE = (
     "training.snapshot_freq_for_preemption",
     "sampling.n_steps_each",
     "sampling.num_steps",
+    "training.dequantizer_iters",
     "eval.num_samples",
     "eval.bpd_num_repeats",
     "eval.bpd_probes",
 )
-PURPOSES = ("init", "train", "loss", "bpd", "sample")
+PURPOSES = ("init", "train", "loss", "bpd", "sample", "dequantize")
 
 
 class Experiment:

@@ -3,6 +3,10 @@
 With x_t = alpha x_0 + std z, the loss of a score s is the mean over t of lambda(t) |s(x_t, t) + z / std|^2. The weight
 lambda = std^2 gives SMLD and DDPM (Eqs. (1), (3)); lambda = g^2 bounds the likelihood (Song et al. 2021b). Training
 in discrete time draws t from the levels i / (num_scales - 1), and takes alpha and std from the chain of these levels.
+
+Importance sampling draws t with a density proportional to g^2 / std^2, the ratio of the two weights (Song et al. 2021b,
+arXiv:2101.09258, Section 4.1): lambda = g^2 then has the same mean as with uniform t, and a lower variance. For every
+SDE here g^2 / std^2 = 2 d/dt log(std / alpha), so that log(std / alpha) is uniform.
 """
 
 from __future__ import annotations
@@ -14,11 +18,19 @@ from jax import Array
 from sde_lib import SDE, Score, expand
 
 
-def draw(key: Array, sde: SDE, x: Array, num_scales: int | None = None) -> tuple[Array, Array]:
-    """Random times t (B,) and noise z (B, ...) for a batch x (B, ...); discrete times if num_scales is given."""
+def draw(
+    key: Array, sde: SDE, x: Array, num_scales: int | None = None, *, importance_weighting: bool = False
+) -> tuple[Array, Array]:
+    """Random times t (B,) and noise z (B, ...) for a batch x (B, ...).
+
+    The times are discrete if num_scales is given; else uniform, or as importance sampling has them.
+    """
     key_t, key_z = jax.random.split(key)
     shape = (x.shape[0],)
-    if num_scales is None:
+    if importance_weighting:
+        first, last = _log_noise_to_signal(sde)
+        t = sde.time_at(jnp.exp(jax.random.uniform(key_t, shape, minval=first, maxval=last)))
+    elif num_scales is None:
         t = jax.random.uniform(key_t, shape, minval=sde.t_min, maxval=sde.T)
     else:
         t = jax.random.randint(key_t, shape, 0, num_scales) * (sde.T / (num_scales - 1))
@@ -34,6 +46,7 @@ def denoising_score_matching(
     *,
     num_scales: int | None = None,
     likelihood_weighting: bool = False,
+    importance_weighting: bool = False,
     reduce_mean: bool = True,
 ) -> Array:
     """Loss of every image: data x and noise z of shape (B, ...), times t (B,) -> (B,).
@@ -41,14 +54,23 @@ def denoising_score_matching(
     Args:
       num_scales: the number of noise levels of discrete-time training; None in continuous time.
       likelihood_weighting: weigh by g(t)^2 in place of std(t)^2.
+      importance_weighting: the same for times of importance sampling, whose density the weight is divided by.
       reduce_mean: mean over the entries of an image; else half their sum, the official reading of the 1/2 in Eq. (7).
     """
     alpha, std = (expand(c, x) for c in sde.marginal(t, num_scales))
     residual = score(alpha * x + std * z, t) * std + z
-    if likelihood_weighting:
+    if importance_weighting:
+        first, last = _log_noise_to_signal(sde)
+        residual = residual * jnp.sqrt(2 * (last - first) / (sde.T - sde.t_min))
+    elif likelihood_weighting:
         residual = residual * expand(sde.diffusion(t), x) / std
     squares = jnp.square(residual).reshape(x.shape[0], -1)
     return squares.mean(-1) if reduce_mean else 0.5 * squares.sum(-1)
+
+
+def _log_noise_to_signal(sde: SDE) -> Array:
+    """log(std / alpha) at t_min and T, (2,)."""
+    return jnp.log(sde.noise_to_signal(jnp.array([sde.t_min, sde.T], jnp.float32)))
 
 
 def by_noise_level(losses: Array, t: Array, sde: SDE, levels: int = 10) -> tuple[Array, Array]:

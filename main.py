@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import conversion
+import dequantization
 import evaluation
 import latents
 import training
@@ -25,6 +26,7 @@ MODES = {
     "import": lambda config, workdir: conversion.import_checkpoint(config, workdir, _flag("source")),
     "export": lambda config, workdir: conversion.export_checkpoint(config, workdir, _flag("target"), FLAGS.checkpoint),
     "encode": lambda config, workdir: latents.encode(config, workdir, FLAGS.checkpoint),
+    "train_dequantizer": lambda config, workdir: dequantization.train(config, workdir, FLAGS.checkpoint),
     "interpolate": lambda config, workdir: latents.interpolate(config, workdir, FLAGS.checkpoint),
 }
 
@@ -34,7 +36,7 @@ flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
 flags.DEFINE_string("eval_folder", "eval", "Folder for the results of --mode=eval, under the workdir.")
 flags.DEFINE_string("source", None, "The checkpoint to import: a file of the official code, or a diffusers folder.")
 flags.DEFINE_string("target", None, "The file to export to: .pth (PyTorch), .safetensors, or else Flax.")
-flags.DEFINE_integer("checkpoint", None, "The checkpoint to export, encode or interpolate with; the newest by default.")
+flags.DEFINE_integer("checkpoint", None, "The checkpoint to export, encode with, ...; the newest by default.")
 flags.mark_flags_as_required(["config", "workdir", "mode"])
 
 

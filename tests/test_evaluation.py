@@ -15,7 +15,8 @@ from tests import tiny
 
 
 def config(**changes):
-    options = {"eval.enable_bpd": True, "eval.enable_sampling": True, "eval.bpd_num_repeats": 2, "training.n_iters": 4}
+    options = {"eval.enable_bpd": True, "eval.enable_sampling": True, "training.n_iters": 4}
+    options |= {"eval.bpd_num_repeats": 2, "eval.bpd_probes": 2, "eval.bpd_tolerance": 3e-3}
     return tiny.config(**options | changes)
 
 
@@ -34,9 +35,13 @@ def test_results(evaluated, capsys):
     assert on_disk == results[1]
     assert on_disk["step"] == 4
     assert (on_disk["loss"]["images"], on_disk["bpd"]["images"], on_disk["samples"]["images"]) == (359, 359, 10)
-    bpd = np.concatenate([np.load(f"{folder}/bpd_{i}.npz")["bpd"] for i in range(6)]).reshape(2, 359)
+    read = lambda name: np.concatenate([np.load(f"{folder}/bpd_{i}.npz")[name] for i in range(6)]).reshape(2, 359)
+    bpd, bound, spread = read("bpd"), read("bound"), read("probe_stderr")
     assert on_disk["bpd"]["mean"] == pytest.approx(bpd.mean(), rel=1e-6)
     assert on_disk["bpd"]["stderr"] == pytest.approx(bpd.mean(0).std(ddof=1) / np.sqrt(359), rel=1e-6)
+    assert on_disk["bpd"]["bound"]["mean"] == pytest.approx(bound.mean(), rel=1e-6)
+    assert on_disk["bpd"]["probe_stderr"] == pytest.approx(np.sqrt((spread**2).sum()) / (2 * 359), rel=1e-6)
+    assert 0 < on_disk["bpd"]["solver_error"] < 0.05
     # Untrained, it takes pixels for independent and nearly normal: worse than uniform grey levels, log2(17) bits.
     assert 4 < on_disk["bpd"]["mean"] < 14
     samples = np.load(f"{folder}/samples_0.npz")["samples"]
@@ -90,6 +95,20 @@ def test_a_network_of_another_config_is_refused(evaluated):
         evaluation.evaluate(config(**{"model.nf": 4}), evaluated[0], "third")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("eval.bpd_trace", "cauchy", "eval.bpd_trace = 'cauchy' is unknown; known: Gaussian, Rademacher, exact"),
+        ("eval.bpd_t_min", 1.5, "eval.bpd_t_min = 1.5 must lie between 0 and 1.0"),
+        ("eval.bpd_tolerance", 0.0, "eval.bpd_tolerance = 0.0 above 0"),
+        ("training.importance_weighting", True, "needs training.likelihood_weighting = True"),
+    ],
+)
+def test_settings_of_the_likelihood(evaluated, field, value, sentence):
+    with pytest.raises(InputError, match=sentence):
+        evaluation.evaluate(config(**{field: value}), evaluated[0], "fourth")
+
+
 def test_nothing_to_evaluate(evaluated, tmp_path):
     with pytest.raises(InputError, match="does not exist; train first"):
         evaluation.evaluate(config(), str(tmp_path / "nowhere"))
@@ -106,7 +125,8 @@ def test_the_other_sdes(tmp_path, name):
     c = tiny.config(name, **{"training.n_iters": 2, "training.snapshot_freq": 2, "eval.enable_loss": False})
     training.train(c, str(tmp_path))
     result = evaluation.evaluate(c, str(tmp_path))[1]
-    assert result["bpd"]["failed"] == 0
+    assert result["bpd"]["failed"] == result["bpd"]["bound"]["failed"] == 0
+    assert result["bpd"]["probe_stderr"] is None  # There is but one probe.
     assert result["samples"]["nfe"] == (42 if name.startswith("ve") else 21)
 
 

@@ -1,5 +1,7 @@
 """The one loss against the recorded official losses, and its defining property."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +104,29 @@ def test_draws():
     assert abs(z.std() - 1) < 0.05
     t, _ = losses.draw(jax.random.key(0), VPSDE(), x, num_scales=5)
     assert set(np.asarray(VPSDE().label(t, 5)).tolist()) == {0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_importance_sampled_times(sde):
+    """The likelihood-weighted loss of a wrong score has the same mean, and less variance; with VE, the same times.
+
+    From t = 1e-3 on: with uniform times, what lies below is too rare to be seen.
+    """
+    sde = dataclasses.replace(sde, t_min=1e-3)
+    x = 0.3 + 0.4 * jax.random.normal(jax.random.key(0), (100_000, 2, 1, 1))
+    score = lambda x, t: 0.8 * gaussian.score(sde, 0.3, 0.4)(x, t)
+
+    def moments(importance_weighting):
+        t, z = losses.draw(jax.random.key(1), sde, x, importance_weighting=importance_weighting)
+        assert sde.t_min * 0.999 <= t.min()
+        assert t.max() <= sde.T
+        options = {"likelihood_weighting": True, "importance_weighting": importance_weighting}
+        values = losses.denoising_score_matching(score, sde, x, t, z, **options)
+        return values.mean(), values.std()
+
+    (uniform, spread), (mean, less) = moments(False), moments(True)
+    assert abs(uniform - mean) < 4 * np.hypot(spread, less) / np.sqrt(100_000)
+    assert less < (1.001 if isinstance(sde, VESDE) else 0.9) * spread
 
 
 def test_losses_by_noise_level():

@@ -57,7 +57,7 @@ def test_recorded_training_steps(monkeypatch, name):
     def one(state, x, t, z):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(experiment, "prepare", lambda key, images, flip: images)
-            patch.setattr(losses, "draw", lambda *args: (t, z))
+            patch.setattr(losses, "draw", lambda *args, **options: (t, z))
             return training.train_step(state, x, experiment=experiment, optimizer=optimizer)
 
     one = jax.jit(one)
