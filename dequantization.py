@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -24,11 +25,13 @@ import likelihood
 import sampling
 import sharding
 from checkpoints import Checkpoints
-from errors import InputError
-from evaluation import check_workdir
-from experiment import Config, Experiment, Params, write_atomically
+from errors import InputError, check_name
+from experiment import Config, Experiment, Params, check_workdir, write_atomically
 from models.dequantizer import Dequantizer
 from models.layers import Rngs
+
+Dequantize = Callable[[Array, Array], tuple[Array, Array]]
+"""(grey levels u (B, H, W, C), keys (B,)) -> u + v as the model sees it, log q(v | u) in nats (B,)."""
 
 PAIRS = 2  # of times at which the bound is estimated, for each image and step
 RATE, LOG_EVERY = 1e-3, 100
@@ -73,6 +76,19 @@ def train(config: Config, workdir: str, number: int | None = None) -> Params:
     _write(path_of(workdir, found.number), params)
     print(f"dequantizer: {path_of(workdir, found.number)}")
     return params
+
+
+def make(experiment: Experiment, workdir: str | Path, number: int) -> Dequantize:
+    """What config.eval.dequantization names, 'uniform' or 'variational', for a checkpoint of `workdir`.
+
+    Raises InputError for another name, and for a flow that was not trained.
+    """
+    kind = experiment.config.eval.dequantization.lower()
+    check_name(kind, ("uniform", "variational"), "eval.dequantization")
+    if kind == "variational":
+        return functools.partial(dequantize, experiment, load(experiment, workdir, number))
+    scaler = experiment.scaler
+    return lambda u, keys: (scaler.dequantize(u, sampling.uniform(keys, u.shape)), jnp.zeros(u.shape[0]))
 
 
 def bound(experiment: Experiment, ema: Params, params: Params, u: Array, keys: Array) -> Array:

@@ -22,22 +22,32 @@ from jax import Array
 from tqdm import tqdm
 
 import datasets
+import dequantization
 import likelihood
 import sampling
 import sharding
 from checkpoints import Checkpoints
+from dequantization import Dequantize
 from errors import InputError, check_name, choose
-from experiment import Config, Experiment, Params, check_config, claim, write_atomically
+from experiment import (
+    FREE_OF_THE_NETWORK,
+    OF_THE_NETWORK,
+    Config,
+    Experiment,
+    Params,
+    check_workdir,
+    claim,
+    write_atomically,
+)
 
 Arrays = dict[str, np.ndarray]
 Results = dict[str, Any]
 
 GRID = 100  # images in the sample grid, at most
 FOLLOWED = 8  # images in the picture of trajectories
-OF_THE_NETWORK = ("data.", "model.", "training.sde", "training.continuous")
 OF_THE_LOSS = ("training.reduce_mean", "training.likelihood_weighting", "training.importance_weighting")
 OF_THE_ROUNDS = (*OF_THE_NETWORK, *OF_THE_LOSS, "seed", "eval.", "sampling.")
-FREE = ("eval.begin_ckpt", "eval.end_ckpt", "eval.enable_", "model.ema_rate", "model.dropout")
+FREE = (*FREE_OF_THE_NETWORK, "eval.begin_ckpt", "eval.end_ckpt", "eval.enable_")
 
 
 def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[int, Results]:
@@ -78,22 +88,15 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
         here = folder / f"checkpoint_{each.number}"
         here.mkdir(exist_ok=True)
         result = {"step": each.step}
+        dequantize = dequantization.make(experiment, workdir, each.number) if bpd_stage in stages else None
         for stage in stages:
-            result |= stage(experiment, ema, here)
+            result |= stage(experiment, ema, here, dequantize)
         write_atomically(here / "results.json", lambda file, r=result: file.write(json.dumps(r, indent=2).encode()))
         results[each.number] = result
     if not results:
         raise InputError(f"None of the {len(found)} checkpoints asked for can be read.")
     print(_table(results, folder))
     return results
-
-
-def check_workdir(workdir: str, config: Config) -> None:
-    """Raises InputError if `workdir` does not exist, or holds another network than that of `config`."""
-    if not Path(workdir).is_dir():
-        raise InputError(f"--workdir={workdir} does not exist; train first, with --mode=train.")
-    may_change = FREE + (("model.num_scales",) if config.training.continuous else ())
-    check_config(workdir, config, lambda field: field.startswith(OF_THE_NETWORK) and not field.startswith(may_change))
 
 
 def _check_images(experiment: Experiment) -> None:
@@ -104,10 +107,10 @@ def _check_images(experiment: Experiment) -> None:
         raise InputError(f"{error} {hint}") from error
 
 
-# --- stages: (experiment, EMA parameters, folder) -> results ----------------------------------------------------------
+# --- stages: (experiment, EMA parameters, folder, dequantize) -> results ----------------------------------------------
 
 
-def loss_stage(experiment: Experiment, ema: Params, folder: Path) -> Results:
+def loss_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Dequantize) -> Results:
     """The denoising loss of the test images, as in training but without dropout and flips."""
     images = experiment.test
     jobs = datasets.rounds(images, experiment.config.eval.batch_size)
@@ -122,8 +125,8 @@ def loss_stage(experiment: Experiment, ema: Params, folder: Path) -> Results:
     return {"loss": _summary(np.concatenate([each["loss"] for each in rounds]))}
 
 
-def bpd_stage(experiment: Experiment, ema: Params, folder: Path) -> Results:
-    """bits/dim of uniformly dequantized images, over config.eval.bpd_num_repeats passes of the data set.
+def bpd_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Dequantize) -> Results:
+    """bits/dim of dequantized images, over config.eval.bpd_num_repeats passes of the data set.
 
     Beside their mean: the part of its standard error that is due to the probes (none with 'exact', null if there is but
     one), the mean of the solver's estimates of its error, and the variational bound. All but nfe is in bits/dim.
@@ -131,7 +134,7 @@ def bpd_stage(experiment: Experiment, ema: Params, folder: Path) -> Results:
     config = experiment.config.eval
     images = BPD_IMAGES[config.bpd_dataset.lower()](experiment)
     jobs = datasets.rounds(images, config.batch_size)
-    bits_per_dim = compile_bits_per_dim(experiment)
+    bits_per_dim = compile_bits_per_dim(experiment, dequantize)
 
     def compute(index: int) -> Arrays:
         repeat, (indices, count) = index // len(jobs), jobs[index % len(jobs)]
@@ -154,7 +157,7 @@ def bpd_stage(experiment: Experiment, ema: Params, folder: Path) -> Results:
     }
 
 
-def sampling_stage(experiment: Experiment, ema: Params, folder: Path) -> Results:
+def sampling_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Dequantize) -> Results:
     """Images 0 .. num_samples - 1, uint8 (N, H, W, C) in the rounds, and a grid of the first ones."""
     config = experiment.config.eval
     size, total = config.batch_size, config.num_samples
@@ -193,7 +196,9 @@ def run_rounds(folder: Path, name: str, count: int, compute: Callable[[int], Arr
     return paths
 
 
-def compile_bits_per_dim(experiment: Experiment) -> Callable[[Params, Array, Array, int], dict[str, Array]]:
+def compile_bits_per_dim(
+    experiment: Experiment, dequantize: Dequantize
+) -> Callable[[Params, Array, Array, int], dict[str, Array]]:
     """(params, uint8 images (B, H, W, C), their numbers (B,), pass) -> arrays (B,), in bits/dim but for nfe.
 
     bpd, nfe: by the ODE; probe_stderr: the standard error that its probes leave, NaN if there is but one; solver_error:
@@ -207,7 +212,7 @@ def compile_bits_per_dim(experiment: Experiment) -> Callable[[Params, Array, Arr
     def bits_per_dim(params: Params, images: Array, indices: Array, repeat: Array) -> dict[str, Array]:
         keys = sampling.image_keys(jax.random.fold_in(experiment.key("bpd"), repeat), indices)
         noise_keys, probe_keys, bound_keys = (sampling.fold_in(keys, purpose) for purpose in range(3))
-        x = scaler.dequantize(images, sampling.uniform(noise_keys, images.shape))
+        x, log_q = dequantize(images, noise_keys)
         probes = likelihood.draw_probes(probe_keys, x.shape, config.bpd_trace, config.bpd_probes)
         score = experiment.score(params)
         ode = likelihood.log_likelihood(score, sde, x, probes, tolerance=config.bpd_tolerance)
@@ -217,11 +222,11 @@ def compile_bits_per_dim(experiment: Experiment) -> Callable[[Params, Array, Arr
         spread = 0.0 * ode.logp if config.bpd_trace == "exact" else _stderr(bits(ode.per_probe))
         error = ode.error / (dims * math.log(2))
         return {
-            "bpd": bits(ode.logp),
+            "bpd": bits(ode.logp - log_q),
             "nfe": ode.nfe,
             "probe_stderr": spread,
             "solver_error": error,
-            "bound": bits(-bound.nats),
+            "bound": bits(-bound.nats - log_q),
         }
 
     return bits_per_dim

@@ -41,6 +41,8 @@ POSITIVE = (
     "eval.bpd_num_repeats",
     "eval.bpd_probes",
 )
+OF_THE_NETWORK = ("data.", "model.", "training.sde", "training.continuous")
+FREE_OF_THE_NETWORK = ("model.ema_rate", "model.dropout")  # Matters of its training.
 PURPOSES = ("init", "train", "loss", "bpd", "sample", "dequantize")
 
 
@@ -188,6 +190,14 @@ def check_config(folder: str | Path, config: Config, fixed: Callable[[str], bool
     if differing:
         lines = (f"  {f}: {theirs.get(f, 'absent')!r} there, {ours.get(f, 'absent')!r} now" for f in differing)
         raise InputError(f"{folder} belongs to another config; name another folder or mend:\n" + "\n".join(lines))
+
+
+def check_workdir(workdir: str, config: Config) -> None:
+    """Raises InputError if `workdir` does not exist, or holds another network than that of `config`."""
+    if not Path(workdir).is_dir():
+        raise InputError(f"--workdir={workdir} does not exist; train first, with --mode=train.")
+    may_change = FREE_OF_THE_NETWORK + (("model.num_scales",) if config.training.continuous else ())
+    check_config(workdir, config, lambda field: field.startswith(OF_THE_NETWORK) and not field.startswith(may_change))
 
 
 def claim(folder: str | Path, config: Config, fixed: Callable[[str], bool]) -> None:

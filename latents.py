@@ -20,8 +20,7 @@ import sampling
 import sharding
 from checkpoints import Checkpoints
 from errors import InputError
-from evaluation import check_workdir
-from experiment import Config, Experiment, Params, write_atomically
+from experiment import Config, Experiment, Params, check_workdir, write_atomically
 from factory import make_flow
 
 ENCODED = 64  # images to encode

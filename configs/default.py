@@ -83,6 +83,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     evaluate.enable_loss = True
     evaluate.enable_bpd = False
     evaluate.bpd_dataset = "test"
+    evaluate.dequantization = "uniform"  # Ours: or "variational", after --mode=train_dequantizer.
     evaluate.bpd_num_repeats = 5
     evaluate.bpd_probes = 1  # Ours: of each image, in each pass.
     evaluate.bpd_trace = "Rademacher"  # Ours: or "Gaussian", or "exact" (as many probes as an image has entries).

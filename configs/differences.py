@@ -13,6 +13,7 @@ ADDED = {
     "eval.bpd_tolerance": "There an argument of the function; it means another thing here (see likelihood.py).",
     "eval.bpd_t_min": "There an argument of the function, eps.",
     "training.importance_weighting": "Of Song et al. (2021b), which came later.",
+    "eval.dequantization": "The noise that makes grey levels real numbers: uniform, as there, or variational.",
     "training.dequantizer_iters": "Steps of training the flow of variational dequantization, which is not there.",
     "sampling.solver": "Which solver sampling.method = 'solver' is; there is no such method.",
     "sampling.num_steps": "Of a few-step solver; the official methods take model.num_scales steps.",
