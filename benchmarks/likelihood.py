@@ -185,7 +185,7 @@ def machine() -> str:
 def main(_: list[str]) -> None:
     """Measures, prints and writes."""
     logging.set_verbosity(logging.WARNING)
-    flag = f" --workdir={FLAGS.workdir}" if FLAGS.workdir else ""
+    flag = " --workdir=DIR" if FLAGS.workdir else ""
     lines = [
         *TEXT.format(command=f"python -m benchmarks.likelihood{flag}", machine=machine(), n=FLAGS.images).splitlines(),
         "",
