@@ -55,20 +55,20 @@ def complete(config: Config) -> Config:
 def make_sde(config: Config) -> SDE:
     """The SDE that config.training.sde names, with those of its fields that config.model sets."""
     sde = choose(SDES, config.training.sde.lower(), "training.sde")
-    return sde(**_matching(sde, config.model))
+    return sde(**matching(sde, config.model))
 
 
 def make_network(config: Config, rngs: Rngs) -> nnx.Module:
     """The network that config.model names, with randomly initialised parameters."""
     network = choose(NETWORKS, config.model.name, "model.name")
     shape = {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
-    return network(**_matching(network, config.model), **shape, rngs=rngs)
+    return network(**matching(network, config.model), **shape, rngs=rngs)
 
 
 def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreModel:
     """The conventions between the network and the SDE of a config."""
     model, sigmas = config.model, None
-    options = _matching(choose(NETWORKS, model.name, "model.name"), model)
+    options = matching(choose(NETWORKS, model.name, "model.name"), model)
     fourier = options.get("embedding_type", "").lower() == "fourier"  # Features of log(label): the label is sigma.
     if fourier and num_scales is not None:
         raise InputError("model.embedding_type = 'fourier' needs training.continuous = True; 'positional' fits both.")
@@ -203,6 +203,7 @@ def _refuse_trajectory(options: Config, reason: str) -> None:
         raise InputError(f"sampling.trajectory = True cannot be had: {reason}.")
 
 
-def _matching(constructor: Callable[..., Any], fields: Config) -> dict[str, Any]:
+def matching(constructor: Callable[..., Any], fields: Config) -> dict[str, Any]:
+    """Those of the fields that are arguments of a class."""
     names = inspect.signature(constructor.__init__).parameters
     return {name: value for name, value in fields.items() if name in names}

@@ -65,7 +65,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     sampling.snr = 0.16
     sampling.noise_removal = True
     sampling.probability_flow = False
-    sampling.solver = "dpm++_2m"  # Ours, as all that follow: what sampling.method = "solver" takes.
+    sampling.solver = "deis"  # Ours, as all that follow: what sampling.method = "solver" takes.
     sampling.num_steps = 20
     sampling.schedule = "karras"
     sampling.churn = 10.0

@@ -131,7 +131,7 @@ def test_overrides(monkeypatch):
 def network_options(config: ml_collections.ConfigDict) -> dict:
     """What the constructor of the network takes from a config."""
     shape = {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
-    return {"name": config.model.name, **experiments._matching(NETWORKS[config.model.name], config.model), **shape}
+    return {"name": config.model.name, **factory.matching(NETWORKS[config.model.name], config.model), **shape}
 
 
 def once_for_all(relevant):
