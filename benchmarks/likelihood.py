@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from absl import app, flags, logging
 from jax import Array
 
 import likelihood
+from benchmarks.markdown import header, machine, row
 from checkpoints import Checkpoints
 from configs.vp.digits_ddpmpp_continuous import get_config
 from experiment import Experiment
@@ -163,23 +163,6 @@ def movements(problem: Problem, log_scale: float) -> list[str]:
 def mean_and_stderr(values: np.ndarray) -> str:
     """Of the values of images."""
     return f"{values.mean():+.4f} +- {values.std(ddof=1) / math.sqrt(len(values)):.4f}"
-
-
-def row(*cells: str) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
-
-
-def header(*cells: str) -> list[str]:
-    """The head of a Markdown table."""
-    return [row(*cells), row(*["---"] * len(cells))]
-
-
-def machine() -> str:
-    """The processor, as Linux knows it, and the number of cores."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} cores of a shared {names[0]} machine" if names else platform.machine()
 
 
 def main(_: list[str]) -> None:
