@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import safetensors
 import safetensors.numpy
 from flax import nnx
 from jax import Array
@@ -29,6 +30,7 @@ from errors import InputError, check_name
 from experiment import Config, Experiment, Params, check_workdir, write_atomically
 from models.dequantizer import Dequantizer
 from models.layers import Rngs
+from places import as_built
 
 Dequantize = Callable[[Array, Array], tuple[Array, Array]]
 """(grey levels u (B, H, W, C), keys (B,)) -> u + v as the model sees it, log q(v | u) in nats (B,)."""
@@ -100,7 +102,7 @@ def bound(experiment: Experiment, ema: Params, params: Params, u: Array, keys: A
 
 def dequantize(experiment: Experiment, params: Params, u: Array, keys: Array) -> tuple[Array, Array]:
     """Grey levels u (B, H, W, C) with noise v ~ q(v | u), as the model sees them, and log q(v | u) in nats (B,)."""
-    graph = nnx.split(network(experiment), nnx.Param)[0]
+    graph = nnx.split(as_built(lambda: network(experiment)), nnx.Param)[0]
     v, log_q = nnx.merge(graph, params)(u, sampling.uniform(keys, u.shape))
     return experiment.scaler.dequantize(u, v), log_q
 
@@ -121,8 +123,11 @@ def load(experiment: Experiment, workdir: str | Path, number: int) -> Params:
     path = path_of(workdir, number)
     if not path.exists():
         raise InputError(f"{path} does not exist; train it first, with --mode=train_dequantizer.")
-    tensors = safetensors.numpy.load_file(path)
-    like = nnx.to_pure_dict(nnx.split(network(experiment), nnx.Param)[1])
+    try:
+        tensors = safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path} is damaged: {error}. Train it again, with --mode=train_dequantizer.") from error
+    like = nnx.to_pure_dict(nnx.split(as_built(lambda: network(experiment)), nnx.Param)[1])
     names = [_name(path) for path, _ in jax.tree.leaves_with_path(like)]
     shapes = {name: leaf.shape for name, leaf in zip(names, jax.tree.leaves(like))}
     if {name: value.shape for name, value in tensors.items()} != shapes:

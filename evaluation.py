@@ -163,7 +163,10 @@ def sampling_stage(experiment: Experiment, ema: Params, folder: Path, dequantize
     size, total = config.batch_size, config.num_samples
 
     def compute(index: int) -> Arrays:
-        samples, nfe, _ = experiment.sample_images(ema, index * size, size)
+        samples, nfe, frames = experiment.sample_images(ema, index * size, size)
+        if index == 0 and len(frames):
+            grid = datasets.image_grid(np.concatenate(list(frames[:, :FOLLOWED].swapaxes(0, 1))), columns=len(frames))
+            write_atomically(folder / "trajectory.png", lambda file: grid.save(file, "png"))
         count = min(size, total - index * size)
         return {"samples": samples[:count], "nfe": nfe[:count]}
 
@@ -172,10 +175,6 @@ def sampling_stage(experiment: Experiment, ema: Params, folder: Path, dequantize
     head = np.concatenate([np.load(path)["samples"] for path in paths[: -(-GRID // size)]])[:GRID]
     picture = folder / "samples.png"
     write_atomically(picture, lambda file: datasets.image_grid(head).save(file, "png"))
-    if experiment.config.sampling.trajectory:
-        frames = np.concatenate(list(experiment.sample_images(ema, 0, FOLLOWED).frames.swapaxes(0, 1)))
-        grid = datasets.image_grid(frames, columns=len(frames) // FOLLOWED)
-        write_atomically(folder / "trajectory.png", lambda file: grid.save(file, "png"))
     return {"samples": {"images": total, "nfe": float(nfe.mean()), "picture": str(picture)}}
 
 

@@ -154,19 +154,10 @@ ADAPTIVE = "adaptive_sde"
 
 
 def make_plan(config: Config, levels: np.ndarray) -> solvers.Plan:
-    """The solver of config.sampling written out for these noise levels."""
-    options, name = config.sampling, config.sampling.solver.lower()
-    solver = choose(solvers.SOLVERS, name, "sampling.solver")
-    if name == "heun_churn":
-        return solver.plan(levels, churn=options.churn)
-    if name == "restart":
-        if not levels[0] >= options.restart[3] > options.restart[2] > 0 or min(options.restart[:2]) < 1:
-            raise InputError(
-                f"sampling.restart = {tuple(options.restart)} must hold a number of levels, of repetitions, and two "
-                f"noise levels, the lower one first, at most {levels[0]:.6g}."
-            )
-        return solver.plan(levels, restart=tuple(options.restart))
-    return solver.plan(levels)
+    """The solver of config.sampling written out for these noise levels (n + 1,). Raises InputError for bad options."""
+    options = config.sampling
+    solver = choose(solvers.SOLVERS, options.solver.lower(), "sampling.solver")
+    return solver.plan(levels, **{field: options[field] for field in solver.options})
 
 
 def make_flow(config: Config, sde: SDE) -> tuple[Map, Map]:

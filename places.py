@@ -174,10 +174,6 @@ def parameters(module: nnx.Module) -> Iterator[tuple[Path, tuple[str, ...], nnx.
             yield (key,), (), module, own[key].shape
 
 
-def isis_trained(layer: nnx.Module) -> bool:
-    return not isinstance(layer, layers.GaussianFourierProjection)
-
-
 def is_trained(layer: nnx.Module) -> bool:
     """Whether an optimizer changes the parameters of an innermost layer."""
     return not isinstance(layer, layers.GaussianFourierProjection)
@@ -225,5 +221,6 @@ def _outside_all_modules(path: Path, layer: nnx.Module) -> bool:
 
 
 def check_kind(network: nnx.Module, where: str) -> None:
+    """Raises InputError for a network that the code base `where` does not have."""
     if not isinstance(network, (ncsnpp.NCSNpp, ddpm.DDPM)):
         raise InputError(f"{type(network).__name__} networks are not in {where}.")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from errors import choose
+from errors import InputError, choose
 from sde_lib import SDE
 
 State = TypeVar("State")
@@ -91,11 +91,13 @@ class Solver(NamedTuple):
       plan: (levels (n + 1,), descending to 0 or to the level at which to stop; or ascending, to encode) -> Plan.
       noise_prediction: whether its plan combines predictions of the noise, else of the data.
       stochastic: whether it draws noise; the others are invertible.
+      options: further arguments of `plan`, named as the fields of `config.sampling` from which they come.
     """
 
-    plan: Callable[[np.ndarray], Plan]
+    plan: Callable[..., Plan]
     noise_prediction: bool = False
     stochastic: bool = False
+    options: tuple[str, ...] = ()
 
 
 def _blank(levels: Sequence[float], k: int) -> Plan:
@@ -205,11 +207,18 @@ def heun(levels: np.ndarray, *, churn: float = 0.0, restart: Sequence[float] = (
       churn: S_churn / n there: each step first adds noise that raises its level by min(churn / n, sqrt(2) - 1).
       restart: (number of levels, repetitions, least level, highest level): at the level nearest to the least one, noise
         up to the highest one is added and taken away again (Restart, arXiv:2306.14878).
+
+    Raises InputError for a restart that is none.
     """
     gamma = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
     segments = [(s, s * (1 + gamma) if s * (1 + gamma) <= levels[0] else s, to) for s, to in itertools.pairwise(levels)]
     if restart:
         count, repetitions, least, highest = restart
+        if not levels[0] >= highest > least > 0 or min(count, repetitions) < 1:
+            raise InputError(
+                f"sampling.restart = {tuple(restart)} must hold a number of levels, of repetitions, and two noise "
+                f"levels, the lower one first, at most {levels[0]:.6g}."
+            )
         place = int(np.argmin(np.abs(np.log(np.maximum(levels[:-1], 1e-9) / least))))
         way = karras(highest, levels[place], int(count))
         again = [(s if j else levels[place], s, to) for j, (s, to) in enumerate(itertools.pairwise(way))]
@@ -235,8 +244,8 @@ SOLVERS = {
     "unipc_3": Solver(partial(unipc, order=3)),
     "deis": Solver(deis, noise_prediction=True),
     "heun": Solver(heun, noise_prediction=True),
-    "heun_churn": Solver(heun, noise_prediction=True, stochastic=True),
-    "restart": Solver(heun, noise_prediction=True, stochastic=True),
+    "heun_churn": Solver(heun, noise_prediction=True, stochastic=True, options=("churn",)),
+    "restart": Solver(heun, noise_prediction=True, stochastic=True, options=("restart",)),
 }
 
 
