@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import grain
 import jax
@@ -24,12 +25,26 @@ from sharding import local_rows
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images of one split: `pixels` (N, H, W, C) uint8; any sequence of images will do."""
+    """Images of one split: `pixels` (N, H, W, C) uint8, any sequence of images will do; `labels` (N,), their classes
+    0, 1, ..., or None if these are not known."""
 
     pixels: np.ndarray
+    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def batch(self, indices: np.ndarray, *, labelled: bool = False) -> Batch:
+        """The images number `indices` (B,), with their labels if asked."""
+        pixels = np.stack([self.pixels[i] for i in indices])
+        return Batch(pixels, self.labels[indices].astype(np.int32) if labelled else None)
+
+
+class Batch(NamedTuple):
+    """uint8 images (B, H, W, C) and, where they are used, labels (B,) int32; both may have a leading axis of steps."""
+
+    pixels: np.ndarray | Array
+    labels: np.ndarray | Array | None = None
 
 
 def digits(split: str, config: ml_collections.ConfigDict) -> Images:
@@ -39,9 +54,9 @@ def digits(split: str, config: ml_collections.ConfigDict) -> Images:
     """
     from sklearn.datasets import load_digits  # Only this data set needs scikit-learn.
 
-    pixels = load_digits().images.astype(np.uint8)[..., None]
-    held_out = np.arange(len(pixels)) % 5 == 4
-    return Images(pixels[held_out if split == "test" else ~held_out])
+    data = load_digits()
+    part = (np.arange(len(data.images)) % 5 == 4) == (split == "test")
+    return Images(data.images[part].astype(np.uint8)[..., None], data.target[part])
 
 
 DATASETS = {"digits": digits}
@@ -56,7 +71,8 @@ def levels(config: ml_collections.ConfigDict) -> int:
 def load(config: ml_collections.ConfigDict, split: str) -> Images:
     """The images of a split, 'train' or 'test', of `config.data`.
 
-    Raises InputError for an unknown data set, or one whose images are not of the configured size.
+    Raises InputError for an unknown data set, one whose images are not of the configured size, and for data.num_classes
+    that its labels do not fit.
     """
     source = choose({name.lower(): f for name, f in DATASETS.items()}, config.dataset.lower(), "data.dataset")
     images = source(split, config)
@@ -66,7 +82,18 @@ def load(config: ml_collections.ConfigDict, split: str) -> Images:
             f"Images of data.dataset = {config.dataset!r} have shape {images.pixels[0].shape}; data.image_size = "
             f"{config.image_size} and data.num_channels = {config.num_channels} ask for {expected}."
         )
+    if config.num_classes:
+        check_labels(images, config.num_classes, "data.num_classes")
     return images
+
+
+def check_labels(images: Images, num_classes: int, field: str) -> None:
+    """Raises InputError unless labels are known and in 0 .. num_classes - 1; `field` is where that number stands."""
+    if images.labels is None:
+        raise InputError(f"{field} = {num_classes} needs images with labels; those of data.dataset have none.")
+    least, largest = int(np.min(images.labels)), int(np.max(images.labels))
+    if least < 0 or largest >= num_classes:
+        raise InputError(f"{field} = {num_classes}, but the labels of data.dataset go from {least} to {largest}.")
 
 
 # --- the map between grey levels and what a model sees ----------------------------------------------------------------
@@ -132,25 +159,27 @@ def image_grid(images: np.ndarray, min_side: int = 64, columns: int | None = Non
 class Batches:
     """Batches of shuffled training images for ever: number n depends on (seed, n) alone, not on hosts or restarts.
 
-    Item n holds `steps` consecutive batches, of which this process loads its rows: (steps, rows, H, W, C) uint8.
+    Item n holds `steps` consecutive batches, of which this process loads its rows: (steps, rows, H, W, C) uint8 and, if
+    `labelled`, labels (steps, rows).
     """
 
     images: Images
     batch_size: int
     seed: int
     steps: int = 1
+    labelled: bool = False
 
     def __len__(self) -> int:
         return 2**62 // (self.batch_size * self.steps)
 
-    def __getitem__(self, n: int) -> np.ndarray:
+    def __getitem__(self, n: int) -> Batch:
         order = grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
         starts = [(n * self.steps + k) * self.batch_size for k in range(self.steps)]
-        return np.stack(
-            [np.stack([self.images.pixels[order[s + row]] for row in local_rows(self.batch_size)]) for s in starts]
-        )
+        indices = [np.array([order[s + row] for row in local_rows(self.batch_size)]) for s in starts]
+        batches = [self.images.batch(each, labelled=self.labelled) for each in indices]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
-    def iterate(self, start: int) -> Iterator[np.ndarray]:
+    def iterate(self, start: int) -> Iterator[Batch]:
         """Items from number `start` on, read ahead in a background thread."""
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         return iter(grain.MapDataset.source(self)[start:].to_iter_dataset(options))

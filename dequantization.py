@@ -67,7 +67,7 @@ def train(config: Config, workdir: str, number: int | None = None) -> Params:
     opt_state, values = optimizer.init(params), []
     batches = datasets.Batches(images, batch_size, config.seed).iterate(0)
     for i in tqdm(range(total), unit="step", disable=None):
-        u = sharding.shard(experiment.mesh, next(batches)[0])
+        u = sharding.shard(experiment.mesh, next(batches).pixels[0])
         params, opt_state, value = step(params, opt_state, ema, u, i)
         values.append(value)
         if (i + 1) % LOG_EVERY == 0 or i + 1 == total:

@@ -46,7 +46,7 @@ Results = dict[str, Any]
 GRID = 100  # images in the sample grid, at most
 FOLLOWED = 8  # images in the picture of trajectories
 OF_THE_LOSS = ("training.reduce_mean", "training.likelihood_weighting", "training.importance_weighting")
-OF_THE_ROUNDS = (*OF_THE_NETWORK, *OF_THE_LOSS, "seed", "eval.", "sampling.")
+OF_THE_ROUNDS = (*OF_THE_NETWORK, *OF_THE_LOSS, "seed", "eval.", "sampling.", "guidance.", "classifier.")
 FREE = (*FREE_OF_THE_NETWORK, "eval.begin_ckpt", "eval.end_ckpt", "eval.enable_")
 
 
@@ -111,14 +111,18 @@ def _check_images(experiment: Experiment) -> None:
 
 
 def loss_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Dequantize) -> Results:
-    """The denoising loss of the test images, as in training but without dropout and flips."""
+    """The denoising loss of the test images, as in training but without dropout and flips.
+
+    A network that knows classes is told them all.
+    """
     images = experiment.test
     jobs = datasets.rounds(images, experiment.config.eval.batch_size)
 
     def compute(index: int) -> Arrays:
         indices, count = jobs[index]
         key = jax.random.fold_in(experiment.key("loss"), index)
-        loss, _ = sharding.fetch(experiment.held_out_loss(ema, experiment.rows(images.pixels[indices]), key))
+        batch = experiment.rows(images.batch(indices, labelled=experiment.labelled))
+        loss, _ = sharding.fetch(experiment.held_out_loss(ema, batch, key))
         return {"loss": loss[:count]}
 
     rounds = [np.load(path) for path in run_rounds(folder, "loss", len(jobs), compute)]
@@ -129,7 +133,8 @@ def bpd_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Deq
     """bits/dim of dequantized images, over config.eval.bpd_num_repeats passes of the data set.
 
     Beside their mean: the part of its standard error that is due to the probes (none with 'exact', null if there is but
-    one), the mean of the solver's estimates of its error, and the variational bound. All but nfe is in bits/dim.
+    one), the mean of the solver's estimates of its error, and the variational bound. All but nfe is in bits/dim. A
+    network that knows classes is told "no class": what is evaluated is p(x), not p(x | class).
     """
     config = experiment.config.eval
     images = BPD_IMAGES[config.bpd_dataset.lower()](experiment)

@@ -13,19 +13,33 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 from jax import Array
 
 import datasets
+import guidance
 import losses
 import sampling
 import sharding
+from datasets import Batch
 from errors import InputError
-from factory import Config, Samples, complete, make_network, make_sampler, make_score_model, make_sde
+from factory import (
+    Config,
+    Samples,
+    check_guidance,
+    complete,
+    make_classifier,
+    make_network,
+    make_sampler,
+    make_score_model,
+    make_sde,
+)
 from models.layers import Rngs
 from places import Params, as_built
 from sde_lib import Score
+from sharding import Tree
 
 POSITIVE = (
     "training.n_iters",
@@ -42,7 +56,7 @@ POSITIVE = (
     "eval.bpd_probes",
 )
 OF_THE_NETWORK = ("data.", "model.", "training.sde", "training.continuous")
-FREE_OF_THE_NETWORK = ("model.ema_rate", "model.dropout")  # Matters of its training.
+FREE_OF_THE_NETWORK = ("model.ema_rate", "model.dropout", "model.class_dropout")  # Matters of its training.
 PURPOSES = ("init", "train", "loss", "bpd", "sample", "dequantize")
 
 
@@ -53,6 +67,8 @@ class Experiment:
       mesh: the devices. sde, scaler, model: see their classes. network: without values, see `places.as_built`; graph:
         the same without its parameters, which are nested dictionaries like abstract_params.
       num_scales: noise levels of discrete-time training, or None.
+      labelled: whether the network is told the class of an image.
+      classifier: the parameters of the classifier that guides, or None; `classification.provide` sets it.
       train, test: the images, read when first asked for: whoever only samples need not have them.
 
     Raises InputError, on construction, for whatever is wrong in the config, and from `train` and `test` for the images.
@@ -73,6 +89,7 @@ class Experiment:
             sharding.check_batch_size(self.mesh, _get(config, field), field)
         self.sde = make_sde(config)
         self.num_scales = None if config.training.continuous else config.model.num_scales
+        self.labelled = config.data.num_classes > 0
         if config.training.importance_weighting and not (
             config.training.likelihood_weighting and config.training.continuous
         ):
@@ -89,6 +106,8 @@ class Experiment:
         }
         self.model = make_score_model(config, self.sde, self.num_scales)
         self.sampler = make_sampler(config, self.sde)
+        check_guidance(config)
+        self.classifier: Params | None = None
         self.network = as_built(lambda: make_network(config, Rngs(self.key("init"))))
         self.graph, shapes = nnx.split(self.network, nnx.Param)
         whole = sharding.replicated(self.mesh)
@@ -120,9 +139,47 @@ class Experiment:
 
         return init(self.key("init"))
 
-    def score(self, params: Params, rngs: Rngs | None = None) -> Score:
-        """The score function of the network with these parameters; with `rngs` dropout is on."""
-        return functools.partial(self.model.score, nnx.merge(self.graph, params), rngs=rngs)
+    def score(self, params: Params, rngs: Rngs | None = None, classes: Array | None = None) -> Score:
+        """The score function of the network with these parameters; with `rngs` dropout is on.
+
+        With `classes` (B,) that of images of these classes, else of any, p_t(x); not for networks that are told none.
+        """
+        return functools.partial(self.model.score, nnx.merge(self.graph, params), rngs=rngs, classes=classes)
+
+    def guided_score(self, params: Params, classes: Array | None, classifier: Params | None = None) -> Score:
+        """The score of images of these classes (B,), as config.guidance says; with None, of any images.
+
+        A network that was trained with classes guides itself, another one is guided by the classifier. Raises
+        InputError if that is missing.
+        """
+        strength = {"scale": self.config.guidance.scale, "interval": tuple(self.config.guidance.interval)}
+        if classes is None:
+            return self.score(params)
+        if self.labelled:
+            score = lambda x, t, classes: self.score(params, classes=classes)(x, t)
+            return guidance.classifier_free(score, classes, self.sde, **strength)
+        if classifier is None:
+            raise InputError("guidance.classes needs a classifier; train one with --mode=train_classifier.")
+        logits = nnx.merge(self.classifier_graph, classifier)
+        log_prob = guidance.class_log_prob(logits, self.sde)
+        return guidance.classifier(self.score(params), log_prob, classes, self.sde, **strength)
+
+    @functools.cached_property
+    def classifier_graph(self) -> nnx.GraphDef:
+        """The noise-conditional classifier without its parameters."""
+        return nnx.split(as_built(lambda: make_classifier(self.config, Rngs(self.key("init")))), nnx.Param)[0]
+
+    def classes(self, indices: Array | np.ndarray) -> Array | None:
+        """The classes (B,) asked of images number `indices` (B,) by config.guidance; None if any will do."""
+        asked = self.config.guidance.classes
+        return jnp.asarray(asked, jnp.int32)[indices % len(asked)] if asked else None
+
+    def hide_classes(self, key: Array, labels: Array | None) -> Array | None:
+        """Labels (B,) as training tells them: a share model.class_dropout of them becomes "no class"."""
+        if labels is None:
+            return None
+        hidden = jax.random.bernoulli(key, self.config.model.class_dropout, labels.shape)
+        return jnp.where(hidden, self.config.data.num_classes, labels)
 
     def prepare(self, key: Array, images: Array, *, flip: bool) -> Array:
         """A batch of uint8 images (B, H, W, C) as the model is to see it in training or, without `flip`, held out."""
@@ -130,16 +187,16 @@ class Experiment:
         return datasets.augment(key, images, self.scaler, random_flip=flip, uniform_dequantization=dequantize)
 
     @functools.cached_property
-    def held_out_loss(self) -> Callable[[Params, Array, Array], tuple[Array, Array]]:
-        """(params, uint8 images (B, H, W, C), key) -> their losses and times t (B,); compiled, without dropout."""
+    def held_out_loss(self) -> Callable[[Params, Batch, Array], tuple[Array, Array]]:
+        """(params, B images, key) -> their losses and times t (B,); compiled, without dropout, true labels told."""
         split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
 
         @functools.partial(jax.jit, in_shardings=(whole, split, whole), out_shardings=(split, split))
-        def loss(params: Params, images: Array, key: Array) -> tuple[Array, Array]:
+        def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
             data_key, noise_key = jax.random.split(key)
-            x = self.prepare(data_key, images, flip=False)
+            x, score = self.prepare(data_key, batch.pixels, flip=False), self.score(params, classes=batch.labels)
             t, z = losses.draw(noise_key, self.sde, x, self.num_scales, **self.draw_options)
-            return losses.denoising_score_matching(self.score(params), self.sde, x, t, z, **self.loss_options), t
+            return losses.denoising_score_matching(score, self.sde, x, t, z, **self.loss_options), t
 
         return loss
 
@@ -148,26 +205,29 @@ class Experiment:
         """(params, image numbers (B,)) -> samples x and frames as uint8 images; compiled, sharded.
 
         Image number i depends on (config.seed, i) alone, unless the corrector couples a batch (`sampling.langevin`).
+        Classes are those of config.guidance.
         """
 
-        def sample(params: Params, indices: Array) -> Samples:
+        def sample(params: Params, indices: Array, classifier: Params | None) -> Samples:
             keys = sampling.image_keys(self.key("sample"), indices)
             prior = sampling.prior_sample(keys, self.sde, (indices.shape[0], *self.image_shape))
-            x, nfe, frames = self.sampler(keys, self.score(params), self.config.sampling.temperature * prior)
+            score = self.guided_score(params, self.classes(indices), classifier)
+            x, nfe, frames = self.sampler(keys, score, self.config.sampling.temperature * prior)
             return Samples(self.pixels(x), nfe, self.pixels(frames))
 
         split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
         outputs = Samples(split, split, sharding.along_axis(self.mesh, 1))
-        return jax.jit(sample, in_shardings=(whole, split), out_shardings=outputs)
+        compiled = jax.jit(sample, in_shardings=(whole, split, whole), out_shardings=outputs)
+        return lambda params, indices: compiled(params, indices, self.classifier)
 
     def pixels(self, x: Array) -> Array:
         """Samples of the model as uint8 images, 0 .. 255."""
         return self.scaler.pixels(x, dequantized=self.config.data.uniform_dequantization)
 
-    def rows(self, batch: np.ndarray) -> Array:
-        """A batch that every process has whole, as a global array split over the devices."""
-        rows = sharding.local_rows(len(batch))
-        return sharding.shard(self.mesh, batch[rows.start : rows.stop])
+    def rows(self, batch: Tree) -> Tree:
+        """Arrays of rows that every process has whole, as global arrays split over the devices."""
+        rows = sharding.local_rows(len(jax.tree.leaves(batch)[0]))
+        return sharding.shard(self.mesh, jax.tree.map(lambda leaf: leaf[rows.start : rows.stop], batch))
 
     def sample_images(self, params: Params, first: int, count: int) -> Samples:
         """Images number first .. first + count - 1 of this experiment, on the host: uint8 (count, H, W, C)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,11 +15,13 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+import guidance
 import sampling
 import solvers
 from configs.default import get_default_config
 from errors import InputError, check_name, choose
 from models import NETWORKS
+from models.classifier import WideResnet
 from models.layers import Rngs
 from models.score import ScoreModel
 from sde_lib import SDE, SDES, VESDE, Score
@@ -29,8 +32,11 @@ FRAMES = 16  # states of a trajectory, at most
 
 
 class Samples(NamedTuple):
-    """What a sampler returns: samples x (B, ...), score evaluations for each of them (B,), and `frames`, the states on
-    the way to x, in order (F, B, ...) with F at most FRAMES; F = 0 unless they were asked for."""
+    """What a sampler returns: samples x (B, ...), evaluations of the network for each of them (B,), and `frames`, the
+    states on the way to x, in order (F, B, ...) with F at most FRAMES; F = 0 unless they were asked for.
+
+    Classifier-free guidance evaluates the network twice where its scale is not 1. With steps that are chosen on the way
+    the evaluations are, then, at most `nfe`, else exactly. Those of a classifier are not counted."""
 
     x: Array
     nfe: Array
@@ -47,8 +53,9 @@ Map = Callable[[Score, Array], tuple[Array, Array]]
 def complete(config: Config) -> Config:
     """A copy with default values for missing fields, other than the model's: official configs lack some of them."""
     fields, defaults = config.to_dict(), get_default_config().to_dict()
-    for section in ("data", "training", "optim", "sampling", "eval"):
+    for section in ("data", "training", "optim", "sampling", "guidance", "classifier", "eval"):
         fields[section] = defaults[section] | fields.get(section, {})
+    fields["model"].setdefault("class_dropout", defaults["model"]["class_dropout"])
     return ml_collections.ConfigDict(fields).lock()
 
 
@@ -62,7 +69,49 @@ def make_network(config: Config, rngs: Rngs) -> nnx.Module:
     """The network that config.model names, with randomly initialised parameters."""
     network = choose(NETWORKS, config.model.name, "model.name")
     shape = {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
+    if config.data.num_classes:
+        _check_classes(config, network)
+        shape["classes"] = config.data.num_classes
     return network(**matching(network, config.model), **shape, rngs=rngs)
+
+
+def _check_classes(config: Config, network: type[nnx.Module]) -> None:
+    """Raises InputError for a bad data.num_classes or model.class_dropout, or a network that cannot be told classes."""
+    if "classes" not in inspect.signature(network.__init__).parameters:
+        known = [name for name, each in NETWORKS.items() if "classes" in inspect.signature(each.__init__).parameters]
+        raise InputError(
+            f"data.num_classes = {config.data.num_classes}: networks of model.name = {config.model.name!r} cannot be "
+            f"told classes, having no embedding to add one to; known that can: {', '.join(known)}."
+        )
+    if config.data.num_classes < 0 or not 0 <= config.model.class_dropout <= 1:
+        raise InputError(
+            f"data.num_classes = {config.data.num_classes} must not be negative, and model.class_dropout = "
+            f"{config.model.class_dropout} must lie between 0 and 1."
+        )
+
+
+def make_classifier(config: Config, rngs: Rngs) -> WideResnet:
+    """The noise-conditional classifier of config.classifier, with randomly initialised parameters."""
+    options = matching(WideResnet, config.classifier)
+    return WideResnet(
+        num_channels=config.data.num_channels, num_outputs=config.classifier.num_classes, **options, rngs=rngs
+    )
+
+
+def check_guidance(config: Config) -> None:
+    """Raises InputError for bad values in config.guidance."""
+    options = config.guidance
+    field, count = "data.num_classes", config.data.num_classes
+    if not count:  # Then a classifier guides.
+        field, count = "classifier.num_classes", config.classifier.num_classes
+    bad = [c for c in options.classes if not isinstance(c, int) or not 0 <= c < count]
+    if bad:
+        raise InputError(f"guidance.classes has {bad[0]!r}; by {field} = {count} the classes are 0 .. {count - 1}.")
+    if not 0 <= options.scale < math.inf:
+        raise InputError(f"guidance.scale = {options.scale} must be a number that is not negative.")
+    interval = tuple(options.interval)
+    if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
+        raise InputError(f"guidance.interval = {interval} must be two noise levels (std / alpha), the lower one first.")
 
 
 def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreModel:
@@ -75,7 +124,7 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
     if model.get("scale_by_sigma", False):
         ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
         sigmas = () if fourier else tuple(ladder.sigmas(model.num_scales).tolist())
-    return ScoreModel(sde, num_scales, config.data.centered, sigmas)
+    return ScoreModel(sde, num_scales, config.data.centered, sigmas, config.data.num_classes)
 
 
 # --- samplers ---------------------------------------------------------------------------------------------------------
@@ -102,11 +151,10 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
     settings = {"snr": options.snr, "n_steps_each": options.n_steps_each, "denoise": options.noise_removal}
     settings["num_frames"] = FRAMES if options.trajectory else 0
     run = functools.partial(sampling.predictor_corrector, predictor=predictor, corrector=corrector, **settings)
-    nfe = len(steps.t) * evaluations
 
     def sample(keys: Array, score: Score, x: Array) -> Samples:
         x, frames = run(keys, score, sde, x, steps)
-        return Samples(x, jnp.full(x.shape[0], nfe), frames)
+        return Samples(x, _nfe(score, steps.t, x, evaluations), frames)
 
     return sample
 
@@ -119,7 +167,8 @@ def _ode_sampler(config: Config, sde: SDE) -> Sampler:
     last = jax.tree.map(lambda leaf: leaf[-1], steps) if options.noise_removal else None
 
     def sample(keys: Array, score: Score, x: Array) -> Samples:
-        return Samples(*sampling.probability_flow_ode(score, sde, x, denoise_step=last), x[None][:0])
+        y, calls = sampling.probability_flow_ode(score, sde, x, denoise_step=last)
+        return Samples(y, calls * _most(score, steps.t), x[None][:0])
 
     return sample
 
@@ -134,7 +183,8 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
         settings = {"tolerance": options.tolerance, "absolute": grey_level, "denoise": options.noise_removal}
 
         def sample(keys: Array, score: Score, x: Array) -> Samples:
-            return Samples(*sampling.adaptive_sde(keys, score, sde, x, **settings), x[None][:0])
+            y, calls = sampling.adaptive_sde(keys, score, sde, x, **settings)
+            return Samples(y, calls * _most(score, sde.sampling_times(1000)), x[None][:0])
 
         return sample
 
@@ -145,9 +195,20 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
 
     def sample(keys: Array, score: Score, x: Array) -> Samples:
         x, states = sampling.few_step(keys, score, sde, x, plan, levels[-1], **prediction)
-        return Samples(x, jnp.full(x.shape[0], len(plan.level)), states[np.asarray(shown, int)])
+        times = sde.time_at(jnp.asarray(plan.level))
+        return Samples(x, _nfe(score, times, x), states[np.asarray(shown, int)])
 
     return sample
+
+
+def _nfe(score: Score, times: Array, x: Array, calls: int = 1) -> Array:
+    """Evaluations of the network (B,) in `calls` calls at each of the times (n,)."""
+    return jnp.full(x.shape[0], calls * guidance.evaluations(score, times).sum(), jnp.int32)
+
+
+def _most(score: Score, times: Array) -> Array:
+    """The most evaluations of the network in a call at any of the times."""
+    return guidance.evaluations(score, times).max().astype(jnp.int32)
 
 
 ADAPTIVE = "adaptive_sde"

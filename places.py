@@ -224,3 +224,13 @@ def check_kind(network: nnx.Module, where: str) -> None:
     """Raises InputError for a network that the code base `where` does not have."""
     if not isinstance(network, (ncsnpp.NCSNpp, ddpm.DDPM)):
         raise InputError(f"{type(network).__name__} networks are not in {where}.")
+    check_unlabelled(network, where)
+
+
+def check_unlabelled(network: nnx.Module, where: str) -> None:
+    """Raises InputError for a network that is told classes, as none is in the code base `where`."""
+    if getattr(network, "class_embedding", None) is not None:
+        raise InputError(
+            f"Networks with data.num_classes > 0 are not in {where}; .safetensors files hold them (--target=NAME"
+            f".safetensors)."
+        )

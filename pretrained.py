@@ -18,7 +18,7 @@ import safetensors.numpy
 from flax import nnx, serialization, traverse_util
 
 from errors import InputError, brief
-from places import Params, Place, flax_places, give, take, torch_places
+from places import Params, Place, check_unlabelled, flax_places, give, take, torch_places
 from sde_lib import VESDE
 from unet2d import read_unet
 
@@ -101,6 +101,7 @@ def load_flax(path: str | Path) -> dict[str, Any]:
 def read_flax(path: Path, network: nnx.Module, config: Config) -> Trained:
     """The msgpack of the official JAX code's State, with its optimizer of flax 0.3."""
     del config
+    check_unlabelled(network, "the official Flax code")
     state, places = load_flax(path), flax_places(network)
     _check_keys(path, state, {"step", "optimizer", "lr", "model_state", "ema_rate", "params_ema", "rng"})
     if state["model_state"]:
@@ -120,6 +121,7 @@ def read_flax(path: Path, network: nnx.Module, config: Config) -> Trained:
 
 def write_flax(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config) -> None:
     """Inverts `read_flax`; the official code restores it with the flax that it asks for, 0.3.1."""
+    check_unlabelled(network, "the official Flax code")
     places = flax_places(network)
     tree = lambda params: traverse_util.unflatten_dict(give(places, params), sep="/")
     moments = {"grad_ema": give(places, trained.mu), "grad_sq_ema": give(places, trained.nu)}

@@ -205,12 +205,18 @@ def probability_flow_ode(
 def integrate_flow(
     score: Score, sde: SDE, x: Array, t0: float, t1: float, *, rtol: float = 1e-5, atol: float = 1e-5
 ) -> tuple[Array, Array]:
-    """The probability flow, Eq. (13), of states x (B, ...) from t0 to t1, and score evaluations (B,)."""
+    """The probability flow, Eq. (13), of states x (B, ...) from t0 to t1, and score evaluations (B,).
 
-    def field(t: Array, x: Array, _: None) -> Array:
-        return sde.reverse_drift(score(x[None], t[None])[0], x, t, probability_flow=True)
+    A score that is a pytree, as guided ones are, has leaves with a row for each image.
+    """
+    leaves, tree = jax.tree.flatten(score)
+    rows = [leaf for leaf in leaves if leaf is not score]  # A mere function is its own leaf.
 
-    return integrate(field, x, t0, t1, rtol=rtol, atol=atol)
+    def field(t: Array, x: Array, row: list[Array]) -> Array:
+        of_one = tree.unflatten([leaf[None] for leaf in row]) if row else score
+        return sde.reverse_drift(of_one(x[None], t[None])[0], x, t, probability_flow=True)
+
+    return integrate(field, x, t0, t1, args=rows, rtol=rtol, atol=atol)
 
 
 def few_step(

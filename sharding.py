@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from errors import InputError
+
+Tree = TypeVar("Tree")
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -27,9 +29,10 @@ def along_axis(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
-def shard(mesh: Mesh, local: np.ndarray, axis: int = 0) -> Array:
-    """The global array of which this process holds the rows `local` along `axis`, in the order of `local_rows`."""
-    return jax.make_array_from_process_local_data(along_axis(mesh, axis), local)
+def shard(mesh: Mesh, local: Tree, axis: int = 0) -> Tree:
+    """The global arrays of which this process holds the rows `local` along `axis`, in the order of `local_rows`."""
+    sharding = along_axis(mesh, axis)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), local)
 
 
 def local_rows(batch_size: int) -> range:

@@ -21,6 +21,7 @@ import datasets
 import losses
 import sharding
 from checkpoints import KEPT, META, Checkpoints
+from datasets import Batch
 from errors import InputError, check_name
 from experiment import Config, Experiment, Params, claim
 from models.layers import Rngs
@@ -32,6 +33,8 @@ FREQUENCIES = ("log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_pree
 MAY_CHANGE = (  # Fields that may differ when a run goes on in its workdir.
     "eval.",
     "sampling.",
+    "guidance.",
+    "classifier.",
     "training.n_iters",
     "training.log_freq",
     "training.eval_freq",
@@ -67,17 +70,18 @@ def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) 
 
 
 def train_step(
-    state: TrainState, images: Array, *, experiment: Experiment, optimizer: optax.GradientTransformation
+    state: TrainState, batch: Batch, *, experiment: Experiment, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, Metrics]:
-    """One update on uint8 images (B, H, W, C); its random numbers are functions of the seed and of state.step."""
+    """One update on B images; its random numbers are functions of the seed and of state.step."""
     key = jax.random.fold_in(experiment.key("train"), state.step)
     data_key, noise_key, dropout_key = jax.random.split(key, 3)
     sde, config = experiment.sde, experiment.config
-    x = experiment.prepare(data_key, images, flip=config.data.random_flip)
+    x = experiment.prepare(data_key, batch.pixels, flip=config.data.random_flip)
+    classes = experiment.hide_classes(jax.random.fold_in(key, 3), batch.labels)  # 0 .. 2 are the keys split off above.
     t, z = losses.draw(noise_key, sde, x, experiment.num_scales, **experiment.draw_options)
 
     def loss(params: Params) -> tuple[Array, Array]:
-        score = experiment.score(params, Rngs(dropout_key))
+        score = experiment.score(params, Rngs(dropout_key), classes)
         per_image = losses.denoising_score_matching(score, sde, x, t, z, **experiment.loss_options)
         return per_image.mean(), per_image
 
@@ -92,8 +96,8 @@ def train_step(
 
 def compile_steps(
     experiment: Experiment, optimizer: optax.GradientTransformation, *, scan: bool | None = None
-) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
-    """`train_step` along the first axis of the images (steps, B, H, W, C), jitted over the mesh.
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`train_step` along the first axis of batches (steps, B, ...), jitted over the mesh.
 
     On accelerators the steps are one `lax.scan`. XLA's CPU backend runs weight gradients of convolutions twenty times
     slower inside a loop (jax issue 12868), so there, unless `scan` says otherwise, the loop is Python's.
@@ -105,10 +109,10 @@ def compile_steps(
         return jax.jit(functools.partial(lax.scan, step), in_shardings=(whole, split(1)), **options)
     one = jax.jit(step, in_shardings=(whole, split(0)), **options)
 
-    def steps(state: TrainState, images: Array) -> tuple[TrainState, Metrics]:
+    def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         metrics = []
-        for batch in images:
-            state, each = one(state, jax.device_put(batch, split(0)))
+        for i in range(len(batches.pixels)):
+            state, each = one(state, jax.device_put(jax.tree.map(lambda leaf, i=i: leaf[i], batches), split(0)))
             metrics.append(each)
         return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *metrics)
 
@@ -132,14 +136,14 @@ def train(config: Config, workdir: str) -> TrainState:
     start = int(state.step)
     total = start + (settings.n_iters - start) // per_call * per_call  # Imported states may start at any step.
     steps = compile_steps(experiment, optimizer)
-    batches = datasets.Batches(train, settings.batch_size, config.seed, per_call).iterate(start // per_call)
+    batches = datasets.Batches(train, settings.batch_size, config.seed, per_call, experiment.labelled)
+    batches = batches.iterate(start // per_call)
     with contextlib.closing(checkpoints), Reporter(workdir, start, total, settings.batch_size) as report:
         if restored:
             left = "" if start < total else f": nothing left to do, training.n_iters = {settings.n_iters} is reached"
             report.say(f"going on from {restored[1]}{left}")
         for step in range(start + per_call, total + 1, per_call):
-            images = sharding.shard(experiment.mesh, next(batches), axis=1)
-            state, metrics = steps(state, images)
+            state, metrics = steps(state, sharding.shard(experiment.mesh, next(batches), axis=1))
             report.collect(step, metrics)
             due = {name: step == total or step % settings[name] < per_call for name in FREQUENCIES}
             snapshot, backup = due["snapshot_freq"], due["snapshot_freq_for_preemption"]
@@ -166,9 +170,9 @@ def held_out_batch(experiment: Experiment, ema: Params, step: int) -> tuple[np.n
     """Losses of one batch of test images, and their sums and counts by noise level; all follow from the step."""
     rounds = datasets.rounds(experiment.test, experiment.config.training.batch_size)
     indices, count = rounds[step % len(rounds)]
-    images = experiment.rows(experiment.test.pixels[indices])
+    batch = experiment.rows(experiment.test.batch(indices, labelled=experiment.labelled))
     per_image, t = sharding.fetch(
-        experiment.held_out_loss(ema, images, jax.random.fold_in(experiment.key("loss"), step))
+        experiment.held_out_loss(ema, batch, jax.random.fold_in(experiment.key("loss"), step))
     )
     return per_image[:count], np.stack(losses.by_noise_level(per_image[:count], t[:count], experiment.sde))
 

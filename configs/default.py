@@ -20,6 +20,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     data.random_flip = True
     data.uniform_dequantization = False
     data.centered = False
+    data.num_classes = 0  # Ours: of which the network is told; 0 for one that is told none.
 
     config.model = model = ml_collections.ConfigDict()
     model.sigma_min = 0.01
@@ -29,6 +30,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     model.num_scales = 1000
     model.ema_rate = 0.999
     model.dropout = 0.1
+    model.class_dropout = 0.1  # Ours: the share of labels hidden in training, for classifier-free guidance.
     model.embedding_type = "fourier"  # Of NCSN++ and DDPM++; the other networks have one embedding or none.
     model.scale_by_sigma = True
 
@@ -73,6 +75,20 @@ def get_default_config() -> ml_collections.ConfigDict:
     sampling.tolerance = 0.02
     sampling.temperature = 1.0
     sampling.trajectory = False
+
+    config.guidance = guidance = ml_collections.ConfigDict()  # Ours, with all its fields.
+    guidance.classes = ()  # Image i of a run is to be of class classes[i % len(classes)]; () for any class.
+    guidance.scale = 1.0
+    guidance.interval = (0.0, 1e6)  # of noise levels std / alpha; outside the scale is 1.
+
+    config.classifier = classifier = ml_collections.ConfigDict()  # Ours: of --mode=train_classifier.
+    classifier.num_classes = 10
+    classifier.blocks_per_group = 4
+    classifier.channel_multiplier = 10
+    classifier.batch_size = 128
+    classifier.n_iters = 100_000
+    classifier.lr = 1e-3
+    classifier.weight_decay = 5e-4
 
     config.eval = evaluate = ml_collections.ConfigDict()
     evaluate.begin_ckpt = 1

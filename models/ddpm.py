@@ -30,7 +30,9 @@ class AttnBlock(layers.AttnBlockpp):
 class DDPM(nnx.Module):
     """Score network (x, label) -> raw output of x's shape, with x (B, H, W, C) and label (B,).
 
-    Args (as the fields of `config.model`):
+    With `classes` > 0 it is also told the class of each image, an int in 0 .. classes (B,), where `classes` means none.
+
+    Args (as the fields of `config.model`, but for `classes`, which is data.num_classes):
       image_size, num_channels: H = W and C of the images.
       nf, ch_mult, num_res_blocks: level i has nf ch_mult[i] features and num_res_blocks blocks, one more on the way up.
       attn_resolutions: heights at which there is self-attention.
@@ -59,6 +61,7 @@ class DDPM(nnx.Module):
         resamp_with_conv: bool = True,
         nonlinearity: str = "swish",
         normalization: str = "GroupNorm",
+        classes: int = 0,
         rngs: layers.Rngs,
     ) -> None:
         layers.check_halvings(image_size, len(ch_mult) - 1)
@@ -73,6 +76,7 @@ class DDPM(nnx.Module):
 
         branch = {"num_groups": NUM_GROUPS, "skip_rescale": False, "rngs": rngs}
         temb_features = 4 * nf if conditional else None
+        self.class_embedding = layers.class_embedding(classes, temb_features, rngs=rngs)
         block = partial(ResnetBlockDDPM, temb_features=temb_features, act=self.act, dropout=dropout, **branch)
         attn = partial(AttnBlock, **branch)
         down = partial(layers.Downsample, with_conv=resamp_with_conv, rngs=rngs)
@@ -103,15 +107,16 @@ class DDPM(nnx.Module):
         self.norm_out = norm(channels, rngs=rngs)
         self.conv_out = layers.conv3x3(channels, num_channels, init_scale=0.0, rngs=rngs)
 
-    def embed(self, label: Array) -> Array | None:
-        """The noise-level embedding, (B,) -> (B, 4 nf)."""
+    def embed(self, label: Array, classes: Array | None = None) -> Array | None:
+        """The embedding of noise levels and, if the network is told them, classes: (B,), (B,) -> (B, 4 nf)."""
         if self.temb1 is None:
             return None
-        return self.temb2(self.act(self.temb1(layers.timestep_embedding(label, self.nf))))
+        temb = self.temb2(self.act(self.temb1(layers.timestep_embedding(label, self.nf))))
+        return temb if self.class_embedding is None else temb + self.class_embedding(classes)
 
-    def __call__(self, x: Array, label: Array, rngs: layers.Rngs | None = None) -> Array:
+    def __call__(self, x: Array, label: Array, rngs: layers.Rngs | None = None, classes: Array | None = None) -> Array:
         """Raw output for images x in [-1, 1]; with `rngs` dropout is on."""
-        temb = self.embed(label)
+        temb = self.embed(label, classes)
 
         def apply(steps: nnx.List, h: Array) -> Array:
             for layer in steps:

@@ -87,6 +87,16 @@ def groups(features: int) -> int:
     return max(1, min(features // 4, 32))
 
 
+def class_embedding(classes: int, features: int | None, *, rngs: Rngs) -> nnx.Embed | None:
+    """A row for each class and, last, one for "no class", to be added to the noise-level embedding; None for 0 classes.
+
+    Raises InputError if there is no such embedding, `features` being None.
+    """
+    if classes and features is None:
+        raise InputError(f"data.num_classes = {classes} needs model.conditional = True.")
+    return nnx.Embed(classes + 1, features, rngs=rngs) if classes else None
+
+
 def group_norm(features: int, *, num_groups: int | None = None, rngs: Rngs) -> nnx.GroupNorm:
     """GroupNorm, by default with the groups of NCSN++."""
     return nnx.GroupNorm(features, num_groups or groups(features), epsilon=1e-6, rngs=rngs)

@@ -122,7 +122,9 @@ class UpLevel(nnx.Module):
 class NCSNpp(nnx.Module):
     """Score network (x, label) -> raw output of x's shape, with x (B, H, W, C) and label (B,).
 
-    Args (as the fields of `config.model`):
+    With `classes` > 0 it is also told the class of each image, an int in 0 .. classes (B,), where `classes` means none.
+
+    Args (as the fields of `config.model`, but for `classes`, which is data.num_classes):
       image_size, num_channels: H = W and C of the images.
       nf, ch_mult, num_res_blocks: level i has nf ch_mult[i] features and num_res_blocks blocks, one more on the way up.
       attn_resolutions: heights at which there is self-attention.
@@ -162,6 +164,7 @@ class NCSNpp(nnx.Module):
         skip_rescale: bool = True,
         init_scale: float = 0.0,
         nonlinearity: str = "swish",
+        classes: int = 0,
         rngs: layers.Rngs,
     ) -> None:
         options = {name: value.lower() for name, value in locals().items() if name in OPTIONS}
@@ -176,6 +179,7 @@ class NCSNpp(nnx.Module):
         )
         self.temb1 = layers.dense(2 * nf if self.fourier else nf, 4 * nf, rngs=rngs) if conditional else None
         self.temb2 = layers.dense(4 * nf, 4 * nf, rngs=rngs) if conditional else None
+        self.class_embedding = layers.class_embedding(classes, 4 * nf if conditional else None, rngs=rngs)
 
         filters = {"fir": fir, "fir_kernel": fir_kernel}
         branch = {"skip_rescale": skip_rescale, "init_scale": init_scale, "rngs": rngs}
@@ -224,16 +228,17 @@ class NCSNpp(nnx.Module):
         self.norm_out = None if self.as_skip else layers.group_norm(channels, rngs=parts.rngs)
         self.conv_out = None if self.as_skip else layers.conv3x3(channels, parts.image_channels, **out)
 
-    def embed(self, label: Array) -> Array | None:
-        """The noise-level embedding, (B,) -> (B, 4 nf)."""
+    def embed(self, label: Array, classes: Array | None = None) -> Array | None:
+        """The embedding of noise levels and, if the network is told them, classes: (B,), (B,) -> (B, 4 nf)."""
         if self.temb1 is None:
             return None
         temb = self.fourier(label) if self.fourier else layers.timestep_embedding(label, self.nf)
-        return self.temb2(self.act(self.temb1(temb)))
+        temb = self.temb2(self.act(self.temb1(temb)))
+        return temb if self.class_embedding is None else temb + self.class_embedding(classes)
 
-    def __call__(self, x: Array, label: Array, rngs: layers.Rngs | None = None) -> Array:
+    def __call__(self, x: Array, label: Array, rngs: layers.Rngs | None = None, classes: Array | None = None) -> Array:
         """Raw output for images x in [-1, 1]; with `rngs` dropout is on."""
-        temb = self.embed(label)
+        temb = self.embed(label, classes)
         skips, image = [self.conv_in(x)], x
         for level in self.down:
             skips, image = level(skips, image, temb, rngs)

@@ -22,22 +22,35 @@ class ScoreModel:
       centered: whether data lie in [-1, 1]; else in [0, 1], and the network is shown 2 x - 1.
       sigmas: divisors of the output (`model.scale_by_sigma`): a table of noise scales that the integer part of the
         label looks up, () if the label itself is the noise scale (Fourier embedding), or None for no division.
+      num_classes: the number of classes that the network is told of (`data.num_classes`), and what it is told for
+        "no class"; 0 for a network that knows none.
     """
 
     sde: SDE
     num_scales: int | None = None
     centered: bool = True
     sigmas: tuple[float, ...] | None = None
+    num_classes: int = 0
 
-    def output(self, network: nnx.Module, x: Array, label: Array, rngs: Rngs | None = None) -> Array:
-        """Output of the network for states x (B, ...) and labels (B,), divided by sigma if asked."""
-        h = network(x if self.centered else 2 * x - 1, label, rngs)
+    def output(
+        self, network: nnx.Module, x: Array, label: Array, rngs: Rngs | None = None, classes: Array | None = None
+    ) -> Array:
+        """Output of the network for states x (B, ...), labels and classes (B,), divided by sigma if asked."""
+        told = {}
+        if self.num_classes:
+            told["classes"] = jnp.full(x.shape[:1], self.num_classes) if classes is None else classes
+        h = network(x if self.centered else 2 * x - 1, label, rngs, **told)
         if self.sigmas is None:
             return h
         sigma = jnp.asarray(self.sigmas, h.dtype)[label.astype(jnp.int32)] if self.sigmas else label
         return h / expand(sigma, h)
 
-    def score(self, network: nnx.Module, x: Array, t: Array, rngs: Rngs | None = None) -> Array:
-        """Estimate of grad_x log p_t(x) for x (B, ...) and t (B,); with `rngs` dropout is on."""
-        output = self.output(network, x, self.sde.label(t, self.num_scales), rngs)
+    def score(
+        self, network: nnx.Module, x: Array, t: Array, rngs: Rngs | None = None, classes: Array | None = None
+    ) -> Array:
+        """Estimate of grad_x log p_t(x) for x (B, ...) and t (B,); with `rngs` dropout is on.
+
+        With `classes` (B,) it is that of log p_t(x | class), from a network that is told them.
+        """
+        output = self.output(network, x, self.sde.label(t, self.num_scales), rngs, classes)
         return self.sde.score_from_output(output, t, self.num_scales)

@@ -205,8 +205,8 @@ def two_steps(config: ml_collections.ConfigDict) -> tuple[list[training.TrainSta
     opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, params))
     states, losses = [training.TrainState(np.int32(0), params, params, opt_state)], []
     for i in range(2):
-        images = datasets.Batches(experiment.train, config.training.batch_size, config.seed)[i][0]
-        state, metrics = step(states[-1], images)
+        images = datasets.Batches(experiment.train, config.training.batch_size, config.seed)[i].pixels[0]
+        state, metrics = step(states[-1], datasets.Batch(images))
         states.append(jax.device_get(state))
         losses.append(metrics["loss"])
     return states, np.array(losses)

@@ -54,13 +54,36 @@ def test_flips():
 def test_batches_are_functions_of_seed_and_number():
     images = Images(np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1))
     one, five = Batches(images, 10, seed=3), Batches(images, 10, seed=3, steps=5)
-    assert np.array_equal(five[1].reshape(50), np.concatenate([one[n] for n in range(5, 10)]).reshape(50))
-    assert sorted(five[0].reshape(50).tolist()) == list(range(50))  # One epoch shows every image once.
-    assert not np.array_equal(five[0], five[1])
-    assert not np.array_equal(one[0], Batches(images, 10, seed=4)[0])
+    pixels = lambda batches, n: batches[n].pixels
+    assert np.array_equal(
+        pixels(five, 1).reshape(50), np.concatenate([pixels(one, n) for n in range(5, 10)]).reshape(50)
+    )
+    assert sorted(pixels(five, 0).reshape(50).tolist()) == list(range(50))  # One epoch shows every image once.
+    assert not np.array_equal(pixels(five, 0), pixels(five, 1))
+    assert not np.array_equal(pixels(one, 0), pixels(Batches(images, 10, seed=4), 0))
     stream = one.iterate(7)
-    assert np.array_equal(next(stream), one[7])
-    assert np.array_equal(next(stream), one[8])
+    assert np.array_equal(next(stream).pixels, pixels(one, 7))
+    assert np.array_equal(next(stream).pixels, pixels(one, 8))
+    assert one[0].labels is None
+
+
+def test_labels_go_with_their_images():
+    pixels = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1)
+    batch = next(Batches(Images(pixels, np.arange(50) % 7), 10, seed=3, steps=2, labelled=True).iterate(1))
+    assert batch.labels.shape == (2, 10)
+    assert np.array_equal(batch.labels, batch.pixels[..., 0, 0, 0] % 7)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [(None, "needs images with labels"), (np.arange(4), "data.num_classes = 3, but the labels .* from 0 to 3")],
+)
+def test_labels_that_do_not_fit(monkeypatch, labels, sentence):
+    images = Images(np.zeros((4, 8, 8, 1), np.uint8), labels)
+    monkeypatch.setitem(datasets.DATASETS, "four", lambda split, config: images)
+    datasets.load(tiny.config(**{"data.dataset": "four"}).data, "train")
+    with pytest.raises(InputError, match=sentence):
+        datasets.load(tiny.config(**{"data.dataset": "four", "data.num_classes": 3}).data, "train")
 
 
 def test_rounds_show_every_image_once():

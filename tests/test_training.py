@@ -58,7 +58,7 @@ def test_recorded_training_steps(monkeypatch, name):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(experiment, "prepare", lambda key, images, flip: images)
             patch.setattr(losses, "draw", lambda *args, **options: (t, z))
-            return training.train_step(state, x, experiment=experiment, optimizer=optimizer)
+            return training.train_step(state, datasets.Batch(x), experiment=experiment, optimizer=optimizer)
 
     one = jax.jit(one)
     norm = lambda tree: np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves(tree)))
@@ -88,8 +88,7 @@ def run(config, devices=None):
     batches = datasets.Batches(experiment.train, config.training.batch_size, config.seed)
     curve = []
     for n in range(config.training.n_iters):
-        images = training.sharding.shard(experiment.mesh, batches[n], axis=1)
-        state, metrics = steps(state, images)
+        state, metrics = steps(state, training.sharding.shard(experiment.mesh, batches[n], axis=1))
         curve.extend(np.asarray(metrics["loss"]))
     return np.array(curve), state
 
