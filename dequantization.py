@@ -11,23 +11,18 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-import safetensors
-import safetensors.numpy
 from flax import nnx
 from jax import Array
-from tqdm import tqdm
 
-import datasets
+import auxiliary
 import likelihood
 import sampling
-import sharding
 from checkpoints import Checkpoints
-from errors import InputError, check_name
-from experiment import Config, Experiment, Params, check_workdir, write_atomically
+from datasets import Batch, Batches
+from errors import check_name
+from experiment import Config, Experiment, Params, check_workdir
 from models.dequantizer import Dequantizer
 from models.layers import Rngs
 from places import as_built
@@ -36,11 +31,11 @@ Dequantize = Callable[[Array, Array], tuple[Array, Array]]
 """(grey levels u (B, H, W, C), keys (B,)) -> u + v as the model sees it, log q(v | u) in nats (B,)."""
 
 PAIRS = 2  # of times at which the bound is estimated, for each image and step
-RATE, LOG_EVERY = 1e-3, 100
+RATE = 1e-3
 
 
 def train(config: Config, workdir: str, number: int | None = None) -> Params:
-    """Trains q for a kept checkpoint, for config.training.dequantizer_iters steps; `load` reads the result.
+    """Trains q for a kept checkpoint, or goes on; config.training.dequantizer_iters steps, and `load` reads the result.
 
     Raises InputError for a bad config, no such checkpoint, and a bound that is not finite.
     """
@@ -51,31 +46,24 @@ def train(config: Config, workdir: str, number: int | None = None) -> Params:
     found = checkpoints.pick(number)
     ema = checkpoints.restore(found, {"ema": experiment.abstract_params})["ema"]
     total, batch_size = config.training.dequantizer_iters, config.training.batch_size
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(RATE, total)))
-    split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
 
-    @functools.partial(jax.jit, in_shardings=(whole, whole, whole, split, whole), out_shardings=whole)
-    def step(params: Params, opt_state: optax.OptState, ema: Params, u: Array, step: Array) -> tuple:
-        keys = sampling.image_keys(jax.random.fold_in(experiment.key("dequantize"), step), jnp.arange(batch_size))
-        loss = lambda params: bound(experiment, ema, params, u, keys).mean()
-        value, grads = jax.value_and_grad(loss)(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
+    def loss(params: Params, batch: Batch, key: Array, ema: Params) -> Array:
+        keys = sampling.image_keys(key, jnp.arange(batch_size))
+        return bound(experiment, ema, params, batch.pixels, keys).mean()
 
-    graph, params = nnx.split(network(experiment), nnx.Param)
-    params = jax.device_put(nnx.to_pure_dict(params), whole)
-    opt_state, values = optimizer.init(params), []
-    batches = datasets.Batches(images, batch_size, config.seed).iterate(0)
-    for i in tqdm(range(total), unit="step", disable=None):
-        u = sharding.shard(experiment.mesh, next(batches).pixels[0])
-        params, opt_state, value = step(params, opt_state, ema, u, i)
-        values.append(value)
-        if (i + 1) % LOG_EVERY == 0 or i + 1 == total:
-            mean, values = float(np.mean(jax.device_get(values))), []
-            if not math.isfinite(mean):
-                raise InputError(f"Step {i + 1}: the bound is {mean}. Training stops; nothing is written.")
-            print(f"step {i + 1}: bound {mean:.4f} bits/dim", flush=True)
-    _write(path_of(workdir, found.number), params)
+    params = auxiliary.fit(
+        experiment,
+        path_of(workdir, found.number),
+        nnx.to_pure_dict(nnx.split(network(experiment), nnx.Param)[1]),
+        loss,
+        Batches(images, batch_size, config.seed),
+        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(RATE, total))),
+        total,
+        key=experiment.key("dequantize"),
+        settings={"step": found.step, "iters": total, "batch_size": batch_size, "seed": config.seed},
+        constants=[ema],
+        unit="bound in bits/dim",
+    )
     print(f"dequantizer: {path_of(workdir, found.number)}")
     return params
 
@@ -120,26 +108,5 @@ def path_of(workdir: str | Path, number: int) -> Path:
 
 def load(experiment: Experiment, workdir: str | Path, number: int) -> Params:
     """The parameters that `train` wrote. Raises InputError if there are none, or of another network."""
-    path = path_of(workdir, number)
-    if not path.exists():
-        raise InputError(f"{path} does not exist; train it first, with --mode=train_dequantizer.")
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is damaged: {error}. Train it again, with --mode=train_dequantizer.") from error
     like = nnx.to_pure_dict(nnx.split(as_built(lambda: network(experiment)), nnx.Param)[1])
-    names = [_name(path) for path, _ in jax.tree.leaves_with_path(like)]
-    shapes = {name: leaf.shape for name, leaf in zip(names, jax.tree.leaves(like))}
-    if {name: value.shape for name, value in tensors.items()} != shapes:
-        raise InputError(f"{path} is the dequantizer of other images than data.num_channels says.")
-    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(tensors[name]) for name in names])
-
-
-def _write(path: Path, params: Params) -> None:
-    tensors = {_name(key): np.asarray(leaf) for key, leaf in jax.tree.leaves_with_path(params)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(safetensors.numpy.save(tensors)))
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return auxiliary.load(path_of(workdir, number), like, "train_dequantizer")

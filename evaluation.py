@@ -21,6 +21,7 @@ from absl import logging
 from jax import Array
 from tqdm import tqdm
 
+import classification
 import datasets
 import dequantization
 import likelihood
@@ -68,6 +69,8 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
     if loss_stage in stages or bpd_stage in stages:
         _check_images(experiment)
     check_workdir(workdir, config)
+    if sampling_stage in stages:
+        classification.provide(experiment, workdir)
     checkpoints = Checkpoints(workdir)
     kept, begin, end = checkpoints.kept(), config.eval.begin_ckpt, config.eval.end_ckpt
     found = [kept[number] for number in sorted(kept) if begin <= number <= end]
@@ -163,7 +166,10 @@ def bpd_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Deq
 
 
 def sampling_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Dequantize) -> Results:
-    """Images 0 .. num_samples - 1, uint8 (N, H, W, C) in the rounds, and a grid of the first ones."""
+    """Images 0 .. num_samples - 1, uint8 (N, H, W, C) in the rounds, and a grid of the first ones.
+
+    Rounds hold `classes` (N,), too, if config.guidance asks for them.
+    """
     config = experiment.config.eval
     size, total = config.batch_size, config.num_samples
 
@@ -173,14 +179,21 @@ def sampling_stage(experiment: Experiment, ema: Params, folder: Path, dequantize
             grid = datasets.image_grid(np.concatenate(list(frames[:, :FOLLOWED].swapaxes(0, 1))), columns=len(frames))
             write_atomically(folder / "trajectory.png", lambda file: grid.save(file, "png"))
         count = min(size, total - index * size)
-        return {"samples": samples[:count], "nfe": nfe[:count]}
+        asked = experiment.classes(np.arange(index * size, index * size + count))
+        labels = {} if asked is None else {"classes": np.asarray(asked)}
+        return {"samples": samples[:count], "nfe": nfe[:count]} | labels
 
     paths = run_rounds(folder, "samples", -(-total // size), compute)
     nfe = np.concatenate([np.load(path)["nfe"] for path in paths])
     head = np.concatenate([np.load(path)["samples"] for path in paths[: -(-GRID // size)]])[:GRID]
     picture = folder / "samples.png"
     write_atomically(picture, lambda file: datasets.image_grid(head).save(file, "png"))
-    return {"samples": {"images": total, "nfe": float(nfe.mean()), "picture": str(picture)}}
+    result = {"images": total, "nfe": float(nfe.mean()), "picture": str(picture)}
+    if experiment.config.guidance.classes:
+        kind = "classifier-free" if experiment.labelled else "classifier"
+        asked = json.loads(json.dumps(experiment.config.guidance.to_dict()))
+        result["guidance"] = {"kind": kind} | asked
+    return {"samples": result}
 
 
 STAGES = {"loss": loss_stage, "bpd": bpd_stage, "sampling": sampling_stage}

@@ -57,7 +57,7 @@ POSITIVE = (
 )
 OF_THE_NETWORK = ("data.", "model.", "training.sde", "training.continuous")
 FREE_OF_THE_NETWORK = ("model.ema_rate", "model.dropout", "model.class_dropout")  # Matters of its training.
-PURPOSES = ("init", "train", "loss", "bpd", "sample", "dequantize")
+PURPOSES = ("init", "train", "loss", "bpd", "sample", "dequantize", "classify")
 
 
 class Experiment:
@@ -160,14 +160,18 @@ class Experiment:
             return guidance.classifier_free(score, classes, self.sde, **strength)
         if classifier is None:
             raise InputError("guidance.classes needs a classifier; train one with --mode=train_classifier.")
-        logits = nnx.merge(self.classifier_graph, classifier)
-        log_prob = guidance.class_log_prob(logits, self.sde)
-        return guidance.classifier(self.score(params), log_prob, classes, self.sde, **strength)
+        log_probs = self.class_log_probs(classifier)
+        return guidance.classifier(self.score(params), log_probs, classes, self.sde, **strength)
+
+    def class_log_probs(self, classifier: Params) -> guidance.LogProbs:
+        """What the classifier with these parameters says of noised images."""
+        graph = nnx.split(self.classifier_network, nnx.Param)[0]
+        return guidance.class_log_probs(nnx.merge(graph, classifier), self.sde)
 
     @functools.cached_property
-    def classifier_graph(self) -> nnx.GraphDef:
-        """The noise-conditional classifier without its parameters."""
-        return nnx.split(as_built(lambda: make_classifier(self.config, Rngs(self.key("init")))), nnx.Param)[0]
+    def classifier_network(self) -> nnx.Module:
+        """The noise-conditional classifier, without values as `network` is."""
+        return as_built(lambda: make_classifier(self.config, Rngs(self.key("classify"))))
 
     def classes(self, indices: Array | np.ndarray) -> Array | None:
         """The classes (B,) asked of images number `indices` (B,) by config.guidance; None if any will do."""

@@ -21,8 +21,8 @@ from sde_lib import SDE, Score, expand
 ClassScore = Callable[[Array, Array, Array | None], Array]
 """(x (B, ...), t (B,), classes (B,), or None for all images) -> score (B, ...)."""
 
-LogProb = Callable[[Array, Array, Array], Array]
-"""(x (B, ...), t (B,), classes (B,)) -> log p_t(class | x) in nats (B,)."""
+LogProbs = Callable[[Array, Array], Array]
+"""(x (B, ...), t (B,)) -> log p_t(class | x) of all classes, in nats (B, num_classes)."""
 
 Interval = tuple[float, float]
 """Noise levels std / alpha at which the scale applies, ends included."""
@@ -57,7 +57,7 @@ def evaluations(score: Score, t: Array) -> Array:
 
 def classifier(
     score: Score,
-    log_prob: LogProb,
+    log_probs: LogProbs,
     classes: Array,
     sde: SDE,
     *,
@@ -72,14 +72,15 @@ def classifier(
     """
 
     def function(x: Array, t: Array, classes: Array) -> Array:
-        gradient = jax.grad(lambda x: log_prob(x, t, classes).sum())(x)
+        asked = lambda x: jnp.take_along_axis(log_probs(x, t), classes[:, None], -1)
+        gradient = jax.grad(lambda x: asked(x).sum())(x)
         weight = jnp.where(_inside(sde, t, interval), scale, 1.0)
         return score(x, t) + expand(weight, x) * gradient
 
     return Guided(classes, function, jnp.ones_like)
 
 
-def class_log_prob(logits: Callable[[Array, Array], Array], sde: SDE) -> LogProb:
+def class_log_probs(logits: Callable[[Array, Array], Array], sde: SDE) -> LogProbs:
     """log p_t(class | x) by a classifier of images to which noise was added.
 
     Args:
@@ -87,11 +88,7 @@ def class_log_prob(logits: Callable[[Array, Array], Array], sde: SDE) -> LogProb
         scale std / alpha, which is right for any SDE. The official code shows x with std: the same for VE alone.
     """
 
-    def log_prob(x: Array, t: Array, classes: Array) -> Array:
-        log_p = jax.nn.log_softmax(logits(x / expand(sde.alpha(t), x), sde.noise_to_signal(t)))
-        return jnp.take_along_axis(log_p, classes[:, None], -1)[:, 0]
-
-    return log_prob
+    return lambda x, t: jax.nn.log_softmax(logits(x / expand(sde.alpha(t), x), sde.noise_to_signal(t)))
 
 
 def classifier_free(

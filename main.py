@@ -12,6 +12,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import classification
 import conversion
 import dequantization
 import evaluation
@@ -26,6 +27,7 @@ MODES = {
     "import": lambda config, workdir: conversion.import_checkpoint(config, workdir, _flag("source")),
     "export": lambda config, workdir: conversion.export_checkpoint(config, workdir, _flag("target"), FLAGS.checkpoint),
     "encode": lambda config, workdir: latents.encode(config, workdir, FLAGS.checkpoint),
+    "train_classifier": classification.train,
     "train_dequantizer": lambda config, workdir: dequantization.train(config, workdir, FLAGS.checkpoint),
     "interpolate": lambda config, workdir: latents.interpolate(config, workdir, FLAGS.checkpoint),
 }

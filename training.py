@@ -17,6 +17,7 @@ import tensorboardX
 from jax import Array, lax
 from tqdm import tqdm
 
+import classification
 import datasets
 import losses
 import sharding
@@ -128,6 +129,8 @@ def train(config: Config, workdir: str) -> TrainState:
     config, optimizer = experiment.config, make_optimizer(experiment.config.optim)
     settings, per_call = config.training, config.training.n_jitted_steps
     train, _ = experiment.train, experiment.test  # Read before anything is written, lest they cannot be.
+    if settings.snapshot_sampling:
+        classification.provide(experiment, workdir)
     claim(workdir, config, is_fixed)
     checkpoints = Checkpoints(workdir, create=True)
     state = init_state(experiment, optimizer)

@@ -44,6 +44,13 @@ def get_default_configs(
     config.optim.lr = 3e-3
     config.optim.warmup = 100
 
+    classifier = config.classifier
+    classifier.blocks_per_group = 1
+    classifier.channel_multiplier = 1
+    classifier.batch_size = 64
+    classifier.n_iters = 2000
+    classifier.lr = 3e-3
+
     evaluate = config.eval
     evaluate.batch_size = 120
     evaluate.num_samples = 120
