@@ -7,4 +7,5 @@ def get_config():
     config = digits_ddpmpp_continuous.get_config()
     config.data.num_classes = 10
     config.guidance.classes = tuple(range(10))
+    config.guidance.scale = 2.0
     return config

@@ -1,0 +1,149 @@
+"""The noise-conditional classifier: training, restarts bit for bit, accuracy by noise level, guidance by it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import auxiliary
+import classification
+import training
+from datasets import Batches
+from errors import InputError
+from experiment import Experiment
+from tests import tiny
+
+SMALL = {"classifier.n_iters": 2, "classifier.batch_size": 16, "sampling.method": "solver", "sampling.num_steps": 3}
+
+
+# --- what auxiliary networks share ------------------------------------------------------------------------------------
+
+
+def fit(path, *, total=7, stop=None, **settings):
+    """A linear map from pixels to labels, fitted with noise; stopped, if asked, before step number `stop`."""
+    experiment = Experiment(tiny.config())
+
+    def loss(params, batch, key, shift):
+        x = batch.pixels.reshape(len(batch.pixels), -1) / 16 + shift * jax.random.normal(key)
+        return jnp.square(x @ params["w"] - batch.labels).mean()
+
+    class Stopping(Batches):
+        def iterate(self, start):
+            for n, batch in enumerate(super().iterate(start), start):
+                if n == stop:
+                    raise KeyboardInterrupt
+                yield batch
+
+    batches = Stopping(experiment.train, 16, 0, labelled=True)
+    options = {"key": jax.random.key(1), "settings": {"total": total} | settings, "constants": [jnp.float32(0.1)]}
+    return auxiliary.fit(experiment, path, {"w": jnp.zeros(64)}, loss, batches, optax.adam(0.1), total, **options)
+
+
+def test_a_restart_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(auxiliary, "SAVE_EVERY", 2)
+    straight = fit(tmp_path / "a.safetensors")
+    path = tmp_path / "b.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        fit(path, stop=5)
+    assert not path.exists()
+    resumed = fit(path)
+    assert "going on from step 4" in capsys.readouterr().out
+    assert np.array_equal(straight["w"], resumed["w"])
+    assert np.array_equal(auxiliary.load(path, {"w": np.zeros(64)}, "mode")["w"], resumed["w"])
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+    again = fit(path)
+    assert "nothing left to do" in capsys.readouterr().out
+    assert np.array_equal(again["w"], resumed["w"])
+
+
+def test_other_settings_start_anew(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(auxiliary, "SAVE_EVERY", 2)
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        fit(path, stop=5)
+    fit(path, rate=2)
+    fit(path, rate=3)
+    assert "going on" not in capsys.readouterr().out
+    (tmp_path / "a.partial").write_bytes(b"damaged")
+    fit(path, rate=4)
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+    experiment = Experiment(tiny.config())
+    loss = lambda params, batch, key: jnp.log(params["w"]).sum() * jnp.nan
+    arguments = tmp_path / "a.safetensors", {"w": jnp.ones(2)}, loss, Batches(experiment.train, 16, 0), optax.sgd(0.1)
+    with pytest.raises(InputError, match="Step 3: the loss is nan"):
+        auxiliary.fit(experiment, *arguments, 3, key=jax.random.key(0), settings={})
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the classifier ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A workdir with a classifier alone."""
+    folder = tmp_path_factory.mktemp("classifier")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classification, "LEVELS", 3)
+        classification.train(tiny.config(**SMALL), str(folder))
+    return folder
+
+
+def test_accuracy_is_written(workdir):
+    result = json.loads((workdir / "classifier" / "accuracy.json").read_text())
+    assert (result["images"], result["classes"]) == (359, 10)
+    sde = Experiment(tiny.config()).sde
+    ends = [float(sde.noise_to_signal(t)) for t in (sde.t_end, sde.T)]
+    levels = [row["noise_level"] for row in result["levels"]]
+    np.testing.assert_allclose(levels, [ends[0], np.sqrt(ends[0] * ends[1]), ends[1]], rtol=1e-5)
+    assert all(0 <= row["accuracy"] <= 1 and row["nats"] > 0 for row in result["levels"])
+
+
+def test_accuracy_counts_every_image_once(monkeypatch):
+    """A classifier that takes half the images' looks for a 3, the others for a 4."""
+    monkeypatch.setattr(classification, "LEVELS", 1)
+    experiment = Experiment(tiny.config(**SMALL))
+    log_probs = lambda x, t: jnp.broadcast_to(jnp.log(jnp.full(10, 0.5 / 9).at[3].set(0.5)), (len(x), 10))
+    monkeypatch.setattr(experiment, "class_log_probs", lambda params: log_probs)
+    (row,) = classification.accuracy(experiment, {})
+    threes = (experiment.test.labels == 3).mean()
+    assert row["accuracy"] == pytest.approx(threes)
+    assert row["nats"] == pytest.approx(-threes * np.log(0.5) - (1 - threes) * np.log(0.5 / 9), rel=1e-5)
+    assert row["stderr"] == pytest.approx(np.sqrt(threes * (1 - threes) / 359))
+
+
+def test_guidance_from_a_workdir(workdir):
+    """The gradient of the classifier turns samples; without a classifier nothing is compiled."""
+    changes = SMALL | {"guidance.classes": (1, 2), "guidance.scale": 30.0}
+    experiment = Experiment(tiny.config(**changes))
+    params = experiment.init_params()
+    with pytest.raises(InputError, match="guidance.classes needs a classifier"):
+        experiment.sample_images(params, 0, 2)
+    classification.provide(experiment, workdir)
+    images, nfe, _ = experiment.sample_images(params, 0, 4)
+    plain = Experiment(tiny.config(**SMALL)).sample_images(params, 0, 4).x
+    assert nfe.tolist() == [3] * 4
+    assert (images != plain).any((1, 2, 3)).all()
+
+
+def test_what_does_not_fit(workdir, tmp_path):
+    classes = {"guidance.classes": (1,)}
+    with pytest.raises(InputError, match="does not exist; train it first, with --mode=train_classifier"):
+        classification.provide(Experiment(tiny.config(**classes)), tmp_path)
+    with pytest.raises(InputError, match="does not exist; train it first"):  # Before anything else is.
+        training.train(tiny.config(**classes, **{"training.snapshot_sampling": True}), str(tmp_path / "w"))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="is of another network than the config's"):
+        classification.provide(Experiment(tiny.config(**classes, **{"classifier.blocks_per_group": 2})), workdir)
+    with pytest.raises(InputError, match="classifier.num_classes = 3, but the labels of data.dataset go from 0 to 9"):
+        classification.train(tiny.config(**SMALL | {"classifier.num_classes": 3}), str(tmp_path))
+    with pytest.raises(InputError, match="classifier.num_classes = 10 needs images with labels"):
+        classification.train(tiny.config(**SMALL | {"data.dataset": "noise"}), str(tmp_path))
+    with pytest.raises(InputError, match="classifier.batch_size = 15 does not divide"):
+        classification.train(tiny.config(**SMALL | {"classifier.batch_size": 15}), str(tmp_path))
+    with pytest.raises(InputError, match="classifier.lr = 0.0 must be above 0"):
+        classification.train(tiny.config(**SMALL | {"classifier.lr": 0.0}), str(tmp_path))

@@ -1,0 +1,284 @@
+"""Guidance against recorded official runs and laws whose classes are known; the networks that are told classes."""
+
+import dataclasses
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import evaluation
+import factory
+import guidance
+import places
+import pretrained
+import sampling
+import solvers
+from errors import InputError
+from experiment import Experiment
+from models.layers import Rngs
+from sde_lib import VESDE, VPSDE, SubVPSDE
+from tests import gaussian, mixture, reference, tiny
+from tests.test_sampling import KEYS, law, replay
+
+SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
+CONDITIONAL = {"data.num_classes": 10, "guidance.classes": (3, 1, 4)}
+
+# --- recorded official runs -------------------------------------------------------------------------------------------
+
+
+def official_classifier(sde):
+    """The closed-form classifier of the recordings: CIFAR-10's preprocessing, a linear map, and 1 + sigma below."""
+    mean = np.array([0.49139968, 0.48215841, 0.44653091], np.float32)
+    std = np.array([0.24703223, 0.24348513, 0.26158784], np.float32)
+    weights = reference.arrays("controllable")["classcond/W"]
+
+    def logits(images, sigma):
+        return jnp.einsum("bhwc,hwck->bk", (images - mean) / std, weights) / (1 + sigma[:, None])
+
+    return logits, lambda x, t: jax.nn.log_softmax(logits(x, sde.std(t)))
+
+
+def test_recorded_logits_and_gradients():
+    a = reference.arrays("controllable")
+    logits, _ = official_classifier(VESDE())
+    x, sigma, labels = a["classcond/x"], a["classcond/sigma"], jnp.asarray(a["classcond/labels"])
+    np.testing.assert_allclose(logits(x, sigma), a["classcond/logits"], rtol=1e-5)
+    log_probs = lambda x, t: jax.nn.log_softmax(logits(x, sigma))
+    guided = guidance.classifier(lambda x, t: jnp.zeros_like(x), log_probs, labels, VESDE())
+    assert reference.image_error(guided(x, jnp.ones(3)), a["classcond/grad"]) < 1e-5
+
+
+CASES = ["ve/reverse_diffusion+langevin", "vp/reverse_diffusion+langevin", "vp/euler_maruyama+none"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_recorded_trajectories(monkeypatch, case):
+    """Ours is the official score for VE. For VP theirs shows the classifier x and std, which ours does if told so."""
+    note, a = reference.notes("controllable")[f"classcond/{case}"], reference.arrays("controllable")
+    sde = dataclasses.replace(reference.sde(note["sde"]), t_end=note["eps"])
+    logits, theirs = official_classifier(sde)
+    log_probs = guidance.class_log_probs(logits, sde) if case.startswith("ve") else theirs
+    score = guidance.classifier(gaussian.score(sde, *law()), log_probs, jnp.asarray(a["classcond/labels"]), sde)
+    noises = replay(monkeypatch, a[f"classcond/{case}/noises"])
+    with jax.disable_jit():
+        x, _ = sampling.predictor_corrector(
+            KEYS,
+            score,
+            sde,
+            sampling.prior_sample(KEYS, sde, (3, 8, 8, 3)),
+            sde.discretize(10),
+            predictor=sampling.PREDICTORS[note["predictor"]],
+            corrector=sampling.CORRECTORS[note["corrector"]],
+            snr=note["snr"],
+        )
+    x = x if note["inverse_scaler"] == "x" else (x + 1) / 2
+    assert reference.image_error(x, a[f"classcond/{case}/out_denoise"]) < 1e-4
+    assert next(noises, None) is None
+
+
+# --- a mixture, whose components are the classes ----------------------------------------------------------------------
+
+MIXTURE = mixture.make(3, (2, 2, 1))
+
+
+def bayes(images, sigma):
+    """The best classifier of data + sigma z: log-densities of the components, which are logits."""
+
+    def of_one(x, sigma):
+        var = MIXTURE.stds**2 + sigma**2
+        squares = jnp.square(x - MIXTURE.means).reshape(3, -1).sum(-1)
+        return -0.5 * (squares / var + x.size * jnp.log(var))
+
+    return jax.vmap(of_one)(images, sigma)
+
+
+def class_score(sde):
+    """The score of the mixture that is told the class, as a network would be."""
+
+    def score(x, t, classes):
+        if classes is None:
+            return MIXTURE.score(sde)(x, t)
+        return gaussian.score(sde, MIXTURE.means[classes], MIXTURE.stds[classes].reshape(-1, 1, 1, 1))(x, t)
+
+    return score
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_bayes_rule(name):
+    """The gradient of the best classifier makes the mixture's score that of a component, with any SDE."""
+    sde, classes = SDES[name], jnp.array([0, 1, 2, 2])
+    t, noise = jnp.array([0.05, 0.3, 0.6, 1.0]), jax.random.normal(jax.random.key(0), (4, 2, 2, 1))
+    x, log_probs = (
+        jnp.sqrt(sde.alpha(t) ** 2 + sde.var(t)).reshape(-1, 1, 1, 1) * noise,
+        guidance.class_log_probs(bayes, sde),
+    )
+    inside = np.array([False, True, True, False]).reshape(-1, 1, 1, 1)
+    interval = tuple(float(level) for level in sde.noise_to_signal(jnp.array([0.29, 0.61])))
+    options = [{}, {"scale": 0.0}, {"scale": 3.0}, {"scale": 3.0, "interval": interval}]
+
+    @jax.jit
+    def scores(x):
+        of_both, told = MIXTURE.score(sde), class_score(sde)
+        by_classifier = [guidance.classifier(of_both, log_probs, classes, sde, **each)(x, t) for each in options]
+        by_itself = [guidance.classifier_free(told, classes, sde, **each)(x, t) for each in options]
+        return told(x, t, classes), of_both(x, t), by_classifier, by_itself
+
+    exact, whole, *ways = scores(x)
+    thrice = whole + 3 * (exact - whole)
+    for guided in ways:
+        for ours, expected in zip(guided, [exact, whole, thrice, np.where(inside, thrice, exact)], strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-4)
+
+
+SAMPLERS = {
+    "pc": {"sampling.corrector": "ald", "sampling.snr": 0.1},
+    "ode": {"sampling.method": "ode"},
+    "deis": {"sampling.method": "solver", "sampling.solver": "deis"},
+    "adaptive_sde": {"sampling.method": "solver", "sampling.solver": "adaptive_sde", "sampling.tolerance": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_takes_it(name):
+    """Images land at the component that each was asked to be of, and evaluations are counted."""
+    config = factory.complete(tiny.config(**SAMPLERS[name], **{"model.num_scales": 100}))
+    sde, classes, interval = factory.make_sde(config), jnp.arange(12) % 3, (0.05, 2.0)
+    sampler = factory.make_sampler(config, sde)
+    keys = sampling.image_keys(jax.random.key(0), jnp.arange(12))
+    prior = sampling.prior_sample(keys, sde, (12, 2, 2, 1))
+
+    @jax.jit
+    def run(classes):
+        return sampler(
+            keys, guidance.classifier_free(class_score(sde), classes, sde, scale=1.5, interval=interval), prior
+        )
+
+    x, nfe, _ = run(classes)
+    z = (x - MIXTURE.means[classes]) / MIXTURE.stds[classes].reshape(-1, 1, 1, 1)
+    assert np.abs(z).max() < 4.5
+    if name in ("pc", "deis"):
+        deis = solvers.noise_levels(sde, "karras", 20)[:-1]
+        levels = deis if name == "deis" else sde.noise_to_signal(sde.sampling_times(100))
+        twice = int(((interval[0] <= levels) & (levels <= interval[1])).sum())
+        assert 0 < twice < len(levels)
+        assert set(nfe.tolist()) == {(2 if name == "pc" else 1) * (len(levels) + twice)}
+    else:
+        assert (nfe % 2 == 0).all()  # At most so many: every call for two.
+
+
+def test_evaluations():
+    """Two networks inside the interval, one outside and where the scale is 1; a classifier is not counted."""
+    sde, t = VESDE(), jnp.array([0.1, 0.5, 0.9])
+    interval = (float(sde.std(0.4)), float(sde.std(0.6)))
+    count = lambda **options: guidance.classifier_free(None, t, sde, **options).evaluations(t).tolist()
+    assert count(scale=2.0, interval=interval) == [1, 2, 1]
+    assert count(scale=2.0) == [2, 2, 2]
+    assert count(scale=1.0) == [1, 1, 1]
+    assert guidance.evaluations(guidance.classifier(None, None, t, sde, scale=2.0), t).tolist() == [1, 1, 1]
+    assert guidance.evaluations(lambda x, t: x, t).tolist() == [1, 1, 1]
+
+
+# --- networks that are told classes -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def told():
+    """An experiment whose network is told classes, and random parameters."""
+    experiment = Experiment(tiny.config(**CONDITIONAL, **{"sampling.method": "solver", "sampling.num_steps": 3}))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: 0.1 * rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params)
+    return experiment, params
+
+
+def test_networks_hear_the_class(told):
+    experiment, params = told
+    x, t = jnp.ones((3, 8, 8, 1)), jnp.full(3, 0.5)
+    score = jax.jit(lambda params, classes: experiment.score(params, classes=classes)(x, t))
+    none = jax.jit(lambda params: experiment.score(params)(x, t))(params)
+    first, second, hidden = score(params, jnp.array([0, 9, 10]))
+    assert not np.allclose(first, second, rtol=1e-3)
+    np.testing.assert_allclose(hidden, none[0], rtol=1e-5)
+
+
+def test_hidden_classes(told):
+    labels = jnp.arange(10_000) % 10
+    hidden = told[0].hide_classes(jax.random.key(0), labels)
+    assert float((hidden == 10).mean()) == pytest.approx(0.1, abs=0.01)
+    assert (hidden[hidden < 10] == labels[hidden < 10]).all()
+
+
+def test_unlabelled_networks_are_as_they_were(told):
+    name = lambda network: [path for path, *_ in places.parameters(network)]
+    plain, conditional = name(Experiment(tiny.config()).network), name(told[0].network)
+    assert [path for path in conditional if path not in plain] == [("class_embedding", "embedding")]
+    assert set(plain) < set(conditional)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ""])
+def test_export(told, tmp_path, suffix):
+    experiment, params = told
+    trained = pretrained.Trained(3, params, params, params, params, 2)
+    path = tmp_path / f"checkpoint_1{suffix}"
+    if suffix == ".pth":
+        pytest.importorskip("torch", reason="PyTorch, which writes .pth files, is not installed (requirements-dev.txt)")
+    with open(path, "wb") as file:
+        write = lambda: pretrained.writer(path)(file, trained, experiment.network, experiment.config)
+        if suffix != ".safetensors":
+            with pytest.raises(InputError, match="data.num_classes > 0 are not in the official .* .safetensors files"):
+                write()
+            return
+        write()
+    again = pretrained.read(path, experiment.network, experiment.config).ema
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+
+
+def test_ddpm_hears_the_class():
+    config = importlib.import_module("configs.vp.ddpm.cifar10").get_config()
+    config.data.update(image_size=8, num_classes=4)
+    config.model.update(nf=32, ch_mult=(1,), num_res_blocks=1)
+    network = places.as_built(lambda: factory.make_network(factory.complete(config), Rngs(jax.random.key(0))))
+    assert network.class_embedding.embedding.shape == (5, 128)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"data.num_classes": 3, "guidance.classes": (3,)},
+            "guidance.classes has 3; by data.num_classes = 3 .* 0 .. 2",
+        ),
+        ({"guidance.classes": (1, 10)}, "guidance.classes has 10; by classifier.num_classes = 10"),
+        ({"guidance.classes": (0.5,)}, "guidance.classes has 0.5"),
+        ({"guidance.scale": -1.0}, "guidance.scale = -1.0 must be"),
+        ({"guidance.scale": float("nan")}, "guidance.scale = nan must be"),
+        ({"guidance.interval": (3.0, 1.0)}, "guidance.interval = .* the lower one first"),
+        ({"guidance.interval": (3.0,)}, "must be two noise levels"),
+        ({"data.num_classes": -1}, "data.num_classes = -1 must not be negative"),
+        ({"data.num_classes": 10, "model.class_dropout": 1.5}, "model.class_dropout = 1.5 must lie between 0 and 1"),
+        ({"data.num_classes": 10, "model.conditional": False}, "needs model.conditional = True"),
+    ],
+)
+def test_bad_values(changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        Experiment(tiny.config(**changes))
+
+
+def test_networks_that_cannot_be_told(tmp_path):
+    config = importlib.import_module("configs.ve.ncsnv2.cifar10").get_config()
+    config.data.num_classes = 10
+    with pytest.raises(InputError, match="model.name = 'ncsnv2_64' cannot be told classes.* can: ncsnpp, ddpm"):
+        Experiment(config)
+
+
+def test_evaluation_samples_the_classes(told, tmp_path):
+    """Rounds hold the classes asked for, image i classes[i % 3]; results hold the guidance."""
+    experiment, params = told
+    result = evaluation.sampling_stage(experiment, params, tmp_path, None)["samples"]
+    assert result["guidance"] == {"kind": "classifier-free", "classes": [3, 1, 4], "scale": 1.0, "interval": [0.0, 1e6]}
+    with np.load(tmp_path / "samples_0.npz") as round:
+        assert round["classes"].tolist() == [3, 1, 4, 3, 1, 4, 3, 1, 4, 3]
+        assert round["nfe"].tolist() == [3] * 10
+    json.dumps(result)
