@@ -44,6 +44,8 @@ def get_default_configs(
     config.optim.lr = 3e-3
     config.optim.warmup = 100
 
+    config.guidance.scale = 4.0  # With the classifier; docs/guidance.md compares.
+
     classifier = config.classifier
     classifier.blocks_per_group = 1
     classifier.channel_multiplier = 1

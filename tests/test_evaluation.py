@@ -88,6 +88,8 @@ def test_bits_per_dim_do_not_depend_on_the_batch(evaluated):
 def test_an_eval_folder_of_other_settings_is_refused(evaluated):
     with pytest.raises(InputError, match=r"name another folder or mend:\n  eval.batch_size: 120 there, 60 now"):
         evaluation.evaluate(config(**{"eval.batch_size": 60}), evaluated[0])
+    with pytest.raises(InputError, match=r"guidance.scale: 4.0 there, 3.0 now"):
+        evaluation.evaluate(config(**{"guidance.scale": 3.0}), evaluated[0])
 
 
 def test_a_network_of_another_config_is_refused(evaluated):

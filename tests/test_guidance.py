@@ -24,7 +24,7 @@ from tests import gaussian, mixture, reference, tiny
 from tests.test_sampling import KEYS, law, replay
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
-CONDITIONAL = {"data.num_classes": 10, "guidance.classes": (3, 1, 4)}
+CONDITIONAL = {"data.num_classes": 10, "guidance.classes": (3, 1, 4), "guidance.scale": 1.0}
 
 # --- recorded official runs -------------------------------------------------------------------------------------------
 
