@@ -1,5 +1,7 @@
 """Digits, the map between grey levels and the model's range, and batches as functions of (seed, step)."""
 
+import argparse
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +21,24 @@ def test_digits():
     assert (pixels.min(), pixels.max()) == (0, 16)
 
 
+def test_photos():
+    config = tiny.config(**{"data.dataset": "photos", "data.image_size": 32, "data.num_channels": 3}).data
+    train, test = (datasets.load(config, split) for split in ("train", "test"))
+    assert (train.pixels.shape, test.pixels.shape) == ((4500, 32, 32, 3), (130, 32, 32, 3))
+    assert datasets.levels(config) == 256
+
+
+def test_held_out_photos_share_no_pixel_with_training(monkeypatch):
+    """With the number of each pixel's column in place of its colour."""
+    columns = np.broadcast_to(np.arange(640).reshape(-1, 1), (427, 640, 3))
+    monkeypatch.setattr("sklearn.datasets.load_sample_images", lambda: argparse.Namespace(images=[columns]))
+    seen, held_out = (set(np.unique(datasets.photos(split, None).pixels)) for split in ("train", "test"))
+    assert seen | held_out == set(range(640))
+    assert not seen & held_out
+
+
 def test_unknown_and_ill_fitting_data_sets():
-    with pytest.raises(InputError, match="data.dataset = 'mnist' is unknown; known: digits"):
+    with pytest.raises(InputError, match="data.dataset = 'mnist' is unknown; known: digits, noise, photos"):
         datasets.load(tiny.config(**{"data.dataset": "mnist"}).data, "train")
     with pytest.raises(InputError, match=r"have shape \(8, 8, 1\); data.image_size = 16"):
         datasets.load(tiny.config(**{"data.image_size": 16}).data, "train")
