@@ -1,7 +1,7 @@
 """Images as uint8 grey levels, the batches of a run, and the map between grey levels and what a model sees.
 
 A new data set is one function `(split, config.data) -> Images`, entered in DATASETS; and in LEVELS, if it has fewer
-than 256 grey levels.
+than 256 grey levels. Published sets and images of one's own are read in `published`, `folders` and `arrays`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
+import arrays
+import folders
+import published
 from errors import InputError, choose
 from sharding import local_rows
 
@@ -79,7 +82,17 @@ def photos(split: str, config: ml_collections.ConfigDict) -> Images:
     return Images(np.stack(patches))
 
 
-DATASETS = {"digits": digits, "photos": photos}
+DATASETS = {
+    "digits": digits,
+    "photos": photos,
+    "folder": lambda split, config: Images(*folders.read(split, config)),
+    "array": lambda split, config: Images(*arrays.read(split, config)),
+    **dict.fromkeys(
+        ("CIFAR10", "SVHN", "CELEBA", "LSUN", "FASHION_MNIST"),
+        lambda split, config: Images(*published.read(split, config)),
+    ),
+    **dict.fromkeys(("FFHQ", "CelebAHQ"), lambda split, config: Images(*published.read_tfrecords(split, config))),
+}
 LEVELS = {"digits": 17}
 
 

@@ -15,6 +15,9 @@ def get_default_config() -> ml_collections.ConfigDict:
 
     config.data = data = ml_collections.ConfigDict()
     data.dataset = "CIFAR10"
+    data.path = ""  # Ours, as held_out and value_range: where the images are; docs/data.md.
+    data.held_out = 0.1  # The share of one's own images that is the test split, if they do not say.
+    data.value_range = ()  # Least and largest value, if arrays hold real numbers; () for bytes.
     data.image_size = 32
     data.num_channels = 3
     data.random_flip = True

@@ -7,6 +7,9 @@ there, so that it takes any of them on the command line.
 _1024 = "The two experiments of 1024 pixels, which come from the PyTorch release, lack it; the others have it."
 
 ADDED = {
+    "data.path": "Where the images are; there TFDS knows, or data.tfrecords_path says.",
+    "data.held_out": "The share of one's own images that is held out; there are only published sets there.",
+    "data.value_range": "Of arrays of real numbers, which are not there.",
     "eval.bpd_num_repeats": "Passes over the data set, each with noise and probes of its own; there it is no field.",
     "eval.bpd_probes": "More of them measure what they cost in precision; there it is one.",
     "eval.bpd_trace": "The kind of probe, there an argument of the function; 'exact' is not there.",
