@@ -28,8 +28,8 @@ from sharding import local_rows
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images of one split: `pixels` (N, H, W, C) uint8, any sequence of images will do; `labels` (N,), their classes
-    0, 1, ..., or None if these are not known."""
+    """Images of one split: `pixels` (N, H, W, C) uint8, or anything else that has a length and takes numbers and arrays
+    of numbers as indices; `labels` (N,), their classes 0, 1, ..., or None if these are not known."""
 
     pixels: np.ndarray
     labels: np.ndarray | None = None
@@ -39,8 +39,7 @@ class Images:
 
     def batch(self, indices: np.ndarray, *, labelled: bool = False) -> Batch:
         """The images number `indices` (B,), with their labels if asked."""
-        pixels = np.stack([self.pixels[i] for i in indices])
-        return Batch(pixels, self.labels[indices].astype(np.int32) if labelled else None)
+        return Batch(self.pixels[np.asarray(indices)], self.labels[indices].astype(np.int32) if labelled else None)
 
 
 class Batch(NamedTuple):
@@ -162,7 +161,61 @@ class Scaler:
         return 2 * x - 1 if self.centered else x
 
 
-def augment(key: Array, u: Array, scaler: Scaler, *, random_flip: bool, uniform_dequantization: bool) -> Array:
+@dataclasses.dataclass(frozen=True)
+class RealScaler:
+    """As Scaler, for real numbers in [low, high]: there is nothing to dequantize, and densities are those of the data.
+
+    Its `pixels` are the data's own values, float32.
+    """
+
+    low: float
+    high: float
+    centered: bool
+
+    def scale(self, u: Array) -> Array:
+        """Values as the model sees them."""
+        return (u.astype(jnp.float32) - self.low) / self._step - self.centered
+
+    def dequantize(self, u: Array, noise: Array) -> Array:
+        """The same: no noise is added."""
+        return self.scale(u)
+
+    @property
+    def log_scale(self) -> float:
+        """log dx/du of `scale`."""
+        return -math.log(self._step)
+
+    @property
+    def levels(self) -> int:
+        """There are none: raises InputError, as only dequantization wants to know."""
+        raise InputError(f"data.value_range = {(self.low, self.high)}: real numbers need no dequantization.")
+
+    def pixels(self, x: Array, *, dequantized: bool) -> Array:
+        """The values of x."""
+        return self.low + self._step * (x + self.centered)
+
+    @property
+    def _step(self) -> float:
+        return (self.high - self.low) / (1 + self.centered)
+
+
+def make_scaler(config: ml_collections.ConfigDict) -> Scaler | RealScaler:
+    """The map that `config.data` describes. Raises InputError for a range that is none, or of dequantized values."""
+    if not config.value_range:
+        return Scaler(levels(config), config.centered)
+    if len(config.value_range) != 2 or not config.value_range[0] < config.value_range[1]:
+        raise InputError(f"data.value_range = {config.value_range} must be (least, largest), or () for bytes.")
+    if config.uniform_dequantization:
+        raise InputError(
+            f"data.value_range = {config.value_range}: real numbers need no dequantization; set "
+            f"--noconfig.data.uniform_dequantization."
+        )
+    return RealScaler(*map(float, config.value_range), config.centered)
+
+
+def augment(
+    key: Array, u: Array, scaler: Scaler | RealScaler, *, random_flip: bool, uniform_dequantization: bool
+) -> Array:
     """A training batch for the model: u (B, H, W, C) uint8, at random mirrored and dequantized, in float32."""
     flip_key, noise_key = jax.random.split(key)
     if random_flip:
@@ -174,7 +227,14 @@ def augment(key: Array, u: Array, scaler: Scaler, *, random_flip: bool, uniform_
 
 
 def image_grid(images: np.ndarray, min_side: int = 64, columns: int | None = None) -> Image.Image:
-    """A picture of uint8 images (N, H, W, C) in rows, small ones enlarged to at least `min_side` pixels."""
+    """A picture of images (N, H, W, C) in rows, small ones enlarged to at least `min_side` pixels.
+
+    Real numbers are spread over the grey levels; of other channels than grey or three colours the first is shown.
+    """
+    if images.dtype != np.uint8:
+        low, high = np.min(images), np.max(images)
+        images = np.round((images - low) * (255 / max(high - low, np.finfo(np.float32).tiny))).astype(np.uint8)
+    images = images if images.shape[-1] == 3 else images[..., :1]
     zoom = max(1, min_side // images.shape[1])
     images = np.pad(images.repeat(zoom, 1).repeat(zoom, 2), ((0, 0), (1, 1), (1, 1), (0, 0)))
     columns = columns or math.ceil(math.sqrt(len(images)))

@@ -56,7 +56,13 @@ POSITIVE = (
     "eval.bpd_probes",
 )
 OF_THE_NETWORK = ("data.", "model.", "training.sde", "training.continuous")
-FREE_OF_THE_NETWORK = ("model.ema_rate", "model.dropout", "model.class_dropout")  # Matters of its training.
+FREE_OF_THE_NETWORK = (  # Matters of its training.
+    "data.path",
+    "data.tfrecords_path",
+    "model.ema_rate",
+    "model.dropout",
+    "model.class_dropout",
+)
 PURPOSES = ("init", "train", "loss", "bpd", "sample", "dequantize", "classify")
 
 
@@ -113,7 +119,7 @@ class Experiment:
         whole = sharding.replicated(self.mesh)
         abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
         self.abstract_params = jax.tree.map(abstract, nnx.to_pure_dict(shapes))
-        self.scaler = datasets.Scaler(datasets.levels(config.data), config.data.centered)
+        self.scaler = datasets.make_scaler(config.data)
         self.image_shape = (config.data.image_size, config.data.image_size, config.data.num_channels)
 
     @functools.cached_property

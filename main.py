@@ -16,9 +16,12 @@ import classification
 import conversion
 import dequantization
 import evaluation
+import inspection
 import latents
+import published
 import training
 from errors import InputError
+from factory import complete
 
 FLAGS = flags.FLAGS
 MODES = {
@@ -29,6 +32,8 @@ MODES = {
     "encode": lambda config, workdir: latents.encode(config, workdir, FLAGS.checkpoint),
     "train_classifier": classification.train,
     "train_dequantizer": lambda config, workdir: dequantization.train(config, workdir, FLAGS.checkpoint),
+    "inspect_data": inspection.inspect,
+    "prepare_data": lambda config, workdir: published.prepare(complete(config).data),
     "interpolate": lambda config, workdir: latents.interpolate(config, workdir, FLAGS.checkpoint),
 }
 

@@ -47,7 +47,7 @@ class Prepared(NamedTuple):
 def of_tfds(config: ml_collections.ConfigDict) -> Prepared | None:
     """What data.dataset is in TFDS, or None if it is not from there."""
     if config.dataset.lower() == "lsun":
-        check_name(config.category, ("bedroom", "church_outdoor"), "data.category")
+        check_name(config.get("category", ""), ("bedroom", "church_outdoor"), "data.category")
         resize = preprocessing.small_crop if config.image_size == 128 else preprocessing.crop_resize
         return Prepared(f"lsun/{config.category}", "validation", resize)
     return {

@@ -32,6 +32,8 @@ Metrics = dict[str, Array]
 GRID = 64  # images in the sample grid of a snapshot
 FREQUENCIES = ("log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption")
 MAY_CHANGE = (  # Fields that may differ when a run goes on in its workdir.
+    "data.path",
+    "data.tfrecords_path",
     "eval.",
     "sampling.",
     "guidance.",
