@@ -1,0 +1,52 @@
+"""Tiny data sets in the formats of published ones, written by other code than that which reads them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tensorboardX.record_writer import RecordWriter
+
+
+def png(array: np.ndarray) -> bytes:
+    """An image (H, W, 3) or (H, W) as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def images(count: int, *shape: int, seed: int = 0) -> np.ndarray:
+    """Random images uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def write_tfrecords(path: Path, records: Sequence[bytes]) -> Path:
+    """Records in TFRecord's frames, as TensorBoard's log writer makes them."""
+    writer = RecordWriter(str(path))
+    for record in records:
+        writer.write(record)
+    writer.close()
+    return path
+
+
+def example(**features: bytes | Sequence[int]) -> bytes:
+    """A serialized tf.train.Example, with integers packed."""
+    entries = b""
+    for name, value in features.items():
+        kind, values = (
+            (1, _field(1, value)) if isinstance(value, bytes) else (3, _field(1, b"".join(map(_varint, value))))
+        )
+        entries += _field(1, _field(1, name.encode()) + _field(2, _field(kind, values)))
+    return _field(1, entries)
+
+
+def _field(number: int, data: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(data)) + data
+
+
+def _varint(number: int) -> bytes:
+    number %= 2**64
+    return bytes([number]) if number < 128 else bytes([number % 128 + 128]) + _varint(number >> 7)

@@ -1,0 +1,126 @@
+"""Odd image files, and the official crops and resizes against their formulas in floating point."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+import preprocessing
+from preprocessing import Decoded
+
+PHOTO = Image.fromarray(load_sample_images().images[0])
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pixels(data: bytes, channels: int = 3) -> np.ndarray:
+    return preprocessing.to_array(preprocessing.decode(data, channels))
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+RED = Image.new("RGB", (4, 4), (255, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("data", "colour"),
+    [
+        (encoded(Image.new("L", (4, 4), 77)), (77, 77, 77)),
+        (encoded(Image.new("LA", (4, 4), (0, 0))), (255, 255, 255)),
+        (encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 51))), (255, 204, 204)),
+        (encoded(Image.new("1", (4, 4), 1)), (255, 255, 255)),
+        (encoded(RED.convert("P")), (255, 0, 0)),
+        (encoded(RED.convert("P"), transparency=RED.convert("P").getpixel((0, 0))), (255, 255, 255)),
+        (encoded(Image.fromarray(np.full((4, 4), 257 * 9 + 100, np.uint16))), (9, 9, 9)),
+        (encoded(RED, "WEBP", lossless=True), (255, 0, 0)),
+    ],
+    ids=["grey", "grey+alpha", "RGBA", "bits", "palette", "transparent palette", "16 bits", "webp"],
+)
+def test_kinds_of_images(data, colour):
+    assert (pixels(data) == colour).all()
+    assert pixels(data, 1).shape == (4, 4, 1)
+
+
+def test_cmyk_is_near_its_colours():
+    """Pillow inverts what Adobe's JPEG files hold."""
+    data = encoded(RED.convert("CMYK"), "JPEG", quality=95)
+    assert np.abs(pixels(data).astype(int) - (255, 0, 0)).max() <= 3
+
+
+def test_orientation_of_cameras():
+    upright = PHOTO.resize((6, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera was turned: what is stored has to be turned clockwise by 90 degrees.
+    data = encoded(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    np.testing.assert_array_equal(pixels(data), np.asarray(upright))
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", encoded(PHOTO)[:-2000], encoded(PHOTO, "JPEG")[:-9000]])
+def test_broken_files_raise(data):
+    with pytest.raises(OSError, match="."):
+        preprocessing.decode(data, 3)
+
+
+# --- crops and resizes ------------------------------------------------------------------------------------------------
+
+
+def exact(image: np.ndarray, height: int, width: int, method: str) -> np.ndarray:
+    """The antialiased resize in floating point; `jax.image` has the kernels of `tf.image`."""
+    shape = (height, width, image.shape[-1])
+    return np.asarray(jax.image.resize(jnp.asarray(image, jnp.float32), shape, method, antialias=True))
+
+
+def crop(image: np.ndarray, size: int) -> np.ndarray:
+    top, left = ((side - size) // 2 for side in image.shape[:2])
+    return image[top : top + size, left : left + size]
+
+
+FACE = PHOTO.resize((178, 218))  # The size of aligned CelebA.
+
+
+@pytest.mark.parametrize(
+    ("ours", "image", "size", "theirs"),
+    [
+        (preprocessing.celeba, FACE, 64, lambda u: exact(crop(u, 140), 64, 64, "linear")),
+        (preprocessing.small_crop, PHOTO, 128, lambda u: crop(exact(u, 128, 192, "linear"), 128)),
+        (preprocessing.crop_resize, PHOTO, 256, lambda u: exact(crop(u, 427), 256, 256, "cubic")),
+        (preprocessing.resize, PHOTO.crop((0, 0, 32, 32)), 16, lambda u: exact(u, 16, 16, "linear")),
+    ],
+    ids=["CelebA", "LSUN 128", "LSUN 256", "CIFAR-10 at 16"],
+)
+def test_official_preprocessing(ours, image, size, theirs):
+    """All that is lost is the rounding to bytes."""
+    error = preprocessing.to_array(ours(image, size)) - theirs(np.asarray(image)).clip(0, 255)
+    assert error.shape == (size, size, 3)
+    assert np.abs(error).max() < 0.501
+
+
+def test_images_of_the_right_size_are_left_alone():
+    image = PHOTO.crop((0, 0, 32, 32))
+    assert preprocessing.resize(image, 32) is image
+    np.testing.assert_array_equal(preprocessing.crop_resize(image, 32), image)
+
+
+# --- sequences --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", [0, 2**31])
+def test_decoded_images_are_indexed_like_an_array(monkeypatch, memory):
+    monkeypatch.setattr(preprocessing, "MEMORY", memory)
+    array = np.arange(5 * 12, dtype=np.uint8).reshape(5, 2, 2, 3)
+    calls = []
+    images = Decoded(lambda i: calls.append(i) or array[i], 5, (2, 2, 3))
+    for index in (0, -1, np.int64(3), [4, 1], np.array([[0, 1]])[0], slice(1, None, 2), slice(5, 5)):
+        np.testing.assert_array_equal(images[index], array[index])
+    assert (len(images), images.shape, images[slice(5, 5)].shape) == (5, array.shape, (0, 2, 2, 3))
+    assert (len(calls) == len(set(calls))) == (memory > 0)
+    with pytest.raises(IndexError):
+        images[5]
