@@ -233,7 +233,7 @@ def image_grid(images: np.ndarray, min_side: int = 64, columns: int | None = Non
     """
     if images.dtype != np.uint8:
         low, high = np.min(images), np.max(images)
-        images = np.round((images - low) * (255 / max(high - low, np.finfo(np.float32).tiny))).astype(np.uint8)
+        images = np.round((images - low) * (255 / ((high - low) or 1))).astype(np.uint8)
     images = images if images.shape[-1] == 3 else images[..., :1]
     zoom = max(1, min_side // images.shape[1])
     images = np.pad(images.repeat(zoom, 1).repeat(zoom, 2), ((0, 0), (1, 1), (1, 1), (0, 0)))

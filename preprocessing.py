@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from errors import InputError
+
 FORMATS = ("PNG", "JPEG", "WEBP")
 MODES = {1: "L", 3: "RGB"}
 MEMORY = 2**31  # bytes: smaller sets stay in the host's memory once they are decoded.
@@ -98,11 +100,15 @@ class Decoded(Sequence):
 
     Several at once are decoded by as many threads as there are cores: Pillow lets go of Python's lock while it decodes
     and resizes. Sets of up to MEMORY bytes are kept once decoded.
+
+    Raises InputError if there are not 1 or 3 channels.
     """
 
     dtype = np.dtype(np.uint8)
 
     def __init__(self, decode: Callable[[int], np.ndarray], count: int, shape: tuple[int, int, int]) -> None:
+        if shape[-1] not in MODES:
+            raise InputError(f"data.num_channels = {shape[-1]} must be 1 (grey) or 3 (colour) for files of images.")
         self.shape = (count, *shape)
         self._decode = decode
         self._pool: ThreadPoolExecutor | None = None

@@ -1,0 +1,302 @@
+"""Images and arrays of one's own: odd files, splits, classes, the index, what training and inspection make of them."""
+
+import os
+import re
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import arrays
+import cache
+import datasets
+import folders
+import inspection
+import preprocessing
+import training
+from errors import InputError
+from experiment import Experiment
+from tests import examples, tiny
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(cache, "FOLDER", tmp_path_factory.mktemp("cache"))
+
+
+def config(where, dataset="folder", **changes):
+    """Images of 8x8 pixels in colour, under `where`."""
+    fields = {"dataset": dataset, "path": str(where), "image_size": 8, "num_channels": 3, "held_out": 0.25} | changes
+    return tiny.config(**{f"data.{name}": value for name, value in fields.items()})
+
+
+def write(path, array) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Forty images in two folders, nested; cats are dark, dogs bright."""
+    for i in range(40):
+        kind = ("cats", "dogs/deep/er")[i % 2]
+        write(tmp_path / "own" / kind / f"{i}.png", np.full((8, 12, 3), 10 + i + 100 * (i % 2), np.uint8))
+    return tmp_path / "own"
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_splits_and_classes(folder):
+    train, test = (datasets.load(config(folder).data, split) for split in ("train", "test"))
+    values = [images.pixels[np.arange(len(images))][:, 0, 0, 0] for images in (train, test)]
+    assert sorted(np.concatenate(values).tolist()) == sorted(10 + i + 100 * (i % 2) for i in range(40))
+    assert 4 <= len(test) <= 16
+    for images, value in zip((train, test), values):
+        np.testing.assert_array_equal(images.labels, value >= 100)
+    more = folder / "cats" / "new.png"
+    write(more, np.zeros((8, 8, 3), np.uint8))
+    again = datasets.load(config(folder).data, "test")  # Files that were held out are so when others come.
+    assert set(values[1].tolist()) <= set(again.pixels[np.arange(len(again))][:, 0, 0, 0].tolist())
+    write(folder / "top.png", np.zeros((8, 8, 3), np.uint8))
+    assert datasets.load(config(folder).data, "train").labels is None  # One image is in no folder.
+
+
+def test_given_splits(tmp_path):
+    for i, name in enumerate(["train/b/0.png", "train/a/1.png", "test/b/2.png"]):
+        write(tmp_path / name, np.full((8, 8), i, np.uint8))
+    train, test = (datasets.load(config(tmp_path).data, split) for split in ("train", "test"))
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1], [1])
+    assert (train.pixels[[0, 1]][:, 0, 0, 0].tolist(), test.pixels[0].max()) == ([1, 0], 2)
+
+
+def odd_files(folder) -> set[str]:
+    """Writes files of many kinds into `folder`; returns those that cannot be read."""
+    colour = examples.images(1, 9, 9, 3)[0]
+    write(folder / "grey.png", colour[..., 0])
+    write(folder / "rgba.png", np.dstack([colour, colour[..., 0]]))
+    write(folder / "16bit.png", colour[..., 0].astype(np.uint16) * 257)
+    Image.fromarray(colour).convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(colour).convert("P").save(folder / "palette.PNG")
+    Image.fromarray(colour).save(folder / "é \udcff.jpeg", "JPEG")  # A name that is no UTF-8.
+    (folder / "zero.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("This is not an image.")
+    (folder / "cut.png").write_bytes((folder / "rgba.png").read_bytes()[:-100])
+    (folder / "gone.webp").symlink_to(folder / "nothing")
+    (folder / "loop").symlink_to(folder)
+    (folder / ".hidden.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("no image either")
+    return {"zero.png", "text.jpg", "cut.png", "gone.webp"}
+
+
+def test_odd_files(folder, caplog):
+    bad = odd_files(folder)
+    with caplog.at_level("WARNING", "absl"):
+        train = datasets.load(config(folder).data, "train")
+    assert f"4 of 50 image files under {folder} cannot be read and are left out" in caplog.text
+    assert {name for name in bad if f"  {name}: " in caplog.text} == bad
+    assert "zero.png: the file is empty" in caplog.text
+    test = datasets.load(config(folder).data, "test")
+    assert len(train) + len(test) == 46
+    for images in (train, test):
+        assert images.pixels[np.arange(len(images))].shape == (len(images), 8, 8, 3)
+    assert datasets.load(config(folder, num_channels=1).data, "train").pixels[0].shape == (8, 8, 1)
+
+
+def test_the_index(folder, monkeypatch):
+    """The second start decodes what is new or changed, nothing else; a broken index is made again."""
+    checked, check = [], folders._inspect
+    monkeypatch.setattr(folders, "_inspect", lambda path: checked.append(path.name) or check(path))
+    first = folders.index(folder)
+    assert len(checked) == 40
+    assert first.sizes.tolist() == [[12, 8]] * 40
+    assert [again.tolist() for again in folders.index(folder)] == [array.tolist() for array in first]
+    assert len(checked) == 40
+    os.utime(folder / "cats" / "0.png", ns=(1, 1))
+    write(folder / "new.png", np.zeros((3, 5), np.uint8))
+    (folder / "cats" / "2.png").unlink()
+    index = folders.index(folder)
+    assert sorted(checked[40:]) == ["0.png", "new.png"]
+    assert len(index.names) == 40
+    assert index.sizes[index.names.tolist().index("new.png")].tolist() == [5, 3]
+    next(cache.FOLDER.iterdir()).write_bytes(b"broken")
+    assert [again.tolist() for again in folders.index(folder)] == [array.tolist() for array in index]
+    assert len(checked) == 82
+
+
+def test_a_cache_that_cannot_be_written(folder, monkeypatch):
+    (folder / "file").write_text("")
+    monkeypatch.setattr(cache, "FOLDER", folder / "file" / "cache")
+    assert len(folders.index(folder).good) == 40
+
+
+def test_files_that_go_bad_after_they_were_indexed(folder, caplog):
+    """Training goes on with another image, and says so."""
+    images = datasets.load(config(folder).data, "train")
+    (folder / "cats" / "0.png").write_bytes(b"")
+    with caplog.at_level("WARNING", "absl"):
+        pixels = images.pixels[np.arange(len(images))]
+    assert len(pixels) == len(images)
+    assert re.search("cats/0.png: .*; another takes its place", caplog.text) or "cats/0.png" in held_out(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(InputError, match="can be read any more"):
+        datasets.Images(preprocessing.Decoded(images.pixels._decode, 1, (8, 8, 3))).pixels[0]
+
+
+def held_out(folder) -> list[str]:
+    names = folders.index(folder).names.tolist()
+    return [names[i] for i in folders.members(names, "test", 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "sentence"),
+    [
+        (lambda path: path.mkdir(), {}, "holds no readable image .* for the split 'train'"),
+        (lambda path: path.write_text(""), {}, "is not a folder; name one with --config.data.path=DIR"),
+        (lambda path: None, {"path": ""}, "data.dataset = 'folder' needs the folder of the images"),
+        (lambda path: write(path / "a.png", np.zeros((8, 8), np.uint8)), {"held_out": 1.0}, "data.held_out = 1.0 must"),
+        (
+            lambda path: [write(path / n, np.zeros((8, 8), np.uint8)) for n in ("a.png", "b.png")],
+            {"num_channels": 2},
+            "data.num_channels = 2 must",
+        ),
+    ],
+)
+def test_folders_without_images(tmp_path, make, fields, sentence):
+    make(tmp_path / "x")
+    with pytest.raises(InputError, match=sentence):
+        datasets.load(config(tmp_path / "x", **fields).data, "train")
+
+
+def test_batches_are_the_same_by_many_threads(folder, monkeypatch):
+    """Images decoded late or early, once or often: batch n is a function of (seed, n)."""
+    batches = [list(take(datasets.Batches(datasets.load(config(folder).data, "train"), 16, 3, 2), 3)) for _ in range(2)]
+    monkeypatch.setattr(preprocessing, "MEMORY", 0)
+    batches.append(list(take(datasets.Batches(datasets.load(config(folder).data, "train"), 16, 3, 2), 3)))
+    for other in batches[1:]:
+        for a, b in zip(batches[0], other):
+            np.testing.assert_array_equal(a.pixels, b.pixels)
+    assert threading.active_count() < 100
+
+
+def take(batches, count):
+    stream = batches.iterate(0)
+    return (next(stream) for _ in range(count))
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def test_arrays(tmp_path):
+    pixels, labels = examples.images(20, 8, 8), np.arange(20)
+    np.save(tmp_path / "a.npy", pixels)
+    np.savez(tmp_path / "b.npz", images=pixels[..., None], labels=labels)
+    np.savez(tmp_path / "c.npz", train_images=pixels[:15], test_images=pixels[15:], train_labels=labels[:15])
+    for name in ("a.npy", "b.npz", "c.npz"):
+        train, test = (
+            datasets.load(config(tmp_path / name, "array", num_channels=1).data, s) for s in ("train", "test")
+        )
+        everything = np.concatenate([images.pixels[np.arange(len(images))] for images in (train, test)])
+        assert sorted(everything[..., 0].tolist()) == sorted(pixels.tolist())
+        if name != "a.npy":
+            np.testing.assert_array_equal(pixels[train.labels], train.pixels[:][..., 0])
+        assert (test.labels is None) == (name != "b.npz")
+
+
+@pytest.mark.parametrize(
+    ("array", "fields", "sentence"),
+    [
+        (np.zeros((3, 8)), {}, r"holds float64 of shape \(3, 8\); images are numbers \(N, H, W, C\) or \(N, H, W\)"),
+        (np.linspace(-2, 3, 192).reshape(3, 8, 8), {}, r"from -2 to 3: say .* --config.data.value_range='\(-2, 3\)'"),
+        (np.full((3, 8, 8), np.nan), {"value_range": (0.0, 1.0)}, "holds values that are not finite"),
+        (np.full((3, 8, 8), 2.0), {"value_range": (0.0, 1.0)}, "from 2 to 2, beyond data.value_range"),
+        (np.zeros((3, 9, 8), np.uint8), {}, r"have shape \(9, 8, 1\); data.image_size = 8"),
+        (np.array([{}]), {}, "cannot be read as .npy or .npz"),
+    ],
+)
+def test_arrays_that_do_not_fit(tmp_path, array, fields, sentence):
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    with pytest.raises(InputError, match=sentence):
+        datasets.load(config(tmp_path / "a.npy", "array", num_channels=1, **fields).data, "train")
+
+
+def test_labels_that_do_not_fit(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((3, 8, 8), np.uint8), labels=np.zeros(2, int))
+    with pytest.raises(InputError, match=r"labels are int64 of shape \(2,\), not one integer for each image"):
+        arrays.read("train", config(tmp_path / "a.npz", "array").data)
+    np.savez(tmp_path / "b.npz", a=np.zeros(3), b=np.zeros(3))
+    with pytest.raises(InputError, match="b.npz holds a, b; name the array 'images'"):
+        arrays.read("train", config(tmp_path / "b.npz", "array").data)
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_real_numbers(centered):
+    """The map to the model's range has an inverse, and log_scale is its slope; nothing is added to them."""
+    data = tiny.config(**{"data.value_range": (-3.0, 5.0), "data.centered": centered}).data
+    with pytest.raises(InputError, match="real numbers need no dequantization"):
+        datasets.make_scaler(data)
+    data.uniform_dequantization = False
+    scaler = datasets.make_scaler(data)
+    u = np.linspace(-3, 5, 7, dtype=np.float32)
+    x = scaler.dequantize(u, 0.9)
+    np.testing.assert_allclose(x, np.linspace(-centered, 1, 7), atol=1e-6)
+    np.testing.assert_allclose(scaler.pixels(x, dequantized=False), u, atol=1e-5)
+    assert np.exp(scaler.log_scale) == pytest.approx((1 + centered) / 8)
+    data.value_range = (1.0, 1.0)
+    with pytest.raises(InputError, match=r"data.value_range = \(1.0, 1.0\) must be \(least, largest\)"):
+        datasets.make_scaler(data)
+
+
+# --- training and inspection ------------------------------------------------------------------------------------------
+
+
+def test_real_numbers_on_their_way(tmp_path):
+    """Fields of two channels, as no picture has them, reach the model in its range, and come back in theirs."""
+    values = np.random.default_rng(0).normal(size=(40, 8, 8, 2))
+    np.save(tmp_path / "a.npy", values)
+    c = config(tmp_path / "a.npy", "array", num_channels=2, value_range=(-6.0, 6.0), uniform_dequantization=False)
+    experiment = Experiment(c)
+    batch = experiment.train.batch(np.arange(16)).pixels
+    x = experiment.prepare(experiment.key("train"), batch, flip=False)
+    assert np.abs(x).max() < 1
+    np.testing.assert_allclose(experiment.pixels(x), batch, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_training_on_real_numbers(tmp_path):
+    """Fields of two channels, as no picture has them; the samples are real numbers, too."""
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(40, 8, 8, 2)))
+    fields = {"num_channels": 2, "value_range": (-6.0, 6.0), "uniform_dequantization": False}
+    c = config(tmp_path / "a.npy", "array", **fields)
+    c.training.update(n_iters=2, snapshot_freq=2, snapshot_sampling=True)
+    state = training.train(c, str(tmp_path / "w"))
+    assert int(state.step) == 2
+    assert (tmp_path / "w" / "samples" / "step_2.png").exists()
+
+
+def test_inspection(folder, tmp_path, capsys):
+    bad = odd_files(folder / "cats")
+    result = inspection.inspect(config(folder, centered=True, held_out=0.01), str(tmp_path / "w"))
+    printed = capsys.readouterr().out
+    assert all(f"cats/{name}: " in printed for name in bad)
+    assert "6 of them" not in printed
+    assert "46 files of 8 x 8" not in printed
+    assert "classes by folder: 0 cats, 1 dogs" in printed
+    assert f"train: {result['images']} images (8, 8, 3), uint8" in printed
+    assert f"sigma_max, for the VE SDE: {result['sigma_max']:.3g}" in printed
+    for split in ("train", "test"):
+        assert Image.open(tmp_path / "w" / "data" / f"{split}.png").size[0] > 60
+
+
+def test_the_largest_distance():
+    x = np.random.default_rng(0).normal(size=(1200, 30)).astype(np.float32)
+    x[7], x[1100] = 9, -9
+    assert inspection.largest_distance(x) == pytest.approx(18 * np.sqrt(30), rel=1e-6)
+
+
+def test_pictures_of_real_numbers():
+    grid = datasets.image_grid(np.array([-1.0, 0.0, 3.0, 1.0]).reshape(4, 1, 1, 1), min_side=1)
+    assert sorted({*np.unique(np.asarray(grid)[:, 1::3]).tolist()}) == [0, 64, 128, 255]
+    assert datasets.image_grid(np.zeros((1, 8, 8, 2), np.float32)).mode == "L"
