@@ -38,7 +38,9 @@ def test_held_out_photos_share_no_pixel_with_training(monkeypatch):
 
 
 def test_unknown_and_ill_fitting_data_sets():
-    with pytest.raises(InputError, match="data.dataset = 'mnist' is unknown; known: array, celeba, celebahq, cifar10, digits, "):
+    with pytest.raises(
+        InputError, match="data.dataset = 'mnist' is unknown; known: array, celeba, celebahq, cifar10, digits, "
+    ):
         datasets.load(tiny.config(**{"data.dataset": "mnist"}).data, "train")
     with pytest.raises(InputError, match=r"have shape \(8, 8, 1\); data.image_size = 16"):
         datasets.load(tiny.config(**{"data.image_size": 16}).data, "train")
