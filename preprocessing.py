@@ -123,8 +123,11 @@ class Decoded(Sequence):
             index = np.arange(*index.indices(len(self)))
         elif np.ndim(index) == 0:
             return self._one(range(len(self))[operator.index(index)])
+        index = np.asarray(index)
+        if self._kept is not None and self._known[index].all():
+            return self._kept[index]
         self._pool = self._pool or ThreadPoolExecutor(os.cpu_count())
-        images = list(self._pool.map(self.__getitem__, index))
+        images = list(self._pool.map(self.__getitem__, index.tolist()))
         return np.stack(images) if images else np.empty((0, *self.shape[1:]), np.uint8)
 
     def _one(self, index: int) -> np.ndarray:

@@ -232,7 +232,7 @@ def read_tfrecords(split: str, config: ml_collections.ConfigDict) -> tuple[Pixel
                 f"{path}: image {index} is {planes.shape}, channels first; data.image_size = {size} and "
                 f"data.num_channels = {config.num_channels} ask for another. That is {ending}."
             )
-        return planes.transpose(1, 2, 0)
+        return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
     return Decoded(decode, len(records), (size, size, config.num_channels)), None
 

@@ -11,11 +11,16 @@ from PIL import Image
 from tensorboardX.record_writer import RecordWriter
 
 
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    """An image as a file."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
 def png(array: np.ndarray) -> bytes:
     """An image (H, W, 3) or (H, W) as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, "PNG")
-    return file.getvalue()
+    return encoded(Image.fromarray(array))
 
 
 def images(count: int, *shape: int, seed: int = 0) -> np.ndarray:

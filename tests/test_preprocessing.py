@@ -1,7 +1,5 @@
 """Odd image files, and the official crops and resizes against their formulas in floating point."""
 
-import io
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,14 +9,9 @@ from sklearn.datasets import load_sample_images
 
 import preprocessing
 from preprocessing import Decoded
+from tests.examples import encoded
 
 PHOTO = Image.fromarray(load_sample_images().images[0])
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def pixels(data: bytes, channels: int = 3) -> np.ndarray:
