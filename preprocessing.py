@@ -7,7 +7,6 @@ rounded to bytes once, where the official code keeps floats (LSUN of 256 pixels:
 from __future__ import annotations
 
 import io
-import operator
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -110,7 +109,7 @@ class Decoded(Sequence):
         if shape[-1] not in MODES:
             raise InputError(f"data.num_channels = {shape[-1]} must be 1 (grey) or 3 (colour) for files of images.")
         self.shape = (count, *shape)
-        self._decode = decode
+        self._decode, self._numbers = decode, np.arange(count)
         self._pool: ThreadPoolExecutor | None = None
         keep = np.prod(self.shape) <= MEMORY
         self._kept, self._known = (np.empty(self.shape, np.uint8), np.zeros(count, bool)) if keep else (None, None)
@@ -119,15 +118,13 @@ class Decoded(Sequence):
         return self.shape[0]
 
     def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
-        if isinstance(index, slice):
-            index = np.arange(*index.indices(len(self)))
-        elif np.ndim(index) == 0:
-            return self._one(range(len(self))[operator.index(index)])
-        index = np.asarray(index)
-        if self._kept is not None and self._known[index].all():
-            return self._kept[index]
+        numbers = self._numbers[index]
+        if numbers.ndim == 0:
+            return self._one(int(numbers))
+        if self._kept is not None and self._known[numbers].all():
+            return self._kept[numbers]
         self._pool = self._pool or ThreadPoolExecutor(os.cpu_count())
-        images = list(self._pool.map(self.__getitem__, index.tolist()))
+        images = list(self._pool.map(self._one, numbers.tolist()))
         return np.stack(images) if images else np.empty((0, *self.shape[1:]), np.uint8)
 
     def _one(self, index: int) -> np.ndarray:
