@@ -76,7 +76,7 @@ def _check(
     if not config.value_range:
         raise InputError(
             f"{path} holds {pixels.dtype} from {low:.6g} to {high:.6g}: say between which values data lie, as in "
-            f"--config.data.value_range='({low:.6g}, {high:.6g})'. Only uint8 needs no such word."
+            f"--config.data.value_range='({float(low)}, {float(high)})'. Only uint8 goes without."
         )
     if low < config.value_range[0] or high > config.value_range[1]:
         raise InputError(

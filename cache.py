@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ def load(kind: str, path: Path) -> dict[str, np.ndarray]:
 def save(kind: str, path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Keeps arrays about `path`; a cache that cannot be written costs time at the next start, no more."""
     target = place(kind, path)
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    temporary = target.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:

@@ -78,7 +78,7 @@ def _walk(folder: Path, prefix: str) -> list[tuple[str, str]]:
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
-        for entry in os.scandir(here):
+        for entry in _list(here):
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
@@ -86,6 +86,13 @@ def _walk(folder: Path, prefix: str) -> list[tuple[str, str]]:
             elif entry.name.lower().endswith(SUFFIXES):
                 files.append((prefix + entry.name, _state(entry)))
     return files
+
+
+def _list(folder: Path) -> list[os.DirEntry]:
+    try:
+        return list(os.scandir(folder))
+    except OSError as error:
+        raise InputError(f"{folder}, a folder of images, cannot be listed: {brief(error)}.") from error
 
 
 def _state(entry: os.DirEntry) -> str:

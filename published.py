@@ -16,12 +16,12 @@ import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 import cache
 import preprocessing
@@ -71,9 +71,10 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndar
     records = _records(folder, prepared.name, "train" if split == "train" else prepared.test)
 
     def decode(index: int) -> np.ndarray:
+        record = records[index]
         try:
-            image = preprocessing.decode(parse_example(records[index])["image"][0], config.num_channels)
-        except (ValueError, KeyError, RuntimeError, UnidentifiedImageError, OSError) as error:
+            image = preprocessing.decode(parse_example(record)["image"][0], config.num_channels)
+        except (ValueError, KeyError, IndexError, OSError) as error:
             raise InputError(
                 f"{folder} is damaged: record {index} of {split}: {brief(error)}. Prepare it again."
             ) from error
@@ -124,12 +125,32 @@ def _records(folder: Path, name: str, split: str) -> Sequence[bytes]:
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise InputError(f"{folder} lacks {len(missing)} of {count} files of {split!r}, such as {missing[0]}.")
-    records = ArrayRecordDataSource([str(p) for p in paths]) if kind == "array_record" else Chain(paths)
+    records = ArrayRecords(paths) if kind == "array_record" else Chain(paths)
     if len(records) != sum(lengths[split]):
         raise InputError(
             f"{folder} holds {len(records)} records of {split!r}; its dataset_info.json says {lengths[split]}."
         )
     return records
+
+
+class ArrayRecords(Sequence):
+    """The records of ArrayRecord files, which have checksums. Raises InputError for a damaged file."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._folder = paths[0].parent if paths else None
+        self._source = self._call(ArrayRecordDataSource, [str(path) for path in paths])
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._call(self._source.__getitem__, range(len(self))[index])
+
+    def _call(self, function: Callable, argument: Any) -> Any:
+        try:
+            return function(argument)
+        except RuntimeError as error:
+            raise InputError(f"{self._folder} is damaged: {brief(error)}. Prepare it again.") from error
 
 
 class Chain(Sequence):
@@ -221,10 +242,11 @@ def read_tfrecords(split: str, config: ml_collections.ConfigDict) -> tuple[Pixel
     records = TFRecords(path)
 
     def decode(index: int) -> np.ndarray:
+        record = records[index]
         try:
-            example = parse_example(records[index])
+            example = parse_example(record)
             planes = np.frombuffer(example["data"][0], np.uint8).reshape(example["shape"])
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, IndexError) as error:
             raise InputError(f"{path}: record {index} is no image: {brief(error)}.") from error
         if planes.shape != (config.num_channels, size, size):
             ending = f"*-r{size.bit_length() - 1:02d}.tfrecords"

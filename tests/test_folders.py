@@ -209,7 +209,11 @@ def test_arrays(tmp_path):
     ("array", "fields", "sentence"),
     [
         (np.zeros((3, 8)), {}, r"holds float64 of shape \(3, 8\); images are numbers \(N, H, W, C\) or \(N, H, W\)"),
-        (np.linspace(-2, 3, 192).reshape(3, 8, 8), {}, r"from -2 to 3: say .* --config.data.value_range='\(-2, 3\)'"),
+        (
+            np.linspace(-2, 3, 192).reshape(3, 8, 8),
+            {},
+            r"say .* --config.data.value_range='\(-2.0, 3.0\)'",
+        ),
         (np.full((3, 8, 8), np.nan), {"value_range": (0.0, 1.0)}, "holds values that are not finite"),
         (np.full((3, 8, 8), 2.0), {"value_range": (0.0, 1.0)}, "from 2 to 2, beyond data.value_range"),
         (np.zeros((3, 9, 8), np.uint8), {}, r"have shape \(9, 8, 1\); data.image_size = 8"),

@@ -29,6 +29,7 @@ def run(*args: str, workdir: Path) -> subprocess.CompletedProcess:
         ("--config.model.name=unet", "model.name = 'unet' is unknown; known: ddpm, ncsn, ncsnpp"),
         ("--mode=dream", "mode"),
         ("--mode=import", "--mode=import needs --source: The checkpoint to import"),
+        ("--mode=prepare_data", "data.dataset = 'digits' is not a set of TensorFlow Datasets; see docs/data.md"),
         ("stray", "arguments that are no flags: stray"),
     ],
 )

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import json
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -156,6 +157,18 @@ def test_prepared_sets_are_read_as_tfds_reads_them(prepared):
         assert images.labels.dtype == np.int32
     smaller = datasets.load(data(dataset="CIFAR10", path=str(root), image_size=16), "train")
     assert smaller.pixels.shape == (6, 16, 16, 3)
+
+
+@pytest.mark.parametrize("position", [200, 4000, -60000])
+def test_a_damaged_array_record_is_found(prepared, tmp_path, position):
+    root = tmp_path / "tfds"
+    shutil.copytree(prepared[0], root)
+    path = next(root.rglob("*-train.array_record-*"))
+    damaged = bytearray(path.read_bytes())
+    damaged[position] ^= 1
+    path.write_bytes(damaged if position > 0 else damaged[:position])
+    with pytest.raises(InputError, match=r"3\.0\.2 is damaged: .*Prepare it again"):
+        datasets.load(data(dataset="CIFAR10", path=str(root), image_size=32), "train").pixels[:]
 
 
 def write_prepared(root: Path, name: str, version: str, splits: dict[str, list[list[bytes]]]) -> Path:
