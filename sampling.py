@@ -19,6 +19,8 @@ from sde_lib import SDE, Score, Step, expand
 from solvers import Plan, integrate
 
 Update = Callable[..., tuple[Array, Array]]
+Constraint = Callable[[Array, Array, Array, Step], tuple[Array, Array]]
+"""(keys (B,), x (B, ...), x_mean (B, ...), step) -> x and x_mean as they shall be, at step.t."""
 
 
 def image_keys(key: Array, indices: Array) -> Array:
@@ -151,6 +153,7 @@ def predictor_corrector(
     snr: float = 0.16,
     n_steps_each: int = 1,
     denoise: bool = True,
+    constraint: Constraint | None = None,
     num_frames: int = 0,
 ) -> tuple[Array, Array]:
     """The predictor-corrector sampler, Algorithm 1: at each time `n_steps_each` corrections, then one prediction.
@@ -160,6 +163,8 @@ def predictor_corrector(
       x: (B, ...), samples from the prior.
       steps: the time grid, `sde.discretize(n)` or `sde.steps(ts)`; leaves of shape (n,).
       snr: signal-to-noise ratio r of the correctors. denoise: return the mean of the last step, without its noise.
+      constraint: applied after the corrections and after the prediction, at the time before the step both times, as
+        officially.
 
     Returns:
       Samples of shape (B, ...), in the range of the data, and `num_frames` states on the way to them (num_frames, ...).
@@ -174,7 +179,11 @@ def predictor_corrector(
         step_keys = fold_in(keys, index)
         correct = lambda j, x: corrector(fold_in(step_keys, j + 1), score, sde, x, step, snr=snr)[0]
         x = lax.fori_loop(0, n_steps_each, correct, x)
+        if constraint:
+            x, _ = constraint(fold_in(step_keys, n_steps_each + 1), x, x, step)
         x, mean = predictor(fold_in(step_keys, 0), score, sde, x, step)
+        if constraint:
+            x, mean = constraint(fold_in(step_keys, n_steps_each + 2), x, mean, step)
         return (x, mean, frames.at[place].set(x) if num_frames else frames), None
 
     frames = jnp.zeros((num_frames + 1, *x.shape) if num_frames else (0, *x.shape))
