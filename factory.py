@@ -43,8 +43,11 @@ class Samples(NamedTuple):
     frames: Array
 
 
-Sampler = Callable[[Array, Score, Array], Samples]
-"""(keys (B,), score, samples of the prior (B, ...)) -> Samples."""
+Sampler = Callable[..., Samples]
+"""(keys (B,), score, samples of the prior (B, ...)) -> Samples.
+
+That of sampling.method = 'pc' takes by name, besides, a `constraint` for its loop, and `exchange`, a function from its
+predictor to the one that it is to use."""
 
 Map = Callable[[Score, Array], tuple[Array, Array]]
 """(score, states (B, ...)) -> states (B, ...), score evaluations of each (B,)."""
@@ -53,7 +56,7 @@ Map = Callable[[Score, Array], tuple[Array, Array]]
 def complete(config: Config) -> Config:
     """A copy with default values for missing fields, other than the model's: official configs lack some of them."""
     fields, defaults = config.to_dict(), get_default_config().to_dict()
-    for section in ("data", "training", "optim", "sampling", "guidance", "classifier", "eval"):
+    for section in ("data", "training", "optim", "sampling", "guidance", "classifier", "restore", "eval"):
         fields[section] = defaults[section] | fields.get(section, {})
     fields["model"].setdefault("class_dropout", defaults["model"]["class_dropout"])
     return ml_collections.ConfigDict(fields).lock()
@@ -150,10 +153,17 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
         predictor = functools.partial(predictor, probability_flow=True)
     settings = {"snr": options.snr, "n_steps_each": options.n_steps_each, "denoise": options.noise_removal}
     settings["num_frames"] = FRAMES if options.trajectory else 0
-    run = functools.partial(sampling.predictor_corrector, predictor=predictor, corrector=corrector, **settings)
+    run = functools.partial(sampling.predictor_corrector, corrector=corrector, **settings)
 
-    def sample(keys: Array, score: Score, x: Array) -> Samples:
-        x, frames = run(keys, score, sde, x, steps)
+    def sample(
+        keys: Array,
+        score: Score,
+        x: Array,
+        *,
+        constraint: sampling.Constraint | None = None,
+        exchange: Callable[[sampling.Update], sampling.Update] = lambda predictor: predictor,
+    ) -> Samples:
+        x, frames = run(keys, score, sde, x, steps, predictor=exchange(predictor), constraint=constraint)
         return Samples(x, _nfe(score, steps.t, x, evaluations), frames)
 
     return sample

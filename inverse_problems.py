@@ -12,7 +12,6 @@ data of covariance prior_std^2 I `pigdm`; the others are not.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -85,21 +84,53 @@ def pigdm(score: Score, sde: SDE, measurement: Measurement, *, prior_std: float 
 def moment_matching(score: Score, sde: SDE, measurement: Measurement, *, iterations: int = 3) -> Score:
     """Takes x_0 given x_t for a Gaussian with its true mean and covariance (std^2 / alpha) dD/dx.
 
-    (Boys et al. 2023, arXiv:2310.06721; with conjugate gradients: Rozet et al. 2024, arXiv:2405.13712, Algorithm 3.)
-    One evaluation of the score and iterations + 1 gradients a call; as many iterations as y has entries make it exact
-    for Gaussian data, few are enough for natural images and more robust.
+    (Boys et al. 2023, arXiv:2310.06721; by conjugate gradients: Rozet et al. 2024, arXiv:2405.13712, Algorithm 3.)
+    One evaluation of the score and iterations + 1 gradients a call. As many iterations as y has entries make it exact
+    for Gaussian data; few do for images, whose networks have covariances that are not quite symmetric and positive: an
+    image stops iterating where its own shows that.
     """
     operator, noise_var = measurement.operator, measurement.noise_std**2
 
-    def one(x: Array, t: Array, y: Array) -> Array:
-        d, pull_back, s = jax.vjp(denoiser(score, sde, t[None]), x[None], has_aux=True)
-        scale = sde.var(t) / sde.alpha(t)
-        covariance = lambda v: scale * operator.forward(pull_back(operator.adjoint(v[None]))[0])[0] + noise_var * v
-        residual = operator.to_measured(Measurement(operator, y[None]).residual(d))[0]
-        v, _ = jax.scipy.sparse.linalg.cg(covariance, residual, tol=1e-5, maxiter=iterations)
-        return (s + pull_back(operator.adjoint(v[None]))[0])[0]
+    def guided(x: Array, t: Array) -> Array:
+        d, pull_back, s = jax.vjp(denoiser(score, sde, t), x, has_aux=True)
+        scale = expand(sde.var(t) / sde.alpha(t), x)
+        covariance = lambda v: operator.forward(scale * pull_back(operator.adjoint(v))[0]) + noise_var * v
+        v = conjugate_gradients(covariance, operator.to_measured(measurement.residual(d)), iterations)
+        return s + pull_back(operator.adjoint(v))[0]
 
-    return lambda x, t: jax.vmap(one)(x, t, measurement.y)
+    return guided
+
+
+def conjugate_gradients(apply: Callable[[Array], Array], b: Array, iterations: int) -> Array:
+    """Solves apply(v) = b for each entry of a batch b (B, ...) by itself, until it meets a curvature that is not > 0."""
+    dot = lambda u, v: (u * v).reshape(len(u), -1).sum(-1)
+
+    def iteration(_: int, carry: tuple) -> tuple:
+        v, residual, direction, square, going = carry
+        image = apply(direction)
+        curvature = dot(direction, image)
+        going &= (curvature > 0) & (square > 1e-10 * dot(b, b))
+        step = expand(jnp.where(going, square / jnp.where(going, curvature, 1), 0), v)
+        v, residual = v + step * direction, residual - step * image
+        after = dot(residual, residual)
+        direction = residual + expand(jnp.where(going, after / jnp.where(going, square, 1), 0), v) * direction
+        return v, residual, direction, after, going
+
+    start = (jnp.zeros_like(b), b, b, dot(b, b), jnp.ones(len(b), bool))
+    return jax.lax.fori_loop(0, iterations, iteration, start)[0]
+
+
+def within(score: Score, sde: SDE, low: float, high: float) -> Score:
+    """The score with its mean of x_0 clipped to the range of the data, in which the true one lies.
+
+    It keeps guidance by a network from running away where the network's gradients are bad, at high noise.
+    """
+
+    def clipped(x: Array, t: Array) -> Array:
+        alpha, var = (expand(c, x) for c in (sde.alpha(t), sde.var(t)))
+        return (alpha * jnp.clip(denoiser(score, sde, t)(x)[0], low, high) - x) / var
+
+    return clipped
 
 
 # --- constraints ------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import evaluation
 import inspection
 import latents
 import published
+import restoration
 import training
 from errors import InputError
 from factory import complete
@@ -26,7 +27,7 @@ from factory import complete
 FLAGS = flags.FLAGS
 MODES = {
     "train": training.train,
-    "eval": lambda config, workdir: evaluation.evaluate(config, workdir, FLAGS.eval_folder),
+    "eval": lambda config, workdir: evaluation.evaluate(config, workdir, FLAGS.eval_folder or "eval"),
     "import": lambda config, workdir: conversion.import_checkpoint(config, workdir, _flag("source")),
     "export": lambda config, workdir: conversion.export_checkpoint(config, workdir, _flag("target"), FLAGS.checkpoint),
     "encode": lambda config, workdir: latents.encode(config, workdir, FLAGS.checkpoint),
@@ -34,13 +35,14 @@ MODES = {
     "train_dequantizer": lambda config, workdir: dequantization.train(config, workdir, FLAGS.checkpoint),
     "inspect_data": inspection.inspect,
     "prepare_data": lambda config, workdir: published.prepare(complete(config).data),
+    "restore": lambda config, workdir: restoration.restore(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder),
     "interpolate": lambda config, workdir: latents.interpolate(config, workdir, FLAGS.checkpoint),
 }
 
 config_flags.DEFINE_config_file("config", None, "The experiment; fields as in --config.training.batch_size=64.")
 flags.DEFINE_string("workdir", None, "Where checkpoints, logs and results go.")
 flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
-flags.DEFINE_string("eval_folder", "eval", "Folder for the results of --mode=eval, under the workdir.")
+flags.DEFINE_string("eval_folder", None, "Folder for the results of --mode=eval ('eval') or restore (by the task).")
 flags.DEFINE_string("source", None, "The checkpoint to import: a file of the official code, or a diffusers folder.")
 flags.DEFINE_string("target", None, "The file to export to: .pth (PyTorch), .safetensors, or else Flax.")
 flags.DEFINE_integer("checkpoint", None, "The checkpoint to export, encode with, ...; the newest by default.")

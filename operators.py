@@ -180,7 +180,9 @@ def dense(shape: Shape, matrix: np.ndarray) -> Operator:
     """Any matrix (M, H W C) with M <= H W C, small enough for numpy: measurements (B, M)."""
     count, size = len(matrix), math.prod(shape)
     if matrix.shape != (count, size) or count > size:
-        raise InputError(f"A matrix of shape {matrix.shape} does not measure images {shape}: (M <= {size}, {size}) does.")
+        raise InputError(
+            f"A matrix of shape {matrix.shape} does not measure images {shape}: (M <= {size}, {size}) does."
+        )
     u, s, vh = np.linalg.svd(matrix, full_matrices=True)
     values = np.zeros(size, np.float32)
     values[:count] = np.where(s > NEGLIGIBLE * s.max(), s, 0)

@@ -93,6 +93,27 @@ def get_default_config() -> ml_collections.ConfigDict:
     classifier.lr = 1e-3
     classifier.weight_decay = 5e-4
 
+    config.restore = restore = ml_collections.ConfigDict()  # Ours: of --mode=restore.
+    restore.input = ""  # An image file, or a folder of them; "" for test images.
+    restore.observed = False  # Whether the input is what was measured, not what is to be measured.
+    restore.count = 8  # images, at most
+    restore.samples = 4  # answers to each
+    restore.task = "inpaint"
+    restore.method = "moment_matching"
+    restore.noise = 0.0  # Standard deviation of the noise in measurements, for images in [0, 1].
+    restore.mask = "box"  # What is unknown: "box", "random", or an image file, known where it is bright.
+    restore.share = 0.5  # Of the box's sides; of the known pixels, frequencies or measurements.
+    restore.factor = 2  # Sides of the blocks of which super-resolution has the means.
+    restore.blur = 1.0  # Standard deviation of the blur, in pixels.
+    restore.length = 4.0  # Of the movement, in pixels.
+    restore.angle = 45.0  # Of the movement against the horizontal, in degrees.
+    restore.iterations = 3  # Of conjugate gradients, in moment_matching.
+    restore.prior_std = 0.5  # Of the data that pigdm takes for Gaussian, in the range of the model.
+    restore.scale = 1.0  # Of dps.
+    restore.eta = 0.85  # Of ddrm.
+    restore.eta_b = 1.0
+    restore.official = False  # Projection with the faults of the official code.
+
     config.eval = evaluate = ml_collections.ConfigDict()
     evaluate.begin_ckpt = 1
     evaluate.end_ckpt = 26

@@ -38,6 +38,7 @@ ADDED = {
     "sampling.tolerance": "Of the solver that chooses its steps.",
     "sampling.temperature": "Scales the samples of the prior; there it is 1.",
     "sampling.trajectory": "Whether evaluation draws states on the way from noise to images.",
+    "restore": "The whole section: of --mode=restore, which is not there.",
     "model.attend_after_each_up_block": "True for the U-Net of Ho et al. (2020); there it attends once a level.",
     "model.num_classes": "Another name of model.num_scales, by which the official NCSN reads it; its configs lack it.",
     "model.fourier_scale": "Lacking in three NCSN++ with a positional embedding, on which it has no effect.",

@@ -50,7 +50,9 @@ def test_theorems(name):
         expected = np.stack([np.asarray(direct(x)).reshape(-1) for x in np.eye(SIZE).reshape(-1, *SHAPE)], 1)
         np.testing.assert_allclose(a, expected, atol=2e-5 * np.abs(expected).max())
     np.testing.assert_allclose(matrix_of(operator.adjoint, *y_shape), a.T, atol=1e-5 * np.abs(a).max())
-    rank = int(np.broadcast_to(operator.measured, np.asarray(operator.to_basis(jnp.zeros((1, *SHAPE)))).shape[1:]).sum())
+    rank = int(
+        np.broadcast_to(operator.measured, np.asarray(operator.to_basis(jnp.zeros((1, *SHAPE)))).shape[1:]).sum()
+    )
     pinv = np.linalg.pinv(a, rcond=5e-4)
     assert rank == np.linalg.matrix_rank(a, tol=5e-4 * np.linalg.norm(a, 2))
     np.testing.assert_allclose(matrix_of(operator.pseudo_inverse, *y_shape), pinv, atol=1e-4 * np.abs(pinv).max())

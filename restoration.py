@@ -1,0 +1,326 @@
+"""`--mode=restore`: images from incomplete, blurred or noisy measurements of them, by an unconditional model.
+
+Results lie in `WORKDIR/restore/checkpoint_K/NAME/`, NAME being the task and the method unless --eval_folder says
+otherwise: a file for each finished round, grid.png (a row for each image: the image, if known; what was measured; the
+answers; their mean and standard deviation), each answer by itself, and results.json.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from PIL import Image
+
+import datasets
+import folders
+import inverse_problems
+import operators
+import preprocessing
+import sampling
+import sharding
+from checkpoints import Checkpoints
+from errors import InputError, brief, check_name
+from evaluation import run_rounds
+from experiment import OF_THE_NETWORK, Config, Experiment, Params, check_workdir, claim, write_atomically
+from inverse_problems import Measurement
+from operators import Operator
+from sde_lib import SDE, Score
+
+Shape = tuple[int, int, int]
+FIXED = (*OF_THE_NETWORK, "seed", "restore.", "sampling.", "eval.batch_size")
+
+
+class Problem(NamedTuple):
+    """Measurements y (N, ...) of N images, whose names are for files; the images x (N, H, W, C), if they are known."""
+
+    operator: Operator
+    y: np.ndarray
+    names: list[str]
+    truth: np.ndarray | None
+
+
+def restore(config: Config, workdir: str, number: int | None = None, folder: str | None = None) -> dict[str, Any]:
+    """Answers a task for the images that config.restore names; returns what results.json holds.
+
+    That is, of the answers: |y - A x| per entry, evaluations of the score and, if the images are known, PSNR (dB) and
+    SSIM of the answers, of their mean over answers, and of the pseudo-inverse, each a mean over images.
+
+    Raises InputError for bad values in config.restore, a method that the sampler has no steps for, and for images, a
+    workdir or a checkpoint that cannot be read.
+    """
+    experiment = Experiment(config)
+    config, options = experiment.config, experiment.config.restore
+    check(config)
+    problem = pose(experiment)
+    check_workdir(workdir, config)
+    checkpoints = Checkpoints(workdir)
+    found = checkpoints.pick(number)
+    here = Path(workdir) / "restore" / f"checkpoint_{found.number}" / (folder or f"{options.task}-{options.method}")
+    claim(here, config, lambda field: field.startswith(FIXED))
+    ema = checkpoints.restore(found, {"ema": experiment.abstract_params})["ema"]
+    answers, nfe = answer(experiment, problem, ema, here)
+    results = {"task": options.task, "method": options.method, "images": len(problem.y), "nfe": nfe}
+    results |= judge(experiment, problem, answers)
+    draw(experiment, problem, answers, here)
+    write_atomically(here / "results.json", lambda file: file.write(json.dumps(results, indent=2).encode()))
+    print("\n".join([*(f"{name}: {value}" for name, value in results.items()), f"results: {here}"]))
+    return results
+
+
+# --- tasks and methods ------------------------------------------------------------------------------------------------
+
+
+def _inpaint(options: Config, shape: Shape) -> Operator:
+    if options.mask == "box":
+        known = operators.box(shape, options.share)
+    elif options.mask == "random":
+        known = operators.random_pixels(shape, options.share)
+    else:
+        image = _decode(Path(options.mask).expanduser(), 1, shape[:2])
+        known = np.broadcast_to(image > 127, shape)
+    if known.all() or not known.any():
+        raise InputError(f"restore.mask = {options.mask!r} leaves {'nothing' if known.all() else 'all'} unknown.")
+    return operators.mask(known)
+
+
+def _share_of(shape: Shape, share: float) -> int:
+    return max(1, round(share * int(np.prod(shape))))
+
+
+TASKS: dict[str, Callable[[Config, Shape], Operator]] = {
+    "inpaint": _inpaint,
+    "colorize": lambda options, shape: operators.channel_mean(shape),
+    "super_resolution": lambda options, shape: operators.block_mean(shape, options.factor),
+    "deblur": lambda options, shape: operators.convolution(shape, operators.gaussian_kernel(options.blur)),
+    "motion_deblur": lambda options, shape: operators.convolution(
+        shape, operators.motion_kernel(options.length, options.angle)
+    ),
+    "compressed_sensing": lambda options, shape: operators.compressed_sensing(shape, _share_of(shape, options.share)),
+    "fourier": lambda options, shape: operators.fourier_mask(operators.columns_of_frequencies(shape, options.share)),
+}
+NO_IMAGES = ("compressed_sensing", "fourier")  # whose measurements are not
+BLURS = ("deblur", "motion_deblur")
+
+Approach = tuple[Score, Array, dict[str, Any]]
+"""The score, the first state, and what else the sampler is to be given."""
+
+
+def _projection(options: Config, score: Score, sde: SDE, measurement: Measurement, x: Array) -> Approach:
+    official = {"official": options.official}
+    constraint = inverse_problems.projection(sde, measurement, **official)
+    return score, inverse_problems.projection_start(measurement, x, **official), {"constraint": constraint}
+
+
+def _dps(options: Config, score: Score, sde: SDE, measurement: Measurement, x: Array) -> Approach:
+    return score, x, {"exchange": lambda each: inverse_problems.dps(each, measurement, scale=options.scale)}
+
+
+def _ddrm(options: Config, score: Score, sde: SDE, measurement: Measurement, x: Array) -> Approach:
+    return score, x, {"exchange": lambda _: inverse_problems.ddrm(measurement, eta=options.eta, eta_b=options.eta_b)}
+
+
+def _pigdm(options: Config, score: Score, sde: SDE, measurement: Measurement, x: Array) -> Approach:
+    return inverse_problems.pigdm(score, sde, measurement, prior_std=options.prior_std), x, {}
+
+
+def _moment_matching(options: Config, score: Score, sde: SDE, measurement: Measurement, x: Array) -> Approach:
+    return inverse_problems.moment_matching(score, sde, measurement, iterations=options.iterations), x, {}
+
+
+METHODS: dict[str, Callable[..., Approach]] = {
+    "projection": _projection,
+    "dps": _dps,
+    "ddrm": _ddrm,
+    "pigdm": _pigdm,
+    "moment_matching": _moment_matching,
+}
+OF_THE_STEPS = ("projection", "dps", "ddrm")  # the others are guided scores
+POSITIVE = ("count", "samples", "factor", "iterations", "share", "blur", "length", "prior_std", "scale")
+
+
+def check(config: Config) -> None:
+    """Raises InputError for what is wrong in config.restore, whatever the images."""
+    options = config.restore
+    check_name(options.task, TASKS, "restore.task")
+    check_name(options.method, METHODS, "restore.method")
+    for field in POSITIVE:
+        if not options[field] > 0:
+            raise InputError(f"restore.{field} = {options[field]} must be above 0.")
+    if options.noise < 0 or options.share > 1 or not 0 <= options.eta <= 1 or not 0 <= options.eta_b <= 1:
+        raise InputError("restore.noise must not be negative; restore.share, .eta and .eta_b must not exceed 1.")
+    if options.method in OF_THE_STEPS and config.sampling.method.lower() != "pc":
+        guided = ", ".join(name for name in METHODS if name not in OF_THE_STEPS)
+        raise InputError(
+            f"restore.method = {options.method!r} changes the steps of sampling.method = 'pc', which "
+            f"{config.sampling.method!r} does not take; methods for any sampler: {guided}."
+        )
+    if options.official and (options.method != "projection" or options.task not in ("inpaint", "colorize")):
+        raise InputError("restore.official = True is for restore.method = 'projection' that inpaints or colorizes.")
+    if options.observed and options.task in NO_IMAGES:
+        raise InputError(f"restore.observed = True: measurements of restore.task = {options.task!r} are no images.")
+    if config.guidance.classes:
+        raise InputError("guidance.classes does not go with --mode=restore.")
+
+
+# --- images and their measurements ------------------------------------------------------------------------------------
+
+
+def pose(experiment: Experiment) -> Problem:
+    """The problem of config.restore. Raises InputError if the operator does not fit, or an image cannot be read."""
+    options, shape = experiment.config.restore, experiment.image_shape
+    operator = TASKS[options.task](options, shape)
+    noise_std = options.noise * unit(experiment)
+    if options.observed:
+        expected = jax.eval_shape(operator.forward, jax.ShapeDtypeStruct((1, *shape), jnp.float32)).shape[1:]
+        names, images = read(experiment, expected)
+        y = images if options.task != "inpaint" else np.asarray(operator.forward(images))
+        return Problem(operator, y, names, None)
+    names, truth = read(experiment, shape)
+    keys = sampling.image_keys(experiment.key("restore"), jnp.arange(len(truth)))
+    noise = sampling.standard_normal(keys, truth.shape)
+    return Problem(operator, np.asarray(operator.observe(truth, noise, noise_std)), names, truth)
+
+
+def unit(experiment: Experiment) -> float:
+    """What 1 in images from 0 to 1 is in the range of the model."""
+    return 2.0 if experiment.config.data.centered else 1.0
+
+
+def read(experiment: Experiment, shape: Shape) -> tuple[list[str], np.ndarray]:
+    """Names of the first images, and images of this shape in the range of the model, (N, H, W, C) float32."""
+    options, scaler = experiment.config.restore, experiment.scaler
+    if options.input:
+        root = Path(options.input).expanduser()
+        found = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in folders.SUFFIXES]
+        paths = ([root] if root.is_file() else found)[: options.count]
+        if not paths:
+            raise InputError(f"restore.input = {options.input!r} is no image file, and no folder with one.")
+        names = [
+            str(path.relative_to(root).with_suffix("")).replace("/", "_") if path != root else path.stem
+            for path in paths
+        ]
+        images = np.stack([_decode(path, shape[-1], shape[:2]) for path in paths])
+        levels = np.round(images / 255 * (scaler.levels - 1)).astype(np.uint8)
+    elif options.observed:
+        raise InputError("restore.observed = True needs restore.input, the file or folder of what was measured.")
+    else:
+        count = min(options.count, len(experiment.test))
+        names, levels = [f"test_{i}" for i in range(count)], experiment.test.pixels[np.arange(count)]
+    if experiment.config.data.uniform_dequantization:
+        return names, np.asarray(scaler.dequantize(jnp.asarray(levels), 0.5))  # The middle of each grey level.
+    return names, np.asarray(scaler.scale(jnp.asarray(levels)))
+
+
+def _decode(path: Path, channels: int, size: tuple[int, int]) -> np.ndarray:
+    """An image file as (H, W, channels) uint8; its middle square, in another resolution if need be."""
+    try:
+        return preprocessing.to_array(preprocessing.crop_resize(preprocessing.decode(path, channels), size[0]))
+    except Exception as error:  # Decoders raise whatever they like on damaged files.
+        raise InputError(f"The image {str(path)!r} cannot be read: {brief(error)}") from error
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def answer(experiment: Experiment, problem: Problem, ema: Params, folder: Path) -> tuple[np.ndarray, float]:
+    """Answers in the range of the model, (N, S, H, W, C), and evaluations of the score for one; in resumable rounds."""
+    config = experiment.config
+    count, mesh = len(problem.y), experiment.mesh.size
+    size = min(config.eval.batch_size, -(-count // mesh) * mesh)
+    chunks = -(-count // size)
+    run = compile_answers(experiment, problem.operator)
+
+    def compute(index: int) -> dict[str, np.ndarray]:
+        sample, chunk = divmod(index, chunks)
+        indices = np.arange(chunk * size, (chunk + 1) * size)
+        x, nfe = sharding.fetch(run(ema, *experiment.rows((problem.y[indices % count], indices)), sample))
+        return {"x": x[: count - chunk * size], "nfe": nfe[: count - chunk * size]}
+
+    rounds = [dict(np.load(path)) for path in run_rounds(folder, "answers", config.restore.samples * chunks, compute)]
+    x = np.concatenate([each["x"] for each in rounds]).reshape(-1, count, *experiment.image_shape)
+    return x.swapaxes(0, 1), float(np.mean([each["nfe"].mean() for each in rounds]))
+
+
+def compile_answers(experiment: Experiment, operator: Operator) -> Callable[..., tuple[Array, Array]]:
+    """(params, y (B, ...), numbers of the images (B,), number of the answer) -> x (B, H, W, C), evaluations (B,).
+
+    Without noise in y, what is measured of x is set to y in the end.
+    """
+    options, sde = experiment.config.restore, experiment.sde
+    split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
+    noise_std = options.noise * unit(experiment)
+
+    @functools.partial(jax.jit, in_shardings=(whole, split, split, whole), out_shardings=split)
+    def run(params: Params, y: Array, indices: Array, sample: Array) -> tuple[Array, Array]:
+        measurement = Measurement(operator, y, noise_std)
+        keys = sampling.image_keys(jax.random.fold_in(experiment.key("restore"), sample + 1), indices)
+        prior = sampling.prior_sample(keys, sde, (len(y), *experiment.image_shape))
+        score, start, changes = METHODS[options.method](options, experiment.score(params), sde, measurement, prior)
+        if options.method not in OF_THE_STEPS:
+            score = inverse_problems.within(score, sde, *bounds(experiment))
+        x, nfe, _ = experiment.sampler(keys, score, start, **changes)
+        return measurement.enforce(x) if noise_std == 0 and not options.official else x, nfe
+
+    return run
+
+
+# --- what came of it --------------------------------------------------------------------------------------------------
+
+
+def judge(experiment: Experiment, problem: Problem, answers: np.ndarray) -> dict[str, float]:
+    """See `restore`."""
+    count, samples = answers.shape[:2]
+    forward = jax.jit(problem.operator.forward)
+    misfit = np.stack([np.asarray(forward(answers[:, s])) - problem.y for s in range(samples)])
+    results = {"misfit": float(np.sqrt(np.mean(misfit**2)) / unit(experiment))}
+    if problem.truth is None:
+        return results
+    to_unit = lambda x: np.clip(x, *bounds(experiment)) / unit(experiment)
+    window = min(11, *experiment.image_shape[:2])
+    candidates = {
+        "answers": answers.reshape(-1, *experiment.image_shape),
+        "mean": answers.mean(1),
+        "pseudo_inverse": np.asarray(problem.operator.pseudo_inverse(jnp.asarray(problem.y))),
+    }
+    for name, x in candidates.items():
+        truth = np.repeat(problem.truth, len(x) // count, 0)
+        results[f"psnr_{name}"] = float(np.mean(dm_pix.psnr(to_unit(truth), to_unit(x))))
+        results[f"ssim_{name}"] = float(np.mean(dm_pix.ssim(to_unit(truth), to_unit(x), filter_size=window)))
+    return results
+
+
+def bounds(experiment: Experiment) -> tuple[float, float]:
+    """The range of the model's images."""
+    return (-1.0, 1.0) if experiment.config.data.centered else (0.0, 1.0)
+
+
+def draw(experiment: Experiment, problem: Problem, answers: np.ndarray, folder: Path) -> None:
+    """Writes the pictures."""
+    pixels = lambda x: np.asarray(experiment.pixels(jnp.asarray(x)))
+    seen = problem.y
+    if experiment.config.restore.task not in BLURS:
+        seen = problem.operator.pseudo_inverse(jnp.asarray(problem.y))
+    spread = answers.std(1, ddof=min(1, answers.shape[1] - 1))
+    low, high = bounds(experiment)
+    spread = low + (high - low) * spread / max(spread.max(), 1e-6)
+    columns = [] if problem.truth is None else [problem.truth]
+    columns += [seen, *answers.swapaxes(0, 1), answers.mean(1), spread]
+    grid = pixels(np.stack(columns, 1)).reshape(-1, *experiment.image_shape)
+    _write(folder / "grid.png", datasets.image_grid(grid, columns=len(columns)))
+    for name, image, of_image in zip(problem.names, pixels(seen), pixels(answers)):
+        parts = {"measured": image} | {f"answer_{s}": each for s, each in enumerate(of_image)}
+        for part, each in parts.items():
+            _write(folder / f"{name}_{part}.png", Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each))
+
+
+def _write(path: Path, image: Image.Image) -> None:
+    write_atomically(path, lambda file: image.save(file, "png"))
