@@ -102,7 +102,7 @@ def moment_matching(score: Score, sde: SDE, measurement: Measurement, *, iterati
 
 
 def conjugate_gradients(apply: Callable[[Array], Array], b: Array, iterations: int) -> Array:
-    """Solves apply(v) = b for each entry of a batch b (B, ...) by itself, until it meets a curvature that is not > 0."""
+    """Solves apply(v) = b for each entry of a batch b (B, ...), as far as it meets no curvature of 0 or below."""
     dot = lambda u, v: (u * v).reshape(len(u), -1).sum(-1)
 
     def iteration(_: int, carry: tuple) -> tuple:
