@@ -116,9 +116,8 @@ def _blank(levels: Sequence[float], k: int) -> Plan:
 
 
 def _order(i: int, levels: np.ndarray, highest: int) -> int:
-    """Order of step i: at first there is little history, and long steps to little noise at the end need low orders."""
-    left = len(levels) - 1 - i
-    return min(highest, i + 1, left) if levels[-1] == 0 else min(highest, i + 1)
+    """Order of step i: at first there is little history, and a step to no noise is endless in log s."""
+    return 1 if levels[i + 1] == 0 else min(highest, i + 1)
 
 
 Weights = Callable[[np.ndarray, float], np.ndarray]

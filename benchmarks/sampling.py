@@ -136,7 +136,7 @@ def weighted_quantiles(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def solver(name: str, schedule: str, budget: int) -> dict[str, Any] | None:
     """The settings of a few-step solver that come nearest to a budget of NFE from below; None if there are none."""
-    steps = {"heun": (budget + 1) // 2, "heun_churn": (budget + 1) // 2, "restart": (budget - 7) // 2}.get(name, budget)
+    steps = {"heun": (budget + 1) // 2, "heun_churn": (budget + 1) // 2, "restart": (budget - 3) // 2}.get(name, budget)
     if name == "restart" and steps < 3:
         return None
     return {"method": "solver", "solver": name, "schedule": schedule, "num_steps": steps}

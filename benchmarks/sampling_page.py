@@ -139,7 +139,7 @@ The errors are those of independent samples. The samplers share their noise, so 
 
 - With an exact score, from 15 NFE on, the multistep solvers `deis`, `unipc_*`, `dpm++_2m` and `dpm++_3m`, each on its
   best schedule, come before those that evaluate twice a step (`heun`, `heun_churn` and `restart`: 2 num_steps - 1 NFE,
-  for `restart` as configured 8 more) and before noisy ones.
+  for `restart` as configured 4 more) and before noisy ones.
 - A network's errors are another matter, as noise along the way may mend some of them: for the digits, compare PC and
   `dpm++_2m_sde` with `deis`, which more NFE do not improve.
 - Few NFE make the schedule matter: see the tables.

@@ -73,8 +73,8 @@ def get_default_config() -> ml_collections.ConfigDict:
     sampling.solver = "deis"  # Ours, as all that follow: what sampling.method = "solver" takes.
     sampling.num_steps = 20
     sampling.schedule = "karras"
-    sampling.churn = 10.0
-    sampling.restart = (3, 2, 0.06, 0.3)
+    sampling.churn = 1.0
+    sampling.restart = (3, 1, 0.3, 1.0)
     sampling.tolerance = 0.02
     sampling.temperature = 1.0
     sampling.trajectory = False
