@@ -151,10 +151,14 @@ class Scaler:
         """log dx/du of `dequantize`: what a log-density of x gains per dimension to become one of u + noise."""
         return float(np.log((2.0 if self.centered else 1.0) / self.levels))
 
-    def pixels(self, x: Array, *, dequantized: bool) -> Array:
-        """The nearest grey levels of x, spread over 0 .. 255, as uint8; inverts `dequantize` if asked, else `scale`."""
+    def pixels(self, x: Array, *, dequantized: bool, truncate: bool = False) -> Array:
+        """The nearest grey levels of x, spread over 0 .. 255, as uint8; inverts `dequantize` if asked, else `scale`.
+
+        With `truncate`, the next lower ones of `scale` in either case: so the official code made images of samples.
+        """
         x = (x + 1) / 2 if self.centered else x
         u = jnp.floor(x * self.levels) if dequantized else jnp.round(x * (self.levels - 1))
+        u = jnp.floor(x * (self.levels - 1)) if truncate else u
         return jnp.round(jnp.clip(u, 0, self.levels - 1) * (255 / (self.levels - 1))).astype(jnp.uint8)
 
     def _center(self, x: Array) -> Array:

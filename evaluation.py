@@ -1,7 +1,7 @@
 """Evaluation of checkpoints: loss, bits/dim, samples; in rounds that are files on disk, so that a restart goes on.
 
 Results of checkpoint K lie in `WORKDIR/EVAL_FOLDER/checkpoint_K/`: a file for each finished round, the sample grid, and
-results.json with averages over all rounds. Measures of sample quality (FID, IS, KID) will read the rounds of samples.
+results.json with averages over all rounds.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax import Array
-from tqdm import tqdm
 
 import classification
 import datasets
 import dequantization
+import image_quality
 import likelihood
 import sampling
 import sharding
@@ -33,22 +33,24 @@ from errors import InputError, check_name, choose
 from experiment import (
     FREE_OF_THE_NETWORK,
     OF_THE_NETWORK,
+    Arrays,
     Config,
     Experiment,
     Params,
     check_workdir,
     claim,
+    run_rounds,
     write_atomically,
 )
 
-Arrays = dict[str, np.ndarray]
 Results = dict[str, Any]
 
 GRID = 100  # images in the sample grid, at most
 FOLLOWED = 8  # images in the picture of trajectories
 OF_THE_LOSS = ("training.reduce_mean", "training.likelihood_weighting", "training.importance_weighting")
 OF_THE_ROUNDS = (*OF_THE_NETWORK, *OF_THE_LOSS, "seed", "eval.", "sampling.", "guidance.", "classifier.")
-FREE = (*FREE_OF_THE_NETWORK, "eval.begin_ckpt", "eval.end_ckpt", "eval.enable_")
+OF_THE_MEASURES = ("eval.features", "eval.inception_path", "eval.stats_")  # Named in what depends on them.
+FREE = (*FREE_OF_THE_NETWORK, *OF_THE_MEASURES, "eval.begin_ckpt", "eval.end_ckpt", "eval.enable_")
 
 
 def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[int, Results]:
@@ -79,6 +81,8 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
             f"{workdir} has no checkpoint from eval.begin_ckpt = {begin} to eval.end_ckpt = {end}; "
             f"it has: {', '.join(map(str, sorted(kept))) or 'none'}."
         )
+    if config.eval.enable_metrics:
+        stages.append(image_quality.make_stage(experiment, workdir))
     folder = Path(workdir) / eval_folder
     claim(folder, config, lambda field: field.startswith(OF_THE_ROUNDS) and not field.startswith(FREE))
     results = {}
@@ -197,20 +201,9 @@ def sampling_stage(experiment: Experiment, ema: Params, folder: Path, dequantize
 
 
 STAGES = {"loss": loss_stage, "bpd": bpd_stage, "sampling": sampling_stage}
-"""Each is turned on by `config.eval.enable_NAME`."""
+"""Each is turned on by `config.eval.enable_NAME`; `enable_metrics` adds the one of `image_quality`."""
 
 BPD_IMAGES = {"test": lambda experiment: experiment.test, "train": lambda experiment: experiment.train}
-
-
-def run_rounds(folder: Path, name: str, count: int, compute: Callable[[int], Arrays]) -> list[Path]:
-    """Computes those of the rounds 0 .. count - 1 that are not on disk yet; returns the files of all."""
-    paths = [folder / f"{name}_{index}.npz" for index in range(count)]
-    missing = [(index, path) for index, path in enumerate(paths) if not path.exists()]
-    print(f"{folder.name}: {name}, {len(missing)} of {count} rounds to do", flush=True)
-    for index, path in tqdm(missing, unit="round", disable=None):
-        arrays = compute(index)
-        write_atomically(path, lambda file, arrays=arrays: np.savez(file, **arrays))
-    return paths
 
 
 def compile_bits_per_dim(
@@ -277,4 +270,5 @@ def _table(results: dict[int, Results], folder: Path) -> str:
         lines.append((str(number), str(result["step"]), *cells))
     table = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)) for line in lines]
     pictures = [result["samples"]["picture"] for result in results.values() if "samples" in result]
-    return "\n".join([*table, *(f"picture: {picture}" for picture in pictures), f"results: {folder}"])
+    measured = image_quality.table(results)
+    return "\n".join([*table, *measured, *(f"picture: {picture}" for picture in pictures), f"results: {folder}"])

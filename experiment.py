@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 from jax import Array
+from tqdm import tqdm
 
 import datasets
 import guidance
@@ -40,6 +41,8 @@ from models.layers import Rngs
 from places import Params, as_built
 from sde_lib import Score
 from sharding import Tree
+
+Arrays = dict[str, np.ndarray]
 
 POSITIVE = (
     "training.n_iters",
@@ -232,7 +235,8 @@ class Experiment:
 
     def pixels(self, x: Array) -> Array:
         """Samples of the model as uint8 images, 0 .. 255."""
-        return self.scaler.pixels(x, dequantized=self.config.data.uniform_dequantization)
+        options = {"dequantized": self.config.data.uniform_dequantization, "truncate": self.config.eval.legacy_rounding}
+        return self.scaler.pixels(x, **options)
 
     def rows(self, batch: Tree) -> Tree:
         """Arrays of rows that every process has whole, as global arrays split over the devices."""
@@ -286,6 +290,22 @@ def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
     with open(temporary, "wb") as file:
         write(file)
     os.replace(temporary, path)
+
+
+def run_rounds(folder: Path, name: str, count: int, compute: Callable[[int], Arrays]) -> list[Path]:
+    """Computes those of the rounds 0 .. count - 1 that are not on disk yet; returns the files of all."""
+    paths = round_paths(folder, name, count)
+    missing = [(index, path) for index, path in enumerate(paths) if not path.exists()]
+    print(f"{folder.name}: {name}, {len(missing)} of {count} rounds to do", flush=True)
+    for index, path in tqdm(missing, unit="round", disable=None):
+        arrays = compute(index)
+        write_atomically(path, lambda file, arrays=arrays: np.savez(file, **arrays))
+    return paths
+
+
+def round_paths(folder: Path, name: str, count: int) -> list[Path]:
+    """The files of the rounds 0 .. count - 1."""
+    return [folder / f"{name}_{index}.npz" for index in range(count)]
 
 
 def _get(config: Config, field: str) -> Any:

@@ -19,6 +19,7 @@ import evaluation
 import inspection
 import latents
 import published
+import reference_statistics
 import restoration
 import training
 from errors import InputError
@@ -36,6 +37,7 @@ MODES = {
     "inspect_data": inspection.inspect,
     "prepare_data": lambda config, workdir: published.prepare(complete(config).data),
     "restore": lambda config, workdir: restoration.restore(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder),
+    "fid_stats": reference_statistics.fid_stats,
     "interpolate": lambda config, workdir: latents.interpolate(config, workdir, FLAGS.checkpoint),
 }
 

@@ -147,15 +147,25 @@ def write_flax(file: BinaryIO, trained: Trained, network: nnx.Module, config: Co
 # --- PyTorch ----------------------------------------------------------------------------------------------------------
 
 
-def read_torch(path: Path, network: nnx.Module, config: Config) -> Trained:
-    """The dictionary that the official PyTorch code saves: model, ema, optimizer and step."""
-    torch, places = _torch(f"reading {path}"), torch_places(network)
+def load_torch(path: str | Path) -> Any:
+    """What a file of PyTorch holds. Raises InputError without PyTorch, and for what is no file of tensors alone."""
+    torch = _torch(f"reading {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Damage has no one exception type.
         raise InputError(f"{path} is no PyTorch checkpoint of tensors alone: {brief(error)}") from error
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """A tensor of PyTorch as an array; floating-point numbers as float32."""
+    return tensor.detach().float().numpy() if tensor.is_floating_point() else tensor.numpy()
+
+
+def read_torch(path: Path, network: nnx.Module, config: Config) -> Trained:
+    """The dictionary that the official PyTorch code saves: model, ema, optimizer and step."""
+    state, places = load_torch(path), torch_places(network)
     _check_keys(path, state, {"model", "ema", "optimizer", "step"})
-    model = {name.removeprefix("module."): _array(tensor) for name, tensor in state["model"].items()}
+    model = {name.removeprefix("module."): to_numpy(tensor) for name, tensor in state["model"].items()}
     if "sigmas" in model:
         _check_sigmas(path, model.pop("sigmas"), config)
     params = take(places, model, str(path))
@@ -171,7 +181,7 @@ def read_torch(path: Path, network: nnx.Module, config: Config) -> Trained:
     moments = {}
     for key, theirs in MOMENTS.items():
         still = {place.names[0]: np.zeros(place.shapes[0], np.float32) for place in places if not place.moves}
-        tensors = still | {name: _array(each[theirs]) for name, each in of_each.items()}
+        tensors = still | {name: to_numpy(each[theirs]) for name, each in of_each.items()}
         moments[key] = take(places, tensors, f"{path} (its {theirs})")
     return trained._replace(**moments, updates=max(int(each["step"]) for each in of_each.values()))
 
@@ -184,8 +194,8 @@ def _shadow(path: Path, ema: dict[str, Any], model: Tensors, places: list[Place]
         raise InputError(
             f"{path} has {len(ema['shadow_params'])} shadow parameters for {len(names)} trained ones of its model."
         )
-    extra = {name: _array(tensor) for name, tensor in ema.get(FROZEN, {}).items()}
-    return model | dict(zip(names, map(_array, ema["shadow_params"]))) | extra
+    extra = {name: to_numpy(tensor) for name, tensor in ema.get(FROZEN, {}).items()}
+    return model | dict(zip(names, map(to_numpy, ema["shadow_params"]))) | extra
 
 
 MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
@@ -230,10 +240,6 @@ def _torch(purpose: str) -> Any:
     return torch
 
 
-def _array(tensor: Any) -> np.ndarray:
-    return tensor.detach().float().numpy() if tensor.is_floating_point() else tensor.numpy()
-
-
 def _sigmas(config: Config) -> np.ndarray:
     ladder = VESDE(sigma_min=config.model.sigma_min, sigma_max=config.model.sigma_max)
     return ladder.sigmas(config.model.num_scales)
@@ -255,15 +261,19 @@ def _check_sigmas(path: Path, theirs: np.ndarray, config: Config) -> None:
 TREES = ("params", "ema", "mu", "nu")
 
 
+def load_safetensors(path: str | Path) -> tuple[dict[str, str], Tensors]:
+    """The notes and the arrays of a safetensors file. Raises InputError if it is damaged."""
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path} is no complete safetensors file: {error}") from error
+
+
 def read_safetensors(path: Path, network: nnx.Module, config: Config) -> Trained:
     """A file of `write_safetensors`: 'params/', 'ema/', 'mu/' and 'nu/' before official Flax names."""
     del config
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            notes = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is no complete safetensors file: {error}") from error
+    notes, tensors = load_safetensors(path)
     strays = [name for name in tensors if name.partition("/")[0] not in TREES]
     if "step" not in notes or strays:
         raise InputError(

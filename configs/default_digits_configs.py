@@ -58,5 +58,7 @@ def get_default_configs(
     evaluate.num_samples = 120
     evaluate.enable_sampling = True
     evaluate.enable_bpd = True
+    evaluate.enable_metrics = True
+    evaluate.features = "classifier"
     evaluate.bpd_num_repeats = 1
     return config
