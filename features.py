@@ -106,12 +106,9 @@ def inception(experiment: Experiment, workdir: Path, *, half_pixel: bool) -> Ext
 
 def in_batches(extract: Callable[[np.ndarray], Features], images: np.ndarray, size: int) -> Features:
     """`extract` of batches of exactly `size` images, of which the last is filled up."""
-    parts = []
-    for start in range(0, len(images), size):
-        batch = images[start : start + size]
-        filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
-        parts.append([array[: len(batch)] for array in extract(filled)])
-    return Features(*map(np.concatenate, zip(*parts)))
+    filled = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, 0)])
+    parts = zip(*(extract(filled[start : start + size]) for start in range(0, len(filled), size)))
+    return Features(*(None if part[0] is None else np.concatenate(part)[: len(images)] for part in parts))
 
 
 # --- a small classifier of the data themselves ------------------------------------------------------------------------

@@ -28,7 +28,7 @@ Stage = Callable[[Experiment, Params, Path, Any], Results]
 LEAST = 10  # images, below which nothing is measured
 ENOUGH = 10_000  # images, below which an FID has their number in its name
 GROUPS = 10  # of images, of which the jackknife leaves out one at a time; also the least number of KID's blocks
-BLOCK = 1000  # images in a block of KID, at most
+BLOCK = 1000  # images in a block of KID, unless there are too few for as many blocks
 
 
 def make_stage(experiment: Experiment, workdir: str) -> Stage:
@@ -103,8 +103,9 @@ def _frechet(pool: np.ndarray, extractor: Extractor, reference: Reference) -> Re
 
 
 def _kid(real: np.ndarray, generated: np.ndarray) -> Results:
-    blocks = min(GROUPS, len(real) // 2, len(generated) // 2)
-    size = min(BLOCK, -(-max(len(real), len(generated)) // blocks))
+    most = max(len(real), len(generated))
+    blocks = min(max(GROUPS, -(-most // BLOCK)), len(real) // 2, len(generated) // 2)
+    size = -(-most // blocks)
     return metrics.kernel_distance(real, generated, size)._asdict() | {"block": size}
 
 

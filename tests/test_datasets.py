@@ -19,6 +19,9 @@ def test_digits():
     pixels = np.concatenate([train.pixels, test.pixels])
     assert pixels.shape == (1797, 8, 8, 1)
     assert (pixels.min(), pixels.max()) == (0, 16)
+    labels = np.concatenate([train.labels, test.labels])
+    assert labels.shape == (1797,)
+    assert set(labels.tolist()) == set(range(10))
 
 
 def test_photos():
@@ -55,7 +58,13 @@ def test_scaler(levels, centered):
     assert (float(x[0]), float(x[-1])) == (low, 1.0)
     grey = np.round(np.arange(levels) * 255 / (levels - 1))
     np.testing.assert_array_equal(scaler.pixels(x, dequantized=False), grey)
-    np.testing.assert_array_equal(scaler.pixels(jnp.array([-9.0, 9.0]), dequantized=False), [0, 255])
+    for truncate in (False, True):
+        ends = scaler.pixels(jnp.array([-9.0, 9.0]), dequantized=False, truncate=truncate)
+        np.testing.assert_array_equal(ends, [0, 255])
+    between = x[:-1] + 0.9 * (x[1:] - x[:-1])
+    np.testing.assert_array_equal(scaler.pixels(between, dequantized=False), grey[1:])
+    for dequantized in (False, True):
+        np.testing.assert_array_equal(scaler.pixels(between, dequantized=dequantized, truncate=True), grey[:-1])
     noisy = scaler.dequantize(u, jnp.full(levels, 0.5))
     np.testing.assert_array_equal(scaler.pixels(noisy, dequantized=True), grey)
     assert low < noisy.min()

@@ -17,6 +17,7 @@ from tests import tiny
 def config(**changes):
     options = {"eval.enable_bpd": True, "eval.enable_sampling": True, "training.n_iters": 4}
     options |= {"eval.bpd_num_repeats": 2, "eval.bpd_probes": 2, "eval.bpd_tolerance": 3e-3}
+    options |= {"eval.enable_metrics": "eval.enable_sampling" not in changes}
     return tiny.config(**options | changes)
 
 
@@ -47,6 +48,8 @@ def test_results(evaluated, capsys):
     samples = np.load(f"{folder}/samples_0.npz")["samples"]
     assert (samples.shape, samples.dtype) == ((10, 8, 8, 1), np.uint8)
     assert Image.open(f"{folder}/samples.png").size == (4 * 66, 3 * 66)
+    assert on_disk["metrics"]["images"] == 10
+    assert on_disk["metrics"]["frechet"]["value"] > 1
 
 
 def test_a_restart_does_only_what_is_missing(evaluated, monkeypatch):
@@ -56,7 +59,8 @@ def test_a_restart_does_only_what_is_missing(evaluated, monkeypatch):
     for name in before:
         __import__("os").remove(f"{folder}/{name}.npz")
     done, save = [], evaluation.write_atomically
-    monkeypatch.setattr(evaluation, "write_atomically", lambda path, write: done.append(path.stem) or save(path, write))
+    for module in (evaluation, experiments):
+        monkeypatch.setattr(module, "write_atomically", lambda path, write: done.append(path.stem) or save(path, write))
     again = evaluation.evaluate(config(), workdir)
     assert again == results
     assert sorted(set(done)) == ["bpd_4", "loss_1", "results", "samples", "samples_0"]
