@@ -127,11 +127,12 @@ def classifier(experiment: Experiment, workdir: Path) -> Extractor:
     images = spread(experiment, train.pixels[np.arange(len(train))])
     data = hashlib.sha256(images.tobytes() + np.asarray(train.labels, np.int64).tobytes() + repr(RECIPE).encode())
     path = workdir / "statistics" / f"classifier_{data.hexdigest()[:8]}.npz"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        layers = dict(np.load(path))
+    else:
         layers = _train_classifier(images, train.labels)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: np.savez(file, **layers))
-    layers = dict(np.load(path))
     digest = hashlib.sha256(b"".join(layers[name].tobytes() for name in sorted(layers))).hexdigest()
 
     def extract(images: np.ndarray) -> Features:
@@ -181,6 +182,11 @@ def _imported(name: str) -> Extractor:
                     f"eval.features = {name!r} returned {key!r} of shape {value.shape} for {len(images)} images; it "
                     "should return 'pool' and perhaps 'logits', a row for each."
                 )
+        if "pool" not in outputs:
+            raise InputError(
+                f"eval.features = {name!r} returned {', '.join(outputs) or 'nothing'} for {len(images)} images, but no "
+                "'pool'."
+            )
         return Features(outputs["pool"], outputs.get("logits"))
 
     return Extractor(name, hashlib.sha256(source).hexdigest(), "the function's own", extract)

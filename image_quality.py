@@ -86,7 +86,10 @@ def _load(paths: list[Path], name: str) -> np.ndarray | None:
 
 
 def _frechet(pool: np.ndarray, extractor: Extractor, reference: Reference) -> Results:
-    """The distance with its jackknife; `name` says what it may be called."""
+    """The distance with its jackknife; `name` says what it may be called.
+
+    With fewer images than features, its bias is of no known order, and nothing is extrapolated.
+    """
     count = len(pool)
     groups = [Moments.of(pool[group::GROUPS]) for group in range(GROUPS)]
     merge = lambda parts: functools.reduce(Moments.merge, parts)
@@ -94,11 +97,13 @@ def _frechet(pool: np.ndarray, extractor: Extractor, reference: Reference) -> Re
     whole = merge(groups)
     value = distance(whole)
     error = metrics.jackknife(value, [distance(merge(groups[:g] + groups[g + 1 :])) for g in range(GROUPS)])
+    deficient = whole.rank_deficient or reference.moments.rank_deficient
     return {
         "name": ("FID" if extractor.published else "FD") + ("" if count >= ENOUGH else f"_n{count}"),
         "value": value,
-        **error._asdict(),
-        "rank_deficient": whole.rank_deficient or reference.moments.rank_deficient,
+        "stderr": error.stderr,
+        "extrapolated": None if deficient else error.extrapolated,
+        "rank_deficient": deficient,
     }
 
 

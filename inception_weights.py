@@ -6,7 +6,6 @@ Nothing is downloaded.
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from models.layers import Rngs
 from places import KERNEL, MATRIX, VECTOR, Params, Place, as_built, take
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
+ALIAS = "weights-inception-2015-12-05-6726825d.pth"  # What torch-fidelity calls the same file.
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
 STANDARD = "6726825d"  # The first digits of the file's SHA-256.
 SOURCE = "sha256_of_pth"
@@ -50,8 +50,8 @@ class Weights(NamedTuple):
 def read(path: str | Path) -> Weights:
     """The weights in a file of PyTorch (which needs torch) or of safetensors, under the names of pytorch-fid.
 
-    Raises InputError if the file is damaged, its name promises another SHA-256 (as in -6726825d.pth), or it lacks a
-    tensor, has one too many, or one of another shape.
+    Raises InputError if the file is damaged, its name says 6726825d and its SHA-256 does not, or it lacks a tensor,
+    has one too many, or one of another shape.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -72,7 +72,7 @@ def find(path: str | Path = "") -> Path:
     if Path(path).is_file():
         return Path(path)
     folders = [Path(path)] if path else CACHES
-    names = (Path(FILE).with_suffix(".safetensors"), FILE)
+    names = (Path(FILE).with_suffix(".safetensors"), FILE, ALIAS)
     for candidate in (folder / name for folder in folders for name in names):
         if candidate.is_file():
             return candidate
@@ -116,14 +116,13 @@ def _named(path: Path, state: object) -> list[tuple[str, object]]:
 
 
 def _checked_hash(path: Path) -> str:
-    """SHA-256 of a file, whose first digits may be the end of its name."""
+    """SHA-256 of a file, which must be the standard one if the name says so."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    promised = re.search(r"-([0-9a-f]{8,64})\.", path.name)
-    if promised and not digest.startswith(promised[1]):
+    if STANDARD in path.name and not digest.startswith(STANDARD):
         raise InputError(
-            f"{path} is damaged or another file: its SHA-256 begins with {digest[:8]}, not with the {promised[1]} of "
-            f"its name. Get it again, from {URL}."
+            f"{path} is damaged or another file: its SHA-256 begins with {digest[:8]}, not with the {STANDARD} of its "
+            f"name. Get it again, from {URL}."
         )
     return digest
 

@@ -63,7 +63,7 @@ def test_a_restart_does_only_what_is_missing(evaluated, monkeypatch):
         monkeypatch.setattr(module, "write_atomically", lambda path, write: done.append(path.stem) or save(path, write))
     again = evaluation.evaluate(config(), workdir)
     assert again == results
-    assert sorted(set(done)) == ["bpd_4", "loss_1", "results", "samples", "samples_0"]
+    assert sorted(set(done)) == ["bpd_4", "config", "loss_1", "results", "samples", "samples_0"]
     for name, arrays in before.items():
         for key in arrays:
             assert np.array_equal(arrays[key], np.load(f"{folder}/{name}.npz")[key])

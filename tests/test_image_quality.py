@@ -21,8 +21,8 @@ SAMPLES = 50
 
 
 def corners(images):
-    """Features for the tests: grey levels of four pixels. (`eval.features=tests.test_image_quality:corners`)"""
-    return {"pool": images[:, ::7, ::7].reshape(len(images), -1) / 255}
+    """Features for the tests: grey levels of four pixels that are not always 0. (`eval.features=tests.test_image_quality:corners`)"""
+    return {"pool": images[:, 2:6:3, 2:6:3].reshape(len(images), -1) / 255}
 
 
 def config(**changes):
@@ -52,7 +52,7 @@ def test_measures(folder):
     found = measure(folder)
     experiment = Experiment(config())
     real, generated = (
-        features.spread(experiment, images.pixels)[:, ::7, ::7].reshape(-1, 4).astype(np.float32) / np.float32(255)
+        features.spread(experiment, images.pixels)[:, 2:6:3, 2:6:3].reshape(-1, 4).astype(np.float32) / np.float32(255)
         for images in (experiment.train, datasets.Images(experiment.test.pixels[:SAMPLES]))
     )
     distance = metrics.frechet_distance(Moments.of(real), Moments.of(generated))
@@ -63,6 +63,7 @@ def test_measures(folder):
     assert found["precision"]["value"] == pytest.approx(metrics.precision_recall(real, generated).precision)
     assert found["inception_score"] is None  # There are no logits.
     assert found["reference"]["images"] == 1438
+    assert found["frechet"]["extrapolated"] < distance
     json.dumps(found, allow_nan=False)
     lines = image_quality.table({1: {"metrics": found}})
     assert "FD_n50" in lines[0]
@@ -124,18 +125,18 @@ def test_fid_stats(tmp_path, monkeypatch):
     def interrupted(images):
         calls.append(len(images))
         if len(calls) == 4:
-            raise KeyboardInterrupt
+            raise OSError("interrupted")
         return original(images)
 
     monkeypatch.setitem(globals(), "corners", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(OSError, match="interrupted"):
         reference_statistics.fid_stats(c, str(tmp_path))
     path = reference_statistics.fid_stats(c, str(tmp_path))
     assert calls == [64, 64, 64, 64, 64, 64, 39]  # The fourth one twice.
     with np.load(path) as file:
         arrays = dict(file)
     experiment = Experiment(c)
-    pool = features.spread(experiment, experiment.test.pixels)[:, ::7, ::7].reshape(359, 4) / 255
+    pool = features.spread(experiment, experiment.test.pixels)[:, 2:6:3, 2:6:3].reshape(359, 4) / 255
     np.testing.assert_allclose(arrays["pool_3"], pool, rtol=1e-6)
     np.testing.assert_allclose(arrays["mu"], pool.mean(0), rtol=1e-6)
     np.testing.assert_allclose(arrays["sigma"], np.cov(pool.T), rtol=1e-5)
@@ -233,6 +234,9 @@ def test_bad_settings(tmp_path, changes, sentence):
 
 
 def test_a_function_that_returns_no_features(folder, monkeypatch):
+    monkeypatch.setitem(globals(), "corners", lambda images: {"logits": images[:, 0, 0]})
+    with pytest.raises(InputError, match=r":corners' returned logits for 16 images, but no 'pool'"):
+        measure(folder)
     monkeypatch.setitem(globals(), "corners", lambda images: {"pool": images[:2, 0, 0]})
     with pytest.raises(InputError, match=r":corners' returned 'pool' of shape \(2, 1\) for 16 images; it"):
         measure(folder)
