@@ -76,12 +76,14 @@ class Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Between the Gaussians of these moments (arXiv:1706.08500, Eq. (6)); never negative, for any rank.
 
-    tr (A B)^(1/2) is the sum of the singular values of L_A^T L_B, which are real where a matrix root would not be.
+    tr (A B)^(1/2) is the sum of the square roots of the eigenvalues of L_B^T A L_B, which are real and not negative but
+    for rounding; where a matrix root would be neither. L_B is computed once for each b.
     """
     if a.mean.shape != b.mean.shape:
         raise InputError(f"Features with {len(a.mean)} and {len(b.mean)} entries are not those of one network.")
     trace = np.trace(a.covariance) + np.trace(b.covariance)
-    root_trace = np.linalg.svd(a.factor.T @ b.factor, compute_uv=False).sum()
+    squares = np.linalg.eigvalsh(b.factor.T @ a.covariance @ b.factor)
+    root_trace = np.sqrt(np.maximum(squares, 0)).sum()
     return max(0.0, float(np.sum((a.mean - b.mean) ** 2) + trace - 2 * root_trace))
 
 

@@ -19,6 +19,7 @@ from models.layers import Rngs
 
 SIDE = 299  # pixels that the network sees
 POOL, CLASSES = 2048, 1008
+EXACT = jax.lax.Precision.HIGHEST  # Accelerators would round products to fewer bits by default.
 
 Window = tuple[int, int]
 
@@ -44,7 +45,8 @@ class ConvNorm(nnx.Module):
         rngs: Rngs,
     ) -> None:
         padding = padding or ("SAME" if stride == 1 else "VALID")
-        self.conv = nnx.Conv(in_features, features, window, stride, padding=padding, use_bias=False, rngs=rngs)
+        options = {"padding": padding, "use_bias": False, "precision": EXACT}
+        self.conv = nnx.Conv(in_features, features, window, stride, **options, rngs=rngs)
         self.bn = nnx.BatchNorm(features, use_running_average=True, epsilon=1e-3, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -185,7 +187,7 @@ class Inception(nnx.Module):
         self.Mixed_7a = ReductionB(rngs=rngs)
         self.Mixed_7b = MixedC(1280, mean_pool, rngs=rngs)
         self.Mixed_7c = MixedC(2048, same_max_pool, rngs=rngs)  # Averages in the paper; the weights are for maxima.
-        self.fc = nnx.Linear(POOL, CLASSES, rngs=rngs)
+        self.fc = nnx.Linear(POOL, CLASSES, precision=EXACT, rngs=rngs)
 
     def __call__(self, images: Array) -> Outputs:
         x = resize(images.astype(jnp.float32), self.half_pixel)
@@ -207,7 +209,7 @@ def resize(x: Array, half_pixel: bool) -> Array:
     without, their upper left corners, as in TensorFlow's graph of 2015 and so in torch-fidelity.
     """
     rows, columns = (jnp.asarray(interpolation(size, half_pixel)) for size in x.shape[1:3])
-    return jnp.einsum("ih,bhwc,jw->bijc", rows, x, columns, precision="highest")
+    return jnp.einsum("ih,bhwc,jw->bijc", rows, x, columns, precision=EXACT)
 
 
 def interpolation(size: int, half_pixel: bool) -> np.ndarray:

@@ -21,7 +21,7 @@ SAMPLES = 50
 
 
 def corners(images):
-    """Features for the tests: grey levels of four pixels that are not always 0. (`eval.features=tests.test_image_quality:corners`)"""
+    """Features for the tests (`eval.features=tests.test_image_quality:corners`): four pixels that are not always 0."""
     return {"pool": images[:, 2:6:3, 2:6:3].reshape(len(images), -1) / 255}
 
 

@@ -57,7 +57,7 @@ def test_few_samples():
     few, many = draws(5, 40), draws(500, 40, seed=1)
     a, b = Moments.of(few), Moments.of(many)
     assert (a.rank_deficient, b.rank_deficient) == (True, False)
-    assert metrics.frechet_distance(a, b) == pytest.approx(metrics.frechet_distance(b, a), rel=1e-10)
+    assert metrics.frechet_distance(a, b) == pytest.approx(metrics.frechet_distance(b, a), rel=1e-6)
     single = Moments.of(few[:1])
     expected = np.sum((single.mean - b.mean) ** 2) + np.trace(b.covariance)
     assert metrics.frechet_distance(single, b) == pytest.approx(expected, rel=1e-12)

@@ -1,0 +1,58 @@
+"""How the measures of image quality depend on the number of images: python -m benchmarks.metrics --workdir=DIR
+
+Held-out digits take the place of samples, against the training digits, in features of the small classifier.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+import features
+import image_quality
+import reference_statistics
+from benchmarks.markdown import header, row
+from configs.vp import digits_ddpmpp_continuous
+from experiment import Experiment
+
+COUNTS, DRAWS = (60, 120, 240, 359), 20
+COLUMNS = {
+    "FD": ("frechet", "value"),
+    "stderr of FD": ("frechet", "stderr"),
+    "extrapolated": ("frechet", "extrapolated"),
+    "KID": ("kid", "value"),
+    "stderr of KID": ("kid", "stderr"),
+    "class. score": ("inception_score", "value"),
+    "precision": ("precision", "value"),
+    "recall": ("recall", "value"),
+}
+
+flags.DEFINE_string("workdir", None, "Where the classifier and the statistics go.", required=True)
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table of docs/metrics.md."""
+    del argv
+    experiment = Experiment(digits_ddpmpp_continuous.get_config())
+    workdir = flags.FLAGS.workdir
+    extractor = features.make(experiment, workdir)
+    reference = reference_statistics.find(experiment, extractor, workdir)
+    found = extractor.extract(features.spread(experiment, experiment.test.pixels))
+    rng, path, rows = np.random.default_rng(0), Path(workdir) / "drawn.npz", []
+    for count in COUNTS:
+        measured = []
+        for _ in range(DRAWS):
+            drawn = rng.choice(len(found.pool), count, replace=False)
+            np.savez(path, pool=found.pool[drawn], logits=found.logits[drawn])
+            results = image_quality.measure([path], extractor, reference)
+            measured.append([results[name][key] for name, key in COLUMNS.values()])
+        means, spreads = np.mean(measured, 0), np.std(measured, 0, ddof=1)
+        rows.append(row(str(count), *(f"{mean:.3f} ({spread:.3f})" for mean, spread in zip(means, spreads))))
+    path.unlink()
+    print("\n".join([*header("images", *COLUMNS), *rows]))
+
+
+if __name__ == "__main__":
+    app.run(main)
