@@ -81,8 +81,10 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
             f"{workdir} has no checkpoint from eval.begin_ckpt = {begin} to eval.end_ckpt = {end}; "
             f"it has: {', '.join(map(str, sorted(kept))) or 'none'}."
         )
-    if config.eval.enable_metrics:
+    if config.eval.enable_metrics and sampling_stage in stages:
         stages.append(image_quality.make_stage(experiment, workdir))
+    elif config.eval.enable_metrics:
+        logging.warning("eval.enable_metrics measures samples, which eval.enable_sampling = False leaves out: skipped.")
     folder = Path(workdir) / eval_folder
     claim(folder, config, lambda field: field.startswith(OF_THE_ROUNDS) and not field.startswith(FREE))
     results = {}

@@ -34,11 +34,9 @@ BLOCK = 1000  # images in a block of KID, unless there are too few for as many b
 def make_stage(experiment: Experiment, workdir: str) -> Stage:
     """The stage of evaluation that measures its samples; makes or reads the statistics to compare them with.
 
-    Raises InputError if no samples are to be had, and for whatever is wrong with the features and statistics.
+    Raises InputError for too few samples, and for whatever is wrong with the features and statistics.
     """
     config = experiment.config.eval
-    if not config.enable_sampling:
-        raise InputError("eval.enable_metrics = True needs eval.enable_sampling = True (samples on disk count).")
     if config.num_samples < LEAST:
         raise InputError(f"eval.num_samples = {config.num_samples} must be at least {LEAST} for eval.enable_metrics.")
     extractor = features.make(experiment, workdir)

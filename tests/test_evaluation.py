@@ -17,7 +17,7 @@ from tests import tiny
 def config(**changes):
     options = {"eval.enable_bpd": True, "eval.enable_sampling": True, "training.n_iters": 4}
     options |= {"eval.bpd_num_repeats": 2, "eval.bpd_probes": 2, "eval.bpd_tolerance": 3e-3}
-    options |= {"eval.enable_metrics": "eval.enable_sampling" not in changes}
+    options |= {"eval.enable_metrics": True}
     return tiny.config(**options | changes)
 
 
@@ -87,6 +87,7 @@ def test_bits_per_dim_do_not_depend_on_the_batch(evaluated):
         config(**{"eval.batch_size": 200, "eval.enable_sampling": False}), evaluated[0], "other"
     )
     assert results[1]["bpd"]["mean"] == pytest.approx(evaluated[1][1]["bpd"]["mean"], abs=1e-4)
+    assert "metrics" not in results[1]  # Without samples there is nothing to measure.
 
 
 def test_an_eval_folder_of_other_settings_is_refused(evaluated):

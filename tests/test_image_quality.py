@@ -222,7 +222,6 @@ def test_files_without_statistics(tmp_path, name, content, sentence):
         ({"eval.features": "no.module:f"}, "'no.module:f' cannot be imported: No module named 'no'"),
         ({"eval.features": "json:f"}, "'json:f' cannot be imported: .* has no attribute 'f'"),
         ({"eval.features": "classifier", "data.dataset": "noise"}, "needs labels, which data.dataset = 'noise' lacks"),
-        ({"eval.enable_sampling": False}, "needs eval.enable_sampling = True"),
         ({"eval.num_samples": 9}, "eval.num_samples = 9 must be at least 10"),
         ({"eval.stats_path": "no.npz"}, "eval.stats_path = 'no.npz' does not exist; --mode=fid_stats makes it"),
         ({"eval.stats_split": "dev"}, "eval.stats_split = 'dev' is unknown; known: test, train"),
