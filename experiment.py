@@ -66,7 +66,7 @@ FREE_OF_THE_NETWORK = (  # Matters of its training.
     "model.dropout",
     "model.class_dropout",
 )
-PURPOSES = ("init", "train", "loss", "bpd", "sample", "dequantize", "classify")
+PURPOSES = ("init", "train", "loss", "bpd", "sample", "dequantize", "classify", "restore")
 
 
 class Experiment:

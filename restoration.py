@@ -160,11 +160,13 @@ def check(config: Config) -> None:
     if options.method in OF_THE_STEPS and config.sampling.method.lower() != "pc":
         guided = ", ".join(name for name in METHODS if name not in OF_THE_STEPS)
         raise InputError(
-            f"restore.method = {options.method!r} changes the steps of sampling.method = 'pc', which "
-            f"{config.sampling.method!r} does not take; methods for any sampler: {guided}."
+            f"restore.method = {options.method!r} works on the steps of sampling.method = 'pc' and does not go with "
+            f"{config.sampling.method!r}; methods for any sampler: {guided}."
         )
     if options.official and (options.method != "projection" or options.task not in ("inpaint", "colorize")):
         raise InputError("restore.official = True is for restore.method = 'projection' that inpaints or colorizes.")
+    if options.task == "colorize" and config.data.num_channels == 1:
+        raise InputError("restore.task = 'colorize' needs a model of colours; that of data.num_channels = 1 is grey.")
     if options.observed and options.task in NO_IMAGES:
         raise InputError(f"restore.observed = True: measurements of restore.task = {options.task!r} are no images.")
     if config.guidance.classes:
