@@ -1,0 +1,97 @@
+"""Inverse problems of Gaussian data, whose posterior is known, and what the methods of `restoration` make of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import operators
+import sampling
+import solvers
+from configs.default import get_default_config
+from inverse_problems import Measurement
+from operators import Operator
+from restoration import METHODS
+from sde_lib import SDE, Score, expand
+
+SHAPE, SIZE, STD = (4, 4, 1), 16, 0.5
+MEAN = np.full(SIZE, 0.3)
+ALONG = np.exp(-np.abs(np.subtract.outer(np.arange(4), np.arange(4))) / 2)
+COVARIANCES = {"isotropic": STD**2 * np.eye(SIZE), "correlated": STD**2 * np.kron(ALONG, ALONG)}
+OPERATORS = {
+    "mask": operators.mask(operators.box(SHAPE, 0.5)),
+    "block_mean": operators.block_mean(SHAPE, 2),
+    "dense": operators.dense(SHAPE, np.random.default_rng(0).normal(size=(5, SIZE))),
+    "convolution": operators.convolution(SHAPE, operators.motion_kernel(2, 45)),
+}
+
+
+class Errors(NamedTuple):
+    """Of answers to one measurement: root mean square error of their mean, in standard deviations of the data; error of
+    their covariance, relative to the norm of the data's; and what is the Monte-Carlo error of the first."""
+
+    mean: float
+    covariance: float
+    floor: float
+
+
+def exact_score(sde: SDE, covariance: np.ndarray) -> Score:
+    """The score of N(MEAN, covariance) data."""
+    values, vectors = (np.asarray(a, np.float32) for a in np.linalg.eigh(covariance))
+
+    def score(x: Array, t: Array) -> Array:
+        alpha, var = expand(sde.alpha(t), x[:, :, 0, 0]), expand(sde.var(t), x[:, :, 0, 0])
+        centred = (x.reshape(-1, SIZE) - alpha * MEAN.astype(np.float32)) @ vectors
+        return -((centred / (alpha**2 * values + var)) @ vectors.T).reshape(x.shape)
+
+    return score
+
+
+def posterior(covariance: np.ndarray, operator: Operator, y: Array, noise_std: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (SIZE,) and covariance (SIZE, SIZE) of images given y, by conditioning in float64."""
+    a = np.asarray(operator.forward(jnp.eye(SIZE).reshape(SIZE, *SHAPE)), np.float64).reshape(SIZE, -1).T
+    u, s, _ = np.linalg.svd(a, full_matrices=False)
+    u = u[:, s > 1e-4 * s.max()]
+    a, y = u.T @ a, u.T @ np.asarray(y, np.float64).reshape(-1)
+    gain = covariance @ a.T @ np.linalg.inv(a @ covariance @ a.T + noise_std**2 * np.eye(len(a)))
+    return MEAN + gain @ (y - a @ MEAN), covariance - gain @ a @ covariance
+
+
+def measure(
+    sde: SDE, kind: str, name: str, noise_std: float, method: str, *, steps: int, count: int = 2000, **options: float
+) -> Errors:
+    """What `count` answers are off by: of a guided score by `steps` of DEIS, of another method by as many predictions.
+
+    options: fields of config.restore.
+    """
+    covariance, operator = COVARIANCES[kind], OPERATORS[name]
+    settings = get_default_config().restore
+    settings.update(options)
+    truth = jnp.asarray(np.random.default_rng(3).multivariate_normal(MEAN, covariance), jnp.float32).reshape(1, *SHAPE)
+    y = operator.observe(truth, jax.random.normal(jax.random.key(6), truth.shape), noise_std)
+    measurement = Measurement(operator, jnp.repeat(y, count, 0), noise_std)
+    keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
+    solver, levels = solvers.SOLVERS["deis"], solvers.noise_levels(sde, "karras", steps)
+    grid = sde.steps(sde.sampling_times(steps))
+
+    @jax.jit
+    def answers(keys: Array) -> Array:
+        prior = sampling.prior_sample(keys, sde, (count, *SHAPE))
+        score, x, changes = METHODS[method](settings, exact_score(sde, covariance), sde, measurement, prior)
+        if not changes:
+            prediction = {"noise_prediction": solver.noise_prediction}
+            return sampling.few_step(keys, score, sde, x, solver.plan(levels), 0.0, **prediction)[0]
+        predictor = changes.pop("exchange", lambda each: each)(sampling.reverse_diffusion)
+        return sampling.predictor_corrector(keys, score, sde, x, grid, predictor=predictor, **changes)[0]
+
+    x = np.asarray(answers(keys), np.float64).reshape(count, SIZE)
+    mean, exact = posterior(covariance, operator, y, noise_std)
+    return Errors(
+        float(np.sqrt(np.mean((x.mean(0) - mean) ** 2)) / STD),
+        float(np.linalg.norm(np.cov(x.T) - exact) / np.linalg.norm(covariance)),
+        float(np.sqrt(exact.trace() / SIZE / count) / STD),
+    )
