@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 import latents
-from checkpoints import KEPT, Checkpoints
 from errors import InputError
-from experiment import Experiment, claim
+from experiment import Experiment
 from tests import tiny
 
 SOLVER = {"sampling.method": "solver", "sampling.solver": "heun", "sampling.num_steps": 20}
@@ -18,16 +17,7 @@ SOLVER = {"sampling.method": "solver", "sampling.solver": "heun", "sampling.num_
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A workdir whose checkpoint 3 has random parameters."""
-    folder = tmp_path_factory.mktemp("latents")
-    experiment = Experiment(tiny.config())
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda a: 0.1 * rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params)
-    params = jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), params, experiment.abstract_params)
-    claim(folder, experiment.config, lambda field: True)
-    checkpoints = Checkpoints(folder, create=True)
-    checkpoints.save(KEPT, 3, {"ema": params}, step=0, config=experiment.config.to_dict())
-    checkpoints.close()
-    return folder
+    return tiny.untrained(tmp_path_factory.mktemp("latents"))
 
 
 def test_encoding_and_decoding(workdir):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
+import jax
 import ml_collections
 import numpy as np
 
 import datasets
+from checkpoints import KEPT, Checkpoints
 from datasets import Images
+from experiment import Experiment, claim
 
 
 def noise(split: str, config: ml_collections.ConfigDict) -> Images:
@@ -30,3 +34,16 @@ def config(name: str = "vp.digits_ddpmpp_continuous", **changes) -> ml_collectio
     c.eval.update(batch_size=120, num_samples=10, enable_metrics=False)
     c.update_from_flattened_dict(changes)
     return c
+
+
+def untrained(folder: Path, number: int = 3, **changes) -> Path:
+    """Makes `folder` a workdir of this experiment whose one checkpoint has random parameters."""
+    experiment = Experiment(config(**changes))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda a: 0.1 * rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params)
+    params = jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), params, experiment.abstract_params)
+    claim(folder, experiment.config, lambda field: True)
+    checkpoints = Checkpoints(folder, create=True)
+    checkpoints.save(KEPT, number, {"ema": params}, step=0, config=experiment.config.to_dict())
+    checkpoints.close()
+    return folder
