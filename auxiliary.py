@@ -28,6 +28,8 @@ from experiment import Experiment, Params, write_atomically
 
 LOG_EVERY, SAVE_EVERY = 100, 500  # steps
 
+State = tuple[Params, optax.OptState]
+
 Loss = Callable[..., Array]
 """(params, Batch, key, *constants) -> the mean over the batch, a scalar."""
 
@@ -59,15 +61,7 @@ def fit(
 
     Raises InputError if the loss is not finite.
     """
-    whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh)
-
-    @functools.partial(jax.jit, in_shardings=(whole, split, whole, whole), out_shardings=whole)
-    def step(state: tuple, batch: Batch, i: Array, constants: tuple) -> tuple[tuple, Array]:
-        params, opt_state = state
-        value, grads = jax.value_and_grad(loss)(params, batch, jax.random.fold_in(key, i), *constants)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), value
-
+    whole = sharding.replicated(experiment.mesh)
     notes, partial, constants = json.dumps(settings, sort_keys=True), path.with_suffix(".partial"), tuple(constants)
     if (finished := _read(path, params, notes)) is not None:
         print(f"{path} is there already, of the same settings: nothing left to do.")
@@ -77,6 +71,7 @@ def fit(
     if start:
         print(f"going on from step {start} of {partial}", flush=True)
     state, stream, values = jax.device_put(state, whole), batches.iterate(start), []
+    step = _compile(experiment, loss, optimizer, key)
     for i in tqdm(range(start, total), initial=start, total=total, unit="step", disable=None):
         batch = jax.tree.map(lambda leaf: leaf[0], next(stream))
         state, value = step(state, sharding.shard(experiment.mesh, batch), i, constants)
@@ -92,6 +87,22 @@ def fit(
     if not jax.process_index():
         partial.unlink(missing_ok=True)
     return state[0]
+
+
+def _compile(
+    experiment: Experiment, loss: Loss, optimizer: optax.GradientTransformation, key: Array
+) -> Callable[[State, Batch, int, tuple], tuple[State, Array]]:
+    """(state, batch, number of the step, constants) -> state, loss; jitted over the mesh."""
+    whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh)
+
+    @functools.partial(jax.jit, in_shardings=(whole, split, whole, whole), out_shardings=whole)
+    def step(state: State, batch: Batch, i: Array, constants: tuple) -> tuple[State, Array]:
+        params, opt_state = state
+        value, grads = jax.value_and_grad(loss)(params, batch, jax.random.fold_in(key, i), *constants)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    return step
 
 
 def load(path: Path, like: Params, mode: str) -> Params:
