@@ -231,6 +231,6 @@ def check_unlabelled(network: nnx.Module, where: str) -> None:
     """Raises InputError for a network that is told classes, as none is in the code base `where`."""
     if getattr(network, "class_embedding", None) is not None:
         raise InputError(
-            f"Networks with data.num_classes > 0 are not in {where}; .safetensors files hold them (--target=NAME"
-            f".safetensors)."
+            f"There are no networks with data.num_classes > 0 in {where} but .safetensors files hold them "
+            f"(--target=NAME.safetensors)."
         )
