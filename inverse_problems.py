@@ -12,6 +12,7 @@ data of covariance prior_std^2 I `pigdm`; the others are not.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -24,9 +25,13 @@ from sampling import Constraint, Update, standard_normal
 from sde_lib import SDE, Score, Step, expand
 
 
-@dataclasses.dataclass(frozen=True)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["operator", "noise_std"])
+@dataclasses.dataclass(frozen=True, eq=False)
 class Measurement:
-    """y = A x + noise_std n for images x (B, H, W, C), each with a y of its own; n is standard normal."""
+    """y = A x + noise_std n for images x (B, H, W, C), each with a y of its own; n is standard normal.
+
+    A pytree with the leaf y, and so are scores that it guides: samplers that take images apart take y apart with them.
+    """
 
     operator: Operator
     y: Array
@@ -71,14 +76,14 @@ def pigdm(score: Score, sde: SDE, measurement: Measurement, *, prior_std: float 
     """
     operator, noise_var = measurement.operator, measurement.noise_std**2
 
-    def guided(x: Array, t: Array) -> Array:
+    def guided(measurement: Measurement, x: Array, t: Array) -> Array:
         d, pull_back, s = jax.vjp(denoiser(score, sde, t), x, has_aux=True)
         residual, values = measurement.residual(d), operator.singular_values
         r2 = expand(1 / (sde.noise_to_signal(t) ** -2 + prior_std**-2), residual)
         gain = values / jnp.where(operator.measured, r2 * values**2 + noise_var, 1)
         return s + pull_back(operator.from_basis(gain * residual))[0]
 
-    return guided
+    return jax.tree_util.Partial(guided, measurement)
 
 
 def moment_matching(score: Score, sde: SDE, measurement: Measurement, *, iterations: int = 3) -> Score:
@@ -91,14 +96,14 @@ def moment_matching(score: Score, sde: SDE, measurement: Measurement, *, iterati
     """
     operator, noise_var = measurement.operator, measurement.noise_std**2
 
-    def guided(x: Array, t: Array) -> Array:
+    def guided(measurement: Measurement, x: Array, t: Array) -> Array:
         d, pull_back, s = jax.vjp(denoiser(score, sde, t), x, has_aux=True)
         scale = expand(sde.var(t) / sde.alpha(t), x)
         covariance = lambda v: operator.forward(scale * pull_back(operator.adjoint(v))[0]) + noise_var * v
         v = conjugate_gradients(covariance, operator.to_measured(measurement.residual(d)), iterations)
         return s + pull_back(operator.adjoint(v))[0]
 
-    return guided
+    return jax.tree_util.Partial(guided, measurement)
 
 
 def conjugate_gradients(apply: Callable[[Array], Array], b: Array, iterations: int) -> Array:
@@ -126,11 +131,11 @@ def within(score: Score, sde: SDE, low: float, high: float) -> Score:
     It keeps guidance by a network from running away where the network's gradients are bad, at high noise.
     """
 
-    def clipped(x: Array, t: Array) -> Array:
+    def clipped(score: Score, x: Array, t: Array) -> Array:
         alpha, var = (expand(c, x) for c in (sde.alpha(t), sde.var(t)))
         return (alpha * jnp.clip(denoiser(score, sde, t)(x)[0], low, high) - x) / var
 
-    return clipped
+    return jax.tree_util.Partial(clipped, score)
 
 
 # --- constraints ------------------------------------------------------------------------------------------------------

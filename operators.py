@@ -28,7 +28,7 @@ def _same(x: Array) -> Array:
     return x
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Operator:
     """A linear map A of images, real from real.
 

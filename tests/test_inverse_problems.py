@@ -1,6 +1,7 @@
 """Inverse problems against recorded official runs, and against the exact posterior of Gaussian data."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +130,19 @@ def test_conjugate_gradients():
     v = solve(a)
     np.testing.assert_allclose(v[1], 0)
     np.testing.assert_allclose(v[0], np.linalg.solve(a, b[..., None])[0, :, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("guide", [inverse_problems.pigdm, inverse_problems.moment_matching])
+def test_adaptive_steps_keep_images_and_measurements_together(guide):
+    """The ODE solver takes images one by one, each with a y of its own; their measured means are y in the end."""
+    sde, operator = SDES["vp"], gaussian_posterior.OPERATORS["block_mean"]
+    y = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (3, 2, 2, 1)), jnp.float32)
+    score = gaussian_posterior.exact_score(sde, gaussian_posterior.COVARIANCES["correlated"])
+    guided = inverse_problems.within(guide(score, sde, Measurement(operator, y)), sde, -9, 9)
+    x, _ = jax.jit(functools.partial(sampling.probability_flow_ode, sde=sde, rtol=1e-3, atol=1e-3))(
+        guided, x=sampling.prior_sample(KEYS, sde, (3, 4, 4, 1))
+    )
+    np.testing.assert_allclose(operator.forward(x), y, atol=0.05)
 
 
 def test_means_stay_within_the_range():
