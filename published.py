@@ -12,7 +12,6 @@ import json
 import math
 import os
 import struct
-import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -114,10 +113,15 @@ def find(config: ml_collections.ConfigDict, prepared: Prepared) -> Path:
 
 def _records(folder: Path, name: str, split: str) -> Sequence[bytes]:
     """The records of a split, whose files must all be there."""
-    info = json.loads((folder / "dataset_info.json").read_text())
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text())
+    except ValueError as error:
+        raise InputError(f"{folder / 'dataset_info.json'} is damaged: {brief(error)}. Prepare it again.") from error
     lengths = {each["name"]: [int(n) for n in each.get("shardLengths", ())] for each in info.get("splits", ())}
-    if split not in lengths:
-        raise InputError(f"{folder} has no split {split!r}; it has: {', '.join(lengths) or 'none'}.")
+    if not lengths.get(split):
+        raise InputError(
+            f"{folder} has no split {split!r}; it has: {', '.join(filter(lengths.get, lengths)) or 'none'}."
+        )
     kind, count = info.get("fileFormat", "tfrecord"), len(lengths[split])
     check_name(kind, ("array_record", "tfrecord"), f"fileFormat in {folder / 'dataset_info.json'}")
     stem = f"{info.get('name', name.split('/')[0])}-{split}.{kind}"
@@ -137,7 +141,7 @@ class ArrayRecords(Sequence):
     """The records of ArrayRecord files, which have checksums. Raises InputError for a damaged file."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self._folder = paths[0].parent if paths else None
+        self._folder = paths[0].parent
         self._source = self._call(ArrayRecordDataSource, [str(path) for path in paths])
 
     def __len__(self) -> int:
@@ -188,7 +192,7 @@ def prepare(config: ml_collections.ConfigDict) -> None:
     print(f"preparing {prepared.name} in {data_dir(config)}", flush=True)
     builder = tfds.builder(prepared.name, data_dir=str(data_dir(config)), file_format="array_record")
     builder.download_and_prepare()
-    print(f"done: {builder.data_path}", file=sys.stdout)
+    print(f"done: {builder.data_path}")
 
 
 # --- IDX --------------------------------------------------------------------------------------------------------------
