@@ -56,6 +56,9 @@ def test_splits_and_classes(folder):
     assert 4 <= len(test) <= 16
     for images, value in zip((train, test), values):
         np.testing.assert_array_equal(images.labels, value >= 100)
+    assert len(datasets.load(config(folder, num_classes=2).data, "train")) == len(train)
+    with pytest.raises(InputError, match="data.num_classes = 1, but the labels of data.dataset go from 0 to 1"):
+        datasets.load(config(folder, num_classes=1).data, "train")
     more = folder / "cats" / "new.png"
     write(more, np.zeros((8, 8, 3), np.uint8))
     again = datasets.load(config(folder).data, "test")  # Files that were held out are so when others come.
