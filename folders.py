@@ -1,4 +1,4 @@
-"""Images of one's own: a folder of files, or an array; checked once, before training, and indexed."""
+"""Images of one's own: a folder of files, checked once, before training, and indexed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def index(folder: Path) -> Index:
     new = [name for name, state in found.items() if (name, state) not in known]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(lambda name: _inspect(folder / name), new)
-        checked = dict(zip(new, tqdm(results, total=len(new), unit="file", desc="checking images", disable=None)))
+        quiet = None if new else True  # On a terminal, and if there is something to do.
+        checked = dict(zip(new, tqdm(results, "checking images", len(new), unit="file", disable=quiet)))
     entries = [checked[name] if name in checked else known[name, state] for name, state in found.items()]
     sizes = np.array([size for size, _ in entries], np.int32).reshape(-1, 2)
     arrays = (
