@@ -11,4 +11,5 @@ def get_config():
     config.model.attn_resolutions = (7,)
     config.training.batch_size = 128
     config.training.n_iters = 20_000
+    config.training.snapshot_freq = 5000
     return config
