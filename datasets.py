@@ -1,7 +1,7 @@
 """Images as uint8 grey levels, the batches of a run, and the map between grey levels and what a model sees.
 
 A new data set is one function `(split, config.data) -> Images`, entered in DATASETS; and in LEVELS, if it has fewer
-than 256 grey levels. Published sets and images of one's own are read in `published`, `folders` and `arrays`.
+than 256 grey levels. Published sets and images of one's own are read in `readers`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ import numpy as np
 from jax import Array
 from PIL import Image
 
-import arrays
-import folders
-import published
 from errors import InputError, choose
+from readers import arrays, folders, published
 from sharding import local_rows
 
 
@@ -191,11 +189,11 @@ class RealScaler:
 
     @property
     def levels(self) -> int:
-        """There are none: raises InputError, as only dequantization wants to know."""
-        raise InputError(f"data.value_range = {(self.low, self.high)}: real numbers need no dequantization.")
+        """There are none: raises InputError, for dequantization and measures of bytes, which want to know."""
+        raise InputError(f"data.value_range = {(self.low, self.high)}: real numbers have no grey levels.")
 
-    def pixels(self, x: Array, *, dequantized: bool) -> Array:
-        """The values of x."""
+    def pixels(self, x: Array, *, dequantized: bool, truncate: bool = False) -> Array:
+        """The values of x, whatever is said of rounding."""
         return self.low + self._step * (x + self.centered)
 
     @property

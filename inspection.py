@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import datasets
-import folders
 from errors import InputError
 from experiment import write_atomically
 from factory import Config, complete
+from readers import folders
 
 SHOWN = 100  # images on a contact sheet
 MOST = 2000, 2**28  # images and numbers among which distances are measured

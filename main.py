@@ -18,12 +18,12 @@ import dequantization
 import evaluation
 import inspection
 import latents
-import published
 import reference_statistics
 import restoration
 import training
 from errors import InputError
 from factory import complete
+from readers import published
 
 FLAGS = flags.FLAGS
 MODES = {

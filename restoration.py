@@ -21,10 +21,8 @@ from jax import Array
 from PIL import Image
 
 import datasets
-import folders
 import inverse_problems
 import operators
-import preprocessing
 import sampling
 import sharding
 from checkpoints import Checkpoints
@@ -33,6 +31,7 @@ from evaluation import run_rounds
 from experiment import OF_THE_NETWORK, Config, Experiment, Params, check_workdir, claim, write_atomically
 from inverse_problems import Measurement
 from operators import Operator
+from readers import folders, preprocessing
 from sde_lib import SDE, Score
 
 Shape = tuple[int, int, int]

@@ -19,13 +19,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-import cache
 import datasets
-import preprocessing
 import training
 from benchmarks.markdown import header, machine, row
 from configs.vp.photos_ddpmpp_continuous import get_config
 from experiment import Experiment
+from readers import cache, preprocessing
 from tests import examples
 
 FLAGS = flags.FLAGS

@@ -63,7 +63,7 @@ def gaussian_table() -> list[str]:
 
 def draw_gaussian(path: Path) -> None:
     """Error of the posterior's mean against the number of steps."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
     for axis, name in zip(axes, ("VE", "VP")):
         for method in METHODS:
             problem = SDES[name], *GAUSSIANS[0], method
@@ -72,7 +72,7 @@ def draw_gaussian(path: Path) -> None:
         axis.axhline(errors[0].floor, color="grey", linestyle=":", label="Monte-Carlo error")
         axis.set(title=name, xlabel="steps")
     axes[0].set_ylabel("error of the posterior mean / std of the data")
-    axes[1].legend(fontsize=8)
+    axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
     figure.savefig(path, dpi=90)
 
@@ -155,11 +155,12 @@ Made by `python -m benchmarks.inverse_problems --workdir=DIR` on {machine}; DIR 
 - **`moment_matching`** (the default) is exact for Gaussian data, works with every sampler and solver, on every SDE, and
   honours noise in y. It costs `restore.iterations` + 1 gradients of the network a step.
 - **`pigdm`** costs one gradient a step. It is exact for data without correlations, so `restore.prior_std` matters.
-- **`projection`** is the paper's, costs nothing, and is biased: what is not measured does not learn in time what is. More
-  steps do not help (see the picture).
-- **`dps`** follows one measurement well; its answers spread too little if y is noisy.
-- **`ddrm`** takes few steps (`model.num_scales`) and has the best PSNR at times, being near the mean: its answers spread
-  too little.
+- **`projection`** is the paper's, costs nothing, and is biased: what is not measured does not learn in time what is, and
+  more steps do not help (see the picture).
+- **`dps`** has a step size, `restore.scale`, that is right for no measurement in particular: the 5 sums here make it
+  diverge. Its answers spread too little if y is noisy.
+- **`ddrm`** has the best PSNR at times, being near the mean: its answers spread too little. Without noise its mean
+  becomes right with many steps.
 
 The last three work on the steps of `sampling.method = "pc"`; the first two take any sampler, DEIS with 20 steps here
 (`--config.sampling.method=solver`). For images, the denoised mean of the first two is clipped to the range of images:
@@ -168,9 +169,9 @@ y in the end. DAPS was not built: moment_matching already is exact where it can 
 
 ## Gaussian data
 
-Images of {SIZE} correlated pixels (neighbours correlate by 0.61, standard deviation {STD}), whose posterior is known. In
-each cell: the error of the mean of 2,000 answers in standard deviations of the data, and that of their covariance relative
-to the norm of the data's. `mask` hides the 4 pixels in the middle, `dense` is 5 random sums.
+Images of {SIZE} correlated pixels (neighbours correlate by 0.61, standard deviation {STD}), whose posterior is known.
+In each cell: the error of the mean of 2,000 answers in standard deviations of the data, and that of their covariance
+relative to the norm of the data's. `mask` hides the 4 pixels in the middle, `dense` is 5 random sums.
 
 {gaussian}
 
@@ -178,8 +179,8 @@ to the norm of the data's. `mask` hides the 4 pixels in the middle, `dense` is 5
 
 ## Digits
 
-{images} held-out images, 4 answers to each. PSNR in dB; misfit is |y - A x| per entry for images from 0 to 1, which the noise
-makes as large as itself; seconds for one answer to each image, without compilation.
+{images} held-out images, 4 answers to each. PSNR in dB; misfit is |y - A x| per entry for images from 0 to 1, which the
+noise makes as large as itself; seconds for one answer to each image, without compilation.
 
 {digits}"""
 

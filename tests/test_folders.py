@@ -9,15 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import arrays
-import cache
 import datasets
-import folders
 import inspection
-import preprocessing
 import training
 from errors import InputError
 from experiment import Experiment
+from readers import arrays, cache, folders, preprocessing
 from tests import examples, tiny
 
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-import preprocessing
-from preprocessing import Decoded
+from readers import preprocessing
+from readers.preprocessing import Decoded
 from tests.examples import encoded
 
 PHOTO = Image.fromarray(load_sample_images().images[0])

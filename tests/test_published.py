@@ -13,15 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-import cache
 import datasets
-import published
-import tfrecords
 import training
 from errors import InputError
 from experiment import Experiment
+from readers import cache, published, tfrecords
+from readers.tfrecords import TFRecords, parse_example
 from tests import examples, reference, tiny
-from tfrecords import TFRecords, parse_example
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-import cache
 from errors import InputError, brief
-from folders import members
+from readers import cache
+from readers.folders import members
 
 
 class Chosen(Sequence):

@@ -14,9 +14,8 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-import cache
-import preprocessing
 from errors import InputError, brief
+from readers import cache, preprocessing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 NAMED = 10  # bad files that a warning lists

@@ -22,11 +22,10 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
-import cache
-import preprocessing
 from errors import InputError, brief, check_name
-from preprocessing import Decoded
-from tfrecords import TFRecords, parse_example
+from readers import cache, preprocessing
+from readers.preprocessing import Decoded
+from readers.tfrecords import TFRecords, parse_example
 
 Pixels = Sequence[np.ndarray]
 """(N, H, W, C) uint8"""

@@ -14,8 +14,8 @@ import google_crc32c
 import numpy as np
 from tqdm import tqdm
 
-import cache
 from errors import InputError
+from readers import cache
 
 HEADER, FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 

@@ -1,0 +1,1 @@
+"""Images from files: folders, arrays and published data sets; how they are decoded, cropped and indexed."""
