@@ -155,8 +155,8 @@ Made by `python -m benchmarks.inverse_problems --workdir=DIR` on {machine}; DIR 
 - **`moment_matching`** (the default) is exact for Gaussian data, works with every sampler and solver, on every SDE, and
   honours noise in y. It costs `restore.iterations` + 1 gradients of the network a step.
 - **`pigdm`** costs one gradient a step. It is exact for data without correlations, so `restore.prior_std` matters.
-- **`projection`** is the paper's, costs nothing, and is biased: what is not measured does not learn in time what is, and
-  more steps do not help (see the picture).
+- **`projection`** is the paper's, costs nothing, and is biased: what is not measured does not learn in time what is,
+  and more steps do not help (see the picture).
 - **`dps`** has a step size, `restore.scale`, that is right for no measurement in particular: the 5 sums here make it
   diverge. Its answers spread too little if y is noisy.
 - **`ddrm`** has the best PSNR at times, being near the mean: its answers spread too little. Without noise its mean
