@@ -1,20 +1,20 @@
 """Log-likelihoods and latent codes through the probability-flow ODE (arXiv:2011.13456, Section 4.3 and Appendix D.2).
 
 The ODE is solved in coordinates in which there is little to solve. With sigma = std / alpha, the noise scale of
-x / alpha, and c the standard deviation of data, roughly, the time is the angle phi with sigma = c tan(phi), and the
-state is u = x / a, where a = alpha c / cos(phi) is the standard deviation of x if that of the data is c. Eq. (13)
-becomes
+x / alpha, and c the standard deviation of data, roughly, the state is u = x / a, where a = alpha sqrt(c^2 + sigma^2) is
+the standard deviation of x if that of the data is c. With sigma = c sinh(tau), Eq. (13) becomes
 
-  du/dphi = v(u, phi) = h(u, phi) / cos(phi), with h(u, phi) = -std score(a u, t) - sin(phi) u,
+  du/dtau = h(u, tau) = -std score(a u, t) - tanh(tau) u,
 
-which is 0 for N(0, c^2 I) data: what is solved is how the noise that the score predicts differs from theirs. With
-D = E[x_0 | x] this is v = (cos(phi) u - D / c) / sin(phi), the v-prediction of Salimans & Ho (2022,
-arXiv:2202.00512): it keeps its size at both ends, so that neither noise too small nor noise too large to matter takes
-many steps, and is smooth between them. Then
+which is 0 for N(0, c^2 I) data: what is solved is how the noise that the score predicts differs from theirs. tau is
+log(sigma) where noise prevails and sigma where data do, so that no steps go to noise too small to matter. There h falls
+like 1 / sigma if the score is exact, which the angle arctan(sigma / c) would undo (du by that is the v-prediction of
+Salimans & Ho 2022, arXiv:2202.00512); but the errors of a network, which do not fall, it would blow up. Between the two
+lies the time s = tanh(k tau) / k, by which the ODE is solved, with sigma^(-2 k) for the length of steps in it. Then
 
-  log p(x) = log p(x_T) + dims log(a_T / a) + integral of tr(dv/du) dphi,
+  log p(x) = log p(x_T) + dims log(a_T / a) + integral of tr(dh/du) dtau,
 
-where a probe w has |w|^2 in place of dims and w.(dv/du)w in place of the trace, which makes it the official estimate.
+where a probe v has |v|^2 in place of dims and v.(dh/du)v in place of the trace, which makes it the official estimate.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from errors import InputError, choose
 from sampling import fold_in, standard_normal, uniform
 from sde_lib import SDE, Score, expand
 
-DATA_STD = 0.5  # c. A wrong one costs steps, not exactness: from 0.25 to 1 the digits take equally many.
-TOLERANCE = 5e-4  # Of u and of log p per dimension, relative and absolute, in a step; docs/likelihood.md has others.
-FIRST_STEP = 0.05  # In phi, of which there is less than pi / 2; no evaluations are spent on choosing it.
+DATA_STD = 0.5  # c. A wrong one costs steps, not exactness.
+TOLERANCE = 1e-3  # Of u and of log p per dimension, relative and absolute, in a step; docs/likelihood.md has others.
+BEND = 0.35  # k. With exact scores more saves steps, to 0.42 and on; with the network of the digits it costs some.
+FIRST_STEP = 0.05  # In s, where the scale of data is 1; no evaluations are spent on choosing it.
 CONTROL = {"pcoeff": 0.4, "icoeff": 0.3}  # Of a PI controller: next to no steps are refused.
 PROBES = {
     "Rademacher": lambda key, shape: jax.random.rademacher(key, shape, jnp.float32),
@@ -101,11 +102,11 @@ def log_likelihood(score: Score, sde: SDE, x: Array, probes: Array, *, tolerance
     ends, dims = _ends(sde), math.prod(x.shape[1:])
     squares = jnp.sum(jnp.square(probes.reshape(*probes.shape[:2], -1)), -1)  # dims, unless they are Gaussian.
 
-    def field(phi: Array, state: tuple[Array, Array, Array], probes: Array) -> tuple[Array, Array, Array]:
-        t = sde.time_at(DATA_STD * jnp.tan(phi))
-        to_v = jnp.hypot(DATA_STD, sde.noise_to_signal(t)) / DATA_STD  # 1 / cos(phi), of the t as it was rounded.
-        v, tangent = jax.linearize(lambda u: to_v * _field(score, sde, u[None], t[None])[0], state[0])
-        return v, jax.vmap(lambda probe: jnp.mean(probe * tangent(probe)))(probes), jnp.zeros(())
+    def field(s: Array, state: tuple[Array, Array, Array], probes: Array) -> tuple[Array, Array, Array]:
+        t = sde.time_at(DATA_STD * jnp.sinh(jnp.arctanh(BEND * s) / BEND))
+        rate = 1 / (1 - (BEND * s) ** 2)  # dtau / ds
+        slope, tangent = jax.linearize(lambda u: rate * _field(score, sde, u[None], t[None])[0], state[0])
+        return slope, jax.vmap(lambda probe: jnp.mean(probe * tangent(probe)))(probes), jnp.zeros(())
 
     term = diffrax.ODETerm(field)
     controller = diffrax.PIDController(rtol=tolerance, atol=tolerance, norm=_norm, **CONTROL)
@@ -113,7 +114,7 @@ def log_likelihood(score: Score, sde: SDE, x: Array, probes: Array, *, tolerance
 
     def solve(x: Array, probes: Array) -> tuple[tuple[Array, Array, Array], Array]:
         y = x / ends.scale[0], jnp.zeros(len(probes)), jnp.zeros(())
-        solution = diffrax.diffeqsolve(term, _Bosh3(), ends.phi[0], ends.phi[1], FIRST_STEP, y, probes, **options)
+        solution = diffrax.diffeqsolve(term, _Bosh3(), ends.s[0], ends.s[1], FIRST_STEP, y, probes, **options)
         good = solution.result == diffrax.RESULTS.successful
         y = jax.tree.map(lambda leaf: jnp.where(good, leaf[0], jnp.nan), solution.ys)
         return y, 3 * solution.stats["num_steps"] + 1  # Three new stages a step, accepted or not; one at the start.
@@ -138,7 +139,7 @@ def elbo(score: Score, sde: SDE, x: Array, keys: Array, *, pairs: int = 16) -> B
     The paper's importance sampling makes log(sigma) uniform, as g^2 dt = 2 std^2 dlog(sigma). Here q is uniform, where
     sigma = sigma(t_min) cosh(q): log(sigma) but for the beginning, where z / std' has no finite variance otherwise.
     What the bound is for N(0, c^2 I) data, -log N(x; 0, a^2 I), is known and taken out. There remains the integral of
-    tanh(q) (|h|^2 + 2 sin(phi) h.u) - 2 h.z over q.
+    tanh(q) (|h|^2 + 2 tanh(tau) h.u) - 2 h.z over q.
 
     Args:
       x: as in `log_likelihood`. keys: (B,), one per image.
@@ -180,9 +181,9 @@ def bits_per_dim(logp: Array, dims: int, log_scale: float) -> Array:
 
 
 class _Ends(NamedTuple):
-    """phi, alpha, sigma = std / alpha and a (`scale`) at t_min and at T, all of shape (2,)."""
+    """s, alpha, sigma = std / alpha and a (`scale`) at t_min and at T, all of shape (2,)."""
 
-    phi: Array
+    s: Array
     alpha: Array
     sigma: Array
     scale: Array
@@ -191,11 +192,12 @@ class _Ends(NamedTuple):
 def _ends(sde: SDE) -> _Ends:
     t = jnp.array([sde.t_min, sde.T], jnp.float32)
     alpha, sigma = sde.alpha(t), sde.noise_to_signal(t)
-    return _Ends(jnp.arctan(sigma / DATA_STD), alpha, sigma, alpha * jnp.hypot(DATA_STD, sigma))
+    s = jnp.tanh(BEND * jnp.arcsinh(sigma / DATA_STD)) / BEND
+    return _Ends(s, alpha, sigma, alpha * jnp.hypot(DATA_STD, sigma))
 
 
 def _field(score: Score, sde: SDE, u: Array, t: Array) -> Array:
-    """h(u, phi) for u (B, ...), at the phi of t (B,)."""
+    """h(u, tau) for u (B, ...), at the tau of t (B,)."""
     sigma = sde.noise_to_signal(t)
     spread = jnp.hypot(DATA_STD, sigma)
     return -expand(sde.std(t), u) * score(expand(sde.alpha(t) * spread, u) * u, t) - expand(sigma / spread, u) * u
@@ -225,14 +227,15 @@ def _check_dequantized(x: Array) -> None:
 class _Bosh3(diffrax.Bosh3):
     """The method of Bogacki & Shampine, of order 3, which adds up the errors of log p per dimension in its third state.
 
-    An error e of u makes one of e . grad log p = -e . (v / tan(phi) + u), by the definition of v.
+    An error e of u makes one of e . grad log p = -e . (h coth(tau) + u), by the definition of h.
     """
 
     def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any) -> Any:
         y1, errors, info, solver_state, result = super().step(terms, t0, t1, y0, args, solver_state, made_jump)
         (u, traces, total), (u_error, trace_errors, _) = y1, errors
-        v = info["k"][0][-1] / (t1 - t0)  # diffrax keeps the stages times the length of the step; the last is at t1.
-        local = trace_errors.mean() - jnp.mean(u_error * (v / jnp.tan(t1) + u))
+        slope = info["k"][0][-1] / (t1 - t0)  # diffrax keeps the stages times the length of the step; the last is at t1.
+        h, tau = (1 - (BEND * t1) ** 2) * slope, jnp.arctanh(BEND * t1) / BEND
+        local = trace_errors.mean() - jnp.mean(u_error * (h / jnp.tanh(tau) + u))
         return (u, traces, total + jnp.abs(local)), errors, info, solver_state, result
 
 

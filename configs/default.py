@@ -127,7 +127,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     evaluate.bpd_num_repeats = 5
     evaluate.bpd_probes = 1  # Ours: of each image, in each pass.
     evaluate.bpd_trace = "Rademacher"  # Ours: or "Gaussian", or "exact" (as many probes as an image has entries).
-    evaluate.bpd_tolerance = 5e-4  # Ours: of an adaptive step, in nats/dim among others.
+    evaluate.bpd_tolerance = 1e-3  # Ours: of an adaptive step, in nats/dim among others.
     evaluate.enable_metrics = False  # Ours, as all that follow: FID, KID, inception score, precision and recall.
     evaluate.features = "inception"  # Or "inception_tf", "classifier", "module:function"; see features.py.
     evaluate.inception_path = ""
