@@ -233,7 +233,7 @@ class _Bosh3(diffrax.Bosh3):
     def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any) -> Any:
         y1, errors, info, solver_state, result = super().step(terms, t0, t1, y0, args, solver_state, made_jump)
         (u, traces, total), (u_error, trace_errors, _) = y1, errors
-        slope = info["k"][0][-1] / (t1 - t0)  # diffrax keeps the stages times the length of the step; the last is at t1.
+        slope = info["k"][0][-1] / (t1 - t0)  # diffrax keeps stages times the length of the step; the last is at t1.
         h, tau = (1 - (BEND * t1) ** 2) * slope, jnp.arctanh(BEND * t1) / BEND
         local = trace_errors.mean() - jnp.mean(u_error * (h / jnp.tanh(tau) + u))
         return (u, traces, total + jnp.abs(local)), errors, info, solver_state, result
