@@ -1,7 +1,7 @@
 """Evaluation of checkpoints: loss, bits/dim, samples; in rounds that are files on disk, so that a restart goes on.
 
 Results of checkpoint K lie in `WORKDIR/EVAL_FOLDER/checkpoint_K/`: a file for each finished round, the sample grid, and
-results.json with averages over all rounds.
+results.json with averages over all rounds. The report of all checkpoints lies above them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import datasets
 import dequantization
 import image_quality
 import likelihood
+import report
 import sampling
 import sharding
 from checkpoints import Checkpoints
@@ -39,6 +41,7 @@ from experiment import (
     Params,
     check_workdir,
     claim,
+    load_rounds,
     run_rounds,
     write_atomically,
 )
@@ -87,6 +90,7 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
         logging.warning("eval.enable_metrics measures samples, which eval.enable_sampling = False leaves out: skipped.")
     folder = Path(workdir) / eval_folder
     claim(folder, config, lambda field: field.startswith(OF_THE_ROUNDS) and not field.startswith(FREE))
+    report.note_environment(folder, experiment.mesh)
     results = {}
     for each in found:
         try:
@@ -104,6 +108,8 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
         results[each.number] = result
     if not results:
         raise InputError(f"None of the {len(found)} checkpoints asked for can be read.")
+    if not jax.process_index():  # It reads what this process has written.
+        report.write(workdir, eval_folder)
     print(_table(results, folder))
     return results
 
@@ -134,8 +140,7 @@ def loss_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: De
         loss, _ = sharding.fetch(experiment.held_out_loss(ema, batch, key))
         return {"loss": loss[:count]}
 
-    rounds = [np.load(path) for path in run_rounds(folder, "loss", len(jobs), compute)]
-    return {"loss": _summary(np.concatenate([each["loss"] for each in rounds]))}
+    return {"loss": _summary(load_rounds(run_rounds(folder, "loss", len(jobs), compute))["loss"])}
 
 
 def bpd_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Dequantize) -> Results:
@@ -155,8 +160,8 @@ def bpd_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Deq
         batch = experiment.rows(images.pixels[indices]), experiment.rows(indices), repeat
         return {name: array[:count] for name, array in sharding.fetch(bits_per_dim(ema, *batch)).items()}
 
-    rounds = [np.load(path) for path in run_rounds(folder, "bpd", config.bpd_num_repeats * len(jobs), compute)]
-    of_images = {name: np.concatenate([each[name] for each in rounds]).reshape(-1, len(images)) for name in rounds[0]}
+    rounds = load_rounds(run_rounds(folder, "bpd", config.bpd_num_repeats * len(jobs), compute))
+    of_images = {name: array.reshape(-1, len(images)) for name, array in rounds.items()}
     probe_stderr = float(np.sqrt(np.nansum(of_images["probe_stderr"] ** 2)) / of_images["bpd"].size)
     return {
         "bpd": _summary(of_images["bpd"].mean(0))
@@ -174,24 +179,28 @@ def bpd_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Deq
 def sampling_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Dequantize) -> Results:
     """Images 0 .. num_samples - 1, uint8 (N, H, W, C) in the rounds, and a grid of the first ones.
 
-    Rounds hold `classes` (N,), too, if config.guidance asks for them.
+    One round of images is in memory at a time. Rounds hold `classes` (N,), too, if config.guidance asks for them, the
+    `seconds` (1,) that they took, and whether they were the `first` (1,) of a run, which compiles.
     """
     config = experiment.config.eval
-    size, total = config.batch_size, config.num_samples
+    size, total, done = config.batch_size, config.num_samples, []
 
     def compute(index: int) -> Arrays:
+        start = time.monotonic()
         samples, nfe, frames = experiment.sample_images(ema, index * size, size)
+        times = {"seconds": np.array([time.monotonic() - start]), "first": np.array([not done])}
+        done.append(index)
         if index == 0 and len(frames):
             grid = datasets.image_grid(np.concatenate(list(frames[:, :FOLLOWED].swapaxes(0, 1))), columns=len(frames))
             write_atomically(folder / "trajectory.png", lambda file: grid.save(file, "png"))
         count = min(size, total - index * size)
         asked = experiment.classes(np.arange(index * size, index * size + count))
         labels = {} if asked is None else {"classes": np.asarray(asked)}
-        return {"samples": samples[:count], "nfe": nfe[:count]} | labels
+        return {"samples": samples[:count], "nfe": nfe[:count]} | labels | times
 
     paths = run_rounds(folder, "samples", -(-total // size), compute)
-    nfe = np.concatenate([np.load(path)["nfe"] for path in paths])
-    head = np.concatenate([np.load(path)["samples"] for path in paths[: -(-GRID // size)]])[:GRID]
+    nfe = load_rounds(paths, "nfe")["nfe"]
+    head = load_rounds(paths[: -(-GRID // size)], "samples")["samples"][:GRID]
     picture = folder / "samples.png"
     write_atomically(picture, lambda file: datasets.image_grid(head).save(file, "png"))
     result = {"images": total, "nfe": float(nfe.mean()), "picture": str(picture)}
@@ -273,4 +282,6 @@ def _table(results: dict[int, Results], folder: Path) -> str:
     table = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)) for line in lines]
     pictures = [result["samples"]["picture"] for result in results.values() if "samples" in result]
     measured = image_quality.table(results)
-    return "\n".join([*table, *measured, *(f"picture: {picture}" for picture in pictures), f"results: {folder}"])
+    return "\n".join(
+        [*table, *measured, *(f"picture: {picture}" for picture in pictures), f"results: {folder}/report.html"]
+    )

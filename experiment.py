@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import losses
 import sampling
 import sharding
 from datasets import Batch
-from errors import InputError
+from errors import InputError, brief
 from factory import (
     Config,
     Samples,
@@ -306,6 +307,24 @@ def run_rounds(folder: Path, name: str, count: int, compute: Callable[[int], Arr
 def round_paths(folder: Path, name: str, count: int) -> list[Path]:
     """The files of the rounds 0 .. count - 1."""
     return [folder / f"{name}_{index}.npz" for index in range(count)]
+
+
+def load_rounds(paths: Sequence[Path], *names: str) -> Arrays:
+    """Those of the arrays `names` (by default all) that rounds hold, joined along their first axes.
+
+    Files are opened one after the other, and only what is asked for is read from them. Raises InputError for one that
+    is damaged.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    for path in paths:
+        try:
+            with np.load(path) as arrays:
+                for name in names or arrays.files:
+                    if name in arrays:
+                        parts.setdefault(name, []).append(arrays[name])
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} cannot be read: {brief(error)}. Without it, it is computed again.") from error
+    return {name: np.concatenate(part) for name, part in parts.items()}
 
 
 def _get(config: Config, field: str) -> Any:

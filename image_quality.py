@@ -17,7 +17,7 @@ import features
 import metrics
 import reference_statistics
 from errors import InputError
-from experiment import Arrays, Experiment, Params, round_paths, run_rounds
+from experiment import Arrays, Experiment, Params, load_rounds, round_paths, run_rounds
 from features import Extractor
 from metrics import Moments
 from reference_statistics import Reference
@@ -44,30 +44,35 @@ def make_stage(experiment: Experiment, workdir: str) -> Stage:
 
     def stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Any) -> Results:
         del ema, dequantize
-        count = -(-config.num_samples // config.batch_size)
-        samples = round_paths(folder, "samples", count)
-
-        def compute(index: int) -> Arrays:
-            found = extractor.extract(np.load(samples[index])["samples"])
-            return {name: array for name, array in found._asdict().items() if array is not None}
-
-        paths = run_rounds(folder, f"features_{extractor.label}", count, compute)
+        samples = round_paths(folder, "samples", -(-config.num_samples // config.batch_size))
+        paths = run_features(folder, samples, extractor)
         rounding = "truncated" if config.legacy_rounding else "nearest"
         return {"metrics": {"rounding": rounding} | measure(paths, extractor, reference)}
 
     return stage
 
 
+def run_features(folder: Path, samples: list[Path], extractor: Extractor) -> list[Path]:
+    """A round of features for each of the rounds of images `samples`, as far as they are not on disk yet."""
+
+    def compute(index: int) -> Arrays:
+        found = extractor.extract(load_rounds(samples[index : index + 1], "samples")["samples"])
+        return {name: array for name, array in found._asdict().items() if array is not None}
+
+    return run_rounds(folder, f"features_{extractor.label}", len(samples), compute)
+
+
 def measure(paths: list[Path], extractor: Extractor, reference: Reference) -> Results:
     """All measures of the images whose features are in the files `paths`: arrays `pool`, and perhaps `logits`."""
-    pool, logits = _load(paths, "pool"), _load(paths, "logits")
+    arrays = load_rounds(paths, "pool", "logits")
+    pool, logits = arrays["pool"], arrays.get("logits")
     results = {"features": extractor.label, "images": len(pool), "reference": reference.protocol}
     results["frechet"] = _frechet(pool, extractor, reference)
     results |= dict.fromkeys(("kid", "inception_score", "precision", "recall"))
     if logits is not None:
-        keep = [np.delete(logits, np.s_[group::GROUPS], 0) for group in range(GROUPS)]
+        without = lambda group: np.delete(logits, np.s_[group::GROUPS], 0)
         score = metrics.inception_score(logits)
-        error = metrics.jackknife(score, [metrics.inception_score(kept) for kept in keep])
+        error = metrics.jackknife(score, [metrics.inception_score(without(group)) for group in range(GROUPS)])
         results["inception_score"] = {"value": score, "stderr": error.stderr}
     if reference.pool is not None and len(reference.pool) >= LEAST:
         results["kid"] = _kid(reference.pool, pool)
@@ -76,11 +81,6 @@ def measure(paths: list[Path], extractor: Extractor, reference: Reference) -> Re
             value = getattr(found, name)
             results[name] = {"value": value, "stderr": math.sqrt(value * (1 - value) / images)}
     return results
-
-
-def _load(paths: list[Path], name: str) -> np.ndarray | None:
-    rounds = [np.load(path) for path in paths]
-    return np.concatenate([each[name] for each in rounds]) if name in rounds[0] else None
 
 
 def _frechet(pool: np.ndarray, extractor: Extractor, reference: Reference) -> Results:
@@ -121,17 +121,25 @@ def table(results: dict[int, Results]) -> list[str]:
     if not found:
         return []
     some = next(iter(found.values()))
-    score = "IS" if some["frechet"]["name"].startswith("FID") else "class. score"
-    header = ("checkpoint", "images", some["frechet"]["name"], "KID", score, "precision", "recall")
-    names = ("frechet", "kid", "inception_score", "precision", "recall")
-    lines = [header]
+    lines = [("checkpoint", "images", *names(some).values())]
     for number, result in found.items():
-        lines.append((str(number), str(result["images"]), *(_cell(result[name]) for name in names)))
+        lines.append((str(number), str(result["images"]), *(_cell(result[name]) for name in names(some))))
     widths = (10, 8, 18, 18, 18, 16, 16)
-    reference = some["reference"]
-    images = " ".join(str(reference[key]) for key in ("images", "dataset", "split") if reference.get(key))
-    notes = f"features: {some['features']}, against {images or 'images'} in {reference['path']}"
+    notes = f"features: {some['features']}, against {compared_with(some)} in {some['reference']['path']}"
     return [*("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)) for line in lines), notes]
+
+
+def names(result: Results) -> dict[str, str]:
+    """What the measures of one checkpoint are called, by their names in it."""
+    frechet = result["frechet"]["name"]
+    score = "IS" if frechet.startswith("FID") else "class. score"
+    return {"frechet": frechet, "kid": "KID", "inception_score": score, "precision": "precision", "recall": "recall"}
+
+
+def compared_with(result: Results) -> str:
+    """The images that samples were compared with, as far as their statistics say."""
+    found = [result["reference"].get(key) for key in ("images", "dataset", "split")]
+    return " ".join(str(each) for each in found if each) or "images"
 
 
 def _cell(estimate: Results | None) -> str:

@@ -19,6 +19,7 @@ import evaluation
 import inspection
 import latents
 import reference_statistics
+import report
 import restoration
 import training
 from errors import InputError
@@ -39,12 +40,15 @@ MODES = {
     "restore": lambda config, workdir: restoration.restore(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder),
     "fid_stats": reference_statistics.fid_stats,
     "interpolate": lambda config, workdir: latents.interpolate(config, workdir, FLAGS.checkpoint),
+    "report": lambda config, workdir: print(report.write(workdir, FLAGS.eval_folder or "eval")),
 }
 
 config_flags.DEFINE_config_file("config", None, "The experiment; fields as in --config.training.batch_size=64.")
 flags.DEFINE_string("workdir", None, "Where checkpoints, logs and results go.")
 flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
-flags.DEFINE_string("eval_folder", None, "Folder for the results of --mode=eval ('eval') or restore (by the task).")
+flags.DEFINE_string(
+    "eval_folder", None, "Folder for the results of --mode=eval and report ('eval'), or restore (by the task)."
+)
 flags.DEFINE_string("source", None, "The checkpoint to import: a file of the official code, or a diffusers folder.")
 flags.DEFINE_string("target", None, "The file to export to: .pth (PyTorch), .safetensors, or else Flax.")
 flags.DEFINE_integer("checkpoint", None, "The checkpoint to export, encode with, ...; the newest by default.")

@@ -1,6 +1,12 @@
 """Evaluation: results on disk, restarts in the middle, and images that depend on (seed, number) alone."""
 
+import functools
 import json
+import os
+import resource
+import tracemalloc
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -9,8 +15,12 @@ from PIL import Image
 
 import evaluation
 import experiment as experiments
+import image_quality
 import training
 from errors import InputError
+from experiment import load_rounds, round_paths
+from factory import Samples
+from features import Extractor, Features
 from tests import tiny
 
 
@@ -52,6 +62,29 @@ def test_results(evaluated, capsys):
     assert on_disk["metrics"]["frechet"]["value"] > 1
 
 
+def test_the_report_of_an_evaluation(evaluated):
+    """report.json holds what results.json does, and what it was evaluated with; the page its measures and pictures."""
+    workdir, results = evaluated
+    with open(f"{workdir}/eval/report.json") as file:
+        data = json.load(file)
+    (checkpoint,), (environment,) = data["checkpoints"], data["environments"]
+    assert checkpoint["results"] == results[1]
+    assert sum(checkpoint["bpd_histogram"]["counts"]) == 359
+    assert checkpoint["bpd_histogram"]["mean"] == pytest.approx(results[1]["bpd"]["mean"], rel=1e-6)
+    assert checkpoint["sampling"]["nfe"] == {"mean": 21, "least": 21, "most": 21}
+    assert checkpoint["sampling"]["images_per_second"] > 0
+    assert checkpoint["sampling"]["compilation_included"]
+    assert len(checkpoint["measures"]) == 8
+    assert data["curves"]["training"]["steps"] == [2, 4]
+    assert data["config"]["eval"]["num_samples"] == 10
+    assert environment["jax"] == jax.__version__
+    assert environment["devices"] == "2 x cpu"
+    page = Path(workdir, "eval", "report.html").read_text()
+    assert all(measure["name"] in page for measure in checkpoint["measures"])
+    assert page.count("data:image/png;base64,") == 1
+    assert page.count("<svg") == 2
+
+
 def test_a_restart_does_only_what_is_missing(evaluated, monkeypatch):
     workdir, results = evaluated
     folder = f"{workdir}/eval/checkpoint_1"
@@ -65,8 +98,70 @@ def test_a_restart_does_only_what_is_missing(evaluated, monkeypatch):
     assert again == results
     assert sorted(set(done)) == ["bpd_4", "config", "loss_1", "results", "samples", "samples_0"]
     for name, arrays in before.items():
-        for key in arrays:
+        for key in set(arrays) - {"seconds"}:
             assert np.array_equal(arrays[key], np.load(f"{folder}/{name}.npz")[key])
+
+
+def test_sampling_that_was_killed_goes_on(tmp_path, monkeypatch):
+    """Killed while the second of three rounds is written, it does that one and the last; the images are the same."""
+    experiment = experiments.Experiment(config(**{"eval.batch_size": 4}))
+    stage = functools.partial(evaluation.sampling_stage, experiment, experiment.init_params())
+    asked, sample, replace = [], experiment.sample_images, os.replace
+    monkeypatch.setattr(experiment, "sample_images", lambda *args: asked.append(args[1:]) or sample(*args))
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    whole = stage(folders[0], None)
+
+    def killed(source, target):
+        if target.name == "samples_1.npz":
+            source.write_bytes(source.read_bytes()[:100])
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stage(folders[1], None)
+    monkeypatch.setattr(os, "replace", replace)
+    assert sorted(path.name for path in folders[1].iterdir()) == ["samples_0.npz", "samples_1.npz.tmp"]
+    asked.clear()
+    result = stage(folders[1], None)
+    assert asked == [(4, 4), (8, 4)]
+    assert result["samples"] | {"picture": ""} == whole["samples"] | {"picture": ""}
+    ours, theirs = (load_rounds(round_paths(folder, "samples", 3)) for folder in folders)
+    assert len(ours["samples"]) == 10
+    assert np.array_equal(ours["samples"], theirs["samples"])
+    assert theirs["first"].tolist() == [True, False, False]
+    assert ours["first"].tolist() == [True, True, False]  # Each run compiles once.
+
+
+def test_only_a_round_of_images_and_one_file_at_a_time(tmp_path):
+    """Of 300 rounds that hold 30 MB together: little memory, and fewer open files than rounds."""
+    count, shape = 300, (8, 64, 64, 3)
+    sample = lambda ema, first, size: Samples(np.full(shape, first % 256, np.uint8), np.full(8, 5), np.zeros((0, 8)))
+    experiment = SimpleNamespace(config=config(), sample_images=sample, classes=lambda indices: None, labelled=False)
+    experiment.config.eval.update(batch_size=8, num_samples=8 * count)
+    extract = lambda images: Features(images[:, :2, 0, 0].astype(np.float32), None)
+    paths = lambda name: round_paths(tmp_path, name, count)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    tracemalloc.start()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, hard))
+    try:
+        evaluation.sampling_stage(experiment, None, tmp_path, None)
+        image_quality.run_features(tmp_path, paths("samples"), Extractor("kind", "0", "", extract))
+        pool = load_rounds(paths("features_kind-0"), "pool")["pool"]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        tracemalloc.stop()
+    assert pool[:, 0].tolist() == (8 * np.arange(count) % 256).repeat(8).tolist()
+    assert peak < count * np.prod(shape) / 3
+
+
+def test_a_damaged_round_is_named(tmp_path):
+    (tmp_path / "samples_0.npz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"samples_0.npz cannot be read: .* Without it, it is computed again"):
+        load_rounds(round_paths(tmp_path, "samples", 1))
 
 
 def test_images_depend_on_seed_and_number_alone(evaluated):
