@@ -59,7 +59,8 @@ class Axis:
 
 def linear_axis(label: str, low: float, high: float, *, snug: bool = False) -> Axis:
     """About five ticks, at multiples of 1, 2 or 5 times a power of ten; it ends at ticks or, if `snug`, at values."""
-    high = high if high > low else low + (abs(low) or 1.0)
+    if high == low:
+        low, high = low - (abs(low) or 1.0) / 2, high + (abs(low) or 1.0) / 2
     power = 10 ** math.floor(math.log10((high - low) / 5))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= (high - low) / 5 * 0.999)
     first, last = (math.ceil, math.floor) if snug else (math.floor, math.ceil)

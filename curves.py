@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from google.protobuf.message import DecodeError
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from tfrecords import FOOTER, HEADER, masked_crc
@@ -53,7 +52,4 @@ def _events(path: Path) -> Iterator[Event]:
             data, footer = file.read(length), file.read(FOOTER.size)
             if len(footer) < FOOTER.size or masked_crc(data) != FOOTER.unpack(footer)[0]:
                 return
-            try:
-                yield Event.FromString(data)
-            except DecodeError:
-                return
+            yield Event.FromString(data)

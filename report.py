@@ -99,7 +99,7 @@ def _finite(tree: Any) -> Any:
 def _checkpoint(folder: Path) -> Results:
     """number, results (those of results.json), measures (a list of names, values, standard errors, numbers of images,
     and notes), bpd_histogram, sampling (nfe and speed), and pictures (file names)."""
-    results = _read(folder / "results.json", {})
+    results = _finite(_read(folder / "results.json", {}))
     entry = {"number": _index(folder), "results": results}
     entry["bpd_histogram"] = _histogram(folder, results["bpd"]["passes"]) if "bpd" in results else None
     entry["sampling"] = _sampling(folder) if "samples" in results else None
@@ -164,9 +164,11 @@ def _of_the_likelihood(results: Results) -> list[Results]:
     if "bpd" not in results:
         return []
     bpd = results["bpd"]
-    probes = "" if bpd["probe_stderr"] is None else f"; {bpd['probe_stderr']:.2g} of its error is due to the probes"
-    passes = f"{bpd['passes']} pass{'es' if bpd['passes'] > 1 else ''}"
-    ode = f"probability-flow ODE, {passes}, {bpd['nfe']:.0f} NFE; solver's error {bpd['solver_error']:.2g}{probes}"
+    ode = f"probability-flow ODE, {bpd['passes']} pass{'es' if bpd['passes'] > 1 else ''}, {bpd['nfe']:.0f} NFE"
+    if bpd["solver_error"] is not None:
+        ode += f"; solver's error {bpd['solver_error']:.2g}"
+    if bpd["probe_stderr"] is not None:
+        ode += f"; part of the standard error due to the probes {bpd['probe_stderr']:.2g}"
     return [
         _summary(f"bits/dim, {bpd['data']} images", bpd, ode),
         _summary(f"bits/dim, {bpd['data']} images, bound", bpd["bound"], "variational: an upper bound in the mean"),

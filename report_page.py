@@ -19,7 +19,7 @@ from charts import Markup, element, join
 
 Results = dict[str, Any]
 
-SHOWN_BY_STEP = ("bits/dim", "FID", "FD")  # measures whose names begin so
+SHOWN_BY_STEP = ("bits/dim", "FID", "FD")  # in charts: measures whose names begin so
 LARGEST = 1600  # pixels of a picture's longer side; larger ones are shown smaller
 STYLE = Path(__file__).with_name("report.css")
 
@@ -108,15 +108,18 @@ def _overview(checkpoints: Sequence[Results]) -> Markup:
         link = element("a", str(each["number"]), href=f"#checkpoint-{each['number']}")
         rows.append((link, str(each["results"]["step"]), *(found.get(name, "-") for name in names)))
     table = _table("Measures of all checkpoints; ± is the standard error.", ("checkpoint", "step", *names), rows)
-    charts_ = [_by_step(checkpoints, name) for name in names if name.startswith(SHOWN_BY_STEP)]
-    return element("section", element("h2", "Checkpoints"), element("div", *charts_, class_="figures"), table)
+    groups = {kind: [name for name in names if name.startswith(kind)] for kind in SHOWN_BY_STEP}
+    figures = [_by_step(checkpoints, kind, group) for kind, group in groups.items() if group]
+    return element("section", element("h2", "Checkpoints"), element("div", *figures, class_="figures"), table)
 
 
-def _by_step(checkpoints: Sequence[Results], name: str) -> Markup:
-    points = [(c["results"]["step"], m["value"]) for c in checkpoints for m in c["measures"] if m["name"] == name]
-    line = charts.Line(name, *zip(*sorted(points)))
-    title = f"{name}, by training step"
-    return element("figure", charts.line_chart([line], title, "step", ""), element("figcaption", title))
+def _by_step(checkpoints: Sequence[Results], kind: str, names: Sequence[str]) -> Markup:
+    lines = []
+    for name in names:
+        points = [(c["results"]["step"], m["value"]) for c in checkpoints for m in c["measures"] if m["name"] == name]
+        lines.append(charts.Line(name.split(" (")[0].removeprefix(f"{kind}, "), *zip(*sorted(points))))
+    title = f"{'; '.join(names)}: by training step"
+    return element("figure", charts.line_chart(lines, title, "step", kind), element("figcaption", f"{title}."))
 
 
 def _checkpoint(checkpoint: Results, folder: Path) -> Markup:

@@ -128,7 +128,7 @@ def test_sampling_that_was_killed_goes_on(tmp_path, monkeypatch):
     result = stage(folders[1], None)
     assert asked == [(4, 4), (8, 4)]
     assert result["samples"] | {"picture": ""} == whole["samples"] | {"picture": ""}
-    ours, theirs = (load_rounds(round_paths(folder, "samples", 3)) for folder in folders)
+    theirs, ours = (load_rounds(round_paths(folder, "samples", 3)) for folder in folders)
     assert len(ours["samples"]) == 10
     assert np.array_equal(ours["samples"], theirs["samples"])
     assert theirs["first"].tolist() == [True, False, False]
