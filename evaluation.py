@@ -108,9 +108,9 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
         results[each.number] = result
     if not results:
         raise InputError(f"None of the {len(found)} checkpoints asked for can be read.")
+    print(_table(results, folder))
     if not jax.process_index():  # It reads what this process has written.
         report.write(workdir, eval_folder)
-    print(_table(results, folder))
     return results
 
 

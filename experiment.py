@@ -294,13 +294,14 @@ def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
 
 
 def run_rounds(folder: Path, name: str, count: int, compute: Callable[[int], Arrays]) -> list[Path]:
-    """Computes those of the rounds 0 .. count - 1 that are not on disk yet; returns the files of all."""
+    """Computes those of the rounds 0 .. count - 1 that are not on disk yet; returns the files of all, once there."""
     paths = round_paths(folder, name, count)
     missing = [(index, path) for index, path in enumerate(paths) if not path.exists()]
     print(f"{folder.name}: {name}, {len(missing)} of {count} rounds to do", flush=True)
     for index, path in tqdm(missing, unit="round", disable=None):
         arrays = compute(index)
         write_atomically(path, lambda file, arrays=arrays: np.savez(file, **arrays))
+    sharding.wait(f"rounds of {name}")
     return paths
 
 

@@ -19,6 +19,7 @@ from absl import logging
 
 import datasets
 import features
+import sharding
 from errors import InputError, brief, choose
 from experiment import Arrays, Config, Experiment, run_rounds, write_atomically
 from features import Extractor
@@ -114,6 +115,7 @@ def make(experiment: Experiment, extractor: Extractor, path: Path) -> Reference:
     name = f"{_name(experiment, extractor)}_{experiment.config.eval.batch_size}"
     paths = run_rounds(folder, name, len(jobs), compute)
     reference = _gather(paths, len(images), expected(experiment, extractor))
+    sharding.wait("statistics")  # Others may still read the rounds, or look whether there is a file.
     moments, pool, protocol = reference.moments, reference.pool, json.dumps(reference.protocol)
     arrays = {"pool_3": pool, "mu": moments.mean, "sigma": moments.covariance, "protocol": np.array(protocol)}
     write_atomically(path, lambda file: np.savez(file, **arrays))

@@ -50,6 +50,14 @@ def fetch(tree: object) -> object:
     return jax.device_get(tree)
 
 
+def wait(name: str) -> None:
+    """Returns when all processes are here; process 0 has then written what it was to write."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
 def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
     """Raises InputError if the devices cannot share a batch evenly."""
     if batch_size < 1 or batch_size % mesh.size:
