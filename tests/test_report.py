@@ -4,6 +4,8 @@ import html.parser
 import json
 import re
 import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -116,6 +118,18 @@ def test_an_evaluation_of_less(workdir, tmp_path):
     assert data["checkpoints"][0]["sampling"]["images_per_second"] is None
     for words in ("not measured", "no losses", "Not recorded", "0 fields", "an experiment without a config"):
         assert words in page
+
+
+def test_the_command_makes_the_same_report_again(workdir):
+    files = [workdir / "eval" / name for name in ("report.html", "report.json")]
+    before = [path.read_bytes() for path in files]
+    for path in files:
+        path.unlink()
+    flags = ["--config=configs/vp/digits_ddpmpp_continuous.py", "--mode=report", f"--workdir={workdir}"]
+    root = Path(report.__file__).parent
+    said = subprocess.run([sys.executable, "main.py", *flags], cwd=root, capture_output=True, text=True, check=True)
+    assert said.stdout == f"{files[0]}\n"
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_the_speed_of_a_single_round_includes_its_compilation(tmp_path):
