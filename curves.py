@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from tfrecords import FOOTER, HEADER, masked_crc
+from readers.tfrecords import FOOTER, HEADER, masked_crc
 
 
 class Curve(NamedTuple):
