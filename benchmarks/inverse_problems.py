@@ -152,20 +152,22 @@ PAGE = """# Which method answers my inverse problem?
 Made by `python -m benchmarks.inverse_problems --workdir=DIR` on {machine}; DIR holds the model of
 `configs/vp/digits_ddpmpp_continuous.py`.
 
-- **`moment_matching`** (the default) is exact for Gaussian data, works with every sampler and solver, on every SDE, and
-  honours noise in y. It costs `restore.iterations` + 1 gradients of the network a step.
-- **`pigdm`** costs one gradient a step. It is exact for data without correlations, so `restore.prior_std` matters.
+- **`moment_matching`** (the default) is exact for Gaussian data, with noise in y or without, in few steps, on every SDE
+  and with every sampler. It costs `restore.iterations` + 1 gradients of the network a step, and needs good ones: on the
+  digits its answers are less near the truth than those of others.
+- **`pigdm`** costs one gradient a step, and takes any sampler, too. It is exact for data without correlations, so
+  `restore.prior_std` matters.
 - **`projection`** is the paper's, costs nothing, and is biased: what is not measured does not learn in time what is,
   and more steps do not help (see the picture).
-- **`dps`** has a step size, `restore.scale`, that is right for no measurement in particular: the 5 sums here make it
-  diverge. Its answers spread too little if y is noisy.
-- **`ddrm`** has the best PSNR at times, being near the mean: its answers spread too little. Without noise its mean
-  becomes right with many steps.
+- **`dps`** has the best PSNR on the digits, in 250 steps; but its step size, `restore.scale`, is right for no
+  measurement in particular (the 5 sums below make it diverge), and it fits the noise in y: misfits are too small.
+- **`ddrm`** comes near that for one evaluation a step. Its answers spread too little; without noise their mean becomes
+  right with many steps.
 
-The last three work on the steps of `sampling.method = "pc"`; the first two take any sampler, DEIS with 20 steps here
-(`--config.sampling.method=solver`). For images, the denoised mean of the first two is clipped to the range of images:
-otherwise guidance by a network runs away at high noise. In noiseless problems, what is measured of the answer is set to
-y in the end. DAPS was not built: moment_matching already is exact where it can be checked.
+The last three work on the steps of `sampling.method = "pc"`, 200 and 250 of them here; the first two take any sampler,
+DEIS with 20 steps here (`--config.sampling.method=solver`). For images, the denoised mean of the first two is clipped
+to the range of images: otherwise guidance by a network runs away at high noise. In noiseless problems, what is measured
+of the answer is set to y in the end. DAPS was not built: `moment_matching` is exact where it can be checked.
 
 ## Gaussian data
 
