@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python
 CONFIG := configs/vp/digits_ddpmpp_continuous.py
 WORKDIR := demo
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow notebook lint format clean
 
 demo: $(VENV)/installed  ## Learn the handwritten digits, then generate some and say what they cost in bits.
 	$(RUN) main.py --config=$(CONFIG) --workdir=$(WORKDIR) --mode=train
@@ -15,6 +15,9 @@ test: $(VENV)/installed-dev  ## The whole suite but for what is marked slow.
 
 test-slow: $(VENV)/installed-dev
 	$(RUN) -m pytest -n 2 -m slow
+
+notebook: $(VENV)/installed-dev  ## Runs the tutorial from nothing; the run is left in .cache, to renew its outputs with.
+	$(RUN) -m pytest -n 0 -m notebook tests/test_notebook.py
 
 lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
