@@ -29,6 +29,7 @@ from checkpoints import Checkpoints
 from errors import InputError, brief, check_name
 from evaluation import run_rounds
 from experiment import OF_THE_NETWORK, Config, Experiment, Params, check_workdir, claim, write_atomically
+from factory import complete
 from inverse_problems import Measurement
 from operators import Operator
 from readers import folders, preprocessing
@@ -50,15 +51,20 @@ class Problem(NamedTuple):
 def restore(config: Config, workdir: str, number: int | None = None, folder: str | None = None) -> dict[str, Any]:
     """Answers a task for the images that config.restore names; returns what results.json holds.
 
+    config.sampling is the sampler's, but that the methods 'dps' and 'ddrm' have no corrector.
+
     That is, of the answers: |y - A x| per entry, evaluations of the score and, if the images are known, PSNR (dB) and
     SSIM of the answers, of their mean over answers, and of the pseudo-inverse, each a mean over images.
 
     Raises InputError for bad values in config.restore, a method that the sampler has no steps for, and for images, a
     workdir or a checkpoint that cannot be read.
     """
-    experiment = Experiment(config)
-    config, options = experiment.config, experiment.config.restore
+    config = complete(config)
     check(config)
+    if config.restore.method in WITHOUT_CORRECTOR:
+        config.sampling.corrector = "none"
+    experiment = Experiment(config)
+    options = config.restore
     problem = pose(experiment)
     check_workdir(workdir, config)
     checkpoints = Checkpoints(workdir)
@@ -143,6 +149,7 @@ METHODS: dict[str, Callable[..., Approach]] = {
     "moment_matching": _moment_matching,
 }
 OF_THE_STEPS = ("projection", "dps", "ddrm")  # the others are guided scores
+WITHOUT_CORRECTOR = ("dps", "ddrm")  # One would correct towards any image.
 POSITIVE = ("count", "samples", "factor", "iterations", "share", "blur", "length", "prior_std", "scale")
 
 

@@ -265,11 +265,11 @@ SCHEDULES: dict[str, Callable[[SDE, float, float, int], np.ndarray]] = {
 
 def noise_levels(sde: SDE, schedule: str, n: int, *, denoise: bool = True) -> np.ndarray:
     """The n + 1 levels of n steps from time T to t_end and, with `denoise`, in the last step to 0; float64."""
-    first, last = _levels(sde, jnp.array([sde.T, sde.t_end]))
-    grid = choose(SCHEDULES, schedule, "sampling.schedule")(sde, first, last, n if denoise else n + 1)
+    with jax.ensure_compile_time_eval():
+        first, last = _levels(sde, jnp.array([sde.T, sde.t_end]))
+        grid = choose(SCHEDULES, schedule, "sampling.schedule")(sde, first, last, n if denoise else n + 1)
     return np.append(grid, 0.0) if denoise else grid
 
 
 def _levels(sde: SDE, t: Array) -> np.ndarray:
-    with jax.ensure_compile_time_eval():
-        return np.asarray(sde.noise_to_signal(t), np.float64)
+    return np.asarray(sde.noise_to_signal(t), np.float64)

@@ -152,17 +152,18 @@ PAGE = """# Which method answers my inverse problem?
 Made by `python -m benchmarks.inverse_problems --workdir=DIR` on {machine}; DIR holds the model of
 `configs/vp/digits_ddpmpp_continuous.py`.
 
-- **`moment_matching`** (the default) is exact for Gaussian data, with noise in y or without, in few steps, on every SDE
-  and with every sampler. It costs `restore.iterations` + 1 gradients of the network a step, and needs good ones: on the
-  digits its answers are less near the truth than those of others.
+- **`moment_matching`** is exact for Gaussian data, with noise in y or without, in few steps, on every SDE and with
+  every sampler: the choice where the spread of answers matters and the network is good. It costs
+  `restore.iterations` + 1 gradients of the network a step; on the digits, whose network is small, its answers are less
+  near the truth than those of others.
 - **`pigdm`** costs one gradient a step, and takes any sampler, too. It is exact for data without correlations, so
   `restore.prior_std` matters.
 - **`projection`** is the paper's, costs nothing, and is biased: what is not measured does not learn in time what is,
   and more steps do not help (see the picture).
 - **`dps`** has the best PSNR on the digits, in 250 steps; but its step size, `restore.scale`, is right for no
   measurement in particular (the 5 sums below make it diverge), and it fits the noise in y: misfits are too small.
-- **`ddrm`** comes near that for one evaluation a step. Its answers spread too little; without noise their mean becomes
-  right with many steps.
+- **`ddrm`** (the default) comes near that for one evaluation a step and no gradient. Its answers spread too little;
+  without noise their mean becomes right with many steps.
 
 The last three work on the steps of `sampling.method = "pc"`, 200 and 250 of them here; the first two take any sampler,
 DEIS with 20 steps here (`--config.sampling.method=solver`). For images, the denoised mean of the first two is clipped

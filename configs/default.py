@@ -99,7 +99,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     restore.count = 8  # images, at most
     restore.samples = 4  # answers to each
     restore.task = "inpaint"
-    restore.method = "moment_matching"
+    restore.method = "ddrm"
     restore.noise = 0.0  # Standard deviation of the noise in measurements, for images in [0, 1].
     restore.mask = "box"  # What is unknown: "box", "random", or an image file, known where it is bright.
     restore.share = 0.5  # Of the box's sides; of the known pixels, frequencies or measurements.

@@ -11,6 +11,7 @@ from errors import InputError
 from tests import tiny
 
 SOLVER = {"sampling.method": "solver", "sampling.num_steps": 3, "restore.count": 2, "restore.samples": 2}
+SOLVER["restore.method"] = "moment_matching"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,9 @@ def test_test_images_are_restored_and_a_restart_goes_on(workdir):
 
 @pytest.mark.parametrize("method", ["projection", "ddrm", "dps"])
 def test_methods_of_the_predictor_corrector_loop(workdir, method):
-    results = run(workdir, method=method, **{"sampling.method": "pc"})
+    """Those that replace the predictor have no corrector, whatever the config says."""
+    results = run(workdir, method=method, **{"sampling.method": "pc", "sampling.corrector": "langevin"})
+    assert results["nfe"] == (42 if method == "projection" else 21)
     assert results["misfit"] < 1e-3
     assert np.isfinite(results["psnr_answers"])
 
