@@ -27,8 +27,17 @@ import sampling
 import sharding
 from checkpoints import Checkpoints
 from errors import InputError, brief, check_name
-from evaluation import run_rounds
-from experiment import OF_THE_NETWORK, Config, Experiment, Params, check_workdir, claim, write_atomically
+from experiment import (
+    OF_THE_NETWORK,
+    Config,
+    Experiment,
+    Params,
+    check_workdir,
+    claim,
+    load_rounds,
+    run_rounds,
+    write_atomically,
+)
 from factory import complete
 from inverse_problems import Measurement
 from operators import Operator
@@ -253,9 +262,8 @@ def answer(experiment: Experiment, problem: Problem, ema: Params, folder: Path) 
         x, nfe = sharding.fetch(run(ema, *experiment.rows((problem.y[indices % count], indices)), sample))
         return {"x": x[: count - chunk * size], "nfe": nfe[: count - chunk * size]}
 
-    rounds = [dict(np.load(path)) for path in run_rounds(folder, "answers", config.restore.samples * chunks, compute)]
-    x = np.concatenate([each["x"] for each in rounds]).reshape(-1, count, *experiment.image_shape)
-    return x.swapaxes(0, 1), float(np.mean([each["nfe"].mean() for each in rounds]))
+    rounds = load_rounds(run_rounds(folder, "answers", config.restore.samples * chunks, compute))
+    return rounds["x"].reshape(-1, count, *experiment.image_shape).swapaxes(0, 1), float(rounds["nfe"].mean())
 
 
 def compile_answers(experiment: Experiment, operator: Operator) -> Callable[..., tuple[Array, Array]]:
