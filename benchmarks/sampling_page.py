@@ -143,9 +143,10 @@ The errors are those of independent samples. The samplers share their noise, so 
 - A network's errors are another matter, as noise along the way may mend some of them: for the digits, compare PC and
   `dpm++_2m_sde` with `deis`, which more NFE do not improve.
 - Few NFE make the schedule matter: see the tables.
-- Noise costs at few NFE. With an exact score and 20 or 40 NFE, no `churn` is best on each SDE and schedule (of 0, 0.5,
-  1, 2, 4 and 10); the default of 1 is a little of it. `restart` once, from noise level 1 to 0.3 in two steps, is as
-  good as `heun`, as the mean over the SDEs goes; lower levels and repetitions are worse at 20 NFE.
+- Noise costs at few NFE. With an exact score and 20 or 40 NFE, no `churn` is best, or ties, on each SDE and schedule
+  (of 0, 0.5, 1, 2, 4 and 10); the default of 1 is a little of it. `restart` once, from noise level 1 to 0.3 in two
+  steps, is as good as `heun` at 20 NFE, as the geometric mean over the SDEs goes, though not for VP; lower levels and
+  repetitions are worse.
 - `--config.sampling.method=pc` is the paper's PC, with `predictor` and `corrector`; `method=ode` is the probability
   flow by adaptive steps; `solver=adaptive_sde` chooses its steps by `--config.sampling.tolerance`. Latent codes need a
   solver without noise, or `method=ode`.
