@@ -1,8 +1,8 @@
 """`--mode=restore`: images from incomplete, blurred or noisy measurements of them, by an unconditional model.
 
 Results lie in `WORKDIR/restore/checkpoint_K/NAME/`, NAME being the task and the method unless --eval_folder says
-otherwise: a file for each finished round, grid.png (a row for each image: the image, if known; what was measured; the
-answers; their mean and standard deviation), each answer by itself, and results.json.
+otherwise: measurements.npz, a file for each finished round, grid.png (a row for each image: the image, if known; what
+was measured; the answers; their mean and standard deviation), each answer by itself, and results.json.
 """
 
 from __future__ import annotations
@@ -60,10 +60,9 @@ class Problem(NamedTuple):
 def restore(config: Config, workdir: str, number: int | None = None, folder: str | None = None) -> dict[str, Any]:
     """Answers a task for the images that config.restore names; returns what results.json holds.
 
-    config.sampling is the sampler's, but that the methods 'dps' and 'ddrm' have no corrector.
-
     That is, of the answers: |y - A x| per entry, evaluations of the score and, if the images are known, PSNR (dB) and
-    SSIM of the answers, of their mean over answers, and of the pseudo-inverse, each a mean over images.
+    SSIM of the answers, of their mean over answers, and of the pseudo-inverse, each a mean over images. The sampler is
+    that of config.sampling, but that the methods 'dps' and 'ddrm' have no corrector.
 
     Raises InputError for bad values in config.restore, a method that the sampler has no steps for, and for images, a
     workdir or a checkpoint that cannot be read.
@@ -80,6 +79,7 @@ def restore(config: Config, workdir: str, number: int | None = None, folder: str
     found = checkpoints.pick(number)
     here = Path(workdir) / "restore" / f"checkpoint_{found.number}" / (folder or f"{options.task}-{options.method}")
     claim(here, config, lambda field: field.startswith(FIXED))
+    keep_measurements(problem, here)
     ema = checkpoints.restore(found, {"ema": experiment.abstract_params})["ema"]
     answers, nfe = answer(experiment, problem, ema, here)
     results = {"task": options.task, "method": options.method, "images": len(problem.y), "nfe": nfe}
@@ -205,6 +205,17 @@ def pose(experiment: Experiment) -> Problem:
     keys = sampling.image_keys(experiment.key("restore"), jnp.arange(len(truth)))
     noise = sampling.standard_normal(keys, truth.shape)
     return Problem(operator, np.asarray(operator.observe(truth, noise, noise_std)), names, truth)
+
+
+def keep_measurements(problem: Problem, folder: Path) -> None:
+    """Writes measurements.npz, y and names. Raises InputError if there is one of other measurements."""
+    path, arrays = folder / "measurements.npz", {"y": problem.y, "names": np.array(problem.names)}
+    if not path.exists():
+        write_atomically(path, lambda file: np.savez(file, **arrays))
+        return
+    with np.load(path) as kept:
+        if not all(np.array_equal(kept[name], array) for name, array in arrays.items()):
+            raise InputError(f"{folder} holds answers for other images; name another folder, with --eval_folder.")
 
 
 def unit(experiment: Experiment) -> float:

@@ -79,6 +79,9 @@ def test_measurements_of_ones_own(workdir, tmp_path):
     results = run(workdir, "observed", input=str(tmp_path), observed=True, task="super_resolution", samples=1)
     assert results.keys() == {"task", "method", "images", "nfe", "misfit"}
     assert results["misfit"] < 1e-3
+    Image.fromarray(255 - small).save(tmp_path / "small.png")
+    with pytest.raises(InputError, match="observed holds answers for other images"):
+        run(workdir, "observed", input=str(tmp_path), observed=True, task="super_resolution", samples=1)
 
 
 def test_what_is_refused(workdir, tmp_path):
