@@ -19,10 +19,9 @@ from jax import Array
 import auxiliary
 import likelihood
 import sampling
-from checkpoints import Checkpoints
 from datasets import Batch, Batches
 from errors import check_name
-from experiment import Config, Experiment, Params, check_workdir
+from experiment import Config, Experiment, Params
 from models.dequantizer import Dequantizer
 from models.layers import Rngs
 from places import as_built
@@ -41,10 +40,7 @@ def train(config: Config, workdir: str, number: int | None = None) -> Params:
     """
     experiment = Experiment(config)
     config, images = experiment.config, experiment.train
-    check_workdir(workdir, config)
-    checkpoints = Checkpoints(workdir)
-    found = checkpoints.pick(number)
-    ema = checkpoints.restore(found, {"ema": experiment.abstract_params})["ema"]
+    found, ema = experiment.trained(workdir, number)
     total, batch_size = config.training.dequantizer_iters, config.training.batch_size
 
     def loss(params: Params, batch: Batch, key: Array, ema: Params) -> Array:

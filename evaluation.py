@@ -44,6 +44,7 @@ from experiment import (
     load_rounds,
     run_rounds,
     write_atomically,
+    write_picture,
 )
 
 Results = dict[str, Any]
@@ -192,7 +193,7 @@ def sampling_stage(experiment: Experiment, ema: Params, folder: Path, dequantize
         done.append(index)
         if index == 0 and len(frames):
             grid = datasets.image_grid(np.concatenate(list(frames[:, :FOLLOWED].swapaxes(0, 1))), columns=len(frames))
-            write_atomically(folder / "trajectory.png", lambda file: grid.save(file, "png"))
+            write_picture(folder / "trajectory.png", grid)
         count = min(size, total - index * size)
         asked = experiment.classes(np.arange(index * size, index * size + count))
         labels = {} if asked is None else {"classes": np.asarray(asked)}
@@ -202,7 +203,7 @@ def sampling_stage(experiment: Experiment, ema: Params, folder: Path, dequantize
     nfe = load_rounds(paths, "nfe")["nfe"]
     head = load_rounds(paths[: -(-GRID // size)], "samples")["samples"][:GRID]
     picture = folder / "samples.png"
-    write_atomically(picture, lambda file: datasets.image_grid(head).save(file, "png"))
+    write_picture(picture, datasets.image_grid(head))
     result = {"images": total, "nfe": float(nfe.mean()), "picture": str(picture)}
     if experiment.config.guidance.classes:
         kind = "classifier-free" if experiment.labelled else "classifier"

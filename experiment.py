@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 from jax import Array
+from PIL import Image
 from tqdm import tqdm
 
 import datasets
@@ -25,6 +26,7 @@ import guidance
 import losses
 import sampling
 import sharding
+from checkpoints import Checkpoints, Found
 from datasets import Batch
 from errors import InputError, brief
 from factory import (
@@ -148,6 +150,16 @@ class Experiment:
             return nnx.to_pure_dict(nnx.split(make_network(self.config, Rngs(key)), nnx.Param)[1])
 
         return init(self.key("init"))
+
+    def trained(self, workdir: str, number: int | None = None) -> tuple[Found, Params]:
+        """A kept checkpoint of `workdir`, by default the newest, and its EMA parameters.
+
+        Raises InputError if the workdir holds another network, no such checkpoint, or a damaged one.
+        """
+        check_workdir(workdir, self.config)
+        checkpoints = Checkpoints(workdir)
+        found = checkpoints.pick(number)
+        return found, checkpoints.restore(found, {"ema": self.abstract_params})["ema"]
 
     def score(self, params: Params, rngs: Rngs | None = None, classes: Array | None = None) -> Score:
         """The score function of the network with these parameters; with `rngs` dropout is on.
@@ -291,6 +303,11 @@ def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
     with open(temporary, "wb") as file:
         write(file)
     os.replace(temporary, path)
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """`write_atomically`, as PNG."""
+    write_atomically(path, lambda file: picture.save(file, "png"))
 
 
 def run_rounds(folder: Path, name: str, count: int, compute: Callable[[int], Arrays]) -> list[Path]:

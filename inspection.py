@@ -11,7 +11,7 @@ import numpy as np
 
 import datasets
 from errors import InputError
-from experiment import write_atomically
+from experiment import write_picture
 from factory import Config, complete
 from readers import folders
 
@@ -62,7 +62,7 @@ def _inspect_split(split: str, images: datasets.Images, workdir: Path) -> tuple[
     path = workdir / "data" / f"{split}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet = datasets.image_grid(sample[np.random.default_rng(1).permutation(len(sample))[:SHOWN]])
-    write_atomically(path, lambda file: sheet.save(file, "png"))
+    write_picture(path, sheet)
     print(f"  picture: {path}")
     return result, sample
 

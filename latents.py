@@ -18,9 +18,8 @@ from jax import Array
 import datasets
 import sampling
 import sharding
-from checkpoints import Checkpoints
 from errors import InputError
-from experiment import Config, Experiment, Params, check_workdir, write_atomically
+from experiment import Config, Experiment, Params, write_atomically, write_picture
 from factory import make_flow
 
 ENCODED = 64  # images to encode
@@ -51,7 +50,7 @@ def encode(config: Config, workdir: str, number: int | None = None) -> dict[str,
     result = {name: float(value) for name, value in result.items()}
     write_atomically(folder / "latents.npz", lambda file: np.savez(file, codes=z, images=images))
     rows = [rows[i : i + 16] for i in range(0, ENCODED, 16) for rows in (images, again)]
-    _draw(folder / "round_trip.png", np.concatenate(rows), columns=16)
+    write_picture(folder / "round_trip.png", datasets.image_grid(np.concatenate(rows), columns=16))
     print("\n".join([*(f"{name}: {value:.4g}" for name, value in result.items()), f"results: {folder}"]))
     return result
 
@@ -77,7 +76,8 @@ def interpolate(config: Config, workdir: str, number: int | None = None) -> None
     scaled = [temperature * codes[:PAIRS] for temperature in TEMPERATURES]
     for name, columns in (("interpolation", between), ("temperature", scaled)):
         images = [sharding.fetch(experiment.pixels(to_images(params, experiment.rows(z))[0])) for z in columns]
-        _draw(folder / f"{name}.png", np.concatenate(np.stack(images, 1)), columns=len(columns))
+        grid = datasets.image_grid(np.concatenate(np.stack(images, 1)), columns=len(columns))
+        write_picture(folder / f"{name}.png", grid)
         print(f"picture: {folder / name}.png")
 
 
@@ -105,17 +105,10 @@ def data(experiment: Experiment, count: int) -> Array:
 def _prepare(config: Config, workdir: str, number: int | None) -> tuple[Experiment, Params, Path, tuple[Map, Map]]:
     experiment = Experiment(config)
     flows = make_flow(experiment.config, experiment.sde)
-    check_workdir(workdir, experiment.config)
-    checkpoints = Checkpoints(workdir)
-    found = checkpoints.pick(number)
-    params = checkpoints.restore(found, {"ema": experiment.abstract_params})["ema"]
+    found, params = experiment.trained(workdir, number)
     folder = Path(workdir) / "latents" / f"checkpoint_{found.number}"
     folder.mkdir(parents=True, exist_ok=True)
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
     compiled = functools.partial(jax.jit, in_shardings=(whole, split), out_shardings=(split, split))
     forth, back = (compiled(lambda params, x, flow=flow: flow(experiment.score(params), x)) for flow in flows)
     return experiment, params, folder, (forth, back)
-
-
-def _draw(path: Path, images: np.ndarray, columns: int) -> None:
-    write_atomically(path, lambda file: datasets.image_grid(images, columns=columns).save(file, "png"))

@@ -21,7 +21,7 @@ import datasets
 import features
 import sharding
 from errors import InputError, brief, choose
-from experiment import Arrays, Config, Experiment, run_rounds, write_atomically
+from experiment import Arrays, Config, Experiment, load_rounds, run_rounds, write_atomically
 from features import Extractor
 from metrics import Moments
 
@@ -128,9 +128,9 @@ def _gather(paths: list[Path], total: int, protocol: Protocol) -> Reference:
     kept = np.unique(np.linspace(0, total - 1, min(KEPT, total)).round().astype(int))
     moments, pools, digest, start = [], [], hashlib.sha256(), 0
     for path in paths:
-        with np.load(path) as arrays:
-            pool = arrays["pool"]
-            digest.update(arrays["digests"].tobytes())
+        arrays = load_rounds([path])
+        pool = arrays["pool"]
+        digest.update(arrays["digests"].tobytes())
         moments = [functools.reduce(Moments.merge, [*moments, Moments.of(pool)])]
         pools.append(pool[kept[(kept >= start) & (kept < start + len(pool))] - start])
         start += len(pool)

@@ -25,18 +25,17 @@ import inverse_problems
 import operators
 import sampling
 import sharding
-from checkpoints import Checkpoints
 from errors import InputError, brief, check_name
 from experiment import (
     OF_THE_NETWORK,
     Config,
     Experiment,
     Params,
-    check_workdir,
     claim,
     load_rounds,
     run_rounds,
     write_atomically,
+    write_picture,
 )
 from factory import complete
 from inverse_problems import Measurement
@@ -69,18 +68,15 @@ def restore(config: Config, workdir: str, number: int | None = None, folder: str
     """
     config = complete(config)
     check(config)
-    if config.restore.method in WITHOUT_CORRECTOR:
+    if not METHODS[config.restore.method].corrected:
         config.sampling.corrector = "none"
     experiment = Experiment(config)
     options = config.restore
     problem = pose(experiment)
-    check_workdir(workdir, config)
-    checkpoints = Checkpoints(workdir)
-    found = checkpoints.pick(number)
+    found, ema = experiment.trained(workdir, number)
     here = Path(workdir) / "restore" / f"checkpoint_{found.number}" / (folder or f"{options.task}-{options.method}")
     claim(here, config, lambda field: field.startswith(FIXED))
     keep_measurements(problem, here)
-    ema = checkpoints.restore(found, {"ema": experiment.abstract_params})["ema"]
     answers, nfe = answer(experiment, problem, ema, here)
     results = {"task": options.task, "method": options.method, "images": len(problem.y), "nfe": nfe}
     results |= judge(experiment, problem, answers)
@@ -102,7 +98,10 @@ def _inpaint(options: Config, shape: Shape) -> Operator:
         image = _decode(Path(options.mask).expanduser(), 1, shape[:2])
         known = np.broadcast_to(image > 127, shape)
     if known.all() or not known.any():
-        raise InputError(f"restore.mask = {options.mask!r} leaves {'nothing' if known.all() else 'all'} unknown.")
+        raise InputError(
+            f"restore.mask = {options.mask!r} leaves {'nothing' if known.all() else 'all'} unknown; with 'box' "
+            f"and 'random' that depends on restore.share = {options.share}, with a file on where it is bright."
+        )
     return operators.mask(known)
 
 
@@ -150,15 +149,22 @@ def _moment_matching(options: Config, score: Score, sde: SDE, measurement: Measu
     return inverse_problems.moment_matching(score, sde, measurement, iterations=options.iterations), x, {}
 
 
-METHODS: dict[str, Callable[..., Approach]] = {
-    "projection": _projection,
-    "dps": _dps,
-    "ddrm": _ddrm,
-    "pigdm": _pigdm,
-    "moment_matching": _moment_matching,
+class Method(NamedTuple):
+    """approach: (config.restore, score, SDE, measurement, samples of the prior) -> Approach. of_the_steps: whether it
+    needs those of sampling.method = 'pc'; else it is a guided score. corrected: whether correctors go with it."""
+
+    approach: Callable[..., Approach]
+    of_the_steps: bool = False
+    corrected: bool = True
+
+
+METHODS = {
+    "projection": Method(_projection, of_the_steps=True),
+    "dps": Method(_dps, of_the_steps=True, corrected=False),  # A corrector would lead back towards any image.
+    "ddrm": Method(_ddrm, of_the_steps=True, corrected=False),
+    "pigdm": Method(_pigdm),
+    "moment_matching": Method(_moment_matching),
 }
-OF_THE_STEPS = ("projection", "dps", "ddrm")  # the others are guided scores
-WITHOUT_CORRECTOR = ("dps", "ddrm")  # One would correct towards any image.
 POSITIVE = ("count", "samples", "factor", "iterations", "share", "blur", "length", "prior_std", "scale")
 
 
@@ -170,10 +176,11 @@ def check(config: Config) -> None:
     for field in POSITIVE:
         if not options[field] > 0:
             raise InputError(f"restore.{field} = {options[field]} must be above 0.")
-    if options.noise < 0 or options.share > 1 or not 0 <= options.eta <= 1 or not 0 <= options.eta_b <= 1:
-        raise InputError("restore.noise must not be negative; restore.share, .eta and .eta_b must not exceed 1.")
-    if options.method in OF_THE_STEPS and config.sampling.method.lower() != "pc":
-        guided = ", ".join(name for name in METHODS if name not in OF_THE_STEPS)
+    for field, most in (("noise", np.inf), ("share", 1), ("eta", 1), ("eta_b", 1)):
+        if not 0 <= options[field] <= most:
+            raise InputError(f"restore.{field} = {options[field]} must not be negative, nor above {most}.")
+    if METHODS[options.method].of_the_steps and config.sampling.method.lower() != "pc":
+        guided = ", ".join(name for name, method in METHODS.items() if not method.of_the_steps)
         raise InputError(
             f"restore.method = {options.method!r} works on the steps of sampling.method = 'pc' and does not go with "
             f"{config.sampling.method!r}; methods for any sampler: {guided}."
@@ -185,7 +192,9 @@ def check(config: Config) -> None:
     if options.observed and options.task in NO_IMAGES:
         raise InputError(f"restore.observed = True: measurements of restore.task = {options.task!r} are no images.")
     if config.guidance.classes:
-        raise InputError("guidance.classes does not go with --mode=restore.")
+        raise InputError(
+            f"guidance.classes = {config.guidance.classes} does not go with --mode=restore; leave it empty, ()."
+        )
 
 
 # --- images and their measurements ------------------------------------------------------------------------------------
@@ -283,6 +292,7 @@ def compile_answers(experiment: Experiment, operator: Operator) -> Callable[...,
     Without noise in y, what is measured of x is set to y in the end.
     """
     options, sde = experiment.config.restore, experiment.sde
+    method = METHODS[options.method]
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
     noise_std = options.noise * unit(experiment)
 
@@ -291,8 +301,8 @@ def compile_answers(experiment: Experiment, operator: Operator) -> Callable[...,
         measurement = Measurement(operator, y, noise_std)
         keys = sampling.image_keys(jax.random.fold_in(experiment.key("restore"), sample + 1), indices)
         prior = sampling.prior_sample(keys, sde, (len(y), *experiment.image_shape))
-        score, start, changes = METHODS[options.method](options, experiment.score(params), sde, measurement, prior)
-        if options.method not in OF_THE_STEPS:
+        score, start, changes = method.approach(options, experiment.score(params), sde, measurement, prior)
+        if not method.of_the_steps:
             score = inverse_problems.within(score, sde, *bounds(experiment))
         x, nfe, _ = experiment.sampler(keys, score, start, **changes)
         return measurement.enforce(x) if noise_std == 0 and not options.official else x, nfe
@@ -342,12 +352,8 @@ def draw(experiment: Experiment, problem: Problem, answers: np.ndarray, folder: 
     columns = [] if problem.truth is None else [problem.truth]
     columns += [seen, *answers.swapaxes(0, 1), answers.mean(1), spread]
     grid = pixels(np.stack(columns, 1)).reshape(-1, *experiment.image_shape)
-    _write(folder / "grid.png", datasets.image_grid(grid, columns=len(columns)))
+    write_picture(folder / "grid.png", datasets.image_grid(grid, columns=len(columns)))
     for name, image, of_image in zip(problem.names, pixels(seen), pixels(answers)):
         parts = {"measured": image} | {f"answer_{s}": each for s, each in enumerate(of_image)}
         for part, each in parts.items():
-            _write(folder / f"{name}_{part}.png", Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each))
-
-
-def _write(path: Path, image: Image.Image) -> None:
-    write_atomically(path, lambda file: image.save(file, "png"))
+            write_picture(folder / f"{name}_{part}.png", Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each))

@@ -88,6 +88,10 @@ class SDE(abc.ABC):
         weight = 0.5 if probability_flow else 1.0
         return self.drift(x, t) - weight * expand(self.diffusion(t) ** 2, x) * score
 
+    def mean_of_data(self, score: Array, x: Array, t: Array) -> Array:
+        """E[x_0 | x_t = x] for x (B, ...), given score(x, t) (Tweedie's formula; Efron 2011)."""
+        return (x + expand(self.var(t), x) * score) / expand(self.alpha(t), x)
+
     def noise_to_signal(self, t: Array) -> Array:
         """std(t) / alpha(t), which grows with t: the noise scale of x_t / alpha(t) = x_0 + noise."""
         return self.std(t) / self.alpha(t)

@@ -18,10 +18,9 @@ from absl import app, flags, logging
 
 import restoration
 from benchmarks.markdown import header, machine, row
-from checkpoints import Checkpoints
 from configs.vp.digits_ddpmpp_continuous import get_config
 from experiment import Experiment
-from restoration import METHODS, OF_THE_STEPS, Problem
+from restoration import METHODS, Problem
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from tests import gaussian_posterior
 
@@ -36,7 +35,7 @@ flags.DEFINE_integer("images", 40, "Held-out digits.")
 SDES = {"VE": VESDE(), "VP": VPSDE(), "sub-VP": SubVPSDE()}
 GAUSSIANS = (("correlated", "mask", 0.0), ("correlated", "mask", 0.2), ("correlated", "dense", 0.2))
 OPTIONS = {"iterations": 16, "prior_std": gaussian_posterior.STD, "scale": 0.5}
-STEPS = {name: 200 if name in OF_THE_STEPS else 20 for name in METHODS}
+STEPS = {name: 200 if method.of_the_steps else 20 for name, method in METHODS.items()}
 GRIDS = (10, 20, 50, 100, 200, 500, 1000)
 TASKS: dict[str, dict[str, Any]] = {
     "inpaint, a box of half the sides": {"task": "inpaint"},
@@ -98,10 +97,9 @@ def digits(workdir: str, count: int, fields: dict[str, Any]) -> dict[str, Any]:
     """What `restoration.judge` says of one method, seconds of its second answer on, and the baselines."""
     config = get_config()
     config.restore.update(count=count, **fields)
-    config.sampling.method = "pc" if fields["method"] in OF_THE_STEPS else "solver"
+    config.sampling.method = "pc" if METHODS[fields["method"]].of_the_steps else "solver"
     experiment = Experiment(config, jax.devices()[:1])
-    checkpoints = Checkpoints(workdir)
-    ema = checkpoints.restore(checkpoints.pick(None), {"ema": experiment.abstract_params})["ema"]
+    _, ema = experiment.trained(workdir)
     problem = restoration.pose(experiment)
     with tempfile.TemporaryDirectory() as folder:
         answers, _ = restoration.answer(experiment, problem, ema, Path(folder))

@@ -81,7 +81,7 @@ def measure(
     @jax.jit
     def answers(keys: Array) -> Array:
         prior = sampling.prior_sample(keys, sde, (count, *SHAPE))
-        score, x, changes = METHODS[method](settings, exact_score(sde, covariance), sde, measurement, prior)
+        score, x, changes = METHODS[method].approach(settings, exact_score(sde, covariance), sde, measurement, prior)
         if not changes:
             prediction = {"noise_prediction": solver.noise_prediction}
             return sampling.few_step(keys, score, sde, x, solver.plan(levels), 0.0, **prediction)[0]

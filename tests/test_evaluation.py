@@ -26,7 +26,7 @@ from tests import tiny
 
 def config(**changes):
     options = {"eval.enable_bpd": True, "eval.enable_sampling": True, "training.n_iters": 4}
-    options |= {"eval.bpd_num_repeats": 2, "eval.bpd_probes": 2, "eval.bpd_tolerance": 3e-3}
+    options |= {"eval.bpd_num_repeats": 2, "eval.bpd_probes": 2, "eval.bpd_tolerance": 1e-3}
     options |= {"eval.enable_metrics": True}
     return tiny.config(**options | changes)
 
@@ -52,7 +52,7 @@ def test_results(evaluated, capsys):
     assert on_disk["bpd"]["stderr"] == pytest.approx(bpd.mean(0).std(ddof=1) / np.sqrt(359), rel=1e-6)
     assert on_disk["bpd"]["bound"]["mean"] == pytest.approx(bound.mean(), rel=1e-6)
     assert on_disk["bpd"]["probe_stderr"] == pytest.approx(np.sqrt((spread**2).sum()) / (2 * 359), rel=1e-6)
-    assert 0 < on_disk["bpd"]["solver_error"] < 0.1
+    assert 0 < on_disk["bpd"]["solver_error"] < 0.05
     # Untrained, it takes pixels for independent and nearly normal: worse than uniform grey levels, log2(17) bits.
     assert 4 < on_disk["bpd"]["mean"] < 14
     samples = np.load(f"{folder}/samples_0.npz")["samples"]

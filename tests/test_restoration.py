@@ -92,7 +92,7 @@ def test_what_is_refused(workdir, tmp_path):
         ({"method": "projection"}, "works on the steps of sampling.method = 'pc' and does not go with 'solver'"),
         ({"task": "colorize"}, "data.num_channels = 1 is grey"),
         ({"task": "super_resolution", "factor": 3}, "Blocks of 3x3 pixels do not tile images of 8x8"),
-        ({"noise": -0.1}, "restore.noise must not be negative"),
+        ({"noise": -0.1}, "restore.noise = -0.1 must not be negative"),
         ({"samples": 0}, "restore.samples = 0 must be above 0"),
         ({"share": 0.01}, "restore.mask = 'box' leaves nothing unknown"),
         ({"mask": str(tmp_path / "broken.png")}, "broken.png' cannot be read"),
@@ -101,7 +101,7 @@ def test_what_is_refused(workdir, tmp_path):
         ({"observed": True}, "restore.observed = True needs restore.input"),
         ({"observed": True, "task": "fourier"}, "measurements of restore.task = 'fourier' are no images"),
         ({"official": True}, "is for restore.method = 'projection' that inpaints or colorizes"),
-        ({"guidance.classes": (3,)}, "guidance.classes does not go with --mode=restore"),
+        ({"guidance.classes": (3,)}, r"guidance.classes = \(3,\) does not go with --mode=restore"),
     ):
         with pytest.raises(InputError, match=match):
             run(workdir, **changes)
