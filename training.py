@@ -97,6 +97,15 @@ def train_step(
     return TrainState(state.step + 1, params, ema, opt_state), metrics
 
 
+def jit_step(
+    experiment: Experiment, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`train_step`, jitted over the mesh; the state that it is given is used up."""
+    whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh)
+    step = functools.partial(train_step, experiment=experiment, optimizer=optimizer)
+    return jax.jit(step, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0)
+
+
 def compile_steps(
     experiment: Experiment, optimizer: optax.GradientTransformation, *, scan: bool | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -105,17 +114,15 @@ def compile_steps(
     On accelerators the steps are one `lax.scan`. XLA's CPU backend runs weight gradients of convolutions twenty times
     slower inside a loop (jax issue 12868), so there, unless `scan` says otherwise, the loop is Python's.
     """
-    step = functools.partial(train_step, experiment=experiment, optimizer=optimizer)
-    whole, split = sharding.replicated(experiment.mesh), functools.partial(sharding.along_axis, experiment.mesh)
-    options = {"out_shardings": (whole, whole), "donate_argnums": 0}
+    one = jit_step(experiment, optimizer)
     if scan if scan is not None else jax.default_backend() != "cpu":
-        return jax.jit(functools.partial(lax.scan, step), in_shardings=(whole, split(1)), **options)
-    one = jax.jit(step, in_shardings=(whole, split(0)), **options)
+        return jax.jit(functools.partial(lax.scan, one), donate_argnums=0)
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         metrics = []
         for i in range(len(batches.pixels)):
-            state, each = one(state, jax.device_put(jax.tree.map(lambda leaf, i=i: leaf[i], batches), split(0)))
+            batch = jax.tree.map(lambda leaf, i=i: leaf[i], batches)
+            state, each = one(state, jax.device_put(batch, sharding.along_axis(experiment.mesh)))
             metrics.append(each)
         return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *metrics)
 
