@@ -25,7 +25,7 @@ Params = dict[str | int, Any]
 """Parameters of a network as nested dictionaries, as `nnx.to_pure_dict` gives them."""
 
 GROUPS = (nnx.List, ncsnpp.DownLevel, ncsnpp.UpLevel)
-CLASS_NAMES = {nnx.Linear: "Dense"}  # Other classes have the official names.
+CLASS_NAMES = {nnx.Linear: "Dense", layers.Conv1x1: "Conv"}  # Other classes have the official names.
 LAYER_NAMES = {  # Layers that the official code names itself.
     (classifier.WideResnetBlock, "norm1"): "init_bn",
     (classifier.WideResnetBlock, "norm2"): "bn_2",
@@ -35,14 +35,15 @@ LAYER_NAMES = {  # Layers that the official code names itself.
     (classifier.WideResnet, "norm_out"): "pre-pool-bn",
 }
 FLAX_NAMES = {(layers.NIN, "kernel"): "W", (layers.NIN, "bias"): "b"}
-FLAX_NORMS = (nnx.GroupNorm, refinenet.InstanceNorm2dPlus)  # flax 0.3 gave their parameters the shape (1, 1, 1, C).
+FLAX_NORMS = (layers.GroupNorm, refinenet.InstanceNorm2dPlus)  # flax 0.3 gave their parameters the shape (1, 1, 1, C).
 
 Leaves = dict[str, tuple[str, tuple[int, ...]]]
 VECTOR, MATRIX, KERNEL = (0,), (1, 0), (3, 2, 0, 1)  # Axes of PyTorch's parameters, as numbers of ours.
 TORCH_LEAVES: dict[type, Leaves] = {  # Of each layer: {our parameter: (its name there, its axes)}, in their order.
     nnx.Linear: {"kernel": ("weight", MATRIX), "bias": ("bias", VECTOR)},
     nnx.Conv: {"kernel": ("weight", KERNEL), "bias": ("bias", VECTOR)},
-    nnx.GroupNorm: {"scale": ("weight", VECTOR), "bias": ("bias", VECTOR)},
+    layers.GroupNorm: {"scale": ("weight", VECTOR), "bias": ("bias", VECTOR)},
+    layers.Conv1x1: {"kernel": ("weight", KERNEL), "bias": ("bias", VECTOR)},
     layers.Conv2d: {"weight": ("weight", KERNEL), "bias": ("bias", VECTOR)},
     layers.NIN: {"kernel": ("W", (0, 1)), "bias": ("b", VECTOR)},
     layers.GaussianFourierProjection: {"W": ("W", VECTOR)},

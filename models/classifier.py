@@ -41,10 +41,10 @@ class WideResnetBlock(nnx.Module):
             features - in_features,
             stride > 1,
         )
-        self.norm1 = layers.group_norm(in_features, rngs=rngs)
+        self.norm1 = layers.GroupNorm(in_features)
         self.conv1 = conv3x3(in_features, features, stride=stride, rngs=rngs)
         self.temb = nnx.Linear(TEMB, features, rngs=rngs)
-        self.norm2 = layers.group_norm(features, rngs=rngs)
+        self.norm2 = layers.GroupNorm(features)
         self.conv2 = conv3x3(features, features, rngs=rngs)
 
     def __call__(self, x: Array, temb: Array) -> Array:
@@ -101,7 +101,7 @@ class WideResnet(nnx.Module):
             options = {"stride": 2 if i else 1, "first": i == 0, "rngs": rngs}
             self.groups.append(WideResnetGroup(channels, width * channel_multiplier, blocks_per_group, **options))
             channels = width * channel_multiplier
-        self.norm_out = layers.group_norm(channels, rngs=rngs)
+        self.norm_out = layers.GroupNorm(channels)
         self.out = nnx.Linear(channels, num_outputs, rngs=rngs)
 
     def __call__(self, x: Array, sigma: Array) -> Array:

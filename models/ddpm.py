@@ -13,7 +13,7 @@ from errors import InputError, choose
 from models import layers
 
 NUM_GROUPS = 32
-NORMALIZATIONS = {"GroupNorm": partial(layers.group_norm, num_groups=NUM_GROUPS)}
+NORMALIZATIONS = {"GroupNorm": partial(layers.GroupNorm, num_groups=NUM_GROUPS)}
 
 
 class ResnetBlockDDPM(layers.ResnetBlockDDPMpp):
@@ -104,7 +104,7 @@ class DDPM(nnx.Module):
                 channels = width
             if i > 0:
                 self.up[-1].append(up(width))
-        self.norm_out = norm(channels, rngs=rngs)
+        self.norm_out = norm(channels)
         self.conv_out = layers.conv3x3(channels, num_channels, init_scale=0.0, rngs=rngs)
 
     def embed(self, label: Array, classes: Array | None = None) -> Array | None:

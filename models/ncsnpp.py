@@ -96,7 +96,7 @@ class UpLevel(nnx.Module):
         as_residual = parts.progressive == "residual"
         makes_image = self.as_skip or (as_residual and lowest)
         features, scale = (parts.image_channels, parts.init_scale) if self.as_skip else (width, 1.0)
-        self.norm = layers.group_norm(width, rngs=parts.rngs) if makes_image else None
+        self.norm = layers.GroupNorm(width) if makes_image else None
         self.conv = layers.conv3x3(width, features, init_scale=scale, rngs=parts.rngs) if makes_image else None
         takes_image = (self.as_skip or as_residual) and not lowest
         self.image_up = parts.image_up(features if self.as_skip else channels, features) if takes_image else None
@@ -225,7 +225,7 @@ class NCSNpp(nnx.Module):
             self.up.append(UpLevel(parts, channels, taken, width, attends[i], i == last, i == 0))
             channels = width
         out = {"init_scale": parts.init_scale, "rngs": parts.rngs}
-        self.norm_out = None if self.as_skip else layers.group_norm(channels, rngs=parts.rngs)
+        self.norm_out = None if self.as_skip else layers.GroupNorm(channels)
         self.conv_out = None if self.as_skip else layers.conv3x3(channels, parts.image_channels, **out)
 
     def embed(self, label: Array, classes: Array | None = None) -> Array | None:
