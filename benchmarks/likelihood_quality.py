@@ -1,6 +1,6 @@
 """Error against network evaluations and time of the likelihood, beside the official recipe; writes docs/likelihood.md.
 
-python -m benchmarks.likelihood --workdir=DIR    (DIR: trained with configs/vp/digits_ddpmpp_continuous.py)
+python -m benchmarks.likelihood_quality --workdir=DIR    (DIR: trained with configs/vp/digits_ddpmpp_continuous.py)
 """
 
 from __future__ import annotations
@@ -170,7 +170,9 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     flag = " --workdir=DIR" if FLAGS.workdir else ""
     lines = [
-        *TEXT.format(command=f"python -m benchmarks.likelihood{flag}", machine=machine(), n=FLAGS.images).splitlines(),
+        *TEXT.format(
+            command=f"python -m benchmarks.likelihood_quality{flag}", machine=machine(), n=FLAGS.images
+        ).splitlines(),
         "",
         *header("Problem", "tolerance", "NFE", "error", "largest", "mean", "own estimate", "images/s", "time"),
     ]

@@ -1,4 +1,4 @@
-"""The page of benchmarks.sampling: docs/sampling.md and its picture, from what was measured."""
+"""The page of benchmarks.sampling_quality: docs/sampling.md and its picture, from what was measured."""
 
 from __future__ import annotations
 

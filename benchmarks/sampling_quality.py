@@ -1,6 +1,6 @@
 """Quality against network evaluations (NFE) of every sampler on every SDE, beside diffusers; writes docs/sampling.md.
 
-python -m benchmarks.sampling --workdir=DIR --write    (DIR: trained with the config that --config names)
+python -m benchmarks.sampling_quality --workdir=DIR --write    (DIR: trained with the config that --config names)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import factory
 import sampling
 import solvers
 from benchmarks.markdown import header, row
-from benchmarks.sampling_page import BEST, BEST_SCHEDULE, BUDGETS, NAMES, PC, Result, draw, page
+from benchmarks.sampling_quality_page import BEST, BEST_SCHEDULE, BUDGETS, NAMES, PC, Result, draw, page
 from checkpoints import Checkpoints
 from configs.default import get_default_config
 from experiment import Config, Experiment
@@ -300,7 +300,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     parts = measured()
     given = "".join(f" --{flag}={flag.upper()}" for flag in ("workdir", "results") if FLAGS[flag].value)
-    command = f"python -m benchmarks.sampling{given} --write"
+    command = f"python -m benchmarks.sampling_quality{given} --write"
     text = page(parts, {"command": command, "n": FLAGS.samples, "digits": FLAGS.digits})
     print(text)
     if FLAGS.write:
