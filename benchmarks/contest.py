@@ -55,7 +55,7 @@ def variants(config: Sequence[str], set: Sequence[str], variant: Sequence[str]) 
 
 
 def contest(
-    make: Make,
+    make: Mapping[str, Make],
     make_peer: MakePeer,
     *,
     config: Sequence[str],
@@ -69,26 +69,52 @@ def contest(
     """Rows about contestants for configs and variants, as the flags say.
 
     Args:
-      make: (config, rivals) -> ours, as `speed.compete` takes it, compiled; its `prepare` puts data on the device.
+      make: by name, (config, rivals) -> ours, as `speed.compete` takes it, compiled; its `prepare` puts data on the
+        device.
       make_peer: peer -> theirs.
       rounds: 0 only compiles. size: of the matrices.
 
     Raises InputError for bad configs, and for peers that cannot be had.
     """
-    contestants, ours = {}, {}
+    contestants, ours, theirs = {}, {}, {}
     for name, each in variants(config, set, variant).items():
         rivals = {}
-        for key, compiled in {"ratio": False} * peer | {"ratio_compiled": True} * peer_compile:
-            pass
-        ours[name] = contestants[name] = make(each, rivals)
-    return []
+        for key, compiled in [("ratio", False)] * peer + [("ratio_compiled", True)] * peer_compile:
+            rivals[key] = f"{peers.title(each, compiled)}, of {name}"
+            theirs[rivals[key]] = contestants[rivals[key]] = make_peer(peers.Peer(each, compiled=compiled))
+        for label, constructor in make.items():
+            title = " ".join(filter(None, [name, label]))
+            ours[title] = contestants[title] = constructor(each, rivals)
+    if not rounds:
+        for each in theirs.values():
+            each()
+        return [{"name": name} | each.facts for name, each in contestants.items()]
+    for each in ours.values():
+        each.prepare()
+    return speed.compete(contestants, rounds, [each.rate for each in ours.values()], size)
 
 
-def columns(unit: str, rate_form: str = ".3g", **others: tuple[str, str, float]) -> dict[str, tuple[str, str, float]]:
-    """The columns of the tables of speed; `others` come last."""
+def show(title: str, measure: Callable[..., list[speed.Row]], columns: speed.Columns, **options: Any) -> None:
+    """Prints the table of what `measure` returns for the flags and these options."""
+    given = arguments()
+    packages = ("torch", "diffusers") if given["peer"] or given["peer_compile"] else ()
+    if packages:
+        share_the_card()
+    rows = measure(**given, **options)
+    title = title.format(**given, **options)
+    print("\n".join(["", f"{title}; on {speed.environment(*packages)}.", "", *speed.table(rows, columns)]))
+
+
+def share_the_card() -> None:
+    """Leaves PyTorch half of the GPU's memory, unless the environment says what JAX is to take."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
+
+
+def columns(others: speed.Columns) -> speed.Columns:
+    """The columns of the tables; `others` come last."""
     return {
         "contestant": ("name", "", 1),
-        f"{unit}/s": ("rate", rate_form, 1),
+        "images/s": ("rate", ".3g", 1),
         "ms a run": ("seconds", ".1f", 1e3),
         "TFLOP/s": ("tflops", ".3g", 1),
         "of the matmul rate, %": ("share", ".0f", 100),
@@ -97,16 +123,20 @@ def columns(unit: str, rate_form: str = ".3g", **others: tuple[str, str, float])
         "parameters, 10^6": ("parameters", ".2f", 1e-6),
         "peak memory, GiB": ("memory", ".2f", 2**-30),
         "to compile, s": ("to_compile", ".1f", 1),
-        **{name.replace("_", " "): each for name, each in others.items()},
-    }
+    } | others
+
+
+def define_config_flags(batch_size: int) -> None:
+    """The flags that say of what speed is measured."""
+    flags.DEFINE_multi_string("config", [FLAGSHIP], "Config files.")
+    flags.DEFINE_multi_string("set", [], "A field for all, as in --set=model.dropout=0.0.")
+    flags.DEFINE_integer("batch_size", batch_size, "Images of a batch.", lower_bound=1)
 
 
 def define_flags(batch_size: int) -> None:
     """The flags of the scripts; `arguments` reads them."""
-    flags.DEFINE_multi_string("config", [FLAGSHIP], "Config files.")
-    flags.DEFINE_multi_string("set", [], "A field for all, as in --set=model.dropout=0.0.")
+    define_config_flags(batch_size)
     flags.DEFINE_multi_string("variant", [""], "Fields, apart by spaces: a contestant for each config and variant.")
-    flags.DEFINE_integer("batch_size", batch_size, "Images of a batch.", lower_bound=1)
     flags.DEFINE_integer("rounds", 5, "Timed runs of each contestant, in turn; the median counts.", lower_bound=1)
     flags.DEFINE_bool("peer", False, "Compare with diffusers' UNet2DModel in PyTorch.")
     flags.DEFINE_bool("peer_compile", False, "Compare with the same under torch.compile, too.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from jax import Array
 
 import likelihood
 from benchmarks.markdown import header, machine, row
+from benchmarks.speed import alternate
 from checkpoints import Checkpoints
 from configs.vp.digits_ddpmpp_continuous import get_config
 from experiment import Experiment
@@ -106,12 +106,7 @@ def compare(problem: Problem) -> list[str]:
     if truth is None:
         truth = jax.jit(functools.partial(ours, score, sde, x, probes, 1e-5))()[0]
     results = {name: jax.block_until_ready(run()) for name, run in runs.items()}
-    seconds = {name: [] for name in runs}
-    for _ in range(FLAGS.repeats):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - start)
+    seconds = alternate(runs, FLAGS.repeats)
     bits = math.prod(x.shape[1:]) * math.log(2)
     rows = []
     for name, result in results.items():

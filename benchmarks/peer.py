@@ -189,10 +189,10 @@ class Training:
 class Sampling:
     """Evaluations of the network, each followed by an update of the images with fresh noise."""
 
-    def __init__(self, peer: Peer, batch_size: int, evaluations: int) -> None:
+    def __init__(self, peer: Peer, batch_size: int, evaluations: int, *, compiled: bool = True) -> None:
         self.peer, self.evaluations = peer, evaluations
         self.x, self.level = peer.normal(batch_size), peer.torch.full((batch_size,), LEVELS // 2, device=peer.device)
-        self.output = peer.prepared(peer.output)
+        self.output = peer.prepared(peer.output) if compiled else peer.output
         peer.network.eval()
 
     def __call__(self) -> Any:
@@ -206,18 +206,18 @@ class Sampling:
 class Likelihood:
     """Evaluations of the network with Hutchinson's estimate of its divergence, as the official code makes them."""
 
-    def __init__(self, peer: Peer, batch_size: int, evaluations: int) -> None:
+    def __init__(self, peer: Peer, batch_size: int, evaluations: int, *, compiled: bool = True) -> None:
         self.peer, self.evaluations = peer, evaluations
         self.x, self.level = peer.normal(batch_size), peer.torch.full((batch_size,), LEVELS // 2, device=peer.device)
         self.probe = peer.normal(batch_size).sign()
-        self.output = peer.prepared(peer.output)
+        self.output = peer.prepared(peer.output) if compiled else peer.output
         peer.network.eval().requires_grad_(False)
 
     def __call__(self) -> Any:
         x, traces = self.x, 0.0
         for _ in range(self.evaluations):
             x = x.detach().requires_grad_()
-            output = self.output(x, self.level)
+            output = self.output(x.clone(), self.level)  # PyTorch's counter of FLOPs takes no leaf for an input.
             (gradient,) = self.peer.torch.autograd.grad((output * self.probe).sum(), x)
             traces = traces + (gradient * self.probe).flatten(1).sum(1)
             x = x + 1e-3 * output
@@ -225,17 +225,20 @@ class Likelihood:
 
 
 class Contestant:
-    """A peer's work as `speed.compete` takes it: `run` does it `times` times, for `work` images or evaluations."""
+    """A peer's work as `speed.compete` takes it: each run is `times` calls of `call`.
+
+    `work` and `flops` are those of a run.
+    """
 
     rivals: Mapping[str, str] = {}
 
-    def __init__(self, peer: Peer, run: Callable[[], object], times: int, work: float, flops: float) -> None:
-        self.subject, self.run, self.times, self.work, self.flops = peer, run, times, work, flops
-        self.rate, self.started = speed.rate_of(peer.config), None
+    def __init__(self, peer: Peer, call: Callable[[], object], *, times: int = 1, work: float, flops: float) -> None:
+        self.subject, self.call, self.times, self.work, self.flops = peer, call, times, work, flops
+        self.rate = speed.rate_of(peer.config)
 
     def __call__(self) -> None:
         for _ in range(self.times):
-            self.run()
+            self.call()
         self.subject.wait()
 
     @property
@@ -244,14 +247,13 @@ class Contestant:
         return {"parameters": self.subject.parameters, "memory": self.subject.memory}
 
 
-def rivals(config: Config, eager: bool, compiled: bool) -> dict[str, tuple[str, bool]]:
-    """The peers of a config: by the key of our ratio to them, their name and whether they are compiled."""
-    keys = {"ratio": False} if eager else {}
-    keys |= {"ratio_compiled": True} if compiled else {}
-    return {key: (_name(config, each), each) for key, each in keys.items()}
+def repeated(kind: type, peer: Peer, batch_size: int, evaluations: int) -> Contestant:
+    """`Sampling` or `Likelihood` of a batch, its FLOPs from one image and evaluation."""
+    flops = batch_size * evaluations * peer.flops(kind(peer, 1, 1, compiled=False))
+    return Contestant(peer, kind(peer, batch_size, evaluations), work=batch_size * evaluations, flops=flops)
 
 
-def _name(config: Config, compiled: bool) -> str:
+def title(config: Config, compiled: bool) -> str:
     near = nearest(config)
     changed = any(not _same(config.model.get(field), near.model[field]) for field in near.model)
     like = "nearest" if changed else "same"

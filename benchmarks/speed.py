@@ -32,6 +32,8 @@ Contestants = Mapping[str, Callable[[], object]]
 Seconds = dict[str, list[float]]
 Row = dict[str, Any]
 """What a table says of a contestant; as JSON has it."""
+Columns = Mapping[str, tuple[str, str, float]]
+"""Of a table, by title: key in the rows, format, factor."""
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
@@ -154,7 +156,7 @@ def faster(seconds: Seconds, name: str, other: str) -> float:
 def compete(contestants: dict[str, Any], rounds: int, rates: Iterable[str], size: int | None = None) -> list[Row]:
     """Rows about contestants, timed in turns with matrix products of the kinds `rates`.
 
-    A contestant has `work` (units a run, such as images), `flops` a run, `rate` (which kind of product it is held
+    A contestant has `work` (images a run, say), `flops` a run, `rate` (which kind of product it is held
     against), `facts` for its row, and `rivals`: by key of its row, names of contestants that it is compared with.
     """
     products = {kind: Product(kind, size) for kind in dict.fromkeys(rates)}
@@ -195,8 +197,8 @@ def cell(value: object, form: str = "", scale: float = 1.0) -> str:
     return "" if value is None else format(value * scale if form else value, form)
 
 
-def table(rows: Iterable[Row], columns: Mapping[str, tuple[str, str, float]]) -> list[str]:
-    """A Markdown table; `columns` are, by title: key in the rows, format and factor. Empty ones are left out."""
+def table(rows: Iterable[Row], columns: Columns) -> list[str]:
+    """A Markdown table, without the columns that no row fills."""
     rows = list(rows)
     columns = {title: each for title, each in columns.items() if any(row.get(each[0]) is not None for row in rows)}
     cells = lambda each: [cell(each.get(key), form, scale) for key, form, scale in columns.values()]

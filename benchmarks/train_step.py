@@ -9,20 +9,21 @@ products are those of `speed.Product`, timed in the same rounds.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import flags
 
 import training
+from benchmarks import contest, speed
 from benchmarks import peer as peers
-from benchmarks import speed
 from datasets import Batch
 from experiment import Config, Experiment
 
-COLUMNS = speed.columns("images", trace_and_lower__s=("to_lower", ".1f", 1))
+COLUMNS = contest.columns(
+    {"before, to lower, s": ("to_lower", ".1f", 1), "device peak, GiB": ("device_peak", ".2f", 2**-30)}
+)
 
 
 class TrainStep:
@@ -86,64 +87,22 @@ def model_flops(config: Config, counted: float) -> float:
     return speed.flops(step.trace(*shapes).lower())
 
 
-def measure(
-    *,
-    config: list[str],
-    set: list[str] = [],  # noqa: A002, B006
-    variant: list[str] = [""],  # noqa: B006
-    batch_size: int,
-    rounds: int,
-    peer: bool = False,
-    peer_compile: bool = False,
-    steps: int = 0,
-    size: int | None = None,
-) -> list[speed.Row]:
-    """Rows about the train steps of configs and variants, as the flags say; with 0 rounds nothing is run, but compiled.
+def measure(*, batch_size: int, steps: int = 0, set: Sequence[str] = (), **options: Any) -> list[speed.Row]:  # noqa: A002
+    """Rows about the train steps of configs and variants; `options` as of `contest.contest`.
 
-    `size` is that of the matrices, `steps` a run's, 0 for one on CPUs and ten else. Raises InputError.
+    `steps` are those of a run, 0 for one on CPUs and ten else. Raises InputError.
     """
     steps = steps or (1 if jax.default_backend() == "cpu" else 10)
-    contestants: dict[str, Any] = {}
-    for name, each in speed.variants(config, [*set, f"training.batch_size={batch_size}"], variant).items():
-        rivals = {}
-        for key, (title, compiled) in peers.rivals(each, peer, peer_compile).items():
-            rivals[key] = f"{title}, of {name}"
-            contestants[rivals[key]] = peer_contestant(each, compiled, steps)
-        contestants[name] = TrainStep(each, steps, rivals)
-    ours = [each for each in contestants.values() if isinstance(each, TrainStep)]
-    if not rounds:
-        return [{"name": name, **each.facts} for name, each in contestants.items()]
-    for each in ours:
-        each.prepare()
-    return speed.compete(contestants, rounds, [each.rate for each in ours], size)
 
+    def peer(peer: peers.Peer) -> peers.Contestant:
+        work = peers.Training(peer, batch_size)
+        return peers.Contestant(peer, work.step, times=steps, work=steps * batch_size, flops=steps * work.flops)
 
-def peer_contestant(config: Config, compiled: bool, steps: int) -> peers.Contestant:
-    """The train step of the peer."""
-    peer, count = peers.Peer(config, compiled=compiled), config.training.batch_size
-    work = peers.Training(peer, count)
-    return peers.Contestant(peer, work.step, steps, steps * count, steps * work.flops)
-
-
-def share_the_card() -> None:
-    """Leaves PyTorch half of the GPU's memory, unless the environment says what JAX is to take."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")
-
-
-def main() -> None:
-    """Prints the table."""
-    options = speed.arguments()
-    with_peer = options["peer"] or options["peer_compile"]
-    if with_peer:
-        share_the_card()
-    rows = measure(**options, steps=flags.FLAGS.steps)
-    print(
-        f"\nTrain steps at batch {options['batch_size']} on {speed.environment(*['torch', 'diffusers'] * with_peer)}\n"
-    )
-    print("\n".join(speed.table(rows, COLUMNS)))
+    ours = lambda config, rivals: TrainStep(config, steps, rivals)
+    return contest.contest({"": ours}, peer, set=[*set, f"training.batch_size={batch_size}"], **options)
 
 
 if __name__ == "__main__":
-    speed.define_flags(batch_size=8)
+    contest.define_flags(batch_size=8)
     flags.DEFINE_integer("steps", 0, "Train steps of a run; 0: one on CPUs, ten else.")
-    speed.run(main)
+    contest.run(lambda: contest.show("Train steps at batch {batch_size}", measure, COLUMNS, steps=flags.FLAGS.steps))

@@ -1,0 +1,116 @@
+"""Memory of the compiled train step of every config: a table; results go to a file, so that a second run goes on.
+
+python -m benchmarks.memory [--results=FILE] [--config=...] [--shape=1x1 --shape=0x8 ...] [--set=training.remat=True]
+
+Nothing is run, and no parameter is made: the step is compiled for shapes, in a process of its own for each row, and the
+numbers are the compiler's (`memory_analysis`): arguments, which are parameters, their average, Adam's two moments and
+images, and temporaries. They are those of the device at hand. On a CPU the working space of convolutions is not among
+them; GPU's compilers fuse otherwise, and choose algorithms that need such space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from benchmarks import contest, parts, speed
+
+DEVICES = 8
+CARD = 80e9  # bytes
+COLUMNS = {
+    "config": ("name", "", 1),
+    "changed": ("changed", "", 1),
+    "size, px": ("image_size", "", 1),
+    "parameters, 10^6": ("parameters", ".1f", 1e-6),
+    "batch": ("batch_size", "", 1),
+    "devices": ("devices", "", 1),
+    "arguments, GB a device": ("arguments", ".2f", 1e-9),
+    "temporaries, GB": ("temporaries", ".2f", 1e-9),
+    "in all, GB": ("peak", ".2f", 1e-9),
+    "GFLOP": ("flops", ".0f", 1e-9),
+    "compilation, s": ("compile", ".0f", 1),
+    "error": ("error", "", 1),
+}
+
+
+def of_step(*, config: str, set: Sequence[str] = (), batch_size: int | None, devices: int) -> speed.Row:  # noqa: A002
+    """Memory of a train step on `devices` devices; batch_size None is the config's. In a process of its own.
+
+    FLOPs are those of the whole batch.
+    """
+    import jax
+
+    if jax.config.jax_platforms in (None, "cpu"):
+        jax.config.update("jax_num_cpu_devices", max(1, devices))
+    from benchmarks import train_step
+
+    batch = [] if batch_size is None else [f"training.batch_size={batch_size}"]
+    loaded = contest.load(config, [*set, *batch])
+    experiment = speed.Experiment(loaded, jax.devices()[:devices])
+    compiled = train_step.compile_step(experiment)
+    return compiled.memory | {
+        "peak": compiled.peak,
+        "flops": compiled.flops,
+        "compile": compiled.seconds["compile"],
+        "batch_size": loaded.training.batch_size,
+        "image_size": loaded.data.image_size,
+        "parameters": speed.parameters(experiment),
+    }
+
+
+def all_configs() -> list[str]:
+    """The paths of the experiments in configs/."""
+    root = parts.ROOT
+    found = sorted(str(path.relative_to(root)) for path in (root / "configs").rglob("*.py"))
+    return [path for path in found if path.count("/") > 1 and not path.endswith("__init__.py")]
+
+
+def measure(
+    records: parts.Records,
+    config: Sequence[str],
+    set: Sequence[str] = (),  # noqa: A002
+    *,
+    shapes: Sequence[tuple[int | None, int]] = ((1, 1), (None, DEVICES)),
+    seconds: float = 900,
+) -> list[parts.Record]:
+    """Results for each config at each (batch size or None for its own, devices); those that `records` lacks are found.
+
+    Raises InputError for bad configs.
+    """
+    keys = []
+    for path in config:
+        contest.load(path, set)
+        for batch_size, devices in shapes:
+            arguments = {"config": path, "set": list(set), "batch_size": batch_size, "devices": devices}
+            key = " ".join([path, *set, f"batch={batch_size or 'own'}", f"devices={devices}"])
+            keys.append(key)
+            if records.lacks(key):
+                about = {"name": path.removeprefix("configs/").removesuffix(".py"), "changed": " ".join(set)}
+                found = parts.run("benchmarks.memory:of_step", arguments, seconds=seconds)
+                records.add(key, about | {"devices": devices, "batch_size": batch_size} | found)
+                print(f"{key}: {found.get('error') or format(found['peak'] / 1e9, '.2f') + ' GB'}", flush=True)
+    return [records.found[key] for key in keys]
+
+
+def main() -> None:
+    """Measures what is missing, and prints the table of all that the file holds."""
+    given = flags.FLAGS
+    shapes = [tuple(int(number) or None for number in each.split("x")) for each in given.shape]
+    paths = given.config or all_configs()
+    records = parts.Records(given.results)
+    measure(records, paths, given.set, shapes=shapes)
+    rows = list(records.found.values())
+    fitting = [each for each in rows if each.get("peak", CARD) < CARD]
+    lines = [f"Memory of train steps, by the compiler; on {speed.environment()}."]
+    lines.append(f"{len(fitting)} of {len(rows)} fit in {CARD / 1e9:.0f} GB a device.")
+    print("\n".join(["", *lines, "", *speed.table(rows, COLUMNS)]))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_multi_string("config", [], "Config files; all of configs/ if none is given.")
+    flags.DEFINE_multi_string("set", [], "A field for all, as in --set=training.remat=True.")
+    flags.DEFINE_string("results", str(Path(".cache") / "memory.jsonl"), "The file of results, one in a line.")
+    flags.DEFINE_multi_string("shape", ["1x1", f"0x{DEVICES}"], "Batch size (0: the config's) x devices.")
+    contest.run(main)
