@@ -6,6 +6,7 @@ Images are random bytes, so that no data set is needed.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import math
 import statistics
 import time
@@ -153,27 +154,33 @@ def faster(seconds: Seconds, name: str, other: str) -> float:
     return statistics.median(theirs / ours for ours, theirs in zip(seconds[name], seconds[other]))
 
 
-def compete(contestants: dict[str, Any], rounds: int, rates: Iterable[str], size: int | None = None) -> list[Row]:
-    """Rows about contestants, timed in turns with matrix products of the kinds `rates`.
+def compete(contestants: dict[str, Any], rounds: int, kinds: Iterable[str], size: int | None = None) -> list[Row]:
+    """Rows about contestants, timed in turns with matrix products of these kinds.
 
-    A contestant has `work` (images a run, say), `flops` a run, `rate` (which kind of product it is held
-    against), `facts` for its row, and `rivals`: by key of its row, names of contestants that it is compared with.
+    A contestant has `work` (images a run, say), `flops` a run, `rate` (which kind of product it is held against),
+    `facts` for its row, and `rivals`: by key of its row, names of contestants that it is compared with.
     """
-    products = {kind: Product(kind, size) for kind in dict.fromkeys(rates)}
-    seconds = alternate(contestants | {f"products, {kind}": each for kind, each in products.items()}, rounds)
+    found = {f"matrix products, {kind}": Product(kind, size) for kind in dict.fromkeys(kinds)}
+    seconds = alternate(contestants | found, rounds)
     rows = []
     for name, each in contestants.items():
-        median, product = statistics.median(seconds[name]), products[each.rate]
-        share = each.flops / product.flops * faster(seconds, name, f"products, {each.rate}")
+        median, product = statistics.median(seconds[name]), f"matrix products, {each.rate}"
+        share = each.flops / found[product].flops * faster(seconds, name, product)
         rows.append({"name": name, "seconds": median, "rate": each.work / median, "tflops": each.flops / median / 1e12})
         rows[-1] |= {"share": share, "of": each.rate} | each.facts
         for key, rival in each.rivals.items():
             rows[-1][key] = each.work / contestants[rival].work * faster(seconds, name, rival)
-    for kind, each in products.items():
-        median = statistics.median(seconds[f"products, {kind}"])
-        name = f"matrix products, {kind}, {len(each.a)}"
-        rows.append({"name": name, "seconds": median, "tflops": each.flops / median / 1e12, "product": kind})
-    return rows
+    return rows + [_product_row(name, found[name], seconds[name]) for name in found]
+
+
+def products(kinds: Iterable[str], rounds: int, size: int | None = None) -> list[Row]:
+    """Rows about matrix products alone."""
+    return compete({}, rounds, kinds, size)
+
+
+def _product_row(name: str, product: Product, seconds: list[float]) -> Row:
+    median = statistics.median(seconds)
+    return {"name": f"{name}, {len(product.a)}", "seconds": median, "tflops": product.flops / median / 1e12}
 
 
 def rate_of(config: Config) -> str:
@@ -190,6 +197,12 @@ def environment(*packages: str) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     card = "" if device.platform == "cpu" else f"{device.device_kind}, in a machine with "
     return f"{card}{machine()}; {versions}"
+
+
+def about() -> dict[str, str]:
+    """`environment` for whoever must not touch the accelerator himself."""
+    known = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name)]
+    return {"environment": environment(*known)}
 
 
 def cell(value: object, form: str = "", scale: float = 1.0) -> str:
