@@ -221,7 +221,7 @@ class Likelihood:
             (gradient,) = self.peer.torch.autograd.grad((output * self.probe).sum(), x)
             traces = traces + (gradient * self.probe).flatten(1).sum(1)
             x = x + 1e-3 * output
-        return x.detach(), traces
+        return x.detach(), traces.detach()
 
 
 class Contestant:

@@ -1,6 +1,6 @@
 """Images/s and network evaluations/s of samplers, and PyTorch beside them.
 
-python -m benchmarks.sampling [--config=...] [--batch_size=8] [--levels=10] [--set=sampling.num_steps=20 ...] [--peer]
+python -m benchmarks.sampling [--config=...] [--batch_size=8] [--levels=25] [--set=sampling.num_steps=20 ...] [--peer]
 
 A run is `Experiment.sample` on one batch, from image numbers to images in bytes: keys, the prior, the loop with its
 random numbers, and rounding. Two samplers of each config: predictor and corrector as it says, on `--levels` noise
@@ -67,7 +67,7 @@ def states(experiment: Experiment, batch_size: int) -> tuple[jax.ShapeDtypeStruc
     return x, jax.ShapeDtypeStruct((batch_size,), "float32")
 
 
-def measure(*, batch_size: int, levels: int = 10, set: Sequence[str] = (), **options: Any) -> list[speed.Row]:  # noqa: A002
+def measure(*, batch_size: int, levels: int = 25, set: Sequence[str] = (), **options: Any) -> list[speed.Row]:  # noqa: A002
     """Rows about the samplers of configs and variants; `options` as of `contest.contest`. Raises InputError."""
 
     def sampler(method: str) -> contest.Make:
@@ -93,6 +93,8 @@ def of_evaluations(each: speed.Row) -> speed.Row:
 
 if __name__ == "__main__":
     contest.define_flags(batch_size=8)
-    flags.DEFINE_integer("levels", 10, "Noise levels of predictor and corrector.", lower_bound=2)
+    flags.DEFINE_integer(
+        "levels", 25, "Noise levels of predictor and corrector; those of VP need more than 20.", lower_bound=2
+    )
     title = "Sampling at batch {batch_size}, {levels} levels"
     contest.run(lambda: contest.show(title, measure, COLUMNS, levels=flags.FLAGS.levels))
