@@ -121,7 +121,7 @@ def columns(others: speed.Columns) -> speed.Columns:
         "times the peer": ("ratio", ".2f", 1),
         "times the compiled peer": ("ratio_compiled", ".2f", 1),
         "parameters, 10^6": ("parameters", ".2f", 1e-6),
-        "peak memory, GiB": ("memory", ".2f", 2**-30),
+        "peak memory, GB": ("memory", ".2f", 1e-9),
         "to compile, s": ("to_compile", ".1f", 1),
     } | others
 

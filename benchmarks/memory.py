@@ -16,6 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks import contest, parts, speed
+from errors import InputError
 
 DEVICES = 8
 CARD = 80e9  # bytes
@@ -38,7 +39,7 @@ COLUMNS = {
 def of_step(*, config: str, set: Sequence[str] = (), batch_size: int | None, devices: int) -> speed.Row:  # noqa: A002
     """Memory of a train step on `devices` devices; batch_size None is the config's. In a process of its own.
 
-    FLOPs are those of the whole batch.
+    FLOPs are those of the whole batch. Raises InputError.
     """
     import jax
 
@@ -48,6 +49,10 @@ def of_step(*, config: str, set: Sequence[str] = (), batch_size: int | None, dev
 
     batch = [] if batch_size is None else [f"training.batch_size={batch_size}"]
     loaded = contest.load(config, [*set, *batch])
+    if len(jax.devices()) < devices:
+        raise InputError(
+            f"--shape asks for {devices} devices, here are {len(jax.devices())}; JAX_PLATFORMS=cpu has all."
+        )
     experiment = speed.Experiment(loaded, jax.devices()[:devices])
     compiled = train_step.compile_step(experiment)
     return compiled.memory | {

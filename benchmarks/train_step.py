@@ -22,7 +22,7 @@ from datasets import Batch
 from experiment import Config, Experiment
 
 COLUMNS = contest.columns(
-    {"before, to lower, s": ("to_lower", ".1f", 1), "device peak, GiB": ("device_peak", ".2f", 2**-30)}
+    {"before, to lower, s": ("to_lower", ".1f", 1), "device peak, GB": ("device_peak", ".2f", 1e-9)}
 )
 
 

@@ -46,6 +46,15 @@ def test_flops_of_a_train_step_are_thrice_those_forward():
     assert _flops_of_step(experiment) == pytest.approx(3 * sampling.forward_flops(experiment, 4), rel=0.1)
 
 
+def test_flops_that_remat_and_accumulation_change_are_not_counted():
+    config = contest.load(DIGITS, [*TINY, "training.batch_size=4"])
+    plain = _flops_of_step(Experiment(config, jax.devices()[:1]))
+    assert train_step.model_flops(config, 5.0) == 5.0
+    config.unlock()
+    config.training.update(remat=True, accumulate=2)
+    assert train_step.model_flops(config, 5.0) == plain
+
+
 def _flops_of_step(experiment):
     step, *shapes = train_step.lowered_arguments(experiment)
     return speed.flops(step.lower(*shapes))
