@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,6 +41,8 @@ def nearest(config: Config) -> Config:
 
 
 def _packages() -> tuple[Any, Any]:
+    # PyTorch's threads wait spinning else, which makes a step take up to a hundred times as long when cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import diffusers
         import torch
