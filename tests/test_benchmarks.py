@@ -41,14 +41,12 @@ def test_flops_and_memory_of_a_product():
     assert set(compiled.seconds) == {"trace", "lower", "compile"}
 
 
-def test_flops_of_a_train_step_are_thrice_those_forward():
-    experiment = Experiment(contest.load(DIGITS, [*TINY, "training.batch_size=4"]), jax.devices()[:1])
-    assert _flops_of_step(experiment) == pytest.approx(3 * sampling.forward_flops(experiment, 4), rel=0.1)
-
-
-def test_flops_that_remat_and_accumulation_change_are_not_counted():
+def test_flops_of_a_train_step():
+    """Thrice those forward; what remat and accumulation change is not counted."""
     config = contest.load(DIGITS, [*TINY, "training.batch_size=4"])
-    plain = _flops_of_step(Experiment(config, jax.devices()[:1]))
+    experiment = Experiment(config, jax.devices()[:1])
+    plain = _flops_of_step(experiment)
+    assert plain == pytest.approx(3 * sampling.forward_flops(experiment, 4), rel=0.1)
     assert train_step.model_flops(config, 5.0) == 5.0
     config.unlock()
     config.training.update(remat=True, accumulate=2)
