@@ -16,6 +16,7 @@ import classification
 import conversion
 import dequantization
 import evaluation
+import hosts
 import inspection
 import latents
 import reference_statistics
@@ -52,6 +53,9 @@ flags.DEFINE_string(
 flags.DEFINE_string("source", None, "The checkpoint to import: a file of the official code, or a diffusers folder.")
 flags.DEFINE_string("target", None, "The file to export to: .pth (PyTorch), .safetensors, or else Flax.")
 flags.DEFINE_integer("checkpoint", None, "The checkpoint to export, encode with, ...; the newest by default.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if several are started by hand; docs/scaling.md.")
+flags.DEFINE_integer("num_processes", None, "How many processes are started by hand.")
+flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0 on.")
 flags.mark_flags_as_required(["config", "workdir", "mode"])
 
 
@@ -63,6 +67,7 @@ def main(argv: list[str]) -> None:
     try:
         if argv[1:]:
             raise InputError(f"arguments that are no flags: {' '.join(argv[1:])}.")
+        hosts.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         MODES[FLAGS.mode](_config(), FLAGS.workdir)
     except InputError as error:
         sys.exit(f"Error: {error}")

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import classification
 import datasets
+import hosts
 import losses
 import sharding
 from checkpoints import KEPT, META, Checkpoints
@@ -132,7 +133,8 @@ def compile_steps(
 def train(config: Config, workdir: str) -> TrainState:
     """Trains, or goes on training, the experiment `config` in `workdir`; returns the last state.
 
-    Raises InputError for a bad config, a workdir of another experiment, and a loss that is not finite.
+    On SIGTERM it saves the state and returns it early. Raises InputError for a bad config, a workdir of another
+    experiment, and a loss that is not finite.
     """
     experiment = Experiment(config)
     config, optimizer = experiment.config, make_optimizer(experiment.config.optim)
@@ -150,26 +152,32 @@ def train(config: Config, workdir: str) -> TrainState:
     steps = compile_steps(experiment, optimizer)
     batches = datasets.Batches(train, settings.batch_size, config.seed, per_call, experiment.labelled)
     batches = batches.iterate(start // per_call)
-    with contextlib.closing(checkpoints), Reporter(workdir, start, total, settings.batch_size) as report:
+    reporter, stop = Reporter(workdir, start, total, settings.batch_size), False
+    with contextlib.closing(checkpoints), reporter as report, hosts.Preemption(experiment.mesh) as preemption:
         if restored:
             left = "" if start < total else f": nothing left to do, training.n_iters = {settings.n_iters} is reached"
             report.say(f"going on from {restored[1]}{left}")
         for step in range(start + per_call, total + 1, per_call):
             state, metrics = steps(state, sharding.shard(experiment.mesh, next(batches), axis=1))
             report.collect(step, metrics)
+            stop = preemption.reached()
             due = {name: step == total or step % settings[name] < per_call for name in FREQUENCIES}
-            snapshot, backup = due["snapshot_freq"], due["snapshot_freq_for_preemption"]
+            snapshot, backup = due["snapshot_freq"], due["snapshot_freq_for_preemption"] or stop
             if due["log_freq"]:
                 report.training()
             if snapshot or backup:
                 report.check()  # Raises if a loss is not finite; nothing is saved then.
-            if due["eval_freq"]:
+            if due["eval_freq"] and not stop:
                 report.held_out(*held_out_batch(experiment, state.ema, step))
             kept = (step + settings.snapshot_freq - per_call) // settings.snapshot_freq  # The last one may come early.
             for folder, number in [(META, step)] * backup + [(KEPT, kept)] * snapshot:
                 checkpoints.save(folder, number, to_trees(state), step=step, config=config.to_dict())
+            if stop:
+                break
             if snapshot and settings.snapshot_sampling:
                 report.samples(experiment.sample_images(state.ema, 0, GRID).x)
+    if stop and not jax.process_index():
+        print(f"step {step}: stopped by SIGTERM; the state is saved, and the same command goes on from it.", flush=True)
     return state
 
 
