@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -27,6 +28,7 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     Without arguments, what a TPU pod, SLURM, Open MPI or Kubernetes says of them counts; elsewhere nothing happens.
     To be called before the first use of devices. Raises InputError for arguments that do not fit together.
     """
+    jax.config.update("jax_enable_preemption_service", False)  # It would catch SIGTERM, which `Preemption` is to do.
     given = [value is not None for value in (coordinator, num_processes, process_id)]
     if any(given):
         _check(given, coordinator, num_processes, process_id)
@@ -34,13 +36,8 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
     elif _has_peers():
         jax.distributed.initialize()
     elif importlib.util.find_spec("libtpu"):
-        try:
+        with contextlib.suppress(ValueError):  # There is no TPU in spite of its library.
             jax.distributed.initialize()  # It asks the TPU's metadata server who the others are.
-        except ValueError:  # There is no TPU in spite of its library.
-            return
-    else:
-        return
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX catches it for a service of its own, which nothing here uses.
 
 
 def _check(given: list[bool], coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
