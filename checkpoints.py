@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax import Array
 
+import sharding
 from errors import InputError, brief
 
 KEPT, META = "checkpoints", "checkpoints-meta"
@@ -127,10 +128,11 @@ class Checkpoints:
 
 
 def _checksum(tree: Any) -> int:
-    """CRC-32 of replicated arrays; Orbax by itself notices missing bytes, but not changed ones."""
+    """CRC-32 of the arrays, however they are split; Orbax by itself notices missing bytes, but not changed ones."""
     crc = 0
-    for leaf in jax.tree.leaves(tree):
-        crc = zlib.crc32(np.ascontiguousarray(leaf.addressable_data(0)), crc)
+    for leaf in jax.tree.leaves(tree):  # One after the other: no host need have room for all.
+        whole = leaf.addressable_data(0) if leaf.is_fully_replicated else sharding.fetch(leaf)
+        crc = zlib.crc32(np.ascontiguousarray(whole), crc)
     return crc
 
 

@@ -77,7 +77,8 @@ class Experiment:
 
     Attributes:
       mesh: the devices. sde, scaler, model: see their classes. network: without values, see `places.as_built`; graph:
-        the same without its parameters, which are nested dictionaries like abstract_params.
+        the same without its parameters, which are nested dictionaries like abstract_params, replicated.
+      sharded: whether the state of training is split over the devices.
       num_scales: noise levels of discrete-time training, or None.
       labelled: whether the network is told the class of an image.
       classifier: the parameters of the classifier that guides, or None; `classification.provide` sets it.
@@ -125,6 +126,7 @@ class Experiment:
         whole = sharding.replicated(self.mesh)
         abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
         self.abstract_params = jax.tree.map(abstract, nnx.to_pure_dict(shapes))
+        self.sharded = config.training.shard_params
         self.scaler = datasets.make_scaler(config.data)
         self.image_shape = (config.data.image_size, config.data.image_size, config.data.num_channels)
 
@@ -142,10 +144,15 @@ class Experiment:
         """The root of all random numbers that serve one purpose; a function of config.seed."""
         return jax.random.fold_in(jax.random.key(self.config.seed), PURPOSES.index(purpose))
 
-    def init_params(self) -> Params:
-        """Fresh parameters, the same on every device."""
+    def of_state(self, tree: Tree) -> Tree:
+        """The shardings of what training changes, as config.training.shard_params says."""
+        whole = lambda leaf: sharding.replicated(self.mesh)
+        return sharding.spread(self.mesh, tree) if self.sharded else jax.tree.map(whole, tree)
 
-        @functools.partial(jax.jit, out_shardings=sharding.replicated(self.mesh))
+    def init_params(self) -> Params:
+        """Fresh parameters, placed as `of_state` says."""
+
+        @functools.partial(jax.jit, out_shardings=self.of_state(self.abstract_params))
         def init(key: Array) -> Params:
             return nnx.to_pure_dict(nnx.split(make_network(self.config, Rngs(key)), nnx.Param)[1])
 
@@ -166,6 +173,7 @@ class Experiment:
 
         With `classes` (B,) that of images of these classes, else of any, p_t(x); not for networks that are told none.
         """
+        params = sharding.gather(self.mesh, params) if self.sharded else params
         return functools.partial(self.model.score, nnx.merge(self.graph, params), rngs=rngs, classes=classes)
 
     def guided_score(self, params: Params, classes: Array | None, classifier: Params | None = None) -> Score:
@@ -214,10 +222,13 @@ class Experiment:
 
     @functools.cached_property
     def held_out_loss(self) -> Callable[[Params, Batch, Array], tuple[Array, Array]]:
-        """(params, B images, key) -> their losses and times t (B,); compiled, without dropout, true labels told."""
+        """(params, B images, key) -> their losses and times t (B,); compiled, without dropout, true labels told.
+
+        The parameters may be placed as in training or replicated.
+        """
         split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
 
-        @functools.partial(jax.jit, in_shardings=(whole, split, whole), out_shardings=(split, split))
+        @functools.partial(jax.jit, in_shardings=(None, split, whole), out_shardings=(split, split))
         def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
             data_key, noise_key = jax.random.split(key)
             x, score = self.prepare(data_key, batch.pixels, flip=False), self.score(params, classes=batch.labels)
@@ -231,7 +242,7 @@ class Experiment:
         """(params, image numbers (B,)) -> samples x and frames as uint8 images; compiled, sharded.
 
         Image number i depends on (config.seed, i) alone, unless the corrector couples a batch (`sampling.langevin`).
-        Classes are those of config.guidance.
+        Classes are those of config.guidance. The parameters may be placed as in training or replicated.
         """
 
         def sample(params: Params, indices: Array, classifier: Params | None) -> Samples:
@@ -243,7 +254,7 @@ class Experiment:
 
         split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
         outputs = Samples(split, split, sharding.along_axis(self.mesh, 1))
-        compiled = jax.jit(sample, in_shardings=(whole, split, whole), out_shardings=outputs)
+        compiled = jax.jit(sample, in_shardings=(None, split, whole), out_shardings=outputs)
         return lambda params, indices: compiled(params, indices, self.classifier)
 
     def pixels(self, x: Array) -> Array:

@@ -1,17 +1,24 @@
-"""The device mesh: batches are split along its axis `data` over all devices of all hosts, all else is replicated."""
+"""The device mesh: batches are split along its axis `data` over all devices of all hosts.
+
+All else is replicated but, if training.shard_params asks for it, the state of training, which is split along it, too.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from errors import InputError
 
 Tree = TypeVar("Tree")
+
+SMALL = 2**12  # Arrays of fewer entries are not worth a message each.
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -27,6 +34,36 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def along_axis(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Axis number `axis` of an array split over the devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def spread(mesh: Mesh, tree: Tree) -> Tree:
+    """Shardings of arrays that need not be on every device: each is split along its largest axis that can be.
+
+    Small arrays and those that have no such axis are replicated.
+    """
+
+    def of_leaf(leaf: jax.Array) -> NamedSharding:
+        fitting = [(size, -axis) for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        return along_axis(mesh, -max(fitting)[1]) if math.prod(leaf.shape) >= SMALL and fitting else replicated(mesh)
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def gather(mesh: Mesh, tree: Tree) -> Tree:
+    """The arrays whole on every device, to compute with; their gradients are split as by `spread`.
+
+    Without it the compiler would split the computation as the parameters are, which takes more messages.
+    """
+
+    @jax.custom_vjp
+    def whole(tree: Tree) -> Tree:
+        return lax.with_sharding_constraint(tree, replicated(mesh))
+
+    def backward(_: None, grads: Tree) -> tuple[Tree]:
+        return (lax.with_sharding_constraint(grads, spread(mesh, grads)),)
+
+    whole.defvjp(lambda tree: (whole(tree), None), backward)
+    return whole(tree)
 
 
 def shard(mesh: Mesh, local: Tree, axis: int = 0) -> Tree:

@@ -44,6 +44,7 @@ MAY_CHANGE = (  # Fields that may differ when a run goes on in its workdir.
     "training.eval_freq",
     "training.snapshot_freq_for_preemption",
     "training.snapshot_sampling",
+    "training.shard_params",
 )
 
 
@@ -64,13 +65,17 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.grad_clip), adam) if config.grad_clip > 0 else adam
 
 
+def of_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
+    """The shardings of a state."""
+    params = experiment.abstract_params
+    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, params, jax.eval_shape(optimizer.init, params))
+    return experiment.of_state(state)
+
+
 def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, the same on every device."""
-    params = experiment.init_params()
-    whole = sharding.replicated(experiment.mesh)
-    rest = jax.jit(lambda p: (jnp.int32(0), jax.tree.map(jnp.copy, p), optimizer.init(p)), out_shardings=whole)
-    step, ema, opt_state = rest(params)
-    return TrainState(step, params, ema, opt_state)
+    """The state before the first step."""
+    complete = lambda p: TrainState(jnp.int32(0), p, jax.tree.map(jnp.copy, p), optimizer.init(p))
+    return jax.jit(complete, out_shardings=of_state(experiment, optimizer))(experiment.init_params())
 
 
 def train_step(
@@ -103,8 +108,9 @@ def jit_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step`, jitted over the mesh; the state that it is given is used up."""
     whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh)
+    state = of_state(experiment, optimizer)
     step = functools.partial(train_step, experiment=experiment, optimizer=optimizer)
-    return jax.jit(step, in_shardings=(whole, split), out_shardings=(whole, whole), donate_argnums=0)
+    return jax.jit(step, in_shardings=(state, split), out_shardings=(state, whole), donate_argnums=0)
 
 
 def compile_steps(

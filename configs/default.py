@@ -51,6 +51,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     training.snapshot_freq = 50_000
     training.snapshot_freq_for_preemption = 10_000
     training.snapshot_sampling = True
+    training.shard_params = False  # Ours: splits parameters, moving average and Adam's averages over the devices.
     training.dequantizer_iters = 1000  # Ours: steps of --mode=train_dequantizer.
 
     config.optim = optim = ml_collections.ConfigDict()

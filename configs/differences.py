@@ -25,6 +25,7 @@ ADDED = {
     "eval.legacy_rounding": "Samples are rounded to the nearest grey level here, and to the next lower one there.",
     "training.importance_weighting": "Of Song et al. (2021b), which came later.",
     "eval.dequantization": "The noise that makes grey levels real numbers: uniform, as there, or variational.",
+    "training.shard_params": "There, every device has the whole state.",
     "training.dequantizer_iters": "Steps of training the flow of variational dequantization, which is not there.",
     "sampling.solver": "Which solver sampling.method = 'solver' is; there is no such method.",
     "sampling.num_steps": "Of a few-step solver; the official methods take model.num_scales steps.",
