@@ -1,0 +1,57 @@
+"""What devices tell each other in a compiled computation, read from its HLO text."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import training
+from datasets import Batch
+from experiment import Experiment
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+OPERATION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)})(-done)?\(", re.MULTILINE)
+ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
+
+
+def compile_step(experiment: Experiment) -> jax.stages.Compiled:
+    """The training step of an experiment whose images are bytes and need not be there."""
+    config, optimizer = experiment.config, training.make_optimizer(experiment.config.optim)
+    state = jax.eval_shape(functools.partial(training.init_state, experiment, optimizer))
+    pixels = jax.ShapeDtypeStruct((config.training.batch_size, *experiment.image_shape), np.uint8)
+    labels = jax.ShapeDtypeStruct(pixels.shape[:1], jnp.int32) if experiment.labelled else None
+    return training.jit_step(experiment, optimizer).lower(state, Batch(pixels, labels)).compile()
+
+
+def collectives(text: str) -> dict[str, list[int]]:
+    """Sizes in bytes of the results of all collectives in an HLO module, by kind; kinds that do not occur are left out.
+
+    Of asynchronous ones the end counts. What stands in the body of a loop is counted once.
+    """
+    found: dict[str, list[int]] = {}
+    for types, kind, _ in OPERATION.findall(text):
+        found.setdefault(kind, []).extend(sizes(types))
+    return found
+
+
+def sizes(types: str) -> list[int]:
+    """Bytes of each array in an HLO type, as of "(f32[8,2]{1,0}, pred[])"."""
+    return [math.prod(map(int, filter(None, shape.split(",")))) * _bytes(name) for name, shape in ARRAY.findall(types)]
+
+
+def _bytes(name: str) -> int:
+    bits = 8 if name == "pred" else int(re.sub(r"\D", "", name))
+    return -(-bits // 8)
+
+
+def ring_bytes(kind: str, whole: float, devices: int) -> float:
+    """Bytes that each device sends when a ring of `devices` does this to arrays of `whole` bytes in all.
+
+    An all-reduce is a reduce-scatter, then an all-gather: 2 (n - 1) / n of the bytes (Patarasuk and Yuan, 2009).
+    """
+    return {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}[kind] * (devices - 1) / devices * whole
