@@ -1,0 +1,182 @@
+"""Two processes of main.py against one: killed half-way, told to stop, and evaluated; what their flags must say."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import evaluation
+import hosts
+import training
+from checkpoints import META, Checkpoints
+from errors import InputError
+from tests import tiny
+from tests.test_training import identical, leaves
+
+ROOT = Path(__file__).parents[1]
+FIELDS = {"training.n_iters": 8, "training.eval_freq": 100}
+PROGRAM = """
+import os, sys
+from absl import app
+import main, training
+step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+collect = training.Reporter.collect
+def signalled(self, at, metrics):
+    collect(self, at, metrics)
+    if at == step:
+        os.kill(os.getpid(), number)
+training.Reporter.collect = signalled
+app.run(main.main, flags_parser=main.parse_flags)
+"""
+
+
+def start(folder: Path, mode: str, signals: tuple[int, int], step: int = 0) -> list[subprocess.CompletedProcess]:
+    """Runs main.py in two processes, with folder/w as workdir; each gets its signal, if not 0, after a step."""
+    (folder / "config.py").write_text(f"from tests import tiny\nget_config = lambda: tiny.config(**{FIELDS})\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    env = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    }
+    processes = []
+    for i, number in enumerate(signals):
+        flags = [f"--config={folder / 'config.py'}", f"--workdir={folder / 'w'}", f"--mode={mode}"]
+        flags += [f"--coordinator={address}", "--num_processes=2", f"--process_id={i}"]
+        command = [sys.executable, "-c", PROGRAM, str(step), str(int(number)), *flags]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=env, **pipes))
+    try:
+        outputs = [process.communicate(timeout=200)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [subprocess.CompletedProcess(p.args, p.returncode, out) for p, out in zip(processes, outputs)]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """The workdir of one process with two devices, and its last state."""
+    workdir = tmp_path_factory.mktemp("one")
+    return workdir, training.train(tiny.config(**FIELDS), str(workdir))
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, one_process):
+    """What two processes wrote: both killed after step 3, one of them told to stop after step 5, then left alone."""
+    folder = tmp_path_factory.mktemp("two")
+    killed = start(folder, "train", (signal.SIGKILL, signal.SIGKILL), step=3)
+    stopped = start(folder, "train", (0, signal.SIGTERM), step=5)
+    steps = [found.step for found in Checkpoints(folder / "w").find() if found.folder == META]
+    return folder, killed, stopped, steps, start(folder, "train", (0, 0))
+
+
+def test_two_processes_end_as_one(one_process, two_processes):
+    folder, killed, stopped, steps, ended = two_processes
+    assert [process.returncode for process in killed] == [-signal.SIGKILL] * 2
+    for process in stopped + ended:
+        assert process.returncode == 0, process.stdout
+    assert steps[0] == 6  # Both know one step later.
+    assert "step 6: stopped by SIGTERM; the state is saved" in stopped[0].stdout
+    assert "going on from checkpoints-meta/checkpoint_6" in ended[0].stdout
+    restored, found = Checkpoints(folder / "w").restore_latest(training.to_trees(one_process[1]))
+    assert found.step == 8
+    for ours, expected in zip(leaves(training.from_trees(restored)), leaves(one_process[1]), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(one_process, two_processes):
+    """The loss and every pixel of the samples."""
+    folder = two_processes[0]
+    for process in start(folder, "eval", (0, 0)):
+        assert process.returncode == 0, process.stdout
+    evaluation.evaluate(tiny.config(**FIELDS), str(one_process[0]))
+    for kept in (1, 2):
+        one, two = (each / "eval" / f"checkpoint_{kept}" for each in (one_process[0], folder / "w"))
+        results = [json.loads((each / "results.json").read_text()) for each in (one, two)]
+        assert results[0]["loss"]["mean"] == pytest.approx(results[1]["loss"]["mean"], rel=2e-6)
+        samples = [np.load(each / "samples_0.npz")["samples"].astype(int) for each in (one, two)]
+        assert np.mean(samples[0] != samples[1]) < 1e-3  # Rounding may fall to either side of an edge.
+
+
+def test_sigterm_saves_the_state(tmp_path, monkeypatch, one_process, capsys):
+    """One process stops at once, and its successor ends as if nothing had been."""
+    collect = training.Reporter.collect
+
+    def signalled(self, step, metrics):
+        collect(self, step, metrics)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Reporter, "collect", signalled)
+        assert training.train(tiny.config(**FIELDS), str(tmp_path)).step == 3
+    assert "step 3: stopped by SIGTERM" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert identical(training.train(tiny.config(**FIELDS), str(tmp_path)), one_process[1])
+
+
+# --- who is there -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("10.0.0.1:80", None, None), "--num_processes and --process_id is missing. Give all three, or none"),
+        ((None, 2, 0), "--coordinator is missing"),
+        (("10.0.0.1", 2, 0), "--coordinator=10.0.0.1 must be HOST:PORT of process 0"),
+        (("10.0.0.1:80", 0, 0), "--num_processes=0 must be at least 1"),
+        (("10.0.0.1:80", 2, 2), "--process_id=2 must lie from 0 to 1"),
+        (("10.0.0.1:80", 2, -1), "--process_id=-1 must lie from 0 to 1"),
+    ],
+)
+def test_flags_that_do_not_fit_together(monkeypatch, arguments, sentence):
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: pytest.fail("It was called."))
+    with pytest.raises(InputError, match=sentence):
+        hosts.join(*arguments)
+
+
+SLURM = dict.fromkeys(hosts.SLURM, "0")
+
+
+@pytest.mark.parametrize(
+    ("environment", "calls"),
+    [
+        ({}, 0),
+        (SLURM | {"SLURM_NTASKS": "1"}, 0),
+        (SLURM | {"SLURM_NTASKS": "4"}, 1),
+        ({"SLURM_NTASKS": "4"}, 0),  # In a batch script, before srun.
+        (dict.fromkeys(hosts.OPEN_MPI, "2"), 1),
+        (dict.fromkeys(hosts.KUBERNETES, "2"), 0),  # Without JAX's package for it.
+    ],
+)
+def test_clusters_that_say_so_themselves(monkeypatch, environment, calls):
+    called = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: called.append(args))
+    for name in (*hosts.SLURM, *hosts.OPEN_MPI, *hosts.KUBERNETES):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    hosts.join()
+    assert called == [()] * calls
+
+
+def test_jax_takes_these_variables_for_clusters(monkeypatch):
+    """jax.distributed itself finds number and count where `hosts.join` expects it to."""
+    from jax._src.clusters import ClusterEnv
+
+    for name, value in (SLURM | {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_NTASKS": "2"}).items():
+        monkeypatch.setenv(name, value)
+    address, count, number, _ = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 10)
+    assert (address.split(":")[0], count, number) == ("node3", 2, 0)
