@@ -21,7 +21,7 @@ from tests import tiny
 from tests.test_training import identical, leaves
 
 ROOT = Path(__file__).parents[1]
-FIELDS = {"training.n_iters": 8, "training.eval_freq": 100}
+FIELDS = {"training.n_iters": 8, "training.eval_freq": 100, "eval.enable_bpd": False}
 PROGRAM = """
 import os, sys
 from absl import app
@@ -71,35 +71,42 @@ def one_process(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, one_process):
-    """What two processes wrote: both killed after step 3, one of them told to stop after step 5, then left alone."""
+def two_processes(tmp_path_factory):
+    """Two processes, both killed after step 3; then of two, one told to stop after step 5."""
     folder = tmp_path_factory.mktemp("two")
     killed = start(folder, "train", (signal.SIGKILL, signal.SIGKILL), step=3)
-    stopped = start(folder, "train", (0, signal.SIGTERM), step=5)
-    steps = [found.step for found in Checkpoints(folder / "w").find() if found.folder == META]
-    return folder, killed, stopped, steps, start(folder, "train", (0, 0))
+    return folder, killed, start(folder, "train", (0, signal.SIGTERM), step=5)
 
 
-def test_two_processes_end_as_one(one_process, two_processes):
-    folder, killed, stopped, steps, ended = two_processes
+def same(workdir: Path, one_process, step: int) -> None:
+    """Asserts that the newest state in `workdir` is that of this step of one process."""
+    like = training.to_trees(one_process[1])
+    ours, found = Checkpoints(workdir).restore_latest(like)
+    assert found.step == step
+    there = Checkpoints(one_process[0])
+    (expected,) = [each for each in there.find() if each.step == step and each.folder == META]
+    for a, b in zip(leaves(ours), leaves(there.restore(expected, like)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6)
+
+
+def test_two_processes_stop_together_and_have_computed_what_one_does(one_process, two_processes):
+    folder, killed, stopped = two_processes
     assert [process.returncode for process in killed] == [-signal.SIGKILL] * 2
-    for process in stopped + ended:
-        assert process.returncode == 0, process.stdout
-    assert steps[0] == 6  # Both know one step later.
-    assert "step 6: stopped by SIGTERM; the state is saved" in stopped[0].stdout
-    assert "going on from checkpoints-meta/checkpoint_6" in ended[0].stdout
-    restored, found = Checkpoints(folder / "w").restore_latest(training.to_trees(one_process[1]))
-    assert found.step == 8
-    for ours, expected in zip(leaves(training.from_trees(restored)), leaves(one_process[1]), strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=2e-6, atol=2e-6)
+    assert [process.returncode for process in stopped] == [0, 0], stopped
+    assert "step 6: stopped by SIGTERM; the state is saved" in stopped[0].stdout  # Both know one step later.
+    same(folder / "w", one_process, 6)
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_as_one(one_process, two_processes):
-    """The loss and every pixel of the samples."""
-    folder = two_processes[0]
-    for process in start(folder, "eval", (0, 0)):
-        assert process.returncode == 0, process.stdout
+def test_two_processes_go_on_and_evaluate_as_one(one_process, two_processes):
+    """To the last step; then the loss, and every pixel of the samples."""
+    folder, *_ = two_processes
+    for mode in ("train", "eval"):
+        ended = start(folder, mode, (0, 0))
+        assert [process.returncode for process in ended] == [0, 0], ended
+        if mode == "train":
+            assert "going on from checkpoints-meta/checkpoint_6" in ended[0].stdout
+            same(folder / "w", one_process, 8)
     evaluation.evaluate(tiny.config(**FIELDS), str(one_process[0]))
     for kept in (1, 2):
         one, two = (each / "eval" / f"checkpoint_{kept}" for each in (one_process[0], folder / "w"))
