@@ -19,13 +19,13 @@ OPERATION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)})(-done)
 ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
 
 
-def compile_step(experiment: Experiment) -> jax.stages.Compiled:
-    """The training step of an experiment whose images are bytes and need not be there."""
+def lower_step(experiment: Experiment) -> jax.stages.Lowered:
+    """The training step of an experiment whose images are bytes; they need not be there."""
     config, optimizer = experiment.config, training.make_optimizer(experiment.config.optim)
     state = jax.eval_shape(functools.partial(training.init_state, experiment, optimizer))
     pixels = jax.ShapeDtypeStruct((config.training.batch_size, *experiment.image_shape), np.uint8)
     labels = jax.ShapeDtypeStruct(pixels.shape[:1], jnp.int32) if experiment.labelled else None
-    return training.jit_step(experiment, optimizer).lower(state, Batch(pixels, labels)).compile()
+    return training.jit_step(experiment, optimizer).lower(state, Batch(pixels, labels))
 
 
 def collectives(text: str) -> dict[str, list[int]]:

@@ -79,7 +79,7 @@ def test_checkpoints_do_not_know_the_devices(tmp_path):
 def compiled_step(**fields) -> tuple[dict[str, list[int]], experiments.Experiment]:
     """The collectives of the training step for eight devices, in bytes."""
     experiment = experiments.Experiment(tiny.config(**fields), jax.devices())
-    return collectives.collectives(collectives.compile_step(experiment).as_text()), experiment
+    return collectives.collectives(collectives.lower_step(experiment).compile().as_text()), experiment
 
 
 def sizes(tree) -> collections.Counter:

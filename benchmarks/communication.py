@@ -1,0 +1,103 @@
+"""What devices send in a training step, against what they compute: python -m benchmarks.communication
+
+The step is compiled for eight devices, which may be simulated ones; nothing is run. Bytes are those of the collectives
+in its HLO, FLOP those that XLA counts before it optimises. For other numbers of devices n the bytes follow from n by
+`ring_bytes` and `sharding.spread`, and the FLOP from the number of images a device. Times are quotients by the rates
+that the flags state: assumptions, not measurements. Latency is left out, and so is all overlap of sending and computing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import NamedTuple
+
+import jax
+from absl import app, flags
+from jax.sharding import AbstractMesh
+
+import sharding
+from benchmarks.collectives import collectives, lower_step, ring_bytes
+from benchmarks.markdown import header, row
+from experiment import Experiment
+
+DEVICES = (8, 16, 32, 64, 128, 256, 512, 1024)
+COMPILED = 8
+QUICK = {"xla_backend_optimization_level": 0}  # Which collectives there are does not depend on it.
+
+flags.DEFINE_string("config", "ve.cifar10_ncsnpp_continuous", "A module in configs/.")
+flags.DEFINE_integer("per_device", 16, "Images on each device, in the first table.")
+flags.DEFINE_integer("total", 1024, "Images on all devices together, in the second one.")
+flags.DEFINE_float("link", 50.0, "Assumed: what each device sends, in GB/s.")
+flags.DEFINE_float("rate", 100.0, "Assumed: what each device computes, in TFLOP/s.")
+
+
+class Step(NamedTuple):
+    """A training step: FLOP an image, the parameters' shapes, and the bytes of its collectives by kind."""
+
+    flop: float
+    params: dict
+    found: dict[str, int]
+
+
+def step(name: str, *, split: bool) -> Step:
+    """Compiles the training step of a config for eight devices, with one image on each."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.training.shard_params = split
+    config.training.batch_size = config.eval.batch_size = COMPILED
+    experiment = Experiment(config, jax.devices()[:COMPILED])
+    lowered = lower_step(experiment)
+    found = collectives(lowered.compile(QUICK).as_text())
+    flop = lowered.cost_analysis()["flops"] / COMPILED
+    return Step(flop, experiment.abstract_params, {kind: sum(sizes) for kind, sizes in found.items()})
+
+
+def split_bytes(params: dict, devices: int) -> int:
+    """Bytes of those parameters that `sharding.spread` splits over so many devices."""
+    where = sharding.spread(AbstractMesh((devices,), ("data",)), params)
+    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(where))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf, place in pairs if not place.is_fully_replicated)
+
+
+def sent(whole: Step, devices: int) -> tuple[float, float]:
+    """Bytes that each device sends in a step: with the state replicated, and with it split.
+
+    Split arrays are gathered, and their gradients scattered; the rest is reduced as ever.
+    """
+    reduced, split = whole.found["all-reduce"], split_bytes(whole.params, devices)
+    apart = ring_bytes("all-gather", split, devices) + ring_bytes("reduce-scatter", split, devices)
+    return ring_bytes("all-reduce", reduced, devices), apart + ring_bytes("all-reduce", reduced - split, devices)
+
+
+def table(whole: Step, images: dict[int, float], link: float, rate: float) -> list[str]:
+    """A row for each number of devices with its images a device; link in byte/s, rate in FLOP/s."""
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(whole.params))
+    lines = header("devices", "images a device", "GFLOP", "MB sent", "MB sent, split", "state kept", "ms", "ms sending")
+    for devices, count in images.items():
+        replicated, split = sent(whole, devices)
+        kept = 1 - split_bytes(whole.params, devices) / total * (devices - 1) / devices
+        cells = f"{devices:,}", f"{count:g}", f"{count * whole.flop / 1e9:,.0f}", f"{replicated / 1e6:.0f}"
+        times = f"{1e3 * count * whole.flop / rate:.2f}", f"{1e3 * replicated / link:.2f}"
+        lines.append(row(*cells, f"{split / 1e6:.0f}", f"{100 * kept:.1f} %", *times))
+    return lines
+
+
+def main(_: list[str]) -> None:
+    """Prints the tables of docs/scaling.md."""
+    options = flags.FLAGS
+    jax.config.update("jax_num_cpu_devices", COMPILED)
+    whole, split = (step(options.config, split=split) for split in (False, True))
+    for kind, each in (("replicated", whole), ("split", split)):
+        listed = ", ".join(f"{name} of {size / 1e6:.1f} MB" for name, size in sorted(each.found.items()))
+        print(f"{options.config}, state {kind}, as compiled for {COMPILED} devices ({jax.default_backend()}): {listed}")
+    print(
+        f"by the rule: {split_bytes(whole.params, COMPILED) / 1e6:.1f} MB of the parameters are split over {COMPILED}"
+    )
+    print(f"{whole.flop / 1e9:.1f} GFLOP an image")
+    print(f"ASSUMED, not measured: {options.link:g} GB/s sent by a device, {options.rate:g} TFLOP/s computed by it\n")
+    rates = options.link * 1e9, options.rate * 1e12
+    print(*table(whole, {n: options.per_device for n in DEVICES}, *rates), sep="\n", end="\n\n")
+    print(*table(whole, {n: options.total / n for n in DEVICES}, *rates), sep="\n")
+
+
+if __name__ == "__main__":
+    app.run(main)
