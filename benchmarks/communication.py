@@ -3,7 +3,10 @@
 The step is compiled for eight devices, which may be simulated ones; nothing is run. Bytes are those of the collectives
 in its HLO, FLOP those that XLA counts before it optimises. For other numbers of devices n the bytes follow from n by
 `ring_bytes` and `sharding.spread`, and the FLOP from the number of images a device. Times are quotients by the rates
-that the flags state: assumptions, not measurements. Latency is left out, and so is all overlap of sending and computing.
+that the flags state: assumptions, not measurements. Latency is left out, and so is that sending and computing overlap.
+
+A split state sends as much: its gradients are scattered and its parameters gathered, which is what an all-reduce does.
+The CPU backend alone has no reduce-scatter, and sums such gradients whole.
 """
 
 from __future__ import annotations
@@ -58,26 +61,18 @@ def split_bytes(params: dict, devices: int) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf, place in pairs if not place.is_fully_replicated)
 
 
-def sent(whole: Step, devices: int) -> tuple[float, float]:
-    """Bytes that each device sends in a step: with the state replicated, and with it split.
-
-    Split arrays are gathered, and their gradients scattered; the rest is reduced as ever.
-    """
-    reduced, split = whole.found["all-reduce"], split_bytes(whole.params, devices)
-    apart = ring_bytes("all-gather", split, devices) + ring_bytes("reduce-scatter", split, devices)
-    return ring_bytes("all-reduce", reduced, devices), apart + ring_bytes("all-reduce", reduced - split, devices)
-
-
 def table(whole: Step, images: dict[int, float], link: float, rate: float) -> list[str]:
     """A row for each number of devices with its images a device; link in byte/s, rate in FLOP/s."""
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(whole.params))
-    lines = header("devices", "images a device", "GFLOP", "MB sent", "MB sent, split", "state kept", "ms", "ms sending")
+    lines = header(
+        "devices", "images a device", "GFLOP", "MB sent", "ms computing", "ms sending", "state kept if split"
+    )
     for devices, count in images.items():
-        replicated, split = sent(whole, devices)
+        sent = sum(ring_bytes(kind, size, devices) for kind, size in whole.found.items())
         kept = 1 - split_bytes(whole.params, devices) / total * (devices - 1) / devices
-        cells = f"{devices:,}", f"{count:g}", f"{count * whole.flop / 1e9:,.0f}", f"{replicated / 1e6:.0f}"
-        times = f"{1e3 * count * whole.flop / rate:.2f}", f"{1e3 * replicated / link:.2f}"
-        lines.append(row(*cells, f"{split / 1e6:.0f}", f"{100 * kept:.1f} %", *times))
+        sizes = f"{devices:,}", f"{count:g}", f"{count * whole.flop / 1e9:,.1f}", f"{sent / 1e6:.1f}"
+        times = f"{1e3 * count * whole.flop / rate:.2f}", f"{1e3 * sent / link:.2f}"
+        lines.append(row(*sizes, *times, f"{100 * kept:.1f} %"))
     return lines
 
 
@@ -95,7 +90,7 @@ def main(_: list[str]) -> None:
     print(f"{whole.flop / 1e9:.1f} GFLOP an image")
     print(f"ASSUMED, not measured: {options.link:g} GB/s sent by a device, {options.rate:g} TFLOP/s computed by it\n")
     rates = options.link * 1e9, options.rate * 1e12
-    print(*table(whole, {n: options.per_device for n in DEVICES}, *rates), sep="\n", end="\n\n")
+    print(*table(whole, dict.fromkeys(DEVICES, options.per_device), *rates), sep="\n", end="\n\n")
     print(*table(whole, {n: options.total / n for n in DEVICES}, *rates), sep="\n")
 
 
