@@ -82,14 +82,18 @@ class Preemption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._told = True
 
-    def reached(self) -> bool:
-        """Whether to stop now. Several processes call it equally often, and learn what was known one call ago.
+    def reached(self, after: Array) -> bool:
+        """Whether to stop now; `after` comes from the latest computation.
 
-        So none of them waits for computations that it has just started.
+        Several processes call it equally often, and learn what was known one call ago: so they need not wait for what
+        they have just started. CPUs do wait, for they run what is independent in any order, and two processes that
+        send in different orders wait for each other for ever.
         """
         if jax.process_count() == 1:
             return self._told
+        wait = jax.block_until_ready if jax.default_backend() == "cpu" else lambda array: array
+        wait(after)
         flags = np.full(jax.local_device_count(), self._told)
-        before, mine = self._agreed, jax.make_array_from_process_local_data(along_axis(self._mesh), flags)
-        self._agreed = self._any(mine)
+        mine = jax.make_array_from_process_local_data(along_axis(self._mesh), flags)
+        before, self._agreed = self._agreed, wait(self._any(mine))
         return before is not None and bool(before)

@@ -166,7 +166,7 @@ def train(config: Config, workdir: str) -> TrainState:
         for step in range(start + per_call, total + 1, per_call):
             state, metrics = steps(state, sharding.shard(experiment.mesh, next(batches), axis=1))
             report.collect(step, metrics)
-            stop = preemption.reached()
+            stop = preemption.reached(metrics["loss"])
             due = {name: step == total or step % settings[name] < per_call for name in FREQUENCIES}
             snapshot, backup = due["snapshot_freq"], due["snapshot_freq_for_preemption"] or stop
             if due["log_freq"]:
