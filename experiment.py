@@ -50,6 +50,7 @@ Arrays = dict[str, np.ndarray]
 POSITIVE = (
     "training.n_iters",
     "training.n_jitted_steps",
+    "training.accumulate",
     "training.log_freq",
     "training.eval_freq",
     "training.snapshot_freq",
@@ -68,6 +69,7 @@ FREE_OF_THE_NETWORK = (  # Matters of its training.
     "model.ema_rate",
     "model.dropout",
     "model.class_dropout",
+    "model.dtype",
 )
 PURPOSES = ("init", "train", "loss", "bpd", "sample", "dequantize", "classify", "restore")
 
@@ -100,6 +102,11 @@ class Experiment:
             )
         for field in ("training.batch_size", "eval.batch_size"):
             sharding.check_batch_size(self.mesh, _get(config, field), field)
+        if config.training.batch_size % (config.training.accumulate * self.mesh.size):
+            raise InputError(
+                f"training.batch_size = {config.training.batch_size} does not divide into training.accumulate = "
+                f"{config.training.accumulate} parts for {self.mesh.size} devices."
+            )
         self.sde = make_sde(config)
         self.num_scales = None if config.training.continuous else config.model.num_scales
         self.labelled = config.data.num_classes > 0

@@ -58,7 +58,8 @@ def complete(config: Config) -> Config:
     fields, defaults = config.to_dict(), get_default_config().to_dict()
     for section in ("data", "training", "optim", "sampling", "guidance", "classifier", "restore", "eval"):
         fields[section] = defaults[section] | fields.get(section, {})
-    fields["model"].setdefault("class_dropout", defaults["model"]["class_dropout"])
+    for field in ("class_dropout", "dtype"):
+        fields["model"].setdefault(field, defaults["model"][field])
     return ml_collections.ConfigDict(fields).lock()
 
 
@@ -75,16 +76,31 @@ def make_network(config: Config, rngs: Rngs) -> nnx.Module:
     if config.data.num_classes:
         _check_classes(config, network)
         shape["classes"] = config.data.num_classes
+    if config.training.remat:
+        _check_takes(config, network, "training.remat = True")
+        shape["remat"] = True
+    if not 0 <= config.model.get("dropout", 0) < 1:
+        raise InputError(f"model.dropout = {config.model.dropout} must be at least 0 and less than 1.")
     return network(**matching(network, config.model), **shape, rngs=rngs)
+
+
+def _taking(argument: str) -> list[str]:
+    """The names of the networks that take an argument."""
+    return [name for name, each in NETWORKS.items() if argument in inspect.signature(each.__init__).parameters]
+
+
+def _check_takes(config: Config, network: type[nnx.Module], asked: str) -> None:
+    """Raises InputError for a network other than the U-Nets, which alone can do what is asked."""
+    if network not in [NETWORKS[name] for name in _taking("remat")]:
+        raise InputError(f"{asked} needs model.name in {_taking('remat')}, not {config.model.name!r}.")
 
 
 def _check_classes(config: Config, network: type[nnx.Module]) -> None:
     """Raises InputError for a bad data.num_classes or model.class_dropout, or a network that cannot be told classes."""
     if "classes" not in inspect.signature(network.__init__).parameters:
-        known = [name for name, each in NETWORKS.items() if "classes" in inspect.signature(each.__init__).parameters]
         raise InputError(
             f"data.num_classes = {config.data.num_classes}: networks of model.name = {config.model.name!r} cannot be "
-            f"told classes, having no embedding to add one to; known that can: {', '.join(known)}."
+            f"told classes, having no embedding to add one to; known that can: {', '.join(_taking('classes'))}."
         )
     if config.data.num_classes < 0 or not 0 <= config.model.class_dropout <= 1:
         raise InputError(
@@ -120,14 +136,19 @@ def check_guidance(config: Config) -> None:
 def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreModel:
     """The conventions between the network and the SDE of a config."""
     model, sigmas = config.model, None
-    options = matching(choose(NETWORKS, model.name, "model.name"), model)
+    network = choose(NETWORKS, model.name, "model.name")
+    options = matching(network, model)
+    check_name(model.dtype, ("float32", "bfloat16"), "model.dtype")
+    if model.dtype != "float32":
+        _check_takes(config, network, f"model.dtype = {model.dtype!r}")
     fourier = options.get("embedding_type", "").lower() == "fourier"  # Features of log(label): the label is sigma.
     if fourier and num_scales is not None:
         raise InputError("model.embedding_type = 'fourier' needs training.continuous = True; 'positional' fits both.")
     if model.get("scale_by_sigma", False):
         ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
         sigmas = () if fourier else tuple(ladder.sigmas(model.num_scales).tolist())
-    return ScoreModel(sde, num_scales, config.data.centered, sigmas, config.data.num_classes)
+    dtype = jnp.dtype(model.dtype)
+    return ScoreModel(sde, num_scales, config.data.centered, sigmas, config.data.num_classes, dtype)
 
 
 # --- samplers ---------------------------------------------------------------------------------------------------------

@@ -89,18 +89,52 @@ def train_step(
     classes = experiment.hide_classes(jax.random.fold_in(key, 3), batch.labels)  # 0 .. 2 are the keys split off above.
     t, z = losses.draw(noise_key, sde, x, experiment.num_scales, **experiment.draw_options)
 
-    def loss(params: Params) -> tuple[Array, Array]:
-        score = experiment.score(params, Rngs(dropout_key), classes)
-        per_image = losses.denoising_score_matching(score, sde, x, t, z, **experiment.loss_options)
+    def loss(params: Params, part: Part) -> tuple[Array, Array]:
+        score = experiment.score(params, Rngs(part.key), part.classes)
+        per_image = losses.denoising_score_matching(score, sde, part.x, part.t, part.z, **experiment.loss_options)
         return per_image.mean(), per_image
 
-    (value, per_image), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    whole = Part(dropout_key, x, t, z, classes)
+    (value, per_image), grads = value_and_grad(loss, state.params, whole, config.training.accumulate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = optax.incremental_update(params, state.ema, 1 - config.model.ema_rate)
     metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
     metrics["levels"] = jnp.stack(losses.by_noise_level(per_image, t, sde))
     return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+
+class Part(NamedTuple):
+    """Part of a batch, or the whole: a key for dropout, images x, times t and noise z of the loss, and classes told."""
+
+    key: Array
+    x: Array
+    t: Array
+    z: Array
+    classes: Array | None
+
+
+def value_and_grad(
+    loss: Callable[[Params, Part], tuple[Array, Array]], params: Params, whole: Part, count: int
+) -> tuple[tuple[Array, Array], Params]:
+    """The loss of a batch, that of every image, and the gradient, from `count` parts, one after the other.
+
+    The parts are interleaved, so that each has images of every device. But for dropout, they change rounding only.
+    """
+    of_part = jax.value_and_grad(loss, has_aux=True)
+    if count == 1:
+        return of_part(params, whole)
+    key, *arrays = whole
+    parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, count, *a.shape[1:]), 1, 0), arrays)
+
+    def add(total: tuple[Array, Params], part: Part) -> tuple[tuple[Array, Params], Array]:
+        (value, per_image), grads = of_part(params, part)
+        return jax.tree.map(lambda a, b: a + b / count, total, (value, grads)), per_image
+
+    unrolled = jax.default_backend() == "cpu"  # See `compile_steps`.
+    zeros = jnp.float32(0.0), jax.tree.map(jnp.zeros_like, params)
+    (value, grads), per_image = lax.scan(add, zeros, Part(jax.random.split(key, count), *parts), unroll=unrolled)
+    return (value, jnp.moveaxis(per_image, 0, 1).reshape(-1)), grads
 
 
 def jit_step(

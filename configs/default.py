@@ -34,6 +34,7 @@ def get_default_config() -> ml_collections.ConfigDict:
     model.ema_rate = 0.999
     model.dropout = 0.1
     model.class_dropout = 0.1  # Ours: the share of labels hidden in training, for classifier-free guidance.
+    model.dtype = "float32"  # Ours: of what the network computes, or "bfloat16"; parameters are float32.
     model.embedding_type = "fourier"  # Of NCSN++ and DDPM++; the other networks have one embedding or none.
     model.scale_by_sigma = True
 
@@ -52,6 +53,8 @@ def get_default_config() -> ml_collections.ConfigDict:
     training.snapshot_freq_for_preemption = 10_000
     training.snapshot_sampling = True
     training.shard_params = False  # Ours: splits parameters, moving average and Adam's averages over the devices.
+    training.remat = False  # Ours: residual blocks are computed anew for the gradient, to save memory.
+    training.accumulate = 1  # Ours: parts of a batch that are worked through one after the other, to save memory.
     training.dequantizer_iters = 1000  # Ours: steps of --mode=train_dequantizer.
 
     config.optim = optim = ml_collections.ConfigDict()

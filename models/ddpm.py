@@ -32,7 +32,7 @@ class DDPM(nnx.Module):
 
     With `classes` > 0 it is also told the class of each image, an int in 0 .. classes (B,), where `classes` means none.
 
-    Args (as the fields of `config.model`, but for `classes`, which is data.num_classes):
+    Args (as the fields of `config.model`, but for `classes`, which is data.num_classes, and training.remat):
       image_size, num_channels: H = W and C of the images.
       nf, ch_mult, num_res_blocks: level i has nf ch_mult[i] features and num_res_blocks blocks, one more on the way up.
       attn_resolutions: heights at which there is self-attention.
@@ -41,6 +41,7 @@ class DDPM(nnx.Module):
       resamp_with_conv: convolve when resampling, else take the mean of pixels or repeat them.
       conditional: whether the network is told the noise level.
       nonlinearity, normalization, dropout: of all blocks.
+      remat: compute residual blocks anew for the gradient, which takes less memory and more time.
 
     Raises:
       InputError: an unknown option, nf that is no multiple of 32, or an image size that the levels cannot halve.
@@ -62,6 +63,7 @@ class DDPM(nnx.Module):
         nonlinearity: str = "swish",
         normalization: str = "GroupNorm",
         classes: int = 0,
+        remat: bool = False,
         rngs: layers.Rngs,
     ) -> None:
         layers.check_halvings(image_size, len(ch_mult) - 1)
@@ -77,7 +79,8 @@ class DDPM(nnx.Module):
         branch = {"num_groups": NUM_GROUPS, "skip_rescale": False, "rngs": rngs}
         temb_features = 4 * nf if conditional else None
         self.class_embedding = layers.class_embedding(classes, temb_features, rngs=rngs)
-        block = partial(ResnetBlockDDPM, temb_features=temb_features, act=self.act, dropout=dropout, **branch)
+        options = {"act": self.act, "dropout": dropout, "remat": remat}
+        block = partial(ResnetBlockDDPM, temb_features=temb_features, **options, **branch)
         attn = partial(AttnBlock, **branch)
         down = partial(layers.Downsample, with_conv=resamp_with_conv, rngs=rngs)
         up = partial(layers.Upsample, with_conv=resamp_with_conv, rngs=rngs)

@@ -1,7 +1,8 @@
 """Layers that several networks share. Images are NHWC; `temb` is the noise-level embedding, (B, features) or None.
 
 Class names are those of the official code, since its checkpoints are addressed by them. `rngs` gives keys for initial
-parameters or, in a training pass, for dropout; it is None in evaluation.
+parameters or, in a training pass, for dropout; it is None in evaluation. Parameters are float32; every layer computes
+in the type of its input, bfloat16 or float32, but normalizations, softmax and embeddings in float32.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -64,16 +66,22 @@ def default_init(scale: float = 1.0) -> nnx.Initializer:
     return jax.nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
+def as_input(arrays: Sequence[Array | None], dtype: None = None) -> tuple[Array | None, ...]:
+    """Of (input, parameters ...), the parameters in the type of the input; a `promote_dtype` of Flax's layers."""
+    return tuple(None if array is None else array.astype(arrays[0].dtype) for array in arrays)
+
+
 def conv3x3(
     in_features: int, features: int, *, stride: int = 1, bias: bool = True, init_scale: float = 1.0, rngs: Rngs
 ) -> nnx.Conv:
     """3x3 convolution with SAME padding."""
-    init = default_init(init_scale)
-    return nnx.Conv(in_features, features, (3, 3), stride, use_bias=bias, kernel_init=init, rngs=rngs)
+    options = {"use_bias": bias, "kernel_init": default_init(init_scale), "promote_dtype": as_input}
+    return nnx.Conv(in_features, features, (3, 3), stride, **options, rngs=rngs)
 
 
 def matmul(x: Array, kernel: Array, bias: Array) -> Array:
     """x @ kernel + bias, with all pixels in one axis: XLA's CPU backend then needs half the time for the gradients."""
+    x, kernel, bias = as_input((x, kernel, bias))
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1) + bias
 
 
@@ -89,7 +97,7 @@ class Conv1x1(nnx.Conv):
 
 def dense(in_features: int, features: int, *, rngs: Rngs) -> nnx.Linear:
     """Linear layer."""
-    return nnx.Linear(in_features, features, kernel_init=default_init(), rngs=rngs)
+    return nnx.Linear(in_features, features, kernel_init=default_init(), promote_dtype=as_input, rngs=rngs)
 
 
 def groups(features: int) -> int:
@@ -125,9 +133,11 @@ class GroupNorm(nnx.Module):
         self.scale, self.bias = nnx.Param(jnp.ones(features)), nnx.Param(jnp.zeros(features))
 
     def __call__(self, x: Array) -> Array:
-        mean, square = self._over_groups(x.mean((1, 2))), self._over_groups(jnp.square(x).mean((1, 2)))
+        h = x.astype(jnp.float32)
+        mean, square = self._over_groups(h.mean((1, 2))), self._over_groups(jnp.square(h).mean((1, 2)))
         scale = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon) * self.scale[...]
-        return (x - mean[:, None, None]) * scale[:, None, None] + self.bias[...]
+        h = (h - mean[:, None, None]) * scale[:, None, None] + self.bias[...]
+        return h.astype(x.dtype)
 
     def _over_groups(self, of_channels: Array) -> Array:
         """Means over the channels of each group, for each channel: (B, C) -> (B, C)."""
@@ -148,6 +158,32 @@ class NIN(nnx.Linear):
 def residual(x: Array, h: Array, skip_rescale: bool) -> Array:
     """x + h, divided by sqrt(2) if `skip_rescale`, which keeps the variance (Appendix H)."""
     return (x + h) / math.sqrt(2.0) if skip_rescale else x + h
+
+
+def dropout(key: Array, x: Array, rate: float) -> Array:
+    """Sets a share `rate` of the entries to 0 and divides the others by 1 - rate.
+
+    The bits are a hash of the key and of the number of the entry. Unlike Threefry's they need no loop: they fuse with
+    what comes before and after, and the gradient computes them anew, so that no mask is kept.
+    """
+    kept = _bits(key, x.shape) >= np.uint32(round(rate * 2**32))
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+def _bits(key: Array, shape: Sequence[int]) -> Array:
+    """32 bits for each entry; functions of the key and of the entry's number, not of how arrays are split."""
+    words = jax.random.key_data(key)
+    number = jnp.uint32(0)
+    for axis, size in enumerate(shape):
+        number = number * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return _mix(_mix(number + words[0]) ^ words[1])
+
+
+def _mix(h: Array) -> Array:
+    """The bijection `lowbias32` (C. Wellons, hash-prospector): each bit of h changes half the bits of the result."""
+    h = (h ^ (h >> 16)) * np.uint32(0x7FEB352D)
+    h = (h ^ (h >> 15)) * np.uint32(0x846CA68B)
+    return h ^ (h >> 16)
 
 
 def timestep_embedding(label: Array, features: int, max_positions: float = 10000.0) -> Array:
@@ -206,7 +242,8 @@ class Conv2d(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features))
 
     def __call__(self, x: Array) -> Array:
-        return self.resample(x, self.weight[...], self.fir_kernel) + self.bias[...]
+        x, weight, bias = as_input((x, self.weight[...], self.bias[...]))
+        return self.resample(x, weight, self.fir_kernel) + bias
 
 
 class Resampler(nnx.Module):
@@ -269,7 +306,10 @@ class Combine(nnx.Module):
 
 
 class ResnetBlockDDPMpp(nnx.Module):
-    """DDPM's residual block, conditioned by a bias that depends on `temb`: (B, H, W, in) -> (B, H, W, features)."""
+    """DDPM's residual block, conditioned by a bias that depends on `temb`: (B, H, W, in) -> (B, H, W, features).
+
+    With `remat` only its input is kept for the gradient, which then computes the rest anew.
+    """
 
     def __init__(
         self,
@@ -282,14 +322,14 @@ class ResnetBlockDDPMpp(nnx.Module):
         skip_rescale: bool = False,
         init_scale: float = 0.0,
         num_groups: int | None = None,
+        remat: bool = False,
         rngs: Rngs,
     ) -> None:
-        self.act, self.skip_rescale = act, skip_rescale
+        self.act, self.skip_rescale, self.dropout, self.remat = act, skip_rescale, dropout, remat
         self.norm1 = GroupNorm(in_features, num_groups=num_groups)
         self.conv1 = conv3x3(in_features, features, rngs=rngs)
         self.temb = dense(temb_features, features, rngs=rngs) if temb_features else None
         self.norm2 = GroupNorm(features, num_groups=num_groups)
-        self.dropout = nnx.Dropout(dropout)
         self.conv2 = conv3x3(features, features, init_scale=init_scale, rngs=rngs)
         self.shortcut = self.make_shortcut(in_features, features, rngs)
 
@@ -302,11 +342,15 @@ class ResnetBlockDDPMpp(nnx.Module):
         return x
 
     def __call__(self, x: Array, temb: Array | None, rngs: Rngs | None = None) -> Array:
+        compute = jax.checkpoint(self._compute) if self.remat else self._compute
+        return compute(x, temb, rngs and rngs.dropout())
+
+    def _compute(self, x: Array, temb: Array | None, key: Array | None) -> Array:
         h = self.conv1(self.resample(self.act(self.norm1(x))))
         if temb is not None:
-            h = h + self.temb(self.act(temb))[:, None, None, :]
+            h = h + self.temb(self.act(temb))[:, None, None, :].astype(h.dtype)
         h = self.act(self.norm2(h))
-        h = self.dropout(h, deterministic=rngs is None, rngs=rngs and rngs.dropout())
+        h = h if key is None or not self.dropout else dropout(key, h, self.dropout)
         h = self.conv2(h)
         x = self.resample(x)
         return residual(self.shortcut(x) if self.shortcut else x, h, self.skip_rescale)

@@ -124,7 +124,7 @@ class NCSNpp(nnx.Module):
 
     With `classes` > 0 it is also told the class of each image, an int in 0 .. classes (B,), where `classes` means none.
 
-    Args (as the fields of `config.model`, but for `classes`, which is data.num_classes):
+    Args (as the fields of `config.model`, but for `classes`, which is data.num_classes, and training.remat):
       image_size, num_channels: H = W and C of the images.
       nf, ch_mult, num_res_blocks: level i has nf ch_mult[i] features and num_res_blocks blocks, one more on the way up.
       attn_resolutions: heights at which there is self-attention.
@@ -136,6 +136,7 @@ class NCSNpp(nnx.Module):
         beside the features ("output_skip", "input_skip") or as residuals added to them (StyleGAN2, Figure 7).
       skip_rescale: divide residual sums by sqrt(2). init_scale: scale of the last layer of each branch.
       fourier_scale: standard deviation of the random frequencies. nonlinearity, dropout: of all blocks.
+      remat: compute residual blocks anew for the gradient, which takes less memory and more time.
 
     Raises:
       InputError: an unknown option, or an image size that the levels cannot halve.
@@ -165,6 +166,7 @@ class NCSNpp(nnx.Module):
         init_scale: float = 0.0,
         nonlinearity: str = "swish",
         classes: int = 0,
+        remat: bool = False,
         rngs: layers.Rngs,
     ) -> None:
         options = {name: value.lower() for name, value in locals().items() if name in OPTIONS}
@@ -184,6 +186,7 @@ class NCSNpp(nnx.Module):
         filters = {"fir": fir, "fir_kernel": fir_kernel}
         branch = {"skip_rescale": skip_rescale, "init_scale": init_scale, "rngs": rngs}
         block_args = {"temb_features": 4 * nf if conditional else None, "act": self.act, "dropout": dropout, **branch}
+        block_args["remat"] = remat
         if resblock_type == "biggan":
             block = partial(layers.ResnetBlockBigGANpp, **block_args, **filters)
             down, up = partial(block, down=True), partial(block, up=True)

@@ -84,7 +84,7 @@ def _filter(x: Array, taps: np.ndarray, axis: int, pad: tuple[int, int], up: int
         first = phase * down - pad[0]
         used = [(k, (first + k) // up) for k in range(len(taps)) if (first + k) % up == 0]
         count = -(-(out_length - phase) // up)
-        phases.append(sum(np.float32(flipped[k]) * _slice(x, axis, start, count, down) for k, start in used))
+        phases.append(sum(flipped[k].astype(x.dtype) * _slice(x, axis, start, count, down) for k, start in used))
     if up == 1:
         return phases[0]
     shape = (*x.shape[:axis], out_length, *x.shape[axis + 1 :])

@@ -24,6 +24,7 @@ class ScoreModel:
         label looks up, () if the label itself is the noise scale (Fourier embedding), or None for no division.
       num_classes: the number of classes that the network is told of (`data.num_classes`), and what it is told for
         "no class"; 0 for a network that knows none.
+      dtype: the type of the images that the network is shown, and so of what it computes; its output is float32.
     """
 
     sde: SDE
@@ -31,6 +32,7 @@ class ScoreModel:
     centered: bool = True
     sigmas: tuple[float, ...] | None = None
     num_classes: int = 0
+    dtype: jnp.dtype = jnp.dtype("float32")
 
     def output(
         self, network: nnx.Module, x: Array, label: Array, rngs: Rngs | None = None, classes: Array | None = None
@@ -39,7 +41,8 @@ class ScoreModel:
         told = {}
         if self.num_classes:
             told["classes"] = jnp.full(x.shape[:1], self.num_classes) if classes is None else classes
-        h = network(x if self.centered else 2 * x - 1, label, rngs, **told)
+        x = x if self.centered else 2 * x - 1
+        h = network(x.astype(self.dtype), label, rngs, **told).astype(jnp.float32)
         if self.sigmas is None:
             return h
         sigma = jnp.asarray(self.sigmas, h.dtype)[label.astype(jnp.int32)] if self.sigmas else label
