@@ -157,13 +157,12 @@ class Experiment:
         return sharding.spread(self.mesh, tree) if self.sharded else jax.tree.map(whole, tree)
 
     def init_params(self) -> Params:
-        """Fresh parameters, placed as `of_state` says."""
+        """Fresh parameters, placed as `of_state` says.
 
-        @functools.partial(jax.jit, out_shardings=self.of_state(self.abstract_params))
-        def init(key: Array) -> Params:
-            return nnx.to_pure_dict(nnx.split(make_network(self.config, Rngs(key)), nnx.Param)[1])
-
-        return init(self.key("init"))
+        They are computed one by one, not in one program: those of a shape share what is compiled for them.
+        """
+        params = nnx.to_pure_dict(nnx.split(make_network(self.config, Rngs(self.key("init"))), nnx.Param)[1])
+        return jax.device_put(params, self.of_state(self.abstract_params))
 
     def trained(self, workdir: str, number: int | None = None) -> tuple[Found, Params]:
         """A kept checkpoint of `workdir`, by default the newest, and its EMA parameters.

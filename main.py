@@ -64,6 +64,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "score_sde" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # A start has hundreds of small programs.
     try:
         if argv[1:]:
             raise InputError(f"arguments that are no flags: {' '.join(argv[1:])}.")

@@ -74,8 +74,9 @@ def of_state(experiment: Experiment, optimizer: optax.GradientTransformation) ->
 
 def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    complete = lambda p: TrainState(jnp.int32(0), p, jax.tree.map(jnp.copy, p), optimizer.init(p))
-    return jax.jit(complete, out_shardings=of_state(experiment, optimizer))(experiment.init_params())
+    params = experiment.init_params()
+    state = TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+    return jax.device_put(state, of_state(experiment, optimizer))
 
 
 def train_step(
