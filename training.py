@@ -62,7 +62,17 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     check_name(config.optimizer.lower(), ("adam",), "optim.optimizer")
     rate = optax.linear_schedule(0.0, config.lr, config.warmup) if config.warmup > 0 else config.lr
     adam = optax.adamw(rate, b1=config.beta1, eps=config.eps, weight_decay=config.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(config.grad_clip), adam) if config.grad_clip > 0 else adam
+    return optax.chain(clip_by_global_norm(config.grad_clip), adam) if config.grad_clip > 0 else adam
+
+
+def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """Optax's, but as a product with one factor, which fuses into Adam's sums: clipped gradients are never stored."""
+
+    def clip(grads: Params, params: Params | None = None) -> Params:
+        factor = jnp.minimum(1.0, limit / optax.global_norm(grads))
+        return jax.tree.map(lambda grad: factor * grad, grads)
+
+    return optax.stateless(clip)
 
 
 def of_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
