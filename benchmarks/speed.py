@@ -60,20 +60,23 @@ class Compiled(NamedTuple):
     Attributes:
       call: the function. seconds: what tracing, lowering and compiling took.
       flops: of one call, as they stand in the program before it is optimized. That is the same on every device; the
-        optimized program's count lacks what its libraries do. A loop counts as one pass.
-      memory: bytes on a device: arguments, results, those results that take the place of arguments, and temporaries,
-        without the working space of libraries.
+        optimized program's count lacks what its libraries do. A loop counts as one pass. None where XLA cannot count
+        them, as for devices that are not there.
+      memory: bytes on a device: arguments, results, those results that take the place of arguments, temporaries,
+        without the working space of libraries, and the program.
+      estimate: what the compiler takes the optimized program to do on a device, by name.
     """
 
     call: Callable[..., Any]
     seconds: dict[str, float]
-    flops: float
+    flops: float | None
     memory: dict[str, int]
+    estimate: dict[str, float]
 
     @property
     def peak(self) -> int:
         """Bytes that a device needs for a call, at most."""
-        return self.memory["arguments"] + self.memory["results"] - self.memory["in_place"] + self.memory["temporaries"]
+        return sum(self.memory.values()) - 2 * self.memory["in_place"]
 
 
 def compile_stages(function: Any, *arguments: Any) -> Compiled:
@@ -92,13 +95,15 @@ def compile_stages(function: Any, *arguments: Any) -> Compiled:
         "results": sizes.output_size_in_bytes,
         "in_place": sizes.alias_size_in_bytes,
         "temporaries": sizes.temp_size_in_bytes,
+        "program": sizes.generated_code_size_in_bytes,
     }
-    return Compiled(compiled, seconds, flops(lowered), memory)
+    return Compiled(compiled, seconds, flops(lowered), memory, compiled.cost_analysis() or {})
 
 
-def flops(lowered: jax.stages.Lowered) -> float:
-    """FLOPs of a lowered function."""
-    return float(lowered.cost_analysis()["flops"])
+def flops(lowered: jax.stages.Lowered) -> float | None:
+    """FLOPs of a lowered function; None for devices that are not there, for which XLA cannot count them."""
+    cost = lowered.cost_analysis()
+    return float(cost["flops"]) if cost else None
 
 
 def device_peak(device: jax.Device) -> int | None:

@@ -83,6 +83,11 @@ def model_flops(config: Config, counted: float) -> float:
         return counted
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(changed)
+    return counted_flops(config)
+
+
+def counted_flops(config: Config) -> float:
+    """FLOPs of a step, counted without compiling it."""
     step, *shapes = lowered_arguments(Experiment(config, jax.devices()[:1]))
     return speed.flops(step.trace(*shapes).lower())
 
