@@ -1,9 +1,10 @@
 """What devices send in a training step, against what they compute: python -m benchmarks.communication
 
-The step is compiled for eight devices, which may be simulated ones; nothing is run. Bytes are those of the collectives
-in its HLO, FLOP those that XLA counts before it optimises. For other numbers of devices n the bytes follow from n by
-`ring_bytes` and `sharding.spread`, and the FLOP from the number of images a device. Times are quotients by the rates
-that the flags state: assumptions, not measurements. Latency is left out, and so is that sending and computing overlap.
+The step is compiled for eight simulated devices or, with --topology=v5e:2x4, for TPUs that need not be there; nothing
+is run. Bytes are those of the collectives in its HLO, FLOP those that XLA counts before it optimises. For other numbers
+of devices n the bytes follow from n by `ring_bytes` and `sharding.spread`, and the FLOP from the number of images a
+device. Times are quotients by the rates that the flags state: assumptions, not measurements. Latency is left
+out, and so is that sending and computing overlap.
 
 A split state sends as much: its gradients are scattered and its parameters gathered, which is what an all-reduce does.
 The CPU backend alone has no reduce-scatter, and sums such gradients whole.
@@ -12,6 +13,7 @@ The CPU backend alone has no reduce-scatter, and sums such gradients whole.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,6 +21,7 @@ from absl import app, flags
 from jax.sharding import AbstractMesh
 
 import sharding
+from benchmarks import speed, topology, train_step
 from benchmarks.collectives import collectives, lower_step, ring_bytes
 from benchmarks.markdown import header, row
 from experiment import Experiment
@@ -28,6 +31,7 @@ COMPILED = 8
 QUICK = {"xla_backend_optimization_level": 0}  # Which collectives there are does not depend on it.
 
 flags.DEFINE_string("config", "ve.cifar10_ncsnpp_continuous", "A module in configs/.")
+flags.DEFINE_string("topology", None, topology.HELP)
 flags.DEFINE_integer("per_device", 16, "Images on each device, in the first table.")
 flags.DEFINE_integer("total", 1024, "Images on all devices together, in the second one.")
 flags.DEFINE_float("link", 50.0, "Assumed: what each device sends, in GB/s.")
@@ -35,23 +39,28 @@ flags.DEFINE_float("rate", 100.0, "Assumed: what each device computes, in TFLOP/
 
 
 class Step(NamedTuple):
-    """A training step: FLOP an image, the parameters' shapes, and the bytes of its collectives by kind."""
+    """A training step with one image on each device.
+
+    FLOP an image; the parameters' shapes; bytes of its collectives by kind; what the compiler takes a device to do.
+    """
 
     flop: float
     params: dict
     found: dict[str, int]
+    estimate: dict[str, float]
 
 
-def step(name: str, *, split: bool) -> Step:
-    """Compiles the training step of a config for eight devices, with one image on each."""
+def step(name: str, devices: Sequence[jax.Device], *, split: bool) -> Step:
+    """Compiles the training step of a config."""
     config = importlib.import_module(f"configs.{name}").get_config()
     config.training.shard_params = split
-    config.training.batch_size = config.eval.batch_size = COMPILED
-    experiment = Experiment(config, jax.devices()[:COMPILED])
+    config.training.batch_size = config.eval.batch_size = len(devices)
+    experiment = Experiment(config, devices)
     lowered = lower_step(experiment)
-    found = collectives(lowered.compile(QUICK).as_text())
-    flop = lowered.cost_analysis()["flops"] / COMPILED
-    return Step(flop, experiment.abstract_params, {kind: sum(sizes) for kind, sizes in found.items()})
+    compiled = lowered.compile(QUICK if devices[0].platform == "cpu" else None)
+    found = {kind: sum(sizes) for kind, sizes in collectives(compiled.as_text()).items()}
+    flop = (speed.flops(lowered) or train_step.counted_flops(experiment.config)) / len(devices)
+    return Step(flop, experiment.abstract_params, found, compiled.cost_analysis())
 
 
 def split_bytes(params: dict, devices: int) -> int:
@@ -80,13 +89,17 @@ def main(_: list[str]) -> None:
     """Prints the tables of docs/scaling.md."""
     options = flags.FLAGS
     jax.config.update("jax_num_cpu_devices", COMPILED)
-    whole, split = (step(options.config, split=split) for split in (False, True))
+    devices = topology.devices(options.topology) if options.topology else jax.devices()[:COMPILED]
+    how = topology.described(options.topology) if options.topology else f"compiled for {jax.default_backend()}"
+    whole, split = (step(options.config, devices, split=split) for split in (False, True))
     for kind, each in (("replicated", whole), ("split", split)):
         listed = ", ".join(f"{name} of {size / 1e6:.1f} MB" for name, size in sorted(each.found.items()))
-        print(f"{options.config}, state {kind}, as compiled for {COMPILED} devices ({jax.default_backend()}): {listed}")
-    print(
-        f"by the rule: {split_bytes(whole.params, COMPILED) / 1e6:.1f} MB of the parameters are split over {COMPILED}"
-    )
+        print(f"{options.config}, state {kind}, {len(devices)} devices, {how}: {listed}")
+        if options.topology:
+            flop, moved = each.estimate["flops"] / 1e9, each.estimate["bytes accessed"] / 1e9
+            print(f"  of one device, with one image, the compiler estimates {flop:.1f} GFLOP and {moved:.1f} GB moved")
+    parts = split_bytes(whole.params, len(devices)) / 1e6
+    print(f"by the rule: {parts:.1f} MB of the parameters are split over {len(devices)}")
     print(f"{whole.flop / 1e9:.1f} GFLOP an image")
     print(f"ASSUMED, not measured: {options.link:g} GB/s sent by a device, {options.rate:g} TFLOP/s computed by it\n")
     rates = options.link * 1e9, options.rate * 1e12
