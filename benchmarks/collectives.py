@@ -15,7 +15,8 @@ from datasets import Batch
 from experiment import Experiment
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-OPERATION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)})(-done)?\(", re.MULTILINE)
+OPERATION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)})(?:-done)?\((.*)$", re.MULTILINE)
+CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
 
 
@@ -31,11 +32,16 @@ def lower_step(experiment: Experiment) -> jax.stages.Lowered:
 def collectives(text: str) -> dict[str, list[int]]:
     """Sizes in bytes of the results of all collectives in an HLO module, by kind; kinds that do not occur are left out.
 
-    Of asynchronous ones the end counts. What stands in the body of a loop is counted once.
+    Of asynchronous ones the end counts; TPU's are written out at start and end, with the same channel, and counted
+    once. What stands in the body of a loop is counted once.
     """
     found: dict[str, list[int]] = {}
-    for types, kind, _ in OPERATION.findall(text):
-        found.setdefault(kind, []).extend(sizes(types))
+    seen = set()
+    for types, kind, rest in OPERATION.findall(text):
+        channel = CHANNEL.search(rest)
+        if channel is None or channel[1] not in seen:
+            seen.add(channel and channel[1])
+            found.setdefault(kind, []).extend(sizes(types))
     return found
 
 

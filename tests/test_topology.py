@@ -1,0 +1,59 @@
+"""The train step compiled for eight TPUs that are not there: what they send, and what recomputation saves."""
+
+import collections
+import importlib.util
+
+import pytest
+
+from benchmarks import memory, topology, train_step
+from benchmarks.collectives import collectives
+from errors import InputError
+from experiment import Experiment
+from tests import tiny
+from tests.test_sharding import sizes
+
+
+@pytest.fixture
+def _libtpu():
+    pytest.importorskip("libtpu", reason="TPU's compiler is not installed (pip install libtpu)")
+
+
+def compiled_step(**fields):
+    """The step for eight TPUs, and its experiment."""
+    fields = {"training.batch_size": 8, "eval.batch_size": 8} | fields
+    experiment = Experiment(tiny.config(**fields), topology.devices("v5e:2x4"))
+    return train_step.compile_step(experiment), experiment
+
+
+@pytest.mark.usefixtures("_libtpu")
+def test_tpus_send_the_gradients_once():
+    compiled, experiment = compiled_step()
+    found = collectives(compiled.call.as_text())
+    assert found.keys() == {"all-reduce"}
+    reduced, grads = collections.Counter(found["all-reduce"]), sizes(experiment.abstract_params)
+    assert grads <= reduced
+    assert sum((reduced - grads).elements()) < 200  # Numbers for the metrics.
+    assert compiled.flops is None
+    assert compiled.peak > 16 * sum(sizes(experiment.abstract_params).elements()) / 4
+    assert compiled.memory["program"] > 0
+
+
+@pytest.mark.usefixtures("_libtpu")
+def test_unknown_topologies():
+    with pytest.raises(InputError, match="--topology=v9:1x1 is unknown to libtpu"):
+        topology.devices("v9:1x1")
+
+
+def test_without_libtpu_it_says_so(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="--topology=v5e:2x4 needs .*: pip install libtpu"):
+        topology.devices("v5e:2x4")
+
+
+def test_what_fits():
+    """The chip's own compiler says what fits the chip."""
+    full = {"error": "exit code 1: RESOURCE_EXHAUSTED: Used 17G of 15.75G hbm."}
+    assert memory.fits({"peak": 79e9}, "v5p:1x1x1") == {"fits_card": "yes", "fits": "yes"}
+    assert memory.fits({"peak": 81e9}, None) == {"fits_card": "no"}
+    assert memory.fits(full, "v5e:1x1") == {"fits": "no"}
+    assert memory.fits(full, None) == memory.fits({"error": "not done after 9 s"}, "v5e:1x1") == {}
