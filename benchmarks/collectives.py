@@ -15,6 +15,8 @@ from datasets import Batch
 from experiment import Experiment
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+SCATTER = "all-reduce-scatter"
+COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w-]+)[^\n]*\{$", re.MULTILINE)
 OPERATION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)})(?:-done)?\((.*)$", re.MULTILINE)
 CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
@@ -32,16 +34,20 @@ def lower_step(experiment: Experiment) -> jax.stages.Lowered:
 def collectives(text: str) -> dict[str, list[int]]:
     """Sizes in bytes of the results of all collectives in an HLO module, by kind; kinds that do not occur are left out.
 
-    Of asynchronous ones the end counts; TPU's are written out at start and end, with the same channel, and counted
-    once. What stands in the body of a loop is counted once.
+    TPU's all-reduce-scatter, of which each device keeps a part, has the sizes of the whole. Of asynchronous ones the
+    end counts; TPU's all-gathers are written out at start and end, with the same channel, and counted once. What stands
+    in the body of a loop is counted once.
     """
     found: dict[str, list[int]] = {}
     seen = set()
-    for types, kind, rest in OPERATION.findall(text):
-        channel = CHANNEL.search(rest)
-        if channel is None or channel[1] not in seen:
-            seen.add(channel and channel[1])
-            found.setdefault(kind, []).extend(sizes(types))
+    names = ["", *COMPUTATION.split(text)]  # Each with what stands in it.
+    for name, body in zip(names[::2], names[1::2]):
+        for types, kind, rest in OPERATION.findall(body):
+            kind = SCATTER if kind == "all-reduce" and name.startswith(SCATTER) else kind
+            channel = CHANNEL.search(rest) if kind == "all-gather" else None
+            if channel is None or channel[1] not in seen:
+                seen.add(channel and channel[1])
+                found.setdefault(kind, []).extend(sizes(types))
     return found
 
 
@@ -60,4 +66,4 @@ def ring_bytes(kind: str, whole: float, devices: int) -> float:
 
     An all-reduce is a reduce-scatter, then an all-gather: 2 (n - 1) / n of the bytes (Patarasuk and Yuan, 2009).
     """
-    return {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}[kind] * (devices - 1) / devices * whole
+    return {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, SCATTER: 1}[kind] * (devices - 1) / devices * whole
