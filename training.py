@@ -106,7 +106,8 @@ def train_step(
         return per_image.mean(), per_image
 
     whole = Part(dropout_key, x, t, z, classes)
-    (value, per_image), grads = value_and_grad(loss, state.params, whole, config.training.accumulate)
+    unroll = sharding.on_cpu(experiment.mesh)  # See `compile_steps`.
+    (value, per_image), grads = value_and_grad(loss, state.params, whole, config.training.accumulate, unroll=unroll)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = optax.incremental_update(params, state.ema, 1 - config.model.ema_rate)
@@ -126,11 +127,17 @@ class Part(NamedTuple):
 
 
 def value_and_grad(
-    loss: Callable[[Params, Part], tuple[Array, Array]], params: Params, whole: Part, count: int
+    loss: Callable[[Params, Part], tuple[Array, Array]],
+    params: Params,
+    whole: Part,
+    count: int,
+    *,
+    unroll: bool = False,
 ) -> tuple[tuple[Array, Array], Params]:
     """The loss of a batch, that of every image, and the gradient, from `count` parts, one after the other.
 
-    The parts are interleaved, so that each has images of every device. But for dropout, they change rounding only.
+    The parts are interleaved, so that each has images of every device. But for dropout, they change rounding only. With
+    `unroll` they are no loop.
     """
     of_part = jax.value_and_grad(loss, has_aux=True)
     if count == 1:
@@ -142,9 +149,8 @@ def value_and_grad(
         (value, per_image), grads = of_part(params, part)
         return jax.tree.map(lambda a, b: a + b / count, total, (value, grads)), per_image
 
-    unrolled = jax.default_backend() == "cpu"  # See `compile_steps`.
     zeros = jnp.float32(0.0), jax.tree.map(jnp.zeros_like, params)
-    (value, grads), per_image = lax.scan(add, zeros, Part(jax.random.split(key, count), *parts), unroll=unrolled)
+    (value, grads), per_image = lax.scan(add, zeros, Part(jax.random.split(key, count), *parts), unroll=unroll)
     return (value, jnp.moveaxis(per_image, 0, 1).reshape(-1)), grads
 
 
@@ -167,7 +173,7 @@ def compile_steps(
     slower inside a loop (jax issue 12868), so there, unless `scan` says otherwise, the loop is Python's.
     """
     one = jit_step(experiment, optimizer)
-    if scan if scan is not None else jax.default_backend() != "cpu":
+    if scan if scan is not None else not sharding.on_cpu(experiment.mesh):
         return jax.jit(functools.partial(lax.scan, one), donate_argnums=0)
 
     def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:

@@ -97,7 +97,7 @@ def measure(
     *,
     shapes: Sequence[tuple[int | None, int]] = ((1, 1), (None, DEVICES)),
     topology: str | None = None,
-    seconds: float = 900,
+    seconds: float = 3600,
 ) -> list[parts.Record]:
     """Results for each config at each (batch size or None for its own, devices); those that `records` lacks are found.
 
