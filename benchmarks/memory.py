@@ -38,8 +38,8 @@ COLUMNS = {
     "fits the chip": ("fits", "", 1),
     f"fits {CARD / 1e9:.0f} GB": ("fits_card", "", 1),
     "GFLOP": ("flops", ".0f", 1e-9),
-    "by the compiler": ("tpu_flops", ".0f", 1e-9),
-    "GB moved": ("traffic", ".2f", 1e-9),
+    "GFLOP a device, estimated": ("tpu_flops", ".0f", 1e-9),
+    "GB moved, estimated": ("traffic", ".2f", 1e-9),
     "compilation, s": ("compile", ".0f", 1),
     "error": ("error", "", 1),
 }

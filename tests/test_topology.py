@@ -4,8 +4,10 @@ import collections
 import importlib.util
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+import sharding
 from benchmarks import memory, topology, train_step
 from benchmarks.collectives import collectives
 from errors import InputError
@@ -23,13 +25,13 @@ def _libtpu(monkeypatch):
 
 def compiled_step(**fields):
     """The step for eight TPUs, and its experiment."""
-    fields = {"training.batch_size": 8, "eval.batch_size": 8} | fields
+    fields = {"training.batch_size": 128, "eval.batch_size": 128, "data.image_size": 32} | fields
     experiment = Experiment(tiny.config(**fields), topology.devices("v5e:2x4"))
     return train_step.compile_step(experiment), experiment
 
 
 @pytest.mark.usefixtures("_libtpu")
-def test_tpus_send_the_gradients_once():
+def test_tpus_send_the_gradients_once_and_recomputation_saves_memory():
     compiled, experiment = compiled_step()
     found = collectives(compiled.call.as_text())
     assert found.keys() == {"all-reduce"}
@@ -39,6 +41,9 @@ def test_tpus_send_the_gradients_once():
     assert compiled.flops is None
     assert compiled.peak > 16 * sum(sizes(experiment.abstract_params).elements()) / 4
     assert compiled.memory["program"] > 0
+    recomputing, _ = compiled_step(**{"training.remat": True})
+    assert recomputing.memory["arguments"] == compiled.memory["arguments"]
+    assert recomputing.memory["temporaries"] < 0.9 * compiled.memory["temporaries"]
 
 
 @pytest.mark.usefixtures("_libtpu")
@@ -60,3 +65,19 @@ def test_what_fits():
     assert memory.fits({"peak": 81e9}, None) == {"fits_card": "no"}
     assert memory.fits(full, "v5e:1x1") == {"fits": "no"}
     assert memory.fits(full, None) == memory.fits({"error": "not done after 9 s"}, "v5e:1x1") == {}
+
+
+@pytest.mark.usefixtures("_libtpu")
+def test_tpus_gather_split_parameters_and_scatter_their_gradients():
+    """The latter as one operation, which CPUs lack."""
+    mesh = sharding.make_mesh(topology.devices("v5e:2x4"))
+    rows, size = sharding.along_axis(mesh), 1024
+
+    def loss(w, x):
+        w = sharding.gather(mesh, w)
+        return jnp.square(jnp.tanh(jnp.tanh(x @ w) @ w)).sum()
+
+    step = jax.jit(jax.grad(loss), in_shardings=rows, out_shardings=rows)
+    w, x = (jax.ShapeDtypeStruct((count, size), "float32") for count in (size, 8 * 1024))
+    found = collectives(step.lower(w, x).compile().as_text())
+    assert found == {"all-gather": [4 * size**2], "all-reduce-scatter": [4 * size**2]}
