@@ -25,7 +25,7 @@ def _libtpu(monkeypatch):
 
 def compiled_step(**fields):
     """The step for eight TPUs, and its experiment."""
-    fields = {"training.batch_size": 128, "eval.batch_size": 128, "data.image_size": 32} | fields
+    fields = {"training.batch_size": 8, "eval.batch_size": 8} | fields
     experiment = Experiment(tiny.config(**fields), topology.devices("v5e:2x4"))
     return train_step.compile_step(experiment), experiment
 
@@ -43,7 +43,7 @@ def test_tpus_send_the_gradients_once_and_recomputation_saves_memory():
     assert compiled.memory["program"] > 0
     recomputing, _ = compiled_step(**{"training.remat": True})
     assert recomputing.memory["arguments"] == compiled.memory["arguments"]
-    assert recomputing.memory["temporaries"] < 0.9 * compiled.memory["temporaries"]
+    assert recomputing.memory["temporaries"] < compiled.memory["temporaries"]
 
 
 @pytest.mark.usefixtures("_libtpu")
@@ -68,16 +68,18 @@ def test_what_fits():
 
 
 @pytest.mark.usefixtures("_libtpu")
-def test_tpus_gather_split_parameters_and_scatter_their_gradients():
-    """The latter as one operation, which CPUs lack."""
+@pytest.mark.parametrize(("precision", "width"), [("highest", 4), ("default", 2)])
+def test_tpus_gather_split_parameters_and_scatter_their_gradients(precision, width):
+    """The latter as one operation, which CPUs lack. What is multiplied in bfloat16 is gathered in it."""
     mesh = sharding.make_mesh(topology.devices("v5e:2x4"))
-    rows, size = sharding.along_axis(mesh), 1024
+    rows, size = sharding.along_axis(mesh), 256
 
     def loss(w, x):
         w = sharding.gather(mesh, w)
         return jnp.square(jnp.tanh(jnp.tanh(x @ w) @ w)).sum()
 
     step = jax.jit(jax.grad(loss), in_shardings=rows, out_shardings=rows)
-    w, x = (jax.ShapeDtypeStruct((count, size), "float32") for count in (size, 8 * 1024))
-    found = collectives(step.lower(w, x).compile().as_text())
-    assert found == {"all-gather": [4 * size**2], "all-reduce-scatter": [4 * size**2]}
+    w, x = (jax.ShapeDtypeStruct((count, size), "float32") for count in (size, 64))
+    with jax.default_matmul_precision(precision):
+        found = collectives(step.lower(w, x).compile().as_text())
+    assert found == {"all-gather": [width * size**2], "all-reduce-scatter": [4 * size**2]}
