@@ -74,10 +74,10 @@ def make_network(config: Config, rngs: Rngs) -> nnx.Module:
     network = choose(NETWORKS, config.model.name, "model.name")
     shape = {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
     if config.data.num_classes:
-        _check_classes(config, network)
+        _check_classes(config)
         shape["classes"] = config.data.num_classes
     if config.training.remat:
-        _check_takes(config, network, "training.remat = True")
+        _check_unet(config, "training.remat = True")
         shape["remat"] = True
     if not 0 <= config.model.get("dropout", 0) < 1:
         raise InputError(f"model.dropout = {config.model.dropout} must be at least 0 and less than 1.")
@@ -89,15 +89,15 @@ def _taking(argument: str) -> list[str]:
     return [name for name, each in NETWORKS.items() if argument in inspect.signature(each.__init__).parameters]
 
 
-def _check_takes(config: Config, network: type[nnx.Module], asked: str) -> None:
+def _check_unet(config: Config, asked: str) -> None:
     """Raises InputError for a network other than the U-Nets, which alone can do what is asked."""
-    if network not in [NETWORKS[name] for name in _taking("remat")]:
+    if config.model.name not in _taking("remat"):
         raise InputError(f"{asked} needs model.name in {_taking('remat')}, not {config.model.name!r}.")
 
 
-def _check_classes(config: Config, network: type[nnx.Module]) -> None:
+def _check_classes(config: Config) -> None:
     """Raises InputError for a bad data.num_classes or model.class_dropout, or a network that cannot be told classes."""
-    if "classes" not in inspect.signature(network.__init__).parameters:
+    if config.model.name not in _taking("classes"):
         raise InputError(
             f"data.num_classes = {config.data.num_classes}: networks of model.name = {config.model.name!r} cannot be "
             f"told classes, having no embedding to add one to; known that can: {', '.join(_taking('classes'))}."
@@ -136,11 +136,10 @@ def check_guidance(config: Config) -> None:
 def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreModel:
     """The conventions between the network and the SDE of a config."""
     model, sigmas = config.model, None
-    network = choose(NETWORKS, model.name, "model.name")
-    options = matching(network, model)
+    options = matching(choose(NETWORKS, model.name, "model.name"), model)
     check_name(model.dtype, ("float32", "bfloat16"), "model.dtype")
     if model.dtype != "float32":
-        _check_takes(config, network, f"model.dtype = {model.dtype!r}")
+        _check_unet(config, f"model.dtype = {model.dtype!r}")
     fourier = options.get("embedding_type", "").lower() == "fourier"  # Features of log(label): the label is sigma.
     if fourier and num_scales is not None:
         raise InputError("model.embedding_type = 'fourier' needs training.continuous = True; 'positional' fits both.")

@@ -45,6 +45,8 @@ MAY_CHANGE = (  # Fields that may differ when a run goes on in its workdir.
     "training.snapshot_freq_for_preemption",
     "training.snapshot_sampling",
     "training.shard_params",
+    "training.remat",
+    "training.accumulate",
 )
 
 

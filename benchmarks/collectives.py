@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-import training
-from datasets import Batch
-from experiment import Experiment
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 SCATTER = "all-reduce-scatter"
@@ -20,15 +11,6 @@ COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w-]+)[^\n]*\{$", re.MULTILINE)
 OPERATION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)})(?:-done)?\((.*)$", re.MULTILINE)
 CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
-
-
-def lower_step(experiment: Experiment) -> jax.stages.Lowered:
-    """The training step of an experiment whose images are bytes; they need not be there."""
-    config, optimizer = experiment.config, training.make_optimizer(experiment.config.optim)
-    state = jax.eval_shape(functools.partial(training.init_state, experiment, optimizer))
-    pixels = jax.ShapeDtypeStruct((config.training.batch_size, *experiment.image_shape), np.uint8)
-    labels = jax.ShapeDtypeStruct(pixels.shape[:1], jnp.int32) if experiment.labelled else None
-    return training.jit_step(experiment, optimizer).lower(state, Batch(pixels, labels))
 
 
 def collectives(text: str) -> dict[str, list[int]]:

@@ -22,7 +22,7 @@ from jax.sharding import AbstractMesh
 
 import sharding
 from benchmarks import speed, topology, train_step
-from benchmarks.collectives import collectives, lower_step, ring_bytes
+from benchmarks.collectives import collectives, ring_bytes
 from benchmarks.markdown import header, row
 from experiment import Experiment
 
@@ -56,7 +56,7 @@ def step(name: str, devices: Sequence[jax.Device], *, split: bool) -> Step:
     config.training.shard_params = split
     config.training.batch_size = config.eval.batch_size = len(devices)
     experiment = Experiment(config, devices)
-    lowered = lower_step(experiment)
+    lowered = train_step.lower(experiment)
     compiled = lowered.compile(QUICK if devices[0].platform == "cpu" else None)
     found = {kind: sum(sizes) for kind, sizes in collectives(compiled.as_text()).items()}
     flop = (speed.flops(lowered) or train_step.counted_flops(experiment.config)) / len(devices)

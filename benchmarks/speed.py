@@ -190,7 +190,7 @@ def _product_row(name: str, product: Product, seconds: list[float]) -> Row:
 
 def rate_of(config: Config) -> str:
     """The kind of matrix product that the network of a config is held against."""
-    return config.model.get("dtype", "float32")
+    return config.model.dtype
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

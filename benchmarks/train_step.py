@@ -70,6 +70,12 @@ def lowered_arguments(experiment: Experiment) -> tuple[Any, Any, Batch]:
     return training.jit_step(experiment, optimizer), state, batch
 
 
+def lower(experiment: Experiment) -> jax.stages.Lowered:
+    """The train step at training.batch_size, lowered for shapes."""
+    step, *shapes = lowered_arguments(experiment)
+    return step.lower(*shapes)
+
+
 def compile_step(experiment: Experiment) -> speed.Compiled:
     """The train step at training.batch_size, compiled for shapes."""
     return speed.compile_stages(*lowered_arguments(experiment))
@@ -78,7 +84,7 @@ def compile_step(experiment: Experiment) -> speed.Compiled:
 def model_flops(config: Config, counted: float) -> float:
     """FLOPs of a step without those that training.remat adds, and with all that training.accumulate loops over."""
     plain = {"remat": False, "accumulate": 1}
-    changed = {f"training.{name}": value for name, value in plain.items() if config.training.get(name, value) != value}
+    changed = {f"training.{name}": value for name, value in plain.items() if config.training[name] != value}
     if not changed:
         return counted
     config = config.copy_and_resolve_references()
@@ -88,8 +94,7 @@ def model_flops(config: Config, counted: float) -> float:
 
 def counted_flops(config: Config) -> float:
     """FLOPs of a step, counted without compiling it."""
-    step, *shapes = lowered_arguments(Experiment(config, jax.devices()[:1]))
-    return speed.flops(step.trace(*shapes).lower())
+    return speed.flops(lower(Experiment(config, jax.devices()[:1])))
 
 
 def measure(*, batch_size: int, steps: int = 0, set: Sequence[str] = (), **options: Any) -> list[speed.Row]:  # noqa: A002

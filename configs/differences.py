@@ -16,7 +16,7 @@ ADDED = {
     "eval.bpd_tolerance": "There an argument of the function; it means another thing here (see likelihood.py).",
     "eval.bpd_t_min": "There an argument of the function, eps.",
     "data.num_classes": "There no network is told the class.",
-    "model.dtype": "bfloat16 takes half the time on accelerators; all is float32 there.",
+    "model.dtype": "What the network computes in; all is float32 there.",
     "training.remat": "Memory for time.",
     "training.accumulate": "Memory for time.",
     "model.class_dropout": "The share of labels that training hides from a network that is told classes.",

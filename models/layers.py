@@ -80,7 +80,10 @@ def conv3x3(
 
 
 def matmul(x: Array, kernel: Array, bias: Array) -> Array:
-    """x @ kernel + bias, with all pixels in one axis: XLA's CPU backend then needs half the time for the gradients."""
+    """x @ kernel + bias: (..., in), (in, out), (out,) -> (..., out), in the type of x.
+
+    All pixels are in one axis: XLA's CPU backend is slow at 1x1 convolutions, above all at their gradients.
+    """
     x, kernel, bias = as_input((x, kernel, bias))
     return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1) + bias
 
@@ -128,7 +131,8 @@ class GroupNorm(nnx.Module):
         self.num_groups, self.epsilon = num_groups or groups(features), epsilon
         if features % self.num_groups:
             raise InputError(
-                f"model.nf: {self.num_groups} normalization groups cannot share the {features} features of a layer."
+                f"model.nf: {self.num_groups} normalization groups cannot share the {features} features of a layer; "
+                f"use a multiple of {self.num_groups} features."
             )
         self.scale, self.bias = nnx.Param(jnp.ones(features)), nnx.Param(jnp.zeros(features))
 
@@ -161,7 +165,9 @@ def residual(x: Array, h: Array, skip_rescale: bool) -> Array:
 
 
 def dropout(key: Array, x: Array, rate: float) -> Array:
-    """Sets a share `rate` of the entries to 0 and divides the others by 1 - rate.
+    """Sets a share `rate` of the entries of x, of any shape, to 0 and divides the others by 1 - rate.
+
+    Srivastava et al. (2014); 0 <= rate < 1, as `factory.make_network` sees to.
 
     The bits are a hash of the key and of the number of the entry. Unlike Threefry's they need no loop: they fuse with
     what comes before and after, and the gradient computes them anew, so that no mask is kept.

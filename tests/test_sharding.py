@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 import experiment as experiments
 import sharding
 import training
-from benchmarks import collectives
+from benchmarks import collectives, train_step
 from checkpoints import META, Checkpoints
 from tests import tiny
 from tests.test_training import identical, run
@@ -79,7 +79,7 @@ def test_checkpoints_do_not_know_the_devices(tmp_path):
 def compiled_step(**fields) -> tuple[dict[str, list[int]], experiments.Experiment]:
     """The collectives of the training step for eight devices, in bytes."""
     experiment = experiments.Experiment(tiny.config(**fields), jax.devices())
-    return collectives.collectives(collectives.lower_step(experiment).compile().as_text()), experiment
+    return collectives.collectives(train_step.lower(experiment).compile().as_text()), experiment
 
 
 def sizes(tree) -> collections.Counter:
