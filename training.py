@@ -62,7 +62,8 @@ class TrainState(NamedTuple):
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """Adam with linear warm-up, clipping of the global norm and decoupled weight decay, from config.optim."""
     check_name(config.optimizer.lower(), ("adam",), "optim.optimizer")
-    rate = optax.linear_schedule(0.0, config.lr, config.warmup) if config.warmup > 0 else config.lr
+    warm_up = lambda step: config.lr * jnp.minimum(step, config.warmup) / config.warmup
+    rate = warm_up if config.warmup > 0 else config.lr
     adam = optax.adamw(rate, b1=config.beta1, eps=config.eps, weight_decay=config.weight_decay)
     return optax.chain(clip_by_global_norm(config.grad_clip), adam) if config.grad_clip > 0 else adam
 
@@ -71,10 +72,17 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
     """Optax's, but as a product with one factor, which fuses into Adam's sums: clipped gradients are never stored."""
 
     def clip(grads: Params, params: Params | None = None) -> Params:
-        factor = jnp.minimum(1.0, limit / optax.global_norm(grads))
+        factor = limit / jnp.maximum(limit, global_norm(grads))
         return jax.tree.map(lambda grad: factor * grad, grads)
 
     return optax.stateless(clip)
+
+
+def global_norm(tree: Params) -> Array:
+    """The Euclidean norm of all entries; the many vectors among the arrays are summed as one."""
+    leaves = jax.tree.leaves(tree)
+    vectors = jnp.concatenate([leaf for leaf in leaves if leaf.ndim == 1])
+    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in (vectors, *(leaf for leaf in leaves if leaf.ndim != 1))))
 
 
 def of_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
@@ -113,7 +121,7 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = optax.incremental_update(params, state.ema, 1 - config.model.ema_rate)
-    metrics = {"loss": value, "grad_norm": optax.global_norm(grads)}
+    metrics = {"loss": value, "grad_norm": global_norm(grads)}
     metrics["levels"] = jnp.stack(losses.by_noise_level(per_image, t, sde))
     return TrainState(state.step + 1, params, ema, opt_state), metrics
 

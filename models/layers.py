@@ -140,8 +140,8 @@ class GroupNorm(nnx.Module):
         h = x.astype(jnp.float32)
         mean, square = self._over_groups(h.mean((1, 2))), self._over_groups(jnp.square(h).mean((1, 2)))
         scale = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon) * self.scale[...]
-        h = (h - mean[:, None, None]) * scale[:, None, None] + self.bias[...]
-        return h.astype(x.dtype)
+        shift = self.bias[...] - mean * scale
+        return (h * scale[:, None, None] + shift[:, None, None]).astype(x.dtype)
 
     def _over_groups(self, of_channels: Array) -> Array:
         """Means over the channels of each group, for each channel: (B, C) -> (B, C)."""
