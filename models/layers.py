@@ -23,11 +23,25 @@ from models import resample
 
 Activation = Callable[[Array], Array]
 
+
+@jax.custom_jvp
+def swish(x: Array) -> Array:
+    """x sigmoid(x) (Ramachandran et al. 2017), of any shape; its gradient needs x alone."""
+    return jax.nn.swish(x)
+
+
+@swish.defjvp
+def _derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    off = jax.nn.sigmoid(-x.astype(jnp.float32))  # XLA would keep sigmoid(x), which the forward pass has computed.
+    return swish(x), ((1 - off) * (1 + x * off) * tangent).astype(x.dtype)
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "elu": jax.nn.elu,
     "relu": jax.nn.relu,
     "lrelu": lambda x: jax.nn.leaky_relu(x, 0.2),
-    "swish": jax.nn.swish,
+    "swish": swish,
 }
 
 
