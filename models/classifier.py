@@ -50,8 +50,8 @@ class WideResnetBlock(nnx.Module):
     def __call__(self, x: Array, temb: Array) -> Array:
         h = jax.nn.relu(self.norm1(x))
         shortcut = h if self.activate_before_residual else x
-        h = self.conv1(h) + self.temb(jax.nn.swish(temb))[:, None, None, :]
-        h = self.conv2(jax.nn.relu(self.norm2(h)))
+        h = self.norm2(self.conv1(h), self.temb(jax.nn.swish(temb)))
+        h = self.conv2(jax.nn.relu(h))
         if self.pools:
             shortcut = resample.downsample_mean(shortcut)
         return h + jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, self.grows)))

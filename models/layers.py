@@ -93,6 +93,11 @@ def conv3x3(
     return nnx.Conv(in_features, features, (3, 3), stride, **options, rngs=rngs)
 
 
+def convolve(x: Array, kernel: Array) -> Array:
+    """Convolution of stride 1 with SAME padding: (B, H, W, in), (H, W, in, out) -> (B, H, W, out), in the type of x."""
+    return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=resample.LAYOUT)
+
+
 def matmul(x: Array, kernel: Array, bias: Array) -> Array:
     """x @ kernel + bias: (..., in), (in, out), (out,) -> (..., out), in the type of x.
 
@@ -150,11 +155,13 @@ class GroupNorm(nnx.Module):
             )
         self.scale, self.bias = nnx.Param(jnp.ones(features)), nnx.Param(jnp.zeros(features))
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, shift: Array | float = 0.0) -> Array:
+        """Normalizes x + shift, a sum that need not be stored, with `shift` (C,), (B, C) or the same for all."""
         h = x.astype(jnp.float32)
-        mean, square = self._over_groups(h.mean((1, 2))), self._over_groups(jnp.square(h).mean((1, 2)))
+        mean, square = h.mean((1, 2)), jnp.square(h).mean((1, 2))
+        mean, square = self._over_groups(mean + shift), self._over_groups(square + shift * (2 * mean + shift))
         scale = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon) * self.scale[...]
-        shift = self.bias[...] - mean * scale
+        shift = self.bias[...] + (shift - mean) * scale
         return (h * scale[:, None, None] + shift[:, None, None]).astype(x.dtype)
 
     def _over_groups(self, of_channels: Array) -> Array:
@@ -366,10 +373,9 @@ class ResnetBlockDDPMpp(nnx.Module):
         return compute(x, temb, rngs and rngs.dropout())
 
     def _compute(self, x: Array, temb: Array | None, key: Array | None) -> Array:
-        h = self.conv1(self.resample(self.act(self.norm1(x))))
-        if temb is not None:
-            h = h + self.temb(self.act(temb))[:, None, None, :].astype(h.dtype)
-        h = self.act(self.norm2(h))
+        h = convolve(self.resample(self.act(self.norm1(x))), self.conv1.kernel[...])
+        shift = self.conv1.bias[...] if temb is None else self.conv1.bias[...] + self.temb(self.act(temb))
+        h = self.act(self.norm2(h, shift))
         h = h if key is None or not self.dropout else dropout(key, h, self.dropout)
         h = self.conv2(h)
         x = self.resample(x)

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array, lax
 
 FACTOR = 2
+LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def upsample_nearest(x: Array) -> Array:
@@ -42,7 +43,7 @@ def downsample_conv(x: Array, weight: Array, kernel: Sequence[float]) -> Array:
     """FIR filter followed by a convolution of stride 2 with `weight` (H, W, in, out)."""
     surplus = len(kernel) - FACTOR + weight.shape[0] - 1
     x = _separable(x, kernel, pad=((surplus + 1) // 2, surplus // 2))
-    return lax.conv_general_dilated(x, weight, (FACTOR, FACTOR), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(x, weight, (FACTOR, FACTOR), "VALID", dimension_numbers=LAYOUT)
 
 
 def upsample_conv(x: Array, weight: Array, kernel: Sequence[float]) -> Array:
@@ -54,7 +55,7 @@ def upsample_conv(x: Array, weight: Array, kernel: Sequence[float]) -> Array:
         (1, 1),
         [(size - 1, size - 1)] * 2,
         lhs_dilation=(FACTOR, FACTOR),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=LAYOUT,
     )
     surplus = len(kernel) - FACTOR - (size - 1)
     pad = ((surplus + 1) // 2 + FACTOR - 1, surplus // 2 + 1)
