@@ -4,14 +4,16 @@ python -m benchmarks.memory [--results=FILE] [--config=...] [--shape=1x1 --shape
     [--topology=v5p:1x1x1]
 
 Nothing is run, and no parameter is made: the step is compiled for shapes, in a process of its own for each row, and the
-numbers are the compiler's (`memory_analysis`): arguments, which are parameters, their average, Adam's two moments and
-images, and temporaries. They are those of the device at hand. On a CPU the working space of convolutions is not among
-them; GPU's compilers fuse otherwise, and choose algorithms that need such space. With --topology they are those of TPUs
-that need not be there, whose compiler also says whether the step fits the chip; the program lies in its memory, too.
+numbers are the compiler's (`memory_analysis`). Configs that differ but in SDE or data have the same step. Arguments are
+parameters, their average, Adam's two moments and images. All are those of the device at hand. On a CPU the working
+space of convolutions is not among them; GPU's compilers fuse otherwise, and choose algorithms that need such space.
+With --topology they are those of TPUs that need not be there, whose compiler also says whether the step fits the chip;
+the program lies in its memory, too.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,11 +22,15 @@ from absl import flags
 from benchmarks import contest, parts, speed
 from benchmarks import topology as topologies
 from errors import InputError
+from experiment import Config
+from factory import matching
+from models import NETWORKS
 
 DEVICES = 8
 CARD = 80e9  # bytes
 COLUMNS = {
     "config": ("name", "", 1),
+    "has the step of": ("same", "", 1),
     "changed": ("changed", "", 1),
     "size, px": ("image_size", "", 1),
     "parameters, 10^6": ("parameters", ".1f", 1e-6),
@@ -90,6 +96,13 @@ def all_configs() -> list[str]:
     return [path for path in found if path.count("/") > 1 and not path.endswith("__init__.py")]
 
 
+def step_of(config: Config, batch_size: int | None) -> str:
+    """What the memory of a train step depends on; SDEs take none."""
+    network = {"name": config.model.name} | matching(NETWORKS[config.model.name], config.model)
+    shape = [config.data[field] for field in ("image_size", "num_channels", "num_classes")]
+    return json.dumps([batch_size or config.training.batch_size, shape, network], default=list)
+
+
 def measure(
     records: parts.Records,
     config: Sequence[str],
@@ -103,22 +116,26 @@ def measure(
 
     Raises InputError for bad configs.
     """
-    keys = []
+    rows, alike = [], {}
     for path in config:
-        contest.load(path, set)
+        loaded = contest.load(path, set)
         for batch_size, devices in shapes:
             where = {"devices": devices} | ({"topology": topology} if topology else {})
             arguments = {"config": path, "set": list(set), "batch_size": batch_size} | where
             key = " ".join([path, *set, f"batch={batch_size or 'own'}", *(f"{k}={v}" for k, v in where.items())])
-            keys.append(key)
-            if records.lacks(key):
-                about = {"name": path.removeprefix("configs/").removesuffix(".py"), "changed": " ".join(set)}
-                about |= {"batch_size": batch_size} | where
+            name = path.removeprefix("configs/").removesuffix(".py")
+            first = alike.setdefault((step_of(loaded, batch_size), devices), key)
+            if not records.lacks(first) and first != key:
+                found = records.found[first]
+                records.add(key, found | {"name": name, "same": found["name"]})
+            elif records.lacks(key):
+                about = {"name": name, "changed": " ".join(set), "batch_size": batch_size} | where
                 environment = {"JAX_PLATFORMS": "cpu"} if topology else {}
                 found = parts.run("benchmarks.memory:of_step", arguments, environment=environment, seconds=seconds)
                 records.add(key, about | found | fits(found, topology))
                 print(f"{key}: {found.get('error') or format(found['peak'] / 1e9, '.2f') + ' GB'}", flush=True)
-    return [records.found[key] for key in keys]
+            rows.append(records.found[key])
+    return rows
 
 
 def fits(found: speed.Row, topology: str | None) -> speed.Row:

@@ -71,7 +71,7 @@ class Records:
 
     def add(self, key: str, record: Record) -> None:
         """Appends a result."""
-        self.found[key] = {"key": key} | record
+        self.found[key] = record | {"key": key}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         broken = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with open(self.path, "a") as file:
