@@ -374,7 +374,8 @@ class ResnetBlockDDPMpp(nnx.Module):
 
     def _compute(self, x: Array, temb: Array | None, key: Array | None) -> Array:
         h = convolve(self.resample(self.act(self.norm1(x))), self.conv1.kernel[...])
-        shift = self.conv1.bias[...] if temb is None else self.conv1.bias[...] + self.temb(self.act(temb))
+        shift = self.conv1.bias[...]  # The normalization adds it: so the sum is not stored.
+        shift = shift if temb is None else shift + self.temb(self.act(temb))
         h = self.act(self.norm2(h, shift))
         h = h if key is None or not self.dropout else dropout(key, h, self.dropout)
         h = self.conv2(h)

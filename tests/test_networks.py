@@ -12,7 +12,7 @@ from flax import nnx, traverse_util
 
 import places
 from errors import InputError
-from models import NETWORKS, resample
+from models import NETWORKS, layers, resample
 from models.classifier import WideResnet
 from models.ncsnpp import NCSNpp
 from pretrained import load_flax
@@ -83,6 +83,37 @@ def upfirdn(x, kernel, up, down, pad):
         width[axis] = (0, max(0, stop - x.shape[axis]))
         x = np.take(np.pad(x, width), np.arange(start, stop, down), axis)
     return x
+
+
+def test_derivatives_of_swish():
+    """JAX's, by both modes; in bfloat16 to its rounding, also where they are small."""
+    x = jnp.linspace(-20, 20, 401)
+    ours, theirs = layers.swish, jax.nn.swish
+    for _ in range(3):
+        rates = [jax.jvp(f, (x,), (jnp.ones_like(x),))[1] for f in (ours, theirs)]
+        np.testing.assert_allclose(*rates, rtol=1e-5, atol=1e-6)
+        ours, theirs = (lambda x, f=f: jax.vjp(f, x)[1](jnp.ones_like(x))[0] for f in (ours, theirs))
+        np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+    half = jax.vjp(layers.swish, x.astype(jnp.bfloat16))[1](jnp.ones_like(x, jnp.bfloat16))[0]
+    exact = jax.vjp(jax.nn.swish, x.astype(jnp.bfloat16).astype(jnp.float32))[1](jnp.ones_like(x))[0]
+    np.testing.assert_allclose(half.astype(jnp.float32), exact, rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (24,), (3, 24)])
+def test_group_normalization(shape):
+    """Flax's layer on the sum that ours is spared, values and gradients; shifts of ten standard deviations included."""
+    rng = np.random.default_rng(0)
+    x, shift = rng.normal(size=(3, 8, 8, 24)).astype(np.float32), 10 * rng.normal(size=shape).astype(np.float32)
+    ours = layers.GroupNorm(24)
+    theirs = nnx.GroupNorm(24, num_groups=6, epsilon=1e-6, rngs=nnx.Rngs(0))
+    scale, bias, weights = (rng.normal(size=size).astype(np.float32) for size in (24, 24, x.shape))
+    for norm in (ours, theirs):
+        norm.scale[...], norm.bias[...] = scale, bias
+    summed = lambda x, shift: theirs(x + (shift if shift.ndim < 2 else shift[:, None, None]))
+    np.testing.assert_allclose(ours(x, shift), summed(x, shift), atol=2e-5)
+    grads = [jax.grad(lambda *args, f=f: (weights * f(*args)).sum(), (0, 1))(x, shift) for f in (ours, summed)]
+    for mine, flax in zip(*grads):
+        np.testing.assert_allclose(mine, flax, atol=2e-4 * np.abs(flax).max() + 1e-4)
 
 
 @pytest.mark.parametrize("kernel", [(1, 3, 3, 1), (1, 2, 4, 1), (1, 1), (1, 4, 6, 4, 1)])
