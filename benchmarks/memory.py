@@ -125,7 +125,7 @@ def measure(
             key = " ".join([path, *set, f"batch={batch_size or 'own'}", *(f"{k}={v}" for k, v in where.items())])
             name = path.removeprefix("configs/").removesuffix(".py")
             first = alike.setdefault((step_of(loaded, batch_size), devices), key)
-            if not records.lacks(first) and first != key:
+            if records.lacks(key) and not records.lacks(first):
                 found = records.found[first]
                 records.add(key, found | {"name": name, "same": found["name"]})
             elif records.lacks(key):

@@ -281,7 +281,10 @@ def test_memory(tmp_path, monkeypatch):
     assert [each["peak"] for each in again] == [found["peak"], 5]
     configs = [DIGITS, DIGITS.replace("/vp/", "/subvp/"), "configs/ve/digits_ncsnpp_continuous.py"]
     monkeypatch.setattr(parts, "run", lambda _, arguments, **options: {"peak": len(arguments["config"])})
-    rows = memory.measure(parts.Records(tmp_path / "alike.jsonl"), configs, shapes=[(1, 1)])
+    path = tmp_path / "alike.jsonl"
+    rows = memory.measure(parts.Records(path), configs, shapes=[(1, 1)])
+    assert rows == memory.measure(parts.Records(path), configs, shapes=[(1, 1)])
+    assert len(path.read_text().splitlines()) == 3
     assert [each.get("same") for each in rows] == [None, "vp/digits_ddpmpp_continuous", None]
     assert [each["peak"] for each in rows] == [len(DIGITS), len(DIGITS), len(configs[2])]
     assert len(memory.all_configs()) > 40
