@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import PartitionSpec
 
 import sharding
@@ -13,6 +14,7 @@ from models.layers import Rngs, dropout
 from tests import tiny
 from tests.test_training import run
 
+PROGRAMS = Jaxpr, ClosedJaxpr
 KINDS = {
     "NCSN++": {"model.embedding_type": "fourier", "training.sde": "vesde", "model.fir": True, "model.ch_mult": (1, 1)}
     | {"model.progressive": "output_skip", "model.progressive_input": "residual", "model.attn_resolutions": (4,)},
@@ -33,8 +35,9 @@ def equations(jaxpr):
     """All equations of a program, those of inner programs too."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from equations(inner)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, PROGRAMS)):
+            if isinstance(inner, PROGRAMS):
+                yield from equations(getattr(inner, "jaxpr", inner))
 
 
 @pytest.mark.parametrize("kind", KINDS)
