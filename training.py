@@ -79,10 +79,10 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 
 
 def global_norm(tree: Params) -> Array:
-    """The Euclidean norm of all entries; the many vectors among the arrays are summed as one."""
+    """Optax's norm of all entries, but the vectors, of which a network has hundreds, are summed as one; it has some."""
     leaves = jax.tree.leaves(tree)
     vectors = jnp.concatenate([leaf for leaf in leaves if leaf.ndim == 1])
-    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in (vectors, *(leaf for leaf in leaves if leaf.ndim != 1))))
+    return optax.global_norm([vectors, *(leaf for leaf in leaves if leaf.ndim != 1)])
 
 
 def of_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:

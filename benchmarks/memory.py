@@ -100,7 +100,8 @@ def step_of(config: Config, batch_size: int | None) -> str:
     """What the memory of a train step depends on; SDEs take none."""
     network = {"name": config.model.name} | matching(NETWORKS[config.model.name], config.model)
     shape = [config.data[field] for field in ("image_size", "num_channels", "num_classes")]
-    return json.dumps([batch_size or config.training.batch_size, shape, network], default=list)
+    ways = [config.model.dtype, *(config.training[field] for field in ("remat", "accumulate", "shard_params"))]
+    return json.dumps([batch_size or config.training.batch_size, shape, ways, network], default=list)
 
 
 def measure(

@@ -50,7 +50,7 @@ class WideResnetBlock(nnx.Module):
     def __call__(self, x: Array, temb: Array) -> Array:
         h = jax.nn.relu(self.norm1(x))
         shortcut = h if self.activate_before_residual else x
-        h = self.norm2(self.conv1(h), self.temb(jax.nn.swish(temb)))
+        h = self.norm2(self.conv1(h), self.temb(layers.swish(temb)))
         h = self.conv2(jax.nn.relu(h))
         if self.pools:
             shortcut = resample.downsample_mean(shortcut)
@@ -105,7 +105,7 @@ class WideResnet(nnx.Module):
         self.out = nnx.Linear(channels, num_outputs, rngs=rngs)
 
     def __call__(self, x: Array, sigma: Array) -> Array:
-        temb = self.temb2(jax.nn.swish(self.temb1(self.fourier(sigma))))
+        temb = self.temb2(layers.swish(self.temb1(self.fourier(sigma))))
         h = self.conv_in(standardize(x))
         for group in self.groups:
             h = group(h, temb)

@@ -30,8 +30,8 @@ class Coupling(nnx.Module):
         moves = ((rows + columns + self.odd) % 2)[None, :, :, None]
         h = self.conv_in(jnp.concatenate([(1 - moves) * jnp.tanh(z / 4), image], -1))
         for first, second in self.blocks:
-            h = h + second(jax.nn.swish(first(jax.nn.swish(h))))
-        shift, scale = jnp.split(self.conv_out(jax.nn.swish(h)), 2, -1)
+            h = h + second(layers.swish(first(layers.swish(h))))
+        shift, scale = jnp.split(self.conv_out(layers.swish(h)), 2, -1)
         scale = moves * jnp.tanh(scale)
         return z * jnp.exp(scale) + moves * shift, scale.sum((1, 2, 3))
 
