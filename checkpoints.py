@@ -44,10 +44,14 @@ class Checkpoints:
         for folder, keep in ((KEPT, None), (META, 2)):
             path = Path(workdir).resolve() / folder
             if create or path.is_dir():
-                options = ocp.CheckpointManagerOptions(step_prefix="checkpoint", max_to_keep=keep, create=create)
+                options = ocp.CheckpointManagerOptions(
+                    step_prefix="checkpoint", max_to_keep=keep, create=create
+                )
                 self._managers[folder] = ocp.CheckpointManager(path, options=options)
 
-    def save(self, folder: str, number: int, state: State, *, step: int, config: dict[str, Any]) -> None:
+    def save(
+        self, folder: str, number: int, state: State, *, step: int, config: dict[str, Any]
+    ) -> None:
         """Starts to write a checkpoint in the background; replaces one of the same number."""
         manager = self._managers[folder]
         if number in manager.all_steps():
@@ -65,7 +69,12 @@ class Checkpoints:
                 try:
                     found.append(Found(self._info(folder, number)["step"], folder, number))
                 except Exception as error:  # Damage has no one exception type.
-                    logging.warning("%s/checkpoint_%d is damaged and is passed over: %s", folder, number, brief(error))
+                    logging.warning(
+                        "%s/checkpoint_%d is damaged and is passed over: %s",
+                        folder,
+                        number,
+                        brief(error),
+                    )
         return sorted(found, reverse=True)
 
     def kept(self) -> dict[int, Found]:
@@ -78,7 +87,9 @@ class Checkpoints:
         number = max(kept, default=0) if number is None else number
         if number not in kept:
             has = ", ".join(map(str, sorted(kept))) or "none"
-            raise InputError(f"The workdir has no checkpoint_{number}; the kept checkpoints there are: {has}.")
+            raise InputError(
+                f"The workdir has no checkpoint_{number}; the kept checkpoints there are: {has}."
+            )
         return kept[number]
 
     def config(self, found: Found) -> dict[str, Any]:
@@ -90,15 +101,22 @@ class Checkpoints:
 
         Raises InputError if they cannot be read.
         """
-        items = {name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree)) for name, tree in like.items()}
+        items = {
+            name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
+            for name, tree in like.items()
+        }
         try:
-            restored = self._managers[found.folder].restore(found.number, args=ocp.args.Composite(**items))
+            restored = self._managers[found.folder].restore(
+                found.number, args=ocp.args.Composite(**items)
+            )
             checksums = self._info(found.folder, found.number)["checksums"]
         except Exception as error:  # Damage has no one exception type.
             raise InputError(f"{found} is damaged or of another network: {brief(error)}") from error
         for name in like:
             if _checksum(restored[name]) != checksums[name]:
-                raise InputError(f"{found} is damaged: the checksum of {name} is not the one it was saved with.")
+                raise InputError(
+                    f"{found} is damaged: the checksum of {name} is not the one it was saved with."
+                )
         return {name: restored[name] for name in like}
 
     def restore_latest(self, like: State) -> tuple[State, Found] | None:
@@ -124,7 +142,9 @@ class Checkpoints:
             manager.close()
 
     def _info(self, folder: str, number: int) -> dict[str, Any]:
-        return self._managers[folder].restore(number, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
+        return self._managers[folder].restore(
+            number, args=ocp.args.Composite(info=ocp.args.JsonRestore())
+        )["info"]
 
 
 def _checksum(tree: Any) -> int:

@@ -37,7 +37,10 @@ class Images:
 
     def batch(self, indices: np.ndarray, *, labelled: bool = False) -> Batch:
         """The images number `indices` (B,), with their labels if asked."""
-        return Batch(self.pixels[np.asarray(indices)], self.labels[indices].astype(np.int32) if labelled else None)
+        return Batch(
+            self.pixels[np.asarray(indices)],
+            self.labels[indices].astype(np.int32) if labelled else None,
+        )
 
 
 class Batch(NamedTuple):
@@ -65,7 +68,9 @@ def photos(split: str, config: ml_collections.ConfigDict) -> Images:
     Of the 20 tile columns of each photograph (427x640 pixels) every fourth is held out: 'test' is its tiles side by
     side (130 patches), 'train' every patch at multiples of 8 pixels that touches no such column (4,500).
     """
-    from sklearn.datasets import load_sample_images  # Only this data set and the digits need scikit-learn.
+    from sklearn.datasets import (
+        load_sample_images,  # Only this data set and the digits need scikit-learn.
+    )
 
     size, stride, period = 32, 8, 128
     step = size if split == "test" else stride
@@ -75,7 +80,10 @@ def photos(split: str, config: ml_collections.ConfigDict) -> Images:
         for left in range(0, width - size + 1, step):
             first, last = left % period, left % period + size
             if (first == period - size) if split == "test" else (last <= period - size):
-                patches += [photo[top : top + size, left : left + size] for top in range(0, height - size + 1, step)]
+                patches += [
+                    photo[top : top + size, left : left + size]
+                    for top in range(0, height - size + 1, step)
+                ]
     return Images(np.stack(patches))
 
 
@@ -88,7 +96,9 @@ DATASETS = {
         ("CIFAR10", "SVHN", "CELEBA", "LSUN", "FASHION_MNIST"),
         lambda split, config: Images(*published.read(split, config)),
     ),
-    **dict.fromkeys(("FFHQ", "CelebAHQ"), lambda split, config: Images(*published.read_tfrecords(split, config))),
+    **dict.fromkeys(
+        ("FFHQ", "CelebAHQ"), lambda split, config: Images(*published.read_tfrecords(split, config))
+    ),
 }
 LEVELS = {"digits": 17}
 
@@ -104,7 +114,9 @@ def load(config: ml_collections.ConfigDict, split: str) -> Images:
     Raises InputError for an unknown data set, one whose images are not of the configured size, and for data.num_classes
     that its labels do not fit.
     """
-    source = choose({name.lower(): f for name, f in DATASETS.items()}, config.dataset.lower(), "data.dataset")
+    source = choose(
+        {name.lower(): f for name, f in DATASETS.items()}, config.dataset.lower(), "data.dataset"
+    )
     images = source(split, config)
     expected = (config.image_size, config.image_size, config.num_channels)
     if images.pixels[0].shape != expected:
@@ -120,10 +132,14 @@ def load(config: ml_collections.ConfigDict, split: str) -> Images:
 def check_labels(images: Images, num_classes: int, field: str) -> None:
     """Raises InputError unless labels are known and in 0 .. num_classes - 1; `field` is where that number stands."""
     if images.labels is None:
-        raise InputError(f"{field} = {num_classes} needs images with labels; those of data.dataset have none.")
+        raise InputError(
+            f"{field} = {num_classes} needs images with labels; those of data.dataset have none."
+        )
     least, largest = int(np.min(images.labels)), int(np.max(images.labels))
     if least < 0 or largest >= num_classes:
-        raise InputError(f"{field} = {num_classes}, but the labels of data.dataset go from {least} to {largest}.")
+        raise InputError(
+            f"{field} = {num_classes}, but the labels of data.dataset go from {least} to {largest}."
+        )
 
 
 # --- the map between grey levels and what a model sees ----------------------------------------------------------------
@@ -157,7 +173,9 @@ class Scaler:
         x = (x + 1) / 2 if self.centered else x
         u = jnp.floor(x * self.levels) if dequantized else jnp.round(x * (self.levels - 1))
         u = jnp.floor(x * (self.levels - 1)) if truncate else u
-        return jnp.round(jnp.clip(u, 0, self.levels - 1) * (255 / (self.levels - 1))).astype(jnp.uint8)
+        return jnp.round(jnp.clip(u, 0, self.levels - 1) * (255 / (self.levels - 1))).astype(
+            jnp.uint8
+        )
 
     def _center(self, x: Array) -> Array:
         return 2 * x - 1 if self.centered else x
@@ -190,7 +208,9 @@ class RealScaler:
     @property
     def levels(self) -> int:
         """There are none: raises InputError, for dequantization and measures of bytes, which want to know."""
-        raise InputError(f"data.value_range = {(self.low, self.high)}: real numbers have no grey levels.")
+        raise InputError(
+            f"data.value_range = {(self.low, self.high)}: real numbers have no grey levels."
+        )
 
     def pixels(self, x: Array, *, dequantized: bool, truncate: bool = False) -> Array:
         """The values of x, whatever is said of rounding."""
@@ -206,7 +226,9 @@ def make_scaler(config: ml_collections.ConfigDict) -> Scaler | RealScaler:
     if not config.value_range:
         return Scaler(levels(config), config.centered)
     if len(config.value_range) != 2 or not config.value_range[0] < config.value_range[1]:
-        raise InputError(f"data.value_range = {config.value_range} must be (least, largest), or () for bytes.")
+        raise InputError(
+            f"data.value_range = {config.value_range} must be (least, largest), or () for bytes."
+        )
     if config.uniform_dequantization:
         raise InputError(
             f"data.value_range = {config.value_range}: real numbers need no dequantization; set "
@@ -216,7 +238,12 @@ def make_scaler(config: ml_collections.ConfigDict) -> Scaler | RealScaler:
 
 
 def augment(
-    key: Array, u: Array, scaler: Scaler | RealScaler, *, random_flip: bool, uniform_dequantization: bool
+    key: Array,
+    u: Array,
+    scaler: Scaler | RealScaler,
+    *,
+    random_flip: bool,
+    uniform_dequantization: bool,
 ) -> Array:
     """A training batch for the model: u (B, H, W, C) uint8, at random mirrored and dequantized, in float32."""
     flip_key, noise_key = jax.random.split(key)
@@ -270,7 +297,9 @@ class Batches:
     def __getitem__(self, n: int) -> Batch:
         order = grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
         starts = [(n * self.steps + k) * self.batch_size for k in range(self.steps)]
-        indices = [np.array([order[s + row] for row in local_rows(self.batch_size)]) for s in starts]
+        indices = [
+            np.array([order[s + row] for row in local_rows(self.batch_size)]) for s in starts
+        ]
         batches = [self.images.batch(each, labelled=self.labelled) for each in indices]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
@@ -284,4 +313,6 @@ def rounds(images: Images, batch_size: int) -> list[tuple[np.ndarray, int]]:
     """All images once, in order: [(indices (batch_size,), how many of them count), ...]; the last one is filled up."""
     indices = np.arange(-(-len(images) // batch_size) * batch_size)
     counts = [min(batch_size, len(images) - s) for s in range(0, len(images), batch_size)]
-    return [(row % len(images), count) for row, count in zip(indices.reshape(-1, batch_size), counts)]
+    return [
+        (row % len(images), count) for row, count in zip(indices.reshape(-1, batch_size), counts)
+    ]

@@ -21,24 +21,23 @@ import numpy as np
 from absl import logging
 from jax import Array
 
-import classification
 import datasets
-import dequantization
-import image_quality
 import likelihood
-import report
 import sampling
 import sharding
+from auxiliary import classification, dequantization
+from auxiliary.dequantization import Dequantize
 from checkpoints import Checkpoints
-from dequantization import Dequantize
+from configs.default import Config
 from errors import InputError, check_name, choose
-from experiment import (
+from experiment import Experiment
+from metrics import sample_quality
+from models.building import Params
+from report import report_data
+from workdir import (
     FREE_OF_THE_NETWORK,
     OF_THE_NETWORK,
     Arrays,
-    Config,
-    Experiment,
-    Params,
     check_workdir,
     claim,
     load_rounds,
@@ -51,9 +50,25 @@ Results = dict[str, Any]
 
 GRID = 100  # images in the sample grid, at most
 FOLLOWED = 8  # images in the picture of trajectories
-OF_THE_LOSS = ("training.reduce_mean", "training.likelihood_weighting", "training.importance_weighting")
-OF_THE_ROUNDS = (*OF_THE_NETWORK, *OF_THE_LOSS, "seed", "eval.", "sampling.", "guidance.", "classifier.")
-OF_THE_MEASURES = ("eval.features", "eval.inception_path", "eval.stats_")  # Named in what depends on them.
+OF_THE_LOSS = (
+    "training.reduce_mean",
+    "training.likelihood_weighting",
+    "training.importance_weighting",
+)
+OF_THE_ROUNDS = (
+    *OF_THE_NETWORK,
+    *OF_THE_LOSS,
+    "seed",
+    "eval.",
+    "sampling.",
+    "guidance.",
+    "classifier.",
+)
+OF_THE_MEASURES = (
+    "eval.features",
+    "eval.inception_path",
+    "eval.stats_",
+)  # Named in what depends on them.
 FREE = (*FREE_OF_THE_NETWORK, *OF_THE_MEASURES, "eval.begin_ckpt", "eval.end_ckpt", "eval.enable_")
 
 
@@ -86,12 +101,16 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
             f"it has: {', '.join(map(str, sorted(kept))) or 'none'}."
         )
     if config.eval.enable_metrics and sampling_stage in stages:
-        stages.append(image_quality.make_stage(experiment, workdir))
+        stages.append(sample_quality.make_stage(experiment, workdir))
     elif config.eval.enable_metrics:
-        logging.warning("eval.enable_metrics measures samples, which eval.enable_sampling = False leaves out: skipped.")
+        logging.warning(
+            "eval.enable_metrics measures samples, which eval.enable_sampling = False leaves out: skipped."
+        )
     folder = Path(workdir) / eval_folder
-    claim(folder, config, lambda field: field.startswith(OF_THE_ROUNDS) and not field.startswith(FREE))
-    report.note_environment(folder, experiment.mesh)
+    claim(
+        folder, config, lambda field: field.startswith(OF_THE_ROUNDS) and not field.startswith(FREE)
+    )
+    report_data.note_environment(folder, experiment.mesh)
     results = {}
     for each in found:
         try:
@@ -102,16 +121,21 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
         here = folder / f"checkpoint_{each.number}"
         here.mkdir(exist_ok=True)
         result = {"step": each.step}
-        dequantize = dequantization.make(experiment, workdir, each.number) if bpd_stage in stages else None
+        dequantize = (
+            dequantization.make(experiment, workdir, each.number) if bpd_stage in stages else None
+        )
         for stage in stages:
             result |= stage(experiment, ema, here, dequantize)
-        write_atomically(here / "results.json", lambda file, r=result: file.write(json.dumps(r, indent=2).encode()))
+        write_atomically(
+            here / "results.json",
+            lambda file, r=result: file.write(json.dumps(r, indent=2).encode()),
+        )
         results[each.number] = result
     if not results:
         raise InputError(f"None of the {len(found)} checkpoints asked for can be read.")
     print(_table(results, folder))
     if not jax.process_index():  # It reads what this process has written.
-        report.write(workdir, eval_folder)
+        report_data.write(workdir, eval_folder)
     return results
 
 
@@ -119,14 +143,18 @@ def _check_images(experiment: Experiment) -> None:
     try:
         len(experiment.test)
     except InputError as error:
-        hint = "eval.enable_loss and eval.enable_bpd need its images; eval.enable_sampling does not."
+        hint = (
+            "eval.enable_loss and eval.enable_bpd need its images; eval.enable_sampling does not."
+        )
         raise InputError(f"{error} {hint}") from error
 
 
 # --- stages: (experiment, EMA parameters, folder, dequantize) -> results ----------------------------------------------
 
 
-def loss_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Dequantize) -> Results:
+def loss_stage(
+    experiment: Experiment, ema: Params, folder: Path, dequantize: Dequantize
+) -> Results:
     """The denoising loss of the test images, as in training but without dropout and flips.
 
     A network that knows classes is told them all.
@@ -159,7 +187,9 @@ def bpd_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Deq
     def compute(index: int) -> Arrays:
         repeat, (indices, count) = index // len(jobs), jobs[index % len(jobs)]
         batch = experiment.rows(images.pixels[indices]), experiment.rows(indices), repeat
-        return {name: array[:count] for name, array in sharding.fetch(bits_per_dim(ema, *batch)).items()}
+        return {
+            name: array[:count] for name, array in sharding.fetch(bits_per_dim(ema, *batch)).items()
+        }
 
     rounds = load_rounds(run_rounds(folder, "bpd", config.bpd_num_repeats * len(jobs), compute))
     of_images = {name: array.reshape(-1, len(images)) for name, array in rounds.items()}
@@ -177,7 +207,9 @@ def bpd_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Deq
     }
 
 
-def sampling_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Dequantize) -> Results:
+def sampling_stage(
+    experiment: Experiment, ema: Params, folder: Path, dequantize: Dequantize
+) -> Results:
     """Images 0 .. num_samples - 1, uint8 (N, H, W, C) in the rounds, and a grid of the first ones.
 
     One round of images is in memory at a time. Rounds hold `classes` (N,), too, if config.guidance asks for them, the
@@ -192,7 +224,9 @@ def sampling_stage(experiment: Experiment, ema: Params, folder: Path, dequantize
         times = {"seconds": np.array([time.monotonic() - start]), "first": np.array([not done])}
         done.append(index)
         if index == 0 and len(frames):
-            grid = datasets.image_grid(np.concatenate(list(frames[:, :FOLLOWED].swapaxes(0, 1))), columns=len(frames))
+            grid = datasets.image_grid(
+                np.concatenate(list(frames[:, :FOLLOWED].swapaxes(0, 1))), columns=len(frames)
+            )
             write_picture(folder / "trajectory.png", grid)
         count = min(size, total - index * size)
         asked = experiment.classes(np.arange(index * size, index * size + count))
@@ -215,7 +249,10 @@ def sampling_stage(experiment: Experiment, ema: Params, folder: Path, dequantize
 STAGES = {"loss": loss_stage, "bpd": bpd_stage, "sampling": sampling_stage}
 """Each is turned on by `config.eval.enable_NAME`; `enable_metrics` adds the one of `image_quality`."""
 
-BPD_IMAGES = {"test": lambda experiment: experiment.test, "train": lambda experiment: experiment.train}
+BPD_IMAGES = {
+    "test": lambda experiment: experiment.test,
+    "train": lambda experiment: experiment.train,
+}
 
 
 def compile_bits_per_dim(
@@ -231,9 +268,13 @@ def compile_bits_per_dim(
     sde = dataclasses.replace(experiment.sde, t_min=config.bpd_t_min)
 
     @functools.partial(jax.jit, in_shardings=(whole, split, split, whole), out_shardings=split)
-    def bits_per_dim(params: Params, images: Array, indices: Array, repeat: Array) -> dict[str, Array]:
+    def bits_per_dim(
+        params: Params, images: Array, indices: Array, repeat: Array
+    ) -> dict[str, Array]:
         keys = sampling.image_keys(jax.random.fold_in(experiment.key("bpd"), repeat), indices)
-        noise_keys, probe_keys, bound_keys = (sampling.fold_in(keys, purpose) for purpose in range(3))
+        noise_keys, probe_keys, bound_keys = (
+            sampling.fold_in(keys, purpose) for purpose in range(3)
+        )
         x, log_q = dequantize(images, noise_keys)
         probes = likelihood.draw_probes(probe_keys, x.shape, config.bpd_trace, config.bpd_probes)
         score = experiment.score(params)
@@ -266,9 +307,16 @@ def _summary(values: np.ndarray) -> Results:
     """Mean over images with its standard error; images whose solve failed (NaN) are counted and left out."""
     good = values[np.isfinite(values)]
     if len(good) < 2:
-        raise InputError(f"Only {len(good)} of {len(values)} images could be evaluated; there is no mean to give.")
+        raise InputError(
+            f"Only {len(good)} of {len(values)} images could be evaluated; there is no mean to give."
+        )
     stderr = float(good.std(ddof=1) / math.sqrt(len(good)))
-    return {"mean": float(good.mean()), "stderr": stderr, "images": len(good), "failed": len(values) - len(good)}
+    return {
+        "mean": float(good.mean()),
+        "stderr": stderr,
+        "images": len(good),
+        "failed": len(values) - len(good),
+    }
 
 
 def _table(results: dict[int, Results], folder: Path) -> str:
@@ -276,13 +324,20 @@ def _table(results: dict[int, Results], folder: Path) -> str:
     lines = [("checkpoint", "step", "loss", "bits/dim", "bound", "samples")]
     for number, result in results.items():
         summaries = result.get("loss"), result.get("bpd"), result.get("bpd", {}).get("bound")
-        cells = [f"{each['mean']:.4f} +- {each['stderr']:.4f}" if each else "-" for each in summaries]
+        cells = [
+            f"{each['mean']:.4f} +- {each['stderr']:.4f}" if each else "-" for each in summaries
+        ]
         samples = result.get("samples")
         cells.append(f"{samples['images']}, {samples['nfe']:.0f} NFE" if samples else "-")
         lines.append((str(number), str(result["step"]), *cells))
     table = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)) for line in lines]
     pictures = [result["samples"]["picture"] for result in results.values() if "samples" in result]
-    measured = image_quality.table(results)
+    measured = sample_quality.table(results)
     return "\n".join(
-        [*table, *measured, *(f"picture: {picture}" for picture in pictures), f"results: {folder}/report.html"]
+        [
+            *table,
+            *measured,
+            *(f"picture: {picture}" for picture in pictures),
+            f"results: {folder}/report.html",
+        ]
     )

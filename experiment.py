@@ -6,46 +6,38 @@ Construction checks the whole config, so that what is wrong in it is said before
 from __future__ import annotations
 
 import functools
-import json
-import os
-import zipfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, traverse_util
+from flax import nnx
 from jax import Array
-from PIL import Image
-from tqdm import tqdm
 
 import datasets
-import guidance
 import losses
 import sampling
 import sharding
 from checkpoints import Checkpoints, Found
+from configs.default import Config, complete
+from controllable import guidance
 from datasets import Batch
-from errors import InputError, brief
+from errors import InputError
 from factory import (
-    Config,
     Samples,
     check_guidance,
-    complete,
     make_classifier,
     make_network,
     make_sampler,
     make_score_model,
     make_sde,
 )
+from models.building import Params, as_built
 from models.layers import Rngs
-from places import Params, as_built
 from sde_lib import Score
 from sharding import Tree
-
-Arrays = dict[str, np.ndarray]
+from workdir import check_workdir
 
 POSITIVE = (
     "training.n_iters",
@@ -61,15 +53,6 @@ POSITIVE = (
     "eval.num_samples",
     "eval.bpd_num_repeats",
     "eval.bpd_probes",
-)
-OF_THE_NETWORK = ("data.", "model.", "training.sde", "training.continuous")
-FREE_OF_THE_NETWORK = (  # Matters of its training.
-    "data.path",
-    "data.tfrecords_path",
-    "model.ema_rate",
-    "model.dropout",
-    "model.class_dropout",
-    "model.dtype",
 )
 PURPOSES = ("init", "train", "loss", "bpd", "sample", "dequantize", "classify", "restore")
 
@@ -135,7 +118,11 @@ class Experiment:
         self.abstract_params = jax.tree.map(abstract, nnx.to_pure_dict(shapes))
         self.sharded = config.training.shard_params
         self.scaler = datasets.make_scaler(config.data)
-        self.image_shape = (config.data.image_size, config.data.image_size, config.data.num_channels)
+        self.image_shape = (
+            config.data.image_size,
+            config.data.image_size,
+            config.data.num_channels,
+        )
 
     @functools.cached_property
     def train(self) -> datasets.Images:
@@ -161,7 +148,9 @@ class Experiment:
 
         They are computed one by one, not in one program: those of a shape share what is compiled for them.
         """
-        params = nnx.to_pure_dict(nnx.split(make_network(self.config, Rngs(self.key("init"))), nnx.Param)[1])
+        params = nnx.to_pure_dict(
+            nnx.split(make_network(self.config, Rngs(self.key("init"))), nnx.Param)[1]
+        )
         return jax.device_put(params, self.of_state(self.abstract_params))
 
     def trained(self, workdir: str, number: int | None = None) -> tuple[Found, Params]:
@@ -174,28 +163,39 @@ class Experiment:
         found = checkpoints.pick(number)
         return found, checkpoints.restore(found, {"ema": self.abstract_params})["ema"]
 
-    def score(self, params: Params, rngs: Rngs | None = None, classes: Array | None = None) -> Score:
+    def score(
+        self, params: Params, rngs: Rngs | None = None, classes: Array | None = None
+    ) -> Score:
         """The score function of the network with these parameters; with `rngs` dropout is on.
 
         With `classes` (B,) that of images of these classes, else of any, p_t(x); not for networks that are told none.
         """
         params = sharding.gather(self.mesh, params) if self.sharded else params
-        return functools.partial(self.model.score, nnx.merge(self.graph, params), rngs=rngs, classes=classes)
+        return functools.partial(
+            self.model.score, nnx.merge(self.graph, params), rngs=rngs, classes=classes
+        )
 
-    def guided_score(self, params: Params, classes: Array | None, classifier: Params | None = None) -> Score:
+    def guided_score(
+        self, params: Params, classes: Array | None, classifier: Params | None = None
+    ) -> Score:
         """The score of images of these classes (B,), as config.guidance says; with None, of any images.
 
         A network that was trained with classes guides itself, another one is guided by the classifier. Raises
         InputError if that is missing.
         """
-        strength = {"scale": self.config.guidance.scale, "interval": tuple(self.config.guidance.interval)}
+        strength = {
+            "scale": self.config.guidance.scale,
+            "interval": tuple(self.config.guidance.interval),
+        }
         if classes is None:
             return self.score(params)
         if self.labelled:
             score = lambda x, t, classes: self.score(params, classes=classes)(x, t)
             return guidance.classifier_free(score, classes, self.sde, **strength)
         if classifier is None:
-            raise InputError("guidance.classes needs a classifier; train one with --mode=train_classifier.")
+            raise InputError(
+                "guidance.classes needs a classifier; train one with --mode=train_classifier."
+            )
         log_probs = self.class_log_probs(classifier)
         return guidance.classifier(self.score(params), log_probs, classes, self.sde, **strength)
 
@@ -224,7 +224,9 @@ class Experiment:
     def prepare(self, key: Array, images: Array, *, flip: bool) -> Array:
         """A batch of uint8 images (B, H, W, C) as the model is to see it in training or, without `flip`, held out."""
         dequantize = self.config.data.uniform_dequantization
-        return datasets.augment(key, images, self.scaler, random_flip=flip, uniform_dequantization=dequantize)
+        return datasets.augment(
+            key, images, self.scaler, random_flip=flip, uniform_dequantization=dequantize
+        )
 
     @functools.cached_property
     def held_out_loss(self) -> Callable[[Params, Batch, Array], tuple[Array, Array]]:
@@ -237,7 +239,10 @@ class Experiment:
         @functools.partial(jax.jit, in_shardings=(None, split, whole), out_shardings=(split, split))
         def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
             data_key, noise_key = jax.random.split(key)
-            x, score = self.prepare(data_key, batch.pixels, flip=False), self.score(params, classes=batch.labels)
+            x, score = (
+                self.prepare(data_key, batch.pixels, flip=False),
+                self.score(params, classes=batch.labels),
+            )
             t, z = losses.draw(noise_key, self.sde, x, self.num_scales, **self.draw_options)
             return losses.denoising_score_matching(score, self.sde, x, t, z, **self.loss_options), t
 
@@ -265,106 +270,30 @@ class Experiment:
 
     def pixels(self, x: Array) -> Array:
         """Samples of the model as uint8 images, 0 .. 255."""
-        options = {"dequantized": self.config.data.uniform_dequantization, "truncate": self.config.eval.legacy_rounding}
+        options = {
+            "dequantized": self.config.data.uniform_dequantization,
+            "truncate": self.config.eval.legacy_rounding,
+        }
         return self.scaler.pixels(x, **options)
 
     def rows(self, batch: Tree) -> Tree:
         """Arrays of rows that every process has whole, as global arrays split over the devices."""
         rows = sharding.local_rows(len(jax.tree.leaves(batch)[0]))
-        return sharding.shard(self.mesh, jax.tree.map(lambda leaf: leaf[rows.start : rows.stop], batch))
+        return sharding.shard(
+            self.mesh, jax.tree.map(lambda leaf: leaf[rows.start : rows.stop], batch)
+        )
 
     def sample_images(self, params: Params, first: int, count: int) -> Samples:
         """Images number first .. first + count - 1 of this experiment, on the host: uint8 (count, H, W, C)."""
         padded = -(-count // self.mesh.size) * self.mesh.size
-        images, nfe, frames = sharding.fetch(self.sample(params, self.rows(np.arange(first, first + padded))))
+        images, nfe, frames = sharding.fetch(
+            self.sample(params, self.rows(np.arange(first, first + padded)))
+        )
         return Samples(images[:count], nfe[:count], frames[:, :count])
 
 
 # --- workdirs ---------------------------------------------------------------------------------------------------------
 
 
-def check_config(folder: str | Path, config: Config, fixed: Callable[[str], bool]) -> None:
-    """Raises InputError if config.json in `folder` differs from `config` in fields that are `fixed`; lists them."""
-    path = Path(folder) / "config.json"
-    if not path.exists():
-        return
-    ours = _fields(config)
-    theirs = _fields(complete(Config(json.loads(path.read_text()))))  # Written before some fields were there, perhaps.
-    differing = [f for f in sorted(ours.keys() | theirs.keys()) if fixed(f) and ours.get(f) != theirs.get(f)]
-    if differing:
-        lines = (f"  {f}: {theirs.get(f, 'absent')!r} there, {ours.get(f, 'absent')!r} now" for f in differing)
-        raise InputError(f"{folder} belongs to another config; name another folder or mend:\n" + "\n".join(lines))
-
-
-def check_workdir(workdir: str, config: Config) -> None:
-    """Raises InputError if `workdir` does not exist, or holds another network than that of `config`."""
-    if not Path(workdir).is_dir():
-        raise InputError(f"--workdir={workdir} does not exist; train first, with --mode=train.")
-    may_change = FREE_OF_THE_NETWORK + (("model.num_scales",) if config.training.continuous else ())
-    check_config(workdir, config, lambda field: field.startswith(OF_THE_NETWORK) and not field.startswith(may_change))
-
-
-def claim(folder: str | Path, config: Config, fixed: Callable[[str], bool]) -> None:
-    """`check_config`, then makes `config` the folder's config.json."""
-    check_config(folder, config, fixed)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    text = json.dumps(config.to_dict(), indent=2)
-    write_atomically(Path(folder) / "config.json", lambda file: file.write(text.encode()))
-
-
-def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
-    """Calls `write` on a binary file that becomes `path` once it is whole; process 0 alone does so."""
-    if jax.process_index():
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-    os.replace(temporary, path)
-
-
-def write_picture(path: Path, picture: Image.Image) -> None:
-    """`write_atomically`, as PNG."""
-    write_atomically(path, lambda file: picture.save(file, "png"))
-
-
-def run_rounds(folder: Path, name: str, count: int, compute: Callable[[int], Arrays]) -> list[Path]:
-    """Computes those of the rounds 0 .. count - 1 that are not on disk yet; returns the files of all, once there."""
-    paths = round_paths(folder, name, count)
-    missing = [(index, path) for index, path in enumerate(paths) if not path.exists()]
-    print(f"{folder.name}: {name}, {len(missing)} of {count} rounds to do", flush=True)
-    for index, path in tqdm(missing, unit="round", disable=None):
-        arrays = compute(index)
-        write_atomically(path, lambda file, arrays=arrays: np.savez(file, **arrays))
-    sharding.wait(f"rounds of {name}")
-    return paths
-
-
-def round_paths(folder: Path, name: str, count: int) -> list[Path]:
-    """The files of the rounds 0 .. count - 1."""
-    return [folder / f"{name}_{index}.npz" for index in range(count)]
-
-
-def load_rounds(paths: Sequence[Path], *names: str) -> Arrays:
-    """Those of the arrays `names` (by default all) that rounds hold, joined along their first axes.
-
-    Files are opened one after the other, and only what is asked for is read from them. Raises InputError for one that
-    is damaged.
-    """
-    parts: dict[str, list[np.ndarray]] = {}
-    for path in paths:
-        try:
-            with np.load(path) as arrays:
-                for name in names or arrays.files:
-                    if name in arrays:
-                        parts.setdefault(name, []).append(arrays[name])
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} cannot be read: {brief(error)}. Without it, it is computed again.") from error
-    return {name: np.concatenate(part) for name, part in parts.items()}
-
-
 def _get(config: Config, field: str) -> Any:
     return functools.reduce(getattr, field.split("."), config)
-
-
-def _fields(config: Config) -> dict[str, Any]:
-    return traverse_util.flatten_dict(json.loads(json.dumps(config.to_dict())), sep=".")

@@ -10,23 +10,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from flax import nnx
 from jax import Array
 
-import guidance
 import sampling
 import solvers
-from configs.default import get_default_config
+from configs.default import Config
+from controllable import guidance
 from errors import InputError, check_name, choose
 from models import NETWORKS
 from models.classifier import WideResnet
 from models.layers import Rngs
 from models.score import ScoreModel
 from sde_lib import SDE, SDES, VESDE, Score
-
-Config = ml_collections.ConfigDict
 
 FRAMES = 16  # states of a trajectory, at most
 
@@ -53,16 +50,6 @@ Map = Callable[[Score, Array], tuple[Array, Array]]
 """(score, states (B, ...)) -> states (B, ...), score evaluations of each (B,)."""
 
 
-def complete(config: Config) -> Config:
-    """A copy with default values for missing fields, other than the model's: official configs lack some of them."""
-    fields, defaults = config.to_dict(), get_default_config().to_dict()
-    for section in ("data", "training", "optim", "sampling", "guidance", "classifier", "restore", "eval"):
-        fields[section] = defaults[section] | fields.get(section, {})
-    for field in ("class_dropout", "dtype"):
-        fields["model"].setdefault(field, defaults["model"][field])
-    return ml_collections.ConfigDict(fields).lock()
-
-
 def make_sde(config: Config) -> SDE:
     """The SDE that config.training.sde names, with those of its fields that config.model sets."""
     sde = choose(SDES, config.training.sde.lower(), "training.sde")
@@ -80,19 +67,27 @@ def make_network(config: Config, rngs: Rngs) -> nnx.Module:
         _check_unet(config, "training.remat = True")
         shape["remat"] = True
     if not 0 <= config.model.get("dropout", 0) < 1:
-        raise InputError(f"model.dropout = {config.model.dropout} must be at least 0 and less than 1.")
+        raise InputError(
+            f"model.dropout = {config.model.dropout} must be at least 0 and less than 1."
+        )
     return network(**matching(network, config.model), **shape, rngs=rngs)
 
 
 def _taking(argument: str) -> list[str]:
     """The names of the networks that take an argument."""
-    return [name for name, each in NETWORKS.items() if argument in inspect.signature(each.__init__).parameters]
+    return [
+        name
+        for name, each in NETWORKS.items()
+        if argument in inspect.signature(each.__init__).parameters
+    ]
 
 
 def _check_unet(config: Config, asked: str) -> None:
     """Raises InputError for a network other than the U-Nets, which alone can do what is asked."""
     if config.model.name not in _taking("remat"):
-        raise InputError(f"{asked} needs model.name in {_taking('remat')}, not {config.model.name!r}.")
+        raise InputError(
+            f"{asked} needs model.name in {_taking('remat')}, not {config.model.name!r}."
+        )
 
 
 def _check_classes(config: Config) -> None:
@@ -113,7 +108,10 @@ def make_classifier(config: Config, rngs: Rngs) -> WideResnet:
     """The noise-conditional classifier of config.classifier, with randomly initialised parameters."""
     options = matching(WideResnet, config.classifier)
     return WideResnet(
-        num_channels=config.data.num_channels, num_outputs=config.classifier.num_classes, **options, rngs=rngs
+        num_channels=config.data.num_channels,
+        num_outputs=config.classifier.num_classes,
+        **options,
+        rngs=rngs,
     )
 
 
@@ -125,12 +123,16 @@ def check_guidance(config: Config) -> None:
         field, count = "classifier.num_classes", config.classifier.num_classes
     bad = [c for c in options.classes if not isinstance(c, int) or not 0 <= c < count]
     if bad:
-        raise InputError(f"guidance.classes has {bad[0]!r}; by {field} = {count} the classes are 0 .. {count - 1}.")
+        raise InputError(
+            f"guidance.classes has {bad[0]!r}; by {field} = {count} the classes are 0 .. {count - 1}."
+        )
     if not 0 <= options.scale < math.inf:
         raise InputError(f"guidance.scale = {options.scale} must be a number that is not negative.")
     interval = tuple(options.interval)
     if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
-        raise InputError(f"guidance.interval = {interval} must be two noise levels (std / alpha), the lower one first.")
+        raise InputError(
+            f"guidance.interval = {interval} must be two noise levels (std / alpha), the lower one first."
+        )
 
 
 def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreModel:
@@ -140,9 +142,13 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
     check_name(model.dtype, ("float32", "bfloat16"), "model.dtype")
     if model.dtype != "float32":
         _check_unet(config, f"model.dtype = {model.dtype!r}")
-    fourier = options.get("embedding_type", "").lower() == "fourier"  # Features of log(label): the label is sigma.
+    fourier = (
+        options.get("embedding_type", "").lower() == "fourier"
+    )  # Features of log(label): the label is sigma.
     if fourier and num_scales is not None:
-        raise InputError("model.embedding_type = 'fourier' needs training.continuous = True; 'positional' fits both.")
+        raise InputError(
+            "model.embedding_type = 'fourier' needs training.continuous = True; 'positional' fits both."
+        )
     if model.get("scale_by_sigma", False):
         ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
         sigmas = () if fourier else tuple(ladder.sigmas(model.num_scales).tolist())
@@ -164,14 +170,20 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
     options, steps = config.sampling, sde.discretize(config.model.num_scales)
     predictor = choose(sampling.PREDICTORS, options.predictor.lower(), "sampling.predictor")
     corrector = choose(sampling.CORRECTORS, options.corrector.lower(), "sampling.corrector")
-    evaluations = (predictor is not sampling.none) + options.n_steps_each * (corrector is not sampling.none)
+    evaluations = (predictor is not sampling.none) + options.n_steps_each * (
+        corrector is not sampling.none
+    )
     if options.probability_flow:
         if "probability_flow" not in inspect.signature(predictor).parameters:
             raise InputError(
                 f"sampling.predictor = {options.predictor!r} has no form for sampling.probability_flow = True."
             )
         predictor = functools.partial(predictor, probability_flow=True)
-    settings = {"snr": options.snr, "n_steps_each": options.n_steps_each, "denoise": options.noise_removal}
+    settings = {
+        "snr": options.snr,
+        "n_steps_each": options.n_steps_each,
+        "denoise": options.noise_removal,
+    }
     settings["num_frames"] = FRAMES if options.trajectory else 0
     run = functools.partial(sampling.predictor_corrector, corrector=corrector, **settings)
 
@@ -183,7 +195,9 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
         constraint: sampling.Constraint | None = None,
         exchange: Callable[[sampling.Update], sampling.Update] = lambda predictor: predictor,
     ) -> Samples:
-        x, frames = run(keys, score, sde, x, steps, predictor=exchange(predictor), constraint=constraint)
+        x, frames = run(
+            keys, score, sde, x, steps, predictor=exchange(predictor), constraint=constraint
+        )
         return Samples(x, _nfe(score, steps.t, x, evaluations), frames)
 
     return sample
@@ -208,9 +222,15 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
     options, name = config.sampling, config.sampling.solver.lower()
     check_name(name, (*solvers.SOLVERS, ADAPTIVE), "sampling.solver")
     if name == ADAPTIVE:
-        _refuse_trajectory(options, f"the steps of sampling.solver = {name!r} differ from image to image")
+        _refuse_trajectory(
+            options, f"the steps of sampling.solver = {name!r} differ from image to image"
+        )
         grey_level = (2 if config.data.centered else 1) / 256
-        settings = {"tolerance": options.tolerance, "absolute": grey_level, "denoise": options.noise_removal}
+        settings = {
+            "tolerance": options.tolerance,
+            "absolute": grey_level,
+            "denoise": options.noise_removal,
+        }
 
         def sample(keys: Array, score: Score, x: Array) -> Samples:
             y, calls = sampling.adaptive_sde(keys, score, sde, x, **settings)
@@ -218,10 +238,16 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
 
         return sample
 
-    levels = solvers.noise_levels(sde, options.schedule.lower(), options.num_steps, denoise=options.noise_removal)
+    levels = solvers.noise_levels(
+        sde, options.schedule.lower(), options.num_steps, denoise=options.noise_removal
+    )
     plan = make_plan(config, levels)
     prediction = {"noise_prediction": solvers.SOLVERS[name].noise_prediction}
-    shown = np.unique(np.linspace(0, len(plan.level) - 1, FRAMES).astype(int)) if options.trajectory else []
+    shown = (
+        np.unique(np.linspace(0, len(plan.level) - 1, FRAMES).astype(int))
+        if options.trajectory
+        else []
+    )
 
     def sample(keys: Array, score: Score, x: Array) -> Samples:
         x, states = sampling.few_step(keys, score, sde, x, plan, levels[-1], **prediction)
@@ -265,14 +291,18 @@ def make_flow(config: Config, sde: SDE) -> tuple[Map, Map]:
         return solve(sde.t_end, sde.T), solve(sde.T, sde.t_end)
     known = [name for name, solver in solvers.SOLVERS.items() if not solver.stochastic]
     if name not in known:
-        raise InputError(f"Latent codes need a solver without noise; sampling.solver = {name!r} is none of {known}.")
+        raise InputError(
+            f"Latent codes need a solver without noise; sampling.solver = {name!r} is none of {known}."
+        )
     down = solvers.noise_levels(sde, options.schedule.lower(), options.num_steps, denoise=False)
 
     def along(levels: np.ndarray) -> Map:
         plan, prediction = make_plan(config, levels), solvers.SOLVERS[name].noise_prediction
 
         def run(score: Score, x: Array) -> tuple[Array, Array]:
-            y, _ = sampling.few_step(None, score, sde, x, plan, levels[-1], noise_prediction=prediction)
+            y, _ = sampling.few_step(
+                None, score, sde, x, plan, levels[-1], noise_prediction=prediction
+            )
             return y, jnp.full(x.shape[0], len(plan.level))
 
         return run

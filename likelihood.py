@@ -70,7 +70,9 @@ class Bound(NamedTuple):
     stderr: Array
 
 
-def draw_probes(keys: Array, shape: tuple[int, ...], kind: str = "Rademacher", count: int = 1) -> Array:
+def draw_probes(
+    keys: Array, shape: tuple[int, ...], kind: str = "Rademacher", count: int = 1
+) -> Array:
     """Probes (B, k, ...) for the Skilling-Hutchinson trace estimator of x of `shape` (B, ...), image i from keys[i].
 
     Random ones are k = `count` in number; the Gaussian are noisier, as they differ in length. 'exact' means all
@@ -82,7 +84,9 @@ def draw_probes(keys: Array, shape: tuple[int, ...], kind: str = "Rademacher", c
     return jax.vmap(lambda key: probe(key, (size, *shape[1:])))(keys)
 
 
-def log_likelihood(score: Score, sde: SDE, x: Array, probes: Array, *, tolerance: float = TOLERANCE) -> Likelihood:
+def log_likelihood(
+    score: Score, sde: SDE, x: Array, probes: Array, *, tolerance: float = TOLERANCE
+) -> Likelihood:
     """log p(x) by the instantaneous change of variables, with Hutchinson's estimate of the trace (Appendix D.2).
 
     The prior stands for p_T. That of VE, N(0, sigma_max^2 I), ignores the mean m and the variance s^2 of data in x_T,
@@ -100,13 +104,23 @@ def log_likelihood(score: Score, sde: SDE, x: Array, probes: Array, *, tolerance
     """
     _check_dequantized(x)
     ends, dims = _ends(sde), math.prod(x.shape[1:])
-    squares = jnp.sum(jnp.square(probes.reshape(*probes.shape[:2], -1)), -1)  # dims, unless they are Gaussian.
+    squares = jnp.sum(
+        jnp.square(probes.reshape(*probes.shape[:2], -1)), -1
+    )  # dims, unless they are Gaussian.
 
-    def field(s: Array, state: tuple[Array, Array, Array], probes: Array) -> tuple[Array, Array, Array]:
+    def field(
+        s: Array, state: tuple[Array, Array, Array], probes: Array
+    ) -> tuple[Array, Array, Array]:
         t = sde.time_at(DATA_STD * jnp.sinh(jnp.arctanh(BEND * s) / BEND))
         rate = 1 / (1 - (BEND * s) ** 2)  # dtau / ds
-        slope, tangent = jax.linearize(lambda u: rate * _field(score, sde, u[None], t[None])[0], state[0])
-        return slope, jax.vmap(lambda probe: jnp.mean(probe * tangent(probe)))(probes), jnp.zeros(())
+        slope, tangent = jax.linearize(
+            lambda u: rate * _field(score, sde, u[None], t[None])[0], state[0]
+        )
+        return (
+            slope,
+            jax.vmap(lambda probe: jnp.mean(probe * tangent(probe)))(probes),
+            jnp.zeros(()),
+        )
 
     term = diffrax.ODETerm(field)
     controller = diffrax.PIDController(rtol=tolerance, atol=tolerance, norm=_norm, **CONTROL)
@@ -114,14 +128,22 @@ def log_likelihood(score: Score, sde: SDE, x: Array, probes: Array, *, tolerance
 
     def solve(x: Array, probes: Array) -> tuple[tuple[Array, Array, Array], Array]:
         y = x / ends.scale[0], jnp.zeros(len(probes)), jnp.zeros(())
-        solution = diffrax.diffeqsolve(term, _Bosh3(), ends.s[0], ends.s[1], FIRST_STEP, y, probes, **options)
+        solution = diffrax.diffeqsolve(
+            term, _Bosh3(), ends.s[0], ends.s[1], FIRST_STEP, y, probes, **options
+        )
         good = solution.result == diffrax.RESULTS.successful
         y = jax.tree.map(lambda leaf: jnp.where(good, leaf[0], jnp.nan), solution.ys)
-        return y, 3 * solution.stats["num_steps"] + 1  # Three new stages a step, accepted or not; one at the start.
+        return y, 3 * solution.stats[
+            "num_steps"
+        ] + 1  # Three new stages a step, accepted or not; one at the start.
 
     (u, traces, error), nfe = jax.vmap(solve)(x, probes)
     z = ends.scale[1] * u
-    per_probe = sde.prior_logp(z)[:, None] + squares * jnp.log(ends.scale[1] / ends.scale[0]) + dims * traces
+    per_probe = (
+        sde.prior_logp(z)[:, None]
+        + squares * jnp.log(ends.scale[1] / ends.scale[0])
+        + dims * traces
+    )
     return Likelihood(per_probe.mean(1), per_probe, z, nfe, dims * error)
 
 
@@ -154,7 +176,10 @@ def elbo(score: Score, sde: SDE, x: Array, keys: Array, *, pairs: int = 16) -> B
 
     def integrand(index: Array) -> Array:
         time_keys, noise_keys = (fold_in(fold_in(keys, index), purpose) for purpose in range(2))
-        q, z = (index // 2 + uniform(time_keys, x.shape[:1])) / pairs * longest, standard_normal(noise_keys, x.shape)
+        q, z = (
+            (index // 2 + uniform(time_keys, x.shape[:1])) / pairs * longest,
+            standard_normal(noise_keys, x.shape),
+        )
         sigma = ends.sigma[0] * jnp.cosh(q)
         spread = jnp.hypot(DATA_STD, sigma)
         u = (x / ends.alpha[0] + expand(ends.sigma[0] * jnp.sinh(q), x) * z) / expand(spread, x)
@@ -162,7 +187,9 @@ def elbo(score: Score, sde: SDE, x: Array, keys: Array, *, pairs: int = 16) -> B
         return jnp.tanh(q) * _sum(h**2 + 2 * expand(sigma / spread, u) * h * u) - 2 * _sum(h * z)
 
     indices = jnp.arange(2 * pairs)
-    values = jax.vmap(integrand)(indices) if pairs <= 2 else lax.map(integrand, indices)  # Few are for training.
+    values = (
+        jax.vmap(integrand)(indices) if pairs <= 2 else lax.map(integrand, indices)
+    )  # Few are for training.
     values = longest * values.reshape(pairs, 2, -1)
     stderr = jnp.sqrt(jnp.sum((values[:, 0] - values[:, 1]) ** 2, 0)) / (2 * pairs)
     return Bound(_bound_of_reference(sde, ends, x) + values.mean((0, 1)), stderr)
@@ -200,15 +227,24 @@ def _field(score: Score, sde: SDE, u: Array, t: Array) -> Array:
     """h(u, tau) for u (B, ...), at the tau of t (B,)."""
     sigma = sde.noise_to_signal(t)
     spread = jnp.hypot(DATA_STD, sigma)
-    return -expand(sde.std(t), u) * score(expand(sde.alpha(t) * spread, u) * u, t) - expand(sigma / spread, u) * u
+    return (
+        -expand(sde.std(t), u) * score(expand(sde.alpha(t) * spread, u) * u, t)
+        - expand(sigma / spread, u) * u
+    )
 
 
 def _bound_of_reference(sde: SDE, ends: _Ends, x: Array) -> Array:
     """-log N(x; 0, a^2 I) + the mean of log N(x_T; 0, a_T^2 I) - log prior(x_T) over paths from x at t_min; (B,)."""
     dims, (start, end), square = math.prod(x.shape[1:]), ends.scale, _sum(x**2)
-    mean_square = ends.alpha[1] ** 2 * (square / ends.alpha[0] ** 2 + dims * (ends.sigma[1] ** 2 - ends.sigma[0] ** 2))
+    mean_square = ends.alpha[1] ** 2 * (
+        square / ends.alpha[0] ** 2 + dims * (ends.sigma[1] ** 2 - ends.sigma[0] ** 2)
+    )
     entropy = 0.5 * square / start**2 + dims * (jnp.log(start) + 0.5 * math.log(2 * math.pi))
-    return entropy + dims * jnp.log(sde.prior_std / end) + 0.5 * mean_square * (1 / sde.prior_std**2 - 1 / end**2)
+    return (
+        entropy
+        + dims * jnp.log(sde.prior_std / end)
+        + 0.5 * mean_square * (1 / sde.prior_std**2 - 1 / end**2)
+    )
 
 
 def _sum(a: Array) -> Array:
@@ -218,7 +254,9 @@ def _sum(a: Array) -> Array:
 def _check_dequantized(x: Array) -> None:
     dtype = jnp.asarray(x).dtype
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise InputError(f"Images of {dtype} have no density; give them uniform noise first: `Scaler.dequantize`.")
+        raise InputError(
+            f"Images of {dtype} have no density; give them uniform noise first: `Scaler.dequantize`."
+        )
 
 
 # --- solver -----------------------------------------------------------------------------------------------------------
@@ -230,10 +268,16 @@ class _Bosh3(diffrax.Bosh3):
     An error e of u makes one of e . grad log p = -e . (h coth(tau) + u), by the definition of h.
     """
 
-    def step(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any) -> Any:
-        y1, errors, info, solver_state, result = super().step(terms, t0, t1, y0, args, solver_state, made_jump)
+    def step(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
+    ) -> Any:
+        y1, errors, info, solver_state, result = super().step(
+            terms, t0, t1, y0, args, solver_state, made_jump
+        )
         (u, traces, total), (u_error, trace_errors, _) = y1, errors
-        slope = info["k"][0][-1] / (t1 - t0)  # diffrax keeps stages times the length of the step; the last is at t1.
+        slope = info["k"][0][-1] / (
+            t1 - t0
+        )  # diffrax keeps stages times the length of the step; the last is at t1.
         h, tau = (1 - (BEND * t1) ** 2) * slope, jnp.arctanh(BEND * t1) / BEND
         local = trace_errors.mean() - jnp.mean(u_error * (h / jnp.tanh(tau) + u))
         return (u, traces, total + jnp.abs(local)), errors, info, solver_state, result

@@ -19,7 +19,12 @@ from sde_lib import SDE, Score, expand
 
 
 def draw(
-    key: Array, sde: SDE, x: Array, num_scales: int | None = None, *, importance_weighting: bool = False
+    key: Array,
+    sde: SDE,
+    x: Array,
+    num_scales: int | None = None,
+    *,
+    importance_weighting: bool = False,
 ) -> tuple[Array, Array]:
     """Random times t (B,) and noise z (B, ...) for a batch x (B, ...).
 

@@ -55,7 +55,9 @@ def euler_maruyama(
     keys: Array, score: Score, sde: SDE, x: Array, step: Step, *, probability_flow: bool = False
 ) -> tuple[Array, Array]:
     """Euler-Maruyama for the reverse SDE, Eq. (6), or Euler for the probability-flow ODE, Eq. (13)."""
-    drift = sde.reverse_drift(score(x, _times(step.t, x)), x, step.t, probability_flow=probability_flow)
+    drift = sde.reverse_drift(
+        score(x, _times(step.t, x)), x, step.t, probability_flow=probability_flow
+    )
     mean = x - drift * expand(step.dt, x)
     if probability_flow:
         return mean, mean
@@ -68,19 +70,25 @@ def reverse_diffusion(
 ) -> tuple[Array, Array]:
     """The reverse of a discrete forward chain, or its probability flow (Appendices D.3 and E)."""
     weight = 0.5 if probability_flow else 1.0
-    mean = expand(2 - step.ratio, x) * x + weight * expand(step.var, x) * score(x, _times(step.t, x))
+    mean = expand(2 - step.ratio, x) * x + weight * expand(step.var, x) * score(
+        x, _times(step.t, x)
+    )
     if probability_flow:
         return mean, mean
     return mean + expand(jnp.sqrt(step.var), x) * standard_normal(keys, x.shape), mean
 
 
-def ancestral_sampling(keys: Array, score: Score, sde: SDE, x: Array, step: Step) -> tuple[Array, Array]:
+def ancestral_sampling(
+    keys: Array, score: Score, sde: SDE, x: Array, step: Step
+) -> tuple[Array, Array]:
     """Ancestral sampling of DDPM (Eq. (4)) and SMLD (Appendix F), for any chain of Gaussian transitions."""
     mean = (x + expand(step.var, x) * score(x, _times(step.t, x))) / expand(step.ratio, x)
     return mean + expand(jnp.sqrt(step.ancestral_var), x) * standard_normal(keys, x.shape), mean
 
 
-def none(keys: Array, score: Score, sde: SDE, x: Array, step: Step, **options) -> tuple[Array, Array]:
+def none(
+    keys: Array, score: Score, sde: SDE, x: Array, step: Step, **options
+) -> tuple[Array, Array]:
     """No update. As a predictor it hides the corrector's noise-free mean, so nothing is denoised (officially, too)."""
     return x, x
 
@@ -88,7 +96,9 @@ def none(keys: Array, score: Score, sde: SDE, x: Array, step: Step, **options) -
 # --- correctors -------------------------------------------------------------------------------------------------------
 
 
-def langevin(keys: Array, score: Score, sde: SDE, x: Array, step: Step, *, snr: float) -> tuple[Array, Array]:
+def langevin(
+    keys: Array, score: Score, sde: SDE, x: Array, step: Step, *, snr: float
+) -> tuple[Array, Array]:
     """Langevin dynamics with a step size from the norms of score and noise (Algorithms 4 and 5).
 
     As in the official code the norms are averaged over the batch: here an image does depend on its neighbours.
@@ -96,12 +106,16 @@ def langevin(keys: Array, score: Score, sde: SDE, x: Array, step: Step, *, snr: 
     return _langevin(keys, score, x, step, snr, lambda a: _norms(a).mean())
 
 
-def langevin_per_image(keys: Array, score: Score, sde: SDE, x: Array, step: Step, *, snr: float) -> tuple[Array, Array]:
+def langevin_per_image(
+    keys: Array, score: Score, sde: SDE, x: Array, step: Step, *, snr: float
+) -> tuple[Array, Array]:
     """`langevin` with the norms of each image by itself, so that no image depends on another."""
     return _langevin(keys, score, x, step, snr, _norms)
 
 
-def annealed_langevin(keys: Array, score: Score, sde: SDE, x: Array, step: Step, *, snr: float) -> tuple[Array, Array]:
+def annealed_langevin(
+    keys: Array, score: Score, sde: SDE, x: Array, step: Step, *, snr: float
+) -> tuple[Array, Array]:
     """Annealed Langevin dynamics, the sampler of NCSN (Song & Ermon 2019): steps in proportion to the variance."""
     size = expand((snr * sde.std(step.t)) ** 2 * 2 * step.ratio**2, x)
     mean = x + size * score(x, _times(step.t, x))
@@ -170,10 +184,14 @@ def predictor_corrector(
       Samples of shape (B, ...), in the range of the data, and `num_frames` states on the way to them (num_frames, ...).
     """
     n = len(steps.t)
-    shown = np.full(n, num_frames)  # Where each step's state is kept; those of most steps go to a place to be dropped.
+    shown = np.full(
+        n, num_frames
+    )  # Where each step's state is kept; those of most steps go to a place to be dropped.
     shown[np.linspace(0, n - 1, num_frames).astype(int)] = np.arange(num_frames)
 
-    def iteration(carry: tuple[Array, Array, Array], row: tuple[Array, Step, Array]) -> tuple[tuple, None]:
+    def iteration(
+        carry: tuple[Array, Array, Array], row: tuple[Array, Step, Array]
+    ) -> tuple[tuple, None]:
         x, _, frames = carry
         index, step, place = row
         step_keys = fold_in(keys, index)
@@ -187,12 +205,20 @@ def predictor_corrector(
         return (x, mean, frames.at[place].set(x) if num_frames else frames), None
 
     frames = jnp.zeros((num_frames + 1, *x.shape) if num_frames else (0, *x.shape))
-    (x, mean, frames), _ = lax.scan(iteration, (x, x, frames), (jnp.arange(n), steps, jnp.asarray(shown)))
+    (x, mean, frames), _ = lax.scan(
+        iteration, (x, x, frames), (jnp.arange(n), steps, jnp.asarray(shown))
+    )
     return (mean if denoise else x), frames[:num_frames]
 
 
 def probability_flow_ode(
-    score: Score, sde: SDE, x: Array, *, rtol: float = 1e-5, atol: float = 1e-5, denoise_step: Step | None = None
+    score: Score,
+    sde: SDE,
+    x: Array,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    denoise_step: Step | None = None,
 ) -> tuple[Array, Array]:
     """Solves the probability-flow ODE, Eq. (13), from T to sde.t_end by an adaptive Runge-Kutta method.
 
@@ -212,7 +238,14 @@ def probability_flow_ode(
 
 
 def integrate_flow(
-    score: Score, sde: SDE, x: Array, t0: float, t1: float, *, rtol: float = 1e-5, atol: float = 1e-5
+    score: Score,
+    sde: SDE,
+    x: Array,
+    t0: float,
+    t1: float,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
 ) -> tuple[Array, Array]:
     """The probability flow, Eq. (13), of states x (B, ...) from t0 to t1, and score evaluations (B,).
 
@@ -229,7 +262,14 @@ def integrate_flow(
 
 
 def few_step(
-    keys: Array | None, score: Score, sde: SDE, x: Array, plan: Plan, end: float, *, noise_prediction: bool = False
+    keys: Array | None,
+    score: Score,
+    sde: SDE,
+    x: Array,
+    plan: Plan,
+    end: float,
+    *,
+    noise_prediction: bool = False,
 ) -> tuple[Array, Array]:
     """Runs a solver that `solvers` wrote out, in y = x / alpha: one evaluation of the score for each of its n rows.
 
@@ -252,10 +292,18 @@ def few_step(
         y, before, history = carry
         plan, t, alpha, alpha_next, index = inputs
         if noisy:
-            noise = [standard_normal(fold_in(fold_in(keys, index), kind), y.shape) for kind in (0, 1)]
+            noise = [
+                standard_normal(fold_in(fold_in(keys, index), kind), y.shape) for kind in (0, 1)
+            ]
             y = y + plan.stir * noise[0]
-        gradient = score(alpha * y, _times(t, y))  # With std = level alpha: D = (x + std^2 score) / alpha.
-        noise_free = -plan.level * alpha * gradient if noise_prediction else y + plan.level**2 * alpha * gradient
+        gradient = score(
+            alpha * y, _times(t, y)
+        )  # With std = level alpha: D = (x + std^2 score) / alpha.
+        noise_free = (
+            -plan.level * alpha * gradient
+            if noise_prediction
+            else y + plan.level**2 * alpha * gradient
+        )
         history = (noise_free, *history[:-1])
         y = before = plan.stay * y + plan.back * before + combine(plan.fix, history)
         y = plan.keep * y + combine(plan.move, history)
@@ -264,7 +312,9 @@ def few_step(
 
     y = x / alpha[0]
     start = (y, y, (jnp.zeros_like(y),) * plan.move.shape[1])
-    _, states = lax.scan(row, start, (rows, t[:-1], alpha[:-1], alpha[1:], jnp.arange(len(plan.level))))
+    _, states = lax.scan(
+        row, start, (rows, t[:-1], alpha[:-1], alpha[1:], jnp.arange(len(plan.level)))
+    )
     return states[-1], states
 
 
@@ -294,7 +344,9 @@ def adaptive_sde(
       Samples (B, ...), NaN where max_steps did not suffice, and the score evaluations of each image (B,).
     """
     forward = lambda x, t, z, h: (  # An Euler-Maruyama step of length h backwards in time.
-        x - expand(h, x) * sde.reverse_drift(score(x, t), x, t) + expand(sde.diffusion(t) * jnp.sqrt(h), x) * z
+        x
+        - expand(h, x) * sde.reverse_drift(score(x, t), x, t)
+        + expand(sde.diffusion(t) * jnp.sqrt(h), x) * z
     )
 
     def step(carry: tuple) -> tuple:
@@ -302,14 +354,20 @@ def adaptive_sde(
         z = standard_normal(fold_in(keys, index), x.shape)
         low = forward(x, t, z, h)
         after = jnp.maximum(t - h, sde.t_end)
-        high = (x + forward(low, after, z, h)) / 2  # The mean of `low` and a step from x with the slope at `low`.
+        high = (
+            x + forward(low, after, z, h)
+        ) / 2  # The mean of `low` and a step from x with the slope at `low`.
         scale = jnp.maximum(absolute, tolerance * jnp.maximum(jnp.abs(low), jnp.abs(before)))
         error = _norms((low - high) / scale) / jnp.sqrt(x[0].size)
         active = t > sde.t_end
         accept = active & (error <= 1)
-        x, before = (jnp.where(expand(accept, x), new, old) for new, old in ((high, x), (low, before)))
+        x, before = (
+            jnp.where(expand(accept, x), new, old) for new, old in ((high, x), (low, before))
+        )
         t = jnp.where(accept, after, t)
-        h = jnp.where(active, jnp.minimum(t - sde.t_end, 0.9 * h * jnp.maximum(error, 1e-6) ** -0.9), h)
+        h = jnp.where(
+            active, jnp.minimum(t - sde.t_end, 0.9 * h * jnp.maximum(error, 1e-6) ** -0.9), h
+        )
         return index + 1, x, before, t, h, nfe + 2 * active
 
     batch = jnp.ones(x.shape[0])

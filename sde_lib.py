@@ -83,7 +83,9 @@ class SDE(abc.ABC):
         """f(x, t) of Eq. (5); shape of x."""
         return expand(self.drift_coefficient(t), x) * x
 
-    def reverse_drift(self, score: Array, x: Array, t: Array, *, probability_flow: bool = False) -> Array:
+    def reverse_drift(
+        self, score: Array, x: Array, t: Array, *, probability_flow: bool = False
+    ) -> Array:
         """Drift of the reverse-time SDE, Eq. (6), or of the probability-flow ODE, Eq. (13), given score(x, t)."""
         weight = 0.5 if probability_flow else 1.0
         return self.drift(x, t) - weight * expand(self.diffusion(t) ** 2, x) * score
@@ -176,7 +178,9 @@ class VESDE(SDE):
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
-            raise InputError(f"VESDE needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
+            raise InputError(
+                f"VESDE needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}."
+            )
 
     def alpha(self, t: Array) -> Array:
         return jnp.ones_like(t)
@@ -296,7 +300,9 @@ def _value_and_slope(function: Callable[[Array], Array], t: Array) -> tuple[Arra
     return jax.jvp(function, (t,), (jnp.ones_like(t),))
 
 
-def _official_steps(sde: SDE, ratio: np.ndarray, var: np.ndarray, ancestral_var: np.ndarray) -> Step:
+def _official_steps(
+    sde: SDE, ratio: np.ndarray, var: np.ndarray, ancestral_var: np.ndarray
+) -> Step:
     n = len(ratio)
     tables = (jnp.asarray(a, jnp.float32) for a in (ratio, var, ancestral_var))
     return Step(sde.sampling_times(n), jnp.full(n, sde.T / n), *tables)

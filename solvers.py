@@ -44,7 +44,16 @@ def integrate(
 
     def solve(y: State, args: Any) -> tuple[State, Array]:
         solution = diffrax.diffeqsolve(
-            term, diffrax.Dopri5(), t0, t1, None, y, args, stepsize_controller=controller, max_steps=2**14, throw=False
+            term,
+            diffrax.Dopri5(),
+            t0,
+            t1,
+            None,
+            y,
+            args,
+            stepsize_controller=controller,
+            max_steps=2**14,
+            throw=False,
         )
         good = solution.result == diffrax.RESULTS.successful
         y1 = jax.tree.map(lambda leaf: jnp.where(good, leaf[0], jnp.nan), solution.ys)
@@ -130,14 +139,18 @@ def _past(levels: np.ndarray, i: int, order: int) -> tuple[np.ndarray, float]:
     return np.log(levels[i] / levels[i - np.arange(order)]) / h, h
 
 
-def _data_multistep(levels: np.ndarray, order: int, weights: Weights, *, k: int = 0, sde: bool = False) -> Plan:
+def _data_multistep(
+    levels: np.ndarray, order: int, weights: Weights, *, k: int = 0, sde: bool = False
+) -> Plan:
     """y = s'/s y + (1 - s'/s) w . D with the weights w; the SDE's form is that of SDE-DPM-Solver++, with (s'/s)^2."""
     rows = _blank(levels[:-1], k or order)
     for i, (level, target) in enumerate(itertools.pairwise(levels)):
         now = _order(i, levels, order)
         shrink = (target / level) ** (2 if sde else 1)
         rows.keep[i], rows.blur[i] = shrink, target * np.sqrt(1 - shrink) if sde else 0.0
-        rows.move[i, :now] = (1 - shrink) * (weights(*_past(levels, i, now)) if now > 1 else np.ones(1))
+        rows.move[i, :now] = (1 - shrink) * (
+            weights(*_past(levels, i, now)) if now > 1 else np.ones(1)
+        )
     return rows
 
 
@@ -165,7 +178,11 @@ def _unipc(r: np.ndarray, h: float, *, corrector: bool = False) -> np.ndarray:
     for j in range(1, len(nodes) + 1):  # Integrals of powers with the exponential weight.
         moments.append(phi * math.factorial(j) / np.expm1(-h))
         phi = phi / -h - 1 / math.factorial(j + 1)
-    rho = np.linalg.solve(np.vander(nodes, increasing=True).T, moments) if len(nodes) > 1 else np.array([0.5])
+    rho = (
+        np.linalg.solve(np.vander(nodes, increasing=True).T, moments)
+        if len(nodes) > 1
+        else np.array([0.5])
+    )
     change = rho / nodes
     past = change[: len(r) - 1]
     return np.concatenate([change[len(r) - 1 :], [1 - change.sum()], past])
@@ -210,7 +227,10 @@ def heun(levels: np.ndarray, *, churn: float = 0.0, restart: Sequence[float] = (
     Raises InputError for a restart that is none.
     """
     gamma = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
-    segments = [(s, s * (1 + gamma) if s * (1 + gamma) <= levels[0] else s, to) for s, to in itertools.pairwise(levels)]
+    segments = [
+        (s, s * (1 + gamma) if s * (1 + gamma) <= levels[0] else s, to)
+        for s, to in itertools.pairwise(levels)
+    ]
     if restart:
         count, repetitions, least, highest = restart
         if not levels[0] >= highest > least > 0 or min(count, repetitions) < 1:
@@ -220,7 +240,9 @@ def heun(levels: np.ndarray, *, churn: float = 0.0, restart: Sequence[float] = (
             )
         place = int(np.argmin(np.abs(np.log(np.maximum(levels[:-1], 1e-9) / least))))
         way = karras(highest, levels[place], int(count))
-        again = [(s if j else levels[place], s, to) for j, (s, to) in enumerate(itertools.pairwise(way))]
+        again = [
+            (s if j else levels[place], s, to) for j, (s, to) in enumerate(itertools.pairwise(way))
+        ]
         segments[place:place] = again * int(repetitions)
     rows = []
     for start, level, target in segments:
@@ -238,7 +260,9 @@ SOLVERS = {
     "ddim": Solver(partial(_data_multistep, order=1, weights=_midpoint)),
     "dpm++_2m": Solver(partial(_data_multistep, order=2, weights=_midpoint)),
     "dpm++_3m": Solver(partial(_data_multistep, order=3, weights=_third)),
-    "dpm++_2m_sde": Solver(partial(_data_multistep, order=2, weights=_midpoint, sde=True), stochastic=True),
+    "dpm++_2m_sde": Solver(
+        partial(_data_multistep, order=2, weights=_midpoint, sde=True), stochastic=True
+    ),
     "unipc_2": Solver(partial(unipc, order=2)),
     "unipc_3": Solver(partial(unipc, order=3)),
     "deis": Solver(deis, noise_prediction=True),
@@ -267,7 +291,9 @@ def noise_levels(sde: SDE, schedule: str, n: int, *, denoise: bool = True) -> np
     """The n + 1 levels of n steps from time T to t_end and, with `denoise`, in the last step to 0; float64."""
     with jax.ensure_compile_time_eval():
         first, last = _levels(sde, jnp.array([sde.T, sde.t_end]))
-        grid = choose(SCHEDULES, schedule, "sampling.schedule")(sde, first, last, n if denoise else n + 1)
+        grid = choose(SCHEDULES, schedule, "sampling.schedule")(
+            sde, first, last, n if denoise else n + 1
+        )
     return np.append(grid, 0.0) if denoise else grid
 
 

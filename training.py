@@ -17,16 +17,27 @@ import tensorboardX
 from jax import Array, lax
 from tqdm import tqdm
 
-import classification
 import datasets
-import hosts
 import losses
 import sharding
+from auxiliary import classification
 from checkpoints import KEPT, META, Checkpoints
+from configs.default import Config
 from datasets import Batch
-from errors import InputError, check_name
-from experiment import Config, Experiment, Params, claim
+from errors import InputError
+from experiment import Experiment
+from models.building import Params
 from models.layers import Rngs
+from train_state import (
+    TrainState,
+    from_trees,
+    global_norm,
+    init_state,
+    make_optimizer,
+    of_state,
+    to_trees,
+)
+from workdir import claim
 
 Metrics = dict[str, Array]
 
@@ -50,74 +61,35 @@ MAY_CHANGE = (  # Fields that may differ when a run goes on in its workdir.
 )
 
 
-class TrainState(NamedTuple):
-    """All that training changes; `ema` is the moving average of `params`, with which one samples."""
-
-    step: Array
-    params: Params
-    ema: Params
-    opt_state: optax.OptState
-
-
-def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam with linear warm-up, clipping of the global norm and decoupled weight decay, from config.optim."""
-    check_name(config.optimizer.lower(), ("adam",), "optim.optimizer")
-    warm_up = lambda step: config.lr * jnp.minimum(step, config.warmup) / config.warmup
-    rate = warm_up if config.warmup > 0 else config.lr
-    adam = optax.adamw(rate, b1=config.beta1, eps=config.eps, weight_decay=config.weight_decay)
-    return optax.chain(clip_by_global_norm(config.grad_clip), adam) if config.grad_clip > 0 else adam
-
-
-def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """Optax's, but as a product with one factor, which fuses into Adam's sums: clipped gradients are never stored."""
-
-    def clip(grads: Params, params: Params | None = None) -> Params:
-        factor = limit / jnp.maximum(limit, global_norm(grads))
-        return jax.tree.map(lambda grad: factor * grad, grads)
-
-    return optax.stateless(clip)
-
-
-def global_norm(tree: Params) -> Array:
-    """Optax's norm of all entries, but the vectors, of which a network has hundreds, are summed as one; it has some."""
-    leaves = jax.tree.leaves(tree)
-    vectors = jnp.concatenate([leaf for leaf in leaves if leaf.ndim == 1])
-    return optax.global_norm([vectors, *(leaf for leaf in leaves if leaf.ndim != 1)])
-
-
-def of_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
-    """The shardings of a state."""
-    params = experiment.abstract_params
-    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, params, jax.eval_shape(optimizer.init, params))
-    return experiment.of_state(state)
-
-
-def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    params = experiment.init_params()
-    state = TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-    return jax.device_put(state, of_state(experiment, optimizer))
-
-
 def train_step(
-    state: TrainState, batch: Batch, *, experiment: Experiment, optimizer: optax.GradientTransformation
+    state: TrainState,
+    batch: Batch,
+    *,
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, Metrics]:
     """One update on B images; its random numbers are functions of the seed and of state.step."""
     key = jax.random.fold_in(experiment.key("train"), state.step)
     data_key, noise_key, dropout_key = jax.random.split(key, 3)
     sde, config = experiment.sde, experiment.config
     x = experiment.prepare(data_key, batch.pixels, flip=config.data.random_flip)
-    classes = experiment.hide_classes(jax.random.fold_in(key, 3), batch.labels)  # 0 .. 2 are the keys split off above.
+    classes = experiment.hide_classes(
+        jax.random.fold_in(key, 3), batch.labels
+    )  # 0 .. 2 are the keys split off above.
     t, z = losses.draw(noise_key, sde, x, experiment.num_scales, **experiment.draw_options)
 
     def loss(params: Params, part: Part) -> tuple[Array, Array]:
         score = experiment.score(params, Rngs(part.key), part.classes)
-        per_image = losses.denoising_score_matching(score, sde, part.x, part.t, part.z, **experiment.loss_options)
+        per_image = losses.denoising_score_matching(
+            score, sde, part.x, part.t, part.z, **experiment.loss_options
+        )
         return per_image.mean(), per_image
 
     whole = Part(dropout_key, x, t, z, classes)
     unroll = sharding.on_cpu(experiment.mesh)  # See `compile_steps`.
-    (value, per_image), grads = value_and_grad(loss, state.params, whole, config.training.accumulate, unroll=unroll)
+    (value, per_image), grads = value_and_grad(
+        loss, state.params, whole, config.training.accumulate, unroll=unroll
+    )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = optax.incremental_update(params, state.ema, 1 - config.model.ema_rate)
@@ -160,7 +132,9 @@ def value_and_grad(
         return jax.tree.map(lambda a, b: a + b / count, total, (value, grads)), per_image
 
     zeros = jnp.float32(0.0), jax.tree.map(jnp.zeros_like, params)
-    (value, grads), per_image = lax.scan(add, zeros, Part(jax.random.split(key, count), *parts), unroll=unroll)
+    (value, grads), per_image = lax.scan(
+        add, zeros, Part(jax.random.split(key, count), *parts), unroll=unroll
+    )
     return (value, jnp.moveaxis(per_image, 0, 1).reshape(-1)), grads
 
 
@@ -171,7 +145,9 @@ def jit_step(
     whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh)
     state = of_state(experiment, optimizer)
     step = functools.partial(train_step, experiment=experiment, optimizer=optimizer)
-    return jax.jit(step, in_shardings=(state, split), out_shardings=(state, whole), donate_argnums=0)
+    return jax.jit(
+        step, in_shardings=(state, split), out_shardings=(state, whole), donate_argnums=0
+    )
 
 
 def compile_steps(
@@ -206,7 +182,10 @@ def train(config: Config, workdir: str) -> TrainState:
     experiment = Experiment(config)
     config, optimizer = experiment.config, make_optimizer(experiment.config.optim)
     settings, per_call = config.training, config.training.n_jitted_steps
-    train, _ = experiment.train, experiment.test  # Read before anything is written, lest they cannot be.
+    train, _ = (
+        experiment.train,
+        experiment.test,
+    )  # Read before anything is written, lest they cannot be.
     if settings.snapshot_sampling:
         classification.provide(experiment, workdir)
     claim(workdir, config, is_fixed)
@@ -215,14 +194,26 @@ def train(config: Config, workdir: str) -> TrainState:
     if restored := checkpoints.restore_latest(to_trees(state)):
         state = from_trees(restored[0])
     start = int(state.step)
-    total = start + (settings.n_iters - start) // per_call * per_call  # Imported states may start at any step.
+    total = (
+        start + (settings.n_iters - start) // per_call * per_call
+    )  # Imported states may start at any step.
     steps = compile_steps(experiment, optimizer)
-    batches = datasets.Batches(train, settings.batch_size, config.seed, per_call, experiment.labelled)
+    batches = datasets.Batches(
+        train, settings.batch_size, config.seed, per_call, experiment.labelled
+    )
     batches = batches.iterate(start // per_call)
     reporter, stop = Reporter(workdir, start, total, settings.batch_size), False
-    with contextlib.closing(checkpoints), reporter as report, hosts.Preemption(experiment.mesh) as preemption:
+    with (
+        contextlib.closing(checkpoints),
+        reporter as report,
+        sharding.Preemption(experiment.mesh) as preemption,
+    ):
         if restored:
-            left = "" if start < total else f": nothing left to do, training.n_iters = {settings.n_iters} is reached"
+            left = (
+                ""
+                if start < total
+                else f": nothing left to do, training.n_iters = {settings.n_iters} is reached"
+            )
             report.say(f"going on from {restored[1]}{left}")
         for step in range(start + per_call, total + 1, per_call):
             state, metrics = steps(state, sharding.shard(experiment.mesh, next(batches), axis=1))
@@ -236,15 +227,22 @@ def train(config: Config, workdir: str) -> TrainState:
                 report.check()  # Raises if a loss is not finite; nothing is saved then.
             if due["eval_freq"] and not stop:
                 report.held_out(*held_out_batch(experiment, state.ema, step))
-            kept = (step + settings.snapshot_freq - per_call) // settings.snapshot_freq  # The last one may come early.
+            kept = (
+                step + settings.snapshot_freq - per_call
+            ) // settings.snapshot_freq  # The last one may come early.
             for folder, number in [(META, step)] * backup + [(KEPT, kept)] * snapshot:
-                checkpoints.save(folder, number, to_trees(state), step=step, config=config.to_dict())
+                checkpoints.save(
+                    folder, number, to_trees(state), step=step, config=config.to_dict()
+                )
             if stop:
                 break
             if snapshot and settings.snapshot_sampling:
                 report.samples(experiment.sample_images(state.ema, 0, GRID).x)
     if stop and not jax.process_index():
-        print(f"step {step}: stopped by SIGTERM; the state is saved, and the same command goes on from it.", flush=True)
+        print(
+            f"step {step}: stopped by SIGTERM; the state is saved, and the same command goes on from it.",
+            flush=True,
+        )
     return state
 
 
@@ -261,24 +259,21 @@ def held_out_batch(experiment: Experiment, ema: Params, step: int) -> tuple[np.n
     per_image, t = sharding.fetch(
         experiment.held_out_loss(ema, batch, jax.random.fold_in(experiment.key("loss"), step))
     )
-    return per_image[:count], np.stack(losses.by_noise_level(per_image[:count], t[:count], experiment.sde))
-
-
-def to_trees(state: TrainState) -> dict:
-    """The state as checkpoints hold it."""
-    return {"params": state.params, "ema": state.ema, "optimizer": {"step": state.step, "state": state.opt_state}}
-
-
-def from_trees(trees: dict) -> TrainState:
-    """Inverts `to_trees`."""
-    return TrainState(trees["optimizer"]["step"], trees["params"], trees["ema"], trees["optimizer"]["state"])
+    return per_image[:count], np.stack(
+        losses.by_noise_level(per_image[:count], t[:count], experiment.sde)
+    )
 
 
 class Reporter:
     """Tells how training goes: console lines, a progress bar on terminals, TensorBoard events and sample pictures."""
 
     def __init__(self, workdir: str, start: int, total: int, batch_size: int) -> None:
-        self.step, self.total, self.batch_size, self.workdir = start, total, batch_size, Path(workdir)
+        self.step, self.total, self.batch_size, self.workdir = (
+            start,
+            total,
+            batch_size,
+            Path(workdir),
+        )
         self.leads = jax.process_index() == 0
         self.pending: list[Metrics] = []  # on the device
         self.fetched: list[dict[str, np.ndarray]] = []  # checked, but not reported yet
@@ -286,8 +281,12 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         options = {"purge_step": self.step + 1} if self.step else {}
-        self.events = tensorboardX.SummaryWriter(str(self.workdir / "tensorboard"), write_to_disk=self.leads, **options)
-        self.bar = tqdm(total=self.total, initial=self.step, unit="step", disable=None if self.leads else True)
+        self.events = tensorboardX.SummaryWriter(
+            str(self.workdir / "tensorboard"), write_to_disk=self.leads, **options
+        )
+        self.bar = tqdm(
+            total=self.total, initial=self.step, unit="step", disable=None if self.leads else True
+        )
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -308,7 +307,9 @@ class Reporter:
         fetched = jax.device_get(self.pending)
         self.pending.clear()
         self.fetched.extend(fetched)
-        loss, norm = (np.concatenate([m[name] for m in fetched] or [[]]) for name in ("loss", "grad_norm"))
+        loss, norm = (
+            np.concatenate([m[name] for m in fetched] or [[]]) for name in ("loss", "grad_norm")
+        )
         finite = np.isfinite(loss) & np.isfinite(norm)
         if not finite.all():
             bad = int(np.argmin(finite))
@@ -320,15 +321,23 @@ class Reporter:
     def training(self) -> None:
         """Reports the mean over the steps since the last report, after `check`."""
         self.check()
-        loss, norm = (np.concatenate([m[name] for m in self.fetched]).mean() for name in ("loss", "grad_norm"))
+        loss, norm = (
+            np.concatenate([m[name] for m in self.fetched]).mean() for name in ("loss", "grad_norm")
+        )
         levels = np.sum([m["levels"].sum(0) for m in self.fetched], 0)
         self.fetched.clear()
         then, now = self.since, time.monotonic()
         self.since = self.step, now
         rate = (self.step - then[0]) / (now - then[1])
-        self._scalars("training", loss=loss, grad_norm=norm, images_per_second=rate * self.batch_size)
+        self._scalars(
+            "training", loss=loss, grad_norm=norm, images_per_second=rate * self.batch_size
+        )
         self._levels("training", *levels)
-        eta = time.strftime("%H:%M:%S", time.gmtime((self.total - self.step) / rate)) if rate else "unknown"
+        eta = (
+            time.strftime("%H:%M:%S", time.gmtime((self.total - self.step) / rate))
+            if rate
+            else "unknown"
+        )
         self.say(f"loss {loss:.5f}, {rate * self.batch_size:.0f} images/s, ETA {eta}")
 
     def held_out(self, losses: np.ndarray, levels: np.ndarray) -> None:
@@ -344,7 +353,9 @@ class Reporter:
         if self.leads:
             path.parent.mkdir(exist_ok=True)
             grid.save(path)
-        self.events.add_image("samples", np.asarray(grid.convert("RGB")), self.step, dataformats="HWC")
+        self.events.add_image(
+            "samples", np.asarray(grid.convert("RGB")), self.step, dataformats="HWC"
+        )
         self.say(f"samples in {path}")
 
     def _scalars(self, group: str, **values: float) -> None:
@@ -353,7 +364,9 @@ class Reporter:
 
     def _levels(self, group: str, sums: np.ndarray, counts: np.ndarray) -> None:
         for i in np.flatnonzero(counts):
-            self.events.add_scalar(f"{group}_loss_by_t/{(i + 0.5) / len(sums):.2f}", sums[i] / counts[i], self.step)
+            self.events.add_scalar(
+                f"{group}_loss_by_t/{(i + 0.5) / len(sums):.2f}", sums[i] / counts[i], self.step
+            )
 
     def say(self, text: str) -> None:
         """Writes a line to the console, beside the progress bar."""

@@ -25,7 +25,13 @@ LIMIT = 240.0  # seconds of a part
 LEAST = 15.0  # seconds without which no part is begun
 COMPILING = 0.4  # of the time that is left after the cold start, at most
 BFLOAT16, REMAT = "model.dtype=bfloat16", "training.remat=True"
-TINY = ("model.nf=32", "model.ch_mult=(1,)", "model.num_res_blocks=1", "model.attn_resolutions=()", "data.image_size=8")
+TINY = (
+    "model.nf=32",
+    "model.ch_mult=(1,)",
+    "model.num_res_blocks=1",
+    "model.attn_resolutions=()",
+    "data.image_size=8",
+)
 TABLES = {  # By module: the heading, and the columns.
     "speed": ("Matrix products", {"kind": ("name", "", 1), "TFLOP/s": ("tflops", ".1f", 1)}),
     "compile_time": ("From the start of a process to its first train step", compile_time.COLUMNS),
@@ -54,24 +60,46 @@ class Part(NamedTuple):
 
 def plan(tiny: bool = False) -> list[Part]:
     """The parts in order of importance. Tiny ones, for CPUs, are of the same kinds, but fewer."""
-    config, rounds = {"config": [contest.FLAGSHIP], "set": list(TINY) if tiny else []}, 2 if tiny else 5
+    config, rounds = (
+        {"config": [contest.FLAGSHIP], "set": list(TINY) if tiny else []},
+        2 if tiny else 5,
+    )
     size = {"size": 64} if tiny else {}
 
     def steps(batch_size: int, *changed: str, path: str = contest.FLAGSHIP, **options: Any) -> Part:
         kinds = [key.replace("_", " ") for key, value in options.items() if value is True]
         name = " ".join(["train", Path(path).stem, str(batch_size), *changed, *kinds])
-        given = {"config": [path], "set": [*config["set"], *changed], "batch_size": batch_size, "rounds": rounds}
+        given = {
+            "config": [path],
+            "set": [*config["set"], *changed],
+            "batch_size": batch_size,
+            "rounds": rounds,
+        }
         return Part(name, "train_step", given | size | options)
 
     def others(module: str, batch_size: int, *changed: str) -> Part:
-        given = {"config": config["config"], "set": [*config["set"], *changed], "batch_size": batch_size}
-        return Part(" ".join([module, str(batch_size), *changed]), module, given | size | {"rounds": rounds})
+        given = {
+            "config": config["config"],
+            "set": [*config["set"], *changed],
+            "batch_size": batch_size,
+        }
+        return Part(
+            " ".join([module, str(batch_size), *changed]), module, given | size | {"rounds": rounds}
+        )
 
     batch = 4 if tiny else 128
-    products = Part("products", "speed", {"kinds": list(speed.PRODUCTS), "rounds": rounds} | size, alone=True)
+    products = Part(
+        "products", "speed", {"kinds": list(speed.PRODUCTS), "rounds": rounds} | size, alone=True
+    )
     start = Part("start", "compile_time", config | {"batch_size": batch}, alone=True)
     if tiny:
-        return [products, start, steps(batch), others("sampling", batch), others("likelihood", batch)]
+        return [
+            products,
+            start,
+            steps(batch),
+            others("sampling", batch),
+            others("likelihood", batch),
+        ]
     return [
         products,
         start,
@@ -132,7 +160,10 @@ class Timetable:
         result = self.run(part.function, part.arguments, environment=environment, seconds=limit)
         record = result if isinstance(result, dict) else {"rows": result}
         batch = part.arguments.get("batch_size")
-        self.records.add(part.name, {"module": part.module, "batch": batch, "took": self.clock() - start} | record)
+        self.records.add(
+            part.name,
+            {"module": part.module, "batch": batch, "took": self.clock() - start} | record,
+        )
         print(f"{self.left():4.0f} s left: {part.name}: {record.get('error', 'done')}", flush=True)
 
     def compile(self, found: Sequence[Part], workers: int) -> None:
@@ -169,10 +200,21 @@ def page(records: parts.Records, environment: str) -> str:
     lines = [f"Measured by `python -m benchmarks.accelerator` on {environment}."]
     for module, (heading, columns) in TABLES.items():
         results = [each for each in records.found.values() if each["module"] == module]
-        hidden = dict.fromkeys(("to_compile", "to_lower"))  # From the cache, mostly; the starts say what it takes.
-        rows = [row | {"batch": each["batch"]} | hidden for each in results for row in each.get("rows", [])]
+        hidden = dict.fromkeys(
+            ("to_compile", "to_lower")
+        )  # From the cache, mostly; the starts say what it takes.
+        rows = [
+            row | {"batch": each["batch"]} | hidden
+            for each in results
+            for row in each.get("rows", [])
+        ]
         batch = {} if module == "speed" else {"batch": ("batch", "", 1)}
-        lines += ["", f"## {heading}", "", *speed.table(rows, dict([*columns.items()][:1]) | batch | columns)]
+        lines += [
+            "",
+            f"## {heading}",
+            "",
+            *speed.table(rows, dict([*columns.items()][:1]) | batch | columns),
+        ]
     failed = [f"- {key}: {each['error']}" for key, each in records.found.items() if "error" in each]
     return "\n".join([*lines, *(["", "## Not measured", "", *failed] if failed else []), ""])
 
@@ -187,13 +229,21 @@ def main() -> None:
     go(plan(given.tiny), timetable, 0 if given.tiny else given.workers)
     # A process of its own: this one must not take the accelerator from the parts.
     about = parts.run("benchmarks.speed:about", {}, seconds=60)
-    (folder / "results.md").write_text(page(records, about.get("environment", "a machine that cannot be named")))
-    print(f"{folder / 'results.md'}: {sum('rows' in each for each in records.found.values())} parts")
+    (folder / "results.md").write_text(
+        page(records, about.get("environment", "a machine that cannot be named"))
+    )
+    print(
+        f"{folder / 'results.md'}: {sum('rows' in each for each in records.found.values())} parts"
+    )
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("out", "accelerator", "The folder of results.")
     flags.DEFINE_float("seconds", 540, "Time for everything.")
-    flags.DEFINE_integer("workers", 5, "Processes that compile at a time; 0: each part compiles for itself.")
-    flags.DEFINE_bool("tiny", False, "Tiny networks and few parts, for CPUs: whether the script works.")
+    flags.DEFINE_integer(
+        "workers", 5, "Processes that compile at a time; 0: each part compiles for itself."
+    )
+    flags.DEFINE_bool(
+        "tiny", False, "Tiny networks and few parts, for CPUs: whether the script works."
+    )
     contest.run(main)

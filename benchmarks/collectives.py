@@ -8,7 +8,9 @@ import re
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 SCATTER = "all-reduce-scatter"
 COMPUTATION = re.compile(r"^(?:ENTRY )?%([\w-]+)[^\n]*\{$", re.MULTILINE)
-OPERATION = re.compile(rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)})(?:-done)?\((.*)$", re.MULTILINE)
+OPERATION = re.compile(
+    rf"^\s*(?:ROOT )?%?\S+ = (.+?) ({'|'.join(KINDS)})(?:-done)?\((.*)$", re.MULTILINE
+)
 CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
 
@@ -35,7 +37,10 @@ def collectives(text: str) -> dict[str, list[int]]:
 
 def sizes(types: str) -> list[int]:
     """Bytes of each array in an HLO type, as of "(f32[8,2]{1,0}, pred[])"."""
-    return [math.prod(map(int, filter(None, shape.split(",")))) * _bytes(name) for name, shape in ARRAY.findall(types)]
+    return [
+        math.prod(map(int, filter(None, shape.split(",")))) * _bytes(name)
+        for name, shape in ARRAY.findall(types)
+    ]
 
 
 def _bytes(name: str) -> int:
@@ -48,4 +53,9 @@ def ring_bytes(kind: str, whole: float, devices: int) -> float:
 
     An all-reduce is a reduce-scatter, then an all-gather: 2 (n - 1) / n of the bytes (Patarasuk and Yuan, 2009).
     """
-    return {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, SCATTER: 1}[kind] * (devices - 1) / devices * whole
+    return (
+        {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, SCATTER: 1}[kind]
+        * (devices - 1)
+        / devices
+        * whole
+    )

@@ -67,19 +67,32 @@ def split_bytes(params: dict, devices: int) -> int:
     """Bytes of those parameters that `sharding.spread` splits over so many devices."""
     where = sharding.spread(AbstractMesh((devices,), ("data",)), params)
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(where))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf, place in pairs if not place.is_fully_replicated)
+    return sum(
+        leaf.size * leaf.dtype.itemsize for leaf, place in pairs if not place.is_fully_replicated
+    )
 
 
 def table(whole: Step, images: dict[int, float], link: float, rate: float) -> list[str]:
     """A row for each number of devices with its images a device; link in byte/s, rate in FLOP/s."""
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(whole.params))
     lines = header(
-        "devices", "images a device", "GFLOP", "MB sent", "ms computing", "ms sending", "state kept if split"
+        "devices",
+        "images a device",
+        "GFLOP",
+        "MB sent",
+        "ms computing",
+        "ms sending",
+        "state kept if split",
     )
     for devices, count in images.items():
         sent = sum(ring_bytes(kind, size, devices) for kind, size in whole.found.items())
         kept = 1 - split_bytes(whole.params, devices) / total * (devices - 1) / devices
-        sizes = f"{devices:,}", f"{count:g}", f"{count * whole.flop / 1e9:,.1f}", f"{sent / 1e6:.1f}"
+        sizes = (
+            f"{devices:,}",
+            f"{count:g}",
+            f"{count * whole.flop / 1e9:,.1f}",
+            f"{sent / 1e6:.1f}",
+        )
         times = f"{1e3 * count * whole.flop / rate:.2f}", f"{1e3 * sent / link:.2f}"
         lines.append(row(*sizes, *times, f"{100 * kept:.1f} %"))
     return lines
@@ -90,18 +103,28 @@ def main(_: list[str]) -> None:
     options = flags.FLAGS
     jax.config.update("jax_num_cpu_devices", COMPILED)
     devices = topology.devices(options.topology) if options.topology else jax.devices()[:COMPILED]
-    how = topology.described(options.topology) if options.topology else f"compiled for {jax.default_backend()}"
+    how = (
+        topology.described(options.topology)
+        if options.topology
+        else f"compiled for {jax.default_backend()}"
+    )
     whole, split = (step(options.config, devices, split=split) for split in (False, True))
     for kind, each in (("replicated", whole), ("split", split)):
-        listed = ", ".join(f"{name} of {size / 1e6:.1f} MB" for name, size in sorted(each.found.items()))
+        listed = ", ".join(
+            f"{name} of {size / 1e6:.1f} MB" for name, size in sorted(each.found.items())
+        )
         print(f"{options.config}, state {kind}, {len(devices)} devices, {how}: {listed}")
         if options.topology:
             flop, moved = each.estimate["flops"] / 1e9, each.estimate["bytes accessed"] / 1e9
-            print(f"  of one device, with one image, the compiler estimates {flop:.1f} GFLOP and {moved:.1f} GB moved")
+            print(
+                f"  of one device, with one image, the compiler estimates {flop:.1f} GFLOP and {moved:.1f} GB moved"
+            )
     parts = split_bytes(whole.params, len(devices)) / 1e6
     print(f"by the rule: {parts:.1f} MB of the parameters are split over {len(devices)}")
     print(f"{whole.flop / 1e9:.1f} GFLOP an image")
-    print(f"ASSUMED, not measured: {options.link:g} GB/s sent by a device, {options.rate:g} TFLOP/s computed by it\n")
+    print(
+        f"ASSUMED, not measured: {options.link:g} GB/s sent by a device, {options.rate:g} TFLOP/s computed by it\n"
+    )
     rates = options.link * 1e9, options.rate * 1e12
     print(*table(whole, dict.fromkeys(DEVICES, options.per_device), *rates), sep="\n", end="\n\n")
     print(*table(whole, {n: options.total / n for n in DEVICES}, *rates), sep="\n")

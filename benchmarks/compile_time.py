@@ -15,37 +15,50 @@ from collections.abc import Sequence
 
 from absl import flags
 
+import train_state
 from benchmarks import contest, parts, speed
 
 STAGES = ("imports", "experiment", "state", "trace", "lower", "compile", "first step")
-COLUMNS = {"config": ("name", "", 1), "start": ("start", "", 1), "to the first step, s": ("total", ".1f", 1)}
-COLUMNS |= {f"{stage}, s": (stage, ".1f", 1) for stage in STAGES} | {"of the cold start": ("share", ".2f", 1)}
+COLUMNS = {
+    "config": ("name", "", 1),
+    "start": ("start", "", 1),
+    "to the first step, s": ("total", ".1f", 1),
+}
+COLUMNS |= {f"{stage}, s": (stage, ".1f", 1) for stage in STAGES} | {
+    "of the cold start": ("share", ".2f", 1)
+}
 
 
-def first_step(*, config: str, set: Sequence[str], batch_size: int, since: float) -> dict[str, float]:  # noqa: A002
+def first_step(
+    *, config: str, set: Sequence[str], batch_size: int, since: float
+) -> dict[str, float]:  # noqa: A002
     """Seconds of the stages up to the first finished step of this process, which was started at the time `since`.
 
     As all of `parts`, it runs in a process of its own.
     """
     import evaluation  # noqa: F401  As main.py does, which takes a while.
-    import report  # noqa: F401
-    import restoration  # noqa: F401
     import training
+    from modes import restoration  # noqa: F401
+    from report import report_data  # noqa: F401
 
     import jax  # isort: skip
 
     times = [since, time.time()]
-    experiment = speed.Experiment(contest.load(config, [*set, f"training.batch_size={batch_size}"]), jax.devices()[:1])
+    experiment = speed.Experiment(
+        contest.load(config, [*set, f"training.batch_size={batch_size}"]), jax.devices()[:1]
+    )
     times.append(time.time())
-    optimizer = training.make_optimizer(experiment.config.optim)
-    state = jax.block_until_ready(training.init_state(experiment, optimizer))
+    optimizer = train_state.make_optimizer(experiment.config.optim)
+    state = jax.block_until_ready(train_state.init_state(experiment, optimizer))
     times.append(time.time())
     batch = speed.images(experiment, batch_size)
     compiled = speed.compile_stages(training.jit_step(experiment, optimizer), state, batch)
     times += [times[-1] + sum(list(compiled.seconds.values())[: i + 1]) for i in range(3)]
     jax.block_until_ready(compiled.call(state, batch))
     times.append(time.time())
-    return dict(zip(STAGES, (b - a for a, b in zip(times, times[1:])))) | {"total": times[-1] - since}
+    return dict(zip(STAGES, (b - a for a, b in zip(times, times[1:])))) | {
+        "total": times[-1] - since
+    }
 
 
 def measure(
@@ -78,10 +91,17 @@ def measure(
     return rows
 
 
-def _start(path: str, set: Sequence[str], batch_size: int, folder: str, seconds: float) -> parts.Record:  # noqa: A002
-    cache = {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # As main.py.
+def _start(
+    path: str, set: Sequence[str], batch_size: int, folder: str, seconds: float
+) -> parts.Record:  # noqa: A002
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": folder,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }  # As main.py.
     arguments = {"config": path, "set": list(set), "batch_size": batch_size, "since": time.time()}
-    return parts.run("benchmarks.compile_time:first_step", arguments, environment=cache, seconds=seconds)
+    return parts.run(
+        "benchmarks.compile_time:first_step", arguments, environment=cache, seconds=seconds
+    )
 
 
 def main() -> None:

@@ -13,9 +13,8 @@ from absl import app, flags, logging
 
 from benchmarks import peer as peers
 from benchmarks import speed
+from configs.default import Config, complete
 from errors import InputError
-from experiment import Config
-from factory import complete
 
 FLAGSHIP = "configs/ve/cifar10_ncsnpp_continuous.py"
 Make = Callable[[Config, Mapping[str, str]], Any]
@@ -40,11 +39,15 @@ def load(path: str, overrides: Iterable[str] = ()) -> Config:
         try:
             config.update_from_flattened_dict({field: value})
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"--set={override} does not fit {path}: {' '.join(str(error).split())}.") from error
+            raise InputError(
+                f"--set={override} does not fit {path}: {' '.join(str(error).split())}."
+            ) from error
     return config
 
 
-def variants(config: Sequence[str], set: Sequence[str], variant: Sequence[str]) -> dict[str, Config]:  # noqa: A002
+def variants(
+    config: Sequence[str], set: Sequence[str], variant: Sequence[str]
+) -> dict[str, Config]:  # noqa: A002
     """A config for each file and variant, by name."""
     found = {}
     for path in config:
@@ -81,7 +84,9 @@ def contest(
         rivals = {}
         for key, compiled in [("ratio", False)] * peer + [("ratio_compiled", True)] * peer_compile:
             rivals[key] = f"{peers.title(each, compiled)}, of {name}"
-            theirs[rivals[key]] = contestants[rivals[key]] = make_peer(peers.Peer(each, compiled=compiled))
+            theirs[rivals[key]] = contestants[rivals[key]] = make_peer(
+                peers.Peer(each, compiled=compiled)
+            )
         for label, constructor in make.items():
             title = " ".join(filter(None, [name, label]))
             ours[title] = contestants[title] = constructor(each, rivals)
@@ -94,7 +99,9 @@ def contest(
     return speed.compete(contestants, rounds, [each.rate for each in ours.values()], size)
 
 
-def show(title: str, measure: Callable[..., list[speed.Row]], columns: speed.Columns, **options: Any) -> None:
+def show(
+    title: str, measure: Callable[..., list[speed.Row]], columns: speed.Columns, **options: Any
+) -> None:
     """Prints the table of what `measure` returns for the flags and these options."""
     given = arguments()
     packages = ("torch", "diffusers") if given["peer"] or given["peer_compile"] else ()
@@ -102,7 +109,11 @@ def show(title: str, measure: Callable[..., list[speed.Row]], columns: speed.Col
         share_the_card()
     rows = measure(**given, **options)
     title = title.format(**given, **options)
-    print("\n".join(["", f"{title}; on {speed.environment(*packages)}.", "", *speed.table(rows, columns)]))
+    print(
+        "\n".join(
+            ["", f"{title}; on {speed.environment(*packages)}.", "", *speed.table(rows, columns)]
+        )
+    )
 
 
 def share_the_card() -> None:
@@ -136,8 +147,12 @@ def define_config_flags(batch_size: int) -> None:
 def define_flags(batch_size: int) -> None:
     """The flags of the scripts; `arguments` reads them."""
     define_config_flags(batch_size)
-    flags.DEFINE_multi_string("variant", [""], "Fields, apart by spaces: a contestant for each config and variant.")
-    flags.DEFINE_integer("rounds", 5, "Timed runs of each contestant, in turn; the median counts.", lower_bound=1)
+    flags.DEFINE_multi_string(
+        "variant", [""], "Fields, apart by spaces: a contestant for each config and variant."
+    )
+    flags.DEFINE_integer(
+        "rounds", 5, "Timed runs of each contestant, in turn; the median counts.", lower_bound=1
+    )
     flags.DEFINE_bool("peer", False, "Compare with diffusers' UNet2DModel in PyTorch.")
     flags.DEFINE_bool("peer_compile", False, "Compare with the same under torch.compile, too.")
 

@@ -27,15 +27,25 @@ def judge(classifier: SVC, spread: float, folder: Path) -> list[str]:
     """A row about the samples in a folder checkpoint_K. Raises InputError if no classes were asked of them."""
     rounds = [np.load(path) for path in sorted(folder.glob("samples_*.npz"))]
     if not rounds or "classes" not in rounds[0]:
-        raise InputError(f"{folder} has no samples of classes; evaluate with --config.guidance.classes.")
+        raise InputError(
+            f"{folder} has no samples of classes; evaluate with --config.guidance.classes."
+        )
     result = json.loads((folder / "results.json").read_text())["samples"]
-    images, asked = (np.concatenate([each[name] for each in rounds]) for name in ("samples", "classes"))
+    images, asked = (
+        np.concatenate([each[name] for each in rounds]) for name in ("samples", "classes")
+    )
     flat = images.reshape(len(images), -1) * (16 / 255)
     right = classifier.predict(flat) == asked
     worst = min((right[asked == c].mean(), c) for c in np.unique(asked))
     guidance = result["guidance"]
     share = f"{100 * right.mean():.1f} +- {100 * np.sqrt(right.mean() * (1 - right.mean()) / len(right)):.1f}"
-    cells = [str(folder.parent.name), guidance["kind"], f"{guidance['scale']:g}", f"{result['nfe']:.0f}", share]
+    cells = [
+        str(folder.parent.name),
+        guidance["kind"],
+        f"{guidance['scale']:g}",
+        f"{result['nfe']:.0f}",
+        share,
+    ]
     return [*cells, f"{100 * worst[0]:.0f} ({worst[1]})", f"{within(flat, asked) / spread:.2f}"]
 
 
@@ -54,13 +64,19 @@ def main(argv: Sequence[str]) -> None:
     train, test = (datasets.load(get_default_configs().data, split) for split in ("train", "test"))
     flat = lambda images: images.pixels.reshape(len(images), -1).astype(float)
     classifier = SVC(gamma=1e-3, C=10).fit(flat(train), train.labels)
-    print(f"accuracy of the judge on {len(test)} test digits: {100 * classifier.score(flat(test), test.labels):.1f} %")
+    print(
+        f"accuracy of the judge on {len(test)} test digits: {100 * classifier.score(flat(test), test.labels):.1f} %"
+    )
     spread = within(flat(train), train.labels)
     print(f"machine: {machine()}\n")
     rows = [
-        row(*judge(classifier, spread, path)) for name in argv[1:] for path in sorted(Path(name).glob("checkpoint_*"))
+        row(*judge(classifier, spread, path))
+        for name in argv[1:]
+        for path in sorted(Path(name).glob("checkpoint_*"))
     ]
-    titles = header("folder", "guidance", "scale", "NFE", "as asked, %", "worst class, % (which)", "spread")
+    titles = header(
+        "folder", "guidance", "scale", "NFE", "as asked, %", "worst class, % (which)", "spread"
+    )
     print("\n".join([*titles, *rows]))
 
 

@@ -16,11 +16,11 @@ import matplotlib
 import numpy as np
 from absl import app, flags, logging
 
-import restoration
 from benchmarks.markdown import header, machine, row
 from configs.vp.digits_ddpmpp_continuous import get_config
 from experiment import Experiment
-from restoration import METHODS, Problem
+from modes import restoration
+from modes.restoration import METHODS, Problem
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from tests import gaussian_posterior
 
@@ -29,7 +29,9 @@ from matplotlib import pyplot as plt  # noqa: E402
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Where the digits model was trained.", required=True)
-flags.DEFINE_string("output", "docs/inverse_problems.md", "The file to write; the picture goes beside it.")
+flags.DEFINE_string(
+    "output", "docs/inverse_problems.md", "The file to write; the picture goes beside it."
+)
 flags.DEFINE_integer("images", 40, "Held-out digits.")
 
 SDES = {"VE": VESDE(), "VP": VPSDE(), "sub-VP": SubVPSDE()}
@@ -48,12 +50,16 @@ TASKS: dict[str, dict[str, Any]] = {
 def gaussian_table() -> list[str]:
     """Errors of mean and covariance for each method, SDE and problem."""
     problems = [f"{name}, noise {noise}" for _, name, noise in GAUSSIANS]
-    lines = header("method", "steps", *(f"{sde}: {problem}" for problem in problems for sde in SDES))
+    lines = header(
+        "method", "steps", *(f"{sde}: {problem}" for problem in problems for sde in SDES)
+    )
     for method in METHODS:
         cells = []
         for kind, name, noise in GAUSSIANS:
             for sde in SDES.values():
-                errors = gaussian_posterior.measure(sde, kind, name, noise, method, steps=STEPS[method], **OPTIONS)
+                errors = gaussian_posterior.measure(
+                    sde, kind, name, noise, method, steps=STEPS[method], **OPTIONS
+                )
                 cells.append(f"{errors.mean:.3f} / {errors.covariance:.3f}")
                 logging.info("%s %s %s %s", method, name, type(sde).__name__, errors)
         lines.append(row(f"`{method}`", str(STEPS[method]), *cells))
@@ -66,7 +72,9 @@ def draw_gaussian(path: Path) -> None:
     for axis, name in zip(axes, ("VE", "VP")):
         for method in METHODS:
             problem = SDES[name], *GAUSSIANS[0], method
-            errors = [gaussian_posterior.measure(*problem, steps=steps, **OPTIONS) for steps in GRIDS]
+            errors = [
+                gaussian_posterior.measure(*problem, steps=steps, **OPTIONS) for steps in GRIDS
+            ]
             axis.loglog(GRIDS, [each.mean for each in errors], "o-", label=method)
         axis.axhline(errors[0].floor, color="grey", linestyle=":", label="Monte-Carlo error")
         axis.set(title=name, xlabel="steps")
@@ -81,12 +89,19 @@ def digits_table(workdir: str, count: int) -> list[str]:
     lines = []
     for title, fields in TASKS.items():
         lines += [f"### {title}", ""]
-        lines += header("method", "PSNR of answers", "of their mean", "SSIM of answers", "misfit", "seconds")
+        lines += header(
+            "method", "PSNR of answers", "of their mean", "SSIM of answers", "misfit", "seconds"
+        )
         for method in METHODS:
             result = digits(workdir, count, {"method": method, "samples": 4, **fields})
             logging.info("%s %s %s", title, method, result)
             keys = ("psnr_answers", "psnr_mean", "ssim_answers", "misfit", "seconds")
-            lines.append(row(f"`{method}`", *(f"{result[key]:.{1 if key == 'seconds' else 3}f}" for key in keys)))
+            lines.append(
+                row(
+                    f"`{method}`",
+                    *(f"{result[key]:.{1 if key == 'seconds' else 3}f}" for key in keys),
+                )
+            )
         for name in ("pseudo-inverse", "mean image", "nearest training image"):
             lines.append(row(name, *(f"{value:.3f}" for value in result[name]), "", ""))
         lines.append("")
@@ -120,12 +135,20 @@ def baselines(experiment: Experiment, problem: Problem) -> dict[str, list[float]
     flat = lambda a: a.reshape(len(a), -1)
     seen, asked = flat(operator.forward(train)), flat(y)
     nearest = train[((asked[:, None] - seen[None]) ** 2).sum(-1).argmin(1)]
-    fill = lambda x: operator.from_basis(jnp.where(operator.measured, operator.solution(y), operator.to_basis(x)))
+    fill = lambda x: operator.from_basis(
+        jnp.where(operator.measured, operator.solution(y), operator.to_basis(x))
+    )
     mean = jnp.broadcast_to(train.mean(0), nearest.shape)
     candidates = {"pseudo-inverse": operator.pseudo_inverse(y), "mean image": fill(mean)}
     candidates["nearest training image"] = nearest
-    judged = {name: restoration.judge(experiment, problem, np.asarray(x)[:, None]) for name, x in candidates.items()}
-    return {name: [each["psnr_answers"], each["psnr_mean"], each["ssim_answers"]] for name, each in judged.items()}
+    judged = {
+        name: restoration.judge(experiment, problem, np.asarray(x)[:, None])
+        for name, x in candidates.items()
+    }
+    return {
+        name: [each["psnr_answers"], each["psnr_mean"], each["ssim_answers"]]
+        for name, each in judged.items()
+    }
 
 
 def main(_: list[str]) -> None:

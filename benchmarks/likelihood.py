@@ -21,16 +21,20 @@ import numpy as np
 from absl import flags
 from jax import Array
 
-import dequantization
+from auxiliary import dequantization
 from benchmarks import contest, speed
 from benchmarks import peer as peers
 from benchmarks.sampling import COLUMNS, forward_flops, of_evaluations, states
+from configs.default import Config
 from evaluation import compile_bits_per_dim
-from experiment import Config, Experiment, Params
+from experiment import Experiment
 from likelihood import elbo
+from models.building import Params
 
 EVALUATIONS = 10  # of the peer in a run
-BOUND = 2 * inspect.signature(elbo).parameters["pairs"].default  # Evaluations that the variational bound takes.
+BOUND = (
+    2 * inspect.signature(elbo).parameters["pairs"].default
+)  # Evaluations that the variational bound takes.
 
 
 class BitsPerDim:
@@ -39,11 +43,18 @@ class BitsPerDim:
     def __init__(self, config: Config, batch_size: int, rivals: Mapping[str, str] = {}) -> None:  # noqa: B006
         self.experiment = Experiment(config, jax.devices()[:1])
         self.rivals, self.rate = rivals, speed.rate_of(config)
-        function = compile_bits_per_dim(self.experiment, dequantization.make(self.experiment, "", 0))
-        pixels, numbers = speed.images(self.experiment, batch_size).pixels, self.experiment.rows(np.arange(batch_size))
+        function = compile_bits_per_dim(
+            self.experiment, dequantization.make(self.experiment, "", 0)
+        )
+        pixels, numbers = (
+            speed.images(self.experiment, batch_size).pixels,
+            self.experiment.rows(np.arange(batch_size)),
+        )
         self.arguments = self.experiment.init_params(), pixels, numbers, jnp.int32(0)
         self.compiled = speed.compile_stages(function, *self.arguments)
-        plain, derived = (count(self.experiment, batch_size) for count in (forward_flops, divergence_flops))
+        plain, derived = (
+            count(self.experiment, batch_size) for count in (forward_flops, divergence_flops)
+        )
         self.nfe = float(self().pop("nfe").max()) + BOUND * plain / derived
         self.work, self.flops = self.nfe * batch_size, self.nfe * derived
 
@@ -56,7 +67,11 @@ class BitsPerDim:
     @property
     def facts(self) -> speed.Row:
         """What its row says besides."""
-        found = {"parameters": speed.parameters(self.experiment), "nfe": self.nfe, "memory": self.compiled.peak}
+        found = {
+            "parameters": speed.parameters(self.experiment),
+            "nfe": self.nfe,
+            "memory": self.compiled.peak,
+        }
         return found | {"to_compile": self.compiled.seconds["compile"]}
 
 
@@ -67,19 +82,27 @@ def divergence_flops(experiment: Experiment, batch_size: int) -> float:
         score = experiment.score(params)
         return jax.jvp(lambda x: score(x, t), (x,), (x,))
 
-    return speed.flops(jax.jit(derivative).lower(experiment.abstract_params, *states(experiment, batch_size)))
+    return speed.flops(
+        jax.jit(derivative).lower(experiment.abstract_params, *states(experiment, batch_size))
+    )
 
 
-def measure(*, batch_size: int, tolerance: float = 0.1, set: Sequence[str] = (), **options: Any) -> list[speed.Row]:  # noqa: A002
+def measure(
+    *, batch_size: int, tolerance: float = 0.1, set: Sequence[str] = (), **options: Any
+) -> list[speed.Row]:  # noqa: A002
     """Rows about bits/dim by configs and variants; `options` as of `contest.contest`. Raises InputError."""
     peer = lambda peer: peers.repeated(peers.Likelihood, peer, batch_size, EVALUATIONS)
     ours = lambda config, rivals: BitsPerDim(config, batch_size, rivals)
-    rows = contest.contest({"": ours}, peer, set=[f"eval.bpd_tolerance={tolerance}", *set], **options)
+    rows = contest.contest(
+        {"": ours}, peer, set=[f"eval.bpd_tolerance={tolerance}", *set], **options
+    )
     return [of_evaluations(each) for each in rows]
 
 
 if __name__ == "__main__":
     contest.define_flags(batch_size=8)
-    flags.DEFINE_float("tolerance", 0.1, "Of the adaptive steps: eval.bpd_tolerance.", lower_bound=1e-9)
+    flags.DEFINE_float(
+        "tolerance", 0.1, "Of the adaptive steps: eval.bpd_tolerance.", lower_bound=1e-9
+    )
     title = "Bits/dim at batch {batch_size}, tolerance {tolerance:g}"
     contest.run(lambda: contest.show(title, measure, COLUMNS, tolerance=flags.FLAGS.tolerance))

@@ -29,7 +29,9 @@ from solvers import integrate
 from tests import mixture
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Where the digits model was trained; without it, only the mixture is measured.")
+flags.DEFINE_string(
+    "workdir", None, "Where the digits model was trained; without it, only the mixture is measured."
+)
 flags.DEFINE_string("output", "docs/likelihood.md", "The file to write.")
 flags.DEFINE_integer("images", 32, "Images of each problem.")
 flags.DEFINE_integer("repeats", 5, "Timed runs of each competitor, in turn; the median counts.")
@@ -68,7 +70,9 @@ def digits_problem(workdir: str, count: int) -> tuple[Problem, float]:
     pixels = experiment.test.pixels[:count]
     x = experiment.scaler.dequantize(pixels, jax.random.uniform(jax.random.key(0), pixels.shape))
     probes = likelihood.draw_probes(jax.random.split(jax.random.key(1), count), x.shape)
-    problem = Problem("digits, DDPM++, VPSDE", experiment.score(params), experiment.sde, x, probes, None)
+    problem = Problem(
+        "digits, DDPM++, VPSDE", experiment.score(params), experiment.sde, x, probes, None
+    )
     return problem, experiment.scaler.log_scale
 
 
@@ -83,15 +87,21 @@ def official(score: Score, sde: SDE, x: Array, probes: Array) -> tuple[Array, Ar
             score(x, jnp.broadcast_to(t, x.shape[:1])), x, t[None], probability_flow=True
         )
         dx, tangent = jax.linearize(drift, state[0])
-        traces = jax.vmap(lambda v: (v * tangent(v)).reshape(x.shape[0], -1).sum(-1))(probes.swapaxes(0, 1))
+        traces = jax.vmap(lambda v: (v * tangent(v)).reshape(x.shape[0], -1).sum(-1))(
+            probes.swapaxes(0, 1)
+        )
         return dx, traces.mean(0)
 
     state = jax.tree.map(lambda leaf: leaf[None], (x, jnp.zeros(x.shape[0])))
-    (z, traces), nfe = integrate(field, state, sde.t_min, sde.T, args=probes[None], rtol=1e-5, atol=1e-5)
+    (z, traces), nfe = integrate(
+        field, state, sde.t_min, sde.T, args=probes[None], rtol=1e-5, atol=1e-5
+    )
     return sde.prior_logp(z[0]) + traces[0], jnp.broadcast_to(nfe, x.shape[:1])
 
 
-def ours(score: Score, sde: SDE, x: Array, probes: Array, tolerance: float) -> tuple[Array, Array, Array]:
+def ours(
+    score: Score, sde: SDE, x: Array, probes: Array, tolerance: float
+) -> tuple[Array, Array, Array]:
     """log p and evaluations, and the solver's estimate of its error."""
     result = likelihood.log_likelihood(score, sde, x, probes, tolerance=tolerance)
     return result.logp, result.nfe, result.error
@@ -114,7 +124,12 @@ def compare(problem: Problem) -> list[str]:
         own = f"{float(result[2].mean()) / bits:.1e}" if len(result) > 2 else ""
         ratio = np.median(np.array(seconds[name]) / np.array(seconds["official"]))
         speed = f"{len(x) / np.median(seconds[name]):.0f}"
-        figures = f"{np.abs(error).mean():.1e}", f"{np.abs(error).max():.1e}", f"{error.mean():+.1e}", own
+        figures = (
+            f"{np.abs(error).mean():.1e}",
+            f"{np.abs(error).max():.1e}",
+            f"{error.mean():+.1e}",
+            own,
+        )
         rows.append(row(problem.name, name, f"{nfe:.0f}", *figures, speed, f"{ratio:.2f}"))
         print(rows[-1], flush=True)
     return rows
@@ -124,15 +139,27 @@ def movements(problem: Problem, log_scale: float) -> list[str]:
     """Rows: how far the mean bits/dim of the digits moves with the probes, the tolerance and t_min."""
     score, x, dims = problem.score, problem.x, math.prod(problem.x.shape[1:])
 
-    def estimate(kind: str = "Rademacher", count: int = 1, tolerance: float = likelihood.TOLERANCE, **t_min) -> tuple:
+    def estimate(
+        kind: str = "Rademacher", count: int = 1, tolerance: float = likelihood.TOLERANCE, **t_min
+    ) -> tuple:
         """bits/dim by probe (B, k), and mean NFE."""
-        probes = likelihood.draw_probes(jax.random.split(jax.random.key(2), len(x)), x.shape, kind, count)
+        probes = likelihood.draw_probes(
+            jax.random.split(jax.random.key(2), len(x)), x.shape, kind, count
+        )
         sde = dataclasses.replace(problem.sde, **t_min)
         run = functools.partial(likelihood.log_likelihood, score, sde, tolerance=tolerance)
         result = jax.jit(run)(x, probes)
-        return np.asarray(likelihood.bits_per_dim(result.per_probe, dims, log_scale)), float(result.nfe.mean())
+        return np.asarray(likelihood.bits_per_dim(result.per_probe, dims, log_scale)), float(
+            result.nfe.mean()
+        )
 
-    def describe(name: str, bpd: np.ndarray, nfe: float, reference: np.ndarray | None = None, spread: str = "") -> str:
+    def describe(
+        name: str,
+        bpd: np.ndarray,
+        nfe: float,
+        reference: np.ndarray | None = None,
+        spread: str = "",
+    ) -> str:
         moved = "" if reference is None else mean_and_stderr(bpd.mean(1) - reference.mean(1))
         line = row(name, f"{bpd.mean():.4f}", moved, spread, f"{nfe:.0f}")
         print(line, flush=True)
@@ -166,17 +193,34 @@ def main(_: list[str]) -> None:
     flag = " --workdir=DIR" if FLAGS.workdir else ""
     lines = [
         *TEXT.format(
-            command=f"python -m benchmarks.likelihood_quality{flag}", machine=machine(), n=FLAGS.images
+            command=f"python -m benchmarks.likelihood_quality{flag}",
+            machine=machine(),
+            n=FLAGS.images,
         ).splitlines(),
         "",
-        *header("Problem", "tolerance", "NFE", "error", "largest", "mean", "own estimate", "images/s", "time"),
+        *header(
+            "Problem",
+            "tolerance",
+            "NFE",
+            "error",
+            "largest",
+            "mean",
+            "own estimate",
+            "images/s",
+            "time",
+        ),
     ]
     for sde in (VESDE(), VPSDE(), SubVPSDE()):
         lines += compare(mixture_problem(sde, FLAGS.images))
     if FLAGS.workdir:
         problem, log_scale = digits_problem(FLAGS.workdir, FLAGS.images)
         lines += compare(problem)
-        lines += ["", *MOVEMENTS.splitlines(), "", *header("", "bits/dim", "moves by", "spread of a probe", "NFE")]
+        lines += [
+            "",
+            *MOVEMENTS.splitlines(),
+            "",
+            *header("", "bits/dim", "moves by", "spread of a probe", "NFE"),
+        ]
         lines += movements(problem, log_scale)
     Path(FLAGS.output).write_text("\n".join(lines) + "\n")
     print(f"written: {FLAGS.output}")

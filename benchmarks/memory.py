@@ -21,8 +21,8 @@ from absl import flags
 
 from benchmarks import contest, parts, speed
 from benchmarks import topology as topologies
+from configs.default import Config
 from errors import InputError
-from experiment import Config
 from factory import matching
 from models import NETWORKS
 
@@ -74,10 +74,15 @@ def of_step(
     loaded = contest.load(config, [*set, *batch])
     here = topologies.devices(topology) if topology else jax.devices()
     if len(here) < devices:
-        raise InputError(f"--shape asks for {devices} devices, here are {len(here)}; JAX_PLATFORMS=cpu has all.")
+        raise InputError(
+            f"--shape asks for {devices} devices, here are {len(here)}; JAX_PLATFORMS=cpu has all."
+        )
     experiment = speed.Experiment(loaded, here[:devices])
     compiled = train_step.compile_step(experiment)
-    estimate = {"tpu_flops": compiled.estimate["flops"], "traffic": compiled.estimate["bytes accessed"]}
+    estimate = {
+        "tpu_flops": compiled.estimate["flops"],
+        "traffic": compiled.estimate["bytes accessed"],
+    }
     return compiled.memory | {
         "peak": compiled.peak,
         "flops": compiled.flops or train_step.counted_flops(loaded),
@@ -100,8 +105,13 @@ def step_of(config: Config, batch_size: int | None) -> str:
     """What the memory of a train step depends on; SDEs take none."""
     network = {"name": config.model.name} | matching(NETWORKS[config.model.name], config.model)
     shape = [config.data[field] for field in ("image_size", "num_channels", "num_classes")]
-    ways = [config.model.dtype, *(config.training[field] for field in ("remat", "accumulate", "shard_params"))]
-    return json.dumps([batch_size or config.training.batch_size, shape, ways, network], default=list)
+    ways = [
+        config.model.dtype,
+        *(config.training[field] for field in ("remat", "accumulate", "shard_params")),
+    ]
+    return json.dumps(
+        [batch_size or config.training.batch_size, shape, ways, network], default=list
+    )
 
 
 def measure(
@@ -123,7 +133,14 @@ def measure(
         for batch_size, devices in shapes:
             where = {"devices": devices} | ({"topology": topology} if topology else {})
             arguments = {"config": path, "set": list(set), "batch_size": batch_size} | where
-            key = " ".join([path, *set, f"batch={batch_size or 'own'}", *(f"{k}={v}" for k, v in where.items())])
+            key = " ".join(
+                [
+                    path,
+                    *set,
+                    f"batch={batch_size or 'own'}",
+                    *(f"{k}={v}" for k, v in where.items()),
+                ]
+            )
             name = path.removeprefix("configs/").removesuffix(".py")
             first = alike.setdefault((step_of(loaded, batch_size), devices), key)
             if records.lacks(key) and not records.lacks(first):
@@ -132,9 +149,14 @@ def measure(
             elif records.lacks(key):
                 about = {"name": name, "changed": " ".join(set), "batch_size": batch_size} | where
                 environment = {"JAX_PLATFORMS": "cpu"} if topology else {}
-                found = parts.run("benchmarks.memory:of_step", arguments, environment=environment, seconds=seconds)
+                found = parts.run(
+                    "benchmarks.memory:of_step", arguments, environment=environment, seconds=seconds
+                )
                 records.add(key, about | found | fits(found, topology))
-                print(f"{key}: {found.get('error') or format(found['peak'] / 1e9, '.2f') + ' GB'}", flush=True)
+                print(
+                    f"{key}: {found.get('error') or format(found['peak'] / 1e9, '.2f') + ' GB'}",
+                    flush=True,
+                )
             rows.append(records.found[key])
     return rows
 
@@ -142,7 +164,9 @@ def measure(
 def fits(found: speed.Row, topology: str | None) -> speed.Row:
     """Whether a step fits into CARD and, as TPU's compiler says, into the chip; nothing where that is not known."""
     if "peak" in found:
-        return {"fits_card": "yes" if found["peak"] < CARD else "no"} | ({"fits": "yes"} if topology else {})
+        return {"fits_card": "yes" if found["peak"] < CARD else "no"} | (
+            {"fits": "yes"} if topology else {}
+        )
     return {"fits": "no"} if topology and "RESOURCE_EXHAUSTED" in found["error"] else {}
 
 
@@ -151,13 +175,19 @@ def main() -> None:
     given = flags.FLAGS
     every = len(topologies.devices(given.topology)) if given.topology else 0
     shapes = [f"{every}x{every}"] if given.topology else ["1x1", f"0x{DEVICES}"]
-    shapes = [tuple(int(number) or None for number in each.split("x")) for each in given.shape or shapes]
+    shapes = [
+        tuple(int(number) or None for number in each.split("x")) for each in given.shape or shapes
+    ]
     paths = given.config or all_configs()
     records = parts.Records(given.results)
     measure(records, paths, given.set, shapes=shapes, topology=given.topology)
     rows = list(records.found.values())
     fitting = [each for each in rows if each.get("fits_card") == "yes"]
-    how = f"by the compiler, {topologies.described(given.topology)}" if given.topology else "by the compiler"
+    how = (
+        f"by the compiler, {topologies.described(given.topology)}"
+        if given.topology
+        else "by the compiler"
+    )
     lines = [f"Memory of train steps, {how}; on {speed.environment()}."]
     lines.append(f"{len(fitting)} of {len(rows)} fit in {CARD / 1e9:.0f} GB a device.")
     print("\n".join(["", *lines, "", *speed.table(rows, COLUMNS)]))
@@ -166,7 +196,9 @@ def main() -> None:
 if __name__ == "__main__":
     flags.DEFINE_multi_string("config", [], "Config files; all of configs/ if none is given.")
     flags.DEFINE_multi_string("set", [], "A field for all, as in --set=training.remat=True.")
-    flags.DEFINE_string("results", str(Path(".cache") / "memory.jsonl"), "The file of results, one in a line.")
+    flags.DEFINE_string(
+        "results", str(Path(".cache") / "memory.jsonl"), "The file of results, one in a line."
+    )
     flags.DEFINE_multi_string(
         "shape",
         None,

@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-import features
-import image_quality
-import reference_statistics
 from benchmarks.markdown import header, row
 from configs.vp import digits_ddpmpp_continuous
 from experiment import Experiment
+from metrics import features, reference_statistics, sample_quality
 
 COUNTS, DRAWS = (60, 120, 240, 359), 20
 COLUMNS = {
@@ -46,10 +44,12 @@ def main(argv: list[str]) -> None:
         for _ in range(DRAWS):
             drawn = rng.choice(len(found.pool), count, replace=False)
             np.savez(path, pool=found.pool[drawn], logits=found.logits[drawn])
-            results = image_quality.measure([path], extractor, reference)
+            results = sample_quality.measure([path], extractor, reference)
             measured.append([results[name][key] for name, key in COLUMNS.values()])
         means, spreads = np.mean(measured, 0), np.std(measured, 0, ddof=1)
-        rows.append(row(str(count), *(f"{mean:.3f} ({spread:.3f})" for mean, spread in zip(means, spreads))))
+        rows.append(
+            row(str(count), *(f"{mean:.3f} ({spread:.3f})" for mean, spread in zip(means, spreads)))
+        )
     path.unlink()
     print("\n".join([*header("images", *COLUMNS), *rows]))
 

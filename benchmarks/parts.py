@@ -20,14 +20,22 @@ MARK = "result of the part: "
 Record = dict[str, Any]
 
 
-def run(function: str, arguments: Mapping[str, Any], *, environment: Mapping[str, str] = {}, seconds: float) -> Record:  # noqa: B006
+def run(
+    function: str,
+    arguments: Mapping[str, Any],
+    *,
+    environment: Mapping[str, str] = {},
+    seconds: float,
+) -> Record:  # noqa: B006
     """What `function`, 'module:name', returns for these arguments, which JSON can hold, in a new process.
 
     {'error': why} if it fails, is killed, or takes longer than `seconds`.
     """
     command = [sys.executable, "-m", "benchmarks.parts", function, json.dumps(arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, start_new_session=True, **pipes)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | environment, start_new_session=True, **pipes
+    )
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import speed
+from configs.default import Config
 from errors import InputError
-from experiment import Config, Experiment
-from unet2d import UNET_FAMILIES, unet_config
+from experiment import Experiment
+from pretrained.diffusers_unet import UNET_FAMILIES, unet_config
 
 LEVELS = 1000
 
@@ -78,11 +79,19 @@ class Peer:
                 module.dropout.p = config.model.dropout
         layout = torch.channels_last if cuda else torch.contiguous_format
         self.network = network.to(self.device, memory_format=layout)
-        self.layout, self.shape = layout, (config.data.num_channels, config.data.image_size, config.data.image_size)
-        self.autocast = functools.partial(
-            torch.autocast, self.device.type, torch.bfloat16, enabled=speed.rate_of(config) == "bfloat16"
+        self.layout, self.shape = (
+            layout,
+            (config.data.num_channels, config.data.image_size, config.data.image_size),
         )
-        self.alpha, self.std, self.gain, self.label = (torch.tensor(a, device=self.device) for a in _levels(config))
+        self.autocast = functools.partial(
+            torch.autocast,
+            self.device.type,
+            torch.bfloat16,
+            enabled=speed.rate_of(config) == "bfloat16",
+        )
+        self.alpha, self.std, self.gain, self.label = (
+            torch.tensor(a, device=self.device) for a in _levels(config)
+        )
 
     @property
     def parameters(self) -> int:
@@ -96,12 +105,16 @@ class Peer:
 
     def normal(self, count: int) -> Any:
         """Noise (B, C, H, W)."""
-        return self.torch.randn((count, *self.shape), device=self.device).contiguous(memory_format=self.layout)
+        return self.torch.randn((count, *self.shape), device=self.device).contiguous(
+            memory_format=self.layout
+        )
 
     def output(self, x: Any, level: Any) -> Any:
         """The score (B, C, H, W) at noise levels (B,), by number, times factors that are the same for a batch."""
         with self.autocast():
-            return self.network(x, self.label[level]).sample.float() * self.gain[level].view(-1, 1, 1, 1)
+            return self.network(x, self.label[level]).sample.float() * self.gain[level].view(
+                -1, 1, 1, 1
+            )
 
     def loss(self, pixels: Any, level: Any, noise: Any, flip: Any) -> Any:
         """Our loss of images in bytes, flipped where `flip` (B, 1, 1, 1) says so; the mean over the batch."""
@@ -111,7 +124,9 @@ class Peer:
         alpha, std = (each[level].view(-1, 1, 1, 1) for each in (self.alpha, self.std))
         residual = self.output(alpha * x + std * noise, level) * std + noise
         squares = residual.square().flatten(1)
-        return (squares.mean(1) if self.config.training.reduce_mean else 0.5 * squares.sum(1)).mean()
+        return (
+            squares.mean(1) if self.config.training.reduce_mean else 0.5 * squares.sum(1)
+        ).mean()
 
     def prepared(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, under torch.compile if so asked."""
@@ -140,7 +155,11 @@ def _levels(config: Config) -> tuple[np.ndarray, ...]:
     """alpha, std, the score's share of the network's output, and labels, at 1,000 times; float32 (1000,)."""
     experiment = Experiment(config)
     sde, scales = experiment.sde, experiment.num_scales
-    t = jnp.linspace(sde.t_min, sde.T, LEVELS) if scales is None else jnp.arange(LEVELS) % scales / (scales - 1) * sde.T
+    t = (
+        jnp.linspace(sde.t_min, sde.T, LEVELS)
+        if scales is None
+        else jnp.arange(LEVELS) % scales / (scales - 1) * sde.T
+    )
     gain = sde.score_from_output(jnp.ones((LEVELS, 1, 1, 1)), t, scales)[:, 0, 0, 0]
     found = *sde.marginal(t, scales), gain, sde.label(t, scales)
     return tuple(np.broadcast_to(np.asarray(each, np.float32), (LEVELS,)).copy() for each in found)
@@ -162,7 +181,9 @@ class Training:
         """The loss of images and, on the parameters, its gradients."""
         torch, device, count = self.peer.torch, self.peer.device, len(pixels)
         level = torch.randint(LEVELS, (count,), device=device)
-        flip = torch.rand((count, 1, 1, 1), device=device) < (0.5 if self.peer.config.data.random_flip else 0)
+        flip = torch.rand((count, 1, 1, 1), device=device) < (
+            0.5 if self.peer.config.data.random_flip else 0
+        )
         loss = loss(pixels, level, self.peer.normal(count), flip)
         loss.backward()
         return loss.detach()
@@ -173,7 +194,9 @@ class Training:
         loss = self.gradients(self.loss, self.pixels)
         if optim.grad_clip > 0:
             torch.nn.utils.clip_grad_norm_(self.weights, optim.grad_clip)
-        self.optimizer.param_groups[0]["lr"] = optim.lr * min(1.0, self.count / optim.warmup if optim.warmup else 1.0)
+        self.optimizer.param_groups[0]["lr"] = optim.lr * min(
+            1.0, self.count / optim.warmup if optim.warmup else 1.0
+        )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
@@ -192,9 +215,14 @@ class Training:
 class Sampling:
     """Evaluations of the network, each followed by an update of the images with fresh noise."""
 
-    def __init__(self, peer: Peer, batch_size: int, evaluations: int, *, compiled: bool = True) -> None:
+    def __init__(
+        self, peer: Peer, batch_size: int, evaluations: int, *, compiled: bool = True
+    ) -> None:
         self.peer, self.evaluations = peer, evaluations
-        self.x, self.level = peer.normal(batch_size), peer.torch.full((batch_size,), LEVELS // 2, device=peer.device)
+        self.x, self.level = (
+            peer.normal(batch_size),
+            peer.torch.full((batch_size,), LEVELS // 2, device=peer.device),
+        )
         self.output = peer.prepared(peer.output) if compiled else peer.output
         peer.network.eval()
 
@@ -209,9 +237,14 @@ class Sampling:
 class Likelihood:
     """Evaluations of the network with Hutchinson's estimate of its divergence, as the official code makes them."""
 
-    def __init__(self, peer: Peer, batch_size: int, evaluations: int, *, compiled: bool = True) -> None:
+    def __init__(
+        self, peer: Peer, batch_size: int, evaluations: int, *, compiled: bool = True
+    ) -> None:
         self.peer, self.evaluations = peer, evaluations
-        self.x, self.level = peer.normal(batch_size), peer.torch.full((batch_size,), LEVELS // 2, device=peer.device)
+        self.x, self.level = (
+            peer.normal(batch_size),
+            peer.torch.full((batch_size,), LEVELS // 2, device=peer.device),
+        )
         self.probe = peer.normal(batch_size).sign()
         self.output = peer.prepared(peer.output) if compiled else peer.output
         peer.network.eval().requires_grad_(False)
@@ -220,7 +253,9 @@ class Likelihood:
         x, traces = self.x, 0.0
         for _ in range(self.evaluations):
             x = x.detach().requires_grad_()
-            output = self.output(x.clone(), self.level)  # PyTorch's counter of FLOPs takes no leaf for an input.
+            output = self.output(
+                x.clone(), self.level
+            )  # PyTorch's counter of FLOPs takes no leaf for an input.
             (gradient,) = self.peer.torch.autograd.grad((output * self.probe).sum(), x)
             traces = traces + (gradient * self.probe).flatten(1).sum(1)
             x = x + 1e-3 * output
@@ -235,7 +270,9 @@ class Contestant:
 
     rivals: Mapping[str, str] = {}
 
-    def __init__(self, peer: Peer, call: Callable[[], object], *, times: int = 1, work: float, flops: float) -> None:
+    def __init__(
+        self, peer: Peer, call: Callable[[], object], *, times: int = 1, work: float, flops: float
+    ) -> None:
         self.subject, self.call, self.times, self.work, self.flops = peer, call, times, work, flops
         self.rate = speed.rate_of(peer.config)
 
@@ -253,14 +290,18 @@ class Contestant:
 def repeated(kind: type, peer: Peer, batch_size: int, evaluations: int) -> Contestant:
     """`Sampling` or `Likelihood` of a batch, its FLOPs from one image and evaluation."""
     flops = batch_size * evaluations * peer.flops(kind(peer, 1, 1, compiled=False))
-    return Contestant(peer, kind(peer, batch_size, evaluations), work=batch_size * evaluations, flops=flops)
+    return Contestant(
+        peer, kind(peer, batch_size, evaluations), work=batch_size * evaluations, flops=flops
+    )
 
 
 def title(config: Config, compiled: bool) -> str:
     near = nearest(config)
     changed = any(not _same(config.model.get(field), near.model[field]) for field in near.model)
     like = "nearest" if changed else "same"
-    return f"diffusers, {like} network, {speed.rate_of(config)}" + (", compiled" if compiled else "")
+    return f"diffusers, {like} network, {speed.rate_of(config)}" + (
+        ", compiled" if compiled else ""
+    )
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -19,7 +19,8 @@ from absl import flags
 
 from benchmarks import contest, speed
 from benchmarks import peer as peers
-from experiment import Config, Experiment
+from configs.default import Config
+from experiment import Experiment
 from factory import Samples
 
 COLUMNS = {
@@ -52,7 +53,11 @@ class Sampler:
     @property
     def facts(self) -> speed.Row:
         """What its row says besides."""
-        return {"parameters": speed.parameters(self.experiment), "nfe": self.nfe, "first": self.first}
+        return {
+            "parameters": speed.parameters(self.experiment),
+            "nfe": self.nfe,
+            "first": self.first,
+        }
 
 
 def forward_flops(experiment: Experiment, batch_size: int) -> float:
@@ -61,13 +66,17 @@ def forward_flops(experiment: Experiment, batch_size: int) -> float:
     return speed.flops(score.lower(experiment.abstract_params, *states(experiment, batch_size)))
 
 
-def states(experiment: Experiment, batch_size: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+def states(
+    experiment: Experiment, batch_size: int
+) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
     """The shapes of x and t."""
     x = jax.ShapeDtypeStruct((batch_size, *experiment.image_shape), "float32")
     return x, jax.ShapeDtypeStruct((batch_size,), "float32")
 
 
-def measure(*, batch_size: int, levels: int = 25, set: Sequence[str] = (), **options: Any) -> list[speed.Row]:  # noqa: A002
+def measure(
+    *, batch_size: int, levels: int = 25, set: Sequence[str] = (), **options: Any
+) -> list[speed.Row]:  # noqa: A002
     """Rows about the samplers of configs and variants; `options` as of `contest.contest`. Raises InputError."""
 
     def sampler(method: str) -> contest.Make:
@@ -94,7 +103,10 @@ def of_evaluations(each: speed.Row) -> speed.Row:
 if __name__ == "__main__":
     contest.define_flags(batch_size=8)
     flags.DEFINE_integer(
-        "levels", 25, "Noise levels of predictor and corrector; those of VP need more than 20.", lower_bound=2
+        "levels",
+        25,
+        "Noise levels of predictor and corrector; those of VP need more than 20.",
+        lower_bound=2,
     )
     title = "Sampling at batch {batch_size}, {levels} levels"
     contest.run(lambda: contest.show(title, measure, COLUMNS, levels=flags.FLAGS.levels))

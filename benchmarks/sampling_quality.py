@@ -26,17 +26,32 @@ import factory
 import sampling
 import solvers
 from benchmarks.markdown import header, row
-from benchmarks.sampling_quality_page import BEST, BEST_SCHEDULE, BUDGETS, NAMES, PC, Result, draw, page
+from benchmarks.sampling_quality_page import (
+    BEST,
+    BEST_SCHEDULE,
+    BUDGETS,
+    NAMES,
+    PC,
+    Result,
+    draw,
+    page,
+)
 from checkpoints import Checkpoints
-from configs.default import get_default_config
-from experiment import Config, Experiment
+from configs.default import Config, get_default_config
+from experiment import Experiment
 from sde_lib import SDE, VPSDE, Score
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", "configs/vp/digits_ddpmpp_continuous.py", "The experiment of --workdir.")
-flags.DEFINE_string("workdir", None, "Where a digits model was trained; without it, only the mixture is measured.")
+config_flags.DEFINE_config_file(
+    "config", "configs/vp/digits_ddpmpp_continuous.py", "The experiment of --workdir."
+)
+flags.DEFINE_string(
+    "workdir", None, "Where a digits model was trained; without it, only the mixture is measured."
+)
 flags.DEFINE_bool("write", False, "Write docs/sampling.md and docs/sampling.png.")
-flags.DEFINE_string("results", None, "A JSON file of what has been measured: it is read, and completed.")
+flags.DEFINE_string(
+    "results", None, "A JSON file of what has been measured: it is read, and completed."
+)
 flags.DEFINE_integer("samples", 4000, "Samples of the mixture for each sampler.")
 flags.DEFINE_integer("digits", 500, "Samples of the digits model for each sampler.")
 
@@ -83,7 +98,9 @@ class Law:
 
         def together(x: Array, t: Array) -> Array:
             mean, var = of_components(t[0])
-            logits = x @ (mean / var).T - 0.5 * (x**2 @ (1 / var).T + (mean**2 / var + jnp.log(var)).sum(-1))
+            logits = x @ (mean / var).T - 0.5 * (
+                x**2 @ (1 / var).T + (mean**2 / var + jnp.log(var)).sum(-1)
+            )
             weights = jax.nn.softmax(logits)
             return weights @ (mean / var) - weights @ (1 / var) * x
 
@@ -109,7 +126,9 @@ def sliced(quantiles: np.ndarray, x: np.ndarray) -> float:
     """Wasserstein-2 distance along `directions`, as root mean square; quantiles (n, 128) of the law."""
     projected = np.sort(np.asarray(x, np.float64).reshape(len(x), -1) @ directions(), 0)
     if len(x) != len(quantiles):
-        projected = np.quantile(projected, (np.arange(len(quantiles)) + 0.5) / len(quantiles), axis=0)
+        projected = np.quantile(
+            projected, (np.arange(len(quantiles)) + 0.5) / len(quantiles), axis=0
+        )
     return float(np.sqrt(np.mean((projected - quantiles) ** 2)))
 
 
@@ -128,7 +147,9 @@ def weighted_quantiles(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     order = np.argsort(projected, 0)
     middle = np.cumsum(weights[order], 0) - weights[order] / 2
     values = np.take_along_axis(projected, order, 0)
-    return np.stack([np.interp(levels, m / weights.sum(), v) for m, v in zip(middle.T, values.T)], 1)
+    return np.stack(
+        [np.interp(levels, m / weights.sum(), v) for m, v in zip(middle.T, values.T)], 1
+    )
 
 
 # --- samplers ---------------------------------------------------------------------------------------------------------
@@ -136,7 +157,11 @@ def weighted_quantiles(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def solver(name: str, schedule: str, budget: int) -> dict[str, Any] | None:
     """The settings of a few-step solver that come nearest to a budget of NFE from below; None if there are none."""
-    steps = {"heun": (budget + 1) // 2, "heun_churn": (budget + 1) // 2, "restart": (budget - 3) // 2}.get(name, budget)
+    steps = {
+        "heun": (budget + 1) // 2,
+        "heun_churn": (budget + 1) // 2,
+        "restart": (budget - 3) // 2,
+    }.get(name, budget)
     if name == "restart" and steps < 3:
         return None
     return {"method": "solver", "solver": name, "schedule": schedule, "num_steps": steps}
@@ -148,10 +173,15 @@ def references(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "predictor, 1000", {"method": "pc", "corrector": "none", **CORRECTED[kind]}
     yield "ode", {"method": "ode"}
     for tolerance in (0.05, 0.02, 0.01):
-        yield f"adaptive_sde {tolerance}", {"method": "solver", "solver": "adaptive_sde", "tolerance": tolerance}
+        yield (
+            f"adaptive_sde {tolerance}",
+            {"method": "solver", "solver": "adaptive_sde", "tolerance": tolerance},
+        )
 
 
-def on_mixture(law: Law, quantiles: np.ndarray, kind: str, name: str, options: dict[str, Any]) -> Result:
+def on_mixture(
+    law: Law, quantiles: np.ndarray, kind: str, name: str, options: dict[str, Any]
+) -> Result:
     """Runs a sampler as a config describes it."""
     config = get_default_config()
     config.data.centered, config.training.sde = True, kind
@@ -159,9 +189,13 @@ def on_mixture(law: Law, quantiles: np.ndarray, kind: str, name: str, options: d
     sde = factory.make_sde(config)
     sampler, score = factory.make_sampler(config, sde), law.score(sde)
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(len(quantiles)))
-    run = jax.jit(lambda keys: sampler(keys, score, sampling.prior_sample(keys, sde, (len(keys), *law.shape))))
+    run = jax.jit(
+        lambda keys: sampler(keys, score, sampling.prior_sample(keys, sde, (len(keys), *law.shape)))
+    )
     samples = run(keys)
-    result = Result(NAMES[kind], name, float(np.asarray(samples.nfe).mean()), sliced(quantiles, samples.x))
+    result = Result(
+        NAMES[kind], name, float(np.asarray(samples.nfe).mean()), sliced(quantiles, samples.x)
+    )
     print(f"{result.sde} {name}: {result.nfe:.0f} NFE, {result.distance:.4f}", flush=True)
     return result
 
@@ -177,8 +211,12 @@ def mixture_results(kind: str) -> list[Result]:
         known = {}
         for schedule in solvers.SCHEDULES:
             settings = [solver(name, schedule, budget) for budget in (10, 20)]
-            known[schedule] = [measure(f"{name} {schedule}", options) for options in settings if options]
-        best = min(known, key=lambda schedule: np.prod([result.distance for result in known[schedule]]))
+            known[schedule] = [
+                measure(f"{name} {schedule}", options) for options in settings if options
+            ]
+        best = min(
+            known, key=lambda schedule: np.prod([result.distance for result in known[schedule]])
+        )
         others = (solver(name, best, budget) for budget in BUDGETS if budget not in (10, 20))
         results += [result for schedule in known.values() for result in schedule]
         results += [measure(f"{name} {best}", options) for options in others if options]
@@ -208,8 +246,13 @@ def digits_results() -> list[Result]:
         read = reader.predict_proba(x.reshape(len(x), -1))
         frequencies = np.bincount(read.argmax(1), minlength=10) / len(x)
         notes = f"{read.max(1).mean():.3f}", f"{np.abs(frequencies - share).sum() / 2:.3f}"
-        result = Result("digits", name, nfe, sliced(quantiles, x), float(np.std(again, ddof=1)), notes)
-        print(f"digits {name}: {nfe:.0f} NFE, {result.distance:.4f} +- {result.spread:.4f}, {notes}", flush=True)
+        result = Result(
+            "digits", name, nfe, sliced(quantiles, x), float(np.std(again, ddof=1)), notes
+        )
+        print(
+            f"digits {name}: {nfe:.0f} NFE, {result.distance:.4f} +- {result.spread:.4f}, {notes}",
+            flush=True,
+        )
         return result
 
     def measure(name: str, options: dict[str, Any], **model: Any) -> Result:
@@ -226,7 +269,11 @@ def digits_results() -> list[Result]:
         for budget in (5, 10, 20, 50) if name == BEST else (10, 20):
             if options := solver(name, BEST_SCHEDULE, budget):
                 results.append(measure(f"{name} {BEST_SCHEDULE}", options))
-    results.append(measure("adaptive_sde 0.05", {"method": "solver", "solver": "adaptive_sde", "tolerance": 0.05}))
+    results.append(
+        measure(
+            "adaptive_sde 0.05", {"method": "solver", "solver": "adaptive_sde", "tolerance": 0.05}
+        )
+    )
     return [*results, measure(PC, dict(references("vpsde"))[PC], num_scales=1000)]
 
 
@@ -243,8 +290,13 @@ def peer_rows() -> list[str]:
     x = jax.random.normal(jax.random.key(0), shape)
 
     def ours(name: str, levels: np.ndarray) -> np.ndarray:
-        plan, prediction = solvers.SOLVERS[name].plan(levels), solvers.SOLVERS[name].noise_prediction
-        run = lambda x: sampling.few_step(None, score, sde, x, plan, levels[-1], noise_prediction=prediction)[1]
+        plan, prediction = (
+            solvers.SOLVERS[name].plan(levels),
+            solvers.SOLVERS[name].noise_prediction,
+        )
+        run = lambda x: sampling.few_step(
+            None, score, sde, x, plan, levels[-1], noise_prediction=prediction
+        )[1]
         return np.asarray(jax.jit(run)(x))
 
     def theirs(name: str, levels: np.ndarray) -> np.ndarray:
@@ -254,13 +306,17 @@ def peer_rows() -> list[str]:
         scheduler.sigmas = torch.tensor(levels)
         times, state, states = sde.time_at(jnp.asarray(levels)), torch.tensor(np.asarray(x)), []
         for t, timestep in zip(times, scheduler.timesteps):
-            noise = -sde.std(t) * score(jnp.asarray(state.numpy(), jnp.float32), jnp.full(len(x), t))
+            noise = -sde.std(t) * score(
+                jnp.asarray(state.numpy(), jnp.float32), jnp.full(len(x), t)
+            )
             state = scheduler.step(torch.tensor(np.asarray(noise)), timestep, state).prev_sample
             states.append(state.numpy())
         return np.array(states)
 
     grid = lambda n, denoise: solvers.noise_levels(sde, "log_snr", n, denoise=denoise)
-    rows = header("solver", "NFE", "largest difference of states", "error, ours", "error, diffusers")
+    rows = header(
+        "solver", "NFE", "largest difference of states", "error, ours", "error, diffusers"
+    )
     truths = {end: ours("dpm++_3m", grid(1000, end))[-1] for end in (True, False)}
     rms = lambda a: f"{np.sqrt(np.mean(a**2)):.2e}"
     for name in PEERS:
@@ -269,18 +325,24 @@ def peer_rows() -> list[str]:
             levels, truth = grid(n, denoise), truths[denoise]
             a, b = ours(name, levels), theirs(name, levels)
             difference = f"{np.abs(a - b).max():.1e}"
-            rows.append(row(f"`{name}`", str(n), difference, rms(a[-1] - truth), rms(b[-1] - truth)))
+            rows.append(
+                row(f"`{name}`", str(n), difference, rms(a[-1] - truth), rms(b[-1] - truth))
+            )
             print(rows[-1], flush=True)
     return rows
 
 
 def measured() -> dict[str, list]:
     """All parts: {"vesde": [Result, ...], ..., "digits": ..., "peers": rows}, by way of the file of --results."""
-    parts: dict[str, Callable[[], list]] = {kind: functools.partial(mixture_results, kind) for kind in NAMES}
+    parts: dict[str, Callable[[], list]] = {
+        kind: functools.partial(mixture_results, kind) for kind in NAMES
+    }
     if importlib.util.find_spec("diffusers") and importlib.util.find_spec("torch"):
         parts["peers"] = peer_rows
     else:
-        print("diffusers or PyTorch is not installed (requirements-dev.txt): no comparison with its schedulers.")
+        print(
+            "diffusers or PyTorch is not installed (requirements-dev.txt): no comparison with its schedulers."
+        )
     if FLAGS.workdir:
         parts["digits"] = digits_results
     else:
@@ -292,14 +354,19 @@ def measured() -> dict[str, list]:
             known[name] = measure()
             if path:
                 path.write_text(json.dumps(known))
-    return {name: rows if name == "peers" else [Result(*each) for each in rows] for name, rows in known.items()}
+    return {
+        name: rows if name == "peers" else [Result(*each) for each in rows]
+        for name, rows in known.items()
+    }
 
 
 def main(_: list[str]) -> None:
     """Measures, prints and writes."""
     logging.set_verbosity(logging.WARNING)
     parts = measured()
-    given = "".join(f" --{flag}={flag.upper()}" for flag in ("workdir", "results") if FLAGS[flag].value)
+    given = "".join(
+        f" --{flag}={flag.upper()}" for flag in ("workdir", "results") if FLAGS[flag].value
+    )
     command = f"python -m benchmarks.sampling_quality{given} --write"
     text = page(parts, {"command": command, "n": FLAGS.samples, "digits": FLAGS.digits})
     print(text)

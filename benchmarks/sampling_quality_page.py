@@ -29,7 +29,10 @@ class Result(NamedTuple):
 
 def pick(results: list[Result], name: str, budget: int = 0) -> Result:
     """The result of this sampler with most NFE within the budget, if there is one."""
-    return max((r for r in results if r.sampler == name and (not budget or r.nfe <= budget)), key=lambda r: r.nfe)
+    return max(
+        (r for r in results if r.sampler == name and (not budget or r.nfe <= budget)),
+        key=lambda r: r.nfe,
+    )
 
 
 def best_schedule(results: list[Result], name: str) -> str:
@@ -46,21 +49,28 @@ def mixture_table(results: list[Result]) -> list[str]:
         for low, budget in zip((0, *BUDGETS), BUDGETS):
             found = [r for r in results if r.sampler == full and low < r.nfe <= budget]
             cells.append(
-                f"{found[0].distance:.4f}" + (f" ({found[0].nfe:.0f})" if found[0].nfe < budget else "")
+                f"{found[0].distance:.4f}"
+                + (f" ({found[0].nfe:.0f})" if found[0].nfe < budget else "")
                 if found
                 else ""
             )
         lines.append(row(f"`{name}`", full.split()[1], *cells))
-    others = [r for r in results if r.sampler.split()[0] not in solvers.SOLVERS and r.sampler != "floor"]
+    others = [
+        r for r in results if r.sampler.split()[0] not in solvers.SOLVERS and r.sampler != "floor"
+    ]
     lines += ["", *header("sampler", "NFE", "distance")]
     return lines + [row(r.sampler, f"{r.nfe:.0f}", f"{r.distance:.4f}") for r in others]
 
 
 def schedule_table(results: list[Result]) -> list[str]:
     """Distances at 10 and 20 NFE on every schedule."""
-    lines = header("solver", *(f"{schedule}, {n} NFE" for schedule in solvers.SCHEDULES for n in (10, 20)))
+    lines = header(
+        "solver", *(f"{schedule}, {n} NFE" for schedule in solvers.SCHEDULES for n in (10, 20))
+    )
     for name in ("deis", "unipc_3", "dpm++_2m"):
-        cells = [pick(results, f"{name} {s}", n).distance for s in solvers.SCHEDULES for n in (10, 20)]
+        cells = [
+            pick(results, f"{name} {s}", n).distance for s in solvers.SCHEDULES for n in (10, 20)
+        ]
         lines.append(row(f"`{name}`", *(f"{cell:.4f}" for cell in cells)))
     return lines
 
@@ -74,23 +84,52 @@ def verdict(results: list[Result]) -> list[str]:
     near = "yes" if few[1].distance <= 1.5 * pc.distance else "no"
     ratio = f"{few[1].distance / pc.distance:.2f}"
     apart = f"{few[0].distance - pc.distance:+.4f} ({2 * spread[0]:.4f})"
-    return [f"{pc.distance:.4f}", f"{few[0].distance:.4f}", apart, same, f"{few[1].distance:.4f}", ratio, near]
+    return [
+        f"{pc.distance:.4f}",
+        f"{few[0].distance:.4f}",
+        apart,
+        same,
+        f"{few[1].distance:.4f}",
+        ratio,
+        near,
+    ]
 
 
 def page(parts: dict[str, list], facts: dict[str, Any]) -> str:
     """docs/sampling.md; `facts` fill the gaps of its text."""
-    head = "law", "PC, 2,000 NFE", "20 NFE", "apart (2 errors)", "as good", "10 NFE", "ratio", "within 1.5"
-    verdicts = header(*head) + [row(p[0].sde, *verdict(p)) for name, p in parts.items() if name != "peers"]
+    head = (
+        "law",
+        "PC, 2,000 NFE",
+        "20 NFE",
+        "apart (2 errors)",
+        "as good",
+        "10 NFE",
+        "ratio",
+        "within 1.5",
+    )
+    verdicts = header(*head) + [
+        row(p[0].sde, *verdict(p)) for name, p in parts.items() if name != "peers"
+    ]
     facts = facts | {"machine": machine()}
     floor = parts["vesde"][0]
-    facts |= {"floor": f"{floor.distance:.4f} +- {floor.spread:.4f}", "verdicts": "\n".join(verdicts)}
+    facts |= {
+        "floor": f"{floor.distance:.4f} +- {floor.spread:.4f}",
+        "verdicts": "\n".join(verdicts),
+    }
     lines = [TEXT.format(**facts)]
     for kind, name in NAMES.items():
         lines += [f"### {name}", "", *mixture_table(parts[kind]), "", "Other schedules:", ""]
         lines += [*schedule_table(parts[kind]), ""]
     if "digits" in parts:
-        lines += [DIGITS.format(**facts), *header("samples", "NFE", "distance", "confidence", "classes off")]
-        cells = lambda r: (f"{r.nfe:.0f}" if r.nfe else "", f"{r.distance:.4f} +- {r.spread:.4f}", *r.notes)
+        lines += [
+            DIGITS.format(**facts),
+            *header("samples", "NFE", "distance", "confidence", "classes off"),
+        ]
+        cells = lambda r: (
+            f"{r.nfe:.0f}" if r.nfe else "",
+            f"{r.distance:.4f} +- {r.spread:.4f}",
+            *r.notes,
+        )
         lines += [*(row(r.sampler, *cells(r)) for r in parts["digits"]), ""]
     if "peers" in parts:
         lines += [DIFFUSERS, *parts["peers"], ""]
@@ -107,13 +146,24 @@ def draw(parts: dict[str, list], path: str) -> None:
         for number, name in enumerate(solvers.SOLVERS):
             full = best_schedule(results, name)
             points = sorted((r.nfe, r.distance) for r in results if r.sampler == full)
-            axes.plot(*zip(*points), ".-", color=f"C{number}", label=name, linewidth=2 if name == BEST else 1)
+            axes.plot(
+                *zip(*points),
+                ".-",
+                color=f"C{number}",
+                label=name,
+                linewidth=2 if name == BEST else 1,
+            )
         points = [(r.nfe, r.distance) for r in results if r.sampler.startswith("adaptive_sde")]
         axes.plot(*zip(*points), "kx", label="adaptive_sde")
         axes.plot(pick(results, "ode").nfe, pick(results, "ode").distance, "k*", label="ode")
         axes.axhline(pick(results, PC).distance, color="k", linestyle="--", label="PC, 2,000 NFE")
         floor = results[0]
-        axes.axhspan(floor.distance - 2 * floor.spread, floor.distance + 2 * floor.spread, color="0.85", label="floor")
+        axes.axhspan(
+            floor.distance - 2 * floor.spread,
+            floor.distance + 2 * floor.spread,
+            color="0.85",
+            label="floor",
+        )
         axes.set(xscale="log", yscale="log", title=NAMES[kind], xlabel="NFE", ylim=(0.01, 1))
     figure.axes[0].set_ylabel("sliced Wasserstein-2 distance")
     figure.axes[-1].legend(fontsize=7, ncols=2)

@@ -20,9 +20,10 @@ from jax import Array
 
 import sharding
 from benchmarks.markdown import header, machine, row
+from configs.default import Config
 from datasets import Batch
 from errors import choose
-from experiment import Config, Experiment
+from experiment import Experiment
 
 PRODUCTS = {  # (dtype, precision): JAX's default precision for float32 is TF32 on NVIDIA's cards, exact on CPUs.
     "float32": (jnp.float32, None),
@@ -123,7 +124,9 @@ class Product:
         size = size or ((2048 if dtype == jnp.float32 else 512) if on_cpu else 8192)
         count = count or (2 if on_cpu else 20)
         keys = jax.random.split(jax.random.key(0))
-        self.a, self.b = (jax.random.normal(key, (size, size), dtype) / math.sqrt(size) for key in keys)
+        self.a, self.b = (
+            jax.random.normal(key, (size, size), dtype) / math.sqrt(size) for key in keys
+        )
         self.flops = 2.0 * count * size**3
 
         @jax.jit
@@ -138,7 +141,9 @@ class Product:
         return self.run(self.a, self.b)
 
 
-def alternate(contestants: Contestants, rounds: int, clock: Callable[[], float] = time.perf_counter) -> Seconds:
+def alternate(
+    contestants: Contestants, rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> Seconds:
     """Seconds of every contestant in every round. They run in turn, so that other load on the machine meets all.
 
     What they return is waited for. A first run of each is not counted.
@@ -159,7 +164,9 @@ def faster(seconds: Seconds, name: str, other: str) -> float:
     return statistics.median(theirs / ours for ours, theirs in zip(seconds[name], seconds[other]))
 
 
-def compete(contestants: dict[str, Any], rounds: int, kinds: Iterable[str], size: int | None = None) -> list[Row]:
+def compete(
+    contestants: dict[str, Any], rounds: int, kinds: Iterable[str], size: int | None = None
+) -> list[Row]:
     """Rows about contestants, timed in turns with matrix products of these kinds.
 
     A contestant has `work` (images a run, say), `flops` a run, `rate` (which kind of product it is held against),
@@ -171,7 +178,14 @@ def compete(contestants: dict[str, Any], rounds: int, kinds: Iterable[str], size
     for name, each in contestants.items():
         median, product = statistics.median(seconds[name]), f"matrix products, {each.rate}"
         share = each.flops / found[product].flops * faster(seconds, name, product)
-        rows.append({"name": name, "seconds": median, "rate": each.work / median, "tflops": each.flops / median / 1e12})
+        rows.append(
+            {
+                "name": name,
+                "seconds": median,
+                "rate": each.work / median,
+                "tflops": each.flops / median / 1e12,
+            }
+        )
         rows[-1] |= {"share": share, "of": each.rate} | each.facts
         for key, rival in each.rivals.items():
             rows[-1][key] = each.work / contestants[rival].work * faster(seconds, name, rival)
@@ -185,7 +199,11 @@ def products(kinds: Iterable[str], rounds: int, size: int | None = None) -> list
 
 def _product_row(name: str, product: Product, seconds: list[float]) -> Row:
     median = statistics.median(seconds)
-    return {"name": f"{name}, {len(product.a)}", "seconds": median, "tflops": product.flops / median / 1e12}
+    return {
+        "name": f"{name}, {len(product.a)}",
+        "seconds": median,
+        "tflops": product.flops / median / 1e12,
+    }
 
 
 def rate_of(config: Config) -> str:
@@ -218,6 +236,10 @@ def cell(value: object, form: str = "", scale: float = 1.0) -> str:
 def table(rows: Iterable[Row], columns: Columns) -> list[str]:
     """A Markdown table, without the columns that no row fills."""
     rows = list(rows)
-    columns = {title: each for title, each in columns.items() if any(row.get(each[0]) is not None for row in rows)}
+    columns = {
+        title: each
+        for title, each in columns.items()
+        if any(row.get(each[0]) is not None for row in rows)
+    }
     cells = lambda each: [cell(each.get(key), form, scale) for key, form, scale in columns.values()]
     return [*header(*columns), *(row(*cells(each)) for each in rows)]

@@ -32,7 +32,9 @@ def devices(name: str) -> list[Any]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
-        raise InputError(f"--topology={name} is unknown to libtpu; v5e:2x4 is one it knows: {brief(error)}") from error
+        raise InputError(
+            f"--topology={name} is unknown to libtpu; v5e:2x4 is one it knows: {brief(error)}"
+        ) from error
 
 
 def described(name: str) -> str:

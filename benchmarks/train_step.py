@@ -15,11 +15,13 @@ from typing import Any
 import jax
 from absl import flags
 
+import train_state
 import training
 from benchmarks import contest, speed
 from benchmarks import peer as peers
+from configs.default import Config
 from datasets import Batch
-from experiment import Config, Experiment
+from experiment import Experiment
 
 COLUMNS = contest.columns(
     {"before, to lower, s": ("to_lower", ".1f", 1), "device peak, GB": ("device_peak", ".2f", 1e-9)}
@@ -33,13 +35,16 @@ class TrainStep:
         self.experiment = Experiment(config, jax.devices()[:1])
         self.steps, self.rivals, self.rate = steps, rivals, speed.rate_of(config)
         self.compiled = compile_step(self.experiment)
-        self.flops, self.work = steps * model_flops(config, self.compiled.flops), steps * config.training.batch_size
+        self.flops, self.work = (
+            steps * model_flops(config, self.compiled.flops),
+            steps * config.training.batch_size,
+        )
         self.state = None
 
     def prepare(self) -> None:
         """Puts state and images on the device."""
-        optimizer = training.make_optimizer(self.experiment.config.optim)
-        self.state = training.init_state(self.experiment, optimizer)
+        optimizer = train_state.make_optimizer(self.experiment.config.optim)
+        self.state = train_state.init_state(self.experiment, optimizer)
         self.batch = speed.images(self.experiment, self.experiment.config.training.batch_size)
 
     def __call__(self) -> training.Metrics:
@@ -62,8 +67,8 @@ class TrainStep:
 
 def lowered_arguments(experiment: Experiment) -> tuple[Any, Any, Batch]:
     """The jitted step with the shapes of its arguments; nothing is put on a device."""
-    optimizer = training.make_optimizer(experiment.config.optim)
-    state = jax.eval_shape(lambda: training.init_state(experiment, optimizer))
+    optimizer = train_state.make_optimizer(experiment.config.optim)
+    state = jax.eval_shape(lambda: train_state.init_state(experiment, optimizer))
     count = experiment.config.training.batch_size
     labels = jax.ShapeDtypeStruct((count,), "int32") if experiment.labelled else None
     batch = Batch(jax.ShapeDtypeStruct((count, *experiment.image_shape), "uint8"), labels)
@@ -84,7 +89,9 @@ def compile_step(experiment: Experiment) -> speed.Compiled:
 def model_flops(config: Config, counted: float) -> float:
     """FLOPs of a step without those that training.remat adds, and with all that training.accumulate loops over."""
     plain = {"remat": False, "accumulate": 1}
-    changed = {f"training.{name}": value for name, value in plain.items() if config.training[name] != value}
+    changed = {
+        f"training.{name}": value for name, value in plain.items() if config.training[name] != value
+    }
     if not changed:
         return counted
     config = config.copy_and_resolve_references()
@@ -97,7 +104,9 @@ def counted_flops(config: Config) -> float:
     return speed.flops(lower(Experiment(config, jax.devices()[:1])))
 
 
-def measure(*, batch_size: int, steps: int = 0, set: Sequence[str] = (), **options: Any) -> list[speed.Row]:  # noqa: A002
+def measure(
+    *, batch_size: int, steps: int = 0, set: Sequence[str] = (), **options: Any
+) -> list[speed.Row]:  # noqa: A002
     """Rows about the train steps of configs and variants; `options` as of `contest.contest`.
 
     `steps` are those of a run, 0 for one on CPUs and ten else. Raises InputError.
@@ -106,13 +115,21 @@ def measure(*, batch_size: int, steps: int = 0, set: Sequence[str] = (), **optio
 
     def peer(peer: peers.Peer) -> peers.Contestant:
         work = peers.Training(peer, batch_size)
-        return peers.Contestant(peer, work.step, times=steps, work=steps * batch_size, flops=steps * work.flops)
+        return peers.Contestant(
+            peer, work.step, times=steps, work=steps * batch_size, flops=steps * work.flops
+        )
 
     ours = lambda config, rivals: TrainStep(config, steps, rivals)
-    return contest.contest({"": ours}, peer, set=[*set, f"training.batch_size={batch_size}"], **options)
+    return contest.contest(
+        {"": ours}, peer, set=[*set, f"training.batch_size={batch_size}"], **options
+    )
 
 
 if __name__ == "__main__":
     contest.define_flags(batch_size=8)
     flags.DEFINE_integer("steps", 0, "Train steps of a run; 0: one on CPUs, ten else.")
-    contest.run(lambda: contest.show("Train steps at batch {batch_size}", measure, COLUMNS, steps=flags.FLAGS.steps))
+    contest.run(
+        lambda: contest.show(
+            "Train steps at batch {batch_size}", measure, COLUMNS, steps=flags.FLAGS.steps
+        )
+    )

@@ -8,6 +8,8 @@ The paper, its tables and its figures are, in all config files, those of Song et
 
 import ml_collections
 
+Config = ml_collections.ConfigDict
+
 
 def get_default_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
@@ -33,9 +35,15 @@ def get_default_config() -> ml_collections.ConfigDict:
     model.num_scales = 1000
     model.ema_rate = 0.999
     model.dropout = 0.1
-    model.class_dropout = 0.1  # Ours: the share of labels hidden in training, for classifier-free guidance.
-    model.dtype = "float32"  # Ours: of what the network computes, or "bfloat16"; parameters are float32.
-    model.embedding_type = "fourier"  # Of NCSN++ and DDPM++; the other networks have one embedding or none.
+    model.class_dropout = (
+        0.1  # Ours: the share of labels hidden in training, for classifier-free guidance.
+    )
+    model.dtype = (
+        "float32"  # Ours: of what the network computes, or "bfloat16"; parameters are float32.
+    )
+    model.embedding_type = (
+        "fourier"  # Of NCSN++ and DDPM++; the other networks have one embedding or none.
+    )
     model.scale_by_sigma = True
 
     config.training = training = ml_collections.ConfigDict()
@@ -46,15 +54,23 @@ def get_default_config() -> ml_collections.ConfigDict:
     training.n_jitted_steps = 5
     training.reduce_mean = False
     training.likelihood_weighting = False
-    training.importance_weighting = False  # Ours: with likelihood_weighting, times from the density that suits it.
+    training.importance_weighting = (
+        False  # Ours: with likelihood_weighting, times from the density that suits it.
+    )
     training.log_freq = 50
     training.eval_freq = 100
     training.snapshot_freq = 50_000
     training.snapshot_freq_for_preemption = 10_000
     training.snapshot_sampling = True
-    training.shard_params = False  # Ours: splits parameters, moving average and Adam's averages over the devices.
-    training.remat = False  # Ours: residual blocks are computed anew for the gradient, to save memory.
-    training.accumulate = 1  # Ours: parts of a batch that are worked through one after the other, to save memory.
+    training.shard_params = (
+        False  # Ours: splits parameters, moving average and Adam's averages over the devices.
+    )
+    training.remat = (
+        False  # Ours: residual blocks are computed anew for the gradient, to save memory.
+    )
+    training.accumulate = (
+        1  # Ours: parts of a batch that are worked through one after the other, to save memory.
+    )
     training.dequantizer_iters = 1000  # Ours: steps of --mode=train_dequantizer.
 
     config.optim = optim = ml_collections.ConfigDict()
@@ -88,7 +104,9 @@ def get_default_config() -> ml_collections.ConfigDict:
     guidance.scale = 1.0
     guidance.interval = (0.0, 1e6)  # of noise levels std / alpha; outside the scale is 1.
 
-    config.classifier = classifier = ml_collections.ConfigDict()  # Ours: of --mode=train_classifier.
+    config.classifier = classifier = (
+        ml_collections.ConfigDict()
+    )  # Ours: of --mode=train_classifier.
     classifier.num_classes = 10
     classifier.blocks_per_group = 4
     classifier.channel_multiplier = 10
@@ -105,7 +123,9 @@ def get_default_config() -> ml_collections.ConfigDict:
     restore.task = "inpaint"
     restore.method = "ddrm"
     restore.noise = 0.0  # Standard deviation of the noise in measurements, for images in [0, 1].
-    restore.mask = "box"  # What is unknown: "box", "random", or an image file, known where it is bright.
+    restore.mask = (
+        "box"  # What is unknown: "box", "random", or an image file, known where it is bright.
+    )
     restore.share = 0.5  # Of the box's sides; of the known pixels, frequencies or measurements.
     restore.factor = 2  # Sides of the blocks of which super-resolution has the means.
     restore.blur = 1.0  # Standard deviation of the blur, in pixels.
@@ -130,13 +150,38 @@ def get_default_config() -> ml_collections.ConfigDict:
     evaluate.dequantization = "uniform"  # Ours: or "variational", after --mode=train_dequantizer.
     evaluate.bpd_num_repeats = 5
     evaluate.bpd_probes = 1  # Ours: of each image, in each pass.
-    evaluate.bpd_trace = "Rademacher"  # Ours: or "Gaussian", or "exact" (as many probes as an image has entries).
+    evaluate.bpd_trace = (
+        "Rademacher"  # Ours: or "Gaussian", or "exact" (as many probes as an image has entries).
+    )
     evaluate.bpd_tolerance = 1e-3  # Ours: of an adaptive step, in nats/dim among others.
-    evaluate.enable_metrics = False  # Ours, as all that follow: FID, KID, inception score, precision and recall.
-    evaluate.features = "inception"  # Or "inception_tf", "classifier", "module:function"; see features.py.
+    evaluate.enable_metrics = (
+        False  # Ours, as all that follow: FID, KID, inception score, precision and recall.
+    )
+    evaluate.features = (
+        "inception"  # Or "inception_tf", "classifier", "module:function"; see features.py.
+    )
     evaluate.inception_path = ""
     evaluate.stats_path = ""
     evaluate.stats_split = "train"
     evaluate.legacy_rounding = False  # True truncates samples to uint8 as the official code did.
     evaluate.bpd_t_min = 1e-5  # Ours: images are taken for states at this time.
     return config
+
+
+def complete(config: Config) -> Config:
+    """A copy with default values for missing fields, other than the model's: official configs lack some of them."""
+    fields, defaults = config.to_dict(), get_default_config().to_dict()
+    for section in (
+        "data",
+        "training",
+        "optim",
+        "sampling",
+        "guidance",
+        "classifier",
+        "restore",
+        "eval",
+    ):
+        fields[section] = defaults[section] | fields.get(section, {})
+    for field in ("class_dropout", "dtype"):
+        fields["model"].setdefault(field, defaults["model"][field])
+    return ml_collections.ConfigDict(fields).lock()

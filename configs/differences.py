@@ -59,5 +59,7 @@ DROPPED = {
     "training.continuouse": "Read by nothing; ve/ncsnv2/bedroom means training.continuous.",
 }
 MENDED = {
-    "ve/ncsnv2/bedroom": {"training.continuous": False},  # What training.continuouse is meant to say.
+    "ve/ncsnv2/bedroom": {
+        "training.continuous": False
+    },  # What training.continuouse is meant to say.
 }

@@ -18,7 +18,9 @@ TEMB = 4 * EMBEDDING
 def conv3x3(in_features: int, features: int, *, stride: int = 1, rngs: layers.Rngs) -> nnx.Conv:
     """3x3 convolution without bias; kernels start normal with variance 2 / fan_out."""
     init = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-    return nnx.Conv(in_features, features, (3, 3), stride, use_bias=False, kernel_init=init, rngs=rngs)
+    return nnx.Conv(
+        in_features, features, (3, 3), stride, use_bias=False, kernel_init=init, rngs=rngs
+    )
 
 
 def standardize(x: Array) -> Array:
@@ -34,7 +36,13 @@ class WideResnetBlock(nnx.Module):
     """
 
     def __init__(
-        self, in_features: int, features: int, *, stride: int = 1, activate_before_residual: bool, rngs: layers.Rngs
+        self,
+        in_features: int,
+        features: int,
+        *,
+        stride: int = 1,
+        activate_before_residual: bool,
+        rngs: layers.Rngs,
     ) -> None:
         self.activate_before_residual, self.grows, self.pools = (
             activate_before_residual,
@@ -61,11 +69,22 @@ class WideResnetGroup(nnx.Module):
     """Residual blocks of one width, of which the first may halve the resolution."""
 
     def __init__(
-        self, in_features: int, features: int, num_blocks: int, *, stride: int, first: bool, rngs: layers.Rngs
+        self,
+        in_features: int,
+        features: int,
+        num_blocks: int,
+        *,
+        stride: int,
+        first: bool,
+        rngs: layers.Rngs,
     ) -> None:
         self.blocks = nnx.List()
         for i in range(num_blocks):
-            options = {"stride": 1 if i else stride, "activate_before_residual": first and i == 0, "rngs": rngs}
+            options = {
+                "stride": 1 if i else stride,
+                "activate_before_residual": first and i == 0,
+                "rngs": rngs,
+            }
             self.blocks.append(WideResnetBlock(features if i else in_features, features, **options))
 
     def __call__(self, x: Array, temb: Array) -> Array:
@@ -99,7 +118,9 @@ class WideResnet(nnx.Module):
         self.groups, channels = nnx.List(), 16
         for i, width in enumerate((16, 32, 64)):
             options = {"stride": 2 if i else 1, "first": i == 0, "rngs": rngs}
-            self.groups.append(WideResnetGroup(channels, width * channel_multiplier, blocks_per_group, **options))
+            self.groups.append(
+                WideResnetGroup(channels, width * channel_multiplier, blocks_per_group, **options)
+            )
             channels = width * channel_multiplier
         self.norm_out = layers.GroupNorm(channels)
         self.out = nnx.Linear(channels, num_outputs, rngs=rngs)

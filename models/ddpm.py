@@ -23,7 +23,9 @@ class ResnetBlockDDPM(layers.ResnetBlockDDPMpp):
 class AttnBlock(layers.AttnBlockpp):
     """Self-attention. It takes the arguments of a residual block, to be exchangeable with one, and looks at x alone."""
 
-    def __call__(self, x: Array, temb: Array | None = None, rngs: layers.Rngs | None = None) -> Array:
+    def __call__(
+        self, x: Array, temb: Array | None = None, rngs: layers.Rngs | None = None
+    ) -> Array:
         return super().__call__(x)
 
 
@@ -86,7 +88,9 @@ class DDPM(nnx.Module):
         up = partial(layers.Upsample, with_conv=resamp_with_conv, rngs=rngs)
 
         last, widths = len(ch_mult) - 1, [nf * multiplier for multiplier in ch_mult]
-        levels = [(i, width, image_size >> i in tuple(attn_resolutions)) for i, width in enumerate(widths)]
+        levels = [
+            (i, width, image_size >> i in tuple(attn_resolutions)) for i, width in enumerate(widths)
+        ]
         self.conv_in = layers.conv3x3(num_channels, nf, rngs=rngs)
         self.down, skips = nnx.List(), [nf]
         for i, width, attends in levels:
@@ -117,7 +121,9 @@ class DDPM(nnx.Module):
         temb = self.temb2(self.act(self.temb1(layers.timestep_embedding(label, self.nf))))
         return temb if self.class_embedding is None else temb + self.class_embedding(classes)
 
-    def __call__(self, x: Array, label: Array, rngs: layers.Rngs | None = None, classes: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, label: Array, rngs: layers.Rngs | None = None, classes: Array | None = None
+    ) -> Array:
         """Raw output for images x in [-1, 1]; with `rngs` dropout is on."""
         temb = self.embed(label, classes)
 

@@ -21,7 +21,9 @@ class Coupling(nnx.Module):
         conv = partial(layers.conv3x3, rngs=rngs)
         self.odd = odd
         self.conv_in = conv(2 * num_channels, FEATURES)
-        self.blocks = nnx.List([nnx.List([conv(FEATURES, FEATURES) for _ in range(2)]) for _ in range(BLOCKS)])
+        self.blocks = nnx.List(
+            [nnx.List([conv(FEATURES, FEATURES) for _ in range(2)]) for _ in range(BLOCKS)]
+        )
         self.conv_out = conv(FEATURES, 2 * num_channels, init_scale=0.0)
 
     def __call__(self, z: Array, image: Array) -> tuple[Array, Array]:
@@ -44,7 +46,9 @@ class Dequantizer(nnx.Module):
 
     def __init__(self, num_channels: int, levels: int, *, rngs: layers.Rngs) -> None:
         self.levels = levels
-        self.couplings = nnx.List([Coupling(num_channels, i % 2 == 1, rngs=rngs) for i in range(LAYERS)])
+        self.couplings = nnx.List(
+            [Coupling(num_channels, i % 2 == 1, rngs=rngs) for i in range(LAYERS)]
+        )
 
     def __call__(self, u: Array, noise: Array) -> tuple[Array, Array]:
         """Grey levels u and uniform noise in [0, 1), (B, H, W, C) -> v, and log q(v | u) in nats (B,)."""

@@ -82,7 +82,12 @@ class MixedA(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        branches = self.branch1x1(x), self.branch5x5_2(self.branch5x5_1(x)), double, self.branch_pool(mean_pool(x))
+        branches = (
+            self.branch1x1(x),
+            self.branch5x5_2(self.branch5x5_1(x)),
+            double,
+            self.branch_pool(mean_pool(x)),
+        )
         return jnp.concatenate(branches, -1)
 
 
@@ -136,7 +141,9 @@ class ReductionB(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         wide = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
-        return jnp.concatenate([self.branch3x3_2(self.branch3x3_1(x)), self.branch7x7x3_4(wide), max_pool(x)], -1)
+        return jnp.concatenate(
+            [self.branch3x3_2(self.branch3x3_1(x)), self.branch7x7x3_4(wide), max_pool(x)], -1
+        )
 
 
 class MixedC(nnx.Module):
@@ -158,7 +165,11 @@ class MixedC(nnx.Module):
         once = self.branch3x3_1(x)
         twice = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
         branches = [self.branch1x1(x), self.branch3x3_2a(once), self.branch3x3_2b(once)]
-        branches += [self.branch3x3dbl_3a(twice), self.branch3x3dbl_3b(twice), self.branch_pool(self.pool(x))]
+        branches += [
+            self.branch3x3dbl_3a(twice),
+            self.branch3x3dbl_3b(twice),
+            self.branch_pool(self.pool(x)),
+        ]
         return jnp.concatenate(branches, -1)
 
 
@@ -186,7 +197,9 @@ class Inception(nnx.Module):
         self.Mixed_6e = MixedB(192, rngs=rngs)
         self.Mixed_7a = ReductionB(rngs=rngs)
         self.Mixed_7b = MixedC(1280, mean_pool, rngs=rngs)
-        self.Mixed_7c = MixedC(2048, same_max_pool, rngs=rngs)  # Averages in the paper; the weights are for maxima.
+        self.Mixed_7c = MixedC(
+            2048, same_max_pool, rngs=rngs
+        )  # Averages in the paper; the weights are for maxima.
         self.fc = nnx.Linear(POOL, CLASSES, precision=EXACT, rngs=rngs)
 
     def __call__(self, images: Array) -> Outputs:

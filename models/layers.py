@@ -33,7 +33,9 @@ def swish(x: Array) -> Array:
 @swish.defjvp
 def _derivative(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (tangent,) = primals, tangents
-    off = jax.nn.sigmoid(-x.astype(jnp.float32))  # XLA would keep sigmoid(x), which the forward pass has computed.
+    off = jax.nn.sigmoid(
+        -x.astype(jnp.float32)
+    )  # XLA would keep sigmoid(x), which the forward pass has computed.
     return swish(x), ((1 - off) * (1 + x * off) * tangent).astype(x.dtype)
 
 
@@ -86,7 +88,13 @@ def as_input(arrays: Sequence[Array | None], dtype: None = None) -> tuple[Array 
 
 
 def conv3x3(
-    in_features: int, features: int, *, stride: int = 1, bias: bool = True, init_scale: float = 1.0, rngs: Rngs
+    in_features: int,
+    features: int,
+    *,
+    stride: int = 1,
+    bias: bool = True,
+    init_scale: float = 1.0,
+    rngs: Rngs,
 ) -> nnx.Conv:
     """3x3 convolution with SAME padding."""
     options = {"use_bias": bias, "kernel_init": default_init(init_scale), "promote_dtype": as_input}
@@ -95,7 +103,9 @@ def conv3x3(
 
 def convolve(x: Array, kernel: Array) -> Array:
     """Convolution of stride 1 with SAME padding: (B, H, W, in), (H, W, in, out) -> (B, H, W, out), in the type of x."""
-    return jax.lax.conv_general_dilated(x, kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=resample.LAYOUT)
+    return jax.lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=resample.LAYOUT
+    )
 
 
 def matmul(x: Array, kernel: Array, bias: Array) -> Array:
@@ -119,7 +129,9 @@ class Conv1x1(nnx.Conv):
 
 def dense(in_features: int, features: int, *, rngs: Rngs) -> nnx.Linear:
     """Linear layer."""
-    return nnx.Linear(in_features, features, kernel_init=default_init(), promote_dtype=as_input, rngs=rngs)
+    return nnx.Linear(
+        in_features, features, kernel_init=default_init(), promote_dtype=as_input, rngs=rngs
+    )
 
 
 def groups(features: int) -> int:
@@ -146,7 +158,9 @@ class GroupNorm(nnx.Module):
     Raises InputError if the groups cannot share the channels evenly.
     """
 
-    def __init__(self, features: int, *, num_groups: int | None = None, epsilon: float = 1e-6) -> None:
+    def __init__(
+        self, features: int, *, num_groups: int | None = None, epsilon: float = 1e-6
+    ) -> None:
         self.num_groups, self.epsilon = num_groups or groups(features), epsilon
         if features % self.num_groups:
             raise InputError(
@@ -159,21 +173,31 @@ class GroupNorm(nnx.Module):
         """Normalizes x + shift, a sum that need not be stored, with `shift` (C,), (B, C) or the same for all."""
         h = x.astype(jnp.float32)
         mean, square = h.mean((1, 2)), jnp.square(h).mean((1, 2))
-        mean, square = self._over_groups(mean + shift), self._over_groups(square + shift * (2 * mean + shift))
-        scale = jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon) * self.scale[...]
+        mean, square = (
+            self._over_groups(mean + shift),
+            self._over_groups(square + shift * (2 * mean + shift)),
+        )
+        scale = (
+            jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + self.epsilon)
+            * self.scale[...]
+        )
         shift = self.bias[...] + (shift - mean) * scale
         return (h * scale[:, None, None] + shift[:, None, None]).astype(x.dtype)
 
     def _over_groups(self, of_channels: Array) -> Array:
         """Means over the channels of each group, for each channel: (B, C) -> (B, C)."""
         grouped = of_channels.reshape(len(of_channels), self.num_groups, -1)
-        return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(of_channels.shape)
+        return jnp.broadcast_to(grouped.mean(-1, keepdims=True), grouped.shape).reshape(
+            of_channels.shape
+        )
 
 
 class NIN(nnx.Linear):
     """Network in network: a linear map over channels (a 1x1 convolution)."""
 
-    def __init__(self, in_features: int, features: int, *, init_scale: float = 0.1, rngs: Rngs) -> None:
+    def __init__(
+        self, in_features: int, features: int, *, init_scale: float = 0.1, rngs: Rngs
+    ) -> None:
         super().__init__(in_features, features, kernel_init=default_init(init_scale), rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -216,9 +240,13 @@ def _mix(h: Array) -> Array:
 def timestep_embedding(label: Array, features: int, max_positions: float = 10000.0) -> Array:
     """Sinusoidal embedding (Vaswani et al. 2017): (B,) -> (B, features), sines first."""
     half = features // 2
-    frequencies = jnp.exp(jnp.arange(half, dtype=jnp.float32) * -(math.log(max_positions) / max(half - 1, 1)))
+    frequencies = jnp.exp(
+        jnp.arange(half, dtype=jnp.float32) * -(math.log(max_positions) / max(half - 1, 1))
+    )
     angles = label.astype(jnp.float32)[:, None] * frequencies[None, :]
-    return jnp.pad(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1), ((0, 0), (0, features % 2)))
+    return jnp.pad(
+        jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1), ((0, 0), (0, features % 2))
+    )
 
 
 class GaussianFourierProjection(nnx.Module):
@@ -262,7 +290,9 @@ class AttnBlockpp(nnx.Module):
 class Conv2d(nnx.Module):
     """3x3 convolution joined with FIR up- or down-sampling by 2 (StyleGAN2)."""
 
-    def __init__(self, in_features: int, features: int, fir_kernel: Sequence[float], up: bool, *, rngs: Rngs) -> None:
+    def __init__(
+        self, in_features: int, features: int, fir_kernel: Sequence[float], up: bool, *, rngs: Rngs
+    ) -> None:
         self.resample = resample.upsample_conv if up else resample.downsample_conv
         self.fir_kernel = tuple(fir_kernel)
         self.weight = nnx.Param(default_init()(rngs.params(), (3, 3, in_features, features)))
@@ -317,7 +347,9 @@ class Downsample(Resampler):
     def __call__(self, x: Array, temb: Array | None = None, rngs: Rngs | None = None) -> Array:
         if self.conv:
             return self.conv(x)
-        return resample.downsample_fir(x, self.fir_kernel) if self.fir else resample.downsample_mean(x)
+        return (
+            resample.downsample_fir(x, self.fir_kernel) if self.fir else resample.downsample_mean(x)
+        )
 
 
 class Combine(nnx.Module):
@@ -407,7 +439,15 @@ class ResnetBlockBigGANpp(ResnetBlockDDPMpp):
 
     def resample(self, x: Array) -> Array:
         if self.up:
-            return resample.upsample_fir(x, self.fir_kernel) if self.fir else resample.upsample_nearest(x)
+            return (
+                resample.upsample_fir(x, self.fir_kernel)
+                if self.fir
+                else resample.upsample_nearest(x)
+            )
         if self.down:
-            return resample.downsample_fir(x, self.fir_kernel) if self.fir else resample.downsample_mean(x)
+            return (
+                resample.downsample_fir(x, self.fir_kernel)
+                if self.fir
+                else resample.downsample_mean(x)
+            )
         return x

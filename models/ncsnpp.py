@@ -49,22 +49,38 @@ class DownLevel(nnx.Module):
     """
 
     def __init__(
-        self, parts: Parts, channels: int, width: int, num_blocks: int, attends: bool, lowest: bool, image_channels: int
+        self,
+        parts: Parts,
+        channels: int,
+        width: int,
+        num_blocks: int,
+        attends: bool,
+        lowest: bool,
+        image_channels: int,
     ) -> None:
         widths = [channels] + [width] * num_blocks
         self.steps = nnx.List()
         for a, b in zip(widths, widths[1:]):
-            self.steps.append(nnx.List([parts.block(a, b)] + [parts.attn(b) for _ in range(attends)]))
+            self.steps.append(
+                nnx.List([parts.block(a, b)] + [parts.attn(b) for _ in range(attends)])
+            )
         self.skip_rescale = parts.skip_rescale
         channels, skips = widths[-1], widths[1:]
         kind = "none" if lowest else parts.progressive_input
         self.down = None if lowest else parts.down(channels, channels)
         as_skip, method = kind == "input_skip", parts.progressive_combine
         image_features = channels if kind == "residual" else image_channels
-        self.image_down = None if kind == "none" else parts.image_down(image_channels, image_features)
-        self.combine = layers.Combine(image_channels, channels, method, rngs=parts.rngs) if as_skip else None
+        self.image_down = (
+            None if kind == "none" else parts.image_down(image_channels, image_features)
+        )
+        self.combine = (
+            layers.Combine(image_channels, channels, method, rngs=parts.rngs) if as_skip else None
+        )
         channels *= 2 if as_skip and method == "cat" else 1
-        self.skips, self.image_channels = tuple(skips if lowest else [*skips, channels]), image_features
+        self.skips, self.image_channels = (
+            tuple(skips if lowest else [*skips, channels]),
+            image_features,
+        )
 
     def __call__(
         self, skips: list[Array], image: Array, temb: Array | None, rngs: layers.Rngs | None
@@ -77,7 +93,11 @@ class DownLevel(nnx.Module):
             h = self.down(skips[-1], temb, rngs)
             if self.image_down is not None:
                 image = self.image_down(image)
-                h = self.combine(image, h) if self.combine else layers.residual(image, h, self.skip_rescale)
+                h = (
+                    self.combine(image, h)
+                    if self.combine
+                    else layers.residual(image, h, self.skip_rescale)
+                )
                 image = image if self.combine else h
             skips = [*skips, h]
         return skips, image
@@ -87,23 +107,49 @@ class UpLevel(nnx.Module):
     """Residual blocks that take up the skips of one resolution, the image that leaves there, and a step upwards."""
 
     def __init__(
-        self, parts: Parts, channels: int, skips: Sequence[int], width: int, attends: bool, lowest: bool, highest: bool
+        self,
+        parts: Parts,
+        channels: int,
+        skips: Sequence[int],
+        width: int,
+        attends: bool,
+        lowest: bool,
+        highest: bool,
     ) -> None:
         widths = [channels] + [width] * len(skips)
-        self.blocks = nnx.List([parts.block(a + skip, b) for a, skip, b in zip(widths, skips, widths[1:])])
+        self.blocks = nnx.List(
+            [parts.block(a + skip, b) for a, skip, b in zip(widths, skips, widths[1:])]
+        )
         self.attn = parts.attn(width) if attends else None
-        self.as_skip, self.act, self.skip_rescale = parts.progressive == "output_skip", parts.act, parts.skip_rescale
+        self.as_skip, self.act, self.skip_rescale = (
+            parts.progressive == "output_skip",
+            parts.act,
+            parts.skip_rescale,
+        )
         as_residual = parts.progressive == "residual"
         makes_image = self.as_skip or (as_residual and lowest)
         features, scale = (parts.image_channels, parts.init_scale) if self.as_skip else (width, 1.0)
         self.norm = layers.GroupNorm(width) if makes_image else None
-        self.conv = layers.conv3x3(width, features, init_scale=scale, rngs=parts.rngs) if makes_image else None
+        self.conv = (
+            layers.conv3x3(width, features, init_scale=scale, rngs=parts.rngs)
+            if makes_image
+            else None
+        )
         takes_image = (self.as_skip or as_residual) and not lowest
-        self.image_up = parts.image_up(features if self.as_skip else channels, features) if takes_image else None
+        self.image_up = (
+            parts.image_up(features if self.as_skip else channels, features)
+            if takes_image
+            else None
+        )
         self.up = None if highest else parts.up(width, width)
 
     def __call__(
-        self, h: Array, skips: list[Array], image: Array | None, temb: Array | None, rngs: layers.Rngs | None
+        self,
+        h: Array,
+        skips: list[Array],
+        image: Array | None,
+        temb: Array | None,
+        rngs: layers.Rngs | None,
     ) -> tuple[Array, Array | None]:
         """Takes `skips` in order; returns the features for the next level and the progressive output so far."""
         for block, skip in zip(self.blocks, skips):
@@ -177,15 +223,26 @@ class NCSNpp(nnx.Module):
         self.act, self.nf = layers.activation(nonlinearity), nf
         self.as_skip = options["progressive"] == "output_skip"
         self.fourier = (
-            layers.GaussianFourierProjection(nf, fourier_scale, rngs=rngs) if embedding_type == "fourier" else None
+            layers.GaussianFourierProjection(nf, fourier_scale, rngs=rngs)
+            if embedding_type == "fourier"
+            else None
         )
-        self.temb1 = layers.dense(2 * nf if self.fourier else nf, 4 * nf, rngs=rngs) if conditional else None
+        self.temb1 = (
+            layers.dense(2 * nf if self.fourier else nf, 4 * nf, rngs=rngs) if conditional else None
+        )
         self.temb2 = layers.dense(4 * nf, 4 * nf, rngs=rngs) if conditional else None
-        self.class_embedding = layers.class_embedding(classes, 4 * nf if conditional else None, rngs=rngs)
+        self.class_embedding = layers.class_embedding(
+            classes, 4 * nf if conditional else None, rngs=rngs
+        )
 
         filters = {"fir": fir, "fir_kernel": fir_kernel}
         branch = {"skip_rescale": skip_rescale, "init_scale": init_scale, "rngs": rngs}
-        block_args = {"temb_features": 4 * nf if conditional else None, "act": self.act, "dropout": dropout, **branch}
+        block_args = {
+            "temb_features": 4 * nf if conditional else None,
+            "act": self.act,
+            "dropout": dropout,
+            **branch,
+        }
         block_args["remat"] = remat
         if resblock_type == "biggan":
             block = partial(layers.ResnetBlockBigGANpp, **block_args, **filters)
@@ -194,14 +251,20 @@ class NCSNpp(nnx.Module):
             block = partial(layers.ResnetBlockDDPMpp, **block_args)
             down = partial(layers.Downsample, with_conv=resamp_with_conv, **filters, rngs=rngs)
             up = partial(layers.Upsample, with_conv=resamp_with_conv, **filters, rngs=rngs)
-        with_conv = {name: options[name] == "residual" for name in ("progressive", "progressive_input")}
+        with_conv = {
+            name: options[name] == "residual" for name in ("progressive", "progressive_input")
+        }
         parts = Parts(
             block=block,
             attn=partial(layers.AttnBlockpp, **branch),
             down=down,
             up=up,
-            image_down=partial(layers.Downsample, with_conv=with_conv["progressive_input"], **filters, rngs=rngs),
-            image_up=partial(layers.Upsample, with_conv=with_conv["progressive"], **filters, rngs=rngs),
+            image_down=partial(
+                layers.Downsample, with_conv=with_conv["progressive_input"], **filters, rngs=rngs
+            ),
+            image_up=partial(
+                layers.Upsample, with_conv=with_conv["progressive"], **filters, rngs=rngs
+            ),
             act=self.act,
             image_channels=num_channels,
             **options,
@@ -211,13 +274,17 @@ class NCSNpp(nnx.Module):
         attends = [image_size >> i in tuple(attn_resolutions) for i in range(len(widths))]
         self._build(parts, nf, widths, num_res_blocks, attends)
 
-    def _build(self, parts: Parts, nf: int, widths: list[int], num_blocks: int, attends: list[bool]) -> None:
+    def _build(
+        self, parts: Parts, nf: int, widths: list[int], num_blocks: int, attends: list[bool]
+    ) -> None:
         """The layers from image to image; built in the order of the official code, by which its checkpoints number."""
         last = len(widths) - 1
         self.conv_in = layers.conv3x3(parts.image_channels, nf, rngs=parts.rngs)
         self.down, skips, image_channels = nnx.List(), [nf], parts.image_channels
         for i, width in enumerate(widths):
-            level = DownLevel(parts, skips[-1], width, num_blocks, attends[i], i == last, image_channels)
+            level = DownLevel(
+                parts, skips[-1], width, num_blocks, attends[i], i == last, image_channels
+            )
             self.down.append(level)
             skips, image_channels = [*skips, *level.skips], level.image_channels
         channels = skips[-1]
@@ -229,7 +296,9 @@ class NCSNpp(nnx.Module):
             channels = width
         out = {"init_scale": parts.init_scale, "rngs": parts.rngs}
         self.norm_out = None if self.as_skip else layers.GroupNorm(channels)
-        self.conv_out = None if self.as_skip else layers.conv3x3(channels, parts.image_channels, **out)
+        self.conv_out = (
+            None if self.as_skip else layers.conv3x3(channels, parts.image_channels, **out)
+        )
 
     def embed(self, label: Array, classes: Array | None = None) -> Array | None:
         """The embedding of noise levels and, if the network is told them, classes: (B,), (B,) -> (B, 4 nf)."""
@@ -239,7 +308,9 @@ class NCSNpp(nnx.Module):
         temb = self.temb2(self.act(self.temb1(temb)))
         return temb if self.class_embedding is None else temb + self.class_embedding(classes)
 
-    def __call__(self, x: Array, label: Array, rngs: layers.Rngs | None = None, classes: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, label: Array, rngs: layers.Rngs | None = None, classes: Array | None = None
+    ) -> Array:
         """Raw output for images x in [-1, 1]; with `rngs` dropout is on."""
         temb = self.embed(label, classes)
         skips, image = [self.conv_in(x)], x

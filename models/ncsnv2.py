@@ -55,7 +55,9 @@ class NCSNv2(nnx.Module):
     ) -> None:
         norms = {"InstanceNorm++": partial(refinenet.InstanceNorm2dPlus, rngs=rngs)}
         norm = choose(norms, normalization, "model.normalization")
-        self._build(image_size, num_channels, nf, interpolation, nonlinearity, norm, refinenet.NoNorm, rngs)
+        self._build(
+            image_size, num_channels, nf, interpolation, nonlinearity, norm, refinenet.NoNorm, rngs
+        )
 
     def _build(
         self,
@@ -135,6 +137,10 @@ class NCSN(NCSNv2):
         normalization: str = "InstanceNorm++",
         rngs: layers.Rngs,
     ) -> None:
-        norms = {"InstanceNorm++": partial(refinenet.ConditionalInstanceNorm2dPlus, num_scales=num_scales, rngs=rngs)}
+        norms = {
+            "InstanceNorm++": partial(
+                refinenet.ConditionalInstanceNorm2dPlus, num_scales=num_scales, rngs=rngs
+            )
+        }
         norm = choose(norms, normalization, "model.normalization")
         self._build(image_size, num_channels, nf, interpolation, nonlinearity, norm, norm, rngs)

@@ -24,7 +24,9 @@ EPSILON = 1e-5
 INTERPOLATIONS = {"bilinear": "bilinear", "nearest_neighbor": "nearest"}
 
 
-def conv3x3(in_features: int, features: int, *, bias: bool = True, dilation: int = 1, rngs: layers.Rngs) -> nnx.Conv:
+def conv3x3(
+    in_features: int, features: int, *, bias: bool = True, dilation: int = 1, rngs: layers.Rngs
+) -> nnx.Conv:
     """3x3 convolution with SAME padding; kernel and bias start uniform in +-fan_in^-1/2, as in PyTorch."""
     bound = (9 * in_features) ** -0.5
 
@@ -91,7 +93,9 @@ class NoNorm(nnx.Module):
 class ConvMeanPool(nnx.Module):
     """Convolution, then means of 2x2 pixels: (B, H, W, in) -> (B, H/2, W/2, features)."""
 
-    def __init__(self, in_features: int, features: int, kernel_size: int, *, rngs: layers.Rngs) -> None:
+    def __init__(
+        self, in_features: int, features: int, kernel_size: int, *, rngs: layers.Rngs
+    ) -> None:
         self.conv = nnx.Conv(in_features, features, (kernel_size, kernel_size), rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -141,10 +145,20 @@ class ConditionalResidualBlock(ResidualBlock):
 class RCUBlock(nnx.Module):
     """Residual convolution units, each of two convolutions: (B, H, W, features) -> the same."""
 
-    def __init__(self, features: int, num_units: int, *, norm: Norm, act: layers.Activation, rngs: layers.Rngs) -> None:
+    def __init__(
+        self,
+        features: int,
+        num_units: int,
+        *,
+        norm: Norm,
+        act: layers.Activation,
+        rngs: layers.Rngs,
+    ) -> None:
         self.act, self.num_units = act, num_units
         self.norms = nnx.List([norm(features) for _ in range(2 * num_units)])
-        self.convs = nnx.List([conv3x3(features, features, bias=False, rngs=rngs) for _ in range(2 * num_units)])
+        self.convs = nnx.List(
+            [conv3x3(features, features, bias=False, rngs=rngs) for _ in range(2 * num_units)]
+        )
 
     def __call__(self, x: Array, label: Array) -> Array:
         stages = iter(zip(self.norms, self.convs))
@@ -163,10 +177,14 @@ class CRPBlock(nnx.Module):
     NUM_STAGES = 2
     pool = staticmethod(nnx.max_pool)
 
-    def __init__(self, features: int, *, norm: Norm, act: layers.Activation, rngs: layers.Rngs) -> None:
+    def __init__(
+        self, features: int, *, norm: Norm, act: layers.Activation, rngs: layers.Rngs
+    ) -> None:
         self.act = act
         self.norms = nnx.List([norm(features) for _ in range(self.NUM_STAGES)])
-        self.convs = nnx.List([conv3x3(features, features, bias=False, rngs=rngs) for _ in range(self.NUM_STAGES)])
+        self.convs = nnx.List(
+            [conv3x3(features, features, bias=False, rngs=rngs) for _ in range(self.NUM_STAGES)]
+        )
 
     def __call__(self, x: Array, label: Array) -> Array:
         x = path = self.act(x)
@@ -180,7 +198,13 @@ class MSFBlock(nnx.Module):
     """Multi-resolution fusion, a sum at the first input's resolution: [(B, H, W, in), ...] -> (B, H, W, features)."""
 
     def __init__(
-        self, in_features: Sequence[int], features: int, *, norm: Norm, interpolation: str, rngs: layers.Rngs
+        self,
+        in_features: Sequence[int],
+        features: int,
+        *,
+        norm: Norm,
+        interpolation: str,
+        rngs: layers.Rngs,
     ) -> None:
         self.interpolation = interpolation
         self.norms = nnx.List([norm(channels) for channels in in_features])

@@ -24,7 +24,9 @@ def upsample_nearest(x: Array) -> Array:
 def downsample_mean(x: Array) -> Array:
     """Means of 2x2 pixels: (B, H, W, C) -> (B, H/2, W/2, C)."""
     batch, height, width, channels = x.shape
-    return x.reshape(batch, height // FACTOR, FACTOR, width // FACTOR, FACTOR, channels).mean((2, 4))
+    return x.reshape(batch, height // FACTOR, FACTOR, width // FACTOR, FACTOR, channels).mean(
+        (2, 4)
+    )
 
 
 def upsample_fir(x: Array, kernel: Sequence[float]) -> Array:
@@ -63,7 +65,13 @@ def upsample_conv(x: Array, weight: Array, kernel: Sequence[float]) -> Array:
 
 
 def _separable(
-    x: Array, kernel: Sequence[float], *, pad: tuple[int, int], up: int = 1, down: int = 1, gain: int | None = None
+    x: Array,
+    kernel: Sequence[float],
+    *,
+    pad: tuple[int, int],
+    up: int = 1,
+    down: int = 1,
+    gain: int | None = None,
 ) -> Array:
     taps = np.asarray(kernel, np.float64)
     taps = taps / taps.sum() * (up if gain is None else gain)
@@ -72,7 +80,9 @@ def _separable(
     return x
 
 
-def _filter(x: Array, taps: np.ndarray, axis: int, pad: tuple[int, int], up: int, down: int) -> Array:
+def _filter(
+    x: Array, taps: np.ndarray, axis: int, pad: tuple[int, int], up: int, down: int
+) -> Array:
     """1-D upfirdn along `axis`: stuff `up - 1` zeros after each entry, pad, convolve with `taps`, keep every `down`-th.
 
     A negative pad crops. Entry m of the result is sum_k flipped_taps[k] stuffed[m down + k - pad[0]], and stuffed[j] is
@@ -85,7 +95,12 @@ def _filter(x: Array, taps: np.ndarray, axis: int, pad: tuple[int, int], up: int
         first = phase * down - pad[0]
         used = [(k, (first + k) // up) for k in range(len(taps)) if (first + k) % up == 0]
         count = -(-(out_length - phase) // up)
-        phases.append(sum(flipped[k].astype(x.dtype) * _slice(x, axis, start, count, down) for k, start in used))
+        phases.append(
+            sum(
+                flipped[k].astype(x.dtype) * _slice(x, axis, start, count, down)
+                for k, start in used
+            )
+        )
     if up == 1:
         return phases[0]
     shape = (*x.shape[:axis], out_length, *x.shape[axis + 1 :])

@@ -35,12 +35,19 @@ class ScoreModel:
     dtype: jnp.dtype = jnp.dtype("float32")
 
     def output(
-        self, network: nnx.Module, x: Array, label: Array, rngs: Rngs | None = None, classes: Array | None = None
+        self,
+        network: nnx.Module,
+        x: Array,
+        label: Array,
+        rngs: Rngs | None = None,
+        classes: Array | None = None,
     ) -> Array:
         """Output of the network for states x (B, ...), labels and classes (B,), divided by sigma if asked."""
         told = {}
         if self.num_classes:
-            told["classes"] = jnp.full(x.shape[:1], self.num_classes) if classes is None else classes
+            told["classes"] = (
+                jnp.full(x.shape[:1], self.num_classes) if classes is None else classes
+            )
         x = x if self.centered else 2 * x - 1
         h = network(x.astype(self.dtype), label, rngs, **told).astype(jnp.float32)
         if self.sigmas is None:
@@ -49,7 +56,12 @@ class ScoreModel:
         return h / expand(sigma, h)
 
     def score(
-        self, network: nnx.Module, x: Array, t: Array, rngs: Rngs | None = None, classes: Array | None = None
+        self,
+        network: nnx.Module,
+        x: Array,
+        t: Array,
+        rngs: Rngs | None = None,
+        classes: Array | None = None,
     ) -> Array:
         """Estimate of grad_x log p_t(x) for x (B, ...) and t (B,); with `rngs` dropout is on.
 

@@ -43,33 +43,49 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Chosen, np.ndar
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         arrays = {"images": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"data.path = {config.path!r} cannot be read as .npy or .npz: {brief(error)}.") from error
+        raise InputError(
+            f"data.path = {config.path!r} cannot be read as .npy or .npz: {brief(error)}."
+        ) from error
     if len(arrays) == 1:
         arrays = {"images": next(iter(arrays.values()))}
     prefix = f"{split}_" if f"{split}_images" in arrays else ""
     if f"{prefix}images" not in arrays:
         names = ", ".join(arrays) or "nothing"
-        raise InputError(f"{path} holds {names}; name the array 'images', or 'train_images' and 'test_images'.")
+        raise InputError(
+            f"{path} holds {names}; name the array 'images', or 'train_images' and 'test_images'."
+        )
     pixels, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     _check(pixels, labels, path, prefix, config)
     everything = np.arange(len(pixels))
-    chosen = everything if prefix else members([str(number) for number in everything], split, config.held_out)
+    chosen = (
+        everything
+        if prefix
+        else members([str(number) for number in everything], split, config.held_out)
+    )
     return Chosen(pixels, chosen), None if labels is None else labels[chosen].astype(np.int32)
 
 
 def _check(
-    pixels: np.ndarray, labels: np.ndarray | None, path: Path, prefix: str, config: ml_collections.ConfigDict
+    pixels: np.ndarray,
+    labels: np.ndarray | None,
+    path: Path,
+    prefix: str,
+    config: ml_collections.ConfigDict,
 ) -> None:
     if pixels.ndim != 4 or not len(pixels) or pixels.dtype.kind not in "uif":
         raise InputError(
             f"{path} holds {pixels.dtype} of shape {pixels.shape}; images are numbers (N, H, W, C) or (N, H, W)."
         )
     if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
-        raise InputError(f"{path}: labels are {labels.dtype} of shape {labels.shape}, not one integer for each image.")
+        raise InputError(
+            f"{path}: labels are {labels.dtype} of shape {labels.shape}, not one integer for each image."
+        )
     if pixels.dtype == np.uint8 and not config.value_range:
         return
-    measure = lambda: {"range": np.array([pixels.min(), pixels.max()], np.float64)}  # NaN if there is any.
+    measure = lambda: {
+        "range": np.array([pixels.min(), pixels.max()], np.float64)
+    }  # NaN if there is any.
     low, high = cache.arrays(f"range_{prefix}", path, cache.fingerprint(path), measure)["range"]
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(f"{path} holds values that are not finite.")

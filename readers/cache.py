@@ -49,7 +49,9 @@ def save(kind: str, path: Path, arrays: dict[str, np.ndarray]) -> None:
             temporary.unlink()
 
 
-def arrays(kind: str, path: Path, key: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def arrays(
+    kind: str, path: Path, key: str, compute: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
     """What `compute` returns, or what it returned about `path` when `key` was the same."""
     kept = load(kind, path)
     if "key" in kept and str(kept["key"]) == key:

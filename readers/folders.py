@@ -45,7 +45,9 @@ def index(folder: Path) -> Index:
     The index is kept in the cache, by the folder's path. Raises InputError if there is no such folder.
     """
     if not folder.is_dir():
-        raise InputError(f"data.path = {str(folder)!r} is not a folder; name one with --config.data.path=DIR.")
+        raise InputError(
+            f"data.path = {str(folder)!r} is not a folder; name one with --config.data.path=DIR."
+        )
     found = dict(sorted(_walk(folder, "")))
     kept = cache.load("folder", folder)
     old = Index(**kept) if kept.keys() == set(Index._fields) else Index(*[np.array([])] * 4)
@@ -54,8 +56,12 @@ def index(folder: Path) -> Index:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(lambda name: _inspect(folder / name), new)
         quiet = None if new else True  # On a terminal, and if there is something to do.
-        checked = dict(zip(new, tqdm(results, "checking images", len(new), unit="file", disable=quiet)))
-    entries = [checked[name] if name in checked else known[name, state] for name, state in found.items()]
+        checked = dict(
+            zip(new, tqdm(results, "checking images", len(new), unit="file", disable=quiet))
+        )
+    entries = [
+        checked[name] if name in checked else known[name, state] for name, state in found.items()
+    ]
     sizes = np.array([size for size, _ in entries], np.int32).reshape(-1, 2)
     arrays = (
         np.array(list(found), str),
@@ -92,7 +98,9 @@ def _list(folder: Path) -> list[os.DirEntry]:
     try:
         return list(os.scandir(folder))
     except OSError as error:
-        raise InputError(f"{folder}, a folder of images, cannot be listed: {brief(error)}.") from error
+        raise InputError(
+            f"{folder}, a folder of images, cannot be listed: {brief(error)}."
+        ) from error
 
 
 def _state(entry: os.DirEntry) -> str:
@@ -107,13 +115,17 @@ def _inspect(path: Path) -> tuple[tuple[int, int], str]:
     try:
         return preprocessing.decode(path, 3).size, ""
     except Exception as error:  # Decoders raise whatever they like on damaged files.
-        return (0, 0), brief(error) if path.exists() and path.stat().st_size else "the file is empty"
+        return (0, 0), brief(
+            error
+        ) if path.exists() and path.stat().st_size else "the file is empty"
 
 
 # --- data sets --------------------------------------------------------------------------------------------------------
 
 
-def read(split: str, config: ml_collections.ConfigDict) -> tuple[preprocessing.Decoded, np.ndarray | None]:
+def read(
+    split: str, config: ml_collections.ConfigDict
+) -> tuple[preprocessing.Decoded, np.ndarray | None]:
     """Pixels and labels of a split, 'train' or 'test', of the images under data.path, nested as they may be.
 
     If there are folders train/ and test/, these are the splits; else data.held_out of the images are 'test', chosen by
@@ -124,7 +136,9 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[preprocessing.D
     """
     folder, channels, size = Path(config.path).expanduser(), config.num_channels, config.image_size
     if not config.path:
-        raise InputError("data.dataset = 'folder' needs the folder of the images: --config.data.path=DIR.")
+        raise InputError(
+            "data.dataset = 'folder' needs the folder of the images: --config.data.path=DIR."
+        )
     files = index(folder)
     if len(files.good) < len(files.names) and split == "train":
         logging.warning("%s", problems(files, folder, NAMED))
@@ -132,20 +146,28 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[preprocessing.D
     chosen, labels = members(names, split, config.held_out), classes(names)[1]
     if not len(chosen):
         kinds = ", ".join(SUFFIXES)
-        raise InputError(f"data.path = {config.path!r} holds no readable image ({kinds}) for the split {split!r}.")
+        raise InputError(
+            f"data.path = {config.path!r} holds no readable image ({kinds}) for the split {split!r}."
+        )
 
     def decode(number: int) -> np.ndarray:
-        for step in range(len(chosen)):  # Another image takes the place of one that went bad after it was indexed.
+        for step in range(
+            len(chosen)
+        ):  # Another image takes the place of one that went bad after it was indexed.
             path = folder / names[chosen[(number + step) % len(chosen)]]
             try:
-                return preprocessing.to_array(preprocessing.crop_resize(preprocessing.decode(path, channels), size))
+                return preprocessing.to_array(
+                    preprocessing.crop_resize(preprocessing.decode(path, channels), size)
+                )
             except Exception as error:  # Decoders raise whatever they like on damaged files.
-                logging.log_first_n(logging.WARNING, "%s: %s; another takes its place.", NAMED, path, brief(error))
+                logging.log_first_n(
+                    logging.WARNING, "%s: %s; another takes its place.", NAMED, path, brief(error)
+                )
         raise InputError(f"No image of data.path = {config.path!r} can be read any more.")
 
-    return preprocessing.Decoded(decode, len(chosen), (size, size, channels)), None if labels is None else labels[
-        chosen
-    ]
+    return preprocessing.Decoded(
+        decode, len(chosen), (size, size, channels)
+    ), None if labels is None else labels[chosen]
 
 
 def members(names: Sequence[str], split: str, held_out: float) -> np.ndarray:
@@ -177,7 +199,11 @@ def problems(files: Index, folder: Path, limit: int) -> str:
     """A sentence with the number of files that cannot be read, and the first ones by name."""
     bad = np.flatnonzero(files.problems != "")
     lines = [f"  {printable(files.names[i])}: {files.problems[i]}" for i in bad[:limit]]
-    more = [f"  and {len(bad) - limit} more; --mode=inspect_data lists all"] if len(bad) > limit else []
+    more = (
+        [f"  and {len(bad) - limit} more; --mode=inspect_data lists all"]
+        if len(bad) > limit
+        else []
+    )
     head = f"{len(bad)} of {len(files.names)} image files under {folder} cannot be read and are left out:"
     return "\n".join([head, *lines, *more])
 

@@ -33,10 +33,14 @@ def decode(source: bytes | Path, channels: int) -> Image.Image:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Of odd metadata and of large images, which are no errors.
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
+        with Image.open(
+            io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS
+        ) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I"):
-                image = Image.fromarray(np.round(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
+                image = Image.fromarray(
+                    np.round(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8)
+                )
             elif image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -60,7 +64,9 @@ def resize(image: Image.Image, size: int) -> Image.Image:
 def resize_small(image: Image.Image, size: int) -> Image.Image:
     """The image with its shorter side of this length, by linear interpolation."""
     ratio = size / min(image.size)
-    return _resize(image, tuple(round(side * ratio) for side in image.size), Image.Resampling.BILINEAR)
+    return _resize(
+        image, tuple(round(side * ratio) for side in image.size), Image.Resampling.BILINEAR
+    )
 
 
 def central_crop(image: Image.Image, size: int) -> Image.Image:
@@ -88,7 +94,9 @@ def _resize(image: Image.Image, shape: tuple[int, int], kernel: Image.Resampling
     if image.size == shape:
         return image
     floats = (np.asarray(channel.convert("F").resize(shape, kernel)) for channel in image.split())
-    return Image.merge(image.mode, [Image.fromarray(np.round(f).clip(0, 255).astype(np.uint8)) for f in floats])
+    return Image.merge(
+        image.mode, [Image.fromarray(np.round(f).clip(0, 255).astype(np.uint8)) for f in floats]
+    )
 
 
 # --- sequences --------------------------------------------------------------------------------------------------------
@@ -105,14 +113,20 @@ class Decoded(Sequence):
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, decode: Callable[[int], np.ndarray], count: int, shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, decode: Callable[[int], np.ndarray], count: int, shape: tuple[int, int, int]
+    ) -> None:
         if shape[-1] not in MODES:
-            raise InputError(f"data.num_channels = {shape[-1]} must be 1 (grey) or 3 (colour) for files of images.")
+            raise InputError(
+                f"data.num_channels = {shape[-1]} must be 1 (grey) or 3 (colour) for files of images."
+            )
         self.shape = (count, *shape)
         self._decode, self._numbers = decode, np.arange(count)
         self._pool: ThreadPoolExecutor | None = None
         keep = np.prod(self.shape) <= MEMORY
-        self._kept, self._known = (np.empty(self.shape, np.uint8), np.zeros(count, bool)) if keep else (None, None)
+        self._kept, self._known = (
+            (np.empty(self.shape, np.uint8), np.zeros(count, bool)) if keep else (None, None)
+        )
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -30,7 +30,11 @@ from readers.tfrecords import TFRecords, parse_example
 Pixels = Sequence[np.ndarray]
 """(N, H, W, C) uint8"""
 
-PACKAGES = {"tensorflow": "tensorflow", "tensorflow_datasets": "tensorflow-datasets", "importlib_resources": None}
+PACKAGES = {
+    "tensorflow": "tensorflow",
+    "tensorflow_datasets": "tensorflow-datasets",
+    "importlib_resources": None,
+}
 IDX = {"train": "train", "test": "t10k"}
 
 
@@ -86,8 +90,12 @@ def _labels(records: Sequence[bytes], folder: Path, split: str) -> np.ndarray | 
     """The classes, if the set has any; kept in the cache, as they are strewn over all records."""
     if "label" not in parse_example(records[0]):
         return None
-    collect = lambda: {"labels": np.array([parse_example(record)["label"][0] for record in records], np.int32)}
-    return cache.arrays(f"labels_{split}", folder, f"{len(records)} {cache.fingerprint(folder)}", collect)["labels"]
+    collect = lambda: {
+        "labels": np.array([parse_example(record)["label"][0] for record in records], np.int32)
+    }
+    return cache.arrays(
+        f"labels_{split}", folder, f"{len(records)} {cache.fingerprint(folder)}", collect
+    )["labels"]
 
 
 # --- TFDS -------------------------------------------------------------------------------------------------------------
@@ -95,7 +103,9 @@ def _labels(records: Sequence[bytes], folder: Path, split: str) -> np.ndarray | 
 
 def data_dir(config: ml_collections.ConfigDict) -> Path:
     """Where TFDS keeps its sets: data.path, else the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(config.path or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
+    return Path(
+        config.path or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    ).expanduser()
 
 
 def find(config: ml_collections.ConfigDict, prepared: Prepared) -> Path:
@@ -106,7 +116,9 @@ def find(config: ml_collections.ConfigDict, prepared: Prepared) -> Path:
             f"data.dataset = {config.dataset!r} is not in {data_dir(config)}; name the folder of TensorFlow Datasets "
             f"that has {prepared.name} with --config.data.path=DIR, or get it with --mode=prepare_data."
         )
-    newest = lambda path: tuple(int(part) if part.isdigit() else -1 for part in path.parent.name.split("."))
+    newest = lambda path: tuple(
+        int(part) if part.isdigit() else -1 for part in path.parent.name.split(".")
+    )
     return max(versions, key=newest).parent
 
 
@@ -115,8 +127,13 @@ def _records(folder: Path, name: str, split: str) -> Sequence[bytes]:
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
     except ValueError as error:
-        raise InputError(f"{folder / 'dataset_info.json'} is damaged: {brief(error)}. Prepare it again.") from error
-    lengths = {each["name"]: [int(n) for n in each.get("shardLengths", ())] for each in info.get("splits", ())}
+        raise InputError(
+            f"{folder / 'dataset_info.json'} is damaged: {brief(error)}. Prepare it again."
+        ) from error
+    lengths = {
+        each["name"]: [int(n) for n in each.get("shardLengths", ())]
+        for each in info.get("splits", ())
+    }
     if not lengths.get(split):
         raise InputError(
             f"{folder} has no split {split!r}; it has: {', '.join(filter(lengths.get, lengths)) or 'none'}."
@@ -127,7 +144,9 @@ def _records(folder: Path, name: str, split: str) -> Sequence[bytes]:
     paths = [folder / f"{stem}-{shard:05d}-of-{count:05d}" for shard in range(count)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
-        raise InputError(f"{folder} lacks {len(missing)} of {count} files of {split!r}, such as {missing[0]}.")
+        raise InputError(
+            f"{folder} lacks {len(missing)} of {count} files of {split!r}, such as {missing[0]}."
+        )
     records = ArrayRecords(paths) if kind == "array_record" else Chain(paths)
     if len(records) != sum(lengths[split]):
         raise InputError(
@@ -153,7 +172,9 @@ class ArrayRecords(Sequence):
         try:
             return function(argument)
         except RuntimeError as error:
-            raise InputError(f"{self._folder} is damaged: {brief(error)}. Prepare it again.") from error
+            raise InputError(
+                f"{self._folder} is damaged: {brief(error)}. Prepare it again."
+            ) from error
 
 
 class Chain(Sequence):
@@ -179,8 +200,14 @@ def prepare(config: ml_collections.ConfigDict) -> None:
     """
     prepared = of_tfds(config)
     if prepared is None:
-        raise InputError(f"data.dataset = {config.dataset!r} is not a set of TensorFlow Datasets; see docs/data.md.")
-    missing = [package or module for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+        raise InputError(
+            f"data.dataset = {config.dataset!r} is not a set of TensorFlow Datasets; see docs/data.md."
+        )
+    missing = [
+        package or module
+        for module, package in PACKAGES.items()
+        if importlib.util.find_spec(module) is None
+    ]
     if missing:
         raise InputError(
             f"Preparing {prepared.name} needs packages that training does not: pip install {' '.join(missing)} (in an "
@@ -189,7 +216,9 @@ def prepare(config: ml_collections.ConfigDict) -> None:
     import tensorflow_datasets as tfds
 
     print(f"preparing {prepared.name} in {data_dir(config)}", flush=True)
-    builder = tfds.builder(prepared.name, data_dir=str(data_dir(config)), file_format="array_record")
+    builder = tfds.builder(
+        prepared.name, data_dir=str(data_dir(config)), file_format="array_record"
+    )
     builder.download_and_prepare()
     print(f"done: {builder.data_path}")
 
@@ -200,10 +229,13 @@ def prepare(config: ml_collections.ConfigDict) -> None:
 def read_idx(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndarray]:
     """Images and labels from the IDX files of (Fashion-)MNIST in the folder data.path, compressed or not."""
     images, labels = (
-        idx_array(Path(config.path), f"{IDX[split]}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")
+        idx_array(Path(config.path), f"{IDX[split]}-{kind}-ubyte")
+        for kind in ("images-idx3", "labels-idx1")
     )
     if len(images) != len(labels):
-        raise InputError(f"{config.path} has {len(images)} images and {len(labels)} labels of {split!r}.")
+        raise InputError(
+            f"{config.path} has {len(images)} images and {len(labels)} labels of {split!r}."
+        )
     if images.shape[1:] == (config.image_size, config.image_size) and config.num_channels == 1:
         return images[..., None], labels.astype(np.int32)
     mode = preprocessing.MODES[config.num_channels]

@@ -37,7 +37,9 @@ class TFRecords:
         self.path = Path(path)
         self._file = os.open(self.path, os.O_RDONLY)
         key = cache.fingerprint(self.path)
-        self._bounds = cache.arrays("tfrecords", self.path, key, lambda: {"bounds": self._scan()})["bounds"]
+        self._bounds = cache.arrays("tfrecords", self.path, key, lambda: {"bounds": self._scan()})[
+            "bounds"
+        ]
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
@@ -53,7 +55,9 @@ class TFRecords:
     def _scan(self) -> np.ndarray:
         """Where each record begins, and where the last one ends."""
         size, starts = self.path.stat().st_size, [0]
-        with tqdm(total=size, unit="B", unit_scale=True, desc=f"checking {self.path.name}", disable=None) as bar:
+        with tqdm(
+            total=size, unit="B", unit_scale=True, desc=f"checking {self.path.name}", disable=None
+        ) as bar:
             while (start := starts[-1]) < size:
                 header = os.pread(self._file, HEADER.size, start)
                 length = self._length(len(starts) - 1, start, header)
@@ -83,7 +87,9 @@ class TFRecords:
         return data
 
     def _damaged(self, index: int, start: int, what: str) -> InputError:
-        return InputError(f"{self.path} is damaged: record {index}, at byte {start}, {what}. Fetch the file again.")
+        return InputError(
+            f"{self.path} is damaged: record {index}, at byte {start}, {what}. Fetch the file again."
+        )
 
 
 # --- tf.train.Example -------------------------------------------------------------------------------------------------
@@ -100,7 +106,9 @@ def parse_example(record: bytes) -> dict[str, list[bytes] | list[int]]:
                 pair = dict(_fields(entry))
                 for kind, values in _fields(pair.get(2, memoryview(b""))):
                     if kind in (1, 3):
-                        features[bytes(pair[1]).decode()] = _bytes(values) if kind == 1 else _integers(values)
+                        features[bytes(pair[1]).decode()] = (
+                            _bytes(values) if kind == 1 else _integers(values)
+                        )
     except (IndexError, KeyError, TypeError) as error:
         raise ValueError("no tf.train.Example") from error
     return features

@@ -5,7 +5,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 QUICK = ["--xla_backend_optimization_level=0"]
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12):  # Later ones do not know this flag, and abort.
+if tuple(map(int, version("jaxlib").split(".")[:2])) < (
+    0,
+    12,
+):  # Later ones do not know this flag, and abort.
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*QUICK, os.environ.get("XLA_FLAGS", "")])
 
@@ -25,5 +28,7 @@ def _two_devices():
     """Tests use two of the devices unless they say otherwise: eight take long to compile for."""
     make_mesh = sharding.make_mesh
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sharding, "make_mesh", lambda devices=None: make_mesh(devices or jax.devices()[:2]))
+        patch.setattr(
+            sharding, "make_mesh", lambda devices=None: make_mesh(devices or jax.devices()[:2])
+        )
         yield

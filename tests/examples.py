@@ -42,7 +42,9 @@ def example(**features: bytes | Sequence[int]) -> bytes:
     entries = b""
     for name, value in features.items():
         kind, values = (
-            (1, _field(1, value)) if isinstance(value, bytes) else (3, _field(1, b"".join(map(_varint, value))))
+            (1, _field(1, value))
+            if isinstance(value, bytes)
+            else (3, _field(1, b"".join(map(_varint, value))))
         )
         entries += _field(1, _field(1, name.encode()) + _field(2, _field(kind, values)))
     return _field(1, entries)

@@ -18,7 +18,9 @@ def score(sde: SDE, mean: np.ndarray, std: np.ndarray) -> Score:
     return grad_logp
 
 
-def flow(sde: SDE, mean: np.ndarray, std: np.ndarray, x: np.ndarray, t0: float, t1: float) -> np.ndarray:
+def flow(
+    sde: SDE, mean: np.ndarray, std: np.ndarray, x: np.ndarray, t0: float, t1: float
+) -> np.ndarray:
     """The probability flow from t0 to t1: it keeps the number of standard deviations from the mean."""
 
     def law(t):

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-import operators
 import sampling
 import solvers
 from configs.default import get_default_config
-from inverse_problems import Measurement
-from operators import Operator
-from restoration import METHODS
+from controllable import operators
+from controllable.inverse_problems import Measurement
+from controllable.operators import Operator
+from modes.restoration import METHODS
 from sde_lib import SDE, Score, expand
 
 SHAPE, SIZE, STD = (4, 4, 1), 16, 0.5
@@ -51,9 +51,15 @@ def exact_score(sde: SDE, covariance: np.ndarray) -> Score:
     return score
 
 
-def posterior(covariance: np.ndarray, operator: Operator, y: Array, noise_std: float) -> tuple[np.ndarray, np.ndarray]:
+def posterior(
+    covariance: np.ndarray, operator: Operator, y: Array, noise_std: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean (SIZE,) and covariance (SIZE, SIZE) of images given y, by conditioning in float64."""
-    a = np.asarray(operator.forward(jnp.eye(SIZE).reshape(SIZE, *SHAPE)), np.float64).reshape(SIZE, -1).T
+    a = (
+        np.asarray(operator.forward(jnp.eye(SIZE).reshape(SIZE, *SHAPE)), np.float64)
+        .reshape(SIZE, -1)
+        .T
+    )
     u, s, _ = np.linalg.svd(a, full_matrices=False)
     u = u[:, s > 1e-4 * s.max()]
     a, y = u.T @ a, u.T @ np.asarray(y, np.float64).reshape(-1)
@@ -62,7 +68,15 @@ def posterior(covariance: np.ndarray, operator: Operator, y: Array, noise_std: f
 
 
 def measure(
-    sde: SDE, kind: str, name: str, noise_std: float, method: str, *, steps: int, count: int = 2000, **options: float
+    sde: SDE,
+    kind: str,
+    name: str,
+    noise_std: float,
+    method: str,
+    *,
+    steps: int,
+    count: int = 2000,
+    **options: float,
 ) -> Errors:
     """What `count` answers are off by: of a guided score by `steps` of DEIS, of another method by as many predictions.
 
@@ -71,7 +85,9 @@ def measure(
     covariance, operator = COVARIANCES[kind], OPERATORS[name]
     settings = get_default_config().restore
     settings.update(options)
-    truth = jnp.asarray(np.random.default_rng(3).multivariate_normal(MEAN, covariance), jnp.float32).reshape(1, *SHAPE)
+    truth = jnp.asarray(
+        np.random.default_rng(3).multivariate_normal(MEAN, covariance), jnp.float32
+    ).reshape(1, *SHAPE)
     y = operator.observe(truth, jax.random.normal(jax.random.key(6), truth.shape), noise_std)
     measurement = Measurement(operator, jnp.repeat(y, count, 0), noise_std)
     keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
@@ -81,12 +97,16 @@ def measure(
     @jax.jit
     def answers(keys: Array) -> Array:
         prior = sampling.prior_sample(keys, sde, (count, *SHAPE))
-        score, x, changes = METHODS[method].approach(settings, exact_score(sde, covariance), sde, measurement, prior)
+        score, x, changes = METHODS[method].approach(
+            settings, exact_score(sde, covariance), sde, measurement, prior
+        )
         if not changes:
             prediction = {"noise_prediction": solver.noise_prediction}
             return sampling.few_step(keys, score, sde, x, solver.plan(levels), 0.0, **prediction)[0]
         predictor = changes.pop("exchange", lambda each: each)(sampling.reverse_diffusion)
-        return sampling.predictor_corrector(keys, score, sde, x, grid, predictor=predictor, **changes)[0]
+        return sampling.predictor_corrector(
+            keys, score, sde, x, grid, predictor=predictor, **changes
+        )[0]
 
     x = np.asarray(answers(keys), np.float64).reshape(count, SIZE)
     mean, exact = posterior(covariance, operator, y, noise_std)

@@ -27,7 +27,9 @@ class Mixture(NamedTuple):
 
     def logp(self, sde: SDE, x: Array, t: Array | float) -> Array:
         """Log-density of the data noised to t, in nats; x (B, ...), t () or (B,) -> (B,)."""
-        return jax.vmap(lambda x, t: self._logp(sde, x, t))(x, jnp.broadcast_to(jnp.float32(t), x.shape[:1]))
+        return jax.vmap(lambda x, t: self._logp(sde, x, t))(
+            x, jnp.broadcast_to(jnp.float32(t), x.shape[:1])
+        )
 
     def score(self, sde: SDE) -> Score:
         """The gradient of `logp`."""

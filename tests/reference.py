@@ -17,7 +17,9 @@ from experiment import Experiment
 from sde_lib import SDE, VESDE, VPSDE, SubVPSDE
 
 DATA = Path(__file__).parent / "data"
-SHARED = Path(os.environ.get("SCORE_SDE_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
+SHARED = Path(
+    os.environ.get("SCORE_SDE_REFERENCE", Path(__file__).parents[2] / "shared" / "reference")
+)
 
 
 def find(name: str) -> Path:
@@ -25,12 +27,16 @@ def find(name: str) -> Path:
     for root in (DATA, SHARED):
         if (root / name).exists():
             return root / name
-    pytest.skip(f"{name} is not in tests/data, and the maintainers' folder of recordings ({SHARED}) is not here")
+    pytest.skip(
+        f"{name} is not in tests/data, and the maintainers' folder of recordings ({SHARED}) is not here"
+    )
 
 
 def folders() -> list[str]:
     """The names of all recorded network folders that are here."""
-    return sorted({path.parent.name for root in (DATA, SHARED) for path in root.glob("*/overrides.json")})
+    return sorted(
+        {path.parent.name for root in (DATA, SHARED) for path in root.glob("*/overrides.json")}
+    )
 
 
 @functools.cache
@@ -48,14 +54,20 @@ def notes(name: str) -> dict:
 def config(folder: str) -> ml_collections.ConfigDict:
     """The config of a recorded network, whose data set is 'noise' (see tests/tiny.py), as no test has the real one."""
     fields = json.loads((find(folder) / "overrides.json").read_text())["config"]
-    fields["optim"]["weight_decay"] = float(fields["optim"]["weight_decay"])  # An int in the official configs.
+    fields["optim"]["weight_decay"] = float(
+        fields["optim"]["weight_decay"]
+    )  # An int in the official configs.
     return ml_collections.ConfigDict(fields, convert_dict=True)
 
 
 def sde(fields: dict) -> SDE:
     """The SDE that a record describes in the official code's terms."""
     kinds = {"VESDE": VESDE, "VPSDE": VPSDE, "subVPSDE": SubVPSDE}
-    values = {name: float(value) for name, value in fields.items() if name not in ("cls", "N", "T", "sampling_eps")}
+    values = {
+        name: float(value)
+        for name, value in fields.items()
+        if name not in ("cls", "N", "T", "sampling_eps")
+    }
     return kinds[fields["cls"]](**values)
 
 
@@ -71,7 +83,10 @@ def trained(folder: str, kind: str = "flax") -> pretrained.Trained:
     if kind == "flax":
         source = find(f"{folder}/checkpoint_flax")
     else:
-        pytest.importorskip("torch", reason="PyTorch, which reads .pth files, is not installed (requirements-dev.txt)")
+        pytest.importorskip(
+            "torch",
+            reason="PyTorch, which reads .pth files, is not installed (requirements-dev.txt)",
+        )
         note = json.loads((find(folder) / "overrides.json").read_text()).get("torch")
         if not note:
             pytest.skip("the official PyTorch code does not support this experiment")

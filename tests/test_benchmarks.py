@@ -13,7 +13,18 @@ import pytest
 
 import losses
 import pretrained
-from benchmarks import accelerator, compile_time, contest, likelihood, memory, parts, peer, sampling, speed, train_step
+from benchmarks import (
+    accelerator,
+    compile_time,
+    contest,
+    likelihood,
+    memory,
+    parts,
+    peer,
+    sampling,
+    speed,
+    train_step,
+)
 from errors import InputError
 from experiment import Experiment
 
@@ -23,7 +34,15 @@ TINY = ("model.nf=8", "model.ch_mult=(1,)", "model.num_res_blocks=1", "model.att
 SAME = ("model.ch_mult=(1,2)", "model.num_res_blocks=1", "data.image_size=8", "model.dropout=0.0")
 OF_DIFFUSERS = {  # Networks that diffusers has.
     "NCSN++": (NCSNPP, (*SAME, "model.nf=8", "model.attn_resolutions=()")),
-    "DDPM": (DDPM, (*SAME, "model.nf=32", "model.attn_resolutions=(4,)", "model.attend_after_each_up_block=True")),
+    "DDPM": (
+        DDPM,
+        (
+            *SAME,
+            "model.nf=32",
+            "model.attn_resolutions=(4,)",
+            "model.attend_after_each_up_block=True",
+        ),
+    ),
 }
 QUICK = {"config": [DIGITS], "set": TINY, "batch_size": 4, "rounds": 1, "size": 16}
 
@@ -74,7 +93,9 @@ def test_turns_and_ratios_on_a_clock_of_our_own():
     assert order == ["slow", "quick"] * 4
     assert seconds == {"slow": [9] * 3, "quick": [3] * 3}
     assert speed.faster(seconds, "quick", "slow") == 3
-    assert speed.faster({"a": [1, 2, 4], "b": [3, 4, 4]}, "a", "b") == 2  # The median of 3, 2 and 1.
+    assert (
+        speed.faster({"a": [1, 2, 4], "b": [3, 4, 4]}, "a", "b") == 2
+    )  # The median of 3, 2 and 1.
 
 
 def test_rows_of_a_contest(monkeypatch):
@@ -106,7 +127,9 @@ def test_rows_of_a_contest(monkeypatch):
 def test_train_step():
     ours, product = train_step.measure(**QUICK, steps=3)
     assert ours["rate"] * ours["seconds"] == pytest.approx(3 * 4)
-    assert ours["memory"] > 16 * ours["parameters"]  # Parameters, their average and two moments, in float32.
+    assert (
+        ours["memory"] > 16 * ours["parameters"]
+    )  # Parameters, their average and two moments, in float32.
     assert product["name"] == "matrix products, float32, 16"
 
 
@@ -127,7 +150,9 @@ def test_sampling():
 def test_likelihood():
     ours, _ = likelihood.measure(**QUICK, tolerance=0.3)
     experiment = Experiment(contest.load(DIGITS, TINY), jax.devices()[:1])
-    forward, both = (f(experiment, 4) for f in (sampling.forward_flops, likelihood.divergence_flops))
+    forward, both = (
+        f(experiment, 4) for f in (sampling.forward_flops, likelihood.divergence_flops)
+    )
     assert both == pytest.approx(2 * forward, rel=0.15)
     assert likelihood.BOUND == 32
     stages = ours["nfe"] - 32 * forward / both - 1  # Three a step, and one at the start.
@@ -168,7 +193,9 @@ def test_the_peer_has_our_network_and_our_loss(torch, tmp_path, kind):
     @jax.jit
     def ours(params, x):
         x, score = experiment.prepare(jax.random.key(0), x, flip=False), experiment.score(params)
-        return losses.denoising_score_matching(score, experiment.sde, x, t, z, **experiment.loss_options).mean()
+        return losses.denoising_score_matching(
+            score, experiment.sde, x, t, z, **experiment.loss_options
+        ).mean()
 
     np.testing.assert_allclose(loss, ours(params, x), rtol=1e-3)
 
@@ -179,11 +206,14 @@ def test_train_step_of_the_peer(torch, kind):
     path, overrides = OF_DIFFUSERS[kind]
     config = contest.load(path, [*overrides, "training.batch_size=2"])
     work = peer.Training(peer.Peer(config), 2)
-    assert work.flops == pytest.approx(_flops_of_step(Experiment(config, jax.devices()[:1])), rel=0.35)
+    assert work.flops == pytest.approx(
+        _flops_of_step(Experiment(config, jax.devices()[:1])), rel=0.35
+    )
     before = [each.detach().clone() for each in work.weights]
     assert np.isfinite([work.step().item() for _ in range(3)]).all()
     moved, lagging = (
-        max((a - b).abs().max().item() for a, b in zip(before, after)) for after in (work.weights, work.ema)
+        max((a - b).abs().max().item() for a, b in zip(before, after))
+        for after in (work.weights, work.ema)
     )
     assert moved > lagging > 0
 
@@ -200,16 +230,24 @@ def test_divergence_of_the_peer(torch, monkeypatch):
 
 def test_networks_that_diffusers_lacks_have_a_nearest():
     near = peer.nearest(contest.load(contest.FLAGSHIP))
-    assert (near.model.nf, near.model.num_res_blocks, near.model.progressive) == (128, 4, "output_skip")
+    assert (near.model.nf, near.model.num_res_blocks, near.model.progressive) == (
+        128,
+        4,
+        "output_skip",
+    )
     assert "nearest network" in peer.title(contest.load(contest.FLAGSHIP), False)
-    assert peer.nearest(contest.load("configs/vp/cifar10_ddpmpp_continuous.py")).model.name == "ddpm"
+    assert (
+        peer.nearest(contest.load("configs/vp/cifar10_ddpmpp_continuous.py")).model.name == "ddpm"
+    )
     with pytest.raises(InputError, match="model.name"):
         peer.nearest(contest.load("configs/ve/ncsnv2/cifar10.py"))
 
 
 def test_ours_beside_the_peer(torch):
     path, overrides = OF_DIFFUSERS["DDPM"]
-    theirs, *ours, _ = sampling.measure(**QUICK | {"config": [path], "set": overrides}, levels=25, peer=True)
+    theirs, *ours, _ = sampling.measure(
+        **QUICK | {"config": [path], "set": overrides}, levels=25, peer=True
+    )
     assert theirs["name"] == "diffusers, same network, float32, of vp/ddpm/cifar10_continuous"
     for each in ours:
         assert each["ratio"] == pytest.approx(each["rate"] / theirs["rate"])
@@ -243,9 +281,16 @@ def test_bad_configs(path, overrides, sentence):
 
 def test_parts():
     assert parts.run("json:dumps", {"obj": [1]}, seconds=30) == "[1]"
-    assert parts.run("os:getenv", {"key": "SOMETHING"}, environment={"SOMETHING": "x"}, seconds=30) == "x"
-    assert parts.run("os:_exit", {"status": 3}, seconds=30) == {"error": "exit code 3: nothing said"}
-    assert parts.run("json:loads", {"s": "{"}, seconds=30)["error"].startswith("exit code 1: json.decoder.JSONDecode")
+    assert (
+        parts.run("os:getenv", {"key": "SOMETHING"}, environment={"SOMETHING": "x"}, seconds=30)
+        == "x"
+    )
+    assert parts.run("os:_exit", {"status": 3}, seconds=30) == {
+        "error": "exit code 3: nothing said"
+    }
+    assert parts.run("json:loads", {"s": "{"}, seconds=30)["error"].startswith(
+        "exit code 1: json.decoder.JSONDecode"
+    )
     slow = parts.run("subprocess:run", {"args": ["sleep", "30"]}, seconds=0.5)
     assert slow == {"error": "not done after 0 s"}
 
@@ -270,9 +315,13 @@ def test_memory(tmp_path, monkeypatch):
     (found,) = memory.measure(records, [DIGITS], TINY, shapes=[(8, 2)], seconds=100)
     experiment = Experiment(contest.load(DIGITS, TINY), jax.devices()[:1])
     assert found["parameters"] == speed.parameters(experiment)
-    assert found["arguments"] == pytest.approx(16 * found["parameters"] + 4 * 64, rel=0.01)  # Of images it has half.
+    assert found["arguments"] == pytest.approx(
+        16 * found["parameters"] + 4 * 64, rel=0.01
+    )  # Of images it has half.
     run = []
-    monkeypatch.setattr(parts, "run", lambda _, arguments, **options: run.append(arguments) or {"error": "killed"})
+    monkeypatch.setattr(
+        parts, "run", lambda _, arguments, **options: run.append(arguments) or {"error": "killed"}
+    )
     for _ in range(2):
         memory.measure(parts.Records(records.path), [DIGITS], TINY, shapes=[(8, 2), (None, 8)])
     assert [each["batch_size"] for each in run] == [None, None]
@@ -280,7 +329,9 @@ def test_memory(tmp_path, monkeypatch):
     again = memory.measure(parts.Records(records.path), [DIGITS], TINY, shapes=[(8, 2), (None, 8)])
     assert [each["peak"] for each in again] == [found["peak"], 5]
     configs = [DIGITS, DIGITS.replace("/vp/", "/subvp/"), "configs/ve/digits_ncsnpp_continuous.py"]
-    monkeypatch.setattr(parts, "run", lambda _, arguments, **options: {"peak": len(arguments["config"])})
+    monkeypatch.setattr(
+        parts, "run", lambda _, arguments, **options: {"peak": len(arguments["config"])}
+    )
     path = tmp_path / "alike.jsonl"
     rows = memory.measure(parts.Records(path), configs, shapes=[(1, 1)])
     assert rows == memory.measure(parts.Records(path), configs, shapes=[(1, 1)])
@@ -322,12 +373,21 @@ def test_timetable(tmp_path):
 
     def run(function, arguments, *, environment, seconds):
         compiling = arguments.get("rounds") == 0
-        calls.append((compiling, arguments["batch_size"], "JAX_COMPILATION_CACHE_DIR" in environment))
+        calls.append(
+            (compiling, arguments["batch_size"], "JAX_COMPILATION_CACHE_DIR" in environment)
+        )
         now[0] += min(seconds, 30 if compiling else 100)
-        return {"error": "no memory"} if arguments["batch_size"] == 2 else [{"name": "x", "rate": 5.0}]
+        return (
+            {"error": "no memory"} if arguments["batch_size"] == 2 else [{"name": "x", "rate": 5.0}]
+        )
 
-    part = lambda n, alone=False: accelerator.Part(str(n), "train_step", {"batch_size": n, "rounds": 3}, alone)
-    found, records = [part(1, True), part(2), part(3), part(4), part(5)], parts.Records(tmp_path / "results.jsonl")
+    part = lambda n, alone=False: accelerator.Part(
+        str(n), "train_step", {"batch_size": n, "rounds": 3}, alone
+    )
+    found, records = (
+        [part(1, True), part(2), part(3), part(4), part(5)],
+        parts.Records(tmp_path / "results.jsonl"),
+    )
     timetable = accelerator.Timetable(records, tmp_path, 540, clock=lambda: now[0], run=run)
     accelerator.go(found, timetable, 1)
     assert calls[0] == (False, 1, False)

@@ -8,15 +8,19 @@ import numpy as np
 import optax
 import pytest
 
-import auxiliary
-import classification
 import training
+from auxiliary import classification, fitting
 from datasets import Batches
 from errors import InputError
 from experiment import Experiment
 from tests import tiny
 
-SMALL = {"classifier.n_iters": 2, "classifier.batch_size": 16, "sampling.method": "solver", "sampling.num_steps": 3}
+SMALL = {
+    "classifier.n_iters": 2,
+    "classifier.batch_size": 16,
+    "sampling.method": "solver",
+    "sampling.num_steps": 3,
+}
 
 
 # --- what auxiliary networks share ------------------------------------------------------------------------------------
@@ -38,12 +42,18 @@ def fit(path, *, total=7, stop=None, **settings):
                 yield batch
 
     batches = Stopping(experiment.train, 16, 0, labelled=True)
-    options = {"key": jax.random.key(1), "settings": {"total": total} | settings, "constants": [jnp.float32(0.1)]}
-    return auxiliary.fit(experiment, path, {"w": jnp.zeros(64)}, loss, batches, optax.adam(0.1), total, **options)
+    options = {
+        "key": jax.random.key(1),
+        "settings": {"total": total} | settings,
+        "constants": [jnp.float32(0.1)],
+    }
+    return fitting.fit(
+        experiment, path, {"w": jnp.zeros(64)}, loss, batches, optax.adam(0.1), total, **options
+    )
 
 
 def test_a_restart_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(auxiliary, "SAVE_EVERY", 2)
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 2)
     straight = fit(tmp_path / "a.safetensors")
     path = tmp_path / "b.safetensors"
     with pytest.raises(KeyboardInterrupt):
@@ -52,7 +62,7 @@ def test_a_restart_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
     resumed = fit(path)
     assert "going on from step 4" in capsys.readouterr().out
     assert np.array_equal(straight["w"], resumed["w"])
-    assert np.array_equal(auxiliary.load(path, {"w": np.zeros(64)}, "mode")["w"], resumed["w"])
+    assert np.array_equal(fitting.load(path, {"w": np.zeros(64)}, "mode")["w"], resumed["w"])
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
     again = fit(path)
     assert "nothing left to do" in capsys.readouterr().out
@@ -60,7 +70,7 @@ def test_a_restart_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
 
 
 def test_other_settings_start_anew(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(auxiliary, "SAVE_EVERY", 2)
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 2)
     path = tmp_path / "a.safetensors"
     with pytest.raises(KeyboardInterrupt):
         fit(path, stop=5)
@@ -74,9 +84,15 @@ def test_other_settings_start_anew(tmp_path, monkeypatch, capsys):
 def test_a_loss_that_is_not_finite(tmp_path):
     experiment = Experiment(tiny.config())
     loss = lambda params, batch, key: jnp.log(params["w"]).sum() * jnp.nan
-    arguments = tmp_path / "a.safetensors", {"w": jnp.ones(2)}, loss, Batches(experiment.train, 16, 0), optax.sgd(0.1)
+    arguments = (
+        tmp_path / "a.safetensors",
+        {"w": jnp.ones(2)},
+        loss,
+        Batches(experiment.train, 16, 0),
+        optax.sgd(0.1),
+    )
     with pytest.raises(InputError, match="Step 3: the loss is nan"):
-        auxiliary.fit(experiment, *arguments, 3, key=jax.random.key(0), settings={})
+        fitting.fit(experiment, *arguments, 3, key=jax.random.key(0), settings={})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -107,12 +123,16 @@ def test_accuracy_counts_every_image_once(monkeypatch):
     """A classifier that takes half the images' looks for a 3, the others for a 4."""
     monkeypatch.setattr(classification, "LEVELS", 1)
     experiment = Experiment(tiny.config(**SMALL))
-    log_probs = lambda x, t: jnp.broadcast_to(jnp.log(jnp.full(10, 0.5 / 9).at[3].set(0.5)), (len(x), 10))
+    log_probs = lambda x, t: jnp.broadcast_to(
+        jnp.log(jnp.full(10, 0.5 / 9).at[3].set(0.5)), (len(x), 10)
+    )
     monkeypatch.setattr(experiment, "class_log_probs", lambda params: log_probs)
     (row,) = classification.accuracy(experiment, {})
     threes = (experiment.test.labels == 3).mean()
     assert row["accuracy"] == pytest.approx(threes)
-    assert row["nats"] == pytest.approx(-threes * np.log(0.5) - (1 - threes) * np.log(0.5 / 9), rel=1e-5)
+    assert row["nats"] == pytest.approx(
+        -threes * np.log(0.5) - (1 - threes) * np.log(0.5 / 9), rel=1e-5
+    )
     assert row["stderr"] == pytest.approx(np.sqrt(threes * (1 - threes) / 359))
 
 
@@ -132,14 +152,25 @@ def test_guidance_from_a_workdir(workdir):
 
 def test_what_does_not_fit(workdir, tmp_path):
     classes = {"guidance.classes": (1,)}
-    with pytest.raises(InputError, match="does not exist; train it first, with --mode=train_classifier"):
+    with pytest.raises(
+        InputError, match="does not exist; train it first, with --mode=train_classifier"
+    ):
         classification.provide(Experiment(tiny.config(**classes)), tmp_path)
-    with pytest.raises(InputError, match="does not exist; train it first"):  # Before anything else is.
-        training.train(tiny.config(**classes, **{"training.snapshot_sampling": True}), str(tmp_path / "w"))
+    with pytest.raises(
+        InputError, match="does not exist; train it first"
+    ):  # Before anything else is.
+        training.train(
+            tiny.config(**classes, **{"training.snapshot_sampling": True}), str(tmp_path / "w")
+        )
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(InputError, match="is of another network than the config's"):
-        classification.provide(Experiment(tiny.config(**classes, **{"classifier.blocks_per_group": 2})), workdir)
-    with pytest.raises(InputError, match="classifier.num_classes = 3, but the labels of data.dataset go from 0 to 9"):
+        classification.provide(
+            Experiment(tiny.config(**classes, **{"classifier.blocks_per_group": 2})), workdir
+        )
+    with pytest.raises(
+        InputError,
+        match="classifier.num_classes = 3, but the labels of data.dataset go from 0 to 9",
+    ):
         classification.train(tiny.config(**SMALL | {"classifier.num_classes": 3}), str(tmp_path))
     with pytest.raises(InputError, match="classifier.num_classes = 10 needs images with labels"):
         classification.train(tiny.config(**SMALL | {"data.dataset": "noise"}), str(tmp_path))

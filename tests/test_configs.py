@@ -21,6 +21,7 @@ from ml_collections import config_flags
 import datasets
 import experiment as experiments
 import factory
+import train_state
 import training
 from configs import differences
 from models import NETWORKS
@@ -39,13 +40,17 @@ def module(name: str):
 def flat(fields: dict) -> dict:
     """Fields as on the command line; tuples as lists, which is what JSON has for them."""
     flat = traverse_util.flatten_dict(fields, sep=".")
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()
+    }
 
 
 def listed(fields):
     """The entries of `differences` that fields belong to: their own, or that of their section."""
     sections = {field: field.partition(".")[0] for field in fields}
-    return {section if section in differences.ADDED else field for field, section in sections.items()}
+    return {
+        section if section in differences.ADDED else field for field, section in sections.items()
+    }
 
 
 # --- fields -----------------------------------------------------------------------------------------------------------
@@ -54,7 +59,9 @@ def listed(fields):
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_official_fields(name):
     official, ours = flat(OFFICIAL[name]), flat(module(name).get_config().to_dict())
-    expected = {field: value for field, value in official.items() if field not in differences.DROPPED}
+    expected = {
+        field: value for field, value in official.items() if field not in differences.DROPPED
+    }
     expected.update(differences.MENDED.get(name, {}))
     assert {field: ours.get(field, "absent") for field in expected} == expected
     assert listed(ours.keys() - official.keys()) <= differences.ADDED.keys()
@@ -73,9 +80,15 @@ def test_every_difference_occurs():
 
 
 def test_the_experiments_are_the_official_ones_and_some_small_ones():
-    files = (path for folder in ("ve", "vp", "subvp") for path in (ROOT / "configs" / folder).rglob("*.py"))
+    files = (
+        path
+        for folder in ("ve", "vp", "subvp")
+        for path in (ROOT / "configs" / folder).rglob("*.py")
+    )
     names = {path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in files}
-    assert {name for name in names if not re.search("digits|photos|fashion", name)} == OFFICIAL.keys()
+    assert {
+        name for name in names if not re.search("digits|photos|fashion", name)
+    } == OFFICIAL.keys()
 
 
 def test_a_field_has_one_type():
@@ -93,9 +106,13 @@ def test_a_field_has_one_type():
 def test_default_files_that_configs_of_others_import(family, names):
     """They have no field that any experiment of the family lacks, as users' files set the rest themselves."""
     defaults = module(f"default_{family}_configs").get_default_configs()
-    official = [set(flat(fields)) for fields in OFFICIAL.values() if fields["data"]["dataset"] in names]
+    official = [
+        set(flat(fields)) for fields in OFFICIAL.values() if fields["data"]["dataset"] in names
+    ]
     assert defaults.data.dataset == names[0]
-    assert listed(flat(defaults.to_dict())) - differences.ADDED.keys() <= set.intersection(*official)
+    assert listed(flat(defaults.to_dict())) - differences.ADDED.keys() <= set.intersection(
+        *official
+    )
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
@@ -129,7 +146,11 @@ def test_overrides(monkeypatch):
     assert config.model.attn_resolutions == (16, 8)
     assert (config.optim.weight_decay, config.model.sigma_max) == (0.1, 90.5)
     assert (config.model.fourier_scale, config.model.dropout) == (8.0, 0.0)
-    assert (config.eval.enable_sampling, config.eval.enable_loss, config.eval.enable_bpd) == (True, False, True)
+    assert (config.eval.enable_sampling, config.eval.enable_loss, config.eval.enable_bpd) == (
+        True,
+        False,
+        True,
+    )
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -138,7 +159,11 @@ def test_overrides(monkeypatch):
 def network_options(config: ml_collections.ConfigDict) -> dict:
     """What the constructor of the network takes from a config."""
     shape = {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
-    return {"name": config.model.name, **factory.matching(NETWORKS[config.model.name], config.model), **shape}
+    return {
+        "name": config.model.name,
+        **factory.matching(NETWORKS[config.model.name], config.model),
+        **shape,
+    }
 
 
 def once_for_all(relevant):
@@ -181,7 +206,9 @@ def shrunk(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     model = config.model
     model.update(nf=32 if model.name == "ddpm" else 4, num_scales=21, sigma_max=5.0)
     if "ch_mult" in model:
-        model.update(ch_mult=(1, 2), num_res_blocks=0, attn_resolutions=(4,))  # One block a level, on the way up.
+        model.update(
+            ch_mult=(1, 2), num_res_blocks=0, attn_resolutions=(4,)
+        )  # One block a level, on the way up.
     config.training.update(batch_size=2, n_jitted_steps=1)
     config.optim.warmup = min(1, config.optim.warmup)
     config.eval.batch_size = 2
@@ -201,18 +228,27 @@ def step_options(config: ml_collections.ConfigDict) -> list:
 
 
 @once_for_all(step_options)
-def two_steps(config: ml_collections.ConfigDict) -> tuple[list[training.TrainState], np.ndarray]:
+def two_steps(config: ml_collections.ConfigDict) -> tuple[list[train_state.TrainState], np.ndarray]:
     """The states before, between and after two training steps, and their losses. They start from random parameters."""
     experiment = experiments.Experiment(config, jax.devices()[:1])
-    optimizer = optax.flatten(training.make_optimizer(config.optim))  # One vector of all parameters compiles faster.
+    optimizer = optax.flatten(
+        train_state.make_optimizer(config.optim)
+    )  # One vector of all parameters compiles faster.
     step = functools.partial(training.train_step, experiment=experiment, optimizer=optimizer)
     step = jax.jit(step)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype), experiment.abstract_params)
-    opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, params))
-    states, losses = [training.TrainState(np.int32(0), params, params, opt_state)], []
+    params = jax.tree.map(
+        lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype),
+        experiment.abstract_params,
+    )
+    opt_state = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, params)
+    )
+    states, losses = [train_state.TrainState(np.int32(0), params, params, opt_state)], []
     for i in range(2):
-        images = datasets.Batches(experiment.train, config.training.batch_size, config.seed)[i].pixels[0]
+        images = datasets.Batches(experiment.train, config.training.batch_size, config.seed)[
+            i
+        ].pixels[0]
         state, metrics = step(states[-1], datasets.Batch(images))
         states.append(jax.device_get(state))
         losses.append(metrics["loss"])
@@ -227,9 +263,17 @@ def test_training(name):
     states, losses = two_steps(shrunk(config))
     assert np.isfinite(losses).all()
     for step, (before, after) in enumerate(zip(states, states[1:])):
-        largest = max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(b - a).max(), before.params, after.params)))
-        rate = 0.0 if step == 0 and config.optim.warmup > 0 else config.optim.lr  # The largest move that Adam makes.
+        largest = max(
+            jax.tree.leaves(
+                jax.tree.map(lambda a, b: np.abs(b - a).max(), before.params, after.params)
+            )
+        )
+        rate = (
+            0.0 if step == 0 and config.optim.warmup > 0 else config.optim.lr
+        )  # The largest move that Adam makes.
         assert largest == pytest.approx(rate, rel=0.01)
         mix = lambda old, new: config.model.ema_rate * old + (1 - config.model.ema_rate) * new
         expected = jax.tree.map(mix, before.ema, after.params)
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), after.ema, expected)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), after.ema, expected
+        )

@@ -25,7 +25,9 @@ def test_digits():
 
 
 def test_photos():
-    config = tiny.config(**{"data.dataset": "photos", "data.image_size": 32, "data.num_channels": 3}).data
+    config = tiny.config(
+        **{"data.dataset": "photos", "data.image_size": 32, "data.num_channels": 3}
+    ).data
     train, test = (datasets.load(config, split) for split in ("train", "test"))
     assert (train.pixels.shape, test.pixels.shape) == ((4500, 32, 32, 3), (130, 32, 32, 3))
     assert datasets.levels(config) == 256
@@ -34,15 +36,20 @@ def test_photos():
 def test_held_out_photos_share_no_pixel_with_training(monkeypatch):
     """With the number of each pixel's column in place of its colour."""
     columns = np.broadcast_to(np.arange(640).reshape(-1, 1), (427, 640, 3))
-    monkeypatch.setattr("sklearn.datasets.load_sample_images", lambda: argparse.Namespace(images=[columns]))
-    seen, held_out = (set(np.unique(datasets.photos(split, None).pixels)) for split in ("train", "test"))
+    monkeypatch.setattr(
+        "sklearn.datasets.load_sample_images", lambda: argparse.Namespace(images=[columns])
+    )
+    seen, held_out = (
+        set(np.unique(datasets.photos(split, None).pixels)) for split in ("train", "test")
+    )
     assert seen | held_out == set(range(640))
     assert not seen & held_out
 
 
 def test_unknown_and_ill_fitting_data_sets():
     with pytest.raises(
-        InputError, match="data.dataset = 'mnist' is unknown; known: array, celeba, celebahq, cifar10, digits, "
+        InputError,
+        match="data.dataset = 'mnist' is unknown; known: array, celeba, celebahq, cifar10, digits, ",
     ):
         datasets.load(tiny.config(**{"data.dataset": "mnist"}).data, "train")
     with pytest.raises(InputError, match=r"have shape \(8, 8, 1\); data.image_size = 16"):
@@ -64,7 +71,9 @@ def test_scaler(levels, centered):
     between = x[:-1] + 0.9 * (x[1:] - x[:-1])
     np.testing.assert_array_equal(scaler.pixels(between, dequantized=False), grey[1:])
     for dequantized in (False, True):
-        np.testing.assert_array_equal(scaler.pixels(between, dequantized=dequantized, truncate=True), grey[:-1])
+        np.testing.assert_array_equal(
+            scaler.pixels(between, dequantized=dequantized, truncate=True), grey[:-1]
+        )
     noisy = scaler.dequantize(u, jnp.full(levels, 0.5))
     np.testing.assert_array_equal(scaler.pixels(noisy, dequantized=True), grey)
     assert low < noisy.min()
@@ -75,7 +84,9 @@ def test_scaler(levels, centered):
 
 def test_flips():
     u = jnp.arange(2, dtype=jnp.uint8).reshape(1, 1, 2, 1).repeat(1000, 0)
-    x = datasets.augment(jax.random.key(0), u, Scaler(2, False), random_flip=True, uniform_dequantization=False)
+    x = datasets.augment(
+        jax.random.key(0), u, Scaler(2, False), random_flip=True, uniform_dequantization=False
+    )
     assert 0.4 < (x[:, 0, 0, 0] == 1).mean() < 0.6
     assert (x.sum((1, 2, 3)) == 1).all()
 
@@ -85,9 +96,12 @@ def test_batches_are_functions_of_seed_and_number():
     one, five = Batches(images, 10, seed=3), Batches(images, 10, seed=3, steps=5)
     pixels = lambda batches, n: batches[n].pixels
     assert np.array_equal(
-        pixels(five, 1).reshape(50), np.concatenate([pixels(one, n) for n in range(5, 10)]).reshape(50)
+        pixels(five, 1).reshape(50),
+        np.concatenate([pixels(one, n) for n in range(5, 10)]).reshape(50),
     )
-    assert sorted(pixels(five, 0).reshape(50).tolist()) == list(range(50))  # One epoch shows every image once.
+    assert sorted(pixels(five, 0).reshape(50).tolist()) == list(
+        range(50)
+    )  # One epoch shows every image once.
     assert not np.array_equal(pixels(five, 0), pixels(five, 1))
     assert not np.array_equal(pixels(one, 0), pixels(Batches(images, 10, seed=4), 0))
     stream = one.iterate(7)
@@ -98,14 +112,19 @@ def test_batches_are_functions_of_seed_and_number():
 
 def test_labels_go_with_their_images():
     pixels = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1)
-    batch = next(Batches(Images(pixels, np.arange(50) % 7), 10, seed=3, steps=2, labelled=True).iterate(1))
+    batch = next(
+        Batches(Images(pixels, np.arange(50) % 7), 10, seed=3, steps=2, labelled=True).iterate(1)
+    )
     assert batch.labels.shape == (2, 10)
     assert np.array_equal(batch.labels, batch.pixels[..., 0, 0, 0] % 7)
 
 
 @pytest.mark.parametrize(
     ("labels", "sentence"),
-    [(None, "needs images with labels"), (np.arange(4), "data.num_classes = 3, but the labels .* from 0 to 3")],
+    [
+        (None, "needs images with labels"),
+        (np.arange(4), "data.num_classes = 3, but the labels .* from 0 to 3"),
+    ],
 )
 def test_labels_that_do_not_fit(monkeypatch, labels, sentence):
     images = Images(np.zeros((4, 8, 8, 1), np.uint8), labels)

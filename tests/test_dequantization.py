@@ -8,8 +8,8 @@ import pytest
 import scipy.special
 from flax import nnx
 
-import dequantization
 import evaluation
+from auxiliary import dequantization
 from errors import InputError
 from experiment import Experiment
 from models.dequantizer import Dequantizer
@@ -35,12 +35,16 @@ def test_the_density_is_that_of_the_change_of_variables():
     """Uniform noise has density 1, so log q is minus the log-determinant of dv / dnoise; v looks at the image."""
     graph, params, u, noise = flow()
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda a: jnp.asarray(0.05 * rng.normal(size=a.shape), jnp.float32), params)
+    params = jax.tree.map(
+        lambda a: jnp.asarray(0.05 * rng.normal(size=a.shape), jnp.float32), params
+    )
     run = lambda u, noise: nnx.merge(graph, params)(u, noise)
     v, log_q = run(u, noise)
     assert ((v > 0) & (v < 1)).all()
     for i in range(2):
-        jacobian = jax.jacfwd(lambda noise, i=i: run(u[i : i + 1], noise[None])[0][0].reshape(-1))(noise[i])
+        jacobian = jax.jacfwd(lambda noise, i=i: run(u[i : i + 1], noise[None])[0][0].reshape(-1))(
+            noise[i]
+        )
         assert log_q[i] == pytest.approx(-np.linalg.slogdet(jacobian.reshape(12, 12))[1], abs=1e-3)
     assert np.abs(run((u + 5) % 17, noise)[0] - v).max() > 0.01
 
@@ -48,14 +52,18 @@ def test_the_density_is_that_of_the_change_of_variables():
 def test_training_lowers_the_bound():
     """Where the density is narrower than a grey level, noise that follows it costs fewer bits than uniform noise."""
     experiment = Experiment(tiny.config(), jax.devices()[:1])
-    experiment.score = lambda ema: gaussian.score(experiment.sde, 0.02, 0.04)  # A grey level is 0.12 wide.
+    experiment.score = lambda ema: gaussian.score(
+        experiment.sde, 0.02, 0.04
+    )  # A grey level is 0.12 wide.
     u = jnp.full((16, 8, 8, 1), 8)
     params = nnx.to_pure_dict(nnx.split(dequantization.network(experiment), nnx.Param)[1])
     optimizer = optax.adam(1e-2)
 
     @jax.jit
     def step(params, state, key):
-        loss = lambda params: dequantization.bound(experiment, None, params, u, jax.random.split(key, 16)).mean()
+        loss = lambda params: dequantization.bound(
+            experiment, None, params, u, jax.random.split(key, 16)
+        ).mean()
         value, grads = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(params, updates), state, value
@@ -73,11 +81,16 @@ def test_training_lowers_the_bound():
 def test_training_from_the_command_line(workdir):  # noqa: F811
     config = tiny.config(**{"training.dequantizer_iters": 2, "eval.dequantization": "variational"})
     experiment = Experiment(config)
-    with pytest.raises(InputError, match="does not exist; train it first, with --mode=train_dequantizer"):
+    with pytest.raises(
+        InputError, match="does not exist; train it first, with --mode=train_dequantizer"
+    ):
         dequantization.make(experiment, workdir, 3)
     params = dequantization.train(config, str(workdir), 3)
     again = dequantization.load(experiment, workdir, 3)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True)
+    )
     u, keys = experiment.test.pixels[:4], jax.random.split(jax.random.key(0), 4)
     x, log_q = dequantization.make(experiment, workdir, 3)(u, keys)
     assert x.shape == u.shape
@@ -86,7 +99,11 @@ def test_training_from_the_command_line(workdir):  # noqa: F811
 
 @pytest.mark.slow
 def test_evaluation(workdir):  # noqa: F811
-    changes = {"training.dequantizer_iters": 1, "eval.enable_sampling": False, "eval.enable_loss": False}
+    changes = {
+        "training.dequantizer_iters": 1,
+        "eval.enable_sampling": False,
+        "eval.enable_loss": False,
+    }
     changes |= {"eval.begin_ckpt": 3, "eval.end_ckpt": 3, "eval.dequantization": "variational"}
     config = tiny.config(**changes)
     dequantization.train(config, str(workdir), 3)
@@ -95,5 +112,7 @@ def test_evaluation(workdir):  # noqa: F811
 
 def test_unknown_names_are_refused(workdir):  # noqa: F811
     config = tiny.config(**{"eval.dequantization": "gaussian"})
-    with pytest.raises(InputError, match="eval.dequantization = 'gaussian' is unknown; known: uniform, variational"):
+    with pytest.raises(
+        InputError, match="eval.dequantization = 'gaussian' is unknown; known: uniform, variational"
+    ):
         dequantization.make(Experiment(config), workdir, 3)

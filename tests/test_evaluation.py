@@ -15,13 +15,13 @@ from PIL import Image
 
 import evaluation
 import experiment as experiments
-import image_quality
 import training
 from errors import InputError
-from experiment import load_rounds, round_paths
 from factory import Samples
-from features import Extractor, Features
+from metrics import sample_quality
+from metrics.features import Extractor, Features
 from tests import tiny
+from workdir import load_rounds, round_paths
 
 
 def config(**changes):
@@ -45,13 +45,23 @@ def test_results(evaluated, capsys):
         on_disk = json.load(file)
     assert on_disk == results[1]
     assert on_disk["step"] == 4
-    assert (on_disk["loss"]["images"], on_disk["bpd"]["images"], on_disk["samples"]["images"]) == (359, 359, 10)
-    read = lambda name: np.concatenate([np.load(f"{folder}/bpd_{i}.npz")[name] for i in range(6)]).reshape(2, 359)
+    assert (on_disk["loss"]["images"], on_disk["bpd"]["images"], on_disk["samples"]["images"]) == (
+        359,
+        359,
+        10,
+    )
+    read = lambda name: np.concatenate(
+        [np.load(f"{folder}/bpd_{i}.npz")[name] for i in range(6)]
+    ).reshape(2, 359)
     bpd, bound, spread = read("bpd"), read("bound"), read("probe_stderr")
     assert on_disk["bpd"]["mean"] == pytest.approx(bpd.mean(), rel=1e-6)
-    assert on_disk["bpd"]["stderr"] == pytest.approx(bpd.mean(0).std(ddof=1) / np.sqrt(359), rel=1e-6)
+    assert on_disk["bpd"]["stderr"] == pytest.approx(
+        bpd.mean(0).std(ddof=1) / np.sqrt(359), rel=1e-6
+    )
     assert on_disk["bpd"]["bound"]["mean"] == pytest.approx(bound.mean(), rel=1e-6)
-    assert on_disk["bpd"]["probe_stderr"] == pytest.approx(np.sqrt((spread**2).sum()) / (2 * 359), rel=1e-6)
+    assert on_disk["bpd"]["probe_stderr"] == pytest.approx(
+        np.sqrt((spread**2).sum()) / (2 * 359), rel=1e-6
+    )
     assert 0 < on_disk["bpd"]["solver_error"] < 0.05
     # Untrained, it takes pixels for independent and nearly normal: worse than uniform grey levels, log2(17) bits.
     assert 4 < on_disk["bpd"]["mean"] < 14
@@ -93,7 +103,11 @@ def test_a_restart_does_only_what_is_missing(evaluated, monkeypatch):
         __import__("os").remove(f"{folder}/{name}.npz")
     done, save = [], evaluation.write_atomically
     for module in (evaluation, experiments):
-        monkeypatch.setattr(module, "write_atomically", lambda path, write: done.append(path.stem) or save(path, write))
+        monkeypatch.setattr(
+            module,
+            "write_atomically",
+            lambda path, write: done.append(path.stem) or save(path, write),
+        )
     again = evaluation.evaluate(config(), workdir)
     assert again == results
     assert sorted(set(done)) == ["bpd_4", "config", "loss_1", "results", "samples", "samples_0"]
@@ -107,7 +121,9 @@ def test_sampling_that_was_killed_goes_on(tmp_path, monkeypatch):
     experiment = experiments.Experiment(config(**{"eval.batch_size": 4}))
     stage = functools.partial(evaluation.sampling_stage, experiment, experiment.init_params())
     asked, sample, replace = [], experiment.sample_images, os.replace
-    monkeypatch.setattr(experiment, "sample_images", lambda *args: asked.append(args[1:]) or sample(*args))
+    monkeypatch.setattr(
+        experiment, "sample_images", lambda *args: asked.append(args[1:]) or sample(*args)
+    )
     folders = [tmp_path / name for name in ("whole", "killed")]
     for folder in folders:
         folder.mkdir()
@@ -123,7 +139,10 @@ def test_sampling_that_was_killed_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         stage(folders[1], None)
     monkeypatch.setattr(os, "replace", replace)
-    assert sorted(path.name for path in folders[1].iterdir()) == ["samples_0.npz", "samples_1.npz.tmp"]
+    assert sorted(path.name for path in folders[1].iterdir()) == [
+        "samples_0.npz",
+        "samples_1.npz.tmp",
+    ]
     asked.clear()
     result = stage(folders[1], None)
     assert asked == [(4, 4), (8, 4)]
@@ -138,17 +157,23 @@ def test_sampling_that_was_killed_goes_on(tmp_path, monkeypatch):
 def test_only_a_round_of_images_and_one_file_at_a_time(tmp_path):
     """Of 300 rounds that hold 30 MB together: little memory, and fewer open files than rounds."""
     count, shape = 300, (8, 64, 64, 3)
-    sample = lambda ema, first, size: Samples(np.full(shape, first % 256, np.uint8), np.full(8, 5), np.zeros((0, 8)))
-    experiment = SimpleNamespace(config=config(), sample_images=sample, classes=lambda indices: None, labelled=False)
+    sample = lambda ema, first, size: Samples(
+        np.full(shape, first % 256, np.uint8), np.full(8, 5), np.zeros((0, 8))
+    )
+    experiment = SimpleNamespace(
+        config=config(), sample_images=sample, classes=lambda indices: None, labelled=False
+    )
     experiment.config.eval.update(batch_size=8, num_samples=8 * count)
     extract = lambda images: Features(images[:, :2, 0, 0].astype(np.float32), None)
     paths = lambda name: round_paths(tmp_path, name, count)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     tracemalloc.start()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, hard))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, hard)
+    )
     try:
         evaluation.sampling_stage(experiment, None, tmp_path, None)
-        image_quality.run_features(tmp_path, paths("samples"), Extractor("kind", "0", "", extract))
+        sample_quality.run_features(tmp_path, paths("samples"), Extractor("kind", "0", "", extract))
         pool = load_rounds(paths("features_kind-0"), "pool")["pool"]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
@@ -160,7 +185,9 @@ def test_only_a_round_of_images_and_one_file_at_a_time(tmp_path):
 
 def test_a_damaged_round_is_named(tmp_path):
     (tmp_path / "samples_0.npz").write_bytes(b"")
-    with pytest.raises(InputError, match=r"samples_0.npz cannot be read: .* Without it, it is computed again"):
+    with pytest.raises(
+        InputError, match=r"samples_0.npz cannot be read: .* Without it, it is computed again"
+    ):
         load_rounds(round_paths(tmp_path, "samples", 1))
 
 
@@ -169,7 +196,9 @@ def test_images_depend_on_seed_and_number_alone(evaluated):
     params = experiments.Experiment(config()).init_params()
     images = {}
     for devices, first, count in ((1, 0, 6), (2, 0, 6), (8, 2, 3)):
-        experiment = experiments.Experiment(config(**{"training.batch_size": 16}), jax.devices()[:devices])
+        experiment = experiments.Experiment(
+            config(**{"training.batch_size": 16}), jax.devices()[:devices]
+        )
         images[devices], nfe, _ = experiment.sample_images(jax.device_get(params), first, count)
         assert nfe.tolist() == [21] * count
     assert np.abs(images[1].astype(int) - images[2]).max() <= 16
@@ -186,7 +215,9 @@ def test_bits_per_dim_do_not_depend_on_the_batch(evaluated):
 
 
 def test_an_eval_folder_of_other_settings_is_refused(evaluated):
-    with pytest.raises(InputError, match=r"name another folder or mend:\n  eval.batch_size: 120 there, 60 now"):
+    with pytest.raises(
+        InputError, match=r"name another folder or mend:\n  eval.batch_size: 120 there, 60 now"
+    ):
         evaluation.evaluate(config(**{"eval.batch_size": 60}), evaluated[0])
     with pytest.raises(InputError, match=r"guidance.scale: 4.0 there, 3.0 now"):
         evaluation.evaluate(config(**{"guidance.scale": 3.0}), evaluated[0])
@@ -200,7 +231,11 @@ def test_a_network_of_another_config_is_refused(evaluated):
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("eval.bpd_trace", "cauchy", "eval.bpd_trace = 'cauchy' is unknown; known: Gaussian, Rademacher, exact"),
+        (
+            "eval.bpd_trace",
+            "cauchy",
+            "eval.bpd_trace = 'cauchy' is unknown; known: Gaussian, Rademacher, exact",
+        ),
         ("eval.bpd_t_min", 1.5, "eval.bpd_t_min = 1.5 must lie between 0 and 1.0"),
         ("eval.bpd_tolerance", 0.0, "eval.bpd_tolerance = 0.0 above 0"),
         ("training.importance_weighting", True, "needs training.likelihood_weighting = True"),
@@ -224,7 +259,9 @@ def test_nothing_to_evaluate(evaluated, tmp_path):
 @pytest.mark.parametrize("name", ["ve.digits_ncsnpp_continuous", "subvp.digits_ddpmpp_continuous"])
 def test_the_other_sdes(tmp_path, name):
     """Train, score and sample with the VE SDE (NCSN++, predictor and corrector) and the sub-VP SDE."""
-    c = tiny.config(name, **{"training.n_iters": 2, "training.snapshot_freq": 2, "eval.enable_loss": False})
+    c = tiny.config(
+        name, **{"training.n_iters": 2, "training.snapshot_freq": 2, "eval.enable_loss": False}
+    )
     training.train(c, str(tmp_path))
     result = evaluation.evaluate(c, str(tmp_path))[1]
     assert result["bpd"]["failed"] == result["bpd"]["bound"]["failed"] == 0

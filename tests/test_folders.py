@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 import datasets
-import inspection
 import training
 from errors import InputError
 from experiment import Experiment
+from modes import inspection
 from readers import arrays, cache, folders, preprocessing
 from tests import examples, tiny
 
@@ -25,7 +25,13 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 def config(where, dataset="folder", **changes):
     """Images of 8x8 pixels in colour, under `where`."""
-    fields = {"dataset": dataset, "path": str(where), "image_size": 8, "num_channels": 3, "held_out": 0.25} | changes
+    fields = {
+        "dataset": dataset,
+        "path": str(where),
+        "image_size": 8,
+        "num_channels": 3,
+        "held_out": 0.25,
+    } | changes
     return tiny.config(**{f"data.{name}": value for name, value in fields.items()})
 
 
@@ -39,7 +45,10 @@ def folder(tmp_path):
     """Forty images in two folders, nested; cats are dark, dogs bright."""
     for i in range(40):
         kind = ("cats", "dogs/deep/er")[i % 2]
-        write(tmp_path / "own" / kind / f"{i}.png", np.full((8, 12, 3), 10 + i + 100 * (i % 2), np.uint8))
+        write(
+            tmp_path / "own" / kind / f"{i}.png",
+            np.full((8, 12, 3), 10 + i + 100 * (i % 2), np.uint8),
+        )
     return tmp_path / "own"
 
 
@@ -49,16 +58,22 @@ def folder(tmp_path):
 def test_splits_and_classes(folder):
     train, test = (datasets.load(config(folder).data, split) for split in ("train", "test"))
     values = [images.pixels[np.arange(len(images))][:, 0, 0, 0] for images in (train, test)]
-    assert sorted(np.concatenate(values).tolist()) == sorted(10 + i + 100 * (i % 2) for i in range(40))
+    assert sorted(np.concatenate(values).tolist()) == sorted(
+        10 + i + 100 * (i % 2) for i in range(40)
+    )
     assert 4 <= len(test) <= 16
     for images, value in zip((train, test), values):
         np.testing.assert_array_equal(images.labels, value >= 100)
     assert len(datasets.load(config(folder, num_classes=2).data, "train")) == len(train)
-    with pytest.raises(InputError, match="data.num_classes = 1, but the labels of data.dataset go from 0 to 1"):
+    with pytest.raises(
+        InputError, match="data.num_classes = 1, but the labels of data.dataset go from 0 to 1"
+    ):
         datasets.load(config(folder, num_classes=1).data, "train")
     more = folder / "cats" / "new.png"
     write(more, np.zeros((8, 8, 3), np.uint8))
-    again = datasets.load(config(folder).data, "test")  # Files that were held out are so when others come.
+    again = datasets.load(
+        config(folder).data, "test"
+    )  # Files that were held out are so when others come.
     assert set(values[1].tolist()) <= set(again.pixels[np.arange(len(again))][:, 0, 0, 0].tolist())
     write(folder / "top.png", np.zeros((8, 8, 3), np.uint8))
     assert datasets.load(config(folder).data, "train").labels is None  # One image is in no folder.
@@ -112,7 +127,9 @@ def test_the_index(folder, monkeypatch):
     first = folders.index(folder)
     assert len(checked) == 40
     assert first.sizes.tolist() == [[12, 8]] * 40
-    assert [again.tolist() for again in folders.index(folder)] == [array.tolist() for array in first]
+    assert [again.tolist() for again in folders.index(folder)] == [
+        array.tolist() for array in first
+    ]
     assert len(checked) == 40
     os.utime(folder / "cats" / "0.png", ns=(1, 1))
     write(folder / "new.png", np.zeros((3, 5), np.uint8))
@@ -122,7 +139,9 @@ def test_the_index(folder, monkeypatch):
     assert len(index.names) == 40
     assert index.sizes[index.names.tolist().index("new.png")].tolist() == [5, 3]
     next(cache.FOLDER.iterdir()).write_bytes(b"broken")
-    assert [again.tolist() for again in folders.index(folder)] == [array.tolist() for array in index]
+    assert [again.tolist() for again in folders.index(folder)] == [
+        array.tolist() for array in index
+    ]
     assert len(checked) == 82
 
 
@@ -139,7 +158,9 @@ def test_files_that_go_bad_after_they_were_indexed(folder, caplog):
     with caplog.at_level("WARNING", "absl"):
         pixels = images.pixels[np.arange(len(images))]
     assert len(pixels) == len(images)
-    assert re.search("cats/0.png: .*; another takes its place", caplog.text) or "cats/0.png" in held_out(folder)
+    assert re.search(
+        "cats/0.png: .*; another takes its place", caplog.text
+    ) or "cats/0.png" in held_out(folder)
     shutil.rmtree(folder)
     with pytest.raises(InputError, match="can be read any more"):
         datasets.Images(preprocessing.Decoded(images.pixels._decode, 1, (8, 8, 3))).pixels[0]
@@ -154,9 +175,17 @@ def held_out(folder) -> list[str]:
     ("make", "fields", "sentence"),
     [
         (lambda path: path.mkdir(), {}, "holds no readable image .* for the split 'train'"),
-        (lambda path: path.write_text(""), {}, "is not a folder; name one with --config.data.path=DIR"),
+        (
+            lambda path: path.write_text(""),
+            {},
+            "is not a folder; name one with --config.data.path=DIR",
+        ),
         (lambda path: None, {"path": ""}, "data.dataset = 'folder' needs the folder of the images"),
-        (lambda path: write(path / "a.png", np.zeros((8, 8), np.uint8)), {"held_out": 1.0}, "data.held_out = 1.0 must"),
+        (
+            lambda path: write(path / "a.png", np.zeros((8, 8), np.uint8)),
+            {"held_out": 1.0},
+            "data.held_out = 1.0 must",
+        ),
         (
             lambda path: [write(path / n, np.zeros((8, 8), np.uint8)) for n in ("a.png", "b.png")],
             {"num_channels": 2},
@@ -172,9 +201,14 @@ def test_folders_without_images(tmp_path, make, fields, sentence):
 
 def test_batches_are_the_same_by_many_threads(folder, monkeypatch):
     """Images decoded late or early, once or often: batch n is a function of (seed, n)."""
-    batches = [list(take(datasets.Batches(datasets.load(config(folder).data, "train"), 16, 3, 2), 3)) for _ in range(2)]
+    batches = [
+        list(take(datasets.Batches(datasets.load(config(folder).data, "train"), 16, 3, 2), 3))
+        for _ in range(2)
+    ]
     monkeypatch.setattr(preprocessing, "MEMORY", 0)
-    batches.append(list(take(datasets.Batches(datasets.load(config(folder).data, "train"), 16, 3, 2), 3)))
+    batches.append(
+        list(take(datasets.Batches(datasets.load(config(folder).data, "train"), 16, 3, 2), 3))
+    )
     for other in batches[1:]:
         for a, b in zip(batches[0], other):
             np.testing.assert_array_equal(a.pixels, b.pixels)
@@ -193,12 +227,20 @@ def test_arrays(tmp_path):
     pixels, labels = examples.images(20, 8, 8), np.arange(20)
     np.save(tmp_path / "a.npy", pixels)
     np.savez(tmp_path / "b.npz", images=pixels[..., None], labels=labels)
-    np.savez(tmp_path / "c.npz", train_images=pixels[:15], test_images=pixels[15:], train_labels=labels[:15])
+    np.savez(
+        tmp_path / "c.npz",
+        train_images=pixels[:15],
+        test_images=pixels[15:],
+        train_labels=labels[:15],
+    )
     for name in ("a.npy", "b.npz", "c.npz"):
         train, test = (
-            datasets.load(config(tmp_path / name, "array", num_channels=1).data, s) for s in ("train", "test")
+            datasets.load(config(tmp_path / name, "array", num_channels=1).data, s)
+            for s in ("train", "test")
         )
-        everything = np.concatenate([images.pixels[np.arange(len(images))] for images in (train, test)])
+        everything = np.concatenate(
+            [images.pixels[np.arange(len(images))] for images in (train, test)]
+        )
         assert sorted(everything[..., 0].tolist()) == sorted(pixels.tolist())
         if name != "a.npy":
             np.testing.assert_array_equal(pixels[train.labels], train.pixels[:][..., 0])
@@ -208,14 +250,26 @@ def test_arrays(tmp_path):
 @pytest.mark.parametrize(
     ("array", "fields", "sentence"),
     [
-        (np.zeros((3, 8)), {}, r"holds float64 of shape \(3, 8\); images are numbers \(N, H, W, C\) or \(N, H, W\)"),
+        (
+            np.zeros((3, 8)),
+            {},
+            r"holds float64 of shape \(3, 8\); images are numbers \(N, H, W, C\) or \(N, H, W\)",
+        ),
         (
             np.linspace(-2, 3, 192).reshape(3, 8, 8),
             {},
             r"say .* --config.data.value_range='\(-2.0, 3.0\)'",
         ),
-        (np.full((3, 8, 8), np.nan), {"value_range": (0.0, 1.0)}, "holds values that are not finite"),
-        (np.full((3, 8, 8), 2.0), {"value_range": (0.0, 1.0)}, "from 2 to 2, beyond data.value_range"),
+        (
+            np.full((3, 8, 8), np.nan),
+            {"value_range": (0.0, 1.0)},
+            "holds values that are not finite",
+        ),
+        (
+            np.full((3, 8, 8), 2.0),
+            {"value_range": (0.0, 1.0)},
+            "from 2 to 2, beyond data.value_range",
+        ),
         (np.zeros((3, 9, 8), np.uint8), {}, r"have shape \(9, 8, 1\); data.image_size = 8"),
         (np.array([{}]), {}, "cannot be read as .npy or .npz"),
     ],
@@ -228,7 +282,9 @@ def test_arrays_that_do_not_fit(tmp_path, array, fields, sentence):
 
 def test_labels_that_do_not_fit(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((3, 8, 8), np.uint8), labels=np.zeros(2, int))
-    with pytest.raises(InputError, match=r"labels are int64 of shape \(2,\), not one integer for each image"):
+    with pytest.raises(
+        InputError, match=r"labels are int64 of shape \(2,\), not one integer for each image"
+    ):
         arrays.read("train", config(tmp_path / "a.npz", "array").data)
     np.savez(tmp_path / "b.npz", a=np.zeros(3), b=np.zeros(3))
     with pytest.raises(InputError, match="b.npz holds a, b; name the array 'images'"):
@@ -249,7 +305,9 @@ def test_real_numbers(centered):
     np.testing.assert_allclose(scaler.pixels(x, dequantized=False), u, atol=1e-5)
     assert np.exp(scaler.log_scale) == pytest.approx((1 + centered) / 8)
     data.value_range = (1.0, 1.0)
-    with pytest.raises(InputError, match=r"data.value_range = \(1.0, 1.0\) must be \(least, largest\)"):
+    with pytest.raises(
+        InputError, match=r"data.value_range = \(1.0, 1.0\) must be \(least, largest\)"
+    ):
         datasets.make_scaler(data)
 
 
@@ -260,7 +318,13 @@ def test_real_numbers_on_their_way(tmp_path):
     """Fields of two channels, as no picture has them, reach the model in its range, and come back in theirs."""
     values = np.random.default_rng(0).normal(size=(40, 8, 8, 2))
     np.save(tmp_path / "a.npy", values)
-    c = config(tmp_path / "a.npy", "array", num_channels=2, value_range=(-6.0, 6.0), uniform_dequantization=False)
+    c = config(
+        tmp_path / "a.npy",
+        "array",
+        num_channels=2,
+        value_range=(-6.0, 6.0),
+        uniform_dequantization=False,
+    )
     experiment = Experiment(c)
     batch = experiment.train.batch(np.arange(16)).pixels
     x = experiment.prepare(experiment.key("train"), batch, flip=False)

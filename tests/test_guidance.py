@@ -11,14 +11,16 @@ import pytest
 
 import evaluation
 import factory
-import guidance
-import places
 import pretrained
 import sampling
 import solvers
+from configs import default
+from controllable import guidance
 from errors import InputError
 from experiment import Experiment
+from models import building
 from models.layers import Rngs
+from pretrained import parameter_names
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from tests import gaussian, mixture, reference, tiny
 from tests.test_sampling import KEYS, law, replay
@@ -61,7 +63,9 @@ def test_recorded_trajectories(monkeypatch, case):
     sde = dataclasses.replace(reference.sde(note["sde"]), t_end=note["eps"])
     logits, theirs = official_classifier(sde)
     log_probs = guidance.class_log_probs(logits, sde) if case.startswith("ve") else theirs
-    score = guidance.classifier(gaussian.score(sde, *law()), log_probs, jnp.asarray(a["classcond/labels"]), sde)
+    score = guidance.classifier(
+        gaussian.score(sde, *law()), log_probs, jnp.asarray(a["classcond/labels"]), sde
+    )
     noises = replay(monkeypatch, a[f"classcond/{case}/noises"])
     with jax.disable_jit():
         x, _ = sampling.predictor_corrector(
@@ -101,7 +105,9 @@ def class_score(sde):
     def score(x, t, classes):
         if classes is None:
             return MIXTURE.score(sde)(x, t)
-        return gaussian.score(sde, MIXTURE.means[classes], MIXTURE.stds[classes].reshape(-1, 1, 1, 1))(x, t)
+        return gaussian.score(
+            sde, MIXTURE.means[classes], MIXTURE.stds[classes].reshape(-1, 1, 1, 1)
+        )(x, t)
 
     return score
 
@@ -122,14 +128,18 @@ def test_bayes_rule(name):
     @jax.jit
     def scores(x):
         of_both, told = MIXTURE.score(sde), class_score(sde)
-        by_classifier = [guidance.classifier(of_both, log_probs, classes, sde, **each)(x, t) for each in options]
+        by_classifier = [
+            guidance.classifier(of_both, log_probs, classes, sde, **each)(x, t) for each in options
+        ]
         by_itself = [guidance.classifier_free(told, classes, sde, **each)(x, t) for each in options]
         return told(x, t, classes), of_both(x, t), by_classifier, by_itself
 
     exact, whole, *ways = scores(x)
     thrice = whole + 3 * (exact - whole)
     for guided in ways:
-        for ours, expected in zip(guided, [exact, whole, thrice, np.where(inside, thrice, exact)], strict=True):
+        for ours, expected in zip(
+            guided, [exact, whole, thrice, np.where(inside, thrice, exact)], strict=True
+        ):
             np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-4)
 
 
@@ -137,14 +147,18 @@ SAMPLERS = {
     "pc": {"sampling.corrector": "ald", "sampling.snr": 0.1},
     "ode": {"sampling.method": "ode"},
     "deis": {"sampling.method": "solver", "sampling.solver": "deis"},
-    "adaptive_sde": {"sampling.method": "solver", "sampling.solver": "adaptive_sde", "sampling.tolerance": 0.1},
+    "adaptive_sde": {
+        "sampling.method": "solver",
+        "sampling.solver": "adaptive_sde",
+        "sampling.tolerance": 0.1,
+    },
 }
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_takes_it(name):
     """Images land at the component that each was asked to be of, and evaluations are counted."""
-    config = factory.complete(tiny.config(**SAMPLERS[name], **{"model.num_scales": 100}))
+    config = default.complete(tiny.config(**SAMPLERS[name], **{"model.num_scales": 100}))
     sde, classes, interval = factory.make_sde(config), jnp.arange(12) % 3, (0.05, 2.0)
     sampler = factory.make_sampler(config, sde)
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(12))
@@ -153,7 +167,9 @@ def test_every_sampler_takes_it(name):
     @jax.jit
     def run(classes):
         return sampler(
-            keys, guidance.classifier_free(class_score(sde), classes, sde, scale=1.5, interval=interval), prior
+            keys,
+            guidance.classifier_free(class_score(sde), classes, sde, scale=1.5, interval=interval),
+            prior,
         )
 
     x, nfe, _ = run(classes)
@@ -173,11 +189,17 @@ def test_evaluations():
     """Two networks inside the interval, one outside and where the scale is 1; a classifier is not counted."""
     sde, t = VESDE(), jnp.array([0.1, 0.5, 0.9])
     interval = (float(sde.std(0.4)), float(sde.std(0.6)))
-    count = lambda **options: guidance.classifier_free(None, t, sde, **options).evaluations(t).tolist()
+    count = lambda **options: (
+        guidance.classifier_free(None, t, sde, **options).evaluations(t).tolist()
+    )
     assert count(scale=2.0, interval=interval) == [1, 2, 1]
     assert count(scale=2.0) == [2, 2, 2]
     assert count(scale=1.0) == [1, 1, 1]
-    assert guidance.evaluations(guidance.classifier(None, None, t, sde, scale=2.0), t).tolist() == [1, 1, 1]
+    assert guidance.evaluations(guidance.classifier(None, None, t, sde, scale=2.0), t).tolist() == [
+        1,
+        1,
+        1,
+    ]
     assert guidance.evaluations(lambda x, t: x, t).tolist() == [1, 1, 1]
 
 
@@ -187,9 +209,13 @@ def test_evaluations():
 @pytest.fixture(scope="module")
 def told():
     """An experiment whose network is told classes, and random parameters."""
-    experiment = Experiment(tiny.config(**CONDITIONAL, **{"sampling.method": "solver", "sampling.num_steps": 3}))
+    experiment = Experiment(
+        tiny.config(**CONDITIONAL, **{"sampling.method": "solver", "sampling.num_steps": 3})
+    )
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda a: 0.1 * rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params)
+    params = jax.tree.map(
+        lambda a: 0.1 * rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params
+    )
     return experiment, params
 
 
@@ -211,7 +237,7 @@ def test_hidden_classes(told):
 
 
 def test_unlabelled_networks_are_as_they_were(told):
-    name = lambda network: [path for path, *_ in places.parameters(network)]
+    name = lambda network: [path for path, *_ in parameter_names.parameters(network)]
     plain, conditional = name(Experiment(tiny.config()).network), name(told[0].network)
     assert [path for path in conditional if path not in plain] == [("class_embedding", "embedding")]
     assert set(plain) < set(conditional)
@@ -223,12 +249,18 @@ def test_export(told, tmp_path, suffix):
     trained = pretrained.Trained(3, params, params, params, params, 2)
     path = tmp_path / f"checkpoint_1{suffix}"
     if suffix == ".pth":
-        pytest.importorskip("torch", reason="PyTorch, which writes .pth files, is not installed (requirements-dev.txt)")
+        pytest.importorskip(
+            "torch",
+            reason="PyTorch, which writes .pth files, is not installed (requirements-dev.txt)",
+        )
     with open(path, "wb") as file:
-        write = lambda: pretrained.writer(path)(file, trained, experiment.network, experiment.config)
+        write = lambda: pretrained.writer(path)(
+            file, trained, experiment.network, experiment.config
+        )
         if suffix != ".safetensors":
             with pytest.raises(
-                InputError, match="no networks with data.num_classes > 0 in the official .* .safetensors files"
+                InputError,
+                match="no networks with data.num_classes > 0 in the official .* .safetensors files",
             ):
                 write()
             return
@@ -241,7 +273,9 @@ def test_ddpm_hears_the_class():
     config = importlib.import_module("configs.vp.ddpm.cifar10").get_config()
     config.data.update(image_size=8, num_classes=4)
     config.model.update(nf=32, ch_mult=(1,), num_res_blocks=1)
-    network = places.as_built(lambda: factory.make_network(factory.complete(config), Rngs(jax.random.key(0))))
+    network = building.as_built(
+        lambda: factory.make_network(default.complete(config), Rngs(jax.random.key(0)))
+    )
     assert network.class_embedding.embedding.shape == (5, 128)
 
 
@@ -259,7 +293,10 @@ def test_ddpm_hears_the_class():
         ({"guidance.interval": (3.0, 1.0)}, "guidance.interval = .* the lower one first"),
         ({"guidance.interval": (3.0,)}, "must be two noise levels"),
         ({"data.num_classes": -1}, "data.num_classes = -1 must not be negative"),
-        ({"data.num_classes": 10, "model.class_dropout": 1.5}, "model.class_dropout = 1.5 must lie between 0 and 1"),
+        (
+            {"data.num_classes": 10, "model.class_dropout": 1.5},
+            "model.class_dropout = 1.5 must lie between 0 and 1",
+        ),
         ({"data.num_classes": 10, "model.conditional": False}, "needs model.conditional = True"),
     ],
 )
@@ -271,7 +308,9 @@ def test_bad_values(changes, sentence):
 def test_networks_that_cannot_be_told(tmp_path):
     config = importlib.import_module("configs.ve.ncsnv2.cifar10").get_config()
     config.data.num_classes = 10
-    with pytest.raises(InputError, match="model.name = 'ncsnv2_64' cannot be told classes.* can: ncsnpp, ddpm"):
+    with pytest.raises(
+        InputError, match="model.name = 'ncsnv2_64' cannot be told classes.* can: ncsnpp, ddpm"
+    ):
         Experiment(config)
 
 
@@ -279,7 +318,12 @@ def test_evaluation_samples_the_classes(told, tmp_path):
     """Rounds hold the classes asked for, image i classes[i % 3]; results hold the guidance."""
     experiment, params = told
     result = evaluation.sampling_stage(experiment, params, tmp_path, None)["samples"]
-    assert result["guidance"] == {"kind": "classifier-free", "classes": [3, 1, 4], "scale": 1.0, "interval": [0.0, 1e6]}
+    assert result["guidance"] == {
+        "kind": "classifier-free",
+        "classes": [3, 1, 4],
+        "scale": 1.0,
+        "interval": [0.0, 1e6],
+    }
     with np.load(tmp_path / "samples_0.npz") as round:
         assert round["classes"].tolist() == [3, 1, 4, 3, 1, 4, 3, 1, 4, 3]
         assert round["nfe"].tolist() == [3] * 10

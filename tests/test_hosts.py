@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import evaluation
-import hosts
+import sharding
+import train_state
 import training
 from checkpoints import META, Checkpoints
 from errors import InputError
@@ -37,9 +38,13 @@ app.run(main.main, flags_parser=main.parse_flags)
 """
 
 
-def start(folder: Path, mode: str, signals: tuple[int, int], step: int = 0) -> list[subprocess.CompletedProcess]:
+def start(
+    folder: Path, mode: str, signals: tuple[int, int], step: int = 0
+) -> list[subprocess.CompletedProcess]:
     """Runs main.py in two processes, with folder/w as workdir; each gets its signal, if not 0, after a step."""
-    (folder / "config.py").write_text(f"from tests import tiny\nget_config = lambda: tiny.config(**{FIELDS})\n")
+    (folder / "config.py").write_text(
+        f"from tests import tiny\nget_config = lambda: tiny.config(**{FIELDS})\n"
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -60,7 +65,9 @@ def start(folder: Path, mode: str, signals: tuple[int, int], step: int = 0) -> l
     finally:
         for process in processes:
             process.kill()
-    return [subprocess.CompletedProcess(p.args, p.returncode, out) for p, out in zip(processes, outputs)]
+    return [
+        subprocess.CompletedProcess(p.args, p.returncode, out) for p, out in zip(processes, outputs)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +87,7 @@ def two_processes(tmp_path_factory):
 
 def same(workdir: Path, one_process, step: int) -> None:
     """Asserts that the newest state in `workdir` is that of this step of one process."""
-    like = training.to_trees(one_process[1])
+    like = train_state.to_trees(one_process[1])
     ours, found = Checkpoints(workdir).restore_latest(like)
     assert found.step == step
     there = Checkpoints(one_process[0])
@@ -93,7 +100,9 @@ def test_two_processes_stop_together_and_have_computed_what_one_does(one_process
     folder, killed, stopped = two_processes
     assert [process.returncode for process in killed] == [-signal.SIGKILL] * 2
     assert [process.returncode for process in stopped] == [0, 0], stopped
-    assert "step 6: stopped by SIGTERM; the state is saved" in stopped[0].stdout  # Both know one step later.
+    assert (
+        "step 6: stopped by SIGTERM; the state is saved" in stopped[0].stdout
+    )  # Both know one step later.
     same(folder / "w", one_process, 6)
 
 
@@ -113,7 +122,9 @@ def test_two_processes_go_on_and_evaluate_as_one(one_process, two_processes):
         results = [json.loads((each / "results.json").read_text()) for each in (one, two)]
         assert results[0]["loss"]["mean"] == pytest.approx(results[1]["loss"]["mean"], rel=2e-6)
         samples = [np.load(each / "samples_0.npz")["samples"].astype(int) for each in (one, two)]
-        assert np.mean(samples[0] != samples[1]) < 1e-3  # Rounding may fall to either side of an edge.
+        assert (
+            np.mean(samples[0] != samples[1]) < 1e-3
+        )  # Rounding may fall to either side of an edge.
 
 
 def test_sigterm_saves_the_state(tmp_path, monkeypatch, one_process, capsys):
@@ -140,7 +151,10 @@ def test_sigterm_saves_the_state(tmp_path, monkeypatch, one_process, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("10.0.0.1:80", None, None), "--num_processes and --process_id is missing. Give all three, or none"),
+        (
+            ("10.0.0.1:80", None, None),
+            "--num_processes and --process_id is missing. Give all three, or none",
+        ),
         ((None, 2, 0), "--coordinator is missing"),
         (("10.0.0.1", 2, 0), "--coordinator=10.0.0.1 must be HOST:PORT of process 0"),
         (("10.0.0.1:80", 0, 0), "--num_processes=0 must be at least 1"),
@@ -149,12 +163,14 @@ def test_sigterm_saves_the_state(tmp_path, monkeypatch, one_process, capsys):
     ],
 )
 def test_flags_that_do_not_fit_together(monkeypatch, arguments, sentence):
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: pytest.fail("It was called."))
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *args, **options: pytest.fail("It was called.")
+    )
     with pytest.raises(InputError, match=sentence):
-        hosts.join(*arguments)
+        sharding.join(*arguments)
 
 
-SLURM = dict.fromkeys(hosts.SLURM, "0")
+SLURM = dict.fromkeys(sharding.SLURM, "0")
 
 
 @pytest.mark.parametrize(
@@ -164,26 +180,30 @@ SLURM = dict.fromkeys(hosts.SLURM, "0")
         (SLURM | {"SLURM_NTASKS": "1"}, 0),
         (SLURM | {"SLURM_NTASKS": "4"}, 1),
         ({"SLURM_NTASKS": "4"}, 0),  # In a batch script, before srun.
-        (dict.fromkeys(hosts.OPEN_MPI, "2"), 1),
-        (dict.fromkeys(hosts.KUBERNETES, "2"), 0),  # Without JAX's package for it.
+        (dict.fromkeys(sharding.OPEN_MPI, "2"), 1),
+        (dict.fromkeys(sharding.KUBERNETES, "2"), 0),  # Without JAX's package for it.
     ],
 )
 def test_clusters_that_say_so_themselves(monkeypatch, environment, calls):
     called = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: called.append(args))
-    for name in (*hosts.SLURM, *hosts.OPEN_MPI, *hosts.KUBERNETES):
+    for name in (*sharding.SLURM, *sharding.OPEN_MPI, *sharding.KUBERNETES):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    hosts.join()
+    sharding.join()
     assert called == [()] * calls
 
 
 def test_jax_takes_these_variables_for_clusters(monkeypatch):
-    """jax.distributed itself finds number and count where `hosts.join` expects it to."""
+    """jax.distributed itself finds number and count where `sharding.join` expects it to."""
     from jax._src.clusters import ClusterEnv
 
-    for name, value in (SLURM | {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_NTASKS": "2"}).items():
+    for name, value in (
+        SLURM | {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_NTASKS": "2"}
+    ).items():
         monkeypatch.setenv(name, value)
-    address, count, number, _ = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 10)
+    address, count, number, _ = ClusterEnv.auto_detect_unset_distributed_params(
+        None, None, None, None, None, 10
+    )
     assert (address.split(":")[0], count, number) == ("node3", 2, 0)

@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 
 import datasets
-import features
-import image_quality
-import metrics
-import reference_statistics
 from errors import InputError
-from experiment import Experiment, round_paths
-from features import Extractor, Features
-from metrics import Moments
-from reference_statistics import load
+from experiment import Experiment
+from metrics import distances, features, reference_statistics, sample_quality
+from metrics.distances import Moments
+from metrics.features import Extractor, Features
+from metrics.reference_statistics import load
 from tests import tiny
+from workdir import round_paths
 
 SAMPLES = 50
 
@@ -26,7 +24,11 @@ def corners(images):
 
 
 def config(**changes):
-    fields = {"eval.features": f"{__name__}:corners", "eval.num_samples": SAMPLES, "eval.batch_size": 16}
+    fields = {
+        "eval.features": f"{__name__}:corners",
+        "eval.num_samples": SAMPLES,
+        "eval.batch_size": 16,
+    }
     return tiny.config(**fields | {"eval.enable_metrics": True} | changes)
 
 
@@ -43,7 +45,7 @@ def folder(tmp_path):
 
 def measure(folder, **changes):
     experiment = Experiment(config(**changes))
-    stage = image_quality.make_stage(experiment, str(folder.parent))
+    stage = sample_quality.make_stage(experiment, str(folder.parent))
     return stage(experiment, None, folder, None)["metrics"]
 
 
@@ -52,20 +54,27 @@ def test_measures(folder):
     found = measure(folder)
     experiment = Experiment(config())
     real, generated = (
-        features.spread(experiment, images.pixels)[:, 2:6:3, 2:6:3].reshape(-1, 4).astype(np.float32) / np.float32(255)
+        features.spread(experiment, images.pixels)[:, 2:6:3, 2:6:3]
+        .reshape(-1, 4)
+        .astype(np.float32)
+        / np.float32(255)
         for images in (experiment.train, datasets.Images(experiment.test.pixels[:SAMPLES]))
     )
-    distance = metrics.frechet_distance(Moments.of(real), Moments.of(generated))
+    distance = distances.frechet_distance(Moments.of(real), Moments.of(generated))
     assert found["frechet"]["value"] == pytest.approx(distance, rel=1e-6)
     assert found["frechet"]["name"] == "FD_n50"
     assert found["frechet"]["stderr"] > 0
-    assert found["kid"]["value"] == pytest.approx(metrics.kernel_distance(real, generated, 144).value, rel=1e-5)
-    assert found["precision"]["value"] == pytest.approx(metrics.precision_recall(real, generated).precision)
+    assert found["kid"]["value"] == pytest.approx(
+        distances.kernel_distance(real, generated, 144).value, rel=1e-5
+    )
+    assert found["precision"]["value"] == pytest.approx(
+        distances.precision_recall(real, generated).precision
+    )
     assert found["inception_score"] is None  # There are no logits.
     assert found["reference"]["images"] == 1438
     assert found["frechet"]["extrapolated"] < distance
     json.dumps(found, allow_nan=False)
-    lines = image_quality.table({1: {"metrics": found}})
+    lines = sample_quality.table({1: {"metrics": found}})
     assert "FD_n50" in lines[0]
     assert "against 1438 digits train in " in lines[-1]
 
@@ -75,7 +84,9 @@ def test_a_restart_does_only_what_is_missing(folder, monkeypatch):
     (label,) = {path.name.rsplit("_", 1)[0] for path in folder.glob("features_*")}
     (folder / f"{label}_2.npz").unlink()
     done, original = [], np.load
-    monkeypatch.setattr(np, "load", lambda path, **options: done.append(path.stem) or original(path, **options))
+    monkeypatch.setattr(
+        np, "load", lambda path, **options: done.append(path.stem) or original(path, **options)
+    )
     assert measure(folder) == before
     assert [name for name in done if name.startswith("samples")] == ["samples_2"]
 
@@ -84,7 +95,7 @@ def test_an_fid_is_called_so_with_ten_thousand_images_of_the_published_features(
     rng = np.random.default_rng(0)
     reference = reference_statistics.Reference(Moments.of(rng.normal(size=(50, 2))), None, {})
     names = {
-        (count, published): image_quality._frechet(
+        (count, published): sample_quality._frechet(
             rng.normal(size=(count, 2)), Extractor("", "", "", None, published), reference
         )["name"]
         for count in (9_999, 10_000)
@@ -107,7 +118,7 @@ def test_the_classifier_of_the_digits(tmp_path, monkeypatch):
     assert pool.shape == (359, features.HIDDEN)
     assert not Moments.of(pool).rank_deficient
     assert (logits.argmax(1) == experiment.test.labels).mean() > 0.94
-    assert 7 < metrics.inception_score(logits) < 10
+    assert 7 < distances.inception_score(logits) < 10
     monkeypatch.setattr(features, "_train_classifier", None)  # It would fail if it were called.
     again = features.make(experiment, tmp_path)
     assert (again.digest, again.label) == (extractor.digest, extractor.label)
@@ -119,7 +130,13 @@ def test_the_classifier_of_the_digits(tmp_path, monkeypatch):
 
 def test_fid_stats(tmp_path, monkeypatch):
     """All images of the split, undequantized, the last partial batch too; what is interrupted goes on."""
-    c = config(**{"eval.stats_split": "test", "eval.stats_path": str(tmp_path / "test.npz"), "eval.batch_size": 64})
+    c = config(
+        **{
+            "eval.stats_split": "test",
+            "eval.stats_path": str(tmp_path / "test.npz"),
+            "eval.batch_size": 64,
+        }
+    )
     calls, original = [], corners
 
     def interrupted(images):
@@ -136,7 +153,9 @@ def test_fid_stats(tmp_path, monkeypatch):
     with np.load(path) as file:
         arrays = dict(file)
     experiment = Experiment(c)
-    pool = features.spread(experiment, experiment.test.pixels)[:, 2:6:3, 2:6:3].reshape(359, 4) / 255
+    pool = (
+        features.spread(experiment, experiment.test.pixels)[:, 2:6:3, 2:6:3].reshape(359, 4) / 255
+    )
     np.testing.assert_allclose(arrays["pool_3"], pool, rtol=1e-6)
     np.testing.assert_allclose(arrays["mu"], pool.mean(0), rtol=1e-6)
     np.testing.assert_allclose(arrays["sigma"], np.cov(pool.T), rtol=1e-5)
@@ -151,8 +170,12 @@ def test_moments_are_of_all_images_though_few_are_kept(tmp_path, monkeypatch):
     experiment = Experiment(config(**{"eval.batch_size": 64}))
     extractor = features.make(experiment, tmp_path)
     made = reference_statistics.make(experiment, extractor, tmp_path / "few.npz")
-    read = load(tmp_path / "few.npz", extractor, reference_statistics.expected(experiment, extractor))
-    assert (len(made.pool), made.moments.count) == (len(read.pool), read.moments.count) == (100, 1438)
+    read = load(
+        tmp_path / "few.npz", extractor, reference_statistics.expected(experiment, extractor)
+    )
+    assert (
+        (len(made.pool), made.moments.count) == (len(read.pool), read.moments.count) == (100, 1438)
+    )
     pool = extractor.extract(features.spread(experiment, experiment.train.pixels)).pool
     np.testing.assert_allclose(read.moments.covariance, np.cov(pool.T), rtol=1e-6)
 
@@ -179,25 +202,35 @@ def test_statistics_of_others(tmp_path):
     moments = Moments.of(pool)
     np.savez(tmp_path / "official.npz", pool_3=pool)
     np.savez(tmp_path / "edm.npz", mu=moments.mean, sigma=moments.covariance)
-    inception, other = (Extractor("some", "0" * 64, "", None, published) for published in (True, False))
+    inception, other = (
+        Extractor("some", "0" * 64, "", None, published) for published in (True, False)
+    )
     for name, count, kept in (("official.npz", 40, True), ("edm.npz", None, False)):
         found = load(tmp_path / name, inception, {})
-        assert metrics.frechet_distance(found.moments, moments) == pytest.approx(0, abs=1e-12)
+        assert distances.frechet_distance(found.moments, moments) == pytest.approx(0, abs=1e-12)
         assert (found.moments.count, found.pool is not None) == (count, kept)
         assert found.protocol["path"] == str(tmp_path / name)
-        with pytest.raises(InputError, match=r"such files are of FID's Inception, .* with features some-00000000"):
+        with pytest.raises(
+            InputError, match=r"such files are of FID's Inception, .* with features some-00000000"
+        ):
             load(tmp_path / name, other, {})
     found = load(tmp_path / "edm.npz", inception, {})
-    np.savez(tmp_path / "round_0.npz", pool=rng.normal(size=(40, 3)), logits=rng.normal(size=(40, 4)))
-    measured = image_quality.measure([tmp_path / "round_0.npz"], inception, found)
+    np.savez(
+        tmp_path / "round_0.npz", pool=rng.normal(size=(40, 3)), logits=rng.normal(size=(40, 4))
+    )
+    measured = sample_quality.measure([tmp_path / "round_0.npz"], inception, found)
     assert (measured["kid"], measured["precision"], measured["recall"]) == (None, None, None)
-    assert "FID_n40" in image_quality.table({1: {"metrics": measured}})[0]
+    assert "FID_n40" in sample_quality.table({1: {"metrics": measured}})[0]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("edm2.pkl", b"\x80\x04", "is a pickle, which could run anything; EDM has its statistics as .npz, too"),
+        (
+            "edm2.pkl",
+            b"\x80\x04",
+            "is a pickle, which could run anything; EDM has its statistics as .npz, too",
+        ),
         ("broken.npz", b"PK\x03\x04", "is no complete .npz file of arrays"),
         ("empty.npz", None, "has no statistics: neither 'pool_3' nor 'mu' and 'sigma'"),
     ],
@@ -218,18 +251,30 @@ def test_files_without_statistics(tmp_path, name, content, sentence):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"eval.features": "vgg"}, "= 'vgg' is unknown; known: classifier, inception, inception_tf, module:function"),
-        ({"eval.features": "no.module:f"}, "'no.module:f' cannot be imported: No module named 'no'"),
+        (
+            {"eval.features": "vgg"},
+            "= 'vgg' is unknown; known: classifier, inception, inception_tf, module:function",
+        ),
+        (
+            {"eval.features": "no.module:f"},
+            "'no.module:f' cannot be imported: No module named 'no'",
+        ),
         ({"eval.features": "json:f"}, "'json:f' cannot be imported: .* has no attribute 'f'"),
-        ({"eval.features": "classifier", "data.dataset": "noise"}, "needs labels, which data.dataset = 'noise' lacks"),
+        (
+            {"eval.features": "classifier", "data.dataset": "noise"},
+            "needs labels, which data.dataset = 'noise' lacks",
+        ),
         ({"eval.num_samples": 9}, "eval.num_samples = 9 must be at least 10"),
-        ({"eval.stats_path": "no.npz"}, "eval.stats_path = 'no.npz' does not exist; --mode=fid_stats makes it"),
+        (
+            {"eval.stats_path": "no.npz"},
+            "eval.stats_path = 'no.npz' does not exist; --mode=fid_stats makes it",
+        ),
         ({"eval.stats_split": "dev"}, "eval.stats_split = 'dev' is unknown; known: test, train"),
     ],
 )
 def test_bad_settings(tmp_path, changes, sentence):
     with pytest.raises(InputError, match=sentence):
-        image_quality.make_stage(Experiment(config(**changes)), str(tmp_path))
+        sample_quality.make_stage(Experiment(config(**changes)), str(tmp_path))
 
 
 def test_a_function_that_returns_no_features(folder, monkeypatch):
@@ -237,7 +282,9 @@ def test_a_function_that_returns_no_features(folder, monkeypatch):
     with pytest.raises(InputError, match=r":corners' returned logits for 16 images, but no 'pool'"):
         measure(folder)
     monkeypatch.setitem(globals(), "corners", lambda images: {"pool": images[:2, 0, 0]})
-    with pytest.raises(InputError, match=r":corners' returned 'pool' of shape \(2, 1\) for 16 images; it"):
+    with pytest.raises(
+        InputError, match=r":corners' returned 'pool' of shape \(2, 1\) for 16 images; it"
+    ):
         measure(folder)
 
 

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import features
-import inception_weights
 from errors import InputError
 from experiment import Experiment
+from metrics import features, inception_weights
 from models import inception
 from tests import reference, tiny
 
@@ -44,7 +43,12 @@ def weights(tmp_path_factory):
 
 
 def experiment(path, **changes) -> Experiment:
-    fields = {"data.dataset": "noise", "data.image_size": 32, "data.num_channels": 3, "eval.batch_size": 4}
+    fields = {
+        "data.dataset": "noise",
+        "data.image_size": 32,
+        "data.num_channels": 3,
+        "eval.batch_size": 4,
+    }
     fields |= {"eval.features": "inception", "eval.inception_path": str(path)}
     return Experiment(tiny.config(**fields | changes))
 
@@ -70,7 +74,9 @@ def test_recorded_outputs(weights, tmp_path):
 def test_outputs_of_torch_fidelity(tmp_path, seed):
     """TensorFlow's way of resizing; another random fill."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
-    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (requirements-dev.txt)")
+    pytest.importorskip(
+        "torch_fidelity", reason="torch-fidelity is not installed (requirements-dev.txt)"
+    )
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     tensors, rng = fill(seed)
@@ -79,7 +85,9 @@ def test_outputs_of_torch_fidelity(tmp_path, seed):
     images = rng.integers(0, 256, (4, 40, 350, 3), dtype=np.uint8)
     theirs = FeatureExtractorInceptionV3("random", ["2048", "logits"], str(path))
     pool, logits = theirs(torch.tensor(images).permute(0, 3, 1, 2))
-    ours = features.make(experiment(path, **{"eval.features": "inception_tf"}), tmp_path).extract(images)
+    ours = features.make(experiment(path, **{"eval.features": "inception_tf"}), tmp_path).extract(
+        images
+    )
     assert error(ours.pool, pool.numpy()) < 1e-5
     assert error(ours.logits, logits.numpy()) < 1e-5
 
@@ -101,7 +109,9 @@ def test_interpolation(size, half_pixel):
 def test_interpolation_of_pytorch():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
     x = np.random.default_rng(0).normal(size=(1, 9, 301, 2)).astype(np.float32)
-    theirs = torch.nn.functional.interpolate(torch.tensor(x).permute(0, 3, 1, 2), size=(299, 299), mode="bilinear")
+    theirs = torch.nn.functional.interpolate(
+        torch.tensor(x).permute(0, 3, 1, 2), size=(299, 299), mode="bilinear"
+    )
     np.testing.assert_allclose(inception.resize(x, True), theirs.permute(0, 2, 3, 1), atol=1e-4)
 
 
@@ -115,10 +125,14 @@ def test_a_file_of_pytorch(weights, tmp_path, monkeypatch):
     torch.save({name: torch.tensor(tensor) for name, tensor in fill(2015)[0].items()}, path)
     read = inception_weights.read(path)
     assert read.digest == inception_weights.read(weights).digest
-    monkeypatch.setattr(inception_weights, "STANDARD", "")  # As if its SHA-256 were the standard one.
+    monkeypatch.setattr(
+        inception_weights, "STANDARD", ""
+    )  # As if its SHA-256 were the standard one.
     target = inception_weights.to_safetensors(path)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(InputError, match=r"random.pth needs PyTorch, which is not here: pip install torch"):
+    with pytest.raises(
+        InputError, match=r"random.pth needs PyTorch, which is not here: pip install torch"
+    ):
         inception_weights.read(path)
     again = inception_weights.read(target)
     assert (again.digest, again.standard) == (read.digest, True)
@@ -128,12 +142,22 @@ def test_a_file_of_pytorch(weights, tmp_path, monkeypatch):
 def test_files_that_are_not_the_weights(tmp_path):
     named = tmp_path / inception_weights.FILE
     named.write_bytes(b"<html>")
-    with pytest.raises(InputError, match=r"its SHA-256 begins with \w{8}, not with the 6726825d of its name. Get it"):
+    with pytest.raises(
+        InputError,
+        match=r"its SHA-256 begins with \w{8}, not with the 6726825d of its name. Get it",
+    ):
         inception_weights.read(named)
     names = reference.notes(RECORD)["names"]
-    tensors = {name: np.zeros(shape, np.float32) for name, shape in names.items() if name.startswith("Conv2d_1a")}
+    tensors = {
+        name: np.zeros(shape, np.float32)
+        for name, shape in names.items()
+        if name.startswith("Conv2d_1a")
+    }
     for change, sentence in (
-        ({"Conv2d_1a_3x3.conv.weight": np.zeros((32, 3, 3, 5))}, r"has shape \(32, 3, 3, 5\) in the file and \(32, 3"),
+        (
+            {"Conv2d_1a_3x3.conv.weight": np.zeros((32, 3, 3, 5))},
+            r"has shape \(32, 3, 3, 5\) in the file and \(32, 3",
+        ),
         ({}, r"Conv2d_2a_3x3\.\S+, which the network has with shape \S+, is not in the file"),
     ):
         path = tmp_path / "part.safetensors"
@@ -144,10 +168,10 @@ def test_files_that_are_not_the_weights(tmp_path):
 
 def test_where_the_weights_are_looked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(inception_weights, "CACHES", (tmp_path / "cache",))
-    address = (
-        r"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
-    )
-    with pytest.raises(InputError, match=rf"nor in .*cache\. Nothing is downloaded unasked; they are at {address} "):
+    address = r"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+    with pytest.raises(
+        InputError, match=rf"nor in .*cache\. Nothing is downloaded unasked; they are at {address} "
+    ):
         inception_weights.find()
     with pytest.raises(InputError, match=r"not at eval.inception_path = '\S*cache'\. Nothing"):
         inception_weights.find(tmp_path / "cache")
@@ -155,7 +179,12 @@ def test_where_the_weights_are_looked_for(tmp_path, monkeypatch):
     file = tmp_path / "cache" / inception_weights.FILE
     file.touch()
     assert (
-        inception_weights.find() == inception_weights.find(tmp_path / "cache") == inception_weights.find(file) == file
+        inception_weights.find()
+        == inception_weights.find(tmp_path / "cache")
+        == inception_weights.find(file)
+        == file
     )
-    with pytest.raises(InputError, match="for images of 1 or 3 channels, but data.num_channels = 2"):
+    with pytest.raises(
+        InputError, match="for images of 1 or 3 channels, but data.num_channels = 2"
+    ):
         features.make(experiment(file, **{"data.num_channels": 2}), tmp_path)

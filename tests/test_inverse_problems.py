@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import inverse_problems
-import operators
 import sampling
-from inverse_problems import Measurement
+from controllable import inverse_problems, operators
+from controllable.inverse_problems import Measurement
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from tests import gaussian, gaussian_posterior, reference
 from tests.gaussian_posterior import measure
@@ -19,14 +18,18 @@ from tests.gaussian_posterior import measure
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 KEYS = jax.random.split(jax.random.key(0), 3)
 
-RECORDED = [case for case in reference.notes("controllable") if case.startswith(("inpaint", "colorize"))]
+RECORDED = [
+    case for case in reference.notes("controllable") if case.startswith(("inpaint", "colorize"))
+]
 
 
 def recorded_measurement(case, a):
     if case.startswith("inpaint"):
         mask = a["inpaint/mask"]  # Of each image another one.
         return Measurement(operators.mask(mask > 0), a["inpaint/data"] * mask)
-    return Measurement(operators.channel_mean((8, 8, 3)), a["colorize/gray"].mean(-1, keepdims=True))
+    return Measurement(
+        operators.channel_mean((8, 8, 3)), a["colorize/gray"].mean(-1, keepdims=True)
+    )
 
 
 @pytest.mark.parametrize("denoise", [True, False])
@@ -34,7 +37,10 @@ def recorded_measurement(case, a):
 def test_recorded_runs(monkeypatch, case, denoise):
     """With `official`, every recorded run; without, the mean of what is not measured is free of noise."""
     note, a = reference.notes("controllable")[case], reference.arrays("controllable")
-    sde, measurement = dataclasses.replace(reference.sde(note["sde"]), t_end=note["eps"]), recorded_measurement(case, a)
+    sde, measurement = (
+        dataclasses.replace(reference.sde(note["sde"]), t_end=note["eps"]),
+        recorded_measurement(case, a),
+    )
     score = gaussian.score(sde, a["mu"], a["s"])
     noises = iter(a[f"{case}/noises"])
     draw = lambda keys, shape: jnp.asarray(next(noises))
@@ -52,15 +58,28 @@ def test_recorded_runs(monkeypatch, case, denoise):
 
     prior = sampling.prior_sample(KEYS, sde, (3, 8, 8, 3))
     start = inverse_problems.projection_start(measurement, prior, official=True)
-    options = {"predictor": sampling.PREDICTORS[note["predictor"]], "corrector": sampling.CORRECTORS[note["corrector"]]}
+    options = {
+        "predictor": sampling.PREDICTORS[note["predictor"]],
+        "corrector": sampling.CORRECTORS[note["corrector"]],
+    }
     with jax.disable_jit():
         x, _ = sampling.predictor_corrector(
-            KEYS, score, sde, start, sde.discretize(10), snr=note["snr"], denoise=denoise, constraint=watch, **options
+            KEYS,
+            score,
+            sde,
+            start,
+            sde.discretize(10),
+            snr=note["snr"],
+            denoise=denoise,
+            constraint=watch,
+            **options,
         )
     assert next(noises, None) is None
     x = x if note["inverse_scaler"] == "x" else (x + 1) / 2
     assert reference.image_error(x, a[f"{case}/out_{'' if denoise else 'no_'}denoise"]) < 1e-4
-    for (x, mean, _), x_there, mean_there in zip(visited[1::2], a[f"{case}/x_iter"], a[f"{case}/x_mean_iter"]):
+    for (x, mean, _), x_there, mean_there in zip(
+        visited[1::2], a[f"{case}/x_iter"], a[f"{case}/x_mean_iter"]
+    ):
         assert reference.image_error(x, x_there) < 1e-4
         assert reference.image_error(mean, mean_there) < 1e-4
 
@@ -72,28 +91,44 @@ def test_the_mean_is_free_of_noise_unless_official():
     x, mean = jax.random.normal(jax.random.key(1), (2, 3, 8, 8, 3))
     step = jax.tree.map(lambda leaf: leaf[5], sde.discretize(1000))
     for official, unmeasured in ((False, mean), (True, x)):
-        project = inverse_problems.projection(sde, Measurement(operators.mask(known), y), official=official)
+        project = inverse_problems.projection(
+            sde, Measurement(operators.mask(known), y), official=official
+        )
         projected, projected_mean = project(KEYS, x, mean, step)
         np.testing.assert_allclose(projected[:, ~known], x[:, ~known])
         np.testing.assert_allclose(projected_mean[:, ~known], unmeasured[:, ~known])
-        np.testing.assert_allclose(projected_mean[:, known], sde.alpha(step.t) * y[:, known], rtol=1e-6)
+        np.testing.assert_allclose(
+            projected_mean[:, known], sde.alpha(step.t) * y[:, known], rtol=1e-6
+        )
 
 
 # --- Gaussian data, whose posterior is known --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("noise_std", [0.0, 0.2])
-@pytest.mark.parametrize(("sde", "name"), zip(("ve", "vp", "subvp", "ve"), gaussian_posterior.OPERATORS))
+@pytest.mark.parametrize(
+    ("sde", "name"), zip(("ve", "vp", "subvp", "ve"), gaussian_posterior.OPERATORS)
+)
 def test_moment_matching_is_exact_for_gaussian_data(sde, name, noise_std):
     """20 steps of DEIS give the posterior's mean and covariance, for correlated data, with noise in y or without."""
-    errors = measure(SDES[sde], "correlated", name, noise_std, "moment_matching", steps=20, iterations=16)
+    errors = measure(
+        SDES[sde], "correlated", name, noise_std, "moment_matching", steps=20, iterations=16
+    )
     assert errors.mean < 3 * errors.floor + 0.02
     assert errors.covariance < 0.06
 
 
 @pytest.mark.parametrize("noise_std", [0.0, 0.2])
 def test_pigdm_is_exact_for_isotropic_data(noise_std):
-    errors = measure(SDES["vp"], "isotropic", "dense", noise_std, "pigdm", steps=20, prior_std=gaussian_posterior.STD)
+    errors = measure(
+        SDES["vp"],
+        "isotropic",
+        "dense",
+        noise_std,
+        "pigdm",
+        steps=20,
+        prior_std=gaussian_posterior.STD,
+    )
     assert errors.mean < 3 * errors.floor + 0.01
     assert errors.covariance < 0.1
 
@@ -124,7 +159,9 @@ def test_conjugate_gradients():
     a = np.random.default_rng(0).normal(size=(3, 6, 6))
     a = np.asarray(a @ a.swapaxes(1, 2) + np.eye(6), np.float32)
     b = np.random.default_rng(1).normal(size=(3, 6)).astype(np.float32)
-    solve = lambda a: inverse_problems.conjugate_gradients(lambda v: jnp.einsum("bij,bj->bi", a, v), b, 12)
+    solve = lambda a: inverse_problems.conjugate_gradients(
+        lambda v: jnp.einsum("bij,bj->bi", a, v), b, 12
+    )
     np.testing.assert_allclose(solve(a), np.linalg.solve(a, b[..., None])[..., 0], atol=1e-3)
     a[1] *= -1
     v = solve(a)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import latents
 from errors import InputError
 from experiment import Experiment
+from modes import latents
 from tests import tiny
 
 SOLVER = {"sampling.method": "solver", "sampling.solver": "heun", "sampling.num_steps": 20}
@@ -27,7 +27,10 @@ def test_encoding_and_decoding(workdir):
     with np.load(workdir / "latents" / "checkpoint_3" / "latents.npz") as arrays:
         assert arrays["codes"].shape == arrays["images"].shape == (latents.ENCODED, 8, 8, 1)
         assert arrays["codes"].std() == pytest.approx(result["std of codes"], rel=1e-4)
-    assert Image.open(workdir / "latents" / "checkpoint_3" / "round_trip.png").size == (16 * 66, 8 * 66)
+    assert Image.open(workdir / "latents" / "checkpoint_3" / "round_trip.png").size == (
+        16 * 66,
+        8 * 66,
+    )
 
 
 @pytest.mark.parametrize("dataset", ["digits", "CIFAR10"])
@@ -39,9 +42,17 @@ def test_pictures(workdir, dataset, capsys):
         config.data.dataset = dataset
         (workdir / "config.json").unlink()
     latents.interpolate(config, str(folder))
-    assert ("Samples take the place of test images" in capsys.readouterr().out) == (dataset != "digits")
-    assert Image.open(folder / "latents" / "checkpoint_3" / "interpolation.png").size == (10 * 66, 8 * 66)
-    assert Image.open(folder / "latents" / "checkpoint_3" / "temperature.png").size == (7 * 66, 8 * 66)
+    assert ("Samples take the place of test images" in capsys.readouterr().out) == (
+        dataset != "digits"
+    )
+    assert Image.open(folder / "latents" / "checkpoint_3" / "interpolation.png").size == (
+        10 * 66,
+        8 * 66,
+    )
+    assert Image.open(folder / "latents" / "checkpoint_3" / "temperature.png").size == (
+        7 * 66,
+        8 * 66,
+    )
 
 
 def test_great_circles():
@@ -66,7 +77,9 @@ def test_what_is_refused(workdir, tmp_path):
 def test_temperature_scales_the_prior():
     priors = []
     for temperature in (1.0, 0.5):
-        experiment = Experiment(tiny.config(**{"sampling.temperature": temperature}), jax.devices()[:1])
+        experiment = Experiment(
+            tiny.config(**{"sampling.temperature": temperature}), jax.devices()[:1]
+        )
         experiment.sampler = lambda keys, score, x: priors.append(x) or (x, jnp.zeros(2), x[None])
         with jax.disable_jit():
             experiment.sample(experiment.abstract_params, jnp.arange(2))

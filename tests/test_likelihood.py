@@ -18,7 +18,9 @@ from tests import gaussian, mixture, reference
 from tests.test_sampling import Cosine
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
-EVERY_SDE = pytest.mark.parametrize("sde", [*SDES.values(), Cosine()], ids=lambda s: type(s).__name__)
+EVERY_SDE = pytest.mark.parametrize(
+    "sde", [*SDES.values(), Cosine()], ids=lambda s: type(s).__name__
+)
 
 
 def keys(count, seed=0):
@@ -37,13 +39,17 @@ def test_recorded_likelihoods(name, probe):
     a, sde = reference.arrays("samplers"), SDES[name]
     score, prefix = gaussian.score(sde, a["mu"], a["s"]), f"likelihood/{name}/"
     data, probes = a[prefix + "data"], a[f"{prefix}{probe}/epsilon"][:, None]
-    run = jax.jit(functools.partial(likelihood.log_likelihood, score, sde), static_argnames="tolerance")
+    run = jax.jit(
+        functools.partial(likelihood.log_likelihood, score, sde), static_argnames="tolerance"
+    )
     for tolerance, bound, rtol, atol in (
         (likelihood.TOLERANCE, 3e-4, 5e-3, 5e-3 * sde.prior_std),
         (1e-6, 1e-4, 1e-3, 1e-3),
     ):
         result = run(data, probes, tolerance=tolerance)
-        bpd = likelihood.bits_per_dim(result.logp, 8 * 8 * 3, Scaler(256, centered=name != "ve").log_scale)
+        bpd = likelihood.bits_per_dim(
+            result.logp, 8 * 8 * 3, Scaler(256, centered=name != "ve").log_scale
+        )
         np.testing.assert_allclose(bpd, a[f"{prefix}{probe}/bpd_exact"], atol=bound)
         np.testing.assert_allclose(bpd, a[f"{prefix}{probe}/bpd"], atol=bound)
         np.testing.assert_allclose(result.z, a[prefix + "z_exact"], rtol=rtol, atol=atol)
@@ -61,10 +67,15 @@ def test_diagonal_gaussians(sde):
     The solver says how wrong it is: at least that in nine of ten images, at least half in all, and on average not a
     hundred times too much.
     """
-    mean, std = np.linspace(-0.5, 0.5, 12).reshape(2, 2, 3), np.linspace(0.1, 1, 12).reshape(2, 2, 3)
+    mean, std = (
+        np.linspace(-0.5, 0.5, 12).reshape(2, 2, 3),
+        np.linspace(0.1, 1, 12).reshape(2, 2, 3),
+    )
     x = mean + std * jax.random.normal(jax.random.key(0), (20, 2, 2, 3))
     z_exact = gaussian.flow(sde, mean, std, x, sde.t_min, sde.T)
-    spread, spread_end = (np.sqrt(sde.alpha(t) ** 2 * std**2 + sde.var(t)) for t in jnp.array([sde.t_min, sde.T]))
+    spread, spread_end = (
+        np.sqrt(sde.alpha(t) ** 2 * std**2 + sde.var(t)) for t in jnp.array([sde.t_min, sde.T])
+    )
     exact = sde.prior_logp(z_exact) + np.log(spread_end / spread).sum()
     for tolerance in (1e-2, likelihood.TOLERANCE):
         result = estimate(gaussian.score(sde, mean, std), sde, x, "Rademacher", tolerance=tolerance)
@@ -89,7 +100,9 @@ def test_mixtures(sde, t_min):
     if t_min is None:
         clean = data.logp(VPSDE(), x, 0.0)
         assert np.mean(result.logp - clean) / bits == pytest.approx(0, abs=5e-3)
-    if t_min is None and not isinstance(sde, VESDE):  # Whose least noise, 0.01, tells in a single image.
+    if t_min is None and not isinstance(
+        sde, VESDE
+    ):  # Whose least noise, 0.01, tells in a single image.
         np.testing.assert_allclose(result.logp / bits, clean / bits, atol=5e-3)
 
 
@@ -99,11 +112,15 @@ def correlated(sde):
     variances, axes = np.linalg.eigh(root @ root.T + 0.05 * np.eye(6))
 
     def score(x, t):
-        var = expand(sde.alpha(t), x[:, :, 0, 0]) ** 2 * variances + expand(sde.var(t), x[:, :, 0, 0])
+        var = expand(sde.alpha(t), x[:, :, 0, 0]) ** 2 * variances + expand(
+            sde.var(t), x[:, :, 0, 0]
+        )
         return -((x.reshape(-1, 6) @ axes / var) @ axes.T).reshape(x.shape)
 
     spread = np.sqrt(sde.alpha(sde.t_min) ** 2 * variances + sde.var(sde.t_min))
-    return score, lambda x: jax.scipy.stats.norm.logpdf(x.reshape(-1, 6) @ axes, scale=spread).sum(1)
+    return score, lambda x: jax.scipy.stats.norm.logpdf(x.reshape(-1, 6) @ axes, scale=spread).sum(
+        1
+    )
 
 
 @pytest.mark.parametrize("kind", ["Rademacher", "Gaussian", "exact"])
@@ -128,12 +145,18 @@ def test_the_prior_of_ve():
     sde = VESDE(sigma_max=sigma)
     x = (mean + std * np.random.default_rng(0).normal(size=(4000, 4, 4, 1))).astype(np.float32)
     z = jnp.asarray(gaussian.flow(sde, mean, std, x, sde.t_min, sde.T), jnp.float32)
-    lost = jax.scipy.stats.norm.logpdf(z, mean, math.hypot(std, sigma)).sum((1, 2, 3)) - sde.prior_logp(z)
+    lost = jax.scipy.stats.norm.logpdf(z, mean, math.hypot(std, sigma)).sum(
+        (1, 2, 3)
+    ) - sde.prior_logp(z)
     average = mean**2 / (2 * sigma**2) + std**4 / (4 * sigma**4)
     assert lost.mean() / 16 == pytest.approx(average, abs=float(lost.std()) / 4 / math.sqrt(4000))
     assert 0.0 < average < 0.02
     standard = (z - mean) / math.hypot(std, sigma)
-    most = jnp.abs(standard * mean) / sigma + jnp.abs(standard**2 - 1) * std**2 / (2 * sigma**2) + average
+    most = (
+        jnp.abs(standard * mean) / sigma
+        + jnp.abs(standard**2 - 1) * std**2 / (2 * sigma**2)
+        + average
+    )
     assert (jnp.abs(lost) <= most.sum((1, 2, 3))).mean() > 0.99
 
 
@@ -143,7 +166,10 @@ def test_the_prior_of_ve():
 @EVERY_SDE
 def test_the_bound(sde):
     """It is -log p for the true score, to its standard error, and more for a wrong one; from -log p at t_min."""
-    mean, std = np.linspace(-0.5, 0.5, 12).reshape(2, 2, 3), np.linspace(0.1, 1, 12).reshape(2, 2, 3)
+    mean, std = (
+        np.linspace(-0.5, 0.5, 12).reshape(2, 2, 3),
+        np.linspace(0.1, 1, 12).reshape(2, 2, 3),
+    )
     sde = dataclasses.replace(sde, t_min=1e-3)
     x = mean + std * jax.random.normal(jax.random.key(0), (400, 2, 2, 3))
     true = gaussian.score(sde, mean, std)
@@ -151,9 +177,13 @@ def test_the_bound(sde):
     logp = jax.scipy.stats.norm.logpdf(x, sde.alpha(sde.t_min) * mean, spread).sum((1, 2, 3))
     bound = jax.jit(lambda x: likelihood.elbo(true, sde, x, keys(len(x))))(x)
     gap, stderr = np.asarray(bound.nats + logp), np.asarray(bound.stderr)
-    assert abs(gap.mean()) < 4 * np.sqrt((stderr**2).mean() / len(x)) + 0.02  # The prior is not quite the law of x_T.
+    assert (
+        abs(gap.mean()) < 4 * np.sqrt((stderr**2).mean() / len(x)) + 0.02
+    )  # The prior is not quite the law of x_T.
     assert 0.8 < np.mean(gap**2) / np.mean(stderr**2) < 1.25
-    wrong = jax.jit(lambda x: likelihood.elbo(lambda x, t: 0.7 * true(x, t), sde, x, keys(len(x))))(x)
+    wrong = jax.jit(lambda x: likelihood.elbo(lambda x, t: 0.7 * true(x, t), sde, x, keys(len(x))))(
+        x
+    )
     assert np.mean(wrong.nats + logp) > 5 * np.sqrt(np.mean(wrong.stderr**2) / len(x))
 
 
@@ -168,7 +198,9 @@ def test_bits_per_dim_of_any_number_of_grey_levels(levels, centered):
     u = jnp.arange(levels).reshape(-1, 1)
     edges = np.asarray(scaler.dequantize(jnp.arange(levels + 1), 0.0), np.float64)
     mass = np.diff(scipy.special.ndtr((edges - mean) / std))
-    noise = (jnp.arange(4000) + 0.5) / 4000  # A fine rule for the integral over the dequantization noise.
+    noise = (
+        jnp.arange(4000) + 0.5
+    ) / 4000  # A fine rule for the integral over the dequantization noise.
     x = scaler.dequantize(u, noise[None, :])
     logp = jax.scipy.stats.norm.logpdf(x, mean, std)
     bpd = np.asarray(likelihood.bits_per_dim(logp, 1, scaler.log_scale)).mean(1)

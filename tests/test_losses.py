@@ -130,6 +130,8 @@ def test_importance_sampled_times(sde):
 
 
 def test_losses_by_noise_level():
-    sums, counts = losses.by_noise_level(jnp.array([1.0, 2.0, 4.0]), jnp.array([0.05, 0.07, 1.0]), VPSDE())
+    sums, counts = losses.by_noise_level(
+        jnp.array([1.0, 2.0, 4.0]), jnp.array([0.05, 0.07, 1.0]), VPSDE()
+    )
     assert sums.tolist() == [3, 0, 0, 0, 0, 0, 0, 0, 0, 4]
     assert counts.tolist() == [2, 0, 0, 0, 0, 0, 0, 0, 0, 1]

@@ -29,7 +29,10 @@ def run(*args: str, workdir: Path) -> subprocess.CompletedProcess:
         ("--config.model.name=unet", "model.name = 'unet' is unknown; known: ddpm, ncsn, ncsnpp"),
         ("--mode=dream", "mode"),
         ("--mode=import", "--mode=import needs --source: The checkpoint to import"),
-        ("--mode=prepare_data", "data.dataset = 'digits' is not a set of TensorFlow Datasets; see docs/data.md"),
+        (
+            "--mode=prepare_data",
+            "data.dataset = 'digits' is not a set of TensorFlow Datasets; see docs/data.md",
+        ),
         ("stray", "arguments that are no flags: stray"),
     ],
 )
@@ -46,7 +49,11 @@ def test_bad_input_on_the_command_line(tmp_path, flag, sentence):
     ("field", "value", "sentence"),
     [
         ("training.sde", "ito", "training.sde = 'ito' is unknown; known: subvpsde, vesde, vpsde"),
-        ("sampling.predictor", "heun", "known: ancestral_sampling, euler_maruyama, none, reverse_diffusion"),
+        (
+            "sampling.predictor",
+            "heun",
+            "known: ancestral_sampling, euler_maruyama, none, reverse_diffusion",
+        ),
         ("sampling.corrector", "mala", "known: ald, langevin, langevin_per_image, none"),
         ("sampling.method", "rk", "sampling.method = 'rk' is unknown; known: ode, pc"),
         ("optim.optimizer", "SGD", "optim.optimizer = 'sgd' is unknown; known: adam"),
@@ -60,7 +67,9 @@ def test_bad_input_on_the_command_line(tmp_path, flag, sentence):
 )
 def test_bad_values(tmp_path, field, value, sentence):
     config = tiny.config(**{field: value})
-    if sentence is None:  # Fine with a positional embedding, not with Fourier features of log(label).
+    if (
+        sentence is None
+    ):  # Fine with a positional embedding, not with Fourier features of log(label).
         config.model.embedding_type, sentence = "fourier", "needs training.continuous = True"
     with pytest.raises(InputError, match=re.escape(sentence)):
         training.train(config, str(tmp_path / "w"))
@@ -72,10 +81,20 @@ def test_devices_that_do_not_share_a_batch_evenly(tmp_path):
         "import sys, jax; jax.config.update('jax_num_cpu_devices', 8); sys.argv[0] = 'main.py';"
         "from absl import app; import main; app.run(main.main, flags_parser=main.parse_flags)"
     )
-    flags = [CONFIG, "--mode=train", f"--workdir={tmp_path / 'w'}", "--config.training.batch_size=12"]
-    result = subprocess.run([sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    flags = [
+        CONFIG,
+        "--mode=train",
+        f"--workdir={tmp_path / 'w'}",
+        "--config.training.batch_size=12",
+    ]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert result.returncode == 1
-    assert "training.batch_size = 12 does not divide among 8 devices; use a positive multiple of 8" in result.stderr
+    assert (
+        "training.batch_size = 12 does not divide among 8 devices; use a positive multiple of 8"
+        in result.stderr
+    )
 
 
 def test_nothing_to_evaluate(tmp_path):

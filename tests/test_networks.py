@@ -10,12 +10,11 @@ import pytest
 import scipy.signal
 from flax import nnx, traverse_util
 
-import places
 from errors import InputError
-from models import NETWORKS, layers, resample
+from models import NETWORKS, building, layers, resample
 from models.classifier import WideResnet
 from models.ncsnpp import NCSNpp
-from pretrained import load_flax
+from pretrained import load_flax, parameter_names
 from sde_lib import VESDE
 from tests import reference
 
@@ -57,15 +56,19 @@ def test_recorded_networks(folder, kind):
 def test_recorded_classifier():
     folder = reference.find("classifier_wideresnet")
     options = json.loads((folder / "config.json").read_text())["hyper_parameters"]
-    network = places.as_built(lambda: WideResnet(**options, rngs=nnx.Rngs(0)))
+    network = building.as_built(lambda: WideResnet(**options, rngs=nnx.Rngs(0)))
     tensors = traverse_util.flatten_dict(load_flax(folder / "checkpoint_flax"), sep="/")
-    params = places.take(places.flax_places(network), tensors, "checkpoint_flax")
+    params = parameter_names.take(parameter_names.flax_places(network), tensors, "checkpoint_flax")
     graph, io = nnx.split(network, nnx.Param)[0], np.load(folder / "io.npz")
     logits = lambda x: nnx.merge(graph, params)(x, io["sigma"])
-    np.testing.assert_allclose(jax.jit(logits)(io["x"]), io["logits_no_preprocess"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(logits)(io["x"]), io["logits_no_preprocess"], rtol=1e-5, atol=1e-5
+    )
     mean = np.array([0.49139968, 0.48215841, 0.44653091], np.float32)  # Of CIFAR-10's pixels.
     std = np.array([0.24703223, 0.24348513, 0.26158784], np.float32)
-    np.testing.assert_allclose(jax.jit(logits)((io["x"] - mean) / std), io["logits"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.jit(logits)((io["x"] - mean) / std), io["logits"], rtol=1e-5, atol=1e-5
+    )
 
 
 # --- resampling -------------------------------------------------------------------------------------------------------
@@ -92,10 +95,14 @@ def test_derivatives_of_swish():
     for _ in range(3):
         rates = [jax.jvp(f, (x,), (jnp.ones_like(x),))[1] for f in (ours, theirs)]
         np.testing.assert_allclose(*rates, rtol=1e-5, atol=1e-6)
-        ours, theirs = (lambda x, f=f: jax.vjp(f, x)[1](jnp.ones_like(x))[0] for f in (ours, theirs))
+        ours, theirs = (
+            lambda x, f=f: jax.vjp(f, x)[1](jnp.ones_like(x))[0] for f in (ours, theirs)
+        )
         np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
     half = jax.vjp(layers.swish, x.astype(jnp.bfloat16))[1](jnp.ones_like(x, jnp.bfloat16))[0]
-    exact = jax.vjp(jax.nn.swish, x.astype(jnp.bfloat16).astype(jnp.float32))[1](jnp.ones_like(x))[0]
+    exact = jax.vjp(jax.nn.swish, x.astype(jnp.bfloat16).astype(jnp.float32))[1](jnp.ones_like(x))[
+        0
+    ]
     np.testing.assert_allclose(half.astype(jnp.float32), exact, rtol=2**-7, atol=1e-6)
 
 
@@ -103,7 +110,10 @@ def test_derivatives_of_swish():
 def test_group_normalization(shape):
     """Flax's layer on the sum that ours is spared, values and gradients; shifts of ten standard deviations included."""
     rng = np.random.default_rng(0)
-    x, shift = rng.normal(size=(3, 8, 8, 24)).astype(np.float32), 10 * rng.normal(size=shape).astype(np.float32)
+    x, shift = (
+        rng.normal(size=(3, 8, 8, 24)).astype(np.float32),
+        10 * rng.normal(size=shape).astype(np.float32),
+    )
     ours = layers.GroupNorm(24)
     theirs = nnx.GroupNorm(24, num_groups=6, epsilon=1e-6, rngs=nnx.Rngs(0))
     scale, bias, weights = (rng.normal(size=size).astype(np.float32) for size in (24, 24, x.shape))
@@ -111,7 +121,10 @@ def test_group_normalization(shape):
         norm.scale[...], norm.bias[...] = scale, bias
     summed = lambda x, shift: theirs(x + (shift if shift.ndim < 2 else shift[:, None, None]))
     np.testing.assert_allclose(ours(x, shift), summed(x, shift), atol=2e-5)
-    grads = [jax.grad(lambda *args, f=f: (weights * f(*args)).sum(), (0, 1))(x, shift) for f in (ours, summed)]
+    grads = [
+        jax.grad(lambda *args, f=f: (weights * f(*args)).sum(), (0, 1))(x, shift)
+        for f in (ours, summed)
+    ]
     for mine, flax in zip(*grads):
         np.testing.assert_allclose(mine, flax, atol=2e-4 * np.abs(flax).max() + 1e-4)
 
@@ -130,16 +143,25 @@ def test_fir_resampling_is_upfirdn(kernel):
 def test_convolutions_joined_with_fir_resampling(kernel):
     """Down: filter, then strided convolution. Up: transposed convolution, then filter (StyleGAN2)."""
     rng = np.random.default_rng(0)
-    x, w = rng.normal(size=(1, 8, 8, 2)).astype(np.float32), rng.normal(size=(3, 3, 2, 4)).astype(np.float32)
+    x, w = (
+        rng.normal(size=(1, 8, 8, 2)).astype(np.float32),
+        rng.normal(size=(3, 3, 2, 4)).astype(np.float32),
+    )
     taps, p = np.array(kernel) / sum(kernel), len(kernel) - 2
 
     def correlate(image):
-        planes = [[scipy.signal.correlate2d(image[..., i], w[..., i, o], "valid") for i in range(2)] for o in range(4)]
+        planes = [
+            [scipy.signal.correlate2d(image[..., i], w[..., i, o], "valid") for i in range(2)]
+            for o in range(4)
+        ]
         return np.stack([sum(plane) for plane in planes], -1)
 
     filtered = upfirdn(x, taps, 1, 1, ((p + 3) // 2, (p + 2) // 2))
     np.testing.assert_allclose(
-        resample.downsample_conv(x, w, kernel)[0], correlate(filtered[0])[::2, ::2], rtol=1e-4, atol=1e-4
+        resample.downsample_conv(x, w, kernel)[0],
+        correlate(filtered[0])[::2, ::2],
+        rtol=1e-4,
+        atol=1e-4,
     )
     stuffed = np.zeros((19, 19, 2), np.float32)
     stuffed[2:17:2, 2:17:2] = x[0]
@@ -151,7 +173,14 @@ def test_convolutions_joined_with_fir_resampling(kernel):
 
 # --- options that no recording covers ---------------------------------------------------------------------------------
 
-SMALL = {"image_size": 8, "num_channels": 2, "nf": 4, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,)}
+SMALL = {
+    "image_size": 8,
+    "num_channels": 2,
+    "nf": 4,
+    "ch_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attn_resolutions": (4,),
+}
 
 
 @pytest.mark.parametrize("fir", [False, True])
@@ -169,14 +198,24 @@ SMALL = {"image_size": 8, "num_channels": 2, "nf": 4, "ch_mult": (1, 2), "num_re
 )
 def test_options_use_all_their_parameters(progressive, progressive_input, combine, blocks, fir):
     """Shapes fit, and every parameter but those of attention keys, to which softmax is blind, moves the output."""
-    options = {"progressive": progressive, "progressive_input": progressive_input, "progressive_combine": combine}
-    make = functools.partial(NCSNpp, **SMALL, **options, resblock_type=blocks, init_scale=1.0, fir=fir)
+    options = {
+        "progressive": progressive,
+        "progressive_input": progressive_input,
+        "progressive_combine": combine,
+    }
+    make = functools.partial(
+        NCSNpp, **SMALL, **options, resblock_type=blocks, init_scale=1.0, fir=fir
+    )
     graph, params = nnx.split(make(rngs=nnx.Rngs(0)), nnx.Param)
     x, label = jax.random.normal(jax.random.key(0), (2, 8, 8, 2)), jnp.array([3.0, 500.0])
     out = lambda params: nnx.merge(graph, params)(x, label)
     assert jax.eval_shape(out, params).shape == x.shape
     grads = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(out(params)))))(params)
-    unused = [path for path, g in nnx.to_flat_state(grads) if not np.abs(g[...]).max() > 0 and "key" not in path]
+    unused = [
+        path
+        for path, g in nnx.to_flat_state(grads)
+        if not np.abs(g[...]).max() > 0 and "key" not in path
+    ]
     assert not unused
 
 
@@ -204,12 +243,20 @@ def test_image_sizes_that_cannot_be_halved_are_refused(name):
     options = {"image_size": 9, "num_channels": 3, "nf": 32, "ch_mult": (1, 2), "num_res_blocks": 1}
     extra = {"attn_resolutions": (), "num_scales": 10}
     known = NETWORKS[name].__init__.__annotations__
-    with pytest.raises(InputError, match=r"data.image_size = 9 cannot be halved .* use a multiple of"):
-        NETWORKS[name](**{k: v for k, v in (options | extra).items() if k in known}, rngs=nnx.Rngs(0))
+    with pytest.raises(
+        InputError, match=r"data.image_size = 9 cannot be halved .* use a multiple of"
+    ):
+        NETWORKS[name](
+            **{k: v for k, v in (options | extra).items() if k in known}, rngs=nnx.Rngs(0)
+        )
 
 
 def test_unknown_options_are_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="model.resblock_type = 'vgg' is unknown; known: biggan, ddpm"):
+    with pytest.raises(
+        InputError, match="model.resblock_type = 'vgg' is unknown; known: biggan, ddpm"
+    ):
         NCSNpp(**SMALL, resblock_type="vgg", rngs=nnx.Rngs(0))
-    with pytest.raises(InputError, match="model.nonlinearity = 'gelu' is unknown; known: elu, lrelu, relu, swish"):
+    with pytest.raises(
+        InputError, match="model.nonlinearity = 'gelu' is unknown; known: elu, lrelu, relu, swish"
+    ):
         NCSNpp(**SMALL, nonlinearity="gelu", rngs=nnx.Rngs(0))

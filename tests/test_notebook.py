@@ -40,7 +40,9 @@ def test_committed_outputs_are_those_of_one_clean_run():
         ("display_data", ""),
     }
     assert not any(
-        path in output.get("text", "") for output in outputs for path in ("/tmp", "/home", "/root", "/Users")
+        path in output.get("text", "")
+        for output in outputs
+        for path in ("/tmp", "/home", "/root", "/Users")
     )
     assert len(text) < 600_000
 
@@ -54,7 +56,10 @@ def test_runs(monkeypatch):
     notebook = nbformat.read(NOTEBOOK, 4)
     notebook.cells.append(nbformat.v4.new_code_cell(f"import json\n{CLAIMS}"))
     client = nbclient.NotebookClient(
-        notebook, timeout=LIMIT, record_timing=False, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+        notebook,
+        timeout=LIMIT,
+        record_timing=False,
+        resources={"metadata": {"path": str(NOTEBOOK.parent)}},
     )
     start = time.monotonic()
     client.execute()

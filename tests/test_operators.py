@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-import operators
+from controllable import operators
 from errors import InputError
 
 SHAPE = (6, 8, 3)
@@ -25,7 +25,10 @@ def blurred(kernel):
 OPERATORS = {
     "mask": (operators.mask(KNOWN), lambda x: x * KNOWN),
     "channel_mean": (operators.channel_mean(SHAPE), lambda x: x.mean(-1, keepdims=True)),
-    "luma": (operators.channel_mean(SHAPE, (0.3, 0.6, 0.1)), lambda x: x @ np.array([[0.3], [0.6], [0.1]])),
+    "luma": (
+        operators.channel_mean(SHAPE, (0.3, 0.6, 0.1)),
+        lambda x: x @ np.array([[0.3], [0.6], [0.1]]),
+    ),
     "block_mean": (operators.block_mean(SHAPE, 2), lambda x: x.reshape(3, 2, 4, 2, 3).mean((1, 3))),
     "gaussian_blur": (operators.convolution(SHAPE, BLUR), blurred(BLUR)),
     "motion_blur": (operators.convolution(SHAPE, MOTION), blurred(MOTION)),
@@ -37,7 +40,11 @@ OPERATORS = {
 
 def matrix_of(function, *shape):
     """The matrix (M, N) of a linear function of batches of arrays with N = prod(shape) entries."""
-    return np.asarray(function(jnp.eye(np.prod(shape)).reshape(-1, *shape)), np.float64).reshape(np.prod(shape), -1).T
+    return (
+        np.asarray(function(jnp.eye(np.prod(shape)).reshape(-1, *shape)), np.float64)
+        .reshape(np.prod(shape), -1)
+        .T
+    )
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -47,15 +54,23 @@ def test_theorems(name):
     a = matrix_of(operator.forward, *SHAPE)
     y_shape = operator.forward(jnp.zeros((1, *SHAPE))).shape[1:]
     if direct:
-        expected = np.stack([np.asarray(direct(x)).reshape(-1) for x in np.eye(SIZE).reshape(-1, *SHAPE)], 1)
+        expected = np.stack(
+            [np.asarray(direct(x)).reshape(-1) for x in np.eye(SIZE).reshape(-1, *SHAPE)], 1
+        )
         np.testing.assert_allclose(a, expected, atol=2e-5 * np.abs(expected).max())
-    np.testing.assert_allclose(matrix_of(operator.adjoint, *y_shape), a.T, atol=1e-5 * np.abs(a).max())
+    np.testing.assert_allclose(
+        matrix_of(operator.adjoint, *y_shape), a.T, atol=1e-5 * np.abs(a).max()
+    )
     rank = int(
-        np.broadcast_to(operator.measured, np.asarray(operator.to_basis(jnp.zeros((1, *SHAPE)))).shape[1:]).sum()
+        np.broadcast_to(
+            operator.measured, np.asarray(operator.to_basis(jnp.zeros((1, *SHAPE)))).shape[1:]
+        ).sum()
     )
     pinv = np.linalg.pinv(a, rcond=5e-4)
     assert rank == np.linalg.matrix_rank(a, tol=5e-4 * np.linalg.norm(a, 2))
-    np.testing.assert_allclose(matrix_of(operator.pseudo_inverse, *y_shape), pinv, atol=1e-4 * np.abs(pinv).max())
+    np.testing.assert_allclose(
+        matrix_of(operator.pseudo_inverse, *y_shape), pinv, atol=1e-4 * np.abs(pinv).max()
+    )
     x = jax.random.normal(jax.random.key(0), (2, *SHAPE))
     np.testing.assert_allclose(operator.from_basis(operator.to_basis(x)), x, atol=1e-5)
     np.testing.assert_allclose(jnp.linalg.norm(operator.to_basis(x)), jnp.linalg.norm(x), rtol=1e-5)
@@ -76,7 +91,9 @@ def test_fourier_mask_is_fourier():
     f = np.fft.fft2(x, axes=(1, 2), norm="ortho")
     opposite = np.roll(FREQUENCIES[:, ::-1], 1, 1)
     y = OPERATORS["fourier_mask"][0].forward(jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(y, (f.real - f.imag) * (FREQUENCIES | opposite)[..., None], atol=1e-5)
+    np.testing.assert_allclose(
+        y, (f.real - f.imag) * (FREQUENCIES | opposite)[..., None], atol=1e-5
+    )
 
 
 def test_compressed_sensing_rows_are_orthonormal_and_spread():
@@ -90,7 +107,10 @@ def test_kernels_and_masks():
     for kernel in (BLUR, MOTION, operators.motion_kernel(4, 0)):
         assert kernel.sum() == pytest.approx(1)
     assert np.flatnonzero(operators.motion_kernel(4, 0).sum(1) > 1e-9).tolist() == [2]
-    across, down = (kernel.sum(0) for kernel in (operators.motion_kernel(4, 0), operators.motion_kernel(4, 90).T))
+    across, down = (
+        kernel.sum(0)
+        for kernel in (operators.motion_kernel(4, 0), operators.motion_kernel(4, 90).T)
+    )
     np.testing.assert_allclose(across, down, atol=1e-9)
     assert (~operators.box((8, 8, 1), 0.5)).sum() == 16
     assert operators.random_pixels((8, 8, 3), 0.25).sum() == 48
@@ -100,8 +120,14 @@ def test_kernels_and_masks():
 def test_what_is_refused():
     for make, match in (
         (lambda: operators.block_mean(SHAPE, 4), "Blocks of 4x4 pixels do not tile images of 6x8"),
-        (lambda: operators.channel_mean(SHAPE, (0.5, 0.5)), "Images of 3 channels need as many weights"),
-        (lambda: operators.convolution(SHAPE, np.ones((7, 3))), r"\(7, 3\) does not fit images of 6x8"),
+        (
+            lambda: operators.channel_mean(SHAPE, (0.5, 0.5)),
+            "Images of 3 channels need as many weights",
+        ),
+        (
+            lambda: operators.convolution(SHAPE, np.ones((7, 3))),
+            r"\(7, 3\) does not fit images of 6x8",
+        ),
         (lambda: operators.compressed_sensing(SHAPE, 0), "from 1 to 144 measurements, not 0"),
         (lambda: operators.dense(SHAPE, np.ones((3, 5))), r"\(3, 5\) does not measure images"),
     ):

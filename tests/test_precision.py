@@ -16,9 +16,23 @@ from tests.test_training import run
 
 PROGRAMS = Jaxpr, ClosedJaxpr
 KINDS = {
-    "NCSN++": {"model.embedding_type": "fourier", "training.sde": "vesde", "model.fir": True, "model.ch_mult": (1, 1)}
-    | {"model.progressive": "output_skip", "model.progressive_input": "residual", "model.attn_resolutions": (4,)},
-    "DDPM": {"model.name": "ddpm", "model.nf": 32, "model.conditional": True, "model.attn_resolutions": (8,)},
+    "NCSN++": {
+        "model.embedding_type": "fourier",
+        "training.sde": "vesde",
+        "model.fir": True,
+        "model.ch_mult": (1, 1),
+    }
+    | {
+        "model.progressive": "output_skip",
+        "model.progressive_input": "residual",
+        "model.attn_resolutions": (4,),
+    },
+    "DDPM": {
+        "model.name": "ddpm",
+        "model.nf": 32,
+        "model.conditional": True,
+        "model.attn_resolutions": (8,),
+    },
 }
 
 
@@ -26,8 +40,13 @@ def score_of(kind: str, **changes):
     """The score function (params, x, t) of a tiny network, random parameters, and images with their times."""
     experiment = Experiment(tiny.config(**KINDS[kind] | changes), jax.devices()[:1])
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda a: 0.2 * rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params)
-    x, t = jax.random.normal(jax.random.key(0), (4, *experiment.image_shape)), jnp.array([0.1, 0.3, 0.6, 0.9])
+    params = jax.tree.map(
+        lambda a: 0.2 * rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params
+    )
+    x, t = (
+        jax.random.normal(jax.random.key(0), (4, *experiment.image_shape)),
+        jnp.array([0.1, 0.3, 0.6, 0.9]),
+    )
     return lambda params, x, rngs=None: experiment.score(params, rngs)(x, t), params, x
 
 
@@ -35,7 +54,9 @@ def equations(jaxpr):
     """All equations of a program, those of inner programs too."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, PROGRAMS)):
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: isinstance(x, PROGRAMS)
+        ):
             if isinstance(inner, PROGRAMS):
                 yield from equations(getattr(inner, "jaxpr", inner))
 
@@ -46,14 +67,21 @@ def test_bfloat16(kind):
     results = {}
     for dtype in ("float32", "bfloat16"):
         score, params, x = score_of(kind, **{"model.dtype": dtype})
-        of_square = jax.value_and_grad(lambda params, score=score, x=x: jnp.square(score(params, x)).mean())
+        of_square = jax.value_and_grad(
+            lambda params, score=score, x=x: jnp.square(score(params, x)).mean()
+        )
         program = jax.make_jaxpr(of_square)(params).jaxpr
         convolutions = [e for e in equations(program) if e.primitive.name == "conv_general_dilated"]
-        used = {variable.aval.dtype.name for equation in convolutions for variable in equation.invars}
+        used = {
+            variable.aval.dtype.name for equation in convolutions for variable in equation.invars
+        }
         assert used == {dtype}
         results[dtype] = jax.jit(score)(params, x), *jax.jit(of_square)(params)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(results[dtype])} == {"float32"}
-    flat = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(result)]) for result in results.values()]
+    flat = [
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(result)])
+        for result in results.values()
+    ]
     assert 0 < np.linalg.norm(flat[0] - flat[1]) < 0.05 * np.linalg.norm(flat[0])
 
 
@@ -70,8 +98,12 @@ def test_rematerialisation(kind):
     """It keeps less for the gradient, which stays the same, dropout included."""
     grads, kept = [], []
     for remat in (False, True):
-        score, params, x = score_of(kind, **{"training.remat": remat, "model.ch_mult": (1,), "model.num_res_blocks": 2})
-        noisy = lambda params, score=score, x=x: jnp.square(score(params, x, Rngs(jax.random.key(1)))).mean()
+        score, params, x = score_of(
+            kind, **{"training.remat": remat, "model.ch_mult": (1,), "model.num_res_blocks": 2}
+        )
+        noisy = lambda params, score=score, x=x: jnp.square(
+            score(params, x, Rngs(jax.random.key(1)))
+        ).mean()
         grads.append(jax.jit(jax.grad(noisy))(params))
         pull_back = jax.eval_shape(lambda params, noisy=noisy: jax.vjp(noisy, params)[1], params)
         kept.append(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull_back)))
@@ -94,9 +126,15 @@ def test_accumulation_changes_rounding_only():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.dtype": "float16"}, "model.dtype = 'float16' is unknown; known: bfloat16, float32"),
+        (
+            {"model.dtype": "float16"},
+            "model.dtype = 'float16' is unknown; known: bfloat16, float32",
+        ),
         ({"training.accumulate": 0}, "training.accumulate = 0 must be at least 1"),
-        ({"training.accumulate": 3}, "training.batch_size = 16 does not divide into training.accumulate = 3 parts"),
+        (
+            {"training.accumulate": 3},
+            "training.batch_size = 16 does not divide into training.accumulate = 3 parts",
+        ),
         ({"model.dropout": 1.0}, "model.dropout = 1.0 must be at least 0 and less than 1"),
     ],
 )
@@ -107,7 +145,9 @@ def test_bad_values(changes, message):
 
 @pytest.mark.parametrize("changes", [{"model.dtype": "bfloat16"}, {"training.remat": True}])
 def test_networks_that_know_neither_are_refused(changes):
-    with pytest.raises(InputError, match=r"needs model.name in \['ncsnpp', 'ddpm'\], not 'ncsnv2_64'"):
+    with pytest.raises(
+        InputError, match=r"needs model.name in \['ncsnpp', 'ddpm'\], not 'ncsnv2_64'"
+    ):
         Experiment(tiny.config("ve.ncsnv2.cifar10", **changes, **{"data.dataset": "noise"}))
 
 

@@ -31,7 +31,10 @@ RED = Image.new("RGB", (4, 4), (255, 0, 0))
         (encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 51))), (255, 204, 204)),
         (encoded(Image.new("1", (4, 4), 1)), (255, 255, 255)),
         (encoded(RED.convert("P")), (255, 0, 0)),
-        (encoded(RED.convert("P"), transparency=RED.convert("P").getpixel((0, 0))), (255, 255, 255)),
+        (
+            encoded(RED.convert("P"), transparency=RED.convert("P").getpixel((0, 0))),
+            (255, 255, 255),
+        ),
         (encoded(Image.fromarray(np.full((4, 4), 257 * 9 + 100, np.uint16))), (9, 9, 9)),
         (encoded(RED, "WEBP", lossless=True), (255, 0, 0)),
     ],
@@ -51,12 +54,16 @@ def test_cmyk_is_near_its_colours():
 def test_orientation_of_cameras():
     upright = PHOTO.resize((6, 4))
     exif = Image.Exif()
-    exif[0x0112] = 6  # The camera was turned: what is stored has to be turned clockwise by 90 degrees.
+    exif[0x0112] = (
+        6  # The camera was turned: what is stored has to be turned clockwise by 90 degrees.
+    )
     data = encoded(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
     np.testing.assert_array_equal(pixels(data), np.asarray(upright))
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", encoded(PHOTO)[:-2000], encoded(PHOTO, "JPEG")[:-9000]])
+@pytest.mark.parametrize(
+    "data", [b"", b"no image", encoded(PHOTO)[:-2000], encoded(PHOTO, "JPEG")[:-9000]]
+)
 def test_broken_files_raise(data):
     with pytest.raises(OSError, match="."):
         preprocessing.decode(data, 3)
@@ -68,7 +75,9 @@ def test_broken_files_raise(data):
 def exact(image: np.ndarray, height: int, width: int, method: str) -> np.ndarray:
     """The antialiased resize in floating point; `jax.image` has the kernels of `tf.image`."""
     shape = (height, width, image.shape[-1])
-    return np.asarray(jax.image.resize(jnp.asarray(image, jnp.float32), shape, method, antialias=True))
+    return np.asarray(
+        jax.image.resize(jnp.asarray(image, jnp.float32), shape, method, antialias=True)
+    )
 
 
 def crop(image: np.ndarray, size: int) -> np.ndarray:
@@ -85,7 +94,12 @@ FACE = PHOTO.resize((178, 218))  # The size of aligned CelebA.
         (preprocessing.celeba, FACE, 64, lambda u: exact(crop(u, 140), 64, 64, "linear")),
         (preprocessing.small_crop, PHOTO, 128, lambda u: crop(exact(u, 128, 192, "linear"), 128)),
         (preprocessing.crop_resize, PHOTO, 256, lambda u: exact(crop(u, 427), 256, 256, "cubic")),
-        (preprocessing.resize, PHOTO.crop((0, 0, 32, 32)), 16, lambda u: exact(u, 16, 16, "linear")),
+        (
+            preprocessing.resize,
+            PHOTO.crop((0, 0, 32, 32)),
+            16,
+            lambda u: exact(u, 16, 16, "linear"),
+        ),
     ],
     ids=["CelebA", "LSUN 128", "LSUN 256", "CIFAR-10 at 16"],
 )
@@ -111,7 +125,16 @@ def test_decoded_images_are_indexed_like_an_array(monkeypatch, memory):
     array = np.arange(5 * 12, dtype=np.uint8).reshape(5, 2, 2, 3)
     calls = []
     images = Decoded(lambda i: calls.append(i) or array[i], 5, (2, 2, 3))
-    for index in (0, -1, np.int64(3), [4, 1], np.array([[0, 1]])[0], slice(1, None, 2), slice(5, 5), np.arange(5) > 2):
+    for index in (
+        0,
+        -1,
+        np.int64(3),
+        [4, 1],
+        np.array([[0, 1]])[0],
+        slice(1, None, 2),
+        slice(5, 5),
+        np.arange(5) > 2,
+    ):
         np.testing.assert_array_equal(images[index], array[index])
     assert (len(images), images.shape, images[slice(5, 5)].shape) == (5, array.shape, (0, 2, 2, 3))
     assert (len(calls) == len(set(calls))) == (memory > 0)

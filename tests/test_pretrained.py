@@ -11,17 +11,18 @@ import pytest
 from flax import nnx, serialization, traverse_util
 from safetensors.numpy import save_file
 
-import conversion
-import places
 import pretrained
 from configs.ve import church_ncsnpp_continuous
 from configs.vp.ddpm import cifar10 as ddpm_cifar10
 from errors import InputError
 from experiment import Experiment
+from models import building
 from models.ncsnpp import NCSNpp
+from modes import conversion
+from pretrained import parameter_names
+from pretrained.diffusers_unet import unet_places
 from tests import reference
 from tests.test_networks import SMALL
-from unet2d import unet_places
 
 FORMATS = {"flax": "checkpoint_7", "torch": "checkpoint_7.pth", "safetensors": "seven.safetensors"}
 WITH_MOMENTS = "ve_cifar10_ncsnpp"
@@ -39,18 +40,28 @@ def official(name: str, folder: str = WITH_MOMENTS) -> str:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("folder", ["ve_bedroom_ncsnpp_continuous", "vp_cifar10_ncsnpp", "vp_ddpm_cifar10"])
+@pytest.mark.parametrize(
+    "folder", ["ve_bedroom_ncsnpp_continuous", "vp_cifar10_ncsnpp", "vp_ddpm_cifar10"]
+)
 def test_names_are_those_recorded(folder):
     """PyTorch name -> Flax name of every parameter, as the official code's users recorded it."""
     recorded = json.loads(reference.find(f"{folder}/torch_to_flax.json").read_text())
     network = reference.experiment(folder).network
-    flax = {place.path: place.names[0] for place in places.flax_places(network)}
-    ours = {f"module.{place.names[0]}": flax[place.path] for place in places.torch_places(network)}
+    flax = {place.path: place.names[0] for place in parameter_names.flax_places(network)}
+    ours = {
+        f"module.{place.names[0]}": flax[place.path]
+        for place in parameter_names.torch_places(network)
+    }
     assert ours == {name: flax_name for name, (flax_name, _) in recorded.items()}
 
 
 OPTIONS = [
-    {"progressive": "residual", "progressive_input": "residual", "resblock_type": "ddpm", "fir": True},
+    {
+        "progressive": "residual",
+        "progressive_input": "residual",
+        "resblock_type": "ddpm",
+        "fir": True,
+    },
     {"progressive": "output_skip", "progressive_input": "input_skip", "progressive_combine": "cat"},
     {"resblock_type": "ddpm", "resamp_with_conv": False, "embedding_type": "fourier"},
     {"conditional": False},
@@ -59,37 +70,48 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_every_parameter_has_one_place(options):
-    network = places.as_built(lambda: NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0)))
+    network = building.as_built(lambda: NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     shapes = nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    for find in (places.flax_places, places.torch_places):
+    for find in (parameter_names.flax_places, parameter_names.torch_places):
         found = find(network)
         assert len({place.names[0] for place in found}) == len(found)
         assert len({place.path for place in found if place.path}) == len(jax.tree.leaves(params))
-        assert same(places.take(found, places.give(found, params), "itself"), params)
+        assert same(
+            parameter_names.take(found, parameter_names.give(found, params), "itself"), params
+        )
 
 
 def test_layers_without_parameters_are_numbered_as_in_pytorch():
     """Resamplers of features count among all_modules, those of images do not."""
     options = {"progressive": "output_skip", "resblock_type": "ddpm", "resamp_with_conv": False}
-    network = places.as_built(lambda: NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0)))
-    used = {int(place.names[0].split(".")[1]) for place in places.torch_places(network)}
-    kinds = [type(layer).__name__ for path, _, layer in places.official_layers(network) if "image" not in str(path[-1])]
+    network = building.as_built(lambda: NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0)))
+    used = {int(place.names[0].split(".")[1]) for place in parameter_names.torch_places(network)}
+    kinds = [
+        type(layer).__name__
+        for path, _, layer in parameter_names.official_layers(network)
+        if "image" not in str(path[-1])
+    ]
     assert {kinds[i] for i in set(range(len(kinds))) - used} == {"Downsample", "Upsample"}
 
 
 def test_tensors_on_which_nothing_depends():
     """PyTorch's NCSN++ has layers for noise levels also when it is not told any; the recorded one shows where."""
     told, untold = (
-        places.as_built(lambda conditional=conditional: NCSNpp(**SMALL, conditional=conditional, rngs=nnx.Rngs(0)))
+        building.as_built(
+            lambda conditional=conditional: NCSNpp(
+                **SMALL, conditional=conditional, rngs=nnx.Rngs(0)
+            )
+        )
         for conditional in (True, False)
     )
     shapes = lambda network: [
-        (place.names[0].split(".", 2)[2], place.shapes[0]) for place in places.torch_places(network)
+        (place.names[0].split(".", 2)[2], place.shapes[0])
+        for place in parameter_names.torch_places(network)
     ]
     assert shapes(untold) == shapes(told)[4:]  # All but the embedding's two dense layers.
-    idle = [place for place in places.torch_places(untold) if not place.path]
+    idle = [place for place in parameter_names.torch_places(untold) if not place.path]
     assert idle
     assert all(".Dense_0." in place.names[0] for place in idle)
 
@@ -98,15 +120,26 @@ def test_tensors_on_which_nothing_depends():
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("folder", ["ve_cifar10_ncsnpp", "ve_cifar10_ncsnpp_continuous", "vp_ddpm_cifar10"])
+@pytest.mark.parametrize(
+    "folder", ["ve_cifar10_ncsnpp", "ve_cifar10_ncsnpp_continuous", "vp_ddpm_cifar10"]
+)
 def test_reading_inverts_writing(tmp_path, folder, kind):
     """Also for Fourier frequencies, which PyTorch does not average."""
     if kind == "torch":
-        pytest.importorskip("torch", reason="PyTorch, which writes .pth files, is not installed (requirements-dev.txt)")
+        pytest.importorskip(
+            "torch",
+            reason="PyTorch, which writes .pth files, is not installed (requirements-dev.txt)",
+        )
     experiment, trained = reference.experiment(folder), reference.trained(folder)
     if trained.mu is None:
-        still = {place.path for place in places.torch_places(experiment.network) if not place.moves}
-        moments = traverse_util.path_aware_map(lambda path, a: 0 * a if path in still else a, trained.params)
+        still = {
+            place.path
+            for place in parameter_names.torch_places(experiment.network)
+            if not place.moves
+        }
+        moments = traverse_util.path_aware_map(
+            lambda path, a: 0 * a if path in still else a, trained.params
+        )
         trained = trained._replace(mu=moments, nu=jax.tree.map(np.square, moments), updates=5)
     path = tmp_path / FORMATS[kind]
     with open(path, "wb") as file:
@@ -130,9 +163,14 @@ def test_flax_files_are_written_as_the_official_code_writes_them(tmp_path):
     experiment, trained = reference.experiment(WITH_MOMENTS), reference.trained(WITH_MOMENTS)
     with open(tmp_path / "out", "wb") as file:
         pretrained.write_flax(file, trained, experiment.network, experiment.config)
-    ours, theirs = pretrained.load_flax(tmp_path / "out"), pretrained.load_flax(official("checkpoint_flax"))
+    ours, theirs = (
+        pretrained.load_flax(tmp_path / "out"),
+        pretrained.load_flax(official("checkpoint_flax")),
+    )
     ours["rng"] = theirs["rng"]  # Not kept: ours follows from the seed.
-    ours, theirs = (traverse_util.flatten_dict(tree, keep_empty_nodes=True, sep="/") for tree in (ours, theirs))
+    ours, theirs = (
+        traverse_util.flatten_dict(tree, keep_empty_nodes=True, sep="/") for tree in (ours, theirs)
+    )
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         if isinstance(value, np.ndarray):
@@ -141,19 +179,27 @@ def test_flax_files_are_written_as_the_official_code_writes_them(tmp_path):
 
 
 def test_pytorch_files_are_written_as_the_official_code_writes_them(tmp_path):
-    trained, experiment = reference.trained(WITH_MOMENTS, "torch"), reference.experiment(WITH_MOMENTS)
+    trained, experiment = (
+        reference.trained(WITH_MOMENTS, "torch"),
+        reference.experiment(WITH_MOMENTS),
+    )
     import torch
 
     with open(tmp_path / "out.pth", "wb") as file:
         pretrained.write_torch(file, trained, experiment.network, experiment.config)
     ours, theirs = (
-        torch.load(path, weights_only=True) for path in (tmp_path / "out.pth", official("checkpoint_torch.pth"))
+        torch.load(path, weights_only=True)
+        for path in (tmp_path / "out.pth", official("checkpoint_torch.pth"))
     )
 
     def compare(a, b, path):
         if isinstance(b, torch.Tensor):
             assert a.dtype == b.dtype, path
-            assert torch.allclose(a, b, rtol=1e-12, atol=0) if b.dtype == torch.float64 else torch.equal(a, b), path
+            assert (
+                torch.allclose(a, b, rtol=1e-12, atol=0)
+                if b.dtype == torch.float64
+                else torch.equal(a, b)
+            ), path
         elif isinstance(b, dict):
             assert list(a) == list(b) or path.endswith("param_groups/0") or not path, path
             for key in b:
@@ -171,8 +217,15 @@ def test_pytorch_files_are_written_as_the_official_code_writes_them(tmp_path):
 def test_a_file_without_moments_starts_adam_anew(tmp_path):
     folder = "ve_cifar10_ncsnpp_continuous"
     state = conversion.to_state(reference.trained(folder), reference.experiment(folder))
-    counts = [int(leaf) for path, leaf in jax.tree.leaves_with_path(state.opt_state) if "count" in str(path[-1])]
-    assert counts == [0, reference.trained(folder).step]  # Adam's correction of its bias; the warm-up.
+    counts = [
+        int(leaf)
+        for path, leaf in jax.tree.leaves_with_path(state.opt_state)
+        if "count" in str(path[-1])
+    ]
+    assert counts == [
+        0,
+        reference.trained(folder).step,
+    ]  # Adam's correction of its bias; the warm-up.
 
 
 # --- diffusers --------------------------------------------------------------------------------------------------------
@@ -201,7 +254,13 @@ def ncsnpp_experiment():
 def ddpm_experiment():
     c = ddpm_cifar10.get_config()
     c.data.image_size = 16
-    c.model.update(nf=32, ch_mult=(1, 2), num_res_blocks=2, attn_resolutions=(16,), attend_after_each_up_block=True)
+    c.model.update(
+        nf=32,
+        ch_mult=(1, 2),
+        num_res_blocks=2,
+        attn_resolutions=(16,),
+        attend_after_each_up_block=True,
+    )
     described = {
         "sample_size": 16,
         "block_out_channels": (32, 64),
@@ -233,7 +292,9 @@ def test_models_of_diffusers(tmp_path, make):
     label = experiment.sde.label(t, experiment.num_scales)
     with torch.no_grad():
         raw = model(torch.tensor(np.moveaxis(x, -1, 1)), torch.tensor(np.asarray(label))).sample
-    theirs = experiment.sde.score_from_output(jnp.moveaxis(jnp.asarray(raw.numpy()), 1, -1), t, experiment.num_scales)
+    theirs = experiment.sde.score_from_output(
+        jnp.moveaxis(jnp.asarray(raw.numpy()), 1, -1), t, experiment.num_scales
+    )
     assert reference.image_error(score, theirs) < 1e-5
 
 
@@ -241,11 +302,14 @@ def write_unet(folder, experiment, described, old_names=False):
     """A diffusers folder without diffusers, with random parameters."""
     rng = np.random.default_rng(0)
     found = unet_places(experiment.network)
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), experiment.abstract_params)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), experiment.abstract_params
+    )
     names = {place.names[0]: place.names[-1 if old_names else 0] for place in found}
     folder.mkdir(parents=True)
     save_file(
-        {names[k]: v for k, v in places.give(found, params).items()}, folder / "diffusion_pytorch_model.safetensors"
+        {names[k]: v for k, v in parameter_names.give(found, params).items()},
+        folder / "diffusion_pytorch_model.safetensors",
     )
     (folder / "config.json").write_text(json.dumps(described))
     return params
@@ -259,7 +323,9 @@ def test_diffusers_folders(tmp_path, old_names):
     trained = pretrained.read(tmp_path / "pipeline", experiment.network, experiment.config)
     assert same(trained.params, params)
     assert same(trained.ema, params)
-    number = conversion.import_checkpoint(experiment.config, str(tmp_path / "w"), str(tmp_path / "pipeline"))
+    number = conversion.import_checkpoint(
+        experiment.config, str(tmp_path / "w"), str(tmp_path / "pipeline")
+    )
     assert number == 1
 
 
@@ -267,7 +333,10 @@ def test_diffusers_folders(tmp_path, old_names):
     ("change", "sentence"),
     [
         ({"norm_eps": 1e-5}, "norm_eps: 1e-05 there, 1e-06 by the config"),
-        ({"block_out_channels": (32, 96)}, "block_out_channels: [32, 96] there, [32, 64] by the config"),
+        (
+            {"block_out_channels": (32, 96)},
+            "block_out_channels: [32, 96] there, [32, 64] by the config",
+        ),
         ({"downsample_padding": 1}, "downsample_padding: 1 there, 0 by the config"),
         ({"attention_head_dim": 8}, "attention_head_dim: 8 there, None by the config"),
         ({"num_class_embeds": 10}, "num_class_embeds: 10 there, None by the config"),
@@ -287,12 +356,14 @@ def test_configs_without_a_counterpart_in_diffusers_are_refused(tmp_path):
     c.unlock()
     c.model.attend_after_each_up_block = False
     with pytest.raises(
-        InputError, match="model.attend_after_each_up_block = False is not in diffusers' UNet2DModel; True"
+        InputError,
+        match="model.attend_after_each_up_block = False is not in diffusers' UNet2DModel; True",
     ):
         pretrained.read(tmp_path / "m", experiment.network, c)
     ncsn = reference.experiment("ve_ncsnv2_cifar10")
     with pytest.raises(
-        InputError, match="For diffusers' UNet2DModel, model.name = 'ncsnv2_64' is unknown; known: ddpm, ncsnpp"
+        InputError,
+        match="For diffusers' UNet2DModel, model.name = 'ncsnv2_64' is unknown; known: ddpm, ncsnpp",
     ):
         pretrained.read(tmp_path / "m", ncsn.network, ncsn.config)
 
@@ -354,7 +425,9 @@ def test_flax_files_that_do_not_fit_are_refused(tmp_path, change, sentence):
 
 def test_plain_shapes_of_norms_are_accepted(tmp_path):
     """GroupNorm parameters as later versions of Flax wrote them, (C,) for (1, 1, 1, C)."""
-    squeeze = lambda tree: jax.tree.map(lambda leaf: leaf[0, 0, 0] if leaf.shape[:3] == (1, 1, 1) else leaf, tree)
+    squeeze = lambda tree: jax.tree.map(
+        lambda leaf: leaf[0, 0, 0] if leaf.shape[:3] == (1, 1, 1) else leaf, tree
+    )
 
     def change(state):
         state["params_ema"] = squeeze(state["params_ema"])
@@ -385,7 +458,10 @@ def add_weight(state):
     [
         (remove_ema, "275 shadow parameters for 276 trained ones"),
         (swap_ema, "(its ema) does not fit the config: all_modules.0.weight has shape"),
-        (remove_weight, "all_modules.2.bias, which the network has with shape (4,), is not in the file"),
+        (
+            remove_weight,
+            "all_modules.2.bias, which the network has with shape (4,), is not in the file",
+        ),
         (add_weight, "the network has no place for all_modules.99.bias"),
         (lambda state: state.pop("ema"), "it has no 'ema'"),
     ],
@@ -422,7 +498,9 @@ def test_noise_scales_of_another_config_are_noticed(tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
     c = reference.config(WITH_MOMENTS)
     c.model.sigma_max = 90
-    with pytest.raises(InputError, match="it has 1000 noise scales from 50 to 0.01; model.num_scales"):
+    with pytest.raises(
+        InputError, match="it has 1000 noise scales from 50 to 0.01; model.num_scales"
+    ):
         conversion.import_checkpoint(c, str(tmp_path / "w"), official("checkpoint_torch.pth"))
     assert not (tmp_path / "w").exists()
 
@@ -459,7 +537,10 @@ def test_nothing_is_overwritten(tmp_path):
 
 
 def test_networks_that_pytorch_does_not_have(tmp_path):
-    experiment, trained = reference.experiment("ve_ncsnv2_cifar10"), reference.trained("ve_ncsnv2_cifar10")
+    experiment, trained = (
+        reference.experiment("ve_ncsnv2_cifar10"),
+        reference.trained("ve_ncsnv2_cifar10"),
+    )
     with pytest.raises(InputError, match="NCSNv2 networks are not in the official PyTorch code"):
         pretrained.writer("n.pth")(io.BytesIO(), trained, experiment.network, experiment.config)
 

@@ -41,7 +41,10 @@ RECORDS = [b"", b"one", bytes(range(256)) * 9]
 
 def test_checksum():
     """The check value of CRC-32C is that of the digits 1 to 9, 0xE3069283."""
-    assert tfrecords.masked_crc(b"123456789") == ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) % 2**32
+    assert (
+        tfrecords.masked_crc(b"123456789")
+        == ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) % 2**32
+    )
 
 
 def test_records(tmp_path, monkeypatch):
@@ -72,7 +75,9 @@ def test_a_flipped_bit_is_found(tmp_path, byte, bit):
         file.write(damaged)
     with pytest.raises(InputError, match=f"record {number}, at byte"):
         records[number]
-    with pytest.raises(InputError, match=f"a.tfrecords is damaged: record {number}, at byte .*Fetch the file again"):
+    with pytest.raises(
+        InputError, match=f"a.tfrecords is damaged: record {number}, at byte .*Fetch the file again"
+    ):
         TFRecords(path)  # ... and before.
 
 
@@ -100,14 +105,18 @@ def test_examples():
 def test_official_tfrecords(tmp_path, name, field):
     """Channels come first in the files; either split is all of it."""
     pixels = examples.images(3, 8, 8, 3)
-    records = [examples.example(shape=[3, 8, 8], data=image.transpose(2, 0, 1).tobytes()) for image in pixels]
+    records = [
+        examples.example(shape=[3, 8, 8], data=image.transpose(2, 0, 1).tobytes())
+        for image in pixels
+    ]
     path = examples.write_tfrecords(tmp_path / "x-r03.tfrecords", records)
     where = {"path": str(tmp_path)} if field == "folder" else {field: str(path)}
     for split in ("train", "test"):
         images = datasets.load(data(dataset=name, **where), split)
         np.testing.assert_array_equal(images.pixels[np.arange(3)], pixels)
     with pytest.raises(
-        InputError, match=r"image 0 is \(3, 8, 8\), channels first; data.image_size = 16.*r04.tfrecords"
+        InputError,
+        match=r"image 0 is \(3, 8, 8\), channels first; data.image_size = 16.*r04.tfrecords",
     ):
         datasets.load(data(dataset=name, path=str(path), image_size=16), "train")
 
@@ -118,7 +127,9 @@ def test_official_tfrecords(tmp_path, name, field):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A tiny 'CIFAR-10' that TFDS itself has prepared as ArrayRecord, which it can without TensorFlow."""
-    tfds = pytest.importorskip("tensorflow_datasets", reason="needs tensorflow-datasets (requirements-dev.txt)")
+    tfds = pytest.importorskip(
+        "tensorflow_datasets", reason="needs tensorflow-datasets (requirements-dev.txt)"
+    )
     import io
 
     class Cifar10(tfds.core.GeneratorBasedBuilder):
@@ -129,7 +140,9 @@ def prepared(tmp_path_factory):
                 "image": tfds.features.Image(shape=(32, 32, 3)),
                 "label": tfds.features.ClassLabel(num_classes=10),
             }
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, _):
             return {"train": self._generate_examples(6), "test": self._generate_examples(3)}
@@ -150,7 +163,9 @@ def test_prepared_sets_are_read_as_tfds_reads_them(prepared):
     for split in ("train", "test"):
         images = datasets.load(config, split)
         theirs = list(builder.as_data_source(split))
-        np.testing.assert_array_equal(images.pixels[np.arange(len(theirs))], [each["image"] for each in theirs])
+        np.testing.assert_array_equal(
+            images.pixels[np.arange(len(theirs))], [each["image"] for each in theirs]
+        )
         assert images.labels.tolist() == [each["label"] for each in theirs]
         assert images.labels.dtype == np.int32
     smaller = datasets.load(data(dataset="CIFAR10", path=str(root), image_size=16), "train")
@@ -169,7 +184,9 @@ def test_a_damaged_array_record_is_found(prepared, tmp_path, position):
         datasets.load(data(dataset="CIFAR10", path=str(root), image_size=32), "train").pixels[:]
 
 
-def write_prepared(root: Path, name: str, version: str, splits: dict[str, list[list[bytes]]]) -> Path:
+def write_prepared(
+    root: Path, name: str, version: str, splits: dict[str, list[list[bytes]]]
+) -> Path:
     """A set in TFDS's layout, in TFRecord files, which is how it prepares by default."""
     folder = root / name / version
     folder.mkdir(parents=True)
@@ -177,7 +194,9 @@ def write_prepared(root: Path, name: str, version: str, splits: dict[str, list[l
     for split, shards in splits.items():
         infos.append({"name": split, "shardLengths": [str(len(shard)) for shard in shards]})
         for i, shard in enumerate(shards):
-            examples.write_tfrecords(folder / f"{stem}-{split}.tfrecord-{i:05d}-of-{len(shards):05d}", shard)
+            examples.write_tfrecords(
+                folder / f"{stem}-{split}.tfrecord-{i:05d}-of-{len(shards):05d}", shard
+            )
     info = {"name": stem, "fileFormat": "tfrecord", "splits": infos}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     return folder
@@ -200,21 +219,32 @@ def test_sets_of_tfds_in_tfrecords(tmp_path, dataset, name, shape, size, fields)
     config = data(dataset=dataset, path=str(tmp_path), image_size=size, **fields)
     test = published.of_tfds(config).test
     write_prepared(tmp_path, name, "9.0.0", {"train": [records], test: [records]})
-    folder = write_prepared(tmp_path, name, "10.0.0", {"train": [records[:2], [], records[2:]], test: [records[:1]]})
+    folder = write_prepared(
+        tmp_path, name, "10.0.0", {"train": [records[:2], [], records[2:]], test: [records[:1]]}
+    )
     train, held_out = (datasets.load(config, split) for split in ("train", "test"))
     assert (len(train), len(held_out)) == (5, 1)
     assert train.pixels.shape == (5, size, size, config.num_channels)
     assert (train.labels is None) == (not label)
     if shape[0] == size and shape[1] == size:
-        np.testing.assert_array_equal(train.pixels[np.arange(5)], pixels.reshape(train.pixels.shape))
+        np.testing.assert_array_equal(
+            train.pixels[np.arange(5)], pixels.reshape(train.pixels.shape)
+        )
     next(folder.glob("*-train.tfrecord-00002-of-00003")).unlink()
-    with pytest.raises(InputError, match=r"lacks 1 of 3 files of 'train', such as .*00002-of-00003"):
+    with pytest.raises(
+        InputError, match=r"lacks 1 of 3 files of 'train', such as .*00002-of-00003"
+    ):
         datasets.load(config, "train")
 
 
 def test_a_damaged_image_is_named(tmp_path):
     good = examples.example(image=examples.png(examples.images(1, 32, 32, 3)[0]), label=[1])
-    write_prepared(tmp_path, "cifar10", "1.0.0", {"train": [[good, examples.example(image=b"no image", label=[1])]]})
+    write_prepared(
+        tmp_path,
+        "cifar10",
+        "1.0.0",
+        {"train": [[good, examples.example(image=b"no image", label=[1])]]},
+    )
     images = datasets.load(data(dataset="CIFAR10", path=str(tmp_path), image_size=32), "train")
     with pytest.raises(InputError, match=r"1\.0\.0 is damaged: record 1 of train"):
         images.pixels[1]
@@ -225,12 +255,16 @@ def test_every_official_experiment_finds_its_data_set(tmp_path, name, monkeypatc
     """Where it is absent, a sentence says how to get it."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     config = importlib.import_module("configs." + name.replace("/", ".")).get_config().data
-    with pytest.raises(InputError, match=r"--config.data.path=DIR, or get it with --mode=prepare_data|docs/data.md"):
+    with pytest.raises(
+        InputError, match=r"--config.data.path=DIR, or get it with --mode=prepare_data|docs/data.md"
+    ):
         datasets.load(config, "train")
 
 
 def test_what_preparing_needs(monkeypatch):
-    with pytest.raises(InputError, match="'FFHQ' is not a set of TensorFlow Datasets; see docs/data.md"):
+    with pytest.raises(
+        InputError, match="'FFHQ' is not a set of TensorFlow Datasets; see docs/data.md"
+    ):
         published.prepare(data(dataset="FFHQ"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     packages = "pip install tensorflow tensorflow-datasets importlib_resources"
@@ -253,12 +287,16 @@ def test_idx_files(tmp_path):
     images = datasets.load(config, "train")
     np.testing.assert_array_equal(images.pixels[..., 0], pixels)
     assert images.labels.tolist() == [0, 1, 2, 3]
-    coloured = datasets.load(data(dataset="fashion_mnist", path=str(tmp_path), image_size=32), "train")
+    coloured = datasets.load(
+        data(dataset="fashion_mnist", path=str(tmp_path), image_size=32), "train"
+    )
     assert coloured.pixels[[0, 1]].shape == (2, 32, 32, 3)
     with pytest.raises(InputError, match="holds neither t10k-images-idx3-ubyte nor"):
         datasets.load(config, "test")
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(labels)[:-1])
-    with pytest.raises(InputError, match="train-labels-idx1-ubyte is no IDX file of bytes, or is cut off"):
+    with pytest.raises(
+        InputError, match="train-labels-idx1-ubyte is no IDX file of bytes, or is cut off"
+    ):
         datasets.load(config, "train")
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(InputError, match="train-images-idx3-ubyte.gz is damaged"):
@@ -272,7 +310,9 @@ DEBIAN = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist
 def fashion():
     """The experiment on the real 70,000 images."""
     if not (DEBIAN / "train-images-idx3-ubyte.gz").exists():
-        pytest.skip(f"needs Fashion-MNIST in {DEBIAN}: Debian's dataset-fashion-mnist, or name it in FASHION_MNIST")
+        pytest.skip(
+            f"needs Fashion-MNIST in {DEBIAN}: Debian's dataset-fashion-mnist, or name it in FASHION_MNIST"
+        )
     config = importlib.import_module("configs.vp.fashion_mnist_ddpmpp_continuous").get_config()
     config.data.path = str(DEBIAN)
     return config
@@ -281,9 +321,14 @@ def fashion():
 @pytest.mark.slow
 def test_fashion_mnist(fashion):
     train, test = (datasets.load(fashion.data, split) for split in ("train", "test"))
-    assert (np.bincount(train.labels).tolist(), np.bincount(test.labels).tolist()) == ([6000] * 10, [1000] * 10)
+    assert (np.bincount(train.labels).tolist(), np.bincount(test.labels).tolist()) == (
+        [6000] * 10,
+        [1000] * 10,
+    )
     values = train.pixels[:].astype(np.float64) / 255
-    assert (values.mean(), values.std()) == pytest.approx((0.2860, 0.3530), abs=5e-5)  # As the literature has them.
+    assert (values.mean(), values.std()) == pytest.approx(
+        (0.2860, 0.3530), abs=5e-5
+    )  # As the literature has them.
 
 
 @pytest.mark.slow

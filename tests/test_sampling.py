@@ -37,7 +37,9 @@ def test_recorded_steps(monkeypatch, case):
     note, a = reference.notes("samplers")["step"][case], reference.arrays("samplers")
     sde, n = reference.sde(note["sde"]), note["sde"]["N"]
     x, t = a[f"step/{case}/x"], a[f"step/{case}/t"]
-    step = jax.tree.map(lambda leaf: leaf[n - 1 - (t * (n - 1)).astype(int)], sde.discretize(n))._replace(t=t)
+    step = jax.tree.map(
+        lambda leaf: leaf[n - 1 - (t * (n - 1)).astype(int)], sde.discretize(n)
+    )._replace(t=t)
     if "subvp" in case:
         step = step._replace(ratio=1 + sde.drift_coefficient(t) / n, var=sde.diffusion(t) ** 2 / n)
     closed_form, first = gaussian.score(sde, *law()), a[f"step/{case}/score"]
@@ -51,7 +53,9 @@ def test_recorded_steps(monkeypatch, case):
             replay(monkeypatch, noise)
             x_next = x
             for _ in range(int(repeats)):
-                x_next, mean = sampling.CORRECTORS[kind](KEYS, recorded, sde, x_next, step, snr=0.16)
+                x_next, mean = sampling.CORRECTORS[kind](
+                    KEYS, recorded, sde, x_next, step, snr=0.16
+                )
         else:
             kind, flow = named(name)
             replay(monkeypatch, [noise])
@@ -98,13 +102,15 @@ def test_recorded_ode_samples(name):
     last = jax.tree.map(lambda leaf: leaf[-1], sde.discretize(1000))
     unscale = (lambda x: x) if name == "ve" else (lambda x: (x + 1) / 2)
     for step, key in ((None, "x"), (last, "x_denoise")):
-        run = functools.partial(sampling.probability_flow_ode, gaussian.score(sde, *law()), sde, denoise_step=step)
+        run = functools.partial(
+            sampling.probability_flow_ode, gaussian.score(sde, *law()), sde, denoise_step=step
+        )
         x, nfe = jax.jit(run)(a[f"ode/{name}/z"])
         np.testing.assert_allclose(unscale(x), a[f"ode/{name}/{key}"], atol=2e-4)
     exact = gaussian.flow(sde, *law(), a[f"ode/{name}/z"], sde.T, sde.t_end)
-    x, _ = jax.jit(functools.partial(sampling.probability_flow_ode, gaussian.score(sde, *law()), sde))(
-        a[f"ode/{name}/z"]
-    )
+    x, _ = jax.jit(
+        functools.partial(sampling.probability_flow_ode, gaussian.score(sde, *law()), sde)
+    )(a[f"ode/{name}/z"])
     np.testing.assert_allclose(x, exact, atol=2e-4)
     assert nfe.shape == (3,)
     assert 0.3 < nfe.mean() / a[f"ode/{name}/nfe"] < 1.5
@@ -116,7 +122,9 @@ def test_recorded_ode_samples(name):
 def moments(sde, predictor, corrector, n=400, count=80, dims=250, **options):
     """Mean and standard deviation of samples when data are N(0.4, 0.3^2) in every one of `dims` dimensions."""
     keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
-    run = functools.partial(sampling.predictor_corrector, predictor=predictor, corrector=corrector, **options)
+    run = functools.partial(
+        sampling.predictor_corrector, predictor=predictor, corrector=corrector, **options
+    )
     score = gaussian.score(sde, 0.4, 0.3)
     prior, steps = sampling.prior_sample(keys, sde, (count, dims)), sde.discretize(n)
     x, _ = jax.jit(lambda keys, prior: run(keys, score, sde, prior, steps))(keys, prior)
@@ -129,9 +137,13 @@ def moments(sde, predictor, corrector, n=400, count=80, dims=250, **options):
 def test_moments_of_gaussian_data(name, predictor, corrector):
     if (predictor, corrector) == ("none", "none"):
         pytest.skip("nothing to test: neither predictor nor corrector")
-    alone = predictor == "none"  # Correctors alone lag behind the falling noise, and keep the last of it.
+    alone = (
+        predictor == "none"
+    )  # Correctors alone lag behind the falling noise, and keep the last of it.
     options = {"n_steps_each": 8} if alone else {}
-    mean, std = moments(SDES[name], sampling.PREDICTORS[predictor], sampling.CORRECTORS[corrector], **options)
+    mean, std = moments(
+        SDES[name], sampling.PREDICTORS[predictor], sampling.CORRECTORS[corrector], **options
+    )
     assert mean == pytest.approx(0.4, abs=0.04 if alone else 0.01)
     assert std == pytest.approx(0.3, abs=0.04 if alone else 0.01)
 
@@ -163,7 +175,9 @@ class Cosine(SDE):
 
 def heun(keys, score, sde, x, step):
     """A new predictor: Heun's method for the probability-flow ODE."""
-    slope = lambda x, t: sde.reverse_drift(score(x, jnp.broadcast_to(t, len(x))), x, t, probability_flow=True)
+    slope = lambda x, t: sde.reverse_drift(
+        score(x, jnp.broadcast_to(t, len(x))), x, t, probability_flow=True
+    )
     s = jnp.maximum(step.t - step.dt, sde.t_min)
     first = slope(x, step.t)
     x = x - (step.t - s) / 2 * (first + slope(x - (step.t - s) * first, s))
@@ -195,8 +209,12 @@ def test_new_sde_predictor_and_corrector(predictor, corrector):
 
 def test_new_sde_by_its_ode():
     z = Cosine().prior_std * np.asarray(jax.random.normal(jax.random.key(0), (50, 4)))
-    x, _ = jax.jit(lambda z: sampling.probability_flow_ode(gaussian.score(Cosine(), 0.4, 0.3), Cosine(), z))(z)
-    np.testing.assert_allclose(x, gaussian.flow(Cosine(), 0.4, 0.3, z, Cosine().T, Cosine().t_end), atol=1e-4)
+    x, _ = jax.jit(
+        lambda z: sampling.probability_flow_ode(gaussian.score(Cosine(), 0.4, 0.3), Cosine(), z)
+    )(z)
+    np.testing.assert_allclose(
+        x, gaussian.flow(Cosine(), 0.4, 0.3, z, Cosine().T, Cosine().t_end), atol=1e-4
+    )
 
 
 # --- image i depends on its key alone ---------------------------------------------------------------------------------
@@ -214,7 +232,9 @@ def test_images_do_not_depend_on_their_batch(corrector):
         score, steps = gaussian.score(sde, 0.1, 0.2), sde.discretize(30)
         return sampling.predictor_corrector(keys, score, sde, x, steps, **options)[0]
 
-    np.testing.assert_allclose(sample(jnp.arange(8))[5:7], sample(jnp.array([5, 6])), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        sample(jnp.arange(8))[5:7], sample(jnp.array([5, 6])), rtol=1e-5, atol=1e-6
+    )
     assert np.abs(sample(jnp.arange(8))[5] - sample(jnp.arange(8))[6]).max() > 0.01
 
 

@@ -28,24 +28,41 @@ def exact(name: str, t: np.ndarray) -> dict[str, np.ndarray]:
     t = t.astype(np.float64)
     if name == "ve":
         std = 0.01 * 5000.0**t
-        return {"mean_coeff": np.ones_like(t), "std": std, "f": 0 * t, "g": std * np.sqrt(2 * np.log(5000.0))}
+        return {
+            "mean_coeff": np.ones_like(t),
+            "std": std,
+            "f": 0 * t,
+            "g": std * np.sqrt(2 * np.log(5000.0)),
+        }
     integral = 0.1 * t + 0.5 * 19.9 * t**2
     beta = 0.1 + 19.9 * t
     forgotten = -np.expm1(-integral)
     if name == "vp":
-        return {"mean_coeff": np.exp(-integral / 2), "std": np.sqrt(forgotten), "f": -beta / 2, "g": np.sqrt(beta)}
+        return {
+            "mean_coeff": np.exp(-integral / 2),
+            "std": np.sqrt(forgotten),
+            "f": -beta / 2,
+            "g": np.sqrt(beta),
+        }
     g = np.sqrt(beta * -np.expm1(-2 * integral))
     return {"mean_coeff": np.exp(-integral / 2), "std": forgotten, "f": -beta / 2, "g": g}
 
 
 def close(ours, theirs, rtol=1e-6, atol=1e-6):
-    np.testing.assert_allclose(np.asarray(ours, np.float64), np.asarray(theirs, np.float64), rtol=rtol, atol=atol)
+    np.testing.assert_allclose(
+        np.asarray(ours, np.float64), np.asarray(theirs, np.float64), rtol=rtol, atol=atol
+    )
 
 
 def test_closed_forms(case):
     name, sde, t, _, _, _ = case
     truth = exact(name, t)
-    ours = {"mean_coeff": sde.alpha(t), "std": sde.std(t), "f": sde.drift_coefficient(t), "g": sde.diffusion(t)}
+    ours = {
+        "mean_coeff": sde.alpha(t),
+        "std": sde.std(t),
+        "f": sde.drift_coefficient(t),
+        "g": sde.diffusion(t),
+    }
     for key, value in truth.items():
         close(ours[key], value, atol=0)
 
@@ -73,19 +90,27 @@ def test_agrees_with_the_official_functions(case):
 def test_discretisations_are_the_official_ones(case, n):
     name, sde, t, x, _, theirs = case
     if name == "vp" and n == 10:
-        pytest.skip("beta_max / N > 1: the official code returns NaN here, ours refuses (test below)")
+        pytest.skip(
+            "beta_max / N > 1: the official code returns NaN here, ours refuses (test below)"
+        )
     if name == "subvp":  # Its coefficients depend on t itself, not on an index.
-        step = sde_lib.Step(t, 1 / n, 1 + sde.drift_coefficient(t) / n, sde.diffusion(t) ** 2 / n, None)
+        step = sde_lib.Step(
+            t, 1 / n, 1 + sde.drift_coefficient(t) / n, sde.diffusion(t) ** 2 / n, None
+        )
         g = exact(name, t)["g"] / np.sqrt(n)
     else:
         index = theirs[f"N{n}/timestep_index"]
         assert list(theirs[f"N{n}/sampling_index"]) == list(range(n))[::-1]
         step = jax.tree.map(lambda leaf: leaf[n - 1 - index], sde.discretize(n))
         ladder = np.append(sde.sigmas(n), 0.0) if name == "ve" else None
-        g = np.sqrt(ladder[:-1] ** 2 - ladder[1:] ** 2 if name == "ve" else sde.betas(n)[::-1])[n - 1 - index]
+        g = np.sqrt(ladder[:-1] ** 2 - ladder[1:] ** 2 if name == "ve" else sde.betas(n)[::-1])[
+            n - 1 - index
+        ]
     close(sde_lib.expand(step.ratio - 1, x) * x, theirs[f"N{n}/discretize_f"])
     close(jnp.sqrt(step.var), g, atol=0)
-    fine = np.abs(theirs[f"N{n}/discretize_G"] / g - 1) < 2e-5  # The official float32 cancels more or less.
+    fine = (
+        np.abs(theirs[f"N{n}/discretize_G"] / g - 1) < 2e-5
+    )  # The official float32 cancels more or less.
     assert fine.mean() > 0.7
     close(sde.sampling_times(n), theirs[f"N{n}/sampling_t"])
 
@@ -93,11 +118,15 @@ def test_discretisations_are_the_official_ones(case, n):
 def test_noise_levels_of_smld_and_ddpm():
     theirs = reference.arrays("sde")
     sigmas, betas = VESDE().sigmas(1000), VPSDE().betas(1000)
-    close(sigmas[::-1], theirs["ve/N1000/discrete_sigmas"], rtol=4e-6, atol=0)  # float32 exp of a float32 log
+    close(
+        sigmas[::-1], theirs["ve/N1000/discrete_sigmas"], rtol=4e-6, atol=0
+    )  # float32 exp of a float32 log
     close(betas, theirs["vp/N1000/discrete_betas"], rtol=1e-6, atol=0)
     alpha, std = VPSDE().marginal(np.arange(1000) / np.float32(999), 1000)
     close(alpha, theirs["vp/N1000/sqrt_alphas_cumprod"], rtol=1e-5, atol=0)
-    close(std[3:], theirs["vp/N1000/sqrt_1m_alphas_cumprod"][3:], rtol=1e-4, atol=0)  # the official 1 - prod cancels
+    close(
+        std[3:], theirs["vp/N1000/sqrt_1m_alphas_cumprod"][3:], rtol=1e-4, atol=0
+    )  # the official 1 - prod cancels
     close(std, np.sqrt(1 - np.cumprod(1 - betas)), rtol=1e-6, atol=0)
 
 
@@ -139,7 +168,9 @@ class FlowMatching(sde_lib.SDE):
         return t**2
 
 
-@pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE(), FlowMatching()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "sde", [VESDE(), VPSDE(), SubVPSDE(), FlowMatching()], ids=lambda s: type(s).__name__
+)
 def test_transitions_compose_to_the_marginal(sde):
     """x_0 pushed up through all steps of a grid has the marginal at its top."""
     ts = jnp.linspace(sde.T, sde.t_end, 37)
@@ -162,7 +193,10 @@ def test_drift_and_diffusion_generate_the_marginals():
     """The variance equation of a linear SDE, d var = 2 f var + g^2 dt, integrated numerically (flow matching)."""
     sde, var = FlowMatching(), 0.0
     ts = np.linspace(0, 0.9, 20001, dtype=np.float32)
-    f, g2 = np.asarray(sde.drift_coefficient(ts[:-1] + 2e-5)), np.asarray(sde.diffusion(ts[:-1] + 2e-5)) ** 2
+    f, g2 = (
+        np.asarray(sde.drift_coefficient(ts[:-1] + 2e-5)),
+        np.asarray(sde.diffusion(ts[:-1] + 2e-5)) ** 2,
+    )
     for fi, gi in zip(f, g2):
         var += (2 * fi * var + gi) * (0.9 / 20000)
     assert var == pytest.approx(0.81, rel=1e-3)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 import experiment as experiments
 import sharding
-import training
+import train_state
 from benchmarks import collectives, train_step
 from checkpoints import META, Checkpoints
 from tests import tiny
@@ -36,7 +36,9 @@ def test_which_axis_is_split():
         (): PartitionSpec(),
     }
     tree = {shape: jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes}
-    assert {shape: sharding.spec for shape, sharding in sharding.spread(mesh, tree).items()} == shapes
+    assert {
+        shape: sharding.spec for shape, sharding in sharding.spread(mesh, tree).items()
+    } == shapes
 
 
 @pytest.mark.usefixtures("_small")
@@ -52,14 +54,22 @@ def test_the_loss_curve_is_that_of_one_device():
 @pytest.mark.usefixtures("_small")
 def test_checkpoints_do_not_know_the_devices(tmp_path):
     """Saved by 8 devices, split or not, and read by 2 or 1, split or not; and the other way about."""
-    optimizer, states, rng = training.make_optimizer(tiny.config().optim), {}, np.random.default_rng(0)
+    optimizer, states, rng = (
+        train_state.make_optimizer(tiny.config().optim),
+        {},
+        np.random.default_rng(0),
+    )
     for devices, split in [(8, True), (8, False), (2, True), (1, False)]:
         config = tiny.config(**{"training.shard_params": split})
         experiment = experiments.Experiment(config, jax.devices()[:devices])
         if not states:
-            params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params)
-            host = training.TrainState(jnp.int32(0), params, params, optimizer.init(params))
-        states[devices, split] = training.to_trees(jax.device_put(host, training.of_state(experiment, optimizer)))
+            params = jax.tree.map(
+                lambda a: rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params
+            )
+            host = train_state.TrainState(jnp.int32(0), params, params, optimizer.init(params))
+        states[devices, split] = train_state.to_trees(
+            jax.device_put(host, train_state.of_state(experiment, optimizer))
+        )
     checkpoints = Checkpoints(tmp_path, create=True)
     for kind in [(8, True), (1, False)]:
         checkpoints.save(META, 1, states[kind], step=1, config={})
@@ -105,7 +115,9 @@ def test_messages_of_the_step_with_split_parameters():
     params = experiment.abstract_params
     split = [
         leaf
-        for leaf, where in zip(jax.tree.leaves(params), jax.tree.leaves(experiment.of_state(params)))
+        for leaf, where in zip(
+            jax.tree.leaves(params), jax.tree.leaves(experiment.of_state(params))
+        )
         if not where.is_fully_replicated
     ]
     assert collections.Counter(found["all-gather"]) == sizes(split)

@@ -36,7 +36,9 @@ def test_order_of_convergence(name, sde):
     score = gaussian.score(sde, MEAN, STD)
     x = sde.prior_std * jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
     exact = gaussian.flow(sde, MEAN, STD, x, sde.T, sde.t_end)
-    counts = (16, 32) if ORDERS[name] > 2 else (40, 80)  # Before float32 is felt, and where the order is.
+    counts = (
+        (16, 32) if ORDERS[name] > 2 else (40, 80)
+    )  # Before float32 is felt, and where the order is.
     errors = []
     for n in counts:
         levels = solvers.noise_levels(sde, "log_snr", n, denoise=False)
@@ -71,7 +73,11 @@ def test_adaptive_steps(sde):
     """Moments, and steps of its own for every image. (In few dimensions it is biased: see its docstring.)"""
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(200))
     x = sampling.prior_sample(keys, sde, (200, 192))
-    sample = jax.jit(lambda keys, x, **kw: sampling.adaptive_sde(keys, gaussian.score(sde, 0.4, 0.3), sde, x, **kw))
+    sample = jax.jit(
+        lambda keys, x, **kw: sampling.adaptive_sde(
+            keys, gaussian.score(sde, 0.4, 0.3), sde, x, **kw
+        )
+    )
     y, nfe = sample(keys, x)
     assert float(y.mean()) == pytest.approx(0.4, abs=0.01)
     assert float(y.std()) == pytest.approx(0.3, abs=0.01)
@@ -91,7 +97,9 @@ def test_steps_that_do_not_suffice_are_told():
 
 @pytest.mark.parametrize("name", solvers.SOLVERS)
 def test_evaluations_are_counted(name):
-    config = tiny.config(**{"sampling.method": "solver", "sampling.solver": name, "sampling.num_steps": 7})
+    config = tiny.config(
+        **{"sampling.method": "solver", "sampling.solver": name, "sampling.num_steps": 7}
+    )
     calls = []
 
     def score(x, t):
@@ -122,17 +130,34 @@ def execute(plan, end, y, noise, noise_prediction):
         y = y + plan.stir[i] * noise[i]
         denoised = bimodal(level, y)
         history = [(y - denoised) / level if noise_prediction else denoised, *history[:-1]]
-        y = before = plan.stay[i] * y + plan.back[i] * before + sum(w * h for w, h in zip(plan.fix[i], history))
-        y = plan.keep[i] * y + sum(w * h for w, h in zip(plan.move[i], history)) + plan.blur[i] * noise[i]
+        y = before = (
+            plan.stay[i] * y
+            + plan.back[i] * before
+            + sum(w * h for w, h in zip(plan.fix[i], history))
+        )
+        y = (
+            plan.keep[i] * y
+            + sum(w * h for w, h in zip(plan.move[i], history))
+            + plan.blur[i] * noise[i]
+        )
         states.append(y)
     return np.array(states)
 
 
 PEERS = {
     "ddim": ("DPMSolverMultistepScheduler", {"solver_order": 1, "algorithm_type": "dpmsolver++"}),
-    "dpm++_2m": ("DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "dpmsolver++"}),
-    "dpm++_3m": ("DPMSolverMultistepScheduler", {"solver_order": 3, "algorithm_type": "dpmsolver++"}),
-    "dpm++_2m_sde": ("DPMSolverMultistepScheduler", {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"}),
+    "dpm++_2m": (
+        "DPMSolverMultistepScheduler",
+        {"solver_order": 2, "algorithm_type": "dpmsolver++"},
+    ),
+    "dpm++_3m": (
+        "DPMSolverMultistepScheduler",
+        {"solver_order": 3, "algorithm_type": "dpmsolver++"},
+    ),
+    "dpm++_2m_sde": (
+        "DPMSolverMultistepScheduler",
+        {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"},
+    ),
     "unipc_2": ("UniPCMultistepScheduler", {"solver_order": 2}),
     "unipc_3": ("UniPCMultistepScheduler", {"solver_order": 3}),
     "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
@@ -144,9 +169,13 @@ PEERS = {
 def test_trajectories_of_diffusers(name, n):
     """The same ODE (or SDE, with the same noise) by diffusers' scheduler, state by state, in float64."""
     reason = "diffusers and PyTorch are not installed (requirements-dev.txt)"
-    torch, diffusers = (pytest.importorskip(package, reason=reason) for package in ("torch", "diffusers"))
+    torch, diffusers = (
+        pytest.importorskip(package, reason=reason) for package in ("torch", "diffusers")
+    )
     (kind, options), solver = PEERS[name], solvers.SOLVERS[name]
-    scheduler = getattr(diffusers, kind)(beta_start=1e-4, beta_end=0.02, use_karras_sigmas=True, **options)
+    scheduler = getattr(diffusers, kind)(
+        beta_start=1e-4, beta_end=0.02, use_karras_sigmas=True, **options
+    )
     scheduler.set_timesteps(n)
     scheduler.sigmas = scheduler.sigmas.double()
     levels = scheduler.sigmas.numpy()
@@ -164,7 +193,9 @@ def test_trajectories_of_diffusers(name, n):
         state = scheduler.step(predicted, timestep, state, **extra).prev_sample
         if name.startswith("unipc") and i + 1 < n:
             continue  # Its states between steps are corrected only in the next.
-        np.testing.assert_allclose(alpha[i + 1] * ours[i], state.numpy(), atol=1e-5, err_msg=f"step {i}")
+        np.testing.assert_allclose(
+            alpha[i + 1] * ours[i], state.numpy(), atol=1e-5, err_msg=f"step {i}"
+        )
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
@@ -172,12 +203,16 @@ def test_trajectories_of_diffusers(name, n):
 def test_plans_are_carried_out(monkeypatch, name, sde):
     """`few_step`, from a score in x and t, does what the plan says in y and noise levels."""
     solver, levels = solvers.SOLVERS[name], solvers.noise_levels(sde, "karras", 12)
-    options = {"heun_churn": {"churn": 3.0}, "restart": {"restart": (3, 2, 0.06, 0.3)}}.get(name, {})
+    options = {"heun_churn": {"churn": 3.0}, "restart": {"restart": (3, 2, 0.06, 0.3)}}.get(
+        name, {}
+    )
     plan, prediction = solver.plan(levels, **options), {"noise_prediction": solver.noise_prediction}
     rng = np.random.default_rng(0)
     x, noise = sde.prior_std * rng.normal(size=(3, 5)), rng.normal(size=(len(plan.level), 3, 5))
     draws = iter(np.repeat(noise, 2, 0))
-    monkeypatch.setattr(sampling, "standard_normal", lambda keys, shape: jnp.asarray(next(draws), jnp.float32))
+    monkeypatch.setattr(
+        sampling, "standard_normal", lambda keys, shape: jnp.asarray(next(draws), jnp.float32)
+    )
 
     def score(x, t):
         level, alpha = sde.noise_to_signal(t)[:, None], sde.alpha(t)[:, None]
@@ -185,10 +220,14 @@ def test_plans_are_carried_out(monkeypatch, name, sde):
 
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(3))
     with jax.disable_jit():
-        ours, _ = sampling.few_step(keys, score, sde, jnp.asarray(x, jnp.float32), plan, 0.0, **prediction)
+        ours, _ = sampling.few_step(
+            keys, score, sde, jnp.asarray(x, jnp.float32), plan, 0.0, **prediction
+        )
     first = float(sde.alpha(sde.time_at(levels[0])))
     expected = execute(plan, 0.0, x / first, noise, solver.noise_prediction)[-1]
-    np.testing.assert_allclose(ours, expected, atol=1e-5 * max(levels[0], 100))  # Float32, in which y is that large.
+    np.testing.assert_allclose(
+        ours, expected, atol=1e-5 * max(levels[0], 100)
+    )  # Float32, in which y is that large.
 
 
 # --- latent codes -----------------------------------------------------------------------------------------------------
@@ -217,11 +256,23 @@ def test_latent_codes(name):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"sampling.solver": "dpm"}, "sampling.solver = 'dpm' is unknown; known: adaptive_sde, ddim, deis, dpm"),
-        ({"sampling.schedule": "cosine"}, "sampling.schedule = 'cosine' is unknown; known: karras, log_snr, time"),
+        (
+            {"sampling.solver": "dpm"},
+            "sampling.solver = 'dpm' is unknown; known: adaptive_sde, ddim, deis, dpm",
+        ),
+        (
+            {"sampling.schedule": "cosine"},
+            "sampling.schedule = 'cosine' is unknown; known: karras, log_snr, time",
+        ),
         ({"sampling.num_steps": 0}, "sampling.num_steps = 0 must be at least 1"),
-        ({"sampling.solver": "restart", "sampling.restart": (3, 2, 0.3, 0.06)}, "the lower one first"),
-        ({"sampling.solver": "adaptive_sde", "sampling.trajectory": True}, "sampling.trajectory = True cannot be had"),
+        (
+            {"sampling.solver": "restart", "sampling.restart": (3, 2, 0.3, 0.06)},
+            "the lower one first",
+        ),
+        (
+            {"sampling.solver": "adaptive_sde", "sampling.trajectory": True},
+            "sampling.trajectory = True cannot be had",
+        ),
     ],
 )
 def test_bad_values(changes, sentence):
@@ -230,8 +281,12 @@ def test_bad_values(changes, sentence):
 
 
 def test_stochastic_solvers_have_no_latent_codes():
-    with pytest.raises(InputError, match="Latent codes need a solver without noise; sampling.solver = 'restart'"):
-        factory.make_flow(tiny.config(**{"sampling.method": "solver", "sampling.solver": "restart"}), VPSDE())
+    with pytest.raises(
+        InputError, match="Latent codes need a solver without noise; sampling.solver = 'restart'"
+    ):
+        factory.make_flow(
+            tiny.config(**{"sampling.method": "solver", "sampling.solver": "restart"}), VPSDE()
+        )
 
 
 @pytest.mark.parametrize("method", ["pc", "solver"])
@@ -242,8 +297,12 @@ def test_frames_lead_to_the_samples(method):
     prior = sampling.prior_sample(keys, VPSDE(), (2, 4))
     results = []
     for trajectory in (False, True):
-        config = tiny.config(**changes, **{"sampling.trajectory": trajectory, "sampling.noise_removal": False})
-        results.append(factory.make_sampler(config, VPSDE())(keys, gaussian.score(VPSDE(), 0.4, 0.1), prior))
+        config = tiny.config(
+            **changes, **{"sampling.trajectory": trajectory, "sampling.noise_removal": False}
+        )
+        results.append(
+            factory.make_sampler(config, VPSDE())(keys, gaussian.score(VPSDE(), 0.4, 0.1), prior)
+        )
     without, samples = results
     assert without.frames.shape == (0, 2, 4)
     assert samples.frames.shape == (factory.FRAMES, 2, 4)

@@ -19,7 +19,9 @@ from tests.test_sharding import sizes
 @pytest.fixture
 def _libtpu(monkeypatch):
     pytest.importorskip("libtpu", reason="TPU's compiler is not installed (pip install libtpu)")
-    jax.jit(lambda: 0)()  # XLA reads its flags now, once; libtpu, which has its own, ends the process at the CPU's.
+    jax.jit(
+        lambda: 0
+    )()  # XLA reads its flags now, once; libtpu, which has its own, ends the process at the CPU's.
     monkeypatch.delenv("XLA_FLAGS", raising=False)
 
 
@@ -36,7 +38,9 @@ def test_tpus_send_the_gradients_once_and_recomputation_saves_memory():
     found = collectives(compiled.call.as_text())
     assert found.keys() == {"all-reduce"}
     reduced, grads = collections.Counter(found["all-reduce"]), sizes(experiment.abstract_params)
-    assert grads - reduced == {4 * 8: 7}  # Biases that add to the same: 5 of time embeddings and 2 of shortcuts.
+    assert grads - reduced == {
+        4 * 8: 7
+    }  # Biases that add to the same: 5 of time embeddings and 2 of shortcuts.
     assert sum((reduced - grads).elements()) < 200  # Numbers for the metrics.
     assert compiled.flops is None
     assert compiled.peak > 16 * sum(sizes(experiment.abstract_params).elements()) / 4

@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import conversion
 import datasets
 import experiment as experiments
 import losses
-import places
 import sde_lib
+import train_state
 import training
 from checkpoints import KEPT, META, Checkpoints
 from errors import InputError
+from modes import conversion
+from pretrained import parameter_names
 from tests import reference, tiny
 from tests.test_sampling import Cosine
 
@@ -42,10 +43,12 @@ def test_recorded_training_steps(monkeypatch, name):
     config.model.ema_rate = note["ema_rate"]
     config.optim.update(note["optim"])
     experiment = experiments.Experiment(config, jax.devices()[:1])
-    optimizer = training.make_optimizer(config.optim)
+    optimizer = train_state.make_optimizer(config.optim)
 
     trained = reference.trained(note["folder"])
-    state = training.TrainState(jnp.int32(0), trained.params, trained.ema, optimizer.init(trained.params))
+    state = train_state.TrainState(
+        jnp.int32(0), trained.params, trained.ema, optimizer.init(trained.params)
+    )
 
     t = a.get(f"{name}/t")
     if t is None:  # SMLD counts its noise levels from the largest, DDPM from the least.
@@ -58,10 +61,14 @@ def test_recorded_training_steps(monkeypatch, name):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(experiment, "prepare", lambda key, images, flip: images)
             patch.setattr(losses, "draw", lambda *args, **options: (t, z))
-            return training.train_step(state, datasets.Batch(x), experiment=experiment, optimizer=optimizer)
+            return training.train_step(
+                state, datasets.Batch(x), experiment=experiment, optimizer=optimizer
+            )
 
     one = jax.jit(one)
-    norm = lambda tree: np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves(tree)))
+    norm = lambda tree: np.sqrt(
+        sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves(tree))
+    )
     for i in range(note["nsteps"]):
         state, metrics = one(state, a[f"{name}/data"][i], draws[0][i], draws[1][i])
         for ours, key in (
@@ -70,21 +77,32 @@ def test_recorded_training_steps(monkeypatch, name):
             (norm(state.params), "param_norm_after"),
             (norm(state.ema), "ema_norm_after"),
         ):
-            np.testing.assert_allclose(ours, a[f"{name}/{key}"][i], rtol=1e-5, err_msg=f"{key}, step {i}")
+            np.testing.assert_allclose(
+                ours, a[f"{name}/{key}"][i], rtol=1e-5, err_msg=f"{key}, step {i}"
+            )
     assert state.step == step + note["nsteps"]
 
     if f"{name}/target_final/Conv_0/kernel" in a:
         for tree, kind in ((state.params, "target_final"), (state.ema, "ema_final")):
-            for path, param in places.give(places.flax_places(experiment.network), tree).items():
-                if "NIN_1/b" not in path:  # Its exact gradient is 0; Adam turns rounding noise into steps.
-                    np.testing.assert_allclose(param, a[f"{name}/{kind}/{path}"], atol=2e-5, err_msg=path)
+            for path, param in parameter_names.give(
+                parameter_names.flax_places(experiment.network), tree
+            ).items():
+                if (
+                    "NIN_1/b" not in path
+                ):  # Its exact gradient is 0; Adam turns rounding noise into steps.
+                    np.testing.assert_allclose(
+                        param, a[f"{name}/{kind}/{path}"], atol=2e-5, err_msg=path
+                    )
 
 
 def run(config, devices=None):
     """Losses of the steps of a run, without its loop."""
     experiment = experiments.Experiment(config, devices)
-    optimizer = training.make_optimizer(config.optim)
-    state, steps = training.init_state(experiment, optimizer), training.compile_steps(experiment, optimizer)
+    optimizer = train_state.make_optimizer(config.optim)
+    state, steps = (
+        train_state.init_state(experiment, optimizer),
+        training.compile_steps(experiment, optimizer),
+    )
     batches = datasets.Batches(experiment.train, config.training.batch_size, config.seed)
     curve = []
     for n in range(config.training.n_iters):
@@ -101,12 +119,12 @@ def test_devices_do_not_change_the_loss_curve():
 
 def test_a_scan_of_steps_is_the_steps():
     config = tiny.config(**{"training.n_iters": 4, "model.dropout": 0.1})
-    experiment, optimizer = experiments.Experiment(config), training.make_optimizer(config.optim)
+    experiment, optimizer = experiments.Experiment(config), train_state.make_optimizer(config.optim)
     images = datasets.Batches(experiment.train, 16, config.seed, steps=4)[0]
     results = []
     for scan in (False, True):
         steps = training.compile_steps(experiment, optimizer, scan=scan)
-        state = training.init_state(experiment, optimizer)
+        state = train_state.init_state(experiment, optimizer)
         results.append(steps(state, training.sharding.shard(experiment.mesh, images, axis=1)))
     (loop, loop_metrics), (scan, scan_metrics) = results
     np.testing.assert_allclose(loop_metrics["loss"], scan_metrics["loss"], rtol=1e-5)
@@ -118,7 +136,9 @@ def test_a_scan_of_steps_is_the_steps():
 def test_a_new_sde_trains(monkeypatch):
     """Cosine, defined in test_sampling by its alpha and var alone, through the real training step."""
     monkeypatch.setitem(sde_lib.SDES, "cosine", Cosine)
-    curve, _ = run(tiny.config(**{"training.sde": "cosine", "training.n_iters": 60, "optim.lr": 3e-3}))
+    curve, _ = run(
+        tiny.config(**{"training.sde": "cosine", "training.n_iters": 60, "optim.lr": 3e-3})
+    )
     assert np.isfinite(curve).all()
     assert curve[-10:].mean() < 0.8 * curve[:3].mean()
 
@@ -177,9 +197,14 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, traine
 def test_an_exported_and_imported_run_ends_as_an_uninterrupted_one(tmp_path, trained, name):
     """Through files of the official Flax and PyTorch code: step, parameters, EMA, Adam's averages and their count."""
     if name.endswith(".pth"):
-        pytest.importorskip("torch", reason="PyTorch, which writes .pth files, is not installed (requirements-dev.txt)")
+        pytest.importorskip(
+            "torch",
+            reason="PyTorch, which writes .pth files, is not installed (requirements-dev.txt)",
+        )
     conversion.export_checkpoint(tiny.config(), str(trained[0]), str(tmp_path / name), 1)
-    assert conversion.import_checkpoint(tiny.config(), str(tmp_path / "w"), str(tmp_path / name)) == 1
+    assert (
+        conversion.import_checkpoint(tiny.config(), str(tmp_path / "w"), str(tmp_path / name)) == 1
+    )
     assert identical(training.train(tiny.config(), str(tmp_path / "w")), trained[1])
 
 
@@ -208,10 +233,10 @@ def test_changed_bytes_are_noticed(tmp_path, trained):
     content[len(content) // 2] ^= 0x40
     data.write_bytes(bytes(content))
     checkpoints = Checkpoints(tmp_path / "w")
-    like = training.to_trees(trained[1])
+    like = train_state.to_trees(trained[1])
     with pytest.raises(InputError, match="damaged"):
         checkpoints.restore(checkpoints.find()[0], like)
-    assert identical(training.from_trees(checkpoints.restore_latest(like)[0]), trained[1])
+    assert identical(train_state.from_trees(checkpoints.restore_latest(like)[0]), trained[1])
 
 
 def test_only_damaged_checkpoints_are_not_overwritten(tmp_path, trained):
@@ -225,13 +250,22 @@ def test_only_damaged_checkpoints_are_not_overwritten(tmp_path, trained):
 def test_checkpoints_hold_the_config(trained):
     checkpoints = Checkpoints(trained[0])
     assert checkpoints.config(checkpoints.kept()[1])["data"]["dataset"] == "digits"
-    assert [(found.step, found.folder) for found in checkpoints.find()] == [(6, META), (6, KEPT), (4, META), (4, KEPT)]
+    assert [(found.step, found.folder) for found in checkpoints.find()] == [
+        (6, META),
+        (6, KEPT),
+        (4, META),
+        (4, KEPT),
+    ]
 
 
 def test_another_experiment_in_the_workdir_is_refused(trained):
     before = {path: path.stat().st_mtime_ns for path in trained[0].rglob("*")}
-    with pytest.raises(InputError, match=r"model.nf: 8 there, 16 now\n  optim.lr: 0.0?01?.* there, 0.5 now"):
-        training.train(tiny.config(**{"model.nf": 16, "optim.lr": 0.5, "eval.batch_size": 8}), str(trained[0]))
+    with pytest.raises(
+        InputError, match=r"model.nf: 8 there, 16 now\n  optim.lr: 0.0?01?.* there, 0.5 now"
+    ):
+        training.train(
+            tiny.config(**{"model.nf": 16, "optim.lr": 0.5, "eval.batch_size": 8}), str(trained[0])
+        )
     assert before == {path: path.stat().st_mtime_ns for path in trained[0].rglob("*")}
 
 
@@ -243,21 +277,31 @@ def test_a_longer_run_may_go_on_in_the_workdir(tmp_path, trained):
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):
     config = tiny.config(**{"optim.lr": 1e30, "optim.warmup": 3, "training.n_iters": 12})
     with pytest.raises(
-        InputError, match=r"Step [2-6]: the loss is (nan|inf|[0-9.e+]+) .* last good checkpoint is kept"
+        InputError,
+        match=r"Step [2-6]: the loss is (nan|inf|[0-9.e+]+) .* last good checkpoint is kept",
     ):
         training.train(config, str(tmp_path))
     for found in Checkpoints(tmp_path).find():
         like = {"ema": experiments.Experiment(config).abstract_params}
-        assert all(np.isfinite(leaf).all() for leaf in leaves(Checkpoints(tmp_path).restore(found, like)))
+        assert all(
+            np.isfinite(leaf).all() for leaf in leaves(Checkpoints(tmp_path).restore(found, like))
+        )
 
 
 def test_events_and_pictures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    training.train(tiny.config(**{"training.snapshot_sampling": True, "training.n_iters": 4}), str(tmp_path))
+    training.train(
+        tiny.config(**{"training.snapshot_sampling": True, "training.n_iters": 4}), str(tmp_path)
+    )
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     names = set(events.Tags()["scalars"])
-    assert {"training/loss", "training/grad_norm", "training/images_per_second", "held_out/loss"} <= names
+    assert {
+        "training/loss",
+        "training/grad_norm",
+        "training/images_per_second",
+        "held_out/loss",
+    } <= names
     assert any(name.startswith("training_loss_by_t/0.") for name in names)
     assert any(name.startswith("held_out_loss_by_t/0.") for name in names)
     assert [event.step for event in events.Scalars("training/loss")] == [2, 4]

@@ -12,7 +12,8 @@ import numpy as np
 import datasets
 from checkpoints import KEPT, Checkpoints
 from datasets import Images
-from experiment import Experiment, claim
+from experiment import Experiment
+from workdir import claim
 
 
 def noise(split: str, config: ml_collections.ConfigDict) -> Images:
@@ -27,7 +28,9 @@ datasets.DATASETS["noise"] = noise
 def config(name: str = "vp.digits_ddpmpp_continuous", **changes) -> ml_collections.ConfigDict:
     """The digits experiment shrunk to seconds; `changes` by field, as in config(**{"training.n_iters": 3})."""
     c = importlib.import_module(f"configs.{name}").get_config()
-    c.model.update(nf=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_scales=21, dropout=0.1)
+    c.model.update(
+        nf=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_scales=21, dropout=0.1
+    )
     c.training.update(batch_size=16, n_iters=6, log_freq=2, eval_freq=3, snapshot_sampling=False)
     c.training.update(snapshot_freq=4, snapshot_freq_for_preemption=2, n_jitted_steps=1)
     c.optim.update(lr=1e-3, warmup=2)
@@ -40,8 +43,12 @@ def untrained(folder: Path, number: int = 3, **changes) -> Path:
     """Makes `folder` a workdir of this experiment whose one checkpoint has random parameters."""
     experiment = Experiment(config(**changes))
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda a: 0.1 * rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params)
-    params = jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), params, experiment.abstract_params)
+    params = jax.tree.map(
+        lambda a: 0.1 * rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params
+    )
+    params = jax.tree.map(
+        lambda a, like: jax.device_put(a, like.sharding), params, experiment.abstract_params
+    )
     claim(folder, experiment.config, lambda field: True)
     checkpoints = Checkpoints(folder, create=True)
     checkpoints.save(KEPT, number, {"ema": params}, step=0, config=experiment.config.to_dict())

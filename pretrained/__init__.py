@@ -18,9 +18,17 @@ import safetensors.numpy
 from flax import nnx, serialization, traverse_util
 
 from errors import InputError, brief
-from places import Params, Place, check_unlabelled, flax_places, give, take, torch_places
+from models.building import Params
+from pretrained.diffusers_unet import read_unet
+from pretrained.parameter_names import (
+    Place,
+    check_unlabelled,
+    flax_places,
+    give,
+    take,
+    torch_places,
+)
 from sde_lib import VESDE
-from unet2d import read_unet
 
 Config = ml_collections.ConfigDict
 Tensors = dict[str, np.ndarray]
@@ -70,7 +78,9 @@ def read(source: str | Path, network: nnx.Module, config: Config) -> Trained:
 
 
 def _reader(path: Path, head: bytes) -> Callable[[Path, nnx.Module, Config], Trained]:
-    if head[:4] == b"PK\x03\x04" or head[:2] == b"\x80\x02":  # A zip archive, or the bare pickle of PyTorch before 1.6.
+    if (
+        head[:4] == b"PK\x03\x04" or head[:2] == b"\x80\x02"
+    ):  # A zip archive, or the bare pickle of PyTorch before 1.6.
         return read_torch
     if head[8:9] == b"{":
         return read_safetensors
@@ -78,13 +88,16 @@ def _reader(path: Path, head: bytes) -> Callable[[Path, nnx.Module, Config], Tra
         return read_flax
     raise InputError(
         f"{path} is no checkpoint of a known kind: it is neither msgpack (Flax) nor a PyTorch or safetensors file, and "
-        f"starts with {head!r}." + (" It looks like a web page." if head.lstrip()[:1] == b"<" else "")
+        f"starts with {head!r}."
+        + (" It looks like a web page." if head.lstrip()[:1] == b"<" else "")
     )
 
 
 def writer(target: str | Path) -> Callable[[BinaryIO, Trained, nnx.Module, Config], None]:
     """What writes a file of this name: PyTorch's for .pth, safetensors' for .safetensors, else Flax's."""
-    return {".pth": write_torch, ".safetensors": write_safetensors}.get(Path(target).suffix, write_flax)
+    return {".pth": write_torch, ".safetensors": write_safetensors}.get(
+        Path(target).suffix, write_flax
+    )
 
 
 # --- Flax -------------------------------------------------------------------------------------------------------------
@@ -103,9 +116,13 @@ def read_flax(path: Path, network: nnx.Module, config: Config) -> Trained:
     del config
     check_unlabelled(network, "the official Flax code")
     state, places = load_flax(path), flax_places(network)
-    _check_keys(path, state, {"step", "optimizer", "lr", "model_state", "ema_rate", "params_ema", "rng"})
+    _check_keys(
+        path, state, {"step", "optimizer", "lr", "model_state", "ema_rate", "params_ema", "rng"}
+    )
     if state["model_state"]:
-        raise InputError(f"{path} has a model_state, {', '.join(state['model_state'])}; no network here has any.")
+        raise InputError(
+            f"{path} has a model_state, {', '.join(state['model_state'])}; no network here has any."
+        )
     optimizer = state["optimizer"]
     params = take(places, _flat(optimizer["target"]), str(path))
     ema = take(places, _flat(state["params_ema"]), str(path))
@@ -114,7 +131,11 @@ def read_flax(path: Path, network: nnx.Module, config: Config) -> Trained:
     if not moments:
         return Trained(params=params, ema=ema, **rest)
     for key, name in {"mu": "grad_ema", "nu": "grad_sq_ema"}.items():
-        tensors = {path.removesuffix(f"/{name}"): value for path, value in moments.items() if path.endswith(f"/{name}")}
+        tensors = {
+            path.removesuffix(f"/{name}"): value
+            for path, value in moments.items()
+            if path.endswith(f"/{name}")
+        }
         rest[key] = take(places, tensors, f"{path} (its {name})")
     return Trained(params=params, ema=ema, updates=int(optimizer["state"]["step"]), **rest)
 
@@ -125,7 +146,11 @@ def write_flax(file: BinaryIO, trained: Trained, network: nnx.Module, config: Co
     places = flax_places(network)
     tree = lambda params: traverse_util.unflatten_dict(give(places, params), sep="/")
     moments = {"grad_ema": give(places, trained.mu), "grad_sq_ema": give(places, trained.nu)}
-    states = {f"{name}/{kind}": value for kind, tensors in moments.items() for name, value in tensors.items()}
+    states = {
+        f"{name}/{kind}": value
+        for kind, tensors in moments.items()
+        for name, value in tensors.items()
+    }
     state = {
         "step": np.array(trained.step, np.int32),
         "optimizer": {
@@ -153,7 +178,9 @@ def load_torch(path: str | Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Damage has no one exception type.
-        raise InputError(f"{path} is no PyTorch checkpoint of tensors alone: {brief(error)}") from error
+        raise InputError(
+            f"{path} is no PyTorch checkpoint of tensors alone: {brief(error)}"
+        ) from error
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
@@ -165,7 +192,9 @@ def read_torch(path: Path, network: nnx.Module, config: Config) -> Trained:
     """The dictionary that the official PyTorch code saves: model, ema, optimizer and step."""
     state, places = load_torch(path), torch_places(network)
     _check_keys(path, state, {"model", "ema", "optimizer", "step"})
-    model = {name.removeprefix("module."): to_numpy(tensor) for name, tensor in state["model"].items()}
+    model = {
+        name.removeprefix("module."): to_numpy(tensor) for name, tensor in state["model"].items()
+    }
     if "sigmas" in model:
         _check_sigmas(path, model.pop("sigmas"), config)
     params = take(places, model, str(path))
@@ -180,7 +209,11 @@ def read_torch(path: Path, network: nnx.Module, config: Config) -> Trained:
         return trained
     moments = {}
     for key, theirs in MOMENTS.items():
-        still = {place.names[0]: np.zeros(place.shapes[0], np.float32) for place in places if not place.moves}
+        still = {
+            place.names[0]: np.zeros(place.shapes[0], np.float32)
+            for place in places
+            if not place.moves
+        }
         tensors = still | {name: to_numpy(each[theirs]) for name, each in of_each.items()}
         moments[key] = take(places, tensors, f"{path} (its {theirs})")
     return trained._replace(**moments, updates=max(int(each["step"]) for each in of_each.values()))
@@ -199,13 +232,17 @@ def _shadow(path: Path, ema: dict[str, Any], model: Tensors, places: list[Place]
 
 
 MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}
-FROZEN = "frozen_params"  # Ours: averages of what PyTorch does not train; its code overlooks this entry.
+FROZEN = (
+    "frozen_params"  # Ours: averages of what PyTorch does not train; its code overlooks this entry.
+)
 
 
 def write_torch(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config) -> None:
     """Inverts `read_torch`; the official code restores it."""
     torch, places = _torch("writing a .pth file"), torch_places(network)
-    tensors = lambda params: {name: torch.tensor(value) for name, value in give(places, params).items()}
+    tensors = lambda params: {
+        name: torch.tensor(value) for name, value in give(places, params).items()
+    }
     model, ema, optim = tensors(trained.params), tensors(trained.ema), config.optim
     trainable = [place.names[0] for place in places if place.trained]
     moving = {place.names[0] for place in places if place.moves}
@@ -215,11 +252,22 @@ def write_torch(file: BinaryIO, trained: Trained, network: nnx.Module, config: C
         for i, name in enumerate(model)
         if name in moving
     }
-    group = {"lr": optim.lr, "betas": (optim.beta1, 0.999), "eps": optim.eps, "weight_decay": optim.weight_decay}
+    group = {
+        "lr": optim.lr,
+        "betas": (optim.beta1, 0.999),
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+    }
     group |= {"amsgrad": False, "params": list(range(len(model)))}
-    frozen = {name: ema[name] for name in ema if name not in trainable and not torch.equal(ema[name], model[name])}
+    frozen = {
+        name: ema[name]
+        for name in ema
+        if name not in trainable and not torch.equal(ema[name], model[name])
+    }
     average = {"decay": config.model.ema_rate, "num_updates": trained.step}
-    average |= {"shadow_params": [ema[name] for name in trainable]} | ({FROZEN: frozen} if frozen else {})
+    average |= {"shadow_params": [ema[name] for name in trainable]} | (
+        {FROZEN: frozen} if frozen else {}
+    )
     sigmas = {"sigmas": torch.from_numpy(_sigmas(config))}
     state = {
         "optimizer": {"state": states if trained.updates else {}, "param_groups": [group]},
@@ -277,24 +325,38 @@ def read_safetensors(path: Path, network: nnx.Module, config: Config) -> Trained
     strays = [name for name in tensors if name.partition("/")[0] not in TREES]
     if "step" not in notes or strays:
         raise InputError(
-            f"{path} was not written by --mode=export" + (f" (it holds {strays[0]})" if strays else "") + "; a model "
+            f"{path} was not written by --mode=export"
+            + (f" (it holds {strays[0]})" if strays else "")
+            + "; a model "
             "of diffusers is imported by the folder that holds its config.json."
         )
     places = flax_places(network)
     trees = {}
     for tree in TREES:
-        found = {name.removeprefix(f"{tree}/"): tensors[name] for name in tensors if name.startswith(f"{tree}/")}
+        found = {
+            name.removeprefix(f"{tree}/"): tensors[name]
+            for name in tensors
+            if name.startswith(f"{tree}/")
+        }
         trees[tree] = take(places, found, f"{path} (its {tree})")
     return Trained(step=int(notes["step"]), updates=int(notes["updates"]), **trees)
 
 
-def write_safetensors(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config) -> None:
+def write_safetensors(
+    file: BinaryIO, trained: Trained, network: nnx.Module, config: Config
+) -> None:
     """Inverts `read_safetensors`."""
     places = flax_places(network)
     tensors = {
-        f"{tree}/{name}": value for tree in TREES for name, value in give(places, getattr(trained, tree)).items()
+        f"{tree}/{name}": value
+        for tree in TREES
+        for name, value in give(places, getattr(trained, tree)).items()
     }
-    notes = {"step": str(trained.step), "updates": str(trained.updates), "config": json.dumps(config.to_dict())}
+    notes = {
+        "step": str(trained.step),
+        "updates": str(trained.updates),
+        "config": json.dumps(config.to_dict()),
+    }
     file.write(safetensors.numpy.save(tensors, notes))
 
 
@@ -311,4 +373,6 @@ def _check_keys(path: Path, state: Any, expected: set[str]) -> None:
     for key in sorted(expected - present):
         raise InputError(f"{path} is no training state of the official code: it has no {key!r}.")
     for key in sorted(map(str, present - expected)):
-        raise InputError(f"{path} has an entry {key!r} that a training state of the official code does not have.")
+        raise InputError(
+            f"{path} has an entry {key!r} that a training state of the official code does not have."
+        )

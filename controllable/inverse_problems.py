@@ -20,12 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from operators import Operator
+from controllable.operators import Operator
 from sampling import Constraint, Update, standard_normal
 from sde_lib import SDE, Score, Step, expand
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["operator", "noise_std"])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["operator", "noise_std"]
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measurement:
     """y = A x + noise_std n for images x (B, H, W, C), each with a y of its own; n is standard normal.
@@ -41,7 +43,9 @@ class Measurement:
     def error(self) -> np.ndarray:
         """The standard deviation of `solution`, where there is one; (...)."""
         values = self.operator.singular_values
-        return np.divide(self.noise_std, values, where=values > 0, out=np.full(values.shape, np.inf, np.float32))
+        return np.divide(
+            self.noise_std, values, where=values > 0, out=np.full(values.shape, np.inf, np.float32)
+        )
 
     def residual(self, x: Array) -> Array:
         """U* (y - A x), 0 where nothing is measured; the coefficients (B, ...)."""
@@ -52,7 +56,9 @@ class Measurement:
     def enforce(self, x: Array) -> Array:
         """The image nearest to x among those that y, taken to be free of noise, allows."""
         operator = self.operator
-        return operator.from_basis(jnp.where(operator.measured, operator.solution(self.y), operator.to_basis(x)))
+        return operator.from_basis(
+            jnp.where(operator.measured, operator.solution(self.y), operator.to_basis(x))
+        )
 
 
 def denoiser(score: Score, sde: SDE, t: Array) -> Callable[[Array], tuple[Array, Array]]:
@@ -86,7 +92,9 @@ def pigdm(score: Score, sde: SDE, measurement: Measurement, *, prior_std: float 
     return jax.tree_util.Partial(guided, measurement)
 
 
-def moment_matching(score: Score, sde: SDE, measurement: Measurement, *, iterations: int = 3) -> Score:
+def moment_matching(
+    score: Score, sde: SDE, measurement: Measurement, *, iterations: int = 3
+) -> Score:
     """Takes x_0 given x_t for a Gaussian with its true mean and covariance (std^2 / alpha) dD/dx.
 
     (Boys et al. 2023, arXiv:2310.06721; by conjugate gradients: Rozet et al. 2024, arXiv:2405.13712, Algorithm 3.)
@@ -99,8 +107,12 @@ def moment_matching(score: Score, sde: SDE, measurement: Measurement, *, iterati
     def guided(measurement: Measurement, x: Array, t: Array) -> Array:
         d, pull_back, s = jax.vjp(denoiser(score, sde, t), x, has_aux=True)
         scale = expand(sde.var(t) / sde.alpha(t), x)
-        covariance = lambda v: operator.forward(scale * pull_back(operator.adjoint(v))[0]) + noise_var * v
-        v = conjugate_gradients(covariance, operator.to_measured(measurement.residual(d)), iterations)
+        covariance = lambda v: (
+            operator.forward(scale * pull_back(operator.adjoint(v))[0]) + noise_var * v
+        )
+        v = conjugate_gradients(
+            covariance, operator.to_measured(measurement.residual(d)), iterations
+        )
         return s + pull_back(operator.adjoint(v))[0]
 
     return jax.tree_util.Partial(guided, measurement)
@@ -118,7 +130,10 @@ def conjugate_gradients(apply: Callable[[Array], Array], b: Array, iterations: i
         step = expand(jnp.where(going, square / jnp.where(going, curvature, 1), 0), v)
         v, residual = v + step * direction, residual - step * image
         after = dot(residual, residual)
-        direction = residual + expand(jnp.where(going, after / jnp.where(going, square, 1), 0), v) * direction
+        direction = (
+            residual
+            + expand(jnp.where(going, after / jnp.where(going, square, 1), 0), v) * direction
+        )
         return v, residual, direction, after, going
 
     start = (jnp.zeros_like(b), b, b, dot(b, b), jnp.ones(len(b), bool))
@@ -153,7 +168,9 @@ def projection(sde: SDE, measurement: Measurement, *, official: bool = False) ->
         alpha, var = sde.alpha(step.t), sde.var(step.t)
         noise = operator.to_basis(standard_normal(keys, x.shape))
         left = var - (alpha * measurement.error) ** 2
-        set_to = lambda c, image: operator.from_basis(jnp.where(left >= 0, c, operator.to_basis(image)))
+        set_to = lambda c, image: operator.from_basis(
+            jnp.where(left >= 0, c, operator.to_basis(image))
+        )
         noised = alpha * solution + jnp.sqrt(jnp.maximum(left, 0)) * noise
         return set_to(noised, x), set_to(alpha * solution, x if official else mean)
 
@@ -218,7 +235,9 @@ def ddrm(measurement: Measurement, *, eta: float = 0.85, eta_b: float = 1.0) -> 
         vague = d + kept * (solution - d) / jnp.where(error > 0, error, 1)
         exact = (1 - eta_b) * d + eta_b * solution
         mean = jnp.where(operator.measured, jnp.where(after < error, vague, exact), unmeasured)
-        exact_std = jnp.sqrt(jnp.maximum(after**2 - jnp.where(operator.measured, error * eta_b, 0) ** 2, 0))
+        exact_std = jnp.sqrt(
+            jnp.maximum(after**2 - jnp.where(operator.measured, error * eta_b, 0) ** 2, 0)
+        )
         std = jnp.where(operator.measured & (after >= error), exact_std, eta * after)
         noise = operator.from_basis(std * operator.to_basis(standard_normal(keys, x.shape)))
         mean = operator.from_basis(mean)

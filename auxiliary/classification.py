@@ -18,16 +18,19 @@ import optax
 from flax import nnx
 from jax import Array
 
-import auxiliary
 import datasets
 import losses
 import sharding
+from auxiliary import fitting
+from configs.default import Config
 from datasets import Batch, Batches
 from errors import InputError
-from experiment import Config, Experiment, Params, check_config, write_atomically
+from experiment import Experiment
 from factory import make_classifier
+from models.building import Params
 from models.layers import Rngs
 from sde_lib import expand
+from workdir import check_config, write_atomically
 
 LEVELS = 10  # at which the accuracy is measured
 
@@ -48,11 +51,19 @@ def train(config: Config, workdir: str) -> Params:
         datasets.check_labels(each, options.num_classes, "classifier.num_classes")
     of_the_sde = tuple(f"model.{name}" for name in vars(experiment.sde))
     fixed = ("data.", "training.sde", *of_the_sde)
-    check_config(workdir, config, lambda field: field.startswith(fixed) and field != "data.num_classes")
-    settings = {"classifier": options.to_dict(), "data": config.data.to_dict(), "sde": repr(experiment.sde)}
+    check_config(
+        workdir, config, lambda field: field.startswith(fixed) and field != "data.num_classes"
+    )
+    settings = {
+        "classifier": options.to_dict(),
+        "data": config.data.to_dict(),
+        "sde": repr(experiment.sde),
+    }
     rate = optax.cosine_decay_schedule(options.lr, options.n_iters)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=options.weight_decay))
-    params = auxiliary.fit(
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=options.weight_decay)
+    )
+    params = fitting.fit(
         experiment,
         path_of(workdir),
         init_params(experiment),
@@ -96,7 +107,9 @@ def accuracy(experiment: Experiment, params: Params) -> list[dict[str, float]]:
     levels, rows = np.geomspace(*ends, LEVELS), []
     for i, t in enumerate(np.asarray(sde.time_at(levels))):
         found = []
-        for j, (indices, count) in enumerate(datasets.rounds(images, experiment.config.classifier.batch_size)):
+        for j, (indices, count) in enumerate(
+            datasets.rounds(images, experiment.config.classifier.batch_size)
+        ):
             batch = experiment.rows(images.batch(indices, labelled=True))
             key = jax.random.fold_in(jax.random.fold_in(experiment.key("loss"), i), j)
             found.append([leaf[:count] for leaf in sharding.fetch(judge(params, batch, t, key))])
@@ -126,7 +139,7 @@ def provide(experiment: Experiment, workdir: str | Path) -> None:
     """
     if experiment.config.guidance.classes and not experiment.labelled:
         like = nnx.to_pure_dict(nnx.split(experiment.classifier_network, nnx.Param)[1])
-        experiment.classifier = auxiliary.load(path_of(workdir), like, "train_classifier")
+        experiment.classifier = fitting.load(path_of(workdir), like, "train_classifier")
 
 
 def path_of(workdir: str | Path) -> Path:
@@ -136,7 +149,9 @@ def path_of(workdir: str | Path) -> Path:
 
 def init_params(experiment: Experiment) -> Params:
     """Fresh parameters."""
-    make = lambda key: nnx.to_pure_dict(nnx.split(make_classifier(experiment.config, Rngs(key)), nnx.Param)[1])
+    make = lambda key: nnx.to_pure_dict(
+        nnx.split(make_classifier(experiment.config, Rngs(key)), nnx.Param)[1]
+    )
     return jax.jit(make)(experiment.key("classify"))
 
 

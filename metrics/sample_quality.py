@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-import features
-import metrics
-import reference_statistics
 from errors import InputError
-from experiment import Arrays, Experiment, Params, load_rounds, round_paths, run_rounds
-from features import Extractor
-from metrics import Moments
-from reference_statistics import Reference
+from experiment import Experiment
+from metrics import distances, features, reference_statistics
+from metrics.distances import Moments
+from metrics.features import Extractor
+from metrics.reference_statistics import Reference
+from models.building import Params
+from workdir import Arrays, load_rounds, round_paths, run_rounds
 
 Results = dict[str, Any]
 Stage = Callable[[Experiment, Params, Path, Any], Results]
@@ -38,7 +38,9 @@ def make_stage(experiment: Experiment, workdir: str) -> Stage:
     """
     config = experiment.config.eval
     if config.num_samples < LEAST:
-        raise InputError(f"eval.num_samples = {config.num_samples} must be at least {LEAST} for eval.enable_metrics.")
+        raise InputError(
+            f"eval.num_samples = {config.num_samples} must be at least {LEAST} for eval.enable_metrics."
+        )
     extractor = features.make(experiment, workdir)
     reference = reference_statistics.find(experiment, extractor, workdir)
 
@@ -71,12 +73,14 @@ def measure(paths: list[Path], extractor: Extractor, reference: Reference) -> Re
     results |= dict.fromkeys(("kid", "inception_score", "precision", "recall"))
     if logits is not None:
         without = lambda group: np.delete(logits, np.s_[group::GROUPS], 0)
-        score = metrics.inception_score(logits)
-        error = metrics.jackknife(score, [metrics.inception_score(without(group)) for group in range(GROUPS)])
+        score = distances.inception_score(logits)
+        error = distances.jackknife(
+            score, [distances.inception_score(without(group)) for group in range(GROUPS)]
+        )
         results["inception_score"] = {"value": score, "stderr": error.stderr}
     if reference.pool is not None and len(reference.pool) >= LEAST:
         results["kid"] = _kid(reference.pool, pool)
-        found = metrics.precision_recall(reference.pool, pool)
+        found = distances.precision_recall(reference.pool, pool)
         for name, images in (("precision", len(pool)), ("recall", len(reference.pool))):
             value = getattr(found, name)
             results[name] = {"value": value, "stderr": math.sqrt(value * (1 - value) / images)}
@@ -91,13 +95,16 @@ def _frechet(pool: np.ndarray, extractor: Extractor, reference: Reference) -> Re
     count = len(pool)
     groups = [Moments.of(pool[group::GROUPS]) for group in range(GROUPS)]
     merge = lambda parts: functools.reduce(Moments.merge, parts)
-    distance = lambda moments: metrics.frechet_distance(moments, reference.moments)
+    distance = lambda moments: distances.frechet_distance(moments, reference.moments)
     whole = merge(groups)
     value = distance(whole)
-    error = metrics.jackknife(value, [distance(merge(groups[:g] + groups[g + 1 :])) for g in range(GROUPS)])
+    error = distances.jackknife(
+        value, [distance(merge(groups[:g] + groups[g + 1 :])) for g in range(GROUPS)]
+    )
     deficient = whole.rank_deficient or reference.moments.rank_deficient
     return {
-        "name": ("FID" if extractor.published else "FD") + ("" if count >= ENOUGH else f"_n{count}"),
+        "name": ("FID" if extractor.published else "FD")
+        + ("" if count >= ENOUGH else f"_n{count}"),
         "value": value,
         "stderr": error.stderr,
         "extrapolated": None if deficient else error.extrapolated,
@@ -109,7 +116,7 @@ def _kid(real: np.ndarray, generated: np.ndarray) -> Results:
     most = max(len(real), len(generated))
     blocks = min(max(GROUPS, -(-most // BLOCK)), len(real) // 2, len(generated) // 2)
     size = -(-most // blocks)
-    return metrics.kernel_distance(real, generated, size)._asdict() | {"block": size}
+    return distances.kernel_distance(real, generated, size)._asdict() | {"block": size}
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -123,17 +130,28 @@ def table(results: dict[int, Results]) -> list[str]:
     some = next(iter(found.values()))
     lines = [("checkpoint", "images", *names(some).values())]
     for number, result in found.items():
-        lines.append((str(number), str(result["images"]), *(_cell(result[name]) for name in names(some))))
+        lines.append(
+            (str(number), str(result["images"]), *(_cell(result[name]) for name in names(some)))
+        )
     widths = (10, 8, 18, 18, 18, 16, 16)
     notes = f"features: {some['features']}, against {compared_with(some)} in {some['reference']['path']}"
-    return [*("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)) for line in lines), notes]
+    return [
+        *("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)) for line in lines),
+        notes,
+    ]
 
 
 def names(result: Results) -> dict[str, str]:
     """What the measures of one checkpoint are called, by their names in it."""
     frechet = result["frechet"]["name"]
     score = "IS" if frechet.startswith("FID") else "class. score"
-    return {"frechet": frechet, "kid": "KID", "inception_score": score, "precision": "precision", "recall": "recall"}
+    return {
+        "frechet": frechet,
+        "kid": "KID",
+        "inception_score": score,
+        "precision": "precision",
+        "recall": "recall",
+    }
 
 
 def compared_with(result: Results) -> str:

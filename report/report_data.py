@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-import curves
-import image_quality
-import report_page
 from errors import InputError
-from experiment import load_rounds, write_atomically
+from metrics import sample_quality
+from report import curves, page
+from workdir import load_rounds, write_atomically
 
 Results = dict[str, Any]
 
@@ -34,11 +33,16 @@ def note_environment(folder: Path, mesh: Mesh) -> None:
     """Enters what an evaluation runs with in environments.json, if that does not have it yet."""
     path = folder / ENVIRONMENTS
     kinds = {device.device_kind for device in mesh.devices.flat}
-    here = {"devices": f"{mesh.size} x {', '.join(sorted(kinds))}", "python": platform.python_version()}
+    here = {
+        "devices": f"{mesh.size} x {', '.join(sorted(kinds))}",
+        "python": platform.python_version(),
+    }
     here |= {package: version(package) for package in PACKAGES}
     known = _read(path, [])
     if here not in known:
-        write_atomically(path, lambda file: file.write(json.dumps([*known, here], indent=2).encode()))
+        write_atomically(
+            path, lambda file: file.write(json.dumps([*known, here], indent=2).encode())
+        )
 
 
 def write(workdir: str | Path, eval_folder: str = "eval") -> Path:
@@ -50,8 +54,8 @@ def write(workdir: str | Path, eval_folder: str = "eval") -> Path:
     data = gather(folder, Path(workdir))
     text = json.dumps(data, indent=2, allow_nan=False)
     write_atomically(folder / "report.json", lambda file: file.write(text.encode()))
-    page = report_page.render(data, folder)
-    write_atomically(folder / "report.html", lambda file: file.write(page.encode()))
+    html = page.render(data, folder)
+    write_atomically(folder / "report.html", lambda file: file.write(html.encode()))
     return folder / "report.html"
 
 
@@ -73,7 +77,10 @@ def gather(folder: Path, workdir: Path) -> Results:
             "workdir": workdir.resolve().name,
             "checkpoints": [_checkpoint(path) for path in finished],
             "unfinished": [path.name for path in checkpoints if path not in finished],
-            "curves": {name: {key: v.tolist() for key, v in c._asdict().items()} for name, c in thinned.items()},
+            "curves": {
+                name: {key: v.tolist() for key, v in c._asdict().items()}
+                for name, c in thinned.items()
+            },
             "environments": _read(folder / ENVIRONMENTS, []),
             "config": _read(folder / "config.json", {}),
         }
@@ -101,11 +108,19 @@ def _checkpoint(folder: Path) -> Results:
     and notes), bpd_histogram, sampling (nfe and speed), and pictures (file names)."""
     results = _finite(_read(folder / "results.json", {}))
     entry = {"number": _index(folder), "results": results}
-    entry["bpd_histogram"] = _histogram(folder, results["bpd"]["passes"]) if "bpd" in results else None
+    entry["bpd_histogram"] = (
+        _histogram(folder, results["bpd"]["passes"]) if "bpd" in results else None
+    )
     entry["sampling"] = _sampling(folder) if "samples" in results else None
     names = ("samples", "trajectory") if "samples" in results else ()
-    entry["pictures"] = [f"{folder.name}/{name}.png" for name in names if (folder / f"{name}.png").exists()]
-    entry["measures"] = [*_of_the_loss(results), *_of_the_likelihood(results), *_of_the_samples(results)]
+    entry["pictures"] = [
+        f"{folder.name}/{name}.png" for name in names if (folder / f"{name}.png").exists()
+    ]
+    entry["measures"] = [
+        *_of_the_loss(results),
+        *_of_the_likelihood(results),
+        *_of_the_samples(results),
+    ]
     return entry
 
 
@@ -136,7 +151,9 @@ def _sampling(folder: Path) -> Results:
     seconds = sum(float(each["seconds"].sum()) for each in warm or timed)
     return {
         "nfe": {"mean": float(nfe.mean()), "least": int(nfe.min()), "most": int(nfe.max())},
-        "images_per_second": sum(len(each["nfe"]) for each in warm or timed) / seconds if timed else None,
+        "images_per_second": sum(len(each["nfe"]) for each in warm or timed) / seconds
+        if timed
+        else None,
         "compilation_included": bool(timed and not warm),
     }
 
@@ -171,7 +188,11 @@ def _of_the_likelihood(results: Results) -> list[Results]:
         ode += f"; part of the standard error due to the probes {bpd['probe_stderr']:.2g}"
     return [
         _summary(f"bits/dim, {bpd['data']} images", bpd, ode),
-        _summary(f"bits/dim, {bpd['data']} images, bound", bpd["bound"], "variational: an upper bound in the mean"),
+        _summary(
+            f"bits/dim, {bpd['data']} images, bound",
+            bpd["bound"],
+            "variational: an upper bound in the mean",
+        ),
     ]
 
 
@@ -180,7 +201,7 @@ def _of_the_samples(results: Results) -> list[Results]:
     if "metrics" not in results:
         return []
     found, rows = results["metrics"], []
-    notes = {"frechet": f"against {image_quality.compared_with(found)}"}
+    notes = {"frechet": f"against {sample_quality.compared_with(found)}"}
     extrapolated = found["frechet"]["extrapolated"]
     if extrapolated is not None:
         notes["frechet"] += f"; {extrapolated:.4g} without the bias that falls as 1/n"
@@ -188,8 +209,16 @@ def _of_the_samples(results: Results) -> list[Results]:
         notes["frechet"] += "; fewer images than features, so it is not comparable with others"
     if found["kid"]:
         notes["kid"] = f"blocks of {found['kid']['block']}"
-    for key, name in image_quality.names(found).items():
+    for key, name in sample_quality.names(found).items():
         if found[key]:
             full = f"{name} ({found['features']}, n = {found['images']})"
-            rows.append(_measure(full, found[key]["value"], found[key]["stderr"], found["images"], notes.get(key, "")))
+            rows.append(
+                _measure(
+                    full,
+                    found[key]["value"],
+                    found[key]["stderr"],
+                    found["images"],
+                    notes.get(key, ""),
+                )
+            )
     return rows

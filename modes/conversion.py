@@ -13,10 +13,13 @@ import optax
 import pretrained
 import sharding
 from checkpoints import KEPT, Checkpoints, Found
+from configs.default import Config
 from errors import InputError
-from experiment import Config, Experiment, check_config, claim, write_atomically
+from experiment import Experiment
 from pretrained import Trained
-from training import TrainState, from_trees, is_fixed, make_optimizer, to_trees
+from train_state import TrainState, from_trees, make_optimizer, to_trees
+from training import is_fixed
+from workdir import check_config, claim, write_atomically
 
 
 def import_checkpoint(config: Config, workdir: str, source: str) -> int:
@@ -33,13 +36,17 @@ def import_checkpoint(config: Config, workdir: str, source: str) -> int:
     named = re.search(r"checkpoint_(\d+)", Path(source).name)
     number = int(named[1]) if named else max(1, trained.step // config.training.snapshot_freq)
     if number in Checkpoints(workdir).kept():
-        raise InputError(f"{workdir} has a checkpoint_{number} already; nothing is overwritten. Use another --workdir.")
+        raise InputError(
+            f"{workdir} has a checkpoint_{number} already; nothing is overwritten. Use another --workdir."
+        )
     claim(workdir, config, is_fixed)
     checkpoints = Checkpoints(workdir, create=True)
     trees = to_trees(to_state(trained, experiment))
     checkpoints.save(KEPT, number, trees, step=trained.step, config=config.to_dict())
     checkpoints.close()
-    print(f"{source} is now {Found(trained.step, KEPT, number)} of {workdir}\n{_remarks(trained, config)}")
+    print(
+        f"{source} is now {Found(trained.step, KEPT, number)} of {workdir}\n{_remarks(trained, config)}"
+    )
     return number
 
 
@@ -96,19 +103,27 @@ def _abstract_state(experiment: Experiment) -> TrainState:
     params, whole = experiment.abstract_params, sharding.replicated(experiment.mesh)
     opt_state = jax.eval_shape(make_optimizer(experiment.config.optim).init, params)
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, params, opt_state)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), state)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), state
+    )
 
 
 def _remarks(trained: Trained, config: Config) -> str:
     """What a user should know of an imported checkpoint."""
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(trained.params))
-    averages = f"Adam's averages of {trained.updates} updates" if trained.updates else "nothing of Adam's"
+    averages = (
+        f"Adam's averages of {trained.updates} updates" if trained.updates else "nothing of Adam's"
+    )
     lines = [f"{count:,} parameters, their moving average, and {averages}"]
-    if trained.ema_rate is not None and not np.isclose(trained.ema_rate, config.model.ema_rate, rtol=1e-6):
+    if trained.ema_rate is not None and not np.isclose(
+        trained.ema_rate, config.model.ema_rate, rtol=1e-6
+    ):
         lines.append(
             f"NOTE: the file says ema_rate = {trained.ema_rate:.6g}, the config {config.model.ema_rate:.6g}: is it the "
             f"right config? Networks of different SDEs can have the same shapes."
         )
     if trained.step >= config.training.n_iters:
-        lines.append(f"To train on, raise training.n_iters = {config.training.n_iters} above {trained.step}.")
+        lines.append(
+            f"To train on, raise training.n_iters = {config.training.n_iters} above {trained.step}."
+        )
     return "\n".join(lines)

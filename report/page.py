@@ -14,8 +14,8 @@ from typing import Any
 from flax import traverse_util
 from PIL import Image
 
-import charts
-from charts import Markup, element, join
+from report import charts
+from report.charts import Markup, element, join
 
 Results = dict[str, Any]
 
@@ -39,13 +39,17 @@ def render(data: Results, folder: Path) -> str:
         Markup('<meta charset="utf-8">'),
         Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
         Markup('<meta name="color-scheme" content="light dark">'),
-        Markup('<link rel="icon" href="data:,">'),  # Else browsers ask for one, and log that there is none.
+        Markup(
+            '<link rel="icon" href="data:,">'
+        ),  # Else browsers ask for one, and log that there is none.
         element("title", title),
         element("style", Markup(STYLE.read_text())),
     )
     header = element("header", element("h1", title), _facts(data))
     main = element("main", join([section for section in sections if section]))
-    footer = element("footer", "The same data are in ", element("code", "report.json"), ", beside this file.")
+    footer = element(
+        "footer", "The same data are in ", element("code", "report.json"), ", beside this file."
+    )
     return f"<!doctype html>\n{element('html', head, element('body', header, main, footer), lang='en')}\n"
 
 
@@ -53,7 +57,9 @@ def _subject(config: Results) -> str:
     """What was evaluated, in a few words."""
     if not config:
         return "an experiment without a config"
-    return f"{config['model']['name']} with {config['training']['sde']} on {config['data']['dataset']}"
+    return (
+        f"{config['model']['name']} with {config['training']['sde']} on {config['data']['dataset']}"
+    )
 
 
 def _facts(data: Results) -> Markup:
@@ -62,7 +68,10 @@ def _facts(data: Results) -> Markup:
     parts = [f"Folder {data['workdir']}/{data['name']}."]
     if config:
         side, channels = config["data"]["image_size"], config["data"]["num_channels"]
-        parts += [f"Images of {side}x{side}x{channels}.", f"Sampler: {_sampler(config['sampling'])}."]
+        parts += [
+            f"Images of {side}x{side}x{channels}.",
+            f"Sampler: {_sampler(config['sampling'])}.",
+        ]
     parts += [f"{name} is not finished and left out." for name in data["unfinished"]]
     return element("p", " ".join(parts), class_="facts")
 
@@ -92,7 +101,9 @@ def _plus_minus(value: float | None, stderr: float | None) -> str:
 def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
     """In a box that scrolls by itself, with the keyboard too; the first cell of a row names it."""
     head = element("thead", element("tr", *(element("th", cell, scope="col") for cell in header)))
-    line = lambda row: element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:]))
+    line = lambda row: element(
+        "tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])
+    )
     table = element("table", element("caption", caption), head, element("tbody", *map(line, rows)))
     return element("div", table, class_="scroll", tabindex=0, role="region", aria_label=caption)
 
@@ -101,25 +112,45 @@ def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 
 def _overview(checkpoints: Sequence[Results]) -> Markup:
-    names = list(dict.fromkeys(measure["name"] for each in checkpoints for measure in each["measures"]))
+    names = list(
+        dict.fromkeys(measure["name"] for each in checkpoints for measure in each["measures"])
+    )
     rows = []
     for each in checkpoints:
-        found = {measure["name"]: _plus_minus(measure["value"], measure["stderr"]) for measure in each["measures"]}
+        found = {
+            measure["name"]: _plus_minus(measure["value"], measure["stderr"])
+            for measure in each["measures"]
+        }
         link = element("a", str(each["number"]), href=f"#checkpoint-{each['number']}")
         rows.append((link, str(each["results"]["step"]), *(found.get(name, "-") for name in names)))
-    table = _table("Measures of all checkpoints; ± is the standard error.", ("checkpoint", "step", *names), rows)
+    table = _table(
+        "Measures of all checkpoints; ± is the standard error.",
+        ("checkpoint", "step", *names),
+        rows,
+    )
     groups = {kind: [name for name in names if name.startswith(kind)] for kind in SHOWN_BY_STEP}
     figures = [_by_step(checkpoints, kind, group) for kind, group in groups.items() if group]
-    return element("section", element("h2", "Checkpoints"), element("div", *figures, class_="figures"), table)
+    return element(
+        "section", element("h2", "Checkpoints"), element("div", *figures, class_="figures"), table
+    )
 
 
 def _by_step(checkpoints: Sequence[Results], kind: str, names: Sequence[str]) -> Markup:
     lines = []
     for name in names:
-        points = [(c["results"]["step"], m["value"]) for c in checkpoints for m in c["measures"] if m["name"] == name]
-        lines.append(charts.Line(name.split(" (")[0].removeprefix(f"{kind}, "), *zip(*sorted(points))))
+        points = [
+            (c["results"]["step"], m["value"])
+            for c in checkpoints
+            for m in c["measures"]
+            if m["name"] == name
+        ]
+        lines.append(
+            charts.Line(name.split(" (")[0].removeprefix(f"{kind}, "), *zip(*sorted(points)))
+        )
     title = f"{'; '.join(names)}: by training step"
-    return element("figure", charts.line_chart(lines, title, "step", kind), element("figcaption", f"{title}."))
+    return element(
+        "figure", charts.line_chart(lines, title, "step", kind), element("figcaption", f"{title}.")
+    )
 
 
 def _checkpoint(checkpoint: Results, folder: Path) -> Markup:
@@ -160,7 +191,11 @@ def _nfe(nfe: Results) -> str:
 def _measures(measures: Sequence[Results]) -> Markup:
     name = lambda m: join([Markup(html.escape(m["name"])), element("small", m["note"])], "")
     rows = [(name(m), _plus_minus(m["value"], m["stderr"]), str(m["images"])) for m in measures]
-    return _table("± is the standard error.", ("measure", "value", "images"), rows) if rows else Markup()
+    return (
+        _table("± is the standard error.", ("measure", "value", "images"), rows)
+        if rows
+        else Markup()
+    )
 
 
 def _picture(path: Path, checkpoint: Results) -> Markup:
@@ -172,10 +207,11 @@ def _picture(path: Path, checkpoint: Results) -> Markup:
     if path.stem == "samples" and "guidance" in samples:
         guidance = samples["guidance"]
         classes = ", ".join(map(str, guidance["classes"]))
-        caption += (
-            f" {guidance['kind'].capitalize()} guidance, scale {guidance['scale']}, to classes {classes} in turn."
-        )
-    alt = {"samples": "Grid of generated images", "trajectory": "Rows of images that turn from noise into samples"}
+        caption += f" {guidance['kind'].capitalize()} guidance, scale {guidance['scale']}, to classes {classes} in turn."
+    alt = {
+        "samples": "Grid of generated images",
+        "trajectory": "Rows of images that turn from noise into samples",
+    }
     source = f"data:image/png;base64,{base64.b64encode(_png(path)).decode()}"
     image = Markup(element("img", src=source, alt=alt[path.stem]).removesuffix("</img>"))
     return element("figure", image, element("figcaption", caption))
@@ -204,11 +240,16 @@ def _histogram(checkpoint: Results) -> list[Markup]:
 def _curves(found: Results) -> Markup:
     lines = [charts.Line(name, curve["steps"], curve["values"]) for name, curve in found.items()]
     if not any(line.x for line in lines):
-        missing = element("p", "The workdir has no losses: it was not trained here, or its tensorboard folder is gone.")
+        missing = element(
+            "p",
+            "The workdir has no losses: it was not trained here, or its tensorboard folder is gone.",
+        )
         return element("section", element("h2", "Training"), missing)
     title = f"Loss by training step: {' and '.join(line.name for line in lines)}"
     caption = f"{title}. Training losses are means over the steps since the point before; held-out ones are of a batch."
-    figure = element("figure", charts.line_chart(lines, title, "step", "loss"), element("figcaption", caption))
+    figure = element(
+        "figure", charts.line_chart(lines, title, "step", "loss"), element("figcaption", caption)
+    )
     return element("section", element("h2", "Training"), element("div", figure, class_="figures"))
 
 
@@ -218,7 +259,11 @@ def _environments(environments: Sequence[Results]) -> Markup:
     else:
         names = list(dict.fromkeys(name for each in environments for name in each))
         rows = [(name, *(each.get(name, "-") for each in environments)) for name in names]
-        runs = ["version"] if len(environments) == 1 else [f"run {i + 1}" for i in range(len(environments))]
+        runs = (
+            ["version"]
+            if len(environments) == 1
+            else [f"run {i + 1}" for i in range(len(environments))]
+        )
         body = _table("What the evaluation ran with", ("package", *runs), rows)
     return element("section", element("h2", "Versions"), body)
 

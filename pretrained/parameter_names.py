@@ -9,23 +9,24 @@ counterpart there; so a walk through a network gives both official names of ever
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from flax import nnx, traverse_util
 from jax import Array
 
 from errors import InputError
 from models import classifier, ddpm, layers, ncsnpp, refinenet
+from models.building import Params
 
 Path = tuple[str | int, ...]
-Params = dict[str | int, Any]
-"""Parameters of a network as nested dictionaries, as `nnx.to_pure_dict` gives them."""
 
 GROUPS = (nnx.List, ncsnpp.DownLevel, ncsnpp.UpLevel)
-CLASS_NAMES = {nnx.Linear: "Dense", layers.Conv1x1: "Conv"}  # Other classes have the official names.
+CLASS_NAMES = {
+    nnx.Linear: "Dense",
+    layers.Conv1x1: "Conv",
+}  # Other classes have the official names.
 LAYER_NAMES = {  # Layers that the official code names itself.
     (classifier.WideResnetBlock, "norm1"): "init_bn",
     (classifier.WideResnetBlock, "norm2"): "bn_2",
@@ -35,11 +36,20 @@ LAYER_NAMES = {  # Layers that the official code names itself.
     (classifier.WideResnet, "norm_out"): "pre-pool-bn",
 }
 FLAX_NAMES = {(layers.NIN, "kernel"): "W", (layers.NIN, "bias"): "b"}
-FLAX_NORMS = (layers.GroupNorm, refinenet.InstanceNorm2dPlus)  # flax 0.3 gave their parameters the shape (1, 1, 1, C).
+FLAX_NORMS = (
+    layers.GroupNorm,
+    refinenet.InstanceNorm2dPlus,
+)  # flax 0.3 gave their parameters the shape (1, 1, 1, C).
 
 Leaves = dict[str, tuple[str, tuple[int, ...]]]
-VECTOR, MATRIX, KERNEL = (0,), (1, 0), (3, 2, 0, 1)  # Axes of PyTorch's parameters, as numbers of ours.
-TORCH_LEAVES: dict[type, Leaves] = {  # Of each layer: {our parameter: (its name there, its axes)}, in their order.
+VECTOR, MATRIX, KERNEL = (
+    (0,),
+    (1, 0),
+    (3, 2, 0, 1),
+)  # Axes of PyTorch's parameters, as numbers of ours.
+TORCH_LEAVES: dict[
+    type, Leaves
+] = {  # Of each layer: {our parameter: (its name there, its axes)}, in their order.
     nnx.Linear: {"kernel": ("weight", MATRIX), "bias": ("bias", VECTOR)},
     nnx.Conv: {"kernel": ("weight", KERNEL), "bias": ("bias", VECTOR)},
     layers.GroupNorm: {"scale": ("weight", VECTOR), "bias": ("bias", VECTOR)},
@@ -82,7 +92,9 @@ class Place(NamedTuple):
 
     def theirs(self, ours: Array) -> np.ndarray:
         """The parameter as the file has it."""
-        return np.ascontiguousarray(np.asarray(ours, np.float32).transpose(self.axes).reshape(self.shapes[0]))
+        return np.ascontiguousarray(
+            np.asarray(ours, np.float32).transpose(self.axes).reshape(self.shapes[0])
+        )
 
     def ours(self, theirs: np.ndarray) -> np.ndarray:
         """Inverts `theirs`; float32."""
@@ -111,7 +123,9 @@ def take(places: list[Place], tensors: Mapping[str, np.ndarray], source: str) ->
                 f"in the network."
             )
         if any(not np.array_equal(value, tensors[name]) for name in present[1:]):
-            raise InputError(f"{source} contradicts itself: {' and '.join(present)} should be the same tensor.")
+            raise InputError(
+                f"{source} contradicts itself: {' and '.join(present)} should be the same tensor."
+            )
         used.update(present)
         if place.path:
             taken[place.path] = place.ours(value)
@@ -127,20 +141,13 @@ def take(places: list[Place], tensors: Mapping[str, np.ndarray], source: str) ->
 def give(places: list[Place], params: Params) -> dict[str, np.ndarray]:
     """Inverts `take`; what no output depends on is 0."""
     flat = traverse_util.flatten_dict(params)
-    return {place.names[0]: place.theirs(flat[place.path] if place.path else np.zeros(place.shape)) for place in places}
+    return {
+        place.names[0]: place.theirs(flat[place.path] if place.path else np.zeros(place.shape))
+        for place in places
+    }
 
 
 # --- the walk ---------------------------------------------------------------------------------------------------------
-
-
-def as_built(make: Callable[[], nnx.Module]) -> nnx.Module:
-    """The network that `make` makes, its attributes in the order of their construction, its parameters not computed.
-
-    Names depend on that order, and a network that was split and merged (also by nnx.eval_shape) has lost it.
-    """
-    built = []
-    jax.eval_shape(lambda: built.append(make()))
-    return built[0]
 
 
 def official_layers(module: nnx.Module) -> Iterator[tuple[Path, str, nnx.Module]]:
@@ -164,12 +171,18 @@ def _layers(module: nnx.Module) -> Iterator[tuple[Path, nnx.Module]]:
             yield (key,), value
 
 
-def parameters(module: nnx.Module) -> Iterator[tuple[Path, tuple[str, ...], nnx.Module, tuple[int, ...]]]:
+def parameters(
+    module: nnx.Module,
+) -> Iterator[tuple[Path, tuple[str, ...], nnx.Module, tuple[int, ...]]]:
     """Of each parameter: its path, the official names of the layers around it, the innermost of these, its shape."""
     for path, name, layer in official_layers(module):
         for inner, names, owner, shape in parameters(layer):
             yield (*path, *inner), (name, *names), owner, shape
-    own = {key: value.get_value() for key, value in vars(module).items() if isinstance(value, nnx.Param)}
+    own = {
+        key: value.get_value()
+        for key, value in vars(module).items()
+        if isinstance(value, nnx.Param)
+    }
     for key in sorted(own, key=lambda key: key == "bias"):  # Biases come last in PyTorch.
         if own[key] is not None:
             yield (key,), (), module, own[key].shape
@@ -189,7 +202,9 @@ def flax_places(network: nnx.Module) -> list[Place]:
     for path, names, owner, shape in parameters(network):
         name = "/".join((*names, FLAX_NAMES.get((type(owner), path[-1]), path[-1])))
         padded = (1, 1, 1, *shape) if isinstance(owner, FLAX_NORMS) else None
-        places.append(Place(path, shape, (name,), tuple(range(len(shape))), padded, is_trained(owner)))
+        places.append(
+            Place(path, shape, (name,), tuple(range(len(shape))), padded, is_trained(owner))
+        )
     return places
 
 
@@ -199,13 +214,23 @@ def torch_places(network: nnx.Module) -> list[Place]:
     Raises InputError for networks of which the official PyTorch code has no working version.
     """
     check_kind(network, "the official PyTorch code, in working order,")
-    kept = [name for path, name, layer in official_layers(network) if not _outside_all_modules(path, layer)]
+    kept = [
+        name
+        for path, name, layer in official_layers(network)
+        if not _outside_all_modules(path, layer)
+    ]
     places = []
     for path, names, owner, shape in parameters(network):
         leaf, axes = TORCH_LEAVES[type(owner)][path[-1]]
         layer = ("all_modules", str(kept.index(names[0])), *names[1:])
-        places.append(Place(path, shape, (".".join((*layer, leaf)),), axes, trained=is_trained(owner)))
-        if isinstance(network, ncsnpp.NCSNpp) and not network.temb1 and path[-2:] == ("conv1", "bias"):
+        places.append(
+            Place(path, shape, (".".join((*layer, leaf)),), axes, trained=is_trained(owner))
+        )
+        if (
+            isinstance(network, ncsnpp.NCSNpp)
+            and not network.temb1
+            and path[-2:] == ("conv1", "bias")
+        ):
             places.extend(_idle_dense(".".join(layer[:-1]), 4 * network.nf, *shape))
     return places
 
@@ -213,7 +238,10 @@ def torch_places(network: nnx.Module) -> list[Place]:
 def _idle_dense(block: str, in_features: int, features: int) -> list[Place]:
     """The layer for noise levels that PyTorch's NCSN++ gives its blocks even where it tells them none."""
     weight, bias = f"{block}.Dense_0.weight", f"{block}.Dense_0.bias"
-    return [Place((), (in_features, features), (weight,), MATRIX), Place((), (features,), (bias,), VECTOR)]
+    return [
+        Place((), (in_features, features), (weight,), MATRIX),
+        Place((), (features,), (bias,), VECTOR),
+    ]
 
 
 def _outside_all_modules(path: Path, layer: nnx.Module) -> bool:

@@ -18,12 +18,14 @@ import numpy as np
 from absl import logging
 
 import datasets
-import features
 import sharding
+from configs.default import Config
 from errors import InputError, brief, choose
-from experiment import Arrays, Config, Experiment, load_rounds, run_rounds, write_atomically
-from features import Extractor
-from metrics import Moments
+from experiment import Experiment
+from metrics import features
+from metrics.distances import Moments
+from metrics.features import Extractor
+from workdir import Arrays, load_rounds, run_rounds, write_atomically
 
 KEPT = 50_000  # images whose features are kept for KID, precision and recall, evenly spaced; moments are of all.
 
@@ -54,7 +56,9 @@ def fid_stats(config: Config, workdir: str) -> Path:
     extractor = features.make(experiment, workdir)
     path = path_of(experiment, extractor, workdir)
     if path.exists():
-        raise InputError(f"{path} exists; nothing is overwritten. Remove it, or name another with eval.stats_path.")
+        raise InputError(
+            f"{path} exists; nothing is overwritten. Remove it, or name another with eval.stats_path."
+        )
     count = make(experiment, extractor, path).moments.count
     print(f"{path}: {count} images, features {extractor.label}")
     return path
@@ -65,7 +69,9 @@ def find(experiment: Experiment, extractor: Extractor, workdir: str) -> Referenc
     path = path_of(experiment, extractor, workdir)
     if not path.exists():
         if experiment.config.eval.stats_path:
-            raise InputError(f"eval.stats_path = {str(path)!r} does not exist; --mode=fid_stats makes it.")
+            raise InputError(
+                f"eval.stats_path = {str(path)!r} does not exist; --mode=fid_stats makes it."
+            )
         return make(experiment, extractor, path)
     return load(path, extractor, expected(experiment, extractor))
 
@@ -73,7 +79,11 @@ def find(experiment: Experiment, extractor: Extractor, workdir: str) -> Referenc
 def path_of(experiment: Experiment, extractor: Extractor, workdir: str) -> Path:
     """Where the statistics of an experiment lie."""
     named = experiment.config.eval.stats_path
-    return Path(named) if named else Path(workdir) / "statistics" / f"{_name(experiment, extractor)}.npz"
+    return (
+        Path(named)
+        if named
+        else Path(workdir) / "statistics" / f"{_name(experiment, extractor)}.npz"
+    )
 
 
 def _name(experiment: Experiment, extractor: Extractor) -> str:
@@ -110,14 +120,24 @@ def make(experiment: Experiment, extractor: Extractor, path: Path) -> Reference:
         indices, count = jobs[index]
         batch = features.spread(experiment, images.pixels[indices[:count]])
         digests = [hashlib.sha256(image.tobytes()).digest() for image in batch]
-        return {"pool": extractor.extract(batch).pool, "digests": np.frombuffer(b"".join(digests), np.uint8)}
+        return {
+            "pool": extractor.extract(batch).pool,
+            "digests": np.frombuffer(b"".join(digests), np.uint8),
+        }
 
     name = f"{_name(experiment, extractor)}_{experiment.config.eval.batch_size}"
     paths = run_rounds(folder, name, len(jobs), compute)
     reference = _gather(paths, len(images), expected(experiment, extractor))
-    sharding.wait("statistics")  # Others may still read the rounds, or look whether there is a file.
+    sharding.wait(
+        "statistics"
+    )  # Others may still read the rounds, or look whether there is a file.
     moments, pool, protocol = reference.moments, reference.pool, json.dumps(reference.protocol)
-    arrays = {"pool_3": pool, "mu": moments.mean, "sigma": moments.covariance, "protocol": np.array(protocol)}
+    arrays = {
+        "pool_3": pool,
+        "mu": moments.mean,
+        "sigma": moments.covariance,
+        "protocol": np.array(protocol),
+    }
     write_atomically(path, lambda file: np.savez(file, **arrays))
     shutil.rmtree(folder, ignore_errors=True)
     return _at(path, reference)
@@ -155,7 +175,9 @@ def load(path: Path, extractor: Extractor, protocol: Protocol) -> Reference:
         found = json.loads(str(arrays["protocol"]))
         differing = [name for name, value in protocol.items() if found.get(name) != value]
         if differing:
-            lines = (f"  {name}: {found.get(name)!r} there, {protocol[name]!r} now" for name in differing)
+            lines = (
+                f"  {name}: {found.get(name)!r} there, {protocol[name]!r} now" for name in differing
+            )
             raise InputError(f"{path} has statistics of another protocol:\n" + "\n".join(lines))
     elif not extractor.published:
         raise InputError(
@@ -163,11 +185,19 @@ def load(path: Path, extractor: Extractor, protocol: Protocol) -> Reference:
             f"with features {extractor.label}."
         )
     else:
-        logging.warning("%s does not say of which images it is, nor how they were resized: see docs/metrics.md.", path)
-        found = {"extractor": "not said", "images": len(arrays["pool_3"]) if "pool_3" in arrays else None}
+        logging.warning(
+            "%s does not say of which images it is, nor how they were resized: see docs/metrics.md.",
+            path,
+        )
+        found = {
+            "extractor": "not said",
+            "images": len(arrays["pool_3"]) if "pool_3" in arrays else None,
+        }
     pool = arrays.get("pool_3")
     if "mu" in arrays:
-        moments = Moments(found["images"], *(arrays[name].astype(np.float64) for name in ("mu", "sigma")))
+        moments = Moments(
+            found["images"], *(arrays[name].astype(np.float64) for name in ("mu", "sigma"))
+        )
     else:
         moments = Moments.of(pool)
     return _at(path, Reference(moments, pool, found))
@@ -175,10 +205,16 @@ def load(path: Path, extractor: Extractor, protocol: Protocol) -> Reference:
 
 def _read(path: Path) -> Arrays:
     if path.suffix == ".pkl":
-        raise InputError(f"{path} is a pickle, which could run anything; EDM has its statistics as .npz, too.")
+        raise InputError(
+            f"{path} is a pickle, which could run anything; EDM has its statistics as .npz, too."
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name in ("pool_3", "mu", "sigma", "protocol")}
+            arrays = {
+                name: file[name]
+                for name in file.files
+                if name in ("pool_3", "mu", "sigma", "protocol")
+            }
     except Exception as error:  # Damage has no one exception type.
         raise InputError(f"{path} is no complete .npz file of arrays: {brief(error)}") from error
     if "pool_3" not in arrays and not {"mu", "sigma"} <= arrays.keys():

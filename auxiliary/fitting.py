@@ -24,7 +24,9 @@ from tqdm import tqdm
 import sharding
 from datasets import Batch, Batches
 from errors import InputError
-from experiment import Experiment, Params, write_atomically
+from experiment import Experiment
+from models.building import Params
+from workdir import write_atomically
 
 LOG_EVERY, SAVE_EVERY = 100, 500  # steps
 
@@ -62,7 +64,11 @@ def fit(
     Raises InputError if the loss is not finite.
     """
     whole = sharding.replicated(experiment.mesh)
-    notes, partial, constants = json.dumps(settings, sort_keys=True), path.with_suffix(".partial"), tuple(constants)
+    notes, partial, constants = (
+        json.dumps(settings, sort_keys=True),
+        path.with_suffix(".partial"),
+        tuple(constants),
+    )
     if (finished := _read(path, params, notes)) is not None:
         print(f"{path} is there already, of the same settings: nothing left to do.")
         return jax.device_put(finished[0], whole)
@@ -79,7 +85,9 @@ def fit(
         if (i + 1) % LOG_EVERY == 0 or i + 1 == total:
             mean, values = float(np.mean(jax.device_get(values))), []
             if not math.isfinite(mean):
-                raise InputError(f"Step {i + 1}: the {unit} is {mean}. Training stops; a lower learning rate may help.")
+                raise InputError(
+                    f"Step {i + 1}: the {unit} is {mean}. Training stops; a lower learning rate may help."
+                )
             print(f"step {i + 1}: {unit} {mean:.4f}", flush=True)
         if (i + 1) % SAVE_EVERY == 0 and i + 1 < total:
             _write(partial, state, notes, i + 1)
@@ -98,7 +106,9 @@ def _compile(
     @functools.partial(jax.jit, in_shardings=(whole, split, whole, whole), out_shardings=whole)
     def step(state: State, batch: Batch, i: Array, constants: tuple) -> tuple[State, Array]:
         params, opt_state = state
-        value, grads = jax.value_and_grad(loss)(params, batch, jax.random.fold_in(key, i), *constants)
+        value, grads = jax.value_and_grad(loss)(
+            params, batch, jax.random.fold_in(key, i), *constants
+        )
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), value
 
@@ -115,10 +125,14 @@ def load(path: Path, like: Params, mode: str) -> Params:
     try:
         tensors = safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is damaged: {error}. Train it again, with --mode={mode}.") from error
+        raise InputError(
+            f"{path} is damaged: {error}. Train it again, with --mode={mode}."
+        ) from error
     shapes = {name: leaf.shape for name, leaf in _named(like).items()}
     if {name: value.shape for name, value in tensors.items()} != shapes:
-        raise InputError(f"{path} is of another network than the config's. Train it again, with --mode={mode}.")
+        raise InputError(
+            f"{path} is of another network than the config's. Train it again, with --mode={mode}."
+        )
     return jax.tree.map(jnp.asarray, _unflatten(like, tensors))
 
 
@@ -129,7 +143,9 @@ def _read(path: Path, like: Any, notes: str) -> tuple[Any, int] | None:
             metadata = file.metadata() or {}
             if metadata.get("settings") != notes:
                 return None
-            return _unflatten(like, {name: file.get_tensor(name) for name in _named(like)}), int(metadata["step"])
+            return _unflatten(like, {name: file.get_tensor(name) for name in _named(like)}), int(
+                metadata["step"]
+            )
     except (FileNotFoundError, safetensors.SafetensorError):
         return None
 
@@ -144,7 +160,8 @@ def _write(path: Path, tree: Any, notes: str, step: int) -> None:
 def _named(tree: Any) -> dict[str, Any]:
     """The leaves by the names that they have in files."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
     }
 
 

@@ -16,15 +16,16 @@ import optax
 from flax import nnx
 from jax import Array
 
-import auxiliary
 import likelihood
 import sampling
+from auxiliary import fitting
+from configs.default import Config
 from datasets import Batch, Batches
 from errors import check_name
-from experiment import Config, Experiment, Params
+from experiment import Experiment
+from models.building import Params, as_built
 from models.dequantizer import Dequantizer
 from models.layers import Rngs
-from places import as_built
 
 Dequantize = Callable[[Array, Array], tuple[Array, Array]]
 """(grey levels u (B, H, W, C), keys (B,)) -> u + v as the model sees it, log q(v | u) in nats (B,)."""
@@ -47,16 +48,23 @@ def train(config: Config, workdir: str, number: int | None = None) -> Params:
         keys = sampling.image_keys(key, jnp.arange(batch_size))
         return bound(experiment, ema, params, batch.pixels, keys).mean()
 
-    params = auxiliary.fit(
+    params = fitting.fit(
         experiment,
         path_of(workdir, found.number),
         nnx.to_pure_dict(nnx.split(network(experiment), nnx.Param)[1]),
         loss,
         Batches(images, batch_size, config.seed),
-        optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(RATE, total))),
+        optax.chain(
+            optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(RATE, total))
+        ),
         total,
         key=experiment.key("dequantize"),
-        settings={"step": found.step, "iters": total, "batch_size": batch_size, "seed": config.seed},
+        settings={
+            "step": found.step,
+            "iters": total,
+            "batch_size": batch_size,
+            "seed": config.seed,
+        },
         constants=[ema],
         unit="bound in bits/dim",
     )
@@ -74,17 +82,26 @@ def make(experiment: Experiment, workdir: str | Path, number: int) -> Dequantize
     if kind == "variational":
         return functools.partial(dequantize, experiment, load(experiment, workdir, number))
     scaler = experiment.scaler
-    return lambda u, keys: (scaler.dequantize(u, sampling.uniform(keys, u.shape)), jnp.zeros(u.shape[0]))
+    return lambda u, keys: (
+        scaler.dequantize(u, sampling.uniform(keys, u.shape)),
+        jnp.zeros(u.shape[0]),
+    )
 
 
 def bound(experiment: Experiment, ema: Params, params: Params, u: Array, keys: Array) -> Array:
     """Bounds of -log2 P(u) per dimension from above, for grey levels u (B, H, W, C) and keys (B,); (B,)."""
     x, log_q = dequantize(experiment, params, u, sampling.fold_in(keys, 0))
-    nats = likelihood.elbo(experiment.score(ema), experiment.sde, x, sampling.fold_in(keys, 1), pairs=PAIRS).nats
-    return likelihood.bits_per_dim(-nats - log_q, math.prod(u.shape[1:]), experiment.scaler.log_scale)
+    nats = likelihood.elbo(
+        experiment.score(ema), experiment.sde, x, sampling.fold_in(keys, 1), pairs=PAIRS
+    ).nats
+    return likelihood.bits_per_dim(
+        -nats - log_q, math.prod(u.shape[1:]), experiment.scaler.log_scale
+    )
 
 
-def dequantize(experiment: Experiment, params: Params, u: Array, keys: Array) -> tuple[Array, Array]:
+def dequantize(
+    experiment: Experiment, params: Params, u: Array, keys: Array
+) -> tuple[Array, Array]:
     """Grey levels u (B, H, W, C) with noise v ~ q(v | u), as the model sees them, and log q(v | u) in nats (B,)."""
     graph = nnx.split(as_built(lambda: network(experiment)), nnx.Param)[0]
     v, log_q = nnx.merge(graph, params)(u, sampling.uniform(keys, u.shape))
@@ -105,4 +122,4 @@ def path_of(workdir: str | Path, number: int) -> Path:
 def load(experiment: Experiment, workdir: str | Path, number: int) -> Params:
     """The parameters that `train` wrote. Raises InputError if there are none, or of another network."""
     like = nnx.to_pure_dict(nnx.split(as_built(lambda: network(experiment)), nnx.Param)[1])
-    return auxiliary.load(path_of(workdir, number), like, "train_dequantizer")
+    return fitting.load(path_of(workdir, number), like, "train_dequantizer")

@@ -30,7 +30,11 @@ Interval = tuple[float, float]
 EVERYWHERE = (0.0, float("inf"))
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["classes"], meta_fields=["function", "evaluations"])
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["classes"],
+    meta_fields=["function", "evaluations"],
+)
 @dataclasses.dataclass(frozen=True)
 class Guided:
     """The score of images of given classes, `guided(x, t)`: a pytree whose one leaf has a row for each image.
@@ -88,11 +92,18 @@ def class_log_probs(logits: Callable[[Array, Array], Array], sde: SDE) -> LogPro
         scale std / alpha, which is right for any SDE. The official code shows x with std: the same for VE alone.
     """
 
-    return lambda x, t: jax.nn.log_softmax(logits(x / expand(sde.alpha(t), x), sde.noise_to_signal(t)))
+    return lambda x, t: jax.nn.log_softmax(
+        logits(x / expand(sde.alpha(t), x), sde.noise_to_signal(t))
+    )
 
 
 def classifier_free(
-    score: ClassScore, classes: Array, sde: SDE, *, scale: float = 1.0, interval: Interval = EVERYWHERE
+    score: ClassScore,
+    classes: Array,
+    sde: SDE,
+    *,
+    scale: float = 1.0,
+    interval: Interval = EVERYWHERE,
 ) -> Guided:
     """Classifier-free guidance (Ho & Salimans 2022): s(x) + scale (s(x | class) - s(x)).
 
@@ -106,7 +117,9 @@ def classifier_free(
     def function(x: Array, t: Array, classes: Array) -> Array:
         conditional, inside = score(x, t, classes), guides(t)
         difference = lambda: conditional - score(x, t, None)
-        difference = lax.cond(jnp.any(inside), difference, lambda: jnp.zeros_like(x)) if scale != 1 else 0.0
+        difference = (
+            lax.cond(jnp.any(inside), difference, lambda: jnp.zeros_like(x)) if scale != 1 else 0.0
+        )
         return conditional + expand(jnp.where(inside, scale - 1, 0.0), x) * difference
 
     return Guided(classes, function, lambda t: 1.0 + guides(t))

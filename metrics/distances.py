@@ -49,7 +49,9 @@ class Moments:
         x = np.asarray(features, np.float64)
         mean = x.mean(0)
         if not np.isfinite(mean).all():
-            raise InputError(f"Features of {len(x)} images are not finite: there is no mean to give.")
+            raise InputError(
+                f"Features of {len(x)} images are not finite: there is no mean to give."
+            )
         centered = x - mean
         return cls(len(x), mean, centered.T @ centered / max(len(x) - 1, 1))
 
@@ -80,7 +82,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     for rounding; where a matrix root would be neither. L_B is computed once for each b.
     """
     if a.mean.shape != b.mean.shape:
-        raise InputError(f"Features with {len(a.mean)} and {len(b.mean)} entries are not those of one network.")
+        raise InputError(
+            f"Features with {len(a.mean)} and {len(b.mean)} entries are not those of one network."
+        )
     trace = np.trace(a.covariance) + np.trace(b.covariance)
     squares = np.linalg.eigvalsh(b.factor.T @ a.covariance @ b.factor)
     root_trace = np.sqrt(np.maximum(squares, 0)).sum()
@@ -90,7 +94,9 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 # --- kernel distance --------------------------------------------------------------------------------------------------
 
 
-def kernel_distance(real: np.ndarray, generated: np.ndarray, max_block_size: int = 1000) -> Estimate:
+def kernel_distance(
+    real: np.ndarray, generated: np.ndarray, max_block_size: int = 1000
+) -> Estimate:
     """KID (arXiv:1801.01401): the unbiased squared MMD of the kernel (x y / D + 1)^3, a mean over blocks.
 
     Blocks are as few as they can be, of nearly equal sizes, as in TF-GAN; their order is that of the images. With one
@@ -102,7 +108,9 @@ def kernel_distance(real: np.ndarray, generated: np.ndarray, max_block_size: int
             f"{len(real)} and {len(generated)} images cannot be {count} blocks of at least two: raise max_block_size = "
             f"{max_block_size}."
         )
-    pairs = zip(np.split(real, _ends(len(real), count)), np.split(generated, _ends(len(generated), count)))
+    pairs = zip(
+        np.split(real, _ends(len(real), count)), np.split(generated, _ends(len(generated), count))
+    )
     blocks = np.array([_squared_mmd(x.astype(np.float64), y.astype(np.float64)) for x, y in pairs])
     stderr = blocks.std(ddof=1) / math.sqrt(count) if count > 1 else math.nan
     return Estimate(float(blocks.mean()), float(stderr))
@@ -150,7 +158,9 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 3) -> Pre
     Raises InputError if a set has no more than k images.
     """
     if min(len(real), len(generated)) <= k:
-        raise InputError(f"{len(real)} and {len(generated)} images are too few for neighbour number {k}.")
+        raise InputError(
+            f"{len(real)} and {len(generated)} images are too few for neighbour number {k}."
+        )
     shift = np.mean(real, 0, dtype=np.float64)  # Distances stay; less cancels in them.
     real, generated = (jnp.asarray(x - shift, jnp.float32) for x in (real, generated))
     precision = _among(generated, real, _squared_radii(real, k))
@@ -174,7 +184,9 @@ def _squared_radii(x: Array, k: int) -> Array:
 def _among(points: Array, centres: Array, squared_radii: Array) -> np.ndarray:
     """Whether each of the points (N, D) lies in any of the balls."""
     inside = lambda rows: (_squared_distances(rows, centres) <= squared_radii).any(1)
-    return np.concatenate([np.asarray(inside(points[i : i + ROWS])) for i in range(0, len(points), ROWS)])
+    return np.concatenate(
+        [np.asarray(inside(points[i : i + ROWS])) for i in range(0, len(points), ROWS)]
+    )
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

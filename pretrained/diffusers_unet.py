@@ -15,11 +15,11 @@ from flax import nnx
 
 from errors import InputError, choose
 from models import ddpm, layers, ncsnpp
-from places import (
+from models.building import Params
+from pretrained.parameter_names import (
     MATRIX,
     TORCH_LEAVES,
     VECTOR,
-    Params,
     Path,
     Place,
     check_kind,
@@ -127,7 +127,9 @@ def read_unet(folder: pathlib.Path, network: nnx.Module, config: Config) -> Para
     _check_unet(folder / "config.json", described, config)
     path = folder / "diffusion_pytorch_model.safetensors"
     if not path.exists():
-        raise InputError(f"{path} does not exist; save the model with safe_serialization=True (diffusers' default).")
+        raise InputError(
+            f"{path} does not exist; save the model with safe_serialization=True (diffusers' default)."
+        )
     try:
         tensors = safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
@@ -138,8 +140,13 @@ def read_unet(folder: pathlib.Path, network: nnx.Module, config: Config) -> Para
 def _check_unet(path: pathlib.Path, described: Mapping[str, Any], config: Config) -> None:
     """Raises InputError if a config.json describes another network than `config`; names every field."""
     ours, theirs = unet_config(config), UNET_DEFAULTS | described
-    if ours["norm_num_groups"] is None:  # diffusers chooses as we do then; a number may come to the same.
-        same = all(theirs["norm_num_groups"] in (None, layers.groups(ours["block_out_channels"][i])) for i in (0, -1))
+    if (
+        ours["norm_num_groups"] is None
+    ):  # diffusers chooses as we do then; a number may come to the same.
+        same = all(
+            theirs["norm_num_groups"] in (None, layers.groups(ours["block_out_channels"][i]))
+            for i in (0, -1)
+        )
         theirs |= {"norm_num_groups": None} if same else {}
     wrong = [f"  {key}: {theirs.get(key)!r} there, {ours[key]!r} by the config" for key in ours]
     wrong = [line for line, key in zip(wrong, ours) if not _same(theirs.get(key), ours[key])]
@@ -150,12 +157,18 @@ def _check_unet(path: pathlib.Path, described: Mapping[str, Any], config: Config
 def unet_config(config: Config) -> dict[str, Any]:
     """The config.json of the UNet2DModel that the network of a config is. Raises InputError if it is none."""
     model, data = config.model, config.data
-    needed, fixed, kind = choose(UNET_FAMILIES, model.name, "For diffusers' UNet2DModel, model.name")
+    needed, fixed, kind = choose(
+        UNET_FAMILIES, model.name, "For diffusers' UNet2DModel, model.name"
+    )
     for field, value in needed.items():
         if not _same(model.get(field), value):
-            raise InputError(f"model.{field} = {model.get(field)!r} is not in diffusers' UNet2DModel; {value!r} is.")
+            raise InputError(
+                f"model.{field} = {model.get(field)!r} is not in diffusers' UNet2DModel; {value!r} is."
+            )
     widths = [model.nf * multiplier for multiplier in model.ch_mult]
-    attends = ["Attn" * (data.image_size >> i in tuple(model.attn_resolutions)) for i in range(len(widths))]
+    attends = [
+        "Attn" * (data.image_size >> i in tuple(model.attn_resolutions)) for i in range(len(widths))
+    ]
     for width, attn in zip(widths, attends):
         if kind and attn and layers.groups(width) != layers.groups(128):
             raise InputError(
@@ -190,7 +203,9 @@ def unet_places(network: nnx.Module) -> list[Place]:
     Raises InputError for networks that are not in diffusers.
     """
     check_kind(network, "diffusers' UNet2DModel")
-    blocks = dict(_ddpm_blocks(network) if isinstance(network, ddpm.DDPM) else _ncsnpp_blocks(network))
+    blocks = dict(
+        _ddpm_blocks(network) if isinstance(network, ddpm.DDPM) else _ncsnpp_blocks(network)
+    )
     paths = {name: path for path, name, _ in official_layers(network)}
     places = []
     for path, names, owner, shape in parameters(network):
@@ -200,7 +215,16 @@ def unet_places(network: nnx.Module) -> list[Place]:
         inner = ("",) if is_block else DIFFUSERS_LAYERS.get(attribute, (attribute,))
         aliases = tuple(".".join(filter(None, (blocks[block], name, leaf))) for name in inner)
         as_conv = attribute == "shortcut" and axes == MATRIX
-        places.append(Place(path, shape, aliases, axes, (*shape[::-1], 1, 1) if as_conv else None, is_trained(owner)))
+        places.append(
+            Place(
+                path,
+                shape,
+                aliases,
+                axes,
+                (*shape[::-1], 1, 1) if as_conv else None,
+                is_trained(owner),
+            )
+        )
     return places
 
 
@@ -227,13 +251,19 @@ def _ncsnpp_blocks(network: ncsnpp.NCSNpp) -> Iterator[tuple[Path, str]]:
 def _ddpm_blocks(network: ddpm.DDPM) -> Iterator[tuple[Path, str]]:
     """Path and diffusers name of each outermost layer."""
     yield from STEM.items()
-    yield from {("norm_out",): "conv_norm_out", ("conv_out",): "conv_out", ("mid", 0): "mid_block.resnets.0"}.items()
+    yield from {
+        ("norm_out",): "conv_norm_out",
+        ("conv_out",): "conv_out",
+        ("mid", 0): "mid_block.resnets.0",
+    }.items()
     yield from {("mid", 1): "mid_block.attentions.0", ("mid", 2): "mid_block.resnets.1"}.items()
     for side in ("down", "up"):
         level, block = 0, 0
         for i, steps in enumerate(getattr(network, side)):
             for k, layer in enumerate(steps):
-                kind = next(name for layer_type, name in DDPM_KINDS.items() if isinstance(layer, layer_type))
+                kind = next(
+                    name for layer_type, name in DDPM_KINDS.items() if isinstance(layer, layer_type)
+                )
                 resamples = isinstance(layer, layers.Resampler)
                 yield (side, i, k), f"{side}_blocks.{level}.{kind}.{0 if resamples else block}"
             level, block = (level + 1, 0) if resamples else (level, block + 1)

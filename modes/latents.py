@@ -18,9 +18,12 @@ from jax import Array
 import datasets
 import sampling
 import sharding
+from configs.default import Config
 from errors import InputError
-from experiment import Config, Experiment, Params, write_atomically, write_picture
+from experiment import Experiment
 from factory import make_flow
+from models.building import Params
+from workdir import write_atomically, write_picture
 
 ENCODED = 64  # images to encode
 PAIRS, FRAMES = 8, 10  # of pictures
@@ -51,7 +54,11 @@ def encode(config: Config, workdir: str, number: int | None = None) -> dict[str,
     write_atomically(folder / "latents.npz", lambda file: np.savez(file, codes=z, images=images))
     rows = [rows[i : i + 16] for i in range(0, ENCODED, 16) for rows in (images, again)]
     write_picture(folder / "round_trip.png", datasets.image_grid(np.concatenate(rows), columns=16))
-    print("\n".join([*(f"{name}: {value:.4g}" for name, value in result.items()), f"results: {folder}"]))
+    print(
+        "\n".join(
+            [*(f"{name}: {value:.4g}" for name, value in result.items()), f"results: {folder}"]
+        )
+    )
     return result
 
 
@@ -75,7 +82,10 @@ def interpolate(config: Config, workdir: str, number: int | None = None) -> None
     between = [slerp(codes[:PAIRS], codes[PAIRS:], weight) for weight in np.linspace(0, 1, FRAMES)]
     scaled = [temperature * codes[:PAIRS] for temperature in TEMPERATURES]
     for name, columns in (("interpolation", between), ("temperature", scaled)):
-        images = [sharding.fetch(experiment.pixels(to_images(params, experiment.rows(z))[0])) for z in columns]
+        images = [
+            sharding.fetch(experiment.pixels(to_images(params, experiment.rows(z))[0]))
+            for z in columns
+        ]
         grid = datasets.image_grid(np.concatenate(np.stack(images, 1)), columns=len(columns))
         write_picture(folder / f"{name}.png", grid)
         print(f"picture: {folder / name}.png")
@@ -84,7 +94,9 @@ def interpolate(config: Config, workdir: str, number: int | None = None) -> None
 def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:
     """Points between codes a and b (B, ...) along a great circle, on which they keep the norm of noise."""
     flat_a, flat_b = (each.reshape(len(each), -1) for each in (a, b))
-    cosine = (flat_a * flat_b).sum(1) / np.linalg.norm(flat_a, axis=1) / np.linalg.norm(flat_b, axis=1)
+    cosine = (
+        (flat_a * flat_b).sum(1) / np.linalg.norm(flat_a, axis=1) / np.linalg.norm(flat_b, axis=1)
+    )
     angle = np.arccos(np.clip(cosine, -1, 1)).reshape(-1, *[1] * (a.ndim - 1))
     line = angle < 1e-4
     angle = np.where(line, 1.0, angle)
@@ -102,7 +114,9 @@ def data(experiment: Experiment, count: int) -> Array:
     return scaler.scale(u)
 
 
-def _prepare(config: Config, workdir: str, number: int | None) -> tuple[Experiment, Params, Path, tuple[Map, Map]]:
+def _prepare(
+    config: Config, workdir: str, number: int | None
+) -> tuple[Experiment, Params, Path, tuple[Map, Map]]:
     experiment = Experiment(config)
     flows = make_flow(experiment.config, experiment.sde)
     found, params = experiment.trained(workdir, number)
@@ -110,5 +124,7 @@ def _prepare(config: Config, workdir: str, number: int | None) -> tuple[Experime
     folder.mkdir(parents=True, exist_ok=True)
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
     compiled = functools.partial(jax.jit, in_shardings=(whole, split), out_shardings=(split, split))
-    forth, back = (compiled(lambda params, x, flow=flow: flow(experiment.score(params), x)) for flow in flows)
+    forth, back = (
+        compiled(lambda params, x, flow=flow: flow(experiment.score(params), x)) for flow in flows
+    )
     return experiment, params, folder, (forth, back)

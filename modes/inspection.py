@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import datasets
+from configs.default import Config, complete
 from errors import InputError
-from experiment import write_picture
-from factory import Config, complete
 from readers import folders
+from workdir import write_picture
 
 SHOWN = 100  # images on a contact sheet
 MOST = 2000, 2**28  # images and numbers among which distances are measured
@@ -28,11 +28,18 @@ def inspect(config: Config, workdir: str) -> dict[str, Any]:
     scaler = datasets.make_scaler(data)
     if data.dataset.lower() == "folder" and data.path:
         _tell_files(Path(data.path).expanduser(), data.image_size)
-    results = {split: _inspect_split(split, datasets.load(data, split), Path(workdir)) for split in ("test", "train")}
+    results = {
+        split: _inspect_split(split, datasets.load(data, split), Path(workdir))
+        for split in ("test", "train")
+    }
     result, sample = results["train"]
     x = np.asarray(scaler.scale(jnp.asarray(sample))).reshape(len(sample), -1)
     distance = largest_distance(x)
-    some = "all" if len(sample) == result["images"] else f"{len(sample)} random ones (hence a lower bound) of"
+    some = (
+        "all"
+        if len(sample) == result["images"]
+        else f"{len(sample)} random ones (hence a lower bound) of"
+    )
     print(
         f"suggested model.sigma_max, for the VE SDE: {distance:.3g} (the config has {config.model.sigma_max:g})\n"
         f"  The largest Euclidean distance between two of {some} {result['images']} training images, in the range\n"
@@ -41,14 +48,19 @@ def inspect(config: Config, workdir: str) -> dict[str, Any]:
     return result | {"sigma_max": distance}
 
 
-def _inspect_split(split: str, images: datasets.Images, workdir: Path) -> tuple[dict[str, Any], np.ndarray]:
+def _inspect_split(
+    split: str, images: datasets.Images, workdir: Path
+) -> tuple[dict[str, Any], np.ndarray]:
     """Tells of one split; returns that, and a random sample of it."""
     count, shape = len(images), images.pixels[0].shape
     most = max(2, min(MOST[0], MOST[1] // int(np.prod(shape))))
     chosen = np.sort(np.random.default_rng(0).permutation(count)[:most])
     sample = images.batch(chosen).pixels
     result = {"images": count, "shape": shape, "dtype": str(sample.dtype)}
-    result |= {"range": (sample.min().item(), sample.max().item()), "mean": sample.mean((0, 1, 2), np.float64).tolist()}
+    result |= {
+        "range": (sample.min().item(), sample.max().item()),
+        "mean": sample.mean((0, 1, 2), np.float64).tolist(),
+    }
     result["std"] = sample.std((0, 1, 2), np.float64).tolist()
     print(f"{split}: {count} images {shape}, {sample.dtype}")
     levels = f"  values {result['range'][0]:g} .. {result['range'][1]:g}"
@@ -75,11 +87,15 @@ def _tell_files(folder: Path, size: int) -> None:
     if not len(files.good):
         raise InputError(f"None of the {len(files.names)} image files under {folder} can be read.")
     sides, names = files.sizes[files.good], folders.classes(files.names[files.good].tolist())[0]
-    print(f"{len(sides)} files of {' x '.join(map(str, sides.min(0)))} to {' x '.join(map(str, sides.max(0)))} pixels")
+    print(
+        f"{len(sides)} files of {' x '.join(map(str, sides.min(0)))} to {' x '.join(map(str, sides.max(0)))} pixels"
+    )
     if small := int((sides.min(1) < size).sum()):
         print(f"{small} of them are smaller than data.image_size = {size}, and are enlarged")
     if names:
-        print(f"classes by folder: {', '.join(f'{i} {folders.printable(name)}' for i, name in enumerate(names))}")
+        print(
+            f"classes by folder: {', '.join(f'{i} {folders.printable(name)}' for i, name in enumerate(names))}"
+        )
 
 
 def largest_distance(x: np.ndarray) -> float:

@@ -21,7 +21,9 @@ from errors import InputError
 Map = Callable[[Array], Array]
 Shape = tuple[int, int, int]
 
-NEGLIGIBLE = 1e-3  # of the largest singular value: float32 could not divide by less with two digits left.
+NEGLIGIBLE = (
+    1e-3  # of the largest singular value: float32 could not divide by less with two digits left.
+)
 
 
 def _same(x: Array) -> Array:
@@ -64,12 +66,16 @@ class Operator:
 
     def solution(self, y: Array) -> Array:
         """Coefficients of `pseudo_inverse`."""
-        inverse = np.divide(1, self.singular_values, where=self.measured, out=np.zeros_like(self.singular_values))
+        inverse = np.divide(
+            1, self.singular_values, where=self.measured, out=np.zeros_like(self.singular_values)
+        )
         return inverse * self.from_measured(y)
 
     def observe(self, x: Array, z: Array, noise_std: float) -> Array:
         """A x + noise_std n, with noise n made of z (B, H, W, C), standard normal: as white as A's range lets it be."""
-        return self.to_measured(self.singular_values * self.to_basis(x) + noise_std * self.measured * self.to_basis(z))
+        return self.to_measured(
+            self.singular_values * self.to_basis(x) + noise_std * self.measured * self.to_basis(z)
+        )
 
 
 def mask(known: np.ndarray) -> Operator:
@@ -80,9 +86,13 @@ def mask(known: np.ndarray) -> Operator:
 
 def channel_mean(shape: Shape, weights: tuple[float, ...] | None = None) -> Operator:
     """Grey images (B, H, W, 1) of colours: their mean, or another weighted sum of the channels."""
-    weights = np.full(shape[-1], 1 / shape[-1]) if weights is None else np.asarray(weights, np.float64)
+    weights = (
+        np.full(shape[-1], 1 / shape[-1]) if weights is None else np.asarray(weights, np.float64)
+    )
     if weights.shape != shape[-1:] or not np.any(weights):
-        raise InputError(f"Images of {shape[-1]} channels need as many weights, not all of them 0; got {weights}.")
+        raise InputError(
+            f"Images of {shape[-1]} channels need as many weights, not all of them 0; got {weights}."
+        )
     norm = np.linalg.norm(weights)
     basis, _ = np.linalg.qr(np.column_stack([weights / norm, np.eye(shape[-1])]))
     basis[:, 0] = weights / norm  # QR may turn its sign.
@@ -102,7 +112,9 @@ def block_mean(shape: Shape, factor: int) -> Operator:
     """Means of blocks of factor x factor pixels: images (B, H / factor, W / factor, C)."""
     height, width, channels = shape
     if factor < 1 or height % factor or width % factor:
-        raise InputError(f"Blocks of {factor}x{factor} pixels do not tile images of {height}x{width}.")
+        raise InputError(
+            f"Blocks of {factor}x{factor} pixels do not tile images of {height}x{width}."
+        )
     basis = _cosines(factor)
     blocks = (height // factor, factor, width // factor, factor, channels)
     values = np.zeros(blocks, np.float32)
@@ -121,10 +133,14 @@ def convolution(shape: Shape, kernel: np.ndarray) -> Operator:
     """Images blurred by a kernel (h, w) around its centre, each channel by itself; edges meet opposite edges."""
     height, width, _ = shape
     if kernel.ndim != 2 or kernel.shape[0] > height or kernel.shape[1] > width:
-        raise InputError(f"A kernel of shape {kernel.shape} does not fit images of {height}x{width}.")
+        raise InputError(
+            f"A kernel of shape {kernel.shape} does not fit images of {height}x{width}."
+        )
     padded = np.zeros((height, width))
     padded[: kernel.shape[0], : kernel.shape[1]] = kernel
-    response = np.fft.fft2(np.roll(padded, (-(kernel.shape[0] // 2), -(kernel.shape[1] // 2)), (0, 1)))[..., None]
+    response = np.fft.fft2(
+        np.roll(padded, (-(kernel.shape[0] // 2), -(kernel.shape[1] // 2)), (0, 1))
+    )[..., None]
     values = np.abs(response)
     phase = (response / np.maximum(values, 1e-30)).astype(np.complex64)
     values = np.where(values > NEGLIGIBLE * values.max(), values, 0.0).astype(np.float32)
@@ -150,7 +166,9 @@ def fourier_mask(known: np.ndarray) -> Operator:
     values = (known | opposite)[..., None].astype(np.float32)
     hartley = lambda x: (lambda f: f.real - f.imag)(_fourier(x))  # Its own inverse.
     keep = lambda c: values * c
-    return Operator(values, to_basis=hartley, from_basis=hartley, to_measured=keep, from_measured=keep)
+    return Operator(
+        values, to_basis=hartley, from_basis=hartley, to_measured=keep, from_measured=keep
+    )
 
 
 def compressed_sensing(shape: Shape, rows: int, seed: int = 0) -> Operator:
@@ -160,7 +178,9 @@ def compressed_sensing(shape: Shape, rows: int, seed: int = 0) -> Operator:
     """
     size = math.prod(shape)
     if not 0 < rows <= size:
-        raise InputError(f"Images of {size} entries have from 1 to {size} measurements, not {rows}.")
+        raise InputError(
+            f"Images of {size} entries have from 1 to {size} measurements, not {rows}."
+        )
     rng = np.random.default_rng(seed)
     signs = rng.choice(np.float32([-1, 1]), shape)
     chosen = np.sort(rng.permutation(size)[:rows])
@@ -169,8 +189,12 @@ def compressed_sensing(shape: Shape, rows: int, seed: int = 0) -> Operator:
     rows_of, columns_of = _cosines(shape[0]), _cosines(shape[1])
     return Operator(
         values,
-        to_basis=lambda x: jnp.einsum("bhwc,kh,lw->bklc", signs * x, rows_of, columns_of).reshape(-1, size),
-        from_basis=lambda c: signs * jnp.einsum("bklc,kh,lw->bhwc", c.reshape(-1, *shape), rows_of, columns_of),
+        to_basis=lambda x: jnp.einsum("bhwc,kh,lw->bklc", signs * x, rows_of, columns_of).reshape(
+            -1, size
+        ),
+        from_basis=lambda c: (
+            signs * jnp.einsum("bklc,kh,lw->bhwc", c.reshape(-1, *shape), rows_of, columns_of)
+        ),
         to_measured=lambda c: c[:, chosen],
         from_measured=lambda y: jnp.zeros((len(y), size), y.dtype).at[:, chosen].set(y),
     )
@@ -202,7 +226,9 @@ def dense(shape: Shape, matrix: np.ndarray) -> Operator:
 def box(shape: Shape, share: float) -> np.ndarray:
     """Known pixels around an unknown box in the middle, whose sides are `share` of the image's; bool (H, W, C)."""
     known = np.ones(shape, bool)
-    rows, columns = (slice(round(n * (1 - share) / 2), round(n * (1 + share) / 2)) for n in shape[:2])
+    rows, columns = (
+        slice(round(n * (1 - share) / 2), round(n * (1 + share) / 2)) for n in shape[:2]
+    )
     known[rows, columns] = False
     return known
 
@@ -220,7 +246,9 @@ def columns_of_frequencies(shape: Shape, share: float, seed: int = 0) -> np.ndar
     frequency = np.abs(np.fft.fftfreq(width))
     count = max(1, round(share * width))
     lowest = np.argsort(frequency, kind="stable")[: (count + 1) // 2]
-    others = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(width), lowest))[: count // 2]
+    others = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(width), lowest))[
+        : count // 2
+    ]
     return np.broadcast_to(np.isin(np.arange(width), [*lowest, *others]), shape[:2])
 
 
@@ -235,10 +263,17 @@ def motion_kernel(length: float, angle: float) -> np.ndarray:
     """A straight movement over `length` pixels, `angle` degrees against the horizontal; (h, h), of sum 1."""
     radius = max(1, math.ceil(length / 2))
     kernel = np.zeros((2 * radius + 2, 2 * radius + 2))
-    for distance in np.linspace(-length / 2, length / 2, 64):  # Each point of the way is shared by its four pixels.
-        y, x = radius - distance * math.sin(math.radians(angle)), radius + distance * math.cos(math.radians(angle))
+    for distance in np.linspace(
+        -length / 2, length / 2, 64
+    ):  # Each point of the way is shared by its four pixels.
+        y, x = (
+            radius - distance * math.sin(math.radians(angle)),
+            radius + distance * math.cos(math.radians(angle)),
+        )
         top, left = math.floor(y), math.floor(x)
-        kernel[top : top + 2, left : left + 2] += np.outer([1 - y + top, y - top], [1 - x + left, x - left])
+        kernel[top : top + 2, left : left + 2] += np.outer(
+            [1 - y + top, y - top], [1 - x + left, x - left]
+        )
     return kernel[:-1, :-1] / kernel.sum()
 
 

@@ -28,11 +28,18 @@ def read(folder: Path, *tags: str) -> dict[str, Curve]:
     for path in sorted(folder.glob("events.out.tfevents.*")):
         for event in _events(path):
             if event.session_log.status == SessionLog.START:
-                found = {tag: {k: v for k, v in points.items() if k < event.step} for tag, points in found.items()}
+                found = {
+                    tag: {k: v for k, v in points.items() if k < event.step}
+                    for tag, points in found.items()
+                }
             for value in event.summary.value:
                 if value.tag in found and value.HasField("simple_value"):
                     found[value.tag][event.step] = value.simple_value
-    return {tag: Curve(*map(np.array, zip(*sorted(points.items())))) for tag, points in found.items() if points}
+    return {
+        tag: Curve(*map(np.array, zip(*sorted(points.items()))))
+        for tag, points in found.items()
+        if points
+    }
 
 
 def thin(curve: Curve, most: int) -> Curve:

@@ -16,16 +16,20 @@ from flax import nnx, traverse_util
 
 import pretrained
 from errors import InputError
+from models.building import Params, as_built
 from models.inception import Inception
 from models.layers import Rngs
-from places import KERNEL, MATRIX, VECTOR, Params, Place, as_built, take
+from pretrained.parameter_names import KERNEL, MATRIX, VECTOR, Place, take
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 ALIAS = "weights-inception-2015-12-05-6726825d.pth"  # What torch-fidelity calls the same file.
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
 STANDARD = "6726825d"  # The first digits of the file's SHA-256.
 SOURCE = "sha256_of_pth"
-CACHES = (Path.home() / ".cache" / "score_sde", Path.home() / ".cache" / "torch" / "hub" / "checkpoints")
+CACHES = (
+    Path.home() / ".cache" / "score_sde",
+    Path.home() / ".cache" / "torch" / "hub" / "checkpoints",
+)
 
 LEAVES = {  # Our parameters: {(layer, parameter): (PyTorch's name, its axes)}.
     ("conv", "kernel"): ("weight", KERNEL),
@@ -59,9 +63,18 @@ def read(path: str | Path) -> Weights:
         source = notes.get(SOURCE, "")
     else:
         source = _checked_hash(path)
-        tensors = {name: pretrained.to_numpy(tensor) for name, tensor in _named(path, pretrained.load_torch(path))}
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".num_batches_tracked")}
-    return Weights(take(_places(), tensors, str(path)), _digest(tensors), source.startswith(STANDARD))
+        tensors = {
+            name: pretrained.to_numpy(tensor)
+            for name, tensor in _named(path, pretrained.load_torch(path))
+        }
+    tensors = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.endswith(".num_batches_tracked")
+    }
+    return Weights(
+        take(_places(), tensors, str(path)), _digest(tensors), source.startswith(STANDARD)
+    )
 
 
 def find(path: str | Path = "") -> Path:
@@ -86,7 +99,10 @@ def find(path: str | Path = "") -> Path:
 def to_safetensors(source: str | Path) -> Path:
     """Writes the weights of a .pth file beside it, as .safetensors, which needs no PyTorch to be read."""
     source = Path(source)
-    tensors = {name: pretrained.to_numpy(tensor) for name, tensor in _named(source, pretrained.load_torch(source))}
+    tensors = {
+        name: pretrained.to_numpy(tensor)
+        for name, tensor in _named(source, pretrained.load_torch(source))
+    }
     target = source.with_suffix(".safetensors")
     safetensors.numpy.save_file(tensors, target, {SOURCE: _checked_hash(source)})
     return target
@@ -110,7 +126,9 @@ def _places() -> list[Place]:
 
 
 def _named(path: Path, state: object) -> list[tuple[str, object]]:
-    if not isinstance(state, dict) or not all(hasattr(tensor, "is_floating_point") for tensor in state.values()):
+    if not isinstance(state, dict) or not all(
+        hasattr(tensor, "is_floating_point") for tensor in state.values()
+    ):
         raise InputError(f"{path} holds no state dict: tensors by name, and nothing else.")
     return list(state.items())
 

@@ -12,7 +12,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 360, 250  # of a chart, in its own units; text of 12 of them is legible where a phone shows it
+WIDTH, HEIGHT = (
+    360,
+    250,
+)  # of a chart, in its own units; text of 12 of them is legible where a phone shows it
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 30, 44  # margins around the plot
 MARKED = 40  # points of a line, up to which each is marked and tells its value
 
@@ -27,9 +30,12 @@ def element(name: str, *children: str, **attributes: object) -> Markup:
     Whatever is no Markup is escaped, in children and attributes.
     """
     pairs = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items()
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+        for key, value in attributes.items()
     )
-    inside = "".join(child if isinstance(child, Markup) else html.escape(child) for child in children)
+    inside = "".join(
+        child if isinstance(child, Markup) else html.escape(child) for child in children
+    )
     return Markup(f"<{name}{pairs}>{inside}</{name}>")
 
 
@@ -62,7 +68,9 @@ def linear_axis(label: str, low: float, high: float, *, snug: bool = False) -> A
     if high == low:
         low, high = low - (abs(low) or 1.0) / 2, high + (abs(low) or 1.0) / 2
     power = 10 ** math.floor(math.log10((high - low) / 5))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= (high - low) / 5 * 0.999)
+    step = next(
+        factor * power for factor in (1, 2, 5, 10) if factor * power >= (high - low) / 5 * 0.999
+    )
     first, last = (math.ceil, math.floor) if snug else (math.floor, math.ceil)
     ticks = [round(k * step, 12) for k in range(first(low / step), last(high / step) + 1)]
     return Axis(label, low, high, ticks) if snug else Axis(label, ticks[0], ticks[-1], ticks)
@@ -102,7 +110,10 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, y_label: str) ->
     """Lines over one x axis; the y axis is logarithmic if values above 0 differ by more than a factor of five."""
     xs, ys = ([value for line in lines for value in getattr(line, axis)] for axis in "xy")
     make = log_axis if min(ys) > 0 and max(ys) > 5 * min(ys) else linear_axis
-    x_axis, y_axis = linear_axis(x_label, min(xs), max(xs), snug=True), make(y_label, min(ys), max(ys))
+    x_axis, y_axis = (
+        linear_axis(x_label, min(xs), max(xs), snug=True),
+        make(y_label, min(ys), max(ys)),
+    )
     body, legend_at = [], LEFT
     for index, line in enumerate(lines):
         points = [_place(x_axis, y_axis, x, y) for x, y in zip(line.x, line.y)]
@@ -123,19 +134,40 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, y_label: str) ->
 
 
 def histogram(
-    counts: Sequence[int], edges: Sequence[float], title: str, x_label: str, y_label: str, mean: float
+    counts: Sequence[int],
+    edges: Sequence[float],
+    title: str,
+    x_label: str,
+    y_label: str,
+    mean: float,
 ) -> Markup:
     """Bars of counts (N,) between edges (N + 1,), and a line at the mean."""
-    x_axis, y_axis = linear_axis(x_label, edges[0], edges[-1], snug=True), linear_axis(y_label, 0, max(counts))
+    x_axis, y_axis = (
+        linear_axis(x_label, edges[0], edges[-1], snug=True),
+        linear_axis(y_label, 0, max(counts)),
+    )
     body = []
     for count, low, high in zip(counts, edges, edges[1:]):
         left, top = _place(x_axis, y_axis, low, count)
         right, bottom = _place(x_axis, y_axis, high, 0)
-        shape = {"x": f"{left:.1f}", "y": f"{top:.1f}", "width": f"{right - left:.1f}", "height": f"{bottom - top:.1f}"}
-        body.append(element("rect", element("title", f"{low:.4g} to {high:.4g}: {count}"), class_="bar", **shape))
+        shape = {
+            "x": f"{left:.1f}",
+            "y": f"{top:.1f}",
+            "width": f"{right - left:.1f}",
+            "height": f"{bottom - top:.1f}",
+        }
+        body.append(
+            element(
+                "rect", element("title", f"{low:.4g} to {high:.4g}: {count}"), class_="bar", **shape
+            )
+        )
     x, _ = _place(x_axis, y_axis, mean, 0)
     end = "start" if x < WIDTH / 2 else "end"
-    body.append(element("line", class_="mark", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=TOP - 10, y2=HEIGHT - BOTTOM))
+    body.append(
+        element(
+            "line", class_="mark", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=TOP - 10, y2=HEIGHT - BOTTOM
+        )
+    )
     body.append(element("text", f"mean {mean:.4g}", x=f"{x:.1f}", y=TOP - 15, text_anchor=end))
     return _chart(title, x_axis, y_axis, body)
 
@@ -156,9 +188,22 @@ def _chart(title: str, x_axis: Axis, y_axis: Axis, body: Sequence[Markup]) -> Ma
     for tick in x_axis.ticks:
         x, _ = _place(x_axis, y_axis, tick, y_axis.low)
         grid.append(element("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=floor, y2=floor + 4))
-        texts.append(element("text", number(tick), x=f"{x:.1f}", y=floor + 17, text_anchor="middle"))
-    texts.append(element("text", x_axis.label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 8, text_anchor="middle"))
+        texts.append(
+            element("text", number(tick), x=f"{x:.1f}", y=floor + 17, text_anchor="middle")
+        )
+    texts.append(
+        element(
+            "text", x_axis.label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 8, text_anchor="middle"
+        )
+    )
     turned = f"translate(11 {centre:.0f}) rotate(-90)"
     texts.append(element("text", y_axis.label, transform=turned, text_anchor="middle"))
     parts = element("g", *grid, class_="grid"), *body, element("g", *texts, class_="axis")
-    return element("svg", element("title", title), *parts, class_="chart", role="img", viewBox=f"0 0 {WIDTH} {HEIGHT}")
+    return element(
+        "svg",
+        element("title", title),
+        *parts,
+        class_="chart",
+        role="img",
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+    )

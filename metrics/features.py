@@ -21,15 +21,22 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-import inception_weights
 import sharding
 from errors import InputError, brief, check_name
-from experiment import Experiment, Params, write_atomically
+from experiment import Experiment
+from metrics import inception_weights
+from models.building import Params
 from models.inception import Outputs
+from workdir import write_atomically
 
 PER_DEVICE = 64  # images that Inception sees at once on each device
 HIDDEN = 32  # features of the small classifier
-RECIPE = {"activation": "tanh", "solver": "adam", "max_iter": 200, "random_state": 0}  # ReLU leaves features at 0.
+RECIPE = {
+    "activation": "tanh",
+    "solver": "adam",
+    "max_iter": 200,
+    "random_state": 0,
+}  # ReLU leaves features at 0.
 
 
 class Features(NamedTuple):
@@ -81,7 +88,9 @@ def inception(experiment: Experiment, workdir: Path, *, half_pixel: bool) -> Ext
     del workdir
     channels = experiment.config.data.num_channels
     if channels not in (1, 3):
-        raise InputError(f"Inception is for images of 1 or 3 channels, but data.num_channels = {channels}.")
+        raise InputError(
+            f"Inception is for images of 1 or 3 channels, but data.num_channels = {channels}."
+        )
     weights = inception_weights.read(inception_weights.find(experiment.config.eval.inception_path))
     graph, _ = inception_weights.network(half_pixel=half_pixel)
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
@@ -93,22 +102,32 @@ def inception(experiment: Experiment, workdir: Path, *, half_pixel: bool) -> Ext
     params = jax.device_put(weights.params, whole)
     size = min(PER_DEVICE * experiment.mesh.size, experiment.config.eval.batch_size)
     extract = lambda images: Features(*sharding.fetch(run(params, experiment.rows(images))))
-    name = ("inception-" if half_pixel else "inception_tf-") + ("2015-12-05" if weights.standard else "other-weights")
+    name = ("inception-" if half_pixel else "inception_tf-") + (
+        "2015-12-05" if weights.standard else "other-weights"
+    )
     return Extractor(
         name,
         weights.digest,
         "grey as RGB; bilinear to 299x299 without antialiasing, "
-        + ("half-pixel centres; x / 127.5 - 1" if half_pixel else "TensorFlow 1's corners; (x - 128) / 128"),
+        + (
+            "half-pixel centres; x / 127.5 - 1"
+            if half_pixel
+            else "TensorFlow 1's corners; (x - 128) / 128"
+        ),
         functools.partial(in_batches, extract, size=size),
         published=weights.standard,
     )
 
 
-def in_batches(extract: Callable[[np.ndarray], Features], images: np.ndarray, size: int) -> Features:
+def in_batches(
+    extract: Callable[[np.ndarray], Features], images: np.ndarray, size: int
+) -> Features:
     """`extract` of batches of exactly `size` images, of which the last is filled up."""
     filled = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, 0)])
     parts = zip(*(extract(filled[start : start + size]) for start in range(0, len(filled), size)))
-    return Features(*(None if part[0] is None else np.concatenate(part)[: len(images)] for part in parts))
+    return Features(
+        *(None if part[0] is None else np.concatenate(part)[: len(images)] for part in parts)
+    )
 
 
 # --- a small classifier of the data themselves ------------------------------------------------------------------------
@@ -125,7 +144,9 @@ def classifier(experiment: Experiment, workdir: Path) -> Extractor:
             f"eval.features = 'classifier' needs labels, which data.dataset = {experiment.config.data.dataset!r} lacks."
         )
     images = spread(experiment, train.pixels[np.arange(len(train))])
-    data = hashlib.sha256(images.tobytes() + np.asarray(train.labels, np.int64).tobytes() + repr(RECIPE).encode())
+    data = hashlib.sha256(
+        images.tobytes() + np.asarray(train.labels, np.int64).tobytes() + repr(RECIPE).encode()
+    )
     path = workdir / "statistics" / f"classifier_{data.hexdigest()[:8]}.npz"
     if path.exists():
         layers = dict(np.load(path))
@@ -137,7 +158,10 @@ def classifier(experiment: Experiment, workdir: Path) -> Extractor:
 
     def extract(images: np.ndarray) -> Features:
         hidden = np.tanh(_flat(images) @ layers["kernel0"] + layers["bias0"])
-        return Features(hidden.astype(np.float32), (hidden @ layers["kernel1"] + layers["bias1"]).astype(np.float32))
+        return Features(
+            hidden.astype(np.float32),
+            (hidden @ layers["kernel1"] + layers["bias1"]).astype(np.float32),
+        )
 
     return Extractor("classifier", digest, "x / 255", extract)
 
@@ -160,7 +184,9 @@ def _flat(images: np.ndarray) -> np.ndarray:
 def spread(experiment: Experiment, images: np.ndarray) -> np.ndarray:
     """Images of a data set, in its grey levels, as samples are: uint8, 0 .. 255."""
     levels = np.arange(experiment.scaler.levels, dtype=np.uint8)
-    return np.asarray(experiment.scaler.pixels(experiment.scaler.scale(levels), dequantized=False))[images]
+    return np.asarray(experiment.scaler.pixels(experiment.scaler.scale(levels), dequantized=False))[
+        images
+    ]
 
 
 # --- the user's own ---------------------------------------------------------------------------------------------------
