@@ -19,7 +19,7 @@ from jax import Array
 import sharding
 from errors import InputError, brief
 
-KEPT, META = "checkpoints", "checkpoints-meta"
+SNAPSHOTS, BACKUPS = "checkpoints", "checkpoints-meta"
 
 State = dict[str, Any]
 """Named pytrees of arrays; each can be restored without the others."""
@@ -41,7 +41,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path, *, create: bool = False) -> None:
         self._managers = {}
-        for folder, keep in ((KEPT, None), (META, 2)):
+        for folder, keep in ((SNAPSHOTS, None), (BACKUPS, 2)):
             path = Path(workdir).resolve() / folder
             if create or path.is_dir():
                 options = ocp.CheckpointManagerOptions(
@@ -79,7 +79,7 @@ class Checkpoints:
 
     def kept(self) -> dict[int, Found]:
         """The checkpoints kept for evaluation, by number."""
-        return {found.number: found for found in self.find() if found.folder == KEPT}
+        return {found.number: found for found in self.find() if found.folder == SNAPSHOTS}
 
     def pick(self, number: int | None) -> Found:
         """The kept checkpoint of this number, by default the newest. Raises InputError, naming those that there are."""

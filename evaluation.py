@@ -35,8 +35,8 @@ from metrics import sample_quality
 from models.building import Params
 from report import report_data
 from workdir import (
-    FREE_OF_THE_NETWORK,
-    OF_THE_NETWORK,
+    NETWORK_FIELDS,
+    TRAINING_FIELDS,
     Arrays,
     check_workdir,
     claim,
@@ -56,7 +56,7 @@ OF_THE_LOSS = (
     "training.importance_weighting",
 )
 OF_THE_ROUNDS = (
-    *OF_THE_NETWORK,
+    *NETWORK_FIELDS,
     *OF_THE_LOSS,
     "seed",
     "eval.",
@@ -69,7 +69,7 @@ OF_THE_MEASURES = (
     "eval.inception_path",
     "eval.stats_",
 )  # Named in what depends on them.
-FREE = (*FREE_OF_THE_NETWORK, *OF_THE_MEASURES, "eval.begin_ckpt", "eval.end_ckpt", "eval.enable_")
+FREE = (*TRAINING_FIELDS, *OF_THE_MEASURES, "eval.begin_ckpt", "eval.end_ckpt", "eval.enable_")
 
 
 def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[int, Results]:

@@ -138,20 +138,24 @@ class Experiment:
         """The root of all random numbers that serve one purpose; a function of config.seed."""
         return jax.random.fold_in(jax.random.key(self.config.seed), PURPOSES.index(purpose))
 
-    def of_state(self, tree: Tree) -> Tree:
+    def state_shardings(self, tree: Tree) -> Tree:
         """The shardings of what training changes, as config.training.shard_params says."""
         whole = lambda leaf: sharding.replicated(self.mesh)
-        return sharding.spread(self.mesh, tree) if self.sharded else jax.tree.map(whole, tree)
+        return (
+            sharding.shard_largest_axis(self.mesh, tree)
+            if self.sharded
+            else jax.tree.map(whole, tree)
+        )
 
     def init_params(self) -> Params:
-        """Fresh parameters, placed as `of_state` says.
+        """Fresh parameters, placed as `state_shardings` says.
 
         They are computed one by one, not in one program: those of a shape share what is compiled for them.
         """
         params = nnx.to_pure_dict(
             nnx.split(make_network(self.config, Rngs(self.key("init"))), nnx.Param)[1]
         )
-        return jax.device_put(params, self.of_state(self.abstract_params))
+        return jax.device_put(params, self.state_shardings(self.abstract_params))
 
     def trained(self, workdir: str, number: int | None = None) -> tuple[Found, Params]:
         """A kept checkpoint of `workdir`, by default the newest, and its EMA parameters.

@@ -376,5 +376,5 @@ def adaptive_sde(
     _, x, _, t, _, nfe = lax.while_loop(unfinished, step, start)
     x = jnp.where(expand(t > sde.t_end, x), jnp.nan, x)
     if denoise:
-        x, nfe = sde.mean_of_data(score(x, t), x, t), nfe + 1
+        x, nfe = sde.posterior_mean(score(x, t), x, t), nfe + 1
     return x, nfe

@@ -90,7 +90,7 @@ class SDE(abc.ABC):
         weight = 0.5 if probability_flow else 1.0
         return self.drift(x, t) - weight * expand(self.diffusion(t) ** 2, x) * score
 
-    def mean_of_data(self, score: Array, x: Array, t: Array) -> Array:
+    def posterior_mean(self, score: Array, x: Array, t: Array) -> Array:
         """E[x_0 | x_t = x] for x (B, ...), given score(x, t) (Tweedie's formula; Efron 2011)."""
         return (x + expand(self.var(t), x) * score) / expand(self.alpha(t), x)
 

@@ -46,7 +46,7 @@ def along_axis(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
-def spread(mesh: Mesh, tree: Tree) -> Tree:
+def shard_largest_axis(mesh: Mesh, tree: Tree) -> Tree:
     """Shardings of arrays that need not be on every device: each is split along its largest axis that can be.
 
     Small arrays and those that have no such axis are replicated.
@@ -64,7 +64,7 @@ def spread(mesh: Mesh, tree: Tree) -> Tree:
 
 
 def gather(mesh: Mesh, tree: Tree) -> Tree:
-    """The arrays whole on every device, to compute with; their gradients are split as by `spread`.
+    """The arrays whole on every device, to compute with; their gradients are split as by `shard_largest_axis`.
 
     Without it the compiler would split the computation as the parameters are, which takes more messages.
     """
@@ -74,7 +74,7 @@ def gather(mesh: Mesh, tree: Tree) -> Tree:
         return lax.with_sharding_constraint(tree, replicated(mesh))
 
     def backward(_: None, grads: Tree) -> tuple[Tree]:
-        return (lax.with_sharding_constraint(grads, spread(mesh, grads)),)
+        return (lax.with_sharding_constraint(grads, shard_largest_axis(mesh, grads)),)
 
     whole.defvjp(lambda tree: (whole(tree), None), backward)
     return whole(tree)

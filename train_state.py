@@ -52,23 +52,23 @@ def global_norm(tree: Params) -> Array:
     return optax.global_norm([vectors, *(leaf for leaf in leaves if leaf.ndim != 1)])
 
 
-def of_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
+def state_shardings(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
     """The shardings of a state."""
     params = experiment.abstract_params
     state = TrainState(
         jax.ShapeDtypeStruct((), jnp.int32), params, params, jax.eval_shape(optimizer.init, params)
     )
-    return experiment.of_state(state)
+    return experiment.state_shardings(state)
 
 
 def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     params = experiment.init_params()
     state = TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-    return jax.device_put(state, of_state(experiment, optimizer))
+    return jax.device_put(state, state_shardings(experiment, optimizer))
 
 
-def to_trees(state: TrainState) -> dict:
+def to_checkpoint(state: TrainState) -> dict:
     """The state as checkpoints hold it."""
     return {
         "params": state.params,
@@ -77,8 +77,8 @@ def to_trees(state: TrainState) -> dict:
     }
 
 
-def from_trees(trees: dict) -> TrainState:
-    """Inverts `to_trees`."""
+def from_checkpoint(trees: dict) -> TrainState:
+    """Inverts `to_checkpoint`."""
     return TrainState(
         trees["optimizer"]["step"], trees["params"], trees["ema"], trees["optimizer"]["state"]
     )

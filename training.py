@@ -21,7 +21,7 @@ import datasets
 import losses
 import sharding
 from auxiliary import classification
-from checkpoints import KEPT, META, Checkpoints
+from checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
 from configs.default import Config
 from datasets import Batch
 from errors import InputError
@@ -30,12 +30,12 @@ from models.building import Params
 from models.layers import Rngs
 from train_state import (
     TrainState,
-    from_trees,
+    from_checkpoint,
     global_norm,
     init_state,
     make_optimizer,
-    of_state,
-    to_trees,
+    state_shardings,
+    to_checkpoint,
 )
 from workdir import claim
 
@@ -143,7 +143,7 @@ def jit_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step`, jitted over the mesh; the state that it is given is used up."""
     whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh)
-    state = of_state(experiment, optimizer)
+    state = state_shardings(experiment, optimizer)
     step = functools.partial(train_step, experiment=experiment, optimizer=optimizer)
     return jax.jit(
         step, in_shardings=(state, split), out_shardings=(state, whole), donate_argnums=0
@@ -191,8 +191,8 @@ def train(config: Config, workdir: str) -> TrainState:
     claim(workdir, config, is_fixed)
     checkpoints = Checkpoints(workdir, create=True)
     state = init_state(experiment, optimizer)
-    if restored := checkpoints.restore_latest(to_trees(state)):
-        state = from_trees(restored[0])
+    if restored := checkpoints.restore_latest(to_checkpoint(state)):
+        state = from_checkpoint(restored[0])
     start = int(state.step)
     total = (
         start + (settings.n_iters - start) // per_call * per_call
@@ -230,9 +230,9 @@ def train(config: Config, workdir: str) -> TrainState:
             kept = (
                 step + settings.snapshot_freq - per_call
             ) // settings.snapshot_freq  # The last one may come early.
-            for folder, number in [(META, step)] * backup + [(KEPT, kept)] * snapshot:
+            for folder, number in [(BACKUPS, step)] * backup + [(SNAPSHOTS, kept)] * snapshot:
                 checkpoints.save(
-                    folder, number, to_trees(state), step=step, config=config.to_dict()
+                    folder, number, to_checkpoint(state), step=step, config=config.to_dict()
                 )
             if stop:
                 break

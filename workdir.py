@@ -22,10 +22,10 @@ from errors import InputError, brief
 Arrays = dict[str, np.ndarray]
 
 
-OF_THE_NETWORK = ("data.", "model.", "training.sde", "training.continuous")
+NETWORK_FIELDS = ("data.", "model.", "training.sde", "training.continuous")
 
 
-FREE_OF_THE_NETWORK = (  # Matters of its training.
+TRAINING_FIELDS = (  # Matters of its training.
     "data.path",
     "data.tfrecords_path",
     "model.ema_rate",
@@ -61,11 +61,11 @@ def check_workdir(workdir: str, config: Config) -> None:
     """Raises InputError if `workdir` does not exist, or holds another network than that of `config`."""
     if not Path(workdir).is_dir():
         raise InputError(f"--workdir={workdir} does not exist; train first, with --mode=train.")
-    may_change = FREE_OF_THE_NETWORK + (("model.num_scales",) if config.training.continuous else ())
+    may_change = TRAINING_FIELDS + (("model.num_scales",) if config.training.continuous else ())
     check_config(
         workdir,
         config,
-        lambda field: field.startswith(OF_THE_NETWORK) and not field.startswith(may_change),
+        lambda field: field.startswith(NETWORK_FIELDS) and not field.startswith(may_change),
     )
 
 

@@ -2,7 +2,7 @@
 
 The step is compiled for eight simulated devices or, with --topology=v5e:2x4, for TPUs that need not be there; nothing
 is run. Bytes are those of the collectives in its HLO, FLOP those that XLA counts before it optimises. For other numbers
-of devices n the bytes follow from n by `ring_bytes` and `sharding.spread`, and the FLOP from the number of images a
+of devices n the bytes follow from n by `ring_bytes` and `sharding.shard_largest_axis`, and the FLOP from the number of images a
 device. Times are quotients by the rates that the flags state: assumptions, not measurements. Latency is left
 out, and so is that sending and computing overlap.
 
@@ -64,8 +64,8 @@ def step(name: str, devices: Sequence[jax.Device], *, split: bool) -> Step:
 
 
 def split_bytes(params: dict, devices: int) -> int:
-    """Bytes of those parameters that `sharding.spread` splits over so many devices."""
-    where = sharding.spread(AbstractMesh((devices,), ("data",)), params)
+    """Bytes of those parameters that `sharding.shard_largest_axis` splits over so many devices."""
+    where = sharding.shard_largest_axis(AbstractMesh((devices,), ("data",)), params)
     pairs = zip(jax.tree.leaves(params), jax.tree.leaves(where))
     return sum(
         leaf.size * leaf.dtype.itemsize for leaf, place in pairs if not place.is_fully_replicated

@@ -66,7 +66,7 @@ def denoiser(score: Score, sde: SDE, t: Array) -> Callable[[Array], tuple[Array,
 
     def denoise(x: Array) -> tuple[Array, Array]:
         s = score(x, t)
-        return sde.mean_of_data(s, x, t), s
+        return sde.posterior_mean(s, x, t), s
 
     return denoise
 
@@ -148,7 +148,7 @@ def within(score: Score, sde: SDE, low: float, high: float) -> Score:
 
     def clipped(score: Score, x: Array, t: Array) -> Array:
         alpha, var = (expand(c, x) for c in (sde.alpha(t), sde.var(t)))
-        return (alpha * jnp.clip(sde.mean_of_data(score(x, t), x, t), low, high) - x) / var
+        return (alpha * jnp.clip(sde.posterior_mean(score(x, t), x, t), low, high) - x) / var
 
     return jax.tree_util.Partial(clipped, score)
 
@@ -229,7 +229,7 @@ def ddrm(measurement: Measurement, *, eta: float = 0.85, eta_b: float = 1.0) -> 
         alpha_next = alpha / step.ratio
         level = jnp.sqrt(var) / alpha
         after = jnp.sqrt(jnp.maximum(var - step.var, 0.0)) / step.ratio / alpha_next
-        d = operator.to_basis(sde.mean_of_data(score(x, t), x, t))
+        d = operator.to_basis(sde.posterior_mean(score(x, t), x, t))
         kept = after * jnp.sqrt(1 - eta**2)
         unmeasured = d + kept / level * (operator.to_basis(x / alpha) - d)
         vague = d + kept * (solution - d) / jnp.where(error > 0, error, 1)

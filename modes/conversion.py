@@ -12,12 +12,12 @@ import optax
 
 import pretrained
 import sharding
-from checkpoints import KEPT, Checkpoints, Found
+from checkpoints import SNAPSHOTS, Checkpoints, Found
 from configs.default import Config
 from errors import InputError
 from experiment import Experiment
 from pretrained import Trained
-from train_state import TrainState, from_trees, make_optimizer, to_trees
+from train_state import TrainState, from_checkpoint, make_optimizer, to_checkpoint
 from training import is_fixed
 from workdir import check_config, claim, write_atomically
 
@@ -41,11 +41,11 @@ def import_checkpoint(config: Config, workdir: str, source: str) -> int:
         )
     claim(workdir, config, is_fixed)
     checkpoints = Checkpoints(workdir, create=True)
-    trees = to_trees(to_state(trained, experiment))
-    checkpoints.save(KEPT, number, trees, step=trained.step, config=config.to_dict())
+    trees = to_checkpoint(to_state(trained, experiment))
+    checkpoints.save(SNAPSHOTS, number, trees, step=trained.step, config=config.to_dict())
     checkpoints.close()
     print(
-        f"{source} is now {Found(trained.step, KEPT, number)} of {workdir}\n{_remarks(trained, config)}"
+        f"{source} is now {Found(trained.step, SNAPSHOTS, number)} of {workdir}\n{_remarks(trained, config)}"
     )
     return number
 
@@ -65,9 +65,9 @@ def export_checkpoint(config: Config, workdir: str, target: str, number: int | N
     check_config(workdir, config, is_fixed)
     checkpoints = Checkpoints(workdir)
     found = checkpoints.pick(number)
-    trees = checkpoints.restore(found, to_trees(_abstract_state(experiment)))
+    trees = checkpoints.restore(found, to_checkpoint(_abstract_state(experiment)))
     write = pretrained.writer(path)
-    trained, network = from_state(sharding.fetch(from_trees(trees))), experiment.network
+    trained, network = from_state(sharding.fetch(from_checkpoint(trees))), experiment.network
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: write(file, trained, network, config))
     print(f"{found} of {workdir} is now {target}")

@@ -32,10 +32,10 @@ from experiment import Experiment
 from models.building import Params
 from readers import folders, preprocessing
 from sde_lib import SDE, Score
-from workdir import OF_THE_NETWORK, claim, load_rounds, run_rounds, write_atomically, write_picture
+from workdir import NETWORK_FIELDS, claim, load_rounds, run_rounds, write_atomically, write_picture
 
 Shape = tuple[int, int, int]
-FIXED = (*OF_THE_NETWORK, "seed", "restore.", "sampling.", "eval.batch_size")
+FIXED = (*NETWORK_FIELDS, "seed", "restore.", "sampling.", "eval.batch_size")
 
 
 class Problem(NamedTuple):

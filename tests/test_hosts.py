@@ -16,7 +16,7 @@ import evaluation
 import sharding
 import train_state
 import training
-from checkpoints import META, Checkpoints
+from checkpoints import BACKUPS, Checkpoints
 from errors import InputError
 from tests import tiny
 from tests.test_training import identical, leaves
@@ -87,11 +87,11 @@ def two_processes(tmp_path_factory):
 
 def same(workdir: Path, one_process, step: int) -> None:
     """Asserts that the newest state in `workdir` is that of this step of one process."""
-    like = train_state.to_trees(one_process[1])
+    like = train_state.to_checkpoint(one_process[1])
     ours, found = Checkpoints(workdir).restore_latest(like)
     assert found.step == step
     there = Checkpoints(one_process[0])
-    (expected,) = [each for each in there.find() if each.step == step and each.folder == META]
+    (expected,) = [each for each in there.find() if each.step == step and each.folder == BACKUPS]
     for a, b in zip(leaves(ours), leaves(there.restore(expected, like)), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6)
 

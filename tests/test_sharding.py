@@ -13,7 +13,7 @@ import experiment as experiments
 import sharding
 import train_state
 from benchmarks import collectives, train_step
-from checkpoints import META, Checkpoints
+from checkpoints import BACKUPS, Checkpoints
 from tests import tiny
 from tests.test_training import identical, run
 
@@ -37,7 +37,7 @@ def test_which_axis_is_split():
     }
     tree = {shape: jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes}
     assert {
-        shape: sharding.spec for shape, sharding in sharding.spread(mesh, tree).items()
+        shape: sharding.spec for shape, sharding in sharding.shard_largest_axis(mesh, tree).items()
     } == shapes
 
 
@@ -67,12 +67,12 @@ def test_checkpoints_do_not_know_the_devices(tmp_path):
                 lambda a: rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params
             )
             host = train_state.TrainState(jnp.int32(0), params, params, optimizer.init(params))
-        states[devices, split] = train_state.to_trees(
-            jax.device_put(host, train_state.of_state(experiment, optimizer))
+        states[devices, split] = train_state.to_checkpoint(
+            jax.device_put(host, train_state.state_shardings(experiment, optimizer))
         )
     checkpoints = Checkpoints(tmp_path, create=True)
     for kind in [(8, True), (1, False)]:
-        checkpoints.save(META, 1, states[kind], step=1, config={})
+        checkpoints.save(BACKUPS, 1, states[kind], step=1, config={})
         checkpoints.close()
         checkpoints = Checkpoints(tmp_path, create=True)
         (found,) = checkpoints.find()
@@ -116,7 +116,7 @@ def test_messages_of_the_step_with_split_parameters():
     split = [
         leaf
         for leaf, where in zip(
-            jax.tree.leaves(params), jax.tree.leaves(experiment.of_state(params))
+            jax.tree.leaves(params), jax.tree.leaves(experiment.state_shardings(params))
         )
         if not where.is_fully_replicated
     ]

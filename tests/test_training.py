@@ -14,7 +14,7 @@ import losses
 import sde_lib
 import train_state
 import training
-from checkpoints import KEPT, META, Checkpoints
+from checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
 from errors import InputError
 from modes import conversion
 from pretrained import parameter_names
@@ -218,7 +218,7 @@ def damage(folder):
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, trained, caplog):
     source, final = trained
     shutil.copytree(source, tmp_path / "w")
-    for folder, number in ((KEPT, 2), (META, 6)):
+    for folder, number in ((SNAPSHOTS, 2), (BACKUPS, 6)):
         damage(tmp_path / "w" / folder / f"checkpoint_{number}")
     assert identical(training.train(tiny.config(), str(tmp_path / "w")), final)
     assert "damaged" in caplog.text
@@ -227,16 +227,18 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, trained, caplog):
 
 def test_changed_bytes_are_noticed(tmp_path, trained):
     shutil.copytree(trained[0], tmp_path / "w")
-    files = [path for path in (tmp_path / "w" / META / "checkpoint_6").rglob("*") if path.is_file()]
+    files = [
+        path for path in (tmp_path / "w" / BACKUPS / "checkpoint_6").rglob("*") if path.is_file()
+    ]
     data = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 0x40
     data.write_bytes(bytes(content))
     checkpoints = Checkpoints(tmp_path / "w")
-    like = train_state.to_trees(trained[1])
+    like = train_state.to_checkpoint(trained[1])
     with pytest.raises(InputError, match="damaged"):
         checkpoints.restore(checkpoints.find()[0], like)
-    assert identical(train_state.from_trees(checkpoints.restore_latest(like)[0]), trained[1])
+    assert identical(train_state.from_checkpoint(checkpoints.restore_latest(like)[0]), trained[1])
 
 
 def test_only_damaged_checkpoints_are_not_overwritten(tmp_path, trained):
@@ -251,10 +253,10 @@ def test_checkpoints_hold_the_config(trained):
     checkpoints = Checkpoints(trained[0])
     assert checkpoints.config(checkpoints.kept()[1])["data"]["dataset"] == "digits"
     assert [(found.step, found.folder) for found in checkpoints.find()] == [
-        (6, META),
-        (6, KEPT),
-        (4, META),
-        (4, KEPT),
+        (6, BACKUPS),
+        (6, SNAPSHOTS),
+        (4, BACKUPS),
+        (4, SNAPSHOTS),
     ]
 
 

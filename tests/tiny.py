@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 
 import datasets
-from checkpoints import KEPT, Checkpoints
+from checkpoints import SNAPSHOTS, Checkpoints
 from datasets import Images
 from experiment import Experiment
 from workdir import claim
@@ -51,6 +51,6 @@ def untrained(folder: Path, number: int = 3, **changes) -> Path:
     )
     claim(folder, experiment.config, lambda field: True)
     checkpoints = Checkpoints(folder, create=True)
-    checkpoints.save(KEPT, number, {"ema": params}, step=0, config=experiment.config.to_dict())
+    checkpoints.save(SNAPSHOTS, number, {"ema": params}, step=0, config=experiment.config.to_dict())
     checkpoints.close()
     return folder
