@@ -23,6 +23,7 @@ from jax import Array
 
 import datasets
 import likelihood
+import report
 import sampling
 import sharding
 from auxiliary import classification, dequantization
@@ -33,7 +34,6 @@ from errors import InputError, check_name, choose
 from experiment import Experiment
 from metrics import sample_quality
 from models.building import Params
-from report import report_data
 from workdir import (
     NETWORK_FIELDS,
     TRAINING_FIELDS,
@@ -110,7 +110,7 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
     claim(
         folder, config, lambda field: field.startswith(OF_THE_ROUNDS) and not field.startswith(FREE)
     )
-    report_data.note_environment(folder, experiment.mesh)
+    report.note_environment(folder, experiment.mesh)
     results = {}
     for each in found:
         try:
@@ -135,7 +135,7 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
         raise InputError(f"None of the {len(found)} checkpoints asked for can be read.")
     print(_table(results, folder))
     if not jax.process_index():  # It reads what this process has written.
-        report_data.write(workdir, eval_folder)
+        report.write(workdir, eval_folder)
     return results
 
 

@@ -13,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import evaluation
+import report
 import sharding
 import training
 from auxiliary import classification, dequantization
@@ -21,7 +22,6 @@ from errors import InputError
 from metrics import reference_statistics
 from modes import conversion, inspection, latents, restoration
 from readers import published
-from report import report_data
 
 FLAGS = flags.FLAGS
 MODES = {
@@ -48,7 +48,7 @@ MODES = {
     "fid_stats": reference_statistics.fid_stats,
     "interpolate": lambda config, workdir: latents.interpolate(config, workdir, FLAGS.checkpoint),
     "report": lambda config, workdir: print(
-        report_data.write(workdir, FLAGS.eval_folder or "eval")
+        report.write(workdir, FLAGS.eval_folder or "eval")
     ),
 }
 
