@@ -154,7 +154,7 @@ def _sampling(folder: Path) -> ReportData:
         images = sum(len(each["nfe"]) for each in counted)
         speed = images / sum(float(each["seconds"].sum()) for each in counted)
     return {
-        "nfe": {"mean": float(nfe.mean()), "min": int(nfe.min()), "max": int(nfe.max())},
+        "nfe": {"mean": float(nfe.mean()), "least": int(nfe.min()), "most": int(nfe.max())},
         "images_per_second": speed,
         "compilation_included": bool(timed and not compiled),
     }

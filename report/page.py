@@ -179,9 +179,10 @@ def _highlights(checkpoint: ReportData) -> list[tuple[str, str]]:
     if sampling is None:
         return shown
     nfe = sampling["nfe"]
-    mean = f"{nfe['mean']:.0f}"
-    adaptive = nfe["min"] != nfe["max"]
-    shown.append(("NFE per image", f"{mean} ({nfe['min']} to {nfe['max']})" if adaptive else mean))
+    count = f"{nfe['mean']:.0f}"
+    if nfe["least"] != nfe["most"]:
+        count += f" ({nfe['least']} to {nfe['most']})"
+    shown.append(("NFE per image", count))
     speed, compiled = sampling["images_per_second"], sampling["compilation_included"]
     label = "images/s, with compilation" if compiled else "images/s"
     shown.append((label, "not measured" if speed is None else f"{speed:.3g}"))

@@ -1,10 +1,7 @@
-"""The report of an evaluation: its data, charts and page, also in a browser."""
+"""The data of a report, and the command that makes it."""
 
-import html.parser
 import json
 import math
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,106 +9,22 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 import report
 from errors import InputError
-from report import charts, data, measures
+from report import data, measures
 from report.training_log import Curve
-from tests import tiny
+from tests import evaluated
 
-HOSTILE = "<script>alert('&\"')</script>" + "long" * 60
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chromium-headless-shell")
-VOID = {"meta", "link", "img", "!doctype"}
 ROOT = Path(__file__).parents[1]
-
-# JavaScript: the smallest font size in a chart, in pixels; texts that a chart cuts off; the colour
-# of the first line of a chart.
-SMALLEST_TEXT = """Math.min(...[...document.querySelectorAll('svg text')].map(text =>
-    text.ownerSVGElement.getScreenCTM().a * parseFloat(getComputedStyle(text).fontSize)))"""
-TEXT_OUTSIDE = """[...document.querySelectorAll('svg text')].filter(text => {
-    const inner = text.getBoundingClientRect();
-    const outer = text.closest('figure').getBoundingClientRect();
-    return inner.left < outer.left - 1 || inner.right > outer.right + 1;
-}).map(text => text.textContent)"""
-FIRST_SERIES = "getComputedStyle(document.querySelector('svg [style*=series-0]')).stroke"
-
-
-def summary(mean, stderr=0.0123):
-    return {"mean": mean, "stderr": stderr, "images": 40, "failed": 1}
-
-
-def results(number):
-    """A results.json as written by version 0.5.1."""
-    bpd = summary(3.0 / number) | {"passes": 2, "nfe": 90.5, "data": "test", "probe_stderr": 0.001}
-    frechet = {
-        "name": "FD_n12",
-        "value": 8.0 / number,
-        "stderr": 1.0,
-        "extrapolated": None,
-        "rank_deficient": True,
-    }
-    metrics = {
-        "features": f"{HOSTILE}-1a2b3c4d",
-        "images": 12,
-        "rounding": "nearest",
-        "reference": {"images": 99},
-        "frechet": frechet,
-        "kid": {"value": 0.0012, "stderr": 0.0004, "block": 6},
-        "inception_score": None,
-        "precision": {"value": 1.0, "stderr": 0.0},
-        "recall": {"value": 0.25, "stderr": 0.125},
-    }
-    guidance = {"kind": "classifier", "classes": [3, 1], "scale": 4.0}
-    return {
-        "step": 100 * number,
-        "loss": summary(0.5),
-        "bpd": bpd | {"solver_error": float("nan"), "bound": summary(3.5)},
-        "samples": {"images": 12, "nfe": 20.0, "guidance": guidance},
-        "metrics": metrics,
-    }
-
-
-def write_checkpoint(folder, number):
-    """Write the files of a checkpoint's evaluation: two passes of bits/dim, in four rounds."""
-    folder.mkdir()
-    (folder / "results.json").write_text(json.dumps(results(number)))
-    first_pass = np.append(np.arange(40) / 40, np.nan)
-    both = np.concatenate([first_pass, first_pass + 1])
-    for index, bpd in enumerate(np.split(both, (30, 41, 71))):
-        np.savez(folder / f"bpd_{index}.npz", bpd=bpd)
-    for index, (size, seconds) in enumerate(((8, 100.0), (4, 2.0))):
-        times = {"seconds": np.array([seconds]), "first": np.array([index == 0])}
-        np.savez(folder / f"samples_{index}.npz", nfe=np.full(size, 16 + 4 * index), **times)
-    Image.new("RGB", (2000, 1000), "red").save(folder / "samples.png")
-    Image.new("L", (64, 32)).save(folder / "trajectory.png")
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Two finished checkpoints and an unfinished one, with a config that contains markup."""
     workdir = tmp_path_factory.mktemp("workdir")
-    folder, config = workdir / "eval", tiny.config()
-    config.data.dataset = HOSTILE
-    (folder / "checkpoint_10").mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    environment = {"python": "3.11", "devices": "8 x " + HOSTILE}
-    (folder / "environments.json").write_text(json.dumps([environment]))
-    for number in (1, 2):
-        write_checkpoint(folder / f"checkpoint_{number}", number)
-    entries = [{"step": step, "training/loss": 10 / step} for step in range(10, 210, 10)]
-    lines = [json.dumps(entry) + "\n" for entry in entries]
-    (workdir / "metrics.jsonl").write_text("".join(lines))
+    evaluated.write_workdir(workdir)
     report.write(workdir)
     return workdir
-
-
-@pytest.fixture(scope="module")
-def page(workdir):
-    return (workdir / "eval" / "report.html").read_text()
-
-
-# --- data ---
 
 
 def test_report_json(workdir):
@@ -122,7 +35,7 @@ def test_report_json(workdir):
     assert content["unfinished"] == ["checkpoint_10"]
     assert first["results"]["bpd"]["solver_error"] is None
     assert first["sampling"] == {
-        "nfe": {"mean": pytest.approx(208 / 12), "min": 16, "max": 20},
+        "nfe": {"mean": pytest.approx(208 / 12), "least": 16, "most": 20},
         "images_per_second": 2.0,  # of the second round; the first one compiled
         "compilation_included": False,
     }
@@ -133,17 +46,17 @@ def test_report_json(workdir):
     assert histogram["mean"] == pytest.approx(per_image.mean())
     assert (histogram["edges"][0], histogram["edges"][-1]) == pytest.approx((0.5, per_image.max()))
     assert content["curves"]["training"]["steps"] == list(range(10, 210, 10))
-    assert content["config"]["data"]["dataset"] == HOSTILE
+    assert content["config"]["data"]["dataset"] == evaluated.HOSTILE
 
 
 def test_measures_of_version_0_5_1():
-    found = measures.of(results(1))
+    found = measures.of(evaluated.results(1))
     assert [measure["name"] for measure in found] == [
         "held-out loss",
         "bits/dim, test images",
         "bits/dim, test images, bound",
-        *(f"{name} ({HOSTILE}-1a2b3c4d, n = 12)" for name in ("FD_n12", "KID")),
-        *(f"{name} ({HOSTILE}-1a2b3c4d, n = 12)" for name in ("precision", "recall")),
+        *(f"{name} ({evaluated.HOSTILE}-1a2b3c4d, n = 12)" for name in ("FD_n12", "KID")),
+        *(f"{name} ({evaluated.HOSTILE}-1a2b3c4d, n = 12)" for name in ("precision", "recall")),
     ]
     assert found[1] == {
         "name": "bits/dim, test images",
@@ -157,7 +70,7 @@ def test_measures_of_version_0_5_1():
 
 def test_measures_are_those_of_results_json():
     measure = {"name": "a", "value": 1.0, "stderr": None, "images": 2, "note": "b"}
-    assert measures.of(results(1) | {"measures": [measure]}) == [measure]
+    assert measures.of(evaluated.results(1) | {"measures": [measure]}) == [measure]
 
 
 def test_an_evaluation_of_less(tmp_path):
@@ -245,149 +158,3 @@ def test_thin_curves_keep_the_mean():
     assert thinned.values.mean() == pytest.approx(curve.values.mean())
     assert data.thin(Curve(np.array([1, 2]), np.array([4.0, 3.0])), 50).steps.tolist() == [1, 2]
     assert not len(data.thin(Curve(np.array([]), np.array([])), 50).steps)
-
-
-# --- page ---
-
-
-class Outline(html.parser.HTMLParser):
-    """The elements of a page with their attributes, and its text.
-
-    Fails if elements are not closed in order.
-    """
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.elements, self.text = [], [], []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def test_the_page_is_self_contained(page):
-    """It has no scripts and loads nothing, and text from a config remains text."""
-    outline = Outline(page)
-    tags = [tag for tag, _ in outline.elements]
-    assert "script" not in tags
-    assert sum(HOSTILE in text for text in outline.text) >= 4  # title, heading, config, devices
-    for tag, attributes in outline.elements:
-        links = [attributes[name] for name in ("src", "href") if name in attributes]
-        if tag == "use":  # markers and ticks within a chart
-            assert all(link.startswith("#") for link in links), links
-        else:
-            assert all(link.startswith(("data:", "#checkpoint-")) for link in links), links
-        assert tag != "img" or attributes["alt"]
-    assert not re.search(r"url\((?!#)|@import", page)
-    assert len(page) < 250_000  # The picture of 2000x1000 pixels is embedded at a smaller size.
-
-
-def test_the_page_shows_the_results(page):
-    outline = Outline(page)
-    tags = [tag for tag, _ in outline.elements]
-    charts = [attributes for tag, attributes in outline.elements if tag == "svg"]
-    assert len(charts) == 5  # two by step, two histograms, losses
-    assert all(attributes["role"] == "img" for attributes in charts)
-    assert tags.count("h1") == 1
-    text = " ".join(outline.text)
-    assert "nan" not in text.replace(HOSTILE, "")
-    for words in (
-        "3.000 ± 0.012",
-        "8.0 ± 1.0",
-        "0.00120 ± 0.00040",
-        "17 (16 to 20)",
-        "checkpoint_10 is unfinished",
-        "Classifier guidance with scale 4.0; the classes 3, 1 alternate.",
-    ):
-        assert words in text
-
-
-def test_ids_are_unique_and_references_exist(page):
-    elements = Outline(page).elements
-    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    references = re.findall(r'(?:href="|url\()#([\w-]+)', page)
-    assert set(references) <= set(ids)
-
-
-def test_contrast():
-    """Text has a contrast of 4.5 : 1 and lines of charts of 3 : 1 (WCAG 2.1, 1.4.3 and 1.4.11)."""
-    style = (ROOT / "report" / "style.css").read_text()
-    schemes = re.findall(r":root \{.*?\}", style, re.DOTALL)
-    assert len(schemes) == 2  # light and dark
-    required = {"text": 4.5, "soft": 4.5, "link": 4.5}
-    required |= {variable[2:]: 3 for variable in charts.VARIABLES.values() if "series" in variable}
-    for scheme in schemes:
-        colours = dict(re.findall(r"--([\w-]+): (#\w{6})", scheme))
-        for name, ratio in required.items():
-            for background in ("page", "card"):
-                assert contrast(colours[name], colours[background]) > ratio
-
-
-def contrast(*colours):
-    """The contrast ratio of two colours, "#rrggbb", as defined by WCAG 2.1."""
-    luminances = []
-    for colour in colours:
-        channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-        linear = np.where(
-            channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
-        )
-        luminances.append(linear @ (0.2126, 0.7152, 0.0722))
-    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
-
-
-# --- browser ---
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium: the system's, or that of `playwright install chromium`."""
-    api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)"
-    )
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with api.sync_playwright() as playwright:
-        found = found or playwright.chromium.executable_path
-        if not Path(found).exists():
-            pytest.skip("Chromium is not installed; run `playwright install chromium`")
-        browser = playwright.chromium.launch(executable_path=found)
-        yield browser
-        browser.close()
-
-
-@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
-def test_a_browser_shows_the_page(workdir, browser, width, scheme):
-    """Without errors or requests, in the colour scheme, and no wider than the window."""
-    messages, requests = [], []
-    page = browser.new_page(
-        viewport={"width": width, "height": 740}, is_mobile=width < 500, color_scheme=scheme
-    )
-    page.on("console", lambda message: messages.append(message.text))
-    page.on("pageerror", lambda error: messages.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url.split(":")[0]))
-    page.goto((workdir / "eval" / "report.html").as_uri())
-    page.locator("summary").click()  # Unfold the config.
-    assert page.locator("details table").is_visible()
-    assert page.evaluate("innerWidth") == width  # on a phone, due to the page's viewport element
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
-    assert page.evaluate(SMALLEST_TEXT) > 9  # pixels
-    assert page.evaluate(TEXT_OUTSIDE) == []
-    expected = {
-        "light": ("rgb(251, 251, 250)", "rgb(31, 95, 168)"),
-        "dark": ("rgb(20, 23, 27)", "rgb(127, 182, 242)"),
-    }
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == expected[scheme][0]
-    assert page.evaluate(FIRST_SERIES) == expected[scheme][1]
-    assert messages == []
-    assert requests == ["file"]
-    page.close()
