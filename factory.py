@@ -233,7 +233,7 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
         }
 
         def sample(keys: Array, score: Score, x: Array) -> Samples:
-            y, calls = sampling.adaptive_sde(keys, score, sde, x, **settings)
+            y, calls = solvers.adaptive_sde(keys, score, sde, x, **settings)
             return Samples(y, calls * _most(score, sde.sampling_times(1000)), x[None][:0])
 
         return sample
@@ -250,7 +250,7 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
     )
 
     def sample(keys: Array, score: Score, x: Array) -> Samples:
-        x, states = sampling.few_step(keys, score, sde, x, plan, levels[-1], **prediction)
+        x, states = solvers.few_step(keys, score, sde, x, plan, levels[-1], **prediction)
         times = sde.time_at(jnp.asarray(plan.level))
         return Samples(x, _nfe(score, times, x), states[np.asarray(shown, int)])
 
@@ -300,7 +300,7 @@ def make_flow(config: Config, sde: SDE) -> tuple[Map, Map]:
         plan, prediction = make_plan(config, levels), solvers.SOLVERS[name].noise_prediction
 
         def run(score: Score, x: Array) -> tuple[Array, Array]:
-            y, _ = sampling.few_step(
+            y, _ = solvers.few_step(
                 None, score, sde, x, plan, levels[-1], noise_prediction=prediction
             )
             return y, jnp.full(x.shape[0], len(plan.level))

@@ -102,7 +102,7 @@ def measure(
         )
         if not changes:
             prediction = {"noise_prediction": solver.noise_prediction}
-            return sampling.few_step(keys, score, sde, x, solver.plan(levels), 0.0, **prediction)[0]
+            return solvers.few_step(keys, score, sde, x, solver.plan(levels), 0.0, **prediction)[0]
         predictor = changes.pop("exchange", lambda each: each)(sampling.reverse_diffusion)
         return sampling.predictor_corrector(
             keys, score, sde, x, grid, predictor=predictor, **changes
