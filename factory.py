@@ -252,7 +252,7 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
         shown = np.unique(np.linspace(0, len(plan.level) - 1, FRAMES).astype(int))
 
     def sample(keys: Array, score: Score, x: Array) -> Samples:
-        x, states = sampling.few_step(
+        x, states = solvers.few_step(
             keys, score, sde, x, plan, levels[-1], noise_prediction=noise_prediction
         )
         times = sde.time_at(jnp.asarray(plan.level))
@@ -267,7 +267,7 @@ def _adaptive_sampler(config: Config, sde: SDE) -> Sampler:
     grey_level = (2 if config.data.centered else 1) / 256
 
     def sample(keys: Array, score: Score, x: Array) -> Samples:
-        y, calls = sampling.adaptive_sde(
+        y, calls = solvers.adaptive_sde(
             keys,
             score,
             sde,
@@ -345,7 +345,7 @@ def _solver_flow(config: Config, sde: SDE, levels: np.ndarray) -> FlowMap:
     noise_prediction = solvers.SOLVERS[config.sampling.solver.lower()].noise_prediction
 
     def run(score: Score, x: Array) -> tuple[Array, Array]:
-        y, _ = sampling.few_step(
+        y, _ = solvers.few_step(
             None, score, sde, x, plan, levels[-1], noise_prediction=noise_prediction
         )
         return y, jnp.full(x.shape[0], len(plan.level))

@@ -294,7 +294,7 @@ def peer_rows() -> list[str]:
             solvers.SOLVERS[name].plan(levels),
             solvers.SOLVERS[name].noise_prediction,
         )
-        run = lambda x: sampling.few_step(
+        run = lambda x: solvers.few_step(
             None, score, sde, x, plan, levels[-1], noise_prediction=prediction
         )[1]
         return np.asarray(jax.jit(run)(x))

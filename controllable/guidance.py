@@ -1,9 +1,10 @@
-"""Guidance: the score of images of a class. It is a score like any other, so every sampler takes it.
+"""Guidance: scores of images of given classes, for use with any sampler.
 
-By Bayes' rule grad log p_t(x | c) = grad log p_t(x) + grad log p_t(c | x) (arXiv:2011.13456, Eq. (14)). The first term
-is a score; the second is the gradient of a classifier of noised images or, without one, the difference of the scores of
-a network that was trained with labels and without. A scale above 1 gives the second term more weight than Bayes does:
-samples are more typical of their class, and less diverse.
+By Bayes' rule grad log p_t(x | c) = grad log p_t(x) + grad log p_t(c | x) (arXiv:2011.13456,
+Eq. (14)). The first term is a score. The second is the gradient of a classifier of noised images
+or, without a classifier, the difference of a network's scores with and without the class. A scale
+above 1 increases the weight of the second term: samples become more typical of their class and
+less diverse.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from jax import Array, lax
 from sde_lib import SDE, Score, expand
 
 ClassScore = Callable[[Array, Array, Array | None], Array]
-"""(x (B, ...), t (B,), classes (B,), or None for all images) -> score (B, ...)."""
+"""(x (B, ...), t (B,), classes (B,), or None for the unconditional score) -> score (B, ...)."""
 
 LogProbs = Callable[[Array, Array], Array]
-"""(x (B, ...), t (B,)) -> log p_t(class | x) of all classes, in nats (B, num_classes)."""
+"""(x (B, ...), t (B,)) -> log p_t(class | x) in nats, for all classes (B, num_classes)."""
 
 Interval = tuple[float, float]
-"""Noise levels std / alpha at which the scale applies, ends included."""
+"""The lowest and the highest noise level std / alpha at which the scale applies."""
 
-EVERYWHERE = (0.0, float("inf"))
+ALL_LEVELS = (0.0, float("inf"))
 
 
 @functools.partial(
@@ -36,14 +37,14 @@ EVERYWHERE = (0.0, float("inf"))
     meta_fields=["function", "evaluations"],
 )
 @dataclasses.dataclass(frozen=True)
-class Guided:
-    """The score of images of given classes, `guided(x, t)`: a pytree whose one leaf has a row for each image.
+class GuidedScore:
+    """The score of images of given classes, `guided(x, t)`: a pytree with the leaf `classes`.
 
     Attributes:
       classes: (B,), ints.
       function: (x, t, classes) -> score.
-      evaluations: times t -> evaluations of the network in one call, for each image; both of the same shape. What a
-        classifier costs besides is not counted.
+      evaluations: a function from times t to the evaluations of the network in one call, per image
+        and of t's shape. Evaluations of a classifier are not counted.
     """
 
     classes: Array
@@ -55,7 +56,7 @@ class Guided:
 
 
 def evaluations(score: Score, t: Array) -> Array:
-    """Evaluations of the network for each call of a score at times t, of t's shape: 1, if it is not guided."""
+    """Return the network evaluations in one call of a score at times t: 1 if it is not guided."""
     return getattr(score, "evaluations", jnp.ones_like)(t)
 
 
@@ -66,35 +67,41 @@ def classifier(
     sde: SDE,
     *,
     scale: float = 1.0,
-    interval: Interval = EVERYWHERE,
-) -> Guided:
-    """Adds the gradient of a classifier of noised images: score + scale grad_x log p_t(class | x) (Appendix I).
+    interval: Interval = ALL_LEVELS,
+) -> GuidedScore:
+    """Classifier guidance: score + scale grad_x log p_t(class | x) (Appendix I).
 
     Args:
-      classes: (B,), what each image is to be.
-      scale, interval: the factor of the gradient (Dhariwal & Nichol 2021), and where it is not 1.
+      classes: (B,), the class of each image.
+      scale: the factor of the gradient (Dhariwal & Nichol 2021).
+      interval: noise levels outside of which the scale is 1.
     """
 
     def function(x: Array, t: Array, classes: Array) -> Array:
-        asked = lambda x: jnp.take_along_axis(log_probs(x, t), classes[:, None], -1)
-        gradient = jax.grad(lambda x: asked(x).sum())(x)
+        def log_prob(x: Array) -> Array:
+            return jnp.take_along_axis(log_probs(x, t), classes[:, None], -1).sum()
+
+        gradient = jax.grad(log_prob)(x)
         weight = jnp.where(_inside(sde, t, interval), scale, 1.0)
         return score(x, t) + expand(weight, x) * gradient
 
-    return Guided(classes, function, jnp.ones_like)
+    return GuidedScore(classes, function, jnp.ones_like)
 
 
 def class_log_probs(logits: Callable[[Array, Array], Array], sde: SDE) -> LogProbs:
-    """log p_t(class | x) by a classifier of images to which noise was added.
+    """Return log p_t(class | x) of a classifier of images with added noise.
+
+    The classifier receives x / alpha and the noise level std / alpha, which is correct for any SDE.
+    The official code passes x and std, which is the same only for the VE SDE.
 
     Args:
-      logits: (images + sigma z (B, ...), sigma (B,)) -> logits (B, num_classes). It is shown x / alpha with the noise
-        scale std / alpha, which is right for any SDE. The official code shows x with std: the same for VE alone.
+      logits: (images + sigma z (B, ...), sigma (B,)) -> logits (B, num_classes).
     """
 
-    return lambda x, t: jax.nn.log_softmax(
-        logits(x / expand(sde.alpha(t), x), sde.noise_to_signal(t))
-    )
+    def log_probs(x: Array, t: Array) -> Array:
+        return jax.nn.log_softmax(logits(x / expand(sde.alpha(t), x), sde.noise_to_signal(t)))
+
+    return log_probs
 
 
 def classifier_free(
@@ -103,26 +110,33 @@ def classifier_free(
     sde: SDE,
     *,
     scale: float = 1.0,
-    interval: Interval = EVERYWHERE,
-) -> Guided:
+    interval: Interval = ALL_LEVELS,
+) -> GuidedScore:
     """Classifier-free guidance (Ho & Salimans 2022): s(x) + scale (s(x | class) - s(x)).
 
     Args:
-      score: of a network that was trained with labels, of which some were hidden.
-      classes: (B,), what each image is to be.
-      interval: outside of it the scale is 1, so that s(x | class) alone is evaluated (Kynkaanniemi et al. 2024).
+      score: the score of a network that was trained with labels and with dropped labels.
+      classes: (B,), the class of each image.
+      interval: noise levels outside of which the scale is 1, so that only s(x | class) is evaluated
+        (Kynkaanniemi et al. 2024).
     """
-    guides = lambda t: _inside(sde, t, interval) & (scale != 1)
+
+    def guides(t: Array) -> Array:
+        return _inside(sde, t, interval) & (scale != 1)
 
     def function(x: Array, t: Array, classes: Array) -> Array:
-        conditional, inside = score(x, t, classes), guides(t)
-        difference = lambda: conditional - score(x, t, None)
-        difference = (
-            lax.cond(jnp.any(inside), difference, lambda: jnp.zeros_like(x)) if scale != 1 else 0.0
+        conditional = score(x, t, classes)
+        if scale == 1:
+            return conditional
+        inside = guides(t)
+        difference = lax.cond(
+            jnp.any(inside),
+            lambda: conditional - score(x, t, None),
+            lambda: jnp.zeros_like(x),
         )
         return conditional + expand(jnp.where(inside, scale - 1, 0.0), x) * difference
 
-    return Guided(classes, function, lambda t: 1.0 + guides(t))
+    return GuidedScore(classes, function, lambda t: 1.0 + guides(t))
 
 
 def _inside(sde: SDE, t: Array, interval: Interval) -> Array:

@@ -1,12 +1,15 @@
-"""Answers to y = A x + noise from an unconditional score: each method is a guided score, a constraint or a predictor.
+"""Solutions of inverse problems y = A x + noise with an unconditional score.
 
-- A guided score approximates grad log p_t(x | y); every sampler and solver takes it. `pigdm`, `moment_matching`.
-- A constraint `(keys, x, x_mean, step) -> (x, x_mean)` changes what a predictor-corrector step has made. `projection`.
-- A predictor takes the place of another in the predictor-corrector loop. `dps`, `ddrm`.
+- A guided score approximates grad log p_t(x | y) and works with every sampler and solver: `pigdm`,
+  `moment_matching`.
+- A constraint `(keys, x, x_mean, step) -> (x, x_mean)` changes the result of each update in the
+  predictor-corrector loop: `projection`.
+- A predictor replaces the one in the predictor-corrector loop: `dps`, `ddrm`.
 
-With x_t = alpha x_0 + std z and the score s, the mean of x_0 given x_t is D = (x_t + std^2 s) / alpha (Tweedie), its
-covariance (std^2 / alpha) dD/dx_t. Exact for Gaussian data is `moment_matching` (with enough iterations), for Gaussian
-data of covariance prior_std^2 I `pigdm`; the others are not.
+With x_t = alpha x_0 + std z and the score s, the mean of x_0 given x_t is
+D = (x_t + std^2 s) / alpha (Tweedie's formula) and its covariance is (std^2 / alpha) dD/dx_t. For
+Gaussian data, `moment_matching` is exact with enough iterations, and `pigdm` is exact if the data
+have covariance prior_std^2 I. The other methods are biased.
 """
 
 from __future__ import annotations
@@ -30,9 +33,10 @@ from sde_lib import SDE, Score, Step, expand
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measurement:
-    """y = A x + noise_std n for images x (B, H, W, C), each with a y of its own; n is standard normal.
+    """y = A x + noise_std n for images x (B, H, W, C) with standard normal n; one y for each image.
 
-    A pytree with the leaf y, and so are scores that it guides: samplers that take images apart take y apart with them.
+    A pytree with the leaf y, as are the scores that it guides. A sampler that treats images one by
+    one splits y with them.
     """
 
     operator: Operator
@@ -40,29 +44,27 @@ class Measurement:
     noise_std: float = 0.0
 
     @property
-    def error(self) -> np.ndarray:
-        """The standard deviation of `solution`, where there is one; (...)."""
+    def solution_std(self) -> np.ndarray:
+        """Standard deviation (...) of `operator.solution(y)`; inf where nothing is measured."""
         values = self.operator.singular_values
-        return np.divide(
-            self.noise_std, values, where=values > 0, out=np.full(values.shape, np.inf, np.float32)
-        )
+        infinite = np.full(values.shape, np.inf, np.float32)
+        return np.divide(self.noise_std, values, where=values > 0, out=infinite)
 
     def residual(self, x: Array) -> Array:
-        """U* (y - A x), 0 where nothing is measured; the coefficients (B, ...)."""
+        """Return the coefficients (B, ...) of U* (y - A x), 0 where nothing is measured."""
         operator = self.operator
         c = operator.from_measured(self.y) - operator.singular_values * operator.to_basis(x)
         return jnp.where(operator.measured, c, 0)
 
     def enforce(self, x: Array) -> Array:
-        """The image nearest to x among those that y, taken to be free of noise, allows."""
+        """Return the image nearest to x among the solutions of A x = y; (B, H, W, C)."""
         operator = self.operator
-        return operator.from_basis(
-            jnp.where(operator.measured, operator.solution(self.y), operator.to_basis(x))
-        )
+        c = jnp.where(operator.measured, operator.solution(self.y), operator.to_basis(x))
+        return operator.from_basis(c)
 
 
 def denoiser(score: Score, sde: SDE, t: Array) -> Callable[[Array], tuple[Array, Array]]:
-    """x_t (B, ...) -> the mean of x_0 given x_t, and the score at x_t; t (B,)."""
+    """Return a function of x_t (B, ...) that gives E[x_0 | x_t] and the score; t (B,)."""
 
     def denoise(x: Array) -> tuple[Array, Array]:
         s = score(x, t)
@@ -71,20 +73,22 @@ def denoiser(score: Score, sde: SDE, t: Array) -> Callable[[Array], tuple[Array,
     return denoise
 
 
-# --- guided scores ----------------------------------------------------------------------------------------------------
+# --- guided scores ------------------------------------------------------------------------------
 
 
 def pigdm(score: Score, sde: SDE, measurement: Measurement, *, prior_std: float = 1.0) -> Score:
-    """Pseudo-inverse guidance (Song et al. 2023, "Pseudoinverse-guided diffusion models", Eqs. (7), (8)).
+    """Pseudo-inverse guidance (Song et al. 2023, "Pseudoinverse-guided diffusion models", Eq. (7)).
 
-    Takes x_0 given x_t for N(D, r^2 I), where 1 / r^2 = alpha^2 / std^2 + 1 / prior_std^2: what r is if the data have
-    covariance prior_std^2 I. One evaluation of the score, and its gradient, a call.
+    It approximates the distribution of x_0 given x_t by N(D, r^2 I) with
+    1 / r^2 = alpha^2 / std^2 + 1 / prior_std^2, which is exact for Gaussian data of covariance
+    prior_std^2 I. A call evaluates the score and its gradient once.
     """
     operator, noise_var = measurement.operator, measurement.noise_std**2
 
     def guided(measurement: Measurement, x: Array, t: Array) -> Array:
         d, pull_back, s = jax.vjp(denoiser(score, sde, t), x, has_aux=True)
-        residual, values = measurement.residual(d), operator.singular_values
+        residual = measurement.residual(d)
+        values = operator.singular_values
         r2 = expand(1 / (sde.noise_to_signal(t) ** -2 + prior_std**-2), residual)
         gain = values / jnp.where(operator.measured, r2 * values**2 + noise_var, 1)
         return s + pull_back(operator.from_basis(gain * residual))[0]
@@ -95,106 +99,123 @@ def pigdm(score: Score, sde: SDE, measurement: Measurement, *, prior_std: float 
 def moment_matching(
     score: Score, sde: SDE, measurement: Measurement, *, iterations: int = 3
 ) -> Score:
-    """Takes x_0 given x_t for a Gaussian with its true mean and covariance (std^2 / alpha) dD/dx.
+    """Guidance with the Gaussian that has the mean and covariance of x_0 given x_t.
 
-    (Boys et al. 2023, arXiv:2310.06721; by conjugate gradients: Rozet et al. 2024, arXiv:2405.13712, Algorithm 3.)
-    One evaluation of the score and iterations + 1 gradients a call. As many iterations as y has entries make it exact
-    for Gaussian data; few do for images, whose networks have covariances that are not quite symmetric and positive: an
-    image stops iterating where its own shows that.
+    The method is that of Boys et al. 2023 (arXiv:2310.06721), with conjugate gradients as in Rozet
+    et al. 2024 (arXiv:2405.13712, Algorithm 3). A call evaluates the score once and its gradient
+    iterations + 1 times. For Gaussian data it is exact with as many iterations as y has entries.
+    For images, few iterations suffice. The Jacobian of a network is not quite symmetric and
+    positive definite, so an image stops iterating at a direction without positive curvature.
     """
     operator, noise_var = measurement.operator, measurement.noise_std**2
 
     def guided(measurement: Measurement, x: Array, t: Array) -> Array:
         d, pull_back, s = jax.vjp(denoiser(score, sde, t), x, has_aux=True)
         scale = expand(sde.var(t) / sde.alpha(t), x)
-        covariance = lambda v: (
-            operator.forward(scale * pull_back(operator.adjoint(v))[0]) + noise_var * v
-        )
-        v = conjugate_gradients(
-            covariance, operator.to_measured(measurement.residual(d)), iterations
-        )
+
+        def covariance(v: Array) -> Array:
+            return operator.forward(scale * pull_back(operator.adjoint(v))[0]) + noise_var * v
+
+        residual = operator.to_measured(measurement.residual(d))
+        v = conjugate_gradients(covariance, residual, iterations)
         return s + pull_back(operator.adjoint(v))[0]
 
     return jax.tree_util.Partial(guided, measurement)
 
 
 def conjugate_gradients(apply: Callable[[Array], Array], b: Array, iterations: int) -> Array:
-    """Solves apply(v) = b for each entry of a batch b (B, ...), as far as it meets no curvature of 0 or below."""
-    dot = lambda u, v: (u * v).reshape(len(u), -1).sum(-1)
+    """Solve apply(v) = b for each entry of a batch b (B, ...); v (B, ...).
+
+    An entry stops at its first direction of curvature 0 or below.
+    """
+
+    def dot(u: Array, v: Array) -> Array:
+        return (u * v).reshape(len(u), -1).sum(-1)
+
+    def ratio(numerator: Array, denominator: Array, active: Array) -> Array:
+        quotient = numerator / jnp.where(active, denominator, 1)
+        return expand(jnp.where(active, quotient, 0), b)
 
     def iteration(_: int, carry: tuple) -> tuple:
-        v, residual, direction, square, going = carry
+        v, residual, direction, square, active = carry
         image = apply(direction)
         curvature = dot(direction, image)
-        going &= (curvature > 0) & (square > 1e-10 * dot(b, b))
-        step = expand(jnp.where(going, square / jnp.where(going, curvature, 1), 0), v)
-        v, residual = v + step * direction, residual - step * image
-        after = dot(residual, residual)
-        direction = (
-            residual
-            + expand(jnp.where(going, after / jnp.where(going, square, 1), 0), v) * direction
-        )
-        return v, residual, direction, after, going
+        active &= (curvature > 0) & (square > 1e-10 * dot(b, b))
+        step = ratio(square, curvature, active)
+        v = v + step * direction
+        residual = residual - step * image
+        next_square = dot(residual, residual)
+        direction = residual + ratio(next_square, square, active) * direction
+        return v, residual, direction, next_square, active
 
     start = (jnp.zeros_like(b), b, b, dot(b, b), jnp.ones(len(b), bool))
     return jax.lax.fori_loop(0, iterations, iteration, start)[0]
 
 
-def within(score: Score, sde: SDE, low: float, high: float) -> Score:
-    """The score with its mean of x_0 clipped to the range of the data, in which the true one lies.
+def clip_denoised(score: Score, sde: SDE, low: float, high: float) -> Score:
+    """Return the score with its posterior mean of x_0 clipped to the range of the data.
 
-    It keeps guidance by a network from running away where the network's gradients are bad, at high noise.
+    Clipping keeps guidance stable at high noise, where gradients of networks are inaccurate.
     """
 
     def clipped(score: Score, x: Array, t: Array) -> Array:
-        alpha, var = (expand(c, x) for c in (sde.alpha(t), sde.var(t)))
-        return (alpha * jnp.clip(sde.posterior_mean(score(x, t), x, t), low, high) - x) / var
+        alpha, var = expand(sde.alpha(t), x), expand(sde.var(t), x)
+        mean = jnp.clip(sde.posterior_mean(score(x, t), x, t), low, high)
+        return (alpha * mean - x) / var
 
     return jax.tree_util.Partial(clipped, score)
 
 
-# --- constraints ------------------------------------------------------------------------------------------------------
+# --- constraints --------------------------------------------------------------------------------
 
 
 def projection(sde: SDE, measurement: Measurement, *, official: bool = False) -> Constraint:
-    """Sets what is measured to the measurement, noised to time t: inpainting and colorization of the paper (App. I.2).
+    """Replace the measured coefficients by the measurement, noised to time t (App. I.2).
 
-    A coefficient with noise of its own is noised up to what is asked at t; once it asks less than that, y says nothing.
-    With `official`, the last mean has in its unmeasured part the noise of the last step, as in the official code.
+    This is the inpainting and colorization of the paper. A coefficient whose measurement is noisy
+    receives only the noise that is missing at time t. Once the measurement has more noise than
+    x_t, the coefficient is left unchanged. With `official`, the unmeasured part of the last mean
+    contains the noise of the last step, as in the official code.
     """
-    operator, solution = measurement.operator, measurement.operator.solution(measurement.y)
+    operator = measurement.operator
+    solution = operator.solution(measurement.y)
 
     def project(keys: Array, x: Array, mean: Array, step: Step) -> tuple[Array, Array]:
         alpha, var = sde.alpha(step.t), sde.var(step.t)
+        missing_var = var - (alpha * measurement.solution_std) ** 2
+
+        def replace(image: Array, coefficients: Array) -> Array:
+            c = jnp.where(missing_var >= 0, coefficients, operator.to_basis(image))
+            return operator.from_basis(c)
+
         noise = operator.to_basis(standard_normal(keys, x.shape))
-        left = var - (alpha * measurement.error) ** 2
-        set_to = lambda c, image: operator.from_basis(
-            jnp.where(left >= 0, c, operator.to_basis(image))
-        )
-        noised = alpha * solution + jnp.sqrt(jnp.maximum(left, 0)) * noise
-        return set_to(noised, x), set_to(alpha * solution, x if official else mean)
+        noised = alpha * solution + jnp.sqrt(jnp.maximum(missing_var, 0)) * noise
+        return replace(x, noised), replace(x if official else mean, alpha * solution)
 
     return project
 
 
 def projection_start(measurement: Measurement, x: Array, *, official: bool = False) -> Array:
-    """Samples of the prior (B, H, W, C) with what is measured in its place: where the paper's projection begins.
+    """Return the initial state of `projection`: samples x of the prior that satisfy A x = y.
 
-    With `official`, that is taken out of the prior as if coefficients were pixels, as the official colorization does.
+    With `official`, the prior is set to 0 where `measured` is True, as if its coefficients were
+    pixels, and the measurement is added. The official colorization does this.
     """
     if official:
-        known = measurement.operator.measured
-        return measurement.enforce(jnp.zeros_like(x)) + jnp.where(known, 0, x)
+        unmeasured = jnp.where(measurement.operator.measured, 0, x)
+        return measurement.enforce(jnp.zeros_like(x)) + unmeasured
     return measurement.enforce(x)
 
 
-# --- predictors -------------------------------------------------------------------------------------------------------
+# --- predictors ---------------------------------------------------------------------------------
 
 
 def dps(predictor: Update, measurement: Measurement, *, scale: float = 1.0) -> Update:
-    """Diffusion posterior sampling (Chung et al. 2023, arXiv:2209.14687, Algorithm 1): steps down |y - A D| besides.
+    """Diffusion posterior sampling (Chung et al. 2023, arXiv:2209.14687, Algorithm 1).
 
-    The published step is for the VP SDE, and taken here in x_t / sqrt(alpha^2 + std^2), which for any SDE is VP's x_t.
+    After each step of `predictor`, it subtracts `scale` times the gradient of |y - A D|. The
+    published step is for the VP SDE. For other SDEs it is taken in x_t / sqrt(alpha^2 + std^2),
+    which is the x_t of the VP SDE.
     """
 
     def predict(keys: Array, score: Score, sde: SDE, x: Array, step: Step) -> tuple[Array, Array]:
@@ -215,32 +236,37 @@ def dps(predictor: Update, measurement: Measurement, *, scale: float = 1.0) -> U
 
 
 def ddrm(measurement: Measurement, *, eta: float = 0.85, eta_b: float = 1.0) -> Update:
-    """Denoising diffusion restoration (Kawar et al. 2022, arXiv:2201.11793, Eqs. (7), (8)), for any SDE.
+    """Denoising diffusion restoration (Kawar et al. 2022, arXiv:2201.11793, Eqs. (7), (8)).
 
-    In coefficients of x_t / alpha, whose noise has standard deviation std / alpha. Takes D for the data, and where y is
-    more exact than x_t, D and y for them in the proportion eta_b; `eta` is the share of noise that is drawn anew.
+    The update is in coefficients of x_t / alpha, whose noise level is std / alpha, for any SDE.
+    Coefficients that y measures more precisely than x_t get the mean (1 - eta_b) D + eta_b y; the
+    others get the mean D plus a share of the present noise. `eta` is the share of new noise.
     """
-    operator, error = measurement.operator, measurement.error
+    operator, solution_std = measurement.operator, measurement.solution_std
     solution = operator.solution(measurement.y)
+    measured = operator.measured
 
     def predict(keys: Array, score: Score, sde: SDE, x: Array, step: Step) -> tuple[Array, Array]:
         t = jnp.broadcast_to(step.t, x.shape[:1])
         alpha, var = sde.alpha(step.t), sde.var(step.t)
-        alpha_next = alpha / step.ratio
+        next_alpha = alpha / step.ratio
         level = jnp.sqrt(var) / alpha
-        after = jnp.sqrt(jnp.maximum(var - step.var, 0.0)) / step.ratio / alpha_next
+        next_level = jnp.sqrt(jnp.maximum(var - step.var, 0.0)) / step.ratio / next_alpha
         d = operator.to_basis(sde.posterior_mean(score(x, t), x, t))
-        kept = after * jnp.sqrt(1 - eta**2)
-        unmeasured = d + kept / level * (operator.to_basis(x / alpha) - d)
-        vague = d + kept * (solution - d) / jnp.where(error > 0, error, 1)
-        exact = (1 - eta_b) * d + eta_b * solution
-        mean = jnp.where(operator.measured, jnp.where(after < error, vague, exact), unmeasured)
-        exact_std = jnp.sqrt(
-            jnp.maximum(after**2 - jnp.where(operator.measured, error * eta_b, 0) ** 2, 0)
-        )
-        std = jnp.where(operator.measured & (after >= error), exact_std, eta * after)
+
+        old_noise = next_level * jnp.sqrt(1 - eta**2)
+        unmeasured_mean = d + old_noise / level * (operator.to_basis(x / alpha) - d)
+        noisy_mean = d + old_noise * (solution - d) / jnp.where(solution_std > 0, solution_std, 1)
+        precise_mean = (1 - eta_b) * d + eta_b * solution
+        measured_mean = jnp.where(next_level < solution_std, noisy_mean, precise_mean)
+        mean = jnp.where(measured, measured_mean, unmeasured_mean)
+
+        measurement_var = jnp.where(measured, solution_std * eta_b, 0) ** 2
+        precise_std = jnp.sqrt(jnp.maximum(next_level**2 - measurement_var, 0))
+        precise = measured & (next_level >= solution_std)
+        std = jnp.where(precise, precise_std, eta * next_level)
         noise = operator.from_basis(std * operator.to_basis(standard_normal(keys, x.shape)))
         mean = operator.from_basis(mean)
-        return alpha_next * (mean + noise), alpha_next * mean
+        return next_alpha * (mean + noise), next_alpha * mean
 
     return predict

@@ -1,9 +1,9 @@
-"""Linear measurements of images, y = A x + noise, each known by its singular value decomposition A = U S V*.
+"""Linear measurements of images, y = A x + noise, by the singular value decomposition A = U S V*.
 
-V* and U are given as functions (masks, transforms, small matrices), so that nothing of the size of A is ever held. All
-there is to know of A follows: A itself, its adjoint, its pseudo-inverse, and functions of A A* (Kawar et al. 2022,
-arXiv:2201.11793, Section 3 and Appendix D). Images have shape (B, H, W, C), coefficients (B, ...) the shape that
-`singular_values` has. A new operator states five things, as those below do.
+V* and U are functions (masks, transforms, small matrices), so no array of the size of A is stored.
+The adjoint, the pseudo-inverse and functions of A A* follow from the decomposition (Kawar et al.
+2022, arXiv:2201.11793, Section 3 and Appendix D). Images have shape (B, H, W, C). Coefficients have
+shape (B, ...), where (...) is the shape of `singular_values`.
 """
 
 from __future__ import annotations
@@ -15,37 +15,40 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Bool, Float
 
 from errors import InputError
 
-Map = Callable[[Array], Array]
+LinearMap = Callable[[Array], Array]
 Shape = tuple[int, int, int]
 
-NEGLIGIBLE = (
-    1e-3  # of the largest singular value: float32 could not divide by less with two digits left.
-)
+# Singular values below this fraction of the largest one count as 0: in float32, a division by them
+# would leave fewer than two correct digits.
+NEGLIGIBLE = 1e-3
 
 
-def _same(x: Array) -> Array:
+def _identity(x: Array) -> Array:
     return x
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Operator:
-    """A linear map A of images, real from real.
+    """A real linear map A of images. To define one, state these five fields.
 
     Attributes:
-      singular_values: of shape (...), 0 where A measures nothing.
-      to_basis, from_basis: V* and V, unitary: images (B, H, W, C) to coefficients (B, ...) and back.
-      to_measured: U: coefficients to measurements y (B, ...); it does not read those whose singular value is 0.
-      from_measured: U*: measurements to coefficients, with anything where the singular value is 0.
+      singular_values: (...), 0 for coefficients that A does not measure.
+      to_basis, from_basis: V* and V, unitary: images (B, H, W, C) to coefficients and back.
+      to_measured: U, coefficients to measurements y (B, ...). It must ignore coefficients whose
+        singular value is 0.
+      from_measured: U*, measurements to coefficients. The coefficients whose singular value is 0
+        are arbitrary.
     """
 
     singular_values: np.ndarray
-    to_basis: Map = _same
-    from_basis: Map = _same
-    to_measured: Map = _same
-    from_measured: Map = _same
+    to_basis: LinearMap = _identity
+    from_basis: LinearMap = _identity
+    to_measured: LinearMap = _identity
+    from_measured: LinearMap = _identity
 
     @property
     def measured(self) -> np.ndarray:
@@ -53,178 +56,240 @@ class Operator:
         return self.singular_values > 0
 
     def forward(self, x: Array) -> Array:
-        """A x."""
+        """Return A x for images x (B, H, W, C)."""
         return self.to_measured(self.singular_values * self.to_basis(x))
 
     def adjoint(self, y: Array) -> Array:
-        """A* y."""
+        """Return A* y for measurements y (B, ...)."""
         return self.from_basis(self.singular_values * self.from_measured(y))
 
     def pseudo_inverse(self, y: Array) -> Array:
-        """The image of least norm among those whose A x is nearest to y."""
+        """Return the least-squares solution of A x = y with the smallest norm; (B, H, W, C)."""
         return self.from_basis(self.solution(y))
 
     def solution(self, y: Array) -> Array:
-        """Coefficients of `pseudo_inverse`."""
-        inverse = np.divide(
-            1, self.singular_values, where=self.measured, out=np.zeros_like(self.singular_values)
-        )
+        """Return the coefficients of `pseudo_inverse`; (B, ...)."""
+        values = self.singular_values
+        inverse = np.divide(1, values, where=self.measured, out=np.zeros_like(values))
         return inverse * self.from_measured(y)
 
     def observe(self, x: Array, z: Array, noise_std: float) -> Array:
-        """A x + noise_std n, with noise n made of z (B, H, W, C), standard normal: as white as A's range lets it be."""
-        return self.to_measured(
-            self.singular_values * self.to_basis(x) + noise_std * self.measured * self.to_basis(z)
-        )
+        """Return A x + noise_std n for standard normal z (B, H, W, C).
+
+        The noise n is z projected to the range of A, where it is white.
+        """
+        signal = self.singular_values * self.to_basis(x)
+        noise = noise_std * self.measured * self.to_basis(z)
+        return self.to_measured(signal + noise)
 
 
 def mask(known: np.ndarray) -> Operator:
-    """Pixels as they are where `known`, bool, and 0 elsewhere; (H, W, C), or (B, H, W, C) for a mask of each image."""
+    """Keep the pixels where `known` is True and set the others to 0.
+
+    `known` is a bool array (H, W, C), or (B, H, W, C) with one mask per image.
+    """
     known = np.asarray(known, np.float32)
-    return Operator(known, from_measured=lambda y: known * y, to_measured=lambda c: known * c)
+
+    def keep(a: Array) -> Array:
+        return known * a
+
+    return Operator(known, to_measured=keep, from_measured=keep)
 
 
 def channel_mean(shape: Shape, weights: tuple[float, ...] | None = None) -> Operator:
-    """Grey images (B, H, W, 1) of colours: their mean, or another weighted sum of the channels."""
-    weights = (
-        np.full(shape[-1], 1 / shape[-1]) if weights is None else np.asarray(weights, np.float64)
-    )
-    if weights.shape != shape[-1:] or not np.any(weights):
+    """Average the channels, or take a sum with the given weights: grey images (B, H, W, 1).
+
+    Raises InputError unless there is one weight per channel and one of them is not 0.
+    """
+    channels = shape[-1]
+    if weights is None:
+        weights = np.full(channels, 1 / channels)
+    weights = np.asarray(weights, np.float64)
+    if weights.shape != (channels,) or not np.any(weights):
         raise InputError(
-            f"Images of {shape[-1]} channels need as many weights, not all of them 0; got {weights}."
+            f"Channel weights {weights.tolist()} do not fit images of {channels} channels: "
+            f"give {channels} weights, not all of them 0."
         )
     norm = np.linalg.norm(weights)
-    basis, _ = np.linalg.qr(np.column_stack([weights / norm, np.eye(shape[-1])]))
-    basis[:, 0] = weights / norm  # QR may turn its sign.
+    basis, _ = np.linalg.qr(np.column_stack([weights / norm, np.eye(channels)]))
+    basis[:, 0] = weights / norm  # QR may change its sign.
     basis = basis.astype(np.float32)
     values = np.zeros(shape, np.float32)
     values[..., 0] = norm
-    return Operator(
-        values,
-        to_basis=lambda x: x @ basis,
-        from_basis=lambda c: c @ basis.T,
-        to_measured=lambda c: c[..., :1],
-        from_measured=lambda y: jnp.pad(y, ((0, 0),) * 3 + ((0, shape[-1] - 1),)),
-    )
+
+    def to_basis(x: Array) -> Array:
+        return x @ basis
+
+    def from_basis(c: Array) -> Array:
+        return c @ basis.T
+
+    def to_measured(c: Array) -> Array:
+        return c[..., :1]
+
+    def from_measured(y: Array) -> Array:
+        return jnp.pad(y, ((0, 0),) * 3 + ((0, channels - 1),))
+
+    return Operator(values, to_basis, from_basis, to_measured, from_measured)
 
 
 def block_mean(shape: Shape, factor: int) -> Operator:
-    """Means of blocks of factor x factor pixels: images (B, H / factor, W / factor, C)."""
+    """Average blocks of factor x factor pixels: images (B, H / factor, W / factor, C).
+
+    Raises InputError if the blocks do not tile the image.
+    """
     height, width, channels = shape
     if factor < 1 or height % factor or width % factor:
         raise InputError(
-            f"Blocks of {factor}x{factor} pixels do not tile images of {height}x{width}."
+            f"Blocks of {factor}x{factor} pixels do not tile images of {height}x{width}: "
+            f"choose a factor that divides height and width."
         )
-    basis = _cosines(factor)
+    basis = _cosine_matrix(factor)
     blocks = (height // factor, factor, width // factor, factor, channels)
     values = np.zeros(blocks, np.float32)
     values[:, 0, :, 0] = 1 / factor
-    turn = lambda x, basis: jnp.einsum("bhiwjc,ki,lj->bhkwlc", x, basis, basis)
-    return Operator(
-        values,
-        to_basis=lambda x: turn(x.reshape(-1, *blocks), basis),
-        from_basis=lambda c: turn(c, basis.T).reshape(-1, *shape),
-        to_measured=lambda c: c[:, :, 0, :, 0],
-        from_measured=lambda y: jnp.zeros((len(y), *blocks), y.dtype).at[:, :, 0, :, 0].set(y),
-    )
+
+    def transform_blocks(a: Array, matrix: np.ndarray) -> Array:
+        return jnp.einsum("bhiwjc,ki,lj->bhkwlc", a, matrix, matrix)
+
+    def to_basis(x: Array) -> Array:
+        return transform_blocks(x.reshape(-1, *blocks), basis)
+
+    def from_basis(c: Array) -> Array:
+        return transform_blocks(c, basis.T).reshape(-1, *shape)
+
+    def to_measured(c: Array) -> Array:
+        return c[:, :, 0, :, 0]
+
+    def from_measured(y: Array) -> Array:
+        return jnp.zeros((len(y), *blocks), y.dtype).at[:, :, 0, :, 0].set(y)
+
+    return Operator(values, to_basis, from_basis, to_measured, from_measured)
 
 
 def convolution(shape: Shape, kernel: np.ndarray) -> Operator:
-    """Images blurred by a kernel (h, w) around its centre, each channel by itself; edges meet opposite edges."""
+    """Convolve each channel with a kernel (h, w), centred, with periodic boundaries.
+
+    Raises InputError if the kernel is larger than the image.
+    """
     height, width, _ = shape
     if kernel.ndim != 2 or kernel.shape[0] > height or kernel.shape[1] > width:
         raise InputError(
-            f"A kernel of shape {kernel.shape} does not fit images of {height}x{width}."
+            f"A kernel of shape {kernel.shape} does not fit images of {height}x{width}: "
+            f"it must have two axes and be no larger than the image."
         )
     padded = np.zeros((height, width))
     padded[: kernel.shape[0], : kernel.shape[1]] = kernel
-    response = np.fft.fft2(
-        np.roll(padded, (-(kernel.shape[0] // 2), -(kernel.shape[1] // 2)), (0, 1))
-    )[..., None]
+    centre = (kernel.shape[0] // 2, kernel.shape[1] // 2)
+    response = np.fft.fft2(np.roll(padded, (-centre[0], -centre[1]), (0, 1)))[..., None]
     values = np.abs(response)
     phase = (response / np.maximum(values, 1e-30)).astype(np.complex64)
     values = np.where(values > NEGLIGIBLE * values.max(), values, 0.0).astype(np.float32)
-    to_basis, from_basis = _fourier, lambda c: jnp.fft.ifft2(c, axes=(1, 2), norm="ortho").real
-    return Operator(
-        np.broadcast_to(values, shape),
-        to_basis=to_basis,
-        from_basis=from_basis,
-        to_measured=lambda c: from_basis(phase * jnp.where(values > 0, c, 0)),
-        from_measured=lambda y: jnp.conj(phase) * to_basis(y),
-    )
+
+    def from_basis(c: Array) -> Array:
+        return jnp.fft.ifft2(c, axes=(1, 2), norm="ortho").real
+
+    def to_measured(c: Array) -> Array:
+        return from_basis(phase * jnp.where(values > 0, c, 0))
+
+    def from_measured(y: Array) -> Array:
+        return jnp.conj(phase) * _fourier(y)
+
+    singular_values = np.broadcast_to(values, shape)
+    return Operator(singular_values, _fourier, from_basis, to_measured, from_measured)
 
 
 def fourier_mask(known: np.ndarray) -> Operator:
-    """The discrete Fourier transform where `known` (H, W), bool, as in magnetic resonance imaging; 0 elsewhere.
+    """Keep the Fourier coefficients where `known` (H, W) is True, as in MRI; set the others to 0.
 
-    A real image has the same information at a frequency and at its opposite: both are known if one is. Measurements are
-    real, (B, H, W, C): the real part F of the unitary transform less its imaginary part (Hartley's transform), in which
-    white noise is what it is in F.
+    The coefficients of a real image at opposite frequencies are conjugate, so a frequency is known
+    if its opposite is. Measurements (B, H, W, C) are real: the real part of the unitary transform
+    minus its imaginary part (the Hartley transform). White noise is white in them, too.
     """
     known = np.asarray(known, bool)
     opposite = np.roll(known[::-1, ::-1], (1, 1), (0, 1))
     values = (known | opposite)[..., None].astype(np.float32)
-    hartley = lambda x: (lambda f: f.real - f.imag)(_fourier(x))  # Its own inverse.
-    keep = lambda c: values * c
-    return Operator(
-        values, to_basis=hartley, from_basis=hartley, to_measured=keep, from_measured=keep
-    )
+
+    def hartley(x: Array) -> Array:  # its own inverse
+        frequencies = _fourier(x)
+        return frequencies.real - frequencies.imag
+
+    def keep(c: Array) -> Array:
+        return values * c
+
+    return Operator(values, hartley, hartley, keep, keep)
 
 
 def compressed_sensing(shape: Shape, rows: int, seed: int = 0) -> Operator:
-    """`rows` random measurements (B, rows): of the cosine transform of the image with random signs.
+    """Measure `rows` random coefficients (B, rows) of the cosine transform of x with random signs.
 
-    These rows are orthonormal and as incoherent with pixels as Gaussian ones, and need no matrix.
+    These measurements are orthonormal and as incoherent with pixels as Gaussian ones, and need no
+    matrix. Raises InputError unless `rows` is from 1 to the size of the image.
     """
     size = math.prod(shape)
     if not 0 < rows <= size:
         raise InputError(
-            f"Images of {size} entries have from 1 to {size} measurements, not {rows}."
+            f"{rows} measurements of an image of {size} entries: choose from 1 to {size}."
         )
     rng = np.random.default_rng(seed)
     signs = rng.choice(np.float32([-1, 1]), shape)
     chosen = np.sort(rng.permutation(size)[:rows])
     values = np.zeros(size, np.float32)
     values[chosen] = 1
-    rows_of, columns_of = _cosines(shape[0]), _cosines(shape[1])
-    return Operator(
-        values,
-        to_basis=lambda x: jnp.einsum("bhwc,kh,lw->bklc", signs * x, rows_of, columns_of).reshape(
-            -1, size
-        ),
-        from_basis=lambda c: (
-            signs * jnp.einsum("bklc,kh,lw->bhwc", c.reshape(-1, *shape), rows_of, columns_of)
-        ),
-        to_measured=lambda c: c[:, chosen],
-        from_measured=lambda y: jnp.zeros((len(y), size), y.dtype).at[:, chosen].set(y),
-    )
+    vertical, horizontal = _cosine_matrix(shape[0]), _cosine_matrix(shape[1])
+
+    def to_basis(x: Array) -> Array:
+        frequencies = jnp.einsum("bhwc,kh,lw->bklc", signs * x, vertical, horizontal)
+        return frequencies.reshape(-1, size)
+
+    def from_basis(c: Array) -> Array:
+        frequencies = c.reshape(-1, *shape)
+        return signs * jnp.einsum("bklc,kh,lw->bhwc", frequencies, vertical, horizontal)
+
+    def to_measured(c: Array) -> Array:
+        return c[:, chosen]
+
+    def from_measured(y: Array) -> Array:
+        return jnp.zeros((len(y), size), y.dtype).at[:, chosen].set(y)
+
+    return Operator(values, to_basis, from_basis, to_measured, from_measured)
 
 
 def dense(shape: Shape, matrix: np.ndarray) -> Operator:
-    """Any matrix (M, H W C) with M <= H W C, small enough for numpy: measurements (B, M)."""
+    """Multiply the flattened image by a matrix (M, H W C) with M <= H W C: measurements (B, M).
+
+    The matrix is decomposed by numpy. Raises InputError if its shape does not fit.
+    """
     count, size = len(matrix), math.prod(shape)
     if matrix.shape != (count, size) or count > size:
         raise InputError(
-            f"A matrix of shape {matrix.shape} does not measure images {shape}: (M <= {size}, {size}) does."
+            f"A matrix of shape {matrix.shape} does not fit images of shape {shape}: "
+            f"it must have {size} columns and at most as many rows."
         )
     u, s, vh = np.linalg.svd(matrix, full_matrices=True)
     values = np.zeros(size, np.float32)
     values[:count] = np.where(s > NEGLIGIBLE * s.max(), s, 0)
     u, vh = u.astype(np.float32), vh.astype(np.float32)
-    return Operator(
-        values,
-        to_basis=lambda x: x.reshape(-1, size) @ vh.T,
-        from_basis=lambda c: (c @ vh).reshape(-1, *shape),
-        to_measured=lambda c: jnp.where(values > 0, c, 0)[:, :count] @ u.T,
-        from_measured=lambda y: jnp.pad(y @ u, ((0, 0), (0, size - count))),
-    )
+
+    def to_basis(x: Array) -> Array:
+        return x.reshape(-1, size) @ vh.T
+
+    def from_basis(c: Array) -> Array:
+        return (c @ vh).reshape(-1, *shape)
+
+    def to_measured(c: Array) -> Array:
+        return jnp.where(values > 0, c, 0)[:, :count] @ u.T
+
+    def from_measured(y: Array) -> Array:
+        return jnp.pad(y @ u, ((0, 0), (0, size - count)))
+
+    return Operator(values, to_basis, from_basis, to_measured, from_measured)
 
 
-# --- what to measure --------------------------------------------------------------------------------------------------
+# --- masks and kernels --------------------------------------------------------------------------
 
 
-def box(shape: Shape, share: float) -> np.ndarray:
-    """Known pixels around an unknown box in the middle, whose sides are `share` of the image's; bool (H, W, C)."""
+def box(shape: Shape, share: float) -> Bool[np.ndarray, "h w c"]:
+    """Return a mask that hides a box in the middle, whose sides are `share` of the image's."""
     known = np.ones(shape, bool)
     rows, columns = (
         slice(round(n * (1 - share) / 2), round(n * (1 + share) / 2)) for n in shape[:2]
@@ -233,47 +298,50 @@ def box(shape: Shape, share: float) -> np.ndarray:
     return known
 
 
-def random_pixels(shape: Shape, share: float, seed: int = 0) -> np.ndarray:
-    """A share of the pixels, drawn at random, in all their channels; bool (H, W, C)."""
+def random_pixels(shape: Shape, share: float, seed: int = 0) -> Bool[np.ndarray, "h w c"]:
+    """Return a mask that keeps all channels of a random `share` of the pixels."""
     count = shape[0] * shape[1]
     known = np.random.default_rng(seed).permutation(count) < max(1, round(share * count))
     return np.broadcast_to(known.reshape(*shape[:2], 1), shape)
 
 
-def columns_of_frequencies(shape: Shape, share: float, seed: int = 0) -> np.ndarray:
-    """Fourier columns as a scanner takes them: half of the share at the lowest frequencies, half at random; (H, W)."""
+def frequency_columns(shape: Shape, share: float, seed: int = 0) -> Bool[np.ndarray, "h w"]:
+    """Return a mask of Fourier columns, like the Cartesian undersampling of an MRI scanner.
+
+    It keeps `share` of the columns, half of them at the lowest frequencies and half at random.
+    """
     width = shape[1]
     frequency = np.abs(np.fft.fftfreq(width))
     count = max(1, round(share * width))
     lowest = np.argsort(frequency, kind="stable")[: (count + 1) // 2]
-    others = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(width), lowest))[
-        : count // 2
-    ]
-    return np.broadcast_to(np.isin(np.arange(width), [*lowest, *others]), shape[:2])
+    others = np.setdiff1d(np.arange(width), lowest)
+    chosen = np.random.default_rng(seed).permutation(others)[: count // 2]
+    return np.broadcast_to(np.isin(np.arange(width), [*lowest, *chosen]), shape[:2])
 
 
-def gaussian_kernel(std: float) -> np.ndarray:
-    """A Gaussian of `std` pixels, cut off at three of them; (h, h), of sum 1."""
+def gaussian_kernel(std: float) -> Float[np.ndarray, "h h"]:
+    """Return a Gaussian kernel of sum 1 with `std` in pixels, cut off at three of them."""
     radius = max(1, math.ceil(3 * std))
     line = np.exp(-0.5 * (np.arange(-radius, radius + 1) / std) ** 2)
     return np.outer(line, line) / line.sum() ** 2
 
 
-def motion_kernel(length: float, angle: float) -> np.ndarray:
-    """A straight movement over `length` pixels, `angle` degrees against the horizontal; (h, h), of sum 1."""
+def motion_kernel(length: float, angle: float) -> Float[np.ndarray, "h h"]:
+    """Return the kernel of sum 1 of a straight movement over `length` pixels.
+
+    `angle` is measured against the horizontal, in degrees.
+    """
     radius = max(1, math.ceil(length / 2))
     kernel = np.zeros((2 * radius + 2, 2 * radius + 2))
-    for distance in np.linspace(
-        -length / 2, length / 2, 64
-    ):  # Each point of the way is shared by its four pixels.
-        y, x = (
-            radius - distance * math.sin(math.radians(angle)),
-            radius + distance * math.cos(math.radians(angle)),
-        )
+    direction = math.radians(angle)
+    for distance in np.linspace(-length / 2, length / 2, 64):
+        y = radius - distance * math.sin(direction)
+        x = radius + distance * math.cos(direction)
         top, left = math.floor(y), math.floor(x)
-        kernel[top : top + 2, left : left + 2] += np.outer(
-            [1 - y + top, y - top], [1 - x + left, x - left]
-        )
+        # Bilinear weights distribute the point over the four pixels around it.
+        vertical = [1 - y + top, y - top]
+        horizontal = [1 - x + left, x - left]
+        kernel[top : top + 2, left : left + 2] += np.outer(vertical, horizontal)
     return kernel[:-1, :-1] / kernel.sum()
 
 
@@ -281,8 +349,8 @@ def _fourier(x: Array) -> Array:
     return jnp.fft.fft2(x, axes=(1, 2), norm="ortho")
 
 
-def _cosines(n: int) -> np.ndarray:
-    """The orthonormal cosine transform (DCT-II) as a matrix (n, n); its row 0 takes the mean times sqrt(n)."""
+def _cosine_matrix(n: int) -> np.ndarray:
+    """Return the matrix (n, n) of the orthonormal DCT-II; row 0 gives the mean times sqrt(n)."""
     k, i = np.mgrid[:n, :n]
     matrix = np.cos(np.pi * k * (i + 0.5) / n) * math.sqrt(2 / n)
     matrix[0] /= math.sqrt(2)

@@ -122,7 +122,7 @@ TASKS: dict[str, Callable[[Config, Shape], Operator]] = {
         shape, _share_of(shape, options.share)
     ),
     "fourier": lambda options, shape: operators.fourier_mask(
-        operators.columns_of_frequencies(shape, options.share)
+        operators.frequency_columns(shape, options.share)
     ),
 }
 NO_IMAGES = ("compressed_sensing", "fourier")  # whose measurements are not
@@ -387,7 +387,7 @@ def compile_answers(
             options, experiment.score(params), sde, measurement, prior
         )
         if not method.of_the_steps:
-            score = inverse_problems.within(score, sde, *bounds(experiment))
+            score = inverse_problems.clip_denoised(score, sde, *bounds(experiment))
         x, nfe, _ = experiment.sampler(keys, score, start, **changes)
         return measurement.enforce(x) if noise_std == 0 and not options.official else x, nfe
 

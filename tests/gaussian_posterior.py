@@ -1,4 +1,4 @@
-"""Inverse problems of Gaussian data, whose posterior is known, and what the methods of `restoration` make of them."""
+"""Inverse problems of Gaussian data: the exact posterior, and the errors of restoration methods."""
 
 from __future__ import annotations
 
@@ -31,8 +31,13 @@ OPERATORS = {
 
 
 class Errors(NamedTuple):
-    """Of answers to one measurement: root mean square error of their mean, in standard deviations of the data; error of
-    their covariance, relative to the norm of the data's; and what is the Monte-Carlo error of the first."""
+    """Errors of posterior samples for one measurement.
+
+    Attributes:
+      mean: root mean square error of their mean, in standard deviations of the data.
+      covariance: error of their covariance, relative to the norm of the covariance of the data.
+      floor: the Monte-Carlo error of `mean`.
+    """
 
     mean: float
     covariance: float
@@ -54,12 +59,9 @@ def exact_score(sde: SDE, covariance: np.ndarray) -> Score:
 def posterior(
     covariance: np.ndarray, operator: Operator, y: Array, noise_std: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (SIZE,) and covariance (SIZE, SIZE) of images given y, by conditioning in float64."""
-    a = (
-        np.asarray(operator.forward(jnp.eye(SIZE).reshape(SIZE, *SHAPE)), np.float64)
-        .reshape(SIZE, -1)
-        .T
-    )
+    """Mean (SIZE,) and covariance (SIZE, SIZE) of images given y, in float64."""
+    columns = np.asarray(operator.forward(jnp.eye(SIZE).reshape(SIZE, *SHAPE)), np.float64)
+    a = columns.reshape(SIZE, -1).T
     u, s, _ = np.linalg.svd(a, full_matrices=False)
     u = u[:, s > 1e-4 * s.max()]
     a, y = u.T @ a, u.T @ np.asarray(y, np.float64).reshape(-1)
@@ -78,9 +80,10 @@ def measure(
     count: int = 2000,
     **options: float,
 ) -> Errors:
-    """What `count` answers are off by: of a guided score by `steps` of DEIS, of another method by as many predictions.
+    """Errors of `count` posterior samples.
 
-    options: fields of config.restore.
+    A guided score is sampled by `steps` steps of DEIS, another method by as many predictor steps.
+    `kind` and `name` select from COVARIANCES and OPERATORS; `options` are fields of config.restore.
     """
     covariance, operator = COVARIANCES[kind], OPERATORS[name]
     settings = get_default_config().restore
@@ -95,20 +98,20 @@ def measure(
     grid = sde.steps(sde.sampling_times(steps))
 
     @jax.jit
-    def answers(keys: Array) -> Array:
+    def sample(keys: Array) -> Array:
         prior = sampling.prior_sample(keys, sde, (count, *SHAPE))
         score, x, changes = METHODS[method].approach(
             settings, exact_score(sde, covariance), sde, measurement, prior
         )
         if not changes:
             prediction = {"noise_prediction": solver.noise_prediction}
-            return sampling.few_step(keys, score, sde, x, solver.plan(levels), 0.0, **prediction)[0]
+            return solvers.few_step(keys, score, sde, x, solver.plan(levels), 0.0, **prediction)[0]
         predictor = changes.pop("exchange", lambda each: each)(sampling.reverse_diffusion)
         return sampling.predictor_corrector(
             keys, score, sde, x, grid, predictor=predictor, **changes
         )[0]
 
-    x = np.asarray(answers(keys), np.float64).reshape(count, SIZE)
+    x = np.asarray(sample(keys), np.float64).reshape(count, SIZE)
     mean, exact = posterior(covariance, operator, y, noise_std)
     return Errors(
         float(np.sqrt(np.mean((x.mean(0) - mean) ** 2)) / STD),

@@ -1,4 +1,4 @@
-"""Guidance against recorded official runs and laws whose classes are known; the networks that are told classes."""
+"""Guidance: recorded official runs, mixtures with known classes, class-conditional networks."""
 
 import dataclasses
 import importlib
@@ -23,16 +23,19 @@ from models.layers import Rngs
 from pretrained import parameter_names
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from tests import gaussian, mixture, reference, tiny
-from tests.test_sampling import KEYS, law, replay
+from tests.test_sampling import KEYS, recorded_moments, replay, to_recorded_range
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 CONDITIONAL = {"data.num_classes": 10, "guidance.classes": (3, 1, 4), "guidance.scale": 1.0}
 
-# --- recorded official runs -------------------------------------------------------------------------------------------
+# --- recorded official runs ---------------------------------------------------------------------
 
 
 def official_classifier(sde):
-    """The closed-form classifier of the recordings: CIFAR-10's preprocessing, a linear map, and 1 + sigma below."""
+    """The classifier of the recordings: CIFAR-10's preprocessing and a linear map over 1 + sigma.
+
+    Returns its logits, and the official log p(class | x), which passes x and std for any SDE.
+    """
     mean = np.array([0.49139968, 0.48215841, 0.44653091], np.float32)
     std = np.array([0.24703223, 0.24348513, 0.26158784], np.float32)
     weights = reference.arrays("controllable")["classcond/W"]
@@ -48,8 +51,12 @@ def test_recorded_logits_and_gradients():
     logits, _ = official_classifier(VESDE())
     x, sigma, labels = a["classcond/x"], a["classcond/sigma"], jnp.asarray(a["classcond/labels"])
     np.testing.assert_allclose(logits(x, sigma), a["classcond/logits"], rtol=1e-5)
-    log_probs = lambda x, t: jax.nn.log_softmax(logits(x, sigma))
-    guided = guidance.classifier(lambda x, t: jnp.zeros_like(x), log_probs, labels, VESDE())
+    guided = guidance.classifier(
+        lambda x, t: jnp.zeros_like(x),
+        lambda x, t: jax.nn.log_softmax(logits(x, sigma)),
+        labels,
+        VESDE(),
+    )
     assert reference.image_error(guided(x, jnp.ones(3)), a["classcond/grad"]) < 1e-5
 
 
@@ -58,13 +65,14 @@ CASES = ["ve/reverse_diffusion+langevin", "vp/reverse_diffusion+langevin", "vp/e
 
 @pytest.mark.parametrize("case", CASES)
 def test_recorded_trajectories(monkeypatch, case):
-    """Ours is the official score for VE. For VP theirs shows the classifier x and std, which ours does if told so."""
+    """For VE `class_log_probs` is the official classifier; for VP we pass the official one."""
     note, a = reference.notes("controllable")[f"classcond/{case}"], reference.arrays("controllable")
     sde = dataclasses.replace(reference.sde(note["sde"]), t_end=note["eps"])
-    logits, theirs = official_classifier(sde)
-    log_probs = guidance.class_log_probs(logits, sde) if case.startswith("ve") else theirs
+    logits, log_probs = official_classifier(sde)
+    if case.startswith("ve"):
+        log_probs = guidance.class_log_probs(logits, sde)
     score = guidance.classifier(
-        gaussian.score(sde, *law()), log_probs, jnp.asarray(a["classcond/labels"]), sde
+        gaussian.score(sde, *recorded_moments()), log_probs, jnp.asarray(a["classcond/labels"]), sde
     )
     noises = replay(monkeypatch, a[f"classcond/{case}/noises"])
     with jax.disable_jit():
@@ -78,18 +86,18 @@ def test_recorded_trajectories(monkeypatch, case):
             corrector=sampling.CORRECTORS[note["corrector"]],
             snr=note["snr"],
         )
-    x = x if note["inverse_scaler"] == "x" else (x + 1) / 2
+    x = to_recorded_range(note["inverse_scaler"], x)
     assert reference.image_error(x, a[f"classcond/{case}/out_denoise"]) < 1e-4
     assert next(noises, None) is None
 
 
-# --- a mixture, whose components are the classes ----------------------------------------------------------------------
+# --- a mixture, whose components are the classes ------------------------------------------------
 
 MIXTURE = mixture.make(3, (2, 2, 1))
 
 
 def bayes(images, sigma):
-    """The best classifier of data + sigma z: log-densities of the components, which are logits."""
+    """Logits of the Bayes-optimal classifier of data + sigma z: the components' log-densities."""
 
     def of_one(x, sigma):
         var = MIXTURE.stds**2 + sigma**2
@@ -100,47 +108,47 @@ def bayes(images, sigma):
 
 
 def class_score(sde):
-    """The score of the mixture that is told the class, as a network would be."""
+    """The class-conditional score of the mixture, with the interface of a network."""
 
     def score(x, t, classes):
         if classes is None:
             return MIXTURE.score(sde)(x, t)
-        return gaussian.score(
-            sde, MIXTURE.means[classes], MIXTURE.stds[classes].reshape(-1, 1, 1, 1)
-        )(x, t)
+        stds = MIXTURE.stds[classes].reshape(-1, 1, 1, 1)
+        return gaussian.score(sde, MIXTURE.means[classes], stds)(x, t)
 
     return score
 
 
 @pytest.mark.parametrize("name", SDES)
 def test_bayes_rule(name):
-    """The gradient of the best classifier makes the mixture's score that of a component, with any SDE."""
+    """The gradient of the optimal classifier turns the mixture's score into a component's."""
     sde, classes = SDES[name], jnp.array([0, 1, 2, 2])
-    t, noise = jnp.array([0.05, 0.3, 0.6, 1.0]), jax.random.normal(jax.random.key(0), (4, 2, 2, 1))
-    x, log_probs = (
-        jnp.sqrt(sde.alpha(t) ** 2 + sde.var(t)).reshape(-1, 1, 1, 1) * noise,
-        guidance.class_log_probs(bayes, sde),
-    )
+    t = jnp.array([0.05, 0.3, 0.6, 1.0])
+    noise = jax.random.normal(jax.random.key(0), (4, 2, 2, 1))
+    x = jnp.sqrt(sde.alpha(t) ** 2 + sde.var(t)).reshape(-1, 1, 1, 1) * noise
+    log_probs = guidance.class_log_probs(bayes, sde)
     inside = np.array([False, True, True, False]).reshape(-1, 1, 1, 1)
     interval = tuple(float(level) for level in sde.noise_to_signal(jnp.array([0.29, 0.61])))
     options = [{}, {"scale": 0.0}, {"scale": 3.0}, {"scale": 3.0, "interval": interval}]
 
     @jax.jit
     def scores(x):
-        of_both, told = MIXTURE.score(sde), class_score(sde)
-        by_classifier = [
-            guidance.classifier(of_both, log_probs, classes, sde, **each)(x, t) for each in options
+        unconditional, conditional = MIXTURE.score(sde), class_score(sde)
+        with_classifier = [
+            guidance.classifier(unconditional, log_probs, classes, sde, **each)(x, t)
+            for each in options
         ]
-        by_itself = [guidance.classifier_free(told, classes, sde, **each)(x, t) for each in options]
-        return told(x, t, classes), of_both(x, t), by_classifier, by_itself
+        without_classifier = [
+            guidance.classifier_free(conditional, classes, sde, **each)(x, t) for each in options
+        ]
+        return conditional(x, t, classes), unconditional(x, t), with_classifier, without_classifier
 
-    exact, whole, *ways = scores(x)
-    thrice = whole + 3 * (exact - whole)
-    for guided in ways:
-        for ours, expected in zip(
-            guided, [exact, whole, thrice, np.where(inside, thrice, exact)], strict=True
-        ):
-            np.testing.assert_allclose(ours, expected, rtol=2e-3, atol=2e-4)
+    conditional, unconditional, *results = scores(x)
+    scaled = unconditional + 3 * (conditional - unconditional)
+    expected = [conditional, unconditional, scaled, np.where(inside, scaled, conditional)]
+    for guided in results:
+        for ours, exact in zip(guided, expected, strict=True):
+            np.testing.assert_allclose(ours, exact, rtol=2e-3, atol=2e-4)
 
 
 SAMPLERS = {
@@ -156,8 +164,8 @@ SAMPLERS = {
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_takes_it(name):
-    """Images land at the component that each was asked to be of, and evaluations are counted."""
+def test_guidance_with_every_sampler(name):
+    """Each image belongs to the component of its class, and evaluations are counted."""
     config = default.complete(tiny.config(**SAMPLERS[name], **{"model.num_scales": 100}))
     sde, classes, interval = factory.make_sde(config), jnp.arange(12) % 3, (0.05, 2.0)
     sampler = factory.make_sampler(config, sde)
@@ -176,39 +184,40 @@ def test_every_sampler_takes_it(name):
     z = (x - MIXTURE.means[classes]) / MIXTURE.stds[classes].reshape(-1, 1, 1, 1)
     assert np.abs(z).max() < 4.5
     if name in ("pc", "deis"):
-        deis = solvers.noise_levels(sde, "karras", 20)[:-1]
-        levels = deis if name == "deis" else sde.noise_to_signal(sde.sampling_times(100))
-        twice = int(((interval[0] <= levels) & (levels <= interval[1])).sum())
-        assert 0 < twice < len(levels)
-        assert set(nfe.tolist()) == {(2 if name == "pc" else 1) * (len(levels) + twice)}
+        levels = solvers.noise_levels(sde, "karras", 20)[:-1]
+        calls_per_level = 1
+        if name == "pc":
+            levels = sde.noise_to_signal(sde.sampling_times(100))
+            calls_per_level = 2
+        guided = int(((interval[0] <= levels) & (levels <= interval[1])).sum())
+        assert 0 < guided < len(levels)
+        assert set(nfe.tolist()) == {calls_per_level * (len(levels) + guided)}
     else:
-        assert (nfe % 2 == 0).all()  # At most so many: every call for two.
+        assert (nfe % 2 == 0).all()  # an upper bound: two evaluations for each call
 
 
 def test_evaluations():
-    """Two networks inside the interval, one outside and where the scale is 1; a classifier is not counted."""
+    """Two inside the interval, one outside and where the scale is 1; classifiers do not count."""
     sde, t = VESDE(), jnp.array([0.1, 0.5, 0.9])
     interval = (float(sde.std(0.4)), float(sde.std(0.6)))
-    count = lambda **options: (
-        guidance.classifier_free(None, t, sde, **options).evaluations(t).tolist()
-    )
+
+    def count(**options):
+        return guidance.classifier_free(None, t, sde, **options).evaluations(t).tolist()
+
     assert count(scale=2.0, interval=interval) == [1, 2, 1]
     assert count(scale=2.0) == [2, 2, 2]
     assert count(scale=1.0) == [1, 1, 1]
-    assert guidance.evaluations(guidance.classifier(None, None, t, sde, scale=2.0), t).tolist() == [
-        1,
-        1,
-        1,
-    ]
+    with_classifier = guidance.classifier(None, None, t, sde, scale=2.0)
+    assert guidance.evaluations(with_classifier, t).tolist() == [1, 1, 1]
     assert guidance.evaluations(lambda x, t: x, t).tolist() == [1, 1, 1]
 
 
-# --- networks that are told classes -----------------------------------------------------------------------------------
+# --- class-conditional networks -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def told():
-    """An experiment whose network is told classes, and random parameters."""
+def conditional():
+    """An experiment with a class-conditional network, and random parameters."""
     experiment = Experiment(
         tiny.config(**CONDITIONAL, **{"sampling.method": "solver", "sampling.num_steps": 3})
     )
@@ -219,8 +228,8 @@ def told():
     return experiment, params
 
 
-def test_networks_hear_the_class(told):
-    experiment, params = told
+def test_scores_depend_on_the_class(conditional):
+    experiment, params = conditional
     x, t = jnp.ones((3, 8, 8, 1)), jnp.full(3, 0.5)
     score = jax.jit(lambda params, classes: experiment.score(params, classes=classes)(x, t))
     none = jax.jit(lambda params: experiment.score(params)(x, t))(params)
@@ -229,23 +238,27 @@ def test_networks_hear_the_class(told):
     np.testing.assert_allclose(hidden, none[0], rtol=1e-5)
 
 
-def test_hidden_classes(told):
+def test_hidden_classes(conditional):
     labels = jnp.arange(10_000) % 10
-    hidden = told[0].hide_classes(jax.random.key(0), labels)
+    hidden = conditional[0].hide_classes(jax.random.key(0), labels)
     assert float((hidden == 10).mean()) == pytest.approx(0.1, abs=0.01)
     assert (hidden[hidden < 10] == labels[hidden < 10]).all()
 
 
-def test_unlabelled_networks_are_as_they_were(told):
-    name = lambda network: [path for path, *_ in parameter_names.parameters(network)]
-    plain, conditional = name(Experiment(tiny.config()).network), name(told[0].network)
-    assert [path for path in conditional if path not in plain] == [("class_embedding", "embedding")]
-    assert set(plain) < set(conditional)
+def test_conditional_networks_add_one_parameter(conditional):
+    def paths(network):
+        return [path for path, *_ in parameter_names.parameters(network)]
+
+    unconditional_paths = paths(Experiment(tiny.config()).network)
+    conditional_paths = paths(conditional[0].network)
+    added = [path for path in conditional_paths if path not in unconditional_paths]
+    assert added == [("class_embedding", "embedding")]
+    assert set(unconditional_paths) < set(conditional_paths)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ""])
-def test_export(told, tmp_path, suffix):
-    experiment, params = told
+def test_export(conditional, tmp_path, suffix):
+    experiment, params = conditional
     trained = pretrained.Trained(3, params, params, params, params, 2)
     path = tmp_path / f"checkpoint_1{suffix}"
     if suffix == ".pth":
@@ -254,9 +267,10 @@ def test_export(told, tmp_path, suffix):
             reason="PyTorch, which writes .pth files, is not installed (requirements-dev.txt)",
         )
     with open(path, "wb") as file:
-        write = lambda: pretrained.writer(path)(
-            file, trained, experiment.network, experiment.config
-        )
+
+        def write():
+            pretrained.writer(path)(file, trained, experiment.network, experiment.config)
+
         if suffix != ".safetensors":
             with pytest.raises(
                 InputError,
@@ -269,7 +283,7 @@ def test_export(told, tmp_path, suffix):
     jax.tree.map(np.testing.assert_array_equal, params, again)
 
 
-def test_ddpm_hears_the_class():
+def test_ddpm_has_class_embeddings():
     config = importlib.import_module("configs.vp.ddpm.cifar10").get_config()
     config.data.update(image_size=8, num_classes=4)
     config.model.update(nf=32, ch_mult=(1,), num_res_blocks=1)
@@ -280,7 +294,7 @@ def test_ddpm_hears_the_class():
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "message"),
     [
         (
             {"data.num_classes": 3, "guidance.classes": (3,)},
@@ -300,12 +314,12 @@ def test_ddpm_hears_the_class():
         ({"data.num_classes": 10, "model.conditional": False}, "needs model.conditional = True"),
     ],
 )
-def test_bad_values(changes, sentence):
-    with pytest.raises(InputError, match=sentence):
+def test_invalid_values(changes, message):
+    with pytest.raises(InputError, match=message):
         Experiment(tiny.config(**changes))
 
 
-def test_networks_that_cannot_be_told(tmp_path):
+def test_networks_without_class_embeddings():
     config = importlib.import_module("configs.ve.ncsnv2.cifar10").get_config()
     config.data.num_classes = 10
     with pytest.raises(
@@ -314,9 +328,9 @@ def test_networks_that_cannot_be_told(tmp_path):
         Experiment(config)
 
 
-def test_evaluation_samples_the_classes(told, tmp_path):
-    """Rounds hold the classes asked for, image i classes[i % 3]; results hold the guidance."""
-    experiment, params = told
+def test_evaluation_samples_the_classes(conditional, tmp_path):
+    """Image i has the class classes[i % 3]; results.json states the guidance."""
+    experiment, params = conditional
     result = evaluation.sampling_stage(experiment, params, tmp_path, None)["samples"]
     assert result["guidance"] == {
         "kind": "classifier-free",

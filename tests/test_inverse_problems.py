@@ -1,4 +1,4 @@
-"""Inverse problems against recorded official runs, and against the exact posterior of Gaussian data."""
+"""Inverse problems: recorded official runs, and the exact posterior of Gaussian data."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ RECORDED = [
 
 def recorded_measurement(case, a):
     if case.startswith("inpaint"):
-        mask = a["inpaint/mask"]  # Of each image another one.
+        mask = a["inpaint/mask"]  # a different one for each image
         return Measurement(operators.mask(mask > 0), a["inpaint/data"] * mask)
     return Measurement(
         operators.channel_mean((8, 8, 3)), a["colorize/gray"].mean(-1, keepdims=True)
@@ -35,26 +35,30 @@ def recorded_measurement(case, a):
 @pytest.mark.parametrize("denoise", [True, False])
 @pytest.mark.parametrize("case", RECORDED)
 def test_recorded_runs(monkeypatch, case, denoise):
-    """With `official`, every recorded run; without, the mean of what is not measured is free of noise."""
+    """`official` projection reproduces each state of the recorded runs."""
     note, a = reference.notes("controllable")[case], reference.arrays("controllable")
-    sde, measurement = (
-        dataclasses.replace(reference.sde(note["sde"]), t_end=note["eps"]),
-        recorded_measurement(case, a),
-    )
+    sde = dataclasses.replace(reference.sde(note["sde"]), t_end=note["eps"])
+    measurement = recorded_measurement(case, a)
     score = gaussian.score(sde, a["mu"], a["s"])
     noises = iter(a[f"{case}/noises"])
-    draw = lambda keys, shape: jnp.asarray(next(noises))
-    monkeypatch.setattr(sampling, "standard_normal", draw)
-    # The official colorization draws its noise as coefficients in a basis of its own.
+    # The official colorization draws its noise as coefficients in its own basis.
     basis = a["colorize/M"].T if case.startswith("colorize") else np.eye(3, dtype=np.float32)
-    monkeypatch.setattr(inverse_problems, "standard_normal", lambda *args: draw(*args) @ basis)
-    visited = []
+
+    def draw(keys, shape):
+        return jnp.asarray(next(noises))
+
+    def draw_coefficients(keys, shape):
+        return draw(keys, shape) @ basis
+
+    monkeypatch.setattr(sampling, "standard_normal", draw)
+    monkeypatch.setattr(inverse_problems, "standard_normal", draw_coefficients)
+    projected = []
     constraint = inverse_problems.projection(sde, measurement, official=True)
 
-    def watch(keys, x, mean, step):
-        x, projected = constraint(keys, x, mean, step)
-        visited.append((x, projected, mean))
-        return x, projected
+    def recording_constraint(keys, x, mean, step):
+        x, mean = constraint(keys, x, mean, step)
+        projected.append((x, mean))
+        return x, mean
 
     prior = sampling.prior_sample(KEYS, sde, (3, 8, 8, 3))
     start = inverse_problems.projection_start(measurement, prior, official=True)
@@ -71,21 +75,21 @@ def test_recorded_runs(monkeypatch, case, denoise):
             sde.discretize(10),
             snr=note["snr"],
             denoise=denoise,
-            constraint=watch,
+            constraint=recording_constraint,
             **options,
         )
     assert next(noises, None) is None
     x = x if note["inverse_scaler"] == "x" else (x + 1) / 2
     assert reference.image_error(x, a[f"{case}/out_{'' if denoise else 'no_'}denoise"]) < 1e-4
-    for (x, mean, _), x_there, mean_there in zip(
-        visited[1::2], a[f"{case}/x_iter"], a[f"{case}/x_mean_iter"]
+    for (x, mean), recorded_x, recorded_mean in zip(
+        projected[1::2], a[f"{case}/x_iter"], a[f"{case}/x_mean_iter"]
     ):
-        assert reference.image_error(x, x_there) < 1e-4
-        assert reference.image_error(mean, mean_there) < 1e-4
+        assert reference.image_error(x, recorded_x) < 1e-4
+        assert reference.image_error(mean, recorded_mean) < 1e-4
 
 
 def test_the_mean_is_free_of_noise_unless_official():
-    """The official code leaves the last step's noise in the unmeasured part of the mean; the measured part is y."""
+    """The official code leaves the noise of the last step in the unmeasured part of the mean."""
     known = np.arange(8 * 8 * 3).reshape(8, 8, 3) % 2 > 0
     sde, y = SDES["vp"], np.full((3, 8, 8, 3), 0.5, np.float32) * known
     x, mean = jax.random.normal(jax.random.key(1), (2, 3, 8, 8, 3))
@@ -102,7 +106,7 @@ def test_the_mean_is_free_of_noise_unless_official():
         )
 
 
-# --- Gaussian data, whose posterior is known --------------------------------------------------------------------------
+# --- Gaussian data, whose posterior is known ----------------------------------------------------
 
 
 @pytest.mark.parametrize("noise_std", [0.0, 0.2])
@@ -110,7 +114,7 @@ def test_the_mean_is_free_of_noise_unless_official():
     ("sde", "name"), zip(("ve", "vp", "subvp", "ve"), gaussian_posterior.OPERATORS)
 )
 def test_moment_matching_is_exact_for_gaussian_data(sde, name, noise_std):
-    """20 steps of DEIS give the posterior's mean and covariance, for correlated data, with noise in y or without."""
+    """20 steps of DEIS give the posterior of correlated data, with and without noise in y."""
     errors = measure(
         SDES[sde], "correlated", name, noise_std, "moment_matching", steps=20, iterations=16
     )
@@ -135,33 +139,37 @@ def test_pigdm_is_exact_for_isotropic_data(noise_std):
 
 @pytest.mark.parametrize("noise_std", [0.0, 0.2])
 def test_projection_is_exact_for_isotropic_data(noise_std):
-    """Coefficients are independent then; noise in y is honoured."""
+    """The coefficients of isotropic data are independent."""
     errors = measure(SDES["ve"], "isotropic", "mask", noise_std, "projection", steps=150)
     assert errors.mean < 3 * errors.floor + 0.02
     assert errors.covariance < 0.1
 
 
-# Errors of the mean for correlated data, measured 0.29, 0.10 and 0.04 to 0.12, and bounds.
+# Bounds of the error of the mean for correlated data; measured: 0.29, 0.10 and 0.04 to 0.12.
 BIASED = {"projection": (0.2, 0.4), "dps": (0.05, 0.2), "ddrm": (0.02, 0.2)}
 
 
 @pytest.mark.parametrize("sde", ["ve", "vp"])
 @pytest.mark.parametrize("method", BIASED)
 def test_bias_of_the_others(method, sde):
-    """It is there, and on VE what it is on VP: VE does not explode."""
+    """The bias of the other methods is present, bounded, and similar for the VE and VP SDEs."""
     errors = measure(SDES[sde], "correlated", "mask", 0.0, method, steps=150, scale=0.5)
     assert BIASED[method][0] < errors.mean < BIASED[method][1]
     assert errors.covariance < 0.15
 
 
 def test_conjugate_gradients():
-    """They solve symmetric positive systems, each by itself, and stop before a direction of negative curvature."""
+    """Each system of a batch is solved, or stops before a direction of negative curvature."""
     a = np.random.default_rng(0).normal(size=(3, 6, 6))
     a = np.asarray(a @ a.swapaxes(1, 2) + np.eye(6), np.float32)
     b = np.random.default_rng(1).normal(size=(3, 6)).astype(np.float32)
-    solve = lambda a: inverse_problems.conjugate_gradients(
-        lambda v: jnp.einsum("bij,bj->bi", a, v), b, 12
-    )
+
+    def solve(a):
+        def apply(v):
+            return jnp.einsum("bij,bj->bi", a, v)
+
+        return inverse_problems.conjugate_gradients(apply, jnp.asarray(b), 12)
+
     np.testing.assert_allclose(solve(a), np.linalg.solve(a, b[..., None])[..., 0], atol=1e-3)
     a[1] *= -1
     v = solve(a)
@@ -171,21 +179,21 @@ def test_conjugate_gradients():
 
 @pytest.mark.parametrize("guide", [inverse_problems.pigdm, inverse_problems.moment_matching])
 def test_adaptive_steps_keep_images_and_measurements_together(guide):
-    """The ODE solver takes images one by one, each with a y of its own; their measured means are y in the end."""
+    """The ODE solver treats images one by one, each with its own y, which the sample satisfies."""
     sde, operator = SDES["vp"], gaussian_posterior.OPERATORS["block_mean"]
     y = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (3, 2, 2, 1)), jnp.float32)
     score = gaussian_posterior.exact_score(sde, gaussian_posterior.COVARIANCES["correlated"])
-    guided = inverse_problems.within(guide(score, sde, Measurement(operator, y)), sde, -9, 9)
-    x, _ = jax.jit(functools.partial(sampling.probability_flow_ode, sde=sde, rtol=1e-3, atol=1e-3))(
-        guided, x=sampling.prior_sample(KEYS, sde, (3, 4, 4, 1))
-    )
+    guided = inverse_problems.clip_denoised(guide(score, sde, Measurement(operator, y)), sde, -9, 9)
+    solve = functools.partial(sampling.probability_flow_ode, sde=sde, rtol=1e-3, atol=1e-3)
+    x, _ = jax.jit(solve)(guided, x=sampling.prior_sample(KEYS, sde, (3, 4, 4, 1)))
     np.testing.assert_allclose(operator.forward(x), y, atol=0.05)
 
 
-def test_means_stay_within_the_range():
-    """The clipped score is the score where its mean of the data lies in the range, and points to the end otherwise."""
+def test_clip_denoised():
+    """The posterior mean of the clipped score is that of the score, clipped."""
     sde, x, t = SDES["vp"], jax.random.normal(jax.random.key(0), (50, 4, 4, 1)), jnp.full(50, 0.3)
     score = gaussian_posterior.exact_score(sde, gaussian_posterior.COVARIANCES["isotropic"])
-    clipped = inverse_problems.within(score, sde, -0.5, 0.5)
-    mean = lambda score: inverse_problems.denoiser(score, sde, t)(x)[0]
-    np.testing.assert_allclose(mean(clipped), jnp.clip(mean(score), -0.5, 0.5), atol=1e-4)
+    clipped = inverse_problems.clip_denoised(score, sde, -0.5, 0.5)
+    mean, _ = inverse_problems.denoiser(score, sde, t)(x)
+    clipped_mean, _ = inverse_problems.denoiser(clipped, sde, t)(x)
+    np.testing.assert_allclose(clipped_mean, jnp.clip(mean, -0.5, 0.5), atol=1e-4)

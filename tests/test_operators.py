@@ -1,4 +1,4 @@
-"""Linear operators against what they are said to be, written out as matrices."""
+"""Linear operators against their definitions, written as matrices."""
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,17 @@ from errors import InputError
 SHAPE = (6, 8, 3)
 SIZE = 6 * 8 * 3
 KNOWN = np.random.default_rng(0).random(SHAPE) < 0.4
-FREQUENCIES = operators.columns_of_frequencies(SHAPE, 0.5)
+FREQUENCIES = operators.frequency_columns(SHAPE, 0.5)
 MATRIX = np.random.default_rng(1).normal(size=(10, SIZE)) @ np.diag(np.linspace(1, 3, SIZE))
 BLUR = operators.gaussian_kernel(0.6)
 MOTION = operators.motion_kernel(3.0, 30.0)
 
 
-def blurred(kernel):
+def convolve(kernel):
     return lambda x: scipy.ndimage.convolve(x, kernel[..., None], mode="wrap")
 
 
+# Operators, and their definitions as functions of one image (None: no short definition).
 OPERATORS = {
     "mask": (operators.mask(KNOWN), lambda x: x * KNOWN),
     "channel_mean": (operators.channel_mean(SHAPE), lambda x: x.mean(-1, keepdims=True)),
@@ -30,8 +31,8 @@ OPERATORS = {
         lambda x: x @ np.array([[0.3], [0.6], [0.1]]),
     ),
     "block_mean": (operators.block_mean(SHAPE, 2), lambda x: x.reshape(3, 2, 4, 2, 3).mean((1, 3))),
-    "gaussian_blur": (operators.convolution(SHAPE, BLUR), blurred(BLUR)),
-    "motion_blur": (operators.convolution(SHAPE, MOTION), blurred(MOTION)),
+    "gaussian_blur": (operators.convolution(SHAPE, BLUR), convolve(BLUR)),
+    "motion_blur": (operators.convolution(SHAPE, MOTION), convolve(MOTION)),
     "dense": (operators.dense(SHAPE, MATRIX), lambda x: MATRIX @ x.reshape(-1)),
     "fourier_mask": (operators.fourier_mask(FREQUENCIES), None),
     "compressed_sensing": (operators.compressed_sensing(SHAPE, 40), None),
@@ -40,32 +41,26 @@ OPERATORS = {
 
 def matrix_of(function, *shape):
     """The matrix (M, N) of a linear function of batches of arrays with N = prod(shape) entries."""
-    return (
-        np.asarray(function(jnp.eye(np.prod(shape)).reshape(-1, *shape)), np.float64)
-        .reshape(np.prod(shape), -1)
-        .T
-    )
+    size = np.prod(shape)
+    columns = np.asarray(function(jnp.eye(size).reshape(-1, *shape)), np.float64)
+    return columns.reshape(size, -1).T
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_theorems(name):
-    """A is what it is said to be; A* its transpose; the pseudo-inverse that of Moore and Penrose; V unitary."""
-    operator, direct = OPERATORS[name]
+    """A fits its definition, A* is its transpose, its pseudo-inverse Moore-Penrose, V unitary."""
+    operator, definition = OPERATORS[name]
     a = matrix_of(operator.forward, *SHAPE)
     y_shape = operator.forward(jnp.zeros((1, *SHAPE))).shape[1:]
-    if direct:
-        expected = np.stack(
-            [np.asarray(direct(x)).reshape(-1) for x in np.eye(SIZE).reshape(-1, *SHAPE)], 1
-        )
+    if definition:
+        columns = [definition(x).reshape(-1) for x in np.eye(SIZE).reshape(-1, *SHAPE)]
+        expected = np.stack(columns, 1)
         np.testing.assert_allclose(a, expected, atol=2e-5 * np.abs(expected).max())
     np.testing.assert_allclose(
         matrix_of(operator.adjoint, *y_shape), a.T, atol=1e-5 * np.abs(a).max()
     )
-    rank = int(
-        np.broadcast_to(
-            operator.measured, np.asarray(operator.to_basis(jnp.zeros((1, *SHAPE)))).shape[1:]
-        ).sum()
-    )
+    c_shape = operator.to_basis(jnp.zeros((1, *SHAPE))).shape[1:]
+    rank = int(np.broadcast_to(operator.measured, c_shape).sum())
     pinv = np.linalg.pinv(a, rcond=5e-4)
     assert rank == np.linalg.matrix_rank(a, tol=5e-4 * np.linalg.norm(a, 2))
     np.testing.assert_allclose(
@@ -78,7 +73,7 @@ def test_theorems(name):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_noise_is_white_in_the_range(name):
-    """Observations of nothing have covariance noise_std^2 times the projector to the range of A."""
+    """The noise has covariance noise_std^2 times the projector to the range of A."""
     operator, _ = OPERATORS[name]
     noise = matrix_of(lambda z: operator.observe(jnp.zeros_like(z), z, 0.5), *SHAPE)
     a = matrix_of(operator.forward, *SHAPE)
@@ -86,7 +81,7 @@ def test_noise_is_white_in_the_range(name):
 
 
 def test_fourier_mask_is_fourier():
-    """The measurement is the real less the imaginary part of numpy's transform, at known frequencies and opposites."""
+    """The measurement is the real minus the imaginary part of numpy's transform where known."""
     x = np.random.default_rng(0).normal(size=(1, *SHAPE))
     f = np.fft.fft2(x, axes=(1, 2), norm="ortho")
     opposite = np.roll(FREQUENCIES[:, ::-1], 1, 1)
@@ -103,33 +98,28 @@ def test_compressed_sensing_rows_are_orthonormal_and_spread():
 
 
 def test_kernels_and_masks():
-    """Kernels keep the mean; a horizontal movement stays in its row; shares are kept."""
+    """Kernels have sum 1, horizontal motion stays in its row, and masks have their shares."""
     for kernel in (BLUR, MOTION, operators.motion_kernel(4, 0)):
         assert kernel.sum() == pytest.approx(1)
     assert np.flatnonzero(operators.motion_kernel(4, 0).sum(1) > 1e-9).tolist() == [2]
-    across, down = (
-        kernel.sum(0)
-        for kernel in (operators.motion_kernel(4, 0), operators.motion_kernel(4, 90).T)
-    )
+    across = operators.motion_kernel(4, 0).sum(0)
+    down = operators.motion_kernel(4, 90).sum(1)
     np.testing.assert_allclose(across, down, atol=1e-9)
     assert (~operators.box((8, 8, 1), 0.5)).sum() == 16
     assert operators.random_pixels((8, 8, 3), 0.25).sum() == 48
-    assert operators.columns_of_frequencies((8, 8, 1), 0.25)[:, 0].all()  # The mean is measured.
+    assert operators.frequency_columns((8, 8, 1), 0.25)[:, 0].all()  # includes the mean
 
 
-def test_what_is_refused():
-    for make, match in (
-        (lambda: operators.block_mean(SHAPE, 4), "Blocks of 4x4 pixels do not tile images of 6x8"),
-        (
-            lambda: operators.channel_mean(SHAPE, (0.5, 0.5)),
-            "Images of 3 channels need as many weights",
-        ),
-        (
-            lambda: operators.convolution(SHAPE, np.ones((7, 3))),
-            r"\(7, 3\) does not fit images of 6x8",
-        ),
-        (lambda: operators.compressed_sensing(SHAPE, 0), "from 1 to 144 measurements, not 0"),
-        (lambda: operators.dense(SHAPE, np.ones((3, 5))), r"\(3, 5\) does not measure images"),
-    ):
-        with pytest.raises(InputError, match=match):
-            make()
+INVALID = [
+    (operators.block_mean, (4,), "Blocks of 4x4 pixels do not tile images of 6x8"),
+    (operators.channel_mean, ((0.5, 0.5),), "do not fit images of 3 channels: give 3 weights"),
+    (operators.convolution, (np.ones((7, 3)),), r"\(7, 3\) does not fit images of 6x8"),
+    (operators.compressed_sensing, (0,), "0 measurements .* choose from 1 to 144"),
+    (operators.dense, (np.ones((3, 5)),), r"\(3, 5\) does not fit images .* 144 columns"),
+]
+
+
+@pytest.mark.parametrize(("make", "arguments", "message"), INVALID)
+def test_invalid_values(make, arguments, message):
+    with pytest.raises(InputError, match=message):
+        make(SHAPE, *arguments)

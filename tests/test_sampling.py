@@ -1,4 +1,4 @@
-"""Samplers against recorded official steps and trajectories, and against the moments of Gaussian data."""
+"""Samplers: recorded official steps and trajectories, and the moments of Gaussian data."""
 
 import dataclasses
 import functools
@@ -16,36 +16,41 @@ KEYS = jax.random.split(jax.random.key(0), 3)
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 
 
-def law():
+def recorded_moments():
+    """Mean and standard deviation of the Gaussian data of the recordings."""
     arrays = reference.arrays("samplers")
     return arrays["mu"], arrays["s"]
 
 
 def replay(monkeypatch, noises):
-    """Makes samplers take the recorded noises, in order."""
+    """Replace the noise of the samplers by the recorded noises, in order."""
     noises = iter(noises)
     monkeypatch.setattr(sampling, "standard_normal", lambda keys, shape: jnp.asarray(next(noises)))
     return noises
 
 
-def named(case: str) -> tuple[str, bool]:
-    return case.removesuffix("_pf"), case.endswith("_pf")
+def to_recorded_range(inverse_scaler, x):
+    """Map samples to the range of the recorded outputs."""
+    return x if inverse_scaler == "x" else (x + 1) / 2
 
 
 @pytest.mark.parametrize("case", list(reference.notes("samplers")["step"]))
 def test_recorded_steps(monkeypatch, case):
     note, a = reference.notes("samplers")["step"][case], reference.arrays("samplers")
     sde, n = reference.sde(note["sde"]), note["sde"]["N"]
-    x, t = a[f"step/{case}/x"], a[f"step/{case}/t"]
-    step = jax.tree.map(
-        lambda leaf: leaf[n - 1 - (t * (n - 1)).astype(int)], sde.discretize(n)
-    )._replace(t=t)
+    x, t = jnp.asarray(a[f"step/{case}/x"]), jnp.asarray(a[f"step/{case}/t"])
+    indices = n - 1 - (t * (n - 1)).astype(int)
+    step = jax.tree.map(lambda leaf: leaf[indices], sde.discretize(n))._replace(t=t)
     if "subvp" in case:
         step = step._replace(ratio=1 + sde.drift_coefficient(t) / n, var=sde.diffusion(t) ** 2 / n)
-    closed_form, first = gaussian.score(sde, *law()), a[f"step/{case}/score"]
-    # The official float32 std cancels at t = 0.0172; so the first score is the recorded one.
-    assert reference.image_error(closed_form(x, t), first) < 5e-4
-    recorded = lambda at, t: jnp.asarray(first) if at is x else closed_form(at, t)
+    closed_form = gaussian.score(sde, *recorded_moments())
+    first_score = jnp.asarray(a[f"step/{case}/score"])
+    assert reference.image_error(closed_form(x, t), first_score) < 5e-4
+
+    def score(x_t, t):
+        # The official float32 std cancels at t = 0.0172, so the first score is the recorded one.
+        return first_score if x_t is x else closed_form(x_t, t)
+
     for name in note["cases"]:
         prefix, noise = f"step/{case}/{name}/", a[f"step/{case}/{name}/noise"]
         if name.startswith(("langevin", "ald")):
@@ -53,14 +58,12 @@ def test_recorded_steps(monkeypatch, case):
             replay(monkeypatch, noise)
             x_next = x
             for _ in range(int(repeats)):
-                x_next, mean = sampling.CORRECTORS[kind](
-                    KEYS, recorded, sde, x_next, step, snr=0.16
-                )
+                x_next, mean = sampling.CORRECTORS[kind](KEYS, score, sde, x_next, step, snr=0.16)
         else:
-            kind, flow = named(name)
             replay(monkeypatch, [noise])
-            options = {"probability_flow": True} if flow else {}
-            x_next, mean = sampling.PREDICTORS[kind](KEYS, recorded, sde, x, step, **options)
+            options = {"probability_flow": True} if name.endswith("_pf") else {}
+            predictor = sampling.PREDICTORS[name.removesuffix("_pf")]
+            x_next, mean = predictor(KEYS, score, sde, x, step, **options)
         assert reference.image_error(x_next, a[prefix + "x_next"]) < 1e-5, name
         assert reference.image_error(mean, a[prefix + "x_mean"]) < 1e-5, name
 
@@ -69,19 +72,20 @@ def test_recorded_steps(monkeypatch, case):
 @pytest.mark.parametrize("denoise", [True, False])
 def test_recorded_trajectories(monkeypatch, case, denoise):
     note, a = reference.notes("samplers")["traj"][case], reference.arrays("samplers")
-    sde, predictor = reference.sde(note["sde"]), sampling.PREDICTORS[note["predictor"]]
+    sde = reference.sde(note["sde"])
     noises = replay(monkeypatch, a[f"traj/{case}/noises"])
-    if note["probability_flow"]:
 
-        def predict(*args):
-            next(noises)  # The official code draws noise here and multiplies it with 0.
-            return sampling.PREDICTORS[note["predictor"]](*args, probability_flow=True)
+    def predictor(*args):
+        predict = sampling.PREDICTORS[note["predictor"]]
+        if not note["probability_flow"]:
+            return predict(*args)
+        next(noises)  # The official code draws noise here and multiplies it by 0.
+        return predict(*args, probability_flow=True)
 
-        predictor = predict
     with jax.disable_jit():
         x, _ = sampling.predictor_corrector(
             KEYS,
-            gaussian.score(sde, *law()),
+            gaussian.score(sde, *recorded_moments()),
             sde,
             sampling.prior_sample(KEYS, sde, (3, 8, 8, 3)),
             sde.discretize(10),
@@ -91,7 +95,7 @@ def test_recorded_trajectories(monkeypatch, case, denoise):
             n_steps_each=note["n_steps_each"],
             denoise=denoise,
         )
-    x = x if note["inverse_scaler"] == "x" else (x + 1) / 2
+    x = to_recorded_range(note["inverse_scaler"], x)
     assert reference.image_error(x, a[f"traj/{case}/out_{'' if denoise else 'no_'}denoise"]) < 5e-6
     assert next(noises, None) is None
 
@@ -100,27 +104,26 @@ def test_recorded_trajectories(monkeypatch, case, denoise):
 def test_recorded_ode_samples(name):
     a, sde = reference.arrays("samplers"), SDES[name]
     last = jax.tree.map(lambda leaf: leaf[-1], sde.discretize(1000))
-    unscale = (lambda x: x) if name == "ve" else (lambda x: (x + 1) / 2)
+    solve = functools.partial(
+        sampling.probability_flow_ode, gaussian.score(sde, *recorded_moments()), sde
+    )
+    z = a[f"ode/{name}/z"]
     for step, key in ((None, "x"), (last, "x_denoise")):
-        run = functools.partial(
-            sampling.probability_flow_ode, gaussian.score(sde, *law()), sde, denoise_step=step
-        )
-        x, nfe = jax.jit(run)(a[f"ode/{name}/z"])
-        np.testing.assert_allclose(unscale(x), a[f"ode/{name}/{key}"], atol=2e-4)
-    exact = gaussian.flow(sde, *law(), a[f"ode/{name}/z"], sde.T, sde.t_end)
-    x, _ = jax.jit(
-        functools.partial(sampling.probability_flow_ode, gaussian.score(sde, *law()), sde)
-    )(a[f"ode/{name}/z"])
+        x, nfe = jax.jit(functools.partial(solve, denoise_step=step))(z)
+        x = x if name == "ve" else (x + 1) / 2
+        np.testing.assert_allclose(x, a[f"ode/{name}/{key}"], atol=2e-4)
+    exact = gaussian.flow(sde, *recorded_moments(), z, sde.T, sde.t_end)
+    x, _ = jax.jit(solve)(z)
     np.testing.assert_allclose(x, exact, atol=2e-4)
     assert nfe.shape == (3,)
     assert 0.3 < nfe.mean() / a[f"ode/{name}/nfe"] < 1.5
 
 
-# --- moments of Gaussian data, for every SDE x predictor x corrector --------------------------------------------------
+# --- moments of Gaussian data for every SDE, predictor and corrector -----------------------------
 
 
 def moments(sde, predictor, corrector, n=400, count=80, dims=250, **options):
-    """Mean and standard deviation of samples when data are N(0.4, 0.3^2) in every one of `dims` dimensions."""
+    """Mean and standard deviation of samples of N(0.4, 0.3^2) data in `dims` dimensions."""
     keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
     run = functools.partial(
         sampling.predictor_corrector, predictor=predictor, corrector=corrector, **options
@@ -137,15 +140,15 @@ def moments(sde, predictor, corrector, n=400, count=80, dims=250, **options):
 def test_moments_of_gaussian_data(name, predictor, corrector):
     if (predictor, corrector) == ("none", "none"):
         pytest.skip("nothing to test: neither predictor nor corrector")
-    alone = (
-        predictor == "none"
-    )  # Correctors alone lag behind the falling noise, and keep the last of it.
-    options = {"n_steps_each": 8} if alone else {}
+    options, tolerance = {}, 0.01
+    if predictor == "none":
+        # A corrector alone lags behind the decreasing noise level and keeps the last noise.
+        options, tolerance = {"n_steps_each": 8}, 0.04
     mean, std = moments(
         SDES[name], sampling.PREDICTORS[predictor], sampling.CORRECTORS[corrector], **options
     )
-    assert mean == pytest.approx(0.4, abs=0.04 if alone else 0.01)
-    assert std == pytest.approx(0.3, abs=0.04 if alone else 0.01)
+    assert mean == pytest.approx(0.4, abs=tolerance)
+    assert std == pytest.approx(0.3, abs=tolerance)
 
 
 @pytest.mark.parametrize("predictor", ["euler_maruyama", "reverse_diffusion"])
@@ -157,12 +160,12 @@ def test_moments_of_the_probability_flow(name, predictor):
     assert std == pytest.approx(0.3, abs=0.01)
 
 
-# --- what a new SDE, predictor and corrector need ---------------------------------------------------------------------
+# --- a new SDE, predictor and corrector ---------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cosine(SDE):
-    """alpha = cos, sigma = sin (Nichol & Dhariwal 2021, without their offset): all that a new SDE has to state."""
+    """alpha = cos, sigma = sin (Nichol & Dhariwal 2021, without their offset)."""
 
     T: float = 0.999
 
@@ -175,9 +178,11 @@ class Cosine(SDE):
 
 def heun(keys, score, sde, x, step):
     """A new predictor: Heun's method for the probability-flow ODE."""
-    slope = lambda x, t: sde.reverse_drift(
-        score(x, jnp.broadcast_to(t, len(x))), x, t, probability_flow=True
-    )
+
+    def slope(x, t):
+        gradient = score(x, jnp.broadcast_to(t, len(x)))
+        return sde.reverse_drift(gradient, x, t, probability_flow=True)
+
     s = jnp.maximum(step.t - step.dt, sde.t_min)
     first = slope(x, step.t)
     x = x - (step.t - s) / 2 * (first + slope(x - (step.t - s) * first, s))
@@ -185,22 +190,18 @@ def heun(keys, score, sde, x, step):
 
 
 def small_langevin(keys, score, sde, x, step, *, snr):
-    """A new corrector: unadjusted Langevin steps in proportion to the variance of x_t."""
+    """A new corrector: unadjusted Langevin steps proportional to the variance of x_t."""
     size = 0.01 * (sde.var(step.t) + 0.09 * sde.alpha(step.t) ** 2)
     mean = x + size * score(x, jnp.broadcast_to(step.t, len(x)))
     return mean + jnp.sqrt(2 * size) * sampling.standard_normal(keys, x.shape), mean
 
 
-@pytest.mark.parametrize(
-    ("predictor", "corrector"),
-    [
-        (predictor, small_langevin)
-        for predictor in (*sampling.PREDICTORS.values(), heun)
-        if predictor is not sampling.none
-    ]
-    + [(heun, corrector) for corrector in sampling.CORRECTORS.values()],
-    ids=lambda f: f.__name__,
-)
+PAIRS = [(heun, small_langevin)]
+PAIRS += [(each, small_langevin) for name, each in sampling.PREDICTORS.items() if name != "none"]
+PAIRS += [(heun, each) for each in sampling.CORRECTORS.values()]
+
+
+@pytest.mark.parametrize(("predictor", "corrector"), PAIRS, ids=lambda f: f.__name__)
 def test_new_sde_predictor_and_corrector(predictor, corrector):
     mean, std = moments(Cosine(), predictor, corrector)
     assert mean == pytest.approx(0.4, abs=0.015)
@@ -208,16 +209,15 @@ def test_new_sde_predictor_and_corrector(predictor, corrector):
 
 
 def test_new_sde_by_its_ode():
-    z = Cosine().prior_std * np.asarray(jax.random.normal(jax.random.key(0), (50, 4)))
-    x, _ = jax.jit(
-        lambda z: sampling.probability_flow_ode(gaussian.score(Cosine(), 0.4, 0.3), Cosine(), z)
-    )(z)
-    np.testing.assert_allclose(
-        x, gaussian.flow(Cosine(), 0.4, 0.3, z, Cosine().T, Cosine().t_end), atol=1e-4
-    )
+    sde = Cosine()
+    z = sde.prior_std * np.asarray(jax.random.normal(jax.random.key(0), (50, 4)))
+    score = gaussian.score(sde, 0.4, 0.3)
+    x, _ = jax.jit(lambda z: sampling.probability_flow_ode(score, sde, z))(z)
+    exact = gaussian.flow(sde, 0.4, 0.3, z, sde.T, sde.t_end)
+    np.testing.assert_allclose(x, exact, atol=1e-4)
 
 
-# --- image i depends on its key alone ---------------------------------------------------------------------------------
+# --- images do not depend on their batch --------------------------------------------------------
 
 
 @pytest.mark.parametrize("corrector", ["none", "ald", "langevin_per_image"])
@@ -245,7 +245,7 @@ def test_ode_steps_are_per_image():
     np.testing.assert_allclose(ode(z)[2:4], ode(z[2:4]), rtol=1e-6)
 
 
-def test_a_grid_of_ones_own():
+def test_custom_time_grid():
     """Ancestral sampling over a geometric grid of sigma, 60 steps."""
     sde = VESDE()
     keys, ts = sampling.image_keys(jax.random.key(0), jnp.arange(500)), jnp.linspace(1, 0.05, 60)

@@ -1,4 +1,4 @@
-"""Few-step solvers: orders of convergence, moments, diffusers' schedulers, latent codes, and their configs."""
+"""Solvers: orders of convergence, moments, diffusers' schedulers, latent codes and configs."""
 
 import functools
 
@@ -11,6 +11,7 @@ import experiment as experiments
 import factory
 import sampling
 import solvers
+import solvers.plan
 from errors import InputError
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from tests import gaussian, tiny
@@ -25,20 +26,37 @@ ORDERS = {"ddim": 1, "dpm++_2m": 2, "dpm++_3m": 2, "unipc_2": 2, "unipc_3": 3, "
 def run(name, score, sde, x, levels, keys=None, **options):
     solver = solvers.SOLVERS[name]
     plan = solver.plan(np.asarray(levels, np.float64), **options)
-    few = functools.partial(sampling.few_step, noise_prediction=solver.noise_prediction)
-    return jax.jit(lambda keys, x: few(keys, score, sde, x, plan, levels[-1]))(keys, x)
+
+    @jax.jit
+    def sample(keys, x):
+        return solvers.few_step(
+            keys, score, sde, x, plan, levels[-1], noise_prediction=solver.noise_prediction
+        )
+
+    return sample(keys, x)
+
+
+def test_worked_example():
+    """The table in the docstring of `Plan`."""
+    plan = solvers.SOLVERS["dpm++_2m"].plan(np.array([4.0, 1.0, 0.5, 0.0]))
+    np.testing.assert_allclose(plan.level, [4, 1, 0.5])
+    np.testing.assert_allclose(plan.predictor_state, [0.25, 0.5, 0])
+    np.testing.assert_allclose(plan.predictor_weights, [[0.75, 0], [0.625, -0.125], [1, 0]])
+    assert (plan.corrector_state == 1).all()
+    for unused in (plan.added_noise, plan.corrector_previous, plan.predictor_noise):
+        assert not unused.any()
+    assert not plan.corrector_weights.any()
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_of_convergence(name, sde):
-    """Of the error against the probability flow in closed form, for halved steps in log s."""
+    """The error against the closed-form probability flow decreases with the order of the solver."""
     score = gaussian.score(sde, MEAN, STD)
     x = sde.prior_std * jax.random.normal(jax.random.key(0), (4, 2, 2, 3))
     exact = gaussian.flow(sde, MEAN, STD, x, sde.T, sde.t_end)
-    counts = (
-        (16, 32) if ORDERS[name] > 2 else (40, 80)
-    )  # Before float32 is felt, and where the order is.
+    # Few enough steps that float32 rounding does not dominate, enough for the asymptotic order.
+    counts = (16, 32) if ORDERS[name] > 2 else (40, 80)
     errors = []
     for n in counts:
         levels = solvers.noise_levels(sde, "log_snr", n, denoise=False)
@@ -58,7 +76,7 @@ def test_order_of_convergence(name, sde):
     ],
 )
 def test_moments(name, options, sde):
-    """Samples of Gaussian data have its mean and standard deviation, with the last step to noise-free data."""
+    """Samples of Gaussian data, denoised in the last step, have its mean and deviation."""
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(4000))
     x = sampling.prior_sample(keys, sde, (4000, 4))
     levels = solvers.noise_levels(sde, "karras", 100)
@@ -70,14 +88,11 @@ def test_moments(name, options, sde):
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_adaptive_steps(sde):
-    """Moments, and steps of its own for every image. (In few dimensions it is biased: see its docstring.)"""
+    """Moments, and step sizes per image. (Biased in few dimensions: see its docstring.)"""
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(200))
     x = sampling.prior_sample(keys, sde, (200, 192))
-    sample = jax.jit(
-        lambda keys, x, **kw: sampling.adaptive_sde(
-            keys, gaussian.score(sde, 0.4, 0.3), sde, x, **kw
-        )
-    )
+    score = gaussian.score(sde, 0.4, 0.3)
+    sample = jax.jit(lambda keys, x: solvers.adaptive_sde(keys, score, sde, x))
     y, nfe = sample(keys, x)
     assert float(y.mean()) == pytest.approx(0.4, abs=0.01)
     assert float(y.std()) == pytest.approx(0.3, abs=0.01)
@@ -88,10 +103,10 @@ def test_adaptive_steps(sde):
     assert (nfe % 2 == 1).all()  # Two evaluations a step, and one at the end.
 
 
-def test_steps_that_do_not_suffice_are_told():
+def test_unfinished_images_are_nan():
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(2))
     x = sampling.prior_sample(keys, VPSDE(), (2, 4))
-    y, _ = sampling.adaptive_sde(keys, gaussian.score(VPSDE(), 0.4, 0.3), VPSDE(), x, max_steps=3)
+    y, _ = solvers.adaptive_sde(keys, gaussian.score(VPSDE(), 0.4, 0.3), VPSDE(), x, max_steps=3)
     assert np.isnan(y).all()
 
 
@@ -113,33 +128,32 @@ def test_evaluations_are_counted(name):
     assert result.nfe.tolist() == [len(calls)] * 2 == [expected] * 2
 
 
-# --- a peer -----------------------------------------------------------------------------------------------------------
+# --- diffusers ----------------------------------------------------------------------------------
 
 
 def bimodal(level, y, np=np):
     """D(y, level) for data at -0.5 or 0.5 in every pixel, with a standard deviation of 0.1."""
     var = level**2 + 0.1**2
-    mean = 0.5 * np.tanh(y / (2 * var))  # Of the modes, weighted by their probability given y.
+    mean = 0.5 * np.tanh(y / (2 * var))  # mean of the two modes, weighted by p(mode | y)
     return mean + 0.1**2 / var * (y - mean)
 
 
-def execute(plan, end, y, noise, noise_prediction):
-    """What a Plan says, literally, in float64: the states in y after every row."""
-    before, history, states = y, [np.zeros_like(y)] * plan.move.shape[1], []
+def execute(plan, y, noise, noise_prediction):
+    """Execute a plan in float64 by its definition: the states y after each row."""
+    previous = y
+    history = np.zeros((plan.predictor_weights.shape[1], *y.shape))
+    states = []
     for i, level in enumerate(plan.level):
-        y = y + plan.stir[i] * noise[i]
-        denoised = bimodal(level, y)
-        history = [(y - denoised) / level if noise_prediction else denoised, *history[:-1]]
-        y = before = (
-            plan.stay[i] * y
-            + plan.back[i] * before
-            + sum(w * h for w, h in zip(plan.fix[i], history))
-        )
-        y = (
-            plan.keep[i] * y
-            + sum(w * h for w, h in zip(plan.move[i], history))
-            + plan.blur[i] * noise[i]
-        )
+        y = y + plan.added_noise[i] * noise[i]
+        prediction = bimodal(level, y)
+        if noise_prediction:
+            prediction = (y - prediction) / level
+        history = np.concatenate([[prediction], history[:-1]])
+        y = plan.corrector_state[i] * y + plan.corrector_previous[i] * previous
+        y = y + np.tensordot(plan.corrector_weights[i], history, 1)
+        previous = y
+        y = plan.predictor_state[i] * y + np.tensordot(plan.predictor_weights[i], history, 1)
+        y = y + plan.predictor_noise[i] * noise[i]
         states.append(y)
     return np.array(states)
 
@@ -167,7 +181,7 @@ PEERS = {
 @pytest.mark.parametrize("n", [6, 12])
 @pytest.mark.parametrize("name", PEERS)
 def test_trajectories_of_diffusers(name, n):
-    """The same ODE (or SDE, with the same noise) by diffusers' scheduler, state by state, in float64."""
+    """diffusers' schedulers give the same states, with the same noise, in float64."""
     reason = "diffusers and PyTorch are not installed (requirements-dev.txt)"
     torch, diffusers = (
         pytest.importorskip(package, reason=reason) for package in ("torch", "diffusers")
@@ -182,17 +196,17 @@ def test_trajectories_of_diffusers(name, n):
     alpha = 1 / np.sqrt(1 + levels**2)
     rng = np.random.default_rng(0)
     x, noise = rng.normal(size=(3, 5)), rng.normal(size=(n, 3, 5))
-    ours = execute(solver.plan(levels), levels[-1], x / alpha[0], noise, solver.noise_prediction)
+    ours = execute(solver.plan(levels), x / alpha[0], noise, solver.noise_prediction)
     state = torch.tensor(x)
     for i, timestep in enumerate(scheduler.timesteps):
-        # We lower the order of a step to noise-free data only; it lowers that of the step before, too, if it may.
+        # We lower the order of the step to level 0 only; diffusers also that of the step before it.
         scheduler.register_to_config(lower_order_final=levels[i + 1] == 0)
         y = state.numpy() / alpha[i]
         predicted = torch.tensor((y - bimodal(levels[i], y)) / levels[i])
         extra = {"variance_noise": torch.tensor(noise[i])} if solver.stochastic else {}
         state = scheduler.step(predicted, timestep, state, **extra).prev_sample
         if name.startswith("unipc") and i + 1 < n:
-            continue  # Its states between steps are corrected only in the next.
+            continue  # diffusers corrects the state at the beginning of the next step.
         np.testing.assert_allclose(
             alpha[i + 1] * ours[i], state.numpy(), atol=1e-5, err_msg=f"step {i}"
         )
@@ -200,18 +214,16 @@ def test_trajectories_of_diffusers(name, n):
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 @pytest.mark.parametrize("name", solvers.SOLVERS)
-def test_plans_are_carried_out(monkeypatch, name, sde):
-    """`few_step`, from a score in x and t, does what the plan says in y and noise levels."""
+def test_plans_are_executed(monkeypatch, name, sde):
+    """`few_step` with a score of x_t agrees with `execute` with a denoiser of y."""
     solver, levels = solvers.SOLVERS[name], solvers.noise_levels(sde, "karras", 12)
-    options = {"heun_churn": {"churn": 3.0}, "restart": {"restart": (3, 2, 0.06, 0.3)}}.get(
-        name, {}
-    )
-    plan, prediction = solver.plan(levels, **options), {"noise_prediction": solver.noise_prediction}
+    options = {"heun_churn": {"churn": 3.0}, "restart": {"restart": (3, 2, 0.06, 0.3)}}
+    plan = solver.plan(levels, **options.get(name, {}))
     rng = np.random.default_rng(0)
     x, noise = sde.prior_std * rng.normal(size=(3, 5)), rng.normal(size=(len(plan.level), 3, 5))
     draws = iter(np.repeat(noise, 2, 0))
     monkeypatch.setattr(
-        sampling, "standard_normal", lambda keys, shape: jnp.asarray(next(draws), jnp.float32)
+        solvers.plan, "standard_normal", lambda keys, shape: jnp.asarray(next(draws), jnp.float32)
     )
 
     def score(x, t):
@@ -220,25 +232,32 @@ def test_plans_are_carried_out(monkeypatch, name, sde):
 
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(3))
     with jax.disable_jit():
-        ours, _ = sampling.few_step(
-            keys, score, sde, jnp.asarray(x, jnp.float32), plan, 0.0, **prediction
+        ours, _ = solvers.few_step(
+            keys,
+            score,
+            sde,
+            jnp.asarray(x, jnp.float32),
+            plan,
+            0.0,
+            noise_prediction=solver.noise_prediction,
         )
-    first = float(sde.alpha(sde.time_at(levels[0])))
-    expected = execute(plan, 0.0, x / first, noise, solver.noise_prediction)[-1]
-    np.testing.assert_allclose(
-        ours, expected, atol=1e-5 * max(levels[0], 100)
-    )  # Float32, in which y is that large.
+    first_alpha = float(sde.alpha(sde.time_at(levels[0])))
+    expected = execute(plan, x / first_alpha, noise, solver.noise_prediction)[-1]
+    # y is as large as the first level, and rounded to float32.
+    np.testing.assert_allclose(ours, expected, atol=1e-5 * max(levels[0], 100))
 
 
-# --- latent codes -----------------------------------------------------------------------------------------------------
+# --- latent codes -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*DETERMINISTIC, "ode"])
 def test_latent_codes(name):
-    """Encoding is the probability flow from t_end to T in closed form, and decoding takes it back."""
-    sde, method = VESDE(), "ode" if name == "ode" else "solver"
-    changes = {"sampling.method": method, "sampling.num_steps": 60, "sampling.schedule": "log_snr"}
-    config = tiny.config(**changes, **({} if name == "ode" else {"sampling.solver": name}))
+    """Encoding is the closed-form probability flow from t_end to T; decoding is its inverse."""
+    sde = VESDE()
+    changes = {"sampling.method": "ode"}
+    if name != "ode":
+        changes = {"sampling.method": "solver", "sampling.solver": name}
+    config = tiny.config(**changes, **{"sampling.num_steps": 60, "sampling.schedule": "log_snr"})
     encode, decode = factory.make_flow(config, sde)
     score = gaussian.score(sde, MEAN, STD)
     x = MEAN + STD * jax.random.normal(jax.random.key(0), (3, 2, 2, 3))
@@ -250,11 +269,11 @@ def test_latent_codes(name):
     assert nfe.shape == (3,)
 
 
-# --- configs ----------------------------------------------------------------------------------------------------------
+# --- configs ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "message"),
     [
         (
             {"sampling.solver": "dpm"},
@@ -267,7 +286,7 @@ def test_latent_codes(name):
         ({"sampling.num_steps": 0}, "sampling.num_steps = 0 must be at least 1"),
         (
             {"sampling.solver": "restart", "sampling.restart": (3, 2, 0.3, 0.06)},
-            "the lower one first",
+            "0 < lowest < highest",
         ),
         (
             {"sampling.solver": "adaptive_sde", "sampling.trajectory": True},
@@ -275,8 +294,8 @@ def test_latent_codes(name):
         ),
     ],
 )
-def test_bad_values(changes, sentence):
-    with pytest.raises(InputError, match=sentence):
+def test_invalid_values(changes, message):
+    with pytest.raises(InputError, match=message):
         experiments.Experiment(tiny.config(**{"sampling.method": "solver"}, **changes))
 
 
@@ -291,7 +310,7 @@ def test_stochastic_solvers_have_no_latent_codes():
 
 @pytest.mark.parametrize("method", ["pc", "solver"])
 def test_frames_lead_to_the_samples(method):
-    """A trajectory starts as noise and ends at the sample, which is the same without it."""
+    """A trajectory starts at noise and ends at the sample, which is the same without frames."""
     changes = {"sampling.method": method, "sampling.corrector": "none", "model.num_scales": 40}
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(2))
     prior = sampling.prior_sample(keys, VPSDE(), (2, 4))

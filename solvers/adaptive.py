@@ -1,0 +1,155 @@
+"""Solvers with adaptive steps, chosen for each image: Dormand-Prince for ODEs, and one for SDEs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from sde_lib import SDE, Score, expand
+from solvers.keys import fold_in, standard_normal
+
+State = TypeVar("State")
+
+
+def integrate(
+    field: Callable[[Array, State, Any], State],
+    y0: State,
+    t0: float,
+    t1: float,
+    *,
+    args: Any = None,
+    rtol: float,
+    atol: float,
+) -> tuple[State, Array]:
+    """Solve dy/dt = field(t, y, args) from t0 to t1 by Dormand-Prince 5(4).
+
+    Each image has its own step sizes.
+
+    Args:
+      field: the derivative for one image: t of shape (), y and args without batch axis.
+      y0, args: initial states and constants, with a leading batch axis B on every leaf.
+      rtol, atol: relative and absolute tolerance of the local error.
+
+    Returns:
+      y(t1), NaN for images whose solve failed, and the evaluations of the field per image (B,).
+    """
+    term = diffrax.ODETerm(field)
+    controller = diffrax.PIDController(rtol=rtol, atol=atol)
+
+    def solve(y: State, args: Any) -> tuple[State, Array]:
+        solution = diffrax.diffeqsolve(
+            term,
+            diffrax.Dopri5(),
+            t0,
+            t1,
+            None,
+            y,
+            args,
+            stepsize_controller=controller,
+            max_steps=2**14,
+            throw=False,
+        )
+        succeeded = solution.result == diffrax.RESULTS.successful
+        y1 = jax.tree.map(lambda leaf: jnp.where(succeeded, leaf[0], jnp.nan), solution.ys)
+        # A step, accepted or not, evaluates six new stages. The start needs one evaluation and the
+        # choice of the first step size two.
+        return y1, 6 * solution.stats["num_steps"] + 3
+
+    return jax.vmap(solve)(y0, args)
+
+
+class _AdaptiveState(NamedTuple):
+    """Loop state of `adaptive_sde`: x and previous (B, ...); t, step size h and nfe (B,)."""
+
+    iteration: Array | int
+    x: Array
+    previous: Array
+    t: Array
+    h: Array
+    nfe: Array
+
+
+def adaptive_sde(
+    keys: Array,
+    score: Score,
+    sde: SDE,
+    x: Float[Array, " b *shape"],
+    *,
+    tolerance: float = 0.01,
+    absolute: float = 2 / 256,
+    denoise: bool = True,
+    max_steps: int = 10_000,
+) -> tuple[Float[Array, " b *shape"], Int[Array, " b"]]:
+    """Solve the reverse SDE with adaptive steps (Jolicoeur-Martineau et al. 2021, Algorithm 1).
+
+    Each image has its own step sizes. A step of stochastic improved Euler is compared with the
+    Euler-Maruyama step that it contains. A rejected step draws new noise, so steps with large noise
+    are rejected more often. This widens the samples by a tenth or more in few dimensions (such as
+    4) at any tolerance. In 192 dimensions the bias is below 1%.
+
+    Args:
+      keys: (B,), one random key per image.
+      x: (B, ...), samples from the prior.
+      tolerance: relative tolerance of the local error.
+      absolute: absolute tolerance in units of x; the authors use one grey level of 256.
+      denoise: whether to return the posterior mean at the end, for one more evaluation.
+      max_steps: the largest number of steps, accepted or rejected.
+
+    Returns:
+      Samples (B, ...), NaN for images that did not finish, and score evaluations per image (B,).
+    """
+
+    def euler_maruyama(x: Array, t: Array, z: Array, h: Array) -> Array:
+        mean = x - expand(h, x) * sde.reverse_drift(score(x, t), x, t)
+        return mean + expand(sde.diffusion(t) * jnp.sqrt(h), x) * z
+
+    def step(state: _AdaptiveState) -> _AdaptiveState:
+        x, t, h = state.x, state.t, state.h
+        z = standard_normal(fold_in(keys, state.iteration), x.shape)
+        low = euler_maruyama(x, t, z, h)
+        next_t = jnp.maximum(t - h, sde.t_end)
+        high = (x + euler_maruyama(low, next_t, z, h)) / 2
+        magnitude = jnp.maximum(jnp.abs(low), jnp.abs(state.previous))
+        error = _root_mean_square((low - high) / jnp.maximum(absolute, tolerance * magnitude))
+        active = t > sde.t_end
+        accepted = active & (error <= 1)
+        t = jnp.where(accepted, next_t, t)
+        scaled_h = 0.9 * h * jnp.maximum(error, 1e-6) ** -0.9
+        return _AdaptiveState(
+            iteration=state.iteration + 1,
+            x=jnp.where(expand(accepted, x), high, x),
+            previous=jnp.where(expand(accepted, x), low, state.previous),
+            t=t,
+            h=jnp.where(active, jnp.minimum(t - sde.t_end, scaled_h), h),
+            nfe=state.nfe + 2 * active,
+        )
+
+    def unfinished(state: _AdaptiveState) -> Array:
+        return jnp.any(state.t > sde.t_end) & (state.iteration < max_steps)
+
+    ones = jnp.ones(len(x))
+    start = _AdaptiveState(
+        iteration=0,
+        x=x,
+        previous=x,
+        t=sde.T * ones,
+        h=0.01 * sde.T * ones,
+        nfe=jnp.zeros(len(x), jnp.int32),
+    )
+    state = lax.while_loop(unfinished, step, start)
+    x, t, nfe = state.x, state.t, state.nfe
+    x = jnp.where(expand(t > sde.t_end, x), jnp.nan, x)
+    if denoise:
+        return sde.posterior_mean(score(x, t), x, t), nfe + 1
+    return x, nfe
+
+
+def _root_mean_square(a: Array) -> Array:
+    """Return the root mean square (B,) over all axes of a (B, ...) but the first."""
+    return jnp.linalg.norm(a.reshape(len(a), -1), axis=-1) / jnp.sqrt(a[0].size)
