@@ -1,14 +1,14 @@
-"""Images as uint8 grey levels, the batches of a run, and the map between grey levels and what a model sees.
+"""Images as uint8 grey levels, training batches, and the map between grey levels and model inputs.
 
-A new data set is one function `(split, config.data) -> Images`, entered in DATASETS; and in LEVELS, if it has fewer
-than 256 grey levels. Published sets and images of one's own are read in `readers`.
+A data set is a function `(split, config.data) -> Images` in DATASETS. If it has fewer than 256 grey
+levels, their number is in LEVELS. Files and published data sets are read by `readers`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import grain
@@ -20,109 +20,91 @@ from jax import Array
 from PIL import Image
 
 from errors import InputError, choose
-from readers import arrays, folders, published
+from readers import arrays, faces, folders, published, scikit_learn
 from sharding import local_rows
+
+BYTE_LEVELS = 256
+
+
+class Batch(NamedTuple):
+    """uint8 images (B, H, W, C) and int32 labels (B,), or None where labels are not used.
+
+    Both may have a leading axis of training steps.
+    """
+
+    pixels: np.ndarray | Array
+    labels: np.ndarray | Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Images of one split: `pixels` (N, H, W, C) uint8, or anything else that has a length and takes numbers and arrays
-    of numbers as indices; `labels` (N,), their classes 0, 1, ..., or None if these are not known."""
+    """The images of one split.
 
-    pixels: np.ndarray
+    Attributes:
+      pixels: (N, H, W, C) uint8, or any sequence that is indexed along N like an array.
+      labels: classes 0, 1, ... of the images (N,), or None if they are unknown.
+    """
+
+    pixels: np.ndarray | Sequence[np.ndarray]
     labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def batch(self, indices: np.ndarray, *, labelled: bool = False) -> Batch:
-        """The images number `indices` (B,), with their labels if asked."""
-        return Batch(
-            self.pixels[np.asarray(indices)],
-            self.labels[indices].astype(np.int32) if labelled else None,
-        )
+        """Return the images at `indices` (B,), with their labels if `labelled`."""
+        labels = self.labels[indices].astype(np.int32) if labelled else None
+        return Batch(self.pixels[np.asarray(indices)], labels)
 
 
-class Batch(NamedTuple):
-    """uint8 images (B, H, W, C) and, where they are used, labels (B,) int32; both may have a leading axis of steps."""
-
-    pixels: np.ndarray | Array
-    labels: np.ndarray | Array | None = None
+DataSet = Callable[[str, ml_collections.ConfigDict], Images]
+Reader = Callable[[str, ml_collections.ConfigDict], tuple[Sequence[np.ndarray], np.ndarray | None]]
 
 
-def digits(split: str, config: ml_collections.ConfigDict) -> Images:
-    """The 1,797 handwritten digits that scikit-learn carries (UCI ML), 8x8x1 with 17 grey levels.
+def _data_set(reader: Reader) -> DataSet:
+    """Return a data set for a reader, which returns pixels and labels."""
 
-    Every fifth image is held out as 'test' (359 of them), the others are 'train'.
-    """
-    from sklearn.datasets import load_digits  # Only this data set needs scikit-learn.
+    def load_split(split: str, config: ml_collections.ConfigDict) -> Images:
+        return Images(*reader(split, config))
 
-    data = load_digits()
-    part = (np.arange(len(data.images)) % 5 == 4) == (split == "test")
-    return Images(data.images[part].astype(np.uint8)[..., None], data.target[part])
+    return load_split
 
 
-def photos(split: str, config: ml_collections.ConfigDict) -> Images:
-    """Colour patches of 32x32 pixels from the two photographs that scikit-learn carries, a temple and a flower.
-
-    Of the 20 tile columns of each photograph (427x640 pixels) every fourth is held out: 'test' is its tiles side by
-    side (130 patches), 'train' every patch at multiples of 8 pixels that touches no such column (4,500).
-    """
-    from sklearn.datasets import (
-        load_sample_images,  # Only this data set and the digits need scikit-learn.
-    )
-
-    size, stride, period = 32, 8, 128
-    step = size if split == "test" else stride
-    patches = []
-    for photo in load_sample_images().images:
-        height, width, _ = photo.shape
-        for left in range(0, width - size + 1, step):
-            first, last = left % period, left % period + size
-            if (first == period - size) if split == "test" else (last <= period - size):
-                patches += [
-                    photo[top : top + size, left : left + size]
-                    for top in range(0, height - size + 1, step)
-                ]
-    return Images(np.stack(patches))
-
-
-DATASETS = {
-    "digits": digits,
-    "photos": photos,
-    "folder": lambda split, config: Images(*folders.read(split, config)),
-    "array": lambda split, config: Images(*arrays.read(split, config)),
-    **dict.fromkeys(
-        ("CIFAR10", "SVHN", "CELEBA", "LSUN", "FASHION_MNIST"),
-        lambda split, config: Images(*published.read(split, config)),
-    ),
-    **dict.fromkeys(
-        ("FFHQ", "CelebAHQ"), lambda split, config: Images(*published.read_tfrecords(split, config))
-    ),
+DATASETS: dict[str, DataSet] = {
+    "digits": _data_set(scikit_learn.digits),
+    "photos": _data_set(scikit_learn.photos),
+    "folder": _data_set(folders.read),
+    "array": _data_set(arrays.read),
+    "CIFAR10": _data_set(published.read),
+    "SVHN": _data_set(published.read),
+    "CELEBA": _data_set(published.read),
+    "LSUN": _data_set(published.read),
+    "FASHION_MNIST": _data_set(published.read),
+    "FFHQ": _data_set(faces.read),
+    "CelebAHQ": _data_set(faces.read),
 }
 LEVELS = {"digits": 17}
 
 
 def levels(config: ml_collections.ConfigDict) -> int:
-    """The number of grey levels of `config.data`; known without its images, as samplers need it."""
-    return LEVELS.get(config.dataset.lower(), 256)
+    """Return the number of grey levels of `config.data`, without loading its images."""
+    return LEVELS.get(config.dataset.lower(), BYTE_LEVELS)
 
 
 def load(config: ml_collections.ConfigDict, split: str) -> Images:
-    """The images of a split, 'train' or 'test', of `config.data`.
+    """Load the images of a split, 'train' or 'test', of `config.data`.
 
-    Raises InputError for an unknown data set, one whose images are not of the configured size, and for data.num_classes
-    that its labels do not fit.
+    Raises InputError if the data set is unknown, its images do not have the configured shape, or
+    its labels are not classes 0 .. data.num_classes - 1.
     """
-    source = choose(
-        {name.lower(): f for name, f in DATASETS.items()}, config.dataset.lower(), "data.dataset"
-    )
-    images = source(split, config)
+    by_name = {name.lower(): data_set for name, data_set in DATASETS.items()}
+    images = choose(by_name, config.dataset.lower(), "data.dataset")(split, config)
     expected = (config.image_size, config.image_size, config.num_channels)
     if images.pixels[0].shape != expected:
         raise InputError(
-            f"Images of data.dataset = {config.dataset!r} have shape {images.pixels[0].shape}; data.image_size = "
-            f"{config.image_size} and data.num_channels = {config.num_channels} ask for {expected}."
+            f"Images of data.dataset = {config.dataset!r} have shape {images.pixels[0].shape}; "
+            f"data.image_size = {config.image_size} and data.num_channels = {config.num_channels} "
+            f"require {expected}."
         )
     if config.num_classes:
         check_labels(images, config.num_classes, "data.num_classes")
@@ -130,52 +112,72 @@ def load(config: ml_collections.ConfigDict, split: str) -> Images:
 
 
 def check_labels(images: Images, num_classes: int, field: str) -> None:
-    """Raises InputError unless labels are known and in 0 .. num_classes - 1; `field` is where that number stands."""
+    """Raise InputError unless all images have labels in 0 .. num_classes - 1.
+
+    `field` is the name of the config field with the number of classes.
+    """
     if images.labels is None:
         raise InputError(
             f"{field} = {num_classes} needs images with labels; those of data.dataset have none."
         )
-    least, largest = int(np.min(images.labels)), int(np.max(images.labels))
-    if least < 0 or largest >= num_classes:
+    smallest, largest = int(np.min(images.labels)), int(np.max(images.labels))
+    if smallest < 0 or largest >= num_classes:
         raise InputError(
-            f"{field} = {num_classes}, but the labels of data.dataset go from {least} to {largest}."
+            f"{field} = {num_classes}, but the labels of data.dataset go from {smallest} to "
+            f"{largest}; they must be in 0 .. {num_classes - 1}."
         )
 
 
-# --- the map between grey levels and what a model sees ----------------------------------------------------------------
+# --- the map between grey levels and model inputs ---
 
 
 @dataclasses.dataclass(frozen=True)
 class Scaler:
-    """Affine map from grey levels u in 0 .. levels-1 to the model's range, [-1, 1] if `centered`, else [0, 1]."""
+    """Affine map from grey levels to the range of the model.
+
+    Attributes:
+      levels: number of grey levels; their values u are 0 .. levels - 1.
+      centered: whether the range of the model is [-1, 1] instead of [0, 1].
+    """
 
     levels: int
     centered: bool
 
     def scale(self, u: Array) -> Array:
-        """Grey levels as they are, the last one at 1."""
+        """Map grey levels of any shape to the model's range; the largest level becomes 1."""
         return self._center(u.astype(jnp.float32) / (self.levels - 1))
 
     def dequantize(self, u: Array, noise: Array) -> Array:
-        """Grey levels plus noise in [0, 1), which turns their distribution into a density."""
+        """Map u + noise, with noise in [0, 1), to the model's range.
+
+        The noise turns the distribution of the grey levels into a density.
+        """
         return self._center((u.astype(jnp.float32) + noise) / self.levels)
 
     @property
     def log_scale(self) -> float:
-        """log dx/du of `dequantize`: what a log-density of x gains per dimension to become one of u + noise."""
+        """log dx/du of `dequantize`: log p(u + noise) = log p(x) + log_scale, per dimension."""
         return float(np.log((2.0 if self.centered else 1.0) / self.levels))
 
     def pixels(self, x: Array, *, dequantized: bool, truncate: bool = False) -> Array:
-        """The nearest grey levels of x, spread over 0 .. 255, as uint8; inverts `dequantize` if asked, else `scale`.
+        """Invert the map: the nearest grey levels of x, scaled to 0 .. 255, as uint8.
 
-        With `truncate`, the next lower ones of `scale` in either case: so the official code made images of samples.
+        Args:
+          x: model inputs or samples, of any shape; values out of range are clipped.
+          dequantized: whether to invert `dequantize` instead of `scale`.
+          truncate: whether to round down the inverse of `scale`, as the official code does for
+            samples; then `dequantized` has no effect.
         """
-        x = (x + 1) / 2 if self.centered else x
-        u = jnp.floor(x * self.levels) if dequantized else jnp.round(x * (self.levels - 1))
-        u = jnp.floor(x * (self.levels - 1)) if truncate else u
-        return jnp.round(jnp.clip(u, 0, self.levels - 1) * (255 / (self.levels - 1))).astype(
-            jnp.uint8
-        )
+        if self.centered:
+            x = (x + 1) / 2
+        if truncate:
+            u = jnp.floor(x * (self.levels - 1))
+        elif dequantized:
+            u = jnp.floor(x * self.levels)
+        else:
+            u = jnp.round(x * (self.levels - 1))
+        u = jnp.clip(u, 0, self.levels - 1)
+        return jnp.round(u * (255 / (self.levels - 1))).astype(jnp.uint8)
 
     def _center(self, x: Array) -> Array:
         return 2 * x - 1 if self.centered else x
@@ -183,9 +185,9 @@ class Scaler:
 
 @dataclasses.dataclass(frozen=True)
 class RealScaler:
-    """As Scaler, for real numbers in [low, high]: there is nothing to dequantize, and densities are those of the data.
+    """The counterpart of Scaler for real numbers in [low, high], which need no dequantization.
 
-    Its `pixels` are the data's own values, float32.
+    `pixels` returns values of the data as float32, and densities are those of the data.
     """
 
     low: float
@@ -193,48 +195,59 @@ class RealScaler:
     centered: bool
 
     def scale(self, u: Array) -> Array:
-        """Values as the model sees them."""
-        return (u.astype(jnp.float32) - self.low) / self._step - self.centered
+        """Map values of any shape to the model's range."""
+        return (u.astype(jnp.float32) - self.low) / self._unit - self._offset
 
     def dequantize(self, u: Array, noise: Array) -> Array:
-        """The same: no noise is added."""
+        """Return `scale(u)`; the noise is ignored."""
+        del noise
         return self.scale(u)
 
     @property
     def log_scale(self) -> float:
         """log dx/du of `scale`."""
-        return -math.log(self._step)
+        return -math.log(self._unit)
 
     @property
     def levels(self) -> int:
-        """There are none: raises InputError, for dequantization and measures of bytes, which want to know."""
+        """Raises InputError: real numbers have no grey levels, which some metrics require."""
         raise InputError(
             f"data.value_range = {(self.low, self.high)}: real numbers have no grey levels."
         )
 
     def pixels(self, x: Array, *, dequantized: bool, truncate: bool = False) -> Array:
-        """The values of x, whatever is said of rounding."""
-        return self.low + self._step * (x + self.centered)
+        """Invert `scale`; nothing is rounded."""
+        del dequantized, truncate
+        return self.low + self._unit * (x + self._offset)
 
     @property
-    def _step(self) -> float:
-        return (self.high - self.low) / (1 + self.centered)
+    def _unit(self) -> float:
+        """The length in the data of a unit in the model's range."""
+        return (self.high - self.low) / (2 if self.centered else 1)
+
+    @property
+    def _offset(self) -> int:
+        return 1 if self.centered else 0
 
 
 def make_scaler(config: ml_collections.ConfigDict) -> Scaler | RealScaler:
-    """The map that `config.data` describes. Raises InputError for a range that is none, or of dequantized values."""
+    """Return the map that `config.data` describes.
+
+    Raises InputError if data.value_range is not an interval, or is combined with dequantization.
+    """
     if not config.value_range:
         return Scaler(levels(config), config.centered)
     if len(config.value_range) != 2 or not config.value_range[0] < config.value_range[1]:
         raise InputError(
-            f"data.value_range = {config.value_range} must be (least, largest), or () for bytes."
+            f"data.value_range = {config.value_range} must be (smallest, largest), or () for bytes."
         )
     if config.uniform_dequantization:
         raise InputError(
             f"data.value_range = {config.value_range}: real numbers need no dequantization; set "
             f"--noconfig.data.uniform_dequantization."
         )
-    return RealScaler(*map(float, config.value_range), config.centered)
+    low, high = map(float, config.value_range)
+    return RealScaler(low, high, config.centered)
 
 
 def augment(
@@ -245,7 +258,7 @@ def augment(
     random_flip: bool,
     uniform_dequantization: bool,
 ) -> Array:
-    """A training batch for the model: u (B, H, W, C) uint8, at random mirrored and dequantized, in float32."""
+    """Return training images u (B, H, W, C) as model inputs: randomly flipped and dequantized."""
     flip_key, noise_key = jax.random.split(key)
     if random_flip:
         flip = jax.random.bernoulli(flip_key, shape=(u.shape[0], 1, 1, 1))
@@ -255,15 +268,68 @@ def augment(
     return scaler.scale(u)
 
 
-def image_grid(images: np.ndarray, min_side: int = 64, columns: int | None = None) -> Image.Image:
-    """A picture of images (N, H, W, C) in rows, small ones enlarged to at least `min_side` pixels.
+# --- batches ---
 
-    Real numbers are spread over the grey levels; of other channels than grey or three colours the first is shown.
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """An infinite stream of shuffled training batches.
+
+    Item n depends only on the images, `seed` and n, not on the number of hosts or on restarts. It
+    contains `steps` consecutive batches, of which this process loads its own rows: pixels
+    (steps, rows, H, W, C) and, if `labelled`, labels (steps, rows).
+    """
+
+    images: Images
+    batch_size: int
+    seed: int
+    steps: int = 1
+    labelled: bool = False
+
+    def __len__(self) -> int:
+        return 2**62 // (self.batch_size * self.steps)  # grain requires a length.
+
+    def __getitem__(self, n: int) -> Batch:
+        order = grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
+        batches = []
+        for step in range(n * self.steps, (n + 1) * self.steps):
+            start = step * self.batch_size
+            indices = np.array([order[start + row] for row in local_rows(self.batch_size)])
+            batches.append(self.images.batch(indices, labelled=self.labelled))
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+    def iterate(self, start: int) -> Iterator[Batch]:
+        """Yield the items from number `start` on, read ahead by a background thread."""
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+        return iter(grain.MapDataset.source(self)[start:].to_iter_dataset(options))
+
+
+def rounds(images: Images, batch_size: int) -> list[tuple[np.ndarray, int]]:
+    """Divide the images, in order, into batches of equal size.
+
+    Returns pairs of indices (batch_size,) and the number of them that count. The last batch is
+    filled up with the first images, which do not count.
+    """
+    batches = []
+    for start in range(0, len(images), batch_size):
+        indices = np.arange(start, start + batch_size) % len(images)
+        batches.append((indices, min(batch_size, len(images) - start)))
+    return batches
+
+
+# --- pictures ---
+
+
+def image_grid(images: np.ndarray, min_side: int = 64, columns: int | None = None) -> Image.Image:
+    """Return a picture of images (N, H, W, C) in rows, enlarged to at least `min_side` pixels.
+
+    Real numbers are scaled to 0 .. 255. Images with other than 1 or 3 channels are shown by their
+    first channel. The default number of columns makes the grid about square.
     """
     if images.dtype != np.uint8:
-        low, high = np.min(images), np.max(images)
-        images = np.round((images - low) * (255 / ((high - low) or 1))).astype(np.uint8)
-    images = images if images.shape[-1] == 3 else images[..., :1]
+        images = _as_bytes(images)
+    if images.shape[-1] != 3:
+        images = images[..., :1]
     zoom = max(1, min_side // images.shape[1])
     images = np.pad(images.repeat(zoom, 1).repeat(zoom, 2), ((0, 0), (1, 1), (1, 1), (0, 0)))
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -274,45 +340,8 @@ def image_grid(images: np.ndarray, min_side: int = 64, columns: int | None = Non
     return Image.fromarray(grid[..., 0] if channels == 1 else grid)
 
 
-# --- batches ----------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Batches:
-    """Batches of shuffled training images for ever: number n depends on (seed, n) alone, not on hosts or restarts.
-
-    Item n holds `steps` consecutive batches, of which this process loads its rows: (steps, rows, H, W, C) uint8 and, if
-    `labelled`, labels (steps, rows).
-    """
-
-    images: Images
-    batch_size: int
-    seed: int
-    steps: int = 1
-    labelled: bool = False
-
-    def __len__(self) -> int:
-        return 2**62 // (self.batch_size * self.steps)
-
-    def __getitem__(self, n: int) -> Batch:
-        order = grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
-        starts = [(n * self.steps + k) * self.batch_size for k in range(self.steps)]
-        indices = [
-            np.array([order[s + row] for row in local_rows(self.batch_size)]) for s in starts
-        ]
-        batches = [self.images.batch(each, labelled=self.labelled) for each in indices]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-
-    def iterate(self, start: int) -> Iterator[Batch]:
-        """Items from number `start` on, read ahead in a background thread."""
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-        return iter(grain.MapDataset.source(self)[start:].to_iter_dataset(options))
-
-
-def rounds(images: Images, batch_size: int) -> list[tuple[np.ndarray, int]]:
-    """All images once, in order: [(indices (batch_size,), how many of them count), ...]; the last one is filled up."""
-    indices = np.arange(-(-len(images) // batch_size) * batch_size)
-    counts = [min(batch_size, len(images) - s) for s in range(0, len(images), batch_size)]
-    return [
-        (row % len(images), count) for row, count in zip(indices.reshape(-1, batch_size), counts)
-    ]
+def _as_bytes(values: np.ndarray) -> np.ndarray:
+    """Scale real numbers so that the smallest becomes 0 and the largest 255."""
+    low, high = np.min(values), np.max(values)
+    width = high - low if high > low else 1
+    return np.round((values - low) * (255 / width)).astype(np.uint8)

@@ -20,7 +20,7 @@ from benchmarks import speed
 from configs.default import Config
 from errors import InputError
 from experiment import Experiment
-from pretrained.diffusers_unet import UNET_FAMILIES, unet_config
+from pretrained.diffusers_config import UNET_FAMILIES, unet_config
 
 LEVELS = 1000
 

@@ -235,7 +235,7 @@ def digits_results() -> list[Result]:
     grey = lambda images: pixels(np.round(images * (255 / 16)).astype(np.uint8))
     held_out, train = grey(experiment.test.pixels), grey(experiment.train.pixels)
     labels = load_digits().target
-    is_test = np.arange(len(labels)) % 5 == 4  # As in datasets.digits.
+    is_test = np.arange(len(labels)) % 5 == 4  # As in readers.scikit_learn.
     share, theirs = (np.bincount(labels[part]) / part.sum() for part in (~is_test, is_test))
     quantiles = weighted_quantiles(held_out, (share / theirs)[labels[is_test]])
     reader = LogisticRegression(max_iter=2000).fit(train.reshape(len(train), -1), labels[~is_test])

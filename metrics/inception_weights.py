@@ -1,37 +1,46 @@
-"""Reads the weights of FID's Inception network: pytorch-fid's .pth file, or a .safetensors made of it once.
+"""The weights of FID's Inception network: pytorch-fid's .pth file, or a .safetensors copy of it.
 
-Nothing is downloaded.
+A file is searched for in local folders and never downloaded. A .safetensors copy
+(`to_safetensors`) can be read without PyTorch.
 """
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import safetensors.numpy
 from flax import nnx, traverse_util
 
-import pretrained
 from errors import InputError
 from models.building import Params, as_built
 from models.inception import Inception
 from models.layers import Rngs
-from pretrained.parameter_names import KERNEL, MATRIX, VECTOR, Place, take
+from pretrained import safetensors_format, torch_format
+from pretrained.stored_parameters import (
+    KERNEL,
+    MATRIX,
+    VECTOR,
+    Layout,
+    StoredParameter,
+    load_params,
+)
+from pretrained.trained import Tensors
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
-ALIAS = "weights-inception-2015-12-05-6726825d.pth"  # What torch-fidelity calls the same file.
+ALIAS = "weights-inception-2015-12-05-6726825d.pth"  # The name of the same file in torch-fidelity.
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
 STANDARD = "6726825d"  # The first digits of the file's SHA-256.
-SOURCE = "sha256_of_pth"
+SOURCE = "sha256_of_pth"  # The entry for the SHA-256 of the original in a .safetensors copy.
 CACHES = (
     Path.home() / ".cache" / "score_sde",
     Path.home() / ".cache" / "torch" / "hub" / "checkpoints",
 )
 
-LEAVES = {  # Our parameters: {(layer, parameter): (PyTorch's name, its axes)}.
+LEAVES = {  # (Our layer, our parameter): (PyTorch's name of the parameter, its axes).
     ("conv", "kernel"): ("weight", KERNEL),
     ("bn", "scale"): ("weight", VECTOR),
     ("bn", "bias"): ("bias", VECTOR),
@@ -43,8 +52,13 @@ LEAVES = {  # Our parameters: {(layer, parameter): (PyTorch's name, its axes)}.
 
 
 class Weights(NamedTuple):
-    """`params`: nested dictionaries, as the network has them; `digest`: SHA-256 of the tensors, the same whatever file
-    they came from; `standard`: whether they are the ones that FID is defined by."""
+    """The weights of a file.
+
+    Attributes:
+      params: nested dictionaries of the network's parameters.
+      digest: SHA-256 of the tensors, which does not depend on the file format.
+      standard: whether they are the weights that define FID.
+    """
 
     params: Params
     digest: str
@@ -52,35 +66,35 @@ class Weights(NamedTuple):
 
 
 def read(path: str | Path) -> Weights:
-    """The weights in a file of PyTorch (which needs torch) or of safetensors, under the names of pytorch-fid.
+    """Read weights from a PyTorch file, which requires torch, or a .safetensors file.
 
-    Raises InputError if the file is damaged, its name says 6726825d and its SHA-256 does not, or it lacks a tensor,
-    has one too many, or one of another shape.
+    Tensors have the names of pytorch-fid.
+
+    Raises InputError if the file is damaged, if its name contains 6726825d but its SHA-256 does not
+    begin with it, or if a tensor is missing, left over or of another shape.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        notes, tensors = pretrained.load_safetensors(path)
-        source = notes.get(SOURCE, "")
+        metadata, tensors = safetensors_format.load(path)
+        source = metadata.get(SOURCE, "")
     else:
         source = _checked_hash(path)
-        tensors = {
-            name: pretrained.to_numpy(tensor)
-            for name, tensor in _named(path, pretrained.load_torch(path))
-        }
+        tensors = _load_state_dict(path)
     tensors = {
         name: tensor
         for name, tensor in tensors.items()
         if not name.endswith(".num_batches_tracked")
     }
-    return Weights(
-        take(_places(), tensors, str(path)), _digest(tensors), source.startswith(STANDARD)
-    )
+    params = load_params(_layout(), tensors, str(path))
+    return Weights(params, _digest(tensors), source.startswith(STANDARD))
 
 
 def find(path: str | Path = "") -> Path:
-    """The file that `path` is, or that lies in the folder `path`, or else in the caches of this program and of PyTorch.
+    """Return the file of weights: `path` itself, or a file in the folder `path`.
 
-    Raises InputError, which says where to get it, if there is none.
+    Without `path`, the file is searched for in the caches of this program and of PyTorch.
+
+    Raises InputError, stating where to download the file, if there is none.
     """
     if Path(path).is_file():
         return Path(path)
@@ -89,63 +103,63 @@ def find(path: str | Path = "") -> Path:
     for candidate in (folder / name for folder in folders for name in names):
         if candidate.is_file():
             return candidate
+    searched = "" if path else f", nor in {' or '.join(map(str, CACHES))}"
     raise InputError(
         f"The weights of FID's Inception network are not at eval.inception_path = {str(path)!r}"
-        + ("" if path else f", nor in {' or '.join(map(str, CACHES))}")
-        + f". Nothing is downloaded unasked; they are at {URL} (91 MB)."
+        f"{searched}. They are not downloaded automatically; get them from {URL} (91 MB)."
     )
 
 
 def to_safetensors(source: str | Path) -> Path:
-    """Writes the weights of a .pth file beside it, as .safetensors, which needs no PyTorch to be read."""
+    """Copy the weights of a .pth file to a .safetensors file in its folder, and return its path."""
     source = Path(source)
-    tensors = {
-        name: pretrained.to_numpy(tensor)
-        for name, tensor in _named(source, pretrained.load_torch(source))
-    }
     target = source.with_suffix(".safetensors")
-    safetensors.numpy.save_file(tensors, target, {SOURCE: _checked_hash(source)})
+    metadata = {SOURCE: _checked_hash(source)}
+    safetensors.numpy.save_file(_load_state_dict(source), target, metadata)
     return target
 
 
 def network(*, half_pixel: bool) -> tuple[nnx.GraphDef, Params]:
-    """The network without values: its graph, and its parameters as shapes."""
-    built = as_built(lambda: Inception(half_pixel, rngs=Rngs(jax.random.key(0))))
-    graph, state = nnx.split(built)
+    """Return the graph of the network, and its parameters as shapes without values."""
+    abstract = as_built(lambda: Inception(half_pixel, rngs=Rngs(jax.random.key(0))))
+    graph, state = nnx.split(abstract)
     return graph, nnx.to_pure_dict(state)
 
 
-def _places() -> list[Place]:
-    """Where each parameter lies in the file."""
+def _layout() -> Layout:
+    """Return how pytorch-fid stores each parameter."""
     _, shapes = network(half_pixel=True)
-    places = []
+    layout = []
     for path, leaf in traverse_util.flatten_dict(shapes).items():
         name, axes = LEAVES[path[-2:]]
-        places.append(Place(path, leaf.shape, (".".join((*path[:-1], name)),), axes))
-    return places
+        layout.append(StoredParameter(path, leaf.shape, (".".join((*path[:-1], name)),), axes))
+    return layout
 
 
-def _named(path: Path, state: object) -> list[tuple[str, object]]:
-    if not isinstance(state, dict) or not all(
-        hasattr(tensor, "is_floating_point") for tensor in state.values()
-    ):
-        raise InputError(f"{path} holds no state dict: tensors by name, and nothing else.")
-    return list(state.items())
+def _load_state_dict(path: Path) -> Tensors:
+    state = torch_format.load(path)
+    if not isinstance(state, dict) or not all(map(_is_tensor, state.values())):
+        raise InputError(f"{path} must contain a state dict, which maps names to tensors.")
+    return {name: torch_format.to_numpy(tensor) for name, tensor in state.items()}
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "is_floating_point")  # PyTorch need not be imported for this.
 
 
 def _checked_hash(path: Path) -> str:
-    """SHA-256 of a file, which must be the standard one if the name says so."""
+    """Return the SHA-256 of a file, which must be the standard one if the file's name states it."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if STANDARD in path.name and not digest.startswith(STANDARD):
         raise InputError(
-            f"{path} is damaged or another file: its SHA-256 begins with {digest[:8]}, not with the {STANDARD} of its "
-            f"name. Get it again, from {URL}."
+            f"{path} is damaged or another file: its SHA-256 begins with {digest[:8]} instead of "
+            f"{STANDARD}, as its name states. Download it again from {URL}."
         )
     return digest
 
 
-def _digest(tensors: dict[str, np.ndarray]) -> str:
+def _digest(tensors: Tensors) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""Arrays of one's own, .npy or .npz: images in bytes, or real numbers on a grid."""
+"""Custom images or other data on a grid, as an array in a .npy or .npz file."""
 
 from __future__ import annotations
 
@@ -14,87 +14,102 @@ from readers import cache
 from readers.folders import members
 
 
-class Chosen(Sequence):
-    """Some entries of an array (N, ...), read when asked for; real numbers become float32."""
+class Selection(Sequence):
+    """Selected entries of an array (N, ...), read on access; real numbers become float32."""
 
-    def __init__(self, array: np.ndarray, chosen: np.ndarray) -> None:
-        self._array, self._chosen = array, chosen
+    def __init__(self, array: np.ndarray, selected: np.ndarray) -> None:
+        self._array, self._selected = array, selected
         self.dtype = array.dtype if array.dtype == np.uint8 else np.dtype(np.float32)
-        self.shape = (len(chosen), *array.shape[1:])
+        self.shape = (len(selected), *array.shape[1:])
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._selected)
 
     def __getitem__(self, index: int | slice | np.ndarray) -> np.ndarray:
-        return np.asarray(self._array[self._chosen[index]], self.dtype)
+        return np.asarray(self._array[self._selected[index]], self.dtype)
 
 
-def read(split: str, config: ml_collections.ConfigDict) -> tuple[Chosen, np.ndarray | None]:
-    """Pixels and labels of a split of the file data.path; .npy is not read into memory.
+def read(split: str, config: ml_collections.ConfigDict) -> tuple[Selection, np.ndarray | None]:
+    """Return pixels and labels of a split, 'train' or 'test', of the file data.path.
 
-    An .npz holds `images`, or `train_images` and `test_images`, and perhaps `labels`, named alike; without such names
-    data.held_out of the images are 'test'. Shapes are (N, H, W, C) or (N, H, W). Bytes are grey levels; of other
-    numbers data.value_range must say between which values they lie.
+    A .npy file contains images and is not read into memory. A .npz file contains `images`, or
+    `train_images` and `test_images`; optional labels are named likewise. Without given splits,
+    data.held_out of the images are in 'test'. Images have the shape (N, H, W, C) or (N, H, W).
+    uint8 values are grey levels; for other types, data.value_range states the range of values.
 
-    Raises InputError if the file cannot be read, holds something else, or values that are not finite or out of range.
+    Raises InputError if the file cannot be read, or contains other arrays or values that are not
+    finite or out of range.
     """
     path = Path(config.path).expanduser()
+    arrays = _load(path)
+    prefix = f"{split}_" if f"{split}_images" in arrays else ""
+    if f"{prefix}images" not in arrays:
+        names = ", ".join(arrays) or "nothing"
+        raise InputError(
+            f"{path} contains {names}; name the array 'images', or 'train_images' and "
+            f"'test_images'."
+        )
+    pixels, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    _check_arrays(pixels, labels, path)
+    if pixels.dtype != np.uint8 or config.value_range:
+        _check_values(pixels, path, prefix, config.value_range)
+    selected = np.arange(len(pixels))
+    if not prefix:
+        selected = members([str(number) for number in selected], split, config.held_out)
+    if labels is not None:
+        labels = labels[selected].astype(np.int32)
+    return Selection(pixels, selected), labels
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a file by name; a single array is named 'images'."""
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         arrays = {"images": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"data.path = {config.path!r} cannot be read as .npy or .npz: {brief(error)}."
+            f"data.path = '{path}' cannot be read as .npy or .npz: {brief(error)}."
         ) from error
     if len(arrays) == 1:
         arrays = {"images": next(iter(arrays.values()))}
-    prefix = f"{split}_" if f"{split}_images" in arrays else ""
-    if f"{prefix}images" not in arrays:
-        names = ", ".join(arrays) or "nothing"
-        raise InputError(
-            f"{path} holds {names}; name the array 'images', or 'train_images' and 'test_images'."
-        )
-    pixels, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
-    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-    _check(pixels, labels, path, prefix, config)
-    everything = np.arange(len(pixels))
-    chosen = (
-        everything
-        if prefix
-        else members([str(number) for number in everything], split, config.held_out)
-    )
-    return Chosen(pixels, chosen), None if labels is None else labels[chosen].astype(np.int32)
+    return arrays
 
 
-def _check(
-    pixels: np.ndarray,
-    labels: np.ndarray | None,
-    path: Path,
-    prefix: str,
-    config: ml_collections.ConfigDict,
-) -> None:
+def _check_arrays(pixels: np.ndarray, labels: np.ndarray | None, path: Path) -> None:
+    """Raise InputError for other shapes and types than those of images and labels."""
     if pixels.ndim != 4 or not len(pixels) or pixels.dtype.kind not in "uif":
         raise InputError(
-            f"{path} holds {pixels.dtype} of shape {pixels.shape}; images are numbers (N, H, W, C) or (N, H, W)."
+            f"{path} contains {pixels.dtype} of shape {pixels.shape}; images must be numbers of "
+            f"shape (N, H, W, C) or (N, H, W)."
         )
     if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
         raise InputError(
-            f"{path}: labels are {labels.dtype} of shape {labels.shape}, not one integer for each image."
+            f"{path}: labels are {labels.dtype} of shape {labels.shape}; they must be one integer "
+            f"for each image, of shape {pixels.shape[:1]}."
         )
-    if pixels.dtype == np.uint8 and not config.value_range:
-        return
-    measure = lambda: {
-        "range": np.array([pixels.min(), pixels.max()], np.float64)
-    }  # NaN if there is any.
+
+
+def _check_values(
+    pixels: np.ndarray, path: Path, prefix: str, value_range: tuple[float, ...]
+) -> None:
+    """Raise InputError for values that are not finite or not in `value_range`."""
+
+    def measure() -> dict[str, np.ndarray]:
+        return {"range": np.array([pixels.min(), pixels.max()], np.float64)}  # NaN propagates.
+
     low, high = cache.arrays(f"range_{prefix}", path, cache.fingerprint(path), measure)["range"]
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise InputError(f"{path} holds values that are not finite.")
-    if not config.value_range:
+        raise InputError(f"{path} contains values that are not finite.")
+    if not value_range:
         raise InputError(
-            f"{path} holds {pixels.dtype} from {low:.6g} to {high:.6g}: say between which values data lie, as in "
-            f"--config.data.value_range='({float(low)}, {float(high)})'. Only uint8 goes without."
+            f"{path} contains {pixels.dtype} values from {low:.6g} to {high:.6g}. Types other than "
+            f"uint8 require the range of the data, as in "
+            f"--config.data.value_range='({float(low)}, {float(high)})'."
         )
-    if low < config.value_range[0] or high > config.value_range[1]:
+    if low < value_range[0] or high > value_range[1]:
         raise InputError(
-            f"{path} holds values from {low:.6g} to {high:.6g}, beyond data.value_range = {config.value_range}."
+            f"{path} contains values from {low:.6g} to {high:.6g}, beyond data.value_range = "
+            f"{value_range}."
         )

@@ -1,4 +1,8 @@
-"""What is found out about data once and kept for the next start: arrays by kind, path and state of the files."""
+"""A cache on disk for facts about data files, such as labels and indices of records.
+
+An entry is a set of arrays, identified by its kind and the path of the data. If the cache cannot be
+written, the arrays are computed at every start.
+"""
 
 from __future__ import annotations
 
@@ -16,33 +20,34 @@ FOLDER = Path.home() / ".cache" / "score_sde" / "data"
 
 
 def fingerprint(path: Path) -> str:
-    """Changes when a file does."""
-    state = path.stat()
-    return f"{state.st_size} {state.st_mtime_ns}"
+    """Return the size and modification time of a file, which change when its content does."""
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
-def place(kind: str, path: Path) -> Path:
-    """The file of the cache about `path`."""
-    return FOLDER / f"{kind}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:20]}.npz"
+def entry_path(kind: str, path: Path) -> Path:
+    """Return the path of the entry of a kind about the data at `path`."""
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    return FOLDER / f"{kind}_{digest[:20]}.npz"
 
 
 def load(kind: str, path: Path) -> dict[str, np.ndarray]:
-    """What was kept about `path`; nothing, if that is nothing or cannot be read."""
+    """Return the arrays of an entry, or an empty dictionary if it is absent or damaged."""
     try:
-        with np.load(place(kind, path), allow_pickle=False) as arrays:
-            return dict(arrays)
+        with np.load(entry_path(kind, path), allow_pickle=False) as entry:
+            return dict(entry)
     except (OSError, ValueError, zipfile.BadZipFile):
         return {}
 
 
-def save(kind: str, path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Keeps arrays about `path`; a cache that cannot be written costs time at the next start, no more."""
-    target = place(kind, path)
+def save(kind: str, path: Path, entry: dict[str, np.ndarray]) -> None:
+    """Write the arrays of an entry; errors of the file system are ignored."""
+    target = entry_path(kind, path)
     temporary = target.with_suffix(f".{uuid.uuid4().hex}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **entry)
         os.replace(temporary, target)
     except OSError:
         with contextlib.suppress(OSError):
@@ -52,10 +57,10 @@ def save(kind: str, path: Path, arrays: dict[str, np.ndarray]) -> None:
 def arrays(
     kind: str, path: Path, key: str, compute: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """What `compute` returns, or what it returned about `path` when `key` was the same."""
-    kept = load(kind, path)
-    if "key" in kept and str(kept["key"]) == key:
-        return kept
+    """Return the arrays that `compute` returns, from the cache if they were saved with `key`."""
+    cached = load(kind, path)
+    if "key" in cached and str(cached["key"]) == key:
+        return cached
     computed = compute() | {"key": np.array(key)}
     save(kind, path, computed)
     return computed

@@ -1,4 +1,8 @@
-"""Images of one's own: a folder of files, checked once, before training, and indexed."""
+"""Custom images: a folder of image files.
+
+All files are decoded once, before training, and the result is kept in an index. Subfolders may
+define classes and splits.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +22,21 @@ from errors import InputError, brief
 from readers import cache, preprocessing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-NAMED = 10  # bad files that a warning lists
+MAX_LISTED = 10  # Unreadable files that a warning lists.
+SPLITS = {"train", "test"}
+
+
+# --- the index ---
 
 
 class Index(NamedTuple):
     """The image files under a folder, sorted by name.
 
-    names: (N,) relative paths. states: (N,) size and time of change. sizes: (N, 2) width and height, upright; 0 for a
-    file that cannot be read, whose problem is in `problems` (N,), else ''.
+    Attributes:
+      names: relative paths (N,).
+      states: sizes and modification times (N,), as text.
+      sizes: width and height in pixels (N, 2) after rotation by EXIF data; 0 for unreadable files.
+      problems: reasons why files are unreadable (N,); '' for readable files.
     """
 
     names: np.ndarray
@@ -35,56 +46,62 @@ class Index(NamedTuple):
 
     @property
     def good(self) -> np.ndarray:
-        """Numbers of the files that can be read."""
+        """Indices of the readable files."""
         return np.flatnonzero(self.problems == "")
 
 
 def index(folder: Path) -> Index:
-    """Lists the image files under `folder` and decodes those that are new or changed since the last time.
+    """List the image files under `folder`, and decode those that are new or changed.
 
-    The index is kept in the cache, by the folder's path. Raises InputError if there is no such folder.
+    The index is kept in the cache. Raises InputError if the folder does not exist.
     """
     if not folder.is_dir():
         raise InputError(
             f"data.path = {str(folder)!r} is not a folder; name one with --config.data.path=DIR."
         )
-    found = dict(sorted(_walk(folder, "")))
-    kept = cache.load("folder", folder)
-    old = Index(**kept) if kept.keys() == set(Index._fields) else Index(*[np.array([])] * 4)
-    known = {(name, state): (size, problem) for name, state, size, problem in zip(*old)}
-    new = [name for name, state in found.items() if (name, state) not in known]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(lambda name: _inspect(folder / name), new)
-        quiet = None if new else True  # On a terminal, and if there is something to do.
-        checked = dict(
-            zip(new, tqdm(results, "checking images", len(new), unit="file", disable=quiet))
-        )
-    entries = [
-        checked[name] if name in checked else known[name, state] for name, state in found.items()
-    ]
-    sizes = np.array([size for size, _ in entries], np.int32).reshape(-1, 2)
-    arrays = (
-        np.array(list(found), str),
-        np.array(list(found.values()), str),
-        sizes,
-        np.array([p for _, p in entries], str),
+    states = dict(sorted(_walk(folder)))
+    old = _load_index(folder)
+    entries = {
+        name: (size, problem)
+        for name, state, size, problem in zip(*old)
+        if states.get(name) == state
+    }
+    new = [name for name in states if name not in entries]
+    entries.update(zip(new, _inspect_all(folder, new)))
+    result = Index(
+        names=np.array(list(states), str),
+        states=np.array(list(states.values()), str),
+        sizes=np.array([entries[name][0] for name in states], np.int32).reshape(-1, 2),
+        problems=np.array([entries[name][1] for name in states], str),
     )
-    result = Index(*arrays)
-    if new or len(found) != len(old.names):
+    if new or len(states) != len(old.names):
         cache.save("folder", folder, result._asdict())
     return result
 
 
-def _walk(folder: Path, prefix: str) -> list[tuple[str, str]]:
-    """Relative names and states of the image files; hidden ones are passed over, links followed, never in circles."""
-    files, stack, seen = [], [(folder, prefix)], set()
+def _load_index(folder: Path) -> Index:
+    """Return the index from the cache, or an empty one."""
+    cached = cache.load("folder", folder)
+    if cached.keys() == set(Index._fields):
+        return Index(**cached)
+    empty = np.array([])
+    return Index(empty, empty, empty, empty)
+
+
+def _walk(folder: Path) -> list[tuple[str, str]]:
+    """Return relative names and states of the image files.
+
+    Hidden files and folders are skipped. Links are followed, but each folder is listed only once.
+    """
+    files, stack, visited = [], [(folder, "")], set()
     while stack:
-        here, prefix = stack.pop()
-        status = here.stat()
-        if (status.st_dev, status.st_ino) in seen:
+        current, prefix = stack.pop()
+        status = current.stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in visited:
             continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in _list(here):
+        visited.add(identity)
+        for entry in _list(current):
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
@@ -98,116 +115,142 @@ def _list(folder: Path) -> list[os.DirEntry]:
     try:
         return list(os.scandir(folder))
     except OSError as error:
-        raise InputError(
-            f"{folder}, a folder of images, cannot be listed: {brief(error)}."
-        ) from error
+        raise InputError(f"The image folder {folder} cannot be listed: {brief(error)}.") from error
 
 
 def _state(entry: os.DirEntry) -> str:
     try:
         return f"{entry.stat().st_size} {entry.stat().st_mtime_ns}"
     except OSError:
-        return "a link to nothing"
+        return "broken link"
+
+
+def _inspect_all(folder: Path, names: list[str]) -> list[tuple[tuple[int, int], str]]:
+    """Return `_inspect` of the files, with a progress bar if there are any."""
+    disable = None if names else True  # None shows the bar only on a terminal.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(_inspect, [folder / name for name in names])
+        return list(tqdm(results, "checking images", len(names), unit="file", disable=disable))
 
 
 def _inspect(path: Path) -> tuple[tuple[int, int], str]:
-    """Width and height of an image file, and what is wrong with it, if anything."""
+    """Return the width and height of an image file, and its problem or ''."""
     try:
         return preprocessing.decode(path, 3).size, ""
-    except Exception as error:  # Decoders raise whatever they like on damaged files.
-        return (0, 0), brief(
-            error
-        ) if path.exists() and path.stat().st_size else "the file is empty"
+    except Exception as error:  # Decoders raise exceptions of many types on damaged files.
+        if path.exists() and not path.stat().st_size:
+            return (0, 0), "the file is empty"
+        return (0, 0), brief(error)
 
 
-# --- data sets --------------------------------------------------------------------------------------------------------
+def problems(files: Index, folder: Path, limit: int) -> str:
+    """Describe the unreadable files: their number, and the names of the first `limit` of them."""
+    bad = np.flatnonzero(files.problems != "")
+    lines = [
+        f"{len(bad)} of {len(files.names)} image files under {folder} cannot be read and are "
+        f"skipped:"
+    ]
+    lines += [f"  {printable(files.names[i])}: {files.problems[i]}" for i in bad[:limit]]
+    if len(bad) > limit:
+        lines.append(f"  and {len(bad) - limit} more; --mode=inspect_data lists all")
+    return "\n".join(lines)
+
+
+def printable(name: str) -> str:
+    """Return a file name with undecodable bytes escaped, so that any terminal can print it."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+# --- the data set ---
 
 
 def read(
     split: str, config: ml_collections.ConfigDict
 ) -> tuple[preprocessing.Decoded, np.ndarray | None]:
-    """Pixels and labels of a split, 'train' or 'test', of the images under data.path, nested as they may be.
+    """Return pixels and labels of a split, 'train' or 'test', of the images under data.path.
 
-    If there are folders train/ and test/, these are the splits; else data.held_out of the images are 'test', chosen by
-    their names. If all images lie in folders (of their split), the names of the uppermost ones, sorted, are the
-    classes. Files that cannot be read are left out, with a warning. Images are cropped to a square and resized.
+    The folders train/ and test/, if both exist, are the splits. Otherwise data.held_out of the
+    images are in 'test', selected by a hash of their names. Classes are the names, sorted, of the
+    outermost folders (within the split), if every image is in one. Files may be at any depth;
+    unreadable files are skipped with a warning. Images are cropped to a square and resized.
 
-    Raises InputError if there is no such folder, or no image for the split.
+    Raises InputError if the folder does not exist or has no image for the split.
     """
-    folder, channels, size = Path(config.path).expanduser(), config.num_channels, config.image_size
+    folder = Path(config.path).expanduser()
     if not config.path:
         raise InputError(
-            "data.dataset = 'folder' needs the folder of the images: --config.data.path=DIR."
+            "data.dataset = 'folder' requires the folder of the images: --config.data.path=DIR."
         )
     files = index(folder)
     if len(files.good) < len(files.names) and split == "train":
-        logging.warning("%s", problems(files, folder, NAMED))
+        logging.warning("%s", problems(files, folder, MAX_LISTED))
     names = files.names[files.good].tolist()
-    chosen, labels = members(names, split, config.held_out), classes(names)[1]
-    if not len(chosen):
-        kinds = ", ".join(SUFFIXES)
+    selected = members(names, split, config.held_out)
+    if not len(selected):
         raise InputError(
-            f"data.path = {config.path!r} holds no readable image ({kinds}) for the split {split!r}."
+            f"data.path = {config.path!r} contains no readable image ({', '.join(SUFFIXES)}) for "
+            f"the split {split!r}."
         )
+    labels = classes(names)[1]
+    if labels is not None:
+        labels = labels[selected]
+    return _decoded(folder, [names[i] for i in selected], config), labels
+
+
+def _decoded(
+    folder: Path, names: list[str], config: ml_collections.ConfigDict
+) -> preprocessing.Decoded:
+    """Return the images of files, as `config` describes."""
+    size, channels = config.image_size, config.num_channels
 
     def decode(number: int) -> np.ndarray:
-        for step in range(
-            len(chosen)
-        ):  # Another image takes the place of one that went bad after it was indexed.
-            path = folder / names[chosen[(number + step) % len(chosen)]]
+        # A file that became unreadable after it was indexed is replaced by the next readable one.
+        for step in range(len(names)):
+            path = folder / names[(number + step) % len(names)]
             try:
-                return preprocessing.to_array(
-                    preprocessing.crop_resize(preprocessing.decode(path, channels), size)
-                )
-            except Exception as error:  # Decoders raise whatever they like on damaged files.
+                image = preprocessing.crop_resize(preprocessing.decode(path, channels), size)
+                return preprocessing.to_array(image)
+            except Exception as error:  # Decoders raise exceptions of many types.
                 logging.log_first_n(
-                    logging.WARNING, "%s: %s; another takes its place.", NAMED, path, brief(error)
+                    logging.WARNING,
+                    "%s: %s; another image replaces it.",
+                    MAX_LISTED,
+                    path,
+                    brief(error),
                 )
-        raise InputError(f"No image of data.path = {config.path!r} can be read any more.")
+        raise InputError(f"data.path = {config.path!r}: none of its images can be read any more.")
 
-    return preprocessing.Decoded(
-        decode, len(chosen), (size, size, channels)
-    ), None if labels is None else labels[chosen]
+    return preprocessing.Decoded(decode, len(names), (size, size, channels))
 
 
 def members(names: Sequence[str], split: str, held_out: float) -> np.ndarray:
-    """Which of the images belong to a split, by number; see `read`."""
+    """Return the indices of the images that belong to a split; see `read`.
+
+    Raises InputError unless 0 < held_out < 1.
+    """
     if not 0 < held_out < 1:
-        raise InputError(f"data.held_out = {held_out} must lie between 0 and 1.")
-    tops = np.array([name.partition("/")[0] if "/" in name else "" for name in names])
-    if {"train", "test"} <= set(tops):
-        return np.flatnonzero(tops == split)
-    draws = np.array([zlib.crc32(os.fsencode(name)) / 2**32 for name in names])
-    test = (draws < held_out) | (draws == draws.min(initial=1.0))  # There is always one.
-    return np.flatnonzero(test == (split == "test"))
+        raise InputError(f"data.held_out = {held_out} must be between 0 and 1.")
+    outermost = np.array([name.partition("/")[0] if "/" in name else "" for name in names])
+    if set(outermost) >= SPLITS:
+        return np.flatnonzero(outermost == split)
+    # A function of the name alone, so that a held-out image stays so when others are added.
+    hashes = np.array([zlib.crc32(os.fsencode(name)) / 2**32 for name in names])
+    is_smallest = hashes == hashes.min(initial=1.0)  # At least one image is held out.
+    is_test = (hashes < held_out) | is_smallest
+    return np.flatnonzero(is_test == (split == "test"))
 
 
 def classes(names: Sequence[str]) -> tuple[list[str], np.ndarray | None]:
-    """Names of the classes and labels (N,), by the uppermost folders; ([], None) if some image lies in none."""
+    """Return the names of the classes and labels (N,), by the outermost folders.
+
+    Returns ([], None) if an image is in no folder.
+    """
     parts = [name.split("/")[:-1] for name in names]
-    if {"train", "test"} <= {part[0] for part in parts if part}:
-        parts = [part[1:] for part in parts if part and part[0] in ("train", "test")]
+    if {part[0] for part in parts if part} >= SPLITS:
+        parts = [part[1:] for part in parts if part and part[0] in SPLITS]
         if len(parts) < len(names):
             return [], None
     if not all(parts):
         return [], None
-    known, labels = np.unique([part[0] for part in parts], return_inverse=True)
-    return known.tolist(), labels.astype(np.int32)
-
-
-def problems(files: Index, folder: Path, limit: int) -> str:
-    """A sentence with the number of files that cannot be read, and the first ones by name."""
-    bad = np.flatnonzero(files.problems != "")
-    lines = [f"  {printable(files.names[i])}: {files.problems[i]}" for i in bad[:limit]]
-    more = (
-        [f"  and {len(bad) - limit} more; --mode=inspect_data lists all"]
-        if len(bad) > limit
-        else []
-    )
-    head = f"{len(bad)} of {len(files.names)} image files under {folder} cannot be read and are left out:"
-    return "\n".join([head, *lines, *more])
-
-
-def printable(name: str) -> str:
-    """A file's name that any terminal can show."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    class_names, labels = np.unique([part[0] for part in parts], return_inverse=True)
+    return class_names.tolist(), labels.astype(np.int32)

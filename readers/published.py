@@ -1,18 +1,15 @@
-"""Published data sets: those of TensorFlow Datasets (TFDS), Fashion-MNIST's IDX files, TFRecords of FFHQ and CelebA-HQ.
+"""Data sets that TensorFlow Datasets (TFDS) prepares.
 
-Sets that TFDS has prepared are read without TFDS and TensorFlow: from ArrayRecord or TFRecord files of tf.train.Example
-with encoded images, the same as `tfds.data_source` reads. Preparing them takes both (`prepare`).
+Prepared data sets are read without TFDS and TensorFlow, from ArrayRecord or TFRecord files of
+tf.train.Example with encoded images, with the same result as `tfds.data_source`. Preparing a data
+set requires both packages (`prepare`).
 """
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import json
-import math
 import os
-import struct
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,52 +20,64 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
 from errors import InputError, brief, check_name
-from readers import cache, preprocessing
+from readers import cache, idx, preprocessing
 from readers.preprocessing import Decoded
 from readers.tfrecords import TFRecords, parse_example
 
-Pixels = Sequence[np.ndarray]
-"""(N, H, W, C) uint8"""
-
-PACKAGES = {
+INFO = "dataset_info.json"
+PACKAGES = {  # Modules that `prepare` requires, and the packages to install for them.
     "tensorflow": "tensorflow",
     "tensorflow_datasets": "tensorflow-datasets",
-    "importlib_resources": None,
+    "importlib_resources": "importlib_resources",
 }
-IDX = {"train": "train", "test": "t10k"}
+LSUN_CATEGORIES = ("bedroom", "church_outdoor")
 
 
 class Prepared(NamedTuple):
-    """A set of TFDS: its name there, its held-out split, and the official preprocessing."""
+    """A data set of TFDS.
+
+    Attributes:
+      name: its name in TFDS.
+      test: the name of its held-out split.
+      resize: the preprocessing of the official code, (image, size) -> image.
+    """
 
     name: str
     test: str
     resize: Callable[[Image.Image, int], Image.Image]
 
 
+PREPARED = {  # By data.dataset in lower case. LSUN depends on further fields.
+    "cifar10": Prepared("cifar10", "test", preprocessing.resize),
+    "svhn": Prepared("svhn_cropped", "test", preprocessing.resize),
+    "celeba": Prepared("celeb_a", "validation", preprocessing.celeba),
+    "fashion_mnist": Prepared("fashion_mnist", "test", preprocessing.resize),
+}
+
+
 def of_tfds(config: ml_collections.ConfigDict) -> Prepared | None:
-    """What data.dataset is in TFDS, or None if it is not from there."""
+    """Return the data set of TFDS that data.dataset names, or None if there is none."""
     if config.dataset.lower() == "lsun":
-        check_name(config.get("category", ""), ("bedroom", "church_outdoor"), "data.category")
+        check_name(config.get("category", ""), LSUN_CATEGORIES, "data.category")
         resize = preprocessing.small_crop if config.image_size == 128 else preprocessing.crop_resize
         return Prepared(f"lsun/{config.category}", "validation", resize)
-    return {
-        "cifar10": Prepared("cifar10", "test", preprocessing.resize),
-        "svhn": Prepared("svhn_cropped", "test", preprocessing.resize),
-        "celeba": Prepared("celeb_a", "validation", preprocessing.celeba),
-        "fashion_mnist": Prepared("fashion_mnist", "test", preprocessing.resize),
-    }.get(config.dataset.lower())
+    return PREPARED.get(config.dataset.lower())
 
 
-def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndarray | None]:
-    """Pixels and labels of a split, 'train' or 'test', of a data set of TFDS.
+# --- reading ---
 
-    Fashion-MNIST is read from IDX files instead, where data.path is a folder that holds them. Raises InputError if the
-    set is not there, or damaged.
+
+def read(
+    split: str, config: ml_collections.ConfigDict
+) -> tuple[Sequence[np.ndarray], np.ndarray | None]:
+    """Return pixels and labels of a split, 'train' or 'test', of a data set of TFDS.
+
+    Fashion-MNIST is read from IDX files instead if data.path is a folder that contains them. Raises
+    InputError if the data set is missing or damaged.
     """
     prepared = of_tfds(config)
-    if list(Path(config.path).glob("*-idx3-ubyte*")) and prepared.name == "fashion_mnist":
-        return read_idx(split, config)
+    if prepared.name == "fashion_mnist" and idx.exists(config.path):
+        return idx.read(split, config)
     folder = find(config, prepared)
     records = _records(folder, prepared.name, "train" if split == "train" else prepared.test)
 
@@ -77,86 +86,91 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndar
         try:
             image = preprocessing.decode(parse_example(record)["image"][0], config.num_channels)
         except (ValueError, KeyError, IndexError, OSError) as error:
-            raise InputError(
-                f"{folder} is damaged: record {index} of {split}: {brief(error)}. Prepare it again."
-            ) from error
+            raise _damaged(folder, f"record {index} of {split}: {brief(error)}") from error
         return preprocessing.to_array(prepared.resize(image, config.image_size))
 
     shape = (config.image_size, config.image_size, config.num_channels)
     return Decoded(decode, len(records), shape), _labels(records, folder, split)
 
 
-def _labels(records: Sequence[bytes], folder: Path, split: str) -> np.ndarray | None:
-    """The classes, if the set has any; kept in the cache, as they are strewn over all records."""
-    if "label" not in parse_example(records[0]):
-        return None
-    collect = lambda: {
-        "labels": np.array([parse_example(record)["label"][0] for record in records], np.int32)
-    }
-    return cache.arrays(
-        f"labels_{split}", folder, f"{len(records)} {cache.fingerprint(folder)}", collect
-    )["labels"]
-
-
-# --- TFDS -------------------------------------------------------------------------------------------------------------
-
-
 def data_dir(config: ml_collections.ConfigDict) -> Path:
-    """Where TFDS keeps its sets: data.path, else the environment's TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(
-        config.path or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    ).expanduser()
+    """Return the folder of TFDS: data.path, TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return Path(config.path or default).expanduser()
 
 
 def find(config: ml_collections.ConfigDict, prepared: Prepared) -> Path:
-    """The folder of the newest prepared version. Raises InputError, saying how to get one, if there is none."""
-    versions = list((data_dir(config) / prepared.name).glob("*/dataset_info.json"))
-    if not versions:
+    """Return the folder of the newest prepared version. Raises InputError if there is none."""
+    infos = list((data_dir(config) / prepared.name).glob(f"*/{INFO}"))
+    if not infos:
         raise InputError(
-            f"data.dataset = {config.dataset!r} is not in {data_dir(config)}; name the folder of TensorFlow Datasets "
-            f"that has {prepared.name} with --config.data.path=DIR, or get it with --mode=prepare_data."
+            f"data.dataset = {config.dataset!r} is not in {data_dir(config)}; name the folder of "
+            f"TensorFlow Datasets that contains {prepared.name} with --config.data.path=DIR, or "
+            f"get it with --mode=prepare_data."
         )
-    newest = lambda path: tuple(
-        int(part) if part.isdigit() else -1 for part in path.parent.name.split(".")
-    )
-    return max(versions, key=newest).parent
+    return max((info.parent for info in infos), key=_version)
+
+
+def _version(folder: Path) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else -1 for part in folder.name.split("."))
+
+
+def _damaged(folder: Path, problem: str) -> InputError:
+    return InputError(f"{folder} is damaged: {problem}. Prepare it again.")
+
+
+def _labels(records: Sequence[bytes], folder: Path, split: str) -> np.ndarray | None:
+    """Return the classes (N,), or None if the data set has none.
+
+    Reading them requires a pass over all records, so they are cached.
+    """
+    if "label" not in parse_example(records[0]):
+        return None
+
+    def collect() -> dict[str, np.ndarray]:
+        labels = [parse_example(record)["label"][0] for record in records]
+        return {"labels": np.array(labels, np.int32)}
+
+    key = f"{len(records)} {cache.fingerprint(folder)}"
+    return cache.arrays(f"labels_{split}", folder, key, collect)["labels"]
 
 
 def _records(folder: Path, name: str, split: str) -> Sequence[bytes]:
-    """The records of a split, whose files must all be there."""
+    """Return the records of a split. Raises InputError if a file is missing or damaged."""
     try:
-        info = json.loads((folder / "dataset_info.json").read_text())
+        info = json.loads((folder / INFO).read_text())
     except ValueError as error:
         raise InputError(
-            f"{folder / 'dataset_info.json'} is damaged: {brief(error)}. Prepare it again."
+            f"{folder / INFO} is damaged: {brief(error)}. Prepare it again."
         ) from error
     lengths = {
-        each["name"]: [int(n) for n in each.get("shardLengths", ())]
+        each["name"]: [int(length) for length in each.get("shardLengths", ())]
         for each in info.get("splits", ())
     }
     if not lengths.get(split):
-        raise InputError(
-            f"{folder} has no split {split!r}; it has: {', '.join(filter(lengths.get, lengths)) or 'none'}."
-        )
-    kind, count = info.get("fileFormat", "tfrecord"), len(lengths[split])
-    check_name(kind, ("array_record", "tfrecord"), f"fileFormat in {folder / 'dataset_info.json'}")
-    stem = f"{info.get('name', name.split('/')[0])}-{split}.{kind}"
+        splits = [name for name in lengths if lengths[name]]
+        raise InputError(f"{folder} has no split {split!r}; it has: {', '.join(splits) or 'none'}.")
+    file_format = info.get("fileFormat", "tfrecord")
+    check_name(file_format, ("array_record", "tfrecord"), f"fileFormat in {folder / INFO}")
+    stem = f"{info.get('name', name.split('/')[0])}-{split}.{file_format}"
+    count = len(lengths[split])
     paths = [folder / f"{stem}-{shard:05d}-of-{count:05d}" for shard in range(count)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise InputError(
             f"{folder} lacks {len(missing)} of {count} files of {split!r}, such as {missing[0]}."
         )
-    records = ArrayRecords(paths) if kind == "array_record" else Chain(paths)
+    records = ArrayRecords(paths) if file_format == "array_record" else ChainedTFRecords(paths)
     if len(records) != sum(lengths[split]):
         raise InputError(
-            f"{folder} holds {len(records)} records of {split!r}; its dataset_info.json says {lengths[split]}."
+            f"{folder} contains {len(records)} records of {split!r}, but its {INFO} states "
+            f"{sum(lengths[split])}. Prepare it again."
         )
     return records
 
 
 class ArrayRecords(Sequence):
-    """The records of ArrayRecord files, which have checksums. Raises InputError for a damaged file."""
+    """The records of ArrayRecord files. Raises InputError where a checksum is wrong."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._folder = paths[0].parent
@@ -172,12 +186,10 @@ class ArrayRecords(Sequence):
         try:
             return function(argument)
         except RuntimeError as error:
-            raise InputError(
-                f"{self._folder} is damaged: {brief(error)}. Prepare it again."
-            ) from error
+            raise _damaged(self._folder, brief(error)) from error
 
 
-class Chain(Sequence):
+class ChainedTFRecords(Sequence):
     """The records of several TFRecord files as one sequence."""
 
     def __init__(self, paths: list[Path]) -> None:
@@ -189,29 +201,33 @@ class Chain(Sequence):
 
     def __getitem__(self, index: int) -> bytes:
         index = range(len(self))[index]
-        file = int(np.searchsorted(self._ends, index, "right"))
-        return self._files[file][index - (int(self._ends[file - 1]) if file else 0)]
+        number = int(np.searchsorted(self._ends, index, "right"))
+        start = int(self._ends[number - 1]) if number else 0
+        return self._files[number][index - start]
+
+
+# --- preparation ---
 
 
 def prepare(config: ml_collections.ConfigDict) -> None:
-    """`--mode=prepare_data`: downloads and prepares data.dataset with TFDS, as ArrayRecord files under `data_dir`.
+    """Run `--mode=prepare_data`: download data.dataset, and write ArrayRecord files to `data_dir`.
 
-    Raises InputError for sets that are not from TFDS, and if packages for it are missing.
+    Raises InputError if the data set is not in TFDS, or if required packages are missing.
     """
     prepared = of_tfds(config)
     if prepared is None:
         raise InputError(
-            f"data.dataset = {config.dataset!r} is not a set of TensorFlow Datasets; see docs/data.md."
+            f"data.dataset = {config.dataset!r} is not a data set of TensorFlow Datasets; see "
+            f"docs/data.md."
         )
     missing = [
-        package or module
-        for module, package in PACKAGES.items()
-        if importlib.util.find_spec(module) is None
+        package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None
     ]
     if missing:
         raise InputError(
-            f"Preparing {prepared.name} needs packages that training does not: pip install {' '.join(missing)} (in an "
-            f"environment of its own, if you like: only the prepared files matter)."
+            f"Preparing {prepared.name} requires packages that training does not: pip install "
+            f"{' '.join(missing)}. A separate environment will do, as only the prepared files "
+            f"matter."
         )
     import tensorflow_datasets as tfds
 
@@ -221,87 +237,3 @@ def prepare(config: ml_collections.ConfigDict) -> None:
     )
     builder.download_and_prepare()
     print(f"done: {builder.data_path}")
-
-
-# --- IDX --------------------------------------------------------------------------------------------------------------
-
-
-def read_idx(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndarray]:
-    """Images and labels from the IDX files of (Fashion-)MNIST in the folder data.path, compressed or not."""
-    images, labels = (
-        idx_array(Path(config.path), f"{IDX[split]}-{kind}-ubyte")
-        for kind in ("images-idx3", "labels-idx1")
-    )
-    if len(images) != len(labels):
-        raise InputError(
-            f"{config.path} has {len(images)} images and {len(labels)} labels of {split!r}."
-        )
-    if images.shape[1:] == (config.image_size, config.image_size) and config.num_channels == 1:
-        return images[..., None], labels.astype(np.int32)
-    mode = preprocessing.MODES[config.num_channels]
-
-    def decode(index: int) -> np.ndarray:
-        image = Image.fromarray(images[index]).convert(mode)
-        return preprocessing.to_array(preprocessing.resize(image, config.image_size))
-
-    shape = (config.image_size, config.image_size, config.num_channels)
-    return Decoded(decode, len(images), shape), labels.astype(np.int32)
-
-
-def idx_array(folder: Path, name: str) -> np.ndarray:
-    """The array of bytes in FOLDER/NAME or NAME.gz. Raises InputError if it is not there, or is damaged."""
-    path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-    if path is None:
-        raise InputError(f"{folder} holds neither {name} nor {name}.gz.")
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        zeros, kind, rank = struct.unpack_from(">HBB", data)
-        shape = struct.unpack_from(f">{rank}I", data, 4)
-    except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise InputError(f"{path} is damaged: {brief(error)}.") from error
-    if (zeros, kind) != (0, 8) or len(data) != 4 + 4 * rank + math.prod(shape):
-        raise InputError(f"{path} is no IDX file of bytes, or is cut off.")
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
-
-
-# --- FFHQ and CelebA-HQ -----------------------------------------------------------------------------------------------
-
-
-def read_tfrecords(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, None]:
-    """FFHQ or CelebA-HQ from the official TFRecord file of one resolution; as officially, both splits are all of it.
-
-    The file is data.path, or the one of this resolution in the folder data.path, or data.tfrecords_path. Raises
-    InputError if it is not there, damaged, or of another resolution.
-    """
-    path, size = _tfrecords_path(config), config.image_size
-    records = TFRecords(path)
-
-    def decode(index: int) -> np.ndarray:
-        record = records[index]
-        try:
-            example = parse_example(record)
-            planes = np.frombuffer(example["data"][0], np.uint8).reshape(example["shape"])
-        except (ValueError, KeyError, IndexError) as error:
-            raise InputError(f"{path}: record {index} is no image: {brief(error)}.") from error
-        if planes.shape != (config.num_channels, size, size):
-            ending = f"*-r{size.bit_length() - 1:02d}.tfrecords"
-            raise InputError(
-                f"{path}: image {index} is {planes.shape}, channels first; data.image_size = {size} and "
-                f"data.num_channels = {config.num_channels} ask for another. That is {ending}."
-            )
-        return np.ascontiguousarray(planes.transpose(1, 2, 0))
-
-    return Decoded(decode, len(records), (size, size, config.num_channels)), None
-
-
-def _tfrecords_path(config: ml_collections.ConfigDict) -> Path:
-    ending = f"r{config.image_size.bit_length() - 1:02d}.tfrecords"
-    path = Path(config.path or config.get("tfrecords_path", "")).expanduser()
-    if path.is_dir():
-        path = next(iter(sorted(path.glob(f"*{ending}"))), path / f"*-{ending}")
-    if not path.is_file():
-        raise InputError(
-            f"data.dataset = {config.dataset!r}: there is no file {path}. Name the TFRecord file of this resolution "
-            f"(*-{ending}), or its folder, with --config.data.path=PATH; docs/data.md says where to get it."
-        )
-    return path

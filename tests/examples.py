@@ -1,4 +1,4 @@
-"""Tiny data sets in the formats of published ones, written by other code than that which reads them."""
+"""Writers of tiny data sets in published formats, independent of the readers under test."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from tensorboardX.record_writer import RecordWriter
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
-    """An image as a file."""
+    """Return the content of an image file."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def png(array: np.ndarray) -> bytes:
-    """An image (H, W, 3) or (H, W) as a PNG file."""
+    """Return an image (H, W, 3) or (H, W) uint8 as the content of a PNG file."""
     return encoded(Image.fromarray(array))
 
 
 def images(count: int, *shape: int, seed: int = 0) -> np.ndarray:
-    """Random images uint8."""
+    """Return random images (count, *shape) uint8."""
     return np.random.default_rng(seed).integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
 def write_tfrecords(path: Path, records: Sequence[bytes]) -> Path:
-    """Records in TFRecord's frames, as TensorBoard's log writer makes them."""
+    """Write a TFRecord file with TensorBoard's log writer; return its path."""
     writer = RecordWriter(str(path))
     for record in records:
         writer.write(record)
@@ -38,15 +38,14 @@ def write_tfrecords(path: Path, records: Sequence[bytes]) -> Path:
 
 
 def example(**features: bytes | Sequence[int]) -> bytes:
-    """A serialized tf.train.Example, with integers packed."""
+    """Return a serialized tf.train.Example, with packed integers."""
     entries = b""
     for name, value in features.items():
-        kind, values = (
-            (1, _field(1, value))
-            if isinstance(value, bytes)
-            else (3, _field(1, b"".join(map(_varint, value))))
-        )
-        entries += _field(1, _field(1, name.encode()) + _field(2, _field(kind, values)))
+        if isinstance(value, bytes):
+            feature = _field(1, _field(1, value))
+        else:
+            feature = _field(3, _field(1, b"".join(map(_varint, value))))
+        entries += _field(1, _field(1, name.encode()) + _field(2, feature))
     return _field(1, entries)
 
 

@@ -1,4 +1,4 @@
-"""Digits, the map between grey levels and the model's range, and batches as functions of (seed, step)."""
+"""The data sets of scikit-learn, the map to the range of the model, and batches."""
 
 import argparse
 
@@ -10,6 +10,7 @@ import pytest
 import datasets
 from datasets import Batches, Images, Scaler
 from errors import InputError
+from readers import scikit_learn
 from tests import tiny
 
 
@@ -34,22 +35,22 @@ def test_photos():
 
 
 def test_held_out_photos_share_no_pixel_with_training(monkeypatch):
-    """With the number of each pixel's column in place of its colour."""
+    """Tested with a photograph whose pixels have the number of their column as their colour."""
     columns = np.broadcast_to(np.arange(640).reshape(-1, 1), (427, 640, 3))
     monkeypatch.setattr(
         "sklearn.datasets.load_sample_images", lambda: argparse.Namespace(images=[columns])
     )
-    seen, held_out = (
-        set(np.unique(datasets.photos(split, None).pixels)) for split in ("train", "test")
+    train, held_out = (
+        set(np.unique(scikit_learn.photos(split, None)[0])) for split in ("train", "test")
     )
-    assert seen | held_out == set(range(640))
-    assert not seen & held_out
+    assert train | held_out == set(range(640))
+    assert not train & held_out
 
 
-def test_unknown_and_ill_fitting_data_sets():
+def test_unknown_data_sets_and_other_shapes_are_errors():
     with pytest.raises(
         InputError,
-        match="data.dataset = 'mnist' is unknown; known: array, celeba, celebahq, cifar10, digits, ",
+        match="data.dataset = 'mnist' is unknown; known: array, celeba, celebahq, cifar10, dig",
     ):
         datasets.load(tiny.config(**{"data.dataset": "mnist"}).data, "train")
     with pytest.raises(InputError, match=r"have shape \(8, 8, 1\); data.image_size = 16"):
@@ -94,47 +95,44 @@ def test_flips():
 def test_batches_are_functions_of_seed_and_number():
     images = Images(np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1))
     one, five = Batches(images, 10, seed=3), Batches(images, 10, seed=3, steps=5)
-    pixels = lambda batches, n: batches[n].pixels
-    assert np.array_equal(
-        pixels(five, 1).reshape(50),
-        np.concatenate([pixels(one, n) for n in range(5, 10)]).reshape(50),
+    np.testing.assert_array_equal(
+        five[1].pixels.reshape(50),
+        np.concatenate([one[n].pixels for n in range(5, 10)]).reshape(50),
     )
-    assert sorted(pixels(five, 0).reshape(50).tolist()) == list(
-        range(50)
-    )  # One epoch shows every image once.
-    assert not np.array_equal(pixels(five, 0), pixels(five, 1))
-    assert not np.array_equal(pixels(one, 0), pixels(Batches(images, 10, seed=4), 0))
+    # One epoch contains every image once.
+    assert sorted(five[0].pixels.reshape(50).tolist()) == list(range(50))
+    assert not np.array_equal(five[0].pixels, five[1].pixels)
+    assert not np.array_equal(one[0].pixels, Batches(images, 10, seed=4)[0].pixels)
     stream = one.iterate(7)
-    assert np.array_equal(next(stream).pixels, pixels(one, 7))
-    assert np.array_equal(next(stream).pixels, pixels(one, 8))
+    np.testing.assert_array_equal(next(stream).pixels, one[7].pixels)
+    np.testing.assert_array_equal(next(stream).pixels, one[8].pixels)
     assert one[0].labels is None
 
 
-def test_labels_go_with_their_images():
+def test_labels_are_those_of_the_images():
     pixels = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1)
-    batch = next(
-        Batches(Images(pixels, np.arange(50) % 7), 10, seed=3, steps=2, labelled=True).iterate(1)
-    )
+    images = Images(pixels, np.arange(50) % 7)
+    batch = next(Batches(images, 10, seed=3, steps=2, labelled=True).iterate(1))
     assert batch.labels.shape == (2, 10)
     assert np.array_equal(batch.labels, batch.pixels[..., 0, 0, 0] % 7)
 
 
 @pytest.mark.parametrize(
-    ("labels", "sentence"),
+    ("labels", "message"),
     [
         (None, "needs images with labels"),
         (np.arange(4), "data.num_classes = 3, but the labels .* from 0 to 3"),
     ],
 )
-def test_labels_that_do_not_fit(monkeypatch, labels, sentence):
+def test_labels_that_do_not_fit_are_errors(monkeypatch, labels, message):
     images = Images(np.zeros((4, 8, 8, 1), np.uint8), labels)
     monkeypatch.setitem(datasets.DATASETS, "four", lambda split, config: images)
     datasets.load(tiny.config(**{"data.dataset": "four"}).data, "train")
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         datasets.load(tiny.config(**{"data.dataset": "four", "data.num_classes": 3}).data, "train")
 
 
-def test_rounds_show_every_image_once():
+def test_rounds_contain_every_image_once():
     images = Images(np.zeros((7, 1, 1, 1), np.uint8))
     rounds = datasets.rounds(images, 4)
     assert [count for _, count in rounds] == [4, 3]

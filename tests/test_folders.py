@@ -1,4 +1,4 @@
-"""Images and arrays of one's own: odd files, splits, classes, the index, what training and inspection make of them."""
+"""Custom images and arrays: unusual files, splits, classes, the index, training and inspection."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 def config(where, dataset="folder", **changes):
-    """Images of 8x8 pixels in colour, under `where`."""
+    """Return a config for colour images of 8x8 pixels in the file or folder `where`."""
     fields = {
         "dataset": dataset,
         "path": str(where),
@@ -42,38 +42,37 @@ def write(path, array) -> None:
 
 @pytest.fixture
 def folder(tmp_path):
-    """Forty images in two folders, nested; cats are dark, dogs bright."""
+    """Forty images in two nested folders; cats are dark, dogs are bright."""
     for i in range(40):
-        kind = ("cats", "dogs/deep/er")[i % 2]
-        write(
-            tmp_path / "own" / kind / f"{i}.png",
-            np.full((8, 12, 3), 10 + i + 100 * (i % 2), np.uint8),
-        )
-    return tmp_path / "own"
+        subfolder = ("cats", "dogs/deep/er")[i % 2]
+        path = tmp_path / "images" / subfolder / f"{i}.png"
+        write(path, np.full((8, 12, 3), value(i), np.uint8))
+    return tmp_path / "images"
 
 
-# --- folders ----------------------------------------------------------------------------------------------------------
+def value(i: int) -> int:
+    """The grey level of image i of `folder`: below 100 for cats, above for dogs."""
+    return 10 + i + 100 * (i % 2)
+
+
+# --- folders ---
 
 
 def test_splits_and_classes(folder):
     train, test = (datasets.load(config(folder).data, split) for split in ("train", "test"))
     values = [images.pixels[np.arange(len(images))][:, 0, 0, 0] for images in (train, test)]
-    assert sorted(np.concatenate(values).tolist()) == sorted(
-        10 + i + 100 * (i % 2) for i in range(40)
-    )
+    assert sorted(np.concatenate(values).tolist()) == sorted(map(value, range(40)))
     assert 4 <= len(test) <= 16
-    for images, value in zip((train, test), values):
-        np.testing.assert_array_equal(images.labels, value >= 100)
+    for images, grey_levels in zip((train, test), values):
+        np.testing.assert_array_equal(images.labels, grey_levels >= 100)
     assert len(datasets.load(config(folder, num_classes=2).data, "train")) == len(train)
     with pytest.raises(
         InputError, match="data.num_classes = 1, but the labels of data.dataset go from 0 to 1"
     ):
         datasets.load(config(folder, num_classes=1).data, "train")
-    more = folder / "cats" / "new.png"
-    write(more, np.zeros((8, 8, 3), np.uint8))
-    again = datasets.load(
-        config(folder).data, "test"
-    )  # Files that were held out are so when others come.
+    # Held-out files remain held out when others are added.
+    write(folder / "cats" / "new.png", np.zeros((8, 8, 3), np.uint8))
+    again = datasets.load(config(folder).data, "test")
     assert set(values[1].tolist()) <= set(again.pixels[np.arange(len(again))][:, 0, 0, 0].tolist())
     write(folder / "top.png", np.zeros((8, 8, 3), np.uint8))
     assert datasets.load(config(folder).data, "train").labels is None  # One image is in no folder.
@@ -87,30 +86,30 @@ def test_given_splits(tmp_path):
     assert (train.pixels[[0, 1]][:, 0, 0, 0].tolist(), test.pixels[0].max()) == ([1, 0], 2)
 
 
-def odd_files(folder) -> set[str]:
-    """Writes files of many kinds into `folder`; returns those that cannot be read."""
+def write_unusual_files(folder) -> set[str]:
+    """Write files of many kinds into `folder`; return the names of those that cannot be read."""
     colour = examples.images(1, 9, 9, 3)[0]
     write(folder / "grey.png", colour[..., 0])
     write(folder / "rgba.png", np.dstack([colour, colour[..., 0]]))
     write(folder / "16bit.png", colour[..., 0].astype(np.uint16) * 257)
     Image.fromarray(colour).convert("CMYK").save(folder / "cmyk.jpg")
     Image.fromarray(colour).convert("P").save(folder / "palette.PNG")
-    Image.fromarray(colour).save(folder / "é \udcff.jpeg", "JPEG")  # A name that is no UTF-8.
+    Image.fromarray(colour).save(folder / "é \udcff.jpeg", "JPEG")  # The name is not UTF-8.
     (folder / "zero.png").write_bytes(b"")
     (folder / "text.jpg").write_text("This is not an image.")
     (folder / "cut.png").write_bytes((folder / "rgba.png").read_bytes()[:-100])
     (folder / "gone.webp").symlink_to(folder / "nothing")
     (folder / "loop").symlink_to(folder)
     (folder / ".hidden.png").write_bytes(b"")
-    (folder / "notes.txt").write_text("no image either")
+    (folder / "notes.txt").write_text("This is not an image.")
     return {"zero.png", "text.jpg", "cut.png", "gone.webp"}
 
 
-def test_odd_files(folder, caplog):
-    bad = odd_files(folder)
+def test_unusual_files(folder, caplog):
+    bad = write_unusual_files(folder)
     with caplog.at_level("WARNING", "absl"):
         train = datasets.load(config(folder).data, "train")
-    assert f"4 of 50 image files under {folder} cannot be read and are left out" in caplog.text
+    assert f"4 of 50 image files under {folder} cannot be read and are skipped" in caplog.text
     assert {name for name in bad if f"  {name}: " in caplog.text} == bad
     assert "zero.png: the file is empty" in caplog.text
     test = datasets.load(config(folder).data, "test")
@@ -121,9 +120,14 @@ def test_odd_files(folder, caplog):
 
 
 def test_the_index(folder, monkeypatch):
-    """The second start decodes what is new or changed, nothing else; a broken index is made again."""
-    checked, check = [], folders._inspect
-    monkeypatch.setattr(folders, "_inspect", lambda path: checked.append(path.name) or check(path))
+    """The second start decodes only new and changed files; a damaged index is rebuilt."""
+    checked, inspect = [], folders._inspect
+
+    def record(path):
+        checked.append(path.name)
+        return inspect(path)
+
+    monkeypatch.setattr(folders, "_inspect", record)
     first = folders.index(folder)
     assert len(checked) == 40
     assert first.sizes.tolist() == [[12, 8]] * 40
@@ -151,36 +155,36 @@ def test_a_cache_that_cannot_be_written(folder, monkeypatch):
     assert len(folders.index(folder).good) == 40
 
 
-def test_files_that_go_bad_after_they_were_indexed(folder, caplog):
-    """Training goes on with another image, and says so."""
+def test_files_that_become_unreadable_after_indexing(folder, caplog):
+    """Another image replaces the file, with a warning."""
     images = datasets.load(config(folder).data, "train")
     (folder / "cats" / "0.png").write_bytes(b"")
     with caplog.at_level("WARNING", "absl"):
         pixels = images.pixels[np.arange(len(images))]
     assert len(pixels) == len(images)
-    assert re.search(
-        "cats/0.png: .*; another takes its place", caplog.text
-    ) or "cats/0.png" in held_out(folder)
+    if "cats/0.png" not in held_out(folder):
+        assert re.search("cats/0.png: .*; another image replaces it", caplog.text)
     shutil.rmtree(folder)
     with pytest.raises(InputError, match="can be read any more"):
         datasets.Images(preprocessing.Decoded(images.pixels._decode, 1, (8, 8, 3))).pixels[0]
 
 
 def held_out(folder) -> list[str]:
+    """Return the names of the files in the split 'test'."""
     names = folders.index(folder).names.tolist()
     return [names[i] for i in folders.members(names, "test", 0.25)]
 
 
 @pytest.mark.parametrize(
-    ("make", "fields", "sentence"),
+    ("make", "fields", "message"),
     [
-        (lambda path: path.mkdir(), {}, "holds no readable image .* for the split 'train'"),
+        (lambda path: path.mkdir(), {}, "contains no readable image .* for the split 'train'"),
         (
             lambda path: path.write_text(""),
             {},
             "is not a folder; name one with --config.data.path=DIR",
         ),
-        (lambda path: None, {"path": ""}, "data.dataset = 'folder' needs the folder of the images"),
+        (lambda path: None, {"path": ""}, "data.dataset = 'folder' requires the folder of the im"),
         (
             lambda path: write(path / "a.png", np.zeros((8, 8), np.uint8)),
             {"held_out": 1.0},
@@ -193,34 +197,30 @@ def held_out(folder) -> list[str]:
         ),
     ],
 )
-def test_folders_without_images(tmp_path, make, fields, sentence):
+def test_folders_without_usable_images_are_errors(tmp_path, make, fields, message):
     make(tmp_path / "x")
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         datasets.load(config(tmp_path / "x", **fields).data, "train")
 
 
-def test_batches_are_the_same_by_many_threads(folder, monkeypatch):
-    """Images decoded late or early, once or often: batch n is a function of (seed, n)."""
-    batches = [
-        list(take(datasets.Batches(datasets.load(config(folder).data, "train"), 16, 3, 2), 3))
-        for _ in range(2)
-    ]
+def test_threads_do_not_change_batches(folder, monkeypatch):
+    """Batch n depends on (seed, n) only, whether images are decoded once or at every access."""
+    runs = [first_batches(folder), first_batches(folder)]
     monkeypatch.setattr(preprocessing, "MEMORY", 0)
-    batches.append(
-        list(take(datasets.Batches(datasets.load(config(folder).data, "train"), 16, 3, 2), 3))
-    )
-    for other in batches[1:]:
-        for a, b in zip(batches[0], other):
+    runs.append(first_batches(folder))
+    for other in runs[1:]:
+        for a, b in zip(runs[0], other):
             np.testing.assert_array_equal(a.pixels, b.pixels)
     assert threading.active_count() < 100
 
 
-def take(batches, count):
-    stream = batches.iterate(0)
-    return (next(stream) for _ in range(count))
+def first_batches(folder) -> list[datasets.Batch]:
+    images = datasets.load(config(folder).data, "train")
+    stream = datasets.Batches(images, 16, seed=3, steps=2).iterate(0)
+    return [next(stream) for _ in range(3)]
 
 
-# --- arrays -----------------------------------------------------------------------------------------------------------
+# --- arrays ---
 
 
 def test_arrays(tmp_path):
@@ -248,22 +248,22 @@ def test_arrays(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("array", "fields", "sentence"),
+    ("array", "fields", "message"),
     [
         (
             np.zeros((3, 8)),
             {},
-            r"holds float64 of shape \(3, 8\); images are numbers \(N, H, W, C\) or \(N, H, W\)",
+            r"contains float64 of shape \(3, 8\); images must be numbers of shape \(N, H, W, C\) o",
         ),
         (
             np.linspace(-2, 3, 192).reshape(3, 8, 8),
             {},
-            r"say .* --config.data.value_range='\(-2.0, 3.0\)'",
+            r"the range of the data, as in --config.data.value_range='\(-2.0, 3.0\)'",
         ),
         (
             np.full((3, 8, 8), np.nan),
             {"value_range": (0.0, 1.0)},
-            "holds values that are not finite",
+            "contains values that are not finite",
         ),
         (
             np.full((3, 8, 8), 2.0),
@@ -274,26 +274,26 @@ def test_arrays(tmp_path):
         (np.array([{}]), {}, "cannot be read as .npy or .npz"),
     ],
 )
-def test_arrays_that_do_not_fit(tmp_path, array, fields, sentence):
+def test_arrays_that_do_not_fit_are_errors(tmp_path, array, fields, message):
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         datasets.load(config(tmp_path / "a.npy", "array", num_channels=1, **fields).data, "train")
 
 
-def test_labels_that_do_not_fit(tmp_path):
+def test_labels_that_do_not_fit_are_errors(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((3, 8, 8), np.uint8), labels=np.zeros(2, int))
     with pytest.raises(
-        InputError, match=r"labels are int64 of shape \(2,\), not one integer for each image"
+        InputError, match=r"labels are int64 of shape \(2,\); they must be one integer for each"
     ):
         arrays.read("train", config(tmp_path / "a.npz", "array").data)
     np.savez(tmp_path / "b.npz", a=np.zeros(3), b=np.zeros(3))
-    with pytest.raises(InputError, match="b.npz holds a, b; name the array 'images'"):
+    with pytest.raises(InputError, match="b.npz contains a, b; name the array 'images'"):
         arrays.read("train", config(tmp_path / "b.npz", "array").data)
 
 
 @pytest.mark.parametrize("centered", [True, False])
 def test_real_numbers(centered):
-    """The map to the model's range has an inverse, and log_scale is its slope; nothing is added to them."""
+    """The map to the range of the model has the slope log_scale and an inverse; no noise is added."""
     data = tiny.config(**{"data.value_range": (-3.0, 5.0), "data.centered": centered}).data
     with pytest.raises(InputError, match="real numbers need no dequantization"):
         datasets.make_scaler(data)
@@ -306,16 +306,16 @@ def test_real_numbers(centered):
     assert np.exp(scaler.log_scale) == pytest.approx((1 + centered) / 8)
     data.value_range = (1.0, 1.0)
     with pytest.raises(
-        InputError, match=r"data.value_range = \(1.0, 1.0\) must be \(least, largest\)"
+        InputError, match=r"data.value_range = \(1.0, 1.0\) must be \(smallest, largest\)"
     ):
         datasets.make_scaler(data)
 
 
-# --- training and inspection ------------------------------------------------------------------------------------------
+# --- training and inspection ---
 
 
-def test_real_numbers_on_their_way(tmp_path):
-    """Fields of two channels, as no picture has them, reach the model in its range, and come back in theirs."""
+def test_round_trip_of_real_numbers(tmp_path):
+    """Real numbers in two channels are mapped to the range of the model and back."""
     values = np.random.default_rng(0).normal(size=(40, 8, 8, 2))
     np.save(tmp_path / "a.npy", values)
     c = config(
@@ -334,7 +334,7 @@ def test_real_numbers_on_their_way(tmp_path):
 
 @pytest.mark.slow
 def test_training_on_real_numbers(tmp_path):
-    """Fields of two channels, as no picture has them; the samples are real numbers, too."""
+    """Training and sampling of real numbers in two channels."""
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(40, 8, 8, 2)))
     fields = {"num_channels": 2, "value_range": (-6.0, 6.0), "uniform_dequantization": False}
     c = config(tmp_path / "a.npy", "array", **fields)
@@ -345,7 +345,7 @@ def test_training_on_real_numbers(tmp_path):
 
 
 def test_inspection(folder, tmp_path, capsys):
-    bad = odd_files(folder / "cats")
+    bad = write_unusual_files(folder / "cats")
     result = inspection.inspect(config(folder, centered=True, held_out=0.01), str(tmp_path / "w"))
     printed = capsys.readouterr().out
     assert all(f"cats/{name}: " in printed for name in bad)

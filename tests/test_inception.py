@@ -1,4 +1,7 @@
-"""The Inception network of FID with random weights, since the real ones are not here: recorded outputs, and files."""
+"""The Inception network of FID with random weights: recorded outputs and files.
+
+The tests do not require the published weights.
+"""
 
 import sys
 
@@ -17,7 +20,7 @@ RECORD = "inception_io"
 
 
 def fill(seed: int) -> tuple[dict[str, np.ndarray], np.random.Generator]:
-    """A state dict with random numbers in it, by the recipe of the record; and the generator that made it."""
+    """Return a random state dict, generated as for the record, and the generator afterwards."""
     rng, tensors = np.random.default_rng(seed), {}
     for name, shape in sorted(reference.notes(RECORD)["names"].items()):
         if name.endswith("num_batches_tracked"):
@@ -54,12 +57,14 @@ def experiment(path, **changes) -> Experiment:
 
 
 def error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The relative error in the Euclidean norm."""
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
 
 def test_recorded_outputs(weights, tmp_path):
-    """On two devices; a batch that is not full gives what it gives within a full one."""
-    record, extractor = reference.arrays(RECORD), features.make(experiment(weights), tmp_path)
+    """On two devices. Images in a batch that is not full have the same features."""
+    record = reference.arrays(RECORD)
+    extractor = features.make(experiment(weights), tmp_path)
     pool, logits = extractor.extract(record["images_uint8"])
     assert error(pool, record["pool3"]) < 1e-5
     assert error(logits, record["logits"]) < 1e-5
@@ -72,7 +77,7 @@ def test_recorded_outputs(weights, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [2015, 7])
 def test_outputs_of_torch_fidelity(tmp_path, seed):
-    """TensorFlow's way of resizing; another random fill."""
+    """Features with TensorFlow's resizing, for two sets of random weights."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
     pytest.importorskip(
         "torch_fidelity", reason="torch-fidelity is not installed (requirements-dev.txt)"
@@ -85,9 +90,8 @@ def test_outputs_of_torch_fidelity(tmp_path, seed):
     images = rng.integers(0, 256, (4, 40, 350, 3), dtype=np.uint8)
     theirs = FeatureExtractorInceptionV3("random", ["2048", "logits"], str(path))
     pool, logits = theirs(torch.tensor(images).permute(0, 3, 1, 2))
-    ours = features.make(experiment(path, **{"eval.features": "inception_tf"}), tmp_path).extract(
-        images
-    )
+    extractor = features.make(experiment(path, **{"eval.features": "inception_tf"}), tmp_path)
+    ours = extractor.extract(images)
     assert error(ours.pool, pool.numpy()) < 1e-5
     assert error(ours.logits, logits.numpy()) < 1e-5
 
@@ -95,12 +99,12 @@ def test_outputs_of_torch_fidelity(tmp_path, seed):
 @pytest.mark.parametrize("half_pixel", [True, False])
 @pytest.mark.parametrize("size", [8, 299, 500])
 def test_interpolation(size, half_pixel):
-    """Exact for linear ramps; the same seen from either end, if pixels have their centres in the middle."""
+    """Interpolation is exact for linear ramps, and symmetric if pixel centres are at 1/2."""
     w = inception.interpolation(size, half_pixel)
     shift = 0.5 if half_pixel else 0
-    at = np.clip((np.arange(299) + shift) * size / 299 - shift, 0, size - 1)
+    positions = np.clip((np.arange(299) + shift) * size / 299 - shift, 0, size - 1)
     np.testing.assert_allclose(w.sum(1), 1, rtol=1e-6)
-    np.testing.assert_allclose(w @ np.arange(size), at, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(w @ np.arange(size), positions, rtol=1e-4, atol=1e-4)
     assert np.allclose(w, w[::-1, ::-1], atol=1e-4) == (half_pixel or size == 299)
     if size == 299:
         np.testing.assert_allclose(w, np.eye(299), atol=1e-6)
@@ -115,36 +119,33 @@ def test_interpolation_of_pytorch():
     np.testing.assert_allclose(inception.resize(x, True), theirs.permute(0, 2, 3, 1), atol=1e-4)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ---
 
 
-def test_a_file_of_pytorch(weights, tmp_path, monkeypatch):
-    """It gives the same parameters; made a .safetensors once, it can be read without PyTorch."""
+def test_pytorch_files(weights, tmp_path, monkeypatch):
+    """A .pth file has the same parameters; a .safetensors copy can be read without PyTorch."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
     path = tmp_path / "random.pth"
     torch.save({name: torch.tensor(tensor) for name, tensor in fill(2015)[0].items()}, path)
     read = inception_weights.read(path)
     assert read.digest == inception_weights.read(weights).digest
-    monkeypatch.setattr(
-        inception_weights, "STANDARD", ""
-    )  # As if its SHA-256 were the standard one.
+    # Treat the SHA-256 of the random weights as the standard one.
+    monkeypatch.setattr(inception_weights, "STANDARD", "")
     target = inception_weights.to_safetensors(path)
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(
-        InputError, match=r"random.pth needs PyTorch, which is not here: pip install torch"
-    ):
+    with pytest.raises(InputError, match="random.pth requires PyTorch, .*: pip install torch"):
         inception_weights.read(path)
     again = inception_weights.read(target)
     assert (again.digest, again.standard) == (read.digest, True)
     assert jax.tree.all(jax.tree.map(np.array_equal, again.params, read.params))
 
 
-def test_files_that_are_not_the_weights(tmp_path):
+def test_files_with_other_content_are_errors(tmp_path):
     named = tmp_path / inception_weights.FILE
     named.write_bytes(b"<html>")
     with pytest.raises(
         InputError,
-        match=r"its SHA-256 begins with \w{8}, not with the 6726825d of its name. Get it",
+        match=r"its SHA-256 begins with \w{8} instead of 6726825d, .* Download it again",
     ):
         inception_weights.read(named)
     names = reference.notes(RECORD)["names"]
@@ -153,7 +154,7 @@ def test_files_that_are_not_the_weights(tmp_path):
         for name, shape in names.items()
         if name.startswith("Conv2d_1a")
     }
-    for change, sentence in (
+    for change, message in (
         (
             {"Conv2d_1a_3x3.conv.weight": np.zeros((32, 3, 3, 5))},
             r"has shape \(32, 3, 3, 5\) in the file and \(32, 3",
@@ -162,28 +163,32 @@ def test_files_that_are_not_the_weights(tmp_path):
     ):
         path = tmp_path / "part.safetensors"
         safetensors.numpy.save_file(tensors | change, path)
-        with pytest.raises(InputError, match=sentence):
+        with pytest.raises(InputError, match=message):
             inception_weights.read(path)
 
 
-def test_where_the_weights_are_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(inception_weights, "CACHES", (tmp_path / "cache",))
-    address = r"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
-    with pytest.raises(
-        InputError, match=rf"nor in .*cache\. Nothing is downloaded unasked; they are at {address} "
-    ):
-        inception_weights.find()
-    with pytest.raises(InputError, match=r"not at eval.inception_path = '\S*cache'\. Nothing"):
-        inception_weights.find(tmp_path / "cache")
-    (tmp_path / "cache").mkdir()
-    file = tmp_path / "cache" / inception_weights.FILE
-    file.touch()
-    assert (
-        inception_weights.find()
-        == inception_weights.find(tmp_path / "cache")
-        == inception_weights.find(file)
-        == file
+def test_search_for_the_weights(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(inception_weights, "CACHES", (folder,))
+    address = (
+        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+        "pt_inception-2015-12-05-6726825d.pth"
     )
+    with pytest.raises(InputError, match=rf"nor in .*cache\. They are not .* from {address} "):
+        inception_weights.find()
+    with pytest.raises(InputError, match=r"not at eval.inception_path = '\S*cache'\. They"):
+        inception_weights.find(folder)
+    folder.mkdir()
+    file = folder / inception_weights.FILE
+    file.touch()
+    assert inception_weights.find() == file
+    assert inception_weights.find(folder) == file
+    assert inception_weights.find(file) == file
+
+
+def test_images_of_two_channels_are_errors(tmp_path):
+    file = tmp_path / inception_weights.FILE
+    file.touch()
     with pytest.raises(
         InputError, match="for images of 1 or 3 channels, but data.num_channels = 2"
     ):

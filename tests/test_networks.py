@@ -14,7 +14,7 @@ from errors import InputError
 from models import NETWORKS, building, layers, resample
 from models.classifier import WideResnet
 from models.ncsnpp import NCSNpp
-from pretrained import load_flax, parameter_names
+from pretrained import flax_format, parameter_names, stored_parameters
 from sde_lib import VESDE
 from tests import reference
 
@@ -57,8 +57,9 @@ def test_recorded_classifier():
     folder = reference.find("classifier_wideresnet")
     options = json.loads((folder / "config.json").read_text())["hyper_parameters"]
     network = building.as_built(lambda: WideResnet(**options, rngs=nnx.Rngs(0)))
-    tensors = traverse_util.flatten_dict(load_flax(folder / "checkpoint_flax"), sep="/")
-    params = parameter_names.take(parameter_names.flax_places(network), tensors, "checkpoint_flax")
+    tensors = traverse_util.flatten_dict(flax_format.load(folder / "checkpoint_flax"), sep="/")
+    layout = parameter_names.flax_layout(network)
+    params = stored_parameters.load_params(layout, tensors, "checkpoint_flax")
     graph, io = nnx.split(network, nnx.Param)[0], np.load(folder / "io.npz")
     logits = lambda x: nnx.merge(graph, params)(x, io["sigma"])
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Odd image files, and the official crops and resizes against their formulas in floating point."""
+"""Decoding of unusual image files; the official crops and resizes, against JAX's resize."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def pixels(data: bytes, channels: int = 3) -> np.ndarray:
     return preprocessing.to_array(preprocessing.decode(data, channels))
 
 
-# --- decoding ---------------------------------------------------------------------------------------------------------
+# --- decoding ---
 
 RED = Image.new("RGB", (4, 4), (255, 0, 0))
 
@@ -40,23 +40,21 @@ RED = Image.new("RGB", (4, 4), (255, 0, 0))
     ],
     ids=["grey", "grey+alpha", "RGBA", "bits", "palette", "transparent palette", "16 bits", "webp"],
 )
-def test_kinds_of_images(data, colour):
+def test_modes_of_images(data, colour):
     assert (pixels(data) == colour).all()
     assert pixels(data, 1).shape == (4, 4, 1)
 
 
-def test_cmyk_is_near_its_colours():
-    """Pillow inverts what Adobe's JPEG files hold."""
+def test_cmyk_colours():
+    """Adobe's JPEG files contain inverted CMYK values, which Pillow inverts back."""
     data = encoded(RED.convert("CMYK"), "JPEG", quality=95)
     assert np.abs(pixels(data).astype(int) - (255, 0, 0)).max() <= 3
 
 
-def test_orientation_of_cameras():
+def test_exif_orientation():
     upright = PHOTO.resize((6, 4))
     exif = Image.Exif()
-    exif[0x0112] = (
-        6  # The camera was turned: what is stored has to be turned clockwise by 90 degrees.
-    )
+    exif[0x0112] = 6  # To display the image, rotate it clockwise by 90 degrees.
     data = encoded(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
     np.testing.assert_array_equal(pixels(data), np.asarray(upright))
 
@@ -69,11 +67,11 @@ def test_broken_files_raise(data):
         preprocessing.decode(data, 3)
 
 
-# --- crops and resizes ------------------------------------------------------------------------------------------------
+# --- crops and resizes ---
 
 
 def exact(image: np.ndarray, height: int, width: int, method: str) -> np.ndarray:
-    """The antialiased resize in floating point; `jax.image` has the kernels of `tf.image`."""
+    """Resize in floating point with antialiasing; `jax.image` has the kernels of `tf.image`."""
     shape = (height, width, image.shape[-1])
     return np.asarray(
         jax.image.resize(jnp.asarray(image, jnp.float32), shape, method, antialias=True)
@@ -104,19 +102,19 @@ FACE = PHOTO.resize((178, 218))  # The size of aligned CelebA.
     ids=["CelebA", "LSUN 128", "LSUN 256", "CIFAR-10 at 16"],
 )
 def test_official_preprocessing(ours, image, size, theirs):
-    """All that is lost is the rounding to bytes."""
+    """The only difference is the rounding to bytes."""
     error = preprocessing.to_array(ours(image, size)) - theirs(np.asarray(image)).clip(0, 255)
     assert error.shape == (size, size, 3)
     assert np.abs(error).max() < 0.501
 
 
-def test_images_of_the_right_size_are_left_alone():
+def test_images_of_the_configured_size_are_unchanged():
     image = PHOTO.crop((0, 0, 32, 32))
     assert preprocessing.resize(image, 32) is image
     np.testing.assert_array_equal(preprocessing.crop_resize(image, 32), image)
 
 
-# --- sequences --------------------------------------------------------------------------------------------------------
+# --- sequences ---
 
 
 @pytest.mark.parametrize("memory", [0, 2**31])

@@ -1,8 +1,9 @@
-"""Checkpoints of the official code and of diffusers: import, export, and what is refused."""
+"""Import and export of checkpoints of other code bases, and errors for files that do not fit."""
 
 import io
 import json
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,10 @@ from experiment import Experiment
 from models import building
 from models.ncsnpp import NCSNpp
 from modes import conversion
-from pretrained import parameter_names
-from pretrained.diffusers_unet import unet_places
+from pretrained import flax_format, safetensors_format, torch_format
+from pretrained.diffusers_unet import unet_layout
+from pretrained.parameter_names import flax_layout, official_layers, torch_layout
+from pretrained.stored_parameters import export_params, load_params
 from tests import reference
 from tests.test_networks import SMALL
 
@@ -29,28 +32,34 @@ WITH_MOMENTS = "ve_cifar10_ncsnpp"
 
 
 def same(a, b) -> bool:
+    """Whether two trees have equal arrays."""
     a, b = (traverse_util.flatten_dict(tree) for tree in (a, b))
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
 
 
 def official(name: str, folder: str = WITH_MOMENTS) -> str:
+    """The path of a recorded checkpoint."""
     return str(reference.find(f"{folder}/{name}"))
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
+def small_ncsnpp(**options) -> NCSNpp:
+    """A small NCSN++ without parameter values."""
+    return building.as_built(lambda: NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0)))
+
+
+# --- names ---
 
 
 @pytest.mark.parametrize(
     "folder", ["ve_bedroom_ncsnpp_continuous", "vp_cifar10_ncsnpp", "vp_ddpm_cifar10"]
 )
-def test_names_are_those_recorded(folder):
-    """PyTorch name -> Flax name of every parameter, as the official code's users recorded it."""
+def test_recorded_names(folder):
+    """The Flax name for every PyTorch name equals the name recorded with the official code."""
     recorded = json.loads(reference.find(f"{folder}/torch_to_flax.json").read_text())
     network = reference.experiment(folder).network
-    flax = {place.path: place.names[0] for place in parameter_names.flax_places(network)}
+    flax_names = {stored.path: stored.names[0] for stored in flax_layout(network)}
     ours = {
-        f"module.{place.names[0]}": flax[place.path]
-        for place in parameter_names.torch_places(network)
+        f"module.{stored.names[0]}": flax_names[stored.path] for stored in torch_layout(network)
     }
     assert ours == {name: flax_name for name, (flax_name, _) in recorded.items()}
 
@@ -69,54 +78,47 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_every_parameter_has_one_place(options):
-    network = building.as_built(lambda: NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0)))
+def test_layouts_contain_every_parameter_once(options):
+    network = small_ncsnpp(**options)
     rng = np.random.default_rng(0)
     shapes = nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    for find in (parameter_names.flax_places, parameter_names.torch_places):
-        found = find(network)
-        assert len({place.names[0] for place in found}) == len(found)
-        assert len({place.path for place in found if place.path}) == len(jax.tree.leaves(params))
-        assert same(
-            parameter_names.take(found, parameter_names.give(found, params), "itself"), params
-        )
+    for layout in (flax_layout(network), torch_layout(network)):
+        assert len({stored.names[0] for stored in layout}) == len(layout)
+        paths = {stored.path for stored in layout if stored.path}
+        assert len(paths) == len(jax.tree.leaves(params))
+        assert same(load_params(layout, export_params(layout, params), "tensors"), params)
 
 
 def test_layers_without_parameters_are_numbered_as_in_pytorch():
-    """Resamplers of features count among all_modules, those of images do not."""
+    """PyTorch's all_modules contains resamplers of features but not those of images."""
     options = {"progressive": "output_skip", "resblock_type": "ddpm", "resamp_with_conv": False}
-    network = building.as_built(lambda: NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0)))
-    used = {int(place.names[0].split(".")[1]) for place in parameter_names.torch_places(network)}
+    network = small_ncsnpp(**options)
+    used = {int(stored.names[0].split(".")[1]) for stored in torch_layout(network)}
     kinds = [
         type(layer).__name__
-        for path, _, layer in parameter_names.official_layers(network)
+        for path, _, layer in official_layers(network)
         if "image" not in str(path[-1])
     ]
     assert {kinds[i] for i in set(range(len(kinds))) - used} == {"Downsample", "Upsample"}
 
 
-def test_tensors_on_which_nothing_depends():
-    """PyTorch's NCSN++ has layers for noise levels also when it is not told any; the recorded one shows where."""
-    told, untold = (
-        building.as_built(
-            lambda conditional=conditional: NCSNpp(
-                **SMALL, conditional=conditional, rngs=nnx.Rngs(0)
-            )
-        )
-        for conditional in (True, False)
-    )
-    shapes = lambda network: [
-        (place.names[0].split(".", 2)[2], place.shapes[0])
-        for place in parameter_names.torch_places(network)
-    ]
-    assert shapes(untold) == shapes(told)[4:]  # All but the embedding's two dense layers.
-    idle = [place for place in parameter_names.torch_places(untold) if not place.path]
-    assert idle
-    assert all(".Dense_0." in place.names[0] for place in idle)
+def test_tensors_on_which_no_output_depends():
+    """PyTorch's NCSN++ has layers for noise levels even if it is unconditional."""
+
+    def names_and_shapes(layout):
+        return [(stored.names[0].split(".", 2)[2], stored.file_shapes[0]) for stored in layout]
+
+    conditional = torch_layout(small_ncsnpp(conditional=True))
+    unconditional = torch_layout(small_ncsnpp(conditional=False))
+    # The only difference is the embedding: the weights and biases of two dense layers.
+    assert names_and_shapes(unconditional) == names_and_shapes(conditional)[4:]
+    unused = [stored for stored in unconditional if not stored.path]
+    assert unused
+    assert all(".Dense_0." in stored.names[0] for stored in unused)
 
 
-# --- round trips ------------------------------------------------------------------------------------------------------
+# --- round trips ---
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -124,7 +126,7 @@ def test_tensors_on_which_nothing_depends():
     "folder", ["ve_cifar10_ncsnpp", "ve_cifar10_ncsnpp_continuous", "vp_ddpm_cifar10"]
 )
 def test_reading_inverts_writing(tmp_path, folder, kind):
-    """Also for Fourier frequencies, which PyTorch does not average."""
+    """This includes Fourier frequencies, of which PyTorch's moving average has no entry."""
     if kind == "torch":
         pytest.importorskip(
             "torch",
@@ -132,13 +134,11 @@ def test_reading_inverts_writing(tmp_path, folder, kind):
         )
     experiment, trained = reference.experiment(folder), reference.trained(folder)
     if trained.mu is None:
-        still = {
-            place.path
-            for place in parameter_names.torch_places(experiment.network)
-            if not place.moves
+        fixed = {
+            stored.path for stored in torch_layout(experiment.network) if not stored.has_gradient
         }
         moments = traverse_util.path_aware_map(
-            lambda path, a: 0 * a if path in still else a, trained.params
+            lambda path, a: 0 * a if path in fixed else a, trained.params
         )
         trained = trained._replace(mu=moments, nu=jax.tree.map(np.square, moments), updates=5)
     path = tmp_path / FORMATS[kind]
@@ -152,22 +152,21 @@ def test_reading_inverts_writing(tmp_path, folder, kind):
     assert same(again.nu, trained.nu)
 
 
-def test_states_hold_all_that_files_do():
+def test_training_states_contain_everything_in_a_file():
     experiment, trained = reference.experiment(WITH_MOMENTS), reference.trained(WITH_MOMENTS)
     again = conversion.from_state(jax.device_get(conversion.to_state(trained, experiment)))
     assert (again.step, again.updates) == (trained.step, trained.updates)
-    assert all(same(getattr(again, tree), getattr(trained, tree)) for tree in pretrained.TREES)
+    for tree in safetensors_format.TREES:
+        assert same(getattr(again, tree), getattr(trained, tree))
 
 
 def test_flax_files_are_written_as_the_official_code_writes_them(tmp_path):
     experiment, trained = reference.experiment(WITH_MOMENTS), reference.trained(WITH_MOMENTS)
     with open(tmp_path / "out", "wb") as file:
-        pretrained.write_flax(file, trained, experiment.network, experiment.config)
-    ours, theirs = (
-        pretrained.load_flax(tmp_path / "out"),
-        pretrained.load_flax(official("checkpoint_flax")),
-    )
-    ours["rng"] = theirs["rng"]  # Not kept: ours follows from the seed.
+        flax_format.write(file, trained, experiment.network, experiment.config)
+    ours = flax_format.load(tmp_path / "out")
+    theirs = flax_format.load(official("checkpoint_flax"))
+    ours["rng"] = theirs["rng"]  # Not imported: our keys are derived from the seed.
     ours, theirs = (
         traverse_util.flatten_dict(tree, keep_empty_nodes=True, sep="/") for tree in (ours, theirs)
     )
@@ -179,14 +178,12 @@ def test_flax_files_are_written_as_the_official_code_writes_them(tmp_path):
 
 
 def test_pytorch_files_are_written_as_the_official_code_writes_them(tmp_path):
-    trained, experiment = (
-        reference.trained(WITH_MOMENTS, "torch"),
-        reference.experiment(WITH_MOMENTS),
-    )
+    trained = reference.trained(WITH_MOMENTS, "torch")
+    experiment = reference.experiment(WITH_MOMENTS)
     import torch
 
     with open(tmp_path / "out.pth", "wb") as file:
-        pretrained.write_torch(file, trained, experiment.network, experiment.config)
+        torch_format.write(file, trained, experiment.network, experiment.config)
     ours, theirs = (
         torch.load(path, weights_only=True)
         for path in (tmp_path / "out.pth", official("checkpoint_torch.pth"))
@@ -195,11 +192,10 @@ def test_pytorch_files_are_written_as_the_official_code_writes_them(tmp_path):
     def compare(a, b, path):
         if isinstance(b, torch.Tensor):
             assert a.dtype == b.dtype, path
-            assert (
-                torch.allclose(a, b, rtol=1e-12, atol=0)
-                if b.dtype == torch.float64
-                else torch.equal(a, b)
-            ), path
+            if b.dtype == torch.float64:  # The noise scales are computed, not copied.
+                assert torch.allclose(a, b, rtol=1e-12, atol=0), path
+            else:
+                assert torch.equal(a, b), path
         elif isinstance(b, dict):
             assert list(a) == list(b) or path.endswith("param_groups/0") or not path, path
             for key in b:
@@ -214,7 +210,7 @@ def test_pytorch_files_are_written_as_the_official_code_writes_them(tmp_path):
     compare(ours, theirs, "")
 
 
-def test_a_file_without_moments_starts_adam_anew(tmp_path):
+def test_adam_starts_at_zero_if_a_file_has_no_moments():
     folder = "ve_cifar10_ncsnpp_continuous"
     state = conversion.to_state(reference.trained(folder), reference.experiment(folder))
     counts = [
@@ -222,16 +218,15 @@ def test_a_file_without_moments_starts_adam_anew(tmp_path):
         for path, leaf in jax.tree.leaves_with_path(state.opt_state)
         if "count" in str(path[-1])
     ]
-    assert counts == [
-        0,
-        reference.trained(folder).step,
-    ]  # Adam's correction of its bias; the warm-up.
+    # The counts of Adam's bias correction and of the warm-up.
+    assert counts == [0, reference.trained(folder).step]
 
 
-# --- diffusers --------------------------------------------------------------------------------------------------------
+# --- diffusers ---
 
 
 def ncsnpp_experiment():
+    """An NCSN++ experiment, and the config of its model in diffusers."""
     c = church_ncsnpp_continuous.get_config()
     c.data.image_size = 16
     c.model.update(nf=32, ch_mult=(1, 4, 4), num_res_blocks=1, attn_resolutions=(8,))
@@ -252,6 +247,7 @@ def ncsnpp_experiment():
 
 
 def ddpm_experiment():
+    """A DDPM experiment, and the config of its model in diffusers."""
     c = ddpm_cifar10.get_config()
     c.data.image_size = 16
     c.model.update(
@@ -278,7 +274,7 @@ def ddpm_experiment():
 
 @pytest.mark.parametrize("make", [ncsnpp_experiment, ddpm_experiment])
 def test_models_of_diffusers(tmp_path, make):
-    """Randomly initialised models, saved by diffusers, give the same scores here."""
+    """Randomly initialized models saved by diffusers have the same scores here."""
     reason = "diffusers and PyTorch are not installed (requirements-dev.txt)"
     torch, diffusers = (pytest.importorskip(name, reason=reason) for name in ("torch", "diffusers"))
     experiment, described = make()
@@ -299,25 +295,24 @@ def test_models_of_diffusers(tmp_path, make):
 
 
 def write_unet(folder, experiment, described, old_names=False):
-    """A diffusers folder without diffusers, with random parameters."""
+    """Write a diffusers folder with random parameters, which are returned, without diffusers."""
     rng = np.random.default_rng(0)
-    found = unet_places(experiment.network)
+    layout = unet_layout(experiment.network)
     params = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), experiment.abstract_params
     )
-    names = {place.names[0]: place.names[-1 if old_names else 0] for place in found}
+    tensors = export_params(layout, params)
+    if old_names:
+        tensors = {stored.names[-1]: tensors[stored.names[0]] for stored in layout}
     folder.mkdir(parents=True)
-    save_file(
-        {names[k]: v for k, v in parameter_names.give(found, params).items()},
-        folder / "diffusion_pytorch_model.safetensors",
-    )
+    save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
     (folder / "config.json").write_text(json.dumps(described))
     return params
 
 
 @pytest.mark.parametrize("old_names", [False, True])
 def test_diffusers_folders(tmp_path, old_names):
-    """Also a pipeline's folder, which has the model in unet/, and the names of before 2023."""
+    """Folders of a pipeline, with the model in unet/, and parameter names from before 2023."""
     experiment, described = ddpm_experiment()
     params = write_unet(tmp_path / "pipeline" / "unet", experiment, described, old_names)
     trained = pretrained.read(tmp_path / "pipeline", experiment.network, experiment.config)
@@ -330,26 +325,26 @@ def test_diffusers_folders(tmp_path, old_names):
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
-        ({"norm_eps": 1e-5}, "norm_eps: 1e-05 there, 1e-06 by the config"),
+        ({"norm_eps": 1e-5}, "norm_eps: 1e-05 in the file, 1e-06 required"),
         (
             {"block_out_channels": (32, 96)},
-            "block_out_channels: [32, 96] there, [32, 64] by the config",
+            "block_out_channels: [32, 96] in the file, [32, 64] required",
         ),
-        ({"downsample_padding": 1}, "downsample_padding: 1 there, 0 by the config"),
-        ({"attention_head_dim": 8}, "attention_head_dim: 8 there, None by the config"),
-        ({"num_class_embeds": 10}, "num_class_embeds: 10 there, None by the config"),
+        ({"downsample_padding": 1}, "downsample_padding: 1 in the file, 0 required"),
+        ({"attention_head_dim": 8}, "attention_head_dim: 8 in the file, None required"),
+        ({"num_class_embeds": 10}, "num_class_embeds: 10 in the file, None required"),
     ],
 )
-def test_other_models_of_diffusers_are_refused(tmp_path, change, sentence):
+def test_other_models_of_diffusers_are_errors(tmp_path, change, message):
     experiment, described = ddpm_experiment()
     write_unet(tmp_path / "m", experiment, described | change)
-    with pytest.raises(InputError, match=re.escape(sentence)):
+    with pytest.raises(InputError, match=re.escape(message)):
         pretrained.read(tmp_path / "m", experiment.network, experiment.config)
 
 
-def test_configs_without_a_counterpart_in_diffusers_are_refused(tmp_path):
+def test_configs_without_a_counterpart_in_diffusers_are_errors(tmp_path):
     experiment, described = ddpm_experiment()
     write_unet(tmp_path / "m", experiment, described)
     c = experiment.config.copy_and_resolve_references()
@@ -363,12 +358,12 @@ def test_configs_without_a_counterpart_in_diffusers_are_refused(tmp_path):
     ncsn = reference.experiment("ve_ncsnv2_cifar10")
     with pytest.raises(
         InputError,
-        match="For diffusers' UNet2DModel, model.name = 'ncsnv2_64' is unknown; known: ddpm, ncsnpp",
+        match="diffusers' UNet2DModel, model.name = 'ncsnv2_64' is unknown; known: ddpm, ncsnpp",
     ):
         pretrained.read(tmp_path / "m", ncsn.network, ncsn.config)
 
 
-# --- what does not fit ------------------------------------------------------------------------------------------------
+# --- files that do not fit ---
 
 
 def read(source):
@@ -377,60 +372,64 @@ def read(source):
 
 
 def flax_file(path, change):
-    state = pretrained.load_flax(official("checkpoint_flax"))
+    """Write the recorded Flax checkpoint, modified by `change`, to `path`."""
+    state = flax_format.load(official("checkpoint_flax"))
     change(state)
     path.write_bytes(serialization.msgpack_serialize(state))
 
 
-def drop(state):
+def remove_bias(state):
     del state["params_ema"]["Conv_0"]["bias"]
 
 
-def add(state):
+def add_layer(state):
     state["optimizer"]["target"]["Extra_0"] = {"bias": np.zeros(3, np.float32)}
 
 
-def widen(state):
+def widen_kernel(state):
     state["params_ema"]["Conv_0"]["kernel"] = np.zeros((3, 3, 5, 4), np.float32)
 
 
-def forget(state):
+def remove_averages(state):
     del state["params_ema"]
 
 
-def batch_norm(state):
+def add_model_state(state):
     state["model_state"] = {"batch_stats": np.zeros(3, np.float32)}
 
 
-def half_moments(state):
+def remove_moment(state):
     del state["optimizer"]["state"]["param_states"]["Conv_0"]["bias"]
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
-        (drop, "Conv_0/bias, which the network has with shape (4,), is not in the file"),
-        (add, "the network has no place for Extra_0/bias, which has shape (3,) in the file"),
-        (widen, "Conv_0/kernel has shape (3, 3, 5, 4) in the file and (3, 3, 3, 4) in the network"),
-        (forget, "it has no 'params_ema'"),
-        (batch_norm, "has a model_state, batch_stats"),
-        (half_moments, "(its grad_ema) does not fit the config: Conv_0/bias"),
+        (remove_bias, "Conv_0/bias, which the network has with shape (4,), is not in the file"),
+        (add_layer, "network has no parameter for Extra_0/bias, which has shape (3,) in the file"),
+        (
+            widen_kernel,
+            "Conv_0/kernel has shape (3, 3, 5, 4) in the file and (3, 3, 3, 4) in the network",
+        ),
+        (remove_averages, "it has no 'params_ema'"),
+        (add_model_state, "has a model_state with batch_stats"),
+        (remove_moment, "(its grad_ema) does not fit the config: Conv_0/bias"),
     ],
 )
-def test_flax_files_that_do_not_fit_are_refused(tmp_path, change, sentence):
+def test_flax_files_that_do_not_fit_are_errors(tmp_path, change, message):
     flax_file(tmp_path / "checkpoint_1", change)
-    with pytest.raises(InputError, match=re.escape(sentence)):
+    with pytest.raises(InputError, match=re.escape(message)):
         read(tmp_path / "checkpoint_1")
 
 
-def test_plain_shapes_of_norms_are_accepted(tmp_path):
-    """GroupNorm parameters as later versions of Flax wrote them, (C,) for (1, 1, 1, C)."""
-    squeeze = lambda tree: jax.tree.map(
-        lambda leaf: leaf[0, 0, 0] if leaf.shape[:3] == (1, 1, 1) else leaf, tree
-    )
+def test_norm_parameters_without_padding_are_accepted(tmp_path):
+    """Later versions of Flax store parameters of GroupNorm as (C,), not (1, 1, 1, C)."""
+
+    def squeeze(leaf):
+        return leaf[0, 0, 0] if leaf.shape[:3] == (1, 1, 1) else leaf
 
     def change(state):
-        state["params_ema"] = squeeze(state["params_ema"])
+        state["params_ema"] = jax.tree.map(squeeze, state["params_ema"])
 
     flax_file(tmp_path / "checkpoint_1", change)
     assert same(read(tmp_path / "checkpoint_1").ema, reference.trained(WITH_MOMENTS).ema)
@@ -454,7 +453,7 @@ def add_weight(state):
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         (remove_ema, "275 shadow parameters for 276 trained ones"),
         (swap_ema, "(its ema) does not fit the config: all_modules.0.weight has shape"),
@@ -462,39 +461,41 @@ def add_weight(state):
             remove_weight,
             "all_modules.2.bias, which the network has with shape (4,), is not in the file",
         ),
-        (add_weight, "the network has no place for all_modules.99.bias"),
+        (add_weight, "the network has no parameter for all_modules.99.bias"),
         (lambda state: state.pop("ema"), "it has no 'ema'"),
     ],
 )
-def test_pytorch_files_that_do_not_fit_are_refused(tmp_path, change, sentence):
+def test_pytorch_files_that_do_not_fit_are_errors(tmp_path, change, message):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
     state = torch.load(official("checkpoint_torch.pth"), weights_only=True)
     change(state)
     torch.save(state, tmp_path / "checkpoint_1.pth")
-    with pytest.raises(InputError, match=re.escape(sentence)):
+    with pytest.raises(InputError, match=re.escape(message)):
         read(tmp_path / "checkpoint_1.pth")
 
 
-class Malice:
+class Malicious:
+    """An object whose pickle executes code."""
+
     def __reduce__(self):
         return print, ("this must never run",)
 
 
 def test_pickles_are_not_executed(tmp_path, capsys):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
-    torch.save({"model": Malice()}, tmp_path / "bad.pth")
-    with pytest.raises(InputError, match="no PyTorch checkpoint of tensors alone"):
+    torch.save({"model": Malicious()}, tmp_path / "bad.pth")
+    with pytest.raises(InputError, match="not a PyTorch checkpoint that contains tensors only"):
         read(tmp_path / "bad.pth")
     assert "never run" not in capsys.readouterr().out
 
 
-def test_pytorch_is_asked_for_by_name(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(InputError, match="needs PyTorch, which is not here: pip install torch"):
+def test_missing_pytorch_is_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InputError, match="PyTorch, which is not installed: pip install torch"):
         read(official("checkpoint_torch.pth"))
 
 
-def test_noise_scales_of_another_config_are_noticed(tmp_path):
+def test_other_noise_scales_than_those_of_the_config_are_errors(tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
     c = reference.config(WITH_MOMENTS)
     c.model.sigma_max = 90
@@ -506,21 +507,24 @@ def test_noise_scales_of_another_config_are_noticed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("content", "message"),
     [
         (b"<!DOCTYPE html><html>", "It looks like a web page"),
-        (b"", "is no checkpoint of a known kind"),
-        (b"\x87\xa4step", "no complete msgpack file"),
-        (b"PK\x03\x04 and nothing more", "no PyTorch checkpoint of tensors alone"),
-        (b"\x10\x00\x00\x00\x00\x00\x00\x00{", "no complete safetensors file"),
+        (b"", "is not a checkpoint in a known format"),
+        (b"\x87\xa4step", "not a complete Flax msgpack file"),
+        (b"PK\x03\x04 and nothing more", "not a PyTorch checkpoint that contains tensors only"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{", "not a complete safetensors file"),
     ],
 )
-def test_files_of_other_kinds_are_refused(tmp_path, content, sentence):
+def test_files_in_other_formats_are_errors(tmp_path, content, message):
     if content.startswith(b"PK"):
         pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
     (tmp_path / "checkpoint_1").write_bytes(content)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         read(tmp_path / "checkpoint_1")
+
+
+def test_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(InputError, match="cannot be read: No such file"):
         read(tmp_path / "nothing")
 
@@ -536,16 +540,16 @@ def test_nothing_is_overwritten(tmp_path):
         conversion.export_checkpoint(c, str(tmp_path / "w"), str(tmp_path / "w" / "config.json"))
 
 
-def test_networks_that_pytorch_does_not_have(tmp_path):
-    experiment, trained = (
-        reference.experiment("ve_ncsnv2_cifar10"),
-        reference.trained("ve_ncsnv2_cifar10"),
-    )
-    with pytest.raises(InputError, match="NCSNv2 networks are not in the official PyTorch code"):
+def test_networks_that_pytorch_does_not_have():
+    experiment = reference.experiment("ve_ncsnv2_cifar10")
+    trained = reference.trained("ve_ncsnv2_cifar10")
+    with pytest.raises(InputError, match="NCSNv2 .* no working counterpart in the official PyTor"):
         pretrained.writer("n.pth")(io.BytesIO(), trained, experiment.network, experiment.config)
 
 
-def test_a_safetensors_file_of_something_else_is_refused(tmp_path):
+def test_safetensors_files_of_other_programs_are_errors(tmp_path):
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "m.safetensors")
-    with pytest.raises(InputError, match=r"was not written by --mode=export \(it holds weight\)"):
+    with pytest.raises(
+        InputError, match=r"was not written by --mode=export \(it contains weight\)"
+    ):
         read(tmp_path / "m.safetensors")

@@ -1,4 +1,4 @@
-"""TFRecord files whole and damaged, sets of TensorFlow Datasets, IDX files, and what is said where they are absent."""
+"""Published data sets: TFRecord files, TensorFlow Datasets and IDX files, intact or damaged."""
 
 import gzip
 import importlib
@@ -28,23 +28,22 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def data(**fields):
-    """config.data of images of 8x8 pixels in colour."""
+    """Return config.data for colour images of 8x8 pixels."""
     config = tiny.config(**{"data.image_size": 8, "data.num_channels": 3}).data.unlock()
     config.update(fields)
     return config
 
 
-# --- TFRecord ---------------------------------------------------------------------------------------------------------
+# --- TFRecord ---
 
 RECORDS = [b"", b"one", bytes(range(256)) * 9]
 
 
 def test_checksum():
-    """The check value of CRC-32C is that of the digits 1 to 9, 0xE3069283."""
-    assert (
-        tfrecords.masked_crc(b"123456789")
-        == ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) % 2**32
-    )
+    """The published check value of CRC-32C is that of the digits 1 to 9, 0xE3069283."""
+    check_value = 0xE3069283
+    masked = ((check_value >> 15 | check_value << 17) + 0xA282EAD8) % 2**32
+    assert tfrecords.masked_crc(b"123456789") == masked
 
 
 def test_records(tmp_path, monkeypatch):
@@ -52,7 +51,7 @@ def test_records(tmp_path, monkeypatch):
     records = TFRecords(path)
     assert [records[i] for i in range(len(records))] == RECORDS
     with monkeypatch.context() as patch:
-        patch.setattr(TFRecords, "_scan", None)  # The index is at hand.
+        patch.setattr(TFRecords, "_scan", None)  # The index is in the cache.
         assert TFRecords(path)[2] == RECORDS[2]
     examples.write_tfrecords(path, RECORDS[:2])
     assert len(TFRecords(path)) == 2
@@ -63,26 +62,26 @@ SIZE = sum(len(record) + 16 for record in RECORDS)
 
 @pytest.mark.parametrize("bit", range(8))
 @pytest.mark.parametrize("byte", [0, 7, 9, 13, 16, 24, 28, 29, 31, 34, 35, 47, 500, SIZE - 1])
-def test_a_flipped_bit_is_found(tmp_path, byte, bit):
+def test_flipped_bits_are_detected(tmp_path, byte, bit):
     path = examples.write_tfrecords(tmp_path / "a.tfrecords", RECORDS)
     whole = path.read_bytes()
     assert len(whole) == SIZE
     records = TFRecords(path)
     damaged = bytearray(whole)
     damaged[byte] ^= 1 << bit
-    number = 0 if byte < 16 else 1 if byte < 35 else 2
-    with open(path, "r+b") as file:  # While it is being read ...
+    ends = np.cumsum([len(record) + 16 for record in RECORDS])
+    number = int(np.searchsorted(ends, byte, "right"))
+    with open(path, "r+b") as file:
         file.write(damaged)
     with pytest.raises(InputError, match=f"record {number}, at byte"):
-        records[number]
-    with pytest.raises(
-        InputError, match=f"a.tfrecords is damaged: record {number}, at byte .*Fetch the file again"
-    ):
-        TFRecords(path)  # ... and before.
+        records[number]  # The file was damaged while it was open.
+    message = f"a.tfrecords is damaged: record {number}, at byte .* Download the file again"
+    with pytest.raises(InputError, match=message):
+        TFRecords(path)
 
 
 @pytest.mark.parametrize("cut", [1, 4, 5, 2000, 2310, SIZE - 20])
-def test_a_file_that_is_cut_off(tmp_path, cut):
+def test_truncated_files_are_errors(tmp_path, cut):
     path = examples.write_tfrecords(tmp_path / "a.tfrecords", RECORDS)
     path.write_bytes(path.read_bytes()[:-cut])
     with pytest.raises(InputError, match=r"record [12], at byte \d+, is cut off"):
@@ -93,17 +92,17 @@ def test_examples():
     record = examples.example(shape=[3, 300, -1], data=b"\0\xff" * 100, none=[])
     assert parse_example(record) == {"shape": [3, 300, -1], "data": [b"\0\xff" * 100], "none": []}
     for broken in (record[:-1], record[:9], b"\xff" * 12, b"\x0f\0"):
-        with pytest.raises(ValueError, match="no tf.train.Example"):
+        with pytest.raises(ValueError, match="not a tf.train.Example"):
             parse_example(broken)
 
 
-# --- FFHQ and CelebA-HQ -----------------------------------------------------------------------------------------------
+# --- FFHQ and CelebA-HQ ---
 
 
 @pytest.mark.parametrize("name", ["FFHQ", "CelebAHQ"])
 @pytest.mark.parametrize("field", ["tfrecords_path", "path", "folder"])
 def test_official_tfrecords(tmp_path, name, field):
-    """Channels come first in the files; either split is all of it."""
+    """In the files, channels come first. Both splits are the whole data set."""
     pixels = examples.images(3, 8, 8, 3)
     records = [
         examples.example(shape=[3, 8, 8], data=image.transpose(2, 0, 1).tobytes())
@@ -116,17 +115,17 @@ def test_official_tfrecords(tmp_path, name, field):
         np.testing.assert_array_equal(images.pixels[np.arange(3)], pixels)
     with pytest.raises(
         InputError,
-        match=r"image 0 is \(3, 8, 8\), channels first; data.image_size = 16.*r04.tfrecords",
+        match=r"image 0 is \(3, 8, 8\), channels first; data.image_size = 16.*-r04.tfrecords",
     ):
         datasets.load(data(dataset=name, path=str(path), image_size=16), "train")
 
 
-# --- TensorFlow Datasets ----------------------------------------------------------------------------------------------
+# --- TensorFlow Datasets ---
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A tiny 'CIFAR-10' that TFDS itself has prepared as ArrayRecord, which it can without TensorFlow."""
+    """A tiny 'CIFAR-10', prepared by TFDS as ArrayRecord, which does not require TensorFlow."""
     tfds = pytest.importorskip(
         "tensorflow_datasets", reason="needs tensorflow-datasets (requirements-dev.txt)"
     )
@@ -157,7 +156,7 @@ def prepared(tmp_path_factory):
     return root, builder
 
 
-def test_prepared_sets_are_read_as_tfds_reads_them(prepared):
+def test_prepared_data_sets_are_read_as_by_tfds(prepared):
     root, builder = prepared
     config = data(dataset="CIFAR10", path=str(root), image_size=32)
     for split in ("train", "test"):
@@ -173,7 +172,7 @@ def test_prepared_sets_are_read_as_tfds_reads_them(prepared):
 
 
 @pytest.mark.parametrize("position", [200, 4000, -60000])
-def test_a_damaged_array_record_is_found(prepared, tmp_path, position):
+def test_damaged_array_records_are_errors(prepared, tmp_path, position):
     root = tmp_path / "tfds"
     shutil.copytree(prepared[0], root)
     path = next(root.rglob("*-train.array_record-*"))
@@ -187,7 +186,7 @@ def test_a_damaged_array_record_is_found(prepared, tmp_path, position):
 def write_prepared(
     root: Path, name: str, version: str, splits: dict[str, list[list[bytes]]]
 ) -> Path:
-    """A set in TFDS's layout, in TFRecord files, which is how it prepares by default."""
+    """Write a data set in TFDS's layout, as TFRecord files, its default; return the folder."""
     folder = root / name / version
     folder.mkdir(parents=True)
     stem, infos = name.split("/")[0], []
@@ -212,7 +211,7 @@ def write_prepared(
         ("FASHION_MNIST", "fashion_mnist", (28, 28), 28, {"num_channels": 1}),
     ],
 )
-def test_sets_of_tfds_in_tfrecords(tmp_path, dataset, name, shape, size, fields):
+def test_prepared_tfrecords(tmp_path, dataset, name, shape, size, fields):
     pixels = examples.images(5, *shape)
     label = {} if dataset in ("CELEBA", "LSUN") else {"label": [3]}
     records = [examples.example(image=examples.png(image), **label) for image in pixels]
@@ -237,7 +236,7 @@ def test_sets_of_tfds_in_tfrecords(tmp_path, dataset, name, shape, size, fields)
         datasets.load(config, "train")
 
 
-def test_a_damaged_image_is_named(tmp_path):
+def test_damaged_images_are_errors(tmp_path):
     good = examples.example(image=examples.png(examples.images(1, 32, 32, 3)[0]), label=[1])
     write_prepared(
         tmp_path,
@@ -251,8 +250,8 @@ def test_a_damaged_image_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", reference.notes("official_configs"))
-def test_every_official_experiment_finds_its_data_set(tmp_path, name, monkeypatch):
-    """Where it is absent, a sentence says how to get it."""
+def test_data_sets_of_all_official_experiments_have_a_reader(tmp_path, name, monkeypatch):
+    """If the data set is missing, an error states how to get it."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     config = importlib.import_module("configs." + name.replace("/", ".")).get_config().data
     with pytest.raises(
@@ -261,9 +260,9 @@ def test_every_official_experiment_finds_its_data_set(tmp_path, name, monkeypatc
         datasets.load(config, "train")
 
 
-def test_what_preparing_needs(monkeypatch):
+def test_requirements_of_preparation(monkeypatch):
     with pytest.raises(
-        InputError, match="'FFHQ' is not a set of TensorFlow Datasets; see docs/data.md"
+        InputError, match="'FFHQ' is not a data set of TensorFlow Datasets; see docs/data.md"
     ):
         published.prepare(data(dataset="FFHQ"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -272,7 +271,7 @@ def test_what_preparing_needs(monkeypatch):
         published.prepare(data(dataset="CIFAR10"))
 
 
-# --- IDX --------------------------------------------------------------------------------------------------------------
+# --- IDX ---
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -287,15 +286,15 @@ def test_idx_files(tmp_path):
     images = datasets.load(config, "train")
     np.testing.assert_array_equal(images.pixels[..., 0], pixels)
     assert images.labels.tolist() == [0, 1, 2, 3]
-    coloured = datasets.load(
+    colour = datasets.load(
         data(dataset="fashion_mnist", path=str(tmp_path), image_size=32), "train"
     )
-    assert coloured.pixels[[0, 1]].shape == (2, 32, 32, 3)
-    with pytest.raises(InputError, match="holds neither t10k-images-idx3-ubyte nor"):
+    assert colour.pixels[[0, 1]].shape == (2, 32, 32, 3)
+    with pytest.raises(InputError, match="contains neither t10k-images-idx3-ubyte nor"):
         datasets.load(config, "test")
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(labels)[:-1])
     with pytest.raises(
-        InputError, match="train-labels-idx1-ubyte is no IDX file of bytes, or is cut off"
+        InputError, match="train-labels-idx1-ubyte is not a complete IDX file of bytes"
     ):
         datasets.load(config, "train")
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b")
@@ -303,37 +302,35 @@ def test_idx_files(tmp_path):
         datasets.load(config, "train")
 
 
-DEBIAN = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+FASHION_MNIST = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 
 
 @pytest.fixture
 def fashion():
-    """The experiment on the real 70,000 images."""
-    if not (DEBIAN / "train-images-idx3-ubyte.gz").exists():
+    """The config for the 70,000 images of Fashion-MNIST."""
+    if not (FASHION_MNIST / "train-images-idx3-ubyte.gz").exists():
         pytest.skip(
-            f"needs Fashion-MNIST in {DEBIAN}: Debian's dataset-fashion-mnist, or name it in FASHION_MNIST"
+            f"requires Fashion-MNIST in {FASHION_MNIST}: install Debian's dataset-fashion-mnist, "
+            f"or set FASHION_MNIST to its folder"
         )
     config = importlib.import_module("configs.vp.fashion_mnist_ddpmpp_continuous").get_config()
-    config.data.path = str(DEBIAN)
+    config.data.path = str(FASHION_MNIST)
     return config
 
 
 @pytest.mark.slow
 def test_fashion_mnist(fashion):
     train, test = (datasets.load(fashion.data, split) for split in ("train", "test"))
-    assert (np.bincount(train.labels).tolist(), np.bincount(test.labels).tolist()) == (
-        [6000] * 10,
-        [1000] * 10,
-    )
+    assert np.bincount(train.labels).tolist() == [6000] * 10
+    assert np.bincount(test.labels).tolist() == [1000] * 10
     values = train.pixels[:].astype(np.float64) / 255
-    assert (values.mean(), values.std()) == pytest.approx(
-        (0.2860, 0.3530), abs=5e-5
-    )  # As the literature has them.
+    published_moments = (0.2860, 0.3530)
+    assert (values.mean(), values.std()) == pytest.approx(published_moments, abs=5e-5)
 
 
 @pytest.mark.slow
 def test_training_on_fashion_mnist(fashion, tmp_path):
-    """300 steps of a tiny network leave less than half of the loss of a network that returns nothing, which is 1."""
+    """After 300 steps the loss of a tiny network is below 0.5; the output 0 has the loss 1."""
     fashion.model.update(nf=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=())
     fashion.training.update(batch_size=32, n_iters=300, snapshot_freq=300, snapshot_sampling=False)
     fashion.optim.lr = 2e-3

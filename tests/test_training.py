@@ -17,7 +17,7 @@ import training
 from checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
 from errors import InputError
 from modes import conversion
-from pretrained import parameter_names
+from pretrained import parameter_names, stored_parameters
 from tests import reference, tiny
 from tests.test_sampling import Cosine
 
@@ -84,8 +84,8 @@ def test_recorded_training_steps(monkeypatch, name):
 
     if f"{name}/target_final/Conv_0/kernel" in a:
         for tree, kind in ((state.params, "target_final"), (state.ema, "ema_final")):
-            for path, param in parameter_names.give(
-                parameter_names.flax_places(experiment.network), tree
+            for path, param in stored_parameters.export_params(
+                parameter_names.flax_layout(experiment.network), tree
             ).items():
                 if (
                     "NIN_1/b" not in path

@@ -1,0 +1,74 @@
+"""Selection of the reader and writer for a checkpoint file.
+
+A reader is selected by the content of the file, a writer by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from flax import nnx
+
+from errors import InputError
+from pretrained import flax_format, safetensors_format, torch_format
+from pretrained.diffusers_unet import read_unet
+from pretrained.trained import Config, Trained
+
+Reader = Callable[[Path, nnx.Module, Config], Trained]
+Writer = Callable[[BinaryIO, Trained, nnx.Module, Config], None]
+
+HEAD_BYTES = 16
+ZIP = b"PK\x03\x04"
+PICKLE = b"\x80\x02"
+MSGPACK_FIXMAP = range(0x80, 0x90)
+MSGPACK_MAPS = (0xDE, 0xDF)
+WRITERS: dict[str, Writer] = {
+    ".pth": torch_format.write,
+    ".safetensors": safetensors_format.write,
+}
+
+
+def read(source: str | Path, network: nnx.Module, config: Config) -> Trained:
+    """Read a checkpoint file or folder; its format is detected from its content.
+
+    Args:
+      source: an official Flax or PyTorch checkpoint, a diffusers folder, or a .safetensors file
+        written by `writer`.
+      network: the network of the config. Only the shapes of its parameters are used.
+      config: the experiment.
+
+    Raises:
+      InputError: the file does not exist, has an unknown format, or does not fit the config.
+    """
+    path = Path(source)
+    if path.is_dir():
+        params = read_unet(path, network, config)
+        return Trained(step=0, params=params, ema=params)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise InputError(f"--source={source} cannot be read: {error.strerror}.") from error
+    return _reader(path, head)(path, network, config)
+
+
+def writer(target: str | Path) -> Writer:
+    """Return the writer for a file name: .pth for PyTorch, .safetensors, or else Flax."""
+    return WRITERS.get(Path(target).suffix, flax_format.write)
+
+
+def _reader(path: Path, head: bytes) -> Reader:
+    """Return the reader for a file that starts with the bytes `head`."""
+    if head.startswith((ZIP, PICKLE)):  # PyTorch wrote bare pickles before version 1.6.
+        return torch_format.read
+    if head[8:9] == b"{":  # JSON after a length of 8 bytes.
+        return safetensors_format.read
+    if head and (head[0] in MSGPACK_FIXMAP or head[0] in MSGPACK_MAPS):
+        return flax_format.read
+    hint = " It looks like a web page." if head.lstrip().startswith(b"<") else ""
+    raise InputError(
+        f"{path} is not a checkpoint in a known format (Flax msgpack, PyTorch or safetensors): "
+        f"it starts with {head!r}.{hint}"
+    )

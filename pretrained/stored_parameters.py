@@ -1,0 +1,127 @@
+"""Conversion between the parameters of a network and the tensors of a file.
+
+A layout is a list of `StoredParameter`s, one for each parameter. Files are read and written with
+the same layout, so that `export_params` and `load_params` invert each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from flax import traverse_util
+from jax import Array
+
+from errors import InputError
+from models.building import Params
+
+Path = tuple[str | int, ...]
+"""The keys of a parameter or layer in nested dictionaries of parameters."""
+
+# The axes of PyTorch's parameters, as indices of our axes.
+VECTOR = (0,)
+MATRIX = (1, 0)
+KERNEL = (3, 2, 0, 1)
+
+
+class StoredParameter(NamedTuple):
+    """How a file stores one parameter of a network.
+
+    Attributes:
+      path: keys in our nested dictionaries, or () for a tensor that the format requires but on
+        which no output of the network depends.
+      shape: shape in our network.
+      names: accepted names in the file; the first one is written.
+      axes: axes in the file, as indices of our axes.
+      padded_shape: shape in a file that adds axes of length 1, or None.
+      trained: whether PyTorch treats it as trainable, so that the file has an average of it.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    axes: tuple[int, ...]
+    padded_shape: tuple[int, ...] | None = None
+    trained: bool = True
+
+    @property
+    def file_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The accepted shapes in the file; the first one is written."""
+        plain = tuple(self.shape[axis] for axis in self.axes)
+        return (plain,) if self.padded_shape is None else (self.padded_shape, plain)
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether it has gradients, so that an optimizer has moments of it."""
+        return self.trained and bool(self.path)
+
+    def to_file(self, value: Array) -> np.ndarray:
+        """Convert a parameter of our network to the array in the file."""
+        transposed = np.asarray(value, np.float32).transpose(self.axes)
+        return np.ascontiguousarray(transposed.reshape(self.file_shapes[0]))
+
+    def from_file(self, tensor: np.ndarray) -> np.ndarray:
+        """Invert `to_file`; float32."""
+        value = np.asarray(tensor, np.float32).reshape(self.file_shapes[-1])
+        return np.ascontiguousarray(value.transpose(np.argsort(self.axes)))
+
+
+Layout = list[StoredParameter]
+
+
+def load_params(layout: Layout, tensors: Mapping[str, np.ndarray], source: str) -> Params:
+    """Return the parameters that the file `source` stores as `tensors`, as nested dictionaries.
+
+    Raises InputError for the first tensor that is missing, has another shape, or is left over.
+    """
+    params, used = {}, set()
+    for stored in layout:
+        present = [name for name in stored.names if name in tensors]
+        tensor = _find(stored, present, tensors, source)
+        used.update(present)
+        if stored.path:
+            params[stored.path] = stored.from_file(tensor)
+    for name in tensors:
+        if name not in used:
+            raise InputError(
+                f"{source} does not fit the config: the network has no parameter for {name}, which "
+                f"has shape {tensors[name].shape} in the file."
+            )
+    return traverse_util.unflatten_dict(params)
+
+
+def _find(
+    stored: StoredParameter, present: list[str], tensors: Mapping[str, np.ndarray], source: str
+) -> np.ndarray:
+    """Return the tensor of a parameter; `present` are those of its names that the file has."""
+    expected = " or ".join(map(str, stored.file_shapes))
+    if not present:
+        raise InputError(
+            f"{source} does not fit the config: {stored.names[0]}, which the network has with "
+            f"shape {expected}, is not in the file."
+        )
+    tensor = tensors[present[0]]
+    if tensor.shape not in stored.file_shapes:
+        raise InputError(
+            f"{source} does not fit the config: {present[0]} has shape {tensor.shape} in the file "
+            f"and {expected} in the network."
+        )
+    if any(not np.array_equal(tensor, tensors[name]) for name in present[1:]):
+        raise InputError(
+            f"{source} contradicts itself: {' and '.join(present)} should be the same tensor."
+        )
+    return tensor
+
+
+def export_params(layout: Layout, params: Params) -> dict[str, np.ndarray]:
+    """Return the tensors of a file by name; `load_params` inverts it.
+
+    Tensors on which no output depends are 0.
+    """
+    flat = traverse_util.flatten_dict(params)
+    tensors = {}
+    for stored in layout:
+        value = flat[stored.path] if stored.path else np.zeros(stored.shape)
+        tensors[stored.names[0]] = stored.to_file(value)
+    return tensors

@@ -1,0 +1,222 @@
+"""Checkpoints of the official PyTorch code: its model, moving average, optimizer and step.
+
+PyTorch is imported only when such a file is read or written. Files are loaded with
+`weights_only=True`, so that pickles cannot execute code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from flax import nnx
+
+from errors import InputError, brief
+from pretrained.parameter_names import torch_layout
+from pretrained.stored_parameters import Layout, export_params, load_params
+from pretrained.trained import Config, Tensors, Trained, check_entries
+from sde_lib import VESDE
+
+TorchTensors = dict[str, Any]
+"""torch.Tensor by name. The type is not spelled out, as PyTorch need not be installed."""
+
+ENTRIES = {"model", "ema", "optimizer", "step"}
+MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}  # Fields of Trained: names in the file.
+PREFIX = "module."  # The prefix that torch.nn.DataParallel gives to parameter names.
+
+# An entry of our own in `ema`: averages of parameters that PyTorch does not train, where these
+# averages differ from the parameters. The official code ignores the entry.
+FROZEN = "frozen_params"
+
+
+# --- reading ---
+
+
+def load(path: str | Path) -> Any:
+    """Return the content of a PyTorch file.
+
+    Raises InputError if PyTorch is not installed, or if the file is damaged or contains objects
+    other than tensors and plain Python values.
+    """
+    torch = _import_torch(f"reading {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # Damaged files raise exceptions of several types.
+        raise InputError(
+            f"{path} is not a PyTorch checkpoint that contains tensors only: {brief(error)}"
+        ) from error
+
+
+def to_numpy(tensor: Any) -> np.ndarray:
+    """Convert a torch.Tensor to an array; floating-point numbers become float32."""
+    return tensor.detach().float().numpy() if tensor.is_floating_point() else tensor.numpy()
+
+
+def read(path: Path, network: nnx.Module, config: Config) -> Trained:
+    """Read a checkpoint of the official PyTorch code.
+
+    Raises InputError if PyTorch is not installed, or if the file does not fit `network` or the
+    noise scales of `config`.
+    """
+    state, layout = load(path), torch_layout(network)
+    check_entries(path, state, ENTRIES)
+    model = {name.removeprefix(PREFIX): to_numpy(tensor) for name, tensor in state["model"].items()}
+    if "sigmas" in model:
+        _check_sigmas(path, model.pop("sigmas"), config)
+    params = load_params(layout, model, str(path))
+    averages = _read_averages(path, state["ema"], model, layout)
+    trained = Trained(
+        step=int(state["step"]),
+        params=params,
+        ema=load_params(layout, averages, f"{path} (its ema)"),
+        ema_rate=float(state["ema"]["decay"]),
+    )
+    return trained._replace(**_read_moments(path, state["optimizer"], list(model), layout))
+
+
+def _read_averages(path: Path, ema: dict[str, Any], model: Tensors, layout: Layout) -> Tensors:
+    """Return the moving averages by name.
+
+    PyTorch lists them without names, in the order of the model and without untrained parameters.
+    """
+    frozen = {stored.names[0] for stored in layout if not stored.trained}
+    names = [name for name in model if name not in frozen]
+    averages = [to_numpy(tensor) for tensor in ema["shadow_params"]]
+    if len(averages) != len(names):
+        raise InputError(
+            f"{path} has {len(averages)} shadow parameters for {len(names)} trained ones in its "
+            f"model."
+        )
+    extra = {name: to_numpy(tensor) for name, tensor in ema.get(FROZEN, {}).items()}
+    return model | dict(zip(names, averages)) | extra
+
+
+def _read_moments(
+    path: Path, optimizer: dict[str, Any], names: list[str], layout: Layout
+) -> dict[str, Any]:
+    """Return the fields mu, nu and updates of `Trained`; none if the optimizer has no state.
+
+    `names` are those of the model's parameters, in the order of the optimizer's.
+    """
+    states = {}
+    for name, index in zip(names, optimizer["param_groups"][0]["params"]):
+        if optimizer["state"].get(index):
+            states[name] = optimizer["state"][index]
+    if not states:
+        return {}
+    zeros = {
+        stored.names[0]: np.zeros(stored.file_shapes[0], np.float32)
+        for stored in layout
+        if not stored.has_gradient
+    }
+    fields: dict[str, Any] = {}
+    for field, kind in MOMENTS.items():
+        moments = {name: to_numpy(state[kind]) for name, state in states.items()}
+        fields[field] = load_params(layout, zeros | moments, f"{path} (its {kind})")
+    fields["updates"] = max(int(state["step"]) for state in states.values())
+    return fields
+
+
+def _check_sigmas(path: Path, sigmas: np.ndarray, config: Config) -> None:
+    """Raise InputError if the noise scales of a file are not those of the config."""
+    expected = _sigmas(config)
+    if sigmas.shape != expected.shape or not np.allclose(sigmas, expected, rtol=1e-4):
+        raise InputError(
+            f"{path} does not fit the config: it has {_describe(sigmas)}; model.num_scales, "
+            f"model.sigma_max and model.sigma_min describe {_describe(expected)}."
+        )
+
+
+def _describe(sigmas: np.ndarray) -> str:
+    return f"{len(sigmas)} noise scales from {sigmas[0]:g} to {sigmas[-1]:g}"
+
+
+def _sigmas(config: Config) -> np.ndarray:
+    """Return the noise scales of the config, which the official networks store, largest first."""
+    ve_sde = VESDE(sigma_min=config.model.sigma_min, sigma_max=config.model.sigma_max)
+    return ve_sde.sigmas(config.model.num_scales)
+
+
+# --- writing ---
+
+
+def write(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config) -> None:
+    """Write a checkpoint of the official PyTorch code; `read` inverts it.
+
+    Raises InputError if PyTorch is not installed or the official code does not have the network.
+    """
+    torch = _import_torch("writing a .pth file")
+    layout = torch_layout(network)
+    model = {
+        "sigmas": torch.from_numpy(_sigmas(config)),
+        **_torch_tensors(export_params(layout, trained.params)),
+    }
+    state = {
+        "optimizer": _optimizer_entry(trained, layout, config),
+        "model": {f"{PREFIX}{name}": tensor for name, tensor in model.items()},
+        "ema": _ema_entry(trained, layout, model, config),
+        "step": trained.step,
+    }
+    torch.save(state, file)
+
+
+def _optimizer_entry(trained: Trained, layout: Layout, config: Config) -> dict[str, Any]:
+    """Return the state dictionary of torch.optim.Adam, which numbers the model's parameters."""
+    moments = {
+        kind: _torch_tensors(export_params(layout, getattr(trained, field)))
+        for field, kind in MOMENTS.items()
+    }
+    states = {}
+    for index, stored in enumerate(layout):
+        if stored.has_gradient and trained.updates:
+            states[index] = {"step": trained.updates}
+            for kind, tensors in moments.items():
+                states[index][kind] = tensors[stored.names[0]]
+    group = {
+        "lr": config.optim.lr,
+        "betas": (config.optim.beta1, 0.999),
+        "eps": config.optim.eps,
+        "weight_decay": config.optim.weight_decay,
+        "amsgrad": False,
+        "params": list(range(len(layout))),
+    }
+    return {"state": states, "param_groups": [group]}
+
+
+def _ema_entry(
+    trained: Trained, layout: Layout, model: TorchTensors, config: Config
+) -> dict[str, Any]:
+    """Return the state of the official moving average; see `_read_averages` and FROZEN."""
+    torch = _import_torch("writing a .pth file")
+    ema = _torch_tensors(export_params(layout, trained.ema))
+    trainable = [stored.names[0] for stored in layout if stored.trained]
+    frozen = {}
+    for name, average in ema.items():
+        if name not in trainable and not torch.equal(average, model[name]):
+            frozen[name] = average
+    entry = {
+        "decay": config.model.ema_rate,
+        "num_updates": trained.step,
+        "shadow_params": [ema[name] for name in trainable],
+    }
+    if frozen:
+        entry[FROZEN] = frozen
+    return entry
+
+
+def _torch_tensors(tensors: Tensors) -> TorchTensors:
+    torch = _import_torch("writing a .pth file")
+    return {name: torch.tensor(value) for name, value in tensors.items()}
+
+
+def _import_torch(purpose: str) -> Any:
+    """Return the module torch. Raises InputError, stating the purpose, if it is not installed."""
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"{purpose} requires PyTorch, which is not installed: pip install torch "
+            f"(the CPU version suffices)."
+        ) from error
+    return torch

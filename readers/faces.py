@@ -1,0 +1,61 @@
+"""FFHQ and CelebA-HQ from the official TFRecord files, one for each resolution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from errors import InputError, brief
+from readers.preprocessing import Decoded
+from readers.tfrecords import TFRecords, parse_example
+
+
+def read(split: str, config: ml_collections.ConfigDict) -> tuple[Decoded, None]:
+    """Return the pixels of all images: as in the official code, both splits are the whole data set.
+
+    The file is data.path, the file of this resolution in the folder data.path, or
+    data.tfrecords_path. Raises InputError if it is missing, damaged, or of another resolution.
+    """
+    del split
+    path, size, channels = _find(config), config.image_size, config.num_channels
+    records = TFRecords(path)
+
+    def decode(index: int) -> np.ndarray:
+        record = records[index]
+        try:
+            example = parse_example(record)
+            planes = np.frombuffer(example["data"][0], np.uint8).reshape(example["shape"])
+        except (ValueError, KeyError, IndexError) as error:
+            raise InputError(f"{path}: record {index} is not an image: {brief(error)}.") from error
+        if planes.shape != (channels, size, size):
+            raise InputError(
+                f"{path}: image {index} is {planes.shape}, channels first; data.image_size = "
+                f"{size} and data.num_channels = {channels} require {(channels, size, size)}. The "
+                f"file of this resolution is *-{_ending(size)}."
+            )
+        return np.ascontiguousarray(planes.transpose(1, 2, 0))
+
+    return Decoded(decode, len(records), (size, size, channels)), None
+
+
+def _ending(size: int) -> str:
+    """Return the ending of file names for a resolution, which is a power of two."""
+    return f"r{size.bit_length() - 1:02d}.tfrecords"
+
+
+def _find(config: ml_collections.ConfigDict) -> Path:
+    """Return the path of the TFRecord file. Raises InputError if there is none."""
+    ending = _ending(config.image_size)
+    path = Path(config.path or config.get("tfrecords_path", "")).expanduser()
+    if path.is_dir():
+        matches = sorted(path.glob(f"*{ending}"))
+        path = matches[0] if matches else path / f"*-{ending}"
+    if not path.is_file():
+        raise InputError(
+            f"data.dataset = {config.dataset!r}: the file {path} does not exist. Name the TFRecord "
+            f"file of this resolution (*-{ending}), or its folder, with --config.data.path=PATH. "
+            f"docs/data.md states where to download it."
+        )
+    return path

@@ -1,0 +1,74 @@
+"""The IDX files of MNIST and Fashion-MNIST."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from errors import InputError, brief
+from readers import preprocessing
+from readers.preprocessing import Decoded
+
+PREFIXES = {"train": "train", "test": "t10k"}
+UINT8 = 8  # The type code of bytes.
+
+
+def exists(folder: str | Path) -> bool:
+    """Return whether a folder contains IDX files of images."""
+    return any(Path(folder).glob("*-idx3-ubyte*"))
+
+
+def read(split: str, config: ml_collections.ConfigDict) -> tuple[Sequence[np.ndarray], np.ndarray]:
+    """Return pixels and labels of a split from the files in data.path, compressed or not.
+
+    Raises InputError if a file is missing or damaged.
+    """
+    folder, prefix = Path(config.path), PREFIXES[split]
+    images = read_array(folder, f"{prefix}-images-idx3-ubyte")
+    labels = read_array(folder, f"{prefix}-labels-idx1-ubyte").astype(np.int32)
+    if len(images) != len(labels):
+        raise InputError(
+            f"{config.path} has {len(images)} images and {len(labels)} labels of {split!r}; the "
+            f"numbers must be equal."
+        )
+    size, channels = config.image_size, config.num_channels
+    if images.shape[1:] == (size, size) and channels == 1:
+        return images[..., None], labels
+    mode = preprocessing.MODES[channels]
+
+    def decode(index: int) -> np.ndarray:
+        image = Image.fromarray(images[index]).convert(mode)
+        return preprocessing.to_array(preprocessing.resize(image, size))
+
+    return Decoded(decode, len(images), (size, size, channels)), labels
+
+
+def read_array(folder: Path, name: str) -> np.ndarray:
+    """Return the uint8 array in FOLDER/NAME or FOLDER/NAME.gz.
+
+    Raises InputError if the file is missing or damaged.
+    """
+    candidates = [folder / name, folder / f"{name}.gz"]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise InputError(f"{folder} contains neither {name} nor {name}.gz.")
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+        zeros, type_code, rank = struct.unpack_from(">HBB", data)
+        shape = struct.unpack_from(f">{rank}I", data, 4)
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise InputError(f"{path} is damaged: {brief(error)}.") from error
+    header_size = 4 + 4 * rank
+    if (zeros, type_code) != (0, UINT8) or len(data) != header_size + math.prod(shape):
+        raise InputError(f"{path} is not a complete IDX file of bytes. Download it again.")
+    return np.frombuffer(data, np.uint8, offset=header_size).reshape(shape)

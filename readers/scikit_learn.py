@@ -1,0 +1,56 @@
+"""Small data sets that are installed with scikit-learn, which is imported only for them."""
+
+from __future__ import annotations
+
+import ml_collections
+import numpy as np
+
+PATCH_SIZE = 32  # pixels
+PATCH_STRIDE = 8  # Pixels between training patches.
+HELD_OUT_PERIOD = 128  # Pixels. The last PATCH_SIZE columns of each period are held out.
+
+
+def digits(split: str, config: ml_collections.ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+    """Return the UCI ML handwritten digits: 1,797 images of shape 8x8x1 with 17 grey levels.
+
+    Every fifth image is in the split 'test' (359 images), the others are in 'train'. Labels are the
+    digits.
+    """
+    from sklearn.datasets import load_digits
+
+    del config
+    data = load_digits()
+    is_test = np.arange(len(data.images)) % 5 == 4
+    selected = is_test == (split == "test")
+    return data.images[selected].astype(np.uint8)[..., None], data.target[selected]
+
+
+def photos(split: str, config: ml_collections.ConfigDict) -> tuple[np.ndarray, None]:
+    """Return patches of 32x32x3 from two photographs (427x640 pixels), a temple and a flower.
+
+    Of the 20 tile columns of each photograph every fourth is held out. The split 'test' consists of
+    their tiles side by side (130 patches), 'train' of all patches at multiples of 8 pixels that do
+    not touch such a column (4,500 patches).
+    """
+    from sklearn.datasets import load_sample_images
+
+    del config
+    size = PATCH_SIZE
+    stride = size if split == "test" else PATCH_STRIDE
+    patches = []
+    for photo in load_sample_images().images:
+        height, width, _ = photo.shape
+        for left in range(0, width - size + 1, stride):
+            if _photo_columns(left, split):
+                for top in range(0, height - size + 1, stride):
+                    patches.append(photo[top : top + size, left : left + size])
+    return np.stack(patches), None
+
+
+def _photo_columns(left: int, split: str) -> bool:
+    """Return whether the patch columns that start at the pixel `left` belong to a split."""
+    first_held_out = HELD_OUT_PERIOD - PATCH_SIZE
+    position = left % HELD_OUT_PERIOD
+    if split == "test":
+        return position == first_held_out
+    return position + PATCH_SIZE <= first_held_out
