@@ -21,7 +21,7 @@ psnr_keys = ("psnr_mean", "psnr_pseudo_inverse")
 print(json.dumps({
     "solver": errors["deis"],
     "mean": {name: max(values) for name, values in off.items()},
-    "psnr": {" ".join(key): [results[name] for name in psnr_keys] for key, results in found.items()},
+    "psnr": {" ".join(key): [each[name] for name in psnr_keys] for key, each in found.items()},
     "row_sums": [result["psnr_mean"], result["psnr_pseudo_inverse"], result["misfit"]],
 }))
 """
