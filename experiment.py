@@ -157,6 +157,11 @@ class Experiment:
         found = checkpoints.pick(number)
         return found, train_state.restore_ema(checkpoints, found, self.abstract_params)
 
+    def identity(self, workdir: str, found: Found) -> dict[str, int]:
+        """Return what identifies the parameters of a checkpoint: its step and their checksum."""
+        checksum = train_state.ema_checksum(Checkpoints(workdir), found)
+        return {"step": found.step, "ema": checksum}
+
     # --- scores -----------------------------------------------------------------------------------
 
     def score(

@@ -1,4 +1,4 @@
-"""What devices tell each other in a compiled computation, read from its HLO text."""
+"""Communication between devices in a compiled computation, read from its HLO text."""
 
 from __future__ import annotations
 
@@ -13,30 +13,35 @@ OPERATION = re.compile(
 )
 CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
+RING_PASSES = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, SCATTER: 1}
 
 
 def collectives(text: str) -> dict[str, list[int]]:
-    """Sizes in bytes of the results of all collectives in an HLO module, by kind; kinds that do not occur are left out.
+    """Return the sizes in bytes of the results of all collectives in an HLO module, by kind.
 
-    TPU's all-reduce-scatter, of which each device keeps a part, has the sizes of the whole. Of asynchronous ones the
-    end counts; TPU's all-gathers are written out at start and end, with the same channel, and counted once. What stands
-    in the body of a loop is counted once.
+    Kinds that do not occur are omitted. An all-reduce-scatter of a TPU, of which each device keeps
+    a part, has the size of the whole. An asynchronous collective is counted at its end; a TPU's
+    all-gather appears at start and end with the same channel, and is counted once. The body of a
+    loop is counted once.
     """
     found: dict[str, list[int]] = {}
-    seen = set()
-    names = ["", *COMPUTATION.split(text)]  # Each with what stands in it.
-    for name, body in zip(names[::2], names[1::2]):
+    channels = set()
+    parts = ["", *COMPUTATION.split(text)]  # alternating names and bodies of computations
+    for name, body in zip(parts[::2], parts[1::2]):
         for types, kind, rest in OPERATION.findall(body):
-            kind = SCATTER if kind == "all-reduce" and name.startswith(SCATTER) else kind
+            if kind == "all-reduce" and name.startswith(SCATTER):
+                kind = SCATTER
             channel = CHANNEL.search(rest) if kind == "all-gather" else None
-            if channel is None or channel[1] not in seen:
-                seen.add(channel and channel[1])
-                found.setdefault(kind, []).extend(sizes(types))
+            if channel and channel[1] in channels:
+                continue
+            if channel:
+                channels.add(channel[1])
+            found.setdefault(kind, []).extend(array_bytes(types))
     return found
 
 
-def sizes(types: str) -> list[int]:
-    """Bytes of each array in an HLO type, as of "(f32[8,2]{1,0}, pred[])"."""
+def array_bytes(types: str) -> list[int]:
+    """Return the bytes of each array in an HLO type, such as "(f32[8,2]{1,0}, pred[])"."""
     return [
         math.prod(map(int, filter(None, shape.split(",")))) * _bytes(name)
         for name, shape in ARRAY.findall(types)
@@ -49,13 +54,9 @@ def _bytes(name: str) -> int:
 
 
 def ring_bytes(kind: str, whole: float, devices: int) -> float:
-    """Bytes that each device sends when a ring of `devices` does this to arrays of `whole` bytes in all.
+    """Return the bytes that each device of a ring sends in a collective on arrays of `whole` bytes.
 
-    An all-reduce is a reduce-scatter, then an all-gather: 2 (n - 1) / n of the bytes (Patarasuk and Yuan, 2009).
+    An all-reduce is a reduce-scatter followed by an all-gather: 2 (n - 1) / n of the bytes
+    (Patarasuk & Yuan 2009).
     """
-    return (
-        {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, SCATTER: 1}[kind]
-        * (devices - 1)
-        / devices
-        * whole
-    )
+    return RING_PASSES[kind] * (devices - 1) / devices * whole

@@ -1,13 +1,17 @@
-"""What devices send in a training step, against what they compute: python -m benchmarks.communication
+"""Communication of a training step between devices, compared with its computation.
 
-The step is compiled for eight simulated devices or, with --topology=v5e:2x4, for TPUs that need not be there; nothing
-is run. Bytes are those of the collectives in its HLO, FLOP those that XLA counts before it optimises. For other numbers
-of devices n the bytes follow from n by `ring_bytes` and `sharding.shard_largest_axis`, and the FLOP from the number of images a
-device. Times are quotients by the rates that the flags state: assumptions, not measurements. Latency is left
-out, and so is that sending and computing overlap.
+python -m benchmarks.communication [--config=...] [--topology=v5e:2x4]
 
-A split state sends as much: its gradients are scattered and its parameters gathered, which is what an all-reduce does.
-The CPU backend alone has no reduce-scatter, and sums such gradients whole.
+Prints the tables of docs/scaling.md. The step is compiled for eight simulated devices or, with
+--topology, for TPUs that need not be present; nothing is run. Bytes are those of the collectives in
+its HLO, FLOP those that XLA counts before it optimizes the program. For other numbers of devices,
+bytes follow from `ring_bytes` and `sharding.shard_largest_axis`, and FLOP from the number of images
+per device. Times divide these by the rates given by flags; the rates are assumptions, not
+measurements. Latency and the overlap of communication with computation are ignored.
+
+A sharded state needs as much communication as a replicated one: its gradients are scattered and its
+parameters gathered, which together is an all-reduce. Only the CPU backend has no reduce-scatter and
+reduces such gradients completely.
 """
 
 from __future__ import annotations
@@ -27,54 +31,65 @@ from benchmarks.markdown import header, row
 from experiment import Experiment
 
 DEVICES = (8, 16, 32, 64, 128, 256, 512, 1024)
-COMPILED = 8
-QUICK = {"xla_backend_optimization_level": 0}  # Which collectives there are does not depend on it.
+COMPILED = 8  # simulated devices
+QUICK = {"xla_backend_optimization_level": 0}  # Does not change which collectives there are.
 
 flags.DEFINE_string("config", "ve.cifar10_ncsnpp_continuous", "A module in configs/.")
 flags.DEFINE_string("topology", None, topology.HELP)
 flags.DEFINE_integer("per_device", 16, "Images on each device, in the first table.")
-flags.DEFINE_integer("total", 1024, "Images on all devices together, in the second one.")
-flags.DEFINE_float("link", 50.0, "Assumed: what each device sends, in GB/s.")
-flags.DEFINE_float("rate", 100.0, "Assumed: what each device computes, in TFLOP/s.")
+flags.DEFINE_integer("total", 1024, "Images on all devices together, in the second table.")
+flags.DEFINE_float("link", 50.0, "Assumed: GB/s that each device sends.")
+flags.DEFINE_float("rate", 100.0, "Assumed: TFLOP/s that each device computes.")
 
 
 class Step(NamedTuple):
     """A training step with one image on each device.
 
-    FLOP an image; the parameters' shapes; bytes of its collectives by kind; what the compiler takes a device to do.
+    Attributes:
+      flop: FLOP per image.
+      params: shapes of the parameters.
+      sent: bytes of its collectives, by kind.
+      estimate: the compiler's estimates for one device.
     """
 
     flop: float
     params: dict
-    found: dict[str, int]
+    sent: dict[str, int]
     estimate: dict[str, float]
 
 
-def step(name: str, devices: Sequence[jax.Device], *, split: bool) -> Step:
-    """Compiles the training step of a config."""
+def compile_step(name: str, devices: Sequence[jax.Device], *, sharded: bool) -> Step:
+    """Compile the training step of a config."""
     config = importlib.import_module(f"configs.{name}").get_config()
-    config.training.shard_params = split
+    config.training.shard_params = sharded
     config.training.batch_size = config.eval.batch_size = len(devices)
     experiment = Experiment(config, devices)
     lowered = train_step.lower(experiment)
     compiled = lowered.compile(QUICK if devices[0].platform == "cpu" else None)
-    found = {kind: sum(sizes) for kind, sizes in collectives(compiled.as_text()).items()}
+    sent = {kind: sum(sizes) for kind, sizes in collectives(compiled.as_text()).items()}
     flop = (speed.flops(lowered) or train_step.counted_flops(experiment.config)) / len(devices)
-    return Step(flop, experiment.abstract_params, found, compiled.cost_analysis())
+    return Step(flop, experiment.abstract_params, sent, compiled.cost_analysis())
 
 
-def split_bytes(params: dict, devices: int) -> int:
-    """Bytes of those parameters that `sharding.shard_largest_axis` splits over so many devices."""
-    where = sharding.shard_largest_axis(AbstractMesh((devices,), ("data",)), params)
-    pairs = zip(jax.tree.leaves(params), jax.tree.leaves(where))
+def sharded_bytes(params: dict, devices: int) -> int:
+    """Return the bytes of parameters that `sharding.shard_largest_axis` shards."""
+    mesh = AbstractMesh((devices,), ("data",))
+    shardings = jax.tree.leaves(sharding.shard_largest_axis(mesh, params))
     return sum(
-        leaf.size * leaf.dtype.itemsize for leaf, place in pairs if not place.is_fully_replicated
+        leaf.size * leaf.dtype.itemsize
+        for leaf, placement in zip(jax.tree.leaves(params), shardings)
+        if not placement.is_fully_replicated
     )
 
 
-def table(whole: Step, images: dict[int, float], link: float, rate: float) -> list[str]:
-    """A row for each number of devices with its images a device; link in byte/s, rate in FLOP/s."""
-    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(whole.params))
+def table(step: Step, images: dict[int, float], link: float, rate: float) -> list[str]:
+    """Return a table with a row for each number of devices.
+
+    Args:
+      images: images per device, by number of devices.
+      link, rate: byte/s and FLOP/s of a device.
+    """
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(step.params))
     lines = header(
         "devices",
         "images a device",
@@ -85,49 +100,56 @@ def table(whole: Step, images: dict[int, float], link: float, rate: float) -> li
         "state kept if split",
     )
     for devices, count in images.items():
-        sent = sum(ring_bytes(kind, size, devices) for kind, size in whole.found.items())
-        kept = 1 - split_bytes(whole.params, devices) / total * (devices - 1) / devices
-        sizes = (
-            f"{devices:,}",
-            f"{count:g}",
-            f"{count * whole.flop / 1e9:,.1f}",
-            f"{sent / 1e6:.1f}",
+        sent = sum(ring_bytes(kind, size, devices) for kind, size in step.sent.items())
+        removed = sharded_bytes(step.params, devices) / total * (devices - 1) / devices
+        flop = count * step.flop
+        lines.append(
+            row(
+                f"{devices:,}",
+                f"{count:g}",
+                f"{flop / 1e9:,.1f}",
+                f"{sent / 1e6:.1f}",
+                f"{1e3 * flop / rate:.2f}",
+                f"{1e3 * sent / link:.2f}",
+                f"{100 * (1 - removed):.1f} %",
+            )
         )
-        times = f"{1e3 * count * whole.flop / rate:.2f}", f"{1e3 * sent / link:.2f}"
-        lines.append(row(*sizes, *times, f"{100 * kept:.1f} %"))
     return lines
 
 
 def main(_: list[str]) -> None:
-    """Prints the tables of docs/scaling.md."""
+    """Print the collectives of the step and the tables."""
     options = flags.FLAGS
     jax.config.update("jax_num_cpu_devices", COMPILED)
-    devices = topology.devices(options.topology) if options.topology else jax.devices()[:COMPILED]
-    how = (
-        topology.described(options.topology)
-        if options.topology
-        else f"compiled for {jax.default_backend()}"
-    )
-    whole, split = (step(options.config, devices, split=split) for split in (False, True))
-    for kind, each in (("replicated", whole), ("split", split)):
-        listed = ", ".join(
-            f"{name} of {size / 1e6:.1f} MB" for name, size in sorted(each.found.items())
-        )
-        print(f"{options.config}, state {kind}, {len(devices)} devices, {how}: {listed}")
+    if options.topology:
+        devices = topology.devices(options.topology)
+        target = topology.describe(options.topology)
+    else:
+        devices = jax.devices()[:COMPILED]
+        target = f"compiled for {jax.default_backend()}"
+    replicated = compile_step(options.config, devices, sharded=False)
+    sharded = compile_step(options.config, devices, sharded=True)
+    for kind, step in (("replicated", replicated), ("split", sharded)):
+        sizes = (f"{name} of {size / 1e6:.1f} MB" for name, size in sorted(step.sent.items()))
+        head = f"{options.config}, state {kind}, {len(devices)} devices, {target}"
+        print(f"{head}: {', '.join(sizes)}")
         if options.topology:
-            flop, moved = each.estimate["flops"] / 1e9, each.estimate["bytes accessed"] / 1e9
+            flop, moved = step.estimate["flops"] / 1e9, step.estimate["bytes accessed"] / 1e9
             print(
-                f"  of one device, with one image, the compiler estimates {flop:.1f} GFLOP and {moved:.1f} GB moved"
+                "  for one device and one image, the compiler estimates "
+                f"{flop:.1f} GFLOP and {moved:.1f} GB moved"
             )
-    parts = split_bytes(whole.params, len(devices)) / 1e6
-    print(f"by the rule: {parts:.1f} MB of the parameters are split over {len(devices)}")
-    print(f"{whole.flop / 1e9:.1f} GFLOP an image")
+    megabytes = sharded_bytes(replicated.params, len(devices)) / 1e6
+    print(f"by the rule: {megabytes:.1f} MB of the parameters are split over {len(devices)}")
+    print(f"{replicated.flop / 1e9:.1f} GFLOP an image")
     print(
-        f"ASSUMED, not measured: {options.link:g} GB/s sent by a device, {options.rate:g} TFLOP/s computed by it\n"
+        f"ASSUMED, not measured: a device sends {options.link:g} GB/s and computes "
+        f"{options.rate:g} TFLOP/s\n"
     )
     rates = options.link * 1e9, options.rate * 1e12
-    print(*table(whole, dict.fromkeys(DEVICES, options.per_device), *rates), sep="\n", end="\n\n")
-    print(*table(whole, {n: options.total / n for n in DEVICES}, *rates), sep="\n")
+    per_device = dict.fromkeys(DEVICES, options.per_device)
+    print(*table(replicated, per_device, *rates), sep="\n", end="\n\n")
+    print(*table(replicated, {n: options.total / n for n in DEVICES}, *rates), sep="\n")
 
 
 if __name__ == "__main__":

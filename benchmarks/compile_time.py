@@ -1,9 +1,10 @@
-"""Seconds from the start of a process to its first finished train step, without and with the compilation cache.
+"""Seconds from the start of a process to its first train step, with and without compilation cache.
 
 python -m benchmarks.compile_time [--config=...] [--batch_size=8] [--starts=1] [--set=...]
 
-Each start is a new process that imports what `main.py` does, builds the experiment, makes the state, and compiles and
-runs a train step on random images. The cold one has an empty cache folder, the warm one the folder that it has left.
+Prints a table. Each start is a new process that imports the modules of `main.py`, builds the
+experiment, initializes the state, and compiles and runs a train step on random images. A cold start
+has an empty cache folder; the warm start after it uses the folder that it filled.
 """
 
 from __future__ import annotations
@@ -16,104 +17,119 @@ from collections.abc import Sequence
 from absl import flags
 
 import train_state
-from benchmarks import contest, parts, speed
+from benchmarks import comparison, parts, speed
 
 STAGES = ("imports", "experiment", "state", "trace", "lower", "compile", "first step")
 COLUMNS = {
     "config": ("name", "", 1),
     "start": ("start", "", 1),
     "to the first step, s": ("total", ".1f", 1),
-}
-COLUMNS |= {f"{stage}, s": (stage, ".1f", 1) for stage in STAGES} | {
-    "of the cold start": ("share", ".2f", 1)
+    **{f"{stage}, s": (stage, ".1f", 1) for stage in STAGES},
+    "of the cold start": ("share", ".2f", 1),
 }
 
 
 def first_step(
-    *, config: str, set: Sequence[str], batch_size: int, since: float
-) -> dict[str, float]:  # noqa: A002
-    """Seconds of the stages up to the first finished step of this process, which was started at the time `since`.
+    *, config: str, overrides: Sequence[str], batch_size: int, since: float
+) -> dict[str, float]:
+    """Run the first train step of this process; return the seconds of each stage and their sum.
 
-    As all of `parts`, it runs in a process of its own.
+    The process was started at the time `since`. `parts.run` calls this in a new process.
     """
-    import evaluation  # noqa: F401  As main.py does, which takes a while.
-    import report  # noqa: F401
+    # main.py imports these, which takes part of the time.
+    import evaluation  # noqa: F401
     import training
     from modes import restoration  # noqa: F401
 
     import jax  # isort: skip
 
     times = [since, time.time()]
-    experiment = speed.Experiment(
-        contest.load(config, [*set, f"training.batch_size={batch_size}"]), jax.devices()[:1]
-    )
+    loaded = comparison.load_config(config, [*overrides, f"training.batch_size={batch_size}"])
+    experiment = speed.Experiment(loaded, jax.devices()[:1])
     times.append(time.time())
     optimizer = train_state.make_optimizer(experiment.config.optim)
     state = jax.block_until_ready(training.init_state(experiment, optimizer))
     times.append(time.time())
     batch = speed.images(experiment, batch_size)
     compiled = speed.compile_stages(training.jit_step(experiment, optimizer), state, batch)
-    times += [times[-1] + sum(list(compiled.seconds.values())[: i + 1]) for i in range(3)]
+    for seconds in compiled.seconds.values():
+        times.append(times[-1] + seconds)
     jax.block_until_ready(compiled.call(state, batch))
     times.append(time.time())
-    return dict(zip(STAGES, (b - a for a, b in zip(times, times[1:])))) | {
-        "total": times[-1] - since
-    }
+    stages = {stage: end - start for stage, start, end in zip(STAGES, times, times[1:])}
+    return stages | {"total": times[-1] - since}
 
 
 def measure(
     *,
     config: Sequence[str],
-    set: Sequence[str] = (),  # noqa: A002
+    overrides: Sequence[str] = (),
     batch_size: int,
     starts: int = 1,
     seconds: float = 600,
 ) -> list[speed.Row]:
-    """Rows about cold and warm starts, the median of `starts` each; a start may take `seconds`. Raises InputError."""
+    """Return rows with the medians of `starts` cold and warm starts for each config.
+
+    A start that takes longer than `seconds` fails. Raises InputError for invalid configs.
+    """
     rows = []
     for path in config:
-        contest.load(path, set)  # Raises what is to be raised, here.
-        found: dict[str, list[dict]] = {"cold": [], "warm": []}
+        comparison.load_config(path, overrides)  # Raises InputError before the first start.
+        cold, warm = [], []
         for _ in range(starts):
             with tempfile.TemporaryDirectory() as folder:
-                for each in found.values():
-                    each.append(_start(path, set, batch_size, folder, seconds))
-        for start, results in found.items():
-            row = {"name": path.removeprefix("configs/").removesuffix(".py"), "start": start}
-            good = [each for each in results if "error" not in each]
-            if good:
-                row |= {key: statistics.median(each[key] for each in good) for key in good[0]}
-            else:
-                row["start"] += f": {results[0]['error']}"
-            if rows and start == "warm" and good and "total" in rows[-1]:
-                row["share"] = row["total"] / rows[-1]["total"]
-            rows.append(row)
+                for results in (cold, warm):
+                    results.append(_start(path, overrides, batch_size, folder, seconds))
+        rows.append(_row(path, "cold", cold))
+        rows.append(_row(path, "warm", warm))
+        if "total" in rows[-1] and "total" in rows[-2]:
+            rows[-1]["share"] = rows[-1]["total"] / rows[-2]["total"]
     return rows
 
 
+def _row(path: str, start: str, results: list[parts.Record]) -> speed.Row:
+    """Return a row with the medians of the starts that succeeded, or with the first error."""
+    row = {"name": comparison.config_name(path), "start": start}
+    succeeded = [result for result in results if "error" not in result]
+    if not succeeded:
+        row["start"] += f": {results[0]['error']}"
+        return row
+    medians = {key: statistics.median(result[key] for result in succeeded) for key in succeeded[0]}
+    return row | medians
+
+
 def _start(
-    path: str, set: Sequence[str], batch_size: int, folder: str, seconds: float
-) -> parts.Record:  # noqa: A002
+    path: str, overrides: Sequence[str], batch_size: int, folder: str, seconds: float
+) -> parts.Record:
+    """Run `first_step` in a new process with this cache folder, configured as in main.py."""
     cache = {
         "JAX_COMPILATION_CACHE_DIR": folder,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # As main.py.
-    arguments = {"config": path, "set": list(set), "batch_size": batch_size, "since": time.time()}
-    return parts.run(
-        "benchmarks.compile_time:first_step", arguments, environment=cache, seconds=seconds
-    )
+    }
+    arguments = {
+        "config": path,
+        "overrides": list(overrides),
+        "batch_size": batch_size,
+        "since": time.time(),
+    }
+    function = "benchmarks.compile_time:first_step"
+    return parts.run(function, arguments, environment=cache, seconds=seconds)
 
 
 def main() -> None:
-    """Prints the table."""
-    names = "config", "set", "batch_size", "starts"
-    options = {name: flags.FLAGS[name].value for name in names}
-    rows = measure(**options)
-    title = f"Starts of training at batch {options['batch_size']}"
-    print("\n".join(["", f"{title}; on {speed.environment()}.", "", *speed.table(rows, COLUMNS)]))
+    """Print the table."""
+    batch_size = flags.FLAGS.batch_size
+    rows = measure(
+        config=flags.FLAGS.config,
+        overrides=flags.FLAGS["set"].value,
+        batch_size=batch_size,
+        starts=flags.FLAGS.starts,
+    )
+    print(f"\nStarts of training at batch {batch_size}; on {speed.environment()}.\n")
+    print("\n".join(speed.table(rows, COLUMNS)))
 
 
 if __name__ == "__main__":
-    contest.define_config_flags(batch_size=8)
-    flags.DEFINE_integer("starts", 1, "Starts of each kind; the median counts.", lower_bound=1)
-    contest.run(main)
+    comparison.define_config_flags(batch_size=8)
+    flags.DEFINE_integer("starts", 1, "Starts of each kind; tables show medians.", lower_bound=1)
+    comparison.run(main)

@@ -1,10 +1,11 @@
-"""How often digits that were asked for by class are taken for that class by an independent classifier.
+"""How often an independent classifier assigns guided samples of digits to the requested class.
 
 python -m benchmarks.guidance WORKDIR/EVAL_FOLDER ...
 
-Judges the samples that `--mode=eval` left in each folder, with a support vector machine that scikit-learn fits to the
-training digits, and prints a row of docs/guidance.md for each checkpoint there. Spread is the mean distance of pairs of
-samples of a class, relative to that of training digits: what guidance takes away.
+Classifies the samples that `--mode=eval` wrote to each folder with a support vector machine, fitted
+by scikit-learn to the training digits. Prints a row of docs/guidance.md for each checkpoint. Spread
+is the mean distance between samples of a class, relative to that of training digits: guidance
+reduces it.
 """
 
 from __future__ import annotations
@@ -23,61 +24,67 @@ from configs.default_digits_configs import get_default_configs
 from errors import InputError
 
 
-def judge(classifier: SVC, spread: float, folder: Path) -> list[str]:
-    """A row about the samples in a folder checkpoint_K. Raises InputError if no classes were asked of them."""
+def measure(classifier: SVC, training_distance: float, folder: Path) -> list[str]:
+    """Return the cells of a row about the samples in a folder checkpoint_K.
+
+    Raises InputError if there are no samples of requested classes.
+    """
     rounds = [np.load(path) for path in sorted(folder.glob("samples_*.npz"))]
     if not rounds or "classes" not in rounds[0]:
         raise InputError(
             f"{folder} has no samples of classes; evaluate with --config.guidance.classes."
         )
     result = json.loads((folder / "results.json").read_text())["samples"]
-    images, asked = (
-        np.concatenate([each[name] for each in rounds]) for name in ("samples", "classes")
-    )
-    flat = images.reshape(len(images), -1) * (16 / 255)
-    right = classifier.predict(flat) == asked
-    worst = min((right[asked == c].mean(), c) for c in np.unique(asked))
+    images = np.concatenate([each["samples"] for each in rounds])
+    classes = np.concatenate([each["classes"] for each in rounds])
+    x = images.reshape(len(images), -1) * (16 / 255)
+    correct = classifier.predict(x) == classes
+    accuracy = correct.mean()
+    stderr = np.sqrt(accuracy * (1 - accuracy) / len(correct))
+    worst_accuracy, worst_class = min((correct[classes == c].mean(), c) for c in np.unique(classes))
     guidance = result["guidance"]
-    share = f"{100 * right.mean():.1f} +- {100 * np.sqrt(right.mean() * (1 - right.mean()) / len(right)):.1f}"
-    cells = [
+    return [
         str(folder.parent.name),
         guidance["kind"],
         f"{guidance['scale']:g}",
         f"{result['nfe']:.0f}",
-        share,
+        f"{100 * accuracy:.1f} +- {100 * stderr:.1f}",
+        f"{100 * worst_accuracy:.0f} ({worst_class})",
+        f"{distance_within_classes(x, classes) / training_distance:.2f}",
     ]
-    return [*cells, f"{100 * worst[0]:.0f} ({worst[1]})", f"{within(flat, asked) / spread:.2f}"]
 
 
-def within(flat: np.ndarray, labels: np.ndarray) -> float:
-    """The mean distance of pairs of the same class; images as rows."""
+def distance_within_classes(x: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean distance of rows of x (N, D) in the same class, averaged over classes."""
     means = []
     for c in np.unique(labels):
-        each = flat[labels == c]
-        distances = np.linalg.norm(each[:, None] - each[None], axis=-1)
-        means.append(distances.sum() / (len(each) * (len(each) - 1)))
+        members = x[labels == c]
+        distances = np.linalg.norm(members[:, None] - members[None], axis=-1)
+        means.append(distances.sum() / (len(members) * (len(members) - 1)))
     return float(np.mean(means))
 
 
+def _flatten(images: datasets.Images) -> np.ndarray:
+    return images.pixels.reshape(len(images), -1).astype(float)
+
+
 def main(argv: Sequence[str]) -> None:
-    """Prints the table."""
-    train, test = (datasets.load(get_default_configs().data, split) for split in ("train", "test"))
-    flat = lambda images: images.pixels.reshape(len(images), -1).astype(float)
-    classifier = SVC(gamma=1e-3, C=10).fit(flat(train), train.labels)
-    print(
-        f"accuracy of the judge on {len(test)} test digits: {100 * classifier.score(flat(test), test.labels):.1f} %"
-    )
-    spread = within(flat(train), train.labels)
+    """Print the table."""
+    data = get_default_configs().data
+    train, test = datasets.load(data, "train"), datasets.load(data, "test")
+    x = _flatten(train)
+    classifier = SVC(gamma=1e-3, C=10).fit(x, train.labels)
+    accuracy = classifier.score(_flatten(test), test.labels)
+    print(f"accuracy of the classifier on {len(test)} test digits: {100 * accuracy:.1f} %")
+    training_distance = distance_within_classes(x, train.labels)
     print(f"machine: {machine()}\n")
-    rows = [
-        row(*judge(classifier, spread, path))
-        for name in argv[1:]
-        for path in sorted(Path(name).glob("checkpoint_*"))
-    ]
-    titles = header(
+    lines = header(
         "folder", "guidance", "scale", "NFE", "as asked, %", "worst class, % (which)", "spread"
     )
-    print("\n".join([*titles, *rows]))
+    for folder in argv[1:]:
+        for checkpoint in sorted(Path(folder).glob("checkpoint_*")):
+            lines.append(row(*measure(classifier, training_distance, checkpoint)))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

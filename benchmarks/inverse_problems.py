@@ -1,6 +1,9 @@
-"""Errors of the methods of --mode=restore on Gaussian data and on digits; writes docs/inverse_problems.md and .png.
+"""Errors of the methods of `--mode=restore` on Gaussian data and on digits.
 
-python -m benchmarks.inverse_problems --workdir=DIR    (DIR: trained with configs/vp/digits_ddpmpp_continuous.py)
+python -m benchmarks.inverse_problems --workdir=DIR
+
+Writes docs/inverse_problems.md and .png. DIR is a workdir trained with
+configs/vp/digits_ddpmpp_continuous.py.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from absl import app, flags, logging
+from jax import Array
 
 from benchmarks.markdown import header, machine, row
 from configs.vp.digits_ddpmpp_continuous import get_config
 from experiment import Experiment
 from modes import restoration
-from modes.restoration import METHODS, Problem
+from modes.restoration import Problem
+from modes.restoration_tasks import METHODS
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from tests import gaussian_posterior
 
@@ -28,17 +33,18 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Where the digits model was trained.", required=True)
+flags.DEFINE_string("workdir", None, "The workdir of the digits model.", required=True)
 flags.DEFINE_string(
-    "output", "docs/inverse_problems.md", "The file to write; the picture goes beside it."
+    "output", "docs/inverse_problems.md", "The file to write, next to the picture of that name."
 )
 flags.DEFINE_integer("images", 40, "Held-out digits.")
 
 SDES = {"VE": VESDE(), "VP": VPSDE(), "sub-VP": SubVPSDE()}
+# Covariance, operator and noise of the Gaussian problems, see `tests.gaussian_posterior`.
 GAUSSIANS = (("correlated", "mask", 0.0), ("correlated", "mask", 0.2), ("correlated", "dense", 0.2))
 OPTIONS = {"iterations": 16, "prior_std": gaussian_posterior.STD, "scale": 0.5}
-STEPS = {name: 200 if method.of_the_steps else 20 for name, method in METHODS.items()}
-GRIDS = (10, 20, 50, 100, 200, 500, 1000)
+STEPS = {name: 200 if method.requires_pc else 20 for name, method in METHODS.items()}
+STEP_COUNTS = (10, 20, 50, 100, 200, 500, 1000)
 TASKS: dict[str, dict[str, Any]] = {
     "inpaint, a box of half the sides": {"task": "inpaint"},
     "inpaint, 3 of 4 pixels unknown": {"task": "inpaint", "mask": "random", "share": 0.25},
@@ -47,35 +53,37 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
+# --- Gaussian data ---
+
+
 def gaussian_table() -> list[str]:
-    """Errors of mean and covariance for each method, SDE and problem."""
-    problems = [f"{name}, noise {noise}" for _, name, noise in GAUSSIANS]
-    lines = header(
-        "method", "steps", *(f"{sde}: {problem}" for problem in problems for sde in SDES)
-    )
-    for method in METHODS:
+    """Return a table of errors of mean and covariance for each method, SDE and problem."""
+    titles = [
+        f"{sde}: {operator}, noise {noise}" for _, operator, noise in GAUSSIANS for sde in SDES
+    ]
+    lines = header("method", "steps", *titles)
+    for method, steps in STEPS.items():
         cells = []
-        for kind, name, noise in GAUSSIANS:
+        for problem in GAUSSIANS:
             for sde in SDES.values():
-                errors = gaussian_posterior.measure(
-                    sde, kind, name, noise, method, steps=STEPS[method], **OPTIONS
-                )
+                errors = gaussian_posterior.measure(sde, *problem, method, steps=steps, **OPTIONS)
                 cells.append(f"{errors.mean:.3f} / {errors.covariance:.3f}")
-                logging.info("%s %s %s %s", method, name, type(sde).__name__, errors)
-        lines.append(row(f"`{method}`", str(STEPS[method]), *cells))
+                logging.info("%s %s %s %s", method, problem, type(sde).__name__, errors)
+        lines.append(row(f"`{method}`", str(steps), *cells))
     return lines
 
 
-def draw_gaussian(path: Path) -> None:
-    """Error of the posterior's mean against the number of steps."""
+def plot_gaussian_errors(path: Path) -> None:
+    """Plot the error of the posterior mean against the number of steps."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
     for axis, name in zip(axes, ("VE", "VP")):
         for method in METHODS:
             problem = SDES[name], *GAUSSIANS[0], method
             errors = [
-                gaussian_posterior.measure(*problem, steps=steps, **OPTIONS) for steps in GRIDS
+                gaussian_posterior.measure(*problem, steps=steps, **OPTIONS)
+                for steps in STEP_COUNTS
             ]
-            axis.loglog(GRIDS, [each.mean for each in errors], "o-", label=method)
+            axis.loglog(STEP_COUNTS, [each.mean for each in errors], "o-", label=method)
         axis.axhline(errors[0].floor, color="grey", linestyle=":", label="Monte-Carlo error")
         axis.set(title=name, xlabel="steps")
     axes[0].set_ylabel("error of the posterior mean / std of the data")
@@ -84,118 +92,142 @@ def draw_gaussian(path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
+# --- digits ---
+
+
 def digits_table(workdir: str, count: int) -> list[str]:
-    """PSNR and SSIM of the methods and of what needs no model, for each task."""
+    """Return a table for each task: PSNR and SSIM of the methods and of baselines without model."""
     lines = []
+    titles = "method", "PSNR of answers", "of their mean", "SSIM of answers", "misfit", "seconds"
     for title, fields in TASKS.items():
-        lines += [f"### {title}", ""]
-        lines += header(
-            "method", "PSNR of answers", "of their mean", "SSIM of answers", "misfit", "seconds"
-        )
+        lines += [f"### {title}", "", *header(*titles)]
+        baselines = {}
         for method in METHODS:
-            result = digits(workdir, count, {"method": method, "samples": 4, **fields})
+            fields = fields | {"method": method, "samples": 4}
+            result, baselines = measure_digits(workdir, count, fields)
             logging.info("%s %s %s", title, method, result)
-            keys = ("psnr_answers", "psnr_mean", "ssim_answers", "misfit", "seconds")
-            lines.append(
-                row(
-                    f"`{method}`",
-                    *(f"{result[key]:.{1 if key == 'seconds' else 3}f}" for key in keys),
-                )
-            )
-        for name in ("pseudo-inverse", "mean image", "nearest training image"):
-            lines.append(row(name, *(f"{value:.3f}" for value in result[name]), "", ""))
+            keys = "psnr_answers", "psnr_mean", "ssim_answers", "misfit"
+            cells = [f"{result[key]:.3f}" for key in keys]
+            lines.append(row(f"`{method}`", *cells, f"{result['seconds']:.1f}"))
+        for name, values in baselines.items():
+            lines.append(row(name, *(f"{value:.3f}" for value in values), "", ""))
         lines.append("")
     return lines
 
 
-def digits(workdir: str, count: int, fields: dict[str, Any]) -> dict[str, Any]:
-    """What `restoration.judge` says of one method, seconds of its second answer on, and the baselines."""
+def measure_digits(
+    workdir: str, count: int, fields: dict[str, Any]
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Measure one method, with these fields of config.restore; return its results and `baselines`.
+
+    The results are those of `restoration.measure_quality`, and `seconds` for one reconstruction of
+    each image, without compilation.
+    """
     config = get_config()
     config.restore.update(count=count, **fields)
-    config.sampling.method = "pc" if METHODS[fields["method"]].of_the_steps else "solver"
+    config.sampling.method = "pc" if METHODS[fields["method"]].requires_pc else "solver"
     experiment = Experiment(config, jax.devices()[:1])
     _, ema = experiment.trained(workdir)
-    problem = restoration.pose(experiment)
+    problem = restoration.build_problem(experiment)
     with tempfile.TemporaryDirectory() as folder:
-        answers, _ = restoration.answer(experiment, problem, ema, Path(folder))
-        run = restoration.compile_answers(experiment, problem.operator)
-        inputs = ema, *experiment.rows((problem.y, np.arange(count)))
-        jax.block_until_ready(run(*inputs, 0))
-        start = time.monotonic()
-        jax.block_until_ready(run(*inputs, 1))
-    result = restoration.judge(experiment, problem, answers) | {"seconds": time.monotonic() - start}
-    return result | baselines(experiment, problem)
+        reconstructions, _ = restoration.solve(experiment, problem, ema, Path(folder))
+    run = restoration.compile_solver(experiment, problem.operator)
+    inputs = ema, *experiment.rows((problem.y, np.arange(count)))
+    jax.block_until_ready(run(*inputs, 0))  # Compiles.
+    start = time.monotonic()
+    jax.block_until_ready(run(*inputs, 1))
+    seconds = time.monotonic() - start
+    result = restoration.measure_quality(experiment, problem, reconstructions)
+    return result | {"seconds": seconds}, baselines(experiment, problem)
 
 
 def baselines(experiment: Experiment, problem: Problem) -> dict[str, list[float]]:
-    """PSNR twice (one answer is their mean) and SSIM of what the measurement and training images alone give."""
+    """Return PSNR, PSNR of the mean (the same) and SSIM of reconstructions without a model.
+
+    They use the measurement and the training images: the pseudo-inverse; the mean training image,
+    changed to agree with the measurement; and the training image whose measurement is nearest.
+    """
     operator, y = problem.operator, jnp.asarray(problem.y)
     pixels = jnp.asarray(experiment.train.pixels[np.arange(len(experiment.train))])
     train = experiment.scaler.dequantize(pixels, 0.5)
-    flat = lambda a: a.reshape(len(a), -1)
-    seen, asked = flat(operator.forward(train)), flat(y)
-    nearest = train[((asked[:, None] - seen[None]) ** 2).sum(-1).argmin(1)]
-    fill = lambda x: operator.from_basis(
-        jnp.where(operator.measured, operator.solution(y), operator.to_basis(x))
-    )
+    nearest = train[_nearest_rows(_flatten(y), _flatten(operator.forward(train)))]
     mean = jnp.broadcast_to(train.mean(0), nearest.shape)
-    candidates = {"pseudo-inverse": operator.pseudo_inverse(y), "mean image": fill(mean)}
-    candidates["nearest training image"] = nearest
-    judged = {
-        name: restoration.judge(experiment, problem, np.asarray(x)[:, None])
-        for name, x in candidates.items()
+    coefficients = jnp.where(operator.measured, operator.solution(y), operator.to_basis(mean))
+    candidates = {
+        "pseudo-inverse": operator.pseudo_inverse(y),
+        "mean image": operator.from_basis(coefficients),
+        "nearest training image": nearest,
     }
-    return {
-        name: [each["psnr_answers"], each["psnr_mean"], each["ssim_answers"]]
-        for name, each in judged.items()
-    }
+    found = {}
+    for name, x in candidates.items():
+        quality = restoration.measure_quality(experiment, problem, np.asarray(x)[:, None])
+        found[name] = [quality[key] for key in ("psnr_answers", "psnr_mean", "ssim_answers")]
+    return found
+
+
+def _flatten(x: Array) -> Array:
+    return x.reshape(len(x), -1)
+
+
+def _nearest_rows(x: Array, candidates: Array) -> Array:
+    """Return the indices (N,) of the rows of `candidates` (M, D) nearest to those of x (N, D)."""
+    return ((x[:, None] - candidates[None]) ** 2).sum(-1).argmin(1)
+
+
+# --- page ---
 
 
 def main(_: list[str]) -> None:
-    """Measures, and writes the page."""
+    """Measure, and write the page and the picture."""
     logging.set_verbosity(logging.INFO)
     jax.config.update("jax_default_matmul_precision", "highest")
     output = Path(FLAGS.output)
-    draw_gaussian(output.with_suffix(".png"))
+    picture = output.with_suffix(".png")
+    plot_gaussian_errors(picture)
     text = PAGE.format(
         machine=machine(),
-        picture=output.with_suffix(".png").name,
+        picture=picture.name,
         gaussian="\n".join(gaussian_table()),
         digits="\n".join(digits_table(FLAGS.workdir, FLAGS.images)),
         images=FLAGS.images,
-        **{name: gaussian_posterior.__dict__[name] for name in ("STD", "SIZE")},
+        STD=gaussian_posterior.STD,
+        SIZE=gaussian_posterior.SIZE,
     )
     output.write_text(text)
 
 
-PAGE = """# Which method answers my inverse problem?
+PAGE = """# Choosing a method for inverse problems
 
-Made by `python -m benchmarks.inverse_problems --workdir=DIR` on {machine}; DIR holds the model of
-`configs/vp/digits_ddpmpp_continuous.py`.
+Written by `python -m benchmarks.inverse_problems --workdir=DIR` on {machine}. DIR is a workdir
+trained with `configs/vp/digits_ddpmpp_continuous.py`.
 
-- **`moment_matching`** is exact for Gaussian data, with noise in y or without, in few steps, on every SDE and with
-  every sampler: the choice where the spread of answers matters and the network is good. It costs
-  `restore.iterations` + 1 gradients of the network a step; on the digits, whose network is small, its answers are less
-  near the truth than those of others.
-- **`pigdm`** costs one gradient a step, and takes any sampler, too. It is exact for data without correlations, so
-  `restore.prior_std` matters.
-- **`projection`** is the paper's, costs nothing, and is biased: what is not measured does not learn in time what is,
-  and more steps do not help (see the picture).
-- **`dps`** has the best PSNR on the digits, in 250 steps; but its step size, `restore.scale`, is right for no
-  measurement in particular (the 5 sums below make it diverge), and it fits the noise in y: misfits are too small.
-- **`ddrm`** (the default) comes near that for one evaluation a step and no gradient. Its answers spread too little;
-  without noise their mean becomes right with many steps.
+- **`moment_matching`** is exact for Gaussian data, with or without noise in y, in few steps, on
+  every SDE and with every sampler. Choose it where the spread of reconstructions matters and the
+  network is good. It costs `restore.iterations` + 1 gradients of the network per step. On the
+  digits, whose network is small, its reconstructions are less accurate than those of the others.
+- **`pigdm`** costs one gradient per step and works with every sampler. It is exact for uncorrelated
+  data of standard deviation `restore.prior_std`, so that this value matters.
+- **`projection`** is the paper's method. It costs nothing and is biased: unmeasured pixels depend
+  on the measurement only through x_t, and more steps do not help (see the picture).
+- **`dps`** has the best PSNR on the digits, in 250 steps. Its step size `restore.scale` must be
+  tuned to each measurement (with the 5 sums below it diverges), and it fits the noise in y: misfits
+  are too small.
+- **`ddrm`** (the default) is nearly as good, with one evaluation per step and no gradient. The
+  spread of its reconstructions is too small. Without noise their mean becomes exact with many
+  steps.
 
-The last three work on the steps of `sampling.method = "pc"`, 200 and 250 of them here; the first two take any sampler,
-DEIS with 20 steps here (`--config.sampling.method=solver`). For images, the denoised mean of the first two is clipped
-to the range of images: otherwise guidance by a network runs away at high noise. In noiseless problems, what is measured
-of the answer is set to y in the end. DAPS was not built: `moment_matching` is exact where it can be checked.
+The last three change the steps of `sampling.method = "pc"`, 200 and 250 of them here. The first two
+work with every sampler, here DEIS with 20 steps (`--config.sampling.method=solver`). For images,
+the denoised mean of the first two is clipped to the range of images; without this, guidance by a
+network diverges at high noise. In noiseless problems the last step sets the measured part of the
+reconstruction to y. DAPS is not implemented: `moment_matching` is exact where that can be checked.
 
 ## Gaussian data
 
-Images of {SIZE} correlated pixels (neighbours correlate by 0.61, standard deviation {STD}), whose posterior is known.
-In each cell: the error of the mean of 2,000 answers in standard deviations of the data, and that of their covariance
-relative to the norm of the data's. `mask` hides the 4 pixels in the middle, `dense` is 5 random sums.
+Images of {SIZE} correlated pixels (the correlation of neighbors is 0.61, the standard deviation
+{STD}), whose posterior is known. Each cell states two errors: that of the mean of 2,000
+reconstructions, in standard deviations of the data, and that of their covariance, relative to the
+norm of the data's. `mask` hides the 4 central pixels, `dense` measures 5 random sums.
 
 {gaussian}
 
@@ -203,8 +235,9 @@ relative to the norm of the data's. `mask` hides the 4 pixels in the middle, `de
 
 ## Digits
 
-{images} held-out images, 4 answers to each. PSNR in dB; misfit is |y - A x| per entry for images from 0 to 1, which the
-noise makes as large as itself; seconds for one answer to each image, without compilation.
+{images} held-out images with 4 reconstructions ("answers") each. PSNR is in dB. Misfit is |y - A x|
+per entry for images in [0, 1]; noise adds as much as its standard deviation. Seconds are those for
+one reconstruction of each image, without compilation.
 
 {digits}"""
 

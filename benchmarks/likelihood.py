@@ -1,12 +1,13 @@
-"""Images/s of bits/dim, and PyTorch beside it.
+"""Speed of bits/dim in network evaluations/s and images/s, optionally next to PyTorch.
 
 python -m benchmarks.likelihood [--config=...] [--batch_size=8] [--tolerance=0.1] [--peer]
 
-A run is `evaluation.compile_bits_per_dim` on one batch: dequantization, the adaptive ODE with one probe, which ends
-when the last image's does, and the variational bound, which takes 32 evaluations without derivatives; they count as
-many evaluations with one as have the same FLOPs. A high tolerance keeps the evaluations few. The network is fresh, so
-that they are not those of a trained one. The peer makes ten evaluations with the divergence by a pass back, and no
-bound; it is compared by evaluations/s.
+Prints a table. A run is `evaluation.compile_bits_per_dim` on one batch: dequantization, the
+adaptive ODE with one probe, which ends when that of the last image does, and the variational bound.
+The bound's 32 evaluations have no derivative; they are counted as the number of evaluations with
+one that has the same FLOPs. A high tolerance keeps the number of evaluations low; the network is
+untrained, so that it differs from that of a trained one. The peer makes ten evaluations, with the
+divergence by backpropagation, and no bound; it is compared by evaluations/s.
 """
 
 from __future__ import annotations
@@ -22,87 +23,95 @@ from absl import flags
 from jax import Array
 
 from auxiliary import dequantization
-from benchmarks import contest, speed
-from benchmarks import peer as peers
-from benchmarks.sampling import COLUMNS, forward_flops, of_evaluations, states
+from benchmarks import comparison, peer_runs, speed
+from benchmarks.peer import Peer
+from benchmarks.sampling import COLUMNS, forward_flops, states, with_image_rate
 from configs.default import Config
 from evaluation import compile_bits_per_dim
 from experiment import Experiment
 from likelihood import elbo
 from models.building import Params
 
-EVALUATIONS = 10  # of the peer in a run
-BOUND = (
-    2 * inspect.signature(elbo).parameters["pairs"].default
-)  # Evaluations that the variational bound takes.
+PEER_EVALUATIONS = 10  # evaluations of the peer in a run
+BOUND = 2 * inspect.signature(elbo).parameters["pairs"].default  # evaluations of the bound
 
 
 class BitsPerDim:
-    """A contestant: bits/dim of a batch of random images."""
+    """A competitor: bits/dim of a batch of random images."""
 
-    def __init__(self, config: Config, batch_size: int, rivals: Mapping[str, str] = {}) -> None:  # noqa: B006
+    def __init__(self, config: Config, batch_size: int, rivals: Mapping[str, str]) -> None:
         self.experiment = Experiment(config, jax.devices()[:1])
-        self.rivals, self.rate = rivals, speed.rate_of(config)
+        self.rivals, self.product = rivals, speed.network_product(config)
         function = compile_bits_per_dim(
             self.experiment, dequantization.make(self.experiment, "", 0)
         )
-        pixels, numbers = (
-            speed.images(self.experiment, batch_size).pixels,
-            self.experiment.rows(np.arange(batch_size)),
-        )
-        self.arguments = self.experiment.init_params(), pixels, numbers, jnp.int32(0)
+        pixels = speed.images(self.experiment, batch_size).pixels
+        indices = self.experiment.rows(np.arange(batch_size))
+        self.arguments = self.experiment.init_params(), pixels, indices, jnp.int32(0)
         self.compiled = speed.compile_stages(function, *self.arguments)
-        plain, derived = (
-            count(self.experiment, batch_size) for count in (forward_flops, divergence_flops)
-        )
-        self.nfe = float(self().pop("nfe").max()) + BOUND * plain / derived
-        self.work, self.flops = self.nfe * batch_size, self.nfe * derived
+        without_derivative = forward_flops(self.experiment, batch_size)
+        with_derivative = divergence_flops(self.experiment, batch_size)
+        ode_evaluations = float(self().pop("nfe").max())
+        self.nfe = ode_evaluations + BOUND * without_derivative / with_derivative
+        self.work, self.flops = self.nfe * batch_size, self.nfe * with_derivative
 
     def prepare(self) -> None:
-        """All is on the device already."""
+        """Do nothing: all arguments are on the device already."""
 
     def __call__(self) -> dict[str, Array]:
         return self.compiled.call(*self.arguments)
 
     @property
     def facts(self) -> speed.Row:
-        """What its row says besides."""
-        found = {
+        """Further entries of its row."""
+        return {
             "parameters": speed.parameters(self.experiment),
             "nfe": self.nfe,
             "memory": self.compiled.peak,
+            "to_compile": self.compiled.seconds["compile"],
         }
-        return found | {"to_compile": self.compiled.seconds["compile"]}
 
 
 def divergence_flops(experiment: Experiment, batch_size: int) -> float:
-    """FLOPs of an evaluation of the score for a batch, with its derivative along one probe."""
+    """Return the FLOPs of evaluating the score and its derivative along one probe for a batch."""
 
+    @jax.jit
     def derivative(params: Params, x: Array, t: Array) -> tuple[Array, Array]:
         score = experiment.score(params)
         return jax.jvp(lambda x: score(x, t), (x,), (x,))
 
-    return speed.flops(
-        jax.jit(derivative).lower(experiment.abstract_params, *states(experiment, batch_size))
-    )
+    shapes = states(experiment, batch_size)
+    return speed.flops(derivative.lower(experiment.abstract_params, *shapes))
 
 
 def measure(
-    *, batch_size: int, tolerance: float = 0.1, set: Sequence[str] = (), **options: Any
-) -> list[speed.Row]:  # noqa: A002
-    """Rows about bits/dim by configs and variants; `options` as of `contest.contest`. Raises InputError."""
-    peer = lambda peer: peers.repeated(peers.Likelihood, peer, batch_size, EVALUATIONS)
-    ours = lambda config, rivals: BitsPerDim(config, batch_size, rivals)
-    rows = contest.contest(
-        {"": ours}, peer, set=[f"eval.bpd_tolerance={tolerance}", *set], **options
-    )
-    return [of_evaluations(each) for each in rows]
+    *, batch_size: int, tolerance: float = 0.1, overrides: Sequence[str] = (), **options: Any
+) -> list[speed.Row]:
+    """Time bits/dim of configs and variants; return a row for each.
+
+    `options` are those of `comparison.compare`, which states the errors.
+    """
+
+    def make(config: Config, rivals: Mapping[str, str]) -> BitsPerDim:
+        return BitsPerDim(config, batch_size, rivals)
+
+    def make_peer(peer: Peer) -> peer_runs.TimedPeer:
+        return peer_runs.time_evaluations(peer_runs.Likelihood, peer, batch_size, PEER_EVALUATIONS)
+
+    overrides = [f"eval.bpd_tolerance={tolerance}", *overrides]
+    rows = comparison.compare({"": make}, make_peer, overrides=overrides, **options)
+    return [with_image_rate(row) for row in rows]
+
+
+def main() -> None:
+    """Print the table."""
+    title = "Bits/dim at batch {batch_size}, tolerance {tolerance:g}"
+    comparison.show(title, measure, COLUMNS, tolerance=flags.FLAGS.tolerance)
 
 
 if __name__ == "__main__":
-    contest.define_flags(batch_size=8)
+    comparison.define_flags(batch_size=8)
     flags.DEFINE_float(
         "tolerance", 0.1, "Of the adaptive steps: eval.bpd_tolerance.", lower_bound=1e-9
     )
-    title = "Bits/dim at batch {batch_size}, tolerance {tolerance:g}"
-    contest.run(lambda: contest.show(title, measure, COLUMNS, tolerance=flags.FLAGS.tolerance))
+    comparison.run(main)

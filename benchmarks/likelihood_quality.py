@@ -1,6 +1,8 @@
-"""Error against network evaluations and time of the likelihood, beside the official recipe; writes docs/likelihood.md.
+"""Error of the likelihood against network evaluations and time, compared with the official recipe.
 
-python -m benchmarks.likelihood_quality --workdir=DIR    (DIR: trained with configs/vp/digits_ddpmpp_continuous.py)
+python -m benchmarks.likelihood_quality --workdir=DIR
+
+Writes docs/likelihood.md. DIR is a workdir trained with configs/vp/digits_ddpmpp_continuous.py.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,7 @@ from jax import Array
 
 import likelihood
 from benchmarks.markdown import header, machine, row
-from benchmarks.speed import alternate
+from benchmarks.speed import time_in_turn
 from checkpoints import Checkpoints
 from configs.vp.digits_ddpmpp_continuous import get_config
 from experiment import Experiment
@@ -30,19 +32,27 @@ from tests import mixture
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
-    "workdir", None, "Where the digits model was trained; without it, only the mixture is measured."
+    "workdir", None, "The workdir of the digits model; without it, only the mixture is measured."
 )
 flags.DEFINE_string("output", "docs/likelihood.md", "The file to write.")
 flags.DEFINE_integer("images", 32, "Images of each problem.")
-flags.DEFINE_integer("repeats", 5, "Timed runs of each competitor, in turn; the median counts.")
+flags.DEFINE_integer("repeats", 5, "Timed runs of each method, in turn; tables show medians.")
 
 TOLERANCES = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
-Estimate = Callable[[Array, Array], tuple[Array, Array]]
-"""(x (B, ...), probes (B, k, ...)) -> log p in nats (B,), score evaluations (B,)."""
+REFERENCE_TOLERANCE = 1e-5  # of the reference solution where log p is unknown
+OFFICIAL_TOLERANCE = 1e-5  # rtol and atol of the official code
 
 
 class Problem(NamedTuple):
-    """Images x (B, ...) with probes (B, k, ...); logp (B,) is the truth, or None if only a close solve knows it."""
+    """Images whose likelihood is estimated.
+
+    Attributes:
+      name: its name in the table.
+      score, sde: the model.
+      x: images (B, ...).
+      probes: probes (B, k, ...) of the trace estimate.
+      logp: the exact log-likelihood (B,), or None if a solution at REFERENCE_TOLERANCE replaces it.
+    """
 
     name: str
     score: Score
@@ -52,8 +62,19 @@ class Problem(NamedTuple):
     logp: Array | None
 
 
+class Estimate(NamedTuple):
+    """log p in nats, score evaluations, and the solver's own error estimate, if any; each (B,)."""
+
+    logp: Array
+    nfe: Array
+    error: Array | None = None
+
+
+# --- problems ---
+
+
 def mixture_problem(sde: SDE, count: int) -> Problem:
-    """Ten Gaussians of standard deviations 0.1 to 0.3 in images of 4x4x1, with the exact trace."""
+    """Return images of 4x4x1 from ten Gaussians of std 0.1 to 0.3, with the exact trace."""
     data = mixture.make(10, (4, 4, 1))
     x = data.sample(jax.random.key(0), count)
     probes = likelihood.draw_probes(jax.random.split(jax.random.key(1), count), x.shape, "exact")
@@ -62,7 +83,10 @@ def mixture_problem(sde: SDE, count: int) -> Problem:
 
 
 def digits_problem(workdir: str, count: int) -> tuple[Problem, float]:
-    """Held-out digits, dequantized, with one Rademacher probe; and log dx/du of their grey levels u."""
+    """Return held-out digits, dequantized, with one Rademacher probe each.
+
+    Also returns log dx/du, u being the digits' grey levels.
+    """
     experiment = Experiment(get_config(), jax.devices()[:1])
     checkpoints = Checkpoints(workdir)
     kept = checkpoints.snapshots()
@@ -70,182 +94,190 @@ def digits_problem(workdir: str, count: int) -> tuple[Problem, float]:
     pixels = experiment.test.pixels[:count]
     x = experiment.scaler.dequantize(pixels, jax.random.uniform(jax.random.key(0), pixels.shape))
     probes = likelihood.draw_probes(jax.random.split(jax.random.key(1), count), x.shape)
-    problem = Problem(
-        "digits, DDPM++, VPSDE", experiment.score(params), experiment.sde, x, probes, None
-    )
+    score = experiment.score(params)
+    problem = Problem("digits, DDPM++, VPSDE", score, experiment.sde, x, probes, None)
     return problem, experiment.scaler.log_scale
 
 
-def official(score: Score, sde: SDE, x: Array, probes: Array) -> tuple[Array, Array]:
-    """The official recipe: x over t by RK45 with rtol = atol = 1e-5, and steps that the whole batch shares.
+# --- methods ---
 
-    Its own second pass through the network and its trips to the host, for every evaluation, are spared it.
+
+def official(score: Score, sde: SDE, x: Array, probes: Array) -> Estimate:
+    """Estimate log p by the official recipe: RK45 in t, with steps shared by the batch.
+
+    It omits two costs of the official code in every evaluation: a second pass through the network,
+    and a transfer to the host.
     """
 
     def field(t: Array, state: tuple[Array, Array], probes: Array) -> tuple[Array, Array]:
-        drift = lambda x: sde.reverse_drift(
-            score(x, jnp.broadcast_to(t, x.shape[:1])), x, t[None], probability_flow=True
-        )
+        def drift(x: Array) -> Array:
+            s = score(x, jnp.broadcast_to(t, x.shape[:1]))
+            return sde.reverse_drift(s, x, t[None], probability_flow=True)
+
         dx, tangent = jax.linearize(drift, state[0])
-        traces = jax.vmap(lambda v: (v * tangent(v)).reshape(x.shape[0], -1).sum(-1))(
-            probes.swapaxes(0, 1)
-        )
-        return dx, traces.mean(0)
+
+        def trace(probe: Array) -> Array:
+            return (probe * tangent(probe)).reshape(x.shape[0], -1).sum(-1)
+
+        return dx, jax.vmap(trace)(probes.swapaxes(0, 1)).mean(0)
 
     state = jax.tree.map(lambda leaf: leaf[None], (x, jnp.zeros(x.shape[0])))
-    (z, traces), nfe = integrate(
-        field, state, sde.t_min, sde.T, args=probes[None], rtol=1e-5, atol=1e-5
-    )
-    return sde.prior_logp(z[0]) + traces[0], jnp.broadcast_to(nfe, x.shape[:1])
+    tolerances = {"rtol": OFFICIAL_TOLERANCE, "atol": OFFICIAL_TOLERANCE}
+    (z, traces), nfe = integrate(field, state, sde.t_min, sde.T, args=probes[None], **tolerances)
+    return Estimate(sde.prior_logp(z[0]) + traces[0], jnp.broadcast_to(nfe, x.shape[:1]))
 
 
-def ours(
-    score: Score, sde: SDE, x: Array, probes: Array, tolerance: float
-) -> tuple[Array, Array, Array]:
-    """log p and evaluations, and the solver's estimate of its error."""
+def own(score: Score, sde: SDE, x: Array, probes: Array, tolerance: float) -> Estimate:
+    """Estimate log p with `likelihood.log_likelihood`."""
     result = likelihood.log_likelihood(score, sde, x, probes, tolerance=tolerance)
-    return result.logp, result.nfe, result.error
+    return Estimate(result.logp, result.nfe, result.error)
 
 
 def compare(problem: Problem) -> list[str]:
-    """Rows of a table: the competitors run in turn, so that other load on the machine meets all of them."""
-    score, sde, x, probes, truth = problem[1:]
-    runs = {"official": jax.jit(lambda: official(score, sde, x, probes))}
+    """Return a row for each method, timed in turn with the others."""
+    score, sde, x, probes = problem.score, problem.sde, problem.x, problem.probes
+    runs: dict[str, Callable[[], Estimate]] = {
+        "official": jax.jit(functools.partial(official, score, sde, x, probes))
+    }
     for tolerance in TOLERANCES:
-        runs[f"{tolerance:g}"] = jax.jit(functools.partial(ours, score, sde, x, probes, tolerance))
+        runs[f"{tolerance:g}"] = jax.jit(functools.partial(own, score, sde, x, probes, tolerance))
+    truth = problem.logp
     if truth is None:
-        truth = jax.jit(functools.partial(ours, score, sde, x, probes, 1e-5))()[0]
+        truth = jax.jit(functools.partial(own, score, sde, x, probes, REFERENCE_TOLERANCE))().logp
     results = {name: jax.block_until_ready(run()) for name, run in runs.items()}
-    seconds = alternate(runs, FLAGS.repeats)
+    seconds = time_in_turn(runs, FLAGS.repeats)
     bits = math.prod(x.shape[1:]) * math.log(2)
     rows = []
     for name, result in results.items():
-        error, nfe = np.asarray(result[0] - truth) / bits, float(result[1].mean())
-        own = f"{float(result[2].mean()) / bits:.1e}" if len(result) > 2 else ""
-        ratio = np.median(np.array(seconds[name]) / np.array(seconds["official"]))
-        speed = f"{len(x) / np.median(seconds[name]):.0f}"
-        figures = (
+        error = np.asarray(result.logp - truth) / bits
+        own_estimate = "" if result.error is None else f"{float(result.error.mean()) / bits:.1e}"
+        relative_time = np.median(np.array(seconds[name]) / np.array(seconds["official"]))
+        cells = [
+            problem.name,
+            name,
+            f"{float(result.nfe.mean()):.0f}",
             f"{np.abs(error).mean():.1e}",
             f"{np.abs(error).max():.1e}",
             f"{error.mean():+.1e}",
-            own,
-        )
-        rows.append(row(problem.name, name, f"{nfe:.0f}", *figures, speed, f"{ratio:.2f}"))
+            own_estimate,
+            f"{len(x) / np.median(seconds[name]):.0f}",
+            f"{relative_time:.2f}",
+        ]
+        rows.append(row(*cells))
         print(rows[-1], flush=True)
     return rows
 
 
-def movements(problem: Problem, log_scale: float) -> list[str]:
-    """Rows: how far the mean bits/dim of the digits moves with the probes, the tolerance and t_min."""
-    score, x, dims = problem.score, problem.x, math.prod(problem.x.shape[1:])
+# --- sensitivity ---
 
-    def estimate(
-        kind: str = "Rademacher", count: int = 1, tolerance: float = likelihood.TOLERANCE, **t_min
-    ) -> tuple:
-        """bits/dim by probe (B, k), and mean NFE."""
-        probes = likelihood.draw_probes(
-            jax.random.split(jax.random.key(2), len(x)), x.shape, kind, count
-        )
-        sde = dataclasses.replace(problem.sde, **t_min)
-        run = functools.partial(likelihood.log_likelihood, score, sde, tolerance=tolerance)
-        result = jax.jit(run)(x, probes)
-        return np.asarray(likelihood.bits_per_dim(result.per_probe, dims, log_scale)), float(
-            result.nfe.mean()
-        )
 
-    def describe(
-        name: str,
-        bpd: np.ndarray,
-        nfe: float,
-        reference: np.ndarray | None = None,
-        spread: str = "",
-    ) -> str:
-        moved = "" if reference is None else mean_and_stderr(bpd.mean(1) - reference.mean(1))
-        line = row(name, f"{bpd.mean():.4f}", moved, spread, f"{nfe:.0f}")
-        print(line, flush=True)
-        return line
+class BitsPerDim(NamedTuple):
+    """bits/dim of each image and probe (B, k), and the mean number of evaluations."""
 
-    exact, nfe = estimate("exact")
-    rows = [describe("exact trace", exact, nfe)]
+    values: np.ndarray
+    nfe: float
+
+
+def estimate_bits_per_dim(
+    problem: Problem,
+    log_scale: float,
+    *,
+    kind: str = "Rademacher",
+    count: int = 1,
+    tolerance: float = likelihood.TOLERANCE,
+    **sde_fields: float,
+) -> BitsPerDim:
+    """Estimate bits/dim with `count` probes of a kind; `sde_fields` replace fields of the SDE."""
+    x = problem.x
+    keys = jax.random.split(jax.random.key(2), len(x))
+    probes = likelihood.draw_probes(keys, x.shape, kind, count)
+    sde = dataclasses.replace(problem.sde, **sde_fields)
+    run = functools.partial(likelihood.log_likelihood, problem.score, sde, tolerance=tolerance)
+    result = jax.jit(run)(x, probes)
+    values = likelihood.bits_per_dim(result.per_probe, math.prod(x.shape[1:]), log_scale)
+    return BitsPerDim(np.asarray(values), float(result.nfe.mean()))
+
+
+def sensitivity(problem: Problem, log_scale: float) -> list[str]:
+    """Return rows with the change of mean bits/dim with the probes, the tolerance and t_min."""
+    estimate = functools.partial(estimate_bits_per_dim, problem, log_scale)
+    rows = []
+
+    def add_row(name: str, bpd: BitsPerDim, reference: BitsPerDim | None, std: str = "") -> None:
+        change = ""
+        if reference is not None:
+            change = mean_and_stderr(bpd.values.mean(1) - reference.values.mean(1))
+        rows.append(row(name, f"{bpd.values.mean():.4f}", change, std, f"{bpd.nfe:.0f}"))
+        print(rows[-1], flush=True)
+
+    exact = estimate(kind="exact")
+    add_row("exact trace", exact, None)
     for kind in ("Rademacher", "Gaussian"):
         for count in (1, 4, 16):
-            bpd, nfe = estimate(kind, count)
-            spread = f"{bpd.std(1, ddof=1).mean():.4f}" if count > 1 else ""
-            rows.append(describe(f"{count} {kind}", bpd, nfe, exact, spread))
-    reference = estimate()[0]
-    for changes in (
-        *({"tolerance": each} for each in (3e-2, 1e-2, 3e-3, 1e-4, 1e-5)),
-        *({"t_min": each} for each in (1e-6, 1e-4, 3e-4, 1e-3, 3e-3)),
-    ):
-        name = ", ".join(f"{field} {value:g}" for field, value in changes.items())
-        rows.append(describe(name, *estimate(**changes), reference))
+            bpd = estimate(kind=kind, count=count)
+            std = f"{bpd.values.std(1, ddof=1).mean():.4f}" if count > 1 else ""
+            add_row(f"{count} {kind}", bpd, exact, std)
+    default = estimate()
+    changes: list[tuple[str, float]] = []
+    changes += [("tolerance", value) for value in (3e-2, 1e-2, 3e-3, 1e-4, 1e-5)]
+    changes += [("t_min", value) for value in (1e-6, 1e-4, 3e-4, 1e-3, 3e-3)]
+    for field, value in changes:
+        arguments: dict[str, Any] = {field: value}
+        add_row(f"{field} {value:g}", estimate(**arguments), default)
     return rows
 
 
 def mean_and_stderr(values: np.ndarray) -> str:
-    """Of the values of images."""
+    """Format the mean and standard error of values (N,)."""
     return f"{values.mean():+.4f} +- {values.std(ddof=1) / math.sqrt(len(values)):.4f}"
 
 
+# --- page ---
+
+
 def main(_: list[str]) -> None:
-    """Measures, prints and writes."""
+    """Measure, print and write the page."""
     logging.set_verbosity(logging.WARNING)
     flag = " --workdir=DIR" if FLAGS.workdir else ""
-    lines = [
-        *TEXT.format(
-            command=f"python -m benchmarks.likelihood_quality{flag}",
-            machine=machine(),
-            n=FLAGS.images,
-        ).splitlines(),
-        "",
-        *header(
-            "Problem",
-            "tolerance",
-            "NFE",
-            "error",
-            "largest",
-            "mean",
-            "own estimate",
-            "images/s",
-            "time",
-        ),
-    ]
+    command = f"python -m benchmarks.likelihood_quality{flag}"
+    lines = TEXT.format(command=command, machine=machine(), n=FLAGS.images).splitlines()
+    figures = ("NFE", "error", "largest", "mean", "own estimate", "images/s", "time")
+    lines += ["", *header("Problem", "tolerance", *figures)]
     for sde in (VESDE(), VPSDE(), SubVPSDE()):
         lines += compare(mixture_problem(sde, FLAGS.images))
     if FLAGS.workdir:
         problem, log_scale = digits_problem(FLAGS.workdir, FLAGS.images)
         lines += compare(problem)
-        lines += [
-            "",
-            *MOVEMENTS.splitlines(),
-            "",
-            *header("", "bits/dim", "moves by", "spread of a probe", "NFE"),
-        ]
-        lines += movements(problem, log_scale)
+        lines += ["", *SENSITIVITY.splitlines(), ""]
+        lines += header("", "bits/dim", "moves by", "spread of a probe", "NFE")
+        lines += sensitivity(problem, log_scale)
     Path(FLAGS.output).write_text("\n".join(lines) + "\n")
     print(f"written: {FLAGS.output}")
 
 
-TEXT = """# How good and how fast the likelihood is
+TEXT = """# Accuracy and speed of the likelihood
 
 Written by `{command}`
-on {machine}, {n} images a problem.
+on {machine}, {n} images for each problem.
 
-`official` is the recipe of the official code: x over t, Dormand-Prince 5(4), rtol = atol = 1e-5, steps that the batch
-shares. It is spared what else that code does in each evaluation: a second pass through the network for the divergence,
-and a trip to the host. The other rows are `likelihood.log_likelihood` at tolerances; `eval.bpd_tolerance` is 1e-3 by
-default. The mixture is one of ten Gaussians in images of 4x4x1 whose log p is known, with the exact trace. Errors for
-the digits are those of the solver, against a tolerance of 1e-5 and with the same single probe.
+`official` is the recipe of the official code: Dormand-Prince 5(4) in t, rtol = atol = 1e-5, with
+steps shared by the batch. Two costs of that code in each evaluation are omitted: a second pass
+through the network for the divergence, and a transfer to the host. The other rows are
+`likelihood.log_likelihood` at several tolerances; the default of `eval.bpd_tolerance` is 1e-3. The
+mixture consists of ten Gaussians in images of 4x4x1, with known log p and the exact trace. Errors
+for the digits are those of the solver, against a tolerance of 1e-5 with the same single probe.
 
-Errors are in bits/dim: mean |error| of an image, the largest one, the mean error, and what the solver says of itself.
-NFE are evaluations of the score for an image; time is relative to the official recipe, in turns with it.
+Errors are in bits/dim: the mean |error| of an image, the largest one, the mean error, and the
+solver's own estimate. NFE are evaluations of the score per image. Time is relative to the official
+recipe, which ran in turn with the others.
 """
 
-MOVEMENTS = """## How far the estimate for the digits moves
+SENSITIVITY = """## Sensitivity of the estimate for the digits
 
-Against the exact trace, with the probes; against one Rademacher probe, the same one, with tolerance and t_min, whose
-defaults are 1e-3 and 1e-5. +- is the standard error of the movement over the images; the spread is the standard
-deviation among the probes of an image. All in bits/dim.
+Rows with probes are compared with the exact trace; rows with a tolerance or t_min are compared with
+one Rademacher probe, the same one, at the defaults 1e-3 and 1e-5. +- is the standard error of the
+difference over the images. The spread is the standard deviation among the probes of an image. All
+values are in bits/dim.
 """
 
 if __name__ == "__main__":

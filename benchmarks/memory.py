@@ -1,14 +1,16 @@
-"""Memory of the compiled train step of every config: a table; results go to a file, so that a second run goes on.
+"""Memory of the compiled train step of every config.
 
-python -m benchmarks.memory [--results=FILE] [--config=...] [--shape=1x1 --shape=0x8 ...] [--set=training.remat=True]
-    [--topology=v5p:1x1x1]
+python -m benchmarks.memory [--results=FILE] [--config=...] [--shape=1x1 --shape=0x8 ...]
+    [--set=training.remat=True] [--topology=v5p:1x1x1]
 
-Nothing is run, and no parameter is made: the step is compiled for shapes, in a process of its own for each row, and the
-numbers are the compiler's (`memory_analysis`). Configs that differ but in SDE or data have the same step. Arguments are
-parameters, their average, Adam's two moments and images. All are those of the device at hand. On a CPU the working
-space of convolutions is not among them; GPU's compilers fuse otherwise, and choose algorithms that need such space.
-With --topology they are those of TPUs that need not be there, whose compiler also says whether the step fits the chip;
-the program lies in its memory, too.
+Prints a table; results are also written to a file, from which a second run resumes. Nothing is run
+and no parameters are made: each step is compiled for shapes, in a separate process, and the numbers
+are the compiler's (`memory_analysis`). Configs that differ only in SDE or data have the same step.
+Arguments are parameters, their average, Adam's two moments and images. The compiler is that of the
+local device: on CPUs the workspace of convolutions is not included, and GPU compilers fuse
+differently and choose algorithms that need such workspace. With --topology it is the compiler of
+TPUs that need not be present; it also states whether the step fits the chip, whose memory the
+program shares.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from benchmarks import contest, parts, speed
+from benchmarks import comparison, parts, speed
 from benchmarks import topology as topologies
 from configs.default import Config
 from errors import InputError
@@ -49,20 +51,27 @@ COLUMNS = {
     "compilation, s": ("compile", ".0f", 1),
     "error": ("error", "", 1),
 }
+Shape = tuple[int | None, int]
+"""(batch size, or None for the config's; devices)."""
 
 
-def of_step(
+# --- one step ---
+
+
+def analyze_step(
     *,
     config: str,
-    set: Sequence[str] = (),  # noqa: A002
+    overrides: Sequence[str] = (),
     batch_size: int | None,
     devices: int,
     topology: str | None = None,
 ) -> speed.Row:
-    """Memory of a train step on `devices` devices; batch_size None is the config's. In a process of its own.
+    """Return the memory of a train step on `devices` devices.
 
-    The devices are those at hand or, if it is given, of a TPU topology. FLOPs are those of the whole batch; those that
-    TPU's compiler counts in the optimized program, and the bytes, are its estimates for a device. Raises InputError.
+    batch_size None stands for the config's. The devices are local ones or, if given, those of a TPU
+    topology. FLOPs are those of the whole batch. TPU's compiler also estimates FLOPs and bytes of
+    the optimized program per device. `parts.run` calls this in a new process, as it sets the number
+    of CPU devices. Raises InputError for too few devices.
     """
     import jax
 
@@ -71,138 +80,159 @@ def of_step(
     from benchmarks import train_step
 
     batch = [] if batch_size is None else [f"training.batch_size={batch_size}"]
-    loaded = contest.load(config, [*set, *batch])
-    here = topologies.devices(topology) if topology else jax.devices()
-    if len(here) < devices:
+    loaded = comparison.load_config(config, [*overrides, *batch])
+    available = topologies.devices(topology) if topology else jax.devices()
+    if len(available) < devices:
         raise InputError(
-            f"--shape asks for {devices} devices, here are {len(here)}; JAX_PLATFORMS=cpu has all."
+            f"--shape needs {devices} devices; {len(available)} are available. "
+            "JAX_PLATFORMS=cpu simulates any number."
         )
-    experiment = speed.Experiment(loaded, here[:devices])
+    experiment = speed.Experiment(loaded, available[:devices])
     compiled = train_step.compile_step(experiment)
-    estimate = {
-        "tpu_flops": compiled.estimate["flops"],
-        "traffic": compiled.estimate["bytes accessed"],
-    }
-    return compiled.memory | {
+    found = compiled.memory | {
         "peak": compiled.peak,
         "flops": compiled.flops or train_step.counted_flops(loaded),
         "compile": compiled.seconds["compile"],
         "batch_size": loaded.training.batch_size,
         "image_size": loaded.data.image_size,
         "parameters": speed.parameters(experiment),
-        **(estimate if topology else {}),
     }
+    if topology:
+        found["tpu_flops"] = compiled.estimate["flops"]
+        found["traffic"] = compiled.estimate["bytes accessed"]
+    return found
+
+
+def fits(found: speed.Row, topology: str | None) -> speed.Row:
+    """Return whether a step fits into CARD bytes and, for TPUs, into the chip, where known."""
+    if "peak" in found:
+        result = {"fits_card": "yes" if found["peak"] < CARD else "no"}
+        return result | {"fits": "yes"} if topology else result
+    if topology and "RESOURCE_EXHAUSTED" in found["error"]:
+        return {"fits": "no"}
+    return {}
+
+
+# --- all steps ---
 
 
 def all_configs() -> list[str]:
-    """The paths of the experiments in configs/."""
+    """Return the paths of the experiments in configs/."""
     root = parts.ROOT
     found = sorted(str(path.relative_to(root)) for path in (root / "configs").rglob("*.py"))
     return [path for path in found if path.count("/") > 1 and not path.endswith("__init__.py")]
 
 
-def step_of(config: Config, batch_size: int | None) -> str:
-    """What the memory of a train step depends on; SDEs take none."""
+def step_key(config: Config, batch_size: int | None) -> str:
+    """Return a string of all fields on which the memory of a train step depends.
+
+    The SDE is not among them: it has no arrays.
+    """
     network = {"name": config.model.name} | matching(NETWORKS[config.model.name], config.model)
     shape = [config.data[field] for field in ("image_size", "num_channels", "num_classes")]
-    ways = [
-        config.model.dtype,
-        *(config.training[field] for field in ("remat", "accumulate", "shard_params")),
-    ]
-    return json.dumps(
-        [batch_size or config.training.batch_size, shape, ways, network], default=list
-    )
+    training = [config.training[field] for field in ("remat", "accumulate", "shard_params")]
+    batch_size = batch_size or config.training.batch_size
+    return json.dumps([batch_size, shape, config.model.dtype, training, network], default=list)
 
 
 def measure(
     records: parts.Records,
     config: Sequence[str],
-    set: Sequence[str] = (),  # noqa: A002
+    overrides: Sequence[str] = (),
     *,
-    shapes: Sequence[tuple[int | None, int]] = ((1, 1), (None, DEVICES)),
+    shapes: Sequence[Shape] = ((1, 1), (None, DEVICES)),
     topology: str | None = None,
     seconds: float = 3600,
 ) -> list[parts.Record]:
-    """Results for each config at each (batch size or None for its own, devices); those that `records` lacks are found.
+    """Return results for each config and shape; compute and add those that `records` lacks.
 
-    Raises InputError for bad configs.
+    A compilation that takes longer than `seconds` fails. Raises InputError for invalid configs.
     """
-    rows, alike = [], {}
+    rows = []
+    same_step: dict[tuple[str, int], str] = {}  # the first key with a step, by step and devices
     for path in config:
-        loaded = contest.load(path, set)
+        loaded = comparison.load_config(path, overrides)
+        name = comparison.config_name(path)
         for batch_size, devices in shapes:
-            where = {"devices": devices} | ({"topology": topology} if topology else {})
-            arguments = {"config": path, "set": list(set), "batch_size": batch_size} | where
-            key = " ".join(
-                [
-                    path,
-                    *set,
-                    f"batch={batch_size or 'own'}",
-                    *(f"{k}={v}" for k, v in where.items()),
-                ]
-            )
-            name = path.removeprefix("configs/").removesuffix(".py")
-            first = alike.setdefault((step_of(loaded, batch_size), devices), key)
-            if records.lacks(key) and not records.lacks(first):
-                found = records.found[first]
+            target = {"devices": devices} | ({"topology": topology} if topology else {})
+            key = _record_key(path, overrides, batch_size, target)
+            first = same_step.setdefault((step_key(loaded, batch_size), devices), key)
+            if records.is_missing(key) and not records.is_missing(first):
+                found = records.results[first]
                 records.add(key, found | {"name": name, "same": found["name"]})
-            elif records.lacks(key):
-                about = {"name": name, "changed": " ".join(set), "batch_size": batch_size} | where
-                environment = {"JAX_PLATFORMS": "cpu"} if topology else {}
-                found = parts.run(
-                    "benchmarks.memory:of_step", arguments, environment=environment, seconds=seconds
-                )
-                records.add(key, about | found | fits(found, topology))
-                print(
-                    f"{key}: {found.get('error') or format(found['peak'] / 1e9, '.2f') + ' GB'}",
-                    flush=True,
-                )
-            rows.append(records.found[key])
+            elif records.is_missing(key):
+                arguments = {"config": path, "overrides": list(overrides)} | target
+                arguments["batch_size"] = batch_size
+                found = _compile(arguments, topology, seconds)
+                about = {"name": name, "changed": " ".join(overrides), "batch_size": batch_size}
+                records.add(key, about | target | found | fits(found, topology))
+                outcome = found.get("error") or f"{found['peak'] / 1e9:.2f} GB"
+                print(f"{key}: {outcome}", flush=True)
+            rows.append(records.results[key])
     return rows
 
 
-def fits(found: speed.Row, topology: str | None) -> speed.Row:
-    """Whether a step fits into CARD and, as TPU's compiler says, into the chip; nothing where that is not known."""
-    if "peak" in found:
-        return {"fits_card": "yes" if found["peak"] < CARD else "no"} | (
-            {"fits": "yes"} if topology else {}
-        )
-    return {"fits": "no"} if topology and "RESOURCE_EXHAUSTED" in found["error"] else {}
+def _record_key(
+    path: str, overrides: Sequence[str], batch_size: int | None, target: parts.Record
+) -> str:
+    settings = [f"{name}={value}" for name, value in target.items()]
+    return " ".join([path, *overrides, f"batch={batch_size or 'own'}", *settings])
+
+
+def _compile(arguments: parts.Record, topology: str | None, seconds: float) -> parts.Record:
+    """Run `analyze_step` in a new process; for TPU topologies on a CPU."""
+    environment = {"JAX_PLATFORMS": "cpu"} if topology else {}
+    function = "benchmarks.memory:analyze_step"
+    return parts.run(function, arguments, environment=environment, seconds=seconds)
+
+
+# --- command line ---
+
+
+def _shapes(topology: str | None, texts: Sequence[str] | None) -> list[Shape]:
+    """Parse --shape; by default 1x1 and 0x8, or one image per device of the topology."""
+    if not texts and topology:
+        count = len(topologies.devices(topology))
+        return [(count, count)]
+    if not texts:
+        return [(1, 1), (None, DEVICES)]
+    shapes = []
+    for text in texts:
+        batch_size, devices = text.split("x")
+        shapes.append((int(batch_size) or None, int(devices)))
+    return shapes
 
 
 def main() -> None:
-    """Measures what is missing, and prints the table of all that the file holds."""
+    """Measure what is missing, and print the table of all results in the file."""
     given = flags.FLAGS
-    every = len(topologies.devices(given.topology)) if given.topology else 0
-    shapes = [f"{every}x{every}"] if given.topology else ["1x1", f"0x{DEVICES}"]
-    shapes = [
-        tuple(int(number) or None for number in each.split("x")) for each in given.shape or shapes
-    ]
-    paths = given.config or all_configs()
+    topology = given.topology
     records = parts.Records(given.results)
-    measure(records, paths, given.set, shapes=shapes, topology=given.topology)
-    rows = list(records.found.values())
-    fitting = [each for each in rows if each.get("fits_card") == "yes"]
-    how = (
-        f"by the compiler, {topologies.described(given.topology)}"
-        if given.topology
-        else "by the compiler"
+    shapes = _shapes(topology, given.shape)
+    measure(
+        records, given.config or all_configs(), given["set"].value, shapes=shapes, topology=topology
     )
-    lines = [f"Memory of train steps, {how}; on {speed.environment()}."]
-    lines.append(f"{len(fitting)} of {len(rows)} fit in {CARD / 1e9:.0f} GB a device.")
-    print("\n".join(["", *lines, "", *speed.table(rows, COLUMNS)]))
+    rows = list(records.results.values())
+    fitting = [row for row in rows if row.get("fits_card") == "yes"]
+    compiler = "by the compiler"
+    if topology:
+        compiler += f", {topologies.describe(topology)}"
+    print(f"\nMemory of train steps, {compiler}; on {speed.environment()}.")
+    print(f"{len(fitting)} of {len(rows)} fit in {CARD / 1e9:.0f} GB a device.\n")
+    print("\n".join(speed.table(rows, COLUMNS)))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("config", [], "Config files; all of configs/ if none is given.")
-    flags.DEFINE_multi_string("set", [], "A field for all, as in --set=training.remat=True.")
+    flags.DEFINE_multi_string("config", [], "Config files; by default all of configs/.")
+    flags.DEFINE_multi_string("set", [], "A field for all configs: --set=training.remat=True.")
     flags.DEFINE_string(
-        "results", str(Path(".cache") / "memory.jsonl"), "The file of results, one in a line."
+        "results", str(Path(".cache") / "memory.jsonl"), "The file of results, one per line."
     )
     flags.DEFINE_multi_string(
         "shape",
         None,
-        f"Batch size (0: the config's) x devices; by default 1x1 and 0x{DEVICES}, or an image for each of --topology.",
+        f"Batch size (0: the config's) x devices; by default 1x1 and 0x{DEVICES}, or one image for "
+        "each device of --topology.",
     )
     flags.DEFINE_string("topology", None, topologies.HELP)
-    contest.run(main)
+    comparison.run(main)

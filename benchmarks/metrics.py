@@ -1,6 +1,9 @@
-"""How the measures of image quality depend on the number of images: python -m benchmarks.metrics --workdir=DIR
+"""Dependence of the measures of image quality on the number of images.
 
-Held-out digits take the place of samples, against the training digits, in features of the small classifier.
+python -m benchmarks.metrics --workdir=DIR
+
+Prints the table of docs/metrics.md. Held-out digits take the place of samples; they are compared
+with the training digits, in features of the small classifier.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from configs.vp import digits_ddpmpp_continuous
 from experiment import Experiment
 from metrics import features, reference_statistics, sample_quality
 
-COUNTS, DRAWS = (60, 120, 240, 359), 20
+COUNTS = (60, 120, 240, 359)  # images
+DRAWS = 20  # random subsets of each size
 COLUMNS = {
     "FD": ("frechet", "value"),
     "stderr of FD": ("frechet", "stderr"),
@@ -27,18 +31,20 @@ COLUMNS = {
     "recall": ("recall", "value"),
 }
 
-flags.DEFINE_string("workdir", None, "Where the classifier and the statistics go.", required=True)
+flags.DEFINE_string("workdir", None, "The folder of classifier and statistics.", required=True)
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table of docs/metrics.md."""
+    """Print the table: mean and standard deviation over the draws."""
     del argv
     experiment = Experiment(digits_ddpmpp_continuous.get_config())
     workdir = flags.FLAGS.workdir
     extractor = features.make(experiment, workdir)
     reference = reference_statistics.find(experiment, extractor, workdir)
     found = extractor.extract(features.spread(experiment, experiment.test.pixels))
-    rng, path, rows = np.random.default_rng(0), Path(workdir) / "drawn.npz", []
+    rng = np.random.default_rng(0)
+    path = Path(workdir) / "drawn.npz"
+    lines = header("images", *COLUMNS)
     for count in COUNTS:
         measured = []
         for _ in range(DRAWS):
@@ -46,12 +52,12 @@ def main(argv: list[str]) -> None:
             np.savez(path, pool=found.pool[drawn], logits=found.logits[drawn])
             results = sample_quality.measure([path], extractor, reference)
             measured.append([results[name][key] for name, key in COLUMNS.values()])
-        means, spreads = np.mean(measured, 0), np.std(measured, 0, ddof=1)
-        rows.append(
-            row(str(count), *(f"{mean:.3f} ({spread:.3f})" for mean, spread in zip(means, spreads)))
+        means, stds = np.mean(measured, 0), np.std(measured, 0, ddof=1)
+        lines.append(
+            row(str(count), *(f"{mean:.3f} ({std:.3f})" for mean, std in zip(means, stds)))
         )
     path.unlink()
-    print("\n".join([*header("images", *COLUMNS), *rows]))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The same networks in PyTorch, as diffusers has them: what our speed is compared with.
+"""The networks of diffusers in PyTorch, with which the speed of ours is compared.
 
-The peer does what we do, on the same GPU if PyTorch sees one: training with dropout, random flips, the same loss, a
-bound on the norm of the gradient, Adam with warm-up, and a moving average; with the fast forms of each that PyTorch
-has. Noise levels come from a table of 1,000, so that every SDE serves.
+The peer does the same work as our code, on the same GPU if PyTorch supports it: training with
+dropout, random flips, the same loss, gradient clipping, Adam with warm-up and a moving average, in
+the fastest form that PyTorch has for each. Noise levels come from a table of 1,000, which works for
+every SDE.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,13 +24,15 @@ from experiment import Experiment
 from pretrained.diffusers_config import UNET_FAMILIES, unet_config
 
 LEVELS = 1000
+Tensor = Any  # PyTorch is an optional dependency.
 
 
 def nearest(config: Config) -> Config:
-    """The config nearest to this one whose network diffusers has: the same widths, blocks and attention.
+    """Return the config closest to this one whose network diffusers has.
 
-    With a FIR filter that is an NCSN++ whose images enter and leave as skips, else DDPM's U-Net. Raises InputError if
-    none is near.
+    Widths, blocks and attention are the same. With a FIR filter the network is an NCSN++ whose
+    images enter and leave through skip connections, otherwise DDPM's U-Net. Raises InputError if
+    there is no similar network.
     """
     family = "ddpm" if config.model.name == "ncsnpp" and not config.model.fir else config.model.name
     near = config.copy_and_resolve_references()
@@ -41,35 +44,52 @@ def nearest(config: Config) -> Config:
     return near
 
 
-def _packages() -> tuple[Any, Any]:
-    # PyTorch's threads wait spinning else, which makes a step take up to a hundred times as long when cores are shared.
+def title(config: Config, compiled: bool) -> str:
+    """Return the name of the peer of a config in tables."""
+    near = nearest(config)
+    changed = any(not _equal(config.model.get(field), near.model[field]) for field in near.model)
+    network = "nearest network" if changed else "same network"
+    suffix = ", compiled" if compiled else ""
+    return f"diffusers, {network}, {speed.network_product(config)}{suffix}"
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return math.isclose(a, b) if isinstance(b, float) and a is not None else a == b
+
+
+def _import_packages() -> tuple[Any, Any]:
+    # By default PyTorch's threads spin while they wait, which makes a step up to a hundred times
+    # slower on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import diffusers
         import torch
     except ImportError as error:
         raise InputError(
-            "--peer needs PyTorch and diffusers, which are not here: pip install torch diffusers."
+            "--peer needs PyTorch and diffusers, which are not installed: pip install torch "
+            "diffusers."
         ) from error
     return torch, diffusers
 
 
 class Peer:
-    """The network and what training needs besides.
+    """A network of diffusers with its loss.
 
     Args:
-      config: the experiment; its network is the `nearest`. model.dtype = 'bfloat16' turns autocast on.
-      compiled: whether torch.compile comes before.
+      config: the experiment. The network is that of `nearest`. model.dtype = 'bfloat16' turns
+        autocast on.
+      compiled: whether to use torch.compile.
 
-    Raises InputError without PyTorch or diffusers, and for networks that these have nothing like.
+    Raises InputError without PyTorch or diffusers, and for networks without a similar one.
     """
 
     def __init__(self, config: Config, *, compiled: bool = False) -> None:
-        self.torch, diffusers = torch, _ = _packages()
-        self.config, near, self.compiled = config, nearest(config), compiled
+        torch, diffusers = _import_packages()
+        self.torch, self.config, self.compiled = torch, config, compiled
+        near = nearest(config)
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda" if cuda else "cpu")
-        if cuda:  # As JAX does by default.
+        if cuda:  # JAX's defaults
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
             torch.backends.cudnn.benchmark = True
         torch.manual_seed(0)
@@ -77,20 +97,18 @@ class Peer:
         for module in network.modules():
             if isinstance(module, diffusers.models.resnet.ResnetBlock2D):
                 module.dropout.p = config.model.dropout
-        layout = torch.channels_last if cuda else torch.contiguous_format
-        self.network = network.to(self.device, memory_format=layout)
-        self.layout, self.shape = (
-            layout,
-            (config.data.num_channels, config.data.image_size, config.data.image_size),
-        )
+        self.layout = torch.channels_last if cuda else torch.contiguous_format
+        self.network = network.to(self.device, memory_format=self.layout)
+        size = config.data.image_size
+        self.shape = config.data.num_channels, size, size
         self.autocast = functools.partial(
             torch.autocast,
             self.device.type,
             torch.bfloat16,
-            enabled=speed.rate_of(config) == "bfloat16",
+            enabled=speed.network_product(config) == "bfloat16",
         )
         self.alpha, self.std, self.gain, self.label = (
-            torch.tensor(a, device=self.device) for a in _levels(config)
+            torch.tensor(values, device=self.device) for values in _levels(config)
         )
 
     @property
@@ -98,52 +116,57 @@ class Peer:
         """The number of parameters."""
         return sum(each.numel() for each in self.network.parameters())
 
-    def images(self, count: int) -> Any:
-        """Random images (B, C, H, W) in bytes."""
+    def images(self, count: int) -> Tensor:
+        """Return random uint8 images (B, C, H, W)."""
         pixels = np.random.default_rng(0).integers(0, 256, (count, *self.shape), dtype=np.uint8)
         return self.torch.tensor(pixels, device=self.device).contiguous(memory_format=self.layout)
 
-    def normal(self, count: int) -> Any:
-        """Noise (B, C, H, W)."""
-        return self.torch.randn((count, *self.shape), device=self.device).contiguous(
-            memory_format=self.layout
-        )
+    def normal(self, count: int) -> Tensor:
+        """Return standard normal noise (B, C, H, W)."""
+        noise = self.torch.randn((count, *self.shape), device=self.device)
+        return noise.contiguous(memory_format=self.layout)
 
-    def output(self, x: Any, level: Any) -> Any:
-        """The score (B, C, H, W) at noise levels (B,), by number, times factors that are the same for a batch."""
+    def output(self, x: Tensor, level: Tensor) -> Tensor:
+        """Return the score (B, C, H, W) at noise levels (B,), given by their index.
+
+        The score may differ by factors that are the same for the whole batch.
+        """
         with self.autocast():
-            return self.network(x, self.label[level]).sample.float() * self.gain[level].view(
-                -1, 1, 1, 1
-            )
+            output = self.network(x, self.label[level]).sample.float()
+            return output * self.gain[level].view(-1, 1, 1, 1)
 
-    def loss(self, pixels: Any, level: Any, noise: Any, flip: Any) -> Any:
-        """Our loss of images in bytes, flipped where `flip` (B, 1, 1, 1) says so; the mean over the batch."""
+    def loss(self, pixels: Tensor, level: Tensor, noise: Tensor, flip: Tensor) -> Tensor:
+        """Return our training loss, averaged over the batch.
+
+        `pixels` and `noise` have shape (B, C, H, W), `level` (B,) and `flip` (B, 1, 1, 1), which
+        states which images are flipped.
+        """
         x = pixels.float() / 255
         x = self.torch.where(flip, x.flip(-1), x)
         x = 2 * x - 1 if self.config.data.centered else x
         alpha, std = (each[level].view(-1, 1, 1, 1) for each in (self.alpha, self.std))
         residual = self.output(alpha * x + std * noise, level) * std + noise
         squares = residual.square().flatten(1)
-        return (
-            squares.mean(1) if self.config.training.reduce_mean else 0.5 * squares.sum(1)
-        ).mean()
+        if self.config.training.reduce_mean:
+            return squares.mean(1).mean()
+        return (0.5 * squares.sum(1)).mean()
 
-    def prepared(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, under torch.compile if so asked."""
+    def maybe_compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, under torch.compile if `compiled`."""
         return self.torch.compile(function) if self.compiled else function
 
     def wait(self) -> None:
-        """Returns when the GPU has done what it was told."""
+        """Wait for the GPU to finish."""
         if self.device.type == "cuda":
             self.torch.cuda.synchronize()
 
     @property
     def memory(self) -> int | None:
-        """The most bytes on the GPU so far; None without one."""
+        """The largest number of bytes on the GPU so far; None without one."""
         return self.torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
 
     def flops(self, function: Callable[[], object]) -> float:
-        """FLOPs of convolutions and matrix products in a call."""
+        """Return the FLOPs of convolutions and matrix products in a call."""
         from torch.utils.flop_counter import FlopCounterMode
 
         with FlopCounterMode(display=False) as counter:
@@ -152,7 +175,10 @@ class Peer:
 
 
 def _levels(config: Config) -> tuple[np.ndarray, ...]:
-    """alpha, std, the score's share of the network's output, and labels, at 1,000 times; float32 (1000,)."""
+    """Return alpha, std, the factor from output to score, and labels at 1,000 times.
+
+    Each is float32 (1000,).
+    """
     experiment = Experiment(config)
     sde, scales = experiment.sde, experiment.num_scales
     t = (
@@ -163,146 +189,3 @@ def _levels(config: Config) -> tuple[np.ndarray, ...]:
     gain = sde.score_from_output(jnp.ones((LEVELS, 1, 1, 1)), t, scales)[:, 0, 0, 0]
     found = *sde.marginal(t, scales), gain, sde.label(t, scales)
     return tuple(np.broadcast_to(np.asarray(each, np.float32), (LEVELS,)).copy() for each in found)
-
-
-class Training:
-    """Train steps on one batch of random images."""
-
-    def __init__(self, peer: Peer, batch_size: int) -> None:
-        torch, optim = peer.torch, peer.config.optim
-        self.peer, self.pixels, self.count = peer, peer.images(batch_size), 0
-        self.loss, self.weights = peer.prepared(peer.loss), list(peer.network.parameters())
-        self.ema = [each.detach().clone() for each in self.weights]
-        options = {"lr": optim.lr, "betas": (optim.beta1, 0.999), "eps": optim.eps, "fused": True}
-        self.optimizer = torch.optim.AdamW(self.weights, weight_decay=optim.weight_decay, **options)
-        peer.network.train()
-
-    def gradients(self, loss: Callable[..., Any], pixels: Any) -> Any:
-        """The loss of images and, on the parameters, its gradients."""
-        torch, device, count = self.peer.torch, self.peer.device, len(pixels)
-        level = torch.randint(LEVELS, (count,), device=device)
-        flip = torch.rand((count, 1, 1, 1), device=device) < (
-            0.5 if self.peer.config.data.random_flip else 0
-        )
-        loss = loss(pixels, level, self.peer.normal(count), flip)
-        loss.backward()
-        return loss.detach()
-
-    def step(self) -> Any:
-        """One update; returns the loss."""
-        torch, optim = self.peer.torch, self.peer.config.optim
-        loss = self.gradients(self.loss, self.pixels)
-        if optim.grad_clip > 0:
-            torch.nn.utils.clip_grad_norm_(self.weights, optim.grad_clip)
-        self.optimizer.param_groups[0]["lr"] = optim.lr * min(
-            1.0, self.count / optim.warmup if optim.warmup else 1.0
-        )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            torch._foreach_lerp_(self.ema, self.weights, 1 - self.peer.config.model.ema_rate)
-        self.count += 1
-        return loss
-
-    @property
-    def flops(self) -> float:
-        """FLOPs of a step, from one image."""
-        found = self.peer.flops(lambda: self.gradients(self.peer.loss, self.pixels[:1]))
-        self.optimizer.zero_grad(set_to_none=True)
-        return len(self.pixels) * found
-
-
-class Sampling:
-    """Evaluations of the network, each followed by an update of the images with fresh noise."""
-
-    def __init__(
-        self, peer: Peer, batch_size: int, evaluations: int, *, compiled: bool = True
-    ) -> None:
-        self.peer, self.evaluations = peer, evaluations
-        self.x, self.level = (
-            peer.normal(batch_size),
-            peer.torch.full((batch_size,), LEVELS // 2, device=peer.device),
-        )
-        self.output = peer.prepared(peer.output) if compiled else peer.output
-        peer.network.eval()
-
-    def __call__(self) -> Any:
-        with self.peer.torch.no_grad():
-            x = self.x
-            for _ in range(self.evaluations):
-                x = x + 1e-3 * self.output(x, self.level) + 1e-3 * self.peer.normal(len(x))
-        return x
-
-
-class Likelihood:
-    """Evaluations of the network with Hutchinson's estimate of its divergence, as the official code makes them."""
-
-    def __init__(
-        self, peer: Peer, batch_size: int, evaluations: int, *, compiled: bool = True
-    ) -> None:
-        self.peer, self.evaluations = peer, evaluations
-        self.x, self.level = (
-            peer.normal(batch_size),
-            peer.torch.full((batch_size,), LEVELS // 2, device=peer.device),
-        )
-        self.probe = peer.normal(batch_size).sign()
-        self.output = peer.prepared(peer.output) if compiled else peer.output
-        peer.network.eval().requires_grad_(False)
-
-    def __call__(self) -> Any:
-        x, traces = self.x, 0.0
-        for _ in range(self.evaluations):
-            x = x.detach().requires_grad_()
-            output = self.output(
-                x.clone(), self.level
-            )  # PyTorch's counter of FLOPs takes no leaf for an input.
-            (gradient,) = self.peer.torch.autograd.grad((output * self.probe).sum(), x)
-            traces = traces + (gradient * self.probe).flatten(1).sum(1)
-            x = x + 1e-3 * output
-        return x.detach(), traces.detach()
-
-
-class Contestant:
-    """A peer's work as `speed.compete` takes it: each run is `times` calls of `call`.
-
-    `work` and `flops` are those of a run.
-    """
-
-    rivals: Mapping[str, str] = {}
-
-    def __init__(
-        self, peer: Peer, call: Callable[[], object], *, times: int = 1, work: float, flops: float
-    ) -> None:
-        self.subject, self.call, self.times, self.work, self.flops = peer, call, times, work, flops
-        self.rate = speed.rate_of(peer.config)
-
-    def __call__(self) -> None:
-        for _ in range(self.times):
-            self.call()
-        self.subject.wait()
-
-    @property
-    def facts(self) -> speed.Row:
-        """What its row says besides."""
-        return {"parameters": self.subject.parameters, "memory": self.subject.memory}
-
-
-def repeated(kind: type, peer: Peer, batch_size: int, evaluations: int) -> Contestant:
-    """`Sampling` or `Likelihood` of a batch, its FLOPs from one image and evaluation."""
-    flops = batch_size * evaluations * peer.flops(kind(peer, 1, 1, compiled=False))
-    return Contestant(
-        peer, kind(peer, batch_size, evaluations), work=batch_size * evaluations, flops=flops
-    )
-
-
-def title(config: Config, compiled: bool) -> str:
-    near = nearest(config)
-    changed = any(not _same(config.model.get(field), near.model[field]) for field in near.model)
-    like = "nearest" if changed else "same"
-    return f"diffusers, {like} network, {speed.rate_of(config)}" + (
-        ", compiled" if compiled else ""
-    )
-
-
-def _same(a: Any, b: Any) -> bool:
-    return math.isclose(a, b) if isinstance(b, float) and a is not None else a == b

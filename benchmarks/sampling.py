@@ -1,11 +1,14 @@
-"""Images/s and network evaluations/s of samplers, and PyTorch beside them.
+"""Speed of samplers in network evaluations/s and images/s, optionally next to PyTorch.
 
-python -m benchmarks.sampling [--config=...] [--batch_size=8] [--levels=25] [--set=sampling.num_steps=20 ...] [--peer]
+python -m benchmarks.sampling [--config=...] [--batch_size=8] [--levels=25]
+    [--set=sampling.num_steps=20 ...] [--peer]
 
-A run is `Experiment.sample` on one batch, from image numbers to images in bytes: keys, the prior, the loop with its
-random numbers, and rounding. Two samplers of each config: predictor and corrector as it says, on `--levels` noise
-levels in place of hundreds (time is proportional to them), and the few-step solver sampling.solver. The peer draws
-noise and updates the images after each evaluation; it is compared by evaluations/s. FLOPs are those of evaluations.
+Prints a table. A run is `Experiment.sample` on one batch, from image numbers to uint8 images: keys,
+prior samples, the loop with its random numbers, and rounding. Two samplers are timed for each
+config: its predictor and corrector, on `--levels` noise levels instead of hundreds (time is
+proportional to their number), and the few-step solver sampling.solver. The peer draws noise and
+updates the images after each evaluation; it is compared by evaluations/s. FLOPs are those of the
+evaluations.
 """
 
 from __future__ import annotations
@@ -16,26 +19,34 @@ from typing import Any
 
 import jax
 from absl import flags
+from jax import Array
 
-from benchmarks import contest, speed
-from benchmarks import peer as peers
+from benchmarks import comparison, peer_runs, speed
+from benchmarks.peer import Peer
 from configs.default import Config
 from experiment import Experiment
 from factory import Samples
+from models.building import Params
 
-COLUMNS = {
-    title: column
-    for title, column in contest.columns({"evaluations": ("nfe", ".0f", 1)}).items()
-    if title != "images/s"
-} | {"images/s": ("images", ".3g", 1), "evaluations of an image/s": ("rate", ".3g", 1)}
+
+def _columns() -> speed.Columns:
+    """Return the table's columns: `rate` is one of evaluations, and images/s follow from it."""
+    columns = dict(comparison.columns({"evaluations": ("nfe", ".0f", 1)}))
+    del columns["images/s"]
+    columns["images/s"] = ("images", ".3g", 1)
+    columns["evaluations of an image/s"] = ("rate", ".3g", 1)
+    return columns
+
+
+COLUMNS = _columns()
 
 
 class Sampler:
-    """A contestant: the sampler of a config on a batch."""
+    """A competitor: the sampler of a config on a batch."""
 
-    def __init__(self, config: Config, batch_size: int, rivals: Mapping[str, str] = {}) -> None:  # noqa: B006
+    def __init__(self, config: Config, batch_size: int, rivals: Mapping[str, str]) -> None:
         self.experiment = Experiment(config, jax.devices()[:1])
-        self.rivals, self.rate = rivals, speed.rate_of(config)
+        self.rivals, self.product = rivals, speed.network_product(config)
         self.params = self.experiment.init_params()
         self.indices = self.experiment.rows(jax.numpy.arange(batch_size))
         start = time.perf_counter()
@@ -45,14 +56,14 @@ class Sampler:
         self.flops = self.nfe * forward_flops(self.experiment, batch_size)
 
     def prepare(self) -> None:
-        """All is on the device already."""
+        """Do nothing: parameters and image numbers are on the device already."""
 
     def __call__(self) -> Samples:
         return self.experiment.sample(self.params, self.indices)
 
     @property
     def facts(self) -> speed.Row:
-        """What its row says besides."""
+        """Further entries of its row."""
         return {
             "parameters": speed.parameters(self.experiment),
             "nfe": self.nfe,
@@ -61,52 +72,69 @@ class Sampler:
 
 
 def forward_flops(experiment: Experiment, batch_size: int) -> float:
-    """FLOPs of an evaluation of the score for a batch."""
-    score = jax.jit(lambda params, x, t: experiment.score(params)(x, t))
+    """Return the FLOPs of evaluating the score for a batch."""
+
+    @jax.jit
+    def score(params: Params, x: Array, t: Array) -> Array:
+        return experiment.score(params)(x, t)
+
     return speed.flops(score.lower(experiment.abstract_params, *states(experiment, batch_size)))
 
 
 def states(
     experiment: Experiment, batch_size: int
 ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """The shapes of x and t."""
+    """Return the shapes of a batch of states x and times t."""
     x = jax.ShapeDtypeStruct((batch_size, *experiment.image_shape), "float32")
     return x, jax.ShapeDtypeStruct((batch_size,), "float32")
 
 
 def measure(
-    *, batch_size: int, levels: int = 25, set: Sequence[str] = (), **options: Any
-) -> list[speed.Row]:  # noqa: A002
-    """Rows about the samplers of configs and variants; `options` as of `contest.contest`. Raises InputError."""
+    *, batch_size: int, levels: int = 25, overrides: Sequence[str] = (), **options: Any
+) -> list[speed.Row]:
+    """Time the samplers of configs and variants; return a row for each.
 
-    def sampler(method: str) -> contest.Make:
+    `options` are those of `comparison.compare`, which states the errors.
+    """
+
+    def make_with_method(method: str) -> comparison.Make:
         def make(config: Config, rivals: Mapping[str, str]) -> Sampler:
             config.sampling.method = method
             return Sampler(config, batch_size, rivals)
 
         return make
 
-    peer = lambda peer: peers.repeated(peers.Sampling, peer, batch_size, levels)
-    methods = {name: sampler(name) for name in ("pc", "solver")}
-    rows = contest.contest(methods, peer, set=[f"model.num_scales={levels}", *set], **options)
-    return [of_evaluations(each) for each in rows]
+    def make_peer(peer: Peer) -> peer_runs.TimedPeer:
+        return peer_runs.time_evaluations(peer_runs.Sampling, peer, batch_size, levels)
+
+    methods = {name: make_with_method(name) for name in ("pc", "solver")}
+    overrides = [f"model.num_scales={levels}", *overrides]
+    rows = comparison.compare(methods, make_peer, overrides=overrides, **options)
+    return [with_image_rate(row) for row in rows]
 
 
-def of_evaluations(each: speed.Row) -> speed.Row:
-    """The row with what follows from the number of evaluations, and from the seconds of the first run."""
-    found = {"images": each["rate"] / each["nfe"]} if "nfe" in each and "rate" in each else {}
-    if "first" in each and "seconds" in each:
-        found["to_compile"] = each["first"] - each["seconds"]
-    return each | found
+def with_image_rate(row: speed.Row) -> speed.Row:
+    """Add images/s, from evaluations/s, and compilation time, from that of the first run."""
+    found = dict(row)
+    if "nfe" in row and "rate" in row:
+        found["images"] = row["rate"] / row["nfe"]
+    if "first" in row and "seconds" in row:
+        found["to_compile"] = row["first"] - row["seconds"]
+    return found
+
+
+def main() -> None:
+    """Print the table."""
+    title = "Sampling at batch {batch_size}, {levels} levels"
+    comparison.show(title, measure, COLUMNS, levels=flags.FLAGS.levels)
 
 
 if __name__ == "__main__":
-    contest.define_flags(batch_size=8)
+    comparison.define_flags(batch_size=8)
     flags.DEFINE_integer(
         "levels",
         25,
-        "Noise levels of predictor and corrector; those of VP need more than 20.",
+        "Noise levels of predictor and corrector; VP needs more than 20.",
         lower_bound=2,
     )
-    title = "Sampling at batch {batch_size}, {levels} levels"
-    contest.run(lambda: contest.show(title, measure, COLUMNS, levels=flags.FLAGS.levels))
+    comparison.run(main)

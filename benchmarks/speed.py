@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: contestants timed in turns, the rate of matrix products, FLOPs and memory.
+"""Shared parts of the speed benchmarks: paired timing, matrix products as a unit, FLOPs and memory.
 
 Images are random bytes, so that no data set is needed.
 """
@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -25,24 +25,46 @@ from datasets import Batch
 from errors import choose
 from experiment import Experiment
 
-PRODUCTS = {  # (dtype, precision): JAX's default precision for float32 is TF32 on NVIDIA's cards, exact on CPUs.
-    "float32": (jnp.float32, None),
+PRODUCTS = {  # kind of matrix product: (dtype, precision)
+    "float32": (jnp.float32, None),  # TF32 on NVIDIA's GPUs, exact on CPUs
     "bfloat16": (jnp.bfloat16, None),
     "float32, exact": (jnp.float32, "highest"),
 }
-Contestants = Mapping[str, Callable[[], object]]
 Seconds = dict[str, list[float]]
+"""Seconds of each round, by competitor."""
 Row = dict[str, Any]
-"""What a table says of a contestant; as JSON has it."""
+"""The results of one competitor, serializable as JSON."""
 Columns = Mapping[str, tuple[str, str, float]]
-"""Of a table, by title: key in the rows, format, factor."""
+"""Columns of a table: title -> (key in the rows, format, factor)."""
 
 
-# --- what is measured -------------------------------------------------------------------------------------------------
+class Competitor(Protocol):
+    """A computation that is timed in turn with others.
+
+    Attributes:
+      work: units of work of a run, such as images.
+      flops: FLOPs of a run.
+      product: the kind of matrix product, see `PRODUCTS`, to whose rate it is compared.
+      facts: further entries of its row.
+      rivals: names of the competitors to which it is compared, by key of its row.
+    """
+
+    work: float
+    flops: float
+    product: str
+    rivals: Mapping[str, str]
+
+    @property
+    def facts(self) -> Row: ...
+
+    def __call__(self) -> object: ...
+
+
+# --- the network and its images ---
 
 
 def images(experiment: Experiment, count: int) -> Batch:
-    """Random images, and labels if the network is told them, on the devices of the experiment."""
+    """Return random images, with labels for conditional networks, on the experiment's devices."""
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (count, *experiment.image_shape), dtype=np.uint8)
     classes = max(1, experiment.config.data.num_classes)
@@ -51,21 +73,25 @@ def images(experiment: Experiment, count: int) -> Batch:
 
 
 def parameters(experiment: Experiment) -> int:
-    """The number of parameters of the network."""
+    """Return the number of parameters of the network."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract_params))
 
 
+# --- compilation ---
+
+
 class Compiled(NamedTuple):
-    """A jitted function, compiled for its arguments, and what that tells.
+    """A jitted function compiled for its arguments.
 
     Attributes:
-      call: the function. seconds: what tracing, lowering and compiling took.
-      flops: of one call, as they stand in the program before it is optimized. That is the same on every device; the
-        optimized program's count lacks what its libraries do. A loop counts as one pass. None where XLA cannot count
-        them, as for devices that are not there.
-      memory: bytes on a device: arguments, results, those results that take the place of arguments, temporaries,
-        without the working space of libraries, and the program.
-      estimate: what the compiler takes the optimized program to do on a device, by name.
+      call: the compiled function.
+      seconds: duration of tracing, lowering and compiling.
+      flops: FLOPs of one call, counted in the program before optimization. This count is the same
+        for every device, whereas that of the optimized program omits library calls. A loop counts
+        as one pass. None where XLA cannot count them, as for devices that are not present.
+      memory: bytes per device of arguments, results, results that reuse the memory of arguments,
+        temporaries (without the workspace of libraries), and the program.
+      estimate: the compiler's estimates for the optimized program on one device, by name.
     """
 
     call: Callable[..., Any]
@@ -76,20 +102,24 @@ class Compiled(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """Bytes that a device needs for a call, at most."""
+        """The largest number of bytes that a device needs for a call."""
         return sum(self.memory.values()) - 2 * self.memory["in_place"]
 
 
 def compile_stages(function: Any, *arguments: Any) -> Compiled:
-    """Compiles a jitted function for these arguments, or for others of their shapes."""
-    times = [time.perf_counter()]
+    """Compile a jitted function for arguments, or for their shapes, and time each stage."""
+    start = time.perf_counter()
     traced = function.trace(*arguments)
-    times.append(time.perf_counter())
+    trace_end = time.perf_counter()
     lowered = traced.lower()
-    times.append(time.perf_counter())
+    lower_end = time.perf_counter()
     compiled = lowered.compile()
-    times.append(time.perf_counter())
-    seconds = {name: b - a for name, a, b in zip(("trace", "lower", "compile"), times, times[1:])}
+    compile_end = time.perf_counter()
+    seconds = {
+        "trace": trace_end - start,
+        "lower": lower_end - trace_end,
+        "compile": compile_end - lower_end,
+    }
     sizes = compiled.memory_analysis()
     memory = {
         "arguments": sizes.argument_size_in_bytes,
@@ -102,27 +132,31 @@ def compile_stages(function: Any, *arguments: Any) -> Compiled:
 
 
 def flops(lowered: jax.stages.Lowered) -> float | None:
-    """FLOPs of a lowered function; None for devices that are not there, for which XLA cannot count them."""
+    """Return the FLOPs of a lowered function, or None for devices that are not present."""
     cost = lowered.cost_analysis()
     return float(cost["flops"]) if cost else None
 
 
 def device_peak(device: jax.Device) -> int | None:
-    """The most bytes that this process has had on the device so far; None where that is not known, as on CPUs."""
+    """Return the largest number of bytes this process has had on the device; None on CPUs."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use")
 
 
-# --- rates ------------------------------------------------------------------------------------------------------------
+# --- timing ---
 
 
 class Product:
-    """A contestant: square matrices multiplied several times over."""
+    """Square matrices multiplied several times in a row, the unit of speed.
+
+    The defaults of `size` and `count` depend on the backend.
+    """
 
     def __init__(self, kind: str, size: int | None = None, count: int | None = None) -> None:
         dtype, precision = choose(PRODUCTS, kind, "the kind of matrix product")
-        on_cpu = jax.default_backend() == "cpu"
-        size = size or ((2048 if dtype == jnp.float32 else 512) if on_cpu else 8192)
-        count = count or (2 if on_cpu else 20)
+        default_size, default_count = 8192, 20
+        if jax.default_backend() == "cpu":
+            default_size, default_count = (2048 if dtype == jnp.float32 else 512), 2
+        size, count = size or default_size, count or default_count
         keys = jax.random.split(jax.random.key(0))
         self.a, self.b = (
             jax.random.normal(key, (size, size), dtype) / math.sqrt(size) for key in keys
@@ -141,60 +175,72 @@ class Product:
         return self.run(self.a, self.b)
 
 
-def alternate(
-    contestants: Contestants, rounds: int, clock: Callable[[], float] = time.perf_counter
+def time_in_turn(
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Seconds:
-    """Seconds of every contestant in every round. They run in turn, so that other load on the machine meets all.
+    """Return the seconds of each function in each round.
 
-    What they return is waited for. A first run of each is not counted.
+    In a round the functions run in turn, so that background load affects all of them equally. A
+    run ends when its result is ready. A first run of each function is not timed.
     """
-    for run in contestants.values():
+    for run in functions.values():
         jax.block_until_ready(run())
-    seconds: Seconds = {name: [] for name in contestants}
+    seconds: Seconds = {name: [] for name in functions}
     for _ in range(rounds):
-        for name, run in contestants.items():
+        for name, run in functions.items():
             start = clock()
             jax.block_until_ready(run())
             seconds[name].append(clock() - start)
     return seconds
 
 
-def faster(seconds: Seconds, name: str, other: str) -> float:
-    """How many times as fast `name` was as `other`, per unit of work each does in a run: the median over the rounds."""
-    return statistics.median(theirs / ours for ours, theirs in zip(seconds[name], seconds[other]))
+def speed_ratio(seconds: Seconds, name: str, other: str) -> float:
+    """Return the median over the rounds of `other`'s seconds divided by those of `name`."""
+    return statistics.median(b / a for a, b in zip(seconds[name], seconds[other]))
 
 
-def compete(
-    contestants: dict[str, Any], rounds: int, kinds: Iterable[str], size: int | None = None
+def time_competitors(
+    competitors: Mapping[str, Competitor],
+    rounds: int,
+    kinds: Iterable[str],
+    size: int | None = None,
 ) -> list[Row]:
-    """Rows about contestants, timed in turns with matrix products of these kinds.
-
-    A contestant has `work` (images a run, say), `flops` a run, `rate` (which kind of product it is held against),
-    `facts` for its row, and `rivals`: by key of its row, names of contestants that it is compared with.
-    """
-    found = {f"matrix products, {kind}": Product(kind, size) for kind in dict.fromkeys(kinds)}
-    seconds = alternate(contestants | found, rounds)
+    """Time competitors in turn with matrix products of these kinds; return a row for each."""
+    products = {product_name(kind): Product(kind, size) for kind in dict.fromkeys(kinds)}
+    seconds = time_in_turn({**competitors, **products}, rounds)
     rows = []
-    for name, each in contestants.items():
-        median, product = statistics.median(seconds[name]), f"matrix products, {each.rate}"
-        share = each.flops / found[product].flops * faster(seconds, name, product)
-        rows.append(
-            {
-                "name": name,
-                "seconds": median,
-                "rate": each.work / median,
-                "tflops": each.flops / median / 1e12,
-            }
-        )
-        rows[-1] |= {"share": share, "of": each.rate} | each.facts
-        for key, rival in each.rivals.items():
-            rows[-1][key] = each.work / contestants[rival].work * faster(seconds, name, rival)
-    return rows + [_product_row(name, found[name], seconds[name]) for name in found]
+    for name, competitor in competitors.items():
+        median = statistics.median(seconds[name])
+        product = product_name(competitor.product)
+        relative_flops = competitor.flops / products[product].flops
+        found = {
+            "name": name,
+            "seconds": median,
+            "rate": competitor.work / median,
+            "tflops": competitor.flops / median / 1e12,
+            "share": relative_flops * speed_ratio(seconds, name, product),
+            "of": competitor.product,
+        }
+        found |= competitor.facts
+        for key, rival in competitor.rivals.items():
+            relative_work = competitor.work / competitors[rival].work
+            found[key] = relative_work * speed_ratio(seconds, name, rival)
+        rows.append(found)
+    for name, product in products.items():
+        rows.append(_product_row(name, product, seconds[name]))
+    return rows
 
 
-def products(kinds: Iterable[str], rounds: int, size: int | None = None) -> list[Row]:
-    """Rows about matrix products alone."""
-    return compete({}, rounds, kinds, size)
+def time_products(kinds: Iterable[str], rounds: int, size: int | None = None) -> list[Row]:
+    """Time matrix products alone; return a row for each kind."""
+    return time_competitors({}, rounds, kinds, size)
+
+
+def product_name(kind: str) -> str:
+    """Return the name of a kind of matrix product in tables."""
+    return f"matrix products, {kind}"
 
 
 def _product_row(name: str, product: Product, seconds: list[float]) -> Row:
@@ -206,40 +252,45 @@ def _product_row(name: str, product: Product, seconds: list[float]) -> Row:
     }
 
 
-def rate_of(config: Config) -> str:
-    """The kind of matrix product that the network of a config is held against."""
+def network_product(config: Config) -> str:
+    """Return the kind of matrix product to which the network of a config is compared."""
     return config.model.dtype
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+# --- tables ---
 
 
 def environment(*packages: str) -> str:
-    """A line on the machine, its accelerator, and versions."""
+    """Return a line that names the machine, its accelerator, and versions."""
     device, names = jax.devices()[0], ("jax", "flax", *packages)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     card = "" if device.platform == "cpu" else f"{device.device_kind}, in a machine with "
     return f"{card}{machine()}; {versions}"
 
 
-def about() -> dict[str, str]:
-    """`environment` for whoever must not touch the accelerator himself."""
-    known = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name)]
-    return {"environment": environment(*known)}
-
-
-def cell(value: object, form: str = "", scale: float = 1.0) -> str:
-    """A number, scaled, in a table; empty for None."""
-    return "" if value is None else format(value * scale if form else value, form)
+def environment_record() -> dict[str, str]:
+    """Return `environment` for `parts.run`, which leaves the accelerator to other processes."""
+    peers = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name)]
+    return {"environment": environment(*peers)}
 
 
 def table(rows: Iterable[Row], columns: Columns) -> list[str]:
-    """A Markdown table, without the columns that no row fills."""
+    """Return a Markdown table, without columns that are empty in every row."""
     rows = list(rows)
-    columns = {
-        title: each
-        for title, each in columns.items()
-        if any(row.get(each[0]) is not None for row in rows)
+    filled = {
+        title: column
+        for title, column in columns.items()
+        if any(each.get(column[0]) is not None for each in rows)
     }
-    cells = lambda each: [cell(each.get(key), form, scale) for key, form, scale in columns.values()]
-    return [*header(*columns), *(row(*cells(each)) for each in rows)]
+    lines = header(*filled)
+    for each in rows:
+        cells = [_cell(each.get(key), form, scale) for key, form, scale in filled.values()]
+        lines.append(row(*cells))
+    return lines
+
+
+def _cell(value: Any, form: str, scale: float) -> str:
+    """Format a value, a number if `form` is not empty; None is an empty cell."""
+    if value is None:
+        return ""
+    return format(value * scale, form) if form else str(value)

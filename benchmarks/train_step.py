@@ -1,10 +1,12 @@
-"""Images/s of the train step, its share of the rate of matrix products, its memory, and PyTorch beside it.
+"""Speed of the train step in images/s, and its memory, optionally next to PyTorch.
 
-python -m benchmarks.train_step [--config=...] [--batch_size=8] [--variant=model.dropout=0.0 ...] [--peer]
+python -m benchmarks.train_step [--config=...] [--batch_size=8] [--variant=model.dropout=0.0 ...]
+    [--peer]
 
-A run is `--steps` train steps on one batch of random images that is on the device already: random flips, noise levels
-and noise, dropout, the loss and its gradient, clipping, Adam and the moving average. Not: reading images. The matrix
-products are those of `speed.Product`, timed in the same rounds.
+Prints a table. A run is `--steps` train steps on one batch of random images that is on the device
+already: random flips, noise levels and noise, dropout, the loss and its gradient, clipping, Adam
+and the moving average. Reading images is not included. Matrix products (`speed.Product`) are timed
+in the same rounds.
 """
 
 from __future__ import annotations
@@ -17,32 +19,31 @@ from absl import flags
 
 import train_state
 import training
-from benchmarks import contest, speed
-from benchmarks import peer as peers
+from benchmarks import comparison, peer_runs, speed
+from benchmarks.peer import Peer
 from configs.default import Config
 from datasets import Batch
 from experiment import Experiment
 
-COLUMNS = contest.columns(
+COLUMNS = comparison.columns(
     {"before, to lower, s": ("to_lower", ".1f", 1), "device peak, GB": ("device_peak", ".2f", 1e-9)}
 )
 
 
 class TrainStep:
-    """A contestant: the train step of a config."""
+    """A competitor: train steps of a config."""
 
-    def __init__(self, config: Config, steps: int, rivals: Mapping[str, str] = {}) -> None:  # noqa: B006
+    def __init__(self, config: Config, steps: int, rivals: Mapping[str, str]) -> None:
         self.experiment = Experiment(config, jax.devices()[:1])
-        self.steps, self.rivals, self.rate = steps, rivals, speed.rate_of(config)
+        self.steps, self.rivals = steps, rivals
+        self.product = speed.network_product(config)
         self.compiled = compile_step(self.experiment)
-        self.flops, self.work = (
-            steps * model_flops(config, self.compiled.flops),
-            steps * config.training.batch_size,
-        )
+        self.flops = steps * model_flops(config, self.compiled.flops)
+        self.work = steps * config.training.batch_size
         self.state = None
 
     def prepare(self) -> None:
-        """Puts state and images on the device."""
+        """Put the training state and images on the device."""
         optimizer = train_state.make_optimizer(self.experiment.config.optim)
         self.state = training.init_state(self.experiment, optimizer)
         self.batch = speed.images(self.experiment, self.experiment.config.training.batch_size)
@@ -54,7 +55,7 @@ class TrainStep:
 
     @property
     def facts(self) -> speed.Row:
-        """What its row says besides."""
+        """Further entries of its row."""
         seconds = self.compiled.seconds
         return {
             "parameters": speed.parameters(self.experiment),
@@ -66,7 +67,7 @@ class TrainStep:
 
 
 def lowered_arguments(experiment: Experiment) -> tuple[Any, Any, Batch]:
-    """The jitted step with the shapes of its arguments; nothing is put on a device."""
+    """Return the jitted step and the shapes of its arguments; nothing is put on a device."""
     optimizer = train_state.make_optimizer(experiment.config.optim)
     state = jax.eval_shape(lambda: training.init_state(experiment, optimizer))
     count = experiment.config.training.batch_size
@@ -76,18 +77,22 @@ def lowered_arguments(experiment: Experiment) -> tuple[Any, Any, Batch]:
 
 
 def lower(experiment: Experiment) -> jax.stages.Lowered:
-    """The train step at training.batch_size, lowered for shapes."""
+    """Lower the train step at training.batch_size."""
     step, *shapes = lowered_arguments(experiment)
     return step.lower(*shapes)
 
 
 def compile_step(experiment: Experiment) -> speed.Compiled:
-    """The train step at training.batch_size, compiled for shapes."""
+    """Compile the train step at training.batch_size."""
     return speed.compile_stages(*lowered_arguments(experiment))
 
 
-def model_flops(config: Config, counted: float) -> float:
-    """FLOPs of a step without those that training.remat adds, and with all that training.accumulate loops over."""
+def model_flops(config: Config, counted: float | None) -> float | None:
+    """Return the FLOPs of a step without recomputation, and with all accumulated batches.
+
+    `counted` are those of the compiled step, which include what training.remat recomputes, and one
+    of the training.accumulate passes of its loop.
+    """
     plain = {"remat": False, "accumulate": 1}
     changed = {
         f"training.{name}": value for name, value in plain.items() if config.training[name] != value
@@ -99,37 +104,41 @@ def model_flops(config: Config, counted: float) -> float:
     return counted_flops(config)
 
 
-def counted_flops(config: Config) -> float:
-    """FLOPs of a step, counted without compiling it."""
+def counted_flops(config: Config) -> float | None:
+    """Return the FLOPs of a step, counted without compiling it."""
     return speed.flops(lower(Experiment(config, jax.devices()[:1])))
 
 
 def measure(
-    *, batch_size: int, steps: int = 0, set: Sequence[str] = (), **options: Any
-) -> list[speed.Row]:  # noqa: A002
-    """Rows about the train steps of configs and variants; `options` as of `contest.contest`.
+    *, batch_size: int, steps: int = 0, overrides: Sequence[str] = (), **options: Any
+) -> list[speed.Row]:
+    """Time the train steps of configs and variants; return a row for each.
 
-    `steps` are those of a run, 0 for one on CPUs and ten else. Raises InputError.
+    `steps` are the train steps of a run; 0 stands for 1 on CPUs and 10 on other devices. `options`
+    are those of `comparison.compare`, which states the errors.
     """
     steps = steps or (1 if jax.default_backend() == "cpu" else 10)
 
-    def peer(peer: peers.Peer) -> peers.Contestant:
-        work = peers.Training(peer, batch_size)
-        return peers.Contestant(
-            peer, work.step, times=steps, work=steps * batch_size, flops=steps * work.flops
-        )
+    def make(config: Config, rivals: Mapping[str, str]) -> TrainStep:
+        return TrainStep(config, steps, rivals)
 
-    ours = lambda config, rivals: TrainStep(config, steps, rivals)
-    return contest.contest(
-        {"": ours}, peer, set=[*set, f"training.batch_size={batch_size}"], **options
-    )
+    def make_peer(peer: Peer) -> peer_runs.TimedPeer:
+        training_peer = peer_runs.Training(peer, batch_size)
+        flops = steps * training_peer.flops
+        work = steps * batch_size
+        return peer_runs.TimedPeer(peer, training_peer.step, calls=steps, work=work, flops=flops)
+
+    overrides = [*overrides, f"training.batch_size={batch_size}"]
+    return comparison.compare({"": make}, make_peer, overrides=overrides, **options)
+
+
+def main() -> None:
+    """Print the table."""
+    title = "Train steps at batch {batch_size}"
+    comparison.show(title, measure, COLUMNS, steps=flags.FLAGS.steps)
 
 
 if __name__ == "__main__":
-    contest.define_flags(batch_size=8)
-    flags.DEFINE_integer("steps", 0, "Train steps of a run; 0: one on CPUs, ten else.")
-    contest.run(
-        lambda: contest.show(
-            "Train steps at batch {batch_size}", measure, COLUMNS, steps=flags.FLAGS.steps
-        )
-    )
+    comparison.define_flags(batch_size=8)
+    flags.DEFINE_integer("steps", 0, "Train steps of a run; 0: 1 on CPUs, 10 elsewhere.")
+    comparison.run(main)

@@ -250,7 +250,7 @@ def check_shares(batch_size: int, num_devices: int, field: str) -> Problems:
 
 # --- modes ----------------------------------------------------------------------------------------
 
-FLAT_TASKS = ("compressed_sensing", "fourier")  # whose measurements are not images
+NON_IMAGE_TASKS = ("compressed_sensing", "fourier")  # Their measurements are not images.
 STEPWISE_METHODS = ("projection", "dps", "ddrm")  # which need the steps of sampling.method = 'pc'
 
 
@@ -261,36 +261,33 @@ def check_classifier(config: Config, choices: Choices, num_devices: int) -> Prob
 
 def check_restore(config: Config, choices: Choices, num_devices: int) -> Problems:
     """Yield problems of --mode=restore."""
-    options, method = config.restore, config.sampling.method.lower()
-    if options.method in STEPWISE_METHODS and method != "pc":
+    options, method = config.restore, config.sampling.method
+    if options.method in STEPWISE_METHODS and method.lower() != "pc":
         others = [name for name in RESTORE_METHODS if name not in STEPWISE_METHODS]
         yield (
-            f"restore.method = {options.method!r} works on the steps of sampling.method = 'pc' and "
-            f"does not go with {method!r}; methods for any sampler: {', '.join(others)}."
+            f"restore.method = {options.method!r} requires sampling.method = 'pc', not "
+            f"{method!r}. Methods for any sampler: {', '.join(others)}."
         )
-    if options.official and (
-        options.method != "projection" or options.task not in ("inpaint", "colorize")
-    ):
+    has_official_form = options.method == "projection" and options.task in ("inpaint", "colorize")
+    if options.official and not has_official_form:
         yield (
-            "restore.official = True is for restore.method = 'projection' that inpaints or "
-            "colorizes."
+            "restore.official = True requires restore.method = 'projection' and restore.task = "
+            f"'inpaint' or 'colorize', not {options.method!r} and {options.task!r}."
         )
     if options.task == "colorize" and config.data.num_channels == 1:
         yield (
-            "restore.task = 'colorize' needs a model of colour images; data.num_channels = 1 is "
-            "grey."
+            "restore.task = 'colorize' needs a model of color images; this one has "
+            "data.num_channels = 1."
         )
-    if options.observed and options.task in FLAT_TASKS:
+    if options.observed and options.task in NON_IMAGE_TASKS:
         yield (
             f"restore.observed = True: measurements of restore.task = {options.task!r} are not "
-            "images."
+            "images. Set restore.observed = False."
         )
-    if options.observed and not options.input:
-        yield "restore.observed = True needs restore.input, the file or folder of measurements."
     if config.guidance.classes:
         yield (
-            f"guidance.classes = {tuple(config.guidance.classes)} does not go with --mode=restore; "
-            "leave it empty, ()."
+            f"guidance.classes = {tuple(config.guidance.classes)} cannot be combined with "
+            "--mode=restore; set it to ()."
         )
 
 

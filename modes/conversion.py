@@ -1,9 +1,14 @@
-"""`--mode=import` and `--mode=export`: between checkpoints of other code bases and those of a workdir."""
+"""`--mode=import` and `--mode=export`: convert checkpoints between workdirs and other code bases.
+
+`pretrained` reads and writes the files; this module converts their content to and from a
+training state.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,107 +27,122 @@ from workdir import check_config, claim, write_atomically
 
 
 def import_checkpoint(config: Config, workdir: str, source: str) -> int:
-    """Makes a checkpoint of `workdir` of another code base's file or folder; returns its number.
+    """Import the file or folder `source` as a checkpoint of `workdir`; return its number.
 
-    `checkpoint_8.pth` becomes number 8; without a number in its name, a file gets that of its training step. Training
-    and evaluation go on from there.
+    A file named checkpoint_8.pth becomes checkpoint 8. Without a number in the name, the number
+    follows from the training step. Training and evaluation can continue from the checkpoint.
 
-    Raises InputError if the config is bad, the source does not fit it, or the workdir has the checkpoint already.
+    Raises InputError if the config is invalid, the source does not match it, or the workdir
+    already has a checkpoint of this number.
     """
     experiment = Experiment(config)
     config = experiment.config
     trained = pretrained.read(source, experiment.network, config)
-    named = re.search(r"checkpoint_(\d+)", Path(source).name)
-    number = int(named[1]) if named else max(1, trained.step // config.training.snapshot_freq)
+    match = re.search(r"checkpoint_(\d+)", Path(source).name)
+    number = int(match[1]) if match else max(1, trained.step // config.training.snapshot_freq)
     if number in Checkpoints(workdir).snapshots():
         raise InputError(
-            f"{workdir} has a checkpoint_{number} already; nothing is overwritten. Use another --workdir."
+            f"{workdir} has a checkpoint_{number} already; nothing is overwritten. Use another "
+            "--workdir."
         )
     claim(workdir, config, "training")
     checkpoints = Checkpoints(workdir, create=True)
     trees = to_checkpoint(to_state(trained, experiment))
     checkpoints.save(SNAPSHOTS, number, trees, step=trained.step, config=config.to_dict())
     checkpoints.close()
-    print(
-        f"{source} is now {Found(trained.step, SNAPSHOTS, number)} of {workdir}\n{_remarks(trained, config)}"
-    )
+    found = Found(trained.step, SNAPSHOTS, number)
+    print(f"{source} was imported as {found} of {workdir}")
+    for line in _remarks(trained, config):
+        print(line)
     return number
 
 
 def export_checkpoint(config: Config, workdir: str, target: str, number: int | None = None) -> None:
-    """Writes checkpoint `number` of `workdir`, by default the newest, to `target`: `import_checkpoint` inverts it.
+    """Export checkpoint `number` of `workdir`, by default the newest, to the file `target`.
 
-    `target` ending in .pth becomes a checkpoint of the official PyTorch code, .safetensors one of named tensors, and
-    anything else, like checkpoint_8, one of the official Flax code.
+    The suffix of `target` selects the format: .pth is the official PyTorch code's, .safetensors
+    holds named tensors, and any other name, such as checkpoint_8, is the official Flax code's.
+    `import_checkpoint` reads each of them.
 
-    Raises InputError for a bad config, no such checkpoint, and a target that exists.
+    Raises InputError for an invalid config, a missing checkpoint and a target that exists.
     """
     experiment = Experiment(config)
     config, path = experiment.config, Path(target)
     if path.exists():
-        raise InputError(f"--target={target} exists; nothing is overwritten.")
+        raise InputError(f"--target={target} exists; nothing is overwritten. Use another --target.")
     check_config(workdir, config, "training")
     checkpoints = Checkpoints(workdir)
     found = checkpoints.pick(number)
     trees = checkpoints.restore(found, to_checkpoint(_abstract_state(experiment)))
     write = pretrained.writer(path)
-    trained, network = from_state(sharding.fetch(from_checkpoint(trees))), experiment.network
+    trained = from_state(sharding.fetch(from_checkpoint(trees)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: write(file, trained, network, config))
-    print(f"{found} of {workdir} is now {target}")
-
-
-# --- between a training state and what files hold ---------------------------------------------------------------------
+    write_atomically(path, lambda file: write(file, trained, experiment.network, config))
+    print(f"{found} of {workdir} was exported to {target}")
 
 
 def to_state(trained: Trained, experiment: Experiment) -> TrainState:
-    """The state from which training goes on; without Adam's averages in `trained`, these start anew."""
+    """Return the training state of an imported checkpoint, replicated over the devices.
+
+    If `trained` has no Adam moments, they are initialized to zero.
+    """
     optimizer = make_optimizer(experiment.config.optim)
     counts = {optax.ScaleByAdamState: trained.updates, optax.ScaleByScheduleState: trained.step}
 
-    def fill(node: optax.OptState) -> optax.OptState:
+    def has_count(node: Any) -> bool:
+        return type(node) in counts
+
+    def fill(node: Any) -> Any:
+        if not has_count(node):
+            return node
         if isinstance(node, optax.ScaleByAdamState) and trained.mu is not None:
             node = node._replace(mu=trained.mu, nu=trained.nu)
-        return node._replace(count=jnp.int32(counts[type(node)])) if type(node) in counts else node
+        return node._replace(count=jnp.int32(counts[type(node)]))
 
-    fresh = optimizer.init(trained.params)
-    opt_state = jax.tree.map(fill, fresh, is_leaf=lambda node: type(node) in counts)
+    opt_state = jax.tree.map(fill, optimizer.init(trained.params), is_leaf=has_count)
     state = TrainState(jnp.int32(trained.step), trained.params, trained.ema, opt_state)
     return jax.device_put(state, sharding.replicated(experiment.mesh))
 
 
 def from_state(state: TrainState) -> Trained:
-    """Inverts `to_state`, for a state on the host."""
-    is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)
+    """Return the content of an exported checkpoint: the inverse of `to_state`, for host arrays."""
+
+    def is_adam(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByAdamState)
+
     (adam,) = filter(is_adam, jax.tree.leaves(state.opt_state, is_leaf=is_adam))
     return Trained(int(state.step), state.params, state.ema, adam.mu, adam.nu, int(adam.count))
 
 
 def _abstract_state(experiment: Experiment) -> TrainState:
-    params, whole = experiment.abstract_params, sharding.replicated(experiment.mesh)
+    """Return the shapes of a replicated training state."""
+    params, replicated = experiment.abstract_params, sharding.replicated(experiment.mesh)
     opt_state = jax.eval_shape(make_optimizer(experiment.config.optim).init, params)
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, params, opt_state)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), state
-    )
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
+
+    return jax.tree.map(place, state)
 
 
-def _remarks(trained: Trained, config: Config) -> str:
-    """What a user should know of an imported checkpoint."""
+def _remarks(trained: Trained, config: Config) -> list[str]:
+    """Describe an imported checkpoint and list likely mistakes, one line each."""
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(trained.params))
-    averages = (
-        f"Adam's averages of {trained.updates} updates" if trained.updates else "nothing of Adam's"
-    )
-    lines = [f"{count:,} parameters, their moving average, and {averages}"]
-    if trained.ema_rate is not None and not np.isclose(
-        trained.ema_rate, config.model.ema_rate, rtol=1e-6
-    ):
+    moments = f"Adam's moments after {trained.updates} updates"
+    if not trained.updates:
+        moments = "no Adam moments"
+    lines = [f"It holds {count:,} parameters, their moving average, and {moments}."]
+    rate = trained.ema_rate
+    if rate is not None and not np.isclose(rate, config.model.ema_rate, rtol=1e-6):
         lines.append(
-            f"NOTE: the file says ema_rate = {trained.ema_rate:.6g}, the config {config.model.ema_rate:.6g}: is it the "
-            f"right config? Networks of different SDEs can have the same shapes."
+            f"NOTE: ema_rate is {rate:.6g} in the file and {config.model.ema_rate:.6g} in the "
+            "config. Check that this is the right config: networks of different SDEs can have the "
+            "same shapes."
         )
     if trained.step >= config.training.n_iters:
         lines.append(
-            f"To train on, raise training.n_iters = {config.training.n_iters} above {trained.step}."
+            f"To continue training, raise training.n_iters = {config.training.n_iters} above "
+            f"{trained.step}."
         )
-    return "\n".join(lines)
+    return lines

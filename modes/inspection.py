@@ -1,4 +1,4 @@
-"""`--mode=inspect_data`: what a data set holds, how it looks, and the sigma_max that it asks for."""
+"""`--mode=inspect_data`: statistics and pictures of a data set, and a value for model.sigma_max."""
 
 from __future__ import annotations
 
@@ -8,46 +8,50 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 import datasets
-from configs.default import Config, complete
+from configs.default import Config
 from errors import InputError
+from factory import validated
 from readers import folders, published
 from workdir import write_picture
 
 SHOWN = 100  # images on a contact sheet
-MOST = 2000, 2**28  # images and numbers among which distances are measured
+MAX_SAMPLE = 2000  # images of which statistics and distances are computed
+MAX_ENTRIES = 2**28  # entries of all these images together
+BLOCK = 500  # rows of the distance matrix that are computed at a time
 
 
 def prepare(config: Config) -> None:
-    published.prepare(complete(config).data)
+    """Download and prepare the data set of `config`, `--mode=prepare_data`."""
+    published.prepare(validated(config, num_devices=1).data)
 
 
 def inspect(config: Config, workdir: str) -> dict[str, Any]:
-    """Prints counts, shapes, values and classes of both splits; draws WORKDIR/data/SPLIT.png; suggests a sigma_max.
+    """Print statistics of both splits, write WORKDIR/data/SPLIT.png and suggest a sigma_max.
 
-    Returns what it prints of the training images. Raises InputError if the images cannot be read.
+    Returns the statistics of the training images: `images`, `shape`, `dtype`, `range`, `mean` and
+    `std` by channel, `classes` (if labelled) and `sigma_max`. Raises InputError if the images
+    cannot be read.
     """
-    data = complete(config).data
+    config = validated(config, num_devices=1)
+    data = config.data
     scaler = datasets.make_scaler(data)
     if data.dataset.lower() == "folder" and data.path:
-        _tell_files(Path(data.path).expanduser(), data.image_size)
-    results = {
-        split: _inspect_split(split, datasets.load(data, split), Path(workdir))
-        for split in ("test", "train")
-    }
-    result, sample = results["train"]
-    x = np.asarray(scaler.scale(jnp.asarray(sample))).reshape(len(sample), -1)
-    distance = largest_distance(x)
-    some = (
-        "all"
-        if len(sample) == result["images"]
-        else f"{len(sample)} random ones (hence a lower bound) of"
-    )
+        _describe_files(Path(data.path).expanduser(), data.image_size)
+    _inspect_split("test", datasets.load(data, "test"), Path(workdir))
+    result, sample = _inspect_split("train", datasets.load(data, "train"), Path(workdir))
+    x = np.asarray(scaler.scale(jnp.asarray(sample)))
+    distance = largest_distance(x.reshape(len(sample), -1))
+    subset = f"all {result['images']} training images"
+    if len(sample) < result["images"]:
+        subset = f"{len(sample)} of {result['images']} training images (a lower bound for all)"
     print(
-        f"suggested model.sigma_max, for the VE SDE: {distance:.3g} (the config has {config.model.sigma_max:g})\n"
-        f"  The largest Euclidean distance between two of {some} {result['images']} training images, in the range\n"
-        f"  of the model: with it, noise reaches from any image to any other (Song & Ermon 2020, Technique 1)."
+        f"suggested model.sigma_max, for the VE SDE: {distance:.3g} (the config has "
+        f"{config.model.sigma_max:g})\n"
+        f"  This is the largest Euclidean distance between two of {subset},\n"
+        "  in the model's range (Song & Ermon 2020, Technique 1)."
     )
     return result | {"sigma_max": distance}
 
@@ -55,62 +59,73 @@ def inspect(config: Config, workdir: str) -> dict[str, Any]:
 def _inspect_split(
     split: str, images: datasets.Images, workdir: Path
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Tells of one split; returns that, and a random sample of it."""
+    """Print statistics of a split and write its contact sheet.
+
+    Returns the statistics and the random sample (n, H, W, C) of which they were computed.
+    """
     count, shape = len(images), images.pixels[0].shape
-    most = max(2, min(MOST[0], MOST[1] // int(np.prod(shape))))
-    chosen = np.sort(np.random.default_rng(0).permutation(count)[:most])
+    size = max(2, min(MAX_SAMPLE, MAX_ENTRIES // int(np.prod(shape))))
+    chosen = np.sort(np.random.default_rng(0).permutation(count)[:size])
     sample = images.batch(chosen).pixels
-    result = {"images": count, "shape": shape, "dtype": str(sample.dtype)}
-    result |= {
+    result: dict[str, Any] = {
+        "images": count,
+        "shape": shape,
+        "dtype": str(sample.dtype),
         "range": (sample.min().item(), sample.max().item()),
         "mean": sample.mean((0, 1, 2), np.float64).tolist(),
+        "std": sample.std((0, 1, 2), np.float64).tolist(),
     }
-    result["std"] = sample.std((0, 1, 2), np.float64).tolist()
     print(f"{split}: {count} images {shape}, {sample.dtype}")
     levels = f"  values {result['range'][0]:g} .. {result['range'][1]:g}"
     for name in ("mean", "std"):
         levels += f", {name} by channel {', '.join(f'{value:.4g}' for value in result[name])}"
-    print(levels + ("" if len(sample) == count else f" (of {len(sample)} at random)"))
+    if len(sample) < count:
+        levels += f" (of {len(sample)} at random)"
+    print(levels)
     if images.labels is not None:
         classes, counts = np.unique(images.labels, return_counts=True)
         result["classes"] = dict(zip(classes.tolist(), counts.tolist()))
         print(f"  {len(classes)} classes of {counts.min()} to {counts.max()} images")
     path = workdir / "data" / f"{split}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet = datasets.image_grid(sample[np.random.default_rng(1).permutation(len(sample))[:SHOWN]])
-    write_picture(path, sheet)
+    shown = np.random.default_rng(1).permutation(len(sample))[:SHOWN]
+    write_picture(path, datasets.image_grid(sample[shown]))
     print(f"  picture: {path}")
     return result, sample
 
 
-def _tell_files(folder: Path, size: int) -> None:
-    """Prints what became of the files of a folder, all that cannot be read among them."""
+def _describe_files(folder: Path, size: int) -> None:
+    """Print the number, sizes and classes of image files, and list all that cannot be read."""
     files = folders.index(folder)
     if len(files.good) < len(files.names):
         print(folders.problems(files, folder, len(files.names)))
     if not len(files.good):
         raise InputError(f"None of the {len(files.names)} image files under {folder} can be read.")
-    sides, names = files.sizes[files.good], folders.classes(files.names[files.good].tolist())[0]
-    print(
-        f"{len(sides)} files of {' x '.join(map(str, sides.min(0)))} to {' x '.join(map(str, sides.max(0)))} pixels"
-    )
-    if small := int((sides.min(1) < size).sum()):
+    sides = files.sizes[files.good]
+    smallest, largest = (" x ".join(map(str, side)) for side in (sides.min(0), sides.max(0)))
+    print(f"{len(sides)} files of {smallest} to {largest} pixels")
+    small = int((sides.min(1) < size).sum())
+    if small:
         print(f"{small} of them are smaller than data.image_size = {size}, and are enlarged")
+    names, _ = folders.classes(files.names[files.good].tolist())
     if names:
-        print(
-            f"classes by folder: {', '.join(f'{i} {folders.printable(name)}' for i, name in enumerate(names))}"
-        )
+        listed = ", ".join(f"{i} {folders.printable(name)}" for i, name in enumerate(names))
+        print(f"classes by folder: {listed}")
 
 
 def largest_distance(x: np.ndarray) -> float:
-    """The largest Euclidean distance between two rows of x (N, D)."""
+    """Return the largest Euclidean distance between two rows of x (N, D)."""
     x = jnp.asarray(x) - x.mean(0)
     squares = jnp.sum(x**2, 1)
-    gram = jax.jit(lambda a, b: jnp.matmul(a, b.T, precision="highest"))
+
+    @jax.jit
+    def inner_products(a: Array, b: Array) -> Array:
+        return jnp.matmul(a, b.T, precision="highest")
+
     largest, pair = -np.inf, (0, 0)
-    for start in range(0, len(x), 500):
-        rows = slice(start, start + 500)
-        distances = np.asarray(squares[rows, None] + squares - 2 * gram(x[rows], x))
+    for start in range(0, len(x), BLOCK):
+        rows = slice(start, start + BLOCK)
+        distances = np.asarray(squares[rows, None] + squares - 2 * inner_products(x[rows], x))
         i, j = np.unravel_index(distances.argmax(), distances.shape)
         if distances[i, j] > largest:
             largest, pair = distances[i, j], (start + i, j)

@@ -1,7 +1,8 @@
-"""`--mode=encode` and `--mode=interpolate`: latent codes by the probability flow (arXiv:2011.13456, Sec. 4.3, App. D).
+"""`--mode=encode` and `--mode=interpolate`: latent codes of images.
 
-The flow is a map with an inverse: it encodes an image as what would be noise, and decodes the code to the image.
-Results lie in `WORKDIR/latents/checkpoint_K/`.
+The probability-flow ODE maps an image to a latent code that follows the prior, and a code back to
+its image (arXiv:2011.13456, Section 4.3 and Appendix D). Results are written to
+`WORKDIR/latents/checkpoint_K/`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,106 +27,150 @@ from factory import make_flow
 from models.building import Params
 from workdir import write_atomically, write_picture
 
-ENCODED = 64  # images to encode
-PAIRS, FRAMES = 8, 10  # of pictures
+ENCODED = 64  # images that `encode` encodes
+ROW = 16  # images in a row of its picture
+PAIRS, FRAMES = 8, 10  # rows and columns of the interpolation picture
 TEMPERATURES = (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
 
-Map = Callable[[Params, Array], tuple[Array, Array]]
+Flow = Callable[[Params, Array], tuple[Array, Array]]
+"""(params, states (B, H, W, C)) -> states (B, H, W, C), score evaluations (B,)."""
+
+
+class Codec(NamedTuple):
+    """The flow of a checkpoint in both directions, and the folder of its results."""
+
+    experiment: Experiment
+    params: Params
+    folder: Path
+    encode: Flow
+    decode: Flow
 
 
 def encode(config: Config, workdir: str, number: int | None = None) -> dict[str, float]:
-    """Encodes test images, decodes the codes, and tells how far this is from the identity.
+    """Encode held-out images, decode their codes and measure the error of the round trip.
 
-    Writes latents.npz with `codes` z (N, H, W, C) and `images` uint8, and round_trip.png: images above what became of
-    them. Returns the largest and the mean absolute error in the range of the data, evaluations, and the moments of z
-    in units of the prior's standard deviation, 0 and 1 for a perfect model and many images.
+    Writes latents.npz with `codes` (N, H, W, C) and `images` uint8, and round_trip.png, in which
+    each row of images is followed by a row of their reconstructions. Returns the largest and the
+    mean absolute error in the model's range, the number of score evaluations, and mean and
+    standard deviation of the codes in units of the prior's standard deviation: 0 and 1 for a
+    perfect model and many images.
 
-    Raises InputError for a bad config, a stochastic solver, or images or a checkpoint that are not there.
+    Raises InputError for an invalid config, a stochastic solver, and images or a checkpoint that
+    cannot be read.
     """
-    experiment, params, folder, (to_codes, to_images) = _prepare(config, workdir, number)
-    x = data(experiment, ENCODED)
-    z, nfe = to_codes(params, x)
-    again, _ = to_images(params, z)
-    error = jnp.abs(again - x)
-    z, again, images = sharding.fetch((z, experiment.pixels(again), experiment.pixels(x)))
-    scaled = z / experiment.sde.prior_std
-    result = {"largest error": error.max(), "mean error": error.mean(), "evaluations": nfe.mean()}
-    result |= {"mean of codes": scaled.mean(), "std of codes": scaled.std()}
-    result = {name: float(value) for name, value in result.items()}
-    write_atomically(folder / "latents.npz", lambda file: np.savez(file, codes=z, images=images))
-    rows = [rows[i : i + 16] for i in range(0, ENCODED, 16) for rows in (images, again)]
-    write_picture(folder / "round_trip.png", datasets.image_grid(np.concatenate(rows), columns=16))
-    print(
-        "\n".join(
-            [*(f"{name}: {value:.4g}" for name, value in result.items()), f"results: {folder}"]
-        )
+    codec = load_codec(config, workdir, number)
+    experiment = codec.experiment
+    x = load_images(experiment, ENCODED)
+    z, nfe = codec.encode(codec.params, x)
+    decoded, _ = codec.decode(codec.params, z)
+    error = jnp.abs(decoded - x)
+    z, reconstructions, images = sharding.fetch(
+        (z, experiment.pixels(decoded), experiment.pixels(x))
     )
+    codes = z / experiment.sde.prior_std
+    result = {
+        "largest error": float(error.max()),
+        "mean error": float(error.mean()),
+        "evaluations": float(nfe.mean()),
+        "mean of codes": float(codes.mean()),
+        "std of codes": float(codes.std()),
+    }
+    path = codec.folder / "latents.npz"
+    write_atomically(path, lambda file: np.savez(file, codes=z, images=images))
+    rows = []
+    for start in range(0, ENCODED, ROW):
+        rows += [images[start : start + ROW], reconstructions[start : start + ROW]]
+    grid = datasets.image_grid(np.concatenate(rows), columns=ROW)
+    write_picture(codec.folder / "round_trip.png", grid)
+    for name, value in result.items():
+        print(f"{name}: {value:.4g}")
+    print(f"results: {codec.folder}")
     return result
 
 
 def interpolate(config: Config, workdir: str, number: int | None = None) -> None:
-    """Draws ways between the codes of images, and codes at other temperatures.
+    """Interpolate between latent codes of held-out images, and scale codes by temperatures.
 
-    Writes interpolation.png, a row for each pair of images with what lies between their codes on a great circle, and
-    temperature.png, a row for each image with its code scaled. The images are test images or, where these cannot be
-    read, samples.
+    Writes interpolation.png, one row for each pair of images with spherical interpolations between
+    their codes, and temperature.png, one row for each image with its code scaled. If the images
+    cannot be read, samples of the model take their place.
 
-    Raises InputError for a bad config, a stochastic solver, or no such checkpoint.
+    Raises InputError for an invalid config, a stochastic solver and a missing checkpoint.
     """
-    experiment, params, folder, (to_codes, to_images) = _prepare(config, workdir, number)
-    try:
-        codes, _ = to_codes(params, data(experiment, 2 * PAIRS))
-    except InputError as error:
-        print(f"{error} Samples take the place of test images.")
-        keys = sampling.image_keys(experiment.key("sample"), jnp.arange(2 * PAIRS))
-        codes = sampling.prior_sample(keys, experiment.sde, (2 * PAIRS, *experiment.image_shape))
-    codes = sharding.fetch(codes)
-    between = [slerp(codes[:PAIRS], codes[PAIRS:], weight) for weight in np.linspace(0, 1, FRAMES)]
-    scaled = [temperature * codes[:PAIRS] for temperature in TEMPERATURES]
+    codec = load_codec(config, workdir, number)
+    codes = sharding.fetch(_codes_to_interpolate(codec, 2 * PAIRS))
+    first, second = codes[:PAIRS], codes[PAIRS:]
+    between = [slerp(first, second, weight) for weight in np.linspace(0, 1, FRAMES)]
+    scaled = [temperature * first for temperature in TEMPERATURES]
     for name, columns in (("interpolation", between), ("temperature", scaled)):
-        images = [
-            sharding.fetch(experiment.pixels(to_images(params, experiment.rows(z))[0]))
-            for z in columns
-        ]
-        grid = datasets.image_grid(np.concatenate(np.stack(images, 1)), columns=len(columns))
-        write_picture(folder / f"{name}.png", grid)
-        print(f"picture: {folder / name}.png")
+        images = np.stack([_decode_pixels(codec, z) for z in columns], 1)
+        grid = datasets.image_grid(np.concatenate(images), columns=len(columns))
+        write_picture(codec.folder / f"{name}.png", grid)
+        print(f"picture: {codec.folder / name}.png")
 
 
 def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:
-    """Points between codes a and b (B, ...) along a great circle, on which they keep the norm of noise."""
-    flat_a, flat_b = (each.reshape(len(each), -1) for each in (a, b))
-    cosine = (
-        (flat_a * flat_b).sum(1) / np.linalg.norm(flat_a, axis=1) / np.linalg.norm(flat_b, axis=1)
-    )
+    """Interpolate spherically between codes a and b (B, ...); weight 0 returns a, weight 1 b.
+
+    Unlike a straight line, the great circle keeps the norm of Gaussian noise.
+    """
+    flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    norms = np.linalg.norm(flat_a, axis=1), np.linalg.norm(flat_b, axis=1)
+    cosine = (flat_a * flat_b).sum(1) / norms[0] / norms[1]
     angle = np.arccos(np.clip(cosine, -1, 1)).reshape(-1, *[1] * (a.ndim - 1))
-    line = angle < 1e-4
-    angle = np.where(line, 1.0, angle)
-    weights = [np.where(line, w, np.sin(w * angle) / np.sin(angle)) for w in (1 - weight, weight)]
-    return weights[0] * a + weights[1] * b
+    parallel = angle < 1e-4  # Interpolate linearly, where sin(angle) would divide by 0.
+    angle = np.where(parallel, 1.0, angle)
+
+    def circular(w: float) -> np.ndarray:
+        return np.where(parallel, w, np.sin(w * angle) / np.sin(angle))
+
+    return circular(1 - weight) * a + circular(weight) * b
 
 
-def data(experiment: Experiment, count: int) -> Array:
-    """The first test images (count, H, W, C), over again if there are not as many, as the model sees them."""
+def load_images(experiment: Experiment, count: int) -> Array:
+    """Return held-out images (count, H, W, C) in the model's range, repeated if there are fewer."""
     indices = np.arange(count) % len(experiment.test)
+    pixels, scaler = experiment.rows(experiment.test.pixels[indices]), experiment.scaler
+    if not experiment.config.data.uniform_dequantization:
+        return scaler.scale(pixels)
     keys = sampling.image_keys(experiment.key("bpd"), np.arange(count))
-    u, scaler = experiment.rows(experiment.test.pixels[indices]), experiment.scaler
-    if experiment.config.data.uniform_dequantization:
-        return scaler.dequantize(u, sampling.uniform(keys, u.shape))
-    return scaler.scale(u)
+    return scaler.dequantize(pixels, sampling.uniform(keys, pixels.shape))
 
 
-def _prepare(
-    config: Config, workdir: str, number: int | None
-) -> tuple[Experiment, Params, Path, tuple[Map, Map]]:
+def load_codec(config: Config, workdir: str, number: int | None) -> Codec:
+    """Load a checkpoint and compile its flow in both directions.
+
+    Raises InputError for an invalid config, a stochastic solver and a missing checkpoint.
+    """
     experiment = Experiment(config)
-    flows = make_flow(experiment.config, experiment.sde)
+    encoder, decoder = make_flow(experiment.config, experiment.sde)
     found, params = experiment.trained(workdir, number)
     folder = Path(workdir) / "latents" / f"checkpoint_{found.number}"
     folder.mkdir(parents=True, exist_ok=True)
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
-    compiled = functools.partial(jax.jit, in_shardings=(whole, split), out_shardings=(split, split))
-    forth, back = (
-        compiled(lambda params, x, flow=flow: flow(experiment.score(params), x)) for flow in flows
-    )
-    return experiment, params, folder, (forth, back)
+
+    def compile_flow(flow: Callable) -> Flow:
+        @functools.partial(jax.jit, in_shardings=(whole, split), out_shardings=(split, split))
+        def run(params: Params, x: Array) -> tuple[Array, Array]:
+            return flow(experiment.score(params), x)
+
+        return run
+
+    return Codec(experiment, params, folder, compile_flow(encoder), compile_flow(decoder))
+
+
+def _codes_to_interpolate(codec: Codec, count: int) -> Array:
+    """Return the codes (count, H, W, C) of held-out images, or samples of the prior."""
+    experiment = codec.experiment
+    try:
+        return codec.encode(codec.params, load_images(experiment, count))[0]
+    except InputError as error:
+        print(f"{error} Samples take the place of test images.")
+    keys = sampling.image_keys(experiment.key("sample"), jnp.arange(count))
+    return sampling.prior_sample(keys, experiment.sde, (count, *experiment.image_shape))
+
+
+def _decode_pixels(codec: Codec, z: np.ndarray) -> np.ndarray:
+    """Decode codes (B, H, W, C) to uint8 images."""
+    x, _ = codec.decode(codec.params, codec.experiment.rows(z))
+    return sharding.fetch(codec.experiment.pixels(x))

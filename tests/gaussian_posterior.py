@@ -15,7 +15,7 @@ from configs.default import get_default_config
 from controllable import operators
 from controllable.inverse_problems import Measurement
 from controllable.operators import Operator
-from modes.restoration import METHODS
+from modes.restoration_tasks import METHODS
 from sde_lib import SDE, Score, expand
 
 SHAPE, SIZE, STD = (4, 4, 1), 16, 0.5
@@ -100,7 +100,7 @@ def measure(
     @jax.jit
     def sample(keys: Array) -> Array:
         prior = sampling.prior_sample(keys, sde, (count, *SHAPE))
-        score, x, changes = METHODS[method].approach(
+        score, x, changes = METHODS[method].condition(
             settings, exact_score(sde, covariance), sde, measurement, prior
         )
         if not changes:

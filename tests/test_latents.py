@@ -1,4 +1,4 @@
-"""Latent codes from the command line's modes: round trips, pictures, and what stands in for missing images."""
+"""`--mode=encode` and `--mode=interpolate`: round trips, pictures, and missing images."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from modes import latents
 from tests import tiny
 
 SOLVER = {"sampling.method": "solver", "sampling.solver": "heun", "sampling.num_steps": 20}
+CELL = 66  # pixels of an image in a picture, with its margin
 
 
 @pytest.fixture(scope="module")
@@ -22,41 +23,32 @@ def workdir(tmp_path_factory):
 
 def test_encoding_and_decoding(workdir):
     result = latents.encode(tiny.config(**SOLVER), str(workdir))
+    folder = workdir / "latents" / "checkpoint_3"
     assert result["largest error"] < 0.02
     assert result["evaluations"] == 40
-    with np.load(workdir / "latents" / "checkpoint_3" / "latents.npz") as arrays:
+    with np.load(folder / "latents.npz") as arrays:
         assert arrays["codes"].shape == arrays["images"].shape == (latents.ENCODED, 8, 8, 1)
         assert arrays["codes"].std() == pytest.approx(result["std of codes"], rel=1e-4)
-    assert Image.open(workdir / "latents" / "checkpoint_3" / "round_trip.png").size == (
-        16 * 66,
-        8 * 66,
-    )
+    assert Image.open(folder / "round_trip.png").size == (16 * CELL, 8 * CELL)
 
 
 @pytest.mark.parametrize("dataset", ["digits", "CIFAR10"])
 def test_pictures(workdir, dataset, capsys):
-    """Of test images or, where a data set cannot be read, of samples."""
+    """Pictures show held-out images or, if the data set cannot be read, samples."""
     config = tiny.config(**SOLVER)
-    folder = workdir
     if dataset != "digits":
         config.data.dataset = dataset
         (workdir / "config.json").unlink()
-    latents.interpolate(config, str(folder))
-    assert ("Samples take the place of test images" in capsys.readouterr().out) == (
-        dataset != "digits"
-    )
-    assert Image.open(folder / "latents" / "checkpoint_3" / "interpolation.png").size == (
-        10 * 66,
-        8 * 66,
-    )
-    assert Image.open(folder / "latents" / "checkpoint_3" / "temperature.png").size == (
-        7 * 66,
-        8 * 66,
-    )
+    latents.interpolate(config, str(workdir))
+    uses_samples = "Samples take the place of test images" in capsys.readouterr().out
+    assert uses_samples == (dataset != "digits")
+    folder = workdir / "latents" / "checkpoint_3"
+    assert Image.open(folder / "interpolation.png").size == (10 * CELL, 8 * CELL)
+    assert Image.open(folder / "temperature.png").size == (7 * CELL, 8 * CELL)
 
 
-def test_great_circles():
-    """Between noise and noise lies noise: norms are kept; the ends are the codes; equal codes make no trouble."""
+def test_spherical_interpolation():
+    """The norm of noise is kept, the ends are the codes, and equal codes are interpolated."""
     a, b = np.asarray(jax.random.normal(jax.random.key(0), (2, 5, 8, 8, 3)))
     middle = latents.slerp(a, b, 0.5)
     assert np.linalg.norm(middle) / np.linalg.norm(a) == pytest.approx(1, abs=0.05)
@@ -65,7 +57,7 @@ def test_great_circles():
     np.testing.assert_allclose(latents.slerp(a, a, 0.3), a, atol=1e-6)
 
 
-def test_what_is_refused(workdir, tmp_path):
+def test_invalid_requests(workdir, tmp_path):
     with pytest.raises(InputError, match="Latent codes need a solver without noise"):
         latents.encode(tiny.config(**SOLVER | {"sampling.solver": "restart"}), str(workdir))
     with pytest.raises(InputError, match="has no checkpoint_5; the kept checkpoints there are: 3"):
@@ -76,11 +68,15 @@ def test_what_is_refused(workdir, tmp_path):
 
 def test_temperature_scales_the_prior():
     priors = []
+
+    def sampler(keys, score, x):
+        priors.append(x)
+        return x, jnp.zeros(2), x[None]
+
     for temperature in (1.0, 0.5):
-        experiment = Experiment(
-            tiny.config(**{"sampling.temperature": temperature}), jax.devices()[:1]
-        )
-        experiment.sampler = lambda keys, score, x: priors.append(x) or (x, jnp.zeros(2), x[None])
+        config = tiny.config(**{"sampling.temperature": temperature})
+        experiment = Experiment(config, jax.devices()[:1])
+        experiment.sampler = sampler
         with jax.disable_jit():
             experiment.sample(experiment.abstract_params, jnp.arange(2))
     np.testing.assert_allclose(priors[1], 0.5 * priors[0])

@@ -76,11 +76,11 @@ def test_every_field_affects_known_groups_and_has_a_meaning():
 
 
 def test_names_in_the_table_are_those_of_the_registries():
-    restoration = importlib.import_module("modes.restoration")
+    restoration = importlib.import_module("modes.restoration_tasks")
     assert set(fields.FEATURES) == set(features.KINDS)
     assert set(fields.RESTORE_TASKS) == set(restoration.TASKS)
     assert set(fields.RESTORE_METHODS) == set(restoration.METHODS)
-    stepwise = {name for name, method in restoration.METHODS.items() if method.needs_pc_steps}
+    stepwise = {name for name, method in restoration.METHODS.items() if method.requires_pc}
     assert set(factory.validation.STEPWISE_METHODS) == stepwise
 
 
@@ -138,11 +138,11 @@ def test_unknown_fields_are_refused_and_inert_official_ones_accepted():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampling.method": "solver"}, "works on the steps of sampling.method = 'pc'"),
-        ({"restore.official": True}, "restore.official = True is for"),
-        ({"restore.task": "colorize"}, "needs a model of colour images"),
-        ({"restore.observed": True}, "needs restore.input"),
-        ({"guidance.classes": (1,)}, "does not go with --mode=restore"),
+        ({"sampling.method": "solver"}, "requires sampling.method = 'pc'"),
+        ({"restore.official": True}, "restore.official = True requires"),
+        ({"restore.task": "colorize"}, "needs a model of color images"),
+        ({"restore.observed": True, "restore.task": "fourier"}, "are not images"),
+        ({"guidance.classes": (1,)}, "cannot be combined with --mode=restore"),
     ],
 )
 def test_rules_of_restoration_apply_to_its_mode_only(changes, message):

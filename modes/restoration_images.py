@@ -1,0 +1,73 @@
+"""Input images of `--mode=restore`: files that the config names, or held-out images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from configs.default import Config
+from errors import InputError, brief
+from experiment import Experiment
+from readers import folders, preprocessing
+
+Shape = tuple[int, int, int]
+
+
+def image_range(experiment: Experiment) -> tuple[float, float]:
+    """Return the smallest and largest value of images in the model's range."""
+    return (-1.0, 1.0) if experiment.config.data.centered else (0.0, 1.0)
+
+
+def load(experiment: Experiment, shape: Shape) -> tuple[list[str], np.ndarray]:
+    """Load the first restore.count images of restore.input, or of the held-out images without it.
+
+    Returns names for output files, and images (N, *shape) float32 in the model's range. Raises
+    InputError if there are no such images or one of them cannot be read.
+    """
+    options, scaler = experiment.config.restore, experiment.scaler
+    if options.input:
+        names, images = _load_files(options, shape)
+        levels = np.round(images / 255 * (scaler.levels - 1)).astype(np.uint8)
+    elif options.observed:
+        raise InputError(
+            "restore.observed = True needs restore.input, the file or folder of measured images."
+        )
+    else:
+        count = min(options.count, len(experiment.test))
+        names = [f"test_{i}" for i in range(count)]
+        levels = experiment.test.pixels[np.arange(count)]
+    if experiment.config.data.uniform_dequantization:
+        middle = 0.5  # of the interval that dequantization assigns to a grey level
+        return names, np.asarray(scaler.dequantize(jnp.asarray(levels), middle))
+    return names, np.asarray(scaler.scale(jnp.asarray(levels)))
+
+
+def decode(path: Path, channels: int, size: tuple[int, int]) -> np.ndarray:
+    """Decode an image file to uint8 (*size, channels), cropped to a square and resized.
+
+    Raises InputError if the file cannot be read.
+    """
+    try:
+        image = preprocessing.decode(path, channels)
+        return preprocessing.to_array(preprocessing.crop_resize(image, size[0]))
+    except Exception as error:  # Decoders raise many exception types for damaged files.
+        raise InputError(f"The image {str(path)!r} cannot be read: {brief(error)}") from error
+
+
+def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
+    """Load the first images of a file or folder; return names and uint8 images (N, *shape)."""
+    root = Path(options.input).expanduser()
+    if root.is_file():
+        paths, names = [root], [root.stem]
+    else:
+        found = [path for path in root.rglob("*") if path.suffix.lower() in folders.SUFFIXES]
+        paths = sorted(found)[: options.count]
+        names = [str(path.relative_to(root).with_suffix("")).replace("/", "_") for path in paths]
+    if not paths:
+        raise InputError(
+            f"restore.input = {options.input!r} is neither an image file nor a folder of image "
+            f"files ({', '.join(sorted(folders.SUFFIXES))})."
+        )
+    return names, np.stack([decode(path, shape[-1], shape[:2]) for path in paths])
