@@ -1,7 +1,7 @@
 """Orbax checkpoints of a workdir, saved in the background, each with the config of its run.
 
-`checkpoints/checkpoint_K` are kept for evaluation, K counting snapshots; `checkpoints-meta/checkpoint_STEP` are the
-two newest states, for a restart.
+`checkpoints/checkpoint_K` are snapshots for evaluation, where K counts them.
+`checkpoints-meta/checkpoint_STEP` are backups for a restart, of which the two newest are kept.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import sharding
 from errors import InputError, brief
 
 SNAPSHOTS, BACKUPS = "checkpoints", "checkpoints-meta"
+NUM_BACKUPS = 2
 
-State = dict[str, Any]
+Trees = dict[str, Any]
 """Named pytrees of arrays; each can be restored without the others."""
 
 
 class Found(NamedTuple):
-    """A checkpoint on disk, ordered by the training step that it holds."""
+    """A checkpoint on disk, ordered by its training step."""
 
     step: int
     folder: str
@@ -37,11 +38,11 @@ class Found(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir; with `create` for writing too."""
+    """The checkpoints of one workdir; with `create` also for writing."""
 
     def __init__(self, workdir: str | Path, *, create: bool = False) -> None:
         self._managers = {}
-        for folder, keep in ((SNAPSHOTS, None), (BACKUPS, 2)):
+        for folder, keep in ((SNAPSHOTS, None), (BACKUPS, NUM_BACKUPS)):
             path = Path(workdir).resolve() / folder
             if create or path.is_dir():
                 options = ocp.CheckpointManagerOptions(
@@ -50,56 +51,61 @@ class Checkpoints:
                 self._managers[folder] = ocp.CheckpointManager(path, options=options)
 
     def save(
-        self, folder: str, number: int, state: State, *, step: int, config: dict[str, Any]
+        self, folder: str, number: int, trees: Trees, *, step: int, config: dict[str, Any]
     ) -> None:
-        """Starts to write a checkpoint in the background; replaces one of the same number."""
+        """Start to write a checkpoint in the background; replace one of the same number."""
         manager = self._managers[folder]
         if number in manager.all_steps():
             manager.delete(number)
-        items = {name: ocp.args.StandardSave(tree) for name, tree in state.items()}
-        checksums = {name: _checksum(tree) for name, tree in state.items()}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        checksums = {name: _checksum(tree) for name, tree in trees.items()}
         info = ocp.args.JsonSave({"step": step, "config": config, "checksums": checksums})
         manager.save(number, args=ocp.args.Composite(**items, info=info), force=True)
 
     def find(self) -> list[Found]:
-        """All checkpoints, newest first; those whose description cannot be read are left out, with a warning."""
+        """Return all checkpoints, newest first; skip those with unreadable metadata, and warn."""
         found = []
         for folder, manager in self._managers.items():
             for number in manager.all_steps():
                 try:
                     found.append(Found(self._info(folder, number)["step"], folder, number))
-                except Exception as error:  # Damage has no one exception type.
+                except Exception as error:  # Damage raises many types of exception.
                     logging.warning(
-                        "%s/checkpoint_%d is damaged and is passed over: %s",
-                        folder,
-                        number,
-                        brief(error),
+                        "%s/checkpoint_%d is damaged and is skipped: %s",
+                        *(folder, number, brief(error)),
                     )
         return sorted(found, reverse=True)
 
-    def kept(self) -> dict[int, Found]:
-        """The checkpoints kept for evaluation, by number."""
+    def snapshots(self) -> dict[int, Found]:
+        """Return the checkpoints for evaluation, by number."""
         return {found.number: found for found in self.find() if found.folder == SNAPSHOTS}
 
     def pick(self, number: int | None) -> Found:
-        """The kept checkpoint of this number, by default the newest. Raises InputError, naming those that there are."""
-        kept = self.kept()
-        number = max(kept, default=0) if number is None else number
-        if number not in kept:
-            has = ", ".join(map(str, sorted(kept))) or "none"
+        """Return the snapshot with this number, by default the newest.
+
+        Raises InputError, which lists the existing ones, if there is none.
+        """
+        snapshots = self.snapshots()
+        number = max(snapshots, default=0) if number is None else number
+        if number not in snapshots:
+            existing = ", ".join(map(str, sorted(snapshots))) or "none"
             raise InputError(
-                f"The workdir has no checkpoint_{number}; the kept checkpoints there are: {has}."
+                f"the workdir has no checkpoint_{number}; existing checkpoints: {existing}."
             )
-        return kept[number]
+        return snapshots[number]
 
     def config(self, found: Found) -> dict[str, Any]:
-        """The config that a checkpoint holds."""
+        """Return the config that a checkpoint holds."""
         return self._info(found.folder, found.number)["config"]
 
-    def restore(self, found: Found, like: State) -> State:
-        """Reads those trees of a checkpoint that `like` names, with the shapes, types and shardings it has.
+    def checksum(self, found: Found, name: str) -> int:
+        """Return the checksum of one of a checkpoint's trees, which identifies its content."""
+        return self._info(found.folder, found.number)["checksums"][name]
 
-        Raises InputError if they cannot be read.
+    def restore(self, found: Found, like: Trees) -> Trees:
+        """Read the trees of a checkpoint that `like` names, with its shapes, types and shardings.
+
+        Raises InputError if they cannot be read, or differ from what was saved.
         """
         items = {
             name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
@@ -110,7 +116,7 @@ class Checkpoints:
                 found.number, args=ocp.args.Composite(**items)
             )
             checksums = self._info(found.folder, found.number)["checksums"]
-        except Exception as error:  # Damage has no one exception type.
+        except Exception as error:  # Damage raises many types of exception.
             raise InputError(f"{found} is damaged or of another network: {brief(error)}") from error
         for name in like:
             if _checksum(restored[name]) != checksums[name]:
@@ -119,38 +125,41 @@ class Checkpoints:
                 )
         return {name: restored[name] for name in like}
 
-    def restore_latest(self, like: State) -> tuple[State, Found] | None:
-        """The newest checkpoint that can be read, or None if there is none at all.
+    def restore_latest(self, like: Trees) -> tuple[Trees, Found] | None:
+        """Return the newest readable checkpoint, or None if there are no checkpoints.
 
         Raises InputError if there are checkpoints and none of them can be read.
         """
-        found = self.find()
-        for candidate in found:
+        for candidate in self.find():
             try:
                 return self.restore(candidate, like), candidate
             except InputError as error:
-                logging.warning("%s Falling back to the one before.", error)
+                logging.warning("%s The previous checkpoint is used instead.", error)
         if any(manager.all_steps() for manager in self._managers.values()):
             raise InputError(
-                "The workdir has checkpoints, but none that can be read; nothing is overwritten. Use another --workdir."
+                "the workdir has checkpoints, but none of them can be read; nothing is "
+                "overwritten. Use another --workdir."
             )
         return None
 
     def close(self) -> None:
-        """Waits for the saves under way."""
+        """Wait for the saves in progress."""
         for manager in self._managers.values():
             manager.close()
 
     def _info(self, folder: str, number: int) -> dict[str, Any]:
-        return self._managers[folder].restore(
-            number, args=ocp.args.Composite(info=ocp.args.JsonRestore())
-        )["info"]
+        arguments = ocp.args.Composite(info=ocp.args.JsonRestore())
+        return self._managers[folder].restore(number, args=arguments)["info"]
 
 
 def _checksum(tree: Any) -> int:
-    """CRC-32 of the arrays, however they are split; Orbax by itself notices missing bytes, but not changed ones."""
+    """Return the CRC-32 of the arrays, however they are sharded.
+
+    Orbax notices missing bytes, but not changed ones. Leaves are fetched one at a time, since a
+    host need not have room for all of them.
+    """
     crc = 0
-    for leaf in jax.tree.leaves(tree):  # One after the other: no host need have room for all.
+    for leaf in jax.tree.leaves(tree):
         whole = leaf.addressable_data(0) if leaf.is_fully_replicated else sharding.fetch(leaf)
         crc = zlib.crc32(np.ascontiguousarray(whole), crc)
     return crc

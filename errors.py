@@ -1,4 +1,4 @@
-"""What a user can put right: `main.py` prints the sentence and exits with code 1."""
+"""Errors that a user can correct: `main.py` prints their message and exits with code 1."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ Value = TypeVar("Value")
 
 
 class InputError(ValueError):
-    """A bad value from outside: a config field, a file, a data set; the message names it and says what is right."""
+    """Bad input: a config field, a file or a data set.
+
+    The message names the input, its value, what is allowed, and how to correct it.
+    """
 
 
 def check_name(name: str, known: Iterable[str], field: str) -> None:
-    """Raises InputError with the known names if `name`, the value of a config field, is not among them."""
+    """Raise InputError, listing the known names, if the value `name` of `field` is not one."""
     if name not in known:
         raise InputError(f"{field} = {name!r} is unknown; known: {', '.join(sorted(known))}.")
 
 
 def choose(table: Mapping[str, Value], name: str, field: str) -> Value:
-    """table[name], after `check_name`."""
+    """Return table[name], after `check_name`."""
     check_name(name, table, field)
     return table[name]
 
 
 def brief(error: Exception) -> str:
-    """The first line of what an exception says, for use inside a sentence."""
+    """Return the first line of an exception's message, or its type's name, for use in a message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -35,8 +35,6 @@ from metrics import sample_quality
 from models.building import Params
 from report import report_data
 from workdir import (
-    NETWORK_FIELDS,
-    TRAINING_FIELDS,
     Arrays,
     check_workdir,
     claim,
@@ -50,26 +48,6 @@ Results = dict[str, Any]
 
 GRID = 100  # images in the sample grid, at most
 FOLLOWED = 8  # images in the picture of trajectories
-OF_THE_LOSS = (
-    "training.reduce_mean",
-    "training.likelihood_weighting",
-    "training.importance_weighting",
-)
-OF_THE_ROUNDS = (
-    *NETWORK_FIELDS,
-    *OF_THE_LOSS,
-    "seed",
-    "eval.",
-    "sampling.",
-    "guidance.",
-    "classifier.",
-)
-OF_THE_MEASURES = (
-    "eval.features",
-    "eval.inception_path",
-    "eval.stats_",
-)  # Named in what depends on them.
-FREE = (*TRAINING_FIELDS, *OF_THE_MEASURES, "eval.begin_ckpt", "eval.end_ckpt", "eval.enable_")
 
 
 def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[int, Results]:
@@ -93,7 +71,7 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
     if sampling_stage in stages:
         classification.provide(experiment, workdir)
     checkpoints = Checkpoints(workdir)
-    kept, begin, end = checkpoints.kept(), config.eval.begin_ckpt, config.eval.end_ckpt
+    kept, begin, end = checkpoints.snapshots(), config.eval.begin_ckpt, config.eval.end_ckpt
     found = [kept[number] for number in sorted(kept) if begin <= number <= end]
     if not found:
         raise InputError(
@@ -107,9 +85,7 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
             "eval.enable_metrics measures samples, which eval.enable_sampling = False leaves out: skipped."
         )
     folder = Path(workdir) / eval_folder
-    claim(
-        folder, config, lambda field: field.startswith(OF_THE_ROUNDS) and not field.startswith(FREE)
-    )
+    claim(folder, config, "evaluation")
     report_data.note_environment(folder, experiment.mesh)
     results = {}
     for each in found:
@@ -134,8 +110,6 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
     if not results:
         raise InputError(f"None of the {len(found)} checkpoints asked for can be read.")
     print(_table(results, folder))
-    if not jax.process_index():  # It reads what this process has written.
-        report_data.write(workdir, eval_folder)
     return results
 
 
@@ -169,7 +143,9 @@ def loss_stage(
         loss, _ = sharding.fetch(experiment.held_out_loss(ema, batch, key))
         return {"loss": loss[:count]}
 
-    return {"loss": _summary(load_rounds(run_rounds(folder, "loss", len(jobs), compute))["loss"])}
+    return {
+        "loss": _summary(load_rounds(run_rounds(folder, "loss", len(jobs), compute, {}))["loss"])
+    }
 
 
 def bpd_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Dequantize) -> Results:
@@ -191,7 +167,7 @@ def bpd_stage(experiment: Experiment, ema: Params, folder: Path, dequantize: Deq
             name: array[:count] for name, array in sharding.fetch(bits_per_dim(ema, *batch)).items()
         }
 
-    rounds = load_rounds(run_rounds(folder, "bpd", config.bpd_num_repeats * len(jobs), compute))
+    rounds = load_rounds(run_rounds(folder, "bpd", config.bpd_num_repeats * len(jobs), compute, {}))
     of_images = {name: array.reshape(-1, len(images)) for name, array in rounds.items()}
     probe_stderr = float(np.sqrt(np.nansum(of_images["probe_stderr"] ** 2)) / of_images["bpd"].size)
     return {
@@ -233,7 +209,7 @@ def sampling_stage(
         labels = {} if asked is None else {"classes": np.asarray(asked)}
         return {"samples": samples[:count], "nfe": nfe[:count]} | labels | times
 
-    paths = run_rounds(folder, "samples", -(-total // size), compute)
+    paths = run_rounds(folder, "samples", -(-total // size), compute, {})
     nfe = load_rounds(paths, "nfe")["nfe"]
     head = load_rounds(paths[: -(-GRID // size)], "samples")["samples"][:GRID]
     picture = folder / "samples.png"

@@ -1,13 +1,13 @@
-"""What a config describes, built once for training and evaluation: mesh, data, SDE, network, score and sampler.
+"""The objects that a config describes: devices, data, SDE, network, score and sampler.
 
-Construction checks the whole config, so that what is wrong in it is said before anything is compiled or written.
+Training, evaluation and all other modes build one `Experiment`. Its construction validates the
+config, so that every problem is reported before anything is compiled or written.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +19,20 @@ import datasets
 import losses
 import sampling
 import sharding
+import train_state
 from checkpoints import Checkpoints, Found
-from configs.default import Config, complete
+from configs.default import Config
 from controllable import guidance
 from datasets import Batch
 from errors import InputError
 from factory import (
     Samples,
-    check_guidance,
     make_classifier,
     make_network,
     make_sampler,
     make_score_model,
     make_sde,
+    validated,
 )
 from models.building import Params, as_built
 from models.layers import Rngs
@@ -39,90 +40,60 @@ from sde_lib import Score
 from sharding import Tree
 from workdir import check_workdir
 
-POSITIVE = (
-    "training.n_iters",
-    "training.n_jitted_steps",
-    "training.accumulate",
-    "training.log_freq",
-    "training.eval_freq",
-    "training.snapshot_freq",
-    "training.snapshot_freq_for_preemption",
-    "sampling.n_steps_each",
-    "sampling.num_steps",
-    "training.dequantizer_iters",
-    "eval.num_samples",
-    "eval.bpd_num_repeats",
-    "eval.bpd_probes",
-)
 PURPOSES = ("init", "train", "loss", "bpd", "sample", "dequantize", "classify", "restore")
 
 
 class Experiment:
-    """An experiment as its config describes it.
+    """An experiment, as its config describes it.
 
     Attributes:
-      mesh: the devices. sde, scaler, model: see their classes. network: without values, see `places.as_built`; graph:
-        the same without its parameters, which are nested dictionaries like abstract_params, replicated.
-      sharded: whether the state of training is split over the devices.
+      config: the complete config, locked.
+      mesh: the devices.
+      sde, model, sampler, scaler: see `sde_lib.SDE`, `models.score.ScoreModel`, `factory.Sampler`
+        and `datasets.Scaler`.
+      network, graph, abstract_params: the network without values, its structure without
+        parameters, and the shapes of its parameters as nested dictionaries, replicated.
+      image_shape: (H, W, C).
       num_scales: noise levels of discrete-time training, or None.
-      labelled: whether the network is told the class of an image.
-      classifier: the parameters of the classifier that guides, or None; `classification.provide` sets it.
-      train, test: the images, read when first asked for: whoever only samples need not have them.
+      labelled: whether the network is conditioned on the class of an image.
+      sharded: whether the state of training is split over the devices.
+      classifier: the parameters of the classifier that guides samples, or None;
+        `auxiliary.classification.provide` sets it.
+      train, test: the images, loaded on first use; not needed for sampling.
 
-    Raises InputError, on construction, for whatever is wrong in the config, and from `train` and `test` for the images.
+    Raises:
+      InputError: on construction for an invalid config; from `train` and `test` for the images.
     """
 
-    def __init__(self, config: Config, devices: Sequence[jax.Device] | None = None) -> None:
-        self.config = config = complete(config)
+    def __init__(
+        self, config: Config, devices: Sequence[jax.Device] | None = None, *, mode: str = ""
+    ) -> None:
+        """Build the experiment of `config` on `devices`; `mode` adds that mode's own checks."""
         self.mesh = sharding.make_mesh(devices)
-        for field in POSITIVE:
-            if _get(config, field) < 1:
-                raise InputError(f"{field} = {_get(config, field)} must be at least 1.")
-        if config.training.n_iters < config.training.n_jitted_steps:
-            raise InputError(
-                f"training.n_iters = {config.training.n_iters} must be at least training.n_jitted_steps = "
-                f"{config.training.n_jitted_steps}; raise the one or lower the other."
-            )
-        for field in ("training.batch_size", "eval.batch_size"):
-            sharding.check_batch_size(self.mesh, _get(config, field), field)
-        if config.training.batch_size % (config.training.accumulate * self.mesh.size):
-            raise InputError(
-                f"training.batch_size = {config.training.batch_size} does not divide into training.accumulate = "
-                f"{config.training.accumulate} parts for {self.mesh.size} devices."
-            )
+        self.config = config = validated(config, self.mesh.size, mode)
         self.sde = make_sde(config)
         self.num_scales = None if config.training.continuous else config.model.num_scales
         self.labelled = config.data.num_classes > 0
-        if config.training.importance_weighting and not (
-            config.training.likelihood_weighting and config.training.continuous
-        ):
-            raise InputError(
-                "training.importance_weighting = True needs training.likelihood_weighting = True and "
-                "training.continuous = True."
-            )
-        self.draw_options = {"importance_weighting": config.training.importance_weighting}
-        self.loss_options = {
-            **self.draw_options,
-            "num_scales": self.num_scales,
-            "likelihood_weighting": config.training.likelihood_weighting,
-            "reduce_mean": config.training.reduce_mean,
-        }
+        self.sharded = config.training.shard_params
         self.model = make_score_model(config, self.sde, self.num_scales)
         self.sampler = make_sampler(config, self.sde)
-        check_guidance(config)
+        self.scaler = datasets.make_scaler(config.data)
+        size = config.data.image_size
+        self.image_shape = (size, size, config.data.num_channels)
         self.classifier: Params | None = None
         self.network = as_built(lambda: make_network(config, Rngs(self.key("init"))))
         self.graph, shapes = nnx.split(self.network, nnx.Param)
+        self.abstract_params = jax.tree.map(self._replicated, nnx.to_pure_dict(shapes))
+
+    def _replicated(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         whole = sharding.replicated(self.mesh)
-        abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
-        self.abstract_params = jax.tree.map(abstract, nnx.to_pure_dict(shapes))
-        self.sharded = config.training.shard_params
-        self.scaler = datasets.make_scaler(config.data)
-        self.image_shape = (
-            config.data.image_size,
-            config.data.image_size,
-            config.data.num_channels,
-        )
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
+
+    def key(self, purpose: str) -> Array:
+        """Return the root of all random numbers for one purpose; a function of config.seed."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), PURPOSES.index(purpose))
+
+    # --- data -------------------------------------------------------------------------------------
 
     @functools.cached_property
     def train(self) -> datasets.Images:
@@ -134,133 +105,183 @@ class Experiment:
         """The held-out images."""
         return datasets.load(self.config.data, "test")
 
-    def key(self, purpose: str) -> Array:
-        """The root of all random numbers that serve one purpose; a function of config.seed."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), PURPOSES.index(purpose))
-
-    def state_shardings(self, tree: Tree) -> Tree:
-        """The shardings of what training changes, as config.training.shard_params says."""
-        whole = lambda leaf: sharding.replicated(self.mesh)
-        return (
-            sharding.shard_largest_axis(self.mesh, tree)
-            if self.sharded
-            else jax.tree.map(whole, tree)
-        )
-
-    def init_params(self) -> Params:
-        """Fresh parameters, placed as `state_shardings` says.
-
-        They are computed one by one, not in one program: those of a shape share what is compiled for them.
-        """
-        params = nnx.to_pure_dict(
-            nnx.split(make_network(self.config, Rngs(self.key("init"))), nnx.Param)[1]
-        )
-        return jax.device_put(params, self.state_shardings(self.abstract_params))
-
-    def trained(self, workdir: str, number: int | None = None) -> tuple[Found, Params]:
-        """A kept checkpoint of `workdir`, by default the newest, and its EMA parameters.
-
-        Raises InputError if the workdir holds another network, no such checkpoint, or a damaged one.
-        """
-        check_workdir(workdir, self.config)
-        checkpoints = Checkpoints(workdir)
-        found = checkpoints.pick(number)
-        return found, checkpoints.restore(found, {"ema": self.abstract_params})["ema"]
-
-    def score(
-        self, params: Params, rngs: Rngs | None = None, classes: Array | None = None
-    ) -> Score:
-        """The score function of the network with these parameters; with `rngs` dropout is on.
-
-        With `classes` (B,) that of images of these classes, else of any, p_t(x); not for networks that are told none.
-        """
-        params = sharding.gather(self.mesh, params) if self.sharded else params
-        return functools.partial(
-            self.model.score, nnx.merge(self.graph, params), rngs=rngs, classes=classes
-        )
-
-    def guided_score(
-        self, params: Params, classes: Array | None, classifier: Params | None = None
-    ) -> Score:
-        """The score of images of these classes (B,), as config.guidance says; with None, of any images.
-
-        A network that was trained with classes guides itself, another one is guided by the classifier. Raises
-        InputError if that is missing.
-        """
-        strength = {
-            "scale": self.config.guidance.scale,
-            "interval": tuple(self.config.guidance.interval),
-        }
-        if classes is None:
-            return self.score(params)
-        if self.labelled:
-            score = lambda x, t, classes: self.score(params, classes=classes)(x, t)
-            return guidance.classifier_free(score, classes, self.sde, **strength)
-        if classifier is None:
-            raise InputError(
-                "guidance.classes needs a classifier; train one with --mode=train_classifier."
-            )
-        log_probs = self.class_log_probs(classifier)
-        return guidance.classifier(self.score(params), log_probs, classes, self.sde, **strength)
-
-    def class_log_probs(self, classifier: Params) -> guidance.LogProbs:
-        """What the classifier with these parameters says of noised images."""
-        graph = nnx.split(self.classifier_network, nnx.Param)[0]
-        return guidance.class_log_probs(nnx.merge(graph, classifier), self.sde)
-
-    @functools.cached_property
-    def classifier_network(self) -> nnx.Module:
-        """The noise-conditional classifier, without values as `network` is."""
-        return as_built(lambda: make_classifier(self.config, Rngs(self.key("classify"))))
-
-    def classes(self, indices: Array | np.ndarray) -> Array | None:
-        """The classes (B,) asked of images number `indices` (B,) by config.guidance; None if any will do."""
-        asked = self.config.guidance.classes
-        return jnp.asarray(asked, jnp.int32)[indices % len(asked)] if asked else None
-
-    def hide_classes(self, key: Array, labels: Array | None) -> Array | None:
-        """Labels (B,) as training tells them: a share model.class_dropout of them becomes "no class"."""
-        if labels is None:
-            return None
-        hidden = jax.random.bernoulli(key, self.config.model.class_dropout, labels.shape)
-        return jnp.where(hidden, self.config.data.num_classes, labels)
-
     def prepare(self, key: Array, images: Array, *, flip: bool) -> Array:
-        """A batch of uint8 images (B, H, W, C) as the model is to see it in training or, without `flip`, held out."""
+        """Return a batch of uint8 images (B, H, W, C) in the range of the model, float32.
+
+        With `flip`, as in training, images are flipped at random.
+        """
         dequantize = self.config.data.uniform_dequantization
         return datasets.augment(
             key, images, self.scaler, random_flip=flip, uniform_dequantization=dequantize
         )
 
+    def pixels(self, x: Array) -> Array:
+        """Return samples of the model as uint8 images, 0 .. 255."""
+        return self.scaler.pixels(
+            x,
+            dequantized=self.config.data.uniform_dequantization,
+            truncate=self.config.eval.legacy_rounding,
+        )
+
+    def rows(self, batch: Tree) -> Tree:
+        """Return arrays that every process has whole as global arrays, split along their rows."""
+        rows = sharding.local_rows(len(jax.tree.leaves(batch)[0]))
+        local = jax.tree.map(lambda leaf: leaf[rows.start : rows.stop], batch)
+        return sharding.shard(self.mesh, local)
+
+    # --- parameters -------------------------------------------------------------------------------
+
+    def state_shardings(self, tree: Tree) -> Tree:
+        """Return the shardings of a part of the training state; see training.shard_params."""
+        if self.sharded:
+            return sharding.shard_largest_axis(self.mesh, tree)
+        return jax.tree.map(lambda leaf: sharding.replicated(self.mesh), tree)
+
+    def init_params(self) -> Params:
+        """Return initial parameters, sharded as `state_shardings` states.
+
+        They are computed one by one: parameters of the same shape share one compiled program.
+        """
+        network = make_network(self.config, Rngs(self.key("init")))
+        params = nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
+        return jax.device_put(params, self.state_shardings(self.abstract_params))
+
+    def trained(self, workdir: str, number: int | None = None) -> tuple[Found, Params]:
+        """Return a snapshot of `workdir`, by default the newest, and its EMA parameters.
+
+        Raises InputError if the workdir holds another network, or the checkpoint does not exist or
+        is damaged.
+        """
+        check_workdir(workdir, self.config)
+        checkpoints = Checkpoints(workdir)
+        found = checkpoints.pick(number)
+        return found, train_state.restore_ema(checkpoints, found, self.abstract_params)
+
+    # --- scores -----------------------------------------------------------------------------------
+
+    def score(
+        self, params: Params, rngs: Rngs | None = None, classes: Array | None = None
+    ) -> Score:
+        """Return the score function of the network with these parameters.
+
+        Args:
+          params: sharded as in training, or replicated.
+          rngs: keys for dropout; None turns dropout off.
+          classes: the class of each image (B,), for a conditional network; None for p_t(x).
+        """
+        params = sharding.gather(self.mesh, params) if self.sharded else params
+        network = nnx.merge(self.graph, params)
+        return functools.partial(self.model.score, network, rngs=rngs, classes=classes)
+
+    def guided_score(
+        self, params: Params, classes: Array | None, classifier: Params | None = None
+    ) -> Score:
+        """Return the score of images of the classes (B,), guided as config.guidance states.
+
+        Without classes it is the unconditional score. A network that was trained with classes is
+        guided without a classifier. Raises InputError if a classifier is needed and missing.
+        """
+        if classes is None:
+            return self.score(params)
+        scale = self.config.guidance.scale
+        interval = tuple(self.config.guidance.interval)
+        if self.labelled:
+
+            def class_score(x: Array, t: Array, classes: Array | None) -> Array:
+                return self.score(params, classes=classes)(x, t)
+
+            return guidance.classifier_free(
+                class_score, classes, self.sde, scale=scale, interval=interval
+            )
+        if classifier is None:
+            raise InputError(
+                "guidance.classes needs a classifier; train one with --mode=train_classifier."
+            )
+        log_probs = self.class_log_probs(classifier)
+        return guidance.classifier(
+            self.score(params), log_probs, classes, self.sde, scale=scale, interval=interval
+        )
+
+    @functools.cached_property
+    def classifier_network(self) -> nnx.Module:
+        """The noise-conditional classifier, without values."""
+        return as_built(lambda: make_classifier(self.config, Rngs(self.key("classify"))))
+
+    def class_log_probs(self, classifier: Params) -> guidance.LogProbs:
+        """Return log p_t(class | x) by the classifier with these parameters."""
+        graph = nnx.split(self.classifier_network, nnx.Param)[0]
+        return guidance.class_log_probs(nnx.merge(graph, classifier), self.sde)
+
+    def classes(self, indices: Array | np.ndarray) -> Array | None:
+        """Return the classes (B,) that config.guidance requests for images number `indices` (B,).
+
+        None if it requests none.
+        """
+        requested = self.config.guidance.classes
+        if not requested:
+            return None
+        return jnp.asarray(requested, jnp.int32)[indices % len(requested)]
+
+    def hide_classes(self, key: Array, labels: Array | None) -> Array | None:
+        """Replace a share model.class_dropout of the labels (B,) by "no class", for training."""
+        if labels is None:
+            return None
+        hidden = jax.random.bernoulli(key, self.config.model.class_dropout, labels.shape)
+        return jnp.where(hidden, self.config.data.num_classes, labels)
+
+    # --- loss and samples -------------------------------------------------------------------------
+
+    def draw(self, key: Array, x: Array) -> tuple[Array, Array]:
+        """Return times t (B,) and noise z (B, ...) of the training objective for a batch x."""
+        importance_weighting = self.config.training.importance_weighting
+        return losses.draw(
+            key, self.sde, x, self.num_scales, importance_weighting=importance_weighting
+        )
+
+    def loss(self, score: Score, x: Array, t: Array, z: Array) -> Array:
+        """Return the training objective of each image (B,)."""
+        settings = self.config.training
+        return losses.denoising_score_matching(
+            score,
+            self.sde,
+            x,
+            t,
+            z,
+            num_scales=self.num_scales,
+            likelihood_weighting=settings.likelihood_weighting,
+            importance_weighting=settings.importance_weighting,
+            reduce_mean=settings.reduce_mean,
+        )
+
     @functools.cached_property
     def held_out_loss(self) -> Callable[[Params, Batch, Array], tuple[Array, Array]]:
-        """(params, B images, key) -> their losses and times t (B,); compiled, without dropout, true labels told.
+        """(params, batch, key) -> the images' losses and times t (B,); compiled.
 
-        The parameters may be placed as in training or replicated.
+        There is no dropout, and a conditional network gets the true classes. The parameters may be
+        sharded as in training, or replicated.
         """
         split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
 
         @functools.partial(jax.jit, in_shardings=(None, split, whole), out_shardings=(split, split))
-        def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        def compute(params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
             data_key, noise_key = jax.random.split(key)
-            x, score = (
-                self.prepare(data_key, batch.pixels, flip=False),
-                self.score(params, classes=batch.labels),
-            )
-            t, z = losses.draw(noise_key, self.sde, x, self.num_scales, **self.draw_options)
-            return losses.denoising_score_matching(score, self.sde, x, t, z, **self.loss_options), t
+            x = self.prepare(data_key, batch.pixels, flip=False)
+            t, z = self.draw(noise_key, x)
+            score = self.score(params, classes=batch.labels)
+            return self.loss(score, x, t, z), t
 
-        return loss
+        return compute
 
     @functools.cached_property
     def sample(self) -> Callable[[Params, Array], Samples]:
-        """(params, image numbers (B,)) -> samples x and frames as uint8 images; compiled, sharded.
+        """(params, image numbers (B,)) -> samples, with x and frames as uint8 images; compiled.
 
-        Image number i depends on (config.seed, i) alone, unless the corrector couples a batch (`sampling.langevin`).
-        Classes are those of config.guidance. The parameters may be placed as in training or replicated.
+        Image i depends on (config.seed, i) alone, up to rounding, unless the corrector couples the
+        images of a batch (`sampling.langevin`). The parameters may be sharded as in training, or
+        replicated.
         """
 
-        def sample(params: Params, indices: Array, classifier: Params | None) -> Samples:
+        def compute(params: Params, indices: Array, classifier: Params | None) -> Samples:
             keys = sampling.image_keys(self.key("sample"), indices)
             prior = sampling.prior_sample(keys, self.sde, (indices.shape[0], *self.image_shape))
             score = self.guided_score(params, self.classes(indices), classifier)
@@ -269,35 +290,16 @@ class Experiment:
 
         split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
         outputs = Samples(split, split, sharding.along_axis(self.mesh, 1))
-        compiled = jax.jit(sample, in_shardings=(None, split, whole), out_shardings=outputs)
-        return lambda params, indices: compiled(params, indices, self.classifier)
+        compiled = jax.jit(compute, in_shardings=(None, split, whole), out_shardings=outputs)
 
-    def pixels(self, x: Array) -> Array:
-        """Samples of the model as uint8 images, 0 .. 255."""
-        options = {
-            "dequantized": self.config.data.uniform_dequantization,
-            "truncate": self.config.eval.legacy_rounding,
-        }
-        return self.scaler.pixels(x, **options)
+        def sample(params: Params, indices: Array) -> Samples:
+            return compiled(params, indices, self.classifier)
 
-    def rows(self, batch: Tree) -> Tree:
-        """Arrays of rows that every process has whole, as global arrays split over the devices."""
-        rows = sharding.local_rows(len(jax.tree.leaves(batch)[0]))
-        return sharding.shard(
-            self.mesh, jax.tree.map(lambda leaf: leaf[rows.start : rows.stop], batch)
-        )
+        return sample
 
     def sample_images(self, params: Params, first: int, count: int) -> Samples:
-        """Images number first .. first + count - 1 of this experiment, on the host: uint8 (count, H, W, C)."""
+        """Return images first .. first + count - 1 on the host: uint8 (count, H, W, C)."""
         padded = -(-count // self.mesh.size) * self.mesh.size
-        images, nfe, frames = sharding.fetch(
-            self.sample(params, self.rows(np.arange(first, first + padded)))
-        )
+        indices = self.rows(np.arange(first, first + padded))
+        images, nfe, frames = sharding.fetch(self.sample(params, indices))
         return Samples(images[:count], nfe[:count], frames[:, :count])
-
-
-# --- workdirs ---------------------------------------------------------------------------------------------------------
-
-
-def _get(config: Config, field: str) -> Any:
-    return functools.reduce(getattr, field.split("."), config)

@@ -1,10 +1,13 @@
-"""From what a config says to what it means: SDE, network, score model and sampler."""
+"""From a config to the objects that it describes: SDE, network, score model and sampler.
+
+`validated` completes and checks a config against the registries of names; every other function
+here takes a config that it returned.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,26 +17,35 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+import datasets
+import likelihood
 import sampling
 import solvers
-from configs.default import Config
+import train_state
+from configs import validation
+from configs.default import Config, complete
 from controllable import guidance
-from errors import InputError, check_name, choose
+from errors import InputError, choose
 from models import NETWORKS
 from models.classifier import WideResnet
-from models.layers import Rngs
+from models.layers import ACTIVATIONS, Rngs
 from models.score import ScoreModel
 from sde_lib import SDE, SDES, VESDE, Score
 
 FRAMES = 16  # states of a trajectory, at most
+ADAPTIVE = "adaptive_sde"
 
 
 class Samples(NamedTuple):
-    """What a sampler returns: samples x (B, ...), evaluations of the network for each of them (B,), and `frames`, the
-    states on the way to x, in order (F, B, ...) with F at most FRAMES; F = 0 unless they were asked for.
+    """The result of a sampler.
 
-    Classifier-free guidance evaluates the network twice where its scale is not 1. With steps that are chosen on the way
-    the evaluations are, then, at most `nfe`, else exactly. Those of a classifier are not counted."""
+    Attributes:
+      x: samples (B, ...).
+      nfe: evaluations of the network for each of them (B,). It is exact for fixed steps, and an
+        upper bound where classifier-free guidance meets adaptive steps. Evaluations of a
+        classifier are not counted.
+      frames: states on the way to x, in order (F, B, ...), F <= FRAMES; F = 0 unless requested.
+    """
 
     x: Array
     nfe: Array
@@ -43,111 +55,112 @@ class Samples(NamedTuple):
 Sampler = Callable[..., Samples]
 """(keys (B,), score, samples of the prior (B, ...)) -> Samples.
 
-That of sampling.method = 'pc' takes by name, besides, a `constraint` for its loop, and `exchange`, a function from its
-predictor to the one that it is to use."""
+The sampler of sampling.method = 'pc' has two more arguments, by name: a `constraint` for its loop,
+and `exchange`, a function from its predictor to the one that it uses instead."""
 
-Map = Callable[[Score, Array], tuple[Array, Array]]
+FlowMap = Callable[[Score, Array], tuple[Array, Array]]
 """(score, states (B, ...)) -> states (B, ...), score evaluations of each (B,)."""
 
 
+# --- validation -----------------------------------------------------------------------------------
+
+
+def validated(config: Config, num_devices: int, mode: str = "") -> Config:
+    """Return the complete config, locked. Raise InputError, with all problems, if it is invalid.
+
+    Args:
+      config: any config; missing fields get their defaults.
+      num_devices: devices that share each batch.
+      mode: the mode whose own rules apply as well, such as "restore".
+    """
+    config = complete(config)
+    validation.check(config, choices(), num_devices, mode)
+    return config
+
+
+def choices() -> validation.Choices:
+    """Return the names that a config may use, from the registries."""
+    return validation.Choices(
+        names={
+            "data.dataset": datasets.DATASETS,
+            "model.name": NETWORKS,
+            "model.nonlinearity": ACTIVATIONS,
+            "training.sde": SDES,
+            "optim.optimizer": train_state.OPTIMIZERS,
+            "sampling.method": SAMPLERS,
+            "sampling.predictor": sampling.PREDICTORS,
+            "sampling.corrector": sampling.CORRECTORS,
+            "sampling.solver": (*solvers.SOLVERS, ADAPTIVE),
+            "sampling.schedule": solvers.SCHEDULES,
+            "eval.bpd_trace": likelihood.PROBES,
+        },
+        class_conditional=_networks_with("classes"),
+        remat=_networks_with("remat"),
+        bfloat16=_networks_with("remat"),
+        discrete_sdes=("vesde", "vpsde"),
+        probability_flow=[
+            name for name, function in sampling.PREDICTORS.items() if _has_flow(function)
+        ],
+    )
+
+
+def _networks_with(argument: str) -> list[str]:
+    return [
+        name
+        for name, network in NETWORKS.items()
+        if argument in inspect.signature(network.__init__).parameters
+    ]
+
+
+def _has_flow(predictor: sampling.Update) -> bool:
+    parameters = inspect.signature(predictor).parameters
+    return "probability_flow" in parameters
+
+
+# --- networks and SDEs ----------------------------------------------------------------------------
+
+
 def make_sde(config: Config) -> SDE:
-    """The SDE that config.training.sde names, with those of its fields that config.model sets."""
-    sde = choose(SDES, config.training.sde.lower(), "training.sde")
+    """Return the SDE that config.training.sde names, with its fields from config.model."""
+    sde = SDES[config.training.sde.lower()]
     return sde(**matching(sde, config.model))
 
 
 def make_network(config: Config, rngs: Rngs) -> nnx.Module:
-    """The network that config.model names, with randomly initialised parameters."""
-    network = choose(NETWORKS, config.model.name, "model.name")
-    shape = {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
+    """Return the network that config.model names, with random initial parameters."""
+    network = NETWORKS[config.model.name]
+    options = matching(network, config.model)
+    options["image_size"] = config.data.image_size
+    options["num_channels"] = config.data.num_channels
     if config.data.num_classes:
-        _check_classes(config)
-        shape["classes"] = config.data.num_classes
+        options["classes"] = config.data.num_classes
     if config.training.remat:
-        _check_unet(config, "training.remat = True")
-        shape["remat"] = True
-    if not 0 <= config.model.get("dropout", 0) < 1:
-        raise InputError(
-            f"model.dropout = {config.model.dropout} must be at least 0 and less than 1."
-        )
-    return network(**matching(network, config.model), **shape, rngs=rngs)
-
-
-def _taking(argument: str) -> list[str]:
-    """The names of the networks that take an argument."""
-    return [
-        name
-        for name, each in NETWORKS.items()
-        if argument in inspect.signature(each.__init__).parameters
-    ]
-
-
-def _check_unet(config: Config, asked: str) -> None:
-    """Raises InputError for a network other than the U-Nets, which alone can do what is asked."""
-    if config.model.name not in _taking("remat"):
-        raise InputError(
-            f"{asked} needs model.name in {_taking('remat')}, not {config.model.name!r}."
-        )
-
-
-def _check_classes(config: Config) -> None:
-    """Raises InputError for a bad data.num_classes or model.class_dropout, or a network that cannot be told classes."""
-    if config.model.name not in _taking("classes"):
-        raise InputError(
-            f"data.num_classes = {config.data.num_classes}: networks of model.name = {config.model.name!r} cannot be "
-            f"told classes, having no embedding to add one to; known that can: {', '.join(_taking('classes'))}."
-        )
-    if config.data.num_classes < 0 or not 0 <= config.model.class_dropout <= 1:
-        raise InputError(
-            f"data.num_classes = {config.data.num_classes} must not be negative, and model.class_dropout = "
-            f"{config.model.class_dropout} must lie between 0 and 1."
-        )
+        options["remat"] = True
+    return network(**options, rngs=rngs)
 
 
 def make_classifier(config: Config, rngs: Rngs) -> WideResnet:
-    """The noise-conditional classifier of config.classifier, with randomly initialised parameters."""
-    options = matching(WideResnet, config.classifier)
+    """Return the noise-conditional classifier of config.classifier, with initial parameters."""
     return WideResnet(
         num_channels=config.data.num_channels,
         num_outputs=config.classifier.num_classes,
-        **options,
+        **matching(WideResnet, config.classifier),
         rngs=rngs,
     )
 
 
-def check_guidance(config: Config) -> None:
-    """Raises InputError for bad values in config.guidance."""
-    options = config.guidance
-    field, count = "data.num_classes", config.data.num_classes
-    if not count:  # Then a classifier guides.
-        field, count = "classifier.num_classes", config.classifier.num_classes
-    bad = [c for c in options.classes if not isinstance(c, int) or not 0 <= c < count]
-    if bad:
-        raise InputError(
-            f"guidance.classes has {bad[0]!r}; by {field} = {count} the classes are 0 .. {count - 1}."
-        )
-    if not 0 <= options.scale < math.inf:
-        raise InputError(f"guidance.scale = {options.scale} must be a number that is not negative.")
-    interval = tuple(options.interval)
-    if len(interval) != 2 or not 0 <= interval[0] < interval[1]:
-        raise InputError(
-            f"guidance.interval = {interval} must be two noise levels (std / alpha), the lower one first."
-        )
-
-
 def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreModel:
-    """The conventions between the network and the SDE of a config."""
+    """Return the conventions between the network and the SDE of a config.
+
+    `num_scales` is the number of noise levels of discrete-time training, or None.
+    """
     model, sigmas = config.model, None
-    options = matching(choose(NETWORKS, model.name, "model.name"), model)
-    check_name(model.dtype, ("float32", "bfloat16"), "model.dtype")
-    if model.dtype != "float32":
-        _check_unet(config, f"model.dtype = {model.dtype!r}")
-    fourier = (
-        options.get("embedding_type", "").lower() == "fourier"
-    )  # Features of log(label): the label is sigma.
+    # Fourier features of log(label): the label of such a network is the noise scale itself.
+    fourier = takes_noise_scale(config)
     if fourier and num_scales is not None:
         raise InputError(
-            "model.embedding_type = 'fourier' needs training.continuous = True; 'positional' fits both."
+            "model.embedding_type = 'fourier' needs training.continuous = True; 'positional' fits "
+            "both."
         )
     if model.get("scale_by_sigma", False):
         ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
@@ -156,36 +169,44 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
     return ScoreModel(sde, num_scales, config.data.centered, sigmas, config.data.num_classes, dtype)
 
 
-# --- samplers ---------------------------------------------------------------------------------------------------------
+def takes_noise_scale(config: Config) -> bool:
+    """Return whether the network embeds the noise scale by Fourier features."""
+    options = matching(NETWORKS[config.model.name], config.model)
+    return options.get("embedding_type", "").lower() == "fourier"
+
+
+def matching(constructor: Callable[..., Any], fields: Config) -> dict[str, Any]:
+    """Return those of the fields that are arguments of a class."""
+    names = inspect.signature(constructor.__init__).parameters
+    return {name: value for name, value in fields.items() if name in names}
+
+
+# --- samplers -------------------------------------------------------------------------------------
 
 
 def make_sampler(config: Config, sde: SDE) -> Sampler:
-    """The sampler that config.sampling describes. Raises InputError for names and values it does not know."""
-    make = {"ode": _ode_sampler, "pc": _pc_sampler, "solver": _solver_sampler}
-    return choose(make, config.sampling.method.lower(), "sampling.method")(config, sde)
+    """Return the sampler that config.sampling describes."""
+    return SAMPLERS[config.sampling.method.lower()](config, sde)
 
 
 def _pc_sampler(config: Config, sde: SDE) -> Sampler:
-    """Predictor and corrector on config.model.num_scales steps."""
+    """Return predictor and corrector with config.model.num_scales steps."""
     options, steps = config.sampling, sde.discretize(config.model.num_scales)
-    predictor = choose(sampling.PREDICTORS, options.predictor.lower(), "sampling.predictor")
-    corrector = choose(sampling.CORRECTORS, options.corrector.lower(), "sampling.corrector")
-    evaluations = (predictor is not sampling.none) + options.n_steps_each * (
-        corrector is not sampling.none
-    )
+    predictor = sampling.PREDICTORS[options.predictor.lower()]
+    corrector = sampling.CORRECTORS[options.corrector.lower()]
+    evaluations = 0 if predictor is sampling.none else 1
+    if corrector is not sampling.none:
+        evaluations += options.n_steps_each
     if options.probability_flow:
-        if "probability_flow" not in inspect.signature(predictor).parameters:
-            raise InputError(
-                f"sampling.predictor = {options.predictor!r} has no form for sampling.probability_flow = True."
-            )
         predictor = functools.partial(predictor, probability_flow=True)
-    settings = {
-        "snr": options.snr,
-        "n_steps_each": options.n_steps_each,
-        "denoise": options.noise_removal,
-    }
-    settings["num_frames"] = FRAMES if options.trajectory else 0
-    run = functools.partial(sampling.predictor_corrector, corrector=corrector, **settings)
+    run = functools.partial(
+        sampling.predictor_corrector,
+        corrector=corrector,
+        snr=options.snr,
+        n_steps_each=options.n_steps_each,
+        denoise=options.noise_removal,
+        num_frames=FRAMES if options.trajectory else 0,
+    )
 
     def sample(
         keys: Array,
@@ -195,127 +216,138 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
         constraint: sampling.Constraint | None = None,
         exchange: Callable[[sampling.Update], sampling.Update] = lambda predictor: predictor,
     ) -> Samples:
-        x, frames = run(
-            keys, score, sde, x, steps, predictor=exchange(predictor), constraint=constraint
-        )
+        chosen = exchange(predictor)
+        x, frames = run(keys, score, sde, x, steps, predictor=chosen, constraint=constraint)
         return Samples(x, _nfe(score, steps.t, x, evaluations), frames)
 
     return sample
 
 
 def _ode_sampler(config: Config, sde: SDE) -> Sampler:
-    """The probability-flow ODE, by adaptive steps."""
-    options = config.sampling
-    _refuse_trajectory(options, "the steps of sampling.method = 'ode' differ from image to image")
+    """Return the probability-flow ODE with adaptive steps."""
     steps = sde.discretize(config.model.num_scales)
-    last = jax.tree.map(lambda leaf: leaf[-1], steps) if options.noise_removal else None
+    last = None
+    if config.sampling.noise_removal:
+        last = jax.tree.map(lambda leaf: leaf[-1], steps)
 
     def sample(keys: Array, score: Score, x: Array) -> Samples:
         y, calls = sampling.probability_flow_ode(score, sde, x, denoise_step=last)
-        return Samples(y, calls * _most(score, steps.t), x[None][:0])
+        return Samples(y, calls * _most_evaluations(score, steps.t), _no_frames(x))
 
     return sample
 
 
 def _solver_sampler(config: Config, sde: SDE) -> Sampler:
-    """A few-step solver, or the SDE solver that chooses its steps."""
+    """Return a few-step solver, or the adaptive solver of the reverse SDE."""
     options, name = config.sampling, config.sampling.solver.lower()
-    check_name(name, (*solvers.SOLVERS, ADAPTIVE), "sampling.solver")
     if name == ADAPTIVE:
-        _refuse_trajectory(
-            options, f"the steps of sampling.solver = {name!r} differ from image to image"
-        )
-        grey_level = (2 if config.data.centered else 1) / 256
-        settings = {
-            "tolerance": options.tolerance,
-            "absolute": grey_level,
-            "denoise": options.noise_removal,
-        }
-
-        def sample(keys: Array, score: Score, x: Array) -> Samples:
-            y, calls = sampling.adaptive_sde(keys, score, sde, x, **settings)
-            return Samples(y, calls * _most(score, sde.sampling_times(1000)), x[None][:0])
-
-        return sample
-
+        return _adaptive_sampler(config, sde)
     levels = solvers.noise_levels(
         sde, options.schedule.lower(), options.num_steps, denoise=options.noise_removal
     )
     plan = make_plan(config, levels)
-    prediction = {"noise_prediction": solvers.SOLVERS[name].noise_prediction}
-    shown = (
-        np.unique(np.linspace(0, len(plan.level) - 1, FRAMES).astype(int))
-        if options.trajectory
-        else []
-    )
+    noise_prediction = solvers.SOLVERS[name].noise_prediction
+    shown = np.array([], int)
+    if options.trajectory:
+        shown = np.unique(np.linspace(0, len(plan.level) - 1, FRAMES).astype(int))
 
     def sample(keys: Array, score: Score, x: Array) -> Samples:
-        x, states = sampling.few_step(keys, score, sde, x, plan, levels[-1], **prediction)
+        x, states = sampling.few_step(
+            keys, score, sde, x, plan, levels[-1], noise_prediction=noise_prediction
+        )
         times = sde.time_at(jnp.asarray(plan.level))
-        return Samples(x, _nfe(score, times, x), states[np.asarray(shown, int)])
+        return Samples(x, _nfe(score, times, x), states[shown])
 
     return sample
 
 
+def _adaptive_sampler(config: Config, sde: SDE) -> Sampler:
+    """Return the solver of the reverse SDE that chooses steps for each image."""
+    options = config.sampling
+    grey_level = (2 if config.data.centered else 1) / 256
+
+    def sample(keys: Array, score: Score, x: Array) -> Samples:
+        y, calls = sampling.adaptive_sde(
+            keys,
+            score,
+            sde,
+            x,
+            tolerance=options.tolerance,
+            absolute=grey_level,
+            denoise=options.noise_removal,
+        )
+        most = _most_evaluations(score, sde.sampling_times(1000))
+        return Samples(y, calls * most, _no_frames(x))
+
+    return sample
+
+
+SAMPLERS: dict[str, Callable[[Config, SDE], Sampler]] = {
+    "ode": _ode_sampler,
+    "pc": _pc_sampler,
+    "solver": _solver_sampler,
+}
+"""By `config.sampling.method`."""
+
+
 def _nfe(score: Score, times: Array, x: Array, calls: int = 1) -> Array:
-    """Evaluations of the network (B,) in `calls` calls at each of the times (n,)."""
+    """Return the network evaluations (B,) of `calls` calls at each of the times (n,)."""
     return jnp.full(x.shape[0], calls * guidance.evaluations(score, times).sum(), jnp.int32)
 
 
-def _most(score: Score, times: Array) -> Array:
-    """The most evaluations of the network in a call at any of the times."""
+def _most_evaluations(score: Score, times: Array) -> Array:
+    """Return the most network evaluations of a call at any of the times."""
     return guidance.evaluations(score, times).max().astype(jnp.int32)
 
 
-ADAPTIVE = "adaptive_sde"
+def _no_frames(x: Array) -> Array:
+    return x[None][:0]
 
 
 def make_plan(config: Config, levels: np.ndarray) -> solvers.Plan:
-    """The solver of config.sampling written out for these noise levels (n + 1,). Raises InputError for bad options."""
+    """Return the solver of config.sampling, written out for the noise levels (n + 1,)."""
     options = config.sampling
     solver = choose(solvers.SOLVERS, options.solver.lower(), "sampling.solver")
     return solver.plan(levels, **{field: options[field] for field in solver.options})
 
 
-def make_flow(config: Config, sde: SDE) -> tuple[Map, Map]:
-    """The probability flow as a map from data to latent codes and its inverse.
+def make_flow(config: Config, sde: SDE) -> tuple[FlowMap, FlowMap]:
+    """Return the probability flow as a map from data to latent codes, and its inverse.
 
-    It joins the times sde.t_end and T: data are taken for states at t_end, and no last step denoises. It is integrated
-    by the solver of config.sampling or, unless sampling.method is 'solver', by adaptive steps.
+    The flow connects the times sde.t_end and T: data are states at t_end, and no last step
+    denoises. It is integrated by the solver of config.sampling if sampling.method is 'solver', and
+    by adaptive steps otherwise.
 
     Raises InputError if the solver draws noise.
     """
+    if config.sampling.method.lower() != "solver":
+        return _adaptive_flow(sde, sde.t_end, sde.T), _adaptive_flow(sde, sde.T, sde.t_end)
     options, name = config.sampling, config.sampling.solver.lower()
-    if options.method.lower() != "solver":
-        solve = lambda t0, t1: lambda score, x: sampling.integrate_flow(score, sde, x, t0, t1)
-        return solve(sde.t_end, sde.T), solve(sde.T, sde.t_end)
-    known = [name for name, solver in solvers.SOLVERS.items() if not solver.stochastic]
-    if name not in known:
+    deterministic = [name for name, solver in solvers.SOLVERS.items() if not solver.stochastic]
+    if name not in deterministic:
         raise InputError(
-            f"Latent codes need a solver without noise; sampling.solver = {name!r} is none of {known}."
+            f"sampling.solver = {name!r} draws noise; latent codes need one of "
+            f"{', '.join(sorted(deterministic))}."
         )
-    down = solvers.noise_levels(sde, options.schedule.lower(), options.num_steps, denoise=False)
-
-    def along(levels: np.ndarray) -> Map:
-        plan, prediction = make_plan(config, levels), solvers.SOLVERS[name].noise_prediction
-
-        def run(score: Score, x: Array) -> tuple[Array, Array]:
-            y, _ = sampling.few_step(
-                None, score, sde, x, plan, levels[-1], noise_prediction=prediction
-            )
-            return y, jnp.full(x.shape[0], len(plan.level))
-
-        return run
-
-    return along(down[::-1]), along(down)
+    levels = solvers.noise_levels(sde, options.schedule.lower(), options.num_steps, denoise=False)
+    return _solver_flow(config, sde, levels[::-1]), _solver_flow(config, sde, levels)
 
 
-def _refuse_trajectory(options: Config, reason: str) -> None:
-    if options.trajectory:
-        raise InputError(f"sampling.trajectory = True cannot be had: {reason}.")
+def _adaptive_flow(sde: SDE, start: float, end: float) -> FlowMap:
+    def run(score: Score, x: Array) -> tuple[Array, Array]:
+        return sampling.integrate_flow(score, sde, x, start, end)
+
+    return run
 
 
-def matching(constructor: Callable[..., Any], fields: Config) -> dict[str, Any]:
-    """Those of the fields that are arguments of a class."""
-    names = inspect.signature(constructor.__init__).parameters
-    return {name: value for name, value in fields.items() if name in names}
+def _solver_flow(config: Config, sde: SDE, levels: np.ndarray) -> FlowMap:
+    plan = make_plan(config, levels)
+    noise_prediction = solvers.SOLVERS[config.sampling.solver.lower()].noise_prediction
+
+    def run(score: Score, x: Array) -> tuple[Array, Array]:
+        y, _ = sampling.few_step(
+            None, score, sde, x, plan, levels[-1], noise_prediction=noise_prediction
+        )
+        return y, jnp.full(x.shape[0], len(plan.level))
+
+    return run

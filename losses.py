@@ -11,11 +11,17 @@ SDE here g^2 / std^2 = 2 d/dt log(std / alpha), so that log(std / alpha) is unif
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from sde_lib import SDE, Score, expand
+
+Params = Any
+"""A pytree of parameters."""
 
 
 def draw(
@@ -83,3 +89,62 @@ def by_noise_level(losses: Array, t: Array, sde: SDE, levels: int = 10) -> tuple
     part = jnp.clip((t / sde.T * levels).astype(jnp.int32), 0, levels - 1)
     member = jax.nn.one_hot(part, levels)
     return losses @ member, member.sum(0)
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+    """A batch, or a part of one.
+
+    Attributes:
+      key: for dropout.
+      x, t, z: images (B, ...), times (B,) and noise (B, ...) of the loss.
+      classes: classes (B,) that a conditional network is given, or None.
+    """
+
+    key: Array
+    x: Array
+    t: Array
+    z: Array
+    classes: Array | None
+
+
+def value_and_grad(
+    loss: Callable[[Params, Part], tuple[Array, Array]],
+    params: Params,
+    batch: Part,
+    num_parts: int,
+    *,
+    unroll: bool = False,
+) -> tuple[tuple[Array, Array], Params]:
+    """Return the loss of a batch, the loss of every image, and the gradient.
+
+    The batch is processed in `num_parts` parts, one after the other, to save memory. The parts are
+    interleaved, so that each one has images of every device. Their number changes rounding and
+    dropout, and nothing else.
+
+    Args:
+      loss: (params, part) -> mean loss (), loss of every image (B / num_parts,).
+      params: a pytree.
+      batch: B images.
+      num_parts: a divisor of B.
+      unroll: write the parts out instead of a loop.
+    """
+    compute = jax.value_and_grad(loss, has_aux=True)
+    if num_parts == 1:
+        return compute(params, batch)
+    key, *arrays = batch
+
+    def split(a: Array) -> Array:
+        return jnp.moveaxis(a.reshape(-1, num_parts, *a.shape[1:]), 1, 0)
+
+    def add(total: tuple[Array, Params], part: Part) -> tuple[tuple[Array, Params], Array]:
+        (value, per_image), grads = compute(params, part)
+        total = jax.tree.map(lambda a, b: a + b / num_parts, total, (value, grads))
+        return total, per_image
+
+    zeros = jnp.float32(0.0), jax.tree.map(jnp.zeros_like, params)
+    parts = Part(jax.random.split(key, num_parts), *jax.tree.map(split, arrays))
+    (value, grads), per_image = jax.lax.scan(add, zeros, parts, unroll=unroll)
+    return (value, jnp.moveaxis(per_image, 0, 1).reshape(-1)), grads

@@ -1,10 +1,16 @@
-"""Trains and evaluates score-based generative models, and takes checkpoints from and to other code bases.
+"""Train, sample, evaluate and invert score-based generative models.
 
-python main.py --config=configs/vp/digits_ddpmpp_continuous.py --workdir=DIR --mode=train [--config.FIELD=VALUE ...]
+python main.py --config=configs/vp/digits_ddpmpp_continuous.py --workdir=DIR --mode=train \
+    [--config.FIELD=VALUE ...]
+
+docs/usage.md describes the modes and flags.
 """
+
+from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,54 +19,103 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import evaluation
+import report
 import sharding
 import training
 from auxiliary import classification, dequantization
-from configs.default import complete
+from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
 from modes import conversion, inspection, latents, restoration
-from readers import published
-from report import report_data
 
 FLAGS = flags.FLAGS
-MODES = {
-    "train": training.train,
-    "eval": lambda config, workdir: evaluation.evaluate(
-        config, workdir, FLAGS.eval_folder or "eval"
-    ),
-    "import": lambda config, workdir: conversion.import_checkpoint(
-        config, workdir, _flag("source")
-    ),
-    "export": lambda config, workdir: conversion.export_checkpoint(
-        config, workdir, _flag("target"), FLAGS.checkpoint
-    ),
-    "encode": lambda config, workdir: latents.encode(config, workdir, FLAGS.checkpoint),
-    "train_classifier": classification.train,
-    "train_dequantizer": lambda config, workdir: dequantization.train(
-        config, workdir, FLAGS.checkpoint
-    ),
-    "inspect_data": inspection.inspect,
-    "prepare_data": lambda config, workdir: published.prepare(complete(config).data),
-    "restore": lambda config, workdir: restoration.restore(
-        config, workdir, FLAGS.checkpoint, FLAGS.eval_folder
-    ),
-    "fid_stats": reference_statistics.fid_stats,
-    "interpolate": lambda config, workdir: latents.interpolate(config, workdir, FLAGS.checkpoint),
-    "report": lambda config, workdir: print(
-        report_data.write(workdir, FLAGS.eval_folder or "eval")
-    ),
+
+# --- modes ----------------------------------------------------------------------------------------
+
+
+def _train(config: Config, workdir: str) -> None:
+    training.train(config, workdir)
+
+
+def _eval(config: Config, workdir: str) -> None:
+    folder = FLAGS.eval_folder or "eval"
+    evaluation.evaluate(config, workdir, folder)
+    if jax.process_index() == 0:  # The report reads what this process has written.
+        report.write(workdir, folder)
+
+
+def _report(config: Config, workdir: str) -> None:
+    print(report.write(workdir, FLAGS.eval_folder or "eval"))
+
+
+def _import(config: Config, workdir: str) -> None:
+    conversion.import_checkpoint(config, workdir, _required("source"))
+
+
+def _export(config: Config, workdir: str) -> None:
+    conversion.export_checkpoint(config, workdir, _required("target"), FLAGS.checkpoint)
+
+
+def _encode(config: Config, workdir: str) -> None:
+    latents.encode(config, workdir, FLAGS.checkpoint)
+
+
+def _interpolate(config: Config, workdir: str) -> None:
+    latents.interpolate(config, workdir, FLAGS.checkpoint)
+
+
+def _restore(config: Config, workdir: str) -> None:
+    restoration.restore(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder)
+
+
+def _train_classifier(config: Config, workdir: str) -> None:
+    classification.train(config, workdir)
+
+
+def _train_dequantizer(config: Config, workdir: str) -> None:
+    dequantization.train(config, workdir, FLAGS.checkpoint)
+
+
+def _inspect_data(config: Config, workdir: str) -> None:
+    inspection.inspect(config, workdir)
+
+
+def _prepare_data(config: Config, workdir: str) -> None:
+    inspection.prepare(config)
+
+
+def _fid_stats(config: Config, workdir: str) -> None:
+    reference_statistics.fid_stats(config, workdir)
+
+
+MODES: dict[str, Callable[[Config, str], None]] = {
+    "train": _train,
+    "eval": _eval,
+    "report": _report,
+    "import": _import,
+    "export": _export,
+    "encode": _encode,
+    "interpolate": _interpolate,
+    "restore": _restore,
+    "train_classifier": _train_classifier,
+    "train_dequantizer": _train_dequantizer,
+    "inspect_data": _inspect_data,
+    "prepare_data": _prepare_data,
+    "fid_stats": _fid_stats,
 }
+
+# --- flags ----------------------------------------------------------------------------------------
 
 config_flags.DEFINE_config_file(
     "config", None, "The experiment; fields as in --config.training.batch_size=64."
 )
-flags.DEFINE_string("workdir", None, "Where checkpoints, logs and results go.")
+flags.DEFINE_string("workdir", None, "The folder of checkpoints, logs and results.")
 flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
 flags.DEFINE_string(
     "eval_folder",
     None,
-    "Folder for the results of --mode=eval and report ('eval'), or restore (by the task).",
+    "The folder of results, in the workdir: 'eval' by default for --mode=eval and report, named "
+    "after the task for restore.",
 )
 flags.DEFINE_string(
     "source", None, "The checkpoint to import: a file of the official code, or a diffusers folder."
@@ -69,54 +124,54 @@ flags.DEFINE_string(
     "target", None, "The file to export to: .pth (PyTorch), .safetensors, or else Flax."
 )
 flags.DEFINE_integer(
-    "checkpoint", None, "The checkpoint to export, encode with, ...; the newest by default."
+    "checkpoint", None, "The checkpoint to export, encode with, ...; by default the newest."
 )
 flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, if several are started by hand; docs/scaling.md."
 )
-flags.DEFINE_integer("num_processes", None, "How many processes are started by hand.")
-flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0 on.")
+flags.DEFINE_integer("num_processes", None, "The number of processes started by hand.")
+flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
 flags.mark_flags_as_required(["config", "workdir", "mode"])
 
 
 def main(argv: list[str]) -> None:
-    """Runs one mode; what the user can put right ends in one sentence and exit code 1."""
+    """Run one mode. An error that the user can correct is one message and exit code 1."""
     logging.set_verbosity(logging.WARNING)
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update(
-            "jax_compilation_cache_dir", str(Path.home() / ".cache" / "score_sde" / "jax")
-        )
-    jax.config.update(
-        "jax_persistent_cache_min_compile_time_secs", 0
-    )  # A start has hundreds of small programs.
+    _enable_compilation_cache()
     try:
         if argv[1:]:
-            raise InputError(f"arguments that are no flags: {' '.join(argv[1:])}.")
+            raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.")
         sharding.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         MODES[FLAGS.mode](_config(), FLAGS.workdir)
     except InputError as error:
         sys.exit(f"Error: {error}")
 
 
-def _flag(name: str) -> str:
+def _enable_compilation_cache() -> None:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = Path.home() / ".cache" / "score_sde" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    # A start compiles hundreds of small programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def _required(name: str) -> str:
     if FLAGS[name].value is None:
         raise InputError(f"--mode={FLAGS.mode} needs --{name}: {FLAGS[name].help}")
     return FLAGS[name].value
 
 
-def _config() -> ml_collections.ConfigDict:
+def _config() -> Config:
     try:
-        return ml_collections.ConfigDict(
-            FLAGS.config.to_dict()
-        )  # Reads the file's fields, which is when it may fail.
+        # Converting reads the fields of the file, which may fail.
+        return ml_collections.ConfigDict(FLAGS.config.to_dict())
     except OSError as error:
-        raise InputError(
-            f"--config cannot be read: {str(error).splitlines()[-1].strip()}"
-        ) from error
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"--config cannot be read: {reason}") from error
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, but a config that cannot be read or has no such field is told in a sentence, too."""
+    """Parse flags as absl does; an unreadable config or unknown field is a one-line error."""
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:

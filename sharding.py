@@ -1,20 +1,23 @@
-"""The device mesh: batches are split along its axis `data` over all devices of all hosts.
+"""Devices and processes: one mesh, and what is split over it.
 
-All else is replicated but, if training.shard_params asks for it, the state of training, which is split along it, too.
+Batches are split along the mesh axis `data` over all devices of all hosts. Everything else is
+replicated, except the state of training, which is split too if training.shard_params is set.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import math
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -22,78 +25,90 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from errors import InputError
 
 Tree = TypeVar("Tree")
+Carry = TypeVar("Carry")
 
-SMALL = 2**12  # Arrays of fewer entries are not worth a message each.
+SMALL = 2**12  # Splitting an array of fewer entries costs more messages than it saves memory.
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices`, by default all there are."""
+    """Return a mesh over `devices`, by default all devices of all processes."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), ("data",))
 
 
 def on_cpu(mesh: Mesh) -> bool:
-    """Whether the devices, which may be such as are only compiled for, are CPUs."""
+    """Return whether the devices, which may be mere compilation targets, are CPUs."""
     return mesh.devices.flat[0].platform == "cpu"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """Return the sharding of an array that is the same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def along_axis(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Axis number `axis` of an array split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    """Return the sharding of an array whose axis number `axis` is split over the devices."""
+    leading: list[str | None] = [None] * axis
+    return NamedSharding(mesh, PartitionSpec(*leading, "data"))
 
 
 def shard_largest_axis(mesh: Mesh, tree: Tree) -> Tree:
-    """Shardings of arrays that need not be on every device: each is split along its largest axis that can be.
+    """Return shardings that split each array along its largest axis that the devices divide.
 
-    Small arrays and those that have no such axis are replicated.
+    Arrays that are small, or have no such axis, are replicated.
     """
 
-    def of_leaf(leaf: jax.Array) -> NamedSharding:
+    def choose(leaf: jax.Array) -> NamedSharding:
         fitting = [(size, -axis) for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
-        return (
-            along_axis(mesh, -max(fitting)[1])
-            if math.prod(leaf.shape) >= SMALL and fitting
-            else replicated(mesh)
-        )
+        if math.prod(leaf.shape) < SMALL or not fitting:
+            return replicated(mesh)
+        _, negative_axis = max(fitting)
+        return along_axis(mesh, -negative_axis)
 
-    return jax.tree.map(of_leaf, tree)
+    return jax.tree.map(choose, tree)
 
 
 def gather(mesh: Mesh, tree: Tree) -> Tree:
-    """The arrays whole on every device, to compute with; their gradients are split as by `shard_largest_axis`.
+    """Replicate arrays for a computation; their gradients are split by `shard_largest_axis`.
 
-    Without it the compiler would split the computation as the parameters are, which takes more messages.
+    Without it the compiler splits the computation as the parameters are split, which takes more
+    messages.
     """
 
     @jax.custom_vjp
     def whole(tree: Tree) -> Tree:
         return lax.with_sharding_constraint(tree, replicated(mesh))
 
+    def forward(tree: Tree) -> tuple[Tree, None]:
+        return whole(tree), None
+
     def backward(_: None, grads: Tree) -> tuple[Tree]:
         return (lax.with_sharding_constraint(grads, shard_largest_axis(mesh, grads)),)
 
-    whole.defvjp(lambda tree: (whole(tree), None), backward)
+    whole.defvjp(forward, backward)
     return whole(tree)
 
 
 def shard(mesh: Mesh, local: Tree, axis: int = 0) -> Tree:
-    """The global arrays of which this process holds the rows `local` along `axis`, in the order of `local_rows`."""
+    """Return global arrays of which this process holds the rows `local` along `axis`.
+
+    The rows are those of `local_rows`, in that order.
+    """
     sharding = along_axis(mesh, axis)
-    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), local)
+
+    def to_global(rows: np.ndarray) -> Array:
+        return jax.make_array_from_process_local_data(sharding, rows)
+
+    return jax.tree.map(to_global, local)
 
 
 def local_rows(batch_size: int) -> range:
-    """The rows of a global batch that this process loads."""
+    """Return the rows of a global batch that this process loads."""
     size = batch_size // jax.process_count()
     return range(jax.process_index() * size, (jax.process_index() + 1) * size)
 
 
-def fetch(tree: object) -> object:
-    """Global arrays as numpy arrays, whole on every process."""
+def fetch(tree: Any) -> Any:
+    """Return global arrays as numpy arrays, complete on every process."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -102,25 +117,56 @@ def fetch(tree: object) -> object:
 
 
 def wait(name: str) -> None:
-    """Returns when all processes are here; process 0 has then written what it was to write."""
+    """Wait until all processes have made this call; process 0 has then written its files."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
 
 
-def check_batch_size(mesh: Mesh, batch_size: int, field: str) -> None:
-    """Raises InputError if the devices cannot share a batch evenly."""
-    if batch_size < 1 or batch_size % mesh.size:
-        raise InputError(
-            f"{field} = {batch_size} does not divide among {mesh.size} devices; use a positive multiple of {mesh.size}."
-        )
+def repeat(
+    step: Callable[[Carry, Tree], tuple[Carry, Tree]], mesh: Mesh, *, scan: bool | None = None
+) -> Callable[[Carry, Tree], tuple[Carry, Tree]]:
+    """Return a function that applies a jitted step along the first axis of its inputs.
+
+    On accelerators the steps are one `lax.scan`. XLA's CPU backend computes weight gradients of
+    convolutions twenty times more slowly inside a loop (jax issue 12868), so there the loop runs in
+    Python unless `scan` is set.
+
+    Args:
+      step: (carry, inputs of a step, split along the batch) -> (carry, outputs).
+      mesh: the devices.
+      scan: force `lax.scan` or the Python loop.
+
+    Returns:
+      (carry, inputs with a leading axis of steps) -> (carry, outputs with that axis).
+    """
+    if scan is None:
+        scan = not on_cpu(mesh)
+    if scan:
+        return jax.jit(functools.partial(lax.scan, step), donate_argnums=0)
+
+    def loop(carry: Carry, inputs: Tree) -> tuple[Carry, Tree]:
+        outputs = []
+        for i in range(len(jax.tree.leaves(inputs)[0])):
+            one = jax.tree.map(lambda leaf, i=i: leaf[i], inputs)
+            carry, output = step(carry, jax.device_put(one, along_axis(mesh)))
+            outputs.append(output)
+        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+    return loop
 
 
-# --- several processes ---
+# --- several processes ----------------------------------------------------------------------------
 
 FLAGS = ("--coordinator", "--num_processes", "--process_id")
-SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+SLURM = (
+    "SLURM_JOB_ID",
+    "SLURM_STEP_NODELIST",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+)
 OPEN_MPI = (
     "OMPI_MCA_orte_hnp_uri",
     "OMPI_COMM_WORLD_SIZE",
@@ -133,34 +179,35 @@ KUBERNETES = ("KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX")
 def join(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Makes this process number `process_id` of `num_processes`, which meet at `coordinator`, HOST:PORT of number 0.
+    """Connect this process to the others of its run, before the first use of devices.
 
-    Without arguments, what a TPU pod, SLURM, Open MPI or Kubernetes says of them counts; elsewhere nothing happens.
-    To be called before the first use of devices. Raises InputError for arguments that do not fit together.
+    Args:
+      coordinator: HOST:PORT of process 0.
+      num_processes, process_id: the number of processes, and which one this is, from 0.
+
+    Without arguments, a TPU pod, SLURM, Open MPI or Kubernetes provides them; elsewhere nothing
+    happens. Raises InputError for arguments that do not fit together.
     """
-    jax.config.update(
-        "jax_enable_preemption_service", False
-    )  # It would catch SIGTERM, which `Preemption` is to do.
-    given = [value is not None for value in (coordinator, num_processes, process_id)]
-    if any(given):
-        _check(given, coordinator, num_processes, process_id)
-        jax.distributed.initialize(
-            coordinator, num_processes, process_id, cluster_detection_method="deactivate"
-        )
+    # JAX's preemption service would catch SIGTERM, which `Preemption` handles.
+    jax.config.update("jax_enable_preemption_service", False)
+    arguments = (coordinator, num_processes, process_id)
+    if any(value is not None for value in arguments):
+        _check(*arguments)
+        jax.distributed.initialize(*arguments, cluster_detection_method="deactivate")
     elif _has_peers():
         jax.distributed.initialize()
     elif importlib.util.find_spec("libtpu"):
-        with contextlib.suppress(ValueError):  # There is no TPU in spite of its library.
-            jax.distributed.initialize()  # It asks the TPU's metadata server who the others are.
+        with contextlib.suppress(ValueError):  # The library is there, but no TPU.
+            jax.distributed.initialize()  # It finds the others through the TPU's metadata server.
 
 
-def _check(
-    given: list[bool], coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> None:
-    if not all(given):
-        missing = " and ".join(flag for flag, there in zip(FLAGS, given) if not there)
+def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    arguments = (coordinator, num_processes, process_id)
+    missing = [flag for flag, value in zip(FLAGS, arguments) if value is None]
+    if coordinator is None or num_processes is None or process_id is None:
         raise InputError(
-            f"{', '.join(FLAGS)} go together; {missing} is missing. Give all three, or none."
+            f"{', '.join(FLAGS)} go together; {' and '.join(missing)} is missing. Give all three, "
+            "or none."
         )
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal():
@@ -171,51 +218,58 @@ def _check(
         raise InputError(f"--num_processes={num_processes} must be at least 1.")
     if not 0 <= process_id < num_processes:
         raise InputError(
-            f"--process_id={process_id} must lie from 0 to {num_processes - 1}, as --num_processes={num_processes}."
+            f"--process_id={process_id} must lie from 0 to {num_processes - 1}, as "
+            f"--num_processes={num_processes}."
         )
 
 
 def _has_peers() -> bool:
-    """Whether the environment is one in which `jax.distributed.initialize()` finds other processes."""
+    """Return whether `jax.distributed.initialize()` finds other processes by the environment."""
     for names, count in ((SLURM, "SLURM_NTASKS"), (OPEN_MPI, "OMPI_COMM_WORLD_SIZE")):
         if all(name in os.environ for name in names) and int(os.environ[count]) > 1:
             return True
-    indexed = all(name in os.environ for name in KUBERNETES)
-    return (
-        indexed and importlib.util.find_spec("kubernetes") is not None
-    )  # With it, JAX asks for the job's pods.
+    if not all(name in os.environ for name in KUBERNETES):
+        return False
+    return importlib.util.find_spec("kubernetes") is not None  # JAX lists the job's pods with it.
 
 
 class Preemption:
-    """While entered, SIGTERM does not end the process, but makes `reached` true in all processes, at the same call."""
+    """While entered, SIGTERM does not end the process but makes `reached` return True.
+
+    All processes learn of the signal in the same call of `reached`.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
-        self._mesh, self._told = mesh, False
+        self._mesh, self._signalled = mesh, False
         self._agreed: Array | None = None  # on the devices
         self._any = jax.jit(jax.numpy.any, out_shardings=replicated(mesh))
 
     def __enter__(self) -> Preemption:
-        self._before = signal.signal(signal.SIGTERM, self._note)
+        self._previous = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        signal.signal(signal.SIGTERM, self._previous)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._told = True
+        self._signalled = True
 
     def reached(self, after: Array) -> bool:
-        """Whether to stop now; `after` comes from the latest computation.
+        """Return whether to stop now; `after` is a result of the latest computation.
 
-        Several processes call it equally often, and learn what was known one call ago: so they need not wait for what
-        they have just started. CPUs do wait, for they run what is independent in any order, and two processes that
-        send in different orders wait for each other for ever.
+        Several processes call this equally often and learn what was known one call earlier, so
+        that they need not wait for what they have just started. On CPUs they do wait: XLA runs
+        independent operations there in any order, and two processes that send in different orders
+        would block each other.
         """
         if jax.process_count() == 1:
-            return self._told
-        wait = jax.block_until_ready if jax.default_backend() == "cpu" else lambda array: array
-        wait(after)
-        flags = np.full(jax.local_device_count(), self._told)
+            return self._signalled
+        waits = jax.default_backend() == "cpu"
+        if waits:
+            jax.block_until_ready(after)
+        flags = np.full(jax.local_device_count(), self._signalled)
         mine = jax.make_array_from_process_local_data(along_axis(self._mesh), flags)
-        before, self._agreed = self._agreed, wait(self._any(mine))
-        return before is not None and bool(before)
+        previous, self._agreed = self._agreed, self._any(mine)
+        if waits:
+            jax.block_until_ready(self._agreed)
+        return previous is not None and bool(previous)

@@ -1,4 +1,8 @@
-"""The state of training."""
+"""The state of training: parameters, their moving average (EMA), the optimizer, and checkpoints.
+
+This module alone decides how a step changes the state and how a checkpoint stores it. Sampling and
+evaluation use the EMA parameters, as in the official code.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,22 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from checkpoints import Checkpoints, Found, Trees
 from configs.default import Config
-from errors import check_name
-from experiment import Experiment
 from models.building import Params
+
+OPTIMIZERS = ("adam",)
 
 
 class TrainState(NamedTuple):
-    """All that training changes; `ema` is the moving average of `params`, with which one samples."""
+    """All that training changes.
+
+    Attributes:
+      step: the number of steps done, int32 ().
+      params: parameters of the network, nested dictionaries.
+      ema: their exponential moving average, of the same structure.
+      opt_state: the state of the optimizer.
+    """
 
     step: Array
     params: Params
@@ -24,19 +36,51 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+def create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return the state before the first step."""
+    return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+
+def abstract(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return the shapes and types of a state; `params` may be abstract."""
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    return TrainState(step, params, params, jax.eval_shape(optimizer.init, params))
+
+
+def update(
+    state: TrainState, grads: Params, optimizer: optax.GradientTransformation, ema_rate: float
+) -> TrainState:
+    """Return the state after one more step; `ema_rate` is the decay of the moving average."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = optax.incremental_update(params, state.ema, 1 - ema_rate)
+    return TrainState(state.step + 1, params, ema, opt_state)
+
+
+# --- optimizer ------------------------------------------------------------------------------------
+
+
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam with linear warm-up, clipping of the global norm and decoupled weight decay, from config.optim."""
-    check_name(config.optimizer.lower(), ("adam",), "optim.optimizer")
-    warm_up = lambda step: config.lr * jnp.minimum(step, config.warmup) / config.warmup
+    """Return Adam with linear warm-up, clipping of the global norm and decoupled weight decay.
+
+    `config` is config.optim of a valid config. Clipping is left out if grad_clip is not positive.
+    """
+
+    def warm_up(step: Array) -> Array:
+        return config.lr * jnp.minimum(step, config.warmup) / config.warmup
+
     rate = warm_up if config.warmup > 0 else config.lr
     adam = optax.adamw(rate, b1=config.beta1, eps=config.eps, weight_decay=config.weight_decay)
-    return (
-        optax.chain(clip_by_global_norm(config.grad_clip), adam) if config.grad_clip > 0 else adam
-    )
+    if config.grad_clip <= 0:
+        return adam
+    return optax.chain(clip_by_global_norm(config.grad_clip), adam)
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """Optax's, but as a product with one factor, which fuses into Adam's sums: clipped gradients are never stored."""
+    """Return Optax's transformation of this name, written as a product with one factor.
+
+    The product fuses into Adam's sums, so that clipped gradients are never stored.
+    """
 
     def clip(grads: Params, params: Params | None = None) -> Params:
         factor = limit / jnp.maximum(limit, global_norm(grads))
@@ -46,39 +90,41 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 
 
 def global_norm(tree: Params) -> Array:
-    """Optax's norm of all entries, but the vectors, of which a network has hundreds, are summed as one; it has some."""
+    """Return Optax's norm of all entries, with the vectors summed as one array.
+
+    A network has hundreds of vectors, and each separate sum is a separate kernel. `tree` has at
+    least one vector.
+    """
     leaves = jax.tree.leaves(tree)
     vectors = jnp.concatenate([leaf for leaf in leaves if leaf.ndim == 1])
     return optax.global_norm([vectors, *(leaf for leaf in leaves if leaf.ndim != 1)])
 
 
-def state_shardings(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
-    """The shardings of a state."""
-    params = experiment.abstract_params
-    state = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32), params, params, jax.eval_shape(optimizer.init, params)
-    )
-    return experiment.state_shardings(state)
+# --- checkpoints ----------------------------------------------------------------------------------
+
+EMA = "ema"
 
 
-def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    params = experiment.init_params()
-    state = TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-    return jax.device_put(state, state_shardings(experiment, optimizer))
+def to_checkpoint(state: TrainState) -> Trees:
+    """Return the named trees that a checkpoint stores; each can be read without the others."""
+    optimizer = {"step": state.step, "state": state.opt_state}
+    return {"params": state.params, EMA: state.ema, "optimizer": optimizer}
 
 
-def to_checkpoint(state: TrainState) -> dict:
-    """The state as checkpoints hold it."""
-    return {
-        "params": state.params,
-        "ema": state.ema,
-        "optimizer": {"step": state.step, "state": state.opt_state},
-    }
+def from_checkpoint(trees: Trees) -> TrainState:
+    """Invert `to_checkpoint`."""
+    optimizer = trees["optimizer"]
+    return TrainState(optimizer["step"], trees["params"], trees[EMA], optimizer["state"])
 
 
-def from_checkpoint(trees: dict) -> TrainState:
-    """Inverts `to_checkpoint`."""
-    return TrainState(
-        trees["optimizer"]["step"], trees["params"], trees["ema"], trees["optimizer"]["state"]
-    )
+def restore_ema(checkpoints: Checkpoints, found: Found, like: Params) -> Params:
+    """Return the EMA parameters of a checkpoint, with the shapes and shardings of `like`.
+
+    Raises InputError if the checkpoint is damaged or holds another network.
+    """
+    return checkpoints.restore(found, {EMA: like})[EMA]
+
+
+def ema_checksum(checkpoints: Checkpoints, found: Found) -> int:
+    """Return the checksum of the EMA parameters of a checkpoint, which identifies them."""
+    return checkpoints.checksum(found, EMA)

@@ -1,84 +1,141 @@
-"""Files of a run."""
+"""Files of a run: what they depend on, and how they are written and read.
+
+A workdir or evaluation folder holds the config it was made with; a command with another config is
+refused where a field differs that its files depend on. Each file that a later command may reuse
+holds a description of what it was made from, and is computed again if that differs.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
+from absl import logging
 from flax import traverse_util
 from PIL import Image
 from tqdm import tqdm
 
 import sharding
+from configs import fields
 from configs.default import Config, complete
 from errors import InputError, brief
 
 Arrays = dict[str, np.ndarray]
+Depends = Mapping[str, Any]
+"""What a file was made from, as JSON: config fields, and the identity of other files."""
+
+# --- dependencies ---------------------------------------------------------------------------------
+
+DEPENDENCIES: dict[str, frozenset[str]] = {
+    "training": frozenset(
+        {fields.NETWORK, fields.TRAINING, fields.IMAGES, fields.LOSS, fields.PRECISION, fields.SEED}
+    ),
+    "checkpoint": frozenset({fields.NETWORK, fields.IMAGES}),
+    "evaluation": frozenset(
+        {fields.NETWORK, fields.IMAGES, fields.LOSS, fields.SAMPLES, fields.GUIDANCE}
+        | {fields.CLASSIFIER, fields.LIKELIHOOD, fields.ROUNDS, fields.SEED}
+    ),
+    "loss": frozenset(
+        {fields.NETWORK, fields.IMAGES, fields.LOCATION, fields.LOSS, fields.PRECISION}
+        | {fields.ROUNDS, fields.SEED}
+    ),
+    "bpd": frozenset(
+        {fields.NETWORK, fields.IMAGES, fields.LOCATION, fields.LIKELIHOOD, fields.PRECISION}
+        | {fields.ROUNDS, fields.SEED}
+    ),
+    "samples": frozenset(
+        {fields.NETWORK, fields.SAMPLES, fields.GUIDANCE, fields.CLASSIFIER, fields.PRECISION}
+        | {fields.ROUNDS, fields.SEED}
+    ),
+    "statistics": frozenset({fields.IMAGES, fields.LOCATION, fields.QUALITY}),
+    "noised images": frozenset({fields.NOISE, fields.IMAGES}),
+    "dequantizer": frozenset(
+        {fields.NETWORK, fields.IMAGES, fields.LOCATION, fields.PRECISION, fields.DEQUANTIZER}
+        | {fields.SEED}
+    ),
+    "restoration": frozenset(
+        {fields.NETWORK, fields.IMAGES, fields.SAMPLES, fields.RESTORE, fields.SEED}
+    ),
+    "answers": frozenset(
+        {fields.NETWORK, fields.SAMPLES, fields.RESTORE, fields.PRECISION, fields.ROUNDS}
+        | {fields.SEED}
+    ),
+}
+"""For each kind of folder or file, the groups of config fields (`configs/fields.py`) behind it."""
 
 
-NETWORK_FIELDS = ("data.", "model.", "training.sde", "training.continuous")
+def dependencies(kind: str, config: Config) -> dict[str, Any]:
+    """Return the config fields, with their values, that a file or folder of this kind depends on.
+
+    A network that was trained in continuous time does not depend on model.num_scales.
+    """
+    groups = DEPENDENCIES[kind]
+    values = _flatten(config)
+    chosen = {
+        name: value
+        for name, value in values.items()
+        if name in fields.FIELDS and not groups.isdisjoint(fields.FIELDS[name].affects)
+    }
+    if kind == "checkpoint" and config.training.continuous:
+        chosen.pop("model.num_scales", None)
+    return chosen
 
 
-TRAINING_FIELDS = (  # Matters of its training.
-    "data.path",
-    "data.tfrecords_path",
-    "model.ema_rate",
-    "model.dropout",
-    "model.class_dropout",
-    "model.dtype",
-)
+def check_config(folder: str | Path, config: Config, kind: str) -> None:
+    """Raise InputError if the config of `folder` differs in a field that `kind` depends on.
 
-
-def check_config(folder: str | Path, config: Config, fixed: Callable[[str], bool]) -> None:
-    """Raises InputError if config.json in `folder` differs from `config` in fields that are `fixed`; lists them."""
+    The message lists these fields. A folder without config.json passes. A config that an older
+    version wrote is completed with the defaults first.
+    """
     path = Path(folder) / "config.json"
     if not path.exists():
         return
-    ours = _fields(config)
-    theirs = _fields(
-        complete(Config(json.loads(path.read_text())))
-    )  # Written before some fields were there, perhaps.
+    now = dependencies(kind, config)
+    before = dependencies(kind, complete(Config(read_json(path))))
     differing = [
-        f for f in sorted(ours.keys() | theirs.keys()) if fixed(f) and ours.get(f) != theirs.get(f)
+        name for name in sorted(now | before) if now.get(name, None) != before.get(name, None)
     ]
     if differing:
         lines = (
-            f"  {f}: {theirs.get(f, 'absent')!r} there, {ours.get(f, 'absent')!r} now"
-            for f in differing
+            f"  {name}: {before.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
+            for name in differing
         )
         raise InputError(
-            f"{folder} belongs to another config; name another folder or mend:\n" + "\n".join(lines)
+            f"{folder} belongs to another config; use another folder or change back:\n"
+            + "\n".join(lines)
         )
 
 
-def check_workdir(workdir: str, config: Config) -> None:
-    """Raises InputError if `workdir` does not exist, or holds another network than that of `config`."""
+def check_workdir(workdir: str | Path, config: Config) -> None:
+    """Raise InputError if `workdir` does not exist, or holds another network than the config's."""
     if not Path(workdir).is_dir():
         raise InputError(f"--workdir={workdir} does not exist; train first, with --mode=train.")
-    may_change = TRAINING_FIELDS + (("model.num_scales",) if config.training.continuous else ())
-    check_config(
-        workdir,
-        config,
-        lambda field: field.startswith(NETWORK_FIELDS) and not field.startswith(may_change),
-    )
+    check_config(workdir, config, "checkpoint")
 
 
-def claim(folder: str | Path, config: Config, fixed: Callable[[str], bool]) -> None:
-    """`check_config`, then makes `config` the folder's config.json."""
-    check_config(folder, config, fixed)
+def claim(folder: str | Path, config: Config, kind: str) -> None:
+    """Check the config of `folder`, create the folder, and write `config` as its config.json."""
+    check_config(folder, config, kind)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    text = json.dumps(config.to_dict(), indent=2)
-    write_atomically(Path(folder) / "config.json", lambda file: file.write(text.encode()))
+    write_json(Path(folder) / "config.json", config.to_dict())
 
 
-def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
-    """Calls `write` on a binary file that becomes `path` once it is whole; process 0 alone does so."""
+def _flatten(config: Config) -> dict[str, Any]:
+    """Return the fields by their names on the command line, with values as JSON has them."""
+    return traverse_util.flatten_dict(json.loads(json.dumps(config.to_dict())), sep=".")
+
+
+# --- single files ---------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Call `write` with a binary file that becomes `path` once it is complete; process 0 only."""
     if jax.process_index():
         return
     temporary = path.with_name(path.name + ".tmp")
@@ -87,47 +144,119 @@ def write_atomically(path: Path, write: Callable[[Any], Any]) -> None:
     os.replace(temporary, path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(data, indent=2))
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file. Raise InputError, naming the file, if it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {brief(error)}.") from error
+
+
 def write_picture(path: Path, picture: Image.Image) -> None:
-    """`write_atomically`, as PNG."""
+    """Write a PNG file atomically."""
     write_atomically(path, lambda file: picture.save(file, "png"))
 
 
-def run_rounds(folder: Path, name: str, count: int, compute: Callable[[int], Arrays]) -> list[Path]:
-    """Computes those of the rounds 0 .. count - 1 that are not on disk yet; returns the files of all, once there."""
+DEPENDS = "depends"  # the array of an .npz file that describes what the others were made from
+
+
+def save_arrays(path: Path, arrays: Arrays, depends: Depends) -> None:
+    """Write an .npz file with a description of what its arrays were made from."""
+    if DEPENDS in arrays:
+        raise ValueError(f"an array may not be called {DEPENDS!r}")
+    described = arrays | {DEPENDS: np.array(_canonical(depends))}
+    write_atomically(path, lambda file: np.savez(file, **described))
+
+
+def load_arrays(path: Path, depends: Depends) -> Arrays | None:
+    """Return the arrays that `save_arrays` wrote with the same description.
+
+    None if the file does not exist, is damaged, or was made from something else: it is then to be
+    computed again.
+    """
+    if not is_current(path, depends):
+        return None
+    return load_rounds([path])
+
+
+def is_current(path: Path, depends: Depends) -> bool:
+    """Return whether `path` is a readable .npz file that was made from what `depends` describes."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return DEPENDS in arrays and str(arrays[DEPENDS]) == _canonical(depends)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+def _canonical(depends: Depends) -> str:
+    return json.dumps(depends, sort_keys=True)
+
+
+# --- rounds ---------------------------------------------------------------------------------------
+
+
+def run_rounds(
+    folder: Path, name: str, count: int, compute: Callable[[int], Arrays], depends: Depends
+) -> list[Path]:
+    """Compute the rounds 0 .. count - 1 that are not on disk, and return the files of all.
+
+    Args:
+      folder: where the files are.
+      name: the name of the rounds; the file of round i is NAME_i.npz.
+      compute: the arrays of a round, from its number.
+      depends: what the arrays are made from. A round that was made from something else, or by a
+        version before 0.6, which did not record it, is computed again.
+    """
     paths = round_paths(folder, name, count)
-    missing = [(index, path) for index, path in enumerate(paths) if not path.exists()]
+    missing = [(i, path) for i, path in enumerate(paths) if not is_current(path, depends)]
+    stale = sum(path.exists() for _, path in missing)
+    if stale:
+        logging.warning(
+            "%s: %d rounds of %s were made from something else; they are computed again.",
+            *(folder, stale, name),
+        )
+    sharding.wait(f"look at the rounds of {name}")  # Before process 0 replaces any.
     print(f"{folder.name}: {name}, {len(missing)} of {count} rounds to do", flush=True)
     for index, path in tqdm(missing, unit="round", disable=None):
-        arrays = compute(index)
-        write_atomically(path, lambda file, arrays=arrays: np.savez(file, **arrays))
+        save_arrays(path, compute(index), depends)
     sharding.wait(f"rounds of {name}")
     return paths
 
 
 def round_paths(folder: Path, name: str, count: int) -> list[Path]:
-    """The files of the rounds 0 .. count - 1."""
+    """Return the files of the rounds 0 .. count - 1."""
     return [folder / f"{name}_{index}.npz" for index in range(count)]
 
 
 def load_rounds(paths: Sequence[Path], *names: str) -> Arrays:
-    """Those of the arrays `names` (by default all) that rounds hold, joined along their first axes.
+    """Return arrays of the rounds, each joined along its first axis.
 
-    Files are opened one after the other, and only what is asked for is read from them. Raises InputError for one that
-    is damaged.
+    Args:
+      paths: the files, opened one after the other.
+      names: the arrays to read; by default all.
+
+    Raises:
+      InputError: a file is damaged.
     """
     parts: dict[str, list[np.ndarray]] = {}
     for path in paths:
         try:
-            with np.load(path) as arrays:
+            with np.load(path, allow_pickle=False) as arrays:
                 for name in names or arrays.files:
-                    if name in arrays:
+                    if name in arrays and name != DEPENDS:
                         parts.setdefault(name, []).append(arrays[name])
         except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(
-                f"{path} cannot be read: {brief(error)}. Without it, it is computed again."
+                f"{path} cannot be read: {brief(error)}. Delete it, and it is computed again."
             ) from error
     return {name: np.concatenate(part) for name, part in parts.items()}
-
-
-def _fields(config: Config) -> dict[str, Any]:
-    return traverse_util.flatten_dict(json.loads(json.dumps(config.to_dict())), sep=".")

@@ -1,6 +1,7 @@
-"""Auxiliary networks: fitted beside the score model, kept in a workdir as safetensors, resumed where they were stopped.
+"""Training of auxiliary networks, such as the guiding classifier, with restarts.
 
-While a fit is under way, all that it needs to go on lies in NAME.partial beside its file NAME.safetensors.
+The parameters are a safetensors file, which also states what they were trained with. During
+training, a second file, NAME.partial, holds everything that a restart needs.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from workdir import write_atomically
 
 LOG_EVERY, SAVE_EVERY = 100, 500  # steps
 
-State = tuple[Params, optax.OptState]
+FitState = tuple[Params, optax.OptState]
 
 Loss = Callable[..., Array]
 """(params, Batch, key, *constants) -> the mean over the batch, a scalar."""
@@ -50,32 +52,36 @@ def fit(
     constants: Iterable[Any] = (),
     unit: str = "loss",
 ) -> Params:
-    """Minimizes a loss for `total` steps and writes the parameters to `path`, from which `load` reads them.
+    """Minimize a loss for `total` steps and write the parameters to `path`; `load` reads them.
 
-    Started again after it was stopped, it ends with bit-identical parameters; after it was finished, it does nothing.
+    A run that is stopped and started again ends with the same parameters, bit for bit. A finished
+    run does nothing.
 
     Args:
-      params: at the start.
+      experiment: provides the devices.
+      path: the file of the result.
+      params: initial parameters.
+      loss: see `Loss`.
+      batches: the training images.
+      optimizer, total: the optimizer and the number of steps.
       key: the random numbers of step i are functions of fold_in(key, i).
-      settings: all that the result depends on, for JSON; what was written under others is replaced.
+      settings: everything that the result depends on, as JSON; a file with others is replaced.
       constants: further arguments of the loss, the same on all devices.
-      unit: what to call the loss on the console.
+      unit: the name of the loss on the console.
 
-    Raises InputError if the loss is not finite.
+    Raises:
+      InputError: the loss is not finite.
     """
-    whole = sharding.replicated(experiment.mesh)
-    notes, partial, constants = (
-        json.dumps(settings, sort_keys=True),
-        path.with_suffix(".partial"),
-        tuple(constants),
-    )
-    if (finished := _read(path, params, notes)) is not None:
-        print(f"{path} is there already, of the same settings: nothing left to do.")
+    whole, constants = sharding.replicated(experiment.mesh), tuple(constants)
+    partial = path.with_suffix(".partial")
+    finished = _read(path, params, settings)
+    if finished is not None:
+        print(f"{path} exists and has the same settings: nothing left to do.")
         return jax.device_put(finished[0], whole)
     state = params, optimizer.init(params)
-    state, start = _read(partial, state, notes) or (state, 0)
+    state, start = _read(partial, state, settings) or (state, 0)
     if start:
-        print(f"going on from step {start} of {partial}", flush=True)
+        print(f"continuing from step {start} of {partial}", flush=True)
     state, stream, values = jax.device_put(state, whole), batches.iterate(start), []
     step = _compile(experiment, loss, optimizer, key)
     for i in tqdm(range(start, total), initial=start, total=total, unit="step", disable=None):
@@ -83,32 +89,37 @@ def fit(
         state, value = step(state, sharding.shard(experiment.mesh, batch), i, constants)
         values.append(value)
         if (i + 1) % LOG_EVERY == 0 or i + 1 == total:
-            mean, values = float(np.mean(jax.device_get(values))), []
-            if not math.isfinite(mean):
-                raise InputError(
-                    f"Step {i + 1}: the {unit} is {mean}. Training stops; a lower learning rate may help."
-                )
-            print(f"step {i + 1}: {unit} {mean:.4f}", flush=True)
+            _report(i + 1, values, unit)
+            values = []
         if (i + 1) % SAVE_EVERY == 0 and i + 1 < total:
-            _write(partial, state, notes, i + 1)
-    _write(path, state[0], notes, total)
+            _write(partial, state, settings, i + 1)
+    _write(path, state[0], settings, total)
     if not jax.process_index():
         partial.unlink(missing_ok=True)
     return state[0]
 
 
+def _report(step: int, values: list[Array], unit: str) -> None:
+    """Print the mean of the losses since the last report; raise InputError if it is not finite."""
+    mean = float(np.mean(jax.device_get(values)))
+    if not math.isfinite(mean):
+        raise InputError(
+            f"step {step}: the {unit} is {mean}. Training stops; a lower learning rate may help."
+        )
+    print(f"step {step}: {unit} {mean:.4f}", flush=True)
+
+
 def _compile(
     experiment: Experiment, loss: Loss, optimizer: optax.GradientTransformation, key: Array
-) -> Callable[[State, Batch, int, tuple], tuple[State, Array]]:
-    """(state, batch, number of the step, constants) -> state, loss; jitted over the mesh."""
+) -> Callable[[FitState, Batch, int, tuple], tuple[FitState, Array]]:
+    """Return (state, batch, number of the step, constants) -> state, loss; jitted over the mesh."""
     whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh)
 
     @functools.partial(jax.jit, in_shardings=(whole, split, whole, whole), out_shardings=whole)
-    def step(state: State, batch: Batch, i: Array, constants: tuple) -> tuple[State, Array]:
+    def step(state: FitState, batch: Batch, i: Array, constants: tuple) -> tuple[FitState, Array]:
         params, opt_state = state
-        value, grads = jax.value_and_grad(loss)(
-            params, batch, jax.random.fold_in(key, i), *constants
-        )
+        step_key = jax.random.fold_in(key, i)
+        value, grads = jax.value_and_grad(loss)(params, batch, step_key, *constants)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), value
 
@@ -116,9 +127,10 @@ def _compile(
 
 
 def load(path: Path, like: Params, mode: str) -> Params:
-    """The parameters that `fit` wrote, with the structure of `like`.
+    """Return the parameters that `fit` wrote, with the structure of `like`.
 
-    Raises InputError, which names the mode that trains them, if there are none, or of another network.
+    `mode` is the mode that trains them, for the message. Raises InputError if the file does not
+    exist, is damaged, or holds another network.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist; train it first, with --mode={mode}.")
@@ -128,37 +140,55 @@ def load(path: Path, like: Params, mode: str) -> Params:
         raise InputError(
             f"{path} is damaged: {error}. Train it again, with --mode={mode}."
         ) from error
-    shapes = {name: leaf.shape for name, leaf in _named(like).items()}
-    if {name: value.shape for name, value in tensors.items()} != shapes:
+    expected = {name: leaf.shape for name, leaf in _named(like).items()}
+    if {name: value.shape for name, value in tensors.items()} != expected:
         raise InputError(
-            f"{path} is of another network than the config's. Train it again, with --mode={mode}."
+            f"{path} holds another network than the config's. Train it again, with --mode={mode}."
         )
     return jax.tree.map(jnp.asarray, _unflatten(like, tensors))
 
 
-def _read(path: Path, like: Any, notes: str) -> tuple[Any, int] | None:
-    """The tree that `_write` wrote with these notes and its step; None if there is none, or it is damaged."""
+def checksum(params: Params) -> int:
+    """Return the CRC-32 of parameters, which identifies them."""
+    crc = 0
+    for leaf in jax.tree.leaves(params):
+        crc = zlib.crc32(np.ascontiguousarray(leaf), crc)
+    return crc
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _read(path: Path, like: Any, settings: dict[str, Any]) -> tuple[Any, int] | None:
+    """Return the tree that `_write` wrote with these settings, and its step.
+
+    None if there is no such file, or it is damaged.
+    """
     try:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-            if metadata.get("settings") != notes:
+            if metadata.get("settings") != _canonical(settings):
                 return None
-            return _unflatten(like, {name: file.get_tensor(name) for name in _named(like)}), int(
-                metadata["step"]
-            )
+            tensors = {name: file.get_tensor(name) for name in _named(like)}
+            return _unflatten(like, tensors), int(metadata["step"])
     except (FileNotFoundError, safetensors.SafetensorError):
         return None
 
 
-def _write(path: Path, tree: Any, notes: str, step: int) -> None:
+def _write(path: Path, tree: Any, settings: dict[str, Any], step: int) -> None:
     tensors = {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
-    data = safetensors.numpy.save(tensors, {"settings": notes, "step": str(step)})
+    metadata = {"settings": _canonical(settings), "step": str(step)}
+    data = safetensors.numpy.save(tensors, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(data))
 
 
+def _canonical(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
 def _named(tree: Any) -> dict[str, Any]:
-    """The leaves by the names that they have in files."""
+    """Return the leaves by their names in files."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree.leaves_with_path(tree)
@@ -166,4 +196,5 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def _unflatten(like: Any, tensors: dict[str, np.ndarray]) -> Any:
-    return jax.tree.unflatten(jax.tree.structure(like), [tensors[name] for name in _named(like)])
+    leaves = [tensors[name] for name in _named(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -49,7 +49,7 @@ def first_step(
     )
     times.append(time.time())
     optimizer = train_state.make_optimizer(experiment.config.optim)
-    state = jax.block_until_ready(train_state.init_state(experiment, optimizer))
+    state = jax.block_until_ready(training.init_state(experiment, optimizer))
     times.append(time.time())
     batch = speed.images(experiment, batch_size)
     compiled = speed.compile_stages(training.jit_step(experiment, optimizer), state, batch)

@@ -164,7 +164,7 @@ def of_a_train_step() -> tuple[float, float]:
     optimizer = train_state.make_optimizer(config.optim)
     steps, state = (
         training.compile_steps(experiment, optimizer),
-        train_state.init_state(experiment, optimizer),
+        training.init_state(experiment, optimizer),
     )
     batch = datasets.Batches(experiment.train, config.training.batch_size, 0)[0]
     state, metrics = jax.block_until_ready(steps(state, batch))

@@ -65,7 +65,7 @@ def digits_problem(workdir: str, count: int) -> tuple[Problem, float]:
     """Held-out digits, dequantized, with one Rademacher probe; and log dx/du of their grey levels u."""
     experiment = Experiment(get_config(), jax.devices()[:1])
     checkpoints = Checkpoints(workdir)
-    kept = checkpoints.kept()
+    kept = checkpoints.snapshots()
     params = checkpoints.restore(kept[max(kept)], {"ema": experiment.abstract_params})["ema"]
     pixels = experiment.test.pixels[:count]
     x = experiment.scaler.dequantize(pixels, jax.random.uniform(jax.random.key(0), pixels.shape))

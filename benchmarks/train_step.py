@@ -44,7 +44,7 @@ class TrainStep:
     def prepare(self) -> None:
         """Puts state and images on the device."""
         optimizer = train_state.make_optimizer(self.experiment.config.optim)
-        self.state = train_state.init_state(self.experiment, optimizer)
+        self.state = training.init_state(self.experiment, optimizer)
         self.batch = speed.images(self.experiment, self.experiment.config.training.batch_size)
 
     def __call__(self) -> training.Metrics:
@@ -68,7 +68,7 @@ class TrainStep:
 def lowered_arguments(experiment: Experiment) -> tuple[Any, Any, Batch]:
     """The jitted step with the shapes of its arguments; nothing is put on a device."""
     optimizer = train_state.make_optimizer(experiment.config.optim)
-    state = jax.eval_shape(lambda: train_state.init_state(experiment, optimizer))
+    state = jax.eval_shape(lambda: training.init_state(experiment, optimizer))
     count = experiment.config.training.batch_size
     labels = jax.ShapeDtypeStruct((count,), "int32") if experiment.labelled else None
     batch = Batch(jax.ShapeDtypeStruct((count, *experiment.image_shape), "uint8"), labels)

@@ -126,7 +126,7 @@ def make(experiment: Experiment, extractor: Extractor, path: Path) -> Reference:
         }
 
     name = f"{_name(experiment, extractor)}_{experiment.config.eval.batch_size}"
-    paths = run_rounds(folder, name, len(jobs), compute)
+    paths = run_rounds(folder, name, len(jobs), compute, {})
     reference = _gather(paths, len(images), expected(experiment, extractor))
     sharding.wait(
         "statistics"

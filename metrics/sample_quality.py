@@ -61,7 +61,7 @@ def run_features(folder: Path, samples: list[Path], extractor: Extractor) -> lis
         found = extractor.extract(load_rounds(samples[index : index + 1], "samples")["samples"])
         return {name: array for name, array in found._asdict().items() if array is not None}
 
-    return run_rounds(folder, f"features_{extractor.label}", len(samples), compute)
+    return run_rounds(folder, f"features_{extractor.label}", len(samples), compute, {})
 
 
 def measure(paths: list[Path], extractor: Extractor, reference: Reference) -> Results:

@@ -18,7 +18,6 @@ from errors import InputError
 from experiment import Experiment
 from pretrained import Trained
 from train_state import TrainState, from_checkpoint, make_optimizer, to_checkpoint
-from training import is_fixed
 from workdir import check_config, claim, write_atomically
 
 
@@ -35,11 +34,11 @@ def import_checkpoint(config: Config, workdir: str, source: str) -> int:
     trained = pretrained.read(source, experiment.network, config)
     named = re.search(r"checkpoint_(\d+)", Path(source).name)
     number = int(named[1]) if named else max(1, trained.step // config.training.snapshot_freq)
-    if number in Checkpoints(workdir).kept():
+    if number in Checkpoints(workdir).snapshots():
         raise InputError(
             f"{workdir} has a checkpoint_{number} already; nothing is overwritten. Use another --workdir."
         )
-    claim(workdir, config, is_fixed)
+    claim(workdir, config, "training")
     checkpoints = Checkpoints(workdir, create=True)
     trees = to_checkpoint(to_state(trained, experiment))
     checkpoints.save(SNAPSHOTS, number, trees, step=trained.step, config=config.to_dict())
@@ -62,7 +61,7 @@ def export_checkpoint(config: Config, workdir: str, target: str, number: int | N
     config, path = experiment.config, Path(target)
     if path.exists():
         raise InputError(f"--target={target} exists; nothing is overwritten.")
-    check_config(workdir, config, is_fixed)
+    check_config(workdir, config, "training")
     checkpoints = Checkpoints(workdir)
     found = checkpoints.pick(number)
     trees = checkpoints.restore(found, to_checkpoint(_abstract_state(experiment)))

@@ -12,11 +12,15 @@ import numpy as np
 import datasets
 from configs.default import Config, complete
 from errors import InputError
-from readers import folders
+from readers import folders, published
 from workdir import write_picture
 
 SHOWN = 100  # images on a contact sheet
 MOST = 2000, 2**28  # images and numbers among which distances are measured
+
+
+def prepare(config: Config) -> None:
+    published.prepare(complete(config).data)
 
 
 def inspect(config: Config, workdir: str) -> dict[str, Any]:

@@ -32,10 +32,9 @@ from experiment import Experiment
 from models.building import Params
 from readers import folders, preprocessing
 from sde_lib import SDE, Score
-from workdir import NETWORK_FIELDS, claim, load_rounds, run_rounds, write_atomically, write_picture
+from workdir import claim, load_rounds, run_rounds, write_atomically, write_picture
 
 Shape = tuple[int, int, int]
-FIXED = (*NETWORK_FIELDS, "seed", "restore.", "sampling.", "eval.batch_size")
 
 
 class Problem(NamedTuple):
@@ -73,7 +72,7 @@ def restore(
         / f"checkpoint_{found.number}"
         / (folder or f"{options.task}-{options.method}")
     )
-    claim(here, config, lambda field: field.startswith(FIXED))
+    claim(here, config, "restoration")
     keep_measurements(problem, here)
     answers, nfe = answer(experiment, problem, ema, here)
     results = {"task": options.task, "method": options.method, "images": len(problem.y), "nfe": nfe}
@@ -357,7 +356,9 @@ def answer(
         )
         return {"x": x[: count - chunk * size], "nfe": nfe[: count - chunk * size]}
 
-    rounds = load_rounds(run_rounds(folder, "answers", config.restore.samples * chunks, compute))
+    rounds = load_rounds(
+        run_rounds(folder, "answers", config.restore.samples * chunks, compute, {})
+    )
     return rounds["x"].reshape(-1, count, *experiment.image_shape).swapaxes(0, 1), float(
         rounds["nfe"].mean()
     )

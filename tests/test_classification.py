@@ -60,7 +60,7 @@ def test_a_restart_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
         fit(path, stop=5)
     assert not path.exists()
     resumed = fit(path)
-    assert "going on from step 4" in capsys.readouterr().out
+    assert "continuing from step 4" in capsys.readouterr().out
     assert np.array_equal(straight["w"], resumed["w"])
     assert np.array_equal(fitting.load(path, {"w": np.zeros(64)}, "mode")["w"], resumed["w"])
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]

@@ -28,12 +28,12 @@ import os, sys
 from absl import app
 import main, training
 step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-collect = training.Reporter.collect
+collect = training.TrainingLog.collect
 def signalled(self, at, metrics):
     collect(self, at, metrics)
     if at == step:
         os.kill(os.getpid(), number)
-training.Reporter.collect = signalled
+training.TrainingLog.collect = signalled
 app.run(main.main, flags_parser=main.parse_flags)
 """
 
@@ -114,7 +114,7 @@ def test_two_processes_go_on_and_evaluate_as_one(one_process, two_processes):
         ended = start(folder, mode, (0, 0))
         assert [process.returncode for process in ended] == [0, 0], ended
         if mode == "train":
-            assert "going on from checkpoints-meta/checkpoint_6" in ended[0].stdout
+            assert "continuing from checkpoints-meta/checkpoint_6" in ended[0].stdout
             same(folder / "w", one_process, 8)
     evaluation.evaluate(tiny.config(**FIELDS), str(one_process[0]))
     for kept in (1, 2):
@@ -129,7 +129,7 @@ def test_two_processes_go_on_and_evaluate_as_one(one_process, two_processes):
 
 def test_sigterm_saves_the_state(tmp_path, monkeypatch, one_process, capsys):
     """One process stops at once, and its successor ends as if nothing had been."""
-    collect = training.Reporter.collect
+    collect = training.TrainingLog.collect
 
     def signalled(self, step, metrics):
         collect(self, step, metrics)
@@ -138,7 +138,7 @@ def test_sigterm_saves_the_state(tmp_path, monkeypatch, one_process, capsys):
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(training.Reporter, "collect", signalled)
+        patch.setattr(training.TrainingLog, "collect", signalled)
         assert training.train(tiny.config(**FIELDS), str(tmp_path)).step == 3
     assert "step 3: stopped by SIGTERM" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == before

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec
 import experiment as experiments
 import sharding
 import train_state
+import training
 from benchmarks import collectives, train_step
 from checkpoints import BACKUPS, Checkpoints
 from tests import tiny
@@ -68,7 +69,7 @@ def test_checkpoints_do_not_know_the_devices(tmp_path):
             )
             host = train_state.TrainState(jnp.int32(0), params, params, optimizer.init(params))
         states[devices, split] = train_state.to_checkpoint(
-            jax.device_put(host, train_state.state_shardings(experiment, optimizer))
+            jax.device_put(host, training.state_shardings(experiment, optimizer))
         )
     checkpoints = Checkpoints(tmp_path, create=True)
     for kind in [(8, True), (1, False)]:

@@ -100,7 +100,7 @@ def run(config, devices=None):
     experiment = experiments.Experiment(config, devices)
     optimizer = train_state.make_optimizer(config.optim)
     state, steps = (
-        train_state.init_state(experiment, optimizer),
+        training.init_state(experiment, optimizer),
         training.compile_steps(experiment, optimizer),
     )
     batches = datasets.Batches(experiment.train, config.training.batch_size, config.seed)
@@ -124,7 +124,7 @@ def test_a_scan_of_steps_is_the_steps():
     results = []
     for scan in (False, True):
         steps = training.compile_steps(experiment, optimizer, scan=scan)
-        state = train_state.init_state(experiment, optimizer)
+        state = training.init_state(experiment, optimizer)
         results.append(steps(state, training.sharding.shard(experiment.mesh, images, axis=1)))
     (loop, loop_metrics), (scan, scan_metrics) = results
     np.testing.assert_allclose(loop_metrics["loss"], scan_metrics["loss"], rtol=1e-5)
@@ -177,7 +177,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("killed_at", [1, 5])
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, trained, killed_at):
     config, whole = tiny.config(), trained[1]
-    collect = training.Reporter.collect
+    collect = training.TrainingLog.collect
 
     def kill(self, step, metrics):
         if step == killed_at:
@@ -185,12 +185,12 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, traine
         collect(self, step, metrics)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Reporter, "collect", kill)
+        patch.setattr(training.TrainingLog, "collect", kill)
         with pytest.raises(Killed):
             training.train(config, str(tmp_path / "killed"))
     resumed = training.train(config, str(tmp_path / "killed"))
     assert identical(whole, resumed)
-    assert sorted(Checkpoints(tmp_path / "killed").kept()) == [1, 2]
+    assert sorted(Checkpoints(tmp_path / "killed").snapshots()) == [1, 2]
 
 
 @pytest.mark.parametrize("name", ["checkpoint_1", "one.pth"])
@@ -222,7 +222,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, trained, caplog):
         damage(tmp_path / "w" / folder / f"checkpoint_{number}")
     assert identical(training.train(tiny.config(), str(tmp_path / "w")), final)
     assert "damaged" in caplog.text
-    assert sorted(Checkpoints(tmp_path / "w").kept()) == [1, 2]
+    assert sorted(Checkpoints(tmp_path / "w").snapshots()) == [1, 2]
 
 
 def test_changed_bytes_are_noticed(tmp_path, trained):
@@ -251,7 +251,7 @@ def test_only_damaged_checkpoints_are_not_overwritten(tmp_path, trained):
 
 def test_checkpoints_hold_the_config(trained):
     checkpoints = Checkpoints(trained[0])
-    assert checkpoints.config(checkpoints.kept()[1])["data"]["dataset"] == "digits"
+    assert checkpoints.config(checkpoints.snapshots()[1])["data"]["dataset"] == "digits"
     assert [(found.step, found.folder) for found in checkpoints.find()] == [
         (6, BACKUPS),
         (6, SNAPSHOTS),

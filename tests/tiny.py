@@ -49,7 +49,7 @@ def untrained(folder: Path, number: int = 3, **changes) -> Path:
     params = jax.tree.map(
         lambda a, like: jax.device_put(a, like.sharding), params, experiment.abstract_params
     )
-    claim(folder, experiment.config, lambda field: True)
+    claim(folder, experiment.config, "training")
     checkpoints = Checkpoints(folder, create=True)
     checkpoints.save(SNAPSHOTS, number, {"ema": params}, step=0, config=experiment.config.to_dict())
     checkpoints.close()

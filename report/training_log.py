@@ -1,0 +1,212 @@
+"""The log of a training run: console, TensorBoard, sample pictures and WORKDIR/metrics.jsonl.
+
+metrics.jsonl holds one JSON object per line, the training step and the scalars measured there:
+{"step": 100, "training/loss": 0.5, ...} or {"step": 100, "held_out/loss": 0.4}. Both its writer
+and its reader are in this file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import tensorboardX
+from jax import Array
+from PIL import Image
+from tqdm import tqdm
+
+from errors import InputError
+from workdir import write_atomically, write_picture
+
+FILE_NAME = "metrics.jsonl"
+
+Entry = dict[str, Any]  # a line of metrics.jsonl
+
+
+class TrainingLog:
+    """Log the progress of training; a context manager. Only process 0 prints and writes files.
+
+    Args:
+        workdir: an existing folder, which receives tensorboard/, samples/ and metrics.jsonl.
+        start: the step at which this run starts. Entries of later steps, left by a run that was
+            killed, are removed.
+        total: the step at which training ends.
+        batch_size: images per step, for the speed.
+    """
+
+    def __init__(self, workdir: str | Path, start: int, total: int, batch_size: int) -> None:
+        self.workdir = Path(workdir)
+        self.step = start
+        self.total = total
+        self.batch_size = batch_size
+        self.is_writer = jax.process_index() == 0
+        self.pending: list[dict[str, Array]] = []  # on the device
+        self.fetched: list[dict[str, np.ndarray]] = []  # checked, not yet reported
+        self.timed_from: tuple[int, float] | None = None  # step and time, to measure the speed
+
+    def __enter__(self) -> TrainingLog:
+        purge = {"purge_step": self.step + 1} if self.step else {}
+        self.events = tensorboardX.SummaryWriter(
+            str(self.workdir / "tensorboard"), write_to_disk=self.is_writer, **purge
+        )
+        path = self.workdir / FILE_NAME
+        remove_later_steps(path, self.step)
+        self.entries = open(path if self.is_writer else os.devnull, "a", encoding="utf-8")
+        hidden = None if self.is_writer else True  # None: hidden unless on a terminal
+        self.bar = tqdm(total=self.total, initial=self.step, unit="step", disable=hidden)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+        self.entries.close()
+        self.events.close()
+
+    def collect(self, step: int, metrics: dict[str, Array]) -> None:
+        """Keep the metrics of the steps up to `step`, without waiting for the device.
+
+        Args:
+            step: the number of steps done.
+            metrics: `loss` and `grad_norm`, both (steps,), and `levels` (steps, 2, levels), the
+                sums and counts of the losses by noise level.
+        """
+        if self.timed_from is None:  # Compilation does not count towards the speed.
+            jax.block_until_ready(metrics)
+            self.timed_from = step, time.monotonic()
+        self.pending.append(metrics)
+        self.bar.update(step - self.step)
+        self.step = step
+
+    def check(self) -> None:
+        """Wait for the collected steps.
+
+        Raises InputError, with the number of the step, if a loss or gradient norm is not finite.
+        """
+        fetched = jax.device_get(self.pending)
+        self.pending.clear()
+        if not fetched:
+            return
+        self.fetched.extend(fetched)
+        loss = np.concatenate([metrics["loss"] for metrics in fetched])
+        norm = np.concatenate([metrics["grad_norm"] for metrics in fetched])
+        finite = np.isfinite(loss) & np.isfinite(norm)
+        if finite.all():
+            return
+        bad = int(np.argmin(finite))
+        step = self.step - len(loss) + bad + 1
+        raise InputError(
+            f"Step {step}: the loss is {loss[bad]} and the gradient norm {norm[bad]}; both must "
+            f"be finite. Training stops and keeps the last checkpoint. A smaller optim.lr or "
+            f"optim.grad_clip may help."
+        )
+
+    def training(self) -> None:
+        """Call `check`, then report the means over the steps since the last report."""
+        self.check()
+        loss = np.concatenate([metrics["loss"] for metrics in self.fetched]).mean()
+        norm = np.concatenate([metrics["grad_norm"] for metrics in self.fetched]).mean()
+        sums, counts = np.sum([metrics["levels"].sum(0) for metrics in self.fetched], 0)
+        self.fetched.clear()
+        then, now = self.timed_from, time.monotonic()
+        self.timed_from = self.step, now
+        rate = (self.step - then[0]) / (now - then[1])
+        speed = rate * self.batch_size
+        self._scalars("training", loss=loss, grad_norm=norm, images_per_second=speed)
+        self._levels("training", sums, counts)
+        remaining = "unknown"
+        if rate:
+            remaining = tqdm.format_interval((self.total - self.step) / rate)
+        self.say(f"loss {loss:.5f}, {speed:.0f} images/s, ETA {remaining}")
+
+    def held_out(self, losses: np.ndarray, levels: np.ndarray) -> None:
+        """Report losses (B,) of held-out images under the EMA parameters.
+
+        `levels` (2, levels) holds their sums and counts by noise level.
+        """
+        loss = losses.mean()
+        self._scalars("held_out", loss=loss)
+        self._levels("held_out", *levels)
+        self.say(f"held-out loss {loss:.5f} on {len(losses)} images")
+
+    def samples(self, picture: Image.Image) -> None:
+        """Write a picture of samples to samples/step_N.png and to TensorBoard."""
+        path = self.workdir / "samples" / f"step_{self.step}.png"
+        if self.is_writer:
+            path.parent.mkdir(exist_ok=True)
+            write_picture(path, picture)
+        pixels = np.asarray(picture.convert("RGB"))
+        self.events.add_image("samples", pixels, self.step, dataformats="HWC")
+        self.say(f"samples in {path}")
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        if self.is_writer:
+            self.bar.write(f"step {self.step}: {text}")
+
+    def _scalars(self, group: str, **values: float) -> None:
+        """Write scalars to TensorBoard, and as one line of metrics.jsonl."""
+        entry: Entry = {"step": self.step}
+        for name, value in values.items():
+            self.events.add_scalar(f"{group}/{name}", value, self.step)
+            entry[f"{group}/{name}"] = float(value) if math.isfinite(value) else None
+        self.entries.write(json.dumps(entry) + "\n")
+        self.entries.flush()
+
+    def _levels(self, group: str, sums: np.ndarray, counts: np.ndarray) -> None:
+        """Write the mean loss of each noise level that occurred to TensorBoard."""
+        for i in np.flatnonzero(counts):
+            tag = f"{group}_loss_by_t/{(i + 0.5) / len(sums):.2f}"
+            self.events.add_scalar(tag, sums[i] / counts[i], self.step)
+
+
+class Curve(NamedTuple):
+    """Values (N,) of a scalar at N increasing steps (N,)."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+def read_curves(path: Path) -> dict[str, Curve]:
+    """Return the curves of a metrics.jsonl by name; none if the file does not exist.
+
+    If several lines have the same step, the last one counts. Values that are not finite are left
+    out.
+    """
+    points: dict[str, dict[int, float]] = {}
+    for entry in _entries(path):
+        step = entry.pop("step")
+        for name, value in entry.items():
+            if value is not None:
+                points.setdefault(name, {})[step] = value
+    return {
+        name: Curve(np.array(sorted(values)), np.array([values[s] for s in sorted(values)]))
+        for name, values in points.items()
+    }
+
+
+def remove_later_steps(path: Path, step: int) -> None:
+    """Keep only the lines of a metrics.jsonl with a step up to `step`; drop damaged lines."""
+    if jax.process_index() or not path.exists():
+        return
+    lines = [json.dumps(entry) + "\n" for entry in _entries(path) if entry["step"] <= step]
+    write_atomically(path, lambda file: file.write("".join(lines).encode()))
+
+
+def _entries(path: Path) -> Iterator[Entry]:
+    """The lines of a metrics.jsonl; skips a damaged one, which a killed run may leave."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                yield entry

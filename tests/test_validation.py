@@ -1,0 +1,152 @@
+"""Config validation: every field has a domain, and all problems are reported together."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+
+import pytest
+
+import factory
+import workdir
+from configs import fields
+from configs.default import complete
+from configs.domains import Entries, Flag, Integer, Name, Real, Sequence, Text
+from configs.fields import FIELDS, INERT
+from errors import InputError
+from metrics import features
+from tests import tiny
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def outside(domain) -> list:
+    """Values that are not in a domain."""
+    match domain:
+        case Flag():
+            return [1, "yes", None]
+        case Integer():
+            return [domain.low - 1, domain.high + 1, 1.5, True, "1", math.nan]
+        case Real():
+            ends = [domain.low] if domain.open_low else [domain.low - 1]
+            ends += [domain.high] if domain.open_high else [domain.high + 1]
+            return [*ends, math.nan, math.inf, -math.inf, "1", True]
+        case Name():
+            return ["nothing of this name", 1, None]
+        case Text():
+            return [1, None]
+        case Sequence() | Entries():
+            return [3, "ab", (None,), (math.nan,) * 99]
+    raise AssertionError(domain)
+
+
+def check(config, mode=""):
+    return factory.validated(config, 2, mode)
+
+
+def test_every_official_config_is_valid():
+    for path in CONFIGS.glob("*/**/*.py"):
+        name = ".".join(path.relative_to(CONFIGS).with_suffix("").parts)
+        check(importlib.import_module(f"configs.{name}").get_config())
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_values_outside_of_a_domain_are_refused(name):
+    registry = factory.choices().names
+    for value in outside(FIELDS[name].domain):
+        config = complete(tiny.config()).to_dict()
+        section, _, key = name.rpartition(".")
+        (config[section] if section else config)[key] = value
+        problems = list(factory.validation.check_domains(workdir.Config(config), registry))
+        assert len(problems) == 1, (name, value, problems)
+        assert problems[0].startswith(f"{name} = {value!r} ")
+
+
+def test_every_field_affects_known_groups_and_has_a_meaning():
+    for name, field in FIELDS.items():
+        assert set(field.affects) <= fields.GROUPS, name
+        assert field.meaning.endswith("."), name
+        if field.default is not fields.ABSENT:
+            assert field.domain.allows(field.default), name
+    used = {group for field in FIELDS.values() for group in field.affects}
+    assert used == fields.GROUPS
+    assert set().union(*workdir.DEPENDENCIES.values()) == fields.GROUPS
+
+
+def test_names_in_the_table_are_those_of_the_registries():
+    restoration = importlib.import_module("modes.restoration")
+    assert set(fields.FEATURES) == set(features.KINDS)
+    assert set(fields.RESTORE_TASKS) == set(restoration.TASKS)
+    assert set(fields.RESTORE_METHODS) == set(restoration.METHODS)
+    stepwise = {name for name, method in restoration.METHODS.items() if method.needs_pc_steps}
+    assert set(factory.validation.STEPWISE_METHODS) == stepwise
+
+
+def test_all_problems_are_reported_together():
+    config = tiny.config(**{"optim.lr": -1.0, "sampling.snr": math.nan, "model.dropout": 2.0})
+    with pytest.raises(InputError) as caught:
+        check(config)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "the config has 3 problems:"
+    assert [line.split()[0] for line in lines[1:]] == [
+        "model.dropout",
+        "optim.lr",
+        "sampling.snr",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.n_jitted_steps": 9}, "must be at least training.n_jitted_steps = 9"),
+        ({"training.importance_weighting": True}, "needs training.likelihood_weighting = True"),
+        ({"training.accumulate": 16}, "training.accumulate = 16 parts for 2 devices"),
+        ({"sampling.restart": (3, 1, 1.0, 0.3)}, "the lower noise level before the higher"),
+        ({"guidance.classes": (3, 10)}, "guidance.classes has 10; with classifier.num_classes"),
+        ({"guidance.interval": (2.0, 1.0)}, "the lower one first"),
+        ({"eval.begin_ckpt": 30}, "must not exceed eval.end_ckpt"),
+        ({"eval.features": "vgg"}, "eval.features = 'vgg' is unknown"),
+        ({"training.continuous": False, "training.sde": "subvpsde"}, "in discrete time"),
+        (
+            {"training.continuous": False, "training.likelihood_weighting": True},
+            "training.likelihood_weighting = True needs training.continuous = True",
+        ),
+        ({"data.value_range": (1.0, 0.0)}, "must state the smaller value first"),
+        ({"sampling.method": "ode", "sampling.trajectory": True}, "sampling.trajectory = True"),
+    ],
+)
+def test_rules_between_fields(changes, message):
+    with pytest.raises(InputError) as caught:
+        check(tiny.config(**changes))
+    assert message in str(caught.value)
+
+
+def test_unknown_fields_are_refused_and_inert_official_ones_accepted():
+    config = tiny.config()
+    config.model.unlock()
+    config.model.num_heads = 4
+    with pytest.raises(InputError, match="model.num_heads = 4 is not a known field"):
+        check(config)
+    del config.model.num_heads
+    config.model.attention_type = "ddpm"
+    assert "model.attention_type" in INERT
+    check(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampling.method": "solver"}, "works on the steps of sampling.method = 'pc'"),
+        ({"restore.official": True}, "restore.official = True is for"),
+        ({"restore.task": "colorize"}, "needs a model of colour images"),
+        ({"restore.observed": True}, "needs restore.input"),
+        ({"guidance.classes": (1,)}, "does not go with --mode=restore"),
+    ],
+)
+def test_rules_of_restoration_apply_to_its_mode_only(changes, message):
+    config = tiny.config(**changes)
+    check(config)
+    with pytest.raises(InputError) as caught:
+        check(config, "restore")
+    assert message in str(caught.value)
