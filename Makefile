@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python
 CONFIG := configs/vp/digits_ddpmpp_continuous.py
 WORKDIR := demo
 
-.PHONY: demo test test-slow notebook lint format clean
+.PHONY: demo test test-slow notebook lint format docs clean
 
 demo: $(VENV)/installed  ## Train on the handwritten digits, generate new ones and report bits/dim on held-out images.
 	$(RUN) main.py --config=$(CONFIG) --workdir=$(WORKDIR) --mode=train
@@ -27,6 +27,11 @@ lint: $(VENV)/installed-dev  ## Check style, format and types.
 format: $(VENV)/installed-dev  ## Apply the fixes that ruff can make, and its format.
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+docs: $(VENV)/installed-dev  ## Rewrite the generated parts of the documentation.
+	$(RUN) -m docs.make_architecture
+	$(RUN) -m docs.make_configuration
+	$(RUN) -m docs.make_strip
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
