@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 DOCS = Path(__file__).parent
 PANELS = {  # file: (caption, columns of the picture, columns to show)
     "digits.png": ("samples", 10, 8),
-    "restoration.png": ("image, measurement, 4 solutions, mean, spread", 8, 8),
+    "restoration.png": ("image, measured, 4 reconstructions, mean, spread", 8, 8),
     "interpolation.png": ("interpolation between latent codes", 10, 10),
 }
 ROWS = 6  # of each picture
@@ -29,7 +29,7 @@ def panel(name: str, caption: str, columns: int, shown: int) -> Image.Image:
     found = Image.new("L", (picture.width, picture.height + CAPTION), 255)
     found.paste(picture)
     position = (picture.width // 2, picture.height + CAPTION // 2)
-    font = ImageFont.load_default(size=22)
+    font = ImageFont.load_default(size=20)
     ImageDraw.Draw(found).text(position, caption, fill=40, font=font, anchor="mm")
     return found
 
