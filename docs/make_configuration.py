@@ -17,10 +17,11 @@ INTRODUCTION = """# Configuration
 
 Generated from `configs/fields.py` by `python -m docs.make_configuration`.
 
-Every field can be set in a config file or on the command line: `--config.training.batch_size=64`, `--config.data.centered`,
-`--noconfig.data.centered`, `--config.model.ch_mult="(1,2,2)"`. Names and defaults are those of the official release;
-`configs/differences.py` lists the exceptions. Values are checked before anything is compiled or written, and all problems
-are reported together. A field without a default is an option of some networks, which `configs/networks.py` sets.
+Every field can be set in a config file or on the command line: `--config.training.batch_size=64`,
+`--config.data.centered`, `--noconfig.data.centered`, `--config.model.ch_mult="(1,2,2)"`. Names and
+defaults are those of the official release; `configs/differences.py` lists the exceptions. Values
+are checked before anything is compiled or written, and all problems are reported together. A field
+without a default is an option of some networks, which `configs/networks.py` sets.
 """
 TITLES = {
     "": "General",
