@@ -23,6 +23,7 @@ from jax import Array
 
 import datasets
 import likelihood
+import report
 import sampling
 import sharding
 from auxiliary import classification, dequantization
@@ -33,7 +34,6 @@ from errors import InputError, check_name, choose
 from experiment import Experiment
 from metrics import sample_quality
 from models.building import Params
-from report import report_data
 from workdir import (
     Arrays,
     check_workdir,
@@ -86,7 +86,7 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
         )
     folder = Path(workdir) / eval_folder
     claim(folder, config, "evaluation")
-    report_data.note_environment(folder, experiment.mesh)
+    report.note_environment(folder, experiment.mesh)
     results = {}
     for each in found:
         try:

@@ -96,7 +96,7 @@ def jit_step(experiment: Experiment, optimizer: optax.GradientTransformation) ->
 def compile_steps(
     experiment: Experiment, optimizer: optax.GradientTransformation, *, scan: bool | None = None
 ) -> Step:
-    """Return `train_step` along the first axis of batches (steps, B, ...); see `sharding.repeat`."""
+    """Return `train_step` along the first axis of batches (steps, B, ...), by `sharding.repeat`."""
     return sharding.repeat(jit_step(experiment, optimizer), experiment.mesh, scan=scan)
 
 

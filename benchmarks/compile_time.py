@@ -37,9 +37,9 @@ def first_step(
     As all of `parts`, it runs in a process of its own.
     """
     import evaluation  # noqa: F401  As main.py does, which takes a while.
+    import report  # noqa: F401
     import training
     from modes import restoration  # noqa: F401
-    from report import report_data  # noqa: F401
 
     import jax  # isort: skip
 

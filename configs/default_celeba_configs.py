@@ -1,4 +1,4 @@
-"""What the experiments on CelebA share: faces of 64x64 pixels."""
+"""Defaults of the experiments on CelebA: faces of 64x64 pixels."""
 
 import ml_collections
 

@@ -1,4 +1,4 @@
-"""What the experiments on CIFAR-10 share: images of 32x32 pixels."""
+"""Defaults of the experiments on CIFAR-10: images of 32x32 pixels."""
 
 import ml_collections
 

@@ -1,4 +1,6 @@
-"""What the experiments on scikit-learn's handwritten digits share: 8x8 pixels, 17 grey levels, minutes on two cores."""
+"""Defaults of the experiments on scikit-learn's handwritten digits: 8x8 pixels, 17 grey levels.
+
+Training takes minutes on two cores."""
 
 from collections.abc import Callable
 
@@ -11,7 +13,7 @@ from configs.default import get_default_config
 def get_default_configs(
     network: Callable[[ml_collections.ConfigDict], None] = networks.ncsnpp,
 ) -> ml_collections.ConfigDict:
-    """The digits, with a small network of the kind that `network` sets."""
+    """Return the config of the digits with a small network; `network` sets its kind."""
     config = get_default_config()
 
     data = config.data

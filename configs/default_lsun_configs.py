@@ -1,4 +1,4 @@
-"""What the experiments on large images share: LSUN, CelebA-HQ and FFHQ, 256x256 pixels unless they say otherwise."""
+"""Defaults of the experiments on LSUN, CelebA-HQ and FFHQ: images of 256x256 pixels."""
 
 import ml_collections
 

@@ -1,65 +1,66 @@
-"""Where the fields of our configs are not those of the official release, and why. The tests know no others.
+"""Where the fields of our configs differ from those of the official release, and why.
 
-Fields are named as on the command line. A field whose values are real numbers is a float here, even where it is an int
-there, so that it takes any of them on the command line.
+Tests allow no other differences. Fields are named as on the command line. A field whose values are
+real numbers is a float here, even where it is an int in the official config, so that the command
+line accepts any real number.
 """
 
-_1024 = "The two experiments of 1024 pixels, which come from the PyTorch release, lack it; the others have it."
+_1024 = (
+    "Missing in the two official experiments of 1024 pixels, which are from the PyTorch release."
+)
 
 ADDED = {
-    "data.path": "Where the images are; there TFDS knows, or data.tfrecords_path says.",
-    "data.held_out": "The share of one's own images that is held out; there are only published sets there.",
-    "data.value_range": "Of arrays of real numbers, which are not there.",
-    "eval.bpd_num_repeats": "Passes over the data set, each with noise and probes of its own; there it is no field.",
-    "eval.bpd_probes": "More of them measure what they cost in precision; there it is one.",
-    "eval.bpd_trace": "The kind of probe, there an argument of the function; 'exact' is not there.",
-    "eval.bpd_tolerance": "There an argument of the function; it means another thing here (see likelihood.py).",
-    "eval.bpd_t_min": "There an argument of the function, eps.",
-    "data.num_classes": "There no network is told the class.",
-    "model.dtype": "What the network computes in; all is float32 there.",
-    "training.remat": "Memory for time.",
-    "training.accumulate": "Memory for time.",
-    "model.class_dropout": "The share of labels that training hides from a network that is told classes.",
-    "eval.enable_metrics": "There, sampling always measures.",
-    "eval.features": "There, TF-GAN's Inception, or another one from 256 pixels on.",
-    "eval.inception_path": "There, the weights are downloaded.",
-    "eval.stats_path": "There, assets/stats.",
-    "eval.stats_split": "The images that samples are compared with, if their statistics are not there yet.",
-    "eval.legacy_rounding": "Samples are rounded to the nearest grey level here, and to the next lower one there.",
-    "training.importance_weighting": "Of Song et al. (2021b), which came later.",
-    "eval.dequantization": "The noise that makes grey levels real numbers: uniform, as there, or variational.",
-    "training.shard_params": "There, every device has the whole state.",
-    "training.dequantizer_iters": "Steps of training the flow of variational dequantization, which is not there.",
-    "sampling.solver": "Which solver sampling.method = 'solver' is; there is no such method.",
-    "sampling.num_steps": "Of a few-step solver; the official methods take model.num_scales steps.",
-    "sampling.schedule": "The noise levels of a few-step solver.",
-    "sampling.churn": "S_churn of Heun's method with noise (EDM).",
-    "sampling.restart": "Levels, repetitions, least and highest noise level of the solver 'restart'.",
-    "sampling.tolerance": "Of the solver that chooses its steps.",
-    "sampling.temperature": "Scales the samples of the prior; there it is 1.",
-    "sampling.trajectory": "Whether evaluation draws states on the way from noise to images.",
-    "guidance": "A whole section, as the next two: classes that are asked for, there arguments of functions.",
-    "classifier": "Of --mode=train_classifier, which is not there.",
-    "restore": "Of --mode=restore, which is not there.",
-    "model.attend_after_each_up_block": "True for the U-Net of Ho et al. (2020); there it attends once a level.",
-    "model.num_classes": "Another name of model.num_scales, by which the official NCSN reads it; its configs lack it.",
-    "model.fourier_scale": "Lacking in three NCSN++ with a positional embedding, on which it has no effect.",
+    "data.path": "Officially, TFDS finds the images, or data.tfrecords_path names them.",
+    "data.held_out": "The official code reads published data sets only.",
+    "data.value_range": "The official code reads bytes only.",
+    "data.num_classes": "The official networks are unconditional.",
+    "model.dtype": "The official code computes in float32.",
+    "model.class_dropout": "The official networks are unconditional.",
+    "model.attend_after_each_up_block": "True for the U-Net of Ho et al. (2020).",
+    "model.num_classes": "The official NCSN reads model.num_scales by this name.",
+    "model.fourier_scale": "Missing in three NCSN++ with a positional embedding; no effect there.",
     "model.beta_min": _1024,
     "model.beta_max": _1024,
+    "training.sde": "Missing in ve/ncsn/celeba, which has the value as training.loss.",
     "training.n_jitted_steps": _1024,
-    "training.sde": "ve/ncsn/celeba has its value under the name training.loss, and so cannot run there.",
+    "training.importance_weighting": "From Song et al. (2021b), which came later.",
+    "training.shard_params": "Officially, every device holds the whole state.",
+    "training.remat": "Officially, all activations are stored.",
+    "training.accumulate": "Officially, a batch is processed at once.",
+    "training.dequantizer_iters": "The official code has no variational dequantization.",
+    "sampling.solver": "The official code has no few-step solvers.",
+    "sampling.num_steps": "The official samplers take model.num_scales steps.",
+    "sampling.schedule": "The official code has no few-step solvers.",
+    "sampling.churn": "The official code has no few-step solvers.",
+    "sampling.restart": "The official code has no few-step solvers.",
+    "sampling.tolerance": "The official code has no adaptive SDE solver.",
+    "sampling.temperature": "Officially, the temperature is 1.",
+    "sampling.trajectory": "Officially, intermediate states are not drawn.",
+    "guidance": "Officially, classes are arguments of functions. This is a whole section.",
+    "classifier": "The official code does not train a classifier. This is a whole section.",
+    "restore": "Officially, inverse problems are notebooks. This is a whole section.",
     "eval.enable_sampling": _1024,
     "eval.enable_loss": _1024,
     "eval.enable_bpd": _1024,
     "eval.bpd_dataset": _1024,
+    "eval.bpd_num_repeats": "Officially, a constant.",
+    "eval.bpd_probes": "Officially, there is one probe.",
+    "eval.bpd_trace": "Officially, an argument of a function, without 'exact'.",
+    "eval.bpd_tolerance": "Officially, an argument of a function, with another meaning.",
+    "eval.bpd_t_min": "Officially, an argument of a function, eps.",
+    "eval.dequantization": "Officially, dequantization is uniform.",
+    "eval.enable_metrics": "Officially, sampling always computes metrics.",
+    "eval.features": "Officially, TF-GAN's Inception, or another one from 256 pixels on.",
+    "eval.inception_path": "Officially, the weights are downloaded.",
+    "eval.stats_path": "Officially, assets/stats.",
+    "eval.stats_split": "Officially, the statistics are downloaded.",
+    "eval.legacy_rounding": "Officially, samples are truncated to bytes; here, rounded.",
 }
 DROPPED = {
     "device": "A PyTorch device, in the two experiments of 1024 pixels; JAX finds its devices.",
-    "training.loss": "Read by nothing; ve/ncsn/celeba means training.sde.",
-    "training.continuouse": "Read by nothing; ve/ncsnv2/bedroom means training.continuous.",
+    "training.loss": "Nothing reads it; ve/ncsn/celeba means training.sde.",
+    "training.continuouse": "Nothing reads it; ve/ncsnv2/bedroom means training.continuous.",
 }
 MENDED = {
-    "ve/ncsnv2/bedroom": {
-        "training.continuous": False
-    },  # What training.continuouse is meant to say.
+    "ve/ncsnv2/bedroom": {"training.continuous": False},  # What training.continuouse means.
 }

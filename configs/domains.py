@@ -1,7 +1,7 @@
 """Domains: the values that a config field may have.
 
-A domain checks one value and describes what it allows. `configs/fields.py` gives each field its domain, and
-`configs/validation.py` reports every value that lies outside of it.
+A domain checks one value and describes what it allows. `configs/fields.py` gives each field its
+domain, and `configs/validation.py` reports every value that lies outside of it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Integer:
 
 @dataclasses.dataclass(frozen=True)
 class Real:
-    """Finite numbers from `low` to `high`; an end is excluded where `open_low` or `open_high` is set."""
+    """Finite numbers from `low` to `high`; an end is excluded where `open_low` or `open_high` is
+    set."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -131,7 +132,8 @@ class Sequence:
 
 @dataclasses.dataclass(frozen=True)
 class Entries:
-    """Tuples with as many entries as there are domains, each entry in its domain; or (), if `optional`."""
+    """Tuples with as many entries as there are domains, each entry in its domain; or (), if
+    `optional`."""
 
     domains: tuple[Domain, ...]
     optional: bool = False

@@ -490,4 +490,5 @@ INERT = {
     "model.conv_size": "Nothing reads it; convolutions are 3x3.",
     "model.sigma_begin": "Nothing reads it; the fields are model.sigma_max and model.sigma_min.",
 }
-"""Fields of official configs that have no effect, in the official code as here; they are accepted."""
+"""Fields of official configs that have no effect, in the official code as here; they are
+accepted."""

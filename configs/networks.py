@@ -1,4 +1,5 @@
-"""The networks of the experiments: each function sets the fields of `config.model` that describe one."""
+"""The networks of the experiments. Each function sets the fields of `config.model` that describe
+one."""
 
 import ml_collections
 
@@ -16,7 +17,7 @@ def _unet(model: Model) -> None:
 
 
 def ddpm(model: Model) -> None:
-    """DDPM's U-Net for images of 32 pixels."""
+    """Set DDPM's U-Net for images of 32 pixels."""
     _unet(model)
     model.name = "ddpm"
     model.num_res_blocks = 2
@@ -24,13 +25,13 @@ def ddpm(model: Model) -> None:
 
 
 def ddpm_256(model: Model) -> None:
-    """DDPM's U-Net for images of 256 pixels."""
+    """Set DDPM's U-Net for images of 256 pixels."""
     ddpm(model)
     model.ch_mult = (1, 1, 2, 2, 4, 4)
 
 
 def ncsnpp(model: Model) -> None:
-    """NCSN++ for images of 32 or 64 pixels."""
+    """Set NCSN++ for images of 32 or 64 pixels."""
     _unet(model)
     model.name = "ncsnpp"
     model.num_res_blocks = 4
@@ -49,7 +50,7 @@ def ncsnpp(model: Model) -> None:
 
 
 def ncsnpp_256(model: Model) -> None:
-    """NCSN++ for images of 256 pixels: they enter and leave at every resolution."""
+    """Set NCSN++ for images of 256 pixels, with input and output at every resolution."""
     ncsnpp(model)
     model.ch_mult = (1, 1, 2, 2, 2, 2, 2)
     model.num_res_blocks = 2
@@ -58,7 +59,7 @@ def ncsnpp_256(model: Model) -> None:
 
 
 def ncsnpp_1024(model: Model) -> None:
-    """NCSN++ for images of 1024 pixels."""
+    """Set NCSN++ for images of 1024 pixels."""
     ncsnpp_256(model)
     model.nf = 16
     model.ch_mult = (1, 2, 4, 8, 16, 32, 32, 32)
@@ -66,7 +67,7 @@ def ncsnpp_1024(model: Model) -> None:
 
 
 def ddpmpp(model: Model) -> None:
-    """DDPM++: NCSN++ without the FIR filter, without images at lower resolutions, and with DDPM's embedding."""
+    """Set DDPM++: NCSN++ with DDPM's embedding, without FIR filter and progressive input."""
     ncsnpp(model)
     model.embedding_type = "positional"
     model.fir = False
@@ -81,15 +82,15 @@ def _refinenet(model: Model) -> None:
 
 
 def ncsn(model: Model) -> None:
-    """NCSN, whose norms look the noise level up."""
+    """Set NCSN, whose normalization layers have coefficients for each noise level."""
     _refinenet(model)
     model.name = "ncsn"
-    model.num_classes = model.get_ref("num_scales")  # One field under two names.
+    model.num_classes = model.get_ref("num_scales")  # Two names of one field.
     model.scale_by_sigma = False
 
 
 def ncsnv2(model: Model) -> None:
-    """NCSNv2 for images of 32 or 64 pixels; it is not told the noise level, which scales its output."""
+    """Set NCSNv2 for images of 32 or 64 pixels. The noise level only scales its output."""
     _refinenet(model)
     model.name = "ncsnv2_64"
     model.scale_by_sigma = True

@@ -1,4 +1,4 @@
-"""How experiments train and sample where they depart from the defaults, which are those of the VE SDE."""
+"""Training and sampling settings that differ from the defaults, which are those of the VE SDE."""
 
 import ml_collections
 
@@ -6,7 +6,7 @@ Config = ml_collections.ConfigDict
 
 
 def vp(config: Config) -> None:
-    """The VP SDE in continuous time."""
+    """Set the VP SDE in continuous time."""
     config.data.centered = True
     config.model.ema_rate = 0.9999
     config.model.scale_by_sigma = False
@@ -17,7 +17,7 @@ def vp(config: Config) -> None:
 
 
 def ddpm(config: Config) -> None:
-    """DDPM's chain of 1000 steps, and its sampler."""
+    """Set DDPM's chain of 1000 steps and its sampler."""
     vp(config)
     config.model.num_scales = 1000
     config.training.continuous = False
@@ -25,7 +25,8 @@ def ddpm(config: Config) -> None:
 
 
 def ncsn(config: Config) -> None:
-    """The noise levels, optimizer and annealed Langevin dynamics of NCSN (Song & Ermon, 2019)."""
+    """Set the noise levels, optimizer and annealed Langevin dynamics of NCSN (Song & Ermon,
+    2019)."""
     config.model.sigma_max = 1.0
     config.model.num_scales = 10
     config.model.ema_rate = 0.0

@@ -1,95 +1,72 @@
-"""The page of a report: one HTML file with its style, pictures and charts inside, without scripts."""
+"""The page of a report: one HTML file that contains its style, pictures and charts, and no scripts.
+
+The layout is in template.html; this module prepares what the template shows. Jinja2 escapes all
+text, whatever a config or a data set contains.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jinja2
 from flax import traverse_util
+from markupsafe import Markup
 from PIL import Image
 
 from report import charts
-from report.charts import Markup, element, join
 
-Results = dict[str, Any]
+ReportData = dict[str, Any]
 
-SHOWN_BY_STEP = ("bits/dim", "FID", "FD")  # in charts: measures whose names begin so
-LARGEST = 1600  # pixels of a picture's longer side; larger ones are shown smaller
-STYLE = Path(__file__).with_name("report.css")
+KINDS = ("bits/dim", "FID", "FD")  # Measures whose names begin so are highlighted and plotted.
+MAX_SIDE = 1600  # pixels; larger pictures are embedded at this size
+ALTERNATIVES = {  # texts for pictures, by file name
+    "samples": "Grid of generated images",
+    "trajectory": "Rows of images that turn from noise into samples",
+}
 
 
-def render(data: Results, folder: Path) -> str:
-    """The page for what `report.gather` found in `folder`, whose pictures it reads."""
-    title = f"Evaluation of {_subject(data['config'])}"
-    several = len(data["checkpoints"]) > 1
-    sections = [
-        _overview(data["checkpoints"]) if several else None,
-        *(_checkpoint(checkpoint, folder) for checkpoint in data["checkpoints"]),
-        element("div", _curves(data["curves"]), _environments(data["environments"]), class_="pair"),
-        _config(data["config"]),
-    ]
-    head = element(
-        "head",
-        Markup('<meta charset="utf-8">'),
-        Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Markup('<meta name="color-scheme" content="light dark">'),
-        Markup(
-            '<link rel="icon" href="data:,">'
-        ),  # Else browsers ask for one, and log that there is none.
-        element("title", title),
-        element("style", Markup(STYLE.read_text())),
+class Figure(NamedTuple):
+    """A chart or a picture (a data URL with its text alternative), and its caption."""
+
+    caption: str
+    chart: Markup | None = None
+    picture: str | None = None
+    alternative: str = ""
+
+
+def render(data: ReportData, folder: Path) -> str:
+    """Return the HTML of what `data.gather` returned for `folder`, whose pictures it reads."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=jinja2.select_autoescape(),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    header = element("header", element("h1", title), _facts(data))
-    main = element("main", join([section for section in sections if section]))
-    footer = element(
-        "footer", "The same data are in ", element("code", "report.json"), ", beside this file."
-    )
-    return f"<!doctype html>\n{element('html', head, element('body', header, main, footer), lang='en')}\n"
-
-
-def _subject(config: Results) -> str:
-    """What was evaluated, in a few words."""
-    if not config:
-        return "an experiment without a config"
-    return (
-        f"{config['model']['name']} with {config['training']['sde']} on {config['data']['dataset']}"
+    environment.filters["plus_minus"] = plus_minus
+    fields = traverse_util.flatten_dict(data["config"], sep=".")
+    return environment.get_template("template.html").render(
+        title=f"Evaluation of {_subject(data['config'])}",
+        facts=_facts(data),
+        overview=_overview(data["checkpoints"]),
+        checkpoints=[_checkpoint(checkpoint, folder) for checkpoint in data["checkpoints"]],
+        training=_training(data["curves"]),
+        environments=data["environments"],
+        package_names=list(dict.fromkeys(name for each in data["environments"] for name in each)),
+        fields=[(name, json.dumps(value)) for name, value in sorted(fields.items())],
     )
 
 
-def _facts(data: Results) -> Markup:
-    """The paragraph under the title."""
-    config = data["config"]
-    parts = [f"Folder {data['workdir']}/{data['name']}."]
-    if config:
-        side, channels = config["data"]["image_size"], config["data"]["num_channels"]
-        parts += [
-            f"Images of {side}x{side}x{channels}.",
-            f"Sampler: {_sampler(config['sampling'])}.",
-        ]
-    parts += [f"{name} is not finished and left out." for name in data["unfinished"]]
-    return element("p", " ".join(parts), class_="facts")
-
-
-def _sampler(sampling: Results) -> str:
-    if sampling["method"] == "pc":
-        corrector = sampling["corrector"]
-        return f"{sampling['predictor']}, {'no' if corrector == 'none' else corrector} corrector"
-    if sampling["method"] == "solver":
-        return f"{sampling['solver']}, {sampling['num_steps']} steps"
-    return sampling["method"]
-
-
-# --- numbers and tables -----------------------------------------------------------------------------------------------
-
-
-def _plus_minus(value: float | None, stderr: float | None) -> str:
-    """A value and its standard error, to two digits of the latter."""
+def plus_minus(measure: ReportData) -> str:
+    """A measure's value with its standard error, both to two digits of the latter."""
+    value, stderr = measure["value"], measure["stderr"]
     if value is None:
         return "-"
     if not stderr:
@@ -98,180 +75,164 @@ def _plus_minus(value: float | None, stderr: float | None) -> str:
     return f"{value:.{digits}f} ± {stderr:.{digits}f}"
 
 
-def _table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    """In a box that scrolls by itself, with the keyboard too; the first cell of a row names it."""
-    head = element("thead", element("tr", *(element("th", cell, scope="col") for cell in header)))
-    line = lambda row: element(
-        "tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])
-    )
-    table = element("table", element("caption", caption), head, element("tbody", *map(line, rows)))
-    return element("div", table, class_="scroll", tabindex=0, role="region", aria_label=caption)
+def _subject(config: ReportData) -> str:
+    """The network, SDE and data set."""
+    if not config:
+        return "an experiment without a config"
+    network, sde = config["model"]["name"], config["training"]["sde"]
+    return f"{network} with {sde} on {config['data']['dataset']}"
 
 
-# --- sections ---------------------------------------------------------------------------------------------------------
+def _facts(data: ReportData) -> list[str]:
+    """The sentences under the title."""
+    config = data["config"]
+    sentences = [f"Folder {data['workdir']}/{data['name']}."]
+    if config:
+        side, channels = config["data"]["image_size"], config["data"]["num_channels"]
+        sentences.append(f"Images of {side}x{side}x{channels}.")
+        sentences.append(f"Sampler: {_sampler(config['sampling'])}.")
+    for name in data["unfinished"]:
+        sentences.append(f"{name} is unfinished and not shown.")
+    return sentences
 
 
-def _overview(checkpoints: Sequence[Results]) -> Markup:
-    names = list(
-        dict.fromkeys(measure["name"] for each in checkpoints for measure in each["measures"])
-    )
+def _sampler(sampling: ReportData) -> str:
+    if sampling["method"] == "pc":
+        corrector = "no" if sampling["corrector"] == "none" else sampling["corrector"]
+        return f"{sampling['predictor']}, {corrector} corrector"
+    if sampling["method"] == "solver":
+        return f"{sampling['solver']}, {sampling['num_steps']} steps"
+    return sampling["method"]
+
+
+def _overview(checkpoints: Sequence[ReportData]) -> ReportData | None:
+    """Table and charts of the measures of all checkpoints; None if there is only one."""
+    if len(checkpoints) == 1:
+        return None
+    names = list(dict.fromkeys(m["name"] for each in checkpoints for m in each["measures"]))
     rows = []
     for each in checkpoints:
-        found = {
-            measure["name"]: _plus_minus(measure["value"], measure["stderr"])
-            for measure in each["measures"]
-        }
-        link = element("a", str(each["number"]), href=f"#checkpoint-{each['number']}")
-        rows.append((link, str(each["results"]["step"]), *(found.get(name, "-") for name in names)))
-    table = _table(
-        "Measures of all checkpoints; ± is the standard error.",
-        ("checkpoint", "step", *names),
-        rows,
-    )
-    groups = {kind: [name for name in names if name.startswith(kind)] for kind in SHOWN_BY_STEP}
-    figures = [_by_step(checkpoints, kind, group) for kind, group in groups.items() if group]
-    return element(
-        "section", element("h2", "Checkpoints"), element("div", *figures, class_="figures"), table
-    )
+        by_name = {measure["name"]: measure for measure in each["measures"]}
+        measures = [by_name.get(name) for name in names]
+        rows.append((each["number"], each["results"]["step"], measures))
+    figures = []
+    for index, kind in enumerate(KINDS):
+        group = [name for name in names if name.startswith(kind)]
+        if group:
+            figures.append(_by_step(checkpoints, kind, group, f"overview-{index}"))
+    return {"names": names, "rows": rows, "figures": [each for each in figures if each]}
 
 
-def _by_step(checkpoints: Sequence[Results], kind: str, names: Sequence[str]) -> Markup:
+def _by_step(
+    checkpoints: Sequence[ReportData], kind: str, names: Sequence[str], chart_id: str
+) -> Figure | None:
+    """A chart of measures of one kind; None if no value is finite."""
     lines = []
     for name in names:
-        points = [
-            (c["results"]["step"], m["value"])
-            for c in checkpoints
-            for m in c["measures"]
-            if m["name"] == name
-        ]
-        lines.append(
-            charts.Line(name.split(" (")[0].removeprefix(f"{kind}, "), *zip(*sorted(points)))
+        points = []
+        for each in checkpoints:
+            for measure in each["measures"]:
+                if measure["name"] == name and measure["value"] is not None:
+                    points.append((each["results"]["step"], measure["value"]))
+        if points:
+            label = _short_name(name).removeprefix(f"{kind}, ")
+            lines.append(charts.Line(label, *zip(*sorted(points))))
+    if not lines:
+        return None
+    shown = "; ".join(name.removeprefix(f"{kind}, ") for name in names)
+    title = f"{kind} by training step: {shown}"
+    chart = charts.line_chart(lines, chart_id=chart_id, title=title, x_label="step", y_label=kind)
+    return Figure(f"{title}.", chart)
+
+
+def _checkpoint(checkpoint: ReportData, folder: Path) -> ReportData:
+    """What the section of one checkpoint shows."""
+    figures = [_picture(folder / name, checkpoint) for name in checkpoint["pictures"]]
+    found = checkpoint["bpd_histogram"]
+    if found is not None:
+        title = f"Histogram of the bits/dim of {sum(found['counts'])} images"
+        chart = charts.histogram(
+            **found,
+            chart_id=f"histogram-{checkpoint['number']}",
+            title=title,
+            x_label="bits/dim",
+            y_label="images",
         )
-    title = f"{'; '.join(names)}: by training step"
-    return element(
-        "figure", charts.line_chart(lines, title, "step", kind), element("figcaption", f"{title}.")
-    )
-
-
-def _checkpoint(checkpoint: Results, folder: Path) -> Markup:
-    number, step = checkpoint["number"], checkpoint["results"]["step"]
-    pictures = [_picture(folder / name, checkpoint) for name in checkpoint["pictures"]]
-    parts = [
-        element("h2", f"Checkpoint {number}, step {step}"),
-        _highlights(checkpoint),
-        element("div", *pictures, *_histogram(checkpoint), class_="figures"),
-        _measures(checkpoint["measures"]),
-    ]
-    return element("section", join(parts), id=f"checkpoint-{number}")
-
-
-def _highlights(checkpoint: Results) -> Markup:
-    """A few numbers in large type."""
-    results, sampling = checkpoint["results"], checkpoint["sampling"]
-    shown = []
-    if "bpd" in results:
-        shown.append(("bits/dim", _plus_minus(results["bpd"]["mean"], results["bpd"]["stderr"])))
-    if "metrics" in results:
-        frechet = results["metrics"]["frechet"]
-        shown.append((frechet["name"], _plus_minus(frechet["value"], frechet["stderr"])))
-    if sampling:
-        shown.append(("NFE of an image", _nfe(sampling["nfe"])))
-        rate, included = sampling["images_per_second"], sampling["compilation_included"]
-        label = "images/s" + (", with compilation" if included else "")
-        shown.append((label, "not measured" if rate is None else f"{rate:.3g}"))
-    pairs = [element("div", element("dt", name), element("dd", value)) for name, value in shown]
-    return element("dl", *pairs, class_="highlights")
-
-
-def _nfe(nfe: Results) -> str:
-    mean = f"{nfe['mean']:.0f}"
-    return mean if nfe["least"] == nfe["most"] else f"{mean} ({nfe['least']} to {nfe['most']})"
-
-
-def _measures(measures: Sequence[Results]) -> Markup:
-    name = lambda m: join([Markup(html.escape(m["name"])), element("small", m["note"])], "")
-    rows = [(name(m), _plus_minus(m["value"], m["stderr"]), str(m["images"])) for m in measures]
-    return (
-        _table("± is the standard error.", ("measure", "value", "images"), rows)
-        if rows
-        else Markup()
-    )
-
-
-def _picture(path: Path, checkpoint: Results) -> Markup:
-    samples = checkpoint["results"]["samples"]
-    caption = {
-        "samples": f"The first of {samples['images']} samples, in order; none chosen.",
-        "trajectory": "From noise, on the left, to samples, a row for each.",
-    }[path.stem]
-    if path.stem == "samples" and "guidance" in samples:
-        guidance = samples["guidance"]
-        classes = ", ".join(map(str, guidance["classes"]))
-        caption += f" {guidance['kind'].capitalize()} guidance, scale {guidance['scale']}, to classes {classes} in turn."
-    alt = {
-        "samples": "Grid of generated images",
-        "trajectory": "Rows of images that turn from noise into samples",
+        figures.append(Figure(f"{title}.", chart))
+    return {
+        "number": checkpoint["number"],
+        "step": checkpoint["results"]["step"],
+        "highlights": _highlights(checkpoint),
+        "figures": figures,
+        "measures": checkpoint["measures"],
     }
+
+
+def _highlights(checkpoint: ReportData) -> list[tuple[str, str]]:
+    """Names and values shown in large type: the first measure of each kind, NFE and speed."""
+    shown = []
+    for kind in KINDS:
+        found = [each for each in checkpoint["measures"] if each["name"].startswith(kind)]
+        if found:
+            shown.append((_short_name(found[0]["name"]), plus_minus(found[0])))
+    sampling = checkpoint["sampling"]
+    if sampling is None:
+        return shown
+    nfe = sampling["nfe"]
+    count = f"{nfe['mean']:.0f}"
+    if nfe["least"] != nfe["most"]:
+        count += f" ({nfe['least']} to {nfe['most']})"
+    shown.append(("NFE per image", count))
+    speed, compiled = sampling["images_per_second"], sampling["compilation_included"]
+    label = "images/s, with compilation" if compiled else "images/s"
+    shown.append((label, "not measured" if speed is None else f"{speed:.3g}"))
+    return shown
+
+
+def _short_name(name: str) -> str:
+    """A measure's name without the details in parentheses."""
+    return name.split(" (")[0]
+
+
+def _picture(path: Path, checkpoint: ReportData) -> Figure:
+    samples = checkpoint["results"]["samples"]
+    if path.stem == "trajectory":
+        caption = "Trajectories from noise (left) to samples (right), one per row."
+    else:
+        caption = f"The first of {samples['images']} samples, in order, without selection."
+        if "guidance" in samples:
+            guidance = samples["guidance"]
+            classes = ", ".join(str(each) for each in guidance["classes"])
+            caption += (
+                f" {guidance['kind'].capitalize()} guidance with scale {guidance['scale']}; "
+                f"the classes {classes} alternate."
+            )
     source = f"data:image/png;base64,{base64.b64encode(_png(path)).decode()}"
-    image = Markup(element("img", src=source, alt=alt[path.stem]).removesuffix("</img>"))
-    return element("figure", image, element("figcaption", caption))
+    return Figure(caption, picture=source, alternative=ALTERNATIVES[path.stem])
 
 
 def _png(path: Path) -> bytes:
-    """The file, or if it is large a smaller picture of the same."""
+    """The bytes of a PNG file, reduced in size if it is large."""
     with Image.open(path) as picture:
-        if max(picture.size) <= LARGEST:
+        if max(picture.size) <= MAX_SIDE:
             return path.read_bytes()
-        picture.thumbnail((LARGEST, LARGEST))
-        smaller = io.BytesIO()
-        picture.save(smaller, "png")
-    return smaller.getvalue()
+        picture.thumbnail((MAX_SIDE, MAX_SIDE))
+        reduced = io.BytesIO()
+        picture.save(reduced, "png")
+    return reduced.getvalue()
 
 
-def _histogram(checkpoint: Results) -> list[Markup]:
-    found = checkpoint["bpd_histogram"]
-    if found is None:
-        return []
-    title = f"Histogram of the bits/dim of {sum(found['counts'])} images"
-    chart = charts.histogram(title=title, x_label="bits/dim", y_label="images", **found)
-    return [element("figure", chart, element("figcaption", f"{title}."))]
-
-
-def _curves(found: Results) -> Markup:
-    lines = [charts.Line(name, curve["steps"], curve["values"]) for name, curve in found.items()]
-    if not any(line.x for line in lines):
-        missing = element(
-            "p",
-            "The workdir has no losses: it was not trained here, or its tensorboard folder is gone.",
-        )
-        return element("section", element("h2", "Training"), missing)
+def _training(curves: ReportData) -> Figure | None:
+    """The chart of the losses; None without any."""
+    lines = [charts.Line(name, each["steps"], each["values"]) for name, each in curves.items()]
+    if not lines:
+        return None
     title = f"Loss by training step: {' and '.join(line.name for line in lines)}"
-    caption = f"{title}. Training losses are means over the steps since the point before; held-out ones are of a batch."
-    figure = element(
-        "figure", charts.line_chart(lines, title, "step", "loss"), element("figcaption", caption)
+    chart = charts.line_chart(
+        lines, chart_id="training", title=title, x_label="step", y_label="loss"
     )
-    return element("section", element("h2", "Training"), element("div", figure, class_="figures"))
-
-
-def _environments(environments: Sequence[Results]) -> Markup:
-    if not environments:
-        body = element("p", "Not recorded: the evaluation is older than the report.")
-    else:
-        names = list(dict.fromkeys(name for each in environments for name in each))
-        rows = [(name, *(each.get(name, "-") for each in environments)) for name in names]
-        runs = (
-            ["version"]
-            if len(environments) == 1
-            else [f"run {i + 1}" for i in range(len(environments))]
-        )
-        body = _table("What the evaluation ran with", ("package", *runs), rows)
-    return element("section", element("h2", "Versions"), body)
-
-
-def _config(config: Results) -> Markup:
-    """All fields, folded away."""
-    fields = traverse_util.flatten_dict(config, sep=".")
-    rows = [(f"{name}", json.dumps(value)) for name, value in sorted(fields.items())]
-    table = _table("Fields of the config", ("field", "value"), rows)
-    details = element("details", element("summary", f"{len(rows)} fields"), table)
-    return element("section", element("h2", "Config"), details)
+    caption = (
+        f"{title}. A training loss is the mean over the steps since the previous point; "
+        f"a held-out loss is that of one batch."
+    )
+    return Figure(caption, chart)

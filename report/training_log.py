@@ -102,7 +102,7 @@ class TrainingLog:
         step = self.step - len(loss) + bad + 1
         raise InputError(
             f"Step {step}: the loss is {loss[bad]} and the gradient norm {norm[bad]}; both must "
-            f"be finite. Training stops and keeps the last checkpoint. A smaller optim.lr or "
+            f"be finite. Training stops; the last good checkpoint is kept. A smaller optim.lr or "
             f"optim.grad_clip may help."
         )
 

@@ -1,4 +1,4 @@
-"""Eight simulated CPU devices, exact matrix products, and quick compilation with a cache that outlives the run."""
+"""Eight simulated CPU devices, exact matrix products, and fast compilation with a cache on disk."""
 
 import os
 from importlib.metadata import version
@@ -8,7 +8,7 @@ QUICK = ["--xla_backend_optimization_level=0"]
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (
     0,
     12,
-):  # Later ones do not know this flag, and abort.
+):  # Later versions abort at this unknown flag.
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*QUICK, os.environ.get("XLA_FLAGS", "")])
 
@@ -25,7 +25,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 @pytest.fixture(scope="session", autouse=True)
 def _two_devices():
-    """Tests use two of the devices unless they say otherwise: eight take long to compile for."""
+    """Use two of the devices unless a test states otherwise: compiling for eight takes long."""
     make_mesh = sharding.make_mesh
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(

@@ -1,4 +1,4 @@
-"""Recorded outputs of the official code: those in tests/data and, where maintainers have it, a larger shared folder."""
+"""Recorded outputs of the official code, in tests/data and in the maintainers' shared folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHARED = Path(
 
 
 def find(name: str) -> Path:
-    """The recorded file or folder `name`; skips the test if it is not here."""
+    """Return the recorded file or folder `name`; skip the test if it is missing."""
     for root in (DATA, SHARED):
         if (root / name).exists():
             return root / name
@@ -33,7 +33,7 @@ def find(name: str) -> Path:
 
 
 def folders() -> list[str]:
-    """The names of all recorded network folders that are here."""
+    """Return the names of all recorded networks that are available."""
     return sorted(
         {path.parent.name for root in (DATA, SHARED) for path in root.glob("*/overrides.json")}
     )
@@ -41,18 +41,18 @@ def folders() -> list[str]:
 
 @functools.cache
 def arrays(name: str) -> dict[str, np.ndarray]:
-    """The arrays of NAME.npz."""
+    """Return the arrays of NAME.npz."""
     return dict(np.load(find(f"{name}.npz")))
 
 
 @functools.cache
 def notes(name: str) -> dict:
-    """What NAME.json says of the arrays."""
+    """Return the description of the arrays, NAME.json."""
     return json.loads(find(f"{name}.json").read_text())
 
 
 def config(folder: str) -> ml_collections.ConfigDict:
-    """The config of a recorded network, whose data set is 'noise' (see tests/tiny.py), as no test has the real one."""
+    """Return the config of a recorded network, on the data set 'noise' of tests/tiny.py."""
     fields = json.loads((find(folder) / "overrides.json").read_text())["config"]
     fields["optim"]["weight_decay"] = float(
         fields["optim"]["weight_decay"]
@@ -61,7 +61,7 @@ def config(folder: str) -> ml_collections.ConfigDict:
 
 
 def sde(fields: dict) -> SDE:
-    """The SDE that a record describes in the official code's terms."""
+    """Return the SDE that a recording describes in the official code's terms."""
     kinds = {"VESDE": VESDE, "VPSDE": VPSDE, "subVPSDE": SubVPSDE}
     values = {
         name: float(value)
@@ -73,13 +73,13 @@ def sde(fields: dict) -> SDE:
 
 @functools.cache
 def experiment(folder: str) -> Experiment:
-    """A recorded experiment, on one device."""
+    """Return a recorded experiment, on one device."""
     return Experiment(config(folder), jax.devices()[:1])
 
 
 @functools.cache
 def trained(folder: str, kind: str = "flax") -> pretrained.Trained:
-    """What a recorded checkpoint holds, as the importer reads it; skips the test if there is none of this kind."""
+    """Return a recorded checkpoint as the importer reads it; skip the test if there is none."""
     if kind == "flax":
         source = find(f"{folder}/checkpoint_flax")
     else:
@@ -95,6 +95,6 @@ def trained(folder: str, kind: str = "flax") -> pretrained.Trained:
 
 
 def image_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest relative error of one image, max |a - b| / max |b|: VE outputs span five orders of magnitude."""
+    """Return the largest relative error of an image, max |a - b| / max |b|."""
     ours, theirs = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (ours, theirs))
     return float((np.abs(ours - theirs).max(1) / np.abs(theirs).max(1)).max())

@@ -1,4 +1,4 @@
-"""The noise-conditional classifier: training, restarts bit for bit, accuracy by noise level, guidance by it."""
+"""The noise-conditional classifier: training, exact restarts, accuracy by noise level, guidance."""
 
 import json
 
@@ -23,11 +23,11 @@ SMALL = {
 }
 
 
-# --- what auxiliary networks share ------------------------------------------------------------------------------------
+# --- training of auxiliary networks ------------------------------------------------------------------------------------
 
 
 def fit(path, *, total=7, stop=None, **settings):
-    """A linear map from pixels to labels, fitted with noise; stopped, if asked, before step number `stop`."""
+    """Fit a linear map from pixels to labels with noise; stop before step `stop`, if given."""
     experiment = Experiment(tiny.config())
 
     def loss(params, batch, key, shift):
@@ -101,7 +101,7 @@ def test_a_loss_that_is_not_finite(tmp_path):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A workdir with a classifier alone."""
+    """A workdir that has a classifier and no score model."""
     folder = tmp_path_factory.mktemp("classifier")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(classification, "LEVELS", 3)
@@ -120,7 +120,7 @@ def test_accuracy_is_written(workdir):
 
 
 def test_accuracy_counts_every_image_once(monkeypatch):
-    """A classifier that takes half the images' looks for a 3, the others for a 4."""
+    """A classifier that takes half of the images for a 3 and the others for a 4."""
     monkeypatch.setattr(classification, "LEVELS", 1)
     experiment = Experiment(tiny.config(**SMALL))
     log_probs = lambda x, t: jnp.broadcast_to(
@@ -137,7 +137,7 @@ def test_accuracy_counts_every_image_once(monkeypatch):
 
 
 def test_guidance_from_a_workdir(workdir):
-    """The gradient of the classifier turns samples; without a classifier nothing is compiled."""
+    """The classifier's gradient changes samples; without a classifier nothing is compiled."""
     changes = SMALL | {"guidance.classes": (1, 2), "guidance.scale": 30.0}
     experiment = Experiment(tiny.config(**changes))
     params = experiment.init_params()
@@ -158,7 +158,7 @@ def test_what_does_not_fit(workdir, tmp_path):
         classification.provide(Experiment(tiny.config(**classes)), tmp_path)
     with pytest.raises(
         InputError, match="does not exist; train it first"
-    ):  # Before anything else is.
+    ):  # Before anything else is compiled.
         training.train(
             tiny.config(**classes, **{"training.snapshot_sampling": True}), str(tmp_path / "w")
         )

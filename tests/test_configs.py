@@ -1,4 +1,4 @@
-"""The experiments of the paper: fields against the official ones, size of the network, two training steps of each."""
+"""The paper's experiments: fields against the official ones, network sizes, two training steps each."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ import training
 from configs import differences
 from models import NETWORKS
 from models.layers import Rngs
-from tests import reference, tiny  # noqa: F401  (tiny enters the data set 'noise')
+from tests import reference, tiny  # noqa: F401  (tiny registers the data set 'noise')
 
 ROOT = Path(__file__).parents[1]
 OFFICIAL = reference.notes("official_configs")
@@ -38,7 +38,7 @@ def module(name: str):
 
 
 def flat(fields: dict) -> dict:
-    """Fields as on the command line; tuples as lists, which is what JSON has for them."""
+    """Return the fields by their command-line names, with tuples as lists, as in JSON."""
     flat = traverse_util.flatten_dict(fields, sep=".")
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()
@@ -46,7 +46,7 @@ def flat(fields: dict) -> dict:
 
 
 def listed(fields):
-    """The entries of `differences` that fields belong to: their own, or that of their section."""
+    """Return the entries of `differences` for these fields: their own, or that of their section."""
     sections = {field: field.partition(".")[0] for field in fields}
     return {
         section if section in differences.ADDED else field for field, section in sections.items()
@@ -104,7 +104,7 @@ def test_a_field_has_one_type():
 
 @pytest.mark.parametrize(("family", "names"), DEFAULTS.items())
 def test_default_files_that_configs_of_others_import(family, names):
-    """They have no field that any experiment of the family lacks, as users' files set the rest themselves."""
+    """They have no field that an experiment of the family lacks; users' files set the others."""
     defaults = module(f"default_{family}_configs").get_default_configs()
     official = [
         set(flat(fields)) for fields in OFFICIAL.values() if fields["data"]["dataset"] in names
@@ -119,7 +119,7 @@ def test_default_files_that_configs_of_others_import(family, names):
 
 
 def test_overrides(monkeypatch):
-    """Commands for the official code, as main.py reads them; a real number may be given as an integer."""
+    """main.py accepts commands for the official code, and integers for real numbers."""
     command = [
         "main.py",
         f"--config={ROOT}/configs/ve/cifar10_ncsnpp_continuous.py",
@@ -157,7 +157,7 @@ def test_overrides(monkeypatch):
 
 
 def network_options(config: ml_collections.ConfigDict) -> dict:
-    """What the constructor of the network takes from a config."""
+    """Return the constructor arguments of the network of a config."""
     shape = {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
     return {
         "name": config.model.name,
@@ -167,7 +167,7 @@ def network_options(config: ml_collections.ConfigDict) -> dict:
 
 
 def once_for_all(relevant):
-    """Runs a function of a config once for all configs that agree in what `relevant(config)` says."""
+    """Cache a function of a config by `relevant(config)`."""
 
     def decorate(function):
         results = {}
@@ -186,7 +186,7 @@ def once_for_all(relevant):
 
 @once_for_all(network_options)
 def num_params(config: ml_collections.ConfigDict) -> int:
-    """The number of parameters of the network; none are allocated."""
+    """Return the number of parameters of the network, without allocating them."""
     make = lambda: nnx.state(factory.make_network(config, Rngs(jax.random.key(0))), nnx.Param)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(make)))
 
@@ -200,7 +200,7 @@ def test_number_of_parameters(name):
 
 
 def shrunk(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The experiment with a network as small as it gets with every option at work, for images of 8x8 pixels."""
+    """Return the experiment with the smallest network that uses every option, for 8x8 pixels."""
     config = config.copy_and_resolve_references()
     config.data.update(dataset="noise", image_size=8)
     model = config.model
@@ -216,7 +216,7 @@ def shrunk(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def step_options(config: ml_collections.ConfigDict) -> list:
-    """All that a training step takes from a config."""
+    """Return everything in a config that a training step depends on."""
     names = {
         "data": ("centered", "random_flip", "uniform_dequantization"),
         "model": ("scale_by_sigma", "ema_rate", "num_scales"),
@@ -229,7 +229,7 @@ def step_options(config: ml_collections.ConfigDict) -> list:
 
 @once_for_all(step_options)
 def two_steps(config: ml_collections.ConfigDict) -> tuple[list[train_state.TrainState], np.ndarray]:
-    """The states before, between and after two training steps, and their losses. They start from random parameters."""
+    """Return the states before, between and after two steps from random parameters, and losses."""
     experiment = experiments.Experiment(config, jax.devices()[:1])
     optimizer = optax.flatten(
         train_state.make_optimizer(config.optim)
@@ -257,7 +257,7 @@ def two_steps(config: ml_collections.ConfigDict) -> tuple[list[train_state.Train
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_training(name):
-    """Parameters move as learning rate and warm-up say, their average as model.ema_rate says; the sampler is known."""
+    """Parameters follow learning rate and warm-up, the EMA follows model.ema_rate, and sampling runs."""
     config = module(name).get_config()
     factory.make_sampler(config, factory.make_sde(config))
     states, losses = two_steps(shrunk(config))
@@ -270,7 +270,7 @@ def test_training(name):
         )
         rate = (
             0.0 if step == 0 and config.optim.warmup > 0 else config.optim.lr
-        )  # The largest move that Adam makes.
+        )  # Adam's largest step.
         assert largest == pytest.approx(rate, rel=0.01)
         mix = lambda old, new: config.model.ema_rate * old + (1 - config.model.ema_rate) * new
         expected = jax.tree.map(mix, before.ema, after.params)

@@ -1,4 +1,4 @@
-"""Variational dequantization: the density of its noise, training, and what evaluation makes of it."""
+"""Variational dequantization: the density of its noise, training, and evaluation."""
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ def test_an_untrained_one_is_uniform():
 
 
 def test_the_density_is_that_of_the_change_of_variables():
-    """Uniform noise has density 1, so log q is minus the log-determinant of dv / dnoise; v looks at the image."""
+    """Uniform noise has density 1, so log q is minus the log-determinant of dv / dnoise."""
     graph, params, u, noise = flow()
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -50,7 +50,7 @@ def test_the_density_is_that_of_the_change_of_variables():
 
 
 def test_training_lowers_the_bound():
-    """Where the density is narrower than a grey level, noise that follows it costs fewer bits than uniform noise."""
+    """For densities narrower than a grey level, trained noise takes fewer bits than uniform noise."""
     experiment = Experiment(tiny.config(), jax.devices()[:1])
     experiment.score = lambda ema: gaussian.score(
         experiment.sde, 0.02, 0.04

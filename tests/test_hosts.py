@@ -1,4 +1,4 @@
-"""Two processes of main.py against one: killed half-way, told to stop, and evaluated; what their flags must say."""
+"""Two processes of main.py against one: killed, preempted and evaluated; their flags."""
 
 import json
 import os
@@ -41,7 +41,7 @@ app.run(main.main, flags_parser=main.parse_flags)
 def start(
     folder: Path, mode: str, signals: tuple[int, int], step: int = 0
 ) -> list[subprocess.CompletedProcess]:
-    """Runs main.py in two processes, with folder/w as workdir; each gets its signal, if not 0, after a step."""
+    """Run main.py in two processes, with folder/w as workdir; each gets its signal, if not 0, after a step."""
     (folder / "config.py").write_text(
         f"from tests import tiny\nget_config = lambda: tiny.config(**{FIELDS})\n"
     )
@@ -79,14 +79,14 @@ def one_process(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """Two processes, both killed after step 3; then of two, one told to stop after step 5."""
+    """Two processes, both killed after step 3; then two, one of which gets SIGTERM after step 5."""
     folder = tmp_path_factory.mktemp("two")
     killed = start(folder, "train", (signal.SIGKILL, signal.SIGKILL), step=3)
     return folder, killed, start(folder, "train", (0, signal.SIGTERM), step=5)
 
 
 def same(workdir: Path, one_process, step: int) -> None:
-    """Asserts that the newest state in `workdir` is that of this step of one process."""
+    """Assert that the newest state in `workdir` equals one process's state at this step."""
     like = train_state.to_checkpoint(one_process[1])
     ours, found = Checkpoints(workdir).restore_latest(like)
     assert found.step == step
@@ -102,13 +102,13 @@ def test_two_processes_stop_together_and_have_computed_what_one_does(one_process
     assert [process.returncode for process in stopped] == [0, 0], stopped
     assert (
         "step 6: stopped by SIGTERM; the state is saved" in stopped[0].stdout
-    )  # Both know one step later.
+    )  # Both learn of it one step later.
     same(folder / "w", one_process, 6)
 
 
 @pytest.mark.slow
 def test_two_processes_go_on_and_evaluate_as_one(one_process, two_processes):
-    """To the last step; then the loss, and every pixel of the samples."""
+    """The last step, the loss, and every pixel of the samples agree."""
     folder, *_ = two_processes
     for mode in ("train", "eval"):
         ended = start(folder, mode, (0, 0))
@@ -124,11 +124,11 @@ def test_two_processes_go_on_and_evaluate_as_one(one_process, two_processes):
         samples = [np.load(each / "samples_0.npz")["samples"].astype(int) for each in (one, two)]
         assert (
             np.mean(samples[0] != samples[1]) < 1e-3
-        )  # Rounding may fall to either side of an edge.
+        )  # A value may round to either side of a grey level's edge.
 
 
 def test_sigterm_saves_the_state(tmp_path, monkeypatch, one_process, capsys):
-    """One process stops at once, and its successor ends as if nothing had been."""
+    """One process stops at once; the next one ends as an uninterrupted run does."""
     collect = training.TrainingLog.collect
 
     def signalled(self, step, metrics):
@@ -145,7 +145,7 @@ def test_sigterm_saves_the_state(tmp_path, monkeypatch, one_process, capsys):
     assert identical(training.train(tiny.config(**FIELDS), str(tmp_path)), one_process[1])
 
 
-# --- who is there -----------------------------------------------------------------------------------------------------
+# --- discovery of processes -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_clusters_that_say_so_themselves(monkeypatch, environment, calls):
 
 
 def test_jax_takes_these_variables_for_clusters(monkeypatch):
-    """jax.distributed itself finds number and count where `sharding.join` expects it to."""
+    """jax.distributed itself finds the process number and count where `sharding.join` expects them."""
     from jax._src.clusters import ClusterEnv
 
     for name, value in (

@@ -1,4 +1,4 @@
-"""The command line: what is wrong ends in one sentence and exit code 1, quickly, with nothing written."""
+"""The command line: bad input gives one line and exit code 1, and nothing is written."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The state of training split over the devices: by which rule, with which messages, with the same result."""
+"""The training state split over devices: the rule, the messages, and the same result."""
 
 import collections
 import math
@@ -54,7 +54,7 @@ def test_the_loss_curve_is_that_of_one_device():
 
 @pytest.mark.usefixtures("_small")
 def test_checkpoints_do_not_know_the_devices(tmp_path):
-    """Saved by 8 devices, split or not, and read by 2 or 1, split or not; and the other way about."""
+    """Checkpoints of 8, 2 or 1 devices, split or not, restore on any other number, split or not."""
     optimizer, states, rng = (
         train_state.make_optimizer(tiny.config().optim),
         {},
@@ -108,7 +108,7 @@ def test_messages_of_the_step():
 
 @pytest.mark.usefixtures("_small")
 def test_messages_of_the_step_with_split_parameters():
-    """Each split array is gathered once; the gradients are summed (XLA's CPU backend then cuts them: it has no
+    """Each split array is gathered once; the gradients are summed (XLA's CPU backend then splits them: it has no
     reduce-scatter), and so are the numbers of which the norm of the gradient is made.
     """
     found, experiment = compiled_step(**{"training.shard_params": True})

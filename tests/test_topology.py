@@ -1,4 +1,4 @@
-"""The train step compiled for eight TPUs that are not there: what they send, and what recomputation saves."""
+"""The train step compiled for eight absent TPUs: messages, and memory saved by recomputation."""
 
 import collections
 import importlib.util
@@ -19,14 +19,12 @@ from tests.test_sharding import sizes
 @pytest.fixture
 def _libtpu(monkeypatch):
     pytest.importorskip("libtpu", reason="TPU's compiler is not installed (pip install libtpu)")
-    jax.jit(
-        lambda: 0
-    )()  # XLA reads its flags now, once; libtpu, which has its own, ends the process at the CPU's.
+    jax.jit(lambda: 0)()  # XLA reads its flags now, once; libtpu would abort at the CPU's flags.
     monkeypatch.delenv("XLA_FLAGS", raising=False)
 
 
 def compiled_step(**fields):
-    """The step for eight TPUs, and its experiment."""
+    """The training step compiled for eight TPUs, and its experiment."""
     fields = {"training.batch_size": 8, "eval.batch_size": 8} | fields
     experiment = Experiment(tiny.config(**fields), topology.devices("v5e:2x4"))
     return train_step.compile_step(experiment), experiment
@@ -40,7 +38,7 @@ def test_tpus_send_the_gradients_once_and_recomputation_saves_memory():
     reduced, grads = collections.Counter(found["all-reduce"]), sizes(experiment.abstract_params)
     assert grads - reduced == {
         4 * 8: 7
-    }  # Biases that add to the same: 5 of time embeddings and 2 of shortcuts.
+    }  # Biases with equal gradients: 5 of time embeddings and 2 of shortcuts.
     assert sum((reduced - grads).elements()) < 200  # Numbers for the metrics.
     assert compiled.flops is None
     assert compiled.peak > 16 * sum(sizes(experiment.abstract_params).elements()) / 4
@@ -63,7 +61,7 @@ def test_without_libtpu_it_says_so(monkeypatch):
 
 
 def test_what_fits():
-    """The chip's own compiler says what fits the chip."""
+    """The TPU compiler reports what fits into the TPU's memory."""
     full = {"error": "exit code 1: RESOURCE_EXHAUSTED: Used 17G of 15.75G hbm."}
     assert memory.fits({"peak": 79e9}, "v5p:1x1x1") == {"fits_card": "yes", "fits": "yes"}
     assert memory.fits({"peak": 81e9}, None) == {"fits_card": "no"}
@@ -74,7 +72,7 @@ def test_what_fits():
 @pytest.mark.usefixtures("_libtpu")
 @pytest.mark.parametrize(("precision", "width"), [("highest", 4), ("default", 2)])
 def test_tpus_gather_split_parameters_and_scatter_their_gradients(precision, width):
-    """The latter as one operation, which CPUs lack. What is multiplied in bfloat16 is gathered in it."""
+    """The sum is split in one operation, which CPUs lack. bfloat16 operands are gathered as bfloat16."""
     mesh = sharding.make_mesh(topology.devices("v5e:2x4"))
     rows, size = sharding.along_axis(mesh), 256
 

@@ -1,4 +1,4 @@
-"""Training against four recorded official steps; devices, restarts, damage and losses that are not finite."""
+"""Training: four recorded official steps, devices, restarts, damaged files and non-finite losses."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def test_recorded_training_steps(monkeypatch, name):
     )
 
     t = a.get(f"{name}/t")
-    if t is None:  # SMLD counts its noise levels from the largest, DDPM from the least.
+    if t is None:  # SMLD counts its noise levels from the largest, DDPM from the smallest.
         labels, n = a[f"{name}/labels"].astype(np.float32), config.model.num_scales
         t = (n - 1 - labels if config.training.sde == "vesde" else labels) / np.float32(n - 1)
     draws = jnp.asarray(t), jnp.asarray(a[f"{name}/z"])
@@ -96,7 +96,7 @@ def test_recorded_training_steps(monkeypatch, name):
 
 
 def run(config, devices=None):
-    """Losses of the steps of a run, without its loop."""
+    """Return the losses of a run's steps and its last state, without the training loop."""
     experiment = experiments.Experiment(config, devices)
     optimizer = train_state.make_optimizer(config.optim)
     state, steps = (
@@ -134,7 +134,7 @@ def test_a_scan_of_steps_is_the_steps():
 
 
 def test_a_new_sde_trains(monkeypatch):
-    """Cosine, defined in test_sampling by its alpha and var alone, through the real training step."""
+    """The cosine SDE of test_sampling, which states alpha and var alone, trains."""
     monkeypatch.setitem(sde_lib.SDES, "cosine", Cosine)
     curve, _ = run(
         tiny.config(**{"training.sde": "cosine", "training.n_iters": 60, "optim.lr": 3e-3})
@@ -144,7 +144,7 @@ def test_a_new_sde_trains(monkeypatch):
 
 
 def test_golden_step():
-    """If this fails and the change is meant to alter training, put in the new numbers and say so in the changelog."""
+    """If this fails and the change is meant to alter training, update the numbers and the changelog."""
     curve, state = run(tiny.config(**{"training.n_iters": 3}), jax.devices()[:1])
     np.testing.assert_allclose(curve, GOLDEN, rtol=1e-4)
 
@@ -165,7 +165,7 @@ def test_learning():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A finished run of six steps: kept checkpoints 1 (step 4) and 2 (step 6), backups at steps 4 and 6."""
+    """A finished run of six steps: snapshots 1 (step 4) and 2 (step 6), backups at steps 4 and 6."""
     workdir = tmp_path_factory.mktemp("trained")
     return workdir, training.train(tiny.config(), str(workdir))
 
@@ -195,7 +195,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, traine
 
 @pytest.mark.parametrize("name", ["checkpoint_1", "one.pth"])
 def test_an_exported_and_imported_run_ends_as_an_uninterrupted_one(tmp_path, trained, name):
-    """Through files of the official Flax and PyTorch code: step, parameters, EMA, Adam's averages and their count."""
+    """Official Flax and PyTorch files preserve step, parameters, EMA, Adam's averages and their count."""
     if name.endswith(".pth"):
         pytest.importorskip(
             "torch",
@@ -209,7 +209,7 @@ def test_an_exported_and_imported_run_ends_as_an_uninterrupted_one(tmp_path, tra
 
 
 def damage(folder):
-    """Cuts every data file of a checkpoint in half."""
+    """Truncate every data file of a checkpoint to half its size."""
     for path in folder.rglob("*"):
         if path.is_file() and path.stat().st_size > 100:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -14,6 +14,7 @@ from configs import fields
 from configs.default import complete
 from configs.domains import Entries, Flag, Integer, Name, Real, Sequence, Text
 from configs.fields import FIELDS, INERT
+from docs import make_configuration
 from errors import InputError
 from metrics import features
 from tests import tiny
@@ -150,3 +151,9 @@ def test_rules_of_restoration_apply_to_its_mode_only(changes, message):
     with pytest.raises(InputError) as caught:
         check(config, "restore")
     assert message in str(caught.value)
+
+
+def test_the_page_of_all_fields_is_current():
+    assert make_configuration.PAGE.read_text() == make_configuration.page(), (
+        "run python -m docs.make_configuration"
+    )

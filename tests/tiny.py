@@ -26,7 +26,7 @@ datasets.DATASETS["noise"] = noise
 
 
 def config(name: str = "vp.digits_ddpmpp_continuous", **changes) -> ml_collections.ConfigDict:
-    """The digits experiment shrunk to seconds; `changes` by field, as in config(**{"training.n_iters": 3})."""
+    """Return the digits experiment shrunk to seconds, with `changes` by field name."""
     c = importlib.import_module(f"configs.{name}").get_config()
     c.model.update(
         nf=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_scales=21, dropout=0.1
@@ -40,7 +40,7 @@ def config(name: str = "vp.digits_ddpmpp_continuous", **changes) -> ml_collectio
 
 
 def untrained(folder: Path, number: int = 3, **changes) -> Path:
-    """Makes `folder` a workdir of this experiment whose one checkpoint has random parameters."""
+    """Make `folder` a workdir with one snapshot of random parameters."""
     experiment = Experiment(config(**changes))
     rng = np.random.default_rng(0)
     params = jax.tree.map(

@@ -1,6 +1,6 @@
 """NCSN++ with the sub-VP SDE on CIFAR-10, in continuous time.
 
-The paper gives no number: Table 3 has DDPM++ in its place.
+The paper gives no number; Table 3 has DDPM++ instead.
 
     python main.py --config=configs/subvp/cifar10_ncsnpp_continuous.py --workdir=DIR --mode=train
 """

@@ -1,6 +1,6 @@
 """NCSN++ with the VE SDE on LSUN bedrooms, 256x256 pixels, in continuous time.
 
-The paper gives no number, but samples in Figure 9.
+The paper gives no number; it shows samples in Figure 9.
 
     python main.py --config=configs/ve/bedroom_ncsnpp_continuous.py --workdir=DIR --mode=train
 """

@@ -1,6 +1,6 @@
 """NCSN++ with the VE SDE on CelebA, 64x64 pixels, at 1000 noise levels.
 
-No table has it; its author speaks of an FID around 2.5 (yang-song/score_sde#10).
+It is in no table; its author mentions an FID of about 2.5 (yang-song/score_sde#10).
 
     python main.py --config=configs/ve/celeba_ncsnpp.py --workdir=DIR --mode=train
 """

@@ -1,6 +1,6 @@
 """NCSN++ with the VE SDE on CelebA-HQ, 1024x1024 pixels, in continuous time.
 
-The paper gives no number, but samples in Figure 12.
+The paper gives no number; it shows samples in Figure 12.
 
     python main.py --config=configs/ve/celebahq_ncsnpp_continuous.py --workdir=DIR --mode=train
 """

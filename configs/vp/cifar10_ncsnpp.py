@@ -1,6 +1,6 @@
 """NCSN++ with the VP SDE on CIFAR-10, at 1000 noise levels.
 
-The paper gives no number: Table 3 has DDPM++ in its place.
+The paper gives no number; Table 3 has DDPM++ instead.
 
     python main.py --config=configs/vp/cifar10_ncsnpp.py --workdir=DIR --mode=train
 """

@@ -1,6 +1,6 @@
 """NCSN++ of twice the depth with the VP SDE on CIFAR-10, in continuous time.
 
-The paper gives no number: Table 3 has DDPM++ in its place.
+The paper gives no number; Table 3 has DDPM++ instead.
 
     python main.py --config=configs/vp/cifar10_ncsnpp_deep_continuous.py --workdir=DIR --mode=train
 """

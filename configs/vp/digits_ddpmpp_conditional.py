@@ -1,4 +1,4 @@
-"""DDPM++ that is told the class of an image, with the VP SDE on handwritten digits. docs/guidance.md has numbers."""
+"""Class-conditional DDPM++ with the VP SDE on handwritten digits; see docs/guidance.md."""
 
 from configs.vp import digits_ddpmpp_continuous
 

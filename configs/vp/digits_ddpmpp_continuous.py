@@ -1,4 +1,5 @@
-"""DDPM++ with the VP SDE on handwritten digits: `make demo`. The README has its time and its bits/dim."""
+"""DDPM++ with the VP SDE on handwritten digits: `make demo`. The README states time and
+bits/dim."""
 
 from configs import networks
 from configs.default_digits_configs import get_default_configs

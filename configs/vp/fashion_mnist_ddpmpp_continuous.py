@@ -1,4 +1,6 @@
-"""DDPM++ with the VP SDE on Fashion-MNIST, with the small network of the photographs. docs/data.md: how to get it."""
+"""DDPM++ with the VP SDE on Fashion-MNIST, with the small network of the photographs.
+
+docs/data.md states where to get the images."""
 
 from configs.vp import photos_ddpmpp_continuous
 

@@ -1,4 +1,5 @@
-"""NCSN on CelebA, 64x64 pixels, with Techniques 1, 2 and 4 of Song & Ermon (2020): noise levels and step sizes.
+"""NCSN on CelebA, 64x64 pixels, with Techniques 1, 2 and 4 of Song & Ermon (2020): noise levels and
+step sizes.
 
 The paper gives no number.
 

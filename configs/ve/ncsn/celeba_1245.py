@@ -1,4 +1,4 @@
-"""NCSN on CelebA, 64x64 pixels, with all techniques of Song & Ermon (2020) but the third.
+"""NCSN on CelebA, 64x64 pixels, with all techniques of Song & Ermon (2020) except the third.
 
 The paper gives no number.
 

@@ -1,4 +1,4 @@
-"""NCSN on CIFAR-10, with all techniques of Song & Ermon (2020) but the third.
+"""NCSN on CIFAR-10, with all techniques of Song & Ermon (2020) except the third.
 
 The paper gives no number.
 

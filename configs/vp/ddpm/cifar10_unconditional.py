@@ -1,4 +1,4 @@
-"""DDPM on CIFAR-10 with a network that is not told the noise level.
+"""DDPM on CIFAR-10 with a network that is not conditioned on the noise level.
 
 The paper gives no number.
 

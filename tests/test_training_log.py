@@ -1,0 +1,131 @@
+"""Training logs: what they write, after a restart as well, and how the curves are read back."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from errors import InputError
+from report.training_log import TrainingLog, read_curves, remove_later_steps
+
+
+def metrics(loss, steps=2):
+    """Metrics of some steps, with five noise levels, of which the last did not occur."""
+    counts = np.array([1, 1, 1, 1, 0])
+    return {
+        "loss": np.full(steps, loss, np.float32),
+        "grad_norm": np.full(steps, 2.0),
+        "levels": np.tile(np.stack([loss * counts, counts]), (steps, 1, 1)),
+    }
+
+
+def log_steps(workdir, start, stop):
+    """Log every two steps with the loss 1 / step, and one held-out loss at the end."""
+    with TrainingLog(workdir, start, stop, batch_size=8) as log:
+        for step in range(start + 2, stop + 1, 2):
+            log.collect(step, metrics(1 / step))
+            log.training()
+        log.held_out(np.array([0.25, 0.75]), np.array([[1.0, 0.0], [2, 0]]))
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_one_line_for_each_report(tmp_path, capsys):
+    log_steps(tmp_path, 0, 4)
+    first, second, held_out = lines(tmp_path)
+    speed = second.pop("training/images_per_second")
+    assert speed > 0
+    assert second == {"step": 4, "training/loss": 0.25, "training/grad_norm": 2.0}
+    assert held_out == {"step": 4, "held_out/loss": 0.5}
+    assert first["step"] == 2
+    printed = capsys.readouterr().out
+    assert f"step 4: loss 0.25000, {speed:.0f} images/s, ETA 00:00" in printed
+    assert "step 4: held-out loss 0.50000 on 2 images" in printed
+
+
+def test_lines_are_on_disk_at_once(tmp_path):
+    with TrainingLog(tmp_path, 0, 4, batch_size=8) as log:
+        log.collect(2, metrics(1.0))
+        log.training()
+        assert len(lines(tmp_path)) == 1
+
+
+def test_a_restart_replaces_later_steps(tmp_path):
+    """It starts from a checkpoint before the end of the log, whose last line was cut off."""
+    log_steps(tmp_path, 0, 8)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 10, "training/lo')
+    log_steps(tmp_path, 4, 6)
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 6]
+    curves = read_curves(tmp_path / "metrics.jsonl")
+    assert curves["training/loss"].steps.tolist() == [2, 4, 6]
+    assert curves["training/loss"].values == pytest.approx([1 / 2, 1 / 4, 1 / 6])
+    log_steps(tmp_path, 0, 2)
+    assert [line["step"] for line in lines(tmp_path)] == [2, 2]
+
+
+def test_reading_curves(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_curves(path) == {}
+    remove_later_steps(path, 3)
+    assert not path.exists()
+    text = ['{"step": 4, "a": 3.0}', '{"step": 2, "a": 1, "b": null}', '{"step": 4, "a": 2.5}']
+    path.write_bytes("\n".join([*text, "[1]", "{}", "", '{"step"']).encode() + b"\xff")
+    curves = read_curves(path)
+    assert list(curves) == ["a"]
+    assert curves["a"].steps.tolist() == [2, 4]
+    assert curves["a"].values.tolist() == [1, 2.5]
+
+
+def test_a_loss_that_is_not_finite_stops_training(tmp_path):
+    bad = metrics(1.0, steps=3)
+    bad["loss"][1] = np.nan
+    with TrainingLog(tmp_path, 10, 20, batch_size=8) as log:
+        log.check()
+        log.collect(12, metrics(1.0))
+        log.collect(15, bad)
+        with pytest.raises(InputError, match=r"Step 14: the loss is nan and the gradient norm 2.0"):
+            log.training()
+    assert lines(tmp_path) == []
+
+
+def test_a_held_out_loss_that_is_not_finite_is_null(tmp_path):
+    with TrainingLog(tmp_path, 0, 2, batch_size=8) as log:
+        log.held_out(np.array([np.nan]), np.zeros((2, 5)))
+    assert lines(tmp_path) == [{"step": 0, "held_out/loss": None}]
+    assert read_curves(tmp_path / "metrics.jsonl") == {}
+
+
+def test_tensorboard_shows_the_same_scalars(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log_steps(tmp_path, 0, 8)
+    (path,) = tmp_path.glob("tensorboard/events.*")
+    path.rename(path.with_name("events.out.tfevents.1.host"))  # Names are unique to the second.
+    log_steps(tmp_path, 4, 6)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name, curve in read_curves(tmp_path / "metrics.jsonl").items():
+        shown = events.Scalars(name)
+        assert [event.step for event in shown] == curve.steps.tolist()
+        assert [event.value for event in shown] == pytest.approx(curve.values)
+    levels = {tag for tag in events.Tags()["scalars"] if tag.startswith("training_loss_by_t/")}
+    assert levels == {f"training_loss_by_t/{t}" for t in ("0.10", "0.30", "0.50", "0.70")}
+
+
+def test_sample_pictures(tmp_path, capsys):
+    with TrainingLog(tmp_path, 6, 6, batch_size=8) as log:
+        log.samples(Image.new("L", (8, 8), 255))
+    path = tmp_path / "samples" / "step_6.png"
+    assert Image.open(path).size == (8, 8)
+    assert f"samples in {path}" in capsys.readouterr().out
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    log_steps(tmp_path, 0, 4)
+    with TrainingLog(tmp_path, 4, 4, batch_size=8) as log:
+        log.samples(Image.new("L", (8, 8)))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert capsys.readouterr() == ("", "")
