@@ -4,32 +4,38 @@ RUN := $(VENV)/bin/python
 CONFIG := configs/vp/digits_ddpmpp_continuous.py
 WORKDIR := demo
 
-.PHONY: demo test test-slow notebook lint format clean
+.PHONY: demo test test-slow notebook lint format docs clean
 
-demo: $(VENV)/installed  ## Learn the handwritten digits, then generate some and say what they cost in bits.
+demo: $(VENV)/installed  ## Train on the handwritten digits, generate new ones and report bits/dim on held-out images.
 	$(RUN) main.py --config=$(CONFIG) --workdir=$(WORKDIR) --mode=train
 	$(RUN) main.py --config=$(CONFIG) --workdir=$(WORKDIR) --mode=eval
 
-test: $(VENV)/installed-dev  ## The whole suite but for what is marked slow.
+test: $(VENV)/installed-dev  ## Run all tests except those marked slow or notebook.
 	$(RUN) -m pytest -n 2
 
-test-slow: $(VENV)/installed-dev
+test-slow: $(VENV)/installed-dev  ## Run the tests marked slow.
 	$(RUN) -m pytest -n 2 -m slow
 
-notebook: $(VENV)/installed-dev  ## Runs the tutorial from nothing; the run is left in .cache, to renew its outputs with.
+notebook: $(VENV)/installed-dev  ## Execute the tutorial and write the executed copy to .cache, to update docs/ from it.
 	$(RUN) -m pytest -n 0 -m notebook tests/test_notebook.py
 
-lint: $(VENV)/installed-dev
+lint: $(VENV)/installed-dev  ## Check style, format and types.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
 
-format: $(VENV)/installed-dev
+format: $(VENV)/installed-dev  ## Apply the fixes that ruff can make, and its format.
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+docs: $(VENV)/installed-dev  ## Rewrite the generated parts of the documentation.
+	$(RUN) -m docs.make_architecture
+	$(RUN) -m docs.make_configuration
+	$(RUN) -m docs.make_strip
+
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Error: $(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12 ..."; exit 1; }
+		|| { echo "Error: $(PYTHON) is older than Python 3.11. Select a newer one: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -r requirements.txt

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md, the table of all config fields, from configs/fields.py.
+"""Write docs/configuration.md: all config fields, from configs/fields.py and the registries of names.
 
 python -m docs.make_configuration
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import factory
 from configs.fields import ABSENT, FIELDS, INERT
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -36,7 +37,7 @@ def row(name: str) -> str:
     """Return the table row of a field."""
     field = FIELDS[name]
     default = "-" if field.default is ABSENT else f"`{field.default!r}`"
-    known = getattr(field.domain, "known", ())
+    known = getattr(field.domain, "known", ()) or factory.choices().names.get(name, ())
     allowed = "one of " + ", ".join(known) if known else field.domain.describe()
     affects = ", ".join(field.affects) or "nothing"
     cells = (f"`{name}`", default, allowed, affects, field.meaning)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import datasets
 import factory
 import workdir
 from configs import fields
@@ -153,7 +154,8 @@ def test_rules_of_restoration_apply_to_its_mode_only(changes, message):
     assert message in str(caught.value)
 
 
-def test_the_page_of_all_fields_is_current():
+def test_the_page_of_all_fields_is_current(monkeypatch):
+    monkeypatch.delitem(datasets.DATASETS, "noise")  # Of tests/tiny.py.
     assert make_configuration.PAGE.read_text() == make_configuration.page(), (
         "run python -m docs.make_configuration"
     )

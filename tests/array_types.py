@@ -1,0 +1,41 @@
+"""Runtime checks of the jaxtyping annotations: `install` before the project's modules are imported.
+
+Only annotations that state shapes, such as Float[Array, "b ..."], are checked. Others (`Array`, `float`) serve readers
+and pyright: calls with a numpy array or an int in their place are valid.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import beartype
+import jaxtyping
+
+ROOT = Path(__file__).parents[1]
+SHAPED = re.compile(r"\b(Shaped|Num|Inexact|Float|Int|UInt|Integer|Real|Bool|Key|PRNGKey)\w*\[")
+
+
+def check(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function in beartype, for those of its annotations that state shapes."""
+    if not callable(function) or isinstance(function, type):
+        return function
+    shaped = {
+        name: annotation
+        for name, annotation in function.__annotations__.items()
+        if SHAPED.search(annotation if isinstance(annotation, str) else repr(annotation))
+    }
+    if not shaped:
+        return function
+    function.__annotations__ = shaped
+    return beartype.beartype(function)
+
+
+def install() -> None:
+    """Check the annotations of all top-level modules and packages, when they are imported."""
+    files = [path.stem for path in ROOT.glob("*.py")]
+    packages = [path.parent.name for path in ROOT.glob("*/__init__.py")]
+    names = [name for name in files + packages if name not in ("tests", "main")]
+    jaxtyping.install_import_hook(names, f"{__name__}.check")
