@@ -101,13 +101,13 @@ class Experiment:
                 "training.continuous = True."
             )
         self.draw_options = {"importance_weighting": config.training.importance_weighting}
+        self.model = make_score_model(config, self.sde, self.num_scales)
         self.loss_options = {
             **self.draw_options,
-            "num_scales": self.num_scales,
+            "marginal": self.model.marginal,
             "likelihood_weighting": config.training.likelihood_weighting,
             "reduce_mean": config.training.reduce_mean,
         }
-        self.model = make_score_model(config, self.sde, self.num_scales)
         self.sampler = make_sampler(config, self.sde)
         check_guidance(config)
         self.classifier: Params | None = None

@@ -22,7 +22,7 @@ from errors import InputError, check_name, choose
 from models import NETWORKS
 from models.classifier import WideResnet
 from models.layers import Rngs
-from models.score import ScoreModel
+from models.score import ScoreModel, conventions
 from sde_lib import SDE, SDES, VESDE, Score
 
 FRAMES = 16  # states of a trajectory, at most
@@ -153,7 +153,15 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
         ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
         sigmas = () if fourier else tuple(ladder.sigmas(model.num_scales).tolist())
     dtype = jnp.dtype(model.dtype)
-    return ScoreModel(sde, num_scales, config.data.centered, sigmas, config.data.num_classes, dtype)
+    return ScoreModel(
+        sde,
+        num_scales,
+        **conventions(config.training.sde.lower())._asdict(),
+        centered=config.data.centered,
+        sigmas=sigmas,
+        num_classes=config.data.num_classes,
+        dtype=dtype,
+    )
 
 
 # --- samplers ---------------------------------------------------------------------------------------------------------
