@@ -52,8 +52,8 @@ TOLERANCE = 1e-3
 FIRST_STEP = 0.05
 """Length of the first step in s. A fixed length needs no evaluations of the score."""
 
-CONTROL = {"pcoeff": 0.4, "icoeff": 0.3}
-"""Coefficients of the PI controller of step lengths; with these it rejects few steps."""
+PROPORTIONAL_COEFFICIENT, INTEGRAL_COEFFICIENT = 0.4, 0.3
+"""Of the PI controller of step lengths; with these values it rejects few steps."""
 
 
 class Likelihood(NamedTuple):
@@ -154,7 +154,13 @@ def log_likelihood(
     """
     _check_dequantized(x)
     endpoints = _endpoints(sde)
-    controller = diffrax.PIDController(rtol=tolerance, atol=tolerance, norm=_error_norm, **CONTROL)
+    controller = diffrax.PIDController(
+        rtol=tolerance,
+        atol=tolerance,
+        norm=_error_norm,
+        pcoeff=PROPORTIONAL_COEFFICIENT,
+        icoeff=INTEGRAL_COEFFICIENT,
+    )
 
     def solve(x: Array, probes: Array) -> tuple[tuple[Array, Array, Array], Array]:
         start = x / endpoints.scale[0], jnp.zeros(len(probes)), jnp.zeros(())
