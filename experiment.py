@@ -252,7 +252,7 @@ class Experiment:
             x,
             t,
             z,
-            num_scales=self.num_scales,
+            marginal=self.model.marginal,
             likelihood_weighting=settings.likelihood_weighting,
             importance_weighting=settings.importance_weighting,
             reduce_mean=settings.reduce_mean,

@@ -29,7 +29,7 @@ from errors import InputError, choose
 from models import NETWORKS
 from models.classifier import WideResnet
 from models.layers import ACTIVATIONS, Rngs
-from models.score import ScoreModel
+from models.score import ScoreModel, conventions
 from sde_lib import SDE, SDES, VESDE, Score
 
 FRAMES = 16  # states of a trajectory, at most
@@ -97,7 +97,6 @@ def choices() -> validation.Choices:
         class_conditional=_networks_with("classes"),
         remat=_networks_with("remat"),
         bfloat16=_networks_with("remat"),
-        discrete_sdes=("vesde", "vpsde"),
         probability_flow=[
             name for name, function in sampling.PREDICTORS.items() if _has_flow(function)
         ],
@@ -165,8 +164,24 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
     if model.get("scale_by_sigma", False):
         ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
         sigmas = () if fourier else tuple(ladder.sigmas(model.num_scales).tolist())
-    dtype = jnp.dtype(model.dtype)
-    return ScoreModel(sde, num_scales, config.data.centered, sigmas, config.data.num_classes, dtype)
+    score_model = ScoreModel(
+        sde,
+        num_scales,
+        **conventions(config.training.sde.lower())._asdict(),
+        centered=config.data.centered,
+        sigmas=sigmas,
+        num_classes=config.data.num_classes,
+        dtype=jnp.dtype(model.dtype),
+    )
+    with jax.ensure_compile_time_eval():
+        _, smallest_std = score_model.marginal(jnp.zeros(1))
+        has_noise = bool(smallest_std[0] > 0)
+    if num_scales is not None and not has_noise:
+        raise InputError(
+            f"training.sde = {config.training.sde!r} cannot be trained in discrete time: its first "
+            "level has no noise. Set training.continuous = True."
+        )
+    return score_model
 
 
 def takes_noise_scale(config: Config) -> bool:

@@ -1,59 +1,75 @@
-"""Log-likelihoods and latent codes through the probability-flow ODE (arXiv:2011.13456, Section 4.3 and Appendix D.2).
+"""Log-likelihoods and latent codes by the probability-flow ODE (arXiv:2011.13456, Appendix D.2).
 
-The ODE is solved in coordinates in which there is little to solve. With sigma = std / alpha, the noise scale of
-x / alpha, and c the standard deviation of data, roughly, the state is u = x / a, where a = alpha sqrt(c^2 + sigma^2) is
-the standard deviation of x if that of the data is c. With sigma = c sinh(tau), Eq. (13) becomes
+The ODE is solved with a changed state and a changed time, because its right-hand side in (x, t)
+varies by orders of magnitude between t_min and T. The state is divided by the standard deviation
+that it would have for data from N(0, c^2 I), so that the solver integrates only the difference
+between the real data and this Gaussian. The time is a function of the noise level along which this
+difference changes at a nearly constant rate, so that an adaptive solver needs few steps.
+
+In formulas: let sigma = std / alpha, the noise scale of x / alpha, and u = x / a with
+a = alpha sqrt(c^2 + sigma^2). With sigma = c sinh(tau), Eq. (13) becomes
 
   du/dtau = h(u, tau) = -std score(a u, t) - tanh(tau) u,
 
-which is 0 for N(0, c^2 I) data: what is solved is how the noise that the score predicts differs from theirs. tau is
-log(sigma) where noise prevails and sigma where data do, so that no steps go to noise too small to matter. There h falls
-like 1 / sigma if the score is exact, which the angle arctan(sigma / c) would undo (du by that is the v-prediction of
-Salimans & Ho 2022, arXiv:2202.00512); but the errors of a network, which do not fall, it would blow up. Between the two
-lies the time s = tanh(k tau) / k, by which the ODE is solved, with sigma^(-2 k) for the length of steps in it. Then
+where h = 0 for N(0, c^2 I) data. tau behaves like log(sigma) for sigma >> c, and is proportional to
+sigma for sigma << c, so that no steps are spent on noise far below the scale of the data. If the
+score is exact, h decays like 1 / sigma for large sigma, which suggests arctan(sigma / c) as time
+(the derivative of u is then the v-prediction of Salimans & Ho 2022, arXiv:2202.00512). But the
+errors of a network do not decay, and this time would amplify them. The solver uses a compromise,
+s = tanh(k tau) / k, for which ds/dtau is proportional to sigma^(-2 k) at large sigma. The result is
 
-  log p(x) = log p(x_T) + dims log(a_T / a) + integral of tr(dh/du) dtau,
+  log p(x) = log p(x_T) + dims log(a_T / a) + integral of tr(dh/du) dtau.
 
-where a probe v has |v|^2 in place of dims and v.(dh/du)v in place of the trace, which makes it the official estimate.
+Hutchinson's estimator with a probe v replaces tr(dh/du) by v.(dh/du)v and dims by |v|^2; this
+equals the estimate of the official code for the same probe.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jaxtyping import Float, Key, Num
 
 from errors import InputError, choose
 from sampling import fold_in, standard_normal, uniform
 from sde_lib import SDE, Score, expand
 
-DATA_STD = 0.5  # c. A wrong one costs steps, not exactness.
-TOLERANCE = 1e-3  # Of u and of log p per dimension, relative and absolute, in a step; docs/likelihood.md has others.
-BEND = 0.35  # k. With exact scores more saves steps, to 0.42 and on; with the network of the digits it costs some.
-FIRST_STEP = 0.05  # In s, where the scale of data is 1; no evaluations are spent on choosing it.
-CONTROL = {"pcoeff": 0.4, "icoeff": 0.3}  # Of a PI controller: next to no steps are refused.
-PROBES = {
-    "Rademacher": lambda key, shape: jax.random.rademacher(key, shape, jnp.float32),
-    "Gaussian": jax.random.normal,
-    "exact": lambda _, shape: math.sqrt(shape[0]) * jnp.eye(shape[0]).reshape(shape),
-}
+DATA_STD = 0.5
+"""c, an approximate standard deviation of the data. It affects the number of steps only."""
+
+TIME_EXPONENT = 0.35
+"""k. Values up to 0.42 need fewer steps with exact scores, but more with networks."""
+
+TOLERANCE = 1e-3
+"""Error per step of u and of log p per dimension, relative and absolute; see docs/likelihood.md."""
+
+FIRST_STEP = 0.05
+"""Length of the first step in s. A fixed length needs no evaluations of the score."""
+
+PROPORTIONAL_COEFFICIENT, INTEGRAL_COEFFICIENT = 0.4, 0.3
+"""Of the PI controller of step lengths; with these values it rejects few steps."""
 
 
 class Likelihood(NamedTuple):
-    """What `log_likelihood` says of B images.
+    """Log-likelihoods of B images, by k probes.
 
     Attributes:
-      logp: log-density in nats (B,), the mean over the probes.
-      per_probe: the estimates by the single probes (B, k), in nats; their spread is that of Hutchinson's estimator.
+      logp: log-density in nats (B,), averaged over the probes.
+      per_probe: estimates by the single probes (B, k), in nats; their variance is that of
+        Hutchinson's estimator.
       z: latent codes (B, ...).
-      nfe: evaluations of the score for each image (B,); one counts once, with its tangents along all probes.
-      error: the solver's estimate of its own error in logp, in nats (B,): the sum over its steps of |difference between
-        the embedded solutions of orders 3 and 2|, where that of u counts by the slope of log p, which is the score.
-        The solution of order 3 is the one kept, so that the true error is usually less.
+      nfe: number of score evaluations per image (B,). An evaluation includes the derivatives along
+        all probes.
+      error: the solver's estimate of its error in logp, in nats (B,): the sum over steps of the
+        absolute difference between the embedded solutions of orders 3 and 2. A difference in u is
+        converted to one in log p by the gradient of log p, the score. The solution of order 3 is
+        used, so the true error is usually smaller.
     """
 
     logp: Array
@@ -64,151 +80,185 @@ class Likelihood(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """An upper bound of -log p in nats (B,), and the standard error of its Monte-Carlo estimate (B,)."""
+    """An upper bound of -log p in nats (B,), and the standard error of its estimate (B,)."""
 
     nats: Array
     stderr: Array
 
 
-def draw_probes(
-    keys: Array, shape: tuple[int, ...], kind: str = "Rademacher", count: int = 1
-) -> Array:
-    """Probes (B, k, ...) for the Skilling-Hutchinson trace estimator of x of `shape` (B, ...), image i from keys[i].
+def _rademacher(key: Array, shape: tuple[int, ...]) -> Array:
+    return jax.random.rademacher(key, shape, jnp.float32)
 
-    Random ones are k = `count` in number; the Gaussian are noisier, as they differ in length. 'exact' means all
-    k = dims unit vectors, times sqrt(dims) so that the mean over the probes is the trace again; as many tangents of the
-    network are for small images only.
+
+def _gaussian(key: Array, shape: tuple[int, ...]) -> Array:
+    return jax.random.normal(key, shape)
+
+
+def _unit_vectors(key: Array, shape: tuple[int, ...]) -> Array:
+    del key
+    dims = shape[0]
+    return math.sqrt(dims) * jnp.eye(dims).reshape(shape)
+
+
+PROBES = {"Rademacher": _rademacher, "Gaussian": _gaussian, "exact": _unit_vectors}
+"""(key, (k, ...)) -> probes (k, ...), by `eval.bpd_trace`."""
+
+
+def draw_probes(
+    keys: Key[Array, " b"], shape: tuple[int, ...], kind: str = "Rademacher", count: int = 1
+) -> Float[Array, "b k ..."]:
+    """Draw the probes (B, k, ...) of Hutchinson's trace estimator; those of image i from keys[i].
+
+    Args:
+      keys: one random key per image.
+      shape: the shape (B, ...) of the images.
+      kind: 'Rademacher'; 'Gaussian', whose variance is larger because the lengths of the probes
+        vary; or 'exact', the k = dims unit vectors times sqrt(dims), whose mean estimate is the
+        exact trace. The cost of 'exact' is that of dims probes.
+      count: the number of random probes per image; ignored if kind is 'exact'.
+
+    Raises InputError for an unknown kind.
     """
-    probe = choose(PROBES, kind, "the kind of Hutchinson probe")
-    size = math.prod(shape[1:]) if kind == "exact" else count
-    return jax.vmap(lambda key: probe(key, (size, *shape[1:])))(keys)
+    draw = choose(PROBES, kind, "the kind of Hutchinson probe")
+    image_shape = shape[1:]
+    size = math.prod(image_shape) if kind == "exact" else count
+    return jax.vmap(lambda key: draw(key, (size, *image_shape)))(keys)
 
 
 def log_likelihood(
-    score: Score, sde: SDE, x: Array, probes: Array, *, tolerance: float = TOLERANCE
+    score: Score,
+    sde: SDE,
+    x: Num[Array, "b ..."],
+    probes: Float[Array, "b k ..."],
+    *,
+    tolerance: float = TOLERANCE,
 ) -> Likelihood:
-    """log p(x) by the instantaneous change of variables, with Hutchinson's estimate of the trace (Appendix D.2).
+    """Compute log p(x) by the instantaneous change of variables, as in Appendix D.2.
 
-    The prior stands for p_T. That of VE, N(0, sigma_max^2 I), ignores the mean m and the variance s^2 of data in x_T,
-    which lowers log p by m^2 / (2 sigma_max^2) + s^4 / (4 sigma_max^4) nats a dimension on average, the divergence of
-    the two; by up to |z m| / sigma_max + |z^2 - 1| s^2 / (2 sigma_max^2) for a standard normal z in a single one.
-    That is at most 2e-4 on average for data in [-1, 1] and sigma_max = 50. For VP and sub-VP it is, with alpha(T) /
-    std(T) = 7e-3 in place of 1 / sigma_max, below 3e-5.
+    The prior is used as p_T. For VE, the prior N(0, sigma_max^2 I) ignores the mean m and the
+    variance s^2 of the data, which lowers log p by m^2 / (2 sigma_max^2) + s^4 / (4 sigma_max^4)
+    nats per dimension on average (the Kullback-Leibler divergence). The error of one image is at
+    most |z m| / sigma_max + |z^2 - 1| s^2 / (2 sigma_max^2) per dimension, z being standard normal.
+    For data in [-1, 1] and sigma_max = 50 the average is at most 2e-4. For VP and sub-VP the same
+    holds with alpha(T) / std(T) = 7e-3 in place of 1 / sigma_max; the average is below 3e-5.
 
     Args:
-      x: (B, ...), dequantized data in the range that the model was trained on, taken for states at time sde.t_min.
-      probes: (B, k, ...), `draw_probes`; held fixed through the solve, so that the ODE stays an ODE.
-      tolerance: of the adaptive steps, which every image has of its own.
+      score: the score function.
+      sde: the SDE; x is interpreted as a state at its t_min.
+      x: dequantized data (B, ...), in the range that the model was trained on.
+      probes: (B, k, ...), see `draw_probes`. They are fixed during the solve, because a new probe
+        at each evaluation would make the ODE a random one.
+      tolerance: of the adaptive steps, which differ between images.
 
-    Raises InputError for grey levels that are not dequantized: these have no density.
+    Raises InputError for integer grey levels, which have no density.
     """
     _check_dequantized(x)
-    ends, dims = _ends(sde), math.prod(x.shape[1:])
-    squares = jnp.sum(
-        jnp.square(probes.reshape(*probes.shape[:2], -1)), -1
-    )  # dims, unless they are Gaussian.
-
-    def field(
-        s: Array, state: tuple[Array, Array, Array], probes: Array
-    ) -> tuple[Array, Array, Array]:
-        t = sde.time_at(DATA_STD * jnp.sinh(jnp.arctanh(BEND * s) / BEND))
-        rate = 1 / (1 - (BEND * s) ** 2)  # dtau / ds
-        slope, tangent = jax.linearize(
-            lambda u: rate * _field(score, sde, u[None], t[None])[0], state[0]
-        )
-        return (
-            slope,
-            jax.vmap(lambda probe: jnp.mean(probe * tangent(probe)))(probes),
-            jnp.zeros(()),
-        )
-
-    term = diffrax.ODETerm(field)
-    controller = diffrax.PIDController(rtol=tolerance, atol=tolerance, norm=_norm, **CONTROL)
-    options = {"stepsize_controller": controller, "max_steps": 2**14, "throw": False}
+    endpoints = _endpoints(sde)
+    controller = diffrax.PIDController(
+        rtol=tolerance,
+        atol=tolerance,
+        norm=_error_norm,
+        pcoeff=PROPORTIONAL_COEFFICIENT,
+        icoeff=INTEGRAL_COEFFICIENT,
+    )
 
     def solve(x: Array, probes: Array) -> tuple[tuple[Array, Array, Array], Array]:
-        y = x / ends.scale[0], jnp.zeros(len(probes)), jnp.zeros(())
+        start = x / endpoints.scale[0], jnp.zeros(len(probes)), jnp.zeros(())
         solution = diffrax.diffeqsolve(
-            term, _Bosh3(), ends.s[0], ends.s[1], FIRST_STEP, y, probes, **options
+            diffrax.ODETerm(_vector_field(score, sde)),
+            _Bosh3WithErrorSum(),
+            endpoints.s[0],
+            endpoints.s[1],
+            FIRST_STEP,
+            start,
+            probes,
+            stepsize_controller=controller,
+            max_steps=2**14,
+            throw=False,
         )
-        good = solution.result == diffrax.RESULTS.successful
-        y = jax.tree.map(lambda leaf: jnp.where(good, leaf[0], jnp.nan), solution.ys)
-        return y, 3 * solution.stats[
-            "num_steps"
-        ] + 1  # Three new stages a step, accepted or not; one at the start.
+        successful = solution.result == diffrax.RESULTS.successful
+        end = jax.tree.map(lambda leaf: jnp.where(successful, leaf[0], jnp.nan), solution.ys)
+        # Each step, accepted or rejected, evaluates three stages; the first also a fourth one.
+        return end, 3 * solution.stats["num_steps"] + 1
 
     (u, traces, error), nfe = jax.vmap(solve)(x, probes)
-    z = ends.scale[1] * u
-    per_probe = (
-        sde.prior_logp(z)[:, None]
-        + squares * jnp.log(ends.scale[1] / ends.scale[0])
-        + dims * traces
-    )
+    z = endpoints.scale[1] * u
+    dims = math.prod(x.shape[1:])
+    squares = jnp.sum(jnp.square(probes.reshape(*probes.shape[:2], -1)), -1)
+    log_scale = squares * jnp.log(endpoints.scale[1] / endpoints.scale[0])
+    per_probe = sde.prior_logp(z)[:, None] + log_scale + dims * traces
     return Likelihood(per_probe.mean(1), per_probe, z, nfe, dims * error)
 
 
-def elbo(score: Score, sde: SDE, x: Array, keys: Array, *, pairs: int = 16) -> Bound:
-    """Bounds -log p(x) from above, where p is the law of the reverse SDE, Eq. (6), at t_min if it starts in the prior.
+def elbo(
+    score: Score, sde: SDE, x: Num[Array, "b ..."], keys: Key[Array, " b"], *, pairs: int = 16
+) -> Bound:
+    """Estimate an upper bound of -log p(x) for the density p of the reverse SDE, Eq. (6), at t_min.
 
-    This is Theorem 3 of Song et al. (2021b, arXiv:2101.09258) for the forward process that starts in x at t_min, where
-    the ODE starts, too. If std' z is the noise that it has added by time t, with z ~ N(0, I), the bound is the mean of
+    This is Theorem 3 of Song et al. (2021b, arXiv:2101.09258), for a forward process that starts
+    from x at t_min, as does the ODE of `log_likelihood`. Let std' z with z ~ N(0, I) be the noise
+    added between t_min and t. Then the bound is the mean of
 
       -log prior(x_T) + 1/2 integral of g^2 |score + z / std'|^2 - g^2 |z / std'|^2 - 2 div f dt.
 
-    The bound is tight for the score of a process that ends in the prior. Otherwise p is not the density of
-    `log_likelihood`, which may lie on either side.
+    It is tight if the score is that of a process whose p_T is the prior. In general p is not the
+    density of `log_likelihood`, which may lie on either side of the bound.
 
-    The paper's importance sampling makes log(sigma) uniform, as g^2 dt = 2 std^2 dlog(sigma). Here q is uniform, where
-    sigma = sigma(t_min) cosh(q): log(sigma) but for the beginning, where z / std' has no finite variance otherwise.
-    What the bound is for N(0, c^2 I) data, -log N(x; 0, a^2 I), is known and taken out. There remains the integral of
+    The integral is estimated at random noise levels. The paper draws log(sigma) uniformly, because
+    g^2 dt = 2 std^2 dlog(sigma). Here q is uniform, where sigma = sigma(t_min) cosh(q): this is
+    log(sigma) except near t_min, where the variance of z / std' would be infinite. The bound for
+    N(0, c^2 I) data, -log N(x; 0, a^2 I), is known and subtracted. What remains is the integral of
     tanh(q) (|h|^2 + 2 tanh(tau) h.u) - 2 h.z over q.
 
     Args:
-      x: as in `log_likelihood`. keys: (B,), one per image.
-      pairs: the range of q has as many equal parts, each with two random times (hence the standard error), so that the
-        score is evaluated 2 `pairs` times.
+      score, sde, x: as for `log_likelihood`.
+      keys: random keys (B,), one per image.
+      pairs: number of equal parts of the range of q. Each has two random times, from whose
+        difference the standard error is computed; the score is evaluated 2 `pairs` times.
 
-    Raises InputError as `log_likelihood` does.
+    Raises InputError for integer grey levels, which have no density.
     """
     _check_dequantized(x)
-    ends = _ends(sde)
-    longest = jnp.arccosh(ends.sigma[1] / ends.sigma[0])
+    endpoints = _endpoints(sde)
+    sigma_min = endpoints.sigma[0]
+    q_max = jnp.arccosh(endpoints.sigma[1] / sigma_min)
 
     def integrand(index: Array) -> Array:
-        time_keys, noise_keys = (fold_in(fold_in(keys, index), purpose) for purpose in range(2))
-        q, z = (
-            (index // 2 + uniform(time_keys, x.shape[:1])) / pairs * longest,
-            standard_normal(noise_keys, x.shape),
-        )
-        sigma = ends.sigma[0] * jnp.cosh(q)
-        spread = jnp.hypot(DATA_STD, sigma)
-        u = (x / ends.alpha[0] + expand(ends.sigma[0] * jnp.sinh(q), x) * z) / expand(spread, x)
-        h = _field(score, sde, u, sde.time_at(sigma))
-        return jnp.tanh(q) * _sum(h**2 + 2 * expand(sigma / spread, u) * h * u) - 2 * _sum(h * z)
+        q_keys, z_keys = (fold_in(fold_in(keys, index), purpose) for purpose in range(2))
+        q = (index // 2 + uniform(q_keys, x.shape[:1])) / pairs * q_max
+        z = standard_normal(z_keys, x.shape)
+        sigma = sigma_min * jnp.cosh(q)
+        total_std = jnp.hypot(DATA_STD, sigma)
+        noised = x / endpoints.alpha[0] + expand(sigma_min * jnp.sinh(q), x) * z
+        u = noised / expand(total_std, x)
+        h = _scaled_residual(score, sde, u, sde.time_at(sigma))
+        squares = h**2 + 2 * expand(sigma / total_std, u) * h * u
+        return jnp.tanh(q) * _sum_per_image(squares) - 2 * _sum_per_image(h * z)
 
+    # Training uses few pairs, which are evaluated in one batch; evaluation bounds its memory.
     indices = jnp.arange(2 * pairs)
-    values = (
-        jax.vmap(integrand)(indices) if pairs <= 2 else lax.map(integrand, indices)
-    )  # Few are for training.
-    values = longest * values.reshape(pairs, 2, -1)
+    values = jax.vmap(integrand)(indices) if pairs <= 2 else lax.map(integrand, indices)
+    values = q_max * values.reshape(pairs, 2, -1)
     stderr = jnp.sqrt(jnp.sum((values[:, 0] - values[:, 1]) ** 2, 0)) / (2 * pairs)
-    return Bound(_bound_of_reference(sde, ends, x) + values.mean((0, 1)), stderr)
+    return Bound(_gaussian_bound(sde, endpoints, x) + values.mean((0, 1)), stderr)
 
 
 def bits_per_dim(logp: Array, dims: int, log_scale: float) -> Array:
-    """-log2 p per dimension of the grey levels u, for x = scale u + shift with log p(x) in nats.
+    """Convert log p(x) in nats to bits/dim of the grey levels u, where x = scale u + shift.
 
-    By the change of variables log p(u) = log p(x) + dims log(scale). With uniform dequantization of u its mean bounds
-    the bits/dim of the discrete images from above (Theis et al. 2016).
+    The change of variables gives log p(u) = log p(x) + dims log(scale). With uniform dequantization
+    of u, the mean is an upper bound of the bits/dim of the discrete images (Theis et al. 2016).
+
+    Args:
+      logp: log-densities of any shape, which is also that of the result.
+      dims: number of dimensions of x.
+      log_scale: log(scale).
     """
     return -(logp + dims * log_scale) / (dims * math.log(2.0))
 
 
-# --- coordinates ------------------------------------------------------------------------------------------------------
-
-
-class _Ends(NamedTuple):
-    """s, alpha, sigma = std / alpha and a (`scale`) at t_min and at T, all of shape (2,)."""
+class _Endpoints(NamedTuple):
+    """s, alpha, sigma and a (as `scale`) of the module docstring at t_min and at T; shapes (2,)."""
 
     s: Array
     alpha: Array
@@ -216,56 +266,84 @@ class _Ends(NamedTuple):
     scale: Array
 
 
-def _ends(sde: SDE) -> _Ends:
+def _endpoints(sde: SDE) -> _Endpoints:
     t = jnp.array([sde.t_min, sde.T], jnp.float32)
     alpha, sigma = sde.alpha(t), sde.noise_to_signal(t)
-    s = jnp.tanh(BEND * jnp.arcsinh(sigma / DATA_STD)) / BEND
-    return _Ends(s, alpha, sigma, alpha * jnp.hypot(DATA_STD, sigma))
+    s = jnp.tanh(TIME_EXPONENT * jnp.arcsinh(sigma / DATA_STD)) / TIME_EXPONENT
+    return _Endpoints(s, alpha, sigma, alpha * jnp.hypot(DATA_STD, sigma))
 
 
-def _field(score: Score, sde: SDE, u: Array, t: Array) -> Array:
-    """h(u, tau) for u (B, ...), at the tau of t (B,)."""
+def _scaled_residual(score: Score, sde: SDE, u: Array, t: Array) -> Array:
+    """h(u, tau) for u (B, ...) at times t (B,), in the shape of u."""
     sigma = sde.noise_to_signal(t)
-    spread = jnp.hypot(DATA_STD, sigma)
-    return (
-        -expand(sde.std(t), u) * score(expand(sde.alpha(t) * spread, u) * u, t)
-        - expand(sigma / spread, u) * u
-    )
+    total_std = jnp.hypot(DATA_STD, sigma)
+    x = expand(sde.alpha(t) * total_std, u) * u
+    return -expand(sde.std(t), u) * score(x, t) - expand(sigma / total_std, u) * u
 
 
-def _bound_of_reference(sde: SDE, ends: _Ends, x: Array) -> Array:
-    """-log N(x; 0, a^2 I) + the mean of log N(x_T; 0, a_T^2 I) - log prior(x_T) over paths from x at t_min; (B,)."""
-    dims, (start, end), square = math.prod(x.shape[1:]), ends.scale, _sum(x**2)
-    mean_square = ends.alpha[1] ** 2 * (
-        square / ends.alpha[0] ** 2 + dims * (ends.sigma[1] ** 2 - ends.sigma[0] ** 2)
+def _vector_field(score: Score, sde: SDE) -> Callable[..., tuple[Array, Array, Array]]:
+    """The ODE of one image: (s, (u, traces (k,), 0), probes (k, ...)) -> derivatives by s.
+
+    The third component of the state holds the error estimate of `_Bosh3WithErrorSum`.
+    """
+
+    def field(
+        s: Array, state: tuple[Array, Array, Array], probes: Array
+    ) -> tuple[Array, Array, Array]:
+        u, _, _ = state
+        tau = jnp.arctanh(TIME_EXPONENT * s) / TIME_EXPONENT
+        dtau_ds = 1 / (1 - (TIME_EXPONENT * s) ** 2)
+        t = sde.time_at(DATA_STD * jnp.sinh(tau))
+
+        def du_ds(u: Array) -> Array:
+            return dtau_ds * _scaled_residual(score, sde, u[None], t[None])[0]
+
+        derivative, tangent = jax.linearize(du_ds, u)
+        traces = jax.vmap(lambda probe: jnp.mean(probe * tangent(probe)))(probes)
+        return derivative, traces, jnp.zeros(())
+
+    return field
+
+
+def _gaussian_bound(sde: SDE, endpoints: _Endpoints, x: Array) -> Array:
+    """The bound (B,) for the exact score of N(0, c^2 I) data, in nats.
+
+    It is -log N(x; 0, a^2 I) plus the mean of log N(x_T; 0, a_T^2 I) - log prior(x_T) over forward
+    paths from x at t_min.
+    """
+    dims, square = math.prod(x.shape[1:]), _sum_per_image(x**2)
+    start, end = endpoints.scale
+    mean_square = endpoints.alpha[1] ** 2 * (
+        square / endpoints.alpha[0] ** 2
+        + dims * (endpoints.sigma[1] ** 2 - endpoints.sigma[0] ** 2)
     )
-    entropy = 0.5 * square / start**2 + dims * (jnp.log(start) + 0.5 * math.log(2 * math.pi))
+    nll = 0.5 * square / start**2 + dims * (jnp.log(start) + 0.5 * math.log(2 * math.pi))
     return (
-        entropy
+        nll
         + dims * jnp.log(sde.prior_std / end)
         + 0.5 * mean_square * (1 / sde.prior_std**2 - 1 / end**2)
     )
 
 
-def _sum(a: Array) -> Array:
-    return a.reshape(a.shape[0], -1).sum(-1)
+def _sum_per_image(values: Array) -> Array:
+    return values.reshape(values.shape[0], -1).sum(-1)
 
 
 def _check_dequantized(x: Array) -> None:
+    """Raise InputError if x has an integer type."""
     dtype = jnp.asarray(x).dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise InputError(
-            f"Images of {dtype} have no density; give them uniform noise first: `Scaler.dequantize`."
+            f"The likelihood requires floating-point data, not {dtype}: integer grey levels have "
+            f"no density. Add uniform noise with `Scaler.dequantize`."
         )
 
 
-# --- solver -----------------------------------------------------------------------------------------------------------
+class _Bosh3WithErrorSum(diffrax.Bosh3):
+    """The method of Bogacki & Shampine (order 3), which sums the errors of log p per dimension.
 
-
-class _Bosh3(diffrax.Bosh3):
-    """The method of Bogacki & Shampine, of order 3, which adds up the errors of log p per dimension in its third state.
-
-    An error e of u makes one of e . grad log p = -e . (h coth(tau) + u), by the definition of h.
+    The sum is the third component of the state. An error e of u changes log p by
+    e . grad log p = -e . (h coth(tau) + u), by the definition of h.
     """
 
     def step(
@@ -275,15 +353,18 @@ class _Bosh3(diffrax.Bosh3):
             terms, t0, t1, y0, args, solver_state, made_jump
         )
         (u, traces, total), (u_error, trace_errors, _) = y1, errors
-        slope = info["k"][0][-1] / (
-            t1 - t0
-        )  # diffrax keeps stages times the length of the step; the last is at t1.
-        h, tau = (1 - (BEND * t1) ** 2) * slope, jnp.arctanh(BEND * t1) / BEND
-        local = trace_errors.mean() - jnp.mean(u_error * (h / jnp.tanh(tau) + u))
-        return (u, traces, total + jnp.abs(local)), errors, info, solver_state, result
+        # The stages in `info` are multiplied by the step length; the last is the one at t1.
+        du_ds = info["k"][0][-1] / (t1 - t0)
+        h = (1 - (TIME_EXPONENT * t1) ** 2) * du_ds
+        tau = jnp.arctanh(TIME_EXPONENT * t1) / TIME_EXPONENT
+        error = trace_errors.mean() - jnp.mean(u_error * (h / jnp.tanh(tau) + u))
+        return (u, traces, total + jnp.abs(error)), errors, info, solver_state, result
 
 
-def _norm(y: Any) -> Array:
-    """What the tolerance is for: the larger of the root mean square of u and the mean of the traces per dimension."""
-    u, traces, _ = y
+def _error_norm(state: Any) -> Array:
+    """The error that the tolerance bounds, for the errors of a state (u, traces, error sum).
+
+    It is the larger of the root mean square of u and the mean of the traces per dimension.
+    """
+    u, traces, _ = state
     return jnp.maximum(jnp.sqrt(jnp.mean(u**2)), jnp.abs(jnp.mean(traces)))

@@ -1,12 +1,8 @@
-"""Denoising score matching (Eq. (7) of arXiv:2011.13456): one loss, of which those of SMLD and DDPM are special cases.
+"""Denoising score matching (Eq. (7) of arXiv:2011.13456), which covers the losses of SMLD and DDPM.
 
-With x_t = alpha x_0 + std z, the loss of a score s is the mean over t of lambda(t) |s(x_t, t) + z / std|^2. The weight
-lambda = std^2 gives SMLD and DDPM (Eqs. (1), (3)); lambda = g^2 bounds the likelihood (Song et al. 2021b). Training
-in discrete time draws t from the levels i / (num_scales - 1), and takes alpha and std from the chain of these levels.
-
-Importance sampling draws t with a density proportional to g^2 / std^2, the ratio of the two weights (Song et al. 2021b,
-arXiv:2101.09258, Section 4.1): lambda = g^2 then has the same mean as with uniform t, and a lower variance. For every
-SDE here g^2 / std^2 = 2 d/dt log(std / alpha), so that log(std / alpha) is uniform.
+For x_t = alpha x_0 + std z, the loss of a score s is the mean over t of
+lambda(t) |s(x_t, t) + z / std|^2. The weight lambda = std^2 gives SMLD and DDPM (Eqs. (1), (3));
+lambda = g^2 gives a bound of the likelihood (Song et al. 2021b, arXiv:2101.09258).
 """
 
 from __future__ import annotations
@@ -16,30 +12,44 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from sde_lib import SDE, Score, expand
 
 Params = Any
 """A pytree of parameters."""
+Marginal = Callable[[Array], tuple[Array, Array]]
+"""t (B,) -> alpha (B,) and std (B,) of x_t = alpha x_0 + std z."""
 
 
 def draw(
     key: Array,
     sde: SDE,
-    x: Array,
+    x: Float[Array, "b ..."],
     num_scales: int | None = None,
     *,
     importance_weighting: bool = False,
-) -> tuple[Array, Array]:
-    """Random times t (B,) and noise z (B, ...) for a batch x (B, ...).
+) -> tuple[Float[Array, " b"], Float[Array, "b ..."]]:
+    """Draw times t (B,) and noise z (B, ...) for a batch of data x (B, ...).
 
-    The times are discrete if num_scales is given; else uniform, or as importance sampling has them.
+    Importance sampling draws t with a density proportional to g^2 / std^2, the ratio of the
+    likelihood weight to the default weight (Song et al. 2021b, Section 4.1). Then the
+    likelihood-weighted loss has the same mean as with uniform t, and a lower variance. Since
+    g^2 / std^2 = 2 d/dt log(std / alpha), log(std / alpha) is uniform.
+
+    Args:
+      key: a random key.
+      sde: the SDE; t is uniform between its t_min and T by default.
+      x: the data; only the shape is used.
+      num_scales: if given, t is uniform on the num_scales times i T / (num_scales - 1).
+      importance_weighting: use importance sampling; `num_scales` is ignored.
     """
     key_t, key_z = jax.random.split(key)
     shape = (x.shape[0],)
     if importance_weighting:
-        first, last = _log_noise_to_signal(sde)
+        first, last = _log_noise_to_signal_range(sde)
         t = sde.time_at(jnp.exp(jax.random.uniform(key_t, shape, minval=first, maxval=last)))
     elif num_scales is None:
         t = jax.random.uniform(key_t, shape, minval=sde.t_min, maxval=sde.T)
@@ -51,27 +61,34 @@ def draw(
 def denoising_score_matching(
     score: Score,
     sde: SDE,
-    x: Array,
-    t: Array,
-    z: Array,
+    x: Float[Array, "b ..."],
+    t: Float[Array, " b"],
+    z: Float[Array, "b ..."],
     *,
-    num_scales: int | None = None,
+    marginal: Marginal | None = None,
     likelihood_weighting: bool = False,
     importance_weighting: bool = False,
     reduce_mean: bool = True,
-) -> Array:
-    """Loss of every image: data x and noise z of shape (B, ...), times t (B,) -> (B,).
+) -> Float[Array, " b"]:
+    """Return the loss of each image (B,).
 
     Args:
-      num_scales: the number of noise levels of discrete-time training; None in continuous time.
-      likelihood_weighting: weigh by g(t)^2 in place of std(t)^2.
-      importance_weighting: the same for times of importance sampling, whose density the weight is divided by.
-      reduce_mean: mean over the entries of an image; else half their sum, the official reading of the 1/2 in Eq. (7).
+      score: the score function to evaluate at x_t.
+      sde: the SDE that adds the noise.
+      x, t, z: data (B, ...), times (B,) and noise (B, ...); see `draw`.
+      marginal: alpha and std at times t, for training on a discrete chain; by default those of the
+        SDE.
+      likelihood_weighting: use the weight g(t)^2 instead of std(t)^2.
+      importance_weighting: use g(t)^2 divided by the density of t under importance sampling;
+        `likelihood_weighting` is ignored.
+      reduce_mean: average over the entries of an image. If False, take half their sum, as the
+        official code does.
     """
-    alpha, std = (expand(c, x) for c in sde.marginal(t, num_scales))
+    alpha, std = (sde.alpha(t), sde.std(t)) if marginal is None else marginal(t)
+    alpha, std = expand(alpha, x), expand(std, x)
     residual = score(alpha * x + std * z, t) * std + z
     if importance_weighting:
-        first, last = _log_noise_to_signal(sde)
+        first, last = _log_noise_to_signal_range(sde)
         residual = residual * jnp.sqrt(2 * (last - first) / (sde.T - sde.t_min))
     elif likelihood_weighting:
         residual = residual * expand(sde.diffusion(t), x) / std
@@ -79,16 +96,24 @@ def denoising_score_matching(
     return squares.mean(-1) if reduce_mean else 0.5 * squares.sum(-1)
 
 
-def _log_noise_to_signal(sde: SDE) -> Array:
-    """log(std / alpha) at t_min and T, (2,)."""
-    return jnp.log(sde.noise_to_signal(jnp.array([sde.t_min, sde.T], jnp.float32)))
+def by_noise_level(
+    losses: Float[Array | np.ndarray, " b"],
+    t: Float[Array | np.ndarray, " b"],
+    sde: SDE,
+    levels: int = 10,
+) -> tuple[Float[Array, " levels"], Float[Array, " levels"]]:
+    """Sum losses (B,) by time t (B,), over `levels` equal parts of [0, T].
 
-
-def by_noise_level(losses: Array, t: Array, sde: SDE, levels: int = 10) -> tuple[Array, Array]:
-    """Sums of the losses (B,) over `levels` equal parts of [0, T], and how many fell into each; both (levels,)."""
+    Returns the sums and the numbers of images, both of shape (levels,).
+    """
     part = jnp.clip((t / sde.T * levels).astype(jnp.int32), 0, levels - 1)
-    member = jax.nn.one_hot(part, levels)
-    return losses @ member, member.sum(0)
+    membership = jax.nn.one_hot(part, levels)
+    return jnp.matmul(losses, membership), membership.sum(0)
+
+
+def _log_noise_to_signal_range(sde: SDE) -> Array:
+    """log(std / alpha) at t_min and T; shape (2,)."""
+    return jnp.log(sde.noise_to_signal(jnp.array([sde.t_min, sde.T], jnp.float32)))
 
 
 # --- gradients ------------------------------------------------------------------------------------

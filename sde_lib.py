@@ -1,8 +1,9 @@
-"""Forward SDEs that turn data into noise (Song et al. 2021, arXiv:2011.13456, Sections 3.1-3.4 and Appendix B).
+"""Forward SDEs that turn data into noise (Song et al. 2021, arXiv:2011.13456).
 
-An SDE here is what it does to one data point: x_t | x_0 ~ N(alpha(t) x_0, var(t) I). Drift, diffusion, reverse SDE,
-probability-flow ODE, prior and discrete chains follow from these two functions of time, so a new SDE states them and is
-done. Times t are float arrays of shape () or (B,) in [0, T]; states x have shape (B, ...).
+An SDE is defined by its perturbation kernel, x_t | x_0 ~ N(alpha(t) x_0, var(t) I). The base class
+derives drift, diffusion, reverse SDE, probability-flow ODE, prior and discretization from these
+two functions (Section 3, Appendix B), so a new SDE states only them. Times t are float arrays of
+shape () or (B,) in [0, T]; states x have shape (B, ...).
 """
 
 from __future__ import annotations
@@ -24,21 +25,27 @@ Score = Callable[[Array, Array], Array]
 
 
 class Step(NamedTuple):
-    """One step of a discretised reverse process, from time t down to the time s that lies dt below it.
+    """One step of a discretized reverse process, from time t to time s = t - dt.
 
-    The forward chain that the step undoes is x_t = ratio x_s + sqrt(var) z. Leaves are scalars, or arrays with an entry
-    per step (the sampler's first step first) or per image.
+    The step reverses the forward transition x_t = ratio x_s + sqrt(var) z.
+
+    Attributes:
+      t, dt: start and length of the step. All attributes are scalars, or arrays with one entry per
+        image or per step; steps are in the order in which a sampler takes them.
+      ratio: scale of x_s in x_t.
+      var: variance of the noise that the forward transition adds.
+      ancestral_var: variance of the noise that ancestral sampling adds.
     """
 
     t: Array
     dt: Array
     ratio: Array
     var: Array
-    ancestral_var: Array  # noise that ancestral sampling adds
+    ancestral_var: Array
 
 
 def expand(coefficient: Array, x: Array) -> Array:
-    """Appends axes to `coefficient`, of shape () or (B,), until it broadcasts against `x` of shape (B, ...)."""
+    """Append axes to a coefficient () or (B,), so that it broadcasts against x (B, ...)."""
     coefficient = jnp.asarray(coefficient)
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
 
@@ -48,9 +55,9 @@ class SDE(abc.ABC):
     """dx = f(t) x dt + g(t) dw with Gaussian kernel N(alpha(t) x_0, var(t) I).
 
     Attributes:
-      T: the time at which x_t is (close to) the prior.
-      t_min: the least time of training and of the likelihood; the score explodes towards t = 0.
-      t_end: the time at which samplers stop and take a last, noise-free step.
+      T: final time, at which p_T is close to the prior.
+      t_min: smallest time of training and of the likelihood; the score diverges as t -> 0.
+      t_end: last time at which samplers evaluate the score; a denoising step may follow.
     """
 
     T: float = 1.0
@@ -59,47 +66,56 @@ class SDE(abc.ABC):
 
     @abc.abstractmethod
     def alpha(self, t: Array) -> Array:
-        """Scale of the data at time t; same shape as t."""
+        """Scale of the data at time t, in the shape of t."""
 
     @abc.abstractmethod
     def var(self, t: Array) -> Array:
-        """Variance of the noise at time t; same shape as t. Use expm1 where 1 - exp(.) would cancel."""
+        """Variance of the noise at time t, in the shape of t.
+
+        Implementations use expm1 where 1 - exp(.) would cancel in float32.
+        """
 
     def std(self, t: Array) -> Array:
-        """Standard deviation of the noise at time t."""
+        """Standard deviation of the noise at time t, in the shape of t."""
         return jnp.sqrt(self.var(t))
 
     def drift_coefficient(self, t: Array) -> Array:
-        """f(t) = alpha'(t) / alpha(t), so that the drift of Eq. (5) is f(t) x."""
-        alpha, slope = _value_and_slope(self.alpha, t)
-        return slope / alpha
+        """f(t) = alpha'(t) / alpha(t); the drift of Eq. (5) is f(t) x."""
+        alpha, derivative = _value_and_derivative(self.alpha, t)
+        return derivative / alpha
 
     def diffusion(self, t: Array) -> Array:
-        """g(t) of Eq. (5), from g^2 = var' - 2 f var, which the variance of a linear SDE obeys (Appendix B)."""
-        var, slope = _value_and_slope(self.var, t)
-        return jnp.sqrt(slope - 2 * self.drift_coefficient(t) * var)
+        """g(t) of Eq. (5), from the variance equation of a linear SDE, var' = 2 f var + g^2."""
+        var, derivative = _value_and_derivative(self.var, t)
+        return jnp.sqrt(derivative - 2 * self.drift_coefficient(t) * var)
 
     def drift(self, x: Array, t: Array) -> Array:
-        """f(x, t) of Eq. (5); shape of x."""
+        """Drift f(t) x of Eq. (5), in the shape of x."""
         return expand(self.drift_coefficient(t), x) * x
 
     def reverse_drift(
         self, score: Array, x: Array, t: Array, *, probability_flow: bool = False
     ) -> Array:
-        """Drift of the reverse-time SDE, Eq. (6), or of the probability-flow ODE, Eq. (13), given score(x, t)."""
+        """Drift of the reverse-time SDE, Eq. (6), or of the probability-flow ODE, Eq. (13).
+
+        `score` is the value of score(x, t), of shape (B, ...), as are x and the result.
+        """
         weight = 0.5 if probability_flow else 1.0
         return self.drift(x, t) - weight * expand(self.diffusion(t) ** 2, x) * score
 
     def posterior_mean(self, score: Array, x: Array, t: Array) -> Array:
-        """E[x_0 | x_t = x] for x (B, ...), given score(x, t) (Tweedie's formula; Efron 2011)."""
+        """E[x_0 | x_t = x] (B, ...) from the value of score(x, t) (Tweedie's formula)."""
         return (x + expand(self.var(t), x) * score) / expand(self.alpha(t), x)
 
     def noise_to_signal(self, t: Array) -> Array:
-        """std(t) / alpha(t), which grows with t: the noise scale of x_t / alpha(t) = x_0 + noise."""
+        """std(t) / alpha(t), which increases with t: the std of the noise in x_t / alpha(t)."""
         return self.std(t) / self.alpha(t)
 
     def time_at(self, noise_to_signal: Array) -> Array:
-        """Inverts `noise_to_signal` by bisection, for any shape; beyond [0, T], the nearer end."""
+        """Invert `noise_to_signal` by bisection, for any shape.
+
+        Values outside the range of `noise_to_signal` on [0, T] give the nearer end of [0, T].
+        """
         target = jnp.asarray(noise_to_signal, jnp.float32)
 
         def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -113,18 +129,17 @@ class SDE(abc.ABC):
 
     @property
     def prior_std(self) -> float:
-        """Standard deviation of the prior N(0, prior_std^2 I) that stands for p_T."""
+        """Standard deviation of the prior N(0, prior_std^2 I), which approximates p_T."""
         with jax.ensure_compile_time_eval():
             return float(self.std(jnp.float32(self.T)))
 
     def prior_logp(self, z: Array) -> Array:
-        """Log-density of the prior in nats: z (B, ...) -> (B,)."""
-        return jax.scipy.stats.norm.logpdf(z, scale=self.prior_std).reshape(z.shape[0], -1).sum(-1)
-
-    # --- discretisation -----------------------------------------------------------------------------------------------
+        """Log-density of the prior in nats (B,), for z (B, ...)."""
+        logps = jax.scipy.stats.norm.logpdf(z, scale=self.prior_std)
+        return logps.reshape(z.shape[0], -1).sum(-1)
 
     def steps(self, ts: Array) -> Step:
-        """Reverse steps along the descending times `ts`, shape (n,), with the exact Gaussian transitions between them.
+        """The n reverse steps along descending times ts (n,), with exact Gaussian transitions.
 
         The last step leads from ts[-1] to noise-free data, where alpha = 1 and var = 0.
         """
@@ -134,43 +149,24 @@ class SDE(abc.ABC):
         var_next = jnp.append(var[1:], 0.0)
         ratio = alpha / alpha_next
         step_var = jnp.maximum(var - ratio**2 * var_next, 0.0)
-        return Step(ts, ts - jnp.append(ts[1:], 0.0), ratio, step_var, step_var * var_next / var)
+        dt = ts - jnp.append(ts[1:], 0.0)
+        return Step(ts, dt, ratio, step_var, step_var * var_next / var)
 
     def sampling_times(self, n: int) -> Array:
-        """The official grid: n evenly spaced times from T down to t_end, at each of which the score is evaluated."""
+        """n evenly spaced times (n,) from T down to t_end, the grid of the official samplers."""
         return jnp.linspace(self.T, self.t_end, n)
 
     def discretize(self, n: int) -> Step:
-        """The n steps that samplers take by default (Appendix E); the SDEs of the paper have chains of their own."""
+        """The n default steps of a predictor-corrector sampler (Appendix E), in sampling order."""
         return self.steps(self.sampling_times(n))
-
-    # --- what ties a network to this SDE ------------------------------------------------------------------------------
-    # num_scales is None for a network trained in continuous time, else the number of noise levels it was trained on.
-
-    def marginal(self, t: Array, num_scales: int | None = None) -> tuple[Array, Array]:
-        """Scale of the data and standard deviation of the noise in the x_t that the network was trained on."""
-        del num_scales
-        return self.alpha(t), self.std(t)
-
-    def label(self, t: Array, num_scales: int | None = None) -> Array:
-        """What a network is told of the time t: 999 t / T, or the (fractional) index of t among the noise levels.
-
-        Times i / (num_scales - 1) T give the index i exactly, whatever float32 makes of them.
-        """
-        if num_scales is None:
-            return 999 * t / self.T
-        label = t / self.T * (num_scales - 1)
-        nearest = jnp.round(label)
-        return jnp.where(jnp.abs(label - nearest) < 5e-4, nearest, label)
-
-    def score_from_output(self, output: Array, t: Array, num_scales: int | None = None) -> Array:
-        """The score that a network output stands for. Networks predict the noise z in x_t = alpha x_0 + std z."""
-        return -output / expand(self.marginal(t, num_scales)[1], output)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VESDE(SDE):
-    """Variance exploding: sigma(t) = sigma_min (sigma_max / sigma_min)^t (Eq. (9), Appendix C). Its chain is SMLD."""
+    """The variance-exploding SDE, sigma(t) = sigma_min (sigma_max / sigma_min)^(t / T).
+
+    See Eq. (9) and Appendix C. SMLD is its discrete chain.
+    """
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
@@ -179,7 +175,8 @@ class VESDE(SDE):
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
             raise InputError(
-                f"VESDE needs 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}."
+                f"The VE SDE requires 0 < sigma_min < sigma_max; "
+                f"got sigma_min = {self.sigma_min} and sigma_max = {self.sigma_max}."
             )
 
     def alpha(self, t: Array) -> Array:
@@ -193,33 +190,27 @@ class VESDE(SDE):
 
     @property
     def prior_std(self) -> float:
+        """sigma_max, the standard deviation of the noise at T."""
         return float(self.sigma_max)
 
     def sigmas(self, n: int) -> np.ndarray:
-        """The n noise scales of SMLD, geometric, largest first; float64 (n,)."""
+        """The n noise scales of SMLD, a descending geometric sequence; float64 (n,)."""
         return np.geomspace(self.sigma_max, self.sigma_min, n)
 
     def discretize(self, n: int) -> Step:
-        """SMLD's chain: x_i = x_{i-1} + sqrt(sigma_i^2 - sigma_{i-1}^2) z with sigma_0 = 0 (Eq. (8))."""
+        """SMLD's chain, Eq. (8): x_i = x_{i-1} + sqrt(sigma_i^2 - sigma_{i-1}^2) z, sigma_0 = 0."""
         var = self.sigmas(n) ** 2
         var_next = np.append(var[1:], 0.0)
-        return _official_steps(self, np.ones(n), var - var_next, (var - var_next) * var_next / var)
-
-    def label(self, t: Array, num_scales: int | None = None) -> Array:
-        """sigma(t), or the index of t's noise scale, largest scale first (as int32)."""
-        if num_scales is None:
-            return self.std(t)
-        return jnp.round((1 - t / self.T) * (num_scales - 1)).astype(jnp.int32)
-
-    def score_from_output(self, output: Array, t: Array, num_scales: int | None = None) -> Array:
-        """Networks of the VE SDE output the score itself."""
-        del t, num_scales
-        return output
+        step_var = var - var_next
+        return _chain_steps(self, np.ones(n), step_var, step_var * var_next / var)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VPSDE(SDE):
-    """Variance preserving: beta(t) linear from beta_min to beta_max (Eq. (11), Appendix C). Its chain is DDPM."""
+    """The variance-preserving SDE, with beta(t) linear from beta_min to beta_max.
+
+    See Eq. (11) and Appendix C. DDPM is its discrete chain.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -227,11 +218,12 @@ class VPSDE(SDE):
     def __post_init__(self) -> None:
         if not 0 < self.beta_min <= self.beta_max:
             raise InputError(
-                f"{type(self).__name__} needs 0 < beta_min <= beta_max, got {self.beta_min}, {self.beta_max}."
+                f"The VP and sub-VP SDEs require 0 < beta_min <= beta_max; "
+                f"got beta_min = {self.beta_min} and beta_max = {self.beta_max}."
             )
 
     def log_alpha(self, t: Array) -> Array:
-        """-1/2 times the integral of beta from 0 to t."""
+        """log alpha(t): -1/2 times the integral of beta from 0 to t."""
         u = t / self.T
         return -self.T * (0.25 * u**2 * (self.beta_max - self.beta_min) + 0.5 * u * self.beta_min)
 
@@ -243,66 +235,61 @@ class VPSDE(SDE):
 
     @property
     def prior_std(self) -> float:
-        """1, the limit for large beta_max; var(T) = 1 - 4e-5 with the defaults."""
+        """1, the limit for large beta_max. With the default values var(T) is 1 - 4e-5."""
         return 1.0
 
     def betas(self, n: int) -> np.ndarray:
-        """DDPM's n noise variances, least first; float64 (n,)."""
+        """The n noise variances beta_i of DDPM, in ascending order; float64 (n,).
+
+        Raises InputError if n is so small that a beta_i reaches 1.
+        """
         if self.beta_max * self.T >= n:
             raise InputError(
-                f"{n} steps are too few for the DDPM chain of a VP SDE with beta_max = {self.beta_max}: "
-                f"beta_max / steps must stay below 1."
+                f"{n} steps are too few for the DDPM chain of the VP SDE with beta_max = "
+                f"{self.beta_max}; use more than {self.beta_max * self.T:g} steps."
             )
         return np.linspace(self.beta_min, self.beta_max, n) * self.T / n
 
     def discretize(self, n: int) -> Step:
-        """DDPM's chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z (Eq. (10)), with ancestral variance beta_i."""
-        betas = self.betas(n)[::-1]
-        return _official_steps(self, np.sqrt(1 - betas), betas, betas)
+        """DDPM's chain, Eq. (10): x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z.
 
-    def marginal(self, t: Array, num_scales: int | None = None) -> tuple[Array, Array]:
-        """With num_scales, of DDPM's chain; a time between two of its levels gets the lower one, as officially."""
-        if num_scales is None:
-            return self.alpha(t), self.std(t)
-        log_alpha_bar = np.cumsum(np.log1p(-self.betas(num_scales)))
-        index = self.label(t, num_scales).astype(jnp.int32)
-        alpha, std = np.exp(log_alpha_bar / 2), np.sqrt(-np.expm1(log_alpha_bar))
-        return jnp.asarray(alpha, jnp.float32)[index], jnp.asarray(std, jnp.float32)[index]
+        Ancestral sampling adds noise of variance beta_i, as in the official code.
+        """
+        betas = self.betas(n)[::-1]
+        return _chain_steps(self, np.sqrt(1 - betas), betas, betas)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubVPSDE(VPSDE):
-    """Sub-variance preserving: VP's drift, and the square of its variance (Eq. (12)). Has no discrete-time training."""
+    """The sub-variance-preserving SDE: VP's drift, and the square of VP's variance (Eq. (12))."""
 
     def var(self, t: Array) -> Array:
         return super().var(t) ** 2
 
     def discretize(self, n: int) -> Step:
-        """Euler-Maruyama steps of length T / n, as officially; ancestral noise as in VE's chain."""
+        """Euler-Maruyama steps of length T / n, as in the official code.
+
+        The variance of ancestral sampling has the same form as for VE's chain.
+        """
         ts, dt = self.sampling_times(n), self.T / n
         var = self.diffusion(ts) ** 2 * dt
         var_next = self.var(jnp.maximum(ts - dt, 0.0))
         ratio = 1 + self.drift_coefficient(ts) * dt
         return Step(ts, jnp.full(n, dt), ratio, var, var * var_next / self.var(ts))
 
-    def marginal(self, t: Array, num_scales: int | None = None) -> tuple[Array, Array]:
-        return SDE.marginal(self, t)
-
-    def label(self, t: Array, num_scales: int | None = None) -> Array:
-        return SDE.label(self, t)
-
 
 SDES: dict[str, type[SDE]] = {"vesde": VESDE, "vpsde": VPSDE, "subvpsde": SubVPSDE}
+"""The SDEs by `config.training.sde`."""
 
 
-def _value_and_slope(function: Callable[[Array], Array], t: Array) -> tuple[Array, Array]:
+def _value_and_derivative(function: Callable[[Array], Array], t: Array) -> tuple[Array, Array]:
+    """function(t) and its derivative, both in the shape of t; element i depends on t[i] only."""
     t = jnp.asarray(t)
     return jax.jvp(function, (t,), (jnp.ones_like(t),))
 
 
-def _official_steps(
-    sde: SDE, ratio: np.ndarray, var: np.ndarray, ancestral_var: np.ndarray
-) -> Step:
+def _chain_steps(sde: SDE, ratio: np.ndarray, var: np.ndarray, ancestral_var: np.ndarray) -> Step:
+    """The steps of a discrete chain from float64 tables (n,), in sampling order."""
     n = len(ratio)
-    tables = (jnp.asarray(a, jnp.float32) for a in (ratio, var, ancestral_var))
+    tables = [jnp.asarray(table, jnp.float32) for table in (ratio, var, ancestral_var)]
     return Step(sde.sampling_times(n), jnp.full(n, sde.T / n), *tables)

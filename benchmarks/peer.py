@@ -186,6 +186,7 @@ def _levels(config: Config) -> tuple[np.ndarray, ...]:
         if scales is None
         else jnp.arange(LEVELS) % scales / (scales - 1) * sde.T
     )
-    gain = sde.score_from_output(jnp.ones((LEVELS, 1, 1, 1)), t, scales)[:, 0, 0, 0]
-    found = *sde.marginal(t, scales), gain, sde.label(t, scales)
+    model = experiment.model
+    gain = model.score_from_output(jnp.ones((LEVELS, 1, 1, 1)), t)[:, 0, 0, 0]
+    found = *model.marginal(t), gain, model.label(t)
     return tuple(np.broadcast_to(np.asarray(each, np.float32), (LEVELS,)).copy() for each in found)

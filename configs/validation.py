@@ -29,7 +29,6 @@ class Choices(NamedTuple):
       class_conditional: the names of networks that can be conditioned on classes.
       remat: those that can recompute activations.
       bfloat16: those that can compute in bfloat16.
-      discrete_sdes: the names of SDEs that can be trained in discrete time.
       probability_flow: the names of predictors that have a form for the probability-flow ODE.
     """
 
@@ -37,7 +36,6 @@ class Choices(NamedTuple):
     class_conditional: Collection[str]
     remat: Collection[str]
     bfloat16: Collection[str]
-    discrete_sdes: Collection[str]
     probability_flow: Collection[str]
 
 
@@ -144,14 +142,7 @@ def check_training(config: Config, choices: Choices) -> Problems:
             "training.importance_weighting = True needs training.likelihood_weighting = True and "
             "training.continuous = True."
         )
-    if training.continuous:
-        return
-    if training.sde.lower() not in choices.discrete_sdes:
-        yield (
-            f"training.sde = {training.sde!r} cannot be trained in discrete time; set "
-            "training.continuous = True."
-        )
-    if training.likelihood_weighting:
+    if training.likelihood_weighting and not training.continuous:
         yield "training.likelihood_weighting = True needs training.continuous = True."
 
 

@@ -1,4 +1,4 @@
-"""The one loss against the recorded official losses, and its defining property."""
+"""Denoising score matching against recorded official losses, and its minimum at the true score."""
 
 import dataclasses
 
@@ -8,85 +8,110 @@ import numpy as np
 import pytest
 
 import losses
-from sde_lib import VESDE, VPSDE, SubVPSDE
+from models.score import ScoreModel, conventions
+from sde_lib import VESDE, VPSDE, SubVPSDE, expand
 from tests import gaussian, reference
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
-FLAGS = [(lw, rm) for lw in (False, True) for rm in (False, True)]
 
 
 def levels_to_times(labels: np.ndarray, n: int, descending: bool) -> np.ndarray:
-    """SMLD counts its noise levels from the largest, DDPM from the least."""
+    """The times of noise levels, which SMLD numbers from the largest and DDPM from the smallest."""
     index = n - 1 - labels if descending else labels
     return index.astype(np.float32) * np.float32(1 / (n - 1))
 
 
 @pytest.mark.parametrize("name", SDES)
-@pytest.mark.parametrize(("likelihood_weighting", "reduce_mean"), FLAGS)
+@pytest.mark.parametrize("likelihood_weighting", [False, True])
+@pytest.mark.parametrize("reduce_mean", [False, True])
 def test_continuous_losses(name, likelihood_weighting, reduce_mean):
-    a = reference.arrays("losses")
-    score = lambda x, t: -x / (1 + t[:, None, None, None])
-    ours = losses.denoising_score_matching(
+    recorded = reference.arrays("losses")
+    x, t, z = (jnp.asarray(recorded[f"closed/{key}"]) for key in ("data", "t", "z"))
+
+    def score(x, t):
+        return -x / (1 + expand(t, x))
+
+    actual = losses.denoising_score_matching(
         score,
         SDES[name],
-        *(a[f"closed/{key}"] for key in ("data", "t", "z")),
+        x,
+        t,
+        z,
         likelihood_weighting=likelihood_weighting,
         reduce_mean=reduce_mean,
     )
-    theirs = a[f"closed/{name}/lw{int(likelihood_weighting)}_rm{int(reduce_mean)}_per_sample"]
-    # The official float32 std has lost digits at small t, where ours has not (see test_sde_lib).
-    fine = np.abs(a[f"closed/{name}/std"] / SDES[name].std(a["closed/t"]) - 1) < 1e-6
-    assert fine.sum() >= 3
-    np.testing.assert_allclose(ours[fine], theirs[fine], rtol=3e-6)
-    np.testing.assert_allclose(ours, theirs, rtol=2e-4)
+    case = f"lw{int(likelihood_weighting)}_rm{int(reduce_mean)}"
+    expected = recorded[f"closed/{name}/{case}_per_sample"]
+    # The official float32 std cancels at small t (see test_sde_lib).
+    accurate = np.abs(recorded[f"closed/{name}/std"] / SDES[name].std(t) - 1) < 1e-6
+    assert accurate.sum() >= 3
+    np.testing.assert_allclose(actual[accurate], expected[accurate], rtol=3e-6)
+    np.testing.assert_allclose(actual, expected, rtol=2e-4)
 
 
 @pytest.mark.parametrize("reduce_mean", [False, True])
-@pytest.mark.parametrize("name", ["smld", "ddpm"])
-def test_discrete_losses(name, reduce_mean):
-    a, sde = reference.arrays("losses"), SDES["ve" if name == "smld" else "vp"]
-    labels = a["closed/labels"]
-    output = lambda x, t: -x / (1 + sde.label(t, 1000)[:, None, None, None] / 1000)
-    score = lambda x, t: sde.score_from_output(output(x, t), t, 1000)
-    t = levels_to_times(labels, 1000, name == "smld")
-    ours = losses.denoising_score_matching(
-        score, sde, a["closed/data"], t, a["closed/z"], num_scales=1000, reduce_mean=reduce_mean
+@pytest.mark.parametrize(("name", "sde_name"), [("smld", "ve"), ("ddpm", "vp")])
+def test_discrete_losses(name, sde_name, reduce_mean):
+    recorded, sde = reference.arrays("losses"), SDES[sde_name]
+    model = ScoreModel(sde, 1000, **conventions(f"{sde_name}sde")._asdict())
+
+    def score(x, t):
+        return model.score_from_output(-x / (1 + expand(model.label(t), x) / 1000), t)
+
+    x, z = jnp.asarray(recorded["closed/data"]), jnp.asarray(recorded["closed/z"])
+    t = jnp.asarray(levels_to_times(recorded["closed/labels"], 1000, name == "smld"))
+    actual = losses.denoising_score_matching(
+        score, sde, x, t, z, marginal=model.marginal, reduce_mean=reduce_mean
     )
-    np.testing.assert_allclose(ours, a[f"closed/{name}/rm{int(reduce_mean)}_per_sample"], rtol=1e-5)
+    expected = recorded[f"closed/{name}/rm{int(reduce_mean)}_per_sample"]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", list(reference.notes("losses")["nets"]))
 def test_losses_and_gradients_of_networks(name):
-    a, note = reference.arrays("losses"), reference.notes("losses")["nets"][name]
+    recorded, note = reference.arrays("losses"), reference.notes("losses")["nets"][name]
     experiment, params = reference.experiment(note["folder"]), reference.trained(note["folder"]).ema
-    n, data, z = note.get("N"), a[f"{name}/data"], a[f"{name}/z"]
-    descending = isinstance(experiment.sde, VESDE)
-    t = a[f"{name}/t"] if n is None else levels_to_times(a[f"{name}/labels"], n, descending)
-
+    assert experiment.model.num_scales == note.get("N")
+    data, z = jnp.asarray(recorded[f"{name}/data"]), jnp.asarray(recorded[f"{name}/z"])
     weighted = name == "net_vp"
-    key = "rm1" if n is not None else "lw1_rm0" if weighted else "lw0_rm1"
+    if "N" in note:
+        case, descending = "rm1", isinstance(experiment.sde, VESDE)
+        t = levels_to_times(recorded[f"{name}/labels"], note["N"], descending)
+    else:
+        case = "lw1_rm0" if weighted else "lw0_rm1"
+        t = recorded[f"{name}/t"]
 
     def loss(params):
-        options = {"num_scales": n, "likelihood_weighting": weighted, "reduce_mean": not weighted}
-        score = experiment.score(params)
-        return losses.denoising_score_matching(score, experiment.sde, data, t, z, **options).mean()
+        per_image = losses.denoising_score_matching(
+            experiment.score(params),
+            experiment.sde,
+            data,
+            jnp.asarray(t),
+            z,
+            marginal=experiment.model.marginal,
+            likelihood_weighting=weighted,
+            reduce_mean=not weighted,
+        )
+        return per_image.mean()
 
     value, grads = jax.jit(jax.value_and_grad(loss))(params)
     norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
-    np.testing.assert_allclose(value, a[f"{name}/{key}"], rtol=1e-5)
-    np.testing.assert_allclose(norm, a[f"{name}/{key}_gradnorm"], rtol=1e-5)
+    np.testing.assert_allclose(value, recorded[f"{name}/{case}"], rtol=1e-5)
+    np.testing.assert_allclose(norm, recorded[f"{name}/{case}_gradnorm"], rtol=1e-5)
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_the_true_score_is_the_minimum(sde):
-    """Any change of the true score of Gaussian data makes the loss larger."""
+    """Scaling or shifting the true score of Gaussian data increases the loss."""
     mean, std = 0.3, 0.4
     x = mean + std * jax.random.normal(jax.random.key(0), (50_000, 2, 1, 1))
     t, z = losses.draw(jax.random.key(1), sde, x)
-    true = gaussian.score(sde, mean, std)
+    true_score = gaussian.score(sde, mean, std)
 
     def loss(scale, shift):
-        score = lambda x, t: scale * true(x, t) + shift
+        def score(x, t):
+            return scale * true_score(x, t) + shift
+
         return losses.denoising_score_matching(score, sde, x, t, z).mean()
 
     slopes = jax.grad(loss, argnums=(0, 1))(1.0, 0.0)
@@ -103,18 +128,21 @@ def test_draws():
     assert abs(t.mean() - 0.5) < 0.02
     assert abs(z.std() - 1) < 0.05
     t, _ = losses.draw(jax.random.key(0), VPSDE(), x, num_scales=5)
-    assert set(np.asarray(VPSDE().label(t, 5)).tolist()) == {0, 1, 2, 3, 4}
+    assert set(np.asarray(ScoreModel(VPSDE(), 5).label(t)).tolist()) == {0, 1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_importance_sampled_times(sde):
-    """The likelihood-weighted loss of a wrong score has the same mean, and less variance; with VE, the same times.
+    """The likelihood-weighted loss of an inexact score has the same mean and a smaller variance.
 
-    From t = 1e-3 on: with uniform times, what lies below is too rare to be seen.
+    For VE the importance-sampled times are uniform, too. t_min is 1e-3, because uniform sampling
+    draws too few smaller times for an estimate of the mean.
     """
     sde = dataclasses.replace(sde, t_min=1e-3)
     x = 0.3 + 0.4 * jax.random.normal(jax.random.key(0), (100_000, 2, 1, 1))
-    score = lambda x, t: 0.8 * gaussian.score(sde, 0.3, 0.4)(x, t)
+
+    def score(x, t):
+        return 0.8 * gaussian.score(sde, 0.3, 0.4)(x, t)
 
     def moments(importance_weighting):
         t, z = losses.draw(jax.random.key(1), sde, x, importance_weighting=importance_weighting)
@@ -124,9 +152,11 @@ def test_importance_sampled_times(sde):
         values = losses.denoising_score_matching(score, sde, x, t, z, **options)
         return values.mean(), values.std()
 
-    (uniform, spread), (mean, less) = moments(False), moments(True)
-    assert abs(uniform - mean) < 4 * np.hypot(spread, less) / np.sqrt(100_000)
-    assert less < (1.001 if isinstance(sde, VESDE) else 0.9) * spread
+    uniform_mean, uniform_std = moments(importance_weighting=False)
+    mean, std = moments(importance_weighting=True)
+    assert abs(uniform_mean - mean) < 4 * np.hypot(uniform_std, std) / np.sqrt(100_000)
+    largest_ratio = 1.001 if isinstance(sde, VESDE) else 0.9
+    assert std < largest_ratio * uniform_std
 
 
 def test_losses_by_noise_level():

@@ -33,18 +33,18 @@ def compiled_score(folder):
 def test_recorded_networks(folder, kind):
     """Official checkpoints, imported, against what the code that wrote them computed."""
     trained, experiment = reference.trained(folder, kind), reference.experiment(folder)
-    score, sde, num_scales = compiled_score(folder), experiment.sde, experiment.num_scales
+    score, model = compiled_score(folder), experiment.model
     io = np.load(reference.find(f"{folder}/io_{kind}.npz"))
     x, t = io["x"].reshape(-1, *io["x"].shape[2:]), io["t"].reshape(-1)
     raw, recorded = (io[name].reshape(x.shape) for name in ("raw_ema", "score_ema"))
-    labels = sde.label(t, num_scales)
+    labels = model.label(t)
     assert labels.dtype.kind == io["labels"].dtype.kind
     np.testing.assert_allclose(labels, io["labels"].reshape(-1), rtol=3e-7)
     ours = np.concatenate([score(trained.ema, *pair) for pair in zip(io["x"], io["t"])])
     bound = 1e-4 if folder in ILL_CONDITIONED else 1e-5
     # The network itself: with our std, which is right where the official float32 one cancels (see test_sde_lib).
-    std = np.asarray(sde.marginal(t, num_scales)[1], np.float64)[:, None, None, None]
-    exact = raw if isinstance(sde, VESDE) else -raw / std
+    std = np.asarray(model.marginal(t)[1], np.float64)[:, None, None, None]
+    exact = raw if isinstance(model.sde, VESDE) else -raw / std
     assert reference.image_error(ours, exact) < bound
     fine = t > 0.04
     assert reference.image_error(ours[fine], recorded[fine]) < max(bound, 2e-5)

@@ -285,12 +285,10 @@ def test_models_of_diffusers(tmp_path, make):
     x = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3)) * 5
     t = jnp.array([0.2, 0.9]) if experiment.num_scales is None else jnp.array([17, 801]) / 999
     score = jax.jit(lambda params, x, t: experiment.score(params)(x, t))(trained.ema, x, t)
-    label = experiment.sde.label(t, experiment.num_scales)
+    label = experiment.model.label(t)
     with torch.no_grad():
         raw = model(torch.tensor(np.moveaxis(x, -1, 1)), torch.tensor(np.asarray(label))).sample
-    theirs = experiment.sde.score_from_output(
-        jnp.moveaxis(jnp.asarray(raw.numpy()), 1, -1), t, experiment.num_scales
-    )
+    theirs = experiment.model.score_from_output(jnp.moveaxis(jnp.asarray(raw.numpy()), 1, -1), t)
     assert reference.image_error(score, theirs) < 1e-5
 
 

@@ -1,4 +1,4 @@
-"""The SDEs against recorded official outputs, and closed forms in float64 where the official float32 cancels."""
+"""SDEs against recorded official outputs, and closed forms where the official float32 cancels."""
 
 import dataclasses
 
@@ -17,14 +17,19 @@ SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 
 @pytest.fixture(params=SDES)
 def case(request):
+    """(name, SDE, t, x, z, recorded official outputs by name) of each SDE."""
     arrays = reference.arrays("sde")
     prefix = request.param + "/"
-    ours = {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}
-    return request.param, SDES[request.param], arrays["t"], arrays["x"], arrays["z"], ours
+    recorded = {
+        name.removeprefix(prefix): value
+        for name, value in arrays.items()
+        if name.startswith(prefix)
+    }
+    return request.param, SDES[request.param], arrays["t"], arrays["x"], arrays["z"], recorded
 
 
 def exact(name: str, t: np.ndarray) -> dict[str, np.ndarray]:
-    """Closed forms of the paper in float64."""
+    """The paper's closed forms of alpha, std, f and g, in float64."""
     t = t.astype(np.float64)
     if name == "ve":
         std = 0.01 * 5000.0**t
@@ -36,129 +41,113 @@ def exact(name: str, t: np.ndarray) -> dict[str, np.ndarray]:
         }
     integral = 0.1 * t + 0.5 * 19.9 * t**2
     beta = 0.1 + 19.9 * t
-    forgotten = -np.expm1(-integral)
+    var = -np.expm1(-integral)
     if name == "vp":
         return {
             "mean_coeff": np.exp(-integral / 2),
-            "std": np.sqrt(forgotten),
+            "std": np.sqrt(var),
             "f": -beta / 2,
             "g": np.sqrt(beta),
         }
     g = np.sqrt(beta * -np.expm1(-2 * integral))
-    return {"mean_coeff": np.exp(-integral / 2), "std": forgotten, "f": -beta / 2, "g": g}
+    return {"mean_coeff": np.exp(-integral / 2), "std": var, "f": -beta / 2, "g": g}
 
 
-def close(ours, theirs, rtol=1e-6, atol=1e-6):
-    np.testing.assert_allclose(
-        np.asarray(ours, np.float64), np.asarray(theirs, np.float64), rtol=rtol, atol=atol
-    )
+def assert_close(actual, expected, rtol=1e-6, atol=1e-6):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol)
 
 
 def test_closed_forms(case):
     name, sde, t, _, _, _ = case
-    truth = exact(name, t)
-    ours = {
+    expected = exact(name, t)
+    actual = {
         "mean_coeff": sde.alpha(t),
         "std": sde.std(t),
         "f": sde.drift_coefficient(t),
         "g": sde.diffusion(t),
     }
-    for key, value in truth.items():
-        close(ours[key], value, atol=0)
+    for key, value in expected.items():
+        assert_close(actual[key], value, atol=0)
 
 
 def test_agrees_with_the_official_functions(case):
-    name, sde, t, x, z, theirs = case
-    truth = exact(name, t)
-    # The official 1 - exp(.) has few digits left at small t; there the closed forms above decide.
-    fine = np.abs(theirs["std"] / truth["std"] - 1) < 1e-6
-    assert fine.sum() >= 8
-    close(sde.std(t)[fine], theirs["std"][fine])
-    close(sde_lib.expand(sde.alpha(t), x) * x, theirs["mean"])
-    close(sde.drift(x, t), theirs["drift"])
+    name, sde, t, x, z, recorded = case
+    # The official 1 - exp(.) cancels at small t, where `test_closed_forms` is the test.
+    accurate = np.abs(recorded["std"] / exact(name, t)["std"] - 1) < 1e-6
+    assert accurate.sum() >= 8
+    assert_close(sde.std(t)[accurate], recorded["std"][accurate])
+    assert_close(sde_lib.expand(sde.alpha(t), x) * x, recorded["mean"])
+    assert_close(sde.drift(x, t), recorded["drift"])
     score = -x / (1 + t[:, None, None, None])
     for flag in (0, 1):
-        ours = sde.reverse_drift(score, x, t, probability_flow=bool(flag))
-        scale = np.abs(theirs[f"rev_pf{flag}/drift"]).max((1, 2, 3))
-        error = np.abs(ours - theirs[f"rev_pf{flag}/drift"]).max((1, 2, 3)) / np.maximum(scale, 1)
-        assert error[fine].max() < 2e-6
-    close(sde.prior_logp(z), theirs["prior_logp"], rtol=1e-6, atol=0)
-    assert sde.prior_std == pytest.approx(float(theirs["prior_scale"]))
+        actual = sde.reverse_drift(score, x, t, probability_flow=bool(flag))
+        expected = recorded[f"rev_pf{flag}/drift"]
+        scale = np.abs(expected).max((1, 2, 3))
+        error = np.abs(actual - expected).max((1, 2, 3)) / np.maximum(scale, 1)
+        assert error[accurate].max() < 2e-6
+    assert_close(sde.prior_logp(z), recorded["prior_logp"], rtol=1e-6, atol=0)
+    assert sde.prior_std == pytest.approx(float(recorded["prior_scale"]))
+
+
+def steps_at(name, sde, t, n, indices):
+    """Our steps at times t, or at these indices of the chain; and the exact g of each, (B,)."""
+    if name == "subvp":  # Its coefficients are functions of t.
+        g = exact(name, t)["g"] / np.sqrt(n)
+        ratio = 1 + sde.drift_coefficient(t) / n
+        return sde_lib.Step(t, 1 / n, ratio, sde.diffusion(t) ** 2 / n, None), g
+    positions = n - 1 - indices  # Steps are in sampling order.
+    if name == "ve":
+        variances = np.append(sde.sigmas(n), 0.0) ** 2
+        g = np.sqrt(variances[:-1] - variances[1:])
+    else:
+        g = np.sqrt(sde.betas(n)[::-1])
+    return jax.tree.map(lambda leaf: leaf[positions], sde.discretize(n)), g[positions]
 
 
 @pytest.mark.parametrize("n", [10, 1000])
-def test_discretisations_are_the_official_ones(case, n):
-    name, sde, t, x, _, theirs = case
+def test_discretizations_are_the_official_ones(case, n):
+    name, sde, t, x, _, recorded = case
     if name == "vp" and n == 10:
-        pytest.skip(
-            "beta_max / N > 1: the official code returns NaN here, ours refuses (test below)"
-        )
-    if name == "subvp":  # Its coefficients depend on t itself, not on an index.
-        step = sde_lib.Step(
-            t, 1 / n, 1 + sde.drift_coefficient(t) / n, sde.diffusion(t) ** 2 / n, None
-        )
-        g = exact(name, t)["g"] / np.sqrt(n)
-    else:
-        index = theirs[f"N{n}/timestep_index"]
-        assert list(theirs[f"N{n}/sampling_index"]) == list(range(n))[::-1]
-        step = jax.tree.map(lambda leaf: leaf[n - 1 - index], sde.discretize(n))
-        ladder = np.append(sde.sigmas(n), 0.0) if name == "ve" else None
-        g = np.sqrt(ladder[:-1] ** 2 - ladder[1:] ** 2 if name == "ve" else sde.betas(n)[::-1])[
-            n - 1 - index
-        ]
-    close(sde_lib.expand(step.ratio - 1, x) * x, theirs[f"N{n}/discretize_f"])
-    close(jnp.sqrt(step.var), g, atol=0)
-    fine = (
-        np.abs(theirs[f"N{n}/discretize_G"] / g - 1) < 2e-5
-    )  # The official float32 cancels more or less.
-    assert fine.mean() > 0.7
-    close(sde.sampling_times(n), theirs[f"N{n}/sampling_t"])
+        pytest.skip("beta_max / N > 1: the official code returns NaN, ours raises InputError")
+    indices = recorded.get(f"N{n}/timestep_index")
+    if name != "subvp":
+        assert list(recorded[f"N{n}/sampling_index"]) == list(range(n))[::-1]
+    step, g = steps_at(name, sde, t, n, indices)
+    assert_close(sde_lib.expand(step.ratio - 1, x) * x, recorded[f"N{n}/discretize_f"])
+    assert_close(jnp.sqrt(step.var), g, atol=0)
+    # The official G cancels in float32 at some times.
+    accurate = np.abs(recorded[f"N{n}/discretize_G"] / g - 1) < 2e-5
+    assert accurate.mean() > 0.7
+    assert_close(sde.sampling_times(n), recorded[f"N{n}/sampling_t"])
 
 
 def test_noise_levels_of_smld_and_ddpm():
-    theirs = reference.arrays("sde")
+    recorded = reference.arrays("sde")
     sigmas, betas = VESDE().sigmas(1000), VPSDE().betas(1000)
-    close(
-        sigmas[::-1], theirs["ve/N1000/discrete_sigmas"], rtol=4e-6, atol=0
-    )  # float32 exp of a float32 log
-    close(betas, theirs["vp/N1000/discrete_betas"], rtol=1e-6, atol=0)
-    alpha, std = VPSDE().marginal(np.arange(1000) / np.float32(999), 1000)
-    close(alpha, theirs["vp/N1000/sqrt_alphas_cumprod"], rtol=1e-5, atol=0)
-    close(
-        std[3:], theirs["vp/N1000/sqrt_1m_alphas_cumprod"][3:], rtol=1e-4, atol=0
-    )  # the official 1 - prod cancels
-    close(std, np.sqrt(1 - np.cumprod(1 - betas)), rtol=1e-6, atol=0)
-
-
-def test_labels(case):
-    name, sde, t, _, _, theirs = case
-    close(sde.label(t), theirs["label_continuous"], rtol=2e-7, atol=0)
-    if "N1000/sampling_label_discrete" in theirs:
-        ours = sde.label(theirs["N1000/sampling_t"], 1000)
-        close(ours, theirs["N1000/sampling_label_discrete"], rtol=1e-6, atol=1e-4)
-
-
-@pytest.mark.parametrize("n", [10, 232, 500, 1000, 1086, 2000])
-def test_discrete_times_keep_their_index_in_float32(n):
-    t = np.arange(n, dtype=np.float32) * np.float32(1 / (n - 1))
-    assert np.array_equal(VPSDE().label(t, n), np.arange(n))
-    assert np.array_equal(VESDE().label(t, n), np.arange(n)[::-1])
+    # The official sigmas are the float32 exponential of float32 logarithms.
+    assert_close(sigmas[::-1], recorded["ve/N1000/discrete_sigmas"], rtol=4e-6, atol=0)
+    assert_close(betas, recorded["vp/N1000/discrete_betas"], rtol=1e-6, atol=0)
 
 
 def test_sampler_steps_use_every_index_once_at_2000_steps():
-    """The official code recovers the index from float time and gets 999 of 2000 wrong."""
+    """The official code computes the index from the time in float32; 999 of 2000 are wrong."""
     np.testing.assert_allclose(VPSDE().discretize(2000).var[::-1], VPSDE().betas(2000), rtol=1e-6)
 
 
-def test_too_few_steps_for_ddpm_are_refused():
-    with pytest.raises(InputError, match="10 steps are too few"):
+def test_invalid_values_raise_input_errors():
+    with pytest.raises(InputError, match="10 steps are too few .* use more than 20 steps"):
         VPSDE().discretize(10)
-    with pytest.raises(InputError, match="sigma_min < sigma_max"):
+    with pytest.raises(InputError, match="sigma_min < sigma_max; got sigma_min = 1.0 and"):
         VESDE(sigma_min=1.0, sigma_max=0.1)
+    with pytest.raises(InputError, match="beta_min <= beta_max; got beta_min = 0 and"):
+        SubVPSDE(beta_min=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowMatching(sde_lib.SDE):
+    """alpha = 1 - t, std = t; T is less than 1 because the drift diverges at 1."""
+
     T: float = 1 - 1e-3
 
     def alpha(self, t):
@@ -168,42 +157,32 @@ class FlowMatching(sde_lib.SDE):
         return t**2
 
 
-@pytest.mark.parametrize(
-    "sde", [VESDE(), VPSDE(), SubVPSDE(), FlowMatching()], ids=lambda s: type(s).__name__
-)
+@pytest.mark.parametrize("sde", [*SDES.values(), FlowMatching()], ids=[*SDES, "flow_matching"])
 def test_transitions_compose_to_the_marginal(sde):
-    """x_0 pushed up through all steps of a grid has the marginal at its top."""
+    """The forward transitions of all steps, applied to x_0, give the marginal at the first time."""
     ts = jnp.linspace(sde.T, sde.t_end, 37)
     steps = sde.steps(ts)
     alpha, var = 1.0, 0.0
-    for ratio, noise in zip(steps.ratio[::-1], steps.var[::-1]):
-        alpha, var = ratio * alpha, ratio**2 * var + noise
-    close(alpha, sde.alpha(ts[0]), rtol=1e-5)
-    close(var, sde.var(ts[0]), rtol=1e-5)
-
-
-def test_a_fine_chain_has_the_marginals_of_its_sde():
-    """DDPM's chain converges to the VP SDE (Appendix B)."""
-    alpha, std = VPSDE().marginal(jnp.linspace(0.1, 1, 7), 100_000)
-    close(alpha, VPSDE().alpha(jnp.linspace(0.1, 1, 7)), rtol=2e-3)
-    close(std, VPSDE().std(jnp.linspace(0.1, 1, 7)), rtol=2e-3)
+    for ratio, step_var in zip(steps.ratio[::-1], steps.var[::-1]):
+        alpha, var = ratio * alpha, ratio**2 * var + step_var
+    assert_close(alpha, sde.alpha(ts[0]), rtol=1e-5)
+    assert_close(var, sde.var(ts[0]), rtol=1e-5)
 
 
 def test_drift_and_diffusion_generate_the_marginals():
-    """The variance equation of a linear SDE, d var = 2 f var + g^2 dt, integrated numerically (flow matching)."""
-    sde, var = FlowMatching(), 0.0
-    ts = np.linspace(0, 0.9, 20001, dtype=np.float32)
-    f, g2 = (
-        np.asarray(sde.drift_coefficient(ts[:-1] + 2e-5)),
-        np.asarray(sde.diffusion(ts[:-1] + 2e-5)) ** 2,
-    )
-    for fi, gi in zip(f, g2):
-        var += (2 * fi * var + gi) * (0.9 / 20000)
-    assert var == pytest.approx(0.81, rel=1e-3)
+    """Integrate the variance equation d var / dt = 2 f var + g^2 numerically (flow matching)."""
+    sde, n, end = FlowMatching(), 20_000, 0.9
+    midpoints = (np.arange(n, dtype=np.float32) + 0.5) * np.float32(end / n)
+    drift_coefficients = np.asarray(sde.drift_coefficient(midpoints))
+    squared_diffusions = np.asarray(sde.diffusion(midpoints)) ** 2
+    var = 0.0
+    for f, g2 in zip(drift_coefficients, squared_diffusions):
+        var += (2 * f * var + g2) * (end / n)
+    assert var == pytest.approx(end**2, rel=1e-3)
 
 
 @pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE(), VPSDE(beta_max=5.0)])
-def test_times_at_noise_levels(sde):
+def test_time_at_inverts_noise_to_signal(sde):
     t = jnp.geomspace(1e-5, 1, 40)
     levels = sde.noise_to_signal(t)
     np.testing.assert_allclose(sde.time_at(levels), t, rtol=2e-6, atol=5e-8)

@@ -17,6 +17,7 @@ from configs.domains import Entries, Flag, Integer, Name, Real, Sequence, Text
 from configs.fields import FIELDS, INERT
 from docs import make_configuration
 from errors import InputError
+from experiment import Experiment
 from metrics import features
 from tests import tiny
 
@@ -109,7 +110,6 @@ def test_all_problems_are_reported_together():
         ({"guidance.interval": (2.0, 1.0)}, "the lower one first"),
         ({"eval.begin_ckpt": 30}, "must not exceed eval.end_ckpt"),
         ({"eval.features": "vgg"}, "eval.features = 'vgg' is unknown"),
-        ({"training.continuous": False, "training.sde": "subvpsde"}, "in discrete time"),
         (
             {"training.continuous": False, "training.likelihood_weighting": True},
             "training.likelihood_weighting = True needs training.continuous = True",
@@ -122,6 +122,12 @@ def test_rules_between_fields(changes, message):
     with pytest.raises(InputError) as caught:
         check(tiny.config(**changes))
     assert message in str(caught.value)
+
+
+def test_an_sde_without_noise_at_its_first_level_cannot_be_trained_in_discrete_time():
+    config = tiny.config(**{"training.continuous": False, "training.sde": "subvpsde"})
+    with pytest.raises(InputError, match="cannot be trained in discrete time"):
+        Experiment(config)
 
 
 def test_unknown_fields_are_refused_and_inert_official_ones_accepted():
