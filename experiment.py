@@ -33,7 +33,7 @@ from factory import (
     make_score_model,
     make_sde,
 )
-from models.building import Params, as_built
+from models.building import Params, abstract_network
 from models.layers import Rngs
 from sde_lib import Score
 from sharding import Tree
@@ -61,7 +61,7 @@ class Experiment:
     """An experiment as its config describes it.
 
     Attributes:
-      mesh: the devices. sde, scaler, model: see their classes. network: without values, see `places.as_built`; graph:
+      mesh: the devices. sde, scaler, model: see their classes. network: without values, see `models.building.abstract_network`; graph:
         the same without its parameters, which are nested dictionaries like abstract_params, replicated.
       sharded: whether the state of training is split over the devices.
       num_scales: noise levels of discrete-time training, or None.
@@ -111,7 +111,7 @@ class Experiment:
         self.sampler = make_sampler(config, self.sde)
         check_guidance(config)
         self.classifier: Params | None = None
-        self.network = as_built(lambda: make_network(config, Rngs(self.key("init"))))
+        self.network = abstract_network(lambda: make_network(config, Rngs(self.key("init"))))
         self.graph, shapes = nnx.split(self.network, nnx.Param)
         whole = sharding.replicated(self.mesh)
         abstract = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
@@ -211,7 +211,7 @@ class Experiment:
     @functools.cached_property
     def classifier_network(self) -> nnx.Module:
         """The noise-conditional classifier, without values as `network` is."""
-        return as_built(lambda: make_classifier(self.config, Rngs(self.key("classify"))))
+        return abstract_network(lambda: make_classifier(self.config, Rngs(self.key("classify"))))
 
     def classes(self, indices: Array | np.ndarray) -> Array | None:
         """The classes (B,) asked of images number `indices` (B,) by config.guidance; None if any will do."""

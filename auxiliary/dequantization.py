@@ -23,7 +23,7 @@ from configs.default import Config
 from datasets import Batch, Batches
 from errors import check_name
 from experiment import Experiment
-from models.building import Params, as_built
+from models.building import Params, abstract_network
 from models.dequantizer import Dequantizer
 from models.layers import Rngs
 
@@ -103,7 +103,7 @@ def dequantize(
     experiment: Experiment, params: Params, u: Array, keys: Array
 ) -> tuple[Array, Array]:
     """Grey levels u (B, H, W, C) with noise v ~ q(v | u), as the model sees them, and log q(v | u) in nats (B,)."""
-    graph = nnx.split(as_built(lambda: network(experiment)), nnx.Param)[0]
+    graph = nnx.split(abstract_network(lambda: network(experiment)), nnx.Param)[0]
     v, log_q = nnx.merge(graph, params)(u, sampling.uniform(keys, u.shape))
     return experiment.scaler.dequantize(u, v), log_q
 
@@ -121,5 +121,5 @@ def path_of(workdir: str | Path, number: int) -> Path:
 
 def load(experiment: Experiment, workdir: str | Path, number: int) -> Params:
     """The parameters that `train` wrote. Raises InputError if there are none, or of another network."""
-    like = nnx.to_pure_dict(nnx.split(as_built(lambda: network(experiment)), nnx.Param)[1])
+    like = nnx.to_pure_dict(nnx.split(abstract_network(lambda: network(experiment)), nnx.Param)[1])
     return fitting.load(path_of(workdir, number), like, "train_dequantizer")

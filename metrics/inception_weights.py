@@ -16,7 +16,7 @@ from flax import nnx, traverse_util
 
 import pretrained
 from errors import InputError
-from models.building import Params, as_built
+from models.building import Params, abstract_network
 from models.inception import Inception
 from models.layers import Rngs
 from pretrained.parameter_names import KERNEL, MATRIX, VECTOR, Place, take
@@ -110,7 +110,7 @@ def to_safetensors(source: str | Path) -> Path:
 
 def network(*, half_pixel: bool) -> tuple[nnx.GraphDef, Params]:
     """The network without values: its graph, and its parameters as shapes."""
-    built = as_built(lambda: Inception(half_pixel, rngs=Rngs(jax.random.key(0))))
+    built = abstract_network(lambda: Inception(half_pixel, rngs=Rngs(jax.random.key(0))))
     graph, state = nnx.split(built)
     return graph, nnx.to_pure_dict(state)
 

@@ -70,7 +70,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_every_parameter_has_one_place(options):
-    network = building.as_built(lambda: NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0)))
+    network = building.abstract_network(lambda: NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     shapes = nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
@@ -86,7 +86,7 @@ def test_every_parameter_has_one_place(options):
 def test_layers_without_parameters_are_numbered_as_in_pytorch():
     """Resamplers of features count among all_modules, those of images do not."""
     options = {"progressive": "output_skip", "resblock_type": "ddpm", "resamp_with_conv": False}
-    network = building.as_built(lambda: NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0)))
+    network = building.abstract_network(lambda: NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0)))
     used = {int(place.names[0].split(".")[1]) for place in parameter_names.torch_places(network)}
     kinds = [
         type(layer).__name__
@@ -99,7 +99,7 @@ def test_layers_without_parameters_are_numbered_as_in_pytorch():
 def test_tensors_on_which_nothing_depends():
     """PyTorch's NCSN++ has layers for noise levels also when it is not told any; the recorded one shows where."""
     told, untold = (
-        building.as_built(
+        building.abstract_network(
             lambda conditional=conditional: NCSNpp(
                 **SMALL, conditional=conditional, rngs=nnx.Rngs(0)
             )
