@@ -19,7 +19,7 @@ import solvers
 from configs.default import Config
 from controllable import guidance
 from errors import InputError, check_name, choose
-from models import NETWORKS
+from models import NETWORKS, networks_supporting
 from models.classifier import WideResnet
 from models.layers import Rngs
 from models.score import ScoreModel
@@ -64,38 +64,29 @@ def make_network(config: Config, rngs: Rngs) -> nnx.Module:
         _check_classes(config)
         shape["classes"] = config.data.num_classes
     if config.training.remat:
-        _check_unet(config, "training.remat = True")
+        _check_capability(config, "remat", "training.remat = True")
         shape["remat"] = True
     if not 0 <= config.model.get("dropout", 0) < 1:
         raise InputError(
             f"model.dropout = {config.model.dropout} must be at least 0 and less than 1."
         )
-    return network(**matching(network, config.model), **shape, rngs=rngs)
+    return network.build(**network.arguments(config.model), **shape, rngs=rngs)
 
 
-def _taking(argument: str) -> list[str]:
-    """The names of the networks that take an argument."""
-    return [
-        name
-        for name, each in NETWORKS.items()
-        if argument in inspect.signature(each.__init__).parameters
-    ]
-
-
-def _check_unet(config: Config, asked: str) -> None:
-    """Raises InputError for a network other than the U-Nets, which alone can do what is asked."""
-    if config.model.name not in _taking("remat"):
-        raise InputError(
-            f"{asked} needs model.name in {_taking('remat')}, not {config.model.name!r}."
-        )
+def _check_capability(config: Config, capability: str, setting: str) -> None:
+    """Raise InputError unless the network has the capability that `setting`, a field, requires."""
+    known = networks_supporting(capability)
+    if config.model.name not in known:
+        raise InputError(f"{setting} needs model.name in {known}, not {config.model.name!r}.")
 
 
 def _check_classes(config: Config) -> None:
     """Raises InputError for a bad data.num_classes or model.class_dropout, or a network that cannot be told classes."""
-    if config.model.name not in _taking("classes"):
+    known = networks_supporting("class_conditional")
+    if config.model.name not in known:
         raise InputError(
             f"data.num_classes = {config.data.num_classes}: networks of model.name = {config.model.name!r} cannot be "
-            f"told classes, having no embedding to add one to; known that can: {', '.join(_taking('classes'))}."
+            f"told classes, having no embedding to add one to; known that can: {', '.join(known)}."
         )
     if config.data.num_classes < 0 or not 0 <= config.model.class_dropout <= 1:
         raise InputError(
@@ -138,10 +129,10 @@ def check_guidance(config: Config) -> None:
 def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreModel:
     """The conventions between the network and the SDE of a config."""
     model, sigmas = config.model, None
-    options = matching(choose(NETWORKS, model.name, "model.name"), model)
+    options = choose(NETWORKS, model.name, "model.name").arguments(model)
     check_name(model.dtype, ("float32", "bfloat16"), "model.dtype")
     if model.dtype != "float32":
-        _check_unet(config, f"model.dtype = {model.dtype!r}")
+        _check_capability(config, "bfloat16", f"model.dtype = {model.dtype!r}")
     fourier = (
         options.get("embedding_type", "").lower() == "fourier"
     )  # Features of log(label): the label is sigma.

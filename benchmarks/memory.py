@@ -23,7 +23,6 @@ from benchmarks import contest, parts, speed
 from benchmarks import topology as topologies
 from configs.default import Config
 from errors import InputError
-from factory import matching
 from models import NETWORKS
 
 DEVICES = 8
@@ -103,7 +102,7 @@ def all_configs() -> list[str]:
 
 def step_of(config: Config, batch_size: int | None) -> str:
     """What the memory of a train step depends on; SDEs take none."""
-    network = {"name": config.model.name} | matching(NETWORKS[config.model.name], config.model)
+    network = {"name": config.model.name} | NETWORKS[config.model.name].arguments(config.model)
     shape = [config.data[field] for field in ("image_size", "num_channels", "num_classes")]
     ways = [
         config.model.dtype,

@@ -14,7 +14,7 @@ import safetensors.numpy
 from flax import nnx
 
 from errors import InputError, choose
-from models import ddpm, layers, ncsnpp
+from models import blocks, ddpm, layers, ncsnpp
 from models.building import Params
 from pretrained.parameter_names import (
     MATRIX,
@@ -42,10 +42,10 @@ STEM = {
     ("conv_in",): "conv_in",
 }
 DDPM_KINDS = {
-    layers.ResnetBlockDDPMpp: "resnets",
-    layers.AttnBlockpp: "attentions",
-    layers.Downsample: "downsamplers",
-    layers.Upsample: "upsamplers",
+    blocks.ResnetBlockDDPMpp: "resnets",
+    blocks.AttnBlockpp: "attentions",
+    blocks.Downsample: "downsamplers",
+    blocks.Upsample: "upsamplers",
 }
 DIFFUSERS_LAYERS = {  # Of layers inside an outermost one; the second names are those of files older than 2023.
     "temb": ("time_emb_proj",),
@@ -264,6 +264,6 @@ def _ddpm_blocks(network: ddpm.DDPM) -> Iterator[tuple[Path, str]]:
                 kind = next(
                     name for layer_type, name in DDPM_KINDS.items() if isinstance(layer, layer_type)
                 )
-                resamples = isinstance(layer, layers.Resampler)
+                resamples = isinstance(layer, blocks.Resampler)
                 yield (side, i, k), f"{side}_blocks.{level}.{kind}.{0 if resamples else block}"
             level, block = (level + 1, 0) if resamples else (level, block + 1)
