@@ -96,7 +96,7 @@ def test_outputs_of_torch_fidelity(tmp_path, seed):
 @pytest.mark.parametrize("size", [8, 299, 500])
 def test_interpolation(size, half_pixel):
     """Exact for linear ramps; the same seen from either end, if pixels have their centres in the middle."""
-    w = inception.interpolation(size, half_pixel)
+    w = inception.interpolation_weights(size, half_pixel)
     shift = 0.5 if half_pixel else 0
     at = np.clip((np.arange(299) + shift) * size / 299 - shift, 0, size - 1)
     np.testing.assert_allclose(w.sum(1), 1, rtol=1e-6)
