@@ -34,7 +34,7 @@ from factory import (
     make_sde,
     validated,
 )
-from models.building import Params, as_built
+from models.building import Params, abstract_network
 from models.layers import Rngs
 from sde_lib import Score
 from sharding import Tree
@@ -81,7 +81,7 @@ class Experiment:
         size = config.data.image_size
         self.image_shape = (size, size, config.data.num_channels)
         self.classifier: Params | None = None
-        self.network = as_built(lambda: make_network(config, Rngs(self.key("init"))))
+        self.network = abstract_network(lambda: make_network(config, Rngs(self.key("init"))))
         self.graph, shapes = nnx.split(self.network, nnx.Param)
         self.abstract_params = jax.tree.map(self._replicated, nnx.to_pure_dict(shapes))
 
@@ -210,7 +210,7 @@ class Experiment:
     @functools.cached_property
     def classifier_network(self) -> nnx.Module:
         """The noise-conditional classifier, without values."""
-        return as_built(lambda: make_classifier(self.config, Rngs(self.key("classify"))))
+        return abstract_network(lambda: make_classifier(self.config, Rngs(self.key("classify"))))
 
     def class_log_probs(self, classifier: Params) -> guidance.LogProbs:
         """Return log p_t(class | x) by the classifier with these parameters."""

@@ -26,7 +26,7 @@ from configs import validation
 from configs.default import Config, complete
 from controllable import guidance
 from errors import InputError, choose
-from models import NETWORKS
+from models import NETWORKS, networks_supporting
 from models.classifier import WideResnet
 from models.layers import ACTIVATIONS, Rngs
 from models.score import ScoreModel, conventions
@@ -94,21 +94,14 @@ def choices() -> validation.Choices:
             "sampling.schedule": solvers.SCHEDULES,
             "eval.bpd_trace": likelihood.PROBES,
         },
-        class_conditional=_networks_with("classes"),
-        remat=_networks_with("remat"),
-        bfloat16=_networks_with("remat"),
+        class_conditional=networks_supporting("class_conditional"),
+        remat=networks_supporting("remat"),
+        bfloat16=networks_supporting("bfloat16"),
+        fourier=[name for name, each in NETWORKS.items() if "embedding_type" in each.fields],
         probability_flow=[
             name for name, function in sampling.PREDICTORS.items() if _has_flow(function)
         ],
     )
-
-
-def _networks_with(argument: str) -> list[str]:
-    return [
-        name
-        for name, network in NETWORKS.items()
-        if argument in inspect.signature(network.__init__).parameters
-    ]
 
 
 def _has_flow(predictor: sampling.Update) -> bool:
@@ -128,14 +121,14 @@ def make_sde(config: Config) -> SDE:
 def make_network(config: Config, rngs: Rngs) -> nnx.Module:
     """Return the network that config.model names, with random initial parameters."""
     network = NETWORKS[config.model.name]
-    options = matching(network, config.model)
+    options = network.arguments(config.model)
     options["image_size"] = config.data.image_size
     options["num_channels"] = config.data.num_channels
     if config.data.num_classes:
         options["classes"] = config.data.num_classes
     if config.training.remat:
         options["remat"] = True
-    return network(**options, rngs=rngs)
+    return network.build(**options, rngs=rngs)
 
 
 def make_classifier(config: Config, rngs: Rngs) -> WideResnet:
@@ -155,12 +148,8 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
     """
     model, sigmas = config.model, None
     # Fourier features of log(label): the label of such a network is the noise scale itself.
-    fourier = takes_noise_scale(config)
-    if fourier and num_scales is not None:
-        raise InputError(
-            "model.embedding_type = 'fourier' needs training.continuous = True; 'positional' fits "
-            "both."
-        )
+    options = NETWORKS[model.name].arguments(model)
+    fourier = options.get("embedding_type", "").lower() == "fourier"
     if model.get("scale_by_sigma", False):
         ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
         sigmas = () if fourier else tuple(ladder.sigmas(model.num_scales).tolist())
@@ -182,12 +171,6 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
             "level has no noise. Set training.continuous = True."
         )
     return score_model
-
-
-def takes_noise_scale(config: Config) -> bool:
-    """Return whether the network embeds the noise scale by Fourier features."""
-    options = matching(NETWORKS[config.model.name], config.model)
-    return options.get("embedding_type", "").lower() == "fourier"
 
 
 def matching(constructor: Callable[..., Any], fields: Config) -> dict[str, Any]:

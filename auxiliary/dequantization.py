@@ -23,7 +23,7 @@ from auxiliary import fitting
 from configs.default import Config
 from datasets import Batch, Batches
 from experiment import Experiment
-from models.building import Params, as_built
+from models.building import Params, abstract_network
 from models.dequantizer import Dequantizer
 from models.layers import Rngs
 
@@ -120,7 +120,7 @@ def dequantize(
 
     Returns u + v in the range of the model, and log q(v | u) in nats (B,).
     """
-    graph = nnx.split(as_built(lambda: network(experiment)), nnx.Param)[0]
+    graph = nnx.split(abstract_network(lambda: network(experiment)), nnx.Param)[0]
     v, log_q = nnx.merge(graph, params)(u, sampling.uniform(keys, u.shape))
     return experiment.scaler.dequantize(u, v), log_q
 
@@ -141,5 +141,5 @@ def load(experiment: Experiment, workdir: str | Path, number: int) -> Params:
 
     Raises InputError if they do not exist, or belong to another network.
     """
-    like = nnx.to_pure_dict(nnx.split(as_built(lambda: network(experiment)), nnx.Param)[1])
+    like = nnx.to_pure_dict(nnx.split(abstract_network(lambda: network(experiment)), nnx.Param)[1])
     return fitting.load(path_of(workdir, number), like, "train_dequantizer")

@@ -25,7 +25,6 @@ from benchmarks import comparison, parts, speed
 from benchmarks import topology as topologies
 from configs.default import Config
 from errors import InputError
-from factory import matching
 from models import NETWORKS
 
 DEVICES = 8
@@ -128,7 +127,7 @@ def step_key(config: Config, batch_size: int | None) -> str:
 
     The SDE is not among them: it has no arrays.
     """
-    network = {"name": config.model.name} | matching(NETWORKS[config.model.name], config.model)
+    network = {"name": config.model.name} | NETWORKS[config.model.name].arguments(config.model)
     shape = [config.data[field] for field in ("image_size", "num_channels", "num_classes")]
     training = [config.training[field] for field in ("remat", "accumulate", "shard_params")]
     batch_size = batch_size or config.training.batch_size

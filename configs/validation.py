@@ -29,6 +29,7 @@ class Choices(NamedTuple):
       class_conditional: the names of networks that can be conditioned on classes.
       remat: those that can recompute activations.
       bfloat16: those that can compute in bfloat16.
+      fourier: those that have Fourier features of the noise scale, if model.embedding_type is set.
       probability_flow: the names of predictors that have a form for the probability-flow ODE.
     """
 
@@ -36,6 +37,7 @@ class Choices(NamedTuple):
     class_conditional: Collection[str]
     remat: Collection[str]
     bfloat16: Collection[str]
+    fourier: Collection[str]
     probability_flow: Collection[str]
 
 
@@ -142,8 +144,16 @@ def check_training(config: Config, choices: Choices) -> Problems:
             "training.importance_weighting = True needs training.likelihood_weighting = True and "
             "training.continuous = True."
         )
-    if training.likelihood_weighting and not training.continuous:
+    if training.continuous:
+        return
+    if training.likelihood_weighting:
         yield "training.likelihood_weighting = True needs training.continuous = True."
+    has_fourier = config.model.name in choices.fourier
+    if has_fourier and config.model.get("embedding_type", "").lower() == "fourier":
+        yield (
+            "model.embedding_type = 'fourier' needs training.continuous = True; 'positional' fits "
+            "both."
+        )
 
 
 def check_sampling(config: Config, choices: Choices) -> Problems:

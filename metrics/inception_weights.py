@@ -16,7 +16,7 @@ import safetensors.numpy
 from flax import nnx, traverse_util
 
 from errors import InputError
-from models.building import Params, as_built
+from models.building import Params, abstract_network
 from models.inception import Inception
 from models.layers import Rngs
 from pretrained import safetensors_format, torch_format
@@ -121,7 +121,7 @@ def to_safetensors(source: str | Path) -> Path:
 
 def network(*, half_pixel: bool) -> tuple[nnx.GraphDef, Params]:
     """Return the graph of the network, and its parameters as shapes without values."""
-    abstract = as_built(lambda: Inception(half_pixel, rngs=Rngs(jax.random.key(0))))
+    abstract = abstract_network(lambda: Inception(half_pixel, rngs=Rngs(jax.random.key(0))))
     graph, state = nnx.split(abstract)
     return graph, nnx.to_pure_dict(state)
 

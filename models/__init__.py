@@ -1,15 +1,9 @@
-"""Networks (x, label, rngs) -> array of x's shape, and `score.py`, which makes score functions of them."""
+"""Networks, their registry, and `score.py`, which turns a network's output into a score.
 
-from models.ddpm import DDPM
-from models.ncsnpp import NCSNpp
-from models.ncsnv2 import NCSN, NCSNv2, NCSNv2_128, NCSNv2_256
+A score network maps (x, label, rngs) to an array of x's shape. `registry.py` states which fields of
+`config.model` each network takes and which features it supports.
+"""
 
-NETWORKS = {
-    "ncsnpp": NCSNpp,
-    "ddpm": DDPM,
-    "ncsn": NCSN,
-    "ncsnv2_64": NCSNv2,
-    "ncsnv2_128": NCSNv2_128,
-    "ncsnv2_256": NCSNv2_256,
-}
-"""By `config.model.name`. Constructor arguments are named as the fields of `config.model` from which they come."""
+from models.registry import INERT_FIELDS, NETWORKS, Network, networks_supporting
+
+__all__ = ["INERT_FIELDS", "NETWORKS", "Network", "networks_supporting"]

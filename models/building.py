@@ -1,4 +1,4 @@
-"""Networks without values."""
+"""Abstract networks, whose parameters have shapes but no values, and the type of parameters."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ import jax
 from flax import nnx
 
 Params = dict[str | int, Any]
-"""Parameters of a network as nested dictionaries, as `nnx.to_pure_dict` gives them."""
+"""Parameters of a network as nested dictionaries, as returned by `nnx.to_pure_dict`."""
 
 
-def as_built(make: Callable[[], nnx.Module]) -> nnx.Module:
-    """The network that `make` makes, its attributes in the order of their construction, its parameters not computed.
+def abstract_network(build: Callable[[], nnx.Module]) -> nnx.Module:
+    """Return the network that `build` constructs, without computing its parameters.
 
-    Names depend on that order, and a network that was split and merged (also by nnx.eval_shape) has lost it.
+    Only the shapes and dtypes of its parameters may be used: `nnx.split` separates them from the
+    graph. Attributes keep the order of their construction, which determines the parameter names in
+    official checkpoints. `nnx.eval_shape` would return a merged network, which has lost that order.
     """
-    built = []
-    jax.eval_shape(lambda: built.append(make()))
-    return built[0]
+    networks = []
+
+    def trace() -> None:
+        networks.append(build())
+
+    jax.eval_shape(trace)
+    return networks[0]

@@ -1,4 +1,7 @@
-"""The noise-conditional classifier of arXiv:2011.13456, Appendix I: a Wide ResNet (Zagoruyko & Komodakis 2016)."""
+"""The noise-conditional classifier of arXiv:2011.13456, Appendix I.
+
+It is a Wide ResNet (Zagoruyko & Komodakis 2016) with an embedding of the noise level.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,13 @@ from jax import Array
 
 from models import layers, resample
 
-EMBEDDING = 128
-TEMB = 4 * EMBEDDING
+EMBEDDING_FEATURES = 128
+TEMB_FEATURES = 4 * EMBEDDING_FEATURES
+GROUP_WIDTHS = (16, 32, 64)
 
 
 def conv3x3(in_features: int, features: int, *, stride: int = 1, rngs: layers.Rngs) -> nnx.Conv:
-    """3x3 convolution without bias; kernels start normal with variance 2 / fan_out."""
+    """Return a 3x3 convolution without bias, initialized with variance 2 / fan_out."""
     init = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
     return nnx.Conv(
         in_features, features, (3, 3), stride, use_bias=False, kernel_init=init, rngs=rngs
@@ -24,15 +28,20 @@ def conv3x3(in_features: int, features: int, *, stride: int = 1, rngs: layers.Rn
 
 
 def standardize(x: Array) -> Array:
-    """Shifts and scales each image (H, W, C) to mean 0 and variance 1; the scale is bounded for flat images."""
-    mean, std = x.mean((1, 2, 3), keepdims=True), x.std((1, 2, 3), keepdims=True)
+    """Shift and scale each image of x (B, H, W, C) to mean 0 and variance 1.
+
+    The standard deviation is at least (H W C)^-1/2, which bounds the scale for constant images.
+    """
+    mean = x.mean((1, 2, 3), keepdims=True)
+    std = x.std((1, 2, 3), keepdims=True)
     return (x - mean) / jnp.maximum(std, math.prod(x.shape[1:]) ** -0.5)
 
 
 class WideResnetBlock(nnx.Module):
-    """Pre-activation residual block told the noise level: (B, H, W, in), (B, 512) -> (B, H/stride, W/stride, features).
+    """Pre-activation residual block conditioned on the noise level.
 
-    The shortcut has no parameters: if the width changes, it takes means of 2x2 pixels and fills up with zero channels.
+    It maps (B, H, W, in) and the embedding (B, 512) to (B, H/stride, W/stride, features). The
+    shortcut has no parameters: it averages 2x2 pixels and pads with zero channels where needed.
     """
 
     def __init__(
@@ -44,14 +53,12 @@ class WideResnetBlock(nnx.Module):
         activate_before_residual: bool,
         rngs: layers.Rngs,
     ) -> None:
-        self.activate_before_residual, self.grows, self.pools = (
-            activate_before_residual,
-            features - in_features,
-            stride > 1,
-        )
+        self.activate_before_residual = activate_before_residual
+        self.added_features = features - in_features
+        self.downsamples = stride > 1
         self.norm1 = layers.GroupNorm(in_features)
         self.conv1 = conv3x3(in_features, features, stride=stride, rngs=rngs)
-        self.temb = nnx.Linear(TEMB, features, rngs=rngs)
+        self.temb = nnx.Linear(TEMB_FEATURES, features, rngs=rngs)
         self.norm2 = layers.GroupNorm(features)
         self.conv2 = conv3x3(features, features, rngs=rngs)
 
@@ -60,13 +67,13 @@ class WideResnetBlock(nnx.Module):
         shortcut = h if self.activate_before_residual else x
         h = self.norm2(self.conv1(h), self.temb(layers.swish(temb)))
         h = self.conv2(jax.nn.relu(h))
-        if self.pools:
+        if self.downsamples:
             shortcut = resample.downsample_mean(shortcut)
-        return h + jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, self.grows)))
+        return h + jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, self.added_features)))
 
 
 class WideResnetGroup(nnx.Module):
-    """Residual blocks of one width, of which the first may halve the resolution."""
+    """Residual blocks of the same width; the first may halve the resolution."""
 
     def __init__(
         self,
@@ -75,17 +82,19 @@ class WideResnetGroup(nnx.Module):
         num_blocks: int,
         *,
         stride: int,
-        first: bool,
+        is_first: bool,
         rngs: layers.Rngs,
     ) -> None:
         self.blocks = nnx.List()
-        for i in range(num_blocks):
-            options = {
-                "stride": 1 if i else stride,
-                "activate_before_residual": first and i == 0,
-                "rngs": rngs,
-            }
-            self.blocks.append(WideResnetBlock(features if i else in_features, features, **options))
+        activate = is_first
+        for _ in range(num_blocks):
+            block = WideResnetBlock(
+                in_features, features, stride=stride, activate_before_residual=activate, rngs=rngs
+            )
+            self.blocks.append(block)
+            in_features = features
+            stride = 1
+            activate = False
 
     def __call__(self, x: Array, temb: Array) -> Array:
         for block in self.blocks:
@@ -94,7 +103,9 @@ class WideResnetGroup(nnx.Module):
 
 
 class WideResnet(nnx.Module):
-    """Classifier (x, sigma) -> logits (B, num_outputs), with noised images x (B, H, W, C) and noise scales sigma (B,).
+    """Classifier (x, sigma) -> logits (B, num_outputs).
+
+    x (B, H, W, C) are noisy images and sigma (B,) the standard deviations of their noise.
 
     Args:
       num_channels: C of the images.
@@ -111,17 +122,24 @@ class WideResnet(nnx.Module):
         num_outputs: int = 10,
         rngs: layers.Rngs,
     ) -> None:
-        self.fourier = layers.GaussianFourierProjection(EMBEDDING, 16.0, rngs=rngs)
-        self.temb1 = nnx.Linear(2 * EMBEDDING, TEMB, rngs=rngs)
-        self.temb2 = nnx.Linear(TEMB, TEMB, rngs=rngs)
-        self.conv_in = conv3x3(num_channels, 16, rngs=rngs)
-        self.groups, channels = nnx.List(), 16
-        for i, width in enumerate((16, 32, 64)):
-            options = {"stride": 2 if i else 1, "first": i == 0, "rngs": rngs}
-            self.groups.append(
-                WideResnetGroup(channels, width * channel_multiplier, blocks_per_group, **options)
+        self.fourier = layers.GaussianFourierProjection(EMBEDDING_FEATURES, 16.0, rngs=rngs)
+        self.temb1 = nnx.Linear(2 * EMBEDDING_FEATURES, TEMB_FEATURES, rngs=rngs)
+        self.temb2 = nnx.Linear(TEMB_FEATURES, TEMB_FEATURES, rngs=rngs)
+        channels = GROUP_WIDTHS[0]
+        self.conv_in = conv3x3(num_channels, channels, rngs=rngs)
+        self.groups = nnx.List()
+        for i, width in enumerate(GROUP_WIDTHS):
+            features = width * channel_multiplier
+            group = WideResnetGroup(
+                channels,
+                features,
+                blocks_per_group,
+                stride=1 if i == 0 else 2,
+                is_first=i == 0,
+                rngs=rngs,
             )
-            channels = width * channel_multiplier
+            self.groups.append(group)
+            channels = features
         self.norm_out = layers.GroupNorm(channels)
         self.out = nnx.Linear(channels, num_outputs, rngs=rngs)
 

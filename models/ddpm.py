@@ -1,27 +1,32 @@
-"""DDPM's U-Net (Ho et al. 2020, arXiv:2006.11239, Appendix B)."""
+"""DDPM's U-Net (Ho et al. 2020, arXiv:2006.11239, Appendix B).
+
+Layers are constructed in the order of the official score-SDE code, which numbers the parameters in
+its checkpoints by it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
 from errors import InputError, choose
-from models import layers
+from models import blocks, layers
 
 NUM_GROUPS = 32
 NORMALIZATIONS = {"GroupNorm": partial(layers.GroupNorm, num_groups=NUM_GROUPS)}
 
 
-class ResnetBlockDDPM(layers.ResnetBlockDDPMpp):
+class ResnetBlockDDPM(blocks.ResnetBlockDDPMpp):
     """DDPM's residual block: (B, H, W, in) -> (B, H, W, features)."""
 
 
-class AttnBlock(layers.AttnBlockpp):
-    """Self-attention. It takes the arguments of a residual block, to be exchangeable with one, and looks at x alone."""
+class AttnBlock(blocks.AttnBlockpp):
+    """Self-attention that accepts the arguments of a residual block and ignores all but x."""
 
     def __call__(
         self, x: Array, temb: Array | None = None, rngs: layers.Rngs | None = None
@@ -29,24 +34,39 @@ class AttnBlock(layers.AttnBlockpp):
         return super().__call__(x)
 
 
+class Level(NamedTuple):
+    """One resolution: its index from the highest, its number of features, whether it attends."""
+
+    index: int
+    width: int
+    attends: bool
+
+
 class DDPM(nnx.Module):
     """Score network (x, label) -> raw output of x's shape, with x (B, H, W, C) and label (B,).
 
-    With `classes` > 0 it is also told the class of each image, an int in 0 .. classes (B,), where `classes` means none.
+    With `classes` > 0 it is also conditioned on the class of each image, an int in 0 .. classes
+    (B,), where `classes` stands for "no class".
 
-    Args (as the fields of `config.model`, but for `classes`, which is data.num_classes, and training.remat):
+    Args (fields of `config.model`, except `image_size`, `num_channels`, `classes` and `remat`):
       image_size, num_channels: H = W and C of the images.
-      nf, ch_mult, num_res_blocks: level i has nf ch_mult[i] features and num_res_blocks blocks, one more on the way up.
+      nf, ch_mult, num_res_blocks: level i has nf ch_mult[i] features and num_res_blocks blocks on
+        the way down, one more on the way up.
       attn_resolutions: heights at which there is self-attention.
-      attend_after_each_up_block: on the way up, attend after each block, as Ho et al. do; else once a level, as the
-        official score-SDE code does.
-      resamp_with_conv: convolve when resampling, else take the mean of pixels or repeat them.
-      conditional: whether the network is told the noise level.
-      nonlinearity, normalization, dropout: of all blocks.
-      remat: compute residual blocks anew for the gradient, which takes less memory and more time.
+      attend_after_each_up_block: whether to attend after each block on the way up, as Ho et al. do,
+        or once per level, as the official score-SDE code does.
+      dropout: dropout rate in all blocks.
+      conditional: whether the network is conditioned on the noise level.
+      resamp_with_conv: whether to convolve when resampling; otherwise 2x2 pixels are averaged and
+        pixels are repeated.
+      nonlinearity, normalization: activation function and normalization of all blocks.
+      classes: number of classes, `data.num_classes`.
+      remat: whether to recompute activations of residual blocks in the backward pass, which saves
+        memory and takes more time (`training.remat`).
 
     Raises:
-      InputError: an unknown option, nf that is no multiple of 32, or an image size that the levels cannot halve.
+      InputError: an option is unknown, nf is not a multiple of 32, the levels cannot halve the
+        image size, or a network that is not conditional has classes.
     """
 
     def __init__(
@@ -71,51 +91,103 @@ class DDPM(nnx.Module):
         layers.check_halvings(image_size, len(ch_mult) - 1)
         if nf % NUM_GROUPS:
             raise InputError(
-                f"model.nf = {nf} must be a multiple of {NUM_GROUPS}, DDPM's number of normalization groups."
+                f"model.nf = {nf} must be a multiple of {NUM_GROUPS}, the number of normalization "
+                f"groups of DDPM."
             )
         norm = choose(NORMALIZATIONS, normalization, "model.normalization")
-        self.act, self.nf = layers.activation(nonlinearity), nf
-        self.temb1 = layers.dense(nf, 4 * nf, rngs=rngs) if conditional else None
-        self.temb2 = layers.dense(4 * nf, 4 * nf, rngs=rngs) if conditional else None
+        self.act = layers.activation(nonlinearity)
+        self.nf = nf
+        temb_features = 4 * nf if conditional else None
+        self._build_embedding(temb_features, classes, rngs)
 
         branch = {"num_groups": NUM_GROUPS, "skip_rescale": False, "rngs": rngs}
-        temb_features = 4 * nf if conditional else None
-        self.class_embedding = layers.class_embedding(classes, temb_features, rngs=rngs)
-        options = {"act": self.act, "dropout": dropout, "remat": remat}
-        block = partial(ResnetBlockDDPM, temb_features=temb_features, **options, **branch)
-        attn = partial(AttnBlock, **branch)
-        down = partial(layers.Downsample, with_conv=resamp_with_conv, rngs=rngs)
-        up = partial(layers.Upsample, with_conv=resamp_with_conv, rngs=rngs)
+        options = {"act": self.act, "dropout": dropout, "remat": remat, **branch}
+        block = partial(ResnetBlockDDPM, temb_features=temb_features, **options)
+        attention = partial(AttnBlock, **branch)
+        down = partial(blocks.Downsample, with_conv=resamp_with_conv, rngs=rngs)
+        up = partial(blocks.Upsample, with_conv=resamp_with_conv, rngs=rngs)
 
-        last, widths = len(ch_mult) - 1, [nf * multiplier for multiplier in ch_mult]
-        levels = [
-            (i, width, image_size >> i in tuple(attn_resolutions)) for i, width in enumerate(widths)
-        ]
+        levels = []
+        for i, multiplier in enumerate(ch_mult):
+            attends = image_size >> i in tuple(attn_resolutions)
+            levels.append(Level(i, nf * multiplier, attends))
         self.conv_in = layers.conv3x3(num_channels, nf, rngs=rngs)
-        self.down, skips = nnx.List(), [nf]
-        for i, width, attends in levels:
-            for _ in range(num_res_blocks):
-                self.down.append(nnx.List([block(skips[-1], width)] + [attn(width)] * attends))
-                skips.append(width)
-            if i < last:
-                self.down.append(nnx.List([down(skips[-1])]))
-                skips.append(skips[-1])
+        skips = self._build_down(levels, nf, num_res_blocks, block, attention, down)
         channels = skips[-1]
-        self.mid = nnx.List([block(channels, channels), attn(channels), block(channels, channels)])
-        self.up = nnx.List()
-        for i, width, attends in reversed(levels):
-            for last_block in (False,) * num_res_blocks + (True,):
-                self.up.append(nnx.List([block(channels + skips.pop(), width)]))
-                if attends and (last_block or attend_after_each_up_block):
-                    self.up[-1].append(attn(width))
-                channels = width
-            if i > 0:
-                self.up[-1].append(up(width))
+        self.mid = nnx.List(
+            [block(channels, channels), attention(channels), block(channels, channels)]
+        )
+        self._build_up(
+            levels, skips, num_res_blocks + 1, block, attention, up, attend_after_each_up_block
+        )
+        channels = levels[0].width
         self.norm_out = norm(channels)
         self.conv_out = layers.conv3x3(channels, num_channels, init_scale=0.0, rngs=rngs)
 
+    def _build_embedding(self, temb_features: int | None, classes: int, rngs: layers.Rngs) -> None:
+        """Build the embedding of noise levels and classes."""
+        if temb_features is None:
+            self.temb1, self.temb2 = None, None
+        else:
+            self.temb1 = layers.dense(self.nf, temb_features, rngs=rngs)
+            self.temb2 = layers.dense(temb_features, temb_features, rngs=rngs)
+        self.class_embedding = layers.class_embedding(classes, temb_features, rngs=rngs)
+
+    def _build_down(
+        self,
+        levels: list[Level],
+        nf: int,
+        num_blocks: int,
+        block: partial,
+        attention: partial,
+        downsample: partial,
+    ) -> list[int]:
+        """Build `down`; return the numbers of features of the states passed to the up path."""
+        self.down = nnx.List()
+        skips = [nf]
+        for level in levels:
+            for _ in range(num_blocks):
+                step = nnx.List([block(skips[-1], level.width)])
+                # Also constructed where unused, so that a seed initializes as in version 0.5.1.
+                attention_block = attention(level.width)
+                if level.attends:
+                    step.append(attention_block)
+                self.down.append(step)
+                skips.append(level.width)
+            if level is not levels[-1]:
+                self.down.append(nnx.List([downsample(skips[-1])]))
+                skips.append(skips[-1])
+        return skips
+
+    def _build_up(
+        self,
+        levels: list[Level],
+        skips: list[int],
+        num_blocks: int,
+        block: partial,
+        attention: partial,
+        upsample: partial,
+        attend_after_each_block: bool,
+    ) -> None:
+        """Build `up`, whose blocks consume `skips` from the end."""
+        channels = skips[-1]
+        self.up = nnx.List()
+        for level in reversed(levels):
+            for i in range(num_blocks):
+                step = nnx.List([block(channels + skips.pop(), level.width)])
+                is_last = i == num_blocks - 1
+                if level.attends and (is_last or attend_after_each_block):
+                    step.append(attention(level.width))
+                if is_last and level.index > 0:
+                    step.append(upsample(level.width))
+                self.up.append(step)
+                channels = level.width
+
     def embed(self, label: Array, classes: Array | None = None) -> Array | None:
-        """The embedding of noise levels and, if the network is told them, classes: (B,), (B,) -> (B, 4 nf)."""
+        """Return the embedding of noise levels (B,) and, if conditioned on them, classes (B,).
+
+        Its shape is (B, 4 nf); it is None if the network is not conditional.
+        """
         if self.temb1 is None:
             return None
         temb = self.temb2(self.act(self.temb1(layers.timestep_embedding(label, self.nf))))
@@ -124,18 +196,18 @@ class DDPM(nnx.Module):
     def __call__(
         self, x: Array, label: Array, rngs: layers.Rngs | None = None, classes: Array | None = None
     ) -> Array:
-        """Raw output for images x in [-1, 1]; with `rngs` dropout is on."""
+        """Return the raw output for images x in [-1, 1]; `rngs` turns dropout on."""
         temb = self.embed(label, classes)
 
-        def apply(steps: nnx.List, h: Array) -> Array:
-            for layer in steps:
+        def apply(step: nnx.List, h: Array) -> Array:
+            for layer in step:
                 h = layer(h, temb, rngs)
             return h
 
         skips = [self.conv_in(x)]
-        for steps in self.down:
-            skips.append(apply(steps, skips[-1]))
+        for step in self.down:
+            skips.append(apply(step, skips[-1]))
         h = apply(self.mid, skips[-1])
-        for steps in self.up:
-            h = apply(steps, jnp.concatenate([h, skips.pop()], -1))
+        for step in self.up:
+            h = apply(step, jnp.concatenate([h, skips.pop()], -1))
         return self.conv_out(self.act(self.norm_out(h)))

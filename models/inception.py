@@ -1,7 +1,7 @@
-"""The Inception network of FID: Szegedy et al. (arXiv:1512.00567), with the weights that TensorFlow released in 2015.
+"""The Inception network used for FID (Szegedy et al., arXiv:1512.00567; TensorFlow's 2015 weights).
 
-It is not the paper's network to the letter, nor that of torchvision: average pools do not count the padding, the last
-block pools by the maximum, and there are 1008 classes. Layers are named as in the file of the weights.
+It differs from the paper and from torchvision: average pooling excludes the padding, the last block
+uses max pooling, and there are 1008 classes. Layers are named as in the file of the weights.
 """
 
 from __future__ import annotations
@@ -17,22 +17,26 @@ from jax import Array
 
 from models.layers import Rngs
 
-SIDE = 299  # pixels that the network sees
-POOL, CLASSES = 2048, 1008
-EXACT = jax.lax.Precision.HIGHEST  # Accelerators would round products to fewer bits by default.
+SIDE = 299  # height and width of the network's input
+POOL_FEATURES = 2048
+NUM_CLASSES = 1008
+EXACT = jax.lax.Precision.HIGHEST  # By default, accelerators round products to fewer bits.
 
 Window = tuple[int, int]
 
 
 class Outputs(NamedTuple):
-    """`pool` (B, 2048), of which FID and KID are made, and `logits` (B, 1008), for the inception score."""
+    """Features `pool` (B, 2048) for FID and KID, and `logits` (B, 1008) for the inception score."""
 
     pool: Array
     logits: Array
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, batch normalization by fixed statistics, ReLU. Without stride the padding keeps the size."""
+    """Convolution, batch normalization with fixed statistics, ReLU.
+
+    By default, padding is SAME for stride 1 and VALID otherwise.
+    """
 
     def __init__(
         self,
@@ -45,8 +49,16 @@ class ConvNorm(nnx.Module):
         rngs: Rngs,
     ) -> None:
         padding = padding or ("SAME" if stride == 1 else "VALID")
-        options = {"padding": padding, "use_bias": False, "precision": EXACT}
-        self.conv = nnx.Conv(in_features, features, window, stride, **options, rngs=rngs)
+        self.conv = nnx.Conv(
+            in_features,
+            features,
+            window,
+            stride,
+            padding=padding,
+            use_bias=False,
+            precision=EXACT,
+            rngs=rngs,
+        )
         self.bn = nnx.BatchNorm(features, use_running_average=True, epsilon=1e-3, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
@@ -54,22 +66,22 @@ class ConvNorm(nnx.Module):
 
 
 def max_pool(x: Array) -> Array:
-    """(B, H, W, C) -> (B, (H - 1) // 2, (W - 1) // 2, C): maxima of 3x3 pixels, every second one."""
+    """Max-pool 3x3 pixels with stride 2: (B, H, W, C) -> (B, (H - 1) // 2, (W - 1) // 2, C)."""
     return nnx.max_pool(x, (3, 3), (2, 2))
 
 
 def mean_pool(x: Array) -> Array:
-    """Means of 3x3 pixels, at the border of those there are."""
+    """Average 3x3 pixels with stride 1, excluding the padding; keeps the shape (B, H, W, C)."""
     return nnx.avg_pool(x, (3, 3), (1, 1), padding="SAME", count_include_pad=False)
 
 
 def same_max_pool(x: Array) -> Array:
-    """Maxima of 3x3 pixels; keeps the size."""
+    """Max-pool 3x3 pixels with stride 1; keeps the shape (B, H, W, C)."""
     return nnx.max_pool(x, (3, 3), (1, 1), padding="SAME")
 
 
 class MixedA(nnx.Module):
-    """35x35: branches of 1x1, 5x5 and twice 3x3."""
+    """Branches of 1x1, 5x5 and two 3x3 convolutions, at 35x35."""
 
     def __init__(self, in_features: int, pool_features: int, *, rngs: Rngs) -> None:
         self.branch1x1 = ConvNorm(in_features, 64, (1, 1), rngs=rngs)
@@ -92,7 +104,7 @@ class MixedA(nnx.Module):
 
 
 class ReductionA(nnx.Module):
-    """35x35 to 17x17."""
+    """Reduce 35x35 to 17x17."""
 
     def __init__(self, *, rngs: Rngs) -> None:
         self.branch3x3 = ConvNorm(288, 384, (3, 3), 2, rngs=rngs)
@@ -106,7 +118,7 @@ class ReductionA(nnx.Module):
 
 
 class MixedB(nnx.Module):
-    """17x17: branches of 1x1, 7x7 and twice 7x7, these in turns of 1x7 and 7x1."""
+    """Branches of 1x1, one 7x7 and two 7x7 convolutions, at 17x17; each 7x7 is a 1x7 and a 7x1."""
 
     def __init__(self, features: int, *, rngs: Rngs) -> None:
         flat, tall = (1, 7), (7, 1)
@@ -129,7 +141,7 @@ class MixedB(nnx.Module):
 
 
 class ReductionB(nnx.Module):
-    """17x17 to 8x8."""
+    """Reduce 17x17 to 8x8."""
 
     def __init__(self, *, rngs: Rngs) -> None:
         self.branch3x3_1 = ConvNorm(768, 192, (1, 1), rngs=rngs)
@@ -147,7 +159,10 @@ class ReductionB(nnx.Module):
 
 
 class MixedC(nnx.Module):
-    """8x8: branches that end in 1x3 beside 3x1; `pool` is what the last branch begins with."""
+    """Branches that end in parallel 1x3 and 3x1 convolutions, at 8x8.
+
+    `pool` is the pooling at the start of the last branch.
+    """
 
     def __init__(self, in_features: int, pool: Callable[[Array], Array], *, rngs: Rngs) -> None:
         self.pool = pool
@@ -164,8 +179,10 @@ class MixedC(nnx.Module):
     def __call__(self, x: Array) -> Array:
         once = self.branch3x3_1(x)
         twice = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        branches = [self.branch1x1(x), self.branch3x3_2a(once), self.branch3x3_2b(once)]
-        branches += [
+        branches = [
+            self.branch1x1(x),
+            self.branch3x3_2a(once),
+            self.branch3x3_2b(once),
             self.branch3x3dbl_3a(twice),
             self.branch3x3dbl_3b(twice),
             self.branch_pool(self.pool(x)),
@@ -174,10 +191,10 @@ class MixedC(nnx.Module):
 
 
 class Inception(nnx.Module):
-    """uint8 images (B, H, W, 3), any H and W, grey ones (B, H, W, 1) too -> Outputs; float32.
+    """uint8 images (B, H, W, C) of any H and W, with C = 1 or 3 -> Outputs in float32.
 
     Args:
-      half_pixel: how images are enlarged or reduced; see `resize`.
+      half_pixel: how images are resized to the network's input; see `resize`.
     """
 
     def __init__(self, half_pixel: bool = True, *, rngs: Rngs) -> None:
@@ -197,14 +214,14 @@ class Inception(nnx.Module):
         self.Mixed_6e = MixedB(192, rngs=rngs)
         self.Mixed_7a = ReductionB(rngs=rngs)
         self.Mixed_7b = MixedC(1280, mean_pool, rngs=rngs)
-        self.Mixed_7c = MixedC(
-            2048, same_max_pool, rngs=rngs
-        )  # Averages in the paper; the weights are for maxima.
-        self.fc = nnx.Linear(POOL, CLASSES, precision=EXACT, rngs=rngs)
+        # The paper averages here; the weights require max pooling.
+        self.Mixed_7c = MixedC(2048, same_max_pool, rngs=rngs)
+        self.fc = nnx.Linear(POOL_FEATURES, NUM_CLASSES, precision=EXACT, rngs=rngs)
 
     def __call__(self, images: Array) -> Outputs:
         x = resize(images.astype(jnp.float32), self.half_pixel)
         x = jnp.broadcast_to(x, (*x.shape[:3], 3))
+        # To [-1, 1] as pytorch-fid does, or as TensorFlow's graph of 2015 does.
         x = x * (2 / 255) - 1 if self.half_pixel else (x - 128) / 128
         x = max_pool(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))))
         x = max_pool(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
@@ -216,17 +233,21 @@ class Inception(nnx.Module):
 
 
 def resize(x: Array, half_pixel: bool) -> Array:
-    """Bilinear interpolation of x (B, H, W, C) at SIDE x SIDE points, without blur where it reduces.
+    """Interpolate x (B, H, W, C) bilinearly at SIDE x SIDE points, without a low-pass filter.
 
-    With `half_pixel`, the points are centres of pixels, as in PyTorch's align_corners=False and so in pytorch-fid;
-    without, their upper left corners, as in TensorFlow's graph of 2015 and so in torch-fidelity.
+    With `half_pixel`, points are pixel centres, as in PyTorch's align_corners=False and thus in
+    pytorch-fid. Otherwise they are upper left corners of pixels, as in TensorFlow's graph of 2015
+    and thus in torch-fidelity.
     """
-    rows, columns = (jnp.asarray(interpolation(size, half_pixel)) for size in x.shape[1:3])
+    rows = jnp.asarray(interpolation_weights(x.shape[1], half_pixel))
+    columns = jnp.asarray(interpolation_weights(x.shape[2], half_pixel))
     return jnp.einsum("ih,bhwc,jw->bijc", rows, x, columns, precision=EXACT)
 
 
-def interpolation(size: int, half_pixel: bool) -> np.ndarray:
-    """Weights (SIDE, size) with which `size` pixels count at SIDE points; rows sum to 1."""
+def interpolation_weights(size: int, half_pixel: bool) -> np.ndarray:
+    """Return the weights (SIDE, size) of `size` pixels at SIDE points; rows sum to 1."""
     shift = 0.5 if half_pixel else 0.0
-    at = np.clip((np.arange(SIDE) + shift) * (size / SIDE) - shift, 0, size - 1)
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(size))).astype(np.float32)
+    position = (np.arange(SIDE) + shift) * (size / SIDE) - shift
+    position = np.clip(position, 0, size - 1)
+    distance = np.abs(position[:, None] - np.arange(size))
+    return np.maximum(0, 1 - distance).astype(np.float32)

@@ -1,4 +1,9 @@
-"""NCSN (Song & Ermon 2019, arXiv:1907.05600) and NCSNv2 (Song & Ermon 2020, arXiv:2006.09011): RefineNets."""
+"""NCSN and NCSNv2, which are RefineNets.
+
+NCSN is from Song & Ermon 2019 (arXiv:1907.05600), NCSNv2 from Song & Ermon 2020 (arXiv:2006.09011).
+Layers are constructed in the order of the official code, which numbers the parameters in its
+checkpoints by it.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +18,10 @@ from models import layers, refinenet
 
 
 class Stage(NamedTuple):
-    """Two residual blocks on the way down, and the block that refines them on the way up; widths in multiples of nf.
+    """Two residual blocks on the way down and a refinement block on the way up.
 
-    Every stage but the first starts with a step that halves the resolution, or keeps it if there is a dilation.
+    Widths are multiples of nf. Every stage except the first starts with a block that halves the
+    resolution or, with a dilation, keeps it.
     """
 
     width: int
@@ -26,17 +32,18 @@ class Stage(NamedTuple):
 class NCSNv2(nnx.Module):
     """Score network (x, label) -> raw output of x's shape, with x (B, H, W, C) and label (B,).
 
-    This one (`ncsnv2_64`) was made for images of 32 to 64 pixels. It does not look at the label: all that the noise
-    level changes is the scale of the output, which `model.scale_by_sigma` asks of the caller.
+    This version (`ncsnv2_64`) was designed for images of 32 to 64 pixels. It ignores the label: the
+    noise level only scales its output (`model.scale_by_sigma`), which the caller does.
 
-    Args (as the fields of `config.model`):
+    Args (fields of `config.model`, except `image_size` and `num_channels`):
       image_size, num_channels: H = W and C of the images.
       nf: number of features of the first stage.
-      interpolation: how lower resolutions are brought to higher ones, "bilinear" or "nearest_neighbor".
-      nonlinearity, normalization: of all blocks; "InstanceNorm++" is the one normalization there is.
+      interpolation: how lower resolutions are resized, "bilinear" or "nearest_neighbor".
+      nonlinearity, normalization: activation function and normalization of all blocks; the only
+        normalization is "InstanceNorm++".
 
     Raises:
-      InputError: an unknown option, or an image size that the stages cannot halve.
+      InputError: an option is unknown, or the stages cannot halve the image size.
     """
 
     STAGES = (Stage(1, 1), Stage(2, 2), Stage(2, 2, 2), Stage(2, 2, 4))
@@ -55,9 +62,15 @@ class NCSNv2(nnx.Module):
     ) -> None:
         norms = {"InstanceNorm++": partial(refinenet.InstanceNorm2dPlus, rngs=rngs)}
         norm = choose(norms, normalization, "model.normalization")
+        refine_norm = refinenet.NoNorm
         self._build(
-            image_size, num_channels, nf, interpolation, nonlinearity, norm, refinenet.NoNorm, rngs
+            image_size, num_channels, nf, interpolation, nonlinearity, norm, refine_norm, rngs
         )
+
+    @classmethod
+    def num_halvings(cls) -> int:
+        """Return how often the network halves the resolution."""
+        return len([stage for stage in cls.STAGES[1:] if stage.dilation == 1])
 
     def _build(
         self,
@@ -70,22 +83,27 @@ class NCSNv2(nnx.Module):
         refine_norm: refinenet.Norm,
         rngs: layers.Rngs,
     ) -> None:
-        """The layers from image to image; built in the order of the official code, by which its checkpoints number."""
-        layers.check_halvings(image_size, sum(stage.dilation == 1 for stage in self.STAGES[1:]))
+        """Build the layers from the input image to the output."""
+        layers.check_halvings(image_size, self.num_halvings())
         method = choose(refinenet.INTERPOLATIONS, interpolation, "model.interpolation")
         self.act = layers.activation(nonlinearity)
-        block, refine = self.BLOCKS
-        block = partial(block, norm=norm, act=self.act, rngs=rngs)
-        refine = partial(refine, norm=refine_norm, act=self.act, interpolation=method, rngs=rngs)
+        residual_block, refine_block = self.BLOCKS
+        block = partial(residual_block, norm=norm, act=self.act, rngs=rngs)
+        refine = partial(
+            refine_block, norm=refine_norm, act=self.act, interpolation=method, rngs=rngs
+        )
 
         self.conv_in = refinenet.conv3x3(num_channels, nf, rngs=rngs)
-        self.stages, channels = nnx.List(), nf
+        channels = nf
+        self.stages = nnx.List()
         for i, stage in enumerate(self.STAGES):
-            width, dilation = nf * stage.width, stage.dilation
-            first = block(channels, width, down=i > 0, dilation=dilation)
-            self.stages.append(nnx.List([first, block(width, width, dilation=dilation)]))
+            width = nf * stage.width
+            first = block(channels, width, down=i > 0, dilation=stage.dilation)
+            second = block(width, width, dilation=stage.dilation)
+            self.stages.append(nnx.List([first, second]))
             channels = width
-        self.refine, lower = nnx.List(), []
+        lower = []  # The refined features of the stage below; none at the lowest stage.
+        self.refine = nnx.List()
         for i, stage in reversed(list(enumerate(self.STAGES))):
             width = nf * stage.refined_width
             self.refine.append(refine([nf * stage.width, *lower], width, end=i == 0))
@@ -94,33 +112,35 @@ class NCSNv2(nnx.Module):
         self.conv_out = refinenet.conv3x3(width, num_channels, rngs=rngs)
 
     def __call__(self, x: Array, label: Array, rngs: layers.Rngs | None = None) -> Array:
-        """Raw output for images x in [-1, 1]. There is no dropout, so `rngs` changes nothing."""
-        h, states, refined = self.conv_in(x), [], []
+        """Return the raw output for images x in [-1, 1]. There is no dropout: `rngs` is ignored."""
+        h = self.conv_in(x)
+        states = []
         for first, second in self.stages:
             h = second(first(h, label), label)
             states.append(h)
+        refined = []
         for refine in self.refine:
             refined = [refine([states.pop(), *refined], label)]
         return self.conv_out(self.act(self.norm_out(refined[0], label)))
 
 
 class NCSNv2_128(NCSNv2):
-    """NCSNv2 with a stage more, for images of 96 to 128 pixels (`ncsnv2_128`)."""
+    """NCSNv2 with one more stage, for images of 96 to 128 pixels (`ncsnv2_128`)."""
 
     STAGES = (Stage(1, 1), Stage(2, 1), Stage(2, 2), Stage(4, 2, 2), Stage(4, 4, 4))
 
 
 class NCSNv2_256(NCSNv2):
-    """NCSNv2 with two stages more, for images of 256 pixels (`ncsnv2_256`)."""
+    """NCSNv2 with two more stages, for images of 256 pixels (`ncsnv2_256`)."""
 
     STAGES = (Stage(1, 1), Stage(2, 1), Stage(2, 2), Stage(2, 2), Stage(4, 2, 2), Stage(4, 4, 4))
 
 
 class NCSN(NCSNv2):
-    """The first NCSN: as NCSNv2, but the label, an integer below `num_scales`, selects the coefficients of all norms.
+    """NCSN: like NCSNv2, but the label, an integer, selects the coefficients of all normalizations.
 
-    Args (as the fields of `config.model`):
-      num_scales: number of noise levels. The others are those of NCSNv2.
+    Args (in addition to those of NCSNv2):
+      num_scales: number of noise levels; labels are less than it.
     """
 
     BLOCKS = (refinenet.ConditionalResidualBlock, refinenet.CondRefineBlock)
@@ -137,10 +157,8 @@ class NCSN(NCSNv2):
         normalization: str = "InstanceNorm++",
         rngs: layers.Rngs,
     ) -> None:
-        norms = {
-            "InstanceNorm++": partial(
-                refinenet.ConditionalInstanceNorm2dPlus, num_scales=num_scales, rngs=rngs
-            )
-        }
-        norm = choose(norms, normalization, "model.normalization")
+        instance_norm = partial(
+            refinenet.ConditionalInstanceNorm2dPlus, num_scales=num_scales, rngs=rngs
+        )
+        norm = choose({"InstanceNorm++": instance_norm}, normalization, "model.normalization")
         self._build(image_size, num_channels, nf, interpolation, nonlinearity, norm, norm, rngs)

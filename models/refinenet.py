@@ -1,9 +1,11 @@
-"""RefineNet (Lin et al. 2017, arXiv:1611.06612) as NCSN and NCSNv2 use it. Images are NHWC.
+"""RefineNet (Lin et al. 2017, arXiv:1611.06612) as used by NCSN and NCSNv2. Images are NHWC.
 
-Every layer is called with features and `label` (B,), the index of the noise level, of which only conditional
-normalizations take notice. Class names are those of the official code, since its checkpoints are addressed by them;
-what it calls conditional is the same layer with a conditional normalization before each activation or convolution.
-`norm` makes a normalization for a number of features.
+Every layer takes features and `label` (B,), the index of the noise level, which only conditional
+normalizations read. `norm` constructs a normalization for a number of features.
+
+Class names are those of the official code, because its checkpoints address parameters by them. The
+official conditional blocks are the same blocks with a conditional normalization before each
+activation or convolution.
 """
 
 from __future__ import annotations
@@ -27,23 +29,35 @@ INTERPOLATIONS = {"bilinear": "bilinear", "nearest_neighbor": "nearest"}
 def conv3x3(
     in_features: int, features: int, *, bias: bool = True, dilation: int = 1, rngs: layers.Rngs
 ) -> nnx.Conv:
-    """3x3 convolution with SAME padding; kernel and bias start uniform in +-fan_in^-1/2, as in PyTorch."""
+    """Return a 3x3 convolution with SAME padding.
+
+    Kernel and bias are initialized as in PyTorch: uniformly in +-fan_in^-1/2.
+    """
     bound = (9 * in_features) ** -0.5
 
     def init(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    args = {"use_bias": bias, "kernel_dilation": dilation, "kernel_init": init, "bias_init": init}
-    return nnx.Conv(in_features, features, (3, 3), **args, rngs=rngs)
+    return nnx.Conv(
+        in_features,
+        features,
+        (3, 3),
+        use_bias=bias,
+        kernel_dilation=dilation,
+        kernel_init=init,
+        bias_init=init,
+        rngs=rngs,
+    )
 
 
-# --- normalization ----------------------------------------------------------------------------------------------------
+# --- normalization ---
 
 
 def instance_norm_plus(x: Array, gamma: Array, alpha: Array, beta: Array) -> Array:
-    """InstanceNorm++ (Song & Ermon 2019, Appendix A): x (B, H, W, C), the others (C,) or (B, 1, 1, C).
+    """Apply InstanceNorm++ (Song & Ermon 2019, Appendix A) to x (B, H, W, C).
 
-    Instance normalization forgets the channel means; alpha scales how much of them, normalized over channels, returns.
+    The coefficients are (C,) or (B, 1, 1, C). Instance normalization removes the channel means;
+    this one adds them back, normalized over channels and scaled by alpha.
     """
     means = x.mean((1, 2), keepdims=True)
     h = (x - means) / jnp.sqrt(x.var((1, 2), keepdims=True) + EPSILON)
@@ -53,7 +67,7 @@ def instance_norm_plus(x: Array, gamma: Array, alpha: Array, beta: Array) -> Arr
 
 
 class InstanceNorm2dPlus(nnx.Module):
-    """InstanceNorm++ that is the same at all noise levels."""
+    """InstanceNorm++ with the same coefficients at all noise levels."""
 
     def __init__(self, features: int, *, rngs: layers.Rngs) -> None:
         self.gamma = nnx.Param(1 + 0.02 * jax.random.normal(rngs.params(), (features,)))
@@ -65,20 +79,22 @@ class InstanceNorm2dPlus(nnx.Module):
 
 
 class ConditionalInstanceNorm2dPlus(nnx.Module):
-    """InstanceNorm++ with coefficients of its own at each of `num_scales` noise levels."""
+    """InstanceNorm++ with separate coefficients for each of `num_scales` noise levels."""
 
     def __init__(self, features: int, *, num_scales: int, rngs: layers.Rngs) -> None:
         def init(key: Array, shape: Sequence[int], dtype: jnp.dtype) -> Array:
+            # Rows are (gamma, alpha, beta); beta starts at 0.
             return (1 + 0.02 * jax.random.normal(key, shape, dtype)).at[:, 2 * features :].set(0)
 
         self.table = nnx.Embed(num_scales, 3 * features, embedding_init=init, rngs=rngs)
 
     def __call__(self, x: Array, label: Array) -> Array:
-        return instance_norm_plus(x, *jnp.split(self.table(label)[:, None, None, :], 3, -1))
+        coefficients = self.table(label)[:, None, None, :]
+        return instance_norm_plus(x, *jnp.split(coefficients, 3, -1))
 
 
 class NoNorm(nnx.Module):
-    """Stands where an unconditional block has no normalization."""
+    """The identity, for unconditional blocks, which have no normalization."""
 
     def __init__(self, features: int) -> None:
         del features
@@ -87,11 +103,11 @@ class NoNorm(nnx.Module):
         return x
 
 
-# --- the residual network ---------------------------------------------------------------------------------------------
+# --- residual network ---
 
 
 class ConvMeanPool(nnx.Module):
-    """Convolution, then means of 2x2 pixels: (B, H, W, in) -> (B, H/2, W/2, features)."""
+    """Convolve, then average 2x2 pixels: (B, H, W, in) -> (B, H/2, W/2, features)."""
 
     def __init__(
         self, in_features: int, features: int, kernel_size: int, *, rngs: layers.Rngs
@@ -103,10 +119,10 @@ class ConvMeanPool(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Two normalized convolutions beside a shortcut.
+    """Two normalized convolutions and a shortcut.
 
-    With `down` it also changes the number of features, and its field of view grows: by halving height and width, or, if
-    there is a dilation (Yu & Koltun 2016), by this alone.
+    Without `down`, shapes are kept. With `down`, the number of features changes, and the block
+    halves height and width or, if there is a dilation (Yu & Koltun 2016), keeps them.
     """
 
     def __init__(
@@ -121,29 +137,37 @@ class ResidualBlock(nnx.Module):
         rngs: layers.Rngs,
     ) -> None:
         conv = partial(conv3x3, dilation=dilation, rngs=rngs)
-        last, shortcut = conv, conv
         if down and dilation == 1:
-            last, shortcut = (partial(ConvMeanPool, kernel_size=size, rngs=rngs) for size in (3, 1))
+            last = partial(ConvMeanPool, kernel_size=3, rngs=rngs)
+            shortcut = partial(ConvMeanPool, kernel_size=1, rngs=rngs)
+        else:
+            last, shortcut = conv, conv
         self.act = act
-        self.norm1, self.conv1 = norm(in_features), conv(in_features, in_features)
-        self.norm2, self.conv2 = norm(in_features), last(in_features, features)
+        self.norm1 = norm(in_features)
+        self.conv1 = conv(in_features, in_features)
+        self.norm2 = norm(in_features)
+        self.conv2 = last(in_features, features)
         self.shortcut = shortcut(in_features, features) if down else None
 
     def __call__(self, x: Array, label: Array) -> Array:
         h = self.conv1(self.act(self.norm1(x, label)))
         h = self.conv2(self.act(self.norm2(h, label)))
-        return h + (self.shortcut(x) if self.shortcut else x)
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        return h + x
 
 
 class ConditionalResidualBlock(ResidualBlock):
-    """The official name of a residual block with conditional normalization."""
+    """ResidualBlock with conditional normalization, under its official name."""
 
 
-# --- refinement -------------------------------------------------------------------------------------------------------
+# --- refinement ---
 
 
 class RCUBlock(nnx.Module):
-    """Residual convolution units, each of two convolutions: (B, H, W, features) -> the same."""
+    """Residual convolution units of two convolutions each; keeps the shape (B, H, W, features)."""
+
+    CONVS_PER_UNIT = 2
 
     def __init__(
         self,
@@ -154,25 +178,24 @@ class RCUBlock(nnx.Module):
         act: layers.Activation,
         rngs: layers.Rngs,
     ) -> None:
-        self.act, self.num_units = act, num_units
-        self.norms = nnx.List([norm(features) for _ in range(2 * num_units)])
+        self.act = act
+        num_convs = self.CONVS_PER_UNIT * num_units
+        self.norms = nnx.List([norm(features) for _ in range(num_convs)])
         self.convs = nnx.List(
-            [conv3x3(features, features, bias=False, rngs=rngs) for _ in range(2 * num_units)]
+            [conv3x3(features, features, bias=False, rngs=rngs) for _ in range(num_convs)]
         )
 
     def __call__(self, x: Array, label: Array) -> Array:
-        stages = iter(zip(self.norms, self.convs))
-        for _ in range(self.num_units):
+        for first in range(0, len(self.convs), self.CONVS_PER_UNIT):
             h = x
-            for _ in range(2):
-                norm, conv = next(stages)
-                h = conv(self.act(norm(h, label)))
+            for i in range(first, first + self.CONVS_PER_UNIT):
+                h = self.convs[i](self.act(self.norms[i](h, label)))
             x = x + h
         return x
 
 
 class CRPBlock(nnx.Module):
-    """Chained residual pooling, which gathers context from windows of growing size: (B, H, W, features) -> the same."""
+    """Chained residual pooling over windows of growing size; keeps the shape (B, H, W, C)."""
 
     NUM_STAGES = 2
     pool = staticmethod(nnx.max_pool)
@@ -187,7 +210,8 @@ class CRPBlock(nnx.Module):
         )
 
     def __call__(self, x: Array, label: Array) -> Array:
-        x = path = self.act(x)
+        x = self.act(x)
+        path = x
         for norm, conv in zip(self.norms, self.convs):
             path = conv(self.pool(norm(path, label), (5, 5), padding="SAME"))
             x = x + path
@@ -195,7 +219,10 @@ class CRPBlock(nnx.Module):
 
 
 class MSFBlock(nnx.Module):
-    """Multi-resolution fusion, a sum at the first input's resolution: [(B, H, W, in), ...] -> (B, H, W, features)."""
+    """Multi-resolution fusion: a sum at the resolution of the first input.
+
+    It maps [(B, H_i, W_i, in_i), ...] to (B, H_0, W_0, features).
+    """
 
     def __init__(
         self,
@@ -211,30 +238,35 @@ class MSFBlock(nnx.Module):
         self.convs = nnx.List([conv3x3(channels, features, rngs=rngs) for channels in in_features])
 
     def __call__(self, xs: Sequence[Array], label: Array) -> Array:
-        hs = [conv(norm(x, label)) for x, norm, conv in zip(xs, self.norms, self.convs)]
+        hs = []
+        for x, norm, conv in zip(xs, self.norms, self.convs):
+            hs.append(conv(norm(x, label)))
         return sum(jax.image.resize(h, hs[0].shape, self.interpolation) for h in hs)
 
 
 class CondRCUBlock(RCUBlock):
-    """The official name of an RCUBlock with conditional normalization."""
+    """RCUBlock with conditional normalization, under its official name."""
 
 
 class CondCRPBlock(CRPBlock):
-    """CRPBlock with conditional normalization, and means (zeros beyond the edges count) in place of maxima."""
+    """CRPBlock with conditional normalization and average pooling, which includes zero padding."""
 
     pool = staticmethod(nnx.avg_pool)
 
 
 class CondMSFBlock(MSFBlock):
-    """The official name of an MSFBlock with conditional normalization."""
+    """MSFBlock with conditional normalization, under its official name."""
 
 
 class RefineBlock(nnx.Module):
-    """Refines features by those of a lower resolution: [(B, H, W, in), ...] -> (B, H, W, features).
+    """Refine features with those of a lower resolution.
+
+    It maps [(B, H_i, W_i, in_i), ...] to (B, H_0, W_0, features).
 
     Args:
-      in_features: of each input; the first input sets the resolution. A lone one must have `features` already.
-      end: whether this is the last block, which has more residual units on its way out.
+      in_features: number of features of each input. The first input determines the resolution. A
+        single input must have `features` features.
+      end: whether this is the last block, which has three instead of one residual units at its end.
     """
 
     RCU, CRP, MSF = RCUBlock, CRPBlock, MSFBlock
@@ -250,16 +282,20 @@ class RefineBlock(nnx.Module):
         act: layers.Activation,
         rngs: layers.Rngs,
     ) -> None:
-        args = {"norm": norm, "act": act, "rngs": rngs}
-        fuse = partial(self.MSF, interpolation=interpolation, norm=norm, rngs=rngs)
-        self.adapt = nnx.List([self.RCU(channels, 2, **args) for channels in in_features])
-        self.fuse = fuse(in_features, features) if len(in_features) > 1 else None
-        self.pool = self.CRP(features, **args)
-        self.out = self.RCU(features, 3 if end else 1, **args)
+        options = {"norm": norm, "act": act, "rngs": rngs}
+        self.adapt = nnx.List([self.RCU(channels, 2, **options) for channels in in_features])
+        if len(in_features) > 1:
+            self.fuse = self.MSF(
+                in_features, features, norm=norm, interpolation=interpolation, rngs=rngs
+            )
+        else:
+            self.fuse = None
+        self.pool = self.CRP(features, **options)
+        self.out = self.RCU(features, 3 if end else 1, **options)
 
     def __call__(self, xs: Sequence[Array], label: Array) -> Array:
         hs = [adapt(x, label) for adapt, x in zip(self.adapt, xs)]
-        h = self.fuse(hs, label) if self.fuse else hs[0]
+        h = hs[0] if self.fuse is None else self.fuse(hs, label)
         return self.out(self.pool(h, label), label)
 
 

@@ -1,7 +1,8 @@
-"""Up- and down-sampling of NHWC images by 2, by pixels or through FIR filters (StyleGAN2's upfirdn).
+"""Resampling of NHWC images by a factor of 2, by pixels or with FIR filters (StyleGAN2's upfirdn).
 
-A FIR filter here is a short 1-D kernel, normalised to sum 1 and applied along height and width. Each 1-D pass is a sum
-of shifted slices, one set for every output phase, so nothing is multiplied with stuffed zeros and XLA can fuse a pass.
+A FIR filter is a short 1-D kernel, normalized to sum 1 and applied along height and width. Each 1-D
+pass is a sum of shifted slices, one set for every output phase: it multiplies with no inserted
+zeros, and XLA can fuse it.
 """
 
 from __future__ import annotations
@@ -17,39 +18,47 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def upsample_nearest(x: Array) -> Array:
-    """Repeats every pixel: (B, H, W, C) -> (B, 2H, 2W, C)."""
+    """Repeat every pixel: (B, H, W, C) -> (B, 2H, 2W, C)."""
     return jnp.repeat(jnp.repeat(x, FACTOR, axis=1), FACTOR, axis=2)
 
 
 def downsample_mean(x: Array) -> Array:
-    """Means of 2x2 pixels: (B, H, W, C) -> (B, H/2, W/2, C)."""
+    """Average 2x2 pixels: (B, H, W, C) -> (B, H/2, W/2, C)."""
     batch, height, width, channels = x.shape
-    return x.reshape(batch, height // FACTOR, FACTOR, width // FACTOR, FACTOR, channels).mean(
-        (2, 4)
-    )
+    shape = (batch, height // FACTOR, FACTOR, width // FACTOR, FACTOR, channels)
+    return x.reshape(shape).mean((2, 4))
 
 
 def upsample_fir(x: Array, kernel: Sequence[float]) -> Array:
-    """Inserts zeros between pixels, then filters with gain 4: (B, H, W, C) -> (B, 2H, 2W, C)."""
+    """Insert zeros between pixels and filter with gain 4: (B, H, W, C) -> (B, 2H, 2W, C)."""
     surplus = len(kernel) - FACTOR
-    return _separable(x, kernel, up=FACTOR, pad=((surplus + 1) // 2 + FACTOR - 1, surplus // 2))
+    pad = ((surplus + 1) // 2 + FACTOR - 1, surplus // 2)
+    return _filter_separably(x, kernel, up=FACTOR, pad=pad)
 
 
 def downsample_fir(x: Array, kernel: Sequence[float]) -> Array:
-    """Filters, then keeps every second pixel: (B, H, W, C) -> (B, H/2, W/2, C)."""
+    """Filter and keep every second pixel: (B, H, W, C) -> (B, H/2, W/2, C)."""
     surplus = len(kernel) - FACTOR
-    return _separable(x, kernel, down=FACTOR, pad=((surplus + 1) // 2, surplus // 2))
+    pad = ((surplus + 1) // 2, surplus // 2)
+    return _filter_separably(x, kernel, down=FACTOR, pad=pad)
 
 
 def downsample_conv(x: Array, weight: Array, kernel: Sequence[float]) -> Array:
-    """FIR filter followed by a convolution of stride 2 with `weight` (H, W, in, out)."""
+    """Filter x (B, H, W, in), then convolve with stride 2 and `weight` (h, w, in, out).
+
+    Returns (B, H/2, W/2, out).
+    """
     surplus = len(kernel) - FACTOR + weight.shape[0] - 1
-    x = _separable(x, kernel, pad=((surplus + 1) // 2, surplus // 2))
+    pad = ((surplus + 1) // 2, surplus // 2)
+    x = _filter_separably(x, kernel, pad=pad)
     return lax.conv_general_dilated(x, weight, (FACTOR, FACTOR), "VALID", dimension_numbers=LAYOUT)
 
 
 def upsample_conv(x: Array, weight: Array, kernel: Sequence[float]) -> Array:
-    """Transposed convolution of stride 2 with `weight` (H, W, in, out), followed by a FIR filter with gain 4."""
+    """Apply a transposed convolution of stride 2, then a filter with gain 4.
+
+    x is (B, H, W, in) and `weight` (h, w, in, out); returns (B, 2H, 2W, out).
+    """
     size = weight.shape[0]
     x = lax.conv_general_dilated(
         x,
@@ -61,10 +70,10 @@ def upsample_conv(x: Array, weight: Array, kernel: Sequence[float]) -> Array:
     )
     surplus = len(kernel) - FACTOR - (size - 1)
     pad = ((surplus + 1) // 2 + FACTOR - 1, surplus // 2 + 1)
-    return _separable(x, kernel, pad=pad, gain=FACTOR)
+    return _filter_separably(x, kernel, pad=pad, gain=FACTOR)
 
 
-def _separable(
+def _filter_separably(
     x: Array,
     kernel: Sequence[float],
     *,
@@ -73,6 +82,7 @@ def _separable(
     down: int = 1,
     gain: int | None = None,
 ) -> Array:
+    """Apply the 1-D filter along height and width; each pass has gain `gain`, by default `up`."""
     taps = np.asarray(kernel, np.float64)
     taps = taps / taps.sum() * (up if gain is None else gain)
     for axis in (1, 2):
@@ -83,24 +93,28 @@ def _separable(
 def _filter(
     x: Array, taps: np.ndarray, axis: int, pad: tuple[int, int], up: int, down: int
 ) -> Array:
-    """1-D upfirdn along `axis`: stuff `up - 1` zeros after each entry, pad, convolve with `taps`, keep every `down`-th.
+    """Apply 1-D upfirdn along `axis`.
 
-    A negative pad crops. Entry m of the result is sum_k flipped_taps[k] stuffed[m down + k - pad[0]], and stuffed[j] is
-    x[j / up] where up divides j and 0 elsewhere; so the entries m = p (mod up) form a phase that needs few of the taps.
+    It inserts `up - 1` zeros after each entry, pads, convolves with `taps` and keeps every
+    `down`-th entry. A negative pad crops. Entry m of the result is
+
+        sum_k flipped_taps[k] stuffed[m down + k - pad[0]],
+
+    where stuffed[j] is x[j / up] if up divides j, else 0. The entries m = p (mod up) form a phase,
+    which depends on few of the taps.
     """
-    flipped, length = taps[::-1], x.shape[axis]
-    out_length = (length * up + sum(pad) - len(taps)) // down + 1
+    flipped = taps[::-1]
+    out_length = (x.shape[axis] * up + sum(pad) - len(taps)) // down + 1
     phases = []
     for phase in range(up):
         first = phase * down - pad[0]
-        used = [(k, (first + k) // up) for k in range(len(taps)) if (first + k) % up == 0]
         count = -(-(out_length - phase) // up)
-        phases.append(
-            sum(
-                flipped[k].astype(x.dtype) * _slice(x, axis, start, count, down)
-                for k, start in used
-            )
+        used = [k for k in range(len(taps)) if (first + k) % up == 0]
+        terms = (
+            flipped[k].astype(x.dtype) * _slice(x, axis, (first + k) // up, count, down)
+            for k in used
         )
+        phases.append(sum(terms))
     if up == 1:
         return phases[0]
     shape = (*x.shape[:axis], out_length, *x.shape[axis + 1 :])
@@ -108,9 +122,10 @@ def _filter(
 
 
 def _slice(x: Array, axis: int, start: int, count: int, stride: int) -> Array:
-    """x[start], x[start + stride], ... (`count` entries) along `axis`, with zeros beyond both ends."""
+    """Return `count` entries x[start], x[start + stride], ... along `axis`; 0 beyond the ends."""
     stop = start + (count - 1) * stride + 1
-    before, after = max(0, -start), max(0, stop - x.shape[axis])
+    before = max(0, -start)
+    after = max(0, stop - x.shape[axis])
     if before or after:
         widths = [(0, 0)] * x.ndim
         widths[axis] = (before, after)

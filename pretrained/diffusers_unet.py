@@ -11,7 +11,7 @@ import safetensors.numpy
 from flax import nnx
 
 from errors import InputError
-from models import ddpm, layers, ncsnpp
+from models import blocks, ddpm, layers, ncsnpp
 from models.building import Params
 from pretrained.diffusers_config import check_unet
 from pretrained.parameter_names import (
@@ -56,10 +56,10 @@ DDPM_MIDDLE = {
     ("mid", 2): "mid_block.resnets.1",
 }
 DDPM_CLASSES = {
-    layers.ResnetBlockDDPMpp: "resnets",
-    layers.AttnBlockpp: "attentions",
-    layers.Downsample: "downsamplers",
-    layers.Upsample: "upsamplers",
+    blocks.ResnetBlockDDPMpp: "resnets",
+    blocks.AttnBlockpp: "attentions",
+    blocks.Downsample: "downsamplers",
+    blocks.Upsample: "upsamplers",
 }
 INNER_LAYERS = {  # Layers inside an outermost one. Files from before 2023 have the second names.
     "temb": ("time_emb_proj",),
@@ -161,9 +161,9 @@ def _ddpm_blocks(network: ddpm.DDPM) -> Iterator[tuple[Path, str]]:
         for i, steps in enumerate(getattr(network, side)):
             for k, layer in enumerate(steps):
                 kind = next(name for cls, name in DDPM_CLASSES.items() if isinstance(layer, cls))
-                number = 0 if isinstance(layer, layers.Resampler) else block
+                number = 0 if isinstance(layer, blocks.Resampler) else block
                 yield (side, i, k), f"{side}_blocks.{level}.{kind}.{number}"
-            if isinstance(steps[-1], layers.Resampler):
+            if isinstance(steps[-1], blocks.Resampler):
                 level, block = level + 1, 0
             else:
                 block += 1

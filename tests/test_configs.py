@@ -161,7 +161,7 @@ def network_options(config: ml_collections.ConfigDict) -> dict:
     shape = {"image_size": config.data.image_size, "num_channels": config.data.num_channels}
     return {
         "name": config.model.name,
-        **factory.matching(NETWORKS[config.model.name], config.model),
+        **NETWORKS[config.model.name].arguments(config.model),
         **shape,
     }
 

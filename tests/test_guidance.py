@@ -287,7 +287,7 @@ def test_ddpm_has_class_embeddings():
     config = importlib.import_module("configs.vp.ddpm.cifar10").get_config()
     config.data.update(image_size=8, num_classes=4)
     config.model.update(nf=32, ch_mult=(1,), num_res_blocks=1)
-    network = building.as_built(
+    network = building.abstract_network(
         lambda: factory.make_network(default.complete(config), Rngs(jax.random.key(0)))
     )
     assert network.class_embedding.embedding.shape == (5, 128)

@@ -100,7 +100,7 @@ def test_outputs_of_torch_fidelity(tmp_path, seed):
 @pytest.mark.parametrize("size", [8, 299, 500])
 def test_interpolation(size, half_pixel):
     """Interpolation is exact for linear ramps, and symmetric if pixel centres are at 1/2."""
-    w = inception.interpolation(size, half_pixel)
+    w = inception.interpolation_weights(size, half_pixel)
     shift = 0.5 if half_pixel else 0
     positions = np.clip((np.arange(299) + shift) * size / 299 - shift, 0, size - 1)
     np.testing.assert_allclose(w.sum(1), 1, rtol=1e-6)

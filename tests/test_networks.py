@@ -1,6 +1,7 @@
-"""Networks against recorded official ones, resampling against scipy, and the options that no recording covers."""
+"""Networks against recorded official outputs, layers against JAX, Flax and scipy, the registry."""
 
 import functools
+import inspect
 import json
 
 import jax
@@ -11,14 +12,14 @@ import scipy.signal
 from flax import nnx, traverse_util
 
 from errors import InputError
-from models import NETWORKS, building, layers, resample
+from models import INERT_FIELDS, NETWORKS, building, layers, networks_supporting, resample
 from models.classifier import WideResnet
 from models.ncsnpp import NCSNpp
 from pretrained import flax_format, parameter_names, stored_parameters
 from sde_lib import VESDE
 from tests import reference
 
-# Two recordings whose own float32 is 3e-5 and 8e-5 away from the same network in float64.
+# Two recordings whose own float32 error is 3e-5 and 8e-5, measured against float64.
 ILL_CONDITIONED = ("ve_ncsn_cifar10_124", "ve_ncsn_celeba_5")
 
 
@@ -31,20 +32,25 @@ def compiled_score(folder):
 @pytest.mark.parametrize("kind", ["flax", "torch"])
 @pytest.mark.parametrize("folder", reference.folders())
 def test_recorded_networks(folder, kind):
-    """Official checkpoints, imported, against what the code that wrote them computed."""
-    trained, experiment = reference.trained(folder, kind), reference.experiment(folder)
-    score, model = compiled_score(folder), experiment.model
+    """Imported official checkpoints reproduce the outputs of the code that wrote them."""
+    trained = reference.trained(folder, kind)
+    experiment = reference.experiment(folder)
+    score = compiled_score(folder)
+    sde, model = experiment.sde, experiment.model
     io = np.load(reference.find(f"{folder}/io_{kind}.npz"))
-    x, t = io["x"].reshape(-1, *io["x"].shape[2:]), io["t"].reshape(-1)
-    raw, recorded = (io[name].reshape(x.shape) for name in ("raw_ema", "score_ema"))
+    x = io["x"].reshape(-1, *io["x"].shape[2:])
+    t = io["t"].reshape(-1)
+    raw = io["raw_ema"].reshape(x.shape)
+    recorded = io["score_ema"].reshape(x.shape)
     labels = model.label(t)
     assert labels.dtype.kind == io["labels"].dtype.kind
     np.testing.assert_allclose(labels, io["labels"].reshape(-1), rtol=3e-7)
     ours = np.concatenate([score(trained.ema, *pair) for pair in zip(io["x"], io["t"])])
     bound = 1e-4 if folder in ILL_CONDITIONED else 1e-5
-    # The network itself: with our std, which is right where the official float32 one cancels (see test_sde_lib).
+    # The score with our std, since the official float32 std loses precision to cancellation at
+    # small t (see test_sde_lib).
     std = np.asarray(model.marginal(t)[1], np.float64)[:, None, None, None]
-    exact = raw if isinstance(model.sde, VESDE) else -raw / std
+    exact = raw if isinstance(sde, VESDE) else -raw / std
     assert reference.image_error(ours, exact) < bound
     fine = t > 0.04
     assert reference.image_error(ours[fine], recorded[fine]) < max(bound, 2e-5)
@@ -56,31 +62,86 @@ def test_recorded_networks(folder, kind):
 def test_recorded_classifier():
     folder = reference.find("classifier_wideresnet")
     options = json.loads((folder / "config.json").read_text())["hyper_parameters"]
-    network = building.as_built(lambda: WideResnet(**options, rngs=nnx.Rngs(0)))
+    network = building.abstract_network(lambda: WideResnet(**options, rngs=nnx.Rngs(0)))
     tensors = traverse_util.flatten_dict(flax_format.load(folder / "checkpoint_flax"), sep="/")
     layout = parameter_names.flax_layout(network)
     params = stored_parameters.load_params(layout, tensors, "checkpoint_flax")
-    graph, io = nnx.split(network, nnx.Param)[0], np.load(folder / "io.npz")
-    logits = lambda x: nnx.merge(graph, params)(x, io["sigma"])
-    np.testing.assert_allclose(
-        jax.jit(logits)(io["x"]), io["logits_no_preprocess"], rtol=1e-5, atol=1e-5
-    )
+    graph = nnx.split(network, nnx.Param)[0]
+    io = np.load(folder / "io.npz")
+
+    @jax.jit
+    def logits(x):
+        return nnx.merge(graph, params)(x, io["sigma"])
+
+    tolerance = {"rtol": 1e-5, "atol": 1e-5}
+    np.testing.assert_allclose(logits(io["x"]), io["logits_no_preprocess"], **tolerance)
     mean = np.array([0.49139968, 0.48215841, 0.44653091], np.float32)  # Of CIFAR-10's pixels.
     std = np.array([0.24703223, 0.24348513, 0.26158784], np.float32)
-    np.testing.assert_allclose(
-        jax.jit(logits)((io["x"] - mean) / std), io["logits"], rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(logits((io["x"] - mean) / std), io["logits"], **tolerance)
 
 
-# --- resampling -------------------------------------------------------------------------------------------------------
+# --- layers ---
+
+
+def test_derivatives_of_swish():
+    """First to third derivatives equal JAX's, in forward and reverse mode, and in bfloat16."""
+    x = jnp.linspace(-20, 20, 401)
+
+    def jvp(function):
+        return jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
+
+    def derivative(function):
+        def pull_back(x):
+            return jax.vjp(function, x)[1](jnp.ones_like(x))[0]
+
+        return pull_back
+
+    ours, expected = layers.swish, jax.nn.swish
+    for _ in range(3):
+        np.testing.assert_allclose(jvp(ours), jvp(expected), rtol=1e-5, atol=1e-6)
+        ours, expected = derivative(ours), derivative(expected)
+        np.testing.assert_allclose(ours(x), expected(x), rtol=1e-5, atol=1e-6)
+    half = x.astype(jnp.bfloat16)
+    rounded = derivative(layers.swish)(half).astype(jnp.float32)
+    exact = derivative(jax.nn.swish)(half.astype(jnp.float32))
+    np.testing.assert_allclose(rounded, exact, rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (24,), (3, 24)])
+def test_group_normalization(shape):
+    """Values and gradients equal those of Flax's layer on x + shift, also for shifts of 10 std."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 8, 8, 24)).astype(np.float32)
+    shift = 10 * rng.normal(size=shape).astype(np.float32)
+    ours = layers.GroupNorm(24)
+    flax_norm = nnx.GroupNorm(24, num_groups=6, epsilon=1e-6, rngs=nnx.Rngs(0))
+    scale, bias, weights = (rng.normal(size=size).astype(np.float32) for size in (24, 24, x.shape))
+    for norm in (ours, flax_norm):
+        norm.scale[...] = scale
+        norm.bias[...] = bias
+
+    def expected(x, shift):
+        return flax_norm(x + (shift if shift.ndim < 2 else shift[:, None, None]))
+
+    def gradients(function):
+        return jax.grad(lambda *args: (weights * function(*args)).sum(), (0, 1))(x, shift)
+
+    np.testing.assert_allclose(ours(x, shift), expected(x, shift), atol=2e-5)
+    for grad, expected_grad in zip(gradients(ours), gradients(expected)):
+        atol = 2e-4 * np.abs(expected_grad).max() + 1e-4
+        np.testing.assert_allclose(grad, expected_grad, atol=atol)
+
+
+# --- resampling ---
 
 
 def upfirdn(x, kernel, up, down, pad):
-    """Both axes by scipy, which pads with zeros; then crop or pad to upfirdn's convention."""
+    """Apply upfirdn2d with scipy, along both axes."""
     for axis in (1, 2):
         length = x.shape[axis] * up
         x = scipy.signal.upfirdn(kernel, x, up=up, axis=axis)
-        # scipy starts as with a pad of len(kernel) - 1 before; upfirdn2d pads by `pad` and keeps valid entries.
+        # scipy pads with len(kernel) - 1 zeros before x; upfirdn2d pads with `pad` and keeps valid
+        # entries.
         start = len(kernel) - 1 - pad[0]
         stop = start + length + sum(pad) - len(kernel) + 1
         width = [(0, 0)] * x.ndim
@@ -89,90 +150,50 @@ def upfirdn(x, kernel, up, down, pad):
     return x
 
 
-def test_derivatives_of_swish():
-    """JAX's, by both modes; in bfloat16 to its rounding, also where they are small."""
-    x = jnp.linspace(-20, 20, 401)
-    ours, theirs = layers.swish, jax.nn.swish
-    for _ in range(3):
-        rates = [jax.jvp(f, (x,), (jnp.ones_like(x),))[1] for f in (ours, theirs)]
-        np.testing.assert_allclose(*rates, rtol=1e-5, atol=1e-6)
-        ours, theirs = (
-            lambda x, f=f: jax.vjp(f, x)[1](jnp.ones_like(x))[0] for f in (ours, theirs)
-        )
-        np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
-    half = jax.vjp(layers.swish, x.astype(jnp.bfloat16))[1](jnp.ones_like(x, jnp.bfloat16))[0]
-    exact = jax.vjp(jax.nn.swish, x.astype(jnp.bfloat16).astype(jnp.float32))[1](jnp.ones_like(x))[
-        0
-    ]
-    np.testing.assert_allclose(half.astype(jnp.float32), exact, rtol=2**-7, atol=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(), (24,), (3, 24)])
-def test_group_normalization(shape):
-    """Flax's layer on the sum that ours is spared, values and gradients; shifts of ten standard deviations included."""
-    rng = np.random.default_rng(0)
-    x, shift = (
-        rng.normal(size=(3, 8, 8, 24)).astype(np.float32),
-        10 * rng.normal(size=shape).astype(np.float32),
-    )
-    ours = layers.GroupNorm(24)
-    theirs = nnx.GroupNorm(24, num_groups=6, epsilon=1e-6, rngs=nnx.Rngs(0))
-    scale, bias, weights = (rng.normal(size=size).astype(np.float32) for size in (24, 24, x.shape))
-    for norm in (ours, theirs):
-        norm.scale[...], norm.bias[...] = scale, bias
-    summed = lambda x, shift: theirs(x + (shift if shift.ndim < 2 else shift[:, None, None]))
-    np.testing.assert_allclose(ours(x, shift), summed(x, shift), atol=2e-5)
-    grads = [
-        jax.grad(lambda *args, f=f: (weights * f(*args)).sum(), (0, 1))(x, shift)
-        for f in (ours, summed)
-    ]
-    for mine, flax in zip(*grads):
-        np.testing.assert_allclose(mine, flax, atol=2e-4 * np.abs(flax).max() + 1e-4)
-
-
 @pytest.mark.parametrize("kernel", [(1, 3, 3, 1), (1, 2, 4, 1), (1, 1), (1, 4, 6, 4, 1)])
 def test_fir_resampling_is_upfirdn(kernel):
     x = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)
-    taps, p = np.array(kernel) / sum(kernel), len(kernel) - 2
-    up = upfirdn(x, 2 * taps, 2, 1, ((p + 1) // 2 + 1, p // 2))
+    taps = np.array(kernel) / sum(kernel)
+    surplus = len(kernel) - 2
+    up = upfirdn(x, 2 * taps, 2, 1, ((surplus + 1) // 2 + 1, surplus // 2))
     np.testing.assert_allclose(resample.upsample_fir(x, kernel), up, atol=1e-5)
-    down = upfirdn(x, taps, 1, 2, ((p + 1) // 2, p // 2))
+    down = upfirdn(x, taps, 1, 2, ((surplus + 1) // 2, surplus // 2))
     np.testing.assert_allclose(resample.downsample_fir(x, kernel), down, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", [(1, 3, 3, 1), (1, 2, 4, 1)])
-def test_convolutions_joined_with_fir_resampling(kernel):
-    """Down: filter, then strided convolution. Up: transposed convolution, then filter (StyleGAN2)."""
+def test_convolutions_merged_with_fir_resampling(kernel):
+    """Down: filter, strided convolution. Up: transposed convolution, filter (StyleGAN2)."""
     rng = np.random.default_rng(0)
-    x, w = (
-        rng.normal(size=(1, 8, 8, 2)).astype(np.float32),
-        rng.normal(size=(3, 3, 2, 4)).astype(np.float32),
-    )
-    taps, p = np.array(kernel) / sum(kernel), len(kernel) - 2
+    x = rng.normal(size=(1, 8, 8, 2)).astype(np.float32)
+    weight = rng.normal(size=(3, 3, 2, 4)).astype(np.float32)
+    taps = np.array(kernel) / sum(kernel)
+    surplus = len(kernel) - 2
 
     def correlate(image):
-        planes = [
-            [scipy.signal.correlate2d(image[..., i], w[..., i, o], "valid") for i in range(2)]
-            for o in range(4)
-        ]
-        return np.stack([sum(plane) for plane in planes], -1)
+        planes = []
+        for o in range(4):
+            terms = [
+                scipy.signal.correlate2d(image[..., i], weight[..., i, o], "valid")
+                for i in range(2)
+            ]
+            planes.append(sum(terms))
+        return np.stack(planes, -1)
 
-    filtered = upfirdn(x, taps, 1, 1, ((p + 3) // 2, (p + 2) // 2))
-    np.testing.assert_allclose(
-        resample.downsample_conv(x, w, kernel)[0],
-        correlate(filtered[0])[::2, ::2],
-        rtol=1e-4,
-        atol=1e-4,
-    )
+    filtered = upfirdn(x, taps, 1, 1, ((surplus + 3) // 2, (surplus + 2) // 2))
+    down = resample.downsample_conv(x, weight, kernel)
+    expected = correlate(filtered[0])[::2, ::2]
+    np.testing.assert_allclose(down[0], expected, rtol=1e-4, atol=1e-4)
     stuffed = np.zeros((19, 19, 2), np.float32)
     stuffed[2:17:2, 2:17:2] = x[0]
-    up = upfirdn(correlate(stuffed)[None], 2 * taps, 1, 1, ((p - 1) // 2 + 1, (p - 2) // 2 + 1))
-    ours = resample.upsample_conv(x, w, kernel)
-    assert ours.shape == (1, 16, 16, 4)
-    np.testing.assert_allclose(ours, up, rtol=1e-4, atol=1e-4)
+    pad = ((surplus - 1) // 2 + 1, (surplus - 2) // 2 + 1)
+    expected = upfirdn(correlate(stuffed)[None], 2 * taps, 1, 1, pad)
+    up = resample.upsample_conv(x, weight, kernel)
+    assert up.shape == (1, 16, 16, 4)
+    np.testing.assert_allclose(up, expected, rtol=1e-4, atol=1e-4)
 
 
-# --- options that no recording covers ---------------------------------------------------------------------------------
+# --- options that no recording covers ---
 
 SMALL = {
     "image_size": 8,
@@ -198,25 +219,29 @@ SMALL = {
     ],
 )
 def test_options_use_all_their_parameters(progressive, progressive_input, combine, blocks, fir):
-    """Shapes fit, and every parameter but those of attention keys, to which softmax is blind, moves the output."""
+    """Shapes fit, and the output depends on all parameters.
+
+    The biases of attention keys are an exception, because softmax is invariant to them.
+    """
     options = {
         "progressive": progressive,
         "progressive_input": progressive_input,
         "progressive_combine": combine,
+        "resblock_type": blocks,
     }
-    make = functools.partial(
-        NCSNpp, **SMALL, **options, resblock_type=blocks, init_scale=1.0, fir=fir
-    )
-    graph, params = nnx.split(make(rngs=nnx.Rngs(0)), nnx.Param)
+    network = NCSNpp(**SMALL, **options, init_scale=1.0, fir=fir, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(network, nnx.Param)
     x, label = jax.random.normal(jax.random.key(0), (2, 8, 8, 2)), jnp.array([3.0, 500.0])
-    out = lambda params: nnx.merge(graph, params)(x, label)
-    assert jax.eval_shape(out, params).shape == x.shape
-    grads = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(out(params)))))(params)
-    unused = [
-        path
-        for path, g in nnx.to_flat_state(grads)
-        if not np.abs(g[...]).max() > 0 and "key" not in path
-    ]
+
+    def output(params):
+        return nnx.merge(graph, params)(x, label)
+
+    assert jax.eval_shape(output, params).shape == x.shape
+    grads = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(output(params)))))(params)
+    unused = []
+    for path, grad in nnx.to_flat_state(grads):
+        if not np.abs(grad[...]).max() > 0 and "key" not in path:
+            unused.append(path)
     assert not unused
 
 
@@ -228,36 +253,84 @@ def test_dropout_and_conditioning():
     assert np.array_equal(noisy[0], noisy[1])
     assert not np.allclose(noisy[0], noisy[2])
     assert not np.allclose(network(x, label), network(x, label[::-1]))
-    blind = NCSNpp(**SMALL, conditional=False, init_scale=1.0, rngs=nnx.Rngs(0))
-    assert np.array_equal(blind(x, label), blind(x, label[::-1]))
+    unconditional = NCSNpp(**SMALL, conditional=False, init_scale=1.0, rngs=nnx.Rngs(0))
+    assert np.array_equal(unconditional(x, label), unconditional(x, label[::-1]))
 
 
-def test_a_fresh_network_outputs_nearly_nothing():
-    """init_scale = 0: the last layer of every branch starts near 0 (Appendix H, after Ho et al. 2020)."""
+def test_a_new_network_outputs_nearly_zero():
+    """With init_scale = 0, the last layer of every branch starts near 0 (Appendix H; Ho et al.)."""
     network = NCSNpp(**SMALL, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 2))
     assert np.abs(network(x, jnp.array([3.0, 500.0]))).max() < 1e-3
 
 
+# --- the registry and invalid values ---
+
+OPTIONS = {
+    "nf": 32,
+    "ch_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attn_resolutions": (),
+    "num_scales": 10,
+}
+
+
 @pytest.mark.parametrize("name", NETWORKS)
-def test_image_sizes_that_cannot_be_halved_are_refused(name):
-    options = {"image_size": 9, "num_channels": 3, "nf": 32, "ch_mult": (1, 2), "num_res_blocks": 1}
-    extra = {"attn_resolutions": (), "num_scales": 10}
-    known = NETWORKS[name].__init__.__annotations__
-    with pytest.raises(
-        InputError, match=r"data.image_size = 9 cannot be halved .* use a multiple of"
-    ):
-        NETWORKS[name](
-            **{k: v for k, v in (options | extra).items() if k in known}, rngs=nnx.Rngs(0)
-        )
+def test_declared_fields_are_the_arguments(name):
+    network = NETWORKS[name]
+    declared = {"image_size", "num_channels", "rngs", *network.fields}
+    if network.class_conditional:
+        declared.add("classes")
+    if network.remat:
+        declared.add("remat")
+    assert inspect.signature(network.build).parameters.keys() == declared
 
 
-def test_unknown_options_are_refused_with_the_known_ones():
-    with pytest.raises(
-        InputError, match="model.resblock_type = 'vgg' is unknown; known: biggan, ddpm"
-    ):
-        NCSNpp(**SMALL, resblock_type="vgg", rngs=nnx.Rngs(0))
-    with pytest.raises(
-        InputError, match="model.nonlinearity = 'gelu' is unknown; known: elu, lrelu, relu, swish"
-    ):
-        NCSNpp(**SMALL, nonlinearity="gelu", rngs=nnx.Rngs(0))
+def test_capabilities():
+    for capability in ("class_conditional", "remat", "bfloat16"):
+        assert networks_supporting(capability) == ["ncsnpp", "ddpm"]
+
+
+def test_inert_fields_are_the_official_fields_that_networks_do_not_read():
+    """`general` holds the fields that code outside of networks reads."""
+    general = {"name", "ema_rate", "scale_by_sigma", "num_scales"}
+    general |= {"sigma_min", "sigma_max", "beta_min", "beta_max"}
+    unread = {"num_classes"}  # No official config sets it; the official NCSN reads it.
+    for config in reference.notes("official_configs").values():
+        model = config["model"]
+        unread |= model.keys() - set(NETWORKS[model["name"]].fields) - general
+    assert INERT_FIELDS.keys() == unread
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_image_sizes(name):
+    """A network can be built for exactly the multiples of `size_multiple`."""
+    network = NETWORKS[name]
+    multiple = network.size_multiple(OPTIONS)
+    arguments = {"num_channels": 3, **network.arguments(OPTIONS)}
+
+    def build(image_size):
+        return network.build(image_size=image_size, **arguments, rngs=nnx.Rngs(0))
+
+    building.abstract_network(lambda: build(multiple))
+    message = f"data.image_size = {multiple + 1} cannot be halved .* use a multiple of {multiple}"
+    with pytest.raises(InputError, match=message):
+        build(multiple + 1)
+    if multiple > 2:
+        with pytest.raises(InputError, match="cannot be halved"):
+            build(multiple // 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resblock_type": "vgg"}, "model.resblock_type = 'vgg' is unknown; known: biggan, ddpm"),
+        (
+            {"nonlinearity": "gelu"},
+            "model.nonlinearity = 'gelu' is unknown; known: elu, lrelu, relu, swish",
+        ),
+    ],
+)
+def test_unknown_options_are_rejected(options, message):
+    with pytest.raises(InputError, match=message):
+        NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""What saves time and memory in training: bfloat16, rematerialisation, accumulation, and dropout from cheap bits."""
+"""Options that save time or memory: bfloat16, rematerialization, accumulation, hashed dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,13 @@ from models.layers import Rngs, dropout
 from tests import tiny
 from tests.test_training import run
 
-PROGRAMS = Jaxpr, ClosedJaxpr
-KINDS = {
+JAXPRS = Jaxpr, ClosedJaxpr
+NETWORK_CHANGES = {
     "NCSN++": {
         "model.embedding_type": "fourier",
         "training.sde": "vesde",
         "model.fir": True,
         "model.ch_mult": (1, 1),
-    }
-    | {
         "model.progressive": "output_skip",
         "model.progressive_input": "residual",
         "model.attn_resolutions": (4,),
@@ -36,53 +34,54 @@ KINDS = {
 }
 
 
-def score_of(kind: str, **changes):
-    """The score function (params, x, t) of a tiny network, random parameters, and images with their times."""
-    experiment = Experiment(tiny.config(**KINDS[kind] | changes), jax.devices()[:1])
+def build_score(kind: str, **changes):
+    """Return the score (params, x) of a tiny network, random parameters, and images."""
+    experiment = Experiment(tiny.config(**NETWORK_CHANGES[kind] | changes), jax.devices()[:1])
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda a: 0.2 * rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params
     )
-    x, t = (
-        jax.random.normal(jax.random.key(0), (4, *experiment.image_shape)),
-        jnp.array([0.1, 0.3, 0.6, 0.9]),
-    )
-    return lambda params, x, rngs=None: experiment.score(params, rngs)(x, t), params, x
+    x = jax.random.normal(jax.random.key(0), (4, *experiment.image_shape))
+    t = jnp.array([0.1, 0.3, 0.6, 0.9])
+
+    def score(params, x, rngs=None):
+        return experiment.score(params, rngs)(x, t)
+
+    return score, params, x
 
 
 def equations(jaxpr):
-    """All equations of a program, those of inner programs too."""
+    """Iterate over all equations of a program, including those of inner programs."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: isinstance(x, PROGRAMS)
-        ):
-            if isinstance(inner, PROGRAMS):
+        values = list(equation.params.values())
+        for inner in jax.tree.leaves(values, is_leaf=lambda value: isinstance(value, JAXPRS)):
+            if isinstance(inner, JAXPRS):
                 yield from equations(getattr(inner, "jaxpr", inner))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NETWORK_CHANGES)
 def test_bfloat16(kind):
-    """All convolutions are bfloat16's, scores and gradients float32's, and close."""
-    results = {}
+    """All convolutions are in bfloat16; scores and gradients are float32 and close to float32's."""
+    results = []
     for dtype in ("float32", "bfloat16"):
-        score, params, x = score_of(kind, **{"model.dtype": dtype})
-        of_square = jax.value_and_grad(
-            lambda params, score=score, x=x: jnp.square(score(params, x)).mean()
-        )
-        program = jax.make_jaxpr(of_square)(params).jaxpr
-        convolutions = [e for e in equations(program) if e.primitive.name == "conv_general_dilated"]
-        used = {
-            variable.aval.dtype.name for equation in convolutions for variable in equation.invars
-        }
+        score, params, x = build_score(kind, **{"model.dtype": dtype})
+
+        def mean_square(params, score=score, x=x):
+            return jnp.square(score(params, x)).mean()
+
+        value_and_grad = jax.value_and_grad(mean_square)
+        program = jax.make_jaxpr(value_and_grad)(params).jaxpr
+        used = set()
+        for equation in equations(program):
+            if equation.primitive.name == "conv_general_dilated":
+                used |= {variable.aval.dtype.name for variable in equation.invars}
         assert used == {dtype}
-        results[dtype] = jax.jit(score)(params, x), *jax.jit(of_square)(params)
-        assert {leaf.dtype.name for leaf in jax.tree.leaves(results[dtype])} == {"float32"}
-    flat = [
-        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(result)])
-        for result in results.values()
-    ]
-    assert 0 < np.linalg.norm(flat[0] - flat[1]) < 0.05 * np.linalg.norm(flat[0])
+        leaves = jax.tree.leaves((jax.jit(score)(params, x), jax.jit(value_and_grad)(params)))
+        assert {leaf.dtype.name for leaf in leaves} == {"float32"}
+        results.append(np.concatenate([np.ravel(leaf) for leaf in leaves]))
+    exact, rounded = results
+    assert 0 < np.linalg.norm(exact - rounded) < 0.05 * np.linalg.norm(exact)
 
 
 def test_training_in_bfloat16():
@@ -93,32 +92,35 @@ def test_training_in_bfloat16():
     assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.ema))} == {"float32"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_rematerialisation(kind):
-    """It keeps less for the gradient, which stays the same, dropout included."""
-    grads, kept = [], []
+@pytest.mark.parametrize("kind", NETWORK_CHANGES)
+def test_rematerialization(kind):
+    """The backward pass stores less, and the gradient stays the same, including dropout."""
+    grads, stored = [], []
     for remat in (False, True):
-        score, params, x = score_of(
-            kind, **{"training.remat": remat, "model.ch_mult": (1,), "model.num_res_blocks": 2}
-        )
-        noisy = lambda params, score=score, x=x: jnp.square(
-            score(params, x, Rngs(jax.random.key(1)))
-        ).mean()
-        grads.append(jax.jit(jax.grad(noisy))(params))
-        pull_back = jax.eval_shape(lambda params, noisy=noisy: jax.vjp(noisy, params)[1], params)
-        kept.append(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(pull_back)))
+        changes = {"training.remat": remat, "model.ch_mult": (1,), "model.num_res_blocks": 2}
+        score, params, x = build_score(kind, **changes)
+
+        def mean_square(params, score=score, x=x):
+            return jnp.square(score(params, x, Rngs(jax.random.key(1)))).mean()
+
+        def pull_back(params, function=mean_square):
+            return jax.vjp(function, params)[1]
+
+        grads.append(jax.jit(jax.grad(mean_square))(params))
+        residuals = jax.tree.leaves(jax.eval_shape(pull_back, params))
+        stored.append(sum(leaf.size * leaf.dtype.itemsize for leaf in residuals))
     for a, b in zip(*map(jax.tree.leaves, grads)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     parameters = sum(4 * leaf.size for leaf in jax.tree.leaves(params))
-    assert kept[1] - parameters < 0.5 * (kept[0] - parameters)
+    assert stored[1] - parameters < 0.5 * (stored[0] - parameters)
 
 
 def test_accumulation_changes_rounding_only():
     changes = {"training.n_iters": 3, "model.dropout": 0.0}
-    curves = [
-        run(tiny.config(**changes, **{"training.accumulate": count}), jax.devices()[:devices])[0]
-        for count, devices in ((1, 1), (4, 1), (2, 2))
-    ]
+    curves = []
+    for count, devices in ((1, 1), (4, 1), (2, 2)):
+        config = tiny.config(**changes, **{"training.accumulate": count})
+        curves.append(run(config, jax.devices()[:devices])[0])
     for curve in curves[1:]:
         np.testing.assert_allclose(curve, curves[0], rtol=2e-6)
 
@@ -138,49 +140,57 @@ def test_accumulation_changes_rounding_only():
         ({"model.dropout": 1.0}, "model.dropout = 1.0 must be at least 0 and less than 1"),
     ],
 )
-def test_bad_values(changes, message):
+def test_invalid_values(changes, message):
     with pytest.raises(InputError, match=message):
         Experiment(tiny.config(**changes))
 
 
 @pytest.mark.parametrize("changes", [{"model.dtype": "bfloat16"}, {"training.remat": True}])
-def test_networks_that_know_neither_are_refused(changes):
-    with pytest.raises(
-        InputError, match=r"needs model.name in \['ncsnpp', 'ddpm'\], not 'ncsnv2_64'"
-    ):
+def test_networks_without_the_capability_are_rejected(changes):
+    message = r"needs model.name in \['ncsnpp', 'ddpm'\], not 'ncsnv2_64'"
+    with pytest.raises(InputError, match=message):
         Experiment(tiny.config("ve.ncsnv2.cifar10", **changes, **{"data.dataset": "noise"}))
 
 
-def masks(count: int, shape: tuple[int, ...], rate: float) -> np.ndarray:
+def dropout_masks(count: int, shape: tuple[int, ...], rate: float) -> np.ndarray:
+    """Return dropout of ones for `count` keys: (count, *shape)."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(count))
-    return np.asarray(jax.jit(jax.vmap(lambda key: dropout(key, jnp.ones(shape), rate)))(keys))
+
+    @jax.jit
+    @jax.vmap
+    def drop(key):
+        return dropout(key, jnp.ones(shape), rate)
+
+    return np.asarray(drop(keys))
 
 
-def test_dropout_keeps_the_right_share_and_the_mean():
-    kept = masks(20, (16, 8, 8, 64), 0.1)
-    np.testing.assert_allclose(np.unique(kept), [0, 1 / 0.9], rtol=1e-6)
-    deviation = np.sqrt(0.1 / 0.9 / kept[0].size)
-    scores = (kept.reshape(20, -1).mean(1) - 1) / deviation
-    assert np.abs(scores).max() < 4
-    assert 0.5 < scores.std() < 1.6
+def test_dropout_keeps_the_expected_fraction_and_the_mean():
+    masks = dropout_masks(20, (16, 8, 8, 64), 0.1)
+    np.testing.assert_allclose(np.unique(masks), [0, 1 / 0.9], rtol=1e-6)
+    stderr = np.sqrt(0.1 / 0.9 / masks[0].size)
+    deviations = (masks.reshape(20, -1).mean(1) - 1) / stderr
+    assert np.abs(deviations).max() < 4
+    assert 0.5 < deviations.std() < 1.6
 
 
 def test_dropout_bits_are_independent():
-    """Of the next entries along every axis, of those of other keys, and of the same entries' bits in other places."""
-    kept = masks(32, (16, 8, 8, 64), 0.5) - 1
-    assert np.abs(kept).max() == 1
-    pairs = {f"axis {axis}": (np.roll(kept, 1, axis) * kept) for axis in range(5)}
-    pairs["half an image"] = np.roll(kept, 32, 4) * kept
+    """Bits are uncorrelated with neighbours along all axes, other keys and distant entries."""
+    bits = dropout_masks(32, (16, 8, 8, 64), 0.5) - 1
+    assert np.abs(bits).max() == 1
+    pairs = {f"axis {axis}": (np.roll(bits, 1, axis) * bits) for axis in range(5)}
+    pairs["half of the channels"] = np.roll(bits, 32, 4) * bits
     for name, product in pairs.items():
         assert np.abs(product.mean()) < 4 / np.sqrt(product.size), name
-    rows = kept.reshape(-1, 8) > 0
+    rows = bits.reshape(-1, 8) > 0
     counts = np.bincount(rows @ (1 << np.arange(8)), minlength=256)
-    chi_square = np.square(counts - len(rows) / 256).sum() / (len(rows) / 256)
+    expected = len(rows) / 256
+    chi_square = np.square(counts - expected).sum() / expected
     assert np.abs(chi_square - 255) < 4 * np.sqrt(2 * 255)
 
 
-def test_dropout_does_not_know_the_devices():
-    mesh, x, key = sharding.make_mesh(jax.devices()), jnp.ones((8, 4, 4, 16)), jax.random.key(3)
+def test_dropout_does_not_depend_on_the_devices():
+    mesh = sharding.make_mesh(jax.devices())
+    x, key = jnp.ones((8, 4, 4, 16)), jax.random.key(3)
     drop = jax.jit(lambda x: dropout(key, x, 0.3), out_shardings=sharding.along_axis(mesh))
     split = drop(jax.device_put(x, sharding.along_axis(mesh)))
     assert split.sharding.spec == PartitionSpec("data")

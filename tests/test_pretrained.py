@@ -44,7 +44,7 @@ def official(name: str, folder: str = WITH_MOMENTS) -> str:
 
 def small_ncsnpp(**options) -> NCSNpp:
     """A small NCSN++ without parameter values."""
-    return building.as_built(lambda: NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0)))
+    return building.abstract_network(lambda: NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0)))
 
 
 # --- names ---

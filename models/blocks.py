@@ -1,0 +1,231 @@
+"""Blocks of the U-Nets: resampling, residual and attention blocks. Images are NHWC.
+
+Class names are those of the official code, because its checkpoints address parameters by them. All
+blocks take (x, temb, rngs), where `temb` is the embedding of noise level and class, (B, features)
+or None, and `rngs` provides keys for dropout or is None. Attention takes x alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from models import resample
+from models.layers import (
+    NIN,
+    Activation,
+    Conv1x1,
+    Conv2d,
+    GroupNorm,
+    Rngs,
+    conv3x3,
+    convolve,
+    dense,
+    dropout,
+    residual,
+)
+
+
+class AttnBlockpp(nnx.Module):
+    """Self-attention over pixels with one head and a residual connection.
+
+    It maps (B, H, W, C) to the same shape.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        skip_rescale: bool,
+        init_scale: float = 0.0,
+        num_groups: int | None = None,
+        rngs: Rngs,
+    ) -> None:
+        self.skip_rescale = skip_rescale
+        self.norm = GroupNorm(features, num_groups=num_groups)
+        self.query = NIN(features, features, rngs=rngs)
+        self.key = NIN(features, features, rngs=rngs)
+        self.value = NIN(features, features, rngs=rngs)
+        self.out = NIN(features, features, init_scale=init_scale, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        batch, height, width, channels = x.shape
+        h = self.norm(x).reshape(batch, height * width, 1, channels)
+        h = jax.nn.dot_product_attention(self.query(h), self.key(h), self.value(h))
+        return residual(x, self.out(h.reshape(x.shape)), self.skip_rescale)
+
+
+class Resampler(nnx.Module):
+    """Base class of `Upsample` and `Downsample`, which convolve or apply a FIR filter if requested.
+
+    One layer, `Conv2d`, performs both. Subclasses accept the arguments
+    of a residual block, so that either can be used, and ignore all but x.
+    """
+
+    up: bool
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int | None = None,
+        *,
+        with_conv: bool = False,
+        fir: bool = False,
+        fir_kernel: Sequence[float] = (1, 3, 3, 1),
+        rngs: Rngs,
+    ) -> None:
+        features = features or in_features
+        self.fir = fir
+        self.fir_kernel = tuple(fir_kernel)
+        if not with_conv:
+            self.conv = None
+        elif fir:
+            self.conv = Conv2d(in_features, features, fir_kernel, self.up, rngs=rngs)
+        else:
+            self.conv = conv3x3(in_features, features, stride=1 if self.up else 2, rngs=rngs)
+
+
+class Upsample(Resampler):
+    """Double height and width: (B, H, W, in) -> (B, 2H, 2W, features)."""
+
+    up = True
+
+    def __call__(self, x: Array, temb: Array | None = None, rngs: Rngs | None = None) -> Array:
+        if not self.fir:
+            x = resample.upsample_nearest(x)
+        elif self.conv is None:
+            x = resample.upsample_fir(x, self.fir_kernel)
+        return x if self.conv is None else self.conv(x)
+
+
+class Downsample(Resampler):
+    """Halve height and width: (B, H, W, in) -> (B, H/2, W/2, features)."""
+
+    up = False
+
+    def __call__(self, x: Array, temb: Array | None = None, rngs: Rngs | None = None) -> Array:
+        if self.conv is not None:
+            return self.conv(x)
+        if self.fir:
+            return resample.downsample_fir(x, self.fir_kernel)
+        return resample.downsample_mean(x)
+
+
+class Combine(nnx.Module):
+    """Merge a progressive input x into features y: (B, H, W, in), (B, H, W, C) -> (B, H, W, D).
+
+    D is C for method "sum" and 2C for method "cat".
+    """
+
+    def __init__(self, in_features: int, features: int, method: str, *, rngs: Rngs) -> None:
+        self.method = method
+        self.conv = Conv1x1(in_features, features, rngs=rngs)
+
+    def __call__(self, x: Array, y: Array) -> Array:
+        h = self.conv(x)
+        return jnp.concatenate([h, y], -1) if self.method == "cat" else h + y
+
+
+class ResnetBlockDDPMpp(nnx.Module):
+    """DDPM's residual block, to which `temb` adds a bias: (B, H, W, in) -> (B, H, W, features).
+
+    With `remat` the backward pass recomputes activations from the block's input.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        temb_features: int | None,
+        *,
+        act: Activation,
+        dropout: float,
+        skip_rescale: bool = False,
+        init_scale: float = 0.0,
+        num_groups: int | None = None,
+        remat: bool = False,
+        rngs: Rngs,
+    ) -> None:
+        self.act = act
+        self.dropout = dropout
+        self.skip_rescale = skip_rescale
+        self.remat = remat
+        self.norm1 = GroupNorm(in_features, num_groups=num_groups)
+        self.conv1 = conv3x3(in_features, features, rngs=rngs)
+        self.temb = dense(temb_features, features, rngs=rngs) if temb_features else None
+        self.norm2 = GroupNorm(features, num_groups=num_groups)
+        self.conv2 = conv3x3(features, features, init_scale=init_scale, rngs=rngs)
+        self.shortcut = self.make_shortcut(in_features, features, rngs)
+
+    def make_shortcut(self, in_features: int, features: int, rngs: Rngs) -> nnx.Module | None:
+        """Return the layer that maps x to the shape of the residual, or None if none is needed."""
+        return NIN(in_features, features, rngs=rngs) if in_features != features else None
+
+    def resample(self, x: Array) -> Array:
+        """Change the resolution in both branches; this block keeps it."""
+        return x
+
+    def __call__(self, x: Array, temb: Array | None, rngs: Rngs | None = None) -> Array:
+        compute = jax.checkpoint(self._compute) if self.remat else self._compute
+        key = None if rngs is None else rngs.dropout()
+        return compute(x, temb, key)
+
+    def _compute(self, x: Array, temb: Array | None, key: Array | None) -> Array:
+        h = convolve(self.resample(self.act(self.norm1(x))), self.conv1.kernel[...])
+        # The normalization adds the bias of the convolution, so that the sum is not stored.
+        shift = self.conv1.bias[...]
+        if temb is not None:
+            shift = shift + self.temb(self.act(temb))
+        h = self.act(self.norm2(h, shift))
+        if key is not None and self.dropout:
+            h = dropout(key, h, self.dropout)
+        h = self.conv2(h)
+        x = self.resample(x)
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        return residual(x, h, self.skip_rescale)
+
+
+class ResnetBlockBigGANpp(ResnetBlockDDPMpp):
+    """BigGAN's residual block (Brock et al. 2019), which can also change the resolution.
+
+    `up` doubles it, `down` halves it; `fir` selects the FIR filter instead of pixels.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        temb_features: int | None,
+        *,
+        up: bool = False,
+        down: bool = False,
+        fir: bool = False,
+        fir_kernel: Sequence[float] = (1, 3, 3, 1),
+        **options,
+    ) -> None:
+        self.up = up
+        self.down = down
+        self.fir = fir
+        self.fir_kernel = tuple(fir_kernel)
+        super().__init__(in_features, features, temb_features, **options)
+
+    def make_shortcut(self, in_features: int, features: int, rngs: Rngs) -> nnx.Module | None:
+        if in_features != features or self.up or self.down:
+            return Conv1x1(in_features, features, rngs=rngs)
+        return None
+
+    def resample(self, x: Array) -> Array:
+        if self.up and self.fir:
+            return resample.upsample_fir(x, self.fir_kernel)
+        if self.up:
+            return resample.upsample_nearest(x)
+        if self.down and self.fir:
+            return resample.downsample_fir(x, self.fir_kernel)
+        if self.down:
+            return resample.downsample_mean(x)
+        return x

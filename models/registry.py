@@ -1,0 +1,106 @@
+"""The score networks: the fields of `config.model` that each one takes, and what it supports.
+
+To add a network, add an entry to NETWORKS. Nothing is inferred from constructor signatures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+
+from models.ddpm import DDPM
+from models.ncsnpp import NCSNpp
+from models.ncsnv2 import NCSN, NCSNv2, NCSNv2_128, NCSNv2_256
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network and its capabilities.
+
+    Attributes:
+      build: the constructor. Its keyword arguments are `image_size`, `num_channels`, `rngs` and the
+        values of `fields`; where supported, also `classes` and `remat`.
+      fields: the fields of `config.model` that are arguments of `build`, under the same names.
+      num_halvings: how often the network halves the resolution; None stands for
+        len(config.model.ch_mult) - 1.
+      class_conditional: `build` takes `classes` (`data.num_classes`).
+      remat: `build` takes `remat` (`training.remat`).
+      bfloat16: the network can compute in bfloat16 (`model.dtype`).
+    """
+
+    build: Callable[..., nnx.Module]
+    fields: tuple[str, ...]
+    num_halvings: int | None = None
+    class_conditional: bool = False
+    remat: bool = False
+    bfloat16: bool = False
+
+    def arguments(self, model: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `build` that `model`, which is `config.model`, contains."""
+        return {field: model[field] for field in self.fields if field in model}
+
+    def size_multiple(self, model: Mapping[str, Any]) -> int:
+        """Return the number of which `data.image_size` must be a multiple."""
+        if self.num_halvings is None:
+            return 2 ** (len(model["ch_mult"]) - 1)
+        return 2**self.num_halvings
+
+
+UNET_FIELDS = (
+    "nf",
+    "ch_mult",
+    "num_res_blocks",
+    "attn_resolutions",
+    "dropout",
+    "conditional",
+    "resamp_with_conv",
+    "nonlinearity",
+)
+NCSNPP_FIELDS = (
+    *UNET_FIELDS,
+    "embedding_type",
+    "fourier_scale",
+    "resblock_type",
+    "fir",
+    "fir_kernel",
+    "progressive",
+    "progressive_input",
+    "progressive_combine",
+    "skip_rescale",
+    "init_scale",
+)
+DDPM_FIELDS = (*UNET_FIELDS, "normalization", "attend_after_each_up_block")
+REFINENET_FIELDS = ("nf", "interpolation", "nonlinearity", "normalization")
+UNET_CAPABILITIES = {"class_conditional": True, "remat": True, "bfloat16": True}
+
+NETWORKS = {
+    "ncsnpp": Network(NCSNpp, NCSNPP_FIELDS, **UNET_CAPABILITIES),
+    "ddpm": Network(DDPM, DDPM_FIELDS, **UNET_CAPABILITIES),
+    "ncsn": Network(NCSN, (*REFINENET_FIELDS, "num_scales"), NCSN.num_halvings()),
+    "ncsnv2_64": Network(NCSNv2, REFINENET_FIELDS, NCSNv2.num_halvings()),
+    "ncsnv2_128": Network(NCSNv2_128, REFINENET_FIELDS, NCSNv2_128.num_halvings()),
+    "ncsnv2_256": Network(NCSNv2_256, REFINENET_FIELDS, NCSNv2_256.num_halvings()),
+}
+"""By `config.model.name`."""
+
+INERT_FIELDS = {
+    "attention_type": "Attention is always DDPM's, the only value in official configs.",
+    "conv_size": "Convolutions are always 3x3, the only value in official configs.",
+    "dropout": "NCSN and NCSNv2 have no dropout.",
+    "embedding_type": "DDPM's embedding is always positional; NCSN and NCSNv2 have none.",
+    "normalization": "NCSN++ always uses group normalization.",
+    "num_classes": "The official NCSN's name for num_scales, which NCSN reads here.",
+    "sigma_begin": "The highest noise level is sigma_max.",
+}
+"""Fields of `config.model` that official configs set for networks that do not read them, and why.
+
+Some of these fields are read by other networks: see `Network.fields`.
+"""
+
+
+def networks_supporting(capability: str) -> list[str]:
+    """Return the names of the networks with `capability`, the name of a boolean of `Network`."""
+    return [name for name, network in NETWORKS.items() if getattr(network, capability)]
