@@ -217,7 +217,7 @@ def prepare(config: ml_collections.ConfigDict) -> None:
     prepared = of_tfds(config)
     if prepared is None:
         raise InputError(
-            f"data.dataset = {config.dataset!r} is not a data set of TensorFlow Datasets; see "
+            f"data.dataset = {config.dataset!r} is not a set of TensorFlow Datasets; see "
             f"docs/data.md."
         )
     missing = [
