@@ -88,7 +88,7 @@ UNET_FAMILIES = {  # By model.name.
 
 def check_unet(path: pathlib.Path, described: Mapping[str, Any], config: Config) -> None:
     """Raise InputError, naming every wrong field, unless a config.json describes our network."""
-    expected, actual = unet_config(config), UNET_DEFAULTS | described
+    expected, actual = unet_config(config), {**UNET_DEFAULTS, **described}
     if expected["norm_num_groups"] is None:  # diffusers then selects the numbers as we do.
         widths = expected["block_out_channels"]
         selected = {layers.groups(widths[0]), layers.groups(widths[-1])}

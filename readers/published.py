@@ -56,7 +56,7 @@ PREPARED = {  # By data.dataset in lower case. LSUN depends on further fields.
 
 
 def of_tfds(config: ml_collections.ConfigDict) -> Prepared | None:
-    """Return the data set of TFDS that data.dataset names, or None if there is none."""
+    """Return the data set of TFDS that data.dataset names, or None if it is not in TFDS."""
     if config.dataset.lower() == "lsun":
         check_name(config.get("category", ""), LSUN_CATEGORIES, "data.category")
         resize = preprocessing.small_crop if config.image_size == 128 else preprocessing.crop_resize
@@ -217,7 +217,7 @@ def prepare(config: ml_collections.ConfigDict) -> None:
     prepared = of_tfds(config)
     if prepared is None:
         raise InputError(
-            f"data.dataset = {config.dataset!r} is not a data set of TensorFlow Datasets; see "
+            f"data.dataset = {config.dataset!r} is not a set of TensorFlow Datasets; see "
             f"docs/data.md."
         )
     missing = [

@@ -10,6 +10,7 @@ import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -107,7 +108,7 @@ BYTES_LIST, INT64_LIST = 1, 3
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5  # Wire types.
 
 
-def parse_example(record: bytes) -> dict[str, list[bytes] | list[int]]:
+def parse_example(record: bytes) -> dict[str, list[Any]]:
     """Return the features of a serialized tf.train.Example that are bytes or integers.
 
     Raises ValueError if the record is not a tf.train.Example.
@@ -145,7 +146,7 @@ def _integers(values: memoryview) -> list[int]:
     return [number - (number >> 63 << 64) for number in numbers]  # Two's complement.
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
     """Yield (number, value) of the fields of a message: varints as int, other types as bytes."""
     position = 0
     while position < len(message):

@@ -293,7 +293,7 @@ def test_labels_that_do_not_fit_are_errors(tmp_path):
 
 @pytest.mark.parametrize("centered", [True, False])
 def test_real_numbers(centered):
-    """The map to the range of the model has the slope log_scale and an inverse; no noise is added."""
+    """The map to the model has the slope log_scale and an inverse, and adds no noise."""
     data = tiny.config(**{"data.value_range": (-3.0, 5.0), "data.centered": centered}).data
     with pytest.raises(InputError, match="real numbers need no dequantization"):
         datasets.make_scaler(data)

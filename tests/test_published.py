@@ -262,7 +262,7 @@ def test_data_sets_of_all_official_experiments_have_a_reader(tmp_path, name, mon
 
 def test_requirements_of_preparation(monkeypatch):
     with pytest.raises(
-        InputError, match="'FFHQ' is not a data set of TensorFlow Datasets; see docs/data.md"
+        InputError, match="'FFHQ' is not a set of TensorFlow Datasets; see docs/data.md"
     ):
         published.prepare(data(dataset="FFHQ"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
