@@ -214,7 +214,7 @@ def predictor_corrector(
         index, step, frame_index = row
         step_keys = fold_in(keys, index)
 
-        def correct(i: Array, x: Array) -> Array:
+        def correct(i: int | Array, x: Array) -> Array:
             return corrector(fold_in(step_keys, i + 1), score, sde, x, step, snr=snr)[0]
 
         x = lax.fori_loop(0, n_steps_each, correct, x)

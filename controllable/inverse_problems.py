@@ -53,7 +53,7 @@ class Measurement:
     def residual(self, x: Array) -> Array:
         """Return the coefficients (B, ...) of U* (y - A x), 0 where nothing is measured."""
         operator = self.operator
-        c = operator.from_measured(self.y) - operator.singular_values * operator.to_basis(x)
+        c = operator.from_measured(self.y) - operator.to_basis(x) * operator.singular_values
         return jnp.where(operator.measured, c, 0)
 
     def enforce(self, x: Array) -> Array:
@@ -91,7 +91,7 @@ def pigdm(score: Score, sde: SDE, measurement: Measurement, *, prior_std: float 
         values = operator.singular_values
         r2 = expand(1 / (sde.noise_to_signal(t) ** -2 + prior_std**-2), residual)
         gain = values / jnp.where(operator.measured, r2 * values**2 + noise_var, 1)
-        return s + pull_back(operator.from_basis(gain * residual))[0]
+        return s + pull_back(operator.from_basis(residual * gain))[0]
 
     return jax.tree_util.Partial(guided, measurement)
 
@@ -136,7 +136,7 @@ def conjugate_gradients(apply: Callable[[Array], Array], b: Array, iterations: i
         quotient = numerator / jnp.where(active, denominator, 1)
         return expand(jnp.where(active, quotient, 0), b)
 
-    def iteration(_: int, carry: tuple) -> tuple:
+    def iteration(_: int | Array, carry: tuple) -> tuple:
         v, residual, direction, square, active = carry
         image = apply(direction)
         curvature = dot(direction, image)

@@ -57,11 +57,11 @@ class Operator:
 
     def forward(self, x: Array) -> Array:
         """Return A x for images x (B, H, W, C)."""
-        return self.to_measured(self.singular_values * self.to_basis(x))
+        return self.to_measured(self.to_basis(x) * self.singular_values)
 
     def adjoint(self, y: Array) -> Array:
         """Return A* y for measurements y (B, ...)."""
-        return self.from_basis(self.singular_values * self.from_measured(y))
+        return self.from_basis(self.from_measured(y) * self.singular_values)
 
     def pseudo_inverse(self, y: Array) -> Array:
         """Return the least-squares solution of A x = y with the smallest norm; (B, H, W, C)."""
@@ -71,15 +71,15 @@ class Operator:
         """Return the coefficients of `pseudo_inverse`; (B, ...)."""
         values = self.singular_values
         inverse = np.divide(1, values, where=self.measured, out=np.zeros_like(values))
-        return inverse * self.from_measured(y)
+        return self.from_measured(y) * inverse
 
     def observe(self, x: Array, z: Array, noise_std: float) -> Array:
         """Return A x + noise_std n for standard normal z (B, H, W, C).
 
         The noise n is z projected to the range of A, where it is white.
         """
-        signal = self.singular_values * self.to_basis(x)
-        noise = noise_std * self.measured * self.to_basis(z)
+        signal = self.to_basis(x) * self.singular_values
+        noise = self.to_basis(z) * (noise_std * self.measured)
         return self.to_measured(signal + noise)
 
 
@@ -91,7 +91,7 @@ def mask(known: np.ndarray) -> Operator:
     known = np.asarray(known, np.float32)
 
     def keep(a: Array) -> Array:
-        return known * a
+        return a * known
 
     return Operator(known, to_measured=keep, from_measured=keep)
 
@@ -103,16 +103,16 @@ def channel_mean(shape: Shape, weights: tuple[float, ...] | None = None) -> Oper
     """
     channels = shape[-1]
     if weights is None:
-        weights = np.full(channels, 1 / channels)
-    weights = np.asarray(weights, np.float64)
-    if weights.shape != (channels,) or not np.any(weights):
+        weights = (1 / channels,) * channels
+    if len(weights) != channels or not any(weights):
         raise InputError(
-            f"Channel weights {weights.tolist()} do not fit images of {channels} channels: "
+            f"Channel weights {weights} do not fit images of {channels} channels: "
             f"give {channels} weights, not all of them 0."
         )
     norm = np.linalg.norm(weights)
-    basis, _ = np.linalg.qr(np.column_stack([weights / norm, np.eye(channels)]))
-    basis[:, 0] = weights / norm  # QR may change its sign.
+    direction = np.asarray(weights, np.float64) / norm
+    basis, _ = np.linalg.qr(np.column_stack([direction, np.eye(channels)]))
+    basis[:, 0] = direction  # QR may change its sign.
     basis = basis.astype(np.float32)
     values = np.zeros(shape, np.float32)
     values[..., 0] = norm
@@ -189,10 +189,10 @@ def convolution(shape: Shape, kernel: np.ndarray) -> Operator:
         return jnp.fft.ifft2(c, axes=(1, 2), norm="ortho").real
 
     def to_measured(c: Array) -> Array:
-        return from_basis(phase * jnp.where(values > 0, c, 0))
+        return from_basis(jnp.where(values > 0, c, 0) * phase)
 
     def from_measured(y: Array) -> Array:
-        return jnp.conj(phase) * _fourier(y)
+        return _fourier(y) * np.conj(phase)
 
     singular_values = np.broadcast_to(values, shape)
     return Operator(singular_values, _fourier, from_basis, to_measured, from_measured)
@@ -214,7 +214,7 @@ def fourier_mask(known: np.ndarray) -> Operator:
         return frequencies.real - frequencies.imag
 
     def keep(c: Array) -> Array:
-        return values * c
+        return c * values
 
     return Operator(values, hartley, hartley, keep, keep)
 
@@ -231,19 +231,19 @@ def compressed_sensing(shape: Shape, rows: int, seed: int = 0) -> Operator:
             f"{rows} measurements of an image of {size} entries: choose from 1 to {size}."
         )
     rng = np.random.default_rng(seed)
-    signs = rng.choice(np.float32([-1, 1]), shape)
+    signs = rng.choice(np.array([-1, 1], np.float32), shape)
     chosen = np.sort(rng.permutation(size)[:rows])
     values = np.zeros(size, np.float32)
     values[chosen] = 1
     vertical, horizontal = _cosine_matrix(shape[0]), _cosine_matrix(shape[1])
 
     def to_basis(x: Array) -> Array:
-        frequencies = jnp.einsum("bhwc,kh,lw->bklc", signs * x, vertical, horizontal)
+        frequencies = jnp.einsum("bhwc,kh,lw->bklc", x * signs, vertical, horizontal)
         return frequencies.reshape(-1, size)
 
     def from_basis(c: Array) -> Array:
         frequencies = c.reshape(-1, *shape)
-        return signs * jnp.einsum("bklc,kh,lw->bhwc", frequencies, vertical, horizontal)
+        return jnp.einsum("bklc,kh,lw->bhwc", frequencies, vertical, horizontal) * signs
 
     def to_measured(c: Array) -> Array:
         return c[:, chosen]

@@ -18,7 +18,7 @@ State = TypeVar("State")
 
 
 def integrate(
-    field: Callable[[Array, State, Any], State],
+    field: Callable[[Any, State, Any], State],
     y0: State,
     t0: float,
     t1: float,

@@ -100,19 +100,19 @@ def few_step(
     Returns:
       The states at `final_level` (B, ...), and the states after each row (n, B, ...).
     """
-    stochastic = bool(np.any(plan.added_noise) or np.any(plan.predictor_noise))
+    stochastic = np.any(plan.added_noise) or np.any(plan.predictor_noise)
+    if stochastic and keys is None:
+        raise ValueError("keys = None, but this plan adds noise: give one random key per image.")
+    noise_keys = keys if stochastic else None
     with jax.ensure_compile_time_eval():
         times = sde.time_at(jnp.asarray(np.append(plan.level, final_level)))
         alphas = sde.alpha(times)
 
-    def noise(row: Array, purpose: int) -> Array:
-        return standard_normal(fold_in(fold_in(keys, row), purpose), x.shape)
-
     def execute_row(carry: tuple, inputs: tuple) -> tuple[tuple, Array]:
         y, previous, history = carry
         row, c, t, alpha, next_alpha = inputs
-        if stochastic:
-            y = y + c.added_noise * noise(row, 0)
+        if noise_keys is not None:
+            y = y + c.added_noise * _noise(noise_keys, row, 0, y.shape)
         gradient = score(alpha * y, jnp.broadcast_to(t, y.shape[:1]))
         if noise_prediction:
             prediction = -c.level * alpha * gradient
@@ -126,8 +126,8 @@ def few_step(
         )
         previous = y
         y = c.predictor_state * y + _weighted_sum(c.predictor_weights, history)
-        if stochastic:
-            y = y + c.predictor_noise * noise(row, 1)
+        if noise_keys is not None:
+            y = y + c.predictor_noise * _noise(noise_keys, row, 1, y.shape)
         return (y, previous, history), next_alpha * y
 
     y = x / alphas[0]
@@ -138,5 +138,12 @@ def few_step(
     return states[-1], states
 
 
+def _noise(keys: Array, row: Array, purpose: int, shape: tuple[int, ...]) -> Array:
+    return standard_normal(fold_in(fold_in(keys, row), purpose), shape)
+
+
 def _weighted_sum(weights: Array, values: tuple[Array, ...]) -> Array:
-    return sum(weight * value for weight, value in zip(weights, values))
+    total = weights[0] * values[0]
+    for weight, value in zip(weights[1:], values[1:]):
+        total = total + weight * value
+    return total

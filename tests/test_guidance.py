@@ -49,7 +49,7 @@ def official_classifier(sde):
 def test_recorded_logits_and_gradients():
     a = reference.arrays("controllable")
     logits, _ = official_classifier(VESDE())
-    x, sigma, labels = a["classcond/x"], a["classcond/sigma"], jnp.asarray(a["classcond/labels"])
+    x, sigma, labels = (jnp.asarray(a[f"classcond/{name}"]) for name in ("x", "sigma", "labels"))
     np.testing.assert_allclose(logits(x, sigma), a["classcond/logits"], rtol=1e-5)
     guided = guidance.classifier(
         lambda x, t: jnp.zeros_like(x),

@@ -26,10 +26,9 @@ RECORDED = [
 def recorded_measurement(case, a):
     if case.startswith("inpaint"):
         mask = a["inpaint/mask"]  # a different one for each image
-        return Measurement(operators.mask(mask > 0), a["inpaint/data"] * mask)
-    return Measurement(
-        operators.channel_mean((8, 8, 3)), a["colorize/gray"].mean(-1, keepdims=True)
-    )
+        return Measurement(operators.mask(mask > 0), jnp.asarray(a["inpaint/data"] * mask))
+    grey = a["colorize/gray"].mean(-1, keepdims=True)
+    return Measurement(operators.channel_mean((8, 8, 3)), jnp.asarray(grey))
 
 
 @pytest.mark.parametrize("denoise", [True, False])
@@ -91,7 +90,7 @@ def test_recorded_runs(monkeypatch, case, denoise):
 def test_the_mean_is_free_of_noise_unless_official():
     """The official code leaves the noise of the last step in the unmeasured part of the mean."""
     known = np.arange(8 * 8 * 3).reshape(8, 8, 3) % 2 > 0
-    sde, y = SDES["vp"], np.full((3, 8, 8, 3), 0.5, np.float32) * known
+    sde, y = SDES["vp"], jnp.full((3, 8, 8, 3), 0.5) * known
     x, mean = jax.random.normal(jax.random.key(1), (2, 3, 8, 8, 3))
     step = jax.tree.map(lambda leaf: leaf[5], sde.discretize(1000))
     for official, unmeasured in ((False, mean), (True, x)):
