@@ -84,7 +84,7 @@ def plan(tiny: bool = False) -> list[Part]:
         ]
     common = {"rounds": 5}
     make = _PartFactory((), common)
-    peers = {"peer": True, "peer_compile": True}
+    peers: dict[str, Any] = {"peer": True, "peer_compile": True}
     return [
         Part("products", "speed", {"kinds": list(speed.PRODUCTS)} | common, alone=True),
         _start(128),

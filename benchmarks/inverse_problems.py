@@ -77,6 +77,7 @@ def plot_gaussian_errors(path: Path) -> None:
     """Plot the error of the posterior mean against the number of steps."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True)
     for axis, name in zip(axes, ("VE", "VP")):
+        floor = 0.0
         for method in METHODS:
             problem = SDES[name], *GAUSSIANS[0], method
             errors = [
@@ -84,7 +85,8 @@ def plot_gaussian_errors(path: Path) -> None:
                 for steps in STEP_COUNTS
             ]
             axis.loglog(STEP_COUNTS, [each.mean for each in errors], "o-", label=method)
-        axis.axhline(errors[0].floor, color="grey", linestyle=":", label="Monte-Carlo error")
+            floor = errors[0].floor  # the same for all methods
+        axis.axhline(floor, color="grey", linestyle=":", label="Monte-Carlo error")
         axis.set(title=name, xlabel="steps")
     axes[0].set_ylabel("error of the posterior mean / std of the data")
     axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -31,7 +31,7 @@ from models.building import Params
 
 def _columns() -> speed.Columns:
     """Return the table's columns: `rate` is one of evaluations, and images/s follow from it."""
-    columns = dict(comparison.columns({"evaluations": ("nfe", ".0f", 1)}))
+    columns = comparison.columns({"evaluations": ("nfe", ".0f", 1)})
     del columns["images/s"]
     columns["images/s"] = ("images", ".3g", 1)
     columns["evaluations of an image/s"] = ("rate", ".3g", 1)

@@ -34,7 +34,7 @@ Seconds = dict[str, list[float]]
 """Seconds of each round, by competitor."""
 Row = dict[str, Any]
 """The results of one competitor, serializable as JSON."""
-Columns = Mapping[str, tuple[str, str, float]]
+Columns = dict[str, tuple[str, str, float]]
 """Columns of a table: title -> (key in the rows, format, factor)."""
 
 
