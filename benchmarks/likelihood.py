@@ -2,7 +2,7 @@
 
 python -m benchmarks.likelihood [--config=...] [--batch_size=8] [--tolerance=0.1] [--peer]
 
-A run is `evaluation.compile_bits_per_dim` on one batch: dequantization, the adaptive ODE with one probe, which ends
+A run is `bits_per_dim_stage.compile_bits_per_dim` on one batch: dequantization, the adaptive ODE with one probe, which ends
 when the last image's does, and the variational bound, which takes 32 evaluations without derivatives; they count as
 many evaluations with one as have the same FLOPs. A high tolerance keeps the evaluations few. The network is fresh, so
 that they are not those of a trained one. The peer makes ten evaluations with the divergence by a pass back, and no
@@ -26,9 +26,9 @@ from benchmarks import contest, speed
 from benchmarks import peer as peers
 from benchmarks.sampling import COLUMNS, forward_flops, of_evaluations, states
 from configs.default import Config
-from evaluation import compile_bits_per_dim
 from experiment import Experiment
 from likelihood import elbo
+from metrics.bits_per_dim_stage import compile_bits_per_dim
 from models.building import Params
 
 EVALUATIONS = 10  # of the peer in a run

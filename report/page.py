@@ -21,7 +21,7 @@ Results = dict[str, Any]
 
 SHOWN_BY_STEP = ("bits/dim", "FID", "FD")  # in charts: measures whose names begin so
 LARGEST = 1600  # pixels of a picture's longer side; larger ones are shown smaller
-STYLE = Path(__file__).with_name("report.css")
+STYLE = Path(__file__).with_name("style.css")
 
 
 def render(data: Results, folder: Path) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from errors import InputError
-from metrics import sample_quality
+from metrics import sample_quality_stage
 from report import curves, page
 from workdir import load_rounds, write_atomically
 
@@ -201,7 +201,7 @@ def _of_the_samples(results: Results) -> list[Results]:
     if "metrics" not in results:
         return []
     found, rows = results["metrics"], []
-    notes = {"frechet": f"against {sample_quality.compared_with(found)}"}
+    notes = {"frechet": f"against {sample_quality_stage.reference_images(found)}"}
     extrapolated = found["frechet"]["extrapolated"]
     if extrapolated is not None:
         notes["frechet"] += f"; {extrapolated:.4g} without the bias that falls as 1/n"
@@ -209,7 +209,8 @@ def _of_the_samples(results: Results) -> list[Results]:
         notes["frechet"] += "; fewer images than features, so it is not comparable with others"
     if found["kid"]:
         notes["kid"] = f"blocks of {found['kid']['block']}"
-    for key, name in sample_quality.names(found).items():
+    for metric in sample_quality_stage.METRICS:
+        key, name = metric.key, metric.title(found)
         if found[key]:
             full = f"{name} ({found['features']}, n = {found['images']})"
             rows.append(

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import evaluation
 import factory
 import pretrained
 import sampling
@@ -18,6 +17,8 @@ from configs import default
 from controllable import guidance
 from errors import InputError
 from experiment import Experiment
+from metrics import samples_stage
+from metrics.stage import Context
 from models import building
 from models.layers import Rngs
 from pretrained import parameter_names
@@ -317,7 +318,7 @@ def test_networks_that_cannot_be_told(tmp_path):
 def test_evaluation_samples_the_classes(told, tmp_path):
     """Rounds hold the classes asked for, image i classes[i % 3]; results hold the guidance."""
     experiment, params = told
-    result = evaluation.sampling_stage(experiment, params, tmp_path, None)["samples"]
+    result = samples_stage.run(Context(experiment, params, tmp_path))
     assert result["guidance"] == {
         "kind": "classifier-free",
         "classes": [3, 1, 4],

@@ -59,7 +59,7 @@ def error(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def test_recorded_outputs(weights, tmp_path):
     """On two devices; a batch that is not full gives what it gives within a full one."""
-    record, extractor = reference.arrays(RECORD), features.make(experiment(weights), tmp_path)
+    record, extractor = reference.arrays(RECORD), features.make_extractor(experiment(weights), tmp_path)
     pool, logits = extractor.extract(record["images_uint8"])
     assert error(pool, record["pool3"]) < 1e-5
     assert error(logits, record["logits"]) < 1e-5
@@ -85,7 +85,7 @@ def test_outputs_of_torch_fidelity(tmp_path, seed):
     images = rng.integers(0, 256, (4, 40, 350, 3), dtype=np.uint8)
     theirs = FeatureExtractorInceptionV3("random", ["2048", "logits"], str(path))
     pool, logits = theirs(torch.tensor(images).permute(0, 3, 1, 2))
-    ours = features.make(experiment(path, **{"eval.features": "inception_tf"}), tmp_path).extract(
+    ours = features.make_extractor(experiment(path, **{"eval.features": "inception_tf"}), tmp_path).extract(
         images
     )
     assert error(ours.pool, pool.numpy()) < 1e-5
@@ -187,4 +187,4 @@ def test_where_the_weights_are_looked_for(tmp_path, monkeypatch):
     with pytest.raises(
         InputError, match="for images of 1 or 3 channels, but data.num_channels = 2"
     ):
-        features.make(experiment(file, **{"data.num_channels": 2}), tmp_path)
+        features.make_extractor(experiment(file, **{"data.num_channels": 2}), tmp_path)
