@@ -237,7 +237,7 @@ class Jackknife(NamedTuple):
     extrapolated: float
 
 
-def jackknife(full: float, leave_one_out: Sequence[float]) -> Jackknife:
+def jackknife(full: float, leave_one_out: Sequence[float] | np.ndarray) -> Jackknife:
     """The grouped jackknife (Quenouille 1956).
 
     `full` is the statistic of all images; `leave_one_out` holds its G values without each of G > 1

@@ -160,7 +160,10 @@ def kid(sets: FeatureSets) -> Results | None:
 
 
 def inception_score(sets: FeatureSets) -> Results | None:
-    """The inception score with the standard error of its jackknife."""
+    """The inception score with the standard error of its jackknife.
+
+    `name` states whether the features are those that define the score.
+    """
     if sets.logits is None:
         return None
     value = distances.inception_score(sets.logits)
@@ -168,7 +171,11 @@ def inception_score(sets: FeatureSets) -> Results | None:
     for group in range(JACKKNIFE_GROUPS):
         others = np.delete(sets.logits, np.s_[group::JACKKNIFE_GROUPS], 0)
         leave_one_out.append(distances.inception_score(others))
-    return {"value": value, "stderr": distances.jackknife(value, leave_one_out).stderr}
+    return {
+        "name": "IS" if sets.extractor.published else "class. score",
+        "value": value,
+        "stderr": distances.jackknife(value, leave_one_out).stderr,
+    }
 
 
 def precision(sets: FeatureSets) -> Results | None:
@@ -201,11 +208,7 @@ def measure(paths: Sequence[Path], extractor: Extractor, reference: Reference) -
     return results | {metric.key: metric.compute(sets) for metric in METRICS}
 
 
-# --- titles and notes ---
-
-
-def _frechet_title(entry: Results) -> str:
-    return entry["frechet"]["name"]
+# --- notes and the registry ---
 
 
 def _frechet_note(entry: Results) -> str:
@@ -218,25 +221,8 @@ def _frechet_note(entry: Results) -> str:
     return note
 
 
-def _kid_title(entry: Results) -> str:
-    return "KID"
-
-
 def _kid_note(entry: Results) -> str:
     return f"blocks of {entry['kid']['block']}"
-
-
-def _inception_score_title(entry: Results) -> str:
-    """The score is an inception score only for the features that define FID."""
-    return "IS" if entry["frechet"]["name"].startswith("FID") else "class. score"
-
-
-def _precision_title(entry: Results) -> str:
-    return "precision"
-
-
-def _recall_title(entry: Results) -> str:
-    return "recall"
 
 
 def _no_note(entry: Results) -> str:
@@ -248,25 +234,29 @@ class Metric(NamedTuple):
 
     Attributes:
       key: its key in the entry of the stage.
-      compute: its value and standard error, `value` and `stderr`, or None if it is not available.
-      title: its name in the table and the report, given the entry of the stage.
+      compute: its `value` and `stderr`, or None if it is not available. A `name` replaces `title`.
+      title: its name in the table and the report.
       note: a note for the report, given the entry of the stage.
       width: the width of its column in the table.
     """
 
     key: str
     compute: Callable[[FeatureSets], Results | None]
-    title: Callable[[Results], str]
+    title: str
     note: Callable[[Results], str] = _no_note
     width: int = 18
 
+    def title_in(self, entry: Results) -> str:
+        """The name in the table and the report, given the entry of the stage."""
+        return (entry[self.key] or {}).get("name", self.title)
+
 
 METRICS = (
-    Metric("frechet", frechet, _frechet_title, _frechet_note),
-    Metric("kid", kid, _kid_title, _kid_note),
-    Metric("inception_score", inception_score, _inception_score_title),
-    Metric("precision", precision, _precision_title, width=16),
-    Metric("recall", recall, _recall_title, width=16),
+    Metric("frechet", frechet, "FD", _frechet_note),
+    Metric("kid", kid, "KID", _kid_note),
+    Metric("inception_score", inception_score, "class. score"),
+    Metric("precision", precision, "precision", width=16),
+    Metric("recall", recall, "recall", width=16),
 )
 """All metrics in the order in which they appear in the table and the report."""
 
@@ -283,7 +273,7 @@ def measures(entry: Results) -> list[Measure]:
     for metric in METRICS:
         found = entry[metric.key]
         if found:
-            name = f"{metric.title(entry)} ({entry['features']}, n = {entry['images']})"
+            name = f"{metric.title_in(entry)} ({entry['features']}, n = {entry['images']})"
             note = metric.note(entry)
             rows.append(Measure(name, found["value"], found["stderr"], entry["images"], note))
     return rows
@@ -297,7 +287,7 @@ def cells(entry: Results | None) -> list[Cell]:
     for metric in METRICS:
         found = entry[metric.key]
         text = estimate_text(found["value"], found["stderr"]) if found else "-"
-        row.append(Cell(metric.title(entry), text, metric.width))
+        row.append(Cell(metric.title_in(entry), text, metric.width))
     return row
 
 

@@ -210,7 +210,7 @@ def _of_the_samples(results: Results) -> list[Results]:
     if found["kid"]:
         notes["kid"] = f"blocks of {found['kid']['block']}"
     for metric in sample_quality_stage.METRICS:
-        key, name = metric.key, metric.title(found)
+        key, name = metric.key, metric.title_in(found)
         if found[key]:
             full = f"{name} ({found['features']}, n = {found['images']})"
             rows.append(

@@ -1,11 +1,10 @@
-"""Evaluation: results on disk, restarts, and images that depend only on the seed and their number."""
+"""Evaluation: results on disk, restarts, and images that depend only on seed and number."""
 
 import json
 import os
 import resource
 import tracemalloc
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -230,7 +229,7 @@ def test_sampling_resumes_after_it_is_killed(tmp_path, monkeypatch):
     assert ours["first"].tolist() == [True, True, False]  # Each process compiles once.
 
 
-def test_memory_and_open_files_do_not_grow_with_the_number_of_rounds(tmp_path):
+def test_memory_and_open_files_do_not_grow_with_the_number_of_rounds(tmp_path, monkeypatch):
     """300 rounds of 30 MB in total need the memory of few rounds, and 20 open files."""
     count, shape = 300, (8, 64, 64, 3)
 
@@ -241,19 +240,15 @@ def test_memory_and_open_files_do_not_grow_with_the_number_of_rounds(tmp_path):
     def extract(images):
         return Features(images[:, :2, 0, 0].astype(np.float32), None)
 
-    experiment = SimpleNamespace(
-        config=config(**{"eval.batch_size": 8, "eval.num_samples": 8 * count}),
-        sample_images=sample_images,
-        classes=lambda indices: None,
-        labelled=False,
-    )
+    experiment = Experiment(config(**{"eval.batch_size": 8, "eval.num_samples": 8 * count}))
+    monkeypatch.setattr(experiment, "sample_images", sample_images)
     extractor = Extractor("kind", "0", "", extract)
     open_files = max(map(int, os.listdir("/proc/self/fd")))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     tracemalloc.start()
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 20, hard))
     try:
-        samples_stage.run(Context(experiment, None, tmp_path))
+        samples_stage.run(Context(experiment, {}, tmp_path))
         samples = round_paths(tmp_path, "samples", count)
         paths = sample_quality_stage.run_features(tmp_path, samples, extractor)
         pool = load_rounds(paths, "pool")["pool"]

@@ -1,4 +1,4 @@
-"""Distances: closed forms, values recorded from TF-GAN, and torch-fidelity where it is installed."""
+"""Distances: closed forms, values recorded from TF-GAN, and torch-fidelity if installed."""
 
 import math
 

@@ -50,9 +50,14 @@ def prepare(workdir, **changes):
     return experiment, sample_quality_stage.prepare(experiment, workdir)
 
 
+def unused_extractor(*, published):
+    """An extractor whose function is not called."""
+    return Extractor("some", "0" * 64, "", lambda images: None, published)
+
+
 def measure(folder, **changes):
     experiment, prepared = prepare(folder.parent, **changes)
-    return sample_quality_stage.run(Context(experiment, None, folder, prepared=prepared))
+    return sample_quality_stage.run(Context(experiment, {}, folder, prepared=prepared))
 
 
 def test_metrics_equal_those_of_all_features(folder):
@@ -118,9 +123,8 @@ def test_fid_requires_ten_thousand_images_and_the_published_features():
     names = {}
     for count in (9_999, 10_000):
         for published in (True, False):
-            sets = sample_quality_stage.FeatureSets(
-                rng.normal(size=(count, 2)), None, Extractor("", "", "", None, published), reference
-            )
+            pool, extractor = rng.normal(size=(count, 2)), unused_extractor(published=published)
+            sets = sample_quality_stage.FeatureSets(pool, None, extractor, reference)
             names[count, published] = sample_quality_stage.frechet(sets)["name"]
     assert names == {
         (9_999, True): "FID_n9999",
@@ -218,15 +222,13 @@ def test_statistics_of_another_protocol_are_rejected(folder, tmp_path):
 
 
 def test_statistics_of_other_code_bases(tmp_path):
-    """The official code saves features, EDM and pytorch-fid save moments; none states its images."""
+    """The official code saves features, EDM and pytorch-fid moments; none states its images."""
     rng = np.random.default_rng(0)
     pool = rng.normal(size=(40, 3)).astype(np.float32)
     moments = Moments.from_features(pool)
     np.savez(tmp_path / "official.npz", pool_3=pool)
     np.savez(tmp_path / "edm.npz", mu=moments.mean, sigma=moments.covariance)
-    inception, other = (
-        Extractor("some", "0" * 64, "", None, published) for published in (True, False)
-    )
+    inception, other = (unused_extractor(published=published) for published in (True, False))
     for name, count, has_features in (("official.npz", 40, True), ("edm.npz", None, False)):
         found = load(tmp_path / name, inception, {})
         assert distances.frechet_distance(found.moments, moments) == pytest.approx(0, abs=1e-12)
@@ -242,7 +244,7 @@ def test_statistics_without_features(tmp_path):
     rng = np.random.default_rng(0)
     moments = Moments.from_features(rng.normal(size=(40, 3)))
     np.savez(tmp_path / "edm.npz", mu=moments.mean, sigma=moments.covariance)
-    inception = Extractor("some", "0" * 64, "", None, published=True)
+    inception = unused_extractor(published=True)
     reference = load(tmp_path / "edm.npz", inception, {})
     path = tmp_path / "round_0.npz"
     np.savez(path, pool=rng.normal(size=(40, 3)), logits=rng.normal(size=(40, 4)))
@@ -267,7 +269,7 @@ def test_files_without_statistics(tmp_path, name, content, message):
     else:
         path.write_bytes(content)
     with pytest.raises(InputError, match=message):
-        load(path, Extractor("", "", "", None, True), {})
+        load(path, unused_extractor(published=True), {})
 
 
 # --- settings ---
