@@ -2,7 +2,7 @@
 
 python -m benchmarks.likelihood [--config=...] [--batch_size=8] [--tolerance=0.1] [--peer]
 
-Prints a table. A run is `evaluation.compile_bits_per_dim` on one batch: dequantization, the
+Prints a table. A run is `bits_per_dim_stage.compile_bits_per_dim` on one batch: dequantization, the
 adaptive ODE with one probe, which ends when that of the last image does, and the variational bound.
 The bound's 32 evaluations have no derivative; they are counted as the number of evaluations with
 one that has the same FLOPs. A high tolerance keeps the number of evaluations low; the network is
@@ -27,9 +27,9 @@ from benchmarks import comparison, peer_runs, speed
 from benchmarks.peer import Peer
 from benchmarks.sampling import COLUMNS, forward_flops, states, with_image_rate
 from configs.default import Config
-from evaluation import compile_bits_per_dim
 from experiment import Experiment
 from likelihood import elbo
+from metrics.bits_per_dim_stage import compile_bits_per_dim
 from models.building import Params
 
 PEER_EVALUATIONS = 10  # evaluations of the peer in a run

@@ -1,0 +1,1 @@
+"""Evaluation stages, and the distances, features and reference statistics that they use."""

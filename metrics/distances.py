@@ -1,6 +1,8 @@
-"""Distances between sets of images, from features of theirs: FID, KID, inception score, precision and recall.
+"""Distances between two sets of images, given their features (N, D).
 
-Features are arrays (N, D), whatever network they come from; which one is what makes a Frechet distance an FID.
+Frechet distance (FID), kernel distance (KID), inception score, and precision and recall. The
+features decide what a distance is called: a Frechet distance is an FID if they are those of the
+published Inception network.
 """
 
 from __future__ import annotations
@@ -8,82 +10,87 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float
 
 from errors import InputError
 
-ROWS = 1024  # features whose distances to all others are in memory at a time
+CHUNK_ROWS = 1024  # Number of features whose distances to all others are in memory at a time.
 
 
 class Estimate(NamedTuple):
-    """A value and its standard error, NaN if that is not known."""
+    """A value and its standard error, NaN if it is unknown."""
 
     value: float
     stderr: float
 
 
-# --- Frechet distance -------------------------------------------------------------------------------------------------
+# --- Frechet distance ---
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean (D,) and covariance (D, D) of features, in float64; the covariance is the unbiased one, 0 of a single image.
+    """Mean (D,) and unbiased covariance (D, D) of features, in float64; 0 for a single image.
 
     Attributes:
-      count: of how many images; None if a file does not tell, which cannot be merged.
+      count: the number of images; None if a file does not state it. Such moments cannot be merged.
     """
 
     count: int | None
-    mean: np.ndarray
-    covariance: np.ndarray
+    mean: Float[np.ndarray, " d"]
+    covariance: Float[np.ndarray, "d d"]
 
     @classmethod
-    def of(cls, features: np.ndarray) -> Moments:
-        """Of features (N, D), N > 0. Raises InputError if any is not finite."""
+    def from_features(cls, features: Float[np.ndarray, "images d"]) -> Moments:
+        """The moments of features (N, D), N > 0. Raise InputError if any is not finite."""
         x = np.asarray(features, np.float64)
         mean = x.mean(0)
         if not np.isfinite(mean).all():
             raise InputError(
-                f"Features of {len(x)} images are not finite: there is no mean to give."
+                f"Features of {len(x)} images are not finite: check that the network of "
+                "eval.features is not damaged."
             )
         centered = x - mean
         return cls(len(x), mean, centered.T @ centered / max(len(x) - 1, 1))
 
     def merge(self, other: Moments) -> Moments:
-        """Of both sets together (Chan, Golub & LeVeque 1983)."""
-        count, delta = self.count + other.count, other.mean - self.mean
+        """The moments of the union of both sets (Chan, Golub & LeVeque 1983)."""
+        count = self.count + other.count
+        delta = other.mean - self.mean
         scatter = (self.count - 1) * self.covariance + (other.count - 1) * other.covariance
         scatter += np.outer(delta, delta) * (self.count * other.count / count)
         return Moments(count, self.mean + delta * (other.count / count), scatter / (count - 1))
 
     @functools.cached_property
-    def factor(self) -> np.ndarray:
-        """L (D, rank) with L L^T the covariance; what is below rounding counts as 0."""
+    def factor(self) -> Float[np.ndarray, "d rank"]:
+        """L (D, rank) with L L^T the covariance; eigenvalues within rounding error count as 0."""
         values, vectors = np.linalg.eigh(self.covariance)
-        kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
-        return vectors[:, kept] * np.sqrt(values[kept])
+        positive = values > values[-1] * len(values) * np.finfo(np.float64).eps
+        return vectors[:, positive] * np.sqrt(values[positive])
 
     @property
     def rank_deficient(self) -> bool:
-        """Whether the covariance is singular: there are too few images, or features that depend on each other."""
+        """Whether the covariance is singular: too few images, or linearly dependent features."""
         return self.factor.shape[1] < len(self.mean)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Between the Gaussians of these moments (arXiv:1706.08500, Eq. (6)); never negative, for any rank.
+    """The distance between Gaussians with these moments (arXiv:1706.08500, Eq. (6)).
 
-    tr (A B)^(1/2) is the sum of the square roots of the eigenvalues of L_B^T A L_B, which are real and not negative but
-    for rounding; where a matrix root would be neither. L_B is computed once for each b.
+    tr (A B)^(1/2) is computed as the sum of the square roots of the eigenvalues of L_B^T A L_B.
+    These are real and, up to rounding, not negative, for covariances of any rank; a matrix root may
+    be complex. L_B is computed once for each b. Raise InputError if the dimensions differ.
     """
     if a.mean.shape != b.mean.shape:
         raise InputError(
-            f"Features with {len(a.mean)} and {len(b.mean)} entries are not those of one network."
+            f"Features with {len(a.mean)} and {len(b.mean)} entries come from different networks; "
+            "compare features of the same one."
         )
     trace = np.trace(a.covariance) + np.trace(b.covariance)
     squares = np.linalg.eigvalsh(b.factor.T @ a.covariance @ b.factor)
@@ -91,49 +98,62 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     return max(0.0, float(np.sum((a.mean - b.mean) ** 2) + trace - 2 * root_trace))
 
 
-# --- kernel distance --------------------------------------------------------------------------------------------------
+# --- kernel distance ---
 
 
 def kernel_distance(
-    real: np.ndarray, generated: np.ndarray, max_block_size: int = 1000
+    real: Float[np.ndarray, "real d"],
+    generated: Float[np.ndarray, "generated d"],
+    max_block_size: int = 1000,
 ) -> Estimate:
-    """KID (arXiv:1801.01401): the unbiased squared MMD of the kernel (x y / D + 1)^3, a mean over blocks.
+    """KID (arXiv:1801.01401): the unbiased squared MMD of the kernel (x y / D + 1)^3.
 
-    Blocks are as few as they can be, of nearly equal sizes, as in TF-GAN; their order is that of the images. With one
-    block there is no standard error. Raises InputError if a block would have fewer than two images.
+    The value is a mean over blocks of images, in the given order; as in TF-GAN there are as few
+    blocks as possible, of nearly equal sizes. The standard error of a single block is NaN. Raise
+    InputError if a block would have fewer than two images.
     """
-    count = -(-max(len(real), len(generated)) // max_block_size)
+    count = math.ceil(max(len(real), len(generated)) / max_block_size)
     if min(len(real), len(generated)) < 2 * count:
         raise InputError(
-            f"{len(real)} and {len(generated)} images cannot be {count} blocks of at least two: raise max_block_size = "
-            f"{max_block_size}."
+            f"{len(real)} and {len(generated)} images cannot be split into {count} blocks of at "
+            f"least 2: raise max_block_size = {max_block_size}."
         )
-    pairs = zip(
-        np.split(real, _ends(len(real), count)), np.split(generated, _ends(len(generated), count))
-    )
-    blocks = np.array([_squared_mmd(x.astype(np.float64), y.astype(np.float64)) for x, y in pairs])
+    values = []
+    for x, y in zip(_split(real, count), _split(generated, count)):
+        values.append(_squared_mmd(x.astype(np.float64), y.astype(np.float64)))
+    blocks = np.array(values)
     stderr = blocks.std(ddof=1) / math.sqrt(count) if count > 1 else math.nan
     return Estimate(float(blocks.mean()), float(stderr))
 
 
-def _ends(length: int, count: int) -> np.ndarray:
-    """Where the blocks of a split end, but for the last; longer blocks come last."""
-    sizes = np.full(count, length // count)
-    sizes[count - length % count :] += 1
-    return np.cumsum(sizes)[:-1]
+def _split(x: np.ndarray, count: int) -> list[np.ndarray]:
+    """Split into `count` blocks of nearly equal sizes, the longer ones last."""
+    sizes = np.full(count, len(x) // count)
+    sizes[count - len(x) % count :] += 1
+    return np.split(x, np.cumsum(sizes)[:-1])
 
 
 def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    kernel = lambda a, b: (a @ b.T / a.shape[1] + 1) ** 3
-    within = lambda k: (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
-    return within(kernel(x, x)) + within(kernel(y, y)) - 2 * kernel(x, y).mean()
+    within = _mean_off_diagonal(_kernel(x, x)) + _mean_off_diagonal(_kernel(y, y))
+    return within - 2 * _kernel(x, y).mean()
 
 
-# --- inception score --------------------------------------------------------------------------------------------------
+def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a @ b.T / a.shape[1] + 1) ** 3
 
 
-def inception_score(logits: np.ndarray) -> float:
-    """exp of the mean KL divergence of p(class | image) from p(class) (arXiv:1606.03498), of all images at once."""
+def _mean_off_diagonal(k: np.ndarray) -> float:
+    return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+
+
+# --- inception score ---
+
+
+def inception_score(logits: Float[np.ndarray, "images classes"]) -> float:
+    """exp of the mean KL divergence of p(class | image) from p(class) (arXiv:1606.03498).
+
+    All images form one group; the official score averages over ten.
+    """
     logits = np.asarray(logits, np.float64)
     log_p = logits - logits.max(1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
@@ -141,67 +161,89 @@ def inception_score(logits: np.ndarray) -> float:
     return float(np.exp((np.exp(log_p) * (log_p - log_mean)).sum(1).mean()))
 
 
-# --- precision and recall ---------------------------------------------------------------------------------------------
+# --- precision and recall ---
 
 
 class PrecisionRecall(NamedTuple):
-    """precision: the part of the generated images that lies among the real ones; recall: the reverse."""
+    """Shares of images: generated ones within the real set; real ones within the generated set."""
 
     precision: float
     recall: float
 
 
-def precision_recall(real: np.ndarray, generated: np.ndarray, k: int = 3) -> PrecisionRecall:
-    """Kynkaanniemi et al. (arXiv:1904.06991): an image is among others if it is no further from one of them than that
-    one's k-th neighbour. Computed in float32, on the default device.
+def precision_recall(
+    real: Float[np.ndarray, "real d"], generated: Float[np.ndarray, "generated d"], k: int = 3
+) -> PrecisionRecall:
+    """Precision and recall of Kynkaanniemi et al. (arXiv:1904.06991), in float32.
 
-    Raises InputError if a set has no more than k images.
+    An image is within a set if for any image of the set, it is no further away than the k-th
+    nearest neighbor of that image. Raise InputError if a set has k images or fewer.
     """
     if min(len(real), len(generated)) <= k:
         raise InputError(
-            f"{len(real)} and {len(generated)} images are too few for neighbour number {k}."
+            f"{len(real)} and {len(generated)} images are too few for neighbor number {k}; "
+            f"at least {k + 1} are required."
         )
-    shift = np.mean(real, 0, dtype=np.float64)  # Distances stay; less cancels in them.
+    shift = np.mean(real, 0, dtype=np.float64)  # Reduces cancellation; distances do not change.
     real, generated = (jnp.asarray(x - shift, jnp.float32) for x in (real, generated))
-    precision = _among(generated, real, _squared_radii(real, k))
-    recall = _among(real, generated, _squared_radii(generated, k))
+    precision = _within(generated, real, _squared_radii(real, k))
+    recall = _within(real, generated, _squared_radii(generated, k))
     return PrecisionRecall(float(precision.mean()), float(recall.mean()))
 
 
 @jax.jit
-def _squared_distances(a: Array, b: Array) -> Array:
-    """(N, D), (M, D) -> (N, M)."""
+def _squared_distances(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m"]:
     products = jnp.matmul(a, b.T, precision="highest")
     return jnp.maximum(jnp.sum(a * a, 1)[:, None] + jnp.sum(b * b, 1) - 2 * products, 0)
 
 
-def _squared_radii(x: Array, k: int) -> Array:
-    """Squared distances (N,) to the k-th neighbour; the first of the k + 1 nearest is the point itself."""
-    nearest = lambda rows: -jax.lax.top_k(-_squared_distances(rows, x), k + 1)[0][:, -1]
-    return jnp.concatenate([nearest(x[i : i + ROWS]) for i in range(0, len(x), ROWS)])
+def _squared_radii(x: Float[Array, "n d"], k: int) -> np.ndarray:
+    """Squared distances (N,) to the k-th neighbor; the nearest of k + 1 is the point itself."""
+
+    def radii(rows: Array) -> Array:
+        return -jax.lax.top_k(-_squared_distances(rows, x), k + 1)[0][:, -1]
+
+    return _in_chunks(radii, x)
 
 
-def _among(points: Array, centres: Array, squared_radii: Array) -> np.ndarray:
-    """Whether each of the points (N, D) lies in any of the balls."""
-    inside = lambda rows: (_squared_distances(rows, centres) <= squared_radii).any(1)
-    return np.concatenate(
-        [np.asarray(inside(points[i : i + ROWS])) for i in range(0, len(points), ROWS)]
-    )
+def _within(points: Array, centers: Array, squared_radii: np.ndarray) -> np.ndarray:
+    """Whether each point (N, D) is within any of the balls."""
+
+    def within(rows: Array) -> Array:
+        return (_squared_distances(rows, centers) <= squared_radii).any(1)
+
+    return _in_chunks(within, points)
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+def _in_chunks(function: Callable[[Array], Array], x: Array) -> np.ndarray:
+    """`function` of CHUNK_ROWS rows at a time, concatenated."""
+    starts = range(0, len(x), CHUNK_ROWS)
+    return np.concatenate([np.asarray(function(x[i : i + CHUNK_ROWS])) for i in starts])
+
+
+# --- standard errors ---
 
 
 class Jackknife(NamedTuple):
-    """stderr: of a statistic, over draws of the images; extrapolated: without the part of its bias that falls as 1 / N
-    (for FID, what Chong & Forsyth, arXiv:1911.07023, call its value for infinitely many images)."""
+    """The jackknife's estimates for a statistic of N images.
+
+    Attributes:
+      stderr: its standard error.
+      extrapolated: its value without the bias of order 1 / N. For FID this is the value for
+        infinitely many images (Chong & Forsyth, arXiv:1911.07023).
+    """
 
     stderr: float
     extrapolated: float
 
 
-def jackknife(whole: float, without: Sequence[float]) -> Jackknife:
-    """From a statistic of all images, and of all but each of G equal groups of them, G > 1 (Quenouille 1956)."""
-    groups, values = len(without), np.asarray(without, np.float64)
+def jackknife(full: float, leave_one_out: Sequence[float] | np.ndarray) -> Jackknife:
+    """The grouped jackknife (Quenouille 1956).
+
+    `full` is the statistic of all images; `leave_one_out` holds its G values without each of G > 1
+    groups of equal size.
+    """
+    groups = len(leave_one_out)
+    values = np.asarray(leave_one_out, np.float64)
     stderr = math.sqrt((groups - 1) / groups * np.sum((values - values.mean()) ** 2))
-    return Jackknife(stderr, float(groups * whole - (groups - 1) * values.mean()))
+    return Jackknife(stderr, float(groups * full - (groups - 1) * values.mean()))

@@ -1,7 +1,7 @@
-"""What turns images into the features that their sets are compared by; each kind has a name that results carry.
+"""Feature extractors: functions from images to the features that sets of images are compared by.
 
-A new kind is a function `(images uint8 (B, H, W, C)) -> {"pool": (B, D)}`, perhaps with "logits" (B, K) besides, in any
-module; `--config.eval.features=module:function` uses it.
+A custom extractor is a function `(uint8 images (B, H, W, C)) -> {"pool": (B, D)}`, optionally with
+"logits" (B, K), in any module; `--config.eval.features=module:function` selects it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import Array
+from jaxtyping import Float32, UInt8
 
 import sharding
+from configs.default import Config
 from errors import InputError, brief, check_name
 from experiment import Experiment
 from metrics import inception_weights
@@ -29,21 +31,24 @@ from models.building import Params
 from models.inception import Outputs
 from workdir import write_atomically
 
-PER_DEVICE = 64  # images that Inception sees at once on each device
-HIDDEN = 32  # features of the small classifier
-RECIPE = {
+IMAGES_PER_DEVICE = 64  # In one batch of the Inception network.
+HIDDEN_UNITS = 32  # Features of the small classifier.
+CLASSIFIER_OPTIONS = {
     "activation": "tanh",
     "solver": "adam",
     "max_iter": 200,
     "random_state": 0,
-}  # ReLU leaves features at 0.
+}
+"""Options of the small classifier; its file name depends on them. ReLU leaves features at 0."""
+
+Images = UInt8[np.ndarray, "b h w c"]
 
 
 class Features(NamedTuple):
-    """`pool` (B, D), float32, and `logits` (B, K) or None."""
+    """`pool` (B, D) and `logits` (B, K) or None."""
 
-    pool: np.ndarray
-    logits: np.ndarray | None
+    pool: Float32[np.ndarray, "b d"]
+    logits: Float32[np.ndarray, "b k"] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +56,11 @@ class Extractor:
     """A named function from uint8 images (B, H, W, C), on the host, to features.
 
     Attributes:
-      name: of the kind. digest: SHA-256 of what it computes with: weights, or source text.
-      preprocessing: what it does to images first, in words.
-      published: whether the statistics that other code bases publish, which do not say so, are of these features.
+      name: the value of config.eval.features, or the version of the Inception network.
+      digest: SHA-256 of the weights or of the source text.
+      preprocessing: a description of how images are preprocessed.
+      published: whether these are the features of published statistics, whose files do not state
+        their features.
     """
 
     name: str
@@ -64,163 +71,213 @@ class Extractor:
 
     @property
     def label(self) -> str:
-        """Name and digest, for use in the names of files."""
+        """Name and digest, for use in file names."""
         return f"{self.name.replace(':', '.')}-{self.digest[:8]}"
 
 
-def make(experiment: Experiment, workdir: str | Path) -> Extractor:
-    """The extractor that config.eval.features names; `workdir` keeps the small classifier, once it is trained.
+def check(config: Config) -> None:
+    """Raise InputError if config.eval.features is unknown or does not support the channels."""
+    name = config.eval.features
+    if ":" not in name:
+        check_name(name, (*EXTRACTORS, "module:function"), "eval.features")
+    channels = config.data.num_channels
+    if name in ("inception", "inception_tf") and channels not in (1, 3):
+        raise InputError(
+            f"eval.features = {name!r} is for images of 1 or 3 channels, but data.num_channels = "
+            f"{channels}; use eval.features=module:function."
+        )
 
-    Raises InputError for an unknown name, missing weights, and images that the kind is not made for.
+
+def make_extractor(experiment: Experiment, workdir: str | Path) -> Extractor:
+    """The extractor that config.eval.features selects.
+
+    The small classifier is trained on first use and kept in `workdir`. Raise InputError for an
+    unknown name, for missing weights, and for images that the extractor cannot process.
     """
+    check(experiment.config)
     name = experiment.config.eval.features
     if ":" in name:
-        return _imported(name)
-    check_name(name, (*KINDS, "module:function"), "eval.features")
-    return KINDS[name](experiment, Path(workdir))
+        return _import_extractor(name)
+    return EXTRACTORS[name](experiment, Path(workdir))
 
 
-# --- Inception --------------------------------------------------------------------------------------------------------
+# --- Inception ---
 
 
-def inception(experiment: Experiment, workdir: Path, *, half_pixel: bool) -> Extractor:
-    """The Inception network of FID, on all devices, with the weights at config.eval.inception_path."""
+class InceptionVariant(NamedTuple):
+    """A way to resize images for the Inception network; both texts are part of saved statistics."""
+
+    name: str
+    half_pixel: bool
+    preprocessing: str
+
+
+INCEPTION = InceptionVariant(
+    "inception",
+    True,
+    "grey as RGB; bilinear to 299x299 without antialiasing, half-pixel centres; x / 127.5 - 1",
+)
+INCEPTION_TF = InceptionVariant(
+    "inception_tf",
+    False,
+    "grey as RGB; bilinear to 299x299 without antialiasing, TensorFlow 1's corners; "
+    "(x - 128) / 128",
+)
+
+
+def make_inception(
+    experiment: Experiment, workdir: Path, *, variant: InceptionVariant
+) -> Extractor:
+    """The Inception network of FID, on all devices; config.eval.inception_path has its weights."""
     del workdir
-    channels = experiment.config.data.num_channels
-    if channels not in (1, 3):
-        raise InputError(
-            f"Inception is for images of 1 or 3 channels, but data.num_channels = {channels}."
-        )
     weights = inception_weights.read(inception_weights.find(experiment.config.eval.inception_path))
-    graph, _ = inception_weights.network(half_pixel=half_pixel)
+    graph, _ = inception_weights.network(half_pixel=variant.half_pixel)
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
 
     @functools.partial(jax.jit, in_shardings=(whole, split), out_shardings=split)
-    def run(params: Params, images: Array) -> Outputs:
+    def apply(params: Params, images: Array) -> Outputs:
         return nnx.merge(graph, params)(images)
 
     params = jax.device_put(weights.params, whole)
-    size = min(PER_DEVICE * experiment.mesh.size, experiment.config.eval.batch_size)
-    extract = lambda images: Features(*sharding.fetch(run(params, experiment.rows(images))))
-    name = ("inception-" if half_pixel else "inception_tf-") + (
-        "2015-12-05" if weights.standard else "other-weights"
-    )
+
+    def extract(images: np.ndarray) -> Features:
+        return Features(*sharding.fetch(apply(params, experiment.rows(images))))
+
+    size = min(IMAGES_PER_DEVICE * experiment.mesh.size, experiment.config.eval.batch_size)
+    version = "2015-12-05" if weights.standard else "other-weights"
     return Extractor(
-        name,
+        f"{variant.name}-{version}",
         weights.digest,
-        "grey as RGB; bilinear to 299x299 without antialiasing, "
-        + (
-            "half-pixel centres; x / 127.5 - 1"
-            if half_pixel
-            else "TensorFlow 1's corners; (x - 128) / 128"
-        ),
-        functools.partial(in_batches, extract, size=size),
+        variant.preprocessing,
+        functools.partial(extract_in_batches, extract, size=size),
         published=weights.standard,
     )
 
 
-def in_batches(
+def extract_in_batches(
     extract: Callable[[np.ndarray], Features], images: np.ndarray, size: int
 ) -> Features:
-    """`extract` of batches of exactly `size` images, of which the last is filled up."""
-    filled = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, 0)])
-    parts = zip(*(extract(filled[start : start + size]) for start in range(0, len(filled), size)))
-    return Features(
-        *(None if part[0] is None else np.concatenate(part)[: len(images)] for part in parts)
-    )
+    """The features of N images, in batches of exactly `size`; the last one is padded."""
+    padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, 0)])
+    batches = [extract(padded[start : start + size]) for start in range(0, len(padded), size)]
+    pool = np.concatenate([batch.pool for batch in batches])[: len(images)]
+    if batches[0].logits is None:
+        return Features(pool, None)
+    return Features(pool, np.concatenate([batch.logits for batch in batches])[: len(images)])
 
 
-# --- a small classifier of the data themselves ------------------------------------------------------------------------
+# --- a small classifier of the data set ---
 
 
-def classifier(experiment: Experiment, workdir: Path) -> Extractor:
-    """The hidden layer of a multilayer perceptron that learned the labels of the training images; on the host.
+def make_classifier(experiment: Experiment, workdir: Path) -> Extractor:
+    """The hidden layer of a multilayer perceptron trained on the labels of the training images.
 
-    Trained when first asked for, then kept in `workdir`, since another machine's training would differ in rounding.
+    It runs on the host. It is trained once and kept in `workdir`, because training on another
+    machine would give different rounding errors.
     """
     train = experiment.train
     if train.labels is None:
         raise InputError(
-            f"eval.features = 'classifier' needs labels, which data.dataset = {experiment.config.data.dataset!r} lacks."
+            "eval.features = 'classifier' needs labels, which data.dataset = "
+            f"{experiment.config.data.dataset!r} lacks; use eval.features=module:function."
         )
-    images = spread(experiment, train.pixels[np.arange(len(train))])
-    data = hashlib.sha256(
-        images.tobytes() + np.asarray(train.labels, np.int64).tobytes() + repr(RECIPE).encode()
-    )
-    path = workdir / "statistics" / f"classifier_{data.hexdigest()[:8]}.npz"
-    if path.exists():
-        layers = dict(np.load(path))
-    else:
-        layers = _train_classifier(images, train.labels)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: np.savez(file, **layers))
-    digest = hashlib.sha256(b"".join(layers[name].tobytes() for name in sorted(layers))).hexdigest()
+    images = as_samples(experiment, train.pixels[np.arange(len(train))])
+    layers = _load_or_train_classifier(images, train.labels, workdir)
+    digest = hashlib.sha256(b"".join(layers[name].tobytes() for name in sorted(layers)))
 
     def extract(images: np.ndarray) -> Features:
-        hidden = np.tanh(_flat(images) @ layers["kernel0"] + layers["bias0"])
-        return Features(
-            hidden.astype(np.float32),
-            (hidden @ layers["kernel1"] + layers["bias1"]).astype(np.float32),
-        )
+        hidden = np.tanh(_classifier_inputs(images) @ layers["kernel0"] + layers["bias0"])
+        logits = hidden @ layers["kernel1"] + layers["bias1"]
+        return Features(hidden.astype(np.float32), logits.astype(np.float32))
 
-    return Extractor("classifier", digest, "x / 255", extract)
+    return Extractor("classifier", digest.hexdigest(), "x / 255", extract)
+
+
+def _load_or_train_classifier(
+    images: np.ndarray, labels: np.ndarray, workdir: Path
+) -> dict[str, np.ndarray]:
+    """Load the classifier of these images, labels and options from `workdir`, or train it."""
+    content = hashlib.sha256(images.tobytes())
+    content.update(np.asarray(labels, np.int64).tobytes())
+    content.update(repr(CLASSIFIER_OPTIONS).encode())
+    path = workdir / "statistics" / f"classifier_{content.hexdigest()[:8]}.npz"
+    if path.exists():
+        with np.load(path) as file:
+            return dict(file)
+    layers = _train_classifier(images, labels)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: np.savez(file, **layers))
+    return layers
 
 
 def _train_classifier(images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    from sklearn.exceptions import ConvergenceWarning  # Only this kind needs scikit-learn.
+    from sklearn.exceptions import ConvergenceWarning  # Only this extractor needs scikit-learn.
     from sklearn.neural_network import MLPClassifier
 
+    network = MLPClassifier((HIDDEN_UNITS,), **CLASSIFIER_OPTIONS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # It stops after a number of epochs.
-        network = MLPClassifier((HIDDEN,), **RECIPE).fit(_flat(images), labels)
+        # Training stops after max_iter epochs, which scikit-learn warns about.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        network.fit(_classifier_inputs(images), labels)
     kernels = {f"kernel{i}": array for i, array in enumerate(network.coefs_)}
     return kernels | {f"bias{i}": array for i, array in enumerate(network.intercepts_)}
 
 
-def _flat(images: np.ndarray) -> np.ndarray:
+def _classifier_inputs(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1) / 255
 
 
-def spread(experiment: Experiment, images: np.ndarray) -> np.ndarray:
-    """Images of a data set, in its grey levels, as samples are: uint8, 0 .. 255."""
+def as_samples(experiment: Experiment, images: np.ndarray) -> Images:
+    """Images of the data set, in its gray levels, in the format of samples: uint8, 0 .. 255."""
     levels = np.arange(experiment.scaler.levels, dtype=np.uint8)
-    return np.asarray(experiment.scaler.pixels(experiment.scaler.scale(levels), dequantized=False))[
-        images
-    ]
+    pixels = experiment.scaler.pixels(experiment.scaler.scale(levels), dequantized=False)
+    return np.asarray(pixels)[images]
 
 
-# --- the user's own ---------------------------------------------------------------------------------------------------
+# --- custom extractors ---
 
 
-def _imported(name: str) -> Extractor:
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-        source = Path(inspect.getsourcefile(importlib.import_module(module))).read_bytes()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise InputError(f"eval.features = {name!r} cannot be imported: {brief(error)}.") from error
+def _import_extractor(name: str) -> Extractor:
+    """The extractor `module:function`; its digest is that of the module's source text."""
+    function, source = _import_function(name)
 
     def extract(images: np.ndarray) -> Features:
         outputs = {key: np.asarray(value, np.float32) for key, value in function(images).items()}
-        for key, value in outputs.items():
-            if key not in ("pool", "logits") or value.ndim != 2 or len(value) != len(images):
-                raise InputError(
-                    f"eval.features = {name!r} returned {key!r} of shape {value.shape} for {len(images)} images; it "
-                    "should return 'pool' and perhaps 'logits', a row for each."
-                )
-        if "pool" not in outputs:
-            raise InputError(
-                f"eval.features = {name!r} returned {', '.join(outputs) or 'nothing'} for {len(images)} images, but no "
-                "'pool'."
-            )
+        _check_outputs(name, outputs, len(images))
         return Features(outputs["pool"], outputs.get("logits"))
 
     return Extractor(name, hashlib.sha256(source).hexdigest(), "the function's own", extract)
 
 
-KINDS = {
-    "inception": functools.partial(inception, half_pixel=True),
-    "inception_tf": functools.partial(inception, half_pixel=False),
-    "classifier": classifier,
+def _import_function(name: str) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], bytes]:
+    """The function `module:function` and the source text of its module."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+        function = getattr(module, attribute)
+        return function, Path(inspect.getsourcefile(module)).read_bytes()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise InputError(f"eval.features = {name!r} cannot be imported: {brief(error)}.") from error
+
+
+def _check_outputs(name: str, outputs: dict[str, np.ndarray], count: int) -> None:
+    """Raise InputError if the outputs of a custom extractor have wrong names or shapes."""
+    for key, value in outputs.items():
+        if key not in ("pool", "logits") or value.ndim != 2 or len(value) != count:
+            raise InputError(
+                f"eval.features = {name!r} returned {key!r} of shape {value.shape} for {count} "
+                "images; it must return 'pool' and optionally 'logits', with one row per image."
+            )
+    if "pool" not in outputs:
+        raise InputError(
+            f"eval.features = {name!r} returned {', '.join(outputs) or 'nothing'} for {count} "
+            "images, but no 'pool'."
+        )
+
+
+EXTRACTORS = {
+    "inception": functools.partial(make_inception, variant=INCEPTION),
+    "inception_tf": functools.partial(make_inception, variant=INCEPTION_TF),
+    "classifier": make_classifier,
 }
-"""By `config.eval.features`."""
+"""Extractors by config.eval.features."""

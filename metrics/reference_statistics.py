@@ -1,16 +1,16 @@
-"""`--mode=fid_stats`: features of a whole split of a data set, which samples are compared with, and files of others.
+"""`--mode=fid_stats`: statistics of the images of a data set, with which samples are compared.
 
-A file of ours has `pool_3`, `mu` and `sigma`, as the files of the official code and of EDM do, and a `protocol`, which
-theirs lack: what the features are, and of which images.
+A statistics file holds `pool_3`, `mu` and `sigma`, like the files of the official code and of EDM,
+and a `protocol`, which those lack: the features, and the images that they were computed from.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,21 @@ from absl import logging
 import datasets
 import sharding
 from configs.default import Config
-from errors import InputError, brief, choose
+from errors import InputError, brief
 from experiment import Experiment
 from metrics import features
 from metrics.distances import Moments
 from metrics.features import Extractor
-from workdir import Arrays, load_rounds, run_rounds, write_atomically
+from metrics.splits import images_of
+from workdir import Arrays, dependencies, load_rounds, run_rounds, write_atomically
 
-KEPT = 50_000  # images whose features are kept for KID, precision and recall, evenly spaced; moments are of all.
+MAX_FEATURES = 50_000
+"""Maximum number of images, evenly spaced, whose features are kept for KID, precision and recall.
+
+The moments are those of all images.
+"""
+
+ARRAYS = ("pool_3", "mu", "sigma", "protocol")  # In a statistics file.
 
 Protocol = dict[str, Any]
 
@@ -37,8 +44,9 @@ class Reference:
     """Statistics of the images that samples are compared with.
 
     Attributes:
-      moments: of all images' features. pool: features (N, D) of at most KEPT of them, or None if the file has none.
-      protocol: what the file says of them, and its path.
+      moments: the moments of the features of all images.
+      pool: features (N, D) of at most MAX_FEATURES images; None if the file has only moments.
+      protocol: the protocol stated in the file, and the file's path.
     """
 
     moments: Moments
@@ -47,52 +55,55 @@ class Reference:
 
 
 def fid_stats(config: Config, workdir: str) -> Path:
-    """Writes the statistics of config.eval.stats_split to config.eval.stats_path, or else below `workdir`.
+    """Compute the statistics of config.eval.stats_split; return the path of the file.
 
-    All images count, the last partial batch too, as they are: neither flipped nor dequantized. Raises InputError if
-    there is such a file already.
+    The path is config.eval.stats_path or, if that is empty, below `workdir`. All images count, also
+    those of the last partial batch; they are neither flipped nor dequantized. Raise InputError if
+    the file exists.
     """
     experiment = Experiment(config)
-    extractor = features.make(experiment, workdir)
-    path = path_of(experiment, extractor, workdir)
+    extractor = features.make_extractor(experiment, workdir)
+    path = statistics_path(experiment, extractor, workdir)
     if path.exists():
         raise InputError(
-            f"{path} exists; nothing is overwritten. Remove it, or name another with eval.stats_path."
+            f"{path} exists and is not overwritten. Remove it, or set eval.stats_path to another "
+            "path."
         )
-    count = make(experiment, extractor, path).moments.count
+    count = compute(experiment, extractor, path).moments.count
     print(f"{path}: {count} images, features {extractor.label}")
     return path
 
 
-def find(experiment: Experiment, extractor: Extractor, workdir: str) -> Reference:
-    """The statistics that config.eval.stats_path names; without a name, those below `workdir`, made if need be."""
-    path = path_of(experiment, extractor, workdir)
-    if not path.exists():
-        if experiment.config.eval.stats_path:
-            raise InputError(
-                f"eval.stats_path = {str(path)!r} does not exist; --mode=fid_stats makes it."
-            )
-        return make(experiment, extractor, path)
-    return load(path, extractor, expected(experiment, extractor))
+def load_or_compute(experiment: Experiment, extractor: Extractor, workdir: str | Path) -> Reference:
+    """Load the statistics at config.eval.stats_path or, if that is empty, those in `workdir`.
+
+    Statistics in `workdir` are computed on first use. Raise InputError if stats_path does not
+    exist, and as `load` does.
+    """
+    path = statistics_path(experiment, extractor, workdir)
+    if path.exists():
+        return load(path, extractor, expected_protocol(experiment, extractor))
+    if experiment.config.eval.stats_path:
+        raise InputError(
+            f"eval.stats_path = {str(path)!r} does not exist; --mode=fid_stats writes it."
+        )
+    return compute(experiment, extractor, path)
 
 
-def path_of(experiment: Experiment, extractor: Extractor, workdir: str) -> Path:
-    """Where the statistics of an experiment lie."""
-    named = experiment.config.eval.stats_path
-    return (
-        Path(named)
-        if named
-        else Path(workdir) / "statistics" / f"{_name(experiment, extractor)}.npz"
-    )
+def statistics_path(experiment: Experiment, extractor: Extractor, workdir: str | Path) -> Path:
+    """The path of the statistics of an experiment."""
+    if experiment.config.eval.stats_path:
+        return Path(experiment.config.eval.stats_path)
+    return Path(workdir) / "statistics" / f"{_name(experiment, extractor)}.npz"
 
 
 def _name(experiment: Experiment, extractor: Extractor) -> str:
-    config = experiment.config
-    return f"{config.data.dataset}_{config.data.image_size}_{config.eval.stats_split}_{extractor.label}".lower()
+    data, split = experiment.config.data, experiment.config.eval.stats_split
+    return f"{data.dataset}_{data.image_size}_{split}_{extractor.label}".lower()
 
 
-def expected(experiment: Experiment, extractor: Extractor) -> Protocol:
-    """The part of the protocol on which statistics and samples must agree."""
+def expected_protocol(experiment: Experiment, extractor: Extractor) -> Protocol:
+    """The part of the protocol in which statistics and samples must agree."""
     config = experiment.config
     return {
         "extractor": extractor.name,
@@ -105,122 +116,140 @@ def expected(experiment: Experiment, extractor: Extractor) -> Protocol:
     }
 
 
-# --- making -----------------------------------------------------------------------------------------------------------
+# --- computation ---
 
 
-def make(experiment: Experiment, extractor: Extractor, path: Path) -> Reference:
-    """Computes the statistics and writes them to `path`, in rounds: what is interrupted goes on where it was."""
-    split = choose(SPLITS, experiment.config.eval.stats_split, "eval.stats_split")
-    images = split(experiment)
-    jobs = datasets.rounds(images, experiment.config.eval.batch_size)
+def compute(experiment: Experiment, extractor: Extractor, path: Path) -> Reference:
+    """Compute statistics, in rounds so that an interrupted run resumes; write them to `path`."""
+    images = images_of(experiment, experiment.config.eval.stats_split)
+    batch_size = experiment.config.eval.batch_size
+    batches = datasets.rounds(images, batch_size)
     folder = path.with_name(path.stem + "_rounds")
     folder.mkdir(parents=True, exist_ok=True)
 
-    def compute(index: int) -> Arrays:
-        indices, count = jobs[index]
-        batch = features.spread(experiment, images.pixels[indices[:count]])
-        digests = [hashlib.sha256(image.tobytes()).digest() for image in batch]
+    def compute_round(index: int) -> Arrays:
+        indices, count = batches[index]
+        batch = features.as_samples(experiment, images.pixels[indices[:count]])
+        digests = b"".join(hashlib.sha256(image.tobytes()).digest() for image in batch)
         return {
             "pool": extractor.extract(batch).pool,
-            "digests": np.frombuffer(b"".join(digests), np.uint8),
+            "digests": np.frombuffer(digests, np.uint8),
         }
 
-    name = f"{_name(experiment, extractor)}_{experiment.config.eval.batch_size}"
-    paths = run_rounds(folder, name, len(jobs), compute, {})
-    reference = _gather(paths, len(images), expected(experiment, extractor))
-    sharding.wait(
-        "statistics"
-    )  # Others may still read the rounds, or look whether there is a file.
-    moments, pool, protocol = reference.moments, reference.pool, json.dumps(reference.protocol)
-    arrays = {
-        "pool_3": pool,
-        "mu": moments.mean,
-        "sigma": moments.covariance,
-        "protocol": np.array(protocol),
-    }
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    name = f"{_name(experiment, extractor)}_{batch_size}"
+    depends = dependencies("statistics", experiment.config) | {"features": extractor.digest}
+    paths = run_rounds(folder, name, len(batches), compute_round, depends)
+    reference = _merge_rounds(paths, len(images), expected_protocol(experiment, extractor))
+    # Other processes may still read the rounds, or check whether the file exists.
+    sharding.wait("statistics")
+    _write(path, reference)
     shutil.rmtree(folder, ignore_errors=True)
-    return _at(path, reference)
+    return _with_path(reference, path)
 
 
-def _gather(paths: list[Path], total: int, protocol: Protocol) -> Reference:
-    """Merges rounds of features, one of them in memory at a time, but for those to keep."""
-    kept = np.unique(np.linspace(0, total - 1, min(KEPT, total)).round().astype(int))
-    moments, pools, digest, start = [], [], hashlib.sha256(), 0
+def _merge_rounds(paths: Sequence[Path], total: int, protocol: Protocol) -> Reference:
+    """Merge rounds of features; one round is in memory at a time, and the features to keep."""
+    positions = np.linspace(0, total - 1, min(MAX_FEATURES, total))
+    kept = np.unique(positions.round().astype(int))
+    moments, pools, digest, start = None, [], hashlib.sha256(), 0
     for path in paths:
         arrays = load_rounds([path])
         pool = arrays["pool"]
         digest.update(arrays["digests"].tobytes())
-        moments = [functools.reduce(Moments.merge, [*moments, Moments.of(pool)])]
-        pools.append(pool[kept[(kept >= start) & (kept < start + len(pool))] - start])
-        start += len(pool)
+        batch_moments = Moments.from_features(pool)
+        moments = batch_moments if moments is None else moments.merge(batch_moments)
+        end = start + len(pool)
+        pools.append(pool[kept[(kept >= start) & (kept < end)] - start])
+        start = end
     protocol = protocol | {"images": total, "data_sha256": digest.hexdigest()}
-    return Reference(moments[0], np.concatenate(pools), protocol)
+    return Reference(moments, np.concatenate(pools), protocol)
 
 
-SPLITS = {"train": lambda experiment: experiment.train, "test": lambda experiment: experiment.test}
+def _write(path: Path, reference: Reference) -> None:
+    arrays = {
+        "pool_3": reference.pool,
+        "mu": reference.moments.mean,
+        "sigma": reference.moments.covariance,
+        "protocol": np.array(json.dumps(reference.protocol)),
+    }
+    write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
+# --- files ---
 
 
 def load(path: Path, extractor: Extractor, protocol: Protocol) -> Reference:
-    """Statistics in a file of ours, of the official code (`pool_3`), or of EDM and pytorch-fid (`mu` and `sigma`).
+    """Load statistics written by `compute`, by the official code, or by EDM or pytorch-fid.
 
-    Raises InputError for another file, features that are not those of `extractor`, and a protocol that differs from
-    `protocol`; a file without one is taken for statistics of the published Inception features, with a warning.
+    The official files hold `pool_3`, the others `mu` and `sigma`. A file without a protocol is
+    assumed to hold features of the published Inception network, with a warning. Raise InputError
+    for a damaged or other file, and if the features or the protocol differ from `extractor` or
+    `protocol`.
     """
     arrays = _read(path)
     if "protocol" in arrays:
         found = json.loads(str(arrays["protocol"]))
-        differing = [name for name, value in protocol.items() if found.get(name) != value]
-        if differing:
-            lines = (
-                f"  {name}: {found.get(name)!r} there, {protocol[name]!r} now" for name in differing
-            )
-            raise InputError(f"{path} has statistics of another protocol:\n" + "\n".join(lines))
-    elif not extractor.published:
-        raise InputError(
-            f"{path} does not say of which features it is; such files are of FID's Inception, and cannot be compared "
-            f"with features {extractor.label}."
-        )
+        _check_protocol(path, found, protocol)
     else:
-        logging.warning(
-            "%s does not say of which images it is, nor how they were resized: see docs/metrics.md.",
-            path,
-        )
-        found = {
-            "extractor": "not said",
-            "images": len(arrays["pool_3"]) if "pool_3" in arrays else None,
-        }
+        _check_published(path, extractor)
+        count = len(arrays["pool_3"]) if "pool_3" in arrays else None
+        found = {"extractor": "unknown", "images": count}
     pool = arrays.get("pool_3")
     if "mu" in arrays:
-        moments = Moments(
-            found["images"], *(arrays[name].astype(np.float64) for name in ("mu", "sigma"))
-        )
+        mean, covariance = (arrays[name].astype(np.float64) for name in ("mu", "sigma"))
+        moments = Moments(found["images"], mean, covariance)
     else:
-        moments = Moments.of(pool)
-    return _at(path, Reference(moments, pool, found))
+        moments = Moments.from_features(pool)
+    return _with_path(Reference(moments, pool, found), path)
+
+
+def _check_protocol(path: Path, found: Protocol, expected: Protocol) -> None:
+    """Raise InputError if the protocol of a file is not the expected one; list the differences."""
+    differences = [
+        f"  {name}: {found.get(name)!r} in the file, {value!r} in this run"
+        for name, value in expected.items()
+        if found.get(name) != value
+    ]
+    if differences:
+        raise InputError(
+            f"{path} has statistics of another protocol; set eval.stats_path to another file, or "
+            "change the config:\n" + "\n".join(differences)
+        )
+
+
+def _check_published(path: Path, extractor: Extractor) -> None:
+    """Raise InputError if `extractor` is not the published network; warn about what is unknown."""
+    if not extractor.published:
+        raise InputError(
+            f"{path} does not state its features. Such files hold features of FID's Inception "
+            f"network and cannot be compared with features {extractor.label}; --mode=fid_stats "
+            "writes a file that can."
+        )
+    logging.warning(
+        "%s does not state its images or how they were resized: see docs/metrics.md.", path
+    )
 
 
 def _read(path: Path) -> Arrays:
+    """The arrays of a statistics file. Raise InputError for any other file."""
     if path.suffix == ".pkl":
         raise InputError(
-            f"{path} is a pickle, which could run anything; EDM has its statistics as .npz, too."
+            f"{path} is a pickle, which could execute arbitrary code; EDM also publishes its "
+            "statistics as .npz."
         )
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {
-                name: file[name]
-                for name in file.files
-                if name in ("pool_3", "mu", "sigma", "protocol")
-            }
-    except Exception as error:  # Damage has no one exception type.
-        raise InputError(f"{path} is no complete .npz file of arrays: {brief(error)}") from error
+            arrays = {name: file[name] for name in ARRAYS if name in file.files}
+    except Exception as error:  # NumPy raises many types of exceptions for damaged files.
+        raise InputError(
+            f"{path} is not a complete .npz file of arrays: {brief(error)}. Replace it."
+        ) from error
     if "pool_3" not in arrays and not {"mu", "sigma"} <= arrays.keys():
-        raise InputError(f"{path} has no statistics: neither 'pool_3' nor 'mu' and 'sigma'.")
+        raise InputError(
+            f"{path} holds no statistics: it has neither 'pool_3' nor both 'mu' and 'sigma'."
+        )
     return arrays
 
 
-def _at(path: Path, reference: Reference) -> Reference:
+def _with_path(reference: Reference, path: Path) -> Reference:
     return dataclasses.replace(reference, protocol=reference.protocol | {"path": str(path)})

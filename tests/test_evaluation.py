@@ -1,12 +1,10 @@
-"""Evaluation: results on disk, restarts in the middle, and images that depend on (seed, number) alone."""
+"""Evaluation: results on disk, restarts, and images that depend only on seed and number."""
 
-import functools
 import json
 import os
 import resource
 import tracemalloc
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,21 +12,32 @@ import pytest
 from PIL import Image
 
 import evaluation
-import experiment as experiments
 import training
 from errors import InputError
+from experiment import Experiment
 from factory import Samples
-from metrics import sample_quality
+from metrics import sample_quality_stage, samples_stage
 from metrics.features import Extractor, Features
+from metrics.stage import Context
+from metrics.stages import STAGES
+from report import report_data
 from tests import tiny
 from workdir import load_rounds, round_paths
 
+REPLACE = os.replace
+
 
 def config(**changes):
-    options = {"eval.enable_bpd": True, "eval.enable_sampling": True, "training.n_iters": 4}
-    options |= {"eval.bpd_num_repeats": 2, "eval.bpd_probes": 2, "eval.bpd_tolerance": 1e-3}
-    options |= {"eval.enable_metrics": True}
-    return tiny.config(**options | changes)
+    fields = {
+        "training.n_iters": 4,
+        "eval.enable_bpd": True,
+        "eval.enable_sampling": True,
+        "eval.enable_metrics": True,
+        "eval.bpd_num_repeats": 2,
+        "eval.bpd_probes": 2,
+        "eval.bpd_tolerance": 1e-3,
+    }
+    return tiny.config(**fields | changes)
 
 
 @pytest.fixture(scope="module")
@@ -38,43 +47,101 @@ def evaluated(tmp_path_factory):
     return workdir, evaluation.evaluate(config(), workdir)
 
 
-def test_results(evaluated, capsys):
+def test_results(evaluated):
     workdir, results = evaluated
-    folder = f"{workdir}/eval/checkpoint_1"
-    with open(f"{folder}/results.json") as file:
-        on_disk = json.load(file)
+    folder = Path(workdir, "eval", "checkpoint_1")
+    on_disk = json.loads((folder / "results.json").read_text())
     assert on_disk == results[1]
+    assert list(on_disk) == ["step", "loss", "bpd", "samples", "metrics", "measures"]
     assert on_disk["step"] == 4
-    assert (on_disk["loss"]["images"], on_disk["bpd"]["images"], on_disk["samples"]["images"]) == (
-        359,
-        359,
-        10,
-    )
-    read = lambda name: np.concatenate(
-        [np.load(f"{folder}/bpd_{i}.npz")[name] for i in range(6)]
-    ).reshape(2, 359)
-    bpd, bound, spread = read("bpd"), read("bound"), read("probe_stderr")
-    assert on_disk["bpd"]["mean"] == pytest.approx(bpd.mean(), rel=1e-6)
-    assert on_disk["bpd"]["stderr"] == pytest.approx(
-        bpd.mean(0).std(ddof=1) / np.sqrt(359), rel=1e-6
-    )
-    assert on_disk["bpd"]["bound"]["mean"] == pytest.approx(bound.mean(), rel=1e-6)
-    assert on_disk["bpd"]["probe_stderr"] == pytest.approx(
-        np.sqrt((spread**2).sum()) / (2 * 359), rel=1e-6
-    )
-    assert 0 < on_disk["bpd"]["solver_error"] < 0.05
-    # Untrained, it takes pixels for independent and nearly normal: worse than uniform grey levels, log2(17) bits.
-    assert 4 < on_disk["bpd"]["mean"] < 14
-    samples = np.load(f"{folder}/samples_0.npz")["samples"]
+    counts = [on_disk[key]["images"] for key in ("loss", "bpd", "samples", "metrics")]
+    assert counts == [359, 359, 10, 10]
+    samples = np.load(folder / "samples_0.npz")["samples"]
     assert (samples.shape, samples.dtype) == ((10, 8, 8, 1), np.uint8)
-    assert Image.open(f"{folder}/samples.png").size == (4 * 66, 3 * 66)
-    assert on_disk["metrics"]["images"] == 10
+    assert Image.open(folder / "samples.png").size == (4 * 66, 3 * 66)
     assert on_disk["metrics"]["frechet"]["value"] > 1
 
 
-def test_the_report_of_an_evaluation(evaluated):
-    """report.json holds what results.json does, and what it was evaluated with; the page its measures and pictures."""
+def test_results_of_the_likelihood(evaluated):
     workdir, results = evaluated
+    found = results[1]["bpd"]
+    arrays = load_rounds(round_paths(Path(workdir, "eval", "checkpoint_1"), "bpd", 6))
+    bpd, bound, probe_stderr = (
+        arrays[name].reshape(2, 359) for name in ("bpd", "bound", "probe_stderr")
+    )
+    assert found["mean"] == pytest.approx(bpd.mean(), rel=1e-6)
+    stderr = bpd.mean(0).std(ddof=1) / np.sqrt(359)
+    assert found["stderr"] == pytest.approx(stderr, rel=1e-6)
+    assert found["bound"]["mean"] == pytest.approx(bound.mean(), rel=1e-6)
+    due_to_probes = np.sqrt((probe_stderr**2).sum()) / (2 * 359)
+    assert found["probe_stderr"] == pytest.approx(due_to_probes, rel=1e-6)
+    assert 0 < found["solver_error"] < 0.05
+    # The untrained network models pixels as independent and nearly normal, which is worse than the
+    # log2(17) bits of uniform gray levels.
+    assert 4 < found["mean"] < 14
+
+
+def test_measures(evaluated):
+    """results.json lists the rows of the report, in the order of the stages."""
+    result = evaluated[1][1]
+    measures = result["measures"]
+    assert all(list(each) == ["name", "value", "stderr", "images", "note"] for each in measures)
+    label = f"({result['metrics']['features']}, n = 10)"
+    assert [each["name"] for each in measures] == [
+        "held-out loss",
+        "bits/dim, test images",
+        "bits/dim, test images, bound",
+        f"FD_n10 {label}",
+        f"KID {label}",
+        f"class. score {label}",
+        f"precision {label}",
+        f"recall {label}",
+    ]
+    assert measures[1]["value"] == result["bpd"]["mean"]
+    assert measures[2]["stderr"] == result["bpd"]["bound"]["stderr"]
+    assert measures[4]["value"] == result["metrics"]["kid"]["value"]
+    assert measures[1]["note"].startswith("probability-flow ODE, 2 passes, ")
+
+
+def test_the_printed_table(tmp_path):
+    """The tables show a dash for each result that a checkpoint lacks."""
+    loss = {"mean": 0.0862, "stderr": 0.0083, "images": 359, "failed": 0}
+    metrics = dict.fromkeys(("kid", "inception_score", "precision", "recall"))
+    metrics |= {"frechet": {"name": "FD_n120", "value": 0.5377, "stderr": 0.2142}, "images": 120}
+    metrics |= {"features": "corners-0", "reference": {"images": 99, "path": "stats.npz"}}
+    samples = {"images": 120, "nfe": 250.0, "picture": "samples.png"}
+    first = {"step": 5, "loss": loss}
+    second = {"step": 2600, "samples": samples, "metrics": metrics}
+    text = evaluation._table({1: first, 12: second}, tmp_path)
+    assert text.splitlines() == [
+        "checkpoint      step                loss            bits/dim               bound  "
+        "       samples",
+        "         1         5    0.0862 +- 0.0083                   -                   -  "
+        "             -",
+        "        12      2600                   -                   -                   -  "
+        "  120, 250 NFE",
+        "checkpoint    images             FD_n120                 KID        class. score  "
+        "       precision            recall",
+        "        12       120    0.5377 +- 0.2142                   -                   -  "
+        "               -                 -",
+        "features: corners-0, against 99 in stats.npz",
+        "picture: samples.png",
+        f"results: {tmp_path}/report.html",
+    ]
+
+
+def test_stages_state_unique_names_and_keys():
+    assert len({stage.name for stage in STAGES}) == len(STAGES)
+    assert len({stage.key for stage in STAGES} | {"step", "measures"}) == len(STAGES) + 2
+    for stage in STAGES:
+        assert f"enable_{stage.name}" in config().eval
+
+
+def test_the_report_of_an_evaluation(evaluated):
+    """report.json holds results.json, the environment and the config; the page shows them."""
+    workdir, results = evaluated
+    report_data.note_environment(Path(workdir, "eval"), Experiment(config()).mesh)
+    report_data.write(workdir)
     with open(f"{workdir}/eval/report.json") as file:
         data = json.load(file)
     (checkpoint,), (environment,) = data["checkpoints"], data["environments"]
@@ -95,110 +162,118 @@ def test_the_report_of_an_evaluation(evaluated):
     assert page.count("<svg") == 2
 
 
-def test_a_restart_does_only_what_is_missing(evaluated, monkeypatch):
+def test_a_restart_computes_only_missing_rounds(evaluated, monkeypatch):
     workdir, results = evaluated
-    folder = f"{workdir}/eval/checkpoint_1"
-    before = {name: np.load(f"{folder}/{name}.npz") for name in ("bpd_4", "loss_1", "samples_0")}
-    for name in before:
-        __import__("os").remove(f"{folder}/{name}.npz")
-    done, save = [], evaluation.write_atomically
-    for module in (evaluation, experiments):
-        monkeypatch.setattr(
-            module,
-            "write_atomically",
-            lambda path, write: done.append(path.stem) or save(path, write),
-        )
+    folder = Path(workdir, "eval", "checkpoint_1")
+    before = {}
+    for name in ("bpd_4", "loss_1", "samples_0"):
+        path = folder / f"{name}.npz"
+        before[name] = load_rounds([path])
+        path.unlink()
+    written = []
+
+    def recording_replace(source, target):
+        written.append(Path(target).stem)
+        REPLACE(source, target)
+
+    monkeypatch.setattr(os, "replace", recording_replace)
     again = evaluation.evaluate(config(), workdir)
     assert again == results
-    assert sorted(set(done)) == ["bpd_4", "config", "loss_1", "results", "samples", "samples_0"]
+    assert sorted(set(written)) == ["bpd_4", "config", "loss_1", "results", "samples", "samples_0"]
     for name, arrays in before.items():
+        found = load_rounds([folder / f"{name}.npz"])
         for key in set(arrays) - {"seconds"}:
-            assert np.array_equal(arrays[key], np.load(f"{folder}/{name}.npz")[key])
+            assert np.array_equal(arrays[key], found[key])
 
 
-def test_sampling_that_was_killed_goes_on(tmp_path, monkeypatch):
-    """Killed while the second of three rounds is written, it does that one and the last; the images are the same."""
-    experiment = experiments.Experiment(config(**{"eval.batch_size": 4}))
-    stage = functools.partial(evaluation.sampling_stage, experiment, experiment.init_params())
-    asked, sample, replace = [], experiment.sample_images, os.replace
-    monkeypatch.setattr(
-        experiment, "sample_images", lambda *args: asked.append(args[1:]) or sample(*args)
-    )
-    folders = [tmp_path / name for name in ("whole", "killed")]
-    for folder in folders:
-        folder.mkdir()
-    whole = stage(folders[0], None)
+def test_sampling_resumes_after_it_is_killed(tmp_path, monkeypatch):
+    """If killed while writing the second of three rounds, it repeats that round and does the last.
 
-    def killed(source, target):
+    The images are those of an uninterrupted run.
+    """
+    experiment = Experiment(config(**{"eval.batch_size": 4}))
+    params = experiment.init_params()
+    calls, sample_images = [], experiment.sample_images
+
+    def recording_sample_images(params, first, count):
+        calls.append((first, count))
+        return sample_images(params, first, count)
+
+    monkeypatch.setattr(experiment, "sample_images", recording_sample_images)
+    contexts = [Context(experiment, params, tmp_path / name) for name in ("whole", "killed")]
+    for context in contexts:
+        context.folder.mkdir()
+    whole, killed = contexts
+    expected = samples_stage.run(whole)
+
+    def interrupted_replace(source, target):
         if target.name == "samples_1.npz":
             source.write_bytes(source.read_bytes()[:100])
             raise KeyboardInterrupt
-        replace(source, target)
+        REPLACE(source, target)
 
-    monkeypatch.setattr(os, "replace", killed)
+    monkeypatch.setattr(os, "replace", interrupted_replace)
     with pytest.raises(KeyboardInterrupt):
-        stage(folders[1], None)
-    monkeypatch.setattr(os, "replace", replace)
-    assert sorted(path.name for path in folders[1].iterdir()) == [
-        "samples_0.npz",
-        "samples_1.npz.tmp",
-    ]
-    asked.clear()
-    result = stage(folders[1], None)
-    assert asked == [(4, 4), (8, 4)]
-    assert result["samples"] | {"picture": ""} == whole["samples"] | {"picture": ""}
-    theirs, ours = (load_rounds(round_paths(folder, "samples", 3)) for folder in folders)
+        samples_stage.run(killed)
+    monkeypatch.setattr(os, "replace", REPLACE)
+    names = sorted(path.name for path in killed.folder.iterdir())
+    assert names == ["samples_0.npz", "samples_1.npz.tmp"]
+    calls.clear()
+    entry = samples_stage.run(killed)
+    assert calls == [(4, 4), (8, 4)]
+    assert entry | {"picture": ""} == expected | {"picture": ""}
+    theirs, ours = (load_rounds(round_paths(context.folder, "samples", 3)) for context in contexts)
     assert len(ours["samples"]) == 10
     assert np.array_equal(ours["samples"], theirs["samples"])
     assert theirs["first"].tolist() == [True, False, False]
-    assert ours["first"].tolist() == [True, True, False]  # Each run compiles once.
+    assert ours["first"].tolist() == [True, True, False]  # Each process compiles once.
 
 
-def test_only_a_round_of_images_and_one_file_at_a_time(tmp_path):
-    """Of 300 rounds that hold 30 MB together: little memory, and fewer open files than rounds."""
+def test_memory_and_open_files_do_not_grow_with_the_number_of_rounds(tmp_path, monkeypatch):
+    """300 rounds of 30 MB in total need the memory of few rounds, and 20 open files."""
     count, shape = 300, (8, 64, 64, 3)
-    sample = lambda ema, first, size: Samples(
-        np.full(shape, first % 256, np.uint8), np.full(8, 5), np.zeros((0, 8))
-    )
-    experiment = SimpleNamespace(
-        config=config(), sample_images=sample, classes=lambda indices: None, labelled=False
-    )
-    experiment.config.eval.update(batch_size=8, num_samples=8 * count)
-    extract = lambda images: Features(images[:, :2, 0, 0].astype(np.float32), None)
-    paths = lambda name: round_paths(tmp_path, name, count)
+
+    def sample_images(params, first, size):
+        images = np.full(shape, first % 256, np.uint8)
+        return Samples(images, np.full(8, 5), np.zeros((0, 8)))
+
+    def extract(images):
+        return Features(images[:, :2, 0, 0].astype(np.float32), None)
+
+    experiment = Experiment(config(**{"eval.batch_size": 8, "eval.num_samples": 8 * count}))
+    monkeypatch.setattr(experiment, "sample_images", sample_images)
+    extractor = Extractor("kind", "0", "", extract)
+    open_files = max(map(int, os.listdir("/proc/self/fd")))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     tracemalloc.start()
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 20, hard)
-    )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 20, hard))
     try:
-        evaluation.sampling_stage(experiment, None, tmp_path, None)
-        sample_quality.run_features(tmp_path, paths("samples"), Extractor("kind", "0", "", extract))
-        pool = load_rounds(paths("features_kind-0"), "pool")["pool"]
+        samples_stage.run(Context(experiment, {}, tmp_path))
+        samples = round_paths(tmp_path, "samples", count)
+        paths = sample_quality_stage.run_features(tmp_path, samples, extractor)
+        pool = load_rounds(paths, "pool")["pool"]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         tracemalloc.stop()
+    assert paths == round_paths(tmp_path, "features_kind-0", count)
     assert pool[:, 0].tolist() == (8 * np.arange(count) % 256).repeat(8).tolist()
     assert peak < count * np.prod(shape) / 3
 
 
 def test_a_damaged_round_is_named(tmp_path):
     (tmp_path / "samples_0.npz").write_bytes(b"")
-    with pytest.raises(
-        InputError, match=r"samples_0.npz cannot be read: .* Without it, it is computed again"
-    ):
+    with pytest.raises(InputError, match=r"samples_0.npz cannot be read"):
         load_rounds(round_paths(tmp_path, "samples", 1))
 
 
 def test_images_depend_on_seed_and_number_alone(evaluated):
-    """Not on the batch size or the number of devices, up to rounding: at most one grey level of 17."""
-    params = experiments.Experiment(config()).init_params()
+    """They differ between batch sizes and device counts by at most one gray level of 17."""
+    params = Experiment(config()).init_params()
     images = {}
     for devices, first, count in ((1, 0, 6), (2, 0, 6), (8, 2, 3)):
-        experiment = experiments.Experiment(
-            config(**{"training.batch_size": 16}), jax.devices()[:devices]
-        )
+        c = config(**{"training.batch_size": 16})
+        experiment = Experiment(c, jax.devices()[:devices])
         images[devices], nfe, _ = experiment.sample_images(jax.device_get(params), first, count)
         assert nfe.tolist() == [21] * count
     assert np.abs(images[1].astype(int) - images[2]).max() <= 16
@@ -207,42 +282,67 @@ def test_images_depend_on_seed_and_number_alone(evaluated):
 
 
 def test_bits_per_dim_do_not_depend_on_the_batch(evaluated):
-    results = evaluation.evaluate(
-        config(**{"eval.batch_size": 200, "eval.enable_sampling": False}), evaluated[0], "other"
-    )
-    assert results[1]["bpd"]["mean"] == pytest.approx(evaluated[1][1]["bpd"]["mean"], abs=1e-4)
-    assert "metrics" not in results[1]  # Without samples there is nothing to measure.
+    workdir, results = evaluated
+    c = config(**{"eval.batch_size": 200, "eval.enable_sampling": False})
+    other = evaluation.evaluate(c, workdir, "other")
+    assert other[1]["bpd"]["mean"] == pytest.approx(results[1]["bpd"]["mean"], abs=1e-4)
+    assert "metrics" not in other[1]  # They require samples.
 
 
-def test_an_eval_folder_of_other_settings_is_refused(evaluated):
-    with pytest.raises(
-        InputError, match=r"name another folder or mend:\n  eval.batch_size: 120 there, 60 now"
-    ):
+def test_an_evaluation_folder_of_another_config_is_rejected(evaluated):
+    with pytest.raises(InputError, match=r"eval.batch_size: 120 there, 60 now"):
         evaluation.evaluate(config(**{"eval.batch_size": 60}), evaluated[0])
     with pytest.raises(InputError, match=r"guidance.scale: 4.0 there, 3.0 now"):
         evaluation.evaluate(config(**{"guidance.scale": 3.0}), evaluated[0])
 
 
-def test_a_network_of_another_config_is_refused(evaluated):
+def test_fields_that_rounds_depend_on():
+    """Fields of training alone, of the range of checkpoints and of the metrics may change."""
+    flat = config().to_dict()
+    names = [f"{section}.{name}" for section in ("eval", "training") for name in flat[section]]
+    fixed = {name for name in names if evaluation._is_fixed(name)}
+    assert {name for name in names if name.startswith("eval.")} - fixed == {
+        "eval.begin_ckpt",
+        "eval.end_ckpt",
+        "eval.enable_sampling",
+        "eval.enable_loss",
+        "eval.enable_bpd",
+        "eval.enable_metrics",
+        "eval.features",
+        "eval.inception_path",
+        "eval.stats_path",
+        "eval.stats_split",
+    }
+    assert {name for name in fixed if name.startswith("training.")} == {
+        "training.sde",
+        "training.continuous",
+        "training.reduce_mean",
+        "training.likelihood_weighting",
+        "training.importance_weighting",
+    }
+
+
+def test_a_network_of_another_config_is_rejected(evaluated):
     with pytest.raises(InputError, match=r"model.nf: 8 there, 4 now"):
         evaluation.evaluate(config(**{"model.nf": 4}), evaluated[0], "third")
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "sentence"),
+    ("field", "value", "message"),
     [
         (
             "eval.bpd_trace",
             "cauchy",
             "eval.bpd_trace = 'cauchy' is unknown; known: Gaussian, Rademacher, exact",
         ),
+        ("eval.bpd_dataset", "dev", "eval.bpd_dataset = 'dev' is unknown; known: test, train"),
         ("eval.bpd_t_min", 1.5, "eval.bpd_t_min = 1.5 must lie between 0 and 1.0"),
-        ("eval.bpd_tolerance", 0.0, "eval.bpd_tolerance = 0.0 above 0"),
+        ("eval.bpd_tolerance", 0.0, "eval.bpd_tolerance = 0.0 must be greater than 0"),
         ("training.importance_weighting", True, "needs training.likelihood_weighting = True"),
     ],
 )
-def test_settings_of_the_likelihood(evaluated, field, value, sentence):
-    with pytest.raises(InputError, match=sentence):
+def test_invalid_settings_of_the_likelihood(evaluated, field, value, message):
+    with pytest.raises(InputError, match=message):
         evaluation.evaluate(config(**{field: value}), evaluated[0], "fourth")
 
 
@@ -258,19 +358,18 @@ def test_nothing_to_evaluate(evaluated, tmp_path):
 
 @pytest.mark.parametrize("name", ["ve.digits_ncsnpp_continuous", "subvp.digits_ddpmpp_continuous"])
 def test_the_other_sdes(tmp_path, name):
-    """Train, score and sample with the VE SDE (NCSN++, predictor and corrector) and the sub-VP SDE."""
-    c = tiny.config(
-        name, **{"training.n_iters": 2, "training.snapshot_freq": 2, "eval.enable_loss": False}
-    )
+    """Train and evaluate the VE SDE (NCSN++, predictor-corrector) and the sub-VP SDE."""
+    changes = {"training.n_iters": 2, "training.snapshot_freq": 2, "eval.enable_loss": False}
+    c = tiny.config(name, **changes)
     training.train(c, str(tmp_path))
     result = evaluation.evaluate(c, str(tmp_path))[1]
     assert result["bpd"]["failed"] == result["bpd"]["bound"]["failed"] == 0
-    assert result["bpd"]["probe_stderr"] is None  # There is but one probe.
+    assert result["bpd"]["probe_stderr"] is None  # A single probe leaves it unknown.
     assert result["samples"]["nfe"] == (42 if name.startswith("ve") else 21)
 
 
 def test_the_ode_sampler(evaluated):
-    experiment = experiments.Experiment(config(**{"sampling.method": "ode"}))
+    experiment = Experiment(config(**{"sampling.method": "ode"}))
     images, nfe, _ = experiment.sample_images(experiment.init_params(), 0, 4)
     assert images.shape == (4, 8, 8, 1)
     assert (nfe > 20).all()

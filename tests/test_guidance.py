@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import evaluation
 import factory
 import pretrained
 import sampling
@@ -18,6 +17,8 @@ from configs import default
 from controllable import guidance
 from errors import InputError
 from experiment import Experiment
+from metrics import samples_stage
+from metrics.stage import Context
 from models import building
 from models.layers import Rngs
 from pretrained import parameter_names
@@ -331,7 +332,7 @@ def test_networks_without_class_embeddings():
 def test_evaluation_samples_the_classes(conditional, tmp_path):
     """Image i has the class classes[i % 3]; results.json states the guidance."""
     experiment, params = conditional
-    result = evaluation.sampling_stage(experiment, params, tmp_path, None)["samples"]
+    result = samples_stage.run(Context(experiment, params, tmp_path))
     assert result["guidance"] == {
         "kind": "classifier-free",
         "classes": [3, 1, 4],

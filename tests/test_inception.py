@@ -64,7 +64,7 @@ def error(ours: np.ndarray, theirs: np.ndarray) -> float:
 def test_recorded_outputs(weights, tmp_path):
     """On two devices. Images in a batch that is not full have the same features."""
     record = reference.arrays(RECORD)
-    extractor = features.make(experiment(weights), tmp_path)
+    extractor = features.make_extractor(experiment(weights), tmp_path)
     pool, logits = extractor.extract(record["images_uint8"])
     assert error(pool, record["pool3"]) < 1e-5
     assert error(logits, record["logits"]) < 1e-5
@@ -90,7 +90,9 @@ def test_outputs_of_torch_fidelity(tmp_path, seed):
     images = rng.integers(0, 256, (4, 40, 350, 3), dtype=np.uint8)
     theirs = FeatureExtractorInceptionV3("random", ["2048", "logits"], str(path))
     pool, logits = theirs(torch.tensor(images).permute(0, 3, 1, 2))
-    extractor = features.make(experiment(path, **{"eval.features": "inception_tf"}), tmp_path)
+    extractor = features.make_extractor(
+        experiment(path, **{"eval.features": "inception_tf"}), tmp_path
+    )
     ours = extractor.extract(images)
     assert error(ours.pool, pool.numpy()) < 1e-5
     assert error(ours.logits, logits.numpy()) < 1e-5
@@ -192,4 +194,4 @@ def test_images_of_two_channels_are_errors(tmp_path):
     with pytest.raises(
         InputError, match="for images of 1 or 3 channels, but data.num_channels = 2"
     ):
-        features.make(experiment(file, **{"data.num_channels": 2}), tmp_path)
+        features.make_extractor(experiment(file, **{"data.num_channels": 2}), tmp_path)

@@ -1,0 +1,183 @@
+"""The evaluation stage `bpd`: bits/dim of dequantized images, and their variational bound.
+
+The likelihood is that of the probability-flow ODE (arXiv:2011.13456, Section 4.3 and Appendix D.2);
+`likelihood.py` has the mathematics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import datasets
+import likelihood
+import sampling
+import sharding
+from errors import InputError
+from experiment import Experiment
+from metrics.splits import check_images, images_of
+from metrics.stage import (
+    Cell,
+    Context,
+    Dequantize,
+    Measure,
+    Results,
+    Stage,
+    summarize,
+    summary_cell,
+    summary_measure,
+)
+from models.building import Params
+from workdir import Arrays, load_rounds
+
+
+def check(experiment: Experiment) -> None:
+    """Raise InputError unless eval.bpd_t_min lies between 0 and the SDE's T."""
+    config = experiment.config.eval
+    if not 0 < config.bpd_t_min < experiment.sde.T:
+        raise InputError(
+            f"eval.bpd_t_min = {config.bpd_t_min} must lie between 0 and {experiment.sde.T}."
+        )
+
+
+def prepare(experiment: Experiment, workdir: Path) -> None:
+    """Raise InputError if the images cannot be read."""
+    check_images(experiment, experiment.config.eval.bpd_dataset.lower())
+
+
+def run(context: Context) -> Results:
+    """Compute bits/dim over config.eval.bpd_num_repeats passes of the data set.
+
+    The entry holds the mean over images with its standard error; `probe_stderr`, the part of that
+    error due to the trace estimator (0 with 'exact', None if a single probe leaves it unknown);
+    `solver_error`, the mean of the solver's error estimates; and `bound`, the variational bound.
+    All are in bits/dim; `nfe` counts evaluations of the score.
+
+    A class-conditional network is conditioned on "no class": the result is p(x), not p(x | class).
+    """
+    experiment = context.experiment
+    config = experiment.config.eval
+    images = images_of(experiment, config.bpd_dataset.lower())
+    batches = datasets.rounds(images, config.batch_size)
+    bits_per_dim = compile_bits_per_dim(experiment, context.dequantize)
+
+    def compute(index: int) -> Arrays:
+        repeat, batch = divmod(index, len(batches))
+        indices, count = batches[batch]
+        pixels, rows = experiment.rows(images.pixels[indices]), experiment.rows(indices)
+        arrays = sharding.fetch(bits_per_dim(context.ema, pixels, rows, repeat))
+        return {name: array[:count] for name, array in arrays.items()}
+
+    paths = context.run_rounds("bpd", config.bpd_num_repeats * len(batches), compute)
+    arrays = load_rounds(paths)
+    per_pass = {name: array.reshape(-1, len(images)) for name, array in arrays.items()}
+    return {
+        **summarize(per_pass["bpd"].mean(0)),
+        "passes": config.bpd_num_repeats,
+        "nfe": float(per_pass["nfe"].mean()),
+        "data": config.bpd_dataset,
+        "probe_stderr": _combined_stderr(per_pass["probe_stderr"]),
+        "solver_error": float(np.nanmean(per_pass["solver_error"])),
+        "bound": summarize(per_pass["bound"].mean(0)),
+    }
+
+
+def compile_bits_per_dim(
+    experiment: Experiment, dequantize: Dequantize
+) -> Callable[[Params, Array, Array, int], dict[str, Array]]:
+    """Compile (params, uint8 images (B, H, W, C), image numbers (B,), pass) -> arrays (B,).
+
+    The arrays are, in bits/dim: `bpd` by the ODE; `probe_stderr`, the standard error due to its
+    probes, NaN for a single probe; `solver_error`, the solver's error estimate; and `bound`,
+    `likelihood.elbo` of the same dequantized images. `nfe` counts evaluations of the score.
+    """
+    split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
+    config, log_scale = experiment.config.eval, experiment.scaler.log_scale
+    sde = dataclasses.replace(experiment.sde, t_min=config.bpd_t_min)
+
+    @functools.partial(jax.jit, in_shardings=(whole, split, split, whole), out_shardings=split)
+    def bits_per_dim(
+        params: Params, images: Array, indices: Array, repeat: Array
+    ) -> dict[str, Array]:
+        keys = sampling.image_keys(jax.random.fold_in(experiment.key("bpd"), repeat), indices)
+        noise_keys, probe_keys, bound_keys = (
+            sampling.fold_in(keys, purpose) for purpose in range(3)
+        )
+        x, log_q = dequantize(images, noise_keys)
+        probes = likelihood.draw_probes(probe_keys, x.shape, config.bpd_trace, config.bpd_probes)
+        score = experiment.score(params)
+        ode = likelihood.log_likelihood(score, sde, x, probes, tolerance=config.bpd_tolerance)
+        bound = likelihood.elbo(score, sde, x, bound_keys)
+        dims = math.prod(x.shape[1:])
+        bits = functools.partial(likelihood.bits_per_dim, dims=dims, log_scale=log_scale)
+        if config.bpd_trace == "exact":
+            probe_stderr = 0.0 * ode.logp
+        else:
+            probe_stderr = _stderr(bits(ode.per_probe))
+        return {
+            "bpd": bits(ode.logp - log_q),
+            "nfe": ode.nfe,
+            "probe_stderr": probe_stderr,
+            "solver_error": ode.error / (dims * math.log(2)),
+            "bound": bits(-bound.nats - log_q),
+        }
+
+    return bits_per_dim
+
+
+def _stderr(values: Array) -> Array:
+    """Standard error of the mean over the last axis; NaN if that axis has length 1."""
+    count = values.shape[-1]
+    if count == 1:
+        return jnp.full(values.shape[:-1], jnp.nan)
+    return values.std(-1, ddof=1) / math.sqrt(count)
+
+
+def _combined_stderr(stderrs: np.ndarray) -> float | None:
+    """Standard error of the mean of independent estimates; None if all of theirs are NaN."""
+    if np.isnan(stderrs).all():
+        return None
+    return float(np.sqrt(np.nansum(stderrs**2)) / stderrs.size)
+
+
+def measures(entry: Results) -> list[Measure]:
+    """The rows of the report."""
+    passes = "1 pass" if entry["passes"] == 1 else f"{entry['passes']} passes"
+    note = f"probability-flow ODE, {passes}, {entry['nfe']:.0f} NFE"
+    if math.isfinite(entry["solver_error"]):
+        note += f"; estimated solver error {entry['solver_error']:.2g}"
+    if entry["probe_stderr"] is not None:
+        note += f"; part of the standard error due to the probes {entry['probe_stderr']:.2g}"
+    name = f"bits/dim, {entry['data']} images"
+    bound_note = "variational: an upper bound in the mean"
+    return [
+        summary_measure(name, entry, note),
+        summary_measure(f"{name}, bound", entry["bound"], bound_note),
+    ]
+
+
+def cells(entry: Results | None) -> list[Cell]:
+    """The cells of the printed table."""
+    bound = None if entry is None else entry["bound"]
+    return [summary_cell("bits/dim", entry), summary_cell("bound", bound)]
+
+
+STAGE = Stage(
+    name="bpd",
+    key="bpd",
+    kind="bpd",
+    check=check,
+    prepare=prepare,
+    run=run,
+    measures=measures,
+    cells=cells,
+    needs_dequantizer=True,
+)

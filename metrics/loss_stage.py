@@ -1,0 +1,70 @@
+"""The evaluation stage `loss`: the denoising score-matching loss of the test images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+import datasets
+import sharding
+from experiment import Experiment
+from metrics.splits import check_images
+from metrics.stage import (
+    Cell,
+    Context,
+    Measure,
+    Results,
+    Stage,
+    summarize,
+    summary_cell,
+    summary_measure,
+)
+from workdir import Arrays, load_rounds
+
+
+def prepare(experiment: Experiment, workdir: Path) -> None:
+    """Raise InputError if the test images cannot be read."""
+    check_images(experiment, "test")
+
+
+def run(context: Context) -> Results:
+    """Compute the loss as in training but without dropout and random flips.
+
+    A class-conditional network is conditioned on the true class of each image.
+    """
+    experiment = context.experiment
+    images = experiment.test
+    batches = datasets.rounds(images, experiment.config.eval.batch_size)
+
+    def compute(index: int) -> Arrays:
+        indices, count = batches[index]
+        key = jax.random.fold_in(experiment.key("loss"), index)
+        batch = experiment.rows(images.batch(indices, labelled=experiment.labelled))
+        loss, _ = sharding.fetch(experiment.held_out_loss(context.ema, batch, key))
+        return {"loss": loss[:count]}
+
+    paths = context.run_rounds("loss", len(batches), compute)
+    return summarize(load_rounds(paths)["loss"])
+
+
+def measures(entry: Results) -> list[Measure]:
+    """The rows of the report."""
+    note = "denoising score matching, without dropout"
+    return [summary_measure("held-out loss", entry, note)]
+
+
+def cells(entry: Results | None) -> list[Cell]:
+    """The cells of the printed table."""
+    return [summary_cell("loss", entry)]
+
+
+STAGE = Stage(
+    name="loss",
+    key="loss",
+    kind="loss",
+    prepare=prepare,
+    run=run,
+    measures=measures,
+    cells=cells,
+)

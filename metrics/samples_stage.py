@@ -1,0 +1,119 @@
+"""The evaluation stage `sampling`: generated images, in rounds, and pictures of the first ones."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+import datasets
+from configs.default import Config
+from experiment import Experiment
+from metrics.stage import Cell, Context, Measure, Results, Stage
+from workdir import Arrays, load_rounds, round_paths, write_picture
+
+GRID_IMAGES = 100  # Maximum number of images in samples.png.
+TRAJECTORY_IMAGES = 8  # Maximum number of images in trajectory.png.
+
+
+def run(context: Context) -> Results:
+    """Generate images 0 .. num_samples - 1, and a picture of the first ones.
+
+    A round holds `samples`, uint8 (N, H, W, C); `nfe` (N,); `classes` (N,) if config.guidance
+    states classes; the `seconds` (1,) that it took; and whether it was the `first` (1,) round of a
+    process, which includes compilation. One round of images is in memory at a time.
+    """
+    config = context.experiment.config.eval
+    size = config.batch_size
+    computed = []
+
+    def compute(index: int) -> Arrays:
+        count = min(size, config.num_samples - index * size)
+        arrays = _sample_round(context, index, count, first=not computed)
+        computed.append(index)
+        return arrays
+
+    paths = context.run_rounds("samples", _round_count(config), compute)
+    rounds_in_grid = -(-GRID_IMAGES // size)
+    grid = load_rounds(paths[:rounds_in_grid], "samples")["samples"][:GRID_IMAGES]
+    picture = context.folder / "samples.png"
+    write_picture(picture, datasets.image_grid(grid))
+    nfe = load_rounds(paths, "nfe")["nfe"]
+    entry = {"images": config.num_samples, "nfe": float(nfe.mean()), "picture": str(picture)}
+    return entry | _guidance(context.experiment)
+
+
+def _sample_round(context: Context, index: int, count: int, *, first: bool) -> Arrays:
+    """Generate the `count` images of a round; the first round also writes their trajectories."""
+    experiment = context.experiment
+    size = experiment.config.eval.batch_size
+    start = time.monotonic()
+    samples, nfe, frames = experiment.sample_images(context.ema, index * size, size)
+    arrays = {
+        "samples": samples[:count],
+        "nfe": nfe[:count],
+        "seconds": np.array([time.monotonic() - start]),
+        "first": np.array([first]),
+    }
+    classes = experiment.classes(np.arange(index * size, index * size + count))
+    if classes is not None:
+        arrays["classes"] = np.asarray(classes)
+    if index == 0 and len(frames):
+        _write_trajectories(context.folder / "trajectory.png", frames)
+    return arrays
+
+
+def _write_trajectories(path: Path, frames: np.ndarray) -> None:
+    """Write a picture of frames (F, B, H, W, C): one row per image, from noise to sample."""
+    rows = frames[:, :TRAJECTORY_IMAGES].swapaxes(0, 1)
+    write_picture(path, datasets.image_grid(np.concatenate(list(rows)), columns=len(frames)))
+
+
+def _guidance(experiment: Experiment) -> Results:
+    """The guidance of the samples, if there is any."""
+    guidance = experiment.config.guidance
+    if not guidance.classes:
+        return {}
+    kind = "classifier-free" if experiment.labelled else "classifier"
+    fields = json.loads(json.dumps(guidance.to_dict()))  # JSON has lists in place of tuples.
+    return {"guidance": {"kind": kind} | fields}
+
+
+def _round_count(config: Config) -> int:
+    return -(-config.num_samples // config.batch_size)
+
+
+def sample_paths(folder: Path, config: Config) -> list[Path]:
+    """The files of the rounds of samples, given config.eval."""
+    return round_paths(folder, "samples", _round_count(config))
+
+
+def measures(entry: Results) -> list[Measure]:
+    """No rows: the samples are measured by the stage `metrics`."""
+    return []
+
+
+def cells(entry: Results | None) -> list[Cell]:
+    """The cells of the printed table."""
+    text = "-" if entry is None else f"{entry['images']}, {entry['nfe']:.0f} NFE"
+    return [Cell("samples", text, width=14)]
+
+
+def notes(entries: Sequence[Results]) -> list[str]:
+    """The paths of the pictures."""
+    return [f"picture: {entry['picture']}" for entry in entries]
+
+
+STAGE = Stage(
+    name="sampling",
+    key="samples",
+    kind="samples",
+    run=run,
+    measures=measures,
+    cells=cells,
+    notes=notes,
+    needs_classifier=True,
+)

@@ -1,0 +1,328 @@
+"""Metrics of samples on disk: restarts, statistics files of all formats, and custom features."""
+
+import json
+
+import numpy as np
+import pytest
+
+from errors import InputError
+from experiment import Experiment
+from metrics import distances, features, reference_statistics, sample_quality_stage
+from metrics.distances import Moments
+from metrics.features import Extractor, Features
+from metrics.reference_statistics import load
+from metrics.stage import Context
+from tests import tiny
+from workdir import round_paths
+
+SAMPLES = 50
+
+
+def corners(images):
+    """Features for these tests: four pixels that are not constant."""
+    return {"pool": images[:, 2:6:3, 2:6:3].reshape(len(images), -1) / 255}
+
+
+def config(**changes):
+    fields = {
+        "eval.features": f"{__name__}:corners",
+        "eval.num_samples": SAMPLES,
+        "eval.batch_size": 16,
+        "eval.enable_metrics": True,
+    }
+    return tiny.config(**fields | changes)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Rounds of samples, as evaluation writes them; the samples are held-out digits."""
+    experiment = Experiment(config())
+    images = features.as_samples(experiment, experiment.test.pixels[:SAMPLES])
+    (tmp_path / "checkpoint_1").mkdir()
+    for index, path in enumerate(round_paths(tmp_path / "checkpoint_1", "samples", 4)):
+        np.savez(path, samples=images[16 * index : 16 * (index + 1)])
+    return tmp_path / "checkpoint_1"
+
+
+def prepare(workdir, **changes):
+    experiment = Experiment(config(**changes))
+    sample_quality_stage.check(experiment)
+    return experiment, sample_quality_stage.prepare(experiment, workdir)
+
+
+def unused_extractor(*, published):
+    """An extractor whose function is not called."""
+    return Extractor("some", "0" * 64, "", lambda images: None, published)
+
+
+def measure(folder, **changes):
+    experiment, prepared = prepare(folder.parent, **changes)
+    return sample_quality_stage.run(Context(experiment, {}, folder, prepared=prepared))
+
+
+def test_metrics_equal_those_of_all_features(folder):
+    """Features are computed in rounds; the metrics are those of all features at once."""
+    entry = measure(folder)
+    experiment = Experiment(config())
+    pools = []
+    for images in (experiment.train.pixels, experiment.test.pixels[:SAMPLES]):
+        pixels = features.as_samples(experiment, images)[:, 2:6:3, 2:6:3].reshape(-1, 4)
+        pools.append(pixels.astype(np.float32) / np.float32(255))
+    real, generated = pools
+    distance = distances.frechet_distance(*map(Moments.from_features, pools))
+    assert entry["frechet"]["value"] == pytest.approx(distance, rel=1e-6)
+    assert entry["frechet"]["name"] == "FD_n50"
+    assert entry["frechet"]["stderr"] > 0
+    kid = distances.kernel_distance(real, generated, 144).value
+    assert entry["kid"]["value"] == pytest.approx(kid, rel=1e-5)
+    precision = distances.precision_recall(real, generated).precision
+    assert entry["precision"]["value"] == pytest.approx(precision)
+    assert entry["inception_score"] is None  # There are no logits.
+    assert entry["reference"]["images"] == 1438
+    assert entry["frechet"]["extrapolated"] < distance
+    json.dumps(entry, allow_nan=False)
+
+
+def test_table_and_report(folder):
+    entry = measure(folder)
+    cells = sample_quality_stage.cells(entry)
+    titles = ["images", "FD_n50", "KID", "class. score", "precision", "recall"]
+    assert [cell.title for cell in cells] == titles
+    assert (cells[0].text, cells[3].text) == ("50", "-")
+    assert cells[2].text == f"{entry['kid']['value']:.4f} +- {entry['kid']['stderr']:.4f}"
+    (note,) = sample_quality_stage.notes([entry])
+    assert f"features: {entry['features']}, against 1438 digits train in " in note
+    rows = sample_quality_stage.measures(entry)
+    assert [row.value for row in rows] == [
+        entry[key]["value"] for key in ("frechet", "kid", "precision", "recall")
+    ]
+    assert rows[0].name == f"FD_n50 ({entry['features']}, n = 50)"
+    assert rows[0].note.startswith("against 1438 digits train; ")
+    assert rows[1].note == "blocks of 144"
+
+
+def test_a_restart_computes_only_missing_rounds(folder, monkeypatch):
+    before = measure(folder)
+    (label,) = {path.name.rsplit("_", 1)[0] for path in folder.glob("features_*")}
+    (folder / f"{label}_2.npz").unlink()
+    loaded, original = [], np.load
+
+    def recording_load(path, **options):
+        loaded.append(path.stem)
+        return original(path, **options)
+
+    monkeypatch.setattr(np, "load", recording_load)
+    assert measure(folder) == before
+    assert [name for name in loaded if name.startswith("samples")] == ["samples_2"]
+
+
+def test_fid_requires_ten_thousand_images_and_the_published_features():
+    rng = np.random.default_rng(0)
+    moments = Moments.from_features(rng.normal(size=(50, 2)))
+    reference = reference_statistics.Reference(moments, None, {})
+    names = {}
+    for count in (9_999, 10_000):
+        for published in (True, False):
+            pool, extractor = rng.normal(size=(count, 2)), unused_extractor(published=published)
+            sets = sample_quality_stage.FeatureSets(pool, None, extractor, reference)
+            names[count, published] = sample_quality_stage.frechet(sets)["name"]
+    assert names == {
+        (9_999, True): "FID_n9999",
+        (9_999, False): "FD_n9999",
+        (10_000, True): "FID",
+        (10_000, False): "FD",
+    }
+
+
+def test_the_classifier_of_the_digits(tmp_path, monkeypatch):
+    """It is accurate on held-out digits, which give an inception score near the number of classes.
+
+    It is trained once.
+    """
+    experiment = Experiment(config(**{"eval.features": "classifier"}))
+    extractor = features.make_extractor(experiment, tmp_path)
+    test = features.as_samples(experiment, experiment.test.pixels)
+    pool, logits = extractor.extract(test)
+    assert pool.shape == (359, features.HIDDEN_UNITS)
+    assert not Moments.from_features(pool).rank_deficient
+    assert (logits.argmax(1) == experiment.test.labels).mean() > 0.94
+    assert 7 < distances.inception_score(logits) < 10
+    monkeypatch.setattr(features, "_train_classifier", None)  # A call would raise TypeError.
+    again = features.make_extractor(experiment, tmp_path)
+    assert (again.digest, again.label) == (extractor.digest, extractor.label)
+    np.testing.assert_array_equal(again.extract(test[:5]).pool, pool[:5])
+
+
+# --- statistics ---
+
+
+def test_fid_stats(tmp_path, monkeypatch):
+    """It uses all images, without dequantization; an interrupted run resumes."""
+    changes = {
+        "eval.stats_split": "test",
+        "eval.stats_path": str(tmp_path / "test.npz"),
+        "eval.batch_size": 64,
+    }
+    calls, original = [], corners
+
+    def interrupted(images):
+        calls.append(len(images))
+        if len(calls) == 4:
+            raise OSError("interrupted")
+        return original(images)
+
+    monkeypatch.setitem(globals(), "corners", interrupted)
+    with pytest.raises(OSError, match="interrupted"):
+        reference_statistics.fid_stats(config(**changes), str(tmp_path))
+    path = reference_statistics.fid_stats(config(**changes), str(tmp_path))
+    assert calls == [64, 64, 64, 64, 64, 64, 39]  # The fourth round is computed twice.
+    with np.load(path) as file:
+        arrays = dict(file)
+    experiment = Experiment(config(**changes))
+    images = features.as_samples(experiment, experiment.test.pixels)
+    pool = images[:, 2:6:3, 2:6:3].reshape(359, 4) / 255
+    np.testing.assert_allclose(arrays["pool_3"], pool, rtol=1e-6)
+    np.testing.assert_allclose(arrays["mu"], pool.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(arrays["sigma"], np.cov(pool.T), rtol=1e-5)
+    assert json.loads(str(arrays["protocol"]))["images"] == 359
+    assert [each.name for each in tmp_path.iterdir()] == ["test.npz"]
+    with pytest.raises(InputError, match="exists and is not overwritten"):
+        reference_statistics.fid_stats(config(**changes), str(tmp_path))
+
+
+def test_moments_are_those_of_all_images_even_if_few_features_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_statistics, "MAX_FEATURES", 100)
+    experiment = Experiment(config(**{"eval.batch_size": 64}))
+    extractor = features.make_extractor(experiment, tmp_path)
+    path = tmp_path / "few.npz"
+    computed = reference_statistics.compute(experiment, extractor, path)
+    protocol = reference_statistics.expected_protocol(experiment, extractor)
+    loaded = load(path, extractor, protocol)
+    for found in (computed, loaded):
+        assert (len(found.pool), found.moments.count) == (100, 1438)
+    images = features.as_samples(experiment, experiment.train.pixels)
+    pool = extractor.extract(images).pool
+    np.testing.assert_allclose(loaded.moments.covariance, np.cov(pool.T), rtol=1e-6)
+
+
+def test_statistics_of_another_protocol_are_rejected(folder, tmp_path):
+    measure(folder)
+    (path,) = (folder.parent / "statistics").iterdir()
+    message = r"another protocol; .*:\n  split: 'train' in the file, 'test' in this run"
+    with pytest.raises(InputError, match=message):
+        measure(folder, **{"eval.stats_path": str(path), "eval.stats_split": "test"})
+    message = r":\n  extractor: '\S*:corners' in the file, 'classifier' in this run\n  digest"
+    with pytest.raises(InputError, match=message):
+        measure(folder, **{"eval.stats_path": str(path), "eval.features": "classifier"})
+    experiment = Experiment(config())
+    extractor = features.make_extractor(experiment, tmp_path)
+    protocol = reference_statistics.expected_protocol(experiment, extractor) | {"image_size": 32}
+    with pytest.raises(InputError, match=r":\n  image_size: 8 in the file, 32 in this run"):
+        load(path, extractor, protocol)
+
+
+def test_statistics_of_other_code_bases(tmp_path):
+    """The official code saves features, EDM and pytorch-fid moments; none states its images."""
+    rng = np.random.default_rng(0)
+    pool = rng.normal(size=(40, 3)).astype(np.float32)
+    moments = Moments.from_features(pool)
+    np.savez(tmp_path / "official.npz", pool_3=pool)
+    np.savez(tmp_path / "edm.npz", mu=moments.mean, sigma=moments.covariance)
+    inception, other = (unused_extractor(published=published) for published in (True, False))
+    for name, count, has_features in (("official.npz", 40, True), ("edm.npz", None, False)):
+        found = load(tmp_path / name, inception, {})
+        assert distances.frechet_distance(found.moments, moments) == pytest.approx(0, abs=1e-12)
+        assert (found.moments.count, found.pool is not None) == (count, has_features)
+        assert found.protocol["path"] == str(tmp_path / name)
+        message = r"features of FID's Inception network .* with features some-00000000"
+        with pytest.raises(InputError, match=message):
+            load(tmp_path / name, other, {})
+
+
+def test_statistics_without_features(tmp_path):
+    """They give a Frechet distance and an inception score."""
+    rng = np.random.default_rng(0)
+    moments = Moments.from_features(rng.normal(size=(40, 3)))
+    np.savez(tmp_path / "edm.npz", mu=moments.mean, sigma=moments.covariance)
+    inception = unused_extractor(published=True)
+    reference = load(tmp_path / "edm.npz", inception, {})
+    path = tmp_path / "round_0.npz"
+    np.savez(path, pool=rng.normal(size=(40, 3)), logits=rng.normal(size=(40, 4)))
+    entry = sample_quality_stage.measure([path], inception, reference)
+    assert (entry["kid"], entry["precision"], entry["recall"]) == (None, None, None)
+    cells = sample_quality_stage.cells(entry)
+    assert [cell.title for cell in cells if cell.text != "-"] == ["images", "FID_n40", "IS"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("edm2.pkl", b"\x80\x04", "is a pickle, which could execute arbitrary code; EDM also"),
+        ("broken.npz", b"PK\x03\x04", "is not a complete .npz file of arrays"),
+        ("empty.npz", None, "holds no statistics: it has neither 'pool_3' nor both 'mu' and 's"),
+    ],
+)
+def test_files_without_statistics(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is None:
+        np.savez(path, images=np.zeros(3))
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load(path, unused_extractor(published=True), {})
+
+
+# --- settings ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"eval.features": "vgg"},
+            "= 'vgg' is unknown; known: classifier, inception, inception_tf, module:function",
+        ),
+        (
+            {"eval.features": "no.module:f"},
+            "'no.module:f' cannot be imported: No module named 'no'",
+        ),
+        ({"eval.features": "json:f"}, "'json:f' cannot be imported: .* has no attribute 'f'"),
+        (
+            {"eval.features": "classifier", "data.dataset": "noise"},
+            "needs labels, which data.dataset = 'noise' lacks",
+        ),
+        ({"eval.num_samples": 9}, "eval.num_samples = 9 must be at least 10"),
+        (
+            {"eval.stats_path": "no.npz"},
+            "eval.stats_path = 'no.npz' does not exist; --mode=fid_stats writes it",
+        ),
+        ({"eval.stats_split": "dev"}, "eval.stats_split = 'dev' is unknown; known: test, train"),
+    ],
+)
+def test_invalid_settings(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        prepare(tmp_path, **changes)
+
+
+def test_a_custom_extractor_with_invalid_outputs(folder, monkeypatch):
+    monkeypatch.setitem(globals(), "corners", lambda images: {"logits": images[:, 0, 0]})
+    with pytest.raises(InputError, match=r":corners' returned logits for 16 images, but no 'pool'"):
+        measure(folder)
+    monkeypatch.setitem(globals(), "corners", lambda images: {"pool": images[:2, 0, 0]})
+    message = r":corners' returned 'pool' of shape \(2, 1\) for 16 images; it"
+    with pytest.raises(InputError, match=message):
+        measure(folder)
+
+
+def test_batches_are_padded():
+    sizes = []
+
+    def extract(batch):
+        sizes.append(len(batch))
+        return Features(batch.reshape(len(batch), -1).astype(np.float32), None)
+
+    images = np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1)
+    found = features.extract_in_batches(extract, images, 3)
+    assert sizes == [3, 3, 3]
+    assert found.pool[:, 0].tolist() == list(range(7))
+    assert found.logits is None
