@@ -71,15 +71,6 @@ class Field(NamedTuple):
 
 FLAG, TEXT, NAME, EXACT_NAME = Flag(), Text(), Name(), Name(exact=True)
 FEATURES = ("inception", "inception_tf", "classifier")
-RESTORE_TASKS = (
-    "inpaint",
-    "colorize",
-    "super_resolution",
-    "deblur",
-    "motion_deblur",
-    "compressed_sensing",
-    "fourier",
-)
 RESTORE_METHODS = ("projection", "dps", "ddrm", "pigdm", "moment_matching")
 COUNT = Integer(1, 10**9)
 POSITIVE = Real(0, open_low=True)
@@ -385,9 +376,7 @@ RESTORATION = {
     "restore.observed": Field(False, FLAG, (RESTORE,), "The input is the measurement."),
     "restore.count": Field(8, COUNT, (RESTORE,), "Largest number of images."),
     "restore.samples": Field(4, COUNT, (RESTORE,), "Solutions for each image."),
-    "restore.task": Field(
-        "inpaint", Name(RESTORE_TASKS, exact=True), (RESTORE,), "What is measured."
-    ),
+    "restore.task": Field("inpaint", TEXT, (RESTORE,), "What is measured."),
     "restore.method": Field(
         "ddrm", Name(RESTORE_METHODS, exact=True), (RESTORE,), "The posterior sampler."
     ),

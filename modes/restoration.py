@@ -28,7 +28,7 @@ from configs.default import Config, complete
 from controllable import inverse_problems
 from controllable.inverse_problems import Measurement
 from controllable.operators import Operator
-from errors import InputError
+from errors import InputError, choose
 from experiment import Experiment
 from models.building import Params
 from modes import restoration_images
@@ -108,7 +108,7 @@ def build_problem(experiment: Experiment) -> Problem:
     Raises InputError if the operator does not fit the images, or an image cannot be read.
     """
     options, shape = experiment.config.restore, experiment.image_shape
-    operator = TASKS[options.task](options, shape)
+    operator = choose(TASKS, options.task, "restore.task")(options, shape)
     if options.observed:
         image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         measured = jax.eval_shape(operator.forward, image)
@@ -208,7 +208,7 @@ def compile_solver(
             options, experiment.score(params), sde, measurement, prior
         )
         if not method.requires_pc:
-            score = inverse_problems.within(score, sde, *image_range(experiment))
+            score = inverse_problems.clip_denoised(score, sde, *image_range(experiment))
         x, nfe, _ = experiment.sampler(keys, score, start, **sampler_options)
         if std == 0 and not options.official:
             x = measurement.enforce(x)

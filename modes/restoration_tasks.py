@@ -75,7 +75,7 @@ def compressed_sensing(options: Config, shape: Shape) -> Operator:
 
 def fourier(options: Config, shape: Shape) -> Operator:
     """Measure a share of the columns of the Fourier transform."""
-    return operators.fourier_mask(operators.columns_of_frequencies(shape, options.share))
+    return operators.fourier_mask(operators.frequency_columns(shape, options.share))
 
 
 TASKS: dict[str, Callable[[Config, Shape], Operator]] = {

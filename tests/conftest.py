@@ -15,6 +15,10 @@ os.environ["XLA_FLAGS"] = " ".join([*QUICK, os.environ.get("XLA_FLAGS", "")])
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests import array_types  # noqa: E402
+
+array_types.install()  # Before the modules of the project are imported.
+
 import sharding  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
