@@ -91,7 +91,7 @@ def test_a_loss_that_is_not_finite(tmp_path):
         Batches(experiment.train, 16, 0),
         optax.sgd(0.1),
     )
-    with pytest.raises(InputError, match="Step 3: the loss is nan"):
+    with pytest.raises(InputError, match="step 3: the loss is nan"):
         fitting.fit(experiment, *arguments, 3, key=jax.random.key(0), settings={})
     assert list(tmp_path.iterdir()) == []
 
@@ -163,7 +163,7 @@ def test_what_does_not_fit(workdir, tmp_path):
             tiny.config(**classes, **{"training.snapshot_sampling": True}), str(tmp_path / "w")
         )
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(InputError, match="is of another network than the config's"):
+    with pytest.raises(InputError, match="holds another network than the config's"):
         classification.provide(
             Experiment(tiny.config(**classes, **{"classifier.blocks_per_group": 2})), workdir
         )
@@ -176,5 +176,5 @@ def test_what_does_not_fit(workdir, tmp_path):
         classification.train(tiny.config(**SMALL | {"data.dataset": "noise"}), str(tmp_path))
     with pytest.raises(InputError, match="classifier.batch_size = 15 does not divide"):
         classification.train(tiny.config(**SMALL | {"classifier.batch_size": 15}), str(tmp_path))
-    with pytest.raises(InputError, match="classifier.lr = 0.0 must be above 0"):
+    with pytest.raises(InputError, match="classifier.lr = 0.0 must be a finite number, above 0"):
         classification.train(tiny.config(**SMALL | {"classifier.lr": 0.0}), str(tmp_path))

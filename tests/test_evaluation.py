@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import evaluation
+import report
 import training
 from errors import InputError
 from experiment import Experiment
@@ -20,7 +21,6 @@ from metrics import sample_quality_stage, samples_stage
 from metrics.features import Extractor, Features
 from metrics.stage import Context
 from metrics.stages import STAGES
-from report import report_data
 from tests import tiny
 from workdir import load_rounds, round_paths
 
@@ -140,8 +140,8 @@ def test_stages_state_unique_names_and_keys():
 def test_the_report_of_an_evaluation(evaluated):
     """report.json holds results.json, the environment and the config; the page shows them."""
     workdir, results = evaluated
-    report_data.note_environment(Path(workdir, "eval"), Experiment(config()).mesh)
-    report_data.write(workdir)
+    report.note_environment(Path(workdir, "eval"), Experiment(config()).mesh)
+    report.write(workdir)
     with open(f"{workdir}/eval/report.json") as file:
         data = json.load(file)
     (checkpoint,), (environment,) = data["checkpoints"], data["environments"]

@@ -299,18 +299,21 @@ def test_ddpm_has_class_embeddings():
     [
         (
             {"data.num_classes": 3, "guidance.classes": (3,)},
-            "guidance.classes has 3; by data.num_classes = 3 .* 0 .. 2",
+            "guidance.classes has 3; with data.num_classes = 3 .* 0 .. 2",
         ),
-        ({"guidance.classes": (1, 10)}, "guidance.classes has 10; by classifier.num_classes = 10"),
-        ({"guidance.classes": (0.5,)}, "guidance.classes has 0.5"),
+        (
+            {"guidance.classes": (1, 10)},
+            "guidance.classes has 10; with classifier.num_classes = 10",
+        ),
+        ({"guidance.classes": (0.5,)}, r"guidance.classes = \(0.5,\) must be a tuple"),
         ({"guidance.scale": -1.0}, "guidance.scale = -1.0 must be"),
         ({"guidance.scale": float("nan")}, "guidance.scale = nan must be"),
         ({"guidance.interval": (3.0, 1.0)}, "guidance.interval = .* the lower one first"),
-        ({"guidance.interval": (3.0,)}, "must be two noise levels"),
-        ({"data.num_classes": -1}, "data.num_classes = -1 must not be negative"),
+        ({"guidance.interval": (3.0,)}, r"guidance.interval = \(3.0,\) must be a tuple of 2"),
+        ({"data.num_classes": -1}, "data.num_classes = -1 must be an integer from 0"),
         (
             {"data.num_classes": 10, "model.class_dropout": 1.5},
-            "model.class_dropout = 1.5 must lie between 0 and 1",
+            "model.class_dropout = 1.5 must be a finite number, at least 0 and at most 1",
         ),
         ({"data.num_classes": 10, "model.conditional": False}, "needs model.conditional = True"),
     ],
@@ -324,7 +327,8 @@ def test_networks_without_class_embeddings():
     config = importlib.import_module("configs.ve.ncsnv2.cifar10").get_config()
     config.data.num_classes = 10
     with pytest.raises(
-        InputError, match="model.name = 'ncsnv2_64' cannot be told classes.* can: ncsnpp, ddpm"
+        InputError,
+        match="model.name = 'ncsnv2_64' cannot be conditioned on classes; these can: ddpm, ncsnpp",
     ):
         Experiment(config)
 

@@ -132,12 +132,15 @@ def test_accumulation_changes_rounding_only():
             {"model.dtype": "float16"},
             "model.dtype = 'float16' is unknown; known: bfloat16, float32",
         ),
-        ({"training.accumulate": 0}, "training.accumulate = 0 must be at least 1"),
+        ({"training.accumulate": 0}, "training.accumulate = 0 must be an integer from 1 to"),
         (
             {"training.accumulate": 3},
             "training.batch_size = 16 does not divide into training.accumulate = 3 parts",
         ),
-        ({"model.dropout": 1.0}, "model.dropout = 1.0 must be at least 0 and less than 1"),
+        (
+            {"model.dropout": 1.0},
+            "model.dropout = 1.0 must be a finite number, at least 0 and below 1",
+        ),
     ],
 )
 def test_invalid_values(changes, message):
