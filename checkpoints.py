@@ -161,7 +161,7 @@ def _checksum(tree: Any) -> int:
     crc = 0
     for leaf in jax.tree.leaves(tree):
         whole = leaf.addressable_data(0) if leaf.is_fully_replicated else sharding.fetch(leaf)
-        crc = zlib.crc32(np.ascontiguousarray(whole), crc)
+        crc = zlib.crc32(np.ascontiguousarray(whole).data, crc)
     return crc
 
 

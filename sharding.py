@@ -26,11 +26,15 @@ from errors import InputError
 
 Tree = TypeVar("Tree")
 Carry = TypeVar("Carry")
+Output = TypeVar("Output")
 
 SMALL = 2**12  # Splitting an array of fewer entries costs more messages than it saves memory.
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    # jaxlib has no stubs, so pyright takes jax.Device for a variable.
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
     """Return a mesh over `devices`, by default all devices of all processes."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), ("data",))
 
@@ -125,8 +129,8 @@ def wait(name: str) -> None:
 
 
 def repeat(
-    step: Callable[[Carry, Tree], tuple[Carry, Tree]], mesh: Mesh, *, scan: bool | None = None
-) -> Callable[[Carry, Tree], tuple[Carry, Tree]]:
+    step: Callable[[Carry, Tree], tuple[Carry, Output]], mesh: Mesh, *, scan: bool | None = None
+) -> Callable[[Carry, Tree], tuple[Carry, Output]]:
     """Return a function that applies a jitted step along the first axis of its inputs.
 
     On accelerators the steps are one `lax.scan`. XLA's CPU backend computes weight gradients of
@@ -146,7 +150,7 @@ def repeat(
     if scan:
         return jax.jit(functools.partial(lax.scan, step), donate_argnums=0)
 
-    def loop(carry: Carry, inputs: Tree) -> tuple[Carry, Tree]:
+    def loop(carry: Carry, inputs: Tree) -> tuple[Carry, Output]:
         outputs = []
         for i in range(len(jax.tree.leaves(inputs)[0])):
             one = jax.tree.map(lambda leaf, i=i: leaf[i], inputs)

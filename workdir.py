@@ -174,7 +174,7 @@ def save_arrays(path: Path, arrays: Arrays, depends: Depends) -> None:
     """Write an .npz file with a description of what its arrays were made from."""
     if DEPENDS in arrays:
         raise ValueError(f"an array may not be called {DEPENDS!r}")
-    described = arrays | {DEPENDS: np.array(_canonical(depends))}
+    described: dict[str, Any] = {**arrays, DEPENDS: np.array(_canonical(depends))}
     write_atomically(path, lambda file: np.savez(file, **described))
 
 
