@@ -130,7 +130,7 @@ class Experiment:
         )
 
     def rows(self, batch: Tree) -> Tree:
-        """Return arrays that every process has whole as global arrays, split along their rows."""
+        """Return global arrays, split along their rows; every process passes all rows."""
         rows = sharding.local_rows(len(jax.tree.leaves(batch)[0]))
         local = jax.tree.map(lambda leaf: leaf[rows.start : rows.stop], batch)
         return sharding.shard(self.mesh, local)

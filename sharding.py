@@ -28,7 +28,7 @@ Tree = TypeVar("Tree")
 Carry = TypeVar("Carry")
 Output = TypeVar("Output")
 
-SMALL = 2**12  # Splitting an array of fewer entries costs more messages than it saves memory.
+SMALL = 2**12  # Splitting an array of fewer entries saves little memory and adds messages.
 
 
 def make_mesh(
@@ -40,7 +40,7 @@ def make_mesh(
 
 
 def on_cpu(mesh: Mesh) -> bool:
-    """Return whether the devices, which may be mere compilation targets, are CPUs."""
+    """Return whether the devices, which may be compilation targets only, are CPUs."""
     return mesh.devices.flat[0].platform == "cpu"
 
 
@@ -240,7 +240,7 @@ def _has_peers() -> bool:
 class Preemption:
     """While entered, SIGTERM does not end the process but makes `reached` return True.
 
-    All processes learn of the signal in the same call of `reached`.
+    If one process receives the signal, the same call of `reached` returns True on all of them.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -261,10 +261,10 @@ class Preemption:
     def reached(self, after: Array) -> bool:
         """Return whether to stop now; `after` is a result of the latest computation.
 
-        Several processes call this equally often and learn what was known one call earlier, so
-        that they need not wait for what they have just started. On CPUs they do wait: XLA runs
-        independent operations there in any order, and two processes that send in different orders
-        would block each other.
+        With several processes, each of them must call this equally often. The result then covers
+        the signals received before the previous call, so that no call waits for the computation in
+        progress. On CPUs, calls do wait: XLA runs independent operations there in any order, and
+        two processes that send in different orders would block each other.
         """
         if jax.process_count() == 1:
             return self._signalled

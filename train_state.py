@@ -1,6 +1,6 @@
 """The state of training: parameters, their moving average (EMA), the optimizer, and checkpoints.
 
-This module alone decides how a step changes the state and how a checkpoint stores it. Sampling and
+Only this module defines how a step changes the state and how a checkpoint stores it. Sampling and
 evaluation use the EMA parameters, as in the official code.
 """
 

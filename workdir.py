@@ -127,7 +127,7 @@ def claim(folder: str | Path, config: Config, kind: str) -> None:
 
 
 def _flatten(config: Config) -> dict[str, Any]:
-    """Return the fields by their names on the command line, with values as JSON has them."""
+    """Return the fields by their names on the command line, with values as JSON stores them."""
     return traverse_util.flatten_dict(json.loads(json.dumps(config.to_dict())), sep=".")
 
 
@@ -181,8 +181,8 @@ def save_arrays(path: Path, arrays: Arrays, depends: Depends) -> None:
 def load_arrays(path: Path, depends: Depends) -> Arrays | None:
     """Return the arrays that `save_arrays` wrote with the same description.
 
-    None if the file does not exist, is damaged, or was made from something else: it is then to be
-    computed again.
+    None if the file does not exist, is damaged, or was made from something else; the caller then
+    computes the arrays again.
     """
     if not is_current(path, depends):
         return None

@@ -22,7 +22,7 @@ Config = ml_collections.ConfigDict
 
 
 class Choices(NamedTuple):
-    """What a config may name, as the registries of the code have it.
+    """The names that a config may use, from the registries of the code.
 
     Attributes:
       names: for fields whose domain is `Name()`, the known names.
