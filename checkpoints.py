@@ -155,13 +155,13 @@ class Checkpoints:
 def _checksum(tree: Any) -> int:
     """Return the CRC-32 of the arrays, however they are sharded.
 
-    Orbax notices missing bytes, but not changed ones. Leaves are fetched one at a time, since a
-    host need not have room for all of them.
+    Orbax detects missing bytes, but not changed ones. Leaves are fetched one at a time, because all
+    of them together may exceed the memory of a host.
     """
     crc = 0
     for leaf in jax.tree.leaves(tree):
         whole = leaf.addressable_data(0) if leaf.is_fully_replicated else sharding.fetch(leaf)
-        crc = zlib.crc32(np.ascontiguousarray(whole), crc)
+        crc = zlib.crc32(np.ascontiguousarray(whole).data, crc)
     return crc
 
 

@@ -66,7 +66,12 @@ class Experiment:
     """
 
     def __init__(
-        self, config: Config, devices: Sequence[jax.Device] | None = None, *, mode: str = ""
+        self,
+        config: Config,
+        # jaxlib has no stubs, so pyright takes jax.Device for a variable.
+        devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+        *,
+        mode: str = "",
     ) -> None:
         """Build the experiment of `config` on `devices`; `mode` adds that mode's own checks."""
         self.mesh = sharding.make_mesh(devices)
@@ -105,14 +110,15 @@ class Experiment:
         """The held-out images."""
         return datasets.load(self.config.data, "test")
 
-    def prepare(self, key: Array, images: Array, *, flip: bool) -> Array:
+    def prepare(self, key: Array, images: np.ndarray | Array, *, flip: bool) -> Array:
         """Return a batch of uint8 images (B, H, W, C) in the range of the model, float32.
 
         With `flip`, as in training, images are flipped at random.
         """
         dequantize = self.config.data.uniform_dequantization
+        u = jnp.asarray(images)
         return datasets.augment(
-            key, images, self.scaler, random_flip=flip, uniform_dequantization=dequantize
+            key, u, self.scaler, random_flip=flip, uniform_dequantization=dequantize
         )
 
     def pixels(self, x: Array) -> Array:
@@ -124,7 +130,7 @@ class Experiment:
         )
 
     def rows(self, batch: Tree) -> Tree:
-        """Return arrays that every process has whole as global arrays, split along their rows."""
+        """Return global arrays, split along their rows; every process passes all rows."""
         rows = sharding.local_rows(len(jax.tree.leaves(batch)[0]))
         local = jax.tree.map(lambda leaf: leaf[rows.start : rows.stop], batch)
         return sharding.shard(self.mesh, local)
@@ -227,7 +233,7 @@ class Experiment:
             return None
         return jnp.asarray(requested, jnp.int32)[indices % len(requested)]
 
-    def hide_classes(self, key: Array, labels: Array | None) -> Array | None:
+    def hide_classes(self, key: Array, labels: np.ndarray | Array | None) -> Array | None:
         """Replace a share model.class_dropout of the labels (B,) by "no class", for training."""
         if labels is None:
             return None
@@ -272,13 +278,14 @@ class Experiment:
             data_key, noise_key = jax.random.split(key)
             x = self.prepare(data_key, batch.pixels, flip=False)
             t, z = self.draw(noise_key, x)
-            score = self.score(params, classes=batch.labels)
+            classes = None if batch.labels is None else jnp.asarray(batch.labels)
+            score = self.score(params, classes=classes)
             return self.loss(score, x, t, z), t
 
         return compute
 
     @functools.cached_property
-    def sample(self) -> Callable[[Params, Array], Samples]:
+    def sample(self) -> Callable[[Params, np.ndarray | Array], Samples]:
         """(params, image numbers (B,)) -> samples, with x and frames as uint8 images; compiled.
 
         Image i depends on (config.seed, i) alone, up to rounding, unless the corrector couples the
@@ -294,10 +301,10 @@ class Experiment:
             return Samples(self.pixels(x), nfe, self.pixels(frames))
 
         split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
-        outputs = Samples(split, split, sharding.along_axis(self.mesh, 1))
+        outputs = Samples._make((split, split, sharding.along_axis(self.mesh, 1)))
         compiled = jax.jit(compute, in_shardings=(None, split, whole), out_shardings=outputs)
 
-        def sample(params: Params, indices: Array) -> Samples:
+        def sample(params: Params, indices: np.ndarray | Array) -> Samples:
             return compiled(params, indices, self.classifier)
 
         return sample

@@ -174,7 +174,7 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
 
 
 def matching(constructor: Callable[..., Any], fields: Config) -> dict[str, Any]:
-    """Return those of the fields that are arguments of a class."""
+    """Return the fields that are arguments of a class."""
     names = inspect.signature(constructor.__init__).parameters
     return {name: value for name, value in fields.items() if name in names}
 

@@ -156,9 +156,10 @@ def _enable_compilation_cache() -> None:
 
 
 def _required(name: str) -> str:
-    if FLAGS[name].value is None:
+    value = FLAGS[name].value
+    if value is None:
         raise InputError(f"--mode={FLAGS.mode} needs --{name}: {FLAGS[name].help}")
-    return FLAGS[name].value
+    return value
 
 
 def _config() -> Config:

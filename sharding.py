@@ -26,17 +26,21 @@ from errors import InputError
 
 Tree = TypeVar("Tree")
 Carry = TypeVar("Carry")
+Output = TypeVar("Output")
 
-SMALL = 2**12  # Splitting an array of fewer entries costs more messages than it saves memory.
+SMALL = 2**12  # Splitting an array of fewer entries saves little memory and adds messages.
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    # jaxlib has no stubs, so pyright takes jax.Device for a variable.
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
     """Return a mesh over `devices`, by default all devices of all processes."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), ("data",))
 
 
 def on_cpu(mesh: Mesh) -> bool:
-    """Return whether the devices, which may be mere compilation targets, are CPUs."""
+    """Return whether the devices, which may be compilation targets only, are CPUs."""
     return mesh.devices.flat[0].platform == "cpu"
 
 
@@ -125,8 +129,8 @@ def wait(name: str) -> None:
 
 
 def repeat(
-    step: Callable[[Carry, Tree], tuple[Carry, Tree]], mesh: Mesh, *, scan: bool | None = None
-) -> Callable[[Carry, Tree], tuple[Carry, Tree]]:
+    step: Callable[[Carry, Tree], tuple[Carry, Output]], mesh: Mesh, *, scan: bool | None = None
+) -> Callable[[Carry, Tree], tuple[Carry, Output]]:
     """Return a function that applies a jitted step along the first axis of its inputs.
 
     On accelerators the steps are one `lax.scan`. XLA's CPU backend computes weight gradients of
@@ -146,7 +150,7 @@ def repeat(
     if scan:
         return jax.jit(functools.partial(lax.scan, step), donate_argnums=0)
 
-    def loop(carry: Carry, inputs: Tree) -> tuple[Carry, Tree]:
+    def loop(carry: Carry, inputs: Tree) -> tuple[Carry, Output]:
         outputs = []
         for i in range(len(jax.tree.leaves(inputs)[0])):
             one = jax.tree.map(lambda leaf, i=i: leaf[i], inputs)
@@ -236,7 +240,7 @@ def _has_peers() -> bool:
 class Preemption:
     """While entered, SIGTERM does not end the process but makes `reached` return True.
 
-    All processes learn of the signal in the same call of `reached`.
+    If one process receives the signal, the same call of `reached` returns True on all of them.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -257,10 +261,10 @@ class Preemption:
     def reached(self, after: Array) -> bool:
         """Return whether to stop now; `after` is a result of the latest computation.
 
-        Several processes call this equally often and learn what was known one call earlier, so
-        that they need not wait for what they have just started. On CPUs they do wait: XLA runs
-        independent operations there in any order, and two processes that send in different orders
-        would block each other.
+        With several processes, each of them must call this equally often. The result then covers
+        the signals received before the previous call, so that no call waits for the computation in
+        progress. On CPUs, calls do wait: XLA runs independent operations there in any order, and
+        two processes that send in different orders would block each other.
         """
         if jax.process_count() == 1:
             return self._signalled

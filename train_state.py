@@ -1,17 +1,18 @@
 """The state of training: parameters, their moving average (EMA), the optimizer, and checkpoints.
 
-This module alone decides how a step changes the state and how a checkpoint stores it. Sampling and
+Only this module defines how a step changes the state and how a checkpoint stores it. Sampling and
 evaluation use the EMA parameters, as in the official code.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.typing import ArrayLike
 
 from checkpoints import Checkpoints, Found, Trees
 from configs.default import Config
@@ -44,7 +45,7 @@ def create(params: Params, optimizer: optax.GradientTransformation) -> TrainStat
 def abstract(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the shapes and types of a state; `params` may be abstract."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    return TrainState(step, params, params, jax.eval_shape(optimizer.init, params))
+    return TrainState._make((step, params, params, jax.eval_shape(optimizer.init, params)))
 
 
 def update(
@@ -52,8 +53,9 @@ def update(
 ) -> TrainState:
     """Return the state after one more step; `ema_rate` is the decay of the moving average."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = optax.incremental_update(params, state.ema, 1 - ema_rate)
+    # Optax declares its results as arbitrary trees.
+    params = cast(Params, optax.apply_updates(state.params, updates))
+    ema = cast(Params, optax.incremental_update(params, state.ema, 1 - ema_rate))
     return TrainState(state.step + 1, params, ema, opt_state)
 
 
@@ -66,7 +68,7 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     `config` is config.optim of a valid config. Clipping is left out if grad_clip is not positive.
     """
 
-    def warm_up(step: Array) -> Array:
+    def warm_up(step: ArrayLike) -> Array:
         return config.lr * jnp.minimum(step, config.warmup) / config.warmup
 
     rate = warm_up if config.warmup > 0 else config.lr
@@ -82,14 +84,14 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
     The product fuses into Adam's sums, so that clipped gradients are never stored.
     """
 
-    def clip(grads: Params, params: Params | None = None) -> Params:
+    def clip(grads: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
         factor = limit / jnp.maximum(limit, global_norm(grads))
         return jax.tree.map(lambda grad: factor * grad, grads)
 
     return optax.stateless(clip)
 
 
-def global_norm(tree: Params) -> Array:
+def global_norm(tree: optax.Updates) -> Array:
     """Return Optax's norm of all entries, with the vectors summed as one array.
 
     A network has hundreds of vectors, and each separate sum is a separate kernel. `tree` has at

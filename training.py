@@ -84,7 +84,7 @@ def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) 
 
 
 def jit_step(experiment: Experiment, optimizer: optax.GradientTransformation) -> Step:
-    """Return `train_step`, jitted over the mesh; it donates the state it is given."""
+    """Return `train_step`, jitted over the mesh; it donates its state argument."""
     whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh)
     state = state_shardings(experiment, optimizer)
     step = functools.partial(train_step, experiment=experiment, optimizer=optimizer)
@@ -109,7 +109,7 @@ def train(config: Config, workdir: str) -> TrainState:
     experiment = Experiment(config)
     config = experiment.config
     optimizer = train_state.make_optimizer(config.optim)
-    experiment.train, experiment.test  # noqa: B018  Missing images fail before anything is written.
+    _ = experiment.train, experiment.test  # Missing images fail before anything is written.
     if config.training.snapshot_sampling:
         classification.provide(experiment, workdir)
     claim(workdir, config, "training")
@@ -167,7 +167,7 @@ def _run(
                 break
             if due["snapshot_freq"] and settings.snapshot_sampling:
                 images = experiment.sample_images(state.ema, 0, GRID).x
-                log.samples(datasets.image_grid(images))
+                log.samples(datasets.image_grid(np.asarray(images)))
     if stopped and not jax.process_index():
         print(
             f"step {step}: stopped by SIGTERM; the state is saved, and the same command continues "

@@ -127,7 +127,7 @@ def claim(folder: str | Path, config: Config, kind: str) -> None:
 
 
 def _flatten(config: Config) -> dict[str, Any]:
-    """Return the fields by their names on the command line, with values as JSON has them."""
+    """Return the fields by their names on the command line, with values as JSON stores them."""
     return traverse_util.flatten_dict(json.loads(json.dumps(config.to_dict())), sep=".")
 
 
@@ -174,15 +174,15 @@ def save_arrays(path: Path, arrays: Arrays, depends: Depends) -> None:
     """Write an .npz file with a description of what its arrays were made from."""
     if DEPENDS in arrays:
         raise ValueError(f"an array may not be called {DEPENDS!r}")
-    described = arrays | {DEPENDS: np.array(_canonical(depends))}
+    described: dict[str, Any] = {**arrays, DEPENDS: np.array(_canonical(depends))}
     write_atomically(path, lambda file: np.savez(file, **described))
 
 
 def load_arrays(path: Path, depends: Depends) -> Arrays | None:
     """Return the arrays that `save_arrays` wrote with the same description.
 
-    None if the file does not exist, is damaged, or was made from something else: it is then to be
-    computed again.
+    None if the file does not exist, is damaged, or was made from something else; the caller then
+    computes the arrays again.
     """
     if not is_current(path, depends):
         return None

@@ -81,7 +81,7 @@ def loss(experiment: Experiment, params: Params, batch: Batch, key: Array) -> Ar
     x = experiment.prepare(data_key, batch.pixels, flip=experiment.config.data.random_flip)
     t, z = losses.draw(noise_key, experiment.sde, x)
     log_probs = experiment.class_log_probs(params)(_add_noise(experiment, x, t, z), t)
-    return -jnp.take_along_axis(log_probs, batch.labels[:, None], -1).mean()
+    return -jnp.take_along_axis(log_probs, _labels(batch)[:, None], -1).mean()
 
 
 def accuracy(experiment: Experiment, params: Params) -> list[dict[str, float]]:
@@ -92,10 +92,10 @@ def accuracy(experiment: Experiment, params: Params) -> list[dict[str, float]]:
     """
     sde, images = experiment.sde, experiment.test
     evaluate = _compile_evaluation(experiment)
-    ends = np.asarray(sde.noise_to_signal(jnp.array([sde.t_end, sde.T])))
-    levels, rows = np.geomspace(*ends, NUM_LEVELS), []
+    low, high = np.asarray(sde.noise_to_signal(jnp.array([sde.t_end, sde.T])))
+    levels, rows = np.geomspace(low, high, NUM_LEVELS), []
     batch_size = experiment.config.classifier.batch_size
-    for i, t in enumerate(np.asarray(sde.time_at(levels))):
+    for i, t in enumerate(np.asarray(sde.time_at(jnp.asarray(levels)))):
         level_key, found = jax.random.fold_in(experiment.key("loss"), i), []
         for j, (indices, count) in enumerate(datasets.rounds(images, batch_size)):
             batch = experiment.rows(images.batch(indices, labelled=True))
@@ -119,8 +119,9 @@ def _compile_evaluation(experiment: Experiment):
         times = jnp.broadcast_to(t, x.shape[:1])
         noised = _add_noise(experiment, x, times, jax.random.normal(noise_key, x.shape))
         log_probs = experiment.class_log_probs(params)(noised, times)
-        of_label = jnp.take_along_axis(log_probs, batch.labels[:, None], -1)[:, 0]
-        return log_probs.argmax(-1) == batch.labels, -of_label
+        labels = _labels(batch)
+        of_label = jnp.take_along_axis(log_probs, labels[:, None], -1)[:, 0]
+        return log_probs.argmax(-1) == labels, -of_label
 
     return evaluate
 
@@ -160,6 +161,13 @@ def init_params(experiment: Experiment) -> Params:
         return nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
 
     return jax.jit(make)(experiment.key("classify"))
+
+
+def _labels(batch: Batch) -> Array:
+    """Return the labels (B,) of a labelled batch."""
+    if batch.labels is None:
+        raise ValueError("the batch has no labels; load it with labelled=True")
+    return jnp.asarray(batch.labels)
 
 
 def _add_noise(experiment: Experiment, x: Array, t: Array, z: Array) -> Array:

@@ -50,7 +50,7 @@ def train(config: Config, workdir: str, number: int | None = None) -> Params:
 
     def loss(params: Params, batch: Batch, key: Array, ema: Params) -> Array:
         keys = sampling.image_keys(key, jnp.arange(batch_size))
-        return bound(experiment, ema, params, batch.pixels, keys).mean()
+        return bound(experiment, ema, params, jnp.asarray(batch.pixels), keys).mean()
 
     path = path_of(workdir, found.number)
     params = fitting.fit(

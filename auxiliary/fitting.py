@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,8 @@ def _compile(
         step_key = jax.random.fold_in(key, i)
         value, grads = jax.value_and_grad(loss)(params, batch, step_key, *constants)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), value
+        # Optax declares its results as arbitrary trees.
+        return (cast(Params, optax.apply_updates(params, updates)), opt_state), value
 
     return step
 
@@ -152,7 +153,7 @@ def checksum(params: Params) -> int:
     """Return the CRC-32 of parameters, which identifies them."""
     crc = 0
     for leaf in jax.tree.leaves(params):
-        crc = zlib.crc32(np.ascontiguousarray(leaf), crc)
+        crc = zlib.crc32(np.ascontiguousarray(leaf).data, crc)
     return crc
 
 

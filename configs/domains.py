@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 
 class Domain(Protocol):
-    """What a field may be; `describe` completes the sentence "FIELD = VALUE must be ..."."""
+    """The values that a field may have. `describe` completes "FIELD = VALUE must be ..."."""
 
     def allows(self, value: Any) -> bool:
         """Return whether `value` lies in the domain."""

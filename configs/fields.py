@@ -19,7 +19,7 @@ ABSENT = object()
 # Groups of results. Each one is what changes when a field of the group changes.
 NETWORK = "network"  # the meaning of a checkpoint's parameters
 NOISE = "noise"  # the distribution of noised images x_t, given the data set
-TRAINING = "training"  # the parameters that training arrives at
+TRAINING = "training"  # the parameters that training produces
 IMAGES = "images"  # which images are trained on and evaluated
 LOCATION = "location"  # where these images are stored
 LOSS = "loss"  # the training objective
@@ -36,20 +36,8 @@ SEED = "seed"  # every random number
 NOTHING = ()  # frequencies, memory and speed
 
 GROUPS = frozenset(
-    (
-        NETWORK,
-        NOISE,
-        TRAINING,
-        IMAGES,
-        LOCATION,
-        LOSS,
-        PRECISION,
-        SAMPLES,
-        GUIDANCE,
-        LIKELIHOOD,
-        ROUNDS,
-    )
-    + (QUALITY, CLASSIFIER, DEQUANTIZER, RESTORE, SEED)
+    {NETWORK, NOISE, TRAINING, IMAGES, LOCATION, LOSS, PRECISION, SAMPLES, GUIDANCE, LIKELIHOOD}
+    | {ROUNDS, QUALITY, CLASSIFIER, DEQUANTIZER, RESTORE, SEED}
 )
 
 
@@ -104,20 +92,11 @@ DATA = {
     "data.uniform_dequantization": Field(
         False,
         FLAG,
-        (
-            NETWORK,
-            NOISE,
-        ),
+        (NETWORK, NOISE),
         "Add uniform noise to grey levels, so that they have a density.",
     ),
     "data.centered": Field(
-        False,
-        FLAG,
-        (
-            NETWORK,
-            NOISE,
-        ),
-        "Scale images to [-1, 1] instead of [0, 1].",
+        False, FLAG, (NETWORK, NOISE), "Scale images to [-1, 1] instead of [0, 1]."
     ),
     "data.num_classes": Field(
         0, Integer(0, 10**6), (NETWORK,), "Classes the network is conditioned on; 0 for none."
@@ -125,42 +104,12 @@ DATA = {
 }
 
 MODEL = {
-    "model.sigma_min": Field(
-        0.01,
-        POSITIVE,
-        (
-            NETWORK,
-            NOISE,
-        ),
-        "Lowest noise scale of the VE SDE.",
-    ),
+    "model.sigma_min": Field(0.01, POSITIVE, (NETWORK, NOISE), "Lowest noise scale of the VE SDE."),
     "model.sigma_max": Field(
-        50.0,
-        POSITIVE,
-        (
-            NETWORK,
-            NOISE,
-        ),
-        "Highest noise scale of the VE SDE.",
+        50.0, POSITIVE, (NETWORK, NOISE), "Highest noise scale of the VE SDE."
     ),
-    "model.beta_min": Field(
-        0.1,
-        POSITIVE,
-        (
-            NETWORK,
-            NOISE,
-        ),
-        "beta(0) of the VP and sub-VP SDEs.",
-    ),
-    "model.beta_max": Field(
-        20.0,
-        POSITIVE,
-        (
-            NETWORK,
-            NOISE,
-        ),
-        "beta(T) of the VP and sub-VP SDEs.",
-    ),
+    "model.beta_min": Field(0.1, POSITIVE, (NETWORK, NOISE), "beta(0) of the VP and sub-VP SDEs."),
+    "model.beta_max": Field(20.0, POSITIVE, (NETWORK, NOISE), "beta(T) of the VP and sub-VP SDEs."),
     "model.num_scales": Field(
         1000,
         Integer(2, 10**6),
@@ -221,16 +170,16 @@ MODEL = {
         ABSENT,
         Name(("none", "output_skip", "residual")),
         (NETWORK,),
-        "How images leave lower resolutions.",
+        "How lower resolutions contribute to the output.",
     ),
     "model.progressive_input": Field(
         ABSENT,
         Name(("none", "input_skip", "residual")),
         (NETWORK,),
-        "How images enter lower resolutions.",
+        "How lower resolutions receive the input image.",
     ),
     "model.progressive_combine": Field(
-        ABSENT, Name(("sum", "cat")), (NETWORK,), "How entering images join the features."
+        ABSENT, Name(("sum", "cat")), (NETWORK,), "How this input is combined with the features."
     ),
     "model.init_scale": Field(
         ABSENT, NOT_NEGATIVE, (TRAINING,), "Initial scale of the last layer of each branch."
@@ -257,15 +206,7 @@ MODEL = {
 }
 
 TRAIN = {
-    "training.sde": Field(
-        "vesde",
-        NAME,
-        (
-            NETWORK,
-            NOISE,
-        ),
-        "The SDE.",
-    ),
+    "training.sde": Field("vesde", NAME, (NETWORK, NOISE), "The SDE."),
     "training.continuous": Field(True, FLAG, (NETWORK,), "Train in continuous time."),
     "training.batch_size": Field(128, COUNT, (TRAINING,), "Images of a training step."),
     "training.n_iters": Field(1_300_001, COUNT, NOTHING, "Training steps."),
@@ -479,5 +420,4 @@ INERT = {
     "model.conv_size": "Nothing reads it; convolutions are 3x3.",
     "model.sigma_begin": "Nothing reads it; the fields are model.sigma_max and model.sigma_min.",
 }
-"""Fields of official configs that have no effect, in the official code as here; they are
-accepted."""
+"""Fields of official configs that are accepted and have no effect, as in the official code."""

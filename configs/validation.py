@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import ml_collections
 from flax import traverse_util
@@ -22,7 +22,7 @@ Config = ml_collections.ConfigDict
 
 
 class Choices(NamedTuple):
-    """What a config may name, as the registries of the code have it.
+    """The names that a config may use, from the registries of the code.
 
     Attributes:
       names: for fields whose domain is `Name()`, the known names.
@@ -71,7 +71,7 @@ def check(config: Config, choices: Choices, num_devices: int, mode: str = "") ->
 
 def check_domains(config: Config, names: Mapping[str, Collection[str]]) -> Problems:
     """Yield a problem for each unknown field and each value outside of its field's domain."""
-    values = traverse_util.flatten_dict(config.to_dict(), sep=".")
+    values = cast(dict[str, Any], traverse_util.flatten_dict(config.to_dict(), sep="."))
     for name, value in values.items():
         if name in INERT:
             continue

@@ -8,8 +8,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-Params = dict[str | int, Any]
-"""Parameters of a network as nested dictionaries, as returned by `nnx.to_pure_dict`."""
+Params = dict[Any, Any]
+"""Parameters of a network as nested dictionaries, as returned by `nnx.to_pure_dict`.
+
+Keys are strings, and integers for the entries of lists.
+"""
 
 
 def abstract_network(build: Callable[[], nnx.Module]) -> nnx.Module:

@@ -1,7 +1,7 @@
 """Runtime checks of the jaxtyping annotations: `install` before the project's modules are imported.
 
-Only annotations that state shapes, such as Float[Array, "b ..."], are checked. Others (`Array`, `float`) serve readers
-and pyright: calls with a numpy array or an int in their place are valid.
+Only annotations that state shapes, such as Float[Array, "b ..."], are checked. Others (`Array`,
+`float`) are for readers and pyright: calls with a numpy array or an int in their place are valid.
 """
 
 from __future__ import annotations

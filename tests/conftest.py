@@ -5,10 +5,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 QUICK = ["--xla_backend_optimization_level=0"]
-if tuple(map(int, version("jaxlib").split(".")[:2])) < (
-    0,
-    12,
-):  # Later versions abort at this unknown flag.
+JAXLIB = tuple(map(int, version("jaxlib").split(".")[:2]))
+if JAXLIB < (0, 12):  # Later versions abort at this unknown flag.
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*QUICK, os.environ.get("XLA_FLAGS", "")])
 

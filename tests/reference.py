@@ -28,7 +28,7 @@ def find(name: str) -> Path:
         if (root / name).exists():
             return root / name
     pytest.skip(
-        f"{name} is not in tests/data, and the maintainers' folder of recordings ({SHARED}) is not here"
+        f"{name} is neither in tests/data nor in the maintainers' folder of recordings, {SHARED}"
     )
 
 
@@ -54,9 +54,8 @@ def notes(name: str) -> dict:
 def config(folder: str) -> ml_collections.ConfigDict:
     """Return the config of a recorded network, on the data set 'noise' of tests/tiny.py."""
     fields = json.loads((find(folder) / "overrides.json").read_text())["config"]
-    fields["optim"]["weight_decay"] = float(
-        fields["optim"]["weight_decay"]
-    )  # An int in the official configs.
+    optim = fields["optim"]
+    optim["weight_decay"] = float(optim["weight_decay"])  # An int in the official configs.
     return ml_collections.ConfigDict(fields, convert_dict=True)
 
 
@@ -94,7 +93,7 @@ def trained(folder: str, kind: str = "flax") -> pretrained.Trained:
     return pretrained.read(source, experiment(folder).network, experiment(folder).config)
 
 
-def image_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+def image_error(images: np.ndarray, expected: np.ndarray) -> float:
     """Return the largest relative error of an image, max |a - b| / max |b|."""
-    ours, theirs = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (ours, theirs))
-    return float((np.abs(ours - theirs).max(1) / np.abs(theirs).max(1)).max())
+    a, b = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (images, expected))
+    return float((np.abs(a - b).max(1) / np.abs(b).max(1)).max())

@@ -1,4 +1,4 @@
-"""The structure of the code: few modules, short import chains, and imports that only point downward."""
+"""The structure of the code: few modules, and short chains of imports without cycles."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ SMALL = {
 }
 
 
-# --- training of auxiliary networks ------------------------------------------------------------------------------------
+# --- training of auxiliary networks ---------------------------------------------------------------
 
 
 def fit(path, *, total=7, stop=None, **settings):
@@ -69,7 +69,7 @@ def test_a_restart_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
     assert np.array_equal(again["w"], resumed["w"])
 
 
-def test_other_settings_start_anew(tmp_path, monkeypatch, capsys):
+def test_other_settings_start_from_the_first_step(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fitting, "SAVE_EVERY", 2)
     path = tmp_path / "a.safetensors"
     with pytest.raises(KeyboardInterrupt):
@@ -83,20 +83,18 @@ def test_other_settings_start_anew(tmp_path, monkeypatch, capsys):
 
 def test_a_loss_that_is_not_finite(tmp_path):
     experiment = Experiment(tiny.config())
-    loss = lambda params, batch, key: jnp.log(params["w"]).sum() * jnp.nan
-    arguments = (
-        tmp_path / "a.safetensors",
-        {"w": jnp.ones(2)},
-        loss,
-        Batches(experiment.train, 16, 0),
-        optax.sgd(0.1),
-    )
+    batches = Batches(experiment.train, 16, 0)
+
+    def loss(params, batch, key):
+        return jnp.log(params["w"]).sum() * jnp.nan
+
+    arguments = tmp_path / "a.safetensors", {"w": jnp.ones(2)}, loss, batches, optax.sgd(0.1)
     with pytest.raises(InputError, match="step 3: the loss is nan"):
         fitting.fit(experiment, *arguments, 3, key=jax.random.key(0), settings={})
     assert list(tmp_path.iterdir()) == []
 
 
-# --- the classifier ---------------------------------------------------------------------------------------------------
+# --- the classifier -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -120,19 +118,20 @@ def test_accuracy_is_written(workdir):
 
 
 def test_accuracy_counts_every_image_once(monkeypatch):
-    """A classifier that takes half of the images for a 3 and the others for a 4."""
+    """The measures of a classifier that assigns probability 1/2 to class 3 for every image."""
     monkeypatch.setattr(classification, "LEVELS", 1)
     experiment = Experiment(tiny.config(**SMALL))
-    log_probs = lambda x, t: jnp.broadcast_to(
-        jnp.log(jnp.full(10, 0.5 / 9).at[3].set(0.5)), (len(x), 10)
-    )
+    constant = jnp.log(jnp.full(10, 0.5 / 9).at[3].set(0.5))
+
+    def log_probs(x, t):
+        return jnp.broadcast_to(constant, (len(x), 10))
+
     monkeypatch.setattr(experiment, "class_log_probs", lambda params: log_probs)
     (row,) = classification.accuracy(experiment, {})
     threes = (experiment.test.labels == 3).mean()
     assert row["accuracy"] == pytest.approx(threes)
-    assert row["nats"] == pytest.approx(
-        -threes * np.log(0.5) - (1 - threes) * np.log(0.5 / 9), rel=1e-5
-    )
+    nats = -threes * np.log(0.5) - (1 - threes) * np.log(0.5 / 9)
+    assert row["nats"] == pytest.approx(nats, rel=1e-5)
     assert row["stderr"] == pytest.approx(np.sqrt(threes * (1 - threes) / 359))
 
 
@@ -150,27 +149,21 @@ def test_guidance_from_a_workdir(workdir):
     assert (images != plain).any((1, 2, 3)).all()
 
 
-def test_what_does_not_fit(workdir, tmp_path):
+def test_invalid_input(workdir, tmp_path):
     classes = {"guidance.classes": (1,)}
     with pytest.raises(
         InputError, match="does not exist; train it first, with --mode=train_classifier"
     ):
         classification.provide(Experiment(tiny.config(**classes)), tmp_path)
-    with pytest.raises(
-        InputError, match="does not exist; train it first"
-    ):  # Before anything else is compiled.
-        training.train(
-            tiny.config(**classes, **{"training.snapshot_sampling": True}), str(tmp_path / "w")
-        )
+    config = tiny.config(**classes, **{"training.snapshot_sampling": True})
+    with pytest.raises(InputError, match="does not exist; train it first"):  # Before compilation.
+        training.train(config, str(tmp_path / "w"))
     assert list(tmp_path.iterdir()) == []
+    other = Experiment(tiny.config(**classes, **{"classifier.blocks_per_group": 2}))
     with pytest.raises(InputError, match="holds another network than the config's"):
-        classification.provide(
-            Experiment(tiny.config(**classes, **{"classifier.blocks_per_group": 2})), workdir
-        )
-    with pytest.raises(
-        InputError,
-        match="classifier.num_classes = 3, but the labels of data.dataset go from 0 to 9",
-    ):
+        classification.provide(other, workdir)
+    message = "classifier.num_classes = 3, but the labels of data.dataset go from 0 to 9"
+    with pytest.raises(InputError, match=message):
         classification.train(tiny.config(**SMALL | {"classifier.num_classes": 3}), str(tmp_path))
     with pytest.raises(InputError, match="classifier.num_classes = 10 needs images with labels"):
         classification.train(tiny.config(**SMALL | {"data.dataset": "noise"}), str(tmp_path))

@@ -38,32 +38,37 @@ def test_the_density_is_that_of_the_change_of_variables():
     params = jax.tree.map(
         lambda a: jnp.asarray(0.05 * rng.normal(size=a.shape), jnp.float32), params
     )
-    run = lambda u, noise: nnx.merge(graph, params)(u, noise)
+
+    def run(u, noise):
+        return nnx.merge(graph, params)(u, noise)
+
+    def flattened(noise, u):
+        return run(u[None], noise[None])[0].reshape(-1)
+
     v, log_q = run(u, noise)
     assert ((v > 0) & (v < 1)).all()
     for i in range(2):
-        jacobian = jax.jacfwd(lambda noise, i=i: run(u[i : i + 1], noise[None])[0][0].reshape(-1))(
-            noise[i]
-        )
+        jacobian = jax.jacfwd(flattened)(noise[i], u[i])
         assert log_q[i] == pytest.approx(-np.linalg.slogdet(jacobian.reshape(12, 12))[1], abs=1e-3)
     assert np.abs(run((u + 5) % 17, noise)[0] - v).max() > 0.01
 
 
 def test_training_lowers_the_bound():
-    """For densities narrower than a grey level, trained noise takes fewer bits than uniform noise."""
+    """If the density is narrower than a grey level, trained noise lowers the bound."""
     experiment = Experiment(tiny.config(), jax.devices()[:1])
-    experiment.score = lambda ema: gaussian.score(
-        experiment.sde, 0.02, 0.04
-    )  # A grey level is 0.12 wide.
+    # A grey level is 0.12 wide.
+    experiment.score = lambda ema: gaussian.score(experiment.sde, 0.02, 0.04)
     u = jnp.full((16, 8, 8, 1), 8)
     params = nnx.to_pure_dict(nnx.split(dequantization.network(experiment), nnx.Param)[1])
     optimizer = optax.adam(1e-2)
 
     @jax.jit
     def step(params, state, key):
-        loss = lambda params: dequantization.bound(
-            experiment, None, params, u, jax.random.split(key, 16)
-        ).mean()
+        keys = jax.random.split(key, 16)
+
+        def loss(params):
+            return dequantization.bound(experiment, None, params, u, keys).mean()
+
         value, grads = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(grads, state)
         return optax.apply_updates(params, updates), state, value

@@ -80,20 +80,12 @@ def test_devices_that_do_not_share_a_batch_evenly(tmp_path):
         "import sys, jax; jax.config.update('jax_num_cpu_devices', 8); sys.argv[0] = 'main.py';"
         "from absl import app; import main; app.run(main.main, flags_parser=main.parse_flags)"
     )
-    flags = [
-        CONFIG,
-        "--mode=train",
-        f"--workdir={tmp_path / 'w'}",
-        "--config.training.batch_size=12",
-    ]
-    result = subprocess.run(
-        [sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    flags = ["--mode=train", f"--workdir={tmp_path / 'w'}", "--config.training.batch_size=12"]
+    command = [sys.executable, "-c", code, CONFIG, *flags]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    message = "training.batch_size = 12 does not divide among 8 devices; use a positive multiple"
     assert result.returncode == 1
-    assert (
-        "training.batch_size = 12 does not divide among 8 devices; use a positive multiple of 8"
-        in result.stderr
-    )
+    assert message in result.stderr
 
 
 def test_nothing_to_evaluate(tmp_path):

@@ -37,9 +37,8 @@ def test_which_axis_is_split():
         (): PartitionSpec(),
     }
     tree = {shape: jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes}
-    assert {
-        shape: sharding.spec for shape, sharding in sharding.shard_largest_axis(mesh, tree).items()
-    } == shapes
+    shardings = sharding.shard_largest_axis(mesh, tree)
+    assert {shape: each.spec for shape, each in shardings.items()} == shapes
 
 
 @pytest.mark.usefixtures("_small")
@@ -47,19 +46,17 @@ def test_the_loss_curve_is_that_of_one_device():
     whole, _ = run(tiny.config(), jax.devices()[:1])
     curve, state = run(tiny.config(**{"training.shard_params": True}), jax.devices())
     np.testing.assert_allclose(curve, whole, rtol=2e-6)
-    held = lambda tree: sum(leaf.addressable_data(0).size for leaf in jax.tree.leaves(tree))
-    count = sum(leaf.size for leaf in jax.tree.leaves(state))
-    assert held(state) < count / 4  # The rest is arrays of 3 x 3 x 1 x 8 and the like.
+    arrays = jax.tree.leaves(state)
+    on_first_device = sum(array.addressable_data(0).size for array in arrays)
+    # More than 1 / 8, because arrays of 3 x 3 x 1 x 8 and similar ones are not split.
+    assert on_first_device < sum(array.size for array in arrays) / 4
 
 
 @pytest.mark.usefixtures("_small")
-def test_checkpoints_do_not_know_the_devices(tmp_path):
+def test_checkpoints_are_independent_of_the_devices(tmp_path):
     """Checkpoints of 8, 2 or 1 devices, split or not, restore on any other number, split or not."""
-    optimizer, states, rng = (
-        train_state.make_optimizer(tiny.config().optim),
-        {},
-        np.random.default_rng(0),
-    )
+    optimizer = train_state.make_optimizer(tiny.config().optim)
+    states, rng = {}, np.random.default_rng(0)
     for devices, split in [(8, True), (8, False), (2, True), (1, False)]:
         config = tiny.config(**{"training.shard_params": split})
         experiment = experiments.Experiment(config, jax.devices()[:devices])
@@ -84,7 +81,7 @@ def test_checkpoints_do_not_know_the_devices(tmp_path):
             assert all(jax.tree.leaves(placed))
 
 
-# --- messages ---------------------------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------
 
 
 def compiled_step(**fields) -> tuple[dict[str, list[int]], experiments.Experiment]:
@@ -108,19 +105,16 @@ def test_messages_of_the_step():
 
 @pytest.mark.usefixtures("_small")
 def test_messages_of_the_step_with_split_parameters():
-    """Each split array is gathered once; the gradients are summed (XLA's CPU backend then splits them: it has no
-    reduce-scatter), and so are the numbers of which the norm of the gradient is made.
+    """Each split array is gathered once; gradients and the parts of their norm are summed.
+
+    XLA's CPU backend, which has no reduce-scatter, splits the gradients after the sum.
     """
     found, experiment = compiled_step(**{"training.shard_params": True})
     assert found.keys() == {"all-reduce", "all-gather"}
     params = experiment.abstract_params
-    split = [
-        leaf
-        for leaf, where in zip(
-            jax.tree.leaves(params), jax.tree.leaves(experiment.state_shardings(params))
-        )
-        if not where.is_fully_replicated
-    ]
+    shardings = jax.tree.leaves(experiment.state_shardings(params))
+    pairs = zip(jax.tree.leaves(params), shardings)
+    split = [leaf for leaf, where in pairs if not where.is_fully_replicated]
     assert collections.Counter(found["all-gather"]) == sizes(split)
     reduced, grads = collections.Counter(found["all-reduce"]), sizes(params)
     assert grads <= reduced
@@ -129,7 +123,7 @@ def test_messages_of_the_step_with_split_parameters():
 
 def test_bytes_of_hlo_types():
     text = """
-      %all-reduce.7 = (f32[32]{0}, bf16[2,3]{1,0}, /*index=2*/pred[]) all-reduce(%a, %b, %c), replica_groups={}
+      %all-reduce.7 = (f32[32]{0}, bf16[2,3]{1,0}, /*index=2*/pred[]) all-reduce(%a, %b, %c)
       %all-gather-start.1 = (f32[4]{0}, f32[32]{0}) all-gather-start(%d), dimensions={0}
       ROOT %all-gather-done.1 = f32[32]{0} all-gather-done(%all-gather-start.1)
       %fusion = f32[5] fusion(%all-reduce.7)

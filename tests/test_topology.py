@@ -36,9 +36,8 @@ def test_tpus_send_the_gradients_once_and_recomputation_saves_memory():
     found = collectives(compiled.call.as_text())
     assert found.keys() == {"all-reduce"}
     reduced, grads = collections.Counter(found["all-reduce"]), sizes(experiment.abstract_params)
-    assert grads - reduced == {
-        4 * 8: 7
-    }  # Biases with equal gradients: 5 of time embeddings and 2 of shortcuts.
+    # Biases with equal gradients: 5 of time embeddings and 2 of shortcuts.
+    assert grads - reduced == {4 * 8: 7}
     assert sum((reduced - grads).elements()) < 200  # Numbers for the metrics.
     assert compiled.flops is None
     assert compiled.peak > 16 * sum(sizes(experiment.abstract_params).elements()) / 4
@@ -54,14 +53,14 @@ def test_unknown_topologies():
         topology.devices("v9:1x1")
 
 
-def test_without_libtpu_it_says_so(monkeypatch):
+def test_missing_libtpu_is_reported(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="--topology=v5e:2x4 needs .*: pip install libtpu"):
         topology.devices("v5e:2x4")
 
 
-def test_what_fits():
-    """The TPU compiler reports what fits into the TPU's memory."""
+def test_configs_that_fit_into_memory():
+    """The TPU compiler reports whether a program fits into the memory."""
     full = {"error": "exit code 1: RESOURCE_EXHAUSTED: Used 17G of 15.75G hbm."}
     assert memory.fits({"peak": 79e9}, "v5p:1x1x1") == {"fits_card": "yes", "fits": "yes"}
     assert memory.fits({"peak": 81e9}, None) == {"fits_card": "no"}
@@ -72,7 +71,10 @@ def test_what_fits():
 @pytest.mark.usefixtures("_libtpu")
 @pytest.mark.parametrize(("precision", "width"), [("highest", 4), ("default", 2)])
 def test_tpus_gather_split_parameters_and_scatter_their_gradients(precision, width):
-    """The sum is split in one operation, which CPUs lack. bfloat16 operands are gathered as bfloat16."""
+    """Gradients are summed and split in one operation, which CPUs lack.
+
+    bfloat16 operands are gathered as bfloat16.
+    """
     mesh = sharding.make_mesh(topology.devices("v5e:2x4"))
     rows, size = sharding.along_axis(mesh), 256
 

@@ -1,4 +1,4 @@
-"""Training: four recorded official steps, devices, restarts, damaged files and non-finite losses."""
+"""Training: recorded official steps, devices, restarts, damaged files and non-finite losses."""
 
 import json
 import shutil
@@ -26,13 +26,17 @@ def leaves(state):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
+def norm(tree) -> np.float64:
+    return np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves(tree)))
+
+
 def identical(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
 
 
 @pytest.mark.parametrize("name", list(reference.notes("train_step")))
 def test_recorded_training_steps(monkeypatch, name):
-    """Loss, gradient norm before clipping, and the norms of parameters and EMA after each of four updates."""
+    """Loss, unclipped gradient norm, and the norms of parameters and EMA after each update."""
     note, a = reference.notes("train_step")[name], reference.arrays("train_step")
     config = reference.config(note["folder"])
     config.unlock()
@@ -66,43 +70,34 @@ def test_recorded_training_steps(monkeypatch, name):
             )
 
     one = jax.jit(one)
-    norm = lambda tree: np.sqrt(
-        sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in leaves(tree))
-    )
     for i in range(note["nsteps"]):
         state, metrics = one(state, a[f"{name}/data"][i], draws[0][i], draws[1][i])
-        for ours, key in (
+        for value, key in (
             (metrics["loss"], "loss"),
             (metrics["grad_norm"], "grad_norm"),
             (norm(state.params), "param_norm_after"),
             (norm(state.ema), "ema_norm_after"),
         ):
-            np.testing.assert_allclose(
-                ours, a[f"{name}/{key}"][i], rtol=1e-5, err_msg=f"{key}, step {i}"
-            )
+            expected = a[f"{name}/{key}"][i]
+            np.testing.assert_allclose(value, expected, rtol=1e-5, err_msg=f"{key}, step {i}")
     assert state.step == step + note["nsteps"]
 
     if f"{name}/target_final/Conv_0/kernel" in a:
         for tree, kind in ((state.params, "target_final"), (state.ema, "ema_final")):
-            for path, param in stored_parameters.export_params(
-                parameter_names.flax_layout(experiment.network), tree
-            ).items():
-                if (
-                    "NIN_1/b" not in path
-                ):  # Its exact gradient is 0; Adam turns rounding noise into steps.
-                    np.testing.assert_allclose(
-                        param, a[f"{name}/{kind}/{path}"], atol=2e-5, err_msg=path
-                    )
+            layout = parameter_names.flax_layout(experiment.network)
+            for path, param in stored_parameters.export_params(layout, tree).items():
+                if "NIN_1/b" in path:
+                    continue  # Its exact gradient is 0; Adam turns rounding noise into steps.
+                expected = a[f"{name}/{kind}/{path}"]
+                np.testing.assert_allclose(param, expected, atol=2e-5, err_msg=path)
 
 
 def run(config, devices=None):
     """Return the losses of a run's steps and its last state, without the training loop."""
     experiment = experiments.Experiment(config, devices)
     optimizer = train_state.make_optimizer(config.optim)
-    state, steps = (
-        training.init_state(experiment, optimizer),
-        training.compile_steps(experiment, optimizer),
-    )
+    state = training.init_state(experiment, optimizer)
+    steps = training.compile_steps(experiment, optimizer)
     batches = datasets.Batches(experiment.train, config.training.batch_size, config.seed)
     curve = []
     for n in range(config.training.n_iters):
@@ -117,7 +112,7 @@ def test_devices_do_not_change_the_loss_curve():
         np.testing.assert_allclose(curve, curves[1], rtol=2e-6)
 
 
-def test_a_scan_of_steps_is_the_steps():
+def test_a_scan_of_steps_equals_a_loop():
     config = tiny.config(**{"training.n_iters": 4, "model.dropout": 0.1})
     experiment, optimizer = experiments.Experiment(config), train_state.make_optimizer(config.optim)
     images = datasets.Batches(experiment.train, 16, config.seed, steps=4)[0]
@@ -136,15 +131,14 @@ def test_a_scan_of_steps_is_the_steps():
 def test_a_new_sde_trains(monkeypatch):
     """The cosine SDE of test_sampling, which states alpha and var alone, trains."""
     monkeypatch.setitem(sde_lib.SDES, "cosine", Cosine)
-    curve, _ = run(
-        tiny.config(**{"training.sde": "cosine", "training.n_iters": 60, "optim.lr": 3e-3})
-    )
+    config = tiny.config(**{"training.sde": "cosine", "training.n_iters": 60, "optim.lr": 3e-3})
+    curve, _ = run(config)
     assert np.isfinite(curve).all()
     assert curve[-10:].mean() < 0.8 * curve[:3].mean()
 
 
 def test_golden_step():
-    """If this fails and the change is meant to alter training, update the numbers and the changelog."""
+    """If a change is meant to alter training, update the numbers and the changelog."""
     curve, state = run(tiny.config(**{"training.n_iters": 3}), jax.devices()[:1])
     np.testing.assert_allclose(curve, GOLDEN, rtol=1e-4)
 
@@ -160,12 +154,12 @@ def test_learning():
     assert curve[-20:].mean() < 0.65
 
 
-# --- restarts ---------------------------------------------------------------------------------------------------------
+# --- restarts -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A finished run of six steps: snapshots 1 (step 4) and 2 (step 6), backups at steps 4 and 6."""
+    """A finished run of six steps: snapshots 1 and 2 at steps 4 and 6, and backups at both."""
     workdir = tmp_path_factory.mktemp("trained")
     return workdir, training.train(tiny.config(), str(workdir))
 
@@ -195,17 +189,16 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, traine
 
 @pytest.mark.parametrize("name", ["checkpoint_1", "one.pth"])
 def test_an_exported_and_imported_run_ends_as_an_uninterrupted_one(tmp_path, trained, name):
-    """Official Flax and PyTorch files preserve step, parameters, EMA, Adam's averages and their count."""
+    """Official Flax and PyTorch files preserve step, parameters, EMA and Adam's state."""
     if name.endswith(".pth"):
         pytest.importorskip(
             "torch",
             reason="PyTorch, which writes .pth files, is not installed (requirements-dev.txt)",
         )
     conversion.export_checkpoint(tiny.config(), str(trained[0]), str(tmp_path / name), 1)
-    assert (
-        conversion.import_checkpoint(tiny.config(), str(tmp_path / "w"), str(tmp_path / name)) == 1
-    )
-    assert identical(training.train(tiny.config(), str(tmp_path / "w")), trained[1])
+    workdir = str(tmp_path / "w")
+    assert conversion.import_checkpoint(tiny.config(), workdir, str(tmp_path / name)) == 1
+    assert identical(training.train(tiny.config(), workdir), trained[1])
 
 
 def damage(folder):
@@ -215,7 +208,7 @@ def damage(folder):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, trained, caplog):
+def test_if_the_newest_checkpoints_are_damaged_the_previous_one_is_used(tmp_path, trained, caplog):
     source, final = trained
     shutil.copytree(source, tmp_path / "w")
     for folder, number in ((SNAPSHOTS, 2), (BACKUPS, 6)):
@@ -262,48 +255,38 @@ def test_checkpoints_hold_the_config(trained):
 
 def test_another_experiment_in_the_workdir_is_refused(trained):
     before = {path: path.stat().st_mtime_ns for path in trained[0].rglob("*")}
-    with pytest.raises(
-        InputError, match=r"model.nf: 8 there, 16 now\n  optim.lr: 0.0?01?.* there, 0.5 now"
-    ):
-        training.train(
-            tiny.config(**{"model.nf": 16, "optim.lr": 0.5, "eval.batch_size": 8}), str(trained[0])
-        )
+    config = tiny.config(**{"model.nf": 16, "optim.lr": 0.5, "eval.batch_size": 8})
+    message = r"model.nf: 8 there, 16 now\n  optim.lr: 0.0?01?.* there, 0.5 now"
+    with pytest.raises(InputError, match=message):
+        training.train(config, str(trained[0]))
     assert before == {path: path.stat().st_mtime_ns for path in trained[0].rglob("*")}
 
 
-def test_a_longer_run_may_go_on_in_the_workdir(tmp_path, trained):
+def test_a_longer_run_may_continue_in_the_workdir(tmp_path, trained):
     shutil.copytree(trained[0], tmp_path / "w")
     assert training.train(tiny.config(**{"training.n_iters": 8}), str(tmp_path / "w")).step == 8
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):
     config = tiny.config(**{"optim.lr": 1e30, "optim.warmup": 3, "training.n_iters": 12})
-    with pytest.raises(
-        InputError,
-        match=r"Step [2-6]: the loss is (nan|inf|[0-9.e+]+) .* last good checkpoint is kept",
-    ):
+    message = r"Step [2-6]: the loss is (nan|inf|[0-9.e+]+) .* last good checkpoint is kept"
+    with pytest.raises(InputError, match=message):
         training.train(config, str(tmp_path))
     for found in Checkpoints(tmp_path).find():
         like = {"ema": experiments.Experiment(config).abstract_params}
-        assert all(
-            np.isfinite(leaf).all() for leaf in leaves(Checkpoints(tmp_path).restore(found, like))
-        )
+        restored = Checkpoints(tmp_path).restore(found, like)
+        assert all(np.isfinite(leaf).all() for leaf in leaves(restored))
 
 
 def test_events_and_pictures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    training.train(
-        tiny.config(**{"training.snapshot_sampling": True, "training.n_iters": 4}), str(tmp_path)
-    )
+    config = tiny.config(**{"training.snapshot_sampling": True, "training.n_iters": 4})
+    training.train(config, str(tmp_path))
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     names = set(events.Tags()["scalars"])
-    assert {
-        "training/loss",
-        "training/grad_norm",
-        "training/images_per_second",
-        "held_out/loss",
-    } <= names
+    expected = {"training/loss", "training/grad_norm", "training/images_per_second"}
+    assert expected | {"held_out/loss"} <= names
     assert any(name.startswith("training_loss_by_t/0.") for name in names)
     assert any(name.startswith("held_out_loss_by_t/0.") for name in names)
     assert [event.step for event in events.Scalars("training/loss")] == [2, 4]

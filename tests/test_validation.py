@@ -91,11 +91,8 @@ def test_all_problems_are_reported_together():
         check(config)
     lines = str(caught.value).splitlines()
     assert lines[0] == "the config has 3 problems:"
-    assert [line.split()[0] for line in lines[1:]] == [
-        "model.dropout",
-        "optim.lr",
-        "sampling.snr",
-    ]
+    names = [line.split()[0] for line in lines[1:]]
+    assert names == ["model.dropout", "optim.lr", "sampling.snr"]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +157,7 @@ def test_rules_of_restoration_apply_to_its_mode_only(changes, message):
 
 
 def test_the_page_of_all_fields_is_current(monkeypatch):
-    monkeypatch.delitem(datasets.DATASETS, "noise")  # Of tests/tiny.py.
+    monkeypatch.delitem(datasets.DATASETS, "noise")  # Registered by tests/tiny.py.
     assert make_configuration.PAGE.read_text() == make_configuration.page(), (
         "run python -m docs.make_configuration"
     )

@@ -26,7 +26,7 @@ datasets.DATASETS["noise"] = noise
 
 
 def config(name: str = "vp.digits_ddpmpp_continuous", **changes) -> ml_collections.ConfigDict:
-    """Return the digits experiment shrunk to seconds, with `changes` by field name."""
+    """Return the digits experiment reduced to run in seconds, with `changes` by field name."""
     c = importlib.import_module(f"configs.{name}").get_config()
     c.model.update(
         nf=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_scales=21, dropout=0.1

@@ -13,7 +13,7 @@ def get_config():
     config = get_default_configs()
     networks.ncsnpp(config.model)
     config.model.embedding_type = "positional"
-    config.model.sigma_begin = 90.0  # Read by nothing; the official file has it.
+    config.model.sigma_begin = 90.0  # Unused; the official file has it.
     config.training.continuous = False
     config.sampling.snr = 0.17
     return config

@@ -13,6 +13,6 @@ from configs.default_cifar10_configs import get_default_configs
 def get_config():
     config = get_default_configs()
     networks.ddpm(config.model)
-    config.model.conv_size = 3  # Read by nothing; the official file has it.
+    config.model.conv_size = 3  # Unused; the official file has it.
     config.training.continuous = False
     return config

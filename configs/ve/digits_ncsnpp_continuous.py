@@ -5,7 +5,6 @@ from configs.default_digits_configs import get_default_configs
 
 def get_config():
     config = get_default_configs()
-    config.model.sigma_max = (
-        5.0  # The largest distance between two images is 4.8 (Technique 1 of Song & Ermon 2020).
-    )
+    # The largest distance between two images is 4.8 (Technique 1 of Song & Ermon 2020).
+    config.model.sigma_max = 5.0
     return config

@@ -1,4 +1,4 @@
-"""Two processes of main.py against one: killed, preempted and evaluated; their flags."""
+"""Two processes of main.py compared with one: killed, preempted and evaluated; their flags."""
 
 import json
 import os
@@ -41,7 +41,10 @@ app.run(main.main, flags_parser=main.parse_flags)
 def start(
     folder: Path, mode: str, signals: tuple[int, int], step: int = 0
 ) -> list[subprocess.CompletedProcess]:
-    """Run main.py in two processes, with folder/w as workdir; each gets its signal, if not 0, after a step."""
+    """Run main.py in two processes, in the workdir folder/w.
+
+    Each process receives its signal, if not 0, after `step`.
+    """
     (folder / "config.py").write_text(
         f"from tests import tiny\nget_config = lambda: tiny.config(**{FIELDS})\n"
     )
@@ -96,18 +99,17 @@ def same(workdir: Path, one_process, step: int) -> None:
         np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6)
 
 
-def test_two_processes_stop_together_and_have_computed_what_one_does(one_process, two_processes):
+def test_two_processes_stop_together_with_the_state_of_one(one_process, two_processes):
     folder, killed, stopped = two_processes
     assert [process.returncode for process in killed] == [-signal.SIGKILL] * 2
     assert [process.returncode for process in stopped] == [0, 0], stopped
-    assert (
-        "step 6: stopped by SIGTERM; the state is saved" in stopped[0].stdout
-    )  # Both learn of it one step later.
+    # Both processes stop one step after the signal.
+    assert "step 6: stopped by SIGTERM; the state is saved" in stopped[0].stdout
     same(folder / "w", one_process, 6)
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_and_evaluate_as_one(one_process, two_processes):
+def test_two_processes_continue_and_evaluate_as_one(one_process, two_processes):
     """The last step, the loss, and every pixel of the samples agree."""
     folder, *_ = two_processes
     for mode in ("train", "eval"):
@@ -122,9 +124,8 @@ def test_two_processes_go_on_and_evaluate_as_one(one_process, two_processes):
         results = [json.loads((each / "results.json").read_text()) for each in (one, two)]
         assert results[0]["loss"]["mean"] == pytest.approx(results[1]["loss"]["mean"], rel=2e-6)
         samples = [np.load(each / "samples_0.npz")["samples"].astype(int) for each in (one, two)]
-        assert (
-            np.mean(samples[0] != samples[1]) < 1e-3
-        )  # A value may round to either side of a grey level's edge.
+        # A value on the boundary between two grey levels may be rounded to either.
+        assert np.mean(samples[0] != samples[1]) < 1e-3
 
 
 def test_sigterm_saves_the_state(tmp_path, monkeypatch, one_process, capsys):
@@ -145,7 +146,7 @@ def test_sigterm_saves_the_state(tmp_path, monkeypatch, one_process, capsys):
     assert identical(training.train(tiny.config(**FIELDS), str(tmp_path)), one_process[1])
 
 
-# --- discovery of processes -----------------------------------------------------------------------------------------------------
+# --- discovery of processes -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ SLURM = dict.fromkeys(sharding.SLURM, "0")
         (dict.fromkeys(sharding.KUBERNETES, "2"), 0),  # Without JAX's package for it.
     ],
 )
-def test_clusters_that_say_so_themselves(monkeypatch, environment, calls):
+def test_clusters_are_detected_by_their_variables(monkeypatch, environment, calls):
     called = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: called.append(args))
     for name in (*sharding.SLURM, *sharding.OPEN_MPI, *sharding.KUBERNETES):
@@ -195,13 +196,12 @@ def test_clusters_that_say_so_themselves(monkeypatch, environment, calls):
     assert called == [()] * calls
 
 
-def test_jax_takes_these_variables_for_clusters(monkeypatch):
-    """jax.distributed itself finds the process number and count where `sharding.join` expects them."""
+def test_jax_detects_clusters_by_the_same_variables(monkeypatch):
+    """jax.distributed reads the process number and count from the variables of `sharding.SLURM`."""
     from jax._src.clusters import ClusterEnv
 
-    for name, value in (
-        SLURM | {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_NTASKS": "2"}
-    ).items():
+    job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_NTASKS": "2"}
+    for name, value in (SLURM | job).items():
         monkeypatch.setenv(name, value)
     address, count, number, _ = ClusterEnv.auto_detect_unset_distributed_params(
         None, None, None, None, None, 10
