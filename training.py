@@ -221,10 +221,12 @@ def _save(
 def held_out_batch(experiment: Experiment, ema: Params, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the losses of one batch of test images, and their sums and counts by noise level.
 
-    The batch and its noise are functions of the step.
+    The batch and its noise are functions of the step. Consecutive calls of a run take consecutive
+    batches, so that all images are used.
     """
-    rounds = datasets.rounds(experiment.test, experiment.config.training.batch_size)
-    indices, count = rounds[step % len(rounds)]
+    settings = experiment.config.training
+    rounds = datasets.rounds(experiment.test, settings.batch_size)
+    indices, count = rounds[step // settings.eval_freq % len(rounds)]
     batch = experiment.rows(experiment.test.batch(indices, labelled=experiment.labelled))
     key = jax.random.fold_in(experiment.key("loss"), step)
     per_image, t = sharding.fetch(experiment.held_out_loss(ema, batch, key))

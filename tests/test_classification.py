@@ -76,7 +76,7 @@ def test_other_settings_start_from_the_first_step(tmp_path, monkeypatch, capsys)
         fit(path, stop=5)
     fit(path, rate=2)
     fit(path, rate=3)
-    assert "going on" not in capsys.readouterr().out
+    assert "continuing" not in capsys.readouterr().out
     (tmp_path / "a.partial").write_bytes(b"damaged")
     fit(path, rate=4)
 
@@ -102,7 +102,7 @@ def workdir(tmp_path_factory):
     """A workdir that has a classifier and no score model."""
     folder = tmp_path_factory.mktemp("classifier")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classification, "LEVELS", 3)
+        patch.setattr(classification, "NUM_LEVELS", 3)
         classification.train(tiny.config(**SMALL), str(folder))
     return folder
 
@@ -119,7 +119,7 @@ def test_accuracy_is_written(workdir):
 
 def test_accuracy_counts_every_image_once(monkeypatch):
     """The measures of a classifier that assigns probability 1/2 to class 3 for every image."""
-    monkeypatch.setattr(classification, "LEVELS", 1)
+    monkeypatch.setattr(classification, "NUM_LEVELS", 1)
     experiment = Experiment(tiny.config(**SMALL))
     constant = jnp.log(jnp.full(10, 0.5 / 9).at[3].set(0.5))
 

@@ -34,6 +34,13 @@ def identical(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
 
 
+# Adam's first update is about lr * sign(gradient), so that gradients of the size of rounding errors
+# take full steps in directions that depend on the processor. In float64 the loss of the first step
+# is 970.9373007; ours and the recorded one are 2e-7 from it, on either side. The loss of the second
+# step then differs by 1.2e-5 on some processors.
+LATER_STEPS = {"ncsnv2_smld": 3e-5}  # relative tolerances
+
+
 @pytest.mark.parametrize("name", list(reference.notes("train_step")))
 def test_recorded_training_steps(monkeypatch, name):
     """Loss, unclipped gradient norm, and the norms of parameters and EMA after each update."""
@@ -79,7 +86,8 @@ def test_recorded_training_steps(monkeypatch, name):
             (norm(state.ema), "ema_norm_after"),
         ):
             expected = a[f"{name}/{key}"][i]
-            np.testing.assert_allclose(value, expected, rtol=1e-5, err_msg=f"{key}, step {i}")
+            rtol = LATER_STEPS.get(name, 1e-5) if i else 1e-5
+            np.testing.assert_allclose(value, expected, rtol=rtol, err_msg=f"{key}, step {i}")
     assert state.step == step + note["nsteps"]
 
     if f"{name}/target_final/Conv_0/kernel" in a:
@@ -90,6 +98,25 @@ def test_recorded_training_steps(monkeypatch, name):
                     continue  # Its exact gradient is 0; Adam turns rounding noise into steps.
                 expected = a[f"{name}/{kind}/{path}"]
                 np.testing.assert_allclose(param, expected, atol=2e-5, err_msg=path)
+
+
+def test_held_out_batches_cover_all_images(monkeypatch):
+    """A common factor of eval_freq and the number of batches must not hide any batch."""
+    config = tiny.config(**{"training.batch_size": 64, "training.eval_freq": 3})
+    experiment, used = experiments.Experiment(config), []
+    batch = type(experiment.test).batch
+
+    def record(images, indices, **options):
+        used.append(tuple(indices))
+        return batch(images, indices, **options)
+
+    monkeypatch.setattr(type(experiment.test), "batch", record)
+    monkeypatch.setattr(experiment, "held_out_loss", lambda ema, batch, key: (np.ones(64),) * 2)
+    rounds = len(datasets.rounds(experiment.test, 64))
+    assert rounds == 6  # which has a factor in common with 3
+    for step in range(3, 3 * rounds + 1, 3):
+        training.held_out_batch(experiment, {}, step)
+    assert set().union(*used) == set(range(len(experiment.test)))
 
 
 def run(config, devices=None):
@@ -238,7 +265,7 @@ def test_only_damaged_checkpoints_are_not_overwritten(tmp_path, trained):
     shutil.copytree(trained[0], tmp_path / "w")
     for folder in (tmp_path / "w").glob("checkpoints*/checkpoint_*"):
         damage(folder)
-    with pytest.raises(InputError, match="none that can be read; nothing is overwritten"):
+    with pytest.raises(InputError, match="none of them can be read; nothing is overwritten"):
         training.train(tiny.config(), str(tmp_path / "w"))
 
 
