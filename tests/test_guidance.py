@@ -324,7 +324,8 @@ def test_networks_without_class_embeddings():
     config = importlib.import_module("configs.ve.ncsnv2.cifar10").get_config()
     config.data.num_classes = 10
     with pytest.raises(
-        InputError, match="model.name = 'ncsnv2_64' cannot be told classes.* can: ncsnpp, ddpm"
+        InputError,
+        match="model.name = 'ncsnv2_64' cannot be conditioned on classes; these can: ddpm, ncsnpp",
     ):
         Experiment(config)
 
