@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import grain
@@ -21,6 +21,7 @@ from PIL import Image
 
 from errors import InputError, choose
 from readers import arrays, faces, folders, published, scikit_learn
+from readers.preprocessing import Pixels
 from sharding import local_rows
 
 BYTE_LEVELS = 256
@@ -45,7 +46,7 @@ class Images:
       labels: classes 0, 1, ... of the images (N,), or None if they are unknown.
     """
 
-    pixels: np.ndarray | Sequence[np.ndarray]
+    pixels: Pixels
     labels: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -53,12 +54,16 @@ class Images:
 
     def batch(self, indices: np.ndarray, *, labelled: bool = False) -> Batch:
         """Return the images at `indices` (B,), with their labels if `labelled`."""
-        labels = self.labels[indices].astype(np.int32) if labelled else None
-        return Batch(self.pixels[np.asarray(indices)], labels)
+        pixels = self.pixels[np.asarray(indices)]
+        if not labelled:
+            return Batch(pixels)
+        if self.labels is None:
+            raise ValueError("labelled = True: the images have no labels.")
+        return Batch(pixels, self.labels[indices].astype(np.int32))
 
 
 DataSet = Callable[[str, ml_collections.ConfigDict], Images]
-Reader = Callable[[str, ml_collections.ConfigDict], tuple[Sequence[np.ndarray], np.ndarray | None]]
+Reader = Callable[[str, ml_collections.ConfigDict], tuple[Pixels, np.ndarray | None]]
 
 
 def _data_set(reader: Reader) -> DataSet:
@@ -289,10 +294,10 @@ class Batches:
     def __len__(self) -> int:
         return 2**62 // (self.batch_size * self.steps)  # grain requires a length.
 
-    def __getitem__(self, n: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch:
         order = grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
         batches = []
-        for step in range(n * self.steps, (n + 1) * self.steps):
+        for step in range(index * self.steps, (index + 1) * self.steps):
             start = step * self.batch_size
             indices = np.array([order[start + row] for row in local_rows(self.batch_size)])
             batches.append(self.images.batch(indices, labelled=self.labelled))

@@ -177,8 +177,9 @@ class ResnetBlockDDPMpp(nnx.Module):
     def _compute(self, x: Array, temb: Array | None, key: Array | None) -> Array:
         h = convolve(self.resample(self.act(self.norm1(x))), self.conv1.kernel[...])
         # The normalization adds the bias of the convolution, so that the sum is not stored.
-        shift = self.conv1.bias[...]
-        if temb is not None:
+        bias = self.conv1.bias
+        shift = 0.0 if bias is None else bias[...]
+        if temb is not None and self.temb is not None:
             shift = shift + self.temb(self.act(temb))
         h = self.act(self.norm2(h, shift))
         if key is not None and self.dropout:

@@ -188,10 +188,10 @@ class DDPM(nnx.Module):
 
         Its shape is (B, 4 nf); it is None if the network is not conditional.
         """
-        if self.temb1 is None:
+        if self.temb1 is None or self.temb2 is None:
             return None
         temb = self.temb2(self.act(self.temb1(layers.timestep_embedding(label, self.nf))))
-        return temb if self.class_embedding is None else temb + self.class_embedding(classes)
+        return layers.add_class(temb, self.class_embedding, classes)
 
     def __call__(
         self, x: Array, label: Array, rngs: layers.Rngs | None = None, classes: Array | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +22,15 @@ from errors import InputError, choose
 from models import resample
 
 Activation = Callable[[Array], Array]
+Arrays = TypeVar("Arrays", bound=tuple)
 
 
-class Rngs:
+class Rngs(nnx.Rngs if TYPE_CHECKING else object):
     """The keys fold_in(key, 0), fold_in(key, 1), ..., like those of `nnx.Rngs`.
 
     They are counted in Python. The counter of `nnx.Rngs` is traced, so that the time to trace a
-    network is quadratic in its number of layers.
+    network is quadratic in its number of layers. Flax's layers call `params` and `dropout` only,
+    but their annotations require `nnx.Rngs`: it is the base class for type checkers only.
     """
 
     def __init__(self, key: Array) -> None:
@@ -93,10 +96,13 @@ def default_init(scale: float = 1.0) -> nnx.Initializer:
     return jax.nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
-def cast_to_input(arrays: Sequence[Array | None], dtype: None = None) -> tuple[Array | None, ...]:
-    """Cast (input, parameters ...) to the input's dtype; for `promote_dtype` of Flax's layers."""
-    dtype = arrays[0].dtype
-    return tuple(None if array is None else array.astype(dtype) for array in arrays)
+def cast_to_input(arrays: Arrays, /, *, dtype: Any = None, inexact: bool = True) -> Arrays:
+    """Cast (input, parameters ...) to the input's dtype; for `promote_dtype` of Flax's layers.
+
+    Parameters that are None remain so. `dtype` and `inexact` are ignored.
+    """
+    del dtype, inexact
+    return jax.tree.map(lambda array: array.astype(arrays[0].dtype), arrays)
 
 
 def conv3x3(
@@ -145,6 +151,8 @@ def matmul(x: Array, kernel: Array, bias: Array) -> Array:
 class Conv1x1(nnx.Conv):
     """1x1 convolution: (B, H, W, in) -> (B, H, W, features)."""
 
+    bias: nnx.Param[Array]
+
     def __init__(self, in_features: int, features: int, *, rngs: Rngs) -> None:
         super().__init__(in_features, features, (1, 1), kernel_init=default_init(), rngs=rngs)
 
@@ -154,6 +162,8 @@ class Conv1x1(nnx.Conv):
 
 class NIN(nnx.Linear):
     """Network in network: a linear map over channels, equivalent to a 1x1 convolution."""
+
+    bias: nnx.Param[Array]
 
     def __init__(
         self, in_features: int, features: int, *, init_scale: float = 0.1, rngs: Rngs
@@ -313,3 +323,15 @@ def class_embedding(classes: int, features: int | None, *, rngs: Rngs) -> nnx.Em
             f"added to the embedding of the noise level."
         )
     return nnx.Embed(classes + 1, features, rngs=rngs)
+
+
+def add_class(temb: Array, table: nnx.Embed | None, classes: Array | None) -> Array:
+    """Return temb (B, features) plus the rows of classes (B,); temb itself if `table` is None.
+
+    Raises ValueError if there is a table, but no classes.
+    """
+    if table is None:
+        return temb
+    if classes is None:
+        raise ValueError("classes = None: the network is conditioned on the class of each image.")
+    return temb + table(classes)

@@ -187,14 +187,14 @@ class NCSNpp(nnx.Module):
 
         Its shape is (B, 4 nf); it is None if the network is not conditional.
         """
-        if self.temb1 is None:
+        if self.temb1 is None or self.temb2 is None:
             return None
         if self.fourier is None:
             temb = layers.timestep_embedding(label, self.nf)
         else:
             temb = self.fourier(label)
         temb = self.temb2(self.act(self.temb1(temb)))
-        return temb if self.class_embedding is None else temb + self.class_embedding(classes)
+        return layers.add_class(temb, self.class_embedding, classes)
 
     def __call__(
         self, x: Array, label: Array, rngs: layers.Rngs | None = None, classes: Array | None = None
@@ -207,10 +207,10 @@ class NCSNpp(nnx.Module):
             skips, image = level(skips, image, temb, rngs)
         h = self.mid1(skips[-1], temb, rngs)
         h = self.mid2(self.mid_attn(h), temb, rngs)
-        image = None
+        image = h  # Ignored by the lowest level.
         for level in self.up:
             level_skips = [skips.pop() for _ in level.blocks]
             h, image = level(h, level_skips, image, temb, rngs)
-        if self.progressive == "output_skip":
+        if self.norm_out is None or self.conv_out is None:
             return image
         return self.conv_out(self.act(self.norm_out(h)))

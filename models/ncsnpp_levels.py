@@ -227,20 +227,22 @@ class UpLevel(nnx.Module):
         self,
         h: Array,
         skips: list[Array],
-        image: Array | None,
+        image: Array,
         temb: Array | None,
         rngs: layers.Rngs | None,
-    ) -> tuple[Array, Array | None]:
+    ) -> tuple[Array, Array]:
         """Consume `skips` in order.
 
-        `image` is the progressive output of the previous level. Returns the features for the next
-        level and the progressive output of this one.
+        `image` is the progressive output of the previous level; the lowest level ignores it.
+        Returns the features for the next level and the progressive output of this one.
         """
         for block, skip in zip(self.blocks, skips):
             h = block(jnp.concatenate([h, skip], -1), temb, rngs)
         if self.attn is not None:
             h = self.attn(h)
-        output = h if self.conv is None else self.conv(self.act(self.norm(h)))
+        output = h
+        if self.norm is not None and self.conv is not None:
+            output = self.conv(self.act(self.norm(h)))
         if self.image_up is None:  # The lowest level, or a network without progressive output.
             image = output
         elif self.progressive == "output_skip":

@@ -240,8 +240,10 @@ class MSFBlock(nnx.Module):
     def __call__(self, xs: Sequence[Array], label: Array) -> Array:
         hs = []
         for x, norm, conv in zip(xs, self.norms, self.convs):
-            hs.append(conv(norm(x, label)))
-        return sum(jax.image.resize(h, hs[0].shape, self.interpolation) for h in hs)
+            h = conv(norm(x, label))
+            shape = hs[0].shape if hs else h.shape
+            hs.append(jax.image.resize(h, shape, self.interpolation))
+        return sum(hs[1:], start=hs[0])
 
 
 class CondRCUBlock(RCUBlock):

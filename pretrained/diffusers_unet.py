@@ -61,7 +61,8 @@ DDPM_CLASSES = {
     blocks.Downsample: "downsamplers",
     blocks.Upsample: "upsamplers",
 }
-INNER_LAYERS = {  # Layers inside an outermost one. Files from before 2023 have the second names.
+# Layers inside an outermost one. Files from before 2023 have the second names.
+INNER_LAYERS: dict[str | int, tuple[str, ...]] = {
     "temb": ("time_emb_proj",),
     "shortcut": ("conv_shortcut",),
     "norm": ("group_norm",),
@@ -106,9 +107,9 @@ def unet_layout(network: nnx.Module) -> Layout:
 
     Raises InputError for networks that are not in diffusers.
     """
-    check_supported(network, "diffusers' UNet2DModel")
-    blocks = _ddpm_blocks if isinstance(network, ddpm.DDPM) else _ncsnpp_blocks
-    names = dict(blocks(network))
+    network = check_supported(network, "diffusers' UNet2DModel")
+    is_ddpm = isinstance(network, ddpm.DDPM)
+    names = dict(_ddpm_blocks(network) if is_ddpm else _ncsnpp_blocks(network))
     paths = {name: path for path, name, _ in official_layers(network)}
     layout = []
     for parameter in parameters(network):
@@ -125,7 +126,7 @@ def _stored(parameter: NetworkParameter, block: Path, name: str) -> StoredParame
     if path[:-1] == block or block[-1] == "combine":
         names = (f"{name}.{leaf}",)
     else:
-        inner_names = INNER_LAYERS.get(attribute, (attribute,))
+        inner_names = INNER_LAYERS.get(attribute, (str(attribute),))
         names = tuple(f"{name}.{inner}.{leaf}" for inner in inner_names)
     padded_shape = None
     if attribute == "shortcut" and axes == MATRIX:  # A matrix here, a 1x1 convolution there.

@@ -23,8 +23,8 @@ ENTRIES = {"step", "optimizer", "lr", "model_state", "ema_rate", "params_ema", "
 MOMENTS = {"mu": "grad_ema", "nu": "grad_sq_ema"}  # Fields of Trained: names in the file.
 
 
-def load(path: str | Path) -> dict[str, Any]:
-    """Return the content of a Flax msgpack file as nested dictionaries of arrays.
+def load(path: str | Path) -> Any:
+    """Return the content of a Flax msgpack file, for checkpoints nested dictionaries of arrays.
 
     Raises InputError if the file is damaged.
     """

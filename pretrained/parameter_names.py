@@ -15,12 +15,13 @@ from typing import NamedTuple
 from flax import nnx
 
 from errors import InputError
-from models import classifier, ddpm, layers, ncsnpp, refinenet
+from models import blocks, classifier, ddpm, layers, ncsnpp, refinenet
 from pretrained.stored_parameters import KERNEL, MATRIX, VECTOR, Layout, Path, StoredParameter
 
 GROUPS = (nnx.List, ncsnpp.DownLevel, ncsnpp.UpLevel)  # They have no counterpart.
 FLAX_CLASSES = {nnx.Linear: "Dense", layers.Conv1x1: "Conv"}  # All others have our class names.
-FLAX_LAYERS = {  # Layers to which the official code gives a name instead of a number.
+# Layers to which the official code gives a name instead of a number.
+FLAX_LAYERS: dict[tuple[type, str | int], str] = {
     (classifier.WideResnetBlock, "norm1"): "init_bn",
     (classifier.WideResnetBlock, "norm2"): "bn_2",
     (classifier.WideResnetBlock, "conv1"): "conv1",
@@ -28,12 +29,15 @@ FLAX_LAYERS = {  # Layers to which the official code gives a name instead of a n
     (classifier.WideResnet, "conv_in"): "init_conv",
     (classifier.WideResnet, "norm_out"): "pre-pool-bn",
 }
-FLAX_LEAVES = {(layers.NIN, "kernel"): "W", (layers.NIN, "bias"): "b"}
+FLAX_LEAVES: dict[tuple[type, str | int], str] = {
+    (layers.NIN, "kernel"): "W",
+    (layers.NIN, "bias"): "b",
+}
 # In flax 0.3 the parameters of these layers have the shape (1, 1, 1, C).
 FLAX_NORMS = (layers.GroupNorm, refinenet.InstanceNorm2dPlus)
 
 # For each layer class: {our parameter: (PyTorch's name, its axes)}.
-TORCH_LEAVES: dict[type, dict[str, tuple[str, tuple[int, ...]]]] = {
+TORCH_LEAVES: dict[type, dict[str | int, tuple[str, tuple[int, ...]]]] = {
     nnx.Linear: {"kernel": ("weight", MATRIX), "bias": ("bias", VECTOR)},
     nnx.Conv: {"kernel": ("weight", KERNEL), "bias": ("bias", VECTOR)},
     layers.GroupNorm: {"scale": ("weight", VECTOR), "bias": ("bias", VECTOR)},
@@ -114,7 +118,7 @@ def flax_layout(network: nnx.Module) -> Layout:
     """The layout of official Flax files, with names like 'ResnetBlockBigGANpp_3/Conv_0/kernel'."""
     layout = []
     for path, layer_names, layer, shape in parameters(network):
-        leaf = FLAX_LEAVES.get((type(layer), path[-1]), path[-1])
+        leaf = FLAX_LEAVES.get((type(layer), path[-1]), str(path[-1]))
         stored = StoredParameter(
             path=path,
             shape=shape,
@@ -133,7 +137,7 @@ def torch_layout(network: nnx.Module) -> Layout:
     The order is that of PyTorch's `parameters()`. Raises InputError for networks of which the
     official PyTorch code has no working version.
     """
-    check_supported(network, "the official PyTorch code")
+    network = check_supported(network, "the official PyTorch code")
     numbered = [
         name
         for path, name, layer in official_layers(network)
@@ -163,17 +167,19 @@ def _unused_dense(block: str, in_features: int, features: int) -> Layout:
 
 def _outside_all_modules(path: Path, layer: nnx.Module) -> bool:
     """Return whether PyTorch stores a layer elsewhere: a resampler of images without parameters."""
-    return path[-1] in ("image_down", "image_up") and layer.conv is None
+    is_image_resampler = path[-1] in ("image_down", "image_up")
+    return is_image_resampler and isinstance(layer, blocks.Resampler) and layer.conv is None
 
 
-def check_supported(network: nnx.Module, code_base: str) -> None:
-    """Raise InputError for a network that `code_base` does not have."""
+def check_supported(network: nnx.Module, code_base: str) -> ncsnpp.NCSNpp | ddpm.DDPM:
+    """Return the network. Raises InputError if `code_base` does not have it."""
     if not isinstance(network, (ncsnpp.NCSNpp, ddpm.DDPM)):
         raise InputError(
             f"{type(network).__name__} networks have no working counterpart in {code_base}; "
             f"NCSNpp and DDPM networks do."
         )
     check_unconditional(network, code_base)
+    return network
 
 
 def check_unconditional(network: nnx.Module, code_base: str) -> None:

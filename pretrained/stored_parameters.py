@@ -7,7 +7,7 @@ the same layout, so that `export_params` and `load_params` invert each other.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from flax import traverse_util
@@ -56,7 +56,7 @@ class StoredParameter(NamedTuple):
         """Whether it has gradients, so that an optimizer has moments of it."""
         return self.trained and bool(self.path)
 
-    def to_file(self, value: Array) -> np.ndarray:
+    def to_file(self, value: np.ndarray | Array) -> np.ndarray:
         """Convert a parameter of our network to the array in the file."""
         transposed = np.asarray(value, np.float32).transpose(self.axes)
         return np.ascontiguousarray(transposed.reshape(self.file_shapes[0]))
@@ -109,7 +109,7 @@ def _find(
         )
     if any(not np.array_equal(tensor, tensors[name]) for name in present[1:]):
         raise InputError(
-            f"{source} contradicts itself: {' and '.join(present)} should be the same tensor."
+            f"{source} is inconsistent: {' and '.join(present)} should be the same tensor."
         )
     return tensor
 
@@ -119,7 +119,7 @@ def export_params(layout: Layout, params: Params) -> dict[str, np.ndarray]:
 
     Tensors on which no output depends are 0.
     """
-    flat = traverse_util.flatten_dict(params)
+    flat = cast(dict[Path, Array], traverse_util.flatten_dict(params))
     tensors = {}
     for stored in layout:
         value = flat[stored.path] if stored.path else np.zeros(stored.shape)

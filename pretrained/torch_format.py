@@ -25,7 +25,7 @@ ENTRIES = {"model", "ema", "optimizer", "step"}
 MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}  # Fields of Trained: names in the file.
 PREFIX = "module."  # The prefix that torch.nn.DataParallel gives to parameter names.
 
-# An entry of our own in `ema`: averages of parameters that PyTorch does not train, where these
+# An extra entry in `ema`: averages of parameters that PyTorch does not train, where these
 # averages differ from the parameters. The official code ignores the entry.
 FROZEN = "frozen_params"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import ml_collections
 import numpy as np
@@ -41,7 +41,7 @@ class Trained(NamedTuple):
 
 def flatten(tree: dict[str, Any]) -> Tensors:
     """Return the leaves of nested dictionaries, with their keys joined by '/'."""
-    return traverse_util.flatten_dict(tree, sep="/")
+    return cast(Tensors, traverse_util.flatten_dict(tree, sep="/"))
 
 
 def check_entries(path: Path, state: Any, expected: set[str]) -> None:

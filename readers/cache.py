@@ -47,7 +47,7 @@ def save(kind: str, path: Path, entry: dict[str, np.ndarray]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            np.savez(file, **entry)
+            np.savez(file, allow_pickle=False, **entry)
         os.replace(temporary, target)
     except OSError:
         with contextlib.suppress(OSError):

@@ -150,7 +150,7 @@ def problems(files: Index, folder: Path, limit: int) -> str:
         f"{len(bad)} of {len(files.names)} image files under {folder} cannot be read and are "
         f"skipped:"
     ]
-    lines += [f"  {printable(files.names[i])}: {files.problems[i]}" for i in bad[:limit]]
+    lines += [f"  {printable(str(files.names[i]))}: {files.problems[i]}" for i in bad[:limit]]
     if len(bad) > limit:
         lines.append(f"  and {len(bad) - limit} more; --mode=inspect_data lists all")
     return "\n".join(lines)

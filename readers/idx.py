@@ -6,7 +6,6 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
@@ -15,7 +14,7 @@ from PIL import Image
 
 from errors import InputError, brief
 from readers import preprocessing
-from readers.preprocessing import Decoded
+from readers.preprocessing import Decoded, Pixels
 
 PREFIXES = {"train": "train", "test": "t10k"}
 UINT8 = 8  # The type code of bytes.
@@ -26,7 +25,7 @@ def exists(folder: str | Path) -> bool:
     return any(Path(folder).glob("*-idx3-ubyte*"))
 
 
-def read(split: str, config: ml_collections.ConfigDict) -> tuple[Sequence[np.ndarray], np.ndarray]:
+def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndarray]:
     """Return pixels and labels of a split from the files in data.path, compressed or not.
 
     Raises InputError if a file is missing or damaged.

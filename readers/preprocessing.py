@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -100,6 +101,14 @@ def _resize(image: Image.Image, shape: tuple[int, int], kernel: Image.Resampling
 
 
 # --- sequences ---
+
+
+class Pixels(Protocol):
+    """Images (N, H, W, C), as an array or another sequence that is indexed along N like one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> np.ndarray: ...
 
 
 class Decoded(Sequence):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from errors import InputError, brief, check_name
 from readers import cache, idx, preprocessing
-from readers.preprocessing import Decoded
+from readers.preprocessing import Decoded, Pixels
 from readers.tfrecords import TFRecords, parse_example
 
 INFO = "dataset_info.json"
@@ -55,21 +55,27 @@ PREPARED = {  # By data.dataset in lower case. LSUN depends on further fields.
 }
 
 
-def of_tfds(config: ml_collections.ConfigDict) -> Prepared | None:
-    """Return the data set of TFDS that data.dataset names, or None if it is not in TFDS."""
+def of_tfds(config: ml_collections.ConfigDict) -> Prepared:
+    """Return the data set of TFDS that data.dataset names.
+
+    Raises InputError if it is not in TFDS.
+    """
     if config.dataset.lower() == "lsun":
         check_name(config.get("category", ""), LSUN_CATEGORIES, "data.category")
         resize = preprocessing.small_crop if config.image_size == 128 else preprocessing.crop_resize
         return Prepared(f"lsun/{config.category}", "validation", resize)
-    return PREPARED.get(config.dataset.lower())
+    if config.dataset.lower() not in PREPARED:
+        raise InputError(
+            f"data.dataset = {config.dataset!r} is not a set of TensorFlow Datasets; see "
+            f"docs/data.md."
+        )
+    return PREPARED[config.dataset.lower()]
 
 
 # --- reading ---
 
 
-def read(
-    split: str, config: ml_collections.ConfigDict
-) -> tuple[Sequence[np.ndarray], np.ndarray | None]:
+def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndarray | None]:
     """Return pixels and labels of a split, 'train' or 'test', of a data set of TFDS.
 
     Fashion-MNIST is read from IDX files instead if data.path is a folder that contains them. Raises
@@ -215,11 +221,6 @@ def prepare(config: ml_collections.ConfigDict) -> None:
     Raises InputError if the data set is not in TFDS, or if required packages are missing.
     """
     prepared = of_tfds(config)
-    if prepared is None:
-        raise InputError(
-            f"data.dataset = {config.dataset!r} is not a set of TensorFlow Datasets; see "
-            f"docs/data.md."
-        )
     missing = [
         package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import ml_collections
 import numpy as np
 
@@ -17,9 +19,10 @@ def digits(split: str, config: ml_collections.ConfigDict) -> tuple[np.ndarray, n
     digits.
     """
     from sklearn.datasets import load_digits
+    from sklearn.utils import Bunch
 
     del config
-    data = load_digits()
+    data = cast(Bunch, load_digits())  # A tuple is returned only with return_X_y.
     is_test = np.arange(len(data.images)) % 5 == 4
     selected = is_test == (split == "test")
     return data.images[selected].astype(np.uint8)[..., None], data.target[selected]

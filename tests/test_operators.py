@@ -98,7 +98,7 @@ def test_compressed_sensing_rows_are_orthonormal_and_spread():
 
 
 def test_kernels_and_masks():
-    """Kernels have sum 1, horizontal motion stays in its row, and masks have their shares."""
+    """Kernels have sum 1, horizontal motion stays in its row, and masks keep the given shares."""
     for kernel in (BLUR, MOTION, operators.motion_kernel(4, 0)):
         assert kernel.sum() == pytest.approx(1)
     assert np.flatnonzero(operators.motion_kernel(4, 0).sum(1) > 1e-9).tolist() == [2]
