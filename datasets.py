@@ -135,6 +135,9 @@ def check_labels(images: Images, num_classes: int, field: str) -> None:
 
 # --- the map between grey levels and model inputs ---
 
+Dequantize = Callable[[Array, Array], tuple[Array, Array]]
+"""(grey levels u (B, H, W, C), keys (B,)) -> model inputs u + v, log q(v | u) in nats (B,)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Scaler:

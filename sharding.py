@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from errors import InputError
 
@@ -44,18 +44,18 @@ def on_cpu(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform == "cpu"
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Return the sharding of an array that is the same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def along_axis(mesh: Mesh, axis: int = 0) -> NamedSharding:
+def along_axis(mesh: Mesh | AbstractMesh, axis: int = 0) -> NamedSharding:
     """Return the sharding of an array whose axis number `axis` is split over the devices."""
     leading: list[str | None] = [None] * axis
     return NamedSharding(mesh, PartitionSpec(*leading, "data"))
 
 
-def shard_largest_axis(mesh: Mesh, tree: Tree) -> Tree:
+def shard_largest_axis(mesh: Mesh | AbstractMesh, tree: Tree) -> Tree:
     """Return shardings that split each array along its largest axis that the devices divide.
 
     Arrays that are small, or have no such axis, are replicated.

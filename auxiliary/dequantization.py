@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -21,15 +20,11 @@ import likelihood
 import sampling
 from auxiliary import fitting
 from configs.default import Config
-from datasets import Batch, Batches
+from datasets import Batch, Batches, Dequantize
 from experiment import Experiment
 from models.building import Params, abstract_network
 from models.dequantizer import Dequantizer
 from models.layers import Rngs
-
-Dequantize = Callable[[Array, Array], tuple[Array, Array]]
-"""(grey levels u (B, H, W, C), keys (B,)) -> u + v in the model's range, log q(v | u) in nats (B,).
-"""
 
 NUM_PAIRS = 2  # pairs of times at which the bound is estimated, for each image and step
 LEARNING_RATE = 1e-3

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from absl import app, flags
@@ -30,9 +30,10 @@ from benchmarks.collectives import collectives, ring_bytes
 from benchmarks.markdown import header, row
 from experiment import Experiment
 
-DEVICES = (8, 16, 32, 64, 128, 256, 512, 1024)
+DEVICES: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
 COMPILED = 8  # simulated devices
-QUICK = {"xla_backend_optimization_level": 0}  # Does not change which collectives there are.
+# Does not change which collectives there are.
+QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
 
 flags.DEFINE_string("config", "ve.cifar10_ncsnpp_continuous", "A module in configs/.")
 flags.DEFINE_string("topology", None, topology.HELP)
@@ -58,7 +59,13 @@ class Step(NamedTuple):
     estimate: dict[str, float]
 
 
-def compile_step(name: str, devices: Sequence[jax.Device], *, sharded: bool) -> Step:
+def compile_step(
+    name: str,
+    # jaxlib has no stubs, so pyright takes jax.Device for a variable.
+    devices: Sequence[jax.Device],  # pyright: ignore[reportInvalidTypeForm]
+    *,
+    sharded: bool,
+) -> Step:
     """Compile the training step of a config."""
     config = importlib.import_module(f"configs.{name}").get_config()
     config.training.shard_params = sharded
@@ -66,9 +73,12 @@ def compile_step(name: str, devices: Sequence[jax.Device], *, sharded: bool) -> 
     experiment = Experiment(config, devices)
     lowered = train_step.lower(experiment)
     compiled = lowered.compile(QUICK if devices[0].platform == "cpu" else None)
-    sent = {kind: sum(sizes) for kind, sizes in collectives(compiled.as_text()).items()}
+    text = compiled.as_text()
+    if text is None:
+        raise ValueError(f"The compiler does not return the HLO of the step for {devices[0]}.")
+    sent = {kind: sum(sizes) for kind, sizes in collectives(text).items()}
     flop = (speed.flops(lowered) or train_step.counted_flops(experiment.config)) / len(devices)
-    return Step(flop, experiment.abstract_params, sent, compiled.cost_analysis())
+    return Step(flop, experiment.abstract_params, sent, compiled.cost_analysis() or {})
 
 
 def sharded_bytes(params: dict, devices: int) -> int:
@@ -147,9 +157,9 @@ def main(_: list[str]) -> None:
         f"{options.rate:g} TFLOP/s\n"
     )
     rates = options.link * 1e9, options.rate * 1e12
-    per_device = dict.fromkeys(DEVICES, options.per_device)
+    per_device = {n: float(options.per_device) for n in DEVICES}
     print(*table(replicated, per_device, *rates), sep="\n", end="\n\n")
-    print(*table(replicated, {n: options.total / n for n in DEVICES}, *rates), sep="\n")
+    print(*table(replicated, {n: float(options.total) / n for n in DEVICES}, *rates), sep="\n")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import train_state
 from benchmarks import comparison, parts, speed
 
 STAGES = ("imports", "experiment", "state", "trace", "lower", "compile", "first step")
-COLUMNS = {
+COLUMNS: speed.Columns = {
     "config": ("name", "", 1),
     "start": ("start", "", 1),
     "to the first step, s": ("total", ".1f", 1),
@@ -121,7 +121,7 @@ def main() -> None:
     batch_size = flags.FLAGS.batch_size
     rows = measure(
         config=flags.FLAGS.config,
-        overrides=flags.FLAGS["set"].value,
+        overrides=flags.FLAGS["set"].value or (),
         batch_size=batch_size,
         starts=flags.FLAGS.starts,
     )

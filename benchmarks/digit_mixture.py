@@ -24,9 +24,9 @@ class DigitMixture:
     shape = (8, 8, 1)
 
     def __init__(self) -> None:
-        digits = load_digits()
-        x = 2 * (digits.data + 0.5) / 17 - 1
-        classes = [x[digits.target == k] for k in range(10)]
+        levels, labels = load_digits(return_X_y=True)
+        x = 2 * (levels + 0.5) / 17 - 1
+        classes = [x[labels == k] for k in range(10)]
         dequantization_var = (2 / 17) ** 2 / 12
         self.means = np.stack([c.mean(0) for c in classes]).astype(np.float32)
         self.vars = np.stack([c.var(0) + dequantization_var for c in classes]).astype(np.float32)

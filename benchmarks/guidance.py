@@ -65,21 +65,25 @@ def distance_within_classes(x: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _flatten(images: datasets.Images) -> np.ndarray:
-    return images.pixels.reshape(len(images), -1).astype(float)
+    return np.asarray(images.pixels).reshape(len(images), -1).astype(float)
 
 
 def main(argv: Sequence[str]) -> None:
     """Print the table."""
     data = get_default_configs().data
     train, test = datasets.load(data, "train"), datasets.load(data, "test")
+    if train.labels is None:
+        raise InputError("The images of the config have no labels; choose another data set.")
     x = _flatten(train)
-    classifier = SVC(gamma=1e-3, C=10).fit(x, train.labels)
+    # scikit-learn has no annotations; a type is inferred from the default, a string.
+    classifier = SVC(gamma=1e-3, C=10)  # pyright: ignore[reportArgumentType]
+    classifier.fit(x, train.labels)
     accuracy = classifier.score(_flatten(test), test.labels)
     print(f"accuracy of the classifier on {len(test)} test digits: {100 * accuracy:.1f} %")
     training_distance = distance_within_classes(x, train.labels)
     print(f"machine: {machine()}\n")
     lines = header(
-        "folder", "guidance", "scale", "NFE", "as asked, %", "worst class, % (which)", "spread"
+        "folder", "guidance", "scale", "NFE", "correct class, %", "worst class, % (which)", "spread"
     )
     for folder in argv[1:]:
         for checkpoint in sorted(Path(folder).glob("checkpoint_*")):

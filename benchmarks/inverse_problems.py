@@ -132,7 +132,7 @@ def measure_digits(
     _, ema = experiment.trained(workdir)
     problem = restoration.build_problem(experiment)
     with tempfile.TemporaryDirectory() as folder:
-        reconstructions, _ = restoration.solve(experiment, problem, ema, Path(folder))
+        reconstructions, _ = restoration.solve(experiment, problem, ema, Path(folder), {})
     run = restoration.compile_solver(experiment, problem.operator)
     inputs = ema, *experiment.rows((problem.y, np.arange(count)))
     jax.block_until_ready(run(*inputs, 0))  # Compiles.
@@ -150,8 +150,8 @@ def baselines(experiment: Experiment, problem: Problem) -> dict[str, list[float]
     changed to agree with the measurement; and the training image whose measurement is nearest.
     """
     operator, y = problem.operator, jnp.asarray(problem.y)
-    pixels = jnp.asarray(experiment.train.pixels[np.arange(len(experiment.train))])
-    train = experiment.scaler.dequantize(pixels, 0.5)
+    pixels = experiment.train.batch(np.arange(len(experiment.train))).pixels
+    train = experiment.scaler.dequantize(jnp.asarray(pixels), jnp.float32(0.5))
     nearest = train[_nearest_rows(_flatten(y), _flatten(operator.forward(train)))]
     mean = jnp.broadcast_to(train.mean(0), nearest.shape)
     coefficients = jnp.where(operator.measured, operator.solution(y), operator.to_basis(mean))

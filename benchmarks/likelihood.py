@@ -81,7 +81,7 @@ def divergence_flops(experiment: Experiment, batch_size: int) -> float:
         return jax.jvp(lambda x: score(x, t), (x,), (x,))
 
     shapes = states(experiment, batch_size)
-    return speed.flops(derivative.lower(experiment.abstract_params, *shapes))
+    return speed.local_flops(derivative.lower(experiment.abstract_params, *shapes))
 
 
 def measure(

@@ -91,7 +91,7 @@ def digits_problem(workdir: str, count: int) -> tuple[Problem, float]:
     checkpoints = Checkpoints(workdir)
     kept = checkpoints.snapshots()
     params = checkpoints.restore(kept[max(kept)], {"ema": experiment.abstract_params})["ema"]
-    pixels = experiment.test.pixels[:count]
+    pixels = jnp.asarray(experiment.test.pixels[:count])
     x = experiment.scaler.dequantize(pixels, jax.random.uniform(jax.random.key(0), pixels.shape))
     probes = likelihood.draw_probes(jax.random.split(jax.random.key(1), count), x.shape)
     score = experiment.score(params)

@@ -74,7 +74,9 @@ def analyze_step(
     """
     import jax
 
-    if jax.config.jax_platforms in (None, "cpu"):
+    # JAX adds its options as attributes at run time.
+    platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    if platforms in (None, "cpu"):
         jax.config.update("jax_num_cpu_devices", max(1, devices))
     from benchmarks import train_step
 
@@ -209,7 +211,11 @@ def main() -> None:
     records = parts.Records(given.results)
     shapes = _shapes(topology, given.shape)
     measure(
-        records, given.config or all_configs(), given["set"].value, shapes=shapes, topology=topology
+        records,
+        given.config or all_configs(),
+        given["set"].value or (),
+        shapes=shapes,
+        topology=topology,
     )
     rows = list(records.results.values())
     fitting = [row for row in rows if row.get("fits_card") == "yes"]

@@ -41,7 +41,9 @@ def main(argv: list[str]) -> None:
     workdir = flags.FLAGS.workdir
     extractor = features.make_extractor(experiment, workdir)
     reference = reference_statistics.load_or_compute(experiment, extractor, workdir)
-    found = extractor.extract(features.as_samples(experiment, experiment.test.pixels))
+    found = extractor.extract(features.as_samples(experiment, np.asarray(experiment.test.pixels)))
+    if found.logits is None:
+        raise ValueError("The classifier of the config must return logits.")
     rng = np.random.default_rng(0)
     path = Path(workdir) / "drawn.npz"
     lines = header("images", *COLUMNS)

@@ -1,4 +1,4 @@
-"""The networks of diffusers in PyTorch, with which the speed of ours is compared.
+"""The networks of diffusers in PyTorch, to which the speed of our networks is compared.
 
 The peer does the same work as our code, on the same GPU if PyTorch supports it: training with
 dropout, random flips, the same loss, gradient clipping, Adam with warm-up and a moving average, in

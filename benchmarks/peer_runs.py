@@ -67,6 +67,10 @@ class _Evaluations:
         self.output = peer.maybe_compile(peer.output) if compiled else peer.output
         peer.network.eval()
 
+    def __call__(self) -> Any:
+        """Make the evaluations."""
+        raise NotImplementedError
+
 
 class Sampling(_Evaluations):
     """Evaluations of the network, each followed by an update of the images with new noise."""
@@ -93,7 +97,8 @@ class Likelihood(_Evaluations):
         peer.network.requires_grad_(False)
 
     def __call__(self) -> tuple[Tensor, Tensor]:
-        x, traces = self.x, 0.0
+        x = self.x
+        traces = self.peer.torch.zeros(len(x), device=self.peer.device)
         for _ in range(self.evaluations):
             x = x.detach().requires_grad_()
             # PyTorch's FLOP counter does not accept a leaf tensor as input.

@@ -78,7 +78,9 @@ def forward_flops(experiment: Experiment, batch_size: int) -> float:
     def score(params: Params, x: Array, t: Array) -> Array:
         return experiment.score(params)(x, t)
 
-    return speed.flops(score.lower(experiment.abstract_params, *states(experiment, batch_size)))
+    return speed.local_flops(
+        score.lower(experiment.abstract_params, *states(experiment, batch_size))
+    )
 
 
 def states(

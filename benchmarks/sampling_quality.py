@@ -158,9 +158,9 @@ class DigitsReference:
     """Distances of samples to the held-out digits, whose classes are weighted as in training."""
 
     def __init__(self, experiment: Experiment) -> None:
-        held_out = _grey_levels(experiment.test.pixels)
-        self.train = _grey_levels(experiment.train.pixels)
-        labels = load_digits().target
+        held_out = _grey_levels(np.asarray(experiment.test.pixels))
+        self.train = _grey_levels(np.asarray(experiment.train.pixels))
+        _, labels = load_digits(return_X_y=True)
         is_test = np.arange(len(labels)) % 5 == 4  # the split of datasets.digits
         self.frequencies = np.bincount(labels[~is_test]) / (~is_test).sum()
         test_frequencies = np.bincount(labels[is_test]) / is_test.sum()
@@ -186,7 +186,7 @@ class DigitsReference:
         return result
 
 
-def _scale(images: np.ndarray) -> np.ndarray:
+def _scale(images: np.ndarray | Array) -> np.ndarray:
     """Scale uint8 images to [-1, 1]."""
     return np.asarray(images, np.float64) / 127.5 - 1
 

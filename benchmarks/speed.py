@@ -137,7 +137,18 @@ def flops(lowered: jax.stages.Lowered) -> float | None:
     return float(cost["flops"]) if cost else None
 
 
-def device_peak(device: jax.Device) -> int | None:
+def local_flops(lowered: jax.stages.Lowered) -> float:
+    """Return the FLOPs of a function that was lowered for devices that are present."""
+    found = flops(lowered)
+    if found is None:
+        raise ValueError("XLA cannot count the FLOPs of this function: its devices are absent.")
+    return found
+
+
+def device_peak(
+    # jaxlib has no stubs, so pyright takes jax.Device for a variable.
+    device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]
+) -> int | None:
     """Return the largest number of bytes this process has had on the device; None on CPUs."""
     return (device.memory_stats() or {}).get("peak_bytes_in_use")
 

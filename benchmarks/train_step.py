@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 
 import train_state
@@ -71,9 +72,12 @@ def lowered_arguments(experiment: Experiment) -> tuple[Any, Any, Batch]:
     optimizer = train_state.make_optimizer(experiment.config.optim)
     state = jax.eval_shape(lambda: training.init_state(experiment, optimizer))
     count = experiment.config.training.batch_size
-    labels = jax.ShapeDtypeStruct((count,), "int32") if experiment.labelled else None
-    batch = Batch(jax.ShapeDtypeStruct((count, *experiment.image_shape), "uint8"), labels)
-    return training.jit_step(experiment, optimizer), state, batch
+
+    def zeros() -> Batch:
+        labels = jnp.zeros(count, jnp.int32) if experiment.labelled else None
+        return Batch(jnp.zeros((count, *experiment.image_shape), jnp.uint8), labels)
+
+    return training.jit_step(experiment, optimizer), state, jax.eval_shape(zeros)
 
 
 def lower(experiment: Experiment) -> jax.stages.Lowered:
@@ -87,26 +91,26 @@ def compile_step(experiment: Experiment) -> speed.Compiled:
     return speed.compile_stages(*lowered_arguments(experiment))
 
 
-def model_flops(config: Config, counted: float | None) -> float | None:
+def model_flops(config: Config, counted: float | None) -> float:
     """Return the FLOPs of a step without recomputation, and with all accumulated batches.
 
     `counted` are those of the compiled step, which include what training.remat recomputes, and one
-    of the training.accumulate passes of its loop.
+    of the training.accumulate passes of its loop; None if they are unknown.
     """
     plain = {"remat": False, "accumulate": 1}
     changed = {
         f"training.{name}": value for name, value in plain.items() if config.training[name] != value
     }
-    if not changed:
+    if not changed and counted is not None:
         return counted
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(changed)
     return counted_flops(config)
 
 
-def counted_flops(config: Config) -> float | None:
+def counted_flops(config: Config) -> float:
     """Return the FLOPs of a step, counted without compiling it."""
-    return speed.flops(lower(Experiment(config, jax.devices()[:1])))
+    return speed.local_flops(lower(Experiment(config, jax.devices()[:1])))
 
 
 def measure(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float
 
 from errors import InputError
 
-LinearMap = Callable[[Array], Array]
+LinearMap = Callable[[Any], Array]  # of JAX or NumPy arrays
 Shape = tuple[int, int, int]
 
 # Singular values below this fraction of the largest one count as 0: in float32, a division by them
@@ -55,7 +56,7 @@ class Operator:
         """Where the singular values are not 0; bool (...)."""
         return self.singular_values > 0
 
-    def forward(self, x: Array) -> Array:
+    def forward(self, x: Array | np.ndarray) -> Array:
         """Return A x for images x (B, H, W, C)."""
         return self.to_measured(self.to_basis(x) * self.singular_values)
 
@@ -73,7 +74,7 @@ class Operator:
         inverse = np.divide(1, values, where=self.measured, out=np.zeros_like(values))
         return self.from_measured(y) * inverse
 
-    def observe(self, x: Array, z: Array, noise_std: float) -> Array:
+    def observe(self, x: Array | np.ndarray, z: Array, noise_std: float) -> Array:
         """Return A x + noise_std n for standard normal z (B, H, W, C).
 
         The noise n is z projected to the range of A, where it is white.

@@ -1,6 +1,7 @@
 """Draw docs/architecture.svg and the table in docs/architecture.md from the imports of the code.
 
-Run `python -m docs.make_architecture` after a change of the imports. tests/test_docs.py fails if either is out of date.
+Run `python -m docs.make_architecture` after a change of the imports. tests/test_docs.py fails if
+either is out of date.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def layers(graph: dict[str, set[str]]) -> dict[int, list[str]]:
 
 
 def routes(graph: dict[str, set[str]]) -> dict[tuple[str, str], list[str]]:
-    """For each drawn edge the points that it passes: its ends, and a free place on each layer between."""
+    """The points of each drawn edge: its ends, and a free position on each layer between them."""
     found = {}
     for name, other in reduced(graph):
         between = range(depth(name) - 1, depth(other), -1)
@@ -57,9 +58,9 @@ def routes(graph: dict[str, set[str]]) -> dict[tuple[str, str], list[str]]:
 
 
 def positions(graph: dict[str, set[str]]) -> dict[str, tuple[float, float]]:
-    """The place of each box and of each point that an edge passes: y is the depth.
+    """The position of each box and of each point of an edge; y is the depth.
 
-    Within a layer each is sorted by the mean x of its neighbours, repeatedly, which avoids crossings.
+    Each layer is sorted repeatedly by the mean x of the neighbours, which avoids crossings.
     """
     rows = {level: list(row) for level, row in layers(graph).items()}
     neighbours: dict[str, list[str]] = {name: [] for name in graph}

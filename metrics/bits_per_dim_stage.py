@@ -21,13 +21,13 @@ import datasets
 import likelihood
 import sampling
 import sharding
+from datasets import Dequantize
 from errors import InputError
 from experiment import Experiment
 from metrics.splits import check_images, images_of
 from metrics.stage import (
     Cell,
     Context,
-    Dequantize,
     Measure,
     Results,
     Stage,
@@ -63,6 +63,8 @@ def run(context: Context) -> Results:
 
     A class-conditional network is conditioned on "no class": the result is p(x), not p(x | class).
     """
+    if context.dequantize is None:
+        raise ValueError("The stage 'bpd' requires Context.dequantize, which is None.")
     experiment = context.experiment
     config = experiment.config.eval
     images = images_of(experiment, config.bpd_dataset.lower())
@@ -72,7 +74,7 @@ def run(context: Context) -> Results:
     def compute(index: int) -> Arrays:
         repeat, batch = divmod(index, len(batches))
         indices, count = batches[batch]
-        pixels, rows = experiment.rows(images.pixels[indices]), experiment.rows(indices)
+        pixels, rows = experiment.rows((images.batch(indices).pixels, indices))
         arrays = sharding.fetch(bits_per_dim(context.ema, pixels, rows, repeat))
         return {name: array[:count] for name, array in arrays.items()}
 
@@ -92,7 +94,7 @@ def run(context: Context) -> Results:
 
 def compile_bits_per_dim(
     experiment: Experiment, dequantize: Dequantize
-) -> Callable[[Params, Array, Array, int], dict[str, Array]]:
+) -> Callable[[Params, np.ndarray | Array, np.ndarray | Array, int], dict[str, Array]]:
     """Compile (params, uint8 images (B, H, W, C), image numbers (B,), pass) -> arrays (B,).
 
     The arrays are, in bits/dim: `bpd` by the ODE; `probe_stderr`, the standard error due to its
@@ -142,7 +144,7 @@ def _stderr(values: Array) -> Array:
 
 
 def _combined_stderr(stderrs: np.ndarray) -> float | None:
-    """Standard error of the mean of independent estimates; None if all of theirs are NaN."""
+    """Standard error of the mean of independent estimates; None if all of them are NaN."""
     if np.isnan(stderrs).all():
         return None
     return float(np.sqrt(np.nansum(stderrs**2)) / stderrs.size)

@@ -61,6 +61,8 @@ class Moments:
 
     def merge(self, other: Moments) -> Moments:
         """The moments of the union of both sets (Chan, Golub & LeVeque 1983)."""
+        if self.count is None or other.count is None:
+            raise ValueError("Moments of an unknown number of images cannot be merged.")
         count = self.count + other.count
         delta = other.mean - self.mean
         scatter = (self.count - 1) * self.covariance + (other.count - 1) * other.covariance
@@ -185,9 +187,9 @@ def precision_recall(
             f"at least {k + 1} are required."
         )
     shift = np.mean(real, 0, dtype=np.float64)  # Reduces cancellation; distances do not change.
-    real, generated = (jnp.asarray(x - shift, jnp.float32) for x in (real, generated))
-    precision = _within(generated, real, _squared_radii(real, k))
-    recall = _within(real, generated, _squared_radii(generated, k))
+    a, b = (jnp.asarray(x - shift, jnp.float32) for x in (real, generated))
+    precision = _within(b, a, _squared_radii(a, k))
+    recall = _within(a, b, _squared_radii(b, k))
     return PrecisionRecall(float(precision.mean()), float(recall.mean()))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
@@ -161,9 +162,8 @@ def extract_in_batches(
     padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, 0)])
     batches = [extract(padded[start : start + size]) for start in range(0, len(padded), size)]
     pool = np.concatenate([batch.pool for batch in batches])[: len(images)]
-    if batches[0].logits is None:
-        return Features(pool, None)
-    return Features(pool, np.concatenate([batch.logits for batch in batches])[: len(images)])
+    logits = [batch.logits for batch in batches if batch.logits is not None]
+    return Features(pool, np.concatenate(logits)[: len(images)] if logits else None)
 
 
 # --- a small classifier of the data set ---
@@ -181,7 +181,8 @@ def make_classifier(experiment: Experiment, workdir: Path) -> Extractor:
             "eval.features = 'classifier' needs labels, which data.dataset = "
             f"{experiment.config.data.dataset!r} lacks; use eval.features=module:function."
         )
-    images = as_samples(experiment, train.pixels[np.arange(len(train))])
+    pixels = np.asarray(train.batch(np.arange(len(train))).pixels)
+    images = as_samples(experiment, pixels)
     layers = _load_or_train_classifier(images, train.labels, workdir)
     digest = hashlib.sha256(b"".join(layers[name].tobytes() for name in sorted(layers)))
 
@@ -206,7 +207,7 @@ def _load_or_train_classifier(
             return dict(file)
     layers = _train_classifier(images, labels)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: np.savez(file, **layers))
+    write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **layers))
     return layers
 
 
@@ -229,7 +230,7 @@ def _classifier_inputs(images: np.ndarray) -> np.ndarray:
 
 def as_samples(experiment: Experiment, images: np.ndarray) -> Images:
     """Images of the data set, in its gray levels, in the format of samples: uint8, 0 .. 255."""
-    levels = np.arange(experiment.scaler.levels, dtype=np.uint8)
+    levels = jnp.arange(experiment.scaler.levels, dtype=jnp.uint8)
     pixels = experiment.scaler.pixels(experiment.scaler.scale(levels), dequantized=False)
     return np.asarray(pixels)[images]
 
@@ -255,7 +256,10 @@ def _import_function(name: str) -> tuple[Callable[[np.ndarray], dict[str, np.nda
     try:
         module = importlib.import_module(module_name)
         function = getattr(module, attribute)
-        return function, Path(inspect.getsourcefile(module)).read_bytes()
+        path = inspect.getsourcefile(module)
+        if path is None:
+            raise TypeError(f"{module_name} has no source file")
+        return function, Path(path).read_bytes()
     except (ImportError, AttributeError, TypeError) as error:
         raise InputError(f"eval.features = {name!r} cannot be imported: {brief(error)}.") from error
 

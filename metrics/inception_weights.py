@@ -123,14 +123,15 @@ def network(*, half_pixel: bool) -> tuple[nnx.GraphDef, Params]:
     """Return the graph of the network, and its parameters as shapes without values."""
     abstract = abstract_network(lambda: Inception(half_pixel, rngs=Rngs(jax.random.key(0))))
     graph, state = nnx.split(abstract)
-    return graph, nnx.to_pure_dict(state)
+    return graph, {**nnx.to_pure_dict(state)}
 
 
 def _layout() -> Layout:
     """Return how pytorch-fid stores each parameter."""
     _, shapes = network(half_pixel=True)
+    flat: dict[tuple[Any, ...], Any] = traverse_util.flatten_dict(shapes)
     layout = []
-    for path, leaf in traverse_util.flatten_dict(shapes).items():
+    for path, leaf in flat.items():
         name, axes = LEAVES[path[-2:]]
         layout.append(StoredParameter(path, leaf.shape, (".".join((*path[:-1], name)),), axes))
     return layout

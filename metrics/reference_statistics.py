@@ -129,7 +129,8 @@ def compute(experiment: Experiment, extractor: Extractor, path: Path) -> Referen
 
     def compute_round(index: int) -> Arrays:
         indices, count = batches[index]
-        batch = features.as_samples(experiment, images.pixels[indices[:count]])
+        pixels = np.asarray(images.batch(indices[:count]).pixels)
+        batch = features.as_samples(experiment, pixels)
         digests = b"".join(hashlib.sha256(image.tobytes()).digest() for image in batch)
         return {
             "pool": extractor.extract(batch).pool,
@@ -161,6 +162,8 @@ def _merge_rounds(paths: Sequence[Path], total: int, protocol: Protocol) -> Refe
         end = start + len(pool)
         pools.append(pool[kept[(kept >= start) & (kept < end)] - start])
         start = end
+    if moments is None:
+        raise ValueError("There are no rounds to merge.")
     protocol = protocol | {"images": total, "data_sha256": digest.hexdigest()}
     return Reference(moments, np.concatenate(pools), protocol)
 
@@ -199,7 +202,7 @@ def load(path: Path, extractor: Extractor, protocol: Protocol) -> Reference:
         mean, covariance = (arrays[name].astype(np.float64) for name in ("mu", "sigma"))
         moments = Moments(found["images"], mean, covariance)
     else:
-        moments = Moments.from_features(pool)
+        moments = Moments.from_features(arrays["pool_3"])
     return _with_path(Reference(moments, pool, found), path)
 
 

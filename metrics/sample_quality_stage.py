@@ -1,6 +1,6 @@
 """The evaluation stage `metrics`: FID, KID, inception score, precision and recall of the samples.
 
-It reads the samples that the stage `sampling` wrote and keeps their features in rounds of its own.
+It reads the samples that the stage `sampling` wrote and stores their features in separate rounds.
 `METRICS` registers the metrics; `distances.py` has the mathematics.
 """
 
@@ -107,7 +107,9 @@ class FeatureSets:
 
     @functools.cached_property
     def precision_recall(self) -> PrecisionRecall:
-        """Precision and recall."""
+        """Precision and recall. Raise ValueError if `real` is None."""
+        if self.real is None:
+            raise ValueError("Precision and recall require the features of reference images.")
         return distances.precision_recall(self.real, self.pool)
 
 

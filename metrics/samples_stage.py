@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jax import Array
 
 import datasets
 from configs.default import Config
@@ -66,7 +67,7 @@ def _sample_round(context: Context, index: int, count: int, *, first: bool) -> A
     return arrays
 
 
-def _write_trajectories(path: Path, frames: np.ndarray) -> None:
+def _write_trajectories(path: Path, frames: np.ndarray | Array) -> None:
     """Write a picture of frames (F, B, H, W, C): one row per image, from noise to sample."""
     rows = frames[:, :TRAJECTORY_IMAGES].swapaxes(0, 1)
     write_picture(path, datasets.image_grid(np.concatenate(list(rows)), columns=len(frames)))

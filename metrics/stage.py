@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax import Array
 
 import workdir
+from datasets import Dequantize
 from errors import InputError
 from experiment import Experiment
 from models.building import Params
@@ -24,9 +24,6 @@ from workdir import Arrays
 
 Results = dict[str, Any]
 """JSON-able results."""
-
-Dequantize = Callable[[Array, Array], tuple[Array, Array]]
-"""(gray levels u (B, H, W, C), keys (B,)) -> model input u + v, log q(v | u) in nats (B,)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +98,7 @@ class Stage:
       prepare: load what all checkpoints share, before the first one; the result is
         `Context.prepared`. Raise InputError if something is missing.
       requires: names of stages that must be enabled too.
-      separate_table: whether its cells form a table of their own.
+      separate_table: whether its cells form a separate table.
       needs_dequantizer: whether `run` uses `Context.dequantize`.
       needs_classifier: whether `run` samples with config.guidance, which may need the classifier.
     """

@@ -22,7 +22,7 @@ from configs.default import Config
 from errors import InputError
 from experiment import Experiment
 from pretrained import Trained
-from train_state import TrainState, from_checkpoint, make_optimizer, to_checkpoint
+from train_state import TrainState, abstract, from_checkpoint, make_optimizer, to_checkpoint
 from workdir import check_config, claim, write_atomically
 
 
@@ -117,8 +117,7 @@ def from_state(state: TrainState) -> Trained:
 def _abstract_state(experiment: Experiment) -> TrainState:
     """Return the shapes of a replicated training state."""
     params, replicated = experiment.abstract_params, sharding.replicated(experiment.mesh)
-    opt_state = jax.eval_shape(make_optimizer(experiment.config.optim).init, params)
-    state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, params, opt_state)
+    state = abstract(params, make_optimizer(experiment.config.optim))
 
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)

@@ -66,7 +66,7 @@ def _inspect_split(
     count, shape = len(images), images.pixels[0].shape
     size = max(2, min(MAX_SAMPLE, MAX_ENTRIES // int(np.prod(shape))))
     chosen = np.sort(np.random.default_rng(0).permutation(count)[:size])
-    sample = images.batch(chosen).pixels
+    sample = np.asarray(images.batch(chosen).pixels)
     result: dict[str, Any] = {
         "images": count,
         "shape": shape,

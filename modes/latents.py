@@ -32,7 +32,7 @@ ROW = 16  # images in a row of its picture
 PAIRS, FRAMES = 8, 10  # rows and columns of the interpolation picture
 TEMPERATURES = (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
 
-Flow = Callable[[Params, Array], tuple[Array, Array]]
+Flow = Callable[[Params, np.ndarray | Array], tuple[Array, Array]]
 """(params, states (B, H, W, C)) -> states (B, H, W, C), score evaluations (B,)."""
 
 
@@ -130,7 +130,8 @@ def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:
 def load_images(experiment: Experiment, count: int) -> Array:
     """Return held-out images (count, H, W, C) in the model's range, repeated if there are fewer."""
     indices = np.arange(count) % len(experiment.test)
-    pixels, scaler = experiment.rows(experiment.test.pixels[indices]), experiment.scaler
+    pixels = jnp.asarray(experiment.rows(experiment.test.batch(indices).pixels))
+    scaler = experiment.scaler
     if not experiment.config.data.uniform_dequantization:
         return scaler.scale(pixels)
     keys = sampling.image_keys(experiment.key("bpd"), np.arange(count))

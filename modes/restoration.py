@@ -140,7 +140,7 @@ def save_measurements(problem: Problem, folder: Path) -> None:
     path = folder / "measurements.npz"
     arrays = {"y": problem.y, "names": np.array(problem.names)}
     if not path.exists():
-        write_atomically(path, lambda file: np.savez(file, **arrays))
+        write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
         return
     with np.load(path) as saved:
         if not all(np.array_equal(saved[name], array) for name, array in arrays.items()):
@@ -263,7 +263,7 @@ def write_pictures(
 
     measured = problem.y
     if experiment.config.restore.task not in BLUR_TASKS:
-        measured = problem.operator.pseudo_inverse(jnp.asarray(problem.y))
+        measured = np.asarray(problem.operator.pseudo_inverse(jnp.asarray(problem.y)))
     std = reconstructions.std(1, ddof=min(1, reconstructions.shape[1] - 1))
     low, high = image_range(experiment)
     std_image = low + (high - low) * std / max(std.max(), 1e-6)

@@ -39,7 +39,7 @@ def load(experiment: Experiment, shape: Shape) -> tuple[list[str], np.ndarray]:
         names = [f"test_{i}" for i in range(count)]
         levels = experiment.test.pixels[np.arange(count)]
     if experiment.config.data.uniform_dequantization:
-        middle = 0.5  # of the interval that dequantization assigns to a grey level
+        middle = jnp.float32(0.5)  # of the interval that dequantization assigns to a grey level
         return names, np.asarray(scaler.dequantize(jnp.asarray(levels), middle))
     return names, np.asarray(scaler.scale(jnp.asarray(levels)))
 

@@ -10,14 +10,22 @@ import io
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    StrMethodFormatter,
+)
+from matplotlib.typing import RcKeyType
 
 WIDTH, HEIGHT = 360, 250  # units of the SVG; one is a pixel on a narrow phone
 FONT_SIZE = 12  # of these units
@@ -31,7 +39,7 @@ DASHES = ("-", "--", "-.", ":")
 VARIABLES = {TEXT: "--text", SOFT: "--soft", LINE: "--line", CARD: "--card"} | {
     colour: f"--series-{index}" for index, colour in enumerate(SERIES)
 }
-SETTINGS = {
+SETTINGS: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": FONT_SIZE,
@@ -66,7 +74,7 @@ def line_chart(
     The y axis is logarithmic if all values are positive and differ by more than a factor of five.
     `chart_id` must be unique in the page; `title` is the text alternative.
     """
-    with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": chart_id}):
+    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": chart_id}):
         figure, axes = _new_figure(x_label, y_label)
         for index, line in enumerate(lines):
             axes.plot(
@@ -79,7 +87,7 @@ def line_chart(
                 marker="o" if len(line.x) <= MAX_MARKED else None,
                 markersize=5,
             )
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        _integer_ticks(axes.xaxis)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _scale_y(axes, np.concatenate([line.y for line in lines]))
         figure.legend(loc="outside upper left", ncols=2)
@@ -100,7 +108,7 @@ def histogram(
 
     `chart_id` must be unique in the page; `title` is the text alternative.
     """
-    with matplotlib.rc_context(SETTINGS | {"svg.hashsalt": chart_id}):
+    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": chart_id}):
         figure, axes = _new_figure(x_label, y_label)
         axes.bar(
             edges[:-1],
@@ -113,7 +121,7 @@ def histogram(
         )
         axes.axvline(mean, color=SERIES[1], linestyle="--", linewidth=2, label=f"mean {mean:.4g}")
         axes.margins(x=0)
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        _integer_ticks(axes.yaxis)
         figure.legend(loc="outside upper left")
         return _svg(figure, title)
 
@@ -126,6 +134,13 @@ def _new_figure(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     axes.grid(axis="y")
     axes.ticklabel_format(style="plain", useOffset=False)
     return figure, axes
+
+
+def _integer_ticks(axis: Axis) -> None:
+    """Place the ticks of a linear axis at integers."""
+    locator = axis.get_major_locator()
+    if isinstance(locator, MaxNLocator):  # The default of linear axes.
+        locator.set_params(integer=True)
 
 
 def _scale_y(axes: Axes, values: np.ndarray) -> None:

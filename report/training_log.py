@@ -52,9 +52,10 @@ class TrainingLog:
         self.timed_from: tuple[int, float] | None = None  # step and time, to measure the speed
 
     def __enter__(self) -> TrainingLog:
-        purge = {"purge_step": self.step + 1} if self.step else {}
         self.events = tensorboardX.SummaryWriter(
-            str(self.workdir / "tensorboard"), write_to_disk=self.is_writer, **purge
+            str(self.workdir / "tensorboard"),
+            purge_step=self.step + 1 if self.step else None,
+            write_to_disk=self.is_writer,
         )
         path = self.workdir / FILE_NAME
         remove_later_steps(path, self.step)
@@ -109,6 +110,8 @@ class TrainingLog:
     def training(self) -> None:
         """Call `check`, then report the means over the steps since the last report."""
         self.check()
+        if self.timed_from is None:
+            raise ValueError("There are no steps to report: call `collect` first.")
         loss = np.concatenate([metrics["loss"] for metrics in self.fetched]).mean()
         norm = np.concatenate([metrics["grad_norm"] for metrics in self.fetched]).mean()
         sums, counts = np.sum([metrics["levels"].sum(0) for metrics in self.fetched], 0)

@@ -206,7 +206,7 @@ def test_the_peer_has_our_network_and_our_loss(torch, tmp_path, kind):
 
 @pytest.mark.parametrize("kind", IN_DIFFUSERS)
 def test_train_step_of_the_peer(torch, kind):
-    """FLOPs are about ours, though only products are counted; the average lags the parameters."""
+    """FLOPs are close to our count, without additions; the average lags behind the parameters."""
     path, overrides = IN_DIFFUSERS[kind]
     config = comparison.load_config(path, [*overrides, "training.batch_size=2"])
     training = peer_runs.Training(peer.Peer(config), 2)

@@ -1,4 +1,4 @@
-"""The documentation: generated pages are current, and links, config fields and paths in the text exist."""
+"""The documentation: generated pages are current; links, config fields and paths exist."""
 
 from __future__ import annotations
 

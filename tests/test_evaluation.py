@@ -222,11 +222,13 @@ def test_sampling_resumes_after_it_is_killed(tmp_path, monkeypatch):
     entry = samples_stage.run(killed)
     assert calls == [(4, 4), (8, 4)]
     assert entry | {"picture": ""} == expected | {"picture": ""}
-    theirs, ours = (load_rounds(round_paths(context.folder, "samples", 3)) for context in contexts)
-    assert len(ours["samples"]) == 10
-    assert np.array_equal(ours["samples"], theirs["samples"])
-    assert theirs["first"].tolist() == [True, False, False]
-    assert ours["first"].tolist() == [True, True, False]  # Each process compiles once.
+    complete, resumed = (
+        load_rounds(round_paths(context.folder, "samples", 3)) for context in contexts
+    )
+    assert len(resumed["samples"]) == 10
+    assert np.array_equal(resumed["samples"], complete["samples"])
+    assert complete["first"].tolist() == [True, False, False]
+    assert resumed["first"].tolist() == [True, True, False]  # Each process compiles once.
 
 
 def test_memory_and_open_files_do_not_grow_with_the_number_of_rounds(tmp_path, monkeypatch):

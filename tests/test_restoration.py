@@ -33,7 +33,7 @@ def run(workdir, folder=None, **changes):
 
 
 def test_restores_held_out_images_and_resumes(workdir):
-    """The measurement is reproduced; a deleted round alone is computed again, with equal results."""
+    """Results match the measurement; only a deleted round is computed again, equal to before."""
     results = run(workdir)
     folder = workdir / "restore" / "checkpoint_3" / "inpaint-moment_matching"
     assert results["misfit"] < 1e-3
