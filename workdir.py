@@ -222,7 +222,8 @@ def run_rounds(
     stale = sum(path.exists() for _, path in missing)
     if stale:
         logging.warning(
-            "%s: %d rounds of %s were made from something else; they are computed again.",
+            "%s: %d file(s) of %s do not match this run, or are of a version before 0.6 and do not "
+            "state what they were made from; they are computed again.",
             *(folder, stale, name),
         )
     sharding.wait(f"look at the rounds of {name}")  # Before process 0 replaces any.

@@ -60,7 +60,7 @@ def test_spherical_interpolation():
 def test_invalid_requests(workdir, tmp_path):
     with pytest.raises(InputError, match="draws noise; latent codes need one of"):
         latents.encode(tiny.config(**SOLVER | {"sampling.solver": "restart"}), str(workdir))
-    with pytest.raises(InputError, match="has no checkpoint_5; the kept checkpoints there are: 3"):
+    with pytest.raises(InputError, match="has no checkpoint_5; existing checkpoints: 3"):
         latents.encode(tiny.config(**SOLVER), str(workdir), 5)
     with pytest.raises(InputError, match="does not exist"):
         latents.interpolate(tiny.config(**SOLVER), str(tmp_path / "nothing"))

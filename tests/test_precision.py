@@ -150,7 +150,7 @@ def test_invalid_values(changes, message):
 
 @pytest.mark.parametrize("changes", [{"model.dtype": "bfloat16"}, {"training.remat": True}])
 def test_networks_without_the_capability_are_rejected(changes):
-    message = r"needs model.name in \['ncsnpp', 'ddpm'\], not 'ncsnv2_64'"
+    message = "needs one of model.name = ddpm, ncsnpp, not 'ncsnv2_64'"
     with pytest.raises(InputError, match=message):
         Experiment(tiny.config("ve.ncsnv2.cifar10", **changes, **{"data.dataset": "noise"}))
 

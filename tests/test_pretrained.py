@@ -532,7 +532,7 @@ def test_nothing_is_overwritten(tmp_path):
     assert conversion.import_checkpoint(c, str(tmp_path / "w"), official("checkpoint_flax")) == 1
     with pytest.raises(InputError, match="has a checkpoint_1 already; nothing is overwritten"):
         conversion.import_checkpoint(c, str(tmp_path / "w"), official("checkpoint_flax"))
-    with pytest.raises(InputError, match="has no checkpoint_5; the kept checkpoints there are: 1"):
+    with pytest.raises(InputError, match="has no checkpoint_5; existing checkpoints: 1"):
         conversion.export_checkpoint(c, str(tmp_path / "w"), str(tmp_path / "out"), 5)
     with pytest.raises(InputError, match="exists; nothing is overwritten"):
         conversion.export_checkpoint(c, str(tmp_path / "w"), str(tmp_path / "w" / "config.json"))
