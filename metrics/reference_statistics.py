@@ -34,6 +34,9 @@ MAX_FEATURES = 50_000
 The moments are those of all images.
 """
 
+MAX_HASHED = 100_000  # images; hashing more of them takes too long at every start
+HASHED_AT_ONCE = 1_000  # images
+
 ARRAYS = ("pool_3", "mu", "sigma", "protocol")  # In a statistics file.
 
 Protocol = dict[str, Any]
@@ -82,7 +85,8 @@ def load_or_compute(experiment: Experiment, extractor: Extractor, workdir: str |
     """
     path = statistics_path(experiment, extractor, workdir)
     if path.exists():
-        return load(path, extractor, expected_protocol(experiment, extractor))
+        expected = expected_protocol(experiment, extractor) | _content(experiment, path)
+        return load(path, extractor, expected)
     if experiment.config.eval.stats_path:
         raise InputError(
             f"eval.stats_path = {str(path)!r} does not exist; --mode=fid_stats writes it."
@@ -116,6 +120,32 @@ def expected_protocol(experiment: Experiment, extractor: Extractor) -> Protocol:
     }
 
 
+def _content(experiment: Experiment, path: Path) -> Protocol:
+    """The number of the reference images and the hash of their content.
+
+    The hash is left out for more than MAX_HASHED images, and both, with a warning, if the images
+    cannot be read: samples can be compared with statistics of images that are elsewhere.
+    """
+    try:
+        images = images_of(experiment, experiment.config.eval.stats_split)
+        count = len(images)
+    except InputError as error:
+        logging.warning("%s cannot be compared with its images: %s", path, brief(error))
+        return {}
+    if count > MAX_HASHED:
+        return {"images": count}
+    digest = hashlib.sha256()
+    for start in range(0, count, HASHED_AT_ONCE):
+        indices = np.arange(start, min(start + HASHED_AT_ONCE, count))
+        digest.update(_hash_images(features.as_samples(experiment, images.pixels[indices])))
+    return {"images": count, "data_sha256": digest.hexdigest()}
+
+
+def _hash_images(images: np.ndarray) -> bytes:
+    """The SHA-256 of each image, one after the other."""
+    return b"".join(hashlib.sha256(image.tobytes()).digest() for image in images)
+
+
 # --- computation ---
 
 
@@ -131,10 +161,9 @@ def compute(experiment: Experiment, extractor: Extractor, path: Path) -> Referen
         indices, count = batches[index]
         pixels = np.asarray(images.batch(indices[:count]).pixels)
         batch = features.as_samples(experiment, pixels)
-        digests = b"".join(hashlib.sha256(image.tobytes()).digest() for image in batch)
         return {
             "pool": extractor.extract(batch).pool,
-            "digests": np.frombuffer(digests, np.uint8),
+            "digests": np.frombuffer(_hash_images(batch), np.uint8),
         }
 
     name = f"{_name(experiment, extractor)}_{batch_size}"

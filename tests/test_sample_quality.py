@@ -1,10 +1,12 @@
 """Metrics of samples on disk: restarts, statistics files of all formats, and custom features."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+import datasets
 from errors import InputError
 from experiment import Experiment
 from metrics import distances, features, reference_statistics, sample_quality_stage
@@ -219,6 +221,29 @@ def test_statistics_of_another_protocol_are_rejected(folder, tmp_path):
     protocol = reference_statistics.expected_protocol(experiment, extractor) | {"image_size": 32}
     with pytest.raises(InputError, match=r":\n  image_size: 8 in the file, 32 in this run"):
         load(path, extractor, protocol)
+
+
+def test_statistics_of_other_images_are_rejected(folder, monkeypatch):
+    """The config is the same; one pixel of one image has another value, or one image is missing."""
+    measure(folder)
+    read = datasets.DATASETS["digits"]
+
+    def one_pixel(split, config):
+        images = read(split, config)
+        pixels = images.pixels.copy()
+        pixels[7, 3, 3] += 1
+        return dataclasses.replace(images, pixels=pixels)
+
+    def one_fewer(split, config):
+        images = read(split, config)
+        return dataclasses.replace(images, pixels=images.pixels[:-1], labels=images.labels[:-1])
+
+    monkeypatch.setitem(datasets.DATASETS, "digits", one_pixel)
+    with pytest.raises(InputError, match=r"another protocol; .*:\n  data_sha256: "):
+        measure(folder)
+    monkeypatch.setitem(datasets.DATASETS, "digits", one_fewer)
+    with pytest.raises(InputError, match=r":\n  images: 1438 in the file, 1437 in this run"):
+        measure(folder)
 
 
 def test_statistics_of_other_code_bases(tmp_path):
