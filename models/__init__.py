@@ -4,6 +4,6 @@ A score network maps (x, label, rngs) to an array of x's shape. `registry.py` st
 `config.model` each network takes and which features it supports.
 """
 
-from models.registry import INERT_FIELDS, NETWORKS, Network, networks_supporting
+from models.registry import NETWORKS, Network, networks_supporting
 
-__all__ = ["INERT_FIELDS", "NETWORKS", "Network", "networks_supporting"]
+__all__ = ["NETWORKS", "Network", "networks_supporting"]

@@ -86,20 +86,6 @@ NETWORKS = {
 }
 """By `config.model.name`."""
 
-INERT_FIELDS = {
-    "attention_type": "Attention is always DDPM's, the only value in official configs.",
-    "conv_size": "Convolutions are always 3x3, the only value in official configs.",
-    "dropout": "NCSN and NCSNv2 have no dropout.",
-    "embedding_type": "DDPM's embedding is always positional; NCSN and NCSNv2 have none.",
-    "normalization": "NCSN++ always uses group normalization.",
-    "num_classes": "The official NCSN's name for num_scales, which NCSN reads here.",
-    "sigma_begin": "The highest noise level is sigma_max.",
-}
-"""Fields of `config.model` that official configs set for networks that do not read them, and why.
-
-Some of these fields are read by other networks: see `Network.fields`.
-"""
-
 
 def networks_supporting(capability: str) -> list[str]:
     """Return the names of the networks with `capability`, the name of a boolean of `Network`."""

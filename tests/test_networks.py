@@ -11,8 +11,9 @@ import pytest
 import scipy.signal
 from flax import nnx, traverse_util
 
+from configs.fields import INERT
 from errors import InputError
-from models import INERT_FIELDS, NETWORKS, building, layers, networks_supporting, resample
+from models import NETWORKS, building, layers, networks_supporting, resample
 from models.classifier import WideResnet
 from models.ncsnpp import NCSNpp
 from pretrained import flax_format, parameter_names, stored_parameters
@@ -283,7 +284,7 @@ def test_declared_fields_are_the_arguments(name):
         declared.add("classes")
     if network.remat:
         declared.add("remat")
-    assert inspect.signature(network.build).parameters.keys() == declared
+    assert inspect.signature(network.build.__init__).parameters.keys() - {"self"} == declared
 
 
 def test_capabilities():
@@ -291,15 +292,21 @@ def test_capabilities():
         assert networks_supporting(capability) == ["ncsnpp", "ddpm"]
 
 
-def test_inert_fields_are_the_official_fields_that_networks_do_not_read():
-    """`general` holds the fields that code outside of networks reads."""
+def test_official_fields_that_networks_do_not_read():
+    """No network reads the fields of INERT; some networks do not read the others.
+
+    `general` holds the fields that code outside of networks reads.
+    """
     general = {"name", "ema_rate", "scale_by_sigma", "num_scales"}
     general |= {"sigma_min", "sigma_max", "beta_min", "beta_max"}
-    unread = {"num_classes"}  # No official config sets it; the official NCSN reads it.
+    unread = set()
     for config in reference.notes("official_configs").values():
         model = config["model"]
         unread |= model.keys() - set(NETWORKS[model["name"]].fields) - general
-    assert INERT_FIELDS.keys() == unread
+    read = set().union(*(network.fields for network in NETWORKS.values()))
+    assert {f"model.{field}" for field in unread - read} <= INERT.keys()
+    assert not {f"model.{field}" for field in read} & INERT.keys()
+    assert unread & read == {"dropout", "embedding_type", "normalization"}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
