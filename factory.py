@@ -6,10 +6,10 @@ here takes a config that it returned.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -98,15 +98,8 @@ def choices() -> validation.Choices:
         remat=networks_supporting("remat"),
         bfloat16=networks_supporting("bfloat16"),
         fourier=[name for name, each in NETWORKS.items() if "embedding_type" in each.fields],
-        probability_flow=[
-            name for name, function in sampling.PREDICTORS.items() if _has_flow(function)
-        ],
+        probability_flow=sampling.FLOW_PREDICTORS,
     )
-
-
-def _has_flow(predictor: sampling.Update) -> bool:
-    parameters = inspect.signature(predictor).parameters
-    return "probability_flow" in parameters
 
 
 # --- networks and SDEs ----------------------------------------------------------------------------
@@ -115,7 +108,8 @@ def _has_flow(predictor: sampling.Update) -> bool:
 def make_sde(config: Config) -> SDE:
     """Return the SDE that config.training.sde names, with its fields from config.model."""
     sde = SDES[config.training.sde.lower()]
-    return sde(**matching(sde, config.model))
+    names = [field.name for field in dataclasses.fields(sde)]
+    return sde(**{name: config.model[name] for name in names if name in config.model})
 
 
 def make_network(config: Config, rngs: Rngs) -> nnx.Module:
@@ -136,7 +130,8 @@ def make_classifier(config: Config, rngs: Rngs) -> WideResnet:
     return WideResnet(
         num_channels=config.data.num_channels,
         num_outputs=config.classifier.num_classes,
-        **matching(WideResnet, config.classifier),
+        blocks_per_group=config.classifier.blocks_per_group,
+        channel_multiplier=config.classifier.channel_multiplier,
         rngs=rngs,
     )
 
@@ -171,12 +166,6 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
             "level has no noise. Set training.continuous = True."
         )
     return score_model
-
-
-def matching(constructor: Callable[..., Any], fields: Config) -> dict[str, Any]:
-    """Return the fields that are arguments of a class."""
-    names = inspect.signature(constructor.__init__).parameters
-    return {name: value for name, value in fields.items() if name in names}
 
 
 # --- samplers -------------------------------------------------------------------------------------

@@ -162,6 +162,9 @@ PREDICTORS: dict[str, Update] = {
     "ancestral_sampling": ancestral_sampling,
     "none": none,
 }
+FLOW_PREDICTORS = ("euler_maruyama", "reverse_diffusion")
+"""Predictors with the option `probability_flow`."""
+
 CORRECTORS: dict[str, Update] = {
     "langevin": langevin,
     "langevin_per_image": langevin_per_image,
