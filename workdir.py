@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 import jax
 import numpy as np
+import safetensors
+import safetensors.numpy
 from absl import logging
 from flax import traverse_util
 from PIL import Image
@@ -200,6 +202,67 @@ def is_current(path: Path, depends: Depends) -> bool:
 
 def _canonical(depends: Depends) -> str:
     return json.dumps(depends, sort_keys=True)
+
+
+# --- parameters -----------------------------------------------------------------------------------
+
+
+def save_tree(path: Path, tree: Any, depends: Depends, step: int) -> None:
+    """Write a safetensors file of a pytree, with what it was made from and its training step."""
+    tensors = {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
+    metadata = {TREE_DEPENDS: _canonical(depends), "step": str(step)}
+    data = safetensors.numpy.save(tensors, metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(data))
+
+
+def load_tree(path: Path, like: Any, depends: Depends) -> tuple[Any, int] | None:
+    """Return the tree that `save_tree` wrote with the same description, and its step.
+
+    None if the file does not exist, is damaged, or was made from something else.
+    """
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get(TREE_DEPENDS) != _canonical(depends):
+                return None
+            tensors = {name: file.get_tensor(name) for name in _named(like)}
+            return _unflatten(like, tensors), int(metadata["step"])
+    except (FileNotFoundError, safetensors.SafetensorError):
+        return None
+
+
+def read_tree(path: Path, like: Any) -> tuple[Any, Depends]:
+    """Return the tree of a file that `save_tree` wrote, and what it was made from.
+
+    Raises InputError if the file is damaged, or holds a tree of another structure than `like`.
+    """
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path} is damaged: {brief(error)}.") from error
+    expected = {name: leaf.shape for name, leaf in _named(like).items()}
+    if {name: value.shape for name, value in tensors.items()} != expected:
+        raise InputError(f"{path} holds another network than the config's.")
+    return _unflatten(like, tensors), json.loads(metadata.get(TREE_DEPENDS, "{}"))
+
+
+TREE_DEPENDS = "settings"  # the metadata entry that describes what a tree was made from
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Return the leaves by their names in files."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _unflatten(like: Any, tensors: Arrays) -> Any:
+    leaves = [tensors[name] for name in _named(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 # --- rounds ---------------------------------------------------------------------------------------

@@ -145,7 +145,9 @@ def provide(experiment: Experiment, workdir: str | Path) -> None:
     """
     if experiment.config.guidance.classes and not experiment.labelled:
         like = nnx.to_pure_dict(nnx.split(experiment.classifier_network, nnx.Param)[1])
-        experiment.classifier = fitting.load(path_of(workdir), like, "train_classifier")
+        experiment.classifier = fitting.load(
+            path_of(workdir), like, "train_classifier", {"sde": repr(experiment.sde)}
+        )
 
 
 def path_of(workdir: str | Path) -> Path:

@@ -19,6 +19,7 @@ from jax import Array
 import likelihood
 import sampling
 from auxiliary import fitting
+from checkpoints import Checkpoints
 from configs.default import Config
 from datasets import Batch, Batches, Dequantize
 from experiment import Experiment
@@ -58,7 +59,7 @@ def train(config: Config, workdir: str, number: int | None = None) -> Params:
         total,
         key=experiment.key("dequantize"),
         settings={
-            "step": found.step,
+            **experiment.identity(workdir, found),
             "iters": total,
             "batch_size": batch_size,
             "seed": config.seed,
@@ -134,7 +135,10 @@ def path_of(workdir: str | Path, number: int) -> Path:
 def load(experiment: Experiment, workdir: str | Path, number: int) -> Params:
     """Return the parameters that `train` wrote.
 
-    Raises InputError if they do not exist, or belong to another network.
+    Raises InputError if they do not exist, or belong to another network or to other parameters of
+    the score model.
     """
+    found = Checkpoints(workdir).pick(number)
     like = nnx.to_pure_dict(nnx.split(abstract_network(lambda: network(experiment)), nnx.Param)[1])
-    return fitting.load(path_of(workdir, number), like, "train_dequantizer")
+    expected = experiment.identity(str(workdir), found)
+    return fitting.load(path_of(workdir, number), like, "train_dequantizer", expected)

@@ -7,10 +7,9 @@ training, a second file, NAME.partial, holds everything that a restart needs.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import safetensors
-import safetensors.numpy
 from jax import Array
 from tqdm import tqdm
 
@@ -28,7 +25,7 @@ from datasets import Batch, Batches
 from errors import InputError
 from experiment import Experiment
 from models.building import Params
-from workdir import write_atomically
+from workdir import load_tree, read_tree, save_tree
 
 LOG_EVERY, SAVE_EVERY = 100, 500  # steps
 
@@ -74,12 +71,12 @@ def fit(
     """
     whole, constants = sharding.replicated(experiment.mesh), tuple(constants)
     partial = path.with_suffix(".partial")
-    finished = _read(path, params, settings)
+    finished = load_tree(path, params, settings)
     if finished is not None:
         print(f"{path} exists and has the same settings: nothing left to do.")
         return jax.device_put(finished[0], whole)
     state = params, optimizer.init(params)
-    state, start = _read(partial, state, settings) or (state, 0)
+    state, start = load_tree(partial, state, settings) or (state, 0)
     if start:
         print(f"continuing from step {start} of {partial}", flush=True)
     state, stream, values = jax.device_put(state, whole), batches.iterate(start), []
@@ -92,8 +89,8 @@ def fit(
             _report(i + 1, values, unit)
             values = []
         if (i + 1) % SAVE_EVERY == 0 and i + 1 < total:
-            _write(partial, state, settings, i + 1)
-    _write(path, state[0], settings, total)
+            save_tree(partial, state, settings, i + 1)
+    save_tree(path, state[0], settings, total)
     if not jax.process_index():
         partial.unlink(missing_ok=True)
     return state[0]
@@ -127,26 +124,33 @@ def _compile(
     return step
 
 
-def load(path: Path, like: Params, mode: str) -> Params:
+def load(path: Path, like: Params, mode: str, expected: Mapping[str, Any]) -> Params:
     """Return the parameters that `fit` wrote, with the structure of `like`.
 
-    `mode` is the mode that trains them, for the message. Raises InputError if the file does not
-    exist, is damaged, or holds another network.
+    Args:
+      path: the file.
+      like: parameters, which may be abstract.
+      mode: the mode that trains them, for the message.
+      expected: the entries of `settings` that must agree, as far as the file states them.
+
+    Raises:
+      InputError: the file does not exist, is damaged, holds another network, or was trained with
+        other settings.
     """
+    again = f"Train it again, with --mode={mode}."
     if not path.exists():
         raise InputError(f"{path} does not exist; train it first, with --mode={mode}.")
     try:
-        tensors = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise InputError(
-            f"{path} is damaged: {error}. Train it again, with --mode={mode}."
-        ) from error
-    expected = {name: leaf.shape for name, leaf in _named(like).items()}
-    if {name: value.shape for name, value in tensors.items()} != expected:
-        raise InputError(
-            f"{path} holds another network than the config's. Train it again, with --mode={mode}."
-        )
-    return jax.tree.map(jnp.asarray, _unflatten(like, tensors))
+        params, settings = read_tree(path, like)
+    except InputError as error:
+        raise InputError(f"{error} {again}") from error
+    for name, value in expected.items():
+        if settings.get(name, value) != value:
+            raise InputError(
+                f"{path} was trained with {name} = {settings[name]!r}, but this run has {value!r}. "
+                f"{again}"
+            )
+    return jax.tree.map(jnp.asarray, params)
 
 
 def checksum(params: Params) -> int:
@@ -155,47 +159,3 @@ def checksum(params: Params) -> int:
     for leaf in jax.tree.leaves(params):
         crc = zlib.crc32(np.ascontiguousarray(leaf).data, crc)
     return crc
-
-
-# --- files ----------------------------------------------------------------------------------------
-
-
-def _read(path: Path, like: Any, settings: dict[str, Any]) -> tuple[Any, int] | None:
-    """Return the tree that `_write` wrote with these settings, and its step.
-
-    None if there is no such file, or it is damaged.
-    """
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("settings") != _canonical(settings):
-                return None
-            tensors = {name: file.get_tensor(name) for name in _named(like)}
-            return _unflatten(like, tensors), int(metadata["step"])
-    except (FileNotFoundError, safetensors.SafetensorError):
-        return None
-
-
-def _write(path: Path, tree: Any, settings: dict[str, Any], step: int) -> None:
-    tensors = {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
-    metadata = {"settings": _canonical(settings), "step": str(step)}
-    data = safetensors.numpy.save(tensors, metadata)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(data))
-
-
-def _canonical(settings: dict[str, Any]) -> str:
-    return json.dumps(settings, sort_keys=True)
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """Return the leaves by their names in files."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
-
-
-def _unflatten(like: Any, tensors: dict[str, np.ndarray]) -> Any:
-    leaves = [tensors[name] for name in _named(like)]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)

@@ -62,7 +62,9 @@ def test_a_restart_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
     resumed = fit(path)
     assert "continuing from step 4" in capsys.readouterr().out
     assert np.array_equal(straight["w"], resumed["w"])
-    assert np.array_equal(fitting.load(path, {"w": np.zeros(64)}, "mode")["w"], resumed["w"])
+    assert np.array_equal(fitting.load(path, {"w": np.zeros(64)}, "mode", {})["w"], resumed["w"])
+    with pytest.raises(InputError, match="was trained with total = 7, but this run has 9"):
+        fitting.load(path, {"w": np.zeros(64)}, "mode", {"total": 9})
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
     again = fit(path)
     assert "nothing left to do" in capsys.readouterr().out

@@ -36,9 +36,10 @@ def identical(a, b) -> bool:
 
 # Adam's first update is about lr * sign(gradient), so that gradients of the size of rounding errors
 # take full steps in directions that depend on the processor. In float64 the loss of the first step
-# is 970.9373007; ours and the recorded one are 2e-7 from it, on either side. The loss of the second
-# step then differs by 1.2e-5 on some processors.
-LATER_STEPS = {"ncsnv2_smld": 3e-5}  # relative tolerances
+# is 970.9373007; ours and the recorded one are 2e-7 from it, on either side. On one processor the
+# later losses then differ by 1e-5 to 7e-5 from the recording and the gradient norms by 2e-4 to
+# 8e-4; on another one all of them by less than 1e-5. The norms of the parameters agree on both.
+LATER_STEPS = {"ncsnv2_smld": 2e-3}  # relative tolerances of loss and gradient norm
 
 
 @pytest.mark.parametrize("name", list(reference.notes("train_step")))
@@ -86,7 +87,8 @@ def test_recorded_training_steps(monkeypatch, name):
             (norm(state.ema), "ema_norm_after"),
         ):
             expected = a[f"{name}/{key}"][i]
-            rtol = LATER_STEPS.get(name, 1e-5) if i else 1e-5
+            from_gradient = i > 0 and key in ("loss", "grad_norm")
+            rtol = LATER_STEPS.get(name, 1e-5) if from_gradient else 1e-5
             np.testing.assert_allclose(value, expected, rtol=rtol, err_msg=f"{key}, step {i}")
     assert state.step == step + note["nsteps"]
 
