@@ -250,6 +250,7 @@ def two_steps(config: ml_collections.ConfigDict) -> tuple[list[train_state.Train
     return states, np.array(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_training(name):
     """Steps have the size of the learning rate, and the EMA follows model.ema_rate."""

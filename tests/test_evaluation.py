@@ -285,6 +285,7 @@ def test_images_depend_on_seed_and_number_alone(evaluated):
     assert np.abs(images[1][0].astype(int) - images[1][1]).max() > 30
 
 
+@pytest.mark.slow
 def test_bits_per_dim_do_not_depend_on_the_batch(evaluated):
     workdir, results = evaluated
     c = config(**{"eval.batch_size": 200, "eval.enable_sampling": False})
@@ -380,6 +381,7 @@ def test_nothing_to_evaluate(evaluated, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ve.digits_ncsnpp_continuous", "subvp.digits_ddpmpp_continuous"])
 def test_the_other_sdes(tmp_path, name):
     """Train and evaluate the VE SDE (NCSN++, predictor-corrector) and the sub-VP SDE."""

@@ -206,7 +206,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("fir", [False, True])
+@pytest.mark.parametrize("fir", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     ("progressive", "progressive_input", "combine", "blocks"),
     [

@@ -99,6 +99,7 @@ def same(workdir: Path, one_process, step: int) -> None:
         np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_with_the_state_of_one(one_process, two_processes):
     folder, killed, stopped = two_processes
     assert [process.returncode for process in killed] == [-signal.SIGKILL] * 2
