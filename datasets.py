@@ -22,7 +22,6 @@ from PIL import Image
 from errors import InputError, choose
 from readers import arrays, faces, folders, published, scikit_learn
 from readers.preprocessing import Pixels
-from sharding import local_rows
 
 BYTE_LEVELS = 256
 
@@ -279,12 +278,12 @@ def augment(
 # --- batches ---
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Batches:
     """An infinite stream of shuffled training batches.
 
     Item n depends only on the images, `seed` and n, not on the number of hosts or on restarts. It
-    contains `steps` consecutive batches, of which this process loads its own rows: pixels
+    contains `steps` consecutive batches, of which it loads the given rows, or all: pixels
     (steps, rows, H, W, C) and, if `labelled`, labels (steps, rows).
     """
 
@@ -293,16 +292,18 @@ class Batches:
     seed: int
     steps: int = 1
     labelled: bool = False
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return 2**62 // (self.batch_size * self.steps)  # grain requires a length.
 
     def __getitem__(self, index: int) -> Batch:
         order = grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
+        rows = range(self.batch_size) if self.rows is None else self.rows
         batches = []
         for step in range(index * self.steps, (index + 1) * self.steps):
             start = step * self.batch_size
-            indices = np.array([order[start + row] for row in local_rows(self.batch_size)])
+            indices = np.array([order[start + row] for row in rows])
             batches.append(self.images.batch(indices, labelled=self.labelled))
         return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 

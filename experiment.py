@@ -40,7 +40,19 @@ from sde_lib import Score
 from sharding import Tree
 from workdir import check_workdir
 
-PURPOSES = ("init", "train", "loss", "bpd", "sample", "dequantize", "classify", "restore")
+PURPOSES = (
+    "init",
+    "train",
+    "loss",
+    "bpd",
+    "sample",
+    "dequantize",
+    "classify",
+    "restore",
+    "measure",
+) + ("encode", "init_dequantizer", "init_classifier")
+"""What random numbers are for; new ones are added at the end, which leaves the others as they are.
+"""
 
 
 class Experiment:
@@ -131,9 +143,14 @@ class Experiment:
 
     def rows(self, batch: Tree) -> Tree:
         """Return global arrays, split along their rows; every process passes all rows."""
-        rows = sharding.local_rows(len(jax.tree.leaves(batch)[0]))
-        local = jax.tree.map(lambda leaf: leaf[rows.start : rows.stop], batch)
-        return sharding.shard(self.mesh, local)
+        return sharding.shard_complete(self.mesh, batch)
+
+    def batches(
+        self, images: datasets.Images, batch_size: int, *, steps: int = 1, labelled: bool = False
+    ) -> datasets.Batches:
+        """Return the shuffled training batches, of which this process loads its own rows."""
+        rows = sharding.local_rows(self.mesh, batch_size)
+        return datasets.Batches(images, batch_size, self.config.seed, steps, labelled, rows)
 
     # --- parameters -------------------------------------------------------------------------------
 
@@ -216,7 +233,9 @@ class Experiment:
     @functools.cached_property
     def classifier_network(self) -> nnx.Module:
         """The noise-conditional classifier, without values."""
-        return abstract_network(lambda: make_classifier(self.config, Rngs(self.key("classify"))))
+        return abstract_network(
+            lambda: make_classifier(self.config, Rngs(self.key("init_classifier")))
+        )
 
     def class_log_probs(self, classifier: Params) -> guidance.LogProbs:
         """Return log p_t(class | x) by the classifier with these parameters."""

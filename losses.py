@@ -108,7 +108,7 @@ def by_noise_level(
     """
     part = jnp.clip((t / sde.T * levels).astype(jnp.int32), 0, levels - 1)
     membership = jax.nn.one_hot(part, levels)
-    return jnp.matmul(losses, membership), membership.sum(0)
+    return jnp.matmul(losses, membership, precision="highest"), membership.sum(0)
 
 
 def _log_noise_to_signal_range(sde: SDE) -> Array:

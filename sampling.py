@@ -50,9 +50,15 @@ Constraint = Callable[[Array, Array, Array, Step], tuple[Array, Array]]
 """(keys (B,), x (B, ...), x_mean (B, ...), step) -> constrained x and x_mean, at step.t."""
 
 
+PRIOR = 2**31 - 1  # folded into a key for the prior; larger than the number of any step
+
+
 def prior_sample(keys: Array, sde: SDE, shape: tuple[int, ...]) -> Float[Array, " ..."]:
-    """Draw samples of shape (B, ...) from the prior of the SDE, one for each of the keys (B,)."""
-    return sde.prior_std * standard_normal(keys, shape)
+    """Draw samples of shape (B, ...) from the prior of the SDE, one for each of the keys (B,).
+
+    Samplers derive the noise of their steps from the same keys, by the numbers of the steps.
+    """
+    return sde.prior_std * standard_normal(fold_in(keys, PRIOR), shape)
 
 
 # --- predictors ---------------------------------------------------------------------------------

@@ -93,22 +93,49 @@ def gather(mesh: Mesh, tree: Tree) -> Tree:
 
 
 def shard(mesh: Mesh, local: Tree, axis: int = 0) -> Tree:
-    """Return global arrays of which this process holds the rows `local` along `axis`.
+    """Return global arrays, split along `axis`, of which this process has the rows `local`.
 
     The rows are those of `local_rows`, in that order.
     """
-    sharding = along_axis(mesh, axis)
 
     def to_global(rows: np.ndarray) -> Array:
-        return jax.make_array_from_process_local_data(sharding, rows)
+        size = rows.shape[axis] * mesh.size // len(mesh.local_devices)
+        mine = local_rows(mesh, size)
+        shape = (*rows.shape[:axis], size, *rows.shape[axis + 1 :])
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            wanted = np.arange(size)[index[axis]]
+            return np.take(rows, np.searchsorted(mine, wanted), axis)
+
+        return jax.make_array_from_callback(shape, along_axis(mesh, axis), part)
 
     return jax.tree.map(to_global, local)
 
 
-def local_rows(batch_size: int) -> range:
-    """Return the rows of a global batch that this process loads."""
-    size = batch_size // jax.process_count()
-    return range(jax.process_index() * size, (jax.process_index() + 1) * size)
+def shard_complete(mesh: Mesh, complete: Tree) -> Tree:
+    """Return global arrays, split along their first axis; every process passes all rows."""
+
+    def to_global(rows: np.ndarray | Array) -> Array:
+        rows = np.asarray(rows)
+        return jax.make_array_from_callback(rows.shape, along_axis(mesh), rows.__getitem__)
+
+    return jax.tree.map(to_global, complete)
+
+
+@functools.lru_cache
+def local_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> np.ndarray:
+    """Return the rows of a global batch that the devices of a process hold, in ascending order.
+
+    Devices of one process need not be neighbors in the mesh. `process` is this one by default.
+    """
+    process = jax.process_index() if process is None else process
+    indices = along_axis(mesh).devices_indices_map((batch_size,))
+    rows = [
+        np.arange(batch_size)[index]
+        for device, (index,) in indices.items()
+        if device.process_index == process
+    ]
+    return np.sort(np.concatenate(rows))
 
 
 def fetch(tree: Any) -> Any:
@@ -271,8 +298,7 @@ class Preemption:
         waits = jax.default_backend() == "cpu"
         if waits:
             jax.block_until_ready(after)
-        flags = np.full(jax.local_device_count(), self._signalled)
-        mine = jax.make_array_from_process_local_data(along_axis(self._mesh), flags)
+        mine = shard(self._mesh, np.full(len(self._mesh.local_devices), self._signalled))
         previous, self._agreed = self._agreed, self._any(mine)
         if waits:
             jax.block_until_ready(self._agreed)

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from checkpoints import Checkpoints, Found, Trees
 from configs.default import Config
-from models.building import Params
+from models.building import Params, is_fixed
 
 OPTIMIZERS = ("adam",)
 
@@ -72,10 +72,32 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
         return config.lr * jnp.minimum(step, config.warmup) / config.warmup
 
     rate = warm_up if config.warmup > 0 else config.lr
-    adam = optax.adamw(rate, b1=config.beta1, eps=config.eps, weight_decay=config.weight_decay)
+    adam = adamw(rate, config.weight_decay, b1=config.beta1, eps=config.eps)
     if config.grad_clip <= 0:
         return adam
     return optax.chain(clip_by_global_norm(config.grad_clip), adam)
+
+
+def adamw(
+    rate: optax.ScalarOrSchedule, weight_decay: float, *, b1: float = 0.9, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Return `optax.adamw`, with the same state, that leaves parameters alone that do not learn.
+
+    These are the frequencies of Fourier features (`models.building.is_fixed`). The official JAX
+    code decays them, too; its experiments have no weight decay.
+    """
+
+    def decay(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        def add(path: tuple, update: Array, param: Array) -> Array:
+            return update if is_fixed(path) else update + weight_decay * param
+
+        return jax.tree.map_with_path(add, updates, params) if weight_decay else updates
+
+    return optax.chain(
+        optax.scale_by_adam(b1=b1, eps=eps),
+        optax.stateless(decay),
+        optax.scale_by_learning_rate(rate),
+    )
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:

@@ -180,12 +180,11 @@ def _run(
 def _batches(experiment: Experiment, first: int) -> Iterator[Batch]:
     """Return the batches of the calls from number `first` on."""
     settings = experiment.config.training
-    return datasets.Batches(
+    return experiment.batches(
         experiment.train,
         settings.batch_size,
-        experiment.config.seed,
-        settings.n_jitted_steps,
-        experiment.labelled,
+        steps=settings.n_jitted_steps,
+        labelled=experiment.labelled,
     ).iterate(first)
 
 

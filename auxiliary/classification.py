@@ -21,10 +21,11 @@ from jax import Array
 import datasets
 import losses
 import sharding
+import train_state
 import workdir as files
 from auxiliary import fitting
 from configs.default import Config
-from datasets import Batch, Batches
+from datasets import Batch
 from experiment import Experiment
 from factory import make_classifier
 from models.building import Params
@@ -50,7 +51,7 @@ def train(config: Config, workdir: str) -> Params:
     files.check_config(workdir, config, "noised images")
     rate = optax.cosine_decay_schedule(options.lr, options.n_iters)
     optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=options.weight_decay)
+        optax.clip_by_global_norm(1.0), train_state.adamw(rate, options.weight_decay)
     )
     settings = {
         "classifier": options.to_dict(),
@@ -64,7 +65,7 @@ def train(config: Config, workdir: str) -> Params:
         path,
         init_params(experiment),
         functools.partial(loss, experiment),
-        Batches(experiment.train, options.batch_size, config.seed, labelled=True),
+        experiment.batches(experiment.train, options.batch_size, labelled=True),
         optimizer,
         options.n_iters,
         key=experiment.key("classify"),
@@ -162,7 +163,7 @@ def init_params(experiment: Experiment) -> Params:
         network = make_classifier(experiment.config, Rngs(key))
         return nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
 
-    return jax.jit(make)(experiment.key("classify"))
+    return jax.jit(make)(experiment.key("init_classifier"))
 
 
 def _labels(batch: Batch) -> Array:

@@ -21,7 +21,7 @@ import sampling
 from auxiliary import fitting
 from checkpoints import Checkpoints
 from configs.default import Config
-from datasets import Batch, Batches, Dequantize
+from datasets import Batch, Dequantize
 from experiment import Experiment
 from models.building import Params, abstract_network
 from models.dequantizer import Dequantizer
@@ -54,7 +54,7 @@ def train(config: Config, workdir: str, number: int | None = None) -> Params:
         path,
         nnx.to_pure_dict(nnx.split(network(experiment), nnx.Param)[1]),
         loss,
-        Batches(images, batch_size, config.seed),
+        experiment.batches(images, batch_size),
         optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
         total,
         key=experiment.key("dequantize"),
@@ -123,7 +123,7 @@ def dequantize(
 
 def network(experiment: Experiment) -> Dequantizer:
     """Return the flow with initial parameters."""
-    rngs = Rngs(experiment.key("dequantize"))
+    rngs = Rngs(experiment.key("init_dequantizer"))
     return Dequantizer(experiment.image_shape[-1], experiment.scaler.levels, rngs=rngs)
 
 

@@ -29,6 +29,7 @@ COLUMNS = {
     "class. score": ("inception_score", "value"),
     "precision": ("precision", "value"),
     "recall": ("recall", "value"),
+    "stderr of recall": ("recall", "stderr"),
 }
 
 flags.DEFINE_string("workdir", None, "The folder of classifier and statistics.", required=True)

@@ -14,7 +14,7 @@ from sde_lib import VPSDE
 
 SCHEDULERS = {  # of diffusers, by our solver: (class, options)
     "dpm++_2m": ("DPMSolverMultistepScheduler", {"solver_order": 2}),
-    "dpm++_3m": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+    "dpm++_3m_diffusers": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
     "unipc_2": ("UniPCMultistepScheduler", {"solver_order": 2}),
     "unipc_3": ("UniPCMultistepScheduler", {"solver_order": 3}),
     "deis": ("DEISMultistepScheduler", {"solver_order": 3}),

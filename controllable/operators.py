@@ -9,6 +9,7 @@ shape (B, ...), where (...) is the shape of `singular_values`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,10 @@ Shape = tuple[int, int, int]
 # Singular values below this fraction of the largest one count as 0: in float32, a division by them
 # would leave fewer than two correct digits.
 NEGLIGIBLE = 1e-3
+
+# Measurements must not depend on the bits that accelerators leave out of products by default.
+_matmul = functools.partial(jnp.matmul, precision="highest")
+_einsum = functools.partial(jnp.einsum, precision="highest")
 
 
 def _identity(x: Array) -> Array:
@@ -119,10 +124,10 @@ def channel_mean(shape: Shape, weights: tuple[float, ...] | None = None) -> Oper
     values[..., 0] = norm
 
     def to_basis(x: Array) -> Array:
-        return x @ basis
+        return _matmul(x, basis)
 
     def from_basis(c: Array) -> Array:
-        return c @ basis.T
+        return _matmul(c, basis.T)
 
     def to_measured(c: Array) -> Array:
         return c[..., :1]
@@ -150,7 +155,7 @@ def block_mean(shape: Shape, factor: int) -> Operator:
     values[:, 0, :, 0] = 1 / factor
 
     def transform_blocks(a: Array, matrix: np.ndarray) -> Array:
-        return jnp.einsum("bhiwjc,ki,lj->bhkwlc", a, matrix, matrix)
+        return _einsum("bhiwjc,ki,lj->bhkwlc", a, matrix, matrix)
 
     def to_basis(x: Array) -> Array:
         return transform_blocks(x.reshape(-1, *blocks), basis)
@@ -239,12 +244,12 @@ def compressed_sensing(shape: Shape, rows: int, seed: int = 0) -> Operator:
     vertical, horizontal = _cosine_matrix(shape[0]), _cosine_matrix(shape[1])
 
     def to_basis(x: Array) -> Array:
-        frequencies = jnp.einsum("bhwc,kh,lw->bklc", x * signs, vertical, horizontal)
+        frequencies = _einsum("bhwc,kh,lw->bklc", x * signs, vertical, horizontal)
         return frequencies.reshape(-1, size)
 
     def from_basis(c: Array) -> Array:
         frequencies = c.reshape(-1, *shape)
-        return jnp.einsum("bklc,kh,lw->bhwc", frequencies, vertical, horizontal) * signs
+        return _einsum("bklc,kh,lw->bhwc", frequencies, vertical, horizontal) * signs
 
     def to_measured(c: Array) -> Array:
         return c[:, chosen]
@@ -272,16 +277,16 @@ def dense(shape: Shape, matrix: np.ndarray) -> Operator:
     u, vh = u.astype(np.float32), vh.astype(np.float32)
 
     def to_basis(x: Array) -> Array:
-        return x.reshape(-1, size) @ vh.T
+        return _matmul(x.reshape(-1, size), vh.T)
 
     def from_basis(c: Array) -> Array:
-        return (c @ vh).reshape(-1, *shape)
+        return _matmul(c, vh).reshape(-1, *shape)
 
     def to_measured(c: Array) -> Array:
-        return jnp.where(values > 0, c, 0)[:, :count] @ u.T
+        return _matmul(jnp.where(values > 0, c, 0)[:, :count], u.T)
 
     def from_measured(y: Array) -> Array:
-        return jnp.pad(y @ u, ((0, 0), (0, size - count)))
+        return jnp.pad(_matmul(y, u), ((0, 0), (0, size - count)))
 
     return Operator(values, to_basis, from_basis, to_measured, from_measured)
 

@@ -106,46 +106,56 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def kernel_distance(
     real: Float[np.ndarray, "real d"],
     generated: Float[np.ndarray, "generated d"],
-    max_block_size: int = 1000,
+    groups: int = 10,
 ) -> Estimate:
     """KID (arXiv:1801.01401): the unbiased squared MMD of the kernel (x y / D + 1)^3.
 
-    The value is a mean over blocks of images, in the given order; as in TF-GAN there are as few
-    blocks as possible, of nearly equal sizes. The standard error of a single block is NaN. Raise
-    InputError if a block would have fewer than two images.
+    The value is that of all pairs of images, so their order does not change it. The standard error
+    is that of the jackknife over `groups` groups, each of which is the same share of both sets, in
+    the given order: shuffle sets that are sorted. Raise InputError if a set has fewer than three
+    images for each group.
     """
-    count = math.ceil(max(len(real), len(generated)) / max_block_size)
-    if min(len(real), len(generated)) < 2 * count:
+    if min(len(real), len(generated)) < 3 * groups:
         raise InputError(
-            f"{len(real)} and {len(generated)} images cannot be split into {count} blocks of at "
-            f"least 2: raise max_block_size = {max_block_size}."
+            f"{len(real)} and {len(generated)} images are too few for the kernel distance with "
+            f"{groups} groups; at least {3 * groups} are required."
         )
-    values = []
-    for x, y in zip(_split(real, count), _split(generated, count)):
-        values.append(_squared_mmd(x.astype(np.float64), y.astype(np.float64)))
-    blocks = np.array(values)
-    stderr = blocks.std(ddof=1) / math.sqrt(count) if count > 1 else math.nan
-    return Estimate(float(blocks.mean()), float(stderr))
+    x, y = (np.array_split(np.asarray(each, np.float64), groups) for each in (real, generated))
+    sums = KernelSums(_kernel_sums(x, x), _kernel_sums(y, y), _kernel_sums(x, y))
+    sizes = [np.array([len(group) for group in each]) for each in (x, y)]
+    keep = np.ones(groups, bool)
+    value = sums.squared_mmd(*sizes, keep)
+    without = [sums.squared_mmd(*sizes, np.arange(groups) != group) for group in range(groups)]
+    return Estimate(value, jackknife(value, without).stderr)
 
 
-def _split(x: np.ndarray, count: int) -> list[np.ndarray]:
-    """Split into `count` blocks of nearly equal sizes, the longer ones last."""
-    sizes = np.full(count, len(x) // count)
-    sizes[count - len(x) % count :] += 1
-    return np.split(x, np.cumsum(sizes)[:-1])
+class KernelSums(NamedTuple):
+    """Sums of the kernel over pairs of different images, for each pair of groups (G, G)."""
+
+    real: np.ndarray
+    generated: np.ndarray
+    between: np.ndarray
+
+    def squared_mmd(self, real: np.ndarray, generated: np.ndarray, keep: np.ndarray) -> float:
+        """The unbiased squared MMD of the groups that `keep` (G,) selects, of these sizes (G,)."""
+        chosen = np.ix_(keep, keep)
+        n, m = real[keep].sum(), generated[keep].sum()
+        within = self.real[chosen].sum() / (n * (n - 1))
+        within += self.generated[chosen].sum() / (m * (m - 1))
+        return float(within - 2 * self.between[chosen].sum() / (n * m))
 
 
-def _squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
-    within = _mean_off_diagonal(_kernel(x, x)) + _mean_off_diagonal(_kernel(y, y))
-    return within - 2 * _kernel(x, y).mean()
-
-
-def _kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a @ b.T / a.shape[1] + 1) ** 3
-
-
-def _mean_off_diagonal(k: np.ndarray) -> float:
-    return (k.sum() - np.trace(k)) / (len(k) * (len(k) - 1))
+def _kernel_sums(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
+    """The sums (G, G) over pairs; within a group, over pairs of different images."""
+    sums = np.empty((len(a), len(b)))
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            if a is b and j < i:
+                sums[i, j] = sums[j, i]
+                continue
+            kernel = (x @ y.T / x.shape[1] + 1) ** 3
+            sums[i, j] = kernel.sum() - (np.trace(kernel) if a is b and i == j else 0)
+    return sums
 
 
 # --- inception score ---
@@ -165,12 +175,15 @@ def inception_score(logits: Float[np.ndarray, "images classes"]) -> float:
 
 # --- precision and recall ---
 
+HALVES = 20  # Random halves of the generated images, for the standard error of recall.
+NEIGHBORS_TO_SEARCH = 12  # For each neighbor required; half of them are in a random half.
+
 
 class PrecisionRecall(NamedTuple):
     """Shares of images: generated ones within the real set; real ones within the generated set."""
 
-    precision: float
-    recall: float
+    precision: Estimate
+    recall: Estimate
 
 
 def precision_recall(
@@ -179,7 +192,9 @@ def precision_recall(
     """Precision and recall of Kynkaanniemi et al. (arXiv:1904.06991), in float32.
 
     An image is within a set if for any image of the set, it is no further away than the k-th
-    nearest neighbor of that image. Raise InputError if a set has k images or fewer.
+    nearest neighbor of that image. The standard errors are those over draws of the generated
+    images, with the real images fixed: binomial for precision, and for recall by `_recall_stderr`.
+    Raise InputError if a set has k images or fewer.
     """
     if min(len(real), len(generated)) <= k:
         raise InputError(
@@ -188,9 +203,48 @@ def precision_recall(
         )
     shift = np.mean(real, 0, dtype=np.float64)  # Reduces cancellation; distances do not change.
     a, b = (jnp.asarray(x - shift, jnp.float32) for x in (real, generated))
-    precision = _within(b, a, _squared_radii(a, k))
-    recall = _within(a, b, _squared_radii(b, k))
-    return PrecisionRecall(float(precision.mean()), float(recall.mean()))
+    precision = float(_within(b, a, _squared_radii(a, k)).mean())
+    recall = float(_within(a, b, _squared_radii(b, k)).mean())
+    binomial = math.sqrt(precision * (1 - precision) / len(b))
+    return PrecisionRecall(Estimate(precision, binomial), Estimate(recall, _recall_stderr(a, b, k)))
+
+
+def _recall_stderr(real: Array, generated: Array, k: int) -> float:
+    """The standard error of recall over draws of the generated images; NaN for 2 k or fewer.
+
+    A draw changes the radii as well as the centers, and the distance to a neighbor is not a smooth
+    statistic. The jackknife that deletes a random half is consistent for such statistics (Shao & Wu
+    1989): the deviation of recall over halves of the images estimates that over draws of all.
+    """
+    count = len(generated)
+    if count // 2 <= k:
+        return math.nan
+    rng = np.random.default_rng(0)
+    chosen = np.argsort(rng.random((HALVES, count)), 1) < count // 2
+    radii = _squared_radii_of_halves(generated, k, chosen)
+
+    def within(rows: Array) -> Array:
+        distances = _squared_distances(rows, generated)
+        return jax.lax.map(lambda radii: (distances <= radii).any(1), radii).T
+
+    return float(_in_chunks(jax.jit(within), real).mean(0).std(ddof=1))
+
+
+def _squared_radii_of_halves(x: Array, k: int, chosen: np.ndarray) -> Array:
+    """Squared distances (S, N) to the k-th neighbor among the points that `chosen` (S, N) selects.
+
+    They are -1 for points that are not selected.
+    """
+    neighbors = min(len(x), NEIGHBORS_TO_SEARCH * (k + 1))
+    selected = jnp.asarray(chosen)
+
+    def nearest(rows: Array) -> Array:
+        negative, indices = jax.lax.top_k(-_squared_distances(rows, x), neighbors)
+        number = jnp.cumsum(selected[:, indices], -1)  # Of each selected neighbor, from 1.
+        position = jnp.argmax(number == k + 1, -1)  # The nearest is the point itself.
+        return jnp.take_along_axis(-negative[None], position[..., None], -1)[..., 0].T
+
+    return jnp.where(selected, _in_chunks(jax.jit(nearest), x).T, -1)
 
 
 @jax.jit

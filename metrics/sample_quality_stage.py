@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +26,7 @@ from workdir import Arrays, Depends, load_rounds, run_rounds
 MIN_IMAGES = 10  # With fewer images nothing is measured.
 FID_IMAGES = 10_000  # With fewer images the name of a Frechet distance contains their number.
 JACKKNIFE_GROUPS = 10  # The jackknife leaves out one group of images at a time.
-KID_BLOCK_SIZE = 1000  # Maximum number of images in a block of KID.
-MIN_KID_BLOCKS = 10  # Blocks are smaller than KID_BLOCK_SIZE if there would be fewer of them.
+KID_IMAGES = 20_000  # Of each set, at most; time grows with the square of the number.
 
 
 class Prepared(NamedTuple):
@@ -89,21 +87,35 @@ def run_features(
 class FeatureSets:
     """The features of generated images, and the reference statistics to compare them with.
 
+    Both are shuffled: images are often sorted by class, and errors come from groups of images.
+
     Attributes:
       pool: features (N, D).
       logits: class logits (N, K), or None if the extractor has none.
+      real: features (M, D) of reference images; None if the file holds too few or only moments.
     """
 
     pool: np.ndarray
     logits: np.ndarray | None
     extractor: Extractor
+    real: np.ndarray | None
     reference: Reference
 
-    @property
-    def real(self) -> np.ndarray | None:
-        """Features (M, D) of reference images; None if the file holds too few or only moments."""
-        pool = self.reference.pool
-        return None if pool is None or len(pool) < MIN_IMAGES else pool
+    @classmethod
+    def shuffled(
+        cls,
+        pool: np.ndarray,
+        logits: np.ndarray | None,
+        extractor: Extractor,
+        reference: Reference,
+    ) -> FeatureSets:
+        """Shuffle the features of generated images and those of the reference, with fixed seeds."""
+        order = np.random.default_rng(0).permutation(len(pool))
+        real = reference.pool
+        if real is not None:
+            real = np.random.default_rng(1).permutation(real) if len(real) >= MIN_IMAGES else None
+        logits = None if logits is None else logits[order]
+        return cls(pool[order], logits, extractor, real, reference)
 
     @functools.cached_property
     def precision_recall(self) -> PrecisionRecall:
@@ -151,15 +163,15 @@ def _merge(groups: Sequence[Moments]) -> Moments:
 
 
 def kid(sets: FeatureSets) -> Results | None:
-    """The kernel distance over blocks; `block` is the number of images in one."""
-    if sets.real is None:
+    """The kernel distance of at most KID_IMAGES images of each set; None with too few images.
+
+    `pairs` are the numbers of generated and reference images.
+    """
+    if sets.real is None or min(len(sets.real), len(sets.pool)) < 3 * JACKKNIFE_GROUPS:
         return None
-    larger = max(len(sets.real), len(sets.pool))
-    smaller = min(len(sets.real), len(sets.pool))
-    blocks = max(MIN_KID_BLOCKS, math.ceil(larger / KID_BLOCK_SIZE))
-    blocks = min(blocks, smaller // 2)  # A block requires at least two images.
-    size = math.ceil(larger / blocks)
-    return distances.kernel_distance(sets.real, sets.pool, size)._asdict() | {"block": size}
+    real, generated = sets.real[:KID_IMAGES], sets.pool[:KID_IMAGES]
+    distance = distances.kernel_distance(real, generated, JACKKNIFE_GROUPS)
+    return distance._asdict() | {"pairs": [len(generated), len(real)]}
 
 
 def inception_score(sets: FeatureSets) -> Results | None:
@@ -182,27 +194,19 @@ def inception_score(sets: FeatureSets) -> Results | None:
 
 
 def precision(sets: FeatureSets) -> Results | None:
-    """The precision with its binomial standard error."""
-    if sets.real is None:
-        return None
-    return _binomial(sets.precision_recall.precision, len(sets.pool))
+    """The precision with its standard error."""
+    return None if sets.real is None else sets.precision_recall.precision._asdict()
 
 
 def recall(sets: FeatureSets) -> Results | None:
-    """The recall with its binomial standard error."""
-    if sets.real is None:
-        return None
-    return _binomial(sets.precision_recall.recall, len(sets.real))
-
-
-def _binomial(share: float, count: int) -> Results:
-    return {"value": share, "stderr": math.sqrt(share * (1 - share) / count)}
+    """The recall with its standard error."""
+    return None if sets.real is None else sets.precision_recall.recall._asdict()
 
 
 def measure(paths: Sequence[Path], extractor: Extractor, reference: Reference) -> Results:
     """Compute all metrics from rounds of features: arrays `pool` and optionally `logits`."""
     arrays = load_rounds(paths, "pool", "logits")
-    sets = FeatureSets(arrays["pool"], arrays.get("logits"), extractor, reference)
+    sets = FeatureSets.shuffled(arrays["pool"], arrays.get("logits"), extractor, reference)
     results = {
         "features": extractor.label,
         "images": len(sets.pool),
@@ -225,7 +229,8 @@ def _frechet_note(entry: Results) -> str:
 
 
 def _kid_note(entry: Results) -> str:
-    return f"blocks of {entry['kid']['block']}"
+    generated, real = entry["kid"]["pairs"]
+    return f"all pairs of {generated} and {real} images"
 
 
 def _no_note(entry: Results) -> str:

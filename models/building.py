@@ -14,6 +14,14 @@ Params = dict[Any, Any]
 Keys are strings, and integers for the entries of lists.
 """
 
+FIXED = "W"
+"""The name of parameters that are not trained: frequencies of random Fourier features."""
+
+
+def is_fixed(path: tuple) -> bool:
+    """Return whether the parameter at this path, as JAX's tree functions give it, is not trained."""
+    return bool(path) and getattr(path[-1], "key", None) == FIXED
+
 
 def abstract_network(build: Callable[[], nnx.Module]) -> nnx.Module:
     """Return the network that `build` constructs, without computing its parameters.

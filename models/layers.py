@@ -297,7 +297,7 @@ def timestep_embedding(label: Array, features: int, max_positions: float = 10000
 class GaussianFourierProjection(nnx.Module):
     """Random Fourier features of log sigma (Tancik et al. 2020): (B,) -> (B, 2 features).
 
-    W is not trained.
+    W is not trained; `models.building.FIXED` is its name.
     """
 
     def __init__(self, features: int, scale: float, *, rngs: Rngs) -> None:

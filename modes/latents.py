@@ -134,7 +134,7 @@ def load_images(experiment: Experiment, count: int) -> Array:
     scaler = experiment.scaler
     if not experiment.config.data.uniform_dequantization:
         return scaler.scale(pixels)
-    keys = sampling.image_keys(experiment.key("bpd"), np.arange(count))
+    keys = sampling.image_keys(experiment.key("encode"), np.arange(count))
     return scaler.dequantize(pixels, sampling.uniform(keys, pixels.shape))
 
 

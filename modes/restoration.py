@@ -67,10 +67,10 @@ def restore(
 ) -> dict[str, Any]:
     """Run the task of config.restore; return the content of results.json.
 
-    These are the root mean square of y - A x per entry, the number of score evaluations and, if
-    the images are known, PSNR (dB) and SSIM of the reconstructions, of their mean and of the
-    pseudo-inverse, each averaged over images. The sampler is that of config.sampling; the methods
-    'dps' and 'ddrm' omit its corrector.
+    These are the root mean square of y - A x per measured entry, in units of the range of images,
+    the number of score evaluations and, if the images are known, PSNR (dB) and SSIM of the
+    reconstructions, of their mean and of the pseudo-inverse, each averaged over images. The sampler
+    is that of config.sampling; the methods 'dps' and 'ddrm' omit its corrector.
 
     Raises InputError for invalid values in config.restore, and for images, a workdir or a
     checkpoint that cannot be read.
@@ -117,7 +117,7 @@ def build_problem(experiment: Experiment) -> Problem:
             y = np.asarray(operator.forward(y))
         return Problem(operator, y, names, None)
     names, truth = restoration_images.load(experiment, shape)
-    keys = sampling.image_keys(experiment.key("restore"), jnp.arange(len(truth)))
+    keys = sampling.image_keys(experiment.key("measure"), jnp.arange(len(truth)))
     noise = sampling.standard_normal(keys, truth.shape)
     y = np.asarray(operator.observe(truth, noise, noise_std(experiment)))
     return Problem(operator, y, names, truth)
@@ -201,7 +201,7 @@ def compile_solver(
     @functools.partial(jax.jit, in_shardings=(whole, split, split, whole), out_shardings=split)
     def run(params: Params, y: Array, indices: Array, sample: Array) -> tuple[Array, Array]:
         measurement = Measurement(operator, y, std)
-        root = jax.random.fold_in(experiment.key("restore"), sample + 1)
+        root = jax.random.fold_in(experiment.key("restore"), sample)
         keys = sampling.image_keys(root, indices)
         prior = sampling.prior_sample(keys, sde, (len(y), *experiment.image_shape))
         score, start, sampler_options = method.condition(
@@ -226,16 +226,16 @@ def measure_quality(
     """Return misfit, PSNR and SSIM, see `restore`, of reconstructions (N, S, H, W, C)."""
     count, samples = reconstructions.shape[:2]
     low, high = image_range(experiment)
-    forward = jax.jit(problem.operator.forward)
-    residual = np.stack(
-        [np.asarray(forward(reconstructions[:, s])) - problem.y for s in range(samples)]
-    )
-    results = {"misfit": float(np.sqrt(np.mean(residual**2)) / (high - low))}
+    measurement = Measurement(problem.operator, jnp.asarray(problem.y))
+    residual = jax.jit(measurement.residual)
+    squares = [np.abs(residual(reconstructions[:, s])) ** 2 for s in range(samples)]
+    measured = np.broadcast_to(problem.operator.measured, squares[0].shape)
+    results = {"misfit": float(np.sqrt(np.mean(squares, 0)[measured].mean()) / (high - low))}
     if problem.truth is None:
         return results
 
     def scale(x: np.ndarray) -> np.ndarray:
-        return np.clip(x, low, high) / (high - low)
+        return (np.clip(x, low, high) - low) / (high - low)
 
     window = min(11, *experiment.image_shape[:2])
     candidates = {
@@ -245,8 +245,10 @@ def measure_quality(
     }
     for name, x in candidates.items():
         pair = scale(np.repeat(problem.truth, len(x) // count, 0)), scale(x)
+        with jax.default_matmul_precision("highest"):  # SSIM averages by convolutions.
+            ssim = dm_pix.ssim(*pair, filter_size=window)
         results[f"psnr_{name}"] = float(np.mean(dm_pix.psnr(*pair)))
-        results[f"ssim_{name}"] = float(np.mean(dm_pix.ssim(*pair, filter_size=window)))
+        results[f"ssim_{name}"] = float(np.mean(ssim))
     return results
 
 

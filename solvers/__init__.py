@@ -50,6 +50,9 @@ SOLVERS = {
     "ddim": Solver(partial(data_multistep, order=1, weights=second_order)),
     "dpm++_2m": Solver(partial(data_multistep, order=2, weights=second_order)),
     "dpm++_3m": Solver(partial(data_multistep, order=3, weights=third_order)),
+    "dpm++_3m_diffusers": Solver(
+        partial(data_multistep, order=3, weights=partial(third_order, curvature_weight=0.5))
+    ),
     "dpm++_2m_sde": Solver(
         partial(data_multistep, order=2, weights=second_order, sde=True), stochastic=True
     ),

@@ -63,8 +63,13 @@ def second_order(nodes: np.ndarray, h: float) -> np.ndarray:
     return np.array([1.0, 0.0]) + 0.5 * slope
 
 
-def third_order(nodes: np.ndarray, h: float) -> np.ndarray:
-    """Weights of DPM-Solver++(3M): the quadratic through three predictions, integrated exactly."""
+def third_order(nodes: np.ndarray, h: float, *, curvature_weight: float = 1.0) -> np.ndarray:
+    """Weights of DPM-Solver++(3M): the quadratic through three predictions, integrated exactly.
+
+    With u the lambda since the present prediction in units of h, it is
+    D + slope u + curvature u^2. The authors' code and diffusers give the last term half of its
+    weight (`curvature_weight` = 0.5), which lowers the order of convergence from 3 to 2.
+    """
     if len(nodes) == 2:
         return second_order(nodes, h)
     r0 = -nodes[1]
@@ -72,11 +77,12 @@ def third_order(nodes: np.ndarray, h: float) -> np.ndarray:
     newest_slope = np.array([1.0, -1.0, 0.0]) / r0
     older_slope = np.array([0.0, 1.0, -1.0]) / r1
     curvature = (newest_slope - older_slope) / (r0 + r1)
-    slope = newest_slope + r0 / (r0 + r1) * (newest_slope - older_slope)
+    slope = newest_slope + r0 * curvature
+    # Means of u and u^2 over the step, with the weight e^(h u) of the integral.
     e = -np.expm1(-h)
-    return (
-        np.array([1.0, 0.0, 0.0]) + ((1 - e / h) * slope - ((h - e) / h**2 - 0.5) * curvature) / e
-    )
+    mean_u = (1 - e / h) / e
+    mean_u2 = (1 - 2 * (h - e) / h**2) / e
+    return np.array([1.0, 0.0, 0.0]) + mean_u * slope + curvature_weight * mean_u2 * curvature
 
 
 def unipc(levels: np.ndarray, *, order: int) -> Plan:

@@ -75,10 +75,11 @@ def test_metrics_equal_those_of_all_features(folder):
     assert entry["frechet"]["value"] == pytest.approx(distance, rel=1e-6)
     assert entry["frechet"]["name"] == "FD_n50"
     assert entry["frechet"]["stderr"] > 0
-    kid = distances.kernel_distance(real, generated, 144).value
+    kid = distances.kernel_distance(real, generated).value
     assert entry["kid"]["value"] == pytest.approx(kid, rel=1e-5)
+    assert entry["kid"]["pairs"] == [50, 1438]
     precision = distances.precision_recall(real, generated).precision
-    assert entry["precision"]["value"] == pytest.approx(precision)
+    assert entry["precision"]["value"] == pytest.approx(precision.value)
     assert entry["inception_score"] is None  # There are no logits.
     assert entry["reference"]["images"] == 1438
     assert entry["frechet"]["extrapolated"] < distance
@@ -100,7 +101,7 @@ def test_table_and_report(folder):
     ]
     assert rows[0].name == f"FD_n50 ({entry['features']}, n = 50)"
     assert rows[0].note.startswith("against 1438 digits train; ")
-    assert rows[1].note == "blocks of 144"
+    assert rows[1].note == "all pairs of 50 and 1438 images"
 
 
 def test_a_restart_computes_only_missing_rounds(folder, monkeypatch):
@@ -126,7 +127,7 @@ def test_fid_requires_ten_thousand_images_and_the_published_features():
     for count in (9_999, 10_000):
         for published in (True, False):
             pool, extractor = rng.normal(size=(count, 2)), unused_extractor(published=published)
-            sets = sample_quality_stage.FeatureSets(pool, None, extractor, reference)
+            sets = sample_quality_stage.FeatureSets.shuffled(pool, None, extractor, reference)
             names[count, published] = sample_quality_stage.frechet(sets)["name"]
     assert names == {
         (9_999, True): "FID_n9999",
@@ -134,6 +135,32 @@ def test_fid_requires_ten_thousand_images_and_the_published_features():
         (10_000, True): "FID",
         (10_000, False): "FD",
     }
+
+
+def test_sorted_images_have_the_errors_of_shuffled_ones(tmp_path):
+    """Samples and reference from the same four clusters, sorted or in cycles."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    centers = 5 * rng.normal(size=(4, 3))
+    cyclic, real = (centers[labels] + rng.normal(size=(400, 3)) for _ in range(2))
+    logits = 3 * np.eye(4)[labels] + rng.normal(size=(400, 4))
+    entries = []
+    order = np.argsort(labels, kind="stable")
+    for samples, references in ((cyclic, real), (cyclic[order], real[order])):
+        reference = reference_statistics.Reference(
+            Moments.from_features(references), references, {"path": ""}
+        )
+        path = tmp_path / "round_0.npz"
+        np.savez(path, pool=samples, logits=logits if samples is cyclic else logits[order])
+        extractor = unused_extractor(published=False)
+        entries.append(sample_quality_stage.measure([path], extractor, reference))
+    for key in ("frechet", "kid", "inception_score", "precision", "recall"):
+        one, other = (entry[key] for entry in entries)
+        assert one["value"] == pytest.approx(other["value"], rel=1e-6)
+        assert 0.5 < one["stderr"] / other["stderr"] < 2
+    kid = entries[0]["kid"]
+    assert abs(kid["value"]) < 2 * kid["stderr"]
+    assert abs(entries[0]["frechet"]["extrapolated"]) < 2 * entries[0]["frechet"]["stderr"]
 
 
 def test_the_classifier_of_the_digits(tmp_path, monkeypatch):

@@ -20,7 +20,8 @@ from tests.test_sampling import Cosine
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE(), "cosine": Cosine()}
 MEAN, STD = np.linspace(-0.5, 0.5, 12).reshape(2, 2, 3), np.linspace(0.1, 1, 12).reshape(2, 2, 3)
 DETERMINISTIC = [name for name, solver in solvers.SOLVERS.items() if not solver.stochastic]
-ORDERS = {"ddim": 1, "dpm++_2m": 2, "dpm++_3m": 2, "unipc_2": 2, "unipc_3": 3, "deis": 3, "heun": 2}
+ORDERS = {"ddim": 1, "dpm++_2m": 2, "dpm++_3m": 3, "dpm++_3m_diffusers": 2, "unipc_2": 2}
+ORDERS |= {"unipc_3": 3, "deis": 3, "heun": 2}
 
 
 def run(name, score, sde, x, levels, keys=None, **options):
@@ -164,7 +165,7 @@ PEERS = {
         "DPMSolverMultistepScheduler",
         {"solver_order": 2, "algorithm_type": "dpmsolver++"},
     ),
-    "dpm++_3m": (
+    "dpm++_3m_diffusers": (
         "DPMSolverMultistepScheduler",
         {"solver_order": 3, "algorithm_type": "dpmsolver++"},
     ),
