@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import jax
@@ -37,6 +38,11 @@ def folders() -> list[str]:
     return sorted(
         {path.parent.name for root in (DATA, SHARED) for path in root.glob("*/overrides.json")}
     )
+
+
+def cases(names: Iterable[str], slow: Collection[str]) -> list:
+    """Return the names as parameters of a test, of which those in `slow` are slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
 @functools.cache

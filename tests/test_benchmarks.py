@@ -239,6 +239,7 @@ def test_nearest_network_of_diffusers():
         peer.nearest(comparison.load_config("configs/ve/ncsnv2/cifar10.py"))
 
 
+@pytest.mark.slow
 def test_comparison_with_the_peer(torch):
     path, overrides = IN_DIFFUSERS["DDPM"]
     options = QUICK | {"config": [path], "overrides": overrides}
@@ -299,6 +300,7 @@ def test_records_resume(tmp_path):
     assert {key: each["x"] for key, each in records.results.items()} == {"a": 1, "b": 2}
 
 
+@pytest.mark.slow
 def test_memory_of_a_step(tmp_path, monkeypatch):
     """On two devices; a later run repeats only the measurements that failed."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)

@@ -13,6 +13,7 @@ from sde_lib import VESDE, VPSDE, SubVPSDE, expand
 from tests import gaussian, reference
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
+SLOW_NETWORKS = ("net_smld_ncsn",)
 
 
 def levels_to_times(labels: np.ndarray, n: int, descending: bool) -> np.ndarray:
@@ -67,7 +68,7 @@ def test_discrete_losses(name, sde_name, reduce_mean):
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", list(reference.notes("losses")["nets"]))
+@pytest.mark.parametrize("name", reference.cases(reference.notes("losses")["nets"], SLOW_NETWORKS))
 def test_losses_and_gradients_of_networks(name):
     recorded, note = reference.arrays("losses"), reference.notes("losses")["nets"][name]
     experiment, params = reference.experiment(note["folder"]), reference.trained(note["folder"]).ema

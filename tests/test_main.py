@@ -20,20 +20,25 @@ def run(*args: str, workdir: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
+def slow(*values):
+    """A case that is one of the slow tests, because each one starts a process."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("flag", "sentence"),
     [
         ("--config.training.batchsize=64", 'Did you mean "batch_size"'),
-        ("--config.training.batch_size=many", "invalid literal for int"),
-        ("--config=configs/vp/nothing.py", "configs/vp/nothing.py"),
+        slow("--config.training.batch_size=many", "invalid literal for int"),
+        slow("--config=configs/vp/nothing.py", "configs/vp/nothing.py"),
         ("--config.model.name=unet", "model.name = 'unet' is unknown; known: ddpm, ncsn, ncsnpp"),
-        ("--mode=dream", "mode"),
+        slow("--mode=dream", "mode"),
         ("--mode=import", "--mode=import needs --source: The checkpoint to import"),
-        (
+        slow(
             "--mode=prepare_data",
             "data.dataset = 'digits' is not a set of TensorFlow Datasets; see docs/data.md",
         ),
-        ("stray", "unexpected positional arguments: stray"),
+        slow("stray", "unexpected positional arguments: stray"),
     ],
 )
 def test_bad_input_on_the_command_line(tmp_path, flag, sentence):

@@ -22,6 +22,13 @@ from tests import reference
 
 # Two recordings whose own float32 error is 3e-5 and 8e-5, measured against float64.
 ILL_CONDITIONED = ("ve_ncsn_cifar10_124", "ve_ncsn_celeba_5")
+# Networks of the same kinds as others, which take long to compile.
+REPEATED = (
+    ("ve_church_ncsnpp_continuous", "ve_ffhq_256_ncsnpp_continuous")
+    + ("ve_celebahq_256_ncsnpp_continuous", "ve_ncsn_celeba", "ve_ncsn_celeba_124")
+    + ("ve_cifar10_ncsnpp_deep_continuous", "subvp_cifar10_ncsnpp_deep_continuous")
+    + ("subvp_cifar10_ddpmpp_deep_continuous", "vp_cifar10_ncsnpp_deep_continuous")
+)
 
 
 @functools.cache
@@ -31,7 +38,7 @@ def compiled_score(folder):
 
 
 @pytest.mark.parametrize("kind", ["flax", "torch"])
-@pytest.mark.parametrize("folder", reference.folders())
+@pytest.mark.parametrize("folder", reference.cases(reference.folders(), REPEATED))
 def test_recorded_networks(folder, kind):
     """Imported official checkpoints reproduce the outputs of the code that wrote them."""
     trained = reference.trained(folder, kind)

@@ -32,6 +32,7 @@ NETWORK_CHANGES = {
         "model.attn_resolutions": (8,),
     },
 }
+NETWORKS = ["NCSN++", pytest.param("DDPM", marks=pytest.mark.slow)]
 
 
 def build_score(kind: str, **changes):
@@ -60,7 +61,7 @@ def equations(jaxpr):
                 yield from equations(getattr(inner, "jaxpr", inner))
 
 
-@pytest.mark.parametrize("kind", NETWORK_CHANGES)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_bfloat16(kind):
     """All convolutions are in bfloat16; scores and gradients are float32 and close to float32's."""
     results = []
@@ -84,6 +85,7 @@ def test_bfloat16(kind):
     assert 0 < np.linalg.norm(exact - rounded) < 0.05 * np.linalg.norm(exact)
 
 
+@pytest.mark.slow
 def test_training_in_bfloat16():
     config = tiny.config(**{"training.n_iters": 60, "training.batch_size": 64, "optim.lr": 3e-3})
     config.model.dtype = "bfloat16"
@@ -92,7 +94,7 @@ def test_training_in_bfloat16():
     assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.ema))} == {"float32"}
 
 
-@pytest.mark.parametrize("kind", NETWORK_CHANGES)
+@pytest.mark.parametrize("kind", NETWORKS)
 def test_rematerialization(kind):
     """The backward pass stores less, and the gradient stays the same, including dropout."""
     grads, stored = [], []
@@ -115,6 +117,7 @@ def test_rematerialization(kind):
     assert stored[1] - parameters < 0.5 * (stored[0] - parameters)
 
 
+@pytest.mark.slow
 def test_accumulation_changes_rounding_only():
     changes = {"training.n_iters": 3, "model.dropout": 0.0}
     curves = []

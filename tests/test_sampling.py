@@ -143,7 +143,7 @@ def test_moments_of_gaussian_data(name, predictor, corrector):
     options, tolerance = {}, 0.01
     if predictor == "none":
         # A corrector alone lags behind the decreasing noise level and keeps the last noise.
-        options, tolerance = {"n_steps_each": 8}, 0.04
+        options, tolerance = {"n_steps_each": 8, "count": 20}, 0.04
     mean, std = moments(
         SDES[name], sampling.PREDICTORS[predictor], sampling.CORRECTORS[corrector], **options
     )
