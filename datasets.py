@@ -7,6 +7,8 @@ levels, their number is in LEVELS. Files and published data sets are read by `re
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -24,6 +26,8 @@ from readers import arrays, faces, folders, published, scikit_learn
 from readers.preprocessing import Pixels
 
 BYTE_LEVELS = 256
+MAX_HASHED = 100_000  # images; reading more of them takes too long at every start
+HASHED_AT_ONCE = 1_000  # images
 
 
 class Batch(NamedTuple):
@@ -59,6 +63,21 @@ class Images:
         if self.labels is None:
             raise ValueError("labelled = True: the images have no labels.")
         return Batch(pixels, self.labels[indices].astype(np.int32))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the number of images, the images and their labels.
+
+        Of more than MAX_HASHED images, only as many, evenly spaced, are hashed.
+        """
+        count = min(len(self), MAX_HASHED)
+        chosen = np.linspace(0, len(self) - 1, count).round().astype(int)
+        content = hashlib.sha256(str(len(self)).encode())
+        for indices in np.array_split(chosen, -(-count // HASHED_AT_ONCE)):
+            content.update(np.ascontiguousarray(self.pixels[indices]).tobytes())
+        if self.labels is not None:
+            content.update(np.asarray(self.labels, np.int64).tobytes())
+        return content.hexdigest()
 
 
 DataSet = Callable[[str, ml_collections.ConfigDict], Images]

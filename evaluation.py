@@ -21,9 +21,10 @@ from checkpoints import Checkpoints, Found
 from configs.default import Config
 from errors import InputError
 from experiment import Experiment
+from metrics.splits import check_images, images_of
 from metrics.stage import Cell, Context, Results, Stage
 from metrics.stages import STAGES
-from workdir import check_workdir, claim, dependencies, write_json
+from workdir import check_config, check_workdir, claim, dependencies, write_json
 
 
 def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[int, Results]:
@@ -37,13 +38,16 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
     stages = _enabled_stages(config)
     for stage in stages:
         stage.check(experiment)
+        if stage.split is not None:
+            check_images(experiment, stage.split(config))
     check_workdir(workdir, config)
+    folder = Path(workdir) / eval_folder
+    check_config(folder, config, "evaluation")
     if any(stage.needs_classifier for stage in stages):
         classification.provide(experiment, workdir)
     checkpoints = Checkpoints(workdir)
     selected = _select(checkpoints, config, workdir)
     prepared = {stage.name: stage.prepare(experiment, Path(workdir)) for stage in stages}
-    folder = Path(workdir) / eval_folder
     claim(folder, config, "evaluation")
     report.note_environment(folder, experiment.mesh)
     results = {}
@@ -108,6 +112,8 @@ def _select(checkpoints: Checkpoints, config: Config, workdir: str) -> list[Foun
 def _depends(experiment: Experiment, stage: Stage, workdir: str, found: Found) -> dict[str, Any]:
     """Describe everything that the rounds of a stage are computed from, as JSON."""
     depends = dependencies(stage.kind, experiment.config) | experiment.identity(workdir, found)
+    if stage.split is not None:
+        depends["data"] = images_of(experiment, stage.split(experiment.config)).digest
     if stage.needs_dequantizer:
         depends["dequantizer"] = dequantization.identity(experiment, workdir, found.number)
     if stage.needs_classifier and experiment.classifier is not None:

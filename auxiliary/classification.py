@@ -56,6 +56,7 @@ def train(config: Config, workdir: str) -> Params:
     settings = {
         "classifier": options.to_dict(),
         "data": config.data.to_dict(),
+        "images": experiment.train.digest,
         "sde": repr(experiment.sde),
         "seed": config.seed,
     }

@@ -60,6 +60,7 @@ def train(config: Config, workdir: str, number: int | None = None) -> Params:
         key=experiment.key("dequantize"),
         settings={
             **experiment.identity(workdir, found),
+            "images": images.digest,
             "iters": total,
             "batch_size": batch_size,
             "seed": config.seed,

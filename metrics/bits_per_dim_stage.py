@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +20,11 @@ import datasets
 import likelihood
 import sampling
 import sharding
+from configs.default import Config
 from datasets import Dequantize
 from errors import InputError
 from experiment import Experiment
-from metrics.splits import check_images, images_of
+from metrics.splits import images_of
 from metrics.stage import (
     Cell,
     Context,
@@ -48,9 +48,9 @@ def check(experiment: Experiment) -> None:
         )
 
 
-def prepare(experiment: Experiment, workdir: Path) -> None:
-    """Raise InputError if the images cannot be read."""
-    check_images(experiment, experiment.config.eval.bpd_dataset.lower())
+def split(config: Config) -> str:
+    """The split whose likelihood is computed."""
+    return config.eval.bpd_dataset.lower()
 
 
 def run(context: Context) -> Results:
@@ -67,7 +67,7 @@ def run(context: Context) -> Results:
         raise ValueError("The stage 'bpd' requires Context.dequantize, which is None.")
     experiment = context.experiment
     config = experiment.config.eval
-    images = images_of(experiment, config.bpd_dataset.lower())
+    images = images_of(experiment, split(experiment.config))
     batches = datasets.rounds(images, config.batch_size)
     bits_per_dim = compile_bits_per_dim(experiment, context.dequantize)
 
@@ -177,7 +177,7 @@ STAGE = Stage(
     key="bpd",
     kind="bpd",
     check=check,
-    prepare=prepare,
+    split=split,
     run=run,
     measures=measures,
     cells=cells,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 
 import datasets
 import sharding
-from experiment import Experiment
-from metrics.splits import check_images
+from configs.default import Config
 from metrics.stage import (
     Cell,
     Context,
@@ -23,9 +20,9 @@ from metrics.stage import (
 from workdir import Arrays, load_rounds
 
 
-def prepare(experiment: Experiment, workdir: Path) -> None:
-    """Raise InputError if the test images cannot be read."""
-    check_images(experiment, "test")
+def split(config: Config) -> str:
+    """The split whose loss is computed."""
+    return "test"
 
 
 def run(context: Context) -> Results:
@@ -63,7 +60,7 @@ STAGE = Stage(
     name="loss",
     key="loss",
     kind="loss",
-    prepare=prepare,
+    split=split,
     run=run,
     measures=measures,
     cells=cells,

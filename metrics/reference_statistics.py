@@ -7,7 +7,6 @@ and a `protocol`, which those lack: the features, and the images that they were 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -33,9 +32,6 @@ MAX_FEATURES = 50_000
 
 The moments are those of all images.
 """
-
-MAX_HASHED = 100_000  # images; hashing more of them takes too long at every start
-HASHED_AT_ONCE = 1_000  # images
 
 ARRAYS = ("pool_3", "mu", "sigma", "protocol")  # In a statistics file.
 
@@ -123,27 +119,15 @@ def expected_protocol(experiment: Experiment, extractor: Extractor) -> Protocol:
 def _content(experiment: Experiment, path: Path) -> Protocol:
     """The number of the reference images and the hash of their content.
 
-    The hash is left out for more than MAX_HASHED images, and both, with a warning, if the images
-    cannot be read: samples can be compared with statistics of images that are elsewhere.
+    Both are left out, with a warning, if the images cannot be read: samples can be compared with
+    statistics of images that are elsewhere.
     """
     try:
         images = images_of(experiment, experiment.config.eval.stats_split)
-        count = len(images)
+        return {"images": len(images), "data_sha256": images.digest}
     except InputError as error:
         logging.warning("%s cannot be compared with its images: %s", path, brief(error))
         return {}
-    if count > MAX_HASHED:
-        return {"images": count}
-    digest = hashlib.sha256()
-    for start in range(0, count, HASHED_AT_ONCE):
-        indices = np.arange(start, min(start + HASHED_AT_ONCE, count))
-        digest.update(_hash_images(features.as_samples(experiment, images.pixels[indices])))
-    return {"images": count, "data_sha256": digest.hexdigest()}
-
-
-def _hash_images(images: np.ndarray) -> bytes:
-    """The SHA-256 of each image, one after the other."""
-    return b"".join(hashlib.sha256(image.tobytes()).digest() for image in images)
 
 
 # --- computation ---
@@ -161,15 +145,15 @@ def compute(experiment: Experiment, extractor: Extractor, path: Path) -> Referen
         indices, count = batches[index]
         pixels = np.asarray(images.batch(indices[:count]).pixels)
         batch = features.as_samples(experiment, pixels)
-        return {
-            "pool": extractor.extract(batch).pool,
-            "digests": np.frombuffer(_hash_images(batch), np.uint8),
-        }
+        return {"pool": extractor.extract(batch).pool}
 
     name = f"{_name(experiment, extractor)}_{batch_size}"
-    depends = dependencies("statistics", experiment.config) | {"features": extractor.digest}
+    content = {"images": len(images), "data_sha256": images.digest}
+    depends = dependencies("statistics", experiment.config) | content
+    depends["features"] = extractor.digest
     paths = run_rounds(folder, name, len(batches), compute_round, depends)
-    reference = _merge_rounds(paths, len(images), expected_protocol(experiment, extractor))
+    protocol = expected_protocol(experiment, extractor) | content
+    reference = _merge_rounds(paths, len(images), protocol)
     # Other processes may still read the rounds, or check whether the file exists.
     sharding.wait("statistics")
     _write(path, reference)
@@ -181,11 +165,9 @@ def _merge_rounds(paths: Sequence[Path], total: int, protocol: Protocol) -> Refe
     """Merge rounds of features; one round is in memory at a time, and the features to keep."""
     positions = np.linspace(0, total - 1, min(MAX_FEATURES, total))
     kept = np.unique(positions.round().astype(int))
-    moments, pools, digest, start = None, [], hashlib.sha256(), 0
+    moments, pools, start = None, [], 0
     for path in paths:
-        arrays = load_rounds([path])
-        pool = arrays["pool"]
-        digest.update(arrays["digests"].tobytes())
+        pool = load_rounds([path])["pool"]
         batch_moments = Moments.from_features(pool)
         moments = batch_moments if moments is None else moments.merge(batch_moments)
         end = start + len(pool)
@@ -193,7 +175,6 @@ def _merge_rounds(paths: Sequence[Path], total: int, protocol: Protocol) -> Refe
         start = end
     if moments is None:
         raise ValueError("There are no rounds to merge.")
-    protocol = protocol | {"images": total, "data_sha256": digest.hexdigest()}
     return Reference(moments, np.concatenate(pools), protocol)
 
 
@@ -276,6 +257,12 @@ def _read(path: Path) -> Arrays:
         raise InputError(
             f"{path} is not a complete .npz file of arrays: {brief(error)}. Replace it."
         ) from error
+    for name in arrays.keys() - {"protocol"}:
+        if arrays[name].dtype.kind != "f" or not np.isfinite(arrays[name]).all():
+            raise InputError(
+                f"{path} is damaged: {name!r} has values that are not finite numbers. Compute it "
+                "again, with --mode=fid_stats."
+            )
     if "pool_3" not in arrays and not {"mu", "sigma"} <= arrays.keys():
         raise InputError(
             f"{path} holds no statistics: it has neither 'pool_3' nor both 'mu' and 'sigma'."

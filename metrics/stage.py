@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import workdir
+from configs.default import Config
 from datasets import Dequantize
 from errors import InputError
 from experiment import Experiment
@@ -101,6 +102,7 @@ class Stage:
       separate_table: whether its cells form a separate table.
       needs_dequantizer: whether `run` uses `Context.dequantize`.
       needs_classifier: whether `run` samples with config.guidance, which may need the classifier.
+      split: the split of the data set that `run` reads, given the config; None if it reads none.
     """
 
     name: str
@@ -116,6 +118,7 @@ class Stage:
     separate_table: bool = False
     needs_dequantizer: bool = False
     needs_classifier: bool = False
+    split: Callable[[Config], str] | None = None
 
 
 def estimate_text(value: float, stderr: float) -> str:
