@@ -1,16 +1,16 @@
 """Sample quality against network evaluations (NFE) for every sampler and SDE, next to diffusers.
 
-python -m benchmarks.sampling_quality --workdir=DIR --write
+python -m benchmarks.sampling_quality --trained=DIR --results=FILE --write
 
-Prints a page and, with --write, writes it to docs/sampling.md and .png. DIR is a workdir trained
-with the config that --config names.
+Prints a page and, with --write, writes it to docs/sampling.md and .png. DIR holds the workdirs
+vp, ve and subvp, trained with the configs of the digits. A run that is stopped resumes from FILE.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from jax import Array
-from ml_collections import config_flags
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 import factory
 import sampling
 import solvers
-from benchmarks import sampling_quality_peers
+from benchmarks import parts, sampling_quality_peers
 from benchmarks.digit_mixture import (
     DigitMixture,
     exact_quantiles,
@@ -35,32 +34,40 @@ from benchmarks.digit_mixture import (
     weighted_quantiles,
 )
 from benchmarks.sampling_quality_page import (
-    BEST,
-    BEST_SCHEDULE,
     BUDGETS,
     NAMES,
     PC,
+    TRAINED_PC,
     Result,
     page,
     plot,
 )
-from checkpoints import Checkpoints
 from configs.default import Config, get_default_config
 from experiment import Experiment
+from models.building import Params
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file(
-    "config", "configs/vp/digits_ddpmpp_continuous.py", "The experiment of --workdir."
-)
 flags.DEFINE_string(
-    "workdir", None, "The workdir of the digits model; without it, only the mixture is measured."
+    "trained",
+    None,
+    "The folder of the workdirs vp, ve and subvp, trained with the configs of the digits; without "
+    "it, only the mixture is measured.",
 )
 flags.DEFINE_bool("write", False, "Write docs/sampling.md and docs/sampling.png.")
 flags.DEFINE_string(
-    "results", None, "A JSON file of results, which is read if it exists and completed."
+    "results", "sampling_quality.jsonl", "A file of results, which a later run completes."
 )
-flags.DEFINE_integer("samples", 4000, "Samples of the mixture for each sampler.")
-flags.DEFINE_integer("digits", 500, "Samples of the digits model for each sampler.")
+flags.DEFINE_integer("samples", 5000, "Samples of the mixture for each sampler.")
+flags.DEFINE_integer("digits", 5000, "Samples of a trained network for each sampler.")
+
+BATCH_SIZE = 500  # samples of a trained network at a time
+TRAINED = {
+    "vesde": ("ve.digits_ncsnpp_continuous", "ve"),
+    "vpsde": ("vp.digits_ddpmpp_continuous", "vp"),
+    "subvpsde": ("subvp.digits_ddpmpp_continuous", "subvp"),
+}
+"""The configs of the trained networks, and their workdirs in FLAGS.trained."""
+TRAINED_SCHEDULES = ("log_snr", "karras")
 
 CORRECTED = {
     "vesde": {"predictor": "reverse_diffusion", "snr": 0.16},
@@ -98,7 +105,12 @@ def reference_samplers(sde: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def measure_on_mixture(
-    mixture: DigitMixture, quantiles: np.ndarray, kind: str, name: str, fields: dict[str, Any]
+    mixture: DigitMixture,
+    quantiles: np.ndarray,
+    records: parts.Records,
+    kind: str,
+    name: str,
+    fields: dict[str, Any],
 ) -> Result:
     """Sample the mixture with the sampler that these fields of config.sampling describe."""
     config = get_default_config()
@@ -112,21 +124,24 @@ def measure_on_mixture(
         prior = sampling.prior_sample(keys, sde, (len(keys), *mixture.shape))
         return sampler(keys, score, prior)
 
-    samples = run(sampling.image_keys(jax.random.key(0), jnp.arange(len(quantiles))))
-    nfe = float(np.asarray(samples.nfe).mean())
-    result = Result(NAMES[kind], name, nfe, sliced_distance(quantiles, samples.x))
-    print(f"{result.sde} {name}: {result.nfe:.0f} NFE, {result.distance:.4f}", flush=True)
-    return result
+    def compute() -> Result:
+        samples = run(sampling.image_keys(jax.random.key(0), jnp.arange(len(quantiles))))
+        nfe = float(np.asarray(samples.nfe).mean())
+        result = Result(NAMES[kind], name, nfe, sliced_distance(quantiles, samples.x))
+        print(f"{result.sde} {name}: {result.nfe:.0f} NFE, {result.distance:.4f}", flush=True)
+        return result
+
+    return recorded(records, f"{NAMES[kind]}: {name}, {fields.get('num_steps')} steps", compute)
 
 
-def mixture_results(kind: str) -> list[Result]:
+def mixture_results(kind: str, records: parts.Records) -> list[Result]:
     """Measure all samplers on one SDE.
 
     At 10 and 20 NFE every solver is measured on every schedule, at other budgets on its best one.
     """
     mixture = DigitMixture()
     quantiles = exact_quantiles(mixture, FLAGS.samples)
-    measure = functools.partial(measure_on_mixture, mixture, quantiles, kind)
+    measure = functools.partial(measure_on_mixture, mixture, quantiles, records, kind)
     exact = [sliced_distance(quantiles, mixture.sample(seed, FLAGS.samples)) for seed in range(20)]
     results = [Result(NAMES[kind], "floor", 0, float(np.mean(exact)), float(np.std(exact, ddof=1)))]
     results += [measure(name, fields) for name, fields in reference_samplers(kind)]
@@ -169,7 +184,7 @@ class DigitsReference:
         x = self.train.reshape(len(self.train), -1)
         self.classifier = LogisticRegression(max_iter=2000).fit(x, labels[~is_test])
 
-    def measure(self, name: str, nfe: float, x: np.ndarray) -> Result:
+    def measure(self, sde: str, name: str, nfe: float, x: np.ndarray) -> Result:
         """Return the distance of samples x (n, ...), with its standard deviation by resampling."""
         rng = np.random.default_rng(0)
         distances = [
@@ -180,9 +195,9 @@ class DigitsReference:
         variation = np.abs(frequencies - self.frequencies).sum() / 2
         notes = f"{probabilities.max(1).mean():.3f}", f"{variation:.3f}"
         distance = sliced_distance(self.quantiles, x)
-        result = Result("digits", name, nfe, distance, float(np.std(distances, ddof=1)), notes)
+        result = Result(sde, name, nfe, distance, float(np.std(distances, ddof=1)), notes)
         errors = f"{result.distance:.4f} +- {result.spread:.4f}"
-        print(f"digits {name}: {nfe:.0f} NFE, {errors}, {notes}", flush=True)
+        print(f"{sde} {name}: {nfe:.0f} NFE, {errors}, {notes}", flush=True)
         return result
 
 
@@ -196,82 +211,96 @@ def _grey_levels(digits: np.ndarray) -> np.ndarray:
     return _scale(np.round(digits * (255 / 16)).astype(np.uint8))
 
 
-def digits_results() -> list[Result]:
-    """Measure samples of the trained model."""
-    experiment = Experiment(Config(FLAGS.config.to_dict()))
-    checkpoints = Checkpoints(FLAGS.workdir)
-    params = checkpoints.restore(checkpoints.pick(None), {"ema": experiment.abstract_params})["ema"]
+def trained_results(kind: str, records: parts.Records) -> list[Result]:
+    """Measure samples of the network that was trained with this SDE, in FLAGS.trained."""
+    config_file, folder = TRAINED[kind]
+    config = importlib.import_module(f"configs.{config_file}").get_config()
+    experiment = Experiment(config)
+    _, params = experiment.trained(str(Path(FLAGS.trained) / folder))
     reference = DigitsReference(experiment)
+    name = f"{NAMES[kind]}, trained"
 
-    def measure(name: str, fields: dict[str, Any], **model: Any) -> Result:
-        config = Config(FLAGS.config.to_dict())
-        config.sampling.update(fields)
-        config.model.update(model)
-        samples = Experiment(config).sample_images(params, 0, FLAGS.digits)
-        return reference.measure(name, float(samples.nfe.mean()), _scale(samples.x))
+    def measure(sampler: str, fields: dict[str, Any]) -> Result:
+        def compute() -> Result:
+            changed = Config(config.to_dict())
+            changed.sampling.update(fields)
+            x, nfe = _sample(Experiment(changed), params, FLAGS.digits)
+            return reference.measure(name, sampler, nfe, _scale(x))
 
-    train = reference.train
-    subset = np.random.default_rng(0).permutation(len(train))[: FLAGS.digits]
-    results = [reference.measure("training digits", 0, train[subset])]
-    results.append(measure("the config's own", {}))
-    for name in solvers.SOLVERS:
-        budgets = (5, 10, 20, 50) if name == BEST else (10, 20)
-        for budget in budgets:
-            fields = solver_fields(name, BEST_SCHEDULE, budget)
-            if fields:
-                results.append(measure(f"{name} {BEST_SCHEDULE}", fields))
-    samplers = dict(reference_samplers("vpsde"))
-    results.append(measure("adaptive_sde 0.05", samplers["adaptive_sde 0.05"]))
-    results.append(measure(PC, samplers[PC], num_scales=1000))
+        return recorded(records, f"{name}: {sampler}", compute)
+
+    samplers = dict(reference_samplers(kind))
+    results = [measure(TRAINED_PC, samplers[PC]), measure("ode", samplers["ode"])]
+    for solver in solvers.SOLVERS:
+        for schedule in TRAINED_SCHEDULES:
+            for budget in (10, 20):
+                fields = solver_fields(solver, schedule, budget)
+                if fields:
+                    results.append(measure(f"{solver} {schedule} {budget}", fields))
     return results
+
+
+def _sample(experiment: Experiment, params: Params, count: int) -> tuple[np.ndarray, float]:
+    """Return `count` samples, uint8, and the mean of their score evaluations."""
+    size = min(count, BATCH_SIZE)
+    rounds = []
+    for first in range(0, count, size):
+        rounds.append(experiment.sample_images(params, first, size))
+    images = np.concatenate([each.x for each in rounds])[:count]
+    return images, float(np.mean([each.nfe.mean() for each in rounds]))
+
+
+def recorded(records: parts.Records, key: str, compute: Callable[[], Result]) -> Result:
+    """Return the result that `records` holds under this key; compute and add it if there is none.
+
+    Keys contain the number of samples, so that results of other numbers are not mixed.
+    """
+    key = f"{key}, {FLAGS.samples} and {FLAGS.digits} samples"
+    if records.is_missing(key):
+        records.add(key, compute()._asdict())
+    found = records.results[key]
+    fields = {name: found[name] for name in Result._fields}
+    return Result(**fields | {"notes": tuple(fields["notes"])})
 
 
 # --- command line ---
 
 
-def results() -> dict[str, list]:
-    """Return the results of each part; parts in the file of --results are not measured again.
+def results(records: parts.Records) -> dict[str, list]:
+    """Return the results of each part; those in `records` are not measured again.
 
-    These are lists of Result, "vesde", "vpsde", "subvpsde" and "digits", and table lines, "peers".
+    These are lists of Result, under the names of the SDEs ("vesde", ...) for the mixture and
+    ("trained vesde", ...) for trained networks, and lines of a table, "peers".
     """
-    parts: dict[str, Callable[[], list]] = {
-        kind: functools.partial(mixture_results, kind) for kind in NAMES
-    }
+    found: dict[str, list] = {}
+    if FLAGS.trained:
+        found |= {f"trained {kind}": trained_results(kind, records) for kind in NAMES}
+    else:
+        print("No --trained folder is given: trained networks are not measured.")
+    found |= {kind: mixture_results(kind, records) for kind in NAMES}
     if importlib.util.find_spec("diffusers") and importlib.util.find_spec("torch"):
-        parts["peers"] = sampling_quality_peers.rows
+        if records.is_missing("peers"):
+            records.add("peers", {"lines": sampling_quality_peers.rows()})
+        found["peers"] = records.results["peers"]["lines"]
     else:
         print(
             "diffusers or PyTorch is not installed (requirements-dev.txt): its schedulers are not "
             "compared."
         )
-    if FLAGS.workdir:
-        parts["digits"] = digits_results
-    else:
-        print("No --workdir is given: the trained digits model is not measured.")
-    path = Path(FLAGS.results) if FLAGS.results else None
-    saved = json.loads(path.read_text()) if path and path.exists() else {}
-    for name, measure in parts.items():
-        if name not in saved:
-            saved[name] = measure()
-            if path:
-                path.write_text(json.dumps(saved))
-    return {
-        name: rows if name == "peers" else [Result(*each) for each in rows]
-        for name, rows in saved.items()
-    }
+    return found
 
 
 def main(_: list[str]) -> None:
     """Measure, print and write the page."""
     logging.set_verbosity(logging.WARNING)
-    parts = results()
-    given = [f"--{flag}={flag.upper()}" for flag in ("workdir", "results") if FLAGS[flag].value]
+    found = results(parts.Records(FLAGS.results))
+    given = [f"--{flag}={flag.upper()}" for flag in ("trained", "results") if FLAGS[flag].value]
     command = " ".join(["python -m benchmarks.sampling_quality", *given, "--write"])
-    text = page(parts, {"command": command, "n": FLAGS.samples, "digits": FLAGS.digits})
+    text = page(found, {"command": command, "n": FLAGS.samples, "digits": FLAGS.digits})
     print(text)
     if FLAGS.write:
         Path("docs/sampling.md").write_text(text)
-        plot(parts, "docs/sampling.png")
+        plot(found, "docs/sampling.png")
 
 
 if __name__ == "__main__":
