@@ -216,7 +216,9 @@ def trained_results(kind: str, records: parts.Records) -> list[Result]:
     config_file, folder = TRAINED[kind]
     config = importlib.import_module(f"configs.{config_file}").get_config()
     experiment = Experiment(config)
-    _, params = experiment.trained(str(Path(FLAGS.trained) / folder))
+    workdir = str(Path(FLAGS.trained) / folder)
+    found, params = experiment.trained(workdir)
+    identity = experiment.identity(workdir, found)["ema"]
     reference = DigitsReference(experiment)
     name = f"{NAMES[kind]}, trained"
 
@@ -227,7 +229,7 @@ def trained_results(kind: str, records: parts.Records) -> list[Result]:
             x, nfe = _sample(Experiment(changed), params, FLAGS.digits)
             return reference.measure(name, sampler, nfe, _scale(x))
 
-        return recorded(records, f"{name}: {sampler}", compute)
+        return recorded(records, f"{name} {identity}: {sampler}", compute)
 
     samplers = dict(reference_samplers(kind))
     results = [measure(TRAINED_PC, samplers[PC]), measure("ode", samplers["ode"])]
