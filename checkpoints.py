@@ -6,7 +6,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,9 +45,10 @@ class Checkpoints:
     """The checkpoints of one workdir; with `create` also for writing."""
 
     def __init__(self, workdir: str | Path, *, create: bool = False) -> None:
+        self._workdir = Path(workdir).resolve()
         self._managers = {}
         for folder, keep in ((SNAPSHOTS, None), (BACKUPS, NUM_BACKUPS)):
-            path = Path(workdir).resolve() / folder
+            path = self._workdir / folder
             if create or path.is_dir():
                 options = ocp.CheckpointManagerOptions(
                     step_prefix="checkpoint", max_to_keep=keep, create=create
@@ -53,7 +58,20 @@ class Checkpoints:
     def save(
         self, folder: str, number: int, trees: Trees, *, step: int, config: dict[str, Any]
     ) -> None:
-        """Start to write a checkpoint in the background; replace one of the same number."""
+        """Start to write a checkpoint in the background; replace one of the same number.
+
+        Raises InputError if this or the previous checkpoint cannot be written.
+        """
+        if not (self._workdir / folder).is_dir():  # Orbax would create it again.
+            raise InputError(
+                f"{self._workdir} is no longer there, or a part of it; training stops."
+            )
+        with self._writing():
+            self._start_to_save(folder, number, trees, step, config)
+
+    def _start_to_save(
+        self, folder: str, number: int, trees: Trees, step: int, config: dict[str, Any]
+    ) -> None:
         manager = self._managers[folder]
         if number in manager.all_steps():
             manager.delete(number)
@@ -143,13 +161,31 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Wait for the saves in progress."""
+        """Wait for the saves in progress. Raises InputError if one of them failed."""
         for manager in self._managers.values():
-            manager.close()
+            with self._writing():
+                manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn a failure to write, now or in the background before, into an InputError."""
+        try:
+            yield
+        except Exception as error:  # Orbax raises many types of exception.
+            raise InputError(
+                f"A checkpoint cannot be written to {self._workdir}: {_reason(error)} The last "
+                "complete one is kept; once the cause is gone, the same command continues from it."
+            ) from error
 
     def _info(self, folder: str, number: int) -> dict[str, Any]:
         arguments = ocp.args.Composite(info=ocp.args.JsonRestore())
         return self._managers[folder].restore(number, args=arguments)["info"]
+
+
+def _reason(error: Exception) -> str:
+    """Return one sentence about the cause of a failed save."""
+    system_error = re.search(r"os_error_code='(\d+)'", str(error))  # by TensorStore
+    return f"{os.strerror(int(system_error[1])) if system_error else brief(error)}."
 
 
 def _checksum(tree: Any) -> int:

@@ -1,9 +1,19 @@
-"""Errors that a user can correct: `main.py` prints their message and exits with code 1."""
+"""How a command ends early: errors that a user can correct, and signals.
+
+`main.py` prints the message of an InputError and exits with code 1. A signal ends it with one line
+and the code 128 + signal, except in training, which saves its state first (`sharding.Preemption`).
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import signal
+import sys
+import threading
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from types import FrameType, TracebackType
+from typing import NoReturn, TypeVar
 
 Value = TypeVar("Value")
 
@@ -25,6 +35,55 @@ def choose(table: Mapping[str, Value], name: str, field: str) -> Value:
     """Return table[name], after `check_name`."""
     check_name(name, table, field)
     return table[name]
+
+
+def exit_on_signals() -> None:
+    """Let SIGINT (Ctrl-C) and SIGTERM end the process at once, with one line.
+
+    Files are complete or absent at any time, so nothing needs to be undone. Background threads,
+    which an exception would wait for, end with the process.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _exit)
+
+
+def fail(message: str) -> NoReturn:
+    """End the process with one line and exit code 1, without waiting for background threads."""
+    print(f"Error: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def hide_background_errors() -> None:
+    """Print no tracebacks of background threads.
+
+    The main thread raises the error of a save that failed in the background. Orbax, its threads and
+    TensorBoard's would print it dozens of times.
+    """
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    def show(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+        if threading.current_thread() is threading.main_thread():
+            sys.__excepthook__(kind, value, trace)
+
+    def ignore(arguments: object) -> None:
+        """Accept what Python passes to hooks for errors that no code can catch."""
+
+    logging.getLogger("absl").addFilter(is_ours)
+    sys.excepthook, threading.excepthook, sys.unraisablehook = show, ignore, ignore
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    name = signal.Signals(number).name
+    print(
+        f"\nStopped by {name}. Files that are complete are kept, and the same command continues.",
+        file=sys.stderr,
+        flush=True,
+    )
+    sys.stdout.flush()
+    os._exit(128 + number)
 
 
 def brief(error: Exception) -> str:

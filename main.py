@@ -9,9 +9,16 @@ docs/usage.md describes the modes and flags.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+
+import errors
+
+if __name__ == "__main__":
+    errors.exit_on_signals()  # Before the other imports, which take seconds.
 
 import jax
 import ml_collections
@@ -137,6 +144,7 @@ flags.mark_flags_as_required(["config", "workdir", "mode"])
 def main(argv: list[str]) -> None:
     """Run one mode. An error that the user can correct is one message and exit code 1."""
     logging.set_verbosity(logging.WARNING)
+    errors.hide_background_errors()
     _enable_compilation_cache()
     try:
         if argv[1:]:
@@ -144,13 +152,20 @@ def main(argv: list[str]) -> None:
         sharding.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         MODES[FLAGS.mode](_config(), FLAGS.workdir)
     except InputError as error:
-        sys.exit(f"Error: {error}")
+        errors.fail(str(error))
+    except OSError as error:
+        where = f"{error.filename} cannot be used: " if error.filename else ""
+        errors.fail(f"{where}{error.strerror or errors.brief(error)}.")
+    except KeyboardInterrupt:  # From training, which has saved its state.
+        sys.exit(128 + signal.SIGINT)
 
 
 def _enable_compilation_cache() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         folder = Path.home() / ".cache" / "score_sde" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    # A damaged entry is compiled again.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     # A start compiles hundreds of small programs.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
@@ -165,18 +180,27 @@ def _required(name: str) -> str:
 def _config() -> Config:
     try:
         # Converting reads the fields of the file, which may fail.
-        return ml_collections.ConfigDict(FLAGS.config.to_dict())
-    except OSError as error:
-        reason = str(error).splitlines()[-1].strip()
+        config = FLAGS.config
+        if isinstance(config, ml_collections.ConfigDict):
+            return ml_collections.ConfigDict(config.to_dict())
+    except Exception as error:  # A config file may raise anything.
+        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise InputError(f"--config cannot be read: {reason}") from error
+    raise InputError(
+        f"--config: get_config() returned {type(config).__name__}, but it must return an "
+        "ml_collections.ConfigDict."
+    )
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse flags as absl does; an unreadable config or unknown field is a one-line error."""
+    """Parse flags; a wrong one, an unreadable config or an unknown field is a one-line error."""
+    logging.set_verbosity(logging.ERROR)  # `main` sets it for all other messages.
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        sys.exit(f"Error: {' '.join(str(error).split())} (in the flags {' '.join(argv[1:])})")
+        return FLAGS(argv)
+    except Exception as error:  # A config file may raise anything.
+        reason = " ".join(str(error).split()) or "no message"
+        flags_given = " ".join(argv[1:])
+        sys.exit(f"Error: {type(error).__name__}: {reason} (in the flags {flags_given})")
 
 
 if __name__ == "__main__":

@@ -265,25 +265,36 @@ def _has_peers() -> bool:
 
 
 class Preemption:
-    """While entered, SIGTERM does not end the process but makes `reached` return True.
+    """While entered, SIGTERM and SIGINT (Ctrl-C) do not end the process, but make `reached` True.
 
-    If one process receives the signal, the same call of `reached` returns True on all of them.
+    If one process receives a signal, the same call of `reached` returns True on all of them. A
+    second Ctrl-C has the effect that it had before.
+
+    Attributes:
+      signal: the signal that this process received, or None.
     """
 
     def __init__(self, mesh: Mesh) -> None:
-        self._mesh, self._signalled = mesh, False
+        self._mesh = mesh
+        self.signal: signal.Signals | None = None
         self._agreed: Array | None = None  # on the devices
         self._any = jax.jit(jax.numpy.any, out_shardings=replicated(mesh))
 
     def __enter__(self) -> Preemption:
-        self._previous = signal.signal(signal.SIGTERM, self._note)
+        self._previous = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
         return self
 
     def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
+        self.signal = signal.Signals(number)
+        if number == signal.SIGINT:
+            print("\nSaving the state; press Ctrl-C again to stop at once.", flush=True)
+            signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
 
     def reached(self, after: Array) -> bool:
         """Return whether to stop now; `after` is a result of the latest computation.
@@ -294,11 +305,11 @@ class Preemption:
         two processes that send in different orders would block each other.
         """
         if jax.process_count() == 1:
-            return self._signalled
+            return self.signal is not None
         waits = jax.default_backend() == "cpu"
         if waits:
             jax.block_until_ready(after)
-        mine = shard(self._mesh, np.full(len(self._mesh.local_devices), self._signalled))
+        mine = shard(self._mesh, np.full(len(self._mesh.local_devices), self.signal is not None))
         previous, self._agreed = self._agreed, self._any(mine)
         if waits:
             jax.block_until_ready(self._agreed)

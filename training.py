@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +31,7 @@ from models.building import Params
 from models.layers import Rngs
 from report.training_log import TrainingLog
 from train_state import TrainState
-from workdir import claim
+from workdir import check_config, claim, locked
 
 Metrics = dict[str, Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -103,8 +105,9 @@ def compile_steps(
 def train(config: Config, workdir: str) -> TrainState:
     """Train the experiment `config` in `workdir`, or continue; return the last state.
 
-    SIGTERM saves the state and returns it early. Raises InputError for an invalid config, a workdir
-    of another experiment, and a loss that is not finite.
+    SIGTERM saves the state and returns it early; SIGINT does the same and raises KeyboardInterrupt.
+    Raises InputError for an invalid config, a workdir of another experiment or one that another
+    process trains in, and a loss that is not finite.
     """
     experiment = Experiment(config)
     config = experiment.config
@@ -112,7 +115,24 @@ def train(config: Config, workdir: str) -> TrainState:
     _ = experiment.train, experiment.test  # Missing images fail before anything is written.
     if config.training.snapshot_sampling:
         classification.provide(experiment, workdir)
-    claim(workdir, config, "training")
+    check_config(workdir, config, "training")
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    with locked(workdir), sharding.Preemption(experiment.mesh) as preemption:
+        claim(workdir, config, "training")
+        state = _continue(experiment, optimizer, workdir, preemption)
+    if preemption.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    return state
+
+
+def _continue(
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    workdir: str,
+    preemption: sharding.Preemption,
+) -> TrainState:
+    """Train from the newest checkpoint, or from the start; return the last state."""
+    config = experiment.config
     checkpoints = Checkpoints(workdir, create=True)
     state = init_state(experiment, optimizer)
     restored = checkpoints.restore_latest(train_state.to_checkpoint(state))
@@ -123,7 +143,7 @@ def train(config: Config, workdir: str) -> TrainState:
     with contextlib.closing(checkpoints), log:
         if restored:
             log.say(f"continuing from {restored[1]}{_remark(start, total, config)}")
-        return _run(experiment, optimizer, state, total, checkpoints, log)
+        return _run(experiment, optimizer, state, total, checkpoints, log, preemption)
 
 
 def last_step(start: int, config: Config) -> int:
@@ -145,32 +165,33 @@ def _run(
     total: int,
     checkpoints: Checkpoints,
     log: TrainingLog,
+    preemption: sharding.Preemption,
 ) -> TrainState:
-    """Train until step `total` or SIGTERM; return the last state, which is then saved."""
+    """Train until step `total` or a signal; return the last state, which is then saved."""
     settings, start = experiment.config.training, int(state.step)
     per_call = settings.n_jitted_steps
     steps = compile_steps(experiment, optimizer)
     batches = _batches(experiment, start // per_call)
     stopped = False
-    with sharding.Preemption(experiment.mesh) as preemption:
-        for step in range(start + per_call, total + 1, per_call):
-            state, metrics = steps(state, sharding.shard(experiment.mesh, next(batches), axis=1))
-            log.collect(step, metrics)
-            stopped = preemption.reached(metrics["loss"])
-            due = {name: _is_due(step, settings[name], per_call, total) for name in FREQUENCIES}
-            if due["log_freq"]:
-                log.training()
-            if due["eval_freq"] and not stopped:
-                log.held_out(*held_out_batch(experiment, state.ema, step))
-            _save(checkpoints, state, step, due, stopped, experiment.config, log)
-            if stopped:
-                break
-            if due["snapshot_freq"] and settings.snapshot_sampling:
-                images = experiment.sample_images(state.ema, 0, GRID).x
-                log.samples(datasets.image_grid(np.asarray(images)))
+    for step in range(start + per_call, total + 1, per_call):
+        state, metrics = steps(state, sharding.shard(experiment.mesh, next(batches), axis=1))
+        log.collect(step, metrics)
+        stopped = preemption.reached(metrics["loss"])
+        due = {name: _is_due(step, settings[name], per_call, total) for name in FREQUENCIES}
+        if due["log_freq"]:
+            log.training()
+        if due["eval_freq"] and not stopped:
+            log.held_out(*held_out_batch(experiment, state.ema, step))
+        _save(checkpoints, state, step, due, stopped, experiment.config, log)
+        if stopped:
+            break
+        if due["snapshot_freq"] and settings.snapshot_sampling:
+            images = experiment.sample_images(state.ema, 0, GRID).x
+            log.samples(datasets.image_grid(np.asarray(images)))
     if stopped and not jax.process_index():
+        reason = preemption.signal.name if preemption.signal else "a signal to another process"
         print(
-            f"step {step}: stopped by SIGTERM; the state is saved, and the same command continues "
+            f"step {step}: stopped by {reason}; the state is saved, and the same command continues "
             "from it.",
             flush=True,
         )

@@ -7,10 +7,13 @@ holds a description of what it was made from, and is computed again if that diff
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import socket
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,6 +34,8 @@ from errors import InputError, brief
 Arrays = dict[str, np.ndarray]
 Depends = Mapping[str, Any]
 """What a file was made from, as JSON: config fields, and the identity of other files."""
+
+LOCK = "lock"  # the file of a workdir that names the process that writes to it
 
 # --- dependencies ---------------------------------------------------------------------------------
 
@@ -121,6 +126,32 @@ def check_workdir(workdir: str | Path, config: Config) -> None:
     check_config(workdir, config, "checkpoint")
 
 
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Let only this run of process 0 write to `folder`; raise InputError if another one does.
+
+    The lock is one of the operating system, which ends with the process that holds it. It holds on
+    one computer, and between computers as far as their shared file system supports locks.
+    """
+    if jax.process_index():
+        yield
+        return
+    path = Path(folder) / LOCK
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise InputError(
+                f"{folder} is in use by {owner}. Wait for it or stop it, or use another --workdir."
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
 def claim(folder: str | Path, config: Config, kind: str) -> None:
     """Check the config of `folder`, create the folder, and write `config` as its config.json."""
     check_config(folder, config, kind)
@@ -141,9 +172,25 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     if jax.process_index():
         return
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-    os.replace(temporary, path)
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write to `path` into an InputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written: {error.strerror or brief(error)}. Once the cause is gone, "
+            "the same command continues."
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

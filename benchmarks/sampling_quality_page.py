@@ -13,7 +13,7 @@ from benchmarks.markdown import header, machine, row
 NAMES = {"vesde": "VE", "vpsde": "VP", "subvpsde": "sub-VP"}
 BUDGETS = (5, 10, 15, 20, 35, 50)
 PC = "PC, 1000 + 1000"
-TRAINED_PC = "PC, 250 + 250"
+OWN = "the config's own"  # the sampler of the paper: PC for VE, the predictor alone for VP
 BEST, BEST_SCHEDULE = "deis", "karras"  # the sampler that the page recommends
 
 

@@ -23,7 +23,7 @@ from errors import InputError
 from experiment import Experiment
 from pretrained import Trained
 from train_state import TrainState, abstract, from_checkpoint, make_optimizer, to_checkpoint
-from workdir import check_config, claim, write_atomically
+from workdir import check_config, claim, locked, write_atomically
 
 
 def import_checkpoint(config: Config, workdir: str, source: str) -> int:
@@ -45,11 +45,14 @@ def import_checkpoint(config: Config, workdir: str, source: str) -> int:
             f"{workdir} has a checkpoint_{number} already; nothing is overwritten. Use another "
             "--workdir."
         )
-    claim(workdir, config, "training")
-    checkpoints = Checkpoints(workdir, create=True)
+    check_config(workdir, config, "training")
     trees = to_checkpoint(to_state(trained, experiment))
-    checkpoints.save(SNAPSHOTS, number, trees, step=trained.step, config=config.to_dict())
-    checkpoints.close()
+    Path(workdir).mkdir(parents=True, exist_ok=True)
+    with locked(workdir):
+        claim(workdir, config, "training")
+        checkpoints = Checkpoints(workdir, create=True)
+        checkpoints.save(SNAPSHOTS, number, trees, step=trained.step, config=config.to_dict())
+        checkpoints.close()
     found = Found(trained.step, SNAPSHOTS, number)
     print(f"{source} was imported as {found} of {workdir}")
     for line in _remarks(trained, config):

@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from errors import InputError
-from workdir import write_atomically, write_picture
+from workdir import write_atomically, write_picture, writing
 
 FILE_NAME = "metrics.jsonl"
 
@@ -66,8 +66,10 @@ class TrainingLog:
 
     def __exit__(self, *exception: object) -> None:
         self.bar.close()
-        self.entries.close()
-        self.events.close()
+        with writing(self.workdir / FILE_NAME):
+            self.entries.close()
+        with writing(self.workdir / "tensorboard"):
+            self.events.close()
 
     def collect(self, step: int, metrics: dict[str, Array]) -> None:
         """Keep the metrics of the steps up to `step`, without waiting for the device.
@@ -158,8 +160,9 @@ class TrainingLog:
         for name, value in values.items():
             self.events.add_scalar(f"{group}/{name}", value, self.step)
             entry[f"{group}/{name}"] = float(value) if math.isfinite(value) else None
-        self.entries.write(json.dumps(entry) + "\n")
-        self.entries.flush()
+        with writing(self.workdir / FILE_NAME):
+            self.entries.write(json.dumps(entry) + "\n")
+            self.entries.flush()
 
     def _levels(self, group: str, sums: np.ndarray, counts: np.ndarray) -> None:
         """Write the mean loss of each noise level that occurred to TensorBoard."""

@@ -1,0 +1,197 @@
+"""Every way in which a command ends early: one line, an exit code, and nothing lost."""
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from errors import InputError
+from workdir import locked, write_json
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+from tests import tiny
+
+def get_config():
+    return tiny.config(**{changes})
+"""
+FREQUENT = {
+    "training.n_iters": 4000,
+    "training.snapshot_freq": 1000,
+    "training.snapshot_freq_for_preemption": 2,
+}
+
+
+def write_config(folder, **changes):
+    path = folder / "tiny_config.py"
+    path.write_text(CONFIG.format(changes=FREQUENT | changes))
+    return path
+
+
+def start(config, workdir, mode="train", cache=ROOT / ".cache" / "jax", **options):
+    command = [sys.executable, "main.py", f"--config={config}", f"--workdir={workdir}"]
+    return subprocess.Popen(
+        [*command, f"--mode={mode}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(cache)},
+        **options,
+    )
+
+
+def finish(process):
+    """The exit code and the lines of the output that are not those of training."""
+    output = process.communicate(timeout=120)[0]
+    assert "Traceback" not in output, output
+    lines = [line for line in output.splitlines() if line and not line.startswith("step ")]
+    print(output)  # pytest shows it if the test fails.
+    return process.returncode, lines
+
+
+def wait_for(path, process):
+    """Wait until a file exists."""
+    end = time.monotonic() + 100
+    while not list(path.parent.glob(path.name)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+# --- the lock of a workdir ---
+
+
+def test_a_workdir_has_one_owner(tmp_path):
+    with locked(tmp_path):
+        message = f"is in use by process {os.getpid()} on .*use another --workdir"
+        with pytest.raises(InputError, match=message), locked(tmp_path):
+            pass
+    with locked(tmp_path):  # The lock of a process that has ended is taken over.
+        pass
+
+
+# --- files that cannot be written ---
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/a.json cannot be written: Not a directory"):
+        write_json(tmp_path / "file" / "a.json", {})
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    write_json(tmp_path / "a.json", 1)
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", object())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(InputError, match="a.json cannot be written: File too large"):
+            write_json(tmp_path / "a.json", "x" * 10_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "1")]
+
+
+def limit_file_size():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_written(tmp_path):
+    """One line; once files may be large enough, the same command continues."""
+    config, workdir = write_config(tmp_path, **{"training.n_iters": 8}), tmp_path / "w"
+    cache = tmp_path / "cache"  # Its files are cut short, too.
+    code, lines = finish(start(config, workdir, cache=cache, preexec_fn=limit_file_size))
+    assert (code, len(lines)) == (1, 1)
+    assert re.match(r"Error: .*cannot be written", lines[0])
+    assert finish(start(config, workdir, cache=cache)) == (0, [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["train", "eval", "encode", "fid_stats"])
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/nothing"])
+def test_workdirs_that_cannot_be_created(tmp_path, name, mode):
+    (tmp_path / "file").touch()
+    code, lines = finish(start(write_config(tmp_path), tmp_path / name, mode))
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith("Error: ")
+
+
+@pytest.mark.slow
+def test_a_workdir_that_disappears(tmp_path):
+    config, workdir = write_config(tmp_path), tmp_path / "w"
+    process = start(config, workdir)
+    wait_for(workdir / "checkpoints-meta" / "checkpoint_*[0-9]", process)
+    workdir.rename(tmp_path / "moved")
+    code, lines = finish(process)
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith("Error: ")
+    assert not (workdir / "config.json").exists()
+
+
+# --- config files ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(): return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("def get_config(): return {}", r"get_config\(\) returned dict, but it must return an ml_"),
+        ("def get_config(): return None", "must have a value other than None"),
+        ("x =", "SyntaxError: invalid syntax"),
+        ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
+        ("x = 1", "has no attribute 'get_config'"),
+    ],
+)
+def test_config_files_that_do_not_work(tmp_path, text, message):
+    path = tmp_path / "wrong.py"
+    path.write_text(text)
+    code, lines = finish(start(path, tmp_path / "w"))
+    assert code == 1
+    assert len(lines) <= 1
+    assert re.search(message, "".join(lines))
+    assert not (tmp_path / "w").exists()
+
+
+# --- signals ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_signals_in_training_save_the_state(tmp_path, number, code):
+    config, workdir = write_config(tmp_path), tmp_path / "w"
+    process = start(config, workdir)
+    wait_for(workdir / "checkpoints-meta" / "checkpoint_*[0-9]", process)
+    second = finish(start(config, workdir))
+    assert (second[0], len(second[1])) == (1, 1)
+    assert f"is in use by process {process.pid} on" in second[1][0]
+    process.send_signal(number)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == code
+    assert "Traceback" not in output
+    name = signal.Signals(number).name
+    (step,) = re.findall(rf"step (\d+): stopped by {name}; the state is saved", output)
+    assert (workdir / "checkpoints-meta" / f"checkpoint_{step}").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 6.0])
+def test_signals_outside_of_training(tmp_path, number, seconds):
+    """At any time: while modules are imported, while programs are compiled, and later."""
+    config = write_config(tmp_path, **{"classifier.n_iters": 10**6})
+    process = start(config, tmp_path / "w", "train_classifier")
+    time.sleep(seconds)
+    process.send_signal(number)
+    code, lines = finish(process)
+    assert code == 128 + number or (seconds < 1 and code in (-number, 128 + number))
+    assert [line for line in lines if "Stopped by" in line] or seconds < 1
