@@ -103,7 +103,7 @@ def shard(mesh: Mesh, local: Tree, axis: int = 0) -> Tree:
         mine = local_rows(mesh, size)
         shape = (*rows.shape[:axis], size, *rows.shape[axis + 1 :])
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             wanted = np.arange(size)[index[axis]]
             return np.take(rows, np.searchsorted(mine, wanted), axis)
 

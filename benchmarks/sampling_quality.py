@@ -261,8 +261,9 @@ def recorded(records: parts.Records, key: str, compute: Callable[[], Result]) ->
     if records.is_missing(key):
         records.add(key, compute()._asdict())
     found = records.results[key]
-    fields = {name: found[name] for name in Result._fields}
-    return Result(**fields | {"notes": tuple(fields["notes"])})
+    fields: dict[str, Any] = {name: found[name] for name in Result._fields}
+    fields["notes"] = tuple(fields["notes"])
+    return Result(**fields)
 
 
 # --- command line ---

@@ -122,10 +122,9 @@ def kernel_distance(
         )
     x, y = (np.array_split(np.asarray(each, np.float64), groups) for each in (real, generated))
     sums = KernelSums(_kernel_sums(x, x), _kernel_sums(y, y), _kernel_sums(x, y))
-    sizes = [np.array([len(group) for group in each]) for each in (x, y)]
-    keep = np.ones(groups, bool)
-    value = sums.squared_mmd(*sizes, keep)
-    without = [sums.squared_mmd(*sizes, np.arange(groups) != group) for group in range(groups)]
+    n, m = (np.array([len(group) for group in each]) for each in (x, y))
+    value = sums.squared_mmd(n, m, np.ones(groups, bool))
+    without = [sums.squared_mmd(n, m, np.arange(groups) != group) for group in range(groups)]
     return Estimate(value, jackknife(value, without).stderr)
 
 
