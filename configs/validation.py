@@ -8,6 +8,7 @@ what is allowed. Names are checked against the registries that the caller passes
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -19,6 +20,11 @@ from configs.fields import FEATURES, FIELDS, INERT, RESTORE_METHODS
 from errors import InputError
 
 Config = ml_collections.ConfigDict
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 100
+SHORT.maxtuple = SHORT.maxlist = 20
+"""Shortens long values in messages."""
 
 
 class Choices(NamedTuple):
@@ -71,21 +77,22 @@ def check(config: Config, choices: Choices, num_devices: int, mode: str = "") ->
 
 def check_domains(config: Config, names: Mapping[str, Collection[str]]) -> Problems:
     """Yield a problem for each unknown field and each value outside of its field's domain."""
-    values = cast(dict[str, Any], traverse_util.flatten_dict(config.to_dict(), sep="."))
-    for name, value in values.items():
+    flat = traverse_util.flatten_dict(config.to_dict(), keep_empty_nodes=True, sep=".")
+    for name, value in cast(dict[str, Any], flat).items():
+        value = {} if value is traverse_util.empty_node else value
         if name in INERT:
             continue
         if name not in FIELDS:
             close = difflib.get_close_matches(name, FIELDS, 1)
             hint = f"; did you mean {close[0]}?" if close else "; docs/configuration.md lists all."
-            yield f"{name} = {value!r} is not a known field{hint}"
+            yield f"{name} = {SHORT.repr(value)} is not a known field{hint}"
             continue
         domain = FIELDS[name].domain
         if not domain.allows(value):
-            yield f"{name} = {value!r} must be {domain.describe()}."
+            yield f"{name} = {SHORT.repr(value)} must be {domain.describe()}."
         elif isinstance(domain, Name) and not domain.knows(value, names.get(name, ())):
             known = sorted(domain.known or names.get(name, ()))
-            yield f"{name} = {value!r} is unknown; known: {', '.join(known)}."
+            yield f"{name} = {SHORT.repr(value)} is unknown; known: {', '.join(known)}."
 
 
 # --- sections -------------------------------------------------------------------------------------
