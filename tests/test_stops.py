@@ -1,5 +1,6 @@
 """Every way in which a command ends early: one line, an exit code, and nothing lost."""
 
+import json
 import os
 import re
 import resource
@@ -9,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from checkpoints import Checkpoints
 from errors import InputError
 from workdir import locked, write_json
 
@@ -195,3 +198,44 @@ def test_signals_outside_of_training(tmp_path, number, seconds):
     code, lines = finish(process)
     assert code == 128 + number or (seconds < 1 and code in (-number, 128 + number))
     assert [line for line in lines if "Stopped by" in line] or seconds < 1
+
+
+# --- kills ---
+
+
+def digest(workdir):
+    """The checksums in the newest checkpoint, and the last value of each scalar in the log."""
+    checkpoints = Checkpoints(workdir)
+    newest = checkpoints.find()[0]
+    entries = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    scalars = {}
+    for entry in entries:
+        values = {name: value for name, value in entry.items() if "per_second" not in name}
+        scalars.setdefault(entry["step"], {}).update(values)
+    checksums = [checkpoints.checksum(newest, name) for name in ("params", "ema", "optimizer")]
+    return newest.step, checksums, scalars
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_runs_end_as_uninterrupted_ones(tmp_path, seed):
+    """25 kills at random times, in as many runs as that takes; also while the modules load."""
+    config = write_config(tmp_path, **{"training.n_iters": 150, "training.snapshot_freq": 50})
+    assert finish(start(config, tmp_path / "whole")) == (0, [])
+    expected = digest(tmp_path / "whole")
+    rng, kills, runs = np.random.default_rng(seed), 0, 0
+    while kills < 25:
+        runs += 1
+        workdir = tmp_path / f"run_{runs}"
+        while True:
+            process = start(config, workdir)
+            try:
+                code = process.wait(rng.uniform(1, 12) if kills < 25 else 120)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                kills += 1
+                continue
+            assert (code, finish(process)) == (0, (0, []))
+            break
+        assert digest(workdir) == expected
