@@ -175,6 +175,28 @@ def test_the_bound(sde):
     assert np.mean(loose.nats + logp) > 5 * np.sqrt(np.mean(loose.stderr**2) / len(x))
 
 
+@pytest.mark.parametrize("sde", [VESDE(sigma_max=2.0), VPSDE(beta_max=3.0), SubVPSDE(beta_max=3.0)])
+def test_the_prior_of_the_bound(sde):
+    """Where the prior differs from p_T, the bound for the exact score is known.
+
+    It is -log p(x) plus the mean of log p_T(x_T) - log prior(x_T) over the forward process from x.
+    For N(0, DATA_STD^2) data the estimate has no variance.
+    """
+    c, x = likelihood.DATA_STD, 0.8 * jax.random.normal(jax.random.key(0), (20, 2, 2, 3))
+    bound = likelihood.elbo(gaussian.score(sde, 0.0, c), sde, x, keys(20), pairs=2)
+    (alpha, alpha_end), (var, var_end) = (
+        np.asarray(f(jnp.array([sde.t_min, sde.T])), np.float64) for f in (sde.alpha, sde.var)
+    )
+    prior, p, p_end = sde.prior_std**2, alpha**2 * c**2 + var, alpha_end**2 * c**2 + var_end
+    ratio = alpha_end / alpha
+    square = ratio**2 * np.asarray(x, np.float64) ** 2 + var_end - ratio**2 * var
+    gap = 0.5 * (np.log(prior / p_end) + square * (1 / prior - 1 / p_end))
+    exact = (gap + 0.5 * (np.log(2 * math.pi * p) + x**2 / p)).sum((1, 2, 3))
+    assert np.abs(gap.sum((1, 2, 3))).mean() > 0.03
+    np.testing.assert_allclose(bound.nats, exact, atol=2e-3)
+    np.testing.assert_allclose(bound.stderr, 0, atol=1e-3)
+
+
 @pytest.mark.parametrize("centered", [True, False])
 @pytest.mark.parametrize("levels", [2, 17, 256])
 def test_bits_per_dim_of_any_number_of_grey_levels(levels, centered):

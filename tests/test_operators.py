@@ -16,6 +16,7 @@ FREQUENCIES = operators.frequency_columns(SHAPE, 0.5)
 MATRIX = np.random.default_rng(1).normal(size=(10, SIZE)) @ np.diag(np.linspace(1, 3, SIZE))
 BLUR = operators.gaussian_kernel(0.6)
 MOTION = operators.motion_kernel(3.0, 30.0)
+ASYMMETRIC = np.random.default_rng(2).random((3, 4))  # The other kernels are point-symmetric.
 
 
 def convolve(kernel):
@@ -33,6 +34,7 @@ OPERATORS = {
     "block_mean": (operators.block_mean(SHAPE, 2), lambda x: x.reshape(3, 2, 4, 2, 3).mean((1, 3))),
     "gaussian_blur": (operators.convolution(SHAPE, BLUR), convolve(BLUR)),
     "motion_blur": (operators.convolution(SHAPE, MOTION), convolve(MOTION)),
+    "asymmetric_blur": (operators.convolution(SHAPE, ASYMMETRIC), convolve(ASYMMETRIC)),
     "dense": (operators.dense(SHAPE, MATRIX), lambda x: MATRIX @ x.reshape(-1)),
     "fourier_mask": (operators.fourier_mask(FREQUENCIES), None),
     "compressed_sensing": (operators.compressed_sensing(SHAPE, 40), None),
@@ -68,7 +70,11 @@ def test_theorems(name):
     )
     x = jax.random.normal(jax.random.key(0), (2, *SHAPE))
     np.testing.assert_allclose(operator.from_basis(operator.to_basis(x)), x, atol=1e-5)
-    np.testing.assert_allclose(jnp.linalg.norm(operator.to_basis(x)), jnp.linalg.norm(x), rtol=1e-5)
+    c = operator.to_basis(x)
+    np.testing.assert_allclose(jnp.linalg.norm(c), jnp.linalg.norm(x), rtol=1e-5)
+    again = operator.from_measured(operator.to_measured(c))
+    measured = np.broadcast_to(operator.measured, c_shape)
+    np.testing.assert_allclose(again[:, measured], c[:, measured], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -169,6 +169,45 @@ def test_transitions_compose_to_the_marginal(sde):
     assert_close(var, sde.var(ts[0]), rtol=1e-5)
 
 
+@pytest.mark.parametrize("n", [20, 40])
+@pytest.mark.parametrize("name", [*SDES, "chain", "flow_matching"])
+def test_ancestral_steps_give_the_marginal(name, n):
+    """For a point mass, ancestral sampling takes the variance at t to that at the next time.
+
+    Its step is y = (x + var score) / ratio + noise with score = -(x - alpha x_0) / var(t).
+    """
+    sde = {**SDES, "chain": VESDE(), "flow_matching": FlowMatching()}[name]
+    ts = jnp.linspace(sde.T, 0.1, n)
+    steps, var = sde.steps(ts), np.asarray(sde.var(ts), np.float64)
+    if name == "chain":
+        steps, var = sde.discretize(n), sde.sigmas(n) ** 2
+    kept = (1 - steps.var / var) / steps.ratio
+    after = kept**2 * var + steps.ancestral_var
+    # In float32, 1 - var / var(t) cancels to 1e-7 var(t) / var(s).
+    assert_close(after, np.append(var[1:], 0), rtol=2e-5, atol=0)
+    assert steps.ancestral_var[-1] == 0
+
+
+@pytest.mark.parametrize("n", [20, 1000])
+def test_euler_steps_of_subvp(n):
+    """g^2 dt var(t - dt) / var(t), in float64; the last step leads to t = 0 or beyond."""
+    steps, t = SubVPSDE().discretize(n), np.linspace(1, 1e-3, n)
+    var, g2 = (exact("subvp", t)[key] ** 2 for key in ("std", "g"))
+    var_next = exact("subvp", np.maximum(t - 1 / n, 0))["std"] ** 2
+    assert_close(steps.t, t)
+    assert_close(steps.dt, np.full(n, 1 / n))
+    assert_close(steps.var, g2 / n, rtol=2e-5, atol=0)
+    assert_close(steps.ancestral_var, g2 / n * var_next / var, rtol=2e-4, atol=1e-9)
+    assert_close(steps.ratio, 1 - (0.1 + 19.9 * t) / 2 / n)
+
+
+def test_ancestral_steps_of_ddpm():
+    """The official code adds noise of variance beta_i."""
+    steps = VPSDE().discretize(40)
+    assert_close(steps.ancestral_var[::-1], VPSDE().betas(40))
+    assert_close(steps.ratio[::-1], np.sqrt(1 - VPSDE().betas(40)))
+
+
 def test_drift_and_diffusion_generate_the_marginals():
     """Integrate the variance equation d var / dt = 2 f var + g^2 numerically (flow matching)."""
     sde, n, end = FlowMatching(), 20_000, 0.9
