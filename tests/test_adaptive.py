@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import sampling
 from sde_lib import VPSDE
@@ -68,6 +69,15 @@ def test_adaptive_sde_is_algorithm_1():
         np.testing.assert_allclose(samples[i], exact, atol=2e-3)
         rejections += accepted.count(False)
     assert rejections > 0
+
+
+def test_failed_images_are_nan():
+    """The solution of y' = y^2 from y = 1 diverges at t = 1; that from 0.1 does not."""
+    y, _ = integrate(
+        lambda t, y, _: y**2, jnp.array([[1.0], [0.1]]), 0.0, 2.0, rtol=1e-3, atol=1e-3
+    )
+    assert np.isnan(y[0, 0])
+    assert y[1, 0] == pytest.approx(0.125, rel=1e-3)
 
 
 def test_integrate():

@@ -117,6 +117,26 @@ def correlated(sde):
     return score, logp
 
 
+def test_evaluations_are_counted():
+    """The reported evaluations are the calls of the score for a batch of one image."""
+    calls = []
+
+    def score(x, t):
+        jax.debug.callback(lambda: calls.append(1))
+        return gaussian.score(SDES["vp"], 0.3, 1.0)(x, t)
+
+    result = jax.block_until_ready(estimate(score, SDES["vp"], jnp.ones((1, 2, 2, 1)), "Gaussian"))
+    jax.effects_barrier()
+    assert result.nfe.tolist() == [len(calls)]
+
+
+def test_failed_images_are_nan():
+    """A score that is nowhere finite has no likelihood."""
+    result = estimate(lambda x, t: x * jnp.nan, SDES["vp"], jnp.ones((1, 2, 2, 1)))
+    assert np.isnan(result.logp).all()
+    assert np.isnan(result.z).all()
+
+
 @pytest.mark.parametrize("kind", ["Rademacher", "Gaussian", "exact"])
 def test_probes(kind):
     """Random probes give an unbiased estimate with the stated standard error; 'exact' has none."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 
 import experiment as experiments
 import factory
@@ -47,6 +48,49 @@ def test_worked_example():
     for unused in (plan.added_noise, plan.corrector_previous, plan.predictor_noise):
         assert not unused.any()
     assert not plan.corrector_weights.any()
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_schedules(sde):
+    """n levels from T to t_end, and 0; or n + 1 levels from T to t_end."""
+    first, last = (float(sde.noise_to_signal(jnp.float32(t))) for t in (sde.T, sde.t_end))
+    for denoise, count in ((True, 7), (False, 8)):
+        u = np.linspace(0, 1, count)
+        expected = {
+            "karras": (first ** (1 / 7) + u * (last ** (1 / 7) - first ** (1 / 7))) ** 7,
+            "log_snr": first ** (1 - u) * last**u,
+            "time": sde.noise_to_signal(jnp.asarray(sde.T + u * (sde.t_end - sde.T), jnp.float32)),
+        }
+        for name, levels in expected.items():
+            actual = solvers.noise_levels(sde, name, 7, denoise=denoise)
+            np.testing.assert_allclose(actual[:count], levels, rtol=1e-4)
+            assert actual[count:].tolist() == [0.0] * denoise
+
+
+def test_weights_of_deis():
+    """They are the integrals over s of the Lagrange polynomials in log s."""
+    levels = np.array([4.0, 2.5, 1.5, 0.4])
+    plan = solvers.SOLVERS["deis"].plan(levels)
+    nodes = np.log(levels[2::-1])
+    for j in range(3):
+
+        def lagrange(s, j=j):
+            return np.prod([(np.log(s) - r) / (nodes[j] - r) for r in np.delete(nodes, j)])
+
+        exact, _ = scipy.integrate.quad(lagrange, 1.5, 0.4)
+        assert plan.predictor_weights[2, j] == pytest.approx(exact, rel=1e-9)
+
+
+def test_noise_of_a_plan():
+    """The noise before and after an evaluation, and that of each row, are independent."""
+    plan = solvers.plan.identity_plan(np.array([3.0, 3.0]), 1)
+    plan.added_noise[:] = plan.predictor_noise[:] = 1.0
+    keys = sampling.image_keys(jax.random.key(0), jnp.arange(100))
+    arguments = (lambda x, t: x, VESDE(), jnp.zeros((100, 100)), plan, 0.0)
+    x, _ = solvers.few_step(keys, *arguments)
+    assert float(x.std()) == pytest.approx(2, rel=4 / np.sqrt(2e4))
+    with pytest.raises(ValueError, match="keys = None, but this plan adds noise"):
+        solvers.few_step(None, *arguments)
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
