@@ -178,9 +178,10 @@ def test_parts_of_a_batch(unroll):
     np.testing.assert_allclose(grads["w"], 6 * np.mean(t**2), rtol=1e-6)
 
 
-def test_losses_by_noise_level():
+@pytest.mark.parametrize("end", [1.0, 2.0])
+def test_losses_by_noise_level(end):
     sums, counts = losses.by_noise_level(
-        jnp.array([1.0, 2.0, 4.0]), jnp.array([0.05, 0.07, 1.0]), VPSDE()
+        jnp.array([1.0, 2.0, 4.0, 8.0]), end * jnp.array([0.05, 0.07, 0.32, 1.0]), VPSDE(T=end)
     )
-    assert sums.tolist() == [3, 0, 0, 0, 0, 0, 0, 0, 0, 4]
-    assert counts.tolist() == [2, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    assert sums.tolist() == [3, 0, 0, 4, 0, 0, 0, 0, 0, 8]
+    assert counts.tolist() == [2, 0, 0, 1, 0, 0, 0, 0, 0, 1]

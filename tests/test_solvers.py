@@ -131,9 +131,10 @@ def test_moments(name, options, sde):
     assert np.array_equal(states[-1], x)
 
 
-@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
-def test_adaptive_steps(sde):
+@pytest.mark.parametrize("name", SDES)
+def test_adaptive_steps(name):
     """Moments, and step sizes per image. (Biased in few dimensions: see its docstring.)"""
+    sde = SDES[name]
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(200))
     x = sampling.prior_sample(keys, sde, (200, 192))
     score = gaussian.score(sde, 0.4, 0.3)
@@ -146,6 +147,8 @@ def test_adaptive_steps(sde):
     assert nfe_alone.tolist() == nfe[7:9].tolist()
     assert len(set(nfe.tolist())) > 1
     assert (nfe % 2 == 1).all()  # Two evaluations a step, and one at the end.
+    measured = {"ve": 697, "vp": 314, "subvp": 317, "cosine": 439}
+    assert nfe.mean() == pytest.approx(measured[name], rel=0.05)
 
 
 def test_unfinished_images_are_nan():
@@ -308,9 +311,10 @@ def test_latent_codes(name):
     x = MEAN + STD * jax.random.normal(jax.random.key(0), (3, 2, 2, 3))
     z, nfe = jax.jit(functools.partial(encode, score))(x)
     exact = gaussian.flow(sde, MEAN, STD, x, sde.t_end, sde.T)
-    np.testing.assert_allclose(z, exact, rtol=0.2 if name == "ddim" else 2e-2, atol=1)
+    # Twice the measured errors, in which the order shows.
+    np.testing.assert_allclose(z, exact, rtol=0.09 if name == "ddim" else 6e-3, atol=0.02)
     again, _ = jax.jit(functools.partial(decode, score))(z)
-    np.testing.assert_allclose(again, x, atol=0.2 if name == "ddim" else 5e-3)
+    np.testing.assert_allclose(again, x, atol=0.2 if name == "ddim" else 2e-3)
     assert nfe.shape == (3,)
 
 
