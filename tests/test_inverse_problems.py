@@ -144,6 +144,43 @@ def test_projection_is_exact_for_isotropic_data(noise_std):
     assert errors.covariance < 0.1
 
 
+def conditional_score(sde, covariance, measurement, x, t):
+    """grad log p_t(x | y) of N(MEAN, covariance) data in float64, in the shape of x."""
+    operator, size = measurement.operator, gaussian_posterior.SIZE
+    columns = operator.forward(jnp.eye(size).reshape(size, *gaussian_posterior.SHAPE))
+    a = np.asarray(columns, np.float64).reshape(size, -1).T
+    alpha, var = (float(f(jnp.float32(t))) for f in (sde.alpha, sde.var))
+    precision = np.linalg.inv(alpha**2 * covariance + var * np.eye(size))
+    jacobian = alpha * covariance @ precision  # of E[x_0 | x_t]
+    posterior = covariance - alpha * jacobian @ covariance
+    y_covariance = a @ posterior @ a.T + measurement.noise_std**2 * np.eye(len(a))
+    centred = np.asarray(x, np.float64).reshape(-1, size) - alpha * gaussian_posterior.MEAN
+    mean = gaussian_posterior.MEAN + centred @ jacobian.T
+    residual = np.asarray(measurement.y, np.float64).reshape(len(x), -1) - mean @ a.T
+    guidance = residual @ np.linalg.pinv(y_covariance, rcond=1e-5, hermitian=True) @ a @ jacobian
+    return (guidance - centred @ precision).reshape(x.shape)
+
+
+@pytest.mark.parametrize("noise_std", [0.0, 0.2])
+@pytest.mark.parametrize("name", gaussian_posterior.OPERATORS)
+def test_guided_scores_of_gaussian_data(name, noise_std):
+    """PiGDM is exact for isotropic data, moment matching for correlated data, at every time."""
+    operator = gaussian_posterior.OPERATORS[name]
+    x, truth, z = jax.random.normal(jax.random.key(0), (3, 4, *gaussian_posterior.SHAPE))
+    measurement = Measurement(operator, operator.observe(truth, z, noise_std), noise_std)
+    for sde, t in zip(SDES.values(), (0.4, 0.3, 0.6)):
+        x_t = x * jnp.sqrt(sde.alpha(t) ** 2 + sde.var(t))
+        for guide, kind, options in (
+            (inverse_problems.pigdm, "isotropic", {"prior_std": gaussian_posterior.STD}),
+            (inverse_problems.moment_matching, "correlated", {"iterations": 16}),
+        ):
+            covariance = gaussian_posterior.COVARIANCES[kind]
+            score = gaussian_posterior.exact_score(sde, covariance)
+            guided = jax.jit(guide(score, sde, measurement, **options))(x_t, jnp.full(4, t))
+            exact = conditional_score(sde, covariance, measurement, x_t, t)
+            np.testing.assert_allclose(guided, exact, atol=5e-3 * np.abs(exact).max())
+
+
 # Bounds of the error of the mean for correlated data; measured: 0.29, 0.10 and 0.04 to 0.12.
 BIASED = {"projection": (0.2, 0.4), "dps": (0.05, 0.2), "ddrm": (0.02, 0.2)}
 
@@ -155,6 +192,94 @@ def test_bias_of_the_others(method, sde):
     errors = measure(SDES[sde], "correlated", "mask", 0.0, method, steps=150, scale=0.5)
     assert BIASED[method][0] < errors.mean < BIASED[method][1]
     assert errors.covariance < 0.15
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_dps_step(name):
+    """The step is the gradient of |y - A D| in units of the x_t of the VP SDE.
+
+    For isotropic data D has the Jacobian alpha STD^2 / (alpha^2 STD^2 + var).
+    """
+    sde, operator = SDES[name], gaussian_posterior.OPERATORS["block_mean"]
+    score = gaussian_posterior.exact_score(sde, gaussian_posterior.COVARIANCES["isotropic"])
+    x, truth = jax.random.normal(jax.random.key(0), (2, 3, *gaussian_posterior.SHAPE))
+    step = jax.tree.map(lambda leaf: leaf[15], sde.discretize(40))
+    alpha, var = sde.alpha(step.t), sde.var(step.t)
+    measurement = Measurement(operator, operator.forward(truth))
+
+    def predictor(keys, score, sde, x, step):
+        s = score(x, jnp.full(3, step.t))
+        return x + s, s
+
+    predict = inverse_problems.dps(predictor, measurement, scale=0.7)
+    moved, mean = predict(KEYS, score, sde, x, step)
+    s = score(x, jnp.full(3, step.t))
+    residual = measurement.y - operator.forward(sde.posterior_mean(s, x, step.t))
+    unit = residual / jnp.linalg.norm(residual.reshape(3, -1), axis=-1).reshape(3, 1, 1, 1)
+    jacobian = alpha * 0.25 / (alpha**2 * 0.25 + var)
+    shift = -0.7 * (alpha**2 + var) * jacobian * operator.adjoint(unit)
+    np.testing.assert_allclose(moved, x + s - shift, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(mean, s - shift, rtol=1e-4, atol=1e-4)
+
+
+# An operator with an unmeasured entry, one measured precisely, and one with more noise than x_t.
+DIAGONAL = operators.Operator(np.array([0, 2, 0.1], np.float32).reshape(1, 1, 3))
+STDS = np.array([np.inf, 0.05, 1.0])  # of the solutions, with noise of 0.1
+
+
+def step_of(sde):
+    """A step of `sde` between noise levels std / alpha, and these: both lie between 0.05 and 1."""
+    steps = sde.steps(sde.time_at(jnp.array([0.8, 0.5])))
+    return jax.tree.map(lambda leaf: leaf[0], steps), 0.8, 0.5
+
+
+@pytest.mark.parametrize("eta", [0.3, 0.85])
+@pytest.mark.parametrize("name", SDES)
+def test_ddrm_step(monkeypatch, name, eta):
+    """Eqs. (7) and (8) with D = 0.4. The noise of the unmeasured entry is that of the next level."""
+    sde, eta_b = SDES[name], 0.6
+    step, level, next_level = step_of(sde)
+    alpha, next_alpha = sde.alpha(step.t), sde.alpha(sde.time_at(next_level))
+    y = jnp.array([0.0, 1.0, 0.3]).reshape(1, 1, 1, 3)
+    predict = inverse_problems.ddrm(Measurement(DIAGONAL, y, 0.1), eta=eta, eta_b=eta_b)
+    monkeypatch.setattr(inverse_problems, "standard_normal", lambda keys, shape: jnp.ones(shape))
+    x = alpha * (0.4 + level * jnp.ones((1, 1, 1, 3)))  # The noise z is 1.
+    after, mean = predict(KEYS[:1], gaussian.score(sde, 0.4, 0.0), sde, x, step)
+    noise = ((after - mean) / next_alpha).reshape(3)
+    mean = (mean / next_alpha).reshape(3)
+    kept = next_level * np.sqrt(1 - eta**2)
+    expected = [0.4 + kept, 0.4 * (1 - eta_b) + eta_b * 0.5, 0.4 + kept * (3 - 0.4) / STDS[2]]
+    np.testing.assert_allclose(mean, expected, rtol=1e-4)
+    precise = np.sqrt(next_level**2 - (eta_b * STDS[1]) ** 2)
+    np.testing.assert_allclose(noise, [eta * next_level, precise, eta * next_level], rtol=1e-4)
+    assert (mean[0] - 0.4) ** 2 + noise[0] ** 2 == pytest.approx(next_level**2, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_projection_of_noisy_measurements(monkeypatch, name):
+    """A measured entry gets the noise that is missing at time t; others are left unchanged."""
+    sde = SDES[name]
+    step, level, _ = step_of(sde)
+    y = jnp.array([0.0, 1.0, 0.3]).reshape(1, 1, 1, 3)
+    project = inverse_problems.projection(sde, Measurement(DIAGONAL, y, 0.1))
+    monkeypatch.setattr(inverse_problems, "standard_normal", lambda keys, shape: jnp.ones(shape))
+    x = jnp.array([7.0, 8.0, 9.0]).reshape(1, 1, 1, 3)
+    projected, mean = project(KEYS[:1], x, -x, step)
+    alpha = sde.alpha(step.t)
+    noised = alpha * (0.5 + np.sqrt(level**2 - STDS[1] ** 2))
+    np.testing.assert_allclose(projected.reshape(3), [7, noised, 9], rtol=1e-4)
+    np.testing.assert_allclose(mean.reshape(3), [-7, alpha * 0.5, -9], rtol=1e-4)
+
+
+def test_measurements():
+    """Deviations of the solution, residuals, and the nearest solution of A x = y."""
+    y = jnp.array([5.0, 1.0, 0.3]).reshape(1, 1, 1, 3)
+    measurement, x = Measurement(DIAGONAL, y, 0.1), 2 * jnp.ones((1, 1, 1, 3))
+    np.testing.assert_allclose(measurement.solution_std.reshape(3), STDS, rtol=1e-6)
+    np.testing.assert_allclose(measurement.residual(x).reshape(3), [0, 1 - 4, 0.3 - 0.2], rtol=1e-5)
+    np.testing.assert_allclose(measurement.enforce(x).reshape(3), [2, 0.5, 3], rtol=1e-5)
+    start = inverse_problems.projection_start(measurement, x)
+    np.testing.assert_allclose(start.reshape(3), [2, 0.5, 3], rtol=1e-5)
 
 
 def test_conjugate_gradients():

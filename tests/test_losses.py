@@ -128,6 +128,7 @@ def test_draws():
     assert t.max() <= 1
     assert abs(t.mean() - 0.5) < 0.02
     assert abs(z.std() - 1) < 0.05
+    assert abs(np.corrcoef(t, z.reshape(-1))[0, 1]) < 4 / np.sqrt(4000)
     t, _ = losses.draw(jax.random.key(0), VPSDE(), x, num_scales=5)
     assert set(np.asarray(ScoreModel(VPSDE(), 5).label(t)).tolist()) == {0, 1, 2, 3, 4}
 
@@ -160,9 +161,28 @@ def test_importance_sampled_times(sde):
     assert std < largest_ratio * uniform_std
 
 
-def test_losses_by_noise_level():
+@pytest.mark.parametrize("unroll", [False, True])
+def test_parts_of_a_batch(unroll):
+    """Parts give the loss, the losses in the order of the images, and the gradient of the batch."""
+    x = jnp.arange(1.0, 13.0).reshape(12, 1)
+    batch = losses.Part(jax.random.key(0), x, x[:, 0], 2 * x, None)
+
+    def loss(params, part):
+        per_image = params["w"] ** 2 * part.t * part.x[:, 0] + part.z[:, 0]
+        return per_image.mean(), per_image
+
+    params = {"w": jnp.float32(3.0)}
+    (value, per_image), grads = losses.value_and_grad(loss, params, batch, 3, unroll=unroll)
+    t = np.arange(1, 13)
+    np.testing.assert_allclose(per_image, 9 * t**2 + 2 * t)
+    np.testing.assert_allclose(value, np.mean(9 * t**2 + 2 * t), rtol=1e-6)
+    np.testing.assert_allclose(grads["w"], 6 * np.mean(t**2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("end", [1.0, 2.0])
+def test_losses_by_noise_level(end):
     sums, counts = losses.by_noise_level(
-        jnp.array([1.0, 2.0, 4.0]), jnp.array([0.05, 0.07, 1.0]), VPSDE()
+        jnp.array([1.0, 2.0, 4.0, 8.0]), end * jnp.array([0.05, 0.07, 0.32, 1.0]), VPSDE(T=end)
     )
-    assert sums.tolist() == [3, 0, 0, 0, 0, 0, 0, 0, 0, 4]
-    assert counts.tolist() == [2, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    assert sums.tolist() == [3, 0, 0, 4, 0, 0, 0, 0, 0, 8]
+    assert counts.tolist() == [2, 0, 0, 1, 0, 0, 0, 0, 0, 1]

@@ -16,6 +16,7 @@ FREQUENCIES = operators.frequency_columns(SHAPE, 0.5)
 MATRIX = np.random.default_rng(1).normal(size=(10, SIZE)) @ np.diag(np.linspace(1, 3, SIZE))
 BLUR = operators.gaussian_kernel(0.6)
 MOTION = operators.motion_kernel(3.0, 30.0)
+ASYMMETRIC = np.random.default_rng(2).random((3, 4))  # The other kernels are point-symmetric.
 
 
 def convolve(kernel):
@@ -33,6 +34,7 @@ OPERATORS = {
     "block_mean": (operators.block_mean(SHAPE, 2), lambda x: x.reshape(3, 2, 4, 2, 3).mean((1, 3))),
     "gaussian_blur": (operators.convolution(SHAPE, BLUR), convolve(BLUR)),
     "motion_blur": (operators.convolution(SHAPE, MOTION), convolve(MOTION)),
+    "asymmetric_blur": (operators.convolution(SHAPE, ASYMMETRIC), convolve(ASYMMETRIC)),
     "dense": (operators.dense(SHAPE, MATRIX), lambda x: MATRIX @ x.reshape(-1)),
     "fourier_mask": (operators.fourier_mask(FREQUENCIES), None),
     "compressed_sensing": (operators.compressed_sensing(SHAPE, 40), None),
@@ -68,7 +70,11 @@ def test_theorems(name):
     )
     x = jax.random.normal(jax.random.key(0), (2, *SHAPE))
     np.testing.assert_allclose(operator.from_basis(operator.to_basis(x)), x, atol=1e-5)
-    np.testing.assert_allclose(jnp.linalg.norm(operator.to_basis(x)), jnp.linalg.norm(x), rtol=1e-5)
+    c = operator.to_basis(x)
+    np.testing.assert_allclose(jnp.linalg.norm(c), jnp.linalg.norm(x), rtol=1e-5)
+    again = operator.from_measured(operator.to_measured(c))
+    measured = np.broadcast_to(operator.measured, c_shape)
+    np.testing.assert_allclose(again[:, measured], c[:, measured], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -91,6 +97,14 @@ def test_fourier_mask_is_fourier():
     )
 
 
+def test_opposite_frequencies_are_known():
+    """A mask of single frequencies keeps each with its opposite."""
+    known = np.zeros((6, 8), bool)
+    known[1, 2] = known[0, 3] = True
+    kept = operators.fourier_mask(known).singular_values[..., 0]
+    assert sorted(zip(*np.nonzero(kept))) == [(0, 3), (0, 5), (1, 2), (5, 6)]
+
+
 def test_compressed_sensing_rows_are_orthonormal_and_spread():
     a = matrix_of(OPERATORS["compressed_sensing"][0].forward, *SHAPE)
     np.testing.assert_allclose(a @ a.T, np.eye(40), atol=1e-5)
@@ -107,7 +121,34 @@ def test_kernels_and_masks():
     np.testing.assert_allclose(across, down, atol=1e-9)
     assert (~operators.box((8, 8, 1), 0.5)).sum() == 16
     assert operators.random_pixels((8, 8, 3), 0.25).sum() == 48
-    assert operators.frequency_columns((8, 8, 1), 0.25)[:, 0].all()  # includes the mean
+    assert operators.random_pixels((8, 8, 3), 0.0).sum() == 3
+    hidden = ~operators.box((6, 12, 1), 1 / 3)[..., 0]
+    assert hidden[2:4, 4:8].all()
+    assert hidden.sum() == 8
+    columns = operators.frequency_columns((6, 16, 1), 0.5)
+    assert columns.shape == (6, 16)
+    assert (columns == columns[0]).all()
+    assert columns[0].sum() == 8
+    assert columns[0, [0, 1, -1]].all()  # Half of them are the lowest frequencies.
+
+
+def second_moments(kernel):
+    """The matrix of second moments of a kernel about its centre, in (rows, columns)."""
+    positions = np.stack(np.indices(kernel.shape)) - (kernel.shape[0] - 1) / 2
+    return np.einsum("ahw,bhw,hw->ab", positions, positions, kernel)
+
+
+def test_moments_of_kernels():
+    """A Gaussian has the given deviation; a line of length L has variance L^2 / 12 along it."""
+    np.testing.assert_allclose(
+        second_moments(operators.gaussian_kernel(1.5)), 2.25 * np.eye(2), atol=0.03 * 2.25
+    )
+    assert operators.gaussian_kernel(1.5).shape == (11, 11)
+    for degrees in (0, 30, 60, 90, 135):
+        along = np.array([-np.sin(np.radians(degrees)), np.cos(np.radians(degrees))])
+        moments = second_moments(operators.motion_kernel(12.0, degrees))
+        # Bilinear weights add a variance of up to 1/4.
+        np.testing.assert_allclose(moments, 12 * np.outer(along, along), atol=0.7)
 
 
 INVALID = [

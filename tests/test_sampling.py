@@ -116,7 +116,8 @@ def test_recorded_ode_samples(name):
     x, _ = jax.jit(solve)(z)
     np.testing.assert_allclose(x, exact, atol=2e-4)
     assert nfe.shape == (3,)
-    assert 0.3 < nfe.mean() / a[f"ode/{name}/nfe"] < 1.5
+    # Measured; the official solver of SciPy has 104, 68 and 62 evaluations for the whole batch.
+    assert nfe.mean() == pytest.approx({"ve": 98, "vp": 70, "subvp": 80}[name], rel=0.05)
 
 
 # --- moments of Gaussian data for every SDE, predictor and corrector -----------------------------
@@ -149,6 +150,71 @@ def test_moments_of_gaussian_data(name, predictor, corrector):
     )
     assert mean == pytest.approx(0.4, abs=tolerance)
     assert std == pytest.approx(0.3, abs=tolerance)
+
+
+@pytest.mark.parametrize("n", [20, 40])
+@pytest.mark.parametrize("name", SDES)
+def test_ancestral_sampling_of_a_point_mass(name, n):
+    """The state after each step has the marginal distribution at the time of the next one."""
+    sde, ts = SDES[name], jnp.linspace(1, 0.1, n)
+    keys = sampling.image_keys(jax.random.key(1), jnp.arange(100))
+    prior = sde.alpha(1.0) * 0.4 + sampling.prior_sample(keys, sde, (100, 100))
+
+    @jax.jit
+    def run(keys, prior):
+        score, steps = gaussian.score(sde, 0.4, 0.0), sde.steps(ts)
+        options = {"predictor": sampling.ancestral_sampling, "num_frames": n}
+        return sampling.predictor_corrector(keys, score, sde, prior, steps, **options)
+
+    x, frames = run(keys, prior)
+    np.testing.assert_allclose(x, 0.4, atol=1e-5)
+    np.testing.assert_allclose(frames[-1], x, atol=1e-6)  # The last step adds no noise.
+    # Four standard errors of 10,000 entries.
+    std, alpha = sde.std(ts[1:]), sde.alpha(ts[1:])
+    np.testing.assert_allclose(frames[:-1].std((1, 2)), std, rtol=4 / np.sqrt(2e4))
+    np.testing.assert_array_less(np.abs(frames[:-1].mean((1, 2)) - alpha * 0.4), 0.04 * std)
+
+
+def test_prior_samples():
+    """Their deviation is that of the prior; their noise is not that of a step."""
+    keys = sampling.image_keys(jax.random.key(0), jnp.arange(100))
+    prior = sampling.prior_sample(keys, VESDE(), (100, 100))
+    assert float(prior.std()) == pytest.approx(50, rel=4 / np.sqrt(2e4))
+    for index in range(3):
+        noise = sampling.standard_normal(sampling.fold_in(keys, index), (100, 100))
+        assert abs(float(jnp.mean(prior / 50 * noise))) < 0.04
+
+
+def test_the_loop():
+    """Corrections, constraint, prediction, constraint: each with its own keys, at one time."""
+    sde, events = VESDE(), []
+
+    def record(name, keys, x, step):
+        events.append((name, float(step.t), jax.random.key_data(keys).tolist()))
+        return x + 1, x
+
+    def corrector(keys, score, sde, x, step, *, snr):
+        return record(f"corrector {snr}", keys, x, step)
+
+    def predictor(keys, score, sde, x, step):
+        return record("predictor", keys, x, step)
+
+    def constraint(keys, x, mean, step):
+        return record("constraint", keys, x, step)
+
+    options = {"snr": 0.3, "n_steps_each": 2, "constraint": constraint, "num_frames": 2}
+    x, steps = jnp.zeros((3, 1)), sde.discretize(4)
+    updates = {"predictor": predictor, "corrector": corrector}
+    with jax.disable_jit():
+        last_mean, frames = sampling.predictor_corrector(
+            KEYS, None, sde, x, steps, **updates, **options
+        )
+    names, times, keys = zip(*events)
+    assert names == 4 * ("corrector 0.3", "corrector 0.3", "constraint", "predictor", "constraint")
+    np.testing.assert_allclose(times, np.repeat(steps.t, 5))
+    assert len({str(each) for of_event in keys for each in of_event}) == 3 * len(events)
+    np.testing.assert_allclose(last_mean, 19)  # 20 updates add 1; the mean is without the last.
+    np.testing.assert_allclose(frames[:, 0, 0], [5, 20])  # After the first and the last step.
 
 
 @pytest.mark.parametrize("predictor", ["euler_maruyama", "reverse_diffusion"])

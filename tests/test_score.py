@@ -68,6 +68,49 @@ def test_outputs_represent_scores(parameterisation, num_scales):
     np.testing.assert_allclose(score, -z / std, rtol=1e-6)
 
 
+def test_marginals_between_levels_are_those_of_the_lower_level():
+    score_model = model("vpsde", 101)
+    between, level = (score_model.marginal(jnp.array([t])) for t in (0.3094, 0.3))
+    np.testing.assert_array_equal(between, level)
+
+
+def test_labels_of_other_final_times():
+    """Labels are functions of t / T."""
+    t = jnp.array([0.0, 0.6, 2.0])
+    index = ScoreModel(VPSDE(T=2.0), 11, "noise").label(t)
+    descending = ScoreModel(VPSDE(T=2.0), 11, "score").label(t)
+    np.testing.assert_allclose(index, [0, 3, 10], atol=1e-4)
+    np.testing.assert_array_equal(descending, [10, 7, 0])
+
+
+def test_inputs_and_outputs_of_networks():
+    """Data in [0, 1] are passed as 2 x - 1; the output is divided by the noise scale."""
+    x, t = jnp.arange(4.0).reshape(2, 2), jnp.array([0.25, 1.0])
+
+    def network(inputs, label, rngs, **conditioning):
+        received.append((inputs, label, conditioning))
+        return 6 * jnp.ones_like(inputs)
+
+    def output(**options):
+        score_model = ScoreModel(VPSDE(), **options)
+        return score_model.output(network, x, score_model.label(t)), *received[-1]
+
+    received = []
+    result, inputs, label, conditioning = output()
+    np.testing.assert_array_equal(result, 6)
+    np.testing.assert_array_equal(inputs, x)
+    np.testing.assert_allclose(label, 999 * t)
+    assert conditioning == {}
+    result, inputs, _, conditioning = output(centered=False, sigmas=(), num_classes=7)
+    np.testing.assert_array_equal(inputs, 2 * x - 1)
+    np.testing.assert_allclose(result, [[6 / 249.75] * 2, [6 / 999] * 2])
+    np.testing.assert_array_equal(conditioning["classes"], [7, 7])
+    result, inputs, label, _ = output(num_scales=5, sigmas=(1.0, 2, 3, 4, 5), dtype=jnp.bfloat16)
+    np.testing.assert_allclose(label, [1, 4])
+    np.testing.assert_allclose(result, [[3, 3], [1.2, 1.2]], rtol=1e-6)
+    assert (inputs.dtype, result.dtype) == (jnp.bfloat16, jnp.float32)
+
+
 def test_other_sdes_use_the_default_conventions():
     defaults = conventions("a new sde")
     assert defaults == conventions("subvpsde")

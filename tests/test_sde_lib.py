@@ -136,8 +136,10 @@ def test_sampler_steps_use_every_index_once_at_2000_steps():
 
 
 def test_invalid_values_raise_input_errors():
-    with pytest.raises(InputError, match="10 steps are too few .* use more than 20 steps"):
-        VPSDE().discretize(10)
+    for n in (10, 20):
+        with pytest.raises(InputError, match=f"{n} steps are too few .* use more than 20 steps"):
+            VPSDE().discretize(n)
+    assert VPSDE().betas(21).max() == pytest.approx(20 / 21)
     with pytest.raises(InputError, match="sigma_min < sigma_max; got sigma_min = 1.0 and"):
         VESDE(sigma_min=1.0, sigma_max=0.1)
     with pytest.raises(InputError, match="beta_min <= beta_max; got beta_min = 0 and"):
@@ -167,6 +169,75 @@ def test_transitions_compose_to_the_marginal(sde):
         alpha, var = ratio * alpha, ratio**2 * var + step_var
     assert_close(alpha, sde.alpha(ts[0]), rtol=1e-5)
     assert_close(var, sde.var(ts[0]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [20, 40])
+@pytest.mark.parametrize("name", [*SDES, "chain", "flow_matching"])
+def test_ancestral_steps_give_the_marginal(name, n):
+    """For a point mass, ancestral sampling takes the variance at t to that at the next time.
+
+    Its step is y = (x + var score) / ratio + noise with score = -(x - alpha x_0) / var(t).
+    """
+    sde = {**SDES, "chain": VESDE(), "flow_matching": FlowMatching()}[name]
+    ts = jnp.linspace(sde.T, 0.1, n)
+    steps, var = sde.steps(ts), np.asarray(sde.var(ts), np.float64)
+    if name == "chain":
+        steps, var = sde.discretize(n), sde.sigmas(n) ** 2
+    kept = (1 - steps.var / var) / steps.ratio
+    after = kept**2 * var + steps.ancestral_var
+    # In float32, 1 - var / var(t) cancels to 1e-7 var(t) / var(s).
+    assert_close(after, np.append(var[1:], 0), rtol=2e-5, atol=0)
+    assert steps.ancestral_var[-1] == 0
+
+
+@pytest.mark.parametrize("sde", [*SDES.values(), FlowMatching()], ids=[*SDES, "flow_matching"])
+def test_lengths_of_steps(sde):
+    """Steps lead from each time to the next; those of chains have equal lengths."""
+    ts = np.array([0.9, 0.5, 0.4, 0.1])
+    assert_close(sde.steps(ts).t, ts)
+    assert_close(sde.steps(ts).dt, [0.4, 0.1, 0.3, 0.1])
+    if not isinstance(sde, FlowMatching):
+        chain = dataclasses.replace(sde, T=2.0).discretize(50)
+        assert_close(chain.dt, np.full(50, 0.04))
+        assert_close(chain.t, np.linspace(2, sde.t_end, 50))
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_other_final_times(name):
+    """The forms of the paper in u = t / T: VE is the same; in VP, beta is integrated over T."""
+    sde, t = dataclasses.replace(SDES[name], T=3.0), jnp.array([0.3, 1.5, 3.0])
+    u = np.asarray(t, np.float64) / 3
+    if name == "ve":
+        assert_close(sde.std(t), exact("ve", u)["std"])
+        assert_close(sde.diffusion(t), exact("ve", u)["g"] / np.sqrt(3))
+        return
+    log_alpha = 3 * np.log(exact("vp", u)["mean_coeff"])
+    var = -np.expm1(2 * log_alpha)
+    assert_close(sde.alpha(t), np.exp(log_alpha), rtol=1e-5)
+    assert_close(sde.var(t), var if name == "vp" else var**2, rtol=1e-5)
+    assert_close(sde.drift_coefficient(t), exact("vp", u)["f"], rtol=1e-5)
+    chain = np.prod(1 - sde.betas(100_000))
+    assert np.log(chain) == pytest.approx(2 * log_alpha[-1], rel=1e-3)
+
+
+@pytest.mark.parametrize("n", [20, 1000])
+def test_euler_steps_of_subvp(n):
+    """g^2 dt var(t - dt) / var(t), in float64; the last step leads to t = 0 or beyond."""
+    steps, t = SubVPSDE().discretize(n), np.linspace(1, 1e-3, n)
+    var, g2 = (exact("subvp", t)[key] ** 2 for key in ("std", "g"))
+    var_next = exact("subvp", np.maximum(t - 1 / n, 0))["std"] ** 2
+    assert_close(steps.t, t)
+    assert_close(steps.dt, np.full(n, 1 / n))
+    assert_close(steps.var, g2 / n, rtol=2e-5, atol=0)
+    assert_close(steps.ancestral_var, g2 / n * var_next / var, rtol=2e-4, atol=1e-9)
+    assert_close(steps.ratio, 1 - (0.1 + 19.9 * t) / 2 / n)
+
+
+def test_ancestral_steps_of_ddpm():
+    """The official code adds noise of variance beta_i."""
+    steps = VPSDE().discretize(40)
+    assert_close(steps.ancestral_var[::-1], VPSDE().betas(40))
+    assert_close(steps.ratio[::-1], np.sqrt(1 - VPSDE().betas(40)))
 
 
 def test_drift_and_diffusion_generate_the_marginals():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 
 import experiment as experiments
 import factory
@@ -50,6 +51,49 @@ def test_worked_example():
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_schedules(sde):
+    """n levels from T to t_end, and 0; or n + 1 levels from T to t_end."""
+    first, last = (float(sde.noise_to_signal(jnp.float32(t))) for t in (sde.T, sde.t_end))
+    for denoise, count in ((True, 7), (False, 8)):
+        u = np.linspace(0, 1, count)
+        expected = {
+            "karras": (first ** (1 / 7) + u * (last ** (1 / 7) - first ** (1 / 7))) ** 7,
+            "log_snr": first ** (1 - u) * last**u,
+            "time": sde.noise_to_signal(jnp.asarray(sde.T + u * (sde.t_end - sde.T), jnp.float32)),
+        }
+        for name, levels in expected.items():
+            actual = solvers.noise_levels(sde, name, 7, denoise=denoise)
+            np.testing.assert_allclose(actual[:count], levels, rtol=1e-4)
+            assert actual[count:].tolist() == [0.0] * denoise
+
+
+def test_weights_of_deis():
+    """They are the integrals over s of the Lagrange polynomials in log s."""
+    levels = np.array([4.0, 2.5, 1.5, 0.4])
+    plan = solvers.SOLVERS["deis"].plan(levels)
+    nodes = np.log(levels[2::-1])
+    for j in range(3):
+
+        def lagrange(s, j=j):
+            return np.prod([(np.log(s) - r) / (nodes[j] - r) for r in np.delete(nodes, j)])
+
+        exact, _ = scipy.integrate.quad(lagrange, 1.5, 0.4)
+        assert plan.predictor_weights[2, j] == pytest.approx(exact, rel=1e-9)
+
+
+def test_noise_of_a_plan():
+    """The noise before and after an evaluation, and that of each row, are independent."""
+    plan = solvers.plan.identity_plan(np.array([3.0, 3.0]), 1)
+    plan.added_noise[:] = plan.predictor_noise[:] = 1.0
+    keys = sampling.image_keys(jax.random.key(0), jnp.arange(100))
+    arguments = (lambda x, t: x, VESDE(), jnp.zeros((100, 100)), plan, 0.0)
+    x, _ = solvers.few_step(keys, *arguments)
+    assert float(x.std()) == pytest.approx(2, rel=4 / np.sqrt(2e4))
+    with pytest.raises(ValueError, match="keys = None, but this plan adds noise"):
+        solvers.few_step(None, *arguments)
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_of_convergence(name, sde):
     """The error against the closed-form probability flow decreases with the order of the solver."""
@@ -87,9 +131,10 @@ def test_moments(name, options, sde):
     assert np.array_equal(states[-1], x)
 
 
-@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
-def test_adaptive_steps(sde):
+@pytest.mark.parametrize("name", SDES)
+def test_adaptive_steps(name):
     """Moments, and step sizes per image. (Biased in few dimensions: see its docstring.)"""
+    sde = SDES[name]
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(200))
     x = sampling.prior_sample(keys, sde, (200, 192))
     score = gaussian.score(sde, 0.4, 0.3)
@@ -102,6 +147,8 @@ def test_adaptive_steps(sde):
     assert nfe_alone.tolist() == nfe[7:9].tolist()
     assert len(set(nfe.tolist())) > 1
     assert (nfe % 2 == 1).all()  # Two evaluations a step, and one at the end.
+    measured = {"ve": 697, "vp": 314, "subvp": 317, "cosine": 439}
+    assert nfe.mean() == pytest.approx(measured[name], rel=0.05)
 
 
 def test_unfinished_images_are_nan():
@@ -264,9 +311,10 @@ def test_latent_codes(name):
     x = MEAN + STD * jax.random.normal(jax.random.key(0), (3, 2, 2, 3))
     z, nfe = jax.jit(functools.partial(encode, score))(x)
     exact = gaussian.flow(sde, MEAN, STD, x, sde.t_end, sde.T)
-    np.testing.assert_allclose(z, exact, rtol=0.2 if name == "ddim" else 2e-2, atol=1)
+    # Twice the measured errors, in which the order shows.
+    np.testing.assert_allclose(z, exact, rtol=0.09 if name == "ddim" else 6e-3, atol=0.02)
     again, _ = jax.jit(functools.partial(decode, score))(z)
-    np.testing.assert_allclose(again, x, atol=0.2 if name == "ddim" else 5e-3)
+    np.testing.assert_allclose(again, x, atol=0.2 if name == "ddim" else 2e-3)
     assert nfe.shape == (3,)
 
 

@@ -1,0 +1,96 @@
+"""Heun's method with churn and with Restart: the noise levels of plans, and their noise."""
+
+import math
+
+import numpy as np
+import pytest
+
+import solvers
+from errors import InputError
+from solvers import single_step
+
+OPTIONS = {
+    "heun_churn": [{"churn": 1.5}, {"churn": 40.0}],
+    "restart": [{"restart": (4, 1, 0.06, 0.3)}, {"restart": (3, 2, 0.5, 5.0)}],
+}
+CASES = [(name, each) for name in solvers.SOLVERS for each in OPTIONS.get(name, [{}])]
+LEVELS = np.append(solvers.karras(10.0, 0.02, 10), 0.0)
+
+
+@pytest.mark.parametrize("last", [0.0, 0.02])
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_levels_are_those_of_the_noise(name, options, last):
+    """The level of each row is the standard deviation of the noise in y, for every solver.
+
+    All data are 0, so D = 0, the predicted noise is y / level, and y consists of noise only.
+    """
+    solver = solvers.SOLVERS[name]
+    levels = LEVELS if last == 0 else LEVELS[:-1]
+    plan = solver.plan(levels, **options)
+    std = previous = levels[0]
+    history = np.zeros(plan.predictor_weights.shape[1])
+    for i, level in enumerate(plan.level):
+        std = math.hypot(std, plan.added_noise[i])
+        assert std == pytest.approx(level, rel=1e-6)
+        prediction = std / level if solver.noise_prediction else 0.0
+        history = np.append(prediction, history[:-1])
+        std = plan.corrector_state[i] * std + plan.corrector_previous[i] * previous
+        std += plan.corrector_weights[i] @ history
+        previous = std
+        std = plan.predictor_state[i] * std + plan.predictor_weights[i] @ history
+        std = math.hypot(std, plan.predictor_noise[i])
+    assert std == pytest.approx(last, abs=1e-9)
+
+
+def raised(plan):
+    """The rows that add noise: the level before it and after it, in order."""
+    rows = np.flatnonzero(plan.added_noise)
+    after = plan.level[rows]
+    return rows, np.sqrt(after**2 - plan.added_noise[rows] ** 2), after
+
+
+@pytest.mark.parametrize(("churn", "factor"), [(1.5, 1.15), (40.0, math.sqrt(2))])
+def test_churn(churn, factor):
+    """Noise raises each level by 1 + churn / n, at most sqrt(2), unless it exceeds the first."""
+    _, before, after = raised(single_step.heun(LEVELS, churn=churn))
+    expected = [level for level in LEVELS[:-1] if level * factor <= LEVELS[0]]
+    assert 0 < len(expected) < 10
+    np.testing.assert_allclose(before, expected)
+    np.testing.assert_allclose(after, factor * np.array(expected))
+
+
+@pytest.mark.parametrize("lowest", [0.01, 0.036, 0.5, 6.0])
+def test_restart(lowest):
+    """Noise leads from the level nearest to the lowest one to the highest, in each repetition."""
+    nearest = LEVELS[np.argmin(np.abs(np.log(LEVELS[:-1] / lowest)))]
+    plan = single_step.heun(LEVELS, restart=(3, 2, lowest, 8.0))
+    rows, before, after = raised(plan)
+    np.testing.assert_allclose(before, [nearest] * 2)
+    np.testing.assert_allclose(after, [8.0] * 2)
+    middle = solvers.karras(8.0, nearest, 3)[1]
+    for row in rows:
+        np.testing.assert_allclose(plan.level[row : row + 4], [8.0, middle, middle, nearest])
+    without = np.delete(plan.level, np.arange(rows[0], rows[0] + 8))
+    np.testing.assert_allclose(without, single_step.heun(LEVELS).level)
+
+
+def test_heun():
+    """Two rows a step: Euler to the next level, and the mean of the two slopes."""
+    plan = single_step.heun(np.array([4.0, 1.0, 0.0]))
+    np.testing.assert_allclose(plan.level, [4, 1, 1])
+    np.testing.assert_allclose(plan.corrector_state, [1, 0, 1])
+    np.testing.assert_allclose(plan.corrector_previous, [0, 1, 0])
+    np.testing.assert_allclose(plan.corrector_weights, [[0, 0], [-1.5, -1.5], [0, 0]])
+    np.testing.assert_allclose(plan.predictor_state, [1, 1, 1])
+    np.testing.assert_allclose(plan.predictor_weights, [[-3, 0], [0, 0], [-1, 0]])
+    assert not plan.added_noise.any()
+    assert not plan.predictor_noise.any()
+
+
+@pytest.mark.parametrize(
+    "restart",
+    [(3, 2, 0.3, 0.06), (3, 2, 0.0, 1.0), (3, 2, 1.0, 11.0), (0, 2, 0.1, 1.0), (3, 0, 0.1, 1.0)],
+)
+def test_invalid_values(restart):
+    with pytest.raises(InputError, match="0 < lowest < highest <= 10"):
+        single_step.heun(LEVELS, restart=restart)
