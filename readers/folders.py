@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from errors import InputError, brief
+from errors import InputError, brief, printable
 from readers import cache, preprocessing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -83,7 +83,11 @@ def _load_index(folder: Path) -> Index:
     """Return the index from the cache, or an empty one."""
     cached = cache.load("folder", folder)
     if cached.keys() == set(Index._fields):
-        return Index(**cached)
+        found, count = Index(**cached), cached["names"].size
+        shapes = [array.shape for array in found]
+        kinds = "".join(array.dtype.kind for array in found)
+        if shapes == [(count,), (count,), (count, 2), (count,)] and kinds == "UUiU":
+            return found
     empty = np.array([])
     return Index(empty, empty, empty, empty)
 
@@ -154,11 +158,6 @@ def problems(files: Index, folder: Path, limit: int) -> str:
     if len(bad) > limit:
         lines.append(f"  and {len(bad) - limit} more; --mode=inspect_data lists all")
     return "\n".join(lines)
-
-
-def printable(name: str) -> str:
-    """Return a file name with undecodable bytes escaped, so that any terminal can print it."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 # --- the data set ---
