@@ -138,7 +138,7 @@ def test_other_processes_write_no_report(workdir, tmp_path, monkeypatch):
 def test_the_speed_of_a_single_round_includes_its_compilation(tmp_path):
     times = {"seconds": np.array([3.0]), "first": np.array([True])}
     np.savez(tmp_path / "samples_0.npz", nfe=np.ones(6), **times)
-    speed = data._sampling(tmp_path)
+    speed = data._sampling(tmp_path, 6)
     assert (speed["images_per_second"], speed["compilation_included"]) == (2.0, True)
 
 
