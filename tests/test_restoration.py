@@ -74,8 +74,8 @@ def test_image_files(workdir, tmp_path):
     )
     Image.fromarray(color).save(tmp_path / "in" / "photo.jpg")
     Image.fromarray(grey).save(tmp_path / "in" / "deeper" / "grey.png")
-    mask = np.zeros((16, 16), np.uint8)
-    mask[:, :8] = 255
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, :4] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     files = {"input": str(tmp_path / "in"), "mask": str(tmp_path / "mask.png")}
     results = run(workdir, "own", samples=1, **files)
