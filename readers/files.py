@@ -51,6 +51,16 @@ def check_regular(path: str | Path, what: str = "") -> None:
         raise InputError(f"{name} is {kind}; it must be a regular file.")
 
 
+def check_archive(path: Path) -> None:
+    """Raise InputError if a zip archive contains too much; other files pass."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            declared = sum(each.file_size for each in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        return
+    check_expansion(path, declared)
+
+
 def check_expansion(path: Path, declared: int) -> None:
     """Raise InputError if the content of a compressed file, `declared` bytes, is too large."""
     limit = max(ALWAYS_ALLOWED, MAX_RATIO * path.stat().st_size)
@@ -105,7 +115,8 @@ def mismatch(value: Any, schema: Schema, where: str = "its content") -> str:
     types = {dict: dict, list: list}.get(type(schema), schema)
     types = types if isinstance(types, tuple) else (types,)
     if isinstance(value, bool) and bool not in types or not isinstance(value, types):
-        allowed = " or ".join(dict.fromkeys(TYPES[each] for each in types))
+        names = [TYPES.get(each) or str(each.__name__) for each in types]
+        allowed = " or ".join(dict.fromkeys(names))
         return f"{where} is {TYPES.get(type(value), type(value).__name__)} instead of {allowed}"
     if isinstance(value, int) and abs(value) >= 2**63:
         return f"{where} is an integer of more than 64 bits"
