@@ -108,7 +108,7 @@ def _walk(folder: Path) -> list[tuple[str, str]]:
         for entry in _list(current):
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 stack.append((Path(entry.path), f"{prefix}{entry.name}/"))
             elif entry.name.lower().endswith(SUFFIXES):
                 files.append((prefix + entry.name, _state(entry)))
@@ -120,6 +120,13 @@ def _list(folder: Path) -> list[os.DirEntry]:
         return list(os.scandir(folder))
     except OSError as error:
         raise InputError(f"The image folder {folder} cannot be listed: {brief(error)}.") from error
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link that refers to itself.
+        return False
 
 
 def _state(entry: os.DirEntry) -> str:
