@@ -26,7 +26,7 @@ import checkpoints
 import sharding
 from configs import fields
 from configs.default import Config, complete, get_default_config
-from errors import InputError, brief
+from errors import InputError, brief, printable
 from readers.files import mismatch, read_json, read_npz, read_safetensors
 
 Arrays = dict[str, np.ndarray]
@@ -395,7 +395,7 @@ def load_rounds(paths: Sequence[Path], *names: str, optional: Sequence[str] = ()
         if not index:  # The other files must have the same arrays.
             expected |= found.keys()
         if found.keys() != expected:
-            lacking = ", ".join(sorted(expected ^ found.keys()))
+            lacking = ", ".join(map(printable, sorted(expected ^ found.keys())))
             raise InputError(f"{path} lacks {lacking}, or other rounds do. {again}")
         for name, array in found.items():
             parts.setdefault(name, []).append(array)

@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from errors import InputError, brief
+from errors import InputError, brief, printable
 from readers import cache
 from readers.files import check_regular, read_header, read_npz
 from readers.folders import members
@@ -46,7 +46,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Selection, np.n
     arrays = _load(path)
     prefix = f"{split}_" if f"{split}_images" in arrays else ""
     if f"{prefix}images" not in arrays:
-        names = ", ".join(arrays) or "nothing"
+        names = ", ".join(map(printable, arrays)) or "nothing"
         raise InputError(
             f"{path} contains {names}; name the array 'images', or 'train_images' and "
             f"'test_images'."

@@ -149,7 +149,7 @@ def _inspect(path: Path) -> tuple[tuple[int, int], str]:
     try:
         return preprocessing.decode(path, 3).size, ""
     except Exception as error:  # Decoders raise exceptions of many types on damaged files.
-        if path.exists() and not path.stat().st_size:
+        if path.is_file() and not path.stat().st_size:
             return (0, 0), "the file is empty"
         return (0, 0), brief(error)
 

@@ -18,7 +18,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
-from errors import InputError, brief, check_name
+from errors import InputError, brief, check_name, printable
 from readers import cache, idx, preprocessing
 from readers.files import read_json
 from readers.preprocessing import Decoded, Pixels
@@ -169,7 +169,7 @@ def _records(folder: Path, name: str, split: str) -> Sequence[bytes]:
     if "/" in info.get("name", ""):
         raise _damaged(folder, f"{INFO} names files outside of it: {info['name']!r}")
     if not lengths.get(split):
-        splits = [name for name in lengths if lengths[name]]
+        splits = [printable(name) for name in lengths if lengths[name]]
         raise InputError(f"{folder} has no split {split!r}; it has: {', '.join(splits) or 'none'}.")
     file_format = info.get("fileFormat", "tfrecord")
     check_name(file_format, ("array_record", "tfrecord"), f"fileFormat in {folder / INFO}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ CURVES = {"training/loss": "training", "held_out/loss": "held-out"}  # names in 
 MAX_POINTS = 300  # of a curve
 MAX_BINS = 40  # of a histogram
 ENVIRONMENTS = "environments.json"
+NUMBERED = re.compile(r"[a-z]+_[0-9]{1,12}")
 CONFIG = {  # The fields of a config that the page names.
     "model": {"name": str},
     "training": {"sde": str},
@@ -203,8 +205,8 @@ def _sampling(folder: Path, images: int) -> ReportData:
 
 
 def _numbered(folder: Path, pattern: str) -> list[Path]:
-    """The files or folders of a pattern whose names end in a number, in the order of numbers."""
-    found = [path for path in folder.glob(pattern) if path.stem.rpartition("_")[2].isdecimal()]
+    """The files or folders of a pattern that are named NAME_NUMBER, in the order of numbers."""
+    found = [path for path in folder.glob(pattern) if NUMBERED.fullmatch(path.stem)]
     return sorted(found, key=_number)
 
 

@@ -187,7 +187,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
     for entry in _entries(path):
         step = entry.pop("step")
         for name, value in entry.items():
-            if not mismatch(value, NUMBER) and abs(value) < math.inf:
+            if not mismatch(value, NUMBER) and math.isfinite(value):
                 points.setdefault(name, {})[step] = value
     return {
         name: Curve(np.array(sorted(values)), np.array([values[s] for s in sorted(values)]))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import workdir
+from auxiliary import fitting
 from errors import InputError, brief, printable
 from readers import files
 from tests import tiny
@@ -315,3 +316,13 @@ def test_files_of_older_versions_have_no_checksum(tmp_path):
     metadata = {"step": "1", "settings": json.dumps(DEPENDS)}
     workdir.safetensors.numpy.save_file({"a": np.zeros(2)}, path, metadata)
     assert workdir.read_tree(path, {"a": np.zeros(2)})[1] == DEPENDS
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, None])
+def test_damaged_parameters_must_be_trained_again(tmp_path, content):
+    path = tmp_path / "classifier.safetensors"
+    workdir.save_tree(path, TREE, {}, 1)
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8) if content is None else content)
+    message = "classifier.safetensors .* Train it again, with --mode=train_classifier"
+    with pytest.raises(InputError, match=message):
+        fitting.load(path, TREE, "train_classifier", {})
