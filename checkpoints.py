@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,14 @@ from absl import logging
 from jax import Array
 
 import sharding
-from errors import InputError, brief
+from errors import InputError, brief, printable
+from readers.files import mismatch, read_json
 
 SNAPSHOTS, BACKUPS = "checkpoints", "checkpoints-meta"
 NUM_BACKUPS = 2
+
+INFO = {"step": int, "config": dict, "checksums": dict}
+"""The metadata of a checkpoint; see `readers.files.mismatch`."""
 
 Trees = dict[str, Any]
 """Named pytrees of arrays; each can be restored without the others."""
@@ -45,10 +49,12 @@ class Checkpoints:
     """The checkpoints of one workdir; with `create` also for writing."""
 
     def __init__(self, workdir: str | Path, *, create: bool = False) -> None:
-        self._workdir = Path(workdir).resolve()
+        self._workdir = Path(os.path.realpath(workdir))
         self._managers = {}
         for folder, keep in ((SNAPSHOTS, None), (BACKUPS, NUM_BACKUPS)):
             path = self._workdir / folder
+            if path.exists() and not path.is_dir():
+                raise InputError(f"{path} must be a folder of checkpoints, but is a file.")
             if create or path.is_dir():
                 options = ocp.CheckpointManagerOptions(
                     step_prefix="checkpoint", max_to_keep=keep, create=create
@@ -84,7 +90,9 @@ class Checkpoints:
         """Return all checkpoints, newest first; skip those with unreadable metadata, and warn."""
         found = []
         for folder, manager in self._managers.items():
-            for number in manager.all_steps():
+            numbers = manager.all_steps()
+            self._warn_of_strays(folder, numbers)
+            for number in numbers:
                 try:
                     found.append(Found(self._info(folder, number)["step"], folder, number))
                 except Exception as error:  # Damage raises many types of exception.
@@ -93,6 +101,16 @@ class Checkpoints:
                         *(folder, number, brief(error)),
                     )
         return sorted(found, reverse=True)
+
+    def _warn_of_strays(self, folder: str, numbers: Sequence[int]) -> None:
+        """Warn of files and folders that are named like checkpoints and are none."""
+        known = {f"checkpoint_{number}" for number in numbers}
+        for path in sorted(Path(self._managers[folder].directory).glob("checkpoint_*")):
+            unfinished = "-tmp" in path.name  # Orbax removes what a killed run leaves.
+            if path.name not in known and not unfinished:
+                logging.warning(
+                    "%s/%s is no checkpoint and is skipped.", folder, printable(path.name)
+                )
 
     def snapshots(self) -> dict[int, Found]:
         """Return the checkpoints for evaluation, by number."""
@@ -118,7 +136,10 @@ class Checkpoints:
 
     def checksum(self, found: Found, name: str) -> int:
         """Return the checksum of one of a checkpoint's trees, which identifies its content."""
-        return self._info(found.folder, found.number)["checksums"][name]
+        checksums = self._info(found.folder, found.number)["checksums"]
+        if name not in checksums:
+            raise InputError(f"{found} is damaged: it has no checksum of {name}.")
+        return checksums[name]
 
     def restore(self, found: Found, like: Trees) -> Trees:
         """Read the trees of a checkpoint that `like` names, with its shapes, types and shardings.
@@ -137,7 +158,7 @@ class Checkpoints:
         except Exception as error:  # Damage raises many types of exception.
             raise InputError(f"{found} is damaged or of another network: {brief(error)}") from error
         for name in like:
-            if _checksum(restored[name]) != checksums[name]:
+            if _checksum(restored[name]) != checksums.get(name):
                 raise InputError(
                     f"{found} is damaged: the checksum of {name} is not the one it was saved with."
                 )
@@ -179,7 +200,31 @@ class Checkpoints:
 
     def _info(self, folder: str, number: int) -> dict[str, Any]:
         arguments = ocp.args.Composite(info=ocp.args.JsonRestore())
-        return self._managers[folder].restore(number, args=arguments)["info"]
+        return _checked(self._managers[folder].restore(number, args=arguments)["info"])
+
+
+def _checked(info: Any) -> dict[str, Any]:
+    """Return the metadata of a checkpoint. Raises ValueError if they are damaged."""
+    problem = mismatch(info, INFO, "its metadata")
+    if not problem and info["step"] < 0:
+        problem = f"its step is {info['step']}"
+    if problem:
+        raise ValueError(problem)
+    return info
+
+
+def newest_config(workdir: str | Path) -> tuple[str, dict[str, Any]] | None:
+    """Return the name and the config of the newest readable checkpoint, or None without any."""
+    found = []
+    for folder in (SNAPSHOTS, BACKUPS):
+        # Without Orbax, which would wait for the other processes.
+        for path in Path(workdir, folder).glob("checkpoint_*/info/metadata"):
+            try:
+                info = _checked(read_json(path, INFO))
+            except ValueError:
+                continue
+            found.append((info["step"], str(path.parents[1]), info["config"]))
+    return max(found, key=lambda each: each[:2])[1:] if found else None
 
 
 def _reason(error: Exception) -> str:

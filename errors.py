@@ -37,6 +37,10 @@ def choose(table: Mapping[str, Value], name: str, field: str) -> Value:
     return table[name]
 
 
+UNSAFE = ("allow_pickle", "weights_only", "weights only")
+"""Libraries name these options in messages that advise to load files unsafely."""
+
+
 def exit_on_signals() -> None:
     """Let SIGINT (Ctrl-C) and SIGTERM end the process at once, with one line.
 
@@ -87,5 +91,21 @@ def _exit(number: int, frame: FrameType | None) -> None:
 
 
 def brief(error: Exception) -> str:
-    """Return the first line of an exception's message, or its type's name, for use in a message."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    """Return the first line of an exception's message, or its type's name, for use in a message.
+
+    Advice to load a file unsafely is replaced, and control characters are escaped.
+    """
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    if any(word in text.lower() for word in UNSAFE):
+        return "it contains pickled Python objects, which are not loaded"
+    return printable(text if isinstance(error, InputError) else text[:200])
+
+
+def printable(name: object) -> str:
+    """Return a name from a disk or file with control characters and undecodable bytes escaped.
+
+    Printed unchanged, they could rewrite a terminal's output.
+    """
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(name)
+    )

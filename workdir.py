@@ -12,24 +12,25 @@ import fcntl
 import json
 import os
 import socket
-import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
 from absl import logging
 from flax import traverse_util
 from PIL import Image
 from tqdm import tqdm
 
+import checkpoints
 import sharding
 from configs import fields
-from configs.default import Config, complete
-from errors import InputError, brief
+from configs.default import Config, complete, get_default_config
+from errors import InputError, brief, printable
+from readers.files import mismatch, read_json, read_npz, read_safetensors
 
 Arrays = dict[str, np.ndarray]
 Depends = Mapping[str, Any]
@@ -97,14 +98,14 @@ def dependencies(kind: str, config: Config) -> dict[str, Any]:
 def check_config(folder: str | Path, config: Config, kind: str) -> None:
     """Raise InputError if the config of `folder` differs in a field that `kind` depends on.
 
-    The message lists these fields. A folder without config.json passes. A config that an older
-    version wrote is completed with the defaults first.
+    The message lists these fields. Without config.json, the config in the newest checkpoint that
+    can be read takes its place; a folder without either passes. A config that an older version
+    wrote is completed with the defaults first.
     """
-    path = Path(folder) / "config.json"
-    if not path.exists():
+    stored = _stored_config(Path(folder))
+    if stored is None:
         return
-    now = dependencies(kind, config)
-    before = dependencies(kind, complete(Config(read_json(path))))
+    now, before = dependencies(kind, config), dependencies(kind, stored)
     differing = [
         name for name in sorted(now | before) if now.get(name, None) != before.get(name, None)
     ]
@@ -117,6 +118,36 @@ def check_config(folder: str | Path, config: Config, kind: str) -> None:
             f"{folder} belongs to another config; use another folder or change back:\n"
             + "\n".join(lines)
         )
+
+
+CONFIG_SCHEMA = {
+    f"{name}?": dict
+    for name, value in get_default_config().to_dict().items()
+    if isinstance(value, dict)
+}
+
+
+def _stored_config(folder: Path) -> Config | None:
+    """Return the config that a folder was made with, complete, or None if it states none."""
+    path = folder / "config.json"
+    found = checkpoints.newest_config(folder) if not os.path.lexists(path) else None
+    if found is None and not os.path.lexists(path):
+        return None
+    try:
+        source, stored = found or (str(path), read_json(path, dict))
+        problem = mismatch(stored, CONFIG_SCHEMA)
+        if problem:
+            raise ValueError(f"{source} is damaged: {problem}.")
+        completed = complete(Config(stored))
+        nested = [name for name in _flatten(completed) if name.count(".") > 1]
+        if nested:
+            raise ValueError(f"{source} is damaged: it has a field {nested[0][:80]}.")
+        return completed
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder} has a config that cannot be read: {brief(error)} Restore config.json, or "
+            "delete it, if the config of the newest checkpoint is to take its place."
+        ) from error
 
 
 def check_workdir(workdir: str | Path, config: Config) -> None:
@@ -155,7 +186,12 @@ def locked(folder: str | Path) -> Iterator[None]:
 def claim(folder: str | Path, config: Config, kind: str) -> None:
     """Check the config of `folder`, create the folder, and write `config` as its config.json."""
     check_config(folder, config, kind)
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the folder {folder} cannot be made: {error.strerror}. Use another name."
+        ) from error
     write_json(Path(folder) / "config.json", config.to_dict())
 
 
@@ -168,7 +204,10 @@ def _flatten(config: Config) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Call `write` with a binary file that becomes `path` once it is complete; process 0 only."""
+    """Call `write` with a binary file that becomes `path` once it is complete; process 0 only.
+
+    Raises InputError if the file cannot be written.
+    """
     if jax.process_index():
         return
     temporary = path.with_name(path.name + ".tmp")
@@ -203,27 +242,26 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2))
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file. Raise InputError, naming the file, if it is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {brief(error)}.") from error
-
-
 def write_picture(path: Path, picture: Image.Image) -> None:
     """Write a PNG file atomically."""
     write_atomically(path, lambda file: picture.save(file, "png"))
 
 
 DEPENDS = "depends"  # the array of an .npz file that describes what the others were made from
+RECORD = "arrays"  # the array that states the type and shape of the others
+RESERVED = {DEPENDS, RECORD}
 
 
 def save_arrays(path: Path, arrays: Arrays, depends: Depends) -> None:
-    """Write an .npz file with a description of what its arrays were made from."""
-    if DEPENDS in arrays:
-        raise ValueError(f"an array may not be called {DEPENDS!r}")
-    described: dict[str, Any] = {**arrays, DEPENDS: np.array(_canonical(depends))}
+    """Write an .npz file with a description of its arrays and of what they were made from."""
+    if RESERVED & arrays.keys():
+        raise ValueError(f"arrays may not be called {' or '.join(sorted(RESERVED))}")
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    described: dict[str, Any] = {
+        **arrays,
+        DEPENDS: np.array(_canonical(depends)),
+        RECORD: np.array(_record(arrays)),
+    }
     write_atomically(path, lambda file: np.savez(file, **described))
 
 
@@ -231,20 +269,26 @@ def load_arrays(path: Path, depends: Depends) -> Arrays | None:
     """Return the arrays that `save_arrays` wrote with the same description.
 
     None if the file does not exist, is damaged, or was made from something else; the caller then
-    computes the arrays again.
+    computes the arrays again. Every array is read, and must have the recorded type and shape.
     """
-    if not is_current(path, depends):
+    try:
+        arrays = read_npz(path)
+    except InputError:
         return None
-    return load_rounds([path])
+    found, record = (str(arrays.pop(name, "")) for name in (DEPENDS, RECORD))
+    if found != _canonical(depends) or record != _record(arrays):
+        return None
+    return arrays
 
 
 def is_current(path: Path, depends: Depends) -> bool:
-    """Return whether `path` is a readable .npz file that was made from what `depends` describes."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return DEPENDS in arrays and str(arrays[DEPENDS]) == _canonical(depends)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile):
-        return False
+    """Return whether `load_arrays` would return the arrays of the file."""
+    return load_arrays(path, depends) is not None
+
+
+def _record(arrays: Arrays) -> str:
+    """Return types and shapes of arrays as JSON."""
+    return _canonical({name: [array.dtype.str, array.shape] for name, array in arrays.items()})
 
 
 def _canonical(depends: Depends) -> str:
@@ -253,11 +297,18 @@ def _canonical(depends: Depends) -> str:
 
 # --- parameters -----------------------------------------------------------------------------------
 
+TREE_DEPENDS = "settings"  # the metadata entry that describes what a tree was made from
+CHECKSUM = "checksum"  # the metadata entry with the CRC-32 of all arrays
+
 
 def save_tree(path: Path, tree: Any, depends: Depends, step: int) -> None:
     """Write a safetensors file of a pytree, with what it was made from and its training step."""
     tensors = {name: np.asarray(leaf) for name, leaf in _named(tree).items()}
-    metadata = {TREE_DEPENDS: _canonical(depends), "step": str(step)}
+    metadata = {
+        TREE_DEPENDS: _canonical(depends),
+        "step": str(step),
+        CHECKSUM: _tree_checksum(tensors),
+    }
     data = safetensors.numpy.save(tensors, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(data))
@@ -266,17 +317,16 @@ def save_tree(path: Path, tree: Any, depends: Depends, step: int) -> None:
 def load_tree(path: Path, like: Any, depends: Depends) -> tuple[Any, int] | None:
     """Return the tree that `save_tree` wrote with the same description, and its step.
 
-    None if the file does not exist, is damaged, or was made from something else.
+    None if the file does not exist, is damaged (with a warning), or was made from something else.
     """
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get(TREE_DEPENDS) != _canonical(depends):
-                return None
-            tensors = {name: file.get_tensor(name) for name in _named(like)}
-            return _unflatten(like, tensors), int(metadata["step"])
-    except (FileNotFoundError, safetensors.SafetensorError):
+    if not os.path.lexists(path):
         return None
+    try:
+        tree, found, step = _read_tree(path, like)
+    except InputError as error:
+        logging.warning("%s It is not used, and is replaced.", error)
+        return None
+    return (tree, step) if _canonical(found) == _canonical(depends) else None
 
 
 def read_tree(path: Path, like: Any) -> tuple[Any, Depends]:
@@ -284,19 +334,36 @@ def read_tree(path: Path, like: Any) -> tuple[Any, Depends]:
 
     Raises InputError if the file is damaged, or holds a tree of another structure than `like`.
     """
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is damaged: {brief(error)}.") from error
+    tree, depends, _ = _read_tree(path, like)
+    return tree, depends
+
+
+def _read_tree(path: Path, like: Any) -> tuple[Any, dict[str, Any], int]:
+    """Return the tree of a file, what it was made from and its step; see `read_tree`."""
+    metadata, tensors = read_safetensors(path)
+    # Files of versions before 0.6 have no checksum.
+    if metadata.get(CHECKSUM, _tree_checksum(tensors)) != _tree_checksum(tensors):
+        raise InputError(f"{path} is damaged: its arrays do not have the checksum that it states.")
     expected = {name: leaf.shape for name, leaf in _named(like).items()}
     if {name: value.shape for name, value in tensors.items()} != expected:
         raise InputError(f"{path} holds another network than the config's.")
-    return _unflatten(like, tensors), json.loads(metadata.get(TREE_DEPENDS, "{}"))
+    if not all(np.isfinite(value).all() for value in tensors.values()):
+        raise InputError(f"{path} has values that are not finite.")
+    try:
+        depends, step = json.loads(metadata.get(TREE_DEPENDS, "{}")), int(metadata.get("step", ""))
+        if not isinstance(depends, dict) or step < 0:
+            raise ValueError("they are no settings")
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path} is damaged: its settings cannot be read.") from error
+    return _unflatten(like, tensors), depends, step
 
 
-TREE_DEPENDS = "settings"  # the metadata entry that describes what a tree was made from
+def _tree_checksum(tensors: Arrays) -> str:
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(name.encode(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(tensors[name]).data, crc)
+    return str(crc)
 
 
 def _named(tree: Any) -> dict[str, Any]:
@@ -349,25 +416,37 @@ def round_paths(folder: Path, name: str, count: int) -> list[Path]:
     return [folder / f"{name}_{index}.npz" for index in range(count)]
 
 
-def load_rounds(paths: Sequence[Path], *names: str) -> Arrays:
+def load_rounds(paths: Sequence[Path], *names: str, optional: Sequence[str] = ()) -> Arrays:
     """Return arrays of the rounds, each joined along its first axis.
 
     Args:
       paths: the files, opened one after the other.
       names: the arrays to read; by default all.
+      optional: further arrays, which either all files have or none.
 
     Raises:
-      InputError: a file is damaged.
+      InputError: a file is damaged, or lacks an array.
     """
+    again = "Delete it, and it is computed again."
     parts: dict[str, list[np.ndarray]] = {}
-    for path in paths:
+    expected = set(names)
+    for index, path in enumerate(paths):
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                for name in names or arrays.files:
-                    if name in arrays and name != DEPENDS:
-                        parts.setdefault(name, []).append(arrays[name])
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-            raise InputError(
-                f"{path} cannot be read: {brief(error)}. Delete it, and it is computed again."
-            ) from error
-    return {name: np.concatenate(part) for name, part in parts.items()}
+            found = read_npz(path, *([*names, *optional] if names else []))
+        except InputError as error:
+            raise InputError(f"{error} {again}") from error
+        found = {name: array for name, array in found.items() if name not in RESERVED}
+        if not index:  # The other files must have the same arrays.
+            expected |= found.keys()
+        if found.keys() != expected:
+            lacking = ", ".join(map(printable, sorted(expected ^ found.keys())))
+            raise InputError(f"{path} lacks {lacking}, or other rounds do. {again}")
+        for name, array in found.items():
+            parts.setdefault(name, []).append(array)
+    try:
+        return {name: np.concatenate(part) for name, part in parts.items()}
+    except ValueError as error:
+        raise InputError(
+            f"the rounds {paths[0]} .. {paths[-1]} do not fit each other: {brief(error)}. Delete "
+            "them, and they are computed again."
+        ) from error

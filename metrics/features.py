@@ -11,6 +11,8 @@ import functools
 import hashlib
 import importlib
 import inspect
+import math
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from jax import Array
 from jaxtyping import Float32, UInt8
@@ -30,6 +33,7 @@ from experiment import Experiment
 from metrics import inception_weights
 from models.building import Params
 from models.inception import Outputs
+from readers.files import read_npz
 from workdir import write_atomically
 
 IMAGES_PER_DEVICE = 64  # In one batch of the Inception network.
@@ -81,6 +85,13 @@ def check(config: Config) -> None:
     name = config.eval.features
     if ":" not in name:
         check_name(name, (*EXTRACTORS, "module:function"), "eval.features")
+    else:
+        module, _, function = name.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), function)):
+            raise InputError(
+                f"eval.features = {name!r} must be the name of a module, a colon and the name of a "
+                "function in it, as in package.module:function; paths are not possible."
+            )
     channels = config.data.num_channels
     if name in ("inception", "inception_tf") and channels not in (1, 3):
         raise InputError(
@@ -202,12 +213,27 @@ def _load_or_train_classifier(
     content.update(np.asarray(labels, np.int64).tobytes())
     content.update(repr(CLASSIFIER_OPTIONS).encode())
     path = workdir / "statistics" / f"classifier_{content.hexdigest()[:8]}.npz"
-    if path.exists():
-        with np.load(path) as file:
-            return dict(file)
+    if os.path.lexists(path):
+        try:
+            return _load_classifier(path, math.prod(images.shape[1:]))
+        except InputError as error:
+            logging.warning("%s The classifier is trained again.", error)
     layers = _train_classifier(images, labels)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **layers))
+    return layers
+
+
+def _load_classifier(path: Path, inputs: int) -> dict[str, np.ndarray]:
+    """Load the layers of a classifier of `inputs` pixels. Raise InputError if they are damaged."""
+    layers = read_npz(path)
+    shapes = {name: array.shape for name, array in layers.items()}
+    classes = shapes.get("bias1", (0,))[-1:]
+    expected = {"kernel0": (inputs, HIDDEN_UNITS), "bias0": (HIDDEN_UNITS,)}
+    if shapes != expected | {"kernel1": (HIDDEN_UNITS, *classes), "bias1": classes}:
+        raise InputError(f"{path} is damaged: its arrays have the shapes {shapes}.")
+    if not all(each.dtype.kind == "f" and np.isfinite(each).all() for each in layers.values()):
+        raise InputError(f"{path} is damaged: it has values that are not finite numbers.")
     return layers
 
 
@@ -243,7 +269,15 @@ def _import_extractor(name: str) -> Extractor:
     function, source = _import_function(name)
 
     def extract(images: np.ndarray) -> Features:
-        outputs = {key: np.asarray(value, np.float32) for key, value in function(images).items()}
+        try:
+            returned = function(images)
+            outputs = {key: np.asarray(value, np.float32) for key, value in returned.items()}
+        except Exception as error:  # The function may raise any.
+            raise InputError(
+                f"eval.features = {name!r} failed for {len(images)} images with "
+                f"{type(error).__name__}: {brief(error)}. It must map uint8 images (B, H, W, C) to "
+                "a dictionary of arrays."
+            ) from error
         _check_outputs(name, outputs, len(images))
         return Features(outputs["pool"], outputs.get("logits"))
 
@@ -260,7 +294,7 @@ def _import_function(name: str) -> tuple[Callable[[np.ndarray], dict[str, np.nda
         if path is None:
             raise TypeError(f"{module_name} has no source file")
         return function, Path(path).read_bytes()
-    except (ImportError, AttributeError, TypeError) as error:
+    except Exception as error:  # The code of a module may raise any.
         raise InputError(f"eval.features = {name!r} cannot be imported: {brief(error)}.") from error
 
 
@@ -271,6 +305,10 @@ def _check_outputs(name: str, outputs: dict[str, np.ndarray], count: int) -> Non
             raise InputError(
                 f"eval.features = {name!r} returned {key!r} of shape {value.shape} for {count} "
                 "images; it must return 'pool' and optionally 'logits', with one row per image."
+            )
+        if not np.isfinite(value).all():
+            raise InputError(
+                f"eval.features = {name!r} returned {key!r} with values that are not finite."
             )
     if "pool" not in outputs:
         raise InputError(

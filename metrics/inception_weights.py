@@ -7,6 +7,7 @@ A file is searched for in local folders and never downloaded. A .safetensors cop
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx, traverse_util
 
-from errors import InputError
+from errors import InputError, printable
 from models.building import Params, abstract_network
 from models.inception import Inception
 from models.layers import Rngs
@@ -29,6 +30,7 @@ from pretrained.stored_parameters import (
     load_params,
 )
 from pretrained.trained import Tensors
+from readers.files import check_regular
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 ALIAS = "weights-inception-2015-12-05-6726825d.pth"  # The name of the same file in torch-fidelity.
@@ -96,7 +98,8 @@ def find(path: str | Path = "") -> Path:
 
     Raises InputError, stating where to download the file, if there is none.
     """
-    if Path(path).is_file():
+    if path and os.path.lexists(path) and not Path(path).is_dir():
+        check_regular(path, "eval.inception_path")
         return Path(path)
     folders = [Path(path)] if path else CACHES
     names = (Path(FILE).with_suffix(".safetensors"), FILE, ALIAS)
@@ -141,7 +144,10 @@ def _load_state_dict(path: Path) -> Tensors:
     state = torch_format.load(path)
     if not isinstance(state, dict) or not all(map(_is_tensor, state.values())):
         raise InputError(f"{path} must contain a state dict, which maps names to tensors.")
-    return {name: torch_format.to_numpy(tensor) for name, tensor in state.items()}
+    return {
+        str(name): torch_format.to_numpy(tensor, f"{path}: {printable(name)}")
+        for name, tensor in state.items()
+    }
 
 
 def _is_tensor(value: Any) -> bool:

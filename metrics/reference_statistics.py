@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from metrics import features
 from metrics.distances import Moments
 from metrics.features import Extractor
 from metrics.splits import images_of
+from readers.files import mismatch, read_npz
 from workdir import Arrays, dependencies, load_rounds, run_rounds, write_atomically
 
 MAX_FEATURES = 50_000
@@ -76,14 +78,22 @@ def fid_stats(config: Config, workdir: str) -> Path:
 def load_or_compute(experiment: Experiment, extractor: Extractor, workdir: str | Path) -> Reference:
     """Load the statistics at config.eval.stats_path or, if that is empty, those in `workdir`.
 
-    Statistics in `workdir` are computed on first use. Raise InputError if stats_path does not
-    exist, and as `load` does.
+    Statistics in `workdir` are computed on first use, and again if the file is damaged. Raise
+    InputError if stats_path does not exist, and as `load` does.
     """
     path = statistics_path(experiment, extractor, workdir)
-    if path.exists():
-        expected = expected_protocol(experiment, extractor) | _content(experiment, path)
-        return load(path, extractor, expected)
-    if experiment.config.eval.stats_path:
+    named = bool(experiment.config.eval.stats_path)
+    if os.path.lexists(path):
+        try:
+            arrays = _read(path, "eval.stats_path" if named else "")
+        except InputError as error:
+            if named:
+                raise
+            logging.warning("%s The statistics are computed again.", error)
+        else:
+            expected = expected_protocol(experiment, extractor) | _content(experiment, path)
+            return _reference(path, arrays, extractor, expected)
+    elif named:
         raise InputError(
             f"eval.stats_path = {str(path)!r} does not exist; --mode=fid_stats writes it."
         )
@@ -199,7 +209,11 @@ def load(path: Path, extractor: Extractor, protocol: Protocol) -> Reference:
     for a damaged or other file, and if the features or the protocol differ from `extractor` or
     `protocol`.
     """
-    arrays = _read(path)
+    return _reference(path, _read(path), extractor, protocol)
+
+
+def _reference(path: Path, arrays: Arrays, extractor: Extractor, protocol: Protocol) -> Reference:
+    """Return the statistics in the arrays of a file; see `load`."""
     if "protocol" in arrays:
         found = json.loads(str(arrays["protocol"]))
         _check_protocol(path, found, protocol)
@@ -243,31 +257,72 @@ def _check_published(path: Path, extractor: Extractor) -> None:
     )
 
 
-def _read(path: Path) -> Arrays:
-    """The arrays of a statistics file. Raise InputError for any other file."""
+def _read(path: Path, what: str = "") -> Arrays:
+    """The arrays of a statistics file. Raise InputError for any other file, and for damaged ones.
+
+    `what` is the config field that names the file, if any.
+    """
     if path.suffix == ".pkl":
         raise InputError(
             f"{path} is a pickle, which could execute arbitrary code; EDM also publishes its "
             "statistics as .npz."
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ARRAYS if name in file.files}
-    except Exception as error:  # NumPy raises many types of exceptions for damaged files.
+        arrays = read_npz(path, *ARRAYS, what=what)
+    except InputError as error:
         raise InputError(
-            f"{path} is not a complete .npz file of arrays: {brief(error)}. Replace it."
+            f"{error} Replace the file, or compute it with --mode=fid_stats."
         ) from error
-    for name in arrays.keys() - {"protocol"}:
-        if arrays[name].dtype.kind != "f" or not np.isfinite(arrays[name]).all():
-            raise InputError(
-                f"{path} is damaged: {name!r} has values that are not finite numbers. Compute it "
-                "again, with --mode=fid_stats."
-            )
     if "pool_3" not in arrays and not {"mu", "sigma"} <= arrays.keys():
         raise InputError(
             f"{path} holds no statistics: it has neither 'pool_3' nor both 'mu' and 'sigma'."
         )
+    problem = _problem(arrays)
+    if problem:
+        raise InputError(f"{path} is damaged: {problem}. Compute it again, with --mode=fid_stats.")
     return arrays
+
+
+PROTOCOL = {"extractor": str, "images?": int}  # What every protocol holds.
+
+
+def _problem(arrays: Arrays) -> str:
+    """What is wrong with the arrays of a statistics file, or ''."""
+    shapes = {name: array.shape for name, array in arrays.items() if name != "protocol"}
+    for name, array in arrays.items():
+        if name != "protocol" and (array.dtype.kind != "f" or not np.isfinite(array).all()):
+            return f"{name!r} has values that are not finite numbers"
+    dims = (shapes.get("mu") or shapes["pool_3"])[-1:]
+    pool_is_matrix = len(shapes.get("pool_3", (1, *dims))) == 2 and 0 not in shapes.get(
+        "pool_3", ()
+    )
+    expected = {"pool_3": (*shapes.get("pool_3", ())[:1], *dims), "mu": dims, "sigma": dims * 2}
+    if not pool_is_matrix or any(shape != expected[name] for name, shape in shapes.items()):
+        return f"its arrays have the shapes {shapes}"
+    if ("mu" in arrays) != ("sigma" in arrays):
+        return "it has only one of 'mu' and 'sigma'"
+    if "sigma" in arrays:
+        sigma = arrays["sigma"].astype(np.float64)
+        if (np.diag(sigma) < 0).any():
+            return "'sigma' has negative variances"
+        if np.abs(sigma - sigma.T).max() > 1e-3 * np.abs(sigma).max():
+            return "'sigma' is not symmetric"
+    return _protocol_problem(arrays) if "protocol" in arrays else ""
+
+
+def _protocol_problem(arrays: Arrays) -> str:
+    """What is wrong with the protocol of a statistics file, or ''."""
+    try:
+        protocol = json.loads(str(arrays["protocol"]))
+    except (RecursionError, ValueError):
+        return "its protocol is not JSON"
+    problem = mismatch(protocol, PROTOCOL, "its protocol")
+    if problem:
+        return problem
+    count = protocol.get("images")
+    if "mu" in arrays and (count is None or count < 1):
+        return f"its protocol states {count} images"
+    return ""
 
 
 def _with_path(reference: Reference, path: Path) -> Reference:

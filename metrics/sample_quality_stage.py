@@ -205,7 +205,7 @@ def recall(sets: FeatureSets) -> Results | None:
 
 def measure(paths: Sequence[Path], extractor: Extractor, reference: Reference) -> Results:
     """Compute all metrics from rounds of features: arrays `pool` and optionally `logits`."""
-    arrays = load_rounds(paths, "pool", "logits")
+    arrays = load_rounds(paths, "pool", optional=["logits"])
     sets = FeatureSets.shuffled(arrays["pool"], arrays.get("logits"), extractor, reference)
     results = {
         "features": extractor.label,

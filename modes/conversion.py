@@ -22,6 +22,7 @@ from configs.default import Config
 from errors import InputError
 from experiment import Experiment
 from pretrained import Trained
+from pretrained.trained import MAX_STEP
 from train_state import TrainState, abstract, from_checkpoint, make_optimizer, to_checkpoint
 from workdir import check_config, claim, locked, write_atomically
 
@@ -40,6 +41,11 @@ def import_checkpoint(config: Config, workdir: str, source: str) -> int:
     trained = pretrained.read(source, experiment.network, config)
     match = re.search(r"checkpoint_(\d+)", Path(source).name)
     number = int(match[1]) if match else max(1, trained.step // config.training.snapshot_freq)
+    if number > MAX_STEP:
+        raise InputError(
+            f"--source={source} names checkpoint {number}; the largest number is {MAX_STEP:,}. "
+            "Rename the file."
+        )
     if number in Checkpoints(workdir).snapshots():
         raise InputError(
             f"{workdir} has a checkpoint_{number} already; nothing is overwritten. Use another "

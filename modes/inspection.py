@@ -12,7 +12,7 @@ from jax import Array
 
 import datasets
 from configs.default import Config
-from errors import InputError
+from errors import InputError, printable
 from factory import validated
 from readers import folders, published
 from workdir import write_picture
@@ -109,7 +109,7 @@ def _describe_files(folder: Path, size: int) -> None:
         print(f"{small} of them are smaller than data.image_size = {size}, and are enlarged")
     names, _ = folders.classes(files.names[files.good].tolist())
     if names:
-        listed = ", ".join(f"{i} {folders.printable(name)}" for i, name in enumerate(names))
+        listed = ", ".join(f"{i} {printable(name)}" for i, name in enumerate(names))
         print(f"classes by folder: {listed}")
 
 

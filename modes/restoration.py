@@ -10,6 +10,8 @@ deviation); each reconstruction by itself; and results.json.
 from __future__ import annotations
 
 import functools
+import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax import Array
 from PIL import Image
 
@@ -34,6 +37,7 @@ from models.building import Params
 from modes import restoration_images
 from modes.restoration_images import image_range
 from modes.restoration_tasks import BLUR_TASKS, METHODS, TASKS
+from readers.files import read_npz
 from workdir import (
     Depends,
     claim,
@@ -88,6 +92,7 @@ def restore(
     claim(output, config, "restoration")
     save_measurements(problem, output)
     depends = dependencies("answers", config) | experiment.identity(workdir, found)
+    depends["measurements"] = zlib.crc32(np.ascontiguousarray(problem.y).data)
     reconstructions, nfe = solve(experiment, problem, params, output, depends)
     results = {"task": options.task, "method": options.method, "images": len(problem.y), "nfe": nfe}
     results |= measure_quality(experiment, problem, reconstructions)
@@ -133,21 +138,25 @@ def noise_std(experiment: Experiment) -> float:
 
 
 def save_measurements(problem: Problem, folder: Path) -> None:
-    """Write measurements.npz with the arrays `y` and `names`.
+    """Write measurements.npz with the arrays `y` and `names`, also in place of a damaged one.
 
     Raises InputError if the file exists and holds other measurements.
     """
     path = folder / "measurements.npz"
     arrays = {"y": problem.y, "names": np.array(problem.names)}
-    if not path.exists():
+    saved = {}
+    if os.path.lexists(path):
+        try:
+            saved = read_npz(path)
+        except InputError as error:
+            logging.warning("%s It is written again.", error)
+    if saved.keys() != arrays.keys():
         write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
-        return
-    with np.load(path) as saved:
-        if not all(np.array_equal(saved[name], array) for name, array in arrays.items()):
-            raise InputError(
-                f"{folder} holds reconstructions of other measurements; choose another folder "
-                "with --eval_folder."
-            )
+    elif not all(np.array_equal(saved[name], array) for name, array in arrays.items()):
+        raise InputError(
+            f"{folder} holds reconstructions of other measurements; choose another folder "
+            "with --eval_folder."
+        )
 
 
 # --- reconstructions ---
@@ -158,8 +167,7 @@ def solve(
 ) -> tuple[np.ndarray, float]:
     """Draw restore.samples reconstructions of each image in rounds, and resume finished rounds.
 
-    `depends` describes everything that the reconstructions are made from, except the measurements,
-    which `save_measurements` compares.
+    `depends` describes everything that the reconstructions are made from.
 
     Returns reconstructions (N, S, H, W, C) in the model's range, S = restore.samples, and the mean
     number of score evaluations for one of them.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from configs.default import Config
-from errors import InputError, brief
+from errors import InputError, brief, printable
 from experiment import Experiment
 from readers import folders, preprocessing
+from readers.files import check_regular
 
 Shape = tuple[int, int, int]
 
@@ -44,25 +47,30 @@ def load(experiment: Experiment, shape: Shape) -> tuple[list[str], np.ndarray]:
     return names, np.asarray(scaler.scale(jnp.asarray(levels)))
 
 
-def decode(path: Path, channels: int, size: tuple[int, int]) -> np.ndarray:
-    """Decode an image file to uint8 (*size, channels), cropped to a square and resized.
-
-    Raises InputError if the file cannot be read.
-    """
+def decode(path: Path, channels: int) -> Image.Image:
+    """Decode an image file. Raises InputError if it cannot be read."""
     try:
-        image = preprocessing.decode(path, channels)
-        return preprocessing.to_array(preprocessing.crop_resize(image, size[0]))
+        return preprocessing.decode(path, channels)
+    except InputError:
+        raise
     except Exception as error:  # Decoders raise many exception types for damaged files.
-        raise InputError(f"The image {str(path)!r} cannot be read: {brief(error)}") from error
+        raise InputError(
+            f"The image '{printable(path)}' cannot be read: {brief(error)}. Replace or remove it."
+        ) from error
 
 
 def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
     """Load the first images of a file or folder; return names and uint8 images (N, *shape)."""
     root = Path(options.input).expanduser()
-    if root.is_file():
+    if os.path.lexists(root) and not root.is_dir():
+        check_regular(root, "restore.input")
         paths, names = [root], [root.stem]
     else:
-        found = [path for path in root.rglob("*") if path.suffix.lower() in folders.SUFFIXES]
+        found = [
+            path
+            for path in root.rglob("*")
+            if path.suffix.lower() in folders.SUFFIXES and not path.is_dir()
+        ]
         paths = sorted(found)[: options.count]
         names = [str(path.relative_to(root).with_suffix("")).replace("/", "_") for path in paths]
     if not paths:
@@ -70,4 +78,5 @@ def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
             f"restore.input = {options.input!r} is neither an image file nor a folder of image "
             f"files ({', '.join(sorted(folders.SUFFIXES))})."
         )
-    return names, np.stack([decode(path, shape[-1], shape[:2]) for path in paths])
+    images = [preprocessing.crop_resize(decode(path, shape[-1]), shape[0]) for path in paths]
+    return names, np.stack([preprocessing.to_array(image) for image in images])

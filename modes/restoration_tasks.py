@@ -21,6 +21,8 @@ from controllable.operators import Operator
 from errors import InputError
 from modes import restoration_images
 from modes.restoration_images import Shape
+from readers import preprocessing
+from readers.files import check_regular
 from sampling import Update
 from sde_lib import SDE, Score
 
@@ -34,8 +36,7 @@ def inpaint(options: Config, shape: Shape) -> Operator:
     elif options.mask == "random":
         known = operators.random_pixels(shape, options.share)
     else:
-        image = restoration_images.decode(Path(options.mask).expanduser(), 1, shape[:2])
-        known = np.broadcast_to(image > 127, shape)
+        known = np.broadcast_to(_read_mask(options.mask, shape) > 127, shape)
     if known.all() or not known.any():
         unknown = "nothing" if known.all() else "all"
         raise InputError(
@@ -44,6 +45,19 @@ def inpaint(options: Config, shape: Shape) -> Operator:
             "(unknown) pixels."
         )
     return operators.mask(known)
+
+
+def _read_mask(name: str, shape: Shape) -> np.ndarray:
+    """Return the mask image (H, W, 1). Raises InputError if it does not have the images' size."""
+    path = Path(name).expanduser()
+    check_regular(path, "restore.mask")
+    mask = preprocessing.to_array(restoration_images.decode(path, 1))
+    if mask.shape[:2] != shape[:2]:
+        raise InputError(
+            f"restore.mask = {name!r} has {mask.shape[1]}x{mask.shape[0]} pixels, but the images "
+            f"have {shape[1]}x{shape[0]}. Resize the mask to their size."
+        )
+    return mask
 
 
 def colorize(options: Config, shape: Shape) -> Operator:

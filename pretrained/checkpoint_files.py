@@ -9,12 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+import jax
+import numpy as np
 from flax import nnx
 
 from errors import InputError
 from pretrained import flax_format, safetensors_format, torch_format
 from pretrained.diffusers_unet import read_unet
 from pretrained.trained import Config, Trained
+from readers.files import check_regular
 
 Reader = Callable[[Path, nnx.Module, Config], Trained]
 Writer = Callable[[BinaryIO, Trained, nnx.Module, Config], None]
@@ -46,12 +49,16 @@ def read(source: str | Path, network: nnx.Module, config: Config) -> Trained:
     if path.is_dir():
         params = read_unet(path, network, config)
         return Trained(step=0, params=params, ema=params)
+    check_regular(path, "--source")
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
-        raise InputError(f"--source={source} cannot be read: {error.strerror}.") from error
-    return _reader(path, head)(path, network, config)
+        raise InputError(f"--source = {str(path)!r} cannot be read: {error.strerror}.") from error
+    trained = _reader(path, head)(path, network, config)
+    if any(np.any(leaf < 0) for leaf in jax.tree.leaves(trained.nu)):
+        raise InputError(f"{path} is damaged: Adam's second moments have negative values.")
+    return trained
 
 
 def writer(target: str | Path) -> Writer:

@@ -92,7 +92,7 @@ def check_unet(path: pathlib.Path, described: Mapping[str, Any], config: Config)
     if expected["norm_num_groups"] is None:  # diffusers then selects the numbers as we do.
         widths = expected["block_out_channels"]
         selected = {layers.groups(widths[0]), layers.groups(widths[-1])}
-        if {actual["norm_num_groups"]} == selected:
+        if [actual["norm_num_groups"]] == list(selected):
             actual["norm_num_groups"] = None
     wrong = [
         f"  {key}: {actual.get(key)!r} in the file, {expected[key]!r} required by the config"
@@ -156,7 +156,8 @@ def _check_groups(widths: list[int]) -> None:
 def _equal(a: Any, b: Any) -> bool:
     """Compare two config values: floats by their relative difference, lists like tuples."""
     if isinstance(a, float) or isinstance(b, float):
-        return a is not None and b is not None and math.isclose(a, b, rel_tol=1e-6)
+        are_numbers = isinstance(a, (int, float)) and isinstance(b, (int, float))
+        return are_numbers and math.isclose(a, b, rel_tol=1e-6)
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
         return list(a) == list(b)
     return a == b

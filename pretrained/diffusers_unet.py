@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Iterator
 
-import safetensors
-import safetensors.numpy
 from flax import nnx
 
-from errors import InputError
+from errors import InputError, printable
 from models import blocks, ddpm, layers, ncsnpp
 from models.building import Params
 from pretrained.diffusers_config import check_unet
@@ -30,7 +27,8 @@ from pretrained.stored_parameters import (
     StoredParameter,
     load_params,
 )
-from pretrained.trained import Config
+from pretrained.trained import Config, Tensors
+from readers.files import read_json, read_safetensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DIFFUSERS_LEAVES = TORCH_LEAVES | {
@@ -83,23 +81,41 @@ def read_unet(folder: pathlib.Path, network: nnx.Module, config: Config) -> Para
     if (folder / "unet" / "config.json").exists():
         folder = folder / "unet"
     try:
-        described = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        described = read_json(folder / "config.json", dict)
+    except InputError as error:
         raise InputError(
             f"{folder} is not a diffusers folder; its config.json cannot be read: {error}"
         ) from error
     check_unet(folder / "config.json", described, config)
-    path = folder / WEIGHTS
-    if not path.exists():
+    tensors: Tensors = {}
+    for path in _weight_files(folder):
+        tensors |= read_safetensors(path)[1]
+    return load_params(unet_layout(network), tensors, str(folder))
+
+
+def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Return the files with the weights of a model: one, or those that an index lists.
+
+    Raises InputError if there are none, or if the index names a file outside of the folder.
+    """
+    path, index = folder / WEIGHTS, folder / f"{WEIGHTS}.index.json"
+    if path.exists():
+        return [path]
+    if not index.exists():
         raise InputError(
             f"{path} does not exist. Save the model with safe_serialization=True, the default of "
             f"diffusers."
         )
-    try:
-        tensors = safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not a complete safetensors file: {error}") from error
-    return load_params(unet_layout(network), tensors, str(path))
+    content = read_json(index, {"weight_map": dict})
+    names = list(dict.fromkeys(content["weight_map"].values()))
+    for name in names:
+        is_plain = isinstance(name, str) and name == pathlib.PurePath(name).name
+        if not is_plain or "\\" in name or not name.endswith(".safetensors"):
+            raise InputError(
+                f"{index} lists {printable(repr(name))}; it may list only safetensors files in its "
+                "own folder."
+            )
+    return [folder / name for name in names]
 
 
 def unet_layout(network: nnx.Module) -> Layout:

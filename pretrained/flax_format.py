@@ -9,17 +9,33 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import jax
 import numpy as np
 from flax import nnx, serialization, traverse_util
 
-from errors import InputError
+from errors import InputError, brief, printable
 from models.building import Params
 from pretrained.parameter_names import check_unconditional, flax_layout
 from pretrained.stored_parameters import Layout, export_params, load_params
-from pretrained.trained import Config, Tensors, Trained, check_entries, flatten
+from pretrained.trained import (
+    Config,
+    Tensors,
+    Trained,
+    check_entries,
+    flatten,
+    to_rate,
+    to_step,
+)
+from readers.files import check_regular, mismatch
 
 CODE_BASE = "the official Flax code"
 ENTRIES = {"step", "optimizer", "lr", "model_state", "ema_rate", "params_ema", "rng"}
+STATE = {
+    "optimizer": {"target": dict, "state": {"step": object, "param_states": dict}},
+    "model_state": (dict, type(None)),
+    "params_ema": dict,
+}
+"""The structure of a training state; see `readers.files.mismatch`."""
 MOMENTS = {"mu": "grad_ema", "nu": "grad_sq_ema"}  # Fields of Trained: names in the file.
 
 
@@ -28,10 +44,17 @@ def load(path: str | Path) -> Any:
 
     Raises InputError if the file is damaged.
     """
+    check_regular(path)
+    content = Path(path).read_bytes()
     try:
-        return serialization.msgpack_restore(Path(path).read_bytes())
+        state = serialization.msgpack_restore(content)
+        leaves = jax.tree.leaves(state)
+        declared = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, np.ndarray))
+        if declared > len(content):
+            raise ValueError(f"its arrays have {declared} bytes, but the file has {len(content)}")
+        return state
     except Exception as error:  # Damaged files raise exceptions of several types.
-        raise InputError(f"{path} is not a complete Flax msgpack file: {error}") from error
+        raise InputError(f"{path} is not a complete Flax msgpack file: {brief(error)}") from error
 
 
 def read(path: Path, network: nnx.Module, config: Config) -> Trained:
@@ -43,25 +66,34 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
     check_unconditional(network, CODE_BASE)
     state, layout = load(path), flax_layout(network)
     check_entries(path, state, ENTRIES)
+    problem = mismatch(state, STATE)
+    if problem:
+        raise InputError(f"{path} is not a training state of the official code: {problem}.")
     if state["model_state"]:
+        names = ", ".join(map(printable, state["model_state"]))
         raise InputError(
-            f"{path} has a model_state with {', '.join(state['model_state'])}; "
-            f"it must be empty, as no supported network has any."
+            f"{path} has a model_state with {names}; it must be empty, as no supported network has "
+            f"any."
         )
     optimizer = state["optimizer"]
+    try:
+        params, ema, moments = map(
+            flatten, (optimizer["target"], state["params_ema"], optimizer["state"]["param_states"])
+        )
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}.") from error
     trained = Trained(
-        step=int(state["step"]),
-        params=load_params(layout, flatten(optimizer["target"]), str(path)),
-        ema=load_params(layout, flatten(state["params_ema"]), str(path)),
-        ema_rate=float(state["ema_rate"]),
+        step=to_step(path, "step", state["step"]),
+        params=load_params(layout, params, str(path)),
+        ema=load_params(layout, ema, str(path)),
+        ema_rate=to_rate(path, "ema_rate", state["ema_rate"]),
     )
-    moments = flatten(optimizer["state"]["param_states"])
     if not moments:
         return trained
     return trained._replace(
         mu=_read_moments(path, layout, moments, MOMENTS["mu"]),
         nu=_read_moments(path, layout, moments, MOMENTS["nu"]),
-        updates=int(optimizer["state"]["step"]),
+        updates=to_step(path, "the optimizer's step", optimizer["state"]["step"]),
     )
 
 

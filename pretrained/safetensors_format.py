@@ -10,26 +10,21 @@ import json
 from pathlib import Path
 from typing import BinaryIO
 
-import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from errors import InputError
+from errors import InputError, printable
 from pretrained.parameter_names import flax_layout
 from pretrained.stored_parameters import export_params, load_params
-from pretrained.trained import Config, Tensors, Trained
+from pretrained.trained import Config, Tensors, Trained, to_step
+from readers.files import read_safetensors
 
 TREES = ("params", "ema", "mu", "nu")  # The fields of Trained that contain parameters.
 
 
 def load(path: str | Path) -> tuple[dict[str, str], Tensors]:
     """Return the metadata and the arrays of a file. Raises InputError if it is damaged."""
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not a complete safetensors file: {error}") from error
+    return read_safetensors(Path(path))
 
 
 def read(path: Path, network: nnx.Module, config: Config) -> Trained:
@@ -50,7 +45,8 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
             if name.startswith(prefix)
         }
         trees[tree] = load_params(layout, found, f"{path} (its {tree})")
-    return Trained(step=int(metadata["step"]), updates=int(metadata["updates"]), **trees)
+    step, updates = (to_step(path, name, metadata.get(name)) for name in ("step", "updates"))
+    return Trained(step=step, updates=updates, **trees)
 
 
 def _check_origin(path: Path, metadata: dict[str, str], tensors: Tensors) -> None:
@@ -58,7 +54,7 @@ def _check_origin(path: Path, metadata: dict[str, str], tensors: Tensors) -> Non
     unknown = [name for name in tensors if name.partition("/")[0] not in TREES]
     if "step" in metadata and not unknown:
         return
-    found = f" (it contains {unknown[0]})" if unknown else ""
+    found = f" (it contains {printable(unknown[0])})" if unknown else ""
     raise InputError(
         f"{path} was not written by --mode=export{found}. To import a diffusers model, pass the "
         f"folder that contains its config.json."

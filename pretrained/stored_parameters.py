@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 from jax import Array
 
-from errors import InputError
+from errors import InputError, printable
 from models.building import Params
 
 Path = tuple[str | int, ...]
@@ -63,7 +63,8 @@ class StoredParameter(NamedTuple):
 
     def from_file(self, tensor: np.ndarray) -> np.ndarray:
         """Invert `to_file`; float32."""
-        value = np.asarray(tensor, np.float32).reshape(self.file_shapes[-1])
+        with np.errstate(over="ignore"):  # Values beyond float32 become infinite.
+            value = np.asarray(tensor, np.float32).reshape(self.file_shapes[-1])
         return np.ascontiguousarray(value.transpose(np.argsort(self.axes)))
 
 
@@ -73,20 +74,26 @@ Layout = list[StoredParameter]
 def load_params(layout: Layout, tensors: Mapping[str, np.ndarray], source: str) -> Params:
     """Return the parameters that the file `source` stores as `tensors`, as nested dictionaries.
 
-    Raises InputError for the first tensor that is missing, has another shape, or is left over.
+    Raises InputError for the first tensor that is missing, has another shape or values that are
+    not finite, or is left over.
     """
     params, used = {}, set()
     for stored in layout:
         present = [name for name in stored.names if name in tensors]
         tensor = _find(stored, present, tensors, source)
         used.update(present)
+        value = stored.from_file(tensor)
+        if not np.isfinite(value).all():
+            raise InputError(
+                f"{source} is damaged: {present[0]} has values that are not finite numbers."
+            )
         if stored.path:
-            params[stored.path] = stored.from_file(tensor)
+            params[stored.path] = value
     for name in tensors:
         if name not in used:
             raise InputError(
-                f"{source} does not fit the config: the network has no parameter for {name}, which "
-                f"has shape {tensors[name].shape} in the file."
+                f"{source} does not fit the config: the network has no parameter for "
+                f"{printable(name)}, which has shape {np.shape(tensors[name])} in the file."
             )
     return traverse_util.unflatten_dict(params)
 
@@ -102,6 +109,12 @@ def _find(
             f"shape {expected}, is not in the file."
         )
     tensor = tensors[present[0]]
+    if not isinstance(tensor, np.ndarray) or not _is_real(tensor.dtype):
+        kind = tensor.dtype if isinstance(tensor, np.ndarray) else type(tensor).__name__
+        raise InputError(
+            f"{source} is damaged: {present[0]} is of type {kind}; it must be an array of real "
+            "numbers."
+        )
     if tensor.shape not in stored.file_shapes:
         raise InputError(
             f"{source} does not fit the config: {present[0]} has shape {tensor.shape} in the file "
@@ -112,6 +125,10 @@ def _find(
             f"{source} is inconsistent: {' and '.join(present)} should be the same tensor."
         )
     return tensor
+
+
+def _is_real(dtype: np.dtype) -> bool:
+    return dtype.kind in "fiu" or dtype.name == "bfloat16"
 
 
 def export_params(layout: Layout, params: Params) -> dict[str, np.ndarray]:

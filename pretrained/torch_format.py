@@ -12,16 +12,24 @@ from typing import Any, BinaryIO
 import numpy as np
 from flax import nnx
 
-from errors import InputError, brief
+from errors import InputError, brief, printable
 from pretrained.parameter_names import torch_layout
 from pretrained.stored_parameters import Layout, export_params, load_params
-from pretrained.trained import Config, Tensors, Trained, check_entries
+from pretrained.trained import Config, Tensors, Trained, check_entries, to_rate, to_step
+from readers.files import check_archive, check_regular, mismatch
 from sde_lib import VESDE
 
 TorchTensors = dict[str, Any]
 """torch.Tensor by name. The type is not spelled out, as PyTorch need not be installed."""
 
 ENTRIES = {"model", "ema", "optimizer", "step"}
+STATE = {
+    "model": dict,
+    "ema": {"shadow_params": list, "decay": object, "frozen_params?": dict},
+    "optimizer": {"state": dict, "param_groups": [{"params": [int]}]},
+}
+"""The structure of a training state; see `readers.files.mismatch`."""
+MOMENT = {"exp_avg": object, "exp_avg_sq": object, "step": object}
 MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}  # Fields of Trained: names in the file.
 PREFIX = "module."  # The prefix that torch.nn.DataParallel gives to parameter names.
 
@@ -40,6 +48,8 @@ def load(path: str | Path) -> Any:
     other than tensors and plain Python values.
     """
     torch = _import_torch(f"reading {path}")
+    check_regular(path)
+    check_archive(Path(path))
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Damaged files raise exceptions of several types.
@@ -48,9 +58,28 @@ def load(path: str | Path) -> Any:
         ) from error
 
 
-def to_numpy(tensor: Any) -> np.ndarray:
-    """Convert a torch.Tensor to an array; floating-point numbers become float32."""
-    return tensor.detach().float().numpy() if tensor.is_floating_point() else tensor.numpy()
+def to_numpy(tensor: Any, source: str) -> np.ndarray:
+    """Convert a torch.Tensor to an array; floating-point numbers become float32.
+
+    Raises InputError, which names the `source`, for other objects, and for a tensor that repeats
+    its data, which could need more memory than any file.
+    """
+    try:
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError("it is larger than its data")
+        return tensor.detach().float().numpy() if tensor.is_floating_point() else tensor.numpy()
+    except Exception as error:  # Other objects and layouts raise many types of exceptions.
+        raise InputError(
+            f"{source} cannot be converted to an array: {brief(error)}. It must be a dense tensor."
+        ) from error
+
+
+def _to_arrays(path: Path, entry: str, tensors: dict[Any, Any]) -> Tensors:
+    """Convert a dictionary of tensors in the entry of a file."""
+    return {
+        str(name): to_numpy(tensor, f"{path}: {printable(name)} in {entry}")
+        for name, tensor in tensors.items()
+    }
 
 
 def read(path: Path, network: nnx.Module, config: Config) -> Trained:
@@ -61,16 +90,23 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
     """
     state, layout = load(path), torch_layout(network)
     check_entries(path, state, ENTRIES)
-    model = {name.removeprefix(PREFIX): to_numpy(tensor) for name, tensor in state["model"].items()}
+    problem = mismatch(state, STATE)
+    if problem or not state["optimizer"]["param_groups"]:
+        problem = problem or "its optimizer has no 'param_groups'"
+        raise InputError(f"{path} is not a training state of the official code: {problem}.")
+    model = {
+        name.removeprefix(PREFIX): array
+        for name, array in _to_arrays(path, "model", state["model"]).items()
+    }
     if "sigmas" in model:
         _check_sigmas(path, model.pop("sigmas"), config)
     params = load_params(layout, model, str(path))
     averages = _read_averages(path, state["ema"], model, layout)
     trained = Trained(
-        step=int(state["step"]),
+        step=to_step(path, "step", state["step"]),
         params=params,
         ema=load_params(layout, averages, f"{path} (its ema)"),
-        ema_rate=float(state["ema"]["decay"]),
+        ema_rate=to_rate(path, "decay", state["ema"]["decay"]),
     )
     return trained._replace(**_read_moments(path, state["optimizer"], list(model), layout))
 
@@ -82,13 +118,14 @@ def _read_averages(path: Path, ema: dict[str, Any], model: Tensors, layout: Layo
     """
     frozen = {stored.names[0] for stored in layout if not stored.trained}
     names = [name for name in model if name not in frozen]
-    averages = [to_numpy(tensor) for tensor in ema["shadow_params"]]
+    shadow = _to_arrays(path, "shadow_params", dict(enumerate(ema["shadow_params"])))
+    averages = list(shadow.values())
     if len(averages) != len(names):
         raise InputError(
             f"{path} has {len(averages)} shadow parameters for {len(names)} trained ones in its "
             f"model."
         )
-    extra = {name: to_numpy(tensor) for name, tensor in ema.get(FROZEN, {}).items()}
+    extra = _to_arrays(path, FROZEN, ema.get(FROZEN, {}))
     return model | dict(zip(names, averages)) | extra
 
 
@@ -105,6 +142,10 @@ def _read_moments(
             states[name] = optimizer["state"][index]
     if not states:
         return {}
+    for name, moments in states.items():
+        problem = mismatch(moments, MOMENT, f"the optimizer's state of {printable(name)}")
+        if problem:
+            raise InputError(f"{path} is damaged: {problem}.")
     zeros = {
         stored.names[0]: np.zeros(stored.file_shapes[0], np.float32)
         for stored in layout
@@ -112,9 +153,10 @@ def _read_moments(
     }
     fields: dict[str, Any] = {}
     for field, kind in MOMENTS.items():
-        moments = {name: to_numpy(state[kind]) for name, state in states.items()}
+        moments = _to_arrays(path, kind, {name: state[kind] for name, state in states.items()})
         fields[field] = load_params(layout, zeros | moments, f"{path} (its {kind})")
-    fields["updates"] = max(int(state["step"]) for state in states.values())
+    steps = [to_step(path, "the optimizer's step", state["step"]) for state in states.values()]
+    fields["updates"] = max(steps)
     return fields
 
 
@@ -129,6 +171,8 @@ def _check_sigmas(path: Path, sigmas: np.ndarray, config: Config) -> None:
 
 
 def _describe(sigmas: np.ndarray) -> str:
+    if sigmas.ndim != 1 or not len(sigmas):
+        return f"noise scales of shape {sigmas.shape}"
     return f"{len(sigmas)} noise scales from {sigmas[0]:g} to {sigmas[-1]:g}"
 
 

@@ -9,10 +9,11 @@ import ml_collections
 import numpy as np
 from flax import traverse_util
 
-from errors import InputError
+from errors import InputError, printable
 from models.building import Params
 
 Config = ml_collections.ConfigDict
+MAX_STEP = 10**9  # Steps and numbers of checkpoints; more are not plausible.
 Tensors = dict[str, np.ndarray]
 """The arrays of a file by name."""
 
@@ -40,8 +41,58 @@ class Trained(NamedTuple):
 
 
 def flatten(tree: dict[str, Any]) -> Tensors:
-    """Return the leaves of nested dictionaries, with their keys joined by '/'."""
-    return cast(Tensors, traverse_util.flatten_dict(tree, sep="/"))
+    """Return the leaves of nested dictionaries, with their keys joined by '/'.
+
+    Raises ValueError if a key is not a string, or the nesting is too deep.
+    """
+    try:
+        return cast(Tensors, traverse_util.flatten_dict(tree, sep="/"))
+    except (RecursionError, TypeError) as error:
+        raise ValueError("the names of its parameters are not nested strings") from error
+
+
+def to_step(path: Path, name: str, value: Any) -> int:
+    """Return a number of steps, which a file may store as a number, an array () or decimal text.
+
+    Raises InputError unless it is an integer from 0 to MAX_STEP.
+    """
+    number = _to_number(value)
+    if isinstance(value, str) and value.isdecimal() and len(value) <= len(str(MAX_STEP)):
+        number = int(value)
+    if number is None or not 0 <= number <= MAX_STEP or number != int(number):
+        raise InputError(
+            f"{path} is damaged: {name} is {_shown(value)}; it must be an integer from 0 to "
+            f"{MAX_STEP:,}."
+        )
+    return int(number)
+
+
+def to_rate(path: Path, name: str, value: Any) -> float:
+    """Return the decay of a moving average. Raises InputError unless it is from 0 to 1."""
+    number = _to_number(value)
+    if number is None or not 0 <= number <= 1:
+        raise InputError(
+            f"{path} is damaged: {name} is {_shown(value)}; it must be a number from 0 to 1."
+        )
+    return float(number)
+
+
+def _to_number(value: Any) -> int | float | None:
+    """Return a number or the number in an array or tensor of one entry; None for anything else."""
+    try:
+        value = value.item() if hasattr(value, "item") else value
+    except Exception:  # Arrays and tensors of several entries raise different types.
+        return None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number else None
+
+
+def _shown(value: Any) -> str:
+    number = _to_number(value)
+    shown = repr(value if number is None else number)
+    if len(shown) < 50 and (number is not None or isinstance(value, str)):
+        return printable(shown)
+    return f"of type {type(value).__name__}"
 
 
 def check_entries(path: Path, state: Any, expected: set[str]) -> None:
@@ -49,7 +100,7 @@ def check_entries(path: Path, state: Any, expected: set[str]) -> None:
     present = set(state) if isinstance(state, dict) else set()
     for key in sorted(expected - present):
         raise InputError(f"{path} is not a training state of the official code: it has no {key!r}.")
-    for key in sorted(map(str, present - expected)):
+    for key in sorted(map(printable, present - expected)):
         raise InputError(
             f"{path} has an entry {key!r} that a training state of the official code does not have."
         )

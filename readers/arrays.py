@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
 import numpy as np
 
-from errors import InputError, brief
+from errors import InputError, brief, printable
 from readers import cache
+from readers.files import check_regular, read_header, read_npz
 from readers.folders import members
+
+MAGIC = b"\x93NUMPY"  # The first bytes of a .npy file.
 
 
 class Selection(Sequence):
@@ -44,12 +46,17 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Selection, np.n
     arrays = _load(path)
     prefix = f"{split}_" if f"{split}_images" in arrays else ""
     if f"{prefix}images" not in arrays:
-        names = ", ".join(arrays) or "nothing"
+        names = ", ".join(map(printable, arrays)) or "nothing"
         raise InputError(
             f"{path} contains {names}; name the array 'images', or 'train_images' and "
             f"'test_images'."
         )
     pixels, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
+    if pixels.ndim == 3 and pixels.shape[1] != pixels.shape[2] in (1, 3):
+        raise InputError(
+            f"{path} contains a single image of shape {pixels.shape}; the first axis must count "
+            f"the images, as in (N, H, W, C) or (N, H, W)."
+        )
     if pixels.ndim == 3:
         pixels = pixels[..., None]
     _check_arrays(pixels, labels, path)
@@ -65,12 +72,17 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Selection, np.n
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a file by name; a single array is named 'images'."""
+    check_regular(path, "data.path")
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        arrays = {"images": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with open(path, "rb") as file:
+            is_npy = file.read(len(MAGIC)) == MAGIC
+            file.seek(0)
+            if is_npy:
+                read_header(file)
+        arrays = {"images": np.load(path, "r")} if is_npy else read_npz(path)
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(
-            f"data.path = '{path}' cannot be read as .npy or .npz: {brief(error)}."
+            f"data.path = {str(path)!r} cannot be read as .npy or .npz: {brief(error)}"
         ) from error
     if len(arrays) == 1:
         arrays = {"images": next(iter(arrays.values()))}
@@ -89,6 +101,11 @@ def _check_arrays(pixels: np.ndarray, labels: np.ndarray | None, path: Path) -> 
             f"{path}: labels are {labels.dtype} of shape {labels.shape}; they must be one integer "
             f"for each image, of shape {pixels.shape[:1]}."
         )
+    if labels is not None and not -(2**31) <= labels.min() <= labels.max() < 2**31:
+        raise InputError(
+            f"{path}: labels go from {labels.min()} to {labels.max()}; they must be integers of 32 "
+            f"bits. Number the classes from 0."
+        )
 
 
 def _check_values(
@@ -99,7 +116,11 @@ def _check_values(
     def measure() -> dict[str, np.ndarray]:
         return {"range": np.array([pixels.min(), pixels.max()], np.float64)}  # NaN propagates.
 
-    low, high = cache.arrays(f"range_{prefix}", path, cache.fingerprint(path), measure)["range"]
+    def is_valid(entry: dict[str, np.ndarray]) -> bool:
+        return entry.get("range", np.array([])).shape == (2,)
+
+    key = cache.fingerprint(path)
+    low, high = cache.arrays(f"range_{prefix}", path, key, measure, is_valid)["range"]
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(f"{path} contains values that are not finite.")
     if not value_range:

@@ -10,11 +10,13 @@ import contextlib
 import hashlib
 import os
 import uuid
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from errors import InputError
+from readers.files import read_npz
 
 FOLDER = Path.home() / ".cache" / "score_sde" / "data"
 
@@ -27,16 +29,15 @@ def fingerprint(path: Path) -> str:
 
 def entry_path(kind: str, path: Path) -> Path:
     """Return the path of the entry of a kind about the data at `path`."""
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
     return FOLDER / f"{kind}_{digest[:20]}.npz"
 
 
 def load(kind: str, path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an entry, or an empty dictionary if it is absent or damaged."""
     try:
-        with np.load(entry_path(kind, path), allow_pickle=False) as entry:
-            return dict(entry)
-    except (OSError, ValueError, zipfile.BadZipFile):
+        return read_npz(entry_path(kind, path))
+    except InputError:
         return {}
 
 
@@ -55,11 +56,19 @@ def save(kind: str, path: Path, entry: dict[str, np.ndarray]) -> None:
 
 
 def arrays(
-    kind: str, path: Path, key: str, compute: Callable[[], dict[str, np.ndarray]]
+    kind: str,
+    path: Path,
+    key: str,
+    compute: Callable[[], dict[str, np.ndarray]],
+    is_valid: Callable[[dict[str, np.ndarray]], bool],
 ) -> dict[str, np.ndarray]:
-    """Return the arrays that `compute` returns, from the cache if they were saved with `key`."""
+    """Return the arrays that `compute` returns, from the cache if they were saved with `key`.
+
+    `is_valid` states whether arrays from the cache have the names, types and shapes that `compute`
+    returns; if not, they are computed again.
+    """
     cached = load(kind, path)
-    if "key" in cached and str(cached["key"]) == key:
+    if "key" in cached and str(cached["key"]) == key and is_valid(cached):
         return cached
     computed = compute() | {"key": np.array(key)}
     save(kind, path, computed)

@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 
 from errors import InputError, brief
+from readers.files import check_regular
 from readers.preprocessing import Decoded
 from readers.tfrecords import TFRecords, parse_example
 
@@ -52,7 +53,9 @@ def _find(config: ml_collections.ConfigDict) -> Path:
     if path.is_dir():
         matches = sorted(path.glob(f"*{ending}"))
         path = matches[0] if matches else path / f"*-{ending}"
-    if not path.is_file():
+    if path.exists():
+        check_regular(path, "data.path")
+    else:
         raise InputError(
             f"data.dataset = {config.dataset!r}: the file {path} does not exist. Name the TFRecord "
             f"file of this resolution (*-{ending}), or its folder, with --config.data.path=PATH. "

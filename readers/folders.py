@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from errors import InputError, brief
+from errors import InputError, brief, printable
 from readers import cache, preprocessing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -83,7 +83,11 @@ def _load_index(folder: Path) -> Index:
     """Return the index from the cache, or an empty one."""
     cached = cache.load("folder", folder)
     if cached.keys() == set(Index._fields):
-        return Index(**cached)
+        found, count = Index(**cached), cached["names"].size
+        shapes = [array.shape for array in found]
+        kinds = "".join(array.dtype.kind for array in found)
+        if shapes == [(count,), (count,), (count, 2), (count,)] and kinds == "UUiU":
+            return found
     empty = np.array([])
     return Index(empty, empty, empty, empty)
 
@@ -104,7 +108,7 @@ def _walk(folder: Path) -> list[tuple[str, str]]:
         for entry in _list(current):
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 stack.append((Path(entry.path), f"{prefix}{entry.name}/"))
             elif entry.name.lower().endswith(SUFFIXES):
                 files.append((prefix + entry.name, _state(entry)))
@@ -116,6 +120,13 @@ def _list(folder: Path) -> list[os.DirEntry]:
         return list(os.scandir(folder))
     except OSError as error:
         raise InputError(f"The image folder {folder} cannot be listed: {brief(error)}.") from error
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link that refers to itself.
+        return False
 
 
 def _state(entry: os.DirEntry) -> str:
@@ -138,7 +149,7 @@ def _inspect(path: Path) -> tuple[tuple[int, int], str]:
     try:
         return preprocessing.decode(path, 3).size, ""
     except Exception as error:  # Decoders raise exceptions of many types on damaged files.
-        if path.exists() and not path.stat().st_size:
+        if path.is_file() and not path.stat().st_size:
             return (0, 0), "the file is empty"
         return (0, 0), brief(error)
 
@@ -154,11 +165,6 @@ def problems(files: Index, folder: Path, limit: int) -> str:
     if len(bad) > limit:
         lines.append(f"  and {len(bad) - limit} more; --mode=inspect_data lists all")
     return "\n".join(lines)
-
-
-def printable(name: str) -> str:
-    """Return a file name with undecodable bytes escaped, so that any terminal can print it."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 # --- the data set ---

@@ -14,6 +14,7 @@ from PIL import Image
 
 from errors import InputError, brief
 from readers import preprocessing
+from readers.files import check_expansion
 from readers.preprocessing import Decoded, Pixels
 
 PREFIXES = {"train": "train", "test": "t10k"}
@@ -60,14 +61,13 @@ def read_array(folder: Path, name: str) -> np.ndarray:
     if path is None:
         raise InputError(f"{folder} contains neither {name} nor {name}.gz.")
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-        zeros, type_code, rank = struct.unpack_from(">HBB", data)
-        shape = struct.unpack_from(f">{rank}I", data, 4)
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            zeros, type_code, rank = struct.unpack(">HBB", file.read(4))
+            shape = struct.unpack(f">{rank}I", file.read(4 * rank))
+            check_expansion(path, math.prod(shape))
+            data = file.read(math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise InputError(f"{path} is damaged: {brief(error)}.") from error
-    header_size = 4 + 4 * rank
-    if (zeros, type_code) != (0, UINT8) or len(data) != header_size + math.prod(shape):
+    if (zeros, type_code) != (0, UINT8) or len(data) != math.prod(shape):
         raise InputError(f"{path} is not a complete IDX file of bytes. Download it again.")
-    return np.frombuffer(data, np.uint8, offset=header_size).reshape(shape)
+    return np.frombuffer(data, np.uint8).reshape(shape)

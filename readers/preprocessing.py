@@ -19,9 +19,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from errors import InputError
+from readers.files import check_regular
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MODES = {1: "L", 3: "RGB"}  # Pillow's mode for each number of channels.
+MAX_PIXELS = 178_956_970  # Of one image: Pillow's limit, above which it warns.
 MEMORY = 2**31  # Bytes. Smaller data sets stay in memory once they are decoded.
 
 # --- decoding ---
@@ -32,12 +34,20 @@ def decode(source: bytes | Path, channels: int) -> Image.Image:
 
     EXIF orientation is applied, transparent images are composited on white, 16-bit grey is rounded
     to 8 bits, and CMYK is converted without colour profiles. Raises Pillow's exceptions for files
-    that it cannot read.
+    that it cannot read or that have more than MAX_PIXELS, and InputError for a path that is not a
+    regular file.
     """
+    if isinstance(source, Path):
+        check_regular(source)
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Odd metadata and large images are accepted.
+        warnings.simplefilter("ignore")  # Odd metadata is accepted.
         with Image.open(file, formats=FORMATS) as encoded:
+            if encoded.width * encoded.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(
+                    f"the image has {encoded.width}x{encoded.height} pixels, more than the limit "
+                    f"of {MAX_PIXELS:,}"
+                )
             image = ImageOps.exif_transpose(encoded)
             if image.mode.startswith("I"):
                 grey = np.asarray(image).clip(0, 65535) / 257

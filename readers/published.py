@@ -8,7 +8,6 @@ set requires both packages (`prepare`).
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,12 +18,18 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
-from errors import InputError, brief, check_name
+from errors import InputError, brief, check_name, printable
 from readers import cache, idx, preprocessing
+from readers.files import read_json
 from readers.preprocessing import Decoded, Pixels
 from readers.tfrecords import TFRecords, parse_example
 
 INFO = "dataset_info.json"
+INFO_SCHEMA = {
+    "name?": str,
+    "fileFormat?": str,
+    "splits?": [{"name": str, "shardLengths?": [(str, int)]}],
+}
 PACKAGES = {  # Modules that `prepare` requires, and the packages to install for them.
     "tensorflow": "tensorflow",
     "tensorflow_datasets": "tensorflow-datasets",
@@ -91,7 +96,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndar
         record = records[index]
         try:
             image = preprocessing.decode(parse_example(record)["image"][0], config.num_channels)
-        except (ValueError, KeyError, IndexError, OSError) as error:
+        except Exception as error:  # Decoders raise many exception types for damaged files.
             raise _damaged(folder, f"record {index} of {split}: {brief(error)}") from error
         return preprocessing.to_array(prepared.resize(image, config.image_size))
 
@@ -130,31 +135,41 @@ def _labels(records: Sequence[bytes], folder: Path, split: str) -> np.ndarray | 
 
     Reading them requires a pass over all records, so they are cached.
     """
-    if "label" not in parse_example(records[0]):
-        return None
+    try:
+        if "label" not in parse_example(records[0]):
+            return None
+    except (ValueError, IndexError) as error:
+        raise _damaged(folder, f"record 0 of {split}: {brief(error)}") from error
 
     def collect() -> dict[str, np.ndarray]:
-        labels = [parse_example(record)["label"][0] for record in records]
-        return {"labels": np.array(labels, np.int32)}
+        try:
+            labels = [parse_example(record)["label"][0] for record in records]
+            return {"labels": np.array(labels, np.int32)}
+        except (ValueError, KeyError, IndexError, OverflowError, TypeError) as error:
+            raise _damaged(folder, f"a label of {split} cannot be read: {brief(error)}") from error
+
+    def is_valid(entry: dict[str, np.ndarray]) -> bool:
+        labels = entry.get("labels", np.array([]))
+        return labels.shape == (len(records),) and labels.dtype == np.int32
 
     key = f"{len(records)} {cache.fingerprint(folder)}"
-    return cache.arrays(f"labels_{split}", folder, key, collect)["labels"]
+    return cache.arrays(f"labels_{split}", folder, key, collect, is_valid)["labels"]
 
 
 def _records(folder: Path, name: str, split: str) -> Sequence[bytes]:
     """Return the records of a split. Raises InputError if a file is missing or damaged."""
     try:
-        info = json.loads((folder / INFO).read_text())
+        info = read_json(folder / INFO, INFO_SCHEMA)
+        lengths = {
+            each["name"]: [int(length) for length in each.get("shardLengths", ())]
+            for each in info.get("splits", ())
+        }
     except ValueError as error:
-        raise InputError(
-            f"{folder / INFO} is damaged: {brief(error)}. Prepare it again."
-        ) from error
-    lengths = {
-        each["name"]: [int(length) for length in each.get("shardLengths", ())]
-        for each in info.get("splits", ())
-    }
+        raise _damaged(folder, f"{INFO}: {brief(error)}") from error
+    if "/" in info.get("name", ""):
+        raise _damaged(folder, f"{INFO} names files outside of it: {info['name']!r}")
     if not lengths.get(split):
-        splits = [name for name in lengths if lengths[name]]
+        splits = [printable(name) for name in lengths if lengths[name]]
         raise InputError(f"{folder} has no split {split!r}; it has: {', '.join(splits) or 'none'}.")
     file_format = info.get("fileFormat", "tfrecord")
     check_name(file_format, ("array_record", "tfrecord"), f"fileFormat in {folder / INFO}")

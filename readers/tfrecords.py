@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from errors import InputError
 from readers import cache
+from readers.files import check_regular
 
 HEADER = struct.Struct("<QI")  # Length and its checksum.
 FOOTER = struct.Struct("<I")  # Checksum of the data.
@@ -38,11 +39,27 @@ class TFRecords:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        check_regular(self.path)
         self._file = os.open(self.path, os.O_RDONLY)
         entry = cache.arrays(
-            "tfrecords", self.path, cache.fingerprint(self.path), lambda: {"bounds": self._scan()}
+            "tfrecords",
+            self.path,
+            cache.fingerprint(self.path),
+            lambda: {"bounds": self._scan()},
+            self._is_index,
         )
         self._bounds = entry["bounds"]
+
+    def _is_index(self, entry: dict[str, np.ndarray]) -> bool:
+        """Return whether an entry of the cache has the positions of records in the file."""
+        bounds = entry.get("bounds", np.array([]))
+        return (
+            bounds.dtype == np.int64
+            and bounds.ndim == 1
+            and len(bounds) > 0
+            and bool((np.diff(bounds) > 0).all())
+            and (bounds[0], bounds[-1]) == (0, self.path.stat().st_size)
+        )
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
@@ -175,6 +192,8 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
     """Return the number at a position, encoded in base 128, and the position after it."""
     number = shift = 0
     while True:
+        if shift >= 70:  # A number has at most 64 bits, 7 in each byte.
+            raise ValueError("not a tf.train.Example")
         byte = data[position]
         number |= (byte & 127) << shift
         position, shift = position + 1, shift + 7

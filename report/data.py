@@ -9,18 +9,21 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from errors import InputError
+from readers.files import read_json
 from report import measures
 from report.training_log import FILE_NAME, Curve, read_curves
-from workdir import load_rounds, write_atomically
+from workdir import load_rounds, write_json, write_text
 
 ReportData = dict[str, Any]
 
@@ -29,6 +32,13 @@ CURVES = {"training/loss": "training", "held_out/loss": "held-out"}  # names in 
 MAX_POINTS = 300  # of a curve
 MAX_BINS = 40  # of a histogram
 ENVIRONMENTS = "environments.json"
+NUMBERED = re.compile(r"[a-z]+_[0-9]{1,12}")
+CONFIG = {  # The fields of a config that the page names.
+    "model": {"name": str},
+    "training": {"sde": str},
+    "data": {"dataset": str, "image_size": int, "num_channels": int},
+    "sampling": {"method": str, "predictor": str, "corrector": str},
+}
 
 
 def note_environment(folder: Path, mesh: Mesh) -> None:
@@ -40,9 +50,21 @@ def note_environment(folder: Path, mesh: Mesh) -> None:
     }
     for package in PACKAGES:
         environment[package] = version(package)
-    noted = _read_json(folder / ENVIRONMENTS, [])
+    noted = _read_environments(folder)
     if environment not in noted:
-        _write_text(folder / ENVIRONMENTS, json.dumps([*noted, environment], indent=2))
+        write_json(folder / ENVIRONMENTS, [*noted, environment])
+
+
+def _read_environments(folder: Path) -> list[dict[str, str]]:
+    """The content of environments.json; a damaged file is replaced, with a warning."""
+    path = folder / ENVIRONMENTS
+    if not path.exists():
+        return []
+    try:
+        return read_json(path, [dict])
+    except InputError as error:
+        logging.warning("%s The environments of earlier runs are lost.", error)
+        return []
 
 
 def write(workdir: str | Path, eval_folder: str = "eval") -> Path:
@@ -55,8 +77,8 @@ def write(workdir: str | Path, eval_folder: str = "eval") -> Path:
         from report import page  # Loads Matplotlib, which takes a second and is used only here.
 
         data = gather(folder, Path(workdir))
-        _write_text(folder / "report.json", json.dumps(data, indent=2, allow_nan=False))
-        _write_text(folder / "report.html", page.render(data, folder))
+        write_text(folder / "report.json", json.dumps(data, indent=2, allow_nan=False))
+        write_text(folder / "report.html", page.render(data, folder))
     return folder / "report.html"
 
 
@@ -67,7 +89,7 @@ def gather(folder: Path, workdir: Path) -> ReportData:
     unfinished (names of folders without results), curves (by name, with steps and values),
     environments and config.
     """
-    checkpoints = sorted(folder.glob("checkpoint_*"), key=_number)
+    checkpoints = _numbered(folder, "checkpoint_*")
     finished = [path for path in checkpoints if (path / "results.json").exists()]
     if not finished:
         raise InputError(f"{folder} has no results of an evaluation; run --mode=eval first.")
@@ -77,8 +99,8 @@ def gather(folder: Path, workdir: Path) -> ReportData:
         "checkpoints": [_checkpoint(path) for path in finished],
         "unfinished": [path.name for path in checkpoints if path not in finished],
         "curves": _curves(workdir / FILE_NAME),
-        "environments": _read_json(folder / ENVIRONMENTS, []),
-        "config": _read_json(folder / "config.json", {}),
+        "environments": _read_environments(folder),
+        "config": _read_config(folder / "config.json"),
     }
     return _replace_non_finite(data)
 
@@ -110,7 +132,10 @@ def _checkpoint(folder: Path) -> ReportData:
     (or null), sampling (NFE and speed, or null) and pictures (paths relative to the evaluation
     folder).
     """
-    results = _read_json(folder / "results.json", {})
+    try:
+        results = read_json(folder / "results.json", measures.RESULTS)
+    except InputError as error:
+        raise InputError(f"{error} Write it again, with --mode=eval.") from error
     checkpoint = {
         "number": _number(folder),
         "results": results,
@@ -120,39 +145,58 @@ def _checkpoint(folder: Path) -> ReportData:
         "pictures": [],
     }
     if "bpd" in results:
-        checkpoint["bpd_histogram"] = _bpd_histogram(folder, results["bpd"]["passes"])
+        checkpoint["bpd_histogram"] = _bpd_histogram(folder, results["bpd"])
     if "samples" in results:
-        checkpoint["sampling"] = _sampling(folder)
-        names = [f"{folder.name}/{name}.png" for name in ("samples", "trajectory")]
-        checkpoint["pictures"] = [name for name in names if (folder.parent / name).exists()]
+        checkpoint["sampling"] = _sampling(folder, results["samples"]["images"])
+        names = ["samples.png"]  # A missing one is shown as missing.
+        if (folder / "trajectory.png").exists():
+            names.append("trajectory.png")
+        checkpoint["pictures"] = [f"{folder.name}/{name}" for name in names]
     return checkpoint
 
 
-def _bpd_histogram(folder: Path, passes: int) -> ReportData:
+def _bpd_histogram(folder: Path, summary: ReportData) -> ReportData | None:
     """A histogram of the bits/dim of the images, each averaged over the passes."""
-    rounds = load_rounds(_rounds(folder, "bpd"), "bpd")
-    values = rounds["bpd"].reshape(passes, -1).mean(0)
+    paths, passes = _numbered(folder, "bpd_*.npz"), summary["passes"]
+    values = load_rounds(paths, "bpd").get("bpd", np.array([]))
+    _check_count(folder, "bits/dim", values, passes * (summary["images"] + summary["failed"]))
+    values = values.reshape(passes, -1).mean(0)
     values = values[np.isfinite(values)]
+    if not len(values):
+        return None
     edges = np.histogram_bin_edges(values, "auto")
     counts, edges = np.histogram(values, min(MAX_BINS, len(edges) - 1))
     return {"counts": counts.tolist(), "edges": edges.tolist(), "mean": float(values.mean())}
 
 
-def _sampling(folder: Path) -> ReportData:
+def _check_count(folder: Path, name: str, values: np.ndarray, expected: int) -> None:
+    """Raise InputError unless there is one value for each image that results.json counts."""
+    if len(values) != expected or not expected or values.ndim != 1:
+        raise InputError(
+            f"{folder} has rounds with {name} of {len(values)} images, but its results.json states "
+            f"{expected}. Write what is missing, with --mode=eval."
+        )
+
+
+def _sampling(folder: Path, images: int) -> ReportData:
     """Network evaluations per image, and the speed.
 
     The first round of a run compiles the sampler, so it does not count towards the speed unless
     all timed rounds compiled. Rounds of old versions have no times.
     """
-    rounds = [load_rounds([path], "nfe", "seconds", "first") for path in _rounds(folder, "samples")]
-    nfe = np.concatenate([each["nfe"] for each in rounds])
-    timed = [each for each in rounds if "seconds" in each]
+    rounds = [
+        load_rounds([path], "nfe", optional=["seconds", "first"])
+        for path in _numbered(folder, "samples_*.npz")
+    ]
+    nfe = np.concatenate([np.array([]), *(each["nfe"] for each in rounds)])
+    _check_count(folder, "samples", nfe, images)
+    timed = [each for each in rounds if {"seconds", "first"} <= each.keys()]
     compiled = [each for each in timed if not each["first"].any()]
     speed = None
     if timed:
         counted = compiled or timed
-        images = sum(len(each["nfe"]) for each in counted)
-        speed = images / sum(float(each["seconds"].sum()) for each in counted)
+        count = sum(len(each["nfe"]) for each in counted)
+        speed = count / sum(float(each["seconds"].sum()) for each in counted)
     return {
         "nfe": {"mean": float(nfe.mean()), "least": int(nfe.min()), "most": int(nfe.max())},
         "images_per_second": speed,
@@ -160,21 +204,25 @@ def _sampling(folder: Path) -> ReportData:
     }
 
 
-def _rounds(folder: Path, name: str) -> list[Path]:
-    return sorted(folder.glob(f"{name}_*.npz"), key=_number)
+def _numbered(folder: Path, pattern: str) -> list[Path]:
+    """The files or folders of a pattern that are named NAME_NUMBER, in the order of numbers."""
+    found = [path for path in folder.glob(pattern) if NUMBERED.fullmatch(path.stem)]
+    return sorted(found, key=_number)
 
 
 def _number(path: Path) -> int:
     """The number at the end of a file's or folder's name."""
-    return int(path.stem.rsplit("_", 1)[1])
+    return int(path.stem.rpartition("_")[2])
 
 
-def _read_json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text()) if path.exists() else default
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
+def _read_config(path: Path) -> ReportData:
+    """The config of an evaluation folder; empty if the folder has none."""
+    if not path.exists():
+        return {}
+    try:
+        return read_json(path, CONFIG)
+    except InputError as error:
+        raise InputError(f"{error} Write it again, with --mode=eval, or delete it.") from error
 
 
 def _replace_non_finite(tree: Any) -> Any:

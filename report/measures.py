@@ -8,7 +8,29 @@ from __future__ import annotations
 
 from typing import Any
 
+from readers.files import NUMBER, OPTIONAL_NUMBER
+
 Measure = dict[str, Any]  # name, value, stderr (or None), images, note
+
+ESTIMATE = {"value": OPTIONAL_NUMBER, "stderr": OPTIONAL_NUMBER}
+SUMMARY = {"mean": OPTIONAL_NUMBER, "stderr": OPTIONAL_NUMBER, "images": int, "failed": int}
+RESULTS = {
+    "step": int,
+    "loss?": SUMMARY,
+    "bpd?": SUMMARY | {"passes": int, "data": str, "bound": SUMMARY},
+    "samples?": {"images": int, "guidance?": {"kind": str, "classes": list, "scale": NUMBER}},
+    "metrics?": {
+        "features": str,
+        "images": int,
+        "frechet": ESTIMATE | {"name": str, "rank_deficient": bool},
+        "kid": (dict, type(None)),
+        "inception_score": (dict, type(None)),
+        "precision": (dict, type(None)),
+        "recall": (dict, type(None)),
+    },
+    "measures?": [ESTIMATE | {"name": str, "images": int, "note": str}],
+}
+"""The parts of a results.json that the report reads; see `readers.files.mismatch`."""
 
 
 def of(results: dict[str, Any]) -> list[Measure]:
@@ -55,7 +77,7 @@ def _of_samples(metrics: dict[str, Any] | None) -> list[Measure]:
         if key == "frechet" and frechet["rank_deficient"]:
             note = "not comparable: fewer images than features"
         full_name = f"{name} ({metrics['features']}, n = {metrics['images']})"
-        value, stderr = metrics[key]["value"], metrics[key]["stderr"]
+        value, stderr = metrics[key].get("value"), metrics[key].get("stderr")
         measures.append(_measure(full_name, value, stderr, metrics["images"], note))
     return measures
 

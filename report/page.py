@@ -19,6 +19,8 @@ from flax import traverse_util
 from markupsafe import Markup
 from PIL import Image
 
+from errors import brief
+from readers.files import check_regular
 from report import charts
 
 ReportData = dict[str, Any]
@@ -32,7 +34,10 @@ ALTERNATIVES = {  # texts for pictures, by file name
 
 
 class Figure(NamedTuple):
-    """A chart or a picture (a data URL with its text alternative), and its caption."""
+    """A chart or a picture (a data URL with its text alternative), and its caption.
+
+    Both are None for a picture that cannot be shown, as the caption then states.
+    """
 
     caption: str
     chart: Markup | None = None
@@ -101,7 +106,7 @@ def _sampler(sampling: ReportData) -> str:
         corrector = "no" if sampling["corrector"] == "none" else sampling["corrector"]
         return f"{sampling['predictor']}, {corrector} corrector"
     if sampling["method"] == "solver":
-        return f"{sampling['solver']}, {sampling['num_steps']} steps"
+        return f"{sampling.get('solver')}, {sampling.get('num_steps')} steps"
     return sampling["method"]
 
 
@@ -207,14 +212,19 @@ def _picture(path: Path, checkpoint: ReportData) -> Figure:
                 f" {guidance['kind'].capitalize()} guidance with scale {guidance['scale']}; "
                 f"the classes {classes} alternate."
             )
-    source = f"data:image/png;base64,{base64.b64encode(_png(path)).decode()}"
+    try:
+        source = f"data:image/png;base64,{base64.b64encode(_png(path)).decode()}"
+    except Exception as error:  # Decoders raise many exception types for damaged files.
+        return Figure(f"{path.name} is missing or damaged: {brief(error)}. {caption}")
     return Figure(caption, picture=source, alternative=ALTERNATIVES[path.stem])
 
 
 def _png(path: Path) -> bytes:
-    """The bytes of a PNG file, reduced in size if it is large."""
-    with Image.open(path) as picture:
+    """The bytes of a PNG file, reduced in size if it is large. Raise exceptions if damaged."""
+    check_regular(path)
+    with Image.open(path, formats=["PNG"]) as picture:
         if max(picture.size) <= MAX_SIDE:
+            picture.load()  # Damage raises an exception here.
             return path.read_bytes()
         picture.thumbnail((MAX_SIDE, MAX_SIDE))
         reduced = io.BytesIO()

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -23,9 +23,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from errors import InputError
+from readers.files import NUMBER, mismatch, read_lines
 from workdir import write_atomically, write_picture, writing
 
 FILE_NAME = "metrics.jsonl"
+MAX_STEP = 10**9  # Lines with a larger step are damaged.
 
 Entry = dict[str, Any]  # a line of metrics.jsonl
 
@@ -59,7 +61,7 @@ class TrainingLog:
         )
         path = self.workdir / FILE_NAME
         remove_later_steps(path, self.step)
-        self.entries = open(path if self.is_writer else os.devnull, "a", encoding="utf-8")
+        self.entries = _open_log(path if self.is_writer else Path(os.devnull))
         hidden = None if self.is_writer else True  # None: hidden unless on a terminal
         self.bar = tqdm(total=self.total, initial=self.step, unit="step", disable=hidden)
         return self
@@ -188,7 +190,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
     for entry in _entries(path):
         step = entry.pop("step")
         for name, value in entry.items():
-            if value is not None:
+            if not mismatch(value, NUMBER) and math.isfinite(value):
                 points.setdefault(name, {})[step] = value
     return {
         name: Curve(np.array(sorted(values)), np.array([values[s] for s in sorted(values)]))
@@ -205,14 +207,14 @@ def remove_later_steps(path: Path, step: int) -> None:
 
 
 def _entries(path: Path) -> Iterator[Entry]:
-    """The lines of a metrics.jsonl; skips a damaged one, which a killed run may leave."""
-    if not path.exists():
-        return
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-                yield entry
+    """The lines of a metrics.jsonl; skips damaged ones, which a killed run may leave."""
+    for entry in read_lines(path):
+        if not mismatch(entry, {"step": int}) and 0 <= entry["step"] <= MAX_STEP:
+            yield entry
+
+
+def _open_log(path: Path) -> TextIO:
+    try:
+        return open(path, "a", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}. Remove it.") from error

@@ -15,6 +15,7 @@ from errors import InputError
 from experiment import Experiment
 from modes import inspection
 from readers import arrays, cache, folders, preprocessing
+from readers.folders import Index
 from tests import examples, tiny
 
 
@@ -271,7 +272,12 @@ def test_arrays(tmp_path):
             "from 2 to 2, beyond data.value_range",
         ),
         (np.zeros((3, 9, 8), np.uint8), {}, r"have shape \(9, 8, 1\); data.image_size = 8"),
-        (np.array([{}]), {}, "cannot be read as .npy or .npz"),
+        (
+            np.array([{}]),
+            {},
+            "cannot be read as .npy or .npz: it contains pickled Python objects, which are not",
+        ),
+        (np.zeros((9, 8, 3), np.uint8), {}, r"contains a single image of shape \(9, 8, 3\); the"),
     ],
 )
 def test_arrays_that_do_not_fit_are_errors(tmp_path, array, fields, message):
@@ -280,12 +286,86 @@ def test_arrays_that_do_not_fit_are_errors(tmp_path, array, fields, message):
         datasets.load(config(tmp_path / "a.npy", "array", num_channels=1, **fields).data, "train")
 
 
+@pytest.mark.parametrize("dataset", ["array", "folder", "ffhq", "CIFAR10", "fashion_mnist"])
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, lambda path: path.symlink_to("x"), lambda path: path.symlink_to("/dev/zero")],
+)
+def test_paths_that_are_no_files_are_errors(tmp_path, dataset, make):
+    make(tmp_path / "x")
+    with pytest.raises(InputError, match=str(tmp_path / "x")) as caught:
+        datasets.load(config(tmp_path / "x", dataset).data, "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_with_entries_that_are_no_images(folder, caplog, monkeypatch):
+    """Pipes and devices are not opened, and images of too many pixels not decoded."""
+    os.mkfifo(folder / "pipe.png")
+    (folder / "device.png").symlink_to("/dev/zero")
+    (folder / "self.png").symlink_to("self.png")
+    (folder / "\x1b[2Jname.png").write_bytes(b"no image")
+    write(folder / "large.png", np.zeros((30, 30), np.uint8))
+    monkeypatch.setattr(preprocessing, "MAX_PIXELS", 800)
+    with caplog.at_level("WARNING", "absl"):
+        datasets.load(config(folder).data, "train")
+    assert "5 of 45 image files" in caplog.text
+    for problem in (
+        "pipe.png is a named pipe; it must be a regular file",
+        "device.png is a device; it must be a regular file",
+        "self.png cannot be read: Too many levels of symbolic links",
+        "large.png: the image has 30x30 pixels, more than the limit of 800",
+        "\\x1b[2Jname.png: cannot identify image file",
+    ):
+        assert problem in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+def damage_archive(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_archive,
+        lambda path: path.write_bytes(b""),
+        lambda path: np.savez(path, **dict(np.load(path)) | {"sizes": np.zeros((2, 2), np.int32)}),
+        lambda path: np.savez(path, **dict(np.load(path)) | {"names": np.zeros(())}),
+    ],
+)
+def test_a_damaged_index_is_made_again(folder, damage):
+    before = folders.index(folder)
+    damage(cache.entry_path("folder", folder))
+    after = folders.index(folder)
+    for name in Index._fields:
+        np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
+
+
+def test_a_damaged_cache_is_computed_again(tmp_path):
+    pixels = np.linspace(-1, 1, 192).reshape(3, 8, 8)
+    np.save(tmp_path / "a.npy", pixels)
+    fields = {"num_channels": 1, "value_range": (-1.0, 1.0)}
+    for entry in ({"range": np.zeros(3)}, {}, {"range": np.array("text")}):
+        datasets.load(config(tmp_path / "a.npy", "array", **fields).data, "train")
+        key = np.array(cache.fingerprint(tmp_path / "a.npy"))
+        cache.save("range_", tmp_path / "a.npy", entry | {"key": key})
+    datasets.load(config(tmp_path / "a.npy", "array", **fields).data, "train")
+    assert cache.load("range_", tmp_path / "a.npy")["range"].tolist() == [-1, 1]
+
+
 def test_labels_that_do_not_fit_are_errors(tmp_path):
     np.savez(tmp_path / "a.npz", images=np.zeros((3, 8, 8), np.uint8), labels=np.zeros(2, int))
     with pytest.raises(
         InputError, match=r"labels are int64 of shape \(2,\); they must be one integer for each"
     ):
         arrays.read("train", config(tmp_path / "a.npz", "array").data)
+    for label in (2**31, -(2**31) - 1, 2**63):
+        labels = np.array([label] * 3)
+        np.savez(tmp_path / "a.npz", images=np.zeros((3, 8, 8), np.uint8), labels=labels)
+        with pytest.raises(InputError, match="labels go from .*; they must be integers of 32 bits"):
+            arrays.read("train", config(tmp_path / "a.npz", "array").data)
     np.savez(tmp_path / "b.npz", a=np.zeros(3), b=np.zeros(3))
     with pytest.raises(InputError, match="b.npz contains a, b; name the array 'images'"):
         arrays.read("train", config(tmp_path / "b.npz", "array").data)

@@ -1,5 +1,7 @@
 """`--mode=encode` and `--mode=interpolate`: round trips, pictures, and missing images."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from errors import InputError
 from experiment import Experiment
 from modes import latents
 from tests import tiny
+from workdir import write_json
 
 SOLVER = {"sampling.method": "solver", "sampling.solver": "heun", "sampling.num_steps": 20}
 CELL = 66  # pixels of an image in a picture, with its margin
@@ -33,12 +36,12 @@ def test_encoding_and_decoding(workdir):
 
 
 @pytest.mark.parametrize("dataset", ["digits", "CIFAR10"])
-def test_pictures(workdir, dataset, capsys):
+def test_pictures(workdir, dataset, tmp_path, capsys):
     """Pictures show held-out images or, if the data set cannot be read, samples."""
-    config = tiny.config(**SOLVER)
+    config, workdir = tiny.config(**SOLVER), shutil.copytree(workdir, tmp_path / "w")
     if dataset != "digits":
         config.data.dataset = dataset
-        (workdir / "config.json").unlink()
+        write_json(workdir / "config.json", config.to_dict())
     latents.interpolate(config, str(workdir))
     uses_samples = "Samples take the place of test images" in capsys.readouterr().out
     assert uses_samples == (dataset != "digits")

@@ -2,15 +2,17 @@
 
 import io
 import json
+import os
 import re
 import sys
 
 import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 import pytest
 from flax import nnx, serialization, traverse_util
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import pretrained
 from configs.ve import church_ncsnpp_continuous
@@ -342,6 +344,48 @@ def test_other_models_of_diffusers_are_errors(tmp_path, change, message):
         pretrained.read(tmp_path / "m", experiment.network, experiment.config)
 
 
+def shard(folder, change):
+    """Split the weights of a diffusers folder into two files with an index, to which `change`."""
+    path = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    path.unlink()
+    names = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(tensors)}
+    for part in set(names.values()):
+        save_file({name: tensors[name] for name in tensors if names[name] == part}, folder / part)
+    change(names)
+    index = {"metadata": {}, "weight_map": names}
+    (folder / f"{path.name}.index.json").write_text(json.dumps(index))
+
+
+def test_diffusers_weights_in_several_files(tmp_path):
+    experiment, described = ddpm_experiment()
+    params = write_unet(tmp_path / "m", experiment, described)
+    shard(tmp_path / "m", lambda names: None)
+    trained = pretrained.read(tmp_path / "m", experiment.network, experiment.config)
+    assert same(trained.params, params)
+
+
+@pytest.mark.parametrize(
+    "entry", ["../x.safetensors", "/x.safetensors", "..", "a/b.safetensors", "x.bin", "", 3, None]
+)
+def test_diffusers_indices_that_name_other_files_are_errors(tmp_path, entry):
+    experiment, described = ddpm_experiment()
+    write_unet(tmp_path / "m", experiment, described)
+    shard(tmp_path / "m", lambda names: names.update({"conv_in.bias": entry}))
+    with pytest.raises(InputError, match="index.json lists .*; it may list only safetensors files"):
+        pretrained.read(tmp_path / "m", experiment.network, experiment.config)
+
+
+@pytest.mark.parametrize(
+    "change", [{"norm_eps": "x"}, {"norm_eps": None}, {"norm_num_groups": []}, {"act_fn": {}}]
+)
+def test_diffusers_configs_of_other_types_are_errors(tmp_path, change):
+    experiment, described = ddpm_experiment()
+    write_unet(tmp_path / "m", experiment, described | change)
+    with pytest.raises(InputError, match="describes another network than the config"):
+        pretrained.read(tmp_path / "m", experiment.network, experiment.config)
+
+
 def test_configs_without_a_counterpart_in_diffusers_are_errors(tmp_path):
     experiment, described = ddpm_experiment()
     write_unet(tmp_path / "m", experiment, described)
@@ -420,6 +464,85 @@ def test_flax_files_that_do_not_fit_are_errors(tmp_path, change, message):
         read(tmp_path / "checkpoint_1")
 
 
+def put(*keys, value):
+    """A change of a training state: the entry at `keys` becomes `value`."""
+
+    def change(state):
+        for key in keys[:-1]:
+            state = state[key]
+        state[keys[-1]] = value
+
+    return change
+
+
+BIAS = ("params_ema", "Conv_0", "bias")
+DAMAGED_FLAX = [
+    (put(*BIAS, value=np.full(4, np.nan, np.float32)), "Conv_0/bias has values that are not fin"),
+    (put(*BIAS, value=np.full(4, -np.inf)), "Conv_0/bias has values that are not finite numbers"),
+    (put(*BIAS, value=np.full(4, 1e300)), "Conv_0/bias has values that are not finite numbers"),
+    (put(*BIAS, value="text"), "Conv_0/bias is of type str; it must be an array of real numbers"),
+    (put(*BIAS, value=np.zeros(4, bool)), "Conv_0/bias is of type bool; it must be an array"),
+    (put(*BIAS, value=np.zeros(4, complex)), "Conv_0/bias is of type complex128; it must be"),
+    (put("params_ema", value="text"), "'params_ema' is a string instead of an object"),
+    (put("params_ema", value={1: np.zeros(3)}), "the names of its parameters are not nested str"),
+    (put("params_ema", "\x1b[2J", value=np.zeros(3)), "has no parameter for \\x1b[2J, which has"),
+    (put("optimizer", value=np.zeros(3)), "'optimizer' is ndarray instead of an object"),
+    (put("optimizer", "state", value={}), "'state' has no 'step'"),
+    (put("step", value=np.int32(-1)), "step is -1; it must be an integer from 0 to 1,000,000,000"),
+    (put("step", value=2 * 10**9), "step is 2000000000; it must be an integer from 0 to"),
+    (put("step", value=0.5), "step is 0.5; it must be an integer from 0 to"),
+    (put("step", value=float("nan")), "step is nan; it must be an integer from 0 to"),
+    (put("step", value="x"), "step is 'x'; it must be an integer from 0 to 1,000,000,000"),
+    (put("step", value=np.zeros(3)), "step is of type ndarray; it must be an integer"),
+    (put("ema_rate", value=2.0), "ema_rate is 2.0; it must be a number from 0 to 1"),
+    (put("optimizer", "state", "step", value=-1), "the optimizer's step is -1; it must be"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), DAMAGED_FLAX)
+def test_damaged_flax_files_are_errors(tmp_path, change, message):
+    flax_file(tmp_path / "checkpoint_1", change)
+    with pytest.raises(InputError, match=re.escape(message)):
+        read(tmp_path / "checkpoint_1")
+
+
+def test_negative_second_moments_are_errors(tmp_path):
+    keys = ("optimizer", "state", "param_states", "Conv_0", "bias", "grad_sq_ema")
+    flax_file(tmp_path / "checkpoint_1", put(*keys, value=np.full(4, -1.0)))
+    with pytest.raises(InputError, match="Adam's second moments have negative values"):
+        read(tmp_path / "checkpoint_1")
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((10**6, 10**6), "float32"), ((1,), "object"), ((1,), "no type")]
+)
+def test_arrays_that_declare_more_than_the_file_are_errors(tmp_path, shape, dtype):
+    array = msgpack.packb((shape, dtype, bytes(8)), use_bin_type=True)
+    content = msgpack.packb({"step": msgpack.ExtType(1, array)}, use_bin_type=True)
+    (tmp_path / "checkpoint_1").write_bytes(content)
+    with pytest.raises(InputError, match="checkpoint_1 is not a complete Flax msgpack file"):
+        read(tmp_path / "checkpoint_1")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (os.mkfifo, "is a named pipe; it must be a regular file"),
+        (lambda path: path.symlink_to(path.name), "cannot be read: Too many levels"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device; it must be a regular file"),
+    ],
+)
+def test_only_regular_files_are_read(tmp_path, make, message):
+    make(tmp_path / "checkpoint_1")
+    with pytest.raises(InputError, match=f"--source = '.*checkpoint_1' {message}"):
+        read(tmp_path / "checkpoint_1")
+    folder = tmp_path / "m"
+    folder.mkdir()
+    make(folder / "config.json")
+    with pytest.raises(InputError, match=f"m is not a diffusers folder; .*config.json {message}"):
+        read(folder)
+
+
 def test_norm_parameters_without_padding_are_accepted(tmp_path):
     """Later versions of Flax store parameters of GroupNorm as (C,), not (1, 1, 1, C)."""
 
@@ -472,6 +595,46 @@ def test_pytorch_files_that_do_not_fit_are_errors(tmp_path, change, message):
         read(tmp_path / "checkpoint_1.pth")
 
 
+WEIGHT = ("model", "module.all_modules.2.bias")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda torch: put(*WEIGHT, value=torch.full((4,), torch.nan)), "2.bias has values that"),
+        (lambda torch: put(*WEIGHT, value="text"), "2.bias in model cannot be converted to an arr"),
+        (
+            lambda torch: put(*WEIGHT, value=torch.zeros(1, dtype=torch.half).expand(2**40)),
+            "2.bias in model cannot be converted to an array: it is larger than its data",
+        ),
+        (lambda torch: put(*WEIGHT, value=torch.zeros(4).to_sparse()), "It must be a dense tensor"),
+        (lambda torch: put("step", value=-3), "step is -3; it must be an integer from 0 to"),
+        (lambda torch: put("step", value="3"), None),
+        (lambda torch: put("step", value=[3]), "step is of type list; it must be an integer"),
+        (lambda torch: put("ema", "decay", value="x"), "decay is 'x'; it must be a number"),
+        (lambda torch: put("ema", "shadow_params", 0, value=3), "0 in shadow_params cannot be"),
+        (lambda torch: put("ema", value=[]), "'ema' is a list instead of an object"),
+        (lambda torch: put("optimizer", "param_groups", value=[]), "has no 'param_groups'"),
+        (
+            lambda torch: put("optimizer", "param_groups", 0, "params", value=["a"]),
+            "an entry of 'params' is a string instead of an integer",
+        ),
+        (lambda torch: put("optimizer", "state", 1, value={"step": 1}), "has no 'exp_avg'"),
+        (lambda torch: put("model", "module.sigmas", value=torch.zeros(())), "of shape ()"),
+    ],
+)
+def test_damaged_pytorch_files_are_errors(tmp_path, change, message):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
+    state = torch.load(official("checkpoint_torch.pth"), weights_only=True)
+    change(torch)(state)
+    torch.save(state, tmp_path / "checkpoint_1.pth")
+    if message is None:
+        assert read(tmp_path / "checkpoint_1.pth").step == 3
+        return
+    with pytest.raises(InputError, match=re.escape(message)):
+        read(tmp_path / "checkpoint_1.pth")
+
+
 class Malicious:
     """An object whose pickle executes code."""
 
@@ -482,8 +645,10 @@ class Malicious:
 def test_pickles_are_not_executed(tmp_path, capsys):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
     torch.save({"model": Malicious()}, tmp_path / "bad.pth")
-    with pytest.raises(InputError, match="not a PyTorch checkpoint that contains tensors only"):
+    message = "bad.pth is not a PyTorch checkpoint that contains tensors only: it contains pickled"
+    with pytest.raises(InputError, match=message) as caught:
         read(tmp_path / "bad.pth")
+    assert "weights_only" not in str(caught.value)
     assert "never run" not in capsys.readouterr().out
 
 
@@ -550,4 +715,15 @@ def test_safetensors_files_of_other_programs_are_errors(tmp_path):
     with pytest.raises(
         InputError, match=r"was not written by --mode=export \(it contains weight\)"
     ):
+        read(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("step", ["", "-1", "x", "1e3", "9" * 5000, None])
+def test_damaged_metadata_of_safetensors_files_are_errors(tmp_path, step):
+    experiment, trained = reference.experiment(WITH_MOMENTS), reference.trained(WITH_MOMENTS)
+    with open(tmp_path / "m.safetensors", "wb") as file:
+        safetensors_format.write(file, trained, experiment.network, experiment.config)
+    metadata = {"step": "7"} if step is None else {"step": step, "updates": "1"}
+    save_file(load_file(tmp_path / "m.safetensors"), tmp_path / "m.safetensors", metadata)
+    with pytest.raises(InputError, match="m.safetensors is damaged: (step|updates) is .* must be"):
         read(tmp_path / "m.safetensors")

@@ -17,7 +17,7 @@ import datasets
 import training
 from errors import InputError
 from experiment import Experiment
-from readers import cache, published, tfrecords
+from readers import cache, files, published, tfrecords
 from readers.tfrecords import TFRecords, parse_example
 from tests import examples, reference, tiny
 
@@ -276,6 +276,44 @@ def test_requirements_of_preparation(monkeypatch):
 
 def idx(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def test_decompression_of_idx_files_is_limited(tmp_path, monkeypatch):
+    """Neither a large array nor bytes behind the array are expanded."""
+    monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1000)
+    path = tmp_path / "a-idx1-ubyte.gz"
+    path.write_bytes(gzip.compress(idx(np.zeros(10**6, np.uint8))))
+    with pytest.raises(InputError, match="a-idx1-ubyte.gz declares a content of 1,000,000 bytes"):
+        published.idx.read_array(tmp_path, "a-idx1-ubyte")
+    path.write_bytes(gzip.compress(idx(np.zeros(10, np.uint8)) + bytes(10**6)))
+    with pytest.raises(InputError, match="a-idx1-ubyte.gz is not a complete IDX file"):
+        published.idx.read_array(tmp_path, "a-idx1-ubyte")
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ([], "its content is a list instead of an object"),
+        ({"splits": 3}, "'splits' is an integer instead of a list"),
+        ({"splits": [{}]}, "an entry of 'splits' has no 'name'"),
+        ({"splits": [{"name": "train", "shardLengths": ["x"]}]}, "invalid literal for int"),
+        (
+            {"name": "../x", "splits": [{"name": "train", "shardLengths": ["1"]}]},
+            "dataset_info.json names files outside of it: '../x'",
+        ),
+    ],
+)
+def test_damaged_descriptions_of_data_sets(tmp_path, info, message):
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match=f"3.0.2 is damaged: .*{message}"):
+        published.read("train", data(dataset="cifar10", path=str(tmp_path)))
+
+
+def test_numbers_of_records_have_at_most_64_bits():
+    with pytest.raises(ValueError, match="not a tf.train.Example"):
+        parse_example(b"\x80" * 10**6)
 
 
 def test_idx_files(tmp_path):

@@ -138,7 +138,7 @@ def test_other_processes_write_no_report(workdir, tmp_path, monkeypatch):
 def test_the_speed_of_a_single_round_includes_its_compilation(tmp_path):
     times = {"seconds": np.array([3.0]), "first": np.array([True])}
     np.savez(tmp_path / "samples_0.npz", nfe=np.ones(6), **times)
-    speed = data._sampling(tmp_path)
+    speed = data._sampling(tmp_path, 6)
     assert (speed["images_per_second"], speed["compilation_included"]) == (2.0, True)
 
 
@@ -149,6 +149,80 @@ def test_environments_are_noted_once(tmp_path):
     (environment,) = json.loads((tmp_path / "environments.json").read_text())
     assert environment["devices"] == f"{jax.device_count()} x cpu"
     assert environment["jax"] == jax.__version__
+
+
+# --- damaged files ---
+
+
+def change(path, **changes):
+    """Change or remove (None) entries of a results.json or config.json."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def remake(path, content=None):
+    """Replace a file by other content, or by a folder."""
+    path.unlink()
+    path.mkdir() if content is None else path.write_bytes(content)
+
+
+DAMAGE = [
+    ("checkpoint_1/results.json", lambda path: remake(path, b""), "cannot be read as JSON"),
+    ("checkpoint_1/results.json", lambda path: remake(path, b"[]"), "a list instead of an object"),
+    ("checkpoint_1/results.json", remake, "is a folder; it must be a regular file"),
+    ("checkpoint_1/results.json", lambda path: change(path, step=None), "has no 'step'"),
+    ("checkpoint_1/results.json", lambda path: change(path, bpd=3), "'bpd' is an integer instead"),
+    ("checkpoint_1/results.json", lambda path: change(path, loss={}), "'loss' has no 'mean'"),
+    ("checkpoint_1/results.json", lambda path: change(path, measures=[{}]), "has no 'value'"),
+    ("checkpoint_1/bpd_1.npz", lambda path: path.unlink(), "bits/dim of 71 images, .* states 82"),
+    ("checkpoint_1/bpd_1.npz", lambda path: remake(path, b""), "bpd_1.npz cannot be read as .npz"),
+    ("checkpoint_1/bpd_1.npz", lambda path: np.savez(path, a=np.ones(3)), "bpd_1.npz lacks bpd"),
+    ("checkpoint_1/samples_1.npz", lambda path: path.unlink(), "of 8 images, .* states 12"),
+    ("checkpoint_1/samples_1.npz", remake, "samples_1.npz is a folder"),
+    ("config.json", lambda path: remake(path, b"{"), "config.json cannot be read as JSON"),
+    ("config.json", lambda path: change(path, model=None), "its content has no 'model'"),
+    ("config.json", lambda path: change(path, data=[]), "'data' is a list instead of an object"),
+    ("../metrics.jsonl", remake, "metrics.jsonl is a folder; it must be a regular file"),
+]
+
+
+@pytest.mark.parametrize(("name", "damage", "message"), DAMAGE)
+def test_damaged_files_are_named(tmp_path, name, damage, message):
+    evaluated.write_workdir(tmp_path)
+    damage(tmp_path / "eval" / name)
+    with pytest.raises(InputError, match=message) as caught:
+        data.gather(tmp_path / "eval", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_strays_and_damaged_environments_do_not_matter(tmp_path, caplog):
+    evaluated.write_workdir(tmp_path)
+    folder = tmp_path / "eval"
+    expected = data.gather(folder, tmp_path)
+    (folder / "checkpoint_x").mkdir()
+    (folder / "checkpoint_1" / "samples_x.npz").write_text("")
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        for line in ('{"step": -1, "training/loss": 1}', '{"step": 1e9}', '{"step": true}', "[1]"):
+            file.write(line + "\n")
+        file.write('{"step": 5, "training/loss": "text", "held_out/loss": NaN}\n')
+        file.write('{"step": 6, "training/loss": 1' + "0" * 400 + "}\n")
+    assert data.gather(folder, tmp_path) == expected
+    remake(folder / "environments.json", b'["text"]')
+    assert data.gather(folder, tmp_path) == expected | {"environments": []}
+    assert "environments.json is damaged: an entry of its content is a string" in caplog.text
+    report.note_environment(folder, jax.sharding.Mesh(jax.devices(), ("data",)))
+    assert len(json.loads((folder / "environments.json").read_text())) == 1
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda path: path.unlink(), lambda path: remake(path, b"\x89PNG\r\n\x1a\n"), remake]
+)
+def test_pictures_that_cannot_be_read_are_shown_as_missing(tmp_path, damage):
+    evaluated.write_workdir(tmp_path)
+    damage(tmp_path / "eval" / "checkpoint_1" / "samples.png")
+    page = report.write(tmp_path).read_text()
+    assert page.count("samples.png is missing or damaged: ") == 1
+    assert page.count("data:image/png;base64,") == 3
 
 
 def test_thin_curves_keep_the_mean():

@@ -1,6 +1,7 @@
 """`--mode=restore`, from images to pictures and quality measures."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -74,8 +75,8 @@ def test_image_files(workdir, tmp_path):
     )
     Image.fromarray(color).save(tmp_path / "in" / "photo.jpg")
     Image.fromarray(grey).save(tmp_path / "in" / "deeper" / "grey.png")
-    mask = np.zeros((16, 16), np.uint8)
-    mask[:, :8] = 255
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:, :4] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     files = {"input": str(tmp_path / "in"), "mask": str(tmp_path / "mask.png")}
     results = run(workdir, "own", samples=1, **files)
@@ -104,6 +105,20 @@ def test_measured_image_files(workdir, tmp_path):
         run(workdir, "observed", **options)
 
 
+def test_damaged_measurements_are_written_again(tmp_path, caplog):
+    arrays = {"y": np.arange(6.0).reshape(2, 3), "names": np.array(["a", "b"])}
+    problem = restoration.Problem(None, arrays["y"], ["a", "b"], None)
+    path = tmp_path / "measurements.npz"
+    for content in (b"", b"PK\x03\x04", None):
+        np.savez(path, y=arrays["y"]) if content is None else path.write_bytes(content)
+        restoration.save_measurements(problem, tmp_path)
+        with np.load(path) as saved:
+            assert all(np.array_equal(saved[name], arrays[name]) for name in arrays)
+    assert "measurements.npz cannot be read as .npz" in caplog.text
+    with pytest.raises(InputError, match="holds reconstructions of other measurements"):
+        restoration.save_measurements(problem._replace(names=["a", "c"]), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
@@ -123,7 +138,13 @@ def test_measured_image_files(workdir, tmp_path):
         ({"eta": 2.0}, "restore.eta = 2.0 must be a finite number, at least 0 and at most 1"),
         ({"share": 0.01}, "restore.mask = 'box' leaves nothing unknown"),
         ({"mask": "broken.png"}, "broken.png' cannot be read"),
-        ({"input": "."}, "broken.png' cannot be read"),
+        ({"mask": "pipe.png"}, "restore.mask = '.*pipe.png' is a named pipe; it must be a regular"),
+        ({"mask": "loop.png"}, "restore.mask = '.*loop.png' cannot be read: Too many levels of sy"),
+        ({"mask": "large.png"}, "large.png' has 5x16 pixels, but the images have 8x8. Resize the"),
+        ({"input": "broken.png"}, "broken.png' cannot be read"),
+        ({"input": "pipe.png"}, "restore.input = '.*pipe.png' is a named pipe; it must be a regul"),
+        ({"input": "loop.png"}, "restore.input = '.*loop.png' cannot be read: Too many levels of"),
+        ({"input": "deeper"}, "pipe.jpg is a named pipe; it must be a regular file"),
         ({"input": "nothing"}, "is neither an image file nor a folder of image files"),
         ({"observed": True}, "restore.observed = True needs restore.input"),
         (
@@ -138,8 +159,13 @@ def test_measured_image_files(workdir, tmp_path):
     ],
 )
 def test_invalid_values(workdir, tmp_path, changes, match):
-    """Paths of mask and input are relative to a folder that holds a damaged image."""
+    """Paths of mask and input are relative to a folder of files that are no images."""
     (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "deeper").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "deeper" / "pipe.jpg")
+    Image.fromarray(np.zeros((16, 5), np.uint8)).save(tmp_path / "large.png")
     for field in ("mask", "input"):
         if field in changes:
             changes = changes | {field: str(tmp_path / changes[field])}

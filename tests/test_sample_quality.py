@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import datasets
+import workdir
 from errors import InputError
 from experiment import Experiment
 from metrics import distances, features, reference_statistics, sample_quality_stage
@@ -108,13 +109,13 @@ def test_a_restart_computes_only_missing_rounds(folder, monkeypatch):
     before = measure(folder)
     (label,) = {path.name.rsplit("_", 1)[0] for path in folder.glob("features_*")}
     (folder / f"{label}_2.npz").unlink()
-    loaded, original = [], np.load
+    loaded, original = [], workdir.read_npz
 
-    def recording_load(path, **options):
+    def recording_read(path, *names):
         loaded.append(path.stem)
-        return original(path, **options)
+        return original(path, *names)
 
-    monkeypatch.setattr(np, "load", recording_load)
+    monkeypatch.setattr(workdir, "read_npz", recording_read)
     assert measure(folder) == before
     assert [name for name in loaded if name.startswith("samples")] == ["samples_2"]
 
@@ -197,11 +198,11 @@ def test_fid_stats(tmp_path, monkeypatch):
     def interrupted(images):
         calls.append(len(images))
         if len(calls) == 4:
-            raise OSError("interrupted")
+            raise KeyboardInterrupt
         return original(images)
 
     monkeypatch.setitem(globals(), "corners", interrupted)
-    with pytest.raises(OSError, match="interrupted"):
+    with pytest.raises(KeyboardInterrupt):
         reference_statistics.fid_stats(config(**changes), str(tmp_path))
     path = reference_statistics.fid_stats(config(**changes), str(tmp_path))
     assert calls == [64, 64, 64, 64, 64, 64, 39]  # The fourth round is computed twice.
@@ -310,7 +311,7 @@ def test_statistics_without_features(tmp_path):
     ("name", "content", "message"),
     [
         ("edm2.pkl", b"\x80\x04", "is a pickle, which could execute arbitrary code; EDM also"),
-        ("broken.npz", b"PK\x03\x04", "is not a complete .npz file of arrays"),
+        ("broken.npz", b"PK\x03\x04", "broken.npz cannot be read as .npz: File is not a zip file"),
         ("empty.npz", None, "holds no statistics: it has neither 'pool_3' nor both 'mu' and 's"),
     ],
 )
@@ -322,6 +323,91 @@ def test_files_without_statistics(tmp_path, name, content, message):
         path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         load(path, unused_extractor(published=True), {})
+
+
+def statistics(**changes):
+    """The arrays of an intact statistics file with `changes`; None removes an array."""
+    pool = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    moments = Moments.from_features(pool)
+    protocol = json.dumps({"extractor": "some", "images": 40})
+    arrays = {"pool_3": pool, "mu": moments.mean, "sigma": moments.covariance}
+    arrays |= {"protocol": np.array(protocol)} | changes
+    return {name: value for name, value in arrays.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mu": np.full(3, np.nan)}, "'mu' has values that are not finite numbers"),
+        ({"pool_3": np.full((40, 3), np.inf)}, "'pool_3' has values that are not finite"),
+        ({"sigma": np.array(["text"])}, "'sigma' has values that are not finite numbers"),
+        ({"sigma": np.diag([1.0, 1.0, -1.0])}, "'sigma' has negative variances"),
+        ({"sigma": np.eye(3) + np.eye(3, k=1)}, "'sigma' is not symmetric"),
+        ({"sigma": np.eye(4)}, "its arrays have the shapes"),
+        ({"mu": np.zeros(4)}, "its arrays have the shapes"),
+        ({"mu": np.zeros((3, 1))}, "its arrays have the shapes"),
+        ({"mu": np.zeros(())}, "its arrays have the shapes"),
+        ({"pool_3": np.zeros((40, 2))}, "its arrays have the shapes"),
+        ({"pool_3": np.zeros((0, 3))}, "its arrays have the shapes"),
+        ({"pool_3": np.zeros(3), "mu": None, "sigma": None}, "its arrays have the shapes"),
+        ({"mu": None}, "it has only one of 'mu' and 'sigma'"),
+        ({"protocol": np.array("{")}, "its protocol is not JSON"),
+        ({"protocol": np.array("[" * 10**5)}, "its protocol is not JSON"),
+        ({"protocol": np.zeros(3)}, "its protocol is not JSON"),
+        ({"protocol": np.array("[]")}, "its protocol is a list instead of an object"),
+        ({"protocol": np.array("{}")}, "its protocol has no 'extractor'"),
+        ({"protocol": np.array('{"extractor": "some"}')}, "its protocol states None images"),
+        ({"protocol": np.array('{"extractor": "a", "images": "x"}')}, "'images' is a string inst"),
+        ({"protocol": np.array('{"extractor": "a", "images": -1}')}, "its protocol states -1 im"),
+    ],
+)
+def test_damaged_statistics(tmp_path, changes, message):
+    path = tmp_path / "a.npz"
+    np.savez(path, **statistics())
+    assert load(path, unused_extractor(published=True), {}).moments.count == 40
+    np.savez(path, **statistics(**changes))
+    with pytest.raises(InputError, match=f"a.npz is damaged: {message}"):
+        load(path, unused_extractor(published=True), {})
+
+
+def flip(path):
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_damaged_statistics_in_a_workdir_are_computed_again(folder, caplog):
+    before = measure(folder)
+    (path,) = (folder.parent / "statistics").iterdir()
+    flip(path)
+    assert measure(folder) == before
+    assert f"{path} cannot be read as .npz" in caplog.text
+    assert "The statistics are computed again" in caplog.text
+    flip(path)
+    with pytest.raises(InputError, match="eval.stats_path = '|cannot be read as .npz"):
+        measure(folder, **{"eval.stats_path": str(path)})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:700]),
+        lambda path: path.write_bytes(b""),
+        lambda path: np.savez(path, kernel0=np.ones(3)),
+    ],
+)
+def test_a_damaged_classifier_is_trained_again(tmp_path, monkeypatch, damage, caplog):
+    images, labels = np.zeros((20, 2, 2, 1), np.uint8), np.arange(20) % 2
+    options = features.CLASSIFIER_OPTIONS | {"max_iter": 1}
+    monkeypatch.setattr(features, "CLASSIFIER_OPTIONS", options)
+    before = features._load_or_train_classifier(images, labels, tmp_path)
+    (path,) = (tmp_path / "statistics").iterdir()
+    damage(path)
+    after = features._load_or_train_classifier(images, labels, tmp_path)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert f"{path}" in caplog.text
+    assert "The classifier is trained again" in caplog.text
 
 
 # --- settings ---
@@ -338,6 +424,11 @@ def test_files_without_statistics(tmp_path, name, content, message):
             {"eval.features": "no.module:f"},
             "'no.module:f' cannot be imported: No module named 'no'",
         ),
+        ({"eval.features": "tests/x.py:f"}, "'tests/x.py:f' must be the name of a module, a colon"),
+        ({"eval.features": ":f"}, "':f' must be the name of a module, a colon and the name of a"),
+        ({"eval.features": "json:"}, "'json:' must be the name of a module"),
+        ({"eval.features": "json:a:b"}, "'json:a:b' must be the name of a module"),
+        ({"eval.features": "json:dumps()"}, r"'json:dumps\(\)' must be the name of a module"),
         ({"eval.features": "json:f"}, "'json:f' cannot be imported: .* has no attribute 'f'"),
         (
             {"eval.features": "classifier", "data.dataset": "noise"},
@@ -363,6 +454,15 @@ def test_a_custom_extractor_with_invalid_outputs(folder, monkeypatch):
     monkeypatch.setitem(globals(), "corners", lambda images: {"pool": images[:2, 0, 0]})
     message = r":corners' returned 'pool' of shape \(2, 1\) for 16 images; it"
     with pytest.raises(InputError, match=message):
+        measure(folder)
+
+
+def test_functions_that_are_no_extractors(folder, monkeypatch):
+    message = "'os:system' failed for 16 images with TypeError: .* It must map uint8 images"
+    with pytest.raises(InputError, match=message):
+        measure(folder, **{"eval.features": "os:system"})
+    monkeypatch.setitem(globals(), "corners", lambda images: {"pool": np.full((16, 2), np.nan)})
+    with pytest.raises(InputError, match=":corners' returned 'pool' with values that are not fin"):
         measure(folder)
 
 

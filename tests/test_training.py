@@ -14,7 +14,9 @@ import losses
 import sde_lib
 import train_state
 import training
+import workdir as files
 from checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
+from configs.default import complete
 from errors import InputError
 from modes import conversion
 from pretrained import parameter_names, stored_parameters
@@ -269,6 +271,70 @@ def test_only_damaged_checkpoints_are_not_overwritten(tmp_path, trained):
         damage(folder)
     with pytest.raises(InputError, match="none of them can be read; nothing is overwritten"):
         training.train(tiny.config(), str(tmp_path / "w"))
+
+
+INFO = {"step": 6, "config": {}, "checksums": {}}
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        b"",
+        b"[]",
+        json.dumps(INFO | {"step": None}).encode(),
+        json.dumps(INFO | {"step": "6"}).encode(),
+        json.dumps(INFO | {"step": -1}).encode(),
+        json.dumps({"step": 6, "config": {}}).encode(),
+    ],
+)
+def test_checkpoints_with_damaged_metadata_are_skipped(tmp_path, trained, caplog, info):
+    shutil.copytree(trained[0], tmp_path / "w")
+    path = tmp_path / "w" / BACKUPS / "checkpoint_6" / "info" / "metadata"
+    path.write_bytes(info)
+    checkpoints = Checkpoints(tmp_path / "w")
+    assert [found.number for found in checkpoints.find() if found.folder == BACKUPS] == [4]
+    assert "checkpoints-meta/checkpoint_6 is damaged and is skipped" in caplog.text
+
+
+def test_strays_among_checkpoints_are_named(tmp_path, trained, caplog):
+    shutil.copytree(trained[0], tmp_path / "w")
+    folder = tmp_path / "w" / SNAPSHOTS
+    (folder / "checkpoint_x").mkdir()
+    (folder / "checkpoint_8").write_text("")
+    (folder / "checkpoint_9").mkdir()
+    assert sorted(Checkpoints(tmp_path / "w").snapshots()) == [1, 2]
+    for name in ("checkpoint_x is no", "checkpoint_8 is no", "checkpoint_9 is damaged"):
+        assert name in caplog.text
+    (tmp_path / "file" / SNAPSHOTS).parent.mkdir()
+    (tmp_path / "file" / SNAPSHOTS).write_text("")
+    with pytest.raises(InputError, match="checkpoints must be a folder of checkpoints"):
+        Checkpoints(tmp_path / "file")
+
+
+def test_a_missing_checksum_is_damage(tmp_path, trained):
+    shutil.copytree(trained[0], tmp_path / "w")
+    for path in (tmp_path / "w").glob("checkpoints*/*/info/metadata"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"checksums": {}}))
+    checkpoints = Checkpoints(tmp_path / "w")
+    found = checkpoints.find()[0]
+    with pytest.raises(InputError, match="is damaged: it has no checksum of ema"):
+        checkpoints.checksum(found, "ema")
+    with pytest.raises(InputError, match="is damaged: the checksum"):
+        checkpoints.restore(found, train_state.to_checkpoint(trained[1]))
+
+
+def test_checkpoints_replace_a_missing_config(tmp_path, trained):
+    shutil.copytree(trained[0], tmp_path / "w")
+    (tmp_path / "w" / "config.json").unlink()
+    (tmp_path / "w" / BACKUPS / "checkpoint_6" / "info" / "metadata").write_text("damaged")
+    other = tiny.config(**{"model.nf": 16})
+    for check in (files.claim, files.check_config):
+        with pytest.raises(InputError, match=r"another config; .*\n  model.nf: 8 there, 16 now"):
+            check(tmp_path / "w", complete(other), "training")
+    with pytest.raises(InputError, match="model.nf: 8 there, 16 now"):
+        files.check_workdir(tmp_path / "w", complete(other))
+    files.check_workdir(tmp_path / "w", complete(tiny.config()))
+    assert not (tmp_path / "w" / "config.json").exists()
 
 
 def test_checkpoints_hold_the_config(trained):

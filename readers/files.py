@@ -1,0 +1,221 @@
+"""Checked reading of files, which may be damaged or come from others.
+
+Every reader accepts regular files only, limits what a compressed file may expand to, never
+executes anything, and raises `InputError`, naming the file, for any content that it cannot read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import safetensors
+
+from errors import InputError, brief
+
+MAX_TEXT = 2**28  # Bytes of a JSON file.
+MAX_RATIO = 100  # Size of the content of a compressed file, relative to that of the file.
+ALWAYS_ALLOWED = 2**30  # Bytes that a compressed file may contain whatever its size.
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+# --- any file ---
+
+
+def check_regular(path: str | Path, what: str = "") -> None:
+    """Raise InputError unless `path` is a regular file or a link to one; it is not opened.
+
+    `what` is the flag or config field that names the file, for the message.
+    """
+    name = f"{what} = {str(path)!r}" if what else str(path)
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # ValueError: the path contains a null character.
+        reason = getattr(error, "strerror", None) or brief(error)
+        raise InputError(f"{name} cannot be read: {reason}.") from error
+    if not stat.S_ISREG(mode):
+        kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
+        raise InputError(f"{name} is {kind}; it must be a regular file.")
+
+
+def check_archive(path: Path) -> None:
+    """Raise InputError if a zip archive contains too much; other files pass."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            declared = sum(each.file_size for each in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+        return
+    check_expansion(path, declared)
+
+
+def check_expansion(path: Path, declared: int) -> None:
+    """Raise InputError if the content of a compressed file, `declared` bytes, is too large."""
+    limit = max(ALWAYS_ALLOWED, MAX_RATIO * path.stat().st_size)
+    if declared > limit:
+        raise InputError(
+            f"{path} declares a content of {declared:,} bytes; for a compressed file of this size "
+            f"at most {limit:,} are read. Store it without compression if it can be trusted."
+        )
+
+
+# --- JSON ---
+
+Schema = Any
+"""A type or tuple of types; {key: Schema}, where a key that ends in "?" is optional; or [Schema]
+for a list of any length."""
+
+NUMBER = (int, float)
+OPTIONAL_NUMBER = (int, float, type(None))
+TYPES = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    type(None): "null",
+}
+
+
+def read_json(path: Path, schema: Schema, what: str = "") -> Any:
+    """Return the content of a JSON file. Raise InputError if it is damaged or not as in `schema`.
+
+    `what` is the flag or config field that names the file, for the message.
+    """
+    check_regular(path, what)
+    try:
+        if path.stat().st_size > MAX_TEXT:
+            raise ValueError(f"it is larger than {MAX_TEXT:,} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise InputError(f"{path} cannot be read as JSON: it is nested too deeply.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {brief(error)}.") from error
+    problem = mismatch(content, schema)
+    if problem:
+        raise InputError(f"{path} is damaged: {problem}.")
+    return content
+
+
+def mismatch(value: Any, schema: Schema, where: str = "its content") -> str:
+    """Return how a value differs from a schema, or ''."""
+    types = {dict: dict, list: list}.get(type(schema), schema)
+    types = types if isinstance(types, tuple) else (types,)
+    if isinstance(value, bool) and bool not in types or not isinstance(value, types):
+        names = [TYPES.get(each) or str(each.__name__) for each in types]
+        allowed = " or ".join(dict.fromkeys(names))
+        return f"{where} is {TYPES.get(type(value), type(value).__name__)} instead of {allowed}"
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return f"{where} is an integer of more than 64 bits"
+    if isinstance(schema, list) and isinstance(value, list):
+        problems = (mismatch(each, schema[0], f"an entry of {where}") for each in value)
+        return next(filter(None, problems), "")
+    if not isinstance(schema, dict) or not isinstance(value, dict):
+        return ""
+    for key, part in schema.items():
+        name = key.removesuffix("?")
+        if name in value:
+            problem = mismatch(value[name], part, repr(name))
+            if problem:
+                return problem
+        elif not key.endswith("?"):
+            return f"{where} has no {name!r}"
+    return ""
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a log, one a line; skip other lines, which a killed run may leave.
+
+    A log that does not exist is empty. Raise InputError if `path` is not a regular file.
+    """
+    if not path.exists():
+        return
+    check_regular(path)
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(entry, dict):
+                yield entry
+
+
+# --- arrays ---
+
+
+def read_npz(path: Path, *names: str, what: str = "") -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file that are called `names`, by default all.
+
+    Names that the file lacks are left out. Every array that is read is compared with its checksum.
+
+    Raises InputError if the file cannot be read, or contains Python objects.
+    """
+    check_regular(path, what)
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [each for each in archive.infolist() if each.filename.endswith(".npy")]
+            check_expansion(path, sum(each.file_size for each in members))
+            for member in members:
+                name = member.filename.removesuffix(".npy")
+                if not names or name in names:
+                    arrays[name] = _read_member(archive, member)
+    except InputError:
+        raise
+    except Exception as error:  # Damage raises many types of exceptions.
+        raise InputError(f"{path} cannot be read as .npz: {brief(error)}.") from error
+    return arrays
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Return one array, which takes no more memory than the file declares for it."""
+    with archive.open(member) as stream:
+        shape, dtype = read_header(stream)
+        if stream.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+            raise ValueError(f"{member.filename} does not have the size that its header states")
+        stream.seek(0)
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+        stream.read(1)  # The checksum is compared at the end.
+        return array
+
+
+def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Return shape and type of the array in a .npy file. Raise ValueError for Python objects."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f"version {version} of the .npy format is not supported")
+    if dtype.hasobject:
+        raise ValueError("it contains pickled Python objects, which are not loaded")
+    return shape, dtype
+
+
+def read_safetensors(path: Path, what: str = "") -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Return the metadata and the arrays of a safetensors file.
+
+    Raises InputError if it is damaged, or has arrays of a type that NumPy does not have.
+    """
+    check_regular(path, what)
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, tensors
+    except Exception as error:  # Damage and unknown types raise many types of exceptions.
+        raise InputError(f"{path} is not a complete safetensors file: {brief(error)}.") from error

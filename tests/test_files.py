@@ -1,0 +1,338 @@
+"""Files that are damaged, of another kind, or hostile: each is one line that names the file."""
+
+import json
+import os
+import socket
+import zipfile
+
+import numpy as np
+import pytest
+
+import workdir
+from auxiliary import fitting
+from errors import InputError, brief, printable
+from pretrained import torch_format
+from readers import files
+from tests import tiny
+
+DEPENDS = {"model.nf": 8, "step": 3}
+ARRAYS = {"loss": np.arange(5.0), "nfe": np.arange(5)}
+
+# --- any file -------------------------------------------------------------------------------------
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def unix_socket(path):
+    with socket.socket(socket.AF_UNIX) as file:
+        file.bind(str(path))
+
+
+def loop(path):
+    path.symlink_to(path.name)
+
+
+def folder(path):
+    path.mkdir()
+
+
+KINDS = [
+    (fifo, "is a named pipe; it must be a regular file"),
+    (unix_socket, "is a socket; it must be a regular file"),
+    (folder, "is a folder; it must be a regular file"),
+    (loop, "cannot be read: Too many levels of symbolic links"),
+    (lambda path: path.symlink_to("/dev/zero"), "is a device; it must be a regular file"),
+    (lambda path: None, "cannot be read: No such file or directory"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), KINDS)
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: files.read_json(path, dict, "--flag"),
+        lambda path: files.read_npz(path, what="--flag"),
+        lambda path: files.read_safetensors(path, "--flag"),
+    ],
+)
+def test_only_regular_files_are_opened(tmp_path, make, message, read):
+    make(tmp_path / "file")
+    with pytest.raises(InputError, match=f"--flag = '.*file' {message}"):
+        read(tmp_path / "file")
+
+
+def test_control_characters_are_escaped():
+    assert printable("a\x1b[2J\n\u202e\udc80é b") == "a\\x1b[2J\\n\\u202e\\udc80é b"
+    assert brief(ValueError("a\x1b[2J\nb")) == "a\\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    "advice",
+    [
+        "Object arrays cannot be loaded when allow_pickle=False",
+        "Weights only load failed. ... re-running `torch.load` with `weights_only` set to `False`",
+    ],
+)
+def test_advice_to_load_unsafely_is_not_repeated(advice):
+    assert brief(ValueError(advice)) == "it contains pickled Python objects, which are not loaded"
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "cannot be read as JSON: Expecting value"),
+        (b'{"step": 3', "cannot be read as JSON: Expecting"),
+        (b"\xff\xfe\x00\x80", "cannot be read as JSON: 'utf-8' codec"),
+        (b"[" * 100_000, "cannot be read as JSON: it is nested too deeply"),
+        (b'{"step": ' + b"1" * 5000 + b"}", "cannot be read as JSON: Exceeds the limit"),
+        (b'{"step": ' + b"1" * 30 + b"}", "is damaged: 'step' is an integer of more than 64 bits"),
+        (b"[]", "is damaged: its content is a list instead of an object"),
+        (b"3", "its content is an integer instead of an object"),
+        (b"null", "its content is null instead of an object"),
+        (b"{}", "its content has no 'step'"),
+        (b'{"step": true}', "'step' is true or false instead of an integer"),
+        (b'{"step": 1, "names": [1]}', "an entry of 'names' is an integer instead of a string"),
+        (b'{"step": 1, "inner": {"a": "b"}}', "'a' is a string instead of an integer or a number"),
+    ],
+)
+def test_json_that_is_damaged(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    schema = {"step": int, "names?": [str], "inner?": {"a": files.NUMBER}}
+    with pytest.raises(InputError, match=f"a.json {message}" if " be " in message else message):
+        files.read_json(tmp_path / "a.json", schema)
+
+
+def test_json_that_is_as_expected(tmp_path):
+    (tmp_path / "a.json").write_text('{"step": 1, "inner": {"a": NaN}, "more": 3}')
+    schema = {"step": int, "names?": [str], "inner?": {"a": files.NUMBER}}
+    assert files.read_json(tmp_path / "a.json", schema)["step"] == 1
+
+
+def test_lines_that_are_damaged_are_skipped(tmp_path):
+    lines = [b'{"step": 1}', b"[1]", b"", b"\xff\x00", b"[" * 100_000, b'{"step": 2}', b'{"st']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    assert list(files.read_lines(tmp_path / "a.jsonl")) == [{"step": 1}, {"step": 2}]
+    assert not list(files.read_lines(tmp_path / "nothing"))
+    with pytest.raises(InputError, match="is a folder"):
+        list(files.read_lines(tmp_path))
+
+
+# --- arrays ---------------------------------------------------------------------------------------
+
+
+def header(shape, dtype="<f8"):
+    """The start of a .npy file that declares an array."""
+    text = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (header((10**12,)), "a.npy does not have the size that its header states"),
+        (header((2**62, 2**62)) + bytes(8), "a.npy does not have the size that its header states"),
+        (header((1,), "|O") + bytes(8), "it contains pickled Python objects, which are not loaded"),
+        (b"\x93NUMPY\x09\x00", "version"),
+        (b"nothing at all", "magic string is not correct"),
+    ],
+)
+def test_arrays_that_are_damaged(tmp_path, content, message):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("a.npy", content)
+    with pytest.raises(InputError, match=rf"a.npz cannot be read as .npz: .*{message}") as caught:
+        files.read_npz(tmp_path / "a.npz")
+    assert "allow_pickle" not in str(caught.value)
+
+
+def test_decompression_is_limited(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1000)
+    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(10**6))
+    with pytest.raises(InputError, match="a.npz declares a content of 8,000,128 bytes; .* at most"):
+        files.read_npz(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", a=np.zeros(10**4))
+    assert files.read_npz(tmp_path / "b.npz")["a"].shape == (10**4,)
+
+
+@pytest.mark.parametrize("position", np.linspace(0, 0.999, 12))
+def test_changed_bytes_of_arrays_are_noticed(tmp_path, position):
+    """Flipped bits are an error, or do not change the arrays, as in times of the archive."""
+    path = tmp_path / "a.npz"
+    workdir.save_arrays(path, ARRAYS, DEPENDS)
+    content = bytearray(path.read_bytes())
+    content[int(position * len(content))] ^= 0x20
+    path.write_bytes(content)
+    found = workdir.load_arrays(path, DEPENDS)
+    if found is not None:
+        assert found.keys() == ARRAYS.keys()
+        assert all(np.array_equal(found[name], ARRAYS[name]) for name in ARRAYS)
+
+
+# --- rounds ---------------------------------------------------------------------------------------
+
+
+def rewrite(path, **changes):
+    """Change arrays of an .npz file, or remove those that are None, with valid checksums."""
+    arrays = files.read_npz(path) | changes
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+
+
+DAMAGE = {
+    "missing array": lambda path: rewrite(path, nfe=None),
+    "missing entries": lambda path: rewrite(path, loss=np.arange(3.0)),
+    "another type": lambda path: rewrite(path, loss=np.arange(5, dtype=np.float32)),
+    "further array": lambda path: rewrite(path, more=np.zeros(3)),
+    "no record": lambda path: rewrite(path, arrays=None),
+    "no description": lambda path: rewrite(path, depends=None),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:300]),
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_rounds_are_computed_again(tmp_path, damage, caplog):
+    computed = []
+
+    def compute(index):
+        computed.append(index)
+        return ARRAYS
+
+    for _ in range(2):
+        paths = workdir.run_rounds(tmp_path, "loss", 3, compute, DEPENDS)
+    assert computed == [0, 1, 2]
+    damage(paths[1])
+    workdir.run_rounds(tmp_path, "loss", 3, compute, DEPENDS)
+    assert computed == [0, 1, 2, 1]
+    assert "1 file(s) of loss" in caplog.text
+    assert len(workdir.load_rounds(paths)["loss"]) == 15
+
+
+def test_arrays_of_rounds_are_never_left_out(tmp_path):
+    paths = workdir.round_paths(tmp_path, "loss", 3)
+    for path in paths:
+        np.savez(path, **ARRAYS)
+    assert workdir.load_rounds(paths, "loss", optional=["classes"]).keys() == {"loss"}
+    rewrite(paths[2], classes=np.zeros(5))
+    with pytest.raises(InputError, match="loss_2.npz lacks classes, or other rounds do"):
+        workdir.load_rounds(paths, "loss", optional=["classes"])
+    rewrite(paths[1], loss=None)
+    for names in ((), ("loss",)):
+        with pytest.raises(InputError, match="loss_1.npz lacks loss, or .* Delete it"):
+            workdir.load_rounds(paths, *names)
+    rewrite(paths[1], loss=np.zeros((5, 2)))
+    with pytest.raises(InputError, match="loss_0.npz .* do not fit each other"):
+        workdir.load_rounds(paths, "loss")
+
+
+def test_a_folder_in_the_place_of_a_round(tmp_path):
+    (tmp_path / "loss_0.npz").mkdir()
+    with pytest.raises(InputError, match="loss_0.npz cannot be written: Is a directory"):
+        workdir.run_rounds(tmp_path, "loss", 1, lambda index: ARRAYS, DEPENDS)
+
+
+# --- the config of a folder -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"3",
+        b'"text"',
+        b"null",
+        b'{"model": {"nf": 8',
+        b"\xff\x00",
+        b'{"model": 3}',
+        b'{"training": []}',
+        b'{"a.b": 3, "model": {"name": {"x.y": 1}}}',
+        b"[" * 100_000,
+        b'{"model": {"name": ' + b'{"a": ' * 900 + b"1" + b"}" * 902,
+    ],
+)
+def test_a_damaged_config_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match="config that cannot be read: .* Restore config.json, or"):
+        workdir.check_config(tmp_path, tiny.config(), "training")
+    assert (tmp_path / "config.json").read_bytes() == content
+
+
+@pytest.mark.parametrize("make", [fifo, folder, loop])
+def test_a_config_that_is_no_file(tmp_path, make):
+    make(tmp_path / "config.json")
+    with pytest.raises(InputError, match="config.json (is a|cannot be read)"):
+        workdir.claim(tmp_path, tiny.config(), "training")
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path):
+    (tmp_path / "eval").write_text("")
+    with pytest.raises(InputError, match="eval cannot be made: File exists"):
+        workdir.claim(tmp_path / "eval", tiny.config(), "evaluation")
+
+
+# --- parameters -----------------------------------------------------------------------------------
+
+TREE = {"a": np.arange(6, dtype=np.float32), "b": {"c": np.ones((2, 2), np.float32)}}
+
+
+def test_changed_parameters_are_noticed(tmp_path, caplog):
+    path = tmp_path / "a.safetensors"
+    workdir.save_tree(path, TREE, DEPENDS, 7)
+    tree, step = workdir.load_tree(path, TREE, DEPENDS)
+    assert (tree["a"].tolist(), step) == (TREE["a"].tolist(), 7)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="a.safetensors is damaged: its arrays do not have the"):
+        workdir.read_tree(path, TREE)
+    assert workdir.load_tree(path, TREE, DEPENDS) is None
+    assert "a.safetensors is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("tree", "metadata", "message"),
+    [
+        ({"a": np.full(2, np.nan)}, {"step": "1"}, "has values that are not finite"),
+        ({"a": np.zeros(3)}, {"step": "1"}, "holds another network"),
+        ({"a": np.zeros(2)}, {"step": "x"}, "its settings cannot be read"),
+        ({"a": np.zeros(2)}, {"step": "1", "settings": "[]"}, "its settings cannot be read"),
+        ({"a": np.zeros(2)}, {"step": "1", "settings": "{"}, "its settings cannot be read"),
+        ({"a": np.zeros(2)}, {}, "its settings cannot be read"),
+    ],
+)
+def test_parameters_that_are_damaged(tmp_path, tree, metadata, message):
+    path = tmp_path / "a.safetensors"
+    workdir.safetensors.numpy.save_file(tree, path, metadata)
+    with pytest.raises(InputError, match=f"a.safetensors .*{message}"):
+        workdir.read_tree(path, {"a": np.zeros(2)})
+
+
+def test_files_of_older_versions_have_no_checksum(tmp_path):
+    path = tmp_path / "a.safetensors"
+    metadata = {"step": "1", "settings": json.dumps(DEPENDS)}
+    workdir.safetensors.numpy.save_file({"a": np.zeros(2)}, path, metadata)
+    assert workdir.read_tree(path, {"a": np.zeros(2)})[1] == DEPENDS
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, None])
+def test_damaged_parameters_must_be_trained_again(tmp_path, content):
+    path = tmp_path / "classifier.safetensors"
+    workdir.save_tree(path, TREE, {}, 1)
+    path.write_bytes(path.read_bytes()[:-8] + bytes(8) if content is None else content)
+    message = "classifier.safetensors .* Train it again, with --mode=train_classifier"
+    with pytest.raises(InputError, match=message):
+        fitting.load(path, TREE, "train_classifier", {})
+
+
+def test_archives_of_pytorch_are_limited(tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
+    monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1000)
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(10**6))
+    with pytest.raises(InputError, match="a.pth declares a content of 1,000,000 bytes"):
+        torch_format.load(tmp_path / "a.pth")
