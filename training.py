@@ -23,6 +23,7 @@ from auxiliary import classification
 from checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
 from configs.default import Config
 from datasets import Batch
+from errors import NotFiniteError
 from experiment import Experiment
 from losses import Part
 from models.building import Params
@@ -166,8 +167,7 @@ def _run(
             if stopped:
                 break
             if due["snapshot_freq"] and settings.snapshot_sampling:
-                images = experiment.sample_images(state.ema, 0, GRID).x
-                log.samples(datasets.image_grid(np.asarray(images)))
+                _show_samples(experiment, state.ema, log)
     if stopped and not jax.process_index():
         print(
             f"step {step}: stopped by SIGTERM; the state is saved, and the same command continues "
@@ -175,6 +175,16 @@ def _run(
             flush=True,
         )
     return state
+
+
+def _show_samples(experiment: Experiment, ema: Params, log: TrainingLog) -> None:
+    """Log a picture of samples; if they are not finite, a warning."""
+    try:
+        images = experiment.sample_images(ema, 0, GRID).x
+    except NotFiniteError as error:
+        log.say(f"warning: no picture of samples: {error}")
+    else:
+        log.samples(datasets.image_grid(np.asarray(images)))
 
 
 def _batches(experiment: Experiment, first: int) -> Iterator[Batch]:
