@@ -142,8 +142,13 @@ class Checkpoints:
             )
         return None
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Wait for the saves in progress."""
+        for manager in self._managers.values():
+            manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait for the saves in progress, and release the resources."""
         for manager in self._managers.values():
             manager.close()
 

@@ -21,11 +21,13 @@ class NotFiniteError(InputError):
     The message states where they occurred first, and which config fields to change.
 
     Attributes:
+      summary: what is not finite, and where.
       step: the training step, counted from 1; 0 for samples.
     """
 
-    def __init__(self, message: str, step: int = 0) -> None:
-        super().__init__(message)
+    def __init__(self, summary: str, advice: str = "", step: int = 0) -> None:
+        super().__init__(f"{summary} {advice}".strip())
+        self.summary = summary
         self.step = step
 
 

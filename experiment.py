@@ -51,7 +51,7 @@ PURPOSES = (
     "classify",
     "restore",
     "measure",
-) + ("encode", "init_dequantizer", "init_classifier")
+) + ("encode", "init_dequantizer", "init_classifier", "rollback")
 """What random numbers are for; new ones are added at the end, which leaves the others as they are.
 """
 
