@@ -181,8 +181,17 @@ class Checkpoints:
             )
         return None
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Wait for the saves in progress. Raises InputError if one of them failed."""
+        for manager in self._managers.values():
+            with self._writing():
+                manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Wait for the saves in progress, and release the resources.
+
+        Raises InputError if one of them failed.
+        """
         for manager in self._managers.values():
             with self._writing():
                 manager.close()

@@ -25,6 +25,22 @@ class InputError(ValueError):
     """
 
 
+class NotFiniteError(InputError):
+    """Values that are not finite, in training or in samples.
+
+    The message states where they occurred first, and which config fields to change.
+
+    Attributes:
+      summary: what is not finite, and where.
+      step: the training step, counted from 1; 0 for samples.
+    """
+
+    def __init__(self, summary: str, advice: str = "", step: int = 0) -> None:
+        super().__init__(f"{summary} {advice}".strip())
+        self.summary = summary
+        self.step = step
+
+
 def check_name(name: str, known: Iterable[str], field: str) -> None:
     """Raise InputError, listing the known names, if the value `name` of `field` is not one."""
     if name not in known:

@@ -21,6 +21,7 @@ import sampling
 import sharding
 import train_state
 from checkpoints import Checkpoints, Found
+from configs import remedies
 from configs.default import Config
 from controllable import guidance
 from datasets import Batch
@@ -50,7 +51,7 @@ PURPOSES = (
     "classify",
     "restore",
     "measure",
-) + ("encode", "init_dequantizer", "init_classifier")
+) + ("encode", "init_dequantizer", "init_classifier", "rollback")
 """What random numbers are for; new ones are added at the end, which leaves the others as they are.
 """
 
@@ -316,11 +317,11 @@ class Experiment:
             keys = sampling.image_keys(self.key("sample"), indices)
             prior = sampling.prior_sample(keys, self.sde, (indices.shape[0], *self.image_shape))
             score = self.guided_score(params, self.classes(indices), classifier)
-            x, nfe, frames = self.sampler(keys, score, self.config.sampling.temperature * prior)
-            return Samples(self.pixels(x), nfe, self.pixels(frames))
+            samples = self.sampler(keys, score, self.config.sampling.temperature * prior)
+            return samples._replace(x=self.pixels(samples.x), frames=self.pixels(samples.frames))
 
         split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
-        outputs = Samples._make((split, split, sharding.along_axis(self.mesh, 1)))
+        outputs = Samples._make((split, split, sharding.along_axis(self.mesh, 1), split))
         compiled = jax.jit(compute, in_shardings=(None, split, whole), out_shardings=outputs)
 
         def sample(params: Params, indices: np.ndarray | Array) -> Samples:
@@ -329,8 +330,12 @@ class Experiment:
         return sample
 
     def sample_images(self, params: Params, first: int, count: int) -> Samples:
-        """Return images first .. first + count - 1 on the host: uint8 (count, H, W, C)."""
+        """Return images first .. first + count - 1 on the host: uint8 (count, H, W, C).
+
+        Raises NotFiniteError if a sample is not finite.
+        """
         padded = -(-count // self.mesh.size) * self.mesh.size
         indices = self.rows(np.arange(first, first + padded))
-        images, nfe, frames = sharding.fetch(self.sample(params, indices))
-        return Samples(images[:count], nfe[:count], frames[:, :count])
+        x, nfe, frames, bad_step = sharding.fetch(self.sample(params, indices))
+        remedies.check_samples(self.config, bad_step[:count], self.sampler.steps)
+        return Samples(x[:count], nfe[:count], frames[:, :count], bad_step[:count])

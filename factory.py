@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from models.classifier import WideResnet
 from models.layers import ACTIVATIONS, Rngs
 from models.score import ScoreModel, conventions
 from sde_lib import SDE, SDES, VESDE, Score
+from solvers.finite import first_bad, is_finite
 
 FRAMES = 16  # states of a trajectory, at most
 ADAPTIVE = "adaptive_sde"
@@ -45,21 +46,34 @@ class Samples(NamedTuple):
         upper bound where classifier-free guidance meets adaptive steps. Evaluations of a
         classifier are not counted.
       frames: states on the way to x, in order (F, B, ...), F <= FRAMES; F = 0 unless requested.
+      bad_step: the step (B,), from 1, after which the state was first not finite; 0 if x is finite.
+        Adaptive steps are not counted: 1 if x is not finite.
     """
 
     x: Array
     nfe: Array
     frames: Array
+    bad_step: Array
 
 
-Sampler = Callable[..., Samples]
-"""(keys (B,), score, samples of the prior (B, ...)) -> Samples.
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A function to samples, and how it counts its steps.
 
-The sampler of sampling.method = 'pc' has two more arguments, by name: a `constraint` for its loop,
-and `exchange`, a function from its predictor to the one that it uses instead."""
+    Attributes:
+      run: (keys (B,), score, samples of the prior (B, ...)) -> Samples. That of sampling.method =
+        'pc' has two more arguments, by name: a `constraint` for its loop, and `exchange`, a
+        function from its predictor to the one that it uses instead. The samplers of `make_flow`
+        have the arguments (score, states (B, ...)).
+      steps: the number of steps that `Samples.bad_step` counts; None if they are adaptive.
+    """
 
-FlowMap = Callable[[Score, Array], tuple[Array, Array]]
-"""(score, states (B, ...)) -> states (B, ...), score evaluations of each (B,)."""
+    run: Callable[..., Samples]
+    steps: int | None = None
+
+    def __call__(self, *arguments: Any, **options: Any) -> Samples:
+        """Return the samples."""
+        return self.run(*arguments, **options)
 
 
 # --- validation -----------------------------------------------------------------------------------
@@ -204,10 +218,12 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
         exchange: Callable[[sampling.Update], sampling.Update] = lambda predictor: predictor,
     ) -> Samples:
         chosen = exchange(predictor)
-        x, frames = run(keys, score, sde, x, steps, predictor=chosen, constraint=constraint)
-        return Samples(x, _nfe(score, steps.t, x, evaluations), frames)
+        x, frames, bad_step = run(
+            keys, score, sde, x, steps, predictor=chosen, constraint=constraint
+        )
+        return _samples(x, _nfe(score, steps.t, x, evaluations), frames, bad_step)
 
-    return sample
+    return Sampler(sample, len(steps.t))
 
 
 def _ode_sampler(config: Config, sde: SDE) -> Sampler:
@@ -219,9 +235,9 @@ def _ode_sampler(config: Config, sde: SDE) -> Sampler:
 
     def sample(keys: Array, score: Score, x: Array) -> Samples:
         y, calls = sampling.probability_flow_ode(score, sde, x, denoise_step=last)
-        return Samples(y, calls * _most_evaluations(score, steps.t), _no_frames(x))
+        return _samples(y, calls * _most_evaluations(score, steps.t))
 
-    return sample
+    return Sampler(sample)
 
 
 def _solver_sampler(config: Config, sde: SDE) -> Sampler:
@@ -243,9 +259,9 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
             keys, score, sde, x, plan, levels[-1], noise_prediction=noise_prediction
         )
         times = sde.time_at(jnp.asarray(plan.level))
-        return Samples(x, _nfe(score, times, x), states[shown])
+        return _samples(x, _nfe(score, times, x), states[shown], first_bad(states))
 
-    return sample
+    return Sampler(sample, len(plan.level))
 
 
 def _adaptive_sampler(config: Config, sde: SDE) -> Sampler:
@@ -264,9 +280,9 @@ def _adaptive_sampler(config: Config, sde: SDE) -> Sampler:
             denoise=options.noise_removal,
         )
         most = _most_evaluations(score, sde.sampling_times(1000))
-        return Samples(y, calls * most, _no_frames(x))
+        return _samples(y, calls * most)
 
-    return sample
+    return Sampler(sample)
 
 
 SAMPLERS: dict[str, Callable[[Config, SDE], Sampler]] = {
@@ -287,8 +303,13 @@ def _most_evaluations(score: Score, times: Array) -> Array:
     return guidance.evaluations(score, times).max().astype(jnp.int32)
 
 
-def _no_frames(x: Array) -> Array:
-    return x[None][:0]
+def _samples(
+    x: Array, nfe: Array, frames: Array | None = None, bad_step: Array | None = None
+) -> Samples:
+    """Return the samples; without `bad_step`, failures count as those of step 1."""
+    frames = x[None][:0] if frames is None else frames
+    bad_step = jnp.zeros(len(x), jnp.int32) if bad_step is None else bad_step
+    return Samples(x, nfe, frames, jnp.where(is_finite(x), 0, jnp.maximum(bad_step, 1)))
 
 
 def make_plan(config: Config, levels: np.ndarray) -> solvers.Plan:
@@ -298,8 +319,10 @@ def make_plan(config: Config, levels: np.ndarray) -> solvers.Plan:
     return solver.plan(levels, **{field: options[field] for field in solver.options})
 
 
-def make_flow(config: Config, sde: SDE) -> tuple[FlowMap, FlowMap]:
+def make_flow(config: Config, sde: SDE) -> tuple[Sampler, Sampler]:
     """Return the probability flow as a map from data to latent codes, and its inverse.
+
+    Their arguments are (score, states (B, ...)), and x is the state that they lead to.
 
     The flow connects the times sde.t_end and T: data are states at t_end, and no last step
     denoises. It is integrated by the solver of config.sampling if sampling.method is 'solver', and
@@ -320,21 +343,21 @@ def make_flow(config: Config, sde: SDE) -> tuple[FlowMap, FlowMap]:
     return _solver_flow(config, sde, levels[::-1]), _solver_flow(config, sde, levels)
 
 
-def _adaptive_flow(sde: SDE, start: float, end: float) -> FlowMap:
-    def run(score: Score, x: Array) -> tuple[Array, Array]:
-        return sampling.integrate_flow(score, sde, x, start, end)
+def _adaptive_flow(sde: SDE, start: float, end: float) -> Sampler:
+    def run(score: Score, x: Array) -> Samples:
+        return _samples(*sampling.integrate_flow(score, sde, x, start, end))
 
-    return run
+    return Sampler(run)
 
 
-def _solver_flow(config: Config, sde: SDE, levels: np.ndarray) -> FlowMap:
+def _solver_flow(config: Config, sde: SDE, levels: np.ndarray) -> Sampler:
     plan = make_plan(config, levels)
     noise_prediction = solvers.SOLVERS[config.sampling.solver.lower()].noise_prediction
 
-    def run(score: Score, x: Array) -> tuple[Array, Array]:
-        y, _ = solvers.few_step(
+    def run(score: Score, x: Array) -> Samples:
+        y, states = solvers.few_step(
             None, score, sde, x, plan, levels[-1], noise_prediction=noise_prediction
         )
-        return y, jnp.full(x.shape[0], len(plan.level))
+        return _samples(y, jnp.full(x.shape[0], len(plan.level)), bad_step=first_bad(states))
 
-    return run
+    return Sampler(run, len(plan.level))

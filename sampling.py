@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from sde_lib import SDE, Score, Step, expand
 from solvers import integrate
+from solvers.finite import note_bad
 from solvers.keys import fold_in, image_keys, standard_normal, uniform
 
 __all__ = [
@@ -195,7 +196,7 @@ def predictor_corrector(
     denoise: bool = True,
     constraint: Constraint | None = None,
     num_frames: int = 0,
-) -> tuple[Float[Array, " b *shape"], Float[Array, "frames b *shape"]]:
+) -> tuple[Float[Array, " b *shape"], Float[Array, "frames b *shape"], Int[Array, " b"]]:
     """Sample by Algorithm 1: at each time `n_steps_each` corrections, then one prediction.
 
     Args:
@@ -209,7 +210,8 @@ def predictor_corrector(
       num_frames: the number of intermediate states to return, evenly spaced over the steps.
 
     Returns:
-      Samples (B, ...) in the range of the data, and the intermediate states (num_frames, B, ...).
+      Samples (B, ...) in the range of the data; the intermediate states (num_frames, B, ...); and
+      the step (B,), from 1, after which a state was first not finite, or 0.
     """
     n = len(steps.t)
     # The states of steps without a frame are written to an extra frame, which is dropped.
@@ -217,9 +219,9 @@ def predictor_corrector(
     frame_indices[np.linspace(0, n - 1, num_frames).astype(int)] = np.arange(num_frames)
 
     def iteration(
-        carry: tuple[Array, Array, Array], row: tuple[Array, Step, Array]
-    ) -> tuple[tuple[Array, Array, Array], None]:
-        x, _, frames = carry
+        carry: tuple[Array, Array, Array, Array], row: tuple[Array, Step, Array]
+    ) -> tuple[tuple[Array, Array, Array, Array], None]:
+        x, _, frames, bad_step = carry
         index, step, frame_index = row
         step_keys = fold_in(keys, index)
 
@@ -234,12 +236,13 @@ def predictor_corrector(
             x, mean = constraint(fold_in(step_keys, n_steps_each + 2), x, mean, step)
         if num_frames:
             frames = frames.at[frame_index].set(x)
-        return (x, mean, frames), None
+        return (x, mean, frames, note_bad(bad_step, x, index + 1)), None
 
     frames = jnp.zeros((num_frames + 1, *x.shape) if num_frames else (0, *x.shape))
     rows = (jnp.arange(n), steps, jnp.asarray(frame_indices))
-    (x, mean, frames), _ = lax.scan(iteration, (x, x, frames), rows)
-    return (mean if denoise else x), frames[:num_frames]
+    start = (x, x, frames, jnp.zeros(len(x), jnp.int32))
+    (x, mean, frames, bad_step), _ = lax.scan(iteration, start, rows)
+    return (mean if denoise else x), frames[:num_frames], bad_step
 
 
 def probability_flow_ode(

@@ -25,18 +25,20 @@ from auxiliary import classification
 from checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
 from configs.default import Config
 from datasets import Batch
+from errors import NotFiniteError
 from experiment import Experiment
 from losses import Part
 from models.building import Params
 from models.layers import Rngs
 from report.training_log import TrainingLog
-from train_state import TrainState
+from train_state import Rollbacks, TrainState
 from workdir import check_config, claim, locked
 
 Metrics = dict[str, Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 GRID = 64  # images in the sample grid of a snapshot
+MOST_SKIPPED = 9  # steps in a row that training.on_nonfinite = "skip" accepts
 FREQUENCIES = ("log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption")
 
 
@@ -46,10 +48,14 @@ def train_step(
     *,
     experiment: Experiment,
     optimizer: optax.GradientTransformation,
+    rollbacks: int = 0,
 ) -> tuple[TrainState, Metrics]:
-    """Update the state on B images; the random numbers are functions of the seed and state.step."""
+    """Update the state on B images.
+
+    The random numbers are functions of the seed, state.step and the number of rollbacks.
+    """
     config = experiment.config
-    key = jax.random.fold_in(experiment.key("train"), state.step)
+    key = jax.random.fold_in(_root(experiment, rollbacks), state.step)
     data_key, noise_key, dropout_key = jax.random.split(key, 3)
     class_key = jax.random.fold_in(key, 3)
     x = experiment.prepare(data_key, batch.pixels, flip=config.data.random_flip)
@@ -70,7 +76,18 @@ def train_step(
     )
     metrics = {"loss": value, "grad_norm": train_state.global_norm(grads)}
     metrics["levels"] = jnp.stack(losses.by_noise_level(per_image, t, experiment.sde))
-    return train_state.update(state, grads, optimizer, config.model.ema_rate), metrics
+    updated = train_state.update(state, grads, optimizer, config.model.ema_rate)
+    if config.training.on_nonfinite == "skip":
+        finite = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"])
+        updated = train_state.keep_if(finite, updated, state)
+    return updated, metrics
+
+
+def _root(experiment: Experiment, rollbacks: int) -> Array:
+    """Return the root of the random numbers of training."""
+    if not rollbacks:
+        return experiment.key("train")
+    return jax.random.fold_in(experiment.key("rollback"), rollbacks)
 
 
 def state_shardings(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
@@ -85,33 +102,41 @@ def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) 
     return jax.device_put(state, state_shardings(experiment, optimizer))
 
 
-def jit_step(experiment: Experiment, optimizer: optax.GradientTransformation) -> Step:
+def jit_step(
+    experiment: Experiment, optimizer: optax.GradientTransformation, rollbacks: int = 0
+) -> Step:
     """Return `train_step`, jitted over the mesh; it donates its state argument."""
     whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh)
     state = state_shardings(experiment, optimizer)
-    step = functools.partial(train_step, experiment=experiment, optimizer=optimizer)
+    step = functools.partial(
+        train_step, experiment=experiment, optimizer=optimizer, rollbacks=rollbacks
+    )
     return jax.jit(
         step, in_shardings=(state, split), out_shardings=(state, whole), donate_argnums=0
     )
 
 
 def compile_steps(
-    experiment: Experiment, optimizer: optax.GradientTransformation, *, scan: bool | None = None
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    *,
+    rollbacks: int = 0,
+    scan: bool | None = None,
 ) -> Step:
     """Return `train_step` along the first axis of batches (steps, B, ...), by `sharding.repeat`."""
-    return sharding.repeat(jit_step(experiment, optimizer), experiment.mesh, scan=scan)
+    return sharding.repeat(jit_step(experiment, optimizer, rollbacks), experiment.mesh, scan=scan)
 
 
 def train(config: Config, workdir: str) -> TrainState:
     """Train the experiment `config` in `workdir`, or continue; return the last state.
 
     SIGTERM saves the state and returns it early; SIGINT does the same and raises KeyboardInterrupt.
-    Raises InputError for an invalid config, a workdir of another experiment or one that another
-    process trains in, and a loss that is not finite.
+    Raises InputError for an invalid config, and for a workdir of another experiment or one that
+    another process trains in. training.on_nonfinite states what follows if a loss, a gradient or
+    the state is not finite: NotFiniteError, unless it is corrected. Such a state is never saved.
     """
     experiment = Experiment(config)
     config = experiment.config
-    optimizer = train_state.make_optimizer(config.optim)
     _ = experiment.train, experiment.test  # Missing images fail before anything is written.
     if config.training.snapshot_sampling:
         classification.provide(experiment, workdir)
@@ -119,31 +144,67 @@ def train(config: Config, workdir: str) -> TrainState:
     Path(workdir).mkdir(parents=True, exist_ok=True)
     with locked(workdir), sharding.Preemption(experiment.mesh) as preemption:
         claim(workdir, config, "training")
-        state = _continue(experiment, optimizer, workdir, preemption)
+        state = _train_claimed(experiment, workdir, preemption)
     if preemption.signal == signal.SIGINT:
         raise KeyboardInterrupt
     return state
 
 
+def _train_claimed(
+    experiment: Experiment, workdir: str, preemption: sharding.Preemption
+) -> TrainState:
+    """Train, and go back to an earlier state where training.on_nonfinite asks for it."""
+    rolls_back = experiment.config.training.on_nonfinite == "rollback"
+    rollbacks = train_state.read_rollbacks(workdir) if rolls_back else Rollbacks()
+    checkpoints, reason = Checkpoints(workdir, create=True), ""
+    with contextlib.closing(checkpoints):
+        while True:
+            try:
+                return _continue(experiment, workdir, checkpoints, preemption, rollbacks, reason)
+            except NotFiniteError as error:
+                following = rollbacks.next(error.step) if rolls_back else None
+                if following is None:
+                    raise
+                rollbacks, reason = following, f"rollback {following.number}: {error.summary}"
+            # Another order would make a killed run go back to another checkpoint.
+            checkpoints.wait()
+            rollbacks.write(workdir)
+
+
 def _continue(
     experiment: Experiment,
-    optimizer: optax.GradientTransformation,
     workdir: str,
+    checkpoints: Checkpoints,
     preemption: sharding.Preemption,
+    rollbacks: Rollbacks,
+    reason: str,
 ) -> TrainState:
-    """Train from the newest checkpoint, or from the start; return the last state."""
+    """Train from the newest checkpoint, or the initial state; return the last state.
+
+    `reason` is the line that the log shows first, if any.
+    """
     config = experiment.config
-    checkpoints = Checkpoints(workdir, create=True)
+    optimizer = train_state.make_optimizer(config.optim)
     state = init_state(experiment, optimizer)
     restored = checkpoints.restore_latest(train_state.to_checkpoint(state))
     if restored:
         state = train_state.from_checkpoint(restored[0])
     start, total = int(state.step), last_step(int(state.step), config)
-    log = TrainingLog(workdir, start, total, config.training.batch_size)
-    with contextlib.closing(checkpoints), log:
+    log = TrainingLog(
+        workdir,
+        start,
+        total,
+        config.training.batch_size,
+        rate=functools.partial(train_state.learning_rate, config.optim),
+        skipped_in_a_row=MOST_SKIPPED if config.training.on_nonfinite == "skip" else 0,
+    )
+    with log:
+        if reason:
+            log.say(reason)
         if restored:
             log.say(f"continuing from {restored[1]}{_remark(start, total, config)}")
-        return _run(experiment, optimizer, state, total, checkpoints, log, preemption)
+        steps = compile_steps(experiment, optimizer, rollbacks=rollbacks.number)
+        return _run(experiment, steps, state, total, checkpoints, log, preemption)
 
 
 def last_step(start: int, config: Config) -> int:
@@ -160,7 +221,7 @@ def _remark(start: int, total: int, config: Config) -> str:
 
 def _run(
     experiment: Experiment,
-    optimizer: optax.GradientTransformation,
+    steps: Step,
     state: TrainState,
     total: int,
     checkpoints: Checkpoints,
@@ -170,32 +231,54 @@ def _run(
     """Train until step `total` or a signal; return the last state, which is then saved."""
     settings, start = experiment.config.training, int(state.step)
     per_call = settings.n_jitted_steps
-    steps = compile_steps(experiment, optimizer)
     batches = _batches(experiment, start // per_call)
-    stopped = False
     for step in range(start + per_call, total + 1, per_call):
         state, metrics = steps(state, sharding.shard(experiment.mesh, next(batches), axis=1))
         log.collect(step, metrics)
         stopped = preemption.reached(metrics["loss"])
         due = {name: _is_due(step, settings[name], per_call, total) for name in FREQUENCIES}
+        if stopped or any(due.values()):
+            log.check()
+            _check_state(state, log)
         if due["log_freq"]:
             log.training()
         if due["eval_freq"] and not stopped:
             log.held_out(*held_out_batch(experiment, state.ema, step))
-        _save(checkpoints, state, step, due, stopped, experiment.config, log)
+        _save(checkpoints, state, step, due, stopped, experiment.config)
         if stopped:
+            if not jax.process_index():
+                reason = preemption.signal.name if preemption.signal else "another process's signal"
+                print(
+                    f"step {step}: stopped by {reason}; the state is saved, and the same command "
+                    "continues from it.",
+                    flush=True,
+                )
             break
         if due["snapshot_freq"] and settings.snapshot_sampling:
-            images = experiment.sample_images(state.ema, 0, GRID).x
-            log.samples(datasets.image_grid(np.asarray(images)))
-    if stopped and not jax.process_index():
-        reason = preemption.signal.name if preemption.signal else "a signal to another process"
-        print(
-            f"step {step}: stopped by {reason}; the state is saved, and the same command continues "
-            "from it.",
-            flush=True,
-        )
+            _show_samples(experiment, state.ema, log)
     return state
+
+
+def _check_state(state: TrainState, log: TrainingLog) -> None:
+    """Raise NotFiniteError if a part of the state is not finite."""
+    parts = {
+        "parameters": state.params,
+        "moving average": state.ema,
+        "optimizer state": state.opt_state,
+    }
+    bad = [name for name, part in parts.items() if not train_state.all_finite(part)]
+    if bad:
+        raise log.not_finite(log.step, f"{' and '.join(bad)} are not finite, and {log.latest}")
+
+
+def _show_samples(experiment: Experiment, ema: Params, log: TrainingLog) -> None:
+    """Log a picture of samples; if they are not finite, a warning."""
+    try:
+        images = experiment.sample_images(ema, 0, GRID).x
+    except NotFiniteError as error:
+        log.say(f"warning: no picture of samples: {error}")
+    else:
+        log.samples(datasets.image_grid(np.asarray(images)))
 
 
 def _batches(experiment: Experiment, first: int) -> Iterator[Batch]:
@@ -221,9 +304,8 @@ def _save(
     due: dict[str, bool],
     stopped: bool,
     config: Config,
-    log: TrainingLog,
 ) -> None:
-    """Save the backup and the snapshot that are due, unless a loss was not finite."""
+    """Save the backup and the snapshot that are due."""
     frequency, per_call = config.training.snapshot_freq, config.training.n_jitted_steps
     targets = []
     if due["snapshot_freq_for_preemption"] or stopped:
@@ -231,8 +313,6 @@ def _save(
     if due["snapshot_freq"]:
         # The last snapshot may come early.
         targets.append((SNAPSHOTS, (step + frequency - per_call) // frequency))
-    if targets:
-        log.check()
     for folder, number in targets:
         trees = train_state.to_checkpoint(state)
         checkpoints.save(folder, number, trees, step=step, config=config.to_dict())

@@ -24,6 +24,7 @@ ADDED = {
     "training.sde": "Missing in ve/ncsn/celeba, which has the value as training.loss.",
     "training.n_jitted_steps": _1024,
     "training.importance_weighting": "From Song et al. (2021b), which came later.",
+    "training.on_nonfinite": "Officially, training continues with NaN and saves it.",
     "training.shard_params": "Officially, every device holds the whole state.",
     "training.remat": "Officially, all activations are stored.",
     "training.accumulate": "Officially, a batch is processed at once.",

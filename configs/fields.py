@@ -229,6 +229,13 @@ TRAIN = {
         10_000, COUNT, NOTHING, "Steps between checkpoints for a restart."
     ),
     "training.snapshot_sampling": Field(True, FLAG, NOTHING, "Sample at each snapshot."),
+    "training.on_nonfinite": Field(
+        "stop",
+        Name(("stop", "skip", "rollback"), exact=True),
+        (TRAINING,),
+        "After a loss or gradient that is not finite: stop; skip the step; or go back to the newest "
+        "checkpoint and draw other noise.",
+    ),
     "training.shard_params": Field(
         False, FLAG, NOTHING, "Split parameters, EMA and optimizer state over the devices."
     ),

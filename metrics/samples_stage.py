@@ -25,7 +25,8 @@ def run(context: Context) -> Results:
 
     A round holds `samples`, uint8 (N, H, W, C); `nfe` (N,); `classes` (N,) if config.guidance
     states classes; the `seconds` (1,) that it took; and whether it was the `first` (1,) round of a
-    process, which includes compilation. One round of images is in memory at a time.
+    process, which includes compilation. One round of images is in memory at a time. Raises
+    NotFiniteError, before the round is written, if a sample is not finite.
     """
     config = context.experiment.config.eval
     size = config.batch_size
@@ -52,7 +53,7 @@ def _sample_round(context: Context, index: int, count: int, *, first: bool) -> A
     experiment = context.experiment
     size = experiment.config.eval.batch_size
     start = time.monotonic()
-    samples, nfe, frames = experiment.sample_images(context.ema, index * size, size)
+    samples, nfe, frames, _ = experiment.sample_images(context.ema, index * size, size)
     arrays = {
         "samples": samples[:count],
         "nfe": nfe[:count],

@@ -20,10 +20,11 @@ from jax import Array
 import datasets
 import sampling
 import sharding
+from configs import remedies
 from configs.default import Config
 from errors import InputError
 from experiment import Experiment
-from factory import make_flow
+from factory import Sampler, make_flow
 from models.building import Params
 from workdir import write_atomically, write_picture
 
@@ -33,7 +34,9 @@ PAIRS, FRAMES = 8, 10  # rows and columns of the interpolation picture
 TEMPERATURES = (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
 
 Flow = Callable[[Params, np.ndarray | Array], tuple[Array, Array]]
-"""(params, states (B, H, W, C)) -> states (B, H, W, C), score evaluations (B,)."""
+"""(params, states (B, H, W, C)) -> states (B, H, W, C), score evaluations (B,).
+
+Raises NotFiniteError if a state is not finite."""
 
 
 class Codec(NamedTuple):
@@ -150,12 +153,18 @@ def load_codec(config: Config, workdir: str, number: int | None) -> Codec:
     folder.mkdir(parents=True, exist_ok=True)
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
 
-    def compile_flow(flow: Callable) -> Flow:
-        @functools.partial(jax.jit, in_shardings=(whole, split), out_shardings=(split, split))
-        def run(params: Params, x: Array) -> tuple[Array, Array]:
-            return flow(experiment.score(params), x)
+    def compile_flow(flow: Sampler) -> Flow:
+        @functools.partial(jax.jit, in_shardings=(whole, split), out_shardings=split)
+        def run(params: Params, x: Array) -> tuple[Array, Array, Array]:
+            y, nfe, _, bad_step = flow(experiment.score(params), x)
+            return y, nfe, bad_step
 
-        return run
+        def checked(params: Params, x: np.ndarray | Array) -> tuple[Array, Array]:
+            y, nfe, bad_step = run(params, x)
+            remedies.check_samples(experiment.config, sharding.fetch(bad_step), flow.steps)
+            return y, nfe
+
+        return checked
 
     return Codec(experiment, params, folder, compile_flow(encoder), compile_flow(decoder))
 
@@ -164,9 +173,11 @@ def _codes_to_interpolate(codec: Codec, count: int) -> Array:
     """Return the codes (count, H, W, C) of held-out images, or samples of the prior."""
     experiment = codec.experiment
     try:
-        return codec.encode(codec.params, load_images(experiment, count))[0]
+        images = load_images(experiment, count)
     except InputError as error:
         print(f"{error} Samples take the place of test images.")
+    else:
+        return codec.encode(codec.params, images)[0]
     keys = sampling.image_keys(experiment.key("sample"), jnp.arange(count))
     return sampling.prior_sample(keys, experiment.sde, (count, *experiment.image_shape))
 

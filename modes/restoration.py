@@ -27,6 +27,7 @@ from PIL import Image
 import datasets
 import sampling
 import sharding
+from configs import remedies
 from configs.default import Config, complete
 from controllable import inverse_problems
 from controllable.inverse_problems import Measurement
@@ -170,7 +171,7 @@ def solve(
     `depends` describes everything that the reconstructions are made from.
 
     Returns reconstructions (N, S, H, W, C) in the model's range, S = restore.samples, and the mean
-    number of score evaluations for one of them.
+    number of score evaluations for one of them. Raises NotFiniteError if one is not finite.
     """
     config = experiment.config
     count, devices = len(problem.y), experiment.mesh.size
@@ -183,8 +184,9 @@ def solve(
         first = batch * size
         indices = np.arange(first, first + size)
         inputs = experiment.rows((problem.y[indices % count], indices))
-        x, nfe = sharding.fetch(run(params, *inputs, sample))
+        x, nfe, bad_step = sharding.fetch(run(params, *inputs, sample))
         valid = min(size, count - first)  # The rest of the last batch is padding.
+        remedies.check_samples(config, bad_step[:valid], experiment.sampler.steps, mode="restore")
         return {"x": x[:valid], "nfe": nfe[:valid]}
 
     paths = run_rounds(folder, "answers", config.restore.samples * batches, compute, depends)
@@ -195,19 +197,19 @@ def solve(
 
 def compile_solver(
     experiment: Experiment, operator: Operator
-) -> Callable[..., tuple[Array, Array]]:
+) -> Callable[..., tuple[Array, Array, Array]]:
     """Return the jitted, sharded solver for one reconstruction of each image of a batch.
 
-    (params, y (B, ...), image indices (B,), index of the reconstruction) -> x (B, H, W, C) and
-    score evaluations (B,). If the measurement is free of noise, the last step projects x onto
-    A x = y, except with restore.official.
+    (params, y (B, ...), image indices (B,), index of the reconstruction) -> x (B, H, W, C), score
+    evaluations (B,) and `Samples.bad_step` (B,). If the measurement is free of noise, the last step
+    projects x onto A x = y, except with restore.official.
     """
     options, sde = experiment.config.restore, experiment.sde
     method, std = METHODS[options.method], noise_std(experiment)
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
 
     @functools.partial(jax.jit, in_shardings=(whole, split, split, whole), out_shardings=split)
-    def run(params: Params, y: Array, indices: Array, sample: Array) -> tuple[Array, Array]:
+    def run(params: Params, y: Array, indices: Array, sample: Array) -> tuple[Array, Array, Array]:
         measurement = Measurement(operator, y, std)
         root = jax.random.fold_in(experiment.key("restore"), sample)
         keys = sampling.image_keys(root, indices)
@@ -217,10 +219,10 @@ def compile_solver(
         )
         if not method.requires_pc:
             score = inverse_problems.clip_denoised(score, sde, *image_range(experiment))
-        x, nfe, _ = experiment.sampler(keys, score, start, **sampler_options)
+        x, nfe, _, bad_step = experiment.sampler(keys, score, start, **sampler_options)
         if std == 0 and not options.official:
             x = measurement.enforce(x)
-        return x, nfe
+        return x, nfe, bad_step
 
     return run
 

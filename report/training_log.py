@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -22,7 +22,7 @@ from jax import Array
 from PIL import Image
 from tqdm import tqdm
 
-from errors import InputError
+from errors import NotFiniteError
 from readers.files import NUMBER, mismatch, read_lines
 from workdir import write_atomically, write_picture, writing
 
@@ -41,16 +41,33 @@ class TrainingLog:
             killed, are removed.
         total: the step at which training ends.
         batch_size: images per step, for the speed.
+        rate: the learning rate after a number of updates, for error messages.
+        skipped_in_a_row: the number of steps with values that are not finite, one after the other,
+            which training skips before it is an error.
     """
 
-    def __init__(self, workdir: str | Path, start: int, total: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        workdir: str | Path,
+        start: int,
+        total: int,
+        batch_size: int,
+        *,
+        rate: Callable[[int], Any] | None = None,
+        skipped_in_a_row: int = 0,
+    ) -> None:
         self.workdir = Path(workdir)
         self.step = start
         self.total = total
         self.batch_size = batch_size
         self.is_writer = jax.process_index() == 0
         self.pending: list[dict[str, Array]] = []  # on the device
-        self.fetched: list[dict[str, np.ndarray]] = []  # checked, not yet reported
+        self.fetched: list[dict[str, np.ndarray]] = []  # finite, not yet reported
+        self.rate = rate
+        self.most_skipped = skipped_in_a_row
+        self.skipped = 0  # the latest steps, one after the other
+        self.latest = ""  # loss and gradient norm of the last step
+        self.by_level = ""  # the mean losses by noise level of the last report
         self.timed_from: tuple[int, float] | None = None  # step and time, to measure the speed
 
     def __enter__(self) -> TrainingLog:
@@ -91,24 +108,37 @@ class TrainingLog:
     def check(self) -> None:
         """Wait for the collected steps.
 
-        Raises InputError, with the number of the step, if a loss or gradient norm is not finite.
+        Raises NotFiniteError, with the number of the step, if a loss or gradient norm is not
+        finite. Skipped steps are reported, and are an error if there are too many in a row.
         """
         fetched = jax.device_get(self.pending)
         self.pending.clear()
         if not fetched:
             return
-        self.fetched.extend(fetched)
-        loss = np.concatenate([metrics["loss"] for metrics in fetched])
-        norm = np.concatenate([metrics["grad_norm"] for metrics in fetched])
+        metrics = {name: np.concatenate([each[name] for each in fetched]) for name in fetched[0]}
+        loss, norm = metrics["loss"], metrics["grad_norm"]
         finite = np.isfinite(loss) & np.isfinite(norm)
-        if finite.all():
-            return
-        bad = int(np.argmin(finite))
-        step = self.step - len(loss) + bad + 1
-        raise InputError(
-            f"Step {step}: the loss is {loss[bad]} and the gradient norm {norm[bad]}; both must "
-            f"be finite. Training stops; the last good checkpoint is kept. A smaller optim.lr or "
-            f"optim.grad_clip may help."
+        self.fetched.append({name: values[finite] for name, values in metrics.items()})
+        steps = range(self.step - len(loss) + 1, self.step + 1)
+        for step, *values, is_finite in zip(steps, loss, norm, finite, strict=True):
+            self.latest = "the loss is {} and the gradient norm {}".format(*values)
+            self.skipped = 0 if is_finite else self.skipped + 1
+            if self.skipped > self.most_skipped:
+                times = f", in {self.skipped} steps in a row" if self.most_skipped else ""
+                raise self.not_finite(step, f"{self.latest}{times}")
+        if not finite.all():
+            skipped = [str(step) for step, is_finite in zip(steps, finite) if not is_finite]
+            self.say(f"steps skipped, as not finite: {len(skipped)} ({', '.join(skipped)})")
+
+    def not_finite(self, step: int, problem: str) -> NotFiniteError:
+        """Return the error for a problem at a step."""
+        rate = f" at learning rate {float(self.rate(step - 1)):.3g}" if self.rate else ""
+        return NotFiniteError(
+            f"Step {step}: {problem}{rate}; they must be finite.{self.by_level}",
+            "Nothing more is saved; the last good checkpoint is kept. In another --workdir, lower "
+            "optim.lr or optim.grad_clip, or choose another training.on_nonfinite (stop, skip or "
+            "rollback).",
+            step,
         )
 
     def training(self) -> None:
@@ -116,20 +146,27 @@ class TrainingLog:
         self.check()
         if self.timed_from is None:
             raise ValueError("There are no steps to report: call `collect` first.")
-        loss = np.concatenate([metrics["loss"] for metrics in self.fetched]).mean()
-        norm = np.concatenate([metrics["grad_norm"] for metrics in self.fetched]).mean()
+        loss = np.concatenate([metrics["loss"] for metrics in self.fetched])
+        norm = np.concatenate([metrics["grad_norm"] for metrics in self.fetched])
         sums, counts = np.sum([metrics["levels"].sum(0) for metrics in self.fetched], 0)
         self.fetched.clear()
         then, now = self.timed_from, time.monotonic()
         self.timed_from = self.step, now
+        if not len(loss):
+            return  # All of them were skipped, which `check` has reported.
         rate = (self.step - then[0]) / (now - then[1])
         speed = rate * self.batch_size
-        self._scalars("training", loss=loss, grad_norm=norm, images_per_second=speed)
+        self._scalars("training", loss=loss.mean(), grad_norm=norm.mean(), images_per_second=speed)
         self._levels("training", sums, counts)
+        means = (
+            f"{sums[i] / counts[i]:.3g} at t = {time_of(i, sums):.1f}"
+            for i in np.flatnonzero(counts).tolist()
+        )
+        self.by_level = f" Mean losses up to step {self.step}: {', '.join(means)}."
         remaining = "unknown"
         if rate:
             remaining = tqdm.format_interval((self.total - self.step) / rate)
-        self.say(f"loss {loss:.5f}, {speed:.0f} images/s, ETA {remaining}")
+        self.say(f"loss {loss.mean():.5f}, {speed:.0f} images/s, ETA {remaining}")
 
     def held_out(self, losses: np.ndarray, levels: np.ndarray) -> None:
         """Report losses (B,) of held-out images under the EMA parameters.
@@ -168,9 +205,14 @@ class TrainingLog:
 
     def _levels(self, group: str, sums: np.ndarray, counts: np.ndarray) -> None:
         """Write the mean loss of each noise level that occurred to TensorBoard."""
-        for i in np.flatnonzero(counts):
-            tag = f"{group}_loss_by_t/{(i + 0.5) / len(sums):.2f}"
+        for i in np.flatnonzero(counts).tolist():
+            tag = f"{group}_loss_by_t/{time_of(i, sums):.2f}"
             self.events.add_scalar(tag, sums[i] / counts[i], self.step)
+
+
+def time_of(level: int, sums: np.ndarray) -> float:
+    """Return the time in the middle of a noise level, as a share of T; `sums` has one entry each."""
+    return (level + 0.5) / len(sums)
 
 
 class Curve(NamedTuple):

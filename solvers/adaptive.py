@@ -134,7 +134,8 @@ def adaptive_sde(
         )
 
     def unfinished(state: _AdaptiveState) -> Array:
-        return jnp.any(state.t > sde.t_end) & (state.iteration < max_steps)
+        # A step size of 0 or NaN follows from a score that is not finite, and never recovers.
+        return jnp.any((state.t > sde.t_end) & (state.h > 0)) & (state.iteration < max_steps)
 
     ones = jnp.ones(len(x))
     start = _AdaptiveState(

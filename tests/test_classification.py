@@ -145,7 +145,7 @@ def test_guidance_from_a_workdir(workdir):
     with pytest.raises(InputError, match="guidance.classes needs a classifier"):
         experiment.sample_images(params, 0, 2)
     classification.provide(experiment, workdir)
-    images, nfe, _ = experiment.sample_images(params, 0, 4)
+    images, nfe, *_ = experiment.sample_images(params, 0, 4)
     plain = Experiment(tiny.config(**SMALL)).sample_images(params, 0, 4).x
     assert nfe.tolist() == [3] * 4
     assert (images != plain).any((1, 2, 3)).all()

@@ -238,7 +238,7 @@ def test_memory_and_open_files_do_not_grow_with_the_number_of_rounds(tmp_path, m
 
     def sample_images(params, first, size):
         images = np.full(shape, first % 256, np.uint8)
-        return Samples(images, np.full(8, 5), np.zeros((0, 8)))
+        return Samples(images, np.full(8, 5), np.zeros((0, 8)), np.zeros(8))
 
     def extract(images):
         return Features(images[:, :2, 0, 0].astype(np.float32), None)
@@ -277,7 +277,7 @@ def test_images_depend_on_seed_and_number_alone(evaluated):
     for devices, first, count in ((1, 0, 6), (2, 0, 6), (8, 2, 3)):
         c = config(**{"training.batch_size": 16})
         experiment = Experiment(c, jax.devices()[:devices])
-        images[devices], nfe, _ = experiment.sample_images(jax.device_get(params), first, count)
+        images[devices], nfe, *_ = experiment.sample_images(jax.device_get(params), first, count)
         assert nfe.tolist() == [21] * count
     assert np.abs(images[1].astype(int) - images[2]).max() <= 16
     assert np.abs(images[1][2:5].astype(int) - images[8]).max() <= 16
@@ -395,6 +395,6 @@ def test_the_other_sdes(tmp_path, name):
 
 def test_the_ode_sampler(evaluated):
     experiment = Experiment(config(**{"sampling.method": "ode"}))
-    images, nfe, _ = experiment.sample_images(experiment.init_params(), 0, 4)
+    images, nfe, *_ = experiment.sample_images(experiment.init_params(), 0, 4)
     assert images.shape == (4, 8, 8, 1)
     assert (nfe > 20).all()

@@ -77,7 +77,7 @@ def test_recorded_trajectories(monkeypatch, case):
     )
     noises = replay(monkeypatch, a[f"classcond/{case}/noises"])
     with jax.disable_jit():
-        x, _ = sampling.predictor_corrector(
+        x, *_ = sampling.predictor_corrector(
             KEYS,
             score,
             sde,

@@ -66,7 +66,7 @@ def test_recorded_runs(monkeypatch, case, denoise):
         "corrector": sampling.CORRECTORS[note["corrector"]],
     }
     with jax.disable_jit():
-        x, _ = sampling.predictor_corrector(
+        x, *_ = sampling.predictor_corrector(
             KEYS,
             score,
             sde,

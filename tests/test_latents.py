@@ -10,6 +10,7 @@ from PIL import Image
 
 from errors import InputError
 from experiment import Experiment
+from factory import Samples
 from modes import latents
 from tests import tiny
 from workdir import write_json
@@ -74,7 +75,7 @@ def test_temperature_scales_the_prior():
 
     def sampler(keys, score, x):
         priors.append(x)
-        return x, jnp.zeros(2), x[None]
+        return Samples(x, jnp.zeros(2), x[None], jnp.zeros(2, int))
 
     for temperature in (1.0, 0.5):
         config = tiny.config(**{"sampling.temperature": temperature})

@@ -83,7 +83,7 @@ def test_recorded_trajectories(monkeypatch, case, denoise):
         return predict(*args, probability_flow=True)
 
     with jax.disable_jit():
-        x, _ = sampling.predictor_corrector(
+        x, *_ = sampling.predictor_corrector(
             KEYS,
             gaussian.score(sde, *recorded_moments()),
             sde,
@@ -131,7 +131,7 @@ def moments(sde, predictor, corrector, n=400, count=80, dims=250, **options):
     )
     score = gaussian.score(sde, 0.4, 0.3)
     prior, steps = sampling.prior_sample(keys, sde, (count, dims)), sde.discretize(n)
-    x, _ = jax.jit(lambda keys, prior: run(keys, score, sde, prior, steps))(keys, prior)
+    x, *_ = jax.jit(lambda keys, prior: run(keys, score, sde, prior, steps))(keys, prior)
     return float(x.mean()), float(x.std())
 
 
@@ -316,7 +316,7 @@ def test_custom_time_grid():
     sde = VESDE()
     keys, ts = sampling.image_keys(jax.random.key(0), jnp.arange(500)), jnp.linspace(1, 0.05, 60)
     steps = sde.steps(ts)
-    x, _ = sampling.predictor_corrector(
+    x, *_ = sampling.predictor_corrector(
         keys,
         gaussian.score(sde, 0.4, 0.3),
         sde,

@@ -39,12 +39,12 @@ def config(name: str = "vp.digits_ddpmpp_continuous", **changes) -> ml_collectio
     return c
 
 
-def untrained(folder: Path, number: int = 3, **changes) -> Path:
-    """Make `folder` a workdir with one snapshot of random parameters."""
+def untrained(folder: Path, number: int = 3, scale: float = 0.1, **changes) -> Path:
+    """Make `folder` a workdir with one snapshot of random parameters of this scale."""
     experiment = Experiment(config(**changes))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda a: 0.1 * rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params
+        lambda a: scale * rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params
     )
     params = jax.tree.map(
         lambda a, like: jax.device_put(a, like.sharding), params, experiment.abstract_params

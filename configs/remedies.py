@@ -1,0 +1,84 @@
+"""Errors for samples that are not finite: which sampler failed, where, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from configs.default import Config
+from errors import NotFiniteError
+
+
+def check_samples(
+    config: Config, bad_step: np.ndarray, steps: int | None, *, mode: str = ""
+) -> None:
+    """Raise NotFiniteError if a sampler failed.
+
+    Args:
+      config: the config that describes the sampler.
+      bad_step: the first step (B,) whose state was not finite, from 1; 0 for a finite image.
+      steps: the number of steps; None if the solver chooses them for each image.
+      mode: the mode whose own fields may help as well, such as "restore".
+    """
+    failed = bad_step[bad_step > 0]
+    if not len(failed):
+        return
+    method = config.sampling.method.lower()
+    if method == "pc" and steps is None:
+        method = "ode"  # Latent codes need the probability flow.
+    where = ", because the solver did not converge"
+    if steps is not None:
+        where = f", the first one from {_unit(config, steps)} {failed.min()} of {steps} on"
+    remedies = [*_remedies(config, method), *_remedies_of_mode(config, mode)]
+    raise NotFiniteError(
+        f"{len(failed)} of {len(bad_step)} images are not finite{where}. The sampler is "
+        f"{_describe(config, method)}. To correct it: {', or '.join(remedies)}. If nothing helps, "
+        "the parameters of the checkpoint may be the cause: choose an earlier one."
+    )
+
+
+def _unit(config: Config, steps: int) -> str:
+    """Return what the sampler counts: solvers of second order evaluate the network twice a step."""
+    is_pc = config.sampling.method.lower() == "pc"
+    expected = config.model.num_scales if is_pc else config.sampling.num_steps
+    return "step" if steps == expected else "network evaluation"
+
+
+def _describe(config: Config, method: str) -> str:
+    options = config.sampling
+    if method == "pc":
+        return f"'pc' with predictor {options.predictor!r} and corrector {options.corrector!r}"
+    if method == "solver":
+        return repr(options.solver)
+    return "the probability-flow ODE with adaptive steps"
+
+
+def _remedies(config: Config, method: str) -> Iterator[str]:
+    """Yield changes that may help a sampler."""
+    options = config.sampling
+    if method == "pc":
+        if config.training.continuous:
+            yield f"raise model.num_scales = {config.model.num_scales}"
+        if options.corrector.lower() != "none":
+            yield f"lower sampling.snr = {options.snr}"
+        yield "choose another sampling.predictor or sampling.corrector"
+    elif method == "ode":
+        yield "set sampling.method = 'solver'"
+    elif options.solver.lower() == "adaptive_sde":
+        yield f"raise sampling.tolerance = {options.tolerance}"
+        yield "choose another sampling.solver"
+    else:
+        yield f"raise sampling.num_steps = {options.num_steps}"
+        yield "choose another sampling.solver or sampling.schedule"
+    if config.training.sde.lower() == "vesde":
+        yield f"check that model.sigma_max = {config.model.sigma_max} is that of the training"
+
+
+def _remedies_of_mode(config: Config, mode: str) -> Iterator[str]:
+    if config.guidance.classes:
+        yield f"lower guidance.scale = {config.guidance.scale}"
+    if mode == "restore" and config.restore.method == "dps":
+        yield f"lower restore.scale = {config.restore.scale}"
+    if mode == "restore":
+        yield f"choose another restore.method than {config.restore.method!r}"

@@ -1,0 +1,278 @@
+"""training.on_nonfinite: losses, gradients and states that are not finite, at chosen steps."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import datasets
+import train_state
+import training
+from checkpoints import Checkpoints
+from errors import InputError, NotFiniteError
+from experiment import Experiment
+from report.training_log import read_curves
+from tests import tiny
+from tests.test_training import Killed, identical, leaves
+from tests.test_training_log import metrics
+from train_state import Rollbacks
+
+SGD = 0.1  # learning rate of the tiny run below
+
+
+class Run:
+    """Training of one parameter vector, whose loss is NaN at chosen (step, rollbacks).
+
+    It replaces the compiled step by one that compiles in milliseconds and depends on the same
+    values: the state, the step and the random numbers of `training._root`.
+    """
+
+    def __init__(self, monkeypatch, bad=(), overflow=()):
+        self.bad, self.overflow, self.killed_at = set(bad), set(overflow), None
+        monkeypatch.setattr(training, "init_state", self.init_state)
+        monkeypatch.setattr(training, "compile_steps", self.compile_steps)
+        monkeypatch.setattr(training, "_batches", lambda experiment, first: iter(lambda: {}, 1))
+        monkeypatch.setattr(training, "held_out_batch", self.held_out)
+        collect = training.TrainingLog.collect
+
+        def kill(log, step, metrics):
+            if step == self.killed_at:
+                raise Killed
+            collect(log, step, metrics)
+
+        monkeypatch.setattr(training.TrainingLog, "collect", kill)
+
+    def init_state(self, experiment, optimizer):
+        return train_state.create({"w": jnp.ones((2, 2)), "b": jnp.zeros(2)}, optimizer)
+
+    def held_out(self, experiment, ema, step):
+        return np.ones(2), np.ones((2, 5))
+
+    def compile_steps(self, experiment, optimizer, *, rollbacks=0):
+        root = training._root(experiment, rollbacks)
+
+        def step(state, batch):
+            number = int(state.step) + 1
+            noise = jax.random.normal(jax.random.fold_in(root, number), (2,))
+            grads = {"w": jnp.full((2, 2), noise[0]), "b": noise}
+            loss = jnp.nan if (number, rollbacks) in self.bad else noise.sum()
+            updated = train_state.update(state, grads, optimizer, 0.9)
+            if (number, rollbacks) in self.overflow:
+                updated = updated._replace(params={"w": updated.params["w"] * jnp.inf, "b": noise})
+            if experiment.config.training.on_nonfinite == "skip":
+                updated = train_state.keep_if(jnp.isfinite(loss), updated, state)
+            values = metrics(1.0, steps=1) | {"loss": np.array([loss])}
+            return updated, jax.tree.map(jnp.asarray, values)
+
+        return step
+
+    def train(self, workdir, policy, **changes):
+        config = tiny.config(**{"training.on_nonfinite": policy, "training.n_iters": 12, **changes})
+        return training.train(config, str(workdir))
+
+
+def saved(workdir):
+    """The states of all checkpoints, by step, and whether they are finite."""
+    like = train_state.create(
+        {"w": jnp.ones((2, 2)), "b": jnp.zeros(2)}, train_state.make_optimizer(tiny.config().optim)
+    )
+    checkpoints = Checkpoints(workdir)
+    found = {}
+    for each in checkpoints.find():
+        trees = checkpoints.restore(each, train_state.to_checkpoint(like))
+        found[each.step] = train_state.from_checkpoint(trees)
+    checkpoints.close()
+    assert all(np.isfinite(leaf).all() for state in found.values() for leaf in leaves(state))
+    return found
+
+
+def test_stop(tmp_path, monkeypatch):
+    """The error states step, rate, loss, norm, recent losses by level, and the remedies."""
+    run = Run(monkeypatch, bad=[(5, 0)])
+    with pytest.raises(NotFiniteError) as raised:
+        run.train(tmp_path, "stop")
+    assert str(raised.value) == (
+        "Step 5: the loss is nan and the gradient norm 2.0 at learning rate 0.001; they must be "
+        "finite. Mean losses up to step 4: 1 at t = 0.1, 1 at t = 0.3, 1 at t = 0.5, 1 at t = 0.7. "
+        "Nothing more is saved; the last good checkpoint is kept. In another --workdir, lower "
+        "optim.lr or optim.grad_clip, or choose another training.on_nonfinite (stop, skip or "
+        "rollback)."
+    )
+    assert sorted(saved(tmp_path)) == [2, 4]
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_states_that_overflow_are_not_saved(tmp_path, monkeypatch, policy):
+    """All losses are finite, and the update of step 3 makes the parameters infinite."""
+    run = Run(monkeypatch, overflow=[(3, 0)])
+    message = "parameters are not finite, and the loss is .* at learning rate 0.001"
+    with pytest.raises(InputError, match=rf"Step 3: {message}"):
+        run.train(tmp_path, policy)
+    assert sorted(saved(tmp_path)) == [2]
+
+
+def test_skip(tmp_path, monkeypatch, capsys):
+    """A skipped step changes the step number only: the state after it is that before it."""
+    run = Run(monkeypatch, bad=[(5, 0), (6, 0)])
+    state = run.train(tmp_path, "skip")
+    found = saved(tmp_path)
+    assert state.step == 12
+    assert found[6 if 6 in found else 4].step in (4, 6)
+    assert "step 6: steps skipped, as not finite: 2 (5, 6)" in capsys.readouterr().out
+    assert np.isfinite(read_curves(tmp_path / "metrics.jsonl")["training/loss"].values).all()
+    assert state.opt_state[1][0].count == 10
+
+
+def test_ten_skipped_steps_in_a_row_stop_training(tmp_path, monkeypatch):
+    bad = [(step, 0) for step in (3, *range(5, 15))]
+    with pytest.raises(InputError, match="Step 14: the loss is nan .* in 10 steps in a row"):
+        Run(monkeypatch, bad=bad).train(tmp_path / "ten", "skip", **{"training.n_iters": 20})
+    assert Run(monkeypatch, bad=bad[:-1]).train(tmp_path / "nine", "skip").step == 12
+
+
+def test_rollback(tmp_path, monkeypatch, capsys):
+    """Training continues from step 4 with other noise; the log forgets the failed steps."""
+    state = Run(monkeypatch, bad=[(5, 0)]).train(tmp_path, "rollback")
+    assert json.loads((tmp_path / "rollbacks.json").read_text()) == {
+        "number": 1,
+        "step": 5,
+        "repeated": 1,
+    }
+    printed = capsys.readouterr().out
+    assert "step 4: rollback 1: Step 5: the loss is nan" in printed
+    assert "step 4: continuing from checkpoints-meta/checkpoint_4 (step 4)" in printed
+    assert state.step == 12
+    assert sorted(saved(tmp_path)) == [4, 8, 10, 12]
+    without = Run(monkeypatch).train(tmp_path / "without", "rollback")
+    assert not identical(state.params, without.params)
+    assert not (tmp_path / "without" / "rollbacks.json").exists()
+
+
+def test_rollback_to_the_initial_state_and_after_an_overflow(tmp_path, monkeypatch, capsys):
+    run = Run(monkeypatch, bad=[(1, 0)], overflow=[(7, 1)])
+    assert run.train(tmp_path, "rollback").step == 12
+    printed = capsys.readouterr().out
+    assert "step 0: rollback 1: Step 1: the loss is nan" in printed
+    assert "step 6: rollback 2: Step 8: parameters and moving average are not finite" in printed
+    saved(tmp_path)
+
+
+BAD = [(5, 0), (5, 1), (9, 2)]
+
+
+@pytest.mark.parametrize("killed_at", [1, 5, 6, 7, 9, 11])
+def test_a_killed_run_with_rollbacks_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, killed_at):
+    whole = Run(monkeypatch, bad=BAD).train(tmp_path / "whole", "rollback")
+    run = Run(monkeypatch, bad=BAD)
+    run.killed_at = killed_at
+    with pytest.raises(Killed):
+        run.train(tmp_path / "killed", "rollback")
+    run.killed_at = None
+    assert identical(run.train(tmp_path / "killed", "rollback"), whole)
+    files = [tmp_path / name / "rollbacks.json" for name in ("whole", "killed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_run_killed_after_its_rollback_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
+    """It is killed between the rollback and the next checkpoint."""
+    whole = Run(monkeypatch, bad=BAD).train(tmp_path / "whole", "rollback")
+    run = Run(monkeypatch, bad=BAD)
+    write = Rollbacks.write
+
+    def write_and_kill(rollbacks, workdir):
+        write(rollbacks, workdir)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rollbacks, "write", write_and_kill)
+        for _ in range(3):
+            with pytest.raises(Killed):
+                run.train(tmp_path / "killed", "rollback")
+    assert identical(run.train(tmp_path / "killed", "rollback"), whole)
+
+
+def test_three_rollbacks_without_progress_stop_training(tmp_path, monkeypatch, capsys):
+    run = Run(monkeypatch, bad=[(5, number) for number in range(10)])
+    for _ in range(2):  # The same command stops again at once.
+        with pytest.raises(InputError, match="Step 5: the loss is nan .* good checkpoint is kept"):
+            run.train(tmp_path, "rollback")
+        assert json.loads((tmp_path / "rollbacks.json").read_text())["number"] == 3
+    assert capsys.readouterr().out.count("rollback 3") == 1
+    assert sorted(saved(tmp_path)) == [2, 4]
+
+
+def test_rollbacks_are_counted_until_training_gets_beyond_the_failed_step():
+    rollbacks = Rollbacks()
+    for step, expected in ((5, (1, 5, 1)), (4, (2, 5, 2)), (5, (3, 5, 3)), (6, (4, 6, 1))):
+        rollbacks = rollbacks.next(step)
+        assert rollbacks == expected
+    assert Rollbacks(3, 5, 3).next(5) is None
+
+
+def test_a_damaged_file_of_rollbacks_is_named(tmp_path, monkeypatch):
+    (tmp_path / "rollbacks.json").write_text("{")
+    with pytest.raises(InputError, match=r"rollbacks\.json cannot be read as JSON"):
+        Run(monkeypatch).train(tmp_path, "rollback")
+
+
+# --- compiled programs ----------------------------------------------------------------------------
+
+
+def lowered(policy, rollbacks=0):
+    config = tiny.config(**{"training.batch_size": 4, "training.on_nonfinite": policy})
+    experiment = Experiment(config, jax.devices()[:1])
+    optimizer = train_state.make_optimizer(config.optim)
+    state = train_state.abstract(experiment.abstract_params, optimizer)
+    batch = datasets.Batch(np.zeros((4, *experiment.image_shape), np.uint8))
+    step = training.jit_step(experiment, optimizer, rollbacks)
+    return step.lower(state, batch).as_text(), len(jax.tree.leaves(state))
+
+
+def test_only_skipping_selects_between_states():
+    """One select for each array of the state, except the step; none without the policy."""
+    stop, count = lowered("stop")
+    assert lowered("rollback")[0] == stop
+    assert lowered("rollback", 1)[0] != stop
+    skip = lowered("skip")[0]
+    assert skip.count("call @_where") - stop.count("call @_where") == count - 1
+
+
+def test_a_skipped_step_of_the_network():
+    """NaN in the optimizer's inputs does not reach the state, and a finite step is as without."""
+    config = tiny.config(**{"training.batch_size": 4, "training.on_nonfinite": "skip"})
+    experiment = Experiment(config, jax.devices()[:2])
+    optimizer = train_state.make_optimizer(config.optim)
+    step = training.jit_step(experiment, optimizer)
+    pixels = np.zeros((4, *experiment.image_shape), np.uint8)
+    batch = training.sharding.shard(experiment.mesh, datasets.Batch(pixels))
+    state = training.init_state(experiment, optimizer)
+    bad = state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
+    before = [leaf.copy() for leaf in leaves(bad)[1:]]  # The step donates them.
+    after, values = step(bad, batch)
+    assert math.isnan(values["loss"])
+    assert after.step == 1
+    assert all(
+        np.array_equal(x, y, equal_nan=True) for x, y in zip(before, leaves(after)[1:], strict=True)
+    )
+    state, values = step(training.init_state(experiment, optimizer), batch)
+    assert np.isfinite(values["loss"])
+    assert state.opt_state[1][0].count == 1
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_all_finite(sharded, value):
+    """One bad value in any array is found; the largest finite values are finite."""
+    mesh = training.sharding.make_mesh(jax.devices()[:2])
+    tree = {"w": np.full((64, 128), 3e38, np.float32), "b": np.zeros(8192, np.float32)}
+    tree |= {"count": np.int32(2**31 - 1), "scale": np.float32(-3e38)}
+    for name, index in (("w", (63, 127)), ("b", 5000), ("scale", ())):
+        changed = {key: np.array(leaf) for key, leaf in tree.items()}
+        changed[name][index] = value
+        if sharded:
+            places = training.sharding.shard_largest_axis(mesh, changed)
+            changed = jax.device_put(changed, places)
+        assert bool(train_state.all_finite(changed)) == bool(np.isfinite(value))
