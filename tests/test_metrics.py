@@ -8,7 +8,7 @@ import pytest
 from errors import InputError
 from metrics import distances
 from metrics.distances import Moments
-from tests import reference
+from tests import programs, reference
 
 
 def correlated_features(count, dims, seed=0):
@@ -149,6 +149,13 @@ def test_precision_and_recall(monkeypatch):
         assert values(distances.precision_recall(real + 1e4, real)) == (0, 0)
     with pytest.raises(InputError, match="5 and 3 images are too few for neighbor number 3"):
         distances.precision_recall(real, generated[:3])
+
+
+def test_products_are_exact():
+    """Distances to neighbors are compared, so that rounded products would count wrong images."""
+    x = np.ones((5, 3), np.float32)
+    exact = programs.exact_products(distances._squared_distances, x, x)
+    assert exact == [True]
 
 
 def test_jackknife():
