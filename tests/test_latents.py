@@ -32,6 +32,15 @@ def test_encoding_and_decoding(workdir):
     assert Image.open(folder / "round_trip.png").size == (16 * CELL, 8 * CELL)
 
 
+def test_held_out_images_are_encoded():
+    """They are white here, and the training images black; there are fewer than asked for."""
+    x = latents.load_images(Experiment(tiny.config(**{"data.dataset": "black_and_white"})), 20)
+    assert x.shape == (20, 8, 8, 1)
+    assert x.min() >= 2 * 255 / 256 - 1
+    # Noise makes grey levels continuous.
+    assert len(np.unique(x)) > 100
+
+
 @pytest.mark.parametrize("dataset", ["digits", "CIFAR10"])
 def test_pictures(workdir, dataset, capsys):
     """Pictures show held-out images or, if the data set cannot be read, samples."""
