@@ -14,17 +14,19 @@ from PIL import Image
 import evaluation
 import report
 import training
+from checkpoints import SNAPSHOTS, Checkpoints
 from configs import default
 from configs.fields import FIELDS
 from errors import InputError
 from experiment import Experiment
 from factory import Samples
-from metrics import sample_quality_stage, samples_stage
+from metrics import bits_per_dim_stage, loss_stage, sample_quality_stage, samples_stage
 from metrics.features import Extractor, Features
-from metrics.stage import Context
+from metrics.stage import Context, summarize, summary_measure
 from metrics.stages import STAGES
 from tests import tiny
-from workdir import dependencies, load_rounds, round_paths
+from tests.test_experiment import random_params
+from workdir import claim, dependencies, load_rounds, round_paths
 
 REPLACE = os.replace
 
@@ -61,7 +63,18 @@ def test_results(evaluated):
     samples = np.load(folder / "samples_0.npz")["samples"]
     assert (samples.shape, samples.dtype) == ((10, 8, 8, 1), np.uint8)
     assert Image.open(folder / "samples.png").size == (4 * 66, 3 * 66)
-    assert on_disk["metrics"]["frechet"]["value"] > 1
+    loss = load_rounds(round_paths(folder, "loss", 3))["loss"]
+    assert on_disk["loss"]["mean"] == pytest.approx(loss.mean(), rel=1e-6)
+    stderr = loss.std(ddof=1) / np.sqrt(359)
+    assert on_disk["loss"]["stderr"] == pytest.approx(stderr, rel=1e-6)
+    # Metrics are those of the saved samples.
+    experiment = Experiment(config())
+    context = Context(
+        experiment, {}, folder, prepared=sample_quality_stage.prepare(experiment, Path(workdir))
+    )
+    again = sample_quality_stage.run(context)
+    assert again["frechet"] == on_disk["metrics"]["frechet"]
+    assert again["frechet"]["value"] > 1
 
 
 def test_results_of_the_likelihood(evaluated):
@@ -77,14 +90,113 @@ def test_results_of_the_likelihood(evaluated):
     assert found["bound"]["mean"] == pytest.approx(bound.mean(), rel=1e-6)
     due_to_probes = np.sqrt((probe_stderr**2).sum()) / (2 * 359)
     assert found["probe_stderr"] == pytest.approx(due_to_probes, rel=1e-6)
+    assert found["solver_error"] == pytest.approx(arrays["solver_error"].mean(), rel=1e-6)
     assert 0 < found["solver_error"] < 0.05
+    assert found["nfe"] == pytest.approx(arrays["nfe"].mean(), rel=1e-6)
+    assert (found["passes"], found["data"]) == (2, "test")
+    # The two passes differ in noise and probes.
+    assert (bpd[0] != bpd[1]).all()
     # The untrained network models pixels as independent and nearly normal, which is worse than the
     # log2(17) bits of uniform gray levels.
     assert 4 < found["mean"] < 14
 
 
+def test_loss_and_samples_are_those_of_the_ema(tmp_path):
+    """The checkpoint has parameters that differ from their moving average."""
+    changes = {"data.dataset": "noise", "sampling.method": "solver", "sampling.num_steps": 2}
+    changes |= {"eval.enable_bpd": False, "eval.enable_metrics": False}
+    c = tiny.config(**changes, **{"eval.batch_size": 16, "eval.num_samples": 4})
+    experiment = Experiment(c)
+    params, ema = (random_params(experiment, seed) for seed in (0, 1))
+    claim(tmp_path, experiment.config, "training")
+    checkpoints = Checkpoints(tmp_path, create=True)
+    trees = {"params": params, "ema": ema}
+    checkpoints.save(SNAPSHOTS, 1, trees, step=2, config=experiment.config.to_dict())
+    checkpoints.close()
+    result = evaluation.evaluate(c, str(tmp_path))[1]
+    samples = load_rounds(round_paths(tmp_path / "eval" / "checkpoint_1", "samples", 1))["samples"]
+    (tmp_path / "expected").mkdir()
+    losses = []
+    for tree in (ema, params):
+        expected = experiment.sample_images(tree, 0, 4).x
+        assert np.array_equal(samples, expected) == (tree is ema)
+        losses.append(loss_stage.run(Context(experiment, tree, tmp_path / "expected"))["mean"])
+        (tmp_path / "expected" / "loss_0.npz").unlink()
+    assert result["loss"]["mean"] == losses[0] != losses[1]
+
+
+@pytest.fixture
+def black_and_white(tmp_path, monkeypatch):
+    """The context of an experiment with black training images and white test images.
+
+    `seen` are the images, keys and so on of which the loss or bits/dim were computed.
+    """
+    experiment, seen = Experiment(tiny.config(**BLACK_AND_WHITE)), []
+
+    def held_out_loss(params, batch, key):
+        seen.append((np.asarray(batch.pixels), jax.random.key_data(key).tolist()))
+        return np.arange(len(batch.pixels)), None
+
+    def bits_per_dim(params, pixels, rows, repeat):
+        seen.append((np.asarray(pixels), np.asarray(rows).tolist(), repeat))
+        row = np.asarray(rows, float)
+        names = ("bpd", "nfe", "probe_stderr", "solver_error", "bound")
+        return dict.fromkeys(names, row + 100 * repeat)
+
+    monkeypatch.setattr(experiment, "held_out_loss", held_out_loss)
+    monkeypatch.setattr(bits_per_dim_stage, "compile_bits_per_dim", lambda *_: bits_per_dim)
+    return Context(experiment, {}, tmp_path, dequantize=lambda *_: None), seen
+
+
+BLACK_AND_WHITE = {
+    "data.dataset": "black_and_white",
+    "eval.batch_size": 10,
+    "eval.bpd_num_repeats": 2,
+}
+
+
+def test_the_loss_is_that_of_test_images(black_and_white):
+    """Each image counts once; the noise of the rounds differs."""
+    context, seen = black_and_white
+    result = loss_stage.run(context)
+    assert [(pixels.min(), len(pixels)) for pixels, _ in seen] == [(255, 10), (255, 10)]
+    assert seen[0][1] != seen[1][1]
+    assert (result["images"], result["mean"]) == (16, (45 + 15) / 16)
+
+
+@pytest.mark.parametrize(("split", "grey"), [("test", 255), ("train", 0)])
+def test_bits_per_dim_are_those_of_the_chosen_split(black_and_white, split, grey):
+    """Two passes over 16 images; the standard error is that of the images' means over passes."""
+    context, seen = black_and_white
+    with context.experiment.config.unlocked():
+        context.experiment.config.eval.bpd_dataset = split
+    result = bits_per_dim_stage.run(context)
+    assert all((pixels == grey).all() for pixels, *_ in seen)
+    numbers = [*range(10), *range(10, 16), *range(4)]
+    assert sum((rows for _, rows, _ in seen), []) == 2 * numbers
+    assert [repeat for *_, repeat in seen] == [0, 0, 1, 1]
+    assert (result["images"], result["mean"], result["data"]) == (16, 50 + 7.5, split)
+    assert result["stderr"] == pytest.approx(np.arange(16).std(ddof=1) / 4)
+
+
+def test_failed_images_are_left_out():
+    found = summarize(np.array([1.0, np.nan, 3.0]))
+    assert found == {"mean": 2, "stderr": 1, "images": 2, "failed": 1}
+    found = summarize(np.array([1.0, np.inf, 2.0, -np.inf, 6.0]))
+    assert found["mean"] == 3
+    assert found["stderr"] == pytest.approx(np.sqrt(7 / 3))
+    assert found["failed"] == 2
+    note = summary_measure("loss", found, "a note").note
+    assert note == "a note; 2 images failed and are left out"
+    with pytest.raises(InputError, match="Only 1 of 3 images have a finite value"):
+        summarize(np.array([np.nan, 1.0, np.nan]))
+
+
 def test_measures(evaluated):
-    """results.json lists the rows of the report, in the order of the stages."""
+    """results.json lists the rows of the report, in the order of the stages.
+
+    Ten images are too few for KID.
+    """
     result = evaluated[1][1]
     measures = result["measures"]
     assert all(list(each) == ["name", "value", "stderr", "images", "note"] for each in measures)
@@ -94,14 +206,15 @@ def test_measures(evaluated):
         "bits/dim, test images",
         "bits/dim, test images, bound",
         f"FD_n10 {label}",
-        f"KID {label}",
         f"class. score {label}",
         f"precision {label}",
         f"recall {label}",
     ]
     assert measures[1]["value"] == result["bpd"]["mean"]
     assert measures[2]["stderr"] == result["bpd"]["bound"]["stderr"]
-    assert measures[4]["value"] == result["metrics"]["kid"]["value"]
+    assert measures[3]["value"] == result["metrics"]["frechet"]["value"]
+    assert measures[3]["stderr"] == result["metrics"]["frechet"]["stderr"]
+    assert result["metrics"]["kid"] is None
     assert measures[1]["note"].startswith("probability-flow ODE, 2 passes, ")
 
 
@@ -151,9 +264,10 @@ def test_the_report_of_an_evaluation(evaluated):
     assert sum(checkpoint["bpd_histogram"]["counts"]) == 359
     assert checkpoint["bpd_histogram"]["mean"] == pytest.approx(results[1]["bpd"]["mean"], rel=1e-6)
     assert checkpoint["sampling"]["nfe"] == {"mean": 21, "least": 21, "most": 21}
-    assert checkpoint["sampling"]["images_per_second"] > 0
+    seconds = np.load(f"{workdir}/eval/checkpoint_1/samples_0.npz")["seconds"].sum()
+    assert checkpoint["sampling"]["images_per_second"] == pytest.approx(10 / seconds, rel=1e-3)
     assert checkpoint["sampling"]["compilation_included"]
-    assert len(checkpoint["measures"]) == 8
+    assert len(checkpoint["measures"]) == 7
     assert data["curves"]["training"]["steps"] == [2, 4]
     assert data["config"]["eval"]["num_samples"] == 10
     assert environment["jax"] == jax.__version__
