@@ -1,8 +1,10 @@
 """Evaluation: results on disk, restarts, and images that depend only on seed and number."""
 
+import dataclasses
 import json
 import os
 import resource
+import shutil
 import tracemalloc
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from metrics.stage import Context, summarize, summary_measure
 from metrics.stages import STAGES
 from tests import tiny
 from tests.test_experiment import random_params
+from tests.test_training import change_a_byte
 from workdir import claim, dependencies, load_rounds, round_paths
 
 REPLACE = os.replace
@@ -123,6 +126,107 @@ def test_loss_and_samples_are_those_of_the_ema(tmp_path):
         losses.append(loss_stage.run(Context(experiment, tree, tmp_path / "expected"))["mean"])
         (tmp_path / "expected" / "loss_0.npz").unlink()
     assert result["loss"]["mean"] == losses[0] != losses[1]
+
+
+@pytest.fixture(scope="module")
+def three_checkpoints(tmp_path_factory):
+    """A workdir with the checkpoints 2, 9 and 10 of different parameters."""
+    folder = tmp_path_factory.mktemp("three")
+    experiment = Experiment(tiny.config())
+    claim(folder, experiment.config, "training")
+    checkpoints = Checkpoints(folder, create=True)
+    for number in (10, 2, 9):
+        trees = {"ema": random_params(experiment, number)}
+        config = experiment.config.to_dict()
+        checkpoints.save(SNAPSHOTS, number, trees, step=4 * number, config=config)
+    checkpoints.close()
+    return folder
+
+
+def recorded_evaluation(monkeypatch, folder, name, **changes):
+    """Evaluate with stages that compute nothing; return their names and inputs, and the results."""
+    inputs = []
+
+    def replaced(each):
+        def run(context):
+            inputs.append((each.name, context))
+            return {"mean": 0.0, "stderr": 0.0, "images": 2, "failed": 0}
+
+        return dataclasses.replace(
+            each,
+            run=run,
+            prepare=lambda experiment, workdir: None,
+            measures=lambda entry: [],
+            cells=lambda entry: [],
+            notes=lambda entries: [],
+        )
+
+    monkeypatch.setattr(evaluation, "STAGES", tuple(map(replaced, STAGES)))
+    results = evaluation.evaluate(tiny.config(**changes), str(folder), name)
+    return inputs, results
+
+
+def test_checkpoints_from_begin_to_end(monkeypatch, three_checkpoints):
+    """Both ends are included; checkpoints are in the order of their numbers."""
+    for begin, end, numbers in ((1, 26, [2, 9, 10]), (2, 9, [2, 9]), (10, 10, [10])):
+        changes = {"eval.begin_ckpt": begin, "eval.end_ckpt": end, "eval.enable_sampling": False}
+        inputs, results = recorded_evaluation(monkeypatch, three_checkpoints, "range", **changes)
+        assert list(results) == numbers
+        assert [result["step"] for result in results.values()] == [4 * n for n in numbers]
+        folders = [context.folder.name for _, context in inputs]
+        assert folders[::2] == folders[1::2] == [f"checkpoint_{number}" for number in numbers]
+
+
+def test_a_damaged_checkpoint_is_skipped(monkeypatch, three_checkpoints, tmp_path, caplog):
+    shutil.copytree(three_checkpoints, tmp_path / "w")
+    change_a_byte(tmp_path / "w" / SNAPSHOTS / "checkpoint_9")
+    _, results = recorded_evaluation(monkeypatch, tmp_path / "w", "damaged")
+    assert list(results) == [2, 10]
+    assert "This checkpoint is skipped" in caplog.text
+    for number in (2, 10):
+        change_a_byte(tmp_path / "w" / SNAPSHOTS / f"checkpoint_{number}")
+    with pytest.raises(InputError, match="None of the 3 selected checkpoints of .* can be read"):
+        recorded_evaluation(monkeypatch, tmp_path / "w", "damaged")
+
+
+def test_metrics_require_samples(monkeypatch, three_checkpoints, caplog):
+    """Stages that are not enabled do not run, nor those that require them."""
+    changes = {"eval.enable_sampling": False, "eval.enable_metrics": True}
+    inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "required", **changes)
+    assert [name for name, _ in inputs] == ["loss", "bpd"] * 3
+    assert "enable_metrics = True is ignored: it requires eval.enable_sampling" in caplog.text
+    changes = {"eval.enable_loss": False, "eval.enable_bpd": False}
+    inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "others", **changes)
+    assert [name for name, _ in inputs] == ["sampling"] * 3
+
+
+def test_what_rounds_depend_on(monkeypatch, three_checkpoints):
+    """The parameters and the step, the seed, the dequantizer and the classifier."""
+    monkeypatch.setattr(evaluation.dequantization, "make", lambda *_: None)
+    monkeypatch.setattr(evaluation.dequantization, "identity", lambda *_: "a dequantizer")
+    classifier = {"a": np.ones(2, np.float32)}
+
+    def provide(experiment, workdir):
+        experiment.classifier = classifier
+
+    monkeypatch.setattr(evaluation.classification, "provide", provide)
+    changes = {"guidance.classes": (1,), "eval.enable_metrics": True}
+    inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "depends", **changes)
+    first, second = inputs[:4], inputs[4:8]
+    for (name, context), (_, other) in zip(first, second):
+        found = context.depends
+        assert (found["step"], other.depends["step"]) == (8, 36)
+        assert found["ema"] != other.depends["ema"]
+        assert found["seed"] == 42
+        assert ("dequantizer" in found) == (name == "bpd")
+        assert ("classifier" in found) == (name in ("sampling", "metrics"))
+        leaves = zip(*map(jax.tree.leaves, (context.ema, other.ema)))
+        assert all((a != b).any() for a, b in leaves)
+    assert first[1][1].depends["dequantizer"] == "a dequantizer"
+    before = first[2][1].depends["classifier"]
+    classifier["a"] = np.zeros(2, np.float32)
+    inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "depends", **changes)
+    assert inputs[2][1].depends["classifier"] != before
 
 
 @pytest.fixture

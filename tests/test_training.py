@@ -405,15 +405,18 @@ def test_if_the_newest_checkpoints_are_damaged_the_previous_one_is_used(tmp_path
     assert sorted(Checkpoints(tmp_path / "w").snapshots()) == [1, 2]
 
 
-def test_changed_bytes_are_noticed(tmp_path, trained):
-    shutil.copytree(trained[0], tmp_path / "w")
-    files = [
-        path for path in (tmp_path / "w" / BACKUPS / "checkpoint_6").rglob("*") if path.is_file()
-    ]
+def change_a_byte(folder):
+    """Change one byte of the largest file of a checkpoint."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
     data = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 0x40
     data.write_bytes(bytes(content))
+
+
+def test_changed_bytes_are_noticed(tmp_path, trained):
+    shutil.copytree(trained[0], tmp_path / "w")
+    change_a_byte(tmp_path / "w" / BACKUPS / "checkpoint_6")
     checkpoints = Checkpoints(tmp_path / "w")
     like = train_state.to_checkpoint(trained[1])
     with pytest.raises(InputError, match="damaged"):
