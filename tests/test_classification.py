@@ -135,6 +135,19 @@ def test_accuracy_is_written(workdir):
     assert all(0 <= row["accuracy"] <= 1 and row["nats"] > 0 for row in result["levels"])
 
 
+def test_training_images(tmp_path, monkeypatch):
+    used = []
+
+    def fit(experiment, path, params, loss, batches, *rest, **options):
+        used.append(batches)
+
+    monkeypatch.setattr(fitting, "fit", fit)
+    monkeypatch.setattr(classification, "report", lambda *_: None)
+    classification.train(tiny.config(**SMALL), str(tmp_path))
+    (batches,) = used
+    assert (len(batches.images), batches.batch_size, batches.labelled) == (1438, 16, True)
+
+
 def test_accuracy_counts_every_image_once(monkeypatch):
     """The measures of a classifier that assigns probability 1/2 to class 3 for every image."""
     monkeypatch.setattr(classification, "NUM_LEVELS", 1)

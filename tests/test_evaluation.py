@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 
 import evaluation
@@ -26,7 +27,7 @@ from metrics import bits_per_dim_stage, loss_stage, sample_quality_stage, sample
 from metrics.features import Extractor, Features
 from metrics.stage import Context, summarize, summary_measure
 from metrics.stages import STAGES
-from tests import tiny
+from tests import gaussian, tiny
 from tests.test_experiment import random_params
 from tests.test_training import change_a_byte
 from workdir import claim, dependencies, load_rounds, round_paths
@@ -281,6 +282,33 @@ def test_bits_per_dim_are_those_of_the_chosen_split(black_and_white, split, grey
     assert [repeat for *_, repeat in seen] == [0, 0, 1, 1]
     assert (result["images"], result["mean"], result["data"]) == (16, 50 + 7.5, split)
     assert result["stderr"] == pytest.approx(np.arange(16).std(ddof=1) / 4)
+
+
+def test_bits_per_dim_of_gaussian_data():
+    """The density of N(0.1, 0.5^2) at the smallest time, and the density of the dequantization."""
+    fields = {"eval.bpd_trace": "exact", "eval.bpd_tolerance": 1e-4, "eval.bpd_t_min": 0.05}
+    experiment = Experiment(tiny.config(**fields), jax.devices()[:1])
+    sde = experiment.sde
+    experiment.score = lambda params: gaussian.score(sde, 0.1, 0.5)
+    log_q = np.array([0.0, 50.0, -20.0], np.float32)
+
+    def dequantize(images, keys):
+        return experiment.scaler.dequantize(images, 0.5), jax.numpy.asarray(log_q)
+
+    images = experiment.test.pixels[:3]
+    compute = bits_per_dim_stage.compile_bits_per_dim(experiment, dequantize)
+    found = compute({}, images, np.arange(3), 0)
+    x = (images + 0.5) / 17 * 2 - 1
+    alpha, var = float(sde.alpha(0.05)), float(sde.var(0.05))
+    logp = scipy.stats.norm.logpdf(x, alpha * 0.1, np.sqrt(alpha**2 * 0.25 + var))
+    nats = logp.sum((1, 2, 3)) + 64 * np.log(2 / 17) - log_q
+    np.testing.assert_allclose(found["bpd"], -nats / 64 / np.log(2), atol=2e-3)
+    assert (found["probe_stderr"] == 0).all()
+    assert (np.abs(found["solver_error"]) < 1e-2).all()
+    # The bound is near, as the score is exact; its estimate is random.
+    np.testing.assert_allclose(found["bound"], found["bpd"], atol=1)
+    again = compute({}, images, np.arange(3), 1)
+    assert (found["bound"] != again["bound"]).all()
 
 
 def test_failed_images_are_left_out():
@@ -563,6 +591,13 @@ def test_fields_that_rounds_depend_on():
         "training.likelihood_weighting",
         "training.importance_weighting",
     }
+
+
+def test_the_number_of_steps_belongs_to_networks_of_discrete_time():
+    for continuous in (True, False):
+        c = default.complete(tiny.config(**{"training.continuous": continuous}))
+        for kind, depends in (("checkpoint", not continuous), ("training", True)):
+            assert ("model.num_scales" in dependencies(kind, c)) == depends
 
 
 def test_a_network_of_another_config_is_rejected(evaluated):

@@ -78,6 +78,13 @@ def test_splits_and_classes(folder):
     assert datasets.load(config(folder).data, "train").labels is None  # One image is in no folder.
 
 
+def test_at_least_one_image_is_held_out():
+    names = [f"{i}.png" for i in range(50)]
+    train, test = (folders.members(names, split, 1e-9) for split in ("train", "test"))
+    assert len(test) == 1
+    assert sorted([*train, *test]) == list(range(50))
+
+
 def test_given_splits(tmp_path):
     for i, name in enumerate(["train/b/0.png", "train/a/1.png", "test/b/2.png"]):
         write(tmp_path / name, np.full((8, 8), i, np.uint8))

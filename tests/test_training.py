@@ -324,6 +324,34 @@ def test_a_new_sde_trains(monkeypatch):
     assert curve[-10:].mean() < 0.8 * curve[:3].mean()
 
 
+def test_conditional_networks_get_partly_hidden_labels(monkeypatch):
+    changes = {"data.num_classes": 10, "model.class_dropout": 0.5, "training.batch_size": 64}
+    experiment = experiments.Experiment(tiny.config(**changes))
+    batch, given = next(training._batches(experiment, 0)), []
+    labels = batch.labels[0]
+
+    def score(params, rngs, classes):
+        given.append(classes)
+        return lambda x, t: x
+
+    def value_and_grad(loss, params, part, count, **options):
+        assert loss(params, part)[1].shape == (64,)
+        raise Killed
+
+    monkeypatch.setattr(experiment, "score", score)
+    monkeypatch.setattr(losses, "value_and_grad", value_and_grad)
+    optimizer = optax.sgd(0.1)
+    one = datasets.Batch(batch.pixels[0], labels)
+    for step in (0, 1):
+        state = train_state.TrainState(jnp.int32(step), {}, {}, ())
+        with pytest.raises(Killed):
+            training.train_step(state, one, experiment=experiment, optimizer=optimizer)
+    first, second = map(np.asarray, given)
+    assert set(first[first != labels].tolist()) == {10}
+    assert 10 < (first == 10).sum() < 54
+    assert (first != second).any()
+
+
 def test_golden_step():
     """If a change is meant to alter training, update the numbers and the changelog."""
     curve, state = run(tiny.config(**{"training.n_iters": 3}), jax.devices()[:1])
@@ -462,7 +490,9 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path):
     message = r"Step [2-6]: the loss is (nan|inf|[0-9.e+]+) .* last good checkpoint is kept"
     with pytest.raises(InputError, match=message):
         training.train(config, str(tmp_path))
-    for found in Checkpoints(tmp_path).find():
+    kept = Checkpoints(tmp_path).find()
+    assert [found.step for found in kept] == [2]
+    for found in kept:
         like = {"ema": experiments.Experiment(config).abstract_params}
         restored = Checkpoints(tmp_path).restore(found, like)
         assert all(np.isfinite(leaf).all() for leaf in leaves(restored))
