@@ -168,6 +168,20 @@ def test_held_out_images_are_restored():
     assert (images > 0.99).all()
 
 
+@pytest.mark.parametrize("dequantized", [True, False])
+def test_grey_levels_of_restored_images(tmp_path, dequantized):
+    """A level is the middle of the interval that dequantization assigns to it, in files, too."""
+    changes = {"data.uniform_dequantization": dequantized, "restore.count": 2}
+    levels = np.arange(64).reshape(8, 8) % 17
+    Image.fromarray(np.round(levels * 255 / 16).astype(np.uint8)).save(tmp_path / "a.png")
+    for path in ("", str(tmp_path / "a.png")):
+        experiment = Experiment(tiny.config(**changes, **{"restore.input": path}))
+        u = levels[None, ..., None] if path else experiment.test.pixels[:2]
+        x = 2 * (u + 0.5) / 17 - 1 if dequantized else 2 * (u / 16) - 1
+        images = restoration_images.load(experiment, (8, 8, 1))[1]
+        np.testing.assert_allclose(images, x, atol=1e-6)
+
+
 # --- files and errors ---
 
 

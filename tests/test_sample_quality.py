@@ -225,6 +225,20 @@ def test_the_classifier_of_the_digits(tmp_path, monkeypatch):
     again = features.make_extractor(experiment, tmp_path)
     assert (again.digest, again.label) == (extractor.digest, extractor.label)
     np.testing.assert_array_equal(again.extract(test[:5]).pool, pool[:5])
+    # Other labels or images need another classifier.
+    train = features.as_samples(experiment, experiment.train.pixels)
+    labels = experiment.train.labels
+    for images, classes in ((train, labels[::-1]), (train[::-1], labels)):
+        with pytest.raises(TypeError, match="not callable"):
+            features._load_or_train_classifier(images, classes, tmp_path)
+
+
+def test_images_in_the_format_of_samples():
+    """The 17 grey levels of the digits become 0 .. 255, whatever the dequantization."""
+    levels = np.arange(17, dtype=np.uint8).reshape(1, 17, 1, 1)
+    found = features.as_samples(Experiment(config()), levels)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found.ravel(), np.round(np.arange(17) * 255 / 16))
 
 
 # --- statistics ---
