@@ -223,6 +223,14 @@ def test_what_rounds_depend_on(monkeypatch, three_checkpoints):
         assert ("classifier" in found) == (name in ("sampling", "metrics"))
         leaves = zip(*map(jax.tree.leaves, (context.ema, other.ema)))
         assert all((a != b).any() for a, b in leaves)
+        assert {"model.nf", "model.dtype", "eval.batch_size"} <= found.keys()
+        of_images = name in ("loss", "bpd")
+        assert ("data.path" in found) == of_images
+        assert ("training.reduce_mean" in found) == (name == "loss")
+        assert ("eval.bpd_tolerance" in found) == (name == "bpd")
+        assert ("sampling.method" in found) == ("guidance.scale" in found) == (not of_images)
+        assert ("classifier.lr" in found) == (not of_images)
+        assert not {"training.n_iters", "eval.begin_ckpt", "eval.features"} & found.keys()
     assert first[1][1].depends["dequantizer"] == "a dequantizer"
     before = first[2][1].depends["classifier"]
     classifier["a"] = np.zeros(2, np.float32)
