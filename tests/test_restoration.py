@@ -41,7 +41,7 @@ def test_restores_held_out_images_and_resumes(workdir):
     """Results match the measurement; only a deleted round is computed again, equal to before."""
     results = run(workdir)
     folder = workdir / "restore" / "checkpoint_3" / "inpaint-moment_matching"
-    assert results["misfit"] < 1e-3
+    assert results["misfit"] < 1e-6  # Known pixels are exact.
     assert results["images"] == 2
     assert results["nfe"] == 3
     assert json.loads((folder / "results.json").read_text()) == results
@@ -65,7 +65,7 @@ def test_methods_of_the_predictor_corrector_loop(workdir, method):
     sampling = {"sampling.method": "pc", "sampling.corrector": "langevin"}
     results = run(workdir, method=method, **sampling)
     assert results["nfe"] == (42 if method == "projection" else 21)
-    assert results["misfit"] < 1e-3
+    assert results["misfit"] < 1e-6
     folder = workdir / "restore" / "checkpoint_3" / f"inpaint-{method}"
     answers = np.stack([np.load(folder / f"answers_{i}.npz")["x"] for i in range(2)])
     truth = restoration_images.load(Experiment(tiny.config(**SOLVER)), (8, 8, 1))[1]

@@ -1,5 +1,6 @@
 """Training: recorded official steps, devices, restarts, damaged files and non-finite losses."""
 
+import functools
 import json
 import shutil
 
@@ -169,8 +170,8 @@ def test_held_out_loss_and_samples_are_those_of_the_ema(tmp_path, monkeypatch):
 
 def test_when_logs_and_checkpoints_are_due():
     """In calls of three steps, once a multiple of the frequency is reached, and at the end."""
-    steps = [step for step in range(3, 31, 3) if training._is_due(step, 7, 3, 30)]
-    assert steps == [9, 15, 21, 30]
+    steps = [step for step in range(3, 28, 3) if training._is_due(step, 7, 3, 27)]
+    assert steps == [9, 15, 21, 27]
 
 
 def test_the_last_step_ends_a_call():
@@ -386,19 +387,26 @@ class Killed(Exception):
 @pytest.mark.parametrize("killed_at", [1, 5])
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, trained, killed_at):
     config, whole = tiny.config(), trained[1]
-    collect = training.TrainingLog.collect
+    collect, steps = training.TrainingLog.collect, []
 
     def kill(self, step, metrics):
         if step == killed_at:
             raise Killed
         collect(self, step, metrics)
 
+    def record(self, step, metrics):
+        steps.append(step)
+        collect(self, step, metrics)
+
     with monkeypatch.context() as patch:
         patch.setattr(training.TrainingLog, "collect", kill)
         with pytest.raises(Killed):
             training.train(config, str(tmp_path / "killed"))
+    monkeypatch.setattr(training.TrainingLog, "collect", record)
     resumed = training.train(config, str(tmp_path / "killed"))
     assert identical(whole, resumed)
+    # There are backups of every other step.
+    assert steps == list(range(killed_at, 7))
     assert sorted(Checkpoints(tmp_path / "killed").snapshots()) == [1, 2]
 
 
@@ -452,6 +460,23 @@ def test_changed_bytes_are_noticed(tmp_path, trained):
     assert identical(train_state.from_checkpoint(checkpoints.restore_latest(like)[0]), trained[1])
 
 
+def test_content_that_differs_from_its_checksum(tmp_path, monkeypatch):
+    """Orbax notices most changes itself."""
+    tree, checkpoints = {"a": jnp.arange(3.0)}, Checkpoints(tmp_path, create=True)
+    checksum = checkpoint_files._checksum
+    for number, wrong in ((1, 0), (2, 1)):
+        patched = functools.partial(lambda tree, wrong: checksum(tree) ^ wrong, wrong=wrong)
+        monkeypatch.setattr(checkpoint_files, "_checksum", patched)
+        checkpoints.save(BACKUPS, number, {"tree": tree}, step=number, config={})
+    checkpoints.close()
+    monkeypatch.setattr(checkpoint_files, "_checksum", checksum)
+    checkpoints = Checkpoints(tmp_path)
+    damaged, whole = checkpoints.find()
+    assert identical(checkpoints.restore(whole, {"tree": tree}), {"tree": tree})
+    with pytest.raises(InputError, match="is damaged: the checksum of tree is not the one"):
+        checkpoints.restore(damaged, {"tree": tree})
+
+
 def test_only_damaged_checkpoints_are_not_overwritten(tmp_path, trained):
     shutil.copytree(trained[0], tmp_path / "w")
     for folder in (tmp_path / "w").glob("checkpoints*/checkpoint_*"):
@@ -486,7 +511,9 @@ def test_a_longer_run_may_continue_in_the_workdir(tmp_path, trained):
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):
-    config = tiny.config(**{"optim.lr": 1e30, "optim.warmup": 3, "training.n_iters": 12})
+    """It is noticed before a state is saved, also if it is not logged then."""
+    changes = {"optim.lr": 1e30, "optim.warmup": 3, "training.n_iters": 12}
+    config = tiny.config(**changes, **{"training.log_freq": 100})
     message = r"Step [2-6]: the loss is (nan|inf|[0-9.e+]+) .* last good checkpoint is kept"
     with pytest.raises(InputError, match=message):
         training.train(config, str(tmp_path))
