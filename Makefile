@@ -4,7 +4,7 @@ RUN := $(VENV)/bin/python
 CONFIG := configs/vp/digits_ddpmpp_continuous.py
 WORKDIR := demo
 
-.PHONY: demo test test-slow notebook lint format docs clean
+.PHONY: demo test test-slow notebook mutate lint format docs clean
 
 demo: $(VENV)/installed  ## Train on the handwritten digits, generate new ones and report bits/dim on held-out images.
 	$(RUN) main.py --config=$(CONFIG) --workdir=$(WORKDIR) --mode=train
@@ -18,6 +18,9 @@ test-slow: $(VENV)/installed-dev  ## Run the tests marked slow.
 
 notebook: $(VENV)/installed-dev  ## Execute the tutorial and write the executed copy to .cache, to update docs/ from it.
 	$(RUN) -m pytest -n 0 -m notebook tests/test_notebook.py
+
+mutate: $(VENV)/installed-dev  ## Check that the tests notice wrong lines of code; FILE=TEXT selects files.
+	$(RUN) -m tests.mutate --file="$(FILE)"
 
 lint: $(VENV)/installed-dev  ## Check style, format and types.
 	$(VENV)/bin/ruff check .

@@ -71,6 +71,22 @@ def test_a_restart_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
     assert np.array_equal(again["w"], resumed["w"])
 
 
+def test_noise_differs_between_steps(tmp_path, monkeypatch):
+    """The key of a step is a function of its number."""
+    experiment, values = Experiment(tiny.config()), []
+    monkeypatch.setattr(fitting, "LOG_EVERY", 1)
+    monkeypatch.setattr(fitting, "_report", lambda step, losses, unit: values.extend(losses))
+
+    def loss(params, batch, key):
+        return jax.random.normal(key) + 0 * params["w"].sum()
+
+    batches = Batches(experiment.train, 16, 0)
+    arguments = tmp_path / "a.safetensors", {"w": jnp.ones(2)}, loss, batches, optax.sgd(0.1), 4
+    fitting.fit(experiment, *arguments, key=jax.random.key(3), settings={})
+    keys = [jax.random.fold_in(jax.random.key(3), i) for i in range(4)]
+    np.testing.assert_allclose(values, [jax.random.normal(key) for key in keys], rtol=1e-6)
+
+
 def test_other_settings_start_from_the_first_step(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fitting, "SAVE_EVERY", 2)
     path = tmp_path / "a.safetensors"
@@ -119,6 +135,19 @@ def test_accuracy_is_written(workdir):
     assert all(0 <= row["accuracy"] <= 1 and row["nats"] > 0 for row in result["levels"])
 
 
+def test_training_images(tmp_path, monkeypatch):
+    used = []
+
+    def fit(experiment, path, params, loss, batches, *rest, **options):
+        used.append(batches)
+
+    monkeypatch.setattr(fitting, "fit", fit)
+    monkeypatch.setattr(classification, "report", lambda *_: None)
+    classification.train(tiny.config(**SMALL), str(tmp_path))
+    (batches,) = used
+    assert (len(batches.images), batches.batch_size, batches.labelled) == (1438, 16, True)
+
+
 def test_accuracy_counts_every_image_once(monkeypatch):
     """The measures of a classifier that assigns probability 1/2 to class 3 for every image."""
     monkeypatch.setattr(classification, "NUM_LEVELS", 1)
@@ -135,6 +164,35 @@ def test_accuracy_counts_every_image_once(monkeypatch):
     nats = -threes * np.log(0.5) - (1 - threes) * np.log(0.5 / 9)
     assert row["nats"] == pytest.approx(nats, rel=1e-5)
     assert row["stderr"] == pytest.approx(np.sqrt(threes * (1 - threes) / 359))
+
+
+def test_images_are_noised_but_not_flipped(monkeypatch):
+    """The classifier gets x_t = alpha x + std z of test images as they are."""
+    experiment = Experiment(tiny.config(**SMALL | {"data.dataset": "black_and_white"}))
+    inputs, asked, prepare = [], [], experiment.prepare
+
+    def record(key, pixels, *, flip):
+        asked.append(flip)
+        return prepare(key, pixels, flip=flip)
+
+    def log_probs(x, t):
+        inputs.append((x, t))
+        return jnp.zeros((len(x), 10))
+
+    monkeypatch.setattr(experiment, "prepare", record)
+    monkeypatch.setattr(experiment, "class_log_probs", lambda params: log_probs)
+    batch = experiment.test.batch(np.arange(16), labelled=True)
+    evaluate, t = classification._compile_evaluation(experiment), jnp.float32(0.3)
+    with jax.disable_jit():
+        evaluate({}, batch, t, jax.random.key(0))
+    assert asked == [False]
+    ((x, times),) = inputs
+    assert (times == t).all()
+    alpha, std = float(experiment.sde.alpha(t)), float(experiment.sde.std(t))
+    assert alpha < 0.95
+    # White is 1; the standard error of the mean is std / 32.
+    assert x.mean() == pytest.approx(alpha, abs=std / 8)
+    assert x.std() == pytest.approx(std, rel=0.1)
 
 
 def test_guidance_from_a_workdir(workdir):
@@ -161,6 +219,9 @@ def test_invalid_input(workdir, tmp_path):
     with pytest.raises(InputError, match="does not exist; train it first"):  # Before compilation.
         training.train(config, str(tmp_path / "w"))
     assert list(tmp_path.iterdir()) == []
+    other = Experiment(tiny.config(**classes, **{"model.beta_max": 10.0}))
+    with pytest.raises(InputError, match="was trained with sde = .*beta_max=20.0.* but this run"):
+        classification.provide(other, workdir)
     other = Experiment(tiny.config(**classes, **{"classifier.blocks_per_group": 2}))
     with pytest.raises(InputError, match="holds another network than the config's"):
         classification.provide(other, workdir)

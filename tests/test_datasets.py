@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.datasets
 
 import datasets
 from datasets import Batches, Images, Scaler
@@ -23,6 +24,10 @@ def test_digits():
     labels = np.concatenate([train.labels, test.labels])
     assert labels.shape == (1797,)
     assert set(labels.tolist()) == set(range(10))
+    # Every fifth image is held out, with its label.
+    everything = sklearn.datasets.load_digits()
+    np.testing.assert_array_equal(test.pixels[..., 0], everything.images[4::5])
+    np.testing.assert_array_equal(test.labels, everything.target[4::5])
 
 
 def test_photos():
@@ -109,6 +114,17 @@ def test_batches_are_functions_of_seed_and_number():
     assert one[0].labels is None
 
 
+def test_chosen_rows_of_batches():
+    """A process loads its rows alone; they are those of the whole batch."""
+    images = Images(np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1), np.arange(50))
+    rows = np.array([0, 3, 8])
+    whole, mine = (Batches(images, 10, 3, 2, True, each) for each in (None, rows))
+    for n in (0, 4):
+        np.testing.assert_array_equal(mine[n].pixels, whole[n].pixels[:, rows])
+        np.testing.assert_array_equal(mine[n].labels, whole[n].labels[:, rows])
+        np.testing.assert_array_equal(mine[n].labels, mine[n].pixels[..., 0, 0, 0])
+
+
 def test_labels_are_those_of_the_images():
     pixels = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1)
     images = Images(pixels, np.arange(50) % 7)
@@ -137,10 +153,18 @@ def test_rounds_contain_every_image_once():
     rounds = datasets.rounds(images, 4)
     assert [count for _, count in rounds] == [4, 3]
     assert np.concatenate([indices[:count] for indices, count in rounds]).tolist() == list(range(7))
-    assert all(len(indices) == 4 for indices, _ in rounds)
+    assert rounds[1][0].tolist() == [4, 5, 6, 0]
+    # A batch may be larger than the set.
+    ((indices, count),) = datasets.rounds(images, 16)
+    assert (indices.tolist(), count) == ([*range(7), *range(7), 0, 1], 7)
 
 
 def test_image_grid():
     grid = datasets.image_grid(np.full((5, 8, 8, 1), 255, np.uint8))
     assert grid.size == (3 * 66, 2 * 66)
+    # Rows of images in order; the last row is filled up with black.
+    assert np.asarray(grid)[33::66, 33::66].tolist() == [[255] * 3, [255, 255, 0]]
+    grey = np.arange(1, 7, dtype=np.uint8).reshape(6, 1, 1, 1)
+    grid = np.asarray(datasets.image_grid(grey, min_side=1, columns=2))
+    assert grid[1::3, 1::3].tolist() == [[1, 2], [3, 4], [5, 6]]
     assert datasets.image_grid(np.zeros((4, 128, 128, 3), np.uint8)).size == (260, 260)

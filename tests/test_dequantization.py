@@ -9,7 +9,7 @@ import scipy.special
 from flax import nnx
 
 import evaluation
-from auxiliary import dequantization
+from auxiliary import dequantization, fitting
 from errors import InputError
 from experiment import Experiment
 from models.dequantizer import Dequantizer
@@ -96,10 +96,27 @@ def test_training_from_the_command_line(workdir):  # noqa: F811
         np.array_equal(a, b)
         for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True)
     )
+    checksum = dequantization.identity(experiment, workdir, 3)
+    assert checksum == fitting.checksum(params)
+    uniform = Experiment(tiny.config())
+    assert dequantization.identity(uniform, workdir, 3) == "uniform"
     u, keys = experiment.test.pixels[:4], jax.random.split(jax.random.key(0), 4)
     x, log_q = dequantization.make(experiment, workdir, 3)(u, keys)
     assert x.shape == u.shape
     assert log_q.shape == (4,)
+
+
+def test_training_images(workdir, monkeypatch):  # noqa: F811
+    """It is fitted to training images, not to the images that it will be evaluated on."""
+    used = []
+
+    def fit(experiment, path, params, loss, batches, *rest, **options):
+        used.append(batches)
+
+    monkeypatch.setattr(fitting, "fit", fit)
+    dequantization.train(tiny.config(), str(workdir), 3)
+    ((batches),) = used
+    assert (len(batches.images), batches.batch_size) == (1438, 16)
 
 
 @pytest.mark.slow

@@ -1,30 +1,36 @@
 """Evaluation: results on disk, restarts, and images that depend only on seed and number."""
 
+import dataclasses
 import json
 import os
 import resource
+import shutil
 import tracemalloc
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 
 import evaluation
 import report
 import training
+from checkpoints import SNAPSHOTS, Checkpoints
 from configs import default
 from configs.fields import FIELDS
 from errors import InputError
 from experiment import Experiment
 from factory import Samples
-from metrics import sample_quality_stage, samples_stage
+from metrics import bits_per_dim_stage, loss_stage, sample_quality_stage, samples_stage
 from metrics.features import Extractor, Features
-from metrics.stage import Context
+from metrics.stage import Context, summarize, summary_measure
 from metrics.stages import STAGES
-from tests import tiny
-from workdir import dependencies, load_rounds, round_paths
+from tests import gaussian, tiny
+from tests.test_experiment import random_params
+from tests.test_training import change_a_byte
+from workdir import claim, dependencies, load_rounds, round_paths
 
 REPLACE = os.replace
 
@@ -61,7 +67,18 @@ def test_results(evaluated):
     samples = np.load(folder / "samples_0.npz")["samples"]
     assert (samples.shape, samples.dtype) == ((10, 8, 8, 1), np.uint8)
     assert Image.open(folder / "samples.png").size == (4 * 66, 3 * 66)
-    assert on_disk["metrics"]["frechet"]["value"] > 1
+    loss = load_rounds(round_paths(folder, "loss", 3))["loss"]
+    assert on_disk["loss"]["mean"] == pytest.approx(loss.mean(), rel=1e-6)
+    stderr = loss.std(ddof=1) / np.sqrt(359)
+    assert on_disk["loss"]["stderr"] == pytest.approx(stderr, rel=1e-6)
+    # Metrics are those of the saved samples.
+    experiment = Experiment(config())
+    context = Context(
+        experiment, {}, folder, prepared=sample_quality_stage.prepare(experiment, Path(workdir))
+    )
+    again = sample_quality_stage.run(context)
+    assert again["frechet"] == on_disk["metrics"]["frechet"]
+    assert again["frechet"]["value"] > 1
 
 
 def test_results_of_the_likelihood(evaluated):
@@ -77,14 +94,249 @@ def test_results_of_the_likelihood(evaluated):
     assert found["bound"]["mean"] == pytest.approx(bound.mean(), rel=1e-6)
     due_to_probes = np.sqrt((probe_stderr**2).sum()) / (2 * 359)
     assert found["probe_stderr"] == pytest.approx(due_to_probes, rel=1e-6)
+    assert found["solver_error"] == pytest.approx(arrays["solver_error"].mean(), rel=1e-6)
     assert 0 < found["solver_error"] < 0.05
+    assert found["nfe"] == pytest.approx(arrays["nfe"].mean(), rel=1e-6)
+    assert (found["passes"], found["data"]) == (2, "test")
+    # The two passes differ in noise and probes.
+    assert (bpd[0] != bpd[1]).all()
     # The untrained network models pixels as independent and nearly normal, which is worse than the
     # log2(17) bits of uniform gray levels.
     assert 4 < found["mean"] < 14
 
 
+def test_loss_and_samples_are_those_of_the_ema(tmp_path):
+    """The checkpoint has parameters that differ from their moving average."""
+    changes = {"data.dataset": "noise", "sampling.method": "solver", "sampling.num_steps": 2}
+    changes |= {"eval.enable_bpd": False, "eval.enable_metrics": False}
+    c = tiny.config(**changes, **{"eval.batch_size": 16, "eval.num_samples": 4})
+    experiment = Experiment(c)
+    params, ema = (random_params(experiment, seed) for seed in (0, 1))
+    claim(tmp_path, experiment.config, "training")
+    checkpoints = Checkpoints(tmp_path, create=True)
+    trees = {"params": params, "ema": ema}
+    checkpoints.save(SNAPSHOTS, 1, trees, step=2, config=experiment.config.to_dict())
+    checkpoints.close()
+    result = evaluation.evaluate(c, str(tmp_path))[1]
+    samples = load_rounds(round_paths(tmp_path / "eval" / "checkpoint_1", "samples", 1))["samples"]
+    (tmp_path / "expected").mkdir()
+    losses = []
+    for tree in (ema, params):
+        expected = experiment.sample_images(tree, 0, 4).x
+        assert np.array_equal(samples, expected) == (tree is ema)
+        losses.append(loss_stage.run(Context(experiment, tree, tmp_path / "expected"))["mean"])
+        (tmp_path / "expected" / "loss_0.npz").unlink()
+    assert result["loss"]["mean"] == losses[0] != losses[1]
+
+
+@pytest.fixture(scope="module")
+def three_checkpoints(tmp_path_factory):
+    """A workdir with the checkpoints 2, 9 and 10 of different parameters."""
+    folder = tmp_path_factory.mktemp("three")
+    experiment = Experiment(tiny.config())
+    claim(folder, experiment.config, "training")
+    checkpoints = Checkpoints(folder, create=True)
+    for number in (10, 2, 9):
+        trees = {"ema": random_params(experiment, number)}
+        config = experiment.config.to_dict()
+        checkpoints.save(SNAPSHOTS, number, trees, step=4 * number, config=config)
+    checkpoints.close()
+    return folder
+
+
+def recorded_evaluation(monkeypatch, folder, name, **changes):
+    """Evaluate with stages that compute nothing; return their names and inputs, and the results."""
+    inputs = []
+
+    def replaced(each):
+        def run(context):
+            inputs.append((each.name, context))
+            return {"mean": 0.0, "stderr": 0.0, "images": 2, "failed": 0}
+
+        return dataclasses.replace(
+            each,
+            run=run,
+            prepare=lambda experiment, workdir: None,
+            measures=lambda entry: [],
+            cells=lambda entry: [],
+            notes=lambda entries: [],
+        )
+
+    monkeypatch.setattr(evaluation, "STAGES", tuple(map(replaced, STAGES)))
+    results = evaluation.evaluate(tiny.config(**changes), str(folder), name)
+    return inputs, results
+
+
+def test_checkpoints_from_begin_to_end(monkeypatch, three_checkpoints):
+    """Both ends are included; checkpoints are in the order of their numbers."""
+    for begin, end, numbers in ((1, 26, [2, 9, 10]), (2, 9, [2, 9]), (10, 10, [10])):
+        changes = {"eval.begin_ckpt": begin, "eval.end_ckpt": end, "eval.enable_sampling": False}
+        inputs, results = recorded_evaluation(monkeypatch, three_checkpoints, "range", **changes)
+        assert list(results) == numbers
+        assert [result["step"] for result in results.values()] == [4 * n for n in numbers]
+        folders = [context.folder.name for _, context in inputs]
+        assert folders[::2] == folders[1::2] == [f"checkpoint_{number}" for number in numbers]
+
+
+def test_a_damaged_checkpoint_is_skipped(monkeypatch, three_checkpoints, tmp_path, caplog):
+    shutil.copytree(three_checkpoints, tmp_path / "w")
+    change_a_byte(tmp_path / "w" / SNAPSHOTS / "checkpoint_9")
+    _, results = recorded_evaluation(monkeypatch, tmp_path / "w", "damaged")
+    assert list(results) == [2, 10]
+    assert "This checkpoint is skipped" in caplog.text
+    for number in (2, 10):
+        change_a_byte(tmp_path / "w" / SNAPSHOTS / f"checkpoint_{number}")
+    with pytest.raises(InputError, match="None of the 3 selected checkpoints of .* can be read"):
+        recorded_evaluation(monkeypatch, tmp_path / "w", "damaged")
+
+
+def test_metrics_require_samples(monkeypatch, three_checkpoints, caplog):
+    """Stages that are not enabled do not run, nor those that require them."""
+    changes = {"eval.enable_sampling": False, "eval.enable_metrics": True}
+    inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "required", **changes)
+    assert [name for name, _ in inputs] == ["loss", "bpd"] * 3
+    assert "enable_metrics = True is ignored: it requires eval.enable_sampling" in caplog.text
+    changes = {"eval.enable_loss": False, "eval.enable_bpd": False}
+    inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "others", **changes)
+    assert [name for name, _ in inputs] == ["sampling"] * 3
+
+
+def test_what_rounds_depend_on(monkeypatch, three_checkpoints):
+    """The parameters and the step, the seed, the dequantizer and the classifier."""
+    monkeypatch.setattr(evaluation.dequantization, "make", lambda *_: None)
+    monkeypatch.setattr(evaluation.dequantization, "identity", lambda *_: "a dequantizer")
+    classifier = {"a": np.ones(2, np.float32)}
+
+    def provide(experiment, workdir):
+        experiment.classifier = classifier
+
+    monkeypatch.setattr(evaluation.classification, "provide", provide)
+    changes = {"guidance.classes": (1,), "eval.enable_metrics": True}
+    inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "depends", **changes)
+    first, second = inputs[:4], inputs[4:8]
+    for (name, context), (_, other) in zip(first, second):
+        found = context.depends
+        assert (found["step"], other.depends["step"]) == (8, 36)
+        assert found["ema"] != other.depends["ema"]
+        assert found["seed"] == 42
+        assert ("dequantizer" in found) == (name == "bpd")
+        assert ("classifier" in found) == (name in ("sampling", "metrics"))
+        leaves = zip(*map(jax.tree.leaves, (context.ema, other.ema)))
+        assert all((a != b).any() for a, b in leaves)
+        assert {"model.nf", "model.dtype", "eval.batch_size"} <= found.keys()
+        of_images = name in ("loss", "bpd")
+        assert ("data.path" in found) == of_images
+        assert ("training.reduce_mean" in found) == (name == "loss")
+        assert ("eval.bpd_tolerance" in found) == (name == "bpd")
+        assert ("sampling.method" in found) == ("guidance.scale" in found) == (not of_images)
+        assert ("classifier.lr" in found) == (not of_images)
+        assert not {"training.n_iters", "eval.begin_ckpt", "eval.features"} & found.keys()
+    assert first[1][1].depends["dequantizer"] == "a dequantizer"
+    before = first[2][1].depends["classifier"]
+    classifier["a"] = np.zeros(2, np.float32)
+    inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "depends", **changes)
+    assert inputs[2][1].depends["classifier"] != before
+
+
+@pytest.fixture
+def black_and_white(tmp_path, monkeypatch):
+    """The context of an experiment with black training images and white test images.
+
+    `seen` are the images, keys and so on of which the loss or bits/dim were computed.
+    """
+    experiment, seen = Experiment(tiny.config(**BLACK_AND_WHITE)), []
+
+    def held_out_loss(params, batch, key):
+        seen.append((np.asarray(batch.pixels), jax.random.key_data(key).tolist()))
+        return np.arange(len(batch.pixels)), None
+
+    def bits_per_dim(params, pixels, rows, repeat):
+        seen.append((np.asarray(pixels), np.asarray(rows).tolist(), repeat))
+        row = np.asarray(rows, float)
+        names = ("bpd", "nfe", "probe_stderr", "solver_error", "bound")
+        return dict.fromkeys(names, row + 100 * repeat)
+
+    monkeypatch.setattr(experiment, "held_out_loss", held_out_loss)
+    monkeypatch.setattr(bits_per_dim_stage, "compile_bits_per_dim", lambda *_: bits_per_dim)
+    return Context(experiment, {}, tmp_path, dequantize=lambda *_: None), seen
+
+
+BLACK_AND_WHITE = {
+    "data.dataset": "black_and_white",
+    "eval.batch_size": 10,
+    "eval.bpd_num_repeats": 2,
+}
+
+
+def test_the_loss_is_that_of_test_images(black_and_white):
+    """Each image counts once; the noise of the rounds differs."""
+    context, seen = black_and_white
+    result = loss_stage.run(context)
+    assert [(pixels.min(), len(pixels)) for pixels, _ in seen] == [(255, 10), (255, 10)]
+    assert seen[0][1] != seen[1][1]
+    assert (result["images"], result["mean"]) == (16, (45 + 15) / 16)
+
+
+@pytest.mark.parametrize(("split", "grey"), [("test", 255), ("train", 0)])
+def test_bits_per_dim_are_those_of_the_chosen_split(black_and_white, split, grey):
+    """Two passes over 16 images; the standard error is that of the images' means over passes."""
+    context, seen = black_and_white
+    with context.experiment.config.unlocked():
+        context.experiment.config.eval.bpd_dataset = split
+    result = bits_per_dim_stage.run(context)
+    assert all((pixels == grey).all() for pixels, *_ in seen)
+    numbers = [*range(10), *range(10, 16), *range(4)]
+    assert sum((rows for _, rows, _ in seen), []) == 2 * numbers
+    assert [repeat for *_, repeat in seen] == [0, 0, 1, 1]
+    assert (result["images"], result["mean"], result["data"]) == (16, 50 + 7.5, split)
+    assert result["stderr"] == pytest.approx(np.arange(16).std(ddof=1) / 4)
+
+
+def test_bits_per_dim_of_gaussian_data():
+    """The density of N(0.1, 0.5^2) at the smallest time, and the density of the dequantization."""
+    fields = {"eval.bpd_trace": "exact", "eval.bpd_tolerance": 1e-4, "eval.bpd_t_min": 0.05}
+    experiment = Experiment(tiny.config(**fields), jax.devices()[:1])
+    sde = experiment.sde
+    experiment.score = lambda params: gaussian.score(sde, 0.1, 0.5)
+    log_q = np.array([0.0, 50.0, -20.0], np.float32)
+
+    def dequantize(images, keys):
+        return experiment.scaler.dequantize(images, 0.5), jax.numpy.asarray(log_q)
+
+    images = experiment.test.pixels[:3]
+    compute = bits_per_dim_stage.compile_bits_per_dim(experiment, dequantize)
+    found = compute({}, images, np.arange(3), 0)
+    x = (images + 0.5) / 17 * 2 - 1
+    alpha, var = float(sde.alpha(0.05)), float(sde.var(0.05))
+    logp = scipy.stats.norm.logpdf(x, alpha * 0.1, np.sqrt(alpha**2 * 0.25 + var))
+    nats = logp.sum((1, 2, 3)) + 64 * np.log(2 / 17) - log_q
+    np.testing.assert_allclose(found["bpd"], -nats / 64 / np.log(2), atol=2e-3)
+    assert (found["probe_stderr"] == 0).all()
+    assert (np.abs(found["solver_error"]) < 1e-2).all()
+    # The bound is near, as the score is exact; its estimate is random.
+    np.testing.assert_allclose(found["bound"], found["bpd"], atol=1)
+    again = compute({}, images, np.arange(3), 1)
+    assert (found["bound"] != again["bound"]).all()
+
+
+def test_failed_images_are_left_out():
+    found = summarize(np.array([1.0, np.nan, 3.0]))
+    assert found == {"mean": 2, "stderr": 1, "images": 2, "failed": 1}
+    found = summarize(np.array([1.0, np.inf, 2.0, -np.inf, 6.0]))
+    assert found["mean"] == 3
+    assert found["stderr"] == pytest.approx(np.sqrt(7 / 3))
+    assert found["failed"] == 2
+    note = summary_measure("loss", found, "a note").note
+    assert note == "a note; 2 images failed and are left out"
+    with pytest.raises(InputError, match="Only 1 of 3 images have a finite value"):
+        summarize(np.array([np.nan, 1.0, np.nan]))
+
+
 def test_measures(evaluated):
-    """results.json lists the rows of the report, in the order of the stages."""
+    """results.json lists the rows of the report, in the order of the stages.
+
+    Ten images are too few for KID.
+    """
     result = evaluated[1][1]
     measures = result["measures"]
     assert all(list(each) == ["name", "value", "stderr", "images", "note"] for each in measures)
@@ -100,7 +352,9 @@ def test_measures(evaluated):
     ]
     assert measures[1]["value"] == result["bpd"]["mean"]
     assert measures[2]["stderr"] == result["bpd"]["bound"]["stderr"]
-    assert measures[4]["value"] == result["metrics"]["inception_score"]["value"]
+    assert measures[3]["value"] == result["metrics"]["frechet"]["value"]
+    assert measures[3]["stderr"] == result["metrics"]["frechet"]["stderr"]
+    assert result["metrics"]["kid"] is None
     assert measures[1]["note"].startswith("probability-flow ODE, 2 passes, ")
 
 
@@ -150,9 +404,10 @@ def test_the_report_of_an_evaluation(evaluated):
     assert sum(checkpoint["bpd_histogram"]["counts"]) == 359
     assert checkpoint["bpd_histogram"]["mean"] == pytest.approx(results[1]["bpd"]["mean"], rel=1e-6)
     assert checkpoint["sampling"]["nfe"] == {"mean": 21, "least": 21, "most": 21}
-    assert checkpoint["sampling"]["images_per_second"] > 0
+    seconds = np.load(f"{workdir}/eval/checkpoint_1/samples_0.npz")["seconds"].sum()
+    assert checkpoint["sampling"]["images_per_second"] == pytest.approx(10 / seconds, rel=1e-3)
     assert checkpoint["sampling"]["compilation_included"]
-    assert len(checkpoint["measures"]) == 8
+    assert len(checkpoint["measures"]) == 7
     assert data["curves"]["training"]["steps"] == [2, 4]
     assert data["config"]["eval"]["num_samples"] == 10
     assert environment["jax"] == jax.__version__
@@ -344,6 +599,13 @@ def test_fields_that_rounds_depend_on():
         "training.likelihood_weighting",
         "training.importance_weighting",
     }
+
+
+def test_the_number_of_steps_belongs_to_networks_of_discrete_time():
+    for continuous in (True, False):
+        c = default.complete(tiny.config(**{"training.continuous": continuous}))
+        for kind, depends in (("checkpoint", not continuous), ("training", True)):
+            assert ("model.num_scales" in dependencies(kind, c)) == depends
 
 
 def test_a_network_of_another_config_is_rejected(evaluated):

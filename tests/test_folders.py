@@ -79,6 +79,13 @@ def test_splits_and_classes(folder):
     assert datasets.load(config(folder).data, "train").labels is None  # One image is in no folder.
 
 
+def test_at_least_one_image_is_held_out():
+    names = [f"{i}.png" for i in range(50)]
+    train, test = (folders.members(names, split, 1e-9) for split in ("train", "test"))
+    assert len(test) == 1
+    assert sorted([*train, *test]) == list(range(50))
+
+
 def test_given_splits(tmp_path):
     for i, name in enumerate(["train/b/0.png", "train/a/1.png", "test/b/2.png"]):
         write(tmp_path / name, np.full((8, 8), i, np.uint8))
@@ -157,14 +164,20 @@ def test_a_cache_that_cannot_be_written(folder, monkeypatch):
 
 
 def test_files_that_become_unreadable_after_indexing(folder, caplog):
-    """Another image replaces the file, with a warning."""
+    """The next readable image of the split replaces each file, with a warning."""
     images = datasets.load(config(folder).data, "train")
-    (folder / "cats" / "0.png").write_bytes(b"")
+    names = [name for name in folders.index(folder).names if name not in held_out(folder)]
+    assert len(names) == len(images)
+    expected = [value(int(re.findall(r"\d+", name)[0])) for name in names]
+    for position in (3, 4, len(names) - 1):
+        (folder / names[position]).write_bytes(b"")
+    expected[3] = expected[4] = expected[5]
+    expected[-1] = expected[0]
     with caplog.at_level("WARNING", "absl"):
         pixels = images.pixels[np.arange(len(images))]
-    assert len(pixels) == len(images)
-    if "cats/0.png" not in held_out(folder):
-        assert re.search("cats/0.png: .*; another image replaces it", caplog.text)
+    assert pixels[:, 4, 4, 0].tolist() == expected
+    for position in (3, 4, len(names) - 1):
+        assert re.search(f"{names[position]}: .*; another image replaces it", caplog.text)
     shutil.rmtree(folder)
     with pytest.raises(InputError, match="can be read any more"):
         datasets.Images(preprocessing.Decoded(images.pixels._decode, 1, (8, 8, 3))).pixels[0]
@@ -438,9 +451,20 @@ def test_inspection(folder, tmp_path, capsys):
         assert Image.open(tmp_path / "w" / "data" / f"{split}.png").size[0] > 60
 
 
+def test_statistics_of_both_splits(tmp_path):
+    """The result describes the training images; the contact sheets show both splits."""
+    c = tiny.config(**{"data.dataset": "black_and_white"})
+    result = inspection.inspect(c, str(tmp_path))
+    assert (result["range"], result["mean"], result["std"]) == ((0, 0), [0], [0])
+    assert result["classes"] == {i: 1 + (i < 6) for i in range(10)}
+    for split, grey in (("train", 0), ("test", 255)):
+        picture = np.asarray(Image.open(tmp_path / "data" / f"{split}.png"))
+        assert picture[33, 33] == grey
+
+
 def test_the_largest_distance():
     x = np.random.default_rng(0).normal(size=(1200, 30)).astype(np.float32)
-    x[7], x[1100] = 9, -9
+    x[700], x[1100] = 9, -9  # Neither is in the first block.
     assert inspection.largest_distance(x) == pytest.approx(18 * np.sqrt(30), rel=1e-6)
 
 

@@ -36,6 +36,41 @@ def test_encoding_and_decoding(workdir):
     assert Image.open(folder / "round_trip.png").size == (16 * CELL, 8 * CELL)
 
 
+def test_measures_of_a_round_trip(tmp_path, monkeypatch):
+    """Codes are in units of the prior's deviation; decoding has an error of 0.1, once of 0.5."""
+    experiment = Experiment(tiny.config("ve.digits_ncsnpp_continuous"))
+    std = experiment.sde.prior_std
+    assert std > 4
+    x = np.asarray(latents.load_images(experiment, latents.ENCODED))
+
+    def encode(params, x):
+        return 3 * std * x, jnp.full(len(x), 7)
+
+    def decode(params, z):
+        return (z / (3 * std) + 0.1).at[5, 1, 2].add(0.4), None
+
+    codec = latents.Codec(experiment, {}, tmp_path, encode, decode)
+    monkeypatch.setattr(latents, "load_codec", lambda config, workdir, number: codec)
+    found = latents.encode(experiment.config, "")
+    assert found["largest error"] == pytest.approx(0.5, rel=1e-4)
+    assert found["mean error"] == pytest.approx(0.1 + 0.4 / x.size, rel=1e-4)
+    assert found["evaluations"] == 7
+    assert found["mean of codes"] == pytest.approx(3 * x.mean(), rel=1e-4)
+    assert found["std of codes"] == pytest.approx(3 * x.std(), rel=1e-4)
+    with np.load(tmp_path / "latents.npz") as arrays:
+        np.testing.assert_allclose(arrays["codes"], 3 * std * x, rtol=1e-5)
+        np.testing.assert_array_equal(arrays["images"], experiment.pixels(x))
+
+
+def test_held_out_images_are_encoded():
+    """They are white here, and the training images black; there are fewer than asked for."""
+    x = latents.load_images(Experiment(tiny.config(**{"data.dataset": "black_and_white"})), 20)
+    assert x.shape == (20, 8, 8, 1)
+    assert x.min() >= 2 * 255 / 256 - 1
+    # Noise makes grey levels continuous.
+    assert len(np.unique(x)) > 100
+
+
 @pytest.mark.parametrize("dataset", ["digits", "CIFAR10"])
 def test_pictures(workdir, dataset, tmp_path, capsys):
     """Pictures show held-out images or, if the data set cannot be read, samples."""

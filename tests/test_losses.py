@@ -10,7 +10,7 @@ import pytest
 import losses
 from models.score import ScoreModel, conventions
 from sde_lib import VESDE, VPSDE, SubVPSDE, expand
-from tests import gaussian, reference
+from tests import gaussian, programs, reference
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 SLOW_NETWORKS = ("net_smld_ncsn",)
@@ -186,3 +186,11 @@ def test_losses_by_noise_level(end):
     )
     assert sums.tolist() == [3, 0, 0, 4, 0, 0, 0, 0, 0, 8]
     assert counts.tolist() == [2, 0, 0, 1, 0, 0, 0, 0, 0, 1]
+
+
+def test_sums_by_noise_level_are_exact():
+    def sums(values, t):
+        return losses.by_noise_level(values, t, VPSDE())
+
+    exact = programs.exact_products(sums, jnp.ones(3), jnp.ones(3))
+    assert exact == [True]

@@ -8,7 +8,7 @@ import pytest
 from errors import InputError
 from metrics import distances
 from metrics.distances import Moments
-from tests import reference
+from tests import programs, reference
 
 
 def correlated_features(count, dims, seed=0):
@@ -119,6 +119,17 @@ def test_inception_score():
     constant, certain = np.full((7, 5), 3.0), np.tile(1e4 * np.eye(5), (4, 1))
     assert distances.inception_score(constant) == pytest.approx(1, rel=1e-12)
     assert distances.inception_score(certain) == pytest.approx(5, rel=1e-12)
+    # It is the exponential of the entropy of certain predictions, ...
+    shares = np.array([0.6, 0.3, 0.1])
+    certain = 1e4 * np.eye(3)[np.repeat([0, 1, 2], [6, 3, 1])]
+    entropy = -(shares * np.log(shares)).sum()
+    assert distances.inception_score(certain) == pytest.approx(math.exp(entropy), rel=1e-12)
+    # ... less the mean entropy of each prediction.
+    p = np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5], [0.9, 0.05, 0.05]])
+    entropies = [-(q[q > 0] * np.log(q[q > 0])).sum() for q in (*p, p.mean(0))]
+    expected = math.exp(entropies[3] - np.mean(entropies[:3]))
+    logits = np.log(np.maximum(p, 1e-300)) + np.array([[3.0], [-2], [500]])
+    assert distances.inception_score(logits) == pytest.approx(expected, rel=1e-10)
 
 
 def values(estimates):
@@ -149,6 +160,13 @@ def test_precision_and_recall(monkeypatch):
         assert values(distances.precision_recall(real + 1e4, real)) == (0, 0)
     with pytest.raises(InputError, match="5 and 3 images are too few for neighbor number 3"):
         distances.precision_recall(real, generated[:3])
+
+
+def test_products_are_exact():
+    """Distances to neighbors are compared, so that rounded products would count wrong images."""
+    x = np.ones((5, 3), np.float32)
+    exact = programs.exact_products(distances._squared_distances, x, x)
+    assert exact == [True]
 
 
 def test_jackknife():

@@ -13,12 +13,13 @@ from flax import nnx, traverse_util
 
 from configs.fields import INERT
 from errors import InputError
+from experiment import Experiment
 from models import NETWORKS, building, layers, networks_supporting, resample
 from models.classifier import WideResnet
 from models.ncsnpp import NCSNpp
 from pretrained import flax_format, parameter_names, stored_parameters
 from sde_lib import VESDE
-from tests import reference
+from tests import reference, tiny
 
 # Two recordings whose own float32 error is 3e-5 and 8e-5, measured against float64.
 ILL_CONDITIONED = ("ve_ncsn_cifar10_124", "ve_ncsn_celeba_5")
@@ -65,6 +66,64 @@ def test_recorded_networks(folder, kind):
     assert reference.image_error(ours, recorded) < 5e-4
     target = score(trained.params, io["x"][1], io["t"][1])
     assert reference.image_error(target, io["score_target"]) < max(bound, 2e-5)
+
+
+def learned(grads):
+    """The names of parameters by whether any entry of their gradient differs from 0."""
+    names = {True: set(), False: set()}
+    for path, grad in jax.tree.leaves_with_path(grads):
+        names[bool(np.any(grad))].add(jax.tree_util.keystr(path))
+    return names
+
+
+def fixed(params):
+    leaves = jax.tree.leaves_with_path(params)
+    return {jax.tree_util.keystr(path) for path, _ in leaves if building.is_fixed(path)}
+
+
+def random_params(shapes):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda a: 0.3 * rng.normal(size=a.shape).astype(np.float32), shapes)
+
+
+def test_fixed_parameters_are_those_without_a_gradient():
+    """They are the frequencies of Fourier features, in the score network and the classifier."""
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    t = jnp.array([0.3, 0.7])
+    changes = {"model.embedding_type": "fourier", "training.sde": "vesde", "model.fir": True}
+    experiment = Experiment(tiny.config(**changes), jax.devices()[:1])
+    classifier = experiment.classifier_network
+    graph, shapes = nnx.split(classifier, nnx.Param)
+
+    def of_score(params):
+        return jnp.square(experiment.score(params)(x, t)).sum()
+
+    def of_classifier(params):
+        return jnp.square(nnx.merge(graph, params)(x, t)).sum()
+
+    cases = (of_score, experiment.abstract_params), (of_classifier, nnx.to_pure_dict(shapes))
+    for function, like in cases:
+        params = random_params(like)
+        names = learned(jax.jit(jax.grad(function))(params))
+        assert names[False] == fixed(params)
+        (name,) = names[False]
+        assert name.endswith("['W']")
+
+
+@pytest.mark.parametrize(
+    ("name", "embedding"), [*((name, "") for name in NETWORKS), ("ncsnpp", "fourier")]
+)
+def test_fixed_parameters_of_all_networks(name, embedding):
+    """Only a Fourier embedding has parameters that are not trained."""
+    fields = {"ch_mult": (1, 1), "num_res_blocks": 1, "nf": 32, "attn_resolutions": (8,)}
+    fields |= {"embedding_type": embedding or "positional", "num_scales": 5}
+    options = NETWORKS[name].arguments(fields) | {"image_size": 16, "num_channels": 1}
+
+    def build():
+        return NETWORKS[name].build(**options, rngs=layers.Rngs(jax.random.key(0)))
+
+    params = nnx.to_pure_dict(nnx.split(building.abstract_network(build), nnx.Param)[1])
+    assert len(fixed(params)) == (embedding == "fourier")
 
 
 def test_recorded_classifier():

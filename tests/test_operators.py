@@ -8,6 +8,7 @@ import scipy.ndimage
 
 from controllable import operators
 from errors import InputError
+from tests import programs
 
 SHAPE = (6, 8, 3)
 SIZE = 6 * 8 * 3
@@ -75,6 +76,24 @@ def test_theorems(name):
     again = operator.from_measured(operator.to_measured(c))
     measured = np.broadcast_to(operator.measured, c_shape)
     np.testing.assert_allclose(again[:, measured], c[:, measured], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_products_are_exact(name):
+    """Measurements must not depend on the bits that accelerators leave out by default."""
+    operator, _ = OPERATORS[name]
+    x = jnp.zeros((1, *SHAPE))
+    y, c = operator.forward(x), operator.to_basis(x)
+
+    def everything(x, y, c):
+        pair = operator.to_basis(x), operator.from_basis(c)
+        back = operator.adjoint(y), operator.pseudo_inverse(y), operator.solution(y)
+        return pair, back, operator.forward(x), operator.observe(x, x, 0.1)
+
+    exact = programs.exact_products(everything, x, y, c)
+    assert all(exact)
+    has_products = ("channel_mean", "luma", "block_mean", "dense", "compressed_sensing")
+    assert bool(exact) == (name in has_products)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

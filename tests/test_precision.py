@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import PartitionSpec
 
 import sharding
@@ -12,9 +11,9 @@ from errors import InputError
 from experiment import Experiment
 from models.layers import Rngs, dropout
 from tests import tiny
+from tests.programs import equations
 from tests.test_training import run
 
-JAXPRS = Jaxpr, ClosedJaxpr
 NETWORK_CHANGES = {
     "NCSN++": {
         "model.embedding_type": "fourier",
@@ -49,16 +48,6 @@ def build_score(kind: str, **changes):
         return experiment.score(params, rngs)(x, t)
 
     return score, params, x
-
-
-def equations(jaxpr):
-    """Iterate over all equations of a program, including those of inner programs."""
-    for equation in jaxpr.eqns:
-        yield equation
-        values = list(equation.params.values())
-        for inner in jax.tree.leaves(values, is_leaf=lambda value: isinstance(value, JAXPRS)):
-            if isinstance(inner, JAXPRS):
-                yield from equations(getattr(inner, "jaxpr", inner))
 
 
 @pytest.mark.parametrize("kind", NETWORKS)

@@ -36,9 +36,11 @@ RED = Image.new("RGB", (4, 4), (255, 0, 0))
             (255, 255, 255),
         ),
         (encoded(Image.fromarray(np.full((4, 4), 257 * 9 + 100, np.uint16))), (9, 9, 9)),
+        (encoded(Image.fromarray(np.full((4, 4), 257 * 200 + 100, np.uint16))), (200, 200, 200)),
         (encoded(RED, "WEBP", lossless=True), (255, 0, 0)),
     ],
-    ids=["grey", "grey+alpha", "RGBA", "bits", "palette", "transparent palette", "16 bits", "webp"],
+    ids=["grey", "grey+alpha", "RGBA", "bits", "palette", "transparent palette"]
+    + ["16 bits, dark", "16 bits, bright", "webp"],
 )
 def test_modes_of_images(data, colour):
     assert (pixels(data) == colour).all()

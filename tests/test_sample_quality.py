@@ -75,16 +75,61 @@ def test_metrics_equal_those_of_all_features(folder):
     distance = distances.frechet_distance(*map(Moments.from_features, pools))
     assert entry["frechet"]["value"] == pytest.approx(distance, rel=1e-6)
     assert entry["frechet"]["name"] == "FD_n50"
-    assert entry["frechet"]["stderr"] > 0
-    kid = distances.kernel_distance(real, generated).value
-    assert entry["kid"]["value"] == pytest.approx(kid, rel=1e-5)
+    # Errors come from groups of shuffled images.
+    generated = generated[np.random.default_rng(0).permutation(50)]
+    real = np.random.default_rng(1).permutation(real)
+    without = []
+    for group in range(10):
+        rest = np.delete(generated, np.s_[group::10], 0)
+        moments = map(Moments.from_features, (rest, real))
+        without.append(distances.frechet_distance(*moments))
+    jackknife = distances.jackknife(distance, without)
+    assert entry["frechet"]["stderr"] == pytest.approx(jackknife.stderr, rel=1e-4)
+    assert entry["frechet"]["extrapolated"] == pytest.approx(jackknife.extrapolated, rel=1e-4)
+    kid = distances.kernel_distance(real, generated)
+    assert entry["kid"]["value"] == pytest.approx(kid.value, rel=1e-5)
+    assert entry["kid"]["stderr"] == pytest.approx(kid.stderr, rel=1e-4)
     assert entry["kid"]["pairs"] == [50, 1438]
-    precision = distances.precision_recall(real, generated).precision
-    assert entry["precision"]["value"] == pytest.approx(precision.value)
+    for name, expected in distances.precision_recall(real, generated)._asdict().items():
+        assert entry[name]["value"] == pytest.approx(expected.value)
+        assert entry[name]["stderr"] == pytest.approx(expected.stderr)
+    assert entry["precision"]["value"] != entry["recall"]["value"]
     assert entry["inception_score"] is None  # There are no logits.
     assert entry["reference"]["images"] == 1438
-    assert entry["frechet"]["extrapolated"] < distance
     json.dumps(entry, allow_nan=False)
+
+
+def entropy(counts):
+    shares = counts[counts > 0] / counts.sum()
+    return -(shares * np.log(shares)).sum()
+
+
+def test_error_of_the_inception_score():
+    """The jackknife leaves out one of ten groups; the score of certain labels is exp(entropy)."""
+    labels = np.random.default_rng(0).integers(0, 4, 40) ** 2 // 3
+    logits = 1e4 * np.eye(4)[labels]
+    reference = reference_statistics.Reference(Moments.from_features(np.ones((3, 2))), None, {})
+    extractor = unused_extractor(published=True)
+    sets = sample_quality_stage.FeatureSets(np.ones((40, 2)), logits, extractor, None, reference)
+    found = sample_quality_stage.inception_score(sets)
+    counts = np.bincount(labels, minlength=4)
+    assert found["value"] == pytest.approx(np.exp(entropy(counts)))
+    without = np.array(
+        [np.exp(entropy(counts - np.bincount(labels[g::10], minlength=4))) for g in range(10)]
+    )
+    stderr = np.sqrt(0.9 * np.square(without - without.mean()).sum())
+    assert found["stderr"] == pytest.approx(stderr)
+    assert found["name"] == "IS"
+    shuffled = sample_quality_stage.FeatureSets.shuffled(
+        labels[:, None], logits, extractor, reference
+    )
+    np.testing.assert_array_equal(shuffled.logits.argmax(1), shuffled.pool[:, 0])
+    assert (shuffled.pool[:, 0] != labels).any()
+
+
+@pytest.mark.parametrize(("legacy", "rounding"), [(True, "truncated"), (False, "nearest")])
+def test_the_rounding_of_samples_is_stated(folder, legacy, rounding):
+    assert measure(folder, **{"eval.legacy_rounding": legacy})["rounding"] == rounding
 
 
 def test_table_and_report(folder):
@@ -181,6 +226,20 @@ def test_the_classifier_of_the_digits(tmp_path, monkeypatch):
     again = features.make_extractor(experiment, tmp_path)
     assert (again.digest, again.label) == (extractor.digest, extractor.label)
     np.testing.assert_array_equal(again.extract(test[:5]).pool, pool[:5])
+    # Other labels or images need another classifier.
+    train = features.as_samples(experiment, experiment.train.pixels)
+    labels = experiment.train.labels
+    for images, classes in ((train, labels[::-1]), (train[::-1], labels)):
+        with pytest.raises(TypeError, match="not callable"):
+            features._load_or_train_classifier(images, classes, tmp_path)
+
+
+def test_images_in_the_format_of_samples():
+    """The 17 grey levels of the digits become 0 .. 255, whatever the dequantization."""
+    levels = np.arange(17, dtype=np.uint8).reshape(1, 17, 1, 1)
+    found = features.as_samples(Experiment(config()), levels)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found.ravel(), np.round(np.arange(17) * 255 / 16))
 
 
 # --- statistics ---

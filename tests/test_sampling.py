@@ -34,6 +34,26 @@ def to_recorded_range(inverse_scaler, x):
     return x if inverse_scaler == "x" else (x + 1) / 2
 
 
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+def test_samples_of_the_prior(sde):
+    """Their noise has the prior's deviation, and is not the noise of any step of a sampler."""
+    shape = (3, 8, 8, 3)
+    noise = np.asarray(sampling.prior_sample(KEYS, sde, shape)) / sde.prior_std
+    assert abs(noise.std() - 1) < 0.1
+    others = [KEYS, *(sampling.fold_in(KEYS, i) for i in range(20))]
+    for keys in others:
+        other = np.asarray(sampling.standard_normal(keys, shape))
+        assert not np.isin(noise, other).any()
+
+
+def test_the_key_of_the_prior_is_that_of_no_step():
+    keys = jax.random.key_data(
+        jax.vmap(lambda i: jax.random.fold_in(KEYS[0], i))(jnp.arange(20_000))
+    )
+    prior = jax.random.key_data(jax.random.fold_in(KEYS[0], sampling.PRIOR))
+    assert not (keys == prior).all(-1).any()
+
+
 @pytest.mark.parametrize("case", list(reference.notes("samplers")["step"]))
 def test_recorded_steps(monkeypatch, case):
     note, a = reference.notes("samplers")["step"][case], reference.arrays("samplers")

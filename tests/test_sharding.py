@@ -1,6 +1,7 @@
 """The training state split over devices: the rule, the messages, and the same result."""
 
 import collections
+import dataclasses
 import math
 
 import jax
@@ -39,6 +40,91 @@ def test_which_axis_is_split():
     tree = {shape: jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes}
     shardings = sharding.shard_largest_axis(mesh, tree)
     assert {shape: each.spec for shape, each in shardings.items()} == shapes
+
+
+def test_small_arrays_are_not_split():
+    mesh = sharding.make_mesh(jax.devices())
+    below, above = (jax.ShapeDtypeStruct((size, 8), jnp.float32) for size in (511, 512))
+    specs = [each.spec for each in sharding.shard_largest_axis(mesh, [below, above])]
+    assert specs == [PartitionSpec(), PartitionSpec("data")]
+
+
+# --- rows of several processes --------------------------------------------------------------------
+
+
+class Client:
+    """The process of a stand-in for a device."""
+
+    def __init__(self, process: int) -> None:
+        self.process_index = lambda: process
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A stand-in for a device of any process, as the process of `client` sees it."""
+
+    id: int
+    process_index: int
+    client: Client
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+PROCESSES = [(0, 0, 1, 1), (0, 1, 0, 1), (1, 0, 0, 1), (2, 0, 1, 0, 2, 1)]
+
+
+def mesh_of(processes, process):
+    client = Client(process)
+    return sharding.make_mesh([Device(i, each, client) for i, each in enumerate(processes)])
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_processes_divide_the_rows_of_a_batch(processes):
+    """Each row is loaded once, by the process whose device holds it."""
+    mesh, size = mesh_of(processes, 0), 5 * len(processes)
+    rows = [sharding.local_rows(mesh, size, process) for process in range(max(processes) + 1)]
+    assert sorted(np.concatenate(rows).tolist()) == list(range(size))
+    for process, mine in enumerate(rows):
+        assert {processes[row // 5] for row in mine} == {process}
+        assert (np.diff(mine) > 0).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_rows_of_all_processes_are_the_whole_batch(monkeypatch, processes, axis):
+    """`shard` gives each device the rows of its index, from those that its process has loaded."""
+    size = 3 * len(processes)
+    batch = np.arange(2 * size * 2).reshape((size, 2, 2) if axis == 0 else (2, size, 2))
+    found = np.full(batch.shape, -1)
+
+    def place(shape, where, part):
+        assert shape == batch.shape
+        for device, index in where.devices_indices_map(shape).items():
+            if device.process_index == process:
+                found[index] = part(index)
+
+    monkeypatch.setattr(jax, "make_array_from_callback", place)
+    for process in range(max(processes) + 1):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        mesh = mesh_of(processes, process)
+        sharding.shard(mesh, np.take(batch, sharding.local_rows(mesh, size), axis), axis)
+    np.testing.assert_array_equal(found, batch)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_order_of_devices_does_not_change_a_batch(axis):
+    mesh = sharding.make_mesh([jax.devices()[i] for i in (2, 0, 3, 1)])
+    batch = {"a": np.arange(64).reshape(8, 8), "b": np.arange(24.0).reshape(8, 3)[:, [0, 1, 2] * 8]}
+    found = sharding.shard(mesh, batch, axis)
+    for name, array in batch.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].sharding == sharding.along_axis(mesh, axis)
+    complete = sharding.shard_complete(mesh, batch)
+    np.testing.assert_array_equal(complete["a"], batch["a"])
+    assert sharding.local_rows(mesh, 8).tolist() == list(range(8))
+
+
+# --- the state ------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("_small")

@@ -1,20 +1,25 @@
 """Training: recorded official steps, devices, restarts, damaged files and non-finite losses."""
 
+import functools
 import json
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import checkpoints as checkpoint_files
 import datasets
 import experiment as experiments
+import factory
 import losses
 import sde_lib
 import train_state
 import training
 import workdir as files
+from auxiliary import fitting
 from checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
 from configs.default import complete
 from errors import InputError
@@ -118,9 +123,163 @@ def test_held_out_batches_cover_all_images(monkeypatch):
     monkeypatch.setattr(experiment, "held_out_loss", lambda ema, batch, key: (np.ones(64),) * 2)
     rounds = len(datasets.rounds(experiment.test, 64))
     assert rounds == 6  # which has a factor in common with 3
+    counts = []
     for step in range(3, 3 * rounds + 1, 3):
-        training.held_out_batch(experiment, {}, step)
+        per_image, levels = training.held_out_batch(experiment, {}, step)
+        counts.append(len(per_image))
+        assert levels.tolist() == [[0] * 9 + [counts[-1]]] * 2
     assert set().union(*used) == set(range(len(experiment.test)))
+    # No image counts twice.
+    assert sum(counts) == len(experiment.test)
+
+
+def test_held_out_batches_are_test_images(monkeypatch):
+    """They are white here, and the training images black; the noise changes with the step."""
+    experiment = experiments.Experiment(tiny.config(**{"data.dataset": "black_and_white"}))
+    seen = []
+
+    def loss(ema, batch, key):
+        seen.append((ema, np.asarray(batch.pixels), jax.random.key_data(key).tolist()))
+        return np.ones(16), np.ones(16)
+
+    monkeypatch.setattr(experiment, "held_out_loss", loss)
+    for step in (3, 6):
+        training.held_out_batch(experiment, "the EMA", step)
+    assert all(ema == "the EMA" and (pixels == 255).all() for ema, pixels, _ in seen)
+    assert seen[0][2] != seen[1][2]
+    assert next(training._batches(experiment, 0)).pixels.max() == 0
+
+
+def test_held_out_loss_and_samples_are_those_of_the_ema(tmp_path, monkeypatch):
+    used = []
+
+    def held_out(experiment, ema, step):
+        used.append(jax.device_get(ema))
+        return np.ones(16), np.ones((2, 10))
+
+    def sample(self, params, first, count):
+        used.append(jax.device_get(params))
+        return factory.Samples(np.zeros((count, 8, 8, 1), np.uint8), np.zeros(count), None)
+
+    monkeypatch.setattr(training, "held_out_batch", held_out)
+    monkeypatch.setattr(experiments.Experiment, "sample_images", sample)
+    config = tiny.config(**{"training.n_iters": 2, "training.snapshot_sampling": True})
+    state = training.train(config, str(tmp_path))
+    assert len(used) == 2
+    assert not identical(state.ema, state.params)
+    assert all(identical(each, state.ema) for each in used)
+
+
+def test_when_logs_and_checkpoints_are_due():
+    """In calls of three steps, once a multiple of the frequency is reached, and at the end."""
+    steps = [step for step in range(3, 28, 3) if training._is_due(step, 7, 3, 27)]
+    assert steps == [9, 15, 21, 27]
+
+
+def test_the_last_step_ends_a_call():
+    config = tiny.config(**{"training.n_iters": 10, "training.n_jitted_steps": 3})
+    assert [training.last_step(start, config) for start in (0, 2, 9)] == [9, 8, 9]
+
+
+def test_a_continued_run_takes_the_next_batches(monkeypatch):
+    """Step 4, in calls of two steps, follows the batches 0 and 1 of two steps each."""
+    config = tiny.config(**{"training.n_jitted_steps": 2})
+    experiment, optimizer = experiments.Experiment(config), train_state.make_optimizer(config.optim)
+
+    def batches(experiment, first):
+        raise Killed(first)
+
+    monkeypatch.setattr(training, "_batches", batches)
+    state = train_state.TrainState(jnp.int32(4), {}, {}, ())
+    with pytest.raises(Killed, match="^2$"):
+        training._run(experiment, optimizer, state, 6, None, None)
+
+
+# --- optimizer ------------------------------------------------------------------------------------
+
+
+def example_params(**fixed):
+    """Parameters of several shapes; `fixed` ones are frequencies of Fourier features."""
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (3, 4), "bias": (4,), "Wide": (2, 2)}
+    dense = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return {"layers": {"0": dense, "fourier": fixed}, "bias": np.ones(3, np.float32)}
+
+
+@pytest.mark.parametrize("grad_clip", [0.0, 0.5, 1e3])
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_the_optimizer_is_that_of_optax(grad_clip, warmup):
+    """Adam with decoupled weight decay, warm-up, and clipping of gradients above the limit."""
+    options = {"lr": 0.1, "beta1": 0.8, "eps": 1e-3, "weight_decay": 0.3}
+    config = tiny.config().optim
+    config.update(grad_clip=grad_clip, warmup=warmup, **options)
+    rates = optax.linear_schedule(0.0, 0.1, 4) if warmup else 0.1
+    expected = optax.adamw(rates, b1=0.8, eps=1e-3, weight_decay=0.3)
+    if grad_clip:
+        expected = optax.chain(optax.clip_by_global_norm(grad_clip), expected)
+    results, rng = [], np.random.default_rng(1)
+    grads = [
+        jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), example_params())
+        for _ in range(6)
+    ]
+    for optimizer in (expected, train_state.make_optimizer(config)):
+        params = example_params()
+        state = optimizer.init(params)
+        for grad in grads:
+            updates, state = optimizer.update(grad, state, params)
+            params = optax.apply_updates(params, updates)
+        results.append((params, state))
+    for a, b in zip(*map(leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_frequencies_of_fourier_features_do_not_decay():
+    """With zero gradients all other parameters shrink by the rate times the decay."""
+    params = example_params(W=np.ones(5, np.float32))
+    optimizer = train_state.adamw(0.1, 0.3)
+    state = optimizer.init(params)
+    assert jax.tree.structure(state) == jax.tree.structure(optax.adamw(0.1).init(params))
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    after = optax.apply_updates(params, updates)
+    assert identical(after["layers"]["fourier"], params["layers"]["fourier"])
+    after["layers"].pop("fourier")
+    for a, b in zip(leaves(after), leaves(example_params()), strict=True):
+        np.testing.assert_allclose(a, (1 - 0.1 * 0.3) * b, rtol=1e-6)
+
+
+def test_global_norm():
+    """It is the norm of arrays of every rank, as one vector."""
+    tree = example_params(W=np.ones(5, np.float32)) | {"scalar": np.float32(2)}
+    assert float(train_state.global_norm(tree)) == pytest.approx(norm(tree), rel=1e-6)
+
+
+def test_one_update():
+    """The moving average follows the new parameters; the step is counted."""
+    params, ema = {"a": jnp.array([1.0])}, {"a": jnp.array([10.0])}
+    optimizer = optax.sgd(0.5)
+    state = train_state.TrainState(jnp.int32(4), params, ema, optimizer.init(params))
+    after = train_state.update(state, {"a": jnp.array([4.0])}, optimizer, 0.9)
+    assert (after.step, after.params["a"]) == (5, -1.0)
+    assert float(after.ema["a"][0]) == pytest.approx(0.9 * 10 + 0.1 * -1)
+    fresh = train_state.create(params, optimizer)
+    assert (fresh.step, fresh.ema) == (0, params)
+
+
+@pytest.mark.parametrize("checksum", [checkpoint_files._checksum, fitting.checksum])
+def test_checksums_depend_on_every_array(checksum):
+    tree = jax.tree.map(jnp.asarray, example_params(W=np.ones(5, np.float32)))
+    arrays, structure = jax.tree.flatten(tree)
+    found = [checksum(tree)]
+    for i, array in enumerate(arrays):
+        last = array.at[(-1,) * array.ndim].add(1e-3)
+        found.append(checksum(structure.unflatten([*arrays[:i], last, *arrays[i + 1 :]])))
+    assert len(set(found)) == len(arrays) + 1
+    swapped = [arrays[-1], *arrays[1:-1], arrays[0]]
+    assert checksum(structure.unflatten(swapped)) not in found
+    assert checksum(jax.tree.map(jnp.copy, tree)) == found[0]
+
+
+# --- runs -----------------------------------------------------------------------------------------
 
 
 def run(config, devices=None):
@@ -168,6 +327,34 @@ def test_a_new_sde_trains(monkeypatch):
     assert curve[-10:].mean() < 0.8 * curve[:3].mean()
 
 
+def test_conditional_networks_get_partly_hidden_labels(monkeypatch):
+    changes = {"data.num_classes": 10, "model.class_dropout": 0.5, "training.batch_size": 64}
+    experiment = experiments.Experiment(tiny.config(**changes))
+    batch, given = next(training._batches(experiment, 0)), []
+    labels = batch.labels[0]
+
+    def score(params, rngs, classes):
+        given.append(classes)
+        return lambda x, t: x
+
+    def value_and_grad(loss, params, part, count, **options):
+        assert loss(params, part)[1].shape == (64,)
+        raise Killed
+
+    monkeypatch.setattr(experiment, "score", score)
+    monkeypatch.setattr(losses, "value_and_grad", value_and_grad)
+    optimizer = optax.sgd(0.1)
+    one = datasets.Batch(batch.pixels[0], labels)
+    for step in (0, 1):
+        state = train_state.TrainState(jnp.int32(step), {}, {}, ())
+        with pytest.raises(Killed):
+            training.train_step(state, one, experiment=experiment, optimizer=optimizer)
+    first, second = map(np.asarray, given)
+    assert set(first[first != labels].tolist()) == {10}
+    assert 10 < (first == 10).sum() < 54
+    assert (first != second).any()
+
+
 def test_golden_step():
     """If a change is meant to alter training, update the numbers and the changelog."""
     curve, state = run(tiny.config(**{"training.n_iters": 3}), jax.devices()[:1])
@@ -202,19 +389,26 @@ class Killed(Exception):
 @pytest.mark.parametrize("killed_at", [1, 5])
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, trained, killed_at):
     config, whole = tiny.config(), trained[1]
-    collect = training.TrainingLog.collect
+    collect, steps = training.TrainingLog.collect, []
 
     def kill(self, step, metrics):
         if step == killed_at:
             raise Killed
         collect(self, step, metrics)
 
+    def record(self, step, metrics):
+        steps.append(step)
+        collect(self, step, metrics)
+
     with monkeypatch.context() as patch:
         patch.setattr(training.TrainingLog, "collect", kill)
         with pytest.raises(Killed):
             training.train(config, str(tmp_path / "killed"))
+    monkeypatch.setattr(training.TrainingLog, "collect", record)
     resumed = training.train(config, str(tmp_path / "killed"))
     assert identical(whole, resumed)
+    # There are backups of every other step.
+    assert steps == list(range(killed_at, 7))
     assert sorted(Checkpoints(tmp_path / "killed").snapshots()) == [1, 2]
 
 
@@ -249,20 +443,40 @@ def test_if_the_newest_checkpoints_are_damaged_the_previous_one_is_used(tmp_path
     assert sorted(Checkpoints(tmp_path / "w").snapshots()) == [1, 2]
 
 
-def test_changed_bytes_are_noticed(tmp_path, trained):
-    shutil.copytree(trained[0], tmp_path / "w")
-    files = [
-        path for path in (tmp_path / "w" / BACKUPS / "checkpoint_6").rglob("*") if path.is_file()
-    ]
+def change_a_byte(folder):
+    """Change one byte of the largest file of a checkpoint."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
     data = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 0x40
     data.write_bytes(bytes(content))
+
+
+def test_changed_bytes_are_noticed(tmp_path, trained):
+    shutil.copytree(trained[0], tmp_path / "w")
+    change_a_byte(tmp_path / "w" / BACKUPS / "checkpoint_6")
     checkpoints = Checkpoints(tmp_path / "w")
     like = train_state.to_checkpoint(trained[1])
     with pytest.raises(InputError, match="damaged"):
         checkpoints.restore(checkpoints.find()[0], like)
     assert identical(train_state.from_checkpoint(checkpoints.restore_latest(like)[0]), trained[1])
+
+
+def test_content_that_differs_from_its_checksum(tmp_path, monkeypatch):
+    """Orbax notices most changes itself."""
+    tree, checkpoints = {"a": jnp.arange(3.0)}, Checkpoints(tmp_path, create=True)
+    checksum = checkpoint_files._checksum
+    for number, wrong in ((1, 0), (2, 1)):
+        patched = functools.partial(lambda tree, wrong: checksum(tree) ^ wrong, wrong=wrong)
+        monkeypatch.setattr(checkpoint_files, "_checksum", patched)
+        checkpoints.save(BACKUPS, number, {"tree": tree}, step=number, config={})
+    checkpoints.close()
+    monkeypatch.setattr(checkpoint_files, "_checksum", checksum)
+    checkpoints = Checkpoints(tmp_path)
+    damaged, whole = checkpoints.find()
+    assert identical(checkpoints.restore(whole, {"tree": tree}), {"tree": tree})
+    with pytest.raises(InputError, match="is damaged: the checksum of tree is not the one"):
+        checkpoints.restore(damaged, {"tree": tree})
 
 
 def test_only_damaged_checkpoints_are_not_overwritten(tmp_path, trained):
@@ -363,11 +577,15 @@ def test_a_longer_run_may_continue_in_the_workdir(tmp_path, trained):
 
 
 def test_a_loss_that_is_not_finite_stops_training(tmp_path):
-    config = tiny.config(**{"optim.lr": 1e30, "optim.warmup": 3, "training.n_iters": 12})
+    """It is noticed before a state is saved, also if it is not logged then."""
+    changes = {"optim.lr": 1e30, "optim.warmup": 3, "training.n_iters": 12}
+    config = tiny.config(**changes, **{"training.log_freq": 100})
     message = r"Step [2-6]: the loss is (nan|inf|[0-9.e+]+) .* last good checkpoint is kept"
     with pytest.raises(InputError, match=message):
         training.train(config, str(tmp_path))
-    for found in Checkpoints(tmp_path).find():
+    kept = Checkpoints(tmp_path).find()
+    assert [found.step for found in kept] == [2]
+    for found in kept:
         like = {"ema": experiments.Experiment(config).abstract_params}
         restored = Checkpoints(tmp_path).restore(found, like)
         assert all(np.isfinite(leaf).all() for leaf in leaves(restored))

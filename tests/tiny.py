@@ -22,7 +22,14 @@ def noise(split: str, config: ml_collections.ConfigDict) -> Images:
     return Images(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
 
 
+def black_and_white(split: str, config: ml_collections.ConfigDict) -> Images:
+    """Black training images and white test images, each of which has another class."""
+    shape = (16, config.image_size, config.image_size, config.num_channels)
+    return Images(np.full(shape, 255 if split == "test" else 0, np.uint8), np.arange(16) % 10)
+
+
 datasets.DATASETS["noise"] = noise
+datasets.DATASETS["black_and_white"] = black_and_white
 
 
 def config(name: str = "vp.digits_ddpmpp_continuous", **changes) -> ml_collections.ConfigDict:

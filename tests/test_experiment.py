@@ -1,0 +1,140 @@
+"""The objects of a config: keys, splits, rounding to grey levels, rows, and EMA parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import experiment as experiments
+import sharding
+import train_state
+from checkpoints import SNAPSHOTS, Checkpoints
+from experiment import Experiment
+from tests import tiny
+from workdir import claim
+
+
+def test_each_purpose_and_seed_has_its_own_key():
+    both = [Experiment(tiny.config(seed=seed)) for seed in (0, 1)]
+    keys = [each.key(purpose) for each in both for purpose in experiments.PURPOSES]
+    data = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}
+    assert len(data) == 2 * len(experiments.PURPOSES)
+
+
+def test_splits():
+    experiment = Experiment(tiny.config(**{"data.dataset": "black_and_white"}))
+    assert experiment.train.pixels.max() == 0
+    assert experiment.test.pixels.min() == 255
+
+
+@pytest.mark.parametrize("dequantized", [True, False])
+@pytest.mark.parametrize("truncate", [True, False])
+def test_rounding_of_samples(dequantized, truncate):
+    """Samples are rounded to the nearest of 17 grey levels or, as in the official code, down."""
+    changes = {"data.uniform_dequantization": dequantized, "eval.legacy_rounding": truncate}
+    experiment = Experiment(tiny.config(**changes))
+    u = np.array([2.1, 2.9, 8.1, 8.9, 13.9])  # In units of the largest grey level, 16.
+    pixels = experiment.pixels(jnp.asarray(2 * u / 16 - 1))
+    levels = [2, 2, 8, 8, 13] if truncate else [2, 3, 8, 9, 14]
+    np.testing.assert_array_equal(pixels, np.round(np.array(levels) * 255 / 16))
+    # The intervals of dequantization divide the range of the model by 17.
+    third = experiment.pixels(jnp.asarray([2 * 2.6 / 16 - 1]))
+    assert third == round((2 if truncate or dequantized else 3) * 255 / 16)
+
+
+def test_flips_are_for_training_alone():
+    """`prepare` flips if it is asked to; the held-out loss does not ask."""
+    experiment = Experiment(tiny.config(**{"data.uniform_dequantization": False}))
+    u = np.zeros((64, 8, 8, 1), np.uint8)
+    u[:, :, 0] = 16
+    kept, flipped = (
+        np.asarray(experiment.prepare(experiment.key("train"), u, flip=flip))
+        for flip in (False, True)
+    )
+    assert (kept[:, :, 0] == 1).all()
+    assert 16 < (flipped[:, 0, 7, 0] == 1).sum() < 48
+    asked, prepare = [], experiment.prepare
+
+    def record(key, images, *, flip):
+        asked.append(flip)
+        return prepare(key, images, flip=flip)
+
+    experiment.prepare = record
+    batch = experiments.Batch(u)
+    jax.eval_shape(experiment.held_out_loss, experiment.abstract_params, batch, jax.random.key(0))
+    assert asked == [False]
+
+
+def test_training_batches_are_the_rows_of_this_process(monkeypatch):
+    experiment = Experiment(tiny.config(seed=5))
+    whole = experiment.batches(experiment.train, 16, labelled=True)[2]
+    rows = np.array([1, 2, 7, 11])
+    monkeypatch.setattr(sharding, "local_rows", lambda mesh, size: rows)
+    mine = experiment.batches(experiment.train, 16, labelled=True)[2]
+    np.testing.assert_array_equal(mine.pixels, whole.pixels[:, rows])
+    np.testing.assert_array_equal(mine.labels, whole.labels[:, rows])
+    other = Experiment(tiny.config(seed=6)).batches(experiment.train, 16)[2]
+    assert not np.array_equal(other.pixels, mine.pixels)
+
+
+def test_requested_classes_repeat():
+    experiment = Experiment(tiny.config(**{"guidance.classes": (7, 1, 4)}))
+    assert experiment.classes(np.arange(2, 7)).tolist() == [4, 7, 1, 4, 7]
+    assert Experiment(tiny.config()).classes(np.arange(3)) is None
+
+
+def test_hidden_classes():
+    """A share model.class_dropout of the labels becomes the number of classes, "no class"."""
+    changes = {"data.num_classes": 10, "model.class_dropout": 0.2, "model.conditional": True}
+    experiment = Experiment(tiny.config(**changes))
+    labels = np.arange(4000) % 10
+    found = np.asarray(experiment.hide_classes(jax.random.key(0), labels))
+    assert set(found[found != labels].tolist()) == {10}
+    assert 0.17 < (found == 10).mean() < 0.23
+    assert experiment.hide_classes(jax.random.key(0), None) is None
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def random_params(experiment, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda a: jax.device_put(rng.normal(size=a.shape).astype(a.dtype), a.sharding),
+        experiment.abstract_params,
+    )
+
+
+def test_a_state_and_its_checkpoint():
+    """Each part is stored under its own name, and restored from it."""
+    experiment = Experiment(tiny.config())
+    params, ema = (random_params(experiment, seed) for seed in (0, 1))
+    optimizer = train_state.make_optimizer(experiment.config.optim)
+    state = train_state.TrainState(jnp.int32(7), params, ema, optimizer.init(params))
+    trees = train_state.to_checkpoint(state)
+    assert trees["params"] is params
+    assert trees["ema"] is ema
+    assert train_state.from_checkpoint(trees) == state
+
+
+def test_trained_parameters_are_the_ema(tmp_path):
+    """Evaluation, latent codes and restoration use `trained` or `restore_ema`."""
+    experiment = Experiment(tiny.config())
+    params, ema, other = (random_params(experiment, seed) for seed in (0, 1, 2))
+    claim(tmp_path, experiment.config, "training")
+    checkpoints = Checkpoints(tmp_path, create=True)
+    for number, trees in (
+        (1, {"params": params, "ema": other}),
+        (2, {"params": params, "ema": ema}),
+    ):
+        checkpoints.save(SNAPSHOTS, number, trees, step=3, config=experiment.config.to_dict())
+    checkpoints.close()
+    found, restored = experiment.trained(str(tmp_path))
+    assert found.number == 2
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, restored, ema)))
+    first, restored = experiment.trained(str(tmp_path), 1)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, restored, other)))
+    # The same step and parameters; the checksums are those of the EMA.
+    identities = [experiment.identity(str(tmp_path), each) for each in (first, found)]
+    assert [each["step"] for each in identities] == [3, 3]
+    assert identities[0]["ema"] != identities[1]["ema"]
