@@ -121,7 +121,7 @@ class TrainingLog:
         self.fetched.append({name: values[finite] for name, values in metrics.items()})
         steps = range(self.step - len(loss) + 1, self.step + 1)
         for step, *values, is_finite in zip(steps, loss, norm, finite, strict=True):
-            self.latest = "the loss is {} and the gradient norm {}".format(*values)
+            self.latest = "the loss is {:.6g} and the gradient norm {:.6g}".format(*values)
             self.skipped = 0 if is_finite else self.skipped + 1
             if self.skipped > self.most_skipped:
                 times = f", in {self.skipped} steps in a row" if self.most_skipped else ""
@@ -158,11 +158,11 @@ class TrainingLog:
         speed = rate * self.batch_size
         self._scalars("training", loss=loss.mean(), grad_norm=norm.mean(), images_per_second=speed)
         self._levels("training", sums, counts)
-        means = (
-            f"{sums[i] / counts[i]:.3g} at t = {time_of(i, sums):.1f}"
+        means = [
+            f"{time_of(i, sums):.2f}: {sums[i] / counts[i]:.3g}"
             for i in np.flatnonzero(counts).tolist()
-        )
-        self.by_level = f" Mean losses up to step {self.step}: {', '.join(means)}."
+        ]
+        self.by_level = f" Mean losses by t up to step {self.step}: {', '.join(means)}."
         remaining = "unknown"
         if rate:
             remaining = tqdm.format_interval((self.total - self.step) / rate)

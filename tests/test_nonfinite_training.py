@@ -20,8 +20,6 @@ from tests.test_training import Killed, identical, leaves
 from tests.test_training_log import metrics
 from train_state import Rollbacks
 
-SGD = 0.1  # learning rate of the tiny run below
-
 
 class Run:
     """Training of one parameter vector, whose loss is NaN at chosen (step, rollbacks).
@@ -95,8 +93,8 @@ def test_stop(tmp_path, monkeypatch):
     with pytest.raises(NotFiniteError) as raised:
         run.train(tmp_path, "stop")
     assert str(raised.value) == (
-        "Step 5: the loss is nan and the gradient norm 2.0 at learning rate 0.001; they must be "
-        "finite. Mean losses up to step 4: 1 at t = 0.1, 1 at t = 0.3, 1 at t = 0.5, 1 at t = 0.7. "
+        "Step 5: the loss is nan and the gradient norm 2 at learning rate 0.001; they must be "
+        "finite. Mean losses by t up to step 4: 0.10: 1, 0.30: 1, 0.50: 1, 0.70: 1. "
         "Nothing more is saved; the last good checkpoint is kept. In another --workdir, lower "
         "optim.lr or optim.grad_clip, or choose another training.on_nonfinite (stop, skip or "
         "rollback)."
