@@ -113,10 +113,14 @@ class Rollbacks(NamedTuple):
         write_json(Path(workdir) / "rollbacks.json", self._asdict())
 
 
+ROLLBACKS = {"number": int, "step": int, "repeated": int}
+"""The schema of rollbacks.json."""
+
+
 def read_rollbacks(workdir: str | Path) -> Rollbacks:
     """Return the rollbacks of a run. Raise InputError if the file is damaged."""
     path = Path(workdir) / "rollbacks.json"
-    return Rollbacks(**read_json(path)) if path.exists() else Rollbacks()
+    return Rollbacks(**read_json(path, ROLLBACKS)) if path.exists() else Rollbacks()
 
 
 # --- optimizer ------------------------------------------------------------------------------------

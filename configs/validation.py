@@ -78,8 +78,8 @@ def check(config: Config, choices: Choices, num_devices: int, mode: str = "") ->
 def check_domains(config: Config, names: Mapping[str, Collection[str]]) -> Problems:
     """Yield a problem for each unknown field and each value outside of its field's domain."""
     flat = traverse_util.flatten_dict(config.to_dict(), keep_empty_nodes=True, sep=".")
-    for name, value in cast(dict[str, Any], flat).items():
-        value = {} if value is traverse_util.empty_node else value
+    for name, leaf in cast(dict[str, Any], flat).items():
+        value: Any = {} if leaf is traverse_util.empty_node else leaf
         if name in INERT:
             continue
         if name not in FIELDS:

@@ -256,7 +256,5 @@ def _entries(path: Path) -> Iterator[Entry]:
 
 
 def _open_log(path: Path) -> TextIO:
-    try:
+    with writing(path):
         return open(path, "a", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}. Remove it.") from error
