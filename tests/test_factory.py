@@ -73,7 +73,7 @@ def test_options_of_the_corrector():
     results = []
     for snr, n_steps_each in ((0.1, 1), (0.2, 1), (0.1, 3)):
         changes = {"sampling.snr": snr, "sampling.n_steps_each": n_steps_each}
-        expected, _ = sampling.predictor_corrector(
+        expected, *_ = sampling.predictor_corrector(
             KEYS,
             SCORE,
             SDE,

@@ -260,7 +260,8 @@ def test_conditional_networks_add_one_parameter(conditional):
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ""])
 def test_export(conditional, tmp_path, suffix):
     experiment, params = conditional
-    trained = pretrained.Trained(3, params, params, params, params, 2)
+    squares = jax.tree.map(np.square, params)  # Adam's second moments are not negative.
+    trained = pretrained.Trained(3, params, params, params, squares, 2)
     path = tmp_path / f"checkpoint_1{suffix}"
     if suffix == ".pth":
         pytest.importorskip(

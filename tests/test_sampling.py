@@ -186,7 +186,7 @@ def test_ancestral_sampling_of_a_point_mass(name, n):
         options = {"predictor": sampling.ancestral_sampling, "num_frames": n}
         return sampling.predictor_corrector(keys, score, sde, prior, steps, **options)
 
-    x, frames = run(keys, prior)
+    x, frames, _ = run(keys, prior)
     np.testing.assert_allclose(x, 0.4, atol=1e-5)
     np.testing.assert_allclose(frames[-1], x, atol=1e-6)  # The last step adds no noise.
     # Four standard errors of 10,000 entries.
@@ -226,7 +226,7 @@ def test_the_loop():
     x, steps = jnp.zeros((3, 1)), sde.discretize(4)
     updates = {"predictor": predictor, "corrector": corrector}
     with jax.disable_jit():
-        last_mean, frames = sampling.predictor_corrector(
+        last_mean, frames, _ = sampling.predictor_corrector(
             KEYS, None, sde, x, steps, **updates, **options
         )
     names, times, keys = zip(*events)

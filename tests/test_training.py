@@ -159,7 +159,9 @@ def test_held_out_loss_and_samples_are_those_of_the_ema(tmp_path, monkeypatch):
 
     def sample(self, params, first, count):
         used.append(jax.device_get(params))
-        return factory.Samples(np.zeros((count, 8, 8, 1), np.uint8), np.zeros(count), None)
+        return factory.Samples(
+            np.zeros((count, 8, 8, 1), np.uint8), np.zeros(count), None, np.full(count, -1)
+        )
 
     monkeypatch.setattr(training, "held_out_batch", held_out)
     monkeypatch.setattr(experiments.Experiment, "sample_images", sample)
@@ -184,7 +186,7 @@ def test_the_last_step_ends_a_call():
 def test_a_continued_run_takes_the_next_batches(monkeypatch):
     """Step 4, in calls of two steps, follows the batches 0 and 1 of two steps each."""
     config = tiny.config(**{"training.n_jitted_steps": 2})
-    experiment, optimizer = experiments.Experiment(config), train_state.make_optimizer(config.optim)
+    experiment = experiments.Experiment(config)
 
     def batches(experiment, first):
         raise Killed(first)
@@ -192,7 +194,7 @@ def test_a_continued_run_takes_the_next_batches(monkeypatch):
     monkeypatch.setattr(training, "_batches", batches)
     state = train_state.TrainState(jnp.int32(4), {}, {}, ())
     with pytest.raises(Killed, match="^2$"):
-        training._run(experiment, optimizer, state, 6, None, None)
+        training._run(experiment, None, state, 6, None, None, None)
 
 
 # --- optimizer ------------------------------------------------------------------------------------
