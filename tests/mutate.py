@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -128,12 +129,12 @@ def import_libraries() -> None:
         del sys.modules[name]
 
 
-def run_tests(root: Path, tests: Sequence[str]) -> int | None:
-    """Run tests in a copy of the checkout; return pytest's exit code, None after the time limit."""
+def run_tests(root: Path, tests: Sequence[str], limit: float = math.inf) -> int | None:
+    """Run tests in a copy of the checkout; return pytest's exit code, None after `limit` seconds."""
     child = os.fork()
     if not child:
         _run_pytest(root, tests)
-    deadline = time.monotonic() + TIMEOUT
+    deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
@@ -170,7 +171,7 @@ def verdict(mutation: Mutation, root: Path) -> str:
     text, wrong = path.read_text(), mutated(mutation, root)
     try:
         path.write_text(wrong)
-        code = run_tests(root, mutation.tests)
+        code = run_tests(root, mutation.tests, TIMEOUT)
     finally:
         path.write_text(text)
     if code is None or code in FAILED:
