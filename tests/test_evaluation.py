@@ -55,7 +55,7 @@ def evaluated(tmp_path_factory):
     return workdir, evaluation.evaluate(config(), workdir)
 
 
-def test_results(evaluated):
+def test_results(evaluated, tmp_path):
     workdir, results = evaluated
     folder = Path(workdir, "eval", "checkpoint_1")
     on_disk = json.loads((folder / "results.json").read_text())
@@ -72,11 +72,10 @@ def test_results(evaluated):
     stderr = loss.std(ddof=1) / np.sqrt(359)
     assert on_disk["loss"]["stderr"] == pytest.approx(stderr, rel=1e-6)
     # Metrics are those of the saved samples.
-    experiment = Experiment(config())
-    context = Context(
-        experiment, {}, folder, prepared=sample_quality_stage.prepare(experiment, Path(workdir))
-    )
-    again = sample_quality_stage.run(context)
+    extractor, reference = sample_quality_stage.prepare(Experiment(config()), Path(workdir))
+    features = extractor.extract(samples)
+    np.savez(tmp_path / "features.npz", pool=features.pool, logits=features.logits)
+    again = sample_quality_stage.measure([tmp_path / "features.npz"], extractor, reference)
     assert again["frechet"] == on_disk["metrics"]["frechet"]
     assert again["frechet"]["value"] > 1
 
