@@ -51,9 +51,12 @@ PURPOSES = (
     "classify",
     "restore",
     "measure",
-) + ("encode", "init_dequantizer", "init_classifier", "rollback")
-"""What random numbers are for; new ones are added at the end, which leaves the others as they are.
-"""
+    "encode",
+    "init_dequantizer",
+    "init_classifier",
+    "rollback",
+)
+"""What random numbers are for. Add new purposes at the end: the key depends on the position."""
 
 
 class Experiment:

@@ -66,7 +66,7 @@ def update(
 
 
 def keep_if(accepted: Array, updated: TrainState, before: TrainState) -> TrainState:
-    """Return `updated` if `accepted` (), else the state before the step with the new step number."""
+    """Return `updated` if `accepted` (), else `before` with the new step number."""
     kept = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), updated, before)
     return kept._replace(step=updated.step)
 

@@ -211,8 +211,8 @@ With 20 evaluations of the network (NFE) per image:
 --config.sampling.schedule={schedule} --config.sampling.num_steps=20
 ```
 
-Of the few-step solvers with 20 NFE, this one has the smallest distance on the network where it does
-worst, relative to the config's own sampler.
+Each few-step solver with 20 NFE has a distance on each of the three networks below, relative to
+that of the config's own sampler. The largest of the three is smallest for this solver.
 
 ## Trained networks
 
@@ -254,9 +254,9 @@ Written on {machine} by
 
 The distribution consists of ten Gaussians in images of 8x8x1 in [-1, 1], with the pixel means and
 variances of the ten classes of the digits and the exact score. The distance is that between {n}
-samples and the distribution itself. The distance of exact samples is {floor} (mean and standard deviation over 20 draws,
-the "floor"); differences of twice that deviation are not significant. All samplers start from the
-same noise. The row of a solver shows the schedule that is best at 10 and 20 NFE; NFE are stated in
+samples and the distribution itself. The distance of exact samples is {floor} (mean and standard
+deviation over 20 draws, the "floor"); differences of twice that deviation are not significant. All
+samplers start from the same noise. The row of a solver shows the schedule that is best at 10 and 20 NFE; NFE are stated in
 parentheses where they are below the column's. `churn` and `restart` have the values of the default
 config. PC has `reverse_diffusion` and `langevin` with snr 0.16 for VE, `euler_maruyama` and snr
 0.01 for VP and sub-VP.
@@ -267,8 +267,8 @@ DIFFUSERS = """## diffusers' schedulers
 The table compares the probability flow of the VP SDE for the distribution above, from the same
 noise, on the same noise levels (`log_snr`) and with the same score, for 64 images. It states the
 largest difference of any state, and root mean square errors of the samples against 1,000 steps of
-`dpm++_3m`. Its third-order solver is our `dpm++_3m_diffusers`. diffusers' DEIS cannot reach noise level 0, so that `deis` is compared without the last,
-denoising step. The remaining differences are due to orders: we lower the order only in the last
+`dpm++_3m`. The third-order solver of diffusers is our `dpm++_3m_diffusers`. Its DEIS cannot reach
+noise level 0, so `deis` is compared without the last, denoising step. The remaining differences are due to orders: we lower the order only in the last
 step, to noise-free data; diffusers also lowers it in the second-last step of `unipc_3` and, below
 15 steps, of `dpm++_3m_diffusers` and `deis`. The rest is float32 rounding.
 """

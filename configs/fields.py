@@ -233,8 +233,8 @@ TRAIN = {
         "stop",
         Name(("stop", "skip", "rollback"), exact=True),
         (TRAINING,),
-        "After a loss or gradient that is not finite: stop; skip the step; or go back to the newest "
-        "checkpoint and draw other noise.",
+        "After a loss or gradient that is not finite: stop; skip the step; or go back to the "
+        "newest checkpoint and draw other noise.",
     ),
     "training.shard_params": Field(
         False, FLAG, NOTHING, "Split parameters, EMA and optimizer state over the devices."

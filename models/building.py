@@ -19,7 +19,7 @@ FIXED = "W"
 
 
 def is_fixed(path: tuple) -> bool:
-    """Return whether the parameter at this path, as JAX's tree functions give it, is not trained."""
+    """Return whether the parameter at this path, in the form of `jax.tree`, is not trained."""
     return bool(path) and getattr(path[-1], "key", None) == FIXED
 
 

@@ -211,7 +211,7 @@ class TrainingLog:
 
 
 def time_of(level: int, sums: np.ndarray) -> float:
-    """Return the time in the middle of a noise level, as a share of T; `sums` has one entry each."""
+    """Return the middle of a noise level as a share of T; `sums` (levels,) has one entry each."""
     return (level + 0.5) / len(sums)
 
 

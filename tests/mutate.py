@@ -1,8 +1,8 @@
 """`make mutate`: check that the tests fail when a line of the code is wrong.
 
-`mutations.json` lists wrong lines, each with the tests that must notice it. Mutmut and Cosmic Ray
-run tests for every operator of every line, thousands of mutants; tests of this project take 2 to 60
-seconds each because JAX compiles, so the list is chosen by hand.
+`mutations.json` lists wrong lines, each with the tests that must notice it. The list is chosen by
+hand. Mutmut and Cosmic Ray would run tests for thousands of mutants, which takes too long: JAX
+compiles in most tests of this project.
 
 Mutations are applied to a copy of the checkout, which stays as it is. Libraries are imported once:
 pytest runs in forks of this process, which saves most of the time of a short test.
@@ -130,7 +130,7 @@ def import_libraries() -> None:
 
 
 def run_tests(root: Path, tests: Sequence[str], limit: float = math.inf) -> int | None:
-    """Run tests in a copy of the checkout; return pytest's exit code, None after `limit` seconds."""
+    """Run tests in a copy of the checkout; return the exit code, or None after `limit` seconds."""
     child = os.fork()
     if not child:
         _run_pytest(root, tests)

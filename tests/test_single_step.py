@@ -20,7 +20,7 @@ LEVELS = np.append(solvers.karras(10.0, 0.02, 10), 0.0)
 @pytest.mark.parametrize("last", [0.0, 0.02])
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_levels_are_those_of_the_noise(name, options, last):
-    """The level of each row is the standard deviation of the noise in y, for every solver.
+    """Each row states the standard deviation of the noise in y as its level, for every solver.
 
     All data are 0, so D = 0, the predicted noise is y / level, and y consists of noise only.
     """
