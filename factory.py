@@ -63,7 +63,8 @@ class Sampler:
     Attributes:
       run: (keys (B,), score, samples of the prior (B, ...)) -> Samples. That of sampling.method =
         'pc' has two more arguments, by name: a `constraint` for its loop, and `exchange`, a
-        function from its predictor to the one that it uses instead. The samplers of `make_flow`
+        function from its predictor to the one that it uses instead; the attribute `evaluations`
+        of the latter states its score evaluations in a step, if these are not one. The samplers of `make_flow`
         have the arguments (score, states (B, ...)).
       steps: the number of steps that `Samples.bad_step` counts; None if they are adaptive.
     """
@@ -195,9 +196,7 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
     options, steps = config.sampling, sde.discretize(config.model.num_scales)
     predictor = sampling.PREDICTORS[options.predictor.lower()]
     corrector = sampling.CORRECTORS[options.corrector.lower()]
-    evaluations = 0 if predictor is sampling.none else 1
-    if corrector is not sampling.none:
-        evaluations += options.n_steps_each
+    corrections = 0 if corrector is sampling.none else options.n_steps_each
     if options.probability_flow:
         predictor = functools.partial(predictor, probability_flow=True)
     run = functools.partial(
@@ -218,6 +217,9 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
         exchange: Callable[[sampling.Update], sampling.Update] = lambda predictor: predictor,
     ) -> Samples:
         chosen = exchange(predictor)
+        evaluations = corrections + getattr(chosen, "evaluations", 1)
+        if chosen is sampling.none:
+            evaluations = corrections
         x, frames, bad_step = run(
             keys, score, sde, x, steps, predictor=chosen, constraint=constraint
         )

@@ -22,10 +22,10 @@ from jax import Array
 
 from benchmarks.markdown import header, machine, row
 from configs.vp.digits_ddpmpp_continuous import get_config
+from controllable.methods import METHODS
 from experiment import Experiment
 from modes import restoration
 from modes.restoration import Problem
-from modes.restoration_tasks import METHODS
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from tests import gaussian_posterior
 

@@ -59,7 +59,7 @@ class Field(NamedTuple):
 
 FLAG, TEXT, NAME, EXACT_NAME = Flag(), Text(), Name(), Name(exact=True)
 FEATURES = ("inception", "inception_tf", "classifier")
-RESTORE_METHODS = ("projection", "dps", "ddrm", "pigdm", "moment_matching")
+RESTORE_METHODS = ("projection", "dps", "ddrm", "daps", "pigdm", "moment_matching")
 COUNT = Integer(1, 10**9)
 POSITIVE = Real(0, open_low=True)
 NOT_NEGATIVE = Real(0)
@@ -354,11 +354,20 @@ RESTORATION = {
         3, Integer(1, 10**6), (RESTORE,), "Conjugate-gradient iterations of moment_matching."
     ),
     "restore.prior_std": Field(
-        0.5, POSITIVE, (RESTORE,), "Standard deviation of pigdm's Gaussian prior, in model units."
+        0.5,
+        POSITIVE,
+        (RESTORE,),
+        "Standard deviation of the Gaussian prior of pigdm and daps, in model units.",
     ),
     "restore.scale": Field(1.0, POSITIVE, (RESTORE,), "Step size of dps."),
     "restore.eta": Field(0.85, SHARE, (RESTORE,), "Share of noise that ddrm draws again."),
     "restore.eta_b": Field(1.0, SHARE, (RESTORE,), "Weight of the measurement in ddrm."),
+    "restore.flow_steps": Field(
+        5, Integer(1, 10**6), (RESTORE,), "Evaluations of the network by daps at a noise level."
+    ),
+    "restore.langevin_steps": Field(
+        100, Integer(1, 10**6), (RESTORE,), "Langevin steps of daps; unused for linear operators."
+    ),
     "restore.official": Field(
         False, FLAG, (RESTORE,), "Projection with the two bugs of the official code."
     ),

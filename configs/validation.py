@@ -259,7 +259,8 @@ def check_shares(batch_size: int, num_devices: int, field: str) -> Problems:
 # --- modes ----------------------------------------------------------------------------------------
 
 NON_IMAGE_TASKS = ("compressed_sensing", "fourier")  # Their measurements are not images.
-STEPWISE_METHODS = ("projection", "dps", "ddrm")  # which need the steps of sampling.method = 'pc'
+# Methods that need the steps of sampling.method = 'pc'.
+STEPWISE_METHODS = ("projection", "dps", "ddrm", "daps")
 
 
 def check_classifier(config: Config, choices: Choices, num_devices: int) -> Problems:

@@ -14,53 +14,15 @@ have covariance prior_std^2 I. The other methods are biased.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from controllable.operators import Operator
+from controllable.measurements import Measurement, Observation
 from sampling import Constraint, Update, standard_normal
 from sde_lib import SDE, Score, Step, expand
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["operator", "noise_std"]
-)
-@dataclasses.dataclass(frozen=True, eq=False)
-class Measurement:
-    """y = A x + noise_std n for images x (B, H, W, C) with standard normal n; one y for each image.
-
-    A pytree with the leaf y, as are the scores that it guides. A sampler that treats images one by
-    one splits y with them.
-    """
-
-    operator: Operator
-    y: Array
-    noise_std: float = 0.0
-
-    @property
-    def solution_std(self) -> np.ndarray:
-        """Standard deviation (...) of `operator.solution(y)`; inf where nothing is measured."""
-        values = self.operator.singular_values
-        infinite = np.full(values.shape, np.inf, np.float32)
-        return np.divide(self.noise_std, values, where=values > 0, out=infinite)
-
-    def residual(self, x: Array) -> Array:
-        """Return the coefficients (B, ...) of U* (y - A x), 0 where nothing is measured."""
-        operator = self.operator
-        c = operator.from_measured(self.y) - operator.to_basis(x) * operator.singular_values
-        return jnp.where(operator.measured, c, 0)
-
-    def enforce(self, x: Array) -> Array:
-        """Return the image nearest to x among the solutions of A x = y; (B, H, W, C)."""
-        operator = self.operator
-        c = jnp.where(operator.measured, operator.solution(self.y), operator.to_basis(x))
-        return operator.from_basis(c)
 
 
 def denoiser(score: Score, sde: SDE, t: Array) -> Callable[[Array], tuple[Array, Array]]:
@@ -97,28 +59,28 @@ def pigdm(score: Score, sde: SDE, measurement: Measurement, *, prior_std: float 
 
 
 def moment_matching(
-    score: Score, sde: SDE, measurement: Measurement, *, iterations: int = 3
+    score: Score, sde: SDE, measurement: Observation, *, iterations: int = 3
 ) -> Score:
     """Guidance with the Gaussian that has the mean and covariance of x_0 given x_t.
 
     The method is that of Boys et al. 2023 (arXiv:2310.06721), with conjugate gradients as in Rozet
     et al. 2024 (arXiv:2405.13712, Algorithm 3). A call evaluates the score once and its gradient
     iterations + 1 times. For Gaussian data it is exact with as many iterations as y has entries.
-    For images, few iterations suffice. The Jacobian of a network is not quite symmetric and
+    A function that is
+    not linear is linearized at D. For images, few iterations suffice. The Jacobian of a network is not quite symmetric and
     positive definite, so an image stops iterating at a direction without positive curvature.
     """
-    operator, noise_var = measurement.operator, measurement.noise_std**2
 
-    def guided(measurement: Measurement, x: Array, t: Array) -> Array:
+    def guided(measurement: Observation, x: Array, t: Array) -> Array:
         d, pull_back, s = jax.vjp(denoiser(score, sde, t), x, has_aux=True)
         scale = expand(sde.var(t) / sde.alpha(t), x)
+        near = measurement.linearize(d)
 
         def covariance(v: Array) -> Array:
-            return operator.forward(scale * pull_back(operator.adjoint(v))[0]) + noise_var * v
+            return near.forward(scale * pull_back(near.adjoint(v))[0]) + near.noise_var * v
 
-        residual = operator.to_measured(measurement.residual(d))
-        v = conjugate_gradients(covariance, residual, iterations)
-        return s + pull_back(operator.adjoint(v))[0]
+        v = conjugate_gradients(covariance, near.residual, iterations)
+        return s + pull_back(near.adjoint(v))[0]
 
     return jax.tree_util.Partial(guided, measurement)
 
@@ -210,7 +172,7 @@ def projection_start(measurement: Measurement, x: Array, *, official: bool = Fal
 # --- predictors ---------------------------------------------------------------------------------
 
 
-def dps(predictor: Update, measurement: Measurement, *, scale: float = 1.0) -> Update:
+def dps(predictor: Update, measurement: Observation, *, scale: float = 1.0) -> Update:
     """Diffusion posterior sampling (Chung et al. 2023, arXiv:2209.14687, Algorithm 1).
 
     After each step of `predictor`, it subtracts `scale` times the gradient of |y - A D|. The
@@ -224,8 +186,7 @@ def dps(predictor: Update, measurement: Measurement, *, scale: float = 1.0) -> U
 
         def misfit(x: Array) -> tuple[Array, Array]:
             d, s = denoise(x)
-            squares = jnp.abs(measurement.residual(d).reshape(x.shape[0], -1)) ** 2
-            return jnp.sqrt(squares.sum(-1) + 1e-12).sum(), s
+            return measurement.misfit(d).sum(), s
 
         (_, s), gradient = jax.value_and_grad(misfit, has_aux=True)(x)
         shift = scale * expand(sde.alpha(t) ** 2 + sde.var(t), x) * gradient

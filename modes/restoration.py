@@ -29,15 +29,15 @@ import sampling
 import sharding
 from configs import remedies
 from configs.default import Config, complete
-from controllable import inverse_problems
-from controllable.inverse_problems import Measurement
+from controllable.measurements import Measurement
+from controllable.methods import METHODS, reconstruct
 from controllable.operators import Operator
 from errors import InputError, choose
 from experiment import Experiment
 from models.building import Params
 from modes import restoration_images
 from modes.restoration_images import image_range
-from modes.restoration_tasks import BLUR_TASKS, METHODS, TASKS
+from modes.restoration_tasks import BLUR_TASKS, TASKS
 from readers.files import read_npz
 from workdir import (
     Depends,
@@ -75,7 +75,7 @@ def restore(
     These are the root mean square of y - A x per measured entry, in units of the range of images,
     the number of score evaluations and, if the images are known, PSNR (dB) and SSIM of the
     reconstructions, of their mean and of the pseudo-inverse, each averaged over images. The sampler
-    is that of config.sampling; the methods 'dps' and 'ddrm' omit its corrector.
+    is that of config.sampling; the methods 'dps', 'ddrm' and 'daps' omit its corrector.
 
     Raises InputError for invalid values in config.restore, and for images, a workdir or a
     checkpoint that cannot be read.
@@ -201,28 +201,26 @@ def compile_solver(
     """Return the jitted, sharded solver for one reconstruction of each image of a batch.
 
     (params, y (B, ...), image indices (B,), index of the reconstruction) -> x (B, H, W, C), score
-    evaluations (B,) and `Samples.bad_step` (B,). If the measurement is free of noise, the last step
-    projects x onto A x = y, except with restore.official.
+    evaluations (B,) and `Samples.bad_step` (B,).
     """
-    options, sde = experiment.config.restore, experiment.sde
-    method, std = METHODS[options.method], noise_std(experiment)
+    options, std = experiment.config.restore, noise_std(experiment)
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
 
     @functools.partial(jax.jit, in_shardings=(whole, split, split, whole), out_shardings=split)
     def run(params: Params, y: Array, indices: Array, sample: Array) -> tuple[Array, Array, Array]:
-        measurement = Measurement(operator, y, std)
         root = jax.random.fold_in(experiment.key("restore"), sample)
-        keys = sampling.image_keys(root, indices)
-        prior = sampling.prior_sample(keys, sde, (len(y), *experiment.image_shape))
-        score, start, sampler_options = method.condition(
-            options, experiment.score(params), sde, measurement, prior
+        samples = reconstruct(
+            options.method,
+            options,
+            experiment.sampler,
+            sampling.image_keys(root, indices),
+            experiment.score(params),
+            experiment.sde,
+            Measurement(operator, y, std),
+            experiment.image_shape,
+            support=image_range(experiment),
         )
-        if not method.requires_pc:
-            score = inverse_problems.clip_denoised(score, sde, *image_range(experiment))
-        x, nfe, _, bad_step = experiment.sampler(keys, score, start, **sampler_options)
-        if std == 0 and not options.official:
-            x = measurement.enforce(x)
-        return x, nfe, bad_step
+        return samples.x, samples.nfe, samples.bad_step
 
     return run
 

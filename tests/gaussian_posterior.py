@@ -13,9 +13,9 @@ import sampling
 import solvers
 from configs.default import get_default_config
 from controllable import operators
-from controllable.inverse_problems import Measurement
+from controllable.measurements import Measurement
+from controllable.methods import METHODS
 from controllable.operators import Operator
-from modes.restoration_tasks import METHODS
 from sde_lib import SDE, Score, expand
 
 SHAPE, SIZE, STD = (4, 4, 1), 16, 0.5

@@ -10,7 +10,7 @@ import pytest
 
 import sampling
 from controllable import inverse_problems, operators
-from controllable.inverse_problems import Measurement
+from controllable.measurements import Measurement
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from tests import gaussian, gaussian_posterior, reference
 from tests.gaussian_posterior import measure

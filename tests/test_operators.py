@@ -170,12 +170,111 @@ def test_moments_of_kernels():
         np.testing.assert_allclose(moments, 12 * np.outer(along, along), atol=0.7)
 
 
+def grid(shape):
+    """Coordinates (rows, columns) of pixels, from the center."""
+    return np.stack(np.indices(shape)) - (np.array(shape).reshape(2, 1, 1) - 1) / 2
+
+
+def test_radon_at_right_angles_sums_columns_and_rows():
+    x = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    down, across, reverse = operators.radon((6, 8), [0, 90, 180])(jnp.asarray(x))
+    padding = (len(down) - 8) // 2
+    np.testing.assert_allclose(down[padding : padding + 8], x.sum(0), atol=1e-5)
+    np.testing.assert_allclose(reverse, down[::-1], atol=1e-4)
+    # Lines between two rows take the mean of both; the total is kept.
+    np.testing.assert_allclose(across.sum(), x.sum(), atol=1e-4)
+    np.testing.assert_allclose(down.sum(), x.sum(), atol=1e-4)
+
+
+@pytest.mark.parametrize("angle", [0.0, 30.0, 75.0, 120.0])
+def test_radon_of_a_gaussian(angle):
+    """Line integrals of a Gaussian at (a, b) are a Gaussian at the projection of (a, b)."""
+    rows, columns = grid((40, 40))
+    a, b, std = 4.0, -3.0, 3.0
+    x = np.exp(-((rows - a) ** 2 + (columns - b) ** 2) / (2 * std**2))
+    (found,) = operators.radon((40, 40), [angle])(jnp.asarray(x, jnp.float32))
+    along = np.arange(len(found)) - (len(found) - 1) / 2
+    radians = np.radians(angle)
+    center = np.cos(radians) * b - np.sin(radians) * a
+    expected = std * np.sqrt(2 * np.pi) * np.exp(-((along - center) ** 2) / (2 * std**2))
+    np.testing.assert_allclose(found, expected, atol=0.03 * expected.max())
+
+
+def test_coil_fourier():
+    """The measurement is the masked transform of the image times each sensitivity."""
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(2, 6, 8)) + 1j * rng.normal(size=(2, 6, 8))
+    known = rng.random((6, 8)) < 0.4
+    x = rng.normal(size=(6, 8))
+    expected = np.stack([np.fft.fft2(each * x, norm="ortho")[known] for each in maps])
+    found = operators.coil_fourier(maps, known)(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found[..., 0] + 1j * found[..., 1], expected, atol=1e-4)
+
+
+FUNCTIONS = {
+    "radon": operators.radon((6, 8), [0, 45, 100]),
+    "more measurements than pixels": operators.radon((6, 8), np.arange(0, 180, 12)),
+    "coil_fourier": operators.coil_fourier(np.exp(1j * grid((6, 8)))[:, :, :], FREQUENCIES),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_decompose(name):
+    """The decomposition of a function has its values, and the adjoint of its matrix."""
+    function = FUNCTIONS[name]
+    operator = operators.decompose(function, (6, 8))
+    a = matrix_of(jax.vmap(function), 6, 8)
+    np.testing.assert_allclose(matrix_of(operator.forward, 6, 8), a, atol=2e-3 * np.abs(a).max())
+    found = matrix_of(operator.adjoint, len(a))
+    np.testing.assert_allclose(found, a.T, atol=2e-3 * np.abs(a).max())
+    near = jax.linear_transpose(jax.vmap(function), jnp.zeros((1, 6, 8)))
+    y = jax.random.normal(jax.random.key(0), jax.vmap(function)(jnp.zeros((1, 6, 8))).shape)
+    np.testing.assert_allclose(near(y)[0].reshape(-1), a.T @ y.reshape(-1), atol=1e-3)
+
+
+BUILDERS = {
+    "block_mean": lambda shape: operators.block_mean(shape, 2),
+    "blur": lambda shape: operators.blur(shape, 0.6),
+    "motion_blur": lambda shape: operators.motion_blur(shape, 2.0, 30.0),
+    "compressed_sensing": lambda shape: operators.compressed_sensing(shape, 20),
+    "fourier_mask": lambda shape: operators.fourier_mask(FREQUENCIES, channels=len(shape) == 3),
+}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_events_without_channels(name):
+    """An operator of images (H, W) is that of images (H, W, 1), without the last axis."""
+    flat, image = BUILDERS[name]((6, 8)), BUILDERS[name]((6, 8, 1))
+    x = jax.random.normal(jax.random.key(0), (2, 6, 8))
+    y = flat.forward(x)
+    expected = image.forward(x[..., None])
+    np.testing.assert_allclose(y.reshape(2, -1), expected.reshape(2, -1), atol=1e-5)
+    assert flat.adjoint(y).shape == flat.pseudo_inverse(y).shape == x.shape
+    adjoint = image.adjoint(expected)[..., 0]
+    np.testing.assert_allclose(flat.adjoint(y), adjoint, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: operators.radon((6,), [0]), r"shape \(6,\) at 1 angles is not defined"),
+        (lambda: operators.radon((6, 8), []), "at 0 angles is not defined"),
+        (lambda: operators.coil_fourier(np.ones((2, 6, 8)), np.ones((8, 6))), "do not fit"),
+        (lambda: operators.decompose(jnp.square, (3,)), "The function is not linear"),
+        (lambda: operators.decompose(jnp.ravel, (80, 80)), "6400 entries; .* up to 4096"),
+    ],
+)
+def test_invalid_functions(build, message):
+    with pytest.raises(InputError, match=message):
+        build()
+
+
 INVALID = [
     (operators.block_mean, (4,), "Blocks of 4x4 pixels do not tile images of 6x8"),
     (operators.channel_mean, ((0.5, 0.5),), "do not fit images of 3 channels: give 3 weights"),
     (operators.convolution, (np.ones((7, 3)),), r"\(7, 3\) does not fit images of 6x8"),
     (operators.compressed_sensing, (0,), "0 measurements .* choose from 1 to 144"),
-    (operators.dense, (np.ones((3, 5)),), r"\(3, 5\) does not fit images .* 144 columns"),
+    (operators.dense, (np.ones((3, 5)),), r"\(3, 5\) does not fit events .* 144 columns"),
 ]
 
 

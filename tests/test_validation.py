@@ -78,7 +78,7 @@ def test_every_field_affects_known_groups_and_has_a_meaning():
 
 
 def test_names_in_the_table_are_those_of_the_registries():
-    restoration = importlib.import_module("modes.restoration_tasks")
+    restoration = importlib.import_module("controllable.methods")
     assert set(fields.FEATURES) == set(features.EXTRACTORS)
     assert set(fields.RESTORE_METHODS) == set(restoration.METHODS)
     stepwise = {name for name, method in restoration.METHODS.items() if method.requires_pc}

@@ -1,0 +1,185 @@
+"""What is known about an event x: measurements y of it, and how likely they are.
+
+All classes describe a batch, with one y for each event, and provide
+
+- `log_prob(x)`: log p(y | x) in nats (B,), up to a constant;
+- `misfit(x)`: a norm of y - f(x), (B,), as `controllable.inverse_problems.dps` reduces it;
+- `linearize(x)`: f near x, for `moment_matching`;
+
+except `LogLikelihood`, which has the first only.
+
+They are pytrees whose leaf is y, as are the scores that they guide. A sampler that treats events one
+by one splits y with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from controllable.operators import Operator
+
+SMALLEST_RATE = 1e-3
+"""Expected counts below this value count as this value, whose logarithm is finite."""
+
+
+class Linearization(NamedTuple):
+    """A measurement near an event x (B, *event): y = f(x) + J (x' - x) + noise.
+
+    Attributes:
+      residual: y - f(x), (B, ...).
+      forward, adjoint: products with J and its transpose, of batches.
+      noise_var: the variance of the noise, a scalar or of the shape of y.
+    """
+
+    residual: Array
+    forward: Callable[[Array], Array]
+    adjoint: Callable[[Array], Array]
+    noise_var: Array | float
+
+
+class Evidence(Protocol):
+    """What `daps` needs; see the module docstring."""
+
+    def log_prob(self, x: Array) -> Array: ...
+
+
+class Observation(Evidence, Protocol):
+    """What methods without a singular value decomposition need; see the module docstring."""
+
+    def misfit(self, x: Array) -> Array: ...
+
+    def linearize(self, x: Array) -> Linearization: ...
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["operator", "noise_std"]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measurement:
+    """y = A x + noise_std n for events x (B, *event), with standard normal n."""
+
+    operator: Operator
+    y: Array
+    noise_std: float = 0.0
+
+    @property
+    def solution_std(self) -> np.ndarray:
+        """Standard deviation (...) of `operator.solution(y)`; inf where nothing is measured."""
+        values = self.operator.singular_values
+        infinite = np.full(values.shape, np.inf, np.float32)
+        return np.divide(self.noise_std, values, where=values > 0, out=infinite)
+
+    def residual(self, x: Array) -> Array:
+        """Return the coefficients (B, ...) of U* (y - A x), 0 where nothing is measured."""
+        operator = self.operator
+        c = operator.from_measured(self.y) - operator.to_basis(x) * operator.singular_values
+        return jnp.where(operator.measured, c, 0)
+
+    def enforce(self, x: Array) -> Array:
+        """Return the event nearest to x among the solutions of A x = y; (B, *event)."""
+        operator = self.operator
+        c = jnp.where(operator.measured, operator.solution(self.y), operator.to_basis(x))
+        return operator.from_basis(c)
+
+    def misfit(self, x: Array) -> Array:
+        """Return |y - A x| (B,), measured in the range of A."""
+        return jnp.sqrt(self._squares(x) + 1e-12)
+
+    def log_prob(self, x: Array) -> Array:
+        """Return log p(y | x) (B,), up to a constant; noise_std must not be 0."""
+        return -0.5 * self._squares(x) / self.noise_std**2
+
+    def linearize(self, x: Array) -> Linearization:
+        """Return A, which is its own linearization."""
+        operator = self.operator
+        residual = operator.to_measured(self.residual(x))
+        return Linearization(residual, operator.forward, operator.adjoint, self.noise_std**2)
+
+    def _squares(self, x: Array) -> Array:
+        return jnp.square(jnp.abs(self.residual(x).reshape(x.shape[0], -1))).sum(-1)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["function", "noise_std"]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class GaussianMeasurement:
+    """y = f(x) + noise_std n for a differentiable function f of one event, with normal n."""
+
+    function: Callable[[Array], Array]
+    y: Array
+    noise_std: float
+
+    def misfit(self, x: Array) -> Array:
+        """Return |y - f(x)| (B,)."""
+        return jnp.sqrt(_square_sums(self.y - jax.vmap(self.function)(x)) + 1e-12)
+
+    def log_prob(self, x: Array) -> Array:
+        """Return log p(y | x) (B,), up to a constant; noise_std must not be 0."""
+        return -0.5 * _square_sums(self.y - jax.vmap(self.function)(x)) / self.noise_std**2
+
+    def linearize(self, x: Array) -> Linearization:
+        """Return f near x."""
+        return _linearize(self.function, self.y, x, lambda _: self.noise_std**2)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["function"])
+@dataclasses.dataclass(frozen=True, eq=False)
+class PoissonMeasurement:
+    """Counts y with independent Poisson distributions of rates f(x), for a differentiable f."""
+
+    function: Callable[[Array], Array]
+    y: Array
+
+    def misfit(self, x: Array) -> Array:
+        """Return |(y - f(x)) / sqrt(max(y, 1))| (B,) (Chung et al. 2023, Section 3.3)."""
+        difference = self.y - jax.vmap(self.function)(x)
+        return jnp.sqrt(_square_sums(difference / jnp.sqrt(jnp.maximum(self.y, 1))) + 1e-12)
+
+    def log_prob(self, x: Array) -> Array:
+        """Return log p(y | x) (B,), up to a constant."""
+        rates = self._rates(jax.vmap(self.function)(x))
+        logps = self.y * jnp.log(rates) - rates
+        return logps.reshape(len(logps), -1).sum(-1)
+
+    def linearize(self, x: Array) -> Linearization:
+        """Return f near x; the variance of a count is its rate."""
+        return _linearize(self.function, self.y, x, self._rates)
+
+    def _rates(self, predicted: Array) -> Array:
+        return jnp.maximum(predicted, SMALLEST_RATE)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["function"])
+@dataclasses.dataclass(frozen=True, eq=False)
+class LogLikelihood:
+    """A user's function of one event x, log p(y | x) up to a constant; differentiable."""
+
+    function: Callable[[Array], Array]
+
+    def log_prob(self, x: Array) -> Array:
+        """Return log p(y | x) (B,), up to a constant."""
+        return jax.vmap(self.function)(x)
+
+
+def _linearize(
+    function: Callable[[Array], Array],
+    y: Array,
+    x: Array,
+    variance: Callable[[Array], Array | float],
+) -> Linearization:
+    predicted, forward = jax.linearize(jax.vmap(function), x)
+    transpose = jax.linear_transpose(forward, x)
+    return Linearization(y - predicted, forward, lambda v: transpose(v)[0], variance(predicted))
+
+
+def _square_sums(values: Array) -> Array:
+    return jnp.square(values.reshape(values.shape[0], -1)).sum(-1)

@@ -1,0 +1,150 @@
+"""DAPS and general measurements against closed forms: Gaussian and gamma posteriors."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sampling
+from controllable import daps, inverse_problems
+from controllable.measurements import (
+    GaussianMeasurement,
+    LogLikelihood,
+    Measurement,
+    PoissonMeasurement,
+)
+from sde_lib import VESDE, VPSDE, SubVPSDE
+from tests import gaussian, gaussian_posterior
+from tests.gaussian_posterior import OPERATORS, SHAPE, SIZE, measure
+
+SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
+KEYS = sampling.image_keys(jax.random.key(0), jnp.arange(4000))
+
+
+def observations(noise_std):
+    """The same measurement of the sums of 2x2 blocks as an operator, a function and a density."""
+    operator = OPERATORS["block_mean"]
+    y = operator.forward(jnp.full((1, *SHAPE), 0.6))
+
+    def function(x):
+        return operator.forward(x[None])[0]
+
+    def log_prob(x):
+        return -0.5 * jnp.square((y[0] - function(x)) / noise_std).sum()
+
+    return {
+        "operator": Measurement(operator, y, noise_std),
+        "function": GaussianMeasurement(function, y, noise_std),
+        "density": LogLikelihood(log_prob),
+    }
+
+
+def repeat(measurement, count):
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, count, 0), measurement)
+
+
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("noise_std", [0.0, 0.2])
+def test_exact_for_isotropic_gaussian_data(sde, noise_std):
+    """With one step of the flow, m is E[x_0 | x_t], and the approximation of x_0 is exact."""
+    options = {"flow_steps": 1, "prior_std": gaussian_posterior.STD}
+    errors = measure(SDES[sde], "isotropic", "block_mean", noise_std, "daps", steps=40, **options)
+    assert errors.mean < 3 * errors.floor
+    assert errors.covariance < 0.1  # Its Monte-Carlo error is about 0.09.
+
+
+def test_bias_for_correlated_data():
+    """The bias of the mean is present and bounded; measured: 0.05 standard deviations."""
+    errors = measure(SDES["vp"], "correlated", "mask", 0.0, "daps", steps=60)
+    assert errors.mean < 0.15
+    assert errors.covariance < 0.3
+
+
+@pytest.mark.parametrize("steps", [1, 5, 40])
+@pytest.mark.parametrize("name", SDES)
+def test_flow(name, steps):
+    """One step gives the posterior mean; more converge to the flow of Gaussian data."""
+    sde, t, std = SDES[name], jnp.float32(0.4), 0.5
+    score = gaussian.score(sde, 0.3, std)
+    x = jax.random.normal(jax.random.key(0), (5, 3)) * sde.std(t)
+    end = daps.follow_flow(score, sde, x, t, steps)
+    mean = sde.posterior_mean(score(x, jnp.full(5, t)), x, t)
+    exact = gaussian.flow(sde, 0.3, std, np.asarray(x, np.float64), float(t), 1e-9)
+    error = np.abs(np.asarray(end) - exact).max()
+    if steps == 1:
+        np.testing.assert_allclose(end, mean, rtol=1e-4, atol=1e-4)
+        assert error > 0.1
+    assert error < {1: 10, 5: 0.25, 40: 0.03}[steps]
+
+
+@pytest.mark.parametrize("kind", ["operator", "function", "density"])
+def test_draws_follow_the_product_of_gaussians(kind):
+    """N(m, r^2 I) times N(y; A x, noise^2) has a known mean and covariance."""
+    noise_std, r, count = 0.3, 0.7, len(KEYS)
+    measurement = observations(noise_std)[kind]
+    m = jax.random.normal(jax.random.key(1), (1, *SHAPE))
+    draw = jax.jit(daps.draw_event, static_argnums=4)
+    x = draw(KEYS, repeat(measurement, count), jnp.repeat(m, count, 0), jnp.float32(r), 300)
+    operator = OPERATORS["block_mean"]
+    a = np.asarray(operator.forward(jnp.eye(SIZE).reshape(SIZE, *SHAPE)), np.float64)
+    a = a.reshape(SIZE, -1).T
+    y = a @ np.full(SIZE, 0.6)
+    covariance = np.linalg.inv(np.eye(SIZE) / r**2 + a.T @ a / noise_std**2)
+    mean = covariance @ (np.asarray(m).reshape(-1) / r**2 + a.T @ y / noise_std**2)
+    x = np.asarray(x, np.float64).reshape(count, SIZE)
+    np.testing.assert_allclose(x.mean(0), mean, atol=4 * r / np.sqrt(count))
+    np.testing.assert_allclose(np.cov(x.T), covariance, atol=0.05 * r**2 + 0.01)
+
+
+def test_counts():
+    """Poisson counts of rate x, with a wide Gaussian around m, have a gamma posterior."""
+    count, y = len(KEYS), 7.0
+    measurement = PoissonMeasurement(lambda x: x, jnp.full((count, 1), y))
+    m = jnp.full((count, 1), 5.0)
+    x = jax.jit(daps.draw_event, static_argnums=4)(KEYS, measurement, m, jnp.float32(300.0), 400)
+    # Shape y + 1 and rate 1; the Gaussian of std 300 changes it by less than 1e-3.
+    assert np.mean(x) == pytest.approx(y + 1, abs=4 * np.sqrt((y + 1) / count))
+    assert np.var(x) == pytest.approx(y + 1, rel=0.12)
+
+
+def test_a_function_is_treated_as_its_operator():
+    """Misfit, log p(y | x) and the linearization agree with those of the operator."""
+    x = jax.random.normal(jax.random.key(2), (1, *SHAPE))
+    found = observations(0.3)
+    expected, function = found["operator"], found["function"]
+    np.testing.assert_allclose(function.misfit(x), expected.misfit(x), rtol=1e-4)
+    for each in (function, found["density"]):
+        np.testing.assert_allclose(each.log_prob(x), expected.log_prob(x), rtol=1e-4)
+    near, exact = function.linearize(x), expected.linearize(x)
+    np.testing.assert_allclose(near.residual, exact.residual, atol=1e-5)
+    np.testing.assert_allclose(near.forward(x), exact.forward(x), atol=1e-5)
+    v = jax.random.normal(jax.random.key(3), near.residual.shape)
+    np.testing.assert_allclose(near.adjoint(v), exact.adjoint(v), atol=1e-5)
+    assert near.noise_var == exact.noise_var == pytest.approx(0.09)
+
+
+def test_linearization_of_a_nonlinear_function():
+    """The derivative of x^2 is 2 x, and the variance of a count is its rate."""
+    x, y = jnp.array([[1.0, -2.0], [0.5, 0.0]]), jnp.ones((2, 2))
+    near = PoissonMeasurement(lambda x: x**2, y).linearize(x)
+    np.testing.assert_allclose(near.residual, 1 - x**2)
+    np.testing.assert_allclose(near.forward(jnp.ones((2, 2))), 2 * x)
+    np.testing.assert_allclose(near.adjoint(jnp.ones((2, 2))), 2 * x)
+    np.testing.assert_allclose(near.noise_var, jnp.maximum(x**2, 1e-3))
+    misfit = PoissonMeasurement(lambda x: x**2, 4 * y).misfit(x)
+    np.testing.assert_allclose(misfit, jnp.linalg.norm((4 - x**2) / 2, axis=1), rtol=1e-6)
+
+
+def test_moment_matching_guides_by_functions():
+    """The guided score of a function is that of its operator."""
+    sde, t = SDES["vp"], jnp.full(1, 0.3)
+    score = gaussian_posterior.exact_score(sde, gaussian_posterior.COVARIANCES["correlated"])
+    x = jax.random.normal(jax.random.key(0), (1, *SHAPE))
+    found = observations(0.2)
+    guided = [
+        inverse_problems.moment_matching(score, sde, found[kind], iterations=8)(x, t)
+        for kind in ("operator", "function")
+    ]
+    np.testing.assert_allclose(*guided, rtol=1e-3, atol=1e-3)
