@@ -353,8 +353,10 @@ class _Bosh3WithErrorSum(diffrax.Bosh3):
             terms, t0, t1, y0, args, solver_state, made_jump
         )
         (u, traces, total), (u_error, trace_errors, _) = y1, errors
-        # The stages in `info` are multiplied by the step length; the last is the one at t1.
-        du_ds = info["k"][0][-1] / (t1 - t0)
+        # The stages in `info` are multiplied by the step length; the last is the one at t1. An image
+        # that is done takes steps of length 0 until the others are; they must not divide by it,
+        # since the gradient of a value that is not used would be NaN.
+        du_ds = info["k"][0][-1] / jnp.where(t1 == t0, 1, t1 - t0)
         h = (1 - (TIME_EXPONENT * t1) ** 2) * du_ds
         tau = jnp.arctanh(TIME_EXPONENT * t1) / TIME_EXPONENT
         error = trace_errors.mean() - jnp.mean(u_error * (h / jnp.tanh(tau) + u))
@@ -367,4 +369,7 @@ def _error_norm(state: Any) -> Array:
     It is the larger of the root mean square of u and the mean of the traces per dimension.
     """
     u, traces, _ = state
-    return jnp.maximum(jnp.sqrt(jnp.mean(u**2)), jnp.abs(jnp.mean(traces)))
+    square = jnp.mean(u**2)
+    is_zero = square == 0  # In steps of length 0; the gradient of the root would be infinite.
+    root = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
+    return jnp.maximum(root, jnp.abs(jnp.mean(traces)))

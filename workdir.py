@@ -102,7 +102,7 @@ def check_config(folder: str | Path, config: Config, kind: str) -> None:
     can be read takes its place; a folder without either passes. A config that an older version
     wrote is completed with the defaults first.
     """
-    stored = _stored_config(Path(folder))
+    stored = stored_config(Path(folder))
     if stored is None:
         return
     now, before = dependencies(kind, config), dependencies(kind, stored)
@@ -127,7 +127,7 @@ CONFIG_SCHEMA = {
 }
 
 
-def _stored_config(folder: Path) -> Config | None:
+def stored_config(folder: Path) -> Config | None:
     """Return the config that a folder was made with, complete, or None if it states none."""
     path = folder / "config.json"
     found = checkpoints.newest_config(folder) if not os.path.lexists(path) else None

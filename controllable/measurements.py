@@ -158,16 +158,17 @@ class PoissonMeasurement:
         return jnp.maximum(predicted, SMALLEST_RATE)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=[], meta_fields=["function"])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["function"])
 @dataclasses.dataclass(frozen=True, eq=False)
 class LogLikelihood:
-    """A user's function of one event x, log p(y | x) up to a constant; differentiable."""
+    """A function (x, y) -> log p(y | x) of one event, up to a constant; differentiable in x."""
 
-    function: Callable[[Array], Array]
+    function: Callable[[Array, Array], Array]
+    y: Array
 
     def log_prob(self, x: Array) -> Array:
         """Return log p(y | x) (B,), up to a constant."""
-        return jax.vmap(self.function)(x)
+        return jax.vmap(self.function)(x, self.y)
 
 
 def _linearize(

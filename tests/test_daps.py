@@ -31,13 +31,13 @@ def observations(noise_std):
     def function(x):
         return operator.forward(x[None])[0]
 
-    def log_prob(x):
-        return -0.5 * jnp.square((y[0] - function(x)) / noise_std).sum()
+    def log_prob(x, y):
+        return -0.5 * jnp.square((y - function(x)) / noise_std).sum()
 
     return {
         "operator": Measurement(operator, y, noise_std),
         "function": GaussianMeasurement(function, y, noise_std),
-        "density": LogLikelihood(log_prob),
+        "density": LogLikelihood(log_prob, y),
     }
 
 

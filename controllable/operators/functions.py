@@ -47,7 +47,7 @@ def radon(shape: Shape, angles: Sequence[float] | np.ndarray) -> Callable[[Array
     sines, cosines = np.sin(angles)[:, None, None], np.cos(angles)[:, None, None]
     rows = (height - 1) / 2 + cosines * position - sines * offset
     columns = (width - 1) / 2 + sines * position + cosines * offset
-    coordinates = jnp.asarray(np.stack([rows, columns]), jnp.float32)
+    coordinates = [jnp.asarray(rows, jnp.float32), jnp.asarray(columns, jnp.float32)]
 
     def transform_plane(plane: Array) -> Array:
         values = jax.scipy.ndimage.map_coordinates(plane, coordinates, order=1, mode="constant")

@@ -1,0 +1,1 @@
+"""Samples, log-densities and posteriors of any score; `score_sde` exports the public names."""

@@ -1,0 +1,91 @@
+"""Seeds, sample shapes and batches of the Python API."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+
+import sampling
+from errors import InputError, NotFiniteError
+from factory import Sampler, Samples
+
+Seed = int | Array
+
+Draw = Callable[[Array, np.ndarray], Samples]
+"""(keys (B,), numbers of the events (B,)) -> samples."""
+
+
+def key_of(seed: Seed) -> Array:
+    """Return the key of a seed. Raises InputError unless it is an int or a key."""
+    if isinstance(seed, Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        return seed
+    if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
+        return jax.random.key(int(seed))
+    raise InputError(f"seed = {seed!r} must be an int or a key of jax.random.key.")
+
+
+def shape_of(sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:
+    """Return a sample shape as a tuple. Raises InputError for a negative number."""
+    is_number = isinstance(sample_shape, (int, np.integer))
+    shape = (int(sample_shape),) if is_number else tuple(sample_shape)
+    if any(length < 1 for length in shape):
+        raise InputError(f"sample_shape = {sample_shape!r} must hold positive numbers.")
+    return shape
+
+
+def count_of(sample_shape: int | tuple[int, ...]) -> int:
+    """Return the number of samples of a sample shape."""
+    return math.prod(shape_of(sample_shape))
+
+
+def in_batches(
+    draw: Draw,
+    count: int,
+    seed: Seed,
+    batch_size: int,
+    sampler: Sampler,
+    *,
+    first: int = 0,
+) -> Array:
+    """Return the events number first .. first + count - 1, computed in batches.
+
+    All batches have the same size, so that one program suffices. Raises NotFiniteError if an event
+    is not finite.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size = {batch_size} must be positive.")
+    size, events = min(count, batch_size), []
+    for start in range(0, count, size):
+        indices = np.arange(first + start, first + start + size)
+        samples = draw(sampling.image_keys(key_of(seed), indices), indices)
+        valid = min(size, count - start)
+        check_finite(samples.bad_step[:valid], sampler)
+        events.append(samples.x[:valid])
+    return jnp.concatenate(events)
+
+
+def check_finite(bad_step: Array, sampler: Sampler) -> None:
+    """Raise NotFiniteError if an event is not finite, unless the values are not known yet."""
+    if is_traced(bad_step):
+        return
+    failed = bad_step[bad_step > 0]
+    if not len(failed):
+        return
+    where = ""
+    if sampler.steps is not None:
+        where = f", the first one from evaluation {int(failed.min())} of {sampler.steps} on"
+    raise NotFiniteError(
+        f"{len(failed)} of {len(bad_step)} events are not finite{where}.",
+        "Raise steps, choose another sampler, or check the score at small times.",
+    )
+
+
+def is_traced(value: Array) -> bool:
+    """Return whether an array has no values yet, as inside of a function that JAX compiles."""
+    return isinstance(value, Tracer)

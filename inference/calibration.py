@@ -1,0 +1,189 @@
+"""Is the spread of posterior samples right? Tests by simulation, with a verdict in one sentence.
+
+For events x of the prior and measurements y of them, x and the samples given y follow the same
+distribution. So the rank of a statistic of x among those of the samples is uniform (simulation-based
+calibration: Talts et al. 2018, arXiv:1804.06788). The statistics are fixed random projections and
+entries of x; log p(y | x), which notices samples that ignore y (Modrak et al. 2023,
+arXiv:2211.02383); and the distance from a random reference point, whose rank gives the expected
+coverage of balls (TARP: Lemos et al. 2023, arXiv:2302.03026). Ranks near 0 and 1 are too frequent if
+samples are overconfident, that is, if their spread is too small.
+
+What is tested is the conditioning on y: x is drawn by the same score and sampler, so errors of the
+score are not noticed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+from matplotlib.figure import Figure
+
+from errors import InputError
+
+PROJECTIONS, ENTRIES = 8, 8  # statistics of each kind
+LOG_PROB, DISTANCE = "log p(y | x)", "distance (TARP)"
+SIGNIFICANCE = 0.01  # the probability that a correct posterior is called wrong, at most
+LEVELS = np.linspace(0, 1, 41)  # credibility levels of the coverage curve
+FEWEST = 20  # simulations and samples
+
+
+# --- statistics and ranks ---------------------------------------------------------------------
+
+
+def directions(shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
+    """Return the statistics of events: unit vectors (K, N), N entries of an event, and names."""
+    size = math.prod(shape)
+    rng = np.random.default_rng(0)
+    projections = rng.normal(size=(min(PROJECTIONS, size), size))
+    if size == 1:
+        projections = projections[:0]
+    projections /= np.linalg.norm(projections, axis=1, keepdims=True)
+    chosen = np.sort(rng.permutation(size)[:ENTRIES])
+    names = [f"projection {i}" for i in range(len(projections))]
+    for index in chosen:
+        position = ", ".join(str(i) for i in np.unravel_index(index, shape))
+        names.append(f"x[{position}]")
+    return np.concatenate([projections, np.eye(size)[chosen]]), names
+
+
+def ranks(truth: np.ndarray, samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the ranks (N, K) of truth (N, K) among samples (N, L, K), uniform in [0, 1] if right.
+
+    A rank is the share of samples below the truth, spread evenly over the interval of width
+    1 / (L + 1) that belongs to it. Values that differ by rounding only are ordered at random.
+    """
+    scale = np.abs(samples).max(1, keepdims=True) + np.abs(truth[:, None])
+    difference = samples - truth[:, None]
+    tied = np.abs(difference) <= 1e-5 * scale
+    below = (difference < 0) & ~tied
+    count = samples.shape[1]
+    ties = tied.sum(1)
+    position = below.sum(1) + rng.integers(0, ties + 1)
+    return (position + rng.random(position.shape)) / (count + 1)
+
+
+# --- verdict ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """The result of `Posterior.calibrate`.
+
+    Attributes:
+      ranks: (N, K) in [0, 1], of N simulations and K statistics.
+      names: of the statistics.
+      kind: 'calibrated', if no test rejects; 'overconfident', 'underconfident' or 'biased'.
+      verdict: one sentence.
+      p_values: of each statistic by the test of Kolmogorov and Smirnov, and of 'spread', a test of
+        the mean of (2 rank - 1)^2 over the statistics of x alone, which is 1/3 for uniform ranks.
+    """
+
+    ranks: np.ndarray
+    names: list[str]
+    kind: str
+    verdict: str
+    p_values: dict[str, float]
+
+    def coverage(self, level: float) -> tuple[float, float]:
+        """Return how often central intervals of credibility `level` contain x, and its error.
+
+        The mean is over the statistics of x alone, and its standard error over simulations.
+        """
+        inside = np.abs(2 * _of_x_alone(self.ranks, self.names) - 1) < level
+        shares = inside.mean(1)
+        return float(shares.mean()), float(shares.std(ddof=1) / math.sqrt(len(shares)))
+
+    def summary(self) -> dict:
+        """Return the result as JSON stores it."""
+        half, ninety = self.coverage(0.5), self.coverage(0.9)
+        return {
+            "verdict": self.verdict,
+            "kind": self.kind,
+            "simulations": len(self.ranks),
+            "coverage_50": half[0],
+            "coverage_50_stderr": half[1],
+            "coverage_90": ninety[0],
+            "coverage_90_stderr": ninety[1],
+            "significance": SIGNIFICANCE,
+            "p_values": self.p_values,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write `summary` and the ranks as JSON."""
+        content = self.summary() | {"names": self.names, "ranks": self.ranks.round(6).tolist()}
+        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+
+    def figure(self) -> Figure:
+        """Plot the distribution of ranks, and coverage against credibility, with error bands."""
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        count = len(self.ranks)
+        band = scipy.stats.kstwo.ppf(1 - SIGNIFICANCE, count)
+        for axes, values, title, label in (
+            (left, self.ranks, "Ranks (SBC, TARP)", "rank"),
+            (right, np.abs(2 * self.ranks - 1), "Coverage of central intervals", "credibility"),
+        ):
+            axes.fill_between(
+                LEVELS, LEVELS - band, LEVELS + band, color="0.85", label="99 % band if calibrated"
+            )
+            for column, name in enumerate(self.names):
+                style = {"color": "C3", "zorder": 3} if name == DISTANCE else {"color": "C0"}
+                share = (values[:, column, None] <= LEVELS).mean(0)
+                label_of = name if name == DISTANCE else ("statistics" if column == 0 else None)
+                axes.plot(LEVELS, share, linewidth=1, label=label_of, **style)
+            axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1)
+            axes.set(title=title, xlabel=label, ylabel="share of simulations", ylim=(0, 1))
+        left.legend(loc="upper left", fontsize=8)
+        figure.suptitle(self.verdict, fontsize=9, wrap=True)
+        return figure
+
+
+def judge(values: np.ndarray, names: list[str]) -> Calibration:
+    """Return the verdict on ranks (N, K). Raises InputError for fewer than FEWEST simulations."""
+    count = len(values)
+    if count < FEWEST:
+        raise InputError(
+            f"simulations = {count} are too few for a verdict; use {FEWEST} or more, better 200."
+        )
+    p_values = {
+        name: float(scipy.stats.kstest(values[:, i], "uniform").pvalue)
+        for i, name in enumerate(names)
+    }
+    spreads = np.square(2 * _of_x_alone(values, names) - 1).mean(1)
+    excess = (spreads.mean() - 1 / 3) / (spreads.std(ddof=1) / math.sqrt(count))
+    p_values["spread"] = float(2 * scipy.stats.t.sf(abs(excess), count - 1))
+    rejected = min(p_values.values()) * len(p_values) < SIGNIFICANCE
+    kind = "calibrated"
+    if rejected:
+        kind = "biased"
+        if p_values["spread"] * len(p_values) < SIGNIFICANCE:
+            kind = "overconfident" if excess > 0 else "underconfident"
+    found = Calibration(values, names, kind, "", p_values)
+    return dataclasses.replace(found, verdict=_sentence(found))
+
+
+def _of_x_alone(values: np.ndarray, names: list[str]) -> np.ndarray:
+    """Return the columns of ranks (N, K) that are projections and entries of x."""
+    return values[:, [i for i, name in enumerate(names) if name not in (LOG_PROB, DISTANCE)]]
+
+
+def _sentence(found: Calibration) -> str:
+    share, error = found.coverage(0.9)
+    measured = (
+        f"90 % intervals contain the truth in {100 * share:.1f} +- {100 * error:.1f} % of "
+        f"{len(found.ranks)} simulations"
+    )
+    if found.kind == "calibrated":
+        return f"No miscalibration was found: {measured}."
+    worst = min(found.p_values, key=lambda name: found.p_values[name])
+    reasons = {
+        "overconfident": "Overconfident: the spread of samples is too small",
+        "underconfident": "Underconfident: the spread of samples is too large",
+        "biased": "Biased: samples are not distributed as the truth is",
+    }
+    return f"{reasons[found.kind]}; {measured} (p = {found.p_values[worst]:.1g}, {worst})."

@@ -1,0 +1,265 @@
+"""`Prior`: a distribution that is given by its score, with samples, log-densities and posteriors."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import factory
+import likelihood
+import sampling
+from configs.default import Config, get_default_config
+from controllable.operators import Operator
+from errors import InputError
+from factory import Sampler, Samples
+from inference import compiled, settings
+from inference.batches import (
+    Seed,
+    check_finite,
+    count_of,
+    in_batches,
+    is_traced,
+    key_of,
+    shape_of,
+)
+from inference.posterior import Posterior
+from likelihood import TOLERANCE, Likelihood
+from sde_lib import SDE, Score
+
+EXACT_DIMS = 64  # entries of an event up to which the exact trace is the default
+PROBES = 4
+BATCH_SIZE = 1024
+ESTIMATED_FROM = 64  # samples from which the standard deviation of the data is estimated
+
+
+class Prior:
+    """The distribution whose noised versions have the score `score(x, t)` = grad_x log p_t(x).
+
+    Attributes:
+      score: x (B, *event_shape), t (B,) -> (B, *event_shape). A function, or a pytree of arrays
+        that can be called.
+      sde: the SDE that noises the data; `sde_lib`.
+      event_shape: the shape of one event, for example (2,), (H, W) or (H, W, C).
+      support: the smallest and the largest value of the data, if known.
+
+    Events of all methods have any number of leading batch axes. Random numbers follow from `seed`,
+    an int or a key of `jax.random`: event i depends on the seed and i, not on the batch size.
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        sde: SDE,
+        shape: tuple[int, ...],
+        *,
+        support: tuple[float, float] | None = None,
+    ) -> None:
+        """Check the score on two events. Raises InputError if its values do not fit."""
+        self.score, self.sde = score, sde
+        self.event_shape = tuple(int(length) for length in shape)
+        self.support = support
+        self.config = _general_config()
+        self._check_score()
+
+    # --- samples ------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        sample_shape: int | tuple[int, ...] = (),
+        seed: Seed = 0,
+        *,
+        sampler: str | None = None,
+        steps: int | None = None,
+        temperature: float = 1.0,
+        batch_size: int = BATCH_SIZE,
+        **options: Any,
+    ) -> Array:
+        """Draw samples (*sample_shape, *event_shape).
+
+        Args:
+          sample_shape: a number or a shape.
+          seed: an int or a key.
+          sampler: one of `settings.SAMPLERS`; by default a few-step solver.
+          steps: the number of steps of a few-step solver or of 'pc'.
+          temperature: the factor of the initial noise.
+          batch_size: the number of events that are computed at a time.
+          options: other fields of `config.sampling`, such as schedule, predictor, corrector, snr.
+
+        Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
+        """
+        chosen = settings.sampler(self.config, self.sde, sampler, steps, options)
+
+        def draw(keys: Array, indices: np.ndarray) -> Samples:
+            del indices
+            return compiled.draw(
+                self.score, self.sde, self.event_shape, chosen, keys, jnp.float32(temperature)
+            )
+
+        x = in_batches(draw, count_of(sample_shape), seed, batch_size, chosen)
+        return x.reshape(*shape_of(sample_shape), *self.event_shape)
+
+    @functools.cached_property
+    def std(self) -> float:
+        """The standard deviation of an entry of the data, estimated from samples."""
+        x = self.sample(ESTIMATED_FROM, seed=0)
+        return float(jnp.sqrt(jnp.mean(jnp.square(x - x.mean(0)))))
+
+    # --- densities ----------------------------------------------------------------------------
+
+    def log_prob(
+        self,
+        x: Array,
+        *,
+        seed: Seed = 0,
+        trace: str | None = None,
+        probes: int = PROBES,
+        tolerance: float = TOLERANCE,
+        return_error: bool = False,
+    ) -> Any:
+        """Return log p(x) in nats, of the batch shape of x (..., *event_shape).
+
+        p is the density of the probability-flow ODE at time sde.t_min (arXiv:2011.13456, Appendix
+        D.2). The result can be differentiated (in reverse mode) in x and in the arrays of the
+        score, also twice where the solver allows it.
+
+        Args:
+          x: events, in the range of the data of the score.
+          seed: of the probes; the same for all calls by default, so that log p is a function.
+          trace: 'exact', 'Rademacher' or 'Gaussian'; by default exact for up to EXACT_DIMS entries.
+          probes: random probes for each event, if the trace is not exact.
+          tolerance: of the steps of the solver, per dimension.
+          return_error: whether to return also the estimated error, in nats: that of the solver and,
+            for random probes, the standard error of the trace, added in quadrature. It does not
+            contain errors of the score.
+
+        Raises InputError for events of another shape or of integers.
+        """
+        found, batch_shape = self._likelihood(x, seed, trace, probes, tolerance)
+        logp = found.logp.reshape(batch_shape)
+        if not return_error:
+            return logp
+        count = found.per_probe.shape[1]
+        is_exact = self._trace(trace) == "exact" or count == 1
+        stderr = 0.0 if is_exact else found.per_probe.std(1, ddof=1) / math.sqrt(count)
+        return logp, jnp.hypot(found.error, stderr).reshape(batch_shape)
+
+    def _likelihood(
+        self, x: Array, seed: Seed, trace: str | None, probes: int, tolerance: float
+    ) -> tuple[Likelihood, tuple[int, ...]]:
+        x, batch_shape = self._batch(x)
+        keys = sampling.image_keys(key_of(seed), jnp.arange(len(x)))
+        drawn = likelihood.draw_probes(keys, x.shape, self._trace(trace), probes)
+        found = compiled.log_likelihood(self.score, self.sde, x, drawn, tolerance)
+        return found, batch_shape
+
+    def _trace(self, trace: str | None) -> str:
+        if trace is not None:
+            return trace
+        return "exact" if math.prod(self.event_shape) <= EXACT_DIMS else "Rademacher"
+
+    def encode(self, x: Array) -> Array:
+        """Return the latent codes of events, of the same shape, by the probability-flow ODE.
+
+        A code follows the prior of the SDE if its event follows the data (Section 4.3).
+        """
+        return self._flow(x, 0)
+
+    def decode(self, z: Array) -> Array:
+        """Return the events of latent codes; the inverse of `encode`."""
+        return self._flow(z, 1)
+
+    def _flow(self, x: Array, direction: int) -> Array:
+        x, batch_shape = self._batch(x)
+        flow = _flows(self.sde)[direction]
+        samples = compiled.follow_flow(self.score, flow, x)
+        check_finite(samples.bad_step, flow)
+        return samples.x.reshape(*batch_shape, *self.event_shape)
+
+    # --- posteriors ---------------------------------------------------------------------------
+
+    def posterior(
+        self,
+        y: Array | np.ndarray | None = None,
+        operator: Operator | Callable[[Array], Array] | None = None,
+        *,
+        noise: float | str | None = None,
+        log_likelihood: Callable[[Array, Array], Array] | None = None,
+        method: str | None = None,
+        **options: Any,
+    ) -> Posterior:
+        """Return the `Posterior` of x given the measurement y = f(x) + noise.
+
+        Args:
+          y: the measurement, or several with leading batch axes.
+          operator: f, an `Operator` (`score_sde.operators`), or any differentiable function of one
+            event.
+          noise: the standard deviation of Gaussian noise, or 'poisson' for counts of rate f(x).
+          log_likelihood: instead of operator and noise, a function (x, y) -> log p(y | x) of one
+            event x, up to a constant.
+          method: one of `controllable.methods.METHODS`; by default 'moment_matching', or 'daps'
+            with `log_likelihood`.
+          options: of the method, see docs/python.md; `prior_std` is estimated by default.
+
+        Raises InputError for arguments that do not fit each other.
+        """
+        return Posterior(
+            self,
+            y,
+            operator,
+            noise=noise,
+            log_likelihood=log_likelihood,
+            method=method,
+            options=options,
+        )
+
+    # --- checks -------------------------------------------------------------------------------
+
+    def _batch(self, x: Array) -> tuple[Array, tuple[int, ...]]:
+        """Return events as (B, *event_shape), and their batch shape."""
+        x = jnp.asarray(x)
+        axes = len(self.event_shape)
+        batch_shape = x.shape[: x.ndim - axes]
+        if x.ndim < axes or x.shape[x.ndim - axes :] != self.event_shape:
+            raise InputError(
+                f"x has shape {x.shape}, but an event has shape {self.event_shape}: the last axes "
+                "must be those of an event."
+            )
+        return x.reshape(math.prod(batch_shape), *self.event_shape), batch_shape
+
+    def _check_score(self) -> None:
+        if not isinstance(self.sde, SDE):
+            raise InputError(
+                f"sde is {self.sde!r}, but it must be an SDE such as score_sde.VPSDE()."
+            )
+        x = sampling.standard_normal(jax.random.split(jax.random.key(0), 2), (2, *self.event_shape))
+        value = self.score(self.sde.prior_std * x, jnp.full(2, self.sde.T))
+        shape = getattr(value, "shape", type(value).__name__)
+        if shape != x.shape:
+            raise InputError(
+                f"The score of x with shape {x.shape} and t with shape (2,) has shape {shape}; it "
+                "must be that of x. A function of one event becomes one of batches by jax.vmap."
+            )
+        if not is_traced(value) and not np.isfinite(value).all():
+            raise InputError(
+                f"The score of noise at time T = {self.sde.T} is not finite. Check that its "
+                "arguments are a state x at time t and t itself, for this SDE."
+            )
+
+
+@functools.lru_cache(maxsize=1)
+def _general_config() -> Config:
+    return get_default_config().lock()
+
+
+@functools.lru_cache(maxsize=64)
+def _flows(sde: SDE) -> tuple[Sampler, Sampler]:
+    config = get_default_config()
+    config.sampling.method = "ode"
+    return factory.make_flow(config, sde)

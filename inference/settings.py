@@ -1,0 +1,103 @@
+"""The options of the Python API's samplers and methods, by the names and domains of the config.
+
+Defaults and valid values have one home, `configs.fields`; this module selects the fields that the
+API takes as keyword arguments, and builds samplers from them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import namedtuple
+from collections.abc import Mapping
+from typing import Any
+
+import factory
+import solvers
+from configs import validation
+from configs.default import Config, get_default_config
+from errors import InputError, choose
+from factory import Sampler
+from sde_lib import SDE
+
+SAMPLERS = (*sorted(solvers.SOLVERS), factory.ADAPTIVE, "ode", "pc")
+"""The names of all samplers: few-step solvers, the adaptive solver of the reverse SDE, the
+probability-flow ODE, and predictor and corrector."""
+
+_DEFAULTS = get_default_config()
+_METHOD_DEFAULTS = {
+    name: _DEFAULTS.restore[name]
+    for name in ("iterations", "prior_std", "scale", "eta", "eta_b", "flow_steps", "langevin_steps")
+} | {"official": False}
+MethodOptions = namedtuple("MethodOptions", sorted(_METHOD_DEFAULTS))
+"""Options of `controllable.methods`; fields of `config.restore`."""
+
+
+def method_options(options: Mapping[str, Any]) -> MethodOptions:
+    """Return the options of a method for inverse problems, completed with the defaults.
+
+    Raises InputError for an unknown option, and a value outside of its domain.
+    """
+    _check("restore", options, _METHOD_DEFAULTS)
+    return MethodOptions(**_METHOD_DEFAULTS | dict(options))
+
+
+def sampler(
+    base: Config, sde: SDE, name: str | None, steps: int | None, options: Mapping[str, Any]
+) -> Sampler:
+    """Return the sampler of this name; the same arguments give the same object.
+
+    Args:
+      base: a complete config, whose values are the defaults.
+      sde: the SDE.
+      name: one of SAMPLERS; None for `base.sampling.solver`.
+      steps: the number of steps; None for that of `base`.
+      options: other fields of `config.sampling`.
+
+    Raises InputError for an unknown name or option, and a value outside of its domain.
+    """
+    name = name or str(base.sampling.solver)
+    choose(dict.fromkeys(SAMPLERS), name, "sampler")
+    changed: dict[str, Any] = (
+        {"method": name} if name in ("ode", "pc") else {"method": "solver", "solver": name}
+    )
+    adaptive = name in ("ode", factory.ADAPTIVE)
+    if steps is not None and adaptive:
+        raise InputError(
+            f"steps = {steps}: the sampler {name!r} chooses its steps. Leave steps out, or choose "
+            "another sampler."
+        )
+    if steps is not None:
+        changed["num_scales" if name == "pc" else "num_steps"] = steps
+    reserved = ("method", "solver", "num_steps", "trajectory", "temperature")
+    known = {key: value for key, value in base.sampling.items() if key not in reserved}
+    _check("sampling", options, known)
+    values = {**base.sampling.to_dict(), "trajectory": False, **changed, **options}
+    values.setdefault("num_scales", base.model.get("num_scales", 1000))
+    hashable = {key: tuple(value) if key == "restart" else value for key, value in values.items()}
+    return _build(sde, base.data.centered, tuple(sorted(hashable.items())))
+
+
+@functools.lru_cache(maxsize=256)
+def _build(sde: SDE, centered: bool, values: tuple[tuple[str, Any], ...]) -> Sampler:
+    config = get_default_config()
+    fields = dict(values)
+    config.model.num_scales = fields.pop("num_scales")
+    config.data.centered = centered
+    config.sampling.update(fields)
+    problems = [*validation.check_domains(config, factory.choices().names)]
+    problems = problems or [*validation.check_sampling(config, factory.choices())]
+    if problems:
+        raise InputError(" ".join(problems))
+    return factory.make_sampler(config, sde)
+
+
+def _check(section: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    """Raise InputError for an option that is not in `known`, or not in the domain of its field."""
+    for name in options:
+        choose(known, name, "the option")
+    if not options:
+        return
+    config = Config({section: dict(options)})
+    problems = [*validation.check_domains(config, factory.choices().names)]
+    if problems:
+        raise InputError(" ".join(problems))

@@ -1,0 +1,176 @@
+"""`TrainedModel`: the prior that a trained network defines, from a workdir or a checkpoint file."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax import Array
+
+import likelihood
+import pretrained
+import sampling
+from configs.default import Config
+from errors import InputError, brief
+from experiment import Experiment
+from inference.batches import Seed, key_of
+from inference.prior import PROBES, Prior
+from likelihood import TOLERANCE
+from models.building import Params
+from readers.files import check_regular
+from workdir import stored_config
+
+
+class TrainedModel(Prior):
+    """The distribution of images that a network was trained on. Events are in the model's range.
+
+    Attributes:
+      config: the config of the model.
+      step: its training step.
+      params: the averaged parameters.
+    """
+
+    def __init__(self, experiment: Experiment, params: Params, step: int) -> None:
+        def apply(params: Params, x: Array, t: Array) -> Array:
+            return experiment.score(params)(x, t)
+
+        low = -1.0 if experiment.config.data.centered else 0.0
+        super().__init__(
+            jax.tree_util.Partial(apply, params),
+            experiment.sde,
+            experiment.image_shape,
+            support=(low, 1.0),
+        )
+        self.experiment, self.params, self.step = experiment, params, step
+        self.config = experiment.config
+
+    def _check_score(self) -> None:
+        """Skip the check: the network was checked against the config."""
+
+    def to_images(self, x: Array) -> np.ndarray:
+        """Return events as images of the data set's grey levels, uint8 from 0 to 255."""
+        return np.asarray(self.experiment.pixels(jnp.asarray(x)))
+
+    def from_images(self, images: np.ndarray | Array, seed: Seed | None = None) -> Array:
+        """Return images of grey levels (..., H, W, C) as events.
+
+        Args:
+          images: integers from 0 to the largest grey level of the data set, as the data set has
+            them: 255 for 8 bits, 16 for the digits.
+          seed: of uniform noise that dequantizes the images, as `bits_per_dim` does. Without it,
+            a grey level becomes the value that the network was trained on.
+        """
+        scaler, images = self.experiment.scaler, jnp.asarray(images)
+        if not jnp.issubdtype(images.dtype, jnp.integer):
+            raise InputError(
+                f"images have the type {images.dtype}, but they must be integer grey levels."
+            )
+        largest = getattr(scaler, "levels", 256) - 1
+        if int(images.min()) < 0 or int(images.max()) > largest:
+            raise InputError(
+                f"images have values from {int(images.min())} to {int(images.max())}; the grey "
+                f"levels of this model are 0 to {largest}."
+            )
+        if seed is None:
+            return scaler.scale(images)
+        flat = images.reshape(-1, *self.event_shape)
+        keys = sampling.image_keys(key_of(seed), jnp.arange(len(flat)))
+        noise = sampling.uniform(keys, flat.shape).reshape(images.shape)
+        return scaler.dequantize(images, noise)
+
+    def bits_per_dim(
+        self,
+        images: np.ndarray | Array,
+        seed: Seed = 0,
+        *,
+        probes: int = PROBES,
+        tolerance: float = TOLERANCE,
+        return_error: bool = False,
+    ) -> Any:
+        """Return bits/dim of images of grey levels (..., H, W, C), in their batch shape.
+
+        The images are dequantized by uniform noise (arXiv:2011.13456, Section 4.3). With
+        `return_error`, also the estimated error of the log-density, in bits/dim; it does not contain
+        the variation over the noise.
+        """
+        x = self.from_images(images, seed)
+        logp, error = self.log_prob(
+            x, seed=seed, probes=probes, tolerance=tolerance, return_error=True
+        )
+        dims = math.prod(self.event_shape)
+        bits = likelihood.bits_per_dim(logp, dims, self.experiment.scaler.log_scale)
+        return (bits, error / (dims * math.log(2))) if return_error else bits
+
+
+def load(
+    workdir: str | Path | None = None,
+    *,
+    config: str | Path | Config | None = None,
+    checkpoint: int | str | Path | None = None,
+) -> TrainedModel:
+    """Load a trained model.
+
+    Args:
+      workdir: a folder that `main.py --mode=train` or `--mode=import` has written.
+      config: an ml_collections config, or the file of one; needed without a workdir.
+      checkpoint: the number of a checkpoint of the workdir, by default the newest; or a file or
+        folder of another code base (`--mode=import`), to be used with `config`.
+
+    The model uses the first device. Raises InputError if something cannot be read or does not fit.
+    """
+    if workdir is not None:
+        if isinstance(checkpoint, (str, Path)):
+            raise InputError(
+                f"checkpoint = {str(checkpoint)!r}: with a workdir it must be a number; a file "
+                "needs config instead of the workdir."
+            )
+        found_config = stored_config(Path(workdir)) if config is None else _read_config(config)
+        if found_config is None:
+            raise InputError(
+                f"{workdir} holds no model: it has neither config.json nor a checkpoint. Train "
+                "one there with --mode=train, or pass another folder."
+            )
+        experiment = _experiment(found_config)
+        found, params = experiment.trained(str(workdir), checkpoint)
+        return TrainedModel(experiment, params, found.step)
+    if config is None or checkpoint is None:
+        raise InputError("load needs a workdir, or both config and checkpoint.")
+    experiment = _experiment(_read_config(config))
+    trained = pretrained.read(str(checkpoint), experiment.network, experiment.config)
+    return TrainedModel(experiment, jax.tree.map(jnp.asarray, trained.ema), trained.step)
+
+
+def _experiment(config: Config) -> Experiment:
+    return Experiment(config, jax.devices()[:1])
+
+
+def _read_config(config: str | Path | Config) -> Config:
+    """Return a config, from an object or a Python file with get_config(), which is executed.
+
+    Raises InputError if it cannot be read.
+    """
+    if isinstance(config, ml_collections.ConfigDict):
+        return config
+    path = Path(config)
+    check_regular(path, "config")
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    if path.suffix != ".py" or specification is None or specification.loader is None:
+        raise InputError(f"config = {str(config)!r} must be a Python file with get_config().")
+    module = importlib.util.module_from_spec(specification)
+    try:
+        specification.loader.exec_module(module)
+        found = module.get_config()
+    except Exception as error:  # A config file may raise anything.
+        raise InputError(f"config = {str(config)!r} cannot be read: {brief(error)}") from error
+    if not isinstance(found, ml_collections.ConfigDict):
+        raise InputError(
+            f"config = {str(config)!r}: get_config() returned {type(found).__name__}, but it must "
+            "return an ml_collections.ConfigDict."
+        )
+    return found

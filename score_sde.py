@@ -1,0 +1,36 @@
+"""Score models in Python: samples, log-densities and posteriors of any score.
+
+    import score_sde as ss
+
+    model = ss.load("demo")                            # a workdir that main.py trained
+    x = model.sample(16, seed=0)
+    logp, error = model.log_prob(x, return_error=True)
+    answers = model.posterior(y, ss.operators.blur(model.event_shape, 1.0), noise=0.05).sample(64)
+
+    prior = ss.Prior(score, ss.VPSDE(), shape=(32, 32))  # any function score(x, t)
+
+docs/python.md describes every call.
+"""
+
+from controllable import operators
+from errors import InputError, NotFiniteError
+from inference.calibration import Calibration
+from inference.posterior import Posterior
+from inference.prior import Prior
+from inference.trained import TrainedModel, load
+from sde_lib import SDE, VESDE, VPSDE, SubVPSDE
+
+__all__ = [
+    "SDE",
+    "VESDE",
+    "VPSDE",
+    "Calibration",
+    "InputError",
+    "NotFiniteError",
+    "Posterior",
+    "Prior",
+    "SubVPSDE",
+    "TrainedModel",
+    "load",
+    "operators",
+]

@@ -1,0 +1,280 @@
+"""The Python API's `Posterior` against Gaussian posteriors, and its calibration."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import score_sde as ss
+from inference import calibration
+from tests import gaussian, gaussian_posterior
+
+SDE = ss.VPSDE()
+STD = gaussian_posterior.STD
+COVARIANCE = gaussian_posterior.COVARIANCES["correlated"]
+MEAN = gaussian_posterior.MEAN
+KNOWN = np.array([True, False, True])
+IMAGE = ss.Prior(gaussian_posterior.exact_score(SDE, COVARIANCE), SDE, gaussian_posterior.SHAPE)
+VECTOR = ss.Prior(gaussian.score(SDE, 0.0, STD), SDE, (3,))
+MASK = ss.operators.mask(KNOWN)
+
+
+def sums(x):
+    """A linear function of an image (4, 4, 1), without a decomposition."""
+    return x[..., 0].sum(0)
+
+
+def test_samples_given_several_measurements():
+    """Mean and covariance of the Gaussian posterior, for each y of a batch."""
+    noise = 0.3
+    y = jnp.array([[1.0, 2.0, 0.0, 1.0], [0.5, -1.0, 3.0, 1.0]])
+    posterior = IMAGE.posterior(y, sums, noise=noise, iterations=4)
+    assert posterior.batch_shape == (2,)
+    x = posterior.sample((30, 20), seed=1)
+    assert x.shape == (30, 20, 2, 4, 4, 1)
+    flat = np.asarray(x, np.float64).reshape(600, 2, 16)
+    matrix = np.stack([sums(each.reshape(4, 4, 1)) for each in np.eye(16)], 1)
+    total = matrix @ COVARIANCE @ matrix.T + noise**2 * np.eye(4)
+    gain = COVARIANCE @ matrix.T @ np.linalg.inv(total)
+    for i in range(2):
+        mean = MEAN + gain @ (np.asarray(y[i]) - matrix @ MEAN)
+        np.testing.assert_allclose(flat[:, i].mean(0), mean, atol=4 * STD / math.sqrt(600))
+        exact = COVARIANCE - gain @ matrix @ COVARIANCE
+        error = np.linalg.norm(np.cov(flat[:, i].T) - exact)
+        assert error < 0.15 * np.linalg.norm(COVARIANCE)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("moment_matching", {}),
+        ("pigdm", {}),
+        ("projection", {"steps": 200}),
+        ("dps", {"steps": 200}),
+        ("ddrm", {"steps": 200}),
+        ("daps", {"steps": 50}),
+    ],
+)
+def test_every_method_by_name(method, options):
+    """The mean given a noise-free entry; the others keep their distribution."""
+    posterior = VECTOR.posterior(jnp.array([0.8, 0.0, -0.4]), MASK, noise=0.0, method=method)
+    x = posterior.sample(500, seed=0, **options)
+    np.testing.assert_allclose(x[:, KNOWN], np.broadcast_to([0.8, -0.4], (500, 2)), atol=1e-4)
+    assert abs(float(x[:, 1].mean())) < 0.1
+    assert 0.7 * STD < float(x[:, 1].std()) < 1.3 * STD
+
+
+def test_a_log_likelihood_instead_of_an_operator():
+    """log p(y | x) of a Laplace distribution; the posterior is computed by quadrature."""
+
+    def log_likelihood(x, y):
+        return -jnp.abs(x[0] - y).sum() / 0.2
+
+    posterior = VECTOR.posterior(
+        jnp.array(0.5), log_likelihood=log_likelihood, flow_steps=1, langevin_steps=40
+    )
+    x = np.asarray(posterior.sample(1500, seed=0, steps=60))
+    grid = np.linspace(-2, 2, 4001)
+    weights = np.exp(-0.5 * (grid / STD) ** 2 - np.abs(grid - 0.5) / 0.2)
+    weights /= weights.sum()
+    mean = (weights * grid).sum()
+    std = math.sqrt((weights * (grid - mean) ** 2).sum())
+    assert x[:, 0].mean() == pytest.approx(mean, abs=4 * std / math.sqrt(1500))
+    assert x[:, 0].std() == pytest.approx(std, rel=0.1)
+    np.testing.assert_allclose(x[:, 1:].std(), STD, rtol=0.1)
+
+
+# --- calibration ------------------------------------------------------------------------------
+
+
+def test_the_exact_sampler_passes():
+    """Moment matching is exact for Gaussian data, with an operator and with a function."""
+    for operator in (MASK, lambda x: x[:2] - x[1:]):
+        posterior = VECTOR.posterior(None, operator, noise=0.2)
+        found = posterior.calibrate(400, 31, seed=0)
+        assert found.kind == "calibrated", found.verdict
+        share, error = found.coverage(0.9)
+        assert abs(share - 0.9) < 4 * error
+        assert found.names[-2:] == ["log p(y | x)", "distance (TARP)"]
+
+
+@pytest.mark.parametrize(
+    ("factor", "kind"), [(0.75, "overconfident"), (1.35, "underconfident"), (1.0, "calibrated")]
+)
+def test_a_wrong_spread_fails(monkeypatch, factor, kind):
+    """Samples whose distance from their mean is scaled are called by their error."""
+    posterior = VECTOR.posterior(None, MASK, noise=0.2)
+    original = ss.Posterior._statistics
+
+    def scaled(self, x, y, references):
+        if x.shape[1] > 1:
+            mean = x.mean(1, keepdims=True)
+            x = mean + factor * (x - mean)
+        return original(self, x, y, references)
+
+    monkeypatch.setattr(ss.Posterior, "_statistics", scaled)
+    found = posterior.calibrate(300, 63, seed=1)
+    assert found.kind == kind, found.verdict
+
+
+def test_samples_that_ignore_the_measurement_fail(monkeypatch):
+    """They follow the prior, so that ranks of x alone are uniform; log p(y | x) is not."""
+    posterior = VECTOR.posterior(None, MASK, noise=0.2)
+    original = ss.Posterior._draw
+
+    def draw(self, y, first, count, sampler):
+        return original(VECTOR.posterior(None, MASK, noise=1e3), y, first, count, sampler)
+
+    monkeypatch.setattr(ss.Posterior, "_draw", draw)
+    found = posterior.calibrate(200, 31, seed=0)
+    assert found.kind != "calibrated"
+    assert min(found.p_values, key=found.p_values.get) == "log p(y | x)"
+
+
+def test_counts_and_densities_are_simulated():
+    """A Poisson measurement, and one given by its density and a simulator, are calibrated."""
+    prior = ss.Prior(gaussian.score(SDE, 0.0, 0.3), SDE, (2,))
+
+    def rates(x):
+        return 40 * jnp.exp(x)
+
+    counts = prior.posterior(
+        None, rates, noise="poisson", method="daps", flow_steps=1, langevin_steps=40
+    )
+    assert counts.calibrate(100, 31, steps=40).kind == "calibrated"
+
+    def log_likelihood(x, y):
+        return -0.5 * jnp.square((y - x[0]) / 0.2)
+
+    def simulate(x, key):
+        return x[0] + 0.2 * jax.random.normal(key)
+
+    density = prior.posterior(
+        jnp.array(0.0), log_likelihood=log_likelihood, flow_steps=1, langevin_steps=40
+    )
+    found = density.calibrate(100, 31, steps=40, simulate=simulate)
+    assert found.kind == "calibrated", found.verdict
+    with pytest.raises(ss.InputError, match="calibrate needs simulate"):
+        density.calibrate(200, 31)
+
+
+def test_ranks_do_not_depend_on_the_rounds():
+    posterior = VECTOR.posterior(None, MASK, noise=0.2)
+    whole = posterior.calibrate(24, 20, seed=0, batch_size=480).ranks
+    parts = posterior.calibrate(24, 20, seed=0, batch_size=160).ranks
+    # Ranks are spread at random over an interval of 1 / 21.
+    np.testing.assert_allclose(whole, parts, atol=1 / 21 + 1e-6)
+
+
+def test_ranks():
+    """The share of samples below, spread over its interval; ties are ordered at random."""
+    rng = np.random.default_rng(0)
+    samples = np.arange(1.0, 4).reshape(1, 3, 1)
+    for truth, low, high in ((0.0, 0, 0.25), (1.5, 0.25, 0.5), (9.0, 0.75, 1), (2.0, 0.25, 0.75)):
+        found = [calibration.ranks(np.array([[truth]]), samples, rng)[0, 0] for _ in range(400)]
+        assert low <= min(found) < low + 0.02
+        assert high - 0.02 < max(found) <= high
+
+
+def test_coverage_of_balls_is_that_of_tarp():
+    """Ranks of the distance give the expected coverage of the authors' package."""
+    tarp = pytest.importorskip("tarp")
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(300, 3))
+    samples = 0.8 * rng.normal(size=(100, 300, 3))
+    references = rng.normal(size=(300, 3))
+    coverage, levels = tarp.get_tarp_coverage(
+        samples, truth, references=references, norm=False, num_alpha_bins=30
+    )
+    distances = [np.linalg.norm(each - references, axis=-1) for each in (truth, samples)]
+    ranks = calibration.ranks(distances[0][:, None], distances[1].T[..., None], rng)
+    np.testing.assert_allclose((ranks < levels).mean(0), coverage, atol=0.03)
+
+
+def test_verdict_of_uniform_ranks():
+    """Of 200 correct posteriors, at most about 1 % are called wrong."""
+    rng = np.random.default_rng(0)
+    names = calibration.directions((2,))[1]
+    kinds = [calibration.judge(rng.random((50, len(names))), names).kind for _ in range(200)]
+    wrong = sum(kind != "calibrated" for kind in kinds)
+    assert wrong <= scipy.stats.binom.ppf(0.999, 200, 0.01)
+
+
+def test_files_of_a_calibration(tmp_path):
+    found = VECTOR.posterior(None, MASK, noise=0.2).calibrate(30, 20)
+    found.save(tmp_path / "calibration.json")
+    stored = json.loads((tmp_path / "calibration.json").read_text())
+    assert stored["verdict"] == found.verdict
+    assert np.shape(stored["ranks"]) == (30, len(stored["names"]))
+    found.figure().savefig(tmp_path / "calibration.png")
+    assert (tmp_path / "calibration.png").stat().st_size > 10_000
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+def broken_operator():
+    matrix = np.random.default_rng(0).normal(size=(2, 3))
+    operator = ss.operators.dense((3,), matrix)
+    return ss.operators.Operator(
+        operator.singular_values,
+        operator.to_basis,
+        lambda c: 2 * operator.from_basis(c),
+        operator.to_measured,
+        operator.from_measured,
+    )
+
+
+def posterior(y=None, operator=MASK, **options):
+    return VECTOR.posterior(y, operator, **{"noise": 0.1, **options})
+
+
+INVALID = {
+    "adjoint": (lambda: posterior(operator=broken_operator()), "The operator's adjoint is wrong"),
+    "shape of y": (lambda: posterior(jnp.zeros(2)), r"y has shape \(2,\), .* the shape \(3,\)"),
+    "NaN": (lambda: posterior(jnp.full(3, jnp.nan)), "y must hold finite real numbers"),
+    "operator": (lambda: posterior(operator=3), "operator is int, but it must be an Operator"),
+    "shape of x": (
+        lambda: posterior(operator=lambda x: x @ jnp.ones(5)),
+        r"cannot be applied to an event of shape \(3,\)",
+    ),
+    "image operator": (
+        lambda: posterior(operator=ss.operators.blur((8, 8), 1.0)),
+        r"cannot be applied to an event of shape \(3,\)",
+    ),
+    "complex": (lambda: posterior(operator=jnp.fft.fft), "Return their real and imaginary parts"),
+    "noise": (lambda: posterior(noise=-1.0), "noise = -1.0 must be a standard deviation"),
+    "no noise": (lambda: posterior(operator=jnp.sum, noise=0), "a function needs noise > 0"),
+    "method": (lambda: posterior(method="mcmc"), "method = 'mcmc' is unknown; known: daps"),
+    "kind": (
+        lambda: posterior(operator=jnp.sum, method="ddrm"),
+        "'ddrm' cannot use a function as operator; these can: dps, daps, moment_matching",
+    ),
+    "option": (lambda: posterior(step=1), "option = 'step' is unknown"),
+    "value": (lambda: posterior(iterations=0), "restore.iterations = 0 must be"),
+    "sampler": (
+        lambda: posterior(jnp.zeros(3), method="ddrm").sample(1, sampler="deis"),
+        "sampler = 'deis' is not possible",
+    ),
+    "y": (lambda: posterior().sample(1), "The posterior has no y"),
+    "both": (
+        lambda: VECTOR.posterior(0.0, MASK, log_likelihood=lambda x, y: 0.0),
+        "log_likelihood takes the place of operator and noise",
+    ),
+    "few simulations": (lambda: posterior().calibrate(5, 20), "simulations = 5 are too few"),
+    "few samples": (lambda: posterior().calibrate(50, 3), "samples = 3 are too few"),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_errors(name):
+    call, message = INVALID[name]
+    with pytest.raises(ss.InputError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)

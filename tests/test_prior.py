@@ -1,0 +1,233 @@
+"""The Python API's `Prior` against closed forms, for events of several shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import score_sde as ss
+from errors import NotFiniteError
+from inference.settings import SAMPLERS
+from sde_lib import expand
+from tests import gaussian, mixture
+
+SHAPES = {
+    "number": ((), ss.VPSDE()),
+    "vector": ((2,), ss.VESDE()),
+    "curve": ((5,), ss.SubVPSDE()),
+    "image": ((4, 4), ss.VPSDE()),
+    "channels": ((3, 3, 2), ss.VESDE()),
+    "volume": ((2, 2, 2, 2), ss.VPSDE()),
+}
+STD = 0.4
+
+
+def gaussian_prior(shape=(2,), sde=None, mean=0.3, std=STD):
+    sde = sde or ss.VPSDE()
+    return ss.Prior(gaussian.score(sde, mean, std), sde, shape)
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_mixtures_of_all_shapes(kind):
+    """Densities, samples and codes of a mixture of Gaussians, in any event shape."""
+    shape, sde = SHAPES[kind]
+    law = mixture.make(3, shape)
+    prior = ss.Prior(law.score(sde), sde, shape)
+    x = law.sample(jax.random.key(0), 6).reshape(2, 3, *shape)
+    logp, error = prior.log_prob(x, return_error=True)
+    exact = law.logp(sde, x.reshape(6, *shape), sde.t_min).reshape(2, 3)
+    assert logp.shape == error.shape == (2, 3)
+    np.testing.assert_allclose(logp, exact, atol=0.03 + 0.01 * x[0, 0].size)
+    samples = prior.sample((40, 50), seed=1)
+    assert samples.shape == (40, 50, *shape)
+    data = np.asarray(law.sample(jax.random.key(1), 20_000))
+    error_of_mean = 4 * data.std() / np.sqrt(2000)
+    np.testing.assert_allclose(samples.mean((0, 1)), data.mean(0), atol=error_of_mean + 0.02)
+    np.testing.assert_allclose(samples.std((0, 1)), data.std(0), atol=0.05)
+    z = prior.encode(x)
+    np.testing.assert_allclose(prior.decode(z), x, atol=1e-3)
+
+
+def test_an_sde_of_the_user():
+    """VPSDE with constant beta and T = 10, as other packages define it."""
+    prior = gaussian_prior((3,), ss.VPSDE(beta_min=1.0, beta_max=1.0, T=10.0))
+    x = prior.sample(2000, seed=0)
+    np.testing.assert_allclose(x.mean(0), 0.3, atol=0.04)
+    np.testing.assert_allclose(x.std(0), STD, atol=0.04)
+    logp = prior.log_prob(x[:4])
+    exact = jax.scipy.stats.norm.logpdf(x[:4], 0.3, STD).sum(-1)
+    np.testing.assert_allclose(logp, exact, atol=0.03)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_by_name(name):
+    """All samplers give the moments of the data."""
+    steps = {"pc": 300, "ddim": 200, "dpm++_2m_sde": 100, "heun_churn": 50, "restart": 50}
+    options = {"steps": steps[name]} if name in steps else {}
+    # Adaptive steps are rejected by the error over all entries, which biases events of few.
+    shape = (8, 8) if name == "adaptive_sde" else (4,)
+    prior = gaussian_prior(shape, mean=0.0, std=0.5)
+    x = prior.sample(1500, seed=0, sampler=name, **options)
+    np.testing.assert_allclose(x.mean(0), 0, atol=0.07)
+    np.testing.assert_allclose(x.std(), 0.5, atol=0.03)
+
+
+def test_samples_depend_on_the_seed_and_their_number_only():
+    prior = gaussian_prior()
+    x = prior.sample(7, seed=3)
+    np.testing.assert_array_equal(prior.sample(7, seed=jax.random.key(3)), x)
+    np.testing.assert_allclose(prior.sample((3,), seed=3, batch_size=2), x[:3], atol=1e-6)
+    assert prior.sample(seed=3).shape == (2,)
+    assert not np.allclose(prior.sample(7, seed=4), x)
+    hot = prior.sample(500, seed=0, temperature=2.0)
+    assert hot.std() > 1.5 * prior.sample(500, seed=0).std()
+
+
+def test_the_gradient_of_log_prob_is_the_score():
+    """In x, at t_min, for data whose p_T is the prior, so that the density is exact."""
+    sde = dataclasses.replace(ss.VPSDE(), beta_max=40.0)
+    law = mixture.make(2, (3,))
+    prior = ss.Prior(law.score(sde), sde, (3,))
+    x = law.sample(jax.random.key(0), 4)
+
+    def log_prob(x):
+        return prior.log_prob(x, tolerance=1e-4).sum()
+
+    gradient = jax.jit(jax.grad(log_prob))(x)
+    np.testing.assert_allclose(gradient, prior.score(x, jnp.full(4, sde.t_min)), atol=0.05)
+
+
+def test_the_gradient_by_parameters_of_the_score():
+    """d log N(x; m, s^2) / dm = (x - m) / s^2, and so for s."""
+    sde = ss.VPSDE(beta_max=40.0)
+
+    def score(parameters, x, t):
+        mean, std = parameters
+        alpha, var = expand(sde.alpha(t), x), expand(sde.var(t), x)
+        return -(x - alpha * mean) / (alpha**2 * std**2 + var)
+
+    def log_prob(parameters, x):
+        prior = ss.Prior(jax.tree_util.Partial(score, parameters), sde, (2,))
+        return prior.log_prob(x, tolerance=1e-4)
+
+    x = jnp.array([0.5, -0.2])
+    gradient = jax.jit(jax.grad(log_prob))((0.1, 0.6), x)
+    residual = (x - 0.1) / 0.6
+    np.testing.assert_allclose(gradient[0], (residual / 0.6).sum(), rtol=0.02)
+    np.testing.assert_allclose(gradient[1], ((residual**2 - 1) / 0.6).sum(), rtol=0.02)
+
+
+def test_error_of_log_prob():
+    """Random probes have an error, which several draws confirm; the exact trace has none."""
+    shape = (6, 6)
+    stds = np.linspace(0.2, 1.5, 36).reshape(shape)
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(36, 36)))
+    sde = ss.VPSDE()
+
+    def score(x, t):
+        alpha, var = sde.alpha(t)[:, None], sde.var(t)[:, None]
+        along = x.reshape(-1, 36) @ rotation
+        scaled = along / (alpha**2 * stds.reshape(-1) ** 2 + var)
+        return -(scaled @ rotation.T).reshape(x.shape)
+
+    prior = ss.Prior(score, sde, shape)
+    x = jnp.full((1, *shape), 0.1)
+    along = np.asarray(x).reshape(36) @ rotation
+    exact = jax.scipy.stats.norm.logpdf(along, 0, stds.reshape(-1)).sum()
+    logp, error = prior.log_prob(x, return_error=True)
+    assert abs(logp[0] - exact) < 0.1
+    repeated = jnp.repeat(x, 60, 0)
+    logps, errors = prior.log_prob(repeated, trace="Rademacher", probes=8, return_error=True)
+    assert errors.min() > error[0]
+    assert float(jnp.sqrt(jnp.mean(errors**2))) == pytest.approx(float(logps.std()), rel=0.4)
+    assert abs(float(logps.mean()) - exact) < 4 * float(logps.std()) / np.sqrt(60) + 0.1
+
+
+def test_a_score_that_is_a_pytree():
+    """Its arrays are arguments of the compiled program: new values need no new compilation."""
+    sde = ss.VPSDE()
+    calls = []
+
+    def score(mean, x, t):
+        calls.append(1)
+        return gaussian.score(sde, mean, STD)(x, t)
+
+    means = []
+    for mean in (0.0, 2.0):
+        prior = ss.Prior(jax.tree_util.Partial(score, jnp.float32(mean)), sde, (2,))
+        calls.clear()
+        means.append(float(prior.sample(300, seed=0).mean()))
+    assert means == pytest.approx([0.0, 2.0], abs=0.1)
+    assert not calls  # The second prior used the program of the first.
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+
+def wrong_shape(x, t):
+    return x[..., :1]
+
+
+def not_finite(x, t):
+    return x * jnp.nan
+
+
+SDE = ss.VPSDE()
+INVALID = {
+    "shape of the score": (lambda: ss.Prior(wrong_shape, SDE, (2,)), r"has shape \(2, 1\)"),
+    "score of one event": (
+        lambda: ss.Prior(lambda x, t: jnp.zeros(()), SDE, (2,)),
+        r"has shape \(\); .* by jax.vmap",
+    ),
+    "NaN": (lambda: ss.Prior(not_finite, SDE, (2,)), "is not finite. Check that its arguments"),
+    "sde": (lambda: ss.Prior(wrong_shape, "vp", (2,)), "sde is 'vp', but it must be an SDE"),
+    "shape of x": (lambda: gaussian_prior().log_prob(jnp.zeros(3)), r"x has shape \(3,\)"),
+    "encode": (lambda: gaussian_prior().encode(jnp.zeros((2, 3))), r"x has shape \(2, 3\)"),
+    "integers": (lambda: gaussian_prior().log_prob(jnp.zeros(2, int)), "floating-point data"),
+    "trace": (lambda: gaussian_prior().log_prob(jnp.zeros(2), trace="sum"), "'sum' is unknown"),
+    "sampler": (lambda: gaussian_prior().sample(1, sampler="dpm"), "sampler = 'dpm' is unknown"),
+    "option": (lambda: gaussian_prior().sample(1, sigma=1), "option = 'sigma' is unknown"),
+    "value": (lambda: gaussian_prior().sample(1, schedule="x"), "sampling.schedule = 'x'"),
+    "steps": (lambda: gaussian_prior().sample(1, steps=0), "sampling.num_steps = 0 must be"),
+    "steps of the ODE": (
+        lambda: gaussian_prior().sample(1, sampler="ode", steps=5),
+        "'ode' chooses its steps",
+    ),
+    "seed": (lambda: gaussian_prior().sample(1, seed=0.5), "seed = 0.5 must be an int or a key"),
+    "number": (lambda: gaussian_prior().sample(0), "sample_shape = 0 must hold positive"),
+    "batch": (lambda: gaussian_prior().sample(1, batch_size=0), "batch_size = 0 must be positive"),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_errors(name):
+    call, message = INVALID[name]
+    with pytest.raises(ss.InputError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_samples_that_are_not_finite():
+    """A score that fails on the way is reported with the step."""
+    sde = ss.VPSDE()
+
+    def fails_late(x, t):
+        return jnp.where(expand(t, x) < 0.1, jnp.nan, gaussian.score(sde, 0.0, 1.0)(x, t))
+
+    prior = ss.Prior(fails_late, sde, (2,))
+    with pytest.raises(NotFiniteError, match=r"3 of 3 events are not finite, .* evaluation \d+ of"):
+        prior.sample(3)
+
+
+def test_methods_can_be_compiled():
+    """Samples and densities may be parts of other compiled programs."""
+    prior = gaussian_prior()
+    x = jax.jit(functools.partial(prior.sample, 5))(seed=jax.random.key(0))
+    np.testing.assert_allclose(x, prior.sample(5, seed=0), atol=1e-5)
+    logp = jax.jit(prior.log_prob)(x)
+    np.testing.assert_allclose(logp, prior.log_prob(x), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,135 @@
+"""The Python API's trained models: loading, images, densities, and agreement with the modes."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import score_sde as ss
+import training
+from experiment import Experiment
+from modes import conversion
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A workdir of two training steps."""
+    folder = tmp_path_factory.mktemp("api") / "run"
+    config = tiny.config()
+    training.train(config, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(workdir):
+    return ss.load(workdir)
+
+
+def test_load(workdir, model):
+    """The newest checkpoint is loaded, with the averaged parameters."""
+    experiment = Experiment(model.config)
+    found, params = experiment.trained(str(workdir))
+    assert model.step == found.step
+    assert model.event_shape == experiment.image_shape
+    jax.tree.map(np.testing.assert_array_equal, model.params, params)
+    x = jax.random.normal(jax.random.key(0), (2, *model.event_shape))
+    t = jnp.array([0.2, 0.7])
+    expected = jax.jit(experiment.score(params))(x, t)
+    np.testing.assert_allclose(jax.jit(model.score)(x, t), expected, atol=1e-4)
+    number = ss.load(workdir, checkpoint=found.number)
+    jax.tree.map(np.testing.assert_array_equal, model.params, number.params)
+
+
+def test_load_a_file(workdir, model, tmp_path):
+    """A checkpoint of another code base needs its config, as an object or a file."""
+    path = tmp_path / "checkpoint_1.safetensors"
+    conversion.export_checkpoint(model.config, str(workdir), str(path))
+    config_file = tmp_path / "experiment.py"
+    config_file.write_text(
+        "import ml_collections\n"
+        f"def get_config():\n    return ml_collections.ConfigDict({model.config.to_dict()!r})\n"
+    )
+    for config in (model.config, config_file):
+        found = ss.load(config=config, checkpoint=path)
+        assert found.step == model.step
+        jax.tree.map(np.testing.assert_array_equal, found.params, model.params)
+
+
+def test_images(model):
+    """Grey levels become events and images again."""
+    levels = model.experiment.test.batch(np.arange(4)).pixels
+    images = model.to_images(model.from_images(levels))
+    largest = model.experiment.scaler.levels - 1
+    np.testing.assert_array_equal(images, np.round(levels * (255 / largest)))
+    x = model.from_images(levels.reshape(2, 2, *model.event_shape), seed=0)
+    assert x.shape == (2, 2, *model.event_shape)
+    assert not np.array_equal(x, model.from_images(levels, seed=1).reshape(x.shape))
+
+
+def test_bits_per_dim(model):
+    """-log2 p per dimension of the grey levels of dequantized images."""
+    levels = model.experiment.test.batch(np.arange(3)).pixels
+    bits, error = model.bits_per_dim(levels, seed=2, probes=2, return_error=True)
+    logp = model.log_prob(model.from_images(levels, seed=2), seed=2, probes=2)
+    dims, scaler = math.prod(model.event_shape), model.experiment.scaler
+    width = (2 if scaler.centered else 1) / scaler.levels
+    np.testing.assert_allclose(bits, -(logp / dims + math.log(width)) / math.log(2), rtol=1e-4)
+    assert np.all(error > 0)
+
+
+@pytest.mark.parametrize("method", ["moment_matching", "ddrm"])
+def test_posterior_of_a_trained_model(model, method):
+    """Samples agree with the measurement, and lie in the range of images."""
+    operator = ss.operators.mask(ss.operators.box(model.event_shape, 0.5))
+    truth = model.from_images(model.experiment.test.batch(np.arange(2)).pixels)
+    posterior = model.posterior(operator.forward(truth), operator, noise=0.0, method=method)
+    x = posterior.sample(3, seed=0, steps=25)
+    assert x.shape == (3, 2, *model.event_shape)
+    known = operator.measured
+    expected = np.broadcast_to(truth, x.shape)[..., known]
+    np.testing.assert_allclose(x[..., known], expected, atol=1e-4)
+
+
+INVALID = {
+    "nothing": (lambda folder: ss.load(), "load needs a workdir, or both config and checkpoint"),
+    "folder": (lambda folder: ss.load(folder / "absent"), "absent holds no model"),
+    "file": (
+        lambda folder: ss.load(folder, checkpoint="a.pth"),
+        "checkpoint = 'a.pth': with a workdir it must be a number",
+    ),
+    "number": (lambda folder: ss.load(folder, checkpoint=99), "checkpoint"),
+    "config": (
+        lambda folder: ss.load(config=folder / "config.json", checkpoint="a.pth"),
+        "must be a Python file with get_config",
+    ),
+    "no config": (
+        lambda folder: ss.load(config="absent.py", checkpoint="a.pth"),
+        "config = 'absent.py' cannot be read: No such file",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_errors_of_load(workdir, name):
+    call, message = INVALID[name]
+    with pytest.raises(ss.InputError, match=message):
+        call(workdir)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda levels: levels / 16, "must be integer grey levels"),
+        (lambda levels: levels.astype(int) + 300, "the grey levels of this model are 0 to"),
+    ],
+)
+def test_errors_of_images(model, change, message):
+    levels = model.experiment.test.batch(np.arange(1)).pixels
+    with pytest.raises(ss.InputError, match=message):
+        functools.partial(model.bits_per_dim, change(levels))()
