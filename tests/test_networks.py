@@ -322,7 +322,7 @@ def test_dropout_and_conditioning():
 
     @jax.jit
     def noisy(seed):
-        return network(x, label, nnx.Rngs(dropout=seed))
+        return network(x, label, nnx.Rngs(dropout=jax.random.key(seed)))
 
     def clean(network):
         return jax.jit(lambda label: network(x, label))
