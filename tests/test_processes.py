@@ -105,7 +105,7 @@ def test_two_processes_stop_together_with_the_state_of_one(one_process, two_proc
     assert [process.returncode for process in killed] == [-signal.SIGKILL] * 2
     assert [process.returncode for process in stopped] == [0, 0], stopped
     # Both processes stop one step after the signal.
-    assert "step 6: stopped by SIGTERM; the state is saved" in stopped[0].stdout
+    assert "step 6: stopped by another process's signal; the state is saved" in stopped[0].stdout
     same(folder / "w", one_process, 6)
 
 
