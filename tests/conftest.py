@@ -7,8 +7,9 @@ from pathlib import Path
 
 QUICK = ["--xla_backend_optimization_level=0"]
 JAXLIB = tuple(map(int, version("jaxlib").split(".")[:2]))
-if JAXLIB < (0, 12):  # Later versions abort at this unknown flag.
+if JAXLIB < (0, 12):  # Later versions abort at unknown flags.
     QUICK.append("--xla_cpu_use_fusion_emitters=false")
+    QUICK.append("--xla_cpu_parallel_codegen_split_count=1")  # Splitting takes more CPU time.
 os.environ["XLA_FLAGS"] = " ".join([*QUICK, os.environ.get("XLA_FLAGS", "")])
 
 import jax  # noqa: E402

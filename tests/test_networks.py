@@ -276,16 +276,21 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("fir", [pytest.param(False, marks=pytest.mark.slow), True])
+def slow(*values):
+    """A combination of options that others cover, as a slow test."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("fir", [slow(False), True])
 @pytest.mark.parametrize(
     ("progressive", "progressive_input", "combine", "blocks"),
     [
-        ("none", "none", "sum", "ddpm"),
-        ("none", "input_skip", "cat", "biggan"),
+        slow("none", "none", "sum", "ddpm"),
+        slow("none", "input_skip", "cat", "biggan"),
         ("none", "residual", "sum", "ddpm"),
         ("output_skip", "none", "sum", "biggan"),
-        ("output_skip", "input_skip", "sum", "ddpm"),
-        ("residual", "residual", "sum", "biggan"),
+        slow("output_skip", "input_skip", "sum", "ddpm"),
+        slow("residual", "residual", "sum", "biggan"),
         ("residual", "input_skip", "cat", "ddpm"),
     ],
 )

@@ -50,7 +50,9 @@ def identical(a, b) -> bool:
 LATER_STEPS = {"ncsnv2_smld": 2e-3}  # relative tolerances of loss and gradient norm
 
 
-@pytest.mark.parametrize("name", list(reference.notes("train_step")))
+@pytest.mark.parametrize(
+    "name", reference.cases(reference.notes("train_step"), slow=["ddpm_discrete_wd"])
+)
 def test_recorded_training_steps(monkeypatch, name):
     """Loss, unclipped gradient norm, and the norms of parameters and EMA after each update."""
     note, a = reference.notes("train_step")[name], reference.arrays("train_step")
