@@ -1,19 +1,16 @@
-"""Images as uint8 grey levels, training batches, and the map between grey levels and model inputs.
+"""Data sets of uint8 grey levels, and the map between grey levels and model inputs.
 
 A data set is a function `(split, config.data) -> Images` in DATASETS. If it has fewer than 256 grey
-levels, their number is in LEVELS. Files and published data sets are read by `readers`.
+levels, their number is in LEVELS. `readers` reads files and published data sets, and defines the
+batches of their images.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable
 
-import grain
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -23,62 +20,28 @@ from PIL import Image
 
 from errors import InputError, choose
 from readers import arrays, faces, folders, published, scikit_learn
+from readers.batches import Batch, Batches, Images, rounds
 from readers.preprocessing import Pixels
 
+__all__ = [
+    "DATASETS",
+    "LEVELS",
+    "Batch",
+    "Batches",
+    "Dequantize",
+    "Images",
+    "RealScaler",
+    "Scaler",
+    "augment",
+    "check_labels",
+    "image_grid",
+    "levels",
+    "load",
+    "make_scaler",
+    "rounds",
+]
+
 BYTE_LEVELS = 256
-MAX_HASHED = 100_000  # images; reading more of them takes too long at every start
-HASHED_AT_ONCE = 1_000  # images
-
-
-class Batch(NamedTuple):
-    """uint8 images (B, H, W, C) and int32 labels (B,), or None where labels are not used.
-
-    Both may have a leading axis of training steps.
-    """
-
-    pixels: np.ndarray | Array
-    labels: np.ndarray | Array | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Images:
-    """The images of one split.
-
-    Attributes:
-      pixels: (N, H, W, C) uint8, or any sequence that is indexed along N like an array.
-      labels: classes 0, 1, ... of the images (N,), or None if they are unknown.
-    """
-
-    pixels: Pixels
-    labels: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def batch(self, indices: np.ndarray, *, labelled: bool = False) -> Batch:
-        """Return the images at `indices` (B,), with their labels if `labelled`."""
-        pixels = self.pixels[np.asarray(indices)]
-        if not labelled:
-            return Batch(pixels)
-        if self.labels is None:
-            raise ValueError("labelled = True: the images have no labels.")
-        return Batch(pixels, self.labels[indices].astype(np.int32))
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """SHA-256 of the number of images, the images and their labels.
-
-        Of more than MAX_HASHED images, only as many, evenly spaced, are hashed.
-        """
-        count = min(len(self), MAX_HASHED)
-        chosen = np.linspace(0, len(self) - 1, count).round().astype(int)
-        content = hashlib.sha256(str(len(self)).encode())
-        for indices in np.array_split(chosen, -(-count // HASHED_AT_ONCE)):
-            content.update(np.ascontiguousarray(self.pixels[indices]).tobytes())
-        if self.labels is not None:
-            content.update(np.asarray(self.labels, np.int64).tobytes())
-        return content.hexdigest()
-
 
 DataSet = Callable[[str, ml_collections.ConfigDict], Images]
 Reader = Callable[[str, ml_collections.ConfigDict], tuple[Pixels, np.ndarray | None]]
@@ -292,57 +255,6 @@ def augment(
     if uniform_dequantization:
         return scaler.dequantize(u, jax.random.uniform(noise_key, u.shape))
     return scaler.scale(u)
-
-
-# --- batches ---
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Batches:
-    """An infinite stream of shuffled training batches.
-
-    Item n depends only on the images, `seed` and n, not on the number of hosts or on restarts. It
-    contains `steps` consecutive batches, of which it loads the given rows, or all: pixels
-    (steps, rows, H, W, C) and, if `labelled`, labels (steps, rows).
-    """
-
-    images: Images
-    batch_size: int
-    seed: int
-    steps: int = 1
-    labelled: bool = False
-    rows: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return 2**62 // (self.batch_size * self.steps)  # grain requires a length.
-
-    def __getitem__(self, index: int) -> Batch:
-        order = grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
-        rows = range(self.batch_size) if self.rows is None else self.rows
-        batches = []
-        for step in range(index * self.steps, (index + 1) * self.steps):
-            start = step * self.batch_size
-            indices = np.array([order[start + row] for row in rows])
-            batches.append(self.images.batch(indices, labelled=self.labelled))
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-
-    def iterate(self, start: int) -> Iterator[Batch]:
-        """Yield the items from number `start` on, read ahead by a background thread."""
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-        return iter(grain.MapDataset.source(self)[start:].to_iter_dataset(options))
-
-
-def rounds(images: Images, batch_size: int) -> list[tuple[np.ndarray, int]]:
-    """Divide the images, in order, into batches of equal size.
-
-    Returns pairs of indices (batch_size,) and the number of them that count. The last batch is
-    filled up with the first images, which do not count.
-    """
-    batches = []
-    for start in range(0, len(images), batch_size):
-        indices = np.arange(start, start + batch_size) % len(images)
-        batches.append((indices, min(batch_size, len(images) - start)))
-    return batches
 
 
 # --- pictures ---

@@ -179,8 +179,10 @@ def _required(name: str) -> str:
 
 def _config() -> Config:
     try:
-        # Converting reads the fields of the file, which may fail.
+        # Any access to the config of a file that could not be loaded raises the reason.
         config = FLAGS.config
+        getattr(config, "to_dict", None)
+        # Converting reads the fields of the file, which may fail, too.
         if isinstance(config, ml_collections.ConfigDict):
             return ml_collections.ConfigDict(config.to_dict())
     except Exception as error:  # A config file may raise anything.

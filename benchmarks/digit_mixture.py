@@ -24,7 +24,7 @@ class DigitMixture:
     shape = (8, 8, 1)
 
     def __init__(self) -> None:
-        levels, labels = load_digits(return_X_y=True)
+        levels, labels = map(np.asarray, load_digits(return_X_y=True))
         x = 2 * (levels + 0.5) / 17 - 1
         classes = [x[labels == k] for k in range(10)]
         dequantization_var = (2 / 17) ** 2 / 12

@@ -19,8 +19,8 @@ from experiment import Experiment
 from metrics import distances, features, reference_statistics, samples_stage
 from metrics.distances import Moments, PrecisionRecall
 from metrics.features import Extractor
-from metrics.reference_statistics import Reference
 from metrics.stage import Cell, Context, Measure, Results, Stage, estimate_text
+from metrics.statistics_files import Reference
 from workdir import Arrays, Depends, load_rounds, run_rounds
 
 MIN_IMAGES = 10  # With fewer images nothing is measured.

@@ -18,6 +18,7 @@ from experiment import Experiment
 from metrics import bits_per_dim_stage
 from modes import restoration
 from tests import tiny
+from workdir.depends import flatten
 
 BATCH = 4
 GUIDED = {"restore.method": "moment_matching"}
@@ -124,7 +125,7 @@ def test_other_fields_do_not_change_the_program(kind, base):
     config = complete(tiny.config(**{"training.batch_size": BATCH, **BASES[base]}))
     depends = workdir.dependencies(kind, config)
     others = {}
-    for name, value in workdir._flatten(config).items():
+    for name, value in flatten(config).items():
         if name in FIELDS and name not in depends and name not in ROUNDING_ONLY:
             other = {name: alternative(name, value)}
             if other[name] != value and is_valid(kind, changed(config, others | other)):

@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import workdir
 from auxiliary import fitting
@@ -307,7 +308,7 @@ def test_changed_parameters_are_noticed(tmp_path, caplog):
 )
 def test_parameters_that_are_damaged(tmp_path, tree, metadata, message):
     path = tmp_path / "a.safetensors"
-    workdir.safetensors.numpy.save_file(tree, path, metadata)
+    safetensors.numpy.save_file(tree, path, metadata)
     with pytest.raises(InputError, match=f"a.safetensors .*{message}"):
         workdir.read_tree(path, {"a": np.zeros(2)})
 
@@ -315,7 +316,7 @@ def test_parameters_that_are_damaged(tmp_path, tree, metadata, message):
 def test_files_of_older_versions_have_no_checksum(tmp_path):
     path = tmp_path / "a.safetensors"
     metadata = {"step": "1", "settings": json.dumps(DEPENDS)}
-    workdir.safetensors.numpy.save_file({"a": np.zeros(2)}, path, metadata)
+    safetensors.numpy.save_file({"a": np.zeros(2)}, path, metadata)
     assert workdir.read_tree(path, {"a": np.zeros(2)})[1] == DEPENDS
 
 

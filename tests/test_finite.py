@@ -175,6 +175,6 @@ def test_training_goes_on_without_samples(tmp_path, capsys):
 
     config = Experiment(tiny.config()).config
     with TrainingLog(tmp_path, 2, 4, batch_size=8) as log:
-        training._show_samples(argparse.Namespace(sample_images=sample_images), {}, log)
+        training.loop._show_samples(argparse.Namespace(sample_images=sample_images), {}, log)
     assert not (tmp_path / "samples").exists()
     assert "step 2: warning: no picture of samples: 64 of 64 images" in capsys.readouterr().out

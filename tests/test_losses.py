@@ -13,7 +13,8 @@ from sde_lib import VESDE, VPSDE, SubVPSDE, expand
 from tests import gaussian, programs, reference
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
-SLOW_NETWORKS = ("net_smld_ncsn", "net_smld", "net_subvp")  # Of the same kinds as others.
+# Of the same kinds as others.
+SLOW_NETWORKS = ("net_smld_ncsn", "net_smld", "net_subvp", "net_ddpm")
 
 
 def levels_to_times(labels: np.ndarray, n: int, descending: bool) -> np.ndarray:

@@ -23,13 +23,17 @@ from tests import reference, tiny
 
 # Two recordings whose own float32 error is 3e-5 and 8e-5, measured against float64.
 ILL_CONDITIONED = ("ve_ncsn_cifar10_124", "ve_ncsn_celeba_5")
-# Networks of the same kinds as others, which take long to compile.
-REPEATED = (
-    ("ve_church_ncsnpp_continuous", "ve_ffhq_256_ncsnpp_continuous")
-    + ("ve_celebahq_256_ncsnpp_continuous", "ve_ncsn_celeba", "ve_ncsn_celeba_124")
-    + ("ve_cifar10_ncsnpp_deep_continuous", "subvp_cifar10_ncsnpp_deep_continuous")
-    + ("subvp_cifar10_ddpmpp_deep_continuous", "vp_cifar10_ncsnpp_deep_continuous")
-)
+# Networks of the same kinds as others, whose compilation takes most of the time of this file.
+REPEATED = {
+    *("ve_church_ncsnpp_continuous", "ve_ffhq_256_ncsnpp_continuous", "ve_ffhq_ncsnpp_continuous"),
+    *("ve_celebahq_256_ncsnpp_continuous", "ve_celebahq_ncsnpp_continuous", "ve_celeba_ncsnpp"),
+    *("ve_cifar10_ncsnpp_deep_continuous", "subvp_cifar10_ncsnpp_deep_continuous"),
+    *("vp_cifar10_ncsnpp", "vp_cifar10_ncsnpp_continuous", "vp_cifar10_ncsnpp_deep_continuous"),
+    *("subvp_cifar10_ddpmpp_continuous", "subvp_cifar10_ddpmpp_deep_continuous"),
+    *("vp_cifar10_ddpmpp_deep_continuous", "vp_ddpm_celebahq", "vp_ddpm_church", "vp_ddpm_cifar10"),
+    *("ve_ncsn_celeba", "ve_ncsn_celeba_124", "ve_ncsn_celeba_1245", "ve_ncsn_celeba_5"),
+    *("ve_ncsn_cifar10_1245", "ve_ncsn_cifar10_5", "ve_ncsnv2_celeba"),
+}
 
 
 @functools.cache
@@ -272,16 +276,21 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("fir", [pytest.param(False, marks=pytest.mark.slow), True])
+def slow(*values):
+    """A combination of options that others cover, as a slow test."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("fir", [slow(False), True])
 @pytest.mark.parametrize(
     ("progressive", "progressive_input", "combine", "blocks"),
     [
-        ("none", "none", "sum", "ddpm"),
-        ("none", "input_skip", "cat", "biggan"),
+        slow("none", "none", "sum", "ddpm"),
+        slow("none", "input_skip", "cat", "biggan"),
         ("none", "residual", "sum", "ddpm"),
         ("output_skip", "none", "sum", "biggan"),
-        ("output_skip", "input_skip", "sum", "ddpm"),
-        ("residual", "residual", "sum", "biggan"),
+        slow("output_skip", "input_skip", "sum", "ddpm"),
+        slow("residual", "residual", "sum", "biggan"),
         ("residual", "input_skip", "cat", "ddpm"),
     ],
 )
@@ -315,20 +324,29 @@ def test_options_use_all_their_parameters(progressive, progressive_input, combin
 def test_dropout_and_conditioning():
     network = NCSNpp(**SMALL, dropout=0.5, init_scale=1.0, rngs=nnx.Rngs(0))
     x, label = jax.random.normal(jax.random.key(0), (2, 8, 8, 2)), jnp.array([3.0, 500.0])
-    assert np.array_equal(network(x, label), network(x, label))
-    noisy = [network(x, label, nnx.Rngs(dropout=seed)) for seed in (0, 0, 1)]
-    assert np.array_equal(noisy[0], noisy[1])
-    assert not np.allclose(noisy[0], noisy[2])
-    assert not np.allclose(network(x, label), network(x, label[::-1]))
-    unconditional = NCSNpp(**SMALL, conditional=False, init_scale=1.0, rngs=nnx.Rngs(0))
-    assert np.array_equal(unconditional(x, label), unconditional(x, label[::-1]))
+
+    @jax.jit
+    def noisy(seed):
+        return network(x, label, nnx.Rngs(dropout=jax.random.key(seed)))
+
+    def clean(network):
+        return jax.jit(lambda label: network(x, label))
+
+    output = clean(network)
+    assert np.array_equal(noisy(0), noisy(0))
+    assert not np.allclose(noisy(0), noisy(1))
+    assert not np.allclose(noisy(0), output(label))
+    assert not np.allclose(output(label), output(label[::-1]))
+    unconditional = clean(NCSNpp(**SMALL, conditional=False, init_scale=1.0, rngs=nnx.Rngs(0)))
+    assert np.array_equal(unconditional(label), unconditional(label[::-1]))
 
 
 def test_a_new_network_outputs_nearly_zero():
     """With init_scale = 0, the last layer of every branch starts near 0 (Appendix H; Ho et al.)."""
     network = NCSNpp(**SMALL, rngs=nnx.Rngs(0))
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 2))
-    assert np.abs(network(x, jnp.array([3.0, 500.0]))).max() < 1e-3
+    output = jax.jit(lambda x, label: network(x, label))(x, jnp.array([3.0, 500.0]))
+    assert np.abs(output).max() < 1e-3
 
 
 # --- the registry and invalid values ---

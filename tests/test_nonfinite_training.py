@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import datasets
+import sharding
 import train_state
 import training
 from checkpoints import Checkpoints
@@ -25,23 +26,25 @@ class Run:
     """Training of one parameter vector, whose loss is NaN at chosen (step, rollbacks).
 
     It replaces the compiled step by one that compiles in milliseconds and depends on the same
-    values: the state, the step and the random numbers of `training._root`.
+    values: the state, the step and the random numbers of `training.step.root`.
     """
 
     def __init__(self, monkeypatch, bad=(), overflow=()):
         self.bad, self.overflow, self.killed_at = set(bad), set(overflow), None
-        monkeypatch.setattr(training, "init_state", self.init_state)
-        monkeypatch.setattr(training, "compile_steps", self.compile_steps)
-        monkeypatch.setattr(training, "_batches", lambda experiment, first: iter(lambda: {}, 1))
-        monkeypatch.setattr(training, "held_out_batch", self.held_out)
-        collect = training.TrainingLog.collect
+        monkeypatch.setattr(training.loop, "init_state", self.init_state)
+        monkeypatch.setattr(training.loop, "compile_steps", self.compile_steps)
+        monkeypatch.setattr(
+            training.loop, "_batches", lambda experiment, first: iter(lambda: {}, 1)
+        )
+        monkeypatch.setattr(training.loop, "held_out_batch", self.held_out)
+        collect = training.loop.TrainingLog.collect
 
         def kill(log, step, metrics):
             if step == self.killed_at:
                 raise Killed
             collect(log, step, metrics)
 
-        monkeypatch.setattr(training.TrainingLog, "collect", kill)
+        monkeypatch.setattr(training.loop.TrainingLog, "collect", kill)
 
     def init_state(self, experiment, optimizer):
         return train_state.create({"w": jnp.ones((2, 2)), "b": jnp.zeros(2)}, optimizer)
@@ -50,7 +53,7 @@ class Run:
         return np.ones(2), np.ones((2, 5))
 
     def compile_steps(self, experiment, optimizer, *, rollbacks=0):
-        root = training._root(experiment, rollbacks)
+        root = training.step.root(experiment, rollbacks)
 
         def step(state, batch):
             number = int(state.step) + 1
@@ -245,7 +248,7 @@ def test_a_skipped_step_of_the_network():
     optimizer = train_state.make_optimizer(config.optim)
     step = training.jit_step(experiment, optimizer)
     pixels = np.zeros((4, *experiment.image_shape), np.uint8)
-    batch = training.sharding.shard(experiment.mesh, datasets.Batch(pixels))
+    batch = sharding.shard(experiment.mesh, datasets.Batch(pixels))
     state = training.init_state(experiment, optimizer)
     bad = state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
     before = [leaf.copy() for leaf in leaves(bad)[1:]]  # The step donates them.
@@ -264,13 +267,13 @@ def test_a_skipped_step_of_the_network():
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 def test_all_finite(sharded, value):
     """One bad value in any array is found; the largest finite values are finite."""
-    mesh = training.sharding.make_mesh(jax.devices()[:2])
+    mesh = sharding.make_mesh(jax.devices()[:2])
     tree = {"w": np.full((64, 128), 3e38, np.float32), "b": np.zeros(8192, np.float32)}
     tree |= {"count": np.int32(2**31 - 1), "scale": np.float32(-3e38)}
     for name, index in (("w", (63, 127)), ("b", 5000), ("scale", ())):
         changed = {key: np.array(leaf) for key, leaf in tree.items()}
         changed[name][index] = value
         if sharded:
-            places = training.sharding.shard_largest_axis(mesh, changed)
+            places = sharding.shard_largest_axis(mesh, changed)
             changed = jax.device_put(changed, places)
         assert bool(train_state.all_finite(changed)) == bool(np.isfinite(value))

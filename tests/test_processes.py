@@ -28,12 +28,12 @@ import os, sys
 from absl import app
 import main, training
 step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-collect = training.TrainingLog.collect
+collect = training.loop.TrainingLog.collect
 def signalled(self, at, metrics):
     collect(self, at, metrics)
     if at == step:
         os.kill(os.getpid(), number)
-training.TrainingLog.collect = signalled
+training.loop.TrainingLog.collect = signalled
 app.run(main.main, flags_parser=main.parse_flags)
 """
 
@@ -105,7 +105,7 @@ def test_two_processes_stop_together_with_the_state_of_one(one_process, two_proc
     assert [process.returncode for process in killed] == [-signal.SIGKILL] * 2
     assert [process.returncode for process in stopped] == [0, 0], stopped
     # Both processes stop one step after the signal.
-    assert "step 6: stopped by SIGTERM; the state is saved" in stopped[0].stdout
+    assert "step 6: stopped by another process's signal; the state is saved" in stopped[0].stdout
     same(folder / "w", one_process, 6)
 
 
@@ -131,7 +131,7 @@ def test_two_processes_continue_and_evaluate_as_one(one_process, two_processes):
 
 def test_sigterm_saves_the_state(tmp_path, monkeypatch, one_process, capsys):
     """One process stops at once; the next one ends as an uninterrupted run does."""
-    collect = training.TrainingLog.collect
+    collect = training.loop.TrainingLog.collect
 
     def signalled(self, step, metrics):
         collect(self, step, metrics)
@@ -140,7 +140,7 @@ def test_sigterm_saves_the_state(tmp_path, monkeypatch, one_process, capsys):
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
-        patch.setattr(training.TrainingLog, "collect", signalled)
+        patch.setattr(training.loop.TrainingLog, "collect", signalled)
         assert training.train(tiny.config(**FIELDS), str(tmp_path)).step == 3
     assert "step 3: stopped by SIGTERM" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) == before

@@ -7,16 +7,21 @@ import numpy as np
 import pytest
 
 import datasets
-import workdir
 from errors import InputError
 from experiment import Experiment
-from metrics import distances, features, reference_statistics, sample_quality_stage
+from metrics import (
+    distances,
+    features,
+    reference_statistics,
+    sample_quality_stage,
+    statistics_files,
+)
 from metrics.distances import Moments
 from metrics.features import Extractor, Features
-from metrics.reference_statistics import load
 from metrics.stage import Context
+from metrics.statistics_files import load
 from tests import tiny
-from workdir import round_paths
+from workdir import files, round_paths, rounds
 
 SAMPLES = 50
 
@@ -108,7 +113,7 @@ def test_error_of_the_inception_score():
     """The jackknife leaves out one of ten groups; the score of certain labels is exp(entropy)."""
     labels = np.random.default_rng(0).integers(0, 4, 40) ** 2 // 3
     logits = 1e4 * np.eye(4)[labels]
-    reference = reference_statistics.Reference(Moments.from_features(np.ones((3, 2))), None, {})
+    reference = statistics_files.Reference(Moments.from_features(np.ones((3, 2))), None, {})
     extractor = unused_extractor(published=True)
     sets = sample_quality_stage.FeatureSets(np.ones((40, 2)), logits, extractor, None, reference)
     found = sample_quality_stage.inception_score(sets)
@@ -154,13 +159,14 @@ def test_a_restart_computes_only_missing_rounds(folder, monkeypatch):
     before = measure(folder)
     (label,) = {path.name.rsplit("_", 1)[0] for path in folder.glob("features_*")}
     (folder / f"{label}_2.npz").unlink()
-    loaded, original = [], workdir.read_npz
+    loaded, original = [], files.read_npz
 
     def recording_read(path, *names):
         loaded.append(path.stem)
         return original(path, *names)
 
-    monkeypatch.setattr(workdir, "read_npz", recording_read)
+    for module in (files, rounds):
+        monkeypatch.setattr(module, "read_npz", recording_read)
     assert measure(folder) == before
     assert [name for name in loaded if name.startswith("samples")] == ["samples_2"]
 
@@ -168,7 +174,7 @@ def test_a_restart_computes_only_missing_rounds(folder, monkeypatch):
 def test_fid_requires_ten_thousand_images_and_the_published_features():
     rng = np.random.default_rng(0)
     moments = Moments.from_features(rng.normal(size=(50, 2)))
-    reference = reference_statistics.Reference(moments, None, {})
+    reference = statistics_files.Reference(moments, None, {})
     names = {}
     for count in (9_999, 10_000):
         for published in (True, False):
@@ -193,7 +199,7 @@ def test_sorted_images_have_the_errors_of_shuffled_ones(tmp_path):
     entries = []
     order = np.argsort(labels, kind="stable")
     for samples, references in ((cyclic, real), (cyclic[order], real[order])):
-        reference = reference_statistics.Reference(
+        reference = statistics_files.Reference(
             Moments.from_features(references), references, {"path": ""}
         )
         path = tmp_path / "round_0.npz"

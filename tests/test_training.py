@@ -16,6 +16,7 @@ import experiment as experiments
 import factory
 import losses
 import sde_lib
+import sharding
 import train_state
 import training
 import workdir as files
@@ -49,7 +50,9 @@ def identical(a, b) -> bool:
 LATER_STEPS = {"ncsnv2_smld": 2e-3}  # relative tolerances of loss and gradient norm
 
 
-@pytest.mark.parametrize("name", list(reference.notes("train_step")))
+@pytest.mark.parametrize(
+    "name", reference.cases(reference.notes("train_step"), slow=["ddpm_discrete_wd"])
+)
 def test_recorded_training_steps(monkeypatch, name):
     """Loss, unclipped gradient norm, and the norms of parameters and EMA after each update."""
     note, a = reference.notes("train_step")[name], reference.arrays("train_step")
@@ -147,7 +150,7 @@ def test_held_out_batches_are_test_images(monkeypatch):
         training.held_out_batch(experiment, "the EMA", step)
     assert all(ema == "the EMA" and (pixels == 255).all() for ema, pixels, _ in seen)
     assert seen[0][2] != seen[1][2]
-    assert next(training._batches(experiment, 0)).pixels.max() == 0
+    assert next(training.loop._batches(experiment, 0)).pixels.max() == 0
 
 
 def test_held_out_loss_and_samples_are_those_of_the_ema(tmp_path, monkeypatch):
@@ -163,7 +166,7 @@ def test_held_out_loss_and_samples_are_those_of_the_ema(tmp_path, monkeypatch):
             np.zeros((count, 8, 8, 1), np.uint8), np.zeros(count), None, np.full(count, -1)
         )
 
-    monkeypatch.setattr(training, "held_out_batch", held_out)
+    monkeypatch.setattr(training.loop, "held_out_batch", held_out)
     monkeypatch.setattr(experiments.Experiment, "sample_images", sample)
     config = tiny.config(**{"training.n_iters": 2, "training.snapshot_sampling": True})
     state = training.train(config, str(tmp_path))
@@ -174,7 +177,7 @@ def test_held_out_loss_and_samples_are_those_of_the_ema(tmp_path, monkeypatch):
 
 def test_when_logs_and_checkpoints_are_due():
     """In calls of three steps, once a multiple of the frequency is reached, and at the end."""
-    steps = [step for step in range(3, 28, 3) if training._is_due(step, 7, 3, 27)]
+    steps = [step for step in range(3, 28, 3) if training.loop._is_due(step, 7, 3, 27)]
     assert steps == [9, 15, 21, 27]
 
 
@@ -191,10 +194,10 @@ def test_a_continued_run_takes_the_next_batches(monkeypatch):
     def batches(experiment, first):
         raise Killed(first)
 
-    monkeypatch.setattr(training, "_batches", batches)
+    monkeypatch.setattr(training.loop, "_batches", batches)
     state = train_state.TrainState(jnp.int32(4), {}, {}, ())
     with pytest.raises(Killed, match="^2$"):
-        training._run(experiment, None, state, 6, None, None, None)
+        training.loop._run(experiment, None, state, 6, None, None, None)
 
 
 # --- optimizer ------------------------------------------------------------------------------------
@@ -293,7 +296,7 @@ def run(config, devices=None):
     batches = datasets.Batches(experiment.train, config.training.batch_size, config.seed)
     curve = []
     for n in range(config.training.n_iters):
-        state, metrics = steps(state, training.sharding.shard(experiment.mesh, batches[n], axis=1))
+        state, metrics = steps(state, sharding.shard(experiment.mesh, batches[n], axis=1))
         curve.extend(np.asarray(metrics["loss"]))
     return np.array(curve), state
 
@@ -312,7 +315,7 @@ def test_a_scan_of_steps_equals_a_loop():
     for scan in (False, True):
         steps = training.compile_steps(experiment, optimizer, scan=scan)
         state = training.init_state(experiment, optimizer)
-        results.append(steps(state, training.sharding.shard(experiment.mesh, images, axis=1)))
+        results.append(steps(state, sharding.shard(experiment.mesh, images, axis=1)))
     (loop, loop_metrics), (scan, scan_metrics) = results
     np.testing.assert_allclose(loop_metrics["loss"], scan_metrics["loss"], rtol=1e-5)
     for a, b in zip(leaves(loop.ema), leaves(scan.ema)):
@@ -332,7 +335,7 @@ def test_a_new_sde_trains(monkeypatch):
 def test_conditional_networks_get_partly_hidden_labels(monkeypatch):
     changes = {"data.num_classes": 10, "model.class_dropout": 0.5, "training.batch_size": 64}
     experiment = experiments.Experiment(tiny.config(**changes))
-    batch, given = next(training._batches(experiment, 0)), []
+    batch, given = next(training.loop._batches(experiment, 0)), []
     labels = batch.labels[0]
 
     def score(params, rngs, classes):
@@ -391,7 +394,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("killed_at", [1, 5])
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, trained, killed_at):
     config, whole = tiny.config(), trained[1]
-    collect, steps = training.TrainingLog.collect, []
+    collect, steps = training.loop.TrainingLog.collect, []
 
     def kill(self, step, metrics):
         if step == killed_at:
@@ -403,10 +406,10 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, traine
         collect(self, step, metrics)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.TrainingLog, "collect", kill)
+        patch.setattr(training.loop.TrainingLog, "collect", kill)
         with pytest.raises(Killed):
             training.train(config, str(tmp_path / "killed"))
-    monkeypatch.setattr(training.TrainingLog, "collect", record)
+    monkeypatch.setattr(training.loop.TrainingLog, "collect", record)
     resumed = training.train(config, str(tmp_path / "killed"))
     assert identical(whole, resumed)
     # There are backups of every other step.

@@ -11,8 +11,8 @@ import pytest
 import datasets
 import factory
 import workdir
-from configs import fields
-from configs.default import complete
+from configs import fields, groups
+from configs.default import Config, complete
 from configs.domains import Entries, Flag, Integer, Name, Real, Sequence, Text
 from configs.fields import FIELDS, INERT
 from docs import make_configuration
@@ -61,20 +61,20 @@ def test_values_outside_of_a_domain_are_refused(name):
         config = complete(tiny.config()).to_dict()
         section, _, key = name.rpartition(".")
         (config[section] if section else config)[key] = value
-        problems = list(factory.validation.check_domains(workdir.Config(config), registry))
+        problems = list(factory.validation.check_domains(Config(config), registry))
         assert len(problems) == 1, (name, value, problems)
         assert problems[0].startswith(f"{name} = {factory.validation.SHORT.repr(value)} ")
 
 
 def test_every_field_affects_known_groups_and_has_a_meaning():
     for name, field in FIELDS.items():
-        assert set(field.affects) <= fields.GROUPS, name
+        assert set(field.affects) <= groups.GROUPS, name
         assert field.meaning.endswith("."), name
         if field.default is not fields.ABSENT:
             assert field.domain.allows(field.default), name
     used = {group for field in FIELDS.values() for group in field.affects}
-    assert used == fields.GROUPS
-    assert set().union(*workdir.DEPENDENCIES.values()) == fields.GROUPS
+    assert used == groups.GROUPS
+    assert set().union(*workdir.DEPENDENCIES.values()) == groups.GROUPS
 
 
 def test_names_in_the_table_are_those_of_the_registries():

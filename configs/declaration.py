@@ -1,0 +1,33 @@
+"""How a config field is declared, and the domains that many fields have."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from configs.domains import Domain, Flag, Integer, Name, Real, Text
+
+ABSENT = object()
+"""The default of a field that a config need not have."""
+
+FLAG, TEXT, NAME, EXACT_NAME = Flag(), Text(), Name(), Name(exact=True)
+COUNT = Integer(1, 10**9)
+POSITIVE = Real(0, open_low=True)
+NOT_NEGATIVE = Real(0)
+SHARE = Real(0, 1)
+PART = Real(0, 1, open_low=True, open_high=True)
+
+
+class Field(NamedTuple):
+    """One config field.
+
+    Attributes:
+      default: the value that a config has unless it states another one, or ABSENT.
+      domain: the values that are allowed.
+      affects: the groups of results that change with the field.
+      meaning: what the field is.
+    """
+
+    default: Any
+    domain: Domain
+    affects: tuple[str, ...]
+    meaning: str

@@ -1,0 +1,51 @@
+"""Files of a run: what they depend on, and how they are written and read.
+
+A workdir or evaluation folder holds the config it was made with; a command with another config is
+refused where a field differs that its files depend on. Each file that a later command may reuse
+holds a description of what it was made from, and is computed again if that differs.
+"""
+
+from readers.files import read_json
+from workdir.claims import LOCK, check_config, check_workdir, claim, locked, stored_config
+from workdir.depends import DEPENDENCIES, Depends, dependencies
+from workdir.files import (
+    Arrays,
+    is_current,
+    load_arrays,
+    save_arrays,
+    write_atomically,
+    write_json,
+    write_picture,
+    write_text,
+    writing,
+)
+from workdir.rounds import load_rounds, round_paths, run_rounds
+from workdir.trees import load_tree, read_tree, save_tree
+
+__all__ = [
+    "DEPENDENCIES",
+    "LOCK",
+    "Arrays",
+    "Depends",
+    "check_config",
+    "check_workdir",
+    "claim",
+    "dependencies",
+    "is_current",
+    "load_arrays",
+    "load_rounds",
+    "load_tree",
+    "locked",
+    "read_json",
+    "read_tree",
+    "round_paths",
+    "run_rounds",
+    "save_arrays",
+    "save_tree",
+    "stored_config",
+    "write_atomically",
+    "write_json",
+    "write_picture",
+    "write_text",
+    "writing",
+]

@@ -1,0 +1,124 @@
+"""Folders of a run: the config that each was made with, and the process that writes to it.
+
+A command with another config is refused where a field differs that the files of the folder depend
+on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+import checkpoints
+from configs.default import Config, complete, get_default_config
+from errors import InputError, brief
+from readers.files import mismatch, read_json
+from workdir.depends import dependencies, flatten
+from workdir.files import write_json
+
+LOCK = "lock"  # the file of a workdir that names the process that writes to it
+
+CONFIG_SCHEMA = {
+    f"{name}?": dict
+    for name, value in get_default_config().to_dict().items()
+    if isinstance(value, dict)
+}
+
+
+def check_config(folder: str | Path, config: Config, kind: str) -> None:
+    """Raise InputError if the config of `folder` differs in a field that `kind` depends on.
+
+    The message lists these fields. Without config.json, the config in the newest checkpoint that
+    can be read takes its place; a folder without either passes. A config that an older version
+    wrote is completed with the defaults first.
+    """
+    stored = stored_config(Path(folder))
+    if stored is None:
+        return
+    now, before = dependencies(kind, config), dependencies(kind, stored)
+    differing = [
+        name for name in sorted(now | before) if now.get(name, None) != before.get(name, None)
+    ]
+    if differing:
+        lines = (
+            f"  {name}: {before.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
+            for name in differing
+        )
+        raise InputError(
+            f"{folder} belongs to another config; use another folder or change back:\n"
+            + "\n".join(lines)
+        )
+
+
+def stored_config(folder: Path) -> Config | None:
+    """Return the config that a folder was made with, complete, or None if it states none."""
+    path = folder / "config.json"
+    found = checkpoints.newest_config(folder) if not os.path.lexists(path) else None
+    if found is None and not os.path.lexists(path):
+        return None
+    try:
+        source, stored = found or (str(path), read_json(path, dict))
+        problem = mismatch(stored, CONFIG_SCHEMA)
+        if problem:
+            raise ValueError(f"{source} is damaged: {problem}.")
+        completed = complete(Config(stored))
+        nested = [name for name in flatten(completed) if name.count(".") > 1]
+        if nested:
+            raise ValueError(f"{source} is damaged: it has a field {nested[0][:80]}.")
+        return completed
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder} has a config that cannot be read: {brief(error)} Restore config.json, or "
+            "delete it, if the config of the newest checkpoint is to take its place."
+        ) from error
+
+
+def check_workdir(workdir: str | Path, config: Config) -> None:
+    """Raise InputError if `workdir` does not exist, or holds another network than the config's."""
+    if not Path(workdir).is_dir():
+        raise InputError(f"--workdir={workdir} does not exist; train first, with --mode=train.")
+    check_config(workdir, config, "checkpoint")
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Let only this run of process 0 write to `folder`; raise InputError if another one does.
+
+    The lock is one of the operating system, which ends with the process that holds it. It holds on
+    one computer, and between computers as far as their shared file system supports locks.
+    """
+    if jax.process_index():
+        yield
+        return
+    path = Path(folder) / LOCK
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise InputError(
+                f"{folder} is in use by {owner}. Wait for it or stop it, or use another --workdir."
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def claim(folder: str | Path, config: Config, kind: str) -> None:
+    """Check the config of `folder`, create the folder, and write `config` as its config.json."""
+    check_config(folder, config, kind)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"the folder {folder} cannot be made: {error.strerror}. Use another name."
+        ) from error
+    write_json(Path(folder) / "config.json", config.to_dict())

@@ -1,0 +1,86 @@
+"""Results in rounds: files of arrays, each of which is computed unless it is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+import sharding
+from errors import InputError, brief, printable
+from readers.files import read_npz
+from workdir.depends import Depends
+from workdir.files import RESERVED, Arrays, is_current, save_arrays
+
+
+def run_rounds(
+    folder: Path, name: str, count: int, compute: Callable[[int], Arrays], depends: Depends
+) -> list[Path]:
+    """Compute the rounds 0 .. count - 1 that are not on disk, and return the files of all.
+
+    Args:
+      folder: where the files are.
+      name: the name of the rounds; the file of round i is NAME_i.npz.
+      compute: the arrays of a round, from its number.
+      depends: what the arrays are made from. A round that was made from something else, or by a
+        version before 0.6, which did not record it, is computed again.
+    """
+    paths = round_paths(folder, name, count)
+    missing = [(i, path) for i, path in enumerate(paths) if not is_current(path, depends)]
+    stale = sum(path.exists() for _, path in missing)
+    if stale:
+        logging.warning(
+            "%s: %d file(s) of %s do not match this run, or are of a version before 0.6 and do not "
+            "state what they were made from; they are computed again.",
+            *(folder, stale, name),
+        )
+    sharding.wait(f"look at the rounds of {name}")  # Before process 0 replaces any.
+    print(f"{folder.name}: {name}, {len(missing)} of {count} rounds to do", flush=True)
+    for index, path in tqdm(missing, unit="round", disable=None):
+        save_arrays(path, compute(index), depends)
+    sharding.wait(f"rounds of {name}")
+    return paths
+
+
+def round_paths(folder: Path, name: str, count: int) -> list[Path]:
+    """Return the files of the rounds 0 .. count - 1."""
+    return [folder / f"{name}_{index}.npz" for index in range(count)]
+
+
+def load_rounds(paths: Sequence[Path], *names: str, optional: Sequence[str] = ()) -> Arrays:
+    """Return arrays of the rounds, each joined along its first axis.
+
+    Args:
+      paths: the files, opened one after the other.
+      names: the arrays to read; by default all.
+      optional: further arrays, which either all files have or none.
+
+    Raises:
+      InputError: a file is damaged, or lacks an array.
+    """
+    again = "Delete it, and it is computed again."
+    parts: dict[str, list[np.ndarray]] = {}
+    expected = set(names)
+    for index, path in enumerate(paths):
+        try:
+            found = read_npz(path, *([*names, *optional] if names else []))
+        except InputError as error:
+            raise InputError(f"{error} {again}") from error
+        found = {name: array for name, array in found.items() if name not in RESERVED}
+        if not index:  # The other files must have the same arrays.
+            expected |= found.keys()
+        if found.keys() != expected:
+            lacking = ", ".join(map(printable, sorted(expected ^ found.keys())))
+            raise InputError(f"{path} lacks {lacking}, or other rounds do. {again}")
+        for name, array in found.items():
+            parts.setdefault(name, []).append(array)
+    try:
+        return {name: np.concatenate(part) for name, part in parts.items()}
+    except ValueError as error:
+        raise InputError(
+            f"the rounds {paths[0]} .. {paths[-1]} do not fit each other: {brief(error)}. Delete "
+            "them, and they are computed again."
+        ) from error
