@@ -22,7 +22,7 @@ from jax import Array
 
 import sharding
 from errors import InputError, brief, printable
-from readers.files import mismatch, read_json
+from readers.files import MAX_STEP, check_regular, read_json
 
 SNAPSHOTS, BACKUPS = "checkpoints", "checkpoints-meta"
 NUM_BACKUPS = 2
@@ -86,16 +86,21 @@ class Checkpoints:
         info = ocp.args.JsonSave({"step": step, "config": config, "checksums": checksums})
         manager.save(number, args=ocp.args.Composite(**items, info=info), force=True)
 
-    def find(self) -> list[Found]:
-        """Return all checkpoints, newest first; skip those with unreadable metadata, and warn."""
+    def find(self, *folders: str) -> list[Found]:
+        """Return the checkpoints of the folders, by default all, newest first.
+
+        Those with unreadable metadata are skipped, with a warning.
+        """
         found = []
-        for folder, manager in self._managers.items():
-            numbers = manager.all_steps()
+        for folder in folders or (SNAPSHOTS, BACKUPS):
+            if folder not in self._managers:
+                continue
+            numbers = self._managers[folder].all_steps()
             self._warn_of_strays(folder, numbers)
             for number in numbers:
                 try:
                     found.append(Found(self._info(folder, number)["step"], folder, number))
-                except Exception as error:  # Damage raises many types of exception.
+                except InputError as error:
                     logging.warning(
                         "%s/checkpoint_%d is damaged and is skipped: %s",
                         *(folder, number, brief(error)),
@@ -114,7 +119,8 @@ class Checkpoints:
 
     def snapshots(self) -> dict[int, Found]:
         """Return the checkpoints for evaluation, by number."""
-        return {found.number: found for found in self.find() if found.folder == SNAPSHOTS}
+        # Training, which may run beside this, removes backups at any time.
+        return {found.number: found for found in self.find(SNAPSHOTS)}
 
     def pick(self, number: int | None) -> Found:
         """Return the snapshot with this number, by default the newest.
@@ -151,6 +157,7 @@ class Checkpoints:
             for name, tree in like.items()
         }
         try:
+            _check_files(self._path(found.folder, found.number))
             restored = self._managers[found.folder].restore(
                 found.number, args=ocp.args.Composite(**items)
             )
@@ -208,29 +215,38 @@ class Checkpoints:
             ) from error
 
     def _info(self, folder: str, number: int) -> dict[str, Any]:
-        arguments = ocp.args.Composite(info=ocp.args.JsonRestore())
-        return _checked(self._managers[folder].restore(number, args=arguments)["info"])
+        return _read_info(self._path(folder, number) / "info" / "metadata")
+
+    def _path(self, folder: str, number: int) -> Path:
+        return self._workdir / folder / f"checkpoint_{number}"
 
 
-def _checked(info: Any) -> dict[str, Any]:
-    """Return the metadata of a checkpoint. Raises ValueError if they are damaged."""
-    problem = mismatch(info, INFO, "its metadata")
-    if not problem and info["step"] < 0:
-        problem = f"its step is {info['step']}"
-    if problem:
-        raise ValueError(problem)
+def _read_info(path: Path) -> dict[str, Any]:
+    """Return the metadata of a checkpoint. Raises InputError if they are damaged.
+
+    Orbax wrote them, but would wait for the other processes, and for ever for a named pipe.
+    """
+    info = read_json(path, INFO)
+    if not 0 <= info["step"] <= MAX_STEP:
+        raise InputError(f"{path} is damaged: its step is {info['step']}.")
     return info
+
+
+def _check_files(folder: Path) -> None:
+    """Raise InputError unless everything below `folder` is a folder or a regular file."""
+    for path in sorted(folder.rglob("*")):
+        if not path.is_dir():
+            check_regular(path)
 
 
 def newest_config(workdir: str | Path) -> tuple[str, dict[str, Any]] | None:
     """Return the name and the config of the newest readable checkpoint, or None without any."""
     found = []
     for folder in (SNAPSHOTS, BACKUPS):
-        # Without Orbax, which would wait for the other processes.
         for path in Path(workdir, folder).glob("checkpoint_*/info/metadata"):
             try:
-                info = _checked(read_json(path, INFO))
-            except ValueError:
+                info = _read_info(path)
+            except InputError:
                 continue
             found.append((info["step"], str(path.parents[1]), info["config"]))
     return max(found, key=lambda each: each[:2])[1:] if found else None

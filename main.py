@@ -149,13 +149,16 @@ def main(argv: list[str]) -> None:
     try:
         if argv[1:]:
             raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.")
+        if not FLAGS.workdir:  # As --workdir=$DIR without DIR, which would be the current folder.
+            raise InputError("--workdir is empty; it must name a folder.")
         sharding.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         MODES[FLAGS.mode](_config(), FLAGS.workdir)
     except InputError as error:
         errors.fail(str(error))
     except OSError as error:
         where = f"{error.filename} cannot be used: " if error.filename else ""
-        errors.fail(f"{where}{error.strerror or errors.brief(error)}.")
+        reason = f"{where}{error.strerror or errors.brief(error)}."
+        errors.fail(f"{reason} Correct the cause and give the same command again.")
     except KeyboardInterrupt:  # From training, which has saved its state.
         sys.exit(128 + signal.SIGINT)
 

@@ -15,7 +15,7 @@ import socket
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import jax
 import numpy as np
@@ -30,7 +30,14 @@ import sharding
 from configs import fields
 from configs.default import Config, complete, get_default_config
 from errors import InputError, brief, printable
-from readers.files import mismatch, read_json, read_npz, read_safetensors
+from readers.files import (
+    check_regular,
+    mismatch,
+    not_finite,
+    read_json,
+    read_npz,
+    read_safetensors,
+)
 
 Arrays = dict[str, np.ndarray]
 Depends = Mapping[str, Any]
@@ -167,13 +174,12 @@ def locked(folder: str | Path) -> Iterator[None]:
     if jax.process_index():
         yield
         return
-    path = Path(folder) / LOCK
-    with open(path, "a+", encoding="utf-8") as file:
+    with _open_lock(Path(folder) / LOCK) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            owner = file.read().strip() or "another process"
+            owner = printable(file.read().strip()) or "another process"
             raise InputError(
                 f"{folder} is in use by {owner}. Wait for it or stop it, or use another --workdir."
             ) from error
@@ -183,16 +189,63 @@ def locked(folder: str | Path) -> Iterator[None]:
         yield
 
 
+def _open_lock(path: Path) -> TextIO:
+    if os.path.lexists(path):
+        check_regular(path)
+    with writing(path):
+        return open(path, "a+", encoding="utf-8", errors="replace")
+
+
+@contextlib.contextmanager
+def owned(folder: str | Path, config: Config, kind: str) -> Iterator[None]:
+    """Let only this run write to `folder`, by `locked`, after `claim`."""
+    check_config(folder, config, kind)
+    _make(folder)
+    with locked(folder):
+        claim(folder, config, kind)
+        yield
+
+
 def claim(folder: str | Path, config: Config, kind: str) -> None:
     """Check the config of `folder`, create the folder, and write `config` as its config.json."""
     check_config(folder, config, kind)
+    _make(folder)
+    write_json(Path(folder) / "config.json", config.to_dict())
+
+
+def _make(folder: str | Path) -> None:
+    """Create a folder and those above it."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"the folder {folder} cannot be made: {error.strerror}. Use another name."
         ) from error
-    write_json(Path(folder) / "config.json", config.to_dict())
+
+
+TAKEN = (
+    *(checkpoints.SNAPSHOTS, checkpoints.BACKUPS, "classifier", "data", "dequantizers"),
+    *("latents", "restore", "samples", "statistics", "tensorboard"),
+)
+"""The folders of a workdir that cannot be the folder of an evaluation."""
+
+
+def results_folder(parent: str | Path, name: str, taken: Sequence[str] = TAKEN) -> Path:
+    """Return the folder of results that --eval_folder names, below `parent`.
+
+    Raises InputError if it lies elsewhere, or is one of those that are `taken` by other modes.
+    """
+    parts = Path(name).parts
+    if not parts or ".." in parts or Path(name).is_absolute():
+        raise InputError(
+            f"--eval_folder={name} must be the name of a folder in the workdir, such as eval."
+        )
+    if parts[0] in taken:
+        raise InputError(
+            f"--eval_folder={name} is a folder of other modes, as are {', '.join(taken)}; use "
+            "another name."
+        )
+    return Path(parent, name)
 
 
 def _flatten(config: Config) -> dict[str, Any]:
@@ -257,12 +310,14 @@ def save_arrays(path: Path, arrays: Arrays, depends: Depends) -> None:
     if RESERVED & arrays.keys():
         raise ValueError(f"arrays may not be called {' or '.join(sorted(RESERVED))}")
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    described: dict[str, Any] = {
-        **arrays,
-        DEPENDS: np.array(_canonical(depends)),
-        RECORD: np.array(_record(arrays)),
-    }
-    write_atomically(path, lambda file: np.savez(file, **described))
+    description = {DEPENDS: np.array(_canonical(depends)), RECORD: np.array(_record(arrays))}
+    write_arrays(path, arrays | description)
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write an .npz file atomically."""
+    named: dict[str, Any] = arrays  # NumPy's other arguments are of other types.
+    write_atomically(path, lambda file: np.savez(file, **named))
 
 
 def load_arrays(path: Path, depends: Depends) -> Arrays | None:
@@ -347,7 +402,7 @@ def _read_tree(path: Path, like: Any) -> tuple[Any, dict[str, Any], int]:
     expected = {name: leaf.shape for name, leaf in _named(like).items()}
     if {name: value.shape for name, value in tensors.items()} != expected:
         raise InputError(f"{path} holds another network than the config's.")
-    if not all(np.isfinite(value).all() for value in tensors.values()):
+    if not_finite(tensors):
         raise InputError(f"{path} has values that are not finite.")
     try:
         depends, step = json.loads(metadata.get(TREE_DEPENDS, "{}")), int(metadata.get("step", ""))

@@ -232,7 +232,7 @@ TRAIN = {
     "training.on_nonfinite": Field(
         "stop",
         Name(("stop", "skip", "rollback"), exact=True),
-        (TRAINING,),
+        NOTHING,
         "After a loss or gradient that is not finite: stop; skip the step; or go back to the "
         "newest checkpoint and draw other noise.",
     ),

@@ -217,10 +217,16 @@ def check_evaluation(config: Config, choices: Choices) -> Problems:
             f"eval.begin_ckpt = {evaluate.begin_ckpt} must not exceed eval.end_ckpt = "
             f"{evaluate.end_ckpt}."
         )
-    if ":" not in evaluate.features and evaluate.features not in FEATURES:
+    module, colon, function = evaluate.features.partition(":")
+    if not colon and module not in FEATURES:
         yield (
             f"eval.features = {evaluate.features!r} is unknown; known: {_listed(FEATURES)}, "
             "module:function."
+        )
+    if colon and not all(part.isidentifier() for part in (*module.split("."), function)):
+        yield (
+            f"eval.features = {evaluate.features!r} must be the name of a module, a colon and the "
+            "name of a function in it, as in package.module:function; paths are not possible."
         )
 
 

@@ -26,8 +26,8 @@ from metrics import features
 from metrics.distances import Moments
 from metrics.features import Extractor
 from metrics.splits import images_of
-from readers.files import mismatch, read_npz
-from workdir import Arrays, dependencies, load_rounds, run_rounds, write_atomically
+from readers.files import mismatch, not_finite, read_npz
+from workdir import Arrays, dependencies, load_rounds, locked, run_rounds, write_arrays
 
 MAX_FEATURES = 50_000
 """Maximum number of images, evenly spaced, whose features are kept for KID, precision and recall.
@@ -161,13 +161,14 @@ def compute(experiment: Experiment, extractor: Extractor, path: Path) -> Referen
     content = {"images": len(images), "data_sha256": images.digest}
     depends = dependencies("statistics", experiment.config) | content
     depends["features"] = extractor.digest
-    paths = run_rounds(folder, name, len(batches), compute_round, depends)
     protocol = expected_protocol(experiment, extractor) | content
-    reference = _merge_rounds(paths, len(images), protocol)
-    # Other processes may still read the rounds, or check whether the file exists.
-    sharding.wait("statistics")
-    _write(path, reference)
-    shutil.rmtree(folder, ignore_errors=True)
+    with locked(folder):
+        paths = run_rounds(folder, name, len(batches), compute_round, depends)
+        reference = _merge_rounds(paths, len(images), protocol)
+        # Other processes may still read the rounds, or check whether the file exists.
+        sharding.wait("statistics")
+        _write(path, reference)
+        shutil.rmtree(folder, ignore_errors=True)
     return _with_path(reference, path)
 
 
@@ -195,7 +196,7 @@ def _write(path: Path, reference: Reference) -> None:
         "sigma": reference.moments.covariance,
         "protocol": np.array(json.dumps(reference.protocol)),
     }
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    write_arrays(path, arrays)
 
 
 # --- files ---
@@ -289,9 +290,9 @@ PROTOCOL = {"extractor": str, "images?": int}  # What every protocol holds.
 def _problem(arrays: Arrays) -> str:
     """What is wrong with the arrays of a statistics file, or ''."""
     shapes = {name: array.shape for name, array in arrays.items() if name != "protocol"}
-    for name, array in arrays.items():
-        if name != "protocol" and (array.dtype.kind != "f" or not np.isfinite(array).all()):
-            return f"{name!r} has values that are not finite numbers"
+    bad = not_finite({name: arrays[name] for name in shapes})
+    if bad:
+        return f"{bad!r} has values that are not finite numbers"
     dims = (shapes.get("mu") or shapes["pool_3"])[-1:]
     pool_is_matrix = len(shapes.get("pool_3", (1, *dims))) == 2 and 0 not in shapes.get(
         "pool_3", ()

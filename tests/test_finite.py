@@ -114,7 +114,7 @@ def test_the_adaptive_solver_stops_when_only_failed_images_are_left():
             r"model\.num_scales = 21, or lower sampling\.snr = 0\.16, or choose another",
         ),
         (HEUN, 9, r"from network evaluation 4 of 9 on\. The sampler is 'heun'\..*num_steps = 5"),
-        ({"sampling.method": "pc"}, None, "the solver did not converge.*probability-flow ODE"),
+        ({"sampling.method": "ode"}, None, "the solver did not converge.*probability-flow ODE"),
         (
             {"sampling.method": "solver", "sampling.solver": "adaptive_sde"},
             None,

@@ -95,9 +95,9 @@ def test_stop(tmp_path, monkeypatch):
     assert str(raised.value) == (
         "Step 5: the loss is nan and the gradient norm 2 at learning rate 0.001; they must be "
         "finite. Mean losses by t up to step 4: 0.10: 1, 0.30: 1, 0.50: 1, 0.70: 1. "
-        "Nothing more is saved; the last good checkpoint is kept. In another --workdir, lower "
-        "optim.lr or optim.grad_clip, or choose another training.on_nonfinite (stop, skip or "
-        "rollback)."
+        "Nothing more is saved; the last good checkpoint is kept. Continue with another "
+        "training.on_nonfinite (stop, skip or rollback), or, in another --workdir, lower "
+        "optim.lr or optim.grad_clip."
     )
     assert sorted(saved(tmp_path)) == [2, 4]
 
