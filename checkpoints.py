@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import zlib
@@ -21,7 +22,7 @@ from absl import logging
 from jax import Array
 
 import sharding
-from errors import InputError, brief, printable
+from errors import InputError, advice, brief, printable
 from readers.files import MAX_STEP, check_regular, read_json
 
 SNAPSHOTS, BACKUPS = "checkpoints", "checkpoints-meta"
@@ -29,6 +30,8 @@ NUM_BACKUPS = 2
 
 INFO = {"step": int, "config": dict, "checksums": dict}
 """The metadata of a checkpoint; see `readers.files.mismatch`."""
+
+ABOUT = "about"  # the checksum of step and config; checkpoints before version 0.6 lack it
 
 Trees = dict[str, Any]
 """Named pytrees of arrays; each can be restored without the others."""
@@ -55,6 +58,9 @@ class Checkpoints:
             path = self._workdir / folder
             if path.exists() and not path.is_dir():
                 raise InputError(f"{path} must be a folder of checkpoints, but is a file.")
+            for metadata in path.glob("checkpoint_*/_CHECKPOINT_METADATA"):
+                with advice("Move this checkpoint to another folder."):
+                    check_regular(metadata)  # Orbax would wait for ever for a named pipe.
             if create or path.is_dir():
                 options = ocp.CheckpointManagerOptions(
                     step_prefix="checkpoint", max_to_keep=keep, create=create
@@ -83,6 +89,7 @@ class Checkpoints:
             manager.delete(number)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         checksums = {name: _checksum(tree) for name, tree in trees.items()}
+        checksums[ABOUT] = _checksum_about(step, config)
         info = ocp.args.JsonSave({"step": step, "config": config, "checksums": checksums})
         manager.save(number, args=ocp.args.Composite(**items, info=info), force=True)
 
@@ -229,6 +236,9 @@ def _read_info(path: Path) -> dict[str, Any]:
     info = read_json(path, INFO)
     if not 0 <= info["step"] <= MAX_STEP:
         raise InputError(f"{path} is damaged: its step is {info['step']}.")
+    about = _checksum_about(info["step"], info["config"])
+    if info["checksums"].get(ABOUT, about) != about:
+        raise InputError(f"{path} is damaged: it does not have the checksum that it states.")
     return info
 
 
@@ -269,6 +279,11 @@ def _checksum(tree: Any) -> int:
         whole = leaf.addressable_data(0) if leaf.is_fully_replicated else sharding.fetch(leaf)
         crc = zlib.crc32(np.ascontiguousarray(whole).data, crc)
     return crc
+
+
+def _checksum_about(step: int, config: dict[str, Any]) -> int:
+    """Return the CRC-32 of the step and the config as JSON."""
+    return zlib.crc32(json.dumps([step, config], sort_keys=True).encode())
 
 
 def _abstract(leaf: Array) -> jax.ShapeDtypeStruct:

@@ -25,7 +25,7 @@ from configs import remedies
 from configs.default import Config
 from controllable import guidance
 from datasets import Batch
-from errors import InputError
+from errors import InputError, advice
 from factory import (
     Samples,
     make_classifier,
@@ -182,7 +182,8 @@ class Experiment:
         check_workdir(workdir, self.config)
         checkpoints = Checkpoints(workdir)
         found = checkpoints.pick(number)
-        return found, train_state.restore_ema(checkpoints, found, self.abstract_params)
+        with advice("Choose another one with --checkpoint."):
+            return found, train_state.restore_ema(checkpoints, found, self.abstract_params)
 
     def identity(self, workdir: str, found: Found) -> dict[str, int]:
         """Return what identifies the parameters of a checkpoint: its step and their checksum."""

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from checkpoints import Checkpoints, Found, Trees
 from configs.default import Config
-from errors import InputError
+from errors import InputError, advice
 from models.building import Params, is_fixed
 from readers.files import MAX_STEP, read_json
 from workdir import write_json
@@ -125,16 +125,11 @@ def read_rollbacks(workdir: str | Path) -> Rollbacks:
     path = Path(workdir) / "rollbacks.json"
     if not os.path.lexists(path):
         return Rollbacks()
-    try:
+    with advice("Restore it, or delete it to continue with the noise of a run without rollbacks."):
         found = read_json(path, ROLLBACKS)
         rollbacks = Rollbacks(*(found[name] for name in ROLLBACKS))
         if not all(0 <= value <= MAX_STEP for value in rollbacks):
             raise InputError(f"{path} is damaged: it states {rollbacks}.")
-    except InputError as error:
-        raise InputError(
-            f"{error} Restore it, or delete it, to continue with the noise of a run without "
-            "rollbacks."
-        ) from error
     return rollbacks
 
 

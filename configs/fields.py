@@ -61,8 +61,12 @@ FLAG, TEXT, NAME, EXACT_NAME = Flag(), Text(), Name(), Name(exact=True)
 FEATURES = ("inception", "inception_tf", "classifier")
 RESTORE_METHODS = ("projection", "dps", "ddrm", "pigdm", "moment_matching")
 COUNT = Integer(1, 10**9)
-POSITIVE = Real(0, open_low=True)
-NOT_NEGATIVE = Real(0)
+BATCH = Integer(1, 10**6)
+SMALLEST, LARGEST = 1e-30, 1e30  # float32, the type of all computations, holds their reciprocals.
+FINITE = Real(-LARGEST, LARGEST)
+POSITIVE = Real(SMALLEST, LARGEST)
+NOT_NEGATIVE = Real(0, LARGEST)
+NOISE_SCALE = Real(1e-10, 1e10)  # Its square is computed as well.
 SHARE = Real(0, 1)
 PART = Real(0, 1, open_low=True, open_high=True)
 
@@ -80,7 +84,7 @@ DATA = {
     ),
     "data.value_range": Field(
         (),
-        Entries((Real(), Real()), optional=True),
+        Entries((FINITE, FINITE), optional=True),
         (NETWORK, NOISE, IMAGES),
         "Smallest and largest value of arrays of real numbers; () for bytes.",
     ),
@@ -104,12 +108,18 @@ DATA = {
 }
 
 MODEL = {
-    "model.sigma_min": Field(0.01, POSITIVE, (NETWORK, NOISE), "Lowest noise scale of the VE SDE."),
-    "model.sigma_max": Field(
-        50.0, POSITIVE, (NETWORK, NOISE), "Highest noise scale of the VE SDE."
+    "model.sigma_min": Field(
+        0.01, NOISE_SCALE, (NETWORK, NOISE), "Lowest noise scale of the VE SDE."
     ),
-    "model.beta_min": Field(0.1, POSITIVE, (NETWORK, NOISE), "beta(0) of the VP and sub-VP SDEs."),
-    "model.beta_max": Field(20.0, POSITIVE, (NETWORK, NOISE), "beta(T) of the VP and sub-VP SDEs."),
+    "model.sigma_max": Field(
+        50.0, NOISE_SCALE, (NETWORK, NOISE), "Highest noise scale of the VE SDE."
+    ),
+    "model.beta_min": Field(
+        0.1, NOISE_SCALE, (NETWORK, NOISE), "beta(0) of the VP and sub-VP SDEs."
+    ),
+    "model.beta_max": Field(
+        20.0, NOISE_SCALE, (NETWORK, NOISE), "beta(T) of the VP and sub-VP SDEs."
+    ),
     "model.num_scales": Field(
         1000,
         Integer(2, 10**6),
@@ -145,7 +155,7 @@ MODEL = {
         "Features of each level, as multiples of model.nf.",
     ),
     "model.num_res_blocks": Field(
-        ABSENT, Integer(0, 1000), (NETWORK,), "Residual blocks of a level."
+        ABSENT, Integer(0, 100), (NETWORK,), "Residual blocks of a level."
     ),
     "model.attn_resolutions": Field(
         ABSENT,
@@ -160,7 +170,7 @@ MODEL = {
     "model.conditional": Field(ABSENT, FLAG, (NETWORK,), "Condition on the noise level."),
     "model.fir": Field(ABSENT, FLAG, (NETWORK,), "Resample through a FIR filter."),
     "model.fir_kernel": Field(
-        ABSENT, Sequence(Real(), 1, 32), (NETWORK,), "Coefficients of the FIR filter."
+        ABSENT, Sequence(FINITE, 1, 32), (NETWORK,), "Coefficients of the FIR filter."
     ),
     "model.skip_rescale": Field(ABSENT, FLAG, (NETWORK,), "Divide residual sums by sqrt(2)."),
     "model.resblock_type": Field(
@@ -208,10 +218,10 @@ MODEL = {
 TRAIN = {
     "training.sde": Field("vesde", NAME, (NETWORK, NOISE), "The SDE."),
     "training.continuous": Field(True, FLAG, (NETWORK,), "Train in continuous time."),
-    "training.batch_size": Field(128, COUNT, (TRAINING,), "Images of a training step."),
+    "training.batch_size": Field(128, BATCH, (TRAINING,), "Images of a training step."),
     "training.n_iters": Field(1_300_001, COUNT, NOTHING, "Training steps."),
     "training.n_jitted_steps": Field(
-        5, Integer(1, 10**6), (TRAINING,), "Steps of one compiled call."
+        5, Integer(1, 1000), (TRAINING,), "Steps of one compiled call."
     ),
     "training.reduce_mean": Field(
         False, FLAG, (LOSS,), "Mean over the entries of an image, not half their sum."
@@ -260,7 +270,7 @@ OPTIM = {
     "optim.weight_decay": Field(0.0, NOT_NEGATIVE, (TRAINING,), "Decoupled weight decay."),
     "optim.warmup": Field(5000, Integer(0, 10**9), (TRAINING,), "Steps of linear warm-up."),
     "optim.grad_clip": Field(
-        1.0, Real(), (TRAINING,), "Largest norm of a gradient; 0 or less for no limit."
+        1.0, FINITE, (TRAINING,), "Largest norm of a gradient; 0 or less for no limit."
     ),
 }
 
@@ -275,12 +285,12 @@ SAMPLING = {
         False, FLAG, (SAMPLES,), "Let the predictor follow the probability-flow ODE."
     ),
     "sampling.solver": Field("deis", NAME, (SAMPLES,), "The solver of sampling.method = 'solver'."),
-    "sampling.num_steps": Field(20, Integer(1, 10**6), (SAMPLES,), "Steps of the solver."),
+    "sampling.num_steps": Field(20, Integer(1, 10**5), (SAMPLES,), "Steps of the solver."),
     "sampling.schedule": Field("karras", NAME, (SAMPLES,), "Noise levels of the solver."),
     "sampling.churn": Field(1.0, NOT_NEGATIVE, (SAMPLES,), "S_churn of solver = 'heun_churn'."),
     "sampling.restart": Field(
         (3, 1, 0.3, 1.0),
-        Entries((Integer(1, 1000), Integer(1, 1000), POSITIVE, POSITIVE)),
+        Entries((Integer(1, 100), Integer(1, 100), POSITIVE, POSITIVE)),
         (SAMPLES,),
         "Levels, repetitions, lowest and highest noise level of solver = 'restart'.",
     ),
@@ -311,7 +321,7 @@ CLASSIFY = {
     "classifier.num_classes": Field(10, Integer(1, 10**6), (CLASSIFIER,), "Classes."),
     "classifier.blocks_per_group": Field(4, Integer(1, 1000), (CLASSIFIER,), "Blocks of a group."),
     "classifier.channel_multiplier": Field(10, Integer(1, 1000), (CLASSIFIER,), "Width."),
-    "classifier.batch_size": Field(128, COUNT, (CLASSIFIER,), "Images of a training step."),
+    "classifier.batch_size": Field(128, BATCH, (CLASSIFIER,), "Images of a training step."),
     "classifier.n_iters": Field(100_000, COUNT, (CLASSIFIER,), "Training steps."),
     "classifier.lr": Field(1e-3, POSITIVE, (CLASSIFIER,), "Learning rate."),
     "classifier.weight_decay": Field(5e-4, NOT_NEGATIVE, (CLASSIFIER,), "Weight decay."),
@@ -342,11 +352,9 @@ RESTORATION = {
     ),
     "restore.factor": Field(2, Integer(1, 4096), (RESTORE,), "Factor of super-resolution."),
     "restore.blur": Field(
-        1.0, Real(0, 1000, open_low=True), (RESTORE,), "Standard deviation of the blur, in pixels."
+        1.0, Real(1e-3, 1000), (RESTORE,), "Standard deviation of the blur, in pixels."
     ),
-    "restore.length": Field(
-        4.0, Real(0, 1000, open_low=True), (RESTORE,), "Length of the motion, in pixels."
-    ),
+    "restore.length": Field(4.0, Real(1e-3, 1000), (RESTORE,), "Length of the motion, in pixels."),
     "restore.angle": Field(
         45.0, Real(-360, 360), (RESTORE,), "Angle of the motion to the horizontal, in degrees."
     ),
@@ -367,7 +375,7 @@ RESTORATION = {
 EVAL = {
     "eval.begin_ckpt": Field(1, Integer(0, 10**9), NOTHING, "First checkpoint to evaluate."),
     "eval.end_ckpt": Field(26, Integer(0, 10**9), NOTHING, "Last checkpoint to evaluate."),
-    "eval.batch_size": Field(1024, COUNT, (ROUNDS,), "Images of a round."),
+    "eval.batch_size": Field(1024, BATCH, (ROUNDS,), "Images of a round."),
     "eval.num_samples": Field(50_000, COUNT, (ROUNDS,), "Images to generate."),
     "eval.enable_sampling": Field(False, FLAG, NOTHING, "Generate images."),
     "eval.enable_loss": Field(True, FLAG, NOTHING, "Compute the held-out loss."),

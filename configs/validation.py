@@ -124,6 +124,8 @@ def check_model(config: Config, choices: Choices) -> Problems:
             f"data.num_classes = {config.data.num_classes}: model.name = {name!r} cannot be "
             f"conditioned on classes; these can: {_listed(choices.class_conditional)}."
         )
+    if "fir_kernel" in model and not sum(model.fir_kernel):
+        yield f"model.fir_kernel = {tuple(model.fir_kernel)} must have a sum other than 0."
     if config.training.remat and name not in choices.remat:
         yield (
             f"training.remat = True needs one of model.name = {_listed(choices.remat)}, "

@@ -19,7 +19,7 @@ import pretrained
 import sharding
 from checkpoints import SNAPSHOTS, Checkpoints, Found
 from configs.default import Config
-from errors import InputError
+from errors import InputError, advice
 from experiment import Experiment
 from pretrained import Trained
 from readers.files import MAX_STEP
@@ -80,7 +80,8 @@ def export_checkpoint(config: Config, workdir: str, target: str, number: int | N
     check_config(workdir, config, "training")
     checkpoints = Checkpoints(workdir)
     found = checkpoints.pick(number)
-    trees = checkpoints.restore(found, to_checkpoint(_abstract_state(experiment)))
+    with advice("Choose another one with --checkpoint."):
+        trees = checkpoints.restore(found, to_checkpoint(_abstract_state(experiment)))
     write = pretrained.writer(path)
     trained = from_state(sharding.fetch(from_checkpoint(trees)))
     path.parent.mkdir(parents=True, exist_ok=True)

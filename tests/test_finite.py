@@ -131,6 +131,14 @@ def test_messages(changes, steps, expected):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("method", ["pc", "ode"])
+def test_latent_codes_need_the_probability_flow(method):
+    config = Experiment(tiny.config(**{"sampling.method": method})).config
+    message = "the probability-flow ODE with adaptive steps.*set sampling.method = 'solver'"
+    with pytest.raises(NotFiniteError, match=message):
+        remedies.check_samples(config, np.ones(2), None, codes=True)
+
+
 def test_the_scale_of_the_ve_sde_is_named():
     config = Experiment(tiny.config("ve.digits_ncsnpp_continuous")).config
     with pytest.raises(NotFiniteError, match=r"check that model\.sigma_max = [0-9.]+ is that of"):

@@ -106,6 +106,11 @@ def test_all_problems_are_reported_together():
         ({"guidance.interval": (2.0, 1.0)}, "the lower one first"),
         ({"eval.begin_ckpt": 30}, "must not exceed eval.end_ckpt"),
         ({"eval.features": "vgg"}, "eval.features = 'vgg' is unknown"),
+        ({"eval.features": "a/b.py:f"}, "eval.features = 'a/b.py:f' must be the name of a module"),
+        ({"model.sigma_max": 1e300}, "model.sigma_max = 1e+300 must be a finite number, at least"),
+        ({"model.sigma_min": 1e-300}, "model.sigma_min = 1e-300 must be a finite number, at least"),
+        ({"optim.lr": 1e-300}, "optim.lr = 1e-300 must be a finite number, at least 1e-30 and at"),
+        ({"model.fir_kernel": (1.0, -1.0)}, r"model.fir_kernel = (1.0, -1.0) must have a sum"),
         (
             {"training.continuous": False, "training.likelihood_weighting": True},
             "training.likelihood_weighting = True needs training.continuous = True",

@@ -1,0 +1,74 @@
+"""Long training: the process does not grow."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import pytest
+
+import training
+from tests import tiny
+
+PROCESS = Path("/proc/self")
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+STEPS = 5000
+AFTER = 1000  # steps, at whose end everything has occurred at least once
+SETTINGS = {
+    "model.nf": 4,
+    "model.num_scales": 20,
+    "training.batch_size": 2,
+    "training.n_iters": STEPS,
+    "training.log_freq": 50,
+    "training.eval_freq": 100,
+    "training.snapshot_freq": 500,
+    "training.snapshot_freq_for_preemption": 250,
+    "training.snapshot_sampling": True,
+    "sampling.method": "solver",
+    "sampling.num_steps": 2,
+}
+
+
+class Usage(NamedTuple):
+    """What a process uses: resident memory in MB, open files, threads, programs compiled so far."""
+
+    memory: float
+    files: int
+    threads: int
+    compiled: int
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (PROCESS / "statm").exists(), reason="requires the proc file system")
+def test_training_does_not_grow(tmp_path, monkeypatch):
+    """Between steps 1,000 and 5,000, with checkpoints, samples and held-out losses.
+
+    Keeping the metrics of each step would take 1 KB a step, and keeping the state 300 KB. A file
+    that each checkpoint leaves open would add 16 of them.
+    """
+    compiled, usage = [], {}
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if event == COMPILATION else None
+    )
+    collect = training.TrainingLog.collect
+
+    def measure(log, step, metrics):
+        collect(log, step, metrics)
+        if step % AFTER == 1:  # The checkpoint of the previous step is being written.
+            gc.collect()
+            pages = int((PROCESS / "statm").read_text().split()[1])
+            memory = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+            files, threads = (len(list((PROCESS / name).iterdir())) for name in ("fd", "task"))
+            usage[step - 1] = Usage(memory, files, threads, len(compiled))
+
+    monkeypatch.setattr(training.TrainingLog, "collect", measure)
+    training.train(tiny.config(**SETTINGS), str(tmp_path))
+    print(usage)  # pytest shows it if the test fails.
+    before, after = usage[AFTER], usage[STEPS - AFTER]
+    assert after.compiled == before.compiled
+    assert after.files <= before.files + 4
+    assert after.threads <= before.threads + 4
+    assert after.memory < before.memory + 30
