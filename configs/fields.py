@@ -359,10 +359,13 @@ RESTORATION = {
         45.0, Real(-360, 360), (RESTORE,), "Angle of the motion to the horizontal, in degrees."
     ),
     "restore.iterations": Field(
-        3, Integer(1, 10**6), (RESTORE,), "Conjugate-gradient iterations of moment_matching."
+        3, Integer(1, 1000), (RESTORE,), "Conjugate-gradient iterations of moment_matching."
     ),
     "restore.prior_std": Field(
-        0.5, POSITIVE, (RESTORE,), "Standard deviation of pigdm's Gaussian prior, in model units."
+        0.5,
+        NOISE_SCALE,
+        (RESTORE,),
+        "Standard deviation of pigdm's Gaussian prior, in model units.",
     ),
     "restore.scale": Field(1.0, POSITIVE, (RESTORE,), "Step size of dps."),
     "restore.eta": Field(0.85, SHARE, (RESTORE,), "Share of noise that ddrm draws again."),

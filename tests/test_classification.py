@@ -66,7 +66,11 @@ def test_a_restart_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
     assert np.array_equal(fitting.load(path, {"w": np.zeros(64)}, "mode", {})["w"], resumed["w"])
     with pytest.raises(InputError, match="was trained with total = 7, but this run has 9"):
         fitting.load(path, {"w": np.zeros(64)}, "mode", {"total": 9})
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "a.safetensors",
+        "b.safetensors",
+        "lock",
+    ]
     again = fit(path)
     assert "nothing left to do" in capsys.readouterr().out
     assert np.array_equal(again["w"], resumed["w"])

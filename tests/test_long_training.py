@@ -16,7 +16,10 @@ from tests import tiny
 PROCESS = Path("/proc/self")
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 STEPS = 5000
-AFTER = 1000  # steps, at whose end everything has occurred at least once
+FIRST, LAST = (
+    999,
+    4999,
+)  # Everything has occurred at least once, and no checkpoint is being written.
 SETTINGS = {
     "model.nf": 4,
     "model.num_scales": 20,
@@ -46,8 +49,8 @@ class Usage(NamedTuple):
 def test_training_does_not_grow(tmp_path, monkeypatch):
     """Between steps 1,000 and 5,000, with checkpoints, samples and held-out losses.
 
-    Keeping the metrics of each step would take 1 KB a step, and keeping the state 300 KB. A file
-    that each checkpoint leaves open would add 16 of them.
+    The margin of memory is 10 KB a step, and the state has 100 KB. A file or thread that each
+    checkpoint leaves would add 20 of them. The measured growth is 16 MB, due to the allocator.
     """
     compiled, usage = [], {}
     jax.monitoring.register_event_duration_secs_listener(
@@ -57,18 +60,18 @@ def test_training_does_not_grow(tmp_path, monkeypatch):
 
     def measure(log, step, metrics):
         collect(log, step, metrics)
-        if step % AFTER == 1:  # The checkpoint of the previous step is being written.
+        if step % 1000 == FIRST:
             gc.collect()
             pages = int((PROCESS / "statm").read_text().split()[1])
             memory = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
             files, threads = (len(list((PROCESS / name).iterdir())) for name in ("fd", "task"))
-            usage[step - 1] = Usage(memory, files, threads, len(compiled))
+            usage[step] = Usage(memory, files, threads, len(compiled))
 
     monkeypatch.setattr(training.TrainingLog, "collect", measure)
     training.train(tiny.config(**SETTINGS), str(tmp_path))
     print(usage)  # pytest shows it if the test fails.
-    before, after = usage[AFTER], usage[STEPS - AFTER]
+    before, after = usage[FIRST], usage[LAST]
     assert after.compiled == before.compiled
-    assert after.files <= before.files + 4
+    assert after.files <= before.files + 2
     assert after.threads <= before.threads + 4
-    assert after.memory < before.memory + 30
+    assert after.memory < before.memory + 40

@@ -515,6 +515,17 @@ def test_checkpoints_with_damaged_metadata_are_skipped(tmp_path, trained, caplog
     assert "checkpoints-meta/checkpoint_6 is damaged and is skipped" in caplog.text
 
 
+@pytest.mark.parametrize("field", ["step", "config"])
+def test_changed_metadata_are_noticed(tmp_path, trained, caplog, field):
+    shutil.copytree(trained[0], tmp_path / "w")
+    path = tmp_path / "w" / BACKUPS / "checkpoint_6" / "info" / "metadata"
+    info = json.loads(path.read_text())
+    info |= {"step": 5} if field == "step" else {"config": {"seed": 1}}
+    path.write_text(json.dumps(info))
+    assert [found.number for found in Checkpoints(tmp_path / "w").find(BACKUPS)] == [4]
+    assert "it does not have the checksum that it states" in caplog.text
+
+
 @pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "info/metadata", "ema/manifest.ocdbt"])
 def test_named_pipes_in_checkpoints_are_not_opened(tmp_path, trained, name, caplog):
     """Opening one would wait for ever."""

@@ -32,8 +32,8 @@ def outside(domain) -> list:
         case Integer():
             return [domain.low - 1, domain.high + 1, 1.5, True, "1", math.nan]
         case Real():
-            ends = [domain.low] if domain.open_low else [domain.low - 1]
-            ends += [domain.high] if domain.open_high else [domain.high + 1]
+            ends = [domain.low] if domain.open_low else [domain.low - abs(domain.low) - 1]
+            ends += [domain.high] if domain.open_high else [2 * domain.high + 1]
             return [*ends, math.nan, math.inf, -math.inf, "1", True]
         case Name():
             return ["nothing of this name", 1, None]
