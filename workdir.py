@@ -437,9 +437,6 @@ def _unflatten(like: Any, tensors: Arrays) -> Any:
 # --- rounds ---------------------------------------------------------------------------------------
 
 
-MOST_ROUNDS = 10**6  # files
-
-
 def run_rounds(
     folder: Path, name: str, count: int, compute: Callable[[int], Arrays], depends: Depends
 ) -> list[Path]:
@@ -470,12 +467,7 @@ def run_rounds(
 
 
 def round_paths(folder: Path, name: str, count: int) -> list[Path]:
-    """Return the files of the rounds 0 .. count - 1. Raise InputError if there are too many."""
-    if count > MOST_ROUNDS:
-        raise InputError(
-            f"{folder}: {name} would be {count:,} files; the most are {MOST_ROUNDS:,}. Raise "
-            "eval.batch_size, or ask for fewer images or repetitions."
-        )
+    """Return the files of the rounds 0 .. count - 1."""
     return [folder / f"{name}_{index}.npz" for index in range(count)]
 
 

@@ -66,6 +66,7 @@ SMALLEST, LARGEST = 1e-30, 1e30  # float32, the type of all computations, holds 
 FINITE = Real(-LARGEST, LARGEST)
 POSITIVE = Real(SMALLEST, LARGEST)
 NOT_NEGATIVE = Real(0, LARGEST)
+TOLERANCE = Real(1e-8, 1e3)  # float32 rounds at 1e-7; a solver would reach its largest count.
 NOISE_SCALE = Real(1e-10, 1e10)  # Its square is computed as well.
 SHARE = Real(0, 1)
 PART = Real(0, 1, open_low=True, open_high=True)
@@ -294,8 +295,8 @@ SAMPLING = {
         (SAMPLES,),
         "Levels, repetitions, lowest and highest noise level of solver = 'restart'.",
     ),
-    "sampling.tolerance": Field(0.02, POSITIVE, (SAMPLES,), "Of solver = 'adaptive_sde'."),
-    "sampling.temperature": Field(1.0, NOT_NEGATIVE, (SAMPLES,), "Scale of the initial noise."),
+    "sampling.tolerance": Field(0.02, TOLERANCE, (SAMPLES,), "Of solver = 'adaptive_sde'."),
+    "sampling.temperature": Field(1.0, Real(0, 1000), (SAMPLES,), "Scale of the initial noise."),
     "sampling.trajectory": Field(
         False, FLAG, (SAMPLES,), "Draw states on the path from noise to images."
     ),
@@ -333,7 +334,7 @@ RESTORATION = {
     ),
     "restore.observed": Field(False, FLAG, (RESTORE,), "The input is the measurement."),
     "restore.count": Field(8, COUNT, (RESTORE,), "Largest number of images."),
-    "restore.samples": Field(4, COUNT, (RESTORE,), "Solutions for each image."),
+    "restore.samples": Field(4, Integer(1, 10**4), (RESTORE,), "Solutions for each image."),
     "restore.task": Field("inpaint", TEXT, (RESTORE,), "What is measured."),
     "restore.method": Field(
         "ddrm", Name(RESTORE_METHODS, exact=True), (RESTORE,), "The posterior sampler."
@@ -387,7 +388,7 @@ EVAL = {
     "eval.dequantization": Field(
         "uniform", Name(("uniform", "variational")), (LIKELIHOOD,), "Noise added to grey levels."
     ),
-    "eval.bpd_num_repeats": Field(5, Integer(1, 10**6), (LIKELIHOOD,), "Passes over the images."),
+    "eval.bpd_num_repeats": Field(5, Integer(1, 10**4), (LIKELIHOOD,), "Passes over the images."),
     "eval.bpd_probes": Field(1, Integer(1, 10**6), (LIKELIHOOD,), "Probes of the trace."),
     "eval.bpd_trace": Field(
         "Rademacher",
@@ -396,7 +397,7 @@ EVAL = {
         "Rademacher or Gaussian probes, or the exact trace.",
     ),
     "eval.bpd_tolerance": Field(
-        1e-3, POSITIVE, (LIKELIHOOD,), "Tolerance of an adaptive step, in nats/dim among others."
+        1e-3, TOLERANCE, (LIKELIHOOD,), "Tolerance of an adaptive step, in nats/dim among others."
     ),
     "eval.enable_metrics": Field(
         False, FLAG, NOTHING, "Compute FID, KID, inception score, precision and recall."

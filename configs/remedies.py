@@ -73,6 +73,8 @@ def _remedies(config: Config, method: str) -> Iterator[str]:
     else:
         yield f"raise sampling.num_steps = {options.num_steps}"
         yield "choose another sampling.solver or sampling.schedule"
+    if options.temperature > 1:
+        yield f"lower sampling.temperature = {options.temperature:g}"
     if config.training.sde.lower() == "vesde":
         yield f"check that model.sigma_max = {config.model.sigma_max} is that of the training"
 

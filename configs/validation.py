@@ -47,6 +47,8 @@ class Choices(NamedTuple):
     probability_flow: Collection[str]
 
 
+MOST_ROUNDS = 10**6  # files of an evaluation
+
 Problems = Iterator[str]
 
 
@@ -218,6 +220,12 @@ def check_evaluation(config: Config, choices: Choices) -> Problems:
         yield (
             f"eval.begin_ckpt = {evaluate.begin_ckpt} must not exceed eval.end_ckpt = "
             f"{evaluate.end_ckpt}."
+        )
+    rounds = -(-evaluate.num_samples // evaluate.batch_size)
+    if rounds > MOST_ROUNDS:
+        yield (
+            f"eval.num_samples = {evaluate.num_samples} makes {rounds} files of eval.batch_size = "
+            f"{evaluate.batch_size} images; at most {MOST_ROUNDS} are possible."
         )
     module, colon, function = evaluate.features.partition(":")
     if not colon and module not in FEATURES:

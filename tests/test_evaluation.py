@@ -640,7 +640,7 @@ def test_a_network_of_another_config_is_rejected(evaluated):
         (
             "eval.bpd_tolerance",
             0.0,
-            "eval.bpd_tolerance = 0.0 must be a finite number, at least 1e-30",
+            "eval.bpd_tolerance = 0.0 must be a finite number, at least 1e-08",
         ),
         ("training.importance_weighting", True, "needs training.likelihood_weighting = True"),
     ],

@@ -107,6 +107,7 @@ def test_all_problems_are_reported_together():
         ({"eval.begin_ckpt": 30}, "must not exceed eval.end_ckpt"),
         ({"eval.features": "vgg"}, "eval.features = 'vgg' is unknown"),
         ({"eval.features": "a/b.py:f"}, "eval.features = 'a/b.py:f' must be the name of a module"),
+        ({"eval.num_samples": 10**9}, "eval.num_samples = 1000000000 makes 8333334 files of"),
         ({"model.sigma_max": 1e300}, "model.sigma_max = 1e+300 must be a finite number, at least"),
         ({"model.sigma_min": 1e-300}, "model.sigma_min = 1e-300 must be a finite number, at least"),
         ({"optim.lr": 1e-300}, "optim.lr = 1e-300 must be a finite number, at least 1e-30 and at"),
