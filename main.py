@@ -161,12 +161,11 @@ def main(argv: list[str]) -> None:
         reason = f"{where}{error.strerror or errors.brief(error)}."
         errors.fail(f"{reason} Correct the cause and give the same command again.")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
         errors.fail(
-            "the memory is exhausted. Lower training.batch_size, eval.batch_size, "
-            "classifier.batch_size or the size of the network, raise training.accumulate, set "
-            "training.remat or training.shard_params, or use more devices."
+            f"the computation failed: {errors.brief(error).rstrip('.')}. If memory is exhausted, lower "
+            "training.batch_size, eval.batch_size, classifier.batch_size or the size of the "
+            "network, raise training.accumulate, set training.remat or training.shard_params, or "
+            "use more devices."
         )
     except KeyboardInterrupt:  # From training, which has saved its state.
         sys.exit(128 + signal.SIGINT)

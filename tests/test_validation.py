@@ -38,7 +38,7 @@ def outside(domain) -> list:
         case Name():
             return ["nothing of this name", 1, None]
         case Text():
-            return [1, None]
+            return [1, None, "a\0b"]
         case Sequence() | Entries():
             return [3, "ab", (None,), (math.nan,) * 99]
     raise AssertionError(domain)
