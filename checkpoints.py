@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import zlib
@@ -21,14 +22,16 @@ from absl import logging
 from jax import Array
 
 import sharding
-from errors import InputError, brief, printable
-from readers.files import mismatch, read_json
+from errors import InputError, advice, brief, printable
+from readers.files import MAX_STEP, check_regular, read_json
 
 SNAPSHOTS, BACKUPS = "checkpoints", "checkpoints-meta"
 NUM_BACKUPS = 2
 
 INFO = {"step": int, "config": dict, "checksums": dict}
 """The metadata of a checkpoint; see `readers.files.mismatch`."""
+
+ABOUT = "about"  # the checksum of step and config; checkpoints before version 0.6 lack it
 
 Trees = dict[str, Any]
 """Named pytrees of arrays; each can be restored without the others."""
@@ -55,6 +58,9 @@ class Checkpoints:
             path = self._workdir / folder
             if path.exists() and not path.is_dir():
                 raise InputError(f"{path} must be a folder of checkpoints, but is a file.")
+            for metadata in path.glob("checkpoint_*/_CHECKPOINT_METADATA"):
+                with advice("Move this checkpoint to another folder."):
+                    check_regular(metadata)  # Orbax would wait for ever for a named pipe.
             if create or path.is_dir():
                 options = ocp.CheckpointManagerOptions(
                     step_prefix="checkpoint", max_to_keep=keep, create=create
@@ -83,19 +89,25 @@ class Checkpoints:
             manager.delete(number)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         checksums = {name: _checksum(tree) for name, tree in trees.items()}
+        checksums[ABOUT] = _checksum_about(step, config)
         info = ocp.args.JsonSave({"step": step, "config": config, "checksums": checksums})
         manager.save(number, args=ocp.args.Composite(**items, info=info), force=True)
 
-    def find(self) -> list[Found]:
-        """Return all checkpoints, newest first; skip those with unreadable metadata, and warn."""
+    def find(self, *folders: str) -> list[Found]:
+        """Return the checkpoints of the folders, by default all, newest first.
+
+        Those with unreadable metadata are skipped, with a warning.
+        """
         found = []
-        for folder, manager in self._managers.items():
-            numbers = manager.all_steps()
+        for folder in folders or (SNAPSHOTS, BACKUPS):
+            if folder not in self._managers:
+                continue
+            numbers = self._managers[folder].all_steps()
             self._warn_of_strays(folder, numbers)
             for number in numbers:
                 try:
                     found.append(Found(self._info(folder, number)["step"], folder, number))
-                except Exception as error:  # Damage raises many types of exception.
+                except InputError as error:
                     logging.warning(
                         "%s/checkpoint_%d is damaged and is skipped: %s",
                         *(folder, number, brief(error)),
@@ -114,7 +126,8 @@ class Checkpoints:
 
     def snapshots(self) -> dict[int, Found]:
         """Return the checkpoints for evaluation, by number."""
-        return {found.number: found for found in self.find() if found.folder == SNAPSHOTS}
+        # Training, which may run beside this, removes backups at any time.
+        return {found.number: found for found in self.find(SNAPSHOTS)}
 
     def pick(self, number: int | None) -> Found:
         """Return the snapshot with this number, by default the newest.
@@ -151,6 +164,7 @@ class Checkpoints:
             for name, tree in like.items()
         }
         try:
+            _check_files(self._path(found.folder, found.number))
             restored = self._managers[found.folder].restore(
                 found.number, args=ocp.args.Composite(**items)
             )
@@ -208,29 +222,41 @@ class Checkpoints:
             ) from error
 
     def _info(self, folder: str, number: int) -> dict[str, Any]:
-        arguments = ocp.args.Composite(info=ocp.args.JsonRestore())
-        return _checked(self._managers[folder].restore(number, args=arguments)["info"])
+        return _read_info(self._path(folder, number) / "info" / "metadata")
+
+    def _path(self, folder: str, number: int) -> Path:
+        return self._workdir / folder / f"checkpoint_{number}"
 
 
-def _checked(info: Any) -> dict[str, Any]:
-    """Return the metadata of a checkpoint. Raises ValueError if they are damaged."""
-    problem = mismatch(info, INFO, "its metadata")
-    if not problem and info["step"] < 0:
-        problem = f"its step is {info['step']}"
-    if problem:
-        raise ValueError(problem)
+def _read_info(path: Path) -> dict[str, Any]:
+    """Return the metadata of a checkpoint. Raises InputError if they are damaged.
+
+    Orbax wrote them, but would wait for the other processes, and for ever for a named pipe.
+    """
+    info = read_json(path, INFO)
+    if not 0 <= info["step"] <= MAX_STEP:
+        raise InputError(f"{path} is damaged: its step is {info['step']}.")
+    about = _checksum_about(info["step"], info["config"])
+    if info["checksums"].get(ABOUT, about) != about:
+        raise InputError(f"{path} is damaged: it does not have the checksum that it states.")
     return info
+
+
+def _check_files(folder: Path) -> None:
+    """Raise InputError unless everything below `folder` is a folder or a regular file."""
+    for path in sorted(folder.rglob("*")):
+        if not path.is_dir():
+            check_regular(path)
 
 
 def newest_config(workdir: str | Path) -> tuple[str, dict[str, Any]] | None:
     """Return the name and the config of the newest readable checkpoint, or None without any."""
     found = []
     for folder in (SNAPSHOTS, BACKUPS):
-        # Without Orbax, which would wait for the other processes.
         for path in Path(workdir, folder).glob("checkpoint_*/info/metadata"):
             try:
-                info = _checked(read_json(path, INFO))
-            except ValueError:
+                info = _read_info(path)
+            except InputError:
                 continue
             found.append((info["step"], str(path.parents[1]), info["config"]))
     return max(found, key=lambda each: each[:2])[1:] if found else None
@@ -253,6 +279,11 @@ def _checksum(tree: Any) -> int:
         whole = leaf.addressable_data(0) if leaf.is_fully_replicated else sharding.fetch(leaf)
         crc = zlib.crc32(np.ascontiguousarray(whole).data, crc)
     return crc
+
+
+def _checksum_about(step: int, config: dict[str, Any]) -> int:
+    """Return the CRC-32 of the step and the config as JSON."""
+    return zlib.crc32(json.dumps([step, config], sort_keys=True).encode())
 
 
 def _abstract(leaf: Array) -> jax.ShapeDtypeStruct:

@@ -220,21 +220,9 @@ class RealScaler:
 
 
 def make_scaler(config: ml_collections.ConfigDict) -> Scaler | RealScaler:
-    """Return the map that `config.data` describes.
-
-    Raises InputError if data.value_range is not an interval, or is combined with dequantization.
-    """
+    """Return the map that `config.data` of a valid config describes."""
     if not config.value_range:
         return Scaler(levels(config), config.centered)
-    if len(config.value_range) != 2 or not config.value_range[0] < config.value_range[1]:
-        raise InputError(
-            f"data.value_range = {config.value_range} must be (smallest, largest), or () for bytes."
-        )
-    if config.uniform_dequantization:
-        raise InputError(
-            f"data.value_range = {config.value_range}: real numbers need no dequantization; set "
-            f"--noconfig.data.uniform_dequantization."
-        )
     low, high = map(float, config.value_range)
     return RealScaler(low, high, config.centered)
 

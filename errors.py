@@ -6,12 +6,13 @@ and the code 128 + signal, except in training, which saves its state first (`sha
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import FrameType, TracebackType
 from typing import NoReturn, TypeVar
 
@@ -39,6 +40,15 @@ class NotFiniteError(InputError):
         super().__init__(f"{summary} {advice}".strip())
         self.summary = summary
         self.step = step
+
+
+@contextlib.contextmanager
+def advice(sentence: str) -> Iterator[None]:
+    """Add a sentence, which says how to correct it, to the message of an InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error} {sentence}") from error
 
 
 def check_name(name: str, known: Iterable[str], field: str) -> None:
@@ -69,9 +79,7 @@ def exit_on_signals() -> None:
 
 def fail(message: str) -> NoReturn:
     """End the process with one line and exit code 1, without waiting for background threads."""
-    print(f"Error: {message}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(1)
+    _exit_with(f"Error: {message}", 1)
 
 
 def hide_background_errors() -> None:
@@ -97,13 +105,17 @@ def hide_background_errors() -> None:
 
 def _exit(number: int, frame: FrameType | None) -> None:
     name = signal.Signals(number).name
-    print(
-        f"\nStopped by {name}. Files that are complete are kept, and the same command continues.",
-        file=sys.stderr,
-        flush=True,
+    message = (
+        f"Stopped by {name}. Files that are complete are kept, and the same command continues."
     )
-    sys.stdout.flush()
-    os._exit(128 + number)
+    _exit_with(f"\n{message}", 128 + number)
+
+
+def _exit_with(message: str, code: int) -> NoReturn:
+    with contextlib.suppress(OSError):  # The reader of a pipe may have ended.
+        print(message, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def brief(error: Exception) -> str:

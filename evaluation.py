@@ -24,7 +24,14 @@ from experiment import Experiment
 from metrics.splits import check_images, images_of
 from metrics.stage import Cell, Context, Results, Stage
 from metrics.stages import STAGES
-from workdir import check_config, check_workdir, claim, dependencies, write_json
+from workdir import (
+    check_config,
+    check_workdir,
+    dependencies,
+    owned,
+    results_folder,
+    write_json,
+)
 
 
 def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[int, Results]:
@@ -41,15 +48,34 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
         if stage.split is not None:
             check_images(experiment, stage.split(config))
     check_workdir(workdir, config)
-    folder = Path(workdir) / eval_folder
+    folder = results_folder(workdir, eval_folder)
     check_config(folder, config, "evaluation")
     if any(stage.needs_classifier for stage in stages):
         classification.provide(experiment, workdir)
     checkpoints = Checkpoints(workdir)
     selected = _select(checkpoints, config, workdir)
     prepared = {stage.name: stage.prepare(experiment, Path(workdir)) for stage in stages}
-    claim(folder, config, "evaluation")
-    report.note_environment(folder, experiment.mesh)
+    with owned(folder, config, "evaluation"):
+        report.note_environment(folder, experiment.mesh)
+        results = _evaluate(experiment, workdir, folder, stages, prepared, checkpoints, selected)
+    if not results:
+        raise InputError(
+            f"None of the {len(selected)} selected checkpoints of {workdir} can be read."
+        )
+    print(_table(results, folder))
+    return results
+
+
+def _evaluate(
+    experiment: Experiment,
+    workdir: str,
+    folder: Path,
+    stages: Sequence[Stage],
+    prepared: dict[str, Any],
+    checkpoints: Checkpoints,
+    selected: Sequence[Found],
+) -> dict[int, Results]:
+    """Run the stages for the selected checkpoints; skip those that cannot be read."""
     results = {}
     for found in selected:
         try:
@@ -70,11 +96,6 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
             for stage in stages
         ]
         results[found.number] = _evaluate_checkpoint(found.step, stages, inputs)
-    if not results:
-        raise InputError(
-            f"None of the {len(selected)} selected checkpoints of {workdir} can be read."
-        )
-    print(_table(results, folder))
     return results
 
 

@@ -149,13 +149,24 @@ def main(argv: list[str]) -> None:
     try:
         if argv[1:]:
             raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.")
+        if not FLAGS.workdir:  # As --workdir=$DIR without DIR, which would be the current folder.
+            raise InputError("--workdir is empty; it must name a folder.")
         sharding.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         MODES[FLAGS.mode](_config(), FLAGS.workdir)
+        sys.stdout.flush()  # Its errors would be a traceback at exit.
     except InputError as error:
         errors.fail(str(error))
     except OSError as error:
         where = f"{error.filename} cannot be used: " if error.filename else ""
-        errors.fail(f"{where}{error.strerror or errors.brief(error)}.")
+        reason = f"{where}{error.strerror or errors.brief(error)}."
+        errors.fail(f"{reason} Correct the cause and give the same command again.")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        errors.fail(
+            f"the computation failed: {errors.brief(error).rstrip('.')}. If memory is exhausted, lower "
+            "training.batch_size, eval.batch_size, classifier.batch_size or the size of the "
+            "network, raise training.accumulate, set training.remat or training.shard_params, or "
+            "use more devices."
+        )
     except KeyboardInterrupt:  # From training, which has saved its state.
         sys.exit(128 + signal.SIGINT)
 

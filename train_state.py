@@ -7,6 +7,7 @@ evaluation use the EMA parameters, as in the official code.
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -18,8 +19,10 @@ from jax.typing import ArrayLike
 
 from checkpoints import Checkpoints, Found, Trees
 from configs.default import Config
+from errors import InputError, advice
 from models.building import Params, is_fixed
-from workdir import read_json, write_json
+from readers.files import MAX_STEP, read_json
+from workdir import write_json
 
 OPTIMIZERS = ("adam",)
 
@@ -120,7 +123,14 @@ ROLLBACKS = {"number": int, "step": int, "repeated": int}
 def read_rollbacks(workdir: str | Path) -> Rollbacks:
     """Return the rollbacks of a run. Raise InputError if the file is damaged."""
     path = Path(workdir) / "rollbacks.json"
-    return Rollbacks(**read_json(path, ROLLBACKS)) if path.exists() else Rollbacks()
+    if not os.path.lexists(path):
+        return Rollbacks()
+    with advice("Restore it, or delete it to continue with the noise of a run without rollbacks."):
+        found = read_json(path, ROLLBACKS)
+        rollbacks = Rollbacks(*(found[name] for name in ROLLBACKS))
+        if not all(0 <= value <= MAX_STEP for value in rollbacks):
+            raise InputError(f"{path} is damaged: it states {rollbacks}.")
+    return rollbacks
 
 
 # --- optimizer ------------------------------------------------------------------------------------

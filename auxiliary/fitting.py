@@ -21,11 +21,12 @@ from jax import Array
 from tqdm import tqdm
 
 import sharding
+import train_state
 from datasets import Batch, Batches
 from errors import InputError
 from experiment import Experiment
 from models.building import Params
-from workdir import load_tree, read_tree, save_tree
+from workdir import load_tree, locked, read_tree, save_tree
 
 LOG_EVERY, SAVE_EVERY = 100, 500  # steps
 
@@ -67,14 +68,45 @@ def fit(
       unit: the name of the loss on the console.
 
     Raises:
-      InputError: the loss is not finite.
+      InputError: the loss or the state is not finite, or another process trains the same network.
     """
-    whole, constants = sharding.replicated(experiment.mesh), tuple(constants)
-    partial = path.with_suffix(".partial")
     finished = load_tree(path, params, settings)
     if finished is not None:
         print(f"{path} exists and has the same settings: nothing left to do.")
-        return jax.device_put(finished[0], whole)
+        return jax.device_put(finished[0], sharding.replicated(experiment.mesh))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent):
+        return _fit(
+            experiment,
+            path,
+            params,
+            loss,
+            batches,
+            optimizer,
+            total,
+            key,
+            settings,
+            constants,
+            unit,
+        )
+
+
+def _fit(
+    experiment: Experiment,
+    path: Path,
+    params: Params,
+    loss: Loss,
+    batches: Batches,
+    optimizer: optax.GradientTransformation,
+    total: int,
+    key: Array,
+    settings: dict[str, Any],
+    constants: Iterable[Any],
+    unit: str,
+) -> Params:
+    """Train from `path` with the suffix .partial, or the initial parameters; see `fit`."""
+    whole, constants = sharding.replicated(experiment.mesh), tuple(constants)
+    partial = path.with_suffix(".partial")
     state = params, optimizer.init(params)
     state, start = load_tree(partial, state, settings) or (state, 0)
     if start:
@@ -89,7 +121,9 @@ def fit(
             _report(i + 1, values, unit)
             values = []
         if (i + 1) % SAVE_EVERY == 0 and i + 1 < total:
+            _check(state, i + 1)
             save_tree(partial, state, settings, i + 1)
+    _check(state, total)
     save_tree(path, state[0], settings, total)
     if not jax.process_index():
         partial.unlink(missing_ok=True)
@@ -104,6 +138,15 @@ def _report(step: int, values: list[Array], unit: str) -> None:
             f"step {step}: the {unit} is {mean}. Training stops; a lower learning rate may help."
         )
     print(f"step {step}: {unit} {mean:.4f}", flush=True)
+
+
+def _check(state: FitState, step: int) -> None:
+    """Raise InputError if the state is not finite, which the loss of its last step need not show."""
+    if not train_state.all_finite(state):
+        raise InputError(
+            f"step {step}: the parameters or the optimizer state are not finite. Nothing more is "
+            "saved; a lower learning rate may help."
+        )
 
 
 def _compile(

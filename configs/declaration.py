@@ -11,8 +11,13 @@ ABSENT = object()
 
 FLAG, TEXT, NAME, EXACT_NAME = Flag(), Text(), Name(), Name(exact=True)
 COUNT = Integer(1, 10**9)
-POSITIVE = Real(0, open_low=True)
-NOT_NEGATIVE = Real(0)
+BATCH = Integer(1, 10**6)
+SMALLEST, LARGEST = 1e-30, 1e30  # float32, the type of all computations, holds their reciprocals.
+FINITE = Real(-LARGEST, LARGEST)
+POSITIVE = Real(SMALLEST, LARGEST)
+NOT_NEGATIVE = Real(0, LARGEST)
+TOLERANCE = Real(1e-8, 1e3)  # float32 rounds at 1e-7; a solver would reach its largest count.
+NOISE_SCALE = Real(1e-10, 1e10)  # Its square is computed as well.
 SHARE = Real(0, 1)
 PART = Real(0, 1, open_low=True, open_high=True)
 

@@ -82,13 +82,13 @@ class Real:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Any string."""
+    """Strings without null characters, which no file name has."""
 
     def allows(self, value: Any) -> bool:
-        return isinstance(value, str)
+        return isinstance(value, str) and "\0" not in value
 
     def describe(self) -> str:
-        return "a string"
+        return "a string without null characters"
 
 
 @dataclasses.dataclass(frozen=True)

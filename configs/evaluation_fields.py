@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from configs.declaration import (
+    BATCH,
     COUNT,
     EXACT_NAME,
     FLAG,
     NAME,
+    NOISE_SCALE,
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
     TEXT,
+    TOLERANCE,
     Field,
 )
 from configs.domains import Entries, Integer, Name, Real, Sequence
@@ -39,17 +42,17 @@ SAMPLING = {
         False, FLAG, (SAMPLES,), "Let the predictor follow the probability-flow ODE."
     ),
     "sampling.solver": Field("deis", NAME, (SAMPLES,), "The solver of sampling.method = 'solver'."),
-    "sampling.num_steps": Field(20, Integer(1, 10**6), (SAMPLES,), "Steps of the solver."),
+    "sampling.num_steps": Field(20, Integer(1, 10**5), (SAMPLES,), "Steps of the solver."),
     "sampling.schedule": Field("karras", NAME, (SAMPLES,), "Noise levels of the solver."),
     "sampling.churn": Field(1.0, NOT_NEGATIVE, (SAMPLES,), "S_churn of solver = 'heun_churn'."),
     "sampling.restart": Field(
         (3, 1, 0.3, 1.0),
-        Entries((Integer(1, 1000), Integer(1, 1000), POSITIVE, POSITIVE)),
+        Entries((Integer(1, 100), Integer(1, 100), POSITIVE, POSITIVE)),
         (SAMPLES,),
         "Levels, repetitions, lowest and highest noise level of solver = 'restart'.",
     ),
-    "sampling.tolerance": Field(0.02, POSITIVE, (SAMPLES,), "Of solver = 'adaptive_sde'."),
-    "sampling.temperature": Field(1.0, NOT_NEGATIVE, (SAMPLES,), "Scale of the initial noise."),
+    "sampling.tolerance": Field(0.02, TOLERANCE, (SAMPLES,), "Of solver = 'adaptive_sde'."),
+    "sampling.temperature": Field(1.0, Real(0, 1000), (SAMPLES,), "Scale of the initial noise."),
     "sampling.trajectory": Field(
         False, FLAG, (SAMPLES,), "Draw states on the path from noise to images."
     ),
@@ -75,7 +78,7 @@ CLASSIFY = {
     "classifier.num_classes": Field(10, Integer(1, 10**6), (CLASSIFIER,), "Classes."),
     "classifier.blocks_per_group": Field(4, Integer(1, 1000), (CLASSIFIER,), "Blocks of a group."),
     "classifier.channel_multiplier": Field(10, Integer(1, 1000), (CLASSIFIER,), "Width."),
-    "classifier.batch_size": Field(128, COUNT, (CLASSIFIER,), "Images of a training step."),
+    "classifier.batch_size": Field(128, BATCH, (CLASSIFIER,), "Images of a training step."),
     "classifier.n_iters": Field(100_000, COUNT, (CLASSIFIER,), "Training steps."),
     "classifier.lr": Field(1e-3, POSITIVE, (CLASSIFIER,), "Learning rate."),
     "classifier.weight_decay": Field(5e-4, NOT_NEGATIVE, (CLASSIFIER,), "Weight decay."),
@@ -87,7 +90,7 @@ RESTORATION = {
     ),
     "restore.observed": Field(False, FLAG, (RESTORE,), "The input is the measurement."),
     "restore.count": Field(8, COUNT, (RESTORE,), "Largest number of images."),
-    "restore.samples": Field(4, COUNT, (RESTORE,), "Solutions for each image."),
+    "restore.samples": Field(4, Integer(1, 10**4), (RESTORE,), "Solutions for each image."),
     "restore.task": Field("inpaint", TEXT, (RESTORE,), "What is measured."),
     "restore.method": Field(
         "ddrm", Name(RESTORE_METHODS, exact=True), (RESTORE,), "The posterior sampler."
@@ -106,20 +109,18 @@ RESTORATION = {
     ),
     "restore.factor": Field(2, Integer(1, 4096), (RESTORE,), "Factor of super-resolution."),
     "restore.blur": Field(
-        1.0, Real(0, 1000, open_low=True), (RESTORE,), "Standard deviation of the blur, in pixels."
+        1.0, Real(1e-3, 1000), (RESTORE,), "Standard deviation of the blur, in pixels."
     ),
-    "restore.length": Field(
-        4.0, Real(0, 1000, open_low=True), (RESTORE,), "Length of the motion, in pixels."
-    ),
+    "restore.length": Field(4.0, Real(1e-3, 1000), (RESTORE,), "Length of the motion, in pixels."),
     "restore.angle": Field(
         45.0, Real(-360, 360), (RESTORE,), "Angle of the motion to the horizontal, in degrees."
     ),
     "restore.iterations": Field(
-        3, Integer(1, 10**6), (RESTORE,), "Conjugate-gradient iterations of moment_matching."
+        3, Integer(1, 1000), (RESTORE,), "Conjugate-gradient iterations of moment_matching."
     ),
     "restore.prior_std": Field(
         0.5,
-        POSITIVE,
+        NOISE_SCALE,
         (RESTORE,),
         "Standard deviation of the Gaussian prior of pigdm and daps, in model units.",
     ),
@@ -127,10 +128,10 @@ RESTORATION = {
     "restore.eta": Field(0.85, SHARE, (RESTORE,), "Share of noise that ddrm draws again."),
     "restore.eta_b": Field(1.0, SHARE, (RESTORE,), "Weight of the measurement in ddrm."),
     "restore.flow_steps": Field(
-        5, Integer(1, 10**6), (RESTORE,), "Evaluations of the network by daps at a noise level."
+        5, Integer(1, 1000), (RESTORE,), "Evaluations of the network by daps at a noise level."
     ),
     "restore.langevin_steps": Field(
-        100, Integer(1, 10**6), (RESTORE,), "Langevin steps of daps; unused for linear operators."
+        100, Integer(1, 10**5), (RESTORE,), "Langevin steps of daps; unused for linear operators."
     ),
     "restore.official": Field(
         False, FLAG, (RESTORE,), "Projection with the two bugs of the official code."
@@ -140,7 +141,7 @@ RESTORATION = {
 EVAL = {
     "eval.begin_ckpt": Field(1, Integer(0, 10**9), NOTHING, "First checkpoint to evaluate."),
     "eval.end_ckpt": Field(26, Integer(0, 10**9), NOTHING, "Last checkpoint to evaluate."),
-    "eval.batch_size": Field(1024, COUNT, (ROUNDS,), "Images of a round."),
+    "eval.batch_size": Field(1024, BATCH, (ROUNDS,), "Images of a round."),
     "eval.num_samples": Field(50_000, COUNT, (ROUNDS,), "Images to generate."),
     "eval.enable_sampling": Field(False, FLAG, NOTHING, "Generate images."),
     "eval.enable_loss": Field(True, FLAG, NOTHING, "Compute the held-out loss."),
@@ -149,7 +150,7 @@ EVAL = {
     "eval.dequantization": Field(
         "uniform", Name(("uniform", "variational")), (LIKELIHOOD,), "Noise added to grey levels."
     ),
-    "eval.bpd_num_repeats": Field(5, Integer(1, 10**6), (LIKELIHOOD,), "Passes over the images."),
+    "eval.bpd_num_repeats": Field(5, Integer(1, 10**4), (LIKELIHOOD,), "Passes over the images."),
     "eval.bpd_probes": Field(1, Integer(1, 10**6), (LIKELIHOOD,), "Probes of the trace."),
     "eval.bpd_trace": Field(
         "Rademacher",
@@ -158,7 +159,7 @@ EVAL = {
         "Rademacher or Gaussian probes, or the exact trace.",
     ),
     "eval.bpd_tolerance": Field(
-        1e-3, POSITIVE, (LIKELIHOOD,), "Tolerance of an adaptive step, in nats/dim among others."
+        1e-3, TOLERANCE, (LIKELIHOOD,), "Tolerance of an adaptive step, in nats/dim among others."
     ),
     "eval.enable_metrics": Field(
         False, FLAG, NOTHING, "Compute FID, KID, inception score, precision and recall."

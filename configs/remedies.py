@@ -11,7 +11,7 @@ from errors import NotFiniteError
 
 
 def check_samples(
-    config: Config, bad_step: np.ndarray, steps: int | None, *, mode: str = ""
+    config: Config, bad_step: np.ndarray, steps: int | None, *, mode: str = "", codes: bool = False
 ) -> None:
     """Raise NotFiniteError if a sampler failed.
 
@@ -20,13 +20,15 @@ def check_samples(
       bad_step: the first step (B,) whose state was not finite, from 1; 0 for a finite image.
       steps: the number of steps; None if the solver chooses them for each image.
       mode: the mode whose own fields may help as well, such as "restore".
+      codes: whether the images are latent codes, or decoded from them. They need the probability
+        flow: by the solver if sampling.method is 'solver', and by adaptive steps otherwise.
     """
     failed = bad_step[bad_step > 0]
     if not len(failed):
         return
     method = config.sampling.method.lower()
-    if method == "pc" and steps is None:
-        method = "ode"  # Latent codes need the probability flow.
+    if codes and method != "solver":
+        method = "ode"
     where = ", because the solver did not converge"
     if steps is not None:
         where = f", the first one from {_unit(config, steps)} {failed.min()} of {steps} on"
@@ -71,6 +73,8 @@ def _remedies(config: Config, method: str) -> Iterator[str]:
     else:
         yield f"raise sampling.num_steps = {options.num_steps}"
         yield "choose another sampling.solver or sampling.schedule"
+    if options.temperature > 1:
+        yield f"lower sampling.temperature = {options.temperature:g}"
     if config.training.sde.lower() == "vesde":
         yield f"check that model.sigma_max = {config.model.sigma_max} is that of the training"
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from configs.declaration import (
     ABSENT,
+    BATCH,
     COUNT,
     EXACT_NAME,
+    FINITE,
     FLAG,
     NAME,
+    NOISE_SCALE,
     NOT_NEGATIVE,
     PART,
     POSITIVE,
@@ -44,7 +47,7 @@ DATA = {
     ),
     "data.value_range": Field(
         (),
-        Entries((Real(), Real()), optional=True),
+        Entries((FINITE, FINITE), optional=True),
         (NETWORK, NOISE, IMAGES),
         "Smallest and largest value of arrays of real numbers; () for bytes.",
     ),
@@ -68,12 +71,18 @@ DATA = {
 }
 
 MODEL = {
-    "model.sigma_min": Field(0.01, POSITIVE, (NETWORK, NOISE), "Lowest noise scale of the VE SDE."),
-    "model.sigma_max": Field(
-        50.0, POSITIVE, (NETWORK, NOISE), "Highest noise scale of the VE SDE."
+    "model.sigma_min": Field(
+        0.01, NOISE_SCALE, (NETWORK, NOISE), "Lowest noise scale of the VE SDE."
     ),
-    "model.beta_min": Field(0.1, POSITIVE, (NETWORK, NOISE), "beta(0) of the VP and sub-VP SDEs."),
-    "model.beta_max": Field(20.0, POSITIVE, (NETWORK, NOISE), "beta(T) of the VP and sub-VP SDEs."),
+    "model.sigma_max": Field(
+        50.0, NOISE_SCALE, (NETWORK, NOISE), "Highest noise scale of the VE SDE."
+    ),
+    "model.beta_min": Field(
+        0.1, NOISE_SCALE, (NETWORK, NOISE), "beta(0) of the VP and sub-VP SDEs."
+    ),
+    "model.beta_max": Field(
+        20.0, NOISE_SCALE, (NETWORK, NOISE), "beta(T) of the VP and sub-VP SDEs."
+    ),
     "model.num_scales": Field(
         1000,
         Integer(2, 10**6),
@@ -109,7 +118,7 @@ MODEL = {
         "Features of each level, as multiples of model.nf.",
     ),
     "model.num_res_blocks": Field(
-        ABSENT, Integer(0, 1000), (NETWORK,), "Residual blocks of a level."
+        ABSENT, Integer(0, 100), (NETWORK,), "Residual blocks of a level."
     ),
     "model.attn_resolutions": Field(
         ABSENT,
@@ -124,7 +133,7 @@ MODEL = {
     "model.conditional": Field(ABSENT, FLAG, (NETWORK,), "Condition on the noise level."),
     "model.fir": Field(ABSENT, FLAG, (NETWORK,), "Resample through a FIR filter."),
     "model.fir_kernel": Field(
-        ABSENT, Sequence(Real(), 1, 32), (NETWORK,), "Coefficients of the FIR filter."
+        ABSENT, Sequence(FINITE, 1, 32), (NETWORK,), "Coefficients of the FIR filter."
     ),
     "model.skip_rescale": Field(ABSENT, FLAG, (NETWORK,), "Divide residual sums by sqrt(2)."),
     "model.resblock_type": Field(
@@ -172,10 +181,10 @@ MODEL = {
 TRAIN = {
     "training.sde": Field("vesde", NAME, (NETWORK, NOISE), "The SDE."),
     "training.continuous": Field(True, FLAG, (NETWORK,), "Train in continuous time."),
-    "training.batch_size": Field(128, COUNT, (TRAINING,), "Images of a training step."),
+    "training.batch_size": Field(128, BATCH, (TRAINING,), "Images of a training step."),
     "training.n_iters": Field(1_300_001, COUNT, NOTHING, "Training steps."),
     "training.n_jitted_steps": Field(
-        5, Integer(1, 10**6), (TRAINING,), "Steps of one compiled call."
+        5, Integer(1, 1000), (TRAINING,), "Steps of one compiled call."
     ),
     "training.reduce_mean": Field(
         False, FLAG, (LOSS,), "Mean over the entries of an image, not half their sum."
@@ -196,7 +205,7 @@ TRAIN = {
     "training.on_nonfinite": Field(
         "stop",
         Name(("stop", "skip", "rollback"), exact=True),
-        (TRAINING,),
+        NOTHING,
         "After a loss or gradient that is not finite: stop; skip the step; or go back to the "
         "newest checkpoint and draw other noise.",
     ),
@@ -224,6 +233,6 @@ OPTIM = {
     "optim.weight_decay": Field(0.0, NOT_NEGATIVE, (TRAINING,), "Decoupled weight decay."),
     "optim.warmup": Field(5000, Integer(0, 10**9), (TRAINING,), "Steps of linear warm-up."),
     "optim.grad_clip": Field(
-        1.0, Real(), (TRAINING,), "Largest norm of a gradient; 0 or less for no limit."
+        1.0, FINITE, (TRAINING,), "Largest norm of a gradient; 0 or less for no limit."
     ),
 }

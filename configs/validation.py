@@ -47,6 +47,8 @@ class Choices(NamedTuple):
     probability_flow: Collection[str]
 
 
+MOST_ROUNDS = 10**6  # files of an evaluation
+
 Problems = Iterator[str]
 
 
@@ -124,6 +126,8 @@ def check_model(config: Config, choices: Choices) -> Problems:
             f"data.num_classes = {config.data.num_classes}: model.name = {name!r} cannot be "
             f"conditioned on classes; these can: {_listed(choices.class_conditional)}."
         )
+    if "fir_kernel" in model and not sum(model.fir_kernel):
+        yield f"model.fir_kernel = {tuple(model.fir_kernel)} must have a sum other than 0."
     if config.training.remat and name not in choices.remat:
         yield (
             f"training.remat = True needs one of model.name = {_listed(choices.remat)}, "
@@ -217,10 +221,22 @@ def check_evaluation(config: Config, choices: Choices) -> Problems:
             f"eval.begin_ckpt = {evaluate.begin_ckpt} must not exceed eval.end_ckpt = "
             f"{evaluate.end_ckpt}."
         )
-    if ":" not in evaluate.features and evaluate.features not in FEATURES:
+    rounds = -(-evaluate.num_samples // evaluate.batch_size)
+    if rounds > MOST_ROUNDS:
+        yield (
+            f"eval.num_samples = {evaluate.num_samples} makes {rounds} files of eval.batch_size = "
+            f"{evaluate.batch_size} images; at most {MOST_ROUNDS} are possible."
+        )
+    module, colon, function = evaluate.features.partition(":")
+    if not colon and module not in FEATURES:
         yield (
             f"eval.features = {evaluate.features!r} is unknown; known: {_listed(FEATURES)}, "
             "module:function."
+        )
+    if colon and not all(part.isidentifier() for part in (*module.split("."), function)):
+        yield (
+            f"eval.features = {evaluate.features!r} must be the name of a module, a colon and the "
+            "name of a function in it, as in package.module:function; paths are not possible."
         )
 
 

@@ -16,6 +16,7 @@ import sharding
 import train_state
 from checkpoints import Checkpoints, Found
 from configs.default import Config
+from errors import advice
 from factory import make_network, make_sampler, make_score_model, make_sde, validated
 from models.building import Params, abstract_network
 from models.layers import Rngs
@@ -144,7 +145,8 @@ class Setup:
         check_workdir(workdir, self.config)
         checkpoints = Checkpoints(workdir)
         found = checkpoints.pick(number)
-        return found, train_state.restore_ema(checkpoints, found, self.abstract_params)
+        with advice("Choose another one with --checkpoint."):
+            return found, train_state.restore_ema(checkpoints, found, self.abstract_params)
 
     def identity(self, workdir: str, found: Found) -> dict[str, int]:
         """Return what identifies the parameters of a checkpoint: its step and their checksum."""

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import importlib
 import inspect
-import math
 import os
 import warnings
 from collections.abc import Callable
@@ -28,13 +27,13 @@ from jaxtyping import Float32, UInt8
 
 import sharding
 from configs.default import Config
-from errors import InputError, brief, check_name
+from errors import InputError, brief
 from experiment import Experiment
 from metrics import inception_weights
 from models.building import Params
 from models.inception import Outputs
-from readers.files import read_npz
-from workdir import write_atomically
+from readers.files import not_finite
+from workdir import load_arrays, save_arrays
 
 IMAGES_PER_DEVICE = 64  # In one batch of the Inception network.
 HIDDEN_UNITS = 32  # Features of the small classifier.
@@ -81,17 +80,8 @@ class Extractor:
 
 
 def check(config: Config) -> None:
-    """Raise InputError if config.eval.features is unknown or does not support the channels."""
+    """Raise InputError if config.eval.features does not support the number of channels."""
     name = config.eval.features
-    if ":" not in name:
-        check_name(name, (*EXTRACTORS, "module:function"), "eval.features")
-    else:
-        module, _, function = name.partition(":")
-        if not all(part.isidentifier() for part in (*module.split("."), function)):
-            raise InputError(
-                f"eval.features = {name!r} must be the name of a module, a colon and the name of a "
-                "function in it, as in package.module:function; paths are not possible."
-            )
     channels = config.data.num_channels
     if name in ("inception", "inception_tf") and channels not in (1, 3):
         raise InputError(
@@ -212,28 +202,20 @@ def _load_or_train_classifier(
     content = hashlib.sha256(images.tobytes())
     content.update(np.asarray(labels, np.int64).tobytes())
     content.update(repr(CLASSIFIER_OPTIONS).encode())
-    path = workdir / "statistics" / f"classifier_{content.hexdigest()[:8]}.npz"
+    depends = {"content": content.hexdigest()}
+    path = workdir / "statistics" / f"classifier_{depends['content'][:8]}.npz"
+    layers = load_arrays(path, depends)
+    if layers is not None and not not_finite(layers):
+        return layers
     if os.path.lexists(path):
-        try:
-            return _load_classifier(path, math.prod(images.shape[1:]))
-        except InputError as error:
-            logging.warning("%s The classifier is trained again.", error)
+        logging.warning(
+            "%s is damaged, or was written by a version before 0.6; the classifier is trained "
+            "again.",
+            path,
+        )
     layers = _train_classifier(images, labels)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **layers))
-    return layers
-
-
-def _load_classifier(path: Path, inputs: int) -> dict[str, np.ndarray]:
-    """Load the layers of a classifier of `inputs` pixels. Raise InputError if they are damaged."""
-    layers = read_npz(path)
-    shapes = {name: array.shape for name, array in layers.items()}
-    classes = shapes.get("bias1", (0,))[-1:]
-    expected = {"kernel0": (inputs, HIDDEN_UNITS), "bias0": (HIDDEN_UNITS,)}
-    if shapes != expected | {"kernel1": (HIDDEN_UNITS, *classes), "bias1": classes}:
-        raise InputError(f"{path} is damaged: its arrays have the shapes {shapes}.")
-    if not all(each.dtype.kind == "f" and np.isfinite(each).all() for each in layers.values()):
-        raise InputError(f"{path} is damaged: it has values that are not finite numbers.")
+    save_arrays(path, layers, depends)
     return layers
 
 
@@ -306,7 +288,7 @@ def _check_outputs(name: str, outputs: dict[str, np.ndarray], count: int) -> Non
                 f"eval.features = {name!r} returned {key!r} of shape {value.shape} for {count} "
                 "images; it must return 'pool' and optionally 'logits', with one row per image."
             )
-        if not np.isfinite(value).all():
+        if not_finite({key: value}):
             raise InputError(
                 f"eval.features = {name!r} returned {key!r} with values that are not finite."
             )

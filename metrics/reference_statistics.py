@@ -23,7 +23,7 @@ from metrics.distances import Moments
 from metrics.features import Extractor
 from metrics.splits import images_of
 from metrics.statistics_files import Protocol, Reference, from_arrays, read, with_path, write
-from workdir import Arrays, dependencies, load_rounds, run_rounds
+from workdir import Arrays, dependencies, load_rounds, locked, run_rounds
 
 MAX_FEATURES = 50_000
 """Maximum number of images, evenly spaced, whose features are kept for KID, precision and recall.
@@ -138,13 +138,14 @@ def compute(experiment: Experiment, extractor: Extractor, path: Path) -> Referen
     content = {"images": len(images), "data_sha256": images.digest}
     depends = dependencies("statistics", experiment.config) | content
     depends["features"] = extractor.digest
-    paths = run_rounds(folder, name, len(batches), compute_round, depends)
     protocol = expected_protocol(experiment, extractor) | content
-    reference = _merge_rounds(paths, len(images), protocol)
-    # Other processes may still read the rounds, or check whether the file exists.
-    sharding.wait("statistics")
-    write(path, reference)
-    shutil.rmtree(folder, ignore_errors=True)
+    with locked(folder):
+        paths = run_rounds(folder, name, len(batches), compute_round, depends)
+        reference = _merge_rounds(paths, len(images), protocol)
+        # Other processes may still read the rounds, or check whether the file exists.
+        sharding.wait("statistics")
+        write(path, reference)
+        shutil.rmtree(folder, ignore_errors=True)
     return with_path(reference, path)
 
 

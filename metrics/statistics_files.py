@@ -17,8 +17,8 @@ from absl import logging
 from errors import InputError
 from metrics.distances import Moments
 from metrics.features import Extractor
-from readers.files import mismatch, read_npz
-from workdir import Arrays, write_atomically
+from readers.files import mismatch, not_finite, read_npz
+from workdir import Arrays, write_arrays
 
 ARRAYS = ("pool_3", "mu", "sigma", "protocol")  # In a statistics file.
 PROTOCOL = {"extractor": str, "images?": int}  # What every protocol holds.
@@ -49,7 +49,7 @@ def write(path: Path, reference: Reference) -> None:
         "sigma": reference.moments.covariance,
         "protocol": np.array(json.dumps(reference.protocol)),
     }
-    write_atomically(path, lambda file: np.savez(file, **arrays))
+    write_arrays(path, arrays)
 
 
 def load(path: Path, extractor: Extractor, protocol: Protocol) -> Reference:
@@ -137,9 +137,9 @@ def read(path: Path, what: str = "") -> Arrays:
 def _problem(arrays: Arrays) -> str:
     """What is wrong with the arrays of a statistics file, or ''."""
     shapes = {name: array.shape for name, array in arrays.items() if name != "protocol"}
-    for name, array in arrays.items():
-        if name != "protocol" and (array.dtype.kind != "f" or not np.isfinite(array).all()):
-            return f"{name!r} has values that are not finite numbers"
+    bad = not_finite({name: arrays[name] for name in shapes})
+    if bad:
+        return f"{bad!r} has values that are not finite numbers"
     dims = (shapes.get("mu") or shapes["pool_3"])[-1:]
     pool_is_matrix = len(shapes.get("pool_3", (1, *dims))) == 2 and 0 not in shapes.get(
         "pool_3", ()

@@ -19,12 +19,12 @@ import pretrained
 import sharding
 from checkpoints import SNAPSHOTS, Checkpoints, Found
 from configs.default import Config
-from errors import InputError
+from errors import InputError, advice
 from experiment import Experiment
 from pretrained import Trained
-from pretrained.trained import MAX_STEP
+from readers.files import MAX_STEP
 from train_state import TrainState, abstract, from_checkpoint, make_optimizer, to_checkpoint
-from workdir import check_config, claim, locked, write_atomically
+from workdir import check_config, owned, write_atomically
 
 
 def import_checkpoint(config: Config, workdir: str, source: str) -> int:
@@ -53,9 +53,7 @@ def import_checkpoint(config: Config, workdir: str, source: str) -> int:
         )
     check_config(workdir, config, "training")
     trees = to_checkpoint(to_state(trained, experiment))
-    Path(workdir).mkdir(parents=True, exist_ok=True)
-    with locked(workdir):
-        claim(workdir, config, "training")
+    with owned(workdir, config, "training"):
         checkpoints = Checkpoints(workdir, create=True)
         checkpoints.save(SNAPSHOTS, number, trees, step=trained.step, config=config.to_dict())
         checkpoints.close()
@@ -82,7 +80,8 @@ def export_checkpoint(config: Config, workdir: str, target: str, number: int | N
     check_config(workdir, config, "training")
     checkpoints = Checkpoints(workdir)
     found = checkpoints.pick(number)
-    trees = checkpoints.restore(found, to_checkpoint(_abstract_state(experiment)))
+    with advice("Choose another one with --checkpoint."):
+        trees = checkpoints.restore(found, to_checkpoint(_abstract_state(experiment)))
     write = pretrained.writer(path)
     trained = from_state(sharding.fetch(from_checkpoint(trees)))
     path.parent.mkdir(parents=True, exist_ok=True)

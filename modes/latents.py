@@ -26,7 +26,7 @@ from errors import InputError
 from experiment import Experiment
 from factory import Sampler, make_flow
 from models.building import Params
-from workdir import write_atomically, write_picture
+from workdir import write_arrays, write_picture
 
 ENCODED = 64  # images that `encode` encodes
 ROW = 16  # images in a row of its picture
@@ -79,7 +79,7 @@ def encode(config: Config, workdir: str, number: int | None = None) -> dict[str,
         "std of codes": float(codes.std()),
     }
     path = codec.folder / "latents.npz"
-    write_atomically(path, lambda file: np.savez(file, codes=z, images=images))
+    write_arrays(path, {"codes": z, "images": images})
     rows = []
     for start in range(0, ENCODED, ROW):
         rows += [images[start : start + ROW], reconstructions[start : start + ROW]]
@@ -161,7 +161,8 @@ def load_codec(config: Config, workdir: str, number: int | None) -> Codec:
 
         def checked(params: Params, x: np.ndarray | Array) -> tuple[Array, Array]:
             y, nfe, bad_step = run(params, x)
-            remedies.check_samples(experiment.config, sharding.fetch(bad_step), flow.steps)
+            found = sharding.fetch(bad_step)
+            remedies.check_samples(experiment.config, found, flow.steps, codes=True)
             return y, nfe
 
         return checked

@@ -41,11 +41,12 @@ from modes.restoration_tasks import BLUR_TASKS, TASKS
 from readers.files import read_npz
 from workdir import (
     Depends,
-    claim,
     dependencies,
     load_rounds,
+    owned,
+    results_folder,
     run_rounds,
-    write_atomically,
+    write_arrays,
     write_json,
     write_picture,
 )
@@ -89,16 +90,17 @@ def restore(
     problem = build_problem(experiment)
     found, params = experiment.trained(workdir, number)
     name = folder or f"{options.task}-{options.method}"
-    output = Path(workdir) / "restore" / f"checkpoint_{found.number}" / name
-    claim(output, config, "restoration")
-    save_measurements(problem, output)
+    parent = Path(workdir) / "restore" / f"checkpoint_{found.number}"
+    output = results_folder(parent, name, taken=())
     depends = dependencies("answers", config) | experiment.identity(workdir, found)
     depends["measurements"] = zlib.crc32(np.ascontiguousarray(problem.y).data)
-    reconstructions, nfe = solve(experiment, problem, params, output, depends)
-    results = {"task": options.task, "method": options.method, "images": len(problem.y), "nfe": nfe}
-    results |= measure_quality(experiment, problem, reconstructions)
-    write_pictures(experiment, problem, reconstructions, output)
-    write_json(output / "results.json", results)
+    results = {"task": options.task, "method": options.method, "images": len(problem.y)}
+    with owned(output, config, "restoration"):
+        save_measurements(problem, output)
+        reconstructions, results["nfe"] = solve(experiment, problem, params, output, depends)
+        results |= measure_quality(experiment, problem, reconstructions)
+        write_pictures(experiment, problem, reconstructions, output)
+        write_json(output / "results.json", results)
     for key, value in results.items():
         print(f"{key}: {value}")
     print(f"results: {output}")
@@ -152,7 +154,7 @@ def save_measurements(problem: Problem, folder: Path) -> None:
         except InputError as error:
             logging.warning("%s It is written again.", error)
     if saved.keys() != arrays.keys():
-        write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **arrays))
+        write_arrays(path, arrays)
     elif not all(np.array_equal(saved[name], array) for name, array in arrays.items()):
         raise InputError(
             f"{folder} holds reconstructions of other measurements; choose another folder "

@@ -73,6 +73,8 @@ def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
         ]
         paths = sorted(found)[: options.count]
         names = [str(path.relative_to(root).with_suffix("")).replace("/", "_") for path in paths]
+        if len(set(names)) < len(names):  # Such as a.png beside a.jpg.
+            names = [f"{number}_{name}" for number, name in enumerate(names)]
     if not paths:
         raise InputError(
             f"restore.input = {options.input!r} is neither an image file nor a folder of image "

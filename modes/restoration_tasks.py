@@ -14,7 +14,7 @@ import numpy as np
 from configs.default import Config
 from controllable import operators
 from controllable.operators import Operator
-from errors import InputError
+from errors import InputError, advice
 from modes import restoration_images
 from modes.restoration_images import Shape
 from readers import preprocessing
@@ -60,17 +60,20 @@ def colorize(options: Config, shape: Shape) -> Operator:
 
 def super_resolution(options: Config, shape: Shape) -> Operator:
     """Measure means of blocks of restore.factor x restore.factor pixels."""
-    return operators.block_mean(shape, options.factor)
+    with advice(f"Change restore.factor = {options.factor}."):
+        return operators.block_mean(shape, options.factor)
 
 
 def deblur(options: Config, shape: Shape) -> Operator:
     """Blur with a Gaussian kernel."""
-    return operators.blur(shape, options.blur)
+    with advice(f"Lower restore.blur = {options.blur}."):
+        return operators.blur(shape, options.blur)
 
 
 def motion_deblur(options: Config, shape: Shape) -> Operator:
     """Blur along a straight line."""
-    return operators.motion_blur(shape, options.length, options.angle)
+    with advice(f"Lower restore.length = {options.length}."):
+        return operators.motion_blur(shape, options.length, options.angle)
 
 
 def compressed_sensing(options: Config, shape: Shape) -> Operator:

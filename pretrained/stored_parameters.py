@@ -15,6 +15,7 @@ from jax import Array
 
 from errors import InputError, printable
 from models.building import Params
+from readers.files import is_real, not_finite
 
 Path = tuple[str | int, ...]
 """The keys of a parameter or layer in nested dictionaries of parameters."""
@@ -83,7 +84,7 @@ def load_params(layout: Layout, tensors: Mapping[str, np.ndarray], source: str) 
         tensor = _find(stored, present, tensors, source)
         used.update(present)
         value = stored.from_file(tensor)
-        if not np.isfinite(value).all():
+        if not_finite({present[0]: value}):
             raise InputError(
                 f"{source} is damaged: {present[0]} has values that are not finite numbers."
             )
@@ -109,7 +110,7 @@ def _find(
             f"shape {expected}, is not in the file."
         )
     tensor = tensors[present[0]]
-    if not isinstance(tensor, np.ndarray) or not _is_real(tensor.dtype):
+    if not isinstance(tensor, np.ndarray) or not is_real(tensor.dtype):
         kind = tensor.dtype if isinstance(tensor, np.ndarray) else type(tensor).__name__
         raise InputError(
             f"{source} is damaged: {present[0]} is of type {kind}; it must be an array of real "
@@ -125,10 +126,6 @@ def _find(
             f"{source} is inconsistent: {' and '.join(present)} should be the same tensor."
         )
     return tensor
-
-
-def _is_real(dtype: np.dtype) -> bool:
-    return dtype.kind in "fiu" or dtype.name == "bfloat16"
 
 
 def export_params(layout: Layout, params: Params) -> dict[str, np.ndarray]:

@@ -11,9 +11,9 @@ from flax import traverse_util
 
 from errors import InputError, printable
 from models.building import Params
+from readers.files import MAX_STEP
 
 Config = ml_collections.ConfigDict
-MAX_STEP = 10**9  # Steps and numbers of checkpoints; more are not plausible.
 Tensors = dict[str, np.ndarray]
 """The arrays of a file by name."""
 

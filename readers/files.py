@@ -11,7 +11,7 @@ import math
 import os
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +22,7 @@ from errors import InputError, brief
 
 MAX_TEXT = 2**28  # Bytes of a JSON file.
 MAX_RATIO = 100  # Size of the content of a compressed file, relative to that of the file.
+MAX_STEP = 10**9  # Steps and numbers of checkpoints; more are not plausible.
 ALWAYS_ALLOWED = 2**30  # Bytes that a compressed file may contain whatever its size.
 
 KINDS = {
@@ -205,6 +206,19 @@ def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     if dtype.hasobject:
         raise ValueError("it contains pickled Python objects, which are not loaded")
     return shape, dtype
+
+
+def not_finite(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the name of the first array with other values than finite real numbers, or ''."""
+    for name, array in arrays.items():
+        if not is_real(array.dtype) or not np.isfinite(array).all():
+            return name
+    return ""
+
+
+def is_real(dtype: np.dtype) -> bool:
+    """Return whether the values of a type are real numbers."""
+    return dtype.kind in "fiu" or dtype.name == "bfloat16"
 
 
 def read_safetensors(path: Path, what: str = "") -> tuple[dict[str, str], dict[str, np.ndarray]]:

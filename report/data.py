@@ -23,7 +23,7 @@ from errors import InputError
 from readers.files import read_json
 from report import measures
 from report.training_log import FILE_NAME, Curve, read_curves
-from workdir import load_rounds, write_json, write_text
+from workdir import load_rounds, results_folder, write_json, write_text
 
 ReportData = dict[str, Any]
 
@@ -72,7 +72,7 @@ def write(workdir: str | Path, eval_folder: str = "eval") -> Path:
 
     Only process 0 writes. Raises InputError if the folder has no results.
     """
-    folder = Path(workdir) / eval_folder
+    folder = results_folder(workdir, eval_folder)
     if jax.process_index() == 0:
         from report import page  # Loads Matplotlib, which takes a second and is used only here.
 

@@ -23,11 +23,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from errors import NotFiniteError
-from readers.files import NUMBER, mismatch, read_lines
+from readers.files import MAX_STEP, NUMBER, mismatch, read_lines
 from workdir import write_atomically, write_picture, writing
 
 FILE_NAME = "metrics.jsonl"
-MAX_STEP = 10**9  # Lines with a larger step are damaged.
 
 Entry = dict[str, Any]  # a line of metrics.jsonl
 
@@ -135,9 +134,9 @@ class TrainingLog:
         rate = f" at learning rate {float(self.rate(step - 1)):.3g}" if self.rate else ""
         return NotFiniteError(
             f"Step {step}: {problem}{rate}; they must be finite.{self.by_level}",
-            "Nothing more is saved; the last good checkpoint is kept. In another --workdir, lower "
-            "optim.lr or optim.grad_clip, or choose another training.on_nonfinite (stop, skip or "
-            "rollback).",
+            "Nothing more is saved; the last good checkpoint is kept. Continue with another "
+            "training.on_nonfinite (stop, skip or rollback), or, in another --workdir, lower "
+            "optim.lr or optim.grad_clip.",
             step,
         )
 

@@ -14,6 +14,7 @@ from datasets import Batches
 from errors import InputError
 from experiment import Experiment
 from tests import tiny
+from workdir import locked
 
 SMALL = {
     "classifier.n_iters": 2,
@@ -65,7 +66,11 @@ def test_a_restart_ends_with_the_same_bits(tmp_path, monkeypatch, capsys):
     assert np.array_equal(fitting.load(path, {"w": np.zeros(64)}, "mode", {})["w"], resumed["w"])
     with pytest.raises(InputError, match="was trained with total = 7, but this run has 9"):
         fitting.load(path, {"w": np.zeros(64)}, "mode", {"total": 9})
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "a.safetensors",
+        "b.safetensors",
+        "lock",
+    ]
     again = fit(path)
     assert "nothing left to do" in capsys.readouterr().out
     assert np.array_equal(again["w"], resumed["w"])
@@ -109,7 +114,31 @@ def test_a_loss_that_is_not_finite(tmp_path):
     arguments = tmp_path / "a.safetensors", {"w": jnp.ones(2)}, loss, batches, optax.sgd(0.1)
     with pytest.raises(InputError, match="step 3: the loss is nan"):
         fitting.fit(experiment, *arguments, 3, key=jax.random.key(0), settings={})
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("bad_step", [2, 3])
+def test_parameters_that_overflow_are_not_saved(tmp_path, monkeypatch, bad_step):
+    """All losses are finite, and the update of one step makes a parameter infinite."""
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 2)
+    experiment = Experiment(tiny.config())
+
+    def update(updates, count, params=None):
+        bad = count == bad_step - 1
+        return jax.tree.map(lambda leaf: jnp.where(bad, jnp.inf, leaf), updates), count + 1
+
+    optimizer = optax.GradientTransformation(lambda params: jnp.int32(0), update)
+    arguments = tmp_path / "a.safetensors", {"w": jnp.ones(2)}, lambda params, batch, key: 0.0
+    arguments += Batches(experiment.train, 16, 0), optimizer, 3
+    with pytest.raises(InputError, match=f"step {bad_step}: the parameters or the optimizer state"):
+        fitting.fit(experiment, *arguments, key=jax.random.key(0), settings={})
+    saved = [path.name for path in tmp_path.iterdir() if path.name != "lock"]
+    assert saved == (["a.partial"] if bad_step == 3 else [])
+
+
+def test_two_processes_do_not_train_the_same_network(tmp_path):
+    with locked(tmp_path), pytest.raises(InputError, match="is in use by process"):
+        fit(tmp_path / "a.safetensors")
 
 
 # --- the classifier -------------------------------------------------------------------------------
@@ -232,5 +261,7 @@ def test_invalid_input(workdir, tmp_path):
         classification.train(tiny.config(**SMALL | {"data.dataset": "noise"}), str(tmp_path))
     with pytest.raises(InputError, match="classifier.batch_size = 15 does not divide"):
         classification.train(tiny.config(**SMALL | {"classifier.batch_size": 15}), str(tmp_path))
-    with pytest.raises(InputError, match="classifier.lr = 0.0 must be a finite number, above 0"):
+    with pytest.raises(
+        InputError, match="classifier.lr = 0.0 must be a finite number, at least 1e-30"
+    ):
         classification.train(tiny.config(**SMALL | {"classifier.lr": 0.0}), str(tmp_path))

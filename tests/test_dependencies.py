@@ -30,7 +30,13 @@ BASES = {
     "discrete": {"training.continuous": False, "restore.method": "dps", "restore.noise": 0.1},
 }
 # These change the order of operations only.
-ROUNDING_ONLY = ("training.remat", "training.accumulate", "training.shard_params")
+# "training.on_nonfinite" acts only on values that are not finite.
+ROUNDING_ONLY = (
+    "training.remat",
+    "training.accumulate",
+    "training.shard_params",
+    "training.on_nonfinite",
+)
 # Values for fields whose alternatives the domain does not show.
 ALTERNATIVES = {
     "data.path": "elsewhere",

@@ -637,7 +637,11 @@ def test_a_network_of_another_config_is_rejected(evaluated):
         ),
         ("eval.bpd_dataset", "dev", "eval.bpd_dataset = 'dev' is unknown; known: test, train"),
         ("eval.bpd_t_min", 1.5, "eval.bpd_t_min = 1.5 must lie between 0 and 1.0"),
-        ("eval.bpd_tolerance", 0.0, "eval.bpd_tolerance = 0.0 must be a finite number, above 0"),
+        (
+            "eval.bpd_tolerance",
+            0.0,
+            "eval.bpd_tolerance = 0.0 must be a finite number, at least 1e-08",
+        ),
         ("training.importance_weighting", True, "needs training.likelihood_weighting = True"),
     ],
 )

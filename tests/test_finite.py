@@ -114,13 +114,14 @@ def test_the_adaptive_solver_stops_when_only_failed_images_are_left():
             r"model\.num_scales = 21, or lower sampling\.snr = 0\.16, or choose another",
         ),
         (HEUN, 9, r"from network evaluation 4 of 9 on\. The sampler is 'heun'\..*num_steps = 5"),
-        ({"sampling.method": "pc"}, None, "the solver did not converge.*probability-flow ODE"),
+        ({"sampling.method": "ode"}, None, "the solver did not converge.*probability-flow ODE"),
         (
             {"sampling.method": "solver", "sampling.solver": "adaptive_sde"},
             None,
             r"did not converge\. The sampler is 'adaptive_sde'\. .*sampling\.tolerance = 0\.02",
         ),
         ({"guidance.classes": (1,), "guidance.scale": 9.0}, 21, r"lower guidance\.scale = 9\.0"),
+        ({"sampling.temperature": 900.0}, 21, r"lower sampling\.temperature = 900"),
     ],
 )
 def test_messages(changes, steps, expected):
@@ -129,6 +130,14 @@ def test_messages(changes, steps, expected):
     with pytest.raises(NotFiniteError, match=expected) as raised:
         remedies.check_samples(config, np.array([6, 0, 4]), steps)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("method", ["pc", "ode"])
+def test_latent_codes_need_the_probability_flow(method):
+    config = Experiment(tiny.config(**{"sampling.method": method})).config
+    message = "the probability-flow ODE with adaptive steps.*set sampling.method = 'solver'"
+    with pytest.raises(NotFiniteError, match=message):
+        remedies.check_samples(config, np.ones(2), None, codes=True)
 
 
 def test_the_scale_of_the_ve_sde_is_named():

@@ -98,9 +98,9 @@ def test_stop(tmp_path, monkeypatch):
     assert str(raised.value) == (
         "Step 5: the loss is nan and the gradient norm 2 at learning rate 0.001; they must be "
         "finite. Mean losses by t up to step 4: 0.10: 1, 0.30: 1, 0.50: 1, 0.70: 1. "
-        "Nothing more is saved; the last good checkpoint is kept. In another --workdir, lower "
-        "optim.lr or optim.grad_clip, or choose another training.on_nonfinite (stop, skip or "
-        "rollback)."
+        "Nothing more is saved; the last good checkpoint is kept. Continue with another "
+        "training.on_nonfinite (stop, skip or rollback), or, in another --workdir, lower "
+        "optim.lr or optim.grad_clip."
     )
     assert sorted(saved(tmp_path)) == [2, 4]
 
@@ -213,10 +213,34 @@ def test_rollbacks_are_counted_until_training_gets_beyond_the_failed_step():
     assert Rollbacks(3, 5, 3).next(5) is None
 
 
-def test_a_damaged_file_of_rollbacks_is_named(tmp_path, monkeypatch):
-    (tmp_path / "rollbacks.json").write_text("{")
-    with pytest.raises(InputError, match=r"rollbacks\.json cannot be read as JSON"):
-        Run(monkeypatch).train(tmp_path, "rollback")
+@pytest.mark.parametrize("policy", ["stop", "rollback"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ('{"number": -1, "step": 5, "repeated": 1}', r"is damaged: it states .*number=-1"),
+        ('{"number": 1, "step": 5, "repeated": 4294967297}', "is damaged: it states"),
+        ('{"number": 1.5, "step": 5, "repeated": 1}', "'number' is a number instead of an integer"),
+    ],
+)
+def test_a_damaged_file_of_rollbacks_is_named(tmp_path, monkeypatch, policy, content, message):
+    (tmp_path / "rollbacks.json").write_text(content)
+    with pytest.raises(InputError, match=rf"rollbacks\.json .*{message}.* Restore it, or delete"):
+        Run(monkeypatch).train(tmp_path, policy)
+
+
+def test_the_policy_can_be_changed_in_a_workdir(tmp_path, monkeypatch):
+    """The run with rollbacks keeps its noise, and so ends as an uninterrupted one."""
+    run = Run(monkeypatch, bad=[(5, 0)])
+    with pytest.raises(InputError, match="Continue with another training.on_nonfinite"):
+        run.train(tmp_path / "skip", "stop")
+    assert run.train(tmp_path / "skip", "skip").step == 12
+    whole = run.train(tmp_path / "whole", "rollback")
+    run.killed_at = 8
+    with pytest.raises(Killed):
+        run.train(tmp_path / "stop", "rollback")
+    run.killed_at = None
+    assert identical(run.train(tmp_path / "stop", "stop"), whole)
 
 
 # --- compiled programs ----------------------------------------------------------------------------

@@ -295,3 +295,14 @@ def test_invalid_values(workdir, tmp_path, changes, match):
             changes = changes | {field: str(tmp_path / changes[field])}
     with pytest.raises(InputError, match=match):
         run(workdir, **changes)
+
+
+def test_images_of_the_same_name_have_files_of_their_own(tmp_path):
+    for name in ("a.png", "a.jpg", "b/c.png", "b_c.png"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(path)
+    experiment = Experiment(tiny.config(**{"restore.input": str(tmp_path)}))
+    names, images = restoration_images.load(experiment, experiment.image_shape)
+    assert names == ["0_a", "1_a", "2_b_c", "3_b_c"]
+    assert len(images) == 4

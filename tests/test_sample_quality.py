@@ -472,7 +472,7 @@ def test_a_damaged_classifier_is_trained_again(tmp_path, monkeypatch, damage, ca
     after = features._load_or_train_classifier(images, labels, tmp_path)
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert f"{path}" in caplog.text
-    assert "The classifier is trained again" in caplog.text
+    assert "the classifier is trained again" in caplog.text
 
 
 # --- settings ---

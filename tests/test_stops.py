@@ -15,7 +15,9 @@ import pytest
 
 from checkpoints import Checkpoints
 from errors import InputError
-from workdir import locked, write_json
+from tests import tiny
+from tests.test_files import fifo, folder, loop
+from workdir import locked, owned, results_folder, write_json
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -78,6 +80,41 @@ def test_a_workdir_has_one_owner(tmp_path):
             pass
     with locked(tmp_path):  # The lock of a process that has ended is taken over.
         pass
+
+
+def test_folders_of_results_have_one_owner(tmp_path):
+    config = tiny.config()
+    with owned(tmp_path, config, "evaluation"):
+        with pytest.raises(InputError, match="is in use by process"), locked(tmp_path):
+            pass
+        assert json.loads((tmp_path / "config.json").read_text())["seed"] == config.seed
+    config.model.nf = 16
+    with (
+        pytest.raises(InputError, match=r"model\.nf: 8 there, 16 now"),
+        owned(tmp_path, config, "evaluation"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("make", [fifo, folder, loop])
+def test_a_lock_that_is_no_file(tmp_path, make):
+    make(tmp_path / "lock")
+    with pytest.raises(InputError, match="lock (is a|cannot be read)"), locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/../../b", "/tmp/a"])
+def test_folders_of_results_outside_of_the_workdir(tmp_path, name):
+    with pytest.raises(InputError, match="must be the name of a folder in the workdir"):
+        results_folder(tmp_path, name)
+
+
+def test_folders_of_results_are_not_those_of_other_modes(tmp_path):
+    """An evaluation in `checkpoints` would write into the checkpoints."""
+    with pytest.raises(InputError, match="--eval_folder=checkpoints/a is a folder of other modes"):
+        results_folder(tmp_path, "checkpoints/a")
+    assert results_folder(tmp_path, "samples", taken=()) == tmp_path / "samples"
+    assert results_folder(tmp_path, "eval/a") == tmp_path / "eval" / "a"
 
 
 # --- files that cannot be written ---

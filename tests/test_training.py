@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import shutil
 
 import jax
@@ -503,6 +504,8 @@ INFO = {"step": 6, "config": {}, "checksums": {}}
         json.dumps(INFO | {"step": None}).encode(),
         json.dumps(INFO | {"step": "6"}).encode(),
         json.dumps(INFO | {"step": -1}).encode(),
+        json.dumps(INFO | {"step": 10**9 + 1}).encode(),
+        json.dumps(INFO | {"checksums": {"about": 7}}).encode(),
         json.dumps({"step": 6, "config": {}}).encode(),
     ],
 )
@@ -513,6 +516,46 @@ def test_checkpoints_with_damaged_metadata_are_skipped(tmp_path, trained, caplog
     checkpoints = Checkpoints(tmp_path / "w")
     assert [found.number for found in checkpoints.find() if found.folder == BACKUPS] == [4]
     assert "checkpoints-meta/checkpoint_6 is damaged and is skipped" in caplog.text
+
+
+@pytest.mark.parametrize("field", ["step", "config"])
+def test_changed_metadata_are_noticed(tmp_path, trained, caplog, field):
+    shutil.copytree(trained[0], tmp_path / "w")
+    path = tmp_path / "w" / BACKUPS / "checkpoint_6" / "info" / "metadata"
+    info = json.loads(path.read_text())
+    info |= {"step": 5} if field == "step" else {"config": {"seed": 1}}
+    path.write_text(json.dumps(info))
+    assert [found.number for found in Checkpoints(tmp_path / "w").find(BACKUPS)] == [4]
+    assert "it does not have the checksum that it states" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "info/metadata", "ema/manifest.ocdbt"])
+def test_named_pipes_in_checkpoints_are_not_opened(tmp_path, trained, name, caplog):
+    """Opening one would wait for ever."""
+    shutil.copytree(trained[0], tmp_path / "w")
+    path = tmp_path / "w" / SNAPSHOTS / "checkpoint_2" / name
+    path.unlink()
+    os.mkfifo(path)
+    like = {"ema": trained[1].ema}
+    if name == "_CHECKPOINT_METADATA":
+        with pytest.raises(InputError, match="is a named pipe.* Move this checkpoint"):
+            Checkpoints(tmp_path / "w")
+        return
+    checkpoints = Checkpoints(tmp_path / "w")
+    if name == "info/metadata":
+        assert sorted(checkpoints.snapshots()) == [1]
+        assert "metadata is a named pipe" in caplog.text
+        return
+    with pytest.raises(InputError, match="is a named pipe"):
+        checkpoints.restore(checkpoints.pick(2), like)
+
+
+def test_evaluation_does_not_read_backups(tmp_path, trained, caplog):
+    """Training, which may run beside it, removes them at any time."""
+    shutil.copytree(trained[0], tmp_path / "w")
+    (tmp_path / "w" / BACKUPS / "checkpoint_6" / "info" / "metadata").unlink()
+    assert sorted(Checkpoints(tmp_path / "w").snapshots()) == [1, 2]
+    assert not caplog.text
 
 
 def test_strays_among_checkpoints_are_named(tmp_path, trained, caplog):

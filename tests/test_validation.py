@@ -32,13 +32,13 @@ def outside(domain) -> list:
         case Integer():
             return [domain.low - 1, domain.high + 1, 1.5, True, "1", math.nan]
         case Real():
-            ends = [domain.low] if domain.open_low else [domain.low - 1]
-            ends += [domain.high] if domain.open_high else [domain.high + 1]
+            ends = [domain.low] if domain.open_low else [domain.low - abs(domain.low) - 1]
+            ends += [domain.high] if domain.open_high else [2 * domain.high + 1]
             return [*ends, math.nan, math.inf, -math.inf, "1", True]
         case Name():
             return ["nothing of this name", 1, None]
         case Text():
-            return [1, None]
+            return [1, None, "a\0b"]
         case Sequence() | Entries():
             return [3, "ab", (None,), (math.nan,) * 99]
     raise AssertionError(domain)
@@ -106,6 +106,12 @@ def test_all_problems_are_reported_together():
         ({"guidance.interval": (2.0, 1.0)}, "the lower one first"),
         ({"eval.begin_ckpt": 30}, "must not exceed eval.end_ckpt"),
         ({"eval.features": "vgg"}, "eval.features = 'vgg' is unknown"),
+        ({"eval.features": "a/b.py:f"}, "eval.features = 'a/b.py:f' must be the name of a module"),
+        ({"eval.num_samples": 10**9}, "eval.num_samples = 1000000000 makes 8333334 files of"),
+        ({"model.sigma_max": 1e300}, "model.sigma_max = 1e+300 must be a finite number, at least"),
+        ({"model.sigma_min": 1e-300}, "model.sigma_min = 1e-300 must be a finite number, at least"),
+        ({"optim.lr": 1e-300}, "optim.lr = 1e-300 must be a finite number, at least 1e-30 and at"),
+        ({"model.fir_kernel": (1.0, -1.0)}, r"model.fir_kernel = (1.0, -1.0) must have a sum"),
         (
             {"training.continuous": False, "training.likelihood_weighting": True},
             "training.likelihood_weighting = True needs training.continuous = True",

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -28,7 +27,7 @@ from models.building import Params
 from report.training_log import TrainingLog
 from train_state import Rollbacks, TrainState
 from training.step import Step, compile_steps, init_state
-from workdir import check_config, claim, locked
+from workdir import owned
 
 GRID = 64  # images in the sample grid of a snapshot
 MOST_SKIPPED = 9  # steps in a row that training.on_nonfinite = "skip" accepts
@@ -48,10 +47,10 @@ def train(config: Config, workdir: str) -> TrainState:
     _ = experiment.train, experiment.test  # Missing images fail before anything is written.
     if config.training.snapshot_sampling:
         classification.provide(experiment, workdir)
-    check_config(workdir, config, "training")
-    Path(workdir).mkdir(parents=True, exist_ok=True)
-    with locked(workdir), sharding.Preemption(experiment.mesh) as preemption:
-        claim(workdir, config, "training")
+    with (
+        owned(workdir, config, "training"),
+        sharding.Preemption(experiment.mesh) as preemption,
+    ):
         state = _train_claimed(experiment, workdir, preemption)
     if preemption.signal == signal.SIGINT:
         raise KeyboardInterrupt
@@ -63,7 +62,7 @@ def _train_claimed(
 ) -> TrainState:
     """Train, and go back to an earlier state where training.on_nonfinite asks for it."""
     rolls_back = experiment.config.training.on_nonfinite == "rollback"
-    rollbacks = train_state.read_rollbacks(workdir) if rolls_back else Rollbacks()
+    rollbacks = train_state.read_rollbacks(workdir)  # Their noise remains if the policy changes.
     checkpoints, reason = Checkpoints(workdir, create=True), ""
     with contextlib.closing(checkpoints):
         while True:

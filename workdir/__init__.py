@@ -6,13 +6,23 @@ holds a description of what it was made from, and is computed again if that diff
 """
 
 from readers.files import read_json
-from workdir.claims import LOCK, check_config, check_workdir, claim, locked, stored_config
+from workdir.claims import (
+    LOCK,
+    check_config,
+    check_workdir,
+    claim,
+    locked,
+    owned,
+    results_folder,
+    stored_config,
+)
 from workdir.depends import DEPENDENCIES, Depends, dependencies
 from workdir.files import (
     Arrays,
     is_current,
     load_arrays,
     save_arrays,
+    write_arrays,
     write_atomically,
     write_json,
     write_picture,
@@ -36,13 +46,16 @@ __all__ = [
     "load_rounds",
     "load_tree",
     "locked",
+    "owned",
     "read_json",
     "read_tree",
+    "results_folder",
     "round_paths",
     "run_rounds",
     "save_arrays",
     "save_tree",
     "stored_config",
+    "write_arrays",
     "write_atomically",
     "write_json",
     "write_picture",

@@ -10,17 +10,18 @@ import contextlib
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import jax
 
 import checkpoints
 from configs.default import Config, complete, get_default_config
-from errors import InputError, brief
-from readers.files import mismatch, read_json
+from errors import InputError, brief, printable
+from readers.files import check_regular, mismatch, read_json
 from workdir.depends import dependencies, flatten
-from workdir.files import write_json
+from workdir.files import write_json, writing
 
 LOCK = "lock"  # the file of a workdir that names the process that writes to it
 
@@ -96,13 +97,12 @@ def locked(folder: str | Path) -> Iterator[None]:
     if jax.process_index():
         yield
         return
-    path = Path(folder) / LOCK
-    with open(path, "a+", encoding="utf-8") as file:
+    with _open_lock(Path(folder) / LOCK) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            owner = file.read().strip() or "another process"
+            owner = printable(file.read().strip()) or "another process"
             raise InputError(
                 f"{folder} is in use by {owner}. Wait for it or stop it, or use another --workdir."
             ) from error
@@ -112,13 +112,60 @@ def locked(folder: str | Path) -> Iterator[None]:
         yield
 
 
+def _open_lock(path: Path) -> TextIO:
+    if os.path.lexists(path):
+        check_regular(path)
+    with writing(path):
+        return open(path, "a+", encoding="utf-8", errors="replace")
+
+
+@contextlib.contextmanager
+def owned(folder: str | Path, config: Config, kind: str) -> Iterator[None]:
+    """Let only this run write to `folder`, by `locked`, after `claim`."""
+    check_config(folder, config, kind)
+    _make(folder)
+    with locked(folder):
+        claim(folder, config, kind)
+        yield
+
+
 def claim(folder: str | Path, config: Config, kind: str) -> None:
     """Check the config of `folder`, create the folder, and write `config` as its config.json."""
     check_config(folder, config, kind)
+    _make(folder)
+    write_json(Path(folder) / "config.json", config.to_dict())
+
+
+def _make(folder: str | Path) -> None:
+    """Create a folder and those above it."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"the folder {folder} cannot be made: {error.strerror}. Use another name."
         ) from error
-    write_json(Path(folder) / "config.json", config.to_dict())
+
+
+TAKEN = (
+    *(checkpoints.SNAPSHOTS, checkpoints.BACKUPS, "classifier", "data", "dequantizers"),
+    *("latents", "restore", "samples", "statistics", "tensorboard"),
+)
+"""The folders of a workdir that cannot be the folder of an evaluation."""
+
+
+def results_folder(parent: str | Path, name: str, taken: Sequence[str] = TAKEN) -> Path:
+    """Return the folder of results that --eval_folder names, below `parent`.
+
+    Raises InputError if it lies elsewhere, or is one of those that are `taken` by other modes.
+    """
+    parts = Path(name).parts
+    if not parts or ".." in parts or Path(name).is_absolute():
+        raise InputError(
+            f"--eval_folder={name} must be the name of a folder in the workdir, such as eval."
+        )
+    if parts[0] in taken:
+        raise InputError(
+            f"--eval_folder={name} is a folder of other modes, as are {', '.join(taken)}; use "
+            "another name."
+        )
+    return Path(parent, name)

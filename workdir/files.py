@@ -73,12 +73,14 @@ def save_arrays(path: Path, arrays: Arrays, depends: Depends) -> None:
     if RESERVED & arrays.keys():
         raise ValueError(f"arrays may not be called {' or '.join(sorted(RESERVED))}")
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    described: dict[str, Any] = {
-        **arrays,
-        DEPENDS: np.array(canonical(depends)),
-        RECORD: np.array(_record(arrays)),
-    }
-    write_atomically(path, lambda file: np.savez(file, **described))
+    description = {DEPENDS: np.array(canonical(depends)), RECORD: np.array(_record(arrays))}
+    write_arrays(path, arrays | description)
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write an .npz file atomically."""
+    named: dict[str, Any] = arrays  # NumPy's other arguments are of other types.
+    write_atomically(path, lambda file: np.savez(file, **named))
 
 
 def load_arrays(path: Path, depends: Depends) -> Arrays | None:

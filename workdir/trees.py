@@ -14,7 +14,7 @@ import safetensors.numpy
 from absl import logging
 
 from errors import InputError
-from readers.files import read_safetensors
+from readers.files import not_finite, read_safetensors
 from workdir.depends import Depends, canonical
 from workdir.files import Arrays, write_atomically
 
@@ -68,7 +68,7 @@ def _read_tree(path: Path, like: Any) -> tuple[Any, dict[str, Any], int]:
     expected = {name: leaf.shape for name, leaf in _named(like).items()}
     if {name: value.shape for name, value in tensors.items()} != expected:
         raise InputError(f"{path} holds another network than the config's.")
-    if not all(np.isfinite(value).all() for value in tensors.values()):
+    if not_finite(tensors):
         raise InputError(f"{path} has values that are not finite.")
     try:
         depends, step = json.loads(metadata.get(TREE_DEPENDS, "{}")), int(metadata.get("step", ""))
