@@ -33,7 +33,7 @@ from auxiliary import classification, dequantization
 from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
-from modes import conversion, inspection, latents, restoration
+from modes import calibration, conversion, inspection, latents, restoration
 
 FLAGS = flags.FLAGS
 
@@ -75,6 +75,10 @@ def _restore(config: Config, workdir: str) -> None:
     restoration.restore(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder)
 
 
+def _calibrate(config: Config, workdir: str) -> None:
+    calibration.calibrate(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder)
+
+
 def _train_classifier(config: Config, workdir: str) -> None:
     classification.train(config, workdir)
 
@@ -104,6 +108,7 @@ MODES: dict[str, Callable[[Config, str], None]] = {
     "encode": _encode,
     "interpolate": _interpolate,
     "restore": _restore,
+    "calibrate": _calibrate,
     "train_classifier": _train_classifier,
     "train_dequantizer": _train_dequantizer,
     "inspect_data": _inspect_data,

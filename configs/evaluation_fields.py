@@ -18,6 +18,7 @@ from configs.declaration import (
 )
 from configs.domains import Entries, Integer, Name, Real, Sequence
 from configs.groups import (
+    CALIBRATION,
     CLASSIFIER,
     GUIDANCE,
     LIKELIHOOD,
@@ -135,6 +136,15 @@ RESTORATION = {
     ),
     "restore.official": Field(
         False, FLAG, (RESTORE,), "Projection with the two bugs of the official code."
+    ),
+}
+
+CALIBRATE = {
+    "calibrate.simulations": Field(
+        200, Integer(20, 10**6), NOTHING, "Images whose measurements are solved."
+    ),
+    "calibrate.samples": Field(
+        63, Integer(20, 10**4), (CALIBRATION,), "Solutions for each of these images."
     ),
 }
 

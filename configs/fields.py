@@ -26,6 +26,7 @@ FIELDS: dict[str, Field] = {
     **evaluation_fields.GUIDE,
     **evaluation_fields.CLASSIFY,
     **evaluation_fields.RESTORATION,
+    **evaluation_fields.CALIBRATE,
     **evaluation_fields.EVAL,
 }
 """All fields, by their names on the command line."""

@@ -319,6 +319,7 @@ def check_restore(config: Config, choices: Choices, num_devices: int) -> Problem
 MODES: dict[str, Callable[[Config, Choices, int], Problems]] = {
     "train_classifier": check_classifier,
     "restore": check_restore,
+    "calibrate": check_restore,
 }
 
 

@@ -37,6 +37,7 @@ PURPOSES = (
     "init_dequantizer",
     "init_classifier",
     "rollback",
+    "calibrate",
 )
 """What random numbers are for. Add new purposes at the end: the key depends on the position."""
 

@@ -113,10 +113,13 @@ class Calibration:
             "p_values": self.p_values,
         }
 
+    def content(self) -> dict:
+        """Return `summary` and the ranks as JSON stores them."""
+        return self.summary() | {"names": self.names, "ranks": self.ranks.round(6).tolist()}
+
     def save(self, path: str | Path) -> None:
-        """Write `summary` and the ranks as JSON."""
-        content = self.summary() | {"names": self.names, "ranks": self.ranks.round(6).tolist()}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n")
+        """Write `content` as JSON."""
+        Path(path).write_text(json.dumps(self.content(), indent=1) + "\n")
 
     def figure(self) -> Figure:
         """Plot the distribution of ranks, and coverage against credibility, with error bands."""

@@ -24,11 +24,11 @@ SAMPLERS = (*sorted(solvers.SOLVERS), factory.ADAPTIVE, "ode", "pc")
 probability-flow ODE, and predictor and corrector."""
 
 _DEFAULTS = get_default_config()
-_METHOD_DEFAULTS = {
+METHOD_DEFAULTS = {
     name: _DEFAULTS.restore[name]
     for name in ("iterations", "prior_std", "scale", "eta", "eta_b", "flow_steps", "langevin_steps")
 } | {"official": False}
-MethodOptions = namedtuple("MethodOptions", sorted(_METHOD_DEFAULTS))
+MethodOptions = namedtuple("MethodOptions", sorted(METHOD_DEFAULTS))
 """Options of `controllable.methods`; fields of `config.restore`."""
 
 
@@ -37,8 +37,8 @@ def method_options(options: Mapping[str, Any]) -> MethodOptions:
 
     Raises InputError for an unknown option, and a value outside of its domain.
     """
-    _check("restore", options, _METHOD_DEFAULTS)
-    return MethodOptions(**_METHOD_DEFAULTS | dict(options))
+    _check("restore", options, METHOD_DEFAULTS)
+    return MethodOptions(**METHOD_DEFAULTS | dict(options))
 
 
 def sampler(

@@ -147,7 +147,14 @@ def _make(folder: str | Path) -> None:
 
 
 TAKEN = (
-    *(checkpoints.SNAPSHOTS, checkpoints.BACKUPS, "classifier", "data", "dequantizers"),
+    *(
+        checkpoints.SNAPSHOTS,
+        checkpoints.BACKUPS,
+        "calibration",
+        "classifier",
+        "data",
+        "dequantizers",
+    ),
     *("latents", "restore", "samples", "statistics", "tensorboard"),
 )
 """The folders of a workdir that cannot be the folder of an evaluation."""

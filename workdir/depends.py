@@ -49,6 +49,13 @@ DEPENDENCIES: dict[str, frozenset[str]] = {
         {groups.NETWORK, groups.SAMPLES, groups.RESTORE, groups.PRECISION, groups.ROUNDS}
         | {groups.SEED}
     ),
+    "calibration": frozenset(
+        {groups.NETWORK, groups.SAMPLES, groups.RESTORE, groups.CALIBRATION, groups.SEED}
+    ),
+    "ranks": frozenset(
+        {groups.NETWORK, groups.SAMPLES, groups.RESTORE, groups.CALIBRATION, groups.PRECISION}
+        | {groups.ROUNDS, groups.SEED}
+    ),
 }
 """For each kind of folder or file, the groups of config fields (`configs/groups.py`) behind it."""
 

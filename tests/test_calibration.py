@@ -1,0 +1,77 @@
+"""`--mode=calibrate` on a tiny model: files, resumption, and agreement with the Python API."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import score_sde as ss
+import training
+from errors import InputError
+from inference.posterior import Posterior
+from modes import calibration
+from tests import tiny
+
+FIELDS = {
+    "sampling.method": "solver",
+    "sampling.num_steps": 4,
+    "restore.task": "super_resolution",
+    "restore.method": "pigdm",
+    "restore.noise": 0.1,
+    "calibrate.simulations": 22,
+    "calibrate.samples": 20,
+    "eval.batch_size": 80,
+}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibration") / "run"
+    training.train(tiny.config(**FIELDS), str(folder))
+    return folder
+
+
+def test_files_and_resumption(workdir, monkeypatch):
+    """Six rounds of four simulations, which a second run reuses, and the ranks of the API."""
+    config = tiny.config(**FIELDS)
+    summary = calibration.calibrate(config, str(workdir))
+    (folder,) = (workdir / "calibration").glob("checkpoint_*/super_resolution-pigdm")
+    assert (folder / "calibration.png").stat().st_size > 10_000
+    stored = json.loads((folder / "calibration.json").read_text())
+    assert stored["simulations"] == summary["simulations"] == 22
+    assert len(list(folder.glob("ranks_*.npz"))) == 6
+
+    model = ss.load(workdir)
+    operator = ss.operators.block_mean(model.event_shape, 2)
+    posterior = model.posterior(
+        None, operator, noise=0.2, method="pigdm", prior_std=model.config.restore.prior_std
+    )
+    key = model.experiment.key("calibrate")
+    ranks = posterior.ranks(0, 4, 20, key, sampler="deis", steps=4)
+    assert posterior.statistics == stored["names"]
+    np.testing.assert_allclose(ranks, np.array(stored["ranks"])[:4], atol=1 / 21 + 1e-6)
+
+    def fail(*_, **__):
+        raise AssertionError("A finished round was computed again.")
+
+    monkeypatch.setattr(Posterior, "ranks", fail)
+    assert calibration.calibrate(config, str(workdir)) == summary
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"calibrate.simulations": 3}, "calibrate.simulations = 3 must be"),
+        ({"restore.method": "ddrm"}, "requires sampling.method = 'pc'"),
+        ({"restore.task": "sharpen"}, "restore.task = 'sharpen' is unknown"),
+        ({"restore.factor": 3}, "Change restore.factor = 3"),
+    ],
+)
+def test_errors(workdir, changes, message):
+    """Nothing is written."""
+    before = sorted(workdir.rglob("*"))
+    with pytest.raises(InputError, match=message):
+        calibration.calibrate(tiny.config(**{**FIELDS, **changes}), str(workdir))
+    assert sorted(workdir.rglob("*")) == before
