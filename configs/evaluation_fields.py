@@ -42,9 +42,11 @@ SAMPLING = {
     "sampling.probability_flow": Field(
         False, FLAG, (SAMPLES,), "Let the predictor follow the probability-flow ODE."
     ),
-    "sampling.solver": Field("deis", NAME, (SAMPLES,), "The solver of sampling.method = 'solver'."),
+    "sampling.solver": Field(
+        "dpm++_2m_sde", NAME, (SAMPLES,), "The solver of sampling.method = 'solver'."
+    ),
     "sampling.num_steps": Field(20, Integer(1, 10**5), (SAMPLES,), "Steps of the solver."),
-    "sampling.schedule": Field("karras", NAME, (SAMPLES,), "Noise levels of the solver."),
+    "sampling.schedule": Field("log_snr", NAME, (SAMPLES,), "Noise levels of the solver."),
     "sampling.churn": Field(1.0, NOT_NEGATIVE, (SAMPLES,), "S_churn of solver = 'heun_churn'."),
     "sampling.restart": Field(
         (3, 1, 0.3, 1.0),
