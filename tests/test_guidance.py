@@ -155,7 +155,11 @@ def test_bayes_rule(name):
 SAMPLERS = {
     "pc": {"sampling.corrector": "ald", "sampling.snr": 0.1},
     "ode": {"sampling.method": "ode"},
-    "deis": {"sampling.method": "solver", "sampling.solver": "deis"},
+    "deis": {
+        "sampling.method": "solver",
+        "sampling.solver": "deis",
+        "sampling.schedule": "karras",
+    },
     "adaptive_sde": {
         "sampling.method": "solver",
         "sampling.solver": "adaptive_sde",
