@@ -16,7 +16,7 @@ test: $(VENV)/installed-dev  ## Run all tests except those marked slow or notebo
 test-slow: $(VENV)/installed-dev  ## Run the tests marked slow.
 	$(RUN) -m pytest -n 2 -m slow
 
-notebook: $(VENV)/installed-dev  ## Execute the tutorial and write the executed copy to .cache, to update docs/ from it.
+notebook: $(VENV)/installed-dev  ## Execute the notebooks and write the executed copies to .cache, to update docs/ from them.
 	$(RUN) -m pytest -n 0 -m notebook tests/test_notebook.py
 
 mutate: $(VENV)/installed-dev  ## Check that the tests notice wrong lines of code; FILE=TEXT selects files.
