@@ -70,6 +70,19 @@ def test_every_method_by_name(method, options):
     assert 0.7 * STD < float(x[:, 1].std()) < 1.3 * STD
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "evaluations"),
+    [("pigdm", {}, 30), ("dps", {}, 30), ("ddrm", {}, 30), ("daps", {"flow_steps": 3}, 90)],
+)
+def test_evaluations_of_the_score(method, options, evaluations):
+    """One in a step, without the default corrector; `flow_steps` for DAPS."""
+    posterior = VECTOR.posterior(jnp.zeros(3), MASK, noise=0.1, method=method, **options)
+    sampler = posterior._choose_sampler(None, 30, {})
+    draw = posterior._draw(posterior.y, 0, 2, sampler)
+    samples = draw(jax.random.split(jax.random.key(0), 2), np.arange(2))
+    np.testing.assert_array_equal(samples.nfe, evaluations)
+
+
 def test_a_log_likelihood_instead_of_an_operator():
     """log p(y | x) of a Laplace distribution; the posterior is computed by quadrature."""
 
