@@ -21,6 +21,7 @@ from PIL import Image
 from errors import InputError, choose
 from readers import arrays, faces, folders, published, scikit_learn
 from readers.batches import Batch, Batches, Images, rounds
+from readers.image_sizes import image_shape
 from readers.preprocessing import Pixels
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "augment",
     "check_labels",
     "image_grid",
+    "image_shape",
     "levels",
     "load",
     "make_scaler",
@@ -85,7 +87,7 @@ def load(config: ml_collections.ConfigDict, split: str) -> Images:
     """
     by_name = {name.lower(): data_set for name, data_set in DATASETS.items()}
     images = choose(by_name, config.dataset.lower(), "data.dataset")(split, config)
-    expected = (config.image_size, config.image_size, config.num_channels)
+    expected = image_shape(config)
     if images.pixels[0].shape != expected:
         raise InputError(
             f"Images of data.dataset = {config.dataset!r} have shape {images.pixels[0].shape}; "

@@ -22,6 +22,7 @@ from configs.default import Config
 from errors import InputError
 from experiment import Experiment
 from pretrained.diffusers_config import UNET_FAMILIES, unet_config
+from readers.image_sizes import sides
 
 LEVELS = 1000
 Tensor = Any  # PyTorch is an optional dependency.
@@ -99,8 +100,7 @@ class Peer:
                 module.dropout.p = config.model.dropout
         self.layout = torch.channels_last if cuda else torch.contiguous_format
         self.network = network.to(self.device, memory_format=self.layout)
-        size = config.data.image_size
-        self.shape = config.data.num_channels, size, size
+        self.shape = config.data.num_channels, *sides(config.data.image_size)
         self.autocast = functools.partial(
             torch.autocast,
             self.device.type,

@@ -12,6 +12,7 @@ ABSENT = object()
 FLAG, TEXT, NAME, EXACT_NAME = Flag(), Text(), Name(), Name(exact=True)
 COUNT = Integer(1, 10**9)
 BATCH = Integer(1, 10**6)
+SIDE = Integer(1, 4096)  # pixels
 SMALLEST, LARGEST = 1e-30, 1e30  # float32, the type of all computations, holds their reciprocals.
 FINITE = Real(-LARGEST, LARGEST)
 POSITIVE = Real(SMALLEST, LARGEST)

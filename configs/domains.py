@@ -150,3 +150,16 @@ class Entries:
     def describe(self) -> str:
         entries = "; ".join(domain.describe() for domain in self.domains)
         return f"a tuple of {len(self.domains)} ({entries})" + (" or ()" if self.optional else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyOf:
+    """The union of several domains, whose values may have different types."""
+
+    domains: tuple[Domain, ...]
+
+    def allows(self, value: Any) -> bool:
+        return any(domain.allows(value) for domain in self.domains)
+
+    def describe(self) -> str:
+        return ", or ".join(domain.describe() for domain in self.domains)

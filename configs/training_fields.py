@@ -15,10 +15,11 @@ from configs.declaration import (
     PART,
     POSITIVE,
     SHARE,
+    SIDE,
     TEXT,
     Field,
 )
-from configs.domains import Entries, Integer, Name, Real, Sequence
+from configs.domains import AnyOf, Entries, Integer, Name, Real, Sequence
 from configs.groups import (
     DEQUANTIZER,
     IMAGES,
@@ -51,7 +52,12 @@ DATA = {
         (NETWORK, NOISE, IMAGES),
         "Smallest and largest value of arrays of real numbers; () for bytes.",
     ),
-    "data.image_size": Field(32, Integer(1, 4096), (NETWORK, NOISE, IMAGES), "Height and width."),
+    "data.image_size": Field(
+        32,
+        AnyOf((SIDE, Entries((SIDE, SIDE)))),
+        (NETWORK, NOISE, IMAGES),
+        "Height and width: an integer for squares, or the pair (height, width).",
+    ),
     "data.num_channels": Field(
         3, Integer(1, 1024), (NETWORK, NOISE, IMAGES), "Channels of an image."
     ),
@@ -124,7 +130,7 @@ MODEL = {
         ABSENT,
         Sequence(Integer(1, 4096), 0, 16),
         (NETWORK,),
-        "Heights at which the network has self-attention.",
+        "Side lengths of the levels with self-attention; of rectangles, the larger side counts.",
     ),
     "model.attend_after_each_up_block": Field(
         ABSENT, FLAG, (NETWORK,), "True for the U-Net of Ho et al. (2020)."

@@ -63,8 +63,7 @@ class Setup:
         self.model = make_score_model(config, self.sde, self.num_scales)
         self.sampler = make_sampler(config, self.sde)
         self.scaler = datasets.make_scaler(config.data)
-        size = config.data.image_size
-        self.image_shape = (size, size, config.data.num_channels)
+        self.image_shape = datasets.image_shape(config.data)
         self.classifier: Params | None = None
         self.network = abstract_network(lambda: make_network(config, Rngs(self.key("init"))))
         self.graph, shapes = nnx.split(self.network, nnx.Param)

@@ -23,6 +23,7 @@ from metrics.distances import Moments
 from metrics.features import Extractor
 from metrics.splits import images_of
 from metrics.statistics_files import Protocol, Reference, from_arrays, read, with_path, write
+from readers.image_sizes import as_json, label
 from workdir import Arrays, dependencies, load_rounds, locked, run_rounds
 
 MAX_FEATURES = 50_000
@@ -86,7 +87,7 @@ def statistics_path(experiment: Experiment, extractor: Extractor, workdir: str |
 
 def _name(experiment: Experiment, extractor: Extractor) -> str:
     data, split = experiment.config.data, experiment.config.eval.stats_split
-    return f"{data.dataset}_{data.image_size}_{split}_{extractor.label}".lower()
+    return f"{data.dataset}_{label(data.image_size)}_{split}_{extractor.label}".lower()
 
 
 def expected_protocol(experiment: Experiment, extractor: Extractor) -> Protocol:
@@ -98,7 +99,7 @@ def expected_protocol(experiment: Experiment, extractor: Extractor) -> Protocol:
         "preprocessing": extractor.preprocessing,
         "dataset": config.data.dataset.lower(),
         "split": config.eval.stats_split,
-        "image_size": config.data.image_size,
+        "image_size": as_json(config.data.image_size),
         "num_channels": config.data.num_channels,
     }
 

@@ -16,6 +16,7 @@ from jax import Array
 
 from errors import InputError, choose
 from models import blocks, layers
+from readers.image_sizes import ImageSize
 
 NUM_GROUPS = 32
 NORMALIZATIONS = {"GroupNorm": partial(layers.GroupNorm, num_groups=NUM_GROUPS)}
@@ -49,10 +50,10 @@ class DDPM(nnx.Module):
     (B,), where `classes` stands for "no class".
 
     Args (fields of `config.model`, except `image_size`, `num_channels`, `classes` and `remat`):
-      image_size, num_channels: H = W and C of the images.
+      image_size, num_channels: H = W, or (H, W), and C of the images.
       nf, ch_mult, num_res_blocks: level i has nf ch_mult[i] features and num_res_blocks blocks on
         the way down, one more on the way up.
-      attn_resolutions: heights at which there is self-attention.
+      attn_resolutions: side lengths at which there is self-attention; see `attending_levels`.
       attend_after_each_up_block: whether to attend after each block on the way up, as Ho et al. do,
         or once per level, as the official score-SDE code does.
       dropout: dropout rate in all blocks.
@@ -72,7 +73,7 @@ class DDPM(nnx.Module):
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: ImageSize,
         num_channels: int,
         nf: int,
         ch_mult: Sequence[int],
@@ -108,9 +109,9 @@ class DDPM(nnx.Module):
         up = partial(blocks.Upsample, with_conv=resamp_with_conv, rngs=rngs)
 
         levels = []
+        attending = layers.attending_levels(image_size, attn_resolutions, len(ch_mult))
         for i, multiplier in enumerate(ch_mult):
-            attends = image_size >> i in tuple(attn_resolutions)
-            levels.append(Level(i, nf * multiplier, attends))
+            levels.append(Level(i, nf * multiplier, attending[i]))
         self.conv_in = layers.conv3x3(num_channels, nf, rngs=rngs)
         skips = self._build_down(levels, nf, num_res_blocks, block, attention, down)
         channels = skips[-1]

@@ -20,6 +20,7 @@ from jax import Array
 
 from errors import InputError, choose
 from models import resample
+from readers.image_sizes import ImageSize, sides
 
 Activation = Callable[[Array], Array]
 Arrays = TypeVar("Arrays", bound=tuple)
@@ -81,14 +82,25 @@ def activation(name: str) -> Activation:
     return choose(ACTIVATIONS, name.lower(), "model.nonlinearity")
 
 
-def check_halvings(image_size: int, halvings: int) -> None:
-    """Raise InputError unless images can be halved as often as a network requires."""
+def check_halvings(image_size: ImageSize, halvings: int) -> None:
+    """Raise InputError unless both sides can be halved as often as a network requires."""
     multiple = 2**halvings
-    if image_size % multiple:
+    if any(side % multiple for side in sides(image_size)):
         raise InputError(
             f"data.image_size = {image_size} cannot be halved {halvings} times, which the levels "
             f"of this network require; use a multiple of {multiple}, or fewer levels."
         )
+
+
+def attending_levels(
+    image_size: ImageSize, attn_resolutions: Sequence[int], levels: int
+) -> list[bool]:
+    """Return for each level of a U-Net whether it has self-attention.
+
+    It has if its side length, for rectangles that of the larger side, is in `attn_resolutions`.
+    """
+    largest = max(sides(image_size))
+    return [largest >> level in tuple(attn_resolutions) for level in range(levels)]
 
 
 def default_init(scale: float = 1.0) -> nnx.Initializer:

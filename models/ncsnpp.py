@@ -14,6 +14,7 @@ from jax import Array
 from errors import check_name
 from models import layers
 from models.ncsnpp_levels import DownLevel, LayerFactory, UpLevel
+from readers.image_sizes import ImageSize
 
 OPTIONS = {
     "progressive": ("none", "output_skip", "residual"),
@@ -38,10 +39,10 @@ class NCSNpp(nnx.Module):
     (B,), where `classes` stands for "no class".
 
     Args (fields of `config.model`, except `image_size`, `num_channels`, `classes` and `remat`):
-      image_size, num_channels: H = W and C of the images.
+      image_size, num_channels: H = W, or (H, W), and C of the images.
       nf, ch_mult, num_res_blocks: level i has nf ch_mult[i] features and num_res_blocks blocks on
         the way down, one more on the way up.
-      attn_resolutions: heights at which there is self-attention.
+      attn_resolutions: side lengths at which there is self-attention; see `attending_levels`.
       dropout: dropout rate in all blocks.
       conditional: whether the network is conditioned on the noise level.
       embedding_type: "fourier" features of log(label), or the "positional" embedding of label.
@@ -69,7 +70,7 @@ class NCSNpp(nnx.Module):
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: ImageSize,
         num_channels: int,
         nf: int,
         ch_mult: Sequence[int],
@@ -118,7 +119,7 @@ class NCSNpp(nnx.Module):
         self.progressive = make.progressive
         self._build_embedding(embedding_type, fourier_scale, temb_features, classes, rngs)
         widths = [nf * multiplier for multiplier in ch_mult]
-        attends = [image_size >> level in tuple(attn_resolutions) for level in range(len(widths))]
+        attends = layers.attending_levels(image_size, attn_resolutions, len(widths))
         self._build_levels(make, nf, widths, num_res_blocks, attends)
 
     def _build_embedding(

@@ -15,6 +15,7 @@ from jax import Array
 
 from errors import choose
 from models import layers, refinenet
+from readers.image_sizes import ImageSize
 
 
 class Stage(NamedTuple):
@@ -36,7 +37,7 @@ class NCSNv2(nnx.Module):
     noise level only scales its output (`model.scale_by_sigma`), which the caller does.
 
     Args (fields of `config.model`, except `image_size` and `num_channels`):
-      image_size, num_channels: H = W and C of the images.
+      image_size, num_channels: H = W, or (H, W), and C of the images.
       nf: number of features of the first stage.
       interpolation: how lower resolutions are resized, "bilinear" or "nearest_neighbor".
       nonlinearity, normalization: activation function and normalization of all blocks; the only
@@ -52,7 +53,7 @@ class NCSNv2(nnx.Module):
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: ImageSize,
         num_channels: int,
         nf: int,
         interpolation: str = "bilinear",
@@ -74,7 +75,7 @@ class NCSNv2(nnx.Module):
 
     def _build(
         self,
-        image_size: int,
+        image_size: ImageSize,
         num_channels: int,
         nf: int,
         interpolation: str,
@@ -148,7 +149,7 @@ class NCSN(NCSNv2):
     def __init__(
         self,
         *,
-        image_size: int,
+        image_size: ImageSize,
         num_channels: int,
         nf: int,
         num_scales: int,

@@ -43,7 +43,7 @@ class Network:
         return {field: model[field] for field in self.fields if field in model}
 
     def size_multiple(self, model: Mapping[str, Any]) -> int:
-        """Return the number of which `data.image_size` must be a multiple."""
+        """Return the number of which both sides of `data.image_size` must be multiples."""
         if self.num_halvings is None:
             return 2 ** (len(model["ch_mult"]) - 1)
         return 2**self.num_halvings

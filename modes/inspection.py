@@ -15,6 +15,7 @@ from configs.default import Config
 from errors import InputError, printable
 from factory import validated
 from readers import folders, published
+from readers.image_sizes import ImageSize, sides
 from workdir import write_picture
 
 SHOWN = 100  # images on a contact sheet
@@ -94,17 +95,18 @@ def _inspect_split(
     return result, sample
 
 
-def _describe_files(folder: Path, size: int) -> None:
+def _describe_files(folder: Path, size: ImageSize) -> None:
     """Print the number, sizes and classes of image files, and list all that cannot be read."""
     files = folders.index(folder)
     if len(files.good) < len(files.names):
         print(folders.problems(files, folder, len(files.names)))
     if not len(files.good):
         raise InputError(f"None of the {len(files.names)} image files under {folder} can be read.")
-    sides = files.sizes[files.good]
-    smallest, largest = (" x ".join(map(str, side)) for side in (sides.min(0), sides.max(0)))
-    print(f"{len(sides)} files of {smallest} to {largest} pixels")
-    small = int((sides.min(1) < size).sum())
+    found = files.sizes[files.good]
+    smallest, largest = (" x ".join(map(str, side)) for side in (found.min(0), found.max(0)))
+    print(f"{len(found)} files of {smallest} to {largest} pixels")
+    height, width = sides(size)
+    small = int((found < (width, height)).any(1).sum())
     if small:
         print(f"{small} of them are smaller than data.image_size = {size}, and are enlarged")
     names, _ = folders.classes(files.names[files.good].tolist())

@@ -80,5 +80,5 @@ def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
             f"restore.input = {options.input!r} is neither an image file nor a folder of image "
             f"files ({', '.join(sorted(folders.SUFFIXES))})."
         )
-    images = [preprocessing.crop_resize(decode(path, shape[-1]), shape[0]) for path in paths]
+    images = [preprocessing.crop_resize(decode(path, shape[-1]), shape[:2]) for path in paths]
     return names, np.stack([preprocessing.to_array(image) for image in images])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from errors import InputError, choose
 from models import ddpm, layers
 from pretrained.trained import Config
+from readers.image_sizes import as_json
 
 UNET_DEFAULTS = {  # The values of UNet2DModel for fields that an older config.json lacks.
     "act_fn": "silu",
@@ -117,7 +118,7 @@ def unet_config(config: Config) -> dict[str, Any]:
                 f"is."
             )
     widths = [model.nf * multiplier for multiplier in model.ch_mult]
-    attends = [data.image_size >> level in model.attn_resolutions for level in range(len(widths))]
+    attends = layers.attending_levels(data.image_size, model.attn_resolutions, len(widths))
     if family.block_prefix:
         _check_groups([width for width, attend in zip(widths, attends) if attend])
     prefixes = [
@@ -133,7 +134,7 @@ def unet_config(config: Config) -> dict[str, Any]:
         "norm_eps": 1e-6,
         "norm_num_groups": None if family.block_prefix else ddpm.NUM_GROUPS,
         "out_channels": data.num_channels,
-        "sample_size": data.image_size,
+        "sample_size": as_json(data.image_size),
         "up_block_types": [f"{prefix}UpBlock2D" for prefix in reversed(prefixes)],
     }
     return UNET_DEFAULTS | family.unet_fields | described

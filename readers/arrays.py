@@ -12,6 +12,7 @@ from errors import InputError, brief, printable
 from readers import cache
 from readers.files import check_regular, read_header, read_npz
 from readers.folders import members
+from readers.image_sizes import sides
 
 MAGIC = b"\x93NUMPY"  # The first bytes of a .npy file.
 
@@ -52,7 +53,8 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Selection, np.n
             f"'test_images'."
         )
     pixels, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
-    if pixels.ndim == 3 and pixels.shape[1] != pixels.shape[2] in (1, 3):
+    is_expected = pixels.shape[1:] == sides(config.image_size)
+    if pixels.ndim == 3 and not is_expected and pixels.shape[1] != pixels.shape[2] in (1, 3):
         raise InputError(
             f"{path} contains a single image of shape {pixels.shape}; the first axis must count "
             f"the images, as in (N, H, W, C) or (N, H, W)."

@@ -9,6 +9,7 @@ import numpy as np
 
 from errors import InputError, brief
 from readers.files import check_regular
+from readers.image_sizes import square_side
 from readers.preprocessing import Decoded
 from readers.tfrecords import TFRecords, parse_example
 
@@ -20,7 +21,8 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Decoded, None]:
     data.tfrecords_path. Raises InputError if it is missing, damaged, or of another resolution.
     """
     del split
-    path, size, channels = _find(config), config.image_size, config.num_channels
+    size, channels = square_side(config), config.num_channels
+    path = _find(config, size)
     records = TFRecords(path)
 
     def decode(index: int) -> np.ndarray:
@@ -46,9 +48,9 @@ def _ending(size: int) -> str:
     return f"r{size.bit_length() - 1:02d}.tfrecords"
 
 
-def _find(config: ml_collections.ConfigDict) -> Path:
-    """Return the path of the TFRecord file. Raises InputError if there is none."""
-    ending = _ending(config.image_size)
+def _find(config: ml_collections.ConfigDict, size: int) -> Path:
+    """Return the path of the TFRecord file of a resolution. Raises InputError without one."""
+    ending = _ending(size)
     path = Path(config.path or config.get("tfrecords_path", "")).expanduser()
     if path.is_dir():
         matches = sorted(path.glob(f"*{ending}"))

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from errors import InputError, brief, printable
 from readers import cache, preprocessing
+from readers.image_sizes import image_shape
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_LISTED = 10  # Unreadable files that a warning lists.
@@ -178,7 +179,8 @@ def read(
     The folders train/ and test/, if both exist, are the splits. Otherwise data.held_out of the
     images are in 'test', selected by a hash of their names. Classes are the names, sorted, of the
     outermost folders (within the split), if every image is in one. Files may be at any depth;
-    unreadable files are skipped with a warning. Images are cropped to a square and resized.
+    unreadable files are skipped with a warning. Images are cropped to the shape that
+    data.image_size states, and resized.
 
     Raises InputError if the folder does not exist or has no image for the split.
     """
@@ -207,14 +209,15 @@ def _decoded(
     folder: Path, names: list[str], config: ml_collections.ConfigDict
 ) -> preprocessing.Decoded:
     """Return the images of files, as `config` describes."""
-    size, channels = config.image_size, config.num_channels
+    shape = image_shape(config)
 
     def decode(number: int) -> np.ndarray:
         # A file that became unreadable after it was indexed is replaced by the next readable one.
         for step in range(len(names)):
             path = folder / names[(number + step) % len(names)]
             try:
-                image = preprocessing.crop_resize(preprocessing.decode(path, channels), size)
+                decoded = preprocessing.decode(path, config.num_channels)
+                image = preprocessing.crop_resize(decoded, shape[:2])
                 return preprocessing.to_array(image)
             except Exception as error:  # Decoders raise exceptions of many types.
                 logging.log_first_n(
@@ -226,7 +229,7 @@ def _decoded(
                 )
         raise InputError(f"data.path = {config.path!r}: none of its images can be read any more.")
 
-    return preprocessing.Decoded(decode, len(names), (size, size, channels))
+    return preprocessing.Decoded(decode, len(names), shape)
 
 
 def members(names: Sequence[str], split: str, held_out: float) -> np.ndarray:

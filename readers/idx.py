@@ -15,6 +15,7 @@ from PIL import Image
 from errors import InputError, brief
 from readers import preprocessing
 from readers.files import check_expansion
+from readers.image_sizes import square_side
 from readers.preprocessing import Decoded, Pixels
 
 PREFIXES = {"train": "train", "test": "t10k"}
@@ -39,7 +40,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndar
             f"{config.path} has {len(images)} images and {len(labels)} labels of {split!r}; the "
             f"numbers must be equal."
         )
-    size, channels = config.image_size, config.num_channels
+    size, channels = square_side(config), config.num_channels
     if images.shape[1:] == (size, size) and channels == 1:
         return images[..., None], labels
     mode = preprocessing.MODES[channels]

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from PIL import Image, ImageOps
 
 from errors import InputError
 from readers.files import check_regular
+from readers.image_sizes import ImageSize, sides
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MODES = {1: "L", 3: "RGB"}  # Pillow's mode for each number of channels.
@@ -79,10 +81,11 @@ def resize_small(image: Image.Image, size: int) -> Image.Image:
     return _resize(image, (width, height), Image.Resampling.BILINEAR)
 
 
-def central_crop(image: Image.Image, size: int) -> Image.Image:
-    """Crop to the central square."""
-    left, top = ((side - size) // 2 for side in image.size)
-    return image.crop((left, top, left + size, top + size))
+def central_crop(image: Image.Image, size: ImageSize) -> Image.Image:
+    """Crop to the central pixels: a square, or (H, W)."""
+    height, width = sides(size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def celeba(image: Image.Image, size: int) -> Image.Image:
@@ -95,9 +98,15 @@ def small_crop(image: Image.Image, size: int) -> Image.Image:
     return central_crop(resize_small(image, size), size)
 
 
-def crop_resize(image: Image.Image, size: int) -> Image.Image:
-    """Crop to a square, then resize by cubic interpolation: LSUN at other sizes, custom images."""
-    return _resize(central_crop(image, min(image.size)), (size, size), Image.Resampling.BICUBIC)
+def crop_resize(image: Image.Image, size: ImageSize) -> Image.Image:
+    """Crop to a square, then resize by cubic interpolation: LSUN at other sizes, custom images.
+
+    For a size (H, W), the crop is the largest one with sides in this ratio, rounded to pixels.
+    """
+    height, width = sides(size)
+    scale = min(Fraction(image.height, height), Fraction(image.width, width))
+    crop = max(1, round(scale * height)), max(1, round(scale * width))
+    return _resize(central_crop(image, crop), (width, height), Image.Resampling.BICUBIC)
 
 
 def _resize(image: Image.Image, shape: tuple[int, int], kernel: Image.Resampling) -> Image.Image:

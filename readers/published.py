@@ -21,6 +21,7 @@ from PIL import Image
 from errors import InputError, brief, check_name, printable
 from readers import cache, idx, preprocessing
 from readers.files import read_json
+from readers.image_sizes import image_shape, square_side
 from readers.preprocessing import Decoded, Pixels
 from readers.tfrecords import TFRecords, parse_example
 
@@ -86,7 +87,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndar
     Fashion-MNIST is read from IDX files instead if data.path is a folder that contains them. Raises
     InputError if the data set is missing or damaged.
     """
-    prepared = of_tfds(config)
+    prepared, size = of_tfds(config), square_side(config)
     if prepared.name == "fashion_mnist" and idx.exists(config.path):
         return idx.read(split, config)
     folder = find(config, prepared)
@@ -98,10 +99,9 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndar
             image = preprocessing.decode(parse_example(record)["image"][0], config.num_channels)
         except Exception as error:  # Decoders raise many exception types for damaged files.
             raise _damaged(folder, f"record {index} of {split}: {brief(error)}") from error
-        return preprocessing.to_array(prepared.resize(image, config.image_size))
+        return preprocessing.to_array(prepared.resize(image, size))
 
-    shape = (config.image_size, config.image_size, config.num_channels)
-    return Decoded(decode, len(records), shape), _labels(records, folder, split)
+    return Decoded(decode, len(records), image_shape(config)), _labels(records, folder, split)
 
 
 def data_dir(config: ml_collections.ConfigDict) -> Path:

@@ -36,7 +36,7 @@ NUMBERED = re.compile(r"[a-z]+_[0-9]{1,12}")
 CONFIG = {  # The fields of a config that the page names.
     "model": {"name": str},
     "training": {"sde": str},
-    "data": {"dataset": str, "image_size": int, "num_channels": int},
+    "data": {"dataset": str, "image_size": (int, list), "num_channels": int},
     "sampling": {"method": str, "predictor": str, "corrector": str},
 }
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 from errors import brief
 from readers.files import check_regular
+from readers.image_sizes import sides
 from report import charts
 
 ReportData = dict[str, Any]
@@ -93,8 +94,8 @@ def _facts(data: ReportData) -> list[str]:
     config = data["config"]
     sentences = [f"Folder {data['workdir']}/{data['name']}."]
     if config:
-        side, channels = config["data"]["image_size"], config["data"]["num_channels"]
-        sentences.append(f"Images of {side}x{side}x{channels}.")
+        height_width, channels = sides(config["data"]["image_size"]), config["data"]["num_channels"]
+        sentences.append(f"Images of {'x'.join(map(str, (*height_width, channels)))}.")
         sentences.append(f"Sampler: {_sampler(config['sampling'])}.")
     for name in data["unfinished"]:
         sentences.append(f"{name} is unfinished and not shown.")

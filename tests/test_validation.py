@@ -13,7 +13,7 @@ import factory
 import workdir
 from configs import fields, groups
 from configs.default import Config, complete
-from configs.domains import Entries, Flag, Integer, Name, Real, Sequence, Text
+from configs.domains import AnyOf, Entries, Flag, Integer, Name, Real, Sequence, Text
 from configs.fields import FIELDS, INERT
 from docs import make_configuration
 from errors import InputError
@@ -41,6 +41,9 @@ def outside(domain) -> list:
             return [1, None, "a\0b"]
         case Sequence() | Entries():
             return [3, "ab", (None,), (math.nan,) * 99]
+        case AnyOf():
+            values = [value for each in domain.domains for value in outside(each)]
+            return [value for value in values if not domain.allows(value)]
     raise AssertionError(domain)
 
 

@@ -1,0 +1,263 @@
+"""Rectangular images: the field data.image_size as (H, W), from files to networks and modes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from flax import nnx
+from ml_collections import config_flags
+from PIL import Image
+
+import datasets
+import factory
+from benchmarks import peer
+from configs.default import Config, complete, get_default_config
+from errors import InputError
+from models import NETWORKS, building, layers
+from models.classifier import WideResnet
+from modes import inspection
+from pretrained.diffusers_config import unet_config
+from readers import cache, image_sizes, preprocessing
+from tests import tiny
+from tests.test_pretrained import ddpm_experiment
+from workdir import check_config, claim, dependencies
+
+ROOT = Path(__file__).parents[1]
+SHAPE = (8, 4)
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(cache, "FOLDER", tmp_path_factory.mktemp("cache"))
+
+
+def config(path, **changes):
+    """Return a tiny experiment on the grey images of 8x4 pixels in a file."""
+    fields = {"data.dataset": "array", "data.path": str(path), "data.image_size": SHAPE}
+    return tiny.config(**fields | changes)
+
+
+# --- the field ---
+
+
+def test_the_field():
+    assert image_sizes.sides(32) == (32, 32)
+    assert image_sizes.sides([48, 32]) == (48, 32)
+    assert image_sizes.label(32) == "32"
+    assert image_sizes.label((48, 32)) == "48x32"
+    assert image_sizes.as_json((48, 32)) == [48, 32]
+    assert image_sizes.as_json(32) == 32
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("(48, 32)", (48, 32)), ("64", 64), ("(48,32)", (48, 32))]
+)
+def test_the_command_line(monkeypatch, text, value):
+    command = [
+        "main.py",
+        f"--config={ROOT}/configs/ve/cifar10_ncsnpp_continuous.py",
+        f"--config.data.image_size={text}",
+    ]
+    monkeypatch.setattr(sys, "argv", command)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    values(command)
+    validated = factory.validated(values.config, 1)
+    assert validated.data.image_size == value
+
+
+def test_config_files():
+    c = tiny.config()
+    c.data.image_size = (48, 32)
+    c.data.image_size = 16
+    c.data.image_size = (48, 32)
+    assert copy.deepcopy(c).data.image_size == (48, 32)
+    assert json.loads(c.to_json())["data"]["image_size"] == [48, 32]
+
+
+def test_one_value_has_one_form():
+    """Equal sides are an integer, and lists are tuples, so that equal configs compare equal."""
+    for size, expected in (((8, 8), 8), ([8, 8], 8), ([8, 4], (8, 4)), ((8, 4), (8, 4)), (8, 8)):
+        c = complete(Config({"data": {"image_size": size}}))
+        assert c.data.image_size == expected
+    assert dependencies("checkpoint", complete(get_default_config()))["data.image_size"] == 32
+
+
+@pytest.mark.parametrize("size", [(8,), (8, 4, 4), (8, 0), (8, 4.5), "8x4", (5000, 8), None])
+def test_invalid_values(size):
+    c = tiny.config(**{"data.image_size": size})
+    with pytest.raises(InputError, match="data.image_size = .* must be an integer from 1 to 4096,"):
+        factory.validated(c, 1)
+
+
+def test_a_stored_config_is_that_of_the_rectangle(tmp_path):
+    """The list in config.json equals the pair; other sizes are refused in one message."""
+    c = complete(config("a.npy"))
+    claim(tmp_path, c, "training")
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert stored["data"]["image_size"] == [8, 4]
+    check_config(tmp_path, c, "training")
+    for size, shown in (((4, 8), r"\[4, 8\]"), (8, "8")):
+        other = complete(config("a.npy", **{"data.image_size": size}))
+        with pytest.raises(InputError, match=rf"data.image_size: \[8, 4\] there, {shown} now"):
+            check_config(tmp_path, other, "training")
+
+
+# --- networks ---
+
+OPTIONS = {
+    "nf": 4,
+    "ch_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attn_resolutions": (8,),
+    "num_scales": 5,
+    "fir": True,
+    "progressive": "output_skip",
+    "progressive_input": "residual",
+}
+
+
+def build(name, image_size):
+    """Return a network and random parameters."""
+    options = OPTIONS | ({"nf": 32} if name == "ddpm" else {})
+    arguments = NETWORKS[name].arguments(options) | {"image_size": image_size, "num_channels": 2}
+
+    def make():
+        return NETWORKS[name].build(**arguments, rngs=layers.Rngs(jax.random.key(0)))
+
+    graph, shapes = nnx.split(building.abstract_network(make), nnx.Param)
+    rng = np.random.default_rng(1)
+
+    def draw(leaf):
+        return 0.2 * rng.normal(size=leaf.shape).astype(np.float32)
+
+    return graph, jax.tree.map(draw, nnx.to_pure_dict(shapes))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks(name):
+    """Parameters are those of the square network, and transposition commutes with the network.
+
+    For the latter, kernels are transposed as well. Attention is invariant to the order of pixels.
+    """
+    graph, params = build(name, (16, 8))
+    _, of_square = build(name, 16)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, of_square)
+    x = RANDOM.uniform(size=(2, 16, 8, 2)).astype(np.float32)
+    label = np.array([1, 3])
+    transposed = build(name, (8, 16))[0]
+    turned = jax.tree.map(lambda a: a.swapaxes(0, 1) if a.ndim == 4 else a, params)
+
+    def apply(graph, params, x):
+        return nnx.merge(graph, params)(x, label)
+
+    y = jax.jit(lambda *args: apply(graph, *args))(params, x)
+    other = jax.jit(lambda *args: apply(transposed, *args))(turned, x.swapaxes(1, 2))
+    assert y.shape == x.shape
+    scale = np.abs(y).max()
+    np.testing.assert_allclose(y / scale, other.swapaxes(1, 2) / scale, atol=2e-4)
+    assert np.abs(y[:, 1:] - y[:, :-1]).max() > 0.01 * scale
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_both_sides_must_be_halved(name):
+    multiple = NETWORKS[name].size_multiple(OPTIONS)
+    for size in ((multiple, multiple + 1), (multiple + 1, multiple)):
+        message = rf"data.image_size = \({size[0]}, {size[1]}\) cannot be halved"
+        with pytest.raises(InputError, match=message):
+            build(name, size)
+
+
+def test_the_larger_side_counts_for_attention():
+    expected = [False, True, False]
+    for size in (32, (32, 16), (16, 32), [32, 4]):
+        assert layers.attending_levels(size, (16,), 3) == expected
+
+
+def test_the_classifier():
+    network = WideResnet(blocks_per_group=1, channel_multiplier=1, rngs=nnx.Rngs(0))
+    x = RANDOM.uniform(size=(2, 12, 8, 3)).astype(np.float32)
+    assert network(x, np.ones(2)).shape == (2, 10)
+
+
+def test_the_network_of_diffusers():
+    c = ddpm_experiment()[0].config.copy_and_resolve_references().unlock()
+    square = unet_config(c)
+    c = Config(c.to_dict() | {"data": c.data.to_dict() | {"image_size": (16, 8)}})
+    assert unet_config(c) == square | {"sample_size": [16, 8]}
+    assert peer.nearest(c).data.image_size == (16, 8)
+
+
+# --- readers ---
+
+
+@pytest.mark.parametrize("size", [(48, 32), (32, 48), (5, 64), (64, 5), (20, 20)])
+@pytest.mark.parametrize("of_file", [(60, 90), (90, 60), (33, 33), (250, 200)])
+def test_crops_have_the_ratio_of_the_sides(size, of_file):
+    """Resizing a ramp gives the coordinates in the file, from the center in steps of one scale.
+
+    Coordinates differ by at most half a pixel for the rounding of bytes, half for that of the
+    center, and a quarter for that of the crop; the last quarter is for the kernel at the border.
+    """
+    image = Image.fromarray(
+        np.stack([*np.indices(of_file), np.zeros(of_file)], -1).astype(np.uint8)
+    )
+    found = preprocessing.to_array(preprocessing.crop_resize(image, size)).astype(float)
+    assert found.shape == (*size, 3)
+    scale = min(of_file[0] / size[0], of_file[1] / size[1])  # pixels of the file for one here
+    for axis, (before, after) in enumerate(zip(of_file, size)):
+        steps = np.indices(size)[axis] - (after - 1) / 2
+        np.testing.assert_allclose(found[..., axis], (before - 1) / 2 + scale * steps, atol=1.5)
+
+
+def test_a_crop_of_the_configured_size_is_unchanged():
+    pixels = RANDOM.integers(0, 256, (48, 32, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    np.testing.assert_array_equal(preprocessing.crop_resize(image, (48, 32)), pixels)
+    wider = Image.fromarray(np.pad(pixels, ((0, 0), (5, 5), (0, 0))))
+    np.testing.assert_array_equal(preprocessing.crop_resize(wider, (48, 32)), pixels)
+
+
+def test_folders(tmp_path, capsys):
+    for i in range(12):
+        pixels = RANDOM.integers(0, 256, (8, 4 - i % 2, 3), np.uint8)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+    fields = {"data.dataset": "folder", "data.num_channels": 3, "data.held_out": 0.25}
+    result = inspection.inspect(config(tmp_path / "images", **fields), str(tmp_path / "w"))
+    assert result["shape"] == (8, 4, 3)
+    assert "6 of them are smaller than data.image_size = (8, 4)" in capsys.readouterr().out
+
+
+def test_arrays(tmp_path):
+    pixels = RANDOM.integers(0, 256, (20, 8, 4), np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    assert datasets.load(config(tmp_path / "a.npy").data, "train").pixels[:3].shape == (3, 8, 4, 1)
+    message = r"have shape \(8, 4, 1\); data.image_size = \(4, 8\) .* require \(4, 8, 1\)"
+    with pytest.raises(InputError, match=message):
+        datasets.load(config(tmp_path / "a.npy", **{"data.image_size": (4, 8)}).data, "train")
+    np.save(tmp_path / "narrow.npy", pixels[..., :3])  # Not one image with three channels.
+    narrow = config(tmp_path / "narrow.npy", **{"data.image_size": (8, 3)})
+    assert datasets.load(narrow.data, "train").pixels[0].shape == (8, 3, 1)
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "SVHN", "CELEBA", "FASHION_MNIST", "FFHQ", "CelebAHQ"])
+def test_published_data_sets_are_square(tmp_path, name):
+    data = config(tmp_path, **{"data.dataset": name}).data
+    message = rf"data.image_size = \(8, 4\): data.dataset = '{name}' has only square images"
+    with pytest.raises(InputError, match=message):
+        datasets.load(data, "train")
+
+
+def test_data_sets_of_scikit_learn_are_square(tmp_path):
+    message = r"have shape \(8, 8, 1\); data.image_size = \(8, 4\)"
+    with pytest.raises(InputError, match=message):
+        datasets.load(config(tmp_path, **{"data.dataset": "digits"}).data, "train")
