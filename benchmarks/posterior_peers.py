@@ -44,7 +44,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_bool("write", False, "Write the section; otherwise it is printed.")
 flags.DEFINE_string("page", "docs/inverse_problems.md", "The page that has the section.")
 flags.DEFINE_string(
-    "records", ".cache/posterior_peers.jsonl", "Results by problem; a later run resumes from them."
+    "records", ".cache/posterior_peers.jsonl", "Results; a later run resumes from them."
 )
 flags.DEFINE_list("problems", ["mask", "dense"], "Operators of tests/gaussian_posterior.py.")
 flags.DEFINE_string("machine", None, "The machine to name on the page, instead of this one.")
@@ -138,6 +138,7 @@ def _calibrate(
 
 
 def measure(
+    records: parts.Records,
     problem: Problem,
     contestants: list[Contestant],
     *,
@@ -147,24 +148,32 @@ def measure(
     simulations: int = 300,
     samples: int = 31,
 ) -> list[dict[str, Any]]:
-    """Return the results of each contestant as a row of a table.
+    """Return the results of each contestant as a row of a table; measure those not in the records.
 
     Args:
       count: samples for the errors of mean and covariance.
       timed, rounds: samples whose time is measured, and how often, in turn with the others.
       simulations, samples: those of the calibration test, see `Posterior.calibrate`.
     """
-    rows, draws = [], {}
-    for each in contestants:
-        scale = choose_scale(each, problem, timed)
-        row = measure_quality(each, problem, scale, count, simulations, samples)
-        print(problem.name, row, flush=True)
-        rows.append(row)
-        draw = each.prepare(problem, problem.repeat(timed), scale)
-        draws[each.name] = functools.partial(draw, 2)
-    seconds = speed.time_in_turn(draws, rounds)
+    keys = [f"{problem.name}: {each.name}" for each in contestants]
+    for key, each in zip(keys, contestants):
+        if records.is_missing(key):
+            scale = choose_scale(each, problem, timed)
+            found = measure_quality(each, problem, scale, count, simulations, samples)
+            records.add(key, found)
+            print(records.results[key], flush=True)
+    seconds_key = f"{problem.name}: seconds of {', '.join(each.name for each in contestants)}"
+    if records.is_missing(seconds_key):
+        draws = {}
+        for key, each in zip(keys, contestants):
+            scale = records.results[key]["scale"]
+            draw = each.prepare(problem, problem.repeat(timed), scale or 1.0)
+            draws[each.name] = functools.partial(draw, 2)
+        records.add(seconds_key, dict(speed.time_in_turn(draws, rounds)))
+    seconds = records.results[seconds_key]
     return [
-        row | {"seconds": statistics.median(times)} for row, times in zip(rows, seconds.values())
+        records.results[key] | {"seconds": statistics.median(seconds[each.name])}
+        for key, each in zip(keys, contestants)
     ]
 
 
@@ -232,26 +241,31 @@ def section(results: dict[str, list[dict[str, Any]]], machine: str) -> str:
 
 PAGE = """## Beside other libraries
 
-Written by `python -m benchmarks.posterior_peers --write` on {machine}, with {versions}.
+Written by `python -m benchmarks.posterior_peers --write` on {machine},
+with {versions}.
 
 All samplers get the exact score of the Gaussian data above and the VP SDE with the same alpha(t)
 and std(t), in one process on the CPU. Evaluations are those of the score for one sample, and
-gradients those of vector-Jacobian products of the score; both are counted. Seconds are the median
-of 3 runs for 500 samples, in turn with the other samplers, without compilation; PyTorch runs without
-compilation. The errors of mean and covariance are those of the tables above, for 2,000 samples.
-Calibration is the verdict of `Posterior.calibrate` (`inference/calibration.py`) from 300 simulations
-with 31 samples, and how often 90 % intervals contain the truth. For other libraries the images are
-exact draws of the data; for this code, draws of the same sampler.
+gradients are vector-Jacobian products of the score; both are counted. Seconds are the median of 3
+runs for 500 samples, in turn with the other samplers. JAX compiles its samplers before; PyTorch
+runs eagerly on one thread. The score costs almost nothing here, so that seconds compare the
+overhead of the samplers; with a network, compare evaluations and gradients. The errors of mean and
+covariance are those of the tables above, for 2,000 samples. Calibration is the verdict of
+`Posterior.calibrate` (`inference/calibration.py`) from 300 simulations with 31 samples, and how
+often 90 % intervals contain the truth. For other libraries the images are exact draws of the data;
+for this code, draws of the same sampler.
 
 - The step size of each DPS has the smallest error of the mean among 6 or 7 values, on this
   measurement. It has other units in each library. azula divides the gradient by the residual norm of
   the whole batch, so that its samples depend on the batch size; the step size here is its zeta
   divided by the square root of the batch size.
 - The guided samplers of this code take DEIS steps with its default noise levels. Those of azula and
-  deepinv take DDIM steps at even times, their default. So rows with few steps compare solvers, too.
+  deepinv take DDIM steps at even times, so that rows with few steps compare solvers, too. Each DPS
+  takes ancestral steps at nearly even times.
 - `pigdm` has the standard deviation of the data, which this code estimates from samples. deepinv
   assumes 1, and azula neglects the noise in y.
-- Moment matching makes as many iterations of conjugate gradients as y has entries: 12 and 5.
+- Moment matching makes as many iterations of conjugate gradients as y has entries, 12 and 5. Those
+  of deepinv also end at its relative tolerance.
 - deepinv's denoised means are not clipped, and its states are float64, its default.
 
 {tables}
@@ -259,13 +273,12 @@ exact draws of the data; for this code, draws of the same sampler.
 
 
 def main(_: list[str]) -> None:
-    """Measure the problems that the records lack, and write or print the section."""
+    """Measure what the records lack, and write or print the section."""
     records = parts.Records(Path(FLAGS.records))
     contestants = own_contestants(dict(STEPS)) + posterior_torch.contestants()
-    for name in FLAGS.problems:
-        if records.is_missing(name):
-            records.add(name, {"rows": measure(make_problem(name, NOISE), contestants)})
-    results = {name: records.results[name]["rows"] for name in FLAGS.problems}
+    results = {
+        name: measure(records, make_problem(name, NOISE), contestants) for name in FLAGS.problems
+    }
     text = section(results, FLAGS.machine or markdown.machine())
     if not FLAGS.write:
         print(text)

@@ -32,6 +32,8 @@ def missing(*packages: str) -> list[str]:
 def contestants() -> list[Contestant]:
     """Return the samplers of the packages that are installed; print which are skipped."""
     found = []
+    if not missing("torch"):  # Threads of PyTorch and JAX would wait for each other.
+        importlib.import_module("torch").set_num_threads(1)
     for library, build in (("azula", _azula), ("deepinv", _deepinv)):
         if absent := missing("torch", library):
             print(f"{library} is skipped: not installed: {', '.join(absent)}", flush=True)

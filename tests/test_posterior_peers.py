@@ -6,21 +6,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import markdown, posterior_peers, posterior_problem, posterior_torch
+from benchmarks import markdown, parts, posterior_peers, posterior_problem, posterior_torch
 from benchmarks.posterior_problem import COVARIANCE, SDE
 from tests import gaussian_posterior
 from tests.gaussian_posterior import SHAPE, SIZE
 
 
-def test_rows_and_section(monkeypatch):
+def test_rows_and_section(monkeypatch, tmp_path):
     """A step of moment matching with 5 iterations evaluates one score and 6 gradients."""
     monkeypatch.setattr(posterior_peers, "SCALES", (0.05, 1e30))
     problem = posterior_problem.make_problem("dense", 0.2)
-    own = posterior_peers.own_contestants({"dps": (100,), "moment_matching": (8,)})
+    own = posterior_peers.own_contestants({"dps": (100,), "moment_matching": (20,)})
     sizes = {"count": 200, "timed": 20, "rounds": 1, "simulations": 20, "samples": 20}
-    dps, matching = posterior_peers.measure(problem, own, **sizes)
+    records = parts.Records(tmp_path / "records.jsonl")
+    dps, matching = posterior_peers.measure(records, problem, own, **sizes)
     assert (dps["evaluations"], dps["gradients"], dps["scale"]) == (100, 100, 0.05)
-    assert (matching["evaluations"], matching["gradients"]) == (8, 8 * 6)
+    assert (matching["evaluations"], matching["gradients"]) == (20, 20 * 6)
     assert matching["mean"] < 3 * matching["floor"]
     assert matching["kind"] == "calibrated"
     text = posterior_peers.section({"dense": [dps, matching]}, "a machine")
