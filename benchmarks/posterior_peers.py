@@ -241,8 +241,9 @@ def section(results: dict[str, list[dict[str, Any]]], machine: str) -> str:
 
 PAGE = """## Beside other libraries
 
-Written by `python -m benchmarks.posterior_peers --write` on {machine},
-with {versions}.
+Written by `python -m benchmarks.posterior_peers --write` with
+{versions},
+on {machine}.
 
 All samplers get the exact score of the Gaussian data above and the VP SDE with the same alpha(t)
 and std(t), in one process on the CPU. Evaluations are those of the score for one sample, and
@@ -256,8 +257,8 @@ often 90 % intervals contain the truth. For other libraries the images are exact
 for this code, draws of the same sampler.
 
 - The step size of each DPS has the smallest error of the mean among 6 or 7 values, on this
-  measurement. It has other units in each library. azula divides the gradient by the residual norm of
-  the whole batch, so that its samples depend on the batch size; the step size here is its zeta
+  measurement. It has other units in each library. azula divides the gradient by the residual norm
+  of the whole batch, so that its samples depend on the batch size; the step size here is its zeta
   divided by the square root of the batch size.
 - The guided samplers of this code take DEIS steps with its default noise levels. Those of azula and
   deepinv take DDIM steps at even times, so that rows with few steps compare solvers, too. Each DPS

@@ -1,7 +1,7 @@
 """The inverse problems and the calibration test of `benchmarks.posterior_peers`.
 
-Data are the correlated Gaussian images of `tests.gaussian_posterior`, whose posterior is known, with
-the VP SDE. All samplers get the same exact score, and count its evaluations in `CALLS`.
+Data are the correlated Gaussian images of `tests.gaussian_posterior`, whose posterior is known,
+with the VP SDE. All samplers get the same exact score, and count its evaluations in `CALLS`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from benchmarks.posterior_problem import CALLS, COVARIANCE, SDE, Contestant, Dra
 from tests.gaussian_posterior import MEAN, SIZE
 
 Tensor = Any  # PyTorch is an optional dependency.
+Row = tuple[str, int, tuple[float, ...]]
+"""Method, steps and step sizes."""
+
 STEPS = 20, 100
 AZULA_SCALES = 0.02, 0.05, 0.1, 0.2, 0.5, 1.0
 DEEPINV_SCALES = 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0
@@ -97,9 +100,12 @@ def _tensor(a: np.ndarray) -> Tensor:
 
 
 def _azula() -> list[tuple[str, int, tuple[float, ...], Callable[..., Draw]]]:
-    rows = [("DPS", 200, AZULA_SCALES)]
+    rows: list[Row] = [("DPS", 200, AZULA_SCALES)]
     rows += [(method, steps, ()) for method in ("PiGDM", "MMPS") for steps in STEPS]
-    return [(*each, functools.partial(_prepare_azula, each[0], each[1])) for each in rows]
+    return [
+        (method, steps, scales, functools.partial(_prepare_azula, method, steps))
+        for method, steps, scales in rows
+    ]
 
 
 def _prepare_azula(method: str, steps: int, problem: Problem, y: Array, scale: float) -> Draw:
@@ -160,9 +166,12 @@ def _azula_denoiser() -> Any:
 
 
 def _deepinv() -> list[tuple[str, int, tuple[float, ...], Callable[..., Draw]]]:
-    rows = [("DPS", 200, DEEPINV_SCALES)]
+    rows: list[Row] = [("DPS", 200, DEEPINV_SCALES)]
     rows += [(method, steps, ()) for method in ("PiGDM", "moment matching") for steps in STEPS]
-    return [(*each, functools.partial(_prepare_deepinv, each[0], each[1])) for each in rows]
+    return [
+        (method, steps, scales, functools.partial(_prepare_deepinv, method, steps))
+        for method, steps, scales in rows
+    ]
 
 
 def _prepare_deepinv(method: str, steps: int, problem: Problem, y: Array, scale: float) -> Draw:
