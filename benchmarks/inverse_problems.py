@@ -2,8 +2,8 @@
 
 python -m benchmarks.inverse_problems --workdir=DIR
 
-Writes docs/inverse_problems.md and .png. DIR is a workdir trained with
-configs/vp/digits_ddpmpp_continuous.py.
+Writes docs/inverse_problems.md and .png, except for the section that `benchmarks.posterior_peers`
+writes. DIR is a workdir trained with configs/vp/digits_ddpmpp_continuous.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags, logging
 from jax import Array
 
-from benchmarks.markdown import header, machine, row
+from benchmarks.markdown import header, machine, row, section
 from configs.vp.digits_ddpmpp_continuous import get_config
 from controllable import operators
 from controllable.methods import METHODS
@@ -246,7 +246,8 @@ def main(_: list[str]) -> None:
         STD=gaussian_posterior.STD,
         SIZE=gaussian_posterior.SIZE,
     )
-    output.write_text(text)
+    peers = section(output.read_text(), "peers") if output.exists() else ""
+    output.write_text(f"{text.rstrip()}\n\n{peers}".rstrip() + "\n")
 
 
 PAGE = """# Choosing a method for inverse problems

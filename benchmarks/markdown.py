@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 
 
@@ -21,3 +22,20 @@ def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if platform.system() == "Linux" else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} cores of a shared {names[0]} machine" if names else platform.machine()
+
+
+def section(text: str, name: str) -> str:
+    """Return the part of a page between the markers of this name, with them; '' without markers."""
+    found = _pattern(name).search(text)
+    return found[0] if found else ""
+
+
+def set_section(text: str, name: str, content: str) -> str:
+    """Return a page with new content between the markers of this name, at the end if it has none."""
+    new = f"<!-- {name}: begin -->\n\n{content.strip()}\n\n<!-- {name}: end -->"
+    old = section(text, name)
+    return text.replace(old, new) if old else f"{text.rstrip()}\n\n{new}\n"
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    return re.compile(rf"<!-- {name}: begin -->.*?<!-- {name}: end -->", re.S)

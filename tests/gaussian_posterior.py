@@ -56,17 +56,46 @@ def exact_score(sde: SDE, covariance: np.ndarray) -> Score:
     return score
 
 
-def posterior(
-    covariance: np.ndarray, operator: Operator, y: Array, noise_std: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (SIZE,) and covariance (SIZE, SIZE) of images given y, in float64."""
+def matrix(operator: Operator) -> tuple[np.ndarray, np.ndarray]:
+    """Return U (M, K) and A (K, SIZE) of rank K, so that y = U A x for flattened x and y; float64.
+
+    U has orthonormal columns.
+    """
     columns = np.asarray(operator.forward(jnp.eye(SIZE).reshape(SIZE, *SHAPE)), np.float64)
     a = columns.reshape(SIZE, -1).T
     u, s, _ = np.linalg.svd(a, full_matrices=False)
     u = u[:, s > 1e-4 * s.max()]
-    a, y = u.T @ a, u.T @ np.asarray(y, np.float64).reshape(-1)
+    return u, u.T @ a
+
+
+def posterior(
+    covariance: np.ndarray, operator: Operator, y: Array, noise_std: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (SIZE,) and covariance (SIZE, SIZE) of images given y, in float64."""
+    u, a = matrix(operator)
+    y = u.T @ np.asarray(y, np.float64).reshape(-1)
     gain = covariance @ a.T @ np.linalg.inv(a @ covariance @ a.T + noise_std**2 * np.eye(len(a)))
     return MEAN + gain @ (y - a @ MEAN), covariance - gain @ a @ covariance
+
+
+def observe(covariance: np.ndarray, operator: Operator, noise_std: float) -> Array:
+    """A measurement of one image, always the same; (1, ...)."""
+    truth = jnp.asarray(
+        np.random.default_rng(3).multivariate_normal(MEAN, covariance), jnp.float32
+    ).reshape(1, *SHAPE)
+    return operator.observe(truth, jax.random.normal(jax.random.key(6), truth.shape), noise_std)
+
+
+def errors(
+    x: np.ndarray, covariance: np.ndarray, operator: Operator, y: Array, noise_std: float
+) -> Errors:
+    """Errors of samples x (N, SIZE) of the images given y."""
+    mean, exact = posterior(covariance, operator, y, noise_std)
+    return Errors(
+        float(np.sqrt(np.mean((x.mean(0) - mean) ** 2)) / STD),
+        float(np.linalg.norm(np.cov(x.T) - exact) / np.linalg.norm(covariance)),
+        float(np.sqrt(exact.trace() / SIZE / len(x)) / STD),
+    )
 
 
 def measure(
@@ -88,10 +117,7 @@ def measure(
     covariance, operator = COVARIANCES[kind], OPERATORS[name]
     settings = get_default_config().restore
     settings.update(options)
-    truth = jnp.asarray(
-        np.random.default_rng(3).multivariate_normal(MEAN, covariance), jnp.float32
-    ).reshape(1, *SHAPE)
-    y = operator.observe(truth, jax.random.normal(jax.random.key(6), truth.shape), noise_std)
+    y = observe(covariance, operator, noise_std)
     measurement = Measurement(operator, jnp.repeat(y, count, 0), noise_std)
     keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
     solver, levels = solvers.SOLVERS["deis"], solvers.noise_levels(sde, "karras", steps)
@@ -112,9 +138,4 @@ def measure(
         )[0]
 
     x = np.asarray(sample(keys), np.float64).reshape(count, SIZE)
-    mean, exact = posterior(covariance, operator, y, noise_std)
-    return Errors(
-        float(np.sqrt(np.mean((x.mean(0) - mean) ** 2)) / STD),
-        float(np.linalg.norm(np.cov(x.T) - exact) / np.linalg.norm(covariance)),
-        float(np.sqrt(exact.trace() / SIZE / count) / STD),
-    )
+    return errors(x, covariance, operator, y, noise_std)
