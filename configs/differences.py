@@ -40,6 +40,7 @@ ADDED = {
     "guidance": "Officially, classes are arguments of functions. This is a whole section.",
     "classifier": "The official code does not train a classifier. This is a whole section.",
     "restore": "Officially, inverse problems are notebooks. This is a whole section.",
+    "calibrate": "The official code has no test of posterior samples. This is a whole section.",
     "eval.enable_sampling": _1024,
     "eval.enable_loss": _1024,
     "eval.enable_bpd": _1024,
