@@ -204,7 +204,7 @@ def calibration_table(workdir: str) -> list[str]:
     for method in METHODS:
         cells = []
         for prior, operator, noise in problems:
-            options = {"iterations": 5} if prior is not digits else {}
+            options: dict[str, Any] = {} if prior is digits else {"iterations": 5}
             if method in ("pigdm", "daps"):
                 options["prior_std"] = gaussian_posterior.STD
             posterior = prior.posterior(None, operator, noise=noise, method=method, **options)
