@@ -13,6 +13,7 @@ from tests import gaussian
 numpyro = pytest.importorskip("numpyro")
 
 
+@pytest.mark.slow
 def test_hamiltonian_monte_carlo():
     """x of our prior and y = 2 x + noise: the posterior is Gaussian."""
     sde = ss.VPSDE()

@@ -150,6 +150,7 @@ def test_samples_that_ignore_the_measurement_fail(monkeypatch):
     assert min(found.p_values, key=found.p_values.get) == "log p(y | x)"
 
 
+@pytest.mark.slow
 def test_counts_and_densities_are_simulated():
     """A Poisson measurement, and one given by its density and a simulator, are calibrated."""
     prior = ss.Prior(gaussian.score(SDE, 0.0, 0.3), SDE, (2,))

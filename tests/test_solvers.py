@@ -362,6 +362,7 @@ def test_stochastic_solvers_have_no_latent_codes():
 def test_frames_lead_to_the_samples(method):
     """A trajectory starts at noise and ends at the sample, which is the same without frames."""
     changes = {"sampling.method": method, "sampling.corrector": "none", "model.num_scales": 40}
+    changes["sampling.solver"] = "deis"
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(2))
     prior = sampling.prior_sample(keys, VPSDE(), (2, 4))
     results = []
