@@ -16,8 +16,6 @@ from metrics import features, reference_statistics
 from modes import latents, restoration, restoration_images
 from tests.test_image_sizes import RANDOM, config
 
-pytestmark = pytest.mark.slow  # tests/test_image_sizes.py has the fast ones.
-
 
 def corners(images):
     """Features for these tests: four pixels."""
@@ -48,6 +46,7 @@ def run(folder, **changes):
     return config(folder / "a.npy", **fields | changes)
 
 
+@pytest.mark.slow
 def test_evaluation(trained):
     folder = trained / "w"
     changes = {
@@ -72,6 +71,7 @@ def test_evaluation(trained):
     assert path.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_restoration(trained):
     changes = {
         "restore.count": 2,
@@ -97,6 +97,7 @@ def test_files_to_restore(tmp_path):
     np.testing.assert_array_equal(experiment.pixels(images)[0, ..., 0], pixels)
 
 
+@pytest.mark.slow
 def test_latent_codes(trained):
     latents.encode(run(trained, **{"sampling.solver": "deis"}), str(trained / "w"))
     with np.load(trained / "w" / "latents" / "checkpoint_1" / "latents.npz") as arrays:
