@@ -57,9 +57,9 @@ TASKS: dict[str, dict[str, Any]] = {
 
 # Of the calibration: events of Gaussian data and of the digits, samples for each, and steps of
 # guided scores and of the methods that need many.
-CALIBRATED = (300, 80)
-CALIBRATION_SAMPLES = 24
-CALIBRATION_STEPS = (40, 100)
+CALIBRATED = (300, 40)
+CALIBRATION_SAMPLES = 20
+CALIBRATION_STEPS = (20, 60)
 
 
 # --- Gaussian data ---

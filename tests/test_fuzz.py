@@ -9,13 +9,13 @@ import pytest
 from hypothesis import strategies as st
 
 from configs.default import Config, complete
-from configs.domains import Entries, Flag, Integer, Name, Real, Sequence, Text
+from configs.domains import AnyOf, Entries, Flag, Integer, Name, Real, Sequence, Text
 from configs.fields import FIELDS
 from errors import InputError
 from experiment import Experiment
 from tests import tiny
 
-MODES = ("", "restore", "train_classifier")
+MODES = ("", "restore", "calibrate", "train_classifier")
 # Values of every type, near the ends of common ranges, and beyond them.
 ODD = st.sampled_from(
     [None, True, False, 0, 1, -1, 2, 3, 7, 2**31, -(2**31), 10**9, 10**30, 0.0, -0.0, 0.5, 1.0]
@@ -38,6 +38,8 @@ def allowed(name):
             return st.floats(low, high) | st.sampled_from([low, high, 0.5, 1.0])
         case Name():
             return st.sampled_from(domain.known) if domain.known else ODD
+        case AnyOf():
+            return st.integers(1, 64) | st.tuples(st.integers(1, 64), st.integers(1, 64)) | ODD
         case Text() | Sequence() | Entries():
             return ODD
     raise AssertionError(name)

@@ -12,14 +12,13 @@ import pytest
 
 import training
 from tests import tiny
+from training import loop
 
 PROCESS = Path("/proc/self")
 COMPILATION = "/jax/core/compile/backend_compile_duration"
 STEPS = 5000
-FIRST, LAST = (
-    999,
-    4999,
-)  # Everything has occurred at least once, and no checkpoint is being written.
+# Everything has occurred at least once, and no checkpoint is being written.
+FIRST, LAST = 999, 4999
 SETTINGS = {
     "model.nf": 4,
     "model.num_scales": 20,
@@ -56,7 +55,7 @@ def test_training_does_not_grow(tmp_path, monkeypatch):
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if event == COMPILATION else None
     )
-    collect = training.TrainingLog.collect
+    collect = loop.TrainingLog.collect
 
     def measure(log, step, metrics):
         collect(log, step, metrics)
@@ -67,7 +66,7 @@ def test_training_does_not_grow(tmp_path, monkeypatch):
             files, threads = (len(list((PROCESS / name).iterdir())) for name in ("fd", "task"))
             usage[step] = Usage(memory, files, threads, len(compiled))
 
-    monkeypatch.setattr(training.TrainingLog, "collect", measure)
+    monkeypatch.setattr(loop.TrainingLog, "collect", measure)
     training.train(tiny.config(**SETTINGS), str(tmp_path))
     print(usage)  # pytest shows it if the test fails.
     before, after = usage[FIRST], usage[LAST]
