@@ -181,11 +181,15 @@ def verdict(mutation: Mutation, root: Path) -> str:
 
 def check_unmutated(mutations: Sequence[Mutation], root: Path) -> None:
     """Exit with the output of pytest if a test of the list fails without any mutation."""
-    tests = sorted({test for mutation in mutations for test in mutation.tests})
-    print(f"running the {len(tests)} tests of {len(mutations)} mutations without them", flush=True)
-    if code := run_tests(root, tests):
-        print((root / LOG).read_text())
-        sys.exit(f"Error: without mutations the tests fail too (pytest's exit code is {code}).")
+    selections = sorted({tuple(mutation.tests) for mutation in mutations})
+    print(f"running the tests of {len(mutations)} mutations without them", flush=True)
+    for tests in selections:
+        if code := run_tests(root, tests):
+            print((root / LOG).read_text())
+            sys.exit(
+                f"Error: without mutations the tests fail too (pytest's exit code is {code}): "
+                + " ".join(tests)
+            )
 
 
 def run(mutations: Sequence[Mutation]) -> list[Mutation]:
