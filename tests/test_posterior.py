@@ -214,7 +214,7 @@ def test_coverage_of_balls_is_that_of_tarp():
 def test_verdict_of_uniform_ranks():
     """Of 200 correct posteriors, at most about 1 % are called wrong."""
     rng = np.random.default_rng(0)
-    names = calibration.directions((2,))[1]
+    names = calibration.directions((8, 8))[1]
     kinds = [calibration.judge(rng.random((50, len(names))), names).kind for _ in range(200)]
     wrong = sum(kind != "calibrated" for kind in kinds)
     assert wrong <= scipy.stats.binom.ppf(0.999, 200, 0.01)
