@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -99,8 +100,10 @@ def install_galaxies():
     folder = CACHE / "galaxygrad"
     if not folder.exists():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", PACKAGE]
-        done = subprocess.run([*command, "--target", str(folder)], timeout=200, check=False)
-        if done.returncode:
+        try:
+            subprocess.run([*command, "--target", str(folder)], timeout=200, check=True)
+        except subprocess.SubprocessError:
+            shutil.rmtree(folder, ignore_errors=True)
             pytest.skip(f"{PACKAGE} cannot be installed: there may be no network.")
     return folder
 
