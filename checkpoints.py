@@ -60,7 +60,7 @@ class Checkpoints:
                 raise InputError(f"{path} must be a folder of checkpoints, but is a file.")
             for metadata in path.glob("checkpoint_*/_CHECKPOINT_METADATA"):
                 with advice("Move this checkpoint to another folder."):
-                    check_regular(metadata)  # Orbax would wait for ever for a named pipe.
+                    check_regular(metadata)  # Orbax would wait without end for a named pipe.
             if create or path.is_dir():
                 options = ocp.CheckpointManagerOptions(
                     step_prefix="checkpoint", max_to_keep=keep, create=create
@@ -231,7 +231,7 @@ class Checkpoints:
 def _read_info(path: Path) -> dict[str, Any]:
     """Return the metadata of a checkpoint. Raises InputError if they are damaged.
 
-    Orbax wrote them, but would wait for the other processes, and for ever for a named pipe.
+    Orbax wrote them, but would wait for the other processes, and without end for a named pipe.
     """
     info = read_json(path, INFO)
     if not 0 <= info["step"] <= MAX_STEP:

@@ -76,58 +76,29 @@ def fit(
         return jax.device_put(finished[0], sharding.replicated(experiment.mesh))
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
-        return _fit(
-            experiment,
-            path,
-            params,
-            loss,
-            batches,
-            optimizer,
-            total,
-            key,
-            settings,
-            constants,
-            unit,
-        )
-
-
-def _fit(
-    experiment: Experiment,
-    path: Path,
-    params: Params,
-    loss: Loss,
-    batches: Batches,
-    optimizer: optax.GradientTransformation,
-    total: int,
-    key: Array,
-    settings: dict[str, Any],
-    constants: Iterable[Any],
-    unit: str,
-) -> Params:
-    """Train from `path` with the suffix .partial, or the initial parameters; see `fit`."""
-    whole, constants = sharding.replicated(experiment.mesh), tuple(constants)
-    partial = path.with_suffix(".partial")
-    state = params, optimizer.init(params)
-    state, start = load_tree(partial, state, settings) or (state, 0)
-    if start:
-        print(f"continuing from step {start} of {partial}", flush=True)
-    state, stream, values = jax.device_put(state, whole), batches.iterate(start), []
-    step = _compile(experiment, loss, optimizer, key)
-    for i in tqdm(range(start, total), initial=start, total=total, unit="step", disable=None):
-        batch = jax.tree.map(lambda leaf: leaf[0], next(stream))
-        state, value = step(state, sharding.shard(experiment.mesh, batch), i, constants)
-        values.append(value)
-        if (i + 1) % LOG_EVERY == 0 or i + 1 == total:
-            _report(i + 1, values, unit)
-            values = []
-        if (i + 1) % SAVE_EVERY == 0 and i + 1 < total:
-            _check(state, i + 1)
-            save_tree(partial, state, settings, i + 1)
-    _check(state, total)
-    save_tree(path, state[0], settings, total)
-    if not jax.process_index():
-        partial.unlink(missing_ok=True)
-    return state[0]
+        whole, constants = sharding.replicated(experiment.mesh), tuple(constants)
+        partial = path.with_suffix(".partial")
+        state = params, optimizer.init(params)
+        state, start = load_tree(partial, state, settings) or (state, 0)
+        if start:
+            print(f"continuing from step {start} of {partial}", flush=True)
+        state, stream, values = jax.device_put(state, whole), batches.iterate(start), []
+        step = _compile(experiment, loss, optimizer, key)
+        for i in tqdm(range(start, total), initial=start, total=total, unit="step", disable=None):
+            batch = jax.tree.map(lambda leaf: leaf[0], next(stream))
+            state, value = step(state, sharding.shard(experiment.mesh, batch), i, constants)
+            values.append(value)
+            if (i + 1) % LOG_EVERY == 0 or i + 1 == total:
+                _report(i + 1, values, unit)
+                values = []
+            if (i + 1) % SAVE_EVERY == 0 and i + 1 < total:
+                _check(state, i + 1)
+                save_tree(partial, state, settings, i + 1)
+        _check(state, total)
+        save_tree(path, state[0], settings, total)
+        if not jax.process_index():
+            partial.unlink(missing_ok=True)
+        return state[0]
 
 
 def _report(step: int, values: list[Array], unit: str) -> None:

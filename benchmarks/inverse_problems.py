@@ -252,8 +252,8 @@ def main(_: list[str]) -> None:
 
 PAGE = """# Choosing a method for inverse problems
 
-Written by `python -m benchmarks.inverse_problems --workdir=DIR` on {machine}. DIR is a workdir
-trained with `configs/vp/digits_ddpmpp_continuous.py`.
+Written by `python -m benchmarks.inverse_problems --workdir=DIR --images={images}` on
+{machine}. DIR is a workdir trained with `configs/vp/digits_ddpmpp_continuous.py`.
 
 - **`moment_matching`** is exact for Gaussian data, with or without noise in y, in few steps, on
   every SDE and with every sampler. Choose it where the spread of reconstructions matters and the

@@ -211,8 +211,9 @@ With 20 evaluations of the network (NFE) per image:
 --config.sampling.schedule={schedule} --config.sampling.num_steps=20
 ```
 
-Each few-step solver with 20 NFE has a distance on each of the three networks below, relative to
-that of the config's own sampler. The largest of the three is smallest for this solver.
+For each few-step solver with 20 NFE we divide its distance by that of the config's own sampler, on
+each of the three networks below. The largest of these three ratios is lower for this solver than
+for any other.
 
 ## Trained networks
 

@@ -146,13 +146,20 @@ class Calibration:
         return figure
 
 
-def judge(values: np.ndarray, names: list[str]) -> Calibration:
-    """Return the verdict on ranks (N, K). Raises InputError for fewer than FEWEST simulations."""
-    count = len(values)
-    if count < FEWEST:
+def check_numbers(simulations: int, samples: int) -> None:
+    """Raise InputError unless there are FEWEST simulations, and samples of each, or more."""
+    if simulations < FEWEST:
         raise InputError(
-            f"simulations = {count} are too few for a verdict; use {FEWEST} or more, better 200."
+            f"simulations = {simulations} are too few for a verdict; use {FEWEST} or more, better "
+            "200."
         )
+    if samples < FEWEST:
+        raise InputError(f"samples = {samples} are too few for ranks; use {FEWEST} or more.")
+
+
+def judge(values: np.ndarray, names: list[str]) -> Calibration:
+    """Return the verdict on ranks (N, K) of N simulations and K named statistics."""
+    count = len(values)
     p_values = {
         name: float(scipy.stats.kstest(values[:, i], "uniform").pvalue)
         for i, name in enumerate(names)

@@ -43,6 +43,7 @@ class MeasurementModel(Protocol):
     Attributes:
       provides: the kind of evidence, as in `controllable.methods.Method.needs`.
       has_density: whether log p(y | x) is finite.
+      can_simulate: whether `simulate` can draw measurements.
     """
 
     @property
@@ -50,6 +51,9 @@ class MeasurementModel(Protocol):
 
     @property
     def has_density(self) -> bool: ...
+
+    @property
+    def can_simulate(self) -> bool: ...
 
     def given(self, y: Array) -> Evidence:
         """Return measurements y (B, ...) as methods take them."""
@@ -59,8 +63,8 @@ class MeasurementModel(Protocol):
         """Return a measurement of each event x (B, *event), with noise from the keys (B,)."""
         ...
 
-    def y_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of y for one event. Raises InputError if it cannot be measured."""
+    def y_shape(self, event_shape: tuple[int, ...], y: Any) -> tuple[int, ...]:
+        """Return the shape of y for one event, given all of y. Raises InputError if it cannot be measured."""
         ...
 
 
@@ -71,6 +75,7 @@ class LinearModel:
     operator: Operator
     noise: float
     provides: type = Measurement
+    can_simulate: bool = True
 
     @property
     def has_density(self) -> bool:
@@ -82,11 +87,12 @@ class LinearModel:
     def simulate(self, x: Array, keys: Array) -> Array:
         return self.operator.observe(x, sampling.standard_normal(keys, x.shape), self.noise)
 
-    def y_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+    def y_shape(self, event_shape: tuple[int, ...], y: Any) -> tuple[int, ...]:
+        del y
         x = _test_event(event_shape)
-        y = _apply(self.operator.forward, x)
-        _check_adjoint(self.operator, x, y)
-        return y.shape[1:]
+        measured = _apply(self.operator.forward, x)
+        _check_adjoint(self.operator, x, measured)
+        return measured.shape[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +103,7 @@ class GaussianModel:
     noise: float
     provides: type = Observation
     has_density: bool = True
+    can_simulate: bool = True
 
     def given(self, y: Array) -> Evidence:
         return GaussianMeasurement(self.function, y, self.noise)
@@ -105,7 +112,8 @@ class GaussianModel:
         y = jax.vmap(self.function)(x)
         return y + self.noise * sampling.standard_normal(keys, y.shape)
 
-    def y_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+    def y_shape(self, event_shape: tuple[int, ...], y: Any) -> tuple[int, ...]:
+        del y
         return _apply(jax.vmap(self.function), _test_event(event_shape)).shape[1:]
 
 
@@ -116,6 +124,7 @@ class PoissonModel:
     function: Function
     provides: type = Observation
     has_density: bool = True
+    can_simulate: bool = True
 
     def given(self, y: Array) -> Evidence:
         return PoissonMeasurement(self.function, y)
@@ -124,7 +133,8 @@ class PoissonModel:
         rates = jnp.maximum(jax.vmap(self.function)(x), 0)
         return jax.vmap(jax.random.poisson)(keys, rates).astype(jnp.float32)
 
-    def y_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
+    def y_shape(self, event_shape: tuple[int, ...], y: Any) -> tuple[int, ...]:
+        del y
         return _apply(jax.vmap(self.function), _test_event(event_shape)).shape[1:]
 
 
@@ -133,23 +143,19 @@ class DensityModel:
     """log p(y | x) as a function of one event and its y."""
 
     density: Density
-    simulator: Simulate | None = None
     provides: type = Evidence
     has_density: bool = True
+    can_simulate: bool = False
 
     def given(self, y: Array) -> Evidence:
         return LogLikelihood(self.density, y)
 
     def simulate(self, x: Array, keys: Array) -> Array:
-        if self.simulator is None:
-            raise InputError(
-                "calibrate needs simulate, a function (x, key) -> y, where the measurement is given "
-                "by log_likelihood."
-            )
-        return jax.vmap(self.simulator)(x, keys)
+        raise NotImplementedError("A density does not say how to draw y.")
 
-    def y_shape(self, event_shape: tuple[int, ...]) -> tuple[int, ...]:
-        raise NotImplementedError  # There is one y, of any shape.
+    def y_shape(self, event_shape: tuple[int, ...], y: Any) -> tuple[int, ...]:
+        del event_shape
+        return jnp.shape(0.0 if y is None else jnp.asarray(y))  # There is one measurement.
 
 
 def make_model(

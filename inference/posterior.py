@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,6 @@ from inference.batches import Draw, Seed, count_of, in_batches, key_of, shape_of
 from inference.calibration import Calibration
 from inference.measurement_models import (
     Density,
-    DensityModel,
     MeasurementModel,
     Simulate,
     make_model,
@@ -64,10 +62,7 @@ class Posterior:
         self.model: MeasurementModel = make_model(operator, noise, log_likelihood, self.method)
         self._options = dict(options)
         settings.method_options(self._options)  # Report mistakes now.
-        if isinstance(self.model, DensityModel):
-            self._y_shape = jnp.asarray(0.0 if y is None else y).shape  # There is one measurement.
-        else:
-            self._y_shape = self.model.y_shape(prior.event_shape)
+        self._y_shape = self.model.y_shape(prior.event_shape, y)
         self.y, self.batch_shape = self._batch(y)
 
     # --- samples ------------------------------------------------------------------------------
@@ -168,27 +163,14 @@ class Posterior:
 
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
         """
-        posterior = self.with_simulator(simulate)
-        size = max(1, batch_size // samples) if samples > 0 else 1
-        settings_of_sampler = {"sampler": sampler, "steps": steps, **options}
+        calibration.check_numbers(simulations, samples)
+        size = max(1, batch_size // samples)
+        options = {"simulate": simulate, "sampler": sampler, "steps": steps, **options}
         rounds = [
-            posterior.ranks(
-                first, size, samples, seed, batch_size=batch_size, **settings_of_sampler
-            )
+            self.ranks(first, size, samples, seed, batch_size=batch_size, **options)
             for first in range(0, simulations, size)
         ]
-        if not rounds:
-            raise InputError(f"simulations = {simulations} must be positive.")
         return calibration.judge(np.concatenate(rounds)[:simulations], self.statistics)
-
-    def with_simulator(self, simulate: Simulate | None) -> Posterior:
-        """Return this posterior, with a function (x, key) -> y for a measurement by its density."""
-        if simulate is None or not isinstance(self.model, DensityModel):
-            return self
-        changed = object.__new__(Posterior)
-        changed.__dict__.update(self.__dict__)
-        changed.model = dataclasses.replace(self.model, simulator=simulate)
-        return changed
 
     @property
     def statistics(self) -> list[str]:
@@ -205,6 +187,7 @@ class Posterior:
         samples: int,
         seed: Seed = 0,
         *,
+        simulate: Simulate | None = None,
         sampler: str | None = None,
         steps: int | None = None,
         batch_size: int = BATCH_SIZE,
@@ -212,11 +195,12 @@ class Posterior:
     ) -> np.ndarray:
         """Return the ranks (count, K) of the simulations number first .. first + count - 1.
 
-        The columns are `statistics`; `calibrate` describes the arguments.
+        The columns are `statistics`; `calibrate` describes the arguments and errors.
         """
-        if samples < calibration.FEWEST:
+        if simulate is None and not self.model.can_simulate:
             raise InputError(
-                f"samples = {samples} are too few for ranks; use {calibration.FEWEST} or more."
+                "calibrate needs simulate, a function (x, key) -> y, where the measurement is given "
+                "by log_likelihood."
             )
         chosen = self._choose_sampler(sampler, steps, options)
         root = key_of(seed)
@@ -236,7 +220,7 @@ class Posterior:
             for each in (x_seed, reference_seed)
         )
         noise_keys = sampling.image_keys(noise_seed, np.arange(first, first + count))
-        y = self.model.simulate(x, noise_keys)
+        y = jax.vmap(simulate)(x, noise_keys) if simulate else self.model.simulate(x, noise_keys)
         start = first * samples
         draw = self._draw(y, start, samples, chosen)
         drawn = in_batches(draw, count * samples, sample_seed, batch_size, chosen, first=start)

@@ -126,8 +126,8 @@ class Prior:
         """Return log p(x) in nats, of the batch shape of x (..., *event_shape).
 
         p is the density of the probability-flow ODE at time sde.t_min (arXiv:2011.13456, Appendix
-        D.2). The result can be differentiated (in reverse mode) in x and in the arrays of the
-        score, also twice where the solver allows it.
+        D.2). The result can be differentiated, in reverse mode, in x and in the arrays of the
+        score.
 
         Args:
           x: events, in the range of the data of the score.
@@ -168,11 +168,13 @@ class Prior:
         """Return the latent codes of events, of the same shape, by the probability-flow ODE.
 
         A code follows the prior of the SDE if its event follows the data (Section 4.3).
+
+        Raises InputError for events of another shape, and NotFiniteError if a code is not finite.
         """
         return self._flow(x, 0)
 
     def decode(self, z: Array) -> Array:
-        """Return the events of latent codes; the inverse of `encode`."""
+        """Return the events of latent codes, of the same shape; the inverse of `encode`."""
         return self._flow(z, 1)
 
     def _flow(self, x: Array, direction: int) -> Array:

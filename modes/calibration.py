@@ -16,15 +16,14 @@ import jax
 import numpy as np
 from absl import logging
 
-from configs.default import Config, complete
-from controllable.methods import METHODS
+from configs.default import Config
 from errors import choose
 from experiment import Experiment
 from inference import calibration
 from inference.posterior import Posterior
 from inference.settings import METHOD_DEFAULTS
 from inference.trained import TrainedModel
-from modes.restoration import noise_std
+from modes.restoration import noise_std, with_allowed_corrector
 from modes.restoration_tasks import TASKS
 from workdir import (
     dependencies,
@@ -46,10 +45,7 @@ def calibrate(
 
     Raises InputError for an invalid config, and for a workdir or a checkpoint that cannot be read.
     """
-    config = complete(config)
-    method = METHODS.get(config.restore.method)
-    if method and not method.allows_corrector:
-        config.sampling.corrector = "none"
+    config = with_allowed_corrector(config)
     experiment = Experiment(config, jax.local_devices()[:1], mode="calibrate")
     config, options = experiment.config, experiment.config.restore
     operator = choose(TASKS, options.task, "restore.task")(options, experiment.image_shape)

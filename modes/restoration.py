@@ -81,11 +81,7 @@ def restore(
     Raises InputError for invalid values in config.restore, and for images, a workdir or a
     checkpoint that cannot be read.
     """
-    config = complete(config)
-    method = METHODS.get(config.restore.method)
-    if method and not method.allows_corrector:
-        config.sampling.corrector = "none"
-    experiment = Experiment(config, mode="restore")
+    experiment = Experiment(with_allowed_corrector(config), mode="restore")
     config, options = experiment.config, experiment.config.restore
     problem = build_problem(experiment)
     found, params = experiment.trained(workdir, number)
@@ -105,6 +101,15 @@ def restore(
         print(f"{key}: {value}")
     print(f"results: {output}")
     return results
+
+
+def with_allowed_corrector(config: Config) -> Config:
+    """Return the complete config, without a corrector if config.restore.method allows none."""
+    config = complete(config)
+    method = METHODS.get(config.restore.method)
+    if method and not method.allows_corrector:
+        config.sampling.corrector = "none"
+    return config
 
 
 # --- measurements ---

@@ -56,10 +56,10 @@ def test_exact_for_isotropic_gaussian_data(sde, noise_std):
 
 
 def test_bias_for_correlated_data():
-    """The bias of the mean is present and bounded; measured: 0.05 standard deviations."""
-    errors = measure(SDES["vp"], "correlated", "mask", 0.0, "daps", steps=60)
-    assert errors.mean < 0.15
-    assert errors.covariance < 0.3
+    """Errors are present and bounded; measured: 0.12 of the mean and 0.10 of the covariance."""
+    errors = measure(SDES["vp"], "correlated", "mask", 0.0, "daps", steps=100)
+    assert 0.05 < errors.mean < 0.15
+    assert errors.covariance < 0.15
 
 
 @pytest.mark.parametrize("steps", [1, 5, 40])
@@ -76,7 +76,8 @@ def test_flow(name, steps):
     if steps == 1:
         np.testing.assert_allclose(end, mean, rtol=1e-4, atol=1e-4)
         assert error > 0.1
-    assert error < {1: 10, 5: 0.25, 40: 0.03}[steps]
+    else:
+        assert error < {5: 0.25, 40: 0.03}[steps]
 
 
 @pytest.mark.parametrize("kind", ["operator", "function", "density"])
