@@ -86,6 +86,9 @@ def _evaluate(
         dequantize = None
         if any(stage.needs_dequantizer for stage in stages):
             dequantize = dequantization.make(experiment, workdir, found.number)
+        note = train_state.initial_share_note(experiment.config.model, found.step)
+        if note:
+            print(f"{found}: {note}", flush=True)
         context = Context(experiment, ema, folder / f"checkpoint_{found.number}", dequantize)
         inputs = [
             dataclasses.replace(

@@ -15,7 +15,7 @@ from configs.fields import ABSENT, FIELDS
 
 Config = ml_collections.ConfigDict
 
-COMPLETED_MODEL_FIELDS = ("class_dropout", "dtype")  # Official configs lack them.
+COMPLETED_MODEL_FIELDS = ("class_dropout", "dtype", "ema_ramp")  # Official configs lack them.
 
 
 def get_default_config() -> Config:

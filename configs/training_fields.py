@@ -96,6 +96,13 @@ MODEL = {
         "Noise levels of discrete-time training, and steps of sampling.method = 'pc'.",
     ),
     "model.ema_rate": Field(0.999, SHARE, (TRAINING,), "Decay of the parameters' moving average."),
+    "model.ema_ramp": Field(
+        False,
+        FLAG,
+        (TRAINING,),
+        "After n steps the decay is at most (1 + n) / (10 + n), so that the moving average forgets "
+        "the initial parameters within few steps.",
+    ),
     "model.dropout": Field(0.1, Real(0, 1, open_high=True), (TRAINING,), "Dropout rate."),
     "model.class_dropout": Field(
         0.1, SHARE, (TRAINING,), "Share of labels hidden in training, for classifier-free guidance."

@@ -217,7 +217,7 @@ def step_options(config: ml_collections.ConfigDict) -> list:
     """Return everything in a config that a training step depends on."""
     names = {
         "data": ("centered", "random_flip", "uniform_dequantization"),
-        "model": ("scale_by_sigma", "ema_rate", "num_scales"),
+        "model": ("scale_by_sigma", "ema_rate", "ema_ramp", "num_scales"),
         "training": ("sde", "continuous", "batch_size", "reduce_mean", "likelihood_weighting"),
         "optim": tuple(config.optim),
     }

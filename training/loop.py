@@ -149,6 +149,9 @@ def _run(
             _check_state(state, log)
         if due["log_freq"]:
             log.training()
+        note = train_state.initial_share_note(experiment.config.model, step)
+        if note and due["eval_freq"]:
+            log.say(f"note: {note}")
         if due["eval_freq"] and not stopped:
             log.held_out(*held_out_batch(experiment, state.ema, step))
         _save(checkpoints, state, step, due, stopped, experiment.config)
