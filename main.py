@@ -8,6 +8,7 @@ docs/usage.md describes the modes and flags.
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
 from modes import calibration, conversion, inspection, latents, restoration
+from workdir import CONFIG, stored
 
 FLAGS = flags.FLAGS
 
@@ -46,7 +48,7 @@ def _train(config: Config, workdir: str) -> None:
 
 def _eval(config: Config, workdir: str) -> None:
     folder = FLAGS.eval_folder or "eval"
-    evaluation.evaluate(config, workdir, folder)
+    evaluation.evaluate(config, workdir, folder, FLAGS.checkpoint)
     if jax.process_index() == 0:  # The report reads what this process has written.
         report.write(workdir, folder)
 
@@ -119,7 +121,10 @@ MODES: dict[str, Callable[[Config, str], None]] = {
 # --- flags ----------------------------------------------------------------------------------------
 
 config_flags.DEFINE_config_file(
-    "config", None, "The experiment; fields as in --config.training.batch_size=64."
+    "config",
+    None,
+    "The experiment: a config file, or a config.json; by default that of the workdir. Fields as in "
+    "--config.training.batch_size=64.",
 )
 flags.DEFINE_string("workdir", None, "The folder of checkpoints, logs and results.")
 flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
@@ -136,14 +141,17 @@ flags.DEFINE_string(
     "target", None, "The file to export to: .pth (PyTorch), .safetensors, or else Flax."
 )
 flags.DEFINE_integer(
-    "checkpoint", None, "The checkpoint to export, encode with, ...; by default the newest."
+    "checkpoint",
+    None,
+    "The checkpoint to sample from, export, encode with, ...; by default the newest, or for "
+    "--mode=eval those from eval.begin_ckpt to eval.end_ckpt.",
 )
 flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, if several are started by hand; docs/scaling.md."
 )
 flags.DEFINE_integer("num_processes", None, "The number of processes started by hand.")
 flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
-flags.mark_flags_as_required(["config", "workdir", "mode"])
+flags.mark_flags_as_required(["workdir", "mode"])
 
 
 def main(argv: list[str]) -> None:
@@ -210,12 +218,39 @@ def _config() -> Config:
     )
 
 
+STORED = Path(stored.__file__)  # the config file that reads a config.json
+
+
+def with_stored_config(argv: list[str]) -> list[str]:
+    """Return the arguments with the config that a workdir was made with, if it is asked for.
+
+    That is, for --config=DIR/config.json, and without --config.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("config", "workdir"):
+        parser.add_argument(f"--{name}", f"-{name}", nargs="?")
+    found, others = parser.parse_known_args(argv[1:])
+    config = found.config or found.workdir
+    if config and (config == found.workdir or Path(config).name == CONFIG):
+        config = f"{STORED}:{config}"
+    given = {"config": config, "workdir": found.workdir}
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return [*argv[:1], *flags, *others]
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse flags; a wrong one, an unreadable config or an unknown field is a one-line error."""
     logging.set_verbosity(logging.ERROR)  # `main` sets it for all other messages.
+    argv = with_stored_config(argv)
+    sys.argv[:] = argv  # config_flags reads the fields of the config from there.
     try:
         return FLAGS(argv)
     except Exception as error:  # A config file may raise anything.
+        cause: BaseException = error  # config_flags adds a traceback to the message.
+        while cause.__context__:
+            cause = cause.__context__
+        if isinstance(cause, InputError):
+            errors.fail(str(cause))
         reason = " ".join(str(error).split()) or "no message"
         flags_given = " ".join(argv[1:])
         sys.exit(f"Error: {type(error).__name__}: {reason} (in the flags {flags_given})")
