@@ -663,10 +663,9 @@ def test_nothing_to_evaluate(evaluated, tmp_path):
 
 def test_other_ways_to_choose_checkpoints(monkeypatch, three_checkpoints, capsys):
     """By number; and if none is in the range, as after an import, the newest, with a line."""
+    changes = {f"eval.enable_{stage}": False for stage in ("loss", "bpd", "sampling")}
     with pytest.raises(InputError, match="set one of eval.enable_loss, eval.enable_bpd"):
-        changes = {"eval.enable_loss": False, "eval.enable_bpd": False}
-        c = tiny.config(**changes, **{"eval.enable_sampling": False})
-        evaluation.evaluate(c, str(three_checkpoints))
+        evaluation.evaluate(tiny.config(**changes), str(three_checkpoints))
     evaluate = functools.partial(recorded_evaluation, monkeypatch, three_checkpoints, "chosen")
     assert list(evaluate(number=2)[1]) == [2]
     assert "no checkpoint from" not in capsys.readouterr().out
