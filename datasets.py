@@ -266,8 +266,12 @@ def image_grid(images: np.ndarray, min_side: int = 64, columns: int | None = Non
     images = np.pad(images, ((0, -len(images) % columns), (0, 0), (0, 0), (0, 0)))
     _, height, width, channels = images.shape
     grid = images.reshape(-1, columns, height, width, channels).swapaxes(1, 2)
-    grid = grid.reshape(-1, columns * width, channels)
-    return Image.fromarray(grid[..., 0] if channels == 1 else grid)
+    return to_picture(grid.reshape(-1, columns * width, channels))
+
+
+def to_picture(image: np.ndarray) -> Image.Image:
+    """Return a uint8 image (H, W, C), C = 1 or 3, as a picture."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def _as_bytes(values: np.ndarray) -> np.ndarray:

@@ -34,10 +34,13 @@ from auxiliary import classification, dequantization
 from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
-from modes import calibration, conversion, inspection, latents, restoration
+from modes import calibration, conversion, inspection, latents, restoration, samples
 from workdir import CONFIG, stored
 
 FLAGS = flags.FLAGS
+
+DEFAULT_COUNT = 64
+OF_SAMPLING = ("count", "classes", "seed")  # flags of --mode=sample only
 
 # --- modes ----------------------------------------------------------------------------------------
 
@@ -77,6 +80,15 @@ def _restore(config: Config, workdir: str) -> None:
     restoration.restore(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder)
 
 
+def _sample(config: Config, workdir: str) -> None:
+    if FLAGS.classes is not None:
+        config.guidance.classes = _integers(FLAGS.classes)
+    if FLAGS.seed is not None:
+        config.seed = FLAGS.seed
+    count = DEFAULT_COUNT if FLAGS.count is None else FLAGS.count
+    samples.sample(config, workdir, count, number=FLAGS.checkpoint, folder=FLAGS.eval_folder)
+
+
 def _calibrate(config: Config, workdir: str) -> None:
     calibration.calibrate(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder)
 
@@ -109,6 +121,7 @@ MODES: dict[str, Callable[[Config, str], None]] = {
     "export": _export,
     "encode": _encode,
     "interpolate": _interpolate,
+    "sample": _sample,
     "restore": _restore,
     "calibrate": _calibrate,
     "train_classifier": _train_classifier,
@@ -146,6 +159,9 @@ flags.DEFINE_integer(
     "The checkpoint to sample from, export, encode with, ...; by default the newest, or for "
     "--mode=eval those from eval.begin_ckpt to eval.end_ckpt.",
 )
+flags.DEFINE_integer("count", None, f"The number of images to draw; {DEFAULT_COUNT} by default.")
+flags.DEFINE_list("classes", None, "The classes of the images to draw in turn, such as 0,1,2.")
+flags.DEFINE_integer("seed", None, "The seed of the images to draw, in place of --config.seed.")
 flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, if several are started by hand; docs/scaling.md."
 )
@@ -164,6 +180,9 @@ def main(argv: list[str]) -> None:
             raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.")
         if not FLAGS.workdir:  # As --workdir=$DIR without DIR, which would be the current folder.
             raise InputError("--workdir is empty; it must name a folder.")
+        for name in OF_SAMPLING:
+            if FLAGS.mode != "sample" and FLAGS[name].value is not None:
+                raise InputError(f"--{name} is a flag of --mode=sample, not of {FLAGS.mode}.")
         sharding.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         MODES[FLAGS.mode](_config(), FLAGS.workdir)
         sys.stdout.flush()  # Its errors would be a traceback at exit.
@@ -199,6 +218,13 @@ def _required(name: str) -> str:
     if value is None:
         raise InputError(f"--mode={FLAGS.mode} needs --{name}: {FLAGS[name].help}")
     return value
+
+
+def _integers(texts: list[str]) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, texts))
+    except ValueError as error:
+        raise InputError(f"--classes={','.join(texts)} must be integers, such as 0,1,2.") from error
 
 
 def _config() -> Config:

@@ -156,7 +156,7 @@ TAKEN = (
         "data",
         "dequantizers",
     ),
-    *("latents", "restore", "samples", "statistics", "tensorboard"),
+    *("latents", "restore", "sample", "samples", "statistics", "tensorboard"),
 )
 """The folders of a workdir that cannot be the folder of an evaluation."""
 
