@@ -84,12 +84,15 @@ def of_tfds(config: ml_collections.ConfigDict) -> Prepared:
 def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndarray | None]:
     """Return pixels and labels of a split, 'train' or 'test', of a data set of TFDS.
 
-    Fashion-MNIST is read from IDX files instead if data.path is a folder that contains them. Raises
+    Fashion-MNIST is read from IDX files instead if data.path is a folder that contains them; if it
+    is empty and TFDS has not prepared the data set, from those that Debian installs. Raises
     InputError if the data set is missing or damaged.
     """
     prepared, size = of_tfds(config), square_side(config)
-    if prepared.name == "fashion_mnist" and idx.exists(config.path):
-        return idx.read(split, config)
+    if prepared.name == "fashion_mnist":
+        place = Path(config.path).expanduser() if config.path else idx.DEBIAN
+        if idx.exists(place) and (config.path or not _versions(config, prepared)):
+            return idx.read(split, config, place)
     folder = find(config, prepared)
     records = _records(folder, prepared.name, "train" if split == "train" else prepared.test)
 
@@ -112,14 +115,20 @@ def data_dir(config: ml_collections.ConfigDict) -> Path:
 
 def find(config: ml_collections.ConfigDict, prepared: Prepared) -> Path:
     """Return the folder of the newest prepared version. Raises InputError if there is none."""
-    infos = list((data_dir(config) / prepared.name).glob(f"*/{INFO}"))
-    if not infos:
+    versions = _versions(config, prepared)
+    if not versions:
         raise InputError(
             f"data.dataset = {config.dataset!r} is not in {data_dir(config)}; name the folder of "
             f"TensorFlow Datasets that contains {prepared.name} with --config.data.path=DIR, or "
             f"get it with --mode=prepare_data."
         )
-    return max((info.parent for info in infos), key=_version)
+    return max(versions, key=_version)
+
+
+def _versions(config: ml_collections.ConfigDict, prepared: Prepared) -> list[Path]:
+    """Return the folders of the prepared versions."""
+    infos = (data_dir(config) / prepared.name).glob(f"*/{INFO}")
+    return [info.parent for info in infos]
 
 
 def _version(folder: Path) -> tuple[int, ...]:
