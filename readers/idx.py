@@ -10,13 +10,12 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
-from PIL import Image
 
 from errors import InputError, brief
 from readers import preprocessing
 from readers.files import check_expansion
 from readers.image_sizes import square_side
-from readers.preprocessing import Decoded, Pixels
+from readers.preprocessing import Pixels
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Where dataset-fashion-mnist installs it.
 PREFIXES = {"train": "train", "test": "t10k"}
@@ -42,15 +41,8 @@ def read(split: str, config: ml_collections.ConfigDict, folder: Path) -> tuple[P
             f"numbers must be equal."
         )
     size, channels = square_side(config), config.num_channels
-    if images.shape[1:] == (size, size) and channels == 1:
-        return images[..., None], labels
-    mode = preprocessing.MODES[channels]
-
-    def decode(index: int) -> np.ndarray:
-        image = Image.fromarray(images[index]).convert(mode)
-        return preprocessing.to_array(preprocessing.resize(image, size))
-
-    return Decoded(decode, len(images), (size, size, channels)), labels
+    resize = preprocessing.resize
+    return preprocessing.from_array(images[..., None], size, channels, resize), labels
 
 
 def read_array(folder: Path, name: str) -> np.ndarray:

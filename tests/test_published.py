@@ -346,7 +346,8 @@ def test_idx_files(tmp_path):
 def test_fashion_mnist_without_a_path(tmp_path, monkeypatch):
     """A set that TFDS has prepared comes first, then the files that Debian installs."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    monkeypatch.setattr(published.idx, "DEBIAN", tmp_path)
+    release = published.RELEASES["fashion_mnist"]._replace(default=tmp_path)
+    monkeypatch.setitem(published.RELEASES, "fashion_mnist", release)
     config = data(dataset="fashion_mnist", path="", image_size=28, num_channels=1)
     with pytest.raises(InputError, match="is not in .*tfds"):
         datasets.load(config, "train")
