@@ -19,7 +19,7 @@ from jax import Array
 from PIL import Image
 
 from errors import InputError, choose
-from readers import arrays, faces, folders, published, scikit_learn
+from readers import arrays, emoji, faces, folders, published, scikit_learn
 from readers.batches import Batch, Batches, Images, rounds
 from readers.image_sizes import image_shape
 from readers.preprocessing import Pixels
@@ -63,6 +63,7 @@ DATASETS: dict[str, DataSet] = {
     "photos": _data_set(scikit_learn.photos),
     "folder": _data_set(folders.read),
     "array": _data_set(arrays.read),
+    "emoji": _data_set(emoji.read),
     "CIFAR10": _data_set(published.read),
     "SVHN": _data_set(published.read),
     "CELEBA": _data_set(published.read),

@@ -44,7 +44,10 @@ DATA = {
     "data.tfrecords_path": Field(ABSENT, TEXT, (LOCATION,), "The official name of data.path."),
     "data.category": Field(ABSENT, TEXT, (IMAGES,), "The category of LSUN, such as bedroom."),
     "data.held_out": Field(
-        0.1, PART, (IMAGES,), "Share of custom images that is held out, unless they have splits."
+        0.1,
+        PART,
+        (IMAGES,),
+        "Share of custom images and emoji that is held out, unless they have splits.",
     ),
     "data.value_range": Field(
         (),
