@@ -24,10 +24,11 @@ def get_default_configs(
     model = config.model
     network(model)
     model.ema_rate = 0.999
+    model.ema_ramp = True
     model.dropout = 0.0
     model.nf = 32
     model.ch_mult = (1, 2, 2, 2)
-    model.num_res_blocks = 2
+    model.num_res_blocks = 1
     model.attn_resolutions = (8,)
 
     training = config.training
