@@ -93,6 +93,11 @@ def sample_paths(folder: Path, config: Config) -> list[Path]:
     return round_paths(folder, "samples", _round_count(config))
 
 
+def check(experiment: Experiment) -> None:
+    """Raise InputError if the sampler is unstable."""
+    experiment.sampler.check_stable()
+
+
 def measures(entry: Results) -> list[Measure]:
     """No rows: the samples are measured by the stage `metrics`."""
     return []
@@ -117,5 +122,6 @@ STAGE = Stage(
     measures=measures,
     cells=cells,
     notes=notes,
+    check=check,
     needs_classifier=True,
 )

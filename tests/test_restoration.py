@@ -306,3 +306,22 @@ def test_images_of_the_same_name_have_files_of_their_own(tmp_path):
     names, images = restoration_images.load(experiment, experiment.image_shape)
     assert names == ["0_a", "1_a", "2_b_c", "3_b_c"]
     assert len(images) == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "sampler"),
+    [
+        ("moment_matching", None, "pc"),  # A config that is complete.
+        ("moment_matching", {"restore.method"}, "solver"),
+        ("pigdm", set(), "solver"),
+        ("pigdm", {"sampling.method"}, "pc"),
+        ("daps", set(), "pc"),
+    ],
+)
+def test_the_sampler_suits_the_method(method, given, sampler):
+    """A guided score needs no thousand steps; what the user states is kept."""
+    config = tiny.config(**{"restore.method": method, "sampling.corrector": "langevin"})
+    found = restoration.with_sampler(config, given)
+    assert found.sampling.method == sampler
+    assert found.sampling.corrector == ("none" if method == "daps" else "langevin")
+    assert config.sampling.method == "pc"

@@ -22,7 +22,7 @@ from auxiliary import classification
 from checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
 from configs.default import Config
 from datasets import Batch
-from errors import NotFiniteError
+from errors import InputError, NotFiniteError
 from experiment import Experiment
 from models.building import Params
 from report.training_log import TrainingLog
@@ -188,10 +188,10 @@ def _check_state(state: TrainState, log: TrainingLog) -> None:
 
 
 def _show_samples(experiment: Experiment, ema: Params, log: TrainingLog) -> None:
-    """Log a picture of samples; if they are not finite, a warning."""
+    """Log a picture of samples; a warning if they are not finite or the sampler is unstable."""
     try:
         images = experiment.sample_images(ema, 0, GRID).x
-    except NotFiniteError as error:
+    except InputError as error:
         log.say(f"warning: no picture of samples: {error}")
     else:
         log.samples(datasets.image_grid(np.asarray(images)))
