@@ -30,6 +30,7 @@ import report
 import sharding
 import training
 from auxiliary import classification, dequantization
+from configs import location
 from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
@@ -214,12 +215,33 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parse flags; a wrong one, an unreadable config or an unknown field is a one-line error."""
     logging.set_verbosity(logging.ERROR)  # `main` sets it for all other messages.
     try:
-        return FLAGS(argv)
+        return FLAGS(_find_config(argv))
     except Exception as error:  # A config file may raise anything.
         reason = " ".join(str(error).split()) or "no message"
         flags_given = " ".join(argv[1:])
         sys.exit(f"Error: {type(error).__name__}: {reason} (in the flags {flags_given})")
 
 
-if __name__ == "__main__":
+def _find_config(argv: list[str]) -> list[str]:
+    """Return the arguments with the path in --config=PATH as `configs.location` finds it."""
+    found = list(argv)
+    for i, argument in enumerate(argv):
+        if argument.startswith(("--config=", "-config=")):
+            flag, _, value = argument.partition("=")
+            path, *text = value.split(":", 1)  # ml_collections passes the text to get_config.
+            found[i] = f"{flag}={':'.join([location.find(path), *text])}"
+    return found
+
+
+def cli() -> None:
+    """Run the command line; an installed package calls this as the command `score-sde`."""
+    errors.exit_on_signals()
+    if __name__ != "__main__":  # --help describes the module that Python runs.
+        sys.modules["__main__"].__doc__ = (__doc__ or "").replace("python main.py", "score-sde")
+        for flag in FLAGS.get_flags_for_module(__name__):
+            FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    cli()
