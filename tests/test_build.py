@@ -177,6 +177,7 @@ FLAGS = (
     *("--config.training.n_iters=4", "--config.training.batch_size=16"),
     *("--config.training.n_jitted_steps=1", "--config.training.snapshot_sampling=False"),
     *("--config.eval.num_samples=4", "--config.eval.enable_metrics=False"),
+    "--config.eval.enable_bpd=False",
 )
 
 
@@ -194,7 +195,8 @@ class Environment:
         (self.libraries,) = (folder / "environment").glob("lib/python*/site-packages")
         before = set(self.libraries.iterdir())
         (self.libraries / "shared.pth").write_text(sysconfig.get_paths()["purelib"])
-        self.run("python", "-m", "pip", "install", "--no-index", "--no-deps", str(wheel))
+        # pip fails if the requirements are not met, because it may not download them.
+        self.run("python", "-m", "pip", "install", "--no-index", str(wheel))
         self.added = {path.name for path in set(self.libraries.iterdir()) - before}
 
     def run(self, program: str, *arguments: str, seconds: float = 300) -> str:
@@ -244,10 +246,9 @@ def test_names_in_the_wheel(wheels):
 
 @pytest.mark.slow
 def test_installation_adds_two_names(installed):
-    names = {name.split("-")[0] for name in installed.added} - {"shared.pth"}
+    names = {name.split("-")[0] for name in installed.added} - {"shared.pth", "__pycache__"}
     assert names == {"score_sde"}
     assert "Required-by" in installed.run("python", "-m", "pip", "show", "score-sde")
-    installed.run("python", "-m", "pip", "check")
 
 
 @pytest.mark.slow
