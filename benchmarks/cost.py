@@ -11,7 +11,7 @@ docs/accelerators.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,7 +134,7 @@ def rows(records: parts.Records, paths: Sequence[str], utilisation: float) -> li
     return found
 
 
-def page(text: str, found: Sequence[Mapping], utilisation: float) -> str:
+def page(text: str, found: Sequence[speed.Row], utilisation: float) -> str:
     """Return the page with the table of these rows."""
     about = (
         f"Computed, not measured, by `python -m benchmarks.cost --utilisation={utilisation:g} "
