@@ -52,10 +52,8 @@ def _insertions(
                 if first in modules:
                     yield alias.lineno, alias.col_offset, f"{package}."
                 if first in modules and not alias.asname:  # `first` is the name to bind.
-                    rest = (
-                        f" as {first}" if first == alias.name else f", {package}.{first} as {first}"
-                    )
-                    yield alias.end_lineno or 0, alias.end_col_offset or 0, rest
+                    parent = "" if first == alias.name else f", {package}.{first}"
+                    yield alias.end_lineno or 0, alias.end_col_offset or 0, f"{parent} as {first}"
 
 
 def write_package(root: Path, folders: Sequence[str], target: Path) -> None:

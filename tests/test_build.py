@@ -252,6 +252,20 @@ def test_installation_adds_two_names(installed):
 
 
 @pytest.mark.slow
+def test_all_modules_can_be_imported(installed):
+    """Each under the name of the package, and none under that of the clone."""
+    code = (
+        "import importlib, pkgutil, sys, score_sde;"
+        "found = [each.name for each in pkgutil.walk_packages(score_sde.__path__, 'score_sde.')];"
+        "[importlib.import_module(name) for name in found];"
+        "print(*found); print(*sys.modules)"
+    )
+    *_, imported, loaded = installed.run("python", "-c", code).splitlines()
+    assert {"score_sde.main", "score_sde.models.ncsnpp"} <= set(imported.split())
+    assert not set(sources()) - {"score_sde"} & set(loaded.split())
+
+
+@pytest.mark.slow
 def test_command_and_python_example(installed):
     """In a folder without the clone; then the README's example with the workdir."""
     help_text = subprocess.run(
