@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +124,7 @@ def stand_in(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("SCORE_SDE_WAIT", "0")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 
     def make(name: str, script: str) -> None:
         (folder / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
@@ -179,18 +181,36 @@ def test_slurm_queues_a_stopped_job_again(program, code, requeued, stand_in, tmp
     assert (log.read_text() if log.exists() else "") == ("requeue 12\n" if requeued else "")
 
 
+TINY = [
+    *("--config.model.nf=8", "--config.model.ch_mult=(1,)", "--config.model.num_res_blocks=1"),
+    *("--config.model.attn_resolutions=()", "--config.training.batch_size=16"),
+    *("--config.training.snapshot_sampling=False", "--config.training.log_freq=1"),
+]
+SRUN = """
+shift
+export SLURM_STEP_NODELIST=127.0.0.1 SLURM_NTASKS=2
+for task in 0 1; do
+    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" >> task$task.log 2>&1 &
+    last=$!
+done
+until [[ -e stopped ]] || grep -q ^step task0.log; do sleep 0.1; done
+[[ -e stopped ]] || kill -TERM $last
+touch stopped
+wait
+"""
+
+
+def steps_saved(folder: Path) -> int:
+    """The newest saved step of the workdir `runs`."""
+    saved = (folder / "runs" / "checkpoints-meta").iterdir()
+    return max(int(path.name.rpartition("_")[2]) for path in saved)
+
+
 @pytest.mark.slow
 def test_training_that_is_stopped_continues(stand_in, tmp_path):
-    """The real program: SIGTERM after the first steps, then the same command."""
+    """The real program in the place of a container: SIGTERM, then the same command."""
     stand_in("python", f'exec {sys.executable} "$@"')
-    tiny = [
-        *("--config.model.nf=8", "--config.model.ch_mult=(1,)", "--config.model.num_res_blocks=1"),
-        *("--config.model.attn_resolutions=()", "--config.training.batch_size=16"),
-        *("--config.training.snapshot_sampling=False", "--config.training.log_freq=1"),
-    ]
-    steps = "4000"
-    config = str(ROOT / ARGUMENTS[0])
-    command = ["bash", str(SCRIPTS / "train.sh"), config, "runs", steps, *tiny]
+    command = ["bash", str(SCRIPTS / "train.sh"), str(ROOT / ARGUMENTS[0]), "runs", "4000", *TINY]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         next(line for line in process.stdout if line.startswith("step "))
@@ -198,9 +218,34 @@ def test_training_that_is_stopped_continues(stand_in, tmp_path):
         rest = process.stdout.read()
         assert process.wait(timeout=60) == 75
     assert "stopped by SIGTERM; the state is saved" in rest
-    (stopped,) = (tmp_path / "runs" / "checkpoints-meta").iterdir()
-    step = int(stopped.name.rpartition("_")[2])
+    step = steps_saved(tmp_path)
     command[4] = str(step + 2)
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended
     assert f"continuing from checkpoints-meta/checkpoint_{step}" in ended.stdout
+
+
+@pytest.mark.slow
+def test_slurm_job_of_two_tasks_is_stopped_and_continues(stand_in, tmp_path, monkeypatch):
+    """Two processes find each other by SLURM's variables; one of them receives SIGTERM."""
+    with socket.socket() as free:  # JAX derives the port from the number of the job.
+        job = next(n for n in range(4096) if free.connect_ex(("127.0.0.1", 61440 + n)))
+    monkeypatch.setenv("SLURM_JOB_ID", str(job))
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
+    (tmp_path / "main.py").symlink_to(ROOT / "main.py")
+    stand_in("python", f'exec {sys.executable} "$@"')
+    stand_in("srun", SRUN)
+    stand_in("scontrol", 'echo "$@" > scontrol.log')
+    command = ["bash", str(SCRIPTS / "slurm.sbatch"), ARGUMENTS[0], "runs", "4000", *TINY]
+    logs = [tmp_path / f"task{i}.log" for i in range(2)]
+    for requeued in (True, False):
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert ended.returncode == 0, [ended, *(log.read_text() for log in logs)]
+        assert (tmp_path / "scontrol.log").exists() == requeued
+        (tmp_path / "scontrol.log").unlink(missing_ok=True)
+        step = steps_saved(tmp_path)
+        if requeued:
+            assert f"step {step}: stopped by another process's signal" in logs[0].read_text()
+            command[4] = str(step + 2)
+    assert steps_saved(tmp_path) == int(command[4])
