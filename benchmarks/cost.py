@@ -111,14 +111,17 @@ def expected(
 
 def count_samples(records: parts.Records, paths: Sequence[str]) -> dict[str, speed.Row]:
     """Return forward FLOPs and evaluations of each config; add those that `records` lacks."""
-    found = {}
+    found, same_network = {}, {}
     for path in paths:
-        key = f"{path} sample"
+        config, key = comparison.load_config(path), f"{path} sample"
+        network = memory.step_key(config, 1)
         if records.is_missing(key):
-            config = comparison.load_config(path)
-            forward = sampling.forward_flops(Experiment(config, jax.devices()[:1]), 1)
+            forward = same_network.get(network) or sampling.forward_flops(
+                Experiment(config, jax.devices()[:1]), 1
+            )
             records.add(key, {"forward": forward, "nfe": evaluations(config)})
         found[path] = records.results[key]
+        same_network[network] = found[path]["forward"]
     return found
 
 

@@ -138,6 +138,24 @@ def test_all_imports_of_the_package_are_rewritten(package):
     assert rewritten > 600
 
 
+def test_no_string_names_a_module_to_import(package):
+    """Strings are not rewritten. The names in them are those of libraries, or given by users."""
+    modules, found = set(sources()), []
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            function = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if function.split(".")[-1] in (
+                "import_module",
+                "find_spec",
+                "__import__",
+                "run_module",
+            ):
+                names = [each.value for each in node.args if isinstance(each, ast.Constant)]
+                found += names
+                assert not {str(name).split(".")[0] for name in names} & modules, (path, names)
+    assert "libtpu" in found
+
+
 def test_no_public_name_hides_a_module(package):
     """`import score_sde.NAME as NAME` would bind the name of the same spelling instead."""
     names = {
