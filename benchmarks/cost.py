@@ -44,14 +44,14 @@ DEVICES = (
 )
 COLUMNS = {
     "config": ("name", "", 1),
-    "steps, 10^3": ("steps", ",.0f", 1e-3),
+    "steps": ("steps", ",", 1),
     "batch": ("batch", "", 1),
     "GB at this batch": ("memory", ".1f", 1e-9),
     f"devices of {memory.CARD / 1e9:.0f} GB": ("devices", "", 1),
-    "training, EFLOP": ("flops", ".3g", 1e-18),
-    **{f"hours, {each.name}": (each.name, ",.3g", 1) for each in DEVICES},
+    "training, EFLOP": ("flops", ",.2f", 1e-18),
+    **{f"hours, {each.name}": (each.name, ",.1f", 1) for each in DEVICES},
     "evaluations a sample": ("nfe", ",", 1),
-    f"samples, hours, {DEVICES[1].name}": ("sampling", ",.3g", 1),
+    f"hours for samples, {DEVICES[1].name}": ("sampling", ",.1f", 1),
 }
 
 
