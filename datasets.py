@@ -19,7 +19,7 @@ from jax import Array
 from PIL import Image
 
 from errors import InputError, choose
-from readers import arrays, faces, folders, published, scikit_learn
+from readers import arrays, emoji, faces, folders, published, scikit_learn
 from readers.batches import Batch, Batches, Images, rounds
 from readers.image_sizes import image_shape
 from readers.preprocessing import Pixels
@@ -63,6 +63,7 @@ DATASETS: dict[str, DataSet] = {
     "photos": _data_set(scikit_learn.photos),
     "folder": _data_set(folders.read),
     "array": _data_set(arrays.read),
+    "emoji": _data_set(emoji.read),
     "CIFAR10": _data_set(published.read),
     "SVHN": _data_set(published.read),
     "CELEBA": _data_set(published.read),
@@ -266,8 +267,12 @@ def image_grid(images: np.ndarray, min_side: int = 64, columns: int | None = Non
     images = np.pad(images, ((0, -len(images) % columns), (0, 0), (0, 0), (0, 0)))
     _, height, width, channels = images.shape
     grid = images.reshape(-1, columns, height, width, channels).swapaxes(1, 2)
-    grid = grid.reshape(-1, columns * width, channels)
-    return Image.fromarray(grid[..., 0] if channels == 1 else grid)
+    return to_picture(grid.reshape(-1, columns * width, channels))
+
+
+def to_picture(image: np.ndarray) -> Image.Image:
+    """Return a uint8 image (H, W, C), C = 1 or 3, as a picture."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
 def _as_bytes(values: np.ndarray) -> np.ndarray:

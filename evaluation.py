@@ -34,10 +34,13 @@ from workdir import (
 )
 
 
-def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[int, Results]:
+def evaluate(
+    config: Config, workdir: str, eval_folder: str = "eval", number: int | None = None
+) -> dict[int, Results]:
     """Evaluate the checkpoints begin_ckpt .. end_ckpt of `workdir`; return results by number.
 
-    A stage runs if config.eval.enable_NAME is set. Raise InputError for an invalid config, for a
+    With a `number`, only that checkpoint is evaluated; if there is none from begin_ckpt to end_ckpt,
+    the newest. A stage runs if config.eval.enable_NAME is set. Raise InputError for an invalid config, for a
     workdir or an evaluation folder of another config, and if no checkpoint can be evaluated.
     """
     experiment = Experiment(config)
@@ -53,7 +56,7 @@ def evaluate(config: Config, workdir: str, eval_folder: str = "eval") -> dict[in
     if any(stage.needs_classifier for stage in stages):
         classification.provide(experiment, workdir)
     checkpoints = Checkpoints(workdir)
-    selected = _select(checkpoints, config, workdir)
+    selected = _select(checkpoints, config, number)
     prepared = {stage.name: stage.prepare(experiment, Path(workdir)) for stage in stages}
     with owned(folder, config, "evaluation"):
         report.note_environment(folder, experiment.mesh)
@@ -86,6 +89,9 @@ def _evaluate(
         dequantize = None
         if any(stage.needs_dequantizer for stage in stages):
             dequantize = dequantization.make(experiment, workdir, found.number)
+        note = train_state.initial_share_note(experiment.config.model, found.step)
+        if note:
+            print(f"{found}: {note}", flush=True)
         context = Context(experiment, ema, folder / f"checkpoint_{found.number}", dequantize)
         inputs = [
             dataclasses.replace(
@@ -114,19 +120,27 @@ def _enabled_stages(config: Config) -> list[Stage]:
             )
         else:
             stages.append(stage)
+    if not stages:
+        names = ", ".join(f"eval.enable_{stage.name}" for stage in STAGES)
+        raise InputError(f"nothing to evaluate: set one of {names}.")
     return stages
 
 
-def _select(checkpoints: Checkpoints, config: Config, workdir: str) -> list[Found]:
+def _select(checkpoints: Checkpoints, config: Config, number: int | None) -> list[Found]:
     """The checkpoints to evaluate, in order. Raise InputError if there are none."""
+    if number is not None:
+        return [checkpoints.pick(number)]
     snapshots = checkpoints.snapshots()
     begin, end = config.eval.begin_ckpt, config.eval.end_ckpt
     selected = [snapshots[number] for number in sorted(snapshots) if begin <= number <= end]
     if not selected:
-        raise InputError(
-            f"{workdir} has no checkpoint from eval.begin_ckpt = {begin} to eval.end_ckpt = {end}; "
-            f"it has: {', '.join(map(str, sorted(snapshots))) or 'none'}."
+        newest = checkpoints.pick(None)
+        print(
+            f"no checkpoint from eval.begin_ckpt = {begin} to eval.end_ckpt = {end}; the newest is "
+            f"evaluated: {newest}",
+            flush=True,
         )
+        return [newest]
     return selected
 
 

@@ -31,7 +31,7 @@ from models.classifier import WideResnet
 from models.layers import ACTIVATIONS, Rngs
 from models.score import ScoreModel, conventions
 from sde_lib import SDE, SDES, VESDE, Score
-from solvers.finite import first_bad, is_finite
+from solvers.finite import is_finite
 
 FRAMES = 16  # states of a trajectory, at most
 ADAPTIVE = "adaptive_sde"
@@ -58,23 +58,24 @@ class Samples(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A function to samples, and how it counts its steps.
+    """A loop to samples, and how it counts its steps.
 
     Attributes:
-      run: (keys (B,), score, samples of the prior (B, ...)) -> Samples. That of sampling.method =
-        'pc' has two more arguments, by name: a `constraint` for its loop, and `exchange`, a
-        function from its predictor to the one that it uses instead; the attribute `evaluations`
-        of the latter states its score evaluations in a step, if these are not one. The samplers of `make_flow`
-        have the arguments (score, states (B, ...)).
-      steps: the number of steps that `Samples.bad_step` counts; None if they are adaptive.
+      loop: (keys (B,), score) -> Loop from samples of the prior (B, ...) to Samples. That of
+        sampling.method = 'pc' has two more arguments, by name: a `constraint` for its loop, and
+        `exchange`, a function from its predictor to the one that it uses instead; the attribute
+        `evaluations` of the latter states its score evaluations in a step, if these are not one.
+        The samplers of `make_flow` have the argument (score), and start from any states.
+      steps: the number of steps, which `Samples.bad_step` counts; None if they are adaptive.
     """
 
-    run: Callable[..., Samples]
+    loop: Callable[..., solvers.Loop]
     steps: int | None = None
 
     def __call__(self, *arguments: Any, **options: Any) -> Samples:
-        """Return the samples."""
-        return self.run(*arguments, **options)
+        """Return the samples: the arguments are those of `loop`, and the states to start from."""
+        *inputs, x = arguments
+        return self.loop(*inputs, **options).run(x)
 
 
 # --- validation -----------------------------------------------------------------------------------
@@ -199,8 +200,8 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
     corrections = 0 if corrector is sampling.none else options.n_steps_each
     if options.probability_flow:
         predictor = functools.partial(predictor, probability_flow=True)
-    run = functools.partial(
-        sampling.predictor_corrector,
+    make_loop = functools.partial(
+        sampling.predictor_corrector_loop,
         corrector=corrector,
         snr=options.snr,
         n_steps_each=options.n_steps_each,
@@ -208,24 +209,23 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
         num_frames=FRAMES if options.trajectory else 0,
     )
 
-    def sample(
+    def loop(
         keys: Array,
         score: Score,
-        x: Array,
         *,
         constraint: sampling.Constraint | None = None,
         exchange: Callable[[sampling.Update], sampling.Update] = lambda predictor: predictor,
-    ) -> Samples:
+    ) -> solvers.Loop:
         chosen = exchange(predictor)
         evaluations = corrections + getattr(chosen, "evaluations", 1)
         if chosen is sampling.none:
             evaluations = corrections
-        x, frames, bad_step = run(
-            keys, score, sde, x, steps, predictor=chosen, constraint=constraint
+        nfe = _nfe(score, steps.t, evaluations)
+        return make_loop(keys, score, sde, steps, predictor=chosen, constraint=constraint).then(
+            lambda result: _samples(result[0], nfe, *result[1:])
         )
-        return _samples(x, _nfe(score, steps.t, x, evaluations), frames, bad_step)
 
-    return Sampler(sample, len(steps.t))
+    return Sampler(loop, len(steps.t))
 
 
 def _ode_sampler(config: Config, sde: SDE) -> Sampler:
@@ -235,11 +235,16 @@ def _ode_sampler(config: Config, sde: SDE) -> Sampler:
     if config.sampling.noise_removal:
         last = jax.tree.map(lambda leaf: leaf[-1], steps)
 
-    def sample(keys: Array, score: Score, x: Array) -> Samples:
-        y, calls = sampling.probability_flow_ode(score, sde, x, denoise_step=last)
-        return _samples(y, calls * _most_evaluations(score, steps.t))
+    def loop(keys: Array, score: Score) -> solvers.Loop:
+        del keys  # The flow draws no noise.
 
-    return Sampler(sample)
+        def solve(x: Array) -> Samples:
+            y, calls = sampling.probability_flow_ode(score, sde, x, denoise_step=last)
+            return _samples(y, calls * _most_evaluations(score, steps.t))
+
+        return solvers.single(solve)
+
+    return Sampler(loop)
 
 
 def _solver_sampler(config: Config, sde: SDE) -> Sampler:
@@ -256,14 +261,13 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
     if options.trajectory:
         shown = np.unique(np.linspace(0, len(plan.level) - 1, FRAMES).astype(int))
 
-    def sample(keys: Array, score: Score, x: Array) -> Samples:
-        x, states = solvers.few_step(
-            keys, score, sde, x, plan, levels[-1], noise_prediction=noise_prediction
-        )
-        times = sde.time_at(jnp.asarray(plan.level))
-        return _samples(x, _nfe(score, times, x), states[shown], first_bad(states))
+    def loop(keys: Array, score: Score) -> solvers.Loop:
+        nfe = _nfe(score, sde.time_at(jnp.asarray(plan.level)))
+        return solvers.few_step_loop(
+            keys, score, sde, plan, levels[-1], noise_prediction=noise_prediction, shown=shown
+        ).then(lambda result: _samples(result[0], nfe, *result[1:]))
 
-    return Sampler(sample, len(plan.level))
+    return Sampler(loop, len(plan.level))
 
 
 def _adaptive_sampler(config: Config, sde: SDE) -> Sampler:
@@ -271,20 +275,23 @@ def _adaptive_sampler(config: Config, sde: SDE) -> Sampler:
     options = config.sampling
     grey_level = (2 if config.data.centered else 1) / 256
 
-    def sample(keys: Array, score: Score, x: Array) -> Samples:
-        y, calls = solvers.adaptive_sde(
-            keys,
-            score,
-            sde,
-            x,
-            tolerance=options.tolerance,
-            absolute=grey_level,
-            denoise=options.noise_removal,
-        )
-        most = _most_evaluations(score, sde.sampling_times(1000))
-        return _samples(y, calls * most)
+    def loop(keys: Array, score: Score) -> solvers.Loop:
+        def solve(x: Array) -> Samples:
+            y, calls = solvers.adaptive_sde(
+                keys,
+                score,
+                sde,
+                x,
+                tolerance=options.tolerance,
+                absolute=grey_level,
+                denoise=options.noise_removal,
+            )
+            most = _most_evaluations(score, sde.sampling_times(1000))
+            return _samples(y, calls * most)
 
-    return Sampler(sample)
+        return solvers.single(solve)
+
+    return Sampler(loop)
 
 
 SAMPLERS: dict[str, Callable[[Config, SDE], Sampler]] = {
@@ -295,9 +302,9 @@ SAMPLERS: dict[str, Callable[[Config, SDE], Sampler]] = {
 """By `config.sampling.method`."""
 
 
-def _nfe(score: Score, times: Array, x: Array, calls: int = 1) -> Array:
-    """Return the network evaluations (B,) of `calls` calls at each of the times (n,)."""
-    return jnp.full(x.shape[0], calls * guidance.evaluations(score, times).sum(), jnp.int32)
+def _nfe(score: Score, times: Array, calls: int = 1) -> Array:
+    """Return the network evaluations () of `calls` calls at each of the times (n,)."""
+    return (calls * guidance.evaluations(score, times).sum()).astype(jnp.int32)
 
 
 def _most_evaluations(score: Score, times: Array) -> Array:
@@ -309,6 +316,7 @@ def _samples(
     x: Array, nfe: Array, frames: Array | None = None, bad_step: Array | None = None
 ) -> Samples:
     """Return the samples; without `bad_step`, failures count as those of step 1."""
+    nfe = jnp.broadcast_to(nfe, len(x))
     frames = x[None][:0] if frames is None else frames
     bad_step = jnp.zeros(len(x), jnp.int32) if bad_step is None else bad_step
     return Samples(x, nfe, frames, jnp.where(is_finite(x), 0, jnp.maximum(bad_step, 1)))
@@ -346,20 +354,22 @@ def make_flow(config: Config, sde: SDE) -> tuple[Sampler, Sampler]:
 
 
 def _adaptive_flow(sde: SDE, start: float, end: float) -> Sampler:
-    def run(score: Score, x: Array) -> Samples:
-        return _samples(*sampling.integrate_flow(score, sde, x, start, end))
+    def loop(score: Score) -> solvers.Loop:
+        return solvers.single(
+            lambda x: _samples(*sampling.integrate_flow(score, sde, x, start, end))
+        )
 
-    return Sampler(run)
+    return Sampler(loop)
 
 
 def _solver_flow(config: Config, sde: SDE, levels: np.ndarray) -> Sampler:
     plan = make_plan(config, levels)
     noise_prediction = solvers.SOLVERS[config.sampling.solver.lower()].noise_prediction
+    nfe = jnp.int32(len(plan.level))
 
-    def run(score: Score, x: Array) -> Samples:
-        y, states = solvers.few_step(
-            None, score, sde, x, plan, levels[-1], noise_prediction=noise_prediction
-        )
-        return _samples(y, jnp.full(x.shape[0], len(plan.level)), bad_step=first_bad(states))
+    def loop(score: Score) -> solvers.Loop:
+        return solvers.few_step_loop(
+            None, score, sde, plan, levels[-1], noise_prediction=noise_prediction
+        ).then(lambda result: _samples(result[0], nfe, *result[1:]))
 
-    return Sampler(run, len(plan.level))
+    return Sampler(loop, len(plan.level))

@@ -8,6 +8,7 @@ docs/usage.md describes the modes and flags.
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -34,9 +35,13 @@ from configs import location
 from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
-from modes import calibration, conversion, inspection, latents, restoration
+from modes import calibration, conversion, inspection, latents, restoration, samples
+from workdir import CONFIG, stored
 
 FLAGS = flags.FLAGS
+
+DEFAULT_COUNT = 64
+OF_SAMPLING = ("count", "classes", "seed")  # flags of --mode=sample only
 
 # --- modes ----------------------------------------------------------------------------------------
 
@@ -47,7 +52,7 @@ def _train(config: Config, workdir: str) -> None:
 
 def _eval(config: Config, workdir: str) -> None:
     folder = FLAGS.eval_folder or "eval"
-    evaluation.evaluate(config, workdir, folder)
+    evaluation.evaluate(config, workdir, folder, FLAGS.checkpoint)
     if jax.process_index() == 0:  # The report reads what this process has written.
         report.write(workdir, folder)
 
@@ -74,6 +79,15 @@ def _interpolate(config: Config, workdir: str) -> None:
 
 def _restore(config: Config, workdir: str) -> None:
     restoration.restore(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder)
+
+
+def _sample(config: Config, workdir: str) -> None:
+    if FLAGS.classes is not None:
+        config.guidance.classes = _integers(FLAGS.classes)
+    if FLAGS.seed is not None:
+        config.seed = FLAGS.seed
+    count = DEFAULT_COUNT if FLAGS.count is None else FLAGS.count
+    samples.sample(config, workdir, count, number=FLAGS.checkpoint, folder=FLAGS.eval_folder)
 
 
 def _calibrate(config: Config, workdir: str) -> None:
@@ -108,6 +122,7 @@ MODES: dict[str, Callable[[Config, str], None]] = {
     "export": _export,
     "encode": _encode,
     "interpolate": _interpolate,
+    "sample": _sample,
     "restore": _restore,
     "calibrate": _calibrate,
     "train_classifier": _train_classifier,
@@ -120,7 +135,10 @@ MODES: dict[str, Callable[[Config, str], None]] = {
 # --- flags ----------------------------------------------------------------------------------------
 
 config_flags.DEFINE_config_file(
-    "config", None, "The experiment; fields as in --config.training.batch_size=64."
+    "config",
+    None,
+    "The experiment: a config file, or a config.json; by default that of the workdir. Fields as in "
+    "--config.training.batch_size=64.",
 )
 flags.DEFINE_string("workdir", None, "The folder of checkpoints, logs and results.")
 flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
@@ -137,14 +155,20 @@ flags.DEFINE_string(
     "target", None, "The file to export to: .pth (PyTorch), .safetensors, or else Flax."
 )
 flags.DEFINE_integer(
-    "checkpoint", None, "The checkpoint to export, encode with, ...; by default the newest."
+    "checkpoint",
+    None,
+    "The checkpoint to sample from, export, encode with, ...; by default the newest, or for "
+    "--mode=eval those from eval.begin_ckpt to eval.end_ckpt.",
 )
+flags.DEFINE_integer("count", None, f"The number of images to draw; {DEFAULT_COUNT} by default.")
+flags.DEFINE_list("classes", None, "The classes of the images to draw in turn, such as 0,1,2.")
+flags.DEFINE_integer("seed", None, "The seed of the images to draw, in place of --config.seed.")
 flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, if several are started by hand; docs/scaling.md."
 )
 flags.DEFINE_integer("num_processes", None, "The number of processes started by hand.")
 flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
-flags.mark_flags_as_required(["config", "workdir", "mode"])
+flags.mark_flags_as_required(["workdir", "mode"])
 
 
 def main(argv: list[str]) -> None:
@@ -157,6 +181,9 @@ def main(argv: list[str]) -> None:
             raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.")
         if not FLAGS.workdir:  # As --workdir=$DIR without DIR, which would be the current folder.
             raise InputError("--workdir is empty; it must name a folder.")
+        for name in OF_SAMPLING:
+            if FLAGS.mode != "sample" and FLAGS[name].value is not None:
+                raise InputError(f"--{name} is a flag of --mode=sample, not of {FLAGS.mode}.")
         sharding.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         MODES[FLAGS.mode](_config(), FLAGS.workdir)
         sys.stdout.flush()  # Its errors would be a traceback at exit.
@@ -194,6 +221,13 @@ def _required(name: str) -> str:
     return value
 
 
+def _integers(texts: list[str]) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, texts))
+    except ValueError as error:
+        raise InputError(f"--classes={','.join(texts)} must be integers, such as 0,1,2.") from error
+
+
 def _config() -> Config:
     try:
         # Any access to the config of a file that could not be loaded raises the reason.
@@ -211,26 +245,46 @@ def _config() -> Config:
     )
 
 
+STORED = Path(stored.__file__)  # the config file that reads a config.json
+
+
+def with_stored_config(argv: list[str]) -> list[str]:
+    """Return the arguments with the config that a workdir was made with, if it is asked for.
+
+    That is, for --config=DIR/config.json, and without --config. Other paths are replaced by those
+    that `configs.location` finds.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("config", "workdir"):
+        parser.add_argument(f"--{name}", f"-{name}", nargs="?")
+    found, others = parser.parse_known_args(argv[1:])
+    config = found.config or found.workdir
+    if config and (config == found.workdir or Path(config).name == CONFIG):
+        config = f"{STORED}:{config}"
+    elif config:
+        path, *text = config.split(":", 1)  # ml_collections passes the text to get_config.
+        config = ":".join([location.find(path), *text])
+    given = {"config": config, "workdir": found.workdir}
+    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    return [*argv[:1], *flags, *others]
+
+
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse flags; a wrong one, an unreadable config or an unknown field is a one-line error."""
     logging.set_verbosity(logging.ERROR)  # `main` sets it for all other messages.
+    argv = with_stored_config(argv)
+    sys.argv[:] = argv  # config_flags reads the fields of the config from there.
     try:
-        return FLAGS(_find_config(argv))
+        return FLAGS(argv)
     except Exception as error:  # A config file may raise anything.
+        cause: BaseException = error  # config_flags adds a traceback to the message.
+        while cause.__context__:
+            cause = cause.__context__
+        if isinstance(cause, InputError):
+            errors.fail(str(cause))
         reason = " ".join(str(error).split()) or "no message"
         flags_given = " ".join(argv[1:])
         sys.exit(f"Error: {type(error).__name__}: {reason} (in the flags {flags_given})")
-
-
-def _find_config(argv: list[str]) -> list[str]:
-    """Return the arguments with the path in --config=PATH as `configs.location` finds it."""
-    found = list(argv)
-    for i, argument in enumerate(argv):
-        if argument.startswith(("--config=", "-config=")):
-            flag, _, value = argument.partition("=")
-            path, *text = value.split(":", 1)  # ml_collections passes the text to get_config.
-            found[i] = f"{flag}={':'.join([location.find(path), *text])}"
-    return found
 
 
 def cli() -> None:

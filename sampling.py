@@ -10,6 +10,7 @@ a batch, its docstring says so. Equations and algorithms are those of arXiv:2011
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from sde_lib import SDE, Score, Step, expand
 from solvers import integrate
 from solvers.finite import note_bad
 from solvers.keys import fold_in, image_keys, standard_normal, uniform
+from solvers.loop import Loop
 
 __all__ = [
     "CORRECTORS",
@@ -37,6 +39,7 @@ __all__ = [
     "langevin_per_image",
     "none",
     "predictor_corrector",
+    "predictor_corrector_loop",
     "prior_sample",
     "probability_flow_ode",
     "reverse_diffusion",
@@ -188,6 +191,21 @@ def predictor_corrector(
     sde: SDE,
     x: Float[Array, " b *shape"],
     steps: Step,
+    **options: Any,
+) -> tuple[Float[Array, " b *shape"], Float[Array, "frames b *shape"], Int[Array, " b"]]:
+    """Sample by Algorithm 1: run the loop of `predictor_corrector_loop`, which has these arguments.
+
+    Args:
+      x: (B, ...), samples from the prior.
+    """
+    return predictor_corrector_loop(keys, score, sde, steps, **options).run(x)
+
+
+def predictor_corrector_loop(
+    keys: Array,
+    score: Score,
+    sde: SDE,
+    steps: Step,
     *,
     predictor: Update = reverse_diffusion,
     corrector: Update = none,
@@ -196,12 +214,11 @@ def predictor_corrector(
     denoise: bool = True,
     constraint: Constraint | None = None,
     num_frames: int = 0,
-) -> tuple[Float[Array, " b *shape"], Float[Array, "frames b *shape"], Int[Array, " b"]]:
-    """Sample by Algorithm 1: at each time `n_steps_each` corrections, then one prediction.
+) -> Loop:
+    """Return Algorithm 1 as a loop: each step is `n_steps_each` corrections, then one prediction.
 
     Args:
       keys: (B,), one random key per image.
-      x: (B, ...), samples from the prior.
       steps: the time grid, `sde.discretize(n)` or `sde.steps(ts)`; leaves of shape (n,).
       snr: the signal-to-noise ratio r of the correctors.
       denoise: whether to return the mean of the last step, without its noise.
@@ -209,20 +226,23 @@ def predictor_corrector(
         both are given the time before the prediction.
       num_frames: the number of intermediate states to return, evenly spaced over the steps.
 
-    Returns:
-      Samples (B, ...) in the range of the data; the intermediate states (num_frames, B, ...); and
-      the step (B,), from 1, after which a state was first not finite, or 0.
+    The result of the loop are samples (B, ...) in the range of the data; the intermediate states
+    (num_frames, B, ...); and the step (B,), from 1, after which a state was first not finite, or 0.
     """
     n = len(steps.t)
     # The states of steps without a frame are written to an extra frame, which is dropped.
     frame_indices = np.full(n, num_frames)
     frame_indices[np.linspace(0, n - 1, num_frames).astype(int)] = np.arange(num_frames)
 
-    def iteration(
-        carry: tuple[Array, Array, Array, Array], row: tuple[Array, Step, Array]
-    ) -> tuple[tuple[Array, Array, Array, Array], None]:
+    def start(x: Array) -> tuple[Array, Array, Array, Array]:
+        frames = jnp.zeros((len(x), num_frames + 1 if num_frames else 0, *x.shape[1:]))
+        return x, x, frames, jnp.zeros(len(x), jnp.int32)
+
+    def iterate(
+        index: int | Array, carry: tuple[Array, Array, Array, Array]
+    ) -> tuple[Array, Array, Array, Array]:
         x, _, frames, bad_step = carry
-        index, step, frame_index = row
+        step = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], steps)
         step_keys = fold_in(keys, index)
 
         def correct(i: int | Array, x: Array) -> Array:
@@ -235,14 +255,14 @@ def predictor_corrector(
         if constraint:
             x, mean = constraint(fold_in(step_keys, n_steps_each + 2), x, mean, step)
         if num_frames:
-            frames = frames.at[frame_index].set(x)
-        return (x, mean, frames, note_bad(bad_step, x, index + 1)), None
+            frames = frames.at[:, jnp.asarray(frame_indices)[index]].set(x)
+        return x, mean, frames, note_bad(bad_step, x, index + 1)
 
-    frames = jnp.zeros((num_frames + 1, *x.shape) if num_frames else (0, *x.shape))
-    rows = (jnp.arange(n), steps, jnp.asarray(frame_indices))
-    start = (x, x, frames, jnp.zeros(len(x), jnp.int32))
-    (x, mean, frames, bad_step), _ = lax.scan(iteration, start, rows)
-    return (mean if denoise else x), frames[:num_frames], bad_step
+    def finish(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array]:
+        x, mean, frames, bad_step = carry
+        return (mean if denoise else x), frames[:, :num_frames].swapaxes(0, 1), bad_step
+
+    return Loop(n, start, iterate, finish)
 
 
 def probability_flow_ode(

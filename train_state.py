@@ -7,6 +7,7 @@ evaluation use the EMA parameters, as in the official code.
 from __future__ import annotations
 
 import functools
+import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -55,7 +56,7 @@ def abstract(params: Params, optimizer: optax.GradientTransformation) -> TrainSt
 
 
 def update(
-    state: TrainState, grads: Params, optimizer: optax.GradientTransformation, ema_rate: float
+    state: TrainState, grads: Params, optimizer: optax.GradientTransformation, ema_rate: ArrayLike
 ) -> TrainState:
     """Return the state after one more step; `ema_rate` is the decay of the moving average."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -63,6 +64,49 @@ def update(
     params = cast(Params, optax.apply_updates(state.params, updates))
     ema = cast(Params, optax.incremental_update(params, state.ema, 1 - ema_rate))
     return TrainState(state.step + 1, params, ema, opt_state)
+
+
+# --- moving average -------------------------------------------------------------------------------
+
+
+def ema_rate(config: Config, step: Array) -> ArrayLike:
+    """Return the decay of the moving average in the update after `step` updates.
+
+    `config` is config.model. With its ema_ramp, update number n has at most (1 + n) / (10 + n), as
+    in the official PyTorch code.
+    """
+    if not config.ema_ramp:
+        return config.ema_rate
+    number = step + 1
+    return jnp.minimum(config.ema_rate, (1 + number) / (10 + number))
+
+
+def initial_share(config: Config, steps: int) -> float:
+    """Return the weight of the initial parameters in the moving average after a number of steps.
+
+    `config` is config.model.
+    """
+    rate, ramped = config.ema_rate, 0
+    if config.ema_ramp:  # The product of (1 + n) / (10 + n) up to the step that reaches the rate.
+        reached = (10 * rate - 1) / (1 - rate) if rate < 1 else math.inf
+        ramped = min(steps, max(0, math.floor(reached)))
+    log_share = math.lgamma(ramped + 2) + math.lgamma(11) - math.lgamma(ramped + 11)
+    return math.exp(log_share) * rate ** (steps - ramped)
+
+
+def initial_share_note(config: Config, steps: int) -> str:
+    """Return a sentence if the initial parameters still count in the moving average, else ''.
+
+    `config` is config.model.
+    """
+    share = initial_share(config, steps)
+    if share <= 0.01:
+        return ""
+    remedy = "train longer" if config.ema_ramp else "train longer, or set model.ema_ramp = True"
+    return (
+        f"the moving average (EMA) still holds {share:.0%} of the initial weights, and samples and "
+        f"bits/dim are those of the EMA; {remedy}"
+    )
 
 
 # --- values that are not finite -------------------------------------------------------------------

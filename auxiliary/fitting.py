@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from tqdm import tqdm
 
+import progress
 import sharding
 import train_state
 from datasets import Batch, Batches
@@ -84,16 +84,18 @@ def fit(
             print(f"continuing from step {start} of {partial}", flush=True)
         state, stream, values = jax.device_put(state, whole), batches.iterate(start), []
         step = _compile(experiment, loss, optimizer, key)
-        for i in tqdm(range(start, total), initial=start, total=total, unit="step", disable=None):
-            batch = jax.tree.map(lambda leaf: leaf[0], next(stream))
-            state, value = step(state, sharding.shard(experiment.mesh, batch), i, constants)
-            values.append(value)
-            if (i + 1) % LOG_EVERY == 0 or i + 1 == total:
-                _report(i + 1, values, unit)
-                values = []
-            if (i + 1) % SAVE_EVERY == 0 and i + 1 < total:
-                _check(state, i + 1)
-                save_tree(partial, state, settings, i + 1)
+        with progress.counting(f"training {path.stem}", total, "step", start) as update:
+            for i in range(start, total):
+                batch = jax.tree.map(lambda leaf: leaf[0], next(stream))
+                state, value = step(state, sharding.shard(experiment.mesh, batch), i, constants)
+                values.append(value)
+                update(i + 1)
+                if (i + 1) % LOG_EVERY == 0 or i + 1 == total:
+                    _report(i + 1, values, unit)
+                    values = []
+                if (i + 1) % SAVE_EVERY == 0 and i + 1 < total:
+                    _check(state, i + 1)
+                    save_tree(partial, state, settings, i + 1)
         _check(state, total)
         save_tree(path, state[0], settings, total)
         if not jax.process_index():

@@ -142,7 +142,7 @@ def measure_digits(
     problem = restoration.build_problem(experiment)
     with tempfile.TemporaryDirectory() as folder:
         reconstructions, _ = restoration.solve(experiment, problem, ema, Path(folder), {})
-    run = restoration.compile_solver(experiment, problem.operator)
+    run = restoration.compile_solver(experiment, problem.operator).whole
     inputs = ema, *experiment.rows((problem.y, np.arange(count)))
     jax.block_until_ready(run(*inputs, 0))  # Compiles.
     start = time.monotonic()

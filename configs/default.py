@@ -6,35 +6,50 @@ those of Song et al. (ICLR 2021, arXiv:2011.13456).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+from flax import traverse_util
 
-from configs.domains import AnyOf
+from configs.domains import AnyOf, Entries, Sequence
 from configs.fields import ABSENT, FIELDS
 
 Config = ml_collections.ConfigDict
 
-COMPLETED_MODEL_FIELDS = ("class_dropout", "dtype")  # Official configs lack them.
+COMPLETED_MODEL_FIELDS = ("class_dropout", "dtype", "ema_ramp")  # Official configs lack them.
 
 
 def get_default_config() -> Config:
     """Return a config with every field that has a default."""
     config = ml_collections.ConfigDict()
     for name, field in FIELDS.items():
-        if field.default is ABSENT:
-            continue
-        default = field.default
-        if isinstance(field.domain, AnyOf):  # ml_collections otherwise fixes the default's type.
-            default = ml_collections.FieldReference(default, field_type=object)
-        section, _, key = name.rpartition(".")
-        if not section:
-            config[key] = default
-            continue
-        if section not in config:
-            config[section] = ml_collections.ConfigDict()
-        config[section][key] = default
+        if field.default is not ABSENT:
+            _set(config, name, field.default)
     return config
+
+
+def from_json(fields: Mapping[str, Any]) -> Config:
+    """Return the config of a config.json, whose fields can be set on the command line.
+
+    JSON has lists in place of tuples.
+    """
+    config = ml_collections.ConfigDict()
+    for name, leaf in traverse_util.flatten_dict(dict(fields), sep=".").items():
+        is_tuple = name in FIELDS and isinstance(FIELDS[name].domain, (Sequence, Entries))
+        _set(config, name, tuple(leaf) if is_tuple and isinstance(leaf, list) else leaf)
+    return config
+
+
+def _set(config: Config, name: str, value: Any) -> None:
+    """Set a field, and make its section if there is none."""
+    if name in FIELDS and isinstance(FIELDS[name].domain, AnyOf):
+        # ml_collections otherwise fixes the type of the first value.
+        value = ml_collections.FieldReference(value, field_type=object)
+    section, _, key = name.rpartition(".")
+    if section and section not in config:
+        config[section] = ml_collections.ConfigDict()
+    (config[section] if section else config)[key] = value
 
 
 def complete(config: Config) -> Config:

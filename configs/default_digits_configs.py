@@ -27,6 +27,7 @@ def get_default_configs(
     network(model)
     model.num_scales = 250
     model.ema_rate = 0.998
+    model.ema_ramp = True
     model.dropout = 0.0
     model.nf = 16
     model.ch_mult = (1, 2)

@@ -14,6 +14,7 @@ ADDED = {
     "data.held_out": "The official code reads published data sets only.",
     "data.value_range": "The official code reads bytes only.",
     "data.num_classes": "The official networks are unconditional.",
+    "model.ema_ramp": "Officially, in the PyTorch release only; its effect is gone at the end.",
     "model.dtype": "The official code computes in float32.",
     "model.class_dropout": "The official networks are unconditional.",
     "model.attend_after_each_up_block": "True for the U-Net of Ho et al. (2020).",

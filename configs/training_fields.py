@@ -44,7 +44,10 @@ DATA = {
     "data.tfrecords_path": Field(ABSENT, TEXT, (LOCATION,), "The official name of data.path."),
     "data.category": Field(ABSENT, TEXT, (IMAGES,), "The category of LSUN, such as bedroom."),
     "data.held_out": Field(
-        0.1, PART, (IMAGES,), "Share of custom images that is held out, unless they have splits."
+        0.1,
+        PART,
+        (IMAGES,),
+        "Share of custom images and emoji that is held out, unless they have splits.",
     ),
     "data.value_range": Field(
         (),
@@ -96,6 +99,13 @@ MODEL = {
         "Noise levels of discrete-time training, and steps of sampling.method = 'pc'.",
     ),
     "model.ema_rate": Field(0.999, SHARE, (TRAINING,), "Decay of the parameters' moving average."),
+    "model.ema_ramp": Field(
+        False,
+        FLAG,
+        (TRAINING,),
+        "After n steps the decay is at most (1 + n) / (10 + n), so that the moving average forgets "
+        "the initial parameters within few steps.",
+    ),
     "model.dropout": Field(0.1, Real(0, 1, open_high=True), (TRAINING,), "Dropout rate."),
     "model.class_dropout": Field(
         0.1, SHARE, (TRAINING,), "Share of labels hidden in training, for classifier-free guidance."

@@ -17,6 +17,7 @@ from controllable.daps import DAPS
 from controllable.measurements import Evidence, Measurement, Observation
 from sampling import Update
 from sde_lib import SDE, Score
+from solvers import Loop
 
 Options = Any
 """An object with the fields of `config.restore` as attributes."""
@@ -130,7 +131,7 @@ METHODS = {
 def reconstruct(
     name: str,
     options: Options,
-    sampler: Callable[..., Any],
+    sampler: Any,
     keys: Array,
     score: Score,
     sde: SDE,
@@ -141,9 +142,31 @@ def reconstruct(
 ) -> Any:
     """Draw one event x (B, *shape) given each measurement, from the posterior of a method.
 
+    The arguments are those of `posterior_loop`; the result is that of its loop.
+    """
+    loop, start = posterior_loop(
+        name, options, sampler, keys, score, sde, measurement, shape, support=support
+    )
+    return loop.run(start)
+
+
+def posterior_loop(
+    name: str,
+    options: Options,
+    sampler: Any,
+    keys: Array,
+    score: Score,
+    sde: SDE,
+    measurement: Evidence,
+    shape: tuple[int, ...],
+    *,
+    support: tuple[float, float] | None = None,
+) -> tuple[Loop, Array]:
+    """Return the loop that draws from the posterior of a method, and the states it starts from.
+
     Args:
       name, options: the method, and an object with its options.
-      sampler: a `factory.Sampler`, whose result this function returns with x changed.
+      sampler: a `factory.Sampler`, whose result the loop has, with x changed.
       keys: (B,), one random key per event.
       support: the range of the data. Guided scores clip E[x_0 | x_t] to it, which keeps them stable
         at high noise, where gradients of networks are inaccurate.
@@ -156,8 +179,8 @@ def reconstruct(
     guided, start, sampler_options = method.condition(options, score, sde, measurement, prior)
     if support and not method.requires_pc:
         guided = inverse_problems.clip_denoised(guided, sde, *support)
-    samples = sampler(keys, guided, start, **sampler_options)
+    loop = sampler.loop(keys, guided, **sampler_options)
     is_linear = isinstance(measurement, Measurement)
     if is_linear and measurement.noise_std == 0 and not options.official:
-        samples = samples._replace(x=measurement.enforce(samples.x))
-    return samples
+        loop = loop.then(lambda samples: samples._replace(x=measurement.enforce(samples.x)))
+    return loop, start

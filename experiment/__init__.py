@@ -22,13 +22,14 @@ from configs import remedies
 from controllable import guidance
 from datasets import Batch
 from errors import InputError
+from experiment.parts import InParts
 from experiment.setup import PURPOSES, Setup
 from factory import Samples, make_classifier
 from models.building import Params, abstract_network
 from models.layers import Rngs
 from sde_lib import Score
 
-__all__ = ["PURPOSES", "Experiment"]
+__all__ = ["PURPOSES", "Experiment", "InParts"]
 
 
 class Experiment(Setup):
@@ -172,37 +173,41 @@ class Experiment(Setup):
         return compute
 
     @functools.cached_property
-    def sample(self) -> Callable[[Params, np.ndarray | Array], Samples]:
-        """(params, image numbers (B,)) -> samples, with x and frames as uint8 images; compiled.
+    def _in_parts(self) -> InParts:
+        """(params, image numbers (B,), classifier) -> samples, with pixels; see `sample`."""
+
+        def prepare(params: Params, indices: Array, classifier: Params | None) -> tuple:
+            keys = sampling.image_keys(self.key("sample"), indices)
+            prior = sampling.prior_sample(keys, self.sde, (indices.shape[0], *self.image_shape))
+            score = self.guided_score(params, self.classes(indices), classifier)
+            loop = self.sampler.loop(keys, score).then(self._with_pixels)
+            return loop, self.config.sampling.temperature * prior
+
+        split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
+        outputs = Samples._make((split, split, sharding.along_axis(self.mesh, 1), split))
+        inputs = (None, split, whole)
+        return InParts(prepare, self.sampler.steps, self.mesh, inputs, outputs)
+
+    def _with_pixels(self, samples: Samples) -> Samples:
+        return samples._replace(x=self.pixels(samples.x), frames=self.pixels(samples.frames))
+
+    def sample(self, params: Params, indices: np.ndarray | Array) -> Samples:
+        """Return samples number `indices` (B,), with x and frames as uint8 images; one program.
 
         Image i depends on (config.seed, i) alone, up to rounding, unless the corrector couples the
         images of a batch (`sampling.langevin`). The parameters may be sharded as in training, or
         replicated.
         """
-
-        def compute(params: Params, indices: Array, classifier: Params | None) -> Samples:
-            keys = sampling.image_keys(self.key("sample"), indices)
-            prior = sampling.prior_sample(keys, self.sde, (indices.shape[0], *self.image_shape))
-            score = self.guided_score(params, self.classes(indices), classifier)
-            samples = self.sampler(keys, score, self.config.sampling.temperature * prior)
-            return samples._replace(x=self.pixels(samples.x), frames=self.pixels(samples.frames))
-
-        split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
-        outputs = Samples._make((split, split, sharding.along_axis(self.mesh, 1), split))
-        compiled = jax.jit(compute, in_shardings=(None, split, whole), out_shardings=outputs)
-
-        def sample(params: Params, indices: np.ndarray | Array) -> Samples:
-            return compiled(params, indices, self.classifier)
-
-        return sample
+        return self._in_parts.whole(params, indices, self.classifier)
 
     def sample_images(self, params: Params, first: int, count: int) -> Samples:
         """Return images first .. first + count - 1 on the host: uint8 (count, H, W, C).
 
-        Raises NotFiniteError if a sample is not finite.
+        Says how far it has come. Raises NotFiniteError if a sample is not finite.
         """
         padded = -(-count // self.mesh.size) * self.mesh.size
         indices = self.rows(np.arange(first, first + padded))
-        x, nfe, frames, bad_step = sharding.fetch(self.sample(params, indices))
+        samples = self._in_parts(f"drawing {count} samples", params, indices, self.classifier)
+        x, nfe, frames, bad_step = sharding.fetch(samples)
         remedies.check_samples(self.config, bad_step[:count], self.sampler.steps)
         return Samples(x[:count], nfe[:count], frames[:, :count], bad_step[:count])

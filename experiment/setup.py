@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 
 import datasets
+import progress
 import sharding
 import train_state
 from checkpoints import Checkpoints, Found
@@ -82,12 +83,14 @@ class Setup:
     @functools.cached_property
     def train(self) -> datasets.Images:
         """The training images."""
-        return datasets.load(self.config.data, "train")
+        with progress.waiting("reading the training images"):
+            return datasets.load(self.config.data, "train")
 
     @functools.cached_property
     def test(self) -> datasets.Images:
         """The held-out images."""
-        return datasets.load(self.config.data, "test")
+        with progress.waiting("reading the held-out images"):
+            return datasets.load(self.config.data, "test")
 
     def prepare(self, key: Array, images: np.ndarray | Array, *, flip: bool) -> Array:
         """Return a batch of uint8 images (B, H, W, C) in the range of the model, float32.
@@ -145,7 +148,7 @@ class Setup:
         check_workdir(workdir, self.config)
         checkpoints = Checkpoints(workdir)
         found = checkpoints.pick(number)
-        with advice("Choose another one with --checkpoint."):
+        with advice("Choose another one with --checkpoint."), progress.waiting(f"reading {found}"):
             return found, train_state.restore_ema(checkpoints, found, self.abstract_params)
 
     def identity(self, workdir: str, found: Found) -> dict[str, int]:

@@ -64,11 +64,11 @@ def _sample_round(context: Context, index: int, count: int, *, first: bool) -> A
     if classes is not None:
         arrays["classes"] = np.asarray(classes)
     if index == 0 and len(frames):
-        _write_trajectories(context.folder / "trajectory.png", frames)
+        write_trajectories(context.folder / "trajectory.png", frames)
     return arrays
 
 
-def _write_trajectories(path: Path, frames: np.ndarray | Array) -> None:
+def write_trajectories(path: Path, frames: np.ndarray | Array) -> None:
     """Write a picture of frames (F, B, H, W, C): one row per image, from noise to sample."""
     rows = frames[:, :TRAJECTORY_IMAGES].swapaxes(0, 1)
     write_picture(path, datasets.image_grid(np.concatenate(list(rows)), columns=len(frames)))

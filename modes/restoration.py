@@ -9,10 +9,8 @@ deviation); each reconstruction by itself; and results.json.
 
 from __future__ import annotations
 
-import functools
 import os
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,15 +28,16 @@ import sharding
 from configs import remedies
 from configs.default import Config, complete
 from controllable.measurements import Measurement
-from controllable.methods import METHODS, reconstruct
+from controllable.methods import METHODS, posterior_loop
 from controllable.operators import Operator
 from errors import InputError, choose
-from experiment import Experiment
+from experiment import Experiment, InParts
 from models.building import Params
 from modes import restoration_images
 from modes.restoration_images import image_range
 from modes.restoration_tasks import BLUR_TASKS, TASKS
 from readers.files import read_npz
+from solvers import Loop
 from workdir import (
     Depends,
     dependencies,
@@ -191,8 +190,9 @@ def solve(
         first = batch * size
         indices = np.arange(first, first + size)
         inputs = experiment.rows((problem.y[indices % count], indices))
-        x, nfe, bad_step = sharding.fetch(run(params, *inputs, sample))
         valid = min(size, count - first)  # The rest of the last batch is padding.
+        text = f"reconstruction {sample + 1} of {config.restore.samples}, {valid} images"
+        x, nfe, bad_step = sharding.fetch(run(text, params, *inputs, sample))
         remedies.check_samples(config, bad_step[:valid], experiment.sampler.steps, mode="restore")
         return {"x": x[:valid], "nfe": nfe[:valid]}
 
@@ -202,10 +202,8 @@ def solve(
     return reconstructions, float(rounds["nfe"].mean())
 
 
-def compile_solver(
-    experiment: Experiment, operator: Operator
-) -> Callable[..., tuple[Array, Array, Array]]:
-    """Return the jitted, sharded solver for one reconstruction of each image of a batch.
+def compile_solver(experiment: Experiment, operator: Operator) -> InParts:
+    """Return the compiled, sharded solver for one reconstruction of each image of a batch.
 
     (params, y (B, ...), image indices (B,), index of the reconstruction) -> x (B, H, W, C), score
     evaluations (B,) and `Samples.bad_step` (B,).
@@ -213,10 +211,9 @@ def compile_solver(
     options, std = experiment.config.restore, noise_std(experiment)
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
 
-    @functools.partial(jax.jit, in_shardings=(whole, split, split, whole), out_shardings=split)
-    def run(params: Params, y: Array, indices: Array, sample: Array) -> tuple[Array, Array, Array]:
+    def prepare(params: Params, y: Array, indices: Array, sample: Array) -> tuple[Loop, Array]:
         root = jax.random.fold_in(experiment.key("restore"), sample)
-        samples = reconstruct(
+        loop, start = posterior_loop(
             options.method,
             options,
             experiment.sampler,
@@ -227,9 +224,10 @@ def compile_solver(
             experiment.image_shape,
             support=image_range(experiment),
         )
-        return samples.x, samples.nfe, samples.bad_step
+        return loop.then(lambda samples: (samples.x, samples.nfe, samples.bad_step)), start
 
-    return run
+    inputs = (whole, split, split, whole)
+    return InParts(prepare, experiment.sampler.steps, experiment.mesh, inputs, split)
 
 
 # --- results ---

@@ -6,6 +6,7 @@ executes anything, and raises `InputError`, naming the file, for any content tha
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -69,6 +70,27 @@ def check_expansion(path: Path, declared: int) -> None:
         raise InputError(
             f"{path} declares a content of {declared:,} bytes; for a compressed file of this size "
             f"at most {limit:,} are read. Store it without compression if it can be trusted."
+        )
+
+
+def read_verified(path: Path, md5: str) -> bytes:
+    """Return the content of a published file. Raise InputError if it has another MD5 checksum."""
+    check_regular(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {brief(error)}.") from error
+    check_md5(content, md5, str(path))
+    return content
+
+
+def check_md5(content: bytes, md5: str, name: str) -> None:
+    """Raise InputError, with the name of the file, if its content has another MD5 checksum."""
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise InputError(
+            f"{name} has the MD5 checksum {found}; that of the published file is {md5}. Download "
+            f"it again. data.dataset = 'array' and 'folder' read custom images."
         )
 
 

@@ -10,46 +10,39 @@ from pathlib import Path
 
 import ml_collections
 import numpy as np
-from PIL import Image
 
 from errors import InputError, brief
 from readers import preprocessing
 from readers.files import check_expansion
 from readers.image_sizes import square_side
-from readers.preprocessing import Decoded, Pixels
+from readers.preprocessing import Pixels
 
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Where dataset-fashion-mnist installs it.
 PREFIXES = {"train": "train", "test": "t10k"}
 UINT8 = 8  # The type code of bytes.
 
 
-def exists(folder: str | Path) -> bool:
+def exists(folder: Path) -> bool:
     """Return whether a folder contains IDX files of images."""
-    return any(Path(folder).glob("*-idx3-ubyte*"))
+    return any(folder.glob("*-idx3-ubyte*"))
 
 
-def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndarray]:
-    """Return pixels and labels of a split from the files in data.path, compressed or not.
+def read(split: str, config: ml_collections.ConfigDict, folder: Path) -> tuple[Pixels, np.ndarray]:
+    """Return pixels and labels of a split from the files in a folder, compressed or not.
 
     Raises InputError if a file is missing or damaged.
     """
-    folder, prefix = Path(config.path), PREFIXES[split]
+    prefix = PREFIXES[split]
     images = read_array(folder, f"{prefix}-images-idx3-ubyte")
     labels = read_array(folder, f"{prefix}-labels-idx1-ubyte").astype(np.int32)
     if len(images) != len(labels):
         raise InputError(
-            f"{config.path} has {len(images)} images and {len(labels)} labels of {split!r}; the "
+            f"{folder} has {len(images)} images and {len(labels)} labels of {split!r}; the "
             f"numbers must be equal."
         )
     size, channels = square_side(config), config.num_channels
-    if images.shape[1:] == (size, size) and channels == 1:
-        return images[..., None], labels
-    mode = preprocessing.MODES[channels]
-
-    def decode(index: int) -> np.ndarray:
-        image = Image.fromarray(images[index]).convert(mode)
-        return preprocessing.to_array(preprocessing.resize(image, size))
-
-    return Decoded(decode, len(images), (size, size, channels)), labels
+    resize = preprocessing.resize
+    return preprocessing.from_array(images[..., None], size, channels, resize), labels
 
 
 def read_array(folder: Path, name: str) -> np.ndarray:

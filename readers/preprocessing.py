@@ -119,6 +119,23 @@ def _resize(image: Image.Image, shape: tuple[int, int], kernel: Image.Resampling
     return Image.merge(image.mode, channels)
 
 
+def from_array(
+    images: np.ndarray, size: int, channels: int, resize: Callable[[Image.Image, int], Image.Image]
+) -> Pixels:
+    """Return images (N, H, W, C) uint8, C = 1 or 3, converted to `channels` and resized.
+
+    Nothing is converted if they have the shape (size, size, channels) already.
+    """
+    if images.shape[1:] == (size, size, channels):
+        return images
+    squeezed = images[..., 0] if images.shape[-1] == 1 else images
+
+    def decode(index: int) -> np.ndarray:
+        return to_array(resize(Image.fromarray(squeezed[index]).convert(MODES[channels]), size))
+
+    return Decoded(decode, len(images), (size, size, channels))
+
+
 # --- sequences ---
 
 

@@ -1,8 +1,8 @@
-"""Data sets that TensorFlow Datasets (TFDS) prepares.
+"""Published data sets: those that TensorFlow Datasets (TFDS) prepares, and files of their authors.
 
 Prepared data sets are read without TFDS and TensorFlow, from ArrayRecord or TFRecord files of
 tf.train.Example with encoded images, with the same result as `tfds.data_source`. Preparing a data
-set requires both packages (`prepare`).
+set requires both packages (`prepare`). Files of the authors are read by the modules in `RELEASES`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
 from errors import InputError, brief, check_name, printable
-from readers import cache, idx, preprocessing
+from readers import cache, celeba, cifar, idx, preprocessing, svhn
 from readers.files import read_json
 from readers.image_sizes import image_shape, square_side
 from readers.preprocessing import Decoded, Pixels
@@ -61,6 +61,28 @@ PREPARED = {  # By data.dataset in lower case. LSUN depends on further fields.
 }
 
 
+class Release(NamedTuple):
+    """The files of the authors of a data set.
+
+    Attributes:
+      exists: whether a file or folder contains them.
+      read: (split, config.data, this file or folder) -> pixels and labels.
+      default: where they are if data.path is empty.
+    """
+
+    exists: Callable[[Path], bool]
+    read: Callable[[str, ml_collections.ConfigDict, Path], tuple[Pixels, np.ndarray | None]]
+    default: Path | None = None
+
+
+RELEASES = {  # By the name in TFDS.
+    "cifar10": Release(cifar.exists, cifar.read),
+    "svhn_cropped": Release(svhn.exists, svhn.read),
+    "celeb_a": Release(celeba.exists, celeba.read),
+    "fashion_mnist": Release(idx.exists, idx.read, idx.DEBIAN),
+}
+
+
 def of_tfds(config: ml_collections.ConfigDict) -> Prepared:
     """Return the data set of TFDS that data.dataset names.
 
@@ -82,14 +104,17 @@ def of_tfds(config: ml_collections.ConfigDict) -> Prepared:
 
 
 def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndarray | None]:
-    """Return pixels and labels of a split, 'train' or 'test', of a data set of TFDS.
+    """Return pixels and labels of a split, 'train' or 'test', of a published data set.
 
-    Fashion-MNIST is read from IDX files instead if data.path is a folder that contains them. Raises
-    InputError if the data set is missing or damaged.
+    Without a copy that TFDS has prepared, the files of the authors are read, if they are in
+    data.path. Raises InputError if the data set is missing or damaged.
     """
     prepared, size = of_tfds(config), square_side(config)
-    if prepared.name == "fashion_mnist" and idx.exists(config.path):
-        return idx.read(split, config)
+    release = RELEASES.get(prepared.name)
+    if release and not _versions(config, prepared):
+        place = Path(config.path).expanduser() if config.path else release.default
+        if place and release.exists(place):
+            return release.read(split, config, place)
     folder = find(config, prepared)
     records = _records(folder, prepared.name, "train" if split == "train" else prepared.test)
 
@@ -112,14 +137,20 @@ def data_dir(config: ml_collections.ConfigDict) -> Path:
 
 def find(config: ml_collections.ConfigDict, prepared: Prepared) -> Path:
     """Return the folder of the newest prepared version. Raises InputError if there is none."""
-    infos = list((data_dir(config) / prepared.name).glob(f"*/{INFO}"))
-    if not infos:
+    versions = _versions(config, prepared)
+    if not versions:
         raise InputError(
             f"data.dataset = {config.dataset!r} is not in {data_dir(config)}; name the folder of "
             f"TensorFlow Datasets that contains {prepared.name} with --config.data.path=DIR, or "
-            f"get it with --mode=prepare_data."
+            f"get it with --mode=prepare_data. docs/data.md lists other files that are read."
         )
-    return max((info.parent for info in infos), key=_version)
+    return max(versions, key=_version)
+
+
+def _versions(config: ml_collections.ConfigDict, prepared: Prepared) -> list[Path]:
+    """Return the folders of the prepared versions."""
+    infos = (data_dir(config) / prepared.name).glob(f"*/{INFO}")
+    return [info.parent for info in infos]
 
 
 def _version(folder: Path) -> tuple[int, ...]:

@@ -11,21 +11,25 @@ from functools import partial
 from typing import NamedTuple
 
 from solvers.adaptive import adaptive_sde, integrate
+from solvers.loop import Loop, single
 from solvers.multistep import data_multistep, deis, second_order, third_order, unipc
-from solvers.plan import Plan, few_step
+from solvers.plan import Plan, few_step, few_step_loop
 from solvers.schedules import SCHEDULES, karras, noise_levels
 from solvers.single_step import heun
 
 __all__ = [
     "SCHEDULES",
     "SOLVERS",
+    "Loop",
     "Plan",
     "Solver",
     "adaptive_sde",
     "few_step",
+    "few_step_loop",
     "integrate",
     "karras",
     "noise_levels",
+    "single",
 ]
 
 

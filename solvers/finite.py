@@ -15,12 +15,6 @@ def is_finite(x: Array) -> Bool[Array, " b"]:
     return jnp.isfinite(x).all(axis=tuple(range(1, x.ndim)))
 
 
-def first_bad(states: Array) -> Int[Array, " b"]:
-    """Return the first bad step of each image, from the states after all steps (n, B, ...)."""
-    bad = ~jnp.isfinite(states).all(axis=tuple(range(2, states.ndim)))
-    return jnp.where(bad.any(0), jnp.argmax(bad, 0) + 1, 0)
-
-
 def note_bad(bad_step: Array, x: Array, step: int | Array) -> Int[Array, " b"]:
     """Return `bad_step` (B,) after step number `step`, whose result is x (B, ...)."""
     return jnp.where((bad_step == 0) & ~is_finite(x), step, bad_step)

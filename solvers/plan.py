@@ -8,16 +8,19 @@ coefficients depend on the noise levels only, so they are computed before sampli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float
 
 from sde_lib import SDE, Score
+from solvers.finite import note_bad
 from solvers.keys import fold_in, standard_normal
+from solvers.loop import Loop
 
 
 class Plan(NamedTuple):
@@ -89,28 +92,70 @@ def few_step(
     *,
     noise_prediction: bool = False,
 ) -> tuple[Float[Array, " b *shape"], Float[Array, "n b *shape"]]:
-    """Execute a plan: one evaluation of the score for each of its n rows.
+    """Execute a plan: run the loop of `few_step_loop`, which has these arguments.
 
     Args:
-      keys: (B,), one random key per image; None if the plan adds no noise.
       x: (B, ...), states at the plan's first level: samples from the prior, or data to encode.
-      final_level: the noise level after the last row; 0 for samples of the data.
-      noise_prediction: whether the plan's weights apply to predictions of the noise, not the data.
 
     Returns:
       The states at `final_level` (B, ...), and the states after each row (n, B, ...).
+    """
+    loop = few_step_loop(
+        keys,
+        score,
+        sde,
+        plan,
+        final_level,
+        noise_prediction=noise_prediction,
+        shown=np.arange(len(plan.level)),
+    )
+    return loop.run(x)[:2]
+
+
+def few_step_loop(
+    keys: Array | None,
+    score: Score,
+    sde: SDE,
+    plan: Plan,
+    final_level: float,
+    *,
+    noise_prediction: bool = False,
+    shown: np.ndarray | Sequence[int] = (),
+) -> Loop:
+    """Return a plan as a loop: one evaluation of the score for each of its n rows.
+
+    Args:
+      keys: (B,), one random key per image; None if the plan adds no noise.
+      final_level: the noise level after the last row; 0 for samples of the data.
+      noise_prediction: whether the plan's weights apply to predictions of the noise, not the data.
+      shown: the rows (F,) after which the state is returned.
+
+    The result of the loop are the states at `final_level` (B, ...), the states after the rows
+    `shown` (F, B, ...), and the row (B,), from 1, after which a state was first not finite, or 0.
     """
     stochastic = np.any(plan.added_noise) or np.any(plan.predictor_noise)
     if stochastic and keys is None:
         raise ValueError("keys = None, but this plan adds noise: give one random key per image.")
     noise_keys = keys if stochastic else None
+    n, num_frames = len(plan.level), len(shown)
     with jax.ensure_compile_time_eval():
         times = sde.time_at(jnp.asarray(np.append(plan.level, final_level)))
         alphas = sde.alpha(times)
+    # The states after other rows are written to an extra frame, which is dropped.
+    frame_indices = np.full(n, num_frames)
+    frame_indices[np.asarray(shown, int)] = np.arange(num_frames)
+    coefficients = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), plan)
+    rows = (coefficients, times[:-1], alphas[:-1], alphas[1:], jnp.asarray(frame_indices))
 
-    def execute_row(carry: tuple, inputs: tuple) -> tuple[tuple, Array]:
-        y, previous, history = carry
-        row, c, t, alpha, next_alpha = inputs
+    def start(x: Array) -> tuple:
+        y = x / alphas[0]
+        history = (jnp.zeros_like(y),) * plan.predictor_weights.shape[1]
+        frames = jnp.zeros((len(y), num_frames + 1 if num_frames else 0, *y.shape[1:]))
+        return y, y, history, frames, jnp.zeros(len(y), jnp.int32)
+
+    def execute_row(row: int | Array, carry: tuple) -> tuple:
+        y, previous, history, frames, bad_row = carry
+        c, t, alpha, next_alpha, frame_index = jax.tree.map(lambda leaf: leaf[row], rows)
         if noise_keys is not None:
             y = y + c.added_noise * _noise(noise_keys, row, 0, y.shape)
         gradient = score(alpha * y, jnp.broadcast_to(t, y.shape[:1]))
@@ -128,17 +173,18 @@ def few_step(
         y = c.predictor_state * y + _weighted_sum(c.predictor_weights, history)
         if noise_keys is not None:
             y = y + c.predictor_noise * _noise(noise_keys, row, 1, y.shape)
-        return (y, previous, history), next_alpha * y
+        if num_frames:
+            frames = frames.at[:, frame_index].set(next_alpha * y)
+        return y, previous, history, frames, note_bad(bad_row, next_alpha * y, row + 1)
 
-    y = x / alphas[0]
-    history = (jnp.zeros_like(y),) * plan.predictor_weights.shape[1]
-    coefficients = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), plan)
-    rows = (jnp.arange(len(plan.level)), coefficients, times[:-1], alphas[:-1], alphas[1:])
-    _, states = lax.scan(execute_row, (y, y, history), rows)
-    return states[-1], states
+    def finish(carry: tuple) -> tuple[Array, Array, Array]:
+        y, _, _, frames, bad_row = carry
+        return alphas[-1] * y, frames[:, :num_frames].swapaxes(0, 1), bad_row
+
+    return Loop(n, start, execute_row, finish)
 
 
-def _noise(keys: Array, row: Array, purpose: int, shape: tuple[int, ...]) -> Array:
+def _noise(keys: Array, row: int | Array, purpose: int, shape: tuple[int, ...]) -> Array:
     return standard_normal(fold_in(fold_in(keys, row), purpose), shape)
 
 

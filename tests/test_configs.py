@@ -86,7 +86,7 @@ def test_the_experiments_are_the_official_ones_and_some_small_ones():
         for path in (ROOT / "configs" / folder).rglob("*.py")
     )
     names = {path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in files}
-    small = {name for name in names if re.search("digits|photos|fashion", name)}
+    small = {name for name in names if re.search("digits|photos|fashion|emoji", name)}
     assert names - small == OFFICIAL.keys()
 
 
@@ -217,7 +217,7 @@ def step_options(config: ml_collections.ConfigDict) -> list:
     """Return everything in a config that a training step depends on."""
     names = {
         "data": ("centered", "random_flip", "uniform_dequantization"),
-        "model": ("scale_by_sigma", "ema_rate", "num_scales"),
+        "model": ("scale_by_sigma", "ema_rate", "ema_ramp", "num_scales"),
         "training": ("sde", "continuous", "batch_size", "reduce_mean", "likelihood_weighting"),
         "optim": tuple(config.optim),
     }

@@ -116,7 +116,7 @@ def program(kind, config):
             function, arguments = experiment.sample, (arguments[0], indices)
         case "answers":
             problem = restoration.build_problem(experiment)
-            function = restoration.compile_solver(experiment, problem.operator)
+            function = restoration.compile_solver(experiment, problem.operator).whole
             arguments = arguments[0], problem.y[:BATCH], indices[: len(problem.y)], 0
     return jax.jit(function).lower(*arguments).as_text()
 

@@ -1,6 +1,7 @@
 """Evaluation: results on disk, restarts, and images that depend only on seed and number."""
 
 import dataclasses
+import functools
 import json
 import os
 import resource
@@ -143,7 +144,7 @@ def three_checkpoints(tmp_path_factory):
     return folder
 
 
-def recorded_evaluation(monkeypatch, folder, name, **changes):
+def recorded_evaluation(monkeypatch, folder, name, number=None, **changes):
     """Evaluate with stages that compute nothing; return their names and inputs, and the results."""
     inputs = []
 
@@ -162,7 +163,7 @@ def recorded_evaluation(monkeypatch, folder, name, **changes):
         )
 
     monkeypatch.setattr(evaluation, "STAGES", tuple(map(replaced, STAGES)))
-    results = evaluation.evaluate(tiny.config(**changes), str(folder), name)
+    results = evaluation.evaluate(tiny.config(**changes), str(folder), name, number)
     return inputs, results
 
 
@@ -653,11 +654,23 @@ def test_invalid_settings_of_the_likelihood(evaluated, field, value, message):
 def test_nothing_to_evaluate(evaluated, tmp_path):
     with pytest.raises(InputError, match="does not exist; train first"):
         evaluation.evaluate(config(), str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="no checkpoint from eval.begin_ckpt = 1 .* it has: none"):
+    with pytest.raises(InputError, match="no checkpoint_0; existing checkpoints: none"):
         evaluation.evaluate(config(), str(tmp_path))
-    with pytest.raises(InputError, match="it has: 1"):
-        evaluation.evaluate(config(**{"eval.begin_ckpt": 7}), evaluated[0])
+    with pytest.raises(InputError, match="no checkpoint_7; existing checkpoints: 1"):
+        evaluation.evaluate(config(), evaluated[0], number=7)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_ways_to_choose_checkpoints(monkeypatch, three_checkpoints, capsys):
+    """By number; and if none is in the range, as after an import, the newest, with a line."""
+    changes = {f"eval.enable_{stage}": False for stage in ("loss", "bpd", "sampling")}
+    with pytest.raises(InputError, match="set one of eval.enable_loss, eval.enable_bpd"):
+        evaluation.evaluate(tiny.config(**changes), str(three_checkpoints))
+    evaluate = functools.partial(recorded_evaluation, monkeypatch, three_checkpoints, "chosen")
+    assert list(evaluate(number=2)[1]) == [2]
+    assert "no checkpoint from" not in capsys.readouterr().out
+    assert list(evaluate(**{"eval.begin_ckpt": 11})[1]) == [10]
+    assert "no checkpoint from eval.begin_ckpt = 11 to" in capsys.readouterr().out
 
 
 @pytest.mark.slow

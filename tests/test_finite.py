@@ -19,7 +19,7 @@ from metrics.stage import Context
 from modes import latents, restoration
 from report.training_log import TrainingLog
 from sde_lib import VPSDE
-from solvers.finite import first_bad, note_bad
+from solvers.finite import note_bad
 from tests import gaussian, tiny
 
 HEUN = {"sampling.method": "solver", "sampling.solver": "heun", "sampling.num_steps": 5}
@@ -45,7 +45,6 @@ def test_bad_steps_by_definition():
     """Image 0 is finite, 1 is infinite after step 2, 2 is NaN after step 3 only."""
     states = np.zeros((4, 3, 2), np.float32)
     states[1:, 1, 0], states[2, 2, 1] = np.inf, np.nan
-    assert first_bad(jnp.asarray(states)).tolist() == [0, 2, 3]
     bad_step = jnp.zeros(3, int)
     for index, x in enumerate(states):
         bad_step = note_bad(bad_step, jnp.asarray(x), index + 1)

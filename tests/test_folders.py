@@ -455,6 +455,13 @@ def test_statistics_of_both_splits(tmp_path):
         assert picture[33, 33] == grey
 
 
+def test_contact_sheets_of_few_grey_levels(tmp_path):
+    """The digits have the levels 0 .. 16, which the picture shows from black to white."""
+    inspection.inspect(tiny.config(), str(tmp_path))
+    picture = np.asarray(Image.open(tmp_path / "data" / "train.png"))
+    assert set(np.unique(picture)) == {round(255 / 16 * level) for level in range(17)}
+
+
 def test_the_largest_distance():
     x = np.random.default_rng(0).normal(size=(1200, 30)).astype(np.float32)
     x[700], x[1100] = 9, -9  # Neither is in the first block.

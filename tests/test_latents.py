@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import factory
+import solvers
 from errors import InputError
 from experiment import Experiment
 from factory import Samples
@@ -108,14 +110,14 @@ def test_invalid_requests(workdir, tmp_path):
 def test_temperature_scales_the_prior():
     priors = []
 
-    def sampler(keys, score, x):
+    def solve(x):
         priors.append(x)
         return Samples(x, jnp.zeros(2), x[None], jnp.zeros(2, int))
 
     for temperature in (1.0, 0.5):
         config = tiny.config(**{"sampling.temperature": temperature})
         experiment = Experiment(config, jax.devices()[:1])
-        experiment.sampler = sampler
+        experiment.sampler = factory.Sampler(lambda keys, score: solvers.single(solve))
         with jax.disable_jit():
             experiment.sample(experiment.abstract_params, jnp.arange(2))
     np.testing.assert_allclose(priors[1], 0.5 * priors[0])

@@ -31,10 +31,11 @@ def test_flags(tmp_path, monkeypatch):
     """Only the path in --config changes; a text after a colon is kept."""
     monkeypatch.chdir(tmp_path)
     path = str(location.ROOT / PUBLISHED)
-    others = ["main.py", "--mode=train", f"--source={PUBLISHED}", "--config.seed=1", "--config=a:b"]
-    assert main._find_config(others) == others
-    given = [f"--config={PUBLISHED}", f"-config={PUBLISHED}:a:b"]
-    assert main._find_config(given) == [f"--config={path}", f"-config={path}:a:b"]
+    others = ["main.py", "--config=a:b", "--mode=train", f"--source={PUBLISHED}", "--config.seed=1"]
+    assert main.with_stored_config(others) == others
+    for given, found in ((PUBLISHED, path), (f"{PUBLISHED}:a:b", f"{path}:a:b")):
+        arguments = ["main.py", f"--config={given}"]
+        assert main.with_stored_config(arguments) == ["main.py", f"--config={found}"]
 
 
 def test_python_interface(tmp_path, monkeypatch):

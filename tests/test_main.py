@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import factory
+import main
 import training
+from configs import default
 from errors import InputError
 from tests import tiny
+from workdir import claim, stored
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "--config=configs/vp/digits_ddpmpp_continuous.py"
@@ -78,6 +82,56 @@ def test_bad_values(tmp_path, field, value, sentence):
     with pytest.raises(InputError, match=re.escape(sentence)):
         training.train(config, str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
+
+
+def test_the_config_of_a_workdir(tmp_path):
+    """It has the values and types of the config that was claimed, and takes every override."""
+    config = tiny.config(**{"guidance.classes": (1, 2), "sampling.snr": 0.25, "seed": 3})
+    claim(tmp_path, factory.validated(config, 2), "training")
+    for source in (tmp_path, tmp_path / "config.json"):
+        found = stored.get_config(str(source))
+        assert found.to_dict() == default.complete(config).to_dict()
+        found.data.image_size = (8, 16)  # A field of two types.
+    with pytest.raises(InputError, match="nothing has no config.json and no checkpoint"):
+        stored.get_config(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("given", "config"),
+    [
+        (["--workdir=w", "--mode=eval"], "STORED:w"),
+        (["--mode", "eval", "--workdir", "w"], "STORED:w"),
+        (["--config=v/config.json", "--workdir=w"], "STORED:v/config.json"),
+        (["-config", "v/config.json", "--workdir=w"], "STORED:v/config.json"),
+        (["--config=configs/a.py", "--workdir=w"], "configs/a.py"),
+        (["--mode=eval"], None),
+    ],
+)
+def test_which_config_is_read(given, config):
+    overrides = ["--config.training.batch_size=4", "--noconfig.training.continuous"]
+    name, *flags = main.with_stored_config(["main.py", *given, *overrides])
+    assert name == "main.py"
+    assert flags[-2:] == overrides
+    expected = config and f"--config={config.replace('STORED', str(main.STORED))}"
+    assert [flag for flag in flags if flag.startswith("--config=")] == [expected] * bool(config)
+    assert ("--workdir=w" in flags) == ("w" in " ".join(given[:4]).replace("--", ""))
+
+
+@pytest.mark.slow
+def test_a_workdir_knows_its_config(tmp_path):
+    """After the first command, --config is not needed; overrides apply."""
+    first = run(CONFIG, "--mode=train", "--config.training.n_iters=2", workdir=tmp_path)
+    assert first.returncode == 0, first.stderr
+    result = run("--mode=train", "--config.training.n_iters=3", workdir=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "continuing from" in result.stdout
+    result = run("--mode=train", "--config.model.nf=32", workdir=tmp_path)
+    assert result.returncode == 1
+    assert "model.nf: 16 there, 32 now" in result.stderr
+    result = run("--mode=train", workdir=tmp_path / "new")
+    assert result.stderr.startswith("Error: ")
+    assert "has no config.json and no checkpoint" in result.stderr
+    assert not (tmp_path / "new").exists()
 
 
 def test_devices_that_do_not_share_a_batch_evenly(tmp_path):

@@ -381,7 +381,7 @@ def test_official_fields_that_networks_do_not_read():
 
     `general` holds the fields that code outside of networks reads.
     """
-    general = {"name", "ema_rate", "scale_by_sigma", "num_scales"}
+    general = {"name", "ema_rate", "ema_ramp", "scale_by_sigma", "num_scales"}
     general |= {"sigma_min", "sigma_max", "beta_min", "beta_max"}
     unread = set()
     for config in reference.notes("official_configs").values():

@@ -274,6 +274,9 @@ def test_requirements_of_preparation(monkeypatch):
 # --- IDX ---
 
 
+LABELS = np.arange(4, dtype=np.uint8)
+
+
 def idx(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
@@ -317,7 +320,7 @@ def test_numbers_of_records_have_at_most_64_bits():
 
 
 def test_idx_files(tmp_path):
-    pixels, labels = examples.images(4, 28, 28), np.arange(4, dtype=np.uint8)
+    pixels, labels = examples.images(4, 28, 28), LABELS
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(labels))
     config = data(dataset="fashion_mnist", path=str(tmp_path), image_size=28, num_channels=1)
@@ -338,6 +341,24 @@ def test_idx_files(tmp_path):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(InputError, match="train-images-idx3-ubyte.gz is damaged"):
         datasets.load(config, "train")
+
+
+def test_fashion_mnist_without_a_path(tmp_path, monkeypatch):
+    """A set that TFDS has prepared comes first, then the files that Debian installs."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    release = published.RELEASES["fashion_mnist"]._replace(default=tmp_path)
+    monkeypatch.setitem(published.RELEASES, "fashion_mnist", release)
+    config = data(dataset="fashion_mnist", path="", image_size=28, num_channels=1)
+    with pytest.raises(InputError, match="is not in .*tfds"):
+        datasets.load(config, "train")
+    for kind, array in (("images-idx3", np.zeros((4, 28, 28), np.uint8)), ("labels-idx1", LABELS)):
+        (tmp_path / f"train-{kind}-ubyte").write_bytes(idx(array))
+    assert len(datasets.load(config, "train")) == 4
+    image = examples.example(image=examples.png(np.zeros((28, 28), np.uint8)), label=[1])
+    write_prepared(tmp_path / "tfds", "fashion_mnist", "3.0.1", {"train": [[image] * 3]})
+    assert len(datasets.load(config, "train")) == 3
+    config.path = str(tmp_path)
+    assert len(datasets.load(config, "train")) == 4
 
 
 FASHION_MNIST = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))

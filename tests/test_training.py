@@ -271,6 +271,35 @@ def test_one_update():
     assert (fresh.step, fresh.ema) == (0, params)
 
 
+@pytest.mark.parametrize("ramp", [False, True])
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.9, 0.998])
+def test_share_of_the_initial_weights(ramp, rate):
+    """An average of zeros that starts at 1 is the share; with the ramp, after 99 steps 10! 99!/109!."""
+    model = tiny.config().model
+    model.ema_rate, model.ema_ramp = rate, ramp
+    average, shares = 1.0, [1.0]
+    for step in range(150):
+        average *= float(train_state.ema_rate(model, jnp.int32(step)))
+        shares.append(average)
+    found = [train_state.initial_share(model, steps) for steps in range(151)]
+    np.testing.assert_allclose(found, shares, rtol=1e-4, atol=1e-12)
+    if ramp and rate == 0.998:  # As in the official PyTorch release, whose count starts at 1.
+        rates = [train_state.ema_rate(model, jnp.int32(step)) for step in (0, 9, 10**6)]
+        np.testing.assert_allclose(rates, [2 / 11, 11 / 20, 0.998], rtol=1e-6)
+
+
+def test_note_of_the_initial_weights():
+    model = tiny.config().model
+    model.ema_rate, model.ema_ramp = 0.998, False
+    note = train_state.initial_share_note(model, 100)
+    assert "82% of the initial weights" in note
+    assert "model.ema_ramp = True" in note
+    assert train_state.initial_share_note(model, 2600) == ""
+    model.ema_ramp = True
+    assert "84% of" not in train_state.initial_share_note(model, 1)
+    assert train_state.initial_share_note(model, 100) == ""
+
+
 @pytest.mark.parametrize("checksum", [checkpoint_files._checksum, fitting.checksum])
 def test_checksums_depend_on_every_array(checksum):
     tree = jax.tree.map(jnp.asarray, example_params(W=np.ones(5, np.float32)))

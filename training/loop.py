@@ -15,6 +15,7 @@ import numpy as np
 
 import datasets
 import losses
+import progress
 import sharding
 import train_state
 from auxiliary import classification
@@ -92,8 +93,9 @@ def _continue(
     """
     config = experiment.config
     optimizer = train_state.make_optimizer(config.optim)
-    state = init_state(experiment, optimizer)
-    restored = checkpoints.restore_latest(train_state.to_checkpoint(state))
+    with progress.waiting("initializing the network, and reading its newest checkpoint, if any"):
+        state = init_state(experiment, optimizer)
+        restored = checkpoints.restore_latest(train_state.to_checkpoint(state))
     if restored:
         state = train_state.from_checkpoint(restored[0])
     start, total = int(state.step), last_step(int(state.step), config)
@@ -140,8 +142,10 @@ def _run(
     per_call = settings.n_jitted_steps
     batches = _batches(experiment, start // per_call)
     for step in range(start + per_call, total + 1, per_call):
-        state, metrics = steps(state, sharding.shard(experiment.mesh, next(batches), axis=1))
-        log.collect(step, metrics)
+        compiling = progress.waiting("compiling the training step")
+        with compiling if step == start + per_call else contextlib.nullcontext():
+            state, metrics = steps(state, sharding.shard(experiment.mesh, next(batches), axis=1))
+            log.collect(step, metrics)
         stopped = preemption.reached(metrics["loss"])
         due = {name: _is_due(step, settings[name], per_call, total) for name in FREQUENCIES}
         if stopped or any(due.values()):
@@ -149,8 +153,13 @@ def _run(
             _check_state(state, log)
         if due["log_freq"]:
             log.training()
+        note = train_state.initial_share_note(experiment.config.model, step)
+        if note and due["eval_freq"]:
+            log.say(f"note: {note}")
         if due["eval_freq"] and not stopped:
-            log.held_out(*held_out_batch(experiment, state.ema, step))
+            with progress.waiting("computing the held-out loss"):
+                held_out = held_out_batch(experiment, state.ema, step)
+            log.held_out(*held_out)
         _save(checkpoints, state, step, due, stopped, experiment.config)
         if stopped:
             if not jax.process_index():

@@ -58,7 +58,8 @@ def train_step(
     )
     metrics = {"loss": value, "grad_norm": train_state.global_norm(grads)}
     metrics["levels"] = jnp.stack(losses.by_noise_level(per_image, t, experiment.sde))
-    updated = train_state.update(state, grads, optimizer, config.model.ema_rate)
+    rate = train_state.ema_rate(config.model, state.step)
+    updated = train_state.update(state, grads, optimizer, rate)
     if config.training.on_nonfinite == "skip":
         finite = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"])
         updated = train_state.keep_if(finite, updated, state)

@@ -7,6 +7,7 @@ holds a description of what it was made from, and is computed again if that diff
 
 from readers.files import read_json
 from workdir.claims import (
+    CONFIG,
     LOCK,
     check_config,
     check_workdir,
@@ -33,6 +34,7 @@ from workdir.rounds import load_rounds, round_paths, run_rounds
 from workdir.trees import load_tree, read_tree, save_tree
 
 __all__ = [
+    "CONFIG",
     "DEPENDENCIES",
     "LOCK",
     "Arrays",

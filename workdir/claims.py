@@ -23,6 +23,7 @@ from readers.files import check_regular, mismatch, read_json
 from workdir.depends import dependencies, flatten
 from workdir.files import write_json, writing
 
+CONFIG = "config.json"  # the file of a workdir that states the config it was made with
 LOCK = "lock"  # the file of a workdir that names the process that writes to it
 
 CONFIG_SCHEMA = {
@@ -59,7 +60,7 @@ def check_config(folder: str | Path, config: Config, kind: str) -> None:
 
 def stored_config(folder: Path) -> Config | None:
     """Return the config that a folder was made with, complete, or None if it states none."""
-    path = folder / "config.json"
+    path = folder / CONFIG
     found = checkpoints.newest_config(folder) if not os.path.lexists(path) else None
     if found is None and not os.path.lexists(path):
         return None
@@ -133,7 +134,7 @@ def claim(folder: str | Path, config: Config, kind: str) -> None:
     """Check the config of `folder`, create the folder, and write `config` as its config.json."""
     check_config(folder, config, kind)
     _make(folder)
-    write_json(Path(folder) / "config.json", config.to_dict())
+    write_json(Path(folder) / CONFIG, config.to_dict())
 
 
 def _make(folder: str | Path) -> None:
@@ -155,7 +156,7 @@ TAKEN = (
         "data",
         "dequantizers",
     ),
-    *("latents", "restore", "samples", "statistics", "tensorboard"),
+    *("latents", "restore", "sample", "samples", "statistics", "tensorboard"),
 )
 """The folders of a workdir that cannot be the folder of an evaluation."""
 

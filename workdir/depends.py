@@ -36,6 +36,9 @@ DEPENDENCIES: dict[str, frozenset[str]] = {
         {groups.NETWORK, groups.SAMPLES, groups.GUIDANCE, groups.CLASSIFIER, groups.PRECISION}
         | {groups.ROUNDS, groups.SEED}
     ),
+    "sampling": frozenset(
+        {groups.NETWORK, groups.SAMPLES, groups.GUIDANCE, groups.CLASSIFIER, groups.SEED}
+    ),
     "statistics": frozenset({groups.IMAGES, groups.LOCATION, groups.QUALITY}),
     "noised images": frozenset({groups.NOISE, groups.IMAGES}),
     "dequantizer": frozenset(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
+import progress
 import sharding
 from errors import InputError, brief, printable
 from readers.files import read_npz
@@ -38,9 +38,12 @@ def run_rounds(
             *(folder, stale, name),
         )
     sharding.wait(f"look at the rounds of {name}")  # Before process 0 replaces any.
-    print(f"{folder.name}: {name}, {len(missing)} of {count} rounds to do", flush=True)
-    for index, path in tqdm(missing, unit="round", disable=None):
-        save_arrays(path, compute(index), depends)
+    progress.say(f"{folder.name}: {name}, {len(missing)} of {count} rounds to do")
+    ready = count - len(missing)
+    with progress.counting(name, count, "round", ready, announced=True) as update:
+        for done, (index, path) in enumerate(missing, start=ready + 1):
+            save_arrays(path, compute(index), depends)
+            update(done)
     sharding.wait(f"rounds of {name}")
     return paths
 

@@ -19,6 +19,7 @@ def get_config():
     networks.ddpmpp(model)
     model.num_scales = 250
     model.ema_rate = 0.998
+    model.ema_ramp = True
     model.dropout = 0.0
     model.scale_by_sigma = False
     model.nf = 16

@@ -1,0 +1,126 @@
+"""`--mode=sample`: images of a trained model, as PNG files and a grid.
+
+They are written to `WORKDIR/sample/checkpoint_K/NAME/`, where NAME states the sampler, the seed and
+the classes, or is --eval_folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import datasets
+import train_state
+from auxiliary import classification, fitting
+from configs.default import Config, complete
+from errors import InputError
+from experiment import Experiment
+from metrics.samples_stage import write_trajectories
+from workdir import (
+    Arrays,
+    dependencies,
+    load_rounds,
+    owned,
+    results_folder,
+    run_rounds,
+    write_picture,
+)
+
+BATCH = 64  # images that are drawn at a time, at most
+MOST = 10**5  # images, each of which is a file
+FILE = "{:05d}.png"
+GRID = 100  # images in grid.png, at most
+
+
+def sample(
+    config: Config,
+    workdir: str,
+    count: int,
+    *,
+    number: int | None = None,
+    folder: str | None = None,
+) -> Path:
+    """Draw images 0 .. count - 1 of checkpoint `number`, by default the newest; return the folder.
+
+    Image i is a function of config.seed and i, as in evaluation. It writes `00000.png` and so on,
+    `grid.png` with the first ones, and the rounds `samples_R.npz`, from which a run that was
+    stopped continues. Images with other than 1 or 3 channels, or of real numbers, are in the rounds
+    only.
+
+    Raises InputError for an invalid config or count, a workdir of another network, and a folder of
+    another sampler; NotFiniteError if a sample is not finite.
+    """
+    if not 1 <= count <= MOST:
+        raise InputError(f"--count={count} must be an integer from 1 to {MOST}.")
+    experiment = Experiment(_with_batches(config, count))
+    config = experiment.config
+    classification.provide(experiment, workdir)
+    found, params = experiment.trained(workdir, number)
+    depends = dependencies("samples", config) | experiment.identity(workdir, found)
+    if experiment.classifier is not None:
+        depends["classifier"] = fitting.checksum(experiment.classifier)
+    parent = Path(workdir) / "sample" / f"checkpoint_{found.number}"
+    output = results_folder(parent, folder or _name(config), taken=())
+    size = config.eval.batch_size
+
+    def compute(index: int) -> Arrays:
+        samples = experiment.sample_images(params, index * size, size)
+        if index == 0 and len(samples.frames):
+            write_trajectories(output / "trajectory.png", np.asarray(samples.frames))
+        return {"samples": np.asarray(samples.x), "nfe": np.asarray(samples.nfe)}
+
+    print(f"{found}: {count} images by {describe(config)}, seed {config.seed}", flush=True)
+    note = train_state.initial_share_note(config.model, found.step)
+    if note:
+        print(note, flush=True)
+    with owned(output, config, "sampling"):
+        paths = run_rounds(output, "samples", -(-count // size), compute, depends)
+        arrays = load_rounds(paths, "samples", "nfe")
+        _write_images(output, arrays["samples"][:count])
+    print(f"{arrays['nfe'][:count].mean():.0f} evaluations of the network for an image (NFE)")
+    print(f"pictures: {output}/grid.png, and {FILE.format(0)} to {FILE.format(count - 1)}")
+    return output
+
+
+def describe(config: Config) -> str:
+    """Return the sampler of config.sampling in words."""
+    options = config.sampling
+    method = options.method.lower()
+    if method == "ode":
+        return "the probability-flow ODE with adaptive steps"
+    if method == "solver" and options.solver.lower() == "adaptive_sde":
+        return "the reverse SDE with adaptive steps"
+    if method == "solver":
+        return f"{options.solver}, {options.num_steps} steps on the schedule {options.schedule}"
+    return (
+        f"predictor {options.predictor} and corrector {options.corrector}, "
+        f"{config.model.num_scales} steps"
+    )
+
+
+def _with_batches(config: Config, count: int) -> Config:
+    """Return the complete config with batches that are no larger than the images need."""
+    devices = jax.device_count()
+    config = complete(config)
+    largest = max(devices, BATCH // devices * devices)
+    config.eval.batch_size = min(largest, -(-count // devices) * devices)
+    config.eval.num_samples = count
+    return config
+
+
+def _name(config: Config) -> str:
+    """Return a name for the folder of these samples."""
+    options, method = config.sampling, config.sampling.method.lower()
+    sampler = f"{options.solver.lower()}-{options.num_steps}" if method == "solver" else method
+    classes = "".join(f"-{each}" for each in config.guidance.classes)
+    return f"{sampler}-seed-{config.seed}" + (f"-classes{classes}" if classes else "")
+
+
+def _write_images(folder: Path, images: np.ndarray) -> None:
+    write_picture(folder / "grid.png", datasets.image_grid(images[:GRID]))
+    if images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
+        return
+    for index, image in enumerate(images):
+        write_picture(folder / FILE.format(index), datasets.to_picture(image))

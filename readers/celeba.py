@@ -1,0 +1,101 @@
+"""CelebA from the files of its authors: aligned and cropped faces, and a list of splits."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from errors import InputError, brief
+from readers import preprocessing
+from readers.files import check_expansion, check_regular, read_verified
+from readers.image_sizes import image_shape, square_side
+from readers.preprocessing import Decoded
+
+PARTITION = "list_eval_partition.txt"
+IMAGES = "img_align_celeba"
+ARCHIVE = f"{IMAGES}.zip"
+MD5 = {PARTITION: "d32c9cbf5e040fd4025c592c306e6668"}
+"""The published checksum. The archive has a CRC-32 of every image."""
+NUMBERS = {"train": "0", "test": "1"}  # As in the official code, "test" is the validation split.
+MAX_IMAGE = 2**24  # bytes of an encoded image
+
+
+def exists(place: Path) -> bool:
+    """Return whether a folder contains the list of splits, in it or in its subfolder Eval."""
+    return _find(place, "Eval", PARTITION) is not None
+
+
+def read(split: str, config: ml_collections.ConfigDict, place: Path) -> tuple[Decoded, None]:
+    """Return the pixels of a split in the order of the list: the central 140x140, resized.
+
+    The images are in img_align_celeba.zip or the folder img_align_celeba, which is in `place` or in
+    its subfolder Img.
+
+    Raises InputError if files are missing or damaged.
+    """
+    size = square_side(config)
+    names = _names(place, split)
+    load = _loader(place, names)
+
+    def decode(index: int) -> np.ndarray:
+        try:
+            image = preprocessing.decode(load(names[index]), config.num_channels)
+        except Exception as error:  # Decoders raise many exception types for damaged files.
+            raise InputError(
+                f"{place} is damaged: {names[index]}: {brief(error)}. Download it again."
+            ) from error
+        return preprocessing.to_array(preprocessing.celeba(image, size))
+
+    return Decoded(decode, len(names), image_shape(config)), None
+
+
+def _find(place: Path, subfolder: str, name: str) -> Path | None:
+    candidates = (place / name, place / subfolder / name)
+    return next((path for path in candidates if os.path.exists(path)), None)
+
+
+def _names(place: Path, split: str) -> list[str]:
+    """Return the file names of a split, from lines such as "000001.jpg 0"."""
+    path = _find(place, "Eval", PARTITION)
+    assert path is not None
+    lines = read_verified(path, MD5[PARTITION]).decode("latin-1").split("\n")
+    entries = [line.split() for line in lines if line.strip()]
+    if not all(len(entry) == 2 and entry[1] in "012" and "/" not in entry[0] for entry in entries):
+        raise InputError(f"{path} is damaged: its lines must be 'NAME NUMBER'. Download it again.")
+    names = [name for name, number in entries if number == NUMBERS[split]]
+    if not names:
+        raise InputError(f"{path} has no image of the split {split!r}. Download it again.")
+    return names
+
+
+def _loader(place: Path, names: list[str]) -> Callable[[str], bytes | Path]:
+    """Return a function from a name to an encoded image or its path, all of which exist."""
+    path = _find(place, "Img", ARCHIVE)
+    if path is None:
+        folder = _find(place, "Img", IMAGES)
+        missing = [name for name in names if folder is None or not (folder / name).is_file()]
+        if folder is None or missing:
+            raise InputError(
+                f"{place} lacks {len(missing)} images of CelebA, such as {IMAGES}/{missing[0]}; it "
+                f"must contain {ARCHIVE} or the folder {IMAGES}."
+            )
+        return lambda name: folder / name
+    check_regular(path)
+    try:
+        archive = zipfile.ZipFile(path)
+        sizes = {member.filename: member.file_size for member in archive.infolist()}
+    except Exception as error:  # Damage raises exceptions of several types.
+        raise InputError(f"{path} cannot be read as .zip: {brief(error)}.") from error
+    check_expansion(path, sum(sizes.values()))
+    absent = [name for name in names if not 0 < sizes.get(f"{IMAGES}/{name}", 0) <= MAX_IMAGE]
+    if absent:
+        raise InputError(
+            f"{path} lacks {len(absent)} images of at most {MAX_IMAGE:,} bytes, such as "
+            f"{IMAGES}/{absent[0]}. Download it again."
+        )
+    return lambda name: archive.read(f"{IMAGES}/{name}")

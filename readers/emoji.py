@@ -1,0 +1,256 @@
+"""Colour emoji: the bitmaps of the font Noto Color Emoji, as images of any square size.
+
+The font stores each emoji as a PNG image of 136x128 pixels in its tables CBDT and CBLC. Its table
+GSUB states which sequences of code points select an image: skin tones, genders and hair are parts
+of a sequence. Training and held-out images never show variants of the same emoji; see `_groups`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+from fontTools.ttLib import TTFont
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from errors import InputError, brief
+from readers import cache, preprocessing
+from readers.files import check_regular
+from readers.folders import members
+from readers.image_sizes import image_shape, square_side
+from readers.preprocessing import Decoded
+
+FILE = "NotoColorEmoji.ttf"
+DEBIAN = Path("/usr/share/fonts/truetype/noto") / FILE  # Where Debian installs the font.
+INSTALL = "On Debian, apt-get install fonts-noto-color-emoji installs it"
+
+COMPARED_SIZE = 32  # pixels; images of any data.image_size have the same splits.
+SIMILAR = 0.2  # Images with a smaller relative distance belong to the same group.
+ROWS = 1000  # of the matrix of distances that are computed at a time
+
+# --- sequences of code points ---
+
+Sequence = tuple[int, ...]
+
+KEYCAP = 0x20E3
+MODIFIERS = {
+    *(0xFE0F, 0x200D),  # variation selector, joiner
+    *(0x2640, 0x2642),  # female, male
+    0x27A1,  # facing right
+    *range(0x1F3FB, 0x1F400),  # skin tones
+    *range(0x1F9B0, 0x1F9B4),  # hair
+}
+PERSON, CHILD, CROWN, TREE = 0x1F9D1, 0x1F9D2, 0x1F451, 0x1F384
+HANDSHAKE, HEART, KISS, RABBIT = 0x1F91D, 0x2764, 0x1F48B, 0x1F430
+CLOCKS = range(0x1F550, 0x1F568)
+EQUIVALENT = {
+    **dict.fromkeys((0x1F468, 0x1F469), {PERSON}),  # man, woman
+    **dict.fromkeys((0x1F466, 0x1F467), {CHILD}),  # boy, girl
+    **dict.fromkeys((0x1F46B, 0x1F46C, 0x1F46D), {PERSON, HANDSHAKE}),  # two people hold hands
+    **dict.fromkeys((0x1FAF1, 0x1FAF2), {HANDSHAKE}),  # each of its hands
+    **dict.fromkeys((0x1F478, 0x1F934, 0x1FAC5), {PERSON, CROWN}),  # princess, prince
+    **dict.fromkeys((0x1F385, 0x1F936), {PERSON, TREE}),  # Santa Claus, Mrs. Claus
+    **dict.fromkeys((0x1F474, 0x1F475), {0x1F9D3}),  # older people
+    **dict.fromkeys(CLOCKS, {CLOCKS.start}),
+    0x1F46A: {PERSON, CHILD},  # family
+    0x1F46F: {PERSON, RABBIT},  # people with bunny ears
+    0x1F48F: {PERSON, HEART, KISS},
+    0x1F491: {PERSON, HEART},
+}
+"""Characters that show what a sequence of others shows, for other genders or times."""
+
+
+class Glyph(NamedTuple):
+    """An image of the font.
+
+    Attributes:
+      name: its name in the font.
+      sequences: the sequences of code points that select it.
+      png: the image as a PNG file.
+    """
+
+    name: str
+    sequences: frozenset[Sequence]
+    png: bytes
+
+
+def subject(glyph: Glyph) -> str:
+    """Return what a glyph shows, as code points: variants of an emoji have the same subject."""
+    subjects = []
+    for sequence in glyph.sequences:
+        parts: set[int] = set()
+        for point in set(sequence) - MODIFIERS:
+            parts |= EQUIVALENT.get(point, {point})
+        if KEYCAP in parts:
+            parts = {KEYCAP}
+        subjects.append(sorted(parts) or list(sequence))
+    return "-".join(f"{point:X}" for point in min(subjects)) if subjects else glyph.name
+
+
+# --- the font ---
+
+
+def read(split: str, config: ml_collections.ConfigDict) -> tuple[Decoded, None]:
+    """Return the pixels of a split, 'train' or 'test'.
+
+    The font is data.path, or NotoColorEmoji.ttf in the folder data.path, by default where Debian
+    installs it. Images are composited on white and padded to squares. A share data.held_out of the
+    groups of similar images is in 'test'; a hash of their names selects them. Identical images
+    occur once.
+
+    Raises InputError if the font is missing or damaged, or has no colour bitmaps.
+    """
+    size, channels = square_side(config), config.num_channels
+    path = find(config.path)
+    try:
+        data = path.read_bytes()
+        glyphs = read_glyphs(data)
+        chosen, names = _cached_groups(path, data, glyphs)
+    except Exception as error:  # Damage raises exceptions of many types.
+        raise InputError(
+            f"{path} cannot be read as a font with colour bitmaps (table CBDT): {brief(error)}. "
+            f"Install the font again. {INSTALL}."
+        ) from error
+    selected = chosen[members(names.tolist(), split, config.held_out)]
+
+    def decode(index: int) -> np.ndarray:
+        return picture(glyphs[selected[index]].png, size, channels)
+
+    return Decoded(decode, len(selected), image_shape(config)), None
+
+
+def find(where: str) -> Path:
+    """Return the path of the font for a value of data.path. Raises InputError without one."""
+    path = Path(where).expanduser() if where else DEBIAN
+    if path.is_dir():
+        path /= FILE
+    if not path.exists():
+        raise InputError(
+            f"data.dataset = 'emoji': {path} does not exist. {INSTALL}; or name the font or its "
+            f"folder with --config.data.path=PATH."
+        )
+    check_regular(path, "data.path")
+    return path
+
+
+def read_glyphs(data: bytes) -> list[Glyph]:
+    """Return the images of a font, in its order; of several sizes, the largest.
+
+    Raises exceptions of many types for damaged fonts.
+    """
+    font = TTFont(io.BytesIO(data), lazy=True)
+    if "CBDT" not in font:
+        raise ValueError("it has no such table")
+    sizes = [strike.bitmapSizeTable.ppemY for strike in font["CBLC"].strikes]
+    strike = font["CBDT"].strikeData[int(np.argmax(sizes))]
+    sequences = _sequences(font)
+    return [
+        Glyph(name, frozenset(sequences[name]), bitmap.imageData) for name, bitmap in strike.items()
+    ]
+
+
+def _sequences(font: TTFont) -> dict[str, set[Sequence]]:
+    """Return the sequences of code points that select each glyph, by its name."""
+    characters = font.getBestCmap() or {}
+    point_of = {name: point for point, name in characters.items()}
+    sequences = defaultdict(set)
+    for point, name in characters.items():
+        sequences[name].add((point,))
+    lookups = font["GSUB"].table.LookupList.Lookup if "GSUB" in font else ()
+    for lookup in lookups:
+        for subtable in lookup.SubTable:
+            for first, ligatures in getattr(subtable, "ligatures", {}).items():
+                for ligature in ligatures:
+                    names = [first, *ligature.Component]
+                    if all(name in point_of for name in names):
+                        sequence = tuple(point_of[name] for name in names)
+                        sequences[ligature.LigGlyph].add(sequence)
+    return sequences
+
+
+def picture(png: bytes, size: int, channels: int) -> np.ndarray:
+    """Return an image (size, size, C) uint8, composited on white and padded to a square."""
+    image = preprocessing.decode(png, channels)
+    side = max(image.size)
+    square = Image.new(image.mode, (side, side), "white")
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return preprocessing.to_array(preprocessing.crop_resize(square, size))
+
+
+# --- groups ---
+
+
+def _cached_groups(path: Path, data: bytes, glyphs: list[Glyph]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices (n,) of distinct images and the names (n,) of their groups."""
+
+    def compute() -> dict[str, np.ndarray]:
+        first: dict[bytes, int] = {}
+        for index, glyph in enumerate(glyphs):
+            first.setdefault(glyph.png, index)
+        chosen = np.array(list(first.values()), np.int64)
+        pixels = [picture(glyphs[index].png, COMPARED_SIZE, 3) for index in chosen]
+        subjects = [subject(glyphs[index]) for index in chosen]
+        return {"chosen": chosen, "groups": _groups(np.stack(pixels), subjects)}
+
+    def is_valid(entry: dict[str, np.ndarray]) -> bool:
+        empty = np.array([])
+        chosen, groups = entry.get("chosen", empty), entry.get("groups", empty)
+        return (
+            chosen.ndim == 1
+            and chosen.shape == groups.shape
+            and (chosen.dtype.kind, groups.dtype.kind) == ("i", "U")
+            and bool(((chosen >= 0) & (chosen < len(glyphs))).all())
+        )
+
+    key = f"{hashlib.sha256(data).hexdigest()} {COMPARED_SIZE} {SIMILAR}"
+    entry = cache.arrays("emoji", path, key, compute, is_valid)
+    return entry["chosen"], entry["groups"]
+
+
+def _groups(pixels: np.ndarray, subjects: list[str]) -> np.ndarray:
+    """Return the name of the group (N,) of each image.
+
+    Two images are in the same group if they have the same subject or a relative distance below
+    SIMILAR, or if a chain of such pairs connects them. The name is the first of the subjects.
+
+    Args:
+      pixels: (N, H, W, C) uint8.
+      subjects: what each image shows.
+    """
+    names, of_subject = np.unique(subjects, return_inverse=True)
+    first, second = similar_pairs(pixels)
+    edges = (np.ones(len(first)), (of_subject[first], of_subject[second]))
+    _, component = connected_components(coo_array(edges, (len(names), len(names))), directed=False)
+    _, first_name = np.unique(component, return_index=True)
+    return names[first_name[component[of_subject]]]
+
+
+def similar_pairs(pixels: np.ndarray, other: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+    """Return the indices of pairs of images with a relative distance below SIMILAR.
+
+    The relative distance of x and y is |x - y| / sqrt(|x|^2 + |y|^2), where 0 is white: a faint
+    image is near to every other in Euclidean distance. Sums of integers are exact in float64, so
+    that the pairs are the same on every machine.
+
+    Args:
+      pixels: (N, H, W, C) uint8.
+      other: the images (M, H, W, C) that they are paired with, by default the same.
+    """
+    x, y = (
+        255.0 - each.reshape(len(each), -1) for each in (pixels, pixels if other is None else other)
+    )
+    squares = (y**2).sum(1)
+    pairs = []
+    for start in range(0, len(x), ROWS):
+        rows = x[start : start + ROWS]
+        energy = (rows**2).sum(1)[:, None] + squares
+        i, j = np.nonzero((1 - SIMILAR**2) * energy < 2 * rows @ y.T)
+        pairs.append((i + start, j))
+    return tuple(np.concatenate(each) for each in zip(*pairs))

@@ -1,0 +1,57 @@
+"""SVHN, the Street View House Numbers, from its MATLAB files of cropped digits."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+
+from errors import InputError, brief
+from readers import preprocessing
+from readers.files import read_verified
+from readers.image_sizes import square_side
+from readers.preprocessing import Pixels
+
+FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
+MD5 = {
+    "train": "e26dedcc434d2e4c54c9b2d4a06d8373",
+    "test": "eb5a983be6a315427106f1b164d9cef3",
+}
+"""The published checksums."""
+SIDE, ZERO = 32, 10  # The label 10 stands for the digit 0.
+
+
+def exists(place: Path) -> bool:
+    """Return whether a folder contains one of the files."""
+    return any(os.path.isfile(place / name) for name in FILES.values())
+
+
+def read(split: str, config: ml_collections.ConfigDict, place: Path) -> tuple[Pixels, np.ndarray]:
+    """Return pixels and labels of a split, in the order of the file in the folder `place`.
+
+    Raises InputError if the file is missing, is not the published one, or is damaged.
+    """
+    from scipy.io import loadmat  # Imported only for this data set.
+
+    path, size = place / FILES[split], square_side(config)
+    content = read_verified(path, MD5[split])
+    try:
+        arrays = loadmat(io.BytesIO(content), variable_names=("X", "y"))
+        images, labels = arrays["X"], arrays["y"]
+    except Exception as error:  # Damage raises exceptions of many types.
+        raise InputError(
+            f"{path} cannot be read as a MATLAB file with the arrays X and y: {brief(error)}."
+        ) from error
+    if images.dtype != np.uint8 or images.shape != (SIDE, SIDE, 3, labels.size) or not labels.size:
+        raise InputError(
+            f"{path} is damaged: X is {images.dtype} of shape {images.shape} for {labels.size} "
+            f"labels; it must be uint8 of shape {(SIDE, SIDE, 3, labels.size)}."
+        )
+    if labels.dtype.kind not in "iu" or not 1 <= labels.min() <= labels.max() <= ZERO:
+        raise InputError(f"{path} is damaged: the labels y must be integers in 1 .. {ZERO}.")
+    pixels = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
+    resized = preprocessing.from_array(pixels, size, config.num_channels, preprocessing.resize)
+    return resized, (labels.reshape(-1) % ZERO).astype(np.int32)

@@ -1,0 +1,239 @@
+"""Emoji of colour fonts: a tiny font that the tests write, and the font of Debian's package."""
+
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fontTools.feaLib.builder import addOpenTypeFeaturesFromString
+from fontTools.fontBuilder import FontBuilder
+from fontTools.misc import sstruct
+from fontTools.ttLib import newTable
+from fontTools.ttLib.tables import C_B_D_T_, E_B_L_C_, BitmapGlyphMetrics
+
+import datasets
+from errors import InputError
+from readers import cache, emoji
+from tests import examples, tiny
+
+CHARACTERS = {"one": 0x31, "two": 0x32, "keycap": 0x20E3, "man": 0x1F468, "woman": 0x1F469}
+CHARACTERS |= {
+    "laptop": 0x1F4BB,
+    "dark": 0x1F3FF,
+    "joiner": 0x200D,
+    "cat": 0x1F431,
+    "arrow": 0x27A1,
+}
+SEQUENCES = {
+    "worker": ("woman", "joiner", "laptop"),
+    "dark_worker": ("man", "dark", "joiner", "laptop"),
+    "key_one": ("one", "keycap"),
+    "key_two": ("two", "keycap"),
+}
+NAMES = [*(name for name in CHARACTERS if name != "joiner"), *SEQUENCES]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "FOLDER", tmp_path / "cache")
+
+
+def config(where, **changes):
+    """Return config.data of the emoji in the font or folder `where`."""
+    fields = {"dataset": "emoji", "path": str(where), "image_size": 8, "num_channels": 3} | changes
+    return tiny.config(**{f"data.{name}": value for name, value in fields.items()}).data
+
+
+def write_font(path: Path, *strikes: dict[str, bytes]) -> Path:
+    """Write a font whose bitmaps of 10, 20, ... pixels per em are the given PNG files by glyph."""
+    builder = FontBuilder(1024)
+    builder.setupGlyphOrder([".notdef", *CHARACTERS, *SEQUENCES])
+    builder.setupCharacterMap({point: name for name, point in CHARACTERS.items()})
+    builder.setupHorizontalMetrics(dict.fromkeys(builder.font.getGlyphOrder(), (1024, 0)))
+    builder.setupHorizontalHeader()
+    builder.setupPost(keepGlyphNames=True)
+    rules = (f"sub {' '.join(parts)} by {name};" for name, parts in SEQUENCES.items())
+    addOpenTypeFeaturesFromString(builder.font, f"feature ccmp {{ {' '.join(rules)} }} ccmp;")
+    location, bitmaps = newTable("CBLC"), newTable("CBDT")
+    location.version = bitmaps.version = 3.0
+    location.strikes, bitmaps.strikeData = [], []
+    for number, images in enumerate(strikes):
+        strike, index = E_B_L_C_.Strike(), E_B_L_C_.eblc_index_sub_table_1(b"", builder.font)
+        strike.indexSubTables = [index]
+        index.names, index.imageFormat, index.indexFormat = list(images), 17, 1
+        size = strike.bitmapSizeTable
+        size.colorRef, size.flags, size.bitDepth = 0, 1, 32
+        size.ppemX = size.ppemY = 10 * (number + 1)
+        size.hori = size.vert = zeros(E_B_L_C_.SbitLineMetrics(), E_B_L_C_.sbitLineMetricsFormat)
+        location.strikes.append(strike)
+        glyphs = {}
+        for name, png in images.items():
+            glyphs[name] = C_B_D_T_.cbdt_bitmap_format_17(b"", builder.font)
+            glyphs[name].metrics = zeros(
+                BitmapGlyphMetrics.SmallGlyphMetrics(), BitmapGlyphMetrics.smallGlyphMetricsFormat
+            )
+            glyphs[name].imageData = png
+        bitmaps.strikeData.append(glyphs)
+    builder.font["CBLC"], builder.font["CBDT"] = location, bitmaps
+    builder.font.save(path)
+    return path
+
+
+def zeros(metrics, layout):
+    """Set all fields of bitmap metrics to 0."""
+    for name in sstruct.getformat(layout)[1]:
+        setattr(metrics, name, 0)
+    return metrics
+
+
+def noise(**changes: np.ndarray) -> dict[str, bytes]:
+    """Return PNG files of 12x10 random pixels for every glyph, some of them changed."""
+    pixels = dict(zip(NAMES, examples.images(len(NAMES), 10, 12, 3))) | changes
+    return {name: examples.png(image) for name, image in pixels.items()}
+
+
+def all_pixels(where, split: str, **changes) -> np.ndarray:
+    return datasets.load(config(where, **changes), split).pixels[:]
+
+
+# --- a tiny font ---
+
+
+def test_pictures(tmp_path):
+    """Transparent pixels and the rows that make an image a square are white; channels stay."""
+    image = np.zeros((10, 12, 4), np.uint8)
+    image[:, 6:] = 200, 100, 50, 255
+    pixels = emoji.picture(examples.png(image), 12, 3)
+    assert (pixels[[0, -1]] == 255).all()
+    assert (pixels[1:-1, :6] == 255).all()
+    assert (pixels[1:-1, 6:] == (200, 100, 50)).all()
+    assert emoji.picture(examples.png(image), 6, 1).shape == (6, 6, 1)
+
+
+def test_all_images_of_the_largest_size_occur_once(tmp_path):
+    same = examples.images(1, 10, 12, 3, seed=3)[0]
+    smaller = noise(cat=np.zeros((10, 12, 3), np.uint8))
+    path = write_font(tmp_path / emoji.FILE, smaller, noise(one=same, key_one=same))
+    train, test = (all_pixels(path, split, image_size=12) for split in ("train", "test"))
+    assert len(train) + len(test) == len(NAMES) - 1
+    found = {image.tobytes() for image in np.concatenate([train, test])}
+    expected = noise(one=same, key_one=same).values()
+    assert found == {emoji.picture(png, 12, 3).tobytes() for png in expected}
+    np.testing.assert_array_equal(all_pixels(tmp_path, "test", image_size=12), test)
+    assert datasets.load(config(path), "train").labels is None
+
+
+def test_subjects(tmp_path):
+    """Skin tones, genders and keycaps are variants; a modifier alone is a subject."""
+    glyphs = emoji.read_glyphs(write_font(tmp_path / "a.ttf", noise()).read_bytes())
+    subjects = {glyph.name: emoji.subject(glyph) for glyph in glyphs}
+    assert list(subjects) == NAMES
+    assert subjects["worker"] == subjects["dark_worker"] == "1F4BB-1F9D1"
+    assert subjects["key_one"] == subjects["key_two"] == subjects["keycap"] == "20E3"
+    assert subjects["man"] == subjects["woman"] == "1F9D1"
+    assert (subjects["arrow"], subjects["dark"], subjects["cat"]) == ("27A1", "1F3FF", "1F431")
+    assert subjects["one"] != subjects["two"]
+
+
+@pytest.mark.parametrize("held_out", np.linspace(0.05, 0.95, 10))
+def test_variants_are_in_one_split(tmp_path, held_out):
+    """Also images that only look alike: here those of 'cat' and 'one'."""
+    like = examples.images(1, 10, 12, 3, seed=5)[0].clip(0, 250)
+    path = write_font(tmp_path / "a.ttf", noise(cat=like, one=like + 5))
+    files = dict(zip(NAMES, noise(cat=like, one=like + 5).values()))
+    held = {image.tobytes() for image in all_pixels(path, "test", held_out=held_out)}
+    is_held = {name: emoji.picture(png, 8, 3).tobytes() in held for name, png in files.items()}
+    assert 0 < sum(is_held.values()) < len(NAMES)
+    for group in (("worker", "dark_worker"), ("key_one", "key_two"), ("cat", "one")):
+        assert len({is_held[name] for name in group}) == 1
+
+
+def test_similar_pairs():
+    """White is 0; the relative distance of c x and x is |c - 1| / sqrt(c^2 + 1)."""
+    ink = np.array([10, 13, 14, 0, 0])
+    pixels = np.full((5, 2, 2, 3), 255, np.uint8)
+    pixels[:, 0, 0] -= ink[:, None].astype(np.uint8)
+    pixels[4, 1, 1] = 0
+    near = {(i, j) for i, j in zip(*emoji.similar_pairs(pixels)) if i < j}
+    # |10 - 13| / sqrt(10^2 + 13^2) = 0.18 and |10 - 14| / sqrt(10^2 + 14^2) = 0.23
+    assert near == {(0, 1), (1, 2)}
+    assert [len(each) for each in emoji.similar_pairs(pixels[:1], pixels)] == [2, 2]
+
+
+def test_blocks_of_rows(monkeypatch):
+    pixels = examples.images(7, 2, 2, 3)[[0, 1, 2, 0, 1, 5, 6]]
+    whole = emoji.similar_pairs(pixels)
+    monkeypatch.setattr(emoji, "ROWS", 2)
+    np.testing.assert_array_equal(emoji.similar_pairs(pixels), whole)
+    assert {(0, 3), (1, 4)} <= set(zip(*whole))
+
+
+def test_groups_are_cached_by_the_content_of_the_font(tmp_path, monkeypatch):
+    path = write_font(tmp_path / "a.ttf", noise())
+    before = all_pixels(path, "test")
+    with monkeypatch.context() as patch:
+        patch.setattr(emoji, "_groups", None)
+        np.testing.assert_array_equal(all_pixels(path, "test"), before)
+    entry = cache.entry_path("emoji", path)
+    write_font(path, dict(itertools.islice(noise().items(), 5)))
+    assert len(all_pixels(path, "test")) + len(all_pixels(path, "train")) == 5
+    np.savez(entry, key=np.load(entry)["key"], chosen=np.arange(99), groups=np.array(["x"] * 99))
+    assert len(all_pixels(path, "test")) + len(all_pixels(path, "train")) == 5
+
+
+INSTALL = "apt-get install fonts-noto-color-emoji"
+
+
+def test_missing_fonts(tmp_path, monkeypatch):
+    monkeypatch.setattr(emoji, "DEBIAN", tmp_path / "none.ttf")
+    for where in ("", tmp_path, tmp_path / "other.ttf"):
+        with pytest.raises(InputError, match=f"does not exist. .*{INSTALL}.*--config.data.path="):
+            datasets.load(config(where), "train")
+    write_font(tmp_path / "none.ttf", noise())
+    assert len(datasets.load(config(""), "train"))  # The default location.
+
+
+@pytest.mark.parametrize("damage", ["text", "cut", "png", "without"])
+def test_damaged_fonts_are_errors_of_one_line(tmp_path, damage):
+    files = noise() | ({"cat": b"\x89PNG no image"} if damage == "png" else {})
+    path = write_font(tmp_path / "a.ttf", *([] if damage == "without" else [files]))
+    if damage in ("text", "cut"):
+        path.write_bytes(b"text" if damage == "text" else path.read_bytes()[:-2000])
+    with pytest.raises(InputError) as error:
+        datasets.load(config(path), "train")
+    assert f"{path} cannot be read as a font with colour bitmaps (table CBDT): " in str(error.value)
+    assert INSTALL in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_images_are_square(tmp_path):
+    path = write_font(tmp_path / "a.ttf", noise())
+    with pytest.raises(InputError, match=r"data.image_size = \(8, 4\)"):
+        datasets.load(config(path, image_size=(8, 4)), "train")
+
+
+# --- Noto Color Emoji ---
+
+FONT = Path(os.environ.get("NOTO_COLOR_EMOJI", emoji.DEBIAN))
+
+
+@pytest.fixture
+def noto():
+    if not FONT.exists():
+        pytest.skip(
+            f"requires {FONT}: install Debian's fonts-noto-color-emoji, or set NOTO_COLOR_EMOJI to "
+            "the font"
+        )
+    return FONT
+
+
+def test_held_out_emoji_resemble_no_training_image(noto):
+    """The nearest training image of version 2.051 has an RMS difference of 16 grey levels."""
+    train, test = (all_pixels(noto, split, image_size=32) for split in ("train", "test"))
+    assert len(train) + len(test) > 3500
+    assert 0.05 < len(test) / (len(train) + len(test)) < 0.15
+    assert not len(emoji.similar_pairs(test, train)[0])
+    x, y = (images.reshape(len(images), -1).astype(np.float64) for images in (train, test))
+    squares = (y**2).sum(1)[:, None] + (x**2).sum(1) - 2 * y @ x.T
+    assert np.sqrt(squares.min() / x.shape[1]) > 12

@@ -1,0 +1,454 @@
+"""Data sets as their authors release them: small files in these formats, intact or damaged."""
+
+import gzip
+import hashlib
+import io
+import os
+import pickle
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+import datasets
+from errors import InputError
+from readers import cache, celeba, cifar, files, pickles, preprocessing, svhn
+from tests import examples, tiny
+
+
+@pytest.fixture(autouse=True)
+def _no_other_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "FOLDER", tmp_path / "cache")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+
+
+def data(dataset, where, **fields):
+    """Return config.data for colour images of 32x32 pixels."""
+    fields = {"dataset": dataset, "path": str(where), "image_size": 32, "num_channels": 3} | fields
+    return tiny.config(**{f"data.{name}": value for name, value in fields.items()}).data
+
+
+def md5(path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def allow(monkeypatch, module, **paths):
+    """Replace published checksums by those of files."""
+    names = {name: md5(path) for name, path in paths.items()}
+    monkeypatch.setattr(module, "MD5", module.MD5 | names)
+
+
+# --- pickles of Python 2 ---
+
+
+def pickled(value) -> bytes:
+    """Return a value as Python 2 pickles it: texts are strings of bytes."""
+    return b"\x80\x02" + _pickled(value) + b"."
+
+
+def _pickled(value) -> bytes:
+    match value:
+        case dict():
+            items = b"".join(_pickled(key) + _pickled(each) for key, each in value.items())
+            return b"}(" + items + b"u"
+        case list():
+            return b"](" + b"".join(map(_pickled, value)) + b"e"
+        case tuple():
+            return b"(" + b"".join(map(_pickled, value)) + b"t"
+        case None:
+            return b"N"
+        case bool():
+            return b"\x88" if value else b"\x89"
+        case int():
+            return b"J" + struct.pack("<i", value)
+        case str():
+            return _pickled(value.encode("latin-1"))
+        case bytes():
+            return b"T" + struct.pack("<i", len(value)) + value
+        case np.ndarray():
+            order, code = value.dtype.str[0], value.dtype.str[1:]
+            kind = named("numpy", "dtype", (code, 0, 1)) + _pickled(
+                (3, order, None, None, None, -1, -1, 0)
+            )
+            content = b"(" + _pickled(1) + _pickled(value.shape) + kind + b"b\x89"
+            content += _pickled(value.tobytes()) + b"t"
+            empty = b"cnumpy\nndarray\n" + _pickled((0,)) + _pickled("b")
+            return b"cnumpy.core.multiarray\n_reconstruct\n(" + empty + b"tR" + content + b"b"
+    raise TypeError(value)
+
+
+def named(module: str, name: str, arguments: tuple) -> bytes:
+    """Return the pickle of a call, without header and end."""
+    return f"c{module}\n{name}\n".encode() + _pickled(arguments) + b"R"
+
+
+def test_pickles_are_those_of_python():
+    """Python's own reader and ours return the same."""
+    value = {
+        "bytes": np.arange(12, dtype=np.uint8).reshape(3, 4),
+        "floats": np.linspace(0, 1, 6).astype(">f4").reshape(2, 3),
+        "labels": [3, 1, 2],
+        "name": "a\xe9",
+    }
+    expected = pickle.loads(pickled(value), encoding="latin-1")
+    found = pickles.read(pickled(value), "a")
+    assert found.keys() == expected.keys() == value.keys()
+    for name in ("bytes", "floats"):
+        np.testing.assert_array_equal(found[name], value[name])
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert (found["labels"], found["name"]) == (value["labels"], value["name"])
+
+
+def executing(module: str, name: str, *arguments) -> bytes:
+    return b"\x80\x02}" + _pickled("data") + named(module, name, arguments) + b"s."
+
+
+class Command:
+    """Its pickle runs a command when it is read."""
+
+    def __reduce__(self):
+        return os.system, ("exit 1",)
+
+
+STATE = _pickled((1, (2, 2), None, False, b"abcd"))
+RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
+ARRAY = RECONSTRUCT + b"(tR"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (executing("os", "system", "exit 1"), "it names os.system, which is not loaded"),
+        (executing("posix", "system", "exit 1"), "it names posix.system"),
+        (executing("builtins", "eval", "1/0"), "it names builtins.eval"),
+        (executing("numpy", "load", "x"), "it names numpy.load"),
+        (executing("numpy", "core.multiarray _reconstruct"), "it names numpy.core.multi"),
+        (executing("a\x1b[2J", "b"), r"it names a\\x1b\[2J.b"),
+        (pickle.dumps({"data": Command()}, 2), "it names posix.system"),
+        (pickle.dumps({"data": Command()}, 0), "it names posix.system"),
+        (pickle.dumps({"data": 1}, 4), "its protocol is newer than 2"),
+        (b"\x96" + struct.pack("<Q", 2**40) + b".", "newer than 2|bytes"),
+        (executing("numpy", "dtype", "O"), "the type O, which is no number"),
+        (executing("numpy", "dtype", ["x"]), "the type .*, which is no number"),
+        (b"}" + _pickled("a") + ARRAY + STATE + b"bs.", "an array is not complete"),
+        (b"}" + _pickled("a") + ARRAY + b"s.", "_state"),
+        (pickled({"a": np.zeros((4, 4))}).replace(struct.pack("<i", 4), struct.pack("<i", 5)), ""),
+        (b"cnumpy\nndarray\n}" + _pickled("x") + b"Nsb.", "_Named"),
+        (b"Pos\n.", "persistent|persid"),
+        (pickled([1]), "it is no dictionary"),
+        (pickled({"a": 1})[:-1], ""),
+        (b"", ""),
+        (b"(" * 10**5 + b".", ""),
+        (b"]" + b"q\x00h\x00a" * 3 + b".", "it is no dictionary"),
+        (b"r\xff\xff\xff\xff.", ""),
+    ],
+)
+def test_pickles_of_others_execute_nothing(monkeypatch, content, message):
+    for name in ("system", "popen"):
+        monkeypatch.setattr(os, name, lambda *_: pytest.fail("executed"))
+    with pytest.raises(InputError, match=f"^x cannot be read as pickled arrays: .*{message}") as e:
+        pickles.read(content, "x")
+    assert "\n" not in str(e.value)
+
+
+# --- CIFAR-10 ---
+
+
+def batch(count: int, seed: int = 0) -> tuple[np.ndarray, dict]:
+    """Return images (count, 32, 32, 3) and a batch of CIFAR-10 with them."""
+    pixels = examples.images(count, 32, 32, 3, seed=seed)
+    planes = pixels.transpose(0, 3, 1, 2).reshape(count, -1)
+    labels = [(seed + i) % 10 for i in range(count)]
+    return pixels, {"batch_label": "a batch", "labels": labels, "data": planes, "filenames": ["a"]}
+
+
+def write_batch(folder, name, content, monkeypatch):
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / name).write_bytes(content)
+    allow(monkeypatch, cifar, **{name: folder / name})
+
+
+@pytest.fixture
+def batches(tmp_path, monkeypatch):
+    """The images of six small batches in the folder of CIFAR-10, the last of which is 'test'."""
+    names, pixels = [*cifar.BATCHES["train"], *cifar.BATCHES["test"]], []
+    for seed, name in enumerate(names):
+        images, content = batch(3, seed)
+        write_batch(tmp_path / cifar.FOLDER, name, pickled(content), monkeypatch)
+        pixels.append(images)
+    return pixels
+
+
+def write_archive(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / cifar.ARCHIVE, "w:gz") as archive:
+        archive.add(tmp_path / cifar.FOLDER, cifar.FOLDER)
+    allow(monkeypatch, cifar, **{cifar.ARCHIVE: tmp_path / cifar.ARCHIVE})
+    return tmp_path / cifar.ARCHIVE
+
+
+def test_cifar10(tmp_path, batches, monkeypatch):
+    """The folder, the folder that contains it, and the archive; in the order of the files."""
+    archive = write_archive(tmp_path / "", monkeypatch)
+    (tmp_path / "other").mkdir()
+    os.rename(archive, tmp_path / "other" / cifar.ARCHIVE)
+    for where in ("", cifar.FOLDER, "other", f"other/{cifar.ARCHIVE}"):
+        train, test = (
+            datasets.load(data("CIFAR10", tmp_path / where), split) for split in ("train", "test")
+        )
+        np.testing.assert_array_equal(train.pixels[:], np.concatenate(batches[:5]))
+        np.testing.assert_array_equal(test.pixels[:], batches[5])
+        assert train.labels.tolist() == [0, 1, 2, 1, 2, 3, 2, 3, 4, 3, 4, 5, 4, 5, 6]
+        assert (test.labels.tolist(), test.labels.dtype) == ([5, 6, 7], np.int32)
+
+
+def test_other_sizes_and_channels(tmp_path, batches):
+    images = datasets.load(data("CIFAR10", tmp_path, image_size=16, num_channels=1), "test")
+    expected = Image.fromarray(batches[5][1]).convert("L")
+    expected = np.asarray(preprocessing.resize(expected, 16))
+    np.testing.assert_array_equal(images.pixels[1][..., 0], expected)
+    assert images.pixels[:].shape == (3, 16, 16, 1)
+    with pytest.raises(InputError, match="data.num_channels = 2 must be 1"):
+        datasets.load(data("CIFAR10", tmp_path, num_channels=2), "test")
+
+
+def test_a_prepared_copy_comes_first(tmp_path, batches):
+    """Its images may have another order."""
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text('{"name": "cifar10", "splits": []}')
+    with pytest.raises(InputError, match="3.0.2 has no split 'train'"):
+        datasets.load(data("CIFAR10", tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": [0, 1]}, r"'data' is uint8 of shape \(3, 3072\) for 2 labels"),
+        ({"labels": [0, 1, 10]}, "its labels must be in 0 .. 9"),
+        ({"labels": [0, -1, 1]}, "its labels must be in 0 .. 9"),
+        ({"labels": [0, "a", 1]}, "an entry of 'labels' is a string instead of an integer"),
+        ({"data": np.zeros((3, 3072), np.int32)}, "'data' is int32"),
+        ({"data": [1]}, "'data' is a list instead of ndarray"),
+        ({"data": None}, "'data' is null instead of ndarray"),
+    ],
+)
+def test_damaged_batches(tmp_path, batches, changes, message, monkeypatch):
+    content = pickled(batch(3)[1] | changes)
+    write_batch(tmp_path / cifar.FOLDER, "test_batch", content, monkeypatch)
+    with pytest.raises(InputError, match=f"test_batch is damaged: {message}"):
+        datasets.load(data("CIFAR10", tmp_path), "test")
+
+
+CHECKSUM = "has the MD5 checksum [0-9a-f]{32}; that of the published file is {}. Download it again"
+
+
+def test_other_files_than_the_published_ones_are_not_read(tmp_path, batches, monkeypatch):
+    """Neither a batch nor the archive or a batch in it is unpickled if its checksum differs."""
+    archive = write_archive(tmp_path, monkeypatch)
+    monkeypatch.setattr(pickles, "read", lambda *_: pytest.fail("unpickled"))
+    path = tmp_path / cifar.FOLDER / "data_batch_3"
+    path.write_bytes(path.read_bytes()[:-1])
+    message = CHECKSUM.replace("{}", cifar.MD5["data_batch_3"])
+    with pytest.raises(InputError, match=f"data_batch_3 {message}"):
+        datasets.load(data("CIFAR10", tmp_path), "train")
+    other = write_archive(tmp_path, monkeypatch)
+    with pytest.raises(InputError, match=f"data_batch_3 in .*tar.gz {message}"):
+        datasets.load(data("CIFAR10", archive), "train")
+    other.write_bytes(other.read_bytes() + b"\0")
+    message = CHECKSUM.replace("{}", cifar.MD5[cifar.ARCHIVE])
+    with pytest.raises(InputError, match=f"tar.gz {message}"):
+        datasets.load(data("CIFAR10", other), "train")
+
+
+def test_archives_without_a_batch(tmp_path, batches, monkeypatch):
+    (tmp_path / cifar.FOLDER / "data_batch_2").unlink()
+    archive = write_archive(tmp_path, monkeypatch)
+    message = "tar.gz lacks cifar-10-batches-py/data_batch_2. Download it again"
+    with pytest.raises(InputError, match=message):
+        datasets.load(data("CIFAR10", archive), "train")
+    with pytest.raises(InputError, match="data_batch_2 cannot be read: No such file"):
+        datasets.load(data("CIFAR10", tmp_path), "train")
+    archive.write_bytes(gzip.compress(b"text"))
+    allow(monkeypatch, cifar, **{cifar.ARCHIVE: archive})
+    with pytest.raises(InputError, match="cannot be read as .tar.gz"):
+        datasets.load(data("CIFAR10", archive), "train")
+
+
+def test_published_checksums_are_those_of_torchvision():
+    from_torchvision = pytest.importorskip("torchvision.datasets", reason="needs torchvision")
+    theirs = from_torchvision.CIFAR10
+    assert (
+        dict(theirs.train_list + theirs.test_list) | {theirs.filename: theirs.tgz_md5} == cifar.MD5
+    )
+    for split in ("train", "test"):
+        _, name, checksum = from_torchvision.SVHN.split_list[split]
+        assert (svhn.FILES[split], svhn.MD5[split]) == (name, checksum)
+    lists = {name: checksum for _, checksum, name in from_torchvision.CelebA.file_list}
+    assert celeba.MD5[celeba.PARTITION] == lists[celeba.PARTITION]
+
+
+# --- SVHN ---
+
+
+def write_svhn(tmp_path, monkeypatch, images, labels, split="test", **others):
+    path = tmp_path / svhn.FILES[split]
+    arrays = {"X": images, "y": labels, **others}
+    scipy.io.savemat(
+        path, {name: a for name, a in arrays.items() if a is not None}, do_compression=True
+    )
+    allow(monkeypatch, svhn, **{split: path})
+
+
+def test_svhn(tmp_path, monkeypatch):
+    """In the files, images are the last axis, and the label 10 is the digit 0."""
+    for split, seed in (("train", 1), ("test", 2)):
+        pixels, labels = examples.images(4, 32, 32, 3, seed=seed), [10, 1, 9, seed]
+        stored = pixels.transpose(1, 2, 3, 0)
+        write_svhn(tmp_path, monkeypatch, stored, np.array(labels, np.uint8)[:, None], split)
+        images = datasets.load(data("SVHN", tmp_path), split)
+        np.testing.assert_array_equal(images.pixels[:], pixels)
+        assert (images.labels.tolist(), images.labels.dtype) == ([0, 1, 9, seed], np.int32)
+        assert datasets.load(data("SVHN", tmp_path, image_size=8), split).pixels[1].shape == (
+            8,
+            8,
+            3,
+        )
+
+
+LABELS = np.ones((4, 1), np.uint8)
+STORED = np.zeros((32, 32, 3, 4), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (STORED, LABELS[:3], r"X is uint8 of shape \(32, 32, 3, 4\) for 3 labels"),
+        (STORED.astype(np.float64), LABELS, "X is float64"),
+        (STORED, LABELS * 0, "the labels y must be integers in 1 .. 10"),
+        (STORED, LABELS * 11, "the labels y must be integers in 1 .. 10"),
+        (STORED, LABELS * np.nan, "the labels y must be integers in 1 .. 10"),
+        (STORED[..., :0], LABELS[:0], "X is uint8"),
+        (STORED, None, "as a MATLAB file with the arrays X and y: 'y'"),
+    ],
+)
+def test_damaged_matlab_files(tmp_path, monkeypatch, images, labels, message):
+    write_svhn(tmp_path, monkeypatch, images, labels)
+    with pytest.raises(InputError, match=f"test_32x32.mat .*{message}"):
+        datasets.load(data("SVHN", tmp_path), "test")
+
+
+def test_other_matlab_files(tmp_path, monkeypatch):
+    write_svhn(tmp_path, monkeypatch, STORED, LABELS)
+    with pytest.raises(InputError, match="train_32x32.mat cannot be read: No such file"):
+        datasets.load(data("SVHN", tmp_path), "train")
+    path = tmp_path / svhn.FILES["test"]
+    path.write_bytes(path.read_bytes()[:-9])
+    message = CHECKSUM.replace("{}", svhn.MD5["test"])
+    with pytest.raises(InputError, match=f"test_32x32.mat {message}"):
+        datasets.load(data("SVHN", tmp_path), "test")
+    for content in (b"text", path.read_bytes(), b""):
+        path.write_bytes(content)
+        allow(monkeypatch, svhn, test=path)
+        with pytest.raises(InputError, match="cannot be read as a MATLAB file"):
+            datasets.load(data("SVHN", tmp_path), "test")
+
+
+# --- CelebA ---
+
+FACES = {"000001.jpg": 0, "000002.jpg": 1, "000003.jpg": 2, "000004.jpg": 0}
+
+
+def jpeg(seed: int) -> bytes:
+    """Return a smooth random image of CelebA's size, 178x218 pixels, as a JPEG file."""
+    coarse = Image.fromarray(examples.images(1, 5, 4, 3, seed=seed)[0])
+    return examples.encoded(coarse.resize((178, 218)), "JPEG", quality=95)
+
+
+@pytest.fixture
+def faces(tmp_path, monkeypatch):
+    """The JPEG files in CelebA's archive, beside which the list of splits is."""
+    (tmp_path / "Eval").mkdir()
+    (tmp_path / "Img").mkdir()
+    partition = tmp_path / "Eval" / celeba.PARTITION
+    partition.write_text("".join(f"{name} {number}\n" for name, number in FACES.items()))
+    allow(monkeypatch, celeba, **{celeba.PARTITION: partition})
+    encoded = {name: jpeg(seed) for seed, name in enumerate(FACES)}
+    with zipfile.ZipFile(tmp_path / "Img" / celeba.ARCHIVE, "w") as archive:
+        for name, content in encoded.items():
+            archive.writestr(f"{celeba.IMAGES}/{name}", content)
+    return encoded
+
+
+def expected(encoded: bytes, size: int) -> np.ndarray:
+    return np.asarray(preprocessing.celeba(Image.open(io.BytesIO(encoded)), size))
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_celeba(tmp_path, faces, unpacked):
+    """Training images have the number 0, held-out ones 1, in the archive or a folder."""
+    if unpacked:
+        path = tmp_path / "Img" / celeba.ARCHIVE
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(tmp_path)
+        path.unlink()
+    train, test = (
+        datasets.load(data("CELEBA", tmp_path, image_size=64), split) for split in ("train", "test")
+    )
+    assert train.labels is None
+    for images, names in ((train, ("000001.jpg", "000004.jpg")), (test, ("000002.jpg",))):
+        np.testing.assert_array_equal(images.pixels[:], [expected(faces[n], 64) for n in names])
+
+
+def test_missing_faces(tmp_path, faces):
+    path = tmp_path / "Img" / celeba.ARCHIVE
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{celeba.IMAGES}/000001.jpg", faces["000001.jpg"])
+    config = data("CELEBA", tmp_path)
+    message = "lacks 1 images of at most 16,777,216 bytes, such as img_align_celeba/000004.jpg"
+    with pytest.raises(InputError, match=message):
+        datasets.load(config, "train")
+    path.write_bytes(b"text")
+    with pytest.raises(InputError, match="cannot be read as .zip"):
+        datasets.load(config, "train")
+    path.unlink()
+    with pytest.raises(InputError, match="lacks 2 images of CelebA, such as .*000001.jpg; it must"):
+        datasets.load(config, "train")
+
+
+def test_damaged_faces(tmp_path, faces, monkeypatch):
+    """The archive has a checksum of every image."""
+    path = tmp_path / "Img" / celeba.ARCHIVE
+    content = path.read_bytes()
+    position = content.index(faces["000004.jpg"]) + 500
+    path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+    images = datasets.load(data("CELEBA", tmp_path), "train")
+    assert images.pixels[0].shape == (32, 32, 3)
+    with pytest.raises(InputError, match="is damaged: 000004.jpg: Bad CRC-32"):
+        images.pixels[1]
+    monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1000)
+    monkeypatch.setattr(files, "MAX_RATIO", 0)
+    with pytest.raises(InputError, match="img_align_celeba.zip declares a content of"):
+        datasets.load(data("CELEBA", tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("000001.jpg 0\n../x.jpg 0\n", "its lines must be 'NAME NUMBER'"),
+        ("000001.jpg\n", "its lines must be 'NAME NUMBER'"),
+        ("000001.jpg 7\n", "its lines must be 'NAME NUMBER'"),
+        ("000001.jpg 0\n", "has no image of the split 'test'"),
+    ],
+)
+def test_damaged_lists_of_splits(tmp_path, faces, monkeypatch, text, message):
+    path = tmp_path / "Eval" / celeba.PARTITION
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"{celeba.PARTITION} {CHECKSUM[:20]}"):
+        datasets.load(data("CELEBA", tmp_path), "test")
+    allow(monkeypatch, celeba, **{celeba.PARTITION: path})
+    with pytest.raises(InputError, match=f"{celeba.PARTITION} .*{message}"):
+        datasets.load(data("CELEBA", tmp_path), "test")
