@@ -31,6 +31,7 @@ import report
 import sharding
 import training
 from auxiliary import classification, dequantization
+from configs import location
 from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
@@ -255,7 +256,8 @@ STORED = Path(stored.__file__)  # the config file that reads a config.json
 def with_stored_config(argv: list[str]) -> list[str]:
     """Return the arguments with the config that a workdir was made with, if it is asked for.
 
-    That is, for --config=DIR/config.json, and without --config.
+    That is, for --config=DIR/config.json, and without --config. Other paths are replaced by those
+    that `configs.location` finds.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "workdir"):
@@ -264,6 +266,9 @@ def with_stored_config(argv: list[str]) -> list[str]:
     config = found.config or found.workdir
     if config and (config == found.workdir or Path(config).name == CONFIG):
         config = f"{STORED}:{config}"
+    elif config:
+        path, *text = config.split(":", 1)  # ml_collections passes the text to get_config.
+        config = ":".join([location.find(path), *text])
     given = {"config": config, "workdir": found.workdir}
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
     return [*argv[:1], *flags, *others]
@@ -287,5 +292,15 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(f"Error: {type(error).__name__}: {reason} (in the flags {flags_given})")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Run the command line; an installed package calls this as the command `score-sde`."""
+    errors.exit_on_signals()
+    if __name__ != "__main__":  # --help describes the module that Python runs.
+        sys.modules["__main__"].__doc__ = (__doc__ or "").replace("python main.py", "score-sde")
+        for flag in FLAGS.get_flags_for_module(__name__):
+            FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    cli()

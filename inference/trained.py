@@ -16,6 +16,7 @@ from jax import Array
 import likelihood
 import pretrained
 import sampling
+from configs import location
 from configs.default import Config
 from errors import InputError, brief
 from experiment import Experiment
@@ -157,7 +158,7 @@ def _read_config(config: str | Path | Config) -> Config:
     """
     if isinstance(config, ml_collections.ConfigDict):
         return config
-    path = Path(config)
+    path = Path(location.find(str(config)))
     check_regular(path, "config")
     specification = importlib.util.spec_from_file_location(path.stem, path)
     if path.suffix != ".py" or specification is None or specification.loader is None:
