@@ -67,10 +67,12 @@ class Sampler:
         of the latter states its score evaluations in a step, if these are not one. The samplers of `make_flow`
         have the arguments (score, states (B, ...)).
       steps: the number of steps that `Samples.bad_step` counts; None if they are adaptive.
+      frame_levels: the noise levels std / alpha of `Samples.frames`; empty if they are unknown.
     """
 
     run: Callable[..., Samples]
     steps: int | None = None
+    frame_levels: tuple[float, ...] = ()
 
     def __call__(self, *arguments: Any, **options: Any) -> Samples:
         """Return the samples."""

@@ -41,8 +41,8 @@ def inspect(config: Config, workdir: str) -> dict[str, Any]:
     scaler = datasets.make_scaler(data)
     if data.dataset.lower() == "folder" and data.path:
         _describe_files(Path(data.path).expanduser(), data.image_size)
-    _inspect_split("test", datasets.load(data, "test"), Path(workdir))
-    result, sample = _inspect_split("train", datasets.load(data, "train"), Path(workdir))
+    _inspect_split("test", datasets.load(data, "test"), scaler, Path(workdir))
+    result, sample = _inspect_split("train", datasets.load(data, "train"), scaler, Path(workdir))
     x = np.asarray(scaler.scale(jnp.asarray(sample)))
     distance = largest_distance(x.reshape(len(sample), -1))
     subset = f"all {result['images']} training images"
@@ -58,7 +58,10 @@ def inspect(config: Config, workdir: str) -> dict[str, Any]:
 
 
 def _inspect_split(
-    split: str, images: datasets.Images, workdir: Path
+    split: str,
+    images: datasets.Images,
+    scaler: datasets.Scaler | datasets.RealScaler,
+    workdir: Path,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Print statistics of a split and write its contact sheet.
 
@@ -89,8 +92,9 @@ def _inspect_split(
         print(f"  {len(classes)} classes of {counts.min()} to {counts.max()} images")
     path = workdir / "data" / f"{split}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    shown = np.random.default_rng(1).permutation(len(sample))[:SHOWN]
-    write_picture(path, datasets.image_grid(sample[shown]))
+    shown = jnp.asarray(sample[np.random.default_rng(1).permutation(len(sample))[:SHOWN]])
+    pixels = scaler.pixels(scaler.scale(shown), dequantized=False)
+    write_picture(path, datasets.image_grid(np.asarray(pixels)))
     print(f"  picture: {path}")
     return result, sample
 

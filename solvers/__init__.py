@@ -13,7 +13,7 @@ from typing import NamedTuple
 from solvers.adaptive import adaptive_sde, integrate
 from solvers.multistep import data_multistep, deis, second_order, third_order, unipc
 from solvers.plan import Plan, few_step
-from solvers.schedules import SCHEDULES, karras, noise_levels
+from solvers.schedules import SCHEDULES, frame_indices, karras, noise_levels
 from solvers.single_step import heun
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Solver",
     "adaptive_sde",
     "few_step",
+    "frame_indices",
     "integrate",
     "karras",
     "noise_levels",

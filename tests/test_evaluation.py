@@ -66,7 +66,8 @@ def test_results(evaluated, tmp_path):
     assert counts == [359, 359, 10, 10]
     samples = np.load(folder / "samples_0.npz")["samples"]
     assert (samples.shape, samples.dtype) == ((10, 8, 8, 1), np.uint8)
-    assert Image.open(folder / "samples.png").size == (4 * 66, 3 * 66)
+    for name in ("samples", "real"):  # The same grid.
+        assert Image.open(folder / f"{name}.png").size == (4 + 4 * 68, 4 + 3 * 68)
     loss = load_rounds(round_paths(folder, "loss", 3))["loss"]
     assert on_disk["loss"]["mean"] == pytest.approx(loss.mean(), rel=1e-6)
     stderr = loss.std(ddof=1) / np.sqrt(359)
