@@ -276,8 +276,8 @@ def image_grid(
     zoom = math.ceil(max(1, min_side / images.shape[1], widest / images.shape[2]))
     height, width = zoom * images.shape[1], zoom * images.shape[2]
     gutter = max(4, height // 32)
-    font = ImageFont.load_default(max(TITLE_SIZE, width // 8))
-    top = 2 * gutter + math.ceil(font.size) if titles else gutter
+    text_height = max(TITLE_SIZE, width // 8)
+    top = 2 * gutter + text_height if titles else gutter
     rows = math.ceil(len(images) / columns)
     size = (gutter + columns * (width + gutter), top + rows * (height + gutter))
     picture = Image.new("RGB", size, BACKGROUND)
@@ -285,7 +285,7 @@ def image_grid(
         row, column = divmod(index, columns)
         enlarged = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
         picture.paste(enlarged, (gutter + column * (width + gutter), top + row * (height + gutter)))
-    draw = ImageDraw.Draw(picture)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(text_height)
     for column, title in enumerate(titles):
         middle = (gutter + column * (width + gutter) + width // 2, top // 2)
         draw.text(middle, title, font=font, anchor="mm")

@@ -41,13 +41,17 @@ def rows_of_classes(images: Images, classes: Sequence[int]) -> np.ndarray:
     if not classes:
         return np.arange(len(images))
     if images.labels is None:
-        raise NoReferenceError("the images of data.dataset have no labels")
+        raise NoReferenceError(
+            "guidance.classes needs images with labels; those of data.dataset have none."
+        )
     shares = Counter(classes)
     of_class = {each: np.flatnonzero(images.labels == each) for each in shares}
     cycles = min(len(of_class[each]) // share for each, share in shares.items())
     if not cycles:
         missing = [each for each, share in shares.items() if len(of_class[each]) < share]
-        raise NoReferenceError(f"data.dataset has too few images of class {missing[0]}")
+        raise NoReferenceError(
+            f"guidance.classes requests class {missing[0]}, of which data.dataset has too few images."
+        )
     rows = np.empty((cycles, len(classes)), int)
     for each, share in shares.items():
         found = of_class[each]

@@ -32,9 +32,11 @@ def test_rows_of_classes():
 
 
 def test_classes_without_images():
-    with pytest.raises(splits.NoReferenceError, match="have no labels"):
+    with pytest.raises(splits.NoReferenceError, match="needs images with labels; those of"):
         splits.rows_of_classes(Images(np.zeros(3)), (0,))
-    with pytest.raises(splits.NoReferenceError, match="too few images of class 7"):
+    with pytest.raises(
+        splits.NoReferenceError, match="requests class 7, of which data.dataset has too few"
+    ):
         splits.rows_of_classes(labelled(1, 2), (1, 7))
 
 
