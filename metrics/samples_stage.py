@@ -102,9 +102,8 @@ def _write_held_out(context: Context, count: int) -> None:
         values = jnp.asarray(experiment.test.batch(chosen).pixels)
     except InputError:
         return
-    images = np.asarray(
-        experiment.scaler.pixels(experiment.scaler.scale(values), dequantized=False)
-    )
+    scaler = experiment.scaler
+    images = np.asarray(scaler.pixels(scaler.scale(values), dequantized=False))
     columns = math.ceil(math.sqrt(count))  # As in samples.png.
     write_picture(context.folder / "real.png", datasets.image_grid(images, columns=columns))
 
