@@ -252,7 +252,7 @@ def _training(curves: ReportData) -> Figure | None:
         lines, chart_id="training", title=title, x_label="step", y_label="loss"
     )
     caption = (
-        f"{title}. A training loss is the mean over the steps since the previous point; "
-        f"a held-out loss is that of one batch."
+        f"{title}. A training loss is the mean over the steps since the previous point, with "
+        "dropout; a held-out loss is that of the averaged parameters, without dropout."
     )
     return Figure(caption, chart)
