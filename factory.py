@@ -72,12 +72,14 @@ class Sampler:
       stds: the std of the states of Gaussian data after each step, relative to the exact one; see
         `solvers.stability`. None if it is not known.
       advice: what to change if that is too large.
+      frame_levels: the noise levels std / alpha of `Samples.frames`; empty if they are unknown.
     """
 
     loop: Callable[..., solvers.Loop]
     steps: int | None = None
     stds: Callable[[], np.ndarray] | None = None
     advice: str = ""
+    frame_levels: tuple[float, ...] = ()
 
     def __call__(self, *arguments: Any, **options: Any) -> Samples:
         """Return the samples: the arguments are those of `loop`, and the states to start from."""
@@ -223,13 +225,15 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
     corrections = 0 if corrector is sampling.none else options.n_steps_each
     if options.probability_flow:
         predictor = functools.partial(predictor, probability_flow=True)
+    levels = np.append(sde.noise_to_signal(jnp.asarray(steps.t))[1:], 0.0)
+    shown = solvers.frame_indices(levels, FRAMES) if options.trajectory else np.array([], int)
     make_loop = functools.partial(
         sampling.predictor_corrector_loop,
         corrector=corrector,
         snr=options.snr,
         n_steps_each=options.n_steps_each,
         denoise=options.noise_removal,
-        num_frames=FRAMES if options.trajectory else 0,
+        shown=shown,
     )
 
     def loop(
@@ -253,7 +257,8 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
         f"{options.predictor!r}, such as 'ancestral_sampling', or set sampling.method = 'solver'."
     )
     stds = functools.partial(stability.predictor_stds, sde, predictor, steps, _data_std(config))
-    return Sampler(loop, len(steps.t), None if predictor is sampling.none else stds, advice)
+    stds = None if predictor is sampling.none else stds
+    return Sampler(loop, len(steps.t), stds, advice, tuple(levels[shown].tolist()))
 
 
 def _ode_sampler(config: Config, sde: SDE) -> Sampler:
@@ -285,9 +290,9 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
     )
     plan = make_plan(config, levels)
     noise_prediction = solvers.SOLVERS[name].noise_prediction
-    shown = np.array([], int)
+    shown, following = np.array([], int), np.append(plan.level[1:], levels[-1])
     if options.trajectory:
-        shown = np.unique(np.linspace(0, len(plan.level) - 1, FRAMES).astype(int))
+        shown = solvers.frame_indices(following, FRAMES)
 
     def loop(keys: Array, score: Score) -> solvers.Loop:
         nfe = _nfe(score, sde.time_at(jnp.asarray(plan.level)))
@@ -302,7 +307,7 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
     stds = functools.partial(
         stability.plan_stds, plan, _data_std(config), noise_prediction=noise_prediction
     )
-    return Sampler(loop, len(plan.level), stds, advice)
+    return Sampler(loop, len(plan.level), stds, advice, tuple(following[shown].tolist()))
 
 
 def _data_std(config: Config) -> float:

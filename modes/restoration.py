@@ -3,8 +3,8 @@
 The prior is an unconditional score model. Results are written to
 `WORKDIR/restore/checkpoint_K/NAME/`; NAME is TASK-METHOD, or --eval_folder if given. They are
 measurements.npz; answers_*.npz, one file of reconstructions for each round; grid.png, one row for
-each image (the image if known, the measurement, its reconstructions, their mean and standard
-deviation); each reconstruction by itself; and results.json.
+each image (the image if known, the measurement, its reconstructions as `sample 1` and so on, their
+mean and their standard deviation as `spread`); each reconstruction by itself; and results.json.
 """
 
 from __future__ import annotations
@@ -305,10 +305,13 @@ def write_pictures(
     std = reconstructions.std(1, ddof=min(1, reconstructions.shape[1] - 1))
     low, high = image_range(experiment)
     std_image = low + (high - low) * std / max(std.max(), 1e-6)
-    columns = [] if problem.truth is None else [problem.truth]
-    columns += [measured, *reconstructions.swapaxes(0, 1), reconstructions.mean(1), std_image]
-    grid = pixels(np.stack(columns, 1)).reshape(-1, *experiment.image_shape)
-    write_picture(folder / "grid.png", datasets.image_grid(grid, columns=len(columns)))
+    columns = {} if problem.truth is None else {"image": problem.truth}
+    columns["measurement"] = measured
+    for s, reconstruction in enumerate(reconstructions.swapaxes(0, 1)):
+        columns[f"sample {s + 1}"] = reconstruction
+    columns |= {"mean": reconstructions.mean(1), "spread": std_image}
+    grid = pixels(np.stack([*columns.values()], 1)).reshape(-1, *experiment.image_shape)
+    write_picture(folder / "grid.png", datasets.image_grid(grid, titles=[*columns]))
     for name, image, own_reconstructions in zip(
         problem.names, pixels(measured), pixels(reconstructions)
     ):

@@ -70,7 +70,8 @@ def sample(
     def compute(index: int) -> Arrays:
         samples = experiment.sample_images(params, index * size, size)
         if index == 0 and len(samples.frames):
-            write_trajectories(output / "trajectory.png", np.asarray(samples.frames))
+            levels = experiment.sampler.frame_levels
+            write_trajectories(output / "trajectory.png", np.asarray(samples.frames), levels)
         return {"samples": np.asarray(samples.x), "nfe": np.asarray(samples.nfe)}
 
     print(f"{found}: {count} images by {remedies.describe(config)}, seed {config.seed}", flush=True)

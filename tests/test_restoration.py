@@ -47,7 +47,7 @@ def test_restores_held_out_images_and_resumes(workdir):
     assert results["nfe"] == 3
     assert json.loads((folder / "results.json").read_text()) == results
     columns = 6  # image, measurement, two reconstructions, mean, standard deviation
-    assert Image.open(folder / "grid.png").size == (columns * 66, 2 * 66)
+    assert Image.open(folder / "grid.png").size == (4 + columns * 92, 22 + 2 * 92)
     assert Image.open(folder / "test_1_answer_1.png").size == (8, 8)
     with np.load(folder / "answers_1.npz") as saved:
         first = saved["x"]

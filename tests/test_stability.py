@@ -42,7 +42,7 @@ def deviations(sde, states, times):
 def test_predictors(sde, name):
     """The closed form is the std of simulated states, also where the sampler is unstable."""
     steps, predictor = sde.discretize(30), sampling.PREDICTORS[name]
-    options = {"predictor": predictor, "num_frames": 30, "denoise": False}
+    options = {"predictor": predictor, "shown": range(30), "denoise": False}
     _, frames, _ = draw(
         sde,
         lambda keys, score, x: sampling.predictor_corrector(keys, score, sde, x, steps, **options),
