@@ -223,7 +223,7 @@ def _required(name: str) -> str:
 
 def _given() -> set[str]:
     """Return the config fields that are set on the command line."""
-    return set(getattr(FLAGS["config"], "override_values"))
+    return set(FLAGS["config"].override_values)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _integers(texts: list[str]) -> tuple[int, ...]:
