@@ -22,7 +22,7 @@ from scipy.sparse.csgraph import connected_components
 
 from errors import InputError, brief
 from readers import cache, preprocessing
-from readers.files import check_regular
+from readers.files import read_bytes
 from readers.folders import members
 from readers.image_sizes import image_shape, square_side
 from readers.preprocessing import Decoded
@@ -109,8 +109,8 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Decoded, None]:
     """
     size, channels = square_side(config), config.num_channels
     path = find(config.path)
+    data = read_bytes(path, "data.path")
     try:
-        data = path.read_bytes()
         glyphs = read_glyphs(data)
         chosen, names = _cached_groups(path, data, glyphs)
     except Exception as error:  # Damage raises exceptions of many types.
@@ -136,7 +136,6 @@ def find(where: str) -> Path:
             f"data.dataset = 'emoji': {path} does not exist. {INSTALL}; or name the font or its "
             f"folder with --config.data.path=PATH."
         )
-    check_regular(path, "data.path")
     return path
 
 
