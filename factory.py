@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 from jax import Array
 
@@ -36,7 +37,8 @@ from solvers.finite import is_finite
 
 FRAMES = 16  # states of a trajectory, at most
 ADAPTIVE = "adaptive_sde"
-MOST_STD = 2.0  # of the states of Gaussian data, relative to the exact one; official samplers: 1.02
+MOST_ERROR = 30.0  # the growth of errors; with 20 steps on the schedule log_snr, at most 6
+MOST_STD = 3.0  # of the states of Gaussian data, relative to the exact one; official samplers: 1.02
 
 
 class Samples(NamedTuple):
@@ -69,15 +71,14 @@ class Sampler:
         `evaluations` of the latter states its score evaluations in a step, if these are not one.
         The samplers of `make_flow` have the argument (score), and start from any states.
       steps: the number of steps, which `Samples.bad_step` counts; None if they are adaptive.
-      stds: the std of the states of Gaussian data after each step, relative to the exact one; see
-        `solvers.stability`. None if it is not known.
+      growth: the growth of its states and of errors, `solvers.stability`; None if it is not known.
       advice: what to change if that is too large.
       frame_levels: the noise levels std / alpha of `Samples.frames`; empty if they are unknown.
     """
 
     loop: Callable[..., solvers.Loop]
     steps: int | None = None
-    stds: Callable[[], np.ndarray] | None = None
+    growth: Callable[[], stability.Growth] | None = None
     advice: str = ""
     frame_levels: tuple[float, ...] = ()
 
@@ -87,20 +88,27 @@ class Sampler:
         return self.loop(*inputs, **options).run(x)
 
     def check_stable(self) -> None:
-        """Raise InputError if the steps are too long for the SDE. Nothing is computed twice."""
-        stds = self._stds
-        if np.all(stds <= MOST_STD):
-            return
-        step = int(np.argmin(stds <= MOST_STD)) + 1
-        raise InputError(
-            f"step {step} of {len(stds)} of the sampler is unstable: the states of Gaussian data "
-            f"then have {stds[step - 1]:.3g} times their standard deviation, of which {MOST_STD:g} "
-            f"times are allowed. {self.advice}"
-        )
+        """Raise InputError if a step is unstable; warn if one multiplies errors of the network."""
+        stds, errors = self._growth
+        if not np.all(stds <= MOST_STD):
+            step = int(np.argmin(stds <= MOST_STD))
+            raise InputError(
+                f"step {step + 1} of {self.steps} of the sampler is unstable: the states of "
+                f"Gaussian data then have {stds[step]:.3g} times their standard deviation, of which "
+                f"{MOST_STD:g} times are allowed. {self.advice}"
+            )
+        if np.any(errors > MOST_ERROR):
+            step = int(np.argmax(errors > MOST_ERROR))
+            logging.warning(
+                "step %d of %d of the sampler multiplies errors of the network by %.3g; samples may "
+                "be noise. %s",
+                *(step + 1, self.steps, errors[step], self.advice),
+            )
 
     @functools.cached_property
-    def _stds(self) -> np.ndarray:
-        return np.array([]) if self.stds is None else self.stds()
+    def _growth(self) -> stability.Growth:
+        nothing = np.array([])
+        return stability.Growth(nothing, nothing) if self.growth is None else self.growth()
 
 
 # --- validation -----------------------------------------------------------------------------------
@@ -256,9 +264,9 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
         f"Raise model.num_scales = {len(steps.t)}, choose another sampling.predictor than "
         f"{options.predictor!r}, such as 'ancestral_sampling', or set sampling.method = 'solver'."
     )
-    stds = functools.partial(stability.predictor_stds, sde, predictor, steps, _data_std(config))
-    stds = None if predictor is sampling.none else stds
-    return Sampler(loop, len(steps.t), stds, advice, tuple(levels[shown].tolist()))
+    growth = functools.partial(stability.predictor_growth, sde, predictor, steps, _data_std(config))
+    growth = None if predictor is sampling.none else growth
+    return Sampler(loop, len(steps.t), growth, advice, tuple(levels[shown].tolist()))
 
 
 def _ode_sampler(config: Config, sde: SDE) -> Sampler:
@@ -304,10 +312,10 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
         f"Raise sampling.num_steps = {options.num_steps}, or choose another sampling.solver than "
         f"{options.solver!r} or sampling.schedule than {options.schedule!r}."
     )
-    stds = functools.partial(
-        stability.plan_stds, plan, _data_std(config), noise_prediction=noise_prediction
+    growth = functools.partial(
+        stability.plan_growth, plan, _data_std(config), noise_prediction=noise_prediction
     )
-    return Sampler(loop, len(plan.level), stds, advice, tuple(following[shown].tolist()))
+    return Sampler(loop, len(plan.level), growth, advice, tuple(following[shown].tolist()))
 
 
 def _data_std(config: Config) -> float:

@@ -3,12 +3,14 @@
 For data N(0, c^2 I) the score is linear, -x / (alpha^2 c^2 + var), so a step of any sampler here is
 a linear map of the state plus noise, and the standard deviation of the states follows in closed
 form. A stable sampler keeps it close to the exact sqrt(alpha^2 c^2 + var); one whose steps are too
-long for the SDE multiplies it.
+long for the SDE multiplies it. A plan may also keep it and multiply the errors of the network: a step
+from a high noise level to a low one subtracts noise that is predicted with an error of the high one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +23,26 @@ from solvers.plan import Plan
 ENTRIES = 2048  # of which the variance of a step's noise is estimated, to 3 %
 MOST_ROWS = 1000  # of a plan; longer ones have short steps
 
+
+class Growth(NamedTuple):
+    """How far states of a sampler are from exact ones, after each of n steps.
+
+    Attributes:
+      stds: their std (n,), relative to the exact one.
+      errors: the std (n,) of the error, relative to the same, if the network predicts the noise
+        with independent errors of std 1; empty if it is not computed.
+    """
+
+    stds: np.ndarray
+    errors: np.ndarray
+
+
 Predictor = Callable[..., tuple[Array, Array]]
 """See `sampling`."""
 
 
-def predictor_stds(sde: SDE, predictor: Predictor, steps: Step, data_std: float) -> np.ndarray:
-    """Return the std after each step (n,), relative to the exact one, without correctors."""
+def predictor_growth(sde: SDE, predictor: Predictor, steps: Step, data_std: float) -> Growth:
+    """Return the growth of a predictor, without correctors; its errors are not computed."""
 
     def variance(t: Array) -> Array:
         return sde.alpha(t) ** 2 * data_std**2 + sde.var(t)
@@ -46,35 +62,40 @@ def predictor_stds(sde: SDE, predictor: Predictor, steps: Step, data_std: float)
     for factor, noise in zip(factors.astype(np.float64), noises.astype(np.float64)):
         now = factor**2 * now + noise
         found.append(now)
-    return np.sqrt(np.array(found) / exact)
+    return Growth(np.sqrt(np.array(found) / exact), np.array([]))
 
 
-def plan_stds(plan: Plan, data_std: float, *, noise_prediction: bool = False) -> np.ndarray:
-    """Return the std after each row (n,), relative to the exact one; () for long plans.
+def plan_growth(plan: Plan, data_std: float, *, noise_prediction: bool = False) -> Growth:
+    """Return the growth of a plan; empty arrays for long plans.
 
     Each quantity is a vector of its coefficients of the independent normal numbers that it depends
-    on: the initial noise, and two of each row.
+    on: the initial noise, two of each row, and the error of the noise that each row predicts.
     """
     n, history_length = plan.predictor_weights.shape
     if n > MOST_ROWS:
-        return np.array([])
-    y = np.zeros(2 * n + 1)
+        return Growth(np.array([]), np.array([]))
+    y = np.zeros(3 * n + 1)
     y[0] = np.hypot(data_std, plan.level[0])
     previous, history = y, [np.zeros_like(y)] * history_length
-    found = []
+    states = []
     for row in range(n):
         level, variance = plan.level[row], data_std**2 + plan.level[row] ** 2
         y = y.copy()
-        y[2 * row + 1] += plan.added_noise[row]
+        y[row + 1] += plan.added_noise[row]
         prediction = y * (level if noise_prediction else data_std**2) / variance
+        prediction[2 * n + row + 1] += 1 if noise_prediction else level
         history = [prediction, *history[:-1]]
         y = plan.corrector_state[row] * y + plan.corrector_previous[row] * previous
-        y = y + sum(w * h for w, h in zip(plan.corrector_weights[row], history))
+        y = y + plan.corrector_weights[row] @ history
         previous = y
-        y = plan.predictor_state[row] * y
-        y = y + sum(w * h for w, h in zip(plan.predictor_weights[row], history))
-        y[2 * row + 2] += plan.predictor_noise[row]
-        found.append(np.linalg.norm(y))
+        y = plan.predictor_state[row] * y + plan.predictor_weights[row] @ history
+        y[n + row + 1] += plan.predictor_noise[row]
+        states.append(y)
     # The next row first adds noise, which its level includes.
     following = np.append(plan.level[1:] ** 2 - plan.added_noise[1:] ** 2, 0.0)
-    return np.array(found) / np.sqrt(data_std**2 + np.maximum(following, 0.0))
+    exact = np.sqrt(data_std**2 + np.maximum(following, 0.0))
+    table = np.array(states)
+    exact_states, errors = table[:, : 2 * n + 1], table[:, 2 * n + 1 :]
+    return Growth(
+        np.linalg.norm(exact_states, axis=1) / exact, np.linalg.norm(errors, axis=1) / exact
+    )
