@@ -35,8 +35,9 @@ from configs import location
 from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
-from modes import calibration, conversion, inspection, latents, restoration, samples
-from workdir import CONFIG, stored
+from modes import calibration, conversion, inspection, latents, restoration, samples, stored
+from modes.stored import SAFETENSORS
+from workdir import CONFIG
 
 FLAGS = flags.FLAGS
 
@@ -66,7 +67,13 @@ def _import(config: Config, workdir: str) -> None:
 
 
 def _export(config: Config, workdir: str) -> None:
-    conversion.export_checkpoint(config, workdir, _required("target"), FLAGS.checkpoint)
+    conversion.export_checkpoint(
+        config,
+        workdir,
+        _required("target"),
+        FLAGS.checkpoint,
+        average_only=FLAGS.average_only,
+    )
 
 
 def _encode(config: Config, workdir: str) -> None:
@@ -153,6 +160,11 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string(
     "target", None, "The file to export to: .pth (PyTorch), .safetensors, or else Flax."
+)
+flags.DEFINE_bool(
+    "average_only",
+    False,
+    "Export the moving average only, in half precision, to a .safetensors file to sample from.",
 )
 flags.DEFINE_integer(
     "checkpoint",
@@ -256,20 +268,24 @@ STORED = Path(stored.__file__)  # the config file that reads a config.json
 def with_stored_config(argv: list[str]) -> list[str]:
     """Return the arguments with the config that a workdir was made with, if it is asked for.
 
-    That is, for --config=DIR/config.json, and without --config. Other paths are replaced by those
-    that `configs.location` finds.
+    That is, for --config=DIR/config.json, and without --config. A .safetensors file to import states
+    its config as well. Other paths are replaced by those that `configs.location` finds.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("config", "workdir"):
+    for name in ("config", "workdir", "source"):
         parser.add_argument(f"--{name}", f"-{name}", nargs="?")
     found, others = parser.parse_known_args(argv[1:])
-    config = found.config or found.workdir
-    if config and (config == found.workdir or Path(config).name == CONFIG):
+    config = found.config
+    if config is None and (found.source or "").endswith(SAFETENSORS):
+        config = f"{STORED}:{found.source}"
+    elif config is None and found.workdir:
+        config = f"{STORED}:{found.workdir}"
+    elif config and Path(config).name == CONFIG:
         config = f"{STORED}:{config}"
     elif config:
         path, *text = config.split(":", 1)  # ml_collections passes the text to get_config.
         config = ":".join([location.find(path), *text])
-    given = {"config": config, "workdir": found.workdir}
+    given = {"config": config, "workdir": found.workdir, "source": found.source}
     flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
     return [*argv[:1], *flags, *others]
 

@@ -7,6 +7,7 @@ imported only for its own files. A tensor that is missing, left over or of anoth
 """
 
 from pretrained.checkpoint_files import Writer, read, writer
+from pretrained.safetensors_format import read_config
 from pretrained.trained import Trained
 
-__all__ = ["Trained", "Writer", "read", "writer"]
+__all__ = ["Trained", "Writer", "read", "read_config", "writer"]

@@ -61,9 +61,21 @@ def read(source: str | Path, network: nnx.Module, config: Config) -> Trained:
     return trained
 
 
-def writer(target: str | Path) -> Writer:
-    """Return the writer for a file name: .pth for PyTorch, .safetensors, or else Flax."""
-    return WRITERS.get(Path(target).suffix, flax_format.write)
+def writer(target: str | Path, *, average_only: bool = False) -> Writer:
+    """Return the writer for a file name: .pth for PyTorch, .safetensors, or else Flax.
+
+    With `average_only` it writes the moving average in half precision. Raises InputError if the
+    format has no such form.
+    """
+    if average_only and Path(target).suffix != ".safetensors":
+        raise InputError(
+            f"--average_only needs a --target that ends in .safetensors, not {str(target)!r}."
+        )
+    return (
+        safetensors_format.write_average
+        if average_only
+        else WRITERS.get(Path(target).suffix, flax_format.write)
+    )
 
 
 def _reader(path: Path, head: bytes) -> Reader:

@@ -1,15 +1,17 @@
 """Checkpoints as safetensors, the output of `--mode=export --target=NAME.safetensors`.
 
-Names of tensors are official Flax names after 'params/', 'ema/', 'mu/' or 'nu/'. This is the
-only format for networks that are conditioned on classes.
+Names of tensors are official Flax names after 'params/', 'ema/', 'mu/' or 'nu/'; a file of
+the moving average only has 'ema/' alone. The metadata hold the config. This is the only format for networks that are conditioned on classes.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
 import safetensors.numpy
 from flax import nnx
 
@@ -37,7 +39,7 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
     _check_origin(path, metadata, tensors)
     layout = flax_layout(network)
     trees = {}
-    for tree in TREES:
+    for tree in _stored_trees(tensors):
         prefix = f"{tree}/"
         found = {
             name.removeprefix(prefix): value
@@ -46,7 +48,30 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
         }
         trees[tree] = load_params(layout, found, f"{path} (its {tree})")
     step, updates = (to_step(path, name, metadata.get(name)) for name in ("step", "updates"))
+    trees.setdefault("params", trees["ema"])
     return Trained(step=step, updates=updates, **trees)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the config in the metadata of a file that `write` made.
+
+    Raises InputError if the file is damaged, or has no config.
+    """
+    metadata, tensors = load(path)
+    _check_origin(path, metadata, tensors)
+    try:
+        config = json.loads(metadata.get("config", ""))
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{path} states no config; name it with --config.") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is damaged: its config is {printable(config)[:80]}.")
+    return config
+
+
+def _stored_trees(tensors: Tensors) -> Sequence[str]:
+    """Return the trees of a file: all, or the moving average only (`write_average`)."""
+    only_average = all(name.startswith("ema/") for name in tensors)
+    return ("ema",) if only_average else TREES
 
 
 def _check_origin(path: Path, metadata: dict[str, str], tensors: Tensors) -> None:
@@ -63,11 +88,33 @@ def _check_origin(path: Path, metadata: dict[str, str], tensors: Tensors) -> Non
 
 def write(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config) -> None:
     """Write `trained`, with the config as JSON in the metadata; `read` inverts it."""
+    _write(file, trained, network, config, TREES, np.dtype(np.float32))
+
+
+def write_average(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config) -> None:
+    """Write the moving average only, in half precision: an eighth of the size, to sample from.
+
+    `read` returns it as the parameters and as their average. Raises InputError if a parameter is
+    beyond the range of half precision.
+    """
+    _write(file, trained, network, config, ("ema",), np.dtype(np.float16))
+
+
+def _write(
+    file: BinaryIO,
+    trained: Trained,
+    network: nnx.Module,
+    config: Config,
+    trees: Sequence[str],
+    dtype: np.dtype,
+) -> None:
     layout = flax_layout(network)
     tensors = {}
-    for tree in TREES:
+    for tree in trees:
         for name, value in export_params(layout, getattr(trained, tree)).items():
-            tensors[f"{tree}/{name}"] = value
+            if np.max(np.abs(value), initial=0) > np.finfo(dtype).max:
+                raise InputError(f"{tree}/{name} has values that {dtype} cannot hold.")
+            tensors[f"{tree}/{name}"] = value.astype(dtype)
     metadata = {
         "step": str(trained.step),
         "updates": str(trained.updates),

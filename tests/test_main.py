@@ -12,8 +12,9 @@ import main
 import training
 from configs import default
 from errors import InputError
+from modes import stored
 from tests import tiny
-from workdir import claim, stored
+from workdir import claim
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "--config=configs/vp/digits_ddpmpp_continuous.py"
@@ -104,6 +105,9 @@ def test_the_config_of_a_workdir(tmp_path):
         (["--config=v/config.json", "--workdir=w"], "STORED:v/config.json"),
         (["-config", "v/config.json", "--workdir=w"], "STORED:v/config.json"),
         (["--config=configs/a.py", "--workdir=w"], "configs/a.py"),
+        (["--source=a.safetensors", "--workdir=w"], "STORED:a.safetensors"),
+        (["--source=a.pth", "--workdir=w"], "STORED:w"),
+        (["--config=configs/a.py", "--source=a.safetensors"], "configs/a.py"),
         (["--mode=eval"], None),
     ],
 )

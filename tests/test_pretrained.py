@@ -21,13 +21,14 @@ from errors import InputError
 from experiment import Experiment
 from models import building
 from models.ncsnpp import NCSNpp
-from modes import conversion
+from modes import conversion, stored
 from pretrained import flax_format, safetensors_format, torch_format
 from pretrained.diffusers_unet import unet_layout
 from pretrained.parameter_names import flax_layout, official_layers, torch_layout
 from pretrained.stored_parameters import export_params, load_params
 from tests import reference
 from tests.test_networks import SMALL
+from workdir.depends import flatten
 
 FORMATS = {"flax": "checkpoint_7", "torch": "checkpoint_7.pth", "safetensors": "seven.safetensors"}
 WITH_MOMENTS = "ve_cifar10_ncsnpp"
@@ -136,9 +137,7 @@ def test_reading_inverts_writing(tmp_path, folder, kind):
         )
     experiment, trained = reference.experiment(folder), reference.trained(folder)
     if trained.mu is None:
-        fixed = {
-            stored.path for stored in torch_layout(experiment.network) if not stored.has_gradient
-        }
+        fixed = {each.path for each in torch_layout(experiment.network) if not each.has_gradient}
         moments = traverse_util.path_aware_map(
             lambda path, a: 0 * a if path in fixed else a, trained.params
         )
@@ -152,6 +151,46 @@ def test_reading_inverts_writing(tmp_path, folder, kind):
     assert same(again.ema, trained.ema)
     assert same(again.mu, trained.mu)
     assert same(again.nu, trained.nu)
+
+
+def test_files_of_the_moving_average(tmp_path):
+    """They have half-precision values, an eighth of the size, and their own config."""
+    experiment, trained = reference.experiment(WITH_MOMENTS), reference.trained(WITH_MOMENTS)
+    paths = {only: tmp_path / f"{only}.safetensors" for only in (True, False)}
+    for only, path in paths.items():
+        with open(path, "wb") as file:
+            write = pretrained.writer(path, average_only=only)
+            write(file, trained, experiment.network, experiment.config)
+    again = pretrained.read(paths[True], experiment.network, experiment.config)
+    assert (again.step, again.mu, again.nu) == (trained.step, None, None)
+    for tree in (again.params, again.ema):
+        for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(trained.ema), strict=True):
+            assert a.dtype == np.float32
+            np.testing.assert_allclose(a, b, rtol=2**-11, atol=2**-25)
+    shown = [
+        path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little")
+        for path in paths.values()
+    ]
+    assert 8 * shown[0] == shown[1]
+    for path in paths.values():
+        found = stored.get_config(str(path))
+        assert flatten(found) == flatten(experiment.config)
+    with pytest.raises(InputError, match="needs a --target that ends in .safetensors, not 'a.pth'"):
+        pretrained.writer("a.pth", average_only=True)
+    large = trained._replace(ema=jax.tree.map(lambda a: a + 1e5, trained.ema))
+    write = pretrained.writer(paths[True], average_only=True)
+    with pytest.raises(InputError, match="has values that float16 cannot hold"):
+        write(io.BytesIO(), large, experiment.network, experiment.config)
+
+
+@pytest.mark.parametrize("config", ["", "[1]", "{", "9" * 5000])
+def test_files_that_state_no_config(tmp_path, config):
+    path = tmp_path / "m.safetensors"
+    save_file({"ema/a": np.zeros(3, np.float32)}, path, {"step": "1", "config": config})
+    with pytest.raises(
+        InputError, match="m.safetensors (states no config|is damaged: its config is)"
+    ):
+        stored.get_config(str(path))
 
 
 def test_training_states_contain_everything_in_a_file():

@@ -1,7 +1,7 @@
-"""The config file by which `--config` reads the config.json of a workdir.
+"""The config file by which `--config` reads the config of a workdir or a checkpoint file.
 
-`main.py` passes `--config=DIR/config.json`, and the workdir if there is no `--config`, on to this
-file, so that overrides on the command line apply as to any other config file.
+`main.py` passes `--config=DIR/config.json` on to this file, and the workdir or the .safetensors file
+to import if there is no `--config`. Overrides on the command line then apply as to any config file.
 """
 
 from __future__ import annotations
@@ -10,14 +10,19 @@ from pathlib import Path
 
 from configs.default import Config, from_json
 from errors import InputError
-from workdir.claims import CONFIG, stored_config
+from pretrained import read_config
+from workdir import CONFIG, stored_config
+
+SAFETENSORS = ".safetensors"
 
 
 def get_config(path: str) -> Config:
-    """Return the config of a workdir, or of its config.json.
+    """Return the config of a workdir, its config.json, or a .safetensors file.
 
     Raises InputError if there is none, or it cannot be read.
     """
+    if path.endswith(SAFETENSORS):
+        return from_json(read_config(Path(path)))
     folder = Path(path).parent if Path(path).name == CONFIG else Path(path)
     stored = stored_config(folder)
     if stored is None:
