@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax import Array
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from errors import InputError, choose
 from readers import arrays, emoji, faces, folders, published, scikit_learn
@@ -251,23 +251,46 @@ def augment(
 # --- pictures ---
 
 
-def image_grid(images: np.ndarray, min_side: int = 64, columns: int | None = None) -> Image.Image:
-    """Return a picture of images (N, H, W, C) in rows, enlarged to at least `min_side` pixels.
+BACKGROUND = (58, 104, 172)  # A blue that contrasts with black, grey and white images.
+TITLE_SIZE = 14  # The smallest font of titles, in pixels.
 
-    Real numbers are scaled to 0 .. 255. Images with other than 1 or 3 channels are shown by their
-    first channel. The default number of columns makes the grid about square.
+
+def image_grid(
+    images: np.ndarray,
+    min_side: int = 64,
+    columns: int | None = None,
+    titles: Sequence[str] = (),
+) -> Image.Image:
+    """Return a picture of images (N, H, W, C) in rows, with gutters and titles above the columns.
+
+    Images are enlarged by a whole number, to a height of at least `min_side` pixels and the width
+    of the titles. Real numbers are scaled to 0 .. 255. Images with other than 1 or 3 channels are
+    shown by their first channel. Without titles the default number of columns makes the grid about
+    square.
     """
     if images.dtype != np.uint8:
         images = _as_bytes(images)
-    if images.shape[-1] != 3:
-        images = images[..., :1]
-    zoom = max(1, min_side // images.shape[1])
-    images = np.pad(images.repeat(zoom, 1).repeat(zoom, 2), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    images = np.pad(images, ((0, -len(images) % columns), (0, 0), (0, 0), (0, 0)))
-    _, height, width, channels = images.shape
-    grid = images.reshape(-1, columns, height, width, channels).swapaxes(1, 2)
-    return to_picture(grid.reshape(-1, columns * width, channels))
+    images = images if images.shape[-1] == 3 else images[..., 0]
+    columns = columns or len(titles) or math.ceil(math.sqrt(len(images)))
+    font = ImageFont.load_default(TITLE_SIZE)
+    widest = max(map(font.getlength, titles), default=0)
+    zoom = math.ceil(max(1, min_side / images.shape[1], widest / images.shape[2]))
+    height, width = zoom * images.shape[1], zoom * images.shape[2]
+    gutter = max(4, height // 32)
+    text_height = max(TITLE_SIZE, width // 8)
+    top = 2 * gutter + text_height if titles else gutter
+    rows = math.ceil(len(images) / columns)
+    size = (gutter + columns * (width + gutter), top + rows * (height + gutter))
+    picture = Image.new("RGB", size, BACKGROUND)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        enlarged = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+        picture.paste(enlarged, (gutter + column * (width + gutter), top + row * (height + gutter)))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(text_height)
+    for column, title in enumerate(titles):
+        middle = (gutter + column * (width + gutter) + width // 2, top // 2)
+        draw.text(middle, title, font=font, anchor="mm")
+    return picture
 
 
 def to_picture(image: np.ndarray) -> Image.Image:

@@ -31,10 +31,12 @@ from models.classifier import WideResnet
 from models.layers import ACTIVATIONS, Rngs
 from models.score import ScoreModel, conventions
 from sde_lib import SDE, SDES, VESDE, Score
+from solvers import stability
 from solvers.finite import is_finite
 
 FRAMES = 16  # states of a trajectory, at most
 ADAPTIVE = "adaptive_sde"
+MOST_STD = 2.0  # of the states of Gaussian data, relative to the exact one; official samplers: 1.02
 
 
 class Samples(NamedTuple):
@@ -67,15 +69,38 @@ class Sampler:
         `evaluations` of the latter states its score evaluations in a step, if these are not one.
         The samplers of `make_flow` have the argument (score), and start from any states.
       steps: the number of steps, which `Samples.bad_step` counts; None if they are adaptive.
+      stds: the std of the states of Gaussian data after each step, relative to the exact one; see
+        `solvers.stability`. None if it is not known.
+      advice: what to change if that is too large.
+      frame_levels: the noise levels std / alpha of `Samples.frames`; empty if they are unknown.
     """
 
     loop: Callable[..., solvers.Loop]
     steps: int | None = None
+    stds: Callable[[], np.ndarray] | None = None
+    advice: str = ""
+    frame_levels: tuple[float, ...] = ()
 
     def __call__(self, *arguments: Any, **options: Any) -> Samples:
         """Return the samples: the arguments are those of `loop`, and the states to start from."""
         *inputs, x = arguments
         return self.loop(*inputs, **options).run(x)
+
+    def check_stable(self) -> None:
+        """Raise InputError if the steps are too long for the SDE. Nothing is computed twice."""
+        stds = self._stds
+        if np.all(stds <= MOST_STD):
+            return
+        step = int(np.argmin(stds <= MOST_STD)) + 1
+        raise InputError(
+            f"step {step} of {len(stds)} of the sampler is unstable: the states of Gaussian data "
+            f"then have {stds[step - 1]:.3g} times their standard deviation, of which {MOST_STD:g} "
+            f"times are allowed. {self.advice}"
+        )
+
+    @functools.cached_property
+    def _stds(self) -> np.ndarray:
+        return np.array([]) if self.stds is None else self.stds()
 
 
 # --- validation -----------------------------------------------------------------------------------
@@ -200,13 +225,15 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
     corrections = 0 if corrector is sampling.none else options.n_steps_each
     if options.probability_flow:
         predictor = functools.partial(predictor, probability_flow=True)
+    levels = np.append(sde.noise_to_signal(jnp.asarray(steps.t))[1:], 0.0)
+    shown = solvers.frame_indices(levels, FRAMES) if options.trajectory else np.array([], int)
     make_loop = functools.partial(
         sampling.predictor_corrector_loop,
         corrector=corrector,
         snr=options.snr,
         n_steps_each=options.n_steps_each,
         denoise=options.noise_removal,
-        num_frames=FRAMES if options.trajectory else 0,
+        shown=shown,
     )
 
     def loop(
@@ -225,7 +252,13 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
             lambda result: _samples(result[0], nfe, *result[1:])
         )
 
-    return Sampler(loop, len(steps.t))
+    advice = (
+        f"Raise model.num_scales = {len(steps.t)}, choose another sampling.predictor than "
+        f"{options.predictor!r}, such as 'ancestral_sampling', or set sampling.method = 'solver'."
+    )
+    stds = functools.partial(stability.predictor_stds, sde, predictor, steps, _data_std(config))
+    stds = None if predictor is sampling.none else stds
+    return Sampler(loop, len(steps.t), stds, advice, tuple(levels[shown].tolist()))
 
 
 def _ode_sampler(config: Config, sde: SDE) -> Sampler:
@@ -257,9 +290,9 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
     )
     plan = make_plan(config, levels)
     noise_prediction = solvers.SOLVERS[name].noise_prediction
-    shown = np.array([], int)
+    shown, following = np.array([], int), np.append(plan.level[1:], levels[-1])
     if options.trajectory:
-        shown = np.unique(np.linspace(0, len(plan.level) - 1, FRAMES).astype(int))
+        shown = solvers.frame_indices(following, FRAMES)
 
     def loop(keys: Array, score: Score) -> solvers.Loop:
         nfe = _nfe(score, sde.time_at(jnp.asarray(plan.level)))
@@ -267,7 +300,19 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
             keys, score, sde, plan, levels[-1], noise_prediction=noise_prediction, shown=shown
         ).then(lambda result: _samples(result[0], nfe, *result[1:]))
 
-    return Sampler(loop, len(plan.level))
+    advice = (
+        f"Raise sampling.num_steps = {options.num_steps}, or choose another sampling.solver than "
+        f"{options.solver!r} or sampling.schedule than {options.schedule!r}."
+    )
+    stds = functools.partial(
+        stability.plan_stds, plan, _data_std(config), noise_prediction=noise_prediction
+    )
+    return Sampler(loop, len(plan.level), stds, advice, tuple(following[shown].tolist()))
+
+
+def _data_std(config: Config) -> float:
+    """Return a typical std of images in the model's range: a quarter of its length."""
+    return 0.5 if config.data.centered else 0.25
 
 
 def _adaptive_sampler(config: Config, sde: SDE) -> Sampler:

@@ -78,7 +78,7 @@ def _interpolate(config: Config, workdir: str) -> None:
 
 
 def _restore(config: Config, workdir: str) -> None:
-    restoration.restore(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder)
+    restoration.restore(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder, _given())
 
 
 def _sample(config: Config, workdir: str) -> None:
@@ -91,7 +91,7 @@ def _sample(config: Config, workdir: str) -> None:
 
 
 def _calibrate(config: Config, workdir: str) -> None:
-    calibration.calibrate(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder)
+    calibration.calibrate(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder, _given())
 
 
 def _train_classifier(config: Config, workdir: str) -> None:
@@ -219,6 +219,11 @@ def _required(name: str) -> str:
     if value is None:
         raise InputError(f"--mode={FLAGS.mode} needs --{name}: {FLAGS[name].help}")
     return value
+
+
+def _given() -> set[str]:
+    """Return the config fields that are set on the command line."""
+    return set(FLAGS["config"].override_values)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _integers(texts: list[str]) -> tuple[int, ...]:

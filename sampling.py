@@ -9,7 +9,7 @@ a batch, its docstring says so. Equations and algorithms are those of arXiv:2011
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -213,7 +213,7 @@ def predictor_corrector_loop(
     n_steps_each: int = 1,
     denoise: bool = True,
     constraint: Constraint | None = None,
-    num_frames: int = 0,
+    shown: np.ndarray | Sequence[int] = (),
 ) -> Loop:
     """Return Algorithm 1 as a loop: each step is `n_steps_each` corrections, then one prediction.
 
@@ -224,15 +224,15 @@ def predictor_corrector_loop(
       denoise: whether to return the mean of the last step, without its noise.
       constraint: applied after the corrections and after the prediction. As in the official code,
         both are given the time before the prediction.
-      num_frames: the number of intermediate states to return, evenly spaced over the steps.
+      shown: the numbers (F,) of the steps, from 0, after which the state is returned.
 
     The result of the loop are samples (B, ...) in the range of the data; the intermediate states
-    (num_frames, B, ...); and the step (B,), from 1, after which a state was first not finite, or 0.
+    (F, B, ...); and the step (B,), from 1, after which a state was first not finite, or 0.
     """
-    n = len(steps.t)
+    n, num_frames = len(steps.t), len(shown)
     # The states of steps without a frame are written to an extra frame, which is dropped.
     frame_indices = np.full(n, num_frames)
-    frame_indices[np.linspace(0, n - 1, num_frames).astype(int)] = np.arange(num_frames)
+    frame_indices[np.asarray(shown, int)] = np.arange(num_frames)
 
     def start(x: Array) -> tuple[Array, Array, Array, Array]:
         frames = jnp.zeros((len(x), num_frames + 1 if num_frames else 0, *x.shape[1:]))

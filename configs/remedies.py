@@ -1,4 +1,4 @@
-"""Errors for samples that are not finite: which sampler failed, where, and what to change."""
+"""Samplers in words, and errors for samples that are not finite: where, and what to change."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_samples(
     remedies = [*_remedies(config, method), *_remedies_of_mode(config, mode)]
     raise NotFiniteError(
         f"{len(failed)} of {len(bad_step)} images are not finite{where}. The sampler is "
-        f"{_describe(config, method)}. To correct it: {', or '.join(remedies)}. If nothing helps, "
+        f"{describe(config, method)}. To correct it: {', or '.join(remedies)}. If nothing helps, "
         "the parameters of the checkpoint may be the cause: choose an earlier one."
     )
 
@@ -47,13 +47,19 @@ def _unit(config: Config, steps: int) -> str:
     return "step" if steps == expected else "network evaluation"
 
 
-def _describe(config: Config, method: str) -> str:
-    options = config.sampling
+def describe(config: Config, method: str = "") -> str:
+    """Return the sampler of config.sampling in words; `method` replaces sampling.method."""
+    options, method = config.sampling, method or config.sampling.method.lower()
+    if method == "ode":
+        return "the probability-flow ODE with adaptive steps"
     if method == "pc":
-        return f"'pc' with predictor {options.predictor!r} and corrector {options.corrector!r}"
-    if method == "solver":
-        return repr(options.solver)
-    return "the probability-flow ODE with adaptive steps"
+        return (
+            f"predictor {options.predictor!r} and corrector {options.corrector!r}, "
+            f"{config.model.num_scales} steps"
+        )
+    if options.solver.lower() == "adaptive_sde":
+        return "'adaptive_sde', with adaptive steps"
+    return f"{options.solver!r}, {options.num_steps} steps on the schedule {options.schedule!r}"
 
 
 def _remedies(config: Config, method: str) -> Iterator[str]:

@@ -108,20 +108,22 @@ class Method(NamedTuple):
       requires_pc: whether the method changes the steps of the predictor-corrector loop, and so
         requires sampling.method = 'pc'. Otherwise it is a guided score, which any sampler accepts.
       allows_corrector: whether it can be combined with a corrector.
+      uses_predictor: whether the steps of the sampler are taken, guided or extended.
     """
 
     condition: Callable[..., Conditioned]
     needs: type = Measurement
     requires_pc: bool = False
     allows_corrector: bool = True
+    uses_predictor: bool = True
 
 
 # A corrector of the unconditional score would undo the updates of `dps`, `ddrm` and `daps`.
 METHODS = {
     "projection": Method(projection, requires_pc=True),
     "dps": Method(dps, Observation, requires_pc=True, allows_corrector=False),
-    "ddrm": Method(ddrm, requires_pc=True, allows_corrector=False),
-    "daps": Method(daps, Evidence, requires_pc=True, allows_corrector=False),
+    "ddrm": Method(ddrm, requires_pc=True, allows_corrector=False, uses_predictor=False),
+    "daps": Method(daps, Evidence, requires_pc=True, allows_corrector=False, uses_predictor=False),
     "pigdm": Method(pigdm),
     "moment_matching": Method(moment_matching, Observation),
 }

@@ -12,25 +12,28 @@ from PIL import Image, ImageDraw, ImageFont
 DOCS = Path(__file__).parent
 PANELS = {  # file: (caption, columns of the picture, columns to show)
     "digits.png": ("samples", 10, 8),
-    "restoration.png": ("image, measured, 4 reconstructions, mean, spread", 8, 8),
+    "restoration.png": ("reconstruction of the center", 8, 8),
     "interpolation.png": ("interpolation between latent codes", 10, 10),
 }
 ROWS = 6  # of each picture
-CELL = 66  # pixels of an image in the pictures, with its margin
+HEIGHT = 440  # pixels of a panel without its caption
+GUTTER = 4  # pixels between the images of a picture
 GAP = 24
 CAPTION = 44
 
 
 def panel(name: str, caption: str, columns: int, shown: int) -> Image.Image:
     """The upper left part of a picture, with a caption below."""
-    picture = Image.open(DOCS / name).convert("L")
-    assert picture.width == columns * CELL, f"{name} is {picture.width} pixels wide"
-    picture = picture.crop((0, 0, shown * CELL, ROWS * CELL))
-    found = Image.new("L", (picture.width, picture.height + CAPTION), 255)
-    found.paste(picture)
-    position = (picture.width // 2, picture.height + CAPTION // 2)
+    picture = Image.open(DOCS / name).convert("RGB")
+    cell = (picture.width - GUTTER) // columns
+    top = picture.height % cell  # The titles, if there are any, and a gutter.
+    picture = picture.crop((0, 0, GUTTER + shown * cell, top + ROWS * cell))
+    width = round(picture.width * HEIGHT / picture.height)
+    found = Image.new("RGB", (width, HEIGHT + CAPTION), "white")
+    found.paste(picture.resize((width, HEIGHT), Image.Resampling.LANCZOS))
+    position = (width // 2, HEIGHT + CAPTION // 2)
     font = ImageFont.load_default(size=20)
-    ImageDraw.Draw(found).text(position, caption, fill=40, font=font, anchor="mm")
+    ImageDraw.Draw(found).text(position, caption, fill=(40, 40, 40), font=font, anchor="mm")
     return found
 
 
@@ -38,7 +41,7 @@ def strip() -> Image.Image:
     """All panels in one row."""
     panels = [panel(name, *options) for name, options in PANELS.items()]
     width = sum(each.width for each in panels) + GAP * (len(panels) - 1)
-    found = Image.new("L", (width, panels[0].height), 255)
+    found = Image.new("RGB", (width, panels[0].height), "white")
     left = 0
     for each in panels:
         found.paste(each, (left, 0))
@@ -47,4 +50,4 @@ def strip() -> Image.Image:
 
 
 if __name__ == "__main__":
-    strip().save(DOCS / "strip.png", optimize=True)
+    strip().quantize(128).save(DOCS / "strip.png", optimize=True)

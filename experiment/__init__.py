@@ -130,11 +130,14 @@ class Experiment(Setup):
 
     # --- loss and samples -------------------------------------------------------------------------
 
-    def draw(self, key: Array, x: Array) -> tuple[Array, Array]:
-        """Return times t (B,) and noise z (B, ...) of the training objective for a batch x."""
+    def draw(self, key: Array, x: Array, *, even: bool = False) -> tuple[Array, Array]:
+        """Return times t (B,) and noise z (B, ...) of the training objective for a batch x.
+
+        `even` spreads the times evenly; see `losses.draw`.
+        """
         importance_weighting = self.config.training.importance_weighting
         return losses.draw(
-            key, self.sde, x, self.num_scales, importance_weighting=importance_weighting
+            key, self.sde, x, self.num_scales, importance_weighting=importance_weighting, even=even
         )
 
     def loss(self, score: Score, x: Array, t: Array, z: Array) -> Array:
@@ -154,7 +157,7 @@ class Experiment(Setup):
 
     @functools.cached_property
     def held_out_loss(self) -> Callable[[Params, Batch, Array], tuple[Array, Array]]:
-        """(params, batch, key) -> the images' losses and times t (B,); compiled.
+        """(params, batch, key) -> the images' losses and times t (B,), which are even; compiled.
 
         There is no dropout, and a conditional network gets the true classes. The parameters may be
         sharded as in training, or replicated.
@@ -165,7 +168,7 @@ class Experiment(Setup):
         def compute(params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
             data_key, noise_key = jax.random.split(key)
             x = self.prepare(data_key, batch.pixels, flip=False)
-            t, z = self.draw(noise_key, x)
+            t, z = self.draw(noise_key, x, even=True)
             classes = None if batch.labels is None else jnp.asarray(batch.labels)
             score = self.score(params, classes=classes)
             return self.loss(score, x, t, z), t
@@ -203,8 +206,10 @@ class Experiment(Setup):
     def sample_images(self, params: Params, first: int, count: int) -> Samples:
         """Return images first .. first + count - 1 on the host: uint8 (count, H, W, C).
 
-        Says how far it has come. Raises NotFiniteError if a sample is not finite.
+        Says how far it has come. Raises InputError if the sampler is unstable, and NotFiniteError if
+        a sample is not finite.
         """
+        self.sampler.check_stable()
         padded = -(-count // self.mesh.size) * self.mesh.size
         indices = self.rows(np.arange(first, first + padded))
         samples = self._in_parts(f"drawing {count} samples", params, indices, self.classifier)

@@ -95,6 +95,7 @@ class Prior:
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
         """
         chosen = settings.sampler(self.config, self.sde, sampler, steps, options)
+        chosen.check_stable()
 
         def draw(keys: Array, indices: np.ndarray) -> Samples:
             del indices

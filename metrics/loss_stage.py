@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
 
 import datasets
+import losses
 import sharding
 from configs.default import Config
 from metrics.stage import (
@@ -26,7 +28,7 @@ def split(config: Config) -> str:
 
 
 def run(context: Context) -> Results:
-    """Compute the loss as in training but without dropout and random flips.
+    """Compute the loss as in training but without dropout and random flips, at even times.
 
     A class-conditional network is conditioned on the true class of each image.
     """
@@ -38,11 +40,14 @@ def run(context: Context) -> Results:
         indices, count = batches[index]
         key = jax.random.fold_in(experiment.key("loss"), index)
         batch = experiment.rows(images.batch(indices, labelled=experiment.labelled))
-        loss, _ = sharding.fetch(experiment.held_out_loss(context.ema, batch, key))
-        return {"loss": loss[:count]}
+        loss, t = sharding.fetch(experiment.held_out_loss(context.ema, batch, key))
+        return {"loss": loss[:count], "t": t[:count]}
 
-    paths = context.run_rounds("loss", len(batches), compute)
-    return summarize(load_rounds(paths)["loss"])
+    paths = context.run_rounds("losses", len(batches), compute)
+    rounds = load_rounds(paths)
+    loss, t = rounds["loss"], rounds["t"]
+    finite = np.isfinite(loss)
+    return summarize(loss) | {"stderr": losses.mean_stderr(loss[finite], t[finite])}
 
 
 def measures(entry: Results) -> list[Measure]:

@@ -1,19 +1,22 @@
 """`--mode=fid_stats`: statistics of the images of a data set, with which samples are compared.
 
-`statistics_files.py` describes the files.
+Samples of some classes are compared with images of these classes. `statistics_files.py` describes
+the files.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
-import datasets
 import sharding
 from configs.default import Config
 from errors import InputError, brief
@@ -21,7 +24,7 @@ from experiment import Experiment
 from metrics import features
 from metrics.distances import Moments
 from metrics.features import Extractor
-from metrics.splits import images_of
+from metrics.splits import NoReferenceError, images_of, rows_of_classes
 from metrics.statistics_files import Protocol, Reference, from_arrays, read, with_path, write
 from readers.image_sizes import as_json, label
 from workdir import Arrays, dependencies, load_rounds, locked, run_rounds
@@ -31,6 +34,9 @@ MAX_FEATURES = 50_000
 
 The moments are those of all images.
 """
+
+FEWEST_IMAGES = 10  # Of requested classes. With fewer images nothing is compared.
+MAX_NAME = 40  # characters of a file name that list classes
 
 
 def fid_stats(config: Config, workdir: str) -> Path:
@@ -57,7 +63,8 @@ def load_or_compute(experiment: Experiment, extractor: Extractor, workdir: str |
     """Load the statistics at config.eval.stats_path or, if that is empty, those in `workdir`.
 
     Statistics in `workdir` are computed on first use, and again if the file is damaged. Raise
-    InputError if stats_path does not exist, and as `statistics_files.load` does.
+    InputError if stats_path does not exist, and as `statistics_files.load` does; NoReferenceError
+    if no images of the requested classes are known.
     """
     path = statistics_path(experiment, extractor, workdir)
     named = bool(experiment.config.eval.stats_path)
@@ -87,7 +94,43 @@ def statistics_path(experiment: Experiment, extractor: Extractor, workdir: str |
 
 def _name(experiment: Experiment, extractor: Extractor) -> str:
     data, split = experiment.config.data, experiment.config.eval.stats_split
+    classes = "-".join(map(str, reference_classes(experiment)))
+    if classes:
+        short = classes if len(classes) <= MAX_NAME else f"{zlib.crc32(classes.encode()):08x}"
+        split = f"{split}_classes_{short}"
     return f"{data.dataset}_{label(data.image_size)}_{split}_{extractor.label}".lower()
+
+
+def reference_classes(experiment: Experiment) -> tuple[int, ...]:
+    """The classes of the images to compare with, sorted and in lowest terms; () for all images.
+
+    They are those that config.guidance requests: (0, 0, 1) if class 0 is twice as frequent as class
+    1. All images are used if they have the requested proportions. If their classes are unknown,
+    this is assumed of a request for all classes equally often; another request raises
+    NoReferenceError.
+    """
+    config = experiment.config
+    counts = Counter(config.guidance.classes)
+    divisor = math.gcd(*counts.values())
+    classes = tuple(each for each in sorted(counts) for _ in range(counts[each] // divisor))
+    if not classes:
+        return ()
+    try:
+        images = images_of(experiment, config.eval.stats_split)
+        count = len(rows_of_classes(images, classes))
+    except InputError as error:
+        all_classes = range(config.data.num_classes or config.classifier.num_classes)
+        if classes == tuple(all_classes):
+            return ()
+        if isinstance(error, NoReferenceError):
+            raise
+        return classes
+    if count < FEWEST_IMAGES:
+        raise NoReferenceError(
+            f"guidance.classes requests classes of which data.dataset has only {count} images in "
+            f"these proportions; at least {FEWEST_IMAGES} are needed to compare with."
+        )
+    return () if count == len(images) else classes
 
 
 def expected_protocol(experiment: Experiment, extractor: Extractor) -> Protocol:
@@ -101,6 +144,7 @@ def expected_protocol(experiment: Experiment, extractor: Extractor) -> Protocol:
         "split": config.eval.stats_split,
         "image_size": as_json(config.data.image_size),
         "num_channels": config.data.num_channels,
+        "classes": list(reference_classes(experiment)) or None,
     }
 
 
@@ -112,7 +156,8 @@ def _content(experiment: Experiment, path: Path) -> Protocol:
     """
     try:
         images = images_of(experiment, experiment.config.eval.stats_split)
-        return {"images": len(images), "data_sha256": images.digest}
+        rows = rows_of_classes(images, reference_classes(experiment))
+        return {"images": len(rows), "data_sha256": images.digest}
     except InputError as error:
         logging.warning("%s cannot be compared with its images: %s", path, brief(error))
         return {}
@@ -125,24 +170,24 @@ def compute(experiment: Experiment, extractor: Extractor, path: Path) -> Referen
     """Compute statistics, in rounds so that an interrupted run resumes; write them to `path`."""
     images = images_of(experiment, experiment.config.eval.stats_split)
     batch_size = experiment.config.eval.batch_size
-    batches = datasets.rounds(images, batch_size)
+    rows = np.sort(rows_of_classes(images, reference_classes(experiment)))
     folder = path.with_name(path.stem + "_rounds")
     folder.mkdir(parents=True, exist_ok=True)
 
     def compute_round(index: int) -> Arrays:
-        indices, count = batches[index]
-        pixels = np.asarray(images.batch(indices[:count]).pixels)
+        chosen = rows[index * batch_size : (index + 1) * batch_size]
+        pixels = np.asarray(images.batch(chosen).pixels)
         batch = features.as_samples(experiment, pixels)
         return {"pool": extractor.extract(batch).pool}
 
     name = f"{_name(experiment, extractor)}_{batch_size}"
-    content = {"images": len(images), "data_sha256": images.digest}
+    content = {"images": len(rows), "data_sha256": images.digest}
     depends = dependencies("statistics", experiment.config) | content
     depends["features"] = extractor.digest
     protocol = expected_protocol(experiment, extractor) | content
     with locked(folder):
-        paths = run_rounds(folder, name, len(batches), compute_round, depends)
-        reference = _merge_rounds(paths, len(images), protocol)
+        paths = run_rounds(folder, name, -(-len(rows) // batch_size), compute_round, depends)
+        reference = _merge_rounds(paths, len(rows), protocol)
         # Other processes may still read the rounds, or check whether the file exists.
         sharding.wait("statistics")
         write(path, reference)

@@ -19,6 +19,7 @@ from experiment import Experiment
 from metrics import distances, features, reference_statistics, samples_stage
 from metrics.distances import Moments, PrecisionRecall
 from metrics.features import Extractor
+from metrics.splits import NoReferenceError
 from metrics.stage import Cell, Context, Measure, Results, Stage, estimate_text
 from metrics.statistics_files import Reference
 from workdir import Arrays, Depends, load_rounds, run_rounds
@@ -26,14 +27,22 @@ from workdir import Arrays, Depends, load_rounds, run_rounds
 MIN_IMAGES = 10  # With fewer images nothing is measured.
 FID_IMAGES = 10_000  # With fewer images the name of a Frechet distance contains their number.
 JACKKNIFE_GROUPS = 10  # The jackknife leaves out one group of images at a time.
+MAX_LISTED = 10  # classes in the description of the reference
 KID_IMAGES = 20_000  # Of each set, at most; time grows with the square of the number.
 
 
 class Prepared(NamedTuple):
-    """The feature extractor and the reference statistics, shared by all checkpoints."""
+    """What all checkpoints share.
+
+    Attributes:
+      extractor: the feature extractor.
+      reference: the reference statistics, or None if there are none of the requested classes.
+      problem: why there are none, or ''.
+    """
 
     extractor: Extractor
-    reference: Reference
+    reference: Reference | None
+    problem: str = ""
 
 
 def check(experiment: Experiment) -> None:
@@ -52,19 +61,22 @@ def prepare(experiment: Experiment, workdir: Path) -> Prepared:
     Raise InputError if either cannot be loaded or does not fit the other.
     """
     extractor = features.make_extractor(experiment, workdir)
-    reference = reference_statistics.load_or_compute(experiment, extractor, workdir)
+    try:
+        reference = reference_statistics.load_or_compute(experiment, extractor, workdir)
+    except NoReferenceError as error:
+        return Prepared(extractor, None, str(error))
     return Prepared(extractor, reference)
 
 
 def run(context: Context) -> Results:
     """Measure the samples of a checkpoint."""
     config = context.experiment.config.eval
-    extractor, reference = context.prepared
+    extractor, reference, problem = context.prepared
     samples = samples_stage.sample_paths(context.folder, config)
     depends = {**context.depends, "features": extractor.digest}
     paths = run_features(context.folder, samples, extractor, depends)
     rounding = "truncated" if config.legacy_rounding else "nearest"
-    return {"rounding": rounding} | measure(paths, extractor, reference)
+    return {"rounding": rounding} | measure(paths, extractor, reference, problem)
 
 
 def run_features(
@@ -93,13 +105,14 @@ class FeatureSets:
       pool: features (N, D).
       logits: class logits (N, K), or None if the extractor has none.
       real: features (M, D) of reference images; None if the file holds too few or only moments.
+      reference: the statistics, or None if there is nothing to compare with.
     """
 
     pool: np.ndarray
     logits: np.ndarray | None
     extractor: Extractor
     real: np.ndarray | None
-    reference: Reference
+    reference: Reference | None
 
     @classmethod
     def shuffled(
@@ -107,11 +120,11 @@ class FeatureSets:
         pool: np.ndarray,
         logits: np.ndarray | None,
         extractor: Extractor,
-        reference: Reference,
+        reference: Reference | None,
     ) -> FeatureSets:
         """Shuffle the features of generated images and those of the reference, with fixed seeds."""
         order = np.random.default_rng(0).permutation(len(pool))
-        real = reference.pool
+        real = reference.pool if reference else None
         if real is not None:
             real = np.random.default_rng(1).permutation(real) if len(real) >= MIN_IMAGES else None
         logits = None if logits is None else logits[order]
@@ -129,15 +142,18 @@ def frechet(sets: FeatureSets) -> Results:
     """The Frechet distance with its jackknife; `name` states whether it is an FID.
 
     With fewer images than features the order of the bias in 1 / N is unknown, so that
-    `extrapolated` is None.
+    `extrapolated` is None. All values are None if there is nothing to compare with.
     """
-    count = len(sets.pool)
+    if sets.reference is None:
+        missing = dict.fromkeys(("value", "stderr", "extrapolated"))
+        return {"name": "FD", "rank_deficient": False} | missing
+    count, reference = len(sets.pool), sets.reference.moments
     groups = []
     for group in range(JACKKNIFE_GROUPS):
         groups.append(Moments.from_features(sets.pool[group::JACKKNIFE_GROUPS]))
 
     def distance(moments: Moments) -> float:
-        return distances.frechet_distance(moments, sets.reference.moments)
+        return distances.frechet_distance(moments, reference)
 
     full = _merge(groups)
     value = distance(full)
@@ -148,7 +164,7 @@ def frechet(sets: FeatureSets) -> Results:
     name = "FID" if sets.extractor.published else "FD"
     if count < FID_IMAGES:
         name += f"_n{count}"
-    rank_deficient = full.rank_deficient or sets.reference.moments.rank_deficient
+    rank_deficient = full.rank_deficient or reference.rank_deficient
     return {
         "name": name,
         "value": value,
@@ -203,14 +219,19 @@ def recall(sets: FeatureSets) -> Results | None:
     return None if sets.real is None else sets.precision_recall.recall._asdict()
 
 
-def measure(paths: Sequence[Path], extractor: Extractor, reference: Reference) -> Results:
-    """Compute all metrics from rounds of features: arrays `pool` and optionally `logits`."""
+def measure(
+    paths: Sequence[Path], extractor: Extractor, reference: Reference | None, problem: str = ""
+) -> Results:
+    """Compute all metrics from rounds of features: arrays `pool` and optionally `logits`.
+
+    Without a reference there are no distances, and the entry states the `problem`.
+    """
     arrays = load_rounds(paths, "pool", optional=["logits"])
     sets = FeatureSets.shuffled(arrays["pool"], arrays.get("logits"), extractor, reference)
     results = {
         "features": extractor.label,
         "images": len(sets.pool),
-        "reference": reference.protocol,
+        "reference": reference.protocol if reference else {"problem": problem},
     }
     return results | {metric.key: metric.compute(sets) for metric in METRICS}
 
@@ -271,18 +292,29 @@ METRICS = (
 
 def reference_images(entry: Results) -> str:
     """A description of the reference images, as far as the statistics state them."""
-    parts = [entry["reference"].get(key) for key in ("images", "dataset", "split")]
-    return " ".join(str(part) for part in parts if part) or "images"
+    reference = entry["reference"]
+    parts = [reference.get(key) for key in ("images", "dataset", "split")]
+    text = " ".join(str(part) for part in parts if part) or "images"
+    classes = reference.get("classes") or []
+    if len(classes) > MAX_LISTED:
+        return f"{text} of the requested classes"
+    return f"{text} of the classes {', '.join(map(str, classes))}" if classes else text
+
+
+def _estimate(entry: Results, metric: Metric) -> Results | None:
+    """The result of a metric, or None if it has no value."""
+    found = entry[metric.key]
+    return None if found is None or found["value"] is None else found
 
 
 def measures(entry: Results) -> list[Measure]:
     """The rows of the report; their names contain the features and the number of images."""
     rows = []
     for metric in METRICS:
-        found = entry[metric.key]
+        found = _estimate(entry, metric)
         if found:
             name = f"{metric.title_in(entry)} ({entry['features']}, n = {entry['images']})"
-            note = metric.note(entry)
+            note = metric.note(entry) or _problem(entry)
             rows.append(Measure(name, found["value"], found["stderr"], entry["images"], note))
     return rows
 
@@ -293,7 +325,7 @@ def cells(entry: Results | None) -> list[Cell]:
         return []
     row = [Cell("images", str(entry["images"]), width=8)]
     for metric in METRICS:
-        found = entry[metric.key]
+        found = _estimate(entry, metric)
         text = estimate_text(found["value"], found["stderr"]) if found else "-"
         row.append(Cell(metric.title_in(entry), text, metric.width))
     return row
@@ -302,8 +334,14 @@ def cells(entry: Results | None) -> list[Cell]:
 def notes(entries: Sequence[Results]) -> list[str]:
     """The features and the reference statistics, which all checkpoints share."""
     entry = entries[0]
-    path = entry["reference"]["path"]
-    return [f"features: {entry['features']}, against {reference_images(entry)} in {path}"]
+    against = f"against {reference_images(entry)} in {entry['reference'].get('path')}"
+    return [f"features: {entry['features']}, {_problem(entry) or against}"]
+
+
+def _problem(entry: Results) -> str:
+    """Why there are no distances, or ''."""
+    problem = entry["reference"].get("problem")
+    return f"no distance: {problem}" if problem else ""
 
 
 STAGE = Stage(

@@ -1,18 +1,25 @@
-"""The evaluation stage `sampling`: generated images, in rounds, and pictures of the first ones."""
+"""The evaluation stage `sampling`: generated images, in rounds, and pictures of the first ones.
+
+If the data set can be read, there is a picture of held-out images, too, to compare with.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 import datasets
 from configs.default import Config
+from errors import InputError
 from experiment import Experiment
+from metrics import splits
 from metrics.stage import Cell, Context, Measure, Results, Stage
 from workdir import Arrays, load_rounds, round_paths, write_picture
 
@@ -43,6 +50,7 @@ def run(context: Context) -> Results:
     grid = load_rounds(paths[:rounds_in_grid], "samples")["samples"][:GRID_IMAGES]
     picture = context.folder / "samples.png"
     write_picture(picture, datasets.image_grid(grid))
+    _write_held_out(context, len(grid))
     nfe = load_rounds(paths, "nfe")["nfe"]
     entry = {"images": config.num_samples, "nfe": float(nfe.mean()), "picture": str(picture)}
     return entry | _guidance(context.experiment)
@@ -64,14 +72,40 @@ def _sample_round(context: Context, index: int, count: int, *, first: bool) -> A
     if classes is not None:
         arrays["classes"] = np.asarray(classes)
     if index == 0 and len(frames):
-        write_trajectories(context.folder / "trajectory.png", frames)
+        levels = experiment.sampler.frame_levels
+        write_trajectories(context.folder / "trajectory.png", frames, levels)
     return arrays
 
 
-def write_trajectories(path: Path, frames: np.ndarray | Array) -> None:
-    """Write a picture of frames (F, B, H, W, C): one row per image, from noise to sample."""
+def write_trajectories(path: Path, frames: np.ndarray | Array, levels: Sequence[float]) -> None:
+    """Write a picture of frames (F, B, H, W, C): one row per image, from noise to sample.
+
+    The titles are the noise levels std / alpha of the frames, if they are known.
+    """
     rows = frames[:, :TRAJECTORY_IMAGES].swapaxes(0, 1)
-    write_picture(path, datasets.image_grid(np.concatenate(list(rows)), columns=len(frames)))
+    titles = [f"{level:.2g}" if level < 10 else f"{level:.0f}" for level in levels]
+    grid = datasets.image_grid(np.concatenate(list(rows)), columns=len(frames), titles=titles)
+    write_picture(path, grid)
+
+
+def _write_held_out(context: Context, count: int) -> None:
+    """Write real.png with `count` held-out images, of the same classes as the samples.
+
+    Samples require no data: if the images cannot be read, there is no picture.
+    """
+    experiment = context.experiment
+    classes = experiment.config.guidance.classes
+    try:
+        rows = splits.rows_of_classes(experiment.test, classes).reshape(-1, len(classes) or 1)
+        cycles = min(len(rows), -(-count // rows.shape[1]))
+        chosen = rows[np.linspace(0, len(rows) - 1, cycles).round().astype(int)].ravel()[:count]
+        values = jnp.asarray(experiment.test.batch(chosen).pixels)
+    except InputError:
+        return
+    scaler = experiment.scaler
+    images = np.asarray(scaler.pixels(scaler.scale(values), dequantized=False))
+    columns = math.ceil(math.sqrt(count))  # As in samples.png.
+    write_picture(context.folder / "real.png", datasets.image_grid(images, columns=columns))
 
 
 def _guidance(experiment: Experiment) -> Results:
@@ -91,6 +125,11 @@ def _round_count(config: Config) -> int:
 def sample_paths(folder: Path, config: Config) -> list[Path]:
     """The files of the rounds of samples, given config.eval."""
     return round_paths(folder, "samples", _round_count(config))
+
+
+def check(experiment: Experiment) -> None:
+    """Raise InputError if the sampler is unstable."""
+    experiment.sampler.check_stable()
 
 
 def measures(entry: Results) -> list[Measure]:
@@ -117,5 +156,6 @@ STAGE = Stage(
     measures=measures,
     cells=cells,
     notes=notes,
+    check=check,
     needs_classifier=True,
 )

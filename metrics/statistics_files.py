@@ -17,6 +17,7 @@ from absl import logging
 from errors import InputError
 from metrics.distances import Moments
 from metrics.features import Extractor
+from metrics.splits import NoReferenceError
 from readers.files import mismatch, not_finite, read_npz
 from workdir import Arrays, write_arrays
 
@@ -58,7 +59,7 @@ def load(path: Path, extractor: Extractor, protocol: Protocol) -> Reference:
     The official files hold `pool_3`, the others `mu` and `sigma`. A file without a protocol is
     assumed to hold features of the published Inception network, with a warning. Raise InputError
     for a damaged or other file, and if the features or the protocol differ from `extractor` or
-    `protocol`.
+    `protocol`; NoReferenceError if the protocol names classes and the file has none.
     """
     return from_arrays(path, read(path), extractor, protocol)
 
@@ -70,6 +71,11 @@ def from_arrays(path: Path, arrays: Arrays, extractor: Extractor, protocol: Prot
         _check_protocol(path, found, protocol)
     else:
         _check_published(path, extractor)
+        if protocol.get("classes"):
+            raise NoReferenceError(
+                f"guidance.classes needs statistics of these classes; {path} does not state the "
+                "classes of its images."
+            )
         count = len(arrays["pool_3"]) if "pool_3" in arrays else None
         found = {"extractor": "unknown", "images": count}
     pool = arrays.get("pool_3")

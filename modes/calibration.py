@@ -9,6 +9,7 @@ calibration.json and calibration.png.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from inference import calibration
 from inference.posterior import Posterior
 from inference.settings import METHOD_DEFAULTS
 from inference.trained import TrainedModel
-from modes.restoration import noise_std, with_allowed_corrector
+from modes.restoration import noise_std, say_sampler, with_sampler
 from modes.restoration_tasks import TASKS
 from workdir import (
     dependencies,
@@ -37,15 +38,20 @@ from workdir import (
 
 
 def calibrate(
-    config: Config, workdir: str, number: int | None = None, folder: str | None = None
+    config: Config,
+    workdir: str,
+    number: int | None = None,
+    folder: str | None = None,
+    given: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Calibrate the method of config.restore; return the summary, `Calibration.summary`.
 
-    The sampler is that of config.sampling, on one device. A run that is stopped continues.
+    The sampler is that of config.sampling, as `with_sampler` changes it with the fields `given`, on
+    one device. A run that is stopped continues.
 
     Raises InputError for an invalid config, and for a workdir or a checkpoint that cannot be read.
     """
-    config = with_allowed_corrector(config)
+    config = with_sampler(config, given)
     experiment = Experiment(config, jax.local_devices()[:1], mode="calibrate")
     config, options = experiment.config, experiment.config.restore
     operator = choose(TASKS, options.task, "restore.task")(options, experiment.image_shape)
@@ -62,6 +68,7 @@ def calibrate(
     parent = Path(workdir) / "calibration" / f"checkpoint_{found.number}"
     output = results_folder(parent, name, taken=())
     depends = dependencies("ranks", config) | experiment.identity(workdir, found)
+    say_sampler(config)
     with owned(output, config, "calibration"):
         ranks = _ranks(experiment, posterior, output, depends)
         result = calibration.judge(ranks, posterior.statistics)

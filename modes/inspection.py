@@ -92,8 +92,8 @@ def _inspect_split(
         print(f"  {len(classes)} classes of {counts.min()} to {counts.max()} images")
     path = workdir / "data" / f"{split}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    shown = sample[np.random.default_rng(1).permutation(len(sample))[:SHOWN]]
-    pixels = scaler.pixels(scaler.scale(jnp.asarray(shown)), dequantized=False)
+    shown = jnp.asarray(sample[np.random.default_rng(1).permutation(len(sample))[:SHOWN]])
+    pixels = scaler.pixels(scaler.scale(shown), dequantized=False)
     write_picture(path, datasets.image_grid(np.asarray(pixels)))
     print(f"  picture: {path}")
     return result, sample

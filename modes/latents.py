@@ -29,7 +29,7 @@ from models.building import Params
 from workdir import write_arrays, write_picture
 
 ENCODED = 64  # images that `encode` encodes
-ROW = 16  # images in a row of its picture
+ROW = 8  # pairs in a row of its picture
 PAIRS, FRAMES = 8, 10  # rows and columns of the interpolation picture
 TEMPERATURES = (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
 
@@ -53,7 +53,7 @@ def encode(config: Config, workdir: str, number: int | None = None) -> dict[str,
     """Encode held-out images, decode their codes and measure the error of the round trip.
 
     Writes latents.npz with `codes` (N, H, W, C) and `images` uint8, and round_trip.png, in which
-    each row of images is followed by a row of their reconstructions. Returns the largest and the
+    each image is followed by its reconstruction. Returns the largest and the
     mean absolute error in the model's range, the number of score evaluations, and mean and
     standard deviation of the codes in units of the prior's standard deviation: 0 and 1 for a
     perfect model and many images.
@@ -80,10 +80,8 @@ def encode(config: Config, workdir: str, number: int | None = None) -> dict[str,
     }
     path = codec.folder / "latents.npz"
     write_arrays(path, {"codes": z, "images": images})
-    rows = []
-    for start in range(0, ENCODED, ROW):
-        rows += [images[start : start + ROW], reconstructions[start : start + ROW]]
-    grid = datasets.image_grid(np.concatenate(rows), columns=ROW)
+    pairs = np.stack([images, reconstructions], 1).reshape(-1, *experiment.image_shape)
+    grid = datasets.image_grid(pairs, titles=("image", "decoded") * ROW)
     write_picture(codec.folder / "round_trip.png", grid)
     for name, value in result.items():
         print(f"{name}: {value:.4g}")
@@ -95,7 +93,7 @@ def interpolate(config: Config, workdir: str, number: int | None = None) -> None
     """Interpolate between latent codes of held-out images, and scale codes by temperatures.
 
     Writes interpolation.png, one row for each pair of images with spherical interpolations between
-    their codes, and temperature.png, one row for each image with its code scaled. If the images
+    their codes, from 0 to 100 % of the way, and temperature.png, one row for each image with its code scaled. If the images
     cannot be read, samples of the model take their place.
 
     Raises InputError for an invalid config, a stochastic solver and a missing checkpoint.
@@ -103,11 +101,13 @@ def interpolate(config: Config, workdir: str, number: int | None = None) -> None
     codec = load_codec(config, workdir, number)
     codes = sharding.fetch(_codes_to_interpolate(codec, 2 * PAIRS))
     first, second = codes[:PAIRS], codes[PAIRS:]
-    between = [slerp(first, second, weight) for weight in np.linspace(0, 1, FRAMES)]
-    scaled = [temperature * first for temperature in TEMPERATURES]
+    between = {
+        f"{weight:.0%}": slerp(first, second, weight) for weight in np.linspace(0, 1, FRAMES)
+    }
+    scaled = {f"T = {temperature}": temperature * first for temperature in TEMPERATURES}
     for name, columns in (("interpolation", between), ("temperature", scaled)):
-        images = np.stack([_decode_pixels(codec, z) for z in columns], 1)
-        grid = datasets.image_grid(np.concatenate(images), columns=len(columns))
+        images = np.stack([_decode_pixels(codec, z) for z in columns.values()], 1)
+        grid = datasets.image_grid(np.concatenate(images), titles=[*columns])
         write_picture(codec.folder / f"{name}.png", grid)
         print(f"picture: {codec.folder / name}.png")
 
@@ -148,6 +148,8 @@ def load_codec(config: Config, workdir: str, number: int | None) -> Codec:
     """
     experiment = Experiment(config)
     encoder, decoder = make_flow(experiment.config, experiment.sde)
+    method = "" if experiment.config.sampling.method.lower() == "solver" else "ode"
+    print(f"latent codes by {remedies.describe(experiment.config, method)}", flush=True)
     found, params = experiment.trained(workdir, number)
     folder = Path(workdir) / "latents" / f"checkpoint_{found.number}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -3,14 +3,15 @@
 The prior is an unconditional score model. Results are written to
 `WORKDIR/restore/checkpoint_K/NAME/`; NAME is TASK-METHOD, or --eval_folder if given. They are
 measurements.npz; answers_*.npz, one file of reconstructions for each round; grid.png, one row for
-each image (the image if known, the measurement, its reconstructions, their mean and standard
-deviation); each reconstruction by itself; and results.json.
+each image (the image if known, the measurement, its reconstructions as `sample 1` and so on, their
+mean and their standard deviation as `spread`); each reconstruction by itself; and results.json.
 """
 
 from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,20 +69,26 @@ class Problem(NamedTuple):
 
 
 def restore(
-    config: Config, workdir: str, number: int | None = None, folder: str | None = None
+    config: Config,
+    workdir: str,
+    number: int | None = None,
+    folder: str | None = None,
+    given: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Run the task of config.restore; return the content of results.json.
 
     These are the root mean square of y - A x per measured entry, in units of the range of images,
     the number of score evaluations and, if the images are known, PSNR (dB) and SSIM of the
     reconstructions, of their mean and of the pseudo-inverse, each averaged over images. The sampler
-    is that of config.sampling; the methods 'dps', 'ddrm' and 'daps' omit its corrector.
+    is that of config.sampling, as `with_sampler` changes it with the fields `given`.
 
     Raises InputError for invalid values in config.restore, and for images, a workdir or a
     checkpoint that cannot be read.
     """
-    experiment = Experiment(with_allowed_corrector(config), mode="restore")
+    experiment = Experiment(with_sampler(config, given), mode="restore")
     config, options = experiment.config, experiment.config.restore
+    if METHODS[options.method].uses_predictor:
+        experiment.sampler.check_stable()
     problem = build_problem(experiment)
     found, params = experiment.trained(workdir, number)
     name = folder or f"{options.task}-{options.method}"
@@ -90,6 +97,7 @@ def restore(
     depends = dependencies("answers", config) | experiment.identity(workdir, found)
     depends["measurements"] = zlib.crc32(np.ascontiguousarray(problem.y).data)
     results = {"task": options.task, "method": options.method, "images": len(problem.y)}
+    say_sampler(config)
     with owned(output, config, "restoration"):
         save_measurements(problem, output)
         reconstructions, results["nfe"] = solve(experiment, problem, params, output, depends)
@@ -102,13 +110,29 @@ def restore(
     return results
 
 
-def with_allowed_corrector(config: Config) -> Config:
-    """Return the complete config, without a corrector if config.restore.method allows none."""
+def with_sampler(config: Config, given: Collection[str] | None = None) -> Config:
+    """Return the complete config with a sampler that suits config.restore.method.
+
+    That is, without a corrector if the method allows none. A method that works with every sampler
+    gets a few-step solver, unless sampling.method is among the fields `given` on the command line;
+    None states that all fields are.
+    """
     config = complete(config)
     method = METHODS.get(config.restore.method)
     if method and not method.allows_corrector:
         config.sampling.corrector = "none"
+    chosen = given is not None and "sampling.method" not in given
+    if method and not method.requires_pc and chosen:
+        config.sampling.method = "solver"
     return config
+
+
+def say_sampler(config: Config) -> None:
+    """Print the method and the sampler of config.restore, and how to choose another one."""
+    line = f"{config.restore.method} with the sampler {remedies.describe(config)}"
+    if not METHODS[config.restore.method].requires_pc:
+        line += "; --config.sampling.method=pc, ode or solver selects another one"
+    print(line, flush=True)
 
 
 # --- measurements ---
@@ -281,10 +305,13 @@ def write_pictures(
     std = reconstructions.std(1, ddof=min(1, reconstructions.shape[1] - 1))
     low, high = image_range(experiment)
     std_image = low + (high - low) * std / max(std.max(), 1e-6)
-    columns = [] if problem.truth is None else [problem.truth]
-    columns += [measured, *reconstructions.swapaxes(0, 1), reconstructions.mean(1), std_image]
-    grid = pixels(np.stack(columns, 1)).reshape(-1, *experiment.image_shape)
-    write_picture(folder / "grid.png", datasets.image_grid(grid, columns=len(columns)))
+    columns = {} if problem.truth is None else {"image": problem.truth}
+    columns["measurement"] = measured
+    for s, reconstruction in enumerate(reconstructions.swapaxes(0, 1)):
+        columns[f"sample {s + 1}"] = reconstruction
+    columns |= {"mean": reconstructions.mean(1), "spread": std_image}
+    grid = pixels(np.stack([*columns.values()], 1)).reshape(-1, *experiment.image_shape)
+    write_picture(folder / "grid.png", datasets.image_grid(grid, titles=[*columns]))
     for name, image, own_reconstructions in zip(
         problem.names, pixels(measured), pixels(reconstructions)
     ):

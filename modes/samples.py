@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
 import numpy as np
 
 import datasets
+import sharding
 import train_state
 from auxiliary import classification, fitting
+from configs import remedies
 from configs.default import Config, complete
 from errors import InputError
 from experiment import Experiment
@@ -56,6 +57,7 @@ def sample(
         raise InputError(f"--count={count} must be an integer from 1 to {MOST}.")
     experiment = Experiment(_with_batches(config, count))
     config = experiment.config
+    experiment.sampler.check_stable()
     classification.provide(experiment, workdir)
     found, params = experiment.trained(workdir, number)
     depends = dependencies("samples", config) | experiment.identity(workdir, found)
@@ -68,10 +70,11 @@ def sample(
     def compute(index: int) -> Arrays:
         samples = experiment.sample_images(params, index * size, size)
         if index == 0 and len(samples.frames):
-            write_trajectories(output / "trajectory.png", np.asarray(samples.frames))
+            levels = experiment.sampler.frame_levels
+            write_trajectories(output / "trajectory.png", np.asarray(samples.frames), levels)
         return {"samples": np.asarray(samples.x), "nfe": np.asarray(samples.nfe)}
 
-    print(f"{found}: {count} images by {describe(config)}, seed {config.seed}", flush=True)
+    print(f"{found}: {count} images by {remedies.describe(config)}, seed {config.seed}", flush=True)
     note = train_state.initial_share_note(config.model, found.step)
     if note:
         print(note, flush=True)
@@ -84,29 +87,12 @@ def sample(
     return output
 
 
-def describe(config: Config) -> str:
-    """Return the sampler of config.sampling in words."""
-    options = config.sampling
-    method = options.method.lower()
-    if method == "ode":
-        return "the probability-flow ODE with adaptive steps"
-    if method == "solver" and options.solver.lower() == "adaptive_sde":
-        return "the reverse SDE with adaptive steps"
-    if method == "solver":
-        return f"{options.solver}, {options.num_steps} steps on the schedule {options.schedule}"
-    return (
-        f"predictor {options.predictor} and corrector {options.corrector}, "
-        f"{config.model.num_scales} steps"
-    )
-
-
 def _with_batches(config: Config, count: int) -> Config:
     """Return the complete config with batches that are no larger than the images need."""
-    devices = jax.device_count()
+    devices = sharding.make_mesh().size
     config = complete(config)
     largest = max(devices, BATCH // devices * devices)
     config.eval.batch_size = min(largest, -(-count // devices) * devices)
-    config.eval.num_samples = count
     return config
 
 

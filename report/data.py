@@ -149,8 +149,7 @@ def _checkpoint(folder: Path) -> ReportData:
     if "samples" in results:
         checkpoint["sampling"] = _sampling(folder, results["samples"]["images"])
         names = ["samples.png"]  # A missing one is shown as missing.
-        if (folder / "trajectory.png").exists():
-            names.append("trajectory.png")
+        names += [name for name in ("real.png", "trajectory.png") if (folder / name).exists()]
         checkpoint["pictures"] = [f"{folder.name}/{name}" for name in names]
     return checkpoint
 

@@ -28,22 +28,25 @@ ReportData = dict[str, Any]
 
 KINDS = ("bits/dim", "FID", "FD")  # Measures whose names begin so are highlighted and plotted.
 MAX_SIDE = 1600  # pixels; larger pictures are embedded at this size
+TITLES = {"samples": "Samples", "real": "Held-out images", "trajectory": "Trajectories"}
 ALTERNATIVES = {  # texts for pictures, by file name
     "samples": "Grid of generated images",
+    "real": "Grid of images of the data set",
     "trajectory": "Rows of images that turn from noise into samples",
 }
 
 
 class Figure(NamedTuple):
-    """A chart or a picture (a data URL with its text alternative), and its caption.
+    """A chart or a picture (a data URL with its text alternative), its caption, and its title.
 
-    Both are None for a picture that cannot be shown, as the caption then states.
+    Chart and picture are None for a picture that cannot be shown, as the caption then states.
     """
 
     caption: str
     chart: Markup | None = None
     picture: str | None = None
     alternative: str = ""
+    title: str = ""
 
 
 def render(data: ReportData, folder: Path) -> str:
@@ -203,7 +206,12 @@ def _short_name(name: str) -> str:
 def _picture(path: Path, checkpoint: ReportData) -> Figure:
     samples = checkpoint["results"]["samples"]
     if path.stem == "trajectory":
-        caption = "Trajectories from noise (left) to samples (right), one per row."
+        caption = (
+            "From noise (left) to samples (right), one per row. Titles are noise levels, the standard "
+            "deviation of the noise relative to the scale of the image."
+        )
+    elif path.stem == "real":
+        caption = "They are evenly spaced in the data set, without selection."
     else:
         caption = f"The first of {samples['images']} samples, in order, without selection."
         if "guidance" in samples:
@@ -217,7 +225,8 @@ def _picture(path: Path, checkpoint: ReportData) -> Figure:
         source = f"data:image/png;base64,{base64.b64encode(_png(path)).decode()}"
     except Exception as error:  # Decoders raise many exception types for damaged files.
         return Figure(f"{path.name} is missing or damaged: {brief(error)}. {caption}")
-    return Figure(caption, picture=source, alternative=ALTERNATIVES[path.stem])
+    title, alternative = TITLES[path.stem], ALTERNATIVES[path.stem]
+    return Figure(caption, picture=source, alternative=alternative, title=title)
 
 
 def _png(path: Path) -> bytes:
@@ -243,7 +252,7 @@ def _training(curves: ReportData) -> Figure | None:
         lines, chart_id="training", title=title, x_label="step", y_label="loss"
     )
     caption = (
-        f"{title}. A training loss is the mean over the steps since the previous point; "
-        f"a held-out loss is that of one batch."
+        f"{title}. A training loss is the mean over the steps since the previous point, with "
+        "dropout; a held-out loss is that of the averaged parameters, without dropout."
     )
     return Figure(caption, chart)

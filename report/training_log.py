@@ -167,15 +167,19 @@ class TrainingLog:
             remaining = tqdm.format_interval((self.total - self.step) / rate)
         self.say(f"loss {loss.mean():.5f}, {speed:.0f} images/s, ETA {remaining}")
 
-    def held_out(self, losses: np.ndarray, levels: np.ndarray) -> None:
-        """Report losses (B,) of held-out images under the EMA parameters.
+    def held_out(self, losses: np.ndarray, stderr: float, levels: np.ndarray) -> None:
+        """Report losses (B,) of held-out images under the EMA parameters, without dropout.
 
-        `levels` (2, levels) holds their sums and counts by noise level.
+        `stderr` is the standard error of their mean; `levels` (2, levels) holds their sums and
+        counts by noise level.
         """
         loss = losses.mean()
-        self._scalars("held_out", loss=loss)
+        self._scalars("held_out", loss=loss, loss_stderr=stderr)
         self._levels("held_out", *levels)
-        self.say(f"held-out loss {loss:.5f} on {len(losses)} images")
+        self.say(
+            f"held-out loss {loss:.5f} +- {stderr:.5f} of the EMA parameters, without dropout, "
+            f"on {len(losses)} images"
+        )
 
     def samples(self, picture: Image.Image) -> None:
         """Write a picture of samples to samples/step_N.png and to TensorBoard."""

@@ -14,7 +14,7 @@ from solvers.adaptive import adaptive_sde, integrate
 from solvers.loop import Loop, single
 from solvers.multistep import data_multistep, deis, second_order, third_order, unipc
 from solvers.plan import Plan, few_step, few_step_loop
-from solvers.schedules import SCHEDULES, karras, noise_levels
+from solvers.schedules import SCHEDULES, frame_indices, karras, noise_levels
 from solvers.single_step import heun
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "adaptive_sde",
     "few_step",
     "few_step_loop",
+    "frame_indices",
     "integrate",
     "karras",
     "noise_levels",

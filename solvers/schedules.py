@@ -57,5 +57,28 @@ def noise_levels(
         return evaluate(sde, first, last, n + 1)
 
 
+def frame_indices(noise_to_signal: np.ndarray, count: int) -> np.ndarray:
+    """Choose up to `count` of n states to show, evenly spaced in what is seen of the noise.
+
+    In x = alpha x_0 + std z the noise makes an angle of arctan(std / alpha) with the data. The
+    chosen states, which include the first and the last one, divide the way of this angle evenly.
+    Equal steps in time would mostly show nothing but noise.
+
+    Args:
+      noise_to_signal: std / alpha (n,) of the states, in order; 0 and inf are allowed.
+      count: at least 2.
+
+    Returns:
+      min(count, n) increasing numbers of states.
+    """
+    angles = np.arctan(noise_to_signal)
+    way = np.append(0, np.abs(np.diff(angles))).cumsum()
+    count = min(count, len(way))
+    nearest = np.abs(way[:, None] - np.linspace(0, way[-1], count)).argmin(0)
+    order = np.arange(count)
+    distinct = np.maximum.accumulate(nearest - order) + order
+    return np.minimum(distinct, len(way) - count + order)
+
+
 def _levels_at(sde: SDE, t: Array) -> np.ndarray:
     return np.asarray(sde.noise_to_signal(t), np.float64)

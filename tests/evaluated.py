@@ -77,4 +77,5 @@ def write_checkpoint(folder: Path, number: int) -> None:
         times = {"seconds": np.array([seconds]), "first": np.array([index == 0])}
         np.savez(folder / f"samples_{index}.npz", nfe=np.full(size, 16 + 4 * index), **times)
     Image.new("RGB", (2000, 1000), "red").save(folder / "samples.png")
+    Image.new("RGB", (64, 64), "blue").save(folder / "real.png")
     Image.new("L", (64, 32)).save(folder / "trajectory.png")

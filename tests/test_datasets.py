@@ -160,11 +160,45 @@ def test_rounds_contain_every_image_once():
 
 
 def test_image_grid():
+    """Rows of images in order, with gutters of 4 pixels, which also fill up the last row."""
     grid = datasets.image_grid(np.full((5, 8, 8, 1), 255, np.uint8))
-    assert grid.size == (3 * 66, 2 * 66)
-    # Rows of images in order; the last row is filled up with black.
-    assert np.asarray(grid)[33::66, 33::66].tolist() == [[255] * 3, [255, 255, 0]]
+    assert grid.size == (4 + 3 * 68, 4 + 2 * 68)
+    white, blue = (255, 255, 255), datasets.BACKGROUND
+    centers = [grid.getpixel((36 + 68 * i, 36 + 68 * j)) for j in range(2) for i in range(3)]
+    assert centers == [white] * 5 + [blue]
+    assert {grid.getpixel((70, y)) for y in range(grid.height)} == {blue}
+    assert {grid.getpixel((x, 70)) for x in range(grid.width)} == {blue}
     grey = np.arange(1, 7, dtype=np.uint8).reshape(6, 1, 1, 1)
     grid = np.asarray(datasets.image_grid(grey, min_side=1, columns=2))
-    assert grid[1::3, 1::3].tolist() == [[1, 2], [3, 4], [5, 6]]
-    assert datasets.image_grid(np.zeros((4, 128, 128, 3), np.uint8)).size == (260, 260)
+    assert grid[4::5, 4::5, 0].tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert datasets.image_grid(np.zeros((4, 128, 128, 3), np.uint8)).size == (4 + 264, 4 + 264)
+    assert datasets.image_grid(np.zeros((1, 28, 28, 1), np.uint8)).size == (4 + 88, 4 + 88)
+
+
+def luminance(color: tuple[int, ...]) -> float:
+    """The relative luminance of an sRGB color, by WCAG 2."""
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.divide(color, 255)
+    ]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def test_gutters_are_visible_beside_black_and_white():
+    """The contrast is at least 3, as WCAG 2 requires of graphics."""
+    background = luminance(datasets.BACKGROUND) + 0.05
+    assert 1.05 / background > 3
+    assert background / 0.05 > 3
+
+
+def test_titles_above_the_columns():
+    """Each title is white text above its own column, which is wide enough for it."""
+    titles = ["image", "measurement", ""]
+    grid = datasets.image_grid(np.zeros((6, 8, 8, 1), np.uint8), titles=titles)
+    side = 88  # the smallest multiple of 8 with room for "measurement"
+    assert grid.size == (4 + 3 * (side + 4), 22 + 2 * (side + 4))
+    written = (np.asarray(grid.crop((0, 0, grid.width, 18))) == 255).all(-1).any(0)
+    spans = [written[4 + i * (side + 4) :][:side] for i in range(3)]
+    assert [span.any() for span in spans] == [True, True, False]
+    assert written.sum() == sum(span.sum() for span in spans)
+    large = datasets.image_grid(np.zeros((2, 256, 256, 3), np.uint8), titles=["image", "spread"])
+    assert large.size == (8 + 2 * 264, 48 + 264)

@@ -16,6 +16,7 @@ import scipy.stats
 from PIL import Image
 
 import evaluation
+import losses
 import report
 import training
 from checkpoints import SNAPSHOTS, Checkpoints
@@ -67,13 +68,14 @@ def test_results(evaluated, tmp_path):
     assert counts == [359, 359, 10, 10]
     samples = np.load(folder / "samples_0.npz")["samples"]
     assert (samples.shape, samples.dtype) == ((10, 8, 8, 1), np.uint8)
-    assert Image.open(folder / "samples.png").size == (4 * 66, 3 * 66)
-    loss = load_rounds(round_paths(folder, "loss", 3))["loss"]
-    assert on_disk["loss"]["mean"] == pytest.approx(loss.mean(), rel=1e-6)
-    stderr = loss.std(ddof=1) / np.sqrt(359)
+    for name in ("samples", "real"):  # The same grid.
+        assert Image.open(folder / f"{name}.png").size == (4 + 4 * 68, 4 + 3 * 68)
+    rounds = load_rounds(round_paths(folder, "losses", 3))
+    assert on_disk["loss"]["mean"] == pytest.approx(rounds["loss"].mean(), rel=1e-6)
+    stderr = losses.mean_stderr(rounds["loss"], rounds["t"])
     assert on_disk["loss"]["stderr"] == pytest.approx(stderr, rel=1e-6)
     # Metrics are those of the saved samples.
-    extractor, reference = sample_quality_stage.prepare(Experiment(config()), Path(workdir))
+    extractor, reference, _ = sample_quality_stage.prepare(Experiment(config()), Path(workdir))
     features = extractor.extract(samples)
     np.savez(tmp_path / "features.npz", pool=features.pool, logits=features.logits)
     again = sample_quality_stage.measure([tmp_path / "features.npz"], extractor, reference)
@@ -120,13 +122,13 @@ def test_loss_and_samples_are_those_of_the_ema(tmp_path):
     result = evaluation.evaluate(c, str(tmp_path))[1]
     samples = load_rounds(round_paths(tmp_path / "eval" / "checkpoint_1", "samples", 1))["samples"]
     (tmp_path / "expected").mkdir()
-    losses = []
+    values = []
     for tree in (ema, params):
         expected = experiment.sample_images(tree, 0, 4).x
         assert np.array_equal(samples, expected) == (tree is ema)
-        losses.append(loss_stage.run(Context(experiment, tree, tmp_path / "expected"))["mean"])
-        (tmp_path / "expected" / "loss_0.npz").unlink()
-    assert result["loss"]["mean"] == losses[0] != losses[1]
+        values.append(loss_stage.run(Context(experiment, tree, tmp_path / "expected"))["mean"])
+        (tmp_path / "expected" / "losses_0.npz").unlink()
+    assert result["loss"]["mean"] == values[0] != values[1]
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +250,7 @@ def black_and_white(tmp_path, monkeypatch):
 
     def held_out_loss(params, batch, key):
         seen.append((np.asarray(batch.pixels), jax.random.key_data(key).tolist()))
-        return np.arange(len(batch.pixels)), None
+        return np.arange(len(batch.pixels)), np.arange(len(batch.pixels)) % 3
 
     def bits_per_dim(params, pixels, rows, repeat):
         seen.append((np.asarray(pixels), np.asarray(rows).tolist(), repeat))
@@ -275,6 +277,8 @@ def test_the_loss_is_that_of_test_images(black_and_white):
     assert [(pixels.min(), len(pixels)) for pixels, _ in seen] == [(255, 10), (255, 10)]
     assert seen[0][1] != seen[1][1]
     assert (result["images"], result["mean"]) == (16, (45 + 15) / 16)
+    values, t = (np.append(found, found[:6]) for found in (np.arange(10), np.arange(10) % 3))
+    assert result["stderr"] == losses.mean_stderr(values, t)
 
 
 @pytest.mark.parametrize(("split", "grey"), [("test", 255), ("train", 0)])
@@ -290,6 +294,27 @@ def test_bits_per_dim_are_those_of_the_chosen_split(black_and_white, split, grey
     assert [repeat for *_, repeat in seen] == [0, 0, 1, 1]
     assert (result["images"], result["mean"], result["data"]) == (16, 50 + 7.5, split)
     assert result["stderr"] == pytest.approx(np.arange(16).std(ddof=1) / 4)
+    assert (result["gap"]["mean"], result["gap"]["stderr"]) == (0, 0)
+
+
+def test_a_bound_below_the_value_is_explained():
+    """The error is that of the images' differences, in the table's notes and in the report."""
+
+    def entry(gap, stderr):
+        summary = {"mean": 2.0, "stderr": 0.1, "images": 9, "failed": 0}
+        details = {"passes": 1, "nfe": 9.0, "solver_error": np.nan, "probe_stderr": None}
+        gap = summary | {"mean": gap, "stderr": stderr}
+        return summary | details | {"data": "test", "bound": summary, "gap": gap}
+
+    entries = [entry(0.01, 0.02), entry(-0.03, 0.02), entry(-0.05, 0.02)]
+    within, beyond = bits_per_dim_stage.notes(entries)
+    assert within.startswith(
+        "the bound is 0.0300 +- 0.0200 bits/dim lower than the value: this is w"
+    )
+    assert "0.0500 +- 0.0200 bits/dim lower than the value, more than 2 standard errors" in beyond
+    notes = [bits_per_dim_stage.measures(each)[1].note for each in entries]
+    assert notes[0] == "variational: an upper bound in the mean"
+    assert notes[1:] == [f"{notes[0]}; {line}" for line in (within, beyond)]
 
 
 def test_bits_per_dim_of_gaussian_data():
@@ -429,7 +454,7 @@ def test_the_report_of_an_evaluation(evaluated):
     assert environment["devices"] == "2 x cpu"
     page = Path(workdir, "eval", "report.html").read_text()
     assert all(measure["name"] in page for measure in checkpoint["measures"])
-    assert page.count("data:image/png;base64,") == 1
+    assert page.count("data:image/png;base64,") == 2  # samples and held-out images
     assert page.count("<svg") == 2
 
 
@@ -437,7 +462,7 @@ def test_a_restart_computes_only_missing_rounds(evaluated, monkeypatch):
     workdir, results = evaluated
     folder = Path(workdir, "eval", "checkpoint_1")
     before = {}
-    for name in ("bpd_4", "loss_1", "samples_0"):
+    for name in ("bpd_4", "losses_1", "samples_0"):
         path = folder / f"{name}.npz"
         before[name] = load_rounds([path])
         path.unlink()
@@ -450,7 +475,9 @@ def test_a_restart_computes_only_missing_rounds(evaluated, monkeypatch):
     monkeypatch.setattr(os, "replace", recording_replace)
     again = evaluation.evaluate(config(), workdir)
     assert again == results
-    assert sorted(set(written)) == ["bpd_4", "config", "loss_1", "results", "samples", "samples_0"]
+    pictures = ["samples", "real"]
+    rounds = ["bpd_4", "losses_1", "samples_0"]
+    assert sorted(set(written)) == sorted([*pictures, *rounds, "config", "results"])
     for name, arrays in before.items():
         found = load_rounds([folder / f"{name}.npz"])
         for key in set(arrays) - {"seconds"}:

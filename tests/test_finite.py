@@ -109,15 +109,19 @@ def test_the_adaptive_solver_stops_when_only_failed_images_are_left():
             {"sampling.method": "pc", "sampling.corrector": "langevin"},
             21,
             r"2 of 3 images are not finite, the first one from step 4 of 21 on\. The sampler is "
-            r"'pc' with predictor '\w+' and corrector 'langevin'\. To correct it: raise "
+            r"predictor '\w+' and corrector 'langevin', 21 steps\. To correct it: raise "
             r"model\.num_scales = 21, or lower sampling\.snr = 0\.16, or choose another",
         ),
-        (HEUN, 9, r"from network evaluation 4 of 9 on\. The sampler is 'heun'\..*num_steps = 5"),
+        (
+            HEUN,
+            9,
+            r"from network evaluation 4 of 9 on\. The sampler is 'heun', 5 steps on .*num_steps = 5",
+        ),
         ({"sampling.method": "ode"}, None, "the solver did not converge.*probability-flow ODE"),
         (
             {"sampling.method": "solver", "sampling.solver": "adaptive_sde"},
             None,
-            r"did not converge\. The sampler is 'adaptive_sde'\. .*sampling\.tolerance = 0\.02",
+            r"did not converge\. The sampler is 'adaptive_sde', .*sampling\.tolerance = 0\.02",
         ),
         ({"guidance.classes": (1,), "guidance.scale": 9.0}, 21, r"lower guidance\.scale = 9\.0"),
         ({"sampling.temperature": 900.0}, 21, r"lower sampling\.temperature = 900"),

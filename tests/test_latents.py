@@ -18,13 +18,18 @@ from tests import tiny
 from workdir import write_json
 
 SOLVER = {"sampling.method": "solver", "sampling.solver": "heun", "sampling.num_steps": 20}
-CELL = 66  # pixels of an image in a picture, with its margin
+SIDE, TOP = 64, 22  # pixels of an image in a picture, and of the titles above it
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A workdir whose checkpoint 3 has random parameters."""
     return tiny.untrained(tmp_path_factory.mktemp("latents"))
+
+
+def size(columns, rows):
+    """The size of a picture with titles."""
+    return 4 + (SIDE + 4) * columns, TOP + (SIDE + 4) * rows
 
 
 def test_encoding_and_decoding(workdir):
@@ -35,7 +40,7 @@ def test_encoding_and_decoding(workdir):
     with np.load(folder / "latents.npz") as arrays:
         assert arrays["codes"].shape == arrays["images"].shape == (latents.ENCODED, 8, 8, 1)
         assert arrays["codes"].std() == pytest.approx(result["std of codes"], rel=1e-4)
-    assert Image.open(folder / "round_trip.png").size == (16 * CELL, 8 * CELL)
+    assert Image.open(folder / "round_trip.png").size == size(columns=16, rows=8)
 
 
 def test_measures_of_a_round_trip(tmp_path, monkeypatch):
@@ -62,6 +67,11 @@ def test_measures_of_a_round_trip(tmp_path, monkeypatch):
     with np.load(tmp_path / "latents.npz") as arrays:
         np.testing.assert_allclose(arrays["codes"], 3 * std * x, rtol=1e-5)
         np.testing.assert_array_equal(arrays["images"], experiment.pixels(x))
+    # In the picture each image is followed by what became of it.
+    picture = np.asarray(Image.open(tmp_path / "round_trip.png"))[..., 0]
+    left, right = (picture[TOP + 4 : TOP + 64 : 8, i : i + 60 : 8] for i in (8, 8 + SIDE + 4))
+    np.testing.assert_array_equal(left, experiment.pixels(x[0])[..., 0])
+    np.testing.assert_array_equal(right, experiment.pixels(x[0] + 0.1)[..., 0])
 
 
 def test_held_out_images_are_encoded():
@@ -84,8 +94,8 @@ def test_pictures(workdir, dataset, tmp_path, capsys):
     uses_samples = "Samples take the place of test images" in capsys.readouterr().out
     assert uses_samples == (dataset != "digits")
     folder = workdir / "latents" / "checkpoint_3"
-    assert Image.open(folder / "interpolation.png").size == (10 * CELL, 8 * CELL)
-    assert Image.open(folder / "temperature.png").size == (7 * CELL, 8 * CELL)
+    assert Image.open(folder / "interpolation.png").size == size(columns=10, rows=8)
+    assert Image.open(folder / "temperature.png").size == size(columns=7, rows=8)
 
 
 def test_spherical_interpolation():

@@ -134,6 +134,44 @@ def test_draws():
     assert set(np.asarray(ScoreModel(VPSDE(), 5).label(t)).tolist()) == {0, 1, 2, 3, 4}
 
 
+@pytest.mark.parametrize("options", [{}, {"num_scales": 10}, {"importance_weighting": True}])
+def test_even_times(options):
+    """The first 100 and all 400 have the distribution of random ones, with much smaller errors."""
+    x, sde = jnp.zeros((400, 1, 1, 1)), VPSDE()
+
+    def mean(t):
+        """Of the share of the way through the distribution: uniform in t or in log(std / alpha)."""
+        if "importance_weighting" not in options:
+            return float(t.mean())
+        first, t, last = (
+            jnp.log(sde.noise_to_signal(jnp.float32(u))) for u in (sde.t_min, t, sde.T)
+        )
+        return float(((t - first) / (last - first)).mean())
+
+    for seed in range(5):
+        t, z = losses.draw(jax.random.key(seed), sde, x, even=True, **options)
+        assert len(set(t.tolist())) == (10 if "num_scales" in options else 400)
+        assert abs(z.std() - 1) < 0.2
+        for first in (100, 400):
+            # Random times would have an error of 0.03 and 0.014.
+            assert mean(t[:first]) == pytest.approx(0.5, abs=1 / first + 1e-3)
+    other, _ = losses.draw(jax.random.key(9), sde, x, even=True, **options)
+    assert (other != t).any()
+
+
+def test_standard_error_at_even_times():
+    """It is the deviation of the mean, to which the dependence on the time adds nothing."""
+    x, means, errors = jnp.zeros((200, 1, 1, 1)), [], []
+    for seed in range(200):
+        t, z = losses.draw(jax.random.key(seed), VPSDE(), x, even=True)
+        values = np.asarray(2 * t**2 + 0.3 * z.ravel())
+        means.append(values.mean())
+        errors.append(losses.mean_stderr(values, np.asarray(t)))
+    assert np.std(means) == pytest.approx(0.3 / np.sqrt(200), rel=0.2)
+    assert np.mean(errors) == pytest.approx(0.3 / np.sqrt(200), rel=0.2)
+    assert np.isnan(losses.mean_stderr(np.ones(1), np.ones(1)))
+
+
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_importance_sampled_times(sde):
     """The likelihood-weighted loss of an inexact score has the same mean and a smaller variance.

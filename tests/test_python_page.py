@@ -1,31 +1,73 @@
-"""The code of docs/python.md and of the README runs as it is written, in its order."""
+"""The code of the documentation's pages runs as it is written, in its order."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+import shutil
 
 import matplotlib
 import pytest
 
 import training
-from tests import tiny
+from configs.ve import cifar10_ncsnpp_continuous
+from tests import documented, reference, tiny
+from tests.documented import PAGES, ROOT
 
-ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.M | re.S)
+API = ["docs/python.md", "README.md"]
+NAMES = """
+import dataclasses
+import jax.numpy as jnp
+from sampling import annealed_langevin
+from sde_lib import SDE
+"""  # What the modules define in which the snippets of docs/extending.md belong.
+
+
+def test_no_page_is_left_out():
+    pages = {str(page.relative_to(ROOT)) for page in PAGES if documented.snippets(page)}
+    assert pages == {*API, "docs/checkpoints.md", "docs/extending.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippets_are_python(page):
+    for code in documented.snippets(page):
+        compile(code, str(page), "exec")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["docs/python.md", "README.md"])
+@pytest.mark.parametrize("page", API)
 def test_code_runs(page, tmp_path, monkeypatch):
     """In one namespace, with a workdir `demo` of two training steps."""
     monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")
     training.train(tiny.config(), "demo")
     namespace: dict = {}
-    for code in BLOCK.findall((ROOT / page).read_text()):
+    for code in documented.snippets(ROOT / page):
         if "import numpyro" not in code:
             exec(code, namespace)
     assert len(namespace["answers"]) >= 8
     if page == "docs/python.md":
         assert namespace["found"].kind == "calibrated"
+
+
+@pytest.mark.slow
+def test_the_code_about_checkpoints(tmp_path, monkeypatch):
+    """With the file and the config of a recorded small network, and few steps."""
+    name = "ve_cifar10_ncsnpp_continuous"
+    shutil.copy(reference.find(name) / "checkpoint_flax", tmp_path / "checkpoint_24.pth")
+    config = reference.config(name)
+    config.model.num_scales = 5
+    monkeypatch.setattr(cifar10_ncsnpp_continuous, "get_config", lambda: config)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {}
+    for code in documented.snippets(ROOT / "docs" / "checkpoints.md"):
+        exec(code, namespace)
+    assert namespace["images"].shape == (16, 16, 16, 3)
+    assert namespace["nfe"].tolist() == [10] * 16
+
+
+def test_the_code_about_extensions():
+    namespace: dict = {}
+    exec(NAMES, namespace)
+    for code in documented.snippets(ROOT / "docs" / "extending.md"):
+        exec(code, namespace)
+    cosine = namespace["Cosine"]()
+    assert float(cosine.alpha(0.5) ** 2 + cosine.var(0.5)) == pytest.approx(1, abs=1e-6)

@@ -39,7 +39,8 @@ def test_report_json(workdir):
         "images_per_second": 2.0,  # of the second round; the first one compiled
         "compilation_included": False,
     }
-    assert first["pictures"] == ["checkpoint_1/samples.png", "checkpoint_1/trajectory.png"]
+    names = ("samples.png", "real.png", "trajectory.png")
+    assert first["pictures"] == [f"checkpoint_1/{name}" for name in names]
     histogram = first["bpd_histogram"]
     per_image = np.arange(40) / 40 + 0.5  # the mean of both passes; one more image failed
     assert sum(histogram["counts"]) == 40
@@ -222,7 +223,7 @@ def test_pictures_that_cannot_be_read_are_shown_as_missing(tmp_path, damage):
     damage(tmp_path / "eval" / "checkpoint_1" / "samples.png")
     page = report.write(tmp_path).read_text()
     assert page.count("samples.png is missing or damaged: ") == 1
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 5  # of three pictures for each checkpoint
 
 
 def test_thin_curves_keep_the_mean():

@@ -47,7 +47,7 @@ def test_restores_held_out_images_and_resumes(workdir):
     assert results["nfe"] == 3
     assert json.loads((folder / "results.json").read_text()) == results
     columns = 6  # image, measurement, two reconstructions, mean, standard deviation
-    assert Image.open(folder / "grid.png").size == (columns * 66, 2 * 66)
+    assert Image.open(folder / "grid.png").size == (4 + columns * 92, 22 + 2 * 92)
     assert Image.open(folder / "test_1_answer_1.png").size == (8, 8)
     with np.load(folder / "answers_1.npz") as saved:
         first = saved["x"]
@@ -306,3 +306,22 @@ def test_images_of_the_same_name_have_files_of_their_own(tmp_path):
     names, images = restoration_images.load(experiment, experiment.image_shape)
     assert names == ["0_a", "1_a", "2_b_c", "3_b_c"]
     assert len(images) == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "sampler"),
+    [
+        ("moment_matching", None, "pc"),  # A config that is complete.
+        ("moment_matching", {"restore.method"}, "solver"),
+        ("pigdm", set(), "solver"),
+        ("pigdm", {"sampling.method"}, "pc"),
+        ("daps", set(), "pc"),
+    ],
+)
+def test_the_sampler_suits_the_method(method, given, sampler):
+    """A guided score needs no thousand steps; what the user states is kept."""
+    config = tiny.config(**{"restore.method": method, "sampling.corrector": "langevin"})
+    found = restoration.with_sampler(config, given)
+    assert found.sampling.method == sampler
+    assert found.sampling.corrector == ("none" if method == "daps" else "langevin")
+    assert config.sampling.method == "pc"

@@ -18,8 +18,11 @@ from metrics import (
 )
 from metrics.distances import Moments
 from metrics.features import Extractor, Features
+from metrics.splits import NoReferenceError
 from metrics.stage import Context
 from metrics.statistics_files import load
+from readers.files import mismatch
+from report import measures
 from tests import tiny
 from workdir import files, round_paths, rounds
 
@@ -314,6 +317,111 @@ def test_statistics_of_another_protocol_are_rejected(folder, tmp_path):
     protocol = reference_statistics.expected_protocol(experiment, extractor) | {"image_size": 32}
     with pytest.raises(InputError, match=r":\n  image_size: 8 in the file, 32 in this run"):
         load(path, extractor, protocol)
+
+
+def split_config(*classes, **changes):
+    return config(**{"guidance.classes": classes} | changes)
+
+
+def test_samples_of_some_classes_are_compared_with_images_of_these(folder):
+    """The images have the requested proportions; the file's name and protocol state the classes."""
+    fields = {"guidance.classes": (1, 0, 0, 1, 0, 0)}  # Two thirds are of class 0.
+    entry = measure(folder, **fields)
+    experiment = Experiment(config())
+    labels = experiment.train.labels
+    zeros, ones = (np.flatnonzero(labels == each) for each in (0, 1))
+    cycles = min(len(zeros) // 2, len(ones))
+    reference = entry["reference"]
+    assert (reference["images"], reference["classes"]) == (3 * cycles, [0, 0, 1])
+    (path,) = (folder.parent / "statistics").iterdir()
+    assert "_train_classes_0-0-1_" in path.name
+    spaced = [
+        found[np.linspace(0, len(found) - 1, count).round().astype(int)]
+        for found, count in ((zeros, 2 * cycles), (ones, cycles))
+    ]
+    images = features.as_samples(experiment, experiment.train.pixels[np.concatenate(spaced)])
+    pool = corners(images)["pool"].astype(np.float32)
+    with np.load(path) as file:
+        np.testing.assert_allclose(file["mu"], pool.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(file["sigma"], np.cov(pool.T), rtol=1e-5)
+    note = sample_quality_stage.notes([entry])[0]
+    assert f"against {3 * cycles} digits train of the classes 0, 0, 1 in " in note
+    # Without guidance another file is used, and neither takes the place of the other.
+    assert measure(folder)["reference"]["images"] == 1438
+    assert len(list((folder.parent / "statistics").iterdir())) == 2
+    for changes, found in ((fields, "None"), ({}, r"\[0, 0, 1\]")):
+        other = (
+            path if not changes else next(each for each in path.parent.iterdir() if each != path)
+        )
+        with pytest.raises(InputError, match=f"another protocol; .*:\n  classes: {found} in the"):
+            measure(folder, **changes | {"eval.stats_path": str(other)})
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (np.arange(40) % 2, ()),  # The requested proportions: all images, as without guidance.
+        (np.arange(40) % 4 // 2, ()),
+        (np.arange(40) % 3 % 2, (0, 1)),
+        (np.arange(40) % 4, (0, 1)),
+        (None, ()),
+    ],
+)
+def test_requests_for_all_classes_equally_often(monkeypatch, labels, expected):
+    """All images are used if they are balanced, which is assumed of images without labels."""
+    images = datasets.Images(np.zeros((40, 8, 8, 1), np.uint8), labels)
+    monkeypatch.setitem(datasets.DATASETS, "digits", lambda split, config: images)
+    experiment = Experiment(split_config(1, 0, **{"classifier.num_classes": 2}))
+    assert reference_statistics.reference_classes(experiment) == expected
+
+
+def test_many_classes_have_a_short_name():
+    names = []
+    for classes in (tuple(range(10)) * 2 + (9,), tuple(range(10)) * 3 + (9,)):
+        experiment = Experiment(split_config(*classes))
+        extractor = unused_extractor(published=False)
+        names.append(reference_statistics._name(experiment, extractor))
+        protocol = reference_statistics.expected_protocol(experiment, extractor)
+        entry = {"reference": protocol | {"images": 99}}
+        text = sample_quality_stage.reference_images(entry)
+        assert text == "99 digits train of the requested classes"
+    assert len(set(names)) == 2
+    assert max(map(len, names)) < 60
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            {"data.dataset": "noise"},
+            "guidance.classes needs images with labels; those of data.datas",
+        ),
+        (
+            {"data.dataset": "black_and_white"},
+            "guidance.classes requests classes of which data.dataset has only 4 images in",
+        ),
+    ],
+)
+def test_without_images_of_the_classes_there_is_no_distance(folder, changes, problem):
+    """One line states why; the class score needs no reference."""
+    entry = measure(folder, **changes | {"guidance.classes": (3, 1)})
+    json.dumps(entry, allow_nan=False)
+    cells = sample_quality_stage.cells(entry)
+    assert [cell.text for cell in cells] == ["50", *["-"] * 5]
+    (note,) = sample_quality_stage.notes([entry])
+    assert f"no distance: {problem}" in note
+    assert sample_quality_stage.measures(entry) == []
+    assert not mismatch(entry, measures.RESULTS["metrics?"])
+
+
+def test_published_statistics_have_no_classes(tmp_path):
+    """They are compared with samples of all classes equally often, and with no others."""
+    pool = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    np.savez(tmp_path / "official.npz", pool_3=pool)
+    published = unused_extractor(published=True)
+    with pytest.raises(NoReferenceError, match="official.npz does not state the classes of its"):
+        load(tmp_path / "official.npz", published, {"classes": [0, 1]})
+    assert load(tmp_path / "official.npz", published, {"classes": None}).moments.count == 40
 
 
 def test_statistics_of_other_images_are_rejected(folder, monkeypatch):

@@ -190,7 +190,7 @@ def test_ancestral_sampling_of_a_point_mass(name, n):
     @jax.jit
     def run(keys, prior):
         score, steps = gaussian.score(sde, 0.4, 0.0), sde.steps(ts)
-        options = {"predictor": sampling.ancestral_sampling, "num_frames": n}
+        options = {"predictor": sampling.ancestral_sampling, "shown": range(n)}
         return sampling.predictor_corrector(keys, score, sde, prior, steps, **options)
 
     x, frames, _ = run(keys, prior)
@@ -229,7 +229,7 @@ def test_the_loop():
     def constraint(keys, x, mean, step):
         return record("constraint", keys, x, step)
 
-    options = {"snr": 0.3, "n_steps_each": 2, "constraint": constraint, "num_frames": 2}
+    options = {"snr": 0.3, "n_steps_each": 2, "constraint": constraint, "shown": [0, 3]}
     x, steps = jnp.zeros((3, 1)), sde.discretize(4)
     updates = {"predictor": predictor, "corrector": corrector}
     with jax.disable_jit():

@@ -110,6 +110,25 @@ def test_order_of_convergence(name, sde):
     assert errors[1] < (0.15 if ORDERS[name] == 1 else 0.02)
 
 
+def test_frames_where_something_is_seen():
+    """They are evenly spaced in arctan(std / alpha), from the first state to the last one.
+
+    Few states are all shown, and no state twice, even if nearly all levels are the same.
+    """
+    levels = np.append(np.geomspace(100, 0.01, 2000), 0.0)
+    frames = solvers.frame_indices(levels, 16)
+    assert (len(frames), frames[0], frames[-1]) == (16, 0, 2000)
+    angles = np.arctan(levels[frames])
+    np.testing.assert_allclose(np.diff(angles), -angles[0] / 15, atol=0.003)
+    assert solvers.frame_indices(levels[:5], 16).tolist() == [0, 1, 2, 3, 4]
+    ends = np.array([9.0, *[1e-3] * 30, 0.0])
+    assert (np.diff(solvers.frame_indices(ends, 16)) > 0).all()
+    assert solvers.frame_indices(ends, 16)[[0, -1]].tolist() == [0, 31]
+    rising = np.array([4.0, 1.0, 0.1, 1.0, 0.1, 0.0])  # As of the solver "restart".
+    assert solvers.frame_indices(rising, 4).tolist() == [0, 2, 3, 5]
+    assert solvers.frame_indices(np.array([np.inf, 1.0, 0.9, 0.0]), 3).tolist() == [0, 1, 3]
+
+
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 @pytest.mark.parametrize(
     ("name", "options"),

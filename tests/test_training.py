@@ -113,53 +113,60 @@ def test_recorded_training_steps(monkeypatch, name):
                 np.testing.assert_allclose(param, expected, atol=2e-5, err_msg=path)
 
 
-def test_held_out_batches_cover_all_images(monkeypatch):
-    """A common factor of eval_freq and the number of batches must not hide any batch."""
-    config = tiny.config(**{"training.batch_size": 64, "training.eval_freq": 3})
-    experiment, used = experiments.Experiment(config), []
+@pytest.mark.parametrize("most", [1000, 100])
+def test_held_out_losses_are_those_of_the_same_images_in_every_call(monkeypatch, most):
+    """All images, or evenly spaced ones, once each; padding of the last batch does not count."""
+    monkeypatch.setattr(training.loop, "MOST_HELD_OUT", most)
+    experiment = experiments.Experiment(tiny.config(**{"training.batch_size": 64}))
+    calls, used = [], []
     batch = type(experiment.test).batch
 
     def record(images, indices, **options):
-        used.append(tuple(indices))
+        used.append(indices)
         return batch(images, indices, **options)
 
+    def loss(ema, batch, key):
+        assert ema == "the EMA"
+        calls.append((batch.pixels.tolist(), jax.random.key_data(key).tolist()))
+        return np.arange(64.0), np.linspace(0, 1, 64)
+
     monkeypatch.setattr(type(experiment.test), "batch", record)
-    monkeypatch.setattr(experiment, "held_out_loss", lambda ema, batch, key: (np.ones(64),) * 2)
-    rounds = len(datasets.rounds(experiment.test, 64))
-    assert rounds == 6  # which has a factor in common with 3
-    counts = []
-    for step in range(3, 3 * rounds + 1, 3):
-        per_image, levels = training.held_out_batch(experiment, {}, step)
-        counts.append(len(per_image))
-        assert levels.tolist() == [[0] * 9 + [counts[-1]]] * 2
-    assert set().union(*used) == set(range(len(experiment.test)))
-    # No image counts twice.
-    assert sum(counts) == len(experiment.test)
+    monkeypatch.setattr(experiment, "held_out_loss", loss)
+    total = min(most, len(experiment.test))
+    batches = -(-total // 64)
+    per_image, stderr, levels = training.held_out_losses(experiment, "the EMA")
+    assert len(calls) == batches
+    assert len({str(key) for _, key in calls}) == batches  # Each has noise of its own.
+    np.testing.assert_array_equal(per_image, np.arange(total) % 64)
+    assert (levels[1].sum(), levels[0].sum()) == (total, per_image.sum())
+    times = np.linspace(0, 1, 64)[per_image.astype(int)]
+    assert stderr == losses.mean_stderr(per_image, times)
+    chosen = np.concatenate(used)[:total]
+    expected = np.linspace(0, len(experiment.test) - 1, total).round()
+    np.testing.assert_array_equal(chosen, expected)
+    training.held_out_losses(experiment, "the EMA")
+    assert calls[batches:] == calls[:batches]
 
 
-def test_held_out_batches_are_test_images(monkeypatch):
-    """They are white here, and the training images black; the noise changes with the step."""
+def test_held_out_losses_are_those_of_test_images(monkeypatch):
+    """They are white here, and the training images black."""
     experiment = experiments.Experiment(tiny.config(**{"data.dataset": "black_and_white"}))
-    seen = []
 
     def loss(ema, batch, key):
-        seen.append((ema, np.asarray(batch.pixels), jax.random.key_data(key).tolist()))
+        assert (np.asarray(batch.pixels) == 255).all()
         return np.ones(16), np.ones(16)
 
     monkeypatch.setattr(experiment, "held_out_loss", loss)
-    for step in (3, 6):
-        training.held_out_batch(experiment, "the EMA", step)
-    assert all(ema == "the EMA" and (pixels == 255).all() for ema, pixels, _ in seen)
-    assert seen[0][2] != seen[1][2]
+    assert len(training.held_out_losses(experiment, {})[0]) == 16
     assert next(training.loop._batches(experiment, 0)).pixels.max() == 0
 
 
 def test_held_out_loss_and_samples_are_those_of_the_ema(tmp_path, monkeypatch):
     used = []
 
-    def held_out(experiment, ema, step):
+    def held_out(experiment, ema):
         used.append(jax.device_get(ema))
-        return np.ones(16), np.ones((2, 10))
+        return np.ones(16), 0.0, np.ones((2, 10))
 
     def sample(self, params, first, count):
         used.append(jax.device_get(params))
@@ -167,7 +174,7 @@ def test_held_out_loss_and_samples_are_those_of_the_ema(tmp_path, monkeypatch):
             np.zeros((count, 8, 8, 1), np.uint8), np.zeros(count), None, np.full(count, -1)
         )
 
-    monkeypatch.setattr(training.loop, "held_out_batch", held_out)
+    monkeypatch.setattr(training.loop, "held_out_losses", held_out)
     monkeypatch.setattr(experiments.Experiment, "sample_images", sample)
     config = tiny.config(**{"training.n_iters": 2, "training.snapshot_sampling": True})
     state = training.train(config, str(tmp_path))
@@ -676,7 +683,7 @@ def test_events_and_pictures(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     names = set(events.Tags()["scalars"])
     expected = {"training/loss", "training/grad_norm", "training/images_per_second"}
-    assert expected | {"held_out/loss"} <= names
+    assert expected | {"held_out/loss", "held_out/loss_stderr"} <= names
     assert any(name.startswith("training_loss_by_t/0.") for name in names)
     assert any(name.startswith("held_out_loss_by_t/0.") for name in names)
     assert [event.step for event in events.Scalars("training/loss")] == [2, 4]

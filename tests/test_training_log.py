@@ -26,7 +26,7 @@ def log_steps(workdir, start, stop):
         for step in range(start + 2, stop + 1, 2):
             log.collect(step, metrics(1 / step))
             log.training()
-        log.held_out(np.array([0.25, 0.75]), np.array([[1.0, 0.0], [2, 0]]))
+        log.held_out(np.array([0.25, 0.75]), 0.125, np.array([[1.0, 0.0], [2, 0]]))
 
 
 def lines(workdir):
@@ -39,11 +39,12 @@ def test_one_line_for_each_report(tmp_path, capsys):
     speed = second.pop("training/images_per_second")
     assert speed > 0
     assert second == {"step": 4, "training/loss": 0.25, "training/grad_norm": 2.0}
-    assert held_out == {"step": 4, "held_out/loss": 0.5}
+    assert held_out == {"step": 4, "held_out/loss": 0.5, "held_out/loss_stderr": 0.125}
     assert first["step"] == 2
     printed = capsys.readouterr().out
     assert f"step 4: loss 0.25000, {speed:.0f} images/s, ETA 00:00" in printed
-    assert "step 4: held-out loss 0.50000 on 2 images" in printed
+    line = "step 4: held-out loss 0.50000 +- 0.12500 of the EMA parameters, without dropout, on 2"
+    assert f"{line} images" in printed
 
 
 def test_lines_are_on_disk_at_once(tmp_path):
@@ -94,8 +95,8 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path):
 
 def test_a_held_out_loss_that_is_not_finite_is_null(tmp_path):
     with TrainingLog(tmp_path, 0, 2, batch_size=8) as log:
-        log.held_out(np.array([np.nan]), np.zeros((2, 5)))
-    assert lines(tmp_path) == [{"step": 0, "held_out/loss": None}]
+        log.held_out(np.array([np.nan]), np.nan, np.zeros((2, 5)))
+    assert lines(tmp_path) == [{"step": 0, "held_out/loss": None, "held_out/loss_stderr": None}]
     assert read_curves(tmp_path / "metrics.jsonl") == {}
 
 

@@ -1,6 +1,6 @@
 """Training of the score model: one step in `step.py`, and the loop around it in `loop.py`."""
 
-from training.loop import held_out_batch, last_step, train
+from training.loop import held_out_losses, last_step, train
 from training.step import (
     Metrics,
     Step,
@@ -15,7 +15,7 @@ __all__ = [
     "Metrics",
     "Step",
     "compile_steps",
-    "held_out_batch",
+    "held_out_losses",
     "init_state",
     "jit_step",
     "last_step",

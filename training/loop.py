@@ -22,7 +22,7 @@ from auxiliary import classification
 from checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
 from configs.default import Config
 from datasets import Batch
-from errors import NotFiniteError
+from errors import InputError, NotFiniteError
 from experiment import Experiment
 from models.building import Params
 from report.training_log import TrainingLog
@@ -31,6 +31,7 @@ from training.step import Step, compile_steps, init_state
 from workdir import owned
 
 GRID = 64  # images in the sample grid of a snapshot
+MOST_HELD_OUT = 1000  # images of a held-out loss
 MOST_SKIPPED = 9  # steps in a row that training.on_nonfinite = "skip" accepts
 FREQUENCIES = ("log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption")
 
@@ -158,7 +159,7 @@ def _run(
             log.say(f"note: {note}")
         if due["eval_freq"] and not stopped:
             with progress.waiting("computing the held-out loss"):
-                held_out = held_out_batch(experiment, state.ema, step)
+                held_out = held_out_losses(experiment, state.ema)
             log.held_out(*held_out)
         _save(checkpoints, state, step, due, stopped, experiment.config)
         if stopped:
@@ -188,10 +189,10 @@ def _check_state(state: TrainState, log: TrainingLog) -> None:
 
 
 def _show_samples(experiment: Experiment, ema: Params, log: TrainingLog) -> None:
-    """Log a picture of samples; if they are not finite, a warning."""
+    """Log a picture of samples; a warning if they are not finite or the sampler is unstable."""
     try:
         images = experiment.sample_images(ema, 0, GRID).x
-    except NotFiniteError as error:
+    except InputError as error:
         log.say(f"warning: no picture of samples: {error}")
     else:
         log.samples(datasets.image_grid(np.asarray(images)))
@@ -234,17 +235,22 @@ def _save(
         checkpoints.save(folder, number, trees, step=step, config=config.to_dict())
 
 
-def held_out_batch(experiment: Experiment, ema: Params, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the losses of one batch of test images, and their sums and counts by noise level.
+def held_out_losses(experiment: Experiment, ema: Params) -> tuple[np.ndarray, float, np.ndarray]:
+    """Return the losses of test images, the standard error of their mean, and sums by noise level.
 
-    The batch and its noise are functions of the step. Consecutive calls of a run take consecutive
-    batches, so that all images are used.
+    The images, all or MOST_HELD_OUT of them, and their noise are the same in every call, so that
+    successive values can be compared. The last array holds sums and counts (2, levels).
     """
-    settings = experiment.config.training
-    rounds = datasets.rounds(experiment.test, settings.batch_size)
-    indices, count = rounds[step // settings.eval_freq % len(rounds)]
-    batch = experiment.rows(experiment.test.batch(indices, labelled=experiment.labelled))
-    key = jax.random.fold_in(experiment.key("loss"), step)
-    per_image, t = sharding.fetch(experiment.held_out_loss(ema, batch, key))
-    levels = losses.by_noise_level(per_image[:count], t[:count], experiment.sde)
-    return per_image[:count], np.stack(levels)
+    size, images = experiment.config.training.batch_size, experiment.test
+    count = min(len(images), MOST_HELD_OUT)
+    chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
+    parts = []
+    for first in range(0, count, size):
+        indices = chosen[np.arange(first, first + size) % count]
+        batch = experiment.rows(images.batch(indices, labelled=experiment.labelled))
+        key = jax.random.fold_in(experiment.key("loss"), first)
+        found = sharding.fetch(experiment.held_out_loss(ema, batch, key))
+        parts.append([each[: count - first] for each in found])  # The rest fills up the batch.
+    per_image, t = (np.concatenate(each) for each in zip(*parts))
+    levels = losses.by_noise_level(per_image, t, experiment.sde)
+    return per_image, losses.mean_stderr(per_image, t), np.stack(levels)

@@ -1,0 +1,57 @@
+"""Parse the flags of calls of main.py as it does, and validate their configs; run no mode.
+
+Reads a JSON list of lists of flags; prints a JSON list of the errors, "" where there is none. Each
+call has a process of its own, a fork of this one, which has imported what they need.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from typing import IO
+
+import factory
+import main
+import sharding
+from configs.default import Config
+
+
+def _validate(config: Config, workdir: str) -> None:
+    factory.validated(config, num_devices=1)
+
+
+def _parse(flags: list[str], log: IO[bytes]) -> int:
+    """Parse in this process, which then ends."""
+    code = 1
+    try:
+        os.dup2(log.fileno(), 2)
+        main.MODES = dict.fromkeys(main.MODES, _validate)
+        sharding.join = lambda *arguments: None
+        sys.argv = ["main.py", *flags]
+        main.main(main.parse_flags(sys.argv))
+        code = 0
+    except SystemExit as end:
+        code = 1 if end.code else 0
+        print(end.code, file=sys.stderr)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def error_of(flags: list[str]) -> str:
+    """The error of a call with these flags, or ''."""
+    with tempfile.TemporaryFile() as log:
+        child = os.fork()
+        if not child:
+            _parse(flags, log)
+        status = os.waitpid(child, 0)[1]
+        log.seek(0)
+        text = log.read().decode(errors="replace").strip()
+    return (text or f"status {status}") if status else ""
+
+
+if __name__ == "__main__":
+    json.dump([error_of(flags) for flags in json.load(sys.stdin)], sys.stdout)

@@ -1,0 +1,232 @@
+"""The commands of the documentation are correct, and run.
+
+The fast tests parse all of them. The slow one runs them in a folder with the files of the checkout,
+as they are written, with small networks and few samples: flags are appended, none is changed.
+`test_python_page.py` runs the snippets.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import documented, examples, reference
+from tests.documented import PAGES, PYTHON, ROOT, Command
+
+EXCEPTIONS = {  # A text of commands that are not run: the reason.
+    "apt-get install": "installs a package of the system",
+    "pip install": "downloads packages",
+    "pre-commit install": "changes the git hooks of the checkout",
+    "source .venv/bin/activate": "changes the shell; the tests select Python otherwise",
+    "make lint": "installs packages; CI runs it",
+    "make test": "runs these tests",
+    "benchmarks.accelerator": "needs an accelerator",
+    "benchmarks.sampling_quality": "takes hours",
+    "inception_weights.to_safetensors": "needs the weights of FID's network, which are downloaded",
+    "--mode=prepare_data": "downloads a data set",
+    "fashion_mnist": "needs Fashion-MNIST",
+    "ffhq_256": "needs FFHQ",
+    "deep_continuous.py --workdir=work --config.training": "needs CIFAR-10",
+}
+COMMANDS = [command for page in PAGES for command in documented.commands(page)]
+
+
+def exception(command: Command) -> str | None:
+    """The first text of EXCEPTIONS that the command contains."""
+    return next((text for text in EXCEPTIONS if text in command.text), None)
+
+
+# --- all commands parse ---
+
+
+def test_commands_of_other_programs_are_exceptions():
+    """This test runs Python and make. A new line of another program needs an entry above."""
+    others = [each for each in COMMANDS if each.words[0] not in (*PYTHON, "make")]
+    assert [str(command) for command in others if exception(command) is None] == []
+
+
+def test_exceptions_are_needed():
+    used = {exception(command) for command in COMMANDS}
+    assert EXCEPTIONS.keys() - used == set()
+
+
+CALLS = [command for command in COMMANDS if command.is_main]
+DIGITS = [f"--config={documented.DIGITS}", "--workdir=a"]
+WRONG_CALLS = [
+    [*DIGITS, "--mode=train", "--no_such_flag=1"],
+    [*DIGITS, "--mode=no_such_mode"],
+    [*DIGITS, "--mode=train", "--config.training.no_such_field=1"],
+    [*DIGITS, "--mode=train", "--config.training.sde=no_such_sde"],
+    ["--config=configs/no_such_config.py", "--workdir=a", "--mode=train"],
+]
+
+
+@pytest.fixture(scope="module")
+def errors():
+    """The errors of CALLS and then of WRONG_CALLS."""
+    flags = [*(list(command.words[2:]) for command in CALLS), *WRONG_CALLS]
+    program = [sys.executable, "-m", "tests.parse_flags"]
+    return json.loads(
+        subprocess.check_output(program, input=json.dumps(flags), text=True, cwd=ROOT)
+    )
+
+
+def test_calls_of_main(errors):
+    """Config files exist; flags, fields and values are valid."""
+    assert len(CALLS) > 20
+    found = [f"{command}\n  {error}" for command, error in zip(CALLS, errors) if error]
+    assert not found, "\n".join(found)
+
+
+def test_wrong_calls_of_main_are_found(errors):
+    for call, error in zip(WRONG_CALLS, errors[len(CALLS) :], strict=True):
+        wrong = re.findall("no_such_[a-z]+", " ".join(call))
+        assert wrong[0] in error
+
+
+def test_modules_and_their_flags():
+    """`python -m`: the module can be found, and it or an import of it defines the flags."""
+    for command in COMMANDS:
+        if command.words[:2] in [(python, "-m") for python in PYTHON]:
+            module, *arguments = command.words[2:]
+            spec = importlib.util.find_spec(module)
+            assert spec is not None, command
+            if module.split(".")[0] in ("benchmarks", "docs", "tests"):
+                folder = (ROOT / module.split(".")[0]).glob("*.py")
+                source = "".join(path.read_text() for path in folder)
+                for flag in re.findall(r"--(\w+)", " ".join(arguments)):
+                    assert re.search(rf"[\"'](--)?{flag}[\"']", source), f"{command}: --{flag}"
+
+
+def test_targets_of_make():
+    for command in COMMANDS:
+        if command.words[0] == "make":
+            ended = subprocess.run(
+                ["make", "-n", *command.words[1:]], cwd=ROOT, capture_output=True, text=True
+            )
+            assert not ended.returncode, f"{command}: {ended.stderr}"
+
+
+def test_choices_and_optional_parts(tmp_path, monkeypatch):
+    """Every alternative is a command; continued lines, variables and comments are read."""
+    page = tmp_path / "a.md"
+    page.write_text(
+        "```\nC=x.py   # or y.py\npython main.py --config=$C \\\n  --workdir=DIR [--a=1|2 ...]\n```\n"
+        "Then `make demo\nCONFIG=z.py`.\n\n```\ncheckpoint   step\n```\n"
+    )
+    monkeypatch.setattr(documented, "ROOT", tmp_path)
+    start = "python main.py --config=x.py --workdir=work"
+    texts = [start, f"{start} --a=1", f"{start} --a=2", "make demo CONFIG=z.py"]
+    found = documented.commands(page)
+    assert [command.text for command in found] == texts
+    assert [command.runs for command in found] == [True, True, True, False]
+
+
+def test_the_readme_activates_the_environment():
+    """After `make demo` its blocks run as pasted."""
+    for language, text in documented.blocks(ROOT / "README.md"):
+        if language != "python" and re.search(r"^python ", text, re.M):
+            assert text.startswith("source .venv/bin/activate\n"), text
+
+
+# --- commands and snippets run ---
+
+SMALL = """
+--config.training.n_iters=4 --config.training.n_jitted_steps=1 --config.training.batch_size=16
+--config.training.log_freq=2 --config.training.eval_freq=4 --config.training.snapshot_freq=4
+--config.training.snapshot_freq_for_preemption=4 --config.optim.warmup=1
+--config.model.nf=8 --config.model.num_res_blocks=1 --config.model.num_scales=21
+--config.eval.num_samples=20 --config.eval.batch_size=120 --config.eval.bpd_tolerance=0.1
+--config.classifier.n_iters=4 --config.classifier.batch_size=16
+--config.classifier.blocks_per_group=1 --config.classifier.channel_multiplier=1
+--config.restore.samples=2 --config.restore.count=2
+--config.calibrate.simulations=20 --config.calibrate.samples=20
+"""
+SMALLER = ["--config.model.ch_mult=(1,)", "--config.model.attn_resolutions=()"]
+RECORDED = ["--config.model.attn_resolutions=(8,)", "--config.data.image_size=16"]
+NEEDS_A_MODEL = ("eval", "report", "restore", "calibrate", "encode", "interpolate", "sample")
+
+
+def flag(command: Command, name: str) -> str:
+    return next((word.split("=")[1] for word in command.words if word.startswith(f"--{name}=")), "")
+
+
+def run(command: Command, checkout) -> None:
+    """Run a call of main.py in the checkout, with small values appended; check that it succeeds."""
+    recorded = "cifar10_ncsnpp" in command.text
+    words = [*command.words[1:], *SMALL.split(), *(RECORDED if recorded else SMALLER)]
+    workdir = checkout / flag(command, "workdir")
+    if flag(command, "mode") in NEEDS_A_MODEL and not workdir.exists():
+        shutil.copytree(checkout / "demo", workdir)
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "commands")}
+    environment.pop("JAX_PLATFORMS", None)
+    ended = subprocess.run(
+        [sys.executable, *words], cwd=checkout, env=environment, capture_output=True, text=True
+    )
+    assert not ended.returncode, f"{command}\n{ended.stdout[-2000:]}\n{ended.stderr[-2000:]}"
+
+
+def expanded(command: Command) -> list[Command]:
+    """The command itself, or the calls of main.py that make would run for it."""
+    if command.words[0] != "make":
+        return [command]
+    recipe = subprocess.check_output(["make", "-n", *command.words[1:]], cwd=ROOT, text=True)
+    lines = [line.split() for line in recipe.splitlines()]
+    return [
+        Command(command.page, " ".join(words), tuple(words))
+        for words in lines
+        if words[:2] == [".venv/bin/python", "main.py"]
+    ]
+
+
+def link_checkout(folder) -> None:
+    """Fill a folder with links to the files of the checkout."""
+    for path in ROOT.iterdir():
+        if path.name not in ("demo", ".git", ".venv"):
+            (folder / path.name).symlink_to(path)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder with links to the checkout, a model in `demo`, and files that commands name."""
+    folder = tmp_path_factory.mktemp("checkout")
+    link_checkout(folder)
+    (demo,) = [command for command in COMMANDS if str(command) == "README.md: make demo"][:1]
+    for command in expanded(demo):
+        run(command, folder)
+    (folder / "images").mkdir()
+    for i, pixels in enumerate(examples.images(40, 64, 64, 3)):
+        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+    mask = np.full((8, 8), 255, np.uint8)
+    mask[2:5] = 0
+    Image.fromarray(mask).save(folder / "file.png")
+    for step in (12, 24):
+        recorded = reference.find("ve_cifar10_ncsnpp_continuous") / "checkpoint_flax"
+        shutil.copy(recorded, folder / f"checkpoint_{step}.pth")
+    return folder
+
+
+RUN = [command for command in COMMANDS if command.runs and not exception(command)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", sorted({command.page for command in RUN}))
+def test_commands_run(page, checkout):
+    """In their order, with a folder `work` of the page."""
+    shutil.rmtree(checkout / "work", ignore_errors=True)
+    for command in RUN:
+        if command.page == page:
+            for call in expanded(command):
+                if call.is_main:
+                    run(call, checkout)
+                else:
+                    subprocess.run([sys.executable, *call.words[1:]], cwd=checkout, check=True)

@@ -1,0 +1,80 @@
+"""What commands print while they work."""
+
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import progress
+from experiment import Experiment
+from tests import tiny
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Intervals of a twentieth of a second."""
+    monkeypatch.setattr(progress, "FIRST", 0.05)
+    monkeypatch.setattr(progress, "INTERVAL", 0.05)
+
+
+def test_a_short_block_prints_nothing(capsys):
+    with progress.waiting("a short block"):
+        pass
+    with progress.counting("a short count", 3, "step") as update:
+        for done in (1, 2, 3):
+            update(done)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_long_block_says_what_it_does(fast, capsys):
+    with progress.waiting("a long block"):
+        time.sleep(1.5)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a long block ..."
+    assert lines[1].startswith("a long block: 00:0")
+    assert lines[1].endswith("so far")
+
+
+def test_an_announced_block_is_not_announced_again(fast, capsys):
+    with progress.waiting("a long block", announced=True):
+        time.sleep(0.3)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_count_states_the_time_left(fast, capsys):
+    """Half of the work took 0.2 s, so that 0.2 s are left; lines come at most every INTERVAL."""
+    with progress.counting("drawing", 100, "step") as update:
+        update(1)
+        time.sleep(0.2)
+        update(50)
+        update(51)
+    lines = capsys.readouterr().out.splitlines()
+    assert "drawing: step 50/100, ETA 00:00" in lines
+    assert not [line for line in lines if "51/100" in line]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampling.trajectory": True},
+        {"sampling.method": "solver", "sampling.solver": "unipc_3", "sampling.num_steps": 9},
+        {
+            "sampling.method": "solver",
+            "sampling.solver": "dpm++_2m_sde",
+            "sampling.trajectory": True,
+        },
+    ],
+)
+def test_samples_in_parts_are_those_of_one_program(changes, monkeypatch):
+    """Parts of three steps give the images, evaluations and frames of the whole loop."""
+    experiment = Experiment(tiny.config(**changes))
+    params = experiment.init_params()
+    whole = experiment.sample(params, jnp.arange(4))
+    monkeypatch.setattr(type(experiment._in_parts), "_size", lambda *_: 3)
+    found = experiment.sample_images(params, 0, 4)
+    assert len(found.frames) == len(whole.frames)
+    for part, expected in zip(found, whole):
+        difference = np.abs(np.asarray(part, int) - np.asarray(expected, int))
+        assert difference.max(initial=0) <= 1  # Rounding may move a grey level.
+        assert difference.sum() <= 0.01 * difference.size

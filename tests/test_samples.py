@@ -1,0 +1,80 @@
+"""`--mode=sample`: PNG files of a trained model."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from errors import InputError
+from experiment import Experiment
+from modes import samples
+from tests import tiny
+
+FAST = {"sampling.method": "solver", "sampling.num_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return tiny.untrained(tmp_path_factory.mktemp("samples"))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+def test_images(workdir, monkeypatch, capsys):
+    """The files are the experiment's images; more of them need only the further rounds."""
+    monkeypatch.setattr(samples, "BATCH", 4)
+    config = tiny.config(**FAST)
+    folder = samples.sample(config, str(workdir), 6)
+    assert folder == workdir / "sample" / "checkpoint_3" / "dpm++_2m_sde-4-seed-42"
+    assert "'dpm++_2m_sde', 4 steps on the schedule" in capsys.readouterr().out
+    experiment = Experiment(config)
+    expected = experiment.sample_images(experiment.trained(str(workdir))[1], 0, 6).x
+    for index in range(6):
+        found = np.asarray(Image.open(folder / f"{index:05d}.png"))
+        assert np.abs(found.astype(int) - np.asarray(expected[index, ..., 0], int)).max() <= 1
+    before = contents(folder)
+    (folder / "samples_1.npz").unlink()  # As if the run had been stopped.
+    (folder / "00005.png").unlink()
+    samples.sample(config, str(workdir), 6)
+    assert "1 of 2 rounds to do" in capsys.readouterr().out
+    assert contents(folder) == before
+    samples.sample(config, str(workdir), 9)
+    assert "1 of 3 rounds to do" in capsys.readouterr().out
+    after = contents(folder)
+    assert len(after) == 9 + 1  # and grid.png
+    assert {name: after[name] for name in before if name != "grid.png"}.items() <= before.items()
+
+
+def test_names_and_seeds(workdir):
+    """Another seed or sampler has another folder; other options in the same folder are refused."""
+    first = samples.sample(tiny.config(**FAST), str(workdir), 2)
+    other = samples.sample(tiny.config(**FAST, seed=1), str(workdir), 2)
+    assert other.name == "dpm++_2m_sde-4-seed-1"
+    assert contents(first)["00000.png"] != contents(other)["00000.png"]
+    config = tiny.config(**FAST, **{"sampling.schedule": "time"})
+    with pytest.raises(
+        InputError, match=re.escape("sampling.schedule: 'log_snr' there, 'time' now")
+    ):
+        samples.sample(config, str(workdir), 2)
+    named = samples.sample(config, str(workdir), 2, folder="mine")
+    assert named == first.with_name("mine")
+
+
+@pytest.mark.parametrize("count", [0, -3, 10**5 + 1])
+def test_bad_counts(workdir, tmp_path, count):
+    with pytest.raises(InputError, match=f"--count={count} must be an integer from 1 to 100000"):
+        samples.sample(tiny.config(**FAST), str(tmp_path), count)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_workdirs_and_classes(workdir, tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        samples.sample(tiny.config(**FAST), str(tmp_path / "nothing"), 2)
+    with pytest.raises(InputError, match="no checkpoint_9"):
+        samples.sample(tiny.config(**FAST), str(workdir), 2, number=9)
+    config = tiny.config(**FAST, **{"guidance.classes": (1,)})
+    with pytest.raises(InputError, match="classifier.safetensors does not exist; train it first"):
+        samples.sample(config, str(workdir), 2)

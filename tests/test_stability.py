@@ -1,0 +1,125 @@
+"""Samplers whose steps are too long are reported before they run; the others keep Gaussians."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import factory
+import sampling
+import solvers
+from configs.default import complete
+from errors import InputError
+from experiment import Experiment
+from modes import samples
+from sde_lib import SDES, VESDE, VPSDE, SubVPSDE
+from solvers import stability
+from tests import gaussian, tiny
+from tests.test_sampling import Cosine
+
+DATA_STD = 0.5
+
+
+def draw(sde, run):
+    """States of 16 images of 1,024 entries, for data N(0, DATA_STD^2 I)."""
+    keys = sampling.image_keys(jax.random.key(0), jnp.arange(16))
+    score = gaussian.score(sde, 0.0, DATA_STD)
+    return run(keys, score, sampling.prior_sample(keys, sde, (16, 1024)))
+
+
+def deviations(sde, states, times):
+    """Their std, relative to the exact one, which at the end is that of the data."""
+    exact = [float(np.hypot(sde.alpha(t) * DATA_STD, sde.std(t))) for t in jnp.asarray(times)]
+    return np.asarray(states).std(axis=(1, 2)) / np.array([*exact, DATA_STD])
+
+
+@pytest.mark.parametrize(
+    "sde", [VPSDE(), SubVPSDE(), VESDE(), Cosine()], ids=lambda s: type(s).__name__
+)
+@pytest.mark.parametrize("name", ["euler_maruyama", "reverse_diffusion", "ancestral_sampling"])
+def test_predictors(sde, name):
+    """The closed form is the std of simulated states, also where the sampler is unstable."""
+    steps, predictor = sde.discretize(30), sampling.PREDICTORS[name]
+    options = {"predictor": predictor, "shown": range(30), "denoise": False}
+    _, frames, _ = draw(
+        sde,
+        lambda keys, score, x: sampling.predictor_corrector(keys, score, sde, x, steps, **options),
+    )
+    found = stability.predictor_stds(sde, predictor, steps, DATA_STD)
+    simulated = deviations(sde, frames, steps.t[1:])
+    np.testing.assert_allclose(found, simulated, rtol=0.03)  # 16,384 numbers: 0.6 %; noise: 3 %.
+    assert (found.max() > 2) == (name == "euler_maruyama" and isinstance(sde, Cosine))
+
+
+@pytest.mark.parametrize("name", solvers.SOLVERS)
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=lambda s: type(s).__name__)
+def test_solvers(sde, name):
+    solver = solvers.SOLVERS[name]
+    defaults = tiny.config().sampling
+    levels = solvers.noise_levels(sde, "log_snr", 12)
+    plan = solver.plan(levels, **{field: defaults[field] for field in solver.options})
+    prediction = {"noise_prediction": solver.noise_prediction}
+    _, states = draw(
+        sde,
+        lambda keys, score, x: solvers.few_step(keys, score, sde, x, plan, 0.0, **prediction),
+    )
+    found = stability.plan_stds(plan, DATA_STD, **prediction)
+    # A state is at the level of the next row, before that row adds noise.
+    following = np.append(plan.level[1:] ** 2 - plan.added_noise[1:] ** 2, 0).clip(0)
+    alphas = np.append(sde.alpha(sde.time_at(jnp.asarray(plan.level[1:]))), 1.0)
+    simulated = np.asarray(states).std(axis=(1, 2)) / alphas / np.sqrt(DATA_STD**2 + following)
+    np.testing.assert_allclose(found, simulated, rtol=0.03)
+    assert found.max() < 1.5
+
+
+def test_a_plan_of_many_rows_is_not_checked():
+    levels = np.geomspace(80, 0.01, 1200)
+    plan = solvers.SOLVERS["ddim"].plan(levels)
+    assert stability.plan_stds(plan, DATA_STD).size == 0
+
+
+@pytest.fixture
+def cosine(monkeypatch):
+    """A config of an SDE that is new to the project; beta dt is about 8 near T."""
+    monkeypatch.setitem(SDES, "cosine", Cosine)
+    return functools.partial(tiny.config, **{"training.sde": "cosine", "model.num_scales": 250})
+
+
+def test_unstable_samplers_are_refused(cosine, tmp_path):
+    """Before anything is computed or written, and with the step."""
+    message = r"step 1 of 250 of the sampler is unstable: .* have 4\.1\d times .*Raise model.num_sc"
+    experiment = Experiment(cosine())
+    with pytest.raises(InputError, match=message):
+        experiment.sample_images({}, 0, 1)
+    with pytest.raises(InputError, match=message):
+        samples.sample(cosine(), str(tmp_path), 1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampling.predictor": "reverse_diffusion"},
+        {"sampling.predictor": "ancestral_sampling"},
+        {"sampling.method": "solver"},
+        {"sampling.method": "solver", "sampling.solver": "deis"},
+        {"sampling.method": "ode"},
+    ],
+)
+def test_stable_samplers_of_the_same_sde(cosine, changes):
+    config = complete(cosine(**changes))
+    factory.make_sampler(config, factory.make_sde(config)).check_stable()
+
+
+def test_a_plan_that_multiplies_its_states():
+    """A step that extrapolates beyond its data is reported as well."""
+    levels = np.array([10.0, 5.0, 1.0, 0.0])
+    plan = solvers.SOLVERS["ddim"].plan(levels)
+    plan = plan._replace(predictor_state=3 * plan.predictor_state)
+    stds = functools.partial(stability.plan_stds, plan, DATA_STD)
+    sampler = factory.Sampler(lambda keys, score: None, 3, stds, "Do something else.")
+    with pytest.raises(InputError, match="step 1 of 3 .*Do something else."):
+        sampler.check_stable()
+    assert stds()[0] == pytest.approx(3, rel=0.2)
