@@ -11,21 +11,21 @@ import hashlib
 import io
 from collections import defaultdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import ml_collections
 import numpy as np
-from fontTools.ttLib import TTFont
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from errors import InputError, brief
 from readers import cache, preprocessing
-from readers.files import check_regular
+from readers.files import read_bytes
 from readers.folders import members
 from readers.image_sizes import image_shape, square_side
 from readers.preprocessing import Decoded
+
+if TYPE_CHECKING:  # Imported only where this data set is read.
+    from fontTools.ttLib import TTFont
 
 FILE = "NotoColorEmoji.ttf"
 DEBIAN = Path("/usr/share/fonts/truetype/noto") / FILE  # Where Debian installs the font.
@@ -37,7 +37,7 @@ ROWS = 1000  # of the matrix of distances that are computed at a time
 
 # --- sequences of code points ---
 
-Sequence = tuple[int, ...]
+CodePoints = tuple[int, ...]
 
 KEYCAP = 0x20E3
 MODIFIERS = {
@@ -77,7 +77,7 @@ class Glyph(NamedTuple):
     """
 
     name: str
-    sequences: frozenset[Sequence]
+    sequences: frozenset[CodePoints]
     png: bytes
 
 
@@ -109,8 +109,8 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Decoded, None]:
     """
     size, channels = square_side(config), config.num_channels
     path = find(config.path)
+    data = read_bytes(path, "data.path")
     try:
-        data = path.read_bytes()
         glyphs = read_glyphs(data)
         chosen, names = _cached_groups(path, data, glyphs)
     except Exception as error:  # Damage raises exceptions of many types.
@@ -136,7 +136,6 @@ def find(where: str) -> Path:
             f"data.dataset = 'emoji': {path} does not exist. {INSTALL}; or name the font or its "
             f"folder with --config.data.path=PATH."
         )
-    check_regular(path, "data.path")
     return path
 
 
@@ -145,6 +144,8 @@ def read_glyphs(data: bytes) -> list[Glyph]:
 
     Raises exceptions of many types for damaged fonts.
     """
+    from fontTools.ttLib import TTFont
+
     font = TTFont(io.BytesIO(data), lazy=True)
     if "CBDT" not in font:
         raise ValueError("it has no such table")
@@ -156,7 +157,7 @@ def read_glyphs(data: bytes) -> list[Glyph]:
     ]
 
 
-def _sequences(font: TTFont) -> dict[str, set[Sequence]]:
+def _sequences(font: TTFont) -> dict[str, set[CodePoints]]:
     """Return the sequences of code points that select each glyph, by its name."""
     characters = font.getBestCmap() or {}
     point_of = {name: point for point, name in characters.items()}
@@ -189,6 +190,7 @@ def picture(png: bytes, size: int, channels: int) -> np.ndarray:
 
 def _cached_groups(path: Path, data: bytes, glyphs: list[Glyph]) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices (n,) of distinct images and the names (n,) of their groups."""
+    subjects = [subject(glyph) for glyph in glyphs]
 
     def compute() -> dict[str, np.ndarray]:
         first: dict[bytes, int] = {}
@@ -196,8 +198,8 @@ def _cached_groups(path: Path, data: bytes, glyphs: list[Glyph]) -> tuple[np.nda
             first.setdefault(glyph.png, index)
         chosen = np.array(list(first.values()), np.int64)
         pixels = [picture(glyphs[index].png, COMPARED_SIZE, 3) for index in chosen]
-        subjects = [subject(glyphs[index]) for index in chosen]
-        return {"chosen": chosen, "groups": _groups(np.stack(pixels), subjects)}
+        groups = _groups(np.stack(pixels), [subjects[index] for index in chosen])
+        return {"chosen": chosen, "groups": groups}
 
     def is_valid(entry: dict[str, np.ndarray]) -> bool:
         empty = np.array([])
@@ -209,7 +211,8 @@ def _cached_groups(path: Path, data: bytes, glyphs: list[Glyph]) -> tuple[np.nda
             and bool(((chosen >= 0) & (chosen < len(glyphs))).all())
         )
 
-    key = f"{hashlib.sha256(data).hexdigest()} {COMPARED_SIZE} {SIMILAR}"
+    digest = hashlib.sha256(data + repr(subjects).encode()).hexdigest()
+    key = f"{digest} {COMPARED_SIZE} {SIMILAR}"
     entry = cache.arrays("emoji", path, key, compute, is_valid)
     return entry["chosen"], entry["groups"]
 
@@ -224,6 +227,9 @@ def _groups(pixels: np.ndarray, subjects: list[str]) -> np.ndarray:
       pixels: (N, H, W, C) uint8.
       subjects: what each image shows.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     names, of_subject = np.unique(subjects, return_inverse=True)
     first, second = similar_pairs(pixels)
     edges = (np.ones(len(first)), (of_subject[first], of_subject[second]))

@@ -24,7 +24,7 @@ from errors import InputError, brief
 MAX_TEXT = 2**28  # Bytes of a JSON file.
 MAX_RATIO = 100  # Size of the content of a compressed file, relative to that of the file.
 MAX_STEP = 10**9  # Steps and numbers of checkpoints; more are not plausible.
-ALWAYS_ALLOWED = 2**30  # Bytes that a compressed file may contain whatever its size.
+ALWAYS_ALLOWED = 2**30  # Bytes of a file that is read as a whole, or in any compressed file.
 
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -73,13 +73,24 @@ def check_expansion(path: Path, declared: int) -> None:
         )
 
 
-def read_verified(path: Path, md5: str) -> bytes:
-    """Return the content of a published file. Raise InputError if it has another MD5 checksum."""
-    check_regular(path)
+def read_bytes(path: Path, what: str = "") -> bytes:
+    """Return the content of a file. Raise InputError for more than ALWAYS_ALLOWED bytes.
+
+    `what` is the flag or config field that names the file, for the message.
+    """
+    check_regular(path, what)
     try:
-        content = path.read_bytes()
+        size = path.stat().st_size
+        if size > ALWAYS_ALLOWED:
+            raise InputError(f"{path} has {size:,} bytes; at most {ALWAYS_ALLOWED:,} are read.")
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {brief(error)}.") from error
+
+
+def read_verified(path: Path, md5: str) -> bytes:
+    """Return the content of a published file. Raise InputError if it has another MD5 checksum."""
+    content = read_bytes(path)
     check_md5(content, md5, str(path))
     return content
 

@@ -109,6 +109,11 @@ def crop_resize(image: Image.Image, size: ImageSize) -> Image.Image:
     return _resize(central_crop(image, crop), (width, height), Image.Resampling.BICUBIC)
 
 
+def lsun(image: Image.Image, size: int) -> Image.Image:
+    """Crop and resize as the official code does LSUN, which depends on the size."""
+    return small_crop(image, size) if size == 128 else crop_resize(image, size)
+
+
 def _resize(image: Image.Image, shape: tuple[int, int], kernel: Image.Resampling) -> Image.Image:
     if image.size == shape:
         return image

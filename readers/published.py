@@ -19,7 +19,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
 from errors import InputError, brief, check_name, printable
-from readers import cache, celeba, cifar, idx, preprocessing, svhn
+from readers import cache, celeba, cifar, idx, lsun, preprocessing, svhn
 from readers.files import read_json
 from readers.image_sizes import image_shape, square_side
 from readers.preprocessing import Decoded, Pixels
@@ -75,10 +75,11 @@ class Release(NamedTuple):
     default: Path | None = None
 
 
-RELEASES = {  # By the name in TFDS.
+RELEASES = {  # By the name in TFDS, without the category of LSUN.
     "cifar10": Release(cifar.exists, cifar.read),
     "svhn_cropped": Release(svhn.exists, svhn.read),
     "celeb_a": Release(celeba.exists, celeba.read),
+    "lsun": Release(lsun.exists, lsun.read),
     "fashion_mnist": Release(idx.exists, idx.read, idx.DEBIAN),
 }
 
@@ -90,8 +91,7 @@ def of_tfds(config: ml_collections.ConfigDict) -> Prepared:
     """
     if config.dataset.lower() == "lsun":
         check_name(config.get("category", ""), LSUN_CATEGORIES, "data.category")
-        resize = preprocessing.small_crop if config.image_size == 128 else preprocessing.crop_resize
-        return Prepared(f"lsun/{config.category}", "validation", resize)
+        return Prepared(f"lsun/{config.category}", "validation", preprocessing.lsun)
     if config.dataset.lower() not in PREPARED:
         raise InputError(
             f"data.dataset = {config.dataset!r} is not a set of TensorFlow Datasets; see "
@@ -110,7 +110,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndar
     data.path. Raises InputError if the data set is missing or damaged.
     """
     prepared, size = of_tfds(config), square_side(config)
-    release = RELEASES.get(prepared.name)
+    release = RELEASES.get(prepared.name.partition("/")[0])
     if release and not _versions(config, prepared):
         place = Path(config.path).expanduser() if config.path else release.default
         if place and release.exists(place):

@@ -176,6 +176,9 @@ def test_groups_are_cached_by_the_content_of_the_font(tmp_path, monkeypatch):
         patch.setattr(emoji, "_groups", None)
         np.testing.assert_array_equal(all_pixels(path, "test"), before)
     entry = cache.entry_path("emoji", path)
+    same = examples.images(1, 10, 12, 3, seed=3)[0]
+    write_font(path, noise(one=same, cat=same))
+    assert len(all_pixels(path, "test")) + len(all_pixels(path, "train")) == len(NAMES) - 1
     write_font(path, dict(itertools.islice(noise().items(), 5)))
     assert len(all_pixels(path, "test")) + len(all_pixels(path, "train")) == 5
     np.savez(entry, key=np.load(entry)["key"], chosen=np.arange(99), groups=np.array(["x"] * 99))

@@ -56,12 +56,23 @@ KINDS = [
         lambda path: files.read_json(path, dict, "--flag"),
         lambda path: files.read_npz(path, what="--flag"),
         lambda path: files.read_safetensors(path, "--flag"),
+        lambda path: files.read_bytes(path, "--flag"),
     ],
 )
 def test_only_regular_files_are_opened(tmp_path, make, message, read):
     make(tmp_path / "file")
     with pytest.raises(InputError, match=f"--flag = '.*file' {message}"):
         read(tmp_path / "file")
+
+
+def test_whole_files_have_a_limited_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "ALWAYS_ALLOWED", 4)
+    path = tmp_path / "a"
+    path.write_bytes(b"1234")
+    assert files.read_verified(path, "81dc9bdb52d04dc20036dbd8313ed055") == b"1234"
+    path.write_bytes(b"12345")
+    with pytest.raises(InputError, match="a has 5 bytes; at most 4 are read"):
+        files.read_bytes(path)
 
 
 def test_control_characters_are_escaped():

@@ -1,0 +1,221 @@
+"""LMDB databases: one that LMDB wrote, damaged ones, and LSUN in a database that the test writes."""
+
+import gzip
+import importlib
+import random
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import datasets
+from errors import InputError
+from readers import cache, preprocessing
+from readers.lmdb import Lmdb
+from tests import examples
+
+RECORDED = gzip.decompress((Path(__file__).parent / "data" / "lmdb.mdb.gz").read_bytes())
+PAGE_SIZE = 4096
+# Positions in the first page, which has the state after the second of two transactions.
+MAGIC, PAGE_SIZE_FIELD, DATABASE = 16, 40, 88
+ENTRIES, ROOT, TRANSACTION = DATABASE + 32, DATABASE + 40, DATABASE + 56
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "FOLDER", tmp_path / "cache")
+
+
+def value(i: int) -> bytes:
+    """Value i of the 60 in the recorded file; the long ones are on pages of their own."""
+    return bytes([i % 256]) * (40 * i if i % 9 else 900 * i)
+
+
+def write(tmp_path, content=RECORDED, **numbers) -> Path:
+    """Write a database with other 64-bit numbers at positions 'at_N'."""
+    changed = bytearray(content)
+    for name, number in numbers.items():
+        struct.pack_into("<Q", changed, int(name.removeprefix("at_")), number)
+    path = tmp_path / "data.mdb"
+    path.write_bytes(changed)
+    return path
+
+
+def write_tree(values: list[bytes], fan_out: int = 3) -> bytes:
+    """Return a database of these values, with pages of 512 bytes and `fan_out` nodes on each."""
+    size, pages = 512, {}
+
+    def add(flags, nodes):
+        """Add a page of the tree; return its number."""
+        number, end, body = len(pages) + 2, size, bytearray(size)
+        offsets = []
+        for node in nodes:
+            end -= len(node) + len(node) % 2
+            body[end : end + len(node)] = node
+            offsets.append(end)
+        struct.pack_into("<QHHHH", body, 0, number, 0, flags, 16 + 2 * len(nodes), end)
+        struct.pack_into(f"<{len(nodes)}H", body, 16, *offsets)
+        pages[number] = bytes(body)
+        return number
+
+    def add_value(content):
+        """Add the pages of a long value; return the number of the first."""
+        number, count = len(pages) + 2, -(-(16 + len(content)) // size)
+        data = struct.pack("<QHHI", number, 0, 4, count) + content
+        data = data.ljust(count * size, b"\0")
+        for i in range(count):
+            pages[number + i] = data[i * size : (i + 1) * size]
+        return number
+
+    def node(number, flags, rest):
+        return struct.pack("<HHHH", number & 65535, number >> 16, flags, 3) + b"key" + rest
+
+    level = []
+    leaves = [node(len(v), 1, struct.pack("<Q", add_value(v))) for v in values]
+    for start in range(0, len(leaves), fan_out):
+        level.append(add(2, leaves[start : start + fan_out]))
+    while len(level) > 1:
+        groups = [level[i : i + fan_out] for i in range(0, len(level), fan_out)]
+        level = [add(1, [node(child, 0, b"") for child in group]) for group in groups]
+    database = struct.pack("<IHHQQQQq", 0, 0, 9, 0, 0, 0, len(values), level[0])
+    free = struct.pack("<IHHQQQQq", size, 8, 0, 0, 0, 0, 0, -1)
+    metas = b""
+    for number in (0, 1):
+        meta = struct.pack("<QHHI", number, 0, 8, 0) + struct.pack("<IIQQ", 0xBEEFC0DE, 1, 0, 0)
+        metas += (meta + free + database + struct.pack("<QQ", 0, number)).ljust(size, b"\0")
+    return metas + b"".join(pages[number] for number in sorted(pages))
+
+
+# --- databases ---
+
+
+def test_a_database_that_lmdb_wrote(tmp_path, monkeypatch):
+    path = write(tmp_path)
+    values = Lmdb(path)
+    assert [values[i] for i in range(len(values))] == [value(i) for i in range(60)]
+    assert values[-1] == value(59)
+    with monkeypatch.context() as patch:
+        patch.setattr(Lmdb, "_index", None)  # The positions are in the cache.
+        assert Lmdb(path)[7] == value(7)
+
+
+def test_the_older_state_is_not_read(tmp_path):
+    """Only the transaction number decides which of the two is newer."""
+    assert len(Lmdb(write(tmp_path, **{f"at_{TRANSACTION}": 0}))) == 30
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 40])
+def test_trees_of_any_depth(tmp_path, count):
+    values = [bytes([i]) * (i * 100 + 1) for i in range(count)]
+    found = Lmdb(write(tmp_path, write_tree(values)))
+    assert [found[i] for i in range(len(found))] == values
+
+
+def test_databases_of_the_library(tmp_path):
+    lmdb = pytest.importorskip("lmdb", reason="needs lmdb")
+    rng, expected = np.random.default_rng(0), {}
+    with lmdb.open(str(tmp_path / "db"), map_size=2**26) as database:
+        for _ in range(3):
+            with database.begin(write=True) as transaction:
+                for _ in range(700):
+                    key, content = rng.bytes(20), rng.bytes(int(rng.integers(0, 6000)))
+                    expected[key] = content
+                    transaction.put(key, content)
+                for key in list(expected)[::5]:
+                    transaction.delete(key)
+                    del expected[key]
+    found = Lmdb(tmp_path / "db" / "data.mdb")
+    assert [found[i] for i in range(len(found))] == [expected[key] for key in sorted(expected)]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({f"at_{MAGIC}": 0}, "it is not an LMDB file of version 1"),
+        ({f"at_{PAGE_SIZE_FIELD}": 4095}, "its pages have 4095 bytes"),
+        ({f"at_{ENTRIES}": 61}, "it has 60 of 61 values"),
+        ({f"at_{ROOT}": 1}, "page 1 is not part of the tree"),
+        ({f"at_{ROOT}": 2**40}, "it is cut off"),
+    ],
+)
+def test_damaged_databases(tmp_path, numbers, message):
+    with pytest.raises(InputError, match=f"data.mdb is damaged: {message}. Download it again"):
+        Lmdb(write(tmp_path, **numbers))
+
+
+def test_cycles_end(tmp_path):
+    """A branch page refers to itself."""
+    content = bytearray(write_tree([b"a", b"b", b"c", b"d"]))
+    root = len(content) // 512 - 1
+    (offset,) = struct.unpack_from("<H", content, root * 512 + 16)
+    struct.pack_into("<H", content, root * 512 + offset, root)
+    with pytest.raises(InputError, match=f"page {root} occurs twice"):
+        Lmdb(write(tmp_path, content))
+
+
+def read_all(path) -> str:
+    """Return the message of the error of reading all values, or ''."""
+    try:
+        values = Lmdb(path)
+        assert all(isinstance(values[i], bytes) for i in range(len(values)))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_truncated_databases_are_errors(tmp_path, seed):
+    length = random.Random(seed).randrange(len(RECORDED))
+    assert "is damaged: it is cut off" in read_all(write(tmp_path, RECORDED[:length]))
+
+
+@pytest.mark.parametrize("count", [1, 300])
+@pytest.mark.parametrize("seed", range(30))
+def test_random_damage_is_an_error_or_in_a_value(tmp_path, seed, count):
+    """The LMDB library ends the process with a signal for some of these files."""
+    rng, content = random.Random(seed), bytearray(RECORDED)
+    for _ in range(count):
+        content[rng.randrange(6 * PAGE_SIZE)] = rng.randrange(256)
+    message = read_all(write(tmp_path, content))
+    assert not message or "data.mdb is damaged: " in message
+
+
+# --- LSUN ---
+
+
+def config(where, **fields):
+    values = {"dataset": "LSUN", "path": str(where), "image_size": 256} | fields
+    c = importlib.import_module("configs.ve.bedroom_ncsnpp_continuous").get_config().data
+    c.update(values)
+    return c
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_lsun(tmp_path, size):
+    """Training images are in *_train_lmdb and held-out ones in *_val_lmdb; they are WebP files."""
+    pixels = examples.images(3, 70, 80, 3).repeat(2, 1).repeat(2, 2)
+    images = [examples.Image.fromarray(each) for each in pixels]
+    encoded = [examples.encoded(image, "WEBP", lossless=True) for image in images]
+    for name, values in (("train", encoded[:2]), ("val", encoded[2:])):
+        (tmp_path / f"bedroom_{name}_lmdb").mkdir()
+        (tmp_path / f"bedroom_{name}_lmdb" / "data.mdb").write_bytes(write_tree(values))
+    resize = preprocessing.small_crop if size == 128 else preprocessing.crop_resize
+    expected = [np.asarray(resize(image, size)) for image in images]
+    for split, part in (("train", slice(0, 2)), ("test", slice(2, 3))):
+        found = datasets.load(config(tmp_path, image_size=size), split)
+        np.testing.assert_array_equal(found.pixels[:], expected[part])
+        assert found.labels is None
+    with pytest.raises(InputError, match="church_outdoor_train_lmdb/data.mdb cannot be read: No"):
+        datasets.load(config(tmp_path, category="church_outdoor"), "train")
+
+
+def test_damaged_images_of_lsun(tmp_path):
+    (tmp_path / "bedroom_train_lmdb").mkdir()
+    path = tmp_path / "bedroom_train_lmdb" / "data.mdb"
+    path.write_bytes(write_tree([b"text"]))
+    with pytest.raises(InputError, match="data.mdb is damaged: value 0 is no image: .*Download"):
+        datasets.load(config(tmp_path), "train")
+    path.write_bytes(RECORDED[: 2 * PAGE_SIZE])
+    with pytest.raises(InputError, match="data.mdb is damaged: it is cut off"):
+        datasets.load(config(tmp_path), "train")
