@@ -24,6 +24,10 @@ from tests.documented import PAGES, PYTHON, ROOT, Command
 
 EXCEPTIONS = {  # A text of commands that are not run: the reason.
     "apt-get install": "installs a package of the system",
+    "docker ": "needs a container engine",
+    "gcloud ": "needs TPUs in a cloud",
+    "kubectl ": "needs a cluster",
+    "sbatch ": "needs a cluster; test_scripts.py runs the script",
     "pip install": "downloads packages",
     "pre-commit install": "changes the git hooks of the checkout",
     "source .venv/bin/activate": "changes the shell; the tests select Python otherwise",
