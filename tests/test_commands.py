@@ -24,6 +24,7 @@ from tests.documented import PAGES, PYTHON, ROOT, Command
 
 EXCEPTIONS = {  # A text of commands that are not run: the reason.
     "apt-get install": "installs a package of the system",
+    "curl -O": "downloads a data set",
     "docker ": "needs a container engine",
     "gcloud ": "needs TPUs in a cloud",
     "kubectl ": "needs a cluster",
