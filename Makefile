@@ -3,12 +3,17 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 CONFIG := configs/vp/digits_ddpmpp_continuous.py
 WORKDIR := demo
+MODEL := digits_vp
+SAMPLES := samples
 
-.PHONY: demo test test-slow notebook mutate lint format docs clean
+.PHONY: demo sample test test-slow notebook mutate lint format docs clean
 
 demo: $(VENV)/installed  ## Train on the handwritten digits, generate new ones and report bits/dim on held-out images.
 	$(RUN) main.py --config=$(CONFIG) --workdir=$(WORKDIR) --mode=train
 	$(RUN) main.py --config=$(CONFIG) --workdir=$(WORKDIR) --mode=eval
+
+sample: $(VENV)/installed  ## Draw images from a small trained network of zoo/; MODEL=NAME selects it.
+	$(RUN) main.py --mode=sample --source=zoo/$(MODEL).safetensors --workdir=$(SAMPLES)
 
 test: $(VENV)/installed-dev  ## Run all tests except those marked slow or notebook.
 	$(RUN) -m pytest -n 2

@@ -94,7 +94,14 @@ def _sample(config: Config, workdir: str) -> None:
     if FLAGS.seed is not None:
         config.seed = FLAGS.seed
     count = DEFAULT_COUNT if FLAGS.count is None else FLAGS.count
-    samples.sample(config, workdir, count, number=FLAGS.checkpoint, folder=FLAGS.eval_folder)
+    samples.sample(
+        config,
+        workdir,
+        count,
+        number=FLAGS.checkpoint,
+        folder=FLAGS.eval_folder,
+        source=FLAGS.source,
+    )
 
 
 def _calibrate(config: Config, workdir: str) -> None:
@@ -156,7 +163,10 @@ flags.DEFINE_string(
     "after the task for restore.",
 )
 flags.DEFINE_string(
-    "source", None, "The checkpoint to import: a file of the official code, or a diffusers folder."
+    "source",
+    None,
+    "The checkpoint to import, or to sample from: a file of the official code or of "
+    "--mode=export, or a diffusers folder.",
 )
 flags.DEFINE_string(
     "target", None, "The file to export to: .pth (PyTorch), .safetensors, or else Flax."

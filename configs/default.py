@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 from flax import traverse_util
 
+from configs.declaration import TEXT
 from configs.domains import AnyOf, Entries, Sequence
 from configs.fields import ABSENT, FIELDS
 
@@ -39,6 +40,20 @@ def from_json(fields: Mapping[str, Any]) -> Config:
         is_tuple = name in FIELDS and isinstance(FIELDS[name].domain, (Sequence, Entries))
         _set(config, name, tuple(leaf) if is_tuple and isinstance(leaf, list) else leaf)
     return config
+
+
+def without_paths(config: Config) -> Config:
+    """Return a copy in which the names of files and folders are empty, to publish it."""
+    copied = config.copy_and_resolve_references()
+    for name, field in FIELDS.items():
+        section, _, key = name.rpartition(".")
+        if (
+            field.domain is TEXT
+            and field.default in ("", ABSENT)
+            and key in copied.get(section, ())
+        ):
+            copied[section][key] = ""
+    return copied
 
 
 def _set(config: Config, name: str, value: Any) -> None:

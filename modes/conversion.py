@@ -23,7 +23,14 @@ from errors import InputError, advice
 from experiment import Experiment
 from pretrained import Trained
 from readers.files import MAX_STEP
-from train_state import TrainState, abstract, from_checkpoint, make_optimizer, to_checkpoint
+from train_state import (
+    TrainState,
+    abstract,
+    from_checkpoint,
+    make_optimizer,
+    restore_ema,
+    to_checkpoint,
+)
 from workdir import check_config, owned, write_atomically
 
 
@@ -90,8 +97,12 @@ def export_checkpoint(
     checkpoints = Checkpoints(workdir)
     found = checkpoints.pick(number)
     with advice("Choose another one with --checkpoint."):
-        trees = checkpoints.restore(found, to_checkpoint(_abstract_state(experiment)))
-    trained = from_state(sharding.fetch(from_checkpoint(trees)))
+        if average_only:
+            ema = sharding.fetch(restore_ema(checkpoints, found, experiment.abstract_params))
+            trained = Trained(found.step, ema, ema)
+        else:
+            trees = checkpoints.restore(found, to_checkpoint(_abstract_state(experiment)))
+            trained = from_state(sharding.fetch(from_checkpoint(trees)))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: write(file, trained, experiment.network, config))
     print(f"{found} of {workdir} was exported to {target}")

@@ -7,10 +7,13 @@ the classes, or is --eval_folder.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 import datasets
+import pretrained
 import sharding
 import train_state
 from auxiliary import classification, fitting
@@ -19,6 +22,7 @@ from configs.default import Config, complete
 from errors import InputError
 from experiment import Experiment
 from metrics.samples_stage import write_trajectories
+from models.building import Params
 from workdir import (
     Arrays,
     dependencies,
@@ -42,8 +46,11 @@ def sample(
     *,
     number: int | None = None,
     folder: str | None = None,
+    source: str | None = None,
 ) -> Path:
     """Draw images 0 .. count - 1 of checkpoint `number`, by default the newest; return the folder.
+
+    With a `source`, as for --mode=import, they are images of that file, and the workdir may be new.
 
     Image i is a function of config.seed and i, as in evaluation. It writes `00000.png` and so on,
     `grid.png` with the first ones, and the rounds `samples_R.npz`, from which a run that was
@@ -59,11 +66,13 @@ def sample(
     config = experiment.config
     experiment.sampler.check_stable()
     classification.provide(experiment, workdir)
-    found, params = experiment.trained(workdir, number)
-    depends = dependencies("samples", config) | experiment.identity(workdir, found)
+    network = (
+        _from_file(experiment, source) if source else _from_workdir(experiment, workdir, number)
+    )
+    params, depends = network.params, dependencies("samples", config) | network.identity
     if experiment.classifier is not None:
         depends["classifier"] = fitting.checksum(experiment.classifier)
-    parent = Path(workdir) / "sample" / f"checkpoint_{found.number}"
+    parent = Path(workdir) / "sample" / network.folder
     output = results_folder(parent, folder or _name(config), taken=())
     size = config.eval.batch_size
 
@@ -74,8 +83,11 @@ def sample(
             write_trajectories(output / "trajectory.png", np.asarray(samples.frames), levels)
         return {"samples": np.asarray(samples.x), "nfe": np.asarray(samples.nfe)}
 
-    print(f"{found}: {count} images by {remedies.describe(config)}, seed {config.seed}", flush=True)
-    note = train_state.initial_share_note(config.model, found.step)
+    print(
+        f"{network.title}: {count} images by {remedies.describe(config)}, seed {config.seed}",
+        flush=True,
+    )
+    note = train_state.initial_share_note(config.model, network.identity["step"])
     if note:
         print(note, flush=True)
     with owned(output, config, "sampling"):
@@ -85,6 +97,34 @@ def sample(
     print(f"{arrays['nfe'][:count].mean():.0f} evaluations of the network for an image (NFE)")
     print(f"pictures: {output}/grid.png, and {FILE.format(0)} to {FILE.format(count - 1)}")
     return output
+
+
+class Network(NamedTuple):
+    """A trained network.
+
+    Attributes:
+      params: the EMA parameters.
+      identity: the training step, and the checksum of the parameters.
+      title, folder: its name in messages, and for a folder.
+    """
+
+    params: Params
+    identity: dict[str, int]
+    title: str
+    folder: str
+
+
+def _from_workdir(experiment: Experiment, workdir: str, number: int | None) -> Network:
+    found, params = experiment.trained(workdir, number)
+    identity = experiment.identity(workdir, found)
+    return Network(params, identity, str(found), f"checkpoint_{found.number}")
+
+
+def _from_file(experiment: Experiment, source: str) -> Network:
+    trained = pretrained.read(source, experiment.network, experiment.config)
+    params = jax.device_put(trained.ema, sharding.replicated(experiment.mesh))
+    identity = {"step": trained.step, "ema": fitting.checksum(params)}
+    return Network(params, identity, f"{source} (step {trained.step})", Path(source).stem)
 
 
 def _with_batches(config: Config, count: int) -> Config:

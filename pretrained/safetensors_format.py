@@ -15,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
+from configs.default import without_paths
 from errors import InputError, printable
 from pretrained.parameter_names import flax_layout
 from pretrained.stored_parameters import export_params, load_params
@@ -48,7 +49,8 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
         }
         trees[tree] = load_params(layout, found, f"{path} (its {tree})")
     step, updates = (to_step(path, name, metadata.get(name)) for name in ("step", "updates"))
-    trees.setdefault("params", trees["ema"])
+    if "params" not in trees:
+        return Trained(step=step, params=trees["ema"], ema=trees["ema"])
     return Trained(step=step, updates=updates, **trees)
 
 
@@ -94,9 +96,10 @@ def write(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config)
 def write_average(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config) -> None:
     """Write the moving average only, in half precision: an eighth of the size, to sample from.
 
-    `read` returns it as the parameters and as their average. Raises InputError if a parameter is
-    beyond the range of half precision.
+    `read` returns it as the parameters and as their average. Paths of this computer are left out of
+    the config. Raises InputError if a parameter is beyond the range of half precision.
     """
+    config = without_paths(config)
     _write(file, trained, network, config, ("ema",), np.dtype(np.float16))
 
 

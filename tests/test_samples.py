@@ -8,7 +8,7 @@ from PIL import Image
 
 from errors import InputError
 from experiment import Experiment
-from modes import samples
+from modes import conversion, samples, stored
 from tests import tiny
 
 FAST = {"sampling.method": "solver", "sampling.num_steps": 4}
@@ -61,6 +61,27 @@ def test_names_and_seeds(workdir):
         samples.sample(config, str(workdir), 2)
     named = samples.sample(config, str(workdir), 2, folder="mine")
     assert named == first.with_name("mine")
+
+
+def test_samples_of_a_file(workdir, tmp_path):
+    """Half precision moves few grey levels; the paths of the file's author are not in it."""
+    config = tiny.config(**FAST, **{"data.path": "/somewhere"})
+    target = tmp_path / "net.safetensors"
+    conversion.export_checkpoint(config, str(workdir), str(target), average_only=True)
+    found = samples.sample(
+        stored.get_config(str(target)), str(tmp_path / "w"), 4, source=str(target)
+    )
+    assert found == tmp_path / "w" / "sample" / "net" / "dpm++_2m_sde-4-seed-42"
+    assert stored.get_config(str(target)).data.path == ""
+    expected = samples.sample(config, str(workdir), 4, folder="full_precision")
+    for index in range(4):
+        a, b = (
+            np.asarray(Image.open(each / f"{index:05d}.png"), int) for each in (found, expected)
+        )
+        assert np.mean(a != b) < 0.05
+    with pytest.raises(InputError, match="--source"):
+        samples.sample(config, str(tmp_path / "v"), 4, source=str(tmp_path / "nothing"))
+    assert not (tmp_path / "v").exists()
 
 
 @pytest.mark.parametrize("count", [0, -3, 10**5 + 1])
