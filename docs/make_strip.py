@@ -1,15 +1,20 @@
-"""Combine pictures of samples, restoration and interpolation into docs/strip.png, for the README.
+"""Draw the pictures of the documentation by a network of zoo/, and docs/strip.png for the README.
 
-Run `python -m docs.make_strip` after a change of one of the pictures.
+Run `python -m docs.make_strip` after a change of the network, a sampler or the pictures.
 """
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from modes import conversion, latents, restoration, samples, stored
+
 DOCS = Path(__file__).parent
+SOURCE = DOCS.parent / "zoo" / "digits_vp.safetensors"
 PANELS = {  # file: (caption, columns of the picture, columns to show)
     "digits.png": ("samples", 10, 8),
     "restoration.png": ("reconstruction of the center", 8, 8),
@@ -20,6 +25,21 @@ HEIGHT = 440  # pixels of a panel without its caption
 GUTTER = 4  # pixels between the images of a picture
 GAP = 24
 CAPTION = 44
+
+
+def draw() -> None:
+    """Write the pictures of PANELS: samples, restoration of held-out images, and interpolation."""
+    config = stored.get_config(str(SOURCE))
+    with tempfile.TemporaryDirectory() as folder:
+        number = conversion.import_checkpoint(config, folder, str(SOURCE))
+        drawn = samples.sample(config, folder, 100)
+        shutil.copy(drawn / "grid.png", DOCS / "digits.png")
+        restoration.restore(config, folder, folder="strip", given=())
+        drawn = Path(folder, "restore", f"checkpoint_{number}", "strip")
+        shutil.copy(drawn / "grid.png", DOCS / "restoration.png")
+        latents.interpolate(config, folder)
+        drawn = Path(folder, "latents", f"checkpoint_{number}", "interpolation.png")
+        shutil.copy(drawn, DOCS / "interpolation.png")
 
 
 def panel(name: str, caption: str, columns: int, shown: int) -> Image.Image:
@@ -50,4 +70,5 @@ def strip() -> Image.Image:
 
 
 if __name__ == "__main__":
+    draw()
     strip().quantize(128).save(DOCS / "strip.png", optimize=True)

@@ -51,6 +51,20 @@ def test_bad_steps_by_definition():
     assert bad_step.tolist() == [0, 2, 3]
 
 
+def test_the_first_bad_row_of_a_plan():
+    """A score that fails below a time fails first in the row that evaluates it there."""
+    sde = VPSDE()
+    levels = solvers.noise_levels(sde, "log_snr", 8)
+    plan = solvers.SOLVERS["dpm++_2m"].plan(levels)
+    keys, x = start(sde)
+    times = np.asarray(sde.time_at(jnp.asarray(plan.level)))
+    score = failing(sde, below=(times[4] + times[5]) / 2, images=[1, 3])
+    loop = solvers.few_step_loop(keys, score, sde, plan, levels[-1])
+    _, frames, bad_row = jax.jit(loop.run)(x)
+    assert bad_row.tolist() == [0, 6, 0, 6]
+    assert len(frames) == 0
+
+
 @pytest.mark.parametrize("corrector", ["none", "langevin_per_image"])
 def test_the_first_bad_step_of_the_predictor_corrector_loop(corrector):
     """The other images keep their values, up to rounding."""
