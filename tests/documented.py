@@ -16,7 +16,20 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 PYTHON = ("python", ".venv/bin/python")
 FIRST_WORDS = (
-    *(*PYTHON, "make", "pip", "source", "export", "cd", "git", "bash", "apt-get", "curl", "wget"),
+    *(
+        *PYTHON,
+        "score-sde",
+        "make",
+        "pip",
+        "source",
+        "export",
+        "cd",
+        "git",
+        "bash",
+        "apt-get",
+        "curl",
+        "wget",
+    ),
     *("sudo", "docker", "gcloud", "ssh", "srun", "sbatch", "mpirun", "nvidia-smi", "pre-commit"),
 )
 """Words with which a block of commands begins; any other block without a language is output."""
@@ -41,7 +54,7 @@ PLACEHOLDERS = {  # Longer ones first.
     "PORT": "9999",
 }
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.M | re.S)
-INLINE = re.compile(r"`((?:\.venv/bin/python|python|make) [^`]+)`")
+INLINE = re.compile(r"`((?:\.venv/bin/python|python|score-sde|make) [^`]+)`")
 OPTION = re.compile(r'--[\w.]+(?:=(?:"[^"]*"|\S+))?')
 OPTIONAL = re.compile(r"\[(--[^\]]*)\]")
 CHOICE = re.compile(r"(?<==)[^\s\]|]+(?:\|[^\s\]|]+)+")
@@ -62,8 +75,13 @@ class Command(NamedTuple):
 
     @property
     def is_main(self) -> bool:
-        """Whether it calls main.py."""
-        return self.words[0] in PYTHON and self.words[1:2] == ("main.py",)
+        """Whether it calls main.py, which an installation names score-sde."""
+        return self.words[0] == "score-sde" or self.words[1:2] == ("main.py",)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flags of a call of main.py."""
+        return self.words[1 if self.words[0] == "score-sde" else 2 :]
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
