@@ -36,7 +36,7 @@ FIRST_WORDS = (
 
 DIGITS = "configs/vp/digits_ddpmpp_continuous.py"
 PLACEHOLDERS = {  # Longer ones first.
-    "config.FIELD=VALUE": "config.seed=1",
+    "config.FIELD=VALUE": "config.training.log_freq=10",
     "restore.method=NAME": "restore.method=pigdm",
     "restore.input=DIR": "restore.input=images",
     "stats_path=FILE": "stats_path=stats.npz",

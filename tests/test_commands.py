@@ -174,7 +174,7 @@ SMALL = """
 """
 FOR_DIGITS = ["--config.model.ch_mult=(1,)", "--config.model.attn_resolutions=()"]
 FOR_OTHERS = ["--config.model.attn_resolutions=(8,)", "--config.data.image_size=16"]
-NEEDS_A_MODEL = ("eval", "report", "restore", "calibrate", "encode", "interpolate", "sample")
+NEEDS_NO_MODEL = ("train", "import", "inspect_data", "prepare_data")
 
 
 def run(command: Command, checkout) -> None:
@@ -185,8 +185,9 @@ def run(command: Command, checkout) -> None:
     config = value(command, "config")
     small = [*SMALL.split(), *(FOR_DIGITS if "digits" in config else FOR_OTHERS)] if config else []
     workdir = checkout / value(command, "workdir")
-    if value(command, "mode") in NEEDS_A_MODEL and not workdir.exists():
-        shutil.copytree(checkout / "demo", workdir)
+    if value(command, "mode") not in NEEDS_NO_MODEL and not workdir.exists():
+        results = shutil.ignore_patterns("eval", "statistics")
+        shutil.copytree(checkout / "demo", workdir, ignore=results)
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "commands")}
     environment.pop("JAX_PLATFORMS", None)
     ended = subprocess.run(
