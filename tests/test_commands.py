@@ -188,6 +188,7 @@ def run(command: Command, checkout) -> None:
     if value(command, "mode") not in NEEDS_NO_MODEL and not workdir.exists():
         results = shutil.ignore_patterns("eval", "statistics")
         shutil.copytree(checkout / "demo", workdir, ignore=results)
+    shutil.rmtree(workdir / "restore", ignore_errors=True)  # Of another choice for the same flag.
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "commands")}
     environment.pop("JAX_PLATFORMS", None)
     ended = subprocess.run(
