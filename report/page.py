@@ -211,7 +211,8 @@ def _picture(path: Path, checkpoint: ReportData) -> Figure:
             "deviation of the noise relative to the scale of the image."
         )
     elif path.stem == "real":
-        caption = "They are evenly spaced in the data set, without selection."
+        same = ", of the same classes as the samples" if "guidance" in samples else ""
+        caption = f"Images evenly spaced in the data set{same}, without selection."
     else:
         caption = f"The first of {samples['images']} samples, in order, without selection."
         if "guidance" in samples:

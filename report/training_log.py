@@ -176,8 +176,9 @@ class TrainingLog:
         loss = losses.mean()
         self._scalars("held_out", loss=loss, loss_stderr=stderr)
         self._levels("held_out", *levels)
+        error = f" +- {stderr:.5f}" if math.isfinite(stderr) else ""
         self.say(
-            f"held-out loss {loss:.5f} +- {stderr:.5f} of the EMA parameters, without dropout, "
+            f"held-out loss {loss:.5f}{error} of the EMA parameters, without dropout, "
             f"on {len(losses)} images"
         )
 

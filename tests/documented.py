@@ -16,25 +16,15 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 PYTHON = ("python", ".venv/bin/python")
 FIRST_WORDS = (
-    *(*PYTHON, "make", "pip", "source", "export", "cd", "git", "bash", "apt-get", "curl", "wget"),
-    *(
-        "sudo",
-        "docker",
-        "gcloud",
-        "ssh",
-        "srun",
-        "sbatch",
-        "kubectl",
-        "mpirun",
-        "nvidia-smi",
-        "pre-commit",
-    ),
+    *(*PYTHON, "score-sde", "make", "pip", "source", "export", "cd", "git", "bash", "apt-get"),
+    *("curl", "wget", "sudo", "docker", "gcloud", "ssh", "srun", "sbatch", "kubectl", "mpirun"),
+    *("nvidia-smi", "pre-commit"),
 )
 """Words with which a block of commands begins; any other block without a language is output."""
 
 DIGITS = "configs/vp/digits_ddpmpp_continuous.py"
 PLACEHOLDERS = {  # Longer ones first.
-    "config.FIELD=VALUE": "config.seed=1",
+    "config.FIELD=VALUE": "config.training.log_freq=10",
     "restore.method=NAME": "restore.method=pigdm",
     "restore.input=DIR": "restore.input=images",
     "stats_path=FILE": "stats_path=stats.npz",
@@ -52,7 +42,7 @@ PLACEHOLDERS = {  # Longer ones first.
     "PORT": "9999",
 }
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.M | re.S)
-INLINE = re.compile(r"`((?:\.venv/bin/python|python|make) [^`]+)`")
+INLINE = re.compile(r"`((?:\.venv/bin/python|python|score-sde|make) [^`]+)`")
 OPTION = re.compile(r'--[\w.]+(?:=(?:"[^"]*"|\S+))?')
 OPTIONAL = re.compile(r"\[(--[^\]]*)\]")
 CHOICE = re.compile(r"(?<==)[^\s\]|]+(?:\|[^\s\]|]+)+")
@@ -73,8 +63,13 @@ class Command(NamedTuple):
 
     @property
     def is_main(self) -> bool:
-        """Whether it calls main.py."""
-        return self.words[0] in PYTHON and self.words[1:2] == ("main.py",)
+        """Whether it calls main.py, which an installation names score-sde."""
+        return self.words[0] == "score-sde" or self.words[1:2] == ("main.py",)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flags of a call of main.py."""
+        return self.words[1 if self.words[0] == "score-sde" else 2 :]
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:

@@ -14,13 +14,16 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests import documented, examples, reference
+from configs.default import complete
+from tests import documented, examples, reference, tiny
 from tests.documented import PAGES, PYTHON, ROOT, Command
+from workdir import claim
 
 EXCEPTIONS = {  # A text of commands that are not run: the reason.
     "apt-get install": "installs a package of the system",
@@ -45,6 +48,12 @@ EXCEPTIONS = {  # A text of commands that are not run: the reason.
 COMMANDS = [command for page in PAGES for command in documented.commands(page)]
 
 
+def value(command: Command, name: str) -> str:
+    """The value of a flag, or ''."""
+    start = f"--{name}="
+    return next((word.removeprefix(start) for word in command.words if word.startswith(start)), "")
+
+
 def exception(command: Command) -> str | None:
     """The first text of EXCEPTIONS that the command contains."""
     return next((text for text in EXCEPTIONS if text in command.text), None)
@@ -55,7 +64,7 @@ def exception(command: Command) -> str | None:
 
 def test_commands_of_other_programs_are_exceptions():
     """This test runs Python and make. A new line of another program needs an entry above."""
-    others = [each for each in COMMANDS if each.words[0] not in (*PYTHON, "make")]
+    others = [each for each in COMMANDS if each.words[0] not in (*PYTHON, "score-sde", "make")]
     assert [str(command) for command in others if exception(command) is None] == []
 
 
@@ -75,13 +84,24 @@ WRONG_CALLS = [
 ]
 
 
+def link_checkout(folder: Path) -> None:
+    """Fill a folder with links to the files of the checkout."""
+    for path in ROOT.iterdir():
+        if path.name not in ("demo", ".git", ".venv"):
+            (folder / path.name).symlink_to(path)
+
+
 @pytest.fixture(scope="module")
-def errors():
-    """The errors of CALLS and then of WRONG_CALLS."""
-    flags = [*(list(command.words[2:]) for command in CALLS), *WRONG_CALLS]
+def errors(tmp_path_factory):
+    """The errors of CALLS and then of WRONG_CALLS; workdirs have a config, but no model."""
+    folder = tmp_path_factory.mktemp("parsed")
+    link_checkout(folder)
+    for name in {value(command, "workdir") for command in CALLS}:
+        claim(folder / name, complete(tiny.config()), "training")
+    flags = [*(command.flags for command in CALLS), *WRONG_CALLS]
     program = [sys.executable, "-m", "tests.parse_flags"]
     return json.loads(
-        subprocess.check_output(program, input=json.dumps(flags), text=True, cwd=ROOT)
+        subprocess.check_output(program, input=json.dumps(flags), text=True, cwd=folder)
     )
 
 
@@ -149,6 +169,7 @@ SMALL = """
 --config.training.n_iters=4 --config.training.n_jitted_steps=1 --config.training.batch_size=16
 --config.training.log_freq=2 --config.training.eval_freq=4 --config.training.snapshot_freq=4
 --config.training.snapshot_freq_for_preemption=4 --config.optim.warmup=1
+--noconfig.training.snapshot_sampling
 --config.model.nf=8 --config.model.num_res_blocks=1 --config.model.num_scales=21
 --config.eval.num_samples=20 --config.eval.batch_size=120 --config.eval.bpd_tolerance=0.1
 --config.classifier.n_iters=4 --config.classifier.batch_size=16
@@ -156,26 +177,31 @@ SMALL = """
 --config.restore.samples=2 --config.restore.count=2
 --config.calibrate.simulations=20 --config.calibrate.samples=20
 """
-SMALLER = ["--config.model.ch_mult=(1,)", "--config.model.attn_resolutions=()"]
-RECORDED = ["--config.model.attn_resolutions=(8,)", "--config.data.image_size=16"]
-NEEDS_A_MODEL = ("eval", "report", "restore", "calibrate", "encode", "interpolate", "sample")
-
-
-def flag(command: Command, name: str) -> str:
-    return next((word.split("=")[1] for word in command.words if word.startswith(f"--{name}=")), "")
+FOR_DIGITS = ["--config.model.ch_mult=(1,)", "--config.model.attn_resolutions=()"]
+FOR_OTHERS = ["--config.model.attn_resolutions=(8,)", "--config.data.image_size=16"]
+NEEDS_NO_MODEL = ("train", "import", "inspect_data", "prepare_data")
 
 
 def run(command: Command, checkout) -> None:
-    """Run a call of main.py in the checkout, with small values appended; check that it succeeds."""
-    recorded = "cifar10_ncsnpp" in command.text
-    words = [*command.words[1:], *SMALL.split(), *(RECORDED if recorded else SMALLER)]
-    workdir = checkout / flag(command, "workdir")
-    if flag(command, "mode") in NEEDS_A_MODEL and not workdir.exists():
-        shutil.copytree(checkout / "demo", workdir)
+    """Run a call of main.py in the checkout, with small values appended; check that it succeeds.
+
+    The config of a workdir, which a call without --config takes, has these values already.
+    """
+    config = value(command, "config")
+    small = [*SMALL.split(), *(FOR_DIGITS if "digits" in config else FOR_OTHERS)] if config else []
+    workdir = checkout / value(command, "workdir")
+    if value(command, "mode") not in NEEDS_NO_MODEL and not workdir.exists():
+        results = shutil.ignore_patterns("eval", "statistics")
+        shutil.copytree(checkout / "demo", workdir, ignore=results)
+    shutil.rmtree(workdir / "restore", ignore_errors=True)  # Of another choice for the same flag.
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "commands")}
     environment.pop("JAX_PLATFORMS", None)
     ended = subprocess.run(
-        [sys.executable, *words], cwd=checkout, env=environment, capture_output=True, text=True
+        [sys.executable, "main.py", *command.flags, *small],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert not ended.returncode, f"{command}\n{ended.stdout[-2000:]}\n{ended.stderr[-2000:]}"
 
@@ -191,13 +217,6 @@ def expanded(command: Command) -> list[Command]:
         for words in lines
         if words[:2] == [".venv/bin/python", "main.py"]
     ]
-
-
-def link_checkout(folder) -> None:
-    """Fill a folder with links to the files of the checkout."""
-    for path in ROOT.iterdir():
-        if path.name not in ("demo", ".git", ".venv"):
-            (folder / path.name).symlink_to(path)
 
 
 @pytest.fixture(scope="module")

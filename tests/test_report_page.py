@@ -99,6 +99,8 @@ def test_the_page_shows_the_results(page):
         "17 (16 to 20)",
         "checkpoint_10 is unfinished",
         "Classifier guidance with scale 4.0; the classes 3, 1 alternate.",
+        "Held-out images.",
+        "Images evenly spaced in the data set, of the same classes as the samples, without",
     ):
         assert words in text
 
