@@ -28,6 +28,7 @@ from workdir import claim
 EXCEPTIONS = {  # A text of commands that are not run: the reason.
     "apt-get install": "installs a package of the system",
     "curl -O": "downloads a data set",
+    "unzip ": "unpacks a downloaded data set",
     "docker ": "needs a container engine",
     "gcloud ": "needs TPUs in a cloud",
     "kubectl ": "needs a cluster",
