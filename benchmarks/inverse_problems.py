@@ -3,7 +3,8 @@
 python -m benchmarks.inverse_problems --workdir=DIR
 
 Writes docs/inverse_problems.md and .png, except for the section that `benchmarks.posterior_peers`
-writes. DIR is a workdir trained with configs/vp/digits_ddpmpp_continuous.py.
+writes. DIR is a workdir trained with configs/vp/digits_ddpmpp_continuous.py and
+--noconfig.model.ema_ramp.
 """
 
 from __future__ import annotations
@@ -253,7 +254,8 @@ def main(_: list[str]) -> None:
 PAGE = """# Choosing a method for inverse problems
 
 Written by `python -m benchmarks.inverse_problems --workdir=DIR --images={images}` on
-{machine}. DIR is a workdir trained with `configs/vp/digits_ddpmpp_continuous.py`.
+{machine}. DIR is a workdir trained with
+`configs/vp/digits_ddpmpp_continuous.py` and `--noconfig.model.ema_ramp`.
 
 - **`moment_matching`** is exact for Gaussian data, with or without noise in y, in few steps, on
   every SDE and with every sampler. Choose it where the spread of reconstructions matters and the

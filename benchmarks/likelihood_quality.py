@@ -2,7 +2,8 @@
 
 python -m benchmarks.likelihood_quality --workdir=DIR
 
-Writes docs/likelihood.md. DIR is a workdir trained with configs/vp/digits_ddpmpp_continuous.py.
+Writes docs/likelihood.md. DIR is a workdir trained with
+configs/vp/digits_ddpmpp_continuous.py and --noconfig.model.ema_ramp.
 """
 
 from __future__ import annotations
@@ -258,7 +259,8 @@ def main(_: list[str]) -> None:
 TEXT = """# Accuracy and speed of the likelihood
 
 Written by `{command}`
-on {machine}, {n} images for each problem.
+on {machine}, {n} images for each problem. DIR was trained with
+`configs/vp/digits_ddpmpp_continuous.py` and `--noconfig.model.ema_ramp`.
 
 `official` is the recipe of the official code: Dormand-Prince 5(4) in t, rtol = atol = 1e-5, with
 steps shared by the batch. Two costs of that code in each evaluation are omitted: a second pass

@@ -249,6 +249,8 @@ Written on {machine} by
 {command}
 ```
 
+The workdirs were trained with the configs of the digits and `--noconfig.model.ema_ramp`.
+
 ![Distance against NFE](sampling.png)
 
 ## A distribution with known score
