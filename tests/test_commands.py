@@ -191,6 +191,8 @@ def run(command: Command, checkout) -> None:
     config = value(command, "config")
     small = [*SMALL.split(), *(FOR_DIGITS if "digits" in config else FOR_OTHERS)] if config else []
     workdir = checkout / value(command, "workdir")
+    if value(command, "mode") == "import":  # It starts a workdir.
+        shutil.rmtree(workdir, ignore_errors=True)
     if value(command, "mode") not in NEEDS_NO_MODEL and not workdir.exists():
         results = shutil.ignore_patterns("eval", "statistics")
         shutil.copytree(checkout / "demo", workdir, ignore=results)
