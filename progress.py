@@ -38,24 +38,9 @@ def waiting(text: str, *, announced: bool = False) -> Iterator[None]:
 
     If it has been `announced` already, the first line comes after INTERVAL seconds.
     """
-    start, ended = time.monotonic(), threading.Event()
-
-    def report() -> None:
-        if ended.wait(FIRST):
-            return
-        if not announced:
-            say(f"{text} ...")
-        while not ended.wait(1):
-            if time.monotonic() - _last_line >= INTERVAL:
-                say(f"{text}: {_interval(time.monotonic() - start)} so far")
-
-    thread = threading.Thread(target=report, daemon=True)
-    thread.start()
-    try:
+    start = time.monotonic()
+    with _reporting(text, announced, lambda: f"{_interval(time.monotonic() - start)} so far"):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @contextlib.contextmanager
@@ -71,22 +56,53 @@ def counting(
       announced: see `waiting`.
     """
     start, first = time.monotonic(), done
-    hidden = jax.process_index() != 0 or not sys.stderr.isatty()
-    with (
-        tqdm(desc=text, total=total, initial=done, unit=unit, disable=hidden, leave=False) as bar,
-        waiting(text, announced=announced),
-    ):
+    if jax.process_index() == 0 and sys.stderr.isatty():
+        with tqdm(desc=text, total=total, initial=done, unit=unit, leave=False) as bar:
 
-        def update(now_done: int) -> None:
-            nonlocal done
-            bar.update(now_done - done)
-            done = now_done
-            now = time.monotonic()
-            if bar.disable and now - max(start, _last_line) >= INTERVAL and done > first:
-                remaining = (total - done) * (now - start) / (done - first)
-                say(f"{text}: {unit} {done}/{total}, ETA {_interval(remaining)}")
+            def advance(now_done: int) -> None:
+                bar.update(now_done - bar.n)
 
+            yield advance
+        return
+
+    def status() -> str:
+        passed = time.monotonic() - start
+        if done == first:
+            return f"{_interval(passed)} so far"
+        remaining = (total - done) * passed / (done - first)
+        return f"{unit} {done}/{total}, ETA {_interval(remaining)}"
+
+    def update(now_done: int) -> None:
+        nonlocal done
+        done = now_done
+
+    with _reporting(text, announced, status):
         yield update
+
+
+@contextlib.contextmanager
+def _reporting(text: str, announced: bool, status: Callable[[], str]) -> Iterator[None]:
+    """Print the status of a block from a thread, unless another block did so recently."""
+    ended = threading.Event()
+    # A block that contains others leaves the word to them.
+    interval = INTERVAL * (1.2 if announced else 1)
+
+    def report() -> None:
+        if ended.wait(FIRST):
+            return
+        if not announced:
+            say(f"{text} ...")
+        while not ended.wait(min(1.0, INTERVAL / 10)):
+            if time.monotonic() - _last_line >= interval:
+                say(f"{text}: {status()}")
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _interval(seconds: float) -> str:
