@@ -14,7 +14,7 @@ import numpy as np
 
 from metrics import distances
 from metrics.distances import Moments, PrecisionRecall
-from metrics.features import Extractor
+from metrics.extractor import Extractor
 from metrics.stage import Results
 from metrics.statistics_files import Reference
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from errors import InputError
 from experiment import Experiment
 from metrics import features, reference_statistics, samples_stage
-from metrics.features import Extractor
+from metrics.extractor import Extractor
 from metrics.sample_quality import (
     MIN_IMAGES,
     FeatureSets,
