@@ -15,7 +15,7 @@ from typing import NamedTuple
 from flax import nnx
 
 from errors import InputError
-from models import blocks, classifier, ddpm, embeddings, layers, ncsnpp, refinenet
+from models import blocks, classifier, ddpm, embeddings, instance_norm, layers, ncsnpp
 from pretrained.stored_parameters import KERNEL, MATRIX, VECTOR, Layout, Path, StoredParameter
 
 GROUPS = (nnx.List, ncsnpp.DownLevel, ncsnpp.UpLevel)  # They have no counterpart.
@@ -34,7 +34,7 @@ FLAX_LEAVES: dict[tuple[type, str | int], str] = {
     (layers.NIN, "bias"): "b",
 }
 # In flax 0.3 the parameters of these layers have the shape (1, 1, 1, C).
-FLAX_NORMS = (layers.GroupNorm, refinenet.InstanceNorm2dPlus)
+FLAX_NORMS = (layers.GroupNorm, instance_norm.InstanceNorm2dPlus)
 
 # For each layer class: {our parameter: (PyTorch's name, its axes)}.
 TORCH_LEAVES: dict[type, dict[str | int, tuple[str, tuple[int, ...]]]] = {
