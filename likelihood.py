@@ -1,22 +1,7 @@
 """Log-likelihoods and latent codes by the probability-flow ODE (arXiv:2011.13456, Appendix D.2).
 
-The ODE is solved with a changed state and a changed time, because its right-hand side in (x, t)
-varies by orders of magnitude between t_min and T. The state is divided by the standard deviation
-that it would have for data from N(0, c^2 I), so that the solver integrates only the difference
-between the real data and this Gaussian. The time is a function of the noise level along which this
-difference changes at a nearly constant rate, so that an adaptive solver needs few steps.
-
-In formulas: let sigma = std / alpha, the noise scale of x / alpha, and u = x / a with
-a = alpha sqrt(c^2 + sigma^2). With sigma = c sinh(tau), Eq. (13) becomes
-
-  du/dtau = h(u, tau) = -std score(a u, t) - tanh(tau) u,
-
-where h = 0 for N(0, c^2 I) data. tau behaves like log(sigma) for sigma >> c, and is proportional to
-sigma for sigma << c, so that no steps are spent on noise far below the scale of the data. If the
-score is exact, h decays like 1 / sigma for large sigma, which suggests arctan(sigma / c) as time
-(the derivative of u is then the v-prediction of Salimans & Ho 2022, arXiv:2202.00512). But the
-errors of a network do not decay, and this time would amplify them. The solver uses a compromise,
-s = tanh(k tau) / k, for which ds/dtau is proportional to sigma^(-2 k) at large sigma. The result is
+The ODE is solved for a scaled state u = x / a and a time tau, `solvers.scaled_flow`. With its
+right-hand side h the result is
 
   log p(x) = log p(x_T) + dims log(a_T / a) + integral of tr(dh/du) dtau.
 
@@ -27,8 +12,7 @@ equals the estimate of the official code for the same probe.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import diffrax
 import jax
@@ -37,14 +21,17 @@ from jax import Array, lax
 from jaxtyping import Float, Key, Num
 
 from errors import InputError, choose
-from sampling import fold_in, standard_normal, uniform
 from sde_lib import SDE, Score, expand
-
-DATA_STD = 0.5
-"""c, an approximate standard deviation of the data. It affects the number of steps only."""
-
-TIME_EXPONENT = 0.35
-"""k. Values up to 0.42 need fewer steps with exact scores, but more with networks."""
+from solvers.keys import fold_in, standard_normal, uniform
+from solvers.scaled_flow import (
+    DATA_STD,
+    Bosh3WithErrorSum,
+    Endpoints,
+    error_norm,
+    find_endpoints,
+    scaled_residual,
+    vector_field,
+)
 
 TOLERANCE = 1e-3
 """Error per step of u and of log p per dimension, relative and absolute; see docs/likelihood.md."""
@@ -153,11 +140,11 @@ def log_likelihood(
     Raises InputError for integer grey levels, which have no density.
     """
     _check_dequantized(x)
-    endpoints = _endpoints(sde)
+    endpoints = find_endpoints(sde)
     controller = diffrax.PIDController(
         rtol=tolerance,
         atol=tolerance,
-        norm=_error_norm,
+        norm=error_norm,
         pcoeff=PROPORTIONAL_COEFFICIENT,
         icoeff=INTEGRAL_COEFFICIENT,
     )
@@ -165,8 +152,8 @@ def log_likelihood(
     def solve(x: Array, probes: Array) -> tuple[tuple[Array, Array, Array], Array]:
         start = x / endpoints.scale[0], jnp.zeros(len(probes)), jnp.zeros(())
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(_vector_field(score, sde)),
-            _Bosh3WithErrorSum(),
+            diffrax.ODETerm(vector_field(score, sde)),
+            Bosh3WithErrorSum(),
             endpoints.s[0],
             endpoints.s[1],
             FIRST_STEP,
@@ -219,7 +206,7 @@ def elbo(
     Raises InputError for integer grey levels, which have no density.
     """
     _check_dequantized(x)
-    endpoints = _endpoints(sde)
+    endpoints = find_endpoints(sde)
     sigma_min = endpoints.sigma[0]
     q_max = jnp.arccosh(endpoints.sigma[1] / sigma_min)
 
@@ -231,7 +218,7 @@ def elbo(
         total_std = jnp.hypot(DATA_STD, sigma)
         noised = x / endpoints.alpha[0] + expand(sigma_min * jnp.sinh(q), x) * z
         u = noised / expand(total_std, x)
-        h = _scaled_residual(score, sde, u, sde.time_at(sigma))
+        h = scaled_residual(score, sde, u, sde.time_at(sigma))
         squares = h**2 + 2 * expand(sigma / total_std, u) * h * u
         return jnp.tanh(q) * _sum_per_image(squares) - 2 * _sum_per_image(h * z)
 
@@ -257,55 +244,7 @@ def bits_per_dim(logp: Array, dims: int, log_scale: float) -> Array:
     return -(logp + dims * log_scale) / (dims * math.log(2.0))
 
 
-class _Endpoints(NamedTuple):
-    """s, alpha, sigma and a (as `scale`) of the module docstring at t_min and at T; shapes (2,)."""
-
-    s: Array
-    alpha: Array
-    sigma: Array
-    scale: Array
-
-
-def _endpoints(sde: SDE) -> _Endpoints:
-    t = jnp.array([sde.t_min, sde.T], jnp.float32)
-    alpha, sigma = sde.alpha(t), sde.noise_to_signal(t)
-    s = jnp.tanh(TIME_EXPONENT * jnp.arcsinh(sigma / DATA_STD)) / TIME_EXPONENT
-    return _Endpoints(s, alpha, sigma, alpha * jnp.hypot(DATA_STD, sigma))
-
-
-def _scaled_residual(score: Score, sde: SDE, u: Array, t: Array) -> Array:
-    """h(u, tau) for u (B, ...) at times t (B,), in the shape of u."""
-    sigma = sde.noise_to_signal(t)
-    total_std = jnp.hypot(DATA_STD, sigma)
-    x = expand(sde.alpha(t) * total_std, u) * u
-    return -expand(sde.std(t), u) * score(x, t) - expand(sigma / total_std, u) * u
-
-
-def _vector_field(score: Score, sde: SDE) -> Callable[..., tuple[Array, Array, Array]]:
-    """The ODE of one image: (s, (u, traces (k,), 0), probes (k, ...)) -> derivatives by s.
-
-    The third component of the state holds the error estimate of `_Bosh3WithErrorSum`.
-    """
-
-    def field(
-        s: Array, state: tuple[Array, Array, Array], probes: Array
-    ) -> tuple[Array, Array, Array]:
-        u, _, _ = state
-        tau = jnp.arctanh(TIME_EXPONENT * s) / TIME_EXPONENT
-        dtau_ds = 1 / (1 - (TIME_EXPONENT * s) ** 2)
-        t = sde.time_at(DATA_STD * jnp.sinh(tau))
-
-        def du_ds(u: Array) -> Array:
-            return dtau_ds * _scaled_residual(score, sde, u[None], t[None])[0]
-
-        derivative, tangent = jax.linearize(du_ds, u)
-        traces = jax.vmap(lambda probe: jnp.mean(probe * tangent(probe)))(probes)
-        return derivative, traces, jnp.zeros(())
-
-    return field
-
-
-def _gaussian_bound(sde: SDE, endpoints: _Endpoints, x: Array) -> Array:
+def _gaussian_bound(sde: SDE, endpoints: Endpoints, x: Array) -> Array:
     """The bound (B,) for the exact score of N(0, c^2 I) data, in nats.
 
     It is -log N(x; 0, a^2 I) plus the mean of log N(x_T; 0, a_T^2 I) - log prior(x_T) over forward
@@ -337,39 +276,3 @@ def _check_dequantized(x: Array) -> None:
             f"The likelihood requires floating-point data, not {dtype}: integer grey levels have "
             f"no density. Add uniform noise with `Scaler.dequantize`."
         )
-
-
-class _Bosh3WithErrorSum(diffrax.Bosh3):
-    """The method of Bogacki & Shampine (order 3), which sums the errors of log p per dimension.
-
-    The sum is the third component of the state. An error e of u changes log p by
-    e . grad log p = -e . (h coth(tau) + u), by the definition of h.
-    """
-
-    def step(
-        self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
-    ) -> Any:
-        y1, errors, info, solver_state, result = super().step(
-            terms, t0, t1, y0, args, solver_state, made_jump
-        )
-        (u, traces, total), (u_error, trace_errors, _) = y1, errors
-        # The stages in `info` are multiplied by the step length; the last is the one at t1. An image
-        # that is done takes steps of length 0 until the others are; they must not divide by it,
-        # since the gradient of a value that is not used would be NaN.
-        du_ds = info["k"][0][-1] / jnp.where(t1 == t0, 1, t1 - t0)
-        h = (1 - (TIME_EXPONENT * t1) ** 2) * du_ds
-        tau = jnp.arctanh(TIME_EXPONENT * t1) / TIME_EXPONENT
-        error = trace_errors.mean() - jnp.mean(u_error * (h / jnp.tanh(tau) + u))
-        return (u, traces, total + jnp.abs(error)), errors, info, solver_state, result
-
-
-def _error_norm(state: Any) -> Array:
-    """The error that the tolerance bounds, for the errors of a state (u, traces, error sum).
-
-    It is the larger of the root mean square of u and the mean of the traces per dimension.
-    """
-    u, traces, _ = state
-    square = jnp.mean(u**2)
-    is_zero = square == 0  # In steps of length 0; the gradient of the root would be infinite.
-    root = jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
-    return jnp.maximum(root, jnp.abs(jnp.mean(traces)))

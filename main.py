@@ -8,7 +8,6 @@ docs/usage.md describes the modes and flags.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -31,13 +30,11 @@ import report
 import sharding
 import training
 from auxiliary import classification, dequantization
-from configs import location
 from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
-from modes import calibration, conversion, inspection, latents, restoration, samples, stored
-from modes.stored import SAFETENSORS
-from workdir import CONFIG
+from modes import calibration, conversion, inspection, latents, restoration, samples
+from modes.command_line import parse_flags
 
 FLAGS = flags.FLAGS
 
@@ -270,52 +267,6 @@ def _config() -> Config:
         f"--config: get_config() returned {type(config).__name__}, but it must return an "
         "ml_collections.ConfigDict."
     )
-
-
-STORED = Path(stored.__file__)  # the config file that reads a config.json
-
-
-def with_stored_config(argv: list[str]) -> list[str]:
-    """Return the arguments with the config that a workdir was made with, if it is asked for.
-
-    That is, for --config=DIR/config.json, and without --config. A .safetensors file to import states
-    its config as well. Other paths are replaced by those that `configs.location` finds.
-    """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("config", "workdir", "source"):
-        parser.add_argument(f"--{name}", f"-{name}", nargs="?")
-    found, others = parser.parse_known_args(argv[1:])
-    config = found.config
-    if config is None and (found.source or "").endswith(SAFETENSORS):
-        config = f"{STORED}:{found.source}"
-    elif config is None and found.workdir:
-        config = f"{STORED}:{found.workdir}"
-    elif config and Path(config).name == CONFIG:
-        config = f"{STORED}:{config}"
-    elif config:
-        path, *text = config.split(":", 1)  # ml_collections passes the text to get_config.
-        config = ":".join([location.find(path), *text])
-    given = {"config": config, "workdir": found.workdir, "source": found.source}
-    flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    return [*argv[:1], *flags, *others]
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parse flags; a wrong one, an unreadable config or an unknown field is a one-line error."""
-    logging.set_verbosity(logging.ERROR)  # `main` sets it for all other messages.
-    argv = with_stored_config(argv)
-    sys.argv[:] = argv  # config_flags reads the fields of the config from there.
-    try:
-        return FLAGS(argv)
-    except Exception as error:  # A config file may raise anything.
-        cause: BaseException = error  # config_flags adds a traceback to the message.
-        while cause.__context__:
-            cause = cause.__context__
-        if isinstance(cause, InputError):
-            errors.fail(str(cause))
-        reason = " ".join(str(error).split()) or "no message"
-        flags_given = " ".join(argv[1:])
-        sys.exit(f"Error: {type(error).__name__}: {reason} (in the flags {flags_given})")
 
 
 def cli() -> None:

@@ -19,7 +19,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from sde_lib import SDE, Score, Step, expand
-from solvers import integrate
+from solvers.adaptive import integrate_flow
 from solvers.finite import note_bad
 from solvers.keys import fold_in, image_keys, standard_normal, uniform
 from solvers.loop import Loop
@@ -291,34 +291,3 @@ def probability_flow_ode(
     unused_keys = jax.random.split(jax.random.key(0), x.shape[0])
     _, mean = reverse_diffusion(unused_keys, score, sde, x, denoise_step)
     return mean, nfe + 1
-
-
-def integrate_flow(
-    score: Score,
-    sde: SDE,
-    x: Float[Array, " b *shape"],
-    t0: float,
-    t1: float,
-    *,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-) -> tuple[Float[Array, " b *shape"], Array]:
-    """Solve the probability-flow ODE, Eq. (13), for states x (B, ...) from time t0 to t1.
-
-    The solver treats images one by one. If the score is a pytree, as guided scores are, its leaves
-    must have a leading axis of size B and are split in the same way.
-
-    Returns:
-      States at t1 (B, ...), and score evaluations per image (B,).
-    """
-    leaves, tree = jax.tree.flatten(score)
-    data = [leaf for leaf in leaves if leaf is not score]  # A plain function is its own leaf.
-
-    def field(t: Array, x: Array, data: list[Array]) -> Array:
-        image_score = score
-        if data:
-            image_score = tree.unflatten([leaf[None] for leaf in data])
-        gradient = image_score(x[None], t[None])[0]
-        return sde.reverse_drift(gradient, x, t, probability_flow=True)
-
-    return integrate(field, x, t0, t1, args=data, rtol=rtol, atol=atol)

@@ -1,55 +1,28 @@
 """Validation of a config: once, for every mode, before anything is built or written.
 
-Each field must lie in its domain (`fields.py`). Beyond that, one function per section checks the
-rules that connect fields. All problems are reported together, each with its field, its value and
-what is allowed. Names are checked against the registries that the caller passes.
+Each field must lie in its domain (`fields.py`). Beyond that, `rules.py` checks the rules that
+connect fields. All problems are reported together, each with its field, its value and what is
+allowed. Names are checked against the registries that the caller passes.
 """
 
 from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Collection, Mapping
+from typing import Any, cast
 
-import ml_collections
 from flax import traverse_util
 
 from configs.domains import Name
-from configs.fields import FEATURES, FIELDS, INERT, RESTORE_METHODS
+from configs.fields import FIELDS, INERT
+from configs.rules import MODES, SECTIONS, Choices, Config, Problems, check_batches
 from errors import InputError
-
-Config = ml_collections.ConfigDict
 
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 100
 SHORT.maxtuple = SHORT.maxlist = 20
 """Shortens long values in messages."""
-
-
-class Choices(NamedTuple):
-    """The names that a config may use, from the registries of the code.
-
-    Attributes:
-      names: for fields whose domain is `Name()`, the known names.
-      class_conditional: the names of networks that can be conditioned on classes.
-      remat: those that can recompute activations.
-      bfloat16: those that can compute in bfloat16.
-      fourier: those that have Fourier features of the noise scale, if model.embedding_type is set.
-      probability_flow: the names of predictors that have a form for the probability-flow ODE.
-    """
-
-    names: Mapping[str, Collection[str]]
-    class_conditional: Collection[str]
-    remat: Collection[str]
-    bfloat16: Collection[str]
-    fourier: Collection[str]
-    probability_flow: Collection[str]
-
-
-MOST_ROUNDS = 10**6  # files of an evaluation
-
-Problems = Iterator[str]
 
 
 def check(config: Config, choices: Choices, num_devices: int, mode: str = "") -> None:
@@ -95,233 +68,3 @@ def check_domains(config: Config, names: Mapping[str, Collection[str]]) -> Probl
         elif isinstance(domain, Name) and not domain.knows(value, names.get(name, ())):
             known = sorted(domain.known or names.get(name, ()))
             yield f"{name} = {SHORT.repr(value)} is unknown; known: {', '.join(known)}."
-
-
-# --- sections -------------------------------------------------------------------------------------
-
-
-def check_data(config: Config, choices: Choices) -> Problems:
-    """Yield problems of config.data."""
-    data = config.data
-    if not data.value_range:
-        return
-    low, high = data.value_range
-    if not low < high:
-        yield f"data.value_range = {tuple(data.value_range)} must state the smaller value first."
-    if data.uniform_dequantization:
-        yield (
-            f"data.value_range = {tuple(data.value_range)}: real numbers need no dequantization; "
-            "set --noconfig.data.uniform_dequantization."
-        )
-
-
-def check_model(config: Config, choices: Choices) -> Problems:
-    """Yield problems of config.model and of what it is conditioned on."""
-    model, name = config.model, config.model.get("name")
-    if name is None:
-        yield f"model.name is missing; known: {', '.join(sorted(choices.names['model.name']))}."
-        return
-    if config.data.num_classes and name not in choices.class_conditional:
-        yield (
-            f"data.num_classes = {config.data.num_classes}: model.name = {name!r} cannot be "
-            f"conditioned on classes; these can: {_listed(choices.class_conditional)}."
-        )
-    if "fir_kernel" in model and not sum(model.fir_kernel):
-        yield f"model.fir_kernel = {tuple(model.fir_kernel)} must have a sum other than 0."
-    if config.training.remat and name not in choices.remat:
-        yield (
-            f"training.remat = True needs one of model.name = {_listed(choices.remat)}, "
-            f"not {name!r}."
-        )
-    if model.dtype == "bfloat16" and name not in choices.bfloat16:
-        yield (
-            f"model.dtype = 'bfloat16' needs one of model.name = {_listed(choices.bfloat16)}, "
-            f"not {name!r}."
-        )
-
-
-def check_training(config: Config, choices: Choices) -> Problems:
-    """Yield problems of config.training."""
-    training = config.training
-    if training.n_iters < training.n_jitted_steps:
-        yield (
-            f"training.n_iters = {training.n_iters} must be at least training.n_jitted_steps = "
-            f"{training.n_jitted_steps}; raise the first or lower the second."
-        )
-    if training.importance_weighting and not (
-        training.likelihood_weighting and training.continuous
-    ):
-        yield (
-            "training.importance_weighting = True needs training.likelihood_weighting = True and "
-            "training.continuous = True."
-        )
-    if training.continuous:
-        return
-    if training.likelihood_weighting:
-        yield "training.likelihood_weighting = True needs training.continuous = True."
-    has_fourier = config.model.name in choices.fourier
-    if has_fourier and config.model.get("embedding_type", "").lower() == "fourier":
-        yield (
-            "model.embedding_type = 'fourier' needs training.continuous = True; 'positional' fits "
-            "both."
-        )
-
-
-def check_sampling(config: Config, choices: Choices) -> Problems:
-    """Yield problems of config.sampling."""
-    sampling = config.sampling
-    method, solver = sampling.method.lower(), sampling.solver.lower()
-    if (
-        method == "pc"
-        and sampling.probability_flow
-        and sampling.predictor.lower() not in choices.probability_flow
-    ):
-        yield (
-            f"sampling.predictor = {sampling.predictor!r} has no form for "
-            f"sampling.probability_flow = True; these have: {_listed(choices.probability_flow)}."
-        )
-    adaptive = method == "ode" or (method == "solver" and solver == "adaptive_sde")
-    if sampling.trajectory and adaptive:
-        which = "sampling.method = 'ode'" if method == "ode" else f"sampling.solver = {solver!r}"
-        yield (
-            f"sampling.trajectory = True is not possible with {which}: the number of steps differs "
-            "from image to image."
-        )
-    lowest, highest = sampling.restart[2:]
-    if not lowest < highest:
-        yield (
-            f"sampling.restart = {tuple(sampling.restart)} must state the lower noise level before "
-            "the higher one."
-        )
-
-
-def check_guidance(config: Config, choices: Choices) -> Problems:
-    """Yield problems of config.guidance."""
-    guidance = config.guidance
-    field = "data.num_classes" if config.data.num_classes else "classifier.num_classes"
-    count = config.data.num_classes or config.classifier.num_classes
-    wrong = [each for each in guidance.classes if each >= count]
-    if wrong:
-        yield (
-            f"guidance.classes has {wrong[0]!r}; with {field} = {count} the classes are "
-            f"0 .. {count - 1}."
-        )
-    if not guidance.interval[0] < guidance.interval[1]:
-        yield (
-            f"guidance.interval = {tuple(guidance.interval)} must be two noise levels "
-            "(std / alpha), the lower one first."
-        )
-
-
-def check_evaluation(config: Config, choices: Choices) -> Problems:
-    """Yield problems of config.eval."""
-    evaluate = config.eval
-    if evaluate.begin_ckpt > evaluate.end_ckpt:
-        yield (
-            f"eval.begin_ckpt = {evaluate.begin_ckpt} must not exceed eval.end_ckpt = "
-            f"{evaluate.end_ckpt}."
-        )
-    rounds = -(-evaluate.num_samples // evaluate.batch_size)
-    if rounds > MOST_ROUNDS:
-        yield (
-            f"eval.num_samples = {evaluate.num_samples} makes {rounds} files of eval.batch_size = "
-            f"{evaluate.batch_size} images; at most {MOST_ROUNDS} are possible."
-        )
-    module, colon, function = evaluate.features.partition(":")
-    if not colon and module not in FEATURES:
-        yield (
-            f"eval.features = {evaluate.features!r} is unknown; known: {_listed(FEATURES)}, "
-            "module:function."
-        )
-    if colon and not all(part.isidentifier() for part in (*module.split("."), function)):
-        yield (
-            f"eval.features = {evaluate.features!r} must be the name of a module, a colon and the "
-            "name of a function in it, as in package.module:function; paths are not possible."
-        )
-
-
-SECTIONS: tuple[Callable[[Config, Choices], Problems], ...] = (
-    check_data,
-    check_model,
-    check_training,
-    check_sampling,
-    check_guidance,
-    check_evaluation,
-)
-
-
-def check_batches(config: Config, num_devices: int) -> Problems:
-    """Yield a problem for each batch that the devices cannot share evenly."""
-    for field in ("training.batch_size", "eval.batch_size"):
-        section, key = field.split(".")
-        yield from check_shares(config[section][key], num_devices, field)
-    parts, size = config.training.accumulate, config.training.batch_size
-    if parts > 1 and size % (parts * num_devices):
-        yield (
-            f"training.batch_size = {size} does not divide into training.accumulate = {parts} "
-            f"parts for {num_devices} devices; use a multiple of {parts * num_devices}."
-        )
-
-
-def check_shares(batch_size: int, num_devices: int, field: str) -> Problems:
-    """Yield a problem if `batch_size` images cannot be divided among the devices."""
-    if batch_size % num_devices:
-        yield (
-            f"{field} = {batch_size} does not divide among {num_devices} devices; use a positive "
-            f"multiple of {num_devices}."
-        )
-
-
-# --- modes ----------------------------------------------------------------------------------------
-
-NON_IMAGE_TASKS = ("compressed_sensing", "fourier")  # Their measurements are not images.
-# Methods that need the steps of sampling.method = 'pc'.
-STEPWISE_METHODS = ("projection", "dps", "ddrm", "daps")
-
-
-def check_classifier(config: Config, choices: Choices, num_devices: int) -> Problems:
-    """Yield problems of --mode=train_classifier."""
-    yield from check_shares(config.classifier.batch_size, num_devices, "classifier.batch_size")
-
-
-def check_restore(config: Config, choices: Choices, num_devices: int) -> Problems:
-    """Yield problems of --mode=restore."""
-    options, method = config.restore, config.sampling.method
-    if options.method in STEPWISE_METHODS and method.lower() != "pc":
-        others = [name for name in RESTORE_METHODS if name not in STEPWISE_METHODS]
-        yield (
-            f"restore.method = {options.method!r} requires sampling.method = 'pc', not "
-            f"{method!r}. Methods for any sampler: {', '.join(others)}."
-        )
-    has_official_form = options.method == "projection" and options.task in ("inpaint", "colorize")
-    if options.official and not has_official_form:
-        yield (
-            "restore.official = True requires restore.method = 'projection' and restore.task = "
-            f"'inpaint' or 'colorize', not {options.method!r} and {options.task!r}."
-        )
-    if options.task == "colorize" and config.data.num_channels == 1:
-        yield (
-            "restore.task = 'colorize' needs a model of color images; this one has "
-            "data.num_channels = 1."
-        )
-    if options.observed and options.task in NON_IMAGE_TASKS:
-        yield (
-            f"restore.observed = True: measurements of restore.task = {options.task!r} are not "
-            "images. Set restore.observed = False."
-        )
-    if config.guidance.classes:
-        yield (
-            f"guidance.classes = {tuple(config.guidance.classes)} cannot be combined with "
-            "--mode=restore; set it to ()."
-        )
-
-
-MODES: dict[str, Callable[[Config, Choices, int], Problems]] = {
-    "train_classifier": check_classifier,
-    "restore": check_restore,
-    "calibrate": check_restore,
-}
-
-
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(sorted(names))

@@ -13,7 +13,7 @@ from typing import Any
 
 import factory
 import solvers
-from configs import validation
+from configs import rules, validation
 from configs.default import Config, get_default_config
 from errors import InputError, choose
 from factory import Sampler
@@ -85,7 +85,7 @@ def _build(sde: SDE, centered: bool, values: tuple[tuple[str, Any], ...]) -> Sam
     config.data.centered = centered
     config.sampling.update(fields)
     problems = [*validation.check_domains(config, factory.choices().names)]
-    problems = problems or [*validation.check_sampling(config, factory.choices())]
+    problems = problems or [*rules.check_sampling(config, factory.choices())]
     if problems:
         raise InputError(" ".join(problems))
     return factory.make_sampler(config, sde)

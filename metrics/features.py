@@ -6,7 +6,6 @@ A custom extractor is a function `(uint8 images (B, H, W, C)) -> {"pool": (B, D)
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import importlib
@@ -23,13 +22,14 @@ import numpy as np
 from absl import logging
 from flax import nnx
 from jax import Array
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 import sharding
 from configs.default import Config
 from errors import InputError, brief
 from experiment import Experiment
 from metrics import inception_weights
+from metrics.extractor import Extractor, Features
 from models.building import Params
 from models.inception import Outputs
 from readers.files import not_finite
@@ -46,37 +46,6 @@ CLASSIFIER_OPTIONS = {
 """Options of the small classifier; its file name depends on them. ReLU leaves features at 0."""
 
 Images = UInt8[np.ndarray, "b h w c"]
-
-
-class Features(NamedTuple):
-    """`pool` (B, D) and `logits` (B, K) or None."""
-
-    pool: Float32[np.ndarray, "b d"]
-    logits: Float32[np.ndarray, "b k"] | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Extractor:
-    """A named function from uint8 images (B, H, W, C), on the host, to features.
-
-    Attributes:
-      name: the value of config.eval.features, or the version of the Inception network.
-      digest: SHA-256 of the weights or of the source text.
-      preprocessing: a description of how images are preprocessed.
-      published: whether these are the features of published statistics, whose files do not state
-        their features.
-    """
-
-    name: str
-    digest: str
-    preprocessing: str
-    extract: Callable[[np.ndarray], Features]
-    published: bool = False
-
-    @property
-    def label(self) -> str:
-        """Name and digest, for use in file names."""
-        return f"{self.name.replace(':', '.')}-{self.digest[:8]}"
 
 
 def check(config: Config) -> None:

@@ -23,7 +23,7 @@ from errors import InputError, brief
 from experiment import Experiment
 from metrics import features
 from metrics.distances import Moments
-from metrics.features import Extractor
+from metrics.extractor import Extractor
 from metrics.splits import NoReferenceError, images_of, rows_of_classes
 from metrics.statistics_files import Protocol, Reference, from_arrays, read, with_path, write
 from readers.image_sizes import as_json, label

@@ -16,7 +16,7 @@ from absl import logging
 
 from errors import InputError
 from metrics.distances import Moments
-from metrics.features import Extractor
+from metrics.extractor import Extractor
 from metrics.splits import NoReferenceError
 from readers.files import mismatch, not_finite, read_npz
 from workdir import Arrays, write_arrays

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from models import layers, resample
+from models import embeddings, layers, resample
 
 EMBEDDING_FEATURES = 128
 TEMB_FEATURES = 4 * EMBEDDING_FEATURES
@@ -122,7 +122,7 @@ class WideResnet(nnx.Module):
         num_outputs: int = 10,
         rngs: layers.Rngs,
     ) -> None:
-        self.fourier = layers.GaussianFourierProjection(EMBEDDING_FEATURES, 16.0, rngs=rngs)
+        self.fourier = embeddings.GaussianFourierProjection(EMBEDDING_FEATURES, 16.0, rngs=rngs)
         self.temb1 = nnx.Linear(2 * EMBEDDING_FEATURES, TEMB_FEATURES, rngs=rngs)
         self.temb2 = nnx.Linear(TEMB_FEATURES, TEMB_FEATURES, rngs=rngs)
         channels = GROUP_WIDTHS[0]

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 
 from errors import InputError, choose
-from models import blocks, layers
+from models import blocks, embeddings, layers
 from readers.image_sizes import ImageSize
 
 NUM_GROUPS = 32
@@ -132,7 +132,7 @@ class DDPM(nnx.Module):
         else:
             self.temb1 = layers.dense(self.nf, temb_features, rngs=rngs)
             self.temb2 = layers.dense(temb_features, temb_features, rngs=rngs)
-        self.class_embedding = layers.class_embedding(classes, temb_features, rngs=rngs)
+        self.class_embedding = embeddings.class_embedding(classes, temb_features, rngs=rngs)
 
     def _build_down(
         self,
@@ -191,8 +191,8 @@ class DDPM(nnx.Module):
         """
         if self.temb1 is None or self.temb2 is None:
             return None
-        temb = self.temb2(self.act(self.temb1(layers.timestep_embedding(label, self.nf))))
-        return layers.add_class(temb, self.class_embedding, classes)
+        temb = self.temb2(self.act(self.temb1(embeddings.timestep_embedding(label, self.nf))))
+        return embeddings.add_class(temb, self.class_embedding, classes)
 
     def __call__(
         self, x: Array, label: Array, rngs: layers.Rngs | None = None, classes: Array | None = None

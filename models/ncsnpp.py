@@ -12,7 +12,7 @@ from flax import nnx
 from jax import Array
 
 from errors import check_name
-from models import layers
+from models import embeddings, layers
 from models.ncsnpp_levels import DownLevel, LayerFactory, UpLevel
 from readers.image_sizes import ImageSize
 
@@ -132,7 +132,7 @@ class NCSNpp(nnx.Module):
     ) -> None:
         """Build the embedding of noise levels and classes."""
         if embedding_type == "fourier":
-            self.fourier = layers.GaussianFourierProjection(self.nf, fourier_scale, rngs=rngs)
+            self.fourier = embeddings.GaussianFourierProjection(self.nf, fourier_scale, rngs=rngs)
             in_features = 2 * self.nf
         else:
             self.fourier = None
@@ -142,7 +142,7 @@ class NCSNpp(nnx.Module):
         else:
             self.temb1 = layers.dense(in_features, temb_features, rngs=rngs)
             self.temb2 = layers.dense(temb_features, temb_features, rngs=rngs)
-        self.class_embedding = layers.class_embedding(classes, temb_features, rngs=rngs)
+        self.class_embedding = embeddings.class_embedding(classes, temb_features, rngs=rngs)
 
     def _build_levels(
         self, make: LayerFactory, nf: int, widths: list[int], num_blocks: int, attends: list[bool]
@@ -191,11 +191,11 @@ class NCSNpp(nnx.Module):
         if self.temb1 is None or self.temb2 is None:
             return None
         if self.fourier is None:
-            temb = layers.timestep_embedding(label, self.nf)
+            temb = embeddings.timestep_embedding(label, self.nf)
         else:
             temb = self.fourier(label)
         temb = self.temb2(self.act(self.temb1(temb)))
-        return layers.add_class(temb, self.class_embedding, classes)
+        return embeddings.add_class(temb, self.class_embedding, classes)
 
     def __call__(
         self, x: Array, label: Array, rngs: layers.Rngs | None = None, classes: Array | None = None

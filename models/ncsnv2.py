@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from errors import choose
-from models import layers, refinenet
+from models import instance_norm, layers, refinenet
 from readers.image_sizes import ImageSize
 
 
@@ -61,9 +61,9 @@ class NCSNv2(nnx.Module):
         normalization: str = "InstanceNorm++",
         rngs: layers.Rngs,
     ) -> None:
-        norms = {"InstanceNorm++": partial(refinenet.InstanceNorm2dPlus, rngs=rngs)}
+        norms = {"InstanceNorm++": partial(instance_norm.InstanceNorm2dPlus, rngs=rngs)}
         norm = choose(norms, normalization, "model.normalization")
-        refine_norm = refinenet.NoNorm
+        refine_norm = instance_norm.NoNorm
         self._build(
             image_size, num_channels, nf, interpolation, nonlinearity, norm, refine_norm, rngs
         )
@@ -158,8 +158,8 @@ class NCSN(NCSNv2):
         normalization: str = "InstanceNorm++",
         rngs: layers.Rngs,
     ) -> None:
-        instance_norm = partial(
-            refinenet.ConditionalInstanceNorm2dPlus, num_scales=num_scales, rngs=rngs
+        conditional = partial(
+            instance_norm.ConditionalInstanceNorm2dPlus, num_scales=num_scales, rngs=rngs
         )
-        norm = choose({"InstanceNorm++": instance_norm}, normalization, "model.normalization")
+        norm = choose({"InstanceNorm++": conditional}, normalization, "model.normalization")
         self._build(image_size, num_channels, nf, interpolation, nonlinearity, norm, norm, rngs)

@@ -9,21 +9,15 @@ mean and their standard deviation as `spread`); each reconstruction by itself; a
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import dm_pix
 import jax
-import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jax import Array
-from PIL import Image
 
-import datasets
 import sampling
 import sharding
 from configs import remedies
@@ -31,13 +25,11 @@ from configs.default import Config, complete
 from controllable.measurements import Measurement
 from controllable.methods import METHODS, posterior_loop
 from controllable.operators import Operator
-from errors import InputError, choose
 from experiment import Experiment, InParts
 from models.building import Params
-from modes import restoration_images
 from modes.restoration_images import image_range
-from modes.restoration_tasks import BLUR_TASKS, TASKS
-from readers.files import read_npz
+from modes.restoration_problems import Problem, build_problem, noise_std, save_measurements
+from modes.restoration_results import measure_quality, write_pictures
 from solvers import Loop
 from workdir import (
     Depends,
@@ -46,26 +38,8 @@ from workdir import (
     owned,
     results_folder,
     run_rounds,
-    write_arrays,
     write_json,
-    write_picture,
 )
-
-
-class Problem(NamedTuple):
-    """Measurements of N images.
-
-    Attributes:
-      operator: the linear map A of the measurement y = A x + noise.
-      y: measurements (N, ...).
-      names: names of the images, used in file names.
-      truth: the measured images x (N, H, W, C), or None if they are unknown.
-    """
-
-    operator: Operator
-    y: np.ndarray
-    names: list[str]
-    truth: np.ndarray | None
 
 
 def restore(
@@ -135,64 +109,6 @@ def say_sampler(config: Config) -> None:
     print(line, flush=True)
 
 
-# --- measurements ---
-
-
-def build_problem(experiment: Experiment) -> Problem:
-    """Build the inverse problem of config.restore.
-
-    Raises InputError if the operator does not fit the images, or an image cannot be read.
-    """
-    options, shape = experiment.config.restore, experiment.image_shape
-    operator = choose(TASKS, options.task, "restore.task")(options, shape)
-    if options.observed:
-        image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        measured = jax.eval_shape(operator.forward, image)
-        names, y = restoration_images.load(experiment, measured.shape[1:])
-        if options.task == "inpaint":
-            y = np.asarray(operator.forward(y))
-        return Problem(operator, y, names, None)
-    names, truth = restoration_images.load(experiment, shape)
-    keys = sampling.image_keys(experiment.key("measure"), jnp.arange(len(truth)))
-    noise = sampling.standard_normal(keys, truth.shape)
-    y = np.asarray(operator.observe(truth, noise, noise_std(experiment)))
-    return Problem(operator, y, names, truth)
-
-
-def noise_std(experiment: Experiment) -> float:
-    """Return the standard deviation of the measurement noise in the model's range.
-
-    restore.noise states it for images in [0, 1].
-    """
-    low, high = image_range(experiment)
-    return experiment.config.restore.noise * (high - low)
-
-
-def save_measurements(problem: Problem, folder: Path) -> None:
-    """Write measurements.npz with the arrays `y` and `names`, also in place of a damaged one.
-
-    Raises InputError if the file exists and holds other measurements.
-    """
-    path = folder / "measurements.npz"
-    arrays = {"y": problem.y, "names": np.array(problem.names)}
-    saved = {}
-    if os.path.lexists(path):
-        try:
-            saved = read_npz(path)
-        except InputError as error:
-            logging.warning("%s It is written again.", error)
-    if saved.keys() != arrays.keys():
-        write_arrays(path, arrays)
-    elif not all(np.array_equal(saved[name], array) for name, array in arrays.items()):
-        raise InputError(
-            f"{folder} holds reconstructions of other measurements; choose another folder "
-            "with --eval_folder."
-        )
-
-
-# --- reconstructions ---
-
-
 def solve(
     experiment: Experiment, problem: Problem, params: Params, folder: Path, depends: Depends
 ) -> tuple[np.ndarray, float]:
@@ -252,74 +168,3 @@ def compile_solver(experiment: Experiment, operator: Operator) -> InParts:
 
     inputs = (whole, split, split, whole)
     return InParts(prepare, experiment.sampler.steps, experiment.mesh, inputs, split)
-
-
-# --- results ---
-
-
-def measure_quality(
-    experiment: Experiment, problem: Problem, reconstructions: np.ndarray
-) -> dict[str, float]:
-    """Return misfit, PSNR and SSIM, see `restore`, of reconstructions (N, S, H, W, C)."""
-    count, samples = reconstructions.shape[:2]
-    low, high = image_range(experiment)
-    measurement = Measurement(problem.operator, jnp.asarray(problem.y))
-    residual = jax.jit(measurement.residual)
-    squares = [np.abs(residual(reconstructions[:, s])) ** 2 for s in range(samples)]
-    measured = np.broadcast_to(problem.operator.measured, squares[0].shape)
-    results = {"misfit": float(np.sqrt(np.mean(squares, 0)[measured].mean()) / (high - low))}
-    if problem.truth is None:
-        return results
-
-    def scale(x: np.ndarray) -> np.ndarray:
-        return (np.clip(x, low, high) - low) / (high - low)
-
-    window = min(11, *experiment.image_shape[:2])
-    candidates = {
-        "answers": reconstructions.reshape(-1, *experiment.image_shape),
-        "mean": reconstructions.mean(1),
-        "pseudo_inverse": np.asarray(problem.operator.pseudo_inverse(jnp.asarray(problem.y))),
-    }
-    for name, x in candidates.items():
-        pair = scale(np.repeat(problem.truth, len(x) // count, 0)), scale(x)
-        ssim = dm_pix.ssim(*pair, filter_size=window)  # Its convolutions are exact.
-        results[f"psnr_{name}"] = float(np.mean(dm_pix.psnr(*pair)))
-        results[f"ssim_{name}"] = float(np.mean(ssim))
-    return results
-
-
-def write_pictures(
-    experiment: Experiment, problem: Problem, reconstructions: np.ndarray, folder: Path
-) -> None:
-    """Write grid.png, and the measurement and reconstructions of each image as separate files.
-
-    Measurements are shown as their pseudo-inverse, except for blurred images.
-    """
-
-    def pixels(x: np.ndarray) -> np.ndarray:
-        return np.asarray(experiment.pixels(jnp.asarray(x)))
-
-    measured = problem.y
-    if experiment.config.restore.task not in BLUR_TASKS:
-        measured = np.asarray(problem.operator.pseudo_inverse(jnp.asarray(problem.y)))
-    std = reconstructions.std(1, ddof=min(1, reconstructions.shape[1] - 1))
-    low, high = image_range(experiment)
-    std_image = low + (high - low) * std / max(std.max(), 1e-6)
-    columns = {} if problem.truth is None else {"image": problem.truth}
-    columns["measurement"] = measured
-    for s, reconstruction in enumerate(reconstructions.swapaxes(0, 1)):
-        columns[f"sample {s + 1}"] = reconstruction
-    columns |= {"mean": reconstructions.mean(1), "spread": std_image}
-    grid = pixels(np.stack([*columns.values()], 1)).reshape(-1, *experiment.image_shape)
-    write_picture(folder / "grid.png", datasets.image_grid(grid, titles=[*columns]))
-    for name, image, own_reconstructions in zip(
-        problem.names, pixels(measured), pixels(reconstructions)
-    ):
-        _write_image(folder / f"{name}_measured.png", image)
-        for s, reconstruction in enumerate(own_reconstructions):
-            _write_image(folder / f"{name}_answer_{s}.png", reconstruction)
-
-
-def _write_image(path: Path, image: np.ndarray) -> None:
-    """Write a uint8 image (H, W, C); Pillow expects (H, W) for grey ones."""
-    write_picture(path, Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))

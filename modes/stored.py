@@ -1,6 +1,6 @@
 """The config file by which `--config` reads the config of a workdir or a checkpoint file.
 
-`main.py` passes `--config=DIR/config.json` on to this file, and the workdir or the .safetensors file
+`command_line.py` passes `--config=DIR/config.json` on to this file, and the workdir or the .safetensors file
 to import if there is no `--config`. Overrides on the command line then apply as to any config file.
 """
 

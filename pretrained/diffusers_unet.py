@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from flax import nnx
 
 from errors import InputError, printable
-from models import blocks, ddpm, layers, ncsnpp
+from models import blocks, ddpm, embeddings, layers, ncsnpp
 from models.building import Params
 from pretrained.diffusers_config import check_unet
 from pretrained.parameter_names import (
@@ -33,7 +33,7 @@ from readers.files import read_json, read_safetensors
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DIFFUSERS_LEAVES = TORCH_LEAVES | {
     layers.NIN: TORCH_LEAVES[nnx.Linear],
-    layers.GaussianFourierProjection: {"W": ("weight", VECTOR)},
+    embeddings.GaussianFourierProjection: {"W": ("weight", VECTOR)},
 }
 STEM_LAYERS = {
     ("fourier",): "time_proj",

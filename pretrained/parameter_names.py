@@ -15,7 +15,7 @@ from typing import NamedTuple
 from flax import nnx
 
 from errors import InputError
-from models import blocks, classifier, ddpm, layers, ncsnpp, refinenet
+from models import blocks, classifier, ddpm, embeddings, instance_norm, layers, ncsnpp
 from pretrained.stored_parameters import KERNEL, MATRIX, VECTOR, Layout, Path, StoredParameter
 
 GROUPS = (nnx.List, ncsnpp.DownLevel, ncsnpp.UpLevel)  # They have no counterpart.
@@ -34,7 +34,7 @@ FLAX_LEAVES: dict[tuple[type, str | int], str] = {
     (layers.NIN, "bias"): "b",
 }
 # In flax 0.3 the parameters of these layers have the shape (1, 1, 1, C).
-FLAX_NORMS = (layers.GroupNorm, refinenet.InstanceNorm2dPlus)
+FLAX_NORMS = (layers.GroupNorm, instance_norm.InstanceNorm2dPlus)
 
 # For each layer class: {our parameter: (PyTorch's name, its axes)}.
 TORCH_LEAVES: dict[type, dict[str | int, tuple[str, tuple[int, ...]]]] = {
@@ -44,7 +44,7 @@ TORCH_LEAVES: dict[type, dict[str | int, tuple[str, tuple[int, ...]]]] = {
     layers.Conv1x1: {"kernel": ("weight", KERNEL), "bias": ("bias", VECTOR)},
     layers.Conv2d: {"weight": ("weight", KERNEL), "bias": ("bias", VECTOR)},
     layers.NIN: {"kernel": ("W", (0, 1)), "bias": ("b", VECTOR)},
-    layers.GaussianFourierProjection: {"W": ("W", VECTOR)},
+    embeddings.GaussianFourierProjection: {"W": ("W", VECTOR)},
 }
 
 
@@ -108,7 +108,7 @@ def parameters(module: nnx.Module) -> Iterator[NetworkParameter]:
 
 def is_trained(layer: nnx.Module) -> bool:
     """Return whether an optimizer updates the parameters of an innermost layer."""
-    return not isinstance(layer, layers.GaussianFourierProjection)
+    return not isinstance(layer, embeddings.GaussianFourierProjection)
 
 
 # --- layouts of the official code ---

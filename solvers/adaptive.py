@@ -157,3 +157,36 @@ def adaptive_sde(
 def _root_mean_square(a: Array) -> Array:
     """Return the root mean square (B,) over all axes of a (B, ...) but the first."""
     return jnp.linalg.norm(a.reshape(len(a), -1), axis=-1) / jnp.sqrt(a[0].size)
+
+
+def integrate_flow(
+    score: Score,
+    sde: SDE,
+    x: Float[Array, " b *shape"],
+    t0: float,
+    t1: float,
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> tuple[Float[Array, " b *shape"], Array]:
+    """Solve the probability-flow ODE for states x (B, ...) from time t0 to t1.
+
+    This is Eq. (13) of arXiv:2011.13456.
+
+    The solver treats images one by one. If the score is a pytree, as guided scores are, its leaves
+    must have a leading axis of size B and are split in the same way.
+
+    Returns:
+      States at t1 (B, ...), and score evaluations per image (B,).
+    """
+    leaves, tree = jax.tree.flatten(score)
+    data = [leaf for leaf in leaves if leaf is not score]  # A plain function is its own leaf.
+
+    def field(t: Array, x: Array, data: list[Array]) -> Array:
+        image_score = score
+        if data:
+            image_score = tree.unflatten([leaf[None] for leaf in data])
+        gradient = image_score(x[None], t[None])[0]
+        return sde.reverse_drift(gradient, x, t, probability_flow=True)
+
+    return integrate(field, x, t0, t1, args=data, rtol=rtol, atol=atol)

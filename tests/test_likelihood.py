@@ -15,6 +15,7 @@ import likelihood
 from datasets import Scaler
 from errors import InputError
 from sde_lib import VESDE, VPSDE, SubVPSDE, expand
+from solvers import scaled_flow
 from tests import gaussian, mixture, reference
 from tests.test_sampling import Cosine
 
@@ -205,7 +206,7 @@ def test_the_prior_of_the_bound(sde):
     It is -log p(x) plus the mean of log p_T(x_T) - log prior(x_T) over the forward process from x.
     For N(0, DATA_STD^2) data the estimate has no variance.
     """
-    c, x = likelihood.DATA_STD, 0.8 * jax.random.normal(jax.random.key(0), (20, 2, 2, 3))
+    c, x = scaled_flow.DATA_STD, 0.8 * jax.random.normal(jax.random.key(0), (20, 2, 2, 3))
     bound = likelihood.elbo(gaussian.score(sde, 0.0, c), sde, x, keys(20), pairs=2)
     (alpha, alpha_end), (var, var_end) = (
         np.asarray(f(jnp.array([sde.t_min, sde.T])), np.float64) for f in (sde.alpha, sde.var)
@@ -237,10 +238,10 @@ def test_the_bound_by_one_pair(sde):
 
 def test_error_of_one_step():
     """The difference of the embedded solutions in log p, by the score of the new state."""
-    sde, c = SDES["vp"], likelihood.DATA_STD
+    sde, c = SDES["vp"], scaled_flow.DATA_STD
     score, probes = gaussian.score(sde, MEAN, STD), jnp.ones((1, 2, 2, 3))
-    solver = likelihood._Bosh3WithErrorSum()
-    term = diffrax.ODETerm(likelihood._vector_field(score, sde))
+    solver = scaled_flow.Bosh3WithErrorSum()
+    term = diffrax.ODETerm(scaled_flow.vector_field(score, sde))
     s0, s1 = 0.9, 1.1
     y = jax.random.normal(jax.random.key(0), (2, 2, 3)), jnp.zeros(1), jnp.zeros(())
     state = solver.init(term, s0, s1, y, probes)
@@ -250,7 +251,7 @@ def test_error_of_one_step():
         return solver.step(term, s0, s1, y, probes, state, made_jump=False)[:2]
 
     (u, _, total), (u_error, trace_error, _) = step(y)
-    k = likelihood.TIME_EXPONENT
+    k = scaled_flow.TIME_EXPONENT
     sigma = c * np.sinh(np.arctanh(k * s1) / k)
     t = sde.time_at(jnp.float32(sigma))
     scale = sde.alpha(t) * np.hypot(c, sigma)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-import main
 import score_sde as ss
 from configs import location
 from errors import InputError
+from modes import command_line
 
 PUBLISHED = "configs/vp/digits_ddpmpp_continuous.py"
 
@@ -31,11 +31,11 @@ def test_flags(tmp_path, monkeypatch):
     """Only the path in --config changes; a text after a colon is kept."""
     monkeypatch.chdir(tmp_path)
     path = str(location.ROOT / PUBLISHED)
-    others = ["main.py", "--config=a:b", "--mode=train", f"--source={PUBLISHED}", "--config.seed=1"]
-    assert main.with_stored_config(others) == others
+    others = ["main.py", "--config=a:b", f"--source={PUBLISHED}", "--mode=train", "--config.seed=1"]
+    assert command_line.with_stored_config(others) == others
     for given, found in ((PUBLISHED, path), (f"{PUBLISHED}:a:b", f"{path}:a:b")):
         arguments = ["main.py", f"--config={given}"]
-        assert main.with_stored_config(arguments) == ["main.py", f"--config={found}"]
+        assert command_line.with_stored_config(arguments) == ["main.py", f"--config={found}"]
 
 
 def test_python_interface(tmp_path, monkeypatch):

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 import factory
-import main
 import training
 from configs import default
 from errors import InputError
-from modes import stored
+from modes import command_line, stored
 from tests import tiny
 from workdir import claim
 
@@ -113,10 +112,10 @@ def test_the_config_of_a_workdir(tmp_path):
 )
 def test_which_config_is_read(given, config):
     overrides = ["--config.training.batch_size=4", "--noconfig.training.continuous"]
-    name, *flags = main.with_stored_config(["main.py", *given, *overrides])
+    name, *flags = command_line.with_stored_config(["main.py", *given, *overrides])
     assert name == "main.py"
     assert flags[-2:] == overrides
-    expected = config and f"--config={config.replace('STORED', str(main.STORED))}"
+    expected = config and f"--config={config.replace('STORED', str(command_line.STORED))}"
     assert [flag for flag in flags if flag.startswith("--config=")] == [expected] * bool(config)
     assert ("--workdir=w" in flags) == ("w" in " ".join(given[:4]).replace("--", ""))
 

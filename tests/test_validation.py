@@ -11,7 +11,7 @@ import pytest
 import datasets
 import factory
 import workdir
-from configs import fields, groups
+from configs import fields, groups, rules
 from configs.default import Config, complete
 from configs.domains import AnyOf, Entries, Flag, Integer, Name, Real, Sequence, Text
 from configs.fields import FIELDS, INERT
@@ -85,7 +85,7 @@ def test_names_in_the_table_are_those_of_the_registries():
     assert set(fields.FEATURES) == set(features.EXTRACTORS)
     assert set(fields.RESTORE_METHODS) == set(restoration.METHODS)
     stepwise = {name for name, method in restoration.METHODS.items() if method.requires_pc}
-    assert set(factory.validation.STEPWISE_METHODS) == stepwise
+    assert set(rules.STEPWISE_METHODS) == stepwise
 
 
 def test_all_problems_are_reported_together():

@@ -1,0 +1,80 @@
+"""The SDE, the networks and the score model of a config."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from configs.default import Config
+from errors import InputError
+from models import NETWORKS
+from models.classifier import WideResnet
+from models.layers import Rngs
+from models.score import ScoreModel, conventions
+from sde_lib import SDE, SDES, VESDE
+
+
+def make_sde(config: Config) -> SDE:
+    """Return the SDE that config.training.sde names, with its fields from config.model."""
+    sde = SDES[config.training.sde.lower()]
+    names = [field.name for field in dataclasses.fields(sde)]
+    return sde(**{name: config.model[name] for name in names if name in config.model})
+
+
+def make_network(config: Config, rngs: Rngs) -> nnx.Module:
+    """Return the network that config.model names, with random initial parameters."""
+    network = NETWORKS[config.model.name]
+    options = network.arguments(config.model)
+    options["image_size"] = config.data.image_size
+    options["num_channels"] = config.data.num_channels
+    if config.data.num_classes:
+        options["classes"] = config.data.num_classes
+    if config.training.remat:
+        options["remat"] = True
+    return network.build(**options, rngs=rngs)
+
+
+def make_classifier(config: Config, rngs: Rngs) -> WideResnet:
+    """Return the noise-conditional classifier of config.classifier, with initial parameters."""
+    return WideResnet(
+        num_channels=config.data.num_channels,
+        num_outputs=config.classifier.num_classes,
+        blocks_per_group=config.classifier.blocks_per_group,
+        channel_multiplier=config.classifier.channel_multiplier,
+        rngs=rngs,
+    )
+
+
+def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreModel:
+    """Return the conventions between the network and the SDE of a config.
+
+    `num_scales` is the number of noise levels of discrete-time training, or None.
+    """
+    model, sigmas = config.model, None
+    # Fourier features of log(label): the label of such a network is the noise scale itself.
+    options = NETWORKS[model.name].arguments(model)
+    fourier = options.get("embedding_type", "").lower() == "fourier"
+    if model.get("scale_by_sigma", False):
+        ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
+        sigmas = () if fourier else tuple(ladder.sigmas(model.num_scales).tolist())
+    score_model = ScoreModel(
+        sde,
+        num_scales,
+        **conventions(config.training.sde.lower())._asdict(),
+        centered=config.data.centered,
+        sigmas=sigmas,
+        num_classes=config.data.num_classes,
+        dtype=jnp.dtype(model.dtype),
+    )
+    with jax.ensure_compile_time_eval():
+        _, smallest_std = score_model.marginal(jnp.zeros(1))
+        has_noise = bool(smallest_std[0] > 0)
+    if num_scales is not None and not has_noise:
+        raise InputError(
+            f"training.sde = {config.training.sde!r} cannot be trained in discrete time: its first "
+            "level has no noise. Set training.continuous = True."
+        )
+    return score_model

@@ -1,0 +1,164 @@
+"""The samplers of images that `config.sampling` describes, by `config.sampling.method`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import sampling
+import solvers
+from configs.default import Config
+from errors import choose
+from factory.sampler import Sampler, Samples, most_evaluations, to_samples, total_nfe
+from sde_lib import SDE, Score
+from solvers import stability
+
+FRAMES = 16  # states of a trajectory, at most
+ADAPTIVE = "adaptive_sde"
+
+
+def make_sampler(config: Config, sde: SDE) -> Sampler:
+    """Return the sampler that config.sampling describes."""
+    return SAMPLERS[config.sampling.method.lower()](config, sde)
+
+
+def _pc_sampler(config: Config, sde: SDE) -> Sampler:
+    """Return predictor and corrector with config.model.num_scales steps."""
+    options, steps = config.sampling, sde.discretize(config.model.num_scales)
+    predictor = sampling.PREDICTORS[options.predictor.lower()]
+    corrector = sampling.CORRECTORS[options.corrector.lower()]
+    corrections = 0 if corrector is sampling.none else options.n_steps_each
+    if options.probability_flow:
+        predictor = functools.partial(predictor, probability_flow=True)
+    levels = np.append(sde.noise_to_signal(jnp.asarray(steps.t))[1:], 0.0)
+    shown = solvers.frame_indices(levels, FRAMES) if options.trajectory else np.array([], int)
+    make_loop = functools.partial(
+        sampling.predictor_corrector_loop,
+        corrector=corrector,
+        snr=options.snr,
+        n_steps_each=options.n_steps_each,
+        denoise=options.noise_removal,
+        shown=shown,
+    )
+
+    def loop(
+        keys: Array,
+        score: Score,
+        *,
+        constraint: sampling.Constraint | None = None,
+        exchange: Callable[[sampling.Update], sampling.Update] = lambda predictor: predictor,
+    ) -> solvers.Loop:
+        chosen = exchange(predictor)
+        evaluations = corrections + getattr(chosen, "evaluations", 1)
+        if chosen is sampling.none:
+            evaluations = corrections
+        nfe = total_nfe(score, steps.t, evaluations)
+        return make_loop(keys, score, sde, steps, predictor=chosen, constraint=constraint).then(
+            lambda result: to_samples(result[0], nfe, *result[1:])
+        )
+
+    advice = (
+        f"Raise model.num_scales = {len(steps.t)}, choose another sampling.predictor than "
+        f"{options.predictor!r}, such as 'ancestral_sampling', or set sampling.method = 'solver'."
+    )
+    growth = functools.partial(stability.predictor_growth, sde, predictor, steps, _data_std(config))
+    growth = None if predictor is sampling.none else growth
+    return Sampler(loop, len(steps.t), growth, advice, tuple(levels[shown].tolist()))
+
+
+def _ode_sampler(config: Config, sde: SDE) -> Sampler:
+    """Return the probability-flow ODE with adaptive steps."""
+    steps = sde.discretize(config.model.num_scales)
+    last = None
+    if config.sampling.noise_removal:
+        last = jax.tree.map(lambda leaf: leaf[-1], steps)
+
+    def loop(keys: Array, score: Score) -> solvers.Loop:
+        del keys  # The flow draws no noise.
+
+        def solve(x: Array) -> Samples:
+            y, calls = sampling.probability_flow_ode(score, sde, x, denoise_step=last)
+            return to_samples(y, calls * most_evaluations(score, steps.t))
+
+        return solvers.single(solve)
+
+    return Sampler(loop)
+
+
+def _solver_sampler(config: Config, sde: SDE) -> Sampler:
+    """Return a few-step solver, or the adaptive solver of the reverse SDE."""
+    options, name = config.sampling, config.sampling.solver.lower()
+    if name == ADAPTIVE:
+        return _adaptive_sampler(config, sde)
+    levels = solvers.noise_levels(
+        sde, options.schedule.lower(), options.num_steps, denoise=options.noise_removal
+    )
+    plan = make_plan(config, levels)
+    noise_prediction = solvers.SOLVERS[name].noise_prediction
+    shown, following = np.array([], int), np.append(plan.level[1:], levels[-1])
+    if options.trajectory:
+        shown = solvers.frame_indices(following, FRAMES)
+
+    def loop(keys: Array, score: Score) -> solvers.Loop:
+        nfe = total_nfe(score, sde.time_at(jnp.asarray(plan.level)))
+        return solvers.few_step_loop(
+            keys, score, sde, plan, levels[-1], noise_prediction=noise_prediction, shown=shown
+        ).then(lambda result: to_samples(result[0], nfe, *result[1:]))
+
+    advice = (
+        f"Raise sampling.num_steps = {options.num_steps}, or choose another sampling.solver than "
+        f"{options.solver!r} or sampling.schedule than {options.schedule!r}."
+    )
+    growth = functools.partial(
+        stability.plan_growth, plan, _data_std(config), noise_prediction=noise_prediction
+    )
+    return Sampler(loop, len(plan.level), growth, advice, tuple(following[shown].tolist()))
+
+
+def _data_std(config: Config) -> float:
+    """Return a typical std of images in the model's range: a quarter of its length."""
+    return 0.5 if config.data.centered else 0.25
+
+
+def _adaptive_sampler(config: Config, sde: SDE) -> Sampler:
+    """Return the solver of the reverse SDE that chooses steps for each image."""
+    options = config.sampling
+    grey_level = (2 if config.data.centered else 1) / 256
+
+    def loop(keys: Array, score: Score) -> solvers.Loop:
+        def solve(x: Array) -> Samples:
+            y, calls = solvers.adaptive_sde(
+                keys,
+                score,
+                sde,
+                x,
+                tolerance=options.tolerance,
+                absolute=grey_level,
+                denoise=options.noise_removal,
+            )
+            most = most_evaluations(score, sde.sampling_times(1000))
+            return to_samples(y, calls * most)
+
+        return solvers.single(solve)
+
+    return Sampler(loop)
+
+
+SAMPLERS: dict[str, Callable[[Config, SDE], Sampler]] = {
+    "ode": _ode_sampler,
+    "pc": _pc_sampler,
+    "solver": _solver_sampler,
+}
+"""By `config.sampling.method`."""
+
+
+def make_plan(config: Config, levels: np.ndarray) -> solvers.Plan:
+    """Return the solver of config.sampling, written out for the noise levels (n + 1,)."""
+    options = config.sampling
+    solver = choose(solvers.SOLVERS, options.solver.lower(), "sampling.solver")
+    return solver.plan(levels, **{field: options[field] for field in solver.options})

@@ -1,0 +1,69 @@
+"""Embeddings of noise levels and of classes, which the networks are conditioned on.
+
+Class names are those of the official code, because its checkpoints address parameters by them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from errors import InputError
+from models.layers import Rngs
+
+
+def timestep_embedding(label: Array, features: int, max_positions: float = 10000.0) -> Array:
+    """Return the sinusoidal embedding (Vaswani et al. 2017), (B,) -> (B, features), sines first."""
+    half = features // 2
+    log_spacing = math.log(max_positions) / max(half - 1, 1)
+    frequencies = jnp.exp(jnp.arange(half, dtype=jnp.float32) * -log_spacing)
+    angles = label.astype(jnp.float32)[:, None] * frequencies[None, :]
+    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+    return jnp.pad(embedding, ((0, 0), (0, features % 2)))
+
+
+class GaussianFourierProjection(nnx.Module):
+    """Random Fourier features of log sigma (Tancik et al. 2020): (B,) -> (B, 2 features).
+
+    W is not trained; `models.building.FIXED` is its name.
+    """
+
+    def __init__(self, features: int, scale: float, *, rngs: Rngs) -> None:
+        self.W = nnx.Param(scale * jax.random.normal(rngs.params(), (features,)))
+
+    def __call__(self, sigma: Array) -> Array:
+        # Angles reach thousands of radians: another order of factors changes the features by 1e-4.
+        angles = jnp.log(sigma)[:, None] * jax.lax.stop_gradient(self.W[...])[None, :] * 2 * jnp.pi
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
+
+
+def class_embedding(classes: int, features: int | None, *, rngs: Rngs) -> nnx.Embed | None:
+    """Return a table with one row per class and a last row for "no class"; None for 0 classes.
+
+    The network adds the rows to its embedding of the noise level, which has `features` features.
+    Raises InputError if there is no such embedding (`features` is None).
+    """
+    if not classes:
+        return None
+    if features is None:
+        raise InputError(
+            f"data.num_classes = {classes} needs model.conditional = True, because classes are "
+            f"added to the embedding of the noise level."
+        )
+    return nnx.Embed(classes + 1, features, rngs=rngs)
+
+
+def add_class(temb: Array, table: nnx.Embed | None, classes: Array | None) -> Array:
+    """Return temb (B, features) plus the rows of classes (B,); temb itself if `table` is None.
+
+    Raises ValueError if there is a table, but no classes.
+    """
+    if table is None:
+        return temb
+    if classes is None:
+        raise ValueError("classes = None: the network is conditioned on the class of each image.")
+    return temb + table(classes)

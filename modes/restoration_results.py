@@ -1,0 +1,87 @@
+"""The quality of reconstructions of `--mode=restore`, and pictures of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dm_pix
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+import datasets
+from controllable.measurements import Measurement
+from experiment import Experiment
+from modes.restoration_images import image_range
+from modes.restoration_problems import Problem
+from modes.restoration_tasks import BLUR_TASKS
+from workdir import write_picture
+
+
+def measure_quality(
+    experiment: Experiment, problem: Problem, reconstructions: np.ndarray
+) -> dict[str, float]:
+    """Return misfit, PSNR and SSIM, see `restore`, of reconstructions (N, S, H, W, C)."""
+    count, samples = reconstructions.shape[:2]
+    low, high = image_range(experiment)
+    measurement = Measurement(problem.operator, jnp.asarray(problem.y))
+    residual = jax.jit(measurement.residual)
+    squares = [np.abs(residual(reconstructions[:, s])) ** 2 for s in range(samples)]
+    measured = np.broadcast_to(problem.operator.measured, squares[0].shape)
+    results = {"misfit": float(np.sqrt(np.mean(squares, 0)[measured].mean()) / (high - low))}
+    if problem.truth is None:
+        return results
+
+    def scale(x: np.ndarray) -> np.ndarray:
+        return (np.clip(x, low, high) - low) / (high - low)
+
+    window = min(11, *experiment.image_shape[:2])
+    candidates = {
+        "answers": reconstructions.reshape(-1, *experiment.image_shape),
+        "mean": reconstructions.mean(1),
+        "pseudo_inverse": np.asarray(problem.operator.pseudo_inverse(jnp.asarray(problem.y))),
+    }
+    for name, x in candidates.items():
+        pair = scale(np.repeat(problem.truth, len(x) // count, 0)), scale(x)
+        ssim = dm_pix.ssim(*pair, filter_size=window)  # Its convolutions are exact.
+        results[f"psnr_{name}"] = float(np.mean(dm_pix.psnr(*pair)))
+        results[f"ssim_{name}"] = float(np.mean(ssim))
+    return results
+
+
+def write_pictures(
+    experiment: Experiment, problem: Problem, reconstructions: np.ndarray, folder: Path
+) -> None:
+    """Write grid.png, and the measurement and reconstructions of each image as separate files.
+
+    Measurements are shown as their pseudo-inverse, except for blurred images.
+    """
+
+    def pixels(x: np.ndarray) -> np.ndarray:
+        return np.asarray(experiment.pixels(jnp.asarray(x)))
+
+    measured = problem.y
+    if experiment.config.restore.task not in BLUR_TASKS:
+        measured = np.asarray(problem.operator.pseudo_inverse(jnp.asarray(problem.y)))
+    std = reconstructions.std(1, ddof=min(1, reconstructions.shape[1] - 1))
+    low, high = image_range(experiment)
+    std_image = low + (high - low) * std / max(std.max(), 1e-6)
+    columns = {} if problem.truth is None else {"image": problem.truth}
+    columns["measurement"] = measured
+    for s, reconstruction in enumerate(reconstructions.swapaxes(0, 1)):
+        columns[f"sample {s + 1}"] = reconstruction
+    columns |= {"mean": reconstructions.mean(1), "spread": std_image}
+    grid = pixels(np.stack([*columns.values()], 1)).reshape(-1, *experiment.image_shape)
+    write_picture(folder / "grid.png", datasets.image_grid(grid, titles=[*columns]))
+    for name, image, own_reconstructions in zip(
+        problem.names, pixels(measured), pixels(reconstructions)
+    ):
+        _write_image(folder / f"{name}_measured.png", image)
+        for s, reconstruction in enumerate(own_reconstructions):
+            _write_image(folder / f"{name}_answer_{s}.png", reconstruction)
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    """Write a uint8 image (H, W, C); Pillow expects (H, W) for grey ones."""
+    write_picture(path, Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
