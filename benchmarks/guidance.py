@@ -5,7 +5,8 @@ python -m benchmarks.guidance WORKDIR/EVAL_FOLDER ...
 Classifies the samples that `--mode=eval` wrote to each folder with a support vector machine, fitted
 by scikit-learn to the training digits. Prints a row of docs/guidance.md for each checkpoint. Spread
 is the mean distance between samples of a class, relative to that of training digits: guidance
-reduces it.
+reduces it. Outliers are farther from the nearest training digit than 99 % of the test digits.
+With --picture=FILE it writes the first ten samples of each class in the first folder.
 """
 
 from __future__ import annotations
@@ -13,19 +14,26 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from absl import app
+from absl import app, flags
 from sklearn.svm import SVC
 
 import datasets
 from benchmarks.markdown import header, machine, row
 from configs.default_digits_configs import get_default_configs
 from errors import InputError
+from workdir import write_picture
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("picture", None, "PNG file of the first samples of the first folder.")
+
+ROWS = 10  # of the picture
 
 
-def measure(classifier: SVC, training_distance: float, folder: Path) -> list[str]:
-    """Return the cells of a row about the samples in a folder checkpoint_K.
+def load(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the samples (N, H, W, C) in a folder checkpoint_K and their requested classes (N,).
 
     Raises InputError if there are no samples of requested classes.
     """
@@ -34,11 +42,46 @@ def measure(classifier: SVC, training_distance: float, folder: Path) -> list[str
         raise InputError(
             f"{folder} has no samples of classes; evaluate with --config.guidance.classes."
         )
-    result = json.loads((folder / "results.json").read_text())["samples"]
     images = np.concatenate([each["samples"] for each in rounds])
-    classes = np.concatenate([each["classes"] for each in rounds])
+    return images, np.concatenate([each["classes"] for each in rounds])
+
+
+def draw(path: Path, folder: Path) -> None:
+    """Write a picture of the first ROWS samples of each class, one column for each class."""
+    images, classes = load(folder)
+    names = np.unique(classes)
+    columns = [images[classes == c][:ROWS] for c in names]
+    rows = min(map(len, columns))
+    grid = np.stack([column[:rows] for column in columns], axis=1)
+    titles = [str(c) for c in names]
+    write_picture(path, datasets.image_grid(grid.reshape(-1, *images.shape[1:]), titles=titles))
+
+
+class Digits(NamedTuple):
+    """What samples are compared with.
+
+    Attributes:
+      training: the training digits (N, D).
+      classifier: fitted to them.
+      distance: the mean distance of training digits in the same class.
+      far: the 99 % quantile of the test digits' distances to the nearest training digit.
+    """
+
+    training: np.ndarray
+    classifier: SVC
+    distance: float
+    far: float
+
+
+def measure(digits: Digits, folder: Path) -> list[str]:
+    """Return the cells of a row about the samples in a folder checkpoint_K.
+
+    Raises InputError if there are no samples of requested classes.
+    """
+    images, classes = load(folder)
+    result = json.loads((folder / "results.json").read_text())["samples"]
     x = images.reshape(len(images), -1) * (16 / 255)
-    correct = classifier.predict(x) == classes
+    correct = digits.classifier.predict(x) == classes
     accuracy = correct.mean()
     stderr = np.sqrt(accuracy * (1 - accuracy) / len(correct))
     worst_accuracy, worst_class = min((correct[classes == c].mean(), c) for c in np.unique(classes))
@@ -50,7 +93,8 @@ def measure(classifier: SVC, training_distance: float, folder: Path) -> list[str
         f"{result['nfe']:.0f}",
         f"{100 * accuracy:.1f} +- {100 * stderr:.1f}",
         f"{100 * worst_accuracy:.0f} ({worst_class})",
-        f"{distance_within_classes(x, classes) / training_distance:.2f}",
+        f"{distance_within_classes(x, classes) / digits.distance:.2f}",
+        f"{100 * (distance_to_nearest(x, digits.training) > digits.far).mean():.1f}",
     ]
 
 
@@ -64,12 +108,17 @@ def distance_within_classes(x: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean(means))
 
 
+def distance_to_nearest(x: np.ndarray, training: np.ndarray) -> np.ndarray:
+    """Return the distance (N,) of each row of x (N, D) to the nearest row of training (M, D)."""
+    return np.array([np.linalg.norm(training - each, axis=-1).min() for each in x])
+
+
 def _flatten(images: datasets.Images) -> np.ndarray:
     return np.asarray(images.pixels).reshape(len(images), -1).astype(float)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print the table."""
+    """Print the table, and write the picture."""
     data = get_default_configs().data
     train, test = datasets.load(data, "train"), datasets.load(data, "test")
     if train.labels is None:
@@ -78,16 +127,20 @@ def main(argv: Sequence[str]) -> None:
     # scikit-learn has no annotations; a type is inferred from the default, a string.
     classifier = SVC(gamma=1e-3, C=10)  # pyright: ignore[reportArgumentType]
     classifier.fit(x, train.labels)
-    accuracy = classifier.score(_flatten(test), test.labels)
+    held_out = _flatten(test)
+    accuracy = classifier.score(held_out, test.labels)
     print(f"accuracy of the classifier on {len(test)} test digits: {100 * accuracy:.1f} %")
-    training_distance = distance_within_classes(x, train.labels)
+    far = float(np.quantile(distance_to_nearest(held_out, x), 0.99))
+    digits = Digits(x, classifier, distance_within_classes(x, train.labels), far)
     print(f"machine: {machine()}\n")
+    folders = [each for name in argv[1:] for each in sorted(Path(name).glob("checkpoint_*"))]
+    if FLAGS.picture and folders:
+        draw(Path(FLAGS.picture), folders[0])
     lines = header(
-        "folder", "guidance", "scale", "NFE", "correct class, %", "worst class, % (which)", "spread"
+        *("folder", "guidance", "scale", "NFE", "correct class, %", "worst class, % (which)"),
+        *("spread", "outliers, %"),
     )
-    for folder in argv[1:]:
-        for checkpoint in sorted(Path(folder).glob("checkpoint_*")):
-            lines.append(row(*measure(classifier, training_distance, checkpoint)))
+    lines += [row(*measure(digits, each)) for each in folders]
     print("\n".join(lines))
 
 

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+import datasets
 import factory
 import pretrained
 import sampling
 import solvers
+from benchmarks import guidance as benchmark
 from configs import default
 from controllable import guidance
 from errors import InputError
@@ -352,3 +355,20 @@ def test_evaluation_samples_the_classes(conditional, tmp_path):
         assert round["classes"].tolist() == [3, 1, 4, 3, 1, 4, 3, 1, 4, 3]
         assert round["nfe"].tolist() == [3] * 10
     json.dumps(result)
+
+
+def test_picture_has_a_column_for_each_class(tmp_path):
+    """Of classes in any order; with as many rows as the rarest class has images."""
+    classes = np.array([4, 1, 4, 3, 1, 4, 3])
+    images = np.arange(7, dtype=np.uint8).reshape(7, 1, 1, 1) * np.ones((1, 8, 8, 1), np.uint8)
+    for index, part in enumerate((slice(0, 4), slice(4, 7))):
+        path = tmp_path / f"samples_{index}.npz"
+        np.savez(path, samples=images[part], classes=classes[part])
+    benchmark.draw(tmp_path / "a.png", tmp_path)
+    expected = datasets.image_grid(images[[1, 3, 0, 4, 6, 2]], titles=["1", "3", "4"])
+    np.testing.assert_array_equal(Image.open(tmp_path / "a.png"), expected)
+
+
+def test_distance_to_the_nearest_digit():
+    training, x = np.array([[0.0, 0.0], [10.0, 0.0]]), np.array([[3.0, 4.0], [10.0, 1.0]])
+    np.testing.assert_allclose(benchmark.distance_to_nearest(x, training), [5, 1])
