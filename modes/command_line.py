@@ -52,11 +52,13 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         return FLAGS(argv)
     except Exception as error:  # A config file may raise anything.
-        cause: BaseException = error  # config_flags adds a traceback to the message.
-        while cause.__context__:
+        causes, cause = [], error.__context__
+        while cause:
+            causes.append(cause)
             cause = cause.__context__
-        if isinstance(cause, InputError):
-            errors.fail(str(cause))
+        ours = [each for each in causes if isinstance(each, InputError)]
+        if ours:  # The others repeat it with a traceback, which config_flags adds.
+            errors.fail(str(ours[-1]))
         reason = " ".join(str(error).split()) or "no message"
         flags_given = " ".join(argv[1:])
         sys.exit(f"Error: {type(error).__name__}: {reason} (in the flags {flags_given})")

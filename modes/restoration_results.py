@@ -8,7 +8,6 @@ import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 import datasets
 from controllable.measurements import Measurement
@@ -77,11 +76,7 @@ def write_pictures(
     for name, image, own_reconstructions in zip(
         problem.names, pixels(measured), pixels(reconstructions)
     ):
-        _write_image(folder / f"{name}_measured.png", image)
+        write_picture(folder / f"{name}_measured.png", datasets.to_picture(image))
         for s, reconstruction in enumerate(own_reconstructions):
-            _write_image(folder / f"{name}_answer_{s}.png", reconstruction)
-
-
-def _write_image(path: Path, image: np.ndarray) -> None:
-    """Write a uint8 image (H, W, C); Pillow expects (H, W) for grey ones."""
-    write_picture(path, Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image))
+            picture = datasets.to_picture(reconstruction)
+            write_picture(folder / f"{name}_answer_{s}.png", picture)

@@ -11,7 +11,7 @@ import sklearn.datasets
 import datasets
 from datasets import Batches, Images, Scaler
 from errors import InputError
-from readers import scikit_learn
+from readers import pictures, scikit_learn
 from tests import tiny
 
 
@@ -163,7 +163,7 @@ def test_image_grid():
     """Rows of images in order, with gutters of 4 pixels, which also fill up the last row."""
     grid = datasets.image_grid(np.full((5, 8, 8, 1), 255, np.uint8))
     assert grid.size == (4 + 3 * 68, 4 + 2 * 68)
-    white, blue = (255, 255, 255), datasets.BACKGROUND
+    white, blue = (255, 255, 255), pictures.BACKGROUND
     centers = [grid.getpixel((36 + 68 * i, 36 + 68 * j)) for j in range(2) for i in range(3)]
     assert centers == [white] * 5 + [blue]
     assert {grid.getpixel((70, y)) for y in range(grid.height)} == {blue}
@@ -185,7 +185,7 @@ def luminance(color: tuple[int, ...]) -> float:
 
 def test_gutters_are_visible_beside_black_and_white():
     """The contrast is at least 3, as WCAG 2 requires of graphics."""
-    background = luminance(datasets.BACKGROUND) + 0.05
+    background = luminance(pictures.BACKGROUND) + 0.05
     assert 1.05 / background > 3
     assert background / 0.05 > 3
 
