@@ -17,7 +17,7 @@ import likelihood
 import pretrained
 import sampling
 from configs import location
-from configs.default import Config
+from configs.default import Config, from_json
 from errors import InputError, brief
 from experiment import Experiment
 from inference.batches import Seed, key_of
@@ -118,13 +118,17 @@ def load(
     """Load a trained model.
 
     Args:
-      workdir: a folder that `main.py --mode=train` or `--mode=import` has written.
-      config: an ml_collections config, or the file of one; needed without a workdir.
+      workdir: a folder that `main.py --mode=train` or `--mode=import` has written, or a .safetensors
+        file of `--mode=export`, which states its config.
+      config: an ml_collections config, or the file of one; needed for other files.
       checkpoint: the number of a checkpoint of the workdir, by default the newest; or a file or
         folder of another code base (`--mode=import`), to be used with `config`.
 
     The model uses the first device. Raises InputError if something cannot be read or does not fit.
     """
+    if workdir is not None and Path(workdir).suffix == ".safetensors":
+        workdir, checkpoint = None, workdir
+        config = from_json(pretrained.read_config(Path(checkpoint))) if config is None else config
     if workdir is not None:
         if isinstance(checkpoint, (str, Path)):
             raise InputError(

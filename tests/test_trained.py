@@ -59,6 +59,8 @@ def test_load_a_file(workdir, model, tmp_path):
         found = ss.load(config=config, checkpoint=path)
         assert found.step == model.step
         jax.tree.map(np.testing.assert_array_equal, found.params, model.params)
+    found = ss.load(path)  # It states its config.
+    jax.tree.map(np.testing.assert_array_equal, found.params, model.params)
 
 
 def test_images(model):
