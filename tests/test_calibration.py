@@ -33,6 +33,7 @@ def workdir(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_files_and_resumption(workdir, monkeypatch):
     """Six rounds of four simulations, which a second run reuses, and the ranks of the API."""
     config = tiny.config(**FIELDS)

@@ -12,6 +12,7 @@ from tests import gaussian_posterior
 from tests.gaussian_posterior import SHAPE, SIZE
 
 
+@pytest.mark.slow
 def test_rows_and_section(monkeypatch, tmp_path):
     """A step of moment matching with 5 iterations evaluates one score and 6 gradients."""
     monkeypatch.setattr(posterior_peers, "SCALES", (0.05, 1e30))

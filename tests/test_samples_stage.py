@@ -93,7 +93,7 @@ def test_titles_of_trajectories(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "image_grid", recording)
     frames = np.zeros((4, 9, 8, 8, 1), np.uint8)
-    samples_stage._write_trajectories(tmp_path / "a.png", frames, (151.7, 9.54, 0.0123, 0.0))
-    samples_stage._write_trajectories(tmp_path / "b.png", frames, ())
+    samples_stage.write_trajectories(tmp_path / "a.png", frames, (151.7, 9.54, 0.0123, 0.0))
+    samples_stage.write_trajectories(tmp_path / "b.png", frames, ())
     assert titles == [["152", "9.5", "0.012", "0"], []]
     assert Image.open(tmp_path / "a.png").size == (4 + 4 * 68, 22 + 8 * 68)

@@ -127,6 +127,7 @@ def test_the_order_of_devices_does_not_change_a_batch(axis):
 # --- the state ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small")
 def test_the_loss_curve_is_that_of_one_device():
     whole, _ = run(tiny.config(), jax.devices()[:1])
