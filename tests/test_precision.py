@@ -31,7 +31,7 @@ NETWORK_CHANGES = {
         "model.attn_resolutions": (8,),
     },
 }
-NETWORKS = ["NCSN++", pytest.param("DDPM", marks=pytest.mark.slow)]
+NETWORKS = ["DDPM", pytest.param("NCSN++", marks=pytest.mark.slow)]
 
 
 def build_score(kind: str, **changes):
