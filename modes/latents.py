@@ -148,11 +148,11 @@ def load_codec(config: Config, workdir: str, number: int | None) -> Codec:
     """
     experiment = Experiment(config)
     encoder, decoder = make_flow(experiment.config, experiment.sde)
-    method = "" if experiment.config.sampling.method.lower() == "solver" else "ode"
-    print(f"latent codes by {remedies.describe(experiment.config, method)}", flush=True)
     found, params = experiment.trained(workdir, number)
     folder = Path(workdir) / "latents" / f"checkpoint_{found.number}"
     folder.mkdir(parents=True, exist_ok=True)
+    method = "" if experiment.config.sampling.method.lower() == "solver" else "ode"
+    print(f"latent codes by {remedies.describe(experiment.config, method)}", flush=True)
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
 
     def compile_flow(flow: Sampler) -> Flow:

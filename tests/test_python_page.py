@@ -54,7 +54,7 @@ def test_the_code_about_checkpoints(tmp_path, monkeypatch):
     name = "ve_cifar10_ncsnpp_continuous"
     shutil.copy(reference.find(name) / "checkpoint_flax", tmp_path / "checkpoint_24.pth")
     config = reference.config(name)
-    config.model.num_scales = 5
+    config.model.num_scales = 21
     monkeypatch.setattr(cifar10_ncsnpp_continuous, "get_config", lambda: config)
     monkeypatch.chdir(tmp_path)
     namespace: dict = {}
