@@ -61,7 +61,7 @@ def test_the_code_about_checkpoints(tmp_path, monkeypatch):
     for code in documented.snippets(ROOT / "docs" / "checkpoints.md"):
         exec(code, namespace)
     assert namespace["images"].shape == (16, 16, 16, 3)
-    assert namespace["nfe"].tolist() == [10] * 16
+    assert namespace["nfe"].tolist() == [42] * 16
 
 
 def test_the_code_about_extensions():
