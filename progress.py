@@ -84,7 +84,7 @@ def counting(
 def _reporting(text: str, announced: bool, status: Callable[[], str]) -> Iterator[None]:
     """Print the status of a block from a thread, unless another block did so recently."""
     ended = threading.Event()
-    # A block that contains others leaves the word to them.
+    # A block that contains others prints less often than they do.
     interval = INTERVAL * (1.2 if announced else 1)
 
     def report() -> None:

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from sde_lib import SDE, Score, Step, expand
 from solvers.adaptive import integrate_flow
 from solvers.finite import note_bad
+from solvers.frames import Frames
 from solvers.keys import fold_in, image_keys, standard_normal, uniform
 from solvers.loop import Loop
 
@@ -229,14 +230,11 @@ def predictor_corrector_loop(
     The result of the loop are samples (B, ...) in the range of the data; the intermediate states
     (F, B, ...); and the step (B,), from 1, after which a state was first not finite, or 0.
     """
-    n, num_frames = len(steps.t), len(shown)
-    # The states of steps without a frame are written to an extra frame, which is dropped.
-    frame_indices = np.full(n, num_frames)
-    frame_indices[np.asarray(shown, int)] = np.arange(num_frames)
+    n = len(steps.t)
+    kept = Frames(n, shown)
 
     def start(x: Array) -> tuple[Array, Array, Array, Array]:
-        frames = jnp.zeros((len(x), num_frames + 1 if num_frames else 0, *x.shape[1:]))
-        return x, x, frames, jnp.zeros(len(x), jnp.int32)
+        return x, x, kept.start(x), jnp.zeros(len(x), jnp.int32)
 
     def iterate(
         index: int | Array, carry: tuple[Array, Array, Array, Array]
@@ -254,13 +252,12 @@ def predictor_corrector_loop(
         x, mean = predictor(fold_in(step_keys, 0), score, sde, x, step)
         if constraint:
             x, mean = constraint(fold_in(step_keys, n_steps_each + 2), x, mean, step)
-        if num_frames:
-            frames = frames.at[:, jnp.asarray(frame_indices)[index]].set(x)
+        frames = kept.put(frames, index, x)
         return x, mean, frames, note_bad(bad_step, x, index + 1)
 
     def finish(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array]:
         x, mean, frames, bad_step = carry
-        return (mean if denoise else x), frames[:, :num_frames].swapaxes(0, 1), bad_step
+        return (mean if denoise else x), kept.finish(frames), bad_step
 
     return Loop(n, start, iterate, finish)
 

@@ -12,13 +12,17 @@ from typing import Any
 import ml_collections
 from flax import traverse_util
 
-from configs.declaration import TEXT
 from configs.domains import AnyOf, Entries, Sequence
 from configs.fields import ABSENT, FIELDS
 
 Config = ml_collections.ConfigDict
 
 COMPLETED_MODEL_FIELDS = ("class_dropout", "dtype", "ema_ramp")  # Official configs lack them.
+PATHS = (
+    *("data.path", "data.tfrecords_path", "eval.inception_path", "eval.stats_path"),
+    *("restore.input", "restore.mask"),
+)
+"""The fields that may name files of a computer."""
 
 
 def get_default_config() -> Config:
@@ -43,16 +47,13 @@ def from_json(fields: Mapping[str, Any]) -> Config:
 
 
 def without_paths(config: Config) -> Config:
-    """Return a copy in which the names of files and folders are empty, to publish it."""
+    """Return a copy in which the fields that may name files have their defaults, to publish it."""
     copied = config.copy_and_resolve_references()
-    for name, field in FIELDS.items():
+    for name in PATHS:
         section, _, key = name.rpartition(".")
-        if (
-            field.domain is TEXT
-            and field.default in ("", ABSENT)
-            and key in copied.get(section, ())
-        ):
-            copied[section][key] = ""
+        if key in copied.get(section, ()):
+            default = FIELDS[name].default
+            copied[section][key] = "" if default is ABSENT else default
     return copied
 
 

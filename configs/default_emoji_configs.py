@@ -1,8 +1,6 @@
 """Defaults of the experiments on colour emoji: 32x32 pixels, of the font Noto Color Emoji.
 
-docs/data.md states where to get the font. The networks have 2.5 million parameters. A step took 1.8
-seconds of CPU time on an AMD EPYC machine, so that training takes 2.5 hours of CPU time: about 80
-minutes on two cores without other work, an estimate."""
+docs/data.md states where to get the font. The networks have 1.8 million parameters."""
 
 from collections.abc import Callable
 

@@ -102,8 +102,7 @@ class Method(NamedTuple):
 
     Attributes:
       condition: (options, score, SDE, measurement, samples of the prior) -> Conditioned.
-      measurements: the classes of measurements that it accepts, most special first: `Measurement`
-        if it needs a singular value decomposition, `Observation` if it needs a function y = f(x)
+      needs: the class of measurements that it accepts: `Measurement` if it needs a singular value decomposition, `Observation` if it needs a function y = f(x)
         + noise, `Evidence` if log p(y | x) suffices.
       requires_pc: whether the method changes the steps of the predictor-corrector loop, and so
         requires sampling.method = 'pc'. Otherwise it is a guided score, which any sampler accepts.
@@ -128,28 +127,6 @@ METHODS = {
     "moment_matching": Method(moment_matching, Observation),
 }
 """By `config.restore.method`."""
-
-
-def reconstruct(
-    name: str,
-    options: Options,
-    sampler: Any,
-    keys: Array,
-    score: Score,
-    sde: SDE,
-    measurement: Evidence,
-    shape: tuple[int, ...],
-    *,
-    support: tuple[float, float] | None = None,
-) -> Any:
-    """Draw one event x (B, *shape) given each measurement, from the posterior of a method.
-
-    The arguments are those of `posterior_loop`; the result is that of its loop.
-    """
-    loop, start = posterior_loop(
-        name, options, sampler, keys, score, sde, measurement, shape, support=support
-    )
-    return loop.run(start)
 
 
 def posterior_loop(

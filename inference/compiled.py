@@ -56,7 +56,7 @@ def draw_posterior(
     support: tuple[float, float] | None,
 ) -> Samples:
     """Draw one event given each of the measurements, for the keys (B,)."""
-    return methods.reconstruct(
+    loop, start = methods.posterior_loop(
         method,
         options,
         sampler,
@@ -67,6 +67,7 @@ def draw_posterior(
         shape,
         support=support,
     )
+    return loop.run(start)
 
 
 @eqx.filter_jit

@@ -118,17 +118,20 @@ class Posterior:
     def _choose_sampler(
         self, name: str | None, steps: int | None, options: Mapping[str, Any]
     ) -> Sampler:
-        method = METHODS[self.method]
-        if not method.requires_pc:
-            return settings.sampler(self.prior.config, self.prior.sde, name, steps, options)
-        if name not in (None, "pc"):
+        method, changed = METHODS[self.method], dict(options)
+        if method.requires_pc and name not in (None, "pc"):
             raise InputError(
                 f"method = {self.method!r} changes the steps of the sampler 'pc', so sampler = "
                 f"{name!r} is not possible. Leave sampler out, or choose another method."
             )
-        corrector = {} if method.allows_corrector else {"corrector": "none"}
-        changed = {**options, **corrector}
-        return settings.sampler(self.prior.config, self.prior.sde, "pc", steps, changed)
+        if method.requires_pc:
+            name = "pc"
+        if not method.allows_corrector:
+            changed["corrector"] = "none"
+        chosen = settings.sampler(self.prior.config, self.prior.sde, name, steps, changed)
+        if method.uses_predictor:
+            chosen.check_stable()
+        return chosen
 
     def _method_options(self) -> settings.MethodOptions:
         options = self._options

@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from sde_lib import SDE, Score
 from solvers.finite import note_bad
+from solvers.frames import Frames
 from solvers.keys import fold_in, standard_normal
 from solvers.loop import Loop
 
@@ -137,25 +138,22 @@ def few_step_loop(
     if stochastic and keys is None:
         raise ValueError("keys = None, but this plan adds noise: give one random key per image.")
     noise_keys = keys if stochastic else None
-    n, num_frames = len(plan.level), len(shown)
+    n = len(plan.level)
     with jax.ensure_compile_time_eval():
         times = sde.time_at(jnp.asarray(np.append(plan.level, final_level)))
         alphas = sde.alpha(times)
-    # The states after other rows are written to an extra frame, which is dropped.
-    frame_indices = np.full(n, num_frames)
-    frame_indices[np.asarray(shown, int)] = np.arange(num_frames)
+    kept = Frames(n, shown)
     coefficients = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), plan)
-    rows = (coefficients, times[:-1], alphas[:-1], alphas[1:], jnp.asarray(frame_indices))
+    rows = (coefficients, times[:-1], alphas[:-1], alphas[1:])
 
     def start(x: Array) -> tuple:
         y = x / alphas[0]
         history = (jnp.zeros_like(y),) * plan.predictor_weights.shape[1]
-        frames = jnp.zeros((len(y), num_frames + 1 if num_frames else 0, *y.shape[1:]))
-        return y, y, history, frames, jnp.zeros(len(y), jnp.int32)
+        return y, y, history, kept.start(y), jnp.zeros(len(y), jnp.int32)
 
     def execute_row(row: int | Array, carry: tuple) -> tuple:
         y, previous, history, frames, bad_row = carry
-        c, t, alpha, next_alpha, frame_index = jax.tree.map(lambda leaf: leaf[row], rows)
+        c, t, alpha, next_alpha = jax.tree.map(lambda leaf: leaf[row], rows)
         if noise_keys is not None:
             y = y + c.added_noise * _noise(noise_keys, row, 0, y.shape)
         gradient = score(alpha * y, jnp.broadcast_to(t, y.shape[:1]))
@@ -173,13 +171,12 @@ def few_step_loop(
         y = c.predictor_state * y + _weighted_sum(c.predictor_weights, history)
         if noise_keys is not None:
             y = y + c.predictor_noise * _noise(noise_keys, row, 1, y.shape)
-        if num_frames:
-            frames = frames.at[:, frame_index].set(next_alpha * y)
-        return y, previous, history, frames, note_bad(bad_row, next_alpha * y, row + 1)
+        x = next_alpha * y
+        return y, previous, history, kept.put(frames, row, x), note_bad(bad_row, x, row + 1)
 
     def finish(carry: tuple) -> tuple[Array, Array, Array]:
         y, _, _, frames, bad_row = carry
-        return alphas[-1] * y, frames[:, :num_frames].swapaxes(0, 1), bad_row
+        return alphas[-1] * y, kept.finish(frames), bad_row
 
     return Loop(n, start, execute_row, finish)
 

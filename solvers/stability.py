@@ -2,9 +2,10 @@
 
 For data N(0, c^2 I) the score is linear, -x / (alpha^2 c^2 + var), so a step of any sampler here is
 a linear map of the state plus noise, and the standard deviation of the states follows in closed
-form. A stable sampler keeps it close to the exact sqrt(alpha^2 c^2 + var); one whose steps are too
-long for the SDE multiplies it. A plan may also keep it and multiply the errors of the network: a step
-from a high noise level to a low one subtracts noise that is predicted with an error of the high one.
+form. If the steps are short enough for the SDE, it stays close to the exact sqrt(alpha^2 c^2 + var).
+
+A plan can have the right standard deviation and still multiply errors of the network. A step from a
+high noise level to a low one subtracts predicted noise of the high level, and its error remains.
 """
 
 from __future__ import annotations

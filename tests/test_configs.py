@@ -23,7 +23,8 @@ import experiment as experiments
 import factory
 import train_state
 import training
-from configs import differences
+from configs import default, differences
+from configs.fields import FIELDS
 from models import NETWORKS
 from models.layers import Rngs
 from tests import reference, tiny  # noqa: F401  (tiny registers the data set 'noise')
@@ -266,3 +267,17 @@ def test_training(name):
         rate = config.model.ema_rate
         for ema, old, new in zip(*map(jax.tree.leaves, (after.ema, before.ema, after.params))):
             np.testing.assert_allclose(ema, rate * old + (1 - rate) * new, rtol=1e-6, atol=1e-7)
+
+
+def test_a_published_config_names_no_file():
+    """Only the fields that may name files change: LSUN's category, a text as well, stays."""
+    config = importlib.import_module("configs.ve.church_ncsnpp_continuous").get_config()
+    config.update_from_flattened_dict(
+        {"data.path": "/a", "restore.input": "/b", "restore.mask": "/c.png", "eval.stats_path": "d"}
+    )
+    found = default.without_paths(config)
+    assert (found.data.path, found.restore.input, found.eval.stats_path) == ("", "", "")
+    assert found.restore.mask == "box"
+    assert found.data.category == config.data.category == "church_outdoor"
+    assert config.data.path == "/a"
+    assert {name for name in FIELDS if name.endswith("path")} <= set(default.PATHS)

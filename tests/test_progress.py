@@ -53,7 +53,7 @@ def test_a_count_states_the_time_left(fast, capsys):
     assert re.fullmatch(r"drawing: step 101/200, ETA 00:(29|3\d|4\d|5\d)", line)
 
 
-def test_an_outer_block_leaves_the_word_to_an_inner_one(fast, monkeypatch, capsys):
+def test_an_outer_block_prints_less_than_an_inner_one(fast, monkeypatch, capsys):
     monkeypatch.setattr(progress, "INTERVAL", 0.2)
     with progress.counting("rounds", 2, "round", announced=True), progress.waiting("a round"):
         time.sleep(1.5)
