@@ -31,6 +31,7 @@ def draw(
     num_scales: int | None = None,
     *,
     importance_weighting: bool = False,
+    log_normal: tuple[float, float] | None = None,
     even: bool = False,
 ) -> tuple[Float[Array, " b"], Float[Array, "b ..."]]:
     """Draw times t (B,) and noise z (B, ...) for a batch of data x (B, ...).
@@ -46,6 +47,8 @@ def draw(
       x: the data; only the shape is used.
       num_scales: if given, t is uniform on the num_scales times i T / (num_scales - 1).
       importance_weighting: use importance sampling; `num_scales` is ignored.
+      log_normal: mean and std of log(std / alpha), which is then normal, as in EDM
+        (arXiv:2206.00364, Table 1); times outside of t_min .. T become the nearer end.
       even: spread the times evenly, which lowers the variance of their mean loss. Each time has the
         same distribution as without it, but they depend on each other; see `mean_stderr`.
     """
@@ -55,6 +58,9 @@ def draw(
     if importance_weighting:
         first, last = _log_noise_to_signal_range(sde)
         t = sde.time_at(jnp.exp(u * (last - first) + first))
+    elif log_normal is not None:
+        mean, std = log_normal
+        t = jnp.maximum(sde.time_at(jnp.exp(mean + std * jax.scipy.special.ndtri(u))), sde.t_min)
     elif num_scales is None:
         t = u * (sde.T - sde.t_min) + sde.t_min
     else:
@@ -82,6 +88,7 @@ def denoising_score_matching(
     z: Float[Array, "b ..."],
     *,
     marginal: Marginal | None = None,
+    weight: Float[Array, " b"] | None = None,
     likelihood_weighting: bool = False,
     importance_weighting: bool = False,
     reduce_mean: bool = True,
@@ -94,9 +101,10 @@ def denoising_score_matching(
       x, t, z: data (B, ...), times (B,) and noise (B, ...); see `draw`.
       marginal: alpha and std at times t, for training on a discrete chain; by default those of the
         SDE.
-      likelihood_weighting: use the weight g(t)^2 instead of std(t)^2.
+      weight: (B,), relative to the default weight std(t)^2; None for 1.
+      likelihood_weighting: use the weight g(t)^2 instead of std(t)^2; `weight` is ignored.
       importance_weighting: use g(t)^2 divided by the density of t under importance sampling;
-        `likelihood_weighting` is ignored.
+        `weight` and `likelihood_weighting` are ignored.
       reduce_mean: average over the entries of an image. If False, take half their sum, as the
         official code does.
     """
@@ -108,8 +116,20 @@ def denoising_score_matching(
         residual = residual * jnp.sqrt(2 * (last - first) / (sde.T - sde.t_min))
     elif likelihood_weighting:
         residual = residual * expand(sde.diffusion(t), x) / std
+    elif weight is not None:
+        residual = residual * expand(jnp.sqrt(weight), x)
     squares = jnp.square(residual).reshape(x.shape[0], -1)
     return squares.mean(-1) if reduce_mean else 0.5 * squares.sum(-1)
+
+
+def edm_weight(sde: SDE, t: Float[Array, " b"], data_std: float) -> Float[Array, " b"]:
+    """Return the weight (B,) of EDM's objective at times t (B,), relative to the default one.
+
+    With log-normal noise levels, the loss is then the mean of lambda(sigma) |D(y; sigma) - x_0|^2
+    with sigma = std / alpha, y = x_t / alpha and lambda = (sigma^2 + data_std^2) /
+    (sigma data_std)^2 (arXiv:2206.00364, Eq. (2) and Table 1).
+    """
+    return 1 + (sde.noise_to_signal(t) / data_std) ** 2
 
 
 def mean_stderr(losses: np.ndarray, t: np.ndarray) -> float:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -278,7 +279,96 @@ class SubVPSDE(VPSDE):
         return Step(ts, jnp.full(n, dt), ratio, var, var * var_next / self.var(ts))
 
 
-SDES: dict[str, type[SDE]] = {"vesde": VESDE, "vpsde": VPSDE, "subvpsde": SubVPSDE}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CosineSDE(SDE):
+    """The SDE of the cosine schedule, alpha(t) = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s)).
+
+    See Nichol & Dhariwal 2021 (arXiv:2102.09672), Eq. (17), with s = 0.008. It preserves the
+    variance. At t = 1 alpha is 0 and the drift infinite, so T is smaller: alpha(T) = 0.008, as small
+    as that of the VP SDE.
+    """
+
+    T: float = 0.995
+    offset: float = 0.008
+
+    def alpha(self, t: Array) -> Array:
+        start = self._angle(0.0)
+        return jnp.cos(self._angle(t)) / math.cos(start)
+
+    def var(self, t: Array) -> Array:
+        start, angle = self._angle(0.0), self._angle(t)
+        # 1 - cos(angle)^2 / cos(start)^2, without its cancellation at small times.
+        return (
+            jnp.sin(math.pi / 2 * t / (1 + self.offset))
+            * jnp.sin(angle + start)
+            / math.cos(start) ** 2
+        )
+
+    def betas(self, n: int) -> np.ndarray:
+        """The n noise variances of the discrete chain, at most 0.999; float64 (n,)."""
+        alpha_bar = np.cos(self._angle(np.arange(n + 1) / n)) ** 2
+        return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+    def _angle(self, t: Any) -> Any:
+        return math.pi / 2 * (t + self.offset) / (1 + self.offset)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EDMSDE(SDE):
+    """The SDE of EDM (Karras et al. 2022, arXiv:2206.00364), whose time is the noise level.
+
+    alpha = 1 and sigma(t) = t, for images in [-1, 1].
+    """
+
+    T: float = 80.0
+    t_min: float = 0.002
+    t_end: float = 0.002
+
+    def alpha(self, t: Array) -> Array:
+        return jnp.ones_like(t)
+
+    def std(self, t: Array) -> Array:
+        return jnp.asarray(t)
+
+    def var(self, t: Array) -> Array:
+        return jnp.square(t)
+
+    def sampling_times(self, n: int) -> Array:
+        """n times (n,) from T down to t_end, evenly spaced in t^(1/7) (EDM, Eq. (5))."""
+        return jnp.linspace(self.T ** (1 / 7), self.t_end ** (1 / 7), n) ** 7
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RectifiedFlow(SDE):
+    """The SDE with the marginals of rectified flow, x_t = (1 - t) x_0 + t z.
+
+    See Liu et al. 2022 (arXiv:2209.03003) and Lipman et al. 2022 (arXiv:2210.02747). At t = 1 alpha
+    is 0 and the drift infinite, so T is smaller: x_T holds 0.005 x_0, less than that of the VP SDE.
+    The divergence of p_T from the prior is at most alpha(T)^2 |x_0|^2 / 2 = 1.25e-5 |x_0|^2 nats.
+    """
+
+    T: float = 0.995
+    t_min: float = 1e-3
+    t_end: float = 1e-2
+
+    def alpha(self, t: Array) -> Array:
+        return 1 - jnp.asarray(t)
+
+    def std(self, t: Array) -> Array:
+        return jnp.asarray(t)
+
+    def var(self, t: Array) -> Array:
+        return jnp.square(t)
+
+
+SDES: dict[str, type[SDE]] = {
+    "vesde": VESDE,
+    "vpsde": VPSDE,
+    "subvpsde": SubVPSDE,
+    "cosinesde": CosineSDE,
+    "edmsde": EDMSDE,
+    "rectifiedflow": RectifiedFlow,
+}
 """The SDEs by `config.training.sde`."""
 
 

@@ -187,6 +187,6 @@ def _levels(config: Config) -> tuple[np.ndarray, ...]:
         else jnp.arange(LEVELS) % scales / (scales - 1) * sde.T
     )
     model = experiment.model
-    gain = model.score_from_output(jnp.ones((LEVELS, 1, 1, 1)), t)[:, 0, 0, 0]
+    gain = model.score_from_output(jnp.ones((LEVELS, 1, 1, 1)), jnp.zeros(()), t)[:, 0, 0, 0]
     found = *model.marginal(t), gain, model.label(t)
     return tuple(np.broadcast_to(np.asarray(each, np.float32), (LEVELS,)).copy() for each in found)

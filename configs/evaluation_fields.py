@@ -48,6 +48,29 @@ SAMPLING = {
     "sampling.num_steps": Field(20, Integer(1, 10**5), (SAMPLES,), "Steps of the solver."),
     "sampling.schedule": Field("log_snr", NAME, (SAMPLES,), "Noise levels of the solver."),
     "sampling.churn": Field(1.0, NOT_NEGATIVE, (SAMPLES,), "S_churn of solver = 'heun_churn'."),
+    "sampling.churn_interval": Field(
+        (0.0, 1e9),
+        Entries((NOT_NEGATIVE, NOT_NEGATIVE)),
+        (SAMPLES,),
+        "S_min and S_max of 'heun_churn': the noise levels at which it adds noise.",
+    ),
+    "sampling.churn_noise": Field(
+        1.0, NOT_NEGATIVE, (SAMPLES,), "S_noise of 'heun_churn': scale of the added noise."
+    ),
+    "sampling.curve": Field(
+        "linear",
+        Name(("linear", "ve", "vp")),
+        (SAMPLES,),
+        "Time and scale in which 'euler' and 'heun' take straight steps: linear in the noise level "
+        "(EDM), in its square (VE), or along the VP SDE with its scale.",
+    ),
+    "sampling.second_point": Field(
+        1.0,
+        Real(0, 1, open_low=True),
+        (SAMPLES,),
+        "Second evaluation of 'heun', as a share of the step: 1 for Heun's method, 0.5 for the "
+        "midpoint method.",
+    ),
     "sampling.restart": Field(
         (3, 1, 0.3, 1.0),
         Entries((Integer(1, 100), Integer(1, 100), POSITIVE, POSITIVE)),

@@ -72,6 +72,11 @@ def check_model(config: Config, choices: Choices) -> Problems:
         )
     if "fir_kernel" in model and not sum(model.fir_kernel):
         yield f"model.fir_kernel = {tuple(model.fir_kernel)} must have a sum other than 0."
+    if model.parameterization.lower() == "edm" and not config.data.centered:
+        yield (
+            "model.parameterization = 'edm' needs data.centered = True, since its coefficients are "
+            "those of data with mean 0."
+        )
     if config.training.remat and name not in choices.remat:
         yield (
             f"training.remat = True needs one of model.name = {_listed(choices.remat)}, "
@@ -84,6 +89,15 @@ def check_model(config: Config, choices: Choices) -> Problems:
         )
 
 
+def importance_sampling(training: Config) -> str:
+    """Return how config.training asks for importance sampling of the times; '' if it does not."""
+    if training.importance_weighting:
+        return "training.importance_weighting = True"
+    if training.time_distribution.lower() == "importance":
+        return "training.time_distribution = 'importance'"
+    return ""
+
+
 def check_training(config: Config, choices: Choices) -> Problems:
     """Yield problems of config.training."""
     training = config.training
@@ -92,15 +106,22 @@ def check_training(config: Config, choices: Choices) -> Problems:
             f"training.n_iters = {training.n_iters} must be at least training.n_jitted_steps = "
             f"{training.n_jitted_steps}; raise the first or lower the second."
         )
-    if training.importance_weighting and not (
-        training.likelihood_weighting and training.continuous
-    ):
+    importance = importance_sampling(training)
+    if importance and not (training.likelihood_weighting and training.continuous):
         yield (
-            "training.importance_weighting = True needs training.likelihood_weighting = True and "
+            f"{importance} needs training.likelihood_weighting = True and "
             "training.continuous = True."
+        )
+    log_normal = training.time_distribution.lower() == "log_normal"
+    if log_normal and (training.likelihood_weighting or not training.continuous):
+        yield (
+            "training.time_distribution = 'log_normal' needs training.likelihood_weighting = False "
+            "and training.continuous = True."
         )
     if training.continuous:
         return
+    if config.model.parameterization.lower() == "edm":
+        yield "model.parameterization = 'edm' needs training.continuous = True."
     if training.likelihood_weighting:
         yield "training.likelihood_weighting = True needs training.continuous = True."
     has_fourier = config.model.name in choices.fourier
@@ -130,6 +151,11 @@ def check_sampling(config: Config, choices: Choices) -> Problems:
         yield (
             f"sampling.trajectory = True is not possible with {which}: the number of steps differs "
             "from image to image."
+        )
+    if not sampling.churn_interval[0] < sampling.churn_interval[1]:
+        yield (
+            f"sampling.churn_interval = {tuple(sampling.churn_interval)} must state the lower noise "
+            "level before the higher one."
         )
     lowest, highest = sampling.restart[2:]
     if not lowest < highest:

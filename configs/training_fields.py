@@ -98,6 +98,16 @@ MODEL = {
         (NETWORK, SAMPLES),
         "Noise levels of discrete-time training, and steps of sampling.method = 'pc'.",
     ),
+    "model.parameterization": Field(
+        "default",
+        Name(("default", "noise", "score", "velocity", "flow", "data", "edm")),
+        (NETWORK,),
+        "What the network's output estimates; 'default' is the score for the VE SDE, edm for "
+        "edmsde, flow for rectifiedflow, and else the noise.",
+    ),
+    "model.sigma_data": Field(
+        0.5, NOISE_SCALE, (NETWORK,), "Standard deviation of the data, for parameterization = edm."
+    ),
     "model.ema_rate": Field(0.999, SHARE, (TRAINING,), "Decay of the parameters' moving average."),
     "model.ema_ramp": Field(
         False,
@@ -209,6 +219,17 @@ TRAIN = {
     "training.importance_weighting": Field(
         False, FLAG, (LOSS,), "With likelihood weighting, importance sampling of the times."
     ),
+    "training.time_distribution": Field(
+        "uniform",
+        Name(("uniform", "importance", "log_normal")),
+        (LOSS,),
+        "Times of the loss: uniform; as training.importance_weighting, which is the older name of "
+        "'importance'; or EDM's log-normal noise levels, with EDM's weights.",
+    ),
+    "training.p_mean": Field(
+        -1.2, Real(-100, 100), (LOSS,), "Mean of the logarithm of log-normal noise levels."
+    ),
+    "training.p_std": Field(1.2, Real(1e-6, 100), (LOSS,), "Standard deviation of this logarithm."),
     "training.log_freq": Field(50, COUNT, NOTHING, "Steps between log lines."),
     "training.eval_freq": Field(100, COUNT, NOTHING, "Steps between held-out losses."),
     "training.snapshot_freq": Field(

@@ -18,7 +18,7 @@ from jax import Array
 import losses
 import sampling
 import sharding
-from configs import remedies
+from configs import remedies, rules
 from controllable import guidance
 from datasets import Batch
 from errors import InputError
@@ -135,14 +135,22 @@ class Experiment(Setup):
 
         `even` spreads the times evenly; see `losses.draw`.
         """
-        importance_weighting = self.config.training.importance_weighting
         return losses.draw(
-            key, self.sde, x, self.num_scales, importance_weighting=importance_weighting, even=even
+            key,
+            self.sde,
+            x,
+            self.num_scales,
+            importance_weighting=self._importance_weighting,
+            log_normal=self._log_normal,
+            even=even,
         )
 
     def loss(self, score: Score, x: Array, t: Array, z: Array) -> Array:
         """Return the training objective of each image (B,)."""
         settings = self.config.training
+        weight = self.model.loss_weight(t)
+        if self._log_normal is not None:
+            weight = losses.edm_weight(self.sde, t, self.model.data_std)
         return losses.denoising_score_matching(
             score,
             self.sde,
@@ -150,10 +158,23 @@ class Experiment(Setup):
             t,
             z,
             marginal=self.model.marginal,
+            weight=weight,
             likelihood_weighting=settings.likelihood_weighting,
-            importance_weighting=settings.importance_weighting,
+            importance_weighting=self._importance_weighting,
             reduce_mean=settings.reduce_mean,
         )
+
+    @property
+    def _importance_weighting(self) -> bool:
+        return bool(rules.importance_sampling(self.config.training))
+
+    @property
+    def _log_normal(self) -> tuple[float, float] | None:
+        """Mean and standard deviation of the logarithm of log-normal noise levels, or None."""
+        training = self.config.training
+        if training.time_distribution.lower() != "log_normal":
+            return None
+        return training.p_mean, training.p_std
 
     @functools.cached_property
     def held_out_loss(self) -> Callable[[Params, Batch, Array], tuple[Array, Array]]:

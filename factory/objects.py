@@ -60,12 +60,16 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
     if model.get("scale_by_sigma", False):
         ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
         sigmas = () if fourier else tuple(ladder.sigmas(model.num_scales).tolist())
+    fields = conventions(config.training.sde.lower())._asdict()
+    if model.parameterization.lower() != "default":
+        fields["parameterisation"] = model.parameterization.lower()
     score_model = ScoreModel(
         sde,
         num_scales,
-        **conventions(config.training.sde.lower())._asdict(),
+        **fields,
         centered=config.data.centered,
         sigmas=sigmas,
+        data_std=model.sigma_data,
         num_classes=config.data.num_classes,
         dtype=jnp.dtype(model.dtype),
     )

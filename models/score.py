@@ -1,7 +1,7 @@
 """The interface between a network and an SDE: what the network receives and what its output means.
 
-A network maps (x, label) to an output in the shape of x. A parameterisation defines the label of a
-time t and the score that an output represents. `ScoreModel` applies a parameterisation to a
+A network maps (x, label) to an output in the shape of x. A parameterisation defines its input, the
+label of a time t, and the score that an output represents. `ScoreModel` applies a parameterisation to a
 network; all other code uses the resulting function score(x, t).
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from models.layers import Rngs
-from sde_lib import SDE, VPSDE, expand
+from sde_lib import SDE, VPSDE, CosineSDE, expand
 
 Network = Callable[..., Array]
 """(x (B, ...), label (B,), rngs, classes=...) -> output (B, ...)."""
@@ -25,19 +25,42 @@ LevelMarginal = Callable[[Any, Array, int], tuple[Array, Array]]
 """(sde, t (B,), num_scales) -> alpha (B,) and std (B,) of a discrete chain at times t."""
 
 
+Coefficient = Callable[[Array, Array, float], Array]
+"""(alpha, std, data_std) -> a coefficient, in the shape of alpha and std; see `Parameterisation`."""
+
+
 class Parameterisation(NamedTuple):
-    """The label that a network is conditioned on, and the meaning of its output.
+    """What a network F receives, and what its output means: EDM's table (arXiv:2206.00364, Table 1).
+
+    The denoiser is E[x_0 | x_t = x] = c_skip x + c_out F(c_in x, c_noise), where x_t =
+    alpha x_0 + std z. EDM states the coefficients for alpha = 1; here x has the scale alpha.
 
     Attributes:
-      time_label: (sde, t (B,)) -> labels (B,), for networks trained in continuous time.
-      level_label: (sde, t (B,), num_scales) -> labels (B,), for networks trained on the discrete
-        noise levels at times i T / (num_scales - 1).
-      score: (output (B, ...), std (B,)) -> score (B, ...), where std is that of the noise in x_t.
+      c_skip, c_out, c_in: functions of (alpha, std, data_std), where data_std is the standard
+        deviation of the data (`model.sigma_data`).
+      c_noise: (sde, t (B,)) -> labels (B,), for networks trained in continuous time.
+      c_noise_of_level: (sde, t (B,), num_scales) -> labels (B,), for networks trained on the
+        discrete noise levels at times i T / (num_scales - 1); None if that is not possible.
+      score: (output (B, ...), std (B,)) -> score (B, ...) for the two parameterisations of the
+        paper, whose score does not depend on x; None for the others.
     """
 
-    time_label: Callable[[SDE, Array], Array]
-    level_label: Callable[[SDE, Array, int], Array]
-    score: Callable[[Array, Array], Array]
+    c_skip: Coefficient
+    c_out: Coefficient
+    c_in: Coefficient
+    c_noise: Callable[[SDE, Array], Array]
+    c_noise_of_level: Callable[[SDE, Array, int], Array] | None = None
+    score: Callable[[Array, Array], Array] | None = None
+
+
+def one(alpha: Array, std: Array, data_std: float) -> Array:
+    """The coefficient of networks that receive x itself."""
+    return jnp.ones_like(alpha)
+
+
+def quarter_log_level(sde: SDE, t: Array) -> Array:
+    """log(std / alpha) / 4, the label of EDM's networks."""
+    return jnp.log(sde.noise_to_signal(t)) / 4
 
 
 def scaled_time(sde: SDE, t: Array) -> Array:
@@ -77,13 +100,70 @@ def score_from_score(output: Array, std: Array) -> Array:
     return output
 
 
+def _variance(alpha: Array, std: Array, data_std: float) -> Array:
+    """The variance of x_t."""
+    return (alpha * data_std) ** 2 + std**2
+
+
+def c_in_of_edm(alpha: Array, std: Array, data_std: float) -> Array:
+    """The scale that gives x_t unit variance."""
+    return 1 / jnp.sqrt(_variance(alpha, std, data_std))
+
+
 PARAMETERISATIONS = {
-    "noise": Parameterisation(scaled_time, level_index, score_from_noise),
-    "score": Parameterisation(noise_scale, descending_level_index, score_from_score),
+    # The noise z (DDPM).
+    "noise": Parameterisation(
+        c_skip=lambda alpha, std, data_std: 1 / alpha,
+        c_out=lambda alpha, std, data_std: -std / alpha,
+        c_in=one,
+        c_noise=scaled_time,
+        c_noise_of_level=level_index,
+        score=score_from_noise,
+    ),
+    # The score (SMLD).
+    "score": Parameterisation(
+        c_skip=lambda alpha, std, data_std: 1 / alpha,
+        c_out=lambda alpha, std, data_std: std**2 / alpha,
+        c_in=one,
+        c_noise=noise_scale,
+        c_noise_of_level=descending_level_index,
+        score=score_from_score,
+    ),
+    # v = (alpha z - std x_0) / sqrt(alpha^2 + std^2); the root is 1 for VP (arXiv:2202.00512).
+    "velocity": Parameterisation(
+        c_skip=lambda alpha, std, data_std: alpha / (alpha**2 + std**2),
+        c_out=lambda alpha, std, data_std: -std / jnp.hypot(alpha, std),
+        c_in=one,
+        c_noise=scaled_time,
+        c_noise_of_level=level_index,
+    ),
+    # z - x_0, the velocity of rectified flow, where alpha + std = 1 (arXiv:2209.03003).
+    "flow": Parameterisation(
+        c_skip=lambda alpha, std, data_std: 1 / (alpha + std),
+        c_out=lambda alpha, std, data_std: -std / (alpha + std),
+        c_in=one,
+        c_noise=scaled_time,
+        c_noise_of_level=level_index,
+    ),
+    # The data x_0.
+    "data": Parameterisation(
+        c_skip=lambda alpha, std, data_std: jnp.zeros_like(alpha),
+        c_out=one,
+        c_in=one,
+        c_noise=scaled_time,
+        c_noise_of_level=level_index,
+    ),
+    # Input and target of unit variance (arXiv:2206.00364, Table 1, last column).
+    "edm": Parameterisation(
+        c_skip=lambda alpha, std, data_std: alpha * data_std**2 / _variance(alpha, std, data_std),
+        c_out=lambda alpha, std, data_std: std * data_std * c_in_of_edm(alpha, std, data_std),
+        c_in=c_in_of_edm,
+        c_noise=quarter_log_level,
+    ),
 }
 
 
-def ddpm_marginal(sde: VPSDE, t: Array, num_scales: int) -> tuple[Array, Array]:
+def ddpm_marginal(sde: VPSDE | CosineSDE, t: Array, num_scales: int) -> tuple[Array, Array]:
     """alpha and std of DDPM's chain at times t.
 
     Times between two levels take the values of the lower level, as in the official code.
@@ -99,7 +179,7 @@ class Conventions(NamedTuple):
     """How networks of one SDE are trained: fields of `ScoreModel` that depend on the SDE's name.
 
     Attributes:
-      parameterisation: a key of `PARAMETERISATIONS`.
+      parameterisation: a key of `PARAMETERISATIONS`, unless `model.parameterization` names another.
       level_marginal: alpha and std in discrete-time training; None for those of the SDE at time t.
     """
 
@@ -110,6 +190,9 @@ class Conventions(NamedTuple):
 CONVENTIONS = {
     "vesde": Conventions(parameterisation="score"),
     "vpsde": Conventions(level_marginal=ddpm_marginal),
+    "cosinesde": Conventions(level_marginal=ddpm_marginal),
+    "edmsde": Conventions(parameterisation="edm"),
+    "rectifiedflow": Conventions(parameterisation="flow"),
 }
 """By `training.sde`. SDEs that are not in this table use the default values of `Conventions`."""
 
@@ -133,6 +216,7 @@ class ScoreModel:
       sigmas: divisors of the output (`model.scale_by_sigma`): a table of noise scales, indexed by
         the integer part of the label; () if the label itself is the noise scale (Fourier
         embedding); None for no division.
+      data_std: the standard deviation of the data (`model.sigma_data`), which "edm" uses.
       num_classes: the number of classes that the network is conditioned on (`data.num_classes`),
         which is also the label of "no class"; 0 for an unconditional network.
       dtype: the type of the network's input, and thereby of its activations. Outputs are converted
@@ -145,15 +229,22 @@ class ScoreModel:
     level_marginal: LevelMarginal | None = None
     centered: bool = True
     sigmas: tuple[float, ...] | None = None
+    data_std: float = 0.5
     num_classes: int = 0
     dtype: jnp.dtype = jnp.dtype("float32")
 
+    @property
+    def table(self) -> Parameterisation:
+        """The coefficients of the network's input and output."""
+        return PARAMETERISATIONS[self.parameterisation]
+
     def label(self, t: Array) -> Array:
         """The labels (B,) that the network receives for times t (B,)."""
-        parameterisation = PARAMETERISATIONS[self.parameterisation]
         if self.num_scales is None:
-            return parameterisation.time_label(self.sde, t)
-        return parameterisation.level_label(self.sde, t, self.num_scales)
+            return self.table.c_noise(self.sde, t)
+        if self.table.c_noise_of_level is None:
+            raise ValueError(f"{self.parameterisation!r} has no labels for discrete noise levels.")
+        return self.table.c_noise_of_level(self.sde, t, self.num_scales)
 
     def marginal(self, t: Array) -> tuple[Array, Array]:
         """alpha (B,) and std (B,) of the training data x_t = alpha x_0 + std z at times t (B,)."""
@@ -161,10 +252,29 @@ class ScoreModel:
             return self.sde.alpha(t), self.sde.std(t)
         return self.level_marginal(self.sde, t, self.num_scales)
 
-    def score_from_output(self, output: Array, t: Array) -> Array:
-        """The score (B, ...) that an output (B, ...) of the network at times t (B,) represents."""
-        _, std = self.marginal(t)
-        return PARAMETERISATIONS[self.parameterisation].score(output, std)
+    def coefficient(self, name: str, t: Array, x: Array) -> Array:
+        """The coefficient `name` of the table, such as "c_skip", at times t (B,), for x (B, ...)."""
+        return expand(getattr(self.table, name)(*self.marginal(t), self.data_std), x)
+
+    def score_from_output(self, output: Array, x: Array, t: Array) -> Array:
+        """The score (B, ...) at x (B, ...) that an output of the network represents, at t (B,)."""
+        alpha, std = self.marginal(t)
+        if self.table.score is not None:
+            return self.table.score(output, std)
+        mean = self.coefficient("c_skip", t, x) * x + self.coefficient("c_out", t, x) * output
+        return (expand(alpha, x) * mean - x) / expand(std**2, x)
+
+    def loss_weight(self, t: Array) -> Array | None:
+        """The weight (B,) of the training loss at times t (B,), relative to the paper's std^2.
+
+        Errors of the network's output count alike at all times, as in the losses of v-prediction,
+        rectified flow and EDM: the weight of the squared error of the denoiser is 1 / c_out^2. None
+        stands for 1, the weight of the paper's parameterisations.
+        """
+        if self.table.score is not None:
+            return None
+        alpha, std = self.marginal(t)
+        return (std / (alpha * self.table.c_out(alpha, std, self.data_std))) ** 2
 
     def output(
         self,
@@ -174,7 +284,7 @@ class ScoreModel:
         rngs: Rngs | None = None,
         classes: Array | None = None,
     ) -> Array:
-        """The network's output for states x (B, ...), labels and classes (B,), in float32.
+        """The network's output for inputs x (B, ...), labels and classes (B,), in float32.
 
         The output is divided by sigma if `sigmas` is not None.
         """
@@ -205,5 +315,6 @@ class ScoreModel:
         With `rngs`, dropout is active. With `classes` (B,), estimate grad_x log p_t(x | class),
         which requires a class-conditional network.
         """
-        output = self.output(network, x, self.label(t), rngs, classes)
-        return self.score_from_output(output, t)
+        scaled = x if self.table.c_in is one else self.coefficient("c_in", t, x) * x
+        output = self.output(network, scaled, self.label(t), rngs, classes)
+        return self.score_from_output(output, x, t)

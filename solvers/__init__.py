@@ -15,7 +15,7 @@ from solvers.loop import Loop, single
 from solvers.multistep import data_multistep, deis, second_order, third_order, unipc
 from solvers.plan import Plan, few_step, few_step_loop
 from solvers.schedules import SCHEDULES, frame_indices, karras, noise_levels
-from solvers.single_step import heun
+from solvers.single_step import euler, heun
 
 __all__ = [
     "SCHEDULES",
@@ -51,6 +51,8 @@ class Solver(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+CHURN = ("churn", "churn_interval", "churn_noise")
+
 SOLVERS = {
     "ddim": Solver(partial(data_multistep, order=1, weights=second_order)),
     "dpm++_2m": Solver(partial(data_multistep, order=2, weights=second_order)),
@@ -64,7 +66,8 @@ SOLVERS = {
     "unipc_2": Solver(partial(unipc, order=2)),
     "unipc_3": Solver(partial(unipc, order=3)),
     "deis": Solver(deis, noise_prediction=True),
-    "heun": Solver(heun, noise_prediction=True),
-    "heun_churn": Solver(heun, noise_prediction=True, stochastic=True, options=("churn",)),
+    "euler": Solver(euler, noise_prediction=True, options=("curve",)),
+    "heun": Solver(heun, noise_prediction=True, options=("curve", "second_point")),
+    "heun_churn": Solver(heun, noise_prediction=True, stochastic=True, options=CHURN),
     "restart": Solver(heun, noise_prediction=True, stochastic=True, options=("restart",)),
 }

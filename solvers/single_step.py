@@ -1,4 +1,4 @@
-"""Single-step solvers: Heun's method of EDM (arXiv:2206.00364), with churn and with Restart.
+"""Single-step solvers: Euler's and Heun's methods of EDM (arXiv:2206.00364), and Restart.
 
 EDM's churn adds noise before each step. Restart (arXiv:2306.14878) returns to a higher noise level
 at one point of the trajectory and repeats the steps from there.
@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from errors import InputError
+from errors import InputError, choose
+from solvers.curves import CURVES, Curve
 from solvers.plan import Plan, identity_plan
 from solvers.schedules import karras
 
@@ -26,34 +27,59 @@ class _Step(NamedTuple):
     target: float
 
 
-def heun(levels: np.ndarray, *, churn: float = 0.0, restart: Sequence[float] = ()) -> Plan:
-    """Return the plan of Heun's method (EDM, Algorithms 1 and 2), in noise prediction.
+def euler(levels: np.ndarray, *, curve: str = "linear") -> Plan:
+    """Return the plan of Euler's method on a curve, in noise prediction; see `heun`."""
+    steps = [_Step(start, start, target) for start, target in itertools.pairwise(levels)]
+    return _joined([_euler_row(step, choose(CURVES, curve, "sampling.curve")) for step in steps])
+
+
+def heun(
+    levels: np.ndarray,
+    *,
+    curve: str = "linear",
+    second_point: float = 1.0,
+    churn: float = 0.0,
+    churn_interval: Sequence[float] = (0.0, math.inf),
+    churn_noise: float = 1.0,
+    restart: Sequence[float] = (),
+) -> Plan:
+    """Return the plan of Heun's method (EDM, Algorithms 1 to 3), in noise prediction.
 
     A step has two evaluations of the network. A last step to level 0 has one.
 
     Args:
       levels: (n + 1,), noise levels.
+      curve: the name of a curve in `CURVES`.
+      second_point: where the second evaluation is, as a share of the step (alpha of Algorithm 3).
       churn: S_churn of Algorithm 2. Before each step, added noise raises the level by the factor
         1 + min(churn / n, sqrt(2) - 1), unless the result would exceed the first level.
+      churn_interval: S_min and S_max, the levels between which noise is added.
+      churn_noise: S_noise, the scale of the added noise.
       restart: (number of levels, repetitions, lowest level, highest level). At the level nearest to
         the lowest one, noise up to the highest one is added and removed again, as often as stated.
 
     Raises InputError for invalid values in `restart`.
     """
-    steps = _churned_steps(levels, churn)
+    steps = _churned_steps(levels, churn, churn_interval)
     if restart:
         _check_restart(restart, levels[0])
         position, cycle = _restart_cycle(levels, *restart)
         steps[position:position] = cycle
-    rows = [row for step in steps for row in _rows(step)]
+    chosen = choose(CURVES, curve, "sampling.curve")
+    plan = _joined([row for step in steps for row in _rows(step, chosen, second_point)])
+    return plan._replace(added_noise=churn_noise * plan.added_noise)
+
+
+def _joined(rows: list[Plan]) -> Plan:
     return Plan(*(np.concatenate(leaves) for leaves in zip(*rows)))
 
 
-def _churned_steps(levels: np.ndarray, churn: float) -> list[_Step]:
+def _churned_steps(levels: np.ndarray, churn: float, interval: Sequence[float]) -> list[_Step]:
     gamma = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
+    lowest, highest = interval
     steps = []
     for start, target in itertools.pairwise(levels):
-        level = start * (1 + gamma)
+        level = start * (1 + gamma) if lowest <= start <= highest else start
         if level > levels[0]:
             level = start
         steps.append(_Step(start, level, target))
@@ -84,16 +110,36 @@ def _restart_cycle(
     return position, cycle * int(repetitions)
 
 
-def _rows(step: _Step) -> list[Plan]:
-    """Return the row of an Euler step and the row that corrects it to the trapezoidal rule."""
+def _euler_row(step: _Step, curve: Curve, share: float = 1.0) -> Plan:
+    """Return the row of an Euler step over a share of the way."""
     start, level, target = step
-    euler = identity_plan(np.array([level]), 2)
-    euler.added_noise[0] = math.sqrt(max(level**2 - start**2, 0.0))
-    euler.predictor_weights[0, 0] = target - level
-    if target == 0:
-        return [euler]
-    trapezoid = identity_plan(np.array([target]), 2)
-    trapezoid.corrector_state[0] = 0.0
-    trapezoid.corrector_previous[0] = 1.0
-    trapezoid.corrector_weights[0] = (target - level) / 2
-    return [euler, trapezoid]
+    row = identity_plan(np.array([level]), 2)
+    row.added_noise[0] = math.sqrt(max(level**2 - start**2, 0.0))
+    h = share * (curve.time(target) - curve.time(level))
+    reached = target if share == 1 else curve.level(curve.time(level) + h)
+    ratio = curve.scale(level) / curve.scale(reached)
+    row.predictor_state[0] = ratio * (1 + h * curve.scale_rate(level))
+    row.predictor_weights[0, 0] = ratio * h * curve.speed(level)
+    return row
+
+
+def _rows(step: _Step, curve: Curve, share: float) -> list[Plan]:
+    """Return the row of an Euler step to the second point, and the row that corrects it.
+
+    With h the whole step and w = 1 / (2 share), the corrected step is x + h ((1 - w) dx/dt +
+    w dx/dt at the second point), which is the trapezoidal rule for a share of 1.
+    """
+    if step.target == 0:
+        return [_euler_row(step, curve)]
+    _, level, target = step
+    t, h = curve.time(level), curve.time(target) - curve.time(level)
+    second, w = target if share == 1 else curve.level(t + share * h), 1 / (2 * share)
+    ratio, second_ratio = (curve.scale(each) / curve.scale(target) for each in (level, second))
+    row = identity_plan(np.array([second]), 2)
+    row.corrector_state[0] = second_ratio * h * w * curve.scale_rate(second)
+    row.corrector_previous[0] = ratio * (1 + h * (1 - w) * curve.scale_rate(level))
+    row.corrector_weights[0] = (
+        second_ratio * h * w * curve.speed(second),
+        ratio * h * (1 - w) * curve.speed(level),
+    )
+    return [_euler_row(step, curve, share), row]

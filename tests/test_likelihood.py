@@ -14,13 +14,14 @@ import scipy.special
 import likelihood
 from datasets import Scaler
 from errors import InputError
-from sde_lib import VESDE, VPSDE, SubVPSDE, expand
+from sde_lib import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE, expand
 from solvers import scaled_flow
 from tests import gaussian, mixture, reference
 from tests.test_sampling import Cosine
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
-EVERY_SDE = pytest.mark.parametrize("sde", [*SDES.values(), Cosine()], ids=[*SDES, "cosine"])
+OTHERS = {"new": Cosine(), "cosine": CosineSDE(), "edm": EDMSDE(), "flow": RectifiedFlow()}
+EVERY_SDE = pytest.mark.parametrize("sde", [*SDES.values(), *OTHERS.values()], ids=[*SDES, *OTHERS])
 MEAN = np.linspace(-0.5, 0.5, 12).reshape(2, 2, 3)  # Of Gaussian data.
 STD = np.linspace(0.1, 1, 12).reshape(2, 2, 3)
 

@@ -9,7 +9,7 @@ import pytest
 
 import losses
 from models.score import ScoreModel, conventions
-from sde_lib import VESDE, VPSDE, SubVPSDE, expand
+from sde_lib import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE, expand
 from tests import gaussian, programs, reference
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
@@ -58,7 +58,7 @@ def test_discrete_losses(name, sde_name, reduce_mean):
     model = ScoreModel(sde, 1000, **conventions(f"{sde_name}sde")._asdict())
 
     def score(x, t):
-        return model.score_from_output(-x / (1 + expand(model.label(t), x) / 1000), t)
+        return model.score_from_output(-x / (1 + expand(model.label(t), x) / 1000), x, t)
 
     x, z = jnp.asarray(recorded["closed/data"]), jnp.asarray(recorded["closed/z"])
     t = jnp.asarray(levels_to_times(recorded["closed/labels"], 1000, name == "smld"))
@@ -134,13 +134,19 @@ def test_draws():
     assert set(np.asarray(ScoreModel(VPSDE(), 5).label(t)).tolist()) == {0, 1, 2, 3, 4}
 
 
-@pytest.mark.parametrize("options", [{}, {"num_scales": 10}, {"importance_weighting": True}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_scales": 10}, {"importance_weighting": True}, {"log_normal": (-1.2, 1.2)}],
+)
 def test_even_times(options):
     """The first 100 and all 400 have the distribution of random ones, with much smaller errors."""
     x, sde = jnp.zeros((400, 1, 1, 1)), VPSDE()
 
     def mean(t):
         """Of the share of the way through the distribution: uniform in t or in log(std / alpha)."""
+        if "log_normal" in options:
+            logs = jnp.log(sde.noise_to_signal(t))
+            return float(jax.scipy.stats.norm.cdf(logs, -1.2, 1.2).mean())
         if "importance_weighting" not in options:
             return float(t.mean())
         first, t, last = (
@@ -198,6 +204,38 @@ def test_importance_sampled_times(sde):
     assert abs(uniform_mean - mean) < 4 * np.hypot(uniform_std, std) / np.sqrt(100_000)
     largest_ratio = 1.001 if isinstance(sde, VESDE) else 0.9
     assert std < largest_ratio * uniform_std
+
+
+LATER = {"cosine": CosineSDE(), "edm": EDMSDE(), "flow": RectifiedFlow()}
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), *LATER.values()], ids=["vp", "ve", *LATER])
+def test_log_normal_noise_levels(sde):
+    """EDM's objective, E[lambda(sigma) |D - x_0|^2] for log-normal sigma, by quadrature."""
+    mean, std, data_std = -1.2, 1.2, 0.5
+    x = 0.3 + 0.4 * jax.random.normal(jax.random.key(0), (200_000, 2, 1, 1))
+    t, z = losses.draw(jax.random.key(1), sde, x, log_normal=(mean, std))
+    log_sigma = jnp.log(sde.noise_to_signal(t))
+    assert float(log_sigma.mean()) == pytest.approx(mean, abs=0.015)
+    assert float(log_sigma.std()) == pytest.approx(std, abs=0.015)
+    assert sde.t_min <= t.min()
+    assert t.max() <= sde.T
+
+    def score(x, t):
+        return 0.9 * gaussian.score(sde, 0.3, 0.4)(x, t)
+
+    weight = losses.edm_weight(sde, t, data_std)
+    values = losses.denoising_score_matching(score, sde, x, t, z, weight=weight)
+    # D = y - 0.9 sigma^2 (y - m) / v for y = m + sqrt(v) e, so D - x_0 is Gaussian.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    sigma = np.exp(mean + std * nodes)
+    v = 0.16 + sigma**2
+    kept = 1 - 0.9 * sigma**2 / v
+    error = kept**2 * v - 2 * kept * 0.16 + 0.16
+    expected = weights @ ((sigma**2 + 0.25) / (sigma * 0.5) ** 2 * error) / weights.sum()
+    assert float(values.mean()) == pytest.approx(
+        expected, abs=float(4 * values.std() / 200_000**0.5)
+    )
 
 
 @pytest.mark.parametrize("unroll", [False, True])

@@ -329,7 +329,7 @@ def test_models_of_diffusers(tmp_path, make):
     label = experiment.model.label(t)
     with torch.no_grad():
         raw = model(torch.tensor(np.moveaxis(x, -1, 1)), torch.tensor(np.asarray(label))).sample
-    theirs = experiment.model.score_from_output(jnp.moveaxis(jnp.asarray(raw.numpy()), 1, -1), t)
+    theirs = experiment.model.score_from_output(jnp.moveaxis(jnp.asarray(raw.numpy()), 1, -1), x, t)
     assert reference.image_error(score, theirs) < 1e-5
 
 

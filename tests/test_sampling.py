@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import sampling
-from sde_lib import SDE, VESDE, VPSDE, Step, SubVPSDE
+from sde_lib import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, Step, SubVPSDE
 from tests import gaussian, reference
 
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -177,6 +177,18 @@ def test_moments_of_gaussian_data(name, predictor, corrector):
     )
     assert mean == pytest.approx(0.4, abs=tolerance)
     assert std == pytest.approx(0.3, abs=tolerance)
+
+
+@pytest.mark.parametrize("corrector", ["none", "langevin"])
+@pytest.mark.parametrize("predictor", ["reverse_diffusion", "ancestral_sampling"])
+@pytest.mark.parametrize(
+    "sde", [CosineSDE(), EDMSDE(), RectifiedFlow()], ids=lambda s: type(s).__name__
+)
+def test_moments_with_later_sdes(sde, predictor, corrector):
+    """EDM's levels, and flows whose drift diverges at the end, are sampled like the others."""
+    mean, std = moments(sde, sampling.PREDICTORS[predictor], sampling.CORRECTORS[corrector])
+    assert mean == pytest.approx(0.4, abs=0.01)
+    assert std == pytest.approx(0.3, abs=0.01)
 
 
 @pytest.mark.parametrize("n", [20, 40])

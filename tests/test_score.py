@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import losses
 from models.score import PARAMETERISATIONS, ScoreModel, conventions
-from sde_lib import SDES, VPSDE
+from sde_lib import EDMSDE, SDES, VPSDE, expand
 from tests import reference
 
 
@@ -14,7 +15,7 @@ def model(sde_name: str, num_scales: int | None = None) -> ScoreModel:
     return ScoreModel(SDES[sde_name](), num_scales, **conventions(sde_name)._asdict())
 
 
-@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("name", ["vesde", "vpsde", "subvpsde"])
 def test_labels(name):
     recorded, prefix = reference.arrays("sde"), name.removesuffix("sde") + "/"
     labels = model(name).label(recorded["t"])
@@ -63,9 +64,82 @@ def test_outputs_represent_scores(parameterisation, num_scales):
     )
     t, z = jnp.array([0.2, 0.9]), jnp.arange(12.0).reshape(2, 2, 3, 1)
     std = score_model.marginal(t)[1].reshape(2, 1, 1, 1)
-    exact_outputs = {"noise": z, "score": -z / std}
-    score = score_model.score_from_output(exact_outputs[parameterisation], t)
-    np.testing.assert_allclose(score, -z / std, rtol=1e-6)
+    alpha = score_model.marginal(t)[0].reshape(2, 1, 1, 1)
+    data = jnp.sin(z) / 2
+    x = alpha * data + std * z
+    score = score_model.score_from_output(outputs(data, z, alpha, std)[parameterisation], x, t)
+    rtol = 1e-6 if parameterisation in ("noise", "score") else 2e-5
+    np.testing.assert_allclose(score, -z / std, rtol=rtol, atol=1e-5)
+
+
+def outputs(data, z, alpha, std):
+    """The exact outputs for x_t = alpha data + std z, by the definition of each parameterisation."""
+    y, sigma, data_std = data + std / alpha * z, std / alpha, 0.5
+    total = jnp.sqrt(sigma**2 + data_std**2)  # Karras et al. (2022), Table 1
+    c_skip, c_out = data_std**2 / total**2, sigma * data_std / total
+    return {
+        "noise": z,
+        "score": -z / std,
+        "velocity": (alpha * z - std * data) / jnp.sqrt(alpha**2 + std**2),
+        "flow": z - data,
+        "data": data,
+        "edm": (data - c_skip * y) / c_out,
+    }
+
+
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
+def test_table_of_parameterisations(parameterisation, sde):
+    """c_skip x + c_out F is the data, and c_in x has the stated scale."""
+    score_model = ScoreModel(SDES[sde](), parameterisation=parameterisation)
+    t = jnp.array([0.3, 0.9])
+    z = jnp.arange(-3.0, 3.0).reshape(2, 3)
+    data = jnp.cos(z)
+    alpha, std = (each[:, None] for each in score_model.marginal(t))
+    x = alpha * data + std * z
+    c_skip, c_out, c_in = (
+        score_model.coefficient(name, t, x) for name in ("c_skip", "c_out", "c_in")
+    )
+    denoised = c_skip * x + c_out * outputs(data, z, alpha, std)[parameterisation]
+    np.testing.assert_allclose(denoised, data, atol=2e-4)
+    variance = alpha**2 * 0.25 + std**2
+    np.testing.assert_allclose(c_in**2, 1 / variance if parameterisation == "edm" else 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("parameterisation", ["velocity", "flow", "data", "edm"])
+def test_losses_of_later_parameterisations(parameterisation):
+    """They are the mean squared errors of the network's output."""
+    score_model = ScoreModel(VPSDE(), parameterisation=parameterisation)
+    x, z = (
+        jnp.linspace(-1, 1, 12).reshape(3, 2, 2, 1),
+        jnp.cos(jnp.arange(12.0)).reshape(3, 2, 2, 1),
+    )
+    t = jnp.array([0.1, 0.5, 0.9])
+    alpha, std = (expand(each, x) for each in score_model.marginal(t))
+    exact = outputs(x, z, alpha, std)[parameterisation]
+
+    def score(noised, t):
+        return score_model.score_from_output(exact + 0.1 * x, noised, t)
+
+    weight = score_model.loss_weight(t)
+    found = losses.denoising_score_matching(score, VPSDE(), x, t, z, weight=weight)
+    np.testing.assert_allclose(found, (0.01 * x**2).mean((1, 2, 3)), rtol=2e-3)
+
+
+def test_weights_of_edm():
+    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 for the squared error of the denoiser."""
+    sigma = jnp.array([0.01, 0.5, 70.0])
+    score_model = ScoreModel(EDMSDE(), parameterisation="edm", data_std=0.7)
+    expected = (sigma**2 + 0.49) / (sigma * 0.7) ** 2
+    np.testing.assert_allclose(score_model.loss_weight(sigma) / sigma**2, expected, rtol=1e-5)
+    found = losses.edm_weight(EDMSDE(), sigma, 0.7)
+    np.testing.assert_allclose(found / sigma**2, expected, rtol=1e-5)
+    assert model("vpsde").loss_weight(jnp.array([0.5])) is None
+
+
+def test_edm_has_no_discrete_levels():
+    with pytest.raises(ValueError, match="'edm' has no labels for discrete noise levels"):
+        ScoreModel(VPSDE(), 1000, "edm").label(jnp.array([0.5]))
 
 
 def test_marginals_between_levels_are_those_of_the_lower_level():

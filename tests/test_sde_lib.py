@@ -9,10 +9,11 @@ import pytest
 
 import sde_lib
 from errors import InputError
-from sde_lib import VESDE, VPSDE, SubVPSDE
+from sde_lib import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE
 from tests import reference
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
+LATER = {"cosine": CosineSDE(), "edm": EDMSDE(), "flow": RectifiedFlow()}
 
 
 @pytest.fixture(params=SDES)
@@ -146,20 +147,64 @@ def test_invalid_values_raise_input_errors():
         SubVPSDE(beta_min=0)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FlowMatching(sde_lib.SDE):
-    """alpha = 1 - t, std = t; T is less than 1 because the drift diverges at 1."""
+def closed_form(name: str, t: np.ndarray) -> tuple[np.ndarray, ...]:
+    """alpha, std, f and g of the later SDEs, in float64."""
+    if name == "edm":
+        return np.ones_like(t), t, 0 * t, np.sqrt(2 * t)
+    if name == "flow":
+        return 1 - t, t, -1 / (1 - t), np.sqrt(2 * t / (1 - t))
+    angle, start = np.pi / 2 * (t + 0.008) / 1.008, np.pi / 2 * 0.008 / 1.008
+    alpha = np.cos(angle) / np.cos(start)
+    rate = np.pi / 2 / 1.008 * np.tan(angle)
+    return alpha, np.sqrt(1 - alpha**2), -rate, np.sqrt(2 * rate)
 
-    T: float = 1 - 1e-3
 
-    def alpha(self, t):
-        return 1 - t
+@pytest.mark.parametrize("name", LATER)
+def test_closed_forms_of_later_sdes(name):
+    """Also at both ends of the times, where alpha or std are small."""
+    sde = LATER[name]
+    ends = [sde.t_min, sde.t_end, sde.T]
+    t = np.concatenate([ends, np.linspace(sde.t_end, sde.T, 20)]).astype(np.float32)
+    found = sde.alpha(t), sde.std(t), sde.drift_coefficient(t), sde.diffusion(t)
+    for actual, expected in zip(found, closed_form(name, t.astype(np.float64))):
+        assert_close(actual, expected, rtol=3e-5, atol=1e-7)
 
-    def var(self, t):
-        return t**2
+
+@pytest.mark.parametrize("name", LATER)
+def test_later_sdes_end_close_to_their_prior(name):
+    """The divergence of p_T from the prior is at most alpha^2 |x_0|^2 / 2 var, for VP 2e-5 |x_0|^2.
+
+    The inverse of the noise level covers all times up to T.
+    """
+    sde = LATER[name]
+    ratio = 1 / float(sde.noise_to_signal(jnp.float32(sde.T)))
+    assert ratio**2 / 2 < (8e-5 if name == "edm" else 3.1e-5)
+    assert sde.prior_std == pytest.approx(float(sde.std(jnp.float32(sde.T))))
+    ts = jnp.linspace(sde.t_min, sde.T, 9)
+    assert_close(sde.time_at(sde.noise_to_signal(ts)), ts, rtol=1e-4)
+    assert_close([sde.time_at(jnp.float32(1e6)), sde.time_at(jnp.float32(0))], [sde.T, 0])
 
 
-@pytest.mark.parametrize("sde", [*SDES.values(), FlowMatching()], ids=[*SDES, "flow_matching"])
+def test_chain_of_the_cosine_schedule():
+    """beta_i of Nichol & Dhariwal (2021), which they clip, and marginals that converge to the SDE."""
+    sde, n = LATER["cosine"], 1000
+    levels = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
+    np.testing.assert_allclose(sde.betas(n)[:-1], 1 - levels[1:-1] / levels[:-2], rtol=1e-9)
+    assert sde.betas(n)[-1] == 0.999
+    t = np.array([0.1, 0.5, 0.9])
+    alpha_bar = np.cumprod(1 - sde.betas(n))[(t * n).astype(int) - 1]
+    np.testing.assert_allclose(np.sqrt(alpha_bar), sde.alpha(t), rtol=1e-5)
+
+
+def test_times_of_edm():
+    """The noise levels of EDM, Eq. (5)."""
+    t = LATER["edm"].sampling_times(18)
+    i = np.arange(18)
+    expected = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    assert_close(t, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("sde", [*SDES.values(), *LATER.values()], ids=[*SDES, *LATER])
 def test_transitions_compose_to_the_marginal(sde):
     """The forward transitions of all steps, applied to x_0, give the marginal at the first time."""
     ts = jnp.linspace(sde.T, sde.t_end, 37)
@@ -172,13 +217,13 @@ def test_transitions_compose_to_the_marginal(sde):
 
 
 @pytest.mark.parametrize("n", [20, 40])
-@pytest.mark.parametrize("name", [*SDES, "chain", "flow_matching"])
+@pytest.mark.parametrize("name", [*SDES, "chain", *LATER])
 def test_ancestral_steps_give_the_marginal(name, n):
     """For a point mass, ancestral sampling takes the variance at t to that at the next time.
 
     Its step is y = (x + var score) / ratio + noise with score = -(x - alpha x_0) / var(t).
     """
-    sde = {**SDES, "chain": VESDE(), "flow_matching": FlowMatching()}[name]
+    sde = {**SDES, "chain": VESDE(), **LATER}[name]
     ts = jnp.linspace(sde.T, 0.1, n)
     steps, var = sde.steps(ts), np.asarray(sde.var(ts), np.float64)
     if name == "chain":
@@ -190,13 +235,13 @@ def test_ancestral_steps_give_the_marginal(name, n):
     assert steps.ancestral_var[-1] == 0
 
 
-@pytest.mark.parametrize("sde", [*SDES.values(), FlowMatching()], ids=[*SDES, "flow_matching"])
+@pytest.mark.parametrize("sde", [*SDES.values(), *LATER.values()], ids=[*SDES, *LATER])
 def test_lengths_of_steps(sde):
     """Steps lead from each time to the next; those of chains have equal lengths."""
     ts = np.array([0.9, 0.5, 0.4, 0.1])
     assert_close(sde.steps(ts).t, ts)
     assert_close(sde.steps(ts).dt, [0.4, 0.1, 0.3, 0.1])
-    if not isinstance(sde, FlowMatching):
+    if sde not in LATER.values():
         chain = dataclasses.replace(sde, T=2.0).discretize(50)
         assert_close(chain.dt, np.full(50, 0.04))
         assert_close(chain.t, np.linspace(2, sde.t_end, 50))
@@ -242,7 +287,7 @@ def test_ancestral_steps_of_ddpm():
 
 def test_drift_and_diffusion_generate_the_marginals():
     """Integrate the variance equation d var / dt = 2 f var + g^2 numerically (flow matching)."""
-    sde, n, end = FlowMatching(), 20_000, 0.9
+    sde, n, end = LATER["flow"], 20_000, 0.9
     midpoints = (np.arange(n, dtype=np.float32) + 0.5) * np.float32(end / n)
     drift_coefficients = np.asarray(sde.drift_coefficient(midpoints))
     squared_diffusions = np.asarray(sde.diffusion(midpoints)) ** 2

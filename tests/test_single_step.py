@@ -1,18 +1,23 @@
 """Heun's method with churn and with Restart: the noise levels of plans, and their noise."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 import solvers
 from errors import InputError
 from solvers import single_step
+from solvers.curves import CURVES
 
 OPTIONS = {
     "heun_churn": [{"churn": 1.5}, {"churn": 40.0}],
     "restart": [{"restart": (4, 1, 0.06, 0.3)}, {"restart": (3, 2, 0.5, 5.0)}],
 }
+OPTIONS["heun"] = [{"second_point": share} for share in (1.0, 0.5, 0.3)]
+OPTIONS["heun_churn"].append({"churn": 9.0, "churn_interval": (0.1, 3.0)})
 CASES = [(name, each) for name in solvers.SOLVERS for each in OPTIONS.get(name, [{}])]
 LEVELS = np.append(solvers.karras(10.0, 0.02, 10), 0.0)
 
@@ -94,3 +99,95 @@ def test_heun():
 def test_invalid_values(restart):
     with pytest.raises(InputError, match="0 < lowest < highest <= 10"):
         single_step.heun(LEVELS, restart=restart)
+
+
+def test_churn_between_two_levels():
+    """Only steps that start in the interval add noise, and its scale leaves the levels alone."""
+    options = {"churn": 1.5, "churn_interval": (0.1, 3.0)}
+    plan = single_step.heun(LEVELS, **options)
+    _, before, _ = raised(plan)
+    np.testing.assert_allclose(before, [level for level in LEVELS if 0.1 <= level <= 3])
+    scaled = single_step.heun(LEVELS, **options, churn_noise=1.01)
+    np.testing.assert_allclose(scaled.added_noise, 1.01 * plan.added_noise)
+    np.testing.assert_allclose(scaled.level, plan.level)
+
+
+def scale_and_level(curve):
+    """s(t) and sigma(t) of Karras et al. (2022), Table 1, with complex arguments allowed."""
+    if curve == "linear":
+        return lambda t: 1, lambda t: t
+    if curve == "ve":
+        return lambda t: 1, lambda t: t**0.5
+    exponent = lambda t: 19.9 / 2 * t**2 + 0.1 * t  # noqa: E731
+    return lambda t: np.exp(-exponent(t) / 2), lambda t: (np.exp(exponent(t)) - 1) ** 0.5
+
+
+def follow(curve, denoiser, y, levels, share):
+    """Karras et al. (2022), Algorithm 3, in x and t; share = 0 stands for Euler's method."""
+    scale, level = scale_and_level(curve)
+    end = 2 if curve == "vp" else 1e4
+
+    def time(each):
+        return scipy.optimize.brentq(lambda t: level(t) - each, 0, end, xtol=1e-15)
+
+    def slope(x, t):
+        s, sigma = scale(t), level(t)
+        s_rate, rate = (np.imag(f(t + 1e-20j)) * 1e20 for f in (scale, level))  # derivatives
+        return (rate / sigma + s_rate / s) * x - rate * s / sigma * denoiser(x / s, sigma)
+
+    x = scale(time(levels[0])) * y
+    for t, target in itertools.pairwise(map(time, levels)):
+        h, d = target - t, slope(x, t)
+        if share and target:
+            second = slope(x + share * h * d, t + share * h)
+            d = (1 - 1 / (2 * share)) * d + second / (2 * share)
+        x = x + h * d
+    return x
+
+
+def execute(plan, denoiser, y):
+    """The rows of a plan without noise, in float64."""
+    previous, history = y, [np.zeros_like(y)] * plan.predictor_weights.shape[1]
+    for i, level in enumerate(plan.level):
+        history = [(y - denoiser(y, level)) / level, *history[:-1]]
+        y = plan.corrector_state[i] * y + plan.corrector_previous[i] * previous
+        y = y + plan.corrector_weights[i] @ np.array(history)
+        previous = y
+        y = plan.predictor_state[i] * y + plan.predictor_weights[i] @ np.array(history)
+    return y
+
+
+@pytest.mark.parametrize("share", [0, 1.0, 0.5, 0.3])
+@pytest.mark.parametrize("curve", CURVES)
+def test_steps_on_curves(curve, share):
+    """Plans in y = x / s are the algorithm in x and t, for a denoiser that is not linear."""
+
+    def denoiser(y, sigma):
+        return np.tanh(y / (0.3 + sigma**2))
+
+    y = np.linspace(-20, 20, 7)
+    expected = follow(curve, denoiser, y, LEVELS, share)
+    if share:
+        plan = single_step.heun(LEVELS, curve=curve, second_point=share)
+    else:
+        plan = single_step.euler(LEVELS, curve=curve)
+    np.testing.assert_allclose(execute(plan, denoiser, y), expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize(("share", "order"), [(0, 1), (1.0, 2), (0.5, 2), (0.3, 2)])
+def test_order_on_curves(curve, share, order):
+    """The flow of Gaussian data, y / sqrt(0.25 + sigma^2), is reached with the stated order."""
+
+    def denoiser(y, sigma):
+        return 0.25 * y / (0.25 + sigma**2)
+
+    y, errors = np.array([1.0, -7.0]), []
+    for n in (200, 400):
+        levels = solvers.karras(10.0, 0.02, n)
+        plan = single_step.euler(levels, curve=curve)
+        if share:
+            plan = single_step.heun(levels, curve=curve, second_point=share)
+        exact = y * np.sqrt((0.25 + 0.02**2) / (0.25 + 100))
+        errors.append(np.abs(execute(plan, denoiser, y) - exact).max())
+    assert np.log2(errors[0] / errors[1]) > order - 0.15
