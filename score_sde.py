@@ -18,17 +18,20 @@ from inference.calibration import Calibration
 from inference.posterior import Posterior
 from inference.prior import Prior
 from inference.trained import TrainedModel, load
-from sde_lib import SDE, VESDE, VPSDE, SubVPSDE
+from sde_lib import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE
 
 __all__ = [
+    "EDMSDE",
     "SDE",
     "VESDE",
     "VPSDE",
     "Calibration",
+    "CosineSDE",
     "InputError",
     "NotFiniteError",
     "Posterior",
     "Prior",
+    "RectifiedFlow",
     "SubVPSDE",
     "TrainedModel",
     "load",

@@ -72,11 +72,6 @@ def check_model(config: Config, choices: Choices) -> Problems:
         )
     if "fir_kernel" in model and not sum(model.fir_kernel):
         yield f"model.fir_kernel = {tuple(model.fir_kernel)} must have a sum other than 0."
-    if model.parameterization.lower() == "edm" and not config.data.centered:
-        yield (
-            "model.parameterization = 'edm' needs data.centered = True, since its coefficients are "
-            "those of data with mean 0."
-        )
     if config.training.remat and name not in choices.remat:
         yield (
             f"training.remat = True needs one of model.name = {_listed(choices.remat)}, "
@@ -120,8 +115,6 @@ def check_training(config: Config, choices: Choices) -> Problems:
         )
     if training.continuous:
         return
-    if config.model.parameterization.lower() == "edm":
-        yield "model.parameterization = 'edm' needs training.continuous = True."
     if training.likelihood_weighting:
         yield "training.likelihood_weighting = True needs training.continuous = True."
     has_fourier = config.model.name in choices.fourier

@@ -13,7 +13,7 @@ from errors import InputError
 from models import NETWORKS
 from models.classifier import WideResnet
 from models.layers import Rngs
-from models.score import ScoreModel, conventions
+from models.score import ScoreModel, conventions, one
 from sde_lib import SDE, SDES, VESDE
 
 
@@ -73,12 +73,27 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
         num_classes=config.data.num_classes,
         dtype=jnp.dtype(model.dtype),
     )
-    with jax.ensure_compile_time_eval():
-        _, smallest_std = score_model.marginal(jnp.zeros(1))
-        has_noise = bool(smallest_std[0] > 0)
-    if num_scales is not None and not has_noise:
-        raise InputError(
-            f"training.sde = {config.training.sde!r} cannot be trained in discrete time: its first "
-            "level has no noise. Set training.continuous = True."
-        )
+    _check(score_model, config.training.sde)
     return score_model
+
+
+def _check(model: ScoreModel, sde_name: str) -> None:
+    """Raise InputError if the parameterisation does not fit the data or discrete time."""
+    which = f"model.parameterization = {model.parameterisation!r}"
+    if model.table.c_in is not one and not model.centered:
+        raise InputError(
+            f"{which} needs data.centered = True, since its coefficients are those of data with "
+            "mean 0."
+        )
+    if model.num_scales is None:
+        return
+    if model.table.c_noise_of_level is None:
+        raise InputError(f"{which} needs training.continuous = True.")
+    with jax.ensure_compile_time_eval():
+        _, smallest_std = model.marginal(jnp.zeros(1))
+        has_noise = bool(smallest_std[0] > 0)
+    if not has_noise:
+        raise InputError(
+            f"training.sde = {sde_name!r} cannot be trained in discrete time: its first level has "
+            "no noise. Set training.continuous = True."
+        )

@@ -103,6 +103,19 @@ def test_all_problems_are_reported_together():
     [
         ({"training.n_jitted_steps": 9}, "must be at least training.n_jitted_steps = 9"),
         ({"training.importance_weighting": True}, "needs training.likelihood_weighting = True"),
+        (
+            {"training.time_distribution": "importance"},
+            "time_distribution = 'importance' needs trai",
+        ),
+        (
+            {"training.time_distribution": "log_normal", "training.likelihood_weighting": True},
+            "'log_normal' needs training.likelihood_weighting = False",
+        ),
+        (
+            {"training.time_distribution": "log_normal", "training.continuous": False},
+            "and training.continuous = True",
+        ),
+        ({"sampling.churn_interval": (2.0, 1.0)}, "the lower noise level before the higher one"),
         ({"training.accumulate": 16}, "training.accumulate = 16 parts for 2 devices"),
         ({"sampling.restart": (3, 1, 1.0, 0.3)}, "the lower noise level before the higher"),
         ({"guidance.classes": (3, 10)}, "guidance.classes has 10; with classifier.num_classes"),
@@ -133,6 +146,22 @@ def test_an_sde_without_noise_at_its_first_level_cannot_be_trained_in_discrete_t
     config = tiny.config(**{"training.continuous": False, "training.sde": "subvpsde"})
     with pytest.raises(InputError, match="cannot be trained in discrete time"):
         Experiment(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.sde": "edmsde", "data.centered": False}, "needs data.centered = True"),
+        ({"training.sde": "edmsde", "training.continuous": False}, "needs training.continuous"),
+        (
+            {"model.parameterization": "EDM", "training.continuous": False},
+            "model.parameterization = 'edm' needs training.continuous = True",
+        ),
+    ],
+)
+def test_parameterisations_that_do_not_fit(changes, message):
+    with pytest.raises(InputError, match=message):
+        Experiment(tiny.config(**changes))
 
 
 def test_unknown_fields_are_refused_and_inert_official_ones_accepted():
