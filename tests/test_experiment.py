@@ -138,3 +138,43 @@ def test_trained_parameters_are_the_ema(tmp_path):
     identities = [experiment.identity(str(tmp_path), each) for each in (first, found)]
     assert [each["step"] for each in identities] == [3, 3]
     assert identities[0]["ema"] != identities[1]["ema"]
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "log_normal"])
+def test_objectives_of_other_parameterisations(distribution):
+    """With a zero output, the loss is that of F's target, or EDM's of D = c_skip x."""
+    changes = {"model.parameterization": "edm", "training.time_distribution": distribution}
+    experiment = Experiment(tiny.config(**changes, **{"model.sigma_data": 0.7}))
+    x = jnp.linspace(-1, 1, 64).reshape(1, 8, 8, 1)
+    t, z = jnp.array([0.4]), jnp.cos(jnp.arange(64.0)).reshape(1, 8, 8, 1)
+
+    def score(noised, t):
+        return experiment.model.score_from_output(jnp.zeros_like(noised), noised, t)
+
+    sigma = float(experiment.sde.noise_to_signal(t)[0])
+    y = x + sigma * z
+    denoised = 0.49 / (sigma**2 + 0.49) * y
+    weight = (sigma**2 + 0.49) / (sigma * 0.7) ** 2
+    found = experiment.loss(score, x, t, z)
+    np.testing.assert_allclose(found, weight * jnp.mean((denoised - x) ** 2), rtol=1e-4)
+
+
+def test_the_flow_of_a_config_is_that_of_flow_matching():
+    """Uniform times and the error of z - x_0."""
+    experiment = Experiment(tiny.config(**{"training.sde": "rectifiedflow"}))
+    x, t = jnp.ones((1, 8, 8, 1)) / 3, jnp.array([0.9])
+    z = -x
+
+    def score(noised, t):
+        return experiment.model.score_from_output(z - x + 0.5, noised, t)
+
+    np.testing.assert_allclose(experiment.loss(score, x, t, z), 0.25, rtol=1e-3)
+
+
+def test_times_of_a_config():
+    changes = {"training.time_distribution": "log_normal", "training.p_mean": -3.0}
+    experiment = Experiment(tiny.config(**changes, **{"training.p_std": 0.1}))
+    t, _ = experiment.draw(jax.random.key(0), jnp.zeros((500, 8, 8, 1)))
+    logs = np.log(experiment.sde.noise_to_signal(t))
+    assert logs.mean() == pytest.approx(-3, abs=0.02)
+    assert logs.std() == pytest.approx(0.1, abs=0.02)

@@ -137,6 +137,27 @@ def test_weights_of_edm():
     assert model("vpsde").loss_weight(jnp.array([0.5])) is None
 
 
+@pytest.mark.parametrize(
+    ("sde", "parameterisation"),
+    [("edmsde", "edm"), ("rectifiedflow", "flow"), ("cosinesde", "noise"), ("vesde", "score")],
+)
+def test_default_parameterisations(sde, parameterisation):
+    assert model(sde).parameterisation == parameterisation
+
+
+def test_the_network_of_edm_receives_scaled_inputs_and_a_quarter_of_the_log_level():
+    score_model, x = ScoreModel(VPSDE(), parameterisation="edm"), jnp.ones((2, 1, 1, 1))
+    t = jnp.array([0.2, 0.9])
+    alpha, std = score_model.marginal(t)
+
+    def network(inputs, label, rngs):
+        np.testing.assert_allclose(inputs.ravel() ** -2, alpha**2 / 4 + std**2, rtol=1e-5)
+        np.testing.assert_allclose(label, jnp.log(std / alpha) / 4, rtol=1e-5, atol=1e-6)
+        return inputs
+
+    assert score_model.score(network, x, t).shape == x.shape
+
+
 def test_edm_has_no_discrete_levels():
     with pytest.raises(ValueError, match="'edm' has no labels for discrete noise levels"):
         ScoreModel(VPSDE(), 1000, "edm").label(jnp.array([0.5]))
