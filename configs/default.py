@@ -17,7 +17,10 @@ from configs.fields import ABSENT, FIELDS
 
 Config = ml_collections.ConfigDict
 
-COMPLETED_MODEL_FIELDS = ("class_dropout", "dtype", "ema_ramp")  # Official configs lack them.
+COMPLETED_MODEL_FIELDS = (  # Official configs lack them.
+    *("class_dropout", "dtype", "ema_ramp"),
+    *("parameterization", "sigma_data"),
+)
 PATHS = (
     *("data.path", "data.tfrecords_path", "eval.inception_path", "eval.stats_path"),
     *("restore.input", "restore.mask"),
