@@ -11,7 +11,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-BETA_MIN, BETA_SLOPE = 0.1, 19.9  # of the VP SDE of arXiv:2011.13456
+import numpy as np
+
+from errors import InputError
 
 
 class Curve(NamedTuple):
@@ -36,42 +38,58 @@ def _constant(value: float) -> Callable[[float], float]:
     return lambda level: value
 
 
-def _vp_time(level: float) -> float:
-    """Solve log(1 + sigma^2) = BETA_SLOPE t^2 / 2 + BETA_MIN t."""
-    root = math.sqrt(BETA_MIN**2 + 2 * BETA_SLOPE * math.log1p(level**2))
-    return (root - BETA_MIN) / BETA_SLOPE
-
-
-def _vp_level(t: float) -> float:
-    return math.sqrt(math.expm1(BETA_SLOPE * t**2 / 2 + BETA_MIN * t))
-
-
-def _vp_speed(level: float) -> float:
-    beta = BETA_MIN + BETA_SLOPE * _vp_time(level)
-    return beta / 2 * (level + 1 / level)
-
-
-CURVES = {
-    "linear": Curve(
+def _linear(levels: np.ndarray) -> Curve:
+    """sigma = t: the straight lines of EDM."""
+    return Curve(
         time=lambda level: level,
         level=lambda t: t,
         speed=_constant(1.0),
         scale=_constant(1.0),
         scale_rate=_constant(0.0),
-    ),
-    "ve": Curve(
+    )
+
+
+def _ve(levels: np.ndarray) -> Curve:
+    """sigma = sqrt(t), for which the VE SDE has a constant diffusion."""
+    return Curve(
         time=lambda level: level**2,
         level=math.sqrt,
         speed=lambda level: 1 / (2 * level),
         scale=_constant(1.0),
         scale_rate=_constant(0.0),
-    ),
-    "vp": Curve(
-        time=_vp_time,
-        level=_vp_level,
-        speed=_vp_speed,
+    )
+
+
+def _vp(levels: np.ndarray) -> Curve:
+    """The VP SDE: log(1 + sigma^2) = slope t^2 / 2 + beta_min t, and s = 1 / sqrt(1 + sigma^2).
+
+    The highest level is at t = 1 and the lowest positive one at 1e-3, as those of the paper's SDE
+    are for beta from 0.1 to 20.
+    """
+    end, (lowest, highest) = 1e-3, np.log1p([levels[levels > 0].min() ** 2, levels.max() ** 2])
+    slope = 2 * (highest - lowest / end) / (1 - end)
+    if slope <= 0:
+        raise InputError(
+            f"sampling.curve = 'vp' needs lower noise levels than {levels[levels > 0].min():.4g}, "
+            "the lowest one; raise sampling.num_steps, or use another curve."
+        )
+    beta_min = highest - slope / 2
+
+    def time(level: float) -> float:
+        root = math.sqrt(beta_min**2 + 2 * slope * math.log1p(level**2))
+        return (root - beta_min) / slope if level else 0.0
+
+    def speed(level: float) -> float:
+        return (beta_min + slope * time(level)) / 2 * (level + 1 / level)
+
+    return Curve(
+        time=time,
+        level=lambda t: math.sqrt(math.expm1(slope * t**2 / 2 + beta_min * t)),
+        speed=speed,
         scale=lambda level: 1 / math.sqrt(1 + level**2),
-        scale_rate=lambda level: -level * _vp_speed(level) / (1 + level**2),
-    ),
-}
-"""By `config.sampling.curve`."""
+        scale_rate=lambda level: -level * speed(level) / (1 + level**2),
+    )
+
+
+CURVES: dict[str, Callable[[np.ndarray], Curve]] = {"linear": _linear, "ve": _ve, "vp": _vp}
+"""By `config.sampling.curve`: functions of the noise levels (n + 1,) that a curve connects."""

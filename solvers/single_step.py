@@ -30,7 +30,8 @@ class _Step(NamedTuple):
 def euler(levels: np.ndarray, *, curve: str = "linear") -> Plan:
     """Return the plan of Euler's method on a curve, in noise prediction; see `heun`."""
     steps = [_Step(start, start, target) for start, target in itertools.pairwise(levels)]
-    return _joined([_euler_row(step, choose(CURVES, curve, "sampling.curve")) for step in steps])
+    chosen = choose(CURVES, curve, "sampling.curve")(levels)
+    return _joined([_euler_row(step, chosen) for step in steps])
 
 
 def heun(
@@ -65,7 +66,7 @@ def heun(
         _check_restart(restart, levels[0])
         position, cycle = _restart_cycle(levels, *restart)
         steps[position:position] = cycle
-    chosen = choose(CURVES, curve, "sampling.curve")
+    chosen = choose(CURVES, curve, "sampling.curve")(levels)
     plan = _joined([row for step in steps for row in _rows(step, chosen, second_point)])
     return plan._replace(added_noise=churn_noise * plan.added_noise)
 

@@ -140,10 +140,14 @@ def test_trained_parameters_are_the_ema(tmp_path):
     assert identities[0]["ema"] != identities[1]["ema"]
 
 
-@pytest.mark.parametrize("distribution", ["uniform", "log_normal"])
-def test_objectives_of_other_parameterisations(distribution):
-    """With a zero output, the loss is that of F's target, or EDM's of D = c_skip x."""
-    changes = {"model.parameterization": "edm", "training.time_distribution": distribution}
+@pytest.mark.parametrize(
+    ("parameterization", "distribution"),
+    [("edm", "uniform"), ("edm", "log_normal"), ("noise", "log_normal")],
+)
+def test_objectives_of_other_parameterisations(parameterization, distribution):
+    """EDM's loss, by its parameterization or its times, for a zero output, where D = c_skip x."""
+    changes = {"model.parameterization": parameterization}
+    changes["training.time_distribution"] = distribution
     experiment = Experiment(tiny.config(**changes, **{"model.sigma_data": 0.7}))
     x = jnp.linspace(-1, 1, 64).reshape(1, 8, 8, 1)
     t, z = jnp.array([0.4]), jnp.cos(jnp.arange(64.0)).reshape(1, 8, 8, 1)
@@ -153,7 +157,7 @@ def test_objectives_of_other_parameterisations(distribution):
 
     sigma = float(experiment.sde.noise_to_signal(t)[0])
     y = x + sigma * z
-    denoised = 0.49 / (sigma**2 + 0.49) * y
+    denoised = y * (0.49 / (sigma**2 + 0.49) if parameterization == "edm" else 1)
     weight = (sigma**2 + 0.49) / (sigma * 0.7) ** 2
     found = experiment.loss(score, x, t, z)
     np.testing.assert_allclose(found, weight * jnp.mean((denoised - x) ** 2), rtol=1e-4)

@@ -112,19 +112,28 @@ def test_churn_between_two_levels():
     np.testing.assert_allclose(scaled.level, plan.level)
 
 
-def scale_and_level(curve):
-    """s(t) and sigma(t) of Karras et al. (2022), Table 1, with complex arguments allowed."""
+def scale_and_level(curve, levels):
+    """s(t) and sigma(t) of Karras et al. (2022), Table 1, with complex arguments allowed.
+
+    The VP curve has the first level at t = 1 and the last but one at t = 1e-3.
+    """
     if curve == "linear":
         return lambda t: 1, lambda t: t
     if curve == "ve":
         return lambda t: 1, lambda t: t**0.5
-    exponent = lambda t: 19.9 / 2 * t**2 + 0.1 * t  # noqa: E731
+    ends = np.array([1, 1e-3])
+    powers = np.stack([ends**2 / 2, ends], 1)
+    slope, beta_min = np.linalg.solve(powers, np.log(1 + levels[[0, -2]] ** 2))
+
+    def exponent(t):
+        return slope / 2 * t**2 + beta_min * t
+
     return lambda t: np.exp(-exponent(t) / 2), lambda t: (np.exp(exponent(t)) - 1) ** 0.5
 
 
 def follow(curve, denoiser, y, levels, share):
     """Karras et al. (2022), Algorithm 3, in x and t; share = 0 stands for Euler's method."""
-    scale, level = scale_and_level(curve)
+    scale, level = scale_and_level(curve, levels)
     end = 2 if curve == "vp" else 1e4
 
     def time(each):
@@ -191,3 +200,14 @@ def test_order_on_curves(curve, share, order):
         exact = y * np.sqrt((0.25 + 0.02**2) / (0.25 + 100))
         errors.append(np.abs(execute(plan, denoiser, y) - exact).max())
     assert np.log2(errors[0] / errors[1]) > order - 0.15
+
+
+def test_the_vp_curve():
+    """It is that of the paper's SDE, for the levels of its times; high levels alone have none."""
+    t = np.linspace(1, 1e-3, 7)
+    levels = np.sqrt(np.expm1(19.9 / 2 * t**2 + 0.1 * t))
+    curve = CURVES["vp"](np.append(levels, 0.0))
+    np.testing.assert_allclose([curve.time(level) for level in levels], t, rtol=1e-9)
+    assert curve.time(0.0) == 0
+    with pytest.raises(InputError, match="'vp' needs lower noise levels than 1, the lowest one"):
+        single_step.euler(np.array([10.0, 1.0, 0.0]), curve="vp")
