@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,9 @@ def measure_quality(
     experiment: Experiment, problem: Problem, reconstructions: np.ndarray
 ) -> dict[str, float]:
     """Return misfit, PSNR and SSIM, see `restore`, of reconstructions (N, S, H, W, C)."""
+    # Its import fails if no folder for temporary files is writable, and other modes need no such.
+    import dm_pix
+
     count, samples = reconstructions.shape[:2]
     low, high = image_range(experiment)
     measurement = Measurement(problem.operator, jnp.asarray(problem.y))

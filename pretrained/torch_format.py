@@ -6,6 +6,7 @@ PyTorch is imported only when such a file is read or written. Files are loaded w
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -202,7 +203,9 @@ def write(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config)
         "ema": _ema_entry(trained, layout, model, config),
         "step": trained.step,
     }
-    torch.save(state, file)
+    buffer = io.BytesIO()  # PyTorch reports a full disk as an error of its own.
+    torch.save(state, buffer)
+    file.write(buffer.getbuffer())
 
 
 def _optimizer_entry(trained: Trained, layout: Layout, config: Config) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Import and export of checkpoints of other code bases, and errors for files that do not fit."""
 
+import errno
 import io
 import json
 import os
@@ -151,6 +152,21 @@ def test_reading_inverts_writing(tmp_path, folder, kind):
     assert same(again.ema, trained.ema)
     assert same(again.mu, trained.mu)
     assert same(again.nu, trained.nu)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_full_disk_while_writing(kind):
+    """The error is that of the operating system, which the caller reports with the file."""
+    if kind == "torch":
+        pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
+    experiment, trained = reference.experiment(WITH_MOMENTS), reference.trained(WITH_MOMENTS)
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        pretrained.writer(FORMATS[kind])(Full(), trained, experiment.network, experiment.config)
 
 
 def test_files_of_the_moving_average(tmp_path):

@@ -39,8 +39,8 @@ def write_config(folder, **changes):
     return path
 
 
-def start(config, workdir, mode="train", cache=ROOT / ".cache" / "jax", **options):
-    command = [sys.executable, "main.py", f"--config={config}", f"--workdir={workdir}"]
+def start(config, workdir, mode="train", *flags, cache=ROOT / ".cache" / "jax", **options):
+    command = [sys.executable, "main.py", f"--config={config}", f"--workdir={workdir}", *flags]
     return subprocess.Popen(
         [*command, f"--mode={mode}"],
         cwd=ROOT,
@@ -157,6 +157,39 @@ def test_a_checkpoint_that_cannot_be_written(tmp_path):
     assert (code, len(lines)) == (1, 1)
     assert re.match(r"Error: .*cannot be written", lines[0])
     assert finish(start(config, workdir, cache=cache)) == (0, [])
+
+
+FULL_DISK = {
+    "sample": ["--count=2"],
+    "eval": [],
+    "export": ["--average_only", "--target=a.safetensors"],
+    "restore": ["--config.restore.task=inpaint"],
+    "encode": [],
+    "interpolate": [],
+    "inspect_data": [],
+    "fid_stats": [],
+    "train_classifier": ["--config.classifier.n_iters=2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", FULL_DISK)
+def test_a_full_disk_in_other_modes(tmp_path, mode):
+    """The last line names the file, also where a library writes it."""
+    changes = {"training.n_iters": 8, "sampling.method": "ode", "sampling.noise_removal": False}
+    if mode in ("sample", "restore"):
+        changes = {"training.n_iters": 8}
+    workdir = tiny.untrained(tmp_path / "w", **FREQUENT | changes)
+    flags = [flag.replace("=a.", f"={tmp_path}/a.") for flag in FULL_DISK[mode]]
+    config, cache = write_config(tmp_path, **changes), tmp_path / "cache"
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
+
+    code, lines = finish(start(config, workdir, mode, *flags, cache=cache, preexec_fn=limit))
+    assert code == 1
+    assert [line.startswith("Error: ") for line in lines].count(True) == 1
+    assert re.match(r"Error: .* cannot be written: ", lines[-1])
 
 
 @pytest.mark.slow
