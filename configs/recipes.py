@@ -24,6 +24,19 @@ def ddpm(config: Config) -> None:
     config.sampling.predictor = "ancestral_sampling"
 
 
+def iddpm(config: Config) -> None:
+    """Set the cosine schedule of Nichol & Dhariwal (2021), 1000 levels."""
+    ddpm(config)
+    config.training.sde = "cosinesde"
+
+
+def edm(config: Config) -> None:
+    """Set the noise levels and the preconditioning of EDM (Karras et al. 2022)."""
+    config.data.centered = True
+    config.model.scale_by_sigma = False
+    config.training.sde = "edmsde"
+
+
 def ncsn(config: Config) -> None:
     """Set the noise levels, optimizer and annealed Langevin dynamics of NCSN (Song & Ermon,
     2019)."""
