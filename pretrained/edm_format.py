@@ -67,7 +67,9 @@ def read_network(path: Path) -> EDMNetwork:
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
             entries = _Reader(content).load()
-        network = entries["ema"]
+        network = entries.get("ema") if isinstance(entries, dict) else None
+        if not isinstance(network, Record):
+            raise ValueError("it has no entry 'ema' with a network")
         tensors = dict(_tensors(network, "", set()))
         if sum(tensor.nbytes for tensor in tensors.values()) > path.stat().st_size:
             raise ValueError("its tensors are larger than the file")
@@ -184,5 +186,6 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch.storage._load_from_bytes": _storage,
     "collections.OrderedDict": dict,
     "dnnlib.util.EasyDict": dict,
+    "builtins.set": set,
 }
 """What replaces a call of a name. Calls of `RECORDED` and `STORAGES` become empty records."""
