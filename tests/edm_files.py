@@ -105,3 +105,27 @@ def network(
     loss = persistent("EDMLoss", {"P_mean": -1.2, "_init_args": (), "_init_kwargs": {}})
     data_set = {"path": "datasets/cifar10-32x32.zip", "xflip": True, "resolution": 32}
     return {"ema": averaged, "loss_fn": loss, "augment_pipe": None, "dataset_kwargs": data_set}
+
+
+def combined(tensors: Mapping[str, np.ndarray], *, scaled_classes: bool) -> dict[str, np.ndarray]:
+    """Return the tensors of EDM's network from those of our layout: the inverse of their separation.
+
+    With `scaled_classes`, as in SongUNet, class vectors are scaled and have a bias.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        layer, _, leaf = name.rpartition(".")
+        block, _, letter = layer.rpartition(".")
+        if letter in ("k", "v"):
+            continue
+        if letter == "q":
+            parts = [tensors[f"{block}.{each}.{leaf}"] for each in "qkv"]
+            found[f"{block}.qkv.{leaf}"] = np.stack(parts, 1).reshape(-1, *tensor.shape[1:])
+        elif leaf == "rows":
+            scale = math.sqrt(len(tensor) - 1) if scaled_classes else 1.0
+            found[f"{layer}.weight"] = (tensor[:-1] - tensor[-1]).T / scale
+            if scaled_classes:
+                found[f"{layer}.bias"] = tensor[-1]
+        else:
+            found[name] = tensor
+    return {f"model.{name}": tensor for name, tensor in found.items()}
