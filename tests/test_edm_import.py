@@ -1,7 +1,9 @@
 """Import of EDM's networks: recorded outputs, configs that files state, and errors."""
 
 import functools
+import importlib
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +11,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import factory
 import pretrained
 import score_sde as ss
 from configs import edm_networks
 from configs.default import from_json
 from errors import InputError
 from experiment import Experiment
+from models import building
+from models.layers import Rngs
 from modes import command_line, conversion, stored
 from pretrained import edm_import
 from pretrained.stored_parameters import export_params
@@ -308,3 +313,48 @@ def test_tensors_of_another_network_are_errors(tmp_path):
         InputError, match="map_layer0.weight has shape .2, 2. in the file and .16, 4"
     ):
         pretrained.read(path, ours.network, ours.config)
+
+
+# --- configs/edm ----------------------------------------------------------------------------------
+
+VP = {"embedding_type": "positional", "encoder_type": "standard", "channel_mult_noise": 1}
+VP |= {"model_type": "SongUNet", "decoder_type": "standard", "resample_filter": [1, 1]}
+VE = VP | {"embedding_type": "fourier", "encoder_type": "residual", "channel_mult_noise": 2}
+VE |= {"resample_filter": [1, 3, 3, 1]}
+CIFAR = {"model_channels": 128, "channel_mult": [2, 2, 2], "dropout": 0.13, "augment_dim": 9}
+FFHQ = {"model_channels": 128, "channel_mult": [1, 2, 2, 2], "dropout": 0.05, "augment_dim": 9}
+FFHQ |= {"img_resolution": 64}
+IMAGENET = {"model_type": "DhariwalUNet", "model_channels": 192, "channel_mult": [1, 2, 3, 4]}
+IMAGENET |= {"img_resolution": 64, "label_dim": 1000}
+PUBLISHED = {
+    "cifar10_ddpmpp": VP | CIFAR,
+    "cifar10_ncsnpp": VE | CIFAR,
+    "cifar10_ddpmpp_conditional": VP | CIFAR | {"label_dim": 10},
+    "cifar10_ncsnpp_conditional": VE | CIFAR | {"label_dim": 10},
+    "ffhq_64_ddpmpp": VP | FFHQ,
+    "ffhq_64_ncsnpp": VE | FFHQ,
+    "afhqv2_64_ddpmpp": VP | FFHQ | {"dropout": 0.25},
+    "afhqv2_64_ncsnpp": VE | FFHQ | {"dropout": 0.25},
+    "imagenet_64_adm": IMAGENET,
+}
+
+
+def test_each_published_network_has_a_config():
+    files = (pathlib.Path(edm_networks.__file__).parent / "edm").glob("*.py")
+    assert {path.stem for path in files if "digits" not in path.stem} == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_networks(name):
+    """The config of an experiment is that which a file with EDM's options states."""
+    module = importlib.import_module(f"configs.edm.{name}")
+    assert f"--config=configs/edm/{name}.py " in module.__doc__
+    ours = factory.validated(module.get_config(), 1)
+    stated = factory.validated(edm_networks.experiment("EDMPrecond", (), PUBLISHED[name]), 1)
+    edm_import._check(pathlib.Path("edm.pkl"), stated, ours)
+    assert ours.model.dropout == stated.model.dropout
+    assert ours.sampling.to_dict() == stated.sampling.to_dict() or "64" in name
+    network = building.abstract_network(lambda: factory.make_network(ours, Rngs(jax.random.key(0))))
+    params = nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
+    layout = edm_import.edm_layout(network, ours)
+    assert len({each.names[0] for each in layout}) == len(jax.tree.leaves(params))
