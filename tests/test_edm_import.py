@@ -3,6 +3,7 @@
 import functools
 import importlib
 import json
+import math
 import pathlib
 
 import jax
@@ -354,7 +355,19 @@ def test_published_networks(name):
     edm_import._check(pathlib.Path("edm.pkl"), stated, ours)
     assert ours.model.dropout == stated.model.dropout
     assert ours.sampling.to_dict() == stated.sampling.to_dict() or "64" in name
-    network = building.abstract_network(lambda: factory.make_network(ours, Rngs(jax.random.key(0))))
-    params = nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
-    layout = edm_import.edm_layout(network, ours)
-    assert len({each.names[0] for each in layout}) == len(jax.tree.leaves(params))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("cifar10_ddpmpp", 55.7), ("ffhq_64_ddpmpp", 61.8), ("imagenet_64_adm", 295.9)],
+)
+def test_sizes_of_published_networks(name, millions):
+    """The numbers of parameters are those of EDM's Table 7."""
+    config = factory.validated(importlib.import_module(f"configs.edm.{name}").get_config(), 1)
+    network = building.abstract_network(
+        lambda: factory.make_network(config, Rngs(jax.random.key(0)))
+    )
+    layout = edm_import.edm_layout(network, config)
+    assert len({stored.names for stored in layout}) == len(layout)
+    assert sum(math.prod(stored.shape) for stored in layout) / 1e6 == pytest.approx(millions, 1e-3)
