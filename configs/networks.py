@@ -74,6 +74,31 @@ def ddpmpp(model: Model) -> None:
     model.progressive_input = "none"
 
 
+def edm_ddpmpp(model: Model) -> None:
+    """Set EDM's DDPM++ for CIFAR-10: three levels of equal width, classes before dense layers."""
+    ddpmpp(model)
+    model.ch_mult = (2, 2, 2)
+    model.class_embedding = "before"
+
+
+def edm_ncsnpp(model: Model) -> None:
+    """Set EDM's NCSN++ for CIFAR-10, whose Fourier features are linear in the label."""
+    edm_ddpmpp(model)
+    model.embedding_type = "fourier_linear"
+    model.fir = True
+    model.progressive_input = "residual"
+
+
+def adm(model: Model) -> None:
+    """Set ADM for ImageNet, 64x64 pixels (Dhariwal & Nichol 2021)."""
+    model.name = "adm"
+    model.nf = 192
+    model.ch_mult = (1, 2, 3, 4)
+    model.num_res_blocks = 3
+    model.attn_resolutions = (32, 16, 8)
+    model.embedding_type = "positional"
+
+
 def _refinenet(model: Model) -> None:
     model.normalization = "InstanceNorm++"
     model.nonlinearity = "elu"

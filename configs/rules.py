@@ -24,7 +24,7 @@ class Choices(NamedTuple):
       class_conditional: the names of networks that can be conditioned on classes.
       remat: those that can recompute activations.
       bfloat16: those that can compute in bfloat16.
-      fourier: those that have Fourier features of the noise scale, if model.embedding_type is set.
+      fourier: those that read model.embedding_type, such as Fourier features of the noise scale.
       probability_flow: the names of predictors that have a form for the probability-flow ODE.
     """
 
@@ -37,6 +37,7 @@ class Choices(NamedTuple):
 
 
 MOST_ROUNDS = 10**6  # files of an evaluation
+LOGARITHMIC = ("fourier", "positional_log")  # Embeddings of log(label), which is no index.
 
 Problems = Iterator[str]
 
@@ -117,11 +118,11 @@ def check_training(config: Config, choices: Choices) -> Problems:
         return
     if training.likelihood_weighting:
         yield "training.likelihood_weighting = True needs training.continuous = True."
-    has_fourier = config.model.name in choices.fourier
-    if has_fourier and config.model.get("embedding_type", "").lower() == "fourier":
+    embedding = config.model.get("embedding_type", "").lower()
+    if config.model.name in choices.fourier and embedding in LOGARITHMIC:
         yield (
-            "model.embedding_type = 'fourier' needs training.continuous = True; 'positional' fits "
-            "both."
+            f"model.embedding_type = {embedding!r} needs training.continuous = True; 'positional' "
+            "fits both."
         )
 
 

@@ -128,9 +128,28 @@ MODEL = {
     ),
     "model.embedding_type": Field(
         "fourier",
-        Name(("fourier", "positional")),
+        Name(("fourier", "positional", "fourier_linear", "positional_log")),
         (NETWORK,),
-        "Embedding of the noise level in NCSN++ and DDPM++; other networks have a fixed one.",
+        "Embedding of the noise level in NCSN++, DDPM++ and ADM; other networks have a fixed one. "
+        "Labels enter 'fourier' and 'positional_log' by their logarithm.",
+    ),
+    "model.noise_mult": Field(
+        ABSENT,
+        Integer(0, 2**10),
+        (NETWORK,),
+        "Features of that embedding, as a multiple of model.nf; 0 for 2 ('fourier') or 1.",
+    ),
+    "model.temb_mult": Field(
+        ABSENT,
+        Integer(1, 2**10),
+        (NETWORK,),
+        "Features of that embedding after its dense layers, as a multiple of model.nf.",
+    ),
+    "model.class_embedding": Field(
+        ABSENT,
+        Name(("after", "before")),
+        (NETWORK,),
+        "Whether NCSN++ adds classes to that embedding before or after its dense layers.",
     ),
     "model.scale_by_sigma": Field(
         True, FLAG, (NETWORK,), "Divide the network's output by the noise scale."

@@ -54,12 +54,12 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
     `num_scales` is the number of noise levels of discrete-time training, or None.
     """
     model, sigmas = config.model, None
-    # Fourier features of log(label): the label of such a network is the noise scale itself.
+    # In continuous time, the label of other embeddings is the noise scale itself, not an index.
     options = NETWORKS[model.name].arguments(model)
-    fourier = options.get("embedding_type", "").lower() == "fourier"
+    has_index = options.get("embedding_type", "positional").lower() == "positional" or num_scales
     if model.get("scale_by_sigma", False):
         ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
-        sigmas = () if fourier else tuple(ladder.sigmas(model.num_scales).tolist())
+        sigmas = tuple(ladder.sigmas(model.num_scales).tolist()) if has_index else ()
     fields = conventions(config.training.sde.lower())._asdict()
     if model.parameterization.lower() != "default":
         fields["parameterisation"] = model.parameterization.lower()

@@ -118,15 +118,15 @@ def load(
     """Load a trained model.
 
     Args:
-      workdir: a folder that `main.py --mode=train` or `--mode=import` has written, or a .safetensors
-        file of `--mode=export`, which states its config.
+      workdir: a folder that `main.py --mode=train` or `--mode=import` has written, or a file that
+        states its config: a .safetensors file of `--mode=export`, or a .pkl file of EDM.
       config: an ml_collections config, or the file of one; needed for other files.
       checkpoint: the number of a checkpoint of the workdir, by default the newest; or a file or
         folder of another code base (`--mode=import`), to be used with `config`.
 
     The model uses the first device. Raises InputError if something cannot be read or does not fit.
     """
-    if workdir is not None and Path(workdir).suffix == ".safetensors":
+    if workdir is not None and Path(workdir).suffix in pretrained.WITH_CONFIG:
         workdir, checkpoint = None, workdir
         config = from_json(pretrained.read_config(Path(checkpoint))) if config is None else config
     if workdir is not None:

@@ -16,10 +16,15 @@ from errors import InputError
 from models.layers import Rngs
 
 
-def timestep_embedding(label: Array, features: int, max_positions: float = 10000.0) -> Array:
-    """Return the sinusoidal embedding (Vaswani et al. 2017), (B,) -> (B, features), sines first."""
+def timestep_embedding(
+    label: Array, features: int, max_positions: float = 10000.0, *, endpoint: bool = True
+) -> Array:
+    """Return the sinusoidal embedding (Vaswani et al. 2017), (B,) -> (B, features), sines first.
+
+    With `endpoint`, the lowest frequency is 1 / max_positions, else slightly higher.
+    """
     half = features // 2
-    log_spacing = math.log(max_positions) / max(half - 1, 1)
+    log_spacing = math.log(max_positions) / max(half - endpoint, 1)
     frequencies = jnp.exp(jnp.arange(half, dtype=jnp.float32) * -log_spacing)
     angles = label.astype(jnp.float32)[:, None] * frequencies[None, :]
     embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
@@ -27,17 +32,20 @@ def timestep_embedding(label: Array, features: int, max_positions: float = 10000
 
 
 class GaussianFourierProjection(nnx.Module):
-    """Random Fourier features of log sigma (Tancik et al. 2020): (B,) -> (B, 2 features).
+    """Random Fourier features (Tancik et al. 2020) of the label's logarithm: (B,) -> (B, 2 features).
 
-    W is not trained; `models.building.FIXED` is its name.
+    With `linear`, they are features of the label itself. W is not trained; `models.building.FIXED`
+    is its name.
     """
 
-    def __init__(self, features: int, scale: float, *, rngs: Rngs) -> None:
+    def __init__(self, features: int, scale: float, *, linear: bool = False, rngs: Rngs) -> None:
+        self.linear = linear
         self.W = nnx.Param(scale * jax.random.normal(rngs.params(), (features,)))
 
-    def __call__(self, sigma: Array) -> Array:
+    def __call__(self, label: Array) -> Array:
         # Angles reach thousands of radians: another order of factors changes the features by 1e-4.
-        angles = jnp.log(sigma)[:, None] * jax.lax.stop_gradient(self.W[...])[None, :] * 2 * jnp.pi
+        value, W = label if self.linear else jnp.log(label), jax.lax.stop_gradient(self.W[...])
+        angles = value[:, None] * W[None, :] * 2 * jnp.pi
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 

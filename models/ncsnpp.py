@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -20,7 +21,8 @@ OPTIONS = {
     "progressive": ("none", "output_skip", "residual"),
     "progressive_input": ("none", "input_skip", "residual"),
     "progressive_combine": ("sum", "cat"),
-    "embedding_type": ("fourier", "positional"),
+    "embedding_type": ("fourier", "positional", "fourier_linear", "positional_log"),
+    "class_embedding": ("after", "before"),
     "resblock_type": ("biggan", "ddpm"),
 }
 
@@ -45,7 +47,11 @@ class NCSNpp(nnx.Module):
       attn_resolutions: side lengths at which there is self-attention; see `attending_levels`.
       dropout: dropout rate in all blocks.
       conditional: whether the network is conditioned on the noise level.
-      embedding_type: "fourier" features of log(label), or the "positional" embedding of label.
+      embedding_type: "fourier" features of log(label), or the "positional" embedding of label;
+        "fourier_linear" and "positional_log" are those of label and log(label).
+      noise_mult, temb_mult: features of this embedding before and after its dense layers, as
+        multiples of nf. With noise_mult = 0 there are nf frequencies, or nf positional features.
+      class_embedding: whether classes are added "before" or "after" these layers.
       fourier_scale: standard deviation of the random frequencies.
       resblock_type: "biggan" blocks resample inside a block, "ddpm" blocks in a separate layer.
       resamp_with_conv: whether that layer convolves.
@@ -79,6 +85,9 @@ class NCSNpp(nnx.Module):
         dropout: float = 0.0,
         conditional: bool = True,
         embedding_type: str = "positional",
+        noise_mult: int = 0,
+        temb_mult: int = 4,
+        class_embedding: str = "after",
         fourier_scale: float = 16.0,
         resblock_type: str = "biggan",
         resamp_with_conv: bool = True,
@@ -94,7 +103,7 @@ class NCSNpp(nnx.Module):
         remat: bool = False,
         rngs: layers.Rngs,
     ) -> None:
-        temb_features = 4 * nf if conditional else None
+        temb_features = temb_mult * nf if conditional else None
         make = LayerFactory(
             temb_features=temb_features,
             image_channels=num_channels,
@@ -112,37 +121,43 @@ class NCSNpp(nnx.Module):
             remat=remat,
             rngs=rngs,
         )
-        embedding_type = check_option("embedding_type", embedding_type)
         layers.check_halvings(image_size, len(ch_mult) - 1)
         self.act = make.act
         self.nf = nf
         self.progressive = make.progressive
-        self._build_embedding(embedding_type, fourier_scale, temb_features, classes, rngs)
+        self.embedding_type = check_option("embedding_type", embedding_type)
+        self.class_position = check_option("class_embedding", class_embedding)
+        self._build_embedding(noise_mult, fourier_scale, temb_features, classes, rngs)
         widths = [nf * multiplier for multiplier in ch_mult]
         attends = layers.attending_levels(image_size, attn_resolutions, len(widths))
         self._build_levels(make, nf, widths, num_res_blocks, attends)
 
     def _build_embedding(
         self,
-        embedding_type: str,
+        noise_mult: int,
         fourier_scale: float,
         temb_features: int | None,
         classes: int,
         rngs: layers.Rngs,
     ) -> None:
         """Build the embedding of noise levels and classes."""
-        if embedding_type == "fourier":
-            self.fourier = embeddings.GaussianFourierProjection(self.nf, fourier_scale, rngs=rngs)
-            in_features = 2 * self.nf
+        is_fourier = self.embedding_type.startswith("fourier")
+        self.in_features = in_features = self.nf * (noise_mult or 1 + is_fourier)
+        if is_fourier:
+            linear = self.embedding_type == "fourier_linear"
+            self.fourier = embeddings.GaussianFourierProjection(
+                in_features // 2, fourier_scale, linear=linear, rngs=rngs
+            )
         else:
             self.fourier = None
-            in_features = self.nf
         if temb_features is None:
             self.temb1, self.temb2 = None, None
         else:
             self.temb1 = layers.dense(in_features, temb_features, rngs=rngs)
             self.temb2 = layers.dense(temb_features, temb_features, rngs=rngs)
-        self.class_embedding = embeddings.class_embedding(classes, temb_features, rngs=rngs)
+        is_first = self.class_position == "before" and temb_features is not None
+        class_features = in_features if is_first else temb_features
+        self.class_embedding = embeddings.class_embedding(classes, class_features, rngs=rngs)
 
     def _build_levels(
         self, make: LayerFactory, nf: int, widths: list[int], num_blocks: int, attends: list[bool]
@@ -186,14 +201,19 @@ class NCSNpp(nnx.Module):
     def embed(self, label: Array, classes: Array | None = None) -> Array | None:
         """Return the embedding of noise levels (B,) and, if conditioned on them, classes (B,).
 
-        Its shape is (B, 4 nf); it is None if the network is not conditional.
+        Its shape is (B, temb_mult nf); it is None if the network is not conditional.
         """
         if self.temb1 is None or self.temb2 is None:
             return None
+        if self.embedding_type == "positional_log":
+            label = jnp.log(label)
         if self.fourier is None:
-            temb = embeddings.timestep_embedding(label, self.nf)
+            temb = embeddings.timestep_embedding(label, self.in_features)
         else:
             temb = self.fourier(label)
+        if self.class_position == "before":
+            temb = embeddings.add_class(temb, self.class_embedding, classes)
+            return self.temb2(self.act(self.temb1(temb)))
         temb = self.temb2(self.act(self.temb1(temb)))
         return embeddings.add_class(temb, self.class_embedding, classes)
 

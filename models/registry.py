@@ -11,6 +11,7 @@ from typing import Any
 
 from flax import nnx
 
+from models.adm import ADM
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
 from models.ncsnv2 import NCSN, NCSNv2, NCSNv2_128, NCSNv2_256
@@ -62,6 +63,9 @@ UNET_FIELDS = (
 NCSNPP_FIELDS = (
     *UNET_FIELDS,
     "embedding_type",
+    "noise_mult",
+    "temb_mult",
+    "class_embedding",
     "fourier_scale",
     "resblock_type",
     "fir",
@@ -73,12 +77,17 @@ NCSNPP_FIELDS = (
     "init_scale",
 )
 DDPM_FIELDS = (*UNET_FIELDS, "normalization", "attend_after_each_up_block")
+ADM_FIELDS = (
+    *("nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout"),
+    *("embedding_type", "temb_mult"),
+)
 REFINENET_FIELDS = ("nf", "interpolation", "nonlinearity", "normalization")
 UNET_CAPABILITIES = {"class_conditional": True, "remat": True, "bfloat16": True}
 
 NETWORKS = {
     "ncsnpp": Network(NCSNpp, NCSNPP_FIELDS, **UNET_CAPABILITIES),
     "ddpm": Network(DDPM, DDPM_FIELDS, **UNET_CAPABILITIES),
+    "adm": Network(ADM, ADM_FIELDS, **UNET_CAPABILITIES),
     "ncsn": Network(NCSN, (*REFINENET_FIELDS, "num_scales"), NCSN.num_halvings()),
     "ncsnv2_64": Network(NCSNv2, REFINENET_FIELDS, NCSNv2.num_halvings()),
     "ncsnv2_128": Network(NCSNv2_128, REFINENET_FIELDS, NCSNv2_128.num_halvings()),

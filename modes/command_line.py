@@ -12,7 +12,7 @@ import errors
 from configs import location
 from errors import InputError
 from modes import stored
-from modes.stored import SAFETENSORS
+from pretrained import WITH_CONFIG
 from workdir import CONFIG
 
 FLAGS = flags.FLAGS
@@ -22,15 +22,15 @@ STORED = Path(stored.__file__)  # the config file that reads a config.json
 def with_stored_config(argv: list[str]) -> list[str]:
     """Return the arguments with the config that a workdir was made with, if it is asked for.
 
-    That is, for --config=DIR/config.json, and without --config. A .safetensors file to import states
-    its config as well. Other paths are replaced by those that `configs.location` finds.
+    That is, for --config=DIR/config.json, and without --config. A .safetensors or .pkl file to import
+    states its config as well. Other paths are replaced by those that `configs.location` finds.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "workdir", "source"):
         parser.add_argument(f"--{name}", f"-{name}", nargs="?")
     found, others = parser.parse_known_args(argv[1:])
     config = found.config
-    if config is None and (found.source or "").endswith(SAFETENSORS):
+    if config is None and (found.source or "").endswith(WITH_CONFIG):
         config = f"{STORED}:{found.source}"
     elif config is None and found.workdir:
         config = f"{STORED}:{found.workdir}"

@@ -1,7 +1,8 @@
 """The config file by which `--config` reads the config of a workdir or a checkpoint file.
 
-`command_line.py` passes `--config=DIR/config.json` on to this file, and the workdir or the .safetensors file
-to import if there is no `--config`. Overrides on the command line then apply as to any config file.
+`command_line.py` passes `--config=DIR/config.json` on to this file. Without `--config`, it passes
+the file to import, if that states a config, or the workdir. Overrides on the command line then
+apply as to any config file.
 """
 
 from __future__ import annotations
@@ -10,18 +11,16 @@ from pathlib import Path
 
 from configs.default import Config, from_json
 from errors import InputError
-from pretrained import read_config
+from pretrained import WITH_CONFIG, read_config
 from workdir import CONFIG, stored_config
-
-SAFETENSORS = ".safetensors"
 
 
 def get_config(path: str) -> Config:
-    """Return the config of a workdir, its config.json, or a .safetensors file.
+    """Return the config of a workdir, its config.json, a .safetensors file, or EDM's .pkl.
 
     Raises InputError if there is none, or it cannot be read.
     """
-    if path.endswith(SAFETENSORS):
+    if path.endswith(WITH_CONFIG):
         return from_json(read_config(Path(path)))
     folder = Path(path).parent if Path(path).name == CONFIG else Path(path)
     stored = stored_config(folder)

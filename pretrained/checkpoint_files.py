@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 from flax import nnx
 
 from errors import InputError
-from pretrained import flax_format, safetensors_format, torch_format
+from pretrained import edm_import, flax_format, safetensors_format, torch_format
 from pretrained.diffusers_unet import read_unet
 from pretrained.trained import Config, Trained
 from readers.files import check_regular
@@ -25,6 +25,8 @@ Writer = Callable[[BinaryIO, Trained, nnx.Module, Config], None]
 HEAD_BYTES = 16
 ZIP = b"PK\x03\x04"
 PICKLE = b"\x80\x02"
+NEWER_PICKLES = (b"\x80\x03", b"\x80\x04", b"\x80\x05")  # EDM's networks.
+WITH_CONFIG = (".safetensors", ".pkl")  # Files that state a config.
 MSGPACK_FIXMAP = range(0x80, 0x90)
 MSGPACK_MAPS = (0xDE, 0xDF)
 WRITERS: dict[str, Writer] = {
@@ -37,8 +39,8 @@ def read(source: str | Path, network: nnx.Module, config: Config) -> Trained:
     """Read a checkpoint file or folder; its format is detected from its content.
 
     Args:
-      source: an official Flax or PyTorch checkpoint, a diffusers folder, or a .safetensors file
-        written by `writer`.
+      source: an official Flax or PyTorch checkpoint, a diffusers folder, a pickle of EDM, or a
+        .safetensors file written by `writer`.
       network: the network of the config. Only the shapes of its parameters are used.
       config: the experiment.
 
@@ -59,6 +61,15 @@ def read(source: str | Path, network: nnx.Module, config: Config) -> Trained:
     if any(np.any(leaf < 0) for leaf in jax.tree.leaves(trained.nu)):
         raise InputError(f"{path} is damaged: Adam's second moments have negative values.")
     return trained
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the config that a file of `WITH_CONFIG` states.
+
+    Raises InputError if it is damaged or states none.
+    """
+    kind = edm_import if path.suffix == ".pkl" else safetensors_format
+    return kind.read_config(path)
 
 
 def writer(target: str | Path, *, average_only: bool = False) -> Writer:
@@ -82,12 +93,14 @@ def _reader(path: Path, head: bytes) -> Reader:
     """Return the reader for a file that starts with the bytes `head`."""
     if head.startswith((ZIP, PICKLE)):  # PyTorch wrote bare pickles before version 1.6.
         return torch_format.read
+    if head.startswith(NEWER_PICKLES):
+        return edm_import.read
     if head[8:9] == b"{":  # JSON after a length of 8 bytes.
         return safetensors_format.read
     if head and (head[0] in MSGPACK_FIXMAP or head[0] in MSGPACK_MAPS):
         return flax_format.read
     hint = " It looks like a web page." if head.lstrip().startswith(b"<") else ""
     raise InputError(
-        f"{path} is not a checkpoint in a known format (Flax msgpack, PyTorch or safetensors): "
+        f"{path} is not a checkpoint in a known format (Flax msgpack, PyTorch, EDM or safetensors): "
         f"it starts with {head!r}.{hint}"
     )

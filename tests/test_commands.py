@@ -48,6 +48,7 @@ EXCEPTIONS = {  # A text of commands that are not run: the reason.
     "--classes=0,1,2": "needs a classifier, which takes minutes",
     "fashion_mnist": "needs Fashion-MNIST",
     "ffhq_256": "needs FFHQ",
+    "edm-cifar10": "needs a file of EDM",
     "deep_continuous.py --workdir=work --config.training": "needs CIFAR-10",
 }
 COMMANDS = [command for page in PAGES for command in documented.commands(page)]

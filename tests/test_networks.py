@@ -373,7 +373,7 @@ def test_declared_fields_are_the_arguments(name):
 
 def test_capabilities():
     for capability in ("class_conditional", "remat", "bfloat16"):
-        assert networks_supporting(capability) == ["ncsnpp", "ddpm"]
+        assert networks_supporting(capability) == ["ncsnpp", "ddpm", "adm"]
 
 
 def test_official_fields_that_networks_do_not_read():

@@ -142,7 +142,7 @@ def test_invalid_values(changes, message):
 
 @pytest.mark.parametrize("changes", [{"model.dtype": "bfloat16"}, {"training.remat": True}])
 def test_networks_without_the_capability_are_rejected(changes):
-    message = "needs one of model.name = ddpm, ncsnpp, not 'ncsnv2_64'"
+    message = "needs one of model.name = adm, ddpm, ncsnpp, not 'ncsnv2_64'"
     with pytest.raises(InputError, match=message):
         Experiment(tiny.config("ve.ncsnv2.cifar10", **changes, **{"data.dataset": "noise"}))
 

@@ -1,0 +1,19 @@
+"""NCSN++ of EDM on CIFAR-10, conditioned on the class (Karras et al. 2022, arXiv:2206.00364).
+
+Published as configuration F in Table 2, conditional, VE: FID 1.79 with 35 NFE. EDM also augments
+the training images, with probability 0.12.
+
+    python main.py --config=configs/edm/cifar10_ncsnpp_conditional.py --workdir=DIR --mode=train
+"""
+
+from configs import networks, recipes
+from configs.default_cifar10_configs import get_default_configs
+
+
+def get_config():
+    config = get_default_configs()
+    networks.edm_ncsnpp(config.model)
+    recipes.edm(config)
+    config.data.num_classes = 10
+    config.model.class_dropout = 0.0
+    return config
