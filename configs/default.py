@@ -17,7 +17,12 @@ from configs.fields import ABSENT, FIELDS
 
 Config = ml_collections.ConfigDict
 
-COMPLETED_MODEL_FIELDS = ("class_dropout", "dtype", "ema_ramp")  # Official configs lack them.
+COMPLETED_MODEL_FIELDS = (
+    "class_dropout",
+    "dtype",
+    "ema_ramp",
+    "ema_stds",
+)  # Official configs lack them.
 PATHS = (
     *("data.path", "data.tfrecords_path", "eval.inception_path", "eval.stats_path"),
     *("restore.input", "restore.mask"),
