@@ -416,10 +416,11 @@ def test_reconstructed_files(walked, tmp_path, capsys, std, tolerance):
     assert "warning" not in output
 
 
-def test_an_earlier_checkpoint(walked, tmp_path):
+def test_an_earlier_checkpoint(walked, tmp_path, capsys):
     """Later snapshots do not count. The error of the profile of three snapshots is 4 %."""
     trained = reconstruct(walked, 0.07, tmp_path / "a.safetensors", number=3)
     assert trained.step == 3 * SNAPSHOT
+    assert "from 3 snapshots" in capsys.readouterr().out
     assert distance(trained.ema, average(0.07, trained.step)) < 0.05
     shutil.copytree(walked, tmp_path / "w")
     shutil.rmtree(tmp_path / "w" / SNAPSHOTS / "checkpoint_8")
