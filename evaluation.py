@@ -91,7 +91,7 @@ def _evaluate(
         if any(stage.needs_dequantizer for stage in stages):
             dequantize = dequantization.make(experiment, workdir, found.number)
         note = train_state.initial_share_note(experiment.config.model, found.step)
-        if note:
+        if note and not experiment.config.ema.std:  # of a file that --mode=ema wrote
             print(f"{found}: {note}", flush=True)
         context = Context(experiment, ema, folder / f"checkpoint_{found.number}", dequantize)
         inputs = [

@@ -33,7 +33,7 @@ from auxiliary import classification, dequantization
 from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
-from modes import calibration, conversion, inspection, latents, restoration, samples
+from modes import averaging, calibration, conversion, inspection, latents, restoration, samples
 from modes.command_line import parse_flags
 
 FLAGS = flags.FLAGS
@@ -71,6 +71,10 @@ def _export(config: Config, workdir: str) -> None:
         FLAGS.checkpoint,
         average_only=FLAGS.average_only,
     )
+
+
+def _ema(config: Config, workdir: str) -> None:
+    averaging.reconstruct(config, workdir, FLAGS.target, FLAGS.checkpoint)
 
 
 def _encode(config: Config, workdir: str) -> None:
@@ -131,6 +135,7 @@ MODES: dict[str, Callable[[Config, str], None]] = {
     "report": _report,
     "import": _import,
     "export": _export,
+    "ema": _ema,
     "encode": _encode,
     "interpolate": _interpolate,
     "sample": _sample,
@@ -166,7 +171,10 @@ flags.DEFINE_string(
     "--mode=export, or a diffusers folder.",
 )
 flags.DEFINE_string(
-    "target", None, "The file to export to: .pth (PyTorch), .safetensors, or else Flax."
+    "target",
+    None,
+    "The file to export to: .pth (PyTorch), .safetensors, or else Flax; for --mode=ema "
+    "WORKDIR/ema_STD.safetensors by default.",
 )
 flags.DEFINE_bool(
     "average_only",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -21,6 +22,7 @@ from jax.typing import ArrayLike
 from checkpoints import Checkpoints, Found, Trees
 from configs.default import Config
 from errors import InputError, advice
+from models import averages
 from models.building import Params, is_fixed
 from readers.files import MAX_STEP, read_json
 from workdir import write_json
@@ -36,34 +38,52 @@ class TrainState(NamedTuple):
       params: parameters of the network, nested dictionaries.
       ema: their exponential moving average, of the same structure.
       opt_state: the state of the optimizer.
+      averages: the averages of the widths model.ema_stds (`models.averages`), like `ema`.
     """
 
     step: Array
     params: Params
     ema: Params
     opt_state: optax.OptState
+    averages: tuple[Params, ...] = ()
 
 
-def create(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def create(
+    params: Params, optimizer: optax.GradientTransformation, num_averages: int = 0
+) -> TrainState:
     """Return the state before the first step."""
-    return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+    # Steps donate the state, whose arrays must therefore differ.
+    ema, *others = (jax.tree.map(jnp.copy, params) for _ in range(1 + num_averages))
+    return TrainState(jnp.int32(0), params, ema, optimizer.init(params), tuple(others))
 
 
-def abstract(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def abstract(
+    params: Params, optimizer: optax.GradientTransformation, num_averages: int = 0
+) -> TrainState:
     """Return the shapes and types of a state; `params` may be abstract."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
-    return TrainState._make((step, params, params, jax.eval_shape(optimizer.init, params)))
+    opt_state = jax.eval_shape(optimizer.init, params)
+    return TrainState._make((step, params, params, opt_state, (params,) * num_averages))
 
 
 def update(
-    state: TrainState, grads: Params, optimizer: optax.GradientTransformation, ema_rate: ArrayLike
+    state: TrainState,
+    grads: Params,
+    optimizer: optax.GradientTransformation,
+    ema_rate: ArrayLike,
+    stds: Sequence[float] = (),
 ) -> TrainState:
-    """Return the state after one more step; `ema_rate` is the decay of the moving average."""
+    """Return the state after one more step.
+
+    `ema_rate` is the decay of the moving average, and `stds` are the widths of the others.
+    """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     # Optax declares its results as arbitrary trees.
     params = cast(Params, optax.apply_updates(state.params, updates))
     ema = cast(Params, optax.incremental_update(params, state.ema, 1 - ema_rate))
-    return TrainState(state.step + 1, params, ema, opt_state)
+    step, pairs = state.step + 1, zip(state.averages, stds, strict=True)
+    others = tuple(averages.follow(average, params, std, step) for average, std in pairs)
+    return TrainState(step, params, ema, opt_state, others)
 
 
 # --- moving average -------------------------------------------------------------------------------
@@ -249,26 +269,29 @@ def global_norm(tree: optax.Updates) -> Array:
 # --- checkpoints ----------------------------------------------------------------------------------
 
 EMA = "ema"
+AVERAGE = "average_{}"  # number i, of the width model.ema_stds[i]
 
 
 def to_checkpoint(state: TrainState) -> Trees:
     """Return the named trees that a checkpoint stores; each can be read without the others."""
     optimizer = {"step": state.step, "state": state.opt_state}
-    return {"params": state.params, EMA: state.ema, "optimizer": optimizer}
+    others = {AVERAGE.format(i): tree for i, tree in enumerate(state.averages)}
+    return {"params": state.params, EMA: state.ema, "optimizer": optimizer, **others}
 
 
 def from_checkpoint(trees: Trees) -> TrainState:
     """Invert `to_checkpoint`."""
     optimizer = trees["optimizer"]
-    return TrainState(optimizer["step"], trees["params"], trees[EMA], optimizer["state"])
+    others = tuple(trees[AVERAGE.format(i)] for i in range(len(trees) - 3))
+    return TrainState(optimizer["step"], trees["params"], trees[EMA], optimizer["state"], others)
 
 
-def restore_ema(checkpoints: Checkpoints, found: Found, like: Params) -> Params:
-    """Return the EMA parameters of a checkpoint, with the shapes and shardings of `like`.
+def restore_ema(checkpoints: Checkpoints, found: Found, like: Params, name: str = EMA) -> Params:
+    """Return the EMA, or the average `name`, of a checkpoint, with the shardings of `like`.
 
     Raises InputError if the checkpoint is damaged or holds another network.
     """
-    return checkpoints.restore(found, {EMA: like})[EMA]
+    return checkpoints.restore(found, {name: like})[name]
 
 
 def ema_checksum(checkpoints: Checkpoints, found: Found) -> int:

@@ -21,6 +21,7 @@ TOLERANCE = Real(1e-8, 1e3)  # float32 rounds at 1e-7; a solver would reach its 
 NOISE_SCALE = Real(1e-10, 1e10)  # Its square is computed as well.
 SHARE = Real(0, 1)
 PART = Real(0, 1, open_low=True, open_high=True)
+WIDTH = Real(0, 0.3, open_low=True)  # of power-function averages, none of which has 0.3003 or more
 
 
 class Field(NamedTuple):

@@ -18,7 +18,7 @@ from configs.fields import ABSENT, FIELDS
 Config = ml_collections.ConfigDict
 
 COMPLETED_MODEL_FIELDS = (  # Official configs lack them.
-    *("class_dropout", "dtype", "ema_ramp"),
+    *("class_dropout", "dtype", "ema_ramp", "ema_stds"),
     *("parameterization", "sigma_data"),
 )
 PATHS = (

@@ -14,6 +14,7 @@ from configs.declaration import (
     SHARE,
     TEXT,
     TOLERANCE,
+    WIDTH,
     Field,
 )
 from configs.domains import Entries, Integer, Name, Real, Sequence
@@ -170,6 +171,15 @@ CALIBRATE = {
     ),
     "calibrate.samples": Field(
         63, Integer(20, 10**4), (CALIBRATION,), "Solutions for each of these images."
+    ),
+}
+
+RECONSTRUCTION = {
+    "ema.std": Field(
+        0.0,
+        Real(0, WIDTH.high),
+        NOTHING,
+        "Relative width of the average that --mode=ema reconstructs; 0 for none.",
     ),
 }
 

@@ -27,6 +27,7 @@ FIELDS: dict[str, Field] = {
     **evaluation_fields.CLASSIFY,
     **evaluation_fields.RESTORATION,
     **evaluation_fields.CALIBRATE,
+    **evaluation_fields.RECONSTRUCTION,
     **evaluation_fields.EVAL,
 }
 """All fields, by their names on the command line."""

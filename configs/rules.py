@@ -73,6 +73,8 @@ def check_model(config: Config, choices: Choices) -> Problems:
         )
     if "fir_kernel" in model and not sum(model.fir_kernel):
         yield f"model.fir_kernel = {tuple(model.fir_kernel)} must have a sum other than 0."
+    if len(set(model.ema_stds)) < len(model.ema_stds):
+        yield f"model.ema_stds = {tuple(model.ema_stds)} must be different widths."
     if config.training.remat and name not in choices.remat:
         yield (
             f"training.remat = True needs one of model.name = {_listed(choices.remat)}, "
@@ -280,10 +282,22 @@ def check_restore(config: Config, choices: Choices, num_devices: int) -> Problem
         )
 
 
+def check_ema(config: Config, choices: Choices, num_devices: int) -> Problems:
+    """Yield problems of --mode=ema."""
+    if not config.model.ema_stds:
+        yield (
+            "model.ema_stds = (): --mode=ema combines averages that training has stored, and these "
+            'checkpoints have none. Train with --config.model.ema_stds="(0.05, 0.1)".'
+        )
+    if not config.ema.std:
+        yield f"ema.std = {config.ema.std} must be above 0, such as --config.ema.std=0.1."
+
+
 MODES: dict[str, Callable[[Config, Choices, int], Problems]] = {
     "train_classifier": check_classifier,
     "restore": check_restore,
     "calibrate": check_restore,
+    "ema": check_ema,
 }
 
 

@@ -17,6 +17,7 @@ from configs.declaration import (
     SHARE,
     SIDE,
     TEXT,
+    WIDTH,
     Field,
 )
 from configs.domains import AnyOf, Entries, Integer, Name, Real, Sequence
@@ -115,6 +116,13 @@ MODEL = {
         (TRAINING,),
         "After n steps the decay is at most (1 + n) / (10 + n), so that the moving average forgets "
         "the initial parameters within few steps.",
+    ),
+    "model.ema_stds": Field(
+        (),
+        Sequence(WIDTH, 0, 8),
+        (TRAINING,),
+        "Relative widths of further averages, which checkpoints store for --mode=ema; 0.05 and 0.1 "
+        "are enough for the widths between them.",
     ),
     "model.dropout": Field(0.1, Real(0, 1, open_high=True), (TRAINING,), "Dropout rate."),
     "model.class_dropout": Field(

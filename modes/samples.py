@@ -88,7 +88,7 @@ def sample(
         flush=True,
     )
     note = train_state.initial_share_note(config.model, network.identity["step"])
-    if note:
+    if note and not config.ema.std:  # Reconstructed averages have no share of initial weights.
         print(note, flush=True)
     with owned(output, config, "sampling"):
         paths = run_rounds(output, "samples", -(-count // size), compute, depends)

@@ -180,7 +180,7 @@ def _check_state(state: TrainState, log: TrainingLog) -> None:
     """Raise NotFiniteError if a part of the state is not finite."""
     parts = {
         "parameters": state.params,
-        "moving average": state.ema,
+        "moving average": (state.ema, state.averages),
         "optimizer state": state.opt_state,
     }
     bad = [name for name, part in parts.items() if not train_state.all_finite(part)]

@@ -59,7 +59,7 @@ def train_step(
     metrics = {"loss": value, "grad_norm": train_state.global_norm(grads)}
     metrics["levels"] = jnp.stack(losses.by_noise_level(per_image, t, experiment.sde))
     rate = train_state.ema_rate(config.model, state.step)
-    updated = train_state.update(state, grads, optimizer, rate)
+    updated = train_state.update(state, grads, optimizer, rate, config.model.ema_stds)
     if config.training.on_nonfinite == "skip":
         finite = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"])
         updated = train_state.keep_if(finite, updated, state)
@@ -75,13 +75,15 @@ def root(experiment: Experiment, rollbacks: int) -> Array:
 
 def state_shardings(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the shardings of a state."""
-    abstract = train_state.abstract(experiment.abstract_params, optimizer)
+    count = len(experiment.config.model.ema_stds)
+    abstract = train_state.abstract(experiment.abstract_params, optimizer, count)
     return experiment.state_shardings(abstract)
 
 
 def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the state before the first step, on the devices."""
-    state = train_state.create(experiment.init_params(), optimizer)
+    count = len(experiment.config.model.ema_stds)
+    state = train_state.create(experiment.init_params(), optimizer, count)
     return jax.device_put(state, state_shardings(experiment, optimizer))
 
 

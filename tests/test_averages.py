@@ -1,0 +1,482 @@
+"""Power-function averages, and their reconstruction by `--mode=ema`, against closed forms.
+
+`models/averages.py` and `modes/averaging.py`. Tests of a workdir fill its snapshots with the averages
+of a known walk of parameters, without training.
+"""
+
+import functools
+import shutil
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from safetensors.numpy import load_file
+from scipy import integrate
+
+import pretrained
+import train_state
+import training
+from checkpoints import SNAPSHOTS, Checkpoints
+from errors import InputError, NotFiniteError
+from experiment import Experiment
+from models import averages
+from modes import averaging, conversion, samples, stored
+from tests import tiny
+from tests.test_training import Killed, change_a_byte, identical, leaves
+from workdir import claim
+
+STDS = (0.05, 0.1)
+GAMMA = {0.05: 16.97, 0.1: 6.94}  # as in section 3 of the paper
+
+
+def profile(std, steps):
+    """The weight of each step 1 .. steps: the integral of the profile over the step."""
+    ends = (np.arange(steps + 1) / steps) ** (averages.exponent(std) + 1)
+    return np.diff(ends)
+
+
+def walk(steps, size, seed=0):
+    """A random walk of parameters (steps, size), from a point other than 0."""
+    return 3 + np.random.default_rng(seed).normal(size=(steps, size)).cumsum(0) / np.sqrt(steps)
+
+
+def relative(found, expected, origin=0.0):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected - origin)
+
+
+# --- formulas -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("std", [1e-3, 0.03, 0.05, 0.1, 0.2887, 0.3])
+def test_exponents(std):
+    """The width of the profile x^gamma on (0, 1), integrated numerically, is std."""
+    gamma = averages.exponent(std)
+    assert gamma > -0.382
+    moments = [integrate.quad(lambda x, k=k: x ** (gamma + k), 0, 1)[0] for k in range(3)]
+    mean, square = moments[1] / moments[0], moments[2] / moments[0]
+    assert np.sqrt(square - mean**2) == pytest.approx(std, rel=1e-4)
+    if std in GAMMA:
+        assert gamma == pytest.approx(GAMMA[std], abs=0.005)
+
+
+@pytest.mark.parametrize("std", [0.03, 0.05, 0.1, 0.3])
+def test_weights_of_the_recursion(std):
+    """Averages of unit vectors are the weights: the integral of x^gamma, and of relative width std.
+
+    The tolerances are those of float32, and of 2,000 steps.
+    """
+    steps = 2000
+
+    def step(average, t):
+        return averages.follow(average, jax.nn.one_hot(t - 1, steps), std, t), None
+
+    start = jnp.full(steps, 7.0)  # which the first step forgets
+    weights = np.asarray(jax.lax.scan(step, start, jnp.arange(1, steps + 1))[0], np.float64)
+    np.testing.assert_allclose(weights, profile(std, steps), rtol=1e-3, atol=1e-6)
+    mean = weights @ np.arange(steps)
+    width = np.sqrt(weights @ (np.arange(steps) - mean) ** 2) / steps
+    assert width == pytest.approx(std, rel=1e-3)
+
+
+@pytest.mark.parametrize("t", [2, 1000, 1_000_000])
+def test_decay_is_exact_in_float32(t):
+    """1 - beta is 1.8e-5 after a million steps; float32 would round beta itself to 6e-8."""
+    found = averages.follow(jnp.zeros(1), jnp.ones(1), 0.05, jnp.int32(t))
+    expected = 1 - (1 - np.longdouble(1) / t) ** (averages.exponent(0.05) + 1)
+    assert float(found[0]) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(("t", "gamma"), [(1.0, 6.94), (0.3, 6.94), (0.3, -0.38), (2.5, 40.0)])
+@pytest.mark.parametrize(("s", "delta"), [(1.0, 16.97), (0.3, 0.0)])
+def test_inner_products(t, gamma, s, delta):
+    def product(x):
+        return (gamma + 1) * x**gamma / t ** (gamma + 1) * (delta + 1) * x**delta / s ** (delta + 1)
+
+    expected = integrate.quad(product, 0, min(t, s), epsabs=0, epsrel=1e-11)[0]
+    assert averages.inner_products(t, gamma, s, delta) == pytest.approx(expected, rel=1e-7)
+
+
+def stored_averages(steps, snapshots, stds=STDS):
+    """The steps and widths of averages of evenly spaced snapshots."""
+    times = steps * np.arange(1, snapshots + 1) // snapshots
+    t, widths = np.meshgrid(times.astype(float), stds, indexing="ij")
+    return t.ravel(), widths.ravel()
+
+
+@pytest.mark.parametrize("std", STDS)
+def test_a_stored_width_is_returned(std):
+    t, widths = stored_averages(1000, 8)
+    weights, error = averages.combination(t, widths, 1000, std)
+    np.testing.assert_allclose(weights, (t == 1000) & (widths == std), atol=1e-9)
+    assert error < 1e-7
+
+
+@pytest.mark.parametrize("std", [0.04, 0.07, 0.15])
+@pytest.mark.parametrize("snapshots", [2, 8, 32])
+def test_errors_of_independent_parameters(std, snapshots):
+    """The stated error bounds that of white noise, up to 5 % for its 2,000 samples.
+
+    Averages are projections of the profiles to steps, which do not increase distances. With many
+    more steps than snapshots they are equal.
+    """
+    steps, noise = 640, np.random.default_rng(1).normal(size=(640, 2000))
+    t, widths = stored_averages(steps, snapshots)
+    weights, error = averages.combination(t, widths, steps, std)
+    parts = [w * profile(s, int(k)) @ noise[: int(k)] for w, k, s in zip(weights, t, widths)]
+    found = relative(sum(parts), profile(std, steps) @ noise)
+    assert 0.5 * error < found < 1.05 * error
+
+
+@pytest.mark.parametrize("std", [0.07, 0.15])
+def test_more_snapshots_come_closer_to_the_average(std):
+    """Each doubling lowers the error of a random walk; with 16 it is below 1 % of its spread."""
+    steps, errors, stated = 640, [], []
+    x = walk(steps, 2000)
+    expected = profile(std, steps) @ x
+    for snapshots in (2, 4, 8, 16, 32):
+        t, widths = stored_averages(steps, snapshots)
+        weights, error = averages.combination(t, widths, steps, std)
+        parts = [w * profile(s, int(k)) @ x[: int(k)] for w, k, s in zip(weights, t, widths)]
+        errors.append(relative(sum(parts), expected, origin=3))
+        stated.append(error)
+    assert (np.diff(errors) < 0).all()
+    assert (np.diff(stated) < 0).all()
+    assert errors[3] < 0.01
+
+
+def test_many_similar_averages():
+    """Their inner products are singular in float64; the weights stay moderate."""
+    t, widths = stored_averages(20_000, 200, (0.03, 0.06, 0.12, 0.24))
+    weights, error = averages.combination(t, widths, 20_000, 0.1)
+    assert error < 1e-5
+    assert np.abs(weights).sum() < 10
+
+
+# --- peer -----------------------------------------------------------------------------------------
+
+
+def test_ema_pytorch(tmp_path):
+    """Its averages and its reconstruction, in float64, are ours: 1e-5, as it stores float32.
+
+    It counts the first parameters twice, as those of steps 1 and 2 of the recursion.
+    """
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
+    peer = pytest.importorskip(
+        "ema_pytorch.post_hoc_ema", reason="ema-pytorch is not installed (requirements-dev.txt)"
+    )
+    x = walk(60, 5).astype(np.float32)
+    model = torch.nn.Linear(5, 1, bias=False)
+    options = {"update_every": 1, "checkpoint_every_num_steps": 10}
+    tracked = peer.PostHocEMA(
+        model,
+        sigma_rels=STDS,
+        checkpoint_folder=str(tmp_path / "peer"),
+        checkpoint_dtype=torch.float32,
+        **options,
+    )
+    ours = [jnp.asarray(x[0])] * 2
+    saved = []
+    for t, params in enumerate(x, 1):
+        with torch.no_grad():
+            model.weight.copy_(torch.from_numpy(params)[None])
+        tracked.update()
+        step = jnp.int32(t + 1)
+        ours = [averages.follow(each, params, std, step) for each, std in zip(ours, STDS)]
+        saved += ours if t % 10 == 0 else []
+    for own, theirs, std in zip(ours, tracked.ema_models, STDS):
+        assert theirs.gamma == pytest.approx(averages.exponent(std), rel=1e-9)
+        np.testing.assert_allclose(theirs.ema_model.weight.detach()[0], own, rtol=1e-5)
+    t, widths = stored_averages(60, 6)
+    for std in (0.05, 0.07, 0.15):
+        weights, _ = averages.combination(t, widths, 60, std)
+        theirs = tracked.synthesize_ema_model(sigma_rel=std).ema_model.weight.detach()[0]
+        np.testing.assert_allclose(weights @ np.array(saved), theirs, rtol=1e-5)
+        gammas = torch.tensor([averages.exponent(each) for each in widths])
+        last = [torch.tensor([each]) for each in (60.0, averages.exponent(std))]
+        expected = peer.solve_weights(torch.from_numpy(t), gammas, *last)[:, 0]
+        np.testing.assert_allclose(weights, expected, atol=1e-6)
+
+
+# --- states and checkpoints -----------------------------------------------------------------------
+
+
+def example_state(value=1.0):
+    params = {"a": jnp.full(3, value), "b": jnp.full((2, 2), value)}
+    return train_state.create(params, optax.sgd(0.5), len(STDS))
+
+
+def test_an_update():
+    """Each average follows the new parameters with its own width."""
+    state = train_state.create({"a": jnp.ones(1)}, optax.sgd(0.5), 2)
+    for _ in range(2):  # to 0, and to -1
+        state = train_state.update(state, {"a": jnp.full(1, 2.0)}, optax.sgd(0.5), 0.9, STDS)
+    found = [float(average["a"][0]) for average in state.averages]
+    np.testing.assert_allclose(found, [-profile(std, 2)[1] for std in STDS], rtol=1e-5)
+
+
+def test_a_skipped_step_keeps_them():
+    before, after = example_state(1.0), example_state(2.0)._replace(step=jnp.int32(1))
+    kept = train_state.keep_if(jnp.array(False), after, before)
+    assert identical(kept.averages, before.averages)
+    assert kept.step == 1
+
+
+def test_a_checkpoint_has_a_tree_for_each():
+    state = example_state()._replace(averages=({"a": jnp.zeros(3)}, {"a": jnp.ones(3)}))
+    trees = train_state.to_checkpoint(state)
+    assert list(trees) == ["params", "ema", "optimizer", "average_0", "average_1"]
+    assert train_state.from_checkpoint(trees) == state
+
+
+def test_they_must_be_finite():
+    def not_finite(step, text):
+        return NotFiniteError(text, step)
+
+    log = SimpleNamespace(step=3, latest="", not_finite=not_finite)
+    training.loop._check_state(example_state(), log)
+    bad = example_state()
+    bad.averages[1]["b"] = bad.averages[1]["b"].at[0, 1].set(np.nan)
+    with pytest.raises(NotFiniteError, match="moving average are not finite"):
+        training.loop._check_state(bad, log)
+
+
+def test_they_are_split_as_the_ema_is():
+    config = tiny.config(**{"model.ema_stds": STDS, "training.shard_params": True, "model.nf": 64})
+    experiment = Experiment(config)
+    optimizer = train_state.make_optimizer(experiment.config.optim)
+    found = training.state_shardings(experiment, optimizer)
+    assert found.averages == (found.ema, found.ema)
+    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(found.averages))
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def train_config(**changes):
+    fields = {"model.ema_stds": STDS, "training.snapshot_freq": 1, "training.n_iters": 6}
+    return tiny.config(**fields, **changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of six steps with a snapshot of each, and its last state."""
+    workdir = tmp_path_factory.mktemp("averages")
+    return workdir, training.train(train_config(), str(workdir))
+
+
+def snapshot(workdir, number, *names):
+    """Some trees of a snapshot."""
+    checkpoints, like = Checkpoints(workdir), Experiment(train_config()).abstract_params
+    return checkpoints.restore(checkpoints.pick(number), dict.fromkeys(names, like))
+
+
+def test_training_averages_the_parameters_of_its_steps(trained):
+    """In float32, from the parameters in the snapshots; the main average is that of a usual run."""
+    workdir, state = trained
+    params = [leaves(snapshot(workdir, number, "params")) for number in range(1, 7)]
+    for average, std in zip(state.averages, STDS, strict=True):
+        for found, *each in zip(leaves(average), *params, strict=True):
+            expected = np.tensordot(profile(std, 6), np.array(each, np.float64), 1)
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+    stored_last = snapshot(workdir, 6, "average_0", "average_1")
+    assert identical(tuple(stored_last.values()), state.averages)
+
+
+def test_a_killed_run_has_the_same_averages(tmp_path, monkeypatch, trained):
+    collect = training.loop.TrainingLog.collect
+
+    def kill(self, step, metrics):
+        if step == 5:
+            raise Killed
+        collect(self, step, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.loop.TrainingLog, "collect", kill)
+        with pytest.raises(Killed):
+            training.train(train_config(), str(tmp_path))
+    assert identical(training.train(train_config(), str(tmp_path)), trained[1])
+
+
+def test_from_training_to_samples(trained, tmp_path, capsys):
+    """A width between the stored ones; the file is sampled from, and can be trained further."""
+    workdir, state = trained
+    config = stored.get_config(str(workdir))
+    config.ema.std = 0.075
+    path = averaging.reconstruct(config, str(workdir), str(tmp_path / "a.safetensors"))
+    assert "from 6 snapshots with model.ema_stds = (0.05, 0.1)" in capsys.readouterr().out
+    source = stored.get_config(str(path))
+    source.sampling.update(method="solver", num_steps=2)
+    folder = samples.sample(source, str(tmp_path / "s"), 2, source=str(path))
+    assert (folder / "00001.png").exists()
+    assert "initial weights" not in capsys.readouterr().out  # It has none.
+    source.training.n_iters = 8
+    conversion.import_checkpoint(source, str(tmp_path / "w"), str(path))
+    assert "The averages of model.ema_stds start from these" in capsys.readouterr().out
+    first = snapshot(tmp_path / "w", 6, "ema", "average_0", "average_1")
+    assert identical(first["average_0"], first["ema"])
+    assert identical(first["average_1"], first["ema"])
+    after = training.train(source, str(tmp_path / "w"))
+    assert after.step == 8
+    assert not identical(after.averages[0], after.averages[1])
+
+
+def test_files_of_other_code_have_no_such_averages(trained, tmp_path):
+    """The export of a checkpoint leaves them out."""
+    target = tmp_path / "all.safetensors"
+    conversion.export_checkpoint(train_config(), str(trained[0]), str(target), 6)
+    assert {name.split("/")[0] for name in load_file(target)} == {"params", "ema", "mu", "nu"}
+
+
+# --- reconstruction -------------------------------------------------------------------------------
+
+STEPS, SNAPSHOT = 96, 12
+
+
+def walk_config(**changes):
+    fields = {"model.ema_stds": STDS, "model.embedding_type": "fourier"}
+    return tiny.config("ve.digits_ncsnpp_continuous", **fields, **changes)
+
+
+@functools.cache
+def parameters():
+    """The parameters of each step: a walk, except for the frequencies, which are constant."""
+    like, rng = Experiment(walk_config()).abstract_params, np.random.default_rng(0)
+
+    def draw(path, leaf):
+        fixed = path[-1].key == "W"
+        noise = rng.normal(size=(1 if fixed else STEPS, *leaf.shape)) / 10
+        return np.broadcast_to(1 + noise.cumsum(0), (STEPS, *leaf.shape))
+
+    return jax.tree.map_with_path(draw, like)
+
+
+def average(std, step):
+    """The average of the walk after a step."""
+    weights = profile(std, step)
+    return jax.tree.map(
+        lambda x: np.tensordot(weights, x[:step], 1).astype(np.float32), parameters()
+    )
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory):
+    """A workdir whose eight snapshots hold the averages of the walk, and one of step 0."""
+    workdir, experiment = tmp_path_factory.mktemp("walk"), Experiment(walk_config())
+    claim(workdir, experiment.config, "training")
+    checkpoints = Checkpoints(workdir, create=True)
+    for number in range(STEPS // SNAPSHOT + 1):
+        step = number * SNAPSHOT
+        trees = {f"average_{i}": average(std, max(1, step)) for i, std in enumerate(STDS)}
+        trees = jax.tree.map(
+            lambda a, like: jax.device_put(a, like.sharding),
+            trees,
+            dict.fromkeys(trees, experiment.abstract_params),
+        )
+        saved = {"step": step, "config": experiment.config.to_dict()}
+        checkpoints.save(SNAPSHOTS, number, trees, **saved)
+    checkpoints.close()
+    return workdir
+
+
+def reconstruct(workdir, std, target, **options):
+    config = walk_config(**{"ema.std": std})
+    path = averaging.reconstruct(config, str(workdir), str(target), **options)
+    return pretrained.read(path, Experiment(config).network, config)
+
+
+def distance(found, expected):
+    """The relative distance of the moved parameters, beyond their start at 1; float16 has 2**-11."""
+    parts = [np.concatenate([leaf.ravel() for leaf in leaves(tree)]) for tree in (found, expected)]
+    return relative(*parts, origin=1)
+
+
+@pytest.mark.parametrize(
+    ("std", "tolerance"), [(0.05, 2**-10), (0.1, 2**-10), (0.07, 5e-3), (0.15, 2e-2)]
+)
+def test_reconstructed_files(walked, tmp_path, capsys, std, tolerance):
+    """Stored widths up to half precision, others up to the stated tolerance; fixed ones exactly."""
+    trained = reconstruct(walked, std, tmp_path / "a.safetensors")
+    assert trained.step == STEPS
+    assert distance(trained.ema, average(std, STEPS)) < tolerance
+    assert identical(trained.params, trained.ema)
+    frequencies = [
+        (leaf, expected[0].astype(np.float16))
+        for (path, leaf), expected in zip(
+            jax.tree.leaves_with_path(trained.ema), jax.tree.leaves(parameters()), strict=True
+        )
+        if path[-1].key == "W"
+    ]
+    assert len(frequencies) == 1
+    np.testing.assert_array_equal(*frequencies[0])
+    output = capsys.readouterr().out
+    assert "from 8 snapshots" in output
+    assert "warning" not in output
+
+
+def test_an_earlier_checkpoint(walked, tmp_path, capsys):
+    """Later snapshots do not count. The error of the profile of three snapshots is 4 %."""
+    trained = reconstruct(walked, 0.07, tmp_path / "a.safetensors", number=3)
+    assert trained.step == 3 * SNAPSHOT
+    assert "from 3 snapshots" in capsys.readouterr().out
+    assert distance(trained.ema, average(0.07, trained.step)) < 0.05
+    shutil.copytree(walked, tmp_path / "w")
+    shutil.rmtree(tmp_path / "w" / SNAPSHOTS / "checkpoint_8")
+    again = reconstruct(tmp_path / "w", 0.07, tmp_path / "b.safetensors", number=3)
+    assert identical(again.ema, trained.ema)
+
+
+def test_a_large_error_is_a_warning(walked, tmp_path, capsys):
+    reconstruct(walked, 0.2, tmp_path / "a.safetensors")
+    assert "warning: the 16 averages of 8 snapshots" in capsys.readouterr().out
+
+
+def test_the_default_target(walked, tmp_path):
+    shutil.copytree(walked, tmp_path / "w")
+    path = averaging.reconstruct(walk_config(**{"ema.std": 0.1}), str(tmp_path / "w"))
+    assert path == tmp_path / "w" / "ema_0.1.safetensors"
+    assert stored.get_config(str(path)).ema.std == 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"ema.std": 0.0}, {}, r"ema.std = 0.0 must be above 0"),
+        ({"ema.std": 0.31}, {}, r"ema.std = 0.31 must be a finite number, at least 0 and at most"),
+        ({"model.ema_stds": ()}, {}, r"model.ema_stds = \(\): --mode=ema combines averages"),
+        ({"model.ema_stds": (0.1, 0.1)}, {}, r"\(0.1, 0.1\) must be different widths"),
+        ({"model.ema_stds": (0.1, 0.4)}, {}, r"ema_stds = \(0.1, 0.4\) must be a tuple of 0 to 8"),
+        ({"model.ema_stds": (0.1,)}, {}, r"model.ema_stds: \[0.05, 0.1\] there, \[0.1\] now"),
+        ({"ema.std": 0.3}, {}, r"relative error of 7\d\.\d%; at most 50% is allowed"),
+        ({}, {"number": 0}, r"the 0 averages of 0 snapshots"),
+        ({}, {"number": 9}, r"no checkpoint_9; existing checkpoints: 0, 1"),
+        ({}, {"target": "a.pth"}, r"--target=a.pth must end in .safetensors"),
+        ({}, {"target": "config.json/.."}, r"must end in .safetensors"),
+    ],
+)
+def test_bad_requests(walked, changes, options, message):
+    before = sorted(walked.iterdir())
+    config = walk_config(**{"ema.std": 0.1})
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(InputError, match=message):
+        averaging.reconstruct(config, str(walked), **options)
+    assert sorted(walked.iterdir()) == before
+
+
+def test_bad_files(walked, tmp_path):
+    config = walk_config(**{"ema.std": 0.1})
+    target = tmp_path / "a.safetensors"
+    target.write_bytes(b"")
+    with pytest.raises(InputError, match="a.safetensors exists; nothing is overwritten"):
+        averaging.reconstruct(config, str(walked), str(target))
+    target.unlink()
+    with pytest.raises(InputError, match="does not exist; train first"):
+        averaging.reconstruct(config, str(tmp_path / "nothing"), str(target))
+    shutil.copytree(walked, tmp_path / "w")
+    change_a_byte(tmp_path / "w" / SNAPSHOTS / "checkpoint_4")
+    with pytest.raises(InputError, match=r"checkpoint_4 .*damaged.* Move it to another folder"):
+        averaging.reconstruct(config, str(tmp_path / "w"), str(target))
+    shutil.rmtree(tmp_path / "w" / SNAPSHOTS / "checkpoint_4")
+    averaging.reconstruct(config, str(tmp_path / "w"), str(target))
