@@ -33,7 +33,7 @@ def get_default_configs(
 
     training = config.training
     training.batch_size = 64
-    training.n_iters = 5000
+    training.n_iters = 3000
     training.n_jitted_steps = 1
     training.reduce_mean = True
     training.log_freq = 100
@@ -51,7 +51,7 @@ def get_default_configs(
     sampling.num_steps = 50
 
     evaluate = config.eval
-    evaluate.begin_ckpt = 5  # The last one.
+    evaluate.begin_ckpt = 3  # The last one.
     evaluate.batch_size = 128
     evaluate.num_samples = 256
     evaluate.enable_sampling = True

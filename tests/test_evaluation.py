@@ -640,6 +640,9 @@ def test_fields_that_rounds_depend_on():
         "training.reduce_mean",
         "training.likelihood_weighting",
         "training.importance_weighting",
+        "training.time_distribution",
+        "training.p_mean",
+        "training.p_std",
     }
 
 
