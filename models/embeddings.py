@@ -44,8 +44,11 @@ class GaussianFourierProjection(nnx.Module):
 
     def __call__(self, label: Array) -> Array:
         # Angles reach thousands of radians: another order of factors changes the features by 1e-4.
-        value, W = label if self.linear else jnp.log(label), jax.lax.stop_gradient(self.W[...])
-        angles = value[:, None] * W[None, :] * 2 * jnp.pi
+        W = jax.lax.stop_gradient(self.W[...])
+        if self.linear:
+            angles = label[:, None] * (2 * jnp.pi * W)[None, :]
+        else:
+            angles = jnp.log(label)[:, None] * W[None, :] * 2 * jnp.pi
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 

@@ -14,8 +14,9 @@ from flax import nnx, traverse_util
 from configs.fields import INERT
 from errors import InputError
 from experiment import Experiment
-from models import NETWORKS, building, layers, networks_supporting, resample
+from models import NETWORKS, adm, building, layers, networks_supporting, resample
 from models.classifier import WideResnet
+from models.embeddings import timestep_embedding
 from models.ncsnpp import NCSNpp
 from pretrained import flax_format, parameter_names, stored_parameters
 from sde_lib import VESDE
@@ -425,3 +426,84 @@ def test_image_sizes(name):
 def test_unknown_options_are_rejected(options, message):
     with pytest.raises(InputError, match=message):
         NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0))
+
+
+# --- options of EDM's networks ---
+
+
+@pytest.mark.parametrize(
+    ("of_label", "of_logarithm"),
+    [("positional", "positional_log"), ("fourier_linear", "fourier")],
+)
+def test_embeddings_of_the_label_and_of_its_logarithm(of_label, of_logarithm):
+    label = jnp.array([0.3, 5.0])
+
+    def embed(embedding_type, label):
+        network = NCSNpp(
+            **SMALL, embedding_type=embedding_type, fourier_scale=1.0, rngs=nnx.Rngs(0)
+        )
+        return network.embed(label)
+
+    expected = embed(of_label, jnp.log(label))
+    np.testing.assert_allclose(embed(of_logarithm, label), expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(embed(of_label, label), expected)
+
+
+def test_classes_before_the_dense_layers():
+    """The row of a class is added to the features of the label, which the dense layers receive."""
+    network = NCSNpp(**SMALL, classes=2, class_embedding="before", rngs=nnx.Rngs(0))
+    label, classes = jnp.array([0.3, 5.0]), jnp.array([0, 2])
+    features = timestep_embedding(label, SMALL["nf"]) + network.class_embedding(classes)
+    expected = network.temb2(layers.swish(network.temb1(features)))
+    np.testing.assert_allclose(network.embed(label, classes), expected, rtol=1e-6)
+
+
+def test_widths_of_embeddings():
+    network = NCSNpp(**SMALL, noise_mult=3, temb_mult=5, rngs=nnx.Rngs(0))
+    assert network.temb1.kernel.shape == (12, 20)
+    assert network.embed(jnp.ones(2)).shape == (2, 20)
+
+
+def test_attention_of_adm_has_heads():
+    """Heads attend separately: with two, the output is that of two halves with one head each."""
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 128))
+    one, two = (adm.MultiHeadAttention(128, heads, rngs=nnx.Rngs(0)) for heads in (1, 2))
+    two.out.kernel.set_value(jnp.eye(128))
+    h = two.norm(x).reshape(2, 16, 128)
+    halves = []
+    for half in (slice(64), slice(64, None)):
+        q, k, v = (layer(h)[..., half] for layer in (two.query, two.key, two.value))
+        halves.append(jax.nn.softmax(q @ k.mT / 8) @ v)
+    expected = x + jnp.concatenate(halves, -1).reshape(x.shape)
+    np.testing.assert_allclose(two(x), expected, rtol=1e-4, atol=1e-5)
+    one.out.kernel.set_value(jnp.eye(128))
+    assert not np.allclose(one(x), expected, atol=1e-3)
+
+
+def test_options_of_adm():
+    """Dropout, remat and bfloat16; narrow levels have no attention; EDM's names are distinct."""
+    options = SMALL | {"nf": 32, "attn_resolutions": (8, 4), "classes": 2, "dropout": 0.5}
+    network = adm.ADM(**options, rngs=nnx.Rngs(0))
+    assert [block.attn is not None for block in network.down] == [False, False, True]
+    assert len(set(network.block_names().values())) == len(network.down) + len(network.up) + 3
+    network.conv_out.kernel.set_value(jnp.ones((3, 3, 32, 2)))
+    params = nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
+    x, classes = jax.random.normal(jax.random.key(0), (2, 8, 8, 2)), jnp.array([0, 2])
+
+    def evaluate(x, *, dropout=False, **more):
+        graph = nnx.split(adm.ADM(**options, **more, rngs=nnx.Rngs(0)), nnx.Param)[0]
+
+        def apply(params, x, label):
+            rngs = nnx.Rngs(dropout=0) if dropout else None
+            return nnx.merge(graph, params)(x, label, rngs, classes)
+
+        return jax.jit(apply)(params, x, jnp.array([3.0, 500.0]))
+
+    output = evaluate(x)
+    assert not np.allclose(evaluate(x, dropout=True), output)
+    np.testing.assert_allclose(evaluate(x, remat=True), output, rtol=1e-4, atol=1e-4)
+    low = evaluate(x.astype(jnp.bfloat16))
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(jnp.float32), output, atol=0.1 * np.abs(output).max())
+    with pytest.raises(InputError, match="model.embedding_type = 'fourier' is unknown; known: pos"):
+        adm.ADM(**options, embedding_type="fourier", rngs=nnx.Rngs(0))
