@@ -171,10 +171,7 @@ flags.DEFINE_string(
     "--mode=export, or a diffusers folder.",
 )
 flags.DEFINE_string(
-    "target",
-    None,
-    "The file to export to: .pth (PyTorch), .safetensors, or else Flax; for --mode=ema "
-    "WORKDIR/ema_STD.safetensors by default.",
+    "target", None, "The file to export to: .pth (PyTorch), .safetensors, or else Flax."
 )
 flags.DEFINE_bool(
     "average_only",

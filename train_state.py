@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,7 +21,6 @@ from jax.typing import ArrayLike
 from checkpoints import Checkpoints, Found, Trees
 from configs.default import Config
 from errors import InputError, advice
-from models import averages
 from models.building import Params, is_fixed
 from readers.files import MAX_STEP, read_json
 from workdir import write_json
@@ -38,7 +36,7 @@ class TrainState(NamedTuple):
       params: parameters of the network, nested dictionaries.
       ema: their exponential moving average, of the same structure.
       opt_state: the state of the optimizer.
-      averages: the averages of the widths model.ema_stds (`models.averages`), like `ema`.
+      averages: those of the widths model.ema_stds (`models.averages`), each like `ema`.
     """
 
     step: Array
@@ -48,42 +46,31 @@ class TrainState(NamedTuple):
     averages: tuple[Params, ...] = ()
 
 
-def create(
-    params: Params, optimizer: optax.GradientTransformation, num_averages: int = 0
-) -> TrainState:
-    """Return the state before the first step."""
-    # Steps donate the state, whose arrays must therefore differ.
-    ema, *others = (jax.tree.map(jnp.copy, params) for _ in range(1 + num_averages))
-    return TrainState(jnp.int32(0), params, ema, optimizer.init(params), tuple(others))
+def create(params: Params, optimizer: optax.GradientTransformation, extra: int = 0) -> TrainState:
+    """Return the state before the first step, with `extra` averages."""
+    ema, *averages = (jax.tree.map(jnp.copy, params) for _ in range(1 + extra))
+    return TrainState(jnp.int32(0), params, ema, optimizer.init(params), tuple(averages))
 
 
-def abstract(
-    params: Params, optimizer: optax.GradientTransformation, num_averages: int = 0
-) -> TrainState:
+def abstract(params: Params, optimizer: optax.GradientTransformation, extra: int = 0) -> TrainState:
     """Return the shapes and types of a state; `params` may be abstract."""
     step = jax.ShapeDtypeStruct((), jnp.int32)
     opt_state = jax.eval_shape(optimizer.init, params)
-    return TrainState._make((step, params, params, opt_state, (params,) * num_averages))
+    return TrainState._make((step, params, params, opt_state, (params,) * extra))
 
 
 def update(
-    state: TrainState,
-    grads: Params,
-    optimizer: optax.GradientTransformation,
-    ema_rate: ArrayLike,
-    stds: Sequence[float] = (),
+    state: TrainState, grads: Params, optimizer: optax.GradientTransformation, ema_rate: ArrayLike
 ) -> TrainState:
-    """Return the state after one more step.
+    """Return the state after one more step; `ema_rate` is the decay of the moving average.
 
-    `ema_rate` is the decay of the moving average, and `stds` are the widths of the others.
+    It leaves `averages` to `models.averages.follow`.
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     # Optax declares its results as arbitrary trees.
     params = cast(Params, optax.apply_updates(state.params, updates))
     ema = cast(Params, optax.incremental_update(params, state.ema, 1 - ema_rate))
-    step, pairs = state.step + 1, zip(state.averages, stds, strict=True)
-    others = tuple(averages.follow(average, params, std, step) for average, std in pairs)
-    return TrainState(step, params, ema, opt_state, others)
+    return TrainState(state.step + 1, params, ema, opt_state, state.averages)
 
 
 # --- moving average -------------------------------------------------------------------------------
@@ -275,15 +262,15 @@ AVERAGE = "average_{}"  # number i, of the width model.ema_stds[i]
 def to_checkpoint(state: TrainState) -> Trees:
     """Return the named trees that a checkpoint stores; each can be read without the others."""
     optimizer = {"step": state.step, "state": state.opt_state}
-    others = {AVERAGE.format(i): tree for i, tree in enumerate(state.averages)}
-    return {"params": state.params, EMA: state.ema, "optimizer": optimizer, **others}
+    averages = {AVERAGE.format(i): tree for i, tree in enumerate(state.averages)}
+    return {"params": state.params, EMA: state.ema, "optimizer": optimizer, **averages}
 
 
 def from_checkpoint(trees: Trees) -> TrainState:
     """Invert `to_checkpoint`."""
     optimizer = trees["optimizer"]
-    others = tuple(trees[AVERAGE.format(i)] for i in range(len(trees) - 3))
-    return TrainState(optimizer["step"], trees["params"], trees[EMA], optimizer["state"], others)
+    averages = tuple(trees[AVERAGE.format(i)] for i in range(len(trees) - 3))
+    return TrainState(optimizer["step"], trees["params"], trees[EMA], optimizer["state"], averages)
 
 
 def restore_ema(checkpoints: Checkpoints, found: Found, like: Params, name: str = EMA) -> Params:

@@ -1,15 +1,8 @@
-"""`--mode=ema`: the moving average of any width, reconstructed from those that training has stored.
-
-Each snapshot holds an average for each width of model.ema_stds. Their profiles are combined by least
-squares to the profile of the width ema.std (Karras et al. 2024, arXiv:2312.02696, section 3.2).
-"""
+"""`--mode=ema`: a moving average of any width, from those in snapshots (see `models.averages`)."""
 
 from __future__ import annotations
 
-import functools
-import itertools
 from pathlib import Path
-from typing import cast
 
 import jax
 import numpy as np
@@ -17,101 +10,58 @@ import numpy as np
 import pretrained
 import progress
 import sharding
-from checkpoints import Checkpoints, Found
+from checkpoints import Checkpoints
 from configs.default import Config
 from errors import InputError, advice
 from experiment import Experiment
 from models import averages
-from models.building import Params, is_fixed
+from models.building import is_fixed
 from pretrained import Trained
 from train_state import AVERAGE, restore_ema
-from workdir import check_config, check_workdir, write_atomically
+from workdir import check_config, write_atomically
 
-LARGE, USELESS = 0.05, 0.5  # relative errors of a profile: from the first on, a warning; an error
+LARGE, USELESS = 0.05, 0.5  # relative errors above which there is a warning, and an error
 
 
 def reconstruct(
     config: Config, workdir: str, target: str | None = None, number: int | None = None
 ) -> Path:
-    """Write the average of relative width ema.std to the file `target`, and return its path.
+    """Write the average of width ema.std at snapshot `number`, by default the newest; return the file.
 
-    It is the average at snapshot `number` of `workdir`, by default the newest, from this and all
-    earlier snapshots. The file, by default WORKDIR/ema_STD.safetensors, has the form of
-    `--mode=export --average_only`. Prints the relative error of the profile.
-
-    Raises InputError for an invalid config, a workdir of another one, a target that exists, missing
-    or damaged snapshots, and if there are too few of them.
+    It is made from this and earlier snapshots. The file, by default WORKDIR/ema_STD.safetensors, has
+    the form of `--mode=export --average_only`. Raises InputError for an invalid config or target, for
+    missing or damaged snapshots, and if there are too few.
     """
     experiment = Experiment(config, mode="ema")
-    config, std = experiment.config, experiment.config.ema.std
+    config, std, stds = experiment.config, experiment.config.ema.std, config.model.ema_stds
     path = Path(target or Path(workdir, f"ema_{std:g}.safetensors"))
-    if path.suffix != ".safetensors":
-        raise InputError(f"--target={target} must end in .safetensors.")
     if path.exists():
         raise InputError(f"{path} exists; nothing is overwritten. Use another --target.")
-    check_workdir(workdir, config)
+    write = pretrained.writer(path, average_only=True)
     check_config(workdir, config, "training")
     checkpoints = Checkpoints(workdir)
     last = checkpoints.pick(number)
-    before = [each for each in checkpoints.snapshots().values() if 0 < each.step <= last.step]
-    weights, error = _weights(before, tuple(config.model.ema_stds), last.step, std)
-    average = _combine(experiment, checkpoints, before, weights)
-    trained = Trained(last.step, average, average)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write = pretrained.writer(path, average_only=True)
-    write_atomically(path, lambda file: write(file, trained, experiment.network, config))
-    print(
-        f"{path}: the average of relative width {std:g} at {last}, from {len(before)} snapshots "
-        f"with model.ema_stds = {tuple(config.model.ema_stds)}. Relative error of its profile: "
-        f"{error:.1e}"
-    )
-    return path
-
-
-def _weights(
-    snapshots: list[Found], stds: tuple[float, ...], last: int, std: float
-) -> tuple[np.ndarray, float]:
-    """Return the weights (snapshots, widths) of the stored averages, and the relative error."""
-    pairs = list(itertools.product([float(each.step) for each in snapshots], stds))
-    weights, error = np.zeros(0), 1.0
-    if pairs:
-        steps, widths = np.array(pairs).T
-        weights, error = averages.combination(steps, widths, last, std)
+    used = [each for each in checkpoints.snapshots().values() if 0 < each.step <= last.step]
+    weights, error = averages.combination([each.step for each in used], stds, last.step, std)
     text = (
-        f"the {len(pairs)} averages of {len(snapshots)} snapshots, with model.ema_stds = {stds}, "
-        f"give that of ema.std = {std:g} with a relative error of {error:.1%}"
+        f"{len(used)} snapshots with model.ema_stds = {tuple(stds)} give the average of ema.std = "
+        f"{std:g} at {last}; the relative error of its profile is {error:.2%}"
     )
+    remedy = "Closer widths or more snapshots (training.snapshot_freq) lower it."
     if error > USELESS:
-        raise InputError(
-            f"{text}; at most {USELESS:.0%} is allowed. Use an ema.std closer to these widths, or "
-            "train with more snapshots (training.snapshot_freq)."
-        )
-    if error > LARGE:
-        print(f"warning: {text}, more than {LARGE:.0%}. More snapshots or closer widths lower it.")
-    return weights.reshape(len(snapshots), len(stds)), error
-
-
-def _combine(
-    experiment: Experiment, checkpoints: Checkpoints, snapshots: list[Found], weights: np.ndarray
-) -> Params:
-    """Return the weighted sum of the averages of the snapshots, on the host.
-
-    It reads one average at a time, because all of them together may exceed the memory.
-    """
-    like, done = experiment.abstract_params, 0
+        raise InputError(f"{text}, and at most {USELESS:.0%} is allowed. {remedy}")
+    like = average = experiment.abstract_params
     total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), like)
-    with progress.counting("reading the averages", weights.size, "average") as update:
-        for found, row in zip(snapshots, weights):
-            for column, weight in enumerate(row):
-                with advice("Move it to another folder, to do without it."):
-                    average = restore_ema(checkpoints, found, like, AVERAGE.format(column))
-                add = functools.partial(_add, weight=weight)
-                total = jax.tree.map_with_path(add, total, sharding.fetch(average))
-                update(done := done + 1)
-    return cast(Params, jax.tree.map(np.float32, total))
-
-
-def _add(path: tuple, total: np.ndarray, leaf: np.ndarray, weight: float) -> np.ndarray:
-    """Return a sum of averages with one more term."""
-    # Weights add up to 1 only up to the error, and all averages of a constant are the constant.
-    return leaf if is_fixed(path) else total + weight * leaf.astype(np.float64)
+    with progress.waiting("adding up the averages"), advice("Or move it to another folder."):
+        for (row, column), weight in np.ndenumerate(weights):  # All at once may exceed the memory.
+            average = sharding.fetch(
+                restore_ema(checkpoints, used[row], like, AVERAGE.format(column))
+            )
+            total = jax.tree.map(lambda a, b, weight=weight: a + weight * b, total, average)
+    # The weights add up to 1 only up to the error, and an average of constants is the constant.
+    total = jax.tree.map_with_path(lambda path, a, b: b if is_fixed(path) else a, total, average)
+    trained = Trained(last.step, total, total)
+    write_atomically(path, lambda file: write(file, trained, experiment.network, config))
+    warning = f" Warning: this is more than {LARGE:.0%}. {remedy}" if error > LARGE else ""
+    print(f"{path}: {text}.{warning}")
+    return path

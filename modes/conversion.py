@@ -111,8 +111,8 @@ def export_checkpoint(
 def to_state(trained: Trained, experiment: Experiment) -> TrainState:
     """Return the training state of an imported checkpoint, replicated over the devices.
 
-    If `trained` has no Adam moments, they are initialized to zero. The averages of model.ema_stds
-    start from its parameters, as if these had been the same in all earlier steps.
+    If `trained` has no Adam moments, they are initialized to zero. Averages of
+    model.ema_stds start from its parameters, as if these had been the same in all earlier steps.
     """
     optimizer = make_optimizer(experiment.config.optim)
     counts = {optax.ScaleByAdamState: trained.updates, optax.ScaleByScheduleState: trained.step}
@@ -161,8 +161,6 @@ def _remarks(trained: Trained, config: Config) -> list[str]:
     if not trained.updates:
         moments = "no Adam moments"
     lines = [f"It holds {count:,} parameters, their moving average, and {moments}."]
-    if config.model.ema_stds:
-        lines.append("The averages of model.ema_stds start from these parameters.")
     rate = trained.ema_rate
     if rate is not None and not np.isclose(rate, config.model.ema_rate, rtol=1e-6):
         lines.append(

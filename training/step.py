@@ -16,6 +16,7 @@ import train_state
 from datasets import Batch
 from experiment import Experiment
 from losses import Part
+from models import averages
 from models.building import Params
 from models.layers import Rngs
 from train_state import TrainState
@@ -59,7 +60,9 @@ def train_step(
     metrics = {"loss": value, "grad_norm": train_state.global_norm(grads)}
     metrics["levels"] = jnp.stack(losses.by_noise_level(per_image, t, experiment.sde))
     rate = train_state.ema_rate(config.model, state.step)
-    updated = train_state.update(state, grads, optimizer, rate, config.model.ema_stds)
+    updated = train_state.update(state, grads, optimizer, rate)
+    followed = averages.follow(state.averages, updated.params, config.model.ema_stds, updated.step)
+    updated = updated._replace(averages=followed)
     if config.training.on_nonfinite == "skip":
         finite = jnp.isfinite(value) & jnp.isfinite(metrics["grad_norm"])
         updated = train_state.keep_if(finite, updated, state)
@@ -75,15 +78,15 @@ def root(experiment: Experiment, rollbacks: int) -> Array:
 
 def state_shardings(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the shardings of a state."""
-    count = len(experiment.config.model.ema_stds)
-    abstract = train_state.abstract(experiment.abstract_params, optimizer, count)
+    extra = len(experiment.config.model.ema_stds)
+    abstract = train_state.abstract(experiment.abstract_params, optimizer, extra)
     return experiment.state_shardings(abstract)
 
 
 def init_state(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
     """Return the state before the first step, on the devices."""
-    count = len(experiment.config.model.ema_stds)
-    state = train_state.create(experiment.init_params(), optimizer, count)
+    extra = len(experiment.config.model.ema_stds)
+    state = train_state.create(experiment.init_params(), optimizer, extra)
     return jax.device_put(state, state_shardings(experiment, optimizer))
 
 
