@@ -11,7 +11,7 @@ import pytest
 import sampling
 from controllable import inverse_problems, operators
 from controllable.measurements import Measurement
-from sde_lib import VESDE, VPSDE, SubVPSDE
+from sde_lib import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE
 from tests import gaussian, gaussian_posterior, reference
 from tests.gaussian_posterior import measure
 
@@ -117,6 +117,16 @@ def test_moment_matching_is_exact_for_gaussian_data(sde, name, noise_std):
     errors = measure(
         SDES[sde], "correlated", name, noise_std, "moment_matching", steps=20, iterations=16
     )
+    assert errors.mean < 3 * errors.floor + 0.02
+    assert errors.covariance < 0.06
+
+
+@pytest.mark.parametrize(
+    "sde", [CosineSDE(), EDMSDE(), RectifiedFlow()], ids=lambda s: type(s).__name__
+)
+def test_moment_matching_with_later_sdes(sde):
+    """A network trained as EDM or by flow matching has the same posterior."""
+    errors = measure(sde, "correlated", "mask", 0.2, "moment_matching", steps=20, iterations=16)
     assert errors.mean < 3 * errors.floor + 0.02
     assert errors.covariance < 0.06
 
