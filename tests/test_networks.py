@@ -464,6 +464,17 @@ def test_widths_of_embeddings():
     assert network.embed(jnp.ones(2)).shape == (2, 20)
 
 
+def test_frequencies_of_adm():
+    """They end before 1 / max_positions, which those of DDPM reach."""
+    label = jnp.array([10.0])
+    steps = np.arange(4) / 4
+    expected = np.sin(10 * 1e4**-steps)
+    found = timestep_embedding(label, 8, endpoint=False)[0, :4]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    last = timestep_embedding(label, 8)[0, 3]
+    np.testing.assert_allclose(last, np.sin(10 / 1e4), rtol=1e-4)
+
+
 def test_attention_of_adm_has_heads():
     """Heads attend separately: with two, the output is that of two halves with one head each."""
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 128))
