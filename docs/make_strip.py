@@ -11,8 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+import datasets
 from modes import conversion, latents, restoration, samples, stored
 
 DOCS = Path(__file__).parent
@@ -61,7 +63,9 @@ def draw_emoji() -> None:
     """Write emoji.png, colorization.png, inpainting.png and emoji_interpolation.png."""
     config = stored.get_config(str(ZOO / "emoji_vp.safetensors"))
     config.restore.method = "moment_matching"
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as held_out:
+        _write_held_out(config, Path(held_out))
+        config.restore.input = held_out
         number = conversion.import_checkpoint(config, folder, str(ZOO / "emoji_vp.safetensors"))
         shutil.copy(samples.sample(config, folder, 100) / "grid.png", DOCS / "emoji.png")
         for task, file in {"colorize": "colorization.png", "inpaint": "inpainting.png"}.items():
@@ -69,6 +73,13 @@ def draw_emoji() -> None:
             _restore(config, folder, number, file)
         config.sampling.method = "ode"  # Its default solver draws noise.
         _interpolate(config, folder, number, "emoji_interpolation.png")
+
+
+def _write_held_out(config: stored.Config, folder: Path) -> None:
+    """Write held-out images, evenly spaced in their order, which is that of their subjects."""
+    pixels = datasets.load(config.data, "test").pixels
+    for i in np.linspace(0, len(pixels) - 1, config.restore.count + 2, dtype=int)[1:-1]:
+        Image.fromarray(np.asarray(pixels[i])).save(folder / f"{i:03}.png")
 
 
 def _restore(config: stored.Config, folder: str, number: int, file: str) -> None:
