@@ -19,7 +19,7 @@ from tests import reference
 
 NAMES = ("e01_edm_ddpmpp", "e02_edm_ncsnpp", "e03_edm_ddpmpp_cond", "e04_vp_ddpmpp")
 NAMES += ("e05_ve_ncsnpp", "e06_ve_ncsnpp_skip", "e07_edm_adm")
-FOLDERS = reference.cases(NAMES, slow=NAMES[2:6])
+FOLDERS = reference.cases(NAMES, slow=NAMES[1:])
 RANGE = EDMSDE(T=200.0, t_min=1e-4, t_end=1e-4)  # Its states are EDM's: y with noise of level t.
 
 
@@ -96,7 +96,8 @@ def error(found, expected):
     return np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_heun(name):
     expected = np.moveaxis(recorded(name).arrays["edm_sampler_8"], 1, -1)
     assert error(follow(name, "heun", karras(name)), expected) < 1e-4
@@ -141,7 +142,7 @@ ABLATIONS = {
 }
 
 
-@pytest.mark.parametrize("run", ABLATIONS)
+@pytest.mark.parametrize("run", reference.cases(ABLATIONS, slow=set(ABLATIONS) - {"heun_vp"}))
 @pytest.mark.parametrize("name", FOLDERS)
 def test_ablations(name, run):
     expected = np.moveaxis(recorded(name).arrays[f"ablation_{run}"], 1, -1)
