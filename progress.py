@@ -56,6 +56,7 @@ def counting(
       announced: see `waiting`.
     """
     start, first = time.monotonic(), done
+    updated = start
     if jax.process_index() == 0 and sys.stderr.isatty():
         with tqdm(desc=text, total=total, initial=done, unit=unit, leave=False) as bar:
 
@@ -66,15 +67,16 @@ def counting(
         return
 
     def status() -> str:
-        passed = time.monotonic() - start
+        now = time.monotonic()
         if done == first:
-            return f"{_interval(passed)} so far"
-        remaining = (total - done) * passed / (done - first)
-        return f"{unit} {done}/{total}, ETA {_interval(remaining)}"
+            return f"{_interval(now - start)} so far"
+        # As of the last update: within a unit the time left falls.
+        remaining = (total - done) * (updated - start) / (done - first) - (now - updated)
+        return f"{unit} {done}/{total}, ETA {_interval(max(0, remaining))}"
 
     def update(now_done: int) -> None:
-        nonlocal done
-        done = now_done
+        nonlocal done, updated
+        done, updated = now_done, time.monotonic()
 
     with _reporting(text, announced, status):
         yield update

@@ -53,6 +53,19 @@ def test_a_count_states_the_time_left(fast, capsys):
     assert re.fullmatch(r"drawing: step 101/200, ETA 00:(29|3\d|4\d|5\d)", line)
 
 
+def test_the_time_left_falls_within_a_unit(fast, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_interval", "{:.2f}".format)
+    with progress.counting("drawing", 3, "round") as update:
+        time.sleep(0.5)
+        update(1)
+        time.sleep(0.5)
+    lines = capsys.readouterr().out.splitlines()
+    left = [float(line.rpartition(" ")[2]) for line in lines if "1/3" in line]
+    assert left[0] == pytest.approx(0.95, abs=0.3)
+    assert left == sorted(left, reverse=True)
+    assert left[-1] < left[0] - 0.2
+
+
 def test_an_outer_block_prints_less_than_an_inner_one(fast, monkeypatch, capsys):
     monkeypatch.setattr(progress, "INTERVAL", 0.2)
     with progress.counting("rounds", 2, "round", announced=True), progress.waiting("a round"):
