@@ -151,6 +151,7 @@ def test_more_snapshots_come_closer_to_the_average(std):
     assert errors[3] < 0.01
 
 
+@pytest.mark.slow
 def test_many_similar_averages():
     """Their inner products are singular in float64; the weights stay moderate."""
     stds = (0.03, 0.06, 0.12, 0.24)
@@ -267,6 +268,7 @@ def snapshot(workdir, number, *names):
     return checkpoints.restore(checkpoints.pick(number), dict.fromkeys(names, like))
 
 
+@pytest.mark.slow
 def test_training_averages_the_parameters_of_its_steps(trained):
     """In float32, from the parameters in the snapshots; the main average is that of a usual run."""
     workdir, state = trained
@@ -279,6 +281,7 @@ def test_training_averages_the_parameters_of_its_steps(trained):
     assert identical(tuple(stored_last.values()), state.averages)
 
 
+@pytest.mark.slow
 def test_a_killed_run_has_the_same_averages(tmp_path, monkeypatch, trained):
     collect = training.loop.TrainingLog.collect
 
@@ -294,6 +297,7 @@ def test_a_killed_run_has_the_same_averages(tmp_path, monkeypatch, trained):
     assert identical(training.train(train_config(), str(tmp_path)), trained[1])
 
 
+@pytest.mark.slow
 def test_from_training_to_samples(trained, tmp_path, capsys):
     """A width between the stored ones; the file is sampled from, and can be trained further."""
     workdir, state = trained
@@ -319,6 +323,7 @@ def test_from_training_to_samples(trained, tmp_path, capsys):
     assert not identical(after.averages[0], after.averages[1])
 
 
+@pytest.mark.slow
 def test_files_of_other_code_have_no_such_averages(trained, tmp_path):
     """The export of a checkpoint leaves them out."""
     target = tmp_path / "all.safetensors"

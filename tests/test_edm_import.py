@@ -243,6 +243,7 @@ def test_every_parameter_is_in_the_file(tmp_path, name):
     assert_same(found.params, params)
 
 
+@pytest.mark.slow
 def test_modes_and_the_python_api(tmp_path):
     """Without --config, --mode=import and --mode=sample read the config from the file."""
     ours, params, path = small("VEPrecond", {"img_channels": 1}, tmp_path)
