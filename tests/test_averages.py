@@ -268,7 +268,6 @@ def snapshot(workdir, number, *names):
     return checkpoints.restore(checkpoints.pick(number), dict.fromkeys(names, like))
 
 
-@pytest.mark.slow
 def test_training_averages_the_parameters_of_its_steps(trained):
     """In float32, from the parameters in the snapshots; the main average is that of a usual run."""
     workdir, state = trained
@@ -297,7 +296,6 @@ def test_a_killed_run_has_the_same_averages(tmp_path, monkeypatch, trained):
     assert identical(training.train(train_config(), str(tmp_path)), trained[1])
 
 
-@pytest.mark.slow
 def test_from_training_to_samples(trained, tmp_path, capsys):
     """A width between the stored ones; the file is sampled from, and can be trained further."""
     workdir, state = trained
