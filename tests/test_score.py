@@ -155,7 +155,9 @@ def test_the_network_of_edm_receives_scaled_inputs_and_a_quarter_of_the_log_leve
         np.testing.assert_allclose(label, jnp.log(std / alpha) / 4, rtol=1e-5, atol=1e-6)
         return inputs
 
-    assert score_model.score(network, x, t).shape == x.shape
+    score = score_model.score(network, x, t)
+    denoised = score_model.denoise(network, x, t)
+    np.testing.assert_allclose(denoised, VPSDE().posterior_mean(score, x, t), rtol=2e-4)
 
 
 def test_edm_has_no_discrete_levels():
