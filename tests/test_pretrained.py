@@ -27,7 +27,8 @@ from pretrained import flax_format, safetensors_format, torch_format
 from pretrained.diffusers_unet import unet_layout
 from pretrained.parameter_names import flax_layout, official_layers, torch_layout
 from pretrained.stored_parameters import export_params, load_params
-from tests import reference
+from pretrained.trained import Trained
+from tests import reference, tiny
 from tests.test_networks import SMALL
 from workdir.depends import flatten
 
@@ -763,6 +764,17 @@ def test_networks_that_pytorch_does_not_have():
     trained = reference.trained("ve_ncsnv2_cifar10")
     with pytest.raises(InputError, match="NCSNv2 .* no working counterpart in the official PyTor"):
         pretrained.writer("n.pth")(io.BytesIO(), trained, experiment.network, experiment.config)
+
+
+@pytest.mark.parametrize("target", ["checkpoint_1", "n.pth"])
+def test_embeddings_of_edm_that_the_official_code_does_not_have(target):
+    experiment = Experiment(tiny.config(**{"model.embedding_type": "fourier_linear"}))
+    params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), experiment.abstract_params)
+    write = pretrained.writer(target)
+    with pytest.raises(
+        InputError, match=r"'fourier_linear' in the official .* \.safetensors files"
+    ):
+        write(io.BytesIO(), Trained(1, params, params), experiment.network, experiment.config)
 
 
 def test_safetensors_files_of_other_programs_are_errors(tmp_path):
