@@ -231,6 +231,7 @@ def noto():
     return FONT
 
 
+@pytest.mark.slow
 def test_held_out_emoji_resemble_no_training_image(noto):
     """The nearest training image of version 2.051 has an RMS difference of 16 grey levels."""
     train, test = (all_pixels(noto, split, image_size=32) for split in ("train", "test"))

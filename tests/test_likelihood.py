@@ -20,8 +20,12 @@ from tests import gaussian, mixture, reference
 from tests.test_sampling import Cosine
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
-OTHERS = {"new": Cosine(), "cosine": CosineSDE(), "edm": EDMSDE(), "flow": RectifiedFlow()}
-EVERY_SDE = pytest.mark.parametrize("sde", [*SDES.values(), *OTHERS.values()], ids=[*SDES, *OTHERS])
+OTHERS = {"new": Cosine(), "cosine": CosineSDE(), "edm": EDMSDE()}
+EVERY_SDE = pytest.mark.parametrize(
+    "sde",
+    [pytest.param(sde, id=name) for name, sde in {**SDES, "flow": RectifiedFlow()}.items()]
+    + [pytest.param(sde, id=name, marks=pytest.mark.slow) for name, sde in OTHERS.items()],
+)
 MEAN = np.linspace(-0.5, 0.5, 12).reshape(2, 2, 3)  # Of Gaussian data.
 STD = np.linspace(0.1, 1, 12).reshape(2, 2, 3)
 

@@ -35,7 +35,10 @@ def slow(*values):
         ("--config.training.batchsize=64", 'Did you mean "batch_size"'),
         slow("--config.training.batch_size=many", "invalid literal for int"),
         slow("--config=configs/vp/nothing.py", "configs/vp/nothing.py"),
-        ("--config.model.name=unet", "model.name = 'unet' is unknown; known: ddpm, ncsn, ncsnpp"),
+        (
+            "--config.model.name=unet",
+            "model.name = 'unet' is unknown; known: adm, ddpm, ncsn, ncsnpp",
+        ),
         slow("--mode=dream", "mode"),
         ("--mode=import", "--mode=import needs --source: The checkpoint to import"),
         slow(
@@ -57,7 +60,7 @@ def test_bad_input_on_the_command_line(tmp_path, flag, sentence):
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("training.sde", "ito", "training.sde = 'ito' is unknown; known: subvpsde, vesde, vpsde"),
+        ("training.sde", "ito", "training.sde = 'ito' is unknown; known: cosinesde, edmsde, rect"),
         (
             "sampling.predictor",
             "heun",

@@ -67,7 +67,14 @@ def test_an_sde_of_the_user():
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_by_name(name):
     """All samplers give the moments of the data."""
-    steps = {"pc": 300, "ddim": 200, "dpm++_2m_sde": 100, "heun_churn": 50, "restart": 50}
+    steps = {
+        "pc": 300,
+        "ddim": 200,
+        "euler": 300,
+        "dpm++_2m_sde": 100,
+        "heun_churn": 50,
+        "restart": 50,
+    }
     options = {"steps": steps[name]} if name in steps else {}
     # Adaptive steps are rejected by the error over all entries, which biases events of few.
     shape = (8, 8) if name == "adaptive_sde" else (4,)

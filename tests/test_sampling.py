@@ -179,7 +179,7 @@ def test_moments_of_gaussian_data(name, predictor, corrector):
     assert std == pytest.approx(0.3, abs=tolerance)
 
 
-@pytest.mark.parametrize("corrector", ["none", "langevin"])
+@pytest.mark.parametrize("corrector", reference.cases(["none", "langevin"], slow=["langevin"]))
 @pytest.mark.parametrize("predictor", ["reverse_diffusion", "ancestral_sampling"])
 @pytest.mark.parametrize(
     "sde", [CosineSDE(), EDMSDE(), RectifiedFlow()], ids=lambda s: type(s).__name__

@@ -15,11 +15,19 @@ import solvers
 import solvers.plan
 from errors import InputError
 from sde_lib import EDMSDE, VESDE, VPSDE, RectifiedFlow, SubVPSDE
-from tests import gaussian, tiny
+from tests import gaussian, reference, tiny
 from tests.test_sampling import Cosine
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE(), "cosine": Cosine()}
 SDES |= {"edm": EDMSDE(), "flow": RectifiedFlow()}
+SLOW = {"subvp", "cosine", "edm"}
+EVERY_SDE = pytest.mark.parametrize(
+    "sde",
+    [
+        pytest.param(sde, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, sde in SDES.items()
+    ],
+)
 MEAN, STD = np.linspace(-0.5, 0.5, 12).reshape(2, 2, 3), np.linspace(0.1, 1, 12).reshape(2, 2, 3)
 DETERMINISTIC = [name for name, solver in solvers.SOLVERS.items() if not solver.stochastic]
 ORDERS = {"ddim": 1, "dpm++_2m": 2, "dpm++_3m": 3, "dpm++_3m_diffusers": 2, "unipc_2": 2}
@@ -51,7 +59,7 @@ def test_worked_example():
     assert not plan.corrector_weights.any()
 
 
-@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@EVERY_SDE
 def test_schedules(sde):
     """n levels from T to t_end, and 0; or n + 1 levels from T to t_end."""
     first, last = (float(sde.noise_to_signal(jnp.float32(t))) for t in (sde.T, sde.t_end))
@@ -97,7 +105,7 @@ def test_noise_of_a_plan():
         solvers.few_step(None, *arguments)
 
 
-@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@EVERY_SDE
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_of_convergence(name, sde):
     """The error against the closed-form probability flow decreases with the order of the solver."""
@@ -133,7 +141,7 @@ def test_frames_where_something_is_seen():
     assert solvers.frame_indices(np.array([np.inf, 1.0, 0.9, 0.0]), 3).tolist() == [0, 1, 3]
 
 
-@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@EVERY_SDE
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -154,7 +162,7 @@ def test_moments(name, options, sde):
     assert np.array_equal(states[-1], x)
 
 
-@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("name", reference.cases(SDES, SLOW))
 def test_adaptive_steps(name):
     """Moments, and step sizes per image. (Biased in few dimensions: see its docstring.)"""
     sde = SDES[name]
@@ -284,7 +292,7 @@ def test_trajectories_of_diffusers(name, n):
         )
 
 
-@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
+@EVERY_SDE
 @pytest.mark.parametrize("name", solvers.SOLVERS)
 def test_plans_are_executed(monkeypatch, name, sde):
     """`few_step` with a score of x_t agrees with `execute` with a denoiser of y."""
