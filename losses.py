@@ -48,7 +48,8 @@ def draw(
       num_scales: if given, t is uniform on the num_scales times i T / (num_scales - 1).
       importance_weighting: use importance sampling; `num_scales` is ignored.
       log_normal: mean and std of log(std / alpha), which is then normal, as in EDM
-        (arXiv:2206.00364, Table 1); times outside of t_min .. T become the nearer end.
+        (arXiv:2206.00364, Table 1); times outside of t_min .. T become the nearer end, and
+        `num_scales` is ignored.
       even: spread the times evenly, which lowers the variance of their mean loss. Each time has the
         same distribution as without it, but they depend on each other; see `mean_stderr`.
     """

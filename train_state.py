@@ -269,7 +269,8 @@ def to_checkpoint(state: TrainState) -> Trees:
 def from_checkpoint(trees: Trees) -> TrainState:
     """Invert `to_checkpoint`."""
     optimizer = trees["optimizer"]
-    averages = tuple(trees[AVERAGE.format(i)] for i in range(len(trees) - 3))
+    names = map(AVERAGE.format, range(len(trees)))
+    averages = tuple(trees[name] for name in names if name in trees)
     return TrainState(optimizer["step"], trees["params"], trees[EMA], optimizer["state"], averages)
 
 

@@ -85,6 +85,8 @@ def _check(model: ScoreModel, sde_name: str) -> None:
             f"{which} needs data.centered = True, since its coefficients are those of data with "
             "mean 0."
         )
+    if model.table.score is None and model.sigmas is not None:
+        raise InputError(f"{which} needs model.scale_by_sigma = False.")
     if model.num_scales is None:
         return
     if model.table.c_noise_of_level is None:

@@ -70,8 +70,12 @@ class Sampler:
         return self.loop(*inputs, **options).run(x)
 
     def check_stable(self) -> None:
-        """Raise InputError if a step is unstable; warn if one multiplies errors of the network."""
-        stds, errors = self._growth
+        """Raise InputError if a step is unstable; warn, once, if it multiplies network errors."""
+        return self._checked
+
+    @functools.cached_property
+    def _checked(self) -> None:
+        stds, errors = (np.array([]),) * 2 if self.growth is None else self.growth()
         if not np.all(stds <= MOST_STD):
             step = int(np.argmin(stds <= MOST_STD))
             raise InputError(
@@ -86,11 +90,6 @@ class Sampler:
                 "be noise. %s",
                 *(step + 1, self.steps, errors[step], self.advice),
             )
-
-    @functools.cached_property
-    def _growth(self) -> stability.Growth:
-        nothing = np.array([])
-        return stability.Growth(nothing, nothing) if self.growth is None else self.growth()
 
 
 def total_nfe(score: Score, times: Array, calls: int = 1) -> Array:

@@ -73,11 +73,7 @@ def sampler(
     _check("sampling", options, known)
     values = {**base.sampling.to_dict(), "trajectory": False, **changed, **options}
     values.setdefault("num_scales", base.model.get("num_scales", 1000))
-    hashable = {
-        key: tuple(value) if isinstance(value, (list, tuple)) else value
-        for key, value in values.items()
-    }
-    return _build(sde, base.data.centered, tuple(sorted(hashable.items())))
+    return _build(sde, base.data.centered, tuple(sorted(values.items())))
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,8 +1,8 @@
 """The interface between a network and an SDE: what the network receives and what its output means.
 
 A network maps (x, label) to an output in the shape of x. A parameterisation defines its input, the
-label of a time t, and the score that an output represents. `ScoreModel` applies a parameterisation to a
-network; all other code uses the resulting function score(x, t).
+label of a time t, and the score that an output represents. `ScoreModel` applies a parameterisation
+to a network; all other code uses the resulting function score(x, t).
 """
 
 from __future__ import annotations
@@ -261,8 +261,12 @@ class ScoreModel:
         alpha, std = self.marginal(t)
         if self.table.score is not None:
             return self.table.score(output, std)
-        mean = self.coefficient("c_skip", t, x) * x + self.coefficient("c_out", t, x) * output
+        mean = self.denoised_from_output(output, x, t)
         return (expand(alpha, x) * mean - x) / expand(std**2, x)
+
+    def denoised_from_output(self, output: Array, x: Array, t: Array) -> Array:
+        """E[x_0 | x_t = x] (B, ...) that an output of the network represents, as for the score."""
+        return self.coefficient("c_skip", t, x) * x + self.coefficient("c_out", t, x) * output
 
     def loss_weight(self, t: Array) -> Array | None:
         """The weight (B,) of the training loss at times t (B,), relative to the paper's std^2.
@@ -315,25 +319,6 @@ class ScoreModel:
         With `rngs`, dropout is active. With `classes` (B,), estimate grad_x log p_t(x | class),
         which requires a class-conditional network.
         """
-        return self.score_from_output(self._output_at(network, x, t, rngs, classes), x, t)
-
-    def denoise(
-        self,
-        network: Network,
-        x: Array,
-        t: Array,
-        rngs: Rngs | None = None,
-        classes: Array | None = None,
-    ) -> Array:
-        """Estimate E[x_0 | x_t = x], of the shape of x, with the arguments of `score`.
-
-        It is more accurate in float32 than `SDE.posterior_mean` of the score at high noise levels.
-        """
-        output = self._output_at(network, x, t, rngs, classes)
-        return self.coefficient("c_skip", t, x) * x + self.coefficient("c_out", t, x) * output
-
-    def _output_at(
-        self, network: Network, x: Array, t: Array, rngs: Rngs | None, classes: Array | None
-    ) -> Array:
         scaled = x if self.table.c_in is one else self.coefficient("c_in", t, x) * x
-        return self.output(network, scaled, self.label(t), rngs, classes)
+        output = self.output(network, scaled, self.label(t), rngs, classes)
+        return self.score_from_output(output, x, t)

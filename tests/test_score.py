@@ -100,7 +100,9 @@ def test_table_of_parameterisations(parameterisation, sde):
     c_skip, c_out, c_in = (
         score_model.coefficient(name, t, x) for name in ("c_skip", "c_out", "c_in")
     )
-    denoised = c_skip * x + c_out * outputs(data, z, alpha, std)[parameterisation]
+    exact = outputs(data, z, alpha, std)[parameterisation]
+    denoised = score_model.denoised_from_output(exact, x, t)
+    np.testing.assert_allclose(c_skip * x + c_out * exact, denoised, rtol=1e-6)
     np.testing.assert_allclose(denoised, data, atol=2e-4)
     variance = alpha**2 * 0.25 + std**2
     np.testing.assert_allclose(c_in**2, 1 / variance if parameterisation == "edm" else 1, rtol=1e-5)
@@ -156,7 +158,8 @@ def test_the_network_of_edm_receives_scaled_inputs_and_a_quarter_of_the_log_leve
         return inputs
 
     score = score_model.score(network, x, t)
-    denoised = score_model.denoise(network, x, t)
+    scaled = score_model.coefficient("c_in", t, x) * x  # The output of this network.
+    denoised = score_model.denoised_from_output(scaled, x, t)
     np.testing.assert_allclose(denoised, VPSDE().posterior_mean(score, x, t), rtol=2e-4)
 
 

@@ -154,6 +154,10 @@ def test_an_sde_without_noise_at_its_first_level_cannot_be_trained_in_discrete_t
         ({"training.sde": "edmsde", "data.centered": False}, "needs data.centered = True"),
         ({"training.sde": "edmsde", "training.continuous": False}, "needs training.continuous"),
         (
+            {"model.parameterization": "velocity", "model.scale_by_sigma": True},
+            "scale_by_sigma = F",
+        ),
+        (
             {"model.parameterization": "EDM", "training.continuous": False},
             "model.parameterization = 'edm' needs training.continuous = True",
         ),

@@ -17,7 +17,7 @@ from typing import TextIO
 import jax
 
 import checkpoints
-from configs.default import Config, complete, get_default_config
+from configs.default import Config, complete, from_json, get_default_config
 from errors import InputError, brief, printable
 from readers.files import check_regular, mismatch, read_json
 from workdir.depends import dependencies, flatten
@@ -69,11 +69,10 @@ def stored_config(folder: Path) -> Config | None:
         problem = mismatch(stored, CONFIG_SCHEMA)
         if problem:
             raise ValueError(f"{source} is damaged: {problem}.")
-        completed = complete(Config(stored))
-        nested = [name for name in flatten(completed) if name.count(".") > 1]
+        nested = [name for name in flatten(Config(stored)) if name.count(".") > 1]
         if nested:
             raise ValueError(f"{source} is damaged: it has a field {nested[0][:80]}.")
-        return completed
+        return complete(from_json(stored))
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder} has a config that cannot be read: {brief(error)} Restore config.json, or "
