@@ -12,8 +12,15 @@
 docs/python.md describes every call.
 """
 
+import sys
+from pathlib import Path
+
+from errors import InputError, NotFiniteError, exit_on_signals
+
+if Path(*sys.argv[:1]).stem == "score-sde":  # The command, which imports its package first.
+    exit_on_signals()  # Before the other imports, which take seconds.
+
 from controllable import operators
-from errors import InputError, NotFiniteError
 from inference.calibration import Calibration
 from inference.posterior import Posterior
 from inference.prior import Prior

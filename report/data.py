@@ -23,7 +23,7 @@ from errors import InputError
 from readers.files import read_json
 from report import measures
 from report.training_log import FILE_NAME, Curve, read_curves
-from workdir import load_rounds, results_folder, write_json, write_text
+from workdir import ENVIRONMENTS, load_rounds, results_folder, write_json, write_text
 
 ReportData = dict[str, Any]
 
@@ -31,7 +31,6 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "nu
 CURVES = {"training/loss": "training", "held_out/loss": "held-out"}  # names in metrics.jsonl, here
 MAX_POINTS = 300  # of a curve
 MAX_BINS = 40  # of a histogram
-ENVIRONMENTS = "environments.json"
 NUMBERED = re.compile(r"[a-z]+_[0-9]{1,12}")
 CONFIG = {  # The fields of a config that the page names.
     "model": {"name": str},

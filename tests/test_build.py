@@ -6,9 +6,11 @@ import ast
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import tomllib
 import venv
 import zipfile
@@ -282,6 +284,24 @@ def test_all_modules_can_be_imported(installed):
     *_, imported, loaded = installed.run("python", "-c", code).splitlines()
     assert {"score_sde.main", "score_sde.models.ncsnpp"} <= set(imported.split())
     assert not set(sources()) - {"score_sde"} & set(loaded.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.6, 1.5])
+def test_a_signal_while_the_command_imports_its_modules(installed, seconds):
+    """One line, as from the clone; Python itself takes 0.1 seconds to start."""
+    process = subprocess.Popen(
+        [installed.bin / "score-sde", *FLAGS, "--mode=train"],
+        cwd=installed.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGINT
+    assert output.split("\n")[1].startswith("Stopped by SIGINT.")
 
 
 @pytest.mark.slow

@@ -274,6 +274,30 @@ def test_a_damaged_config_is_named(tmp_path, content):
     assert (tmp_path / "config.json").read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("kind", "result"),
+    [
+        ("training", "checkpoints/checkpoint_1"),
+        ("training", "checkpoints-meta/checkpoint_4"),
+        ("training", "rollbacks.json"),
+        ("evaluation", "checkpoint_1/samples_0.npz"),
+        ("sampling", "0.png"),
+    ],
+)
+def test_a_folder_belongs_to_its_config_from_the_first_result_on(tmp_path, kind, result):
+    """A command that memory ended before left a config, which must not refuse the next one."""
+    first, second = tiny.config(seed=1), tiny.config(seed=2)
+    workdir.claim(tmp_path, first, kind)
+    for name in ("lock", "environments.json"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "checkpoint_1").mkdir()
+    workdir.claim(tmp_path, second, kind)
+    (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / result).write_text("")
+    with pytest.raises(InputError, match="seed: 2 there, 1 now"):
+        workdir.claim(tmp_path, first, kind)
+
+
 @pytest.mark.parametrize("make", [fifo, folder, loop])
 def test_a_config_that_is_no_file(tmp_path, make):
     make(tmp_path / "config.json")

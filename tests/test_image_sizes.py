@@ -102,6 +102,7 @@ def test_a_stored_config_is_that_of_the_rectangle(tmp_path):
     """The list in config.json equals the pair; other sizes are refused in one message."""
     c = complete(config("a.npy"))
     claim(tmp_path, c, "training")
+    (tmp_path / "checkpoints" / "checkpoint_1").mkdir(parents=True)
     stored = json.loads((tmp_path / "config.json").read_text())
     assert stored["data"]["image_size"] == [8, 4]
     check_config(tmp_path, c, "training")

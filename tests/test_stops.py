@@ -1,5 +1,6 @@
 """Every way in which a command ends early: one line, an exit code, and nothing lost."""
 
+import ctypes
 import json
 import os
 import re
@@ -92,6 +93,7 @@ def test_folders_of_results_have_one_owner(tmp_path):
         with pytest.raises(InputError, match="is in use by process"), locked(tmp_path):
             pass
         assert json.loads((tmp_path / "config.json").read_text())["seed"] == config.seed
+        write_json(tmp_path / "results.json", {})
     config.model.nf = 16
     with (
         pytest.raises(InputError, match=r"model\.nf: 8 there, 16 now"),
@@ -190,6 +192,32 @@ def test_a_full_disk_in_other_modes(tmp_path, mode):
     assert code == 1
     assert [line.startswith("Error: ") for line in lines].count(True) == 1
     assert re.match(r"Error: .* cannot be written: ", lines[-1])
+
+
+def respect_permissions():
+    """Take from root the right to ignore them, as from this process's next program on."""
+    drop_from_bounding_set, override_permissions = 24, 1  # of Linux's prctl and capabilities
+    ctypes.CDLL(None).prctl(drop_from_bounding_set, override_permissions, 0, 0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["train", *FULL_DISK])
+def test_a_workdir_that_cannot_be_written(tmp_path, mode):
+    """One line, and no file is touched."""
+    workdir = tiny.untrained(tmp_path / "w", **FREQUENT | {"training.n_iters": 8})
+    config = write_config(tmp_path, **{"training.n_iters": 8})
+    flags = [flag.replace("=a.", f"={workdir}/a.") for flag in FULL_DISK.get(mode, [])]
+    folders = [workdir, *(path for path in workdir.rglob("*") if path.is_dir())]
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    for folder in folders:
+        folder.chmod(0o555)
+    code, lines = finish(start(config, workdir, mode, *flags, preexec_fn=respect_permissions))
+    assert code == 1
+    assert [line.startswith("Error: ") for line in lines].count(True) == 1
+    assert "Permission denied" in lines[-1]
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+    for folder in folders:
+        folder.chmod(0o755)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ holds a description of what it was made from, and is computed again if that diff
 from readers.files import read_json
 from workdir.claims import (
     CONFIG,
+    ENVIRONMENTS,
     LOCK,
     check_config,
     check_workdir,
@@ -36,6 +37,7 @@ from workdir.trees import load_tree, read_tree, save_tree
 __all__ = [
     "CONFIG",
     "DEPENDENCIES",
+    "ENVIRONMENTS",
     "LOCK",
     "Arrays",
     "Depends",

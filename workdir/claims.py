@@ -25,6 +25,15 @@ from workdir.files import write_json, writing
 
 CONFIG = "config.json"  # the file of a workdir that states the config it was made with
 LOCK = "lock"  # the file of a workdir that names the process that writes to it
+ENVIRONMENTS = "environments.json"  # the file of an evaluation that states versions and devices
+
+TRAINED = (
+    f"{checkpoints.SNAPSHOTS}/checkpoint_*",
+    f"{checkpoints.BACKUPS}/checkpoint_*",
+    "rollbacks.json",
+)
+"""The results in a workdir itself: what a training run continues from."""
+OF_THE_WORKDIR = ("training", "checkpoint", "noised images")  # kinds of its files
 
 CONFIG_SCHEMA = {
     f"{name}?": dict
@@ -37,11 +46,11 @@ def check_config(folder: str | Path, config: Config, kind: str) -> None:
     """Raise InputError if the config of `folder` differs in a field that `kind` depends on.
 
     The message lists these fields. Without config.json, the config in the newest checkpoint that
-    can be read takes its place; a folder without either passes. A config that an older version
-    wrote is completed with the defaults first.
+    can be read takes its place; a folder without either passes, and so does one that has no results
+    yet. A config that an older version wrote is completed with the defaults first.
     """
     stored = stored_config(Path(folder))
-    if stored is None:
+    if stored is None or not _has_results(Path(folder), kind):
         return
     now, before = dependencies(kind, config), dependencies(kind, stored)
     differing = [
@@ -56,6 +65,17 @@ def check_config(folder: str | Path, config: Config, kind: str) -> None:
             f"{folder} belongs to another config; use another folder or change back:\n"
             + "\n".join(lines)
         )
+
+
+def _has_results(folder: Path, kind: str) -> bool:
+    """Return whether a command of this kind would continue from files in `folder`.
+
+    One that ended before its first result, such as for lack of memory, may have left its config.
+    """
+    if kind in OF_THE_WORKDIR:
+        return any(any(folder.glob(pattern)) for pattern in TRAINED)
+    files = (path.name for path in folder.rglob("*") if not path.is_dir())
+    return any(name not in (CONFIG, LOCK, ENVIRONMENTS) for name in files)
 
 
 def stored_config(folder: Path) -> Config | None:
