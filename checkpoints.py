@@ -65,7 +65,7 @@ class Checkpoints:
                 options = ocp.CheckpointManagerOptions(
                     step_prefix="checkpoint", max_to_keep=keep, create=create
                 )
-                self._managers[folder] = ocp.CheckpointManager(path, options=options)
+                self._managers[folder] = _open(path, options)
 
     def save(
         self, folder: str, number: int, trees: Trees, *, step: int, config: dict[str, Any]
@@ -266,6 +266,17 @@ def _reason(error: Exception) -> str:
     """Return one sentence about the cause of a failed save."""
     system_error = re.search(r"os_error_code='(\d+)'", str(error))  # by TensorStore
     return f"{os.strerror(int(system_error[1])) if system_error else brief(error)}."
+
+
+def _open(path: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    """Return Orbax's manager of a folder, which reads the metadata of all its checkpoints."""
+    try:
+        return ocp.CheckpointManager(path, options=options)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"a file {path}/checkpoint_*/_CHECKPOINT_METADATA is damaged: {brief(error)} Delete "
+            "these files; the checkpoints can be read without them."
+        ) from error
 
 
 def _checksum(tree: Any) -> int:

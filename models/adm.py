@@ -86,7 +86,7 @@ class ADMBlock(nnx.Module):
         return compute(x, temb, None if rngs is None else rngs.dropout())
 
     def _compute(self, x: Array, temb: Array, key: Array | None) -> Array:
-        h = self.conv1(self._resample(layers.swish(self.norm1(x))))
+        h = self._resample_conv(layers.swish(self.norm1(x)))
         temb = self.temb(layers.swish(temb))[:, None, None]
         scale, shift = jnp.split(temb.astype(h.dtype), 2, -1)
         h = layers.swish(self.norm2(h) * (1 + scale) + shift)
@@ -98,6 +98,12 @@ class ADMBlock(nnx.Module):
 
     def _resample(self, x: Array) -> Array:
         return x if self.resampler is None else self.resampler(x)
+
+    def _resample_conv(self, x: Array) -> Array:
+        if self.resampler is not resample.upsample_nearest:
+            return self.conv1(self._resample(x))
+        h = resample.upsample_nearest_conv(x, self.conv1.kernel[...])
+        return h + layers.bias_of(self.conv1).astype(x.dtype)
 
 
 class ADM(nnx.Module):

@@ -22,6 +22,7 @@ from models.layers import (
     Conv2d,
     GroupNorm,
     Rngs,
+    bias_of,
     conv3x3,
     convolve,
     dense,
@@ -95,11 +96,14 @@ class Upsample(Resampler):
     up = True
 
     def __call__(self, x: Array, temb: Array | None = None, rngs: Rngs | None = None) -> Array:
-        if not self.fir:
-            x = resample.upsample_nearest(x)
-        elif self.conv is None:
-            x = resample.upsample_fir(x, self.fir_kernel)
-        return x if self.conv is None else self.conv(x)
+        if isinstance(self.conv, Conv2d):
+            return self.conv(x)
+        if self.conv is not None:
+            x = resample.upsample_nearest_conv(x, self.conv.kernel[...])
+            return x + bias_of(self.conv).astype(x.dtype)
+        if self.fir:
+            return resample.upsample_fir(x, self.fir_kernel)
+        return resample.upsample_nearest(x)
 
 
 class Downsample(Resampler):
@@ -166,8 +170,17 @@ class ResnetBlockDDPMpp(nnx.Module):
         return NIN(in_features, features, rngs=rngs) if in_features != features else None
 
     def resample(self, x: Array) -> Array:
-        """Change the resolution in both branches; this block keeps it."""
+        """Change the resolution; this block keeps it."""
         return x
+
+    def resample_conv(self, x: Array, kernel: Array) -> Array:
+        """Change the resolution, then convolve."""
+        return convolve(self.resample(x), kernel)
+
+    def resample_shortcut(self, x: Array) -> Array:
+        """Change the resolution and the number of features of the block's input."""
+        x = self.resample(x)
+        return x if self.shortcut is None else self.shortcut(x)
 
     def __call__(self, x: Array, temb: Array | None, rngs: Rngs | None = None) -> Array:
         compute = jax.checkpoint(self._compute) if self.remat else self._compute
@@ -175,20 +188,15 @@ class ResnetBlockDDPMpp(nnx.Module):
         return compute(x, temb, key)
 
     def _compute(self, x: Array, temb: Array | None, key: Array | None) -> Array:
-        h = convolve(self.resample(self.act(self.norm1(x))), self.conv1.kernel[...])
+        h = self.resample_conv(self.act(self.norm1(x)), self.conv1.kernel[...])
         # The normalization adds the bias of the convolution, so that the sum is not stored.
-        bias = self.conv1.bias
-        shift = 0.0 if bias is None else bias[...]
+        shift = bias_of(self.conv1)
         if temb is not None and self.temb is not None:
             shift = shift + self.temb(self.act(temb))
         h = self.act(self.norm2(h, shift))
         if key is not None and self.dropout:
             h = dropout(key, h, self.dropout)
-        h = self.conv2(h)
-        x = self.resample(x)
-        if self.shortcut is not None:
-            x = self.shortcut(x)
-        return residual(x, h, self.skip_rescale)
+        return residual(self.resample_shortcut(x), self.conv2(h), self.skip_rescale)
 
 
 class ResnetBlockBigGANpp(ResnetBlockDDPMpp):
@@ -230,3 +238,13 @@ class ResnetBlockBigGANpp(ResnetBlockDDPMpp):
         if self.down:
             return resample.downsample_mean(x)
         return x
+
+    def resample_conv(self, x: Array, kernel: Array) -> Array:
+        if self.up and not self.fir:
+            return resample.upsample_nearest_conv(x, kernel)
+        return super().resample_conv(x, kernel)
+
+    def resample_shortcut(self, x: Array) -> Array:
+        if self.up and isinstance(self.shortcut, Conv1x1):
+            return self.shortcut(x, self.resample)  # The same, with a quarter of the products.
+        return super().resample_shortcut(x)

@@ -139,6 +139,11 @@ def conv3x3(
     )
 
 
+def bias_of(conv: nnx.Conv) -> Array:
+    """Return the bias of a convolution: (features,), or () and 0 if it has none."""
+    return jnp.zeros(()) if conv.bias is None else conv.bias[...]
+
+
 def convolve(x: Array, kernel: Array) -> Array:
     """Convolve x (B, H, W, in) with a kernel (h, w, in, out), stride 1 and SAME padding.
 
@@ -149,27 +154,30 @@ def convolve(x: Array, kernel: Array) -> Array:
     )
 
 
-def matmul(x: Array, kernel: Array, bias: Array) -> Array:
-    """Return x @ kernel + bias: (..., in), (in, out), (out,) -> (..., out), in the dtype of x.
+def matmul(x: Array, kernel: Array) -> Array:
+    """Return x @ kernel: (..., in), (in, out) -> (..., out), in the dtype of x.
 
     Pixels are flattened to one axis, because XLA's CPU backend computes 1x1 convolutions, and
     especially their gradients, slowly.
     """
-    x, kernel, bias = cast_to_input((x, kernel, bias))
     pixels = x.reshape(-1, x.shape[-1])
-    return (pixels @ kernel).reshape(*x.shape[:-1], -1) + bias
+    return (pixels @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], -1)
 
 
 class Conv1x1(nnx.Conv):
-    """1x1 convolution: (B, H, W, in) -> (B, H, W, features)."""
+    """1x1 convolution: (B, H, W, in) -> (B, H, W, features).
+
+    `resampled`, a linear map over pixels such as upsampling, takes effect before the bias is added.
+    """
 
     bias: nnx.Param[Array]
 
     def __init__(self, in_features: int, features: int, *, rngs: Rngs) -> None:
         super().__init__(in_features, features, (1, 1), kernel_init=default_init(), rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
-        return matmul(x, self.kernel[0, 0], self.bias[...])
+    def __call__(self, x: Array, resampled: Callable[[Array], Array] | None = None) -> Array:
+        h = matmul(x, self.kernel[0, 0])
+        return (resampled(h) if resampled else h) + self.bias.astype(x.dtype)
 
 
 class NIN(nnx.Linear):
@@ -183,7 +191,7 @@ class NIN(nnx.Linear):
         super().__init__(in_features, features, kernel_init=default_init(init_scale), rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
-        return matmul(x, self.kernel[...], self.bias[...])
+        return matmul(x, self.kernel[...]) + self.bias.astype(x.dtype)
 
 
 class Conv2d(nnx.Module):

@@ -22,6 +22,38 @@ def upsample_nearest(x: Array) -> Array:
     return jnp.repeat(jnp.repeat(x, FACTOR, axis=1), FACTOR, axis=2)
 
 
+def upsample_nearest_conv(x: Array, weight: Array) -> Array:
+    """Convolve `upsample_nearest(x)` with stride 1 and SAME padding.
+
+    x is (B, H, W, in) and `weight` (3, 3, in, out); returns (B, 2H, 2W, out) in the dtype of x.
+
+    The 3x3 window of a pixel of the result covers 2x2 pixels of x. Which ones depends on the
+    pixel's phase, the parity of its row and column. So each of the four phases is a convolution of
+    x with a 2x2 kernel, whose entries are sums of weights: 4/9 of the multiplications.
+    """
+    rows = []
+    for row in range(FACTOR):
+        phases = []
+        for column in range(FACTOR):
+            merged = _merge_taps(_merge_taps(weight, 0, row), 1, column)
+            pad = [(1 - phase, phase) for phase in (row, column)]
+            phases.append(
+                lax.conv_general_dilated(
+                    x, merged.astype(x.dtype), (1, 1), pad, dimension_numbers=LAYOUT
+                )
+            )
+        rows.append(jnp.stack(phases, 3))
+    batch, height, width, _ = x.shape
+    return jnp.stack(rows, 2).reshape(batch, FACTOR * height, FACTOR * width, -1)
+
+
+def _merge_taps(weight: Array, axis: int, phase: int) -> Array:
+    """Add those of the three taps along `axis` that fall on the same pixel before upsampling."""
+    first, middle, last = jnp.split(weight, 3, axis)
+    merged = (first + middle, last) if phase else (first, middle + last)
+    return jnp.concatenate(merged, axis)
+
+
 def downsample_mean(x: Array) -> Array:
     """Average 2x2 pixels: (B, H, W, C) -> (B, H/2, W/2, C)."""
     batch, height, width, channels = x.shape

@@ -14,7 +14,7 @@ from flax import nnx, traverse_util
 from configs.fields import INERT
 from errors import InputError
 from experiment import Experiment
-from models import NETWORKS, adm, building, layers, networks_supporting, resample
+from models import NETWORKS, adm, blocks, building, layers, networks_supporting, resample
 from models.classifier import WideResnet
 from models.embeddings import timestep_embedding
 from models.ncsnpp import NCSNpp
@@ -263,6 +263,44 @@ def test_convolutions_merged_with_fir_resampling(kernel):
     up = resample.upsample_conv(x, weight, kernel)
     assert up.shape == (1, 16, 16, 4)
     np.testing.assert_allclose(up, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 1, 5, 2)])
+def test_convolution_after_repeated_pixels(shape):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=shape).astype(np.float32)
+    weight = rng.normal(size=(3, 3, shape[-1], 4)).astype(np.float32)
+    repeated = x.repeat(2, 1).repeat(2, 2)
+    planes = [
+        sum(
+            scipy.signal.correlate2d(image[..., i], weight[..., i, o], "same")
+            for i in range(shape[-1])
+        )
+        for image in repeated
+        for o in range(4)
+    ]
+    expected = np.moveaxis(np.reshape(planes, (len(x), 4, *repeated.shape[1:3])), 1, -1)
+    found = resample.upsample_nearest_conv(x, weight)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fir", [True, False])
+def test_a_shortcut_upsamples_before_its_bias(fir):
+    """A filter darkens the border of an image; it must not darken a bias there."""
+    block = blocks.ResnetBlockBigGANpp(
+        4,
+        8,
+        None,
+        act=layers.swish,
+        dropout=0.0,
+        up=True,
+        fir=fir,
+        rngs=layers.Rngs(jax.random.key(0)),
+    )
+    block.shortcut.bias[...] = jnp.arange(8.0)
+    x = jax.random.normal(jax.random.key(1), (1, 4, 4, 4))
+    expected = block.shortcut(block.resample(x))
+    np.testing.assert_allclose(block.resample_shortcut(x), expected, atol=1e-5)
 
 
 # --- options that no recording covers ---

@@ -209,15 +209,15 @@ def test_a_workdir_that_cannot_be_written(tmp_path, mode):
     flags = [flag.replace("=a.", f"={workdir}/a.") for flag in FULL_DISK.get(mode, [])]
     folders = [workdir, *(path for path in workdir.rglob("*") if path.is_dir())]
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    for folder in folders:
-        folder.chmod(0o555)
+    for each in folders:
+        each.chmod(0o555)
     code, lines = finish(start(config, workdir, mode, *flags, preexec_fn=respect_permissions))
     assert code == 1
     assert [line.startswith("Error: ") for line in lines].count(True) == 1
     assert "Permission denied" in lines[-1]
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
-    for folder in folders:
-        folder.chmod(0o755)
+    for each in folders:
+        each.chmod(0o755)
 
 
 @pytest.mark.slow

@@ -586,6 +586,19 @@ def test_named_pipes_in_checkpoints_are_not_opened(tmp_path, trained, name, capl
         checkpoints.restore(checkpoints.pick(2), like)
 
 
+def test_damaged_metadata_of_orbax(tmp_path, trained):
+    """One line; the advice works."""
+    shutil.copytree(trained[0], tmp_path / "w")
+    path = tmp_path / "w" / SNAPSHOTS / "checkpoint_2" / "_CHECKPOINT_METADATA"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"commit_timestamp_nsecs": float("nan")}))
+    with pytest.raises(InputError, match="_CHECKPOINT_METADATA is damaged: .* Delete these files"):
+        Checkpoints(tmp_path / "w")
+    path.unlink()
+    checkpoints = Checkpoints(tmp_path / "w")
+    checkpoints.restore(checkpoints.pick(2), {"ema": trained[1].ema})
+
+
 def test_evaluation_does_not_read_backups(tmp_path, trained, caplog):
     """Training, which may run beside it, removes them at any time."""
     shutil.copytree(trained[0], tmp_path / "w")
