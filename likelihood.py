@@ -22,6 +22,7 @@ from jaxtyping import Float, Key, Num
 
 from errors import InputError, choose
 from sde_lib import SDE, Score, expand
+from solvers.adaptive import MOST_STEPS, step_controller
 from solvers.keys import fold_in, standard_normal, uniform
 from solvers.scaled_flow import (
     DATA_STD,
@@ -141,7 +142,8 @@ def log_likelihood(
     """
     _check_dequantized(x)
     endpoints = find_endpoints(sde)
-    controller = diffrax.PIDController(
+    controller = step_controller(
+        *endpoints.s,
         rtol=tolerance,
         atol=tolerance,
         norm=error_norm,
@@ -160,7 +162,7 @@ def log_likelihood(
             start,
             probes,
             stepsize_controller=controller,
-            max_steps=2**14,
+            max_steps=MOST_STEPS,
             throw=False,
         )
         successful = solution.result == diffrax.RESULTS.successful

@@ -27,21 +27,32 @@ def upsample_nearest_conv(x: Array, weight: Array) -> Array:
 
     x is (B, H, W, in) and `weight` (3, 3, in, out); returns (B, 2H, 2W, out) in the dtype of x.
 
-    The 3x3 window of a pixel of the result covers 2x2 pixels of x. Which ones depends on the
-    pixel's phase, the parity of its row and column. So each of the four phases is a convolution of
-    x with a 2x2 kernel, whose entries are sums of weights: 4/9 of the multiplications.
+    On CPUs, where products take most of the time, the result is computed by phases. Accelerators
+    wait for memory, and phases take about 5 % more of its traffic.
+    """
+    return lax.platform_dependent(x, weight, cpu=_conv_phases, default=_conv_repeated)
+
+
+def _conv_repeated(x: Array, weight: Array) -> Array:
+    return lax.conv_general_dilated(
+        upsample_nearest(x), weight.astype(x.dtype), (1, 1), "SAME", dimension_numbers=LAYOUT
+    )
+
+
+def _conv_phases(x: Array, weight: Array) -> Array:
+    """Compute the four phases of the result, the parities of its rows and columns, one by one.
+
+    The 3x3 window of a pixel of the result covers 2x2 pixels of x. So each phase is a convolution
+    of x with a 2x2 kernel, whose entries are sums of weights: 4/9 of the products.
     """
     rows = []
     for row in range(FACTOR):
         phases = []
         for column in range(FACTOR):
-            merged = _merge_taps(_merge_taps(weight, 0, row), 1, column)
-            pad = [(1 - phase, phase) for phase in (row, column)]
-            phases.append(
-                lax.conv_general_dilated(
-                    x, merged.astype(x.dtype), (1, 1), pad, dimension_numbers=LAYOUT
-                )
-            )
+            merged = _merge_taps(_merge_taps(weight, 0, row), 1, column).astype(x.dtype)
+            pad = [(1 - parity, parity) for parity in (row, column)]
+            phase = lax.conv_general_dilated(x, merged, (1, 1), pad, dimension_numbers=LAYOUT)
+            phases.append(phase)
         rows.append(jnp.stack(phases, 3))
     batch, height, width, _ = x.shape
     return jnp.stack(rows, 2).reshape(batch, FACTOR * height, FACTOR * width, -1)

@@ -21,6 +21,34 @@ FIRST_STEP = 0.01
 """Length of the first step of `integrate`. A fixed length needs no evaluations of the field."""
 
 
+MOST_STEPS = 2**14
+"""The largest number of steps of a solve, accepted or rejected."""
+
+SHORTEST_STEP = 1e-7
+"""Relative to the interval. Times in float32 hardly resolve shorter steps."""
+
+
+def step_controller(
+    t0: float | Array, t1: float | Array, *, rtol: float, atol: float, **options: Any
+) -> diffrax.PIDController:
+    """Return Diffrax's controller of step lengths, with its `options`, for a solve from t0 to t1.
+
+    It ends a solve as failed if the step becomes shorter than `SHORTEST_STEP`. An error of NaN
+    counts as infinite. Otherwise a network whose output is not finite would be evaluated for
+    `MOST_STEPS` steps.
+    """
+    norm = options.pop("norm", diffrax.PIDController(rtol=rtol, atol=atol).norm)
+
+    def error(scaled: Any) -> Array:
+        found = norm(scaled)
+        return jnp.where(jnp.isnan(found), jnp.inf, found)
+
+    shortest = SHORTEST_STEP * abs(t1 - t0)
+    return diffrax.PIDController(
+        rtol=rtol, atol=atol, norm=error, dtmin=shortest, force_dtmin=False, **options
+    )
+
+
 def integrate(
     field: Callable[[Any, State, Any], State],
     y0: State,
@@ -44,7 +72,7 @@ def integrate(
       y(t1), NaN for images whose solve failed, and the evaluations of the field per image (B,).
     """
     term = diffrax.ODETerm(field)
-    controller = diffrax.PIDController(rtol=rtol, atol=atol)
+    controller = step_controller(t0, t1, rtol=rtol, atol=atol)
 
     def solve(y: State, args: Any) -> tuple[State, Array]:
         solution = diffrax.diffeqsolve(
@@ -56,7 +84,7 @@ def integrate(
             y,
             args,
             stepsize_controller=controller,
-            max_steps=2**14,
+            max_steps=MOST_STEPS,
             throw=False,
         )
         succeeded = solution.result == diffrax.RESULTS.successful

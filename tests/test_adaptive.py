@@ -80,6 +80,22 @@ def test_failed_images_are_nan():
     assert y[1, 0] == pytest.approx(0.125, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        lambda t, y, _: jnp.nan * y,
+        lambda t, y, _: jnp.where(t < 0.5, jnp.inf, y),
+        lambda t, y, _: 1e30 * y**3,
+        lambda t, y, _: -1e9 * y,  # Stages overflow, and their difference is NaN.
+    ],
+)
+def test_a_field_that_is_not_finite_is_evaluated_a_few_times(field):
+    """Not for the largest number of steps, which would take hours with a network."""
+    y, nfe = integrate(field, jnp.ones((1, 2)), 1.0, 1e-3, rtol=1e-5, atol=1e-5)
+    assert np.isnan(y).all()
+    assert nfe[0] < 500
+
+
 def test_integrate():
     """Each image has its own steps, constants and count of evaluations; time runs both ways."""
     rates, y0 = jnp.array([0.0, -1.0, -20.0]), jnp.ones((3, 2))
