@@ -59,6 +59,14 @@ def draw_digits() -> None:
         _interpolate(config, folder, number, "interpolation.png")
 
 
+def draw_fashion() -> None:
+    """Write fashion.png."""
+    source = str(ZOO / "fashion_vp.safetensors")
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = samples.sample(stored.get_config(source), folder, 100, source=source)
+        shutil.copy(drawn / "grid.png", DOCS / "fashion.png")
+
+
 def draw_emoji() -> None:
     """Write emoji.png, colorization.png, inpainting.png and emoji_interpolation.png."""
     config = stored.get_config(str(ZOO / "emoji_vp.safetensors"))
@@ -125,5 +133,6 @@ def strip() -> Image.Image:
 
 if __name__ == "__main__":
     draw_digits()
+    draw_fashion()
     draw_emoji()
     strip().quantize(256).save(DOCS / "strip.png", optimize=True)
