@@ -149,6 +149,7 @@ def test_sampling():
     assert solver["nfe"] == comparison.load_config(DIGITS).sampling.num_steps
 
 
+@pytest.mark.slow
 def test_likelihood():
     own, _ = likelihood.measure(**QUICK, tolerance=0.3)
     experiment = experiment_of(DIGITS, TINY)

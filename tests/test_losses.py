@@ -14,7 +14,7 @@ from tests import gaussian, programs, reference
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 # Of the same kinds as others.
-SLOW_NETWORKS = ("net_smld_ncsn", "net_smld", "net_subvp", "net_ddpm")
+SLOW_NETWORKS = ("net_smld_ncsn", "net_smld", "net_subvp", "net_ddpm", "net_vp")
 
 
 def levels_to_times(labels: np.ndarray, n: int, descending: bool) -> np.ndarray:

@@ -35,12 +35,12 @@ def slow(*values):
         ("--config.training.batchsize=64", 'Did you mean "batch_size"'),
         slow("--config.training.batch_size=many", "invalid literal for int"),
         slow("--config=configs/vp/nothing.py", "configs/vp/nothing.py"),
-        (
+        slow(
             "--config.model.name=unet",
             "model.name = 'unet' is unknown; known: adm, ddpm, ncsn, ncsnpp",
         ),
         slow("--mode=dream", "mode"),
-        ("--mode=import", "--mode=import needs --source: The checkpoint to import"),
+        slow("--mode=import", "--mode=import needs --source: The checkpoint to import"),
         slow(
             "--mode=prepare_data",
             "data.dataset = 'digits' is not a set of TensorFlow Datasets; see docs/data.md",

@@ -164,7 +164,9 @@ def test_rollback_to_the_initial_state_and_after_an_overflow(tmp_path, monkeypat
 BAD = [(5, 0), (5, 1), (9, 2)]
 
 
-@pytest.mark.parametrize("killed_at", [1, 5, 6, 7, 9, 11])
+@pytest.mark.parametrize(
+    "killed_at", [5, 9, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 6, 7, 11))]
+)
 def test_a_killed_run_with_rollbacks_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, killed_at):
     whole = Run(monkeypatch, bad=BAD).train(tmp_path / "whole", "rollback")
     run = Run(monkeypatch, bad=BAD)

@@ -83,6 +83,7 @@ def test_training_in_bfloat16():
     assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.ema))} == {"float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_rematerialization(kind):
     """The backward pass stores less, and the gradient stays the same, including dropout."""

@@ -330,7 +330,9 @@ def ddpm_experiment():
     return Experiment(c, jax.devices()[:1]), described
 
 
-@pytest.mark.parametrize("make", [ncsnpp_experiment, ddpm_experiment])
+@pytest.mark.parametrize(
+    "make", [pytest.param(ncsnpp_experiment, marks=pytest.mark.slow), ddpm_experiment]
+)
 def test_models_of_diffusers(tmp_path, make):
     """Randomly initialized models saved by diffusers have the same scores here."""
     reason = "diffusers and PyTorch are not installed (requirements-dev.txt)"

@@ -32,7 +32,11 @@ def gaussian_prior(shape=(2,), sde=None, mean=0.3, std=STD):
     return ss.Prior(gaussian.score(sde, mean, std), sde, shape)
 
 
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow) for kind in ("vector", "channels", "volume")]
+    + ["number", "curve", "image"],
+)
 def test_mixtures_of_all_shapes(kind):
     """Densities, samples and codes of a mixture of Gaussians, in any event shape."""
     shape, sde = SHAPES[kind]

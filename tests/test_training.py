@@ -428,7 +428,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("killed_at", [1, 5])
+@pytest.mark.parametrize("killed_at", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, trained, killed_at):
     config, whole = tiny.config(), trained[1]
     collect, steps = training.loop.TrainingLog.collect, []
@@ -454,7 +454,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, traine
     assert sorted(Checkpoints(tmp_path / "killed").snapshots()) == [1, 2]
 
 
-@pytest.mark.parametrize("name", ["checkpoint_1", "one.pth"])
+@pytest.mark.parametrize("name", reference.cases(["checkpoint_1", "one.pth"], ["one.pth"]))
 def test_an_exported_and_imported_run_ends_as_an_uninterrupted_one(tmp_path, trained, name):
     """Official Flax and PyTorch files preserve step, parameters, EMA and Adam's state."""
     if name.endswith(".pth"):
