@@ -357,6 +357,16 @@ def test_a_damaged_index_is_made_again(folder, damage):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
 
 
+def test_cached_facts_are_those_of_their_key(tmp_path):
+    """The key changes with the data; arrays of the same shape may be those of older data."""
+
+    def facts(key, value):
+        found = cache.arrays("facts", tmp_path, key, lambda: {"a": np.array(value)}, lambda _: True)
+        return int(found["a"])
+
+    assert [facts("old", 1), facts("old", 2), facts("new", 3), facts("old", 4)] == [1, 1, 3, 4]
+
+
 def test_a_damaged_cache_is_computed_again(tmp_path):
     pixels = np.linspace(-1, 1, 192).reshape(3, 8, 8)
     np.save(tmp_path / "a.npy", pixels)
