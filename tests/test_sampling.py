@@ -120,7 +120,7 @@ def test_recorded_trajectories(monkeypatch, case, denoise):
     assert next(noises, None) is None
 
 
-@pytest.mark.parametrize("name", reference.cases(SDES, ("vp", "subvp")))
+@pytest.mark.parametrize("name", reference.cases(SDES, ("ve", "subvp")))
 def test_recorded_ode_samples(name):
     a, sde = reference.arrays("samplers"), SDES[name]
     last = jax.tree.map(lambda leaf: leaf[-1], sde.discretize(1000))
