@@ -39,10 +39,10 @@ def evaluate(
 ) -> dict[int, Results]:
     """Evaluate the checkpoints begin_ckpt .. end_ckpt of `workdir`; return results by number.
 
-    With a `number`, only that checkpoint is evaluated; if there is none from begin_ckpt to end_ckpt,
-    the newest. A stage runs if config.eval.enable_NAME is set. Raise InputError for an invalid
-    config, for a workdir or an evaluation folder of another config, and if no checkpoint can be
-    evaluated.
+    With a `number`, only that checkpoint is evaluated; if there is none from begin_ckpt to
+    end_ckpt, the newest. A stage runs if config.eval.enable_NAME is set. Raise InputError for an
+    invalid config, for a workdir or an evaluation folder of another config, and if no checkpoint
+    can be evaluated.
     """
     experiment = Experiment(config)
     config = experiment.config

@@ -219,8 +219,8 @@ def main(argv: list[str]) -> None:
         errors.fail(f"{reason} Correct the cause and give the same command again.")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         errors.fail(
-            f"the computation failed: {errors.brief(error).rstrip('.')}. If memory is exhausted, lower "
-            "training.batch_size, eval.batch_size, classifier.batch_size or the size of the "
+            f"the computation failed: {errors.brief(error).rstrip('.')}. If memory is exhausted, "
+            "lower training.batch_size, eval.batch_size, classifier.batch_size or the size of the "
             "network, raise training.accumulate, set training.remat or training.shard_params, or "
             "use more devices."
         )

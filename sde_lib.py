@@ -281,11 +281,11 @@ class SubVPSDE(VPSDE):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CosineSDE(SDE):
-    """The SDE of the cosine schedule, alpha(t) = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s)).
+    """The SDE of the cosine schedule.
 
-    See Nichol & Dhariwal 2021 (arXiv:2102.09672), Eq. (17), with s = 0.008. It preserves the
-    variance. At t = 1 alpha is 0 and the drift infinite, so T is smaller: alpha(T) = 0.008, as small
-    as that of the VP SDE.
+    alpha(t) = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s)); see Nichol & Dhariwal 2021
+    (arXiv:2102.09672), Eq. (17), with s = 0.008. It preserves the variance. At t = 1 alpha is 0 and
+    the drift infinite, so T is smaller: alpha(T) = 0.008, as small as that of the VP SDE.
     """
 
     T: float = 0.995

@@ -114,7 +114,7 @@ def _report(step: int, values: list[Array], unit: str) -> None:
 
 
 def _check(state: FitState, step: int) -> None:
-    """Raise InputError if the state is not finite, which the loss of its last step need not show."""
+    """Raise InputError if the state is not finite, which its last loss need not show."""
     if not train_state.all_finite(state):
         raise InputError(
             f"step {step}: the parameters or the optimizer state are not finite. Nothing more is "

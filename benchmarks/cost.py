@@ -78,7 +78,7 @@ def hours(flops: float, device: Device, utilisation: float) -> float:
 
 
 def evaluations(config: Config) -> int:
-    """Return the network evaluations of a sample; the config's sampler is run with a simple score."""
+    """Return the network evaluations of a sample, by running the sampler with a simple score."""
     sde = factory.make_sde(config)
     sampler = factory.make_sampler(config, sde)
     keys = jax.random.split(jax.random.key(0), 1)

@@ -273,7 +273,7 @@ Written by `python -m benchmarks.inverse_problems --workdir=DIR --images={images
   spread of its reconstructions is too small. Without noise their mean becomes exact with many
   steps.
 - **`daps`** draws a new event at each noise level, and accepts any differentiable measurement in
-  Python. It costs `restore.flow_steps` evaluations per step. Its mean becomes exact with many steps.
+  Python. It costs `restore.flow_steps` evaluations per step. Many steps make its mean exact.
 
 `projection`, `dps`, `ddrm` and `daps` change the steps of `sampling.method = "pc"`, 200 (Gaussian
 data) and 250 (digits) of them here. `moment_matching` and `pigdm` work with every sampler, here 20
@@ -297,8 +297,8 @@ norm of the data's. `mask` hides the 4 central pixels, `dense` measures 5 random
 
 `calibrate` ([Python API](python.md)) draws x of the model, measures it, and compares x with samples
 given the measurement: {gaussian_count} events of Gaussian data (`dense`, noise 0.2) and
-{digits_count} digits of the trained model (means of 2x2 pixels, noise 0.05 for images in [0, 1]), with
-{samples} samples each. It calls a right method wrong with a probability of at most 1 %. Guided
+{digits_count} digits of the trained model (means of 2x2 pixels, noise 0.05 for images in [0, 1]),
+with {samples} samples each. It calls a right method wrong with a probability of at most 1 %. Guided
 scores take {guided_steps} steps of the default solver, the others {pc_steps} of `pc`.
 
 {calibration}

@@ -31,7 +31,7 @@ def section(text: str, name: str) -> str:
 
 
 def set_section(text: str, name: str, content: str) -> str:
-    """Return a page with new content between the markers of this name, at the end if it has none."""
+    """Return a page with new content between the markers of this name, or else at the end."""
     new = f"<!-- {name}: begin -->\n\n{content.strip()}\n\n<!-- {name}: end -->"
     old = section(text, name)
     return text.replace(old, new) if old else f"{text.rstrip()}\n\n{new}\n"

@@ -3,7 +3,8 @@
 python -m benchmarks.sampling_quality --trained=DIR --results=FILE --write
 
 Prints a page and, with --write, writes it to docs/sampling.md and .png. DIR holds the workdirs
-vp, ve and subvp, trained with the configs of the digits and --noconfig.model.ema_ramp. A run that is stopped resumes from FILE.
+vp, ve and subvp, trained with the configs of the digits and --noconfig.model.ema_ramp. A run that
+is stopped resumes from FILE.
 """
 
 from __future__ import annotations

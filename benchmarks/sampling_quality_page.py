@@ -259,10 +259,10 @@ The distribution consists of ten Gaussians in images of 8x8x1 in [-1, 1], with t
 variances of the ten classes of the digits and the exact score. The distance is that between {n}
 samples and the distribution itself. The distance of exact samples is {floor} (mean and standard
 deviation over 20 draws, the "floor"); differences of twice that deviation are not significant. All
-samplers start from the same noise. The row of a solver shows the schedule that is best at 10 and 20 NFE; NFE are stated in
-parentheses where they are below the column's. `churn` and `restart` have the values of the default
-config. PC has `reverse_diffusion` and `langevin` with snr 0.16 for VE, `euler_maruyama` and snr
-0.01 for VP and sub-VP.
+samplers start from the same noise. The row of a solver shows the schedule that is best at 10 and
+20 NFE; NFE are stated in parentheses where they are below the column's. `churn` and `restart` have
+the values of the default config. PC has `reverse_diffusion` and `langevin` with snr 0.16 for VE,
+`euler_maruyama` and snr 0.01 for VP and sub-VP.
 """
 
 DIFFUSERS = """## diffusers' schedulers
@@ -271,9 +271,10 @@ The table compares the probability flow of the VP SDE for the distribution above
 noise, on the same noise levels (`log_snr`) and with the same score, for 64 images. It states the
 largest difference of any state, and root mean square errors of the samples against 1,000 steps of
 `dpm++_3m`. The third-order solver of diffusers is our `dpm++_3m_diffusers`. Its DEIS cannot reach
-noise level 0, so `deis` is compared without the last, denoising step. The remaining differences are due to orders: we lower the order only in the last
-step, to noise-free data; diffusers also lowers it in the second-last step of `unipc_3` and, below
-15 steps, of `dpm++_3m_diffusers` and `deis`. The rest is float32 rounding.
+noise level 0, so `deis` is compared without the last, denoising step. The remaining differences are
+due to orders: we lower the order only in the last step, to noise-free data; diffusers also lowers
+it in the second-last step of `unipc_3` and, below 15 steps, of `dpm++_3m_diffusers` and `deis`. The
+rest is float32 rounding.
 """
 
 LIMITATIONS = """## Limitations

@@ -150,8 +150,8 @@ def check_sampling(config: Config, choices: Choices) -> Problems:
         )
     if not sampling.churn_interval[0] < sampling.churn_interval[1]:
         yield (
-            f"sampling.churn_interval = {tuple(sampling.churn_interval)} must state the lower noise "
-            "level before the higher one."
+            f"sampling.churn_interval = {tuple(sampling.churn_interval)} must state the lower "
+            "noise level before the higher one."
         )
     lowest, highest = sampling.restart[2:]
     if not lowest < highest:

@@ -1,9 +1,9 @@
 """Decoupled annealing posterior sampling, DAPS (Zhang et al. 2024, arXiv:2407.01521, Algorithm 1).
 
-At each noise level, DAPS draws an event x_0 given the state x_t and the measurement y, and adds noise
-of the next level to it. The new state depends on x_t through x_0 only, so that errors at high noise
-can be corrected later. x_0 given x_t is approximated by N(m, r^2 I), where m is the end of the
-probability flow from x_t, computed in a few steps, and
+At each noise level, DAPS draws an event x_0 given the state x_t and the measurement y, and adds
+noise of the next level to it. The new state depends on x_t through x_0 only, so that errors at high
+noise can be corrected later. x_0 given x_t is approximated by N(m, r^2 I), where m is the end of
+the probability flow from x_t, computed in a few steps, and
 
     1 / r^2 = alpha^2 / std^2 + 1 / prior_std^2.
 

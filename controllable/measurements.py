@@ -8,8 +8,8 @@ All classes describe a batch, with one y for each event, and provide
 
 except `LogLikelihood`, which has the first only.
 
-They are pytrees whose leaf is y, as are the scores that they guide. A sampler that treats events one
-by one splits y with them.
+They are pytrees whose leaf is y, as are the scores that they guide. A sampler that treats events
+one by one splits y with them.
 """
 
 from __future__ import annotations

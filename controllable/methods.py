@@ -102,8 +102,9 @@ class Method(NamedTuple):
 
     Attributes:
       condition: (options, score, SDE, measurement, samples of the prior) -> Conditioned.
-      needs: the class of measurements that it accepts: `Measurement` if it needs a singular value decomposition, `Observation` if it needs a function y = f(x)
-        + noise, `Evidence` if log p(y | x) suffices.
+      needs: the class of measurements that it accepts: `Measurement` if it needs a singular value
+        decomposition, `Observation` if it needs a function y = f(x) + noise, `Evidence` if
+        log p(y | x) suffices.
       requires_pc: whether the method changes the steps of the predictor-corrector loop, and so
         requires sampling.method = 'pc'. Otherwise it is a guided score, which any sampler accepts.
       allows_corrector: whether it can be combined with a corrector.

@@ -227,8 +227,8 @@ class Experiment(Setup):
     def sample_images(self, params: Params, first: int, count: int) -> Samples:
         """Return images first .. first + count - 1 on the host: uint8 (count, H, W, C).
 
-        Says how far it has come. Raises InputError if the sampler is unstable, and NotFiniteError if
-        a sample is not finite.
+        Says how far it has come. Raises InputError if the sampler is unstable, and NotFiniteError
+        if a sample is not finite.
         """
         self.sampler.check_stable()
         padded = -(-count // self.mesh.size) * self.mesh.size

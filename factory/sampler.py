@@ -80,14 +80,14 @@ class Sampler:
             step = int(np.argmin(stds <= MOST_STD))
             raise InputError(
                 f"step {step + 1} of {self.steps} of the sampler is unstable: the states of "
-                f"Gaussian data then have {stds[step]:.3g} times their standard deviation, of which "
-                f"{MOST_STD:g} times are allowed. {self.advice}"
+                f"Gaussian data then have {stds[step]:.3g} times their standard deviation, of "
+                f"which {MOST_STD:g} times are allowed. {self.advice}"
             )
         if np.any(errors > MOST_ERROR):
             step = int(np.argmax(errors > MOST_ERROR))
             logging.warning(
-                "step %d of %d of the sampler multiplies errors of the network by %.3g; samples may "
-                "be noise. %s",
+                "step %d of %d of the sampler multiplies errors of the network by %.3g; samples "
+                "may be noise. %s",
                 *(step + 1, self.steps, errors[step], self.advice),
             )
 

@@ -64,7 +64,10 @@ class MeasurementModel(Protocol):
         ...
 
     def y_shape(self, event_shape: tuple[int, ...], y: Any) -> tuple[int, ...]:
-        """Return the shape of y for one event, given all of y. Raises InputError if it cannot be measured."""
+        """Return the shape of y for one event, given all of y.
+
+        Raises InputError if it cannot be measured.
+        """
         ...
 
 
@@ -213,7 +216,8 @@ def _check_method(model: MeasurementModel, method: str) -> None:
     if not fits(method):
         kind = "log_likelihood" if model.provides is Evidence else "a function as operator"
         raise InputError(
-            f"method = {method!r} cannot use {kind}; these can: {', '.join(filter(fits, METHODS))}. "
+            f"method = {method!r} cannot use {kind}; "
+            f"these can: {', '.join(filter(fits, METHODS))}. "
             "A linear function of a small event becomes an Operator by operators.decompose."
         )
 

@@ -1,4 +1,4 @@
-"""`Posterior`: the distribution of x given measurements of it, with samples and their calibration."""
+"""`Posterior`: the distribution of x given measurements of it; samples and their calibration."""
 
 from __future__ import annotations
 
@@ -202,8 +202,8 @@ class Posterior:
         """
         if simulate is None and not self.model.can_simulate:
             raise InputError(
-                "calibrate needs simulate, a function (x, key) -> y, where the measurement is given "
-                "by log_likelihood."
+                "calibrate needs simulate, a function (x, key) -> y, where the measurement is "
+                "given by log_likelihood."
             )
         chosen = self._choose_sampler(sampler, steps, options)
         root = key_of(seed)

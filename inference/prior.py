@@ -1,4 +1,4 @@
-"""`Prior`: a distribution that is given by its score, with samples, log-densities and posteriors."""
+"""`Prior`: a distribution given by its score, with samples, log-densities and posteriors."""
 
 from __future__ import annotations
 

@@ -97,8 +97,8 @@ class TrainedModel(Prior):
         """Return bits/dim of images of grey levels (..., H, W, C), in their batch shape.
 
         The images are dequantized by uniform noise (arXiv:2011.13456, Section 4.3). With
-        `return_error`, also the estimated error of the log-density, in bits/dim; it does not contain
-        the variation over the noise.
+        `return_error`, also the estimated error of the log-density, in bits/dim; it does not
+        contain the variation over the noise.
         """
         x = self.from_images(images, seed)
         logp, error = self.log_prob(

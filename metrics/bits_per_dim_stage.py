@@ -59,7 +59,8 @@ def run(context: Context) -> Results:
     The entry holds the mean over images with its standard error; `probe_stderr`, the part of that
     error due to the trace estimator (0 with 'exact', None if a single probe leaves it unknown);
     `solver_error`, the mean of the solver's error estimates; `bound`, the variational bound; and
-    `gap`, by which it exceeds the value. All are in bits/dim; `nfe` counts evaluations of the score.
+    `gap`, by which it exceeds the value. All are in bits/dim; `nfe` counts evaluations of the
+    score.
 
     A class-conditional network is conditioned on "no class": the result is p(x), not p(x | class).
     """

@@ -50,7 +50,8 @@ def rows_of_classes(images: Images, classes: Sequence[int]) -> np.ndarray:
     if not cycles:
         missing = [each for each, share in shares.items() if len(of_class[each]) < share]
         raise NoReferenceError(
-            f"guidance.classes requests class {missing[0]}, of which data.dataset has too few images."
+            f"guidance.classes requests class {missing[0]}, of which data.dataset has too few "
+            "images."
         )
     rows = np.empty((cycles, len(classes)), int)
     for each, share in shares.items():

@@ -33,7 +33,8 @@ class Reference:
 
     Attributes:
       moments: the moments of the features of all images.
-      pool: features (N, D) of all images, or of some, evenly spaced; None if the file has only moments.
+      pool: features (N, D) of all images, or of some, evenly spaced; None if the file has only
+        moments.
       protocol: the protocol stated in the file, and the file's path.
     """
 

@@ -1,8 +1,8 @@
 """Moving averages of parameters with power-function profiles, and their combinations.
 
 After t steps, the parameters of step s have a weight proportional to s^gamma. The width std of this
-profile is the standard deviation of s, divided by t (Karras et al. 2024, arXiv:2312.02696, section 3
-and appendix C, where it is sigma_rel). It is at most 0.30028.
+profile is the standard deviation of s, divided by t (Karras et al. 2024, arXiv:2312.02696, section
+3 and appendix C, where it is sigma_rel). It is at most 0.30028.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def combination(
     steps: Sequence[int], stds: Sequence[float], last: int, std: float
 ) -> tuple[np.ndarray, float]:
     """Return the weights (steps, stds) of averages, by least squares of profiles, whose sum is that
-    of width `std` at `last`, and the relative norm of the difference of the profiles that remains."""
+    of width `std` at `last`, and the relative norm of the difference of the profiles that
+    remains."""
     t = np.repeat(np.asarray(steps, np.float64) / last, len(stds))  # in units of `last`
     gamma, wanted = np.tile([exponent(each) for each in stds], len(steps)), exponent(std)
     among = inner_products(t[:, None], gamma[:, None], t, gamma)

@@ -32,7 +32,8 @@ def timestep_embedding(
 
 
 class GaussianFourierProjection(nnx.Module):
-    """Random Fourier features (Tancik et al. 2020) of the label's logarithm: (B,) -> (B, 2 features).
+    """Random Fourier features (Tancik et al. 2020) of the label's logarithm: (B,) -> (B, 2
+    features).
 
     With `linear`, they are features of the label itself. W is not trained; `models.building.FIXED`
     is its name.

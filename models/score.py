@@ -26,11 +26,11 @@ LevelMarginal = Callable[[Any, Array, int], tuple[Array, Array]]
 
 
 Coefficient = Callable[[Array, Array, float], Array]
-"""(alpha, std, data_std) -> a coefficient, in the shape of alpha and std; see `Parameterisation`."""
+"""(alpha, std, data_std) -> a coefficient, in their shape; see `Parameterisation`."""
 
 
 class Parameterisation(NamedTuple):
-    """What a network F receives, and what its output means: EDM's table (arXiv:2206.00364, Table 1).
+    """What a network F receives, and what its output means (EDM, arXiv:2206.00364, Table 1).
 
     The denoiser is E[x_0 | x_t = x] = c_skip x + c_out F(c_in x, c_noise), where x_t =
     alpha x_0 + std z. EDM states the coefficients for alpha = 1; here x has the scale alpha.
@@ -253,7 +253,7 @@ class ScoreModel:
         return self.level_marginal(self.sde, t, self.num_scales)
 
     def coefficient(self, name: str, t: Array, x: Array) -> Array:
-        """The coefficient `name` of the table, such as "c_skip", at times t (B,), for x (B, ...)."""
+        """The coefficient `name`, such as "c_skip", at times t (B,), for x (B, ...)."""
         return expand(getattr(self.table, name)(*self.marginal(t), self.data_std), x)
 
     def score_from_output(self, output: Array, x: Array, t: Array) -> Array:

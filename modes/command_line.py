@@ -1,4 +1,4 @@
-"""Parsing of the command line: the config of a workdir or a checkpoint file, and one-line errors."""
+"""Parsing of the command line: the config of a workdir or a file, and one-line errors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ STORED = Path(stored.__file__)  # the config file that reads a config.json
 def with_stored_config(argv: list[str]) -> list[str]:
     """Return the arguments with the config that a workdir was made with, if it is asked for.
 
-    That is, for --config=DIR/config.json, and without --config. A .safetensors or .pkl file to import
-    states its config as well. Other paths are replaced by those that `configs.location` finds.
+    That is, for --config=DIR/config.json, and without --config. A .safetensors or .pkl file to
+    import states its config as well. Other paths are replaced by those that `configs.location`
+    finds.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "workdir", "source"):

@@ -83,8 +83,8 @@ def export_checkpoint(
 
     The suffix of `target` selects the format: .pth is the official PyTorch code's, .safetensors
     holds named tensors, and any other name, such as checkpoint_8, is the official Flax code's.
-    `import_checkpoint` reads each of them. With `average_only`, a .safetensors file holds the moving
-    average in half precision only, an eighth of the size.
+    `import_checkpoint` reads each of them. With `average_only`, a .safetensors file holds the
+    moving average in half precision only, an eighth of the size.
 
     Raises InputError for an invalid config, a missing checkpoint and a target that exists.
     """

@@ -93,8 +93,8 @@ def interpolate(config: Config, workdir: str, number: int | None = None) -> None
     """Interpolate between latent codes of held-out images, and scale codes by temperatures.
 
     Writes interpolation.png, one row for each pair of images with spherical interpolations between
-    their codes, from 0 to 100 % of the way, and temperature.png, one row for each image with its code scaled. If the images
-    cannot be read, samples of the model take their place.
+    their codes, from 0 to 100 % of the way, and temperature.png, one row for each image with its
+    code scaled. If the images cannot be read, samples of the model take their place.
 
     Raises InputError for an invalid config, a stochastic solver and a missing checkpoint.
     """

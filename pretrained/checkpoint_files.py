@@ -101,6 +101,6 @@ def _reader(path: Path, head: bytes) -> Reader:
         return flax_format.read
     hint = " It looks like a web page." if head.lstrip().startswith(b"<") else ""
     raise InputError(
-        f"{path} is not a checkpoint in a known format (Flax msgpack, PyTorch, EDM or safetensors): "
-        f"it starts with {head!r}.{hint}"
+        f"{path} is not a checkpoint in a known format (Flax msgpack, PyTorch, EDM or "
+        f"safetensors): it starts with {head!r}.{hint}"
     )

@@ -75,7 +75,7 @@ def _config(path: Path, network: EDMNetwork) -> Config:
 
 
 def _check(path: Path, stated: Config, config: Config) -> None:
-    """Raise InputError, naming a field, unless a config describes the network that a file states."""
+    """Raise InputError, naming a field, unless a config describes the network of a file."""
     skipped = {*NOT_STATED, *(["model.num_scales"] if config.training.continuous else [])}
     skipped |= set() if config.data.num_classes else {"model.class_embedding"}
     for name in (name for name, field in FIELDS.items() if NETWORK in field.affects):

@@ -1,7 +1,8 @@
 """Checkpoints as safetensors, the output of `--mode=export --target=NAME.safetensors`.
 
 Names of tensors are official Flax names after 'params/', 'ema/', 'mu/' or 'nu/'; a file of
-the moving average only has 'ema/' alone. The metadata hold the config. This is the only format for networks that are conditioned on classes.
+the moving average only has 'ema/' alone. The metadata hold the config. This is the only format for
+networks that are conditioned on classes.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ def square_side(config: ml_collections.ConfigDict) -> int:
     height, width = sides(config.image_size)
     if height != width:
         raise InputError(
-            f"data.image_size = {(height, width)}: data.dataset = {config.dataset!r} has only square "
-            "images; set one integer. Rectangles need data.dataset = 'folder' or 'array'."
+            f"data.image_size = {(height, width)}: data.dataset = {config.dataset!r} has only "
+            "square images; set one integer. Rectangles need data.dataset = 'folder' or 'array'."
         )
     return height
 

@@ -207,8 +207,8 @@ def _picture(path: Path, checkpoint: ReportData) -> Figure:
     samples = checkpoint["results"]["samples"]
     if path.stem == "trajectory":
         caption = (
-            "From noise (left) to samples (right), one per row. Titles are noise levels, the standard "
-            "deviation of the noise relative to the scale of the image."
+            "From noise (left) to samples (right), one per row. Titles are noise levels, the "
+            "standard deviation of the noise relative to the scale of the image."
         )
     elif path.stem == "real":
         same = ", of the same classes as the samples" if "guidance" in samples else ""

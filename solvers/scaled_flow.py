@@ -101,9 +101,9 @@ class Bosh3WithErrorSum(diffrax.Bosh3):
             terms, t0, t1, y0, args, solver_state, made_jump
         )
         (u, traces, total), (u_error, trace_errors, _) = y1, errors
-        # The stages in `info` are multiplied by the step length; the last is the one at t1. An image
-        # that is done takes steps of length 0 until the others are; they must not divide by it,
-        # since the gradient of a value that is not used would be NaN.
+        # The stages in `info` are multiplied by the step length; the last is the one at t1. An
+        # image that is done takes steps of length 0 until the others are; they must not divide by
+        # it, since the gradient of a value that is not used would be NaN.
         du_ds = info["k"][0][-1] / jnp.where(t1 == t0, 1, t1 - t0)
         h = (1 - (TIME_EXPONENT * t1) ** 2) * du_ds
         tau = jnp.arctanh(TIME_EXPONENT * t1) / TIME_EXPONENT

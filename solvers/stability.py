@@ -2,7 +2,8 @@
 
 For data N(0, c^2 I) the score is linear, -x / (alpha^2 c^2 + var), so a step of any sampler here is
 a linear map of the state plus noise, and the standard deviation of the states follows in closed
-form. If the steps are short enough for the SDE, it stays close to the exact sqrt(alpha^2 c^2 + var).
+form. If the steps are short enough for the SDE, it stays close to the exact sqrt(alpha^2 c^2 +
+var).
 
 A plan can have the right standard deviation and still multiply errors of the network. A step from a
 high noise level to a low one subtracts predicted noise of the high level, and its error remains.

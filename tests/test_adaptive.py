@@ -14,7 +14,7 @@ KEYS = sampling.image_keys(jax.random.key(0), jnp.arange(2))
 
 
 def written_out(x, noise, t_end, tolerance):
-    """Algorithm 1 for one image and the VP SDE in float64: x, all times, and which were accepted."""
+    """Algorithm 1 for one image and the VP SDE in float64: x, times, and which were accepted."""
 
     def euler_maruyama(x, t, h, z):
         times.append(t)

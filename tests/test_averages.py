@@ -1,7 +1,7 @@
 """Power-function averages, and their reconstruction by `--mode=ema`, against closed forms.
 
-`models/averages.py` and `modes/averaging.py`. Tests of a workdir fill its snapshots with the averages
-of a known walk of parameters, without training.
+`models/averages.py` and `modes/averaging.py`. Tests of a workdir fill its snapshots with the
+averages of a known walk of parameters, without training.
 """
 
 import functools
@@ -387,7 +387,7 @@ def reconstruct(workdir, std, target, **options):
 
 
 def distance(found, expected):
-    """The relative distance of the moved parameters, beyond their start at 1; float16 has 2**-11."""
+    """The relative distance of the moved parameters from their start at 1; float16 has 2**-11."""
     parts = [np.concatenate([leaf.ravel() for leaf in leaves(tree)]) for tree in (found, expected)]
     return relative(*parts, origin=1)
 

@@ -1,4 +1,4 @@
-"""The package that `pip install .` makes of this clone: rewritten imports, its files, its command."""
+"""The package that `pip install .` makes of this clone: its imports, files and command."""
 
 from __future__ import annotations
 

@@ -151,7 +151,8 @@ def test_choices_and_optional_parts(tmp_path, monkeypatch):
     """Every alternative is a command; continued lines, variables and comments are read."""
     page = tmp_path / "a.md"
     page.write_text(
-        "```\nC=x.py   # or y.py\npython main.py --config=$C \\\n  --workdir=DIR [--a=1|2 ...]\n```\n"
+        "```\nC=x.py   # or y.py\n"
+        "python main.py --config=$C \\\n  --workdir=DIR [--a=1|2 ...]\n```\n"
         "Then `make demo\nCONFIG=z.py`.\n\n```\ncheckpoint   step\n```\n"
     )
     monkeypatch.setattr(documented, "ROOT", tmp_path)

@@ -80,7 +80,7 @@ def times_and_labels(name, sigma):
 
 
 def marginal(name, sigma):
-    """alpha and std (B,) of our noisy images, computed from EDM's noise levels without our times."""
+    """alpha and std (B,) of our noisy images, from EDM's noise levels without our times."""
     ours, sigma = experiment(name), np.asarray(sigma, np.float64)
     match info(name)["class_name"]:
         case "EDMPrecond":
@@ -95,7 +95,7 @@ def marginal(name, sigma):
 
 
 def denoised(name, x, sigma, classes):
-    """EDM's denoiser at x = x_0 + sigma z (B, H, W, C): by the network's output, and by the score."""
+    """EDM's denoiser at x = x_0 + sigma z (B, H, W, C): by the output, and by the score."""
     ours = experiment(name)
     model, is_centered = ours.model, ours.model.centered
     t, label = (jnp.asarray(each, jnp.float32) for each in times_and_labels(name, sigma))

@@ -129,7 +129,7 @@ def test_the_adaptive_solver_stops_when_only_failed_images_are_left():
         (
             HEUN,
             9,
-            r"from network evaluation 4 of 9 on\. The sampler is 'heun', 5 steps on .*num_steps = 5",
+            r"from network evaluation 4 of 9 on\. The sampler is 'heun', 5 steps .*num_steps = 5",
         ),
         ({"sampling.method": "ode"}, None, "the solver did not converge.*probability-flow ODE"),
         (

@@ -336,7 +336,7 @@ def test_networks_without_class_embeddings():
     config.data.num_classes = 10
     with pytest.raises(
         InputError,
-        match="model.name = 'ncsnv2_64' cannot be conditioned on classes; these can: adm, ddpm, ncsnpp",
+        match="'ncsnv2_64' cannot be conditioned on classes; these can: adm, ddpm, ncsnpp",
     ):
         Experiment(config)
 

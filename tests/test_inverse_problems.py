@@ -246,7 +246,7 @@ def step_of(sde):
 @pytest.mark.parametrize("eta", [0.3, 0.85])
 @pytest.mark.parametrize("name", SDES)
 def test_ddrm_step(monkeypatch, name, eta):
-    """Eqs. (7) and (8) with D = 0.4. The noise of the unmeasured entry is that of the next level."""
+    """Eqs. (7) and (8) with D = 0.4. The unmeasured entry has the noise of the next level."""
     sde, eta_b = SDES[name], 0.6
     step, level, next_level = step_of(sde)
     alpha, next_alpha = sde.alpha(step.t), sde.alpha(sde.time_at(next_level))

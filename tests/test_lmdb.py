@@ -1,4 +1,4 @@
-"""LMDB databases: one that LMDB wrote, damaged ones, and LSUN in a database that the test writes."""
+"""LMDB databases: one that LMDB wrote, damaged ones, and LSUN in one that the test writes."""
 
 import gzip
 import importlib

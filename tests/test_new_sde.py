@@ -47,7 +47,7 @@ def workdir(cosine, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_are_digits(cosine, workdir, name):
-    """Noise has a distance of 7 from the digits, and images of another network after training 0.5."""
+    """Noise has a distance of 7 from the digits; images of another trained network have 0.5."""
     result = evaluation.evaluate(config(cosine, **SAMPLERS[name]), workdir, name)[1]
     assert result["metrics"]["frechet"]["value"] < 1.5
 

@@ -73,7 +73,7 @@ def test_outputs_represent_scores(parameterisation, num_scales):
 
 
 def outputs(data, z, alpha, std):
-    """The exact outputs for x_t = alpha data + std z, by the definition of each parameterisation."""
+    """The exact outputs for x_t = alpha data + std z, by each parameterisation's definition."""
     y, sigma, data_std = data + std / alpha * z, std / alpha, 0.5
     total = jnp.sqrt(sigma**2 + data_std**2)  # Karras et al. (2022), Table 1
     c_skip, c_out = data_std**2 / total**2, sigma * data_std / total

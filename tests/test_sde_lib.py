@@ -186,7 +186,7 @@ def test_later_sdes_end_close_to_their_prior(name):
 
 
 def test_chain_of_the_cosine_schedule():
-    """beta_i of Nichol & Dhariwal (2021), which they clip, and marginals that converge to the SDE."""
+    """beta_i of Nichol & Dhariwal (2021), which they clip, and marginals that converge."""
     sde, n = LATER["cosine"], 1000
     levels = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
     np.testing.assert_allclose(sde.betas(n)[:-1], 1 - levels[1:-1] / levels[:-2], rtol=1e-9)

@@ -116,7 +116,7 @@ def test_stable_samplers_of_the_same_sde(cosine, changes, caplog):
 
 
 def test_a_sampler_that_multiplies_errors_of_the_network(cosine, caplog):
-    """One step in time of this SDE leads from noise level 637 to 12, and leaves the errors of 637."""
+    """One step in time of this SDE leads from noise level 637 to 12, with the errors of 637."""
     changes = {"sampling.method": "solver", "sampling.solver": "deis", "sampling.schedule": "time"}
     config = complete(cosine(**changes))
     sampler = factory.make_sampler(config, factory.make_sde(config))

@@ -281,7 +281,7 @@ def test_one_update():
 @pytest.mark.parametrize("ramp", [False, True])
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.9, 0.998])
 def test_share_of_the_initial_weights(ramp, rate):
-    """An average of zeros that starts at 1 is the share; with the ramp, after 99 steps 10! 99!/109!."""
+    """An average of zeros that starts at 1 is the share; after 99 ramp steps 10! 99!/109!."""
     model = tiny.config().model
     model.ema_rate, model.ema_ramp = rate, ramp
     average, shares = 1.0, [1.0]

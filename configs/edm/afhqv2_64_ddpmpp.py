@@ -3,7 +3,8 @@
 Published as configuration F in Table 2, VP: FID 1.96 with 79 NFE. EDM also augments the training
 images, with probability 0.15. data.path names a folder of images.
 
-    python main.py --config=configs/edm/afhqv2_64_ddpmpp.py --workdir=DIR --mode=train --config.data.path=IMAGES
+    python main.py --config=configs/edm/afhqv2_64_ddpmpp.py --workdir=DIR --mode=train \
+        --config.data.path=IMAGES
 """
 
 from configs import networks, recipes

@@ -3,7 +3,8 @@
 Published: FID 1.36 with the stochastic sampler, 256 steps or 511 NFE, as set here. data.path names
 a folder with a folder of images for each class.
 
-    python main.py --config=configs/edm/imagenet_64_adm.py --workdir=DIR --mode=train --config.data.path=IMAGES
+    python main.py --config=configs/edm/imagenet_64_adm.py --workdir=DIR --mode=train \
+        --config.data.path=IMAGES
 """
 
 from configs import networks, recipes
