@@ -1,5 +1,6 @@
 """Files that are damaged, of another kind, or hostile: each is one line that names the file."""
 
+import io
 import json
 import os
 import socket
@@ -309,6 +310,14 @@ def test_a_file_in_the_place_of_a_folder(tmp_path):
     (tmp_path / "eval").write_text("")
     with pytest.raises(InputError, match="eval cannot be made: File exists"):
         workdir.claim(tmp_path / "eval", tiny.config(), "evaluation")
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_headers_of_npy_files(version):
+    stream = io.BytesIO()
+    np.lib.format.write_array(stream, np.zeros((2, 3), np.uint8), version=version)
+    stream.seek(0)
+    assert files.read_header(stream) == ((2, 3), np.dtype(np.uint8))
 
 
 # --- parameters -----------------------------------------------------------------------------------
