@@ -133,7 +133,7 @@ def test_bayes_rule(name):
     log_probs = guidance.class_log_probs(bayes, sde)
     inside = np.array([False, True, True, False]).reshape(-1, 1, 1, 1)
     interval = tuple(float(level) for level in sde.noise_to_signal(jnp.array([0.29, 0.61])))
-    options = [{}, {"scale": 0.0}, {"scale": 3.0}, {"scale": 3.0, "interval": interval}]
+    options = [{}, {"scale": 0.0}, {"scale": 2.0}, {"scale": 2.0, "interval": interval}]
 
     @jax.jit
     def scores(x):
@@ -148,7 +148,7 @@ def test_bayes_rule(name):
         return conditional(x, t, classes), unconditional(x, t), with_classifier, without_classifier
 
     conditional, unconditional, *results = scores(x)
-    scaled = unconditional + 3 * (conditional - unconditional)
+    scaled = unconditional + 2 * (conditional - unconditional)
     expected = [conditional, unconditional, scaled, np.where(inside, scaled, conditional)]
     for guided in results:
         for ours, exact in zip(guided, expected, strict=True):
