@@ -275,8 +275,9 @@ def _open(path: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointMa
         return ocp.CheckpointManager(path, options=options)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"a file {path}/checkpoint_*/_CHECKPOINT_METADATA is damaged: {brief(error)} Delete "
-            "these files; the checkpoints can be read without them."
+            f"a file {path}/checkpoint_*/_CHECKPOINT_METADATA is damaged: "
+            f"{brief(error).rstrip('.')}. Delete these files; the checkpoints can be read without "
+            "them."
         ) from error
 
 

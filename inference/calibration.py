@@ -2,9 +2,8 @@
 
 For events x of the prior and measurements y of them, x and the samples given y follow the same
 distribution. So the rank of a statistic of x among those of the samples is uniform
-(simulation-based
-calibration: Talts et al. 2018, arXiv:1804.06788). The statistics are fixed random projections and
-entries of x; log p(y | x), which notices samples that ignore y (Modrak et al. 2023,
+(simulation-based calibration: Talts et al. 2018, arXiv:1804.06788). The statistics are fixed random
+projections and entries of x; log p(y | x), which notices samples that ignore y (Modrak et al. 2023,
 arXiv:2211.02383); and the distance from a random reference point, whose rank gives the expected
 coverage of balls (TARP: Lemos et al. 2023, arXiv:2302.03026). Ranks near 0 and 1 are too frequent
 if samples are overconfident, that is, if their spread is too small.

@@ -53,8 +53,8 @@ class MultiHeadAttention(nnx.Module):
 class ADMBlock(nnx.Module):
     """A residual block, with attention if asked for: (B, H, W, in) -> (B, H', W', features).
 
-    `resampler` changes the resolution in both branches. With `remat`, the backward pass recomputes
-    activations from the block's input.
+    `up` doubles the resolution of both branches, `down` halves it. With `remat`, the backward pass
+    recomputes activations from the block's input.
     """
 
     def __init__(
@@ -64,12 +64,13 @@ class ADMBlock(nnx.Module):
         temb_features: int,
         *,
         attends: bool = False,
-        resampler: layers.Activation | None = None,
+        up: bool = False,
+        down: bool = False,
         dropout: float,
         remat: bool,
         rngs: layers.Rngs,
     ) -> None:
-        self.features, self.resampler = features, resampler
+        self.features, self.up, self.down = features, up, down
         self.dropout, self.remat = dropout, remat
         self.norm1 = layers.GroupNorm(in_features, epsilon=EPSILON)
         self.conv1 = layers.conv3x3(in_features, features, rngs=rngs)
@@ -97,13 +98,14 @@ class ADMBlock(nnx.Module):
         return x if self.attn is None else self.attn(x)
 
     def _resample(self, x: Array) -> Array:
-        return x if self.resampler is None else self.resampler(x)
+        if self.up:
+            return resample.upsample_nearest(x)
+        return resample.downsample_mean(x) if self.down else x
 
     def _resample_conv(self, x: Array) -> Array:
-        if self.resampler is not resample.upsample_nearest:
-            return self.conv1(self._resample(x))
-        h = resample.upsample_nearest_conv(x, self.conv1.kernel[...])
-        return h + layers.bias_of(self.conv1).astype(x.dtype)
+        if self.up:
+            return layers.upsample_conv(self.conv1, x)
+        return self.conv1(self._resample(x))
 
 
 class ADM(nnx.Module):
@@ -171,7 +173,7 @@ class ADM(nnx.Module):
         skips = [self.nf]
         for i, width in enumerate(widths):
             if i > 0:
-                self.down.append(block(skips[-1], skips[-1], resampler=resample.downsample_mean))
+                self.down.append(block(skips[-1], skips[-1], down=True))
                 skips.append(skips[-1])
             for _ in range(num_blocks):
                 self.down.append(block(skips[-1], width, attends=attends[i]))
@@ -192,7 +194,7 @@ class ADM(nnx.Module):
         merges = [False, False]
         for i, width in reversed(list(enumerate(widths))):
             if i < len(widths) - 1:
-                self.up.append(block(channels, channels, resampler=resample.upsample_nearest))
+                self.up.append(block(channels, channels, up=True))
                 merges.append(False)
             for _ in range(num_blocks):
                 self.up.append(block(channels + skips.pop(), width, attends=attends[i]))

@@ -50,9 +50,11 @@ def inner_products(t: ArrayLike, gamma: ArrayLike, s: ArrayLike, delta: ArrayLik
 def combination(
     steps: Sequence[int], stds: Sequence[float], last: int, std: float
 ) -> tuple[np.ndarray, float]:
-    """Return the weights (steps, stds) of averages, by least squares of profiles, whose sum is that
-    of width `std` at `last`, and the relative norm of the difference of the profiles that
-    remains."""
+    """Return weights (steps, stds) of averages whose sum comes closest to that of width `std`.
+
+    That is the average at step `last`; closeness is that of the profiles (least squares). The
+    second result is the relative norm of the difference that remains.
+    """
     t = np.repeat(np.asarray(steps, np.float64) / last, len(stds))  # in units of `last`
     gamma, wanted = np.tile([exponent(each) for each in stds], len(steps)), exponent(std)
     among = inner_products(t[:, None], gamma[:, None], t, gamma)

@@ -24,10 +24,10 @@ from models.layers import (
     Rngs,
     bias_of,
     conv3x3,
-    convolve,
     dense,
     dropout,
     residual,
+    upsample_conv,
 )
 
 
@@ -99,8 +99,7 @@ class Upsample(Resampler):
         if isinstance(self.conv, Conv2d):
             return self.conv(x)
         if self.conv is not None:
-            x = resample.upsample_nearest_conv(x, self.conv.kernel[...])
-            return x + bias_of(self.conv).astype(x.dtype)
+            return upsample_conv(self.conv, x)
         if self.fir:
             return resample.upsample_fir(x, self.fir_kernel)
         return resample.upsample_nearest(x)
@@ -175,7 +174,7 @@ class ResnetBlockDDPMpp(nnx.Module):
 
     def resample_conv(self, x: Array, kernel: Array) -> Array:
         """Change the resolution, then convolve."""
-        return convolve(self.resample(x), kernel)
+        return resample.convolve(self.resample(x), kernel)
 
     def resample_shortcut(self, x: Array) -> Array:
         """Change the resolution and the number of features of the block's input."""

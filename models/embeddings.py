@@ -32,8 +32,9 @@ def timestep_embedding(
 
 
 class GaussianFourierProjection(nnx.Module):
-    """Random Fourier features (Tancik et al. 2020) of the label's logarithm: (B,) -> (B, 2
-    features).
+    """Random Fourier features of the label's logarithm: (B,) -> (B, 2 features).
+
+    See Tancik et al. (2020).
 
     With `linear`, they are features of the label itself. W is not trained; `models.building.FIXED`
     is its name.

@@ -144,14 +144,9 @@ def bias_of(conv: nnx.Conv) -> Array:
     return jnp.zeros(()) if conv.bias is None else conv.bias[...]
 
 
-def convolve(x: Array, kernel: Array) -> Array:
-    """Convolve x (B, H, W, in) with a kernel (h, w, in, out), stride 1 and SAME padding.
-
-    The result has the shape (B, H, W, out) and the dtype of x.
-    """
-    return jax.lax.conv_general_dilated(
-        x, kernel.astype(x.dtype), (1, 1), "SAME", dimension_numbers=resample.LAYOUT
-    )
+def upsample_conv(conv: nnx.Conv, x: Array) -> Array:
+    """Repeat every pixel, then apply a 3x3 convolution: (B, H, W, in) -> (B, 2H, 2W, features)."""
+    return resample.upsample_nearest_conv(x, conv.kernel[...]) + bias_of(conv).astype(x.dtype)
 
 
 def matmul(x: Array, kernel: Array) -> Array:

@@ -51,7 +51,7 @@ ASSIGNMENT = re.compile(r"(\w+)=(\S*)")
 
 
 class Command(NamedTuple):
-    """A command of a page: its text in a line, and its words; `runs` unless in a sentence."""
+    """A command of a page, as one line and as words; `runs` is False inside a sentence."""
 
     page: str
     text: str

@@ -108,8 +108,7 @@ def network(
 
 
 def combined(tensors: Mapping[str, np.ndarray], *, scaled_classes: bool) -> dict[str, np.ndarray]:
-    """Return the tensors of EDM's network from those of our layout: the inverse of their
-    separation.
+    """Return the tensors of EDM's network from those of our layout.
 
     With `scaled_classes`, as in SongUNet, class vectors are scaled and have a bias.
     """
