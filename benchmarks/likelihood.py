@@ -25,7 +25,13 @@ from jax import Array
 from auxiliary import dequantization
 from benchmarks import comparison, peer_runs, speed
 from benchmarks.peer import Peer
-from benchmarks.sampling import COLUMNS, forward_flops, states, with_image_rate
+from benchmarks.sampling import (
+    COLUMNS,
+    forward_flops,
+    on_devices,
+    shapes,
+    with_image_rate,
+)
 from configs.default import Config
 from experiment import Experiment
 from likelihood import elbo
@@ -74,14 +80,18 @@ class BitsPerDim:
 
 def divergence_flops(experiment: Experiment, batch_size: int) -> float:
     """Return the FLOPs of evaluating the score and its derivative along one probe for a batch."""
+    function, *arguments = divergence(experiment, batch_size)
+    return speed.local_flops(function.lower(*arguments))
 
-    @jax.jit
+
+def divergence(experiment: Experiment, batch_size: int) -> tuple[Any, ...]:
+    """Return the jitted score with its derivative along a probe, and its arguments' shapes."""
+
     def derivative(params: Params, x: Array, t: Array) -> tuple[Array, Array]:
         score = experiment.score(params)
         return jax.jvp(lambda x: score(x, t), (x,), (x,))
 
-    shapes = states(experiment, batch_size)
-    return speed.local_flops(derivative.lower(experiment.abstract_params, *shapes))
+    return on_devices(experiment, derivative), *shapes(experiment, batch_size)
 
 
 def measure(

@@ -1,7 +1,7 @@
-"""Memory of the compiled train step of every config.
+"""Memory of the compiled train step of every config, and the bytes that it moves.
 
 python -m benchmarks.memory [--results=FILE] [--config=...] [--shape=1x1 --shape=0x8 ...]
-    [--set=training.remat=True] [--topology=v5p:1x1x1]
+    [--set=training.remat=True] [--topology=v5p:1x1x1] [--program=train_step]
 
 Prints a table; results are also written to a file, from which a second run resumes. Nothing is run
 and no parameters are made: each step is compiled for shapes, in a separate process, and the numbers
@@ -10,7 +10,9 @@ Arguments are parameters, their average, Adam's two moments and images. The comp
 local device: on CPUs the workspace of convolutions is not included, and GPU compilers fuse
 differently and choose algorithms that need such workspace. With --topology it is the compiler of
 TPUs that need not be present; it also states whether the step fits the chip, whose memory the
-program shares.
+program shares, and which bytes the step moves in this memory (`traffic.moved_bytes`). --program
+selects an evaluation of the score, or of the score with its derivative along a probe, as
+likelihoods need it, in place of the step.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ CARD = 80e9  # bytes
 COLUMNS = {
     "config": ("name", "", 1),
     "has the step of": ("same", "", 1),
+    "program": ("program_name", "", 1),
     "changed": ("changed", "", 1),
     "size, px": ("image_size", "", 1),
     "parameters, 10^6": ("parameters", ".1f", 1e-6),
@@ -46,10 +49,12 @@ COLUMNS = {
     f"fits {CARD / 1e9:.0f} GB": ("fits_card", "", 1),
     "GFLOP": ("flops", ".0f", 1e-9),
     "GFLOP a device, estimated": ("tpu_flops", ".0f", 1e-9),
-    "GB moved, estimated": ("traffic", ".2f", 1e-9),
+    "GB moved in HBM": ("moved", ".2f", 1e-9),
+    "GB moved in all memories, estimated": ("traffic", ".2f", 1e-9),
     "compilation, s": ("compile", ".0f", 1),
     "error": ("error", "", 1),
 }
+PROGRAMS = ("train_step", "score", "derivative")
 Shape = tuple[int | None, int]
 """(batch size, or None for the config's; devices)."""
 
@@ -64,8 +69,9 @@ def analyze_step(
     batch_size: int | None,
     devices: int,
     topology: str | None = None,
+    program: str = PROGRAMS[0],
 ) -> speed.Row:
-    """Return the memory of a train step on `devices` devices.
+    """Return the memory of a train step, or another program of PROGRAMS, on `devices` devices.
 
     batch_size None stands for the config's. The devices are local ones or, if given, those of a TPU
     topology. FLOPs are those of the whole batch. TPU's compiler also estimates FLOPs and bytes of
@@ -78,7 +84,7 @@ def analyze_step(
     platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     if platforms in (None, "cpu"):
         jax.config.update("jax_num_cpu_devices", max(1, devices))
-    from benchmarks import train_step
+    from benchmarks import traffic, train_step
 
     batch = [] if batch_size is None else [f"training.batch_size={batch_size}"]
     loaded = comparison.load_config(config, [*overrides, *batch])
@@ -89,10 +95,11 @@ def analyze_step(
             "JAX_PLATFORMS=cpu simulates any number."
         )
     experiment = speed.Experiment(loaded, available[:devices])
-    compiled = train_step.compile_step(experiment)
+    compiled = _compiled(experiment, program)
+    is_step = program == PROGRAMS[0]
     found = compiled.memory | {
         "peak": compiled.peak,
-        "flops": compiled.flops or train_step.counted_flops(loaded),
+        "flops": compiled.flops or (train_step.counted_flops(loaded) if is_step else None),
         "compile": compiled.seconds["compile"],
         "batch_size": loaded.training.batch_size,
         "image_size": loaded.data.image_size,
@@ -101,7 +108,20 @@ def analyze_step(
     if topology:
         found["tpu_flops"] = compiled.estimate["flops"]
         found["traffic"] = compiled.estimate["bytes accessed"]
+        found["moved"] = traffic.moved_bytes(compiled.call.as_text())
     return found
+
+
+def _compiled(experiment: speed.Experiment, program: str) -> speed.Compiled:
+    """Compile a program of PROGRAMS for training.batch_size images."""
+    from benchmarks import likelihood, sampling, train_step
+
+    batch_size = experiment.config.training.batch_size
+    if program == "score":
+        return speed.compile_stages(*sampling.evaluation(experiment, batch_size))
+    if program == "derivative":
+        return speed.compile_stages(*likelihood.divergence(experiment, batch_size))
+    return train_step.compile_step(experiment)
 
 
 def fits(found: speed.Row, topology: str | None) -> speed.Row:
@@ -143,6 +163,7 @@ def measure(
     *,
     shapes: Sequence[Shape] = ((1, 1), (None, DEVICES)),
     topology: str | None = None,
+    program: str = PROGRAMS[0],
     seconds: float = 3600,
 ) -> list[parts.Record]:
     """Return results for each config and shape; compute and add those that `records` lacks.
@@ -156,6 +177,7 @@ def measure(
         name = comparison.config_name(path)
         for batch_size, devices in shapes:
             target = {"devices": devices} | ({"topology": topology} if topology else {})
+            target |= {"program": program} if program != PROGRAMS[0] else {}
             key = _record_key(path, overrides, batch_size, target)
             first = same_step.setdefault((step_key(loaded, batch_size), devices), key)
             if records.is_missing(key) and not records.is_missing(first):
@@ -166,6 +188,8 @@ def measure(
                 arguments["batch_size"] = batch_size
                 found = _compile(arguments, topology, seconds)
                 about = {"name": name, "changed": " ".join(overrides), "batch_size": batch_size}
+                if program != PROGRAMS[0]:
+                    about["program_name"] = program
                 records.add(key, about | target | found | fits(found, topology))
                 outcome = found.get("error") or f"{found['peak'] / 1e9:.2f} GB"
                 print(f"{key}: {outcome}", flush=True)
@@ -216,6 +240,7 @@ def main() -> None:
         given["set"].value or (),
         shapes=shapes,
         topology=topology,
+        program=given.program,
     )
     rows = list(records.results.values())
     fitting = [row for row in rows if row.get("fits_card") == "yes"]
@@ -240,4 +265,5 @@ if __name__ == "__main__":
         "each device of --topology.",
     )
     flags.DEFINE_string("topology", None, topologies.HELP)
+    flags.DEFINE_enum("program", PROGRAMS[0], PROGRAMS, "What is compiled.")
     comparison.run(main)

@@ -14,13 +14,14 @@ evaluations.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import flags
 from jax import Array
 
+import sharding
 from benchmarks import comparison, peer_runs, speed
 from benchmarks.peer import Peer
 from configs.default import Config
@@ -73,22 +74,29 @@ class Sampler:
 
 def forward_flops(experiment: Experiment, batch_size: int) -> float:
     """Return the FLOPs of evaluating the score for a batch."""
+    function, *shapes = evaluation(experiment, batch_size)
+    return speed.local_flops(function.lower(*shapes))
 
-    @jax.jit
+
+def evaluation(experiment: Experiment, batch_size: int) -> tuple[Any, ...]:
+    """Return the jitted score of a batch and the shapes of its arguments."""
+
     def score(params: Params, x: Array, t: Array) -> Array:
         return experiment.score(params)(x, t)
 
-    return speed.local_flops(
-        score.lower(experiment.abstract_params, *states(experiment, batch_size))
-    )
+    return on_devices(experiment, score), *shapes(experiment, batch_size)
 
 
-def states(
-    experiment: Experiment, batch_size: int
-) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """Return the shapes of a batch of states x and times t."""
+def on_devices(experiment: Experiment, function: Callable[..., Any]) -> Any:
+    """Return the jitted function of parameters and a batch, which the devices share."""
+    whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh)
+    return jax.jit(function, in_shardings=(whole, split, split))
+
+
+def shapes(experiment: Experiment, batch_size: int) -> tuple[Any, ...]:
+    """Return the shapes of the parameters, and of a batch of states x and times t."""
     x = jax.ShapeDtypeStruct((batch_size, *experiment.image_shape), "float32")
-    return x, jax.ShapeDtypeStruct((batch_size,), "float32")
+    return experiment.abstract_params, x, jax.ShapeDtypeStruct((batch_size,), "float32")
 
 
 def measure(

@@ -23,6 +23,7 @@ from benchmarks import (
     peer_runs,
     sampling,
     speed,
+    traffic,
     train_step,
 )
 from errors import InputError
@@ -405,3 +406,41 @@ def test_all_benchmarks_at_tiny_size(tmp_path):
     assert {each["module"] for each in results.values()} == accelerator.TABLES.keys()
     assert all(each["rows"] for each in results.values())
     assert "Not measured" not in (tmp_path / "results.md").read_text()
+
+
+# --- bytes moved ---
+
+HLO = """HloModule jit_step
+
+%body.1 (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %p = (s32[], f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %g = f32[8,128]{1,0:T(8,128)} get-tuple-element(%p), index=1
+  %f = f32[8,128]{1,0:T(8,128)} fusion(%g), kind=kLoop, metadata={op_name="jit(step)/tanh"}
+  ROOT %t = (s32[], f32[8,128]{1,0:T(8,128)}) tuple(%p, %f)
+}
+
+ENTRY %main (a: f32[8,128], b: bf16[1024]) -> (f32[8,128], bf16[1024]) {
+  %a = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %b = bf16[1024]{0:T(1024)} parameter(1)
+  %copy-start = (bf16[1024]{0:T(1024)S(1)}, bf16[1024]{0:T(1024)}, u32[]{:S(2)}) copy-start(%b)
+  %copy-done = bf16[1024]{0:T(1024)S(1)} copy-done(%copy-start)
+  %slice-start = ((bf16[1024]{0:T(1024)}), bf16[256]{0:T(256)S(1)}, s32[]{:S(2)}) slice-start(%b)
+  %slice-done = bf16[256]{0:T(256)S(1)} slice-done(%slice-start)
+  %sum = bf16[1024]{0:T(1024)} fusion(%copy-done, %slice-done, %b), kind=kLoop
+  %while = (s32[], f32[8,128]{1,0:T(8,128)}) while(%a), body=%body.1, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %result = (f32[8,128]{1,0:T(8,128)}, bf16[1024]{0:T(1024)}) tuple(%while, %sum)
+}
+"""  # noqa: E501
+
+
+def test_movements_in_a_program():
+    """Counted by hand: arrays in S(1) are in the memory of the chip, which does not count."""
+    found = {(each.operation, each.source): each.bytes for each in traffic.movements(HLO)}
+    assert found == {
+        ("fusion", "jit(step)/tanh"): 5 * 2 * 4 * 1024,  # a loop of five passes
+        ("copy-start", ""): 2 * 1024,
+        ("slice-start", ""): 2 * 256,
+        ("fusion", ""): 2 * 2 * 1024,  # of its three operands one is in the device's memory
+    }
+    assert traffic.moved_bytes(HLO) == sum(found.values())
+    assert traffic.by_source(traffic.movements(HLO))[0] == ("other: tanh", 40960)

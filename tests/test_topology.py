@@ -1,4 +1,4 @@
-"""The train step compiled for eight absent TPUs: messages, and memory saved by recomputation."""
+"""Programs compiled for absent TPUs: messages, memory saved by recomputation, bytes moved."""
 
 import collections
 import importlib.util
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import sharding
-from benchmarks import memory, topology, train_step
+from benchmarks import likelihood, memory, sampling, speed, topology, traffic, train_step
 from benchmarks.collectives import collectives
 from errors import InputError
 from experiment import Experiment
@@ -87,3 +87,58 @@ def test_tpus_gather_split_parameters_and_scatter_their_gradients(precision, wid
     with jax.default_matmul_precision(precision):
         found = collectives(step.lower(w, x).compile().as_text())
     assert found == {"all-gather": [width * size**2], "all-reduce-scatter": [4 * size**2]}
+
+
+# --- bytes moved in the memory of the device ---
+
+
+def moved(function, *shapes):
+    """The bytes that a function moves on one TPU v5e, and XLA's estimate for all memories."""
+    device = jax.sharding.SingleDeviceSharding(topology.devices("v5e:1x1")[0])
+    jitted = jax.jit(function, in_shardings=device, out_shardings=device)
+    compiled = jitted.lower(*shapes).compile()
+    return traffic.moved_bytes(compiled.as_text()), compiled.cost_analysis()["bytes accessed"]
+
+
+@pytest.mark.usefixtures("_libtpu")
+def test_sums_of_large_arrays_read_two_and_write_one():
+    large = jax.ShapeDtypeStruct((4096, 4096), "float32")
+    size = 4 * 4096**2
+    assert moved(lambda a, b: 2 * a + b, large, large) == (3 * size, 3 * size)
+
+
+@pytest.mark.usefixtures("_libtpu")
+def test_loops_in_the_memory_of_the_chip_move_their_arguments_and_result_only():
+    small = jax.ShapeDtypeStruct((256, 256), "float32")
+    size = 4 * 256**2
+
+    def loop(a, b):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x) @ b, None), a, length=5)[0]
+
+    found, estimate = moved(loop, small, small)
+    assert found == pytest.approx(3 * size, rel=1e-3)
+    assert estimate > 10 * size  # Operands and results in the memory of the chip count, too.
+
+
+@pytest.mark.usefixtures("_libtpu")
+def test_budget_of_a_train_step():
+    """In bfloat16, ten passes over the float32 parameters, and 20 kB for an image.
+
+    A step reads parameters, average and two moments, writes them, and converts the parameters.
+    """
+    fields = {"model.dtype": "bfloat16", "training.batch_size": 8}
+    experiment = Experiment(tiny.config(**fields), topology.devices("v5e:1x1"))
+    step = train_step.compile_step(experiment)
+    state = 4 * sum(sizes(experiment.abstract_params).elements()) / 4
+    found = traffic.moved_bytes(step.call.as_text())
+    assert 8 * state < found < 10 * state + 8 * 20e3
+
+
+@pytest.mark.usefixtures("_libtpu")
+def test_evaluations_move_the_parameters_once():
+    """Everything else of a tiny network stays in the memory of the chip, with a derivative, too."""
+    experiment = Experiment(tiny.config(), topology.devices("v5e:1x1"))
+    params = sum(sizes(experiment.abstract_params).elements())
+    for program in (sampling.evaluation, likelihood.divergence):
+        found = speed.compile_stages(*program(experiment, 1)).call.as_text()
+        assert params < traffic.moved_bytes(found) < 1.5 * params
