@@ -50,6 +50,7 @@ COLUMNS = {
     "GFLOP": ("flops", ".0f", 1e-9),
     "GFLOP a device, estimated": ("tpu_flops", ".0f", 1e-9),
     "GB moved in HBM": ("moved", ".2f", 1e-9),
+    "GB moved without VMEM": ("moved_without", ".2f", 1e-9),
     "GB moved in all memories, estimated": ("traffic", ".2f", 1e-9),
     "compilation, s": ("compile", ".0f", 1),
     "error": ("error", "", 1),
@@ -108,7 +109,9 @@ def analyze_step(
     if topology:
         found["tpu_flops"] = compiled.estimate["flops"]
         found["traffic"] = compiled.estimate["bytes accessed"]
-        found["moved"] = traffic.moved_bytes(compiled.call.as_text())
+        text = compiled.call.as_text()
+        found["moved"] = traffic.moved_bytes(text)
+        found["moved_without"] = traffic.moved_bytes(text, on_chip=False)
     return found
 
 

@@ -3,7 +3,7 @@
 XLA's estimate ("bytes accessed") adds the operands and results of all operations. On TPUs most of
 them are in the on-chip memory (VMEM), to which copies bring them while others are computed, so that
 the estimate counts an array several times. Here only what is read from or written to the memory of
-the device (HBM) counts.
+the device (HBM) counts; or, as an upper limit, what would be without an on-chip memory.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ FREE = {
 TRANSFERS = ("copy-start", "slice-start")
 """Asynchronous copies between memories, whose type lists destination and source."""
 LOOPS = ("while", "call", "async-start")
+BITCAST = 'custom_call_target="ConcatBitcast"'  # It names the parts of an array that is complete.
 
 
 class Movement(NamedTuple):
@@ -51,21 +52,28 @@ class Movement(NamedTuple):
     bytes: int
 
 
-def movements(text: str) -> list[Movement]:
+def movements(text: str, *, on_chip: bool = True) -> list[Movement]:
     """Return what each operation of an optimized HLO module moves, most first.
+
+    With `on_chip` False all arrays count as if they were in the memory of the device, and copies
+    between the memories do not.
 
     The body of a loop counts as often as it runs, where XLA knows that number, else once. An
     operation that reads a part of an operand counts all of it, except for asynchronous slices.
     """
+    if not on_chip:
+        text = SPACE.sub("", text)
     bodies = {name: body for _, name, body in COMPUTATION.findall(text)}
     entry = next(name for is_entry, name, _ in COMPUTATION.findall(text) if is_entry)
     found = list(_movements(bodies, entry, 1))
+    if not on_chip:
+        found = [movement for movement in found if movement.operation not in TRANSFERS]
     return sorted(found, key=lambda movement: -movement.bytes)
 
 
-def moved_bytes(text: str) -> int:
-    """Return the bytes that an optimized HLO module reads from and writes to the memory."""
-    return sum(movement.bytes for movement in movements(text))
+def moved_bytes(text: str, *, on_chip: bool = True) -> int:
+    """Return the bytes that an optimized HLO module moves; see `movements`."""
+    return sum(movement.bytes for movement in movements(text, on_chip=on_chip))
 
 
 def by_source(found: Iterable[Movement]) -> list[tuple[str, int]]:
@@ -85,7 +93,7 @@ def _movements(bodies: dict[str, str], name: str, times: int) -> Iterable[Moveme
     types: dict[str, str] = {}
     for result, kinds, operation, operands, rest in OPERATION.findall(bodies[name]):
         types[result] = kinds
-        if operation in FREE:
+        if operation in FREE or BITCAST in rest:
             continue
         if operation in LOOPS:
             trips = TRIPS.search(rest)

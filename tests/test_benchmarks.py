@@ -21,6 +21,7 @@ from benchmarks import (
     parts,
     peer,
     peer_runs,
+    roofline,
     sampling,
     speed,
     traffic,
@@ -444,3 +445,16 @@ def test_movements_in_a_program():
     }
     assert traffic.moved_bytes(HLO) == sum(found.values())
     assert traffic.by_source(traffic.movements(HLO))[0] == ("other: tanh", 40960)
+    without = traffic.movements(HLO, on_chip=False)
+    assert [each.bytes for each in without] == [5 * 2 * 4 * 1024, 2 * (3 * 1024 + 256)]
+
+
+def test_roofline():
+    """The longer of both times limits a step."""
+    device = roofline.Device("device", peak=1e12, bandwidth=1e9)
+    found = {"name": "config", "batch_size": 8, "flops": 2e12, "moved": 1e9, "moved_without": 4e9}
+    row = roofline.limits(found, device)
+    assert (row["computing"], row["moving"], row["moving_without"]) == (2, 1, 4)
+    assert (row["share"], row["share_without"], row["rate"]) == (1, 0.5, 4)
+    score = {"name": "config", "batch_size": 8, "moved": 1e9}  # The FLOPs were not counted.
+    assert len(roofline.rows([found, score, {"error": "not done"}])) == len(roofline.DEVICES)
