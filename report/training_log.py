@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
-import tensorboardX
 from jax import Array
 from PIL import Image
 from tqdm import tqdm
@@ -70,6 +69,9 @@ class TrainingLog:
         self.timed_from: tuple[int, float] | None = None  # step and time, to measure the speed
 
     def __enter__(self) -> TrainingLog:
+        # Imported here: where PyTorch is installed it imports that, a third of the start of main.py.
+        import tensorboardX
+
         self.events = tensorboardX.SummaryWriter(
             str(self.workdir / "tensorboard"),
             purge_step=self.step + 1 if self.step else None,
