@@ -1,4 +1,4 @@
-"""Equations of the paper as it states them, in float64, next to what the code computes for them.
+"""Equations of the paper, computed in float64 as it states them, against the code.
 
 The numbers are those of arXiv:2011.13456; docs/paper_to_code.md lists the tests of all equations.
 """
@@ -38,24 +38,20 @@ def update(monkeypatch, name, function, **options):
 
 FLOW = functools.partial(sampling.reverse_diffusion, probability_flow=True)
 V, W, B = SIGMA[STEP - 1] ** 2, SIGMA[STEP - 2] ** 2, BETA[STEP - 1]
+D, R = V - W, (1 - B) ** 0.5
 PREDICTIONS = {  # The number: SDE, predictor, mean of x_{i-1} given x and the score, deviation.
-    "4": ("vp", sampling.ancestral_sampling, lambda x, s: (x + B * s) / (1 - B) ** 0.5, B**0.5),
-    "43": ("ve", FLOW, lambda x, s: x + (V - W) / 2 * s, 0.0),
-    "44": ("vp", FLOW, lambda x, s: (2 - (1 - B) ** 0.5) * x + B / 2 * s, 0.0),
-    "46, VE": ("ve", sampling.reverse_diffusion, lambda x, s: x + (V - W) * s, (V - W) ** 0.5),
-    "46, VP": (
-        *("vp", sampling.reverse_diffusion),
-        *(lambda x, s: (2 - (1 - B) ** 0.5) * x + B * s, B**0.5),
-    ),
-    "47": (
-        *("ve", sampling.ancestral_sampling),
-        *(lambda x, s: x + (V - W) * s, (W * (V - W) / V) ** 0.5),
-    ),
+    "4": ("vp", sampling.ancestral_sampling, lambda x, s: (x + B * s) / R, B**0.5),
+    "43": ("ve", FLOW, lambda x, s: x + D / 2 * s, 0.0),
+    "44": ("vp", FLOW, lambda x, s: (2 - R) * x + B / 2 * s, 0.0),
+    "46, VE": ("ve", sampling.reverse_diffusion, lambda x, s: x + D * s, D**0.5),
+    "46, VP": ("vp", sampling.reverse_diffusion, lambda x, s: (2 - R) * x + B * s, B**0.5),
+    "47": ("ve", sampling.ancestral_sampling, lambda x, s: x + D * s, (W * D / V) ** 0.5),
 }
 
 
 @pytest.mark.parametrize("number", PREDICTIONS)
 def test_predictors_of_discrete_chains(monkeypatch, number):
+    """Eqs. (4), (43), (44), (46) and (47): one step with given noise."""
     name, predictor, mean_of, std = PREDICTIONS[number]
     mean = mean_of(X, linear_score(X, None))
     found, found_mean = update(monkeypatch, name, predictor)
@@ -75,23 +71,13 @@ def test_langevin_steps(monkeypatch, name, corrector):
     if corrector == "langevin":
         norms = [norm.mean() for norm in norms]
     if corrector == "ald":
-        t = sampling_time(SDES[name])
+        t = SDES[name].sampling_times(N)[N - STEP]
         norms = [float(SDES[name].std(t)), 1.0]
     size = 2 * alpha * (0.16 * norms[0] / norms[1]) ** 2
     expected = X + size * gradient + np.sqrt(2 * size) * NOISE
     found, mean = update(monkeypatch, name, sampling.CORRECTORS[corrector], snr=0.16)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(mean, X + size * gradient, rtol=1e-5, atol=1e-5)
-
-
-def sampling_time(sde):
-    """The time of step i of the chains."""
-    return sde.sampling_times(N)[N - STEP]
-
-
-def gradient_of_kernel(noised, x, alpha, std):
-    """grad log N(noised; alpha x, std^2 I), by automatic differentiation."""
-    return jax.grad(lambda y: jax.scipy.stats.norm.logpdf(y, alpha * x, std).sum())(noised)
 
 
 @pytest.mark.parametrize("name", SDES)
