@@ -95,7 +95,7 @@ PROBES = {"Rademacher": _rademacher, "Gaussian": _gaussian, "exact": _unit_vecto
 def draw_probes(
     keys: Key[Array, " b"], shape: tuple[int, ...], kind: str = "Rademacher", count: int = 1
 ) -> Float[Array, "b k ..."]:
-    """Draw the probes (B, k, ...) of Hutchinson's trace estimator; those of image i from keys[i].
+    """Draw the probes (B, k, ...) of the trace estimator, Eq. (40); those of image i from keys[i].
 
     Args:
       keys: one random key per image.
@@ -121,7 +121,7 @@ def log_likelihood(
     *,
     tolerance: float = TOLERANCE,
 ) -> Likelihood:
-    """Compute log p(x) by the instantaneous change of variables, as in Appendix D.2.
+    """Compute log p(x) by the instantaneous change of variables, Eq. (39).
 
     The prior is used as p_T. For VE, the prior N(0, sigma_max^2 I) ignores the mean m and the
     variance s^2 of the data, which lowers log p by m^2 / (2 sigma_max^2) + s^4 / (4 sigma_max^4)

@@ -85,7 +85,7 @@ def euler_maruyama(
 def reverse_diffusion(
     keys: Array, score: Score, sde: SDE, x: Array, step: Step, *, probability_flow: bool = False
 ) -> tuple[Array, Array]:
-    """The reverse of a discrete forward chain, or its probability flow (Appendices D.3 and E)."""
+    """The reverse of a discrete forward chain, Eq. (46), or its flow, Eqs. (43), (44)."""
     weight = 0.5 if probability_flow else 1.0
     gradient = score(x, _batch_times(step.t, x))
     mean = expand(2 - step.ratio, x) * x + weight * expand(step.var, x) * gradient
@@ -97,7 +97,7 @@ def reverse_diffusion(
 def ancestral_sampling(
     keys: Array, score: Score, sde: SDE, x: Array, step: Step
 ) -> tuple[Array, Array]:
-    """Ancestral sampling for any chain of Gaussian transitions: DDPM, Eq. (4), SMLD, Appendix F."""
+    """Ancestral sampling for any chain of Gaussian transitions: DDPM, Eq. (4), SMLD, Eq. (47)."""
     gradient = score(x, _batch_times(step.t, x))
     mean = (x + expand(step.var, x) * gradient) / expand(step.ratio, x)
     return mean + expand(jnp.sqrt(step.ancestral_var), x) * standard_normal(keys, x.shape), mean
@@ -123,7 +123,8 @@ def langevin(
     """Langevin dynamics with a step size from the norms of score and noise (Algorithms 4 and 5).
 
     As in the official code, the norms are averaged over the batch, so that each image depends on
-    the other images of its batch.
+    the other images of its batch. Also as there, alpha_i of Algorithm 5 is 1 - beta_i instead of
+    the product of these factors up to i.
     """
 
     def mean_norm(a: Array) -> Array:
@@ -142,7 +143,10 @@ def langevin_per_image(
 def annealed_langevin(
     keys: Array, score: Score, sde: SDE, x: Array, step: Step, *, snr: float
 ) -> tuple[Array, Array]:
-    """Annealed Langevin dynamics of NCSN (Song & Ermon 2019): step sizes proportional to var(t)."""
+    """Annealed Langevin dynamics, Eq. (2), with step sizes proportional to var(t).
+
+    These are the steps of NCSN (Song & Ermon 2019, arXiv:1907.05600).
+    """
     size = expand((snr * sde.std(step.t)) ** 2 * 2 * step.ratio**2, x)
     mean = x + size * score(x, _batch_times(step.t, x))
     return mean + jnp.sqrt(2 * size) * standard_normal(keys, x.shape), mean

@@ -28,7 +28,7 @@ Score = Callable[[Array, Array], Array]
 class Step(NamedTuple):
     """One step of a discretized reverse process, from time t to time s = t - dt.
 
-    The step reverses the forward transition x_t = ratio x_s + sqrt(var) z.
+    The step reverses the forward transition x_t = ratio x_s + sqrt(var) z, Eqs. (41), (45).
 
     Attributes:
       t, dt: start and length of the step. All attributes are scalars, or arrays with one entry per
@@ -53,7 +53,7 @@ def expand(coefficient: Array, x: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SDE(abc.ABC):
-    """dx = f(t) x dt + g(t) dw with Gaussian kernel N(alpha(t) x_0, var(t) I).
+    """dx = f(t) x dt + g(t) dw with Gaussian kernel N(alpha(t) x_0, var(t) I), as in Eq. (29).
 
     Attributes:
       T: final time, at which p_T is close to the prior.
@@ -86,7 +86,10 @@ class SDE(abc.ABC):
         return derivative / alpha
 
     def diffusion(self, t: Array) -> Array:
-        """g(t) of Eq. (5), from the variance equation of a linear SDE, var' = 2 f var + g^2."""
+        """g(t) of Eq. (5), from the variance equation of a linear SDE, var' = 2 f var + g^2.
+
+        For the VP SDE this equation is Eq. (26).
+        """
         var, derivative = _value_and_derivative(self.var, t)
         return jnp.sqrt(derivative - 2 * self.drift_coefficient(t) * var)
 
@@ -97,7 +100,7 @@ class SDE(abc.ABC):
     def reverse_drift(
         self, score: Array, x: Array, t: Array, *, probability_flow: bool = False
     ) -> Array:
-        """Drift of the reverse-time SDE, Eq. (6), or of the probability-flow ODE, Eq. (13).
+        """Drift of the reverse-time SDE, Eq. (6), or of the probability flow, Eqs. (13), (38).
 
         `score` is the value of score(x, t), of shape (B, ...), as are x and the result.
         """
@@ -166,7 +169,7 @@ class SDE(abc.ABC):
 class VESDE(SDE):
     """The variance-exploding SDE, sigma(t) = sigma_min (sigma_max / sigma_min)^(t / T).
 
-    See Eq. (9) and Appendix C. SMLD is its discrete chain.
+    See Eqs. (9), (30), (31). SMLD is its discrete chain.
     """
 
     sigma_min: float = 0.01
@@ -210,7 +213,7 @@ class VESDE(SDE):
 class VPSDE(SDE):
     """The variance-preserving SDE, with beta(t) linear from beta_min to beta_max.
 
-    See Eq. (11) and Appendix C. DDPM is its discrete chain.
+    See Eqs. (11), (32), (33). DDPM is its discrete chain.
     """
 
     beta_min: float = 0.1
@@ -242,6 +245,8 @@ class VPSDE(SDE):
     def betas(self, n: int) -> np.ndarray:
         """The n noise variances beta_i of DDPM, in ascending order; float64 (n,).
 
+        They are the values of beta divided by n, Eq. (23).
+
         Raises InputError if n is so small that a beta_i reaches 1.
         """
         if self.beta_max * self.T >= n:
@@ -262,7 +267,10 @@ class VPSDE(SDE):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubVPSDE(VPSDE):
-    """The sub-variance-preserving SDE: VP's drift, and the square of VP's variance (Eq. (12))."""
+    """The sub-variance-preserving SDE: VP's drift, and the square of VP's variance.
+
+    See Eqs. (12), (28), (34).
+    """
 
     def var(self, t: Array) -> Array:
         return super().var(t) ** 2

@@ -69,7 +69,7 @@ def classifier(
     scale: float = 1.0,
     interval: Interval = ALL_LEVELS,
 ) -> GuidedScore:
-    """Classifier guidance: score + scale grad_x log p_t(class | x) (Appendix I).
+    """Classifier guidance: score + scale grad_x log p_t(class | x), Eq. (49).
 
     Args:
       classes: (B,), the class of each image.

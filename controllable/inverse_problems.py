@@ -133,12 +133,13 @@ def clip_denoised(score: Score, sde: SDE, low: float, high: float) -> Score:
 
 
 def projection(sde: SDE, measurement: Measurement, *, official: bool = False) -> Constraint:
-    """Replace the measured coefficients by the measurement, noised to time t (App. I.2).
+    """Replace the measured coefficients by the measurement, noised to time t.
 
-    This is the inpainting and colorization of the paper. A coefficient whose measurement is noisy
-    receives only the noise that is missing at time t. Once the measurement has more noise than
-    x_t, the coefficient is left unchanged. With `official`, the unmeasured part of the last mean
-    contains the noise of the last step, as in the official code.
+    This is the inpainting and colorization of arXiv:2011.13456 (Appendices I.2, I.3), where y(t) of
+    Eq. (50) is the noised measurement. A coefficient whose measurement is noisy receives only the
+    noise that is missing at time t. Once the measurement has more noise than x_t, the coefficient
+    is left unchanged. With `official`, the unmeasured part of the last mean contains the noise of
+    the last step, as in the official code.
     """
     operator = measurement.operator
     solution = operator.solution(measurement.y)

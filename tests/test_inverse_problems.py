@@ -105,6 +105,21 @@ def test_the_mean_is_free_of_noise_unless_official():
         )
 
 
+def test_colorization_starts_from_the_measurement_unless_official():
+    """Its grey channel is y, and the others are the prior's. The official one has noise of VE."""
+    operator, prior = (
+        operators.channel_mean((8, 8, 3)),
+        50 * jax.random.normal(KEYS[0], (3, 8, 8, 3)),
+    )
+    measurement = Measurement(operator, jax.random.uniform(KEYS[1], (3, 8, 8, 1)))
+    start = inverse_problems.projection_start(measurement, prior)
+    np.testing.assert_allclose(operator.forward(start), measurement.y, atol=1e-4)
+    coefficients = (operator.to_basis(image)[..., 1:] for image in (start, prior))
+    np.testing.assert_allclose(*coefficients, rtol=1e-4, atol=1e-3)
+    official = inverse_problems.projection_start(measurement, prior, official=True)
+    assert np.std(operator.forward(official) - measurement.y) > 20
+
+
 # --- Gaussian data, whose posterior is known ----------------------------------------------------
 
 
