@@ -15,13 +15,18 @@ and I(x; x_{i+1}). See Kingma et al. 2021 (arXiv:2107.00630, Eq. (11)), where x 
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 import likelihood
+import sampling
+import score_sde as ss
 from sde_lib import SDE, Score
 from solvers.scaled_flow import DATA_STD, find_endpoints
 
@@ -65,3 +70,46 @@ def bound_terms(score: Score, sde: SDE, x: Array, keys: Array, *, levels: int = 
     prior = prior_cross - entropy[-1] - dims * jnp.log(ends.alpha[1])
     parts = gaussian[:-1] - gaussian[1:] + likelihood.elbo(score, sde, x, keys, pairs=levels).parts
     return Terms(ends.sigma[0] * jnp.cosh(q), parts[0], parts[1:], prior)
+
+
+class Contributions(NamedTuple):
+    """What noise levels contribute to the bound of images, in bits/dim.
+
+    Attributes:
+      sigma: the levels (n + 1,), from a quarter of a grey level.
+      network, independent: those of the parts between two levels (n,), for the network and for
+        independent Gaussian pixels of the same variances.
+      detail: that of all finer levels.
+      total: the bound.
+    """
+
+    sigma: np.ndarray
+    network: np.ndarray
+    independent: np.ndarray
+    detail: float
+    total: float
+
+
+def contributions(model: ss.TrainedModel, count: int, levels: int) -> Contributions:
+    """Return the contributions to the bound of the first `count` held-out images of a model."""
+    pixels, scaler = model.experiment.test.batch(np.arange(count)).pixels, model.experiment.scaler
+    x, dims = model.from_images(pixels, seed=0), pixels[0].size
+    keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
+    run = functools.partial(bound_terms, model.score, model.sde, levels=levels)
+    terms = jax.jit(run)(x, keys)
+
+    def bits(nats: Array, log_scale: float = 0.0) -> np.ndarray:
+        return np.asarray(likelihood.bits_per_dim(-nats, dims, log_scale).mean(-1))
+
+    parts = np.array([bits(terms.detail, scaler.log_scale), *bits(terms.levels)])
+    edges, grey_level = np.asarray(terms.sigma), np.exp(scaler.log_scale)
+    first = int(np.searchsorted(edges, grey_level / 4))
+    variances = np.var(x, 0).reshape(-1, 1)
+    information = 0.5 * np.log2(1 + variances / edges[first:] ** 2).mean(0)
+    return Contributions(
+        edges[first:],
+        parts[first:],
+        -np.diff(information),
+        detail=parts[:first].sum(),
+        total=parts.sum() + bits(terms.prior),
+    )

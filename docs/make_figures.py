@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,18 @@ from jax import Array
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from matplotlib.typing import RcKeyType
 
 import sampling
 import score_sde as ss
 import solvers
-from docs.bits_by_level import bound_terms
-from likelihood import bits_per_dim
+from docs.bits_by_level import contributions
 from tests.mixture import Mixture
 
 FOLDER = Path(__file__).parent / "figures"
 ZOO = Path(__file__).parents[1] / "zoo"
 DPI = 110
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+STYLE: dict[RcKeyType, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 """Colours that colour-blind readers can distinguish (Okabe & Ito 2008)."""
 PATHS = (BLUE, ORANGE, GREEN, PURPLE)
@@ -58,7 +56,7 @@ def process(network: str = "emoji_vp", steps: int = 500, columns: int = 9) -> Fi
     times = np.asarray(chain.t)[shown[::-1]]
     forward = [model.sde.alpha(t) * x + model.sde.std(t) * z for t in times]
 
-    keys = sampling.image_keys(jax.random.key(8), jnp.arange(2))
+    keys = sampling.image_keys(jax.random.key(0), jnp.array([7, 1]))
     noise = sampling.prior_sample(keys, model.sde, (2, *model.event_shape))
     run = functools.partial(
         sampling.predictor_corrector, keys, model.score, model.sde, steps=chain, shown=shown
@@ -153,6 +151,9 @@ def samplers(
 ) -> Figure:
     """Samples from the same noise, by sampler (rows) and evaluations of the network (columns)."""
     model = ss.load(ZOO / f"{network}.safetensors")
+    shapes = jnp.zeros((count, *model.event_shape)), jnp.zeros(count)
+    # The network is compiled once. As a part of its loop, each sampler would compile it again.
+    model.score = jax.jit(model.score).lower(*shapes).compile()
     blank = np.full((count, *model.event_shape), 255, np.uint8)
 
     def draw(options: dict[str, Any], nfe: int) -> np.ndarray:
@@ -162,10 +163,11 @@ def samplers(
         except ss.InputError:  # The sampler is unstable with so few steps.
             return blank
 
-    images = [
-        [image for nfe in evaluations for image in draw(options, nfe)]
-        for options in SAMPLERS.values()
-    ]
+    with jax.disable_jit():
+        images = [
+            [image for nfe in evaluations for image in draw(options, nfe)]
+            for options in SAMPLERS.values()
+        ]
     figure, axes = _rows_of_images(images, [*SAMPLERS], width=9, group=count)
     _column_titles(axes[0], [f"{nfe} evaluations" for nfe in evaluations])
     return figure
@@ -176,36 +178,20 @@ def samplers(
 
 def bits_by_level(network: str = "digits_vp", count: int = 359, levels: int = 48) -> Figure:
     """What the noise levels contribute to the bound of bits/dim of held-out images."""
-    model = ss.load(ZOO / f"{network}.safetensors")
-    pixels = model.experiment.test.batch(np.arange(count)).pixels
-    x, dims, scaler = model.from_images(pixels, seed=0), pixels[0].size, model.experiment.scaler
-    keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
-    run = functools.partial(bound_terms, model.score, model.sde, levels=levels)
-    terms = jax.jit(run)(x, keys)
-
-    def bits(nats: Array, log_scale: float = 0.0) -> np.ndarray:
-        return np.asarray(bits_per_dim(-nats, dims, log_scale).mean(-1))
-
-    sigma, by_level = np.asarray(terms.sigma), bits(terms.levels)
-    grey_level = np.exp(scaler.log_scale)
-    first = int(np.searchsorted(sigma, grey_level / 4))
-    detail = bits(terms.detail, scaler.log_scale) + by_level[: first - 1].sum()
-    total = detail + by_level[first - 1 :].sum() + bits(terms.prior)
-    variances = np.var(x, 0).reshape(-1, 1)
-    information = 0.5 * np.log2(1 + variances / sigma[first:] ** 2).mean(0)
+    found = contributions(ss.load(ZOO / f"{network}.safetensors"), count, levels)
+    sigma = found.sigma
+    below = sigma[0] ** 2 / sigma[1]  # The bar of the finer levels is as wide as the others.
     with rc_context(STYLE):
         figure = Figure((7, 3.2), DPI, layout="constrained")
         axes = figure.subplots()
-        start = sigma[first] ** 2 / sigma[first + 1], sigma[first]
-        axes.stairs([detail], start, fill=True, color=ORANGE, label="all finer levels")
         axes.stairs(
-            *(by_level[first - 1 :], sigma[first:]), fill=True, color=BLUE, label="the network"
+            [found.detail], [below, sigma[0]], fill=True, color=ORANGE, label="all finer levels"
         )
-        independent = {"color": "k", "label": "independent Gaussian pixels"}
-        axes.stairs(-np.diff(information), sigma[first:], **independent)
-        axes.set(xscale="log", xlim=(start[0] / 1.2, 20), ylabel="bits/dim")
+        axes.stairs(found.network, sigma, fill=True, color=BLUE, label="the network")
+        axes.stairs(found.independent, sigma, color="k", label="independent Gaussian pixels")
+        axes.set(xscale="log", xlim=(below / 1.2, 20), ylabel="bits/dim")
         axes.set_xlabel("noise level std / alpha, for images in [-1, 1]")
-        axes.set_title(f"{network}: {total:.3f} bits/dim in total, {detail:.3f} at finer levels")
+        axes.set_title(f"{found.total:.3f} bits/dim, {found.detail:.3f} of them at finer levels")
         axes.legend()
     return figure
 
@@ -263,16 +249,9 @@ FIGURES: dict[str, Callable[..., Figure]] = {
 }
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG file of at most 256 colours."""
-    file = io.BytesIO()
-    figure.savefig(file, dpi=DPI)
-    Image.open(file).convert("RGB").quantize(256).save(path, optimize=True)
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[*FIGURES, []], help="by default all")
     for name in parser.parse_args().names or FIGURES:
         FOLDER.mkdir(exist_ok=True)
-        save(FIGURES[name](), FOLDER / f"{name}.png")
+        FIGURES[name]().savefig(FOLDER / f"{name}.png")

