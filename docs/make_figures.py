@@ -151,9 +151,13 @@ def samplers(
 ) -> Figure:
     """Samples from the same noise, by sampler (rows) and evaluations of the network (columns)."""
     model = ss.load(ZOO / f"{network}.safetensors")
-    shapes = jnp.zeros((count, *model.event_shape)), jnp.zeros(count)
-    # The network is compiled once. As a part of its loop, each sampler would compile it again.
-    model.score = jax.jit(model.score).lower(*shapes).compile()
+    network_score = jax.jit(model.score)
+
+    def score(x: Array, t: Array) -> Array:
+        with jax.disable_jit(False):
+            return network_score(x, t)
+
+    model.score = score
     blank = np.full((count, *model.event_shape), 255, np.uint8)
 
     def draw(options: dict[str, Any], nfe: int) -> np.ndarray:
@@ -163,7 +167,7 @@ def samplers(
         except ss.InputError:  # The sampler is unstable with so few steps.
             return blank
 
-    with jax.disable_jit():
+    with jax.disable_jit():  # Compiled, each sampler would compile the network again.
         images = [
             [image for nfe in evaluations for image in draw(options, nfe)]
             for options in SAMPLERS.values()
