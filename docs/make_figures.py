@@ -134,7 +134,7 @@ def _marginal(sde: ss.SDE, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 SAMPLERS: dict[str, dict[str, Any]] = {
     "reverse diffusion": {"sampler": "pc", "predictor": "reverse_diffusion", "corrector": "none"},
-    "predictor-corrector": {
+    "with corrector": {
         "sampler": "pc",
         "predictor": "reverse_diffusion",
         "corrector": "langevin_per_image",
