@@ -40,6 +40,7 @@ docs: $(VENV)/installed-dev  ## Rewrite the generated parts of the documentation
 	$(RUN) -m docs.make_architecture
 	$(RUN) -m docs.make_configuration
 	$(RUN) -m docs.make_strip
+	$(RUN) -m docs.make_figures
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -86,7 +86,7 @@ class Prior:
         Args:
           sample_shape: a number or a shape.
           seed: an int or a key.
-          sampler: one of `settings.SAMPLERS`; by default a few-step solver.
+          sampler: one of `settings.samplers()`; by default a few-step solver.
           steps: the number of steps of a few-step solver or of 'pc'.
           temperature: the factor of the initial noise.
           batch_size: the number of events that are computed at a time.

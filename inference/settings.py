@@ -19,10 +19,6 @@ from errors import InputError, choose
 from factory import Sampler
 from sde_lib import SDE
 
-SAMPLERS = (*sorted(solvers.SOLVERS), factory.ADAPTIVE, "ode", "pc")
-"""The names of all samplers: few-step solvers, the adaptive solver of the reverse SDE, the
-probability-flow ODE, and predictor and corrector."""
-
 _DEFAULTS = get_default_config()
 METHOD_DEFAULTS = {
     name: _DEFAULTS.restore[name]
@@ -30,6 +26,15 @@ METHOD_DEFAULTS = {
 } | {"official": False}
 MethodOptions = namedtuple("MethodOptions", sorted(METHOD_DEFAULTS))
 """Options of `controllable.methods`; fields of `config.restore`."""
+
+
+def samplers() -> tuple[str, ...]:
+    """Return the names of all samplers.
+
+    They are the few-step solvers, also those that a user has entered in `solvers.SOLVERS`, the
+    adaptive solver of the reverse SDE, the probability-flow ODE, and predictor and corrector.
+    """
+    return (*sorted(solvers.SOLVERS), factory.ADAPTIVE, "ode", "pc")
 
 
 def method_options(options: Mapping[str, Any]) -> MethodOptions:
@@ -49,14 +54,14 @@ def sampler(
     Args:
       base: a complete config, whose values are the defaults.
       sde: the SDE.
-      name: one of SAMPLERS; None for `base.sampling.solver`.
+      name: one of `samplers()`; None for `base.sampling.solver`.
       steps: the number of steps; None for that of `base`.
       options: other fields of `config.sampling`.
 
     Raises InputError for an unknown name or option, and a value outside of its domain.
     """
     name = name or str(base.sampling.solver)
-    choose(dict.fromkeys(SAMPLERS), name, "sampler")
+    choose(dict.fromkeys(samplers()), name, "sampler")
     changed: dict[str, Any] = (
         {"method": name} if name in ("ode", "pc") else {"method": "solver", "solver": name}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 from pathlib import Path
@@ -18,7 +19,7 @@ import pretrained
 import sampling
 from configs import location
 from configs.default import Config, from_json
-from errors import InputError, brief
+from errors import InputError, advice, brief
 from experiment import Experiment
 from inference.batches import Seed, key_of
 from inference.prior import PROBES, Prior
@@ -26,6 +27,8 @@ from likelihood import TOLERANCE
 from models.building import Params
 from readers.files import check_regular
 from workdir import stored_config
+
+OWN_NAMES = "If a config file defines names of its own, pass it: load(workdir, config=FILE)."
 
 
 class TrainedModel(Prior):
@@ -55,19 +58,21 @@ class TrainedModel(Prior):
         """Skip the check: the network was checked against the config."""
 
     def to_images(self, x: Array) -> np.ndarray:
-        """Return events as images of the data set's grey levels, uint8 from 0 to 255."""
+        """Return events as images: uint8 from 0 to 255, or real numbers of data.value_range."""
         return np.asarray(self.experiment.pixels(jnp.asarray(x)))
 
     def from_images(self, images: np.ndarray | Array, seed: Seed | None = None) -> Array:
-        """Return images of grey levels (..., H, W, C) as events.
+        """Return images (..., H, W, C) of the data set as events.
 
         Args:
-          images: integers from 0 to the largest grey level of the data set, as the data set has
-            them: 255 for 8 bits, 16 for the digits.
+          images: as the data set has them: integers from 0 to the largest grey level, which is 255
+            for 8 bits and 16 for the digits; or real numbers, if data.value_range is set.
           seed: of uniform noise that dequantizes the images, as `bits_per_dim` does. Without it,
             a grey level becomes the value that the network was trained on.
         """
         scaler, images = self.experiment.scaler, jnp.asarray(images)
+        if self.config.data.value_range:
+            return scaler.scale(images)
         if not jnp.issubdtype(images.dtype, jnp.integer):
             raise InputError(
                 f"images have the type {images.dtype}, but they must be integer grey levels."
@@ -94,11 +99,11 @@ class TrainedModel(Prior):
         tolerance: float = TOLERANCE,
         return_error: bool = False,
     ) -> Any:
-        """Return bits/dim of images of grey levels (..., H, W, C), in their batch shape.
+        """Return bits/dim of images (..., H, W, C) of the data set, in their batch shape.
 
-        The images are dequantized by uniform noise (arXiv:2011.13456, Section 4.3). With
-        `return_error`, also the estimated error of the log-density, in bits/dim; it does not
-        contain the variation over the noise.
+        Grey levels are dequantized by uniform noise (arXiv:2011.13456, Section 4.3); bits/dim of
+        real numbers are those of their density. With `return_error`, also the estimated error of
+        the log-density, in bits/dim; it does not contain the variation over the noise.
         """
         x = self.from_images(images, seed)
         logp, error = self.log_prob(
@@ -141,7 +146,8 @@ def load(
                 f"{workdir} holds no model: it has neither config.json nor a checkpoint. Train "
                 "one there with --mode=train, or pass another folder."
             )
-        experiment = _experiment(found_config)
+        with advice(OWN_NAMES) if config is None else contextlib.nullcontext():
+            experiment = _experiment(found_config)
         found, params = experiment.trained(str(workdir), checkpoint)
         return TrainedModel(experiment, params, found.step)
     if config is None or checkpoint is None:

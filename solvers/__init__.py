@@ -13,7 +13,7 @@ from typing import NamedTuple
 from solvers.adaptive import adaptive_sde, integrate
 from solvers.loop import Loop, single
 from solvers.multistep import data_multistep, deis, second_order, third_order, unipc
-from solvers.plan import Plan, few_step, few_step_loop
+from solvers.plan import Plan, few_step, few_step_loop, identity_plan
 from solvers.schedules import SCHEDULES, frame_indices, karras, noise_levels
 from solvers.single_step import euler, heun
 
@@ -27,6 +27,7 @@ __all__ = [
     "few_step",
     "few_step_loop",
     "frame_indices",
+    "identity_plan",
     "integrate",
     "karras",
     "noise_levels",

@@ -15,6 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "docs" / "inverse_problems.ipynb"
 GALAXIES = ROOT / "docs" / "galaxies.ipynb"
+TWENTY_MINUTES = ROOT / "docs" / "twenty_minutes.ipynb"
+OWN = ROOT / "docs" / "bring_your_own.ipynb"
 CACHE = ROOT / ".cache"
 PACKAGE = "galaxygrad==0.2.1"  # published networks; it states no licence, so it is not committed
 LIMIT = 300  # seconds for a run on two cores
@@ -22,19 +24,30 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-# A cell that prints the values on which the notebook's text relies.
-CLAIMS = """
-psnr_keys = ("psnr_mean", "psnr_pseudo_inverse")
-print(json.dumps({
-    "solver": errors["deis"],
-    "mean": {name: max(values) for name, values in off.items()},
-    "psnr": {" ".join(key): [each[name] for name in psnr_keys] for key, each in found.items()},
-    "row_sums": [result["psnr_mean"], result["psnr_pseudo_inverse"], result["misfit"]],
-}))
-"""
+CLAIMS = {  # Expressions of the values on which a notebook's text relies.
+    NOTEBOOK: """{
+        "solver": errors["deis"],
+        "mean": {name: max(values) for name, values in off.items()},
+        "psnr": {
+            " ".join(key): [each["psnr_mean"], each["psnr_pseudo_inverse"]]
+            for key, each in found.items()
+        },
+        "row_sums": [result["psnr_mean"], result["psnr_pseudo_inverse"], result["misfit"]],
+    }""",
+    GALAXIES: "[found.kind, wrong_found.kind, float(correlation)]",
+    TWENTY_MINUTES: """{
+        "scores": [float(each.mean()) for each in (difference, distance)],
+        "stderr": float(difference.std() / len(difference) ** 0.5),
+        "nats": nats, "logp": mean_logp, "bits": bits, "off": off, "round_trip": round_trip,
+    }""",
+    OWN: """{
+        "nats": density_error, "orders": {name: list(each) for name, each in orders.items()},
+        "divergence": [float(divergence.mean()), float(stderr)], "logp": mean_logp,
+    }""",
+}
 
 
-@pytest.mark.parametrize("path", [NOTEBOOK, GALAXIES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CLAIMS, ids=lambda path: path.stem)
 def test_stored_outputs_come_from_one_clean_run(path):
     text = path.read_text()
     notebook = nbformat.reads(text, 4)
@@ -75,14 +88,21 @@ def keep(notebook, path):
     nbformat.write(notebook, CACHE / path.name)
 
 
+def run_with_claims(path, monkeypatch):
+    """Execute a notebook; return the values of its entry in CLAIMS, and the time in seconds."""
+    notebook = nbformat.read(path, 4)
+    claims = f"import json\nprint(json.dumps({CLAIMS[path]}))"
+    notebook.cells.append(nbformat.v4.new_code_cell(claims))
+    taken = run(notebook, monkeypatch)
+    values = json.loads(notebook.cells.pop().outputs[0].text)
+    keep(notebook, path)
+    return values, taken
+
+
 @pytest.mark.notebook
 def test_runs(monkeypatch):
     """A run takes less than LIMIT seconds, and its values agree with the notebook's text."""
-    notebook = nbformat.read(NOTEBOOK, 4)
-    notebook.cells.append(nbformat.v4.new_code_cell(f"import json\n{CLAIMS}"))
-    taken = run(notebook, monkeypatch)
-    claims = json.loads(notebook.cells.pop().outputs[0].text)
-    keep(notebook, NOTEBOOK)
+    claims, taken = run_with_claims(NOTEBOOK, monkeypatch)
     assert taken < LIMIT
     assert claims["solver"][-1] < 1e-3
     assert claims["mean"]["moment_matching"] < 0.1
@@ -112,12 +132,34 @@ def install_galaxies():
 def test_galaxies(monkeypatch):
     """The published network is read, and the text's claims about its samples hold."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(install_galaxies()), str(ROOT)]))
-    notebook = nbformat.read(GALAXIES, 4)
-    claims = "import json\nprint(json.dumps([found.kind, wrong_found.kind, float(correlation)]))"
-    notebook.cells.append(nbformat.v4.new_code_cell(claims))
-    run(notebook, monkeypatch)
-    right, wrong, correlation = json.loads(notebook.cells.pop().outputs[0].text)
-    keep(notebook, GALAXIES)
+    (right, wrong, correlation), _ = run_with_claims(GALAXIES, monkeypatch)
     assert correlation > 0.9999
     assert right == "calibrated"
     assert wrong != "calibrated"
+
+
+@pytest.mark.notebook
+def test_twenty_minutes(monkeypatch):
+    """The losses differ by the distance of the scores; densities and samples are as stated."""
+    claims, taken = run_with_claims(TWENTY_MINUTES, monkeypatch)
+    assert taken < LIMIT
+    difference, distance = claims["scores"]
+    assert abs(difference - distance) < 4 * claims["stderr"]
+    assert claims["nats"]["exact score"] < 0.01
+    assert claims["nats"]["network"] < 0.3
+    assert abs(claims["logp"]["dpm++_2m, 20 NFE"] - claims["logp"]["data"]) < 0.4
+    assert claims["bits"]["held-out digits"] < 2.2 < 3.5 < claims["bits"]["permuted"]
+    assert claims["off"] < 0.05
+    assert claims["round_trip"] < 0.02
+
+
+@pytest.mark.notebook
+def test_bring_your_own(monkeypatch):
+    """The SDE and the solver pass the notebook's checks, and the network's density is close."""
+    claims, taken = run_with_claims(OWN, monkeypatch)
+    assert taken < LIMIT
+    assert claims["nats"] < 0.02
+    assert abs(claims["orders"]["euler"][-1] - 1) < 0.15
+    assert abs(claims["orders"]["adams_bashforth"][-1] - 2) < 0.2
+    mean, stderr = claims["divergence"]
+    assert -3 * stderr < mean < 6

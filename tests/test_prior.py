@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import score_sde as ss
+import solvers
 from errors import NotFiniteError
-from inference.settings import SAMPLERS
+from inference.settings import samplers
 from sde_lib import expand
 from tests import gaussian, mixture
 
@@ -68,7 +69,17 @@ def test_an_sde_of_the_user():
     np.testing.assert_allclose(logp, exact, atol=0.03)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_solver_of_the_user(monkeypatch):
+    """A solver that is entered in the registry later is a sampler as well."""
+    prior = gaussian_prior((1,))
+    with pytest.raises(ss.InputError, match="sampler = 'later' is unknown"):
+        prior.sample(2, sampler="later", steps=3)
+    monkeypatch.setitem(solvers.SOLVERS, "later", solvers.SOLVERS["ddim"])
+    x = prior.sample(2, sampler="later", steps=3)
+    np.testing.assert_array_equal(x, prior.sample(2, sampler="ddim", steps=3))
+
+
+@pytest.mark.parametrize("name", samplers())
 def test_every_sampler_by_name(name):
     """All samplers give the moments of the data."""
     steps = {

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import score_sde as ss
+import sde_lib
 import training
 from experiment import Experiment
 from modes import conversion
@@ -63,6 +64,15 @@ def test_load_a_file(workdir, model, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found.params, model.params)
 
 
+def test_a_config_file_with_names_of_its_own(workdir, model, monkeypatch):
+    """The workdir of an SDE that is not registered asks for the file that registers it."""
+    monkeypatch.delitem(sde_lib.SDES, "vpsde")
+    with pytest.raises(ss.InputError, match=r"sde = 'vpsde' is unknown; .*load\(workdir, config="):
+        ss.load(workdir)
+    with pytest.raises(ss.InputError, match="sde = 'vpsde' is unknown; .*vesde.$"):
+        ss.load(workdir, config=model.config)
+
+
 def test_images(model):
     """Grey levels become events and images again."""
     levels = model.experiment.test.batch(np.arange(4)).pixels
@@ -84,6 +94,17 @@ def test_bits_per_dim(model):
     width = (2 if scaler.centered else 1) / scaler.levels
     np.testing.assert_allclose(bits, -(logp / dims + math.log(width)) / math.log(2), rtol=1e-4)
     np.testing.assert_allclose(error, nats / dims / math.log(2), rtol=1e-4)
+
+
+def test_real_numbers():
+    """Data with a range become events without dequantization, and the same numbers again."""
+    changes = {"data.value_range": (-3.0, 5.0), "data.uniform_dequantization": False}
+    experiment = Experiment(tiny.config(**changes), jax.devices()[:1])
+    model = ss.TrainedModel(experiment, experiment.init_params(), 0)
+    values = np.float32([[-3.0, 1.0, 5.0]])
+    x = model.from_images(values, seed=0)
+    np.testing.assert_allclose(x, [[-1.0, 0.0, 1.0]], atol=1e-6)  # The digits are centered.
+    np.testing.assert_allclose(model.to_images(x), values, atol=1e-5)
 
 
 @pytest.mark.parametrize(
