@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "docs" / "inverse_problems.ipynb"
+NOTEBOOK = ROOT / "docs" / "inverse_problems_tutorial.ipynb"
 GALAXIES = ROOT / "docs" / "galaxies.ipynb"
 CACHE = ROOT / ".cache"
 PACKAGE = "galaxygrad==0.2.1"  # published networks; it states no licence, so it is not committed
