@@ -14,6 +14,7 @@ from sphinx.writers.html5 import HTML5Translator
 
 NAVIGATION = Path(__file__).with_name("navigation.md")
 BADGE = re.compile(r"^\[!\[.*\]\(\.\./\.\./actions/.*\n", re.M)  # Only GitHub has its target.
+OPERATOR = re.compile(r"(\\(?:exp|log|max|min)) ")
 
 
 def add_navigation(app: Sphinx, name: str, source: list[str]) -> None:
@@ -30,8 +31,8 @@ def write_home(app: Sphinx, error: Exception | None) -> None:
 
 def write_formula(writer: HTML5Translator, node: nodes.Element) -> None:
     """Write TeX as MathML, which browsers show without a script or fonts of another host."""
-    is_block = isinstance(node, nodes.math_block)
-    writer.body.append(tex2mathml(node.astext(), as_block=is_block))
+    formula = OPERATOR.sub(r"\1\\,", node.astext())  # A thin space, as TeX has it.
+    writer.body.append(tex2mathml(formula, as_block=isinstance(node, nodes.math_block)))
     raise nodes.SkipNode
 
 
