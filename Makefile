@@ -5,8 +5,9 @@ CONFIG := configs/vp/digits_ddpmpp_continuous.py
 WORKDIR := demo
 MODEL := digits_vp
 SAMPLES := samples
+SITE := .cache/site
 
-.PHONY: demo sample test test-slow notebook mutate lint format docs clean
+.PHONY: demo sample test test-slow notebook mutate lint format docs pictures clean
 
 demo: $(VENV)/installed  ## Train on the handwritten digits, generate new ones and report bits/dim on held-out images.
 	$(RUN) main.py --config=$(CONFIG) --workdir=$(WORKDIR) --mode=train
@@ -36,9 +37,14 @@ format: $(VENV)/installed-dev  ## Apply the fixes that ruff can make, and its fo
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-docs: $(VENV)/installed-dev  ## Rewrite the generated parts of the documentation.
+docs: $(VENV)/installed-dev  ## Rewrite the generated pages, and build the documentation site; warnings are errors.
 	$(RUN) -m docs.make_architecture
 	$(RUN) -m docs.make_configuration
+	rm -rf $(SITE)
+	$(RUN) -m sphinx -M html . $(SITE) -c docs/site --fail-on-warning --quiet
+	@echo "site: $(SITE)/html/index.html"
+
+pictures: $(VENV)/installed-dev  ## Draw the pictures of the documentation by the networks of zoo/.
 	$(RUN) -m docs.make_strip
 	$(RUN) -m docs.make_figures
 

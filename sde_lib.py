@@ -28,11 +28,12 @@ Score = Callable[[Array, Array], Array]
 class Step(NamedTuple):
     """One step of a discretized reverse process, from time t to time s = t - dt.
 
-    The step reverses the forward transition x_t = ratio x_s + sqrt(var) z, Eqs. (41), (45).
+    The step reverses the forward transition x_t = ratio x_s + sqrt(var) z, Eqs. (41), (45). All
+    attributes are scalars, or arrays with one entry per image or per step; steps are in the order
+    in which a sampler takes them.
 
     Attributes:
-      t, dt: start and length of the step. All attributes are scalars, or arrays with one entry per
-        image or per step; steps are in the order in which a sampler takes them.
+      t, dt: start and length of the step.
       ratio: scale of x_s in x_t.
       var: variance of the noise that the forward transition adds.
       ancestral_var: variance of the noise that ancestral sampling adds.

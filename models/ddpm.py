@@ -49,7 +49,10 @@ class DDPM(nnx.Module):
     With `classes` > 0 it is also conditioned on the class of each image, an int in 0 .. classes
     (B,), where `classes` stands for "no class".
 
-    Args (fields of `config.model`, except `image_size`, `num_channels`, `classes` and `remat`):
+    The arguments are fields of `config.model`, except `image_size`, `num_channels`, `classes` and
+    `remat`.
+
+    Args:
       image_size, num_channels: H = W, or (H, W), and C of the images.
       nf, ch_mult, num_res_blocks: level i has nf ch_mult[i] features and num_res_blocks blocks on
         the way down, one more on the way up.

@@ -36,7 +36,9 @@ class NCSNv2(nnx.Module):
     This version (`ncsnv2_64`) was designed for images of 32 to 64 pixels. It ignores the label: the
     noise level only scales its output (`model.scale_by_sigma`), which the caller does.
 
-    Args (fields of `config.model`, except `image_size` and `num_channels`):
+    The arguments are fields of `config.model`, except `image_size` and `num_channels`.
+
+    Args:
       image_size, num_channels: H = W, or (H, W), and C of the images.
       nf: number of features of the first stage.
       interpolation: how lower resolutions are resized, "bilinear" or "nearest_neighbor".
@@ -140,8 +142,10 @@ class NCSNv2_256(NCSNv2):
 class NCSN(NCSNv2):
     """NCSN: like NCSNv2, but the label, an integer, selects the coefficients of all normalizations.
 
-    Args (in addition to those of NCSNv2):
+    Args:
       num_scales: number of noise levels; labels are less than it.
+
+    The other arguments are those of `NCSNv2`.
     """
 
     BLOCKS = (refinenet.ConditionalResidualBlock, refinenet.CondRefineBlock)

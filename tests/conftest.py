@@ -1,7 +1,8 @@
-"""Eight simulated CPU devices, exact matrix products, and fast compilation with a cache on disk."""
+"""Eight simulated CPU devices, exact matrix products, fast compilation with a cache; a browser."""
 
 import gc
 import os
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 
@@ -46,3 +47,22 @@ def _two_devices():
             sharding, "make_mesh", lambda devices=None: make_mesh(devices or jax.devices()[:2])
         )
         yield
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chromium-headless-shell")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium: the system's, or that of `playwright install chromium`."""
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)"
+    )
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with api.sync_playwright() as playwright:
+        found = found or playwright.chromium.executable_path
+        if not Path(found).exists():
+            pytest.skip("Chromium is not installed; run `playwright install chromium`")
+        browser = playwright.chromium.launch(executable_path=found)
+        yield browser
+        browser.close()

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "docs" / "inverse_problems.ipynb"
+NOTEBOOK = ROOT / "docs" / "inverse_problems_tutorial.ipynb"
 GALAXIES = ROOT / "docs" / "galaxies.ipynb"
 TWENTY_MINUTES = ROOT / "docs" / "twenty_minutes.ipynb"
 OWN = ROOT / "docs" / "bring_your_own.ipynb"

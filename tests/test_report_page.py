@@ -2,7 +2,6 @@
 
 import html.parser
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import report
 from report import charts
 from tests import evaluated
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chromium-headless-shell")
 VOID = {"meta", "link", "img", "!doctype"}
 
 # JavaScript: the smallest font size in a chart, in pixels; texts that a chart cuts off; the colour
@@ -140,22 +138,6 @@ def contrast(*colours):
 
 
 # --- browser ---
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium: the system's, or that of `playwright install chromium`."""
-    api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)"
-    )
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with api.sync_playwright() as playwright:
-        found = found or playwright.chromium.executable_path
-        if not Path(found).exists():
-            pytest.skip("Chromium is not installed; run `playwright install chromium`")
-        browser = playwright.chromium.launch(executable_path=found)
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
