@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks import parts
 from benchmarks.markdown import header, machine, row
-from benchmarks.wrong_fid_causes import CAUSES, TRAINED, Cause
+from benchmarks.wrong_fid_causes import CAUSES, ELSEWHERE, TRAINED, Cause
 
 MARGIN = 0.1  # of the distance without the cause
 
@@ -37,13 +37,17 @@ def tables(
 
 
 def _table(pairs: Iterable[tuple[Cause, parts.Record]]) -> list[str]:
-    lines = header("cause", "network", "FD with it", "without", "difference", "FD is")
+    lines = header(
+        "cause", "network", "FD with it", "without", "difference", "FD is", "published elsewhere"
+    )
     for cause, record in pairs:
         difference = f"{record['difference']:+.3f} +- {record['stderr']:.3f}"
         name = cause.right.network
         network = "digits, trained" if name == TRAINED else f"`{name}`"
         values = f"{record['wrong']:.3f}", f"{record['right']:.3f}", difference
-        lines.append(row(cause.name, network, *values, verdict(record)))
+        lines.append(
+            row(cause.name, network, *values, verdict(record), ELSEWHERE.get(cause.name, ""))
+        )
     return lines
 
 
