@@ -39,6 +39,7 @@ format: $(VENV)/installed-dev  ## Apply the fixes that ruff can make, and its fo
 docs: $(VENV)/installed-dev  ## Rewrite the generated parts of the documentation.
 	$(RUN) -m docs.make_architecture
 	$(RUN) -m docs.make_configuration
+	$(RUN) -m docs.make_reproduce
 	$(RUN) -m docs.make_strip
 
 $(VENV)/installed: requirements.txt

@@ -249,7 +249,7 @@ def numbers(records: parts.Records) -> list[parts.Record]:
     """Return the record of each number of samples; measure those that are missing."""
     found = []
     for protocol in (SOLVER, CLOTHES):
-        for number in (*NUMBERS, protocol.count):
+        for number in sorted({*NUMBERS, protocol.count}):
             key = f"{number} samples of {protocol}"
             if records.is_missing(key):
                 about = {"network": protocol.network, "number": number}

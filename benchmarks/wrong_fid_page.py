@@ -38,15 +38,20 @@ def tables(
 
 def _table(pairs: Iterable[tuple[Cause, parts.Record]]) -> list[str]:
     lines = header(
-        "cause", "network", "FD with it", "without", "difference", "FD is", "published elsewhere"
+        *("cause", "network", "sampler", "samples", "FD with it", "without", "difference"),
+        *("FD is", "published elsewhere"),
     )
     for cause, record in pairs:
-        difference = f"{record['difference']:+.3f} +- {record['stderr']:.3f}"
-        name = cause.right.network
-        network = "digits, trained" if name == TRAINED else f"`{name}`"
-        values = f"{record['wrong']:.3f}", f"{record['right']:.3f}", difference
+        right = cause.right
+        network = "digits, trained" if right.network == TRAINED else f"`{right.network}`"
+        sampler = dict(right.fields).get("sampling.method", "solver")
         lines.append(
-            row(cause.name, network, *values, verdict(record), ELSEWHERE.get(cause.name, ""))
+            row(
+                *(cause.name, network, sampler, f"{right.count:,}"),
+                *(f"{record['wrong']:.3f}", f"{record['right']:.3f}"),
+                f"{record['difference']:+.3f} +- {record['stderr']:.3f}",
+                *(verdict(record), ELSEWHERE.get(cause.name, "")),
+            )
         )
     return lines
 

@@ -73,7 +73,8 @@ def table(chosen: list[Experiment], cost: dict[str, dict[str, str]]) -> list[str
     lines = markdown.header("config", "published", *HOURS, "checkpoints", "ours")
     for each in chosen:
         link = f"[{each.name}](../configs/{each.name}.py)"
-        hours = [cost[each.name][column] for column in HOURS.values()]
+        row = cost.get(each.name, {})
+        hours = [row.get(column, "not computed") for column in HOURS.values()]
         published = each.published.removeprefix("Published ")
         ours = OURS.get(each.name, "not run")
         lines.append(markdown.row(link, published, *hours, checkpoints(each.config), ours))
