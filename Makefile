@@ -40,6 +40,7 @@ format: $(VENV)/installed-dev  ## Apply the fixes that ruff can make, and its fo
 docs: $(VENV)/installed-dev  ## Rewrite the generated pages, and build the documentation site; warnings are errors.
 	$(RUN) -m docs.make_architecture
 	$(RUN) -m docs.make_configuration
+	$(RUN) -m docs.make_reproduce
 	rm -rf $(SITE)
 	$(RUN) -m sphinx -M html . $(SITE) -c docs/site --fail-on-warning --quiet
 	@echo "site: $(SITE)/html/index.html"

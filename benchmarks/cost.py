@@ -6,7 +6,7 @@ The train step of every config is compiled for batches of 1 and 8 images (`bench
 whose file of results a second run resumes); memory and FLOPs at other batches follow as straight
 lines. FLOPs are XLA's count of the program before optimization, of the score for samples. Hours
 assume that a device computes a share `--utilisation` of its peak. `--write` puts the table into
-docs/accelerators.md.
+docs/accelerators.md; rows of other configs stay if they were computed in the same way.
 """
 
 from __future__ import annotations
@@ -138,12 +138,18 @@ def rows(records: parts.Records, paths: Sequence[str], utilisation: float) -> li
 
 
 def page(text: str, found: Sequence[speed.Row], utilisation: float) -> str:
-    """Return the page with the table of these rows."""
+    """Return the page with a table of these rows and of previous ones of other configs."""
     about = (
         f"Computed, not measured, by `python -m benchmarks.cost --utilisation={utilisation:g} "
         f"--write` (jax {jax.__version__})."
     )
-    return markdown.set_section(text, "cost", "\n".join([about, "", *speed.table(found, COLUMNS)]))
+    header, rule, *lines = speed.table(found, COLUMNS)
+    previous = markdown.section(text, "cost")
+    if about in previous:
+        lines = [line for line in previous.splitlines() if line.startswith("| ")][2:] + lines
+    by_name = {line.split("|")[1].strip(): line for line in lines}
+    table = [header, rule, *(by_name[name] for name in sorted(by_name))]
+    return markdown.set_section(text, "cost", "\n".join([about, "", *table]))
 
 
 def main() -> None:

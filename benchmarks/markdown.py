@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import re
 from pathlib import Path
@@ -15,6 +16,14 @@ def row(*cells: str) -> str:
 def header(*cells: str) -> list[str]:
     """Return the two header lines of a Markdown table."""
     return [row(*cells), row(*["---"] * len(cells))]
+
+
+def read_table(text: str, first: str) -> list[dict[str, str]]:
+    """Return the rows of the first table of a page whose first column is `first`, by column."""
+    lines = iter(text[text.index(f"| {first} |") :].splitlines())
+    table = list(itertools.takewhile(lambda line: line.startswith("|"), lines))
+    names, _, *rows = (re.split(r" *\| *", line)[1:-1] for line in table)
+    return [dict(zip(names, cells, strict=True)) for cells in rows]
 
 
 def machine() -> str:

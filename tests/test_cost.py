@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
-from benchmarks import comparison, cost, memory, parts
+from benchmarks import comparison, cost, markdown, memory, parts
 from tests import tiny
 
 BENCHMARKS = parts.ROOT / "docs" / "BENCHMARKS.md"
@@ -59,19 +57,13 @@ def test_evaluations(path, evaluations):
     assert cost.evaluations(comparison.load_config(path)) == evaluations
 
 
-def table(text: str) -> list[dict[str, str]]:
-    """The rows of the first table with a column `config`."""
-    lines = text[text.index("| config |") :].splitlines()
-    cells = [re.split(r" *\| *", line)[1:-1] for line in lines if line.startswith("|")]
-    end = next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))
-    return [dict(zip(cells[0], row)) for row in cells[2:end]]
-
-
 def test_the_page_agrees_with_the_memory_table():
     """Its configs are listed; FLOPs are those of BENCHMARKS.md, whose last digits are rounded."""
     memory_section = BENCHMARKS.read_text().partition("### Memory")[2]
-    counted = {row["config"]: float(row["GFLOP"]) for row in table(memory_section)}
-    rows = {row["config"]: row for row in table(cost.PAGE.read_text())}
+    counted = {
+        row["config"]: float(row["GFLOP"]) for row in markdown.read_table(memory_section, "config")
+    }
+    rows = {row["config"]: row for row in markdown.read_table(cost.PAGE.read_text(), "config")}
     configs = {comparison.config_name(path) for path in memory.all_configs()}
     assert counted.keys() <= rows.keys() <= configs
     for name, row in rows.items():
@@ -79,6 +71,25 @@ def test_the_page_agrees_with_the_memory_table():
             images = int(row["steps"].replace(",", "")) * int(row["batch"])
             total = float(row["training, EFLOP"].replace(",", "")) * 1e18
             assert total == pytest.approx(images * counted[name] * 1e9, rel=0.04), name
+
+
+def test_rows_of_other_configs_stay():
+    """Unless they were computed in another way; the order is that of the names."""
+
+    def written(text: str, utilisation: float, **steps: int) -> str:
+        found = [{"name": name, "steps": count} for name, count in steps.items()]
+        return cost.page(text, found, utilisation)
+
+    def steps(text: str) -> dict[str, str]:
+        return {row["config"]: row["steps"] for row in markdown.read_table(text, "config")}
+
+    first = written("# A page", 0.3, b=1, c=2)
+    assert list(steps(written(first, 0.3, a=3, c=4)).items()) == [
+        ("a", "3"),
+        ("b", "1"),
+        ("c", "4"),
+    ]
+    assert steps(written(first, 0.4, a=3)) == {"a": "3"}
 
 
 def test_configs_with_the_same_network_share_its_count(tmp_path, monkeypatch):
