@@ -164,8 +164,7 @@ def judge(values: np.ndarray, names: list[str]) -> Calibration:
 
     count = len(values)
     p_values = {
-        name: float(stats.kstest(values[:, i], "uniform").pvalue)
-        for i, name in enumerate(names)
+        name: float(stats.kstest(values[:, i], "uniform").pvalue) for i, name in enumerate(names)
     }
     spreads = np.square(2 * _of_x_alone(values, names) - 1).mean(1)
     excess = (spreads.mean() - 1 / 3) / (spreads.std(ddof=1) / math.sqrt(count))

@@ -69,7 +69,7 @@ class TrainingLog:
         self.timed_from: tuple[int, float] | None = None  # step and time, to measure the speed
 
     def __enter__(self) -> TrainingLog:
-        # Imported here: where PyTorch is installed it imports that, a third of the start of main.py.
+        # Imported here, since it imports PyTorch where that is installed, which takes seconds.
         import tensorboardX
 
         self.events = tensorboardX.SummaryWriter(
