@@ -13,6 +13,7 @@ from inference.trained import TrainedModel
 from modes.latents import slerp
 
 FRAMES = 10  # of an interpolation, with both ends
+ROWS = 16  # pairs of images, of which all frames are decoded
 
 
 def codes(models: Sequence[TrainedModel], seed: int, *, count: int) -> Record:
@@ -37,7 +38,9 @@ def interpolation(models: Sequence[TrainedModel], seed: int, *, count: int) -> R
     x, z = np.asarray(_images(model, seed, count)), _encode(model, seed, count)
     half = len(x) // 2
     weights = np.linspace(0, 1, FRAMES)
-    frames = [_decode(model, slerp(z[:half], z[half:], weight)) for weight in weights]
+    rows = min(half, ROWS)
+    first, second = z[:rows], z[half : half + rows]
+    frames = [_decode(model, slerp(first, second, weight)) for weight in weights]
     middle = _decode(model, slerp(z[:half], z[half:], 0.5))
     steps = np.stack([rms(a - b) for a, b in zip(frames, frames[1:])])
     return {

@@ -47,11 +47,11 @@ class Sizes(NamedTuple):
       classifier: training steps of the classifier of noised images.
     """
 
-    samples: int = 400
+    samples: int = 250
     steps: int = 50
     reference: int = 100
-    images: int = 200
-    zoo: int = 16
+    images: int = 100
+    zoo: int = 8
     classifier: int = 500
 
 
