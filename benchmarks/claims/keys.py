@@ -33,22 +33,25 @@ TRAINING = (
 MEASURING = (
     *TRAINING,
     "auxiliary",
+    "benchmarks/claims/quality.py",
+    "benchmarks/digit_mixture.py",
+    "benchmarks/digits_reference.py",
+    "configs/evaluation_fields.py",
     "controllable",
     "inference",
     "likelihood.py",
+    "modes/latents.py",
     "sampling.py",
     "solvers",
-    "benchmarks/claims/quality.py",
-    "benchmarks/digit_mixture.py",
 )
 """Those of a measurement, apart from its arguments and the module that it is defined in."""
 
 
-def key(value: Any, sources: Iterable[str], root: Path = ROOT) -> str:
-    """Return the hash of a value that JSON can store and of source files, relative to `root`."""
+def key(value: Any, sources: Iterable[str]) -> str:
+    """Return the hash of a value that JSON can store and of files and folders below ROOT."""
     digest = hashlib.sha256(json.dumps(value, sort_keys=True).encode())
     for name in sources:
-        digest.update(_digest_of(root / name).encode())
+        digest.update(_digest_of(ROOT / name).encode())
     return digest.hexdigest()[:LENGTH]
 
 
