@@ -14,7 +14,7 @@ import jax
 from absl import app, flags, logging
 
 from benchmarks.claims import page, table
-from benchmarks.claims.networks import SNAPSHOT, Store
+from benchmarks.claims.networks import Store
 from benchmarks.claims.run import Run, measurements, networks
 from benchmarks.parts import Records
 
@@ -35,7 +35,7 @@ def main(_: list[str]) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     claims = table.claims(table.TINY if FLAGS.tiny else table.Sizes())
-    store = Store(folder, snapshot=2 if FLAGS.tiny else SNAPSHOT)
+    store = Store(folder, tiny=FLAGS.tiny)
     records = Records(folder / "results.jsonl")
     run = Run(store, records, range(FLAGS.first_seed, FLAGS.first_seed + FLAGS.seeds))
     chosen = [each for each in claims if not FLAGS.claim or str(each.number) in FLAGS.claim]

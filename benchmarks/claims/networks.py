@@ -24,6 +24,7 @@ from configs.default import Config, complete
 from inference.trained import TrainedModel
 
 SNAPSHOT = 400  # steps between the checkpoints that are kept
+TINY = {"model.nf": 8, "model.ch_mult": (1,), "training.batch_size": 16}
 VP, VE = "vp.digits_ddpmpp_continuous", "ve.digits_ncsnpp_continuous"
 DISCRETE = {"training.continuous": False}
 DDPM = {"model.resblock_type": "ddpm", "model.skip_rescale": False}
@@ -51,9 +52,10 @@ class Network:
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     snapshots: int = 2
 
-    def make_config(self, seed: int, snapshot: int = SNAPSHOT) -> Config:
-        """Return the complete config of the network with this seed."""
+    def make_config(self, seed: int, *, tiny: bool = False) -> Config:
+        """Return the complete config of the network with this seed; `tiny` for tests."""
         config = importlib.import_module(f"configs.{self.config}").get_config()
+        snapshot = 2 if tiny else SNAPSHOT
         fields: dict[str, Any] = {
             "seed": seed,
             "training.n_iters": self.snapshots * snapshot,
@@ -63,6 +65,7 @@ class Network:
             "training.log_freq": 500,
             "training.eval_freq": snapshot,
             **self.changes,
+            **(TINY if tiny else {}),
         }
         for name, value in fields.items():
             section, _, field = name.rpartition(".")
@@ -94,14 +97,14 @@ NETWORKS = {
 class Store:
     """Trained networks in a folder, each in a workdir whose name contains its key."""
 
-    def __init__(self, folder: Path, snapshot: int = SNAPSHOT) -> None:
-        self.folder, self.snapshot = folder, snapshot
+    def __init__(self, folder: Path, *, tiny: bool = False) -> None:
+        self.folder, self.tiny = folder, tiny
         self._loaded: dict[tuple, TrainedModel] = {}
         self._functions: dict[str, Callable[..., Array]] = {}
 
     def config(self, name: str, seed: int) -> Config:
         """Return the config of a network of NETWORKS."""
-        return NETWORKS[name].make_config(seed, self.snapshot)
+        return NETWORKS[name].make_config(seed, tiny=self.tiny)
 
     def key(self, name: str, seed: int) -> str:
         """Return the hash of a network: of its file, or its config and the code that trains it."""
