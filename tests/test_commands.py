@@ -40,6 +40,7 @@ EXCEPTIONS = {  # A text of commands that are not run: the reason.
     "make test": "runs these tests",
     "benchmarks.accelerator": "needs an accelerator",
     "benchmarks.sampling_quality": "takes hours",
+    "benchmarks.claims": "takes hours; test_claims.py runs it at tiny size",
     "inception_weights.to_safetensors": "needs the weights of FID's network, which are downloaded",
     "--mode=prepare_data": "downloads a data set",
     "--mode=train --config.data.path=.": "needs CIFAR-10 or LSUN",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from benchmarks.markdown import header, machine, row, section, set_section
 
 COMMAND = "python -m benchmarks.claims --folder=DIR"
 MISSING = "not measured"
+WIDTH = 100
 RERUN = "another seed"  # the section of the page that compares verdicts
 
 
@@ -53,7 +55,8 @@ def verdict_of(check: Check, run: Run) -> str:
 
 def _section(claim: Claim, run: Run) -> list[str]:
     """Return the section of a claim."""
-    lines = [f"## {claim.number}. {claim.title}", "", f"{claim.source}. {claim.text}", ""]
+    lines = [f"## {claim.number}. {claim.title}", "", f"Source: {claim.source}.", ""]
+    lines += [*textwrap.wrap(claim.text, WIDTH), ""]
     lines += ["```", f"{COMMAND} --claim={claim.number}", "```", ""]
     lines += header("claim", "paper", "here", "number", "margin", "verdict")
     return lines + [_row(check, run) for check in claim.checks]
@@ -110,8 +113,9 @@ paper's figures are right.
   by two; otherwise we cannot tell. A ratio must exceed 1 where something is claimed to be better,
   and 0.9 where it is claimed to be as good.
 
-Measured on {machine}. The commands can be stopped and started again. Results are cached in DIR
-under a hash of the configs and the code, so that a change of either measures again.
+Measured on {machine}. The commands can be stopped and started
+again. Results are cached in DIR under a hash of the configs and the code, so that a change of
+either measures again.
 """
 
 RERUN_TEXT = """The same checks with other seeds, for networks and samples alike."""

@@ -96,10 +96,10 @@ def predictor_corrector(number: int, sizes: Sizes) -> Claim:
             pc = _pc(sizes, sde, name, "PC")["distance"]
             p = _pc(sizes, sde, name, "P2")["distance"]
             text = f"{sde}, {name}: PC{n} is better than P{2 * n}"
-            checks.append(Check(text, f"FID {pc1000} against {p2000}", p, pc))
+            checks.append(Check(text, f"FID {pc1000:.2f} against {p2000:.2f}", p, pc))
             c = _pc(sizes, sde, "reverse diffusion", "C")["distance"]
             text = f"{sde}, {name}: PC{n} is better than C{2 * n}"
-            checks.append(Check(text, f"FID {pc1000} against {c2000}", c, pc))
+            checks.append(Check(text, f"FID {pc1000:.2f} against {c2000:.2f}", c, pc))
     text = (
         f"P{2 * n} is the predictor alone with {2 * n} steps, C{2 * n} the corrector alone and "
         f"PC{n} both with {n} steps each. All cost {2 * n} evaluations of the network; the paper "
@@ -119,11 +119,11 @@ def predictors(number: int, sizes: Sizes) -> Claim:
             fid = {name: rows[name][index] for name in PREDICTORS}
             ancestral, reverse, flow = PREDICTORS
             text = f"{sde}, P{steps}: reverse diffusion is at least as good as ancestral sampling"
-            paper = f"FID {fid[reverse]} against {fid[ancestral]}"
+            paper = f"FID {fid[reverse]:.2f} against {fid[ancestral]:.2f}"
             checks.append(Check(text, paper, found[ancestral], found[reverse], AS_GOOD))
             for other in (ancestral, reverse) if sde == "VE" else ():
                 text = f"VE, P{steps}: probability flow is worse than {other}"
-                paper = f"FID {fid[flow]} against {fid[other]}"
+                paper = f"FID {fid[flow]:.2f} against {fid[other]:.2f}"
                 checks.append(Check(text, paper, found[flow], found[other]))
     text = (
         "The ratio is the distance of the second sampler divided by that of the first, or, for "
@@ -297,7 +297,8 @@ def manipulation(number: int, sizes: Sizes) -> Claim:
     text = (
         "Codes of held-out digits by the probability flow; interpolation is spherical. Numbers "
         "stand for pictures: distances to held-out digits, root mean square differences, and the "
-        "class according to a classifier of clean digits."
+        "class according to a classifier of clean digits. Pictures of networks of the zoo: "
+        "[digits](interpolation.png), [emoji](emoji_interpolation.png)."
     )
     return Claim(number, "Interpolation and temperature", "Figure 3, Section 4.3", text, checks)
 
@@ -352,7 +353,8 @@ def conditions(number: int, sizes: Sizes) -> Claim:
         "Guidance by a noise-conditional classifier (scale 4), judged by a classifier of clean "
         "digits. Inpainting of the central box of half the sides, and colorization, by the paper's "
         "method: projection, with 100 steps of reverse diffusion. Errors are root mean squares in "
-        "the unknown part."
+        "the unknown part. Pictures, by another method: [inpainting](inpainting.png), "
+        "[colorization](colorization.png)."
     )
     return Claim(number, "Conditional generation", "Figure 4, Section 5", text, tuple(checks))
 
