@@ -133,7 +133,7 @@ def test_modules_and_their_flags():
             spec = importlib.util.find_spec(module)
             assert spec is not None, command
             if module.split(".")[0] in ("benchmarks", "docs", "tests"):
-                folder = (ROOT / module.split(".")[0]).glob("*.py")
+                folder = (ROOT / module.split(".")[0]).rglob("*.py")
                 source = "".join(path.read_text() for path in folder)
                 for flag in re.findall(r"--(\w+)", " ".join(arguments)):
                     assert re.search(rf"[\"'](--)?{flag}[\"']", source), f"{command}: --{flag}"
