@@ -40,8 +40,8 @@ class Sizes(NamedTuple):
 
     Attributes:
       samples: images drawn for a distance.
-      steps: numbers of steps of P and PC, for which the paper has 1,000. The last one is that of the
-        digits' configs.
+      steps: numbers of steps of P and PC, for which the paper has 1,000; the configs of the digits
+        have 250.
       reference: steps of the predictor and corrector that few-step solvers are compared with.
       images: held-out images of the other measurements.
       zoo: images of measurements with the larger networks of zoo/.
@@ -103,10 +103,11 @@ def predictor_corrector(number: int, sizes: Sizes) -> Claim:
                 text = f"{sde}, {name}: PC{n} is better than C{2 * n}"
                 checks.append(Check(text, f"FID {pc1000:.2f} against {c2000:.2f}", c, pc))
     text = (
-        "P100 is the predictor alone with 100 steps, C100 the corrector alone and PC50 both with 50 "
-        "steps each, and so on. The samplers of a row cost as many evaluations of the network; the "
-        "paper compares at 2,000. The ratio is the distance of the other sampler divided by that of "
-        f"PC. The signal-to-noise ratio of the corrector is {SNR['VE']} for VE, {SNR['VP']} for VP, "
+        "P100 is the predictor alone with 100 steps, C100 the corrector alone and PC50 both with "
+        "50 steps each, and so on. The samplers of a row cost as many evaluations of the network; "
+        "the paper compares at 2,000. The ratio is the distance of the other sampler divided by "
+        "that of PC. The signal-to-noise ratio of the corrector is "
+        f"{SNR['VE']} for VE, {SNR['VP']} for VP, "
         f"and {CORRECTOR_SNR} for the corrector alone."
     )
     return Claim(number, "Predictor-corrector sampling", "Table 1", text, tuple(checks))
