@@ -172,7 +172,7 @@ def test_trainer_computes_what_training_does(tmp_path, monkeypatch):
     """
     make_mesh = sharding.make_mesh
     monkeypatch.setattr(sharding, "make_mesh", lambda _=None: make_mesh(jax.devices()[:1]))
-    configs = [tiny.config(seed=seed) for seed in (0, 1)]
+    configs = [tiny.config(seed=seed, **{"training.snapshot_freq": 3}) for seed in (0, 1)]
     trainer = Trainer(configs[0])
     for config in configs:
         trainer.train(config, tmp_path / f"own {config.seed}")
