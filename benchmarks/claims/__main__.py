@@ -35,6 +35,8 @@ def main(_: list[str]) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     claims = table.claims(table.TINY if FLAGS.tiny else table.Sizes())
+    if not set(FLAGS.claim) <= {str(each.number) for each in claims}:
+        raise app.UsageError(f"--claim={','.join(FLAGS.claim)}: the claims are 1 to {len(claims)}.")
     store = Store(folder, tiny=FLAGS.tiny)
     records = Records(folder / "results.jsonl")
     run = Run(store, records, range(FLAGS.first_seed, FLAGS.first_seed + FLAGS.seeds))

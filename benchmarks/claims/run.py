@@ -13,6 +13,7 @@ from benchmarks.claims.networks import NETWORKS, Store
 from benchmarks.claims.quality import Record
 from benchmarks.claims.verdicts import Estimate
 from benchmarks.parts import Records
+from errors import InputError
 
 
 class Run:
@@ -38,7 +39,11 @@ class Run:
         for number, (each, index) in enumerate(missing, 1):
             about = f"{describe(each)}, seed {self.seeds[index]}"
             print(f"measuring {number} of {len(missing)}: {about}", flush=True)
-            found = each.function(self.models(each, index), self.seeds[index], **each.arguments)
+            try:
+                found = each.function(self.models(each, index), self.seeds[index], **each.arguments)
+            except InputError as error:  # A data set is not installed.
+                print(f"  not measured: {error}", flush=True)
+                continue
             self.records.add(self.key(each, index), {"about": about, "found": found})
             values = (f"{name} {value.value:.4g}" for name, value in found.items())
             print(f"  {', '.join(values)}", flush=True)
