@@ -26,6 +26,7 @@ from inference.trained import TrainedModel
 SNAPSHOT = 400  # steps between the checkpoints that are kept
 TINY = {"model.nf": 8, "model.ch_mult": (1,), "training.batch_size": 16}
 VP, VE = "vp.digits_ddpmpp_continuous", "ve.digits_ncsnpp_continuous"
+WEIGHTED = {"training.likelihood_weighting": True, "training.importance_weighting": True}
 DISCRETE = {"training.continuous": False}
 DDPM = {"model.resblock_type": "ddpm", "model.skip_rescale": False}
 NCSNV2 = {
@@ -77,9 +78,10 @@ NETWORKS = {
     "VP": Network(VP),
     "VE": Network(VE),
     "sub-VP": Network("subvp.digits_ddpmpp_continuous"),
-    "likelihood weighting": Network(
-        VP, {"training.likelihood_weighting": True, "training.importance_weighting": True}
-    ),
+    "likelihood weighting": Network(VP, WEIGHTED),
+    "VP, longer": Network(VP, snapshots=6),
+    "likelihood weighting, longer": Network(VP, WEIGHTED, snapshots=6),
+    "sub-VP, longer": Network("subvp.digits_ddpmpp_continuous", snapshots=6),
     "DDPM++ discrete": Network(VP, DISCRETE),
     "DDPM": Network(VP, DISCRETE | DDPM),
     "NCSN++ discrete": Network(VE, DISCRETE | {"model.embedding_type": "positional"}),

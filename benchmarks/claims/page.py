@@ -111,8 +111,9 @@ paper's figures are right.
 - **Margins** were fixed before the first measurement, in `benchmarks/claims/table.py`. A claim
   holds if its number is above the margin by two standard errors, and does not hold if it is below
   by two; otherwise we cannot tell. A ratio must exceed 1 where something is claimed to be better,
-  and 0.9 where it is claimed to be as good. The rows of claims 1 to 3 with 250 or 500 steps were
-  added after those with 50 or 100 had been measured, with the same margins.
+  and 0.9 where it is claimed to be as good.
+- **Added later**, with the same margins, after the other rows had been measured: those of claims 1
+  to 3 with 250 or 500 steps, those of claim 4 with `longer`, and more images for colorization.
 
 Measured on {machine}. The commands can be stopped and started
 again. Results are cached in DIR under a hash of the configs and the code, so that a change of
