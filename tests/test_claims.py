@@ -18,7 +18,7 @@ import training
 from benchmarks.claims import keys, page, table
 from benchmarks.claims.checks import Check, Claim, Measurement, Use
 from benchmarks.claims.networks import NETWORKS, Store
-from benchmarks.claims.run import Run, measurements, networks
+from benchmarks.claims.run import Run, measurements
 from benchmarks.claims.trainer import Trainer
 from benchmarks.claims.verdicts import (
     FAILS,
@@ -193,7 +193,11 @@ def test_table():
     """Checks use known networks; nothing is measured twice."""
     claims = table.claims(table.Sizes())
     assert [claim.number for claim in claims] == list(range(1, 10))
-    assert set(networks(measurements(claims))) == NETWORKS.keys()
+    trained = Run(FakeStore(), Records("absent"), [4, 5, 6]).networks(measurements(claims))
+    assert {name for name, _ in trained} == NETWORKS.keys()
+    assert trained.count(("VP", 6)) == 1
+    assert ("VP, longer", 5) in trained
+    assert ("VP, longer", 6) not in trained
     for each in measurements(claims):
         json.dumps(dict(each.arguments))
         for use in each.uses:

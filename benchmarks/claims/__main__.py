@@ -15,7 +15,7 @@ from absl import app, flags, logging
 
 from benchmarks.claims import page, table
 from benchmarks.claims.networks import Store
-from benchmarks.claims.run import Run, measurements, networks
+from benchmarks.claims.run import Run, measurements
 from benchmarks.parts import Records
 
 SEEDS = 3  # of the page
@@ -42,7 +42,7 @@ def main(_: list[str]) -> None:
     run = Run(store, records, range(FLAGS.first_seed, FLAGS.first_seed + FLAGS.seeds))
     chosen = [each for each in claims if not FLAGS.claim or str(each.number) in FLAGS.claim]
     needed = measurements(chosen)
-    store.train(networks(needed), run.seeds)
+    store.train(run.networks(needed))
     run.measure(needed)
     output = Path(FLAGS.output)
     before = output.read_text() if output.exists() else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,16 +141,12 @@ class Store:
             self._loaded[chosen] = model
         return self._loaded[chosen]
 
-    def train(self, names: Iterable[str], seeds: Sequence[int]) -> None:
-        """Train those networks that are not trained yet, and print the progress."""
-        missing = {
-            name: [seed for seed in seeds if not self.is_trained(name, seed)] for name in names
-        }
-        total, done = sum(map(len, missing.values())), 0
-        for name, untrained in missing.items():
-            trainer = None
-            for seed in untrained:
-                done += 1
-                print(f"training {name}, seed {seed}: network {done} of {total}", flush=True)
-                trainer = trainer or Trainer(self.config(name, seed))
-                trainer.train(self.config(name, seed), self.workdir(name, seed))
+    def train(self, chosen: Iterable[tuple[str, int]]) -> None:
+        """Train those networks (name, seed) that are not trained yet, and print the progress."""
+        missing = [each for each in chosen if not self.is_trained(*each)]
+        trainers: dict[str, Trainer] = {}
+        for number, (name, seed) in enumerate(missing, 1):
+            print(f"training {name}, seed {seed}: {number} of {len(missing)}", flush=True)
+            if name not in trainers:
+                trainers = {name: Trainer(self.config(name, seed))}
+            trainers[name].train(self.config(name, seed), self.workdir(name, seed))

@@ -28,6 +28,16 @@ class Run:
     def __init__(self, store: Store, records: Records, seeds: Sequence[int]) -> None:
         self.store, self.records, self.seeds = store, records, seeds
 
+    def networks(self, chosen: Iterable[Measurement]) -> list[tuple[str, int]]:
+        """Return the names and seeds of the networks that measurements need to be trained."""
+        used = {
+            (use.name, self._seed(index, use.shift))
+            for each in chosen
+            for index in self.indices(each)
+            for use in each.uses
+        }
+        return [(name, seed) for name in NETWORKS for seed in self.seeds if (name, seed) in used]
+
     def measure(self, chosen: Iterable[Measurement]) -> None:
         """Measure what is not recorded yet, and print the progress."""
         missing = [
@@ -50,7 +60,8 @@ class Run:
 
     def indices(self, measurement: Measurement) -> range:
         """Return the indices of the seeds of a measurement; files of zoo/ have one."""
-        return range(len(self.seeds) if measurement.has_seeds else 1)
+        most = measurement.seeds if measurement.has_seeds else 1
+        return range(len(self.seeds))[:most]
 
     def models(self, measurement: Measurement, index: int) -> list[Any]:
         """Return the models of a measurement."""
@@ -104,12 +115,6 @@ def measurements(claims: Iterable[Claim]) -> list[Measurement]:
                 if quantity.measurement not in found:
                     found.append(quantity.measurement)
     return found
-
-
-def networks(chosen: Iterable[Measurement]) -> list[str]:
-    """Return the names of the networks that measurements need to be trained."""
-    used = {use.name for each in chosen for use in each.uses}
-    return [name for name in NETWORKS if name in used]
 
 
 def describe(measurement: Measurement) -> str:
