@@ -35,13 +35,11 @@ class Measurement:
       function: (models, seed, **arguments) -> a `Record`.
       uses: the networks.
       arguments: values that JSON can store.
-      seeds: how many seeds are measured at most; None for all.
     """
 
     function: Callable[..., Record]
     uses: tuple[Use, ...]
     arguments: Mapping[str, Any]
-    seeds: int | None = None
 
     def __getitem__(self, entry: str) -> Quantity:
         return Quantity(self, entry)

@@ -60,8 +60,7 @@ class Run:
 
     def indices(self, measurement: Measurement) -> range:
         """Return the indices of the seeds of a measurement; files of zoo/ have one."""
-        most = measurement.seeds if measurement.has_seeds else 1
-        return range(len(self.seeds))[:most]
+        return range(len(self.seeds) if measurement.has_seeds else 1)
 
     def models(self, measurement: Measurement, index: int) -> list[Any]:
         """Return the models of a measurement."""
