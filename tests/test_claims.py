@@ -17,6 +17,7 @@ import sharding
 import training
 from benchmarks.claims import keys, page, table
 from benchmarks.claims.checks import Check, Claim, Measurement, Use
+from benchmarks.claims.common import Sizes
 from benchmarks.claims.networks import NETWORKS, Store
 from benchmarks.claims.run import Run, measurements
 from benchmarks.claims.trainer import Trainer
@@ -191,7 +192,7 @@ def test_trainer_computes_what_training_does(tmp_path, monkeypatch):
 
 def test_table():
     """Checks use known networks; nothing is measured twice."""
-    claims = table.claims(table.Sizes())
+    claims = table.claims(Sizes())
     assert [claim.number for claim in claims] == list(range(1, 10))
     trained = Run(FakeStore(), Records("absent"), [4, 5, 6]).networks(measurements(claims))
     assert {name for name, _ in trained} == NETWORKS.keys()

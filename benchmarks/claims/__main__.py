@@ -14,6 +14,7 @@ import jax
 from absl import app, flags, logging
 
 from benchmarks.claims import page, table
+from benchmarks.claims.common import TINY, Sizes
 from benchmarks.claims.networks import Store
 from benchmarks.claims.run import Run, measurements
 from benchmarks.parts import Records
@@ -34,7 +35,7 @@ def main(_: list[str]) -> None:
     folder = Path(FLAGS.folder)
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    claims = table.claims(table.TINY if FLAGS.tiny else table.Sizes())
+    claims = table.claims(TINY if FLAGS.tiny else Sizes())
     if not set(FLAGS.claim) <= {str(each.number) for each in claims}:
         raise app.UsageError(f"--claim={','.join(FLAGS.claim)}: the claims are 1 to {len(claims)}.")
     store = Store(folder, tiny=FLAGS.tiny)

@@ -38,11 +38,14 @@ def page(claims: Sequence[Claim], run: Run, before: str = "") -> str:
 def with_rerun(text: str, claims: Sequence[Claim], run: Run, other: Run) -> str:
     """Return the page with a comparison of the verdicts of `run` and of `other` seeds."""
     columns = [f"seeds {', '.join(map(str, each.seeds))}" for each in (run, other)]
-    lines = ["## Another seed", "", RERUN_TEXT, "", *header("claim", "", *columns)]
+    numbers = ",".join(str(claim.number) for claim in claims)
+    options = f"--claim={numbers} --first_seed={other.seeds[0]} --seeds={len(other.seeds)}"
+    lines = ["## Another seed", "", RERUN_TEXT, "", "```", f"{COMMAND} {options}", "```", ""]
+    lines += header("claim", "", *columns)
     for claim in claims:
         for check in claim.checks:
-            if check.quantity.measurement.has_seeds:
-                verdicts = verdict_of(check, run), verdict_of(check, other)
+            verdicts = verdict_of(check, run), verdict_of(check, other)
+            if check.quantity.measurement.has_seeds and MISSING not in verdicts:
                 lines.append(row(str(claim.number), check.text, *verdicts))
     return set_section(text, RERUN, "\n".join(lines))
 
@@ -108,7 +111,7 @@ paper's figures are right.
 - **Errors** are standard errors. Their square is the variance over seeds plus the mean square of
   the errors over samples, divided by the number of seeds. Rows with a network of the zoo have one
   seed.
-- **Margins** were fixed before the first measurement, in `benchmarks/claims/table.py`. A claim
+- **Margins** were fixed before the first measurement, in `benchmarks/claims/`. A claim
   holds if its number is above the margin by two standard errors, and does not hold if it is below
   by two; otherwise we cannot tell. A ratio must exceed 1 where something is claimed to be better,
   and 0.9 where it is claimed to be as good.
@@ -120,7 +123,7 @@ again. Results are cached in DIR under a hash of the configs and the code, so th
 either measures again.
 """
 
-RERUN_TEXT = """The same checks with other seeds, for networks and samples alike."""
+RERUN_TEXT = "The same checks with other seeds, for networks and samples alike."
 
 LIMITATIONS = """## Limitations
 
