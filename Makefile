@@ -6,8 +6,9 @@ WORKDIR := demo
 MODEL := digits_vp
 SAMPLES := samples
 SITE := .cache/site
+CLAIMS := claims
 
-.PHONY: demo sample test test-slow notebook mutate lint format docs pictures clean
+.PHONY: demo sample claims test test-slow notebook mutate lint format docs pictures clean
 
 demo: $(VENV)/installed  ## Train on the handwritten digits, generate new ones and report bits/dim on held-out images.
 	$(RUN) main.py --config=$(CONFIG) --workdir=$(WORKDIR) --mode=train
@@ -15,6 +16,9 @@ demo: $(VENV)/installed  ## Train on the handwritten digits, generate new ones a
 
 sample: $(VENV)/installed  ## Draw images from a small trained network of zoo/; MODEL=NAME selects it.
 	$(RUN) main.py --mode=sample --source=zoo/$(MODEL).safetensors --workdir=$(SAMPLES)
+
+claims: $(VENV)/installed  ## Measure the paper's claims on small data and write docs/claims.md: hours, can be resumed.
+	$(RUN) -m benchmarks.claims --folder=$(CLAIMS)
 
 test: $(VENV)/installed-dev  ## Run all tests except those marked slow or notebook.
 	$(RUN) -m pytest -n 2

@@ -5,6 +5,8 @@ The distance is a sliced Wasserstein-2 distance. `sampling_quality` uses both.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,18 +68,21 @@ class DigitMixture:
         return score
 
 
-def directions() -> np.ndarray:
-    """Return unit vectors (64, 128): the 64 pixels and 64 random directions."""
-    u = np.random.default_rng(1).normal(size=(64, 64))
-    return np.concatenate([np.eye(64), u / np.linalg.norm(u, axis=0)], 1)
+@functools.cache
+def directions(dims: int = 64) -> np.ndarray:
+    """Return unit vectors (dims, 2 dims): the pixels and as many random directions."""
+    u = np.random.default_rng(1).normal(size=(dims, dims))
+    return np.concatenate([np.eye(dims), u / np.linalg.norm(u, axis=0)], 1)
 
 
 def sliced_distance(quantiles: np.ndarray, x: np.ndarray) -> float:
     """Return the root mean square over `directions` of the Wasserstein-2 distance.
 
-    `quantiles` (n, 128) are those of the distribution along the directions, `x` (m, ...) samples.
+    `quantiles` (n, 2 dims) are those of the distribution along the directions, `x` (m, ...)
+    samples.
     """
-    projected = np.sort(np.asarray(x, np.float64).reshape(len(x), -1) @ directions(), 0)
+    flat = np.asarray(x, np.float64).reshape(len(x), -1)
+    projected = np.sort(flat @ directions(flat.shape[1]), 0)
     if len(x) != len(quantiles):
         projected = np.quantile(projected, _levels(len(quantiles)), axis=0)
     return float(np.sqrt(np.mean((projected - quantiles) ** 2)))
@@ -96,11 +101,12 @@ def exact_quantiles(mixture: DigitMixture, n: int) -> np.ndarray:
 
 
 def weighted_quantiles(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the quantiles (i + 1/2) / n along `directions` of images x (n, ...), (n, 128).
+    """Return the quantiles (i + 1/2) / n along `directions` of images x (n, ...), (n, 2 dims).
 
     The images have weights (n,).
     """
-    projected = x.reshape(len(x), -1) @ directions()
+    flat = x.reshape(len(x), -1)
+    projected = flat @ directions(flat.shape[1])
     order = np.argsort(projected, 0)
     middle = np.cumsum(weights[order], 0) - weights[order] / 2
     values = np.take_along_axis(projected, order, 0)

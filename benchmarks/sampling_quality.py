@@ -21,8 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from jax import Array
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
 
 import factory
 import sampling
@@ -32,8 +30,8 @@ from benchmarks.digit_mixture import (
     DigitMixture,
     exact_quantiles,
     sliced_distance,
-    weighted_quantiles,
 )
+from benchmarks.digits_reference import DigitsReference, scale
 from benchmarks.sampling_quality_page import (
     BUDGETS,
     NAMES,
@@ -172,46 +170,19 @@ def _mean_distance(results: list[Result]) -> float:
 # --- the digits ---
 
 
-class DigitsReference:
-    """Distances of samples to the held-out digits, whose classes are weighted as in training."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        held_out = _grey_levels(np.asarray(experiment.test.pixels))
-        self.train = _grey_levels(np.asarray(experiment.train.pixels))
-        _, labels = load_digits(return_X_y=True)
-        is_test = np.arange(len(labels)) % 5 == 4  # the split of datasets.digits
-        self.frequencies = np.bincount(labels[~is_test]) / (~is_test).sum()
-        test_frequencies = np.bincount(labels[is_test]) / is_test.sum()
-        weights = (self.frequencies / test_frequencies)[labels[is_test]]
-        self.quantiles = weighted_quantiles(held_out, weights)
-        x = self.train.reshape(len(self.train), -1)
-        self.classifier = LogisticRegression(max_iter=2000).fit(x, labels[~is_test])
-
-    def measure(self, sde: str, name: str, nfe: float, x: np.ndarray) -> Result:
-        """Return the distance of samples x (n, ...), with its standard deviation by resampling."""
-        rng = np.random.default_rng(0)
-        distances = [
-            sliced_distance(self.quantiles, x[rng.integers(0, len(x), len(x))]) for _ in range(40)
-        ]
-        probabilities = self.classifier.predict_proba(x.reshape(len(x), -1))
-        frequencies = np.bincount(probabilities.argmax(1), minlength=10) / len(x)
-        variation = np.abs(frequencies - self.frequencies).sum() / 2
-        notes = f"{probabilities.max(1).mean():.3f}", f"{variation:.3f}"
-        distance = sliced_distance(self.quantiles, x)
-        result = Result(sde, name, nfe, distance, float(np.std(distances, ddof=1)), notes)
-        errors = f"{result.distance:.4f} +- {result.spread:.4f}"
-        print(f"{sde} {name}: {nfe:.0f} NFE, {errors}, {notes}", flush=True)
-        return result
-
-
-def _scale(images: np.ndarray | Array) -> np.ndarray:
-    """Scale uint8 images to [-1, 1]."""
-    return np.asarray(images, np.float64) / 127.5 - 1
-
-
-def _grey_levels(digits: np.ndarray) -> np.ndarray:
-    """Scale digits of levels 0 .. 16 to [-1, 1], rounded to uint8 as samples are."""
-    return _scale(np.round(digits * (255 / 16)).astype(np.uint8))
+def measure_digits(
+    reference: DigitsReference, sde: str, name: str, nfe: float, x: np.ndarray
+) -> Result:
+    """Return the distance of samples x (n, ...), with its standard deviation by resampling."""
+    distance, spread = reference.distance(x)
+    probabilities = reference.probabilities(x)
+    frequencies = np.bincount(probabilities.argmax(1), minlength=10) / len(x)
+    variation = np.abs(frequencies - reference.frequencies).sum() / 2
+    notes = f"{probabilities.max(1).mean():.3f}", f"{variation:.3f}"
+    result = Result(sde, name, nfe, distance, spread, notes)
+    errors = f"{result.distance:.4f} +- {result.spread:.4f}"
+    print(f"{sde} {name}: {nfe:.0f} NFE, {errors}, {notes}", flush=True)
+    return result
 
 
 def trained_results(kind: str, records: parts.Records) -> list[Result]:
@@ -230,7 +201,7 @@ def trained_results(kind: str, records: parts.Records) -> list[Result]:
             changed = Config(config.to_dict())
             changed.sampling.update(fields)
             x, nfe = _sample(Experiment(changed), params, FLAGS.digits)
-            return reference.measure(name, sampler, nfe, _scale(x))
+            return measure_digits(reference, name, sampler, nfe, scale(x))
 
         return recorded(records, f"{name} {identity}: {sampler}, {fields}", compute)
 

@@ -43,6 +43,7 @@ EXCEPTIONS = {  # A text of commands that are not run: the reason.
     "benchmarks.wrong_fid": "takes half an hour",
     "--config.eval.legacy_rounding": "needs CIFAR-10 and the weights of FID's network",
     "ve/cifar10_ncsnpp_continuous.py --workdir=work --mode=train": "needs CIFAR-10",
+    "benchmarks.claims": "takes hours; test_claims.py runs it at tiny size",
     "inception_weights.to_safetensors": "needs the weights of FID's network, which are downloaded",
     "--mode=prepare_data": "downloads a data set",
     "--mode=train --config.data.path=.": "needs CIFAR-10 or LSUN",
@@ -135,7 +136,7 @@ def test_modules_and_their_flags():
             spec = importlib.util.find_spec(module)
             assert spec is not None, command
             if module.split(".")[0] in ("benchmarks", "docs", "tests"):
-                folder = (ROOT / module.split(".")[0]).glob("*.py")
+                folder = (ROOT / module.split(".")[0]).rglob("*.py")
                 source = "".join(path.read_text() for path in folder)
                 for flag in re.findall(r"--(\w+)", " ".join(arguments)):
                     assert re.search(rf"[\"'](--)?{flag}[\"']", source), f"{command}: --{flag}"

@@ -1,0 +1,123 @@
+"""Claims 6 to 8: latent codes, and conditional generation."""
+
+from __future__ import annotations
+
+from benchmarks.claims import conditional, latents
+from benchmarks.claims.checks import Check, Claim, Measurement, Use
+from benchmarks.claims.common import DATA, Sizes
+
+
+def encodings(number: int, sizes: Sizes) -> Claim:
+    """Return the claim that codes are unique."""
+    arguments = {"count": sizes.images}
+    checks = []
+    for text, uses in (
+        ("the same network with another seed", (Use("VP"), Use("VP", shift=1))),
+        ("another network: DDPM, trained on discrete levels", (Use("VP"), Use("DDPM", shift=1))),
+    ):
+        found = Measurement(latents.codes, uses, arguments)
+        text = f"codes by {text}: less than half as far apart as those of other images"
+        checks.append(Check(text, "nearly the same codes", found["other"], found["same"], 2.0))
+    text = (
+        "Codes of held-out digits by two networks that were trained separately. The ratio is the "
+        "mean distance between the codes of two different images, one by each network, divided by "
+        "that between the codes of the same image."
+    )
+    return Claim(number, "Unique encodings", "Section 4.3, Appendix D", text, tuple(checks))
+
+
+LOW = 0.8
+
+
+def manipulation(number: int, sizes: Sizes) -> Claim:
+    """Return the claim about interpolation and temperature."""
+    between = Measurement(latents.interpolation, (Use("VP"),), {"count": sizes.images})
+    heat = Measurement(latents.temperature, (Use("VP"),), {"count": sizes.images, "low": LOW})
+    checks = (
+        Check(
+            "images halfway between two codes are closer to data than means of two images",
+            "Figure 3, pictures",
+            between["pixels"],
+            between["codes"],
+        ),
+        Check(
+            "interpolation is gradual: both ends differ by more than twice the largest of 9 steps",
+            "Figure 3, pictures",
+            between["ends"],
+            between["step"],
+            2.0,
+        ),
+        Check(
+            f"codes times {LOW} give less varied images",
+            "pictures",
+            heat["spread"],
+            heat["spread at low"],
+        ),
+        Check(
+            f"codes times {LOW} keep the class of 4 of 5 digits",
+            "pictures",
+            heat["kept"],
+            margin=0.8,
+        ),
+    )
+    text = (
+        "Codes of held-out digits by the probability flow; interpolation is spherical. Numbers "
+        "stand for pictures: distances to held-out digits, root mean square differences, and the "
+        "class according to a classifier of clean digits. Pictures of networks of the zoo: "
+        "[digits](interpolation.png), [emoji](emoji_interpolation.png)."
+    )
+    return Claim(number, "Interpolation and temperature", "Figure 3, Section 4.3", text, checks)
+
+
+def conditions(number: int, sizes: Sizes) -> Claim:
+    """Return the claim about conditional generation."""
+    guided = Measurement(
+        conditional.guided,
+        (Use("VP"),),
+        {"count": sizes.samples, "iterations": sizes.classifier, "strength": 4.0},
+    )
+    checks = [
+        Check(
+            "digits: 4 of 5 guided samples are of the requested class (chance: 1 in 10)",
+            "Figure 4, pictures",
+            guided["correct"],
+            margin=0.8,
+        )
+    ]
+    for name, count in (
+        ("VP", sizes.images),
+        ("zoo/fashion_vp", sizes.zoo),
+        ("zoo/emoji_vp", sizes.zoo),
+    ):
+        found = Measurement(conditional.inpainting, (Use(name),), {"count": count})
+        text = f"{DATA[name]}: inpainting has a smaller error than samples without a measurement"
+        checks.append(Check(text, "pictures", found["samples"], found["solutions"], 1.1))
+        if name == "VP":
+            text = "digits: half of the inpainted ones are of the class of the original"
+            checks.append(Check(text, "pictures", found["kept"], margin=0.5))
+    arguments = {"count": 3 * sizes.zoo}
+    found = Measurement(conditional.colorization, (Use("zoo/emoji_vp"),), arguments)
+    checks += [
+        Check(
+            "emoji: colours are closer to the true ones than those of another emoji",
+            "Figure 4, pictures",
+            found["others"],
+            found["solutions"],
+            1.1,
+        ),
+        Check(
+            "emoji: colours are at least half as strong as the true ones",
+            "Figure 4, pictures",
+            found["colour"],
+            found["true colour"],
+            0.5,
+        ),
+    ]
+    text = (
+        "Guidance by a noise-conditional classifier (scale 4), judged by a classifier of clean "
+        "digits. Inpainting of the central box of half the sides, and colorization, by the paper's "
+        "method: projection, with 100 steps of reverse diffusion. Errors are root mean squares in "
+        "the unknown part. Pictures, by another method: [inpainting](inpainting.png), "
+        "[colorization](colorization.png)."
+    )
+    return Claim(number, "Conditional generation", "Figure 4, Section 5", text, tuple(checks))
