@@ -118,9 +118,8 @@ def test_results_are_used_again_and_stale_ones_never(code, tmp_path):
         keys._digest_of.cache_clear()
         run = Run(store, Records(path), [5, 6])
         each = Measurement(code.module.measure, (Use("VP"), Use("VE", 1, shift=1)), arguments)
-        check = Check("", "", each["x"])
         run.measure([each])
-        found = run.numbers(check)
+        found = run.numbers([each["x"]])
         assert found is not None
         return [seed[0].value for seed in found]
 
@@ -210,7 +209,7 @@ def measured(code, tmp_path):
     one, two = (Measurement(code.module.measure, (Use("VP"),), {"n": n}) for n in (1, 2))
     checks = (
         Check("a ratio", "FID 1 against 2", one["x"], two["x"], 2.0),
-        Check("an amount", "some", two["x"], margin=0.0),
+        Check("an amount", "some", two["x"], margin=0.0, values=(one["x"], two["x"])),
         Check("a gap", "none", Measurement(code.module.measure, (Use("VE"),), {})["x"]),
     )
     records = Records(tmp_path / "results.jsonl")
@@ -230,7 +229,8 @@ def test_page(measured):
     text = page.page(claims, make([0, 1], 3.0, 1.0))
     assert "| a ratio | FID 1 against 2 | 3.0000 +- 0.0071 against 1.0000 +- 0.0071 |" in text
     assert "| ratio 3.000 +- 0.022 | 2 | holds |" in text
-    assert "| an amount | some |  | 1.0000 +- 0.0071 | 0 | holds |" in text
+    values = "3.0000 +- 0.0071 against 1.0000 +- 0.0071"
+    assert f"| an amount | some | {values} | 1.0000 +- 0.0071 | 0 | holds |" in text
     assert "| a gap | none |  |  | 1 | not measured |" in text
     assert "| 1. Title | 2 | 0 | 0 | 1 |" in text
 

@@ -68,6 +68,7 @@ class Check:
       paper: the figures of the paper.
       quantity, divisor: what is measured.
       margin: fixed before the measurement; a factor for a ratio.
+      values: what the page shows beside a number that is not a ratio.
     """
 
     text: str
@@ -75,6 +76,12 @@ class Check:
     quantity: Quantity
     divisor: Quantity | None = None
     margin: float = 1.0
+    values: tuple[Quantity, ...] = ()
+
+    @property
+    def shown(self) -> tuple[Quantity, ...]:
+        """What the page shows beside the number."""
+        return self.quantities if self.divisor else self.values
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:

@@ -25,9 +25,12 @@ def likelihoods(number: int, sizes: Sizes) -> Claim:
         for name, paper in papers.items():
             found = gain(f"VP{suffix}", f"{name}{suffix}", sizes)
             text = f"{name}{suffix}: fewer bits/dim than VP"
-            checks.append(Check(text, paper, found["gain"], margin=0.0))
+            bits = found["before"], found["after"]
+            checks.append(Check(text, paper, found["gain"], margin=0.0, values=bits))
             text = f"{name}{suffix}: a lower bound on bits/dim than VP"
-            checks.append(Check(text, "not reported", found["gain of the bound"], margin=0.0))
+            bits = found["bound before"], found["bound after"]
+            bound = found["gain of the bound"]
+            checks.append(Check(text, "not reported", bound, margin=0.0, values=bits))
     text = (
         "Bits/dim of the held-out digits with uniform dequantization: exact ones by the "
         "probability-flow ODE, and the upper bound for the reverse SDE, whose density is another "
@@ -80,7 +83,8 @@ def later_work(number: int, sizes: Sizes) -> Claim:
         checks.append(Check(text, "not in the paper", other, own, AS_GOOD))
         found = gain("VP", name, sizes)
         text = f"{name} has fewer bits/dim than VP"
-        checks.append(Check(text, "not in the paper", found["gain"], margin=0.0))
+        bits = found["before"], found["after"]
+        checks.append(Check(text, "not in the paper", found["gain"], margin=0.0, values=bits))
     text = (
         "`dpm++_2m_sde` with 20 evaluations against predictor and corrector, and EDM and rectified "
         "flow against VP: the same network, data and number of training steps."

@@ -52,7 +52,7 @@ def with_rerun(text: str, claims: Sequence[Claim], run: Run, other: Run) -> str:
 
 def verdict_of(check: Check, run: Run) -> str:
     """Return the verdict on a check, or MISSING."""
-    numbers = run.numbers(check)
+    numbers = run.numbers(check.quantities)
     return MISSING if numbers is None else verdict(check.estimate(numbers), check.threshold)
 
 
@@ -66,12 +66,12 @@ def _section(claim: Claim, run: Run) -> list[str]:
 
 
 def _row(check: Check, run: Run) -> str:
-    numbers = run.numbers(check)
+    numbers = run.numbers(check.quantities)
     if numbers is None:
         return row(check.text, check.paper, "", "", f"{check.margin:g}", MISSING)
     estimate = check.estimate(numbers)
-    means = [combine(each) for each in zip(*numbers)]
-    values = " against ".join(_format(each) for each in means) if check.divisor else ""
+    shown = run.numbers(check.shown) if check.shown else None
+    values = " against ".join(_format(combine(each)) for each in zip(*(shown or [])))
     number = _ratio(estimate) if check.divisor else _format(estimate)
     found = verdict(estimate, check.threshold)
     return row(check.text, check.paper, values, number, f"{check.margin:g}", found)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.claims import keys
-from benchmarks.claims.checks import Check, Claim, Measurement
+from benchmarks.claims.checks import Claim, Measurement, Quantity
 from benchmarks.claims.networks import NETWORKS, Store
 from benchmarks.claims.quality import Record
 from benchmarks.claims.verdicts import Estimate
@@ -87,11 +87,11 @@ class Run:
         module = Path(inspect.getfile(function)).relative_to(keys.ROOT).as_posix()
         return keys.key(value, (*keys.MEASURING, module))
 
-    def numbers(self, check: Check) -> list[list[Estimate]] | None:
-        """Return the quantities of a check for each seed; None if one is not recorded."""
+    def numbers(self, quantities: Sequence[Quantity]) -> list[list[Estimate]] | None:
+        """Return quantities of the same seeds for each seed; None if one is not recorded."""
         found = []
-        for index in self.indices(check.quantity.measurement):
-            seed = [self._recorded(*quantity, index) for quantity in check.quantities]
+        for index in self.indices(quantities[0].measurement):
+            seed = [self._recorded(*quantity, index) for quantity in quantities]
             if None in seed:
                 return None
             found.append(seed)
