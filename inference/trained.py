@@ -27,6 +27,8 @@ from models.building import Params
 from readers.files import check_regular
 from workdir import stored_config
 
+PURPOSE_PROBES = 1  # folded into the key of bits/dim for the probes of the trace
+
 
 class TrainedModel(Prior):
     """The distribution of images that a network was trained on. Events are in the model's range.
@@ -101,8 +103,10 @@ class TrainedModel(Prior):
         contain the variation over the noise.
         """
         x = self.from_images(images, seed)
+        # Probes of the same keys would be correlated with the noise, which biases the trace.
+        own = jax.random.fold_in(key_of(seed), PURPOSE_PROBES)
         logp, error = self.log_prob(
-            x, seed=seed, probes=probes, tolerance=tolerance, return_error=True
+            x, seed=own, probes=probes, tolerance=tolerance, return_error=True
         )
         dims = math.prod(self.event_shape)
         bits = likelihood.bits_per_dim(logp, dims, self.experiment.scaler.log_scale)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import likelihood
 import score_sde as ss
 import training
 from experiment import Experiment
@@ -84,6 +85,28 @@ def test_bits_per_dim(model):
     width = (2 if scaler.centered else 1) / scaler.levels
     np.testing.assert_allclose(bits, -(logp / dims + math.log(width)) / math.log(2), rtol=1e-4)
     np.testing.assert_allclose(error, nats / dims / math.log(2), rtol=1e-4)
+
+
+def test_probes_of_bits_per_dim_are_independent_of_the_noise(tmp_path, monkeypatch):
+    """The trace of events of more than 64 entries is estimated, by probes of their own keys."""
+    changes = {"data.dataset": "noise", "data.image_size": 16}
+    model = ss.load(tiny.untrained(tmp_path / "run", **changes))
+    levels = model.experiment.test.batch(np.arange(16)).pixels
+
+    class Drawn(Exception):
+        """Carries the probes, before anything is compiled."""
+
+    def draw(*arguments):
+        raise Drawn(draw_probes(*arguments))
+
+    draw_probes = likelihood.draw_probes
+    monkeypatch.setattr(likelihood, "draw_probes", draw)
+    with pytest.raises(Drawn) as raised:
+        model.bits_per_dim(levels, seed=2, probes=1)
+    probes = np.asarray(raised.value.args[0])[:, 0]
+    noise = model.from_images(levels, seed=2) - model.from_images(levels)
+    correlation = np.corrcoef(np.sign(noise - noise.mean()).ravel(), probes.ravel())[0, 1]
+    assert abs(correlation) < 4 / np.sqrt(probes.size)
 
 
 @pytest.mark.parametrize(
