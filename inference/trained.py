@@ -28,7 +28,11 @@ from models.building import Params
 from readers.files import check_regular
 from workdir import stored_config
 
+<<<<<<< HEAD
 OWN_NAMES = "If a config file defines names of its own, pass it: load(workdir, config=FILE)."
+=======
+PURPOSE_PROBES = 1  # folded into the key of bits/dim for the probes of the trace
+>>>>>>> h-claims
 
 
 class TrainedModel(Prior):
@@ -106,8 +110,10 @@ class TrainedModel(Prior):
         the log-density, in bits/dim; it does not contain the variation over the noise.
         """
         x = self.from_images(images, seed)
+        # Probes of the same keys would be correlated with the noise, which biases the trace.
+        own = jax.random.fold_in(key_of(seed), PURPOSE_PROBES)
         logp, error = self.log_prob(
-            x, seed=seed, probes=probes, tolerance=tolerance, return_error=True
+            x, seed=own, probes=probes, tolerance=tolerance, return_error=True
         )
         dims = math.prod(self.event_shape)
         bits = likelihood.bits_per_dim(logp, dims, self.experiment.scaler.log_scale)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import likelihood
 import score_sde as ss
 import sde_lib
 import training
@@ -105,6 +106,28 @@ def test_real_numbers():
     x = model.from_images(values, seed=0)
     np.testing.assert_allclose(x, [[-1.0, 0.0, 1.0]], atol=1e-6)  # The digits are centered.
     np.testing.assert_allclose(model.to_images(x), values, atol=1e-5)
+
+
+def test_probes_of_bits_per_dim_are_independent_of_the_noise(tmp_path, monkeypatch):
+    """The trace of events of more than 64 entries is estimated, by probes of their own keys."""
+    changes = {"data.dataset": "noise", "data.image_size": 16}
+    model = ss.load(tiny.untrained(tmp_path / "run", **changes))
+    levels = model.experiment.test.batch(np.arange(16)).pixels
+
+    class Drawn(Exception):
+        """Carries the probes, before anything is compiled."""
+
+    def draw(*arguments):
+        raise Drawn(draw_probes(*arguments))
+
+    draw_probes = likelihood.draw_probes
+    monkeypatch.setattr(likelihood, "draw_probes", draw)
+    with pytest.raises(Drawn) as raised:
+        model.bits_per_dim(levels, seed=2, probes=1)
+    probes = np.asarray(raised.value.args[0])[:, 0]
+    noise = model.from_images(levels, seed=2) - model.from_images(levels)
+    correlation = np.corrcoef(np.sign(noise - noise.mean()).ravel(), probes.ravel())[0, 1]
+    assert abs(correlation) < 4 / np.sqrt(probes.size)
 
 
 @pytest.mark.parametrize(

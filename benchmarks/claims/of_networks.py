@@ -54,7 +54,7 @@ def training(number: int, sizes: Sizes) -> Claim:
         checks.append(Check(f"{text} is better", paper, other, own))
     for name, text in ABLATIONS.items():
         other, own = few_steps(sizes, name)["distance"], few_steps(sizes, "VE", 1)["distance"]
-        text = f"{text} is better (NCSN++, VE)"
+        text = f"NCSN++ (VE) is better with {text}"
         checks.append(Check(text, "improves FID (Appendix H)", other, own))
     text = (
         "Networks of the same width, trained for the same number of steps, and sampled by "

@@ -111,12 +111,15 @@ paper's figures are right.
 - **Errors** are standard errors. Their square is the variance over seeds plus the mean square of
   the errors over samples, divided by the number of seeds. Rows with a network of the zoo have one
   seed.
-- **Margins** were fixed before the first measurement, in `benchmarks/claims/`. A claim
-  holds if its number is above the margin by two standard errors, and does not hold if it is below
-  by two; otherwise we cannot tell. A ratio must exceed 1 where something is claimed to be better,
-  and 0.9 where it is claimed to be as good.
+- **Margins** were fixed before the first measurement, in `benchmarks/claims/`. A claim holds if its
+  number is above the margin by two standard errors, and does not hold if it is below by two;
+  otherwise we cannot tell. A ratio must exceed 1 where something is claimed to be better, and 0.9
+  where it is claimed to be as good.
 - **Added later**, with the same margins, after the other rows had been measured: those of claims 1
-  to 3 with 250 or 500 steps, those of claim 4 with `longer`, and more images for colorization.
+  to 3 with 250 or 500 steps and those of claim 4 with `longer`; more images for colorization; and
+  as many samples of PC as of the solvers in claim 9.
+- **Data**: Fashion-MNIST and emoji must be installed ([data](data.md)); without them, their rows
+  are not measured.
 
 Measured on {machine}. The commands can be stopped and started
 again. Results are cached in DIR under a hash of the configs and the code, so that a change of
