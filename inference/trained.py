@@ -28,11 +28,8 @@ from models.building import Params
 from readers.files import check_regular
 from workdir import stored_config
 
-<<<<<<< HEAD
 OWN_NAMES = "If a config file defines names of its own, pass it: load(workdir, config=FILE)."
-=======
 PURPOSE_PROBES = 1  # folded into the key of bits/dim for the probes of the trace
->>>>>>> h-claims
 
 
 class TrainedModel(Prior):
