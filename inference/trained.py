@@ -29,7 +29,7 @@ from readers.files import check_regular
 from workdir import stored_config
 
 OWN_NAMES = "If a config file defines names of its own, pass it: load(workdir, config=FILE)."
-PURPOSE_PROBES = 1  # folded into the key of bits/dim for the probes of the trace
+DEQUANTIZE = 1  # folded into a key for the noise that dequantizes images
 
 
 class TrainedModel(Prior):
@@ -87,7 +87,9 @@ class TrainedModel(Prior):
         if seed is None:
             return scaler.scale(images)
         flat = images.reshape(-1, *self.event_shape)
-        keys = sampling.image_keys(key_of(seed), jnp.arange(len(flat)))
+        # Noise of the keys of the probes of `log_prob` would bias the trace.
+        own = jax.random.fold_in(key_of(seed), DEQUANTIZE)
+        keys = sampling.image_keys(own, jnp.arange(len(flat)))
         noise = sampling.uniform(keys, flat.shape).reshape(images.shape)
         return scaler.dequantize(images, noise)
 
@@ -107,10 +109,8 @@ class TrainedModel(Prior):
         the log-density, in bits/dim; it does not contain the variation over the noise.
         """
         x = self.from_images(images, seed)
-        # Probes of the same keys would be correlated with the noise, which biases the trace.
-        own = jax.random.fold_in(key_of(seed), PURPOSE_PROBES)
         logp, error = self.log_prob(
-            x, seed=own, probes=probes, tolerance=tolerance, return_error=True
+            x, seed=seed, probes=probes, tolerance=tolerance, return_error=True
         )
         dims = math.prod(self.event_shape)
         bits = likelihood.bits_per_dim(logp, dims, self.experiment.scaler.log_scale)

@@ -118,8 +118,8 @@ paper's figures are right.
 - **Added later**, with the same margins, after the other rows had been measured: those of claims 1
   to 3 with 250 or 500 steps and those of claim 4 with `longer`; more images for colorization; and
   as many samples of PC as of the solvers in claim 9.
-- **Measured again**: bits/dim of claims 4 and 9, after an error in their measurement. The probes of the
-  trace were drawn from the keys of the dequantizing noise, which had biased them by up to 0.3.
+- **Measured again**: bits/dim of claims 4 and 9, which an error had biased by up to 0.3: the probes
+  of the trace were drawn from the keys of the dequantizing noise.
 - **Data**: Fashion-MNIST and emoji must be installed ([data](data.md)); without them, their rows
   are not measured.
 
