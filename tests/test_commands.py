@@ -39,6 +39,7 @@ EXCEPTIONS = {  # A text of commands that are not run: the reason.
     "make lint": "installs packages; CI runs it",
     "make test": "runs these tests",
     "benchmarks.accelerator": "needs an accelerator",
+    "--topology=": "needs TPU's compiler, which is optional",
     "benchmarks.sampling_quality": "takes hours",
     "benchmarks.wrong_fid": "takes half an hour",
     "--config.eval.legacy_rounding": "needs CIFAR-10 and the weights of FID's network",
