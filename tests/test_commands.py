@@ -39,6 +39,7 @@ EXCEPTIONS = {  # A text of commands that are not run: the reason.
     "make lint": "installs packages; CI runs it",
     "make test": "runs these tests",
     "benchmarks.accelerator": "needs an accelerator",
+    "benchmarks.train_step --config": "takes minutes; test_benchmarks.py runs it at tiny size",
     "--topology=": "needs TPU's compiler, which is optional",
     "benchmarks.sampling_quality": "takes hours",
     "benchmarks.wrong_fid": "takes half an hour",
