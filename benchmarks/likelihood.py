@@ -80,8 +80,7 @@ class BitsPerDim:
 
 def divergence_flops(experiment: Experiment, batch_size: int) -> float:
     """Return the FLOPs of evaluating the score and its derivative along one probe for a batch."""
-    function, *arguments = divergence(experiment, batch_size)
-    return speed.local_flops(function.lower(*arguments))
+    return speed.count_flops(*divergence(experiment, batch_size))
 
 
 def divergence(experiment: Experiment, batch_size: int) -> tuple[Any, ...]:

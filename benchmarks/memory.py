@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -85,7 +86,7 @@ def analyze_step(
     platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     if platforms in (None, "cpu"):
         jax.config.update("jax_num_cpu_devices", max(1, devices))
-    from benchmarks import traffic, train_step
+    from benchmarks import traffic
 
     batch = [] if batch_size is None else [f"training.batch_size={batch_size}"]
     loaded = comparison.load_config(config, [*overrides, *batch])
@@ -96,11 +97,11 @@ def analyze_step(
             "JAX_PLATFORMS=cpu simulates any number."
         )
     experiment = speed.Experiment(loaded, available[:devices])
-    compiled = _compiled(experiment, program)
-    is_step = program == PROGRAMS[0]
+    compiled = speed.compile_stages(*lowerable(experiment, program))
+    local = speed.Experiment(loaded, jax.devices()[:1])
     found = compiled.memory | {
         "peak": compiled.peak,
-        "flops": compiled.flops or (train_step.counted_flops(loaded) if is_step else None),
+        "flops": compiled.flops or speed.count_flops(*lowerable(local, program)),
         "compile": compiled.seconds["compile"],
         "batch_size": loaded.training.batch_size,
         "image_size": loaded.data.image_size,
@@ -115,16 +116,17 @@ def analyze_step(
     return found
 
 
-def _compiled(experiment: speed.Experiment, program: str) -> speed.Compiled:
-    """Compile a program of PROGRAMS for training.batch_size images."""
+def lowerable(experiment: speed.Experiment, program: str) -> tuple[Any, ...]:
+    """Return the jitted program of PROGRAMS for training.batch_size images, and its arguments."""
     from benchmarks import likelihood, sampling, train_step
 
     batch_size = experiment.config.training.batch_size
-    if program == "score":
-        return speed.compile_stages(*sampling.evaluation(experiment, batch_size))
-    if program == "derivative":
-        return speed.compile_stages(*likelihood.divergence(experiment, batch_size))
-    return train_step.compile_step(experiment)
+    makers = {
+        "train_step": lambda: train_step.lowered_arguments(experiment),
+        "score": lambda: sampling.evaluation(experiment, batch_size),
+        "derivative": lambda: likelihood.divergence(experiment, batch_size),
+    }
+    return makers[program]()
 
 
 def fits(found: speed.Row, topology: str | None) -> speed.Row:

@@ -1,11 +1,11 @@
-"""Upper limits of the speed of a train step, from its FLOPs and bytes: a roofline. Nothing is run.
+"""Upper limits of the speed of a program, from its FLOPs and bytes: a roofline. Nothing is run.
 
 python -m benchmarks.memory --topology=v5e:1x1 --set=model.dtype=bfloat16 --config=... \\
     --shape=8x1 --shape=32x1 --results=FILE
 python -m benchmarks.roofline --results=FILE
 
 A device computes at most its peak, and moves at most its bandwidth; both can happen at the same
-time. A step therefore takes at least the longer of the two times. The bytes are those of the
+time. A program therefore takes at least the longer of the two times. The bytes are those of the
 program that libtpu compiled: with its on-chip memory, and without, which is an upper limit for a
 device whose caches hold less.
 """
@@ -40,6 +40,7 @@ DEVICES = (
 )
 COLUMNS = {
     "config": ("name", "", 1),
+    "program": ("program", "", 1),
     "images a device": ("batch_size", "", 1),
     "device": ("device", "", 1),
     "ms computing": ("computing", ".1f", 1e3),
@@ -52,7 +53,7 @@ COLUMNS = {
 
 
 def limits(found: parts.Record, device: Device) -> speed.Row:
-    """Return the times of a step in seconds, and the share of the peak that they allow.
+    """Return the times of a program in seconds, and the share of the peak that they allow.
 
     `found` is a record of `benchmarks.memory` for one device of a TPU topology.
     """
@@ -61,6 +62,7 @@ def limits(found: parts.Record, device: Device) -> speed.Row:
     without = found["moved_without"] / device.bandwidth
     return {
         "name": found["name"],
+        "program": found.get("program_name"),
         "batch_size": found["batch_size"],
         "device": device.name,
         "computing": computing,
@@ -73,9 +75,9 @@ def limits(found: parts.Record, device: Device) -> speed.Row:
 
 
 def rows(records: Iterable[parts.Record]) -> list[speed.Row]:
-    """Return the limits of all train steps among records of `benchmarks.memory`."""
-    steps = [found for found in records if "moved" in found and found.get("flops")]
-    return [limits(found, device) for found in steps for device in DEVICES]
+    """Return the limits of all records of `benchmarks.memory` for TPU topologies."""
+    counted = [found for found in records if "moved" in found]
+    return [limits(found, device) for found in counted for device in DEVICES]
 
 
 def main() -> None:

@@ -74,8 +74,7 @@ class Sampler:
 
 def forward_flops(experiment: Experiment, batch_size: int) -> float:
     """Return the FLOPs of evaluating the score for a batch."""
-    function, *shapes = evaluation(experiment, batch_size)
-    return speed.local_flops(function.lower(*shapes))
+    return speed.count_flops(*evaluation(experiment, batch_size))
 
 
 def evaluation(experiment: Experiment, batch_size: int) -> tuple[Any, ...]:

@@ -145,6 +145,14 @@ def local_flops(lowered: jax.stages.Lowered) -> float:
     return found
 
 
+def count_flops(function: Any, *arguments: Any) -> float:
+    """Return the FLOPs of a jitted function for the shapes of its arguments; nothing is compiled.
+
+    Raises ValueError if its devices are absent.
+    """
+    return local_flops(function.lower(*arguments))
+
+
 def device_peak(
     # jaxlib has no stubs, so pyright takes jax.Device for a variable.
     device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]

@@ -110,7 +110,7 @@ def model_flops(config: Config, counted: float | None) -> float:
 
 def counted_flops(config: Config) -> float:
     """Return the FLOPs of a step, counted without compiling it."""
-    return speed.local_flops(lower(Experiment(config, jax.devices()[:1])))
+    return speed.count_flops(*lowered_arguments(Experiment(config, jax.devices()[:1])))
 
 
 def measure(

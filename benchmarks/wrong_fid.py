@@ -3,8 +3,9 @@
 python -m benchmarks.wrong_fid --workdir=DIR [--results=FILE] [--write]
 
 DIR is a workdir that main.py trained with configs/vp/digits_ddpmpp_continuous.py; classifiers are
-kept beside the file of results, from which a later run resumes. Fashion-MNIST must be installed
-(docs/data.md). `--write` puts the tables into docs/reproduce.md.
+kept beside the file of results, from which a later run resumes. A result counts for the protocol
+and the parameters that it was measured with; delete the file after a change of the code.
+Fashion-MNIST must be installed (docs/data.md). `--write` puts the tables into docs/reproduce.md.
 
 For each cause, the same random numbers give the samples with and without it. The standard error of
 the difference is the jackknife's over ten groups of images, the same for both; the images to
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +50,17 @@ PAGE = parts.ROOT / "docs" / "reproduce.md"
 
 
 # --- networks ---
+
+
+@functools.cache
+def identity(name: str) -> str:
+    """Return what identifies the parameters of a network: the checksum of its file or average."""
+    if name == TRAINED:
+        experiment = experiment_of(name, ())
+        found, _ = experiment.trained(flags.FLAGS.workdir)
+        return json.dumps(experiment.identity(flags.FLAGS.workdir, found), sort_keys=True)
+    content = (parts.ROOT / "zoo" / f"{name}.safetensors").read_bytes()
+    return hashlib.sha256(content).hexdigest()[:12]
 
 
 @functools.cache
@@ -234,7 +248,7 @@ def results(records: parts.Records, causes: Sequence[Cause] = CAUSES) -> list[pa
     """Return the record of each cause; measure those that are missing."""
     found = []
     for cause in causes:
-        key = f"{cause.wrong} / {cause.right}"
+        key = f"{cause.wrong} / {cause.right} / {identity(cause.right.network)}"
         if records.is_missing(key):
             records.add(key, measure(cause))
             print(
@@ -250,7 +264,7 @@ def numbers(records: parts.Records) -> list[parts.Record]:
     found = []
     for protocol in (SOLVER, CLOTHES):
         for number in sorted({*NUMBERS, protocol.count}):
-            key = f"{number} samples of {protocol}"
+            key = f"{number} samples of {protocol} / {identity(protocol.network)}"
             if records.is_missing(key):
                 about = {"network": protocol.network, "number": number}
                 records.add(key, about | measure_number(protocol, number))

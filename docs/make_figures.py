@@ -154,7 +154,7 @@ def samplers(
     network_score = jax.jit(model.score)
 
     def score(x: Array, t: Array) -> Array:
-        with jax.disable_jit(False):
+        with jax.disable_jit(False):  # Only the network is compiled, and once.
             return network_score(x, t)
 
     model.score = score

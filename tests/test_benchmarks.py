@@ -456,5 +456,5 @@ def test_roofline():
     row = roofline.limits(found, device)
     assert (row["computing"], row["moving"], row["moving_without"]) == (2, 1, 4)
     assert (row["share"], row["share_without"], row["rate"]) == (1, 0.5, 4)
-    score = {"name": "config", "batch_size": 8, "moved": 1e9}  # The FLOPs were not counted.
-    assert len(roofline.rows([found, score, {"error": "not done"}])) == len(roofline.DEVICES)
+    on_cpu = {"name": "config", "batch_size": 8, "flops": 2e12}  # Without a topology.
+    assert len(roofline.rows([found, on_cpu, {"error": "not done"}])) == len(roofline.DEVICES)

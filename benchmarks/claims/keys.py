@@ -33,6 +33,7 @@ TRAINING = (
 MEASURING = (
     *TRAINING,
     "auxiliary",
+    "benchmarks/claims/latents.py",
     "benchmarks/claims/quality.py",
     "benchmarks/digit_mixture.py",
     "benchmarks/digits_reference.py",
@@ -41,6 +42,7 @@ MEASURING = (
     "inference",
     "likelihood.py",
     "modes/latents.py",
+    "pretrained",
     "sampling.py",
     "solvers",
 )
