@@ -16,6 +16,7 @@ from benchmarks import (
     accelerator,
     comparison,
     compile_time,
+    forward,
     likelihood,
     memory,
     parts,
@@ -141,6 +142,16 @@ def test_compilation_alone_runs_nothing(monkeypatch):
     monkeypatch.setattr(train_step.TrainStep, "__call__", None)
     (row,) = train_step.measure(**QUICK | {"rounds": 0})
     assert row["to_compile"] > 0
+
+
+def test_forward():
+    own, product = forward.measure(**QUICK)
+    assert own["rate"] * own["seconds"] == pytest.approx(4)
+    assert own["tflops"] * own["seconds"] * 1e12 == pytest.approx(
+        sampling.forward_flops(experiment_of(DIGITS, TINY), 4)
+    )
+    assert 4 * own["parameters"] < own["memory"] < 16 * own["parameters"]
+    assert product["name"] == "matrix products, float32, 16"
 
 
 def test_sampling():

@@ -134,9 +134,26 @@ def test_results_are_used_again_and_stale_ones_never(code, tmp_path):
     (code.folder / "library" / "new.py").write_text("B = 3\n")
     assert values(n=1) == [9, 10]
     module = code.folder / "measure_calls.py"
-    module.write_text(module.read_text() + "# changed\n")
+    module.write_text(module.read_text() + "unused = 0\n")
     assert values(n=1) == [11, 12]
     assert values(n=1) == [11, 12]
+
+
+def test_comments_and_docstrings_are_not_part_of_a_key(code):
+    """Only a change of the code changes the key, also one of a string that is used."""
+    part = code.folder / "library" / "part.py"
+
+    def key(text):
+        part.write_text(text)
+        keys._digest_of.cache_clear()
+        return keys.key({}, ["library"])
+
+    plain = key("def f(x):\n    return x, 'a'\n")
+    assert (
+        key('"""Module."""\n# A comment\ndef f(x):\n    """Text."""\n    return x, "a"\n') == plain
+    )
+    others = ["def f(x):\n    return x, 'b'\n", "def f(x):\n    'a'\n    return 2 * x, 'a'\n"]
+    assert len({plain, *map(key, others)}) == 3
 
 
 def test_keys_of_networks():

@@ -25,27 +25,29 @@ class Sizes(NamedTuple):
       steps: numbers of steps of P and PC, for which the paper has 1,000; the configs of the digits
         have 250.
       reference: steps of the predictor and corrector that few-step solvers are compared with.
+      guided: images of classes that are drawn with guidance.
       images: held-out images of the other measurements.
       zoo: images of measurements with the larger networks of zoo/.
       classifier: training steps of the classifier of noised images.
     """
 
-    samples: int = 250
+    samples: int = 1000
     steps: tuple[int, ...] = (50, 250)
-    reference: int = 100
+    reference: int = 1000
+    guided: int = 250
     images: int = 100
     zoo: int = 8
     classifier: int = 500
 
 
-TINY = Sizes(samples=12, steps=(2, 3), reference=2, images=8, zoo=2, classifier=2)
+TINY = Sizes(samples=12, steps=(2, 3), reference=2, guided=12, images=8, zoo=2, classifier=2)
 
 
 def few_steps(sizes: Sizes, name: str, snapshot: int | None = None) -> Measurement:
     """Return samples of a network by the few-step solver with 20 evaluations."""
     options = {"sampler": "dpm++_2m_sde", "schedule": "log_snr", "steps": 20}
-    count = 4 * sizes.samples
-    return Measurement(quality.draws, (Use(name, snapshot),), {"count": count, **options})
+    arguments = {"count": sizes.samples, **options}
+    return Measurement(quality.draws, (Use(name, snapshot),), arguments)
 
 
 def gain(before: str, after: str, sizes: Sizes) -> Measurement:

@@ -1,11 +1,12 @@
-"""Keys of cached results: hashes of a config and of the source files that determine a result.
+"""Keys of cached results: hashes of a config and of the code that determines a result.
 
 A result is used only under the key of the present config and code, so that stale ones are never
-used: they stay in the folder under their old keys.
+used: they stay in the folder under their old keys. Comments and docstrings are not part of a key.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import json
@@ -60,6 +61,8 @@ def key(value: Any, sources: Iterable[str]) -> str:
 @functools.cache
 def _digest_of(path: Path) -> str:
     """Return the hash of a file, or of the Python files below a folder and their names."""
+    if path.suffix == ".py":
+        return hashlib.sha256(_code(path.read_text()).encode()).hexdigest()
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
     digest = hashlib.sha256()
@@ -67,3 +70,19 @@ def _digest_of(path: Path) -> str:
         digest.update(file.relative_to(path).as_posix().encode())
         digest.update(_digest_of(file).encode())
     return digest.hexdigest()
+
+
+def _code(source: str) -> str:
+    """Return the syntax tree of a Python file as text, without docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [each for each in node.body if not _is_text(each)]
+    return ast.dump(tree)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """Return whether a statement is a string alone."""
+    if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Constant):
+        return False
+    return isinstance(statement.value.value, str)

@@ -92,6 +92,7 @@ NETWORKS = {
     "no rescaled skips": Network(VE, {"model.skip_rescale": False}, snapshots=1),
     "DDPM's blocks": Network(VE, {"model.resblock_type": "ddpm"}, snapshots=1),
     "no progressive input": Network(VE, {"model.progressive_input": "none"}, snapshots=1),
+    "twice the blocks": Network(VE, {"model.num_res_blocks": 2}, snapshots=1),
 }
 """By name, in the order of training."""
 

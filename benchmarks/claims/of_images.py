@@ -31,42 +31,42 @@ LOW = 0.8
 
 def manipulation(number: int, sizes: Sizes) -> Claim:
     """Return the claim about interpolation and temperature."""
-    between = Measurement(latents.interpolation, (Use("VP"),), {"count": sizes.images})
-    heat = Measurement(latents.temperature, (Use("VP"),), {"count": sizes.images, "low": LOW})
-    checks = (
-        Check(
-            "images halfway between two codes are closer to data than means of two images",
-            "Figure 3, pictures",
-            between["pixels"],
-            between["codes"],
-        ),
-        Check(
-            "interpolation is gradual: both ends differ by more than twice the largest of 9 steps",
-            "Figure 3, pictures",
-            between["ends"],
-            between["step"],
-            2.0,
-        ),
-        Check(
-            f"codes times {LOW} give less varied images",
-            "pictures",
-            heat["spread"],
-            heat["spread at low"],
-        ),
-        Check(
-            f"codes times {LOW} keep the class of 4 of 5 digits",
-            "pictures",
-            heat["kept"],
-            margin=0.8,
-        ),
-    )
+    checks = []
+    for name, count in (
+        ("VP", sizes.images),
+        ("zoo/fashion_vp", 4 * sizes.zoo),
+        ("zoo/emoji_vp", 4 * sizes.zoo),
+    ):
+        checks += _of_codes(name, count)
+    kept = _temperature("VP", sizes.images)["kept"]
+    text = f"digits: codes times {LOW} keep the class of 4 of 5"
+    checks.append(Check(text, "pictures", kept, margin=0.8))
     text = (
-        "Codes of held-out digits by the probability flow; interpolation is spherical. Numbers "
+        "Codes of held-out images by the probability flow; interpolation is spherical. Numbers "
         "stand for pictures: distances to held-out digits, root mean square differences, and the "
         "class according to a classifier of clean digits. Pictures of networks of the zoo: "
         "[digits](interpolation.png), [emoji](emoji_interpolation.png)."
     )
-    return Claim(number, "Interpolation and temperature", "Figure 3, Section 4.3", text, checks)
+    title = "Interpolation and temperature"
+    return Claim(number, title, "Figure 3, Section 4.3", text, tuple(checks))
+
+
+def _of_codes(name: str, count: int) -> list[Check]:
+    """Return the checks of a network's codes that need no classifier."""
+    between = Measurement(latents.interpolation, (Use(name),), {"count": count})
+    heat = _temperature(name, count)
+    data, pictures = DATA[name], "Figure 3, pictures"
+    text = f"{data}: images halfway between two codes are closer to data than means of two images"
+    checks = [Check(text, pictures, between["pixels"], between["codes"])]
+    text = f"{data}: both ends of an interpolation differ by more than twice the largest of 9 steps"
+    checks.append(Check(text, pictures, between["ends"], between["step"], 2.0))
+    text = f"{data}: codes times {LOW} give less varied images"
+    checks.append(Check(text, "pictures", heat["spread"], heat["spread at low"]))
+    return checks
+
+
+def _temperature(name: str, count: int) -> Measurement:
+    return Measurement(latents.temperature, (Use(name),), {"count": count, "low": LOW})
 
 
 def conditions(number: int, sizes: Sizes) -> Claim:
@@ -74,7 +74,7 @@ def conditions(number: int, sizes: Sizes) -> Claim:
     guided = Measurement(
         conditional.guided,
         (Use("VP"),),
-        {"count": sizes.samples, "iterations": sizes.classifier, "strength": 4.0},
+        {"count": sizes.guided, "iterations": sizes.classifier, "strength": 4.0},
     )
     checks = [
         Check(
