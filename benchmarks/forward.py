@@ -34,7 +34,6 @@ class Forward:
         self.compiled = speed.compile_stages(function, *arguments)
         self.flops = speed.count_flops(function, *arguments)
         self.work = batch_size
-        self.arguments = None
 
     def prepare(self) -> None:
         """Put the parameters and a batch on the device."""

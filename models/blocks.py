@@ -15,6 +15,7 @@ from flax import nnx
 from jax import Array
 
 from models import resample
+from models.convolution import convolve
 from models.layers import (
     NIN,
     Activation,
@@ -174,7 +175,7 @@ class ResnetBlockDDPMpp(nnx.Module):
 
     def resample_conv(self, x: Array, kernel: Array) -> Array:
         """Change the resolution, then convolve."""
-        return resample.convolve(self.resample(x), kernel)
+        return convolve(self.resample(x), kernel)
 
     def resample_shortcut(self, x: Array) -> Array:
         """Change the resolution and the number of features of the block's input."""

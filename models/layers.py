@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
 from errors import InputError, choose
-from models import resample
+from models import convolution, resample
 from readers.image_sizes import ImageSize, sides
 
 Activation = Callable[[Array], Array]
@@ -135,6 +135,7 @@ def conv3x3(
         use_bias=bias,
         kernel_init=default_init(init_scale),
         promote_dtype=cast_to_input,
+        conv_general_dilated=convolution.for_flax if stride == 1 else lax.conv_general_dilated,
         rngs=rngs,
     )
 

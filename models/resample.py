@@ -13,18 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from models.convolution import LAYOUT, convolve
+
 FACTOR = 2
-LAYOUT = ("NHWC", "HWIO", "NHWC")
-
-
-def convolve(x: Array, weight: Array) -> Array:
-    """Convolve x (B, H, W, in) with `weight` (h, w, in, out), stride 1 and SAME padding.
-
-    The result has the shape (B, H, W, out) and the dtype of x.
-    """
-    return lax.conv_general_dilated(
-        x, weight.astype(x.dtype), (1, 1), "SAME", dimension_numbers=LAYOUT
-    )
 
 
 def upsample_nearest(x: Array) -> Array:
@@ -57,10 +48,9 @@ def _conv_phases(x: Array, weight: Array) -> Array:
     for row in range(FACTOR):
         phases = []
         for column in range(FACTOR):
-            merged = _merge_taps(_merge_taps(weight, 0, row), 1, column).astype(x.dtype)
-            pad = [(1 - parity, parity) for parity in (row, column)]
-            phase = lax.conv_general_dilated(x, merged, (1, 1), pad, dimension_numbers=LAYOUT)
-            phases.append(phase)
+            merged = _merge_taps(_merge_taps(weight, 0, row), 1, column)
+            pad = (1 - row, row), (1 - column, column)
+            phases.append(convolve(x, merged, pad))
         rows.append(jnp.stack(phases, 3))
     batch, height, width, _ = x.shape
     return jnp.stack(rows, 2).reshape(batch, FACTOR * height, FACTOR * width, -1)

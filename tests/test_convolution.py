@@ -1,0 +1,118 @@
+"""Convolutions with their own rule of differentiation, against those that JAX derives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from models import convolution
+from models.convolution import LAYOUT, convolve
+
+CASES = {  # (features in and out, size of the weight, padding)
+    "3x3, more out": ((3, 5), (3, 3), None),
+    "3x3, more in": ((5, 2), (3, 3), None),
+    "phase": ((3, 4), (2, 2), ((1, 0), (0, 1))),
+    "no square, more in": ((3, 2), (2, 3), ((0, 1), (1, 2))),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    """Images, a weight, a cotangent; the convolution and the one that JAX differentiates."""
+    (channels, features), size, padding = CASES[request.param]
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], (4, 6, 8, channels))
+    weight = jax.random.normal(keys[1], (*size, channels, features))
+
+    def own(x, weight):
+        return convolve(x, weight, padding)
+
+    def plain(x, weight):
+        zeros = "SAME" if padding is None else padding
+        return lax.conv_general_dilated(x, weight, (1, 1), zeros, dimension_numbers=LAYOUT)
+
+    g = jax.random.normal(keys[2], plain(x, weight).shape)
+    return x, weight, g, own, plain
+
+
+def assert_close(own, plain):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), own, plain)
+
+
+def loss(function, g):
+    return lambda x, weight: jnp.sum(g * jnp.sin(function(x, weight)))
+
+
+def test_result_and_gradients(case):
+    x, weight, g, own, plain = case
+    np.testing.assert_array_equal(own(x, weight), plain(x, weight))
+    found, expected = (jax.grad(loss(f, g), (0, 1))(x, weight) for f in (own, plain))
+    assert_close(found, expected)
+
+
+def test_forward_mode(case):
+    x, weight, _, own, plain = case
+    arguments = (x, weight), (2 * x + 1, weight - 1)
+    assert_close(jax.jvp(own, *arguments), jax.jvp(plain, *arguments))
+
+
+def test_vectorized_gradients(case):
+    """Of each image on its own, as for their norms."""
+    x, weight, g, own, plain = case
+
+    def each(function):
+        def gradient(x, g):
+            return jax.grad(loss(function, g[None]), 1)(x[None], weight)
+
+        return jax.vmap(gradient)(x, g)
+
+    assert_close(each(own), each(plain))
+
+
+def test_second_derivatives(case):
+    """Along a direction in both arguments, in both orders of the modes."""
+    x, weight, g, own, plain = case
+
+    def reverse_then_forward(function):
+        return jax.jvp(jax.grad(loss(function, g), (0, 1)), (x, weight), (x, weight))[1]
+
+    def forward_then_reverse(function):
+        def slope(x, weight):
+            return jax.jvp(loss(function, g), (x, weight), (x, weight))[1]
+
+        return jax.grad(slope, (0, 1))(x, weight)
+
+    assert_close(reverse_then_forward(own), reverse_then_forward(plain))
+    assert_close(forward_then_reverse(own), forward_then_reverse(plain))
+
+
+def test_no_work_for_arguments_that_are_not_differentiated(monkeypatch):
+    """A derivative along x alone needs no products with the weight's tangent, and vice versa."""
+
+    def convolutions(argnums):
+        x, weight = jnp.ones((2, 4, 4, 3)), jnp.ones((3, 3, 3, 3))
+        gradient = jax.grad(loss(convolve, 1.0), argnums)
+        return jax.jit(gradient).lower(x, weight).compile().as_text().count(" convolution(")
+
+    assert (convolutions(0), convolutions(1), convolutions((0, 1))) == (2, 2, 3)
+    monkeypatch.setattr(convolution, "weight_gradient", None)
+    assert convolutions(0) == 2
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_only_cpus_have_another_gradient(platform):
+    """Elsewhere the program holds the gradient that JAX derives."""
+    gradient = jax.jit(jax.grad(loss(convolve, 1.0), 1))
+    shapes = jnp.ones((2, 4, 4, 3)), jnp.ones((3, 3, 3, 3))
+    text = gradient.trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
+    assert ("[b, 0, f]x[0, i, o]" in text) == (platform == "cpu")
+    assert text.count("stablehlo.convolution") == 2
+
+
+def test_dtype_is_that_of_the_images():
+    x, weight = jnp.ones((2, 4, 4, 3), jnp.bfloat16), jnp.ones((3, 3, 3, 3))
+    gradients = jax.grad(lambda x, w: convolve(x, w).astype("float32").sum(), (0, 1))(x, weight)
+    assert convolve(x, weight).dtype == gradients[0].dtype == jnp.bfloat16
+    assert gradients[1].dtype == jnp.float32
+    np.testing.assert_array_equal(gradients[1][1, 1], 32)
