@@ -2,7 +2,8 @@
 
 XLA computes the gradient of the weights as a convolution whose window is the whole image and whose
 features are the images of the batch. On CPUs it reaches half of the speed of the other
-convolutions, because few images give short vectors. Here the features are whole rows of all images.
+convolutions, because few images give short vectors. Here, on a single CPU device, the features are
+whole rows of all images.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def _convolve_jvp(
     if not isinstance(x_tangent, SymbolicZero):
         terms.append(_convolve(x_tangent, weight, padding))
     if not isinstance(weight_tangent, SymbolicZero):
-        terms.append(_weight_term(x, weight_tangent, padding))
+        # XLA cannot split the rows of all images over devices that share a batch.
+        term = _weight_term if jax.device_count() == 1 else _convolve
+        terms.append(term(x, weight_tangent, padding))
     return _convolve(x, weight, padding), sum(terms[1:], terms[0])
 
 
