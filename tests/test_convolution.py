@@ -18,9 +18,10 @@ CASES = {  # (features in and out, size of the weight, padding)
 
 
 @pytest.fixture(autouse=True)
-def single_device(monkeypatch):
-    """Tests have eight devices, with which the gradient is the plain one."""
+def gradients_by_rows(monkeypatch):
+    """Tests have eight devices and narrow layers, with which the gradient is the plain one."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(convolution, "WIDE", 1)
 
 
 @pytest.fixture(params=CASES)
@@ -106,14 +107,19 @@ def test_no_work_for_arguments_that_are_not_differentiated(monkeypatch):
     assert convolutions(0) == 2
 
 
-@pytest.mark.parametrize(("platform", "devices"), [("cpu", 1), ("cpu", 8), ("tpu", 1)])
-def test_only_single_cpus_have_another_gradient(platform, devices, monkeypatch):
-    """Elsewhere the program holds the gradient that JAX derives."""
+@pytest.mark.parametrize(
+    ("platform", "devices", "wide"), [("cpu", 1, 3), ("cpu", 8, 3), ("tpu", 1, 3), ("cpu", 1, 4)]
+)
+def test_only_wide_layers_on_a_single_cpu_have_another_gradient(
+    platform, devices, wide, monkeypatch
+):
+    """Elsewhere the program holds the gradient that JAX derives. The layer has 3 features."""
     monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(convolution, "WIDE", wide)
     gradient = jax.jit(jax.grad(loss(convolve, 1.0), 1))
     shapes = jnp.ones((2, 4, 4, 3)), jnp.ones((3, 3, 3, 3))
     text = gradient.trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
-    assert ("[b, 0, f]x[0, i, o]" in text) == (platform == "cpu" and devices == 1)
+    assert ("[b, 0, f]x[0, i, o]" in text) == ((platform, devices, wide) == ("cpu", 1, 3))
     assert text.count("stablehlo.convolution") == 2
 
 
