@@ -25,6 +25,7 @@ class Sizes(NamedTuple):
       steps: numbers of steps of P and PC, for which the paper has 1,000; the configs of the digits
         have 250.
       reference: steps of the predictor and corrector that few-step solvers are compared with.
+      long: images drawn for this comparison, by both.
       guided: images of classes that are drawn with guidance.
       images: held-out images of the other measurements.
       zoo: images of measurements with the larger networks of zoo/.
@@ -34,19 +35,24 @@ class Sizes(NamedTuple):
     samples: int = 1000
     steps: tuple[int, ...] = (50, 250)
     reference: int = 1000
+    long: int = 500
     guided: int = 250
     images: int = 100
     zoo: int = 8
     classifier: int = 500
 
 
-TINY = Sizes(samples=12, steps=(2, 3), reference=2, guided=12, images=8, zoo=2, classifier=2)
+TINY = Sizes(
+    samples=12, steps=(2, 3), reference=2, long=12, guided=12, images=8, zoo=2, classifier=2
+)
 
 
-def few_steps(sizes: Sizes, name: str, snapshot: int | None = None) -> Measurement:
+def few_steps(
+    sizes: Sizes, name: str, snapshot: int | None = None, *, count: int | None = None
+) -> Measurement:
     """Return samples of a network by the few-step solver with 20 evaluations."""
     options = {"sampler": "dpm++_2m_sde", "schedule": "log_snr", "steps": 20}
-    arguments = {"count": sizes.samples, **options}
+    arguments = {"count": count or sizes.samples, **options}
     return Measurement(quality.draws, (Use(name, snapshot),), arguments)
 
 

@@ -80,9 +80,9 @@ def later_work(number: int, sizes: Sizes) -> Claim:
     for sde in ("VP", "VE", "sub-VP"):
         options = {"sampler": "pc", "predictor": "reverse_diffusion", "corrector": "langevin"}
         options |= {"steps": sizes.reference, "snr": SNR[sde]}
-        pc = Measurement(quality.draws, (Use(sde),), {"count": sizes.samples, **options})
+        pc = Measurement(quality.draws, (Use(sde),), {"count": sizes.long, **options})
         text = f"{sde}: 20 evaluations are as good as PC with {nfe:,}"
-        few = few_steps(sizes, sde)["distance"]
+        few = few_steps(sizes, sde, count=sizes.long)["distance"]
         checks.append(Check(text, "not in the paper", pc["distance"], few, AS_GOOD))
     for name in ("EDM", "rectified flow"):
         other, own = few_steps(sizes, "VP")["distance"], few_steps(sizes, name)["distance"]

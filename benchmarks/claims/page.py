@@ -119,8 +119,8 @@ paper's figures are right.
   with 250 or 500 steps, those of claim 4 with `longer`, twice as many residual blocks in claim 5,
   Fashion-MNIST and emoji in claim 7, and more images for colorization.
 - **More samples**: the first page had 250 samples in claims 1 to 3, too few to tell many samplers
-  apart, and PC with 200 evaluations in claim 9. Now there are 1,000 samples everywhere, and PC has
-  the paper's 2,000 evaluations. Margins and networks are the same.
+  apart, and PC with 200 evaluations in claim 9. Now there are 1,000 samples, and PC in claim 9 has
+  the paper's 2,000 evaluations, with 500 samples of both sides. Margins and networks are the same.
 - **Measured again**: bits/dim of claims 4 and 9, which an error had biased by up to 0.3: the probes
   of the trace were drawn from the keys of the dequantizing noise.
 - **Data**: Fashion-MNIST and emoji must be installed ([data](data.md)); without them, their rows
