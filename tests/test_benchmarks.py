@@ -150,7 +150,7 @@ def test_forward():
     assert own["tflops"] * own["seconds"] * 1e12 == pytest.approx(
         sampling.forward_flops(experiment_of(DIGITS, TINY), 4)
     )
-    assert 4 * own["parameters"] < own["memory"] < 16 * own["parameters"]
+    assert own["memory"] > 4 * own["parameters"]  # in float32
     assert product["name"] == "matrix products, float32, 16"
 
 
