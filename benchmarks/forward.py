@@ -32,7 +32,7 @@ class Forward:
         self.rivals, self.product = rivals, speed.network_product(config)
         function, *arguments = evaluation(self.experiment, batch_size)
         self.compiled = speed.compile_stages(function, *arguments)
-        self.flops = speed.count_flops(function, *arguments)
+        self.flops = self.compiled.flops
         self.work = batch_size
 
     def prepare(self) -> None:

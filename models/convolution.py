@@ -1,9 +1,9 @@
 """Convolutions of NHWC images with stride 1, whose weights have a fast gradient on CPUs.
 
 XLA computes the gradient of the weights as a convolution whose window is the whole image and whose
-features are the images of the batch. On CPUs it reaches half of the speed of the other
-convolutions, because few images give short vectors. Here, on a single CPU device and for wide
-layers, the features are whole rows of all images.
+features are the images of the batch. On CPUs it is slower than the other convolutions
+(docs/BENCHMARKS.md). Here, on a single CPU device and for wide layers, the features are whole rows
+of all images.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def weight_gradient(x: Array, g: Array, size: tuple[int, ...], padding: Padding)
       size: h and w.
       padding: that of the convolution.
 
-    The array with fewer features is shifted along the rows once for each column of the weight.
-    Convolutions along the columns, with the other array as the window, give the sums.
+    The array with fewer features is shifted along the rows once for each column of the weight. A
+    convolution along the columns, whose window is the other array, gives the sums.
     """
     (rows, columns), (vertical, horizontal) = size, padding
     if x.shape[-1] <= g.shape[-1]:
@@ -117,8 +117,9 @@ def _correlate(
 ) -> Array:
     """Return the products of all entries of shifted a and b, summed over images and pixels.
 
-    a is (B, H, W, C), padded by `vertical` and `horizontal`, and b (B, H', W', D). The result is
-    (W - W' + 1, C, H - H' + 1, D), where H and W are those of padded a; `shifts` is the first.
+    a is (B, H, W, C), to be padded by `vertical` and `horizontal`, and b (B, H', W', D). The result
+    is (shifts, C, rows, D). The padded a has `shifts` - 1 more columns than b, and rows - 1 more
+    rows.
     """
     count, height, width, features = a.shape
     row = b.shape[2] * count  # the entries of a row of b, of all images

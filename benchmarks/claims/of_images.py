@@ -43,7 +43,7 @@ def manipulation(number: int, sizes: Sizes) -> Claim:
     checks.append(Check(text, "pictures", kept, margin=0.8))
     text = (
         "Codes of held-out images by the probability flow; interpolation is spherical. Numbers "
-        "stand for pictures: distances to held-out digits, root mean square differences, and the "
+        "stand for pictures: distances to held-out images, root mean square differences, and the "
         "class according to a classifier of clean digits. Pictures of networks of the zoo: "
         "[digits](interpolation.png), [emoji](emoji_interpolation.png)."
     )
