@@ -70,6 +70,16 @@ SOLVER = Protocol(DIGITS, 10_000)
 PREDICTOR = Protocol(DIGITS, 2000, (("sampling.method", "pc"),))
 VE = Protocol(DIGITS_VE, 1000, (("sampling.method", "pc"),))
 CLOTHES = Protocol(FASHION, 1000, (("sampling.solver", "dpm++_2m_sde"),))
+CLOTHES_PREDICTOR = Protocol(
+    FASHION,
+    1000,
+    (
+        ("sampling.method", "pc"),
+        ("sampling.predictor", "euler_maruyama"),
+        ("sampling.corrector", "none"),
+        ("model.num_scales", 250),
+    ),
+)
 HALVED = dataclasses.replace(CLOTHES, file="halved", split_file="halved")
 
 PARAMETERS = "Parameters"
@@ -103,6 +113,7 @@ CAUSES = (
     Cause(PARAMETERS, "bfloat16 instead of float32", SOLVER, _set("model.dtype", "bfloat16")),
     Cause(NOISE, KEPT, PREDICTOR, _set("sampling.noise_removal", False)),
     Cause(NOISE, KEPT, VE, _set("sampling.noise_removal", False)),
+    Cause(NOISE, KEPT, CLOTHES_PREDICTOR, _set("sampling.noise_removal", False)),
     Cause(GRID, EARLY, SOLVER, {"t_end": 1e-2}),
     Cause(GRID, LATE, SOLVER, {"t_end": 1e-5}),
     Cause(GRID, LATE, PREDICTOR, {"t_end": 1e-5}),

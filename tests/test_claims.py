@@ -245,28 +245,45 @@ def test_page(measured):
     claims, make = measured
     text = page.page(claims, make([0, 1], 3.0, 1.0))
     assert "| a ratio | FID 1 against 2 | 3.0000 +- 0.0071 against 1.0000 +- 0.0071 |" in text
-    assert "| ratio 3.000 +- 0.022 | 2 | holds |" in text
+    assert "| ratio 3.000 +- 0.022 | 2 | holds | holds, holds |" in text
     values = "3.0000 +- 0.0071 against 1.0000 +- 0.0071"
-    assert f"| an amount | some | {values} | 1.0000 +- 0.0071 | 0 | holds |" in text
-    assert "| a gap | none |  |  | 1 | not measured |" in text
-    assert "| 1. Title | 2 | 0 | 0 | 1 |" in text
+    assert f"| an amount | some | {values} | 1.0000 +- 0.0071 | 0 | holds | holds, holds |" in text
+    assert "| a gap | none |  |  | 1 | not measured |  |" in text
+    assert "| 1. Title | 2 | 0 | 0 | 1 | 2 of 2 | 0 |" in text
 
 
-def test_another_seed_is_compared_and_kept(measured):
-    """A later page of the first seeds keeps the comparison."""
-    claims, make = measured
-    first, other = make([0, 1], 3.0, 1.0), make([7], 1.0, 1.0)
-    text = page.with_rerun(page.page(claims, first), claims, first, other)
-    line = "| 1 | a ratio | holds | does not hold |"
-    assert "| claim |  | seeds 0, 1 | seeds 7 |" in text
-    assert line in text
-    assert line in page.page(claims, first, text)
-    assert page.with_rerun(text, claims, first, other) == text
+def test_halves_of_the_seeds_are_compared(code, tmp_path):
+    """Verdicts of either half: the same, undecided with one half, opposite, and not compared."""
+    records = Records(tmp_path / "results.jsonl")
+    run = Run(FakeStore(), records, range(4))
+    values = {
+        "same": (1, 1, 1, 1),
+        "undecided": (1, 1, 0, 0),
+        "opposite": (1, 1, -1, -1),
+        "zoo": (1,),
+        "unmeasured": (),
+    }
+    checks = []
+    for name, found in values.items():
+        use = Use("zoo/digits_vp" if name == "zoo" else "VP")
+        measurement = Measurement(code.module.measure, (use,), {"name": name})
+        for index, value in enumerate(found):
+            records.add(run.key(measurement, index), {"found": {"x": [value, 0.01]}})
+        checks.append(Check(name, "none", measurement["x"], margin=0.0))
+    text = page.page([Claim(1, "Title", "Table 1", "How.", tuple(checks))], run)
+    ends = {line.split(" | ")[0]: line.split(" | ")[-2:] for line in text.splitlines()}
+    assert ends["| same"] == ["holds", "holds, holds |"]
+    assert ends["| undecided"] == ["cannot tell", "holds, cannot tell |"]
+    assert ends["| opposite"] == ["cannot tell", "holds, does not hold |"]
+    assert ends["| zoo"] == ["holds", " |"]
+    assert ends["| unmeasured"] == ["not measured", " |"]
+    assert "| 1. Title | 2 | 0 | 2 | 1 | 1 of 3 | 1 |" in text
+    assert "| all | 2 | 0 | 2 | 1 | 1 of 3 | 1 |" in text
 
 
 @pytest.mark.slow
 def test_command(tmp_path):
-    """The whole program at tiny size, resumed, and with another seed."""
+    """The whole program at tiny size, and resumed."""
     output = tmp_path / "claims.md"
     command = [sys.executable, "-m", "benchmarks.claims", f"--folder={tmp_path}", "--tiny"]
     command += ["--claim=6", "--seeds=2", f"--output={output}"]
@@ -274,10 +291,8 @@ def test_command(tmp_path):
     text = output.read_text()
     counts = [line for line in text.splitlines() if line.startswith("| 6.")]
     assert len(counts) == 1
-    assert all(line.endswith("| 0 |") for line in counts)  # Nothing is missing.
+    assert all(line.split(" | ")[4] == "0" for line in counts)  # Nothing is missing.
     again = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
     assert "training" not in again.stdout
     assert "measuring" not in again.stdout
     assert output.read_text() == text
-    subprocess.run([*command, "--first_seed=3"], check=True, cwd=ROOT)
-    assert "seeds 3, 4" in output.read_text()

@@ -87,10 +87,18 @@ class Run:
         module = Path(inspect.getfile(function)).relative_to(keys.ROOT).as_posix()
         return keys.key(value, (*keys.MEASURING, module))
 
-    def numbers(self, quantities: Sequence[Quantity]) -> list[list[Estimate]] | None:
-        """Return quantities of the same seeds for each seed; None if one is not recorded."""
+    def halves(self, measurement: Measurement) -> tuple[range, range] | None:
+        """Return the indices of either half of the seeds; None if there are fewer than two."""
+        indices = self.indices(measurement)
+        middle = len(indices) // 2
+        return (indices[:middle], indices[middle:]) if middle else None
+
+    def numbers(
+        self, quantities: Sequence[Quantity], indices: range | None = None
+    ) -> list[list[Estimate]] | None:
+        """Return quantities for each seed, or those of `indices`; None if one is not recorded."""
         found = []
-        for index in self.indices(quantities[0].measurement):
+        for index in self.indices(quantities[0].measurement) if indices is None else indices:
             seed = [self._recorded(*quantity, index) for quantity in quantities]
             if None in seed:
                 return None
