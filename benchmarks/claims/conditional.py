@@ -10,7 +10,7 @@ import numpy as np
 
 from auxiliary import classification
 from benchmarks.claims.latents import rms
-from benchmarks.claims.quality import Record, digits, held_out, images, mean
+from benchmarks.claims.quality import Record, digits, held_out, images, is_digits, mean
 from configs.default import Config
 from controllable import operators
 from controllable.operators import Operator
@@ -57,7 +57,7 @@ def inpainting(models: Sequence[TrainedModel], seed: int, *, count: int) -> Reco
         "solutions": mean(rms((solutions - truth)[:, unknown])),
         "samples": mean(rms((samples - truth)[:, unknown])),
     }
-    if model.config.data.dataset == "digits":
+    if is_digits(model):
         classes = digits(model).classes(images(model, truth))
         grey = np.where(known, truth, 0)
         found["kept"] = mean(digits(model).classes(images(model, solutions)) == classes)

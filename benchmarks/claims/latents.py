@@ -14,10 +14,9 @@ from benchmarks.claims.quality import (
     distance,
     held_out,
     images,
+    is_digits,
     mean,
-    reference,
 )
-from benchmarks.digits_reference import DigitsReference
 from inference.trained import TrainedModel
 from modes.latents import slerp
 
@@ -73,7 +72,7 @@ def temperature(models: Sequence[TrainedModel], seed: int, *, count: int, low: f
         "spread": mean(rms(plain - plain.mean(0))),
         "spread at low": mean(rms(scaled - scaled.mean(0))),
     }
-    if isinstance(reference(model), DigitsReference):
+    if is_digits(model):
         classes = [digits(model).classes(images(model, each)) for each in (plain, scaled)]
         found["kept"] = mean(classes[0] == classes[1])
     return found

@@ -21,7 +21,8 @@ WIDTH = 100
 def page(claims: Sequence[Claim], run: Run) -> str:
     """Return the page."""
     seeds = _count(len(run.seeds))
-    lines = [TEXT.format(machine=machine(), seeds=seeds, steps=2 * SNAPSHOT), *_summary(claims, run)]
+    text = TEXT.format(machine=machine(), seeds=seeds, steps=2 * SNAPSHOT)
+    lines = [text, *_summary(claims, run)]
     for claim in claims:
         lines += ["", *_section(claim, run)]
     return "\n".join([*lines, "", LIMITATIONS.strip()]) + "\n"

@@ -78,9 +78,14 @@ _references: dict[str, HeldOut] = {}
 
 
 def _make_reference(model: TrainedModel) -> HeldOut:
-    if model.config.data.dataset == "digits":
+    if is_digits(model):
         return DigitsReference(model.experiment)
     return HeldOut(scale(held_out(model, HELD_OUT)))
+
+
+def is_digits(model: TrainedModel) -> bool:
+    """Return whether a model draws digits, whose reference has a classifier: see `digits`."""
+    return model.config.data.dataset == "digits"
 
 
 def digits(model: TrainedModel) -> DigitsReference:
