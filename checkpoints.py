@@ -89,7 +89,7 @@ class Checkpoints:
             manager.delete(number)
         trees = {name: jax.tree.map(_to_host, tree) for name, tree in trees.items()}
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        checksums = {name: _checksum(tree) for name, tree in trees.items()}
+        checksums = {name: tree_checksum(tree) for name, tree in trees.items()}
         checksums[ABOUT] = _checksum_about(step, config)
         info = ocp.args.JsonSave({"step": step, "config": config, "checksums": checksums})
         manager.save(number, args=ocp.args.Composite(**items, info=info), force=True)
@@ -173,7 +173,7 @@ class Checkpoints:
         except Exception as error:  # Damage raises many types of exception.
             raise InputError(f"{found} is damaged or of another network: {brief(error)}") from error
         for name in like:
-            if _checksum(restored[name]) != checksums.get(name):
+            if tree_checksum(restored[name]) != checksums.get(name):
                 raise InputError(
                     f"{found} is damaged: the checksum of {name} is not the one it was saved with."
                 )
@@ -292,8 +292,8 @@ def _to_host(leaf: Array | np.ndarray) -> Array | np.ndarray:
     return leaf
 
 
-def _checksum(tree: Any) -> int:
-    """Return the CRC-32 of the arrays, however they are sharded.
+def tree_checksum(tree: Any) -> int:
+    """Return the CRC-32 of the arrays, which identifies them, however they are sharded.
 
     Orbax detects missing bytes, but not changed ones. Leaves are fetched one at a time, because all
     of them together may exceed the memory of a host.

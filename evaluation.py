@@ -16,8 +16,8 @@ from absl import logging
 
 import report
 import train_state
-from auxiliary import classification, dequantization, fitting
-from checkpoints import Checkpoints, Found
+from auxiliary import classification, dequantization
+from checkpoints import Checkpoints, Found, tree_checksum
 from configs.default import Config
 from errors import InputError
 from experiment import Experiment
@@ -153,7 +153,7 @@ def _depends(experiment: Experiment, stage: Stage, workdir: str, found: Found) -
     if stage.needs_dequantizer:
         depends["dequantizer"] = dequantization.identity(experiment, workdir, found.number)
     if stage.needs_classifier and experiment.classifier is not None:
-        depends["classifier"] = fitting.checksum(experiment.classifier)
+        depends["classifier"] = tree_checksum(experiment.classifier)
     return depends
 
 

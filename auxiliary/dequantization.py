@@ -19,7 +19,7 @@ from jax import Array
 import likelihood
 import sampling
 from auxiliary import fitting
-from checkpoints import Checkpoints
+from checkpoints import Checkpoints, tree_checksum
 from configs.default import Config
 from datasets import Batch, Dequantize
 from experiment import Experiment
@@ -92,7 +92,7 @@ def identity(experiment: Experiment, workdir: str | Path, number: int) -> int | 
     kind = experiment.config.eval.dequantization.lower()
     if kind == "uniform":
         return kind
-    return fitting.checksum(load(experiment, workdir, number))
+    return tree_checksum(load(experiment, workdir, number))
 
 
 def bound(experiment: Experiment, ema: Params, params: Params, u: Array, keys: Array) -> Array:

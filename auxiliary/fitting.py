@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -167,11 +166,3 @@ def load(path: Path, like: Params, mode: str, expected: Mapping[str, Any]) -> Pa
                 f"{again}"
             )
     return jax.tree.map(jnp.asarray, params)
-
-
-def checksum(params: Params) -> int:
-    """Return the CRC-32 of parameters, which identifies them."""
-    crc = 0
-    for leaf in jax.tree.leaves(params):
-        crc = zlib.crc32(np.ascontiguousarray(leaf).data, crc)
-    return crc

@@ -10,9 +10,9 @@ Arguments are parameters, their average, Adam's two moments and images. The comp
 local device: on CPUs the workspace of convolutions is not included, and GPU compilers fuse
 differently and choose algorithms that need such workspace. With --topology it is the compiler of
 TPUs that need not be present; it also states whether the step fits the chip, whose memory the
-program shares, and which bytes the step moves in this memory (`traffic.moved_bytes`). --program
-selects an evaluation of the score, or of the score with its derivative along a probe, as
-likelihoods need it, in place of the step.
+program shares, and which bytes the step moves in this memory (`traffic.movements`), in all and by
+JAX operation. --program selects an evaluation of the score, or of the score with its derivative
+along a probe, as likelihoods need it, in place of the step.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from absl import flags
 
-from benchmarks import comparison, parts, speed
+from benchmarks import comparison, markdown, parts, speed
 from benchmarks import topology as topologies
 from configs.default import Config
 from errors import InputError
@@ -32,6 +32,7 @@ from models import NETWORKS
 
 DEVICES = 8
 CARD = 80e9  # bytes
+SOURCES = 12  # operations that move the most
 COLUMNS = {
     "config": ("name", "", 1),
     "has the step of": ("same", "", 1),
@@ -113,6 +114,7 @@ def analyze_step(
         text = compiled.call.as_text()
         found["moved"] = traffic.moved_bytes(text)
         found["moved_without"] = traffic.moved_bytes(text, on_chip=False)
+        found["sources"] = traffic.by_source(traffic.movements(text))[:SOURCES]
     return found
 
 
@@ -219,6 +221,23 @@ def _compile(arguments: parts.Record, topology: str | None, seconds: float) -> p
 # --- command line ---
 
 
+def source_table(row: parts.Record) -> list[str]:
+    """Return the table of the operations that move the most in HBM; [] where they are not known."""
+    if not row.get("sources"):
+        return []
+    about = f"{row['name']} {row.get('changed', '')}, batch {row['batch_size']}"
+    lines = [
+        "",
+        f"Moved in HBM by {about}:",
+        "",
+        *markdown.header("JAX operation", "GB", "share, %"),
+    ]
+    for name, moved in row["sources"]:
+        share = f"{100 * moved / row['moved']:.0f}"
+        lines.append(markdown.row(name, f"{moved / 1e9:.2f}", share))
+    return lines
+
+
 def _shapes(topology: str | None, texts: Sequence[str] | None) -> list[Shape]:
     """Parse --shape; by default 1x1 and 0x8, or one image per device of the topology."""
     if not texts and topology:
@@ -255,6 +274,8 @@ def main() -> None:
     print(f"\nMemory of train steps, {compiler}; on {speed.environment()}.")
     print(f"{len(fitting)} of {len(rows)} fit in {CARD / 1e9:.0f} GB a device.\n")
     print("\n".join(speed.table(rows, COLUMNS)))
+    for row in rows:
+        print("\n".join(source_table(row)))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ from configs.groups import (
 )
 
 FEATURES = ("inception", "inception_tf", "classifier")
-RESTORE_METHODS = ("projection", "dps", "ddrm", "daps", "pigdm", "moment_matching")
 
 SAMPLING = {
     "sampling.method": Field("pc", NAME, (SAMPLES,), "pc, ode or solver."),
@@ -119,9 +118,7 @@ RESTORATION = {
     "restore.count": Field(8, COUNT, (RESTORE,), "Largest number of images."),
     "restore.samples": Field(4, Integer(1, 10**4), (RESTORE,), "Solutions for each image."),
     "restore.task": Field("inpaint", TEXT, (RESTORE,), "What is measured."),
-    "restore.method": Field(
-        "ddrm", Name(RESTORE_METHODS, exact=True), (RESTORE,), "The posterior sampler."
-    ),
+    "restore.method": Field("ddrm", EXACT_NAME, (RESTORE,), "The posterior sampler."),
     "restore.noise": Field(
         0.0, Real(0, 1000), (RESTORE,), "Standard deviation of the noise, for images in [0, 1]."
     ),

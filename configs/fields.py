@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from configs import evaluation_fields, training_fields
 from configs.declaration import ABSENT, Field
-from configs.evaluation_fields import FEATURES, RESTORE_METHODS
+from configs.evaluation_fields import FEATURES
 
-__all__ = ["ABSENT", "FEATURES", "FIELDS", "INERT", "RESTORE_METHODS"]
+__all__ = ["ABSENT", "FEATURES", "FIELDS", "INERT"]
 
 FIELDS: dict[str, Field] = {
     **training_fields.GENERAL,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from configs.fields import FEATURES, RESTORE_METHODS
+from configs.fields import FEATURES
 
 Config = ml_collections.ConfigDict
 
@@ -26,6 +26,7 @@ class Choices(NamedTuple):
       bfloat16: those that can compute in bfloat16.
       fourier: those that read model.embedding_type, such as Fourier features of the noise scale.
       probability_flow: the names of predictors that have a form for the probability-flow ODE.
+      stepwise: those of methods for inverse problems that need the steps of sampling.method = 'pc'.
     """
 
     names: Mapping[str, Collection[str]]
@@ -34,6 +35,7 @@ class Choices(NamedTuple):
     bfloat16: Collection[str]
     fourier: Collection[str]
     probability_flow: Collection[str]
+    stepwise: Collection[str]
 
 
 MOST_ROUNDS = 10**6  # files of an evaluation
@@ -241,8 +243,6 @@ def check_shares(batch_size: int, num_devices: int, field: str) -> Problems:
 # --- modes ----------------------------------------------------------------------------------------
 
 NON_IMAGE_TASKS = ("compressed_sensing", "fourier")  # Their measurements are not images.
-# Methods that need the steps of sampling.method = 'pc'.
-STEPWISE_METHODS = ("projection", "dps", "ddrm", "daps")
 
 
 def check_classifier(config: Config, choices: Choices, num_devices: int) -> Problems:
@@ -253,8 +253,8 @@ def check_classifier(config: Config, choices: Choices, num_devices: int) -> Prob
 def check_restore(config: Config, choices: Choices, num_devices: int) -> Problems:
     """Yield problems of --mode=restore."""
     options, method = config.restore, config.sampling.method
-    if options.method in STEPWISE_METHODS and method.lower() != "pc":
-        others = [name for name in RESTORE_METHODS if name not in STEPWISE_METHODS]
+    if options.method in choices.stepwise and method.lower() != "pc":
+        others = [each for each in choices.names["restore.method"] if each not in choices.stepwise]
         yield (
             f"restore.method = {options.method!r} requires sampling.method = 'pc', not "
             f"{method!r}. Methods for any sampler: {', '.join(others)}."

@@ -66,10 +66,9 @@ def moment_matching(
     The method is that of Boys et al. 2023 (arXiv:2310.06721), with conjugate gradients as in Rozet
     et al. 2024 (arXiv:2405.13712, Algorithm 3). A call evaluates the score once and its gradient
     iterations + 1 times. For Gaussian data it is exact with as many iterations as y has entries.
-    A function that is
-    not linear is linearized at D. For images, few iterations suffice. The Jacobian of a network is
-    not quite symmetric and positive definite, so an image stops iterating at a direction without
-    positive curvature.
+    A function that is not linear is linearized at D. For images, few iterations suffice. The
+    Jacobian of a network is not quite symmetric and positive definite, so an image stops iterating
+    at a direction without positive curvature.
     """
 
     def guided(measurement: Observation, x: Array, t: Array) -> Array:

@@ -13,6 +13,7 @@ import solvers
 import train_state
 from configs import validation
 from configs.default import Config, complete
+from controllable.methods import METHODS
 from factory.flow import make_flow
 from factory.objects import make_classifier, make_network, make_score_model, make_sde
 from factory.sampler import Sampler, Samples
@@ -66,10 +67,12 @@ def choices() -> validation.Choices:
             "sampling.solver": (*solvers.SOLVERS, ADAPTIVE),
             "sampling.schedule": solvers.SCHEDULES,
             "eval.bpd_trace": likelihood.PROBES,
+            "restore.method": METHODS,
         },
         class_conditional=networks_supporting("class_conditional"),
         remat=networks_supporting("remat"),
         bfloat16=networks_supporting("bfloat16"),
         fourier=[name for name, each in NETWORKS.items() if "embedding_type" in each.fields],
         probability_flow=sampling.FLOW_PREDICTORS,
+        stepwise=[name for name, each in METHODS.items() if each.requires_pc],
     )

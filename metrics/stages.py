@@ -12,5 +12,5 @@ STAGES = (
 )
 """All stages in the order in which they run and appear in the tables and the report.
 
-A new stage also needs its default, config.eval.enable_NAME, in configs/default.py.
+A new stage also needs its default, config.eval.enable_NAME, in configs/evaluation_fields.py.
 """

@@ -64,8 +64,8 @@ class AttnBlockpp(nnx.Module):
 class Resampler(nnx.Module):
     """Base class of `Upsample` and `Downsample`, which convolve or apply a FIR filter if requested.
 
-    One layer, `Conv2d`, performs both. Subclasses accept the arguments
-    of a residual block, so that either can be used, and ignore all but x.
+    One layer, `Conv2d`, performs both. Subclasses accept the arguments of a residual block, so that
+    either can be used, and ignore all but x.
     """
 
     up: bool

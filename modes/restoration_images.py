@@ -66,13 +66,10 @@ def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
         check_regular(root, "restore.input")
         paths, names = [root], [root.stem]
     else:
-        found = [
-            path
-            for path in root.rglob("*")
-            if path.suffix.lower() in folders.SUFFIXES and not path.is_dir()
-        ]
-        paths = sorted(found)[: options.count]
-        names = [str(path.relative_to(root).with_suffix("")).replace("/", "_") for path in paths]
+        found = folders.walk(root) if root.is_dir() else []
+        relative = [Path(name) for name in sorted(name for name, _ in found)[: options.count]]
+        paths = [root / path for path in relative]
+        names = [str(path.with_suffix("")).replace("/", "_") for path in relative]
         if len(set(names)) < len(names):  # Such as a.png beside a.jpg.
             names = [f"{number}_{name}" for number, name in enumerate(names)]
     if not paths:

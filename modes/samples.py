@@ -16,7 +16,8 @@ import datasets
 import pretrained
 import sharding
 import train_state
-from auxiliary import classification, fitting
+from auxiliary import classification
+from checkpoints import tree_checksum
 from configs import remedies
 from configs.default import Config, complete
 from errors import InputError
@@ -71,7 +72,7 @@ def sample(
     )
     params, depends = network.params, dependencies("samples", config) | network.identity
     if experiment.classifier is not None:
-        depends["classifier"] = fitting.checksum(experiment.classifier)
+        depends["classifier"] = tree_checksum(experiment.classifier)
     parent = Path(workdir) / "sample" / network.folder
     output = results_folder(parent, folder or _name(config), taken=())
     size = config.eval.batch_size
@@ -123,7 +124,7 @@ def _from_workdir(experiment: Experiment, workdir: str, number: int | None) -> N
 def _from_file(experiment: Experiment, source: str) -> Network:
     trained = pretrained.read(source, experiment.network, experiment.config)
     params = jax.device_put(trained.ema, sharding.replicated(experiment.mesh))
-    identity = {"step": trained.step, "ema": fitting.checksum(params)}
+    identity = {"step": trained.step, "ema": tree_checksum(params)}
     return Network(params, identity, f"{source} (step {trained.step})", Path(source).stem)
 
 

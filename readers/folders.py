@@ -60,7 +60,7 @@ def index(folder: Path) -> Index:
         raise InputError(
             f"data.path = {str(folder)!r} is not a folder; name one with --config.data.path=DIR."
         )
-    states = dict(sorted(_walk(folder)))
+    states = dict(sorted(walk(folder)))
     old = _load_index(folder)
     entries = {
         name: (size, problem)
@@ -93,7 +93,7 @@ def _load_index(folder: Path) -> Index:
     return Index(empty, empty, empty, empty)
 
 
-def _walk(folder: Path) -> list[tuple[str, str]]:
+def walk(folder: Path) -> list[tuple[str, str]]:
     """Return relative names and states of the image files.
 
     Hidden files and folders are skipped. Links are followed, but each folder is listed only once.

@@ -10,6 +10,7 @@ from flax import nnx
 
 import evaluation
 from auxiliary import dequantization, fitting
+from checkpoints import tree_checksum
 from errors import InputError
 from experiment import Experiment
 from models.dequantizer import Dequantizer
@@ -97,7 +98,7 @@ def test_training_from_the_command_line(workdir):  # noqa: F811
         for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True)
     )
     checksum = dequantization.identity(experiment, workdir, 3)
-    assert checksum == fitting.checksum(params)
+    assert checksum == tree_checksum(params)
     uniform = Experiment(tiny.config())
     assert dequantization.identity(uniform, workdir, 3) == "uniform"
     u, keys = experiment.test.pixels[:4], jax.random.split(jax.random.key(0), 4)

@@ -298,7 +298,8 @@ def test_invalid_values(workdir, tmp_path, changes, match):
 
 
 def test_images_of_the_same_name_have_files_of_their_own(tmp_path):
-    for name in ("a.png", "a.jpg", "b/c.png", "b_c.png"):
+    """Hidden files are no images, as in data sets of folders."""
+    for name in ("a.png", "a.jpg", "b/c.png", "b_c.png", "._a.png", ".thumbs/a.png"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         Image.new("L", (8, 8)).save(path)

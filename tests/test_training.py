@@ -21,7 +21,6 @@ import sharding
 import train_state
 import training
 import workdir as files
-from auxiliary import fitting
 from checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
 from configs.default import complete
 from errors import InputError
@@ -307,8 +306,8 @@ def test_note_of_the_initial_weights():
     assert train_state.initial_share_note(model, 100) == ""
 
 
-@pytest.mark.parametrize("checksum", [checkpoint_files._checksum, fitting.checksum])
-def test_checksums_depend_on_every_array(checksum):
+def test_checksums_depend_on_every_array():
+    checksum = checkpoint_files.tree_checksum
     tree = jax.tree.map(jnp.asarray, example_params(W=np.ones(5, np.float32)))
     arrays, structure = jax.tree.flatten(tree)
     found = [checksum(tree)]
@@ -509,13 +508,13 @@ def test_changed_bytes_are_noticed(tmp_path, trained):
 def test_content_that_differs_from_its_checksum(tmp_path, monkeypatch):
     """Orbax notices most changes itself."""
     tree, checkpoints = {"a": jnp.arange(3.0)}, Checkpoints(tmp_path, create=True)
-    checksum = checkpoint_files._checksum
+    checksum = checkpoint_files.tree_checksum
     for number, wrong in ((1, 0), (2, 1)):
         patched = functools.partial(lambda tree, wrong: checksum(tree) ^ wrong, wrong=wrong)
-        monkeypatch.setattr(checkpoint_files, "_checksum", patched)
+        monkeypatch.setattr(checkpoint_files, "tree_checksum", patched)
         checkpoints.save(BACKUPS, number, {"tree": tree}, step=number, config={})
     checkpoints.close()
-    monkeypatch.setattr(checkpoint_files, "_checksum", checksum)
+    monkeypatch.setattr(checkpoint_files, "tree_checksum", checksum)
     checkpoints = Checkpoints(tmp_path)
     damaged, whole = checkpoints.find()
     assert identical(checkpoints.restore(whole, {"tree": tree}), {"tree": tree})

@@ -11,7 +11,7 @@ import pytest
 import datasets
 import factory
 import workdir
-from configs import fields, groups, rules
+from configs import fields, groups
 from configs.default import Config, complete
 from configs.domains import AnyOf, Entries, Flag, Integer, Name, Real, Sequence, Text
 from configs.fields import FIELDS, INERT
@@ -81,11 +81,7 @@ def test_every_field_affects_known_groups_and_has_a_meaning():
 
 
 def test_names_in_the_table_are_those_of_the_registries():
-    restoration = importlib.import_module("controllable.methods")
     assert set(fields.FEATURES) == set(features.EXTRACTORS)
-    assert set(fields.RESTORE_METHODS) == set(restoration.METHODS)
-    stepwise = {name for name, method in restoration.METHODS.items() if method.requires_pc}
-    assert set(rules.STEPWISE_METHODS) == stepwise
 
 
 def test_all_problems_are_reported_together():
