@@ -90,6 +90,11 @@ def load(config: ml_collections.ConfigDict, split: str) -> Images:
     by_name = {name.lower(): data_set for name, data_set in DATASETS.items()}
     images = choose(by_name, config.dataset.lower(), "data.dataset")(split, config)
     expected = image_shape(config)
+    if not len(images):
+        raise InputError(
+            f"data.dataset = {config.dataset!r} has no images of the split {split!r}. Give more "
+            "images, or another share data.held_out."
+        )
     if images.pixels[0].shape != expected:
         raise InputError(
             f"Images of data.dataset = {config.dataset!r} have shape {images.pixels[0].shape}; "

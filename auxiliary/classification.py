@@ -143,13 +143,15 @@ def report(experiment: Experiment, params: Params, path: Path) -> None:
 def provide(experiment: Experiment, workdir: str | Path) -> None:
     """Set experiment.classifier to the classifier of `workdir`, if config.guidance needs one.
 
-    Raises InputError if it was not trained, or is not the one that config.classifier describes.
+    Raises InputError if it was not trained, has another architecture than config.classifier, or was
+    trained on other images, another scale of them, or another SDE.
     """
     if experiment.config.guidance.classes and not experiment.labelled:
         like = nnx.to_pure_dict(nnx.split(experiment.classifier_network, nnx.Param)[1])
-        experiment.classifier = fitting.load(
-            path_of(workdir), like, "train_classifier", {"sde": repr(experiment.sde)}
-        )
+        noised = files.dependencies("noised images", experiment.config)
+        expected = {name: value for name, value in noised.items() if name.startswith("data.")}
+        expected["sde"] = repr(experiment.sde)
+        experiment.classifier = fitting.load(path_of(workdir), like, "train_classifier", expected)
 
 
 def path_of(workdir: str | Path) -> Path:

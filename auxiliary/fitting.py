@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 from jax import Array
 
 import progress
@@ -146,7 +147,8 @@ def load(path: Path, like: Params, mode: str, expected: Mapping[str, Any]) -> Pa
       path: the file.
       like: parameters, which may be abstract.
       mode: the mode that trains them, for the message.
-      expected: the entries of `settings` that must agree, as far as the file states them.
+      expected: the entries of `settings` that must agree, as far as the file states them; those of
+        nested dicts have dotted names.
 
     Raises:
       InputError: the file does not exist, is damaged, holds another network, or was trained with
@@ -159,10 +161,11 @@ def load(path: Path, like: Params, mode: str, expected: Mapping[str, Any]) -> Pa
         params, settings = read_tree(path, like)
     except InputError as error:
         raise InputError(f"{error} {again}") from error
+    stated = traverse_util.flatten_dict(dict(settings), sep=".")
     for name, value in expected.items():
-        if settings.get(name, value) != value:
+        if stated.get(name, value) != value:
             raise InputError(
-                f"{path} was trained with {name} = {settings[name]!r}, but this run has {value!r}. "
+                f"{path} was trained with {name} = {stated[name]!r}, but this run has {value!r}. "
                 f"{again}"
             )
     return jax.tree.map(jnp.asarray, params)

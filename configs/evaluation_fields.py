@@ -217,5 +217,10 @@ EVAL = {
     "eval.legacy_rounding": Field(
         False, FLAG, (SAMPLES,), "Truncate samples to bytes, as the official code does."
     ),
-    "eval.bpd_t_min": Field(1e-5, POSITIVE, (LIKELIHOOD,), "Time at which images are placed."),
+    "eval.bpd_t_min": Field(
+        1e-5,
+        POSITIVE,
+        (LIKELIHOOD,),
+        "Time at which images are placed, not below the smallest one of training.",
+    ),
 }

@@ -45,6 +45,7 @@ def edm(config: Config) -> None:
     config.sampling.solver = "heun"
     config.sampling.schedule = "karras"
     config.sampling.num_steps = 18  # 35 evaluations of the network
+    config.eval.bpd_t_min = 0.002  # The smallest noise level of training.
     config.optim.lr = 1e-3
     config.optim.grad_clip = -1.0
     edm_batches(config, 512)

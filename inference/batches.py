@@ -14,6 +14,7 @@ from jax.core import Tracer
 import sampling
 from errors import InputError, NotFiniteError
 from factory import Sampler, Samples
+from inference import settings
 
 Seed = int | Array
 
@@ -26,17 +27,18 @@ def key_of(seed: Seed) -> Array:
     if isinstance(seed, Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         return seed
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
-        return jax.random.key(int(seed))
+        if -(2**63) <= seed < 2**63:
+            return jax.random.key(int(seed))
+        raise InputError(f"seed = {seed!r} must lie between -2**63 and 2**63 - 1.")
     raise InputError(f"seed = {seed!r} must be an int or a key of jax.random.key.")
 
 
 def shape_of(sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Return a sample shape as a tuple. Raises InputError for a negative number."""
-    is_number = isinstance(sample_shape, (int, np.integer))
-    shape = (int(sample_shape),) if is_number else tuple(sample_shape)
-    if any(length < 1 for length in shape):
-        raise InputError(f"sample_shape = {sample_shape!r} must hold positive numbers.")
-    return shape
+    """Return a sample shape as a tuple. Raises InputError unless it has positive integers."""
+    lengths = sample_shape if isinstance(sample_shape, (tuple, list)) else (sample_shape,)
+    if not all(isinstance(length, (int, np.integer)) and length > 0 for length in lengths):
+        raise InputError(f"sample_shape = {sample_shape!r} must hold positive integers.")
+    return tuple(int(length) for length in lengths)
 
 
 def count_of(sample_shape: int | tuple[int, ...]) -> int:
@@ -58,8 +60,7 @@ def in_batches(
     All batches have the same size, so that one program suffices. Raises NotFiniteError if an event
     is not finite.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size = {batch_size} must be positive.")
+    settings.check_arguments(batch_size=batch_size)
     size, events = min(count, batch_size), []
     for start in range(0, count, size):
         indices = np.arange(first + start, first + start + size)

@@ -137,7 +137,12 @@ class PoissonModel:
         return jax.vmap(jax.random.poisson)(keys, rates).astype(jnp.float32)
 
     def y_shape(self, event_shape: tuple[int, ...], y: Any) -> tuple[int, ...]:
-        del y
+        counts = np.asarray(0 if y is None else y)
+        if not np.all((counts >= 0) & (counts == np.round(counts))):
+            raise InputError(
+                "noise = 'poisson': y must hold counts, which are integers and not negative. Give "
+                "log_likelihood for other data."
+            )
         return _apply(jax.vmap(self.function), _test_event(event_shape)).shape[1:]
 
 

@@ -167,6 +167,7 @@ class Posterior:
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
         """
         calibration.check_numbers(simulations, samples)
+        settings.check_arguments(batch_size=batch_size)
         size = max(1, batch_size // samples)
         options = {"simulate": simulate, "sampler": sampler, "steps": steps, **options}
         rounds = [

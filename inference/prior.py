@@ -94,6 +94,7 @@ class Prior:
 
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
         """
+        settings.check_arguments(temperature=temperature)
         chosen = settings.sampler(self.config, self.sde, sampler, steps, options)
         chosen.check_stable()
 
@@ -137,23 +138,28 @@ class Prior:
           probes: random probes for each event, if the trace is not exact.
           tolerance: of the steps of the solver, per dimension.
           return_error: whether to return also the estimated error, in nats: that of the solver and,
-            for random probes, the standard error of the trace, added in quadrature. It does not
-            contain errors of the score.
+            for random probes, the standard error of the trace, added in quadrature; NaN for a
+            single probe, which leaves it unknown. It does not contain errors of the score.
 
-        Raises InputError for events of another shape or of integers.
+        Raises InputError for events of another shape or of integers, and other invalid arguments.
         """
         found, batch_shape = self._likelihood(x, seed, trace, probes, tolerance)
         logp = found.logp.reshape(batch_shape)
         if not return_error:
             return logp
         count = found.per_probe.shape[1]
-        is_exact = self._trace(trace) == "exact" or count == 1
-        stderr = 0.0 if is_exact else found.per_probe.std(1, ddof=1) / math.sqrt(count)
+        if self._trace(trace) == "exact":
+            stderr = jnp.zeros(())
+        elif count == 1:
+            stderr = jnp.asarray(jnp.nan)
+        else:
+            stderr = found.per_probe.std(1, ddof=1) / math.sqrt(count)
         return logp, jnp.hypot(found.error, stderr).reshape(batch_shape)
 
     def _likelihood(
         self, x: Array, seed: Seed, trace: str | None, probes: int, tolerance: float
     ) -> tuple[Likelihood, tuple[int, ...]]:
+        settings.check_arguments(probes=probes, tolerance=tolerance)
         x, batch_shape = self._batch(x)
         keys = sampling.image_keys(key_of(seed), jnp.arange(len(x)))
         drawn = likelihood.draw_probes(keys, x.shape, self._trace(trace), probes)
@@ -234,6 +240,8 @@ class Prior:
                 f"x has shape {x.shape}, but an event has shape {self.event_shape}: the last axes "
                 "must be those of an event."
             )
+        if not x.size:
+            raise InputError(f"x has shape {x.shape}: it holds no event.")
         return x.reshape(math.prod(batch_shape), *self.event_shape), batch_shape
 
     def _check_score(self) -> None:

@@ -11,10 +11,13 @@ from collections import namedtuple
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 import factory
 import solvers
 from configs import rules, validation
 from configs.default import Config, get_default_config
+from configs.fields import FIELDS
 from errors import InputError, choose
 from factory import Sampler
 from sde_lib import SDE
@@ -24,6 +27,14 @@ METHOD_DEFAULTS = {
     name: _DEFAULTS.restore[name]
     for name in ("iterations", "prior_std", "scale", "eta", "eta_b", "flow_steps", "langevin_steps")
 } | {"official": False}
+ARGUMENTS = {
+    "batch_size": "eval.batch_size",
+    "probes": "eval.bpd_probes",
+    "steps": "sampling.num_steps",
+    "temperature": "sampling.temperature",
+    "tolerance": "eval.bpd_tolerance",
+}
+"""Arguments of the API, and the config fields that have the same domain."""
 MethodOptions = namedtuple("MethodOptions", sorted(METHOD_DEFAULTS))
 """Options of `controllable.methods`; fields of `config.restore`."""
 
@@ -35,6 +46,14 @@ def samplers() -> tuple[str, ...]:
     adaptive solver of the reverse SDE, the probability-flow ODE, and predictor and corrector.
     """
     return (*sorted(solvers.SOLVERS), factory.ADAPTIVE, "ode", "pc")
+
+
+def check_arguments(**arguments: Any) -> None:
+    """Raise InputError for an argument that lies outside of the domain of its config field."""
+    for name, value in arguments.items():
+        domain = FIELDS[ARGUMENTS[name]].domain
+        if not domain.allows(value.item() if isinstance(value, np.generic) else value):
+            raise InputError(f"{name} = {value!r} must be {domain.describe()}.")
 
 
 def method_options(options: Mapping[str, Any]) -> MethodOptions:
@@ -72,12 +91,15 @@ def sampler(
             "another sampler."
         )
     if steps is not None:
+        check_arguments(steps=steps)
         changed["num_scales" if name == "pc" else "num_steps"] = steps
     reserved = ("method", "solver", "num_steps", "trajectory", "temperature")
     known = {key: value for key, value in base.sampling.items() if key not in reserved}
     _check("sampling", options, known)
     values = {**base.sampling.to_dict(), "trajectory": False, **changed, **options}
     values.setdefault("num_scales", base.model.get("num_scales", 1000))
+    for key, value in values.items():
+        values[key] = tuple(value) if isinstance(value, list) else value  # `_build` hashes them.
     return _build(sde, base.data.centered, tuple(sorted(values.items())))
 
 

@@ -78,6 +78,7 @@ class TrainedModel(Prior):
             raise InputError(
                 f"images have the type {images.dtype}, but they must be integer grey levels."
             )
+        self._batch(images)  # Checks the shape.
         largest = getattr(scaler, "levels", 256) - 1
         if int(images.min()) < 0 or int(images.max()) > largest:
             raise InputError(

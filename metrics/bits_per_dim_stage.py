@@ -40,11 +40,13 @@ from workdir import Arrays, load_rounds
 
 
 def check(experiment: Experiment) -> None:
-    """Raise InputError unless eval.bpd_t_min lies between 0 and the SDE's T."""
-    config = experiment.config.eval
-    if not 0 < config.bpd_t_min < experiment.sde.T:
+    """Raise InputError unless eval.bpd_t_min is a time that the network is trained at."""
+    config, sde = experiment.config, experiment.sde
+    if not sde.t_min <= config.eval.bpd_t_min < sde.T:
         raise InputError(
-            f"eval.bpd_t_min = {config.bpd_t_min} must lie between 0 and {experiment.sde.T}."
+            f"eval.bpd_t_min = {config.eval.bpd_t_min:g} must be at least {sde.t_min:g}, the "
+            f"smallest time that training.sde = {config.training.sde!r} is trained at, and below "
+            f"{sde.T:g}. Set --config.eval.bpd_t_min={sde.t_min:g}."
         )
 
 

@@ -6,9 +6,9 @@ the files.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import shutil
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from metrics.extractor import Extractor
 from metrics.splits import NoReferenceError, images_of, rows_of_classes
 from metrics.statistics_files import Protocol, Reference, from_arrays, read, with_path, write
 from readers.image_sizes import as_json, label
-from workdir import Arrays, dependencies, load_rounds, locked, run_rounds
+from workdir import LOCK, Arrays, dependencies, load_rounds, locked, run_rounds
 
 MAX_FEATURES = 50_000
 """Maximum number of images, evenly spaced, whose features are kept for KID, precision and recall.
@@ -191,8 +191,16 @@ def compute(experiment: Experiment, extractor: Extractor, path: Path) -> Referen
         # Other processes may still read the rounds, or check whether the file exists.
         sharding.wait("statistics")
         write(path, reference)
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder, paths)
     return with_path(reference, path)
+
+
+def _remove(folder: Path, paths: Sequence[Path]) -> None:
+    """Remove the rounds and their lock, and the folder if it holds nothing else."""
+    for path in (*paths, folder / LOCK):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _merge_rounds(paths: Sequence[Path], total: int, protocol: Protocol) -> Reference:

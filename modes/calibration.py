@@ -17,7 +17,9 @@ import jax
 import numpy as np
 from absl import logging
 
+from checkpoints import tree_checksum
 from configs.default import Config
+from controllable.operators import Operator
 from errors import choose
 from experiment import Experiment
 from inference import calibration
@@ -68,6 +70,7 @@ def calibrate(
     parent = Path(workdir) / "calibration" / f"checkpoint_{found.number}"
     output = results_folder(parent, name, taken=())
     depends = dependencies("ranks", config) | experiment.identity(workdir, found)
+    depends["operator"] = _identity(operator, experiment.image_shape)
     say_sampler(config)
     with owned(output, config, "calibration"):
         ranks = _ranks(experiment, posterior, output, depends)
@@ -78,6 +81,12 @@ def calibrate(
     print(result.verdict)
     print(f"results: {output}")
     return result.summary()
+
+
+def _identity(operator: Operator, shape: tuple[int, ...]) -> int:
+    """Return the CRC-32 of a measurement, which differs for another mask or blur in a file."""
+    x = jax.random.normal(jax.random.key(0), (1, *shape))
+    return tree_checksum(operator.forward(x))
 
 
 def _ranks(

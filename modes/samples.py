@@ -146,6 +146,10 @@ def _name(config: Config) -> str:
 
 
 def _write_images(folder: Path, images: np.ndarray) -> None:
+    """Write a grid and each image, and remove images of an earlier run that drew more."""
+    for path in folder.glob("*.png"):
+        if path.stem.isdecimal() and int(path.stem) >= len(images):
+            path.unlink()
     write_picture(folder / "grid.png", datasets.image_grid(images[:GRID]))
     if images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
         return

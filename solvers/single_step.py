@@ -63,8 +63,8 @@ def heun(
     """
     steps = _churned_steps(levels, churn, churn_interval)
     if restart:
-        _check_restart(restart, levels[0])
-        position, cycle = _restart_cycle(levels, *restart)
+        position = _restart_position(levels, restart)
+        cycle = _restart_cycle(levels[position], restart)
         steps[position:position] = cycle
     chosen = choose(CURVES, curve, "sampling.curve")(levels)
     plan = _joined([row for step in steps for row in _rows(step, chosen, second_point)])
@@ -87,28 +87,32 @@ def _churned_steps(levels: np.ndarray, churn: float, interval: Sequence[float]) 
     return steps
 
 
-def _check_restart(restart: Sequence[float], first_level: float) -> None:
+def _restart_position(levels: np.ndarray, restart: Sequence[float]) -> int:
+    """Return the index of the step before which the cycles of `restart` belong, after checks."""
     count, repetitions, lowest, highest = restart
-    if not 0 < lowest < highest <= first_level or min(count, repetitions) < 1:
+    if not 0 < lowest < highest <= levels[0] or count < 2 or repetitions < 1:
         raise InputError(
             f"sampling.restart = {tuple(restart)} must be (number of levels, repetitions, "
-            f"lowest level, highest level) with at least one level and one repetition, and "
-            f"0 < lowest < highest <= {first_level:.6g}."
+            f"lowest level, highest level) with at least two levels and one repetition, and "
+            f"0 < lowest < highest <= {levels[0]:.6g}."
         )
+    position = int(np.argmin(np.abs(np.log(np.maximum(levels[:-1], 1e-9) / lowest))))
+    if levels[position] >= highest:
+        raise InputError(
+            f"sampling.restart = {tuple(restart)}: of the {len(levels) - 1} steps, the one nearest "
+            f"to the lowest level begins at {levels[position]:.6g}, which is not below the highest "
+            "level. Raise the highest level, or use more steps."
+        )
+    return position
 
 
-def _restart_cycle(
-    levels: np.ndarray, count: float, repetitions: float, lowest: float, highest: float
-) -> tuple[int, list[_Step]]:
-    """Return the steps of all repetitions, and the index of the step before which they belong."""
-    distances = np.abs(np.log(np.maximum(levels[:-1], 1e-9) / lowest))
-    position = int(np.argmin(distances))
-    cycle = []
-    for level, target in itertools.pairwise(karras(highest, levels[position], int(count))):
-        cycle.append(_Step(level, level, target))
-    if cycle:
-        cycle[0] = cycle[0]._replace(start=levels[position])
-    return position, cycle * int(repetitions)
+def _restart_cycle(start: float, restart: Sequence[float]) -> list[_Step]:
+    """Return the steps of all repetitions, from noise added at the level `start` back to it."""
+    count, repetitions, _, highest = restart
+    pairs = itertools.pairwise(karras(highest, start, int(count)))
+    cycle = [_Step(level, level, target) for level, target in pairs]
+    cycle[0] = cycle[0]._replace(start=start)
+    return cycle * int(repetitions)
 
 
 def _euler_row(step: _Step, curve: Curve, share: float = 1.0) -> Plan:

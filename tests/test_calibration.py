@@ -6,12 +6,14 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import score_sde as ss
 import training
 from errors import InputError
 from inference.posterior import Posterior
 from modes import calibration
+from modes.restoration_tasks import TASKS
 from tests import tiny
 
 FIELDS = {
@@ -59,6 +61,19 @@ def test_files_and_resumption(workdir, monkeypatch):
 
     monkeypatch.setattr(Posterior, "ranks", fail)
     assert calibration.calibrate(config, str(workdir)) == summary
+
+
+def test_ranks_depend_on_the_measurement(tmp_path):
+    """Another mask in the same file is another measurement."""
+    found = []
+    for known in (2, 7):
+        pixels = np.zeros((8, 8), np.uint8)
+        pixels[:known] = 255
+        Image.fromarray(pixels).save(tmp_path / "mask.png")
+        config = tiny.config(**{"restore.mask": str(tmp_path / "mask.png")})
+        operator = TASKS["inpaint"](config.restore, (8, 8, 1))
+        found += [calibration._identity(operator, (8, 8, 1)) for _ in range(2)]
+    assert found[0] == found[1] != found[2] == found[3]
 
 
 @pytest.mark.parametrize(

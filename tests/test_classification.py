@@ -251,6 +251,12 @@ def test_invalid_input(workdir, tmp_path):
     other = Experiment(tiny.config(**classes, **{"model.beta_max": 10.0}))
     with pytest.raises(InputError, match="was trained with sde = .*beta_max=20.0.* but this run"):
         classification.provide(other, workdir)
+    other = Experiment(tiny.config(**classes, **{"data.centered": False}))
+    with pytest.raises(InputError, match="was trained with data.centered = True, but this run has"):
+        classification.provide(other, workdir)
+    other = Experiment(tiny.config(**classes, **{"data.dataset": "black_and_white"}))
+    with pytest.raises(InputError, match="was trained with data.dataset = 'digits', but this run"):
+        classification.provide(other, workdir)
     other = Experiment(tiny.config(**classes, **{"classifier.blocks_per_group": 2}))
     with pytest.raises(InputError, match="holds another network than the config's"):
         classification.provide(other, workdir)

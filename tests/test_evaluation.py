@@ -671,7 +671,8 @@ def test_a_network_of_another_config_is_rejected(evaluated):
             "eval.bpd_trace = 'cauchy' is unknown; known: Gaussian, Rademacher, exact",
         ),
         ("eval.bpd_dataset", "dev", "eval.bpd_dataset = 'dev' is unknown; known: test, train"),
-        ("eval.bpd_t_min", 1.5, "eval.bpd_t_min = 1.5 must lie between 0 and 1.0"),
+        ("eval.bpd_t_min", 1.5, r"must be at least 1e-05, .* 'vpsde' is trained at, and below 1"),
+        ("eval.bpd_t_min", 9e-6, "eval.bpd_t_min = 9e-06 must be at least 1e-05"),
         (
             "eval.bpd_tolerance",
             0.0,

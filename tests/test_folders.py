@@ -300,6 +300,13 @@ def test_arrays_that_do_not_fit_are_errors(tmp_path, array, fields, message):
         datasets.load(config(tmp_path / "a.npy", "array", num_channels=1, **fields).data, "train")
 
 
+def test_a_split_without_images_is_an_error(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((3, 8, 8), np.uint8))
+    c = config(tmp_path / "a.npy", "array", num_channels=1, held_out=0.999)
+    with pytest.raises(InputError, match="'array' has no images of the split 'train'"):
+        datasets.load(c.data, "train")
+
+
 @pytest.mark.parametrize("dataset", ["array", "folder", "ffhq", "CIFAR10", "fashion_mnist"])
 @pytest.mark.parametrize(
     "make",

@@ -264,6 +264,14 @@ INVALID = {
     ),
     "complex": (lambda: posterior(operator=jnp.fft.fft), "Return their real and imaginary parts"),
     "noise": (lambda: posterior(noise=-1.0), "noise = -1.0 must be a standard deviation"),
+    "no count": (
+        lambda: posterior(jnp.array(0.5), operator=jnp.sum, noise="poisson"),
+        "y must hold counts, which are integers and not negative",
+    ),
+    "negative count": (
+        lambda: posterior(jnp.array(-1.0), operator=jnp.sum, noise="poisson"),
+        "y must hold counts",
+    ),
     "no noise": (lambda: posterior(operator=jnp.sum, noise=0), "a function needs noise > 0"),
     "method": (lambda: posterior(method="mcmc"), "method = 'mcmc' is unknown; known: daps"),
     "kind": (

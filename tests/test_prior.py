@@ -166,8 +166,17 @@ def test_error_of_log_prob():
     repeated = jnp.repeat(x, 60, 0)
     logps, errors = prior.log_prob(repeated, trace="Rademacher", probes=8, return_error=True)
     assert errors.min() > error[0]
+    _, unknown = prior.log_prob(x, trace="Rademacher", probes=1, return_error=True)
+    assert np.isnan(unknown).all()  # One probe says nothing about its error.
     assert float(jnp.sqrt(jnp.mean(errors**2))) == pytest.approx(float(logps.std()), rel=0.4)
     assert abs(float(logps.mean()) - exact) < 4 * float(logps.std()) / np.sqrt(60) + 0.1
+
+
+def test_options_may_be_lists():
+    options = {"sampler": "restart", "steps": 20, "seed": 0}
+    as_list = gaussian_prior().sample(3, restart=[3, 1, 0.1, 1.0], **options)
+    as_tuple = gaussian_prior().sample(3, restart=(3, 1, 0.1, 1.0), **options)
+    np.testing.assert_array_equal(as_list, as_tuple)
 
 
 def test_a_score_that_is_a_pytree():
@@ -215,14 +224,21 @@ INVALID = {
     "sampler": (lambda: gaussian_prior().sample(1, sampler="dpm"), "sampler = 'dpm' is unknown"),
     "option": (lambda: gaussian_prior().sample(1, sigma=1), "option = 'sigma' is unknown"),
     "value": (lambda: gaussian_prior().sample(1, schedule="x"), "sampling.schedule = 'x'"),
-    "steps": (lambda: gaussian_prior().sample(1, steps=0), "sampling.num_steps = 0 must be"),
+    "steps": (lambda: gaussian_prior().sample(1, steps=0), "steps = 0 must be an integer"),
+    "steps that are no integer": (lambda: gaussian_prior().sample(1, steps=9.0), "steps = 9.0 mu"),
     "steps of the ODE": (
         lambda: gaussian_prior().sample(1, sampler="ode", steps=5),
         "'ode' chooses its steps",
     ),
     "seed": (lambda: gaussian_prior().sample(1, seed=0.5), "seed = 0.5 must be an int or a key"),
+    "large seed": (lambda: gaussian_prior().sample(1, seed=2**64), "must lie between -2"),
     "number": (lambda: gaussian_prior().sample(0), "sample_shape = 0 must hold positive"),
-    "batch": (lambda: gaussian_prior().sample(1, batch_size=0), "batch_size = 0 must be positive"),
+    "shape": (lambda: gaussian_prior().sample(2.0), "sample_shape = 2.0 must hold positive int"),
+    "batch": (lambda: gaussian_prior().sample(1, batch_size=0), "batch_size = 0 must be an integ"),
+    "temperature": (lambda: gaussian_prior().sample(1, temperature=-1), "temperature = -1 must be"),
+    "tolerance": (lambda: gaussian_prior().log_prob(jnp.zeros(2), tolerance=0), "tolerance = 0 mu"),
+    "probes": (lambda: gaussian_prior().log_prob(jnp.zeros(2), probes=0), "probes = 0 must be an"),
+    "no event": (lambda: gaussian_prior().log_prob(jnp.zeros((0, 2))), "it holds no event"),
 }
 
 

@@ -270,6 +270,8 @@ def test_fid_stats(tmp_path, monkeypatch):
         return original(images)
 
     monkeypatch.setitem(globals(), "corners", interrupted)
+    (tmp_path / "test_rounds").mkdir()  # A folder of the user's stays, with what is in it.
+    (tmp_path / "test_rounds" / "notes.txt").touch()
     with pytest.raises(KeyboardInterrupt):
         reference_statistics.fid_stats(config(**changes), str(tmp_path))
     path = reference_statistics.fid_stats(config(**changes), str(tmp_path))
@@ -283,7 +285,8 @@ def test_fid_stats(tmp_path, monkeypatch):
     np.testing.assert_allclose(arrays["mu"], pool.mean(0), rtol=1e-6)
     np.testing.assert_allclose(arrays["sigma"], np.cov(pool.T), rtol=1e-5)
     assert json.loads(str(arrays["protocol"]))["images"] == 359
-    assert [each.name for each in tmp_path.iterdir()] == ["test.npz"]
+    assert {each.name for each in tmp_path.iterdir()} == {"test.npz", "test_rounds"}
+    assert [each.name for each in (tmp_path / "test_rounds").iterdir()] == ["notes.txt"]
     with pytest.raises(InputError, match="exists and is not overwritten"):
         reference_statistics.fid_stats(config(**changes), str(tmp_path))
 

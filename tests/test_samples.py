@@ -52,6 +52,9 @@ def test_colour_images(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
     samples._write_images(tmp_path, images)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "00001.png")), images[1])
+    (tmp_path / "trajectory.png").touch()
+    samples._write_images(tmp_path, images[:1])  # The other one was of an earlier run.
+    assert {path.name for path in tmp_path.iterdir()} == {"00000.png", "grid.png", "trajectory.png"}
 
 
 def test_names_and_seeds(workdir):

@@ -94,11 +94,17 @@ def test_heun():
 
 @pytest.mark.parametrize(
     "restart",
-    [(3, 2, 0.3, 0.06), (3, 2, 0.0, 1.0), (3, 2, 1.0, 11.0), (0, 2, 0.1, 1.0), (3, 0, 0.1, 1.0)],
+    [(3, 2, 0.3, 0.06), (3, 2, 0.0, 1.0), (3, 2, 1.0, 11.0), (1, 2, 0.1, 1.0), (3, 0, 0.1, 1.0)],
 )
 def test_invalid_values(restart):
     with pytest.raises(InputError, match="0 < lowest < highest <= 10"):
         single_step.heun(LEVELS, restart=restart)
+
+
+def test_a_restart_never_lowers_the_level():
+    """The step nearest to 0.3 begins at 0.4, above the highest level: no noise leads there."""
+    with pytest.raises(InputError, match=r"to the lowest level begins at 0.4, which is not"):
+        single_step.heun(np.array([4.0, 0.4, 0.0]), restart=(3, 1, 0.3, 0.35))
 
 
 def test_churn_between_two_levels():

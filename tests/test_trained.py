@@ -178,6 +178,8 @@ def test_errors_of_load(workdir, name):
     [
         (lambda levels: levels / 16, "must be integer grey levels"),
         (lambda levels: levels.astype(int) + 300, "the grey levels of this model are 0 to"),
+        (lambda levels: levels[:, 1:, 1:], r"has shape \(1, 7, 7, 1\), but an event has shape"),
+        (lambda levels: levels[:0], "it holds no event"),
     ],
 )
 def test_errors_of_images(model, change, message):

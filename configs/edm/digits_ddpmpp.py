@@ -11,4 +11,5 @@ def get_config():
     config.training.time_distribution = "log_normal"
     config.model.sigma_data = 0.75  # That of the digits; EDM's 0.5 is that of photographs.
     config.sampling.method = "solver"
+    config.eval.bpd_t_min = 0.002  # The smallest noise level of training.
     return config

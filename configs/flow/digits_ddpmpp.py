@@ -9,4 +9,5 @@ def get_config():
     config = digits_ddpmpp_continuous.get_config()
     config.training.sde = "rectifiedflow"
     config.sampling.method = "solver"
+    config.eval.bpd_t_min = 1e-3  # The smallest time of training.
     return config
