@@ -31,6 +31,7 @@ NUM_BACKUPS = 2
 INFO = {"step": int, "config": dict, "checksums": dict}
 """The metadata of a checkpoint; see `readers.files.mismatch`."""
 
+ORBAX = "Encountered error while reading array index"
 ABOUT = "about"  # the checksum of step and config; checkpoints before version 0.6 lack it
 
 Trees = dict[str, Any]
@@ -171,7 +172,10 @@ class Checkpoints:
             )
             checksums = self._info(found.folder, found.number)["checksums"]
         except Exception as error:  # Damage raises many types of exception.
-            raise InputError(f"{found} is damaged or of another network: {brief(error)}") from error
+            reason = brief(error)
+            if ORBAX in reason:  # Its text is about objects in memory.
+                reason = "its arrays cannot be read."
+            raise InputError(f"{found} is damaged or of another network: {reason}") from error
         for name in like:
             if tree_checksum(restored[name]) != checksums.get(name):
                 raise InputError(

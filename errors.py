@@ -125,7 +125,7 @@ def brief(error: Exception) -> str:
     """
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if any(word in text.lower() for word in UNSAFE):
-        return "it contains pickled Python objects, which are not loaded"
+        return "it is damaged, or contains pickled Python objects, which are not loaded"
     return printable(text if isinstance(error, InputError) else text[:200])
 
 

@@ -30,7 +30,7 @@ import report
 import sharding
 import training
 from auxiliary import classification, dequantization
-from configs.default import Config
+from configs.default import Config, complete
 from errors import InputError
 from metrics import reference_statistics
 from modes import averaging, calibration, conversion, inspection, latents, restoration, samples
@@ -39,7 +39,21 @@ from modes.command_line import parse_flags
 FLAGS = flags.FLAGS
 
 DEFAULT_COUNT = 64
-OF_SAMPLING = ("count", "classes", "seed")  # flags of --mode=sample only
+OF_SOLVERS = {"sampling.solver", "sampling.schedule", "sampling.num_steps", "sampling.curve"}
+OF_SOME_MODES = {
+    "average_only": ("export",),
+    "checkpoint": (
+        *("eval", "export", "ema", "encode", "interpolate", "sample", "restore", "calibrate"),
+        "train_dequantizer",
+    ),
+    "classes": ("sample",),
+    "count": ("sample",),
+    "eval_folder": ("eval", "report", "sample", "restore", "calibrate"),
+    "seed": ("sample",),
+    "source": ("import", "sample"),
+    "target": ("export", "ema"),
+}
+"""The modes of each flag that not all modes have."""
 
 # --- modes ----------------------------------------------------------------------------------------
 
@@ -50,6 +64,7 @@ def _train(config: Config, workdir: str) -> None:
 
 def _eval(config: Config, workdir: str) -> None:
     folder = FLAGS.eval_folder or "eval"
+    _say_ignored(config)
     evaluation.evaluate(config, workdir, folder, FLAGS.checkpoint)
     if jax.process_index() == 0:  # The report reads what this process has written.
         report.write(workdir, folder)
@@ -95,6 +110,7 @@ def _sample(config: Config, workdir: str) -> None:
     if FLAGS.seed is not None:
         config.seed = FLAGS.seed
     count = DEFAULT_COUNT if FLAGS.count is None else FLAGS.count
+    _say_ignored(config)
     samples.sample(
         config,
         workdir,
@@ -192,7 +208,6 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("num_processes", None, "The number of processes started by hand.")
 flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
-flags.mark_flags_as_required(["workdir", "mode"])
 
 
 def main(argv: list[str]) -> None:
@@ -203,11 +218,7 @@ def main(argv: list[str]) -> None:
     try:
         if argv[1:]:
             raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.")
-        if not FLAGS.workdir:  # As --workdir=$DIR without DIR, which would be the current folder.
-            raise InputError("--workdir is empty; it must name a folder.")
-        for name in OF_SAMPLING:
-            if FLAGS.mode != "sample" and FLAGS[name].value is not None:
-                raise InputError(f"--{name} is a flag of --mode=sample, not of {FLAGS.mode}.")
+        _check_flags()
         sharding.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         MODES[FLAGS.mode](_config(), FLAGS.workdir)
         sys.stdout.flush()  # Its errors would be a traceback at exit.
@@ -238,6 +249,25 @@ def _enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
+def _check_flags() -> None:
+    """Raise InputError for a flag that is missing, empty, or not one of the mode."""
+    missing = [f"--{name}" for name in ("mode", "workdir") if FLAGS[name].value is None]
+    if missing:
+        raise InputError(
+            f"{' and '.join(missing)} must be given, as in python main.py "
+            "--config=configs/vp/digits_ddpmpp_continuous.py --workdir=digits --mode=train. Modes: "
+            f"{', '.join(MODES)}."
+        )
+    if not FLAGS.workdir:  # As --workdir=$DIR without DIR, which would be the current folder.
+        raise InputError("--workdir is empty; it must name a folder.")
+    for name, modes in OF_SOME_MODES.items():
+        if FLAGS[name].present and FLAGS.mode not in modes:
+            hint = " To train on from a file, import it first." if name == "source" else ""
+            raise InputError(
+                f"--{name} is a flag of --mode={', '.join(modes)}, not of {FLAGS.mode}.{hint}"
+            )
+
+
 def _required(name: str) -> str:
     value = FLAGS[name].value
     if value is None:
@@ -248,6 +278,17 @@ def _required(name: str) -> str:
 def _given() -> set[str]:
     """Return the config fields that are set on the command line."""
     return set(FLAGS["config"].override_values)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _say_ignored(config: Config) -> None:
+    """Print the fields of few-step solvers that are given for a sampler that does not read them."""
+    method = complete(config).sampling.method.lower()
+    ignored = sorted(_given() & OF_SOLVERS)
+    if method != "solver" and ignored:
+        print(
+            f"{', '.join(ignored)}: no effect with sampling.method = {method!r}. For a few-step "
+            "solver add --config.sampling.method=solver."
+        )
 
 
 def _integers(texts: list[str]) -> tuple[int, ...]:

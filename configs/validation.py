@@ -50,6 +50,13 @@ def check(config: Config, choices: Choices, num_devices: int, mode: str = "") ->
         raise InputError(f"the config has {len(problems)} problems:\n  " + "\n  ".join(problems))
 
 
+def unknown_field(name: str, value: Any) -> str:
+    """Return the message about a field that does not exist."""
+    close = difflib.get_close_matches(name, FIELDS, 1)
+    hint = f"; did you mean {close[0]}?" if close else "; docs/configuration.md lists all."
+    return f"{name} = {SHORT.repr(value)} is not a known field{hint}"
+
+
 def check_domains(config: Config, names: Mapping[str, Collection[str]]) -> Problems:
     """Yield a problem for each unknown field and each value outside of its field's domain."""
     flat = traverse_util.flatten_dict(config.to_dict(), keep_empty_nodes=True, sep=".")
@@ -58,9 +65,7 @@ def check_domains(config: Config, names: Mapping[str, Collection[str]]) -> Probl
         if name in INERT:
             continue
         if name not in FIELDS:
-            close = difflib.get_close_matches(name, FIELDS, 1)
-            hint = f"; did you mean {close[0]}?" if close else "; docs/configuration.md lists all."
-            yield f"{name} = {SHORT.repr(value)} is not a known field{hint}"
+            yield unknown_field(name, value)
             continue
         domain = FIELDS[name].domain
         if not domain.allows(value):

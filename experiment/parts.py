@@ -70,7 +70,8 @@ class InParts:
     def __call__(self, text: str, *arguments: Any) -> Any:
         """Return the samples; `text` says what is done, such as "drawing 64 samples"."""
         if self.steps is None or self.steps == 1:
-            with progress.waiting(f"{text} with adaptive steps"):
+            steps = "one step" if self.steps else "adaptive steps"
+            with progress.waiting(f"{text} with {steps}"):
                 return jax.block_until_ready(self.whole(*arguments))
         with progress.counting(text, self.steps, "step") as update:
             carry, done, size = self.start(*arguments), 0, 1

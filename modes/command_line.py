@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
 from absl import flags, logging
 
 import errors
-from configs import location
+from configs import location, validation
+from configs.fields import ABSENT, FIELDS
 from errors import InputError
 from modes import stored
 from pretrained import WITH_CONFIG
 from workdir import CONFIG
 
 FLAGS = flags.FLAGS
+WRONG_VALUE = re.compile(r"flag --(?P<name>[\w.]+)=(?P<value>.*?): (?P<reason>.*)")
+"""The messages of absl about a value that cannot be parsed."""
 STORED = Path(stored.__file__)  # the config file that reads a config.json
 
 
@@ -48,9 +52,11 @@ def with_stored_config(argv: list[str]) -> list[str]:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse flags; a wrong one, an unreadable config or an unknown field is a one-line error."""
     logging.set_verbosity(logging.ERROR)  # `main` sets it for all other messages.
-    argv = with_stored_config(argv)
-    sys.argv[:] = argv  # config_flags reads the fields of the config from there.
+    given = list(argv)
     try:
+        _check_mode(argv)
+        argv = with_stored_config(argv)
+        sys.argv[:] = argv  # config_flags reads the fields of the config from there.
         return FLAGS(argv)
     except Exception as error:  # A config file may raise anything.
         causes, cause = [], error.__context__
@@ -60,6 +66,46 @@ def parse_flags(argv: list[str]) -> list[str]:
         ours = [each for each in causes if isinstance(each, InputError)]
         if ours:  # The others repeat it with a traceback, which config_flags adds.
             errors.fail(str(ours[-1]))
-        reason = " ".join(str(error).split()) or "no message"
-        flags_given = " ".join(argv[1:])
-        sys.exit(f"Error: {type(error).__name__}: {reason} (in the flags {flags_given})")
+        errors.fail(str(error) if isinstance(error, InputError) else _explain(error, given))
+
+
+def _check_mode(argv: list[str]) -> None:
+    """Raise InputError for an unknown mode, before any config is read."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--mode", "-mode", nargs="?")
+    mode = parser.parse_known_args(argv[1:])[0].mode
+    if mode is not None and "mode" in FLAGS:
+        errors.check_name(mode, FLAGS["mode"].parser.enum_values, "--mode")
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    """Return a message for an error that absl, ml_collections or a config file raised."""
+    reason = " ".join(str(error).split()) or "no message"
+    value = WRONG_VALUE.match(reason)
+    if value and value["name"].removeprefix("config.") in FIELDS:
+        name = value["name"].removeprefix("config.")
+        return f"{name} = {value['value']!r} must be {FIELDS[name].domain.describe()}."
+    if value and value["name"] in FLAGS:
+        kind = {"int": "an integer", "bool": "true or false"}.get(FLAGS[value["name"]].flag_type())
+        return f"--{value['name']}={value['value']} must be {kind or 'another value'}."
+    if isinstance(error, flags.Error):
+        return f"{reason.rstrip('. ?')}. docs/usage.md lists the flags."
+    if isinstance(error, (AttributeError, KeyError)):  # Of a field that the config lacks.
+        for name, text in map(_override, argv):
+            if name and name not in FIELDS:
+                return validation.unknown_field(name, text)
+            if name and FIELDS[name].default is ABSENT and name.split(".")[-1] in reason:
+                return (
+                    f"--config.{name}: this config has no field {name}. The command line changes "
+                    "fields; set it in a config file (docs/extending.md)."
+                )
+    return f"--config cannot be read: {type(error).__name__}: {reason}"
+
+
+def _override(argument: str) -> tuple[str, str]:
+    """Return name and value of --config.NAME=VALUE, or ('', '') for another argument."""
+    name, _, value = argument.lstrip("-").partition("=")
+    for prefix in ("config.", "noconfig."):
+        if argument.startswith("-") and name.startswith(prefix):
+            return name.removeprefix(prefix), value
+    return "", ""

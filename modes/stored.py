@@ -25,8 +25,9 @@ def get_config(path: str) -> Config:
     folder = Path(path).parent if Path(path).name == CONFIG else Path(path)
     stored = stored_config(folder)
     if stored is None:
+        lack = f"has no {CONFIG} and no checkpoint" if folder.is_dir() else "does not exist"
         raise InputError(
-            f"{folder} has no {CONFIG} and no checkpoint, so that it states no config. Name an "
-            "experiment, such as --config=configs/vp/digits_ddpmpp_continuous.py."
+            f"{folder} {lack}, so that it states no config. Name an experiment, such as "
+            "--config=configs/vp/digits_ddpmpp_continuous.py, or another folder."
         )
     return from_json(stored.to_dict())

@@ -89,7 +89,9 @@ def test_control_characters_are_escaped():
     ],
 )
 def test_advice_to_load_unsafely_is_not_repeated(advice):
-    assert brief(ValueError(advice)) == "it contains pickled Python objects, which are not loaded"
+    assert brief(ValueError(advice)).endswith(
+        "contains pickled Python objects, which are not loaded"
+    )
 
 
 # --- JSON -----------------------------------------------------------------------------------------

@@ -15,8 +15,11 @@ PUBLISHED = "configs/vp/digits_ddpmpp_continuous.py"
 def test_published_configs_are_found_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert location.find(PUBLISHED) == str(location.ROOT / PUBLISHED)
-    assert location.find("configs/nothing.py") == "configs/nothing.py"
-    assert location.find("configs/vp") == "configs/vp"  # A folder is no config.
+    for path in ("configs/nothing.py", "configs/vp"):  # A folder is no config.
+        with pytest.raises(InputError, match=f"{path} does not exist. configs/ has experiments"):
+            location.find(path)
+    with pytest.raises(InputError, match="Did you mean .*configs/vp/digits_ddpmpp_continuous.py"):
+        location.find("configs/vp/digits_ddpmp_continuous.py")
 
 
 def test_files_of_the_current_folder_come_first(tmp_path, monkeypatch):
@@ -31,7 +34,7 @@ def test_flags(tmp_path, monkeypatch):
     """Only the path in --config changes; a text after a colon is kept."""
     monkeypatch.chdir(tmp_path)
     path = str(location.ROOT / PUBLISHED)
-    others = ["main.py", "--config=a:b", f"--source={PUBLISHED}", "--mode=train", "--config.seed=1"]
+    others = ["main.py", f"--source={PUBLISHED}", "--mode=train", "--config.seed=1"]
     assert command_line.with_stored_config(others) == others
     for given, found in ((PUBLISHED, path), (f"{PUBLISHED}:a:b", f"{path}:a:b")):
         arguments = ["main.py", f"--config={given}"]
@@ -42,5 +45,5 @@ def test_python_interface(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="checkpoint_1"):
         ss.load(config=PUBLISHED, checkpoint="checkpoint_1")
-    with pytest.raises(InputError, match=r"configs/nothing\.py"):
+    with pytest.raises(InputError, match=r"configs/nothing\.py does not exist"):
         ss.load(config="configs/nothing.py", checkpoint="checkpoint_1")

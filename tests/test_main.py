@@ -1,13 +1,17 @@
 """The command line: bad input gives one line and exit code 1, and nothing is written."""
 
+import json
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from absl.testing import flagsaver
 
 import factory
+import main
 import training
 from configs import default
 from errors import InputError
@@ -32,14 +36,12 @@ def slow(*values):
 @pytest.mark.parametrize(
     ("flag", "sentence"),
     [
-        ("--config.training.batchsize=64", 'Did you mean "batch_size"'),
-        slow("--config.training.batch_size=many", "invalid literal for int"),
-        slow("--config=configs/vp/nothing.py", "configs/vp/nothing.py"),
+        ("--config.training.batchsize=64", "did you mean training.batch_size?"),
+        slow("--config=configs/vp/nothing.py", "configs/vp/nothing.py does not exist"),
         slow(
             "--config.model.name=unet",
             "model.name = 'unet' is unknown; known: adm, ddpm, ncsn, ncsnpp",
         ),
-        slow("--mode=dream", "mode"),
         slow("--mode=import", "--mode=import needs --source: The checkpoint to import"),
         slow(
             "--mode=prepare_data",
@@ -95,8 +97,11 @@ def test_the_config_of_a_workdir(tmp_path):
         found = stored.get_config(str(source))
         assert found.to_dict() == default.complete(config).to_dict()
         found.data.image_size = (8, 16)  # A field of two types.
-    with pytest.raises(InputError, match="nothing has no config.json and no checkpoint"):
+    with pytest.raises(InputError, match="nothing does not exist, so that"):
         stored.get_config(str(tmp_path / "nothing"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty has no config.json and no checkpoint, so that"):
+        stored.get_config(str(tmp_path / "empty"))
 
 
 @pytest.mark.parametrize(
@@ -106,10 +111,10 @@ def test_the_config_of_a_workdir(tmp_path):
         (["--mode", "eval", "--workdir", "w"], "STORED:w"),
         (["--config=v/config.json", "--workdir=w"], "STORED:v/config.json"),
         (["-config", "v/config.json", "--workdir=w"], "STORED:v/config.json"),
-        (["--config=configs/a.py", "--workdir=w"], "configs/a.py"),
+        (["--config=configs/default.py", "--workdir=w"], "configs/default.py"),
         (["--source=a.safetensors", "--workdir=w"], "STORED:a.safetensors"),
         (["--source=a.pth", "--workdir=w"], "STORED:w"),
-        (["--config=configs/a.py", "--source=a.safetensors"], "configs/a.py"),
+        (["--config=configs/default.py", "--source=a.safetensors"], "configs/default.py"),
         (["--mode=eval"], None),
     ],
 )
@@ -136,7 +141,7 @@ def test_a_workdir_knows_its_config(tmp_path):
     assert "model.nf: 16 there, 32 now" in result.stderr
     result = run("--mode=train", workdir=tmp_path / "new")
     assert result.stderr.startswith("Error: ")
-    assert "has no config.json and no checkpoint" in result.stderr
+    assert "new does not exist" in result.stderr
     assert not (tmp_path / "new").exists()
 
 
@@ -157,3 +162,64 @@ def test_nothing_to_evaluate(tmp_path):
     result = run(CONFIG, "--mode=eval", workdir=tmp_path / "w")
     assert result.returncode == 1
     assert "does not exist; train first" in result.stderr
+
+
+PARSED = {
+    "--config.training.batchsize=64": "training.batchsize = '64' is not a known field; did you me",
+    "--config.trainin.batch_size=64": "trainin.batch_size = '64' is not a known field; did you me",
+    "--config.training.batch_size=many": "training.batch_size = 'many' must be an integer from 1",
+    "--config.eval.enable_bpd=maybe": "eval.enable_bpd = 'maybe' must be True or False.",
+    "--config.data.category=cat": "this config has no field data.category",
+    "--count=many": "--count=many must be an integer.",
+    "--cuont=3": "Unknown command line flag 'cuont'. Did you mean: count",
+    "--mode=dream": "--mode = 'dream' is unknown; known: calibrate, ema",
+    "--config=README.md": "--config cannot be read: SyntaxError: ",
+    "--config=configs/vp/digits_ddpm_continuous.py": "continuous.py does not exist. Did you mean configs/",
+}
+
+
+def test_flags_that_cannot_be_parsed(tmp_path):
+    """One line names the flag or field, its value and what is allowed."""
+    calls = [[CONFIG, "--mode=sample", f"--workdir={tmp_path / 'w'}", flag] for flag in PARSED]
+    program = [sys.executable, "-m", "tests.parse_flags"]
+    result = subprocess.run(
+        program, cwd=ROOT, input=json.dumps(calls), capture_output=True, text=True
+    )
+    found = dict(zip(PARSED, json.loads(result.stdout), strict=True))
+    wrong = {flag: text for flag, text in found.items() if PARSED[flag] not in text or "\n" in text}
+    assert not wrong
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({}, "--mode and --workdir must be given, as in python main.py --config="),
+        ({"mode": "train"}, "--workdir must be given"),
+        ({"mode": "train", "workdir": ""}, "--workdir is empty"),
+        (
+            {"mode": "train", "workdir": "w", "source": "a.pth"},
+            "--source is a flag of --mode=import, sample, not of train. To train on from a file,",
+        ),
+        ({"mode": "eval", "workdir": "w", "seed": 3}, "--seed is a flag of --mode=sample, not of"),
+        ({"mode": "sample", "workdir": "w", "seed": 3, "checkpoint": 1}, None),
+    ],
+)
+def test_flags_of_modes(flags, message):
+    """A flag that a mode does not read is an error."""
+    if not main.FLAGS.is_parsed():
+        main.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver():
+        for name, value in flags.items():
+            main.FLAGS[name].value, main.FLAGS[name].present = value, 1
+        expected = pytest.raises(InputError, match=message) if message else nullcontext()
+        with expected:
+            main._check_flags()
+
+
+def test_fields_without_effect_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(main, "_given", lambda: {"sampling.num_steps", "seed"})
+    main._say_ignored(tiny.config())
+    assert "sampling.num_steps: no effect with sampling.method = 'pc'" in capsys.readouterr().out
+    main._say_ignored(tiny.config(**{"sampling.method": "solver"}))
+    assert capsys.readouterr().out == ""
