@@ -183,7 +183,7 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "source",
     None,
-    "The checkpoint to import, or to sample from: a file of the official code or of "
+    "The checkpoint to import, or to sample from: a file of the official code, of EDM or of "
     "--mode=export, or a diffusers folder.",
 )
 flags.DEFINE_string(

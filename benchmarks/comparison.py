@@ -147,7 +147,7 @@ def share_gpu_memory() -> None:
 def columns(others: speed.Columns) -> speed.Columns:
     """Return the columns of the tables, followed by `others`."""
     return {
-        "contestant": ("name", "", 1),
+        "program": ("name", "", 1),
         "images/s": ("rate", ".3g", 1),
         "ms a run": ("seconds", ".1f", 1e3),
         "TFLOP/s": ("tflops", ".3g", 1),

@@ -258,6 +258,9 @@ def main(_: list[str]) -> None:
 
 TEXT = """# Accuracy and speed of the likelihood
 
+`python main.py --workdir=DIR --mode=eval --config.eval.enable_bpd` computes bits/dim. This page
+states how exact they are at each tolerance of the solver, and what an evaluation costs.
+
 Written by `{command}`
 on {machine}, {n} images for each problem. DIR was trained with
 `configs/vp/digits_ddpmpp_continuous.py` and `--noconfig.model.ema_ramp`.

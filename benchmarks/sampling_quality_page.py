@@ -211,9 +211,9 @@ With 20 evaluations of the network (NFE) per image:
 --config.sampling.schedule={schedule} --config.sampling.num_steps=20
 ```
 
-For each few-step solver with 20 NFE we divide its distance by that of the config's own sampler, on
-each of the three networks below. The largest of these three ratios is lower for this solver than
-for any other.
+We chose it by the worst case: for each few-step solver with 20 NFE we divide its distance by that
+of the config's own sampler, on each of the three networks below, and take the largest ratio. This
+solver has the smallest one.
 
 ## Trained networks
 
@@ -239,7 +239,7 @@ their initial noise, so that the true errors are smaller.
   `method=ode`.
 - `heun`, `heun_churn` and `restart` evaluate the network twice in a step: 2 num_steps - 1 NFE, and
   4 more for `restart` as configured.
-- With few NFE the schedule matters: see the tables.
+- The best schedule depends on the solver and on the NFE; the tables have both.
 - An exact score (below) and a trained network rank the solvers differently: noise during sampling
   costs accuracy with an exact score, and corrects some of a network's errors.
 

@@ -14,11 +14,13 @@ from configs.fields import ABSENT, FIELDS, INERT
 PAGE = Path(__file__).with_name("configuration.md")
 INTRODUCTION = """# Configuration
 
-All fields of a config, with their defaults and the values they may have. Set a field on the command
-line as `--config.training.batch_size=64`, a flag as `--config.eval.enable_bpd` or
+All fields of a config, with their defaults and the values they may have. Set a field on the
+command line as `--config.training.batch_size=64`, a flag as `--config.eval.enable_bpd` or
 `--noconfig.eval.enable_bpd`. A value outside of its range is an error before anything is written.
-"Affects" names the groups of results that change with a field. If such a field differs from that of
-existing results, they are computed again or the command ends with an error. This page is generated
+`-` as default means that a config has the field only if its file sets it; the command line can
+change such a field, but not add it. "Affects" names the groups of results that change with a
+field. If such a field differs from that of existing results, they are computed again or the
+command ends with an error. This page is generated
 by `python -m docs.make_configuration`.
 """
 

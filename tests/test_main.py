@@ -174,7 +174,7 @@ PARSED = {
     "--cuont=3": "Unknown command line flag 'cuont'. Did you mean: count",
     "--mode=dream": "--mode = 'dream' is unknown; known: calibrate, ema",
     "--config=README.md": "--config cannot be read: SyntaxError: ",
-    "--config=configs/vp/digits_ddpm_continuous.py": "continuous.py does not exist. Did you mean configs/",
+    "--config=configs/vp/digits_ddpm_continuous.py": "does not exist. Did you mean configs/",
 }
 
 
