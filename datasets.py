@@ -21,7 +21,7 @@ from errors import InputError, choose
 from readers import arrays, emoji, faces, folders, published, scikit_learn
 from readers.batches import Batch, Batches, Images, rounds
 from readers.image_sizes import image_shape
-from readers.pictures import image_grid, to_picture
+from readers.pictures import image_grid, to_picture, trajectory_grid
 from readers.preprocessing import Pixels
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "augment",
     "check_labels",
     "image_grid",
+    "trajectory_grid",
     "image_shape",
     "levels",
     "load",

@@ -15,7 +15,14 @@ from configs import validation
 from configs.default import Config, complete
 from controllable.methods import METHODS
 from factory.flow import make_flow
-from factory.objects import make_classifier, make_network, make_score_model, make_sde
+from factory.objects import (
+    attention_note,
+    check_network,
+    make_classifier,
+    make_network,
+    make_score_model,
+    make_sde,
+)
 from factory.sampler import Sampler, Samples
 from factory.samplers import ADAPTIVE, FRAMES, SAMPLERS, make_sampler
 from models import NETWORKS, networks_supporting
@@ -28,6 +35,8 @@ __all__ = [
     "SAMPLERS",
     "Sampler",
     "Samples",
+    "attention_note",
+    "check_network",
     "choices",
     "make_classifier",
     "make_flow",

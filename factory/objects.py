@@ -11,9 +11,11 @@ from flax import nnx
 from configs.default import Config
 from errors import InputError
 from models import NETWORKS
+from models.building import abstract_network
 from models.classifier import WideResnet
-from models.layers import Rngs
+from models.layers import Rngs, attending_levels
 from models.score import ScoreModel, conventions, one
+from readers.image_sizes import sides
 from sde_lib import SDE, SDES, VESDE
 
 
@@ -35,6 +37,28 @@ def make_network(config: Config, rngs: Rngs) -> nnx.Module:
     if config.training.remat:
         options["remat"] = True
     return network.build(**options, rngs=rngs)
+
+
+def check_network(config: Config) -> None:
+    """Raise InputError if the network of a config cannot have its images; allocate nothing."""
+    abstract_network(lambda: make_network(config, Rngs(jax.random.key(0))))
+
+
+def attention_note(config: Config) -> str:
+    """Return a line if no level has a side that model.attn_resolutions names, else ''."""
+    model = config.model
+    reads = "attn_resolutions" in NETWORKS[model.name].arguments(model)
+    if not reads or not model.attn_resolutions:
+        return ""
+    levels = len(model.ch_mult)
+    if any(attending_levels(config.data.image_size, model.attn_resolutions, levels)):
+        return ""
+    largest = max(sides(config.data.image_size))
+    found = ", ".join(str(largest >> level) for level in range(levels))
+    return (
+        f"model.attn_resolutions = {tuple(model.attn_resolutions)}: the levels of the network have "
+        f"the sides {found}, so that none has self-attention"
+    )
 
 
 def make_classifier(config: Config, rngs: Rngs) -> WideResnet:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 import datasets
 from configs.default import Config
@@ -24,7 +23,6 @@ from metrics.stage import Cell, Context, Measure, Results, Stage
 from workdir import Arrays, load_rounds, round_paths, write_picture
 
 GRID_IMAGES = 100  # Maximum number of images in samples.png.
-TRAJECTORY_IMAGES = 8  # Maximum number of images in trajectory.png.
 
 
 def run(context: Context) -> Results:
@@ -73,19 +71,8 @@ def _sample_round(context: Context, index: int, count: int, *, first: bool) -> A
         arrays["classes"] = np.asarray(classes)
     if index == 0 and len(frames):
         levels = experiment.sampler.frame_levels
-        write_trajectories(context.folder / "trajectory.png", frames, levels)
+        write_picture(context.folder / "trajectory.png", datasets.trajectory_grid(frames, levels))
     return arrays
-
-
-def write_trajectories(path: Path, frames: np.ndarray | Array, levels: Sequence[float]) -> None:
-    """Write a picture of frames (F, B, H, W, C): one row per image, from noise to sample.
-
-    The titles are the noise levels std / alpha of the frames, if they are known.
-    """
-    rows = frames[:, :TRAJECTORY_IMAGES].swapaxes(0, 1)
-    titles = [f"{level:.2g}" if level < 10 else f"{level:.0f}" for level in levels]
-    grid = datasets.image_grid(np.concatenate(list(rows)), columns=len(frames), titles=titles)
-    write_picture(path, grid)
 
 
 def _write_held_out(context: Context, count: int) -> None:

@@ -13,7 +13,7 @@ from jax import Array
 import datasets
 from configs.default import Config
 from errors import InputError, printable
-from factory import validated
+from factory import attention_note, check_network, validated
 from readers import folders, published
 from readers.image_sizes import ImageSize, sides
 from workdir import write_picture
@@ -34,9 +34,13 @@ def inspect(config: Config, workdir: str) -> dict[str, Any]:
 
     Returns the statistics of the training images: `images`, `shape`, `dtype`, `range`, `mean` and
     `std` by channel, `classes` (if labelled) and `sigma_max`. Raises InputError if the images
-    cannot be read.
+    cannot be read, or the network cannot have their size.
     """
     config = validated(config, num_devices=1)
+    check_network(config)
+    note = attention_note(config)
+    if note:
+        print(f"note: {note}")
     data = config.data
     scaler = datasets.make_scaler(data)
     if data.dataset.lower() == "folder" and data.path:

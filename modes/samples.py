@@ -22,7 +22,6 @@ from configs import remedies
 from configs.default import Config, complete
 from errors import InputError
 from experiment import Experiment
-from metrics.samples_stage import write_trajectories
 from models.building import Params
 from workdir import (
     Arrays,
@@ -81,7 +80,8 @@ def sample(
         samples = experiment.sample_images(params, index * size, size)
         if index == 0 and len(samples.frames):
             levels = experiment.sampler.frame_levels
-            write_trajectories(output / "trajectory.png", np.asarray(samples.frames), levels)
+            grid = datasets.trajectory_grid(np.asarray(samples.frames), levels)
+            write_picture(output / "trajectory.png", grid)
         return {"samples": np.asarray(samples.x), "nfe": np.asarray(samples.nfe)}
 
     print(

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 BACKGROUND = (58, 104, 172)  # A blue that contrasts with black, grey and white images.
+TRAJECTORY_IMAGES = 8  # rows of `trajectory_grid`
 TITLE_SIZE = 14  # The smallest font of titles, in pixels.
 
 
@@ -48,6 +49,16 @@ def image_grid(
         middle = (gutter + column * (width + gutter) + width // 2, top // 2)
         draw.text(middle, title, font=font, anchor="mm")
     return picture
+
+
+def trajectory_grid(frames: np.ndarray, levels: Sequence[float]) -> Image.Image:
+    """Return a picture of frames (F, B, H, W, C): one row per image, from noise to sample.
+
+    The titles are the noise levels std / alpha of the frames, if they are known.
+    """
+    rows = frames[:, :TRAJECTORY_IMAGES].swapaxes(0, 1)
+    titles = [f"{level:.2g}" if level < 10 else f"{level:.0f}" for level in levels]
+    return image_grid(np.concatenate(list(rows)), columns=len(frames), titles=titles)
 
 
 def to_picture(image: np.ndarray) -> Image.Image:

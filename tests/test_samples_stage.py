@@ -9,6 +9,7 @@ from datasets import Images
 from experiment import Experiment
 from metrics import samples_stage, splits
 from metrics.stage import Context
+from readers import pictures
 from tests import tiny
 
 
@@ -82,18 +83,18 @@ def test_samples_need_no_data(tmp_path):
     assert write(tmp_path, 9, **unlabelled) is None
 
 
-def test_titles_of_trajectories(tmp_path, monkeypatch):
+def test_titles_of_trajectories(monkeypatch):
     """They are the noise levels of the frames, if the sampler states them."""
     titles = []
-    original = datasets.image_grid
+    original = pictures.image_grid
 
     def recording(*arguments, **options):
         titles.append(options["titles"])
         return original(*arguments, **options)
 
-    monkeypatch.setattr(datasets, "image_grid", recording)
+    monkeypatch.setattr(pictures, "image_grid", recording)
     frames = np.zeros((4, 9, 8, 8, 1), np.uint8)
-    samples_stage.write_trajectories(tmp_path / "a.png", frames, (151.7, 9.54, 0.0123, 0.0))
-    samples_stage.write_trajectories(tmp_path / "b.png", frames, ())
+    picture = datasets.trajectory_grid(frames, (151.7, 9.54, 0.0123, 0.0))
+    datasets.trajectory_grid(frames, ())
     assert titles == [["152", "9.5", "0.012", "0"], []]
-    assert Image.open(tmp_path / "a.png").size == (4 + 4 * 68, 22 + 8 * 68)
+    assert picture.size == (4 + 4 * 68, 22 + 8 * 68)

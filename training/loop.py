@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 import datasets
+import factory
 import losses
 import progress
 import sharding
@@ -142,6 +143,9 @@ def _run(
     settings, start = experiment.config.training, int(state.step)
     per_call = settings.n_jitted_steps
     batches = _batches(experiment, start // per_call)
+    note = factory.attention_note(experiment.config)
+    if note:
+        log.say(f"note: {note}")
     for step in range(start + per_call, total + 1, per_call):
         compiling = progress.waiting("compiling the training step")
         with compiling if step == start + per_call else contextlib.nullcontext():
