@@ -39,7 +39,9 @@ REPLACE = os.replace
 
 def config(**changes):
     fields = {
+        "data.dataset": "few_digits",
         "training.n_iters": 4,
+        "eval.batch_size": 24,
         "eval.enable_bpd": True,
         "eval.enable_sampling": True,
         "eval.enable_metrics": True,
@@ -65,7 +67,7 @@ def test_results(evaluated, tmp_path):
     assert list(on_disk) == ["step", "loss", "bpd", "samples", "metrics", "measures"]
     assert on_disk["step"] == 4
     counts = [on_disk[key]["images"] for key in ("loss", "bpd", "samples", "metrics")]
-    assert counts == [359, 359, 10, 10]
+    assert counts == [60, 60, 10, 10]
     samples = np.load(folder / "samples_0.npz")["samples"]
     assert (samples.shape, samples.dtype) == ((10, 8, 8, 1), np.uint8)
     for name in ("samples", "real"):  # The same grid.
@@ -88,13 +90,13 @@ def test_results_of_the_likelihood(evaluated):
     found = results[1]["bpd"]
     arrays = load_rounds(round_paths(Path(workdir, "eval", "checkpoint_1"), "bpd", 6))
     bpd, bound, probe_stderr = (
-        arrays[name].reshape(2, 359) for name in ("bpd", "bound", "probe_stderr")
+        arrays[name].reshape(2, 60) for name in ("bpd", "bound", "probe_stderr")
     )
     assert found["mean"] == pytest.approx(bpd.mean(), rel=1e-6)
-    stderr = bpd.mean(0).std(ddof=1) / np.sqrt(359)
+    stderr = bpd.mean(0).std(ddof=1) / np.sqrt(60)
     assert found["stderr"] == pytest.approx(stderr, rel=1e-6)
     assert found["bound"]["mean"] == pytest.approx(bound.mean(), rel=1e-6)
-    due_to_probes = np.sqrt((probe_stderr**2).sum()) / (2 * 359)
+    due_to_probes = np.sqrt((probe_stderr**2).sum()) / (2 * 60)
     assert found["probe_stderr"] == pytest.approx(due_to_probes, rel=1e-6)
     assert found["solver_error"] == pytest.approx(arrays["solver_error"].mean(), rel=1e-6)
     assert 0 < found["solver_error"] < 0.05
@@ -440,7 +442,7 @@ def test_the_report_of_an_evaluation(evaluated):
         data = json.load(file)
     (checkpoint,), (environment,) = data["checkpoints"], data["environments"]
     assert checkpoint["results"] == results[1]
-    assert sum(checkpoint["bpd_histogram"]["counts"]) == 359
+    assert sum(checkpoint["bpd_histogram"]["counts"]) == 60
     assert checkpoint["bpd_histogram"]["mean"] == pytest.approx(results[1]["bpd"]["mean"], rel=1e-6)
     assert checkpoint["sampling"]["nfe"] == {"mean": 21, "least": 21, "most": 21}
     seconds = np.load(f"{workdir}/eval/checkpoint_1/samples_0.npz")["seconds"].sum()
@@ -587,7 +589,7 @@ def test_images_depend_on_seed_and_number_alone():
 @pytest.mark.slow
 def test_bits_per_dim_do_not_depend_on_the_batch(evaluated):
     workdir, results = evaluated
-    c = config(**{"eval.batch_size": 200, "eval.enable_sampling": False})
+    c = config(**{"eval.batch_size": 40, "eval.enable_sampling": False})
     other = evaluation.evaluate(c, workdir, "other")
     assert other[1]["bpd"]["mean"] == pytest.approx(results[1]["bpd"]["mean"], abs=1e-4)
     assert "metrics" not in other[1]  # They require samples.
@@ -717,6 +719,7 @@ def test_other_ways_to_choose_checkpoints(monkeypatch, three_checkpoints, capsys
 def test_the_other_sdes(tmp_path, name):
     """Train and evaluate the VE SDE (NCSN++, predictor-corrector) and the sub-VP SDE."""
     changes = {"training.n_iters": 2, "training.snapshot_freq": 2, "eval.enable_loss": False}
+    changes |= {"data.dataset": "few_digits", "eval.batch_size": 24}
     c = tiny.config(name, **changes)
     training.train(c, str(tmp_path))
     result = evaluation.evaluate(c, str(tmp_path))[1]
