@@ -54,7 +54,7 @@ LATER_STEPS = {"ncsnv2_smld": 2e-3}  # relative tolerances of loss and gradient 
 @pytest.mark.parametrize(
     "name", reference.cases(reference.notes("train_step"), slow=["ddpm_discrete_wd"])
 )
-def test_recorded_training_steps(monkeypatch, name):
+def test_recorded_training_steps(name):
     """Loss, unclipped gradient norm, and the norms of parameters and EMA after each update."""
     note, a = reference.notes("train_step")[name], reference.arrays("train_step")
     config = reference.config(note["folder"])
