@@ -339,9 +339,8 @@ def run(config, devices=None):
 
 
 def test_devices_do_not_change_the_loss_curve():
-    curves = {count: run(tiny.config(), jax.devices()[:count])[0] for count in (1, 2, 8)}
-    for curve in curves.values():
-        np.testing.assert_allclose(curve, curves[1], rtol=2e-6)
+    one, eight = (run(tiny.config(), jax.devices()[:count])[0] for count in (1, 8))
+    np.testing.assert_allclose(eight, one, rtol=2e-6)
 
 
 def test_a_scan_of_steps_equals_a_loop():
