@@ -221,6 +221,7 @@ def test_verdict_of_uniform_ranks():
 
 
 def test_files_of_a_calibration(tmp_path):
+    """Of 30 simulations, in rounds of 20."""
     found = VECTOR.posterior(None, MASK, noise=0.2).calibrate(30, 20, batch_size=400)
     found.save(tmp_path / "calibration.json")
     stored = json.loads((tmp_path / "calibration.json").read_text())
