@@ -105,12 +105,15 @@ def test_a_log_likelihood_instead_of_an_operator():
 
 # --- calibration ------------------------------------------------------------------------------
 
+# Tests that draw the same numbers in a single round share its compiled program.
+NUMBERS = {"simulations": 400, "samples": 31, "batch_size": 400 * 31}
+
 
 def test_the_exact_sampler_passes():
     """Moment matching is exact for Gaussian data, with an operator and with a function."""
     for operator in (MASK, lambda x: x[:2] - x[1:]):
         posterior = VECTOR.posterior(None, operator, noise=0.2)
-        found = posterior.calibrate(400, 31, seed=0, batch_size=400 * 31)
+        found = posterior.calibrate(**NUMBERS, seed=0)
         assert found.kind == "calibrated", found.verdict
         share, error = found.coverage(0.9)
         assert abs(share - 0.9) < 4 * error
@@ -132,7 +135,7 @@ def test_a_wrong_spread_fails(monkeypatch, factor, kind):
         return original(self, x, y, references)
 
     monkeypatch.setattr(ss.Posterior, "_statistics", scaled)
-    found = posterior.calibrate(300, 63, seed=1, batch_size=300 * 63)
+    found = posterior.calibrate(**NUMBERS, seed=1)
     assert found.kind == kind, found.verdict
 
 
@@ -145,7 +148,7 @@ def test_samples_that_ignore_the_measurement_fail(monkeypatch):
         return original(VECTOR.posterior(None, MASK, noise=1e3), y, first, count, sampler)
 
     monkeypatch.setattr(ss.Posterior, "_draw", draw)
-    found = posterior.calibrate(200, 31, seed=0, batch_size=200 * 31)
+    found = posterior.calibrate(**NUMBERS, seed=0)
     assert found.kind != "calibrated"
     assert min(found.p_values, key=found.p_values.get) == "log p(y | x)"
 
