@@ -49,6 +49,18 @@ def _two_devices():
         yield
 
 
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory):
+    """A workdir with the files and the report of an evaluation."""
+    import report  # These import the whole project.
+    from tests import evaluated
+
+    workdir = tmp_path_factory.mktemp("reported")
+    evaluated.write_workdir(workdir)
+    report.write(workdir)
+    return workdir
+
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chromium-headless-shell")
 
 

@@ -56,7 +56,7 @@ STATEMENTS = [
 
 
 @pytest.fixture
-def execute(tmp_path, monkeypatch):
+def execute(tmp_path):
     """A function that runs a source beside the small clone, flat or as the package `renamed`."""
 
     def run(source: str, package: str) -> str:

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 import score_sde as ss
-import training
 from errors import InputError
 from inference.posterior import Posterior
 from modes import calibration
@@ -30,9 +29,7 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("calibration") / "run"
-    training.train(tiny.config(**FIELDS), str(folder))
-    return folder
+    return tiny.untrained(tmp_path_factory.mktemp("calibration"), **FIELDS)
 
 
 @pytest.mark.slow

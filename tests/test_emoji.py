@@ -100,7 +100,7 @@ def all_pixels(where, split: str, **changes) -> np.ndarray:
 # --- a tiny font ---
 
 
-def test_pictures(tmp_path):
+def test_pictures():
     """Transparent pixels and the rows that make an image a square are white; channels stay."""
     image = np.zeros((10, 12, 4), np.uint8)
     image[:, 6:] = 200, 100, 50, 255

@@ -39,7 +39,9 @@ REPLACE = os.replace
 
 def config(**changes):
     fields = {
+        "data.dataset": "few_digits",
         "training.n_iters": 4,
+        "eval.batch_size": 24,
         "eval.enable_bpd": True,
         "eval.enable_sampling": True,
         "eval.enable_metrics": True,
@@ -65,7 +67,7 @@ def test_results(evaluated, tmp_path):
     assert list(on_disk) == ["step", "loss", "bpd", "samples", "metrics", "measures"]
     assert on_disk["step"] == 4
     counts = [on_disk[key]["images"] for key in ("loss", "bpd", "samples", "metrics")]
-    assert counts == [359, 359, 10, 10]
+    assert counts == [60, 60, 10, 10]
     samples = np.load(folder / "samples_0.npz")["samples"]
     assert (samples.shape, samples.dtype) == ((10, 8, 8, 1), np.uint8)
     for name in ("samples", "real"):  # The same grid.
@@ -88,13 +90,13 @@ def test_results_of_the_likelihood(evaluated):
     found = results[1]["bpd"]
     arrays = load_rounds(round_paths(Path(workdir, "eval", "checkpoint_1"), "bpd", 6))
     bpd, bound, probe_stderr = (
-        arrays[name].reshape(2, 359) for name in ("bpd", "bound", "probe_stderr")
+        arrays[name].reshape(2, 60) for name in ("bpd", "bound", "probe_stderr")
     )
     assert found["mean"] == pytest.approx(bpd.mean(), rel=1e-6)
-    stderr = bpd.mean(0).std(ddof=1) / np.sqrt(359)
+    stderr = bpd.mean(0).std(ddof=1) / np.sqrt(60)
     assert found["stderr"] == pytest.approx(stderr, rel=1e-6)
     assert found["bound"]["mean"] == pytest.approx(bound.mean(), rel=1e-6)
-    due_to_probes = np.sqrt((probe_stderr**2).sum()) / (2 * 359)
+    due_to_probes = np.sqrt((probe_stderr**2).sum()) / (2 * 60)
     assert found["probe_stderr"] == pytest.approx(due_to_probes, rel=1e-6)
     assert found["solver_error"] == pytest.approx(arrays["solver_error"].mean(), rel=1e-6)
     assert 0 < found["solver_error"] < 0.05
@@ -107,6 +109,14 @@ def test_results_of_the_likelihood(evaluated):
     assert 4 < found["mean"] < 14
 
 
+def save(folder, experiment, number, step, **trees):
+    """Save a snapshot in a workdir of this experiment."""
+    claim(folder, experiment.config, "training")
+    checkpoints = Checkpoints(folder, create=True)
+    checkpoints.save(SNAPSHOTS, number, trees, step=step, config=experiment.config.to_dict())
+    checkpoints.close()
+
+
 def test_loss_and_samples_are_those_of_the_ema(tmp_path):
     """The checkpoint has parameters that differ from their moving average."""
     changes = {"data.dataset": "noise", "sampling.method": "solver", "sampling.num_steps": 2}
@@ -114,11 +124,7 @@ def test_loss_and_samples_are_those_of_the_ema(tmp_path):
     c = tiny.config(**changes, **{"eval.batch_size": 16, "eval.num_samples": 4})
     experiment = Experiment(c)
     params, ema = (random_params(experiment, seed) for seed in (0, 1))
-    claim(tmp_path, experiment.config, "training")
-    checkpoints = Checkpoints(tmp_path, create=True)
-    trees = {"params": params, "ema": ema}
-    checkpoints.save(SNAPSHOTS, 1, trees, step=2, config=experiment.config.to_dict())
-    checkpoints.close()
+    save(tmp_path, experiment, 1, 2, params=params, ema=ema)
     result = evaluation.evaluate(c, str(tmp_path))[1]
     samples = load_rounds(round_paths(tmp_path / "eval" / "checkpoint_1", "samples", 1))["samples"]
     (tmp_path / "expected").mkdir()
@@ -136,13 +142,8 @@ def three_checkpoints(tmp_path_factory):
     """A workdir with the checkpoints 2, 9 and 10 of different parameters."""
     folder = tmp_path_factory.mktemp("three")
     experiment = Experiment(tiny.config())
-    claim(folder, experiment.config, "training")
-    checkpoints = Checkpoints(folder, create=True)
     for number in (10, 2, 9):
-        trees = {"ema": random_params(experiment, number)}
-        config = experiment.config.to_dict()
-        checkpoints.save(SNAPSHOTS, number, trees, step=4 * number, config=config)
-    checkpoints.close()
+        save(folder, experiment, number, 4 * number, ema=random_params(experiment, number))
     return folder
 
 
@@ -441,7 +442,7 @@ def test_the_report_of_an_evaluation(evaluated):
         data = json.load(file)
     (checkpoint,), (environment,) = data["checkpoints"], data["environments"]
     assert checkpoint["results"] == results[1]
-    assert sum(checkpoint["bpd_histogram"]["counts"]) == 359
+    assert sum(checkpoint["bpd_histogram"]["counts"]) == 60
     assert checkpoint["bpd_histogram"]["mean"] == pytest.approx(results[1]["bpd"]["mean"], rel=1e-6)
     assert checkpoint["sampling"]["nfe"] == {"mean": 21, "least": 21, "most": 21}
     seconds = np.load(f"{workdir}/eval/checkpoint_1/samples_0.npz")["seconds"].sum()
@@ -571,7 +572,7 @@ def test_a_damaged_round_is_named(tmp_path):
         load_rounds(round_paths(tmp_path, "samples", 1))
 
 
-def test_images_depend_on_seed_and_number_alone(evaluated):
+def test_images_depend_on_seed_and_number_alone():
     """They differ between batch sizes and device counts by at most one gray level of 17."""
     params = Experiment(config()).init_params()
     images = {}
@@ -588,38 +589,46 @@ def test_images_depend_on_seed_and_number_alone(evaluated):
 @pytest.mark.slow
 def test_bits_per_dim_do_not_depend_on_the_batch(evaluated):
     workdir, results = evaluated
-    c = config(**{"eval.batch_size": 200, "eval.enable_sampling": False})
+    c = config(**{"eval.batch_size": 40, "eval.enable_sampling": False})
     other = evaluation.evaluate(c, workdir, "other")
     assert other[1]["bpd"]["mean"] == pytest.approx(results[1]["bpd"]["mean"], abs=1e-4)
     assert "metrics" not in other[1]  # They require samples.
 
 
-def test_an_evaluation_folder_of_another_config_is_rejected(evaluated):
-    with pytest.raises(InputError, match=r"eval.batch_size: 120 there, 60 now"):
-        evaluation.evaluate(config(**{"eval.batch_size": 60}), evaluated[0])
-    with pytest.raises(InputError, match=r"guidance.scale: 4.0 there, 3.0 now"):
-        evaluation.evaluate(config(**{"guidance.scale": 3.0}), evaluated[0])
+def rejected(folder, name, message, **changes):
+    """Check that the evaluation of a workdir is rejected with a message, and writes nothing."""
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(InputError, match=message):
+        evaluation.evaluate(tiny.config(**changes), str(folder), name)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_an_evaluation_folder_of_another_config_is_rejected(monkeypatch, three_checkpoints):
+    recorded_evaluation(monkeypatch, three_checkpoints, "claimed")
+    for message, changes in (
+        ("eval.batch_size: 120 there, 60 now", {"eval.batch_size": 60}),
+        ("guidance.scale: 4.0 there, 3.0 now", {"guidance.scale": 3.0}),
+    ):
+        rejected(three_checkpoints, "claimed", message, **changes)
 
 
 def test_rounds_of_another_state_are_computed_again(tmp_path):
-    """Two steps and six steps are both checkpoint_1; the second evaluation is of the second."""
-    settings = {
-        "training.snapshot_freq": 6,
-        "eval.enable_bpd": False,
-        "eval.enable_sampling": False,
-    }
+    """Step 6 replaces step 2 as checkpoint_1; the second evaluation is that of step 6."""
+    changes = {"data.dataset": "noise", "eval.batch_size": 16}
+    changes |= {f"eval.enable_{stage}": False for stage in ("bpd", "sampling", "metrics")}
+    c = tiny.config(**changes)
 
-    def loss(workdir: str, folder: str) -> float:
-        results = evaluation.evaluate(config(**settings), workdir, folder)
-        return results[1]["loss"]["mean"]
+    def loss(folder: str) -> float:
+        return evaluation.evaluate(c, str(tmp_path), folder)[1]["loss"]["mean"]
 
-    short, full = (config(**settings, **{"training.n_iters": n}) for n in (2, 6))
-    training.train(short, str(tmp_path))
-    before = loss(str(tmp_path), "eval")
-    training.train(full, str(tmp_path))
-    after = loss(str(tmp_path), "eval")
+    found = []
+    for step in (2, 6):
+        experiment = Experiment(c)
+        save(tmp_path, experiment, 1, step, ema=random_params(experiment, seed=step))
+        found.append(loss("eval"))
+    before, after = found
     assert after != before
-    assert after == loss(str(tmp_path), "fresh")
+    assert after == loss("fresh")
 
 
 def test_fields_that_rounds_depend_on():
@@ -657,9 +666,8 @@ def test_the_number_of_steps_belongs_to_networks_of_discrete_time():
             assert ("model.num_scales" in dependencies(kind, c)) == depends
 
 
-def test_a_network_of_another_config_is_rejected(evaluated):
-    with pytest.raises(InputError, match=r"model.nf: 8 there, 4 now"):
-        evaluation.evaluate(config(**{"model.nf": 4}), evaluated[0], "third")
+def test_a_network_of_another_config_is_rejected(three_checkpoints):
+    rejected(three_checkpoints, "third", "model.nf: 8 there, 4 now", **{"model.nf": 4})
 
 
 @pytest.mark.parametrize(
@@ -681,18 +689,17 @@ def test_a_network_of_another_config_is_rejected(evaluated):
         ("training.importance_weighting", True, "needs training.likelihood_weighting = True"),
     ],
 )
-def test_invalid_settings_of_the_likelihood(evaluated, field, value, message):
-    with pytest.raises(InputError, match=message):
-        evaluation.evaluate(config(**{field: value}), evaluated[0], "fourth")
+def test_invalid_settings_of_the_likelihood(three_checkpoints, field, value, message):
+    rejected(three_checkpoints, "fourth", message, **{field: value})
 
 
-def test_nothing_to_evaluate(evaluated, tmp_path):
+def test_nothing_to_evaluate(three_checkpoints, tmp_path):
     with pytest.raises(InputError, match="does not exist; train first"):
         evaluation.evaluate(config(), str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="no checkpoint_0; existing checkpoints: none"):
         evaluation.evaluate(config(), str(tmp_path))
-    with pytest.raises(InputError, match="no checkpoint_7; existing checkpoints: 1"):
-        evaluation.evaluate(config(), evaluated[0], number=7)
+    with pytest.raises(InputError, match="no checkpoint_7; existing checkpoints: 2, 9, 10"):
+        evaluation.evaluate(tiny.config(), str(three_checkpoints), number=7)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -713,6 +720,7 @@ def test_other_ways_to_choose_checkpoints(monkeypatch, three_checkpoints, capsys
 def test_the_other_sdes(tmp_path, name):
     """Train and evaluate the VE SDE (NCSN++, predictor-corrector) and the sub-VP SDE."""
     changes = {"training.n_iters": 2, "training.snapshot_freq": 2, "eval.enable_loss": False}
+    changes |= {"data.dataset": "few_digits", "eval.batch_size": 24}
     c = tiny.config(name, **changes)
     training.train(c, str(tmp_path))
     result = evaluation.evaluate(c, str(tmp_path))[1]
@@ -721,7 +729,7 @@ def test_the_other_sdes(tmp_path, name):
     assert result["samples"]["nfe"] == (42 if name.startswith("ve") else 21)
 
 
-def test_the_ode_sampler(evaluated):
+def test_the_ode_sampler():
     experiment = Experiment(config(**{"sampling.method": "ode"}))
     images, nfe, *_ = experiment.sample_images(experiment.init_params(), 0, 4)
     assert images.shape == (4, 8, 8, 1)

@@ -92,7 +92,7 @@ def test_a_log_likelihood_instead_of_an_operator():
     posterior = VECTOR.posterior(
         jnp.array(0.5), log_likelihood=log_likelihood, flow_steps=1, langevin_steps=40
     )
-    x = np.asarray(posterior.sample(1500, seed=0, steps=60))
+    x = np.asarray(posterior.sample(1500, seed=0, steps=60, batch_size=1500))
     grid = np.linspace(-2, 2, 4001)
     weights = np.exp(-0.5 * (grid / STD) ** 2 - np.abs(grid - 0.5) / 0.2)
     weights /= weights.sum()
@@ -105,12 +105,15 @@ def test_a_log_likelihood_instead_of_an_operator():
 
 # --- calibration ------------------------------------------------------------------------------
 
+# Tests that draw the same numbers in a single round share its compiled program.
+NUMBERS = {"simulations": 400, "samples": 31, "batch_size": 400 * 31}
+
 
 def test_the_exact_sampler_passes():
     """Moment matching is exact for Gaussian data, with an operator and with a function."""
     for operator in (MASK, lambda x: x[:2] - x[1:]):
         posterior = VECTOR.posterior(None, operator, noise=0.2)
-        found = posterior.calibrate(400, 31, seed=0)
+        found = posterior.calibrate(**NUMBERS, seed=0)
         assert found.kind == "calibrated", found.verdict
         share, error = found.coverage(0.9)
         assert abs(share - 0.9) < 4 * error
@@ -132,7 +135,7 @@ def test_a_wrong_spread_fails(monkeypatch, factor, kind):
         return original(self, x, y, references)
 
     monkeypatch.setattr(ss.Posterior, "_statistics", scaled)
-    found = posterior.calibrate(300, 63, seed=1)
+    found = posterior.calibrate(**NUMBERS, seed=1)
     assert found.kind == kind, found.verdict
 
 
@@ -145,7 +148,7 @@ def test_samples_that_ignore_the_measurement_fail(monkeypatch):
         return original(VECTOR.posterior(None, MASK, noise=1e3), y, first, count, sampler)
 
     monkeypatch.setattr(ss.Posterior, "_draw", draw)
-    found = posterior.calibrate(200, 31, seed=0)
+    found = posterior.calibrate(**NUMBERS, seed=0)
     assert found.kind != "calibrated"
     assert min(found.p_values, key=found.p_values.get) == "log p(y | x)"
 
@@ -161,7 +164,7 @@ def test_counts_and_densities_are_simulated():
     counts = prior.posterior(
         None, rates, noise="poisson", method="daps", flow_steps=1, langevin_steps=40
     )
-    assert counts.calibrate(100, 31, steps=40).kind == "calibrated"
+    assert counts.calibrate(100, 31, steps=40, batch_size=3100).kind == "calibrated"
 
     def log_likelihood(x, y):
         return -0.5 * jnp.square((y - x[0]) / 0.2)
@@ -172,7 +175,7 @@ def test_counts_and_densities_are_simulated():
     density = prior.posterior(
         jnp.array(0.0), log_likelihood=log_likelihood, flow_steps=1, langevin_steps=40
     )
-    found = density.calibrate(100, 31, steps=40, simulate=simulate)
+    found = density.calibrate(100, 31, steps=40, batch_size=3100, simulate=simulate)
     assert found.kind == "calibrated", found.verdict
     with pytest.raises(ss.InputError, match="calibrate needs simulate"):
         density.calibrate(200, 31)
@@ -221,7 +224,8 @@ def test_verdict_of_uniform_ranks():
 
 
 def test_files_of_a_calibration(tmp_path):
-    found = VECTOR.posterior(None, MASK, noise=0.2).calibrate(30, 20)
+    """Of 30 simulations, in rounds of 20."""
+    found = VECTOR.posterior(None, MASK, noise=0.2).calibrate(30, 20, batch_size=400)
     found.save(tmp_path / "calibration.json")
     stored = json.loads((tmp_path / "calibration.json").read_text())
     assert stored["verdict"] == found.verdict

@@ -19,16 +19,8 @@ from tests import evaluated
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("workdir")
-    evaluated.write_workdir(workdir)
-    report.write(workdir)
-    return workdir
-
-
-def test_report_json(workdir):
-    text = (workdir / "eval" / "report.json").read_text()
+def test_report_json(reported):
+    text = (reported / "eval" / "report.json").read_text()
     content = json.loads(text, parse_constant=pytest.fail)  # There is no NaN.
     first, second = content["checkpoints"]
     assert (first["number"], second["number"]) == (1, 2)
@@ -113,15 +105,15 @@ def test_measures_that_are_not_finite_are_not_plotted(tmp_path):
     assert "FID by training step: FID" in page
 
 
-def test_the_command_makes_the_same_report_again(workdir):
-    files = [workdir / "eval" / name for name in ("report.html", "report.json")]
+def test_the_command_makes_the_same_report_again(reported):
+    files = [reported / "eval" / name for name in ("report.html", "report.json")]
     before = [path.read_bytes() for path in files]
     for path in files:
         path.unlink()
     flags = [
         "--config=configs/vp/digits_ddpmpp_continuous.py",
         "--mode=report",
-        f"--workdir={workdir}",
+        f"--workdir={reported}",
     ]
     finished = subprocess.run(
         [sys.executable, "main.py", *flags], cwd=ROOT, capture_output=True, text=True, check=True
@@ -130,7 +122,7 @@ def test_the_command_makes_the_same_report_again(workdir):
     assert [path.read_bytes() for path in files] == before
 
 
-def test_other_processes_write_no_report(workdir, tmp_path, monkeypatch):
+def test_other_processes_write_no_report(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: 1)
     assert report.write(tmp_path) == tmp_path / "eval" / "report.html"
     assert not list(tmp_path.iterdir())

@@ -26,16 +26,8 @@ FIRST_SERIES = "getComputedStyle(document.querySelector('svg [style*=series-0]')
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("workdir")
-    evaluated.write_workdir(workdir)
-    report.write(workdir)
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def page(workdir):
-    return (workdir / "eval" / "report.html").read_text()
+def page(reported):
+    return (reported / "eval" / "report.html").read_text()
 
 
 class Outline(html.parser.HTMLParser):
@@ -141,7 +133,7 @@ def contrast(*colours):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
-def test_a_browser_shows_the_page(workdir, browser, width, scheme):
+def test_a_browser_shows_the_page(reported, browser, width, scheme):
     """Without errors or requests, in the colour scheme, and no wider than the window."""
     messages, requests = [], []
     page = browser.new_page(
@@ -150,7 +142,7 @@ def test_a_browser_shows_the_page(workdir, browser, width, scheme):
     page.on("console", lambda message: messages.append(message.text))
     page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("request", lambda request: requests.append(request.url.split(":")[0]))
-    page.goto((workdir / "eval" / "report.html").as_uri())
+    page.goto((reported / "eval" / "report.html").as_uri())
     page.locator("summary").click()  # Unfold the config.
     assert page.locator("details table").is_visible()
     assert page.evaluate("innerWidth") == width  # on a phone, due to the page's viewport element

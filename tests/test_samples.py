@@ -94,7 +94,7 @@ def test_samples_of_a_file(workdir, tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, -3, 10**5 + 1])
-def test_bad_counts(workdir, tmp_path, count):
+def test_bad_counts(tmp_path, count):
     with pytest.raises(InputError, match=f"--count={count} must be an integer from 1 to 100000"):
         samples.sample(tiny.config(**FAST), str(tmp_path), count)
     assert not list(tmp_path.iterdir())

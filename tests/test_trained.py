@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import likelihood
 import score_sde as ss
@@ -17,12 +17,12 @@ import sde_lib
 import training
 from experiment import Experiment
 from modes import conversion
-from tests import reference, tiny
+from tests import gaussian, reference, tiny
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A workdir of two training steps."""
+    """A workdir of six training steps."""
     folder = tmp_path_factory.mktemp("api") / "run"
     config = tiny.config()
     training.train(config, str(folder))
@@ -87,16 +87,22 @@ def test_images(model):
     assert not np.array_equal(x, model.from_images(levels, seed=1).reshape(x.shape))
 
 
-def test_bits_per_dim(model):
-    """-log2 p per dimension of the grey levels of dequantized images."""
-    levels = model.experiment.test.batch(np.arange(3)).pixels
-    bits, error = model.bits_per_dim(levels, seed=2, probes=2, return_error=True)
-    x = model.from_images(levels, seed=2)
-    logp, nats = model.log_prob(x, seed=2, probes=2, return_error=True)
-    dims, scaler = math.prod(model.event_shape), model.experiment.scaler
-    width = (2 if scaler.centered else 1) / scaler.levels
-    np.testing.assert_allclose(bits, -(logp / dims + math.log(width)) / math.log(2), rtol=1e-4)
-    np.testing.assert_allclose(error, nats / dims / math.log(2), rtol=1e-4)
+def test_bits_per_dim():
+    """They follow from the density of N(0.1, 0.5^2) at the smallest time, of dequantized images."""
+    experiment = Experiment(tiny.config(), jax.devices()[:1])
+    sde = experiment.sde
+    experiment.score = lambda params: gaussian.score(sde, 0.1, 0.5)
+    model = ss.TrainedModel(experiment, {}, 0)
+    levels = experiment.test.batch(np.arange(3)).pixels
+    bits, error = model.bits_per_dim(levels, seed=2, return_error=True)
+    x = np.asarray(model.from_images(levels, seed=2))
+    np.testing.assert_array_equal(np.floor((x + 1) / 2 * 17), levels)
+    alpha, var = float(sde.alpha(sde.t_min)), float(sde.var(sde.t_min))
+    logp = scipy.stats.norm.logpdf(x, alpha * 0.1, np.sqrt(alpha**2 * 0.25 + var))
+    nats = logp.sum((1, 2, 3)) + 64 * np.log(2 / 17)
+    np.testing.assert_allclose(bits, -nats / 64 / np.log(2), atol=2e-3)
+    _, error_in_nats = model.log_prob(x, seed=2, return_error=True)
+    np.testing.assert_allclose(error, error_in_nats / 64 / np.log(2), rtol=1e-4)
 
 
 def test_real_numbers():
@@ -161,7 +167,7 @@ INVALID = {
     ),
     "no config": (
         lambda folder: ss.load(config="absent.py", checkpoint="a.pth"),
-        "config = 'absent.py' cannot be read: No such file",
+        "The config file absent.py does not exist",
     ),
 }
 

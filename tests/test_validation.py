@@ -195,7 +195,7 @@ def test_rules_of_restoration_apply_to_its_mode_only(changes, message):
 
 
 def test_the_page_of_all_fields_is_current(monkeypatch):
-    for name in ("noise", "black_and_white"):  # Registered by tests/tiny.py.
+    for name in ("noise", "black_and_white", "few_digits"):  # Registered by tests/tiny.py.
         monkeypatch.delitem(datasets.DATASETS, name)
     assert make_configuration.PAGE.read_text() == make_configuration.page(), (
         "run python -m docs.make_configuration"

@@ -13,6 +13,7 @@ import datasets
 from checkpoints import SNAPSHOTS, Checkpoints
 from datasets import Images
 from experiment import Experiment
+from readers import scikit_learn
 from workdir import claim
 
 
@@ -28,8 +29,17 @@ def black_and_white(split: str, config: ml_collections.ConfigDict) -> Images:
     return Images(np.full(shape, 255 if split == "test" else 0, np.uint8), np.arange(16) % 10)
 
 
+def few_digits(split: str, config: ml_collections.ConfigDict) -> Images:
+    """The first 60 test images of the digits, or the first 360 training images, with labels."""
+    pixels, labels = scikit_learn.digits(split, config)
+    count = 60 if split == "test" else 360
+    return Images(pixels[:count], labels[:count])
+
+
 datasets.DATASETS["noise"] = noise
 datasets.DATASETS["black_and_white"] = black_and_white
+datasets.DATASETS["few_digits"] = few_digits
+datasets.LEVELS["few_digits"] = datasets.LEVELS["digits"]
 
 
 def config(name: str = "vp.digits_ddpmpp_continuous", **changes) -> ml_collections.ConfigDict:
