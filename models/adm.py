@@ -17,37 +17,12 @@ from jax import Array
 
 from errors import check_name
 from models import embeddings, layers, resample
+from models.blocks import AttnBlockpp
 from readers.image_sizes import ImageSize, sides
 
 CHANNELS_PER_HEAD = 64
 EPSILON = 1e-5
 EMBEDDINGS = ("positional", "positional_log")
-
-
-class MultiHeadAttention(nnx.Module):
-    """Self-attention over pixels, with a residual connection: (B, H, W, C) -> the same shape.
-
-    A head has C / heads channels, where `heads` = C // 64.
-    """
-
-    def __init__(self, features: int, heads: int, *, rngs: layers.Rngs) -> None:
-        self.heads = heads
-        self.norm = layers.GroupNorm(features, epsilon=EPSILON)
-        self.query = layers.NIN(features, features, rngs=rngs)
-        self.key = layers.NIN(features, features, rngs=rngs)
-        self.value = layers.NIN(features, features, rngs=rngs)
-        self.out = layers.NIN(features, features, init_scale=0.0, rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        h = self.norm(x).reshape(len(x), -1, x.shape[-1])
-
-        def split(values: Array) -> Array:
-            return values.reshape(*values.shape[:2], self.heads, -1)
-
-        h = jax.nn.dot_product_attention(
-            split(self.query(h)), split(self.key(h)), split(self.value(h))
-        )
-        return x + self.out(h.reshape(x.shape))
 
 
 class ADMBlock(nnx.Module):
@@ -80,7 +55,8 @@ class ADMBlock(nnx.Module):
         is_new = in_features != features
         self.shortcut = layers.Conv1x1(in_features, features, rngs=rngs) if is_new else None
         heads = features // CHANNELS_PER_HEAD  # Narrow blocks do not attend, as in EDM.
-        self.attn = MultiHeadAttention(features, heads, rngs=rngs) if attends and heads else None
+        attention = partial(AttnBlockpp, features, skip_rescale=False, epsilon=EPSILON, rngs=rngs)
+        self.attn = attention(heads=heads) if attends and heads else None
 
     def __call__(self, x: Array, temb: Array, rngs: layers.Rngs | None = None) -> Array:
         compute = jax.checkpoint(self._compute) if self.remat else self._compute

@@ -33,9 +33,9 @@ from models.layers import (
 
 
 class AttnBlockpp(nnx.Module):
-    """Self-attention over pixels with one head and a residual connection.
+    """Self-attention over pixels, with a residual connection: (B, H, W, C) -> the same shape.
 
-    It maps (B, H, W, C) to the same shape.
+    A head has C / heads channels.
     """
 
     def __init__(
@@ -45,10 +45,12 @@ class AttnBlockpp(nnx.Module):
         skip_rescale: bool,
         init_scale: float = 0.0,
         num_groups: int | None = None,
+        heads: int = 1,
+        epsilon: float = 1e-6,
         rngs: Rngs,
     ) -> None:
-        self.skip_rescale = skip_rescale
-        self.norm = GroupNorm(features, num_groups=num_groups)
+        self.skip_rescale, self.heads = skip_rescale, heads
+        self.norm = GroupNorm(features, num_groups=num_groups, epsilon=epsilon)
         self.query = NIN(features, features, rngs=rngs)
         self.key = NIN(features, features, rngs=rngs)
         self.value = NIN(features, features, rngs=rngs)
@@ -56,8 +58,11 @@ class AttnBlockpp(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
-        h = self.norm(x).reshape(batch, height * width, 1, channels)
-        h = jax.nn.dot_product_attention(self.query(h), self.key(h), self.value(h))
+        h = self.norm(x).reshape(batch, height * width, channels)
+        by_head = (batch, height * width, self.heads, channels // self.heads)
+        h = jax.nn.dot_product_attention(
+            *(layer(h).reshape(by_head) for layer in (self.query, self.key, self.value))
+        )
         return residual(x, self.out(h.reshape(x.shape)), self.skip_rescale)
 
 

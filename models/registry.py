@@ -25,8 +25,6 @@ class Network:
       build: the constructor. Its keyword arguments are `image_size`, `num_channels`, `rngs` and the
         values of `fields`; where supported, also `classes` and `remat`.
       fields: the fields of `config.model` that are arguments of `build`, under the same names.
-      num_halvings: how often the network halves the resolution; None stands for
-        len(config.model.ch_mult) - 1.
       class_conditional: `build` takes `classes` (`data.num_classes`).
       remat: `build` takes `remat` (`training.remat`).
       bfloat16: the network can compute in bfloat16 (`model.dtype`).
@@ -34,7 +32,6 @@ class Network:
 
     build: Callable[..., nnx.Module]
     fields: tuple[str, ...]
-    num_halvings: int | None = None
     class_conditional: bool = False
     remat: bool = False
     bfloat16: bool = False
@@ -42,12 +39,6 @@ class Network:
     def arguments(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of `build` that `model`, which is `config.model`, contains."""
         return {field: model[field] for field in self.fields if field in model}
-
-    def size_multiple(self, model: Mapping[str, Any]) -> int:
-        """Return the number of which both sides of `data.image_size` must be multiples."""
-        if self.num_halvings is None:
-            return 2 ** (len(model["ch_mult"]) - 1)
-        return 2**self.num_halvings
 
 
 UNET_FIELDS = (
@@ -88,10 +79,10 @@ NETWORKS = {
     "ncsnpp": Network(NCSNpp, NCSNPP_FIELDS, **UNET_CAPABILITIES),
     "ddpm": Network(DDPM, DDPM_FIELDS, **UNET_CAPABILITIES),
     "adm": Network(ADM, ADM_FIELDS, **UNET_CAPABILITIES),
-    "ncsn": Network(NCSN, (*REFINENET_FIELDS, "num_scales"), NCSN.num_halvings()),
-    "ncsnv2_64": Network(NCSNv2, REFINENET_FIELDS, NCSNv2.num_halvings()),
-    "ncsnv2_128": Network(NCSNv2_128, REFINENET_FIELDS, NCSNv2_128.num_halvings()),
-    "ncsnv2_256": Network(NCSNv2_256, REFINENET_FIELDS, NCSNv2_256.num_halvings()),
+    "ncsn": Network(NCSN, (*REFINENET_FIELDS, "num_scales")),
+    "ncsnv2_64": Network(NCSNv2, REFINENET_FIELDS),
+    "ncsnv2_128": Network(NCSNv2_128, REFINENET_FIELDS),
+    "ncsnv2_256": Network(NCSNv2_256, REFINENET_FIELDS),
 }
 """By `config.model.name`."""
 

@@ -168,15 +168,6 @@ def test_networks(name):
     assert np.abs(y[:, 1:] - y[:, :-1]).max() > 0.01 * scale
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_both_sides_must_be_halved(name):
-    multiple = NETWORKS[name].size_multiple(OPTIONS)
-    for size in ((multiple, multiple + 1), (multiple + 1, multiple)):
-        message = rf"data.image_size = \({size[0]}, {size[1]}\) cannot be halved"
-        with pytest.raises(InputError, match=message):
-            build(name, size)
-
-
 def test_the_larger_side_counts_for_attention():
     expected = [False, True, False]
     for size in (32, (32, 16), (16, 32), [32, 4]):

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -434,21 +435,20 @@ def test_official_fields_that_networks_do_not_read():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_image_sizes(name):
-    """A network can be built for exactly the multiples of `size_multiple`."""
+    """A network can be built for exactly the images whose sides its levels can halve."""
     network = NETWORKS[name]
-    multiple = network.size_multiple(OPTIONS)
+    multiple = {"ncsnv2_128": 4, "ncsnv2_256": 8}.get(name, 2)
     arguments = {"num_channels": 3, **network.arguments(OPTIONS)}
 
     def build(image_size):
         return network.build(image_size=image_size, **arguments, rngs=nnx.Rngs(0))
 
     building.abstract_network(lambda: build(multiple))
-    message = f"data.image_size = {multiple + 1} cannot be halved .* use a multiple of {multiple}"
-    with pytest.raises(InputError, match=message):
-        build(multiple + 1)
-    if multiple > 2:
-        with pytest.raises(InputError, match="cannot be halved"):
-            build(multiple // 2)
+    for size in (multiple + 1, (multiple, multiple + 1), (multiple + 1, multiple), multiple // 2):
+        if size != 1:
+            message = rf"{re.escape(str(size))} cannot be halved .* use a multiple of {multiple}"
+            with pytest.raises(InputError, match=f"data.image_size = {message}"):
+                build(size)
 
 
 @pytest.mark.parametrize(
@@ -513,10 +513,13 @@ def test_frequencies_of_adm():
     np.testing.assert_allclose(last, np.sin(10 / 1e4), rtol=1e-4)
 
 
-def test_attention_of_adm_has_heads():
+def test_attention_has_heads():
     """Heads attend separately: with two, the output is that of two halves with one head each."""
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 128))
-    one, two = (adm.MultiHeadAttention(128, heads, rngs=nnx.Rngs(0)) for heads in (1, 2))
+    one, two = (
+        blocks.AttnBlockpp(128, skip_rescale=False, heads=count, rngs=nnx.Rngs(0))
+        for count in (1, 2)
+    )
     two.out.kernel.set_value(jnp.eye(128))
     h = two.norm(x).reshape(2, 16, 128)
     halves = []
