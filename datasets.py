@@ -126,6 +126,12 @@ def check_labels(images: Images, num_classes: int, field: str) -> None:
 
 # --- the map between grey levels and model inputs ---
 
+
+def model_range(config: ml_collections.ConfigDict) -> tuple[float, float]:
+    """Return the smallest and the largest value that images of `config.data` have in the model."""
+    return (-1.0, 1.0) if config.centered else (0.0, 1.0)
+
+
 Dequantize = Callable[[Array, Array], tuple[Array, Array]]
 """(grey levels u (B, H, W, C), keys (B,)) -> model inputs u + v, log q(v | u) in nats (B,)."""
 

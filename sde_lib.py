@@ -112,6 +112,11 @@ class SDE(abc.ABC):
         """E[x_0 | x_t = x] (B, ...) from the value of score(x, t) (Tweedie's formula)."""
         return (x + expand(self.var(t), x) * score) / expand(self.alpha(t), x)
 
+    def marginal_after(self, step: Step) -> tuple[Array, Array]:
+        """Return alpha and std at the time s of a step, from the transition that it reverses."""
+        remaining = jnp.maximum(self.var(step.t) - step.var, 0.0)  # Rounding may make it negative.
+        return self.alpha(step.t) / step.ratio, jnp.sqrt(remaining) / step.ratio
+
     def noise_to_signal(self, t: Array) -> Array:
         """std(t) / alpha(t), which increases with t: the std of the noise in x_t / alpha(t)."""
         return self.std(t) / self.alpha(t)

@@ -59,8 +59,7 @@ class DAPS:
         m = follow_flow(score, sde, x, step.t, self.flow_steps)
         r = 1 / jnp.sqrt(level**-2 + self.prior_std**-2)
         clean = draw_event(fold_in(keys, 0), self.measurement, m, r, self.langevin_steps)
-        next_alpha = sde.alpha(step.t) / step.ratio
-        next_std = jnp.sqrt(jnp.maximum(sde.var(step.t) - step.var, 0.0)) / step.ratio
+        next_alpha, next_std = sde.marginal_after(step)
         noise = standard_normal(fold_in(keys, 1), x.shape)
         return next_alpha * clean + next_std * noise, next_alpha * clean
 

@@ -210,10 +210,9 @@ def ddrm(measurement: Measurement, *, eta: float = 0.85, eta_b: float = 1.0) -> 
 
     def predict(keys: Array, score: Score, sde: SDE, x: Array, step: Step) -> tuple[Array, Array]:
         t = jnp.broadcast_to(step.t, x.shape[:1])
-        alpha, var = sde.alpha(step.t), sde.var(step.t)
-        next_alpha = alpha / step.ratio
-        level = jnp.sqrt(var) / alpha
-        next_level = jnp.sqrt(jnp.maximum(var - step.var, 0.0)) / step.ratio / next_alpha
+        alpha, level = sde.alpha(step.t), sde.noise_to_signal(step.t)
+        next_alpha, next_std = sde.marginal_after(step)
+        next_level = next_std / next_alpha
         d = operator.to_basis(sde.posterior_mean(score(x, t), x, t))
 
         old_noise = next_level * jnp.sqrt(1 - eta**2)

@@ -65,6 +65,7 @@ class Setup:
         self.sampler = make_sampler(config, self.sde)
         self.scaler = datasets.make_scaler(config.data)
         self.image_shape = datasets.image_shape(config.data)
+        self.image_range = datasets.model_range(config.data)
         self.classifier: Params | None = None
         self.network = abstract_network(lambda: make_network(config, Rngs(self.key("init"))))
         self.graph, shapes = nnx.split(self.network, nnx.Param)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+import datasets
 import sampling
 import solvers
 from configs.default import Config
@@ -122,13 +123,15 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
 
 def _data_std(config: Config) -> float:
     """Return a typical std of images in the model's range: a quarter of its length."""
-    return 0.5 if config.data.centered else 0.25
+    low, high = datasets.model_range(config.data)
+    return (high - low) / 4
 
 
 def _adaptive_sampler(config: Config, sde: SDE) -> Sampler:
     """Return the solver of the reverse SDE that chooses steps for each image."""
     options = config.sampling
-    grey_level = (2 if config.data.centered else 1) / 256
+    low, high = datasets.model_range(config.data)
+    grey_level = (high - low) / 256
 
     def loop(keys: Array, score: Score) -> solvers.Loop:
         def solve(x: Array) -> Samples:

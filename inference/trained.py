@@ -45,12 +45,11 @@ class TrainedModel(Prior):
         def apply(params: Params, x: Array, t: Array) -> Array:
             return experiment.score(params)(x, t)
 
-        low = -1.0 if experiment.config.data.centered else 0.0
         super().__init__(
             jax.tree_util.Partial(apply, params),
             experiment.sde,
             experiment.image_shape,
-            support=(low, 1.0),
+            support=experiment.image_range,
         )
         self.experiment, self.params, self.step = experiment, params, step
         self.config = experiment.config

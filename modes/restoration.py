@@ -27,7 +27,6 @@ from controllable.methods import METHODS, posterior_loop
 from controllable.operators import Operator
 from experiment import Experiment, InParts
 from models.building import Params
-from modes.restoration_images import image_range
 from modes.restoration_problems import Problem, build_problem, noise_std, save_measurements
 from modes.restoration_results import measure_quality, write_pictures
 from solvers import Loop
@@ -162,7 +161,7 @@ def compile_solver(experiment: Experiment, operator: Operator) -> InParts:
             experiment.sde,
             Measurement(operator, y, std),
             experiment.image_shape,
-            support=image_range(experiment),
+            support=experiment.image_range,
         )
         return loop.then(lambda samples: (samples.x, samples.nfe, samples.bad_step)), start
 

@@ -18,11 +18,6 @@ from readers.files import check_regular
 Shape = tuple[int, int, int]
 
 
-def image_range(experiment: Experiment) -> tuple[float, float]:
-    """Return the smallest and largest value of images in the model's range."""
-    return (-1.0, 1.0) if experiment.config.data.centered else (0.0, 1.0)
-
-
 def load(experiment: Experiment, shape: Shape) -> tuple[list[str], np.ndarray]:
     """Load the first restore.count images of restore.input, or of the held-out images without it.
 

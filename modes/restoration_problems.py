@@ -16,7 +16,6 @@ from controllable.operators import Operator
 from errors import InputError, choose
 from experiment import Experiment
 from modes import restoration_images
-from modes.restoration_images import image_range
 from modes.restoration_tasks import TASKS
 from readers.files import read_npz
 from workdir import write_arrays
@@ -64,7 +63,7 @@ def noise_std(experiment: Experiment) -> float:
 
     restore.noise states it for images in [0, 1].
     """
-    low, high = image_range(experiment)
+    low, high = experiment.image_range
     return experiment.config.restore.noise * (high - low)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import datasets
 from controllable.measurements import Measurement
 from experiment import Experiment
-from modes.restoration_images import image_range
 from modes.restoration_problems import Problem
 from modes.restoration_tasks import BLUR_TASKS
 from workdir import write_picture
@@ -25,7 +24,7 @@ def measure_quality(
     import dm_pix
 
     count, samples = reconstructions.shape[:2]
-    low, high = image_range(experiment)
+    low, high = experiment.image_range
     measurement = Measurement(problem.operator, jnp.asarray(problem.y))
     residual = jax.jit(measurement.residual)
     squares = [np.abs(residual(reconstructions[:, s])) ** 2 for s in range(samples)]
@@ -66,7 +65,7 @@ def write_pictures(
     if experiment.config.restore.task not in BLUR_TASKS:
         measured = np.asarray(problem.operator.pseudo_inverse(jnp.asarray(problem.y)))
     std = reconstructions.std(1, ddof=min(1, reconstructions.shape[1] - 1))
-    low, high = image_range(experiment)
+    low, high = experiment.image_range
     std_image = low + (high - low) * std / max(std.max(), 1e-6)
     columns = {} if problem.truth is None else {"image": problem.truth}
     columns["measurement"] = measured

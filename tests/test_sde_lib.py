@@ -123,6 +123,15 @@ def test_discretizations_are_the_official_ones(case, n):
     assert_close(sde.sampling_times(n), recorded[f"N{n}/sampling_t"])
 
 
+@pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE()])
+def test_marginals_after_a_step(sde):
+    """They are those of the next time, and of the data after the last step."""
+    times = sde.sampling_times(50)
+    alpha, std = sde.marginal_after(sde.steps(times))
+    np.testing.assert_allclose(alpha, jnp.append(sde.alpha(times)[1:], 1.0), rtol=1e-5)
+    np.testing.assert_allclose(std, jnp.append(sde.std(times)[1:], 0.0), rtol=2e-3, atol=1e-3)
+
+
 def test_noise_levels_of_smld_and_ddpm():
     recorded = reference.arrays("sde")
     sigmas, betas = VESDE().sigmas(1000), VPSDE().betas(1000)
