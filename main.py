@@ -26,6 +26,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import evaluation
+import progress
 import report
 import sharding
 import training
@@ -285,7 +286,7 @@ def _say_ignored(config: Config) -> None:
     method = complete(config).sampling.method.lower()
     ignored = sorted(_given() & OF_SOLVERS)
     if method != "solver" and ignored:
-        print(
+        progress.say(
             f"{', '.join(ignored)}: no effect with sampling.method = {method!r}. For a few-step "
             "solver add --config.sampling.method=solver."
         )
