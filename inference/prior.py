@@ -50,9 +50,9 @@ class Prior:
       support: the smallest and the largest value of the data, if known.
 
     Events of all methods have any number of leading batch axes. Random numbers follow from `seed`,
-    an int or a key of `jax.random`: event i depends on the seed and i, not on the batch size, except
-    with the corrector 'langevin', the default of the sampler 'pc', whose step size averages norms
-    over the batch.
+    an int or a key of `jax.random`: event i depends on the seed and i, not on the batch size. The
+    exception is the corrector 'langevin', the default of the sampler 'pc', whose step size averages
+    norms over the batch.
     """
 
     def __init__(
