@@ -70,16 +70,6 @@ SOLVER = Protocol(DIGITS, 10_000)
 PREDICTOR = Protocol(DIGITS, 2000, (("sampling.method", "pc"),))
 VE = Protocol(DIGITS_VE, 1000, (("sampling.method", "pc"),))
 CLOTHES = Protocol(FASHION, 1000, (("sampling.solver", "dpm++_2m_sde"),))
-CLOTHES_PREDICTOR = Protocol(
-    FASHION,
-    1000,
-    (
-        ("sampling.method", "pc"),
-        ("sampling.predictor", "euler_maruyama"),
-        ("sampling.corrector", "none"),
-        ("model.num_scales", 250),
-    ),
-)
 HALVED = dataclasses.replace(CLOTHES, file="halved", split_file="halved")
 
 PARAMETERS = "Parameters"
@@ -92,6 +82,7 @@ REFERENCE = "Images to compare with"
 
 LAST = "parameters of the last step instead of their moving average"
 KEPT = "noise of the last step kept"
+ADDED = "noise of the last of 1,000 steps of the predictor added"
 EARLY = "stops at t = 1e-2 instead of 1e-3"
 LATE = "stops at t = 1e-5 instead of 1e-3"
 EVEN_TIMES = "20 steps evenly spaced in t instead of log SNR"
@@ -113,7 +104,7 @@ CAUSES = (
     Cause(PARAMETERS, "bfloat16 instead of float32", SOLVER, _set("model.dtype", "bfloat16")),
     Cause(NOISE, KEPT, PREDICTOR, _set("sampling.noise_removal", False)),
     Cause(NOISE, KEPT, VE, _set("sampling.noise_removal", False)),
-    Cause(NOISE, KEPT, CLOTHES_PREDICTOR, _set("sampling.noise_removal", False)),
+    Cause(NOISE, ADDED, CLOTHES, {"rounding": "noised"}),
     Cause(GRID, EARLY, SOLVER, {"t_end": 1e-2}),
     Cause(GRID, LATE, SOLVER, {"t_end": 1e-5}),
     Cause(GRID, LATE, PREDICTOR, {"t_end": 1e-5}),

@@ -7,6 +7,7 @@ map images to what is read again from a file. `benchmarks.wrong_fid` compares th
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 
 import jax
@@ -24,6 +25,8 @@ File = Callable[[np.ndarray], np.ndarray]
 
 
 # --- from samples to bytes ---
+
+STEPS = 1000  # of the predictor, in the paper
 
 
 def _nearest(experiment: Experiment, x: np.ndarray) -> np.ndarray:
@@ -64,6 +67,14 @@ def _floats(experiment: Experiment, x: np.ndarray) -> np.ndarray:
     return np.clip(_unit(experiment, x), 0, 1) * 255
 
 
+def _noised(experiment: Experiment, x: np.ndarray) -> np.ndarray:
+    """Add the noise that the last of STEPS reverse steps adds, of standard deviation g sqrt(dt)."""
+    sde = experiment.sde
+    std = float(sde.diffusion(jnp.float32(sde.t_end))) * math.sqrt(sde.T / STEPS)
+    noise = np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
+    return _nearest(experiment, x + std * noise)
+
+
 ROUNDINGS: dict[str, Rounding] = {
     "nearest": _nearest,
     "truncated": _truncated,
@@ -72,6 +83,7 @@ ROUNDINGS: dict[str, Rounding] = {
     "stretched": _stretched,
     "not shifted": _not_shifted,
     "floats": _floats,
+    "noised": _noised,
 }
 
 

@@ -53,6 +53,13 @@ def test_roundings(name, expected):
     np.testing.assert_allclose(found.ravel(), expected, atol=1e-4)
 
 
+def test_noise_of_the_last_step():
+    """beta(1e-3) = 0.12 for the VP SDE: 0.011 in [-1, 1], 1.4 of 255 grey levels, and rounding."""
+    config = tiny.config(**{"data.dataset": "noise", "data.centered": True})
+    found = ROUNDINGS["noised"](Experiment(config), np.zeros((1, 300, 300, 1), np.float32))
+    assert found.std() == pytest.approx(np.hypot(127.5 * np.sqrt(0.12 / 1000), 12**-0.5), rel=0.02)
+
+
 def test_files_keep_flat_images():
     flat = np.full((2, 8, 8, 1), 100, np.uint8)
     for name, file in FILES.items():
