@@ -73,9 +73,9 @@ def _check_mode(argv: list[str]) -> None:
     """Raise InputError for an unknown mode, before any config is read."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--mode", "-mode", nargs="?")
-    mode = parser.parse_known_args(argv[1:])[0].mode
-    if mode is not None and "mode" in FLAGS:
-        errors.check_name(mode, FLAGS["mode"].parser.enum_values, "--mode")
+    mode, flag = parser.parse_known_args(argv[1:])[0].mode, FLAGS["mode"]
+    if mode is not None and isinstance(flag.parser, flags.EnumParser):
+        errors.check_name(mode, flag.parser.enum_values, "--mode")
 
 
 def _explain(error: Exception, argv: list[str]) -> str:

@@ -80,7 +80,7 @@ def sample(
         samples = experiment.sample_images(params, index * size, size)
         if index == 0 and len(samples.frames):
             levels = experiment.sampler.frame_levels
-            grid = datasets.trajectory_grid(np.asarray(samples.frames), levels)
+            grid = datasets.trajectory_grid(samples.frames, levels)
             write_picture(output / "trajectory.png", grid)
         return {"samples": np.asarray(samples.x), "nfe": np.asarray(samples.nfe)}
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jax import Array
 from PIL import Image, ImageDraw, ImageFont
 
 BACKGROUND = (58, 104, 172)  # A blue that contrasts with black, grey and white images.
@@ -51,7 +52,7 @@ def image_grid(
     return picture
 
 
-def trajectory_grid(frames: np.ndarray, levels: Sequence[float]) -> Image.Image:
+def trajectory_grid(frames: np.ndarray | Array, levels: Sequence[float]) -> Image.Image:
     """Return a picture of frames (F, B, H, W, C): one row per image, from noise to sample.
 
     The titles are the noise levels std / alpha of the frames, if they are known.
