@@ -26,7 +26,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 import evaluation
-import progress
 import report
 import sharding
 import training
@@ -285,8 +284,8 @@ def _say_ignored(config: Config) -> None:
     """Print the fields of few-step solvers that are given for a sampler that does not read them."""
     method = complete(config).sampling.method.lower()
     ignored = sorted(_given() & OF_SOLVERS)
-    if method != "solver" and ignored:
-        progress.say(
+    if method != "solver" and ignored and not jax.process_index():
+        print(
             f"{', '.join(ignored)}: no effect with sampling.method = {method!r}. For a few-step "
             "solver add --config.sampling.method=solver."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import matplotlib
+import numpy as np
 import pytest
 
 import training
@@ -23,7 +24,7 @@ from sde_lib import SDE
 
 def test_no_page_is_left_out():
     pages = {str(page.relative_to(ROOT)) for page in PAGES if documented.snippets(page)}
-    assert pages == {*API, "docs/checkpoints.md", "docs/extending.md"}
+    assert pages == {*API, "docs/checkpoints.md", "docs/extending.md", "docs/metrics.md"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -71,3 +72,13 @@ def test_the_code_about_extensions():
         exec(code, namespace)
     cosine = namespace["Cosine"]()
     assert float(cosine.alpha(0.5) ** 2 + cosine.var(0.5)) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_code_about_two_folders(tmp_path, monkeypatch, capsys):
+    """The distance of Gaussians whose means are (0, 0) and (3, 4) is 25."""
+    monkeypatch.chdir(tmp_path)
+    for name, mean in (("A", [0.0, 0.0]), ("B", [3.0, 4.0])):
+        np.savez(f"{name}.npz", mu=np.array(mean), sigma=np.eye(2))
+    (code,) = documented.snippets(ROOT / "docs" / "metrics.md")
+    exec(code, {})
+    assert float(capsys.readouterr().out) == pytest.approx(25)

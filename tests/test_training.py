@@ -640,7 +640,7 @@ def test_checkpoints_replace_a_missing_config(tmp_path, trained):
     (tmp_path / "w" / BACKUPS / "checkpoint_6" / "info" / "metadata").write_text("damaged")
     other = tiny.config(**{"model.nf": 16})
     for check in (files.claim, files.check_config):
-        with pytest.raises(InputError, match=r"another config; .*\n  model.nf: 8 there, 16 now"):
+        with pytest.raises(InputError, match=r"another config. .*\n  model.nf: 8 there, 16 now"):
             check(tmp_path / "w", complete(other), "training")
     with pytest.raises(InputError, match="model.nf: 8 there, 16 now"):
         files.check_workdir(tmp_path / "w", complete(other))
