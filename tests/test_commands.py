@@ -47,6 +47,7 @@ EXCEPTIONS = {  # A text of commands that are not run: the reason.
     "--config.eval.legacy_rounding": "needs CIFAR-10 and the weights of FID's network",
     "ve/cifar10_ncsnpp_continuous.py --workdir=work --mode=train": "needs CIFAR-10",
     "benchmarks.claims": "takes hours; test_claims.py runs it at tiny size",
+    "--config.eval.features=inception": "needs the weights of FID's network",
     "inception_weights.to_safetensors": "needs the weights of FID's network, which are downloaded",
     "--mode=prepare_data": "downloads a data set",
     "--mode=train --config.data.path=.": "needs CIFAR-10 or LSUN",
