@@ -31,7 +31,7 @@ NUM_BACKUPS = 2
 INFO = {"step": int, "config": dict, "checksums": dict}
 """The metadata of a checkpoint; see `readers.files.mismatch`."""
 
-ORBAX = "Encountered error while reading array index"
+UNREADABLE = "Encountered error while reading array index"  # Orbax's, followed by internal names
 ABOUT = "about"  # the checksum of step and config; checkpoints before version 0.6 lack it
 
 Trees = dict[str, Any]
@@ -173,7 +173,7 @@ class Checkpoints:
             checksums = self._info(found.folder, found.number)["checksums"]
         except Exception as error:  # Damage raises many types of exception.
             reason = brief(error)
-            if ORBAX in reason:  # Its text is about objects in memory.
+            if UNREADABLE in reason:
                 reason = "its arrays cannot be read."
             raise InputError(f"{found} is damaged or of another network: {reason}") from error
         for name in like:

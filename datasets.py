@@ -36,13 +36,13 @@ __all__ = [
     "augment",
     "check_labels",
     "image_grid",
-    "trajectory_grid",
     "image_shape",
     "levels",
     "load",
     "make_scaler",
     "rounds",
     "to_picture",
+    "trajectory_grid",
 ]
 
 BYTE_LEVELS = 256
@@ -94,7 +94,7 @@ def load(config: ml_collections.ConfigDict, split: str) -> Images:
     if not len(images):
         raise InputError(
             f"data.dataset = {config.dataset!r} has no images of the split {split!r}. Give more "
-            "images, or another share data.held_out."
+            f"images, or another share than data.held_out = {config.held_out}."
         )
     if images.pixels[0].shape != expected:
         raise InputError(

@@ -241,6 +241,19 @@ def elbo(
     return Bound(_gaussian_bound(sde, endpoints, x) + parts.sum(0), stderr, parts)
 
 
+def probe_stderr(per_probe: Array, kind: str) -> Array:
+    """Return the standard error (B,) of means over the probes, in the units of `per_probe` (B, k).
+
+    It is 0 for the kind 'exact' of `draw_probes`, and NaN for a single random probe.
+    """
+    batch, count = per_probe.shape
+    if kind == "exact":
+        return jnp.zeros(batch)
+    if count == 1:
+        return jnp.full(batch, jnp.nan)
+    return per_probe.std(1, ddof=1) / math.sqrt(count)
+
+
 def bits_per_dim(logp: Array, dims: int, log_scale: float) -> Array:
     """Convert log p(x) in nats to bits/dim of the grey levels u, where x = scale u + shift.
 

@@ -112,9 +112,10 @@ def analyze_step(
         found["tpu_flops"] = compiled.estimate["flops"]
         found["traffic"] = compiled.estimate["bytes accessed"]
         text = compiled.call.as_text()
-        found["moved"] = traffic.moved_bytes(text)
+        movements = traffic.movements(text)
+        found["moved"] = traffic.total(movements)
         found["moved_without"] = traffic.moved_bytes(text, on_chip=False)
-        found["sources"] = traffic.by_source(traffic.movements(text))[:SOURCES]
+        found["sources"] = traffic.by_source(movements)[:SOURCES]
     return found
 
 
@@ -225,13 +226,9 @@ def source_table(row: parts.Record) -> list[str]:
     """Return the table of the operations that move the most in HBM; [] where they are not known."""
     if not row.get("sources"):
         return []
-    about = f"{row['name']} {row.get('changed', '')}, batch {row['batch_size']}"
-    lines = [
-        "",
-        f"Moved in HBM by {about}:",
-        "",
-        *markdown.header("JAX operation", "GB", "share, %"),
-    ]
+    config = " ".join(filter(None, (row["name"], row.get("changed"))))
+    lines = ["", f"Moved in HBM by {config}, batch {row['batch_size']}:", ""]
+    lines += markdown.header("JAX operation", "GB", "share, %")
     for name, moved in row["sources"]:
         share = f"{100 * moved / row['moved']:.0f}"
         lines.append(markdown.row(name, f"{moved / 1e9:.2f}", share))
@@ -274,8 +271,8 @@ def main() -> None:
     print(f"\nMemory of train steps, {compiler}; on {speed.environment()}.")
     print(f"{len(fitting)} of {len(rows)} fit in {CARD / 1e9:.0f} GB a device.\n")
     print("\n".join(speed.table(rows, COLUMNS)))
-    for row in rows:
-        print("\n".join(source_table(row)))
+    for line in (line for row in rows for line in source_table(row)):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -211,9 +211,9 @@ With 20 evaluations of the network (NFE) per image:
 --config.sampling.schedule={schedule} --config.sampling.num_steps=20
 ```
 
-We chose it by the worst case: for each few-step solver with 20 NFE we divide its distance by that
-of the config's own sampler, on each of the three networks below, and take the largest ratio. This
-solver has the smallest one.
+We chose it by the worst case. For each few-step solver with 20 NFE we divide its distance by that
+of the config's own sampler, on each of the three networks below. The largest of these three ratios
+is smaller for this solver than for any other.
 
 ## Trained networks
 

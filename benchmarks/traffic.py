@@ -73,19 +73,24 @@ def movements(text: str, *, on_chip: bool = True) -> list[Movement]:
 
 def moved_bytes(text: str, *, on_chip: bool = True) -> int:
     """Return the bytes that an optimized HLO module moves; see `movements`."""
-    return sum(movement.bytes for movement in movements(text, on_chip=on_chip))
+    return total(movements(text, on_chip=on_chip))
+
+
+def total(found: Iterable[Movement]) -> int:
+    """Return the bytes of all movements."""
+    return sum(movement.bytes for movement in found)
 
 
 def by_source(found: Iterable[Movement]) -> list[tuple[str, int]]:
     """Return the bytes of each JAX operation, without its scopes, most first."""
-    total: Counter[str] = Counter()
+    moved: Counter[str] = Counter()
     for movement in found:
         phase = "backward" if "transpose(" in movement.source else "forward"
         if "jvp(" not in movement.source:
             phase = "other"
         name = movement.source.rpartition("/")[2] or movement.operation
-        total[f"{phase}: {name}"] += movement.bytes
-    return total.most_common()
+        moved[f"{phase}: {name}"] += movement.bytes
+    return moved.most_common()
 
 
 def _movements(bodies: dict[str, str], name: str, times: int) -> Iterable[Movement]:

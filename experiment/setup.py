@@ -18,8 +18,15 @@ import train_state
 from checkpoints import Checkpoints, Found
 from configs.default import Config
 from errors import advice
-from factory import make_network, make_sampler, make_score_model, make_sde, validated
-from models.building import Params, abstract_network
+from factory import (
+    make_abstract_network,
+    make_network,
+    make_sampler,
+    make_score_model,
+    make_sde,
+    validated,
+)
+from models.building import Params
 from models.layers import Rngs
 from sharding import Tree
 from workdir import check_workdir
@@ -67,7 +74,7 @@ class Setup:
         self.image_shape = datasets.image_shape(config.data)
         self.image_range = datasets.model_range(config.data)
         self.classifier: Params | None = None
-        self.network = abstract_network(lambda: make_network(config, Rngs(self.key("init"))))
+        self.network = make_abstract_network(config)
         self.graph, shapes = nnx.split(self.network, nnx.Param)
         self.abstract_params = jax.tree.map(self._replicated, nnx.to_pure_dict(shapes))
 

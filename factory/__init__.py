@@ -17,7 +17,7 @@ from controllable.methods import METHODS
 from factory.flow import make_flow
 from factory.objects import (
     attention_note,
-    check_network,
+    make_abstract_network,
     make_classifier,
     make_network,
     make_score_model,
@@ -36,7 +36,7 @@ __all__ = [
     "Sampler",
     "Samples",
     "attention_note",
-    "check_network",
+    "make_abstract_network",
     "choices",
     "make_classifier",
     "make_flow",

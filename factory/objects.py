@@ -13,9 +13,8 @@ from errors import InputError
 from models import NETWORKS
 from models.building import abstract_network
 from models.classifier import WideResnet
-from models.layers import Rngs, attending_levels
+from models.layers import Rngs, attending_levels, larger_sides
 from models.score import ScoreModel, conventions, one
-from readers.image_sizes import sides
 from sde_lib import SDE, SDES, VESDE
 
 
@@ -39,9 +38,12 @@ def make_network(config: Config, rngs: Rngs) -> nnx.Module:
     return network.build(**options, rngs=rngs)
 
 
-def check_network(config: Config) -> None:
-    """Raise InputError if the network of a config cannot have its images; allocate nothing."""
-    abstract_network(lambda: make_network(config, Rngs(jax.random.key(0))))
+def make_abstract_network(config: Config) -> nnx.Module:
+    """Return the network of a config, with shapes in place of arrays.
+
+    Raises InputError if it cannot have images of data.image_size.
+    """
+    return abstract_network(lambda: make_network(config, Rngs(jax.random.key(0))))
 
 
 def attention_note(config: Config) -> str:
@@ -53,8 +55,7 @@ def attention_note(config: Config) -> str:
     levels = len(model.ch_mult)
     if any(attending_levels(config.data.image_size, model.attn_resolutions, levels)):
         return ""
-    largest = max(sides(config.data.image_size))
-    found = ", ".join(str(largest >> level) for level in range(levels))
+    found = ", ".join(map(str, larger_sides(config.data.image_size, levels)))
     return (
         f"model.attn_resolutions = {tuple(model.attn_resolutions)}: the levels of the network have "
         f"the sides {found}, so that none has self-attention"

@@ -137,11 +137,12 @@ class PoissonModel:
         return jax.vmap(jax.random.poisson)(keys, rates).astype(jnp.float32)
 
     def y_shape(self, event_shape: tuple[int, ...], y: Any) -> tuple[int, ...]:
-        counts = np.asarray(0 if y is None else y)
-        if not np.all((counts >= 0) & (counts == np.round(counts))):
+        counts = np.atleast_1d(0 if y is None else y)
+        others = counts[~((counts >= 0) & (counts == np.round(counts)))]
+        if len(others):
             raise InputError(
-                "noise = 'poisson': y must hold counts, which are integers and not negative. Give "
-                "log_likelihood for other data."
+                f"noise = 'poisson': y holds {others[0]}, but y must hold counts, which are "
+                "integers and not negative. Give log_likelihood for other data."
             )
         return _apply(jax.vmap(self.function), _test_event(event_shape)).shape[1:]
 

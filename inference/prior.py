@@ -149,13 +149,7 @@ class Prior:
         logp = found.logp.reshape(batch_shape)
         if not return_error:
             return logp
-        count = found.per_probe.shape[1]
-        if self._trace(trace) == "exact":
-            stderr = jnp.zeros(())
-        elif count == 1:
-            stderr = jnp.asarray(jnp.nan)
-        else:
-            stderr = found.per_probe.std(1, ddof=1) / math.sqrt(count)
+        stderr = likelihood.probe_stderr(found.per_probe, self._trace(trace))
         return logp, jnp.hypot(found.error, stderr).reshape(batch_shape)
 
     def _likelihood(

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -124,27 +123,15 @@ def compile_bits_per_dim(
         bound = likelihood.elbo(score, sde, x, bound_keys)
         dims = math.prod(x.shape[1:])
         bits = functools.partial(likelihood.bits_per_dim, dims=dims, log_scale=log_scale)
-        if config.bpd_trace == "exact":
-            probe_stderr = 0.0 * ode.logp
-        else:
-            probe_stderr = _stderr(bits(ode.per_probe))
         return {
             "bpd": bits(ode.logp - log_q),
             "nfe": ode.nfe,
-            "probe_stderr": probe_stderr,
+            "probe_stderr": likelihood.probe_stderr(bits(ode.per_probe), config.bpd_trace),
             "solver_error": ode.error / (dims * math.log(2)),
             "bound": bits(-bound.nats - log_q),
         }
 
     return bits_per_dim
-
-
-def _stderr(values: Array) -> Array:
-    """Standard error of the mean over the last axis; NaN if that axis has length 1."""
-    count = values.shape[-1]
-    if count == 1:
-        return jnp.full(values.shape[:-1], jnp.nan)
-    return values.std(-1, ddof=1) / math.sqrt(count)
 
 
 def _combined_stderr(stderrs: np.ndarray) -> float | None:

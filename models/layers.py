@@ -99,8 +99,12 @@ def attending_levels(
 
     It has if its side length, for rectangles that of the larger side, is in `attn_resolutions`.
     """
-    largest = max(sides(image_size))
-    return [largest >> level in tuple(attn_resolutions) for level in range(levels)]
+    return [side in tuple(attn_resolutions) for side in larger_sides(image_size, levels)]
+
+
+def larger_sides(image_size: ImageSize, levels: int) -> list[int]:
+    """Return the larger side of the images of each level of a U-Net, in pixels."""
+    return [max(sides(image_size)) >> level for level in range(levels)]
 
 
 def default_init(scale: float = 1.0) -> nnx.Initializer:

@@ -13,7 +13,7 @@ from jax import Array
 import datasets
 from configs.default import Config
 from errors import InputError, printable
-from factory import attention_note, check_network, validated
+from factory import attention_note, make_abstract_network, validated
 from readers import folders, published
 from readers.image_sizes import ImageSize, sides
 from workdir import write_picture
@@ -37,7 +37,7 @@ def inspect(config: Config, workdir: str) -> dict[str, Any]:
     cannot be read, or the network cannot have their size.
     """
     config = validated(config, num_devices=1)
-    check_network(config)
+    make_abstract_network(config)  # Checks the size of the images.
     note = attention_note(config)
     if note:
         print(f"note: {note}")

@@ -16,6 +16,7 @@ import scipy.stats
 from PIL import Image
 
 import evaluation
+import likelihood
 import losses
 import report
 import training
@@ -352,9 +353,9 @@ def test_bits_per_dim_of_gaussian_data():
 def test_errors_due_to_the_probes():
     """That of a mean of probes; that of a mean of images and passes, each with its own probes."""
     values = np.array([[1.0, 2, 4, 5], [0, 0, 0, 6]], np.float32)
-    found = bits_per_dim_stage._stderr(jax.numpy.asarray(values))
+    found = likelihood.probe_stderr(jax.numpy.asarray(values), "Rademacher")
     np.testing.assert_allclose(found, values.std(1, ddof=1) / 2, rtol=1e-6)
-    assert np.isnan(bits_per_dim_stage._stderr(jax.numpy.ones((3, 1)))).all()
+    assert np.isnan(likelihood.probe_stderr(jax.numpy.ones((3, 1)), "Gaussian")).all()
     combined = bits_per_dim_stage._combined_stderr(np.array([[3.0, 4.0], [0.0, 0.0]]))
     assert combined == pytest.approx(5 / 4)
     assert bits_per_dim_stage._combined_stderr(np.full((2, 2), np.nan)) is None

@@ -149,4 +149,5 @@ LIMITATIONS = """## Limitations
   by chance: about 1 in 40 on either side for a number that is exactly at its margin.
 - The error estimate takes the compared samples for independent. Some share their initial noise, so
   that the true errors are smaller.
+- Claim 6 compares each network with that of the next seed, so that the halves share two networks.
 """
