@@ -26,6 +26,7 @@ from errors import InputError, advice, brief, printable
 from readers.files import MAX_STEP, check_regular, read_json
 
 SNAPSHOTS, BACKUPS = "checkpoints", "checkpoints-meta"
+LOCK = "lock"  # the file of a workdir that names the process that writes to it
 NUM_BACKUPS = 2
 
 INFO = {"step": int, "config": dict, "checksums": dict}
@@ -67,6 +68,8 @@ class Checkpoints:
                     step_prefix="checkpoint", max_to_keep=keep, create=create
                 )
                 self._managers[folder] = _open(path, options)
+        parts = (self._workdir / name for name in (SNAPSHOTS, BACKUPS, LOCK))
+        self._parts = [path for path in parts if path.exists()]
 
     def save(
         self, folder: str, number: int, trees: Trees, *, step: int, config: dict[str, Any]
@@ -75,10 +78,7 @@ class Checkpoints:
 
         Raises InputError if this or the previous checkpoint cannot be written.
         """
-        if not (self._workdir / folder).is_dir():  # Orbax would create it again.
-            raise InputError(
-                f"{self._workdir} is no longer there, or a part of it; training stops."
-            )
+        self._check_still_there()
         with self._writing():
             self._start_to_save(folder, number, trees, step, config)
 
@@ -205,6 +205,7 @@ class Checkpoints:
         for manager in self._managers.values():
             with self._writing():
                 manager.wait_until_finished()
+        self._check_still_there()
 
     def close(self) -> None:
         """Wait for the saves in progress, and release the resources.
@@ -214,6 +215,7 @@ class Checkpoints:
         for manager in self._managers.values():
             with self._writing():
                 manager.close()
+        self._check_still_there()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -221,10 +223,25 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax raises many types of exception.
+            self._check_still_there()
             raise InputError(
                 f"A checkpoint cannot be written to {self._workdir}: {_reason(error)} The last "
                 "complete one is kept; once the cause is gone, the same command continues from it."
             ) from error
+
+    def _check_still_there(self) -> None:
+        """Raise InputError if the workdir was moved or deleted, or a part of it.
+
+        While Orbax writes in the background, it creates such folders again. Training would continue
+        in a workdir that has neither a config nor a lock.
+        """
+        missing = [path.name for path in self._parts if not path.exists()]
+        if missing:
+            raise InputError(
+                f"{self._workdir} was moved or deleted while this run wrote to it: it lacks "
+                f"{', '.join(missing)}. Where its new place is the --workdir, the command continues "
+                "from the newest checkpoint there."
+            )
 
     def _info(self, folder: str, number: int) -> dict[str, Any]:
         return _read_info(self._path(folder, number) / "info" / "metadata")

@@ -21,7 +21,7 @@ import sharding
 import train_state
 import training
 import workdir as files
-from checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
+from checkpoints import BACKUPS, LOCK, SNAPSHOTS, Checkpoints
 from configs.default import complete
 from errors import InputError
 from modes import conversion
@@ -519,6 +519,26 @@ def test_content_that_differs_from_its_checksum(tmp_path, monkeypatch):
     assert identical(checkpoints.restore(whole, {"tree": tree}), {"tree": tree})
     with pytest.raises(InputError, match="is damaged: the checksum of tree is not the one"):
         checkpoints.restore(damaged, {"tree": tree})
+
+
+@pytest.mark.parametrize("call", ["save", "wait", "close"])
+def test_a_moved_workdir_is_noticed(tmp_path, call):
+    """Also if Orbax, which was writing in the background, has made one of its folders again."""
+    workdir = tmp_path / "w"
+    workdir.mkdir()
+    (workdir / LOCK).touch()
+    checkpoints = Checkpoints(workdir, create=True)
+    save = functools.partial(checkpoints.save, BACKUPS, trees={"a": jnp.ones(3)}, config={})
+    save(1, step=1)
+    checkpoints.wait()
+    workdir.rename(tmp_path / "moved")
+    for folder in (BACKUPS, SNAPSHOTS):
+        (workdir / folder).mkdir(parents=True)
+    calls = {"save": lambda: save(2, step=2), "wait": checkpoints.wait, "close": checkpoints.close}
+    with pytest.raises(InputError, match="was moved or deleted while .* it lacks lock\\."):
+        calls[call]()
+    assert [found.step for found in Checkpoints(tmp_path / "moved").find()] == [1]
+    assert not Checkpoints(workdir).find()
 
 
 def test_only_damaged_checkpoints_are_not_overwritten(tmp_path, trained):

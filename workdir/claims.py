@@ -17,6 +17,7 @@ from typing import TextIO
 import jax
 
 import checkpoints
+from checkpoints import LOCK
 from configs.default import Config, complete, from_json, get_default_config
 from errors import InputError, brief, printable
 from readers.files import check_regular, mismatch, read_json
@@ -24,7 +25,6 @@ from workdir.depends import dependencies, flatten
 from workdir.files import write_json, writing
 
 CONFIG = "config.json"  # the file of a workdir that states the config it was made with
-LOCK = "lock"  # the file of a workdir that names the process that writes to it
 ENVIRONMENTS = "environments.json"  # the file of an evaluation that states versions and devices
 
 TRAINED = (
