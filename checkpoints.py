@@ -239,8 +239,8 @@ class Checkpoints:
         if missing:
             raise InputError(
                 f"{self._workdir} was moved or deleted while this run wrote to it: it lacks "
-                f"{', '.join(missing)}. Where its new place is the --workdir, the command continues "
-                "from the newest checkpoint there."
+                f"{', '.join(missing)}. With its new place as --workdir, the command continues "
+                "from the newest checkpoint."
             )
 
     def _info(self, folder: str, number: int) -> dict[str, Any]:
