@@ -172,11 +172,13 @@ def test_keys_of_networks():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_configs_of_networks(name):
-    """They are valid, and those that are compared have the same budget."""
+    """They are valid, and those that are compared have the same budget and data."""
     config = validated(NETWORKS[name].make_config(3), 1)
     plain = NETWORKS["VP"].make_config(3)
     assert config.seed == 3
     assert config.training.batch_size == plain.training.batch_size
+    assert config.data.image_size == (8 if NETWORKS[name].is_repeated else 16)
+    assert name.endswith(config.data.dataset.replace("FASHION_", "")) != NETWORKS[name].is_repeated
     factor = config.training.n_iters / plain.training.n_iters
     assert factor == (3 if name.endswith("longer") else 1 if NETWORKS[name].snapshots == 2 else 0.5)
 

@@ -7,10 +7,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.claims.networks import NETWORKS
 from benchmarks.claims.quality import Record
 from benchmarks.claims.verdicts import Estimate, combine, log_ratio
-
-ZOO = "zoo/"  # The names of networks that are files begin with it.
 
 
 class Use(NamedTuple):
@@ -46,8 +45,8 @@ class Measurement:
 
     @property
     def has_seeds(self) -> bool:
-        """Whether there are networks with different seeds, not a file of zoo/."""
-        return not any(use.name.startswith(ZOO) for use in self.uses)
+        """Whether there are networks with different seeds, unlike files of zoo/."""
+        return all(use.name in NETWORKS and NETWORKS[use.name].is_repeated for use in self.uses)
 
 
 class Quantity(NamedTuple):

@@ -10,11 +10,14 @@ from typing import NamedTuple
 
 from benchmarks.claims import densities, quality
 from benchmarks.claims.checks import Measurement, Use
+from benchmarks.claims.networks import OTHER_DATA
 
 AS_GOOD = 0.9
 SNR = {"VE": 0.16, "VP": 0.01, "sub-VP": 0.01}  # of the Langevin corrector after a predictor
 DATA = {"VP": "digits", "zoo/fashion_vp": "Fashion-MNIST", "zoo/emoji_vp": "emoji"}
 """The data of networks that are compared on several data sets."""
+ALL_DATA = ("", *OTHER_DATA)
+"""Ends of the names of networks; that of the digits is empty."""
 
 
 class Sizes(NamedTuple):
@@ -26,6 +29,7 @@ class Sizes(NamedTuple):
         have 250.
       reference: steps of the predictor and corrector that few-step solvers are compared with.
       long: images drawn for this comparison, by both.
+      long_elsewhere: the same for other data than digits.
       guided: images of classes that are drawn with guidance.
       images: held-out images of the other measurements.
       zoo: images of measurements with the larger networks of zoo/.
@@ -36,6 +40,7 @@ class Sizes(NamedTuple):
     steps: tuple[int, ...] = (50, 250)
     reference: int = 1000
     long: int = 500
+    long_elsewhere: int = 200
     guided: int = 250
     images: int = 100
     zoo: int = 8
@@ -43,7 +48,15 @@ class Sizes(NamedTuple):
 
 
 TINY = Sizes(
-    samples=12, steps=(2, 3), reference=2, long=12, guided=12, images=8, zoo=2, classifier=2
+    samples=12,
+    steps=(2, 3),
+    reference=2,
+    long=12,
+    long_elsewhere=12,
+    guided=12,
+    images=8,
+    zoo=2,
+    classifier=2,
 )
 
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from benchmarks.claims import conditional, latents
 from benchmarks.claims.checks import Check, Claim, Measurement, Use
-from benchmarks.claims.common import DATA, Sizes
+from benchmarks.claims.common import ALL_DATA, DATA, Sizes
 
 
 def encodings(number: int, sizes: Sizes) -> Claim:
     """Return the claim that codes are unique."""
     arguments = {"count": sizes.images}
+    cases = [("the same network with another seed", "VP", "VP")]
+    another = "another network: DDPM, trained on discrete levels"
+    cases += [(another + data, f"VP{data}", f"DDPM{data}") for data in ALL_DATA]
     checks = []
-    for text, uses in (
-        ("the same network with another seed", (Use("VP"), Use("VP", shift=1))),
-        ("another network: DDPM, trained on discrete levels", (Use("VP"), Use("DDPM", shift=1))),
-    ):
+    for text, first, second in cases:
+        uses = Use(first), Use(second, shift=1)
         found = Measurement(latents.codes, uses, arguments)
         text = f"codes by {text}: less than half as far apart as those of other images"
         checks.append(Check(text, "nearly the same codes", found["other"], found["same"], 2.0))
     text = (
-        "Codes of held-out digits by two networks that were trained separately. The ratio is the "
+        "Codes of held-out images by two networks that were trained separately. The ratio is the "
         "mean distance between the codes of two different images, one by each network, divided by "
         "that between the codes of the same image."
     )

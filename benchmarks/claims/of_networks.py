@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from benchmarks.claims import quality
 from benchmarks.claims.checks import Check, Claim, Measurement, Use
-from benchmarks.claims.common import AS_GOOD, SNR, Sizes, few_steps, gain
+from benchmarks.claims.common import ALL_DATA, AS_GOOD, SNR, Sizes, few_steps, gain
+from benchmarks.claims.networks import OTHER_DATA
 
 ABLATIONS = {
     "no FIR filter": "a FIR filter for resampling",
@@ -21,7 +22,7 @@ def likelihoods(number: int, sizes: Sizes) -> Claim:
         "sub-VP": "3.02 against 3.16 (DDPM++ cont.)",
     }
     checks = []
-    for suffix in ("", ", longer"):
+    for suffix in ("", ", longer", *OTHER_DATA):
         for name, paper in papers.items():
             found = gain(f"VP{suffix}", f"{name}{suffix}", sizes)
             text = f"{name}{suffix}: fewer bits/dim than VP"
@@ -32,7 +33,7 @@ def likelihoods(number: int, sizes: Sizes) -> Claim:
             bound = found["gain of the bound"]
             checks.append(Check(text, "not reported", bound, margin=0.0, values=bits))
     text = (
-        "Bits/dim of the held-out digits with uniform dequantization: exact ones by the "
+        "Bits/dim of held-out images with uniform dequantization: exact ones by the "
         "probability-flow ODE, and the upper bound for the reverse SDE, whose density is another "
         "one. The number is the decrease in bits/dim, from the same images. The networks of the "
         "rows with `longer` were trained for three times as many steps."
@@ -49,49 +50,44 @@ def training(number: int, sizes: Sizes) -> Claim:
         ("NCSN++ discrete", "NCSNv2", "NCSN++ in place of NCSNv2", "FID 2.45 against 10.87"),
     )
     checks = []
-    for better, worse, text, paper in pairs:
-        other, own = few_steps(sizes, worse)["distance"], few_steps(sizes, better)["distance"]
-        checks.append(Check(f"{text} is better", paper, other, own))
-    for name, text in ABLATIONS.items():
-        other, own = few_steps(sizes, name)["distance"], few_steps(sizes, "VE", 1)["distance"]
-        text = f"NCSN++ (VE) is better with {text}"
-        checks.append(Check(text, "improves FID (Appendix H)", other, own))
-    other, own = (
-        few_steps(sizes, "VE", 1)["distance"],
-        few_steps(sizes, "twice the blocks")["distance"],
-    )
-    text = "NCSN++ (VE) is better with twice as many residual blocks"
-    checks.append(Check(text, "improves FID (Appendix H)", other, own))
+    for data in ALL_DATA:
+        for better, worse, text, paper in pairs:
+            own, other = (few_steps(sizes, name + data)["distance"] for name in (better, worse))
+            checks.append(Check(f"{text} is better{data}", paper, other, own))
+        checks += _of_changes(sizes, data)
     text = (
         "Networks of the same width, trained for the same number of steps, and sampled by "
         "`dpm++_2m_sde` with 20 evaluations. The ratio is the distance without the change divided "
         "by that with it. DDPM has DDPM's blocks and no rescaled skip connections; NCSNv2 has "
-        "about as many parameters as the others. The last five compare networks trained for half "
-        "as many steps: NCSN++ with one residual block for each resolution, without one of its "
-        "parts, and with two blocks."
+        "about as many parameters as the others. The last five of each data set compare networks "
+        "trained for half as many steps: NCSN++ with one residual block for each resolution, "
+        "without one of its parts, and with two blocks."
     )
     return Claim(number, "Training and architectures", "Table 3, Appendix H", text, tuple(checks))
+
+
+def _of_changes(sizes: Sizes, data: str) -> list[Check]:
+    """Return the checks of single changes of the architecture."""
+    plain = few_steps(sizes, f"VE{data}", 1)["distance"]
+    pairs = [
+        (text, few_steps(sizes, name + data)["distance"], plain) for name, text in ABLATIONS.items()
+    ]
+    blocks = few_steps(sizes, f"twice the blocks{data}")["distance"]
+    pairs.append(("twice as many residual blocks", plain, blocks))
+    paper = "improves FID (Appendix H)"
+    return [
+        Check(f"NCSN++ (VE) is better with {text}{data}", paper, without, own)
+        for text, without, own in pairs
+    ]
 
 
 def later_work(number: int, sizes: Sizes) -> Claim:
     """Return the claims of later work."""
     checks = []
-    nfe = 2 * sizes.reference
-    for sde in ("VP", "VE", "sub-VP"):
-        options = {"sampler": "pc", "predictor": "reverse_diffusion", "corrector": "langevin"}
-        options |= {"steps": sizes.reference, "snr": SNR[sde]}
-        pc = Measurement(quality.draws, (Use(sde),), {"count": sizes.long, **options})
-        text = f"{sde}: 20 evaluations are as good as PC with {nfe:,}"
-        few = few_steps(sizes, sde, count=sizes.long)["distance"]
-        checks.append(Check(text, "not in the paper", pc["distance"], few, AS_GOOD))
-    for name in ("EDM", "rectified flow"):
-        other, own = few_steps(sizes, "VP")["distance"], few_steps(sizes, name)["distance"]
-        text = f"{name} is as good as VP with 20 evaluations"
-        checks.append(Check(text, "not in the paper", other, own, AS_GOOD))
-        found = gain("VP", name, sizes)
-        text = f"{name} has fewer bits/dim than VP"
-        bits = found["before"], found["after"]
-        checks.append(Check(text, "not in the paper", found["gain"], margin=0.0, values=bits))
+    for data in ALL_DATA:
+        checks += [_of_few_steps(sizes, sde, data) for sde in ("VP", "VE", "sub-VP")]
+        for name in ("EDM", "rectified flow"):
+            checks += _of_other_models(sizes, name, data)
     text = (
         "`dpm++_2m_sde` with 20 evaluations against predictor and corrector, and EDM and rectified "
         "flow against VP: the same network, data and number of training steps."
@@ -99,3 +95,28 @@ def later_work(number: int, sizes: Sizes) -> Claim:
     title = "Later work: few-step solvers, EDM and rectified flow"
     source = "arXiv:2211.01095, 2206.00364, 2209.03003"
     return Claim(number, title, source, text, tuple(checks))
+
+
+def _of_few_steps(sizes: Sizes, sde: str, data: str) -> Check:
+    """Return the check of 20 evaluations against predictor and corrector."""
+    count = sizes.long_elsewhere if data else sizes.long
+    options = {"sampler": "pc", "predictor": "reverse_diffusion", "corrector": "langevin"}
+    options |= {"steps": sizes.reference, "snr": SNR[sde]}
+    pc = Measurement(quality.draws, (Use(sde + data),), {"count": count, **options})
+    text = f"{sde}{data}: 20 evaluations are as good as PC with {2 * sizes.reference:,}"
+    few = few_steps(sizes, sde + data, count=count)["distance"]
+    return Check(text, "not in the paper", pc["distance"], few, AS_GOOD)
+
+
+def _of_other_models(sizes: Sizes, name: str, data: str) -> list[Check]:
+    """Return the checks of EDM or rectified flow against VP."""
+    vp, own = (few_steps(sizes, each + data)["distance"] for each in ("VP", name))
+    text = f"{name}{data} is as good as VP with 20 evaluations"
+    quality_check = Check(text, "not in the paper", vp, own, AS_GOOD)
+    found = gain(f"VP{data}", name + data, sizes)
+    text = f"{name}{data} has fewer bits/dim than VP"
+    bits = found["before"], found["after"]
+    return [
+        quality_check,
+        Check(text, "not in the paper", found["gain"], margin=0.0, values=bits),
+    ]

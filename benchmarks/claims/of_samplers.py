@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.claims import quality
 from benchmarks.claims.checks import Check, Claim, Measurement, Use
 from benchmarks.claims.common import AS_GOOD, DATA, SNR, Sizes
+from benchmarks.claims.networks import OTHER_DATA
 
 CORRECTOR_SNR = 0.16  # of the corrector alone
 TOLERANCES = (1e-5, 1e-3, 1e-1)
@@ -30,7 +31,13 @@ FID = {
 """P1000, P2000, C2000 and PC1000 of Table 1."""
 
 
-def _pc(sizes: Sizes, steps: int, sde: str, name: str, kind: str) -> Measurement:
+def _cases(sizes: Sizes) -> list[tuple[int, str]]:
+    """Return the numbers of steps and the data they are used for: all for the digits."""
+    elsewhere = [(sizes.steps[0], data) for data in OTHER_DATA]
+    return [(n, "") for n in sizes.steps] + elsewhere
+
+
+def _pc(sizes: Sizes, steps: int, sde: str, name: str, kind: str, data: str = "") -> Measurement:
     """Return the samples of a cell of Table 1; `kind` is P, P2 with twice the steps, C or PC."""
     options: dict[str, Any] = {"sampler": "pc", **PREDICTORS[name], "corrector": "none"}
     options["steps"] = steps * (2 if kind in ("P2", "C") else 1)
@@ -38,21 +45,21 @@ def _pc(sizes: Sizes, steps: int, sde: str, name: str, kind: str) -> Measurement
         options |= {"predictor": "none", "probability_flow": False}
     if kind in ("C", "PC"):
         options |= {"corrector": "langevin", "snr": CORRECTOR_SNR if kind == "C" else SNR[sde]}
-    return Measurement(quality.draws, (Use(sde),), {"count": sizes.samples, **options})
+    return Measurement(quality.draws, (Use(sde + data),), {"count": sizes.samples, **options})
 
 
 def predictor_corrector(number: int, sizes: Sizes) -> Claim:
     """Return the claim about Table 1."""
     checks = []
-    for n in sizes.steps:
+    for n, data in _cases(sizes):
         for sde, rows in FID.items():
             for name, (_, p2000, c2000, pc1000) in rows.items():
-                pc = _pc(sizes, n, sde, name, "PC")["distance"]
-                p = _pc(sizes, n, sde, name, "P2")["distance"]
-                text = f"{sde}, {name}: PC{n} is better than P{2 * n}"
+                pc = _pc(sizes, n, sde, name, "PC", data)["distance"]
+                p = _pc(sizes, n, sde, name, "P2", data)["distance"]
+                text = f"{sde}{data}, {name}: PC{n} is better than P{2 * n}"
                 checks.append(Check(text, f"FID {pc1000:.2f} against {p2000:.2f}", p, pc))
-                c = _pc(sizes, n, sde, "reverse diffusion", "C")["distance"]
-                text = f"{sde}, {name}: PC{n} is better than C{2 * n}"
+                c = _pc(sizes, n, sde, "reverse diffusion", "C", data)["distance"]
+                text = f"{sde}{data}, {name}: PC{n} is better than C{2 * n}"
                 checks.append(Check(text, f"FID {pc1000:.2f} against {c2000:.2f}", c, pc))
     text = (
         "P100 is the predictor alone with 100 steps, C100 the corrector alone and PC50 both with "
@@ -68,9 +75,12 @@ def predictor_corrector(number: int, sizes: Sizes) -> Claim:
 
 def predictors(number: int, sizes: Sizes) -> Claim:
     """Return the claim about the predictors."""
-    kinds = [(n, kind) for n in sizes.steps for kind in ("P", "P2")]
     checks = [
-        check for n, kind in kinds for sde in FID for check in _of_predictors(sizes, n, kind, sde)
+        check
+        for n, data in _cases(sizes)
+        for kind in ("P", "P2")
+        for sde in FID
+        for check in _of_predictors(sizes, n, kind, sde, data)
     ]
     text = (
         "The ratio is the distance of the second sampler divided by that of the first, or, for "
@@ -79,17 +89,17 @@ def predictors(number: int, sizes: Sizes) -> Claim:
     return Claim(number, "Predictors", "Table 1", text, tuple(checks))
 
 
-def _of_predictors(sizes: Sizes, n: int, kind: str, sde: str) -> list[Check]:
+def _of_predictors(sizes: Sizes, n: int, kind: str, sde: str, data: str) -> list[Check]:
     """Return the checks of the predictors alone with n steps ("P") or 2 n ("P2")."""
-    found = {name: _pc(sizes, n, sde, name, kind)["distance"] for name in PREDICTORS}
+    found = {name: _pc(sizes, n, sde, name, kind, data)["distance"] for name in PREDICTORS}
     fid = {name: row[("P", "P2").index(kind)] for name, row in FID[sde].items()}
     steps = n if kind == "P" else 2 * n
     ancestral, reverse, flow = PREDICTORS
-    text = f"{sde}, P{steps}: reverse diffusion is at least as good as ancestral sampling"
+    text = f"{sde}{data}, P{steps}: reverse diffusion is at least as good as ancestral sampling"
     paper = f"FID {fid[reverse]:.2f} against {fid[ancestral]:.2f}"
     checks = [Check(text, paper, found[ancestral], found[reverse], AS_GOOD)]
     for other in (ancestral, reverse) if sde == "VE" else ():
-        text = f"VE, P{steps}: probability flow is worse than {other}"
+        text = f"VE{data}, P{steps}: probability flow is worse than {other}"
         paper = f"FID {fid[flow]:.2f} against {fid[other]:.2f}"
         checks.append(Check(text, paper, found[flow], found[other]))
     return checks

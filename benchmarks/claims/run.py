@@ -59,7 +59,7 @@ class Run:
             print(f"  {', '.join(values)}", flush=True)
 
     def indices(self, measurement: Measurement) -> range:
-        """Return the indices of the seeds of a measurement; files of zoo/ have one."""
+        """Return the indices of the seeds of a measurement; only digits have more than one."""
         return range(len(self.seeds) if measurement.has_seeds else 1)
 
     def models(self, measurement: Measurement, index: int) -> list[Any]:
