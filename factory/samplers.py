@@ -23,12 +23,23 @@ FRAMES = 16  # states of a trajectory, at most
 ADAPTIVE = "adaptive_sde"
 
 
-def make_sampler(config: Config, sde: SDE) -> Sampler:
-    """Return the sampler that config.sampling describes."""
-    return SAMPLERS[config.sampling.method.lower()](config, sde)
+def make_sampler(config: Config, sde: SDE, data_std: float | None = None) -> Sampler:
+    """Return the sampler that config.sampling describes.
+
+    `data_std` is a typical standard deviation of an entry of the data, to a factor of about 2. It
+    scales tolerances, and is that of images by default.
+    """
+    data_std = image_std(config) if data_std is None else data_std
+    return SAMPLERS[config.sampling.method.lower()](config, sde, data_std)
 
 
-def _pc_sampler(config: Config, sde: SDE) -> Sampler:
+def image_std(config: Config) -> float:
+    """Return a typical standard deviation of images: a quarter of the length of their range."""
+    low, high = datasets.model_range(config.data)
+    return (high - low) / 4
+
+
+def _pc_sampler(config: Config, sde: SDE, data_std: float) -> Sampler:
     """Return predictor and corrector with config.model.num_scales steps."""
     options, steps = config.sampling, sde.discretize(config.model.num_scales)
     predictor = sampling.PREDICTORS[options.predictor.lower()]
@@ -67,13 +78,14 @@ def _pc_sampler(config: Config, sde: SDE) -> Sampler:
         f"Raise model.num_scales = {len(steps.t)}, choose another sampling.predictor than "
         f"{options.predictor!r}, such as 'ancestral_sampling', or set sampling.method = 'solver'."
     )
-    growth = functools.partial(stability.predictor_growth, sde, predictor, steps, _data_std(config))
+    growth = functools.partial(stability.predictor_growth, sde, predictor, steps, data_std)
     growth = None if predictor is sampling.none else growth
     return Sampler(loop, len(steps.t), growth, advice, tuple(levels[shown].tolist()))
 
 
-def _ode_sampler(config: Config, sde: SDE) -> Sampler:
+def _ode_sampler(config: Config, sde: SDE, data_std: float) -> Sampler:
     """Return the probability-flow ODE with adaptive steps."""
+    del data_std  # The tolerances are those of the official code.
     steps = sde.discretize(config.model.num_scales)
     last = None
     if config.sampling.noise_removal:
@@ -91,11 +103,11 @@ def _ode_sampler(config: Config, sde: SDE) -> Sampler:
     return Sampler(loop)
 
 
-def _solver_sampler(config: Config, sde: SDE) -> Sampler:
+def _solver_sampler(config: Config, sde: SDE, data_std: float) -> Sampler:
     """Return a few-step solver, or the adaptive solver of the reverse SDE."""
     options, name = config.sampling, config.sampling.solver.lower()
     if name == ADAPTIVE:
-        return _adaptive_sampler(config, sde)
+        return _adaptive_sampler(config, sde, data_std)
     levels = solvers.noise_levels(
         sde, options.schedule.lower(), options.num_steps, denoise=options.noise_removal
     )
@@ -116,22 +128,14 @@ def _solver_sampler(config: Config, sde: SDE) -> Sampler:
         f"{options.solver!r} or sampling.schedule than {options.schedule!r}."
     )
     growth = functools.partial(
-        stability.plan_growth, plan, _data_std(config), noise_prediction=noise_prediction
+        stability.plan_growth, plan, data_std, noise_prediction=noise_prediction
     )
     return Sampler(loop, len(plan.level), growth, advice, tuple(following[shown].tolist()))
 
 
-def _data_std(config: Config) -> float:
-    """Return a typical std of images in the model's range: a quarter of its length."""
-    low, high = datasets.model_range(config.data)
-    return (high - low) / 4
-
-
-def _adaptive_sampler(config: Config, sde: SDE) -> Sampler:
+def _adaptive_sampler(config: Config, sde: SDE, data_std: float) -> Sampler:
     """Return the solver of the reverse SDE that chooses steps for each image."""
-    options = config.sampling
-    low, high = datasets.model_range(config.data)
-    grey_level = (high - low) / 256
+    options, grey_level = config.sampling, data_std * 4 / 256
 
     def loop(keys: Array, score: Score) -> solvers.Loop:
         def solve(x: Array) -> Samples:
@@ -152,7 +156,7 @@ def _adaptive_sampler(config: Config, sde: SDE) -> Sampler:
     return Sampler(loop)
 
 
-SAMPLERS: dict[str, Callable[[Config, SDE], Sampler]] = {
+SAMPLERS: dict[str, Callable[[Config, SDE, float], Sampler]] = {
     "ode": _ode_sampler,
     "pc": _pc_sampler,
     "solver": _solver_sampler,

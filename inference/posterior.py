@@ -128,7 +128,7 @@ class Posterior:
             name = "pc"
         if not method.allows_corrector:
             changed["corrector"] = "none"
-        chosen = settings.sampler(self.prior.config, self.prior.sde, name, steps, changed)
+        chosen = self.prior.make_sampler(name, steps, changed)
         if method.uses_predictor:
             chosen.check_stable()
         return chosen

@@ -66,13 +66,18 @@ def method_options(options: Mapping[str, Any]) -> MethodOptions:
 
 
 def sampler(
-    base: Config, sde: SDE, name: str | None, steps: int | None, options: Mapping[str, Any]
+    base: Config,
+    sde: SDE,
+    data_std: float,
+    name: str | None,
+    steps: int | None,
+    options: Mapping[str, Any],
 ) -> Sampler:
     """Return the sampler of this name; the same arguments give the same object.
 
     Args:
       base: a complete config, whose values are the defaults.
-      sde: the SDE.
+      sde, data_std: as in `factory.make_sampler`.
       name: one of `samplers()`; None for `base.sampling.solver`.
       steps: the number of steps; None for that of `base`.
       options: other fields of `config.sampling`.
@@ -100,21 +105,20 @@ def sampler(
     values.setdefault("num_scales", base.model.get("num_scales", 1000))
     for key, value in values.items():
         values[key] = tuple(value) if isinstance(value, list) else value  # `_build` hashes them.
-    return _build(sde, base.data.centered, tuple(sorted(values.items())))
+    return _build(sde, data_std, tuple(sorted(values.items())))
 
 
 @functools.lru_cache(maxsize=256)
-def _build(sde: SDE, centered: bool, values: tuple[tuple[str, Any], ...]) -> Sampler:
+def _build(sde: SDE, data_std: float, values: tuple[tuple[str, Any], ...]) -> Sampler:
     config = get_default_config()
     fields = dict(values)
     config.model.num_scales = fields.pop("num_scales")
-    config.data.centered = centered
     config.sampling.update(fields)
     problems = [*validation.check_domains(config, factory.choices().names)]
     problems = problems or [*rules.check_sampling(config, factory.choices())]
     if problems:
         raise InputError(" ".join(problems))
-    return factory.make_sampler(config, sde)
+    return factory.make_sampler(config, sde, data_std)
 
 
 def _check(section: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:

@@ -99,6 +99,24 @@ def test_every_sampler_by_name(name):
     np.testing.assert_allclose(x.std(), 0.5, atol=0.03)
 
 
+@pytest.mark.parametrize("name", [name for name in samplers() if name != "ode"])
+def test_samples_have_the_unit_of_the_data(name):
+    """Data, noise levels and score in another unit give the same samples in that unit.
+
+    `ode` has the absolute tolerance of the official code.
+    """
+
+    def draw(unit):
+        sde = ss.VESDE(sigma_min=0.05 * unit, sigma_max=20.0 * unit)
+        prior = ss.Prior(lambda x, t: -x / (unit**2 + sde.var(t)[:, None]), sde, (3,))
+        options = {} if name == "adaptive_sde" else {"steps": 20}
+        if name == "restart":
+            options["restart"] = (3, 1, 0.3 * unit, 1.0 * unit)
+        return prior.sample(5, sampler=name, **options) / unit
+
+    np.testing.assert_allclose(draw(2.0**-10), draw(1.0), rtol=1e-3, atol=1e-4)
+
+
 def test_samples_depend_on_the_seed_and_their_number_only():
     prior = gaussian_prior()
     x = prior.sample(7, seed=3)
