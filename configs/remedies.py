@@ -11,7 +11,13 @@ from errors import NotFiniteError
 
 
 def check_samples(
-    config: Config, bad_step: np.ndarray, steps: int | None, *, mode: str = "", codes: bool = False
+    config: Config,
+    bad_step: np.ndarray,
+    steps: int | None,
+    unit: str = "step",
+    *,
+    mode: str = "",
+    codes: bool = False,
 ) -> None:
     """Raise NotFiniteError if a sampler failed.
 
@@ -19,6 +25,7 @@ def check_samples(
       config: the config that describes the sampler.
       bad_step: the first step (B,) whose state was not finite, from 1; 0 for a finite image.
       steps: the number of steps; None if the solver chooses them for each image.
+      unit: "evaluation" if evaluations are counted in place of steps.
       mode: the mode whose own fields may help as well, such as "restore".
       codes: whether the images are latent codes, or decoded from them. They need the probability
         flow: by the solver if sampling.method is 'solver', and by adaptive steps otherwise.
@@ -31,20 +38,13 @@ def check_samples(
         method = "ode"
     where = ", because the solver did not converge"
     if steps is not None:
-        where = f", the first one from {_unit(config, steps)} {failed.min()} of {steps} on"
+        where = f"; the first one became so at {unit} {failed.min()} of {steps}"
     remedies = [*_remedies(config, method), *_remedies_of_mode(config, mode)]
     raise NotFiniteError(
         f"{len(failed)} of {len(bad_step)} images are not finite{where}. The sampler is "
         f"{describe(config, method)}. To correct it: {', or '.join(remedies)}. If nothing helps, "
         "the parameters of the checkpoint may be the cause: choose an earlier one."
     )
-
-
-def _unit(config: Config, steps: int) -> str:
-    """Return what the sampler counts: solvers of second order evaluate the network twice a step."""
-    is_pc = config.sampling.method.lower() == "pc"
-    expected = config.model.num_scales if is_pc else config.sampling.num_steps
-    return "step" if steps == expected else "network evaluation"
 
 
 def describe(config: Config, method: str = "") -> str:

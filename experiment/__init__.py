@@ -210,7 +210,7 @@ class Experiment(Setup):
         split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
         outputs = Samples._make((split, split, sharding.along_axis(self.mesh, 1), split))
         inputs = (None, split, whole)
-        return InParts(prepare, self.sampler.steps, self.mesh, inputs, outputs)
+        return InParts(prepare, self.sampler, self.mesh, inputs, outputs)
 
     def _with_pixels(self, samples: Samples) -> Samples:
         return samples._replace(x=self.pixels(samples.x), frames=self.pixels(samples.frames))
@@ -235,5 +235,6 @@ class Experiment(Setup):
         indices = self.rows(np.arange(first, first + padded))
         samples = self._in_parts(f"drawing {count} samples", params, indices, self.classifier)
         x, nfe, frames, bad_step = sharding.fetch(samples)
-        remedies.check_samples(self.config, bad_step[:count], self.sampler.steps)
+        steps, unit = self.sampler.steps, self.sampler.unit
+        remedies.check_samples(self.config, bad_step[:count], steps, unit)
         return Samples(x[:count], nfe[:count], frames[:, :count], bad_step[:count])

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 import progress
 import sharding
+from factory import Sampler
 from solvers import Loop
 
 SECONDS = 0.5  # that a part takes, about
@@ -29,13 +30,13 @@ class InParts:
     """
 
     def __init__(
-        self, prepare: Prepare, steps: int | None, mesh: Mesh, in_shardings: Any, outputs: Any
+        self, prepare: Prepare, sampler: Sampler, mesh: Mesh, in_shardings: Any, outputs: Any
     ) -> None:
         """Compile nothing yet.
 
         Args:
           prepare: see `Prepare`.
-          steps: the number of steps of its loop; None for an adaptive solver, which is one program.
+          sampler: states the steps of its loop; an adaptive one has none and is one program.
           mesh: the devices.
           in_shardings: the shardings of the arguments.
           outputs: those of the result.
@@ -56,7 +57,7 @@ class InParts:
             return prepare(*arguments)[0].finish(carry)
 
         split = sharding.along_axis(mesh)  # Images are the first axis of all arrays in a carry.
-        self.steps = steps
+        self.steps, self.unit = sampler.steps, sampler.unit
         self.whole = jax.jit(whole, in_shardings=in_shardings, out_shardings=outputs)
         self.start = jax.jit(start, in_shardings=in_shardings, out_shardings=split)
         self.advance = jax.jit(
@@ -73,7 +74,7 @@ class InParts:
             steps = "one step" if self.steps else "adaptive steps"
             with progress.waiting(f"{text} with {steps}"):
                 return jax.block_until_ready(self.whole(*arguments))
-        with progress.counting(text, self.steps, "step") as update:
+        with progress.counting(text, self.steps, self.unit) as update:
             carry, done, size = self.start(*arguments), 0, 1
             while done < self.steps:
                 began, last = time.monotonic(), min(done + size, self.steps)

@@ -10,7 +10,7 @@ import solvers
 from configs.default import Config
 from errors import InputError
 from factory.sampler import Sampler, to_samples
-from factory.samplers import make_plan
+from factory.samplers import make_plan, unit_of
 from sde_lib import SDE, Score
 
 
@@ -57,4 +57,4 @@ def _solver_flow(config: Config, sde: SDE, levels: np.ndarray) -> Sampler:
             None, score, sde, plan, levels[-1], noise_prediction=noise_prediction
         ).then(lambda result: to_samples(result[0], nfe, *result[1:]))
 
-    return Sampler(loop, len(plan.level))
+    return Sampler(loop, len(plan.level), unit=unit_of(plan, config.sampling))

@@ -32,8 +32,8 @@ class Samples(NamedTuple):
         upper bound where classifier-free guidance meets adaptive steps. Evaluations of a
         classifier are not counted.
       frames: states on the way to x, in order (F, B, ...), F <= FRAMES; F = 0 unless requested.
-      bad_step: the step (B,), from 1, after which the state was first not finite; 0 if x is finite.
-        Adaptive steps are not counted: 1 if x is not finite.
+      bad_step: the step (B,), from 1, after which the state was first not finite, or the evaluation
+        (`Sampler.unit`); 0 if x is finite. Adaptive steps are not counted: 1 if x is not finite.
     """
 
     x: Array
@@ -52,10 +52,11 @@ class Sampler:
         `exchange`, a function from its predictor to the one that it uses instead; the attribute
         `evaluations` of the latter states its score evaluations in a step, if these are not one.
         The samplers of `make_flow` have the argument (score), and start from any states.
-      steps: the number of steps, which `Samples.bad_step` counts; None if they are adaptive.
+      steps: the number of units, which `Samples.bad_step` counts; None if steps are adaptive.
       growth: the growth of its states and of errors, `solvers.stability`; None if it is not known.
       advice: what to change if that is too large.
       frame_levels: the noise levels std / alpha of `Samples.frames`; empty if they are unknown.
+      unit: "step", or "evaluation" if a step of a few-step solver has several and each is counted.
     """
 
     loop: Callable[..., solvers.Loop]
@@ -63,6 +64,7 @@ class Sampler:
     growth: Callable[[], stability.Growth] | None = None
     advice: str = ""
     frame_levels: tuple[float, ...] = ()
+    unit: str = "step"
 
     def __call__(self, *arguments: Any, **options: Any) -> Samples:
         """Return the samples: the arguments are those of `loop`, and the states to start from."""
@@ -79,16 +81,16 @@ class Sampler:
         if not np.all(stds <= MOST_STD):
             step = int(np.argmin(stds <= MOST_STD))
             raise InputError(
-                f"step {step + 1} of {self.steps} of the sampler is unstable: the states of "
+                f"{self.unit} {step + 1} of {self.steps} of the sampler is unstable: the states of "
                 f"Gaussian data then have {stds[step]:.3g} times their standard deviation, of "
                 f"which {MOST_STD:g} times are allowed. {self.advice}"
             )
         if np.any(errors > MOST_ERROR):
             step = int(np.argmax(errors > MOST_ERROR))
             logging.warning(
-                "step %d of %d of the sampler multiplies errors of the network by %.3g; samples "
-                "may be noise. %s",
-                *(step + 1, self.steps, errors[step], self.advice),
+                "%s %d of %d of the sampler multiplies errors of the network by %.3g; samples may "
+                "be noise. %s",
+                *(self.unit, step + 1, self.steps, errors[step], self.advice),
             )
 
 

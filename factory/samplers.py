@@ -130,7 +130,8 @@ def _solver_sampler(config: Config, sde: SDE, data_std: float) -> Sampler:
     growth = functools.partial(
         stability.plan_growth, plan, data_std, noise_prediction=noise_prediction
     )
-    return Sampler(loop, len(plan.level), growth, advice, tuple(following[shown].tolist()))
+    frame_levels = tuple(following[shown].tolist())
+    return Sampler(loop, len(plan.level), growth, advice, frame_levels, unit_of(plan, options))
 
 
 def _adaptive_sampler(config: Config, sde: SDE, data_std: float) -> Sampler:
@@ -162,6 +163,11 @@ SAMPLERS: dict[str, Callable[[Config, SDE, float], Sampler]] = {
     "solver": _solver_sampler,
 }
 """By `config.sampling.method`."""
+
+
+def unit_of(plan: solvers.Plan, options: Config) -> str:
+    """Return what a plan's rows are: solvers of second order have two evaluations in most steps."""
+    return "step" if len(plan.level) == options.num_steps else "evaluation"
 
 
 def make_plan(config: Config, levels: np.ndarray) -> solvers.Plan:

@@ -164,7 +164,7 @@ def load_codec(config: Config, workdir: str, number: int | None) -> Codec:
         def checked(params: Params, x: np.ndarray | Array) -> tuple[Array, Array]:
             y, nfe, bad_step = run(params, x)
             found = sharding.fetch(bad_step)
-            remedies.check_samples(experiment.config, found, flow.steps, codes=True)
+            remedies.check_samples(experiment.config, found, flow.steps, flow.unit, codes=True)
             return y, nfe
 
         return checked

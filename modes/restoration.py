@@ -132,7 +132,8 @@ def solve(
         valid = min(size, count - first)  # The rest of the last batch is padding.
         text = f"reconstruction {sample + 1} of {config.restore.samples}, {valid} images"
         x, nfe, bad_step = sharding.fetch(run(text, params, *inputs, sample))
-        remedies.check_samples(config, bad_step[:valid], experiment.sampler.steps, mode="restore")
+        steps, unit = experiment.sampler.steps, experiment.sampler.unit
+        remedies.check_samples(config, bad_step[:valid], steps, unit, mode="restore")
         return {"x": x[:valid], "nfe": nfe[:valid]}
 
     paths = run_rounds(folder, "answers", config.restore.samples * batches, compute, depends)
@@ -166,4 +167,4 @@ def compile_solver(experiment: Experiment, operator: Operator) -> InParts:
         return loop.then(lambda samples: (samples.x, samples.nfe, samples.bad_step)), start
 
     inputs = (whole, split, split, whole)
-    return InParts(prepare, experiment.sampler.steps, experiment.mesh, inputs, split)
+    return InParts(prepare, experiment.sampler, experiment.mesh, inputs, split)

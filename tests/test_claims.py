@@ -16,7 +16,7 @@ from scipy.stats import norm
 import sharding
 import training
 from benchmarks.claims import keys, page, table
-from benchmarks.claims.checks import Check, Claim, Measurement, Use
+from benchmarks.claims.checks import Check, Claim, Measurement, Use, larger, smaller
 from benchmarks.claims.common import Sizes
 from benchmarks.claims.networks import NETWORKS, Store
 from benchmarks.claims.run import Run, measurements
@@ -227,7 +227,8 @@ def measured(code, tmp_path):
     """Claims with fake results, of which one is not measured; and a function to make runs."""
     one, two = (Measurement(code.module.measure, (Use("VP"),), {"n": n}) for n in (1, 2))
     checks = (
-        Check("a ratio", "FID 1 against 2", one["x"], two["x"], 2.0),
+        smaller("a ratio", "FID 1 against 2", two["x"], one["x"], 2.0),
+        larger("its inverse", "FID 2 against 1", two["x"], one["x"]),
         Check("an amount", "some", two["x"], margin=0.0, values=(one["x"], two["x"])),
         Check("a gap", "none", Measurement(code.module.measure, (Use("VE"),), {})["x"]),
     )
@@ -246,12 +247,14 @@ def measured(code, tmp_path):
 def test_page(measured):
     claims, make = measured
     text = page.page(claims, make([0, 1], 3.0, 1.0))
-    assert "| a ratio | FID 1 against 2 | 3.0000 +- 0.0071 against 1.0000 +- 0.0071 |" in text
+    assert "| a ratio | FID 1 against 2 | 1.0000 +- 0.0071 against 3.0000 +- 0.0071 |" in text
     assert "| ratio 3.000 +- 0.022 | 2 | holds | holds, holds |" in text
     values = "3.0000 +- 0.0071 against 1.0000 +- 0.0071"
     assert f"| an amount | some | {values} | 1.0000 +- 0.0071 | 0 | holds | holds, holds |" in text
+    values = "1.0000 +- 0.0071 against 3.0000 +- 0.0071"
+    assert f"| its inverse | FID 2 against 1 | {values} | ratio 0.3333 +- 0.0025 | 1 | does" in text
     assert "| a gap | none |  |  | 1 | not measured |  |" in text
-    assert "| 1. Title | 2 | 0 | 0 | 1 | 2 of 2 | 0 |" in text
+    assert "| 1. Title | 2 | 1 | 0 | 1 | 3 of 3 | 0 |" in text
 
 
 def test_halves_of_the_seeds_are_compared(code, tmp_path):

@@ -122,14 +122,14 @@ def test_the_adaptive_solver_stops_when_only_failed_images_are_left():
         (
             {"sampling.method": "pc", "sampling.corrector": "langevin"},
             21,
-            r"2 of 3 images are not finite, the first one from step 4 of 21 on\. The sampler is "
-            r"predictor '\w+' and corrector 'langevin', 21 steps\. To correct it: raise "
+            r"2 of 3 images are not finite; the first one became so at step 4 of 21\. The "
+            r"sampler is predictor '\w+' and corrector 'langevin', 21 steps\. To correct it: raise "
             r"model\.num_scales = 21, or lower sampling\.snr = 0\.16, or choose another",
         ),
         (
             HEUN,
             9,
-            r"from network evaluation 4 of 9 on\. The sampler is 'heun', 5 steps .*num_steps = 5",
+            r"at evaluation 4 of 9\. The sampler is 'heun', 5 steps .*num_steps = 5",
         ),
         ({"sampling.method": "ode"}, None, "the solver did not converge.*probability-flow ODE"),
         (
@@ -143,9 +143,10 @@ def test_the_adaptive_solver_stops_when_only_failed_images_are_left():
 )
 def test_messages(changes, steps, expected):
     config = Experiment(tiny.config(**changes)).config
-    remedies.check_samples(config, np.zeros(3, int), steps)
+    unit = Experiment(config).sampler.unit
+    remedies.check_samples(config, np.zeros(3, int), steps, unit)
     with pytest.raises(NotFiniteError, match=expected) as raised:
-        remedies.check_samples(config, np.array([6, 0, 4]), steps)
+        remedies.check_samples(config, np.array([6, 0, 4]), steps, unit)
     assert "\n" not in str(raised.value)
 
 
@@ -175,7 +176,7 @@ def workdir(tmp_path_factory):
 def test_evaluation_writes_no_samples(tmp_path):
     experiment = Experiment(tiny.config(**HEUN, **{"eval.batch_size": 4}))
     params = jax.tree.map(lambda a: np.full(a.shape, np.nan, a.dtype), experiment.abstract_params)
-    with pytest.raises(InputError, match="4 of 4 images are not finite.*evaluation 1 of 9"):
+    with pytest.raises(InputError, match="4 of 4 images are not finite.*at evaluation 1 of 9"):
         samples_stage.run(Context(experiment, params, tmp_path))
     assert not list(tmp_path.iterdir())
 

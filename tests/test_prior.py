@@ -276,7 +276,7 @@ def test_samples_that_are_not_finite():
         return jnp.where(expand(t, x) < 0.1, jnp.nan, gaussian.score(sde, 0.0, 1.0)(x, t))
 
     prior = ss.Prior(fails_late, sde, (2,))
-    with pytest.raises(NotFiniteError, match=r"3 of 3 events are not finite, .* evaluation \d+ of"):
+    with pytest.raises(NotFiniteError, match=r"3 of 3 events are not finite; .* step \d+ of"):
         prior.sample(3)
 
 

@@ -67,7 +67,7 @@ class Check:
       paper: the figures of the paper.
       quantity, divisor: what is measured.
       margin: fixed before the measurement; a factor for a ratio.
-      values: what the page shows beside a number that is not a ratio.
+      values: what the page shows beside the number, in the order of the text.
     """
 
     text: str
@@ -76,11 +76,6 @@ class Check:
     divisor: Quantity | None = None
     margin: float = 1.0
     values: tuple[Quantity, ...] = ()
-
-    @property
-    def shown(self) -> tuple[Quantity, ...]:
-        """What the page shows beside the number."""
-        return self.quantities if self.divisor else self.values
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:
@@ -97,6 +92,18 @@ class Check:
         if self.divisor:
             return combine([log_ratio(*seed) for seed in numbers])
         return combine([seed[0] for seed in numbers])
+
+
+def smaller(
+    text: str, paper: str, subject: Quantity, other: Quantity, margin: float = 1.0
+) -> Check:
+    """Return the check that a distance or error is smaller than another one, by a factor."""
+    return Check(text, paper, other, subject, margin, (subject, other))
+
+
+def larger(text: str, paper: str, subject: Quantity, other: Quantity, margin: float = 1.0) -> Check:
+    """Return the check that a quantity is larger than another one, by a factor."""
+    return Check(text, paper, subject, other, margin, (subject, other))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.claims import conditional, latents
-from benchmarks.claims.checks import Check, Claim, Measurement, Use
+from benchmarks.claims.checks import Check, Claim, Measurement, Use, larger, smaller
 from benchmarks.claims.common import ALL_DATA, DATA, Sizes
 
 
@@ -18,7 +18,7 @@ def encodings(number: int, sizes: Sizes) -> Claim:
         uses = Use(first), Use(second, shift=1)
         found = Measurement(latents.codes, uses, arguments)
         text = f"codes by {text}: less than half as far apart as those of other images"
-        checks.append(Check(text, "nearly the same codes", found["other"], found["same"], 2.0))
+        checks.append(smaller(text, "nearly the same codes", found["same"], found["other"], 2.0))
     text = (
         "Codes of held-out images by two networks that were trained separately. The ratio is the "
         "mean distance between the codes of two different images, one by each network, divided by "
@@ -58,11 +58,11 @@ def _of_codes(name: str, count: int) -> list[Check]:
     heat = _temperature(name, count)
     data, pictures = DATA[name], "Figure 3, pictures"
     text = f"{data}: images halfway between two codes are closer to data than means of two images"
-    checks = [Check(text, pictures, between["pixels"], between["codes"])]
+    checks = [smaller(text, pictures, between["codes"], between["pixels"])]
     text = f"{data}: both ends of an interpolation differ by more than twice the largest of 9 steps"
-    checks.append(Check(text, pictures, between["ends"], between["step"], 2.0))
+    checks.append(larger(text, pictures, between["ends"], between["step"], 2.0))
     text = f"{data}: codes times {LOW} give less varied images"
-    checks.append(Check(text, "pictures", heat["spread"], heat["spread at low"]))
+    checks.append(smaller(text, "pictures", heat["spread at low"], heat["spread"]))
     return checks
 
 
@@ -92,21 +92,21 @@ def conditions(number: int, sizes: Sizes) -> Claim:
     ):
         found = Measurement(conditional.inpainting, (Use(name),), {"count": count})
         text = f"{DATA[name]}: inpainting has a smaller error than samples without a measurement"
-        checks.append(Check(text, "pictures", found["samples"], found["solutions"], 1.1))
+        checks.append(smaller(text, "pictures", found["solutions"], found["samples"], 1.1))
         if name == "VP":
             text = "digits: half of the inpainted ones are of the class of the original"
             checks.append(Check(text, "pictures", found["kept"], margin=0.5))
     arguments = {"count": 3 * sizes.zoo}
     found = Measurement(conditional.colorization, (Use("zoo/emoji_vp"),), arguments)
     checks += [
-        Check(
+        smaller(
             "emoji: colours are closer to the true ones than those of another emoji",
             "Figure 4, pictures",
-            found["others"],
             found["solutions"],
+            found["others"],
             1.1,
         ),
-        Check(
+        larger(
             "emoji: colours are at least half as strong as the true ones",
             "Figure 4, pictures",
             found["colour"],

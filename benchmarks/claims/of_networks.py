@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.claims import quality
-from benchmarks.claims.checks import Check, Claim, Measurement, Use
+from benchmarks.claims.checks import Check, Claim, Measurement, Use, smaller
 from benchmarks.claims.common import ALL_DATA, AS_GOOD, SNR, Sizes, few_steps, gain
 from benchmarks.claims.networks import OTHER_DATA
 
@@ -26,16 +26,16 @@ def likelihoods(number: int, sizes: Sizes) -> Claim:
         for name, paper in papers.items():
             found = gain(f"VP{suffix}", f"{name}{suffix}", sizes)
             text = f"{name}{suffix}: fewer bits/dim than VP"
-            bits = found["before"], found["after"]
+            bits = found["after"], found["before"]
             checks.append(Check(text, paper, found["gain"], margin=0.0, values=bits))
-            text = f"{name}{suffix}: a lower bound on bits/dim than VP"
-            bits = found["bound before"], found["bound after"]
+            text = f"{name}{suffix}: a smaller upper bound than VP"
+            bits = found["bound after"], found["bound before"]
             bound = found["gain of the bound"]
             checks.append(Check(text, "not reported", bound, margin=0.0, values=bits))
     text = (
-        "Bits/dim of held-out images with uniform dequantization: exact ones by the "
-        "probability-flow ODE, and the upper bound for the reverse SDE, whose density is another "
-        "one. The number is the decrease in bits/dim, from the same images. The networks of the "
+        "Bits/dim of held-out images with uniform dequantization: those of the density of the "
+        "probability-flow ODE, and the upper bound on those of the reverse SDE, whose density is "
+        "another one. The number is the decrease from VP, on the same images. The networks of the "
         "rows with `longer` were trained for three times as many steps."
     )
     return Claim(number, "Likelihoods", "Table 2", text, tuple(checks))
@@ -53,7 +53,7 @@ def training(number: int, sizes: Sizes) -> Claim:
     for data in ALL_DATA:
         for better, worse, text, paper in pairs:
             own, other = (few_steps(sizes, name + data)["distance"] for name in (better, worse))
-            checks.append(Check(f"{text} is better{data}", paper, other, own))
+            checks.append(smaller(f"{text} is better{data}", paper, own, other))
         checks += _of_changes(sizes, data)
     text = (
         "Networks of the same width, trained for the same number of steps, and sampled by "
@@ -76,7 +76,7 @@ def _of_changes(sizes: Sizes, data: str) -> list[Check]:
     pairs.append(("twice as many residual blocks", plain, blocks))
     paper = "improves FID (Appendix H)"
     return [
-        Check(f"NCSN++ (VE) is better with {text}{data}", paper, without, own)
+        smaller(f"NCSN++ (VE) is better with {text}{data}", paper, own, without)
         for text, without, own in pairs
     ]
 
@@ -105,17 +105,17 @@ def _of_few_steps(sizes: Sizes, sde: str, data: str) -> Check:
     pc = Measurement(quality.draws, (Use(sde + data),), {"count": count, **options})
     text = f"{sde}{data}: 20 evaluations are as good as PC with {2 * sizes.reference:,}"
     few = few_steps(sizes, sde + data, count=count)["distance"]
-    return Check(text, "not in the paper", pc["distance"], few, AS_GOOD)
+    return smaller(text, "not in the paper", few, pc["distance"], AS_GOOD)
 
 
 def _of_other_models(sizes: Sizes, name: str, data: str) -> list[Check]:
     """Return the checks of EDM or rectified flow against VP."""
     vp, own = (few_steps(sizes, each + data)["distance"] for each in ("VP", name))
     text = f"{name}{data} is as good as VP with 20 evaluations"
-    quality_check = Check(text, "not in the paper", vp, own, AS_GOOD)
+    quality_check = smaller(text, "not in the paper", own, vp, AS_GOOD)
     found = gain(f"VP{data}", name + data, sizes)
     text = f"{name}{data} has fewer bits/dim than VP"
-    bits = found["before"], found["after"]
+    bits = found["after"], found["before"]
     return [
         quality_check,
         Check(text, "not in the paper", found["gain"], margin=0.0, values=bits),

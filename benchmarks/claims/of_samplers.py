@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.claims import quality
-from benchmarks.claims.checks import Check, Claim, Measurement, Use
+from benchmarks.claims.checks import Check, Claim, Measurement, Use, larger, smaller
 from benchmarks.claims.common import AS_GOOD, DATA, SNR, Sizes
 from benchmarks.claims.networks import OTHER_DATA
 
@@ -57,10 +57,10 @@ def predictor_corrector(number: int, sizes: Sizes) -> Claim:
                 pc = _pc(sizes, n, sde, name, "PC", data)["distance"]
                 p = _pc(sizes, n, sde, name, "P2", data)["distance"]
                 text = f"{sde}{data}, {name}: PC{n} is better than P{2 * n}"
-                checks.append(Check(text, f"FID {pc1000:.2f} against {p2000:.2f}", p, pc))
+                checks.append(smaller(text, f"FID {pc1000:.2f} against {p2000:.2f}", pc, p))
                 c = _pc(sizes, n, sde, "reverse diffusion", "C", data)["distance"]
                 text = f"{sde}{data}, {name}: PC{n} is better than C{2 * n}"
-                checks.append(Check(text, f"FID {pc1000:.2f} against {c2000:.2f}", c, pc))
+                checks.append(smaller(text, f"FID {pc1000:.2f} against {c2000:.2f}", pc, c))
     text = (
         "P100 is the predictor alone with 100 steps, C100 the corrector alone and PC50 both with "
         "50 steps each, and so on. The samplers of a row cost as many evaluations of the network; "
@@ -97,11 +97,11 @@ def _of_predictors(sizes: Sizes, n: int, kind: str, sde: str, data: str) -> list
     ancestral, reverse, flow = PREDICTORS
     text = f"{sde}{data}, P{steps}: reverse diffusion is at least as good as ancestral sampling"
     paper = f"FID {fid[reverse]:.2f} against {fid[ancestral]:.2f}"
-    checks = [Check(text, paper, found[ancestral], found[reverse], AS_GOOD)]
+    checks = [smaller(text, paper, found[reverse], found[ancestral], AS_GOOD)]
     for other in (ancestral, reverse) if sde == "VE" else ():
         text = f"VE{data}, P{steps}: probability flow is worse than {other}"
         paper = f"FID {fid[flow]:.2f} against {fid[other]:.2f}"
-        checks.append(Check(text, paper, found[flow], found[other]))
+        checks.append(larger(text, paper, found[flow], found[other]))
     return checks
 
 
@@ -133,8 +133,8 @@ def _of_evaluations(data: str, at: list[Measurement]) -> list[Check]:
     saving = at[1]["saving"]
     text = f"{data}: 1e-3 needs less than a fifth of 1,000 evaluations"
     return [
-        Check(f"{data}: 1e-5 needs more evaluations than 1e-3", "548 and 86", fine, middle),
-        Check(f"{data}: 1e-3 needs more evaluations than 1e-1", "86 and 14", middle, coarse),
+        larger(f"{data}: 1e-5 needs more evaluations than 1e-3", "548 and 86", fine, middle),
+        larger(f"{data}: 1e-3 needs more evaluations than 1e-1", "86 and 14", middle, coarse),
         Check(text, "86", saving, margin=5.0),
     ]
 
@@ -144,12 +144,12 @@ def _of_tolerances(sizes: Sizes, at: list[Measurement]) -> list[Check]:
     fine, middle, coarse = (each["distance"] for each in at)
     text = "digits: 1e-3 is as good as 1e-5"
     checks = [
-        Check(text, "visually the same", fine, middle, AS_GOOD),
-        Check("digits: 1e-1 is worse than 1e-5", "visibly worse", coarse, fine),
+        smaller(text, "visually the same", middle, fine, AS_GOOD),
+        larger("digits: 1e-1 is worse than 1e-5", "visibly worse", coarse, fine),
     ]
     for n in sizes.steps:
         fixed = _pc(sizes, n, "VP", "probability flow", "P2")["distance"]
         text = f"digits: 1e-3 is as good as {2 * n} steps of fixed length"
         paper = "FID 3.69 (Table 2) against 3.59 (P1000)"
-        checks.append(Check(text, paper, fixed, middle, AS_GOOD))
+        checks.append(smaller(text, paper, middle, fixed, AS_GOOD))
     return checks

@@ -72,7 +72,7 @@ def _row(check: Check, run: Run) -> str:
     if numbers is None:
         return row(check.text, check.paper, "", "", f"{check.margin:g}", MISSING, "")
     estimate = check.estimate(numbers)
-    shown = run.numbers(check.shown) if check.shown else None
+    shown = run.numbers(check.values) if check.values else None
     values = " against ".join(_format(combine(each)) for each in zip(*(shown or [])))
     number = _ratio(estimate) if check.divisor else _format(estimate)
     found = verdict(estimate, check.threshold)
@@ -118,8 +118,9 @@ claim also holds here, not whether the paper's figures are right.
   samples alone.
 - **Margins** were fixed before the first measurement, in `benchmarks/claims/`. A claim holds if its
   number is above the margin by two standard errors, and does not hold if it is below by two;
-  otherwise we cannot tell. A ratio must exceed 1 where something is claimed to be better, and 0.9
-  where it is claimed to be as good.
+  otherwise we cannot tell. The margin of a ratio is 1 for "better" and 0.9 for "as good", unless
+  the row states another factor.
+- **Order.** The columns "paper" and "here" have the numbers in the order of the claim.
 - **Added later**, with the same margins, after other rows had been measured: those of claims 1 to 3
   with 250 or 500 steps, those of claim 4 with `longer`, twice as many residual blocks in claim 5,
   Fashion-MNIST and emoji in all claims but 3 and 8, and more images for colorization.
@@ -145,8 +146,9 @@ halves, and each half gives a verdict of its own (column "halves" below). Opposi
 
 LIMITATIONS = """## Limitations
 
-- Images of 8x8 and 16x16 pixels, networks of 0.2 million parameters and a few minutes of training: there is
-  no fine detail, for which the samplers and architectures of the paper differ most.
+- The networks have 0.2 million parameters, images of 8x8 or 16x16 pixels and a few minutes of
+  training; those of the zoo have 1.3 and 1.8 million, 28x28 and 32x32 pixels and about an hour.
+  There is little fine detail, for which the samplers and architectures of the paper differ most.
 - With few seeds the standard error itself is uncertain. With many checks, some verdicts are wrong
   by chance: about 1 in 40 on either side for a number that is exactly at its margin.
 - The error estimate takes the compared samples for independent. Some share their initial noise, so
