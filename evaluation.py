@@ -64,9 +64,10 @@ def evaluate(
         results = _evaluate(experiment, workdir, folder, stages, prepared, checkpoints, selected)
     if not results:
         raise InputError(
-            f"None of the {len(selected)} selected checkpoints of {workdir} can be read."
+            f"None of the {len(selected)} selected checkpoints of {workdir} can be read; the "
+            "warnings above state why. Choose others with --checkpoint."
         )
-    print(_table(results, folder))
+    print(_table(results))
     return results
 
 
@@ -177,7 +178,7 @@ def _evaluate_checkpoint(
 # --- the printed table ---
 
 
-def _table(results: dict[int, Results], folder: Path) -> str:
+def _table(results: dict[int, Results]) -> str:
     """The results of all checkpoints as text: one table, and one for each `separate_table`."""
     shared = [stage for stage in STAGES if not stage.separate_table]
     separate = [stage for stage in STAGES if stage.separate_table]
@@ -195,7 +196,7 @@ def _table(results: dict[int, Results], folder: Path) -> str:
             lines += [*_rows(entries, stage.cells), *stage.notes(list(entries.values()))]
     for stage in shared:
         lines += stage.notes(list(_entries(results, stage).values()))
-    return "\n".join([*lines, f"results: {folder}/report.html"])
+    return "\n".join(lines)
 
 
 def _entries(results: dict[int, Results], stage: Stage) -> dict[int, Results]:

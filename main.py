@@ -30,16 +30,15 @@ import report
 import sharding
 import training
 from auxiliary import classification, dequantization
-from configs.default import Config, complete
+from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
 from modes import averaging, calibration, conversion, inspection, latents, restoration, samples
-from modes.command_line import parse_flags
+from modes.command_line import parse_flags, say_ignored
 
 FLAGS = flags.FLAGS
 
 DEFAULT_COUNT = 64
-OF_SOLVERS = {"sampling.solver", "sampling.schedule", "sampling.num_steps", "sampling.curve"}
 OF_SOME_MODES = {
     "average_only": ("export",),
     "checkpoint": (
@@ -64,10 +63,10 @@ def _train(config: Config, workdir: str) -> None:
 
 def _eval(config: Config, workdir: str) -> None:
     folder = FLAGS.eval_folder or "eval"
-    _say_ignored(config)
+    say_ignored(config, _given())
     evaluation.evaluate(config, workdir, folder, FLAGS.checkpoint)
     if jax.process_index() == 0:  # The report reads what this process has written.
-        report.write(workdir, folder)
+        print(f"results: {report.write(workdir, folder)}")
 
 
 def _report(config: Config, workdir: str) -> None:
@@ -110,7 +109,7 @@ def _sample(config: Config, workdir: str) -> None:
     if FLAGS.seed is not None:
         config.seed = FLAGS.seed
     count = DEFAULT_COUNT if FLAGS.count is None else FLAGS.count
-    _say_ignored(config)
+    say_ignored(config, _given())
     samples.sample(
         config,
         workdir,
@@ -278,17 +277,6 @@ def _required(name: str) -> str:
 def _given() -> set[str]:
     """Return the config fields that are set on the command line."""
     return set(FLAGS["config"].override_values)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _say_ignored(config: Config) -> None:
-    """Print the fields of few-step solvers that are given for a sampler that does not read them."""
-    method = complete(config).sampling.method.lower()
-    ignored = sorted(_given() & OF_SOLVERS)
-    if method != "solver" and ignored and not jax.process_index():
-        print(
-            f"{', '.join(ignored)}: no effect with sampling.method = {method!r}. For a few-step "
-            "solver add --config.sampling.method=solver."
-        )
 
 
 def _integers(texts: list[str]) -> tuple[int, ...]:

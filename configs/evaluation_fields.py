@@ -33,7 +33,13 @@ from configs.groups import (
 FEATURES = ("inception", "inception_tf", "classifier")
 
 SAMPLING = {
-    "sampling.method": Field("pc", NAME, (SAMPLES,), "pc, ode or solver."),
+    "sampling.method": Field(
+        "pc",
+        NAME,
+        (SAMPLES,),
+        "pc: predictor and corrector; ode: the probability flow with adaptive steps; solver: "
+        "sampling.solver.",
+    ),
     "sampling.predictor": Field("reverse_diffusion", NAME, (SAMPLES,), "Predictor of pc."),
     "sampling.corrector": Field("langevin", NAME, (SAMPLES,), "Corrector of pc."),
     "sampling.n_steps_each": Field(1, Integer(1, 10**6), (SAMPLES,), "Corrections of a step."),
@@ -77,7 +83,9 @@ SAMPLING = {
         (SAMPLES,),
         "Levels, repetitions, lowest and highest noise level of solver = 'restart'.",
     ),
-    "sampling.tolerance": Field(0.02, TOLERANCE, (SAMPLES,), "Of solver = 'adaptive_sde'."),
+    "sampling.tolerance": Field(
+        0.02, TOLERANCE, (SAMPLES,), "Relative error of a step of 'adaptive_sde'."
+    ),
     "sampling.temperature": Field(1.0, Real(0, 1000), (SAMPLES,), "Scale of the initial noise."),
     "sampling.trajectory": Field(
         False, FLAG, (SAMPLES,), "Draw states on the path from noise to images."
@@ -117,7 +125,7 @@ RESTORATION = {
     "restore.observed": Field(False, FLAG, (RESTORE,), "The input is the measurement."),
     "restore.count": Field(8, COUNT, (RESTORE,), "Largest number of images."),
     "restore.samples": Field(4, Integer(1, 10**4), (RESTORE,), "Solutions for each image."),
-    "restore.task": Field("inpaint", TEXT, (RESTORE,), "What is measured."),
+    "restore.task": Field("inpaint", TEXT, (RESTORE,), "What is measured; see docs/usage.md."),
     "restore.method": Field("ddrm", EXACT_NAME, (RESTORE,), "The posterior sampler."),
     "restore.noise": Field(
         0.0, Real(0, 1000), (RESTORE,), "Standard deviation of the noise, for images in [0, 1]."
@@ -188,7 +196,9 @@ EVAL = {
     "eval.enable_sampling": Field(False, FLAG, NOTHING, "Generate images."),
     "eval.enable_loss": Field(True, FLAG, NOTHING, "Compute the held-out loss."),
     "eval.enable_bpd": Field(False, FLAG, NOTHING, "Compute bits/dim."),
-    "eval.bpd_dataset": Field("test", Name(("train", "test")), (LIKELIHOOD,), "The split."),
+    "eval.bpd_dataset": Field(
+        "test", Name(("train", "test")), (LIKELIHOOD,), "Split whose bits/dim are computed."
+    ),
     "eval.dequantization": Field(
         "uniform", Name(("uniform", "variational")), (LIKELIHOOD,), "Noise added to grey levels."
     ),
@@ -212,7 +222,7 @@ EVAL = {
     "eval.inception_path": Field("", TEXT, (QUALITY,), "The weights of FID's Inception network."),
     "eval.stats_path": Field("", TEXT, (QUALITY,), "Reference statistics."),
     "eval.stats_split": Field(
-        "train", Name(("train", "test"), exact=True), (QUALITY,), "Their split."
+        "train", Name(("train", "test"), exact=True), (QUALITY,), "Split of the reference images."
     ),
     "eval.legacy_rounding": Field(
         False, FLAG, (SAMPLES,), "Truncate samples to bytes, as the official code does."

@@ -101,7 +101,7 @@ MODEL = {
     ),
     "model.parameterization": Field(
         "default",
-        Name(("default", "noise", "score", "velocity", "flow", "data", "edm")),
+        NAME,
         (NETWORK,),
         "What the network's output estimates; 'default' is the score for the VE SDE, edm for "
         "edmsde, flow for rectifiedflow, and else the noise.",
@@ -145,19 +145,22 @@ MODEL = {
         ABSENT,
         Integer(0, 2**10),
         (NETWORK,),
-        "Features of that embedding, as a multiple of model.nf; 0 for 2 ('fourier') or 1.",
+        "Features of the embedding of the noise level, as a multiple of model.nf; 0 for 2 "
+        "('fourier') or 1.",
     ),
     "model.temb_mult": Field(
         ABSENT,
         Integer(1, 2**10),
         (NETWORK,),
-        "Features of that embedding after its dense layers, as a multiple of model.nf.",
+        "Features of the embedding of the noise level after its dense layers, as a multiple of "
+        "model.nf.",
     ),
     "model.class_embedding": Field(
         ABSENT,
         Name(("after", "before")),
         (NETWORK,),
-        "Whether NCSN++ adds classes to that embedding before or after its dense layers.",
+        "Whether NCSN++ adds classes to the embedding of the noise level before or after its dense "
+        "layers.",
     ),
     "model.scale_by_sigma": Field(
         True, FLAG, (NETWORK,), "Divide the network's output by the noise scale."
@@ -205,7 +208,7 @@ MODEL = {
         "How lower resolutions receive the input image.",
     ),
     "model.progressive_combine": Field(
-        ABSENT, Name(("sum", "cat")), (NETWORK,), "How this input is combined with the features."
+        ABSENT, Name(("sum", "cat")), (NETWORK,), "How input skips are combined with the features."
     ),
     "model.init_scale": Field(
         ABSENT, NOT_NEGATIVE, (TRAINING,), "Initial scale of the last layer of each branch."
@@ -256,7 +259,12 @@ TRAIN = {
     "training.p_mean": Field(
         -1.2, Real(-100, 100), (LOSS,), "Mean of the logarithm of log-normal noise levels."
     ),
-    "training.p_std": Field(1.2, Real(1e-6, 100), (LOSS,), "Standard deviation of this logarithm."),
+    "training.p_std": Field(
+        1.2,
+        Real(1e-6, 100),
+        (LOSS,),
+        "Standard deviation of the logarithm of log-normal noise levels.",
+    ),
     "training.log_freq": Field(50, COUNT, NOTHING, "Steps between log lines."),
     "training.eval_freq": Field(100, COUNT, NOTHING, "Steps between held-out losses."),
     "training.snapshot_freq": Field(

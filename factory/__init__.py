@@ -24,9 +24,10 @@ from factory.objects import (
     make_sde,
 )
 from factory.sampler import Sampler, Samples
-from factory.samplers import ADAPTIVE, FRAMES, SAMPLERS, make_sampler
+from factory.samplers import ADAPTIVE, FRAMES, SAMPLERS, fields_read, make_sampler
 from models import NETWORKS, networks_supporting
 from models.layers import ACTIVATIONS
+from models.score import PARAMETERIZATIONS
 from sde_lib import SDES
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "make_abstract_network",
     "choices",
     "make_classifier",
+    "fields_read",
     "make_flow",
     "make_network",
     "make_sampler",
@@ -68,6 +70,7 @@ def choices() -> validation.Choices:
             "data.dataset": datasets.DATASETS,
             "model.name": NETWORKS,
             "model.nonlinearity": ACTIVATIONS,
+            "model.parameterization": ("default", *PARAMETERIZATIONS),
             "training.sde": SDES,
             "optim.optimizer": train_state.OPTIMIZERS,
             "sampling.method": SAMPLERS,

@@ -87,7 +87,7 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
         sigmas = tuple(ladder.sigmas(model.num_scales).tolist()) if has_index else ()
     fields = conventions(config.training.sde.lower())._asdict()
     if model.parameterization.lower() != "default":
-        fields["parameterisation"] = model.parameterization.lower()
+        fields["parameterization"] = model.parameterization.lower()
     score_model = ScoreModel(
         sde,
         num_scales,
@@ -103,8 +103,8 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
 
 
 def _check(model: ScoreModel, sde_name: str) -> None:
-    """Raise InputError if the parameterisation does not fit the data or discrete time."""
-    which = f"model.parameterization = {model.parameterisation!r}"
+    """Raise InputError if the parameterization does not fit the data or discrete time."""
+    which = f"model.parameterization = {model.parameterization!r}"
     if model.table.c_in is not one and not model.centered:
         raise InputError(
             f"{which} needs data.centered = True, since its coefficients are those of data with "

@@ -165,6 +165,21 @@ SAMPLERS: dict[str, Callable[[Config, SDE, float], Sampler]] = {
 """By `config.sampling.method`."""
 
 
+def fields_read(options: Config) -> set[str]:
+    """Return the names of the fields of config.sampling, `options`, that its sampler reads."""
+    found, method = {"method", "temperature", "noise_removal"}, options.method.lower()
+    if method == "ode":
+        return found
+    if method == "pc":
+        found |= {"predictor", "corrector", "probability_flow", "trajectory"}
+        return found if options.corrector.lower() == "none" else found | {"snr", "n_steps_each"}
+    name = options.solver.lower()
+    if name == ADAPTIVE:
+        return found | {"solver", "tolerance"}
+    own = solvers.SOLVERS[name].options if name in solvers.SOLVERS else ()
+    return found | {"solver", "schedule", "num_steps", "trajectory", *own}
+
+
 def unit_of(plan: solvers.Plan, options: Config) -> str:
     """Return what a plan's rows are: solvers of second order have two evaluations in most steps."""
     return "step" if len(plan.level) == options.num_steps else "evaluation"

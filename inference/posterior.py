@@ -126,7 +126,7 @@ class Posterior:
             )
         if method.requires_pc:
             name = "pc"
-        if not method.allows_corrector:
+        if name == "pc" and not method.allows_corrector:
             changed["corrector"] = "none"
         chosen = self.prior.make_sampler(name, steps, changed)
         if method.uses_predictor:

@@ -102,10 +102,23 @@ def sampler(
     known = {key: value for key, value in base.sampling.items() if key not in reserved}
     _check("sampling", options, known)
     values = {**base.sampling.to_dict(), "trajectory": False, **changed, **options}
+    _check_read(Config(values), options, name)
     values.setdefault("num_scales", base.model.get("num_scales", 1000))
     for key, value in values.items():
         values[key] = tuple(value) if isinstance(value, list) else value  # `_build` hashes them.
     return _build(sde, data_std, tuple(sorted(values.items())))
+
+
+def _check_read(values: Config, options: Mapping[str, Any], name: str) -> None:
+    """Raise InputError for an option that the sampler does not read."""
+    read = factory.fields_read(values)
+    for option in options:
+        if option not in read:
+            known = ", ".join(sorted(read - {"method", "solver", "num_steps", "trajectory"}))
+            raise InputError(
+                f"the option {option!r} has no effect on the sampler {name!r}, whose options are "
+                f"{known}. Leave it out, or choose another sampler."
+            )
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,7 +1,7 @@
 """The interface between a network and an SDE: what the network receives and what its output means.
 
-A network maps (x, label) to an output in the shape of x. A parameterisation defines its input, the
-label of a time t, and the score that an output represents. `ScoreModel` applies a parameterisation
+A network maps (x, label) to an output in the shape of x. A parameterization defines its input, the
+label of a time t, and the score that an output represents. `ScoreModel` applies a parameterization
 to a network; all other code uses the resulting function score(x, t).
 """
 
@@ -26,10 +26,10 @@ LevelMarginal = Callable[[Any, Array, int], tuple[Array, Array]]
 
 
 Coefficient = Callable[[Array, Array, float], Array]
-"""(alpha, std, data_std) -> a coefficient, in their shape; see `Parameterisation`."""
+"""(alpha, std, data_std) -> a coefficient, in their shape; see `Parameterization`."""
 
 
-class Parameterisation(NamedTuple):
+class Parameterization(NamedTuple):
     """What a network F receives, and what its output means (EDM, arXiv:2206.00364, Table 1).
 
     The denoiser is E[x_0 | x_t = x] = c_skip x + c_out F(c_in x, c_noise), where x_t =
@@ -41,7 +41,7 @@ class Parameterisation(NamedTuple):
       c_noise: (sde, t (B,)) -> labels (B,), for networks trained in continuous time.
       c_noise_of_level: (sde, t (B,), num_scales) -> labels (B,), for networks trained on the
         discrete noise levels at times i T / (num_scales - 1); None if that is not possible.
-      score: (output (B, ...), std (B,)) -> score (B, ...) for the two parameterisations of the
+      score: (output (B, ...), std (B,)) -> score (B, ...) for the two parameterizations of the
         paper, whose score does not depend on x; None for the others.
     """
 
@@ -110,9 +110,9 @@ def c_in_of_edm(alpha: Array, std: Array, data_std: float) -> Array:
     return 1 / jnp.sqrt(_variance(alpha, std, data_std))
 
 
-PARAMETERISATIONS = {
+PARAMETERIZATIONS = {
     # The noise z (DDPM).
-    "noise": Parameterisation(
+    "noise": Parameterization(
         c_skip=lambda alpha, std, data_std: 1 / alpha,
         c_out=lambda alpha, std, data_std: -std / alpha,
         c_in=one,
@@ -121,7 +121,7 @@ PARAMETERISATIONS = {
         score=score_from_noise,
     ),
     # The score (SMLD).
-    "score": Parameterisation(
+    "score": Parameterization(
         c_skip=lambda alpha, std, data_std: 1 / alpha,
         c_out=lambda alpha, std, data_std: std**2 / alpha,
         c_in=one,
@@ -130,7 +130,7 @@ PARAMETERISATIONS = {
         score=score_from_score,
     ),
     # v = (alpha z - std x_0) / sqrt(alpha^2 + std^2); the root is 1 for VP (arXiv:2202.00512).
-    "velocity": Parameterisation(
+    "velocity": Parameterization(
         c_skip=lambda alpha, std, data_std: alpha / (alpha**2 + std**2),
         c_out=lambda alpha, std, data_std: -std / jnp.hypot(alpha, std),
         c_in=one,
@@ -138,7 +138,7 @@ PARAMETERISATIONS = {
         c_noise_of_level=level_index,
     ),
     # z - x_0, the velocity of rectified flow, where alpha + std = 1 (arXiv:2209.03003).
-    "flow": Parameterisation(
+    "flow": Parameterization(
         c_skip=lambda alpha, std, data_std: 1 / (alpha + std),
         c_out=lambda alpha, std, data_std: -std / (alpha + std),
         c_in=one,
@@ -146,7 +146,7 @@ PARAMETERISATIONS = {
         c_noise_of_level=level_index,
     ),
     # The data x_0.
-    "data": Parameterisation(
+    "data": Parameterization(
         c_skip=lambda alpha, std, data_std: jnp.zeros_like(alpha),
         c_out=one,
         c_in=one,
@@ -154,7 +154,7 @@ PARAMETERISATIONS = {
         c_noise_of_level=level_index,
     ),
     # Input and target of unit variance (arXiv:2206.00364, Table 1, last column).
-    "edm": Parameterisation(
+    "edm": Parameterization(
         c_skip=lambda alpha, std, data_std: alpha * data_std**2 / _variance(alpha, std, data_std),
         c_out=lambda alpha, std, data_std: std * data_std * c_in_of_edm(alpha, std, data_std),
         c_in=c_in_of_edm,
@@ -179,20 +179,20 @@ class Conventions(NamedTuple):
     """How networks of one SDE are trained: fields of `ScoreModel` that depend on the SDE's name.
 
     Attributes:
-      parameterisation: a key of `PARAMETERISATIONS`, unless `model.parameterization` names another.
+      parameterization: a key of `PARAMETERIZATIONS`, unless `model.parameterization` names another.
       level_marginal: alpha and std in discrete-time training; None for those of the SDE at time t.
     """
 
-    parameterisation: str = "noise"
+    parameterization: str = "noise"
     level_marginal: LevelMarginal | None = None
 
 
 CONVENTIONS = {
-    "vesde": Conventions(parameterisation="score"),
+    "vesde": Conventions(parameterization="score"),
     "vpsde": Conventions(level_marginal=ddpm_marginal),
     "cosinesde": Conventions(level_marginal=ddpm_marginal),
-    "edmsde": Conventions(parameterisation="edm"),
-    "rectifiedflow": Conventions(parameterisation="flow"),
+    "edmsde": Conventions(parameterization="edm"),
+    "rectifiedflow": Conventions(parameterization="flow"),
 }
 """By `training.sde`. SDEs that are not in this table use the default values of `Conventions`."""
 
@@ -209,7 +209,7 @@ class ScoreModel:
     Attributes:
       sde: the SDE that the network is trained for.
       num_scales: the number of noise levels of discrete-time training; None in continuous time.
-      parameterisation: a key of `PARAMETERISATIONS`.
+      parameterization: a key of `PARAMETERIZATIONS`.
       level_marginal: see `Conventions`; not used in continuous time.
       centered: whether data lie in [-1, 1]. If not, they lie in [0, 1], and the network receives
         2 x - 1.
@@ -225,7 +225,7 @@ class ScoreModel:
 
     sde: SDE
     num_scales: int | None = None
-    parameterisation: str = "noise"
+    parameterization: str = "noise"
     level_marginal: LevelMarginal | None = None
     centered: bool = True
     sigmas: tuple[float, ...] | None = None
@@ -234,16 +234,16 @@ class ScoreModel:
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @property
-    def table(self) -> Parameterisation:
+    def table(self) -> Parameterization:
         """The coefficients of the network's input and output."""
-        return PARAMETERISATIONS[self.parameterisation]
+        return PARAMETERIZATIONS[self.parameterization]
 
     def label(self, t: Array) -> Array:
         """The labels (B,) that the network receives for times t (B,)."""
         if self.num_scales is None:
             return self.table.c_noise(self.sde, t)
         if self.table.c_noise_of_level is None:
-            raise ValueError(f"{self.parameterisation!r} has no labels for discrete noise levels.")
+            raise ValueError(f"{self.parameterization!r} has no labels for discrete noise levels.")
         return self.table.c_noise_of_level(self.sde, t, self.num_scales)
 
     def marginal(self, t: Array) -> tuple[Array, Array]:
@@ -273,7 +273,7 @@ class ScoreModel:
 
         Errors of the network's output count alike at all times, as in the losses of v-prediction,
         rectified flow and EDM: the weight of the squared error of the denoiser is 1 / c_out^2. None
-        stands for 1, the weight of the paper's parameterisations.
+        stands for 1, the weight of the paper's parameterizations.
         """
         if self.table.score is not None:
             return None

@@ -1,4 +1,4 @@
-"""Parsing of the command line: the config of a workdir or a file, and one-line errors."""
+"""Parsing of the command line: the config of a workdir or a file, one-line errors, and notes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags, logging
 
 import errors
-from configs import location, validation
+import factory
+from configs import location, remedies, validation
+from configs.default import Config, complete
 from configs.fields import ABSENT, FIELDS
 from errors import InputError
 from modes import stored
@@ -67,6 +70,21 @@ def parse_flags(argv: list[str]) -> list[str]:
         if ours:  # The others repeat it with a traceback, which config_flags adds.
             errors.fail(str(ours[-1]))
         errors.fail(str(error) if isinstance(error, InputError) else _explain(error, given))
+
+
+def say_ignored(config: Config, given: set[str]) -> None:
+    """Print the fields of config.sampling that are `given` and that its sampler does not read."""
+    config = complete(config)
+    read = {f"sampling.{name}" for name in factory.fields_read(config.sampling)}
+    ignored = sorted(name for name in given - read if name.startswith("sampling."))
+    if not ignored or jax.process_index():
+        return
+    method = config.sampling.method.lower()
+    hint = " For a few-step solver add --config.sampling.method=solver."
+    print(
+        f"{', '.join(ignored)}: no effect; the sampler is {remedies.describe(config)}."
+        f"{hint if method != 'solver' else ''}"
+    )
 
 
 def _check_mode(argv: list[str]) -> None:

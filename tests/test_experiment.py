@@ -144,7 +144,7 @@ def test_trained_parameters_are_the_ema(tmp_path):
     ("parameterization", "distribution"),
     [("edm", "uniform"), ("edm", "log_normal"), ("noise", "log_normal")],
 )
-def test_objectives_of_other_parameterisations(parameterization, distribution):
+def test_objectives_of_other_parameterizations(parameterization, distribution):
     """EDM's loss, by its parameterization or its times, for a zero output, where D = c_skip x."""
     changes = {"model.parameterization": parameterization}
     changes["training.time_distribution"] = distribution

@@ -213,9 +213,29 @@ def test_flags_of_modes(flags, message):
             main._check_flags()
 
 
-def test_fields_without_effect_are_named(monkeypatch, capsys):
-    monkeypatch.setattr(main, "_given", lambda: {"sampling.num_steps", "seed"})
-    main._say_ignored(tiny.config())
-    assert "sampling.num_steps: no effect with sampling.method = 'pc'" in capsys.readouterr().out
-    main._say_ignored(tiny.config(**{"sampling.method": "solver"}))
-    assert capsys.readouterr().out == ""
+@pytest.mark.parametrize(
+    ("changes", "given", "ignored"),
+    [
+        ({"sampling.corrector": "langevin"}, ("num_steps", "snr"), "num_steps"),
+        ({"sampling.corrector": "none"}, ("snr", "predictor"), "snr"),
+        ({"sampling.method": "ode"}, ("noise_removal", "trajectory"), "trajectory"),
+        ({"sampling.method": "solver"}, ("num_steps", "schedule", "curve"), "curve"),
+        ({"sampling.method": "solver", "sampling.solver": "heun"}, ("curve", "churn"), "churn"),
+        (
+            {"sampling.method": "solver", "sampling.solver": "adaptive_sde"},
+            ("tolerance", "schedule"),
+            "schedule",
+        ),
+        ({"sampling.method": "solver", "sampling.solver": "restart"}, ("restart", "solver"), ""),
+    ],
+)
+def test_fields_without_effect_are_named(changes, given, ignored, capsys):
+    command_line.say_ignored(
+        tiny.config(**changes), {"seed", *(f"sampling.{name}" for name in given)}
+    )
+    found = capsys.readouterr().out
+    assert (
+        found.startswith(f"sampling.{ignored}: no effect; the sampler is ")
+        if ignored
+        else not found
+    )

@@ -241,6 +241,10 @@ INVALID = {
     "trace": (lambda: gaussian_prior().log_prob(jnp.zeros(2), trace="sum"), "'sum' is unknown"),
     "sampler": (lambda: gaussian_prior().sample(1, sampler="dpm"), "sampler = 'dpm' is unknown"),
     "option": (lambda: gaussian_prior().sample(1, sigma=1), "option = 'sigma' is unknown"),
+    "option of another sampler": (
+        lambda: gaussian_prior().sample(1, sampler="ddim", snr=0.1),
+        "'snr' has no effect on the sampler 'ddim', whose options are noise_removal, schedule",
+    ),
     "value": (lambda: gaussian_prior().sample(1, schedule="x"), "sampling.schedule = 'x'"),
     "steps": (lambda: gaussian_prior().sample(1, steps=0), "steps = 0 must be an integer"),
     "steps that are no integer": (lambda: gaussian_prior().sample(1, steps=9.0), "steps = 9.0 mu"),

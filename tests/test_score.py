@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import losses
-from models.score import PARAMETERISATIONS, ScoreModel, conventions
+from models.score import PARAMETERIZATIONS, ScoreModel, conventions
 from sde_lib import EDMSDE, SDES, VPSDE, expand
 from tests import reference
 
@@ -55,25 +55,25 @@ def test_marginals_of_a_fine_chain_are_those_of_the_sde():
 
 
 @pytest.mark.parametrize("num_scales", [None, 1000])
-@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
-def test_outputs_represent_scores(parameterisation, num_scales):
-    """For given x_0 and z, each parameterisation converts its exact output to -z / std."""
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_outputs_represent_scores(parameterization, num_scales):
+    """For given x_0 and z, each parameterization converts its exact output to -z / std."""
     default = model("vpsde", num_scales)
     score_model = ScoreModel(
-        default.sde, num_scales, parameterisation, level_marginal=default.level_marginal
+        default.sde, num_scales, parameterization, level_marginal=default.level_marginal
     )
     t, z = jnp.array([0.2, 0.9]), jnp.arange(12.0).reshape(2, 2, 3, 1)
     std = score_model.marginal(t)[1].reshape(2, 1, 1, 1)
     alpha = score_model.marginal(t)[0].reshape(2, 1, 1, 1)
     data = jnp.sin(z) / 2
     x = alpha * data + std * z
-    score = score_model.score_from_output(outputs(data, z, alpha, std)[parameterisation], x, t)
-    rtol = 1e-6 if parameterisation in ("noise", "score") else 2e-5
+    score = score_model.score_from_output(outputs(data, z, alpha, std)[parameterization], x, t)
+    rtol = 1e-6 if parameterization in ("noise", "score") else 2e-5
     np.testing.assert_allclose(score, -z / std, rtol=rtol, atol=1e-5)
 
 
 def outputs(data, z, alpha, std):
-    """The exact outputs for x_t = alpha data + std z, by each parameterisation's definition."""
+    """The exact outputs for x_t = alpha data + std z, by each parameterization's definition."""
     y, sigma, data_std = data + std / alpha * z, std / alpha, 0.5
     total = jnp.sqrt(sigma**2 + data_std**2)  # Karras et al. (2022), Table 1
     c_skip, c_out = data_std**2 / total**2, sigma * data_std / total
@@ -88,10 +88,10 @@ def outputs(data, z, alpha, std):
 
 
 @pytest.mark.parametrize("sde", SDES)
-@pytest.mark.parametrize("parameterisation", PARAMETERISATIONS)
-def test_table_of_parameterisations(parameterisation, sde):
+@pytest.mark.parametrize("parameterization", PARAMETERIZATIONS)
+def test_table_of_parameterizations(parameterization, sde):
     """c_skip x + c_out F is the data, and c_in x has the stated scale."""
-    score_model = ScoreModel(SDES[sde](), parameterisation=parameterisation)
+    score_model = ScoreModel(SDES[sde](), parameterization=parameterization)
     t = jnp.array([0.3, 0.9])
     z = jnp.arange(-3.0, 3.0).reshape(2, 3)
     data = jnp.cos(z)
@@ -100,25 +100,25 @@ def test_table_of_parameterisations(parameterisation, sde):
     c_skip, c_out, c_in = (
         score_model.coefficient(name, t, x) for name in ("c_skip", "c_out", "c_in")
     )
-    exact = outputs(data, z, alpha, std)[parameterisation]
+    exact = outputs(data, z, alpha, std)[parameterization]
     denoised = score_model.denoised_from_output(exact, x, t)
     np.testing.assert_allclose(c_skip * x + c_out * exact, denoised, rtol=1e-6)
     np.testing.assert_allclose(denoised, data, atol=2e-4)
     variance = alpha**2 * 0.25 + std**2
-    np.testing.assert_allclose(c_in**2, 1 / variance if parameterisation == "edm" else 1, rtol=1e-5)
+    np.testing.assert_allclose(c_in**2, 1 / variance if parameterization == "edm" else 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("parameterisation", ["velocity", "flow", "data", "edm"])
-def test_losses_of_later_parameterisations(parameterisation):
+@pytest.mark.parametrize("parameterization", ["velocity", "flow", "data", "edm"])
+def test_losses_of_later_parameterizations(parameterization):
     """They are the mean squared errors of the network's output."""
-    score_model = ScoreModel(VPSDE(), parameterisation=parameterisation)
+    score_model = ScoreModel(VPSDE(), parameterization=parameterization)
     x, z = (
         jnp.linspace(-1, 1, 12).reshape(3, 2, 2, 1),
         jnp.cos(jnp.arange(12.0)).reshape(3, 2, 2, 1),
     )
     t = jnp.array([0.1, 0.5, 0.9])
     alpha, std = (expand(each, x) for each in score_model.marginal(t))
-    exact = outputs(x, z, alpha, std)[parameterisation]
+    exact = outputs(x, z, alpha, std)[parameterization]
 
     def score(noised, t):
         return score_model.score_from_output(exact + 0.1 * x, noised, t)
@@ -131,7 +131,7 @@ def test_losses_of_later_parameterisations(parameterisation):
 def test_weights_of_edm():
     """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 for the squared error of the denoiser."""
     sigma = jnp.array([0.01, 0.5, 70.0])
-    score_model = ScoreModel(EDMSDE(), parameterisation="edm", data_std=0.7)
+    score_model = ScoreModel(EDMSDE(), parameterization="edm", data_std=0.7)
     expected = (sigma**2 + 0.49) / (sigma * 0.7) ** 2
     np.testing.assert_allclose(score_model.loss_weight(sigma) / sigma**2, expected, rtol=1e-5)
     found = losses.edm_weight(EDMSDE(), sigma, 0.7)
@@ -140,15 +140,15 @@ def test_weights_of_edm():
 
 
 @pytest.mark.parametrize(
-    ("sde", "parameterisation"),
+    ("sde", "parameterization"),
     [("edmsde", "edm"), ("rectifiedflow", "flow"), ("cosinesde", "noise"), ("vesde", "score")],
 )
-def test_default_parameterisations(sde, parameterisation):
-    assert model(sde).parameterisation == parameterisation
+def test_default_parameterizations(sde, parameterization):
+    assert model(sde).parameterization == parameterization
 
 
 def test_the_network_of_edm_receives_scaled_inputs_and_a_quarter_of_the_log_level():
-    score_model, x = ScoreModel(VPSDE(), parameterisation="edm"), jnp.ones((2, 1, 1, 1))
+    score_model, x = ScoreModel(VPSDE(), parameterization="edm"), jnp.ones((2, 1, 1, 1))
     t = jnp.array([0.2, 0.9])
     alpha, std = score_model.marginal(t)
 

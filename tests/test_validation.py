@@ -19,6 +19,7 @@ from docs import make_configuration
 from errors import InputError
 from experiment import Experiment
 from metrics import features
+from models.score import PARAMETERIZATIONS
 from tests import tiny
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -159,9 +160,19 @@ def test_an_sde_without_noise_at_its_first_level_cannot_be_trained_in_discrete_t
         ),
     ],
 )
-def test_parameterisations_that_do_not_fit(changes, message):
+def test_parameterizations_that_do_not_fit(changes, message):
     with pytest.raises(InputError, match=message):
         Experiment(tiny.config(**changes))
+
+
+def test_a_parameterization_of_ones_own(monkeypatch):
+    with pytest.raises(
+        InputError, match="model.parameterization = 'own' is unknown; known: .*flow"
+    ):
+        Experiment(tiny.config(**{"model.parameterization": "own"}))
+    monkeypatch.setitem(PARAMETERIZATIONS, "own", PARAMETERIZATIONS["data"])
+    experiment = Experiment(tiny.config(**{"model.parameterization": "Own"}))
+    assert experiment.model.table is PARAMETERIZATIONS["data"]
 
 
 def test_unknown_fields_are_refused_and_inert_official_ones_accepted():

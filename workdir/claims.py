@@ -62,8 +62,8 @@ def check_config(folder: str | Path, config: Config, kind: str) -> None:
             for name in differing
         )
         raise InputError(
-            f"{folder} has results of another config. Name another folder, by --workdir or, for "
-            "results of a workdir, --eval_folder; or restore these fields:\n" + "\n".join(lines)
+            f"{folder} has results of another config. Use another --workdir (or --eval_folder, for "
+            "results in a workdir), or set these fields back:\n" + "\n".join(lines)
         )
 
 
