@@ -24,52 +24,72 @@ Marginal = Callable[[Array], tuple[Array, Array]]
 """t (B,) -> alpha (B,) and std (B,) of x_t = alpha x_0 + std z."""
 
 
+Times = Callable[[SDE, Array], Array]
+"""(sde, u) -> times t (B,), whose distribution follows from u (B,), uniform on [0, 1)."""
+Weight = Callable[[SDE, Array], Array | None]
+"""(sde, t) -> the weight (B,) of a loss at times t (B,), relative to the default weight std(t)^2;
+None for 1."""
+
+
+# --- times ----------------------------------------------------------------------------------------
+
+
 def draw(
     key: Array,
     sde: SDE,
     x: Float[Array, "b ..."],
-    num_scales: int | None = None,
+    times: Times | None = None,
     *,
-    importance_weighting: bool = False,
-    log_normal: tuple[float, float] | None = None,
     even: bool = False,
 ) -> tuple[Float[Array, " b"], Float[Array, "b ..."]]:
     """Draw times t (B,) and noise z (B, ...) for a batch of data x (B, ...).
 
-    Importance sampling draws t with a density proportional to g^2 / std^2, the ratio of the
-    likelihood weight to the default weight (Song et al. 2021b, Section 4.1). Then the
-    likelihood-weighted loss has the same mean as with uniform t, and a lower variance. Since
-    g^2 / std^2 = 2 d/dt log(std / alpha), log(std / alpha) is uniform.
-
     Args:
       key: a random key.
-      sde: the SDE; t is uniform between its t_min and T by default.
+      sde: the SDE.
       x: the data; only the shape is used.
-      num_scales: if given, t is uniform on the num_scales times i T / (num_scales - 1).
-      importance_weighting: use importance sampling; `num_scales` is ignored.
-      log_normal: mean and std of log(std / alpha), which is then normal, as in EDM
-        (arXiv:2206.00364, Table 1); times outside of t_min .. T become the nearer end, and
-        `num_scales` is ignored.
+      times: the distribution of t; `uniform_times` by default.
       even: spread the times evenly, which lowers the variance of their mean loss. Each time has the
         same distribution as without it, but they depend on each other; see `mean_stderr`.
     """
     key_t, key_z = jax.random.split(key)
     count = x.shape[0]
     u = _even(key_t, count) if even else jax.random.uniform(key_t, (count,))
-    if importance_weighting:
-        first, last = _log_noise_to_signal_range(sde)
-        t = sde.time_at(jnp.exp(u * (last - first) + first))
-    elif log_normal is not None:
-        mean, std = log_normal
-        t = jnp.maximum(sde.time_at(jnp.exp(mean + std * jax.scipy.special.ndtri(u))), sde.t_min)
-    elif num_scales is None:
-        t = u * (sde.T - sde.t_min) + sde.t_min
-    else:
-        index = jax.random.randint(key_t, (count,), 0, num_scales)
-        if even:
-            index = jnp.minimum(u * num_scales, num_scales - 1).astype(jnp.int32)
-        t = index * (sde.T / (num_scales - 1))
+    t = (times or uniform_times)(sde, u)
     return t, jax.random.normal(key_z, x.shape)
+
+
+def uniform_times(sde: SDE, u: Float[Array, " b"]) -> Float[Array, " b"]:
+    """Return times that are uniform between t_min and T."""
+    return u * (sde.T - sde.t_min) + sde.t_min
+
+
+def level_times(sde: SDE, u: Float[Array, " b"], *, num_scales: int) -> Float[Array, " b"]:
+    """Return times of discrete levels: i T / (num_scales - 1) for i = 0 .. num_scales - 1."""
+    index = jnp.minimum(u * num_scales, num_scales - 1).astype(jnp.int32)
+    return index * (sde.T / (num_scales - 1))
+
+
+def importance_times(sde: SDE, u: Float[Array, " b"]) -> Float[Array, " b"]:
+    """Return times with a density proportional to g^2 / std^2, which is `likelihood_weight`.
+
+    Then the likelihood-weighted loss has the same mean as with uniform times, and a lower variance
+    (Song et al. 2021b, Section 4.1). Since g^2 / std^2 = 2 d/dt log(std / alpha), log(std / alpha)
+    is uniform.
+    """
+    first, last = _log_noise_to_signal_range(sde)
+    return sde.time_at(jnp.exp(u * (last - first) + first))
+
+
+def log_normal_times(
+    sde: SDE, u: Float[Array, " b"], *, mean: float, std: float
+) -> Float[Array, " b"]:
+    """Return times whose log(std / alpha) is normal, as in EDM (arXiv:2206.00364, Table 1).
+
+    Times outside of t_min .. T become the nearer end.
+    """
+    levels = jnp.exp(mean + std * jax.scipy.special.ndtri(u))
+    return jnp.maximum(sde.time_at(levels), sde.t_min)
 
 
 def _even(key: Array, count: int) -> Array:
@@ -81,6 +101,38 @@ def _even(key: Array, count: int) -> Array:
     return (jax.random.uniform(key) + jnp.float32(np.arange(count) * golden % 1)) % 1
 
 
+def _log_noise_to_signal_range(sde: SDE) -> Array:
+    """log(std / alpha) at t_min and T; shape (2,)."""
+    return jnp.log(sde.noise_to_signal(jnp.array([sde.t_min, sde.T], jnp.float32)))
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def likelihood_weight(sde: SDE, t: Float[Array, " b"]) -> Float[Array, " b"]:
+    """Return the weight that makes the loss a bound of the likelihood: g^2 in place of std^2."""
+    return (sde.diffusion(t) / sde.std(t)) ** 2
+
+
+def importance_weight(sde: SDE, t: Float[Array, " b"]) -> Float[Array, " b"]:
+    """Return `likelihood_weight` divided by the density of `importance_times`: a constant."""
+    first, last = _log_noise_to_signal_range(sde)
+    return jnp.broadcast_to(2 * (last - first) / (sde.T - sde.t_min), t.shape)
+
+
+def edm_weight(sde: SDE, t: Float[Array, " b"], *, data_std: float) -> Float[Array, " b"]:
+    """Return the weight of EDM's objective.
+
+    With log-normal noise levels, the loss is then the mean of lambda(sigma) |D(y; sigma) - x_0|^2
+    with sigma = std / alpha, y = x_t / alpha and lambda = (sigma^2 + data_std^2) /
+    (sigma data_std)^2 (arXiv:2206.00364, Eq. (2) and Table 1).
+    """
+    return 1 + (sde.noise_to_signal(t) / data_std) ** 2
+
+
+# --- the loss -------------------------------------------------------------------------------------
+
+
 def denoising_score_matching(
     score: Score,
     sde: SDE,
@@ -90,8 +142,6 @@ def denoising_score_matching(
     *,
     marginal: Marginal | None = None,
     weight: Float[Array, " b"] | None = None,
-    likelihood_weighting: bool = False,
-    importance_weighting: bool = False,
     reduce_mean: bool = True,
 ) -> Float[Array, " b"]:
     """Return the loss of each image (B,).
@@ -103,45 +153,29 @@ def denoising_score_matching(
       marginal: alpha and std at times t, for training on a discrete chain; by default those of the
         SDE.
       weight: (B,), relative to the default weight std(t)^2; None for 1.
-      likelihood_weighting: use the weight g(t)^2 instead of std(t)^2; `weight` is ignored.
-      importance_weighting: use g(t)^2 divided by the density of t under importance sampling;
-        `weight` and `likelihood_weighting` are ignored.
       reduce_mean: average over the entries of an image. If False, take half their sum, as the
         official code does.
     """
     alpha, std = (sde.alpha(t), sde.std(t)) if marginal is None else marginal(t)
     alpha, std = expand(alpha, x), expand(std, x)
     residual = score(alpha * x + std * z, t) * std + z
-    if importance_weighting:
-        first, last = _log_noise_to_signal_range(sde)
-        residual = residual * jnp.sqrt(2 * (last - first) / (sde.T - sde.t_min))
-    elif likelihood_weighting:
-        residual = residual * expand(sde.diffusion(t), x) / std
-    elif weight is not None:
+    if weight is not None:
         residual = residual * expand(jnp.sqrt(weight), x)
     squares = jnp.square(residual).reshape(x.shape[0], -1)
     return squares.mean(-1) if reduce_mean else 0.5 * squares.sum(-1)
-
-
-def edm_weight(sde: SDE, t: Float[Array, " b"], data_std: float) -> Float[Array, " b"]:
-    """Return the weight (B,) of EDM's objective at times t (B,), relative to the default one.
-
-    With log-normal noise levels, the loss is then the mean of lambda(sigma) |D(y; sigma) - x_0|^2
-    with sigma = std / alpha, y = x_t / alpha and lambda = (sigma^2 + data_std^2) /
-    (sigma data_std)^2 (arXiv:2206.00364, Eq. (2) and Table 1).
-    """
-    return 1 + (sde.noise_to_signal(t) / data_std) ** 2
 
 
 def mean_stderr(losses: np.ndarray, t: np.ndarray) -> float:
     """Return the standard error of the mean of losses (B,) at even times t (B,); NaN if B = 1.
 
     It is that of drawing other images and noise, which the differences between neighbours in time
-    show: the dependence of the loss on the time contributes no error if the times are even.
+    show: a smooth dependence of the loss on the time contributes no error if the times are even.
+    The first and the last difference count twice, so that each loss is in two of them.
     """
     if len(losses) < 2:
         return float("nan")
     differences = np.diff(losses[np.argsort(t, kind="stable")])
+    differences = np.concatenate([differences[:1], differences, differences[-1:]])
     return float(np.sqrt(np.square(differences).mean() / 2 / len(losses)))
 
 
@@ -153,16 +187,12 @@ def by_noise_level(
 ) -> tuple[Float[Array, " levels"], Float[Array, " levels"]]:
     """Sum losses (B,) by time t (B,), over `levels` equal parts of [0, T].
 
-    Returns the sums and the numbers of images, both of shape (levels,).
+    Returns the sums and the numbers of images, both of shape (levels,). A loss that is not finite
+    affects its own level only.
     """
     part = jnp.clip((t / sde.T * levels).astype(jnp.int32), 0, levels - 1)
-    membership = jax.nn.one_hot(part, levels)
-    return jnp.matmul(losses, membership, precision="highest"), membership.sum(0)
-
-
-def _log_noise_to_signal_range(sde: SDE) -> Array:
-    """log(std / alpha) at t_min and T; shape (2,)."""
-    return jnp.log(sde.noise_to_signal(jnp.array([sde.t_min, sde.T], jnp.float32)))
+    belongs = part[:, None] == jnp.arange(levels)
+    return jnp.where(belongs, losses[:, None], 0).sum(0), belongs.sum(0).astype(losses.dtype)
 
 
 # --- gradients ------------------------------------------------------------------------------------

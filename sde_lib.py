@@ -255,17 +255,23 @@ class VPSDE(SDE):
 
         Raises InputError if n is so small that a beta_i reaches 1.
         """
+        self._check_steps(n)
+        return np.linspace(self.beta_min, self.beta_max, n) * self.T / n
+
+    def _check_steps(self, n: int) -> None:
+        """Raise InputError if n is so small that a step has a variance of 1 or more."""
         if self.beta_max * self.T >= n:
             raise InputError(
-                f"{n} steps are too few for the DDPM chain of the VP SDE with beta_max = "
+                f"{n} steps are too few for the chain of the VP or sub-VP SDE with beta_max = "
                 f"{self.beta_max}; use more than {self.beta_max * self.T:g} steps."
             )
-        return np.linspace(self.beta_min, self.beta_max, n) * self.T / n
 
     def discretize(self, n: int) -> Step:
         """DDPM's chain, Eq. (10): x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z.
 
-        Ancestral sampling adds noise of variance beta_i, as in the official code.
+        Ancestral sampling adds noise of variance beta_i, as in the official code. Also as there,
+        the last step removes noise of variance beta_min T / n from a state at t_end, which fits the
+        state for n = T / t_end = 1000: docs/sampling.md states the error of other n.
         """
         betas = self.betas(n)[::-1]
         return _chain_steps(self, np.sqrt(1 - betas), betas, betas)
@@ -282,10 +288,11 @@ class SubVPSDE(VPSDE):
         return super().var(t) ** 2
 
     def discretize(self, n: int) -> Step:
-        """Euler-Maruyama steps of length T / n, as in the official code.
+        """Euler-Maruyama steps of length T / n, as in the official code; see `VPSDE.discretize`.
 
         The variance of ancestral sampling has the same form as for VE's chain.
         """
+        self._check_steps(n)
         ts, dt = self.sampling_times(n), self.T / n
         var = self.diffusion(ts) ** 2 * dt
         var_next = self.var(jnp.maximum(ts - dt, 0.0))
@@ -358,7 +365,8 @@ class RectifiedFlow(SDE):
 
     See Liu et al. 2022 (arXiv:2209.03003) and Lipman et al. 2022 (arXiv:2210.02747). At t = 1 alpha
     is 0 and the drift infinite, so T is smaller: x_T holds 0.005 x_0, less than that of the VP SDE.
-    The divergence of p_T from the prior is at most alpha(T)^2 |x_0|^2 / 2 = 1.25e-5 |x_0|^2 nats.
+    The divergence of p_T from the prior is at most alpha(T)^2 |x_0|^2 / (2 T^2) = 1.27e-5 |x_0|^2
+    nats.
     """
 
     T: float = 0.995

@@ -158,5 +158,6 @@ def calibrate(
         distance = np.linalg.norm(x - references[:, None], axis=-1, keepdims=True)
         return np.concatenate([x @ vectors.T, logp, distance], -1)
 
-    values = calibration.ranks(statistics(x[:, None])[:, 0], statistics(drawn), rng)
+    truth = statistics(x[:, None])[:, 0]
+    values = calibration.ranks(truth, statistics(drawn), rng.random(truth.shape))
     return calibration.judge(values, [*names, calibration.LOG_PROB, calibration.DISTANCE])

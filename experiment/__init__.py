@@ -135,22 +135,10 @@ class Experiment(Setup):
 
         `even` spreads the times evenly; see `losses.draw`.
         """
-        return losses.draw(
-            key,
-            self.sde,
-            x,
-            self.num_scales,
-            importance_weighting=self._importance_weighting,
-            log_normal=self._log_normal,
-            even=even,
-        )
+        return losses.draw(key, self.sde, x, self._objective[0], even=even)
 
     def loss(self, score: Score, x: Array, t: Array, z: Array) -> Array:
         """Return the training objective of each image (B,)."""
-        settings = self.config.training
-        weight = self.model.loss_weight(t)
-        if self._log_normal is not None:
-            weight = losses.edm_weight(self.sde, t, self.model.data_std)
         return losses.denoising_score_matching(
             score,
             self.sde,
@@ -158,23 +146,27 @@ class Experiment(Setup):
             t,
             z,
             marginal=self.model.marginal,
-            weight=weight,
-            likelihood_weighting=settings.likelihood_weighting,
-            importance_weighting=self._importance_weighting,
-            reduce_mean=settings.reduce_mean,
+            weight=self._objective[1](self.sde, t),
+            reduce_mean=self.config.training.reduce_mean,
         )
 
-    @property
-    def _importance_weighting(self) -> bool:
-        return bool(rules.importance_sampling(self.config.training))
-
-    @property
-    def _log_normal(self) -> tuple[float, float] | None:
-        """Mean and standard deviation of the logarithm of log-normal noise levels, or None."""
+    @functools.cached_property
+    def _objective(self) -> tuple[losses.Times, losses.Weight]:
+        """The distribution of times and the weight of the training objective."""
         training = self.config.training
-        if training.time_distribution.lower() != "log_normal":
-            return None
-        return training.p_mean, training.p_std
+        if rules.importance_sampling(training):
+            return losses.importance_times, losses.importance_weight
+        if training.time_distribution.lower() == "log_normal":
+            times = functools.partial(
+                losses.log_normal_times, mean=training.p_mean, std=training.p_std
+            )
+            return times, functools.partial(losses.edm_weight, data_std=self.model.data_std)
+        times = losses.uniform_times
+        if self.num_scales is not None:
+            times = functools.partial(losses.level_times, num_scales=self.num_scales)
+        if training.likelihood_weighting:
+            return times, losses.likelihood_weight
+        return times, lambda _, t: self.model.loss_weight(t)
 
     @functools.cached_property
     def held_out_loss(self) -> Callable[[Params, Batch, Array], tuple[Array, Array]]:

@@ -28,7 +28,9 @@ def key_of(seed: Seed) -> Array:
         return seed
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
         if -(2**63) <= seed < 2**63:
-            return jax.random.key(int(seed))
+            high, low = divmod(int(seed) % 2**64, 2**32)
+            key = jax.random.key(low)  # Without jax_enable_x64 it would ignore the other bits.
+            return jax.random.fold_in(key, high) if high else key
         raise InputError(f"seed = {seed!r} must lie between -2**63 and 2**63 - 1.")
     raise InputError(f"seed = {seed!r} must be an int or a key of jax.random.key.")
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from inference.prior import Prior
 
 BATCH_SIZE = 256
+POSTERIOR = 2**31  # folded into a key: an event of the prior with the same seed has other noise
 
 
 class Posterior:
@@ -91,7 +92,8 @@ class Posterior:
         measurements = math.prod(self.batch_shape)
         chosen = self._choose_sampler(sampler, steps, options)
         draw = self._draw(self.y, 0, count, chosen)
-        x = in_batches(draw, count * measurements, seed, batch_size, chosen)
+        key = jax.random.fold_in(key_of(seed), POSTERIOR)
+        x = in_batches(draw, count * measurements, key, batch_size, chosen)
         x = x.reshape(measurements, count, *self.prior.event_shape).swapaxes(0, 1)
         return x.reshape(*shape_of(sample_shape), *self.batch_shape, *self.prior.event_shape)
 
@@ -208,9 +210,10 @@ class Posterior:
             )
         chosen = self._choose_sampler(sampler, steps, options)
         root = key_of(seed)
-        x_seed, reference_seed, noise_seed, sample_seed = (
-            jax.random.fold_in(root, purpose) for purpose in range(4)
+        x_seed, reference_seed, noise_seed, sample_seed, rank_seed = (
+            jax.random.fold_in(root, purpose) for purpose in range(5)
         )
+        numbers = np.arange(first, first + count)
 
         def draw_prior(keys: Array, indices: np.ndarray) -> Samples:
             del indices
@@ -223,15 +226,15 @@ class Posterior:
             in_batches(draw_prior, count, each, batch_size, chosen, first=first)
             for each in (x_seed, reference_seed)
         )
-        noise_keys = sampling.image_keys(noise_seed, np.arange(first, first + count))
+        noise_keys = sampling.image_keys(noise_seed, numbers)
         y = jax.vmap(simulate)(x, noise_keys) if simulate else self.model.simulate(x, noise_keys)
         start = first * samples
         draw = self._draw(y, start, samples, chosen)
         drawn = in_batches(draw, count * samples, sample_seed, batch_size, chosen, first=start)
         drawn = drawn.reshape(count, samples, *self.prior.event_shape)
         truth = self._statistics(x[:, None], y, references)[:, 0]
-        rng = np.random.default_rng([first, count])
-        return calibration.ranks(truth, self._statistics(drawn, y, references), rng)
+        u = sampling.uniform(sampling.image_keys(rank_seed, numbers), truth.shape)
+        return calibration.ranks(truth, self._statistics(drawn, y, references), np.asarray(u))
 
     def _statistics(self, x: Array, y: Array, references: Array) -> np.ndarray:
         """Return the statistics (N, L, K) of events x (N, L, *event_shape)."""

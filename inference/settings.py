@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import factory
+import sampling
 import solvers
 from configs import rules, validation
 from configs.default import Config, get_default_config
@@ -106,7 +107,12 @@ def sampler(
     values.setdefault("num_scales", base.model.get("num_scales", 1000))
     for key, value in values.items():
         values[key] = tuple(value) if isinstance(value, list) else value  # `_build` hashes them.
-    return _build(sde, data_std, tuple(sorted(values.items())))
+    entries = (
+        solvers.SOLVERS.get(str(values["solver"]).lower()),
+        sampling.PREDICTORS.get(str(values["predictor"]).lower()),
+        sampling.CORRECTORS.get(str(values["corrector"]).lower()),
+    )
+    return _build(sde, data_std, tuple(sorted(values.items())), entries)
 
 
 def _check_read(values: Config, options: Mapping[str, Any], name: str) -> None:
@@ -122,7 +128,11 @@ def _check_read(values: Config, options: Mapping[str, Any], name: str) -> None:
 
 
 @functools.lru_cache(maxsize=256)
-def _build(sde: SDE, data_std: float, values: tuple[tuple[str, Any], ...]) -> Sampler:
+def _build(
+    sde: SDE, data_std: float, values: tuple[tuple[str, Any], ...], entries: tuple[Any, ...]
+) -> Sampler:
+    """Return the sampler of these values. A registry may get other `entries` under old names."""
+    del entries
     config = get_default_config()
     fields = dict(values)
     config.model.num_scales = fields.pop("num_scales")

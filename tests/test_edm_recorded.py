@@ -173,7 +173,7 @@ def test_losses(name):
     t = sde.time_at(sigma / 2 if network.kind == "VEPrecond" else sigma)
     weight = ours.model.loss_weight(t)
     if network.kind == "EDMPrecond":
-        np.testing.assert_allclose(weight, losses.edm_weight(sde, t, 0.5), rtol=1e-5)
+        np.testing.assert_allclose(weight, losses.edm_weight(sde, t, data_std=0.5), rtol=1e-5)
 
     def loss(params):
         score = ours.score(params, classes=network.classes)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import experiment as experiments
+import losses
 import sharding
 import train_state
 from checkpoints import SNAPSHOTS, Checkpoints
@@ -182,3 +183,24 @@ def test_times_of_a_config():
     logs = np.log(experiment.sde.noise_to_signal(t))
     assert logs.mean() == pytest.approx(-3, abs=0.02)
     assert logs.std() == pytest.approx(0.1, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "ratio"),
+    [
+        ({"importance_weighting": True}, losses.importance_times, 1.0),
+        ({"time_distribution": "importance"}, losses.importance_times, 1.0),
+        ({}, losses.uniform_times, None),
+    ],
+)
+def test_likelihood_weighting_of_a_config(changes, expected, ratio):
+    """With importance sampling the weight is the same at all times; otherwise it is g^2 / std^2."""
+    changes = {f"training.{name}": value for name, value in changes.items()}
+    experiment = Experiment(tiny.config(**changes, **{"training.likelihood_weighting": True}))
+    x, sde, key = jnp.ones((4, 8, 8, 1)), experiment.sde, jax.random.key(0)
+    t, z = experiment.draw(key, x)
+    np.testing.assert_array_equal(t, losses.draw(key, sde, x, expected)[0])
+    found = experiment.loss(lambda x, t: jnp.zeros_like(x), x, t, z)
+    weights = found / jnp.square(z).mean((1, 2, 3))
+    g_over_std = (sde.diffusion(t) / sde.std(t)) ** 2
+    np.testing.assert_allclose(weights / weights[0], ratio or g_over_std / g_over_std[0], rtol=1e-4)

@@ -1,16 +1,18 @@
 """Denoising score matching against recorded official losses, and its minimum at the true score."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import losses
 from models.score import ScoreModel, conventions
 from sde_lib import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE, expand
-from tests import gaussian, programs, reference
+from tests import gaussian, reference
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 # Of the same kinds as others.
@@ -39,7 +41,7 @@ def test_continuous_losses(name, likelihood_weighting, reduce_mean):
         x,
         t,
         z,
-        likelihood_weighting=likelihood_weighting,
+        weight=losses.likelihood_weight(SDES[name], t) if likelihood_weighting else None,
         reduce_mean=reduce_mean,
     )
     case = f"lw{int(likelihood_weighting)}_rm{int(reduce_mean)}"
@@ -82,16 +84,17 @@ def test_losses_and_gradients_of_networks(name):
     else:
         case = "lw1_rm0" if weighted else "lw0_rm1"
         t = recorded[f"{name}/t"]
+    t = jnp.asarray(t)
 
     def loss(params):
         per_image = losses.denoising_score_matching(
             experiment.score(params),
             experiment.sde,
             data,
-            jnp.asarray(t),
+            t,
             z,
             marginal=experiment.model.marginal,
-            likelihood_weighting=weighted,
+            weight=losses.likelihood_weight(experiment.sde, t) if weighted else None,
             reduce_mean=not weighted,
         )
         return per_image.mean()
@@ -122,6 +125,10 @@ def test_the_true_score_is_the_minimum(sde):
     assert loss(1.0, 0.0) < min(loss(0.8, 0.0), loss(1.2, 0.0))
 
 
+LEVELS = functools.partial(losses.level_times, num_scales=10)
+LOG_NORMAL = functools.partial(losses.log_normal_times, mean=-1.2, std=1.2)
+
+
 def test_draws():
     x = jnp.zeros((4000, 1, 1, 1))
     t, z = losses.draw(jax.random.key(0), VPSDE(), x)
@@ -130,24 +137,25 @@ def test_draws():
     assert abs(t.mean() - 0.5) < 0.02
     assert abs(z.std() - 1) < 0.05
     assert abs(np.corrcoef(t, z.reshape(-1))[0, 1]) < 4 / np.sqrt(4000)
-    t, _ = losses.draw(jax.random.key(0), VPSDE(), x, num_scales=5)
-    assert set(np.asarray(ScoreModel(VPSDE(), 5).label(t)).tolist()) == {0, 1, 2, 3, 4}
+    t, _ = losses.draw(jax.random.key(0), VPSDE(), x, LEVELS)
+    counts = np.bincount(np.asarray(ScoreModel(VPSDE(), 10).label(t), int), minlength=10)
+    assert len(counts) == 10
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"num_scales": 10}, {"importance_weighting": True}, {"log_normal": (-1.2, 1.2)}],
+    "times", [losses.uniform_times, LEVELS, losses.importance_times, LOG_NORMAL]
 )
-def test_even_times(options):
+def test_even_times(times):
     """The first 100 and all 400 have the distribution of random ones, with much smaller errors."""
     x, sde = jnp.zeros((400, 1, 1, 1)), VPSDE()
 
     def mean(t):
         """Of the share of the way through the distribution: uniform in t or in log(std / alpha)."""
-        if "log_normal" in options:
+        if times is LOG_NORMAL:
             logs = jnp.log(sde.noise_to_signal(t))
             return float(jax.scipy.stats.norm.cdf(logs, -1.2, 1.2).mean())
-        if "importance_weighting" not in options:
+        if times is not losses.importance_times:
             return float(t.mean())
         first, t, last = (
             jnp.log(sde.noise_to_signal(jnp.float32(u))) for u in (sde.t_min, t, sde.T)
@@ -155,13 +163,13 @@ def test_even_times(options):
         return float(((t - first) / (last - first)).mean())
 
     for seed in range(5):
-        t, z = losses.draw(jax.random.key(seed), sde, x, even=True, **options)
-        assert len(set(t.tolist())) == (10 if "num_scales" in options else 400)
+        t, z = losses.draw(jax.random.key(seed), sde, x, times, even=True)
+        assert len(set(t.tolist())) == (10 if times is LEVELS else 400)
         assert abs(z.std() - 1) < 0.2
         for first in (100, 400):
             # Random times would have an error of 0.03 and 0.014.
             assert mean(t[:first]) == pytest.approx(0.5, abs=1 / first + 1e-3)
-    other, _ = losses.draw(jax.random.key(9), sde, x, even=True, **options)
+    other, _ = losses.draw(jax.random.key(9), sde, x, times, even=True)
     assert (other != t).any()
 
 
@@ -178,6 +186,16 @@ def test_standard_error_at_even_times():
     assert np.isnan(losses.mean_stderr(np.ones(1), np.ones(1)))
 
 
+@pytest.mark.parametrize("position", [0, 4, 9])
+def test_standard_error_of_a_peak(position):
+    """It counts alike at all times, also at the first, where a likelihood weight is largest."""
+    values = np.zeros(10)
+    values[position] = 5.0
+    order = np.random.default_rng(0).permutation(10)
+    found = losses.mean_stderr(values[order], np.arange(10.0)[order])
+    assert found == pytest.approx(5 / np.sqrt(11 * 10))
+
+
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_importance_sampled_times(sde):
     """The likelihood-weighted loss of an inexact score has the same mean and a smaller variance.
@@ -191,16 +209,15 @@ def test_importance_sampled_times(sde):
     def score(x, t):
         return 0.8 * gaussian.score(sde, 0.3, 0.4)(x, t)
 
-    def moments(importance_weighting):
-        t, z = losses.draw(jax.random.key(1), sde, x, importance_weighting=importance_weighting)
+    def moments(times, weight):
+        t, z = losses.draw(jax.random.key(1), sde, x, times)
         assert sde.t_min * 0.999 <= t.min()
         assert t.max() <= sde.T
-        options = {"likelihood_weighting": True, "importance_weighting": importance_weighting}
-        values = losses.denoising_score_matching(score, sde, x, t, z, **options)
+        values = losses.denoising_score_matching(score, sde, x, t, z, weight=weight(sde, t))
         return values.mean(), values.std()
 
-    uniform_mean, uniform_std = moments(importance_weighting=False)
-    mean, std = moments(importance_weighting=True)
+    uniform_mean, uniform_std = moments(losses.uniform_times, losses.likelihood_weight)
+    mean, std = moments(losses.importance_times, losses.importance_weight)
     assert abs(uniform_mean - mean) < 4 * np.hypot(uniform_std, std) / np.sqrt(100_000)
     largest_ratio = 1.001 if isinstance(sde, VESDE) else 0.9
     assert std < largest_ratio * uniform_std
@@ -214,7 +231,7 @@ def test_log_normal_noise_levels(sde):
     """EDM's objective, E[lambda(sigma) |D - x_0|^2] for log-normal sigma, by quadrature."""
     mean, std, data_std = -1.2, 1.2, 0.5
     x = 0.3 + 0.4 * jax.random.normal(jax.random.key(0), (200_000, 2, 1, 1))
-    t, z = losses.draw(jax.random.key(1), sde, x, log_normal=(mean, std))
+    t, z = losses.draw(jax.random.key(1), sde, x, LOG_NORMAL)
     log_sigma = jnp.log(sde.noise_to_signal(t))
     assert float(log_sigma.mean()) == pytest.approx(mean, abs=0.015)
     assert float(log_sigma.std()) == pytest.approx(std, abs=0.015)
@@ -224,7 +241,7 @@ def test_log_normal_noise_levels(sde):
     def score(x, t):
         return 0.9 * gaussian.score(sde, 0.3, 0.4)(x, t)
 
-    weight = losses.edm_weight(sde, t, data_std)
+    weight = losses.edm_weight(sde, t, data_std=data_std)
     values = losses.denoising_score_matching(score, sde, x, t, z, weight=weight)
     # D = y - 0.9 sigma^2 (y - m) / v for y = m + sqrt(v) e, so D - x_0 is Gaussian.
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
@@ -265,9 +282,8 @@ def test_losses_by_noise_level(end):
     assert counts.tolist() == [2, 0, 0, 1, 0, 0, 0, 0, 0, 1]
 
 
-def test_sums_by_noise_level_are_exact():
-    def sums(values, t):
-        return losses.by_noise_level(values, t, VPSDE())
-
-    exact = programs.exact_products(sums, jnp.ones(3), jnp.ones(3))
-    assert exact == [True]
+def test_a_loss_that_is_not_finite_affects_its_own_level():
+    values, t = jnp.array([1.0, 2.0, jnp.nan]), jnp.array([0.1, 0.55, 0.95])
+    sums, counts = losses.by_noise_level(values, t, VPSDE())
+    np.testing.assert_array_equal(sums, [0, 1, 0, 0, 0, 2, 0, 0, 0, np.nan])
+    np.testing.assert_array_equal(counts, [0, 1, 0, 0, 0, 1, 0, 0, 0, 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 import scipy.stats
 
 import score_sde as ss
+from controllable import daps
 from inference import calibration
 from tests import gaussian, gaussian_posterior
 
@@ -185,8 +187,28 @@ def test_ranks_do_not_depend_on_the_rounds():
     posterior = VECTOR.posterior(None, MASK, noise=0.2)
     whole = posterior.calibrate(24, 20, seed=0, batch_size=480).ranks
     parts = posterior.calibrate(24, 20, seed=0, batch_size=160).ranks
-    # Ranks are spread at random over an interval of 1 / 21.
-    np.testing.assert_allclose(whole, parts, atol=1 / 21 + 1e-6)
+    np.testing.assert_allclose(whole, parts, atol=1e-6)
+
+
+def test_samples_are_independent_of_the_truth():
+    """Events of the prior and of the posterior with the same seed have different noise."""
+    x = VECTOR.sample(300, seed=0)
+    y = x[:, :1] + 100.0 * jax.random.normal(jax.random.key(1), (300, 1))
+    found = VECTOR.posterior(y, lambda x: x[:1], noise=100.0).sample(seed=0)
+    for entry in range(x.shape[1]):
+        assert abs(np.corrcoef(x[:, entry], found[:, entry])[0, 1]) < 4 / np.sqrt(300)
+
+
+def test_states_of_probability_0_are_left():
+    """Every move from there is accepted; a state that never leaves is NaN."""
+    keys = jax.random.split(jax.random.key(0), 200)
+    m, r = jnp.full((200, 1), -0.5), jnp.float32(1)
+
+    def langevin(log_prob):
+        return daps._langevin(keys, SimpleNamespace(log_prob=log_prob), m, r, 100)
+
+    assert (langevin(lambda x: jnp.where(x[:, 0] > 0, 0.0, -jnp.inf)) > 0).all()
+    assert np.isnan(langevin(lambda x: jnp.where(x[:, 0] > 99, 0.0, -jnp.inf))).all()
 
 
 def test_ranks():
@@ -194,7 +216,8 @@ def test_ranks():
     rng = np.random.default_rng(0)
     samples = np.arange(1.0, 4).reshape(1, 3, 1)
     for truth, low, high in ((0.0, 0, 0.25), (1.5, 0.25, 0.5), (9.0, 0.75, 1), (2.0, 0.25, 0.75)):
-        found = [calibration.ranks(np.array([[truth]]), samples, rng)[0, 0] for _ in range(400)]
+        numbers = rng.random((400, 1, 1))
+        found = [calibration.ranks(np.array([[truth]]), samples, u)[0, 0] for u in numbers]
         assert low <= min(found) < low + 0.02
         assert high - 0.02 < max(found) <= high
 
@@ -210,7 +233,9 @@ def test_coverage_of_balls_is_that_of_tarp():
         samples, truth, references=references, norm=False, num_alpha_bins=30
     )
     distances = [np.linalg.norm(each - references, axis=-1) for each in (truth, samples)]
-    ranks = calibration.ranks(distances[0][:, None], distances[1].T[..., None], rng)
+    ranks = calibration.ranks(
+        distances[0][:, None], distances[1].T[..., None], rng.random((300, 1))
+    )
     np.testing.assert_allclose((ranks < levels).mean(0), coverage, atol=0.03)
 
 

@@ -117,6 +117,21 @@ def test_samples_have_the_unit_of_the_data(name):
     np.testing.assert_allclose(draw(2.0**-10), draw(1.0), rtol=1e-3, atol=1e-4)
 
 
+def test_a_solver_that_is_entered_again(monkeypatch):
+    """Under the same name, as in a notebook whose cell is run again."""
+    prior = gaussian_prior()
+    for name in ("ddim", "heun"):
+        monkeypatch.setitem(solvers.SOLVERS, "own", solvers.SOLVERS[name])
+        found = prior.sample(2, sampler="own", steps=5)
+        np.testing.assert_array_equal(found, prior.sample(2, sampler=name, steps=5))
+
+
+def test_all_bits_of_a_seed_count():
+    prior = gaussian_prior()
+    found = [np.asarray(prior.sample(2, seed=seed)) for seed in (0, 2**32, -1, 2**32 - 1)]
+    assert len({each.tobytes() for each in found}) == 4
+
+
 def test_samples_depend_on_the_seed_and_their_number_only():
     prior = gaussian_prior()
     x = prior.sample(7, seed=3)

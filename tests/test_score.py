@@ -134,7 +134,7 @@ def test_weights_of_edm():
     score_model = ScoreModel(EDMSDE(), parameterization="edm", data_std=0.7)
     expected = (sigma**2 + 0.49) / (sigma * 0.7) ** 2
     np.testing.assert_allclose(score_model.loss_weight(sigma) / sigma**2, expected, rtol=1e-5)
-    found = losses.edm_weight(EDMSDE(), sigma, 0.7)
+    found = losses.edm_weight(EDMSDE(), sigma, data_std=0.7)
     np.testing.assert_allclose(found / sigma**2, expected, rtol=1e-5)
     assert model("vpsde").loss_weight(jnp.array([0.5])) is None
 

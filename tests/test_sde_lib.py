@@ -149,6 +149,8 @@ def test_invalid_values_raise_input_errors():
     for n in (10, 20):
         with pytest.raises(InputError, match=f"{n} steps are too few .* use more than 20 steps"):
             VPSDE().discretize(n)
+        with pytest.raises(InputError, match=f"{n} steps are too few .* use more than 20 steps"):
+            SubVPSDE().discretize(n)
     assert VPSDE().betas(21).max() == pytest.approx(20 / 21)
     with pytest.raises(InputError, match="sigma_min < sigma_max; got sigma_min = 1.0 and"):
         VESDE(sigma_min=1.0, sigma_max=0.1)
@@ -274,7 +276,7 @@ def test_other_final_times(name):
     assert np.log(chain) == pytest.approx(2 * log_alpha[-1], rel=1e-3)
 
 
-@pytest.mark.parametrize("n", [20, 1000])
+@pytest.mark.parametrize("n", [21, 1000])
 def test_euler_steps_of_subvp(n):
     """g^2 dt var(t - dt) / var(t), in float64; the last step leads to t = 0 or beyond."""
     steps, t = SubVPSDE().discretize(n), np.linspace(1, 1e-3, n)
