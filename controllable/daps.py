@@ -135,13 +135,14 @@ def _langevin(keys: Array, measurement: Evidence, m: Array, r: Array, steps: int
         log_ratio = new_value - value
         log_ratio += log_transition(-move, new_gradient, size)
         log_ratio -= log_transition(move, gradient, size)
-        # From probability 0 every move is accepted.
+        outside = value == -jnp.inf  # From probability 0 every move is accepted.
         acceptance = jnp.where(jnp.isnan(log_ratio), 0, jnp.exp(jnp.minimum(log_ratio, 0)))
+        acceptance = jnp.where(outside & ~jnp.isnan(new_value), 1, acceptance)
         accepted = uniform(fold_in(step_keys, 1), (len(x),)) < acceptance
         x = jnp.where(expand(accepted, x), x + move, x)
         value = jnp.where(accepted, new_value, value)
         gradient = jnp.where(expand(accepted, x), new_gradient, gradient)
-        rate = 1 / jnp.sqrt(1 + i / 10)
+        rate = jnp.where(outside, 0, 1 / jnp.sqrt(1 + i / 10))
         return x, value, gradient, size * jnp.exp(rate * (acceptance - TARGET_ACCEPTANCE))
 
     size = jnp.full(len(m), r**2)
