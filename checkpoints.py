@@ -28,6 +28,7 @@ from readers.files import MAX_STEP, check_regular, read_json
 SNAPSHOTS, BACKUPS = "checkpoints", "checkpoints-meta"
 LOCK = "lock"  # the file of a workdir that names the process that writes to it
 NUM_BACKUPS = 2
+OPENINGS = 10  # attempts to open a folder that another process changes
 
 INFO = {"step": int, "config": dict, "checksums": dict}
 """The metadata of a checkpoint; see `readers.files.mismatch`."""
@@ -70,6 +71,7 @@ class Checkpoints:
                 self._managers[folder] = _open(path, options)
         parts = (self._workdir / name for name in (SNAPSHOTS, BACKUPS, LOCK))
         self._parts = [path for path in parts if path.exists()]
+        self._lock = _identity(self._workdir / LOCK)
 
     def save(
         self, folder: str, number: int, trees: Trees, *, step: int, config: dict[str, Any]
@@ -230,17 +232,17 @@ class Checkpoints:
             ) from error
 
     def _check_still_there(self) -> None:
-        """Raise InputError if the workdir was moved or deleted, or a part of it.
+        """Raise InputError if the workdir was moved, deleted or replaced, or a part of it.
 
         While Orbax writes in the background, it creates such folders again. Training would continue
-        in a workdir that has neither a config nor a lock.
+        in a workdir that has neither a config nor a lock, or that another process has locked.
         """
         missing = [path.name for path in self._parts if not path.exists()]
-        if missing:
+        if missing or _identity(self._workdir / LOCK) != self._lock:
+            problem = f"it lacks {', '.join(missing)}" if missing else "it has another lock"
             raise InputError(
-                f"{self._workdir} was moved or deleted while this run wrote to it: it lacks "
-                f"{', '.join(missing)}. With its new place as --workdir, the command continues "
-                "from the newest checkpoint."
+                f"{self._workdir} was moved, deleted or replaced while this run wrote to it: "
+                f"{problem}. With its new place as --workdir, the command continues from there."
             )
 
     def _info(self, folder: str, number: int) -> dict[str, Any]:
@@ -284,6 +286,15 @@ def newest_config(workdir: str | Path) -> tuple[str, dict[str, Any]] | None:
     return max(found, key=lambda each: each[:2])[1:] if found else None
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what distinguishes a file from one of the same name, or None if there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _reason(error: Exception) -> str:
     """Return one sentence about the cause of a failed save."""
     system_error = re.search(r"os_error_code='(\d+)'", str(error))  # by TensorStore
@@ -292,6 +303,13 @@ def _reason(error: Exception) -> str:
 
 def _open(path: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     """Return Orbax's manager of a folder, which reads the metadata of all its checkpoints."""
+    for _ in range(OPENINGS):  # Training, which may run beside this, removes backups at any time.
+        with contextlib.suppress(FileNotFoundError):
+            return _manager(path, options)
+    return _manager(path, options)
+
+
+def _manager(path: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     try:
         return ocp.CheckpointManager(path, options=options)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -17,9 +17,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from checkpoints import tree_checksum
 from configs.default import Config
-from controllable.operators import Operator
 from errors import choose
 from experiment import Experiment
 from inference import calibration
@@ -27,6 +25,7 @@ from inference.posterior import Posterior
 from inference.settings import METHOD_DEFAULTS
 from inference.trained import TrainedModel
 from modes.restoration import noise_std, say_sampler, with_sampler
+from modes.restoration_problems import operator_checksum
 from modes.restoration_tasks import TASKS
 from workdir import (
     dependencies,
@@ -70,7 +69,7 @@ def calibrate(
     parent = Path(workdir) / "calibration" / f"checkpoint_{found.number}"
     output = results_folder(parent, name, taken=())
     depends = dependencies("ranks", config) | experiment.identity(workdir, found)
-    depends["operator"] = _identity(operator, experiment.image_shape)
+    depends["operator"] = operator_checksum(operator, experiment.image_shape)
     say_sampler(config)
     with owned(output, config, "calibration"):
         ranks = _ranks(experiment, posterior, output, depends)
@@ -81,12 +80,6 @@ def calibrate(
     print(result.verdict)
     print(f"results: {output}")
     return result.summary()
-
-
-def _identity(operator: Operator, shape: tuple[int, ...]) -> int:
-    """Return the CRC-32 of a measurement, which differs for another mask or blur in a file."""
-    x = jax.random.normal(jax.random.key(0), (1, *shape))
-    return tree_checksum(operator.forward(x))
 
 
 def _ranks(

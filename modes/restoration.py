@@ -27,7 +27,13 @@ from controllable.methods import METHODS, posterior_loop
 from controllable.operators import Operator
 from experiment import Experiment, InParts
 from models.building import Params
-from modes.restoration_problems import Problem, build_problem, noise_std, save_measurements
+from modes.restoration_problems import (
+    Problem,
+    build_problem,
+    noise_std,
+    operator_checksum,
+    save_measurements,
+)
 from modes.restoration_results import measure_quality, write_pictures
 from solvers import Loop
 from workdir import (
@@ -68,6 +74,7 @@ def restore(
     parent = Path(workdir) / "restore" / f"checkpoint_{found.number}"
     output = results_folder(parent, name, taken=())
     depends = dependencies("answers", config) | experiment.identity(workdir, found)
+    depends["operator"] = operator_checksum(problem.operator, experiment.image_shape)
     depends["measurements"] = zlib.crc32(np.ascontiguousarray(problem.y).data)
     results = {"task": options.task, "method": options.method, "images": len(problem.y)}
     say_sampler(config)

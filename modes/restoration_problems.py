@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 
 import sampling
+from checkpoints import tree_checksum
 from controllable.operators import Operator
 from errors import InputError, choose
 from experiment import Experiment
@@ -35,6 +36,12 @@ class Problem(NamedTuple):
     y: np.ndarray
     names: list[str]
     truth: np.ndarray | None
+
+
+def operator_checksum(operator: Operator, shape: tuple[int, ...]) -> int:
+    """Return the CRC-32 of a measurement, which differs for another mask or blur in a file."""
+    x = jax.random.normal(jax.random.key(0), (1, *shape))
+    return tree_checksum(operator.forward(x))
 
 
 def build_problem(experiment: Experiment) -> Problem:

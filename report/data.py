@@ -10,6 +10,7 @@ import json
 import math
 import platform
 import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from errors import InputError
 from readers.files import read_json
 from report import measures
 from report.training_log import FILE_NAME, Curve, read_curves
-from workdir import ENVIRONMENTS, load_rounds, results_folder, write_json, write_text
+from workdir import ENVIRONMENTS, Arrays, load_rounds, results_folder, write_json, write_text
 
 ReportData = dict[str, Any]
 
@@ -155,9 +156,11 @@ def _checkpoint(folder: Path) -> ReportData:
 
 def _bpd_histogram(folder: Path, summary: ReportData) -> ReportData | None:
     """A histogram of the bits/dim of the images, each averaged over the passes."""
-    paths, passes = _numbered(folder, "bpd_*.npz"), summary["passes"]
-    values = load_rounds(paths, "bpd").get("bpd", np.array([]))
-    _check_count(folder, "bits/dim", values, passes * (summary["images"] + summary["failed"]))
+    passes = summary["passes"]
+    count = passes * (summary["images"] + summary["failed"])
+    rounds = _rounds(folder, "bpd", "bpd", count)
+    values = np.concatenate([np.array([]), *(each["bpd"] for each in rounds)])
+    _check_count(folder, "bits/dim", values, count)
     values = values.reshape(passes, -1).mean(0)
     values = values[np.isfinite(values)]
     if not len(values):
@@ -182,10 +185,7 @@ def _sampling(folder: Path, images: int) -> ReportData:
     The first round of a run compiles the sampler, so it does not count towards the speed unless
     all timed rounds compiled. Rounds of old versions have no times.
     """
-    rounds = [
-        load_rounds([path], "nfe", optional=["seconds", "first"])
-        for path in _numbered(folder, "samples_*.npz")
-    ]
+    rounds = _rounds(folder, "samples", "nfe", images, optional=["seconds", "first"])
     nfe = np.concatenate([np.array([]), *(each["nfe"] for each in rounds)])
     _check_count(folder, "samples", nfe, images)
     timed = [each for each in rounds if {"seconds", "first"} <= each.keys()]
@@ -200,6 +200,22 @@ def _sampling(folder: Path, images: int) -> ReportData:
         "images_per_second": speed,
         "compilation_included": bool(timed and not compiled),
     }
+
+
+def _rounds(
+    folder: Path, name: str, entry: str, count: int, optional: Sequence[str] = ()
+) -> list[Arrays]:
+    """The rounds that hold the first `count` values of an entry.
+
+    Later ones are left by an earlier evaluation, of more images.
+    """
+    found, total = [], 0
+    for index, path in enumerate(_numbered(folder, f"{name}_*.npz")):
+        if total >= count or _number(path) != index:
+            break
+        found.append(load_rounds([path], entry, optional=optional))
+        total += len(found[-1][entry])
+    return found
 
 
 def _numbered(folder: Path, pattern: str) -> list[Path]:

@@ -40,7 +40,7 @@ ROUNDING_ONLY = (
 # Values for fields whose alternatives the domain does not show.
 ALTERNATIVES = {
     "data.path": "elsewhere",
-    "data.dataset": "digits",
+    "data.dataset": "array",
     "model.name": "ncsnpp",
     "sampling.restart": (4, 2, 0.2, 0.9),
     "guidance.classes": (1, 2),

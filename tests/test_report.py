@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,20 @@ def test_strays_and_damaged_environments_do_not_matter(tmp_path, caplog):
     assert "environments.json is damaged: an entry of its content is a string" in caplog.text
     report.note_environment(folder, jax.sharding.Mesh(jax.devices(), ("data",)))
     assert len(json.loads((folder / "environments.json").read_text())) == 1
+
+
+def test_rounds_of_an_earlier_evaluation_of_more_images(tmp_path):
+    """They do not count, also not in place of a missing round."""
+    evaluated.write_workdir(tmp_path)
+    folder = tmp_path / "eval" / "checkpoint_1"
+    expected = data.gather(tmp_path / "eval", tmp_path)
+    for name in ("samples", "bpd"):
+        last = len(list(folder.glob(f"{name}_*.npz")))
+        shutil.copy(folder / f"{name}_0.npz", folder / f"{name}_{last}.npz")
+    assert data.gather(tmp_path / "eval", tmp_path) == expected
+    (folder / "samples_1.npz").unlink()
+    with pytest.raises(InputError, match="has rounds with samples of"):
+        data.gather(tmp_path / "eval", tmp_path)
 
 
 @pytest.mark.parametrize(

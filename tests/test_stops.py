@@ -241,7 +241,7 @@ def test_a_workdir_that_disappears(tmp_path, seconds):
     workdir.rename(tmp_path / "moved")
     code, lines = finish(process)
     assert (code, len(lines)) == (1, 1)
-    assert "was moved or deleted while this run wrote to it" in lines[0]
+    assert "was moved, deleted or replaced while this run wrote to it" in lines[0]
     assert not (workdir / "config.json").exists()
 
 

@@ -33,11 +33,12 @@ DEPENDENCIES: dict[str, frozenset[str]] = {
         | {groups.ROUNDS, groups.SEED}
     ),
     "samples": frozenset(
-        {groups.NETWORK, groups.SAMPLES, groups.GUIDANCE, groups.CLASSIFIER, groups.PRECISION}
-        | {groups.ROUNDS, groups.SEED}
+        {groups.NETWORK, groups.IMAGES, groups.SAMPLES, groups.GUIDANCE, groups.CLASSIFIER}
+        | {groups.PRECISION, groups.ROUNDS, groups.SEED}
     ),
     "sampling": frozenset(
-        {groups.NETWORK, groups.SAMPLES, groups.GUIDANCE, groups.CLASSIFIER, groups.SEED}
+        {groups.NETWORK, groups.IMAGES, groups.SAMPLES, groups.GUIDANCE, groups.CLASSIFIER}
+        | {groups.SEED}
     ),
     "statistics": frozenset({groups.IMAGES, groups.LOCATION, groups.QUALITY}),
     "noised images": frozenset({groups.NOISE, groups.IMAGES}),
@@ -49,15 +50,16 @@ DEPENDENCIES: dict[str, frozenset[str]] = {
         {groups.NETWORK, groups.IMAGES, groups.SAMPLES, groups.RESTORE, groups.SEED}
     ),
     "answers": frozenset(
-        {groups.NETWORK, groups.SAMPLES, groups.RESTORE, groups.PRECISION, groups.ROUNDS}
-        | {groups.SEED}
+        {groups.NETWORK, groups.IMAGES, groups.SAMPLES, groups.RESTORE, groups.PRECISION}
+        | {groups.ROUNDS, groups.SEED}
     ),
     "calibration": frozenset(
-        {groups.NETWORK, groups.SAMPLES, groups.RESTORE, groups.CALIBRATION, groups.SEED}
+        {groups.NETWORK, groups.IMAGES, groups.SAMPLES, groups.RESTORE, groups.CALIBRATION}
+        | {groups.SEED}
     ),
     "ranks": frozenset(
-        {groups.NETWORK, groups.SAMPLES, groups.RESTORE, groups.CALIBRATION, groups.PRECISION}
-        | {groups.ROUNDS, groups.SEED}
+        {groups.NETWORK, groups.IMAGES, groups.SAMPLES, groups.RESTORE, groups.CALIBRATION}
+        | {groups.PRECISION, groups.ROUNDS, groups.SEED}
     ),
 }
 """For each kind of folder or file, the groups of config fields (`configs/groups.py`) behind it."""
