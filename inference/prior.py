@@ -160,7 +160,8 @@ class Prior:
           tolerance: of the steps of the solver, per dimension.
           return_error: whether to return also the estimated error, in nats: that of the solver and,
             for random probes, the standard error of the trace, added in quadrature; NaN for a
-            single probe, which leaves it unknown. It does not contain errors of the score.
+            single probe, which leaves it unknown. It contains neither errors of the score nor the
+            difference between p_T and the prior, which shrinks as sigma_max grows.
 
         Raises InputError for events of another shape or of integers, and other invalid arguments.
         """
