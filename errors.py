@@ -2,6 +2,7 @@
 
 `main.py` prints the message of an InputError and exits with code 1. A signal ends it with one line
 and the code 128 + signal, except in training, which saves its state first (`sharding.Preemption`).
+The file also finds the home directory, which a user may lack.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import contextlib
 import logging
 import os
 import signal
+import stat
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn, TypeVar
 
@@ -61,6 +65,40 @@ def choose(table: Mapping[str, Value], name: str, field: str) -> Value:
     """Return table[name], after `check_name`."""
     check_name(name, table, field)
     return table[name]
+
+
+def expand(path: str | Path, what: str) -> Path:
+    """Return a path with the home directory in place of a `~` or `~USER` at its beginning.
+
+    `what` is the flag or config field that names the path. Raise InputError if there is no such
+    directory.
+    """
+    text = os.path.expanduser(path)
+    if text.startswith("~"):
+        raise InputError(
+            f"{what} = {str(path)!r}: the home directory {text.partition('/')[0]!r} is unknown. "
+            "Give an absolute path, or put ./ in front of a name that begins with ~."
+        )
+    return Path(text)
+
+
+def cache_folder() -> Path:
+    """Return ~/.cache or, for a user without a home directory, a folder for temporary files.
+
+    If that is not private, the path is one below which there can be no files: JAX runs the programs
+    in its cache, so that no other user may write them.
+    """
+    home = os.path.expanduser("~")
+    if os.path.isabs(home):
+        return Path(home, ".cache")
+    try:
+        folder = Path(tempfile.gettempdir(), f"score_sde-{os.getuid()}")
+        folder.mkdir(0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError:
+        return Path(os.devnull)
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    return folder if is_own and not status.st_mode & 0o077 else Path(os.devnull)
 
 
 UNSAFE = ("allow_pickle", "weights_only", "weights only")

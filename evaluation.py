@@ -41,8 +41,8 @@ def evaluate(
 
     With a `number`, only that checkpoint is evaluated; if there is none from begin_ckpt to
     end_ckpt, the newest. A stage runs if config.eval.enable_NAME is set. Raise InputError for an
-    invalid config, for a workdir or an evaluation folder of another config, and if no checkpoint
-    can be evaluated.
+    invalid config, for a workdir or an evaluation folder of another config, for a missing
+    dequantizer or classifier, and if no checkpoint can be evaluated.
     """
     experiment = Experiment(config)
     config = experiment.config
@@ -58,6 +58,8 @@ def evaluate(
         classification.provide(experiment, workdir)
     checkpoints = Checkpoints(workdir)
     selected = _select(checkpoints, config, number)
+    if any(stage.needs_dequantizer for stage in stages):
+        _check_dequantizers(experiment, workdir, checkpoints, selected)
     prepared = {stage.name: stage.prepare(experiment, Path(workdir)) for stage in stages}
     with owned(folder, config, "evaluation"):
         report.note_environment(folder, experiment.mesh)
@@ -69,6 +71,30 @@ def evaluate(
         )
     print(_table(results))
     return results
+
+
+def _check_dequantizers(
+    experiment: Experiment, workdir: str, checkpoints: Checkpoints, selected: Sequence[Found]
+) -> None:
+    """Raise InputError if the dequantizer of a checkpoint is missing or cannot be used.
+
+    Checkpoints that cannot be read need none, because they are skipped.
+    """
+    for found in selected:
+        try:
+            dequantization.make(experiment, workdir, found.number)
+        except InputError:
+            if _restore(experiment, checkpoints, found) is not None:
+                raise
+
+
+def _restore(experiment: Experiment, checkpoints: Checkpoints, found: Found) -> Any:
+    """Return the EMA parameters of a checkpoint; None, with a warning, if it cannot be read."""
+    try:
+        return train_state.restore_ema(checkpoints, found, experiment.abstract_params)
+    except InputError as error:
+        logging.warning("%s This checkpoint is skipped.", error)
+        return None
 
 
 def _evaluate(
@@ -83,10 +109,8 @@ def _evaluate(
     """Run the stages for the selected checkpoints; skip those that cannot be read."""
     results = {}
     for found in selected:
-        try:
-            ema = train_state.restore_ema(checkpoints, found, experiment.abstract_params)
-        except InputError as error:
-            logging.warning("%s This checkpoint is skipped.", error)
+        ema = _restore(experiment, checkpoints, found)
+        if ema is None:
             continue
         dequantize = None
         if any(stage.needs_dequantizer for stage in stages):
@@ -108,20 +132,17 @@ def _evaluate(
 
 
 def _enabled_stages(config: Config) -> list[Stage]:
-    """The enabled stages, without those that require a stage that is not enabled."""
-    enabled = [stage for stage in STAGES if config.eval[f"enable_{stage.name}"]]
-    names = [stage.name for stage in enabled]
-    stages = []
-    for stage in enabled:
+    """The enabled stages. Raise InputError if there are none, or one requires another stage."""
+    stages = [stage for stage in STAGES if config.eval[f"enable_{stage.name}"]]
+    names = [stage.name for stage in stages]
+    for stage in stages:
         missing = [name for name in stage.requires if name not in names]
         if missing:
-            logging.warning(
-                "eval.enable_%s = True is ignored: it requires eval.enable_%s = True.",
-                stage.name,
-                missing[0],
+            raise InputError(
+                f"eval.enable_{stage.name} = True requires eval.enable_{missing[0]} = True. Set "
+                f"--config.eval.enable_{missing[0]} (finished rounds on disk are reused), or "
+                f"--noconfig.eval.enable_{stage.name}."
             )
-        else:
-            stages.append(stage)
     if not stages:
         names = ", ".join(f"eval.enable_{stage.name}" for stage in STAGES)
         raise InputError(f"nothing to evaluate: set one of {names}.")

@@ -13,7 +13,6 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import errors
 
@@ -213,11 +212,13 @@ def main(argv: list[str]) -> None:
     """Run one mode. An error that the user can correct is one message and exit code 1."""
     logging.set_verbosity(logging.WARNING)
     errors.hide_background_errors()
+    _escape_missing_characters()
     _enable_compilation_cache()
     try:
         if argv[1:]:
             raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.")
         _check_flags()
+        _expand_paths()
         sharding.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         MODES[FLAGS.mode](_config(), FLAGS.workdir)
         sys.stdout.flush()  # Its errors would be a traceback at exit.
@@ -238,9 +239,17 @@ def main(argv: list[str]) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
+def _escape_missing_characters() -> None:
+    """Print characters that the encoding of a terminal lacks as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)  # A notebook's stream has none.
+        if reconfigure:
+            reconfigure(errors="backslashreplace")
+
+
 def _enable_compilation_cache() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = Path.home() / ".cache" / "score_sde" / "jax"
+        folder = errors.cache_folder() / "score_sde" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(folder))
     # A damaged entry is compiled again.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
@@ -265,6 +274,19 @@ def _check_flags() -> None:
             raise InputError(
                 f"--{name} is a flag of --mode={', '.join(modes)}, not of {FLAGS.mode}.{hint}"
             )
+
+
+def _expand_paths() -> None:
+    """Replace `~` in --workdir and --target. Raise InputError for a URL."""
+    for name in ("workdir", "target"):
+        path = FLAGS[name].value or ""
+        if "://" in path:
+            raise InputError(
+                f"--{name}={path} is a URL; only local paths are possible, such as that of a "
+                "mounted bucket."
+            )
+        if path.startswith("~"):
+            FLAGS[name].value = str(errors.expand(path, f"--{name}"))
 
 
 def _required(name: str) -> str:

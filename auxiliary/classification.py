@@ -42,7 +42,7 @@ def train(config: Config, workdir: str) -> Params:
     have a score model yet.
 
     Raises InputError for an invalid config, images without fitting labels, a workdir of other data
-    or another SDE, and a loss that is not finite.
+    or another SDE, a classifier with other settings, and a loss that is not finite.
     """
     experiment = Experiment(config, mode="train_classifier")
     config, options = experiment.config, experiment.config.classifier
@@ -55,7 +55,11 @@ def train(config: Config, workdir: str) -> Params:
     )
     settings = {
         "classifier": options.to_dict(),
-        "data": config.data.to_dict(),
+        "data": {
+            name: value
+            for name, value in config.data.to_dict().items()
+            if f"data.{name}" not in fitting.LOCATIONS
+        },
         "images": experiment.train.digest,
         "sde": repr(experiment.sde),
         "seed": config.seed,

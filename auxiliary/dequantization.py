@@ -34,8 +34,8 @@ LEARNING_RATE = 1e-3
 def train(config: Config, workdir: str, number: int | None = None) -> Params:
     """Train q for a snapshot, for config.training.dequantizer_iters steps, or continue.
 
-    `load` reads the result. Raises InputError for an invalid config, no such checkpoint, and a
-    bound that is not finite.
+    `load` reads the result. Raises InputError for an invalid config, no such checkpoint, a
+    dequantizer with other settings, and a bound that is not finite.
     """
     experiment = Experiment(config)
     config = experiment.config

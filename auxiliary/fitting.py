@@ -7,6 +7,7 @@ training, a second file, NAME.partial, holds everything that a restart needs.
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,12 +24,16 @@ import progress
 import sharding
 import train_state
 from datasets import Batch, Batches
-from errors import InputError
+from errors import InputError, printable
 from experiment import Experiment
 from models.building import Params
 from workdir import load_tree, locked, read_tree, save_tree
+from workdir.trees import TREE_DEPENDS, read_safetensors
 
 LOG_EVERY, SAVE_EVERY = 100, 500  # steps
+
+LOCATIONS = ("data.path", "data.tfrecords_path")
+"""Settings that earlier versions stored, although only the images matter, not where they are."""
 
 FitState = tuple[Params, optax.OptState]
 
@@ -63,23 +68,25 @@ def fit(
       batches: the training images.
       optimizer, total: the optimizer and the number of steps.
       key: the random numbers of step i are functions of fold_in(key, i).
-      settings: everything that the result depends on, as JSON; a file with others is replaced.
+      settings: everything that the result depends on, as JSON.
       constants: further arguments of the loss, the same on all devices.
       unit: the name of the loss on the console.
 
     Raises:
-      InputError: the loss or the state is not finite, or another process trains the same network.
+      InputError: the file, or that of a training that was stopped, has other settings; the loss or
+        the state is not finite; or another process trains the same network.
     """
-    finished = load_tree(path, params, settings)
+    finished = _load_stored(path, params, settings)
     if finished is not None:
         print(f"{path} exists and has the same settings: nothing left to do.")
         return jax.device_put(finished[0], sharding.replicated(experiment.mesh))
+    partial = path.with_suffix(".partial")
+    _check_settings(partial, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent):
         whole, constants = sharding.replicated(experiment.mesh), tuple(constants)
-        partial = path.with_suffix(".partial")
         state = params, optimizer.init(params)
-        state, start = load_tree(partial, state, settings) or (state, 0)
+        state, start = _load_stored(partial, state, settings) or (state, 0)
         if start:
             print(f"continuing from step {start} of {partial}", flush=True)
         state, stream, values = jax.device_put(state, whole), batches.iterate(start), []
@@ -101,6 +108,52 @@ def fit(
         if not jax.process_index():
             partial.unlink(missing_ok=True)
         return state[0]
+
+
+def _load_stored(path: Path, like: Any, settings: Mapping[str, Any]) -> tuple[Any, int] | None:
+    """Return the tree of a file and its step.
+
+    None if the file does not exist, or is damaged (with a warning). Raises InputError if it has
+    other settings.
+    """
+    return load_tree(path, like, _check_settings(path, settings))
+
+
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a file states; {} if it does not exist or is damaged.
+
+    Raises InputError, which lists the differences, if they are not `settings`. Entries of
+    `LOCATIONS` are not compared.
+    """
+    stored = _stored_settings(path)
+    if stored is None:
+        return {}
+    before, now = _flatten(stored), _flatten(settings)
+    differing = "; ".join(
+        f"{printable(name)}: {before.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
+        for name in sorted(before | now)
+        if name not in LOCATIONS and before.get(name) != now.get(name)
+    )
+    if differing:
+        raise InputError(
+            f"{path} has other settings than this run; nothing is overwritten. Move the file, or "
+            f"set these fields back: {differing}."
+        )
+    return stored
+
+
+def _stored_settings(path: Path) -> dict[str, Any] | None:
+    """Return the settings that a file states; None if it does not exist or cannot be read."""
+    try:
+        stored = json.loads(read_safetensors(path)[0].get(TREE_DEPENDS, "{}"))
+    except (RecursionError, ValueError):  # An InputError is a ValueError.
+        return None
+    return stored if isinstance(stored, dict) else None
+
+
+def _flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as JSON stores them, with dotted names."""
+    return traverse_util.flatten_dict(json.loads(json.dumps(settings)), sep=".")
 
 
 def _report(step: int, values: list[Array], unit: str) -> None:

@@ -24,6 +24,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import UInt8
 
+import progress
 import sharding
 from configs.default import Config
 from errors import InputError, brief
@@ -151,7 +152,8 @@ def make_classifier(experiment: Experiment, workdir: Path) -> Extractor:
             "eval.features = 'classifier' needs labels, which data.dataset = "
             f"{experiment.config.data.dataset!r} lacks; use eval.features=module:function."
         )
-    pixels = np.asarray(train.batch(np.arange(len(train))).pixels)
+    with progress.waiting("reading the training images for the classifier of eval.features"):
+        pixels = np.asarray(train.batch(np.arange(len(train))).pixels)
     images = as_samples(experiment, pixels)
     layers = _load_or_train_classifier(images, train.labels, workdir)
     digest = hashlib.sha256(b"".join(layers[name].tobytes() for name in sorted(layers)))
@@ -182,7 +184,8 @@ def _load_or_train_classifier(
             "again.",
             path,
         )
-    layers = _train_classifier(images, labels)
+    with progress.waiting("training the classifier of eval.features"):
+        layers = _train_classifier(images, labels)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_arrays(path, layers, depends)
     return layers

@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx, traverse_util
 
-from errors import InputError, printable
+from errors import InputError, cache_folder, expand, printable
 from models.building import Params, abstract_network
 from models.inception import Inception
 from models.layers import Rngs
@@ -38,8 +38,8 @@ URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{F
 STANDARD = "6726825d"  # The first digits of the file's SHA-256.
 SOURCE = "sha256_of_pth"  # The entry for the SHA-256 of the original in a .safetensors copy.
 CACHES = (
-    Path.home() / ".cache" / "score_sde",
-    Path.home() / ".cache" / "torch" / "hub" / "checkpoints",
+    cache_folder() / "score_sde",
+    cache_folder() / "torch" / "hub" / "checkpoints",
 )
 
 LEAVES = {  # (Our layer, our parameter): (PyTorch's name of the parameter, its axes).
@@ -98,6 +98,8 @@ def find(path: str | Path = "") -> Path:
 
     Raises InputError, stating where to download the file, if there is none.
     """
+    if path:
+        path = expand(path, "eval.inception_path")
     if path and os.path.lexists(path) and not Path(path).is_dir():
         check_regular(path, "eval.inception_path")
         return Path(path)

@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+import progress
 import sharding
 from configs.default import Config
-from errors import InputError, brief
+from datasets import Images
+from errors import InputError, brief, expand
 from experiment import Experiment
 from metrics import features
 from metrics.distances import Moments
@@ -47,16 +49,23 @@ def fid_stats(config: Config, workdir: str) -> Path:
     the file exists.
     """
     experiment = Experiment(config)
+    if experiment.config.eval.stats_path:
+        _check_absent(_named_path(experiment))  # Before a classifier is trained.
     extractor = features.make_extractor(experiment, workdir)
     path = statistics_path(experiment, extractor, workdir)
+    _check_absent(path)
+    count = compute(experiment, extractor, path).moments.count
+    print(f"{path}: {count} images, features {extractor.label}")
+    return path
+
+
+def _check_absent(path: Path) -> None:
+    """Raise InputError if the file exists."""
     if path.exists():
         raise InputError(
             f"{path} exists and is not overwritten. Remove it, or set eval.stats_path to another "
             "path."
         )
-    count = compute(experiment, extractor, path).moments.count
-    print(f"{path}: {count} images, features {extractor.label}")
-    return path
 
 
 def load_or_compute(experiment: Experiment, extractor: Extractor, workdir: str | Path) -> Reference:
@@ -88,8 +97,12 @@ def load_or_compute(experiment: Experiment, extractor: Extractor, workdir: str |
 def statistics_path(experiment: Experiment, extractor: Extractor, workdir: str | Path) -> Path:
     """The path of the statistics of an experiment."""
     if experiment.config.eval.stats_path:
-        return Path(experiment.config.eval.stats_path)
+        return _named_path(experiment)
     return Path(workdir) / "statistics" / f"{_name(experiment, extractor)}.npz"
+
+
+def _named_path(experiment: Experiment) -> Path:
+    return expand(experiment.config.eval.stats_path, "eval.stats_path")
 
 
 def _name(experiment: Experiment, extractor: Extractor) -> str:
@@ -157,10 +170,15 @@ def _content(experiment: Experiment, path: Path) -> Protocol:
     try:
         images = images_of(experiment, experiment.config.eval.stats_split)
         rows = rows_of_classes(images, reference_classes(experiment))
-        return {"images": len(rows), "data_sha256": images.digest}
+        return {"images": len(rows), "data_sha256": _digest(images)}
     except InputError as error:
         logging.warning("%s cannot be compared with its images: %s", path, brief(error))
         return {}
+
+
+def _digest(images: Images) -> str:
+    with progress.waiting("reading the reference images for their checksum"):
+        return images.digest
 
 
 # --- computation ---
@@ -181,7 +199,7 @@ def compute(experiment: Experiment, extractor: Extractor, path: Path) -> Referen
         return {"pool": extractor.extract(batch).pool}
 
     name = f"{_name(experiment, extractor)}_{batch_size}"
-    content = {"images": len(rows), "data_sha256": images.digest}
+    content = {"images": len(rows), "data_sha256": _digest(images)}
     depends = dependencies("statistics", experiment.config) | content
     depends["features"] = extractor.digest
     protocol = expected_protocol(experiment, extractor) | content

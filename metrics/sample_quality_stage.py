@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import progress
 from errors import InputError
 from experiment import Experiment
 from metrics import features, reference_statistics, samples_stage
@@ -106,7 +107,10 @@ def measure(
         "images": len(sets.pool),
         "reference": reference.protocol if reference else {"problem": problem},
     }
-    return results | {metric.key: metric.compute(sets) for metric in METRICS}
+    for metric in METRICS:
+        with progress.waiting(f"computing the metric {metric.key}"):
+            results[metric.key] = metric.compute(sets)
+    return results
 
 
 # --- notes and the registry ---

@@ -41,7 +41,7 @@ def with_stored_config(argv: list[str]) -> list[str]:
     if config is None and (found.source or "").endswith(WITH_CONFIG):
         config = f"{STORED}:{found.source}"
     elif config is None and found.workdir:
-        config = f"{STORED}:{found.workdir}"
+        config = f"{STORED}:{errors.expand(found.workdir, '--workdir')}"
     elif config and Path(config).name == CONFIG:
         config = f"{STORED}:{config}"
     elif config:

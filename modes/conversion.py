@@ -6,6 +6,7 @@ training state.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,11 @@ def import_checkpoint(config: Config, workdir: str, source: str) -> int:
             f"--source={source} names checkpoint {number}; the largest number is {MAX_STEP:,}. "
             "Rename the file."
         )
-    if number in Checkpoints(workdir).snapshots():
-        raise InputError(
-            f"{workdir} has a checkpoint_{number} already; nothing is overwritten. Use another "
-            "--workdir."
-        )
+    _check_free(workdir, number)
     check_config(workdir, config, "training")
     trees = to_checkpoint(to_state(trained, experiment))
     with owned(workdir, config, "training"):
+        _check_free(workdir, number)  # Another process may have written it before this lock.
         checkpoints = Checkpoints(workdir, create=True)
         checkpoints.save(SNAPSHOTS, number, trees, step=trained.step, config=config.to_dict())
         checkpoints.close()
@@ -69,6 +67,16 @@ def import_checkpoint(config: Config, workdir: str, source: str) -> int:
     for line in _remarks(trained, config):
         print(line)
     return number
+
+
+def _check_free(workdir: str, number: int) -> None:
+    """Raise InputError if `workdir` has a checkpoint of this number, which may be damaged."""
+    exists = os.path.lexists(Path(workdir, SNAPSHOTS, f"checkpoint_{number}"))
+    if exists or number in Checkpoints(workdir).snapshots():
+        raise InputError(
+            f"{workdir} has a checkpoint_{number} already; nothing is overwritten. Use another "
+            "--workdir."
+        )
 
 
 def export_checkpoint(

@@ -12,7 +12,7 @@ from jax import Array
 
 import datasets
 from configs.default import Config
-from errors import InputError, printable
+from errors import InputError, expand, printable
 from factory import attention_note, make_abstract_network, validated
 from readers import folders, published
 from readers.image_sizes import ImageSize, sides
@@ -44,9 +44,12 @@ def inspect(config: Config, workdir: str) -> dict[str, Any]:
     data = config.data
     scaler = datasets.make_scaler(data)
     if data.dataset.lower() == "folder" and data.path:
-        _describe_files(Path(data.path).expanduser(), data.image_size)
-    _inspect_split("test", datasets.load(data, "test"), scaler, Path(workdir))
-    result, sample = _inspect_split("train", datasets.load(data, "train"), scaler, Path(workdir))
+        _describe_files(expand(data.path, "data.path"), data.image_size)
+    # All images are read before the first picture is written.
+    test, train = datasets.load(data, "test"), datasets.load(data, "train")
+    test_sample, sample = _draw_sample(test), _draw_sample(train)
+    _inspect_split("test", test, test_sample, scaler, Path(workdir))
+    result = _inspect_split("train", train, sample, scaler, Path(workdir))
     x = np.asarray(scaler.scale(jnp.asarray(sample)))
     distance = largest_distance(x.reshape(len(sample), -1))
     subset = f"all {result['images']} training images"
@@ -61,20 +64,22 @@ def inspect(config: Config, workdir: str) -> dict[str, Any]:
     return result | {"sigma_max": distance}
 
 
+def _draw_sample(images: datasets.Images) -> np.ndarray:
+    """Return a random sample (n, H, W, C) of the images of a split."""
+    size = max(2, min(MAX_SAMPLE, MAX_ENTRIES // int(np.prod(images.pixels[0].shape))))
+    chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:size])
+    return np.asarray(images.batch(chosen).pixels)
+
+
 def _inspect_split(
     split: str,
     images: datasets.Images,
+    sample: np.ndarray,
     scaler: datasets.Scaler | datasets.RealScaler,
     workdir: Path,
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Print statistics of a split and write its contact sheet.
-
-    Returns the statistics and the random sample (n, H, W, C) of which they were computed.
-    """
-    count, shape = len(images), images.pixels[0].shape
-    size = max(2, min(MAX_SAMPLE, MAX_ENTRIES // int(np.prod(shape))))
-    chosen = np.sort(np.random.default_rng(0).permutation(count)[:size])
-    sample = np.asarray(images.batch(chosen).pixels)
+) -> dict[str, Any]:
+    """Print and return statistics of a split, given a random sample, and write a contact sheet."""
+    count, shape = len(images), sample.shape[1:]
     result: dict[str, Any] = {
         "images": count,
         "shape": shape,
@@ -100,7 +105,7 @@ def _inspect_split(
     pixels = scaler.pixels(scaler.scale(shown), dequantized=False)
     write_picture(path, datasets.image_grid(np.asarray(pixels)))
     print(f"  picture: {path}")
-    return result, sample
+    return result
 
 
 def _describe_files(folder: Path, size: ImageSize) -> None:

@@ -40,7 +40,10 @@ Raises NotFiniteError if a state is not finite."""
 
 
 class Codec(NamedTuple):
-    """The flow of a checkpoint in both directions, and the folder of its results."""
+    """The flow of a checkpoint in both directions, and the folder of its results.
+
+    The folder need not exist yet.
+    """
 
     experiment: Experiment
     params: Params
@@ -64,6 +67,7 @@ def encode(config: Config, workdir: str, number: int | None = None) -> dict[str,
     codec = load_codec(config, workdir, number)
     experiment = codec.experiment
     x = load_images(experiment, ENCODED)
+    codec.folder.mkdir(parents=True, exist_ok=True)
     z, nfe = codec.encode(codec.params, x)
     decoded, _ = codec.decode(codec.params, z)
     error = jnp.abs(decoded - x)
@@ -100,6 +104,7 @@ def interpolate(config: Config, workdir: str, number: int | None = None) -> None
     """
     codec = load_codec(config, workdir, number)
     codes = sharding.fetch(_codes_to_interpolate(codec, 2 * PAIRS))
+    codec.folder.mkdir(parents=True, exist_ok=True)
     first, second = codes[:PAIRS], codes[PAIRS:]
     between = {
         f"{weight:.0%}": slerp(first, second, weight) for weight in np.linspace(0, 1, FRAMES)
@@ -150,7 +155,6 @@ def load_codec(config: Config, workdir: str, number: int | None) -> Codec:
     encoder, decoder = make_flow(experiment.config, experiment.sde)
     found, params = experiment.trained(workdir, number)
     folder = Path(workdir) / "latents" / f"checkpoint_{found.number}"
-    folder.mkdir(parents=True, exist_ok=True)
     method = "" if experiment.config.sampling.method.lower() == "solver" else "ode"
     print(f"latent codes by {remedies.describe(experiment.config, method)}", flush=True)
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,12 +11,14 @@ import numpy as np
 from PIL import Image
 
 from configs.default import Config
-from errors import InputError, brief, printable
+from errors import InputError, brief, expand, printable
 from experiment import Experiment
 from readers import folders, preprocessing
 from readers.files import check_regular
 
 Shape = tuple[int, int, int]
+
+MAX_NAME = 255  # bytes of a file's name, on most file systems
 
 
 def load(experiment: Experiment, shape: Shape) -> tuple[list[str], np.ndarray]:
@@ -56,21 +59,41 @@ def decode(path: Path, channels: int) -> Image.Image:
 
 def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
     """Load the first images of a file or folder; return names and uint8 images (N, *shape)."""
-    root = Path(options.input).expanduser()
+    root = expand(options.input, "restore.input")
     if os.path.lexists(root) and not root.is_dir():
         check_regular(root, "restore.input")
-        paths, names = [root], [root.stem]
+        paths, stems = [root], [root.stem]
     else:
         found = folders.walk(root) if root.is_dir() else []
         relative = [Path(name) for name in sorted(name for name, _ in found)[: options.count]]
         paths = [root / path for path in relative]
-        names = [str(path.with_suffix("")).replace("/", "_") for path in relative]
-        if len(set(names)) < len(names):  # Such as a.png beside a.jpg.
-            names = [f"{number}_{name}" for number, name in enumerate(names)]
+        stems = [str(path.with_suffix("")).replace("/", "_") for path in relative]
     if not paths:
         raise InputError(
             f"restore.input = {options.input!r} is neither an image file nor a folder of image "
             f"files ({', '.join(sorted(folders.SUFFIXES))})."
         )
     images = [preprocessing.crop_resize(decode(path, shape[-1]), shape[:2]) for path in paths]
+    names = _result_names(stems, options.samples)
     return names, np.stack([preprocessing.to_array(image) for image in images])
+
+
+def _result_names(stems: Sequence[str], samples: int) -> list[str]:
+    """Return unique names for the results of files with these stems.
+
+    They are shortened where a picture of `modes.restoration_results` would have a longer name than
+    file systems allow, and numbered where two of them are equal, such as for a.png beside a.jpg.
+    """
+    endings = ("_measured.png", f"_answer_{samples - 1}.png")
+    room = MAX_NAME - max(map(len, endings))
+    names = [_shorten(stem, room) for stem in stems]
+    if len(set(names)) < len(names):
+        names = [_shorten(f"{number}_{stem}", room) for number, stem in enumerate(stems)]
+    return names
+
+
+def _shorten(name: str, size: int) -> str:
+    """Return the start of a name that has at most `size` bytes."""
+    while len(os.fsencode(name)) > size:
+        name = name[:-1]
+    return name

@@ -7,14 +7,13 @@ one is a function and an entry in `TASKS`. The methods are those of `controllabl
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
 from configs.default import Config
 from controllable import operators
 from controllable.operators import Operator
-from errors import InputError, advice
+from errors import InputError, advice, expand
 from modes import restoration_images
 from modes.restoration_images import Shape
 from readers import preprocessing
@@ -41,7 +40,7 @@ def inpaint(options: Config, shape: Shape) -> Operator:
 
 def _read_mask(name: str, shape: Shape) -> np.ndarray:
     """Return the mask image (H, W, 1). Raises InputError if it does not have the images' size."""
-    path = Path(name).expanduser()
+    path = expand(name, "restore.mask")
     check_regular(path, "restore.mask")
     mask = preprocessing.to_array(restoration_images.decode(path, 1))
     if mask.shape[:2] != shape[:2]:

@@ -6,6 +6,7 @@ the classes, or is --eval_folder.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,10 +123,25 @@ def _from_workdir(experiment: Experiment, workdir: str, number: int | None) -> N
 
 
 def _from_file(experiment: Experiment, source: str) -> Network:
+    folder = _folder_of(source)
     trained = pretrained.read(source, experiment.network, experiment.config)
     params = jax.device_put(trained.ema, sharding.replicated(experiment.mesh))
     identity = {"step": trained.step, "ema": tree_checksum(params)}
-    return Network(params, identity, f"{source} (step {trained.step})", Path(source).stem)
+    return Network(params, identity, f"{source} (step {trained.step})", folder)
+
+
+def _folder_of(source: str) -> str:
+    """Return the name of the folder for samples of a file: its stem.
+
+    Raises InputError if that is no name of a folder.
+    """
+    name = Path(os.path.abspath(source)).stem
+    if name in ("", ".", ".."):
+        raise InputError(
+            f"--source={source} has no name that its folder of samples could have. Rename or copy "
+            "it, for example to network.safetensors."
+        )
+    return name
 
 
 def _with_batches(config: Config, count: int) -> Config:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import InputError
+from errors import InputError, cache_folder
 from readers.files import read_npz
 
-FOLDER = Path.home() / ".cache" / "score_sde" / "data"
+FOLDER = cache_folder() / "score_sde" / "data"
 
 
 def fingerprint(path: Path) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from errors import InputError, brief, printable
+from errors import InputError, brief, expand, printable
 from readers import cache, preprocessing
 from readers.image_sizes import image_shape
 
@@ -52,7 +52,7 @@ class Index(NamedTuple):
 
 
 def index(folder: Path) -> Index:
-    """List the image files under `folder`, and decode those that are new or changed.
+    """List the image files under `folder`, and decode those that are new, changed or unreadable.
 
     The index is kept in the cache. Raises InputError if the folder does not exist.
     """
@@ -65,7 +65,7 @@ def index(folder: Path) -> Index:
     entries = {
         name: (size, problem)
         for name, state, size, problem in zip(*old)
-        if states.get(name) == state
+        if states.get(name) == state and not problem  # It may be solved, as by chmod.
     }
     new = [name for name in states if name not in entries]
     entries.update(zip(new, _inspect_all(folder, new)))
@@ -75,7 +75,7 @@ def index(folder: Path) -> Index:
         sizes=np.array([entries[name][0] for name in states], np.int32).reshape(-1, 2),
         problems=np.array([entries[name][1] for name in states], str),
     )
-    if new or len(states) != len(old.names):
+    if not all(map(np.array_equal, result, old)):
         cache.save("folder", folder, result._asdict())
     return result
 
@@ -184,7 +184,7 @@ def read(
 
     Raises InputError if the folder does not exist or has no image for the split.
     """
-    folder = Path(config.path).expanduser()
+    folder = expand(config.path, "data.path")
     if not config.path:
         raise InputError(
             "data.dataset = 'folder' requires the folder of the images: --config.data.path=DIR."

@@ -18,7 +18,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
-from errors import InputError, brief, check_name, printable
+from errors import InputError, brief, check_name, expand, printable
 from readers import cache, celeba, cifar, idx, lsun, preprocessing, svhn
 from readers.files import read_json
 from readers.image_sizes import image_shape, square_side
@@ -112,7 +112,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndar
     prepared, size = of_tfds(config), square_side(config)
     release = RELEASES.get(prepared.name.partition("/")[0])
     if release and not _versions(config, prepared):
-        place = Path(config.path).expanduser() if config.path else release.default
+        place = expand(config.path, "data.path") if config.path else release.default
         if place and release.exists(place):
             return release.read(split, config, place)
     folder = find(config, prepared)
@@ -131,8 +131,9 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndar
 
 def data_dir(config: ml_collections.ConfigDict) -> Path:
     """Return the folder of TFDS: data.path, TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    return Path(config.path or default).expanduser()
+    if config.path:
+        return expand(config.path, "data.path")
+    return expand(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "TFDS_DATA_DIR")
 
 
 def find(config: ml_collections.ConfigDict, prepared: Prepared) -> Path:
@@ -161,7 +162,7 @@ def _damaged(folder: Path, problem: str) -> InputError:
     return InputError(f"{folder} is damaged: {problem}. Prepare it again.")
 
 
-def _labels(records: Sequence[bytes], folder: Path, split: str) -> np.ndarray | None:
+def _labels(records: Records, folder: Path, split: str) -> np.ndarray | None:
     """Return the classes (N,), or None if the data set has none.
 
     Reading them requires a pass over all records, so they are cached.
@@ -183,11 +184,11 @@ def _labels(records: Sequence[bytes], folder: Path, split: str) -> np.ndarray | 
         labels = entry.get("labels", np.array([]))
         return labels.shape == (len(records),) and labels.dtype == np.int32
 
-    key = f"{len(records)} {cache.fingerprint(folder)}"
+    key = " ".join(map(cache.fingerprint, [folder / INFO, *records.paths]))
     return cache.arrays(f"labels_{split}", folder, key, collect, is_valid)["labels"]
 
 
-def _records(folder: Path, name: str, split: str) -> Sequence[bytes]:
+def _records(folder: Path, name: str, split: str) -> Records:
     """Return the records of a split. Raises InputError if a file is missing or damaged."""
     try:
         info = read_json(folder / INFO, INFO_SCHEMA)
@@ -225,6 +226,7 @@ class ArrayRecords(Sequence):
     """The records of ArrayRecord files. Raises InputError where a checksum is wrong."""
 
     def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
         self._folder = paths[0].parent
         self._source = self._call(ArrayRecordDataSource, [str(path) for path in paths])
 
@@ -245,6 +247,7 @@ class ChainedTFRecords(Sequence):
     """The records of several TFRecord files as one sequence."""
 
     def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
         self._files = [TFRecords(path) for path in paths]
         self._ends = np.cumsum([len(file) for file in self._files])
 
@@ -256,6 +259,9 @@ class ChainedTFRecords(Sequence):
         number = int(np.searchsorted(self._ends, index, "right"))
         start = int(self._ends[number - 1]) if number else 0
         return self._files[number][index - start]
+
+
+Records = ArrayRecords | ChainedTFRecords
 
 
 # --- preparation ---

@@ -14,7 +14,7 @@ from datasets import Batches
 from errors import InputError
 from experiment import Experiment
 from tests import tiny
-from workdir import locked
+from workdir import locked, save_tree
 
 SMALL = {
     "classifier.n_iters": 2,
@@ -92,16 +92,57 @@ def test_noise_differs_between_steps(tmp_path, monkeypatch):
     np.testing.assert_allclose(values, [jax.random.normal(key) for key in keys], rtol=1e-6)
 
 
-def test_other_settings_start_from_the_first_step(tmp_path, monkeypatch, capsys):
+def test_other_settings_are_refused(tmp_path, monkeypatch):
+    """Neither the state of a training that was stopped nor a finished network is replaced."""
     monkeypatch.setattr(fitting, "SAVE_EVERY", 2)
-    path = tmp_path / "a.safetensors"
+    path, partial = tmp_path / "a.safetensors", tmp_path / "a.partial"
     with pytest.raises(KeyboardInterrupt):
         fit(path, stop=5)
-    fit(path, rate=2)
-    fit(path, rate=3)
-    assert "continuing" not in capsys.readouterr().out
-    (tmp_path / "a.partial").write_bytes(b"damaged")
-    fit(path, rate=4)
+    before = partial.read_bytes()
+    message = "a.partial has other settings than this run; .* Move the file, or set these fields"
+    with pytest.raises(InputError, match=f"{message} back: rate: 'absent' there, 2 now"):
+        fit(path, rate=2)
+    assert partial.read_bytes() == before
+    fit(path)
+    before = path.read_bytes()
+    message = "back: rate: 'absent' there, 2 now; total: 7 there, 3 now"
+    with pytest.raises(InputError, match=f"a.safetensors has other settings.* {message}"):
+        fit(path, total=3, rate=2)
+    assert path.read_bytes() == before
+    moved = tmp_path / "elsewhere" / "b.safetensors"
+    moved.parent.mkdir()
+    path.rename(moved)
+    moved.with_suffix(".partial").write_bytes(before)  # As a finished one, with other settings.
+    with pytest.raises(InputError, match="b.safetensors has other settings"):
+        fit(moved, total=3)
+    assert not (tmp_path / "elsewhere" / "lock").exists()
+
+
+def test_another_network_is_not_replaced(tmp_path):
+    """Its settings are compared, although its arrays do not fit."""
+    path = tmp_path / "a.safetensors"
+    save_tree(path, {"w": np.zeros(3)}, {"total": 1}, 1)
+    with pytest.raises(InputError, match="back: total: 1 there, 7 now"):
+        fit(path)
+
+
+def test_damaged_files_are_trained_again(tmp_path, caplog):
+    path = tmp_path / "a.safetensors"
+    for each in (path, path.with_suffix(".partial")):
+        each.write_bytes(b"damaged")
+    fit(path, total=2)
+    assert caplog.text.count("It is not used, and is replaced") == 2
+    assert fitting.load(path, {"w": np.zeros(64)}, "mode", {"total": 2})
+
+
+def test_the_place_of_the_images_does_not_matter(tmp_path, capsys):
+    """Earlier versions stored it with the other settings."""
+    path, stored = tmp_path / "a.safetensors", {"path": "/a", "tfrecords_path": "", "size": 8}
+    save_tree(path, {"w": np.ones(64)}, {"total": 7, "data": stored}, 7)
+    assert (fit(path, data={"size": 8})["w"] == 1).all()
+    assert "nothing left to do" in capsys.readouterr().out
+    with pytest.raises(InputError, match="back: data.size: 8 there, 9 now.$"):
+        fit(path, data={"size": 9})
 
 
 def test_a_loss_that_is_not_finite(tmp_path):
@@ -167,13 +208,16 @@ def test_accuracy_is_written(workdir):
 def test_training_images(tmp_path, monkeypatch):
     used = []
 
-    def fit(experiment, path, params, loss, batches, *rest, **options):
-        used.append(batches)
+    def fit(experiment, path, params, loss, batches, *rest, settings, **options):
+        used.append((batches, settings))
 
     monkeypatch.setattr(fitting, "fit", fit)
     monkeypatch.setattr(classification, "report", lambda *_: None)
     classification.train(tiny.config(**SMALL), str(tmp_path))
-    (batches,) = used
+    ((batches, settings),) = used
+    assert settings["data"]["dataset"] == "digits"
+    assert settings["images"] == batches.images.digest  # Wherever they are.
+    assert not {"path", "tfrecords_path"} & settings["data"].keys()
     assert (len(batches.images), batches.batch_size, batches.labelled) == (1438, 16, True)
 
 

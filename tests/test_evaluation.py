@@ -194,15 +194,36 @@ def test_a_damaged_checkpoint_is_skipped(monkeypatch, three_checkpoints, tmp_pat
         recorded_evaluation(monkeypatch, tmp_path / "w", "damaged")
 
 
-def test_metrics_require_samples(monkeypatch, three_checkpoints, caplog):
-    """Stages that are not enabled do not run, nor those that require them."""
+def test_metrics_require_samples(monkeypatch, three_checkpoints):
+    """Stages that are not enabled do not run; one that requires them is an error."""
     changes = {"eval.enable_sampling": False, "eval.enable_metrics": True}
-    inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "required", **changes)
-    assert [name for name, _ in inputs] == ["loss", "bpd"] * 3
-    assert "enable_metrics = True is ignored: it requires eval.enable_sampling" in caplog.text
+    message = "eval.enable_metrics = True requires eval.enable_sampling = True. Set --config.eval"
+    with pytest.raises(InputError, match=message):
+        recorded_evaluation(monkeypatch, three_checkpoints, "required", **changes)
+    assert not (three_checkpoints / "required").exists()
     changes = {"eval.enable_loss": False, "eval.enable_bpd": False}
     inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "others", **changes)
     assert [name for name, _ in inputs] == ["sampling"] * 3
+
+
+def test_dequantizers_are_checked_first(monkeypatch, three_checkpoints, tmp_path):
+    """All of them, before anything is written; a checkpoint that cannot be read needs none."""
+    shutil.copytree(three_checkpoints, tmp_path / "w")
+    lacking = [9]
+
+    def make(experiment, workdir, number):
+        if number in lacking:
+            raise InputError(f"no dequantizer of checkpoint {number}")
+
+    monkeypatch.setattr(evaluation.dequantization, "make", make)
+    monkeypatch.setattr(evaluation.dequantization, "identity", lambda *_: "a dequantizer")
+    evaluate = functools.partial(recorded_evaluation, monkeypatch, tmp_path / "w", "checked")
+    with pytest.raises(InputError, match="no dequantizer of checkpoint 9"):
+        evaluate()
+    assert not (tmp_path / "w" / "checked").exists()
+    assert list(evaluate(**{"eval.enable_bpd": False})[1]) == [2, 9, 10]
+    change_a_byte(tmp_path / "w" / SNAPSHOTS / "checkpoint_9")
+    assert list(evaluate()[1]) == [2, 10]
 
 
 def test_what_rounds_depend_on(monkeypatch, three_checkpoints):
@@ -516,7 +537,7 @@ def test_sampling_resumes_after_it_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", REPLACE)
     names = sorted(path.name for path in killed.folder.iterdir())
     assert names == ["samples_0.npz"]
-    (killed.folder / "samples_1.npz.tmp").write_bytes(b"PK")  # A kill leaves an incomplete file.
+    (killed.folder / ".samples_1.npz.9.tmp").write_bytes(b"PK")  # A kill leaves an incomplete file.
     calls.clear()
     entry = samples_stage.run(killed)
     assert calls == [(4, 4), (8, 4)]

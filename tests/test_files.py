@@ -1,10 +1,14 @@
 """Files that are damaged, of another kind, or hostile: each is one line that names the file."""
 
+import importlib.util
 import io
 import json
 import os
+import pwd
 import socket
+import tempfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +16,10 @@ import safetensors.numpy
 
 import workdir
 from auxiliary import fitting
-from errors import InputError, brief, printable
+from errors import InputError, brief, cache_folder, expand, printable
+from metrics import inception_weights
 from pretrained import torch_format
-from readers import files
+from readers import cache, files
 from tests import tiny
 
 DEPENDS = {"model.nf": 8, "step": 3}
@@ -74,6 +79,65 @@ def test_whole_files_have_a_limited_size(tmp_path, monkeypatch):
     path.write_bytes(b"12345")
     with pytest.raises(InputError, match="a has 5 bytes; at most 4 are read"):
         files.read_bytes(path)
+
+
+# --- the home directory ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_home(tmp_path, monkeypatch):
+    """Let the user have neither HOME nor an entry in the table of users; return its cache."""
+
+    def fail(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"score_sde-{os.getuid()}"
+
+
+def test_paths_below_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/user")
+    found = [str(expand(path, "--flag")) for path in ("~", "~/a", "a/~", "./~/a", "")]
+    assert found == ["/home/user", "/home/user/a", "a/~", "~/a", "."]
+
+
+def test_a_home_directory_that_is_unknown(without_home):
+    message = r"--flag = '~no_such_user/a': the home directory '~no_such_user' is unknown. Give an"
+    with pytest.raises(InputError, match=message):
+        expand("~no_such_user/a", "--flag")
+    with pytest.raises(InputError, match="--flag = '~/a': the home directory '~' is unknown"):
+        expand(Path("~/a"), "--flag")
+
+
+def test_the_cache_of_a_user(without_home, monkeypatch):
+    """Without a home directory, it is a folder that no other user can write."""
+    assert cache_folder() == without_home
+    assert without_home.stat().st_mode & 0o777 == 0o700
+    assert cache_folder() == without_home
+    without_home.chmod(0o707)
+    assert cache_folder() == Path(os.devnull)
+    without_home.rmdir()
+    without_home.symlink_to(without_home.parent)
+    assert cache_folder() == Path(os.devnull)
+    without_home.unlink()
+    without_home.touch()
+    assert cache_folder() == Path(os.devnull)
+    monkeypatch.setenv("HOME", "/home/user")
+    assert cache_folder() == Path("/home/user/.cache")
+
+
+@pytest.mark.parametrize("module", [cache, inception_weights])
+def test_modules_with_caches_need_no_home_directory(without_home, module):
+    spec = importlib.util.spec_from_file_location("fresh", module.__file__)
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    folders = [fresh.FOLDER] if module is cache else fresh.CACHES
+    assert all(without_home in folder.parents for folder in folders)
+
+
+# --- texts ----------------------------------------------------------------------------------------
 
 
 def test_control_characters_are_escaped():
@@ -185,6 +249,32 @@ def test_changed_bytes_of_arrays_are_noticed(tmp_path, position):
     if found is not None:
         assert found.keys() == ARRAYS.keys()
         assert all(np.array_equal(found[name], ARRAYS[name]) for name in ARRAYS)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def test_files_beside_a_result_are_kept(tmp_path):
+    """Until a file is complete, it has a name of its own; nothing is left if writing fails."""
+    (tmp_path / "a.json.tmp").write_text("of the user")
+    workdir.write_text(tmp_path / "a.json", "first")
+
+    def fail(file):
+        file.write(b"second")
+        (hidden,) = set(tmp_path.iterdir()) - {tmp_path / "a.json", tmp_path / "a.json.tmp"}
+        assert hidden.name == f".a.json.{os.getpid()}.tmp"
+        raise OSError("no space")
+
+    with pytest.raises(InputError, match="a.json cannot be written: no space"):
+        workdir.write_atomically(tmp_path / "a.json", fail)
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == {"a.json": "first", "a.json.tmp": "of the user"}
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "\N{SNOWMAN}" * 85], ids=["ascii", "unicode"])
+def test_names_of_any_length(tmp_path, name):
+    workdir.write_text(tmp_path / name, "text")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 # --- rounds ---------------------------------------------------------------------------------------
@@ -357,6 +447,11 @@ def test_parameters_that_are_damaged(tmp_path, tree, metadata, message):
     safetensors.numpy.save_file(tree, path, metadata)
     with pytest.raises(InputError, match=f"a.safetensors .*{message}"):
         workdir.read_tree(path, {"a": np.zeros(2)})
+
+
+def test_parameters_with_another_description(tmp_path):
+    workdir.save_tree(tmp_path / "a.safetensors", TREE, DEPENDS, 7)
+    assert workdir.load_tree(tmp_path / "a.safetensors", TREE, DEPENDS | {"step": 4}) is None
 
 
 def test_files_of_older_versions_have_no_checksum(tmp_path):

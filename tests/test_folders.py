@@ -158,6 +158,46 @@ def test_the_index(folder, monkeypatch):
     assert len(checked) == 82
 
 
+def test_files_that_were_unreadable_once(folder, monkeypatch):
+    """They are decoded again at each start: chmod changes neither size nor modification time."""
+    checked, inspect = [], folders._inspect
+
+    def deny(path):
+        checked.append(path.name)
+        return ((0, 0), "Permission denied") if path.name == "3.png" else inspect(path)
+
+    monkeypatch.setattr(folders, "_inspect", deny)
+    for _ in range(2):
+        assert len(folders.index(folder).good) == 39
+    assert len(checked) == 41
+    monkeypatch.setattr(folders, "_inspect", inspect)
+    assert len(folders.index(folder).good) == 40
+    monkeypatch.setattr(folders, "_inspect", None)  # A call would raise TypeError.
+    assert len(folders.index(folder).good) == 40
+
+
+def test_an_index_without_changes_is_not_written_again(folder, monkeypatch):
+    (folder / "broken.png").write_bytes(b"no image")
+    folders.index(folder)
+    monkeypatch.setattr(cache, "save", None)
+    assert len(folders.index(folder).good) == 40
+
+
+@pytest.mark.parametrize(
+    "dataset", ["array", "folder", "ffhq", "emoji", "CIFAR10", "fashion_mnist"]
+)
+def test_home_directories_that_are_unknown(dataset):
+    message = "data.path = '~no_such_user/x': the home directory '~no_such_user' is unknown"
+    with pytest.raises(InputError, match=message):
+        datasets.load(config("~no_such_user/x", dataset).data, "train")
+
+
+def test_inspection_of_an_unknown_home_directory(tmp_path):
+    c = tiny.config(**{"data.dataset": "folder", "data.path": "~no_such_user/x"})
+    with pytest.raises(InputError, match="home directory '~no_such_user' is unknown"):
+        inspection.inspect(c, str(tmp_path))
+
+
 def test_a_cache_that_cannot_be_written(folder, monkeypatch):
     (folder / "file").write_text("")
     monkeypatch.setattr(cache, "FOLDER", folder / "file" / "cache")
@@ -483,6 +523,20 @@ def test_statistics_of_both_splits(tmp_path):
     for split, grey in (("train", 0), ("test", 255)):
         picture = np.asarray(Image.open(tmp_path / "data" / f"{split}.png"))
         assert picture[36, 36].tolist() == [grey] * 3
+
+
+def test_no_picture_unless_both_splits_can_be_read(tmp_path, monkeypatch):
+    load = datasets.load
+
+    def fail(config, split):
+        if split == "train":
+            raise InputError("no training images")
+        return load(config, split)
+
+    monkeypatch.setattr(datasets, "load", fail)
+    with pytest.raises(InputError, match="no training images"):
+        inspection.inspect(tiny.config(), str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
 
 
 def test_contact_sheets_show_few_grey_levels_in_full(tmp_path):

@@ -186,6 +186,10 @@ def test_search_for_the_weights(tmp_path, monkeypatch):
     assert inception_weights.find() == file
     assert inception_weights.find(folder) == file
     assert inception_weights.find(file) == file
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert inception_weights.find("~/cache") == file
+    with pytest.raises(InputError, match="eval.inception_path = '~no_such_user': the home"):
+        inception_weights.find("~no_such_user")
 
 
 def test_images_of_two_channels_are_errors(tmp_path):

@@ -117,6 +117,17 @@ def test_invalid_requests(workdir, tmp_path):
         latents.interpolate(tiny.config(**SOLVER), str(tmp_path / "nothing"))
 
 
+def test_no_folder_without_images(workdir, tmp_path, monkeypatch):
+    def load_images(experiment, count):
+        raise InputError("no images")
+
+    monkeypatch.setattr(latents, "load_images", load_images)
+    workdir = shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("latents"))
+    with pytest.raises(InputError, match="no images"):
+        latents.encode(tiny.config(**SOLVER), str(workdir))
+    assert not (workdir / "latents").exists()
+
+
 def test_temperature_scales_the_prior():
     priors = []
 

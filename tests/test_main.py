@@ -1,5 +1,6 @@
 """The command line: bad input gives one line and exit code 1, and nothing is written."""
 
+import io
 import json
 import re
 import subprocess
@@ -211,6 +212,45 @@ def test_flags_of_modes(flags, message):
         expected = pytest.raises(InputError, match=message) if message else nullcontext()
         with expected:
             main._check_flags()
+
+
+@pytest.mark.parametrize("flag", ["workdir", "target"])
+def test_paths_of_flags(flag, monkeypatch):
+    """`~` is the home directory, also where the shell leaves it; URLs are errors."""
+    monkeypatch.setenv("HOME", "/home/user")
+    if not main.FLAGS.is_parsed():
+        main.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(workdir="w"):
+        for value, expected in {"~/a": "/home/user/a", "./~/a": "./~/a", "a//b/": "a//b/"}.items():
+            main.FLAGS[flag].value = value
+            main._expand_paths()
+            assert main.FLAGS[flag].value == expected
+        for value, message in {
+            "gs://bucket/a": f"--{flag}=gs://bucket/a is a URL; only local paths are possible",
+            "~no_such_user/a": f"--{flag} = '~no_such_user/a': the home directory",
+        }.items():
+            main.FLAGS[flag].value = value
+            with pytest.raises(InputError, match=message):
+                main._expand_paths()
+
+
+def test_characters_that_a_terminal_lacks(monkeypatch):
+    """They are printed as escapes. Streams that cannot be configured stay as they are."""
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, "ascii", write_through=True))
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    main._escape_missing_characters()
+    print("a \N{SNOWMAN}")
+    assert raw.getvalue() == b"a \\u2603\n"
+
+
+def test_the_compilation_cache_without_a_home_directory(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr("errors.cache_folder", lambda: tmp_path)
+    changes = {}
+    monkeypatch.setattr("jax.config.update", lambda name, value: changes.update({name: value}))
+    main._enable_compilation_cache()
+    assert changes["jax_compilation_cache_dir"] == str(tmp_path / "score_sde" / "jax")
 
 
 @pytest.mark.parametrize(

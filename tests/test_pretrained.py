@@ -761,6 +761,29 @@ def test_nothing_is_overwritten(tmp_path):
         conversion.export_checkpoint(c, str(tmp_path / "w"), str(tmp_path / "w" / "config.json"))
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_damaged_checkpoints_are_not_overwritten(tmp_path, monkeypatch, when):
+    """Nor those that another process writes before this one has the lock."""
+    c, folder = reference.config(WITH_MOMENTS), tmp_path / "w" / "checkpoints" / "checkpoint_1"
+    metadata = folder / "info" / "metadata"
+
+    def write():
+        metadata.parent.mkdir(parents=True)
+        metadata.write_text("damaged")
+
+    def check_config(*_):
+        if when == "meanwhile":
+            write()
+
+    monkeypatch.setattr(conversion, "check_config", check_config)
+    if when == "before":
+        write()
+    with pytest.raises(InputError, match="has a checkpoint_1 already; nothing is overwritten"):
+        conversion.import_checkpoint(c, str(tmp_path / "w"), official("checkpoint_flax"))
+    assert metadata.read_text() == "damaged"
+    assert (tmp_path / "w" / "config.json").exists() == (when == "meanwhile")
+
+
 def test_networks_that_pytorch_does_not_have():
     experiment = reference.experiment("ve_ncsnv2_cifar10")
     trained = reference.trained("ve_ncsnv2_cifar10")

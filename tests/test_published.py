@@ -236,6 +236,32 @@ def test_prepared_tfrecords(tmp_path, dataset, name, shape, size, fields):
         datasets.load(config, "train")
 
 
+def test_labels_of_files_that_are_overwritten(tmp_path, monkeypatch):
+    """Neither the folder nor the number of records changes, but the labels do."""
+    image = examples.png(examples.images(1, 32, 32, 3)[0])
+    shards = [[examples.example(image=image, label=[label])] for label in (1, 2, 3)]
+    folder = write_prepared(tmp_path, "cifar10", "1.0.0", {"train": shards[:2]})
+    config = data(dataset="CIFAR10", path=str(tmp_path), image_size=32)
+    assert datasets.load(config, "train").labels.tolist() == [1, 2]
+    shard = folder / "cifar10-train.tfrecord-00001-of-00002"
+    state = folder.stat().st_mtime_ns
+    new = examples.write_tfrecords(tmp_path / "new", shards[2]).read_bytes()
+    assert len(new) == shard.stat().st_size
+    shard.write_bytes(new)
+    os.utime(shard, ns=(1, 1))
+    assert folder.stat().st_mtime_ns == state
+    assert datasets.load(config, "train").labels.tolist() == [1, 3]
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "save", None)  # The labels are in the cache.
+        assert datasets.load(config, "train").labels.tolist() == [1, 3]
+
+
+def test_the_default_folder_of_an_unknown_home_directory(monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", "~no_such_user/tfds")
+    with pytest.raises(InputError, match="TFDS_DATA_DIR = '~no_such_user/tfds': the home"):
+        published.data_dir(data(dataset="CIFAR10", path=""))
+
+
 def test_damaged_images_are_errors(tmp_path):
     good = examples.example(image=examples.png(examples.images(1, 32, 32, 3)[0]), label=[1])
     write_prepared(

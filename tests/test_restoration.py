@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.default import complete
 from controllable import operators
 from errors import InputError
 from experiment import Experiment
 from modes import restoration, restoration_images
+from modes.restoration_problems import operator_checksum
+from modes.restoration_tasks import TASKS
 from tests import programs, tiny
 
 SOLVER = {
@@ -229,6 +232,16 @@ def test_measured_image_files(workdir, tmp_path):
         run(workdir, "observed", **options)
 
 
+def test_the_checksum_of_an_operator():
+    """It differs for masks that give the same measurements of an image that is 0 where they do."""
+    options, shape = complete(tiny.config()).restore, (8, 8, 1)
+    found = []
+    for kind in ("box", "random"):
+        options.mask = kind
+        found.append(operator_checksum(TASKS["inpaint"](options, shape), shape))
+    assert found[0] != found[1]
+
+
 def test_damaged_measurements_are_written_again(tmp_path, caplog):
     arrays = {"y": np.arange(6.0).reshape(2, 3), "names": np.array(["a", "b"])}
     problem = restoration.Problem(None, arrays["y"], ["a", "b"], None)
@@ -297,6 +310,13 @@ def test_invalid_values(workdir, tmp_path, changes, match):
         run(workdir, **changes)
 
 
+@pytest.mark.parametrize("field", ["mask", "input"])
+def test_home_directories_that_are_unknown(workdir, field):
+    message = f"restore.{field} = '~no_such_user/a.png': the home directory"
+    with pytest.raises(InputError, match=message):
+        run(workdir, **{field: "~no_such_user/a.png"})
+
+
 def test_images_of_the_same_name_have_files_of_their_own(tmp_path):
     """Hidden files are no images, as in data sets of folders."""
     for name in ("a.png", "a.jpg", "b/c.png", "b_c.png", "._a.png", ".thumbs/a.png"):
@@ -307,6 +327,24 @@ def test_images_of_the_same_name_have_files_of_their_own(tmp_path):
     names, images = restoration_images.load(experiment, experiment.image_shape)
     assert names == ["0_a", "1_a", "2_b_c", "3_b_c"]
     assert len(images) == 4
+
+
+@pytest.mark.parametrize("letter", ["a", "\N{SNOWMAN}"])
+def test_names_that_are_too_long_are_shortened(tmp_path, letter):
+    """The names of the results fit in 255 bytes, and differ."""
+    size = len(letter.encode())
+    stems = [(251 // size - 2) * letter + end for end in ("xx", "yy")]
+    for stem in stems:
+        Image.new("L", (8, 8)).save(tmp_path / f"{stem}.png")
+    options = {"restore.input": str(tmp_path), "restore.samples": 10**4}
+    experiment = Experiment(tiny.config(**options))
+    names, _ = restoration_images.load(experiment, experiment.image_shape)
+    assert [name[:3] for name in names] == ["0_" + letter, "1_" + letter]
+    for name in names:
+        assert 255 - size < len(f"{name}_answer_9999.png".encode()) <= 255
+    one = tiny.config(**options | {"restore.input": str(tmp_path / f"{stems[0]}.png")})
+    (name,), _ = restoration_images.load(Experiment(one), experiment.image_shape)
+    assert len(f"{name}_answer_9999.png".encode()) <= 255
 
 
 @pytest.mark.parametrize(

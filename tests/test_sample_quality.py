@@ -1,5 +1,6 @@
 """Metrics of samples on disk: restarts, statistics files of all formats, and custom features."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import datasets
+import progress
 from errors import InputError
 from experiment import Experiment
 from metrics import (
@@ -289,6 +291,61 @@ def test_fid_stats(tmp_path, monkeypatch):
     assert [each.name for each in (tmp_path / "test_rounds").iterdir()] == ["notes.txt"]
     with pytest.raises(InputError, match="exists and is not overwritten"):
         reference_statistics.fid_stats(config(**changes), str(tmp_path))
+
+
+def test_existing_statistics_are_noticed_before_a_classifier_is_trained(tmp_path, monkeypatch):
+    """The path may be below the home directory."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(features, "_train_classifier", None)  # A call would raise TypeError.
+    (tmp_path / "s.npz").touch()
+    changes = {"eval.features": "classifier", "eval.stats_path": "~/s.npz"}
+    with pytest.raises(InputError, match=f"{tmp_path}/s.npz exists and is not overwritten"):
+        reference_statistics.fid_stats(config(**changes), str(tmp_path / "w"))
+    changes["eval.stats_path"] = "~no_such_user/s.npz"
+    with pytest.raises(InputError, match="eval.stats_path = '~no_such_user/s.npz': the home"):
+        reference_statistics.fid_stats(config(**changes), str(tmp_path / "w"))
+    assert not (tmp_path / "w").exists()
+
+
+def test_statistics_below_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    experiment = Experiment(config(**{"eval.stats_path": "~/s.npz"}))
+    extractor = unused_extractor(published=False)
+    path = reference_statistics.statistics_path(experiment, extractor, tmp_path / "w")
+    assert path == tmp_path / "s.npz"
+
+
+@pytest.fixture
+def announced(monkeypatch):
+    """The texts of blocks that may take long."""
+    texts = []
+
+    @contextlib.contextmanager
+    def waiting(text):
+        texts.append(text)
+        yield
+
+    monkeypatch.setattr(progress, "waiting", waiting)
+    return texts
+
+
+def test_the_training_of_the_classifier_is_announced(tmp_path, monkeypatch, announced):
+    def train(images, labels):
+        assert announced[-1] == "training the classifier of eval.features"
+        return {name: np.zeros((1, 1)) for name in ("kernel0", "bias0", "kernel1", "bias1")}
+
+    monkeypatch.setattr(features, "_train_classifier", train)
+    features.make_extractor(Experiment(config(**{"eval.features": "classifier"})), tmp_path)
+    assert "reading the training images for the classifier of eval.features" in announced
+
+
+def test_long_computations_are_announced(folder, announced):
+    measure(folder)
+    assert "reading the reference images for their checksum" in announced
+    metrics = [text for text in announced if text.startswith("computing the metric ")]
+    assert [text.split()[-1] for text in metrics] == [
+        metric.key for metric in sample_quality_stage.METRICS
+    ]
 
 
 def test_moments_are_those_of_all_images_even_if_few_features_are_kept(tmp_path, monkeypatch):

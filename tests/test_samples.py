@@ -93,6 +93,17 @@ def test_samples_of_a_file(workdir, tmp_path):
     assert not (tmp_path / "v").exists()
 
 
+def test_folders_of_files(tmp_path, monkeypatch):
+    """They are named after the file or folder, never the parent of the folder of samples."""
+    (tmp_path / "network" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "network" / "inner")
+    names = {".": "inner", "..": "network", "../b.safetensors": "b", "c/.": "c", "d/../e.pth": "e"}
+    assert {source: samples._folder_of(source) for source in names} == names
+    for source in ("/", "...x", "..x"):
+        with pytest.raises(InputError, match=f"--source={source} has no name that its folder"):
+            samples._folder_of(source)
+
+
 @pytest.mark.parametrize("count", [0, -3, 10**5 + 1])
 def test_bad_counts(tmp_path, count):
     with pytest.raises(InputError, match=f"--count={count} must be an integer from 1 to 100000"):

@@ -535,7 +535,9 @@ def test_a_moved_workdir_is_noticed(tmp_path, call):
     for folder in (BACKUPS, SNAPSHOTS):
         (workdir / folder).mkdir(parents=True)
     calls = {"save": lambda: save(2, step=2), "wait": checkpoints.wait, "close": checkpoints.close}
-    with pytest.raises(InputError, match="was moved, deleted or replaced while .* it lacks lock\\."):
+    with pytest.raises(
+        InputError, match="was moved, deleted or replaced while .* it lacks lock\\."
+    ):
         calls[call]()
     (workdir / LOCK).touch()
     with pytest.raises(InputError, match="was moved, .* it has another lock\\."):

@@ -22,16 +22,20 @@ Arrays = dict[str, np.ndarray]
 DEPENDS = "depends"  # the array of an .npz file that describes what the others were made from
 RECORD = "arrays"  # the array that states the type and shape of the others
 RESERVED = {DEPENDS, RECORD}
+NAME_PART = 50  # characters of a file's name in that of its temporary file
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Call `write` with a binary file that becomes `path` once it is complete; process 0 only.
 
+    Until then it is a hidden file beside `path`, whose name states this process.
+
     Raises InputError if the file cannot be written.
     """
     if jax.process_index():
         return
-    temporary = path.with_name(path.name + ".tmp")
+    # A part of the name, because file systems allow 255 bytes.
+    temporary = path.with_name(f".{path.name[:NAME_PART]}.{os.getpid()}.tmp")
     with writing(path):
         try:
             with open(temporary, "wb") as file:
