@@ -111,10 +111,10 @@ def _of_few_steps(sizes: Sizes, sde: str, data: str) -> Check:
 def _of_other_models(sizes: Sizes, name: str, data: str) -> list[Check]:
     """Return the checks of EDM or rectified flow against VP."""
     vp, own = (few_steps(sizes, each + data)["distance"] for each in ("VP", name))
-    text = f"{name}{data} is as good as VP with 20 evaluations"
+    text = f"{name} is as good as VP with 20 evaluations{data}"
     quality_check = smaller(text, "not in the paper", own, vp, AS_GOOD)
     found = gain(f"VP{data}", name + data, sizes)
-    text = f"{name}{data} has fewer bits/dim than VP"
+    text = f"{name} has fewer bits/dim than VP{data}"
     bits = found["after"], found["before"]
     return [
         quality_check,
