@@ -239,10 +239,10 @@ class Checkpoints:
         """
         missing = [path.name for path in self._parts if not path.exists()]
         if missing or _identity(self._workdir / LOCK) != self._lock:
-            problem = f"it lacks {', '.join(missing)}" if missing else "it has another lock"
+            problem = f"{', '.join(missing)} is missing" if missing else "its lock is another file"
             raise InputError(
                 f"{self._workdir} was moved, deleted or replaced while this run wrote to it: "
-                f"{problem}. With its new place as --workdir, the command continues from there."
+                f"{problem}. If it was moved, give the same command with --workdir=NEW_PLACE."
             )
 
     def _info(self, folder: str, number: int) -> dict[str, Any]:

@@ -67,12 +67,17 @@ def choose(table: Mapping[str, Value], name: str, field: str) -> Value:
     return table[name]
 
 
-def expand(path: str | Path, what: str) -> Path:
+def expand_home(path: str | Path, what: str) -> Path:
     """Return a path with the home directory in place of a `~` or `~USER` at its beginning.
 
     `what` is the flag or config field that names the path. Raise InputError if there is no such
-    directory.
+    directory, and for a URL.
     """
+    if "://" in str(path):
+        raise InputError(
+            f"{what} = {str(path)!r} is a URL; only local paths are possible, such as that of a "
+            "mounted bucket."
+        )
     text = os.path.expanduser(path)
     if text.startswith("~"):
         raise InputError(
@@ -85,8 +90,8 @@ def expand(path: str | Path, what: str) -> Path:
 def cache_folder() -> Path:
     """Return ~/.cache or, for a user without a home directory, a folder for temporary files.
 
-    If that is not private, the path is one below which there can be no files: JAX runs the programs
-    in its cache, so that no other user may write them.
+    JAX runs the programs in its cache, so that no other user may write them: if the folder is not
+    private, return /dev/null, so that nothing is cached.
     """
     home = os.path.expanduser("~")
     if os.path.isabs(home):

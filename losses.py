@@ -31,6 +31,13 @@ Weight = Callable[[SDE, Array], Array | None]
 None for 1."""
 
 
+class Objective(NamedTuple):
+    """What a network is trained for: the distribution of times, and the weights at them."""
+
+    times: Times
+    weight: Weight
+
+
 # --- times ----------------------------------------------------------------------------------------
 
 

@@ -218,7 +218,6 @@ def main(argv: list[str]) -> None:
         if argv[1:]:
             raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.")
         _check_flags()
-        _expand_paths()
         sharding.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         MODES[FLAGS.mode](_config(), FLAGS.workdir)
         sys.stdout.flush()  # Its errors would be a traceback at exit.
@@ -274,19 +273,6 @@ def _check_flags() -> None:
             raise InputError(
                 f"--{name} is a flag of --mode={', '.join(modes)}, not of {FLAGS.mode}.{hint}"
             )
-
-
-def _expand_paths() -> None:
-    """Replace `~` in --workdir and --target. Raise InputError for a URL."""
-    for name in ("workdir", "target"):
-        path = FLAGS[name].value or ""
-        if "://" in path:
-            raise InputError(
-                f"--{name}={path} is a URL; only local paths are possible, such as that of a "
-                "mounted bucket."
-            )
-        if path.startswith("~"):
-            FLAGS[name].value = str(errors.expand(path, f"--{name}"))
 
 
 def _required(name: str) -> str:

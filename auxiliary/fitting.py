@@ -136,8 +136,8 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     )
     if differing:
         raise InputError(
-            f"{path} has other settings than this run; nothing is overwritten. Move the file, or "
-            f"set these fields back: {differing}."
+            f"{path} was trained with other settings; nothing is overwritten. Move the file to "
+            f"train again, or use the config and the checkpoint of then. Differences: {differing}."
         )
     return stored
 
@@ -207,7 +207,7 @@ def load(path: Path, like: Params, mode: str, expected: Mapping[str, Any]) -> Pa
       InputError: the file does not exist, is damaged, holds another network, or was trained with
         other settings.
     """
-    again = f"Train it again, with --mode={mode}."
+    again = f"Move the file and train again, with --mode={mode}."
     if not path.exists():
         raise InputError(f"{path} does not exist; train it first, with --mode={mode}.")
     try:

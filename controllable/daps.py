@@ -111,7 +111,7 @@ def _langevin(keys: Array, measurement: Evidence, m: Array, r: Array, steps: int
     """Take `steps` Metropolis-adjusted Langevin steps from m, with a step size for each event.
 
     The step size starts at r^2 and is multiplied by exp(acceptance - TARGET_ACCEPTANCE) after each
-    step, less and less. A state that still has probability 0 at the end becomes NaN.
+    step, less and less. Where the density is 0 every move is accepted.
     """
 
     def log_density(x: Array) -> Array:
@@ -135,7 +135,7 @@ def _langevin(keys: Array, measurement: Evidence, m: Array, r: Array, steps: int
         log_ratio = new_value - value
         log_ratio += log_transition(-move, new_gradient, size)
         log_ratio -= log_transition(move, gradient, size)
-        outside = value == -jnp.inf  # From probability 0 every move is accepted.
+        outside = value == -jnp.inf
         acceptance = jnp.where(jnp.isnan(log_ratio), 0, jnp.exp(jnp.minimum(log_ratio, 0)))
         acceptance = jnp.where(outside & ~jnp.isnan(new_value), 1, acceptance)
         accepted = uniform(fold_in(step_keys, 1), (len(x),)) < acceptance
@@ -146,5 +146,4 @@ def _langevin(keys: Array, measurement: Evidence, m: Array, r: Array, steps: int
         return x, value, gradient, size * jnp.exp(rate * (acceptance - TARGET_ACCEPTANCE))
 
     size = jnp.full(len(m), r**2)
-    x, value, *_ = lax.fori_loop(0, steps, advance, (m, *evaluate(m), size))
-    return jnp.where(expand(jnp.isfinite(value), x), x, jnp.nan)
+    return lax.fori_loop(0, steps, advance, (m, *evaluate(m), size))[0]

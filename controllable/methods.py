@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax import Array
 
 import sampling
@@ -16,7 +17,7 @@ from controllable import inverse_problems
 from controllable.daps import DAPS
 from controllable.measurements import Evidence, Measurement, Observation
 from sampling import Update
-from sde_lib import SDE, Score
+from sde_lib import SDE, Score, expand
 from solvers import Loop
 
 Options = Any
@@ -163,4 +164,13 @@ def posterior_loop(
     is_linear = isinstance(measurement, Measurement)
     if is_linear and measurement.noise_std == 0 and not options.official:
         loop = loop.then(lambda samples: samples._replace(x=measurement.enforce(samples.x)))
+    if name == "daps" and not is_linear:
+        loop = loop.then(lambda samples: _without_impossible(samples, measurement, sampler.steps))
     return loop, start
+
+
+def _without_impossible(samples: Any, measurement: Evidence, steps: int) -> Any:
+    """Return `factory.Samples` where events x with p(y | x) = 0 are NaN, since the last step."""
+    impossible = measurement.log_prob(samples.x) == -jnp.inf
+    x = jnp.where(expand(impossible, samples.x), jnp.nan, samples.x)
+    return samples._replace(x=x, bad_step=jnp.where(impossible, steps, samples.bad_step))

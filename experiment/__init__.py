@@ -135,7 +135,7 @@ class Experiment(Setup):
 
         `even` spreads the times evenly; see `losses.draw`.
         """
-        return losses.draw(key, self.sde, x, self._objective[0], even=even)
+        return losses.draw(key, self.sde, x, self._objective.times, even=even)
 
     def loss(self, score: Score, x: Array, t: Array, z: Array) -> Array:
         """Return the training objective of each image (B,)."""
@@ -146,27 +146,28 @@ class Experiment(Setup):
             t,
             z,
             marginal=self.model.marginal,
-            weight=self._objective[1](self.sde, t),
+            weight=self._objective.weight(self.sde, t),
             reduce_mean=self.config.training.reduce_mean,
         )
 
     @functools.cached_property
-    def _objective(self) -> tuple[losses.Times, losses.Weight]:
-        """The distribution of times and the weight of the training objective."""
+    def _objective(self) -> losses.Objective:
+        """The distribution of times and the weights that config.training describes."""
         training = self.config.training
         if rules.importance_sampling(training):
-            return losses.importance_times, losses.importance_weight
+            return losses.Objective(losses.importance_times, losses.importance_weight)
         if training.time_distribution.lower() == "log_normal":
             times = functools.partial(
                 losses.log_normal_times, mean=training.p_mean, std=training.p_std
             )
-            return times, functools.partial(losses.edm_weight, data_std=self.model.data_std)
+            weight = functools.partial(losses.edm_weight, data_std=self.model.data_std)
+            return losses.Objective(times, weight)
         times = losses.uniform_times
         if self.num_scales is not None:
             times = functools.partial(losses.level_times, num_scales=self.num_scales)
         if training.likelihood_weighting:
-            return times, losses.likelihood_weight
-        return times, lambda _, t: self.model.loss_weight(t)
+            return losses.Objective(times, losses.likelihood_weight)
+        return losses.Objective(times, lambda _, t: self.model.loss_weight(t))
 
     @functools.cached_property
     def held_out_loss(self) -> Callable[[Params, Batch, Array], tuple[Array, Array]]:

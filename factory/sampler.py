@@ -52,11 +52,12 @@ class Sampler:
         `exchange`, a function from its predictor to the one that it uses instead; the attribute
         `evaluations` of the latter states its score evaluations in a step, if these are not one.
         The samplers of `make_flow` have the argument (score), and start from any states.
-      steps: the number of units, which `Samples.bad_step` counts; None if steps are adaptive.
+      steps: the number of steps, or of evaluations, see `unit`; None if steps are adaptive.
       growth: the growth of its states and of errors, `solvers.stability`; None if it is not known.
       advice: what to change if that is too large.
       frame_levels: the noise levels std / alpha of `Samples.frames`; empty if they are unknown.
-      unit: "step", or "evaluation" if a step of a few-step solver has several and each is counted.
+      unit: what `steps` and `Samples.bad_step` count: "step", or "evaluation" for a few-step solver
+        that has several in a step.
     """
 
     loop: Callable[..., solvers.Loop]

@@ -26,14 +26,14 @@ ADAPTIVE = "adaptive_sde"
 def make_sampler(config: Config, sde: SDE, data_std: float | None = None) -> Sampler:
     """Return the sampler that config.sampling describes.
 
-    `data_std` is a typical standard deviation of an entry of the data, to a factor of about 2. It
-    scales tolerances, and is that of images by default.
+    `data_std` is a typical standard deviation of an entry of the data, to a factor of about 2, for
+    tolerances and the test of stability. It is that of images by default.
     """
-    data_std = image_std(config) if data_std is None else data_std
+    data_std = _image_std(config) if data_std is None else data_std
     return SAMPLERS[config.sampling.method.lower()](config, sde, data_std)
 
 
-def image_std(config: Config) -> float:
+def _image_std(config: Config) -> float:
     """Return a typical standard deviation of images: a quarter of the length of their range."""
     low, high = datasets.model_range(config.data)
     return (high - low) / 4
@@ -136,7 +136,8 @@ def _solver_sampler(config: Config, sde: SDE, data_std: float) -> Sampler:
 
 def _adaptive_sampler(config: Config, sde: SDE, data_std: float) -> Sampler:
     """Return the solver of the reverse SDE that chooses steps for each image."""
-    options, grey_level = config.sampling, data_std * 4 / 256
+    options = config.sampling
+    absolute = data_std / 64  # one of 256 grey levels, for images
 
     def loop(keys: Array, score: Score) -> solvers.Loop:
         def solve(x: Array) -> Samples:
@@ -146,7 +147,7 @@ def _adaptive_sampler(config: Config, sde: SDE, data_std: float) -> Sampler:
                 sde,
                 x,
                 tolerance=options.tolerance,
-                absolute=grey_level,
+                absolute=absolute,
                 denoise=options.noise_removal,
             )
             most = most_evaluations(score, sde.sampling_times(1000))

@@ -87,7 +87,8 @@ def check_finite(bad_step: Array, sampler: Sampler) -> None:
         )
     raise NotFiniteError(
         f"{len(failed)} of {len(bad_step)} events are not finite{where}.",
-        "Raise steps, choose another sampler, or check the score at small times.",
+        "Raise steps, choose another sampler, or check the score at small times and, if there is "
+        "one, the log-likelihood: where it is minus infinity, raise langevin_steps.",
     )
 
 

@@ -47,7 +47,8 @@ class Prior:
         that can be called.
       sde: the SDE that noises the data; `sde_lib`.
       event_shape: the shape of one event, for example (2,), (H, W) or (H, W, C).
-      support: the smallest and the largest value of the data, if known.
+      support: the smallest and the largest value of the data, if known. They also set the scale of
+        the tolerances of samplers, which otherwise follows from the noise levels.
 
     Events of all methods have any number of leading batch axes. Random numbers follow from `seed`,
     an int or a key of `jax.random`: event i depends on the seed and i, not on the batch size. The
@@ -67,6 +68,8 @@ class Prior:
         self.score, self.sde = score, sde
         self.event_shape = tuple(int(length) for length in shape)
         self.support = support
+        if support is not None and not support[0] < support[1]:
+            raise InputError(f"support = {support} must state the smaller value first.")
         self.config = _general_config()
         self._check_score()
 
@@ -122,7 +125,7 @@ class Prior:
         The geometric mean of the smallest and the largest noise level of sampling is 0.4 for EDM,
         0.7 for VE and 1.3 for VP, by default. It has the unit of the data.
         """
-        if self.support is not None:
+        if self.support is not None and all(map(math.isfinite, self.support)):
             return (self.support[1] - self.support[0]) / 4
         with jax.ensure_compile_time_eval():  # The caller may be compiled.
             levels = self.sde.noise_to_signal(jnp.array([self.sde.t_end, self.sde.T]))

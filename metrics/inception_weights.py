@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx, traverse_util
 
-from errors import InputError, cache_folder, expand, printable
+from errors import InputError, cache_folder, expand_home, printable
 from models.building import Params, abstract_network
 from models.inception import Inception
 from models.layers import Rngs
@@ -99,7 +99,7 @@ def find(path: str | Path = "") -> Path:
     Raises InputError, stating where to download the file, if there is none.
     """
     if path:
-        path = expand(path, "eval.inception_path")
+        path = expand_home(path, "eval.inception_path")
     if path and os.path.lexists(path) and not Path(path).is_dir():
         check_regular(path, "eval.inception_path")
         return Path(path)

@@ -21,7 +21,7 @@ import progress
 import sharding
 from configs.default import Config
 from datasets import Images
-from errors import InputError, brief, expand
+from errors import InputError, brief, expand_home
 from experiment import Experiment
 from metrics import features
 from metrics.distances import Moments
@@ -102,7 +102,7 @@ def statistics_path(experiment: Experiment, extractor: Extractor, workdir: str |
 
 
 def _named_path(experiment: Experiment) -> Path:
-    return expand(experiment.config.eval.stats_path, "eval.stats_path")
+    return expand_home(experiment.config.eval.stats_path, "eval.stats_path")
 
 
 def _name(experiment: Experiment, extractor: Extractor) -> str:

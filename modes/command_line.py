@@ -31,23 +31,26 @@ def with_stored_config(argv: list[str]) -> list[str]:
 
     That is, for --config=DIR/config.json, and without --config. A .safetensors or .pkl file to
     import states its config as well. Other paths are replaced by those that `configs.location`
-    finds.
+    finds. Raises InputError for a path that is a URL.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("config", "workdir", "source"):
+    for name in ("config", "workdir", "source", "target"):
         parser.add_argument(f"--{name}", f"-{name}", nargs="?")
     found, others = parser.parse_known_args(argv[1:])
+    for name, path in vars(found).items():
+        if path and (path.startswith("~") or "://" in path):
+            setattr(found, name, str(errors.expand_home(path, f"--{name}")))
     config = found.config
     if config is None and (found.source or "").endswith(WITH_CONFIG):
         config = f"{STORED}:{found.source}"
     elif config is None and found.workdir:
-        config = f"{STORED}:{errors.expand(found.workdir, '--workdir')}"
+        config = f"{STORED}:{found.workdir}"
     elif config and Path(config).name == CONFIG:
         config = f"{STORED}:{config}"
     elif config:
         path, *text = config.split(":", 1)  # ml_collections passes the text to get_config.
         config = ":".join([location.find(path), *text])
-    given = {"config": config, "workdir": found.workdir, "source": found.source}
+    given = vars(found) | {"config": config}
     flags_of_config = [f"--{name}={value}" for name, value in given.items() if value is not None]
     return [*argv[:1], *flags_of_config, *others]
 

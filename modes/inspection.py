@@ -12,7 +12,7 @@ from jax import Array
 
 import datasets
 from configs.default import Config
-from errors import InputError, expand, printable
+from errors import InputError, expand_home, printable
 from factory import attention_note, make_abstract_network, validated
 from readers import folders, published
 from readers.image_sizes import ImageSize, sides
@@ -44,7 +44,7 @@ def inspect(config: Config, workdir: str) -> dict[str, Any]:
     data = config.data
     scaler = datasets.make_scaler(data)
     if data.dataset.lower() == "folder" and data.path:
-        _describe_files(expand(data.path, "data.path"), data.image_size)
+        _describe_files(expand_home(data.path, "data.path"), data.image_size)
     # All images are read before the first picture is written.
     test, train = datasets.load(data, "test"), datasets.load(data, "train")
     test_sample, sample = _draw_sample(test), _draw_sample(train)

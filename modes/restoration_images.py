@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from configs.default import Config
-from errors import InputError, brief, expand, printable
+from errors import InputError, brief, expand_home, printable
 from experiment import Experiment
 from readers import folders, preprocessing
 from readers.files import check_regular
@@ -59,7 +59,7 @@ def decode(path: Path, channels: int) -> Image.Image:
 
 def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
     """Load the first images of a file or folder; return names and uint8 images (N, *shape)."""
-    root = expand(options.input, "restore.input")
+    root = expand_home(options.input, "restore.input")
     if os.path.lexists(root) and not root.is_dir():
         check_regular(root, "restore.input")
         paths, stems = [root], [root.stem]

@@ -13,7 +13,7 @@ import numpy as np
 from configs.default import Config
 from controllable import operators
 from controllable.operators import Operator
-from errors import InputError, advice, expand
+from errors import InputError, advice, expand_home
 from modes import restoration_images
 from modes.restoration_images import Shape
 from readers import preprocessing
@@ -40,7 +40,7 @@ def inpaint(options: Config, shape: Shape) -> Operator:
 
 def _read_mask(name: str, shape: Shape) -> np.ndarray:
     """Return the mask image (H, W, 1). Raises InputError if it does not have the images' size."""
-    path = expand(name, "restore.mask")
+    path = expand_home(name, "restore.mask")
     check_regular(path, "restore.mask")
     mask = preprocessing.to_array(restoration_images.decode(path, 1))
     if mask.shape[:2] != shape[:2]:

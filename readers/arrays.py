@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from errors import InputError, brief, expand, printable
+from errors import InputError, brief, expand_home, printable
 from readers import cache
 from readers.files import check_regular, read_header, read_npz
 from readers.folders import members
@@ -43,7 +43,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Selection, np.n
     Raises InputError if the file cannot be read, or contains other arrays or values that are not
     finite or out of range.
     """
-    path = expand(config.path, "data.path")
+    path = expand_home(config.path, "data.path")
     arrays = _load(path)
     prefix = f"{split}_" if f"{split}_images" in arrays else ""
     if f"{prefix}images" not in arrays:

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from errors import InputError, brief, expand
+from errors import InputError, brief, expand_home
 from readers import cache, preprocessing
 from readers.files import read_bytes
 from readers.folders import members
@@ -128,7 +128,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Decoded, None]:
 
 def find(where: str) -> Path:
     """Return the path of the font for a value of data.path. Raises InputError without one."""
-    path = expand(where, "data.path") if where else DEBIAN
+    path = expand_home(where, "data.path") if where else DEBIAN
     if path.is_dir():
         path /= FILE
     if not path.exists():

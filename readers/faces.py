@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from errors import InputError, brief, expand
+from errors import InputError, brief, expand_home
 from readers.files import check_regular
 from readers.image_sizes import square_side
 from readers.preprocessing import Decoded
@@ -52,9 +52,9 @@ def _find(config: ml_collections.ConfigDict, size: int) -> Path:
     """Return the path of the TFRecord file of a resolution. Raises InputError without one."""
     ending = _ending(size)
     if config.path:
-        path = expand(config.path, "data.path")
+        path = expand_home(config.path, "data.path")
     else:
-        path = expand(config.get("tfrecords_path", ""), "data.tfrecords_path")
+        path = expand_home(config.get("tfrecords_path", ""), "data.tfrecords_path")
     if path.is_dir():
         matches = sorted(path.glob(f"*{ending}"))
         path = matches[0] if matches else path / f"*-{ending}"

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from errors import InputError, brief, expand, printable
+from errors import InputError, brief, expand_home, printable
 from readers import cache, preprocessing
 from readers.image_sizes import image_shape
 
@@ -184,7 +184,7 @@ def read(
 
     Raises InputError if the folder does not exist or has no image for the split.
     """
-    folder = expand(config.path, "data.path")
+    folder = expand_home(config.path, "data.path")
     if not config.path:
         raise InputError(
             "data.dataset = 'folder' requires the folder of the images: --config.data.path=DIR."

@@ -18,7 +18,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
-from errors import InputError, brief, check_name, expand, printable
+from errors import InputError, brief, check_name, expand_home, printable
 from readers import cache, celeba, cifar, idx, lsun, preprocessing, svhn
 from readers.files import read_json
 from readers.image_sizes import image_shape, square_side
@@ -112,7 +112,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndar
     prepared, size = of_tfds(config), square_side(config)
     release = RELEASES.get(prepared.name.partition("/")[0])
     if release and not _versions(config, prepared):
-        place = expand(config.path, "data.path") if config.path else release.default
+        place = expand_home(config.path, "data.path") if config.path else release.default
         if place and release.exists(place):
             return release.read(split, config, place)
     folder = find(config, prepared)
@@ -132,8 +132,8 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndar
 def data_dir(config: ml_collections.ConfigDict) -> Path:
     """Return the folder of TFDS: data.path, TFDS_DATA_DIR or ~/tensorflow_datasets."""
     if config.path:
-        return expand(config.path, "data.path")
-    return expand(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "TFDS_DATA_DIR")
+        return expand_home(config.path, "data.path")
+    return expand_home(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"), "TFDS_DATA_DIR")
 
 
 def find(config: ml_collections.ConfigDict, prepared: Prepared) -> Path:

@@ -12,6 +12,7 @@ import score_sde as ss
 from errors import InputError
 from inference.posterior import Posterior
 from modes import calibration
+from modes.restoration_problems import operator_checksum
 from modes.restoration_tasks import TASKS
 from tests import tiny
 
@@ -69,7 +70,7 @@ def test_ranks_depend_on_the_measurement(tmp_path):
         Image.fromarray(pixels).save(tmp_path / "mask.png")
         config = tiny.config(**{"restore.mask": str(tmp_path / "mask.png")})
         operator = TASKS["inpaint"](config.restore, (8, 8, 1))
-        found += [calibration._identity(operator, (8, 8, 1)) for _ in range(2)]
+        found += [operator_checksum(operator, (8, 8, 1)) for _ in range(2)]
     assert found[0] == found[1] != found[2] == found[3]
 
 

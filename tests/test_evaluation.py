@@ -537,7 +537,7 @@ def test_sampling_resumes_after_it_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", REPLACE)
     names = sorted(path.name for path in killed.folder.iterdir())
     assert names == ["samples_0.npz"]
-    (killed.folder / ".samples_1.npz.9.tmp").write_bytes(b"PK")  # A kill leaves an incomplete file.
+    (killed.folder / ".samples_1.npz.tmp").write_bytes(b"PK")  # A kill leaves an incomplete file.
     calls.clear()
     entry = samples_stage.run(killed)
     assert calls == [(4, 4), (8, 4)]

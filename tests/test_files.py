@@ -262,7 +262,7 @@ def test_files_beside_a_result_are_kept(tmp_path):
     def fail(file):
         file.write(b"second")
         (hidden,) = set(tmp_path.iterdir()) - {tmp_path / "a.json", tmp_path / "a.json.tmp"}
-        assert hidden.name == f".a.json.{os.getpid()}.tmp"
+        assert hidden.name == ".a.json.tmp"
         raise OSError("no space")
 
     with pytest.raises(InputError, match="a.json cannot be written: no space"):

@@ -214,24 +214,23 @@ def test_flags_of_modes(flags, message):
             main._check_flags()
 
 
-@pytest.mark.parametrize("flag", ["workdir", "target"])
+@pytest.mark.parametrize("flag", ["workdir", "source", "target"])
 def test_paths_of_flags(flag, monkeypatch):
     """`~` is the home directory, also where the shell leaves it; URLs are errors."""
     monkeypatch.setenv("HOME", "/home/user")
-    if not main.FLAGS.is_parsed():
-        main.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(workdir="w"):
-        for value, expected in {"~/a": "/home/user/a", "./~/a": "./~/a", "a//b/": "a//b/"}.items():
-            main.FLAGS[flag].value = value
-            main._expand_paths()
-            assert main.FLAGS[flag].value == expected
-        for value, message in {
-            "gs://bucket/a": f"--{flag}=gs://bucket/a is a URL; only local paths are possible",
-            "~no_such_user/a": f"--{flag} = '~no_such_user/a': the home directory",
-        }.items():
-            main.FLAGS[flag].value = value
-            with pytest.raises(InputError, match=message):
-                main._expand_paths()
+
+    def parsed(value):
+        argv = ["main.py", "--config=configs/vp/digits_ddpmpp_continuous.py", f"--{flag}={value}"]
+        return command_line.with_stored_config(argv)
+
+    for value, expected in {"~/a": "/home/user/a", "./~/a": "./~/a", "a//b/": "a//b/"}.items():
+        assert f"--{flag}={expected}" in parsed(value)
+    for value, message in {
+        "gs://bucket/a": f"--{flag} = 'gs://bucket/a' is a URL; only local paths are possible",
+        "~no_such_user/a": f"--{flag} = '~no_such_user/a': the home directory",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            parsed(value)
 
 
 def test_characters_that_a_terminal_lacks(monkeypatch):

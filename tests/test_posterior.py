@@ -200,15 +200,29 @@ def test_samples_are_independent_of_the_truth():
 
 
 def test_states_of_probability_0_are_left():
-    """Every move from there is accepted; a state that never leaves is NaN."""
+    """Every move from there is accepted."""
     keys = jax.random.split(jax.random.key(0), 200)
-    m, r = jnp.full((200, 1), -0.5), jnp.float32(1)
+    measurement = SimpleNamespace(log_prob=lambda x: jnp.where(x[:, 0] > 0, 0.0, -jnp.inf))
+    x = daps._langevin(keys, measurement, jnp.full((200, 1), -0.5), jnp.float32(1), 100)
+    assert (x > 0).all()
 
-    def langevin(log_prob):
-        return daps._langevin(keys, SimpleNamespace(log_prob=log_prob), m, r, 100)
 
-    assert (langevin(lambda x: jnp.where(x[:, 0] > 0, 0.0, -jnp.inf)) > 0).all()
-    assert np.isnan(langevin(lambda x: jnp.where(x[:, 0] > 99, 0.0, -jnp.inf))).all()
+def test_likelihoods_that_can_be_0():
+    """Samples lie where y is possible; if there is no such place, they are an error."""
+    prior = ss.Prior(lambda x, t: -x, ss.VPSDE(), (1,))
+
+    def posterior(width):
+        return prior.posterior(
+            jnp.array([1.0]),
+            log_likelihood=lambda x, y: jnp.where(jnp.abs(x - y)[0] < width, 0.0, -jnp.inf),
+            prior_std=1.0,
+            langevin_steps=400,
+        )
+
+    x = posterior(0.5).sample(20, steps=50)
+    assert (np.abs(x - 1) < 0.5).all()
+    with pytest.raises(ss.NotFiniteError, match="at step 50 of 50.*check .* the log-likelihood"):
+        posterior(0.0).sample(5, steps=50)
 
 
 def test_ranks():

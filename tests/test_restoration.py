@@ -10,13 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.default import complete
 from controllable import operators
 from errors import InputError
 from experiment import Experiment
 from modes import restoration, restoration_images
-from modes.restoration_problems import operator_checksum
-from modes.restoration_tasks import TASKS
 from tests import programs, tiny
 
 SOLVER = {
@@ -230,16 +227,6 @@ def test_measured_image_files(workdir, tmp_path):
     Image.fromarray(255 - small).save(tmp_path / "small.png")
     with pytest.raises(InputError, match="observed holds reconstructions of other measurements"):
         run(workdir, "observed", **options)
-
-
-def test_the_checksum_of_an_operator():
-    """It differs for masks that give the same measurements of an image that is 0 where they do."""
-    options, shape = complete(tiny.config()).restore, (8, 8, 1)
-    found = []
-    for kind in ("box", "random"):
-        options.mask = kind
-        found.append(operator_checksum(TASKS["inpaint"](options, shape), shape))
-    assert found[0] != found[1]
 
 
 def test_damaged_measurements_are_written_again(tmp_path, caplog):

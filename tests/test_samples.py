@@ -99,7 +99,7 @@ def test_folders_of_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "network" / "inner")
     names = {".": "inner", "..": "network", "../b.safetensors": "b", "c/.": "c", "d/../e.pth": "e"}
     assert {source: samples._folder_of(source) for source in names} == names
-    for source in ("/", "...x", "..x"):
+    for source in ("/",):
         with pytest.raises(InputError, match=f"--source={source} has no name that its folder"):
             samples._folder_of(source)
 

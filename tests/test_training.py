@@ -536,11 +536,11 @@ def test_a_moved_workdir_is_noticed(tmp_path, call):
         (workdir / folder).mkdir(parents=True)
     calls = {"save": lambda: save(2, step=2), "wait": checkpoints.wait, "close": checkpoints.close}
     with pytest.raises(
-        InputError, match="was moved, deleted or replaced while .* it lacks lock\\."
+        InputError, match="was moved, deleted or replaced while .* lock is missing\\."
     ):
         calls[call]()
     (workdir / LOCK).touch()
-    with pytest.raises(InputError, match="was moved, .* it has another lock\\."):
+    with pytest.raises(InputError, match="was moved, .* its lock is another file\\."):
         calls[call]()
     assert [found.step for found in Checkpoints(tmp_path / "moved").find()] == [1]
     assert not Checkpoints(workdir).find()

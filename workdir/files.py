@@ -28,14 +28,14 @@ NAME_PART = 50  # characters of a file's name in that of its temporary file
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Call `write` with a binary file that becomes `path` once it is complete; process 0 only.
 
-    Until then it is a hidden file beside `path`, whose name states this process.
+    Until then it is a hidden file beside `path`. One that a killed run left is overwritten.
 
     Raises InputError if the file cannot be written.
     """
     if jax.process_index():
         return
     # A part of the name, because file systems allow 255 bytes.
-    temporary = path.with_name(f".{path.name[:NAME_PART]}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:NAME_PART]}.tmp")
     with writing(path):
         try:
             with open(temporary, "wb") as file:
