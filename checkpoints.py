@@ -238,7 +238,8 @@ class Checkpoints:
         in a workdir that has neither a config nor a lock, or that another process has locked.
         """
         missing = [path.name for path in self._parts if not path.exists()]
-        if missing or _identity(self._workdir / LOCK) != self._lock:
+        is_other = self._lock is not None and _identity(self._workdir / LOCK) != self._lock
+        if missing or is_other:
             problem = f"{', '.join(missing)} is missing" if missing else "its lock is another file"
             raise InputError(
                 f"{self._workdir} was moved, deleted or replaced while this run wrote to it: "
