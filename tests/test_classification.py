@@ -99,21 +99,23 @@ def test_other_settings_are_refused(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fit(path, stop=5)
     before = partial.read_bytes()
-    message = "a.partial has other settings than this run; .* Move the file, or set these fields"
-    with pytest.raises(InputError, match=f"{message} back: rate: 'absent' there, 2 now"):
+    message = "a.partial was trained with other settings; .* Move the file .* Differences"
+    with pytest.raises(InputError, match=f"{message}: rate: 'absent' there, 2 now"):
         fit(path, rate=2)
     assert partial.read_bytes() == before
     fit(path)
     before = path.read_bytes()
-    message = "back: rate: 'absent' there, 2 now; total: 7 there, 3 now"
-    with pytest.raises(InputError, match=f"a.safetensors has other settings.* {message}"):
+    message = "Differences: rate: 'absent' there, 2 now; total: 7 there, 3 now"
+    with pytest.raises(
+        InputError, match=f"a.safetensors was trained with other settings.* {message}"
+    ):
         fit(path, total=3, rate=2)
     assert path.read_bytes() == before
     moved = tmp_path / "elsewhere" / "b.safetensors"
     moved.parent.mkdir()
     path.rename(moved)
     moved.with_suffix(".partial").write_bytes(before)  # As a finished one, with other settings.
-    with pytest.raises(InputError, match="b.safetensors has other settings"):
+    with pytest.raises(InputError, match="b.safetensors was trained with other settings"):
         fit(moved, total=3)
     assert not (tmp_path / "elsewhere" / "lock").exists()
 
@@ -122,7 +124,7 @@ def test_another_network_is_not_replaced(tmp_path):
     """Its settings are compared, although its arrays do not fit."""
     path = tmp_path / "a.safetensors"
     save_tree(path, {"w": np.zeros(3)}, {"total": 1}, 1)
-    with pytest.raises(InputError, match="back: total: 1 there, 7 now"):
+    with pytest.raises(InputError, match="Differences: total: 1 there, 7 now"):
         fit(path)
 
 
@@ -141,7 +143,7 @@ def test_the_place_of_the_images_does_not_matter(tmp_path, capsys):
     save_tree(path, {"w": np.ones(64)}, {"total": 7, "data": stored}, 7)
     assert (fit(path, data={"size": 8})["w"] == 1).all()
     assert "nothing left to do" in capsys.readouterr().out
-    with pytest.raises(InputError, match="back: data.size: 8 there, 9 now.$"):
+    with pytest.raises(InputError, match="Differences: data.size: 8 there, 9 now.$"):
         fit(path, data={"size": 9})
 
 

@@ -16,7 +16,7 @@ import safetensors.numpy
 
 import workdir
 from auxiliary import fitting
-from errors import InputError, brief, cache_folder, expand, printable
+from errors import InputError, brief, cache_folder, expand_home, printable
 from metrics import inception_weights
 from pretrained import torch_format
 from readers import cache, files
@@ -99,16 +99,16 @@ def without_home(tmp_path, monkeypatch):
 
 def test_paths_below_the_home_directory(monkeypatch):
     monkeypatch.setenv("HOME", "/home/user")
-    found = [str(expand(path, "--flag")) for path in ("~", "~/a", "a/~", "./~/a", "")]
+    found = [str(expand_home(path, "--flag")) for path in ("~", "~/a", "a/~", "./~/a", "")]
     assert found == ["/home/user", "/home/user/a", "a/~", "~/a", "."]
 
 
 def test_a_home_directory_that_is_unknown(without_home):
     message = r"--flag = '~no_such_user/a': the home directory '~no_such_user' is unknown. Give an"
     with pytest.raises(InputError, match=message):
-        expand("~no_such_user/a", "--flag")
+        expand_home("~no_such_user/a", "--flag")
     with pytest.raises(InputError, match="--flag = '~/a': the home directory '~' is unknown"):
-        expand(Path("~/a"), "--flag")
+        expand_home(Path("~/a"), "--flag")
 
 
 def test_the_cache_of_a_user(without_home, monkeypatch):
