@@ -207,18 +207,19 @@ def load(path: Path, like: Params, mode: str, expected: Mapping[str, Any]) -> Pa
       InputError: the file does not exist, is damaged, holds another network, or was trained with
         other settings.
     """
-    again = f"Move the file and train again, with --mode={mode}."
     if not path.exists():
         raise InputError(f"{path} does not exist; train it first, with --mode={mode}.")
     try:
         params, settings = read_tree(path, like)
     except InputError as error:
-        raise InputError(f"{error} {again}") from error
+        raise InputError(
+            f"{error} Train it again, with --mode={mode}; move the file first unless damaged."
+        ) from error
     stated = traverse_util.flatten_dict(dict(settings), sep=".")
     for name, value in expected.items():
         if stated.get(name, value) != value:
             raise InputError(
                 f"{path} was trained with {name} = {stated[name]!r}, but this run has {value!r}. "
-                f"{again}"
+                f"Move the file, and train again with --mode={mode}."
             )
     return jax.tree.map(jnp.asarray, params)
