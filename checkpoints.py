@@ -81,6 +81,10 @@ class Checkpoints:
         Raises InputError if this or the previous checkpoint cannot be written.
         """
         self._check_still_there()
+        if (
+            jax.process_count() > 1
+        ):  # Orbax names its barriers, and two saves at once would collide.
+            self.wait()
         with self._writing():
             self._start_to_save(folder, number, trees, step, config)
 

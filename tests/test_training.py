@@ -521,6 +521,20 @@ def test_content_that_differs_from_its_checksum(tmp_path, monkeypatch):
         checkpoints.restore(damaged, {"tree": tree})
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_save_one_after_the_other(tmp_path, monkeypatch, processes):
+    """Orbax's barriers have fixed names, so that two saves of several processes would collide."""
+    checkpoints, finished = Checkpoints(tmp_path, create=True), []
+    for name, manager in checkpoints._managers.items():
+        monkeypatch.setattr(
+            manager, "wait_until_finished", functools.partial(finished.append, name)
+        )
+    monkeypatch.setattr(checkpoints, "_start_to_save", lambda *_: finished.append("start"))
+    monkeypatch.setattr("jax.process_count", lambda: processes)
+    checkpoints.save(BACKUPS, 1, {}, step=1, config={})
+    assert finished == [*([SNAPSHOTS, BACKUPS] if processes > 1 else []), "start"]
+
+
 @pytest.mark.parametrize("call", ["save", "wait", "close"])
 def test_a_moved_workdir_is_noticed(tmp_path, call):
     """Also if Orbax, which was writing in the background, has made one of its folders again."""
