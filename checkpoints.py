@@ -81,9 +81,7 @@ class Checkpoints:
         Raises InputError if this or the previous checkpoint cannot be written.
         """
         self._check_still_there()
-        if (
-            jax.process_count() > 1
-        ):  # Orbax names its barriers, and two saves at once would collide.
+        if jax.process_count() > 1:  # Two saves at once would collide in Orbax's barriers.
             self.wait()
         with self._writing():
             self._start_to_save(folder, number, trees, step, config)
