@@ -137,7 +137,7 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     if differing:
         raise InputError(
             f"{path} was trained with other settings; nothing is overwritten. Move the file to "
-            f"train again, or use the config and the checkpoint of then. Differences: {differing}."
+            f"train again, or use the earlier config and checkpoint. Differences: {differing}."
         )
     return stored
 
@@ -213,7 +213,7 @@ def load(path: Path, like: Params, mode: str, expected: Mapping[str, Any]) -> Pa
         params, settings = read_tree(path, like)
     except InputError as error:
         raise InputError(
-            f"{error} Train it again, with --mode={mode}; move the file first unless damaged."
+            f"{error} Train it again, with --mode={mode}. If it is not damaged, move it first."
         ) from error
     stated = traverse_util.flatten_dict(dict(settings), sep=".")
     for name, value in expected.items():

@@ -38,7 +38,7 @@ def check_samples(
         method = "ode"
     where = ", because the solver did not converge"
     if steps is not None:
-        where = f"; the first one became so at {unit} {failed.min()} of {steps}"
+        where = f"; the first failed at {unit} {failed.min()} of {steps}"
     remedies = [*_remedies(config, method), *_remedies_of_mode(config, mode)]
     raise NotFiniteError(
         f"{len(failed)} of {len(bad_step)} images are not finite{where}. The sampler is "

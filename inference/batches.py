@@ -82,9 +82,7 @@ def check_finite(bad_step: Array, sampler: Sampler) -> None:
         return
     where = ""
     if sampler.steps is not None:
-        where = (
-            f"; the first one became so at {sampler.unit} {int(failed.min())} of {sampler.steps}"
-        )
+        where = f"; the first failed at {sampler.unit} {int(failed.min())} of {sampler.steps}"
     raise NotFiniteError(
         f"{len(failed)} of {len(bad_step)} events are not finite{where}.",
         "Raise steps, choose another sampler, or check the score at small times and, if there is "

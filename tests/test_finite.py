@@ -122,7 +122,7 @@ def test_the_adaptive_solver_stops_when_only_failed_images_are_left():
         (
             {"sampling.method": "pc", "sampling.corrector": "langevin"},
             21,
-            r"2 of 3 images are not finite; the first one became so at step 4 of 21\. The "
+            r"2 of 3 images are not finite; the first failed at step 4 of 21\. The "
             r"sampler is predictor '\w+' and corrector 'langevin', 21 steps\. To correct it: raise "
             r"model\.num_scales = 21, or lower sampling\.snr = 0\.16, or choose another",
         ),

@@ -535,6 +535,21 @@ def test_processes_save_one_after_the_other(tmp_path, monkeypatch, processes):
     assert finished == [*([SNAPSHOTS, BACKUPS] if processes > 1 else []), "start"]
 
 
+def test_opening_beside_training_is_tried_again(trained, monkeypatch):
+    """Training removes a backup between the listing of a folder and the reading of its metadata."""
+    manager, failures = checkpoint_files._manager, iter([FileNotFoundError("checkpoint_4")] * 3)
+
+    def removed(path, options):
+        failure = next(failures, None)
+        if failure:
+            raise failure
+        return manager(path, options)
+
+    monkeypatch.setattr(checkpoint_files, "_manager", removed)
+    assert Checkpoints(trained[0]).find()
+    assert next(failures, None) is None
+
+
 @pytest.mark.parametrize("call", ["save", "wait", "close"])
 def test_a_moved_workdir_is_noticed(tmp_path, call):
     """Also if Orbax, which was writing in the background, has made one of its folders again."""
