@@ -8,7 +8,7 @@ SAMPLES := samples
 SITE := .cache/site
 CLAIMS := claims
 
-.PHONY: demo sample claims test test-slow notebook mutate lint format docs pictures clean
+.PHONY: demo sample claims test test-slow notebook lint format docs pictures clean
 
 demo: $(VENV)/installed  ## Train on the handwritten digits, generate new ones and report bits/dim on held-out images.
 	$(RUN) main.py --config=$(CONFIG) --workdir=$(WORKDIR) --mode=train
@@ -28,9 +28,6 @@ test-slow: $(VENV)/installed-dev  ## Run the tests marked slow.
 
 notebook: $(VENV)/installed-dev  ## Execute the notebooks and write the executed copies to .cache, to update docs/ from them.
 	$(RUN) -m pytest -n 0 -m notebook tests/test_notebook.py
-
-mutate: $(VENV)/installed-dev  ## Check that the tests notice wrong lines of code; FILE=TEXT selects files.
-	$(RUN) -m tests.mutate --file="$(FILE)"
 
 lint: $(VENV)/installed-dev  ## Check style, format and types.
 	$(VENV)/bin/ruff check .

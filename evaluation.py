@@ -24,7 +24,7 @@ from experiment import Experiment
 from metrics.splits import check_images, images_of
 from metrics.stage import Cell, Context, Results, Stage
 from metrics.stages import STAGES
-from workdir import (
+from runs import (
     check_config,
     check_workdir,
     dependencies,

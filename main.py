@@ -29,11 +29,11 @@ import report
 import sharding
 import training
 from auxiliary import classification, dequantization
+from commands import averaging, calibration, conversion, inspection, latents, restoration, samples
+from commands.command_line import parse_flags, say_ignored
 from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
-from modes import averaging, calibration, conversion, inspection, latents, restoration, samples
-from modes.command_line import parse_flags, say_ignored
 
 FLAGS = flags.FLAGS
 

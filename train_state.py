@@ -23,7 +23,7 @@ from configs.default import Config
 from errors import InputError, advice
 from models.building import Params, is_fixed
 from readers.files import MAX_STEP, read_json
-from workdir import write_json
+from runs import write_json
 
 OPTIMIZERS = ("adam",)
 

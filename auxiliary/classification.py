@@ -20,9 +20,9 @@ from jax import Array
 
 import datasets
 import losses
+import runs as files
 import sharding
 import train_state
-import workdir as files
 from auxiliary import fitting
 from configs.default import Config
 from datasets import Batch

@@ -27,8 +27,8 @@ from datasets import Batch, Batches
 from errors import InputError, printable
 from experiment import Experiment
 from models.building import Params
-from workdir import load_tree, locked, read_tree, save_tree
-from workdir.trees import TREE_DEPENDS, read_safetensors
+from runs import load_tree, locked, read_tree, save_tree
+from runs.trees import TREE_DEPENDS, read_safetensors
 
 LOG_EVERY, SAVE_EVERY = 100, 500  # steps
 

@@ -39,7 +39,7 @@ def first_step(
     # main.py imports these, which takes part of the time.
     import evaluation  # noqa: F401
     import training
-    from modes import restoration  # noqa: F401
+    from commands import restoration  # noqa: F401
 
     import jax  # isort: skip
 

@@ -24,7 +24,7 @@ import datasets
 from benchmarks.markdown import header, machine, row
 from configs.default_digits_configs import get_default_configs
 from errors import InputError
-from workdir import write_picture
+from runs import write_picture
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("picture", None, "PNG file of the first samples of the first folder.")

@@ -21,15 +21,15 @@ import numpy as np
 from absl import app, flags, logging
 from jax import Array
 
+from api.prior import Prior
+from api.trained import TrainedModel
 from benchmarks.markdown import header, machine, row, section
+from commands import restoration
+from commands.restoration import Problem
 from configs.vp.digits_ddpmpp_continuous import get_config
 from controllable import operators
 from controllable.methods import METHODS
 from experiment import Experiment
-from inference.prior import Prior
-from inference.trained import TrainedModel
-from modes import restoration
-from modes.restoration import Problem
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from tests import gaussian_posterior
 

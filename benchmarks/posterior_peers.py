@@ -21,6 +21,8 @@ import numpy as np
 from absl import app, flags
 from jax import Array
 
+from api.calibration import Calibration
+from api.prior import Prior
 from benchmarks import markdown, parts, posterior_torch, speed
 from benchmarks.posterior_problem import (
     CALLS,
@@ -34,8 +36,6 @@ from benchmarks.posterior_problem import (
     count_evaluations,
     make_problem,
 )
-from inference.calibration import Calibration
-from inference.prior import Prior
 from sde_lib import Score
 from tests import gaussian_posterior
 from tests.gaussian_posterior import SHAPE, SIZE
@@ -252,7 +252,7 @@ runs for 500 samples, in turn with the other samplers. JAX compiles its samplers
 runs eagerly on one thread. The score costs almost nothing here, so that seconds compare the
 overhead of the samplers; with a network, compare evaluations and gradients. The errors of mean and
 covariance are those of the tables above, for 2,000 samples. Calibration is the verdict of
-`Posterior.calibrate` (`inference/calibration.py`) from 300 simulations with 31 samples, and how
+`Posterior.calibrate` (`api/calibration.py`) from 300 simulations with 31 samples, and how
 often 90 % intervals contain the truth. For other libraries the images are exact draws of the data;
 for this code, draws of the same sampler.
 

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from api import calibration
+from api.calibration import Calibration
 from controllable.operators import Operator
 from errors import NotFiniteError
-from inference import calibration
-from inference.calibration import Calibration
 from sde_lib import VPSDE
 from tests import gaussian_posterior
 from tests.gaussian_posterior import MEAN, SHAPE, SIZE, Errors
@@ -137,7 +137,7 @@ def calibrate(
     simulations: int,
     samples: int,
 ) -> Calibration:
-    """Test the spread of a sampler with the statistics of `inference.calibration`.
+    """Test the spread of a sampler with the statistics of `api.calibration`.
 
     The images are exact draws of the data. Raises ValueError if a sample is not finite.
     """

@@ -5,7 +5,7 @@ the official experiments disagree, the default is that of CIFAR-10 with the VE S
 time. A field without a default (`ABSENT`) is an option of some networks, which `networks.py` sets.
 
 The fields are declared in `training_fields.py` and `evaluation_fields.py`. `affects` names groups
-of results (`groups.py`); `workdir.DEPENDENCIES` states which files depend on which groups.
+of results (`groups.py`); `runs.DEPENDENCIES` states which files depend on which groups.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import datasets
-from modes import conversion, latents, restoration, samples, stored
+from commands import conversion, latents, restoration, samples, stored
 
 DOCS = Path(__file__).parent
 ZOO = DOCS.parent / "zoo"

@@ -28,8 +28,8 @@ from factory import (
 )
 from models.building import Params
 from models.layers import Rngs
+from runs import check_workdir
 from sharding import Tree
-from workdir import check_workdir
 
 PURPOSES = (
     "init",

@@ -35,7 +35,7 @@ from metrics.stage import (
     summary_measure,
 )
 from models.building import Params
-from workdir import Arrays, load_rounds
+from runs import Arrays, load_rounds
 
 
 def check(experiment: Experiment) -> None:

@@ -34,7 +34,7 @@ from metrics.extractor import Extractor, Features
 from models.building import Params
 from models.inception import Outputs
 from readers.files import not_finite
-from workdir import load_arrays, save_arrays
+from runs import load_arrays, save_arrays
 
 IMAGES_PER_DEVICE = 64  # In one batch of the Inception network.
 HIDDEN_UNITS = 32  # Features of the small classifier.

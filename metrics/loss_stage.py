@@ -19,7 +19,7 @@ from metrics.stage import (
     summary_cell,
     summary_measure,
 )
-from workdir import Arrays, load_rounds
+from runs import Arrays, load_rounds
 
 
 def split(config: Config) -> str:

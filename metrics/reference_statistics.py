@@ -29,7 +29,7 @@ from metrics.extractor import Extractor
 from metrics.splits import NoReferenceError, images_of, rows_of_classes
 from metrics.statistics_files import Protocol, Reference, from_arrays, read, with_path, write
 from readers.image_sizes import as_json, label
-from workdir import LOCK, Arrays, dependencies, load_rounds, locked, run_rounds
+from runs import LOCK, Arrays, dependencies, load_rounds, locked, run_rounds
 
 MAX_FEATURES = 50_000
 """Maximum number of images, evenly spaced, whose features are kept for KID, precision and recall.

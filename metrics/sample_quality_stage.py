@@ -27,7 +27,7 @@ from metrics.sample_quality import (
 from metrics.splits import NoReferenceError
 from metrics.stage import Cell, Context, Measure, Results, Stage, estimate_text
 from metrics.statistics_files import Reference
-from workdir import Arrays, Depends, load_rounds, run_rounds
+from runs import Arrays, Depends, load_rounds, run_rounds
 
 MAX_LISTED = 10  # classes in the description of the reference
 

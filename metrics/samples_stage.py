@@ -20,7 +20,7 @@ from errors import InputError
 from experiment import Experiment
 from metrics import splits
 from metrics.stage import Cell, Context, Measure, Results, Stage
-from workdir import Arrays, load_rounds, round_paths, write_picture
+from runs import Arrays, load_rounds, round_paths, write_picture
 
 GRID_IMAGES = 100  # Maximum number of images in samples.png.
 

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-import workdir
+import runs
 from configs.default import Config
 from datasets import Dequantize
 from errors import InputError
 from experiment import Experiment
 from models.building import Params
-from workdir import Arrays
+from runs import Arrays
 
 Results = dict[str, Any]
 """JSON-able results."""
@@ -45,11 +45,11 @@ class Context:
     folder: Path
     dequantize: Dequantize | None = None
     prepared: Any = None
-    depends: workdir.Depends = dataclasses.field(default_factory=dict)
+    depends: runs.Depends = dataclasses.field(default_factory=dict)
 
     def run_rounds(self, name: str, count: int, compute: Callable[[int], Arrays]) -> list[Path]:
         """Compute the missing rounds of this checkpoint; return the paths of all `count` rounds."""
-        return workdir.run_rounds(self.folder, name, count, compute, self.depends)
+        return runs.run_rounds(self.folder, name, count, compute, self.depends)
 
 
 class Measure(NamedTuple):
@@ -90,7 +90,7 @@ class Stage:
     Attributes:
       name: the stage is enabled by config.eval.enable_NAME.
       key: the key of its entry in results.json.
-      kind: the entry of `workdir.DEPENDENCIES` for its rounds.
+      kind: the entry of `runs.DEPENDENCIES` for its rounds.
       run: compute the entry of one checkpoint.
       measures: the rows of the report, given the entry.
       cells: the cells of the printed table, given the entry, or None if the checkpoint has none.

@@ -19,7 +19,7 @@ from metrics.distances import Moments
 from metrics.extractor import Extractor
 from metrics.splits import NoReferenceError
 from readers.files import mismatch, not_finite, read_npz
-from workdir import Arrays, write_arrays
+from runs import Arrays, write_arrays
 
 ARRAYS = ("pool_3", "mu", "sigma", "protocol")  # In a statistics file.
 PROTOCOL = {"extractor": str, "images?": int}  # What every protocol holds.

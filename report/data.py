@@ -24,7 +24,7 @@ from errors import InputError
 from readers.files import read_json
 from report import measures
 from report.training_log import FILE_NAME, Curve, read_curves
-from workdir import ENVIRONMENTS, Arrays, load_rounds, results_folder, write_json, write_text
+from runs import ENVIRONMENTS, Arrays, load_rounds, results_folder, write_json, write_text
 
 ReportData = dict[str, Any]
 

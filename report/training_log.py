@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from errors import NotFiniteError
 from readers.files import MAX_STEP, NUMBER, mismatch, read_lines
-from workdir import write_atomically, write_picture, writing
+from runs import write_atomically, write_picture, writing
 
 FILE_NAME = "metrics.jsonl"
 

@@ -1,6 +1,6 @@
 """Power-function averages, and their reconstruction by `--mode=ema`, against closed forms.
 
-`models/averages.py` and `modes/averaging.py`. Tests of a workdir fill its snapshots with the
+`models/averages.py` and `commands/averaging.py`. Tests of a workdir fill its snapshots with the
 averages of a known walk of parameters, without training.
 """
 
@@ -20,13 +20,13 @@ import pretrained
 import train_state
 import training
 from checkpoints import SNAPSHOTS, Checkpoints
+from commands import averaging, conversion, samples, stored
 from errors import InputError, NotFiniteError
 from experiment import Experiment
 from models import averages
-from modes import averaging, conversion, samples, stored
+from runs import claim
 from tests import tiny
 from tests.test_training import Killed, change_a_byte, identical, leaves
-from workdir import claim
 
 STDS = (0.05, 0.1)
 GAMMA = {0.05: 16.97, 0.1: 6.94}  # as in section 3 of the paper

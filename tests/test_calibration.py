@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 import score_sde as ss
+from api.posterior import Posterior
+from commands import calibration
+from commands.restoration_problems import operator_checksum
+from commands.restoration_tasks import TASKS
 from errors import InputError
-from inference.posterior import Posterior
-from modes import calibration
-from modes.restoration_problems import operator_checksum
-from modes.restoration_tasks import TASKS
 from tests import tiny
 
 FIELDS = {

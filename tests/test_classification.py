@@ -13,8 +13,8 @@ from auxiliary import classification, fitting
 from datasets import Batches
 from errors import InputError
 from experiment import Experiment
+from runs import locked, save_tree
 from tests import tiny
-from workdir import locked, save_tree
 
 SMALL = {
     "classifier.n_iters": 2,

@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 
 from configs.default import complete
+from runs import claim
 from tests import documented, examples, reference, tiny
 from tests.documented import PAGES, PYTHON, ROOT, Command
-from workdir import claim
 
 EXCEPTIONS = {  # A text of commands that are not run: the reason.
     "apt-get install": "installs a package of the system",

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 import factory
+import runs
 import train_state
 import training
-import workdir
 from auxiliary import dequantization
+from commands import restoration
 from configs.default import Config, complete
 from configs.domains import Entries, Flag, Integer, Name, Real, Sequence, Text
 from configs.fields import FIELDS
@@ -16,9 +17,8 @@ from datasets import Batch
 from errors import InputError
 from experiment import Experiment
 from metrics import bits_per_dim_stage
-from modes import restoration
+from runs.depends import flatten
 from tests import tiny
-from workdir.depends import flatten
 
 BATCH = 4
 GUIDED = {"restore.method": "moment_matching"}
@@ -129,7 +129,7 @@ CASES += [(kind, base) for kind in ("samples", "answers") for base in BASES]
 def test_other_fields_do_not_change_the_program(kind, base):
     """All fields that a kind of result does not depend on are changed, and the program is equal."""
     config = complete(tiny.config(**{"training.batch_size": BATCH, **BASES[base]}))
-    depends = workdir.dependencies(kind, config)
+    depends = runs.dependencies(kind, config)
     others = {}
     for name, value in flatten(config).items():
         if name in FIELDS and name not in depends and name not in ROUNDING_ONLY:

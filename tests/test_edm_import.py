@@ -15,18 +15,18 @@ from flax import nnx
 import factory
 import pretrained
 import score_sde as ss
+from commands import command_line, conversion, stored
 from configs import edm_networks
 from configs.default import from_json
 from errors import InputError
 from experiment import Experiment
 from models import building
 from models.layers import Rngs
-from modes import command_line, conversion, stored
 from pretrained import edm_import
 from pretrained.stored_parameters import export_params
+from runs import stored_config
 from sde_lib import expand
 from tests import edm_files, reference, tiny
-from workdir import stored_config
 
 FOLDERS = sorted(
     {path.parent.name for path in (reference.SHARED / "edm").glob("*/network-snapshot.pkl")}

@@ -30,10 +30,10 @@ from metrics import bits_per_dim_stage, loss_stage, sample_quality_stage, sample
 from metrics.features import Extractor, Features
 from metrics.stage import Context, summarize, summary_measure
 from metrics.stages import STAGES
+from runs import claim, dependencies, load_rounds, round_paths
 from tests import gaussian, tiny
 from tests.test_experiment import random_params
 from tests.test_training import change_a_byte
-from workdir import claim, dependencies, load_rounds, round_paths
 
 REPLACE = os.replace
 

@@ -11,8 +11,8 @@ import sharding
 import train_state
 from checkpoints import SNAPSHOTS, Checkpoints
 from experiment import Experiment
+from runs import claim
 from tests import tiny
-from workdir import claim
 
 
 def test_each_purpose_and_seed_has_its_own_key():

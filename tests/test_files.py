@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import workdir
+import runs
 from auxiliary import fitting
 from errors import InputError, brief, cache_folder, expand_home, printable
 from metrics import inception_weights
@@ -241,11 +241,11 @@ def test_decompression_is_limited(tmp_path, monkeypatch):
 def test_changed_bytes_of_arrays_are_noticed(tmp_path, position):
     """Flipped bits are an error, or do not change the arrays, as in times of the archive."""
     path = tmp_path / "a.npz"
-    workdir.save_arrays(path, ARRAYS, DEPENDS)
+    runs.save_arrays(path, ARRAYS, DEPENDS)
     content = bytearray(path.read_bytes())
     content[int(position * len(content))] ^= 0x20
     path.write_bytes(content)
-    found = workdir.load_arrays(path, DEPENDS)
+    found = runs.load_arrays(path, DEPENDS)
     if found is not None:
         assert found.keys() == ARRAYS.keys()
         assert all(np.array_equal(found[name], ARRAYS[name]) for name in ARRAYS)
@@ -257,7 +257,7 @@ def test_changed_bytes_of_arrays_are_noticed(tmp_path, position):
 def test_files_beside_a_result_are_kept(tmp_path):
     """Until a file is complete, it has a name of its own; nothing is left if writing fails."""
     (tmp_path / "a.json.tmp").write_text("of the user")
-    workdir.write_text(tmp_path / "a.json", "first")
+    runs.write_text(tmp_path / "a.json", "first")
 
     def fail(file):
         file.write(b"second")
@@ -266,14 +266,14 @@ def test_files_beside_a_result_are_kept(tmp_path):
         raise OSError("no space")
 
     with pytest.raises(InputError, match="a.json cannot be written: no space"):
-        workdir.write_atomically(tmp_path / "a.json", fail)
+        runs.write_atomically(tmp_path / "a.json", fail)
     found = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert found == {"a.json": "first", "a.json.tmp": "of the user"}
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "\N{SNOWMAN}" * 85], ids=["ascii", "unicode"])
 def test_names_of_any_length(tmp_path, name):
-    workdir.write_text(tmp_path / name, "text")
+    runs.write_text(tmp_path / name, "text")
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
@@ -308,36 +308,36 @@ def test_damaged_rounds_are_computed_again(tmp_path, damage, caplog):
         return ARRAYS
 
     for _ in range(2):
-        paths = workdir.run_rounds(tmp_path, "loss", 3, compute, DEPENDS)
+        paths = runs.run_rounds(tmp_path, "loss", 3, compute, DEPENDS)
     assert computed == [0, 1, 2]
     damage(paths[1])
-    workdir.run_rounds(tmp_path, "loss", 3, compute, DEPENDS)
+    runs.run_rounds(tmp_path, "loss", 3, compute, DEPENDS)
     assert computed == [0, 1, 2, 1]
     assert "1 file(s) of loss" in caplog.text
-    assert len(workdir.load_rounds(paths)["loss"]) == 15
+    assert len(runs.load_rounds(paths)["loss"]) == 15
 
 
 def test_arrays_of_rounds_are_never_left_out(tmp_path):
-    paths = workdir.round_paths(tmp_path, "loss", 3)
+    paths = runs.round_paths(tmp_path, "loss", 3)
     for path in paths:
         np.savez(path, **ARRAYS)
-    assert workdir.load_rounds(paths, "loss", optional=["classes"]).keys() == {"loss"}
+    assert runs.load_rounds(paths, "loss", optional=["classes"]).keys() == {"loss"}
     rewrite(paths[2], classes=np.zeros(5))
     with pytest.raises(InputError, match="loss_2.npz lacks classes, or other rounds do"):
-        workdir.load_rounds(paths, "loss", optional=["classes"])
+        runs.load_rounds(paths, "loss", optional=["classes"])
     rewrite(paths[1], loss=None)
     for names in ((), ("loss",)):
         with pytest.raises(InputError, match="loss_1.npz lacks loss, or .* Delete it"):
-            workdir.load_rounds(paths, *names)
+            runs.load_rounds(paths, *names)
     rewrite(paths[1], loss=np.zeros((5, 2)))
     with pytest.raises(InputError, match="loss_0.npz .* do not fit each other"):
-        workdir.load_rounds(paths, "loss")
+        runs.load_rounds(paths, "loss")
 
 
 def test_a_folder_in_the_place_of_a_round(tmp_path):
     (tmp_path / "loss_0.npz").mkdir()
     with pytest.raises(InputError, match="loss_0.npz cannot be written: Is a directory"):
-        workdir.run_rounds(tmp_path, "loss", 1, lambda index: ARRAYS, DEPENDS)
+        runs.run_rounds(tmp_path, "loss", 1, lambda index: ARRAYS, DEPENDS)
 
 
 # --- the config of a folder -----------------------------------------------------------------------
@@ -363,7 +363,7 @@ def test_a_folder_in_the_place_of_a_round(tmp_path):
 def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError, match="config that cannot be read: .* Restore config.json, or"):
-        workdir.check_config(tmp_path, tiny.config(), "training")
+        runs.check_config(tmp_path, tiny.config(), "training")
     assert (tmp_path / "config.json").read_bytes() == content
 
 
@@ -380,28 +380,28 @@ def test_a_damaged_config_is_named(tmp_path, content):
 def test_a_folder_belongs_to_its_config_from_the_first_result_on(tmp_path, kind, result):
     """A command that memory ended before left a config, which must not refuse the next one."""
     first, second = tiny.config(seed=1), tiny.config(seed=2)
-    workdir.claim(tmp_path, first, kind)
+    runs.claim(tmp_path, first, kind)
     for name in ("lock", "environments.json"):
         (tmp_path / name).write_text("")
     (tmp_path / "checkpoint_1").mkdir()
-    workdir.claim(tmp_path, second, kind)
+    runs.claim(tmp_path, second, kind)
     (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / result).write_text("")
     with pytest.raises(InputError, match="seed: 2 there, 1 now"):
-        workdir.claim(tmp_path, first, kind)
+        runs.claim(tmp_path, first, kind)
 
 
 @pytest.mark.parametrize("make", [fifo, folder, loop])
 def test_a_config_that_is_no_file(tmp_path, make):
     make(tmp_path / "config.json")
     with pytest.raises(InputError, match="config.json (is a|cannot be read)"):
-        workdir.claim(tmp_path, tiny.config(), "training")
+        runs.claim(tmp_path, tiny.config(), "training")
 
 
 def test_a_file_in_the_place_of_a_folder(tmp_path):
     (tmp_path / "eval").write_text("")
     with pytest.raises(InputError, match="eval cannot be made: File exists"):
-        workdir.claim(tmp_path / "eval", tiny.config(), "evaluation")
+        runs.claim(tmp_path / "eval", tiny.config(), "evaluation")
 
 
 @pytest.mark.parametrize("version", [(1, 0), (2, 0)])
@@ -419,15 +419,15 @@ TREE = {"a": np.arange(6, dtype=np.float32), "b": {"c": np.ones((2, 2), np.float
 
 def test_changed_parameters_are_noticed(tmp_path, caplog):
     path = tmp_path / "a.safetensors"
-    workdir.save_tree(path, TREE, DEPENDS, 7)
-    tree, step = workdir.load_tree(path, TREE, DEPENDS)
+    runs.save_tree(path, TREE, DEPENDS, 7)
+    tree, step = runs.load_tree(path, TREE, DEPENDS)
     assert (tree["a"].tolist(), step) == (TREE["a"].tolist(), 7)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(InputError, match="a.safetensors is damaged: its arrays do not have the"):
-        workdir.read_tree(path, TREE)
-    assert workdir.load_tree(path, TREE, DEPENDS) is None
+        runs.read_tree(path, TREE)
+    assert runs.load_tree(path, TREE, DEPENDS) is None
     assert "a.safetensors is damaged" in caplog.text
 
 
@@ -446,25 +446,25 @@ def test_parameters_that_are_damaged(tmp_path, tree, metadata, message):
     path = tmp_path / "a.safetensors"
     safetensors.numpy.save_file(tree, path, metadata)
     with pytest.raises(InputError, match=f"a.safetensors .*{message}"):
-        workdir.read_tree(path, {"a": np.zeros(2)})
+        runs.read_tree(path, {"a": np.zeros(2)})
 
 
 def test_parameters_with_another_description(tmp_path):
-    workdir.save_tree(tmp_path / "a.safetensors", TREE, DEPENDS, 7)
-    assert workdir.load_tree(tmp_path / "a.safetensors", TREE, DEPENDS | {"step": 4}) is None
+    runs.save_tree(tmp_path / "a.safetensors", TREE, DEPENDS, 7)
+    assert runs.load_tree(tmp_path / "a.safetensors", TREE, DEPENDS | {"step": 4}) is None
 
 
 def test_files_of_older_versions_have_no_checksum(tmp_path):
     path = tmp_path / "a.safetensors"
     metadata = {"step": "1", "settings": json.dumps(DEPENDS)}
     safetensors.numpy.save_file({"a": np.zeros(2)}, path, metadata)
-    assert workdir.read_tree(path, {"a": np.zeros(2)})[1] == DEPENDS
+    assert runs.read_tree(path, {"a": np.zeros(2)})[1] == DEPENDS
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 100, None])
 def test_damaged_parameters_must_be_trained_again(tmp_path, content):
     path = tmp_path / "classifier.safetensors"
-    workdir.save_tree(path, TREE, {}, 1)
+    runs.save_tree(path, TREE, {}, 1)
     path.write_bytes(path.read_bytes()[:-8] + bytes(8) if content is None else content)
     message = "classifier.safetensors .* Train it again, with --mode=train_classifier"
     with pytest.raises(InputError, match=message):

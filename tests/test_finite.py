@@ -11,12 +11,12 @@ import factory
 import sampling
 import solvers
 import training
+from commands import latents, restoration
 from configs import remedies
 from errors import InputError, NotFiniteError
 from experiment import Experiment
 from metrics import samples_stage
 from metrics.stage import Context
-from modes import latents, restoration
 from report.training_log import TrainingLog
 from sde_lib import VPSDE
 from solvers.finite import note_bad

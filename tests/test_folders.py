@@ -11,9 +11,9 @@ from PIL import Image
 
 import datasets
 import training
+from commands import inspection
 from errors import InputError
 from experiment import Experiment
-from modes import inspection
 from readers import arrays, cache, folders, preprocessing
 from readers.folders import Index
 from readers.pictures import BACKGROUND

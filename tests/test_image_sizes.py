@@ -18,16 +18,16 @@ from PIL import Image
 import datasets
 import factory
 from benchmarks import peer
+from commands import inspection
 from configs.default import Config, complete, get_default_config
 from errors import InputError
 from models import NETWORKS, building, layers
 from models.classifier import WideResnet
-from modes import inspection
 from pretrained.diffusers_config import unet_config
 from readers import cache, image_sizes, preprocessing
+from runs import check_config, claim, dependencies
 from tests import tiny
 from tests.test_pretrained import ddpm_experiment
-from workdir import check_config, claim, dependencies
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (8, 4)

@@ -10,12 +10,12 @@ from PIL import Image
 
 import factory
 import solvers
+from commands import latents
 from errors import InputError
 from experiment import Experiment
 from factory import Samples
-from modes import latents
+from runs import write_json
 from tests import tiny
-from workdir import write_json
 
 SOLVER = {"sampling.method": "solver", "sampling.solver": "heun", "sampling.num_steps": 20}
 SIDE, TOP = 64, 22  # pixels of an image in a picture, and of the titles above it

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import score_sde as ss
+from commands import command_line
 from configs import location
 from errors import InputError
-from modes import command_line
 
 PUBLISHED = "configs/vp/digits_ddpmpp_continuous.py"
 

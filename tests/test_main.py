@@ -14,11 +14,11 @@ from absl.testing import flagsaver
 import factory
 import main
 import training
+from commands import command_line, stored
 from configs import default
 from errors import InputError
-from modes import command_line, stored
+from runs import claim
 from tests import tiny
-from workdir import claim
 
 ROOT = Path(__file__).parents[1]
 CONFIG = "--config=configs/vp/digits_ddpmpp_continuous.py"

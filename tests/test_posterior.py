@@ -13,8 +13,8 @@ import pytest
 import scipy.stats
 
 import score_sde as ss
+from api import calibration
 from controllable import daps
-from inference import calibration
 from tests import gaussian, gaussian_posterior
 
 SDE = ss.VPSDE()

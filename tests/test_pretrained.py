@@ -16,21 +16,21 @@ from flax import nnx, serialization, traverse_util
 from safetensors.numpy import load_file, save_file
 
 import pretrained
+from commands import conversion, stored
 from configs.ve import church_ncsnpp_continuous
 from configs.vp.ddpm import cifar10 as ddpm_cifar10
 from errors import InputError
 from experiment import Experiment
 from models import building
 from models.ncsnpp import NCSNpp
-from modes import conversion, stored
 from pretrained import flax_format, safetensors_format, torch_format
 from pretrained.diffusers_unet import unet_layout
 from pretrained.parameter_names import flax_layout, official_layers, torch_layout
 from pretrained.stored_parameters import export_params, load_params
 from pretrained.trained import Trained
+from runs.depends import flatten
 from tests import reference, tiny
 from tests.test_networks import SMALL
-from workdir.depends import flatten
 
 FORMATS = {"flax": "checkpoint_7", "torch": "checkpoint_7.pth", "safetensors": "seven.safetensors"}
 WITH_MOMENTS = "ve_cifar10_ncsnpp"

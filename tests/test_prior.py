@@ -12,8 +12,8 @@ import pytest
 
 import score_sde as ss
 import solvers
+from api.settings import samplers
 from errors import NotFiniteError
-from inference.settings import samplers
 from sde_lib import expand
 from tests import gaussian, mixture
 

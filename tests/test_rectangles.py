@@ -11,9 +11,9 @@ from PIL import Image
 import evaluation
 import report
 import training
+from commands import latents, restoration, restoration_images
 from experiment import Experiment
 from metrics import features, reference_statistics
-from modes import latents, restoration, restoration_images
 from tests.test_image_sizes import RANDOM, config
 
 

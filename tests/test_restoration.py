@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from commands import restoration, restoration_images
 from controllable import operators
 from errors import InputError
 from experiment import Experiment
-from modes import restoration, restoration_images
 from tests import programs, tiny
 
 SOLVER = {

@@ -25,8 +25,8 @@ from metrics.stage import Context
 from metrics.statistics_files import load
 from readers.files import mismatch
 from report import measures
+from runs import files, round_paths, rounds
 from tests import tiny
-from workdir import files, round_paths, rounds
 
 SAMPLES = 50
 

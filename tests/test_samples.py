@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from commands import conversion, samples, stored
 from errors import InputError
 from experiment import Experiment
-from modes import conversion, samples, stored
 from tests import tiny
 
 FAST = {"sampling.method": "solver", "sampling.num_steps": 4}

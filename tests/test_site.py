@@ -164,7 +164,7 @@ def test_the_reference_has_the_api(pages):
     text = " ".join("".join(api.text).split())
     assert "score: Score, sde: SDE, shape: tuple[int, ...]" in text
     assert "batch_size – the number of events that are computed at a time." in text
-    assert "../../../_modules/inference/prior.html#Prior.sample" in api.links
+    assert "../../../_modules/api/prior.html#Prior.sample" in api.links
     networks = reference["docs/site/reference/networks.html"]
     assert "Raises: InputError – an option is unknown" in " ".join("".join(networks.text).split())
     for name, page in reference.items():

@@ -10,10 +10,10 @@ import pytest
 import factory
 import sampling
 import solvers
+from commands import samples
 from configs.default import complete
 from errors import InputError
 from experiment import Experiment
-from modes import samples
 from sde_lib import SDES, VESDE, VPSDE, SubVPSDE
 from solvers import stability
 from tests import gaussian, tiny

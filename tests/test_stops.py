@@ -16,9 +16,9 @@ import pytest
 
 from checkpoints import Checkpoints
 from errors import InputError
+from runs import locked, owned, results_folder, write_json
 from tests import tiny
 from tests.test_files import fifo, folder, loop
-from workdir import locked, owned, results_folder, write_json
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """

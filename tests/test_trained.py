@@ -15,8 +15,8 @@ import likelihood
 import score_sde as ss
 import sde_lib
 import training
+from commands import conversion
 from experiment import Experiment
-from modes import conversion
 from tests import gaussian, reference, tiny
 
 

@@ -16,15 +16,15 @@ import datasets
 import experiment as experiments
 import factory
 import losses
+import runs as files
 import sde_lib
 import sharding
 import train_state
 import training
-import workdir as files
 from checkpoints import BACKUPS, LOCK, SNAPSHOTS, Checkpoints
+from commands import conversion
 from configs.default import complete
 from errors import InputError
-from modes import conversion
 from pretrained import parameter_names, stored_parameters
 from tests import reference, tiny
 from tests.test_sampling import Cosine

@@ -10,7 +10,7 @@ import pytest
 
 import datasets
 import factory
-import workdir
+import runs
 from configs import fields, groups
 from configs.default import Config, complete
 from configs.domains import AnyOf, Entries, Flag, Integer, Name, Real, Sequence, Text
@@ -78,7 +78,7 @@ def test_every_field_affects_known_groups_and_has_a_meaning():
             assert field.domain.allows(field.default), name
     used = {group for field in FIELDS.values() for group in field.affects}
     assert used == groups.GROUPS
-    assert set().union(*workdir.DEPENDENCIES.values()) == groups.GROUPS
+    assert set().union(*runs.DEPENDENCIES.values()) == groups.GROUPS
 
 
 def test_names_in_the_table_are_those_of_the_registries():

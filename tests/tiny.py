@@ -14,7 +14,7 @@ from checkpoints import SNAPSHOTS, Checkpoints
 from datasets import Images
 from experiment import Experiment
 from readers import scikit_learn
-from workdir import claim
+from runs import claim
 
 
 def noise(split: str, config: ml_collections.ConfigDict) -> Images:

@@ -27,9 +27,9 @@ from errors import InputError, NotFiniteError
 from experiment import Experiment
 from models.building import Params
 from report.training_log import TrainingLog
+from runs import owned
 from train_state import Rollbacks, TrainState
 from training.step import Step, compile_steps, init_state
-from workdir import owned
 
 GRID = 64  # images in the sample grid of a snapshot
 MOST_HELD_OUT = 1000  # images of a held-out loss

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from api.trained import TrainedModel
 from auxiliary import classification
 from benchmarks.claims.latents import rms
 from benchmarks.claims.quality import Record, digits, held_out, images, is_digits, mean
@@ -15,7 +16,6 @@ from configs.default import Config
 from controllable import operators
 from controllable.operators import Operator
 from experiment import Experiment
-from inference.trained import TrainedModel
 
 SHARE = 0.5  # of the sides of an image: the box that is unknown
 STEPS = 100  # of the predictor that draws solutions

@@ -13,8 +13,8 @@ from jax import Array
 
 import likelihood
 import sampling
+from api.trained import TrainedModel
 from benchmarks.claims.quality import Record, held_out, mean
-from inference.trained import TrainedModel
 
 
 def gain(models: Sequence[TrainedModel], seed: int, *, count: int) -> Record:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from api.trained import TrainedModel
 from benchmarks.claims.quality import (
     Record,
     digits,
@@ -17,8 +18,7 @@ from benchmarks.claims.quality import (
     is_digits,
     mean,
 )
-from inference.trained import TrainedModel
-from modes.latents import slerp
+from commands.latents import slerp
 
 FRAMES = 10  # of an interpolation, with both ends
 ROWS = 16  # pairs of images, of which all frames are decoded

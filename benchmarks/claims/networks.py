@@ -17,11 +17,11 @@ import jax
 from jax import Array
 
 import score_sde
+from api.trained import TrainedModel
 from benchmarks.claims import keys
 from benchmarks.claims.trainer import Trainer
 from checkpoints import Checkpoints
 from configs.default import Config, complete
-from inference.trained import TrainedModel
 
 SNAPSHOT = 400  # steps between the checkpoints that are kept
 TINY = {"model.nf": 8, "model.ch_mult": (1,), "training.batch_size": 16}

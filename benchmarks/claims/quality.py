@@ -12,9 +12,9 @@ import numpy as np
 from jax import Array
 
 import sampling
+from api.trained import TrainedModel
 from benchmarks.claims.verdicts import Estimate
 from benchmarks.digits_reference import DigitsReference, HeldOut, scale
-from inference.trained import TrainedModel
 from sde_lib import SDE, Score
 
 Record = dict[str, Estimate]

@@ -12,13 +12,13 @@ from absl import flags, logging
 
 import errors
 import factory
+from commands import stored
 from configs import location, remedies, validation
 from configs.default import Config, complete
 from configs.fields import ABSENT, FIELDS
 from errors import InputError
-from modes import stored
 from pretrained import WITH_CONFIG
-from workdir import CONFIG
+from runs import CONFIG
 
 FLAGS = flags.FLAGS
 WRONG_VALUE = re.compile(r"flag --(?P<name>[\w.]+)=(?P<value>.*?): (?P<reason>.*)")

@@ -17,16 +17,16 @@ from jax import Array
 import likelihood
 import pretrained
 import sampling
+from api.batches import Seed, key_of
+from api.prior import PROBES, Prior
 from configs import location
 from configs.default import Config, from_json
 from errors import InputError, advice, brief
 from experiment import Experiment
-from inference.batches import Seed, key_of
-from inference.prior import PROBES, Prior
 from likelihood import TOLERANCE
 from models.building import Params
 from readers.files import check_regular
-from workdir import stored_config
+from runs import stored_config
 
 OWN_NAMES = "If a config file defines names of its own, pass it: load(workdir, config=FILE)."
 DEQUANTIZE = 1  # folded into a key for the noise that dequantizes images

@@ -17,8 +17,8 @@ from experiment import Experiment
 from models import averages
 from models.building import is_fixed
 from pretrained import Trained
+from runs import check_config, write_atomically
 from train_state import AVERAGE, restore_ema
-from workdir import check_config, write_atomically
 
 LARGE, USELESS = 0.05, 0.5  # relative errors above which there is a warning, and an error
 

@@ -24,7 +24,7 @@ from configs.default import Config, complete
 from errors import InputError
 from experiment import Experiment
 from models.building import Params
-from workdir import (
+from runs import (
     Arrays,
     dependencies,
     load_rounds,

@@ -12,7 +12,7 @@ from pathlib import Path
 from configs.default import Config, from_json
 from errors import InputError
 from pretrained import WITH_CONFIG, read_config
-from workdir import CONFIG, stored_config
+from runs import CONFIG, stored_config
 
 
 def get_config(path: str) -> Config:

@@ -12,8 +12,8 @@ import progress
 import sharding
 from errors import InputError, brief, printable
 from readers.files import read_npz
-from workdir.depends import Depends
-from workdir.files import RESERVED, Arrays, is_current, save_arrays
+from runs.depends import Depends
+from runs.files import RESERVED, Arrays, is_current, save_arrays
 
 
 def run_rounds(

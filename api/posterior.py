@@ -12,22 +12,22 @@ import numpy as np
 from jax import Array
 
 import sampling
-from controllable.methods import METHODS
-from controllable.operators import Operator
-from errors import InputError, choose
-from factory import Sampler, Samples
-from inference import calibration, compiled, settings
-from inference.batches import Draw, Seed, count_of, in_batches, key_of, shape_of
-from inference.calibration import Calibration
-from inference.measurement_models import (
+from api import calibration, compiled, settings
+from api.batches import Draw, Seed, count_of, in_batches, key_of, shape_of
+from api.calibration import Calibration
+from api.measurement_models import (
     Density,
     MeasurementModel,
     Simulate,
     make_model,
 )
+from controllable.methods import METHODS
+from controllable.operators import Operator
+from errors import InputError, choose
+from factory import Sampler, Samples
 
 if TYPE_CHECKING:
-    from inference.prior import Prior
+    from api.prior import Prior
 
 BATCH_SIZE = 256
 POSTERIOR = 2**31  # folded into a key: an event of the prior with the same seed has other noise
@@ -155,7 +155,7 @@ class Posterior:
         batch_size: int = BATCH_SIZE,
         **options: Any,
     ) -> Calibration:
-        """Test whether samples have the spread that they should have; `inference.calibration`.
+        """Test whether samples have the spread that they should have; `api.calibration`.
 
         Draws events x of the prior by this sampler, measurements y of each, and `samples` samples
         given y. Over many x, the rank of x among the samples must be uniform.

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import datasets
+from commands.restoration_problems import Problem
+from commands.restoration_tasks import BLUR_TASKS
 from controllable.measurements import Measurement
 from experiment import Experiment
-from modes.restoration_problems import Problem
-from modes.restoration_tasks import BLUR_TASKS
-from workdir import write_picture
+from runs import write_picture
 
 
 def measure_quality(

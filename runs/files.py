@@ -15,7 +15,7 @@ from PIL import Image
 
 from errors import InputError, brief
 from readers.files import read_npz
-from workdir.depends import Depends, canonical
+from runs.depends import Depends, canonical
 
 Arrays = dict[str, np.ndarray]
 

@@ -13,13 +13,13 @@ from absl import logging
 
 import sampling
 from checkpoints import tree_checksum
+from commands import restoration_images
+from commands.restoration_tasks import TASKS
 from controllable.operators import Operator
 from errors import InputError, choose
 from experiment import Experiment
-from modes import restoration_images
-from modes.restoration_tasks import TASKS
 from readers.files import read_npz
-from workdir import write_arrays
+from runs import write_arrays
 
 
 class Problem(NamedTuple):

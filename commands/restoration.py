@@ -20,6 +20,14 @@ from jax import Array
 
 import sampling
 import sharding
+from commands.restoration_problems import (
+    Problem,
+    build_problem,
+    noise_std,
+    operator_checksum,
+    save_measurements,
+)
+from commands.restoration_results import measure_quality, write_pictures
 from configs import remedies
 from configs.default import Config, complete
 from controllable.measurements import Measurement
@@ -27,16 +35,7 @@ from controllable.methods import METHODS, posterior_loop
 from controllable.operators import Operator
 from experiment import Experiment, InParts
 from models.building import Params
-from modes.restoration_problems import (
-    Problem,
-    build_problem,
-    noise_std,
-    operator_checksum,
-    save_measurements,
-)
-from modes.restoration_results import measure_quality, write_pictures
-from solvers import Loop
-from workdir import (
+from runs import (
     Depends,
     dependencies,
     load_rounds,
@@ -45,6 +44,7 @@ from workdir import (
     run_rounds,
     write_json,
 )
+from solvers import Loop
 
 
 def restore(

@@ -6,20 +6,8 @@ holds a description of what it was made from, and is computed again if that diff
 """
 
 from readers.files import read_json
-from workdir.claims import (
-    CONFIG,
-    ENVIRONMENTS,
-    LOCK,
-    check_config,
-    check_workdir,
-    claim,
-    locked,
-    owned,
-    results_folder,
-    stored_config,
-)
-from workdir.depends import DEPENDENCIES, Depends, dependencies
-from workdir.files import (
+from runs.depends import DEPENDENCIES, Depends, dependencies
+from runs.files import (
     Arrays,
     is_current,
     load_arrays,
@@ -31,8 +19,20 @@ from workdir.files import (
     write_text,
     writing,
 )
-from workdir.rounds import load_rounds, round_paths, run_rounds
-from workdir.trees import load_tree, read_tree, save_tree
+from runs.lock import (
+    CONFIG,
+    ENVIRONMENTS,
+    LOCK,
+    check_config,
+    check_workdir,
+    claim,
+    locked,
+    owned,
+    results_folder,
+    stored_config,
+)
+from runs.rounds import load_rounds, round_paths, run_rounds
+from runs.trees import load_tree, read_tree, save_tree
 
 __all__ = [
     "CONFIG",

@@ -26,7 +26,7 @@ from errors import InputError
 from experiment import Experiment
 from factory import Sampler, make_flow
 from models.building import Params
-from workdir import write_arrays, write_picture
+from runs import write_arrays, write_picture
 
 ENCODED = 64  # images that `encode` encodes
 ROW = 8  # pairs in a row of its picture

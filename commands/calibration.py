@@ -1,7 +1,7 @@
 """`--mode=calibrate`: is the spread of the reconstructions of `--mode=restore` right?
 
 Images of the model are measured by the task of config.restore, and each measurement is solved many
-times; `inference.calibration` tests whether the images are distributed as their reconstructions.
+times; `api.calibration` tests whether the images are distributed as their reconstructions.
 Results are written to `WORKDIR/calibration/checkpoint_K/NAME/`; NAME is TASK-METHOD, or
 --eval_folder if given. They are ranks_*.npz, one file for each round of simulations;
 calibration.json and calibration.png.
@@ -17,17 +17,17 @@ import jax
 import numpy as np
 from absl import logging
 
+from api import calibration
+from api.posterior import Posterior
+from api.settings import METHOD_DEFAULTS
+from api.trained import TrainedModel
+from commands.restoration import noise_std, say_sampler, with_sampler
+from commands.restoration_problems import operator_checksum
+from commands.restoration_tasks import TASKS
 from configs.default import Config
 from errors import choose
 from experiment import Experiment
-from inference import calibration
-from inference.posterior import Posterior
-from inference.settings import METHOD_DEFAULTS
-from inference.trained import TrainedModel
-from modes.restoration import noise_std, say_sampler, with_sampler
-from modes.restoration_problems import operator_checksum
-from modes.restoration_tasks import TASKS
-from workdir import (
+from runs import (
     dependencies,
     load_rounds,
     owned,

@@ -12,10 +12,10 @@ from jax import Array
 
 import likelihood
 import sampling
+from api.settings import MethodOptions
 from controllable import methods
 from controllable.measurements import Evidence
 from factory import Sampler, Samples
-from inference.settings import MethodOptions
 from likelihood import Likelihood
 from sde_lib import SDE, Score
 

@@ -12,9 +12,9 @@ from jax import Array
 from jax.core import Tracer
 
 import sampling
+from api import settings
 from errors import InputError, NotFiniteError
 from factory import Sampler, Samples
-from inference import settings
 
 Seed = int | Array
 

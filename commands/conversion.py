@@ -24,6 +24,7 @@ from errors import InputError, advice
 from experiment import Experiment
 from pretrained import Trained
 from readers.files import MAX_STEP
+from runs import check_config, owned, write_atomically
 from train_state import (
     TrainState,
     abstract,
@@ -32,7 +33,6 @@ from train_state import (
     restore_ema,
     to_checkpoint,
 )
-from workdir import check_config, owned, write_atomically
 
 
 def import_checkpoint(config: Config, workdir: str, source: str) -> int:

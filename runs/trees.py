@@ -15,8 +15,8 @@ from absl import logging
 
 from errors import InputError
 from readers.files import not_finite, read_safetensors
-from workdir.depends import Depends, canonical
-from workdir.files import Arrays, write_atomically
+from runs.depends import Depends, canonical
+from runs.files import Arrays, write_atomically
 
 TREE_DEPENDS = "settings"  # the metadata entry that describes what a tree was made from
 CHECKSUM = "checksum"  # the metadata entry with the CRC-32 of all arrays

@@ -16,7 +16,7 @@ from errors import InputError, expand_home, printable
 from factory import attention_note, make_abstract_network, validated
 from readers import folders, published
 from readers.image_sizes import ImageSize, sides
-from workdir import write_picture
+from runs import write_picture
 
 SHOWN = 100  # images on a contact sheet
 MAX_SAMPLE = 2000  # images of which statistics and distances are computed

@@ -21,8 +21,8 @@ from checkpoints import LOCK
 from configs.default import Config, complete, from_json, get_default_config
 from errors import InputError, brief, printable
 from readers.files import check_regular, mismatch, read_json
-from workdir.depends import dependencies, flatten
-from workdir.files import write_json, writing
+from runs.depends import dependencies, flatten
+from runs.files import write_json, writing
 
 CONFIG = "config.json"  # the file of a workdir that states the config it was made with
 ENVIRONMENTS = "environments.json"  # the file of an evaluation that states versions and devices

@@ -15,12 +15,8 @@ from jax import Array
 import factory
 import likelihood
 import sampling
-from configs.default import Config, get_default_config
-from controllable.operators import Operator
-from errors import InputError
-from factory import Sampler, Samples
-from inference import compiled, settings
-from inference.batches import (
+from api import compiled, settings
+from api.batches import (
     Seed,
     check_finite,
     count_of,
@@ -29,7 +25,11 @@ from inference.batches import (
     key_of,
     shape_of,
 )
-from inference.posterior import Posterior
+from api.posterior import Posterior
+from configs.default import Config, get_default_config
+from controllable.operators import Operator
+from errors import InputError
+from factory import Sampler, Samples
 from likelihood import TOLERANCE, Likelihood
 from sde_lib import SDE, Score
 

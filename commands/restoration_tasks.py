@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from commands import restoration_images
+from commands.restoration_images import Shape
 from configs.default import Config
 from controllable import operators
 from controllable.operators import Operator
 from errors import InputError, advice, expand_home
-from modes import restoration_images
-from modes.restoration_images import Shape
 from readers import preprocessing
 from readers.files import check_regular
 

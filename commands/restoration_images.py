@@ -81,8 +81,8 @@ def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
 def _result_names(stems: Sequence[str], samples: int) -> list[str]:
     """Return unique names for the results of files with these stems.
 
-    They are shortened where a picture of `modes.restoration_results` would have a longer name than
-    file systems allow, and numbered where two of them are equal, such as for a.png beside a.jpg.
+    They are shortened where a picture of `restoration_results` would have a longer name than file
+    systems allow, and numbered where two of them are equal, such as for a.png beside a.jpg.
     """
     endings = ("_measured.png", f"_answer_{samples - 1}.png")
     room = MAX_NAME - max(map(len, endings))
