@@ -8,7 +8,7 @@ SAMPLES := samples
 SITE := .cache/site
 CLAIMS := claims
 
-.PHONY: demo sample claims test test-slow notebook lint format docs pictures clean
+.PHONY: demo sample claims test test-slow test-all notebook lint format docs pictures clean
 
 demo: $(VENV)/installed  ## Train on the handwritten digits, generate new ones and report bits/dim on held-out images.
 	$(RUN) main.py --config=$(CONFIG) --workdir=$(WORKDIR) --mode=train
@@ -20,11 +20,14 @@ sample: $(VENV)/installed  ## Draw images from a small trained network of zoo/; 
 claims: $(VENV)/installed  ## Measure the paper's claims on small data and write docs/claims.md: hours, can be resumed.
 	$(RUN) -m benchmarks.claims --folder=$(CLAIMS)
 
-test: $(VENV)/installed-dev  ## Run all tests except those marked slow or notebook.
+test: $(VENV)/installed-dev  ## Run the quick tests: those not marked slow, long or notebook.
 	$(RUN) -m pytest -n 2
 
 test-slow: $(VENV)/installed-dev  ## Run the tests marked slow.
 	$(RUN) -m pytest -n 2 -m slow
+
+test-all: test test-slow notebook  ## Run all tests, as before an issue is closed.
+	$(RUN) -m pytest -n 2 -m long
 
 notebook: $(VENV)/installed-dev  ## Execute the notebooks and write the executed copies to .cache, to update docs/ from them.
 	$(RUN) -m pytest -n 0 -m notebook tests/test_notebook.py

@@ -150,7 +150,7 @@ def limit_file_size():
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_that_cannot_be_written(tmp_path):
     """One line; once files may be large enough, the same command continues."""
     config, workdir = write_config(tmp_path, **{"training.n_iters": 8}), tmp_path / "w"
@@ -174,7 +174,7 @@ FULL_DISK = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", FULL_DISK)
 def test_a_full_disk_in_other_modes(tmp_path, mode):
     """The last line names the file, also where a library writes it."""
@@ -200,7 +200,7 @@ def respect_permissions():
     ctypes.CDLL(None).prctl(drop_from_bounding_set, override_permissions, 0, 0, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["train", *FULL_DISK])
 def test_a_workdir_that_cannot_be_written(tmp_path, mode):
     """One line, and no file is touched."""
@@ -220,7 +220,7 @@ def test_a_workdir_that_cannot_be_written(tmp_path, mode):
         each.chmod(0o755)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["train", "eval", "encode", "fid_stats"])
 @pytest.mark.parametrize("name", ["file", "file/below", "/proc/nothing"])
 def test_workdirs_that_cannot_be_created(tmp_path, name, mode):
@@ -230,7 +230,7 @@ def test_workdirs_that_cannot_be_created(tmp_path, name, mode):
     assert lines[0].startswith("Error: ")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seconds", [0.0, 0.1])
 def test_a_workdir_that_disappears(tmp_path, seconds):
     """At any time: Orbax, if it is writing then, makes the folder again."""
@@ -248,7 +248,7 @@ def test_a_workdir_that_disappears(tmp_path, seconds):
 # --- config files ---
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -276,7 +276,7 @@ def test_config_files_that_do_not_work(tmp_path, text, message):
 # --- signals ---
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_signals_in_training_save_the_state(tmp_path, number, code):
     config, workdir = write_config(tmp_path), tmp_path / "w"
@@ -294,7 +294,7 @@ def test_signals_in_training_save_the_state(tmp_path, number, code):
     assert (workdir / "checkpoints-meta" / f"checkpoint_{step}").is_dir()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("seconds", [0.5, 2.0, 6.0])
 def test_signals_outside_of_training(tmp_path, number, seconds):
@@ -324,7 +324,7 @@ def digest(workdir):
     return newest.step, checksums, scalars
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_runs_end_as_uninterrupted_ones(tmp_path, seed):
     """25 kills at random times, in as many runs as that takes; also while the modules load."""
