@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import train_state
 from absl import logging
+from auxiliary import classification, dequantization
 
 import report
-import train_state
-from auxiliary import classification, dequantization
-from checkpoints import Checkpoints, Found, tree_checksum
 from configs.default import Config
 from errors import InputError
 from experiment import Experiment
@@ -32,6 +31,7 @@ from runs import (
     results_folder,
     write_json,
 )
+from runs.checkpoints import Checkpoints, Found, tree_checksum
 
 
 def evaluate(

@@ -24,13 +24,13 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import classifier
 import evaluation
 import report
 import sharding
 import training
-from auxiliary import classification, dequantization
 from commands import averaging, calibration, conversion, inspection, latents, restoration, samples
-from commands.command_line import parse_flags, say_ignored
+from commands.command_line import parse_flags, warn_unused
 from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
@@ -42,7 +42,6 @@ OF_SOME_MODES = {
     "average_only": ("export",),
     "checkpoint": (
         *("eval", "export", "ema", "encode", "interpolate", "sample", "restore", "calibrate"),
-        "train_dequantizer",
     ),
     "classes": ("sample",),
     "count": ("sample",),
@@ -62,7 +61,7 @@ def _train(config: Config, workdir: str) -> None:
 
 def _eval(config: Config, workdir: str) -> None:
     folder = FLAGS.eval_folder or "eval"
-    say_ignored(config, _given())
+    warn_unused(config, _given())
     evaluation.evaluate(config, workdir, folder, FLAGS.checkpoint)
     if jax.process_index() == 0:  # The report reads what this process has written.
         print(f"results: {report.write(workdir, folder)}")
@@ -108,7 +107,7 @@ def _sample(config: Config, workdir: str) -> None:
     if FLAGS.seed is not None:
         config.seed = FLAGS.seed
     count = DEFAULT_COUNT if FLAGS.count is None else FLAGS.count
-    say_ignored(config, _given())
+    warn_unused(config, _given())
     samples.sample(
         config,
         workdir,
@@ -124,11 +123,7 @@ def _calibrate(config: Config, workdir: str) -> None:
 
 
 def _train_classifier(config: Config, workdir: str) -> None:
-    classification.train(config, workdir)
-
-
-def _train_dequantizer(config: Config, workdir: str) -> None:
-    dequantization.train(config, workdir, FLAGS.checkpoint)
+    classifier.train(config, workdir)
 
 
 def _inspect_data(config: Config, workdir: str) -> None:
@@ -156,7 +151,6 @@ MODES: dict[str, Callable[[Config, str], None]] = {
     "restore": _restore,
     "calibrate": _calibrate,
     "train_classifier": _train_classifier,
-    "train_dequantizer": _train_dequantizer,
     "inspect_data": _inspect_data,
     "prepare_data": _prepare_data,
     "fid_stats": _fid_stats,

@@ -6,25 +6,23 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 import sampling
-from api import calibration, compiled, settings
-from api.batches import Draw, Seed, count_of, in_batches, key_of, shape_of
+from api import calibration, execution
+from api.arguments import Seed, checked, count_of, key_of, shape_of
 from api.calibration import Calibration
-from api.measurement_models import (
-    Density,
-    MeasurementModel,
-    Simulate,
-    make_model,
-)
-from controllable.methods import METHODS
+from api.execution import FromPosterior
+from api.measuring import Density, Simulate, make_measurement, shape_of_y
+from controllable.measurements import Evidence
+from controllable.methods import METHODS, Chosen, choose_method
 from controllable.operators import Operator
-from errors import InputError, choose
-from factory import Sampler, Samples
+from errors import InputError
+from samplers import Sampler, Samples
 
 if TYPE_CHECKING:
     from api.prior import Prior
@@ -58,16 +56,17 @@ class Posterior:
     ) -> None:
         """Check all arguments; see `Prior.posterior`."""
         self.prior = prior
-        self.method = method or ("daps" if log_likelihood else "moment_matching")
-        choose(METHODS, self.method, "method")
-        self.model: MeasurementModel = make_model(operator, noise, log_likelihood, self.method)
+        default = "moment_matching" if log_likelihood is None else "daps"
+        self.method = default if method is None else method
+        self._chosen = choose_method(self.method, **options)  # Reports mistakes now.
         self._options = dict(options)
-        settings.method_options(self._options)  # Report mistakes now.
-        self._y_shape = self.model.y_shape(prior.event_shape, y)
+        self.model = make_measurement(operator, noise, log_likelihood, self.method)
+        self._y_shape = shape_of_y(self.model, prior.event_shape, y)
         self.y, self.batch_shape = self._batch(y)
 
     # --- samples ------------------------------------------------------------------------------
 
+    @checked
     def sample(
         self,
         sample_shape: int | tuple[int, ...] = (),
@@ -88,39 +87,64 @@ class Posterior:
         """
         if self.y is None:
             raise InputError("The posterior has no y; pass the measurement to Prior.posterior.")
-        count = count_of(sample_shape)
-        measurements = math.prod(self.batch_shape)
-        chosen = self._choose_sampler(sampler, steps, options)
-        draw = self._draw(self.y, 0, count, chosen)
+        count, shape = count_of(sample_shape), self.prior.event_shape
+        chosen = self.make_sampler(sampler, steps, **options)
         key = jax.random.fold_in(key_of(seed), POSTERIOR)
-        x = in_batches(draw, count * measurements, key, batch_size, chosen)
-        x = x.reshape(measurements, count, *self.prior.event_shape).swapaxes(0, 1)
-        return x.reshape(*shape_of(sample_shape), *self.batch_shape, *self.prior.event_shape)
+        x = self.draw(chosen, count, key, batch_size=batch_size).x
+        x = jnp.reshape(x, (math.prod(self.batch_shape), count, *shape)).swapaxes(0, 1)
+        return x.reshape(*shape_of(sample_shape), *self.batch_shape, *shape)
 
-    def _draw(self, y: Array, first: int, count: int, sampler: Sampler) -> Draw:
-        """Return a function that draws event first + i given y[i // count]."""
-        prior, options = self.prior, self._method_options()
+    def draw(
+        self,
+        sampler: Sampler,
+        samples: int,
+        key: Array,
+        *,
+        y: Array | None = None,
+        first_y: int = 0,
+        first: int = 0,
+        count: int | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Samples:
+        """Return events number first .. first + count - 1 with what the sampler reports of them.
 
-        def draw(keys: Array, indices: np.ndarray) -> Samples:
-            rows = np.minimum((indices - first) // count, len(y) - 1)  # The last batch is padded.
-            return compiled.draw_posterior(
+        Args:
+          sampler: of `make_sampler`.
+          samples: events for each measurement: event i is one given y[i // samples].
+          key: the random numbers of event i follow from it and from i.
+          y, first_y: other measurements (B, ...) than those of the posterior, and the number of the
+            first one.
+          first, count: by default, all events.
+          batch_size: the number of events that are computed at a time.
+        """
+        prior, method, y = self.prior, self._method(), self.y if y is None else y
+        total = (first_y + len(y)) * samples
+
+        def make_task(keys: Array, numbers: np.ndarray) -> FromPosterior:
+            # The last batch is padded.
+            rows = np.minimum(numbers // samples - first_y, len(y) - 1)
+            chosen = y[rows] if prior.mesh is None else execution.split(prior.mesh, y[rows])
+            return FromPosterior(
                 prior.score,
+                keys,
+                self.model.given(chosen),
                 prior.sde,
                 prior.event_shape,
                 sampler,
-                keys,
-                self.method,
-                options,
-                self.model.given(y[rows]),
+                method,
                 prior.support,
             )
 
-        return draw
+        count = total - first if count is None else count
+        return execution.in_batches(
+            make_task, key, first, count, batch_size, prior.event_shape, prior.mesh
+        )
 
-    def _choose_sampler(
-        self, name: str | None, steps: int | None, options: Mapping[str, Any]
+    def make_sampler(
+        self, name: str | None = None, steps: int | None = None, **options: Any
     ) -> Sampler:
-        method, changed = METHODS[self.method], dict(options)
+        """Return a sampler that fits the method; the arguments are those of `sample`."""
+        method = METHODS[self.method]
         if method.requires_pc and name not in (None, "pc"):
             raise InputError(
                 f"method = {self.method!r} changes the steps of the sampler 'pc', so sampler = "
@@ -129,20 +153,22 @@ class Posterior:
         if method.requires_pc:
             name = "pc"
         if name == "pc" and not method.allows_corrector:
-            changed["corrector"] = "none"
-        chosen = self.prior.make_sampler(name, steps, changed)
+            options["corrector"] = "none"
+        chosen = self.prior.make_sampler(name, steps, **options)
         if method.uses_predictor:
             chosen.check_stable()
         return chosen
 
-    def _method_options(self) -> settings.MethodOptions:
-        options = self._options
-        if self.method in ("pigdm", "daps") and "prior_std" not in options:
-            options = options | {"prior_std": self.prior.std}
-        return settings.method_options(options)
+    def _method(self) -> Chosen:
+        """Return the method. It estimates the standard deviation of the prior if none is given."""
+        needs = "prior_std" in METHODS[self.method].options and "prior_std" not in self._options
+        if not needs:
+            return self._chosen
+        return choose_method(self.method, **self._options, prior_std=self.prior.std)
 
     # --- calibration --------------------------------------------------------------------------
 
+    @checked
     def calibrate(
         self,
         simulations: int = 200,
@@ -168,12 +194,10 @@ class Posterior:
 
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
         """
-        calibration.check_numbers(simulations, samples)
-        settings.check_arguments(batch_size=batch_size)
         size = max(1, batch_size // samples)
-        options = {"simulate": simulate, "sampler": sampler, "steps": steps, **options}
+        chosen = self.make_sampler(sampler, steps, **options)
         rounds = [
-            self.ranks(first, size, samples, seed, batch_size=batch_size, **options)
+            self.ranks(first, size, samples, seed, chosen, simulate, batch_size=batch_size)
             for first in range(0, simulations, size)
         ]
         return calibration.judge(np.concatenate(rounds)[:simulations], self.statistics)
@@ -191,49 +215,42 @@ class Posterior:
         first: int,
         count: int,
         samples: int,
-        seed: Seed = 0,
-        *,
+        seed: Seed,
+        sampler: Sampler,
         simulate: Simulate | None = None,
-        sampler: str | None = None,
-        steps: int | None = None,
+        *,
         batch_size: int = BATCH_SIZE,
-        **options: Any,
     ) -> np.ndarray:
         """Return the ranks (count, K) of the simulations number first .. first + count - 1.
 
-        The columns are `statistics`; `calibrate` describes the arguments and errors.
+        The columns are `statistics`; `sampler` is one of `make_sampler`. `calibrate` describes the
+        other arguments and the errors.
         """
         if simulate is None and not self.model.can_simulate:
             raise InputError(
                 "calibrate needs simulate, a function (x, key) -> y, where the measurement is "
                 "given by log_likelihood."
             )
-        chosen = self._choose_sampler(sampler, steps, options)
-        root = key_of(seed)
-        x_seed, reference_seed, noise_seed, sample_seed, rank_seed = (
-            jax.random.fold_in(root, purpose) for purpose in range(5)
+        x_key, reference_key, noise_key, sample_key, rank_key = (
+            jax.random.fold_in(key_of(seed), purpose) for purpose in range(5)
+        )
+        x, references = (
+            jnp.asarray(self.prior.draw(sampler, count, key, first=first, batch_size=batch_size).x)
+            for key in (x_key, reference_key)
         )
         numbers = np.arange(first, first + count)
-
-        def draw_prior(keys: Array, indices: np.ndarray) -> Samples:
-            del indices
-            prior = self.prior
-            return compiled.draw(
-                prior.score, prior.sde, prior.event_shape, chosen, keys, jnp.float32(1)
-            )
-
-        x, references = (
-            in_batches(draw_prior, count, each, batch_size, chosen, first=first)
-            for each in (x_seed, reference_seed)
-        )
-        noise_keys = sampling.image_keys(noise_seed, numbers)
+        noise_keys = sampling.image_keys(noise_key, numbers)
         y = jax.vmap(simulate)(x, noise_keys) if simulate else self.model.simulate(x, noise_keys)
-        start = first * samples
-        draw = self._draw(y, start, samples, chosen)
-        drawn = in_batches(draw, count * samples, sample_seed, batch_size, chosen, first=start)
-        drawn = drawn.reshape(count, samples, *self.prior.event_shape)
+        drawn = self.draw(
+            *(sampler, samples, sample_key),
+            y=y,
+            first=first * samples,
+            first_y=first,
+            batch_size=batch_size,
+        ).x
+        drawn = jnp.reshape(drawn, (count, samples, *self.prior.event_shape))
         truth = self._statistics(x[:, None], y, references)[:, 0]
-        u = sampling.uniform(sampling.image_keys(rank_seed, numbers), truth.shape)
+        u = sampling.uniform(sampling.image_keys(rank_key, numbers), truth.shape)
         return calibration.ranks(truth, self._statistics(drawn, y, references), np.asarray(u))
 
     def _statistics(self, x: Array, y: Array, references: Array) -> np.ndarray:
@@ -244,7 +261,7 @@ class Posterior:
         columns = [flat @ vectors.T]
         if self.model.has_density:
             evidence = self.model.given(jnp.repeat(y, length, 0))
-            logps = compiled.log_prob(evidence, x.reshape(-1, *self.prior.event_shape))
+            logps = _log_prob(evidence, x.reshape(-1, *self.prior.event_shape))
             columns.append(np.asarray(logps, np.float64).reshape(count, length, 1))
         distances = np.linalg.norm(flat - np.asarray(references).reshape(count, 1, -1), axis=-1)
         return np.concatenate([*columns, distances[..., None]], -1)
@@ -255,7 +272,6 @@ class Posterior:
         """Return measurements as (B, ...), and their batch shape."""
         if y is None:
             return None, ()
-        y = jnp.asarray(y)
         axes = len(self._y_shape)
         batch_shape = y.shape[: max(y.ndim - axes, 0)]
         if y.ndim < axes or y.shape[y.ndim - axes :] != self._y_shape:
@@ -263,6 +279,11 @@ class Posterior:
                 f"y has shape {y.shape}, but the operator measures an event in the shape "
                 f"{self._y_shape}: the last axes of y must be these."
             )
-        if jnp.iscomplexobj(y) or not bool(jnp.isfinite(y).all()):
-            raise InputError("y must hold finite real numbers.")
-        return y.astype(jnp.float32).reshape(math.prod(batch_shape), *self._y_shape), batch_shape
+        return jnp.asarray(y, jnp.float32).reshape(
+            math.prod(batch_shape), *self._y_shape
+        ), batch_shape
+
+
+@eqx.filter_jit
+def _log_prob(measurement: Evidence, x: Array) -> Array:
+    return measurement.log_prob(x)

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
-import factory
 import likelihood
+import samplers
 import sampling
-from api import compiled, settings
-from api.batches import (
-    Seed,
-    check_finite,
-    count_of,
-    in_batches,
-    is_traced,
-    key_of,
-    shape_of,
-)
+from api import execution
+from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of, show, user_code
+from api.execution import AlongFlow, FromPrior, by_rows, function_of, is_traced
 from api.posterior import Posterior
-from configs.default import Config, get_default_config
 from controllable.operators import Operator
 from errors import InputError
-from factory import Sampler, Samples
 from likelihood import TOLERANCE, Likelihood
+from samplers import Defaults, Flow, Sampler, Samples
 from sde_lib import SDE, Score
 
 EXACT_DIMS = 64  # entries of an event up to which the exact trace is the default
@@ -49,6 +43,8 @@ class Prior:
       event_shape: the shape of one event, for example (2,), (H, W) or (H, W, C).
       support: the smallest and the largest value of the data, if known. They also set the scale of
         the tolerances of samplers, which otherwise follows from the noise levels.
+      mesh: the devices that share each batch (`sharding.make_mesh`); None for one device.
+      defaults: the default sampler, its steps and options.
 
     Events of all methods have any number of leading batch axes. Random numbers follow from `seed`,
     an int or a key of `jax.random`: event i depends on the seed and i, not on the batch size. The
@@ -56,6 +52,7 @@ class Prior:
     norms over the batch.
     """
 
+    @checked
     def __init__(
         self,
         score: Score,
@@ -63,23 +60,24 @@ class Prior:
         shape: tuple[int, ...],
         *,
         support: tuple[float, float] | None = None,
+        mesh: Mesh | None = None,
     ) -> None:
-        """Check the score on two events. Raises InputError if its values do not fit."""
+        """Check the score on some events. Raises InputError if its values do not fit."""
         self.score, self.sde = score, sde
-        self.event_shape = tuple(int(length) for length in shape)
-        self.support = support
-        if support is not None and not support[0] < support[1]:
-            raise InputError(f"support = {support} must state the smaller value first.")
-        self.config = _general_config()
+        self.event_shape, self.support = shape, support
+        self.mesh = mesh if mesh is not None and mesh.size > 1 else None
+        self.defaults = Defaults()
         self._check_score()
 
     # --- samples ------------------------------------------------------------------------------
 
+    @checked
     def sample(
         self,
         sample_shape: int | tuple[int, ...] = (),
         seed: Seed = 0,
         *,
+        first: int = 0,
         sampler: str | None = None,
         steps: int | None = None,
         temperature: float = 1.0,
@@ -91,32 +89,60 @@ class Prior:
         Args:
           sample_shape: a number or a shape.
           seed: an int or a key.
-          sampler: one of `settings.samplers()`; by default a few-step solver.
-          steps: the number of steps of a few-step solver or of 'pc'.
+          first: the number of the first event; `sample(8, first=8)` continues `sample(8)`.
+          sampler: one of `samplers.kinds()`; by default a few-step solver.
+          steps: the number of steps, unless they are adaptive.
           temperature: the factor of the initial noise.
           batch_size: the number of events that are computed at a time.
-          options: other fields of `config.sampling`, such as schedule, predictor, corrector, snr.
+          options: those of the sampler, such as schedule, predictor, corrector, snr.
 
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
         """
-        settings.check_arguments(temperature=temperature)
-        chosen = self.make_sampler(sampler, steps, options)
-        chosen.check_stable()
+        chosen = self.make_sampler(sampler, steps, **options)
+        samples = self.draw(
+            *(chosen, count_of(sample_shape), key_of(seed)),
+            first=first,
+            batch_size=batch_size,
+            temperature=temperature,
+        )
+        return jnp.reshape(samples.x, (*shape_of(sample_shape), *self.event_shape))
 
-        def draw(keys: Array, indices: np.ndarray) -> Samples:
-            del indices
-            return compiled.draw(
-                self.score, self.sde, self.event_shape, chosen, keys, jnp.float32(temperature)
-            )
+    def draw(
+        self,
+        sampler: Sampler,
+        count: int,
+        key: Array,
+        *,
+        first: int = 0,
+        batch_size: int = BATCH_SIZE,
+        temperature: float = 1.0,
+        score: Callable[[np.ndarray], Score] | None = None,
+    ) -> Samples:
+        """Return events number first .. first + count - 1 with what the sampler reports of them.
 
-        x = in_batches(draw, count_of(sample_shape), seed, batch_size, chosen)
-        return x.reshape(*shape_of(sample_shape), *self.event_shape)
+        `score` returns the score of the events with the given numbers (B,), if it is not that of
+        the prior. See `sample` for the rest.
+        """
+        sampler.check_stable()
+
+        def make_task(keys: Array, numbers: np.ndarray) -> FromPrior:
+            chosen = score(numbers) if score else self.score
+            factor = jnp.float32(temperature)
+            return FromPrior(chosen, keys, factor, self.sde, self.event_shape, sampler)
+
+        shape = self.event_shape
+        return execution.in_batches(make_task, key, first, count, batch_size, shape, self.mesh)
 
     def make_sampler(
-        self, name: str | None, steps: int | None, options: Mapping[str, Any]
+        self, name: str | None = None, steps: int | None = None, **options: Any
     ) -> Sampler:
         """Return a sampler by its name and options, as `sample` takes them."""
-        return settings.sampler(self.config, self.sde, self._typical_std, name, steps, options)
+        return samplers.make(
+            *(name, self.sde, steps),
+            data_std=self._typical_std,
+            defaults=self.defaults,
+            **options,
+        )
 
     @functools.cached_property
     def _typical_std(self) -> float:
@@ -139,6 +165,7 @@ class Prior:
 
     # --- densities ----------------------------------------------------------------------------
 
+    @checked
     def log_prob(
         self,
         x: Array,
@@ -178,40 +205,81 @@ class Prior:
     def _likelihood(
         self, x: Array, seed: Seed, trace: str | None, probes: int, tolerance: float
     ) -> tuple[Likelihood, tuple[int, ...]]:
-        settings.check_arguments(probes=probes, tolerance=tolerance)
         x, batch_shape = self._batch(x)
+        kind = self._trace(trace)
+        count = math.prod(self.event_shape) if kind == "exact" else probes
+        check_memory(x.size * count, f"A trace by {count} probes for each of {len(x)} events")
         keys = sampling.image_keys(key_of(seed), jnp.arange(len(x)))
-        drawn = likelihood.draw_probes(keys, x.shape, self._trace(trace), probes)
-        found = compiled.log_likelihood(self.score, self.sde, x, drawn, tolerance)
-        return found, batch_shape
+
+        def compute(x: Array, keys: Array) -> Likelihood:
+            return _log_likelihood(self.score, self.sde, x, keys, kind, probes, tolerance)
+
+        return by_rows(self.mesh, compute, x, keys), batch_shape
 
     def _trace(self, trace: str | None) -> str:
         if trace is not None:
             return trace
         return "exact" if math.prod(self.event_shape) <= EXACT_DIMS else "Rademacher"
 
-    def encode(self, x: Array) -> Array:
+    @checked
+    def encode(
+        self,
+        x: Array,
+        *,
+        sampler: str = "ode",
+        steps: int | None = None,
+        return_nfe: bool = False,
+        **options: Any,
+    ) -> Any:
         """Return the latent codes of events, of the same shape, by the probability-flow ODE.
 
-        A code follows the prior of the SDE if its event follows the data (Section 4.3).
+        A code follows the prior of the SDE if its event follows the data (Section 4.3). With
+        `return_nfe`, also return the score evaluations of each event, of the batch shape.
 
-        Raises InputError for events of another shape, and NotFiniteError if a code is not finite.
+        Args:
+          x: events (..., *event_shape).
+          sampler: 'ode' for adaptive steps, or a few-step solver that draws no noise.
+          steps, options: of a few-step solver, as for `sample`.
+
+        Raises InputError for an invalid argument, and NotFiniteError if a code is not finite.
         """
-        return self._flow(x, 0)
+        flow = self.make_flow(sampler, steps, **options)
+        return self._follow(flow.encoder, x, return_nfe)
 
-    def decode(self, z: Array) -> Array:
+    @checked
+    def decode(
+        self,
+        z: Array,
+        *,
+        sampler: str = "ode",
+        steps: int | None = None,
+        return_nfe: bool = False,
+        **options: Any,
+    ) -> Any:
         """Return the events of latent codes, of the same shape; the inverse of `encode`."""
-        return self._flow(z, 1)
+        flow = self.make_flow(sampler, steps, **options)
+        return self._follow(flow.decoder, z, return_nfe)
 
-    def _flow(self, x: Array, direction: int) -> Array:
+    def make_flow(self, name: str, steps: int | None = None, **options: Any) -> Flow:
+        """Return the probability flow in both directions, as `encode` takes it."""
+        return samplers.make_flow(name, self.sde, steps, defaults=self.defaults, **options)
+
+    def _follow(self, flow: Sampler, x: Array, return_nfe: bool) -> Any:
         x, batch_shape = self._batch(x)
-        flow = _flows(self.sde)[direction]
-        samples = compiled.follow_flow(self.score, flow, x)
-        check_finite(samples.bad_step, flow)
-        return samples.x.reshape(*batch_shape, *self.event_shape)
+        x = x.astype(jnp.result_type(x, jnp.float32))
+
+        def compute(x: Array) -> tuple[Array, Array, Array]:
+            found = execution.run(AlongFlow(self.score, x, flow), f"following the flow of {len(x)}")
+            return found.x, found.nfe, found.bad_step
+
+        y, nfe, bad_step = by_rows(self.mesh, compute, x)
+        execution.check_finite(bad_step, flow)
+        y = y.reshape(*batch_shape, *self.event_shape)
+        return (y, nfe.reshape(batch_shape)) if return_nfe else y
 
     # --- posteriors ---------------------------------------------------------------------------
 
+    @checked
     def posterior(
         self,
         y: Array | np.ndarray | None = None,
@@ -264,18 +332,24 @@ class Prior:
         return x.reshape(math.prod(batch_shape), *self.event_shape), batch_shape
 
     def _check_score(self) -> None:
+        """Check the kernel of the SDE, and the score of noise at time T."""
         if not isinstance(self.sde, SDE):
             raise InputError(
-                f"sde is {self.sde!r}, but it must be an SDE such as score_sde.VPSDE()."
+                f"sde is {show(self.sde)}, but it must be an SDE such as score_sde.VPSDE()."
             )
-        x = sampling.standard_normal(jax.random.split(jax.random.key(0), 2), (2, *self.event_shape))
-        value = self.score(self.sde.prior_std * x, jnp.full(2, self.sde.T))
-        shape = getattr(value, "shape", type(value).__name__)
-        if shape != x.shape:
-            raise InputError(
-                f"The score of x with shape {x.shape} and t with shape (2,) has shape {shape}; it "
-                "must be that of x. A function of one event becomes one of batches by jax.vmap."
-            )
+        count = next(n for n in range(2, 12) if n not in self.event_shape)  # t must not fit x.
+        check_memory(count * math.prod(self.event_shape), f"shape = {self.event_shape}")
+        with user_code(f"The SDE {show(self.sde)} fails"), jax.ensure_compile_time_eval():
+            times = jnp.array([self.sde.t_min, self.sde.t_end, self.sde.T])
+            kernel = jnp.stack([self.sde.alpha(times), self.sde.std(times), self.sde.var(times)])
+            if not (jnp.isfinite(kernel) & (kernel > 0)).all():
+                raise InputError(
+                    f"The SDE {show(self.sde)} has alpha, std and var {kernel.tolist()} at the "
+                    "times t_min, t_end and T; all must be finite and above 0 in float32."
+                )
+        keys = jax.random.split(jax.random.key(0), count)
+        x = self.sde.prior_std * sampling.standard_normal(keys, (count, *self.event_shape))
+        value = function_of(self.score)(x, jnp.full(count, self.sde.T))
         if not is_traced(value) and not np.isfinite(value).all():
             raise InputError(
                 f"The score of noise at time T = {self.sde.T} is not finite. Check that its "
@@ -283,13 +357,10 @@ class Prior:
             )
 
 
-@functools.lru_cache(maxsize=1)
-def _general_config() -> Config:
-    return get_default_config().lock()
-
-
-@functools.lru_cache(maxsize=64)
-def _flows(sde: SDE) -> tuple[Sampler, Sampler]:
-    config = get_default_config()
-    config.sampling.method = "ode"
-    return factory.make_flow(config, sde)
+@eqx.filter_jit
+def _log_likelihood(
+    score: Score, sde: SDE, x: Array, keys: Array, kind: str, count: int, tolerance: float
+) -> Likelihood:
+    """Return log p(x) of events (B, *shape) with probes of the keys (B,)."""
+    probes = likelihood.draw_probes(keys, x.shape, kind, count)
+    return likelihood.log_likelihood(function_of(score), sde, x, probes, tolerance=tolerance)

@@ -1,66 +1,216 @@
-"""`TrainedModel`: the prior that a trained network defines, from a workdir or a checkpoint file."""
+"""`TrainedModel`: the prior that a trained network defines, with images and their bits/dim."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
+import dataclasses
+import functools
 import math
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 import likelihood
-import pretrained
 import sampling
-from api.batches import Seed, key_of
-from api.prior import PROBES, Prior
-from configs import location
-from configs.default import Config, from_json
-from errors import InputError, advice, brief
-from experiment import Experiment
+from api.arguments import Seed, checked, count_of, key_of, shape_of
+from api.execution import by_rows, split
+from api.prior import BATCH_SIZE, PROBES, Prior
+from controllable import guidance
+from controllable.guidance import ALL_LEVELS, GuidedScore, Interval
+from datasets import RealScaler, Scaler
+from errors import InputError
 from likelihood import TOLERANCE
 from models.building import Params
-from readers.files import check_regular
-from runs import stored_config
+from samplers import Defaults, Sampler, Samples
+from sde_lib import SDE, Score
 
-OWN_NAMES = "If a config file defines names of its own, pass it: load(workdir, config=FILE)."
-DEQUANTIZE = 1  # folded into a key for the noise that dequantizes images
+Apply = Callable[..., Array]
+"""(params, x (B, ...), t (B,), classes (B,) or None) -> score (B, ...)."""
+
+ClassLogProbs = Callable[[Params], guidance.LogProbs]
+"""Parameters of a classifier -> log p_t(class | x)."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "classes", "classifier"],
+    meta_fields=["apply", "sde", "scale", "interval", "log_probs"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class NetworkScore:
+    """The score of a network as a pytree of its parameters; of images of given classes or of any.
+
+    With classes (B,), it is guided by `classifier` if there is one, and else by the difference of
+    the scores with and without the class.
+    """
+
+    params: Params
+    apply: Apply
+    sde: SDE
+    classes: Array | None = None
+    classifier: Params | None = None
+    log_probs: ClassLogProbs | None = None
+    scale: float = 1.0
+    interval: Interval = ALL_LEVELS
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        return self.bind()(x, t)
+
+    def bind(self) -> Score | GuidedScore:
+        """Return the score as samplers take it, inside of a compiled program."""
+
+        def score(x: Array, t: Array, classes: Array | None = None) -> Array:
+            return self.apply(self.params, x, t, classes)
+
+        if self.classes is None:
+            return score
+        if self.classifier is None or self.log_probs is None:
+            return guidance.classifier_free(
+                score, self.classes, self.sde, scale=self.scale, interval=self.interval
+            )
+        log_probs = self.log_probs(self.classifier)
+        return guidance.classifier(
+            score, log_probs, self.classes, self.sde, scale=self.scale, interval=self.interval
+        )
+
+
+class Bits(NamedTuple):
+    """Bits/dim of images (B,) each.
+
+    Attributes:
+      bpd: by the probability-flow ODE.
+      nfe: evaluations of the score.
+      probe_stderr: the standard error due to the probes; NaN for a single probe.
+      solver_error: the solver's error estimate.
+      bound: `likelihood.elbo` of the same dequantized images; NaN if it is not asked for.
+    """
+
+    bpd: Array
+    nfe: Array
+    probe_stderr: Array
+    solver_error: Array
+    bound: Array
 
 
 class TrainedModel(Prior):
     """The distribution of images that a network was trained on. Events are in the model's range.
 
     Attributes:
-      config: the config of the model.
-      step: its training step.
       params: the averaged parameters.
+      step: the training step.
+      scaler: the map from grey levels to the model's range.
+      config: the config of the model.
     """
 
-    def __init__(self, experiment: Experiment, params: Params, step: int) -> None:
-        def apply(params: Params, x: Array, t: Array) -> Array:
-            return experiment.score(params)(x, t)
+    def __init__(
+        self,
+        score: NetworkScore,
+        shape: tuple[int, ...],
+        *,
+        support: tuple[float, float],
+        scaler: Scaler | RealScaler,
+        to_pixels: Callable[[Array], Array],
+        config: Any = None,
+        step: int = 0,
+        mesh: Mesh | None = None,
+        defaults: Defaults | None = None,
+        class_conditional: bool = False,
+    ) -> None:
+        """Check nothing: `experiment.Experiment.trained_model` has built the parts."""
+        super().__init__(score, score.sde, shape, support=support, mesh=mesh)
+        self.scaler, self.step, self.config = scaler, step, config
+        self.defaults = defaults or Defaults()
+        self._to_pixels, self._class_conditional = to_pixels, class_conditional
 
-        super().__init__(
-            jax.tree_util.Partial(apply, params),
-            experiment.sde,
-            experiment.image_shape,
-            support=experiment.image_range,
-        )
-        self.experiment, self.params, self.step = experiment, params, step
-        self.config = experiment.config
+    @property
+    def params(self) -> Params:
+        return self.score.params
 
     def _check_score(self) -> None:
         """Skip the check: the network was checked against the config."""
 
+    # --- samples of classes ---------------------------------------------------------------------
+
+    @checked
+    def sample(
+        self,
+        sample_shape: int | tuple[int, ...] = (),
+        seed: Seed = 0,
+        *,
+        classes: Sequence[int] | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Interval = ALL_LEVELS,
+        sampler: str | None = None,
+        steps: int | None = None,
+        first: int = 0,
+        temperature: float = 1.0,
+        batch_size: int = BATCH_SIZE,
+        **options: Any,
+    ) -> Array:
+        """Draw samples (*sample_shape, *event_shape); see `Prior.sample`.
+
+        Args:
+          classes: event i is of class classes[i % len(classes)]; None for any class.
+          guidance_scale: the scale of guidance by the class (arXiv:2207.12598).
+          guidance_interval: the noise levels std / alpha in which the scale applies.
+        """
+        samples = self.draw(
+            *(self.make_sampler(sampler, steps, **options), count_of(sample_shape), key_of(seed)),
+            first=first,
+            batch_size=batch_size,
+            temperature=temperature,
+            classes=classes,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+        )
+        return jnp.reshape(samples.x, (*shape_of(sample_shape), *self.event_shape))
+
+    def draw(
+        self,
+        sampler: Sampler,
+        count: int,
+        key: Array,
+        *,
+        classes: Sequence[int] | None = None,
+        guidance_scale: float = 1.0,
+        guidance_interval: Interval = ALL_LEVELS,
+        **options: Any,
+    ) -> Samples:
+        """Return events with what the sampler reports of them; see `sample` and `Prior.draw`."""
+        if not classes:
+            return super().draw(sampler, count, key, **options)
+        if not self._class_conditional and self.score.classifier is None:
+            raise InputError(
+                f"classes = {tuple(classes)} need a class-conditional network, or a classifier: "
+                "train one with --mode=train_classifier."
+            )
+        requested = np.asarray(classes, np.int32)
+
+        def score_of(numbers: np.ndarray) -> NetworkScore:
+            return dataclasses.replace(
+                self.score,
+                classes=self._place(requested[numbers % len(requested)]),
+                scale=float(guidance_scale),
+                interval=tuple(guidance_interval),
+            )
+
+        return super().draw(sampler, count, key, score=score_of, **options)
+
+    def _place(self, rows: np.ndarray) -> Array:
+        return jnp.asarray(rows) if self.mesh is None else split(self.mesh, rows)
+
+    # --- images -----------------------------------------------------------------------------------
+
     def to_images(self, x: Array) -> np.ndarray:
         """Return events as images: uint8 from 0 to 255, or real numbers of data.value_range."""
-        return np.asarray(self.experiment.pixels(jnp.asarray(x)))
+        return np.asarray(self._to_pixels(jnp.asarray(x)))
 
+    @checked
     def from_images(self, images: np.ndarray | Array, seed: Seed | None = None) -> Array:
         """Return images (..., H, W, C) of the data set as events.
 
@@ -69,35 +219,42 @@ class TrainedModel(Prior):
             for 8 bits and 16 for the digits; or real numbers, if data.value_range is set.
           seed: of uniform noise that dequantizes the images, as `bits_per_dim` does. Without it,
             a grey level becomes the value that the network was trained on.
+
+        Raises InputError for images of another shape, type or range.
         """
-        scaler, images = self.experiment.scaler, jnp.asarray(images)
-        if self.config.data.value_range:
-            return scaler.scale(images)
+        images = self._check_images(images)
+        if seed is None or isinstance(self.scaler, RealScaler):
+            return self.scaler.scale(images)
+        flat = images.reshape(-1, *self.event_shape)
+        keys = sampling.image_keys(key_of(seed), jnp.arange(len(flat)))
+        return _dequantized(self.scaler, flat, keys).reshape(images.shape)
+
+    def _check_images(self, images: np.ndarray | Array) -> Array:
+        images = jnp.asarray(images)
+        self._batch(images)  # Checks the shape.
+        if isinstance(self.scaler, RealScaler):
+            return images
         if not jnp.issubdtype(images.dtype, jnp.integer):
             raise InputError(
                 f"images have the type {images.dtype}, but they must be integer grey levels."
             )
-        self._batch(images)  # Checks the shape.
-        largest = getattr(scaler, "levels", 256) - 1
+        largest = self.scaler.levels - 1
         if int(images.min()) < 0 or int(images.max()) > largest:
             raise InputError(
                 f"images have values from {int(images.min())} to {int(images.max())}; the grey "
                 f"levels of this model are 0 to {largest}."
             )
-        if seed is None:
-            return scaler.scale(images)
-        flat = images.reshape(-1, *self.event_shape)
-        # Noise of the keys of the probes of `log_prob` would bias the trace.
-        own = jax.random.fold_in(key_of(seed), DEQUANTIZE)
-        keys = sampling.image_keys(own, jnp.arange(len(flat)))
-        noise = sampling.uniform(keys, flat.shape).reshape(images.shape)
-        return scaler.dequantize(images, noise)
+        return images
 
+    # --- bits/dim ---------------------------------------------------------------------------------
+
+    @checked
     def bits_per_dim(
         self,
         images: np.ndarray | Array,
         seed: Seed = 0,
         *,
+        trace: str | None = None,
         probes: int = PROBES,
         tolerance: float = TOLERANCE,
         return_error: bool = False,
@@ -106,85 +263,75 @@ class TrainedModel(Prior):
 
         Grey levels are dequantized by uniform noise (arXiv:2011.13456, Section 4.3); bits/dim of
         real numbers are those of their density. With `return_error`, also the estimated error of
-        the log-density, in bits/dim; it does not contain the variation over the noise.
+        the log-density, in bits/dim; it does not contain the variation over the noise. The other
+        arguments are those of `log_prob`.
         """
-        x = self.from_images(images, seed)
-        logp, error = self.log_prob(
-            x, seed=seed, probes=probes, tolerance=tolerance, return_error=True
-        )
-        dims = math.prod(self.event_shape)
-        bits = likelihood.bits_per_dim(logp, dims, self.experiment.scaler.log_scale)
-        return (bits, error / (dims * math.log(2))) if return_error else bits
+        images = self._check_images(images)
+        batch_shape = images.shape[: images.ndim - len(self.event_shape)]
+        flat = images.reshape(-1, *self.event_shape)
+        keys = sampling.image_keys(key_of(seed), jnp.arange(len(flat)))
+        found = self.bits(flat, keys, trace=trace, probes=probes, tolerance=tolerance)
+        bits = found.bpd.reshape(batch_shape)
+        error = jnp.hypot(found.solver_error, found.probe_stderr).reshape(batch_shape)
+        return (bits, error) if return_error else bits
+
+    def bits(
+        self,
+        images: Array,
+        keys: Array,
+        *,
+        trace: str | None = None,
+        probes: int = PROBES,
+        tolerance: float = TOLERANCE,
+        t_min: float | None = None,
+        bound: bool = False,
+    ) -> Bits:
+        """Return bits/dim of images (B, H, W, C), with the random numbers of the keys (B,).
+
+        `t_min` replaces that of the SDE as the time at which images are placed. With `bound`, also
+        compute the variational bound. The rest is as for `bits_per_dim`.
+        """
+        sde = self.sde if t_min is None else dataclasses.replace(self.sde, t_min=t_min)
+
+        def compute(images: Array, keys: Array) -> Bits:
+            kind = self._trace(trace)
+            return _bits(self.score, sde, self.scaler, images, keys, kind, probes, tolerance, bound)
+
+        return by_rows(self.mesh, compute, images, keys)
 
 
-def load(
-    workdir: str | Path | None = None,
-    *,
-    config: str | Path | Config | None = None,
-    checkpoint: int | str | Path | None = None,
-) -> TrainedModel:
-    """Load a trained model.
-
-    Args:
-      workdir: a folder that `main.py --mode=train` or `--mode=import` has written, or a file that
-        states its config: a .safetensors file of `--mode=export`, or a .pkl file of EDM.
-      config: an ml_collections config, or the file of one; needed for other files.
-      checkpoint: the number of a checkpoint of the workdir, by default the newest; or a file or
-        folder of another code base (`--mode=import`), to be used with `config`.
-
-    The model uses the first device. Raises InputError if something cannot be read or does not fit.
-    """
-    if workdir is not None and Path(workdir).suffix in pretrained.WITH_CONFIG:
-        workdir, checkpoint = None, workdir
-        config = from_json(pretrained.read_config(Path(checkpoint))) if config is None else config
-    if workdir is not None:
-        if isinstance(checkpoint, (str, Path)):
-            raise InputError(
-                f"checkpoint = {str(checkpoint)!r}: with a workdir it must be a number; a file "
-                "needs config instead of the workdir."
-            )
-        found_config = stored_config(Path(workdir)) if config is None else _read_config(config)
-        if found_config is None:
-            raise InputError(
-                f"{workdir} holds no model: it has neither config.json nor a checkpoint. Train "
-                "one there with --mode=train, or pass another folder."
-            )
-        with advice(OWN_NAMES) if config is None else contextlib.nullcontext():
-            experiment = _experiment(found_config)
-        found, params = experiment.trained(str(workdir), checkpoint)
-        return TrainedModel(experiment, params, found.step)
-    if config is None or checkpoint is None:
-        raise InputError("load needs a workdir, or both config and checkpoint.")
-    experiment = _experiment(_read_config(config))
-    trained = pretrained.read(str(checkpoint), experiment.network, experiment.config)
-    return TrainedModel(experiment, jax.tree.map(jnp.asarray, trained.ema), trained.step)
+def _dequantized(scaler: Scaler | RealScaler, images: Array, keys: Array) -> Array:
+    """Return images (B, H, W, C) with uniform noise of the keys (B,), as events."""
+    # Noise of the keys of the probes would bias the trace.
+    noise = sampling.uniform(sampling.fold_in(keys, 0), images.shape)
+    return scaler.dequantize(images, noise)
 
 
-def _experiment(config: Config) -> Experiment:
-    return Experiment(config, jax.devices()[:1])
-
-
-def _read_config(config: str | Path | Config) -> Config:
-    """Return a config, from an object or a Python file with get_config(), which is executed.
-
-    Raises InputError if it cannot be read.
-    """
-    if isinstance(config, ml_collections.ConfigDict):
-        return config
-    path = Path(location.find(str(config)))
-    check_regular(path, "config")
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    if path.suffix != ".py" or specification is None or specification.loader is None:
-        raise InputError(f"config = {str(config)!r} must be a Python file with get_config().")
-    module = importlib.util.module_from_spec(specification)
-    try:
-        specification.loader.exec_module(module)
-        found = module.get_config()
-    except Exception as error:  # A config file may raise anything.
-        raise InputError(f"config = {str(config)!r} cannot be read: {brief(error)}") from error
-    if not isinstance(found, ml_collections.ConfigDict):
-        raise InputError(
-            f"config = {str(config)!r}: get_config() returned {type(found).__name__}, but it must "
-            "return an ml_collections.ConfigDict."
-        )
-    return found
+@eqx.filter_jit
+def _bits(
+    score: NetworkScore,
+    sde: SDE,
+    scaler: Scaler | RealScaler,
+    images: Array,
+    keys: Array,
+    kind: str,
+    count: int,
+    tolerance: float,
+    bound: bool,
+) -> Bits:
+    probe_keys, bound_keys = (sampling.fold_in(keys, purpose) for purpose in (1, 2))
+    x, bound_score = _dequantized(scaler, images, keys), score.bind()
+    probes = likelihood.draw_probes(probe_keys, x.shape, kind, count)
+    ode = likelihood.log_likelihood(bound_score, sde, x, probes, tolerance=tolerance)
+    dims = math.prod(x.shape[1:])
+    bits = functools.partial(likelihood.bits_per_dim, dims=dims, log_scale=scaler.log_scale)
+    nats = -jnp.full(len(x), jnp.nan)
+    if bound:
+        nats = likelihood.elbo(bound_score, sde, x, bound_keys).nats
+    return Bits(
+        bits(ode.logp),
+        ode.nfe,
+        likelihood.probe_stderr(bits(ode.per_probe), kind),
+        ode.error / (dims * math.log(2)),
+        bits(-nats),
+    )

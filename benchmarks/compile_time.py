@@ -14,9 +14,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+import train_state
 from absl import flags
 
-import train_state
 from benchmarks import comparison, parts, speed
 
 STAGES = ("imports", "experiment", "state", "trace", "lower", "compile", "first step")

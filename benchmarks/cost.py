@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import factory
 import jax
 import jax.numpy as jnp
 from absl import flags
 
-import factory
 from benchmarks import comparison, markdown, memory, parts, sampling, speed
 from configs.default import Config
 from experiment import Experiment

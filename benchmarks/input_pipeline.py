@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
+import train_state
 from absl import app, flags
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import datasets
-import train_state
 import training
 from benchmarks.markdown import header, machine, row
 from configs.vp.photos_ddpmpp_continuous import get_config

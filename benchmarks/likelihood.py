@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from auxiliary import dequantization
 from jax import Array
 
-from auxiliary import dequantization
 from benchmarks import comparison, peer_runs, speed
 from benchmarks.peer import Peer
 from benchmarks.sampling import (

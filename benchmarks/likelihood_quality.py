@@ -24,9 +24,9 @@ from jax import Array
 import likelihood
 from benchmarks.markdown import header, machine, row
 from benchmarks.speed import time_in_turn
-from checkpoints import Checkpoints
 from configs.vp.digits_ddpmpp_continuous import get_config
 from experiment import Experiment
+from runs.checkpoints import Checkpoints
 from sde_lib import SDE, VESDE, VPSDE, Score, SubVPSDE
 from solvers import integrate
 from tests import mixture

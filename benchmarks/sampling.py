@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 from absl import flags
+from factory import Samples
 from jax import Array
 
 import sharding
@@ -26,7 +27,6 @@ from benchmarks import comparison, peer_runs, speed
 from benchmarks.peer import Peer
 from configs.default import Config
 from experiment import Experiment
-from factory import Samples
 from models.building import Params
 
 

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from jax import Array
 
-import factory
 import sampling
 import solvers
 from benchmarks import parts, sampling_quality_peers

@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import train_state
 from absl import flags
 
-import train_state
 import training
 from benchmarks import comparison, peer_runs, speed
 from benchmarks.peer import Peer

@@ -22,19 +22,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax import Array
 
-import factory
 import pretrained
 import sampling
 from benchmarks import comparison, markdown, parts, wrong_fid_page
 from benchmarks.wrong_fid_causes import CAUSES, CLOTHES, SOLVER, TRAINED, Cause, Protocol
 from benchmarks.wrong_fid_images import FILES, ROUNDINGS
-from checkpoints import Checkpoints
 from configs.default import Config, from_json
 from datasets import Images
 from experiment import Experiment
@@ -42,6 +41,7 @@ from metrics import features
 from metrics.distances import Moments, frechet_distance, jackknife
 from metrics.sample_quality import JACKKNIFE_GROUPS
 from models.building import Params
+from runs.checkpoints import Checkpoints
 from sde_lib import SDE, VESDE, Score
 
 BATCH_SIZE = 500  # samples drawn at a time

@@ -10,7 +10,6 @@ import numpy as np
 import pretrained
 import progress
 import sharding
-from checkpoints import Checkpoints
 from configs.default import Config
 from errors import InputError, advice
 from experiment import Experiment
@@ -18,7 +17,8 @@ from models import averages
 from models.building import is_fixed
 from pretrained import Trained
 from runs import check_config, write_atomically
-from train_state import AVERAGE, restore_ema
+from runs.checkpoints import Checkpoints
+from training.state import AVERAGE
 
 LARGE, USELESS = 0.05, 0.5  # relative errors above which there is a warning, and an error
 
@@ -55,9 +55,8 @@ def reconstruct(
     total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), like)
     with progress.waiting("adding up the averages"), advice("Or move it to another folder."):
         for (row, column), weight in np.ndenumerate(weights):  # All at once may exceed the memory.
-            average = sharding.fetch(
-                restore_ema(checkpoints, used[row], like, AVERAGE.format(column))
-            )
+            name = AVERAGE.format(column)
+            average = sharding.fetch(checkpoints.restore(used[row], {name: like})[name])
             total = jax.tree.map(lambda a, b, weight=weight: a + weight * b, total, average)
     # The weights add up to 1 only up to the error, and an average of constants is the constant.
     total = jax.tree.map_with_path(lambda path, a, b: b if is_fixed(path) else a, total, average)

@@ -11,12 +11,13 @@ import jax
 from absl import flags, logging
 
 import errors
-import factory
+import samplers
 from commands import stored
-from configs import location, remedies, validation
+from configs import location, validation
 from configs.default import Config, complete
 from configs.fields import ABSENT, FIELDS
 from errors import InputError
+from experiment import sampler_name
 from pretrained import WITH_CONFIG
 from runs import CONFIG
 
@@ -75,18 +76,24 @@ def parse_flags(argv: list[str]) -> list[str]:
         errors.fail(str(error) if isinstance(error, InputError) else _explain(error, given))
 
 
-def say_ignored(config: Config, given: set[str]) -> None:
+def warn_unused(config: Config, given: set[str]) -> None:
     """Print the fields of config.sampling that are `given` and that its sampler does not read."""
     config = complete(config)
-    read = {f"sampling.{name}" for name in factory.fields_read(config.sampling)}
-    ignored = sorted(name for name in given - read if name.startswith("sampling."))
-    if not ignored or jax.process_index():
+    name = sampler_name(config)
+    read = {"method", "temperature", *samplers.kinds()[name].options}
+    if not samplers.kinds()[name].adaptive:
+        read.add("num_steps")
+    if config.sampling.method.lower() == "solver":
+        read.add("solver")
+    unused = sorted(
+        field for field in given if field.startswith("sampling.") and field[9:] not in read
+    )
+    if not unused or jax.process_index():
         return
-    method = config.sampling.method.lower()
     hint = " For a few-step solver add --config.sampling.method=solver."
     print(
-        f"{', '.join(ignored)}: no effect; the sampler is {remedies.describe(config)}."
-        f"{hint if method != 'solver' else ''}"
+        f"{', '.join(unused)}: no effect on the sampler {name!r}."
+        f"{hint if config.sampling.method.lower() != 'solver' else ''}"
     )
 
 

@@ -18,21 +18,15 @@ import optax
 
 import pretrained
 import sharding
-from checkpoints import SNAPSHOTS, Checkpoints, Found
 from configs.default import Config
 from errors import InputError, advice
 from experiment import Experiment
 from pretrained import Trained
 from readers.files import MAX_STEP
 from runs import check_config, owned, write_atomically
-from train_state import (
-    TrainState,
-    abstract,
-    from_checkpoint,
-    make_optimizer,
-    restore_ema,
-    to_checkpoint,
-)
+from runs.checkpoints import EMA, SNAPSHOTS, Checkpoints, Found
+from training.scores import score_job
+from training.state import TrainState, from_checkpoint, to_checkpoint
 
 
 def import_checkpoint(config: Config, workdir: str, source: str) -> int:
@@ -106,7 +100,8 @@ def export_checkpoint(
     found = checkpoints.pick(number)
     with advice("Choose another one with --checkpoint."):
         if average_only:
-            ema = sharding.fetch(restore_ema(checkpoints, found, experiment.abstract_params))
+            like = {EMA: experiment.abstract_params}
+            ema = sharding.fetch(checkpoints.restore(found, like)[EMA])
             trained = Trained(found.step, ema, ema)
         else:
             trees = checkpoints.restore(found, to_checkpoint(_abstract_state(experiment)))
@@ -122,7 +117,7 @@ def to_state(trained: Trained, experiment: Experiment) -> TrainState:
     If `trained` has no Adam moments, they are initialized to zero. Averages of
     model.ema_stds start from its parameters, as if these had been the same in all earlier steps.
     """
-    optimizer = make_optimizer(experiment.config.optim)
+    optimizer = score_job(experiment).optimizer
     counts = {optax.ScaleByAdamState: trained.updates, optax.ScaleByScheduleState: trained.step}
 
     def has_count(node: Any) -> bool:
@@ -153,13 +148,12 @@ def from_state(state: TrainState) -> Trained:
 
 def _abstract_state(experiment: Experiment) -> TrainState:
     """Return the shapes of a replicated training state."""
-    params, replicated = experiment.abstract_params, sharding.replicated(experiment.mesh)
-    state = abstract(params, make_optimizer(experiment.config.optim))
+    replicated = sharding.replicated(experiment.mesh)
 
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
 
-    return jax.tree.map(place, state)
+    return jax.tree.map(place, score_job(experiment).abstract_state(averages=False))
 
 
 def _remarks(trained: Trained, config: Config) -> list[str]:

@@ -13,7 +13,7 @@ from jax import Array
 import datasets
 from configs.default import Config
 from errors import InputError, expand_home, printable
-from factory import attention_note, make_abstract_network, validated
+from experiment import Experiment, attention_note
 from readers import folders, published
 from readers.image_sizes import ImageSize, sides
 from runs import write_picture
@@ -26,7 +26,7 @@ BLOCK = 500  # rows of the distance matrix that are computed at a time
 
 def prepare(config: Config) -> None:
     """Download and prepare the data set of `config`, `--mode=prepare_data`."""
-    published.prepare(validated(config, num_devices=1).data)
+    published.prepare(Experiment(config, jax.local_devices()[:1]).config.data)
 
 
 def inspect(config: Config, workdir: str) -> dict[str, Any]:
@@ -36,8 +36,7 @@ def inspect(config: Config, workdir: str) -> dict[str, Any]:
     `std` by channel, `classes` (if labelled) and `sigma_max`. Raises InputError if the images
     cannot be read, or the network cannot have their size.
     """
-    config = validated(config, num_devices=1)
-    make_abstract_network(config)  # Checks the size of the images.
+    config = Experiment(config, jax.local_devices()[:1]).config  # Checks the size of the images.
     note = attention_note(config)
     if note:
         print(f"note: {note}")

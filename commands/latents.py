@@ -7,25 +7,20 @@ its image (arXiv:2011.13456, Section 4.3 and Appendix D). Results are written to
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 import datasets
 import sampling
-import sharding
-from configs import remedies
+from api.trained import TrainedModel
+from commands.models import open_model
 from configs.default import Config
 from errors import InputError
-from experiment import Experiment
-from factory import Sampler, make_flow
-from models.building import Params
+from experiment import Experiment, sampler_name
 from runs import write_arrays, write_picture
 
 ENCODED = 64  # images that `encode` encodes
@@ -33,23 +28,14 @@ ROW = 8  # pairs in a row of its picture
 PAIRS, FRAMES = 8, 10  # rows and columns of the interpolation picture
 TEMPERATURES = (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
 
-Flow = Callable[[Params, np.ndarray | Array], tuple[Array, Array]]
-"""(params, states (B, H, W, C)) -> states (B, H, W, C), score evaluations (B,).
-
-Raises NotFiniteError if a state is not finite."""
-
 
 class Codec(NamedTuple):
-    """The flow of a checkpoint in both directions, and the folder of its results.
-
-    The folder need not exist yet.
-    """
+    """The flow of a checkpoint, and the folder of its results, which need not exist yet."""
 
     experiment: Experiment
-    params: Params
+    model: TrainedModel
     folder: Path
-    encode: Flow
-    decode: Flow
+    arguments: dict[str, Any]
 
 
 def encode(config: Config, workdir: str, number: int | None = None) -> dict[str, float]:
@@ -68,13 +54,11 @@ def encode(config: Config, workdir: str, number: int | None = None) -> dict[str,
     experiment = codec.experiment
     x = load_images(experiment, ENCODED)
     codec.folder.mkdir(parents=True, exist_ok=True)
-    z, nfe = codec.encode(codec.params, x)
-    decoded, _ = codec.decode(codec.params, z)
+    z, nfe = codec.model.encode(x, return_nfe=True, **codec.arguments)
+    decoded = codec.model.decode(z, **codec.arguments)
     error = jnp.abs(decoded - x)
-    z, reconstructions, images = sharding.fetch(
-        (z, experiment.pixels(decoded), experiment.pixels(x))
-    )
-    codes = z / experiment.sde.prior_std
+    reconstructions, images = codec.model.to_images(decoded), codec.model.to_images(x)
+    codes = np.asarray(z / experiment.sde.prior_std)
     result = {
         "largest error": float(error.max()),
         "mean error": float(error.mean()),
@@ -83,7 +67,7 @@ def encode(config: Config, workdir: str, number: int | None = None) -> dict[str,
         "std of codes": float(codes.std()),
     }
     path = codec.folder / "latents.npz"
-    write_arrays(path, {"codes": z, "images": images})
+    write_arrays(path, {"codes": np.asarray(z), "images": images})
     pairs = np.stack([images, reconstructions], 1).reshape(-1, *experiment.image_shape)
     grid = datasets.image_grid(pairs, titles=("image", "decoded") * ROW)
     write_picture(codec.folder / "round_trip.png", grid)
@@ -103,7 +87,7 @@ def interpolate(config: Config, workdir: str, number: int | None = None) -> None
     Raises InputError for an invalid config, a stochastic solver and a missing checkpoint.
     """
     codec = load_codec(config, workdir, number)
-    codes = sharding.fetch(_codes_to_interpolate(codec, 2 * PAIRS))
+    codes = _codes_to_interpolate(codec, 2 * PAIRS)
     codec.folder.mkdir(parents=True, exist_ok=True)
     first, second = codes[:PAIRS], codes[PAIRS:]
     between = {
@@ -138,7 +122,7 @@ def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:
 def load_images(experiment: Experiment, count: int) -> Array:
     """Return held-out images (count, H, W, C) in the model's range, repeated if there are fewer."""
     indices = np.arange(count) % len(experiment.test)
-    pixels = jnp.asarray(experiment.rows(experiment.test.batch(indices).pixels))
+    pixels = jnp.asarray(experiment.test.batch(indices).pixels)
     scaler = experiment.scaler
     if not experiment.config.data.uniform_dequantization:
         return scaler.scale(pixels)
@@ -147,36 +131,21 @@ def load_images(experiment: Experiment, count: int) -> Array:
 
 
 def load_codec(config: Config, workdir: str, number: int | None) -> Codec:
-    """Load a checkpoint and compile its flow in both directions.
+    """Load a checkpoint. The flow is that of config.sampling.solver, or has adaptive steps.
 
     Raises InputError for an invalid config, a stochastic solver and a missing checkpoint.
     """
     experiment = Experiment(config)
-    encoder, decoder = make_flow(experiment.config, experiment.sde)
-    found, params = experiment.trained(workdir, number)
-    folder = Path(workdir) / "latents" / f"checkpoint_{found.number}"
-    method = "" if experiment.config.sampling.method.lower() == "solver" else "ode"
-    print(f"latent codes by {remedies.describe(experiment.config, method)}", flush=True)
-    split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
-
-    def compile_flow(flow: Sampler) -> Flow:
-        @functools.partial(jax.jit, in_shardings=(whole, split), out_shardings=split)
-        def run(params: Params, x: Array) -> tuple[Array, Array, Array]:
-            y, nfe, _, bad_step = flow(experiment.score(params), x)
-            return y, nfe, bad_step
-
-        def checked(params: Params, x: np.ndarray | Array) -> tuple[Array, Array]:
-            y, nfe, bad_step = run(params, x)
-            found = sharding.fetch(bad_step)
-            remedies.check_samples(experiment.config, found, flow.steps, flow.unit, codes=True)
-            return y, nfe
-
-        return checked
-
-    return Codec(experiment, params, folder, compile_flow(encoder), compile_flow(decoder))
+    name = sampler_name(experiment.config)
+    name = name if experiment.config.sampling.method.lower() == "solver" else "ode"
+    flow = experiment.trained_model({}).make_flow(name)  # Checks it before anything is read.
+    opened = open_model(experiment, workdir, number)
+    print(f"latent codes by {flow.encoder.title}", flush=True)
+    folder = Path(workdir) / "latents" / opened.folder
+    return Codec(experiment, opened.model, folder, {"sampler": name})
 
 
-def _codes_to_interpolate(codec: Codec, count: int) -> Array:
+def _codes_to_interpolate(codec: Codec, count: int) -> np.ndarray:
     """Return the codes (count, H, W, C) of held-out images, or samples of the prior."""
     experiment = codec.experiment
     try:
@@ -184,12 +153,12 @@ def _codes_to_interpolate(codec: Codec, count: int) -> Array:
     except InputError as error:
         print(f"{error} Samples take the place of test images.")
     else:
-        return codec.encode(codec.params, images)[0]
+        return np.asarray(codec.model.encode(images, **codec.arguments))
     keys = sampling.image_keys(experiment.key("sample"), jnp.arange(count))
-    return sampling.prior_sample(keys, experiment.sde, (count, *experiment.image_shape))
+    shape = (count, *experiment.image_shape)
+    return np.asarray(sampling.prior_sample(keys, experiment.sde, shape))
 
 
 def _decode_pixels(codec: Codec, z: np.ndarray) -> np.ndarray:
     """Decode codes (B, H, W, C) to uint8 images."""
-    x, _ = codec.decode(codec.params, codec.experiment.rows(z))
-    return sharding.fetch(codec.experiment.pixels(x))
+    return codec.model.to_images(codec.model.decode(jnp.asarray(z), **codec.arguments))

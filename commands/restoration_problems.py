@@ -12,14 +12,14 @@ import numpy as np
 from absl import logging
 
 import sampling
-from checkpoints import tree_checksum
 from commands import restoration_images
-from commands.restoration_tasks import TASKS
 from controllable.operators import Operator
-from errors import InputError, choose
+from controllable.tasks import TASKS
+from errors import InputError, advice, choose
 from experiment import Experiment
 from readers.files import read_npz
 from runs import write_arrays
+from runs.checkpoints import tree_checksum
 
 
 class Problem(NamedTuple):
@@ -44,13 +44,18 @@ def operator_checksum(operator: Operator, shape: tuple[int, ...]) -> int:
     return tree_checksum(operator.forward(x))
 
 
-def build_problem(experiment: Experiment) -> Problem:
-    """Build the inverse problem of config.restore.
+def build_operator(experiment: Experiment) -> Operator:
+    """Return the operator of config.restore. Raises InputError if it does not fit the images."""
+    options = experiment.config.restore
+    task = choose(TASKS, options.task, "restore.task")
+    chosen = {name: options[name] for name in task.options}
+    with advice(f"See restore.{' and restore.'.join(task.options)}." if task.options else ""):
+        return task.make(experiment.image_shape, **chosen)
 
-    Raises InputError if the operator does not fit the images, or an image cannot be read.
-    """
+
+def build_problem(experiment: Experiment, operator: Operator) -> Problem:
+    """Return the measurements of config.restore. Raises InputError if an image cannot be read."""
     options, shape = experiment.config.restore, experiment.image_shape
-    operator = choose(TASKS, options.task, "restore.task")(options, shape)
     if options.observed:
         image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         measured = jax.eval_shape(operator.forward, image)

@@ -10,8 +10,8 @@ import numpy as np
 
 import datasets
 from commands.restoration_problems import Problem
-from commands.restoration_tasks import BLUR_TASKS
 from controllable.measurements import Measurement
+from controllable.tasks import TASKS
 from experiment import Experiment
 from runs import write_picture
 
@@ -62,7 +62,7 @@ def write_pictures(
         return np.asarray(experiment.pixels(jnp.asarray(x)))
 
     measured = problem.y
-    if experiment.config.restore.task not in BLUR_TASKS:
+    if not TASKS[experiment.config.restore.task].is_shown:
         measured = np.asarray(problem.operator.pseudo_inverse(jnp.asarray(problem.y)))
     std = reconstructions.std(1, ddof=min(1, reconstructions.shape[1] - 1))
     low, high = experiment.image_range

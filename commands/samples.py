@@ -6,33 +6,19 @@ the classes, or is --eval_folder.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
 import numpy as np
 
 import datasets
-import pretrained
 import sharding
-import train_state
-from auxiliary import classification
-from checkpoints import tree_checksum
-from configs import remedies
+from commands.models import open_model
 from configs.default import Config, complete
 from errors import InputError
 from experiment import Experiment
-from models.building import Params
-from runs import (
-    Arrays,
-    dependencies,
-    load_rounds,
-    owned,
-    results_folder,
-    run_rounds,
-    write_picture,
-)
+from runs import Arrays, dependencies, owned, results_folder, run_rounds, write_picture
+from runs.checkpoints import tree_checksum
+from training import state
 
 BATCH = 64  # images that are drawn at a time, at most
 MOST = 10**5  # images, each of which is a file
@@ -66,82 +52,33 @@ def sample(
     experiment = Experiment(_with_batches(config, count))
     config = experiment.config
     experiment.sampler.check_stable()
-    classification.provide(experiment, workdir)
-    network = (
-        _from_file(experiment, source) if source else _from_workdir(experiment, workdir, number)
-    )
-    params, depends = network.params, dependencies("samples", config) | network.identity
+    experiment.load_classifier(workdir)
+    model, identity, title, folder_of_model = open_model(experiment, workdir, number, source)
+    depends = dependencies("samples", config) | identity
     if experiment.classifier is not None:
         depends["classifier"] = tree_checksum(experiment.classifier)
-    parent = Path(workdir) / "sample" / network.folder
+    parent = Path(workdir) / "sample" / folder_of_model
     output = results_folder(parent, folder or _name(config), taken=())
     size = config.eval.batch_size
 
     def compute(index: int) -> Arrays:
-        samples = experiment.sample_images(params, index * size, size)
+        samples = experiment.draw_images(model, index * size, size)
         if index == 0 and len(samples.frames):
             levels = experiment.sampler.frame_levels
             grid = datasets.trajectory_grid(samples.frames, levels)
             write_picture(output / "trajectory.png", grid)
-        return {"samples": np.asarray(samples.x), "nfe": np.asarray(samples.nfe)}
+        return {"samples": samples.x, "nfe": samples.nfe}
 
-    print(
-        f"{network.title}: {count} images by {remedies.describe(config)}, seed {config.seed}",
-        flush=True,
-    )
-    note = train_state.initial_share_note(config.model, network.identity["step"])
+    print(f"{title}: {count} images by {experiment.sampler.title}, seed {config.seed}", flush=True)
+    note = state.initial_share_note(config.model.ema_rate, config.model.ema_ramp, model.step)
     if note and not config.ema.std:  # Reconstructed averages have no share of initial weights.
         print(note, flush=True)
     with owned(output, config, "sampling"):
-        paths = run_rounds(output, "samples", -(-count // size), compute, depends)
-        arrays = load_rounds(paths, "samples", "nfe")
+        arrays = run_rounds(output, "samples", -(-count // size), compute, depends)
         _write_images(output, arrays["samples"][:count])
     print(f"{arrays['nfe'][:count].mean():.0f} evaluations of the network for an image (NFE)")
     print(f"pictures: {output}/grid.png, and {FILE.format(0)} to {FILE.format(count - 1)}")
     return output
-
-
-class Network(NamedTuple):
-    """A trained network.
-
-    Attributes:
-      params: the EMA parameters.
-      identity: the training step, and the checksum of the parameters.
-      title, folder: its name in messages, and for a folder.
-    """
-
-    params: Params
-    identity: dict[str, int]
-    title: str
-    folder: str
-
-
-def _from_workdir(experiment: Experiment, workdir: str, number: int | None) -> Network:
-    found, params = experiment.trained(workdir, number)
-    identity = experiment.identity(workdir, found)
-    return Network(params, identity, str(found), f"checkpoint_{found.number}")
-
-
-def _from_file(experiment: Experiment, source: str) -> Network:
-    folder = _folder_of(source)
-    trained = pretrained.read(source, experiment.network, experiment.config)
-    params = jax.device_put(trained.ema, sharding.replicated(experiment.mesh))
-    identity = {"step": trained.step, "ema": tree_checksum(params)}
-    return Network(params, identity, f"{source} (step {trained.step})", folder)
-
-
-def _folder_of(source: str) -> str:
-    """Return the name of the folder for samples of a file: its stem.
-
-    Raises InputError if that is no name of a folder.
-    """
-    name = Path(os.path.abspath(source)).stem
-    if name in ("", ".", ".."):
-        raise InputError(
-            f"--source={source} has no name that its folder of samples could have. Rename or copy "
-            "it, for example to network.safetensors."
-        )
-    return name
 
 
 def _with_batches(config: Config, count: int) -> Config:
@@ -156,9 +93,10 @@ def _with_batches(config: Config, count: int) -> Config:
 def _name(config: Config) -> str:
     """Return a name for the folder of these samples."""
     options, method = config.sampling, config.sampling.method.lower()
-    sampler = f"{options.solver.lower()}-{options.num_steps}" if method == "solver" else method
+    sampler = f"{options.solver.lower()}-{options.num_steps or 20}"
     classes = "".join(f"-{each}" for each in config.guidance.classes)
-    return f"{sampler}-seed-{config.seed}" + (f"-classes{classes}" if classes else "")
+    name = f"{sampler if method == 'solver' else method}-seed-{config.seed}"
+    return name + (f"-classes{classes}" if classes else "")
 
 
 def _write_images(folder: Path, images: np.ndarray) -> None:

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from configs.domains import Domain, Flag, Integer, Name, Real, Text
+from options import Domain, Integer, Real
 
 ABSENT = object()
 """The default of a field that a config need not have."""
 
-FLAG, TEXT, NAME, EXACT_NAME = Flag(), Text(), Name(), Name(exact=True)
-COUNT = Integer(1, 10**9)
 BATCH = Integer(1, 10**6)
 SIDE = Integer(1, 4096)  # pixels
-SMALLEST, LARGEST = 1e-30, 1e30  # float32, the type of all computations, holds their reciprocals.
-FINITE = Real(-LARGEST, LARGEST)
-POSITIVE = Real(SMALLEST, LARGEST)
-NOT_NEGATIVE = Real(0, LARGEST)
-TOLERANCE = Real(1e-8, 1e3)  # float32 rounds at 1e-7; a solver would reach its largest count.
-NOISE_SCALE = Real(1e-10, 1e10)  # Its square is computed as well.
-SHARE = Real(0, 1)
 PART = Real(0, 1, open_low=True, open_high=True)
 WIDTH = Real(0, 0.3, open_low=True)  # of power-function averages, none of which has 0.3003 or more
 

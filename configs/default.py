@@ -12,8 +12,8 @@ from typing import Any
 import ml_collections
 from flax import traverse_util
 
-from configs.domains import AnyOf, Entries, Sequence
 from configs.fields import ABSENT, FIELDS
+from options import AnyOf, Entries, Sequence
 
 Config = ml_collections.ConfigDict
 

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from configs.declaration import (
-    BATCH,
-    COUNT,
-    EXACT_NAME,
-    FLAG,
-    NAME,
-    NOISE_SCALE,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SHARE,
-    TEXT,
-    TOLERANCE,
-    WIDTH,
-    Field,
-)
-from configs.domains import Entries, Integer, Name, Real, Sequence
+from collections import ChainMap
+from collections.abc import Mapping
+
+import likelihood
+import samplers
+import solvers
+from configs.declaration import BATCH, WIDTH, Field
 from configs.groups import (
     CALIBRATION,
     CLASSIFIER,
@@ -29,68 +20,71 @@ from configs.groups import (
     ROUNDS,
     SAMPLES,
 )
+from controllable.methods import METHODS
+from controllable.tasks import TASKS
+from options import (
+    COUNT,
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    TEXT,
+    TOLERANCE,
+    Entries,
+    Integer,
+    Name,
+    Options,
+    Real,
+    Sequence,
+)
 
 FEATURES = ("inception", "inception_tf", "classifier")
 
 SAMPLING = {
     "sampling.method": Field(
         "pc",
-        NAME,
+        Name(("pc", "ode", "solver")),
         (SAMPLES,),
         "pc: predictor and corrector; ode: the probability flow with adaptive steps; solver: "
         "sampling.solver.",
     ),
-    "sampling.predictor": Field("reverse_diffusion", NAME, (SAMPLES,), "Predictor of pc."),
-    "sampling.corrector": Field("langevin", NAME, (SAMPLES,), "Corrector of pc."),
-    "sampling.n_steps_each": Field(1, Integer(1, 10**6), (SAMPLES,), "Corrections of a step."),
-    "sampling.snr": Field(0.16, POSITIVE, (SAMPLES,), "Signal-to-noise ratio of the corrector."),
-    "sampling.noise_removal": Field(True, FLAG, (SAMPLES,), "Drop the noise of the last step."),
-    "sampling.probability_flow": Field(
-        False, FLAG, (SAMPLES,), "Let the predictor follow the probability-flow ODE."
-    ),
     "sampling.solver": Field(
-        "dpm++_2m_sde", NAME, (SAMPLES,), "The solver of sampling.method = 'solver'."
-    ),
-    "sampling.num_steps": Field(20, Integer(1, 10**5), (SAMPLES,), "Steps of the solver."),
-    "sampling.schedule": Field("log_snr", NAME, (SAMPLES,), "Noise levels of the solver."),
-    "sampling.churn": Field(1.0, NOT_NEGATIVE, (SAMPLES,), "S_churn of solver = 'heun_churn'."),
-    "sampling.churn_interval": Field(
-        (0.0, 1e9),
-        Entries((NOT_NEGATIVE, NOT_NEGATIVE)),
+        samplers.DEFAULT,
+        Name(ChainMap(solvers.SOLVERS, {samplers.ADAPTIVE: None})),
         (SAMPLES,),
-        "S_min and S_max of 'heun_churn': the noise levels at which it adds noise.",
+        "The solver of sampling.method = 'solver'.",
     ),
-    "sampling.churn_noise": Field(
-        1.0, NOT_NEGATIVE, (SAMPLES,), "S_noise of 'heun_churn': scale of the added noise."
-    ),
-    "sampling.curve": Field(
-        "linear",
-        Name(("linear", "ve", "vp")),
+    "sampling.num_steps": Field(
+        0,
+        Integer(0, samplers.MOST_STEPS),
         (SAMPLES,),
-        "Time and scale in which 'euler' and 'heun' take straight steps: linear in the noise level "
-        "(EDM), in its square (VE), or along the VP SDE with its scale.",
+        "Steps of the sampler; 0 for 20 steps of a solver, and model.num_scales of pc.",
     ),
-    "sampling.second_point": Field(
-        1.0,
-        Real(0, 1, open_low=True),
-        (SAMPLES,),
-        "Second evaluation of 'heun', as a share of the step: 1 for Heun's method, 0.5 for the "
-        "midpoint method.",
-    ),
-    "sampling.restart": Field(
-        (3, 1, 0.3, 1.0),
-        Entries((Integer(1, 100), Integer(1, 100), POSITIVE, POSITIVE)),
-        (SAMPLES,),
-        "Levels, repetitions, lowest and highest noise level of solver = 'restart'.",
-    ),
-    "sampling.tolerance": Field(
-        0.02, TOLERANCE, (SAMPLES,), "Relative error of a step of 'adaptive_sde'."
-    ),
-    "sampling.temperature": Field(1.0, Real(0, 1000), (SAMPLES,), "Scale of the initial noise."),
-    "sampling.trajectory": Field(
-        False, FLAG, (SAMPLES,), "Draw states on the path from noise to images."
-    ),
+    "sampling.temperature": Field(1.0, Real(0, 2), (SAMPLES,), "Scale of the initial noise."),
 }
+
+
+def sampler_fields() -> dict[str, Field]:
+    """Return the options of all samplers as fields of config.sampling."""
+    owners = {name: kind.options for name, kind in samplers.kinds().items()}
+    return options_of("sampling", owners, (SAMPLES,))
+
+
+def restoration_fields() -> dict[str, Field]:
+    """Return the options of all tasks and methods as fields of config.restore."""
+    owners = {name: entry.options for name, entry in (*TASKS.items(), *METHODS.items())}
+    return options_of("restore", owners, (RESTORE,))
+
+
+def options_of(
+    section: str, owners: Mapping[str, Options], affects: tuple[str, ...]
+) -> dict[str, Field]:
+    """Return the options of registry entries as fields of a section."""
+    return {
+        f"{section}.{name}": Field(option.default, option.domain, affects, option.meaning)
+        for options in owners.values()
+        for name, option in options.items()
+    }
+
 
 GUIDE = {
     "guidance.classes": Field(
@@ -125,48 +119,14 @@ RESTORATION = {
     "restore.observed": Field(False, FLAG, (RESTORE,), "The input is the measurement."),
     "restore.count": Field(8, COUNT, (RESTORE,), "Largest number of images."),
     "restore.samples": Field(4, Integer(1, 10**4), (RESTORE,), "Solutions for each image."),
-    "restore.task": Field("inpaint", TEXT, (RESTORE,), "What is measured; see docs/usage.md."),
-    "restore.method": Field("ddrm", EXACT_NAME, (RESTORE,), "The posterior sampler."),
+    "restore.task": Field(
+        "inpaint", Name(TASKS, exact=True), (RESTORE,), "What is measured; see docs/usage.md."
+    ),
+    "restore.method": Field(
+        "ddrm", Name(METHODS, exact=True), (RESTORE,), "The posterior sampler."
+    ),
     "restore.noise": Field(
         0.0, Real(0, 1000), (RESTORE,), "Standard deviation of the noise, for images in [0, 1]."
-    ),
-    "restore.mask": Field(
-        "box", TEXT, (RESTORE,), "Unknown pixels: box, random, or an image, bright where known."
-    ),
-    "restore.share": Field(
-        0.5,
-        Real(0, 1, open_low=True),
-        (RESTORE,),
-        "Share of the box's sides; of the known pixels, frequencies or measurements.",
-    ),
-    "restore.factor": Field(2, Integer(1, 4096), (RESTORE,), "Factor of super-resolution."),
-    "restore.blur": Field(
-        1.0, Real(1e-3, 1000), (RESTORE,), "Standard deviation of the blur, in pixels."
-    ),
-    "restore.length": Field(4.0, Real(1e-3, 1000), (RESTORE,), "Length of the motion, in pixels."),
-    "restore.angle": Field(
-        45.0, Real(-360, 360), (RESTORE,), "Angle of the motion to the horizontal, in degrees."
-    ),
-    "restore.iterations": Field(
-        3, Integer(1, 1000), (RESTORE,), "Conjugate-gradient iterations of moment_matching."
-    ),
-    "restore.prior_std": Field(
-        0.5,
-        NOISE_SCALE,
-        (RESTORE,),
-        "Standard deviation of the Gaussian prior of pigdm and daps, in model units.",
-    ),
-    "restore.scale": Field(1.0, POSITIVE, (RESTORE,), "Step size of dps."),
-    "restore.eta": Field(0.85, SHARE, (RESTORE,), "Share of noise that ddrm draws again."),
-    "restore.eta_b": Field(1.0, SHARE, (RESTORE,), "Weight of the measurement in ddrm."),
-    "restore.flow_steps": Field(
-        5, Integer(1, 1000), (RESTORE,), "Evaluations of the network by daps at a noise level."
-    ),
-    "restore.langevin_steps": Field(
-        100, Integer(1, 10**5), (RESTORE,), "Langevin steps of daps; unused for linear operators."
-    ),
-    "restore.official": Field(
-        False, FLAG, (RESTORE,), "Projection with the two bugs of the official code."
     ),
 }
 
@@ -199,14 +159,11 @@ EVAL = {
     "eval.bpd_dataset": Field(
         "test", Name(("train", "test")), (LIKELIHOOD,), "Split whose bits/dim are computed."
     ),
-    "eval.dequantization": Field(
-        "uniform", Name(("uniform", "variational")), (LIKELIHOOD,), "Noise added to grey levels."
-    ),
     "eval.bpd_num_repeats": Field(5, Integer(1, 10**4), (LIKELIHOOD,), "Passes over the images."),
     "eval.bpd_probes": Field(1, Integer(1, 10**6), (LIKELIHOOD,), "Probes of the trace."),
     "eval.bpd_trace": Field(
         "Rademacher",
-        EXACT_NAME,
+        Name(likelihood.PROBES, exact=True),
         (LIKELIHOOD,),
         "Rademacher or Gaussian probes, or the exact trace.",
     ),

@@ -4,11 +4,14 @@ Names and defaults are those of the official release; `differences.py` lists the
 the official experiments disagree, the default is that of CIFAR-10 with the VE SDE in continuous
 time. A field without a default (`ABSENT`) is an option of some networks, which `networks.py` sets.
 
-The fields are declared in `training_fields.py` and `evaluation_fields.py`. `affects` names groups
+The fields are declared in `training_fields.py` and `evaluation_fields.py`, and the options of
+samplers, tasks and methods where they are read. `affects` names groups
 of results (`groups.py`); `runs.DEPENDENCIES` states which files depend on which groups.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
 
 from configs import evaluation_fields, training_fields
 from configs.declaration import ABSENT, Field
@@ -16,20 +19,40 @@ from configs.evaluation_fields import FEATURES
 
 __all__ = ["ABSENT", "FEATURES", "FIELDS", "INERT"]
 
-FIELDS: dict[str, Field] = {
-    **training_fields.GENERAL,
-    **training_fields.DATA,
-    **training_fields.MODEL,
-    **training_fields.TRAIN,
-    **training_fields.OPTIM,
-    **evaluation_fields.SAMPLING,
-    **evaluation_fields.GUIDE,
-    **evaluation_fields.CLASSIFY,
-    **evaluation_fields.RESTORATION,
-    **evaluation_fields.CALIBRATE,
-    **evaluation_fields.RECONSTRUCTION,
-    **evaluation_fields.EVAL,
-}
+
+class _Fields(Mapping[str, Field]):
+    """All fields, with the options of registry entries, which users may extend."""
+
+    def _table(self) -> dict[str, Field]:
+        return {
+            **training_fields.parameter_fields(),  # Those declared below replace them.
+            **training_fields.GENERAL,
+            **training_fields.DATA,
+            **training_fields.MODEL,
+            **training_fields.TRAIN,
+            **training_fields.OPTIM,
+            **evaluation_fields.SAMPLING,
+            **evaluation_fields.sampler_fields(),
+            **evaluation_fields.GUIDE,
+            **evaluation_fields.CLASSIFY,
+            **evaluation_fields.RESTORATION,
+            **evaluation_fields.restoration_fields(),
+            **evaluation_fields.CALIBRATE,
+            **evaluation_fields.RECONSTRUCTION,
+            **evaluation_fields.EVAL,
+        }
+
+    def __getitem__(self, name: str) -> Field:
+        return self._table()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table())
+
+    def __len__(self) -> int:
+        return len(self._table())
+
+
+FIELDS = _Fields()
 """All fields, by their names on the command line."""
 
 INERT = {

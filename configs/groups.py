@@ -13,7 +13,6 @@ LIKELIHOOD = "likelihood"  # bits/dim
 ROUNDS = "rounds"  # how an evaluation is split into files
 QUALITY = "quality"  # distances between generated images and data
 CLASSIFIER = "classifier"  # the classifier that guides samples
-DEQUANTIZER = "dequantizer"  # the flow of variational dequantization
 RESTORE = "restore"  # solutions of inverse problems
 CALIBRATION = "calibration"  # tests of the spread of these solutions
 SEED = "seed"  # every random number
@@ -21,5 +20,5 @@ NOTHING = ()  # frequencies, memory and speed
 
 GROUPS = frozenset(
     {NETWORK, NOISE, TRAINING, IMAGES, LOCATION, LOSS, PRECISION, SAMPLES, GUIDANCE, LIKELIHOOD}
-    | {ROUNDS, QUALITY, CLASSIFIER, DEQUANTIZER, RESTORE, CALIBRATION, SEED}
+    | {ROUNDS, QUALITY, CLASSIFIER, RESTORE, CALIBRATION, SEED}
 )

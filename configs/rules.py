@@ -6,36 +6,15 @@ field lies in its domain.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 import ml_collections
 
 from configs.fields import FEATURES
+from controllable.tasks import TASKS
+from models import NETWORKS, networks_supporting
 
 Config = ml_collections.ConfigDict
-
-
-class Choices(NamedTuple):
-    """The names that a config may use, from the registries of the code.
-
-    Attributes:
-      names: for fields whose domain is `Name()`, the known names.
-      class_conditional: the names of networks that can be conditioned on classes.
-      remat: those that can recompute activations.
-      bfloat16: those that can compute in bfloat16.
-      fourier: those that read model.embedding_type, such as Fourier features of the noise scale.
-      probability_flow: the names of predictors that have a form for the probability-flow ODE.
-      stepwise: those of methods for inverse problems that need the steps of sampling.method = 'pc'.
-    """
-
-    names: Mapping[str, Collection[str]]
-    class_conditional: Collection[str]
-    remat: Collection[str]
-    bfloat16: Collection[str]
-    fourier: Collection[str]
-    probability_flow: Collection[str]
-    stepwise: Collection[str]
 
 
 MOST_ROUNDS = 10**6  # files of an evaluation
@@ -47,7 +26,7 @@ Problems = Iterator[str]
 # --- sections -------------------------------------------------------------------------------------
 
 
-def check_data(config: Config, choices: Choices) -> Problems:
+def check_data(config: Config) -> Problems:
     """Yield problems of config.data."""
     data = config.data
     if not data.value_range:
@@ -62,29 +41,29 @@ def check_data(config: Config, choices: Choices) -> Problems:
         )
 
 
-def check_model(config: Config, choices: Choices) -> Problems:
+def check_model(config: Config) -> Problems:
     """Yield problems of config.model and of what it is conditioned on."""
     model, name = config.model, config.model.get("name")
     if name is None:
-        yield f"model.name is missing; known: {', '.join(sorted(choices.names['model.name']))}."
+        yield f"model.name is missing; known: {', '.join(sorted(NETWORKS))}."
         return
-    if config.data.num_classes and name not in choices.class_conditional:
+    if config.data.num_classes and name not in networks_supporting("class_conditional"):
         yield (
             f"data.num_classes = {config.data.num_classes}: model.name = {name!r} cannot be "
-            f"conditioned on classes; these can: {_listed(choices.class_conditional)}."
+            f"conditioned on classes; these can: {_supporting('class_conditional')}."
         )
     if "fir_kernel" in model and not sum(model.fir_kernel):
         yield f"model.fir_kernel = {tuple(model.fir_kernel)} must have a sum other than 0."
     if len(set(model.ema_stds)) < len(model.ema_stds):
         yield f"model.ema_stds = {tuple(model.ema_stds)} must be different widths."
-    if config.training.remat and name not in choices.remat:
+    if config.training.remat and name not in networks_supporting("remat"):
         yield (
-            f"training.remat = True needs one of model.name = {_listed(choices.remat)}, "
+            f"training.remat = True needs one of model.name = {_supporting('remat')}, "
             f"not {name!r}."
         )
-    if model.dtype == "bfloat16" and name not in choices.bfloat16:
+    if model.dtype == "bfloat16" and name not in networks_supporting("bfloat16"):
         yield (
-            f"model.dtype = 'bfloat16' needs one of model.name = {_listed(choices.bfloat16)}, "
+            f"model.dtype = 'bfloat16' needs one of model.name = {_supporting('bfloat16')}, "
             f"not {name!r}."
         )
 
@@ -98,7 +77,7 @@ def importance_sampling(training: Config) -> str:
     return ""
 
 
-def check_training(config: Config, choices: Choices) -> Problems:
+def check_training(config: Config) -> Problems:
     """Yield problems of config.training."""
     training = config.training
     if training.n_iters < training.n_jitted_steps:
@@ -123,26 +102,18 @@ def check_training(config: Config, choices: Choices) -> Problems:
     if training.likelihood_weighting:
         yield "training.likelihood_weighting = True needs training.continuous = True."
     embedding = config.model.get("embedding_type", "").lower()
-    if config.model.name in choices.fourier and embedding in LOGARITHMIC:
+    reads_embedding = "embedding_type" in NETWORKS[config.model.name].fields
+    if reads_embedding and embedding in LOGARITHMIC:
         yield (
             f"model.embedding_type = {embedding!r} needs training.continuous = True; 'positional' "
             "fits both."
         )
 
 
-def check_sampling(config: Config, choices: Choices) -> Problems:
+def check_sampling(config: Config) -> Problems:
     """Yield problems of config.sampling."""
     sampling = config.sampling
     method, solver = sampling.method.lower(), sampling.solver.lower()
-    if (
-        method == "pc"
-        and sampling.probability_flow
-        and sampling.predictor.lower() not in choices.probability_flow
-    ):
-        yield (
-            f"sampling.predictor = {sampling.predictor!r} has no form for "
-            f"sampling.probability_flow = True; these have: {_listed(choices.probability_flow)}."
-        )
     adaptive = method == "ode" or (method == "solver" and solver == "adaptive_sde")
     if sampling.trajectory and adaptive:
         which = "sampling.method = 'ode'" if method == "ode" else f"sampling.solver = {solver!r}"
@@ -150,20 +121,9 @@ def check_sampling(config: Config, choices: Choices) -> Problems:
             f"sampling.trajectory = True is not possible with {which}: the number of steps differs "
             "from image to image."
         )
-    if not sampling.churn_interval[0] < sampling.churn_interval[1]:
-        yield (
-            f"sampling.churn_interval = {tuple(sampling.churn_interval)} must state the lower "
-            "noise level before the higher one."
-        )
-    lowest, highest = sampling.restart[2:]
-    if not lowest < highest:
-        yield (
-            f"sampling.restart = {tuple(sampling.restart)} must state the lower noise level before "
-            "the higher one."
-        )
 
 
-def check_guidance(config: Config, choices: Choices) -> Problems:
+def check_guidance(config: Config) -> Problems:
     """Yield problems of config.guidance."""
     guidance = config.guidance
     field = "data.num_classes" if config.data.num_classes else "classifier.num_classes"
@@ -181,7 +141,7 @@ def check_guidance(config: Config, choices: Choices) -> Problems:
         )
 
 
-def check_evaluation(config: Config, choices: Choices) -> Problems:
+def check_evaluation(config: Config) -> Problems:
     """Yield problems of config.eval."""
     evaluate = config.eval
     if evaluate.begin_ckpt > evaluate.end_ckpt:
@@ -198,7 +158,7 @@ def check_evaluation(config: Config, choices: Choices) -> Problems:
     module, colon, function = evaluate.features.partition(":")
     if not colon and module not in FEATURES:
         yield (
-            f"eval.features = {evaluate.features!r} is unknown; known: {_listed(FEATURES)}, "
+            f"eval.features = {evaluate.features!r} is unknown; known: {', '.join(FEATURES)}, "
             "module:function."
         )
     if colon and not all(part.isidentifier() for part in (*module.split("."), function)):
@@ -208,7 +168,7 @@ def check_evaluation(config: Config, choices: Choices) -> Problems:
         )
 
 
-SECTIONS: tuple[Callable[[Config, Choices], Problems], ...] = (
+SECTIONS: tuple[Callable[[Config], Problems], ...] = (
     check_data,
     check_model,
     check_training,
@@ -242,23 +202,15 @@ def check_shares(batch_size: int, num_devices: int, field: str) -> Problems:
 
 # --- modes ----------------------------------------------------------------------------------------
 
-NON_IMAGE_TASKS = ("compressed_sensing", "fourier")  # Their measurements are not images.
 
-
-def check_classifier(config: Config, choices: Choices, num_devices: int) -> Problems:
+def check_classifier(config: Config, num_devices: int) -> Problems:
     """Yield problems of --mode=train_classifier."""
     yield from check_shares(config.classifier.batch_size, num_devices, "classifier.batch_size")
 
 
-def check_restore(config: Config, choices: Choices, num_devices: int) -> Problems:
+def check_restore(config: Config, num_devices: int) -> Problems:
     """Yield problems of --mode=restore."""
-    options, method = config.restore, config.sampling.method
-    if options.method in choices.stepwise and method.lower() != "pc":
-        others = [each for each in choices.names["restore.method"] if each not in choices.stepwise]
-        yield (
-            f"restore.method = {options.method!r} requires sampling.method = 'pc', not "
-            f"{method!r}. Methods for any sampler: {', '.join(others)}."
-        )
+    options = config.restore
     has_official_form = options.method == "projection" and options.task in ("inpaint", "colorize")
     if options.official and not has_official_form:
         yield (
@@ -270,7 +222,7 @@ def check_restore(config: Config, choices: Choices, num_devices: int) -> Problem
             "restore.task = 'colorize' needs a model of color images; this one has "
             "data.num_channels = 1."
         )
-    if options.observed and options.task in NON_IMAGE_TASKS:
+    if options.observed and not TASKS[options.task].is_image:
         yield (
             f"restore.observed = True: measurements of restore.task = {options.task!r} are not "
             "images. Set restore.observed = False."
@@ -282,7 +234,7 @@ def check_restore(config: Config, choices: Choices, num_devices: int) -> Problem
         )
 
 
-def check_ema(config: Config, choices: Choices, num_devices: int) -> Problems:
+def check_ema(config: Config, num_devices: int) -> Problems:
     """Yield problems of --mode=ema."""
     if not config.model.ema_stds:
         yield (
@@ -293,7 +245,7 @@ def check_ema(config: Config, choices: Choices, num_devices: int) -> Problems:
         yield f"ema.std = {config.ema.std} must be above 0, such as --config.ema.std=0.1."
 
 
-MODES: dict[str, Callable[[Config, Choices, int], Problems]] = {
+MODES: dict[str, Callable[[Config, int], Problems]] = {
     "train_classifier": check_classifier,
     "restore": check_restore,
     "calibrate": check_restore,
@@ -301,5 +253,5 @@ MODES: dict[str, Callable[[Config, Choices, int], Problems]] = {
 }
 
 
-def _listed(names: Collection[str]) -> str:
-    return ", ".join(sorted(names))
+def _supporting(capability: str) -> str:
+    return ", ".join(sorted(networks_supporting(capability)))

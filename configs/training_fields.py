@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from configs.declaration import (
-    ABSENT,
-    BATCH,
-    COUNT,
-    EXACT_NAME,
-    FINITE,
-    FLAG,
-    NAME,
-    NOISE_SCALE,
-    NOT_NEGATIVE,
-    PART,
-    POSITIVE,
-    SHARE,
-    SIDE,
-    TEXT,
-    WIDTH,
-    Field,
-)
-from configs.domains import AnyOf, Entries, Integer, Name, Real, Sequence
+import dataclasses
+from collections import ChainMap
+
+import datasets
+from configs.declaration import ABSENT, BATCH, PART, SIDE, WIDTH, Field
 from configs.groups import (
-    DEQUANTIZER,
     IMAGES,
     LOCATION,
     LOSS,
@@ -34,13 +19,37 @@ from configs.groups import (
     SEED,
     TRAINING,
 )
+from models import NETWORKS
+from models.layers import ACTIVATIONS
+from models.score import PARAMETERIZATIONS
+from options import (
+    COUNT,
+    FINITE,
+    FLAG,
+    NOISE_SCALE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    TEXT,
+    AnyOf,
+    Entries,
+    Integer,
+    Name,
+    Real,
+    Sequence,
+)
+from sde_lib import SDES
+
+OPTIMIZERS = ("adam",)
 
 GENERAL = {
     "seed": Field(42, Integer(0, 2**32 - 1), (SEED,), "The root of all random numbers."),
 }
 
 DATA = {
-    "data.dataset": Field("CIFAR10", NAME, (IMAGES,), "The data set; see docs/data.md."),
+    "data.dataset": Field(
+        "CIFAR10", Name(datasets.DATASETS), (IMAGES,), "The data set; see docs/data.md."
+    ),
     "data.path": Field("", TEXT, (LOCATION,), "Where the images are; see docs/data.md."),
     "data.tfrecords_path": Field(ABSENT, TEXT, (LOCATION,), "The official name of data.path."),
     "data.category": Field(ABSENT, TEXT, (IMAGES,), "The category of LSUN, such as bedroom."),
@@ -97,11 +106,11 @@ MODEL = {
         1000,
         Integer(2, 10**6),
         (NETWORK, SAMPLES),
-        "Noise levels of discrete-time training, and steps of sampling.method = 'pc'.",
+        "Noise levels of discrete-time training, and the steps of pc if sampling.num_steps is 0.",
     ),
     "model.parameterization": Field(
         "default",
-        NAME,
+        Name(ChainMap({"default": None}, PARAMETERIZATIONS)),
         (NETWORK,),
         "What the network's output estimates; 'default' is the score for the VE SDE, edm for "
         "edmsde, flow for rectifiedflow, and else the noise.",
@@ -165,7 +174,7 @@ MODEL = {
     "model.scale_by_sigma": Field(
         True, FLAG, (NETWORK,), "Divide the network's output by the noise scale."
     ),
-    "model.name": Field(ABSENT, EXACT_NAME, (NETWORK,), "The network."),
+    "model.name": Field(ABSENT, Name(NETWORKS, exact=True), (NETWORK,), "The network."),
     "model.nf": Field(ABSENT, Integer(1, 2**16), (NETWORK,), "Features of the first level."),
     "model.ch_mult": Field(
         ABSENT,
@@ -216,7 +225,7 @@ MODEL = {
     "model.fourier_scale": Field(
         ABSENT, POSITIVE, (TRAINING,), "Standard deviation of the random frequencies."
     ),
-    "model.nonlinearity": Field(ABSENT, NAME, (NETWORK,), "Activation function."),
+    "model.nonlinearity": Field(ABSENT, Name(ACTIVATIONS), (NETWORK,), "Activation function."),
     "model.normalization": Field(
         ABSENT,
         Name(("GroupNorm", "InstanceNorm++"), exact=True),
@@ -235,7 +244,7 @@ MODEL = {
 }
 
 TRAIN = {
-    "training.sde": Field("vesde", NAME, (NETWORK, NOISE), "The SDE."),
+    "training.sde": Field("vesde", Name(SDES), (NETWORK, NOISE), "The SDE."),
     "training.continuous": Field(True, FLAG, (NETWORK,), "Train in continuous time."),
     "training.batch_size": Field(128, BATCH, (TRAINING,), "Images of a training step."),
     "training.n_iters": Field(1_300_001, COUNT, NOTHING, "Training steps."),
@@ -290,13 +299,10 @@ TRAIN = {
     "training.accumulate": Field(
         1, Integer(1, 10**6), NOTHING, "Parts of a batch, processed in turn, to save memory."
     ),
-    "training.dequantizer_iters": Field(
-        1000, COUNT, (DEQUANTIZER,), "Steps of --mode=train_dequantizer."
-    ),
 }
 
 OPTIM = {
-    "optim.optimizer": Field("Adam", NAME, (TRAINING,), "The optimizer."),
+    "optim.optimizer": Field("Adam", Name(OPTIMIZERS), (TRAINING,), "The optimizer."),
     "optim.lr": Field(2e-4, POSITIVE, (TRAINING,), "Learning rate."),
     "optim.beta1": Field(
         0.9, Real(0, 1, open_high=True), (TRAINING,), "Adam's decay of the mean gradient."
@@ -308,3 +314,20 @@ OPTIM = {
         1.0, FINITE, (TRAINING,), "Largest norm of a gradient; 0 or less for no limit."
     ),
 }
+
+
+def parameter_fields() -> dict[str, Field]:
+    """Return the options of networks and the numbers of SDEs that users have entered."""
+    found = {}
+    for network in NETWORKS.values():
+        for name, option in network.options.items():
+            found[f"model.{name}"] = Field(
+                option.default, option.domain, (NETWORK,), option.meaning
+            )
+    for name, sde in SDES.items():
+        for field in dataclasses.fields(sde):
+            if field.name not in ("T", "t_min", "t_end") and isinstance(field.default, float):
+                text = f"{field.name} of training.sde = {name!r}."
+                domain = FINITE if field.default <= 0 else NOISE_SCALE
+                found[f"model.{field.name}"] = Field(field.default, domain, (NETWORK, NOISE), text)
+    return found

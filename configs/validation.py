@@ -2,48 +2,40 @@
 
 Each field must lie in its domain (`fields.py`). Beyond that, `rules.py` checks the rules that
 connect fields. All problems are reported together, each with its field, its value and what is
-allowed. Names are checked against the registries that the caller passes.
+allowed.
 """
 
 from __future__ import annotations
 
 import difflib
-import reprlib
-from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 from flax import traverse_util
 
-from configs.domains import Name
 from configs.fields import FIELDS, INERT
-from configs.rules import MODES, SECTIONS, Choices, Config, Problems, check_batches
+from configs.rules import MODES, SECTIONS, Config, Problems, check_batches
 from errors import InputError
-
-SHORT = reprlib.Repr()
-SHORT.maxstring = SHORT.maxother = 100
-SHORT.maxtuple = SHORT.maxlist = 20
-"""Shortens long values in messages."""
+from options import SHORT
 
 
-def check(config: Config, choices: Choices, num_devices: int, mode: str = "") -> None:
+def check(config: Config, num_devices: int, mode: str = "") -> None:
     """Check a complete config.
 
     Args:
       config: the config, after `default.complete`.
-      choices: the known names.
       num_devices: devices that share each batch.
       mode: the mode whose own rules apply as well, such as "restore".
 
     Raises:
       InputError: with all problems, one a line.
     """
-    problems = list(check_domains(config, choices.names))
+    problems = list(check_domains(config))
     if not problems:  # Rules that connect fields presuppose that each one is valid.
         for section in SECTIONS:
-            problems += section(config, choices)
+            problems += section(config)
         problems += check_batches(config, num_devices)
         if mode in MODES:
-            problems += MODES[mode](config, choices, num_devices)
+            problems += MODES[mode](config, num_devices)
     if len(problems) == 1:
         raise InputError(problems[0])
     if problems:
@@ -57,19 +49,15 @@ def unknown_field(name: str, value: Any) -> str:
     return f"{name} = {SHORT.repr(value)} is not a known field{hint}"
 
 
-def check_domains(config: Config, names: Mapping[str, Collection[str]]) -> Problems:
+def check_domains(config: Config) -> Problems:
     """Yield a problem for each unknown field and each value outside of its field's domain."""
+    fields = dict(FIELDS)
     flat = traverse_util.flatten_dict(config.to_dict(), keep_empty_nodes=True, sep=".")
     for name, leaf in cast(dict[str, Any], flat).items():
         value: Any = {} if leaf is traverse_util.empty_node else leaf
         if name in INERT:
             continue
-        if name not in FIELDS:
+        if name not in fields:
             yield unknown_field(name, value)
-            continue
-        domain = FIELDS[name].domain
-        if not domain.allows(value):
-            yield f"{name} = {SHORT.repr(value)} must be {domain.describe()}."
-        elif isinstance(domain, Name) and not domain.knows(value, names.get(name, ())):
-            known = sorted(domain.known or names.get(name, ()))
-            yield f"{name} = {SHORT.repr(value)} is unknown; known: {', '.join(known)}."
+        elif not fields[name].domain.allows(value):
+            yield f"{name} = {SHORT.repr(value)} must be {fields[name].domain.describe()}."

@@ -55,11 +55,6 @@ class GuidedScore:
         return self.function(x, t, self.classes)
 
 
-def evaluations(score: Score, t: Array) -> Array:
-    """Return the network evaluations in one call of a score at times t: 1 if it is not guided."""
-    return getattr(score, "evaluations", jnp.ones_like)(t)
-
-
 def classifier(
     score: Score,
     log_probs: LogProbs,

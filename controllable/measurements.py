@@ -1,12 +1,14 @@
 """What is known about an event x: measurements y of it, and how likely they are.
 
-All classes describe a batch, with one y for each event, and provide
+All classes describe a batch, with one y for each event. Without y they say how a measurement
+depends on x, and `given(y)` adds it. They provide
 
+- `simulate(x, keys)`: a measurement of each event, unless only the density is known;
 - `log_prob(x)`: log p(y | x) in nats (B,), up to a constant;
 - `misfit(x)`: a norm of y - f(x), (B,), as `controllable.inverse_problems.dps` reduces it;
 - `linearize(x)`: f near x, for `moment_matching`;
 
-except `LogLikelihood`, which has the first only.
+except `LogLikelihood`, which has the density only.
 
 They are pytrees whose leaf is y, as are the scores that they guide. A sampler that treats events
 one by one splits y with them.
@@ -17,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ import numpy as np
 from jax import Array
 
 from controllable.operators import Operator
+from solvers.keys import standard_normal
 
 SMALLEST_RATE = 1e-3
 """Expected counts below this value count as this value, whose logarithm is finite."""
@@ -45,30 +48,71 @@ class Linearization(NamedTuple):
     noise_var: Array | float
 
 
-class Evidence(Protocol):
-    """What `daps` needs; see the module docstring."""
+class Evidence:
+    """What `daps` needs; see the module docstring.
 
-    def log_prob(self, x: Array) -> Array: ...
+    Attributes:
+      y: the measurements (B, ...), or None.
+      can_simulate: whether `simulate` can draw measurements.
+    """
+
+    y: Array | None
+    can_simulate = True
+
+    @property
+    def has_density(self) -> bool:
+        """Whether log p(y | x) is finite."""
+        return True
+
+    def given(self, y: Array) -> Self:
+        """Return this with the measurements y (B, ...)."""
+        return dataclasses.replace(self, y=y)  # pyright: ignore[reportArgumentType]
+
+    def log_prob(self, x: Array) -> Array:
+        """Return log p(y | x) (B,) in nats, up to a constant."""
+        raise NotImplementedError
+
+    def simulate(self, x: Array, keys: Array) -> Array:
+        """Return a measurement of each event x (B, *event), with noise from the keys (B,)."""
+        raise NotImplementedError
 
 
-class Observation(Evidence, Protocol):
+class Observation(Evidence):
     """What methods without a singular value decomposition need; see the module docstring."""
 
-    def misfit(self, x: Array) -> Array: ...
+    def predict(self, x: Array) -> Array:
+        """Return f(x) of events x (B, *event)."""
+        raise NotImplementedError
 
-    def linearize(self, x: Array) -> Linearization: ...
+    def misfit(self, x: Array) -> Array:
+        """Return a norm of y - f(x), (B,)."""
+        raise NotImplementedError
+
+    def linearize(self, x: Array) -> Linearization:
+        """Return f near x."""
+        raise NotImplementedError
 
 
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["operator", "noise_std"]
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class Measurement:
+class Measurement(Observation):
     """y = A x + noise_std n for events x (B, *event), with standard normal n."""
 
     operator: Operator
-    y: Array
+    y: Array | None = None
     noise_std: float = 0.0
+
+    @property
+    def has_density(self) -> bool:
+        return self.noise_std > 0
+
+    def predict(self, x: Array) -> Array:
+        return self.operator.forward(x)
+
+    def simulate(self, x: Array, keys: Array) -> Array:
+        return self.operator.observe(x, standard_normal(keys, x.shape), self.noise_std)
 
     @property
     def solution_std(self) -> np.ndarray:
@@ -111,20 +155,27 @@ class Measurement:
     jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["function", "noise_std"]
 )
 @dataclasses.dataclass(frozen=True, eq=False)
-class GaussianMeasurement:
+class GaussianMeasurement(Observation):
     """y = f(x) + noise_std n for a differentiable function f of one event, with normal n."""
 
     function: Callable[[Array], Array]
-    y: Array
-    noise_std: float
+    y: Array | None = None
+    noise_std: float = 1.0
+
+    def predict(self, x: Array) -> Array:
+        return jax.vmap(self.function)(x)
+
+    def simulate(self, x: Array, keys: Array) -> Array:
+        y = self.predict(x)
+        return y + self.noise_std * standard_normal(keys, y.shape)
 
     def misfit(self, x: Array) -> Array:
         """Return |y - f(x)| (B,)."""
-        return jnp.sqrt(_square_sums(self.y - jax.vmap(self.function)(x)) + 1e-12)
+        return jnp.sqrt(_square_sums(self.y - self.predict(x)) + 1e-12)
 
     def log_prob(self, x: Array) -> Array:
         """Return log p(y | x) (B,), up to a constant; noise_std must not be 0."""
-        return -0.5 * _square_sums(self.y - jax.vmap(self.function)(x)) / self.noise_std**2
+        return -0.5 * _square_sums(self.y - self.predict(x)) / self.noise_std**2
 
     def linearize(self, x: Array) -> Linearization:
         """Return f near x."""
@@ -133,20 +184,27 @@ class GaussianMeasurement:
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["function"])
 @dataclasses.dataclass(frozen=True, eq=False)
-class PoissonMeasurement:
+class PoissonMeasurement(Observation):
     """Counts y with independent Poisson distributions of rates f(x), for a differentiable f."""
 
     function: Callable[[Array], Array]
-    y: Array
+    y: Array | None = None
+
+    def predict(self, x: Array) -> Array:
+        return jax.vmap(self.function)(x)
+
+    def simulate(self, x: Array, keys: Array) -> Array:
+        rates = jnp.maximum(self.predict(x), 0)
+        return jax.vmap(jax.random.poisson)(keys, rates).astype(jnp.float32)
 
     def misfit(self, x: Array) -> Array:
         """Return |(y - f(x)) / sqrt(max(y, 1))| (B,) (Chung et al. 2023, Section 3.3)."""
-        difference = self.y - jax.vmap(self.function)(x)
+        difference = self.y - self.predict(x)
         return jnp.sqrt(_square_sums(difference / jnp.sqrt(jnp.maximum(self.y, 1))) + 1e-12)
 
     def log_prob(self, x: Array) -> Array:
         """Return log p(y | x) (B,), up to a constant."""
-        rates = self._rates(jax.vmap(self.function)(x))
+        rates = self._rates(self.predict(x))
         logps = self.y * jnp.log(rates) - rates
         return logps.reshape(len(logps), -1).sum(-1)
 
@@ -160,11 +218,12 @@ class PoissonMeasurement:
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["function"])
 @dataclasses.dataclass(frozen=True, eq=False)
-class LogLikelihood:
+class LogLikelihood(Evidence):
     """A function (x, y) -> log p(y | x) of one event, up to a constant; differentiable in x."""
 
     function: Callable[[Array, Array], Array]
-    y: Array
+    y: Array | None = None
+    can_simulate = False
 
     def log_prob(self, x: Array) -> Array:
         """Return log p(y | x) (B,), up to a constant."""

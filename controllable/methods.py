@@ -7,6 +7,7 @@ A method is a guided score, a constraint or a predictor (`controllable.inverse_p
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,12 +17,28 @@ import sampling
 from controllable import inverse_problems
 from controllable.daps import DAPS
 from controllable.measurements import Evidence, Measurement, Observation
+from errors import choose
+from options import FLAG, NOISE_SCALE, POSITIVE, SHARE, Integer, Option, Options, resolve
 from sampling import Update
 from sde_lib import SDE, Score, expand
 from solvers import Loop
 
-Options = Any
-"""An object with the fields of `config.restore` as attributes."""
+
+class Chosen(NamedTuple):
+    """A method by its name, with the values of its options; hashable."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def choose_method(name: str, **given: Any) -> Chosen:
+    """Return a method with all of its options.
+
+    Raises InputError for an unknown name or option, and for a value outside of its domain.
+    """
+    method = choose(METHODS, name, "method")
+    values = resolve(method.options, given, f"method = {name!r}")
+    return Chosen(name, tuple(values.items()))
 
 
 class Conditioned(NamedTuple):
@@ -30,7 +47,7 @@ class Conditioned(NamedTuple):
     Attributes:
       score: the score, guided by the measurement or not.
       x: the initial state (B, *event).
-      sampler_options: further keyword arguments of the sampler, see `factory.Sampler`.
+      sampler_options: further keyword arguments of the sampler, see `samplers.Sampler`.
     """
 
     score: Score
@@ -39,62 +56,53 @@ class Conditioned(NamedTuple):
 
 
 def projection(
-    options: Options, score: Score, sde: SDE, measurement: Measurement, x: Array
+    score: Score, sde: SDE, measurement: Measurement, x: Array, *, official: bool
 ) -> Conditioned:
     """Constrain each state to agree with the measurement."""
-    start = inverse_problems.projection_start(measurement, x, official=options.official)
-    constraint = inverse_problems.projection(sde, measurement, official=options.official)
+    start = inverse_problems.projection_start(measurement, x, official=official)
+    constraint = inverse_problems.projection(sde, measurement, official=official)
     return Conditioned(score, start, {"constraint": constraint})
 
 
-def dps(
-    options: Options, score: Score, sde: SDE, measurement: Observation, x: Array
-) -> Conditioned:
+def dps(score: Score, sde: SDE, measurement: Observation, x: Array, *, scale: float) -> Conditioned:
     """Extend the predictor by a gradient step on the residual."""
     del sde
 
-    def exchange(predictor: Update) -> Update:
-        return inverse_problems.dps(predictor, measurement, scale=options.scale)
+    def extend(predictor: Update) -> Update:
+        return inverse_problems.dps(predictor, measurement, scale=scale)
 
-    return Conditioned(score, x, {"exchange": exchange})
+    return Conditioned(score, x, {"wrap_predictor": extend})
 
 
 def ddrm(
-    options: Options, score: Score, sde: SDE, measurement: Measurement, x: Array
+    score: Score, sde: SDE, measurement: Measurement, x: Array, *, eta: float, eta_b: float
 ) -> Conditioned:
     """Replace the predictor."""
     del sde
-    predictor = inverse_problems.ddrm(measurement, eta=options.eta, eta_b=options.eta_b)
-    return Conditioned(score, x, {"exchange": lambda _: predictor})
+    predictor = inverse_problems.ddrm(measurement, eta=eta, eta_b=eta_b)
+    return Conditioned(score, x, {"wrap_predictor": lambda _: predictor})
 
 
-def daps(options: Options, score: Score, sde: SDE, measurement: Evidence, x: Array) -> Conditioned:
+def daps(score: Score, sde: SDE, measurement: Evidence, x: Array, **options: Any) -> Conditioned:
     """Replace the predictor."""
     del sde
-    predictor = DAPS(
-        measurement,
-        flow_steps=options.flow_steps,
-        langevin_steps=options.langevin_steps,
-        prior_std=options.prior_std,
-    )
-    return Conditioned(score, x, {"exchange": lambda _: predictor})
+    predictor = DAPS(measurement, **options)
+    return Conditioned(score, x, {"wrap_predictor": lambda _: predictor})
 
 
 def pigdm(
-    options: Options, score: Score, sde: SDE, measurement: Measurement, x: Array
+    score: Score, sde: SDE, measurement: Measurement, x: Array, *, prior_std: float
 ) -> Conditioned:
     """Guide the score, assuming data of covariance prior_std^2 I."""
-    guided = inverse_problems.pigdm(score, sde, measurement, prior_std=options.prior_std)
+    guided = inverse_problems.pigdm(score, sde, measurement, prior_std=prior_std)
     return Conditioned(guided, x, {})
 
 
 def moment_matching(
-    options: Options, score: Score, sde: SDE, measurement: Observation, x: Array
+    score: Score, sde: SDE, measurement: Observation, x: Array, *, iterations: int
 ) -> Conditioned:
     """Guide the score with the covariance of the denoised event."""
-    guided = inverse_problems.moment_matching(
-        score, sde, measurement, iterations=options.iterations
-    )
+    guided = inverse_problems.moment_matching(score, sde, measurement, iterations=iterations)
     return Conditioned(guided, x, {})
 
 
@@ -102,7 +110,8 @@ class Method(NamedTuple):
     """A method of solving inverse problems.
 
     Attributes:
-      condition: (options, score, SDE, measurement, samples of the prior) -> Conditioned.
+      condition: (score, SDE, measurement, samples of the prior, **options) -> Conditioned.
+      options: the keyword arguments of `condition`, which are fields of `config.restore`.
       needs: the class of measurements that it accepts: `Measurement` if it needs a singular value
         decomposition, `Observation` if it needs a function y = f(x) + noise, `Evidence` if
         log p(y | x) suffices.
@@ -113,27 +122,53 @@ class Method(NamedTuple):
     """
 
     condition: Callable[..., Conditioned]
+    options: Options = MappingProxyType({})
     needs: type = Measurement
     requires_pc: bool = False
     allows_corrector: bool = True
     uses_predictor: bool = True
 
 
+OFFICIAL = {
+    "official": Option(False, FLAG, "Projection with the two bugs of the official code."),
+}
+SCALE = {"scale": Option(1.0, POSITIVE, "Step size of dps.")}
+ETAS = {
+    "eta": Option(0.85, SHARE, "Share of noise that ddrm draws again."),
+    "eta_b": Option(1.0, SHARE, "Weight of the measurement in ddrm."),
+}
+PRIOR_STD = {
+    "prior_std": Option(
+        0.5,
+        NOISE_SCALE,
+        "Standard deviation of the Gaussian prior of pigdm and daps, in model units.",
+    )
+}
+DAPS_STEPS = {
+    "flow_steps": Option(5, Integer(1, 1000), "Evaluations of the network by daps at a level."),
+    "langevin_steps": Option(
+        100, Integer(1, 10**5), "Langevin steps of daps; unused for linear operators."
+    ),
+}
+ITERATIONS = {
+    "iterations": Option(3, Integer(1, 1000), "Conjugate-gradient iterations of moment_matching.")
+}
+
 # A corrector of the unconditional score would undo the updates of `dps`, `ddrm` and `daps`.
+STEPWISE = {"requires_pc": True, "allows_corrector": False}
 METHODS = {
-    "projection": Method(projection, requires_pc=True),
-    "dps": Method(dps, Observation, requires_pc=True, allows_corrector=False),
-    "ddrm": Method(ddrm, requires_pc=True, allows_corrector=False, uses_predictor=False),
-    "daps": Method(daps, Evidence, requires_pc=True, allows_corrector=False, uses_predictor=False),
-    "pigdm": Method(pigdm),
-    "moment_matching": Method(moment_matching, Observation),
+    "projection": Method(projection, OFFICIAL, requires_pc=True),
+    "dps": Method(dps, SCALE, Observation, **STEPWISE),
+    "ddrm": Method(ddrm, ETAS, **STEPWISE, uses_predictor=False),
+    "daps": Method(daps, {**PRIOR_STD, **DAPS_STEPS}, Evidence, **STEPWISE, uses_predictor=False),
+    "pigdm": Method(pigdm, PRIOR_STD),
+    "moment_matching": Method(moment_matching, ITERATIONS, Observation),
 }
 """By `config.restore.method`."""
 
 
 def posterior_loop(
-    name: str,
-    options: Options,
+    chosen: Chosen,
     sampler: Any,
     keys: Array,
     score: Score,
@@ -146,31 +181,31 @@ def posterior_loop(
     """Return the loop that draws from the posterior of a method, and the states it starts from.
 
     Args:
-      name, options: the method, and an object with its options.
-      sampler: a `factory.Sampler`, whose result the loop has, with x changed.
+      chosen: the method and its options.
+      sampler: a `samplers.Sampler`, whose result the loop has, with x changed.
       keys: (B,), one random key per event.
       support: the range of the data. Guided scores clip E[x_0 | x_t] to it, which keeps them stable
         at high noise, where gradients of networks are inaccurate.
 
     If a linear measurement is free of noise, the last step projects x onto A x = y, except with
-    options.official.
+    the option `official`.
     """
-    method = METHODS[name]
+    method, options = METHODS[chosen.name], dict(chosen.options)
     prior = sampling.prior_sample(keys, sde, (len(keys), *shape))
-    guided, start, sampler_options = method.condition(options, score, sde, measurement, prior)
+    guided, start, sampler_options = method.condition(score, sde, measurement, prior, **options)
     if support and not method.requires_pc:
         guided = inverse_problems.clip_denoised(guided, sde, *support)
     loop = sampler.loop(keys, guided, **sampler_options)
     is_linear = isinstance(measurement, Measurement)
-    if is_linear and measurement.noise_std == 0 and not options.official:
+    if is_linear and measurement.noise_std == 0 and not options.get("official"):
         loop = loop.then(lambda samples: samples._replace(x=measurement.enforce(samples.x)))
-    if name == "daps" and not is_linear:
+    if chosen.name == "daps" and not is_linear:
         loop = loop.then(lambda samples: _without_impossible(samples, measurement, sampler.steps))
     return loop, start
 
 
 def _without_impossible(samples: Any, measurement: Evidence, steps: int) -> Any:
-    """Return `factory.Samples` where events x with p(y | x) = 0 are NaN, since the last step."""
+    """Return `samplers.Samples` where events x with p(y | x) = 0 are NaN, since the last step."""
     impossible = measurement.log_prob(samples.x) == -jnp.inf
     x = jnp.where(expand(impossible, samples.x), jnp.nan, samples.x)
     return samples._replace(x=x, bad_step=jnp.where(impossible, steps, samples.bad_step))

@@ -9,6 +9,7 @@ import itertools
 from pathlib import Path
 
 import factory
+
 from configs.fields import ABSENT, FIELDS, INERT
 
 PAGE = Path(__file__).with_name("configuration.md")

@@ -15,6 +15,7 @@ from models.adm import ADM
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
 from models.ncsnv2 import NCSN, NCSNv2, NCSNv2_128, NCSNv2_256
+from options import Options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Network:
       build: the constructor. Its keyword arguments are `image_size`, `num_channels`, `rngs` and the
         values of `fields`; where supported, also `classes` and `remat`.
       fields: the fields of `config.model` that are arguments of `build`, under the same names.
+      options: further ones that no network of this code has, with their defaults and domains.
       class_conditional: `build` takes `classes` (`data.num_classes`).
       remat: `build` takes `remat` (`training.remat`).
       bfloat16: the network can compute in bfloat16 (`model.dtype`).
@@ -35,10 +37,11 @@ class Network:
     class_conditional: bool = False
     remat: bool = False
     bfloat16: bool = False
+    options: Options = dataclasses.field(default_factory=dict)
 
     def arguments(self, model: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of `build` that `model`, which is `config.model`, contains."""
-        return {field: model[field] for field in self.fields if field in model}
+        return {field: model[field] for field in (*self.fields, *self.options) if field in model}
 
 
 UNET_FIELDS = (

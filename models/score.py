@@ -233,6 +233,29 @@ class ScoreModel:
     num_classes: int = 0
     dtype: jnp.dtype = jnp.dtype("float32")
 
+    def check_training(self, sde_name: str) -> None:
+        """Raise InputError if the parameterization does not fit the data or discrete time."""
+        which = f"model.parameterization = {self.parameterization!r}"
+        if self.table.c_in is not one and not self.centered:
+            raise InputError(
+                f"{which} needs data.centered = True, since its coefficients are those of data "
+                "with mean 0."
+            )
+        if self.table.score is None and self.sigmas is not None:
+            raise InputError(f"{which} needs model.scale_by_sigma = False.")
+        if self.num_scales is None:
+            return
+        if self.table.c_noise_of_level is None:
+            raise InputError(f"{which} needs training.continuous = True.")
+        with jax.ensure_compile_time_eval():
+            _, smallest_std = self.marginal(jnp.zeros(1))
+            has_noise = bool(smallest_std[0] > 0)
+        if not has_noise:
+            raise InputError(
+                f"training.sde = {sde_name!r} cannot be trained in discrete time: its first level "
+                "has no noise. Set training.continuous = True."
+            )
+
     @property
     def table(self) -> Parameterization:
         """The coefficients of the network's input and output."""

@@ -42,9 +42,9 @@ DEPENDENCIES: dict[str, frozenset[str]] = {
     ),
     "statistics": frozenset({groups.IMAGES, groups.LOCATION, groups.QUALITY}),
     "noised images": frozenset({groups.NOISE, groups.IMAGES}),
-    "dequantizer": frozenset(
-        {groups.NETWORK, groups.IMAGES, groups.LOCATION, groups.PRECISION, groups.DEQUANTIZER}
-        | {groups.SEED}
+    "noised classes": frozenset({groups.NOISE, groups.IMAGES, groups.CLASSIFIER}),
+    "classifier": frozenset(
+        {groups.NOISE, groups.IMAGES, groups.LOCATION, groups.CLASSIFIER, groups.SEED}
     ),
     "restoration": frozenset(
         {groups.NETWORK, groups.IMAGES, groups.SAMPLES, groups.RESTORE, groups.SEED}

@@ -16,11 +16,11 @@ from typing import TextIO
 
 import jax
 
-import checkpoints
-from checkpoints import LOCK
 from configs.default import Config, complete, from_json, get_default_config
 from errors import InputError, brief, printable
 from readers.files import check_regular, mismatch, read_json
+from runs import checkpoints
+from runs.checkpoints import LOCK
 from runs.depends import dependencies, flatten
 from runs.files import write_json, writing
 

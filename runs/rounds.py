@@ -13,39 +13,40 @@ import sharding
 from errors import InputError, brief, printable
 from readers.files import read_npz
 from runs.depends import Depends
-from runs.files import RESERVED, Arrays, is_current, save_arrays
+from runs.files import RESERVED, Arrays, load_arrays, save_arrays
 
 
 def run_rounds(
     folder: Path, name: str, count: int, compute: Callable[[int], Arrays], depends: Depends
-) -> list[Path]:
-    """Compute the rounds 0 .. count - 1 that are not on disk, and return the files of all.
+) -> Arrays:
+    """Compute the rounds 0 .. count - 1 that are not on disk; return the arrays of all, joined.
 
     Args:
       folder: where the files are.
       name: the name of the rounds; the file of round i is NAME_i.npz.
       compute: the arrays of a round, from its number.
-      depends: what the arrays are made from. A round that was made from something else, or by a
-        version before 0.6, which did not record it, is computed again.
+      depends: what the arrays are made from. A round that was made from something else is computed
+        again.
     """
     paths = round_paths(folder, name, count)
-    missing = [(i, path) for i, path in enumerate(paths) if not is_current(path, depends)]
-    stale = sum(path.exists() for _, path in missing)
+    rounds = [load_arrays(path, depends) for path in paths]
+    missing = [index for index, arrays in enumerate(rounds) if arrays is None]
+    stale = sum(paths[index].exists() for index in missing)
     if stale:
         logging.warning(
-            "%s: %d file(s) of %s do not match this run, or are of a version before 0.6 and do not "
-            "state what they were made from; they are computed again.",
+            "%s: %d file(s) of %s do not match this run; they are computed again.",
             *(folder, stale, name),
         )
     sharding.wait(f"look at the rounds of {name}")  # Before process 0 replaces any.
     progress.say(f"{folder.name}: {name}, {len(missing)} of {count} rounds to do")
     ready = count - len(missing)
     with progress.counting(name, count, "round", ready, announced=True) as update:
-        for done, (index, path) in enumerate(missing, start=ready + 1):
-            save_arrays(path, compute(index), depends)
+        for done, index in enumerate(missing, start=ready + 1):
+            rounds[index] = compute(index)
+            save_arrays(paths[index], rounds[index], depends)
             update(done)
     sharding.wait(f"rounds of {name}")
-    return paths
+    return {key: np.concatenate([arrays[key] for arrays in rounds]) for key in rounds[0]}
 
 
 def round_paths(folder: Path, name: str, count: int) -> list[Path]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 from typing import NamedTuple
 
+from options import NOT_NEGATIVE, POSITIVE, Entries, Integer, Name, Option, Options, Real
 from solvers.adaptive import adaptive_sde, integrate
+from solvers.curves import CURVES
 from solvers.loop import Loop, single
 from solvers.multistep import data_multistep, deis, second_order, third_order, unipc
 from solvers.plan import Plan, few_step, few_step_loop, identity_plan
@@ -43,16 +46,47 @@ class Solver(NamedTuple):
         at which to stop; to encode, they ascend.
       noise_prediction: whether the plan combines predictions of the noise, not of the data.
       stochastic: whether the plan adds noise. A solver that adds none can encode.
-      options: the fields of `config.sampling` that `plan` takes as keyword arguments.
+      options: the keyword arguments of `plan`, which are fields of `config.sampling`.
     """
 
     plan: Callable[..., Plan]
     noise_prediction: bool = False
     stochastic: bool = False
-    options: tuple[str, ...] = ()
+    options: Options = MappingProxyType({})
 
 
-CHURN = ("churn", "churn_interval", "churn_noise")
+CURVE = {
+    "curve": Option(
+        "linear",
+        Name(CURVES),
+        "Time and scale in which 'euler' and 'heun' take straight steps: linear in the noise level "
+        "(EDM), in its square (VE), or along the VP SDE with its scale.",
+    )
+}
+SECOND_POINT = {
+    "second_point": Option(
+        1.0,
+        Real(0, 1, open_low=True),
+        "Second evaluation of 'heun', as a share of the step: 1 for Heun's method, 0.5 for the "
+        "midpoint method.",
+    )
+}
+CHURN = {
+    "churn": Option(1.0, NOT_NEGATIVE, "S_churn of 'heun_churn'."),
+    "churn_interval": Option(
+        (0.0, 1e9),
+        Entries((NOT_NEGATIVE, NOT_NEGATIVE)),
+        "S_min and S_max of 'heun_churn': the noise levels at which it adds noise.",
+    ),
+    "churn_noise": Option(1.0, NOT_NEGATIVE, "S_noise of 'heun_churn': scale of the added noise."),
+}
+RESTART = {
+    "restart": Option(
+        (3, 1, 0.3, 1.0),
+        Entries((Integer(1, 100), Integer(1, 100), POSITIVE, POSITIVE)),
+        "Levels, repetitions, lowest and highest noise level of 'restart'.",
+    )
+}
 
 SOLVERS = {
     "ddim": Solver(partial(data_multistep, order=1, weights=second_order)),
@@ -67,8 +101,8 @@ SOLVERS = {
     "unipc_2": Solver(partial(unipc, order=2)),
     "unipc_3": Solver(partial(unipc, order=3)),
     "deis": Solver(deis, noise_prediction=True),
-    "euler": Solver(euler, noise_prediction=True, options=("curve",)),
-    "heun": Solver(heun, noise_prediction=True, options=("curve", "second_point")),
+    "euler": Solver(euler, noise_prediction=True, options=CURVE),
+    "heun": Solver(heun, noise_prediction=True, options={**CURVE, **SECOND_POINT}),
     "heun_churn": Solver(heun, noise_prediction=True, stochastic=True, options=CHURN),
-    "restart": Solver(heun, noise_prediction=True, stochastic=True, options=("restart",)),
+    "restart": Solver(heun, noise_prediction=True, stochastic=True, options=RESTART),
 }

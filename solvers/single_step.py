@@ -78,6 +78,11 @@ def _joined(rows: list[Plan]) -> Plan:
 def _churned_steps(levels: np.ndarray, churn: float, interval: Sequence[float]) -> list[_Step]:
     gamma = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
     lowest, highest = interval
+    if not lowest < highest:
+        raise InputError(
+            f"churn_interval = {tuple(interval)} must state the lower noise level before the "
+            "higher one."
+        )
     steps = []
     for start, target in itertools.pairwise(levels):
         level = start * (1 + gamma) if lowest <= start <= highest else start

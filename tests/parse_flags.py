@@ -13,6 +13,7 @@ import tempfile
 from typing import IO
 
 import factory
+
 import main
 import sharding
 from configs.default import Config

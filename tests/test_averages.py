@@ -13,18 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import train_state
 from safetensors.numpy import load_file
 from scipy import integrate
 
 import pretrained
-import train_state
 import training
-from checkpoints import SNAPSHOTS, Checkpoints
 from commands import averaging, conversion, samples, stored
 from errors import InputError, NotFiniteError
 from experiment import Experiment
 from models import averages
 from runs import claim
+from runs.checkpoints import SNAPSHOTS, Checkpoints
 from tests import tiny
 from tests.test_training import Killed, change_a_byte, identical, leaves
 

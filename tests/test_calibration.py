@@ -6,13 +6,13 @@ import json
 
 import numpy as np
 import pytest
+from commands.restoration_tasks import TASKS
 from PIL import Image
 
 import score_sde as ss
 from api.posterior import Posterior
 from commands import calibration
 from commands.restoration_problems import operator_checksum
-from commands.restoration_tasks import TASKS
 from errors import InputError
 from tests import tiny
 

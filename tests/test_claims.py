@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from factory import validated
 from scipy.stats import norm
 
 import sharding
@@ -32,7 +33,6 @@ from benchmarks.claims.verdicts import (
 )
 from benchmarks.parts import Records
 from experiment import Experiment
-from factory import validated
 from tests import tiny
 from tests.documented import ROOT
 

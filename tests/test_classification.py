@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from auxiliary import classification, fitting
 
 import training
-from auxiliary import classification, fitting
 from datasets import Batches
 from errors import InputError
 from experiment import Experiment

@@ -9,19 +9,19 @@ import re
 import sys
 from pathlib import Path
 
+import factory
 import jax
 import ml_collections
 import numpy as np
 import optax
 import pytest
+import train_state
 from absl import flags
 from flax import nnx, traverse_util
 from ml_collections import config_flags
 
 import datasets
 import experiment as experiments
-import factory
-import train_state
 import training
 from configs import default, differences
 from configs.fields import FIELDS

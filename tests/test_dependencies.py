@@ -1,17 +1,17 @@
 """Every config field either leaves a kind of result unchanged, or is among what it depends on."""
 
+import factory
 import jax
 import numpy as np
 import pytest
-
-import factory
-import runs
 import train_state
-import training
 from auxiliary import dequantization
+from configs.domains import Entries, Flag, Integer, Name, Real, Sequence, Text
+
+import runs
+import training
 from commands import restoration
 from configs.default import Config, complete
-from configs.domains import Entries, Flag, Integer, Name, Real, Sequence, Text
 from configs.fields import FIELDS
 from datasets import Batch
 from errors import InputError

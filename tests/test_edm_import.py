@@ -6,13 +6,13 @@ import json
 import math
 import pathlib
 
+import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-import factory
 import pretrained
 import score_sde as ss
 from commands import command_line, conversion, stored

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
+from factory import Samples
 from PIL import Image
 
 import evaluation
@@ -20,17 +21,16 @@ import likelihood
 import losses
 import report
 import training
-from checkpoints import SNAPSHOTS, Checkpoints
 from configs import default
 from configs.fields import FIELDS
 from errors import InputError
 from experiment import Experiment
-from factory import Samples
 from metrics import bits_per_dim_stage, loss_stage, sample_quality_stage, samples_stage
 from metrics.features import Extractor, Features
 from metrics.stage import Context, summarize, summary_measure
 from metrics.stages import STAGES
 from runs import claim, dependencies, load_rounds, round_paths
+from runs.checkpoints import SNAPSHOTS, Checkpoints
 from tests import gaussian, tiny
 from tests.test_experiment import random_params
 from tests.test_training import change_a_byte

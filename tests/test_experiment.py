@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import train_state
 
 import experiment as experiments
 import losses
 import sharding
-import train_state
-from checkpoints import SNAPSHOTS, Checkpoints
 from experiment import Experiment
 from runs import claim
+from runs.checkpoints import SNAPSHOTS, Checkpoints
 from tests import tiny
 
 

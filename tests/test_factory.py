@@ -1,11 +1,11 @@
 """Samplers from configs: counted evaluations, options that reach the sampler, and the last step."""
 
+import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import factory
 import sampling
 from sde_lib import VESDE
 from tests import gaussian, tiny

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from auxiliary import fitting
 
 import runs
-from auxiliary import fitting
 from errors import InputError, brief, cache_folder, expand_home, printable
 from metrics import inception_weights
 from pretrained import torch_format

@@ -2,12 +2,12 @@
 
 import argparse
 
+import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import factory
 import sampling
 import solvers
 import training

@@ -6,10 +6,10 @@ import time
 import hypothesis
 import jax
 import pytest
+from configs.domains import AnyOf, Entries, Flag, Integer, Name, Real, Sequence, Text
 from hypothesis import strategies as st
 
 from configs.default import Config, complete
-from configs.domains import AnyOf, Entries, Flag, Integer, Name, Real, Sequence, Text
 from configs.fields import FIELDS
 from errors import InputError
 from experiment import Experiment

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 
+import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 from PIL import Image
 
 import datasets
-import factory
 import pretrained
 import sampling
 import solvers

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+import factory
 import jax
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from ml_collections import config_flags
 from PIL import Image
 
 import datasets
-import factory
 from benchmarks import peer
 from commands import inspection
 from configs.default import Config, complete, get_default_config

@@ -2,18 +2,18 @@
 
 import shutil
 
+import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from factory import Samples
 from PIL import Image
 
-import factory
 import solvers
 from commands import latents
 from errors import InputError
 from experiment import Experiment
-from factory import Samples
 from runs import write_json
 from tests import tiny
 

@@ -8,10 +8,10 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import factory
 import pytest
 from absl.testing import flagsaver
 
-import factory
 import main
 import training
 from commands import command_line, stored

@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import train_state
+from train_state import Rollbacks
 
 import datasets
 import sharding
-import train_state
 import training
-from checkpoints import Checkpoints
 from errors import InputError, NotFiniteError
 from experiment import Experiment
 from report.training_log import read_curves
+from runs.checkpoints import Checkpoints
 from tests import tiny
 from tests.test_training import Killed, identical, leaves
 from tests.test_training_log import metrics
-from train_state import Rollbacks
 
 
 class Run:

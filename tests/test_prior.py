@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from api.settings import samplers
 
 import score_sde as ss
 import solvers
-from api.settings import samplers
 from errors import NotFiniteError
 from sde_lib import expand
 from tests import gaussian, mixture

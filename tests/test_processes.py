@@ -11,13 +11,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import train_state
 
 import evaluation
 import sharding
-import train_state
 import training
-from checkpoints import BACKUPS, Checkpoints
 from errors import InputError
+from runs.checkpoints import BACKUPS, Checkpoints
 from tests import tiny
 from tests.test_training import identical, leaves
 

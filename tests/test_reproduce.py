@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
+from factory import validated
 
 from benchmarks import comparison, markdown
 from configs.default import Config
 from docs import make_reproduce
-from factory import validated
 from tests import documented, reference
 
 PAGE = make_reproduce.PAGE

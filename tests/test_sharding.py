@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import train_state
 from jax.sharding import PartitionSpec
 
 import experiment as experiments
 import sharding
-import train_state
 import training
 from benchmarks import collectives, train_step
-from checkpoints import BACKUPS, Checkpoints
+from runs.checkpoints import BACKUPS, Checkpoints
 from tests import tiny
 from tests.test_training import identical, run
 

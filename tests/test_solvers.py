@@ -2,6 +2,7 @@
 
 import functools
 
+import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 import scipy.integrate
 
 import experiment as experiments
-import factory
 import sampling
 import solvers
 import solvers.plan

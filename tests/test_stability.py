@@ -2,12 +2,12 @@
 
 import functools
 
+import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import factory
 import sampling
 import solvers
 from commands import samples

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints import Checkpoints
 from errors import InputError
 from runs import locked, owned, results_folder, write_json
+from runs.checkpoints import Checkpoints
 from tests import tiny
 from tests.test_files import fifo, folder, loop
 

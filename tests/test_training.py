@@ -5,27 +5,27 @@ import json
 import os
 import shutil
 
+import checkpoints as checkpoint_files
+import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import train_state
 
-import checkpoints as checkpoint_files
 import datasets
 import experiment as experiments
-import factory
 import losses
 import runs as files
 import sde_lib
 import sharding
-import train_state
 import training
-from checkpoints import BACKUPS, LOCK, SNAPSHOTS, Checkpoints
 from commands import conversion
 from configs.default import complete
 from errors import InputError
 from pretrained import parameter_names, stored_parameters
+from runs.checkpoints import BACKUPS, LOCK, SNAPSHOTS, Checkpoints
 from tests import reference, tiny
 from tests.test_sampling import Cosine
 

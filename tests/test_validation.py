@@ -6,14 +6,14 @@ import importlib
 import math
 from pathlib import Path
 
+import factory
 import pytest
+from configs.domains import AnyOf, Entries, Flag, Integer, Name, Real, Sequence, Text
 
 import datasets
-import factory
 import runs
 from configs import fields, groups
 from configs.default import Config, complete
-from configs.domains import AnyOf, Entries, Flag, Integer, Name, Real, Sequence, Text
 from configs.fields import FIELDS, INERT
 from docs import make_configuration
 from errors import InputError

@@ -10,11 +10,11 @@ import ml_collections
 import numpy as np
 
 import datasets
-from checkpoints import SNAPSHOTS, Checkpoints
 from datasets import Images
 from experiment import Experiment
 from readers import scikit_learn
 from runs import claim
+from runs.checkpoints import SNAPSHOTS, Checkpoints
 
 
 def noise(split: str, config: ml_collections.ConfigDict) -> Images:

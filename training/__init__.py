@@ -1,25 +1,20 @@
-"""Training of the score model: one step in `step.py`, and the loop around it in `loop.py`."""
+"""Training: the state, one step, the loop around it, and the jobs that it trains."""
 
-from training.loop import held_out_losses, last_step, train
-from training.step import (
-    Metrics,
-    Step,
-    compile_steps,
-    init_state,
-    jit_step,
-    state_shardings,
-    train_step,
-)
+from training.job import Job
+from training.loop import held_out_losses, last_step, train_job
+from training.scores import score_job, train
+from training.step import Metrics, Step, compile_steps, jit_step, train_step
 
 __all__ = [
+    "Job",
     "Metrics",
     "Step",
     "compile_steps",
     "held_out_losses",
-    "init_state",
     "jit_step",
     "last_step",
-    "state_shardings",
+    "score_job",
     "train",
+    "train_job",
     "train_step",
 ]

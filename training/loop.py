@@ -6,71 +6,62 @@ A run can be stopped at any time; started again, it ends with the same parameter
 from __future__ import annotations
 
 import contextlib
-import functools
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
+from PIL import Image
 
-import datasets
-import factory
 import losses
 import progress
 import sharding
-import train_state
-from auxiliary import classification
-from checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
-from configs.default import Config
 from datasets import Batch
 from errors import InputError, NotFiniteError
-from experiment import Experiment
 from models.building import Params
 from report.training_log import TrainingLog
 from runs import owned
-from train_state import Rollbacks, TrainState
-from training.step import Step, compile_steps, init_state
+from runs.checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
+from training import state as states
+from training.job import FREQUENCIES, Job
+from training.state import Rollbacks, TrainState
+from training.step import Step, compile_steps
 
-GRID = 64  # images in the sample grid of a snapshot
 MOST_HELD_OUT = 1000  # images of a held-out loss
 MOST_SKIPPED = 9  # steps in a row that training.on_nonfinite = "skip" accepts
-FREQUENCIES = ("log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_preemption")
 
 
-def train(config: Config, workdir: str) -> TrainState:
-    """Train the experiment `config` in `workdir`, or continue; return the last state.
+def train_job(job: Job, workdir: str | Path, kind: str = "training") -> TrainState:
+    """Train in `workdir`, or continue; return the last state.
 
-    SIGTERM saves the state and returns it early; SIGINT does the same and raises KeyboardInterrupt.
-    Raises InputError for an invalid config, and for a workdir of another experiment or one that
-    another process trains in. training.on_nonfinite states what follows if a loss, a gradient or
-    the state is not finite: NotFiniteError, unless it is corrected. Such a state is never saved.
+    `kind` is the kind of the folder, `runs.depends`. SIGTERM saves the state and returns it early;
+    SIGINT does the same and raises KeyboardInterrupt. Raises InputError for a workdir of another
+    experiment or one that another process trains in. settings.on_nonfinite states what follows if a
+    loss, a gradient or the state is not finite: NotFiniteError, unless it is corrected. Such a
+    state is never saved.
     """
-    experiment = Experiment(config)
-    config = experiment.config
+    experiment = job.experiment
     _ = experiment.train, experiment.test  # Missing images fail before anything is written.
-    if config.training.snapshot_sampling:
-        classification.provide(experiment, workdir)
     with (
-        owned(workdir, config, "training"),
+        owned(workdir, experiment.config, kind),
         sharding.Preemption(experiment.mesh) as preemption,
     ):
-        state = _train_claimed(experiment, workdir, preemption)
+        state = _train_owned(job, workdir, preemption)
     if preemption.signal == signal.SIGINT:
         raise KeyboardInterrupt
     return state
 
 
-def _train_claimed(
-    experiment: Experiment, workdir: str, preemption: sharding.Preemption
-) -> TrainState:
-    """Train, and go back to an earlier state where training.on_nonfinite asks for it."""
-    rolls_back = experiment.config.training.on_nonfinite == "rollback"
-    rollbacks = train_state.read_rollbacks(workdir)  # Their noise remains if the policy changes.
+def _train_owned(job: Job, workdir: str | Path, preemption: sharding.Preemption) -> TrainState:
+    """Train, and go back to an earlier state where on_nonfinite asks for it."""
+    rolls_back = job.settings.on_nonfinite == "rollback"
+    rollbacks = states.read_rollbacks(workdir)  # Their noise remains if the policy changes.
     checkpoints, reason = Checkpoints(workdir, create=True), ""
     with contextlib.closing(checkpoints):
         while True:
             try:
-                return _continue(experiment, workdir, checkpoints, preemption, rollbacks, reason)
+                return _continue(job, workdir, checkpoints, preemption, rollbacks, reason)
             except NotFiniteError as error:
                 following = rollbacks.next(error.step) if rolls_back else None
                 if following is None:
@@ -82,8 +73,8 @@ def _train_claimed(
 
 
 def _continue(
-    experiment: Experiment,
-    workdir: str,
+    job: Job,
+    workdir: str | Path,
     checkpoints: Checkpoints,
     preemption: sharding.Preemption,
     rollbacks: Rollbacks,
@@ -93,45 +84,38 @@ def _continue(
 
     `reason` is the line that the log shows first, if any.
     """
-    config = experiment.config
-    optimizer = train_state.make_optimizer(config.optim)
     with progress.waiting("initializing the network, and reading its newest checkpoint, if any"):
-        state = init_state(experiment, optimizer)
-        restored = checkpoints.restore_latest(train_state.to_checkpoint(state))
+        state = job.initial_state()
+        restored = checkpoints.restore_latest(states.to_checkpoint(state))
     if restored:
-        state = train_state.from_checkpoint(restored[0])
-    start, total = int(state.step), last_step(int(state.step), config)
+        state = states.from_checkpoint(restored[0])
+    start = int(state.step)
+    total = last_step(start, job.settings.n_iters, job.settings.n_jitted_steps)
     log = TrainingLog(
         workdir,
         start,
         total,
-        config.training.batch_size,
-        rate=functools.partial(train_state.learning_rate, config.optim),
-        skipped_in_a_row=MOST_SKIPPED if config.training.on_nonfinite == "skip" else 0,
+        job.settings.batch_size,
+        rate=job.rate,
+        skipped_in_a_row=MOST_SKIPPED if job.settings.on_nonfinite == "skip" else 0,
     )
     with log:
         if reason:
             log.say(reason)
         if restored:
-            log.say(f"continuing from {restored[1]}{_remark(start, total, config)}")
-        steps = compile_steps(experiment, optimizer, rollbacks=rollbacks.number)
-        return _run(experiment, steps, state, total, checkpoints, log, preemption)
+            done = f": nothing left to do, n_iters = {job.settings.n_iters} is reached"
+            log.say(f"continuing from {restored[1]}{'' if start < total else done}")
+        steps = compile_steps(job, rollbacks=rollbacks.number)
+        return _run(job, steps, state, total, checkpoints, log, preemption)
 
 
-def last_step(start: int, config: Config) -> int:
+def last_step(start: int, n_iters: int, per_call: int) -> int:
     """Return the step at which training ends; imported states may start at any step."""
-    per_call = config.training.n_jitted_steps
-    return start + (config.training.n_iters - start) // per_call * per_call
-
-
-def _remark(start: int, total: int, config: Config) -> str:
-    if start < total:
-        return ""
-    return f": nothing left to do, training.n_iters = {config.training.n_iters} is reached"
+    return start + (n_iters - start) // per_call * per_call
 
 
 def _run(
-    experiment: Experiment,
+    job: Job,
     steps: Step,
     state: TrainState,
     total: int,
@@ -140,44 +124,50 @@ def _run(
     preemption: sharding.Preemption,
 ) -> TrainState:
     """Train until step `total` or a signal; return the last state, which is then saved."""
-    settings, start = experiment.config.training, int(state.step)
-    per_call = settings.n_jitted_steps
-    batches = _batches(experiment, start // per_call)
-    note = factory.attention_note(experiment.config)
-    if note:
-        log.say(f"note: {note}")
+    start, per_call = int(state.step), job.settings.n_jitted_steps
+    batches = _batches(job, start // per_call)
     for step in range(start + per_call, total + 1, per_call):
         compiling = progress.waiting("compiling the training step")
         with compiling if step == start + per_call else contextlib.nullcontext():
-            state, metrics = steps(state, sharding.shard(experiment.mesh, next(batches), axis=1))
+            batch = sharding.shard(job.experiment.mesh, next(batches), axis=1)
+            state, metrics = steps(state, batch)
             log.collect(step, metrics)
         stopped = preemption.reached(metrics["loss"])
-        due = {name: _is_due(step, settings[name], per_call, total) for name in FREQUENCIES}
+        due = {name: _is_due(step, job.settings[name], per_call, total) for name in FREQUENCIES}
         if stopped or any(due.values()):
             log.check()
             _check_state(state, log)
         if due["log_freq"]:
             log.training()
-        note = train_state.initial_share_note(experiment.config.model, step)
-        if note and due["eval_freq"]:
-            log.say(f"note: {note}")
-        if due["eval_freq"] and not stopped:
-            with progress.waiting("computing the held-out loss"):
-                held_out = held_out_losses(experiment, state.ema)
-            log.held_out(*held_out)
-        _save(checkpoints, state, step, due, stopped, experiment.config)
+        if due["eval_freq"]:
+            _evaluate(job, state, log, stopped=stopped)
+        _save(job, checkpoints, state, step, due, stopped=stopped)
         if stopped:
-            if not jax.process_index():
-                reason = preemption.signal.name if preemption.signal else "another process's signal"
-                print(
-                    f"step {step}: stopped by {reason}; the state is saved, and the same command "
-                    "continues from it.",
-                    flush=True,
-                )
+            _say_stopped(step, preemption)
             break
-        if due["snapshot_freq"] and settings.snapshot_sampling:
-            _show_samples(experiment, state.ema, log)
+        if due["snapshot_freq"] and job.samples:
+            _show_samples(job.samples, state.ema, log)
     return state
+
+
+def _evaluate(job: Job, state: TrainState, log: TrainingLog, *, stopped: bool) -> None:
+    note = job.note(log.step)
+    if note:
+        log.say(f"note: {note}")
+    if not stopped:
+        with progress.waiting("computing the held-out loss"):
+            held_out = held_out_losses(job, state.ema)
+        log.held_out(*held_out)
+
+
+def _say_stopped(step: int, preemption: sharding.Preemption) -> None:
+    if not jax.process_index():
+        reason = preemption.signal.name if preemption.signal else "another process's signal"
+        print(
+            f"step {step}: stopped by {reason}; the state is saved, and the same command continues "
+            "from it.",
+            flush=True,
+        )
 
 
 def _check_state(state: TrainState, log: TrainingLog) -> None:
@@ -187,29 +177,28 @@ def _check_state(state: TrainState, log: TrainingLog) -> None:
         "moving average": (state.ema, state.averages),
         "optimizer state": state.opt_state,
     }
-    bad = [name for name, part in parts.items() if not train_state.all_finite(part)]
+    bad = [name for name, part in parts.items() if not states.all_finite(part)]
     if bad:
         raise log.not_finite(log.step, f"{' and '.join(bad)} are not finite, and {log.latest}")
 
 
-def _show_samples(experiment: Experiment, ema: Params, log: TrainingLog) -> None:
+def _show_samples(samples: Callable[[Params], Image.Image], ema: Params, log: TrainingLog) -> None:
     """Log a picture of samples; a warning if they are not finite or the sampler is unstable."""
     try:
-        images = experiment.sample_images(ema, 0, GRID).x
+        picture = samples(ema)
     except InputError as error:
         log.say(f"warning: no picture of samples: {error}")
     else:
-        log.samples(datasets.image_grid(np.asarray(images)))
+        log.samples(picture)
 
 
-def _batches(experiment: Experiment, first: int) -> Iterator[Batch]:
+def _batches(job: Job, first: int) -> Iterator[Batch]:
     """Return the batches of the calls from number `first` on."""
-    settings = experiment.config.training
-    return experiment.batches(
-        experiment.train,
-        settings.batch_size,
-        steps=settings.n_jitted_steps,
-        labelled=experiment.labelled,
+    return job.experiment.batches(
+        job.experiment.train,
+        job.settings.batch_size,
+        steps=job.settings.n_jitted_steps,
+        labelled=job.labelled,
     ).iterate(first)
 
 
@@ -219,15 +208,16 @@ def _is_due(step: int, frequency: int, per_call: int, total: int) -> bool:
 
 
 def _save(
+    job: Job,
     checkpoints: Checkpoints,
     state: TrainState,
     step: int,
     due: dict[str, bool],
+    *,
     stopped: bool,
-    config: Config,
 ) -> None:
     """Save the backup and the snapshot that are due."""
-    frequency, per_call = config.training.snapshot_freq, config.training.n_jitted_steps
+    frequency, per_call = job.settings.snapshot_freq, job.settings.n_jitted_steps
     targets = []
     if due["snapshot_freq_for_preemption"] or stopped:
         targets.append((BACKUPS, step))
@@ -235,25 +225,25 @@ def _save(
         # The last snapshot may come early.
         targets.append((SNAPSHOTS, (step + frequency - per_call) // frequency))
     for folder, number in targets:
-        trees = train_state.to_checkpoint(state)
-        checkpoints.save(folder, number, trees, step=step, config=config.to_dict())
+        trees, config = states.to_checkpoint(state), job.experiment.config.to_dict()
+        checkpoints.save(folder, number, trees, step=step, config=config)
 
 
-def held_out_losses(experiment: Experiment, ema: Params) -> tuple[np.ndarray, float, np.ndarray]:
+def held_out_losses(job: Job, ema: Params) -> tuple[np.ndarray, float, np.ndarray]:
     """Return the losses of test images, the standard error of their mean, and sums by noise level.
 
     The images, all or MOST_HELD_OUT of them, and their noise are the same in every call, so that
     successive values can be compared. The last array holds sums and counts (2, levels).
     """
-    size, images = experiment.config.training.batch_size, experiment.test
-    count = min(len(images), MOST_HELD_OUT)
+    experiment, images = job.experiment, job.experiment.test
+    size, count = job.settings.batch_size, min(len(images), MOST_HELD_OUT)
     chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
     parts = []
     for first in range(0, count, size):
         indices = chosen[np.arange(first, first + size) % count]
-        batch = experiment.rows(images.batch(indices, labelled=experiment.labelled))
+        batch = experiment.rows(images.batch(indices, labelled=job.labelled))
         key = jax.random.fold_in(experiment.key("loss"), first)
-        found = sharding.fetch(experiment.held_out_loss(ema, batch, key))
+        found = sharding.fetch(job.held_out(ema, batch, key))
         parts.append([each[: count - first] for each in found])  # The rest fills up the batch.
     per_image, t = (np.concatenate(each) for each in zip(*parts))
     levels = losses.by_noise_level(per_image, t, experiment.sde)

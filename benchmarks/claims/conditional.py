@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from auxiliary import classification
 
 from api.trained import TrainedModel
-from auxiliary import classification
 from benchmarks.claims.latents import rms
 from benchmarks.claims.quality import Record, digits, held_out, images, is_digits, mean
 from configs.default import Config

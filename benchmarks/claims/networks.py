@@ -20,8 +20,8 @@ import score_sde
 from api.trained import TrainedModel
 from benchmarks.claims import keys
 from benchmarks.claims.trainer import Trainer
-from checkpoints import Checkpoints
 from configs.default import Config, complete
+from runs.checkpoints import Checkpoints
 
 SNAPSHOT = 400  # steps between the checkpoints that are kept
 TINY = {"model.nf": 8, "model.ch_mult": (1,), "training.batch_size": 16}

@@ -13,15 +13,15 @@ import time
 from pathlib import Path
 
 import jax
+import train_state
 from jax import Array
+from train_state import TrainState
 
 import sharding
-import train_state
-from checkpoints import SNAPSHOTS, Checkpoints
 from configs.default import Config
 from datasets import Batch
 from experiment import Experiment
-from train_state import TrainState
+from runs.checkpoints import SNAPSHOTS, Checkpoints
 from training import Metrics, init_state, train_step
 
 SECONDS = 15.0  # between lines of progress

@@ -1,19 +1,30 @@
-"""Domains: the values that a config field may have.
+"""Options: their defaults, valid values and meanings, declared where the code reads them.
 
-A domain checks one value and describes what it allows. `configs/fields.py` gives each field its
-domain, and `configs/validation.py` reports every value that lies outside of it.
+An entry of a registry, such as a solver or a method for inverse problems, states its `Option`s. The
+fields of a config, the keyword arguments of the Python API, their checks and the documentation
+follow from them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
-from typing import Any, Protocol
+import reprlib
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from errors import InputError
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 100
+SHORT.maxtuple = SHORT.maxlist = 20
+"""Shortens long values in messages."""
 
 
 class Domain(Protocol):
-    """The values that a field may have. `describe` completes "FIELD = VALUE must be ..."."""
+    """The values that an option may have. `describe` completes "NAME = VALUE must be ..."."""
 
     def allows(self, value: Any) -> bool:
         """Return whether `value` lies in the domain."""
@@ -22,6 +33,46 @@ class Domain(Protocol):
     def describe(self) -> str:
         """Describe the domain in a few words."""
         ...
+
+
+class Option(NamedTuple):
+    """A default, the values that are allowed, and what it is."""
+
+    default: Any
+    domain: Domain
+    meaning: str
+
+
+Options = Mapping[str, Option]
+
+
+def resolve(options: Options, given: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """Return the values of all `options`: those `given`, else the defaults.
+
+    `owner` is named in errors, such as "the sampler 'pc'". Raises InputError for a name that is
+    none of the options, and for a value outside of its domain.
+    """
+    for name, value in given.items():
+        if name not in options:
+            known = ", ".join(sorted(options)) or "none"
+            raise InputError(
+                f"{name} = {SHORT.repr(value)} has no effect on {owner}, whose options are {known}."
+            )
+        check(name, value, options[name].domain)
+    return {name: plain(given.get(name, option.default)) for name, option in options.items()}
+
+
+def check(name: str, value: Any, domain: Domain) -> None:
+    """Raise InputError unless the value lies in the domain."""
+    if not domain.allows(plain(value)):
+        raise InputError(f"{name} = {SHORT.repr(value)} must be {domain.describe()}.")
+
+
+def plain(value: Any) -> Any:
+    """Return a NumPy scalar as a number of Python, and a list as a tuple, which can be hashed."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(map(plain, value)) if isinstance(value, list) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,24 +144,23 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """One of the names in `known`, or of the field's registry if `known` is empty.
+    """One of the names in `known`, which may be a registry that users extend.
 
     Case counts only if `exact` is set: the official code ignores it in most names.
     """
 
-    known: tuple[str, ...] = ()
+    known: Collection[str]
     exact: bool = False
 
     def allows(self, value: Any) -> bool:
-        return isinstance(value, str)
+        if not isinstance(value, str):
+            return False
+        if self.exact:
+            return value in self.known
+        return value.lower() in {each.lower() for each in self.known}
 
     def describe(self) -> str:
-        return "a string"
-
-    def knows(self, value: str, registry: Collection[str] = ()) -> bool:
-        """Return whether `value` is among the known names, or those of `registry`."""
-        names = self.known or registry
-        return value in names if self.exact else value.lower() in {each.lower() for each in names}
+        return f"one of {', '.join(sorted(self.known))}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,3 +213,16 @@ class AnyOf:
 
     def describe(self) -> str:
         return ", or ".join(domain.describe() for domain in self.domains)
+
+
+# --- domains that many options have ---------------------------------------------------------------
+
+FLAG, TEXT = Flag(), Text()
+COUNT = Integer(1, 10**9)
+SMALLEST, LARGEST = 1e-30, 1e30  # float32, the type of all computations, holds their reciprocals.
+FINITE = Real(-LARGEST, LARGEST)
+POSITIVE = Real(SMALLEST, LARGEST)
+NOT_NEGATIVE = Real(0, LARGEST)
+TOLERANCE = Real(1e-8, 1e3)  # float32 rounds at 1e-7; a solver would reach its largest count.
+NOISE_SCALE = Real(1e-10, 1e10)  # Its square is computed as well.
+SHARE = Real(0, 1)

@@ -18,14 +18,11 @@ import optax
 from jax import Array
 from jax.typing import ArrayLike
 
-from checkpoints import Checkpoints, Found, Trees
-from configs.default import Config
 from errors import InputError, advice
 from models.building import Params, is_fixed
 from readers.files import MAX_STEP, read_json
 from runs import write_json
-
-OPTIMIZERS = ("adam",)
+from runs.checkpoints import EMA, PARAMS, Trees
 
 
 class TrainState(NamedTuple):
@@ -76,43 +73,38 @@ def update(
 # --- moving average -------------------------------------------------------------------------------
 
 
-def ema_rate(config: Config, step: Array) -> ArrayLike:
+def ema_rate(rate: float, ramp: bool, step: Array) -> ArrayLike:
     """Return the decay of the moving average in the update after `step` updates.
 
-    `config` is config.model. With its ema_ramp, update number n has at most (1 + n) / (10 + n), as
-    in the official PyTorch code.
+    It is `rate` or, with `ramp`, in update number n at most (1 + n) / (10 + n), as in the official
+    PyTorch code.
     """
-    if not config.ema_ramp:
-        return config.ema_rate
     number = step + 1
-    return jnp.minimum(config.ema_rate, (1 + number) / (10 + number))
+    return jnp.minimum(rate, (1 + number) / (10 + number)) if ramp else rate
 
 
-def initial_share(config: Config, steps: int) -> float:
-    """Return the weight of the initial parameters in the moving average after a number of steps.
-
-    `config` is config.model.
-    """
-    rate, ramped = config.ema_rate, 0
-    if config.ema_ramp:  # The product of (1 + n) / (10 + n) up to the step that reaches the rate.
+def initial_share(rate: float, ramp: bool, steps: int) -> float:
+    """Return the weight of the initial parameters in the moving average after a number of steps."""
+    ramped = 0
+    if ramp:  # The product of (1 + n) / (10 + n) up to the step that reaches the rate.
         reached = (10 * rate - 1) / (1 - rate) if rate < 1 else math.inf
         ramped = min(steps, max(0, math.floor(reached)))
     log_share = math.lgamma(ramped + 2) + math.lgamma(11) - math.lgamma(ramped + 11)
     return math.exp(log_share) * rate ** (steps - ramped)
 
 
-def initial_share_note(config: Config, steps: int) -> str:
+def initial_share_note(rate: float, ramp: bool, steps: int) -> str:
     """Return a sentence if the initial parameters still count in the moving average, else ''.
 
-    `config` is config.model.
+    The arguments are those of `initial_share`.
     """
-    share = initial_share(config, steps)
+    share = initial_share(rate, ramp, steps)
     if share <= 0.01:
         return ""
-    remedy = "train longer" if config.ema_ramp else "train longer, or set model.ema_ramp = True"
+    hint = "train longer" if ramp else "train longer, or set model.ema_ramp = True"
     return (
         f"the moving average (EMA) still holds {share:.0%} of the initial weights, and samples and "
-        f"bits/dim are those of the EMA; {remedy}"
+        f"bits/dim are those of the EMA; {hint}"
     )
 
 
@@ -187,24 +179,32 @@ def read_rollbacks(workdir: str | Path) -> Rollbacks:
 # --- optimizer ------------------------------------------------------------------------------------
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
+def make_optimizer(
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    warmup: int = 0,
+    grad_clip: float = 0.0,
+    **others: Any,
+) -> optax.GradientTransformation:
     """Return Adam with linear warm-up, clipping of the global norm and decoupled weight decay.
 
-    `config` is config.optim of a valid config. Clipping is left out if grad_clip is not positive.
+    The arguments are the fields of config.optim, of which `others` have no effect. Clipping is left
+    out if grad_clip is not positive.
     """
-
-    rate = functools.partial(learning_rate, config) if config.warmup > 0 else config.lr
-    adam = adamw(rate, config.weight_decay, b1=config.beta1, eps=config.eps)
-    if config.grad_clip <= 0:
-        return adam
-    return optax.chain(clip_by_global_norm(config.grad_clip), adam)
+    del others
+    rate = functools.partial(learning_rate, lr, warmup) if warmup > 0 else lr
+    adam = adamw(rate, weight_decay, b1=beta1, eps=eps)
+    return adam if grad_clip <= 0 else optax.chain(clip_by_global_norm(grad_clip), adam)
 
 
-def learning_rate(config: Config, updates: ArrayLike) -> Array:
-    """Return the learning rate of config.optim after a number of updates."""
-    if config.warmup <= 0:
-        return jnp.float32(config.lr)
-    return config.lr * jnp.minimum(updates, config.warmup) / config.warmup
+def learning_rate(lr: float, warmup: int, updates: ArrayLike) -> Array:
+    """Return the learning rate after a number of updates."""
+    if warmup <= 0:
+        return jnp.float32(lr)
+    return lr * jnp.minimum(updates, warmup) / warmup
 
 
 def adamw(
@@ -255,7 +255,6 @@ def global_norm(tree: optax.Updates) -> Array:
 
 # --- checkpoints ----------------------------------------------------------------------------------
 
-EMA = "ema"
 AVERAGE = "average_{}"  # number i, of the width model.ema_stds[i]
 
 
@@ -263,7 +262,7 @@ def to_checkpoint(state: TrainState) -> Trees:
     """Return the named trees that a checkpoint stores; each can be read without the others."""
     optimizer = {"step": state.step, "state": state.opt_state}
     averages = {AVERAGE.format(i): tree for i, tree in enumerate(state.averages)}
-    return {"params": state.params, EMA: state.ema, "optimizer": optimizer, **averages}
+    return {PARAMS: state.params, EMA: state.ema, "optimizer": optimizer, **averages}
 
 
 def from_checkpoint(trees: Trees) -> TrainState:
@@ -271,17 +270,4 @@ def from_checkpoint(trees: Trees) -> TrainState:
     optimizer = trees["optimizer"]
     names = map(AVERAGE.format, range(len(trees)))
     averages = tuple(trees[name] for name in names if name in trees)
-    return TrainState(optimizer["step"], trees["params"], trees[EMA], optimizer["state"], averages)
-
-
-def restore_ema(checkpoints: Checkpoints, found: Found, like: Params, name: str = EMA) -> Params:
-    """Return the EMA, or the average `name`, of a checkpoint, with the shardings of `like`.
-
-    Raises InputError if the checkpoint is damaged or holds another network.
-    """
-    return checkpoints.restore(found, {name: like})[name]
-
-
-def ema_checksum(checkpoints: Checkpoints, found: Found) -> int:
-    """Return the checksum of the EMA parameters of a checkpoint, which identifies them."""
-    return checkpoints.checksum(found, EMA)
+    return TrainState(optimizer["step"], trees[PARAMS], trees[EMA], optimizer["state"], averages)

@@ -26,6 +26,7 @@ from errors import InputError, advice, brief, printable
 from readers.files import MAX_STEP, check_regular, read_json
 
 SNAPSHOTS, BACKUPS = "checkpoints", "checkpoints-meta"
+PARAMS, EMA = "params", "ema"  # names of trees
 LOCK = "lock"  # the file of a workdir that names the process that writes to it
 NUM_BACKUPS = 2
 OPENINGS = 10  # attempts to open a folder that another process changes

@@ -1,0 +1,306 @@
+"""Execution of samplers: one loop over a compiled step, on one device or on a mesh of devices.
+
+A `Task` states what is computed for a batch of events. Its arrays (parameters of the score, keys,
+measurements) are arguments of the compiled programs, not constants in them; everything else, such
+as the sampler, identifies the program. So a task of the same kind and shapes compiles once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+from jax.sharding import Mesh
+
+import progress
+import sampling
+import sharding
+from api.arguments import WORKSPACE, check_memory, user_code
+from controllable import methods
+from controllable.measurements import Evidence
+from errors import InputError, NotFiniteError
+from samplers import Sampler, Samples
+from sde_lib import SDE, Score
+from solvers import Loop
+
+
+def bound(score: Score) -> Score:
+    """Return a score as samplers take it, inside of a compiled program.
+
+    A score of our own states how it is guided (`bind`); any other one becomes a plain function.
+    """
+    return score.bind() if hasattr(score, "bind") else function_of(score)
+
+
+def function_of(score: Score) -> Score:
+    """Return a score as a plain function, which samplers do not take for a guided score.
+
+    It raises InputError for what the score raises, and for values of another shape or type.
+    """
+
+    def evaluate(x: Array, t: Array) -> Array:
+        given = f"The score of x with shape {x.shape} and t with shape {t.shape}"
+        with user_code(f"{given} fails"):
+            value = score(x, t)
+        shape = getattr(value, "shape", type(value).__name__)
+        if shape != x.shape:
+            raise InputError(
+                f"{given} has shape {shape}; it must be that of x. A function of one event becomes "
+                "one of batches by jax.vmap; t needs further axes to multiply x."
+            )
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise InputError(f"{given} has the type {value.dtype}; it must hold real numbers.")
+        return value
+
+    return evaluate
+
+
+class Task(Protocol):
+    """A batch of events to compute: a pytree whose static part identifies the program.
+
+    Attributes:
+      sampler: states the number of steps, and its name.
+    """
+
+    @property
+    def sampler(self) -> Sampler: ...
+
+    def loop(self) -> tuple[Loop, Array]:
+        """Return the loop, and the states (B, ...) that it starts from."""
+        ...
+
+
+def _task(*data: str, static: tuple[str, ...]) -> Callable[[type], type]:
+    register = functools.partial(
+        jax.tree_util.register_dataclass, data_fields=list(data), meta_fields=list(static)
+    )
+    return lambda cls: register(dataclasses.dataclass(frozen=True, eq=False)(cls))
+
+
+@_task("score", "keys", "temperature", static=("sde", "shape", "sampler"))
+class FromPrior:
+    """One event of the prior for each of the keys (B,)."""
+
+    score: Score
+    keys: Array
+    temperature: Array
+    sde: SDE
+    shape: tuple[int, ...]
+    sampler: Sampler
+
+    def loop(self) -> tuple[Loop, Array]:
+        prior = sampling.prior_sample(self.keys, self.sde, (len(self.keys), *self.shape))
+        return self.sampler.loop(self.keys, bound(self.score)), self.temperature * prior
+
+
+@_task("score", "keys", "measurement", static=("sde", "shape", "sampler", "method", "support"))
+class FromPosterior:
+    """One event given each of the measurements, for the keys (B,)."""
+
+    score: Score
+    keys: Array
+    measurement: Evidence
+    sde: SDE
+    shape: tuple[int, ...]
+    sampler: Sampler
+    method: methods.Chosen
+    support: tuple[float, float] | None
+
+    def loop(self) -> tuple[Loop, Array]:
+        return methods.posterior_loop(
+            self.method,
+            self.sampler,
+            self.keys,
+            bound(self.score),
+            self.sde,
+            self.measurement,
+            self.shape,
+            support=self.support,
+        )
+
+
+@_task("score", "x", static=("sampler",))
+class AlongFlow:
+    """The states that the probability flow maps x (B, ...) to."""
+
+    score: Score
+    x: Array
+    sampler: Sampler
+
+    def loop(self) -> tuple[Loop, Array]:
+        return self.sampler.loop(None, bound(self.score)), self.x
+
+
+# --- execution ------------------------------------------------------------------------------------
+
+
+Program = tuple[Any, tuple[Any, ...]]
+"""What identifies a compiled program: the structure of a task, and its leaves without arrays."""
+
+
+def _separate(task: Task) -> tuple[Program, list[Array | None]]:
+    """Return the program and the arrays of a task; `_task_of` is the inverse."""
+    leaves, structure = jax.tree.flatten(task)
+    arrays = [leaf if eqx.is_array(leaf) else None for leaf in leaves]
+    others = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
+    return (structure, others), arrays
+
+
+def _loop_of(program: Program, arrays: list[Array | None]) -> tuple[Loop, Array]:
+    structure, others = program
+    leaves = [other if array is None else array for array, other in zip(arrays, others)]
+    return jax.tree.unflatten(structure, leaves).loop()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _whole(program: Program, arrays: list[Array | None]) -> Samples:
+    loop, x = _loop_of(program, arrays)
+    return loop.run(x)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(program: Program, arrays: list[Array | None]) -> Any:
+    loop, x = _loop_of(program, arrays)
+    return loop.start(x)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _advance(
+    program: Program, arrays: list[Array | None], carry: Any, step: np.ndarray
+) -> tuple[Any, Array]:
+    """Return the next carry, and a number that is computed with it, to wait for."""
+    carry = _loop_of(program, arrays)[0].step(step, carry)
+    return carry, jnp.ravel(jax.tree.leaves(carry)[0])[:1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _finish(program: Program, arrays: list[Array | None], carry: Any) -> Samples:
+    return _loop_of(program, arrays)[0].finish(carry)
+
+
+def run(task: Task, text: str) -> Samples:
+    """Return the samples of a task; `text` says what is computed, such as "drawing 64 samples".
+
+    A step is submitted while the one before is computed, so that devices do not wait for the
+    progress bar. Inside of a function that JAX compiles, the loop is a part of that program.
+    """
+    steps, unit = task.sampler.steps, task.sampler.unit
+    program = _separate(task)
+    if is_traced(task):
+        return _whole(*program)
+    if steps is None or steps == 1:
+        with progress.waiting(f"{text} with {'one step' if steps else 'adaptive steps'}"):
+            return jax.block_until_ready(_whole(*program))
+    with progress.counting(text, steps, unit) as update:
+        carry, previous = _start(*program), None
+        for step in range(steps):
+            carry, done = _advance(*program, carry, np.int32(step))
+            jax.block_until_ready(previous)
+            update(step)
+            previous = done
+        return _finish(*program, carry)
+
+
+def is_traced(tree: Any) -> bool:
+    """Return whether a leaf has no values yet, as inside of a function that JAX compiles."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+MakeTask = Callable[[Array, np.ndarray], Task]
+"""(keys (B,), numbers of the events (B,)) -> the task that computes these events."""
+
+
+def in_batches(
+    make_task: MakeTask,
+    key: Array,
+    first: int,
+    count: int,
+    batch_size: int,
+    shape: tuple[int, ...],
+    mesh: Mesh | None = None,
+) -> Samples:
+    """Return the events number first .. first + count - 1, computed in batches of one size.
+
+    Event i depends on the key and on i, not on the batch size. On a mesh, the batches are split
+    over the devices, and the result is complete on each host. Raises NotFiniteError if an event is
+    not finite, and InputError if the events, which have this shape, do not fit the memory.
+    """
+    devices = 1 if mesh is None else mesh.size
+    size = -(-min(count, batch_size) // devices) * devices
+    entries = (size + count // WORKSPACE) * math.prod(shape)
+    check_memory(entries, f"A result of {count} events of shape {shape}")
+    parts: list[Samples] = []
+    for start in range(first, first + count, size):
+        numbers = np.arange(start, start + size)
+        keys = sampling.image_keys(key, numbers)
+        task = make_task(keys if mesh is None else split(mesh, keys), numbers)
+        valid = min(size, first + count - start)
+        samples = run(task, f"drawing {valid} samples")
+        if mesh is not None:
+            samples = Samples(*sharding.fetch(samples))
+        x, nfe, frames, bad_step = samples
+        check_finite(bad_step[:valid], task.sampler)
+        parts.append(Samples(x[:valid], nfe[:valid], frames[:, :valid], bad_step[:valid]))
+    if len(parts) == 1:
+        return parts[0]
+    x, nfe, frames, bad_step = zip(*parts)
+    xp = jnp if mesh is None else np
+    return Samples(
+        xp.concatenate(x), xp.concatenate(nfe), xp.concatenate(frames, 1), xp.concatenate(bad_step)
+    )
+
+
+def by_rows(mesh: Mesh | None, compute: Callable[..., Any], *rows: Array) -> Any:
+    """Return compute(*rows), with the rows split over the devices of a mesh, if there is one.
+
+    They are filled up to a number that the devices divide. Each result has one row for each event.
+    """
+    if mesh is None or is_traced(rows):
+        return compute(*rows)
+    count = len(rows[0])
+    filled = np.arange(-(-count // mesh.size) * mesh.size) % count
+    found = compute(*split(mesh, tuple(each[filled] for each in rows)))
+    if jax.process_count() > 1:
+        found = sharding.fetch(found)
+    return jax.tree.map(lambda leaf: leaf[:count], found)
+
+
+def split(mesh: Mesh, tree: Any) -> Any:
+    """Return arrays (B, ...) split over the devices; keys are split by their data."""
+
+    def put(leaf: Array | np.ndarray) -> Array:
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return sharding.shard_complete(mesh, leaf)
+        data = sharding.shard_complete(mesh, jax.random.key_data(leaf))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+
+    return jax.tree.map(put, tree)
+
+
+def check_finite(bad_step: Array | np.ndarray, sampler: Sampler) -> None:
+    """Raise NotFiniteError if an event is not finite, unless the values are not known yet."""
+    if is_traced(bad_step):
+        return
+    failed = bad_step[bad_step > 0]
+    if not len(failed):
+        return
+    where = ""
+    if sampler.steps is not None:
+        where = f"; the first failed at {sampler.unit} {int(failed.min())} of {sampler.steps}"
+    raise NotFiniteError(
+        f"{len(failed)} of {len(bad_step)} events are not finite{where}.",
+        f"The sampler is {sampler.title}. To correct it, {sampler.advice}; or check the score at "
+        "small times and, if there is one, the log-likelihood: where it is minus infinity, raise "
+        "langevin_steps.",
+    )

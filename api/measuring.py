@@ -1,0 +1,177 @@
+"""How a measurement depends on an event, as users state it: checked, and as methods take it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from api.arguments import Guarded, Numbers, Rule, converted, show, user_code
+from controllable.measurements import (
+    Evidence,
+    GaussianMeasurement,
+    LogLikelihood,
+    Measurement,
+    PoissonMeasurement,
+)
+from controllable.methods import METHODS
+from controllable.operators import Operator
+from errors import InputError
+from options import NOISE_SCALE, AnyOf, Real
+
+POISSON = "poisson"
+LARGEST_RATIO = 1e15  # of measurements to their noise
+ADJOINT_TOLERANCE = 1e-3  # of <A x, y> - <x, A* y>, relative to |A x| |y|
+
+Function = Callable[[Array], Array]
+Density = Callable[[Array, Array], Array]
+Simulate = Callable[[Array, Array], Array]
+
+
+def make_measurement(
+    operator: Operator | Function | None,
+    noise: Any,
+    log_likelihood: Density | None,
+    method: str,
+) -> Evidence:
+    """Return how y depends on x, without y.
+
+    Raises InputError if the arguments do not fit each other or the method.
+    """
+    if log_likelihood is not None:
+        if operator is not None or noise is not None:
+            raise InputError(
+                "log_likelihood takes the place of operator and noise; leave these out."
+            )
+        made: Evidence = LogLikelihood(log_likelihood)
+    elif isinstance(operator, Operator):
+        made = Measurement(operator, None, _noise_std(noise, "a standard deviation"))
+    elif not callable(operator):
+        raise InputError(
+            f"operator is {type(operator).__name__}, but it must be an Operator of "
+            "score_sde.operators or a function of one event."
+        )
+    elif isinstance(noise, str) and noise == POISSON:
+        made = PoissonMeasurement(Guarded(operator, "operator"))
+    else:
+        std = _noise_std(noise, "a standard deviation or 'poisson'")
+        if std == 0:
+            raise InputError(
+                "noise = 0 is only possible with an Operator; a function needs noise > 0."
+            )
+        made = GaussianMeasurement(Guarded(operator, "operator"), None, std)
+    _check_method(made, method)
+    return made
+
+
+def _noise_std(noise: Any, allowed: str) -> float:
+    known = AnyOf((NOISE_SCALE, Real(0, 0)))
+    return float(converted("noise", noise, Rule(known.allows, f"{allowed}, 0 or 1e-10 to 1e10")))
+
+
+def shape_of_y(made: Evidence, event_shape: tuple[int, ...], y: Any) -> tuple[int, ...]:
+    """Return the shape of y for one event, given all of y.
+
+    Raises InputError if such an event cannot be measured, or y has values that are impossible.
+    """
+    x = jax.random.normal(jax.random.key(0), (1, *event_shape))
+    if isinstance(made, LogLikelihood):
+        if y is None:
+            return ()
+        y = jnp.asarray(y, jnp.float32)  # There is one measurement.
+        with user_code("log_likelihood must be a number that can be differentiated"):
+            jax.eval_shape(jax.grad(made.function), x[0], y)
+        return y.shape
+    if isinstance(made, Measurement):
+        measured = _measure(made.operator, x)
+    else:
+        measured = _differentiable(made.predict, x)
+    if isinstance(made, PoissonMeasurement):
+        _check_counts(y)
+    _check_range(measured, y, getattr(made, "noise_std", 1.0))
+    return measured.shape[1:]
+
+
+def _measure(operator: Operator, x: Array) -> Array:
+    values = operator.singular_values
+    if not Numbers().allows(values) or (values < 0).any():
+        raise InputError(
+            f"The operator has the singular_values {show(values)}; they must be an array of "
+            "finite numbers that are not negative."
+        )
+    with user_code(f"The operator cannot be applied to an event of shape {x.shape[1:]}"):
+        measured = operator.forward(x)
+        _check_adjoint(operator, x, measured)
+    return measured
+
+
+def _check_counts(y: Any) -> None:
+    counts = np.atleast_1d(0 if y is None else y)
+    others = counts[~((counts >= 0) & (counts == np.round(counts)))]
+    if len(others):
+        raise InputError(
+            f"noise = 'poisson': y holds {others[0]}, but y must hold counts, which are integers "
+            "and not negative. Give log_likelihood for other data."
+        )
+
+
+def _check_method(made: Evidence, method: str) -> None:
+    """Raise InputError if the method needs more than this kind of measurement provides."""
+
+    def fits(name: str) -> bool:
+        return isinstance(made, METHODS[name].needs)
+
+    if not fits(method):
+        kind = "log_likelihood" if isinstance(made, LogLikelihood) else "a function as operator"
+        raise InputError(
+            f"method = {method!r} cannot use {kind}; "
+            f"these can: {', '.join(filter(fits, METHODS))}. "
+            "A linear function of a small event becomes an Operator by operators.decompose."
+        )
+
+
+def _differentiable(function: Function, x: Array) -> Array:
+    """Return the values of events x (1, *event). Raises InputError without derivatives."""
+
+    def differentiate(x: Array) -> Any:
+        value, forward = jax.linearize(function, x)
+        return jax.linear_transpose(forward, x)(value)
+
+    with user_code("The operator cannot be differentiated"):
+        jax.eval_shape(differentiate, x)
+    return function(x)
+
+
+def _check_range(measured: Array, y: Any, noise: float) -> None:
+    """Raise InputError for numbers of which float32 cannot hold the square, divided by noise^2."""
+    limit = LARGEST_RATIO * (noise or 1.0)
+    for name, values in (
+        ("y", y),
+        ("the measurement of an event of standard normal noise", measured),
+    ):
+        if values is not None and (abs(values) > limit).any():
+            raise InputError(
+                f"{name} holds {abs(values).max():.3g}, but with noise = {noise:g} the largest "
+                f"number is {limit:.3g}. Use other units, or raise noise."
+            )
+
+
+def _check_adjoint(operator: Operator, x: Array, y: Array) -> None:
+    other = jax.random.normal(jax.random.key(1), y.shape)
+    back = operator.adjoint(other)
+    if back.shape != x.shape:
+        raise InputError(
+            f"The adjoint of the operator returns shape {back.shape[1:]} for an event of shape "
+            f"{x.shape[1:]}; both must be the same."
+        )
+    one, two = float(jnp.vdot(y, other)), float(jnp.vdot(x, back))
+    scale = float(jnp.linalg.norm(y) * jnp.linalg.norm(other))
+    if not abs(one - two) <= ADJOINT_TOLERANCE * scale:
+        raise InputError(
+            f"The operator's adjoint is wrong: <A x, y> = {one:.6g}, but <x, A* y> = {two:.6g}. "
+            "Check its functions, or use operators.decompose."
+        )

@@ -1,0 +1,175 @@
+"""`--mode=train_classifier`: the classifier of noised images that guides samples.
+
+It learns log p_t(class | x_t) for the SDE of the config (arXiv:2011.13456, Appendix I), at times
+drawn as in the training of scores, by the same training loop. The network is the paper's; the paper
+does not state how it was trained. Results are in `WORKDIR/classifier/`, and
+`Experiment.load_classifier` reads them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+import datasets
+import losses
+import runs
+import sharding
+import training
+from configs.default import Config
+from datasets import Batch
+from experiment import CLASSIFIER, Experiment
+from losses import Part
+from models.building import Params
+from sde_lib import expand
+from training import Job, state
+
+NUM_LEVELS = 10  # noise levels at which the accuracy is measured
+
+
+def train(config: Config, workdir: str) -> Params:
+    """Train the classifier of config.classifier, or continue; return its parameters.
+
+    Writes checkpoints, the log and accuracy.json, and prints the latter. The workdir need not have
+    a score model yet.
+
+    Raises InputError for an invalid config, images without fitting labels, a workdir of other data
+    or another SDE, and a classifier with other settings; NotFiniteError for a loss that is not
+    finite.
+    """
+    experiment = Experiment(config, mode="train_classifier")
+    for images in (experiment.train, experiment.test):
+        count = experiment.config.classifier.num_classes
+        datasets.check_labels(images, count, "classifier.num_classes")
+    runs.check_config(workdir, experiment.config, "noised images")
+    folder, job = Path(workdir, CLASSIFIER), make_job(experiment)
+    trained = training.train_job(job, folder, kind="classifier")
+    if int(trained.step) >= training.last_step(0, job.settings.n_iters, 1):
+        report(experiment, trained.params, folder / "accuracy.json")
+    return trained.params
+
+
+def make_job(experiment: Experiment) -> Job:
+    """Return the job that trains the classifier of an experiment."""
+    config, options = experiment.config, experiment.config.classifier
+    settings = config.training.copy_and_resolve_references().unlock()
+    settings.update(batch_size=options.batch_size, n_iters=options.n_iters)
+    settings.update(n_jitted_steps=1, accumulate=1)
+    rate = optax.cosine_decay_schedule(options.lr, options.n_iters)
+    adam = state.adamw(rate, options.weight_decay)
+
+    def part(key: Array, batch: Batch) -> Part:
+        data_key, noise_key = jax.random.split(key)
+        x = experiment.prepare(data_key, batch.pixels, flip=config.data.random_flip)
+        t, z = losses.draw(noise_key, experiment.sde, x)
+        return Part(key, x, t, z, jnp.asarray(batch.labels))
+
+    loss = functools.partial(cross_entropy, experiment)
+
+    @jax.jit
+    def held_out(params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+        data_key, noise_key = jax.random.split(key)
+        x = experiment.prepare(data_key, batch.pixels, flip=False)
+        t, z = losses.draw(noise_key, experiment.sde, x, even=True)
+        return loss(params, Part(key, x, t, z, jnp.asarray(batch.labels))), t
+
+    return Job(
+        experiment,
+        settings,
+        loss,
+        part,
+        held_out,
+        lambda: init_params(experiment),
+        nnx.to_pure_dict(nnx.split(experiment.classifier_network, nnx.Param)[1]),
+        optax.chain(optax.clip_by_global_norm(1.0), adam),
+        rate,
+        labelled=True,
+        seed="classify",
+    )
+
+
+def cross_entropy(experiment: Experiment, params: Params, part: Part) -> Array:
+    """Return -log p_t(class | x_t) in nats of images noised to their times (B,)."""
+    log_probs = experiment.class_log_probs(params)(_noised(experiment, part), part.t)
+    return -jnp.take_along_axis(log_probs, part.classes[:, None], -1)[:, 0]
+
+
+def _noised(experiment: Experiment, part: Part) -> Array:
+    """Return x_t = alpha x + std z."""
+    alpha, std = experiment.sde.alpha(part.t), experiment.sde.std(part.t)
+    return expand(alpha, part.x) * part.x + expand(std, part.x) * part.z
+
+
+def init_params(experiment: Experiment) -> Params:
+    """Return initial parameters."""
+
+    def make(key: Array) -> Params:
+        network = experiment.make_classifier(key)
+        return nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
+
+    return jax.jit(make)(experiment.key("init_classifier"))
+
+
+# --- accuracy -------------------------------------------------------------------------------------
+
+
+def accuracy(experiment: Experiment, params: Params) -> list[dict[str, float]]:
+    """Evaluate the test images at NUM_LEVELS noise levels.
+
+    Each row has the noise level (std / alpha), the accuracy with its standard error, and the mean
+    cross-entropy in nats.
+    """
+    sde, images = experiment.sde, experiment.test
+    evaluate = _compile_evaluation(experiment)
+    low, high = np.asarray(sde.noise_to_signal(jnp.array([sde.t_end, sde.T])))
+    levels, rows = np.geomspace(low, high, NUM_LEVELS), []
+    batch_size = experiment.config.classifier.batch_size
+    for i, t in enumerate(np.asarray(sde.time_at(jnp.asarray(levels)))):
+        level_key, found = jax.random.fold_in(experiment.key("loss"), i), []
+        for j, (indices, count) in enumerate(datasets.rounds(images, batch_size)):
+            batch = experiment.rows(images.batch(indices, labelled=True))
+            outputs = sharding.fetch(evaluate(params, batch, t, jax.random.fold_in(level_key, j)))
+            found.append([leaf[:count] for leaf in outputs])
+        correct, nats = (np.concatenate(leaf) for leaf in zip(*found))
+        share = float(correct.mean())
+        row = {"noise_level": float(levels[i]), "accuracy": share, "nats": float(nats.mean())}
+        rows.append(row | {"stderr": math.sqrt(share * (1 - share) / len(correct))})
+    return rows
+
+
+def _compile_evaluation(experiment: Experiment) -> Callable[..., Any]:
+    """Return (params, batch, t, key) -> whether each image is classified correctly, and nats."""
+    split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
+
+    @functools.partial(jax.jit, in_shardings=(whole, split, whole, whole), out_shardings=split)
+    def evaluate(params: Params, batch: Batch, t: Array, key: Array) -> tuple[Array, Array]:
+        data_key, noise_key = jax.random.split(key)
+        x = experiment.prepare(data_key, batch.pixels, flip=False)
+        times, z = jnp.broadcast_to(t, x.shape[:1]), jax.random.normal(noise_key, x.shape)
+        part = Part(key, x, times, z, jnp.asarray(batch.labels))
+        log_probs = experiment.class_log_probs(params)(_noised(experiment, part), times)
+        return log_probs.argmax(-1) == part.classes, cross_entropy(experiment, params, part)
+
+    return evaluate
+
+
+def report(experiment: Experiment, params: Params, path: Path) -> None:
+    """Print the accuracy against the noise level, and write it to `path`."""
+    rows, count = accuracy(experiment, params), len(experiment.test)
+    classes = experiment.config.classifier.num_classes
+    runs.write_json(path, {"images": count, "classes": classes, "levels": rows})
+    print(f"{count} held-out images\n{'noise level':>12}{'accuracy':>20}{'nats':>10}")
+    for row in rows:
+        share = f"{100 * row['accuracy']:.1f} +- {100 * row['stderr']:.1f} %"
+        print(f"{row['noise_level']:>12.4g}{share:>20}{row['nats']:>10.3f}")
+    print(f"classifier: {path.parent}")

@@ -1,0 +1,478 @@
+"""The objects that a config describes: devices, data, SDE, network, loss and sampler.
+
+This is the only module below the commands that reads a config; everything that it calls takes plain
+arguments. Its construction validates the config, so that every problem is reported before anything
+is compiled or written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from PIL import Image
+
+import datasets
+import losses
+import progress
+import runs
+import samplers
+import sharding
+from api.trained import NetworkScore, TrainedModel
+from configs import rules, validation
+from configs.default import Config, complete
+from controllable.guidance import LogProbs, class_log_probs
+from datasets import Batch
+from errors import InputError, advice
+from models import NETWORKS
+from models.building import Params, abstract_network
+from models.classifier import WideResnet
+from models.layers import Rngs, attending_levels, larger_sides
+from models.score import ScoreModel, conventions
+from runs.checkpoints import EMA, PARAMS, Checkpoints, Found
+from samplers import Samples
+from sde_lib import SDE, SDES, VESDE, Score
+from sharding import Tree
+
+CLASSIFIER = "classifier"  # the folder of a workdir with the classifier that guides samples
+GRID = 64  # images in the sample grid of a snapshot
+
+PURPOSES = (
+    "init",
+    "train",
+    "loss",
+    "bpd",
+    "sample",
+    "dequantize",  # no longer used
+    "classify",
+    "restore",
+    "measure",
+    "encode",
+    "init_dequantizer",  # no longer used
+    "init_classifier",
+    "rollback",
+    "calibrate",
+)
+"""What random numbers are for. Add new purposes at the end: the key depends on the position."""
+
+
+class Experiment:
+    """An experiment, as its config describes it.
+
+    Attributes:
+      config: the complete config, locked.
+      mesh: the devices.
+      sde, score_model, scaler: see `sde_lib.SDE`, `models.score.ScoreModel` and `datasets.Scaler`.
+      network, graph, abstract_params: the network without values, its structure without
+        parameters, and the shapes of its parameters as nested dictionaries, replicated.
+      image_shape, image_range: (H, W, C), and the smallest and the largest value of an entry.
+      num_scales: noise levels of discrete-time training, or None.
+      labelled: whether the network is conditioned on the class of an image.
+      sharded: whether the state of training is split over the devices.
+      classifier: the parameters of the classifier that guides samples, or None; see
+        `load_classifier`.
+      train, test: the images, loaded on first use; not needed for sampling.
+
+    Raises:
+      InputError: on construction for an invalid config; from `train` and `test` for the images.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        # jaxlib has no stubs, so pyright takes jax.Device for a variable.
+        devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+        *,
+        mode: str = "",
+    ) -> None:
+        """Build the experiment of `config` on `devices`; `mode` adds that mode's own checks."""
+        self.mesh = sharding.make_mesh(devices)
+        self.config = config = complete(config)
+        validation.check(config, self.mesh.size, mode)
+        self.sde = make_sde(config)
+        self.num_scales = None if config.training.continuous else config.model.num_scales
+        self.labelled = config.data.num_classes > 0
+        self.sharded = config.training.shard_params
+        self.score_model = make_score_model(config, self.sde, self.num_scales)
+        self.scaler = datasets.make_scaler(config.data)
+        self.image_shape = datasets.image_shape(config.data)
+        self.image_range = datasets.model_range(config.data)
+        self.classifier: Params | None = None
+        self.network = abstract_network(lambda: make_network(config, Rngs(jax.random.key(0))))
+        self.graph, shapes = nnx.split(self.network, nnx.Param)
+        self.abstract_params = jax.tree.map(self._replicated, nnx.to_pure_dict(shapes))
+        _ = self.sampler  # Its options are checked now, before anything is compiled.
+
+    def _replicated(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        whole = sharding.replicated(self.mesh)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
+
+    def key(self, purpose: str) -> Array:
+        """Return the root of all random numbers for one purpose; a function of config.seed."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), PURPOSES.index(purpose))
+
+    # --- data -------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def train(self) -> datasets.Images:
+        """The training images."""
+        with progress.waiting("reading the training images"):
+            return datasets.load(self.config.data, "train")
+
+    @functools.cached_property
+    def test(self) -> datasets.Images:
+        """The held-out images."""
+        with progress.waiting("reading the held-out images"):
+            return datasets.load(self.config.data, "test")
+
+    def prepare(self, key: Array, images: np.ndarray | Array, *, flip: bool) -> Array:
+        """Return a batch of uint8 images (B, H, W, C) in the range of the model, float32.
+
+        With `flip`, as in training, images are flipped at random.
+        """
+        dequantize = self.config.data.uniform_dequantization
+        u = jnp.asarray(images)
+        return datasets.augment(
+            key, u, self.scaler, random_flip=flip, uniform_dequantization=dequantize
+        )
+
+    def pixels(self, x: Array) -> Array:
+        """Return samples of the model as uint8 images, 0 .. 255."""
+        return self.scaler.pixels(
+            x,
+            dequantized=self.config.data.uniform_dequantization,
+            truncate=self.config.eval.legacy_rounding,
+        )
+
+    def rows(self, batch: Tree) -> Tree:
+        """Return global arrays, split along their rows; every process passes all rows."""
+        return sharding.shard_complete(self.mesh, batch)
+
+    def batches(
+        self, images: datasets.Images, batch_size: int, *, steps: int = 1, labelled: bool = False
+    ) -> datasets.Batches:
+        """Return the shuffled training batches, of which this process loads its own rows."""
+        rows = sharding.local_rows(self.mesh, batch_size)
+        return datasets.Batches(images, batch_size, self.config.seed, steps, labelled, rows)
+
+    # --- parameters -------------------------------------------------------------------------------
+
+    def state_shardings(self, tree: Tree) -> Tree:
+        """Return the shardings of a part of the training state; see training.shard_params."""
+        if self.sharded:
+            return sharding.shard_largest_axis(self.mesh, tree)
+        return jax.tree.map(lambda leaf: sharding.replicated(self.mesh), tree)
+
+    def init_params(self) -> Params:
+        """Return initial parameters, sharded as `state_shardings` states.
+
+        They are computed one by one: parameters of the same shape share one compiled program.
+        """
+        network = make_network(self.config, Rngs(self.key("init")))
+        params = nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
+        return jax.device_put(params, self.state_shardings(self.abstract_params))
+
+    def trained(self, workdir: str | Path, number: int | None = None) -> tuple[Found, Params]:
+        """Return a snapshot of `workdir`, by default the newest, and its EMA parameters.
+
+        Raises InputError if the workdir holds another network, or the checkpoint does not exist or
+        is damaged.
+        """
+        runs.check_workdir(workdir, self.config)
+        checkpoints = Checkpoints(workdir)
+        found = checkpoints.pick(number)
+        with advice("Choose another one with --checkpoint."), progress.waiting(f"reading {found}"):
+            return found, checkpoints.restore(found, {EMA: self.abstract_params})[EMA]
+
+    def identity(self, workdir: str | Path, found: Found) -> dict[str, int]:
+        """Return what identifies the parameters of a checkpoint: its step and their checksum."""
+        return {"step": found.step, "ema": Checkpoints(workdir).checksum(found, EMA)}
+
+    # --- the trained model ------------------------------------------------------------------------
+
+    def trained_model(self, params: Params, step: int = 0) -> TrainedModel:
+        """Return the prior of the network with these parameters.
+
+        The parameters may be sharded as in training, or replicated.
+        """
+        score = NetworkScore(
+            params,
+            self._apply,
+            self.sde,
+            classifier=self.classifier,
+            log_probs=self.class_log_probs,
+        )
+        return TrainedModel(
+            score,
+            self.image_shape,
+            support=self.image_range,
+            scaler=self.scaler,
+            to_pixels=self.pixels,
+            config=self.config,
+            step=step,
+            mesh=self.mesh,
+            defaults=sampler_defaults(self.config),
+            class_conditional=self.labelled,
+        )
+
+    @functools.cached_property
+    def sampler(self) -> samplers.Sampler:
+        """The sampler that config.sampling describes."""
+        low, high = self.image_range
+        defaults, name = sampler_defaults(self.config), sampler_name(self.config)
+        return samplers.make(name, self.sde, data_std=(high - low) / 4, defaults=defaults)
+
+    def _apply(self, params: Params, x: Array, t: Array, classes: Array | None = None) -> Array:
+        return self.score(params, classes=classes)(x, t)
+
+    @property
+    def guidance(self) -> dict[str, Any]:
+        """The arguments of `TrainedModel.sample` that config.guidance states."""
+        options = self.config.guidance
+        return {
+            "classes": tuple(options.classes) or None,
+            "guidance_scale": options.scale,
+            "guidance_interval": tuple(options.interval),
+        }
+
+    def draw_images(self, model: TrainedModel, first: int, count: int) -> Samples:
+        """Return images first .. first + count - 1 by `sampler`, on the host: x and frames uint8.
+
+        Image i depends on (config.seed, i) alone, up to rounding, unless the corrector couples the
+        images of a batch (`sampling.langevin`). Raises InputError if the sampler is unstable, and
+        NotFiniteError if a sample is not finite.
+        """
+        samples = model.draw(
+            self.sampler,
+            count,
+            self.key("sample"),
+            first=first,
+            batch_size=count,
+            temperature=self.config.sampling.temperature,
+            **self.guidance,
+        )
+        x, frames = (np.asarray(self.pixels(jnp.asarray(a))) for a in (samples.x, samples.frames))
+        return samples._replace(x=x, frames=frames, nfe=np.asarray(samples.nfe))
+
+    def sample_grid(self, params: Params) -> Image.Image:
+        """Return a picture of GRID samples."""
+        return datasets.image_grid(self.draw_images(self.trained_model(params), 0, GRID).x)
+
+    # --- scores -----------------------------------------------------------------------------------
+
+    def score(
+        self, params: Params, rngs: Rngs | None = None, classes: Array | None = None
+    ) -> Score:
+        """Return the score function of the network with these parameters.
+
+        Args:
+          params: sharded as in training, or replicated.
+          rngs: keys for dropout; None turns dropout off.
+          classes: the class of each image (B,), for a conditional network; None for p_t(x).
+        """
+        params = sharding.gather(self.mesh, params) if self.sharded else params
+        network = nnx.merge(self.graph, params)
+        return functools.partial(self.score_model.score, network, rngs=rngs, classes=classes)
+
+    # --- the classifier ---------------------------------------------------------------------------
+
+    def load_classifier(self, workdir: str | Path) -> None:
+        """Set `classifier` to that of a workdir, if config.guidance needs one.
+
+        Raises InputError if it was not trained, or for other images, another scale of them, another
+        SDE or another network.
+        """
+        if not self.config.guidance.classes or self.labelled:
+            return
+        folder = Path(workdir, CLASSIFIER)
+        if not folder.is_dir():
+            raise InputError(f"{folder} does not exist; train it with --mode=train_classifier.")
+        runs.check_config(folder, self.config, "noised classes")
+        shapes = nnx.to_pure_dict(nnx.split(self.classifier_network, nnx.Param)[1])
+        like = jax.tree.map(self._replicated, shapes)
+        checkpoints = Checkpoints(folder)
+        self.classifier = checkpoints.restore(checkpoints.pick(None), {PARAMS: like})[PARAMS]
+
+    def make_classifier(self, key: Array) -> nnx.Module:
+        """Return the noise-conditional classifier of config.classifier, with initial parameters."""
+        options = self.config.classifier
+        return WideResnet(
+            num_channels=self.config.data.num_channels,
+            num_outputs=options.num_classes,
+            blocks_per_group=options.blocks_per_group,
+            channel_multiplier=options.channel_multiplier,
+            rngs=Rngs(key),
+        )
+
+    @functools.cached_property
+    def classifier_network(self) -> nnx.Module:
+        """The noise-conditional classifier, without values."""
+        return abstract_network(lambda: self.make_classifier(self.key("init_classifier")))
+
+    def class_log_probs(self, classifier: Params) -> LogProbs:
+        """Return log p_t(class | x) by the classifier with these parameters."""
+        graph = nnx.split(self.classifier_network, nnx.Param)[0]
+        return class_log_probs(nnx.merge(graph, classifier), self.sde)
+
+    # --- the loss ---------------------------------------------------------------------------------
+
+    def drop_labels(self, key: Array, labels: np.ndarray | Array | None) -> Array | None:
+        """Replace a share model.class_dropout of the labels (B,) by "no class", for training."""
+        if labels is None:
+            return None
+        dropped = jax.random.bernoulli(key, self.config.model.class_dropout, labels.shape)
+        return jnp.where(dropped, self.config.data.num_classes, labels)
+
+    def draw(self, key: Array, x: Array, *, even: bool = False) -> tuple[Array, Array]:
+        """Return times t (B,) and noise z (B, ...) of the training objective for a batch x.
+
+        `even` spreads the times evenly; see `losses.draw`.
+        """
+        return losses.draw(key, self.sde, x, self.objective.times, even=even)
+
+    def loss(self, score: Score, x: Array, t: Array, z: Array) -> Array:
+        """Return the training objective of each image (B,)."""
+        return losses.denoising_score_matching(
+            score,
+            self.sde,
+            x,
+            t,
+            z,
+            marginal=self.score_model.marginal,
+            weight=self.objective.weight(self.sde, t),
+            reduce_mean=self.config.training.reduce_mean,
+        )
+
+    @functools.cached_property
+    def objective(self) -> losses.Objective:
+        """The distribution of times and the weights that config.training describes."""
+        training = self.config.training
+        if rules.importance_sampling(training):
+            return losses.Objective(losses.importance_times, losses.importance_weight)
+        if training.time_distribution.lower() == "log_normal":
+            times = functools.partial(
+                losses.log_normal_times, mean=training.p_mean, std=training.p_std
+            )
+            weight = functools.partial(losses.edm_weight, data_std=self.score_model.data_std)
+            return losses.Objective(times, weight)
+        times = losses.uniform_times
+        if self.num_scales is not None:
+            times = functools.partial(losses.level_times, num_scales=self.num_scales)
+        if training.likelihood_weighting:
+            return losses.Objective(times, losses.likelihood_weight)
+        return losses.Objective(times, lambda _, t: self.score_model.loss_weight(t))
+
+    @functools.cached_property
+    def held_out_loss(self) -> Callable[[Params, Batch, Array], tuple[Array, Array]]:
+        """(params, batch, key) -> the images' losses and times t (B,), which are even; compiled.
+
+        There is no dropout, and a conditional network gets the true classes. The parameters may be
+        sharded as in training, or replicated.
+        """
+        split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
+
+        @functools.partial(jax.jit, in_shardings=(None, split, whole), out_shardings=(split, split))
+        def compute(params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
+            data_key, noise_key = jax.random.split(key)
+            x = self.prepare(data_key, batch.pixels, flip=False)
+            t, z = self.draw(noise_key, x, even=True)
+            classes = None if batch.labels is None else jnp.asarray(batch.labels)
+            return self.loss(self.score(params, classes=classes), x, t, z), t
+
+        return compute
+
+
+# --- parts of a config ----------------------------------------------------------------------------
+
+
+def make_sde(config: Config) -> SDE:
+    """Return the SDE that config.training.sde names, with its fields from config.model."""
+    sde = SDES[config.training.sde.lower()]
+    names = [field.name for field in dataclasses.fields(sde)]
+    return sde(**{name: config.model[name] for name in names if name in config.model})
+
+
+def make_network(config: Config, rngs: Rngs) -> nnx.Module:
+    """Return the network that config.model names, with random initial parameters."""
+    network = NETWORKS[config.model.name]
+    options = network.arguments(config.model)
+    options["image_size"] = config.data.image_size
+    options["num_channels"] = config.data.num_channels
+    if config.data.num_classes:
+        options["classes"] = config.data.num_classes
+    if config.training.remat:
+        options["remat"] = True
+    return network.build(**options, rngs=rngs)
+
+
+def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreModel:
+    """Return the conventions between the network and the SDE of a config.
+
+    `num_scales` is the number of noise levels of discrete-time training, or None.
+    """
+    model, sigmas = config.model, None
+    # In continuous time, the label of other embeddings is the noise scale itself, not an index.
+    options = NETWORKS[model.name].arguments(model)
+    has_index = options.get("embedding_type", "positional").lower() == "positional" or num_scales
+    if model.get("scale_by_sigma", False):
+        ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
+        sigmas = tuple(ladder.sigmas(model.num_scales).tolist()) if has_index else ()
+    fields = conventions(config.training.sde.lower())._asdict()
+    if model.parameterization.lower() != "default":
+        fields["parameterization"] = model.parameterization.lower()
+    score_model = ScoreModel(
+        sde,
+        num_scales,
+        **fields,
+        centered=config.data.centered,
+        sigmas=sigmas,
+        data_std=model.sigma_data,
+        num_classes=config.data.num_classes,
+        dtype=jnp.dtype(model.dtype),
+    )
+    score_model.check_training(config.training.sde)
+    return score_model
+
+
+def sampler_name(config: Config) -> str:
+    """Return the name of the sampler of config.sampling, as in `samplers.kinds`."""
+    method = config.sampling.method.lower()
+    return config.sampling.solver.lower() if method == "solver" else method
+
+
+def sampler_defaults(config: Config) -> samplers.Defaults:
+    """Return the defaults of samplers that config.sampling states."""
+    options = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in config.sampling.items()
+    }
+    return samplers.Defaults(
+        config.sampling.solver.lower(),
+        config.sampling.num_steps or None,
+        config.model.num_scales,
+        options,
+    )
+
+
+def attention_note(config: Config) -> str:
+    """Return a line if no level has a side that model.attn_resolutions names, else ''."""
+    model = config.model
+    reads = "attn_resolutions" in NETWORKS[model.name].arguments(model)
+    if not reads or not model.attn_resolutions:
+        return ""
+    levels = len(model.ch_mult)
+    if any(attending_levels(config.data.image_size, model.attn_resolutions, levels)):
+        return ""
+    found = ", ".join(map(str, larger_sides(config.data.image_size, levels)))
+    return (
+        f"model.attn_resolutions = {tuple(model.attn_resolutions)}: the levels of the network have "
+        f"the sides {found}, so that none has self-attention"
+    )

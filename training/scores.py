@@ -1,0 +1,67 @@
+"""Training of the score network of an experiment (`--mode=train`)."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+from jax import Array
+
+from configs.default import Config
+from datasets import Batch
+from experiment import Experiment, attention_note
+from losses import Part
+from models.building import Params
+from models.layers import Rngs
+from progress import say
+from training import state
+from training.job import Job
+from training.loop import train_job
+from training.state import TrainState
+
+
+def train(config: Config, workdir: str) -> TrainState:
+    """Train the experiment `config` in `workdir`, or continue; return the last state.
+
+    See `training.loop.train_job`. Raises InputError for an invalid config as well.
+    """
+    experiment = Experiment(config)
+    if experiment.config.training.snapshot_sampling:
+        experiment.load_classifier(workdir)
+    note = attention_note(experiment.config)
+    if note:
+        say(f"note: {note}")
+    return train_job(score_job(experiment), workdir)
+
+
+def score_job(experiment: Experiment) -> Job:
+    """Return the job that trains the score network of an experiment (Eq. (7))."""
+    config = experiment.config
+
+    def part(key: Array, batch: Batch) -> Part:
+        data_key, noise_key, dropout_key = jax.random.split(key, 3)
+        x = experiment.prepare(data_key, batch.pixels, flip=config.data.random_flip)
+        classes = experiment.drop_labels(jax.random.fold_in(key, 3), batch.labels)
+        return Part(dropout_key, x, *experiment.draw(noise_key, x), classes)
+
+    def loss(params: Params, part: Part) -> Array:
+        score = experiment.score(params, Rngs(part.key), part.classes)
+        return experiment.loss(score, part.x, part.t, part.z)
+
+    model = config.model
+    return Job(
+        experiment,
+        config.training,
+        loss,
+        part,
+        experiment.held_out_loss,
+        experiment.init_params,
+        experiment.abstract_params,
+        state.make_optimizer(**config.optim),
+        functools.partial(state.learning_rate, config.optim.lr, config.optim.warmup),
+        functools.partial(state.ema_rate, model.ema_rate, model.ema_ramp),
+        tuple(model.ema_stds),
+        experiment.labelled,
+        note=lambda step: state.initial_share_note(model.ema_rate, model.ema_ramp, step),
+        samples=experiment.sample_grid if config.training.snapshot_sampling else None,
+    )
