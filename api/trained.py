@@ -19,14 +19,15 @@ import pretrained
 import sampling
 from api.batches import Seed, key_of
 from api.prior import PROBES, Prior
+from api.stored import load_config
 from configs import location
-from configs.default import Config, from_json
+from configs.default import Config
 from errors import InputError, advice, brief
 from experiment import Experiment
 from likelihood import TOLERANCE
 from models.building import Params
 from readers.files import check_regular
-from runs import stored_config
+from runs import stored_content
 
 OWN_NAMES = "If a config file defines names of its own, pass it: load(workdir, config=FILE)."
 DEQUANTIZE = 1  # folded into a key for the noise that dequantizes images
@@ -136,20 +137,20 @@ def load(
     """
     if workdir is not None and Path(workdir).suffix in pretrained.WITH_CONFIG:
         workdir, checkpoint = None, workdir
-        config = from_json(pretrained.read_config(Path(checkpoint))) if config is None else config
+        config = load_config(checkpoint) if config is None else config
     if workdir is not None:
         if isinstance(checkpoint, (str, Path)):
             raise InputError(
                 f"checkpoint = {str(checkpoint)!r}: with a workdir it must be a number; a file "
                 "needs config instead of the workdir."
             )
-        found_config = stored_config(Path(workdir)) if config is None else _read_config(config)
-        if found_config is None:
+        if config is None and stored_content(Path(workdir)) is None:
             raise InputError(
                 f"{workdir} holds no model: it has neither config.json nor a checkpoint. Train "
                 "one there with --mode=train, or pass another folder."
             )
         with advice(OWN_NAMES) if config is None else contextlib.nullcontext():
+            found_config = load_config(workdir) if config is None else _read_config(config)
             experiment = _experiment(found_config)
         found, params = experiment.trained(str(workdir), checkpoint)
         return TrainedModel(experiment, params, found.step)

@@ -31,11 +31,12 @@ from jax import Array
 import factory
 import pretrained
 import sampling
+from api.stored import load_config
 from benchmarks import comparison, markdown, parts, wrong_fid_page
 from benchmarks.wrong_fid_causes import CAUSES, CLOTHES, SOLVER, TRAINED, Cause, Protocol
 from benchmarks.wrong_fid_images import FILES, ROUNDINGS
 from checkpoints import Checkpoints
-from configs.default import Config, from_json
+from configs.default import Config
 from datasets import Images
 from experiment import Experiment
 from metrics import features
@@ -72,7 +73,7 @@ def network(name: str) -> tuple[Config, Params, Params]:
     if name == TRAINED:
         return _trained(flags.FLAGS.workdir)
     path = parts.ROOT / "zoo" / f"{name}.safetensors"
-    config = from_json(pretrained.read_config(path))
+    config = load_config(path)
     experiment = Experiment(config, jax.devices()[:1])
     ema = jax.tree.map(
         jnp.asarray, pretrained.read(str(path), experiment.network, experiment.config).ema

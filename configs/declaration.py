@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from configs.domains import Domain, Flag, Integer, Name, Real, Text
+from configs.domains import Domain, FilePath, Flag, Integer, Name, Real, Word
 
 ABSENT = object()
 """The default of a field that a config need not have."""
 
-FLAG, TEXT, NAME, EXACT_NAME = Flag(), Text(), Name(), Name(exact=True)
+FLAG, PATH, WORD, NAME, EXACT_NAME = Flag(), FilePath(), Word(), Name(), Name(exact=True)
 COUNT = Integer(1, 10**9)
 BATCH = Integer(1, 10**6)
 SIDE = Integer(1, 4096)  # pixels
@@ -29,7 +29,7 @@ class Field(NamedTuple):
 
     Attributes:
       default: the value that a config has unless it states another one, or ABSENT.
-      domain: the values that are allowed.
+      domain: the values that are allowed; `domains.is_data` states which a file may set.
       affects: the groups of results that change with the field.
       meaning: what the field is.
     """

@@ -10,14 +10,15 @@ from configs.declaration import (
     NAME,
     NOISE_SCALE,
     NOT_NEGATIVE,
+    PATH,
     POSITIVE,
     SHARE,
-    TEXT,
     TOLERANCE,
     WIDTH,
+    WORD,
     Field,
 )
-from configs.domains import Entries, Integer, Name, Real, Sequence
+from configs.domains import Code, Entries, FilePath, Integer, Name, Real, Sequence
 from configs.groups import (
     CALIBRATION,
     CLASSIFIER,
@@ -120,18 +121,21 @@ CLASSIFY = {
 
 RESTORATION = {
     "restore.input": Field(
-        "", TEXT, (RESTORE,), "An image or a folder of images; '' for test images."
+        "", PATH, (RESTORE,), "An image or a folder of images; '' for test images."
     ),
     "restore.observed": Field(False, FLAG, (RESTORE,), "The input is the measurement."),
     "restore.count": Field(8, COUNT, (RESTORE,), "Largest number of images."),
     "restore.samples": Field(4, Integer(1, 10**4), (RESTORE,), "Solutions for each image."),
-    "restore.task": Field("inpaint", TEXT, (RESTORE,), "What is measured; see docs/usage.md."),
+    "restore.task": Field("inpaint", WORD, (RESTORE,), "What is measured; see docs/usage.md."),
     "restore.method": Field("ddrm", EXACT_NAME, (RESTORE,), "The posterior sampler."),
     "restore.noise": Field(
         0.0, Real(0, 1000), (RESTORE,), "Standard deviation of the noise, for images in [0, 1]."
     ),
     "restore.mask": Field(
-        "box", TEXT, (RESTORE,), "Unknown pixels: box, random, or an image, bright where known."
+        "box",
+        FilePath(("box", "random")),
+        (RESTORE,),
+        "Unknown pixels: box, random, or an image, bright where known.",
     ),
     "restore.share": Field(
         0.5,
@@ -217,10 +221,13 @@ EVAL = {
         False, FLAG, NOTHING, "Compute FID, KID, inception score, precision and recall."
     ),
     "eval.features": Field(
-        "inception", TEXT, (QUALITY,), "inception, inception_tf, classifier or module:function."
+        "inception",
+        Code(FEATURES),
+        (QUALITY,),
+        "inception, inception_tf, classifier or module:function.",
     ),
-    "eval.inception_path": Field("", TEXT, (QUALITY,), "The weights of FID's Inception network."),
-    "eval.stats_path": Field("", TEXT, (QUALITY,), "Reference statistics."),
+    "eval.inception_path": Field("", PATH, (QUALITY,), "The weights of FID's Inception network."),
+    "eval.stats_path": Field("", PATH, (QUALITY,), "Reference statistics."),
     "eval.stats_split": Field(
         "train", Name(("train", "test"), exact=True), (QUALITY,), "Split of the reference images."
     ),

@@ -13,11 +13,12 @@ from configs.declaration import (
     NOISE_SCALE,
     NOT_NEGATIVE,
     PART,
+    PATH,
     POSITIVE,
     SHARE,
     SIDE,
-    TEXT,
     WIDTH,
+    WORD,
     Field,
 )
 from configs.domains import AnyOf, Entries, Integer, Name, Real, Sequence
@@ -41,9 +42,9 @@ GENERAL = {
 
 DATA = {
     "data.dataset": Field("CIFAR10", NAME, (IMAGES,), "The data set; see docs/data.md."),
-    "data.path": Field("", TEXT, (LOCATION,), "Where the images are; see docs/data.md."),
-    "data.tfrecords_path": Field(ABSENT, TEXT, (LOCATION,), "The official name of data.path."),
-    "data.category": Field(ABSENT, TEXT, (IMAGES,), "The category of LSUN, such as bedroom."),
+    "data.path": Field("", PATH, (LOCATION,), "Where the images are; see docs/data.md."),
+    "data.tfrecords_path": Field(ABSENT, PATH, (LOCATION,), "The official name of data.path."),
+    "data.category": Field(ABSENT, WORD, (IMAGES,), "The category of LSUN, such as bedroom."),
     "data.held_out": Field(
         0.1,
         PART,

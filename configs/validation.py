@@ -7,22 +7,16 @@ allowed. Names are checked against the registries that the caller passes.
 
 from __future__ import annotations
 
-import difflib
-import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 from flax import traverse_util
 
+from configs.default import SHORT, unknown_field
 from configs.domains import Name
 from configs.fields import FIELDS, INERT
 from configs.rules import MODES, SECTIONS, Choices, Config, Problems, check_batches
 from errors import InputError
-
-SHORT = reprlib.Repr()
-SHORT.maxstring = SHORT.maxother = 100
-SHORT.maxtuple = SHORT.maxlist = 20
-"""Shortens long values in messages."""
 
 
 def check(config: Config, choices: Choices, num_devices: int, mode: str = "") -> None:
@@ -48,13 +42,6 @@ def check(config: Config, choices: Choices, num_devices: int, mode: str = "") ->
         raise InputError(problems[0])
     if problems:
         raise InputError(f"the config has {len(problems)} problems:\n  " + "\n  ".join(problems))
-
-
-def unknown_field(name: str, value: Any) -> str:
-    """Return the message about a field that does not exist."""
-    close = difflib.get_close_matches(name, FIELDS, 1)
-    hint = f"; did you mean {close[0]}?" if close else "; docs/configuration.md lists all."
-    return f"{name} = {SHORT.repr(value)} is not a known field{hint}"
 
 
 def check_domains(config: Config, names: Mapping[str, Collection[str]]) -> Problems:

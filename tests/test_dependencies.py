@@ -11,7 +11,7 @@ import training
 from auxiliary import dequantization
 from commands import restoration
 from configs.default import Config, complete
-from configs.domains import Entries, Flag, Integer, Name, Real, Sequence, Text
+from configs.domains import Code, Entries, FilePath, Flag, Integer, Name, Real, Sequence, Word
 from configs.fields import FIELDS
 from datasets import Batch
 from errors import InputError
@@ -69,7 +69,7 @@ def alternative(name, value):
         case Name():
             names = domain.known or factory.choices().names.get(name, ())
             return next((other for other in names if other.lower() != value.lower()), value)
-        case Text() | Sequence() | Entries():
+        case Code() | FilePath() | Word() | Sequence() | Entries():
             return value
     raise AssertionError(name)
 

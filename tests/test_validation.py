@@ -13,7 +13,18 @@ import factory
 import runs
 from configs import fields, groups
 from configs.default import Config, complete
-from configs.domains import AnyOf, Entries, Flag, Integer, Name, Real, Sequence, Text
+from configs.domains import (
+    AnyOf,
+    Code,
+    Entries,
+    FilePath,
+    Flag,
+    Integer,
+    Name,
+    Real,
+    Sequence,
+    Word,
+)
 from configs.fields import FIELDS, INERT
 from docs import make_configuration
 from errors import InputError
@@ -38,8 +49,10 @@ def outside(domain) -> list:
             return [*ends, math.nan, math.inf, -math.inf, "1", True]
         case Name():
             return ["nothing of this name", 1, None]
-        case Text():
-            return [1, None, "a\0b"]
+        case FilePath() | Word():
+            return [1, None, "a\0b", ["a"]]
+        case Code():
+            return [1, None, ["a"]]
         case Sequence() | Entries():
             return [3, "ab", (None,), (math.nan,) * 99]
         case AnyOf():
