@@ -64,7 +64,7 @@ class Real:
         if (
             not isinstance(value, (int, float))
             or isinstance(value, bool)
-            or not math.isfinite(value)
+            or not -1e308 < value < 1e308  # Integers may be larger than any float.
         ):
             return False
         above = value > self.low if self.open_low else value >= self.low
