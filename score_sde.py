@@ -20,11 +20,11 @@ from errors import InputError, NotFiniteError, exit_on_signals
 if Path(*sys.argv[:1]).stem == "score-sde":  # The command, which imports its package first.
     exit_on_signals()  # Before the other imports, which take seconds.
 
+from api import operators
 from api.calibration import Calibration
 from api.posterior import Posterior
 from api.prior import Prior
 from api.trained import TrainedModel, load
-from controllable import operators
 from sde_lib import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE
 
 __all__ = [

@@ -12,7 +12,7 @@ from jax import Array
 from jax.core import Tracer
 
 import sampling
-from api import settings
+from api import arguments
 from errors import InputError, NotFiniteError
 from factory import Sampler, Samples
 
@@ -25,6 +25,8 @@ Draw = Callable[[Array, np.ndarray], Samples]
 def key_of(seed: Seed) -> Array:
     """Return the key of a seed. Raises InputError unless it is an int or a key."""
     if isinstance(seed, Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        if seed.shape:
+            raise InputError(f"seed holds keys of shape {seed.shape}, but it must be one key.")
         return seed
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
         if -(2**63) <= seed < 2**63:
@@ -32,15 +34,12 @@ def key_of(seed: Seed) -> Array:
             key = jax.random.key(low)  # Without jax_enable_x64 it would ignore the other bits.
             return jax.random.fold_in(key, high) if high else key
         raise InputError(f"seed = {seed!r} must lie between -2**63 and 2**63 - 1.")
-    raise InputError(f"seed = {seed!r} must be an int or a key of jax.random.key.")
+    raise InputError(f"seed = {arguments.show(seed)} must be an int or a key of jax.random.key.")
 
 
 def shape_of(sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Return a sample shape as a tuple. Raises InputError unless it has positive integers."""
-    lengths = sample_shape if isinstance(sample_shape, (tuple, list)) else (sample_shape,)
-    if not all(isinstance(length, (int, np.integer)) and length > 0 for length in lengths):
-        raise InputError(f"sample_shape = {sample_shape!r} must hold positive integers.")
-    return tuple(int(length) for length in lengths)
+    """Return a sample shape as a tuple."""
+    return sample_shape if isinstance(sample_shape, tuple) else (sample_shape,)
 
 
 def count_of(sample_shape: int | tuple[int, ...]) -> int:
@@ -54,16 +53,18 @@ def in_batches(
     seed: Seed,
     batch_size: int,
     sampler: Sampler,
+    shape: tuple[int, ...],
     *,
     first: int = 0,
 ) -> Array:
     """Return the events number first .. first + count - 1, computed in batches.
 
     All batches have the same size, so that one program suffices. Raises NotFiniteError if an event
-    is not finite.
+    is not finite, and InputError if the events, which have this shape, do not fit the memory.
     """
-    settings.check_arguments(batch_size=batch_size)
     size, events = min(count, batch_size), []
+    entries = (size + count // arguments.WORKSPACE) * math.prod(shape)
+    arguments.check_memory(entries, f"A result of {count} events of shape {shape}")
     for start in range(0, count, size):
         indices = np.arange(first + start, first + start + size)
         samples = draw(sampling.image_keys(key_of(seed), indices), indices)

@@ -7,7 +7,6 @@ function with Gaussian noise, a function with Poisson noise, or a density.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -17,6 +16,9 @@ import numpy as np
 from jax import Array
 
 import sampling
+from api.arguments import Guarded, Numbers, Rule, converted, show, user_code
+from configs.declaration import NOISE_SCALE
+from configs.domains import AnyOf, Real
 from controllable.measurements import (
     Evidence,
     GaussianMeasurement,
@@ -30,6 +32,7 @@ from controllable.operators import Operator
 from errors import InputError
 
 POISSON = "poisson"
+LARGEST_RATIO = 1e15  # of measurements to their noise
 ADJOINT_TOLERANCE = 1e-3  # of <A x, y> - <x, A* y>, relative to |A x| |y|
 
 Function = Callable[[Array], Array]
@@ -91,10 +94,16 @@ class LinearModel:
         return self.operator.observe(x, sampling.standard_normal(keys, x.shape), self.noise)
 
     def y_shape(self, event_shape: tuple[int, ...], y: Any) -> tuple[int, ...]:
-        del y
-        x = _test_event(event_shape)
-        measured = _apply(self.operator.forward, x)
-        _check_adjoint(self.operator, x, measured)
+        x, values = _test_event(event_shape), self.operator.singular_values
+        if not Numbers().allows(values) or (values < 0).any():
+            raise InputError(
+                f"The operator has the singular_values {show(values)}; they must be an array of "
+                "finite numbers that are not negative."
+            )
+        with user_code(f"The operator cannot be applied to an event of shape {event_shape}"):
+            measured = self.operator.forward(x)
+            _check_adjoint(self.operator, x, measured)
+        _check_range(measured, y, self.noise)
         return measured.shape[1:]
 
 
@@ -116,8 +125,9 @@ class GaussianModel:
         return y + self.noise * sampling.standard_normal(keys, y.shape)
 
     def y_shape(self, event_shape: tuple[int, ...], y: Any) -> tuple[int, ...]:
-        del y
-        return _apply(jax.vmap(self.function), _test_event(event_shape)).shape[1:]
+        measured = _differentiable(self.function, _test_event(event_shape))
+        _check_range(measured, y, self.noise)
+        return measured.shape[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +154,9 @@ class PoissonModel:
                 f"noise = 'poisson': y holds {others[0]}, but y must hold counts, which are "
                 "integers and not negative. Give log_likelihood for other data."
             )
-        return _apply(jax.vmap(self.function), _test_event(event_shape)).shape[1:]
+        measured = _differentiable(self.function, _test_event(event_shape))
+        _check_range(measured, y, 1.0)
+        return measured.shape[1:]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +175,12 @@ class DensityModel:
         raise NotImplementedError("A density does not say how to draw y.")
 
     def y_shape(self, event_shape: tuple[int, ...], y: Any) -> tuple[int, ...]:
-        del event_shape
-        return jnp.shape(0.0 if y is None else jnp.asarray(y))  # There is one measurement.
+        if y is None:
+            return ()
+        y = jnp.asarray(y, jnp.float32)  # There is one measurement.
+        with user_code("log_likelihood must be a number that can be differentiated"):
+            jax.eval_shape(jax.grad(self.density), _test_event(event_shape)[0], y)
+        return y.shape
 
 
 def make_model(
@@ -191,23 +207,21 @@ def make_model(
             "score_sde.operators or a function of one event."
         )
     elif isinstance(noise, str) and noise == POISSON:
-        model = PoissonModel(operator)
+        model = PoissonModel(Guarded(operator, "operator"))
     else:
         std = _noise_std(noise, "a standard deviation or 'poisson'")
         if std == 0:
             raise InputError(
                 "noise = 0 is only possible with an Operator; a function needs noise > 0."
             )
-        model = GaussianModel(operator, std)
+        model = GaussianModel(Guarded(operator, "operator"), std)
     _check_method(model, method)
     return model
 
 
 def _noise_std(noise: Any, allowed: str) -> float:
-    is_number = isinstance(noise, (int, float, np.number)) and not isinstance(noise, bool)
-    if not is_number or not math.isfinite(noise) or noise < 0:
-        raise InputError(f"noise = {noise!r} must be {allowed}.")
-    return float(noise)
+    known = AnyOf((NOISE_SCALE, Real(0, 0)))
+    return float(converted("noise", noise, Rule(known.allows, f"{allowed}, 0 or 1e-10 to 1e10")))
 
 
 _RANK = (Evidence, Observation, Measurement)  # Each provides what those before it provide.
@@ -232,21 +246,30 @@ def _test_event(shape: tuple[int, ...]) -> Array:
     return jax.random.normal(jax.random.key(0), (1, *shape))
 
 
-def _apply(function: Callable[[Array], Array], x: Array) -> Array:
-    """Return function(x). Raises InputError if it fails or returns complex numbers."""
-    try:
-        y = function(x)
-    except (TypeError, ValueError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"The operator cannot be applied to an event of shape {x.shape[1:]}: {reason}"
-        ) from error
-    if jnp.iscomplexobj(y):
-        raise InputError(
-            "The operator returns complex numbers. Return their real and imaginary parts, for "
-            "example by jnp.stack."
-        )
-    return y
+def _differentiable(function: Function, x: Array) -> Array:
+    """Return the values of events x (1, *event). Raises InputError without derivatives."""
+
+    def differentiate(x: Array) -> Any:
+        value, forward = jax.linearize(jax.vmap(function), x)
+        return jax.linear_transpose(forward, x)(value)
+
+    with user_code("The operator cannot be differentiated"):
+        jax.eval_shape(differentiate, x)
+    return jax.vmap(function)(x)
+
+
+def _check_range(measured: Array, y: Any, noise: float) -> None:
+    """Raise InputError for numbers of which float32 cannot hold the square, divided by noise^2."""
+    limit = LARGEST_RATIO * (noise or 1.0)
+    for name, values in (
+        ("y", y),
+        ("the measurement of an event of standard normal noise", measured),
+    ):
+        if values is not None and (abs(values) > limit).any():
+            raise InputError(
+                f"{name} holds {abs(values).max():.3g}, but with noise = {noise:g} the largest "
+                f"number is {limit:.3g}. Use other units, or raise noise."
+            )
 
 
 def _check_adjoint(operator: Operator, x: Array, y: Array) -> None:

@@ -13,6 +13,7 @@ from jax import Array
 
 import sampling
 from api import calibration, compiled, settings
+from api.arguments import checked
 from api.batches import Draw, Seed, count_of, in_batches, key_of, shape_of
 from api.calibration import Calibration
 from api.measurement_models import (
@@ -58,7 +59,8 @@ class Posterior:
     ) -> None:
         """Check all arguments; see `Prior.posterior`."""
         self.prior = prior
-        self.method = method or ("daps" if log_likelihood else "moment_matching")
+        default = "moment_matching" if log_likelihood is None else "daps"
+        self.method = default if method is None else method
         choose(METHODS, self.method, "method")
         self.model: MeasurementModel = make_model(operator, noise, log_likelihood, self.method)
         self._options = dict(options)
@@ -68,6 +70,7 @@ class Posterior:
 
     # --- samples ------------------------------------------------------------------------------
 
+    @checked
     def sample(
         self,
         sample_shape: int | tuple[int, ...] = (),
@@ -93,7 +96,7 @@ class Posterior:
         chosen = self._choose_sampler(sampler, steps, options)
         draw = self._draw(self.y, 0, count, chosen)
         key = jax.random.fold_in(key_of(seed), POSTERIOR)
-        x = in_batches(draw, count * measurements, key, batch_size, chosen)
+        x = in_batches(draw, count * measurements, key, batch_size, chosen, self.prior.event_shape)
         x = x.reshape(measurements, count, *self.prior.event_shape).swapaxes(0, 1)
         return x.reshape(*shape_of(sample_shape), *self.batch_shape, *self.prior.event_shape)
 
@@ -143,6 +146,7 @@ class Posterior:
 
     # --- calibration --------------------------------------------------------------------------
 
+    @checked
     def calibrate(
         self,
         simulations: int = 200,
@@ -168,8 +172,6 @@ class Posterior:
 
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
         """
-        calibration.check_numbers(simulations, samples)
-        settings.check_arguments(batch_size=batch_size)
         size = max(1, batch_size // samples)
         options = {"simulate": simulate, "sampler": sampler, "steps": steps, **options}
         rounds = [
@@ -186,6 +188,7 @@ class Posterior:
             names.append(calibration.LOG_PROB)
         return [*names, calibration.DISTANCE]
 
+    @checked
     def ranks(
         self,
         first: int,
@@ -208,7 +211,7 @@ class Posterior:
                 "calibrate needs simulate, a function (x, key) -> y, where the measurement is "
                 "given by log_likelihood."
             )
-        chosen = self._choose_sampler(sampler, steps, options)
+        chosen, shape = self._choose_sampler(sampler, steps, options), self.prior.event_shape
         root = key_of(seed)
         x_seed, reference_seed, noise_seed, sample_seed, rank_seed = (
             jax.random.fold_in(root, purpose) for purpose in range(5)
@@ -223,15 +226,19 @@ class Posterior:
             )
 
         x, references = (
-            in_batches(draw_prior, count, each, batch_size, chosen, first=first)
+            in_batches(draw_prior, count, each, batch_size, chosen, shape, first=first)
             for each in (x_seed, reference_seed)
         )
         noise_keys = sampling.image_keys(noise_seed, numbers)
         y = jax.vmap(simulate)(x, noise_keys) if simulate else self.model.simulate(x, noise_keys)
+        if simulate:
+            self.model.y_shape(shape, y[0])
         start = first * samples
         draw = self._draw(y, start, samples, chosen)
-        drawn = in_batches(draw, count * samples, sample_seed, batch_size, chosen, first=start)
-        drawn = drawn.reshape(count, samples, *self.prior.event_shape)
+        drawn = in_batches(
+            draw, count * samples, sample_seed, batch_size, chosen, shape, first=start
+        )
+        drawn = drawn.reshape(count, samples, *shape)
         truth = self._statistics(x[:, None], y, references)[:, 0]
         u = sampling.uniform(sampling.image_keys(rank_seed, numbers), truth.shape)
         return calibration.ranks(truth, self._statistics(drawn, y, references), np.asarray(u))
@@ -255,7 +262,6 @@ class Posterior:
         """Return measurements as (B, ...), and their batch shape."""
         if y is None:
             return None, ()
-        y = jnp.asarray(y)
         axes = len(self._y_shape)
         batch_shape = y.shape[: max(y.ndim - axes, 0)]
         if y.ndim < axes or y.shape[y.ndim - axes :] != self._y_shape:
@@ -263,6 +269,6 @@ class Posterior:
                 f"y has shape {y.shape}, but the operator measures an event in the shape "
                 f"{self._y_shape}: the last axes of y must be these."
             )
-        if jnp.iscomplexobj(y) or not bool(jnp.isfinite(y).all()):
-            raise InputError("y must hold finite real numbers.")
-        return y.astype(jnp.float32).reshape(math.prod(batch_shape), *self._y_shape), batch_shape
+        return jnp.asarray(y, jnp.float32).reshape(
+            math.prod(batch_shape), *self._y_shape
+        ), batch_shape

@@ -16,6 +16,7 @@ import factory
 import likelihood
 import sampling
 from api import compiled, settings
+from api.arguments import check_memory, checked, show, user_code
 from api.batches import (
     Seed,
     check_finite,
@@ -56,6 +57,7 @@ class Prior:
     norms over the batch.
     """
 
+    @checked
     def __init__(
         self,
         score: Score,
@@ -66,15 +68,13 @@ class Prior:
     ) -> None:
         """Check the score on two events. Raises InputError if its values do not fit."""
         self.score, self.sde = score, sde
-        self.event_shape = tuple(int(length) for length in shape)
-        self.support = support
-        if support is not None and not support[0] < support[1]:
-            raise InputError(f"support = {support} must state the smaller value first.")
+        self.event_shape, self.support = shape, support
         self.config = _general_config()
         self._check_score()
 
     # --- samples ------------------------------------------------------------------------------
 
+    @checked
     def sample(
         self,
         sample_shape: int | tuple[int, ...] = (),
@@ -99,7 +99,6 @@ class Prior:
 
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
         """
-        settings.check_arguments(temperature=temperature)
         chosen = self.make_sampler(sampler, steps, options)
         chosen.check_stable()
 
@@ -109,7 +108,7 @@ class Prior:
                 self.score, self.sde, self.event_shape, chosen, keys, jnp.float32(temperature)
             )
 
-        x = in_batches(draw, count_of(sample_shape), seed, batch_size, chosen)
+        x = in_batches(draw, count_of(sample_shape), seed, batch_size, chosen, self.event_shape)
         return x.reshape(*shape_of(sample_shape), *self.event_shape)
 
     def make_sampler(
@@ -139,6 +138,7 @@ class Prior:
 
     # --- densities ----------------------------------------------------------------------------
 
+    @checked
     def log_prob(
         self,
         x: Array,
@@ -178,8 +178,9 @@ class Prior:
     def _likelihood(
         self, x: Array, seed: Seed, trace: str | None, probes: int, tolerance: float
     ) -> tuple[Likelihood, tuple[int, ...]]:
-        settings.check_arguments(probes=probes, tolerance=tolerance)
         x, batch_shape = self._batch(x)
+        count = math.prod(self.event_shape) if self._trace(trace) == "exact" else probes
+        check_memory(x.size * count, f"A trace by {count} probes for each of {len(x)} events")
         keys = sampling.image_keys(key_of(seed), jnp.arange(len(x)))
         drawn = likelihood.draw_probes(keys, x.shape, self._trace(trace), probes)
         found = compiled.log_likelihood(self.score, self.sde, x, drawn, tolerance)
@@ -190,6 +191,7 @@ class Prior:
             return trace
         return "exact" if math.prod(self.event_shape) <= EXACT_DIMS else "Rademacher"
 
+    @checked
     def encode(self, x: Array) -> Array:
         """Return the latent codes of events, of the same shape, by the probability-flow ODE.
 
@@ -199,12 +201,14 @@ class Prior:
         """
         return self._flow(x, 0)
 
+    @checked
     def decode(self, z: Array) -> Array:
         """Return the events of latent codes, of the same shape; the inverse of `encode`."""
         return self._flow(z, 1)
 
     def _flow(self, x: Array, direction: int) -> Array:
         x, batch_shape = self._batch(x)
+        x = x.astype(jnp.result_type(x, jnp.float32))
         flow = _flows(self.sde)[direction]
         samples = compiled.follow_flow(self.score, flow, x)
         check_finite(samples.bad_step, flow)
@@ -212,6 +216,7 @@ class Prior:
 
     # --- posteriors ---------------------------------------------------------------------------
 
+    @checked
     def posterior(
         self,
         y: Array | np.ndarray | None = None,
@@ -264,18 +269,24 @@ class Prior:
         return x.reshape(math.prod(batch_shape), *self.event_shape), batch_shape
 
     def _check_score(self) -> None:
+        """Check the kernel of the SDE, and the score of noise at time T."""
         if not isinstance(self.sde, SDE):
             raise InputError(
-                f"sde is {self.sde!r}, but it must be an SDE such as score_sde.VPSDE()."
+                f"sde is {show(self.sde)}, but it must be an SDE such as score_sde.VPSDE()."
             )
-        x = sampling.standard_normal(jax.random.split(jax.random.key(0), 2), (2, *self.event_shape))
-        value = self.score(self.sde.prior_std * x, jnp.full(2, self.sde.T))
-        shape = getattr(value, "shape", type(value).__name__)
-        if shape != x.shape:
-            raise InputError(
-                f"The score of x with shape {x.shape} and t with shape (2,) has shape {shape}; it "
-                "must be that of x. A function of one event becomes one of batches by jax.vmap."
-            )
+        count = next(n for n in range(2, 12) if n not in self.event_shape)  # t must not fit x.
+        check_memory(count * math.prod(self.event_shape), f"shape = {self.event_shape}")
+        with user_code(f"The SDE {show(self.sde)} fails"), jax.ensure_compile_time_eval():
+            times = jnp.array([self.sde.t_min, self.sde.t_end, self.sde.T])
+            kernel = jnp.stack([self.sde.alpha(times), self.sde.std(times), self.sde.var(times)])
+            if not (jnp.isfinite(kernel) & (kernel > 0)).all():
+                raise InputError(
+                    f"The SDE {show(self.sde)} has alpha, std and var {kernel.tolist()} at the "
+                    "times t_min, t_end and T; all must be finite and above 0 in float32."
+                )
+        keys = jax.random.split(jax.random.key(0), count)
+        x = self.sde.prior_std * sampling.standard_normal(keys, (count, *self.event_shape))
+        value = compiled.function_of(self.score)(x, jnp.full(count, self.sde.T))
         if not is_traced(value) and not np.isfinite(value).all():
             raise InputError(
                 f"The score of noise at time T = {self.sde.T} is not finite. Check that its "

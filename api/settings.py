@@ -11,11 +11,10 @@ from collections import namedtuple
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 import factory
 import sampling
 import solvers
+from api.arguments import converted
 from configs import rules, validation
 from configs.default import Config, get_default_config
 from configs.fields import FIELDS
@@ -28,14 +27,6 @@ METHOD_DEFAULTS = {
     name: _DEFAULTS.restore[name]
     for name in ("iterations", "prior_std", "scale", "eta", "eta_b", "flow_steps", "langevin_steps")
 } | {"official": False}
-ARGUMENTS = {
-    "batch_size": "eval.batch_size",
-    "probes": "eval.bpd_probes",
-    "steps": "sampling.num_steps",
-    "temperature": "sampling.temperature",
-    "tolerance": "eval.bpd_tolerance",
-}
-"""Arguments of the API, and the config fields that have the same domain."""
 MethodOptions = namedtuple("MethodOptions", sorted(METHOD_DEFAULTS))
 """Options of `controllable.methods`; fields of `config.restore`."""
 
@@ -49,21 +40,12 @@ def samplers() -> tuple[str, ...]:
     return (*sorted(solvers.SOLVERS), factory.ADAPTIVE, "ode", "pc")
 
 
-def check_arguments(**arguments: Any) -> None:
-    """Raise InputError for an argument that lies outside of the domain of its config field."""
-    for name, value in arguments.items():
-        domain = FIELDS[ARGUMENTS[name]].domain
-        if not domain.allows(value.item() if isinstance(value, np.generic) else value):
-            raise InputError(f"{name} = {value!r} must be {domain.describe()}.")
-
-
 def method_options(options: Mapping[str, Any]) -> MethodOptions:
     """Return the options of a method for inverse problems, completed with the defaults.
 
     Raises InputError for an unknown option, and a value outside of its domain.
     """
-    _check("restore", options, METHOD_DEFAULTS)
-    return MethodOptions(**METHOD_DEFAULTS | dict(options))
+    return MethodOptions(**METHOD_DEFAULTS | _checked("restore", options, METHOD_DEFAULTS))
 
 
 def sampler(
@@ -85,7 +67,7 @@ def sampler(
 
     Raises InputError for an unknown name or option, and a value outside of its domain.
     """
-    name = name or str(base.sampling.solver)
+    name = str(base.sampling.solver) if name is None else name
     choose(dict.fromkeys(samplers()), name, "sampler")
     changed: dict[str, Any] = (
         {"method": name} if name in ("ode", "pc") else {"method": "solver", "solver": name}
@@ -97,11 +79,10 @@ def sampler(
             "another sampler."
         )
     if steps is not None:
-        check_arguments(steps=steps)
         changed["num_scales" if name == "pc" else "num_steps"] = steps
     reserved = ("method", "solver", "num_steps", "trajectory", "temperature")
     known = {key: value for key, value in base.sampling.items() if key not in reserved}
-    _check("sampling", options, known)
+    options = _checked("sampling", options, known)
     values = {**base.sampling.to_dict(), "trajectory": False, **changed, **options}
     _check_read(Config(values), options, name)
     values.setdefault("num_scales", base.model.get("num_scales", 1000))
@@ -144,13 +125,18 @@ def _build(
     return factory.make_sampler(config, sde, data_std)
 
 
-def _check(section: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-    """Raise InputError for an option that is not in `known`, or not in the domain of its field."""
-    for name in options:
+def _checked(section: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as plain values.
+
+    Raises InputError for one that is not in `known`, or not in the domain of its field.
+    """
+    values = {}
+    for name, value in options.items():
         choose(known, name, "the option")
-    if not options:
-        return
-    config = Config({section: dict(options)})
-    problems = [*validation.check_domains(config, factory.choices().names)]
+        field = f"{section}.{name}"
+        values[name] = converted(field, value, FIELDS[field].domain)
+    names = factory.choices().names
+    problems = [*validation.check_domains(Config({section: values}), names)] if values else []
     if problems:
         raise InputError(" ".join(problems))
+    return values

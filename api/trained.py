@@ -17,6 +17,7 @@ from jax import Array
 import likelihood
 import pretrained
 import sampling
+from api.arguments import checked
 from api.batches import Seed, key_of
 from api.prior import PROBES, Prior
 from api.stored import load_config
@@ -58,10 +59,12 @@ class TrainedModel(Prior):
     def _check_score(self) -> None:
         """Skip the check: the network was checked against the config."""
 
+    @checked
     def to_images(self, x: Array) -> np.ndarray:
         """Return events as images: uint8 from 0 to 255, or real numbers of data.value_range."""
         return np.asarray(self.experiment.pixels(jnp.asarray(x)))
 
+    @checked
     def from_images(self, images: np.ndarray | Array, seed: Seed | None = None) -> Array:
         """Return images (..., H, W, C) of the data set as events.
 
@@ -94,6 +97,7 @@ class TrainedModel(Prior):
         noise = sampling.uniform(keys, flat.shape).reshape(images.shape)
         return scaler.dequantize(images, noise)
 
+    @checked
     def bits_per_dim(
         self,
         images: np.ndarray | Array,
@@ -118,6 +122,7 @@ class TrainedModel(Prior):
         return (bits, error / (dims * math.log(2))) if return_error else bits
 
 
+@checked
 def load(
     workdir: str | Path | None = None,
     *,

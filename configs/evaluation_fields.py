@@ -87,7 +87,7 @@ SAMPLING = {
     "sampling.tolerance": Field(
         0.02, TOLERANCE, (SAMPLES,), "Relative error of a step of 'adaptive_sde'."
     ),
-    "sampling.temperature": Field(1.0, Real(0, 1000), (SAMPLES,), "Scale of the initial noise."),
+    "sampling.temperature": Field(1.0, Real(0, 2), (SAMPLES,), "Scale of the initial noise."),
     "sampling.trajectory": Field(
         False, FLAG, (SAMPLES,), "Draw states on the path from noise to images."
     ),

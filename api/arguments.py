@@ -1,0 +1,268 @@
+"""The domains of the Python API's arguments: one for each name, wherever the name occurs.
+
+`checked` converts and checks the arguments of a function before it runs. Where config fields have
+the same meaning, their domains apply. `Guarded` reports what functions of a user raise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import math
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.core import Tracer
+
+from configs.declaration import COUNT, EXACT_NAME, FLAG, LARGEST, SHARE, SIDE
+from configs.domains import AnyOf, Domain, Integer, Sequence
+from configs.fields import FIELDS
+from configs.validation import SHORT
+from errors import InputError, brief, printable
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """The values that pass a test."""
+
+    allows: Callable[[Any], bool]
+    what: str
+
+    def describe(self) -> str:
+        return self.what
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Arrays of `low` to `high` axes, of real numbers that float32 holds.
+
+    They are 0 or 1 if `binary` is set, and may be complex if `complex` is set. Arrays that have no
+    values yet, inside of a function that JAX compiles, belong to the domain if `traced` is set.
+    """
+
+    low: int = 0
+    high: int = 16
+    binary: bool = False
+    complex: bool = False
+    traced: bool = False
+
+    def allows(self, value: Any) -> bool:
+        is_array = isinstance(value, (np.ndarray, jax.Array))
+        if not is_array or not self.low <= value.ndim <= self.high:
+            return False
+        is_real = jnp.issubdtype(value.dtype, jnp.floating) or value.dtype.kind in "biu"
+        if not is_real and not (self.complex and value.dtype.kind == "c"):
+            return False
+        if isinstance(value, Tracer):
+            return self.traced
+        if self.binary:
+            return bool(((value == 0) | (value == 1)).all())
+        return bool((abs(value) <= LARGEST).all())
+
+    def describe(self) -> str:
+        axes = f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
+        kind = "True or False" if self.binary else f"finite real numbers up to {LARGEST:g}"
+        return f"an array with {axes} axes of {kind.replace('real ', '' * self.complex)}"
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and _below(*value)
+
+
+def _below(low: Any, high: Any) -> bool:
+    types = {type(low), type(high)}
+    return types <= {int, float} and low < high
+
+
+FUNCTION = Rule(callable, "a function")
+PATH = Rule(lambda value: isinstance(value, (str, Path)) and "\0" not in str(value), "a path")
+CONFIG = Rule(lambda value: isinstance(value, ml_collections.ConfigDict), "a config")
+SHAPE = Sequence(Integer(1, 2**31 - 1), 0, 8)
+IMAGE = Sequence(SIDE, 2, 3)
+"""(H, W) or (H, W, C)."""
+DOMAINS: dict[str, Domain] = {
+    "angle": FIELDS["restore.angle"].domain,
+    "angles": Numbers(0, 1),
+    "batch_size": FIELDS["eval.batch_size"].domain,
+    "channels": FLAG,
+    "checkpoint": AnyOf((Integer(0, 10**9), PATH)),
+    "config": AnyOf((CONFIG, PATH)),
+    "count": COUNT,
+    "factor": FIELDS["restore.factor"].domain,
+    "first": Integer(0, 10**9),
+    "function": FUNCTION,
+    "images": Numbers(),
+    "kernel": Numbers(2, 2),
+    "known": Numbers(binary=True),
+    "length": FIELDS["restore.length"].domain,
+    "level": SHARE,
+    "log_likelihood": FUNCTION,
+    "maps": Numbers(3, 3, complex=True),
+    "matrix": Numbers(2, 2),
+    "method": EXACT_NAME,
+    "path": PATH,
+    "probes": FIELDS["eval.bpd_probes"].domain,
+    "return_error": FLAG,
+    "rows": COUNT,
+    "sample_shape": AnyOf((Integer(1, 10**15), Sequence(Integer(1, 10**15), 0, 8))),
+    "sampler": EXACT_NAME,
+    "samples": FIELDS["calibrate.samples"].domain,
+    "score": FUNCTION,
+    "shape": SHAPE,
+    "share": SHARE,
+    "simulate": FUNCTION,
+    "simulations": FIELDS["calibrate.simulations"].domain,
+    "std": FIELDS["restore.blur"].domain,
+    "steps": FIELDS["sampling.num_steps"].domain,
+    "support": Rule(_is_range, "a tuple (low, high) with low < high"),
+    "temperature": FIELDS["sampling.temperature"].domain,
+    "tolerance": FIELDS["eval.bpd_tolerance"].domain,
+    "trace": EXACT_NAME,
+    "weights": Numbers(1, 1),
+    "workdir": PATH,
+    "x": Numbers(traced=True),
+    "y": Numbers(),
+    "z": Numbers(traced=True),
+}
+"""By the name of the argument. None is allowed where it is the default."""
+
+
+def checked(function: F, **own: Domain) -> F:
+    """Return a function that converts its arguments and raises InputError for invalid ones.
+
+    Args:
+      function: its arguments that are named in `own` or `DOMAINS` are checked.
+      own: domains that replace those of `DOMAINS`.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        for name, value in bound.arguments.items():
+            domain = own.get(name, DOMAINS.get(name))
+            if domain and (value is not None or signature.parameters[name].default is not None):
+                bound.arguments[name] = converted(name, value, domain)
+        try:
+            return function(*bound.args, **bound.kwargs)
+        except MemoryError as error:
+            raise InputError(f"The memory is too small: {brief(error)}") from error
+
+    return cast(F, call)
+
+
+def converted(name: str, value: Any, domain: Domain) -> Any:
+    """Return an argument in the type that its domain has. Raises InputError if it is not in it."""
+    try:
+        known = as_array(value) if isinstance(domain, Numbers) else plain(value)
+        is_allowed = domain.allows(known)
+    except Exception:  # Objects of a user may raise anything when they are converted.
+        known, is_allowed = value, False
+    if not is_allowed:
+        raise InputError(f"{name} = {show(value)} must be {domain.describe()}.")
+    if name == "shape":
+        check_memory(math.prod(known), f"An event of shape {known}")
+    return Guarded(known, name) if domain is FUNCTION and name != "score" else known
+
+
+def as_array(value: Any) -> np.ndarray | jax.Array:
+    """Return anything as an array; arrays of JAX stay where they are."""
+    return value if isinstance(value, jax.Array) else np.asarray(value)
+
+
+def plain(value: Any) -> Any:
+    """Return numbers of NumPy and JAX as those of Python, and sequences of them as tuples."""
+    if isinstance(value, (tuple, list)):
+        return tuple(plain(each) for each in value)
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    return value.item() if isinstance(value, (np.generic, jax.Array)) else value
+
+
+def show(value: Any) -> str:
+    """Return a value for a message, in one line."""
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return f"an array of shape {value.shape} and type {value.dtype}"
+    try:
+        return printable(SHORT.repr(value))
+    except Exception:  # As above.
+        return f"an object of type {type(value).__name__}"
+
+
+# --- functions of a user ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def user_code(what: str) -> Iterator[None]:
+    """Report in one line what code of a user raises."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{what}: {type(error).__name__}, {brief(error)}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Guarded:
+    """A function of a user, given as the argument `name`; equal if function and name are.
+
+    Raises InputError for what it raises, and for results that are no arrays of real numbers.
+    """
+
+    function: Callable[..., Any]
+    name: str
+
+    def __call__(self, *arguments: Any) -> jax.Array:
+        shapes = " and ".join(str(jnp.shape(each)) for each in arguments)
+        with user_code(f"{self.name} cannot be applied to arguments of shape {shapes}"):
+            value = jnp.asarray(self.function(*arguments))
+        if jnp.iscomplexobj(value) or not value.size:
+            raise InputError(
+                f"{self.name} returns an array of shape {value.shape} and type {value.dtype}. "
+                "Return real numbers; for complex ones, their real and imaginary parts, for "
+                "example by jnp.stack."
+            )
+        return value
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+WORKSPACE = 8
+"""Arrays of the size of a batch that algorithms need at least, beside those of a network."""
+
+
+def check_memory(entries: int, what: str) -> None:
+    """Raise InputError if arrays with so many float32 numbers do not fit the free memory."""
+    needed, free = 4 * WORKSPACE * entries, _free_bytes()
+    if needed > free:
+        raise InputError(
+            f"{what} needs {needed / 1e9:.3g} GB of memory or more, but {free / 1e9:.3g} GB are "
+            "free. Lower the number or the size of the events, or batch_size."
+        )
+
+
+def _free_bytes() -> float:
+    """Return the free memory of the host, or the memory of the device if that is less."""
+    device = jax.local_devices()[0].memory_stats() or {}
+    limits = [device.get("bytes_limit", math.inf)]
+    limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for path, pattern, unit in (
+        ("/proc/meminfo", r"MemAvailable: *(\d+)", 1024),
+        ("/sys/fs/cgroup/memory.max", r"(\d+)", 1),
+    ):
+        with contextlib.suppress(OSError):
+            found = re.search(pattern, Path(path).read_text())
+            limits += [unit * int(found[1])] if found else []
+    return min(limits)
