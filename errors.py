@@ -26,8 +26,12 @@ Value = TypeVar("Value")
 class InputError(ValueError):
     """Bad input: a config field, a file or a data set.
 
-    The message names the input, its value, what is allowed, and how to correct it.
+    The message names the input, its value, what is allowed, and how to correct it. Control
+    characters, which may come from a file, are escaped, except line breaks.
     """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable_lines(message))
 
 
 class NotFiniteError(InputError):
@@ -53,6 +57,15 @@ def advice(sentence: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{error} {sentence}") from error
+
+
+@contextlib.contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Let the message of an InputError about the content of a file begin with its name."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{source}: {' '.join(str(error).split())}") from error
 
 
 def check_name(name: str, known: Iterable[str], field: str) -> None:
@@ -122,7 +135,7 @@ def exit_on_signals() -> None:
 
 def fail(message: str) -> NoReturn:
     """End the process with one line and exit code 1, without waiting for background threads."""
-    _exit_with(f"Error: {message}", 1)
+    _exit_with(f"Error: {printable_lines(message)}", 1)
 
 
 def hide_background_errors() -> None:
@@ -180,3 +193,8 @@ def printable(name: object) -> str:
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(name)
     )
+
+
+def printable_lines(text: str) -> str:
+    """Return a text of several lines with everything that `printable` escapes escaped."""
+    return "\n".join(map(printable, text.split("\n")))

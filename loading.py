@@ -1,9 +1,10 @@
-"""`load`: a trained model from a workdir or a checkpoint file."""
+"""Stored configs, which are data and name no code, and `load`: a trained model from files."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -11,17 +12,67 @@ import jax.numpy as jnp
 import ml_collections
 
 import pretrained
+from api.arguments import checked
 from api.trained import TrainedModel
-from configs import location
-from configs.default import Config, from_json
-from errors import InputError, advice, brief
+from configs import location, validation
+from configs.default import Config, complete, from_json, not_data, reset
+from errors import InputError, advice, brief, naming, printable
 from experiment import Experiment
+from options import SHORT
+from pretrained import WITH_CONFIG, read_config
 from readers.files import check_regular
-from runs import stored_config
+from runs import CONFIG, own_paths, stored_content
 
 OWN_NAMES = "If a config file defines names of its own, pass it: load(workdir, config=FILE)."
 
 
+def load_config(path: str | Path, given: Collection[str] = ()) -> Config:
+    """Return the config of a workdir, its config.json, a .safetensors file, or EDM's .pkl.
+
+    A field that names code or another file gets its default, which is printed unless the field is
+    `given` on the command line. Only paths that a command of this user wrote into the config of
+    this workdir are kept (`runs.own_paths`).
+
+    Raises InputError, naming the file, if there is no config, or it is damaged or invalid.
+    """
+    path = Path(path)
+    folder = path.parent if path.name == CONFIG else path
+    if path.name.endswith(WITH_CONFIG):
+        folder, found = None, (str(path), read_config(path))
+    else:
+        found = stored_content(folder)
+    if found is None:
+        lack = f"has no {CONFIG} and no checkpoint" if path.is_dir() else "does not exist"
+        raise InputError(
+            f"{path} {lack}, so that it states no config. Name an experiment, such as "
+            "--config=configs/vp/digits_ddpmpp_continuous.py, or another folder."
+        )
+    source, content = found
+    with naming(source):
+        config = from_json(content)
+        for problem in validation.check_domains(config):
+            raise InputError(problem)
+        refused = {
+            name: value
+            for name, value in not_data(config).items()
+            if folder is None or not own_paths.is_own(folder, name, value)
+        }
+        config = complete(reset(config, refused))
+        validation.check(config, 1)
+        config = from_json(config.to_dict())
+    shown = [name for name in refused if name not in given]
+    if shown:
+        values = ", ".join(f"{name} = {SHORT.repr(refused[name])}" for name in shown)
+        flags = " ".join(f"--config.{name}=..." for name in shown)
+        print(
+            f"NOTE: not used from {printable(source)}: {values}. A config in a file may name "
+            f"neither code nor other files; to set them: {flags}",
+            flush=True,
+        )
+    return config
+
+
+@checked
 def load(
     workdir: str | Path | None = None,
     *,
@@ -41,20 +92,20 @@ def load(
     """
     if workdir is not None and Path(workdir).suffix in pretrained.WITH_CONFIG:
         workdir, checkpoint = None, workdir
-        config = from_json(pretrained.read_config(Path(checkpoint))) if config is None else config
+        config = load_config(checkpoint) if config is None else config
     if workdir is not None:
         if isinstance(checkpoint, (str, Path)):
             raise InputError(
                 f"checkpoint = {str(checkpoint)!r}: with a workdir it must be a number; a file "
                 "needs config instead of the workdir."
             )
-        found_config = stored_config(Path(workdir)) if config is None else _read_config(config)
-        if found_config is None:
+        if config is None and stored_content(Path(workdir)) is None:
             raise InputError(
                 f"{workdir} holds no model: it has neither config.json nor a checkpoint. Train "
                 "one there with --mode=train, or pass another folder."
             )
         with advice(OWN_NAMES) if config is None else contextlib.nullcontext():
+            found_config = load_config(workdir) if config is None else _read_config(config)
             experiment = _experiment(found_config)
         found, params = experiment.trained(str(workdir), checkpoint)
         return experiment.trained_model(params, found.step)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import reprlib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -112,11 +113,9 @@ class Real:
     open_high: bool = False
 
     def allows(self, value: Any) -> bool:
-        if (
-            not isinstance(value, (int, float))
-            or isinstance(value, bool)
-            or not math.isfinite(value)
-        ):
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return False
+        if isinstance(value, float) and not math.isfinite(value):
             return False
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
@@ -132,14 +131,40 @@ class Real:
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
-    """Strings without null characters, which no file name has."""
+class Word:
+    """Strings of letters, digits, _ and -, which name neither a file elsewhere nor code."""
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, str) and re.fullmatch("[A-Za-z0-9_-]*", value) is not None
+
+    def describe(self) -> str:
+        return "a word of letters, digits, _ and -"
+
+
+@dataclasses.dataclass(frozen=True)
+class FilePath:
+    """Paths, which have no null characters; or a value in `special`, which is none."""
+
+    special: tuple[str, ...] = ("",)
 
     def allows(self, value: Any) -> bool:
         return isinstance(value, str) and "\0" not in value
 
     def describe(self) -> str:
-        return "a string without null characters"
+        return f"{', '.join(filter(None, (*self.special, 'a path')))} without null characters"
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """The names in `special`, or module:function, which is imported and called."""
+
+    special: tuple[str, ...]
+
+    def allows(self, value: Any) -> bool:
+        return isinstance(value, str)
+
+    def describe(self) -> str:
+        return f"a string: {', '.join(self.special)} or module:function"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,9 +240,29 @@ class AnyOf:
         return ", or ".join(domain.describe() for domain in self.domains)
 
 
+def is_data(domain: Domain, value: Any) -> bool:
+    """Return whether a config that was read from a file may have a value of the domain.
+
+    Numbers and names in a closed list are data. Paths and code are not, nor is any value of a
+    domain that is not listed here.
+    """
+    match domain:
+        case Flag() | Integer() | Real() | Name() | Word():
+            return True
+        case Sequence():
+            return all(is_data(domain.entry, each) for each in value)
+        case Entries():
+            return all(is_data(entry, each) for entry, each in zip(domain.domains, value))
+        case AnyOf():
+            return all(is_data(each, value) for each in domain.domains if each.allows(value))
+        case FilePath() | Code():
+            return value in domain.special
+    return False
+
+
 # --- domains that many options have ---------------------------------------------------------------
 
-FLAG, TEXT = Flag(), Text()
+FLAG = Flag()
 COUNT = Integer(1, 10**9)
 SMALLEST, LARGEST = 1e-30, 1e30  # float32, the type of all computations, holds their reciprocals.
 FINITE = Real(-LARGEST, LARGEST)

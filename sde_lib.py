@@ -11,8 +11,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+import reprlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ import numpy as np
 from jax import Array
 
 from errors import InputError
+
+Relation = tuple[str | float, str, str | float]
 
 Score = Callable[[Array, Array], Array]
 """score(x, t) = grad_x log p_t(x): x (B, ...), t (B,) -> (B, ...)."""
@@ -65,6 +68,37 @@ class SDE(abc.ABC):
     T: float = 1.0
     t_min: float = 1e-5
     t_end: float = 1e-3
+
+    relations: ClassVar[tuple[Relation, ...]] = (
+        (0, "<", "t_min"),
+        ("t_min", "<", "T"),
+        (0, "<", "t_end"),
+        ("t_end", "<", "T"),
+    )
+    """What the fields must fulfill, each a number or the name of a field; subclasses add theirs."""
+
+    def __post_init__(self) -> None:
+        """Make numbers those of Python. Raises InputError for others, and if a relation fails."""
+        name, values = type(self).__name__, {}
+        for field in dataclasses.fields(self):
+            if field.type not in ("float", float):
+                continue
+            value = getattr(self, field.name)
+            if isinstance(value, (np.generic, np.ndarray)) or hasattr(value, "addressable_data"):
+                value = np.asarray(value).item() if np.size(value) == 1 else None
+            if type(value) not in (int, float) or not -1e30 <= value <= 1e30:
+                raise InputError(
+                    f"{name}: {field.name} = {reprlib.repr(value)} must be a finite number."
+                )
+            object.__setattr__(self, field.name, value)
+            values[field.name] = value
+        for low, sign, high in self.relations:
+            one, two = values.get(low, low), values.get(high, high)
+            if not (one <= two if sign == "<=" else one < two):
+                got = " and ".join(
+                    f"{each} = {values[each]}" for each in (low, high) if each in values
+                )
+                raise InputError(f"{name} requires {low} {sign} {high}; got {got}.")
 
     @abc.abstractmethod
     def alpha(self, t: Array) -> Array:
@@ -182,12 +216,11 @@ class VESDE(SDE):
     sigma_max: float = 50.0
     t_end: float = 1e-5
 
-    def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise InputError(
-                f"The VE SDE requires 0 < sigma_min < sigma_max; "
-                f"got sigma_min = {self.sigma_min} and sigma_max = {self.sigma_max}."
-            )
+    relations: ClassVar = (
+        *SDE.relations,
+        (0, "<", "sigma_min"),
+        ("sigma_min", "<", "sigma_max"),
+    )
 
     def alpha(self, t: Array) -> Array:
         return jnp.ones_like(t)
@@ -225,12 +258,11 @@ class VPSDE(SDE):
     beta_min: float = 0.1
     beta_max: float = 20.0
 
-    def __post_init__(self) -> None:
-        if not 0 < self.beta_min <= self.beta_max:
-            raise InputError(
-                f"The VP and sub-VP SDEs require 0 < beta_min <= beta_max; "
-                f"got beta_min = {self.beta_min} and beta_max = {self.beta_max}."
-            )
+    relations: ClassVar = (
+        *SDE.relations,
+        (0, "<", "beta_min"),
+        ("beta_min", "<=", "beta_max"),
+    )
 
     def log_alpha(self, t: Array) -> Array:
         """log alpha(t): -1/2 times the integral of beta from 0 to t."""
@@ -311,6 +343,7 @@ class CosineSDE(SDE):
 
     T: float = 0.995
     offset: float = 0.008
+    relations: ClassVar = (*SDE.relations, ("T", "<", 1), (0, "<=", "offset"))
 
     def alpha(self, t: Array) -> Array:
         start = self._angle(0.0)
@@ -372,6 +405,7 @@ class RectifiedFlow(SDE):
     T: float = 0.995
     t_min: float = 1e-3
     t_end: float = 1e-2
+    relations: ClassVar = (*SDE.relations, ("T", "<", 1))
 
     def alpha(self, t: Array) -> Array:
         return 1 - jnp.asarray(t)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from errors import InputError
+from api.arguments import checked
 
 PROJECTIONS, ENTRIES = 8, 8  # statistics of each kind
 LOG_PROB, DISTANCE = "log p(y | x)", "distance (TARP)"
@@ -30,7 +30,6 @@ SIGNIFICANCE = 0.01  # the probability that a correct posterior is called wrong
 """With FEWEST simulations of one number it is 0.015, because the test of the spread is approximate;
 from 50 simulations on it is at most 0.01."""
 LEVELS = np.linspace(0, 1, 41)  # credibility levels of the coverage curve
-FEWEST = 20  # simulations and samples
 
 
 # --- statistics and ranks ---------------------------------------------------------------------
@@ -49,7 +48,7 @@ def directions(shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
     for index in chosen:
         position = ", ".join(str(i) for i in np.unravel_index(index, shape))
         names.append(f"x[{position}]")
-    return np.concatenate([projections, np.eye(size)[chosen]]), names
+    return np.concatenate([projections, chosen[:, None] == np.arange(size)]), names
 
 
 def ranks(truth: np.ndarray, samples: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -88,6 +87,7 @@ class Calibration:
     verdict: str
     p_values: dict[str, float]
 
+    @checked
     def coverage(self, level: float) -> tuple[float, float]:
         """Return how often central intervals of credibility `level` contain x, and its error.
 
@@ -116,6 +116,7 @@ class Calibration:
         """Return `summary` and the ranks as JSON stores them."""
         return self.summary() | {"names": self.names, "ranks": self.ranks.round(6).tolist()}
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write `content` as JSON."""
         Path(path).write_text(json.dumps(self.content(), indent=1) + "\n")
@@ -145,17 +146,6 @@ class Calibration:
         left.legend(loc="upper left", fontsize=8)
         figure.suptitle(self.verdict, fontsize=9, wrap=True)
         return figure
-
-
-def check_numbers(simulations: int, samples: int) -> None:
-    """Raise InputError unless there are FEWEST simulations, and samples of each, or more."""
-    if simulations < FEWEST:
-        raise InputError(
-            f"simulations = {simulations} are too few for a verdict; use {FEWEST} or more, better "
-            "200."
-        )
-    if samples < FEWEST:
-        raise InputError(f"samples = {samples} are too few for ranks; use {FEWEST} or more.")
 
 
 def judge(values: np.ndarray, names: list[str]) -> Calibration:

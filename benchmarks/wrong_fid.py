@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from api.stored import load_config
+from checkpoints import Checkpoints
 from jax import Array
 
 import pretrained
@@ -34,14 +36,13 @@ import sampling
 from benchmarks import comparison, markdown, parts, wrong_fid_page
 from benchmarks.wrong_fid_causes import CAUSES, CLOTHES, SOLVER, TRAINED, Cause, Protocol
 from benchmarks.wrong_fid_images import FILES, ROUNDINGS
-from configs.default import Config, from_json
+from configs.default import Config
 from datasets import Images
 from experiment import Experiment
 from metrics import features
 from metrics.distances import Moments, frechet_distance, jackknife
 from metrics.sample_quality import JACKKNIFE_GROUPS
 from models.building import Params
-from runs.checkpoints import Checkpoints
 from sde_lib import SDE, VESDE, Score
 
 BATCH_SIZE = 500  # samples drawn at a time
@@ -72,7 +73,7 @@ def network(name: str) -> tuple[Config, Params, Params]:
     if name == TRAINED:
         return _trained(flags.FLAGS.workdir)
     path = parts.ROOT / "zoo" / f"{name}.safetensors"
-    config = from_json(pretrained.read_config(path))
+    config = load_config(path)
     experiment = Experiment(config, jax.devices()[:1])
     ema = jax.tree.map(
         jnp.asarray, pretrained.read(str(path), experiment.network, experiment.config).ema

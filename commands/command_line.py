@@ -24,6 +24,8 @@ from runs import CONFIG
 FLAGS = flags.FLAGS
 WRONG_VALUE = re.compile(r"flag --(?P<name>[\w.]+)=(?P<value>.*?): (?P<reason>.*)")
 """The messages of absl about a value that cannot be parsed."""
+HELP = {"help", "helpshort", "helpfull", "helpxml", "?"}  # absl ends these with code 1.
+WITH_TRACEBACK = "Error whilst parsing config file"  # config_flags repeats errors so.
 STORED = Path(stored.__file__)  # the config file that reads a config.json
 
 
@@ -50,6 +52,11 @@ def with_stored_config(argv: list[str]) -> list[str]:
         config = f"{STORED}:{config}"
     elif config:
         path, *text = config.split(":", 1)  # ml_collections passes the text to get_config.
+        if not path.endswith(".py"):
+            raise InputError(
+                f"--config={config} must be a Python file (.py), which is executed, or the "
+                f"{CONFIG} of a workdir, which is not."
+            )
         config = ":".join([location.find(path), *text])
     given = vars(found) | {"config": config}
     flags_of_config = [f"--{name}={value}" for name, value in given.items() if value is not None]
@@ -65,15 +72,19 @@ def parse_flags(argv: list[str]) -> list[str]:
         argv = with_stored_config(argv)
         sys.argv[:] = argv  # config_flags reads the fields of the config from there.
         return FLAGS(argv)
+    except SystemExit:
+        if HELP.isdisjoint(each.lstrip("-").partition("=")[0] for each in argv):
+            raise
+        sys.exit(0)
     except Exception as error:  # A config file may raise anything.
         causes, cause = [], error.__context__
         while cause:
             causes.append(cause)
             cause = cause.__context__
-        ours = [each for each in causes if isinstance(each, InputError)]
-        if ours:  # The others repeat it with a traceback, which config_flags adds.
-            errors.fail(str(ours[-1]))
-        errors.fail(str(error) if isinstance(error, InputError) else _explain(error, given))
+        for each in (error, *causes):
+            if isinstance(each, InputError) and not str(each).startswith(WITH_TRACEBACK):
+                errors.fail(str(each))
+        errors.fail(_explain(error, given))
 
 
 def warn_unused(config: Config, given: set[str]) -> None:

@@ -7,27 +7,16 @@ apply as to any config file.
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 
-from configs.default import Config, from_json
-from errors import InputError
-from pretrained import WITH_CONFIG, read_config
-from runs import CONFIG, stored_config
+from configs.default import Config
+from loading import load_config
 
 
 def get_config(path: str) -> Config:
-    """Return the config of a workdir, its config.json, a .safetensors file, or EDM's .pkl.
+    """Return the config that `path` states, without code and files that are not its own.
 
-    Raises InputError if there is none, or it cannot be read.
+    Raises InputError as `load_config` does.
     """
-    if path.endswith(WITH_CONFIG):
-        return from_json(read_config(Path(path)))
-    folder = Path(path).parent if Path(path).name == CONFIG else Path(path)
-    stored = stored_config(folder)
-    if stored is None:
-        lack = f"has no {CONFIG} and no checkpoint" if folder.is_dir() else "does not exist"
-        raise InputError(
-            f"{folder} {lack}, so that it states no config. Name an experiment, such as "
-            "--config=configs/vp/digits_ddpmpp_continuous.py, or another folder."
-        )
-    return from_json(stored.to_dict())
+    names = (argument.lstrip("-").partition("=")[0] for argument in sys.argv)
+    return load_config(path, {name.removeprefix("config.") for name in names})

@@ -6,26 +6,25 @@ those of Song et al. (ICLR 2021, arXiv:2011.13456).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
-from flax import traverse_util
 
-from configs.fields import ABSENT, FIELDS
-from options import AnyOf, Entries, Sequence
+from configs.fields import ABSENT, FIELDS, INERT
+from errors import InputError, printable
+from options import SHORT, AnyOf, Entries, Sequence, is_data
 
 Config = ml_collections.ConfigDict
 
+SECTIONS = frozenset(name.partition(".")[0] for name in (*FIELDS, *INERT) if "." in name)
+REMOVED = {"eval.dequantization", "training.dequantizer_iters"}
+"""Fields of version 0.6, in which sampling.num_steps had no effect on predictor and corrector."""
 COMPLETED_MODEL_FIELDS = (  # Official configs lack them.
     *("class_dropout", "dtype", "ema_ramp", "ema_stds"),
     *("parameterization", "sigma_data"),
 )
-PATHS = (
-    *("data.path", "data.tfrecords_path", "eval.inception_path", "eval.stats_path"),
-    *("restore.input", "restore.mask"),
-)
-"""The fields that may name files of a computer."""
 
 
 def get_default_config() -> Config:
@@ -37,26 +36,79 @@ def get_default_config() -> Config:
     return config
 
 
-def from_json(fields: Mapping[str, Any]) -> Config:
-    """Return the config of a config.json, whose fields can be set on the command line.
+def from_json(content: Any, *, known_only: bool = False) -> Config:
+    """Return the config of a file, whose fields can be set on the command line.
 
-    JSON has lists in place of tuples.
+    JSON has lists in place of tuples. Values are not checked. Raises InputError if the content is
+    not sections of fields, whose only structure is that of lists, and for an unknown field, which
+    `known_only` leaves out.
     """
     config = ml_collections.ConfigDict()
-    for name, leaf in traverse_util.flatten_dict(dict(fields), sep=".").items():
+    for name, leaf in _fields(content).items():
+        if name not in FIELDS and name not in INERT:
+            if known_only:
+                continue
+            raise InputError(unknown_field(name, leaf))
+        entries = leaf if isinstance(leaf, (list, tuple)) else (leaf,)
+        if any(isinstance(each, (dict, list, tuple)) for each in entries):
+            raise InputError(f"{name} = {SHORT.repr(leaf)} must be a value or a list of values.")
         is_tuple = name in FIELDS and isinstance(FIELDS[name].domain, (Sequence, Entries))
         _set(config, name, tuple(leaf) if is_tuple and isinstance(leaf, list) else leaf)
     return config
 
 
-def without_paths(config: Config) -> Config:
-    """Return a copy in which the fields that may name files have their defaults, to publish it."""
-    copied = config.copy_and_resolve_references()
-    for name in PATHS:
+def _fields(content: Any) -> dict[str, Any]:
+    """Return the fields of a file by their names on the command line; see `from_json`."""
+    if not isinstance(content, dict):
+        raise InputError(f"it is {_kind(content)} instead of sections of fields.")
+    fields: dict[str, Any] = {}
+    for section, values in content.items():
+        if "." in section:  # Only this function joins names.
+            raise InputError(unknown_field(section, values))
+        if section not in SECTIONS:
+            fields[section] = values
+        elif isinstance(values, dict):
+            fields |= {f"{section}.{key}": value for key, value in values.items()}
+        else:
+            raise InputError(f"{section} is {_kind(values)} instead of a section of fields.")
+    if REMOVED & fields.keys() and fields.get("sampling.method", "pc") == "pc":
+        fields.pop("sampling.num_steps", None)
+    return {name: value for name, value in fields.items() if name not in REMOVED}
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else f"of the type {type(value).__name__}"
+
+
+def unknown_field(name: Any, value: Any) -> str:
+    """Return the message about a field that does not exist."""
+    name = printable(name)[:100]
+    close = difflib.get_close_matches(name, FIELDS, 1)
+    hint = f"; did you mean {close[0]}?" if close else "; docs/configuration.md lists all."
+    return f"{name} = {SHORT.repr(value)} is not a known field{hint}"
+
+
+def not_data(config: Config) -> dict[str, Any]:
+    """Return the fields that name code or other files, with their values.
+
+    Only the command line and a config file may set them; `loading` refuses them in other files.
+    """
+    found = {}
+    for name, field in FIELDS.items():
         section, _, key = name.rpartition(".")
-        if key in copied.get(section, ()):
-            default = FIELDS[name].default
-            copied[section][key] = "" if default is ABSENT else default
+        part = config.get(section, {}) if section else config
+        if key in part and not is_data(field.domain, part[key]):
+            found[name] = part[key]
+    return found
+
+
+def reset(config: Config, names: Iterable[str]) -> Config:
+    """Return a copy in which fields have their defaults, or '' in place of none."""
+    copied = config.copy_and_resolve_references()
+    for name in names:
+        section, _, key = name.rpartition(".")
+        default = FIELDS[name].default
+        (copied[section] if section else copied)[key] = "" if default is ABSENT else default
     return copied
 
 

@@ -27,9 +27,10 @@ from options import (
     FLAG,
     NOT_NEGATIVE,
     POSITIVE,
-    TEXT,
     TOLERANCE,
+    Code,
     Entries,
+    FilePath,
     Integer,
     Name,
     Options,
@@ -114,7 +115,7 @@ CLASSIFY = {
 
 RESTORATION = {
     "restore.input": Field(
-        "", TEXT, (RESTORE,), "An image or a folder of images; '' for test images."
+        "", FilePath(), (RESTORE,), "An image or a folder of images; '' for test images."
     ),
     "restore.observed": Field(False, FLAG, (RESTORE,), "The input is the measurement."),
     "restore.count": Field(8, COUNT, (RESTORE,), "Largest number of images."),
@@ -174,10 +175,15 @@ EVAL = {
         False, FLAG, NOTHING, "Compute FID, KID, inception score, precision and recall."
     ),
     "eval.features": Field(
-        "inception", TEXT, (QUALITY,), "inception, inception_tf, classifier or module:function."
+        "inception",
+        Code(FEATURES),
+        (QUALITY,),
+        "inception, inception_tf, classifier or module:function.",
     ),
-    "eval.inception_path": Field("", TEXT, (QUALITY,), "The weights of FID's Inception network."),
-    "eval.stats_path": Field("", TEXT, (QUALITY,), "Reference statistics."),
+    "eval.inception_path": Field(
+        "", FilePath(), (QUALITY,), "The weights of FID's Inception network."
+    ),
+    "eval.stats_path": Field("", FilePath(), (QUALITY,), "Reference statistics."),
     "eval.stats_split": Field(
         "train", Name(("train", "test"), exact=True), (QUALITY,), "Split of the reference images."
     ),

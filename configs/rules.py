@@ -58,8 +58,7 @@ def check_model(config: Config) -> Problems:
         yield f"model.ema_stds = {tuple(model.ema_stds)} must be different widths."
     if config.training.remat and name not in networks_supporting("remat"):
         yield (
-            f"training.remat = True needs one of model.name = {_supporting('remat')}, "
-            f"not {name!r}."
+            f"training.remat = True needs one of model.name = {_supporting('remat')}, not {name!r}."
         )
     if model.dtype == "bfloat16" and name not in networks_supporting("bfloat16"):
         yield (

@@ -30,13 +30,14 @@ from options import (
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
-    TEXT,
     AnyOf,
     Entries,
+    FilePath,
     Integer,
     Name,
     Real,
     Sequence,
+    Word,
 )
 from sde_lib import SDES
 
@@ -50,9 +51,11 @@ DATA = {
     "data.dataset": Field(
         "CIFAR10", Name(datasets.DATASETS), (IMAGES,), "The data set; see docs/data.md."
     ),
-    "data.path": Field("", TEXT, (LOCATION,), "Where the images are; see docs/data.md."),
-    "data.tfrecords_path": Field(ABSENT, TEXT, (LOCATION,), "The official name of data.path."),
-    "data.category": Field(ABSENT, TEXT, (IMAGES,), "The category of LSUN, such as bedroom."),
+    "data.path": Field("", FilePath(), (LOCATION,), "Where the images are; see docs/data.md."),
+    "data.tfrecords_path": Field(
+        ABSENT, FilePath(), (LOCATION,), "The official name of data.path."
+    ),
+    "data.category": Field(ABSENT, Word(), (IMAGES,), "The category of LSUN, such as bedroom."),
     "data.held_out": Field(
         0.1,
         PART,

@@ -7,11 +7,11 @@ allowed.
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, cast
 
 from flax import traverse_util
 
+from configs.default import unknown_field
 from configs.fields import FIELDS, INERT
 from configs.rules import MODES, SECTIONS, Config, Problems, check_batches
 from errors import InputError
@@ -40,13 +40,6 @@ def check(config: Config, num_devices: int, mode: str = "") -> None:
         raise InputError(problems[0])
     if problems:
         raise InputError(f"the config has {len(problems)} problems:\n  " + "\n  ".join(problems))
-
-
-def unknown_field(name: str, value: Any) -> str:
-    """Return the message about a field that does not exist."""
-    close = difflib.get_close_matches(name, FIELDS, 1)
-    hint = f"; did you mean {close[0]}?" if close else "; docs/configuration.md lists all."
-    return f"{name} = {SHORT.repr(value)} is not a known field{hint}"
 
 
 def check_domains(config: Config) -> Problems:

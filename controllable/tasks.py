@@ -15,7 +15,7 @@ import numpy as np
 from controllable import operators
 from controllable.operators import Operator
 from errors import InputError, brief, expand_home, printable
-from options import Integer, Option, Options, Real, Text
+from options import FilePath, Integer, Option, Options, Real
 from readers import preprocessing
 from readers.files import check_regular
 
@@ -86,7 +86,11 @@ def fourier(shape: Shape, *, share: float) -> Operator:
 
 
 MASK = {
-    "mask": Option("box", Text(), "Unknown pixels: box, random, or an image, bright where known.")
+    "mask": Option(
+        "box",
+        FilePath(("box", "random")),
+        "Unknown pixels: box, random, or an image, bright where known.",
+    )
 }
 PART = {
     "share": Option(

@@ -11,10 +11,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from errors import InputError
 from models.layers import Rngs
 from sde_lib import SDE, VPSDE, CosineSDE, expand
 

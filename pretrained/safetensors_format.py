@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import safetensors.numpy
 from flax import nnx
 
-from configs.default import without_paths
-from errors import InputError, printable
+from configs.default import not_data, reset
+from errors import InputError, brief, printable
 from pretrained.parameter_names import flax_layout
 from pretrained.stored_parameters import export_params, load_params
 from pretrained.trained import Config, Tensors, Trained, to_step
-from readers.files import read_safetensors
+from readers.files import parse_json, read_safetensors, write_safetensors
 
 TREES = ("params", "ema", "mu", "nu")  # The fields of Trained that contain parameters.
 
@@ -62,10 +61,12 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     metadata, tensors = load(path)
     _check_origin(path, metadata, tensors)
+    if not metadata.get("config"):
+        raise InputError(f"{path} states no config; name it with --config.")
     try:
-        config = json.loads(metadata.get("config", ""))
-    except (RecursionError, ValueError) as error:
-        raise InputError(f"{path} states no config; name it with --config.") from error
+        config = parse_json(metadata["config"])
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: its config is no JSON: {brief(error)}.") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} is damaged: its config is {printable(config)[:80]}.")
     return config
@@ -97,10 +98,10 @@ def write(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config)
 def write_average(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config) -> None:
     """Write the moving average only, in half precision: an eighth of the size, to sample from.
 
-    `read` returns it as the parameters and as their average. Paths of this computer are left out of
-    the config. Raises InputError if a parameter is beyond the range of half precision.
+    `read` returns it as the parameters and as their average. The config names neither files
+    nor code. Raises InputError if a parameter is beyond the range of half precision.
     """
-    config = without_paths(config)
+    config = reset(config, not_data(config))
     _write(file, trained, network, config, ("ema",), np.dtype(np.float16))
 
 
@@ -122,6 +123,6 @@ def _write(
     metadata = {
         "step": str(trained.step),
         "updates": str(trained.updates),
-        "config": json.dumps(config.to_dict()),
+        "config": json.dumps(config.to_dict(), sort_keys=True),
     }
-    file.write(safetensors.numpy.save(tensors, metadata))
+    write_safetensors(file, tensors, metadata)

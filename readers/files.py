@@ -18,10 +18,12 @@ from typing import IO, Any
 
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from errors import InputError, brief
 
 MAX_TEXT = 2**28  # Bytes of a JSON file.
+MAX_DEPTH = 50  # Nested lists and objects of a JSON file.
 MAX_RATIO = 100  # Size of the content of a compressed file, relative to that of the file.
 MAX_STEP = 10**9  # Steps and numbers of checkpoints; more are not plausible.
 ALWAYS_ALLOWED = 2**30  # Bytes of a file that is read as a whole, or in any compressed file.
@@ -133,15 +135,38 @@ def read_json(path: Path, schema: Schema, what: str = "") -> Any:
     try:
         if path.stat().st_size > MAX_TEXT:
             raise ValueError(f"it is larger than {MAX_TEXT:,} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise InputError(f"{path} cannot be read as JSON: it is nested too deeply.") from error
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {brief(error)}.") from error
     problem = mismatch(content, schema)
     if problem:
         raise InputError(f"{path} is damaged: {problem}.")
     return content
+
+
+def parse_json(text: str) -> Any:
+    """Return the content of JSON. Raise ValueError if it is damaged, or no program writes it.
+
+    That is a name that an object has twice, and nesting beyond MAX_DEPTH.
+    """
+
+    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name occurs twice in an object")
+        return found
+
+    try:
+        content = json.loads(text, object_pairs_hook=to_dict)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    level = [content] if isinstance(content, (dict, list)) else []
+    for _ in range(MAX_DEPTH):
+        values = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for part in values for each in part if isinstance(each, (dict, list))]
+        if not level:
+            return content
+    raise ValueError("it is nested too deeply")
 
 
 def mismatch(value: Any, schema: Schema, where: str = "its content") -> str:
@@ -266,3 +291,18 @@ def read_safetensors(path: Path, what: str = "") -> tuple[dict[str, str], dict[s
             return file.metadata() or {}, tensors
     except Exception as error:  # Damage and unknown types raise many types of exceptions.
         raise InputError(f"{path} is not a complete safetensors file: {brief(error)}.") from error
+
+
+def write_safetensors(
+    file: IO[bytes], tensors: dict[str, np.ndarray], metadata: dict[str, str]
+) -> None:
+    """Write a safetensors file, the same bytes for the same content.
+
+    The library writes metadata in random order; here they are sorted.
+    """
+    data = memoryview(safetensors.numpy.save(tensors, metadata))
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(bytes(data[8:end])), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    file.write(len(header).to_bytes(8, "little") + header)
+    file.write(data[end:])

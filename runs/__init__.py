@@ -30,6 +30,7 @@ from runs.lock import (
     owned,
     results_folder,
     stored_config,
+    stored_content,
 )
 from runs.rounds import load_rounds, round_paths, run_rounds
 from runs.trees import load_tree, read_tree, save_tree
@@ -59,6 +60,7 @@ __all__ = [
     "save_arrays",
     "save_tree",
     "stored_config",
+    "stored_content",
     "write_arrays",
     "write_atomically",
     "write_json",

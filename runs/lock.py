@@ -12,16 +12,16 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 
-from configs.default import Config, complete, from_json, get_default_config
-from errors import InputError, brief, printable
-from readers.files import check_regular, mismatch, read_json
-from runs import checkpoints
+from configs.default import Config, complete, from_json
+from errors import InputError, naming, printable
+from readers.files import check_regular, read_json
+from runs import checkpoints, own_paths
 from runs.checkpoints import LOCK
-from runs.depends import dependencies, flatten
+from runs.depends import dependencies
 from runs.files import write_json, writing
 
 CONFIG = "config.json"  # the file of a workdir that states the config it was made with
@@ -34,12 +34,6 @@ TRAINED = (
 )
 """The results in a workdir itself: what a training run continues from."""
 OF_THE_WORKDIR = ("training", "checkpoint", "noised images")  # kinds of its files
-
-CONFIG_SCHEMA = {
-    f"{name}?": dict
-    for name, value in get_default_config().to_dict().items()
-    if isinstance(value, dict)
-}
 
 
 def check_config(folder: str | Path, config: Config, kind: str) -> None:
@@ -79,25 +73,33 @@ def _has_results(folder: Path, kind: str) -> bool:
 
 
 def stored_config(folder: Path) -> Config | None:
-    """Return the config that a folder was made with, complete, or None if it states none."""
-    path = folder / CONFIG
-    found = checkpoints.newest_config(folder) if not os.path.lexists(path) else None
-    if found is None and not os.path.lexists(path):
-        return None
+    """Return the config that a folder was made with, complete, or None if it states none.
+
+    It is for comparison only: the folder may come from others, and the config name any code and
+    file. `api.stored.load_config` returns one to use. Unknown fields are left out.
+    """
     try:
-        source, stored = found or (str(path), read_json(path, dict))
-        problem = mismatch(stored, CONFIG_SCHEMA)
-        if problem:
-            raise ValueError(f"{source} is damaged: {problem}.")
-        nested = [name for name in flatten(Config(stored)) if name.count(".") > 1]
-        if nested:
-            raise ValueError(f"{source} is damaged: it has a field {nested[0][:80]}.")
-        return complete(from_json(stored))
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        found = stored_content(folder)
+        if found is None:
+            return None
+        with naming(found[0]):
+            return complete(from_json(found[1], known_only=True))
+    except InputError as error:
         raise InputError(
-            f"{folder} has a config that cannot be read: {brief(error)} Restore config.json, or "
-            "delete it, if the config of the newest checkpoint is to take its place."
+            f"{folder} has a config that cannot be read: {error} Restore config.json, or delete "
+            "it, if the config of the newest checkpoint is to take its place."
         ) from error
+
+
+def stored_content(folder: Path) -> tuple[str, Any] | None:
+    """Return the file that states the config of a folder, and its content, which is not checked.
+
+    That is config.json or, without it, the newest readable checkpoint. None if there is neither.
+    """
+    path = folder / CONFIG
+    if os.path.lexists(path):
+        return str(path), read_json(path, dict)
+    return checkpoints.newest_config(folder)
 
 
 def check_workdir(workdir: str | Path, config: Config) -> None:
@@ -153,6 +155,7 @@ def claim(folder: str | Path, config: Config, kind: str) -> None:
     """Check the config of `folder`, create the folder, and write `config` as its config.json."""
     check_config(folder, config, kind)
     _make(folder)
+    own_paths.remember(folder, config)
     write_json(Path(folder) / CONFIG, config.to_dict())
 
 

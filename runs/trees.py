@@ -10,11 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 from absl import logging
 
 from errors import InputError
-from readers.files import not_finite, read_safetensors
+from readers.files import not_finite, read_safetensors, write_safetensors
 from runs.depends import Depends, canonical
 from runs.files import Arrays, write_atomically
 
@@ -30,9 +29,8 @@ def save_tree(path: Path, tree: Any, depends: Depends, step: int) -> None:
         "step": str(step),
         CHECKSUM: _tree_checksum(tensors),
     }
-    data = safetensors.numpy.save(tensors, metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(data))
+    write_atomically(path, lambda file: write_safetensors(file, tensors, metadata))
 
 
 def load_tree(path: Path, like: Any, depends: Depends) -> tuple[Any, int] | None:

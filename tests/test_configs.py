@@ -24,7 +24,6 @@ import datasets
 import experiment as experiments
 import training
 from configs import default, differences
-from configs.fields import FIELDS
 from models import NETWORKS
 from models.layers import Rngs
 from tests import reference, tiny  # noqa: F401  (tiny registers the data set 'noise')
@@ -275,9 +274,8 @@ def test_a_published_config_names_no_file():
     config.update_from_flattened_dict(
         {"data.path": "/a", "restore.input": "/b", "restore.mask": "/c.png", "eval.stats_path": "d"}
     )
-    found = default.without_paths(config)
+    found = default.reset(config, default.not_data(config))
     assert (found.data.path, found.restore.input, found.eval.stats_path) == ("", "", "")
     assert found.restore.mask == "box"
     assert found.data.category == config.data.category == "church_outdoor"
     assert config.data.path == "/a"
-    assert {name for name in FIELDS if name.endswith("path")} <= set(default.PATHS)

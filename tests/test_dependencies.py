@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import train_state
 from auxiliary import dequantization
-from configs.domains import Entries, Flag, Integer, Name, Real, Sequence, Text
+from configs.domains import Code, Entries, FilePath, Flag, Integer, Name, Real, Sequence, Word
 
 import runs
 import training
@@ -69,7 +69,7 @@ def alternative(name, value):
         case Name():
             names = domain.known or factory.choices().names.get(name, ())
             return next((other for other in names if other.lower() != value.lower()), value)
-        case Text() | Sequence() | Entries():
+        case Code() | FilePath() | Word() | Sequence() | Entries():
             return value
     raise AssertionError(name)
 

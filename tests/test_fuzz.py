@@ -6,7 +6,18 @@ import time
 import hypothesis
 import jax
 import pytest
-from configs.domains import AnyOf, Entries, Flag, Integer, Name, Real, Sequence, Text
+from configs.domains import (
+    AnyOf,
+    Code,
+    Entries,
+    FilePath,
+    Flag,
+    Integer,
+    Name,
+    Real,
+    Sequence,
+    Word,
+)
 from hypothesis import strategies as st
 
 from configs.default import Config, complete
@@ -40,7 +51,7 @@ def allowed(name):
             return st.sampled_from(domain.known) if domain.known else ODD
         case AnyOf():
             return st.integers(1, 64) | st.tuples(st.integers(1, 64), st.integers(1, 64)) | ODD
-        case Text() | Sequence() | Entries():
+        case Code() | FilePath() | Word() | Sequence() | Entries():
             return ODD
     raise AssertionError(name)
 

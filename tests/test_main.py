@@ -161,6 +161,15 @@ def test_devices_that_do_not_share_a_batch_evenly(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.parametrize("flag", ["--help", slow("--helpfull"), slow("-?")])
+def test_help(flag):
+    result = subprocess.run(
+        [sys.executable, "main.py", flag], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0
+    assert "The folder of checkpoints, logs and results." in result.stdout
+
+
 PARSED = {
     "--config.training.batchsize=64": "training.batchsize = '64' is not a known field; did you me",
     "--config.trainin.batch_size=64": "trainin.batch_size = '64' is not a known field; did you me",
@@ -170,7 +179,8 @@ PARSED = {
     "--count=many": "--count=many must be an integer.",
     "--cuont=3": "Unknown command line flag 'cuont'. Did you mean: count",
     "--mode=dream": "--mode = 'dream' is unknown; known: calibrate, ema",
-    "--config=README.md": "--config cannot be read: SyntaxError: ",
+    "--config=README.md": "--config=README.md must be a Python file (.py), which is executed, or",
+    "--config=w/config.json:a": "--config=w/config.json:a must be a Python file (.py), which is",
     "--config=configs/vp/digits_ddpm_continuous.py": "does not exist. Did you mean configs/",
 }
 

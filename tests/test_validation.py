@@ -8,7 +8,18 @@ from pathlib import Path
 
 import factory
 import pytest
-from configs.domains import AnyOf, Entries, Flag, Integer, Name, Real, Sequence, Text
+from configs.domains import (
+    AnyOf,
+    Code,
+    Entries,
+    FilePath,
+    Flag,
+    Integer,
+    Name,
+    Real,
+    Sequence,
+    Word,
+)
 
 import datasets
 import runs
@@ -38,8 +49,10 @@ def outside(domain) -> list:
             return [*ends, math.nan, math.inf, -math.inf, "1", True]
         case Name():
             return ["nothing of this name", 1, None]
-        case Text():
-            return [1, None, "a\0b"]
+        case FilePath() | Word():
+            return [1, None, "a\0b", ["a"]]
+        case Code():
+            return [1, None, ["a"]]
         case Sequence() | Entries():
             return [3, "ab", (None,), (math.nan,) * 99]
         case AnyOf():

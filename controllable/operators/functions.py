@@ -15,10 +15,8 @@ import numpy as np
 from jax import Array
 
 from controllable.operators.linear import Operator, Shape
-from controllable.operators.projections import dense
+from controllable.operators.projections import check_size, dense
 from errors import InputError
-
-LARGEST_EVENT = 4096  # entries; the decomposition of a larger matrix takes minutes
 
 
 def radon(shape: Shape, angles: Sequence[float] | np.ndarray) -> Callable[[Array], Array]:
@@ -93,12 +91,7 @@ def decompose(function: Callable[[Array], Array], shape: Shape) -> Operator:
 
     Raises InputError for larger events, and a function that is not linear.
     """
-    size = math.prod(shape)
-    if size > LARGEST_EVENT:
-        raise InputError(
-            f"Events of shape {tuple(shape)} have {size} entries; a decomposition is possible for "
-            f"up to {LARGEST_EVENT}. Pass the function itself, with a method that accepts it."
-        )
+    size = check_size(shape)
     x = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
     first, second, both = (np.asarray(function(jnp.asarray(each))) for each in (*x, x.sum(0)))
     if not np.allclose(first + second, both, atol=1e-4 * np.abs(both).max()):

@@ -21,13 +21,22 @@ def mask(known: np.ndarray) -> Operator:
     """Keep the entries where `known` is True and set the others to 0.
 
     `known` is a bool array of the shape of an event, or (B, *event) with one mask per event.
+    Events of another shape raise InputError: they would be broadcast.
     """
     known = np.asarray(known, np.float32)
+
+    def check(x: Array) -> Array:
+        if known.shape not in (x.shape, x.shape[1:]):
+            raise InputError(
+                f"A mask of shape {known.shape} does not fit events of shape {x.shape[1:]}; both "
+                "shapes must be the same."
+            )
+        return x
 
     def keep(a: Array) -> Array:
         return a * known
 
-    return Operator(known, to_measured=keep, from_measured=keep)
+    return Operator(known, to_basis=check, to_measured=keep, from_measured=keep)
 
 
 def channel_mean(shape: Shape, weights: tuple[float, ...] | None = None) -> Operator:

@@ -19,6 +19,8 @@ from controllable.operators.linear import (
 )
 from errors import InputError
 
+LARGEST_EVENT = 4096  # entries; the decomposition of a larger matrix takes minutes
+
 
 @with_or_without_channels
 def compressed_sensing(shape: Shape, rows: int, seed: int = 0) -> Operator:
@@ -56,12 +58,23 @@ def compressed_sensing(shape: Shape, rows: int, seed: int = 0) -> Operator:
     return Operator(values, to_basis, from_basis, to_measured, from_measured)
 
 
+def check_size(shape: Shape) -> int:
+    """Return the entries of an event. Raises InputError if they are too many for `dense`."""
+    size = math.prod(shape)
+    if size > LARGEST_EVENT:
+        raise InputError(
+            f"Events of shape {tuple(shape)} have {size} entries; a decomposition is possible for "
+            f"up to {LARGEST_EVENT}. Pass the function itself, with a method that accepts it."
+        )
+    return size
+
+
 def dense(shape: Shape, matrix: np.ndarray) -> Operator:
     """Multiply the flattened event by a matrix (M, N), N its number of entries: y is (B, M).
 
     The matrix is decomposed by numpy. Raises InputError if its shape does not fit.
     """
-    size = math.prod(shape)
+    size = check_size(shape)
     if matrix.ndim != 2 or matrix.shape[1] != size or not len(matrix):
         raise InputError(
             f"A matrix of shape {matrix.shape} does not fit events of shape {tuple(shape)}: it "

@@ -1,0 +1,283 @@
+"""Configs in files are data: they name no code and no other files, and errors name the file."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import factory
+import jax
+import numpy as np
+import pytest
+from api.stored import load_config
+from safetensors.numpy import load_file, save_file
+
+import errors
+import pretrained
+import runs
+import score_sde as ss
+from commands import conversion, stored
+from configs import domains
+from configs.default import complete
+from configs.fields import ABSENT, FIELDS
+from errors import InputError
+from experiment import Experiment
+from metrics import reference_statistics
+from pretrained import Trained
+from runs import own_paths
+from tests import tiny
+
+CODE = {"eval.features": ["pickle:loads", "a.b:c", "Inception", " inception", "inception ", ""]}
+PATHS = {
+    **dict.fromkeys(
+        ("data.path", "data.tfrecords_path", "eval.inception_path", "eval.stats_path"),
+        ["/a.npy", "a", "../a", "~/a", "a:b", "\x1b[2J", "\ud800"],
+    ),
+    "restore.input": ["/a", "."],
+    "restore.mask": ["/a.png", "Box", "random ", ""],
+}
+OUTSIDE = {**CODE, **PATHS}
+KINDS = ("config.json", "checkpoint", "safetensors")
+
+
+@pytest.fixture(autouse=True)
+def marks(tmp_path, monkeypatch):
+    monkeypatch.setattr(own_paths, "MARKS", tmp_path / "marks")
+
+
+def content(**changes):
+    """The content of a config.json."""
+    fields = json.loads(json.dumps(complete(tiny.config()).to_dict()))
+    for name, value in changes.items():
+        section, _, key = name.rpartition(".")
+        (fields[section] if section else fields)[key] = value
+    return fields
+
+
+def write(folder: Path, kind: str, text: str) -> Path:
+    """Write a config as another person could, and return what a command would name."""
+    folder.mkdir(exist_ok=True)
+    if kind == "config.json":
+        (folder / kind).write_text(text)
+        return folder / kind
+    if kind == "checkpoint":
+        metadata = folder / "checkpoints" / "checkpoint_1" / "info" / "metadata"
+        metadata.parent.mkdir(parents=True, exist_ok=True)
+        metadata.write_text(f'{{"step": 1, "config": {text}, "checksums": {{}}}}')
+        return folder
+    path = folder / "a.safetensors"
+    save_file({"ema/a": np.zeros(1, np.float32)}, path, {"step": "1", "config": text})
+    return path
+
+
+def leaves(domain):
+    """The domains of the entries of a domain, or itself."""
+    inner = (*getattr(domain, "domains", ()), *filter(None, [getattr(domain, "entry", None)]))
+    return [leaf for each in inner for leaf in leaves(each)] or [domain]
+
+
+def test_every_field_states_whether_a_file_may_set_it():
+    """Strings that may be data are words or listed names; all others are in the table above."""
+    for name, field in FIELDS.items():
+        for domain in leaves(field.domain):
+            match domain:
+                case domains.Flag() | domains.Integer() | domains.Real():
+                    assert not domain.allows("a:b")
+                case domains.Word():
+                    assert not any(map(domain.allows, ("a:b", "a/b", "..", "~", "a.b", "a\n")))
+                case domains.Name():
+                    assert domain.known or factory.choices().names[name]
+                case domains.FilePath():
+                    assert name in PATHS
+                case domains.Code():
+                    assert name in CODE
+                case _:
+                    raise AssertionError(f"is {name} data? state it in domains.is_data")
+        if field.default is not ABSENT:
+            assert domains.is_data(field.domain, field.default), name
+
+    class Text:
+        def allows(self, value):
+            return isinstance(value, str)
+
+        def describe(self):
+            return "a string"
+
+    assert not domains.is_data(Text(), "a")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_code_and_files_are_not_taken_from_files(tmp_path, kind, capsys, monkeypatch):
+    """Each of these fields gets its default, which one line states, unless it is given as well."""
+    cases = [(name, value) for name, values in OUTSIDE.items() for value in values]
+    for name, value in cases:
+        path = write(tmp_path / "theirs", kind, json.dumps(content(**{name: value})))
+        section, key = name.split(".")
+        default = "" if FIELDS[name].default is ABSENT else FIELDS[name].default
+        for load in (load_config, lambda path: stored.get_config(str(path))):
+            assert load(path)[section][key] == default
+            printed = capsys.readouterr().out
+            assert printed.startswith("NOTE: not used from ")
+            assert f"{name} = " in printed
+            assert f"--config.{name}=..." in printed
+            assert printed[:-1].isprintable()
+    path = write(tmp_path / "theirs", kind, json.dumps(content(**{"data.path": "a"})))
+    for arguments in (["--config.data.path=b"], ["-config.data.path", "b"]):
+        monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
+        stored.get_config(str(path))
+        assert not capsys.readouterr().out
+
+
+def test_every_value_that_is_data_is_taken_from_files(tmp_path, capsys):
+    changes = {"restore.mask": "random", "eval.features": "classifier", "data.dataset": "array"}
+    changes |= {"sampling.solver": "heun", "data.image_size": [8, 4], "guidance.classes": [1, 2]}
+    changes |= {"data.category": "cat", "restore.task": "deblur", "seed": 7}
+    for kind in KINDS:
+        path = write(tmp_path / kind, kind, json.dumps(content(**changes)))
+        found = json.loads(json.dumps(load_config(path).to_dict()))
+        assert found == content(**changes)
+    assert not capsys.readouterr().out
+
+
+def test_a_workdir_keeps_the_paths_that_this_user_wrote(tmp_path, capsys):
+    """Not the code, not other paths, and not in a copy, an export or another field."""
+    config = complete(tiny.config(**{"data.path": "mine", "eval.features": "pickle:loads"}))
+    workdir, copy = tmp_path / "mine", tmp_path / "copy"
+    runs.claim(workdir, config, "training")
+    (tmp_path / "link").symlink_to(workdir)
+    for path in (workdir, workdir / "config.json", tmp_path / "link"):
+        found = load_config(path)
+        assert (found.data.path, found.eval.features) == ("mine", "inception")
+        printed = capsys.readouterr().out
+        assert "eval.features = 'pickle:loads'" in printed
+        assert "data.path" not in printed
+    shutil.copytree(workdir, copy)
+    assert load_config(copy).data.path == ""
+    for changes in ({"data.path": "other"}, {"eval.stats_path": "mine"}):
+        write(workdir, "config.json", json.dumps(content(**changes)))
+        found = load_config(workdir)
+        assert (found.data.path, found.eval.stats_path) == ("", "")
+    path = write(workdir, "safetensors", json.dumps(content(**{"data.path": "mine"})))
+    assert load_config(path).data.path == ""
+
+
+def test_without_a_cache_no_path_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(own_paths, "MARKS", Path(os.devnull, "paths"))
+    runs.claim(tmp_path / "w", complete(tiny.config(**{"data.path": "mine"})), "training")
+    assert load_config(tmp_path / "w").data.path == ""
+
+
+def test_a_file_of_others_runs_no_code(tmp_path):
+    """Imported images are a pickle that creates a file, and pickle.loads would extract features."""
+    ran, prepared, source = tmp_path / "ran", tmp_path / "images.npy", tmp_path / "a.safetensors"
+    program = b"cposix\nmkdir\n(S'" + bytes(ran) + b"'\ntR."
+    images = np.frombuffer(program.ljust(64 * 20, b"."), np.uint8).reshape(-1, 8, 8, 1)
+    np.save(prepared, images)
+    changes = {"data.dataset": "array", "data.path": str(prepared)}
+    changes |= {"eval.features": "pickle:loads", "eval.stats_path": str(tmp_path / "stats.npz")}
+    workdir = tiny.untrained(tmp_path / "w")
+    conversion.export_checkpoint(tiny.config(), str(workdir), str(source), average_only=True)
+    metadata = {"step": "0", "updates": "0", "config": json.dumps(content(**changes))}
+    save_file(load_file(source), source, metadata)
+    imported = str(tmp_path / "imported")
+    conversion.import_checkpoint(stored.get_config(str(source)), imported, str(source))
+    config = stored.get_config(imported)
+    with pytest.raises(InputError):
+        reference_statistics.fid_stats(config, imported)
+    shutil.copytree(imported, tmp_path / "theirs")
+    write(tmp_path / "theirs", "config.json", json.dumps(content(**changes)))
+    theirs = stored.get_config(str(tmp_path / "theirs"))
+    with pytest.raises(InputError):
+        reference_statistics.fid_stats(theirs, str(tmp_path / "theirs"))
+    assert not ran.exists()
+    assert not (tmp_path / "stats.npz").exists()
+    config.update_from_flattened_dict(changes)  # As the command line may.
+    with pytest.raises(InputError, match="eval.features = 'pickle:loads' failed"):
+        reference_statistics.fid_stats(config, imported)
+    assert ran.exists()
+
+
+NESTED = "[" * 400 + "]" * 400
+DAMAGED = {
+    "null": '{"model": null}',
+    "list": '{"model": []}',
+    "number": '{"eval": 3}',
+    "text": '{"data": "a"}',
+    "deep list": '{"model": {"nf": ' + NESTED + "}}",
+    "deep object": '{"model": ' + '{"a": ' * 400 + "1" + "}" * 401,
+    "deeper": "[" * 100_000,
+    "nested value": json.dumps(content(**{"model.ch_mult": [[1]]})),
+    "nested field": json.dumps(content(**{"eval.features": {"a": "pickle:loads"}})),
+    "twice": '{"seed": 1, "seed": 2}',
+    "integer": json.dumps(content(seed=10**400)),
+    "number of another type": json.dumps(content(**{"optim.lr": 10**400})),
+    "NaN": json.dumps(content(**{"optim.lr": float("nan")})),
+    "infinity": '{"seed": 1e999}',
+    "digits": '{"seed": ' + "9" * 5000 + "}",
+    "list for text": json.dumps(content(**{"eval.features": ["pickle:loads"]})),
+    "null for text": json.dumps(content(**{"data.path": None})),
+    "null character": json.dumps(content(**{"data.path": "a\0"})),
+    "dotted": json.dumps(content() | {"eval.features": "pickle:loads"}),
+    "case": json.dumps(content() | {"Eval": {"features": "pickle:loads"}}),
+    "space": json.dumps(content(**{"eval.features ": "pickle:loads"})),
+    "method": json.dumps(content(**{"model.items": 1})),
+    "empty name": json.dumps(content(**{"model.": 1})),
+    "control characters": json.dumps(content(**{"model.a\x1b[2J\nError": "\x1b[2J\u202e"})),
+    "name": json.dumps(content(**{"data.dataset": "/etc/passwd"})),
+    "name of code": json.dumps(content(**{"model.name": "os:system"})),
+    "word": json.dumps(content(**{"data.category": "../a"})),
+    "rule": json.dumps(content(**{"guidance.interval": [2.0, 1.0]})),
+    "no network": "{}",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_config_is_one_line_that_names_the_file(tmp_path, name, kind):
+    path = write(tmp_path / "theirs", kind, DAMAGED[name])
+    for load in (load_config, ss.load, lambda path: stored.get_config(str(path))):
+        if load is ss.load and kind == "config.json":
+            path = path.parent
+        with pytest.raises(InputError) as caught:
+            load(path)
+        message = str(caught.value)
+        assert message.isprintable()
+        assert len(message) < 1500
+        assert str(path) in message
+
+
+def test_messages_escape_control_characters(capfd, monkeypatch):
+    assert str(InputError("a\x1b[2J\r\n\u202eb")) == "a\\x1b[2J\\r\n\\u202eb"
+
+    def end(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(SystemExit):
+        errors.fail("a\x1b")
+    assert capfd.readouterr().err == "Error: a\\x1b\n"
+
+
+def test_exports_of_a_checkpoint_are_the_same_bytes(tmp_path):
+    experiment = Experiment(tiny.config())
+    tree = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), experiment.abstract_params)
+    trained = Trained(5, tree, tree, tree, tree, 5)
+    names = ["a.safetensors", "checkpoint_1"]
+    for name in [*names, "a.pth"] if importlib.util.find_spec("torch") else names:
+        files = [io.BytesIO() for _ in range(8)]
+        for file in files:
+            write = pretrained.writer(name)
+            write(file, trained, experiment.network, experiment.config)
+        assert len({file.getvalue() for file in files}) == 1, name
+    path = tmp_path / "a.safetensors"
+    found = set()
+    for _ in range(8):
+        runs.save_tree(path, {"b": np.ones(3), "a": np.ones(2)}, {"c": "\u00e9"}, 7)
+        found.add(path.read_bytes())
+    assert len(found) == 1
+    assert runs.read_tree(path, {"b": np.ones(3), "a": np.ones(2)})[1] == {"c": "\u00e9"}
