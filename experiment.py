@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -459,6 +459,26 @@ def sampler_defaults(config: Config) -> samplers.Defaults:
         config.sampling.num_steps or None,
         config.model.num_scales,
         options,
+    )
+
+
+def warn_unused(config: Config, given: Collection[str]) -> None:
+    """Print the fields of config.sampling that are `given` and that its sampler does not read."""
+    name = sampler_name(config)
+    read = {"method", "temperature", *samplers.kinds()[name].options}
+    if not samplers.kinds()[name].adaptive:
+        read.add("num_steps")
+    if config.sampling.method.lower() == "solver":
+        read.add("solver")
+    unused = sorted(
+        field for field in given if field.startswith("sampling.") and field[9:] not in read
+    )
+    if not unused or jax.process_index():
+        return
+    hint = " For a few-step solver add --config.sampling.method=solver."
+    print(
+        f"{', '.join(unused)}: no effect on the sampler {name!r}."
+        f"{hint if config.sampling.method.lower() != 'solver' else ''}"
     )
 
 

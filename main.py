@@ -12,7 +12,9 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import errors
 
@@ -26,135 +28,63 @@ from ml_collections import config_flags
 
 import classifier
 import evaluation
-import report
 import sharding
 import training
 from commands import averaging, calibration, conversion, inspection, latents, restoration, samples
-from commands.command_line import parse_flags, warn_unused
+from commands.command_line import parse_flags
 from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
 
 FLAGS = flags.FLAGS
 
-DEFAULT_COUNT = 64
-OF_SOME_MODES = {
-    "average_only": ("export",),
-    "checkpoint": (
-        *("eval", "export", "ema", "encode", "interpolate", "sample", "restore", "calibrate"),
+
+class Command(NamedTuple):
+    """What a mode runs.
+
+    Attributes:
+      run: (config, workdir, **arguments).
+      flags: the flags of the mode, with the names of the arguments that they become.
+      required: those of them that must be given.
+      given: whether `run` has the argument `given`, the config fields set on the command line.
+    """
+
+    run: Callable[..., Any]
+    flags: Mapping[str, str] = MappingProxyType({})
+    required: tuple[str, ...] = ()
+    given: bool = False
+
+
+CHECKPOINT = {"checkpoint": "number"}
+FOLDER = {"eval_folder": "folder"}
+
+COMMANDS = {
+    "train": Command(training.train),
+    "eval": Command(evaluation.run, {**FOLDER, **CHECKPOINT}, given=True),
+    "report": Command(evaluation.write_report, FOLDER),
+    "import": Command(conversion.import_checkpoint, {"source": "source"}, ("source",)),
+    "export": Command(
+        conversion.export_checkpoint,
+        {"target": "target", "average_only": "average_only", **CHECKPOINT},
+        ("target",),
     ),
-    "classes": ("sample",),
-    "count": ("sample",),
-    "eval_folder": ("eval", "report", "sample", "restore", "calibrate"),
-    "seed": ("sample",),
-    "source": ("import", "sample"),
-    "target": ("export", "ema"),
+    "ema": Command(averaging.reconstruct, {"target": "target", **CHECKPOINT}),
+    "encode": Command(latents.encode, CHECKPOINT),
+    "interpolate": Command(latents.interpolate, CHECKPOINT),
+    "sample": Command(
+        samples.sample,
+        {"count": "count", "classes": "classes", "seed": "seed", "source": "source"}
+        | {**FOLDER, **CHECKPOINT},
+        given=True,
+    ),
+    "restore": Command(restoration.restore, {**FOLDER, **CHECKPOINT}, given=True),
+    "calibrate": Command(calibration.calibrate, {**FOLDER, **CHECKPOINT}, given=True),
+    "train_classifier": Command(classifier.train),
+    "inspect_data": Command(inspection.inspect),
+    "prepare_data": Command(inspection.prepare),
+    "fid_stats": Command(reference_statistics.fid_stats),
 }
-"""The modes of each flag that not all modes have."""
-
-# --- modes ----------------------------------------------------------------------------------------
-
-
-def _train(config: Config, workdir: str) -> None:
-    training.train(config, workdir)
-
-
-def _eval(config: Config, workdir: str) -> None:
-    folder = FLAGS.eval_folder or "eval"
-    warn_unused(config, _given())
-    evaluation.evaluate(config, workdir, folder, FLAGS.checkpoint)
-    if jax.process_index() == 0:  # The report reads what this process has written.
-        print(f"results: {report.write(workdir, folder)}")
-
-
-def _report(config: Config, workdir: str) -> None:
-    print(report.write(workdir, FLAGS.eval_folder or "eval"))
-
-
-def _import(config: Config, workdir: str) -> None:
-    conversion.import_checkpoint(config, workdir, _required("source"))
-
-
-def _export(config: Config, workdir: str) -> None:
-    conversion.export_checkpoint(
-        config,
-        workdir,
-        _required("target"),
-        FLAGS.checkpoint,
-        average_only=FLAGS.average_only,
-    )
-
-
-def _ema(config: Config, workdir: str) -> None:
-    averaging.reconstruct(config, workdir, FLAGS.target, FLAGS.checkpoint)
-
-
-def _encode(config: Config, workdir: str) -> None:
-    latents.encode(config, workdir, FLAGS.checkpoint)
-
-
-def _interpolate(config: Config, workdir: str) -> None:
-    latents.interpolate(config, workdir, FLAGS.checkpoint)
-
-
-def _restore(config: Config, workdir: str) -> None:
-    restoration.restore(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder, _given())
-
-
-def _sample(config: Config, workdir: str) -> None:
-    if FLAGS.classes is not None:
-        config.guidance.classes = _integers(FLAGS.classes)
-    if FLAGS.seed is not None:
-        config.seed = FLAGS.seed
-    count = DEFAULT_COUNT if FLAGS.count is None else FLAGS.count
-    warn_unused(config, _given())
-    samples.sample(
-        config,
-        workdir,
-        count,
-        number=FLAGS.checkpoint,
-        folder=FLAGS.eval_folder,
-        source=FLAGS.source,
-    )
-
-
-def _calibrate(config: Config, workdir: str) -> None:
-    calibration.calibrate(config, workdir, FLAGS.checkpoint, FLAGS.eval_folder, _given())
-
-
-def _train_classifier(config: Config, workdir: str) -> None:
-    classifier.train(config, workdir)
-
-
-def _inspect_data(config: Config, workdir: str) -> None:
-    inspection.inspect(config, workdir)
-
-
-def _prepare_data(config: Config, workdir: str) -> None:
-    inspection.prepare(config)
-
-
-def _fid_stats(config: Config, workdir: str) -> None:
-    reference_statistics.fid_stats(config, workdir)
-
-
-MODES: dict[str, Callable[[Config, str], None]] = {
-    "train": _train,
-    "eval": _eval,
-    "report": _report,
-    "import": _import,
-    "export": _export,
-    "ema": _ema,
-    "encode": _encode,
-    "interpolate": _interpolate,
-    "sample": _sample,
-    "restore": _restore,
-    "calibrate": _calibrate,
-    "train_classifier": _train_classifier,
-    "inspect_data": _inspect_data,
-    "prepare_data": _prepare_data,
-    "fid_stats": _fid_stats,
-}
+"""By --mode."""
 
 # --- flags ----------------------------------------------------------------------------------------
 
@@ -165,7 +95,7 @@ config_flags.DEFINE_config_file(
     "--config.training.batch_size=64.",
 )
 flags.DEFINE_string("workdir", None, "The folder of checkpoints, logs and results.")
-flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
+flags.DEFINE_enum("mode", None, list(COMMANDS), "What to do.")
 flags.DEFINE_string(
     "eval_folder",
     None,
@@ -192,7 +122,7 @@ flags.DEFINE_integer(
     "The checkpoint to sample from, export, encode with, ...; by default the newest, or for "
     "--mode=eval those from eval.begin_ckpt to eval.end_ckpt.",
 )
-flags.DEFINE_integer("count", None, f"The number of images to draw; {DEFAULT_COUNT} by default.")
+flags.DEFINE_integer("count", None, f"The number of images to draw; {samples.COUNT} by default.")
 flags.DEFINE_list("classes", None, "The classes of the images to draw in turn, such as 0,1,2.")
 flags.DEFINE_integer("seed", None, "The seed of the images to draw, in place of --config.seed.")
 flags.DEFINE_string(
@@ -213,7 +143,7 @@ def main(argv: list[str]) -> None:
             raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.")
         _check_flags()
         sharding.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        MODES[FLAGS.mode](_config(), FLAGS.workdir)
+        _run(COMMANDS[FLAGS.mode])
         sys.stdout.flush()  # Its errors would be a traceback at exit.
     except InputError as error:
         errors.fail(str(error))
@@ -257,35 +187,31 @@ def _check_flags() -> None:
         raise InputError(
             f"{' and '.join(missing)} must be given, as in python main.py "
             "--config=configs/vp/digits_ddpmpp_continuous.py --workdir=digits --mode=train. Modes: "
-            f"{', '.join(MODES)}."
+            f"{', '.join(COMMANDS)}."
         )
     if not FLAGS.workdir:  # As --workdir=$DIR without DIR, which would be the current folder.
         raise InputError("--workdir is empty; it must name a folder.")
-    for name, modes in OF_SOME_MODES.items():
-        if FLAGS[name].present and FLAGS.mode not in modes:
+    command = COMMANDS[FLAGS.mode]
+    for name in {name for each in COMMANDS.values() for name in each.flags}:
+        if FLAGS[name].present and name not in command.flags:
+            modes = ", ".join(mode for mode, each in COMMANDS.items() if name in each.flags)
             hint = " To train on from a file, import it first." if name == "source" else ""
-            raise InputError(
-                f"--{name} is a flag of --mode={', '.join(modes)}, not of {FLAGS.mode}.{hint}"
-            )
+            raise InputError(f"--{name} only applies to --mode={modes}, not {FLAGS.mode}.{hint}")
+    for name in command.required:
+        if FLAGS[name].value is None:
+            raise InputError(f"--mode={FLAGS.mode} needs --{name}: {FLAGS[name].help}")
 
 
-def _required(name: str) -> str:
-    value = FLAGS[name].value
-    if value is None:
-        raise InputError(f"--mode={FLAGS.mode} needs --{name}: {FLAGS[name].help}")
-    return value
-
-
-def _given() -> set[str]:
-    """Return the config fields that are set on the command line."""
-    return set(FLAGS["config"].override_values)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _integers(texts: list[str]) -> tuple[int, ...]:
-    try:
-        return tuple(map(int, texts))
-    except ValueError as error:
-        raise InputError(f"--classes={','.join(texts)} must be integers, such as 0,1,2.") from error
+def _run(command: Command) -> None:
+    """Run a command with the values of its flags; flags that are not given keep its defaults."""
+    arguments = {
+        argument: FLAGS[name].value
+        for name, argument in command.flags.items()
+        if FLAGS[name].value is not None
+    }
+    if command.given:
+        arguments["given"] = set(FLAGS["config"].override_values)  # pyright: ignore
+    command.run(_config(), FLAGS.workdir, **arguments)
 
 
 def _config() -> Config:

@@ -7,17 +7,13 @@ import re
 import sys
 from pathlib import Path
 
-import jax
 from absl import flags, logging
 
 import errors
-import samplers
 from commands import stored
 from configs import location, validation
-from configs.default import Config, complete
 from configs.fields import ABSENT, FIELDS
 from errors import InputError
-from experiment import sampler_name
 from pretrained import WITH_CONFIG
 from runs import CONFIG
 
@@ -85,27 +81,6 @@ def parse_flags(argv: list[str]) -> list[str]:
             if isinstance(each, InputError) and not str(each).startswith(WITH_TRACEBACK):
                 errors.fail(str(each))
         errors.fail(_explain(error, given))
-
-
-def warn_unused(config: Config, given: set[str]) -> None:
-    """Print the fields of config.sampling that are `given` and that its sampler does not read."""
-    config = complete(config)
-    name = sampler_name(config)
-    read = {"method", "temperature", *samplers.kinds()[name].options}
-    if not samplers.kinds()[name].adaptive:
-        read.add("num_steps")
-    if config.sampling.method.lower() == "solver":
-        read.add("solver")
-    unused = sorted(
-        field for field in given if field.startswith("sampling.") and field[9:] not in read
-    )
-    if not unused or jax.process_index():
-        return
-    hint = " For a few-step solver add --config.sampling.method=solver."
-    print(
-        f"{', '.join(unused)}: no effect on the sampler {name!r}."
-        f"{hint if config.sampling.method.lower() != 'solver' else ''}"
-    )
 
 
 def _check_mode(argv: list[str]) -> None:

@@ -24,8 +24,9 @@ MAX_ENTRIES = 2**28  # entries of all these images together
 BLOCK = 500  # rows of the distance matrix that are computed at a time
 
 
-def prepare(config: Config) -> None:
-    """Download and prepare the data set of `config`, `--mode=prepare_data`."""
+def prepare(config: Config, workdir: str) -> None:
+    """Download and prepare the data set of `config`, `--mode=prepare_data`; workdir is not used."""
+    del workdir
     published.prepare(Experiment(config, jax.local_devices()[:1]).config.data)
 
 

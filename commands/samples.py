@@ -6,6 +6,7 @@ the classes, or is --eval_folder.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,13 @@ import sharding
 from commands.models import open_model
 from configs.default import Config, complete
 from errors import InputError
-from experiment import Experiment
+from experiment import Experiment, warn_unused
 from runs import Arrays, dependencies, owned, results_folder, run_rounds, write_picture
 from runs.checkpoints import tree_checksum
 from training import state
 
 BATCH = 64  # images that are drawn at a time, at most
+COUNT = 64
 MOST = 10**5  # images, each of which is a file
 FILE = "{:05d}.png"
 GRID = 100  # images in grid.png, at most
@@ -29,15 +31,20 @@ GRID = 100  # images in grid.png, at most
 def sample(
     config: Config,
     workdir: str,
-    count: int,
+    count: int = COUNT,
     *,
+    classes: Sequence[str | int] | None = None,
+    seed: int | None = None,
     number: int | None = None,
     folder: str | None = None,
     source: str | None = None,
+    given: Collection[str] = (),
 ) -> Path:
     """Draw images 0 .. count - 1 of checkpoint `number`, by default the newest; return the folder.
 
     With a `source`, as for --mode=import, they are images of that file, and the workdir may be new.
+    `classes` and `seed` replace those of the config. Fields of config.sampling in `given` that the
+    sampler does not read are named.
 
     Image i is a function of config.seed and i, as in evaluation. It writes `00000.png` and so on,
     `grid.png` with the first ones, and the rounds `samples_R.npz`, from which a run that was
@@ -49,8 +56,13 @@ def sample(
     """
     if not 1 <= count <= MOST:
         raise InputError(f"--count={count} must be an integer from 1 to {MOST}.")
+    if classes is not None:
+        config.guidance.classes = _integers(classes)
+    if seed is not None:
+        config.seed = seed
     experiment = Experiment(_with_batches(config, count))
     config = experiment.config
+    warn_unused(config, given)
     experiment.sampler.check_stable()
     experiment.load_classifier(workdir)
     model, identity, title, folder_of_model = open_model(experiment, workdir, number, source)
@@ -79,6 +91,14 @@ def sample(
     print(f"{arrays['nfe'][:count].mean():.0f} evaluations of the network for an image (NFE)")
     print(f"pictures: {output}/grid.png, and {FILE.format(0)} to {FILE.format(count - 1)}")
     return output
+
+
+def _integers(texts: Sequence[str | int]) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, texts))
+    except ValueError as error:
+        listed = ",".join(map(str, texts))
+        raise InputError(f"--classes={listed} must be integers, such as 0,1,2.") from error
 
 
 def _with_batches(config: Config, count: int) -> Config:
