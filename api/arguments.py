@@ -72,8 +72,9 @@ class Numbers:
 
     def describe(self) -> str:
         axes = f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
-        kind = "True or False" if self.binary else f"finite real numbers up to {LARGEST:g}"
-        return f"an array with {axes} axes of {kind.replace('real ', '' * self.complex)}"
+        kind = "complex" if self.complex else "real"
+        values = "True or False" if self.binary else f"finite {kind} numbers up to {LARGEST:g}"
+        return f"an array with {axes} axes of {values}"
 
 
 def _is_range(value: Any) -> bool:
