@@ -9,6 +9,7 @@ shape () or (B,) in [0, T]; states x have shape (B, ...).
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import math
 import reprlib
@@ -84,12 +85,11 @@ class SDE(abc.ABC):
             if field.type not in ("float", float):
                 continue
             value = getattr(self, field.name)
-            if isinstance(value, (np.generic, np.ndarray)) or hasattr(value, "addressable_data"):
-                value = np.asarray(value).item() if np.size(value) == 1 else None
+            with contextlib.suppress(Exception):  # Arrays without a value raise various types.
+                value = value.item()
             if type(value) not in (int, float) or not -1e30 <= value <= 1e30:
-                raise InputError(
-                    f"{name}: {field.name} = {reprlib.repr(value)} must be a finite number."
-                )
+                shown = " ".join(reprlib.repr(value).split())
+                raise InputError(f"{name}: {field.name} = {shown} must be a finite number.")
             object.__setattr__(self, field.name, value)
             values[field.name] = value
         for low, sign, high in self.relations:
