@@ -78,12 +78,10 @@ class Numbers:
 
 
 def _is_range(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and _below(*value)
-
-
-def _below(low: Any, high: Any) -> bool:
-    types = {type(low), type(high)}
-    return types <= {int, float} and low < high
+    is_pair = (
+        isinstance(value, tuple) and [type(each) in (int, float) for each in value] == [True] * 2
+    )
+    return is_pair and value[0] < value[1]
 
 
 FUNCTION = Rule(callable, "a function")

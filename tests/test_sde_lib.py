@@ -154,7 +154,7 @@ def test_invalid_values_raise_input_errors():
     assert VPSDE().betas(21).max() == pytest.approx(20 / 21)
     with pytest.raises(InputError, match="sigma_min < sigma_max; got sigma_min = 1.0 and"):
         VESDE(sigma_min=1.0, sigma_max=0.1)
-    with pytest.raises(InputError, match="0 < beta_min; got beta_min = 0."):
+    with pytest.raises(InputError, match="beta_min <= beta_max; got beta_min = 0 and"):
         SubVPSDE(beta_min=0)
 
 
