@@ -36,8 +36,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Rule:
     """The values that pass a test."""
 
-    allows: Callable[[Any], bool]
+    test: Callable[[Any], bool]
     what: str
+
+    def allows(self, value: Any) -> bool:
+        return self.test(value)
 
     def describe(self) -> str:
         return self.what
@@ -164,7 +167,7 @@ def checked(function: F, **own: Domain) -> F:
 def converted(name: str, value: Any, domain: Domain) -> Any:
     """Return an argument in the type that its domain has. Raises InputError if it is not in it."""
     try:
-        known = as_array(value) if isinstance(domain, Numbers) else plain(value)
+        known: Any = as_array(value) if isinstance(domain, Numbers) else plain(value)
         is_allowed = domain.allows(known)
     except Exception:  # Objects of a user may raise anything when they are converted.
         known, is_allowed = value, False

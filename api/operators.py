@@ -29,5 +29,3 @@ motion_blur = _of_images(operators.motion_blur)
 motion_kernel = _of_images(operators.motion_kernel)
 radon = _of_images(operators.radon)
 random_pixels = _of_images(operators.random_pixels)
-
-__all__ = operators.__all__

@@ -82,13 +82,13 @@ def outcome(function, arguments, traced=""):
 
 
 def run(calls, seed=0):
-    """Make random calls, of which each has one or two random arguments; return the outcomes."""
+    """Make random calls, of which each has up to two random arguments; return the outcomes."""
     draw, found = random.Random(seed), collections.Counter()
     for _ in range(calls):
         function, valid = draw.choice(CALLS)
-        names = draw.sample(sorted(valid), min(len(valid), draw.choice((1, 1, 2))))
+        names = draw.sample(sorted(valid), min(len(valid), draw.choice((0, 1, 1, 2))))
         arguments = {**valid, **{name: draw.choice(BAD) for name in names}}
-        traced = names[0] if draw.random() < 0.1 else ""
+        traced = names[0] if names and draw.random() < 0.1 else ""
         found[outcome(function, arguments, traced)] += 1
     return found
 

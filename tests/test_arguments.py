@@ -11,6 +11,7 @@ import pytest
 
 import score_sde as ss
 from api.arguments import DOMAINS
+from controllable import operators
 from tests import fuzz_api, gaussian
 
 SDE = ss.VPSDE()
@@ -89,7 +90,7 @@ def test_values_of_numpy_and_jax_are_those_of_python():
 
 
 def test_every_argument_of_the_operators_has_a_domain():
-    for name in set(ss.operators.__all__) - {"Operator", "Shape"}:
+    for name in set(operators.__all__) - {"Operator", "Shape"}:
         names = inspect.signature(getattr(ss.operators, name)).parameters
         assert not set(names) - set(DOMAINS) - {"seed"}, name
 
