@@ -369,6 +369,24 @@ def test_closed_streams(tmp_path, closed):
     assert (tmp_path / "f").read_bytes() == b""
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("redirection", "code"), [("<&- >&- 2>&-", 0), (">/dev/full", 1)])
+def test_images_without_standard_output(tmp_path, redirection, code):
+    """The images are written; output that cannot be printed is one line."""
+    workdir = tiny.untrained(tmp_path / "w", **FREQUENT)
+    command = f'exec "$0" main.py --workdir="$1" --mode=sample --count=2 {redirection}'
+    process = subprocess.run(
+        ["sh", "-c", command, sys.executable, workdir],
+        cwd=ROOT,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    assert (process.returncode, process.stderr.count("\n")) == (code, code)
+    assert list(workdir.rglob("*.png"))
+
+
 # --- kills ---
 
 
