@@ -316,10 +316,10 @@ def test_signals_outside_of_training(tmp_path, number, seconds):
 START = "import errors, os, sys; errors.start_command(); "
 
 
-def start_python(text, **options):
+def start_python(code, **options):
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": ROOT} | options
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", START + text], env=environment, **options)
+    return subprocess.Popen([sys.executable, "-c", START + code], env=environment, **options)
 
 
 @pytest.mark.parametrize(
