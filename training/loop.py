@@ -40,7 +40,7 @@ FREQUENCIES = ("log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_pree
 def train(config: Config, workdir: str) -> TrainState:
     """Train the experiment `config` in `workdir`, or continue; return the last state.
 
-    SIGTERM saves the state and returns it early; SIGINT does the same and raises KeyboardInterrupt.
+    A signal saves the state: SIGTERM and SIGHUP return it early, SIGINT raises KeyboardInterrupt.
     Raises InputError for an invalid config, and for a workdir of another experiment or one that
     another process trains in. training.on_nonfinite states what follows if a loss, a gradient or
     the state is not finite: NotFiniteError, unless it is corrected. Such a state is never saved.
