@@ -45,7 +45,7 @@ def fuzz(
     while time.monotonic() < end:
         path = folder / f"{sum(report.counts.values())}.{name}"
         path.write_bytes(content)
-        ask = ask or _start(read)
+        ask = ask or start(read)
         kind, memory, duration = ask(path)
         report.counts[kind] += 1
         report = report._replace(
@@ -84,7 +84,7 @@ def changed(content: bytes, rng: random.Random) -> bytes:
     return bytes(data[: 2**24])
 
 
-def _start(read: Callable[[Path], Any]) -> Callable[[Path], tuple[str, int, float]]:
+def start(read: Callable[[Path], Any]) -> Callable[[Path], tuple[str, int, float]]:
     """Start a process that reads files; return what reads one there, until the first failure."""
     context = multiprocessing.get_context("spawn")
     pipe, other = context.Pipe()
