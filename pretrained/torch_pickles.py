@@ -134,7 +134,7 @@ def _tensor(data: Any, offset: int, shape: Any, strides: Any, *_: Any) -> np.nda
     """Return the entries of a storage (n,) that make a tensor. Raise ValueError for any outside."""
     if not all(type(each) is tuple and len(each) <= MAX_AXES for each in (shape, strides)):
         raise ValueError("a tensor has a damaged shape")
-    is_storage = isinstance(data, np.ndarray) and data.ndim == 1 and data.flags.contiguous
+    is_storage = isinstance(data, np.ndarray) and data.base is None  # It is not a tensor.
     sizes = (offset, *shape, *strides)
     if not is_storage or any(type(n) is not int or not 0 <= n < MAX_SIZE for n in sizes):
         raise ValueError("a tensor has a damaged shape")
