@@ -91,7 +91,7 @@ NAMES = {
     **torch_pickles.NAMES,
     **dict.fromkeys(RECORDED),
     "torch_utils.persistence _reconstruct_persistent_obj": _module,
-    "dnnlib.util EasyDict": lambda: {},
+    "dnnlib.util EasyDict": torch_pickles.empty_dict,
 }
 
 

@@ -13,7 +13,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +45,7 @@ def load(path: Path) -> Any:
     return value
 
 
-def load_stream(reader: pickles.Reader, stream: IO[bytes] | mmap.mmap, size: int) -> Any:
+def load_stream(reader: pickles.Reader, stream: Any, size: int) -> Any:
     """Return the content of `size` bytes: five pickles, then the numbers of each storage."""
     storages = _Storages(size)
     magic, version, system = (reader.load(stream, {}) for _ in range(3))
@@ -146,10 +146,15 @@ def _tensor(data: Any, offset: int, shape: Any, strides: Any, *_: Any) -> np.nda
     return np.lib.stride_tricks.as_strided(data[offset:], shape, steps, writeable=False)
 
 
+def empty_dict() -> dict:
+    """Return a new dictionary; pickles add the entries to it."""
+    return {}
+
+
 NAMES: dict[str, Callable[..., Any] | None] = {
     "torch._utils _rebuild_tensor_v2": _tensor,
     "torch._utils _rebuild_parameter": lambda tensor, *_: tensor,
-    "collections OrderedDict": lambda: {},
+    "collections OrderedDict": empty_dict,
     **dict.fromkeys(STORAGES),
 }
 """The names in a pickle of tensors; see `readers.pickles.Names`."""

@@ -14,12 +14,12 @@ from __future__ import annotations
 import dataclasses
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import IO, Any
+from typing import Any
 
 from errors import printable
 
 MAX_INSTRUCTIONS = 2_000_000  # Of a file; a tensor takes 35 in PyTorch's files, 170 in EDM's.
-MAX_VALUES, MAX_DEPTH = 2_000_000, 100  # Of the result.
+MAX_VALUES, MAX_DEPTH = 1_000_000, 100  # Of the result.
 MAX_TEXT = 1000  # Characters of a key or name.
 MAX_KEY = 2**13  # Integers that are keys are smaller. Optimizers number their parameters.
 MAX_BITS = 80  # Of an integer. That with which PyTorch's older files begin has 77.
@@ -58,9 +58,9 @@ class Reader:
         self._left = MAX_INSTRUCTIONS
 
     def load(
-        self, stream: IO[bytes], names: Names, persistent: Callable[[Any], Any] | None = None
+        self, stream: Any, names: Names, persistent: Callable[[Any], Any] | None = None
     ) -> Any:
-        """Return the value of the pickle at the position of a stream, and move to its end.
+        """Return the value of the pickle at the position of a binary stream, and move to its end.
 
         The value may contain itself; see `check_tree`. Sets are lists. `persistent` returns the
         object for an identifier in the pickle, such as the data of a tensor.
