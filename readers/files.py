@@ -55,16 +55,6 @@ def check_regular(path: str | Path, what: str = "") -> None:
         raise InputError(f"{name} is {kind}; it must be a regular file.")
 
 
-def check_archive(path: Path) -> None:
-    """Raise InputError if a zip archive contains too much; other files pass."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            declared = sum(each.file_size for each in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-        return
-    check_expansion(path, declared)
-
-
 def check_expansion(path: Path, declared: int) -> None:
     """Raise InputError if the content of a compressed file, `declared` bytes, is too large."""
     limit = max(ALWAYS_ALLOWED, MAX_RATIO * path.stat().st_size)

@@ -18,7 +18,6 @@ import runs
 from auxiliary import fitting
 from errors import InputError, brief, cache_folder, expand_home, printable
 from metrics import inception_weights
-from pretrained import torch_format
 from readers import cache, files
 from tests import tiny
 
@@ -469,12 +468,3 @@ def test_damaged_parameters_must_be_trained_again(tmp_path, content):
     message = "classifier.safetensors .* Train it again, with --mode=train_classifier"
     with pytest.raises(InputError, match=message):
         fitting.load(path, TREE, "train_classifier", {})
-
-
-def test_archives_of_pytorch_are_limited(tmp_path, monkeypatch):
-    pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
-    monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1000)
-    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a/data.pkl", bytes(10**6))
-    with pytest.raises(InputError, match="a.pth declares a content of 1,000,000 bytes"):
-        torch_format.load(tmp_path / "a.pth")
