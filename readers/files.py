@@ -46,7 +46,7 @@ def check_regular(path: str | Path, what: str = "") -> None:
 
     `what` is the flag or config field that names the file, for the message.
     """
-    name = f"{what} = {str(path)!r}" if what else str(path)
+    name = f"{what} = {str(path)!r}" if what else printable(path)
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: the path contains a null character.

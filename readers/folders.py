@@ -218,7 +218,7 @@ def _decoded(
                     logging.WARNING,
                     "%s: %s; another image replaces it.",
                     MAX_LISTED,
-                    path,
+                    printable(path),
                     brief(error),
                 )
         raise InputError(f"data.path = {config.path!r}: none of its images can be read any more.")

@@ -57,8 +57,10 @@ def sequences(font: TTFont) -> dict[str, set[tuple[int, ...]]]:
 
 def main() -> None:
     """Write {"glyphs": ...} or {"problem": MESSAGE}."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    for kind, limit in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CPU, SECONDS)):
+        hard = resource.getrlimit(kind)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (limit, limit))
     answer: dict[str, Any]
     try:
         answer = {"glyphs": glyphs(TTFont(io.BytesIO(sys.stdin.buffer.read()), lazy=True))}

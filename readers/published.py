@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import ml_collections
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
 from errors import InputError, check_name, expand_home, printable
 from readers import cache, celeba, cifar, idx, image_files, lsun, preprocessing, svhn
-from readers.files import check_labels, check_regular, read_json, reading
+from readers.array_records import ArrayRecords
+from readers.files import check_labels, read_json, reading
 from readers.image_sizes import image_shape, square_side
 from readers.preprocessing import Decoded, Pixels
 from readers.tfrecords import TFRecords, parse_example
@@ -156,7 +156,7 @@ def _versions(config: ml_collections.ConfigDict, prepared: Prepared) -> list[Pat
 
 
 def _version(folder: Path) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else -1 for part in folder.name.split("."))
+    return tuple(int(part) if part.isdecimal() else -1 for part in folder.name.split("."))
 
 
 def _reading(folder: Path, part: str) -> AbstractContextManager[None]:
@@ -206,25 +206,6 @@ def _records(folder: Path, name: str, split: str) -> Records:
             f"{sum(lengths[split])}. Prepare it again."
         )
     return records
-
-
-class ArrayRecords(Sequence):
-    """The records of ArrayRecord files. Raises InputError where a checksum is wrong."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
-        for path in paths:
-            check_regular(path)
-        with _reading(paths[0].parent, "ArrayRecord files"):
-            self._source = ArrayRecordDataSource([str(path) for path in paths])
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> bytes:
-        index = range(len(self))[index]
-        with _reading(self.paths[0].parent, f"record {index}"):
-            return self._source[index]
 
 
 class ChainedTFRecords(Sequence):

@@ -19,7 +19,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from readers import arrays, emoji, files, idx, image_files, preprocessing, published, svhn
+from readers import arrays, emoji, files, idx, image_files, preprocessing, svhn
+from readers.array_records import ArrayRecords
 from readers.lmdb import Lmdb
 from readers.tfrecords import TFRecords, parse_example
 from tests import examples, fuzz, fuzz_formats, tiny
@@ -85,7 +86,7 @@ def array_record() -> bytes:
 
 
 def read_array_record(path: Path) -> Any:
-    return list(map(parse_example, published.ArrayRecords([path])))
+    return list(map(parse_example, ArrayRecords([path])))
 
 
 def idx_images() -> bytes:

@@ -469,6 +469,17 @@ def test_json_that_is_refused(tmp_path, content):
     assert "limit" in refused(files.read_json, path, {"a": int})
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000, "nothing", "a\0b", "\x1b[2J"])
+@pytest.mark.parametrize("dataset", ["array", "folder", "ffhq", "emoji", "CIFAR10", "SVHN", "lsun"])
+def test_paths_that_are_refused(tmp_path, dataset, name):
+    fields = {"data.path": f"{tmp_path}/{name}", "data.image_size": 32, "data.num_channels": 3}
+    config = tiny.config(**fields).data.unlock()
+    config.update(dataset=dataset, category="bedroom")
+    text = refused(datasets.load, config, "train")
+    assert text.isprintable()
+    assert str(tmp_path) in text
+
+
 def test_folders_that_vanish(tmp_path, monkeypatch):
     """As those of processes in /proc, between listing and opening."""
     (tmp_path / "gone").mkdir()
