@@ -310,6 +310,10 @@ def read_safetensors(path: Path, what: str = "") -> tuple[dict[str, str], dict[s
     Raises InputError if it is damaged, or has arrays of a type that NumPy does not have.
     """
     check_regular(path, what)
-    with reading(path, kind=" as safetensors"), safetensors.safe_open(path, "numpy") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return file.metadata() or {}, tensors
+    with reading(path, kind=" as safetensors"):
+        with open(path, "rb") as stream:
+            if int.from_bytes(stream.read(8), "little") > MAX_TEXT:
+                raise ValueError(f"its header has more than {MAX_TEXT:,} bytes")
+        with safetensors.safe_open(path, "numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, tensors

@@ -5,6 +5,7 @@ python -m tests.fuzz_formats_data --seconds=60 --format=png
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import hashlib
 import io
@@ -23,7 +24,7 @@ from readers import arrays, emoji, files, idx, image_files, preprocessing, svhn
 from readers.array_records import ArrayRecords
 from readers.lmdb import Lmdb
 from readers.tfrecords import TFRecords, parse_example
-from tests import examples, fuzz, fuzz_formats, tiny
+from tests import examples, fuzz, tiny
 
 PHOTO = Image.fromarray(np.add.outer(np.arange(40), 2 * np.arange(50)).astype(np.uint8))
 
@@ -167,10 +168,13 @@ FORMATS: dict[str, tuple[Callable[[], bytes], Callable[[Path], Any]]] = {
 }
 
 
-def main() -> None:
-    fuzz_formats.FORMATS.update(FORMATS)
-    fuzz.main()
-
-
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--format", choices=FORMATS)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    flags = parser.parse_args()
+    for name in [flags.format] if flags.format else FORMATS:
+        make, read = FORMATS[name]
+        counts, failures, memory, seconds = fuzz.fuzz(name, make(), read, flags.seconds, flags.seed)
+        print(f"{name}: {dict(counts)}, {memory / 2**20:.0f} MiB, {seconds:.2f} s", *failures)
