@@ -112,18 +112,11 @@ def walk(folder: Path) -> list[tuple[str, str]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if _is_folder(entry):
+            if os.path.isdir(entry):
                 stack.append((Path(entry.path), f"{prefix}{entry.name}/"))
             elif entry.name.lower().endswith(SUFFIXES):
                 files.append((prefix + entry.name, _state(entry)))
     return files
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # A link that refers to itself.
-        return False
 
 
 def _state(entry: os.DirEntry) -> str:

@@ -2,7 +2,7 @@
 
 Prepared data sets are read without TFDS and TensorFlow, from ArrayRecord or TFRecord files of
 tf.train.Example with encoded images, with the same result as `tfds.data_source`. Preparing a data
-set requires both packages (`prepare`). Files of the authors are read by the modules in `RELEASES`.
+set requires both packages (`prepare`). Other modules read the files of the authors.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import ml_collections
@@ -47,43 +48,22 @@ class Prepared(NamedTuple):
       name: its name in TFDS.
       test: the name of its held-out split.
       resize: the preprocessing of the official code, (image, size) -> image.
+      files: the module that reads the files of its authors.
       classes: the number of classes; 0 for a data set without labels.
     """
 
     name: str
     test: str
     resize: Callable[[Image.Image, int], Image.Image]
+    files: ModuleType
     classes: int = 0
 
 
 PREPARED = {  # By data.dataset in lower case. LSUN depends on further fields.
-    "cifar10": Prepared("cifar10", "test", preprocessing.resize, 10),
-    "svhn": Prepared("svhn_cropped", "test", preprocessing.resize, 10),
-    "celeba": Prepared("celeb_a", "validation", preprocessing.celeba),
-    "fashion_mnist": Prepared("fashion_mnist", "test", preprocessing.resize, 10),
-}
-
-
-class Release(NamedTuple):
-    """The files of the authors of a data set.
-
-    Attributes:
-      exists: whether a file or folder contains them.
-      read: (split, config.data, this file or folder) -> pixels and labels.
-      default: where they are if data.path is empty.
-    """
-
-    exists: Callable[[Path], bool]
-    read: Callable[[str, ml_collections.ConfigDict, Path], tuple[Pixels, np.ndarray | None]]
-    default: Path | None = None
-
-
-RELEASES = {  # By the name in TFDS, without the category of LSUN.
-    "cifar10": Release(cifar.exists, cifar.read),
-    "svhn_cropped": Release(svhn.exists, svhn.read),
-    "celeb_a": Release(celeba.exists, celeba.read),
-    "lsun": Release(lsun.exists, lsun.read),
-    "fashion_mnist": Release(idx.exists, idx.read, idx.DEBIAN),
+    "cifar10": Prepared("cifar10", "test", preprocessing.resize, cifar, 10),
+    "svhn": Prepared("svhn_cropped", "test", preprocessing.resize, svhn, 10),
+    "celeba": Prepared("celeb_a", "validation", preprocessing.celeba, celeba),
+    "fashion_mnist": Prepared("fashion_mnist", "test", preprocessing.resize, idx, 10),
 }
 
 
@@ -94,7 +74,7 @@ def of_tfds(config: ml_collections.ConfigDict) -> Prepared:
     """
     if config.dataset.lower() == "lsun":
         check_name(config.get("category", ""), LSUN_CATEGORIES, "data.category")
-        return Prepared(f"lsun/{config.category}", "validation", preprocessing.lsun)
+        return Prepared(f"lsun/{config.category}", "validation", preprocessing.lsun, lsun)
     if config.dataset.lower() not in PREPARED:
         raise InputError(
             f"data.dataset = {config.dataset!r} is not a set of TensorFlow Datasets; see "
@@ -113,11 +93,11 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndar
     data.path. Raises InputError if the data set is missing or damaged.
     """
     prepared, size = of_tfds(config), square_side(config)
-    release = RELEASES.get(prepared.name.partition("/")[0])
-    if release and not _versions(config, prepared):
-        place = expand_home(config.path, "data.path") if config.path else release.default
-        if place and release.exists(place):
-            return release.read(split, config, place)
+    if not _versions(config, prepared):
+        default = idx.DEBIAN if prepared.files is idx else None
+        place = expand_home(config.path, "data.path") if config.path else default
+        if place and prepared.files.exists(place):
+            return prepared.files.read(split, config, place)
     folder = find(config, prepared)
     records = _records(folder, prepared.name, "train" if split == "train" else prepared.test)
 

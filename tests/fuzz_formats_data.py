@@ -177,4 +177,5 @@ if __name__ == "__main__":
     for name in [flags.format] if flags.format else FORMATS:
         make, read = FORMATS[name]
         counts, failures, memory, seconds = fuzz.fuzz(name, make(), read, flags.seconds, flags.seed)
-        print(f"{name}: {dict(counts)}, {memory / 2**20:.0f} MiB, {seconds:.2f} s", *failures)
+        line = f"{name}: {dict(counts)}, {memory / 2**20:.0f} MiB, {seconds:.2f} s"
+        print(line, *failures, flush=True)
