@@ -16,7 +16,7 @@ from configs.default import Config
 from controllable import operators
 from controllable.operators import Operator
 from errors import InputError, advice, expand_home
-from readers import preprocessing
+from readers import image_files
 from readers.files import check_regular
 
 
@@ -42,7 +42,7 @@ def _read_mask(name: str, shape: Shape) -> np.ndarray:
     """Return the mask image (H, W, 1). Raises InputError if it does not have the images' size."""
     path = expand_home(name, "restore.mask")
     check_regular(path, "restore.mask")
-    mask = preprocessing.to_array(restoration_images.decode(path, 1))
+    mask = image_files.to_array(restoration_images.decode(path, 1))
     if mask.shape[:2] != shape[:2]:
         raise InputError(
             f"restore.mask = {name!r} has {mask.shape[1]}x{mask.shape[0]} pixels, but the images "

@@ -743,7 +743,7 @@ def test_other_noise_scales_than_those_of_the_config_are_errors(tmp_path):
         (b"", "is not a checkpoint in a known format"),
         (b"\x87\xa4step", "not a complete Flax msgpack file"),
         (b"PK\x03\x04 and nothing more", "not a PyTorch checkpoint that contains tensors only"),
-        (b"\x10\x00\x00\x00\x00\x00\x00\x00{", "not a complete safetensors file"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{", "cannot be read as safetensors"),
     ],
 )
 def test_files_in_other_formats_are_errors(tmp_path, content, message):

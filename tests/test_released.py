@@ -311,18 +311,18 @@ STORED = np.zeros((32, 32, 3, 4), np.uint8)
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (STORED, LABELS[:3], r"X is uint8 of shape \(32, 32, 3, 4\) for 3 labels"),
+        (STORED, LABELS[:3], r"X is uint8 of shape \(32, 32, 3, 4\)"),
         (STORED.astype(np.float64), LABELS, "X is float64"),
-        (STORED, LABELS * 0, "the labels y must be integers in 1 .. 10"),
-        (STORED, LABELS * 11, "the labels y must be integers in 1 .. 10"),
-        (STORED, LABELS * np.nan, "the labels y must be integers in 1 .. 10"),
+        (STORED, LABELS * 0, "y contains 0"),
+        (STORED, LABELS * 11, "labels go from 11 to 11"),
+        (STORED, LABELS * np.nan, "labels are float64"),
         (STORED[..., :0], LABELS[:0], "X is uint8"),
-        (STORED, None, "as a MATLAB file with the arrays X and y: 'y'"),
+        (STORED, None, "cannot be read as MATLAB: 'y'"),
     ],
 )
 def test_damaged_matlab_files(tmp_path, monkeypatch, images, labels, message):
     write_svhn(tmp_path, monkeypatch, images, labels)
-    with pytest.raises(InputError, match=f"test_32x32.mat .*{message}"):
+    with pytest.raises(InputError, match=f"test_32x32.mat.*{message}"):
         datasets.load(data("SVHN", tmp_path), "test")
 
 
@@ -338,7 +338,7 @@ def test_other_matlab_files(tmp_path, monkeypatch):
     for content in (b"text", path.read_bytes(), b""):
         path.write_bytes(content)
         allow(monkeypatch, svhn, test=path)
-        with pytest.raises(InputError, match="cannot be read as a MATLAB file"):
+        with pytest.raises(InputError, match="cannot be read as MATLAB"):
             datasets.load(data("SVHN", tmp_path), "test")
 
 
@@ -412,7 +412,7 @@ def test_damaged_faces(tmp_path, faces, monkeypatch):
     path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
     images = datasets.load(data("CELEBA", tmp_path), "train")
     assert images.pixels[0].shape == (32, 32, 3)
-    with pytest.raises(InputError, match="is damaged: 000004.jpg: Bad CRC-32"):
+    with pytest.raises(InputError, match="000004.jpg cannot be read: Bad CRC-32"):
         images.pixels[1]
     monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1000)
     monkeypatch.setattr(files, "MAX_RATIO", 0)
