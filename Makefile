@@ -8,7 +8,9 @@ SAMPLES := samples
 SITE := .cache/site
 CLAIMS := claims
 
-.PHONY: demo sample claims test test-slow notebook lint format docs pictures clean
+CORE := sde_lib losses sampling solvers likelihood models/score.py controllable
+
+.PHONY: demo sample claims test test-slow notebook mutate lint format docs pictures clean
 
 demo: $(VENV)/installed  ## Train on the handwritten digits, generate new ones and report bits/dim on held-out images.
 	$(RUN) main.py --config=$(CONFIG) --workdir=$(WORKDIR) --mode=train
@@ -28,6 +30,9 @@ test-slow: $(VENV)/installed-dev  ## Run the tests marked slow.
 
 notebook: $(VENV)/installed-dev  ## Execute the notebooks and write the executed copies to .cache, to update docs/ from them.
 	$(RUN) -m pytest -n 0 -m notebook tests/test_notebook.py
+
+mutate: $(VENV)/installed-dev  ## Draw 100 faults in CORE, and list those that no test notices: hours. SEED=1 draws others.
+	$(RUN) -m tests.mutants --count=100 --seed=$(or $(SEED),0) $(CORE)
 
 lint: $(VENV)/installed-dev  ## Check style, format and types.
 	$(VENV)/bin/ruff check .
