@@ -44,7 +44,6 @@ format: $(VENV)/installed-dev  ## Apply the fixes that ruff can make, and its fo
 	$(VENV)/bin/ruff format .
 
 docs: $(VENV)/installed-dev  ## Rewrite the generated pages, and build the documentation site; warnings are errors.
-	$(RUN) -m docs.make_architecture
 	$(RUN) -m docs.make_configuration
 	$(RUN) -m docs.make_reproduce
 	rm -rf $(SITE)
