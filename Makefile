@@ -45,13 +45,11 @@ format: $(VENV)/installed-dev  ## Apply the fixes that ruff can make, and its fo
 
 docs: $(VENV)/installed-dev  ## Rewrite the generated pages, and build the documentation site; warnings are errors.
 	$(RUN) -m docs.make_configuration
-	$(RUN) -m docs.make_reproduce
 	rm -rf $(SITE)
 	$(RUN) -m sphinx -M html . $(SITE) -c docs/site --fail-on-warning --quiet
 	@echo "site: $(SITE)/html/index.html"
 
-pictures: $(VENV)/installed-dev  ## Draw the pictures of the documentation by the networks of zoo/.
-	$(RUN) -m docs.make_strip
+pictures: $(VENV)/installed-dev  ## Draw the figures of docs/how_it_works.md by the networks of zoo/.
 	$(RUN) -m docs.make_figures
 
 $(VENV)/installed: requirements.txt
