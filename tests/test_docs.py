@@ -15,6 +15,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
 FLAG = re.compile(r"--(?:no)?config\.(\w+(?:\.\w+)?)")
 PYTHON_FILE = re.compile(r"`((?:[a-z_]+/)*[a-z_0-9]+\.py)`")
+EXTERNAL = ("https://", "http://", "../../actions/")
 HISTORY = "CHANGELOG.md"  # Names files of earlier versions.
 
 
@@ -28,26 +29,16 @@ def test_table_of_modules():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links(page):
-    for target in LINK.findall(page.read_text()):
-        if not target.startswith(("https://", "http://", "../../actions/")):
-            assert (page.parent / target).exists(), target
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_config_fields(page):
-    if page.name == HISTORY:
-        return
-    for name in FLAG.findall(page.read_text()):
-        assert name in FIELDS or name in INERT or name == "FIELD", name
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_files(page):
-    if page.name == HISTORY:
-        return
-    for name in PYTHON_FILE.findall(page.read_text()):
-        assert any((ROOT / folder / name).exists() for folder in (".", "configs", "models")), name
+def test_pages_name_what_exists(page):
+    """Files that links have as targets, config fields, and Python files."""
+    text = page.read_text()
+    links = [each for each in LINK.findall(text) if not each.startswith(EXTERNAL)]
+    assert [each for each in links if not (page.parent / each).exists()] == []
+    if page.name != HISTORY:
+        assert set(FLAG.findall(text)) <= {*FIELDS, *INERT, "FIELD"}
+        folders = (ROOT, ROOT / "configs", ROOT / "models")
+        for name in PYTHON_FILE.findall(text):
+            assert any((folder / name).exists() for folder in folders), name
 
 
 def test_readme_is_short():
