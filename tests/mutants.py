@@ -100,15 +100,16 @@ def draw(root: Path, targets: Sequence[str], count: int, seed: int) -> Iterator[
 
 
 def tests_of(path: Path, root: Path) -> list[str]:
-    """Return the test files named after a module or its package, then those that import it."""
+    """Return the test files of a module's name, its importers, and those of its package."""
     parts = path.with_suffix("").parts
-    named = [f"test_{name}" for name in (*parts[::-1], *TESTS.get(parts[0], ()))]
-    package, module = ".".join(parts[:-1]), parts[-1]
-    imports = rf"from {package} import (\([^)]*|.*)\b{module}\b|import {package}$|" * bool(package)
-    imports = rf"^\s*({imports}(import|from) {'.'.join(parts)}\b)"
+    module, name, package = parts[-1], ".".join(parts), ".".join(parts[:-1])
+    imports = rf"^\s*((import|from) {name}\b|from {package or name} import .*\b{module}\b)"
     files = sorted((root / "tests").glob("test_*.py"), key=lambda file: file.stat().st_size)
-    found = [each for name in named for each in files if each.stem == name]
+    found = [each for each in files if each.stem == f"test_{module}"]
     found += [each for each in files if re.search(imports, each.read_text(), re.M)]
+    for other in (*parts[-2::-1], *TESTS.get(parts[0], ())):
+        found += [each for each in files if each.stem == f"test_{other}"]
+    found += [each for each in files if re.search(rf"^import {package}$", each.read_text(), re.M)]
     return [str(each.relative_to(root)) for each in dict.fromkeys(found)]
 
 
