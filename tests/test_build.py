@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -50,22 +50,13 @@ def test_rewritten_imports(source, expected):
 
 
 def test_the_package(tmp_path):
-    """It has all modules of the program and the files that they read, and imports no other ones."""
+    """It has all modules of the program, with rewritten imports, and the files that they read."""
     build.write_package(ROOT, tmp_path)
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     inside = [paths for name, paths in sources().items() if name not in build.OUTSIDE]
     expected = {str(path.relative_to(ROOT)) for paths in inside for path in paths}
     assert found - expected == {"__init__.py", "report/template.html", "report/style.css"}
     assert expected - found == {"score_sde.py"}
-    imported = set()
-    for path in tmp_path.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
-                imported |= {each.value for each in node.args if isinstance(each, ast.Constant)}
-            elif isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
-                imported |= {getattr(node, "module", None) or each.name for each in node.names}
-    roots = {name.split(".")[0] for name in imported}
-    assert roots & {*sources(), *build.OUTSIDE} == {"score_sde"}
 
 
 def test_metadata():
@@ -81,21 +72,21 @@ def test_metadata():
 
 # --- an installed package -------------------------------------------------------------------------
 
-FIELDS = ("model.nf=8", "model.ch_mult=(1,)", "model.num_res_blocks=1", "model.num_scales=21")
-FIELDS += ("model.attn_resolutions=()", "training.n_iters=4", "training.batch_size=16")
-FIELDS += ("training.n_jitted_steps=1", "training.snapshot_sampling=False", "eval.num_samples=4")
-FIELDS += ("eval.enable_metrics=False", "eval.enable_bpd=False")
-FLAGS = ("--config=configs/vp/digits_ddpmpp_continuous.py", "--workdir=demo")
-FLAGS += tuple(f"--config.{each}" for each in FIELDS)
+FLAGS = shlex.split("""--config=configs/vp/digits_ddpmpp_continuous.py --workdir=demo
+    --config.model.nf=8 --config.model.ch_mult=(1,) --config.model.num_res_blocks=1
+    --config.model.attn_resolutions=() --config.model.num_scales=21 --config.training.n_iters=4
+    --config.training.batch_size=16 --config.training.n_jitted_steps=1 --config.eval.num_samples=4
+    --noconfig.training.snapshot_sampling --noconfig.eval.enable_metrics
+    --noconfig.eval.enable_bpd""")
 SCRIPT = """
 import importlib, pickle, pkgutil, sys
 ORDER
 assert (datasets.OWNER, models.OWNER) == ("another package", "the script")
 sde = ss.VPSDE(t_min=0.1)
 assert pickle.loads(pickle.dumps(sde)) == sde
-names = [each.name for each in pkgutil.walk_packages(ss.__path__, "score_sde.")]
-files = [importlib.import_module(name).__file__ or "" for name in names]
-print(len(files), *sys.modules)
+for each in pkgutil.walk_packages(ss.__path__, "score_sde."):
+    importlib.import_module(each.name)
+print(*sys.modules)
 """
 
 
@@ -139,10 +130,9 @@ def test_modules_beside_others_of_the_same_names(folder, ours_first):
     imports = ["import score_sde as ss", "import datasets, models"]
     order = "; ".join(imports if ours_first else imports[::-1])
     (folder / "script.py").write_text(SCRIPT.replace("ORDER", order))
-    count, *loaded = run(folder, "python", "script.py").split()
-    assert int(count) > 100
-    assert "score_sde.models.ncsnpp" in loaded
-    assert set(sources()) & set(loaded) == {"score_sde", "datasets", "models"}
+    loaded = set(run(folder, "python", "script.py").split())
+    assert {"score_sde.models.ncsnpp", "score_sde.configs.rules"} <= loaded
+    assert set(sources()) & loaded == {"score_sde", "datasets", "models"}
 
 
 @pytest.mark.slow
