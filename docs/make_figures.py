@@ -140,7 +140,7 @@ def bits_by_level(network: str = "digits_vp", count: int = 359, levels: int = 48
     keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
     bound = jax.jit(functools.partial(likelihood.elbo, model.score, sde))(x, keys)
     total = likelihood.bits_per_dim(-bound.nats, x[0].size, log_scale).mean()
-    ends = np.exp(log_scale) / 4, float(sde.noise_to_signal(sde.T))
+    ends = np.exp(log_scale) / 4, float(sde.noise_to_signal(jnp.float32(sde.T)))
     sigma = np.geomspace(*ends, levels + 1)
     bits = level_bits(model.score, sde, x, jax.random.key(2), sigma)
     gaussian = 0.5 * np.log2(1 + np.var(x, 0).reshape(-1, 1) / sigma**2).mean(0)

@@ -24,8 +24,8 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 34_400,
-    "lines of tests": 22_500,
+    "lines of code": 33_932,
+    "lines of tests": 22_300,
     "top-level modules": 29,
     "modules on a chain of imports": 10,
     "lines of a package": 7_816,  # benchmarks; models has 3,385
