@@ -38,7 +38,7 @@ nb_execution_mode = "off"  # `make notebook` executes the notebooks.
 
 default_role = "code"
 autoclass_content = "both"  # the docstrings of the class and of __init__
-autodoc_default_options = {"members": True, "no-value": True}
+autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_type_aliases = {
     "ClassScore": "~controllable.guidance.ClassScore",

@@ -1,4 +1,4 @@
-"""Extension of Sphinx: docstrings and signatures of this project in the reference.
+"""Extension of Sphinx: docstrings, signatures and values of this project in the reference.
 
 In our docstrings only backticks, indented paragraphs (text shown as it is) and the sections of
 Google's style (read by `sphinx.ext.napoleon`) have a meaning. In reStructuredText, which Sphinx
@@ -13,9 +13,11 @@ import re
 from typing import Any
 
 from flax import nnx
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util import inspect
 
+LONGEST_VALUE = 60  # characters
 CODE_OR_MARKUP = re.compile(r"(`[^`]+`)|([*|])")
 ARRAY = re.compile(r"~?\bjax(?:lib|\.jaxlib)\._jax\.Array\b")
 ALIAS = re.compile(r"TypeAliasForwardRef\('(~[\w.]+)'\)")
@@ -66,6 +68,13 @@ def skip(app: Sphinx, what: str, name: str, value: Any, skipped: bool, options: 
     return True if type(value).__name__ == "_tuplegetter" else None
 
 
+def drop_long_value(app: Sphinx, domain: str, kind: str, content: addnodes.desc_content) -> None:
+    """Omit the value of a constant such as a table of functions."""
+    for node in list(content.parent.findall(addnodes.desc_annotation)):
+        if kind == "data" and len(node.astext()) > LONGEST_VALUE and node.astext()[:3] == " = ":
+            node.parent.remove(node)
+
+
 def module_of(app: Sphinx, module: str, name: str) -> str | None:
     """Return the module of an alias such as `tuple[int, int]`, whose own module is builtins."""
     value = operator.attrgetter(name)(importlib.import_module(module))
@@ -77,4 +86,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-signature", sign)
     app.connect("autodoc-skip-member", skip)
     app.connect("viewcode-follow-imported", module_of)
+    app.connect("object-description-transform", drop_long_value)
     return {"parallel_read_safe": True}
