@@ -8,7 +8,9 @@ SAMPLES := samples
 SITE := .cache/site
 CLAIMS := claims
 
-.PHONY: demo sample claims test test-slow test-all notebook lint format docs pictures clean
+CORE := sde_lib losses sampling solvers likelihood models/score.py controllable
+
+.PHONY: demo sample claims test test-slow test-all notebook mutate lint format docs pictures clean
 
 demo: $(VENV)/installed  ## Train on the handwritten digits, generate new ones and report bits/dim on held-out images.
 	$(RUN) main.py --config=$(CONFIG) --workdir=$(WORKDIR) --mode=train
@@ -32,6 +34,9 @@ test-all: test test-slow notebook  ## Run all tests, as before an issue is close
 notebook: $(VENV)/installed-dev  ## Execute the notebooks and write the executed copies to .cache, to update docs/ from them.
 	$(RUN) -m pytest -n 0 -m notebook tests/test_notebook.py
 
+mutate: $(VENV)/installed-dev  ## Draw 100 faults in CORE, and list those that no test notices: hours. SEED=1 draws others.
+	$(RUN) -m tests.mutants --count=100 --seed=$(or $(SEED),0) $(CORE)
+
 lint: $(VENV)/installed-dev  ## Check style, format and types.
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -42,15 +47,12 @@ format: $(VENV)/installed-dev  ## Apply the fixes that ruff can make, and its fo
 	$(VENV)/bin/ruff format .
 
 docs: $(VENV)/installed-dev  ## Rewrite the generated pages, and build the documentation site; warnings are errors.
-	$(RUN) -m docs.make_architecture
 	$(RUN) -m docs.make_configuration
-	$(RUN) -m docs.make_reproduce
 	rm -rf $(SITE)
 	$(RUN) -m sphinx -M html . $(SITE) -c docs/site --fail-on-warning --quiet
 	@echo "site: $(SITE)/html/index.html"
 
-pictures: $(VENV)/installed-dev  ## Draw the pictures of the documentation by the networks of zoo/.
-	$(RUN) -m docs.make_strip
+pictures: $(VENV)/installed-dev  ## Draw the figures of docs/how_it_works.md by the networks of zoo/.
 	$(RUN) -m docs.make_figures
 
 $(VENV)/installed: requirements.txt

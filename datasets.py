@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 from jax import Array
 
-from errors import InputError, choose
+from errors import InputError, brief, choose
 from readers import arrays, emoji, faces, folders, published, scikit_learn
 from readers.batches import Batch, Batches, Images, rounds
 from readers.image_sizes import image_shape
@@ -89,7 +89,11 @@ def load(config: ml_collections.ConfigDict, split: str) -> Images:
     its labels are not classes 0 .. data.num_classes - 1.
     """
     by_name = {name.lower(): data_set for name, data_set in DATASETS.items()}
-    images = choose(by_name, config.dataset.lower(), "data.dataset")(split, config)
+    data_set = choose(by_name, config.dataset.lower(), "data.dataset")
+    try:
+        images = data_set(split, config)
+    except OSError as error:  # Such as no permission, or a file that vanished.
+        raise InputError(f"data.path = {config.path!r} cannot be read: {brief(error)}.") from error
     expected = image_shape(config)
     if not len(images):
         raise InputError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import signal
 import stat
 import sys
@@ -123,14 +124,42 @@ UNSAFE = ("allow_pickle", "weights_only", "weights only")
 """Libraries name these options in messages that advise to load files unsafely."""
 
 
-def exit_on_signals() -> None:
-    """Let SIGINT (Ctrl-C) and SIGTERM end the process at once, with one line.
+def start_command() -> None:
+    """Open the standard streams that are closed, and let `ending_signals` end the process.
 
-    Files are complete or absent at any time, so nothing needs to be undone. Background threads,
-    which an exception would wait for, end with the process.
+    A signal ends it at once, with one line. Files are complete or absent at any time, so nothing
+    needs to be undone. Background threads, which an exception would wait for, end with the process.
+
+    cron jobs and daemons may close standard streams. /dev/null takes their place; otherwise what is
+    printed would be written into the file that is opened next.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for number, (name, mode) in enumerate({"stdin": "r", "stdout": "w", "stderr": "w"}.items()):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    for number in ending_signals():
         signal.signal(number, _exit)
+
+
+def ending_signals() -> list[signal.Signals]:
+    """Return the signals of Ctrl-C, `kill` and a lost terminal, unless `nohup` ignores the last."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
+
+
+def discard_lost_output() -> None:
+    """Let /dev/null take the place of output whose terminal or reader is gone.
+
+    Printing would be an error, which would end training before its state is saved.
+    """
+    with open(os.devnull, "wb") as null:
+        for stream in (1, 2):
+            state = select.poll()
+            state.register(stream, 0)
+            if state.poll(0):
+                os.dup2(null.fileno(), stream)
 
 
 def fail(message: str) -> NoReturn:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import errors
 
 if __name__ == "__main__":
-    errors.exit_on_signals()  # Before the other imports, which take seconds.
+    errors.start_command()  # Before the other imports, which take seconds.
 
 import jax
 import ml_collections
@@ -233,7 +233,7 @@ def _config() -> Config:
 
 def cli() -> None:
     """Run the command line; an installed package calls this as the command `score-sde`."""
-    errors.exit_on_signals()
+    errors.start_command()
     if __name__ != "__main__":  # --help describes the module that Python runs.
         sys.modules["__main__"].__doc__ = (__doc__ or "").replace("python main.py", "score-sde")
         for flag in FLAGS.get_flags_for_module(__name__):

@@ -15,10 +15,10 @@ docs/python.md describes every call.
 import sys
 from pathlib import Path
 
-from errors import InputError, NotFiniteError, exit_on_signals
+from errors import InputError, NotFiniteError, start_command
 
 if Path(*sys.argv[:1]).stem == "score-sde":  # The command, which imports its package first.
-    exit_on_signals()  # Before the other imports, which take seconds.
+    start_command()  # Before the other imports, which take seconds.
 
 from api import operators
 from api.calibration import Calibration

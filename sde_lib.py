@@ -9,7 +9,9 @@ shape () or (B,) in [0, T]; states x have shape (B, ...).
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
+import itertools
 import math
 import reprlib
 from collections.abc import Callable
@@ -21,8 +23,6 @@ import numpy as np
 from jax import Array
 
 from errors import InputError
-
-Relation = tuple[str | float, str, str | float]
 
 Score = Callable[[Array, Array], Array]
 """score(x, t) = grad_x log p_t(x): x (B, ...), t (B,) -> (B, ...)."""
@@ -69,36 +69,31 @@ class SDE(abc.ABC):
     t_min: float = 1e-5
     t_end: float = 1e-3
 
-    relations: ClassVar[tuple[Relation, ...]] = (
-        (0, "<", "t_min"),
-        ("t_min", "<", "T"),
-        (0, "<", "t_end"),
-        ("t_end", "<", "T"),
-    )
-    """What the fields must fulfill, each a number or the name of a field; subclasses add theirs."""
+    relations: ClassVar[tuple[str, ...]] = ("0 < t_min < T", "0 < t_end < T")
+    """What holds for the fields; subclasses add theirs."""
 
     def __post_init__(self) -> None:
         """Make numbers those of Python. Raises InputError for others, and if a relation fails."""
-        name, values = type(self).__name__, {}
+        name = type(self).__name__
         for field in dataclasses.fields(self):
             if field.type not in ("float", float):
                 continue
             value = getattr(self, field.name)
-            if isinstance(value, (np.generic, np.ndarray)) or hasattr(value, "addressable_data"):
-                value = np.asarray(value).item() if np.size(value) == 1 else None
+            with contextlib.suppress(Exception):  # Arrays without a value raise various types.
+                value = value.item()
             if type(value) not in (int, float) or not -1e30 <= value <= 1e30:
-                raise InputError(
-                    f"{name}: {field.name} = {reprlib.repr(value)} must be a finite number."
-                )
+                shown = " ".join(reprlib.repr(value).split())
+                raise InputError(f"{name}: {field.name} = {shown} must be a finite number.")
             object.__setattr__(self, field.name, value)
-            values[field.name] = value
-        for low, sign, high in self.relations:
-            one, two = values.get(low, low), values.get(high, high)
-            if not (one <= two if sign == "<=" else one < two):
-                got = " and ".join(
-                    f"{each} = {values[each]}" for each in (low, high) if each in values
-                )
-                raise InputError(f"{name} requires {low} {sign} {high}; got {got}.")
+        for relation in self.relations:
+            names, signs = relation.split()[::2], relation.split()[1::2]
+            ends = [getattr(self, each) if each.isidentifier() else float(each) for each in names]
+            pairs = zip(signs, itertools.pairwise(ends))
+            if not all(low < high or (low == high and sign == "<=") for sign, (low, high) in pairs):
+                fields = [
+                    f"{each} = {end}" for each, end in zip(names, ends) if each.isidentifier()
+                ]
+                raise InputError(f"{name} requires {relation}; got {' and '.join(fields)}.")
 
     @abc.abstractmethod
     def alpha(self, t: Array) -> Array:
@@ -216,11 +211,7 @@ class VESDE(SDE):
     sigma_max: float = 50.0
     t_end: float = 1e-5
 
-    relations: ClassVar = (
-        *SDE.relations,
-        (0, "<", "sigma_min"),
-        ("sigma_min", "<", "sigma_max"),
-    )
+    relations: ClassVar = (*SDE.relations, "0 < sigma_min < sigma_max")
 
     def alpha(self, t: Array) -> Array:
         return jnp.ones_like(t)
@@ -258,11 +249,7 @@ class VPSDE(SDE):
     beta_min: float = 0.1
     beta_max: float = 20.0
 
-    relations: ClassVar = (
-        *SDE.relations,
-        (0, "<", "beta_min"),
-        ("beta_min", "<=", "beta_max"),
-    )
+    relations: ClassVar = (*SDE.relations, "0 < beta_min <= beta_max")
 
     def log_alpha(self, t: Array) -> Array:
         """log alpha(t): -1/2 times the integral of beta from 0 to t."""
@@ -343,7 +330,7 @@ class CosineSDE(SDE):
 
     T: float = 0.995
     offset: float = 0.008
-    relations: ClassVar = (*SDE.relations, ("T", "<", 1), (0, "<=", "offset"))
+    relations: ClassVar = (*SDE.relations, "T < 1", "0 <= offset")
 
     def alpha(self, t: Array) -> Array:
         start = self._angle(0.0)
@@ -405,7 +392,7 @@ class RectifiedFlow(SDE):
     T: float = 0.995
     t_min: float = 1e-3
     t_end: float = 1e-2
-    relations: ClassVar = (*SDE.relations, ("T", "<", 1))
+    relations: ClassVar = (*SDE.relations, "T < 1")
 
     def alpha(self, t: Array) -> Array:
         return 1 - jnp.asarray(t)

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+import errors
 from errors import InputError
 
 Tree = TypeVar("Tree")
@@ -265,7 +266,7 @@ def _has_peers() -> bool:
 
 
 class Preemption:
-    """While entered, SIGTERM and SIGINT (Ctrl-C) do not end the process, but make `reached` True.
+    """While entered, `errors.ending_signals` do not end the process, but make `reached` True.
 
     If one process receives a signal, the same call of `reached` returns True on all of them. A
     second Ctrl-C has the effect that it had before.
@@ -282,7 +283,7 @@ class Preemption:
 
     def __enter__(self) -> Preemption:
         self._previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+            number: signal.signal(number, self._note) for number in errors.ending_signals()
         }
         return self
 
@@ -292,6 +293,7 @@ class Preemption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
+        errors.discard_lost_output()
         if number == signal.SIGINT:
             print("\nSaving the state; press Ctrl-C again to stop at once.", flush=True)
             signal.signal(signal.SIGINT, self._previous[signal.SIGINT])

@@ -45,8 +45,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Rule:
     """The values that pass a test."""
 
-    allows: Callable[[Any], bool]
+    test: Callable[[Any], bool]
     what: str
+
+    def allows(self, value: Any) -> bool:
+        return self.test(value)
 
     def describe(self) -> str:
         return self.what
@@ -81,17 +84,16 @@ class Numbers:
 
     def describe(self) -> str:
         axes = f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
-        kind = "True or False" if self.binary else f"finite real numbers up to {LARGEST:g}"
-        return f"an array with {axes} axes of {kind.replace('real ', '' * self.complex)}"
+        kind = "complex" if self.complex else "real"
+        values = "True or False" if self.binary else f"finite {kind} numbers up to {LARGEST:g}"
+        return f"an array with {axes} axes of {values}"
 
 
 def _is_range(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and _below(*value)
-
-
-def _below(low: Any, high: Any) -> bool:
-    types = {type(low), type(high)}
-    return types <= {int, float} and low < high
+    is_pair = (
+        isinstance(value, tuple) and [type(each) in (int, float) for each in value] == [True] * 2
+    )
+    return is_pair and value[0] < value[1]
 
 
 FUNCTION = Rule(callable, "a function")
@@ -177,7 +179,7 @@ def checked(function: F, **own: Domain) -> F:
 def converted(name: str, value: Any, domain: Domain) -> Any:
     """Return an argument in the type that its domain has. Raises InputError if it is not in it."""
     try:
-        known = as_array(value) if isinstance(domain, Numbers) else plain(value)
+        known: Any = as_array(value) if isinstance(domain, Numbers) else plain(value)
         is_allowed = domain.allows(known)
     except Exception:  # Objects of a user may raise anything when they are converted.
         known, is_allowed = value, False

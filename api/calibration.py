@@ -27,7 +27,7 @@ from api.arguments import checked
 PROJECTIONS, ENTRIES = 8, 8  # statistics of each kind
 LOG_PROB, DISTANCE = "log p(y | x)", "distance (TARP)"
 SIGNIFICANCE = 0.01  # the probability that a correct posterior is called wrong
-"""With FEWEST simulations of one number it is 0.015, because the test of the spread is approximate;
+"""With 20 simulations of one number it is 0.015, because the test of the spread is approximate;
 from 50 simulations on it is at most 0.01."""
 LEVELS = np.linspace(0, 1, 41)  # credibility levels of the coverage curve
 

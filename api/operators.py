@@ -6,6 +6,8 @@ import functools
 
 from api.arguments import IMAGE, SHAPE, Numbers, checked
 from controllable import operators
+from controllable.operators import Operator as Operator
+from controllable.operators import Shape as Shape
 from options import Integer
 
 _of_images = functools.partial(checked, shape=IMAGE, seed=Integer(0, 2**63 - 1))
@@ -27,5 +29,3 @@ motion_blur = _of_images(operators.motion_blur)
 motion_kernel = _of_images(operators.motion_kernel)
 radon = _of_images(operators.radon)
 random_pixels = _of_images(operators.random_pixels)
-
-__all__ = operators.__all__

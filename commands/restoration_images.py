@@ -13,7 +13,7 @@ from PIL import Image
 from configs.default import Config
 from errors import InputError, brief, expand_home, printable
 from experiment import Experiment
-from readers import folders, preprocessing
+from readers import folders, image_files, preprocessing
 from readers.files import check_regular
 
 Shape = tuple[int, int, int]
@@ -48,7 +48,7 @@ def load(experiment: Experiment, shape: Shape) -> tuple[list[str], np.ndarray]:
 def decode(path: Path, channels: int) -> Image.Image:
     """Decode an image file. Raises InputError if it cannot be read."""
     try:
-        return preprocessing.decode(path, channels)
+        return image_files.decode(path, channels)
     except InputError:
         raise
     except Exception as error:  # Decoders raise many exception types for damaged files.
@@ -75,7 +75,7 @@ def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
         )
     images = [preprocessing.crop_resize(decode(path, shape[-1]), shape[:2]) for path in paths]
     names = _result_names(stems, options.samples)
-    return names, np.stack([preprocessing.to_array(image) for image in images])
+    return names, np.stack([image_files.to_array(image) for image in images])
 
 
 def _result_names(stems: Sequence[str], samples: int) -> list[str]:

@@ -51,7 +51,7 @@ def pigdm(score: Score, sde: SDE, measurement: Measurement, *, prior_std: float 
         d, pull_back, s = jax.vjp(denoiser(score, sde, t), x, has_aux=True)
         residual = measurement.residual(d)
         values = operator.singular_values
-        r2 = expand(1 / (sde.noise_to_signal(t) ** -2 + prior_std**-2), residual)
+        r2 = expand(_denoised_variance(sde, t, prior_std), residual)
         gain = values / jnp.where(operator.measured, r2 * values**2 + noise_var, 1)
         return s + pull_back(operator.from_basis(residual * gain))[0]
 
@@ -66,15 +66,18 @@ def moment_matching(
     The method is that of Boys et al. 2023 (arXiv:2310.06721), with conjugate gradients as in Rozet
     et al. 2024 (arXiv:2405.13712, Algorithm 3). A call evaluates the score once and its gradient
     iterations + 1 times. For Gaussian data it is exact with as many iterations as y has entries.
-    A function that is not linear is linearized at D. For images, few iterations suffice. The
-    Jacobian of a network is not quite symmetric and positive definite, so an image stops iterating
-    at a direction without positive curvature.
+    A function that is not linear is linearized at D. For images, few iterations suffice. With an
+    operator, the system that is solved is as well conditioned as the covariance of x_0 given x_t
+    (`Measurement.linearize`); with a function, its condition number is that of y, so that an
+    ill-conditioned matrix should be given as `operators.dense`. The Jacobian of a network is not
+    quite symmetric and positive definite, so an image stops iterating at a direction without
+    positive curvature.
     """
 
     def guided(measurement: Observation, x: Array, t: Array) -> Array:
         d, pull_back, s = jax.vjp(denoiser(score, sde, t), x, has_aux=True)
         scale = expand(sde.var(t) / sde.alpha(t), x)
-        near = measurement.linearize(d)
+        near = measurement.linearize(d, _denoised_variance(sde, t))
 
         def covariance(v: Array) -> Array:
             return near.forward(scale * pull_back(near.adjoint(v))[0]) + near.noise_var * v
@@ -85,14 +88,19 @@ def moment_matching(
     return jax.tree_util.Partial(guided, measurement)
 
 
+def _denoised_variance(sde: SDE, t: Array, prior_std: float = 1.0) -> Array:
+    """The variance of x_0 given x_t, for Gaussian data of covariance prior_std^2 I."""
+    return 1 / (sde.noise_to_signal(t) ** -2 + prior_std**-2)
+
+
 def conjugate_gradients(apply: Callable[[Array], Array], b: Array, iterations: int) -> Array:
-    """Solve apply(v) = b for each entry of a batch b (B, ...); v (B, ...).
+    """Solve apply(v) = b for each entry of a batch b (B, ...); v (B, ...), real or complex.
 
     An entry stops at its first direction of curvature 0 or below.
     """
 
     def dot(u: Array, v: Array) -> Array:
-        return (u * v).reshape(len(u), -1).sum(-1)
+        return (u.conj() * v).real.reshape(len(u), -1).sum(-1)
 
     def ratio(numerator: Array, denominator: Array, active: Array) -> Array:
         quotient = numerator / jnp.where(active, denominator, 1)

@@ -6,7 +6,7 @@ depends on x, and `given(y)` adds it. They provide
 - `simulate(x, keys)`: a measurement of each event, unless only the density is known;
 - `log_prob(x)`: log p(y | x) in nats (B,), up to a constant;
 - `misfit(x)`: a norm of y - f(x), (B,), as `controllable.inverse_problems.dps` reduces it;
-- `linearize(x)`: f near x, for `moment_matching`;
+- `linearize(x, variance)`: f near x, for `moment_matching`;
 
 except `LogLikelihood`, which has the density only.
 
@@ -27,6 +27,7 @@ import numpy as np
 from jax import Array
 
 from controllable.operators import Operator
+from sde_lib import expand
 from solvers.keys import standard_normal
 
 SMALLEST_RATE = 1e-3
@@ -36,10 +37,12 @@ SMALLEST_RATE = 1e-3
 class Linearization(NamedTuple):
     """A measurement near an event x (B, *event): y = f(x) + J (x' - x) + noise.
 
+    Its entries may be scaled, and may be complex, with Re(u* v) as the inner product.
+
     Attributes:
       residual: y - f(x), (B, ...).
       forward, adjoint: products with J and its transpose, of batches.
-      noise_var: the variance of the noise, a scalar or of the shape of y.
+      noise_var: the variance of the noise, a scalar or of the shape of the residual.
     """
 
     residual: Array
@@ -88,8 +91,8 @@ class Observation(Evidence):
         """Return a norm of y - f(x), (B,)."""
         raise NotImplementedError
 
-    def linearize(self, x: Array) -> Linearization:
-        """Return f near x."""
+    def linearize(self, x: Array, variance: Array) -> Linearization:
+        """Return f near x, of which the variance (B,) of the prior is given."""
         raise NotImplementedError
 
 
@@ -141,11 +144,27 @@ class Measurement(Observation):
         """Return log p(y | x) (B,), up to a constant; noise_std must not be 0."""
         return -0.5 * self._squares(x) / self.noise_std**2
 
-    def linearize(self, x: Array) -> Linearization:
-        """Return A, which is its own linearization."""
+    def linearize(self, x: Array, variance: Array) -> Linearization:
+        """Return an equivalent measurement of coefficients: U* y, each divided by a scale.
+
+        With the singular values s and r = noise_std^2 / variance, coefficient k is divided by
+        sqrt(s_k^2 + r). For events of covariance `variance` I, all coefficients then have the same
+        variance. So the condition number of what `moment_matching` solves is that of the
+        covariance, whatever the singular values are.
+        """
         operator = self.operator
-        residual = operator.to_measured(self.residual(x))
-        return Linearization(residual, operator.forward, operator.adjoint, self.noise_std**2)
+        values, noise_var = operator.singular_values, self.noise_std**2
+        residual = self.residual(x)
+        square = jnp.where(operator.measured, values**2 + expand(noise_var / variance, residual), 1)
+        weights = values / jnp.sqrt(square)
+
+        def forward(v: Array) -> Array:
+            return operator.to_basis(v) * weights
+
+        def adjoint(c: Array) -> Array:
+            return operator.from_basis(c * weights)
+
+        return Linearization(residual / jnp.sqrt(square), forward, adjoint, noise_var / square)
 
     def _squares(self, x: Array) -> Array:
         return jnp.square(jnp.abs(self.residual(x).reshape(x.shape[0], -1))).sum(-1)
@@ -177,8 +196,9 @@ class GaussianMeasurement(Observation):
         """Return log p(y | x) (B,), up to a constant; noise_std must not be 0."""
         return -0.5 * _square_sums(self.y - self.predict(x)) / self.noise_std**2
 
-    def linearize(self, x: Array) -> Linearization:
+    def linearize(self, x: Array, variance: Array) -> Linearization:
         """Return f near x."""
+        del variance
         return _linearize(self.function, self.y, x, lambda _: self.noise_std**2)
 
 
@@ -208,8 +228,9 @@ class PoissonMeasurement(Observation):
         logps = self.y * jnp.log(rates) - rates
         return logps.reshape(len(logps), -1).sum(-1)
 
-    def linearize(self, x: Array) -> Linearization:
+    def linearize(self, x: Array, variance: Array) -> Linearization:
         """Return f near x; the variance of a count is its rate."""
+        del variance
         return _linearize(self.function, self.y, x, self._rates)
 
     def _rates(self, predicted: Array) -> Array:

@@ -16,7 +16,7 @@ from controllable import operators
 from controllable.operators import Operator
 from errors import InputError, brief, expand_home, printable
 from options import FilePath, Integer, Option, Options, Real
-from readers import preprocessing
+from readers import image_files
 from readers.files import check_regular
 
 Shape = tuple[int, int, int]
@@ -60,7 +60,7 @@ def _read_mask(name: str, shape: Shape) -> np.ndarray:
     path = expand_home(name, "restore.mask")
     check_regular(path, "restore.mask")
     try:
-        mask = preprocessing.to_array(preprocessing.decode(path, 1))
+        mask = image_files.to_array(image_files.decode(path, 1))
     except InputError:
         raise
     except Exception as error:  # Decoders raise many exception types for damaged files.

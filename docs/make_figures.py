@@ -7,53 +7,47 @@ Run `python -m docs.make_figures` for all of them, or with some of the names `pr
 
 from __future__ import annotations
 
-import argparse
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matplotlib as mpl
 import numpy as np
 from jax import Array
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.typing import RcKeyType
 
+import likelihood
 import sampling
 import score_sde as ss
 import solvers
-from docs.bits_by_level import contributions
+from sde_lib import Score
 from tests.mixture import Mixture
 
 FOLDER = Path(__file__).parent / "figures"
 ZOO = Path(__file__).parents[1] / "zoo"
-DPI = 110
-STYLE: dict[RcKeyType, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
-"""Colours that colour-blind readers can distinguish (Okabe & Ito 2008)."""
-PATHS = (BLUE, ORANGE, GREEN, PURPLE)
-DENSITY = "Greys"  # The colour map of densities.
-
+STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+STYLE |= {"figure.dpi": 110, "figure.constrained_layout.use": True}
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+"""Colors that color-blind readers can distinguish (Okabe & Ito 2008)."""
 MIXTURE = Mixture(jnp.array([[-1.2, -0.6], [1.2, -0.6], [0.0, 1.2]]), jnp.array([0.3, 0.3, 0.3]))
-
-
-# --- forward and reverse process ------------------------------------------------------------------
 
 
 def process(network: str = "emoji_vp", steps: int = 500, columns: int = 9) -> Figure:
     """Held-out images as the forward SDE noises them, and samples on the way from noise to data."""
     model = ss.load(ZOO / f"{network}.safetensors")
     chain = model.sde.discretize(steps)
-    levels = np.asarray(model.sde.noise_to_signal(jnp.asarray(chain.t)))
-    shown = solvers.frame_indices(levels, columns)
+    shown = solvers.frame_indices(np.asarray(model.sde.noise_to_signal(chain.t)), columns)
+    times = np.asarray(chain.t)[shown[::-1]]
 
     held_out = model.experiment.test
-    pixels = held_out.batch(np.linspace(0, len(held_out) - 1, 4, dtype=int)[1:3]).pixels
-    x, z = model.from_images(pixels), jax.random.normal(jax.random.key(0), model.event_shape)
-    times = np.asarray(chain.t)[shown[::-1]]
+    indices = np.linspace(0, len(held_out) - 1, 4, dtype=int)[1:3]
+    x = model.from_images(held_out.batch(indices).pixels)
+    z = jax.random.normal(jax.random.key(0), model.event_shape)
     forward = [model.sde.alpha(t) * x + model.sde.std(t) * z for t in times]
 
     keys = sampling.image_keys(jax.random.key(0), jnp.array([7, 1]))
@@ -62,87 +56,59 @@ def process(network: str = "emoji_vp", steps: int = 500, columns: int = 9) -> Fi
         sampling.predictor_corrector, keys, model.score, model.sde, steps=chain, shown=shown
     )
     mean, frames, _ = jax.jit(run)(noise)
-    reverse = [*frames[:-1], mean]
 
-    rows = [[each[i] for each in states] for states in (forward, reverse) for i in range(2)]
-    labels = ("data to noise", "", "noise to data", "")
-    titles = [*(f"t = {t:.2g}" for t in times)]
-    images = [[model.to_images(each) for each in row] for row in rows]
-    figure, axes = _rows_of_images(images, labels, width=8, gap=0.28)
-    _column_titles(axes[0], titles)
-    _column_titles(axes[2], titles[::-1])
+    figure = Figure((8, 3.9))
+    titles = [f"t = {t:.2g}" for t in times]
+    for axes, states, names in zip(
+        figure.subplots(2), (forward, [*frames[:-1], mean]), (titles, titles[::-1])
+    ):
+        label = "data to noise" if states is forward else "noise to data"
+        rows = np.stack([model.to_images(each) for each in states], 1)
+        _show_images(axes, rows, [label, ""], names)
     return figure
-
-
-# --- trajectories ---------------------------------------------------------------------------------
 
 
 def trajectories(steps: int = 600) -> Figure:
     """Solutions of the reverse SDE and of the probability-flow ODE from the same noise, in 2-D."""
-    sde, plane = ss.VPSDE(), (-3, 3)
-    keys = sampling.image_keys(jax.random.key(3), jnp.arange(len(PATHS)))
-    noise = sampling.prior_sample(keys, sde, (len(PATHS), 2))
-    grid = np.linspace(*plane, 200)
+    sde, grid = ss.VPSDE(), np.linspace(-3, 3, 200)
+    keys = sampling.image_keys(jax.random.key(3), jnp.arange(len(COLORS)))
+    noise = sampling.prior_sample(keys, sde, (len(COLORS), 2))
     points = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
     density = np.exp(MIXTURE.logp(sde, jnp.float32(points), 0.0)).reshape(200, 200)
-    times, marginal = _marginal(sde, grid)
+    first, times = Mixture(MIXTURE.means[:, :1], MIXTURE.stds), np.linspace(1, 0, 100)
+    marginal = np.stack([np.exp(first.logp(sde, jnp.float32(grid)[:, None], t)) for t in times], 1)
 
-    with rc_context(STYLE):
-        figure = Figure((8, 7), DPI, layout="constrained")
-        upper, lower = figure.subplots(2, 2, sharex="row", sharey="row")
-        titles = {False: "reverse SDE, Eq. (6)", True: "probability-flow ODE, Eq. (13)"}
-        for column, (flow, title) in enumerate(titles.items()):
-            ts, states = _paths(sde, keys, noise, steps, probability_flow=flow)
-            upper[column].contourf(grid, grid, density, 8, cmap=DENSITY, alpha=0.7)
-            lower[column].pcolormesh(times, grid, marginal, cmap=DENSITY, alpha=0.7)
-            for path, color in zip(states.swapaxes(0, 1), PATHS):
-                upper[column].plot(*path.T, color=color, linewidth=0.8)
-                upper[column].plot(*path[0], "s", color=color, markersize=7, markeredgecolor="k")
-                upper[column].plot(*path[-1], "o", color=color, markersize=7, markeredgecolor="k")
-                lower[column].plot(ts, path[:, 0], color=color, linewidth=1)
-            upper[column].set(title=title, xlim=plane, ylim=plane, xlabel="x[0]", aspect="equal")
-            lower[column].set(xlim=(1, 0), ylim=plane, xlabel="time t")
-        upper[0].set_ylabel("x[1]")
-        lower[0].set_ylabel("x[0]")
+    chain, shown = sde.steps(sde.sampling_times(steps)), np.arange(3, steps, 4)
+    ts = np.append(chain.t, 0.0)[[0, *(shown + 1)]]
+    figure = Figure((8, 7))
+    upper, lower = figure.subplots(2, 2, sharex="row", sharey="row")
+    titles = {False: "reverse SDE, Eq. (6)", True: "probability-flow ODE, Eq. (13)"}
+    for above, below, (flow, title) in zip(upper, lower, titles.items()):
+        predictor = functools.partial(sampling.reverse_diffusion, probability_flow=flow)
+        x, frames, _ = sampling.predictor_corrector(
+            keys, MIXTURE.score(sde), sde, noise, chain, predictor=predictor, shown=shown
+        )
+        above.contourf(grid, grid, density, 8, cmap="Greys", alpha=0.7)
+        below.pcolormesh(times, grid, marginal / marginal.max(0), cmap="Greys", alpha=0.7)
+        for path, color in zip(np.stack([noise, *frames[:-1], x], 1), COLORS):
+            above.plot(*path.T, color=color, linewidth=0.8)
+            for marker, end in (("s", path[0]), ("o", path[-1])):
+                above.plot(*end, marker, color=color, markersize=7, markeredgecolor="k")
+            below.plot(ts, path[:, 0], color=color, linewidth=1)
+        above.set(title=title, xlim=(-3, 3), ylim=(-3, 3), xlabel="x[0]", aspect="equal")
+        below.set(xlim=(1, 0), ylim=(-3, 3), xlabel="time t")
+    upper[0].set_ylabel("x[1]")
+    lower[0].set_ylabel("x[0]")
     return figure
 
-
-def _paths(
-    sde: ss.SDE, keys: Array, noise: Array, steps: int, *, probability_flow: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return times (n,) from T to 0 and states (n, B, 2): the first, every fourth, and the last."""
-    chain, shown = sde.steps(sde.sampling_times(steps)), np.arange(3, steps, 4)
-    x, frames, _ = sampling.predictor_corrector(
-        *(keys, MIXTURE.score(sde), sde, noise, chain),
-        predictor=functools.partial(sampling.reverse_diffusion, probability_flow=probability_flow),
-        shown=shown,
-    )
-    times = np.append(chain.t, 0.0)
-    return times[[0, *(shown + 1)]], np.stack([noise, *frames[:-1], x])
-
-
-def _marginal(sde: ss.SDE, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return times (100,), and the density of x[0] at them, relative to its maximum (n, 100)."""
-    times = np.linspace(1, 0, 100)
-    first = Mixture(MIXTURE.means[:, :1], MIXTURE.stds)
-    x = jnp.float32(grid)[:, None]
-    density = np.stack([np.exp(first.logp(sde, x, t)) for t in times], 1)
-    return times, density / density.max(0)
-
-
-# --- samples by sampler and number of evaluations -------------------------------------------------
 
 SAMPLERS: dict[str, dict[str, Any]] = {
     "reverse diffusion": {"sampler": "pc", "predictor": "reverse_diffusion", "corrector": "none"},
     "with corrector": {
-        "sampler": "pc",
-        "predictor": "reverse_diffusion",
-        "corrector": "langevin_per_image",
-        "snr": 0.1,
+        **{"sampler": "pc", "predictor": "reverse_diffusion"},
+        **{"corrector": "langevin_per_image", "snr": 0.1},
     },
-    "ddim": {"sampler": "ddim"},
-    "dpm++_2m": {"sampler": "dpm++_2m"},
-    "dpm++_2m_sde": {"sampler": "dpm++_2m_sde"},
+    **{name: {"sampler": name} for name in ("ddim", "dpm++_2m", "dpm++_2m_sde")},
 }
 
 
@@ -151,101 +117,80 @@ def samplers(
 ) -> Figure:
     """Samples from the same noise, by sampler (rows) and evaluations of the network (columns)."""
     model = ss.load(ZOO / f"{network}.safetensors")
-    network_score = jax.jit(model.score)
-
-    def score(x: Array, t: Array) -> Array:
-        with jax.disable_jit(False):  # Only the network is compiled, and once.
-            return network_score(x, t)
-
-    model.score = score
-    blank = np.full((count, *model.event_shape), 255, np.uint8)
 
     def draw(options: dict[str, Any], nfe: int) -> np.ndarray:
         steps = nfe // 2 if options.get("corrector", "none") != "none" else nfe
         try:
             return model.to_images(model.sample(count, seed=1, steps=steps, **options))
         except ss.InputError:  # The sampler is unstable with so few steps.
-            return blank
+            return np.full((count, *model.event_shape), 255, np.uint8)
 
-    with jax.disable_jit():  # Compiled, each sampler would compile the network again.
-        images = [
-            [image for nfe in evaluations for image in draw(options, nfe)]
-            for options in SAMPLERS.values()
-        ]
-    figure, axes = _rows_of_images(images, [*SAMPLERS], width=9, group=count)
-    _column_titles(axes[0], [f"{nfe} evaluations" for nfe in evaluations])
+    rows = [np.concatenate([draw(each, n) for n in evaluations]) for each in SAMPLERS.values()]
+    figure = Figure((9, 2.3))
+    titles = [f"{nfe} evaluations" for nfe in evaluations]
+    _show_images(figure.subplots(), np.stack(rows), [*SAMPLERS], titles)
     return figure
-
-
-# --- bits/dim by noise level ----------------------------------------------------------------------
 
 
 def bits_by_level(network: str = "digits_vp", count: int = 359, levels: int = 48) -> Figure:
     """What the noise levels contribute to the bound of bits/dim of held-out images."""
-    found = contributions(ss.load(ZOO / f"{network}.safetensors"), count, levels)
-    sigma = found.sigma
-    below = sigma[0] ** 2 / sigma[1]  # The bar of the finer levels is as wide as the others.
-    with rc_context(STYLE):
-        figure = Figure((7, 3.2), DPI, layout="constrained")
-        axes = figure.subplots()
-        axes.stairs(
-            [found.detail], [below, sigma[0]], fill=True, color=ORANGE, label="all finer levels"
-        )
-        axes.stairs(found.network, sigma, fill=True, color=BLUE, label="the network")
-        axes.stairs(found.independent, sigma, color="k", label="independent Gaussian pixels")
-        axes.set(xscale="log", xlim=(below / 1.2, 20), ylabel="bits/dim")
-        axes.set_xlabel("noise level std / alpha, for images in [-1, 1]")
-        axes.set_title(f"{found.total:.3f} bits/dim, {found.detail:.3f} of them at finer levels")
-        axes.legend()
+    model = ss.load(ZOO / f"{network}.safetensors")
+    log_scale, sde = model.experiment.scaler.log_scale, model.sde
+    x = model.from_images(model.experiment.test.batch(np.arange(count)).pixels, seed=0)
+    keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
+    bound = jax.jit(functools.partial(likelihood.elbo, model.score, sde))(x, keys)
+    total = likelihood.bits_per_dim(-bound.nats, x[0].size, log_scale).mean()
+    ends = np.exp(log_scale) / 4, float(sde.noise_to_signal(jnp.float32(sde.T)))
+    sigma = np.geomspace(*ends, levels + 1)
+    bits = level_bits(model.score, sde, x, jax.random.key(2), sigma)
+    gaussian = 0.5 * np.log2(1 + np.var(x, 0).reshape(-1, 1) / sigma**2).mean(0)
+
+    figure = Figure((7, 3.2))
+    axes, below = figure.subplots(), sigma[0] ** 2 / sigma[1]
+    finer = [total - bits.sum()]  # The bar of the finer levels is as wide as the others.
+    axes.stairs(finer, [below, sigma[0]], fill=True, color=COLORS[1], label="all finer levels")
+    axes.stairs(bits, sigma, fill=True, color=COLORS[0], label="the network")
+    axes.stairs(-np.diff(gaussian), sigma, color="k", label="independent Gaussian pixels")
+    axes.set(xscale="log", xlim=(below / 1.2, 20), ylabel="bits/dim")
+    axes.set_xlabel("noise level std / alpha, for images in [-1, 1]")
+    axes.set_title(f"{total:.3f} bits/dim, {finer[0]:.3f} of them at finer levels")
+    axes.legend()
     return figure
 
 
-# --- rows of images -------------------------------------------------------------------------------
+def level_bits(score: Score, sde: ss.SDE, x: Array, key: Array, sigma: np.ndarray) -> np.ndarray:
+    """Return what the parts between noise levels (n + 1,) add to the bound of images, in bits/dim.
 
-
-def _rows_of_images(
-    rows: Sequence[Sequence[np.ndarray]],
-    labels: Sequence[str],
-    *,
-    width: float,
-    group: int = 1,
-    gap: float = 0.12,
-) -> tuple[Figure, list[Axes]]:
-    """Return a figure of images (H, W, C) in labelled rows.
-
-    `group` columns belong together, and `gap` is the space between rows, relative to their height.
+    In nats it is the integral of |std score + z|^2 over log(sigma), where sigma = std / alpha: the
+    loss of denoising score matching. With the exact score, it is the difference of the mutual
+    informations of an image and its noised versions at both levels.
     """
-    strips = [_strip(row, group) for row in rows]
-    height, length = strips[0].shape[:2]
-    left, top = 1.3, 0.3  # inches
-    row_height = (width - left) * height / length
-    total = top + (1 + gap) * row_height * len(rows)
-    with rc_context(STYLE):
-        figure = Figure((width, total), DPI)
-        axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
-        figure.subplots_adjust(left / width, 0.01, 0.995, 1 - top / total, hspace=gap)
-        for panel, strip, label in zip(axes, strips, labels):
-            panel.imshow(strip, interpolation="nearest")
-            panel.axis("off")
-            panel.text(-0.01, 0.5, label, transform=panel.transAxes, ha="right", va="center")
-    return figure, list(axes)
+
+    def part(key: Array, start: Array, width: Array) -> Array:
+        keys = jax.random.split(key)
+        t = sde.time_at(start * jnp.exp(width * jax.random.uniform(keys[0], x.shape[:1])))
+        alpha, std = (f(t).reshape(-1, *[1] * (x.ndim - 1)) for f in (sde.alpha, sde.std))
+        z = jax.random.normal(keys[1], x.shape)
+        return jnp.square(std * score(alpha * x + std * z, t) + z).mean() * width / jnp.log(2)
+
+    keys = jax.random.split(key, len(sigma) - 1)
+    parts = (keys, jnp.float32(sigma[:-1]), jnp.float32(np.diff(np.log(sigma))))
+    return np.asarray(jax.jit(lambda: jax.lax.map(lambda each: part(*each), parts))())
 
 
-def _strip(images: Sequence[np.ndarray], group: int) -> np.ndarray:
-    """Join images (H, W, C) side by side: (H, N, 3), with wider gaps between groups."""
-    side = images[0].shape[0]
-    parts = []
-    for i, image in enumerate(images):
-        gap = 0 if i == 0 else max(1, side // (4 if group > 1 and i % group == 0 else 16))
-        parts += [np.full((side, gap, 3), 255, np.uint8), np.broadcast_to(image, (side, side, 3))]
-    return np.concatenate(parts, 1)
-
-
-def _column_titles(panel: Axes, titles: Sequence[str]) -> None:
-    """Write titles above equal parts of the images of a row."""
-    for i, title in enumerate(titles):
-        position = (i + 0.5) / len(titles)
-        panel.text(position, 1.05, title, transform=panel.transAxes, ha="center", va="bottom")
+def _show_images(
+    axes: Axes, images: np.ndarray, labels: Sequence[str], titles: Sequence[str]
+) -> None:
+    """Show images (rows, columns, H, W, C) with labels of rows, and titles of parts of a row."""
+    gap = max(1, images.shape[2] // 16)
+    images = np.pad(images, [(0, 0), (0, 0), (gap, gap), (gap, gap), (0, 0)], constant_values=255)
+    rows, columns, height, width, channels = images.shape
+    pixels = images.swapaxes(1, 2).reshape(rows * height, columns * width, channels)
+    axes.imshow(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), interpolation="nearest")
+    axes.set_yticks(height * (np.arange(rows) + 0.5), labels)
+    axes.set_xticks(columns * width / len(titles) * (np.arange(len(titles)) + 0.5), titles)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
 
 
 FIGURES: dict[str, Callable[..., Figure]] = {
@@ -253,9 +198,12 @@ FIGURES: dict[str, Callable[..., Figure]] = {
 }
 
 
+def draw(name: str, path: Path, **options: Any) -> None:
+    """Write a figure as PNG."""
+    with mpl.rc_context(STYLE):
+        FIGURES[name](**options).savefig(path)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", choices=[*FIGURES, []], help="by default all")
-    for name in parser.parse_args().names or FIGURES:
-        FOLDER.mkdir(exist_ok=True)
-        FIGURES[name]().savefig(FOLDER / f"{name}.png")
+    for each in sys.argv[1:] or FIGURES:
+        draw(each, FOLDER / f"{each}.png")

@@ -1,7 +1,6 @@
 """The weights of FID's Inception network: pytorch-fid's .pth file, or a .safetensors copy of it.
 
-A file is searched for in local folders and never downloaded. A .safetensors copy
-(`to_safetensors`) can be read without PyTorch.
+A file is searched for in local folders and never downloaded.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx, traverse_util
 
-from errors import InputError, cache_folder, expand_home, printable
+from errors import InputError, cache_folder, expand_home
 from models.building import Params, abstract_network
 from models.inception import Inception
 from models.layers import Rngs
@@ -68,7 +67,7 @@ class Weights(NamedTuple):
 
 
 def read(path: str | Path) -> Weights:
-    """Read weights from a PyTorch file, which requires torch, or a .safetensors file.
+    """Read weights from a PyTorch file or a .safetensors file.
 
     Tensors have the names of pytorch-fid.
 
@@ -144,16 +143,9 @@ def _layout() -> Layout:
 
 def _load_state_dict(path: Path) -> Tensors:
     state = torch_format.load(path)
-    if not isinstance(state, dict) or not all(map(_is_tensor, state.values())):
+    if not isinstance(state, dict):
         raise InputError(f"{path} must contain a state dict, which maps names to tensors.")
-    return {
-        str(name): torch_format.to_numpy(tensor, f"{path}: {printable(name)}")
-        for name, tensor in state.items()
-    }
-
-
-def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "is_floating_point")  # PyTorch need not be imported for this.
+    return torch_format.to_arrays(str(path), state)
 
 
 def _checked_hash(path: Path) -> str:

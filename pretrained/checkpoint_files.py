@@ -16,6 +16,7 @@ from flax import nnx
 from errors import InputError
 from pretrained import edm_import, flax_format, safetensors_format, torch_format
 from pretrained.diffusers_unet import read_unet
+from pretrained.torch_pickles import ZIP
 from pretrained.trained import Config, Trained
 from readers.files import check_regular
 
@@ -23,7 +24,6 @@ Reader = Callable[[Path, nnx.Module, Config], Trained]
 Writer = Callable[[BinaryIO, Trained, nnx.Module, Config], None]
 
 HEAD_BYTES = 16
-ZIP = b"PK\x03\x04"
 PICKLE = b"\x80\x02"
 NEWER_PICKLES = (b"\x80\x03", b"\x80\x04", b"\x80\x05")  # EDM's networks.
 WITH_CONFIG = (".safetensors", ".pkl")  # Files that state a config.

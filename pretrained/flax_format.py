@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import jax
+import jax.numpy as jnp
+import msgpack
 import numpy as np
 from flax import nnx, serialization, traverse_util
 
@@ -26,7 +27,7 @@ from pretrained.trained import (
     to_rate,
     to_step,
 )
-from readers.files import check_regular, mismatch
+from readers.files import check_regular, is_real, mismatch
 
 CODE_BASE = "the official Flax code"
 ENTRIES = {"step", "optimizer", "lr", "model_state", "ema_rate", "params_ema", "rng"}
@@ -36,6 +37,8 @@ STATE = {
     "params_ema": dict,
 }
 """The structure of a training state; see `readers.files.mismatch`."""
+MAX_VALUES, MAX_NAMES, MAX_AXES = 10**6, 2**16, 8
+"""In a file, dictionary and list. msgpack reserves memory for the lengths that a file states."""
 MOMENTS = {"mu": "grad_ema", "nu": "grad_sq_ema"}  # Fields of Trained: names in the file.
 
 
@@ -45,16 +48,36 @@ def load(path: str | Path) -> Any:
     Raises InputError if the file is damaged.
     """
     check_regular(path)
-    content = Path(path).read_bytes()
+    left = MAX_VALUES
+
+    def count(values: Any) -> Any:
+        nonlocal left
+        left -= 1 + len(values)
+        if left < 0:
+            raise ValueError(f"it has more than {MAX_VALUES:,} values")
+        return values
+
     try:
-        state = serialization.msgpack_restore(content)
-        leaves = jax.tree.leaves(state)
-        declared = sum(leaf.nbytes for leaf in leaves if isinstance(leaf, np.ndarray))
-        if declared > len(content):
-            raise ValueError(f"its arrays have {declared} bytes, but the file has {len(content)}")
-        return state
+        return msgpack.unpackb(
+            Path(path).read_bytes(),
+            ext_hook=_array,
+            list_hook=count,
+            object_hook=count,
+            max_array_len=MAX_AXES,
+            max_map_len=MAX_NAMES,
+        )
     except Exception as error:  # Damaged files raise exceptions of several types.
         raise InputError(f"{path} is not a complete Flax msgpack file: {brief(error)}") from error
+
+
+def _array(kind: int, content: bytes) -> np.ndarray | np.generic:
+    """Return an array or number of Flax, which are extensions 1 and 3 of msgpack."""
+    shape, name, numbers = msgpack.unpackb(content, raw=True, max_array_len=MAX_AXES)
+    dtype = np.dtype(jnp.bfloat16 if name == b"bfloat16" else name[:10].decode())
+    if kind not in (1, 3) or not (is_real(dtype) or dtype.kind == "b"):
+        raise ValueError("it has an object that is no array of numbers")
+    array = np.frombuffer(numbers, dtype).reshape(shape)
+    return array if kind == 1 else array[()]
 
 
 def read(path: Path, network: nnx.Module, config: Config) -> Trained:

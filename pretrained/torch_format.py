@@ -1,7 +1,6 @@
 """Checkpoints of the official PyTorch code: its model, moving average, optimizer and step.
 
-PyTorch is imported only when such a file is read or written. Files are loaded with
-`weights_only=True`, so that pickles cannot execute code.
+PyTorch is imported only when such a file is written. Files are read as data: see `torch_pickles`.
 """
 
 from __future__ import annotations
@@ -14,10 +13,11 @@ import numpy as np
 from flax import nnx
 
 from errors import InputError, brief, printable
+from pretrained import torch_pickles
 from pretrained.parameter_names import torch_layout
 from pretrained.stored_parameters import Layout, export_params, load_params
 from pretrained.trained import Config, Tensors, Trained, check_entries, to_rate, to_step
-from readers.files import check_archive, check_regular, mismatch
+from readers.files import check_regular, mismatch
 from sde_lib import VESDE
 
 TorchTensors = dict[str, Any]
@@ -43,51 +43,32 @@ FROZEN = "frozen_params"
 
 
 def load(path: str | Path) -> Any:
-    """Return the content of a PyTorch file.
+    """Return the content of a PyTorch file, with tensors as arrays.
 
-    Raises InputError if PyTorch is not installed, or if the file is damaged or contains objects
-    other than tensors and plain Python values.
+    Raises InputError if the file is damaged or contains objects other than tensors and plain Python
+    values.
     """
-    torch = _import_torch(f"reading {path}")
     check_regular(path)
-    check_archive(Path(path))
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch_pickles.load(Path(path))
     except Exception as error:  # Damaged files raise exceptions of several types.
         raise InputError(
-            f"{path} is not a PyTorch checkpoint that contains tensors only: {brief(error)}"
+            f"{path} is not a PyTorch checkpoint that contains tensors only: {brief(error)}."
         ) from error
 
 
-def to_numpy(tensor: Any, source: str) -> np.ndarray:
-    """Convert a torch.Tensor to an array; floating-point numbers become float32.
-
-    Raises InputError, which names the `source`, for other objects, and for a tensor that repeats
-    its data, which could need more memory than any file.
-    """
-    try:
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError("it is larger than its data")
-        return tensor.detach().float().numpy() if tensor.is_floating_point() else tensor.numpy()
-    except Exception as error:  # Other objects and layouts raise many types of exceptions.
-        raise InputError(
-            f"{source} cannot be converted to an array: {brief(error)}. It must be a dense tensor."
-        ) from error
-
-
-def _to_arrays(path: Path, entry: str, tensors: dict[Any, Any]) -> Tensors:
-    """Convert a dictionary of tensors in the entry of a file."""
-    return {
-        str(name): to_numpy(tensor, f"{path}: {printable(name)} in {entry}")
-        for name, tensor in tensors.items()
-    }
+def to_arrays(source: str, tensors: dict[Any, Any]) -> Tensors:
+    """Return a dictionary of tensors. Raise InputError if it contains anything else."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, np.ndarray):
+            raise InputError(f"{source}: {printable(name)} is no tensor.")
+    return {str(name): tensor for name, tensor in tensors.items()}
 
 
 def read(path: Path, network: nnx.Module, config: Config) -> Trained:
     """Read a checkpoint of the official PyTorch code.
 
-    Raises InputError if PyTorch is not installed, or if the file does not fit `network` or the
-    noise scales of `config`.
+    Raises InputError if the file does not fit `network` or the noise scales of `config`.
     """
     state, layout = load(path), torch_layout(network)
     check_entries(path, state, ENTRIES)
@@ -97,7 +78,7 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
         raise InputError(f"{path} is not a training state of the official code: {problem}.")
     model = {
         name.removeprefix(PREFIX): array
-        for name, array in _to_arrays(path, "model", state["model"]).items()
+        for name, array in to_arrays(f"{path} (its model)", state["model"]).items()
     }
     if "sigmas" in model:
         _check_sigmas(path, model.pop("sigmas"), config)
@@ -119,14 +100,14 @@ def _read_averages(path: Path, ema: dict[str, Any], model: Tensors, layout: Layo
     """
     frozen = {stored.names[0] for stored in layout if not stored.trained}
     names = [name for name in model if name not in frozen]
-    shadow = _to_arrays(path, "shadow_params", dict(enumerate(ema["shadow_params"])))
+    shadow = to_arrays(f"{path} (its shadow_params)", dict(enumerate(ema["shadow_params"])))
     averages = list(shadow.values())
     if len(averages) != len(names):
         raise InputError(
             f"{path} has {len(averages)} shadow parameters for {len(names)} trained ones in its "
             f"model."
         )
-    extra = _to_arrays(path, FROZEN, ema.get(FROZEN, {}))
+    extra = to_arrays(f"{path} (its {FROZEN})", ema.get(FROZEN, {}))
     return model | dict(zip(names, averages)) | extra
 
 
@@ -154,8 +135,9 @@ def _read_moments(
     }
     fields: dict[str, Any] = {}
     for field, kind in MOMENTS.items():
-        moments = _to_arrays(path, kind, {name: state[kind] for name, state in states.items()})
-        fields[field] = load_params(layout, zeros | moments, f"{path} (its {kind})")
+        source = f"{path} (its {kind})"
+        moments = to_arrays(source, {name: state[kind] for name, state in states.items()})
+        fields[field] = load_params(layout, zeros | moments, source)
     steps = [to_step(path, "the optimizer's step", state["step"]) for state in states.values()]
     fields["updates"] = max(steps)
     return fields
@@ -191,7 +173,7 @@ def write(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config)
 
     Raises InputError if PyTorch is not installed or the official code does not have the network.
     """
-    torch = _import_torch("writing a .pth file")
+    torch = _import_torch()
     layout = torch_layout(network)
     model = {
         "sigmas": torch.from_numpy(_sigmas(config)),
@@ -235,7 +217,7 @@ def _ema_entry(
     trained: Trained, layout: Layout, model: TorchTensors, config: Config
 ) -> dict[str, Any]:
     """Return the state of the official moving average; see `_read_averages` and FROZEN."""
-    torch = _import_torch("writing a .pth file")
+    torch = _import_torch()
     ema = _torch_tensors(export_params(layout, trained.ema))
     trainable = [stored.names[0] for stored in layout if stored.trained]
     frozen = {}
@@ -253,17 +235,17 @@ def _ema_entry(
 
 
 def _torch_tensors(tensors: Tensors) -> TorchTensors:
-    torch = _import_torch("writing a .pth file")
+    torch = _import_torch()
     return {name: torch.tensor(value) for name, value in tensors.items()}
 
 
-def _import_torch(purpose: str) -> Any:
-    """Return the module torch. Raises InputError, stating the purpose, if it is not installed."""
+def _import_torch() -> Any:
+    """Return the module torch. Raises InputError if it is not installed."""
     try:
         import torch
     except ImportError as error:
         raise InputError(
-            f"{purpose} requires PyTorch, which is not installed: pip install torch "
-            f"(the CPU version suffices)."
+            "writing a .pth file requires PyTorch, which is not installed: pip install torch "
+            "(the CPU version suffices)."
         ) from error
     return torch

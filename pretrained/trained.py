@@ -89,10 +89,9 @@ def _to_number(value: Any) -> int | float | None:
 
 def _shown(value: Any) -> str:
     number = _to_number(value)
-    shown = repr(value if number is None else number)
-    if len(shown) < 50 and (number is not None or isinstance(value, str)):
-        return printable(shown)
-    return f"of type {type(value).__name__}"
+    if number is None and (not isinstance(value, str) or len(value) > 50):
+        return f"of type {type(value).__name__}"
+    return printable(repr(value if number is None else number))
 
 
 def check_entries(path: Path, state: Any, expected: set[str]) -> None:

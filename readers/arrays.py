@@ -8,9 +8,16 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from errors import InputError, brief, expand_home, printable
+from errors import InputError, expand_home, printable
 from readers import cache
-from readers.files import check_regular, read_header, read_npz
+from readers.files import (
+    MAX_CLASSES,
+    check_labels,
+    check_regular,
+    read_header,
+    read_npz,
+    reading,
+)
 from readers.folders import members
 from readers.image_sizes import sides
 
@@ -49,65 +56,47 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Selection, np.n
     if f"{prefix}images" not in arrays:
         names = ", ".join(map(printable, arrays)) or "nothing"
         raise InputError(
-            f"{path} contains {names}; name the array 'images', or 'train_images' and "
+            f"{path} contains {names[:200]}; name the array 'images', or 'train_images' and "
             f"'test_images'."
         )
     pixels, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
-    is_expected = pixels.shape[1:] == sides(config.image_size)
-    if pixels.ndim == 3 and not is_expected and pixels.shape[1] != pixels.shape[2] in (1, 3):
-        raise InputError(
-            f"{path} contains a single image of shape {pixels.shape}; the first axis must count "
-            f"the images, as in (N, H, W, C) or (N, H, W)."
-        )
-    if pixels.ndim == 3:
-        pixels = pixels[..., None]
-    _check_arrays(pixels, labels, path)
+    pixels = _check_images(pixels, path, sides(config.image_size))
     if pixels.dtype != np.uint8 or config.value_range:
         _check_values(pixels, path, prefix, config.value_range)
     selected = np.arange(len(pixels))
     if not prefix:
         selected = members([str(number) for number in selected], split, config.held_out)
     if labels is not None:
-        labels = labels[selected].astype(np.int32)
+        labels = check_labels(labels, len(pixels), MAX_CLASSES, path)[selected]
     return Selection(pixels, selected), labels
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a file by name; a single array is named 'images'."""
     check_regular(path, "data.path")
-    try:
-        with open(path, "rb") as file:
-            is_npy = file.read(len(MAGIC)) == MAGIC
+    with reading(f"data.path = {str(path)!r}", kind=" as .npy or .npz"), open(path, "rb") as file:
+        if file.read(len(MAGIC)) == MAGIC:
             file.seek(0)
-            if is_npy:
-                read_header(file)
-        arrays = {"images": np.load(path, "r")} if is_npy else read_npz(path)
-    except (OSError, ValueError, EOFError) as error:
+            shape, dtype, order = read_header(file)
+            return {"images": np.memmap(file, dtype, "r", file.tell(), shape, order)}
+        arrays = read_npz(path)
+    return arrays if len(arrays) != 1 else {"images": next(iter(arrays.values()))}
+
+
+def _check_images(pixels: np.ndarray, path: Path, size: tuple[int, ...]) -> np.ndarray:
+    """Return images as (N, H, W, C). Raise InputError for other shapes and types."""
+    is_one = pixels.ndim == 3 and pixels.shape[1] != pixels.shape[2] in (1, 3)
+    if is_one and pixels.shape[1:] != size:
         raise InputError(
-            f"data.path = {str(path)!r} cannot be read as .npy or .npz: {brief(error)}"
-        ) from error
-    if len(arrays) == 1:
-        arrays = {"images": next(iter(arrays.values()))}
-    return arrays
-
-
-def _check_arrays(pixels: np.ndarray, labels: np.ndarray | None, path: Path) -> None:
-    """Raise InputError for other shapes and types than those of images and labels."""
-    if pixels.ndim != 4 or not len(pixels) or pixels.dtype.kind not in "uif":
+            f"{path} contains a single image of shape {pixels.shape}; the first axis must count "
+            f"the images, as in (N, H, W, C) or (N, H, W)."
+        )
+    if pixels.ndim not in (3, 4) or not pixels.size or pixels.dtype.kind not in "uif":
         raise InputError(
             f"{path} contains {pixels.dtype} of shape {pixels.shape}; images must be numbers of "
             f"shape (N, H, W, C) or (N, H, W)."
         )
-    if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
-        raise InputError(
-            f"{path}: labels are {labels.dtype} of shape {labels.shape}; they must be one integer "
-            f"for each image, of shape {pixels.shape[:1]}."
-        )
-    if labels is not None and not -(2**31) <= labels.min() <= labels.max() < 2**31:
-        raise InputError(
-            f"{path}: labels go from {labels.min()} to {labels.max()}; they must be integers of 32 "
-            f"bits. Number the classes from 0."
-        )
+    return pixels[..., None] if pixels.ndim == 3 else pixels
 
 
 def _check_values(
@@ -118,11 +107,8 @@ def _check_values(
     def measure() -> dict[str, np.ndarray]:
         return {"range": np.array([pixels.min(), pixels.max()], np.float64)}  # NaN propagates.
 
-    def is_valid(entry: dict[str, np.ndarray]) -> bool:
-        return entry.get("range", np.array([])).shape == (2,)
-
     key = cache.fingerprint(path)
-    low, high = cache.arrays(f"range_{prefix}", path, key, measure, is_valid)["range"]
+    low, high = cache.arrays(f"range_{prefix}", path, key, measure)["range"]
     if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(f"{path} contains values that are not finite.")
     if not value_range:

@@ -34,11 +34,13 @@ def entry_path(kind: str, path: Path) -> Path:
 
 
 def load(kind: str, path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an entry, or an empty dictionary if it is absent or damaged."""
+    """Return the arrays of an entry, or an empty dictionary if it is absent, damaged or changed."""
     try:
-        return read_npz(entry_path(kind, path))
+        entry = read_npz(entry_path(kind, path))
     except InputError:
         return {}
+    digest = str(entry.pop("digest", ""))
+    return entry if digest == _digest(entry) else {}
 
 
 def save(kind: str, path: Path, entry: dict[str, np.ndarray]) -> None:
@@ -48,27 +50,27 @@ def save(kind: str, path: Path, entry: dict[str, np.ndarray]) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **entry)
+            np.savez(file, allow_pickle=False, **entry, digest=np.array(_digest(entry)))
         os.replace(temporary, target)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
-def arrays(
-    kind: str,
-    path: Path,
-    key: str,
-    compute: Callable[[], dict[str, np.ndarray]],
-    is_valid: Callable[[dict[str, np.ndarray]], bool],
-) -> dict[str, np.ndarray]:
-    """Return the arrays that `compute` returns, from the cache if they were saved with `key`.
+def _digest(entry: dict[str, np.ndarray]) -> str:
+    content = hashlib.sha256()
+    for name, array in sorted(entry.items()):
+        content.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()
 
-    `is_valid` states whether arrays from the cache have the names, types and shapes that `compute`
-    returns; if not, they are computed again.
-    """
+
+def arrays(
+    kind: str, path: Path, key: str, compute: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Return the arrays that `compute` returns, from the cache if they were saved with `key`."""
     cached = load(kind, path)
-    if "key" in cached and str(cached["key"]) == key and is_valid(cached):
+    if str(cached.get("key")) == key:
         return cached
     computed = compute() | {"key": np.array(key)}
     save(kind, path, computed)

@@ -10,9 +10,9 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from errors import InputError, brief
-from readers import preprocessing
-from readers.files import check_expansion, check_regular, read_verified
+from errors import InputError
+from readers import image_files, preprocessing
+from readers.files import check_regular, read_verified, reading, zip_members
 from readers.image_sizes import image_shape, square_side
 from readers.preprocessing import Decoded
 
@@ -38,18 +38,13 @@ def read(split: str, config: ml_collections.ConfigDict, place: Path) -> tuple[De
 
     Raises InputError if files are missing or damaged.
     """
-    size = square_side(config)
+    size, channels = square_side(config), config.num_channels
     names = _names(place, split)
     load = _loader(place, names)
 
     def decode(index: int) -> np.ndarray:
-        try:
-            image = preprocessing.decode(load(names[index]), config.num_channels)
-        except Exception as error:  # Decoders raise many exception types for damaged files.
-            raise InputError(
-                f"{place} is damaged: {names[index]}: {brief(error)}. Download it again."
-            ) from error
-        return preprocessing.to_array(preprocessing.celeba(image, size))
+        with reading(f"{place}: {names[index]}", "Download it again."):
+            return image_files.load(load(names[index]), channels, preprocessing.celeba, size)
 
     return Decoded(decode, len(names), image_shape(config)), None
 
@@ -86,12 +81,9 @@ def _loader(place: Path, names: list[str]) -> Callable[[str], bytes | Path]:
             )
         return lambda name: folder / name
     check_regular(path)
-    try:
+    with reading(path, kind=" as .zip"):
         archive = zipfile.ZipFile(path)
-        sizes = {member.filename: member.file_size for member in archive.infolist()}
-    except Exception as error:  # Damage raises exceptions of several types.
-        raise InputError(f"{path} cannot be read as .zip: {brief(error)}.") from error
-    check_expansion(path, sum(sizes.values()))
+        sizes = {name: each.file_size for name, each in zip_members(path, archive).items()}
     absent = [name for name in names if not 0 < sizes.get(f"{IMAGES}/{name}", 0) <= MAX_IMAGE]
     if absent:
         raise InputError(

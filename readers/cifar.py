@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -29,8 +30,10 @@ MD5 = {
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
 """The published checksums."""
-SCHEMA = {"data": np.ndarray, "labels": [int]}
+SCHEMA = {"data": object, "labels": [int]}
 SIDE, CLASSES = 32, 10
+NAMES = dict.fromkeys(("numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"))
+"""The names in a pickled array of Python 2."""
 
 
 def exists(place: Path) -> bool:
@@ -87,17 +90,31 @@ def _batches(split: str, place: Path) -> list[tuple[str, bytes]]:
 
 def _parse(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return pixels (n, 32, 32, 3) and labels (n,) of a file. In it, channels come first."""
-    batch = pickles.read(content, name)
+    try:
+        batch = pickles.Reader().load(io.BytesIO(content), NAMES)
+        pickles.check_tree(batch, len(content))
+    except Exception as error:  # Damage raises exceptions of many types.
+        raise InputError(f"{name} cannot be read as pickled arrays: {brief(error)}.") from error
     problem = mismatch(batch, SCHEMA)
     if problem:
         raise InputError(f"{name} is damaged: {problem}.")
-    pixels, labels = batch["data"], np.array(batch["labels"], np.int64)
-    if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3 * SIDE**2):
-        raise InputError(
-            f"{name} is damaged: 'data' is {pixels.dtype} of shape {pixels.shape} for "
-            f"{len(labels)} labels; it must be uint8 of shape {(len(labels), 3 * SIDE**2)}."
-        )
+    labels = np.array(batch["labels"], np.int64)
+    try:
+        pixels = _array(batch["data"], (len(labels), 3 * SIDE**2))
+    except Exception as error:
+        raise InputError(f"{name} is damaged: its 'data' {brief(error)}.") from error
     if not all(0 <= label < CLASSES for label in labels):
         raise InputError(f"{name} is damaged: its labels must be in 0 .. {CLASSES - 1}.")
     planes = pixels.reshape(-1, 3, SIDE, SIDE)
     return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels.astype(np.int32)
+
+
+def _array(record: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the array of unsigned bytes that a record describes."""
+    if not isinstance(record, pickles.Record):
+        raise ValueError("is no array")
+    _, stated, dtype, is_fortran, data = record.state
+    if stated != shape or dtype.arguments[0] != "u1":
+        raise ValueError(f"is no uint8 of shape {shape}")
+    content = np.frombuffer(data.encode("latin-1"), np.uint8)
+    return content.reshape(shape, order="F" if is_fortran else "C")

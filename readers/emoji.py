@@ -7,28 +7,31 @@ of a sequence. Training and held-out images never show variants of the same emoj
 
 from __future__ import annotations
 
+import base64
 import hashlib
-import io
-from collections import defaultdict
+import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import ml_collections
 import numpy as np
 from PIL import Image
 
-from errors import InputError, brief, expand_home
-from readers import cache, preprocessing
-from readers.files import read_bytes
+from errors import InputError, expand_home
+from readers import cache, font, image_files, preprocessing
+from readers.files import read_bytes, reading
 from readers.folders import members
 from readers.image_sizes import image_shape, square_side
 from readers.preprocessing import Decoded
 
-if TYPE_CHECKING:  # Imported only where this data set is read.
-    from fontTools.ttLib import TTFont
-
 FILE = "NotoColorEmoji.ttf"
 DEBIAN = Path("/usr/share/fonts/truetype/noto") / FILE  # Where Debian installs the font.
+KIND = " as a font with colour bitmaps (table CBDT)"
+SIGNATURES = (b"\0\1\0\0", b"OTTO", b"true")  # The first bytes of TrueType and OpenType fonts.
+MAX_FONT = 2**26  # bytes
+MAX_SIDE = 1024  # pixels
 INSTALL = "On Debian, apt-get install fonts-noto-color-emoji installs it"
 
 COMPARED_SIZE = 32  # pixels; images of any data.image_size have the same splits.
@@ -109,19 +112,15 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Decoded, None]:
     """
     size, channels = square_side(config), config.num_channels
     path = find(config.path)
-    data = read_bytes(path, "data.path")
-    try:
+    data = read_bytes(path, "data.path", MAX_FONT)
+    with reading(path, f"Install the font again. {INSTALL}.", KIND):
         glyphs = read_glyphs(data)
         chosen, names = _cached_groups(path, data, glyphs)
-    except Exception as error:  # Damage raises exceptions of many types.
-        raise InputError(
-            f"{path} cannot be read as a font with colour bitmaps (table CBDT): {brief(error)}. "
-            f"Install the font again. {INSTALL}."
-        ) from error
     selected = chosen[members(names.tolist(), split, config.held_out)]
 
     def decode(index: int) -> np.ndarray:
-        return picture(glyphs[selected[index]].png, size, channels)
+        with reading(path, f"Install the font again. {INSTALL}.", KIND):
+            return picture(glyphs[selected[index]].png, size, channels)
 
     return Decoded(decode, len(selected), image_shape(config)), None
 
@@ -142,47 +141,39 @@ def find(where: str) -> Path:
 def read_glyphs(data: bytes) -> list[Glyph]:
     """Return the images of a font, in its order; of several sizes, the largest.
 
-    Raises exceptions of many types for damaged fonts.
+    Another process reads the font, with limits of memory and time. Raises ValueError for a font
+    that is damaged or compressed (WOFF), and for a collection of fonts.
     """
-    from fontTools.ttLib import TTFont
-
-    font = TTFont(io.BytesIO(data), lazy=True)
-    if "CBDT" not in font:
-        raise ValueError("it has no such table")
-    sizes = [strike.bitmapSizeTable.ppemY for strike in font["CBLC"].strikes]
-    strike = font["CBDT"].strikeData[int(np.argmax(sizes))]
-    sequences = _sequences(font)
+    if data[:4] not in SIGNATURES:
+        raise ValueError("it is no TrueType or OpenType font")
+    # -P: modules beside the script do not replace those of libraries.
+    command = [sys.executable, "-P", font.__file__]
+    process = subprocess.run(command, input=data, capture_output=True, check=False)
+    try:
+        answer = json.loads(process.stdout)
+    except ValueError as error:
+        limits = f"{font.MEMORY:,} bytes and {font.SECONDS} seconds"
+        raise ValueError(f"reading it takes more than {limits}") from error
+    if "problem" in answer:
+        raise ValueError(answer["problem"])
     return [
-        Glyph(name, frozenset(sequences[name]), bitmap.imageData) for name, bitmap in strike.items()
+        Glyph(name, frozenset(map(tuple, sequences)), base64.b64decode(png))
+        for name, sequences, png in answer["glyphs"]
     ]
-
-
-def _sequences(font: TTFont) -> dict[str, set[CodePoints]]:
-    """Return the sequences of code points that select each glyph, by its name."""
-    characters = font.getBestCmap() or {}
-    point_of = {name: point for point, name in characters.items()}
-    sequences = defaultdict(set)
-    for point, name in characters.items():
-        sequences[name].add((point,))
-    lookups = font["GSUB"].table.LookupList.Lookup if "GSUB" in font else ()
-    for lookup in lookups:
-        for subtable in lookup.SubTable:
-            for first, ligatures in getattr(subtable, "ligatures", {}).items():
-                for ligature in ligatures:
-                    names = [first, *ligature.Component]
-                    if all(name in point_of for name in names):
-                        sequence = tuple(point_of[name] for name in names)
-                        sequences[ligature.LigGlyph].add(sequence)
-    return sequences
 
 
 def picture(png: bytes, size: int, channels: int) -> np.ndarray:
     """Return an image (size, size, C) uint8, composited on white and padded to a square."""
-    image = preprocessing.decode(png, channels)
+    return image_files.load(png, channels, _pad, size)
+
+
+def _pad(image: Image.Image, size: int) -> Image.Image:
     side = max(image.size)
+    if side > MAX_SIDE:
+        raise ValueError(f"a bitmap has a side of {side} pixels; at most {MAX_SIDE} are read")
     square = Image.new(image.mode, (side, side), "white")
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return preprocessing.to_array(preprocessing.crop_resize(square, size))
+    return preprocessing.crop_resize(square, size)
 
 
 # --- groups ---
@@ -201,19 +192,9 @@ def _cached_groups(path: Path, data: bytes, glyphs: list[Glyph]) -> tuple[np.nda
         groups = _groups(np.stack(pixels), [subjects[index] for index in chosen])
         return {"chosen": chosen, "groups": groups}
 
-    def is_valid(entry: dict[str, np.ndarray]) -> bool:
-        empty = np.array([])
-        chosen, groups = entry.get("chosen", empty), entry.get("groups", empty)
-        return (
-            chosen.ndim == 1
-            and chosen.shape == groups.shape
-            and (chosen.dtype.kind, groups.dtype.kind) == ("i", "U")
-            and bool(((chosen >= 0) & (chosen < len(glyphs))).all())
-        )
-
     digest = hashlib.sha256(data + repr(subjects).encode()).hexdigest()
     key = f"{digest} {COMPARED_SIZE} {SIMILAR}"
-    entry = cache.arrays("emoji", path, key, compute, is_valid)
+    entry = cache.arrays("emoji", path, key, compute)
     return entry["chosen"], entry["groups"]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from errors import InputError, brief, expand_home
-from readers.files import check_regular
+from errors import InputError, expand_home
+from readers.files import check_regular, reading
 from readers.image_sizes import square_side
 from readers.preprocessing import Decoded
 from readers.tfrecords import TFRecords, parse_example
@@ -26,19 +26,17 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Decoded, None]:
     records = TFRecords(path)
 
     def decode(index: int) -> np.ndarray:
-        record = records[index]
-        try:
-            example = parse_example(record)
-            planes = np.frombuffer(example["data"][0], np.uint8).reshape(example["shape"])
-        except (ValueError, KeyError, IndexError) as error:
-            raise InputError(f"{path}: record {index} is not an image: {brief(error)}.") from error
-        if planes.shape != (channels, size, size):
-            raise InputError(
-                f"{path}: image {index} is {planes.shape}, channels first; data.image_size = "
-                f"{size} and data.num_channels = {channels} require {(channels, size, size)}. The "
-                f"file of this resolution is *-{_ending(size)}."
-            )
-        return np.ascontiguousarray(planes.transpose(1, 2, 0))
+        with reading(f"{path}: record {index}"):
+            example = parse_example(records[index])
+            shape = tuple(example.integers["shape"])
+            if shape != (channels, size, size):
+                raise InputError(
+                    f"{path}: image {index} is {shape}, channels first; data.image_size = {size} "
+                    f"and data.num_channels = {channels} require {(channels, size, size)}. The "
+                    f"file of this resolution is *-{_ending(size)}."
+                )
+            planes = np.frombuffer(example.data["data"], np.uint8).reshape(shape)
+            return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
     return Decoded(decode, len(records), (size, size, channels)), None
 
@@ -58,12 +56,11 @@ def _find(config: ml_collections.ConfigDict, size: int) -> Path:
     if path.is_dir():
         matches = sorted(path.glob(f"*{ending}"))
         path = matches[0] if matches else path / f"*-{ending}"
-    if path.exists():
-        check_regular(path, "data.path")
-    else:
+    if not path.exists():
         raise InputError(
             f"data.dataset = {config.dataset!r}: the file {path} does not exist. Name the TFRecord "
             f"file of this resolution (*-{ending}), or its folder, with --config.data.path=PATH. "
             f"docs/data.md states where to download it."
         )
+    check_regular(path, "data.path")
     return path

@@ -6,6 +6,7 @@ executes anything, and raises `InputError`, naming the file, for any content tha
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,19 +15,22 @@ import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from errors import InputError, brief
+from errors import InputError, brief, printable
 
-MAX_TEXT = 2**28  # Bytes of a JSON file.
+MAX_TEXT = 2**24  # Bytes of a JSON file; its values may take 20 times as many.
 MAX_DEPTH = 50  # Nested lists and objects of a JSON file.
 MAX_RATIO = 100  # Size of the content of a compressed file, relative to that of the file.
 MAX_STEP = 10**9  # Steps and numbers of checkpoints; more are not plausible.
 ALWAYS_ALLOWED = 2**30  # Bytes of a file that is read as a whole, or in any compressed file.
+MAX_HEADER = 1000  # Bytes of the header of an array.
+MAX_AXES = 16
+MAX_CLASSES = 2**31
 
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -44,7 +48,7 @@ def check_regular(path: str | Path, what: str = "") -> None:
 
     `what` is the flag or config field that names the file, for the message.
     """
-    name = f"{what} = {str(path)!r}" if what else str(path)
+    name = f"{what} = {str(path)!r}" if what else printable(path)
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:  # ValueError: the path contains a null character.
@@ -53,16 +57,6 @@ def check_regular(path: str | Path, what: str = "") -> None:
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
         raise InputError(f"{name} is {kind}; it must be a regular file.")
-
-
-def check_archive(path: Path) -> None:
-    """Raise InputError if a zip archive contains too much; other files pass."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            declared = sum(each.file_size for each in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
-        return
-    check_expansion(path, declared)
 
 
 def check_expansion(path: Path, declared: int) -> None:
@@ -75,19 +69,35 @@ def check_expansion(path: Path, declared: int) -> None:
         )
 
 
-def read_bytes(path: Path, what: str = "") -> bytes:
-    """Return the content of a file. Raise InputError for more than ALWAYS_ALLOWED bytes.
+@contextlib.contextmanager
+def reading(name: object, advice: str = "", kind: str = "") -> Iterator[None]:
+    """Turn every exception into an InputError that names the file and says how to correct it.
 
-    `what` is the flag or config field that names the file, for the message.
+    Decoders raise exceptions of many types for damaged files. `kind` is that of the file, such as
+    " as .npz".
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        message = f"{printable(name)} cannot be read{kind}: {brief(error).rstrip('.')}. {advice}"
+        raise InputError(message.strip()) from error
+
+
+def read_bytes(path: Path, what: str = "", limit: int | None = None) -> bytes:
+    """Return the content of a file. Raise InputError for more than `limit` bytes.
+
+    `what` is the flag or config field that names the file, for the message. The default limit is
+    ALWAYS_ALLOWED.
     """
     check_regular(path, what)
-    try:
-        size = path.stat().st_size
-        if size > ALWAYS_ALLOWED:
-            raise InputError(f"{path} has {size:,} bytes; at most {ALWAYS_ALLOWED:,} are read.")
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {brief(error)}.") from error
+    limit = ALWAYS_ALLOWED if limit is None else limit
+    with reading(path), open(path, "rb") as file:
+        content = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
+    if len(content) > limit:
+        raise InputError(f"{path} has more than {limit:,} bytes, which is the limit.")
+    return content
 
 
 def read_verified(path: Path, md5: str) -> bytes:
@@ -131,13 +141,9 @@ def read_json(path: Path, schema: Schema, what: str = "") -> Any:
 
     `what` is the flag or config field that names the file, for the message.
     """
-    check_regular(path, what)
-    try:
-        if path.stat().st_size > MAX_TEXT:
-            raise ValueError(f"it is larger than {MAX_TEXT:,} bytes")
-        content = parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {brief(error)}.") from error
+    text = read_bytes(path, what, MAX_TEXT)
+    with reading(path, kind=" as JSON"):
+        content = parse_json(text.decode())
     problem = mismatch(content, schema)
     if problem:
         raise InputError(f"{path} is damaged: {problem}.")
@@ -225,25 +231,35 @@ def read_npz(path: Path, *names: str, what: str = "") -> dict[str, np.ndarray]:
     """
     check_regular(path, what)
     arrays = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [each for each in archive.infolist() if each.filename.endswith(".npy")]
-            check_expansion(path, sum(each.file_size for each in members))
-            for member in members:
-                name = member.filename.removesuffix(".npy")
-                if not names or name in names:
-                    arrays[name] = _read_member(archive, member)
-    except InputError:
-        raise
-    except Exception as error:  # Damage raises many types of exceptions.
-        raise InputError(f"{path} cannot be read as .npz: {brief(error)}.") from error
+    with reading(path, kind=" as .npz"), zipfile.ZipFile(path) as archive:
+        for filename, member in zip_members(path, archive).items():
+            name = filename.removesuffix(".npy")
+            if name != filename and (not names or name in names):
+                arrays[name] = _read_member(archive, member)
     return arrays
+
+
+def zip_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Return the files in a zip archive by name.
+
+    Raises InputError if they are too large, and ValueError for a name that occurs twice and for
+    compression whose memory Python does not limit.
+    """
+    members = archive.infolist()
+    check_expansion(path, sum(member.file_size for member in members))
+    for member in members:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("it is compressed by another method than deflate")
+    by_name = {member.filename: member for member in members}
+    if len(by_name) < len(members):
+        raise ValueError("a name occurs twice")
+    return by_name
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """Return one array, which takes no more memory than the file declares for it."""
     with archive.open(member) as stream:
-        shape, dtype = read_header(stream)
+        shape, dtype, _ = read_header(stream)
         if stream.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
             raise ValueError(f"{member.filename} does not have the size that its header states")
         stream.seek(0)
@@ -252,18 +268,44 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
         return array
 
 
-def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    """Return shape and type of the array in a .npy file. Raise ValueError for Python objects."""
+def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, Literal["C", "F"]]:
+    """Return shape, type and order of the array in a .npy file.
+
+    Raises ValueError or RecursionError if the header is damaged, and for Python objects.
+    """
     version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if read is None:
         raise ValueError(f"version {version} of the .npy format is not supported")
+    shape, is_fortran, dtype = read(stream, max_header_size=MAX_HEADER)
     if dtype.hasobject:
         raise ValueError("it contains pickled Python objects, which are not loaded")
-    return shape, dtype
+    if dtype.names or dtype.subdtype or not dtype.itemsize:
+        raise ValueError(f"arrays of the type {str(dtype)[:50]} are not supported")
+    if len(shape) > MAX_AXES or not all(0 <= side < 2**48 for side in shape):
+        raise ValueError(f"the shape {str(shape)[:50]} is not possible")
+    return shape, dtype, "F" if is_fortran else "C"
+
+
+def check_labels(labels: np.ndarray, count: int, classes: int, name: object) -> np.ndarray:
+    """Return labels as int32 (count,). Raise InputError unless they are in 0 .. classes - 1.
+
+    `name` is that of the file.
+    """
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise InputError(
+            f"{name}: labels are {labels.dtype} of shape {labels.shape}; they must be one integer "
+            f"for each image, of shape {(count,)}."
+        )
+    if count and not 0 <= labels.min() <= labels.max() < classes:
+        raise InputError(
+            f"{name}: labels go from {labels.min()} to {labels.max()}; they must be in 0 .. "
+            f"{classes - 1}."
+        )
+    return labels.astype(np.int32)
 
 
 def not_finite(arrays: Mapping[str, np.ndarray]) -> str:
@@ -285,12 +327,13 @@ def read_safetensors(path: Path, what: str = "") -> tuple[dict[str, str], dict[s
     Raises InputError if it is damaged, or has arrays of a type that NumPy does not have.
     """
     check_regular(path, what)
-    try:
+    with reading(path, kind=" as safetensors"):
+        with open(path, "rb") as stream:
+            if int.from_bytes(stream.read(8), "little") > MAX_TEXT:
+                raise ValueError(f"its header has more than {MAX_TEXT:,} bytes")
         with safetensors.safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return file.metadata() or {}, tensors
-    except Exception as error:  # Damage and unknown types raise many types of exceptions.
-        raise InputError(f"{path} is not a complete safetensors file: {brief(error)}.") from error
 
 
 def write_safetensors(

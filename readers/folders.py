@@ -19,7 +19,7 @@ from absl import logging
 from tqdm import tqdm
 
 from errors import InputError, brief, expand_home, printable
-from readers import cache, preprocessing
+from readers import cache, image_files, preprocessing
 from readers.image_sizes import image_shape
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -83,14 +83,7 @@ def index(folder: Path) -> Index:
 def _load_index(folder: Path) -> Index:
     """Return the index from the cache, or an empty one."""
     cached = cache.load("folder", folder)
-    if cached.keys() == set(Index._fields):
-        found, count = Index(**cached), cached["names"].size
-        shapes = [array.shape for array in found]
-        kinds = "".join(array.dtype.kind for array in found)
-        if shapes == [(count,), (count,), (count, 2), (count,)] and kinds == "UUiU":
-            return found
-    empty = np.array([])
-    return Index(empty, empty, empty, empty)
+    return Index(**cached) if cached else Index(*[np.array([])] * 4)
 
 
 def walk(folder: Path) -> list[tuple[str, str]]:
@@ -101,33 +94,29 @@ def walk(folder: Path) -> list[tuple[str, str]]:
     files, stack, visited = [], [(folder, "")], set()
     while stack:
         current, prefix = stack.pop()
-        status = current.stat()
+        try:
+            status = current.stat()
+            entries = list(os.scandir(current))
+        except (FileNotFoundError, ProcessLookupError) as error:  # It has vanished, as in /proc.
+            if not prefix:
+                raise InputError(f"The image folder {folder} does not exist any more.") from error
+            continue
+        except OSError as error:
+            raise InputError(
+                f"The image folder {printable(current)} cannot be listed: {brief(error)}."
+            ) from error
         identity = (status.st_dev, status.st_ino)
         if identity in visited:
             continue
         visited.add(identity)
-        for entry in _list(current):
+        for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if _is_folder(entry):
+            if os.path.isdir(entry):
                 stack.append((Path(entry.path), f"{prefix}{entry.name}/"))
             elif entry.name.lower().endswith(SUFFIXES):
                 files.append((prefix + entry.name, _state(entry)))
     return files
-
-
-def _list(folder: Path) -> list[os.DirEntry]:
-    try:
-        return list(os.scandir(folder))
-    except OSError as error:
-        raise InputError(f"The image folder {folder} cannot be listed: {brief(error)}.") from error
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # A link that refers to itself.
-        return False
 
 
 def _state(entry: os.DirEntry) -> str:
@@ -148,10 +137,8 @@ def _inspect_all(folder: Path, names: list[str]) -> list[tuple[tuple[int, int], 
 def _inspect(path: Path) -> tuple[tuple[int, int], str]:
     """Return the width and height of an image file, and its problem or ''."""
     try:
-        return preprocessing.decode(path, 3).size, ""
+        return image_files.decode(path, 3).size, ""
     except Exception as error:  # Decoders raise exceptions of many types on damaged files.
-        if path.is_file() and not path.stat().st_size:
-            return (0, 0), "the file is empty"
         return (0, 0), brief(error)
 
 
@@ -216,15 +203,15 @@ def _decoded(
         for step in range(len(names)):
             path = folder / names[(number + step) % len(names)]
             try:
-                decoded = preprocessing.decode(path, config.num_channels)
-                image = preprocessing.crop_resize(decoded, shape[:2])
-                return preprocessing.to_array(image)
+                return image_files.load(
+                    path, config.num_channels, preprocessing.crop_resize, shape[:2]
+                )
             except Exception as error:  # Decoders raise exceptions of many types.
                 logging.log_first_n(
                     logging.WARNING,
                     "%s: %s; another image replaces it.",
                     MAX_LISTED,
-                    path,
+                    printable(path),
                     brief(error),
                 )
         raise InputError(f"data.path = {config.path!r}: none of its images can be read any more.")

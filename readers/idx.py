@@ -5,21 +5,22 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import ml_collections
 import numpy as np
 
-from errors import InputError, brief
+from errors import InputError
 from readers import preprocessing
-from readers.files import check_expansion
+from readers.files import check_expansion, check_labels, check_regular, reading
 from readers.image_sizes import square_side
 from readers.preprocessing import Pixels
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Where dataset-fashion-mnist installs it.
 PREFIXES = {"train": "train", "test": "t10k"}
 UINT8 = 8  # The type code of bytes.
+CLASSES = 10
+MAX_SIDE = 1024  # pixels
 
 
 def exists(folder: Path) -> bool:
@@ -33,35 +34,36 @@ def read(split: str, config: ml_collections.ConfigDict, folder: Path) -> tuple[P
     Raises InputError if a file is missing or damaged.
     """
     prefix = PREFIXES[split]
-    images = read_array(folder, f"{prefix}-images-idx3-ubyte")
-    labels = read_array(folder, f"{prefix}-labels-idx1-ubyte").astype(np.int32)
-    if len(images) != len(labels):
-        raise InputError(
-            f"{folder} has {len(images)} images and {len(labels)} labels of {split!r}; the "
-            f"numbers must be equal."
-        )
+    images, _ = read_array(folder, f"{prefix}-images-idx3-ubyte", 3)
+    found, path = read_array(folder, f"{prefix}-labels-idx1-ubyte", 1)
+    labels = check_labels(found, len(images), CLASSES, path)
     size, channels = square_side(config), config.num_channels
     resize = preprocessing.resize
     return preprocessing.from_array(images[..., None], size, channels, resize), labels
 
 
-def read_array(folder: Path, name: str) -> np.ndarray:
-    """Return the uint8 array in FOLDER/NAME or FOLDER/NAME.gz.
+def read_array(folder: Path, name: str, rank: int) -> tuple[np.ndarray, Path]:
+    """Return the uint8 array with `rank` axes in FOLDER/NAME or FOLDER/NAME.gz, and the path.
 
     Raises InputError if the file is missing or damaged.
     """
     candidates = [folder / name, folder / f"{name}.gz"]
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    path = next((candidate for candidate in candidates if candidate.exists()), None)
     if path is None:
         raise InputError(f"{folder} contains neither {name} nor {name}.gz.")
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            zeros, type_code, rank = struct.unpack(">HBB", file.read(4))
-            shape = struct.unpack(f">{rank}I", file.read(4 * rank))
-            check_expansion(path, math.prod(shape))
-            data = file.read(math.prod(shape) + 1)
-    except (OSError, EOFError, zlib.error, struct.error) as error:
-        raise InputError(f"{path} is damaged: {brief(error)}.") from error
-    if (zeros, type_code) != (0, UINT8) or len(data) != math.prod(shape):
-        raise InputError(f"{path} is not a complete IDX file of bytes. Download it again.")
-    return np.frombuffer(data, np.uint8).reshape(shape)
+    check_regular(path)
+    with (
+        reading(path, "Download it again.", " as IDX"),
+        gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file,
+    ):
+        zeros, type_code, axes = struct.unpack(">HBB", file.read(4))
+        if (zeros, type_code, axes) != (0, UINT8, rank):
+            raise ValueError(f"it is not an array of bytes with {rank} axes")
+        shape = struct.unpack(f">{rank}I", file.read(4 * rank))
+        if 0 in shape or max(shape[1:], default=1) > MAX_SIDE:
+            raise ValueError(f"the shape is {shape}; images have sides of 1 to {MAX_SIDE} pixels")
+        check_expansion(path, math.prod(shape))
+        data = file.read(math.prod(shape) + 1)
+        if len(data) != math.prod(shape):
+            raise ValueError(f"it does not have the size that its shape {shape} states")
+        return np.frombuffer(data, np.uint8).reshape(shape), path

@@ -7,11 +7,11 @@ have no checksums.
 
 from __future__ import annotations
 
+import array
 import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,21 +20,13 @@ from readers import cache
 from readers.files import check_regular
 
 PAGE = struct.Struct("<QHHHH")  # number, unused, flags, end of the list of nodes, unused
-OVERFLOW = struct.Struct("<QHHI")  # number, unused, flags, number of pages
 NODE = struct.Struct("<HHHH")  # lower and upper half of a number, flags, length of the key
 META = struct.Struct("<IIQQ48xIHH4QqQQ")  # of it, the database of the data after the 48 bytes
 MAGIC, VERSION = 0xBEEFC0DE, 1
-BRANCH, LEAF, VALUE = 1, 2, 4  # Flags of pages.
+BRANCH, LEAF = 1, 2  # Flags of pages.
 IS_BIG = 1  # Flag of a node: its value is on pages of its own.
-MAX_DEPTH = 32
-
-
-class _Tree(NamedTuple):
-    """The newest state of a database: page size in bytes, number of its values, root page."""
-
-    page_size: int
-    entries: int
-    root: int
+PAGE_SIZES = tuple(2**power for power in range(8, 17))
+MAX_VALUE = 2**26  # bytes
 
 
 class Lmdb(Sequence):
@@ -48,9 +40,9 @@ class Lmdb(Sequence):
         check_regular(path)
         self._file = os.open(path, os.O_RDONLY)
         self._size = os.fstat(self._file).st_size
-        self._tree = self._read_tree()
+        self._page_size, self._entries, self._root = self._read_tree()
         key = cache.fingerprint(path)
-        self._values = cache.arrays("lmdb", path, key, self._index, self._is_valid)["values"]
+        self._values = cache.arrays("lmdb", path, key, self._index)["values"]
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
@@ -60,16 +52,13 @@ class Lmdb(Sequence):
         return len(self._values)
 
     def __getitem__(self, index: int) -> bytes:
-        start, length = self._values[range(len(self))[index]].tolist()
-        page, offset = divmod(start, self._tree.page_size)
-        if offset == PAGE.size:  # The first value of a page that has no list of nodes.
-            number, _, flags, count = OVERFLOW.unpack(self._read(start - PAGE.size, PAGE.size))
-            if (number, flags) != (page, VALUE) or count * self._tree.page_size < length:
-                raise self._damaged(f"value {index} is not on page {page}")
-        return self._read(start, length)
+        return self._read(*self._values[index].tolist())
 
-    def _read_tree(self) -> _Tree:
-        """Return the newer of the two states, which are on the first two pages."""
+    def _read_tree(self) -> tuple[int, int, int]:
+        """Return page size, number of values and root page of the newer of the two states.
+
+        They are on the first two pages.
+        """
         states, page_size = {}, 0
         for number in (0, 1):
             fields = META.unpack(self._read(number * page_size + PAGE.size, META.size))
@@ -78,52 +67,48 @@ class Lmdb(Sequence):
             if (magic, version) != (MAGIC, VERSION) or flags:
                 raise self._damaged(f"it is not an LMDB file of version {VERSION}")
             states[transaction] = entries, root
-            page_size = page_size or self._page_size()
-        return _Tree(page_size, *states[max(states)])
-
-    def _page_size(self) -> int:
-        (size,) = struct.unpack("<I", self._read(PAGE.size + 24, 4))
-        if not 256 <= size <= 65536 or size & (size - 1):
-            raise self._damaged(f"its pages have {size} bytes")
-        return size
-
-    def _is_valid(self, entry: dict[str, np.ndarray]) -> bool:
-        values = entry.get("values", np.array([]))
-        is_index = values.shape == (self._tree.entries, 2) and values.dtype == np.int64
-        return is_index and bool((values >= 0).all())
+            if not page_size:
+                (page_size,) = struct.unpack("<I", self._read(PAGE.size + 24, 4))
+                if page_size not in PAGE_SIZES:
+                    raise self._damaged(f"its pages have {page_size} bytes")
+        return page_size, *states[max(states)]
 
     def _index(self) -> dict[str, np.ndarray]:
         """Return the start and the length in bytes (N, 2) of every value."""
-        values: list[tuple[int, int]] = []
-        pages = [] if self._tree.root < 0 else [(self._tree.root, 0)]
+        values = array.array("q")
+        pages = [] if self._root < 0 else [self._root]
         visited: set[int] = set()
         while pages:
-            number, depth = pages.pop()
-            if number in visited or depth > MAX_DEPTH:
+            number = pages.pop()
+            if number in visited:
                 raise self._damaged(f"page {number} occurs twice")
             visited.add(number)
             children = []
             for is_leaf, first, second in self._nodes(number):
                 if is_leaf:
-                    values.append((first, second))
+                    values.extend((first, second))
                 else:
-                    children.append((first, depth + 1))
+                    children.append(first)
             pages += reversed(children)
         found = np.array(values, np.int64).reshape(-1, 2)
-        if len(found) != self._tree.entries:
-            raise self._damaged(f"it has {len(found)} of {self._tree.entries} values")
+        if len(found) != self._entries:
+            raise self._damaged(f"it has {len(found)} of {self._entries} values")
         if (found.sum(1) > self._size).any():
             raise self._damaged("it is cut off")
+        if (found[:, 1] > MAX_VALUE).any():
+            raise self._damaged(f"a value has more than {MAX_VALUE:,} bytes")
         return {"values": found}
 
     def _nodes(self, number: int) -> Iterator[tuple[bool, int, int]]:
         """Yield the nodes of a page: (False, child page, 0) or (True, start, length of a value)."""
-        size = self._tree.page_size
+        size = self._page_size
         page = self._read(number * size, size)
         found, _, flags, end, _ = PAGE.unpack_from(page)
-        if found != number or flags not in (BRANCH, LEAF) or not PAGE.size <= end <= size:
+        count = (end - PAGE.size) // 2
+        is_page = found == number and flags in (BRANCH, LEAF) and end >= PAGE.size
+        if not is_page or end + count * NODE.size > size:
             raise self._damaged(f"page {number} is not part of the tree")
-        for offset in struct.unpack_from(f"<{(end - PAGE.size) // 2}H", page, PAGE.size):
+        for offset in struct.unpack_from(f"<{count}H", page, PAGE.size):
             if offset + NODE.size > size:
                 raise self._damaged(f"a node of page {number} is not on it")
             low, high, kind, key = NODE.unpack_from(page, offset)

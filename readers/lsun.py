@@ -7,8 +7,9 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from errors import InputError, brief
-from readers import preprocessing
+from errors import InputError
+from readers import image_files, preprocessing
+from readers.files import reading
 from readers.image_sizes import image_shape, square_side
 from readers.lmdb import Lmdb
 from readers.preprocessing import Decoded
@@ -27,20 +28,14 @@ def read(split: str, config: ml_collections.ConfigDict, place: Path) -> tuple[De
 
     Raises InputError if the database is missing or damaged.
     """
-    size = square_side(config)
+    size, channels = square_side(config), config.num_channels
     path = place / f"{config.category}_{SPLITS[split]}_lmdb" / FILE
     images = Lmdb(path)
     if not len(images):
         raise InputError(f"{path} contains no images. Download it again.")
 
     def decode(index: int) -> np.ndarray:
-        encoded = images[index]
-        try:
-            image = preprocessing.decode(encoded, config.num_channels)
-        except Exception as error:  # Decoders raise many exception types for damaged files.
-            raise InputError(
-                f"{path} is damaged: value {index} is no image: {brief(error)}. Download it again."
-            ) from error
-        return preprocessing.to_array(preprocessing.lsun(image, size))
+        with reading(f"{path}: image {index}", "Download the file again."):
+            return image_files.load(images[index], channels, preprocessing.lsun, size)
 
     return Decoded(decode, len(images), image_shape(config)), None

@@ -1,99 +1,207 @@
-"""Pickled dictionaries of NumPy arrays, as Python 2 wrote them, without executing their content.
+"""A reader of pickles that runs nothing in them: CIFAR-10's, PyTorch's and EDM's.
 
-A pickle names functions, which Python's reader calls. Here, the three names of an array of numbers
-stand for objects that only record their arguments, and every other name is refused. The arrays are
-then built from the recorded bytes.
+A pickle is a program for a stack machine; it calls functions by name. Here, the instructions that
+build numbers, texts, lists, tuples and dictionaries are followed. A listed name stands for a
+function of this program, or its calls are recorded; other names and instructions are refused.
+
+Time and memory are proportional to the size of the file, up to fixed limits. Therefore containers
+are neither hashed, compared nor printed, and integers from the file are no keys of a dictionary,
+unless they are small: their hashes, unlike those of texts, can be chosen to collide.
 """
 
 from __future__ import annotations
 
-import io
-import math
-import pickle
+import dataclasses
 import pickletools
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
+from errors import printable
 
-from errors import InputError, brief, printable
+MAX_INSTRUCTIONS = 2_000_000  # Of a file; a tensor takes 35 in PyTorch's files, 170 in EDM's.
+MAX_VALUES, MAX_DEPTH = 1_000_000, 100  # Of the result.
+MAX_TEXT = 1000  # Characters of a key or name.
+MAX_KEY = 2**13  # Integers that are keys are smaller. Optimizers number their parameters.
+MAX_BITS = 80  # Of an integer. That with which PyTorch's older files begin has 77.
+MAX_ARGUMENTS = 10
 
-NAMES = ("numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype")
-NUMBERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
-PROTOCOL = 2  # That of Python 2. Instructions of later ones reserve memory that a file states.
+PUSHED = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"),
+    *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "BINBYTES8", "SHORT_BINBYTES"),
+}
+"""Instructions that push their argument."""
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+CONTAINERS = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+Names = Mapping[str, Callable[..., Any] | None]
+"""For each allowed name, such as 'numpy dtype', what is called in its place; None to record it."""
 
 
-def read(content: bytes, name: str) -> dict[Any, Any]:
-    """Return a pickled dictionary; its values may be arrays, numbers, texts, lists and so on.
+@dataclasses.dataclass(slots=True, eq=False)
+class Record:
+    """The call of a name, and the state that the pickle gives to the object."""
 
-    Byte strings of Python 2 become texts with the same code points. `name` is that of the file.
+    kind: str
+    arguments: tuple = ()
+    state: Any = None
 
-    Raises InputError if the pickle is damaged, names other objects, or is no dictionary.
+
+class Name(str):
+    """A name in a pickle."""
+
+
+class Reader:
+    """Reads the pickles of one file, which may contain others, within common limits."""
+
+    def __init__(self) -> None:
+        self._left = MAX_INSTRUCTIONS
+
+    def load(
+        self, stream: Any, names: Names, persistent: Callable[[Any], Any] | None = None
+    ) -> Any:
+        """Return the value of the pickle at the position of a binary stream, and move to its end.
+
+        The value may contain itself; see `check_tree`. Sets are lists. `persistent` returns the
+        object for an identifier in the pickle, such as the data of a tensor.
+
+        Raises an exception, of many types, if the pickle is damaged or is not allowed.
+        """
+        machine = _Machine(names, persistent)
+        for opcode, argument, _ in pickletools.genops(stream):
+            self._left -= 1
+            if self._left < 0:
+                raise ValueError(f"it has more than {MAX_INSTRUCTIONS:,} instructions")
+            machine.follow(opcode.name, argument)
+        return machine.stack.pop()
+
+
+class _Machine:
+    def __init__(self, names: Names, persistent: Callable[[Any], Any] | None) -> None:
+        self.stack: list[Any] = []
+        self._marks: list[int] = []
+        self._memo: list[Any] = []
+        self._names, self._persistent = names, persistent
+
+    def follow(self, name: str, argument: Any) -> None:
+        """Follow an instruction."""
+        stack = self.stack
+        if name in PUSHED:
+            if type(argument) is int and argument.bit_length() > MAX_BITS:
+                raise ValueError(f"it has an integer of {argument.bit_length()} bits")
+            stack.append(argument)
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name])
+        elif name in CONTAINERS:
+            stack.append(CONTAINERS[name]())
+        elif name in TUPLES:
+            stack.append(tuple(self._pop(TUPLES[name])))
+        elif name == "MARK":
+            self._marks.append(len(stack))
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(self._memo[argument])
+        elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+            self._remember(len(self._memo) if name == "MEMOIZE" else argument)
+        elif name not in ("PROTO", "FRAME", "STOP"):
+            self._combine(name, argument)
+
+    def _combine(self, name: str, argument: Any) -> None:
+        """Follow an instruction that combines values of the stack."""
+        match name:
+            case "TUPLE":
+                self.stack.append(tuple(self._pop_marked()))
+            case "APPEND" | "APPENDS" | "ADDITEMS":
+                values = self._pop(1) if name == "APPEND" else self._pop_marked()
+                self._last(list).extend(values)
+            case "SETITEM" | "SETITEMS":
+                values = self._pop(2) if name == "SETITEM" else self._pop_marked()
+                self._last(dict).update(zip(map(as_key, values[::2]), values[1::2], strict=True))
+            case "GLOBAL":
+                self.stack.append(self._find(argument))
+            case "STACK_GLOBAL":
+                self.stack.append(self._find(" ".join(map(as_text, self._pop(2)))))
+            case "REDUCE" | "NEWOBJ":
+                self.stack.append(self._call(*self._pop(2)))
+            case "BUILD":
+                (state,) = self._pop(1)
+                if type(self.stack[-1]) is not dict:  # The attributes of one are not read.
+                    self._last(Record).state = state
+            case "BINPERSID" if self._persistent:
+                self.stack.append(self._persistent(*self._pop(1)))
+            case _:
+                raise ValueError(f"it has the instruction {name}, which is not followed")
+
+    def _pop(self, count: int) -> list[Any]:
+        values = self.stack[-count:]
+        if len(values) < count:
+            raise ValueError("an instruction lacks a value")
+        del self.stack[-count:]
+        return values
+
+    def _pop_marked(self) -> list[Any]:
+        start = self._marks.pop()
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
+
+    def _last(self, kind: type) -> Any:
+        if type(self.stack[-1]) is not kind:
+            raise ValueError(f"it changes a value that is no {kind.__name__.lower()}")
+        return self.stack[-1]
+
+    def _remember(self, index: int) -> None:
+        missing = index + 1 - len(self._memo)
+        if missing > 2:  # Python 3 counts from 0, and Python 2 from 1, without gaps.
+            raise ValueError(f"it stores a value as number {index}")
+        self._memo.extend([None] * missing)
+        self._memo[index] = self.stack[-1]
+
+    def _find(self, name: str) -> Name:
+        if name not in self._names:
+            shown = printable(name[:100]).replace(" ", ".")
+            raise ValueError(f"it names {shown}, which is not loaded")
+        return Name(name)
+
+    def _call(self, name: Any, arguments: Any) -> Any:
+        if type(name) is not Name or type(arguments) is not tuple:
+            raise ValueError("it calls a value that is no name")
+        if len(arguments) > MAX_ARGUMENTS:
+            raise ValueError(f"it calls {name} with {len(arguments)} arguments")
+        function = self._names.get(name)
+        return function(*arguments) if function else Record(name, arguments)
+
+
+def as_text(value: Any) -> str:
+    """Return a text of at most MAX_TEXT characters. Raise ValueError for any other value."""
+    if type(value) is not str or len(value) > MAX_TEXT:
+        raise ValueError(f"a name is no text of at most {MAX_TEXT} characters")
+    return value
+
+
+def as_key(value: Any) -> str | int:
+    """Return a key of a dictionary. Raise ValueError unless it is a short text or small number."""
+    return value if type(value) is int and 0 <= value < MAX_KEY else as_text(value)
+
+
+def check_tree(value: Any, size: int) -> None:
+    """Raise ValueError if a value is nested deeply, or much larger than the file of `size` bytes.
+
+    Parts that occur several times count as often, so that anything may be done with the value.
     """
-    try:
-        if any(opcode.proto > PROTOCOL for opcode, _, _ in pickletools.genops(content)):
-            raise ValueError(f"its protocol is newer than {PROTOCOL}")
-        entries = _Reader(io.BytesIO(content), encoding="latin-1").load()
-        if not isinstance(entries, dict):
-            raise ValueError("it is no dictionary")
-        return {
-            key: value.array() if isinstance(value, _Array) else value
-            for key, value in entries.items()
-        }
-    except Exception as error:  # Damage raises exceptions of many types.
-        raise InputError(f"{name} cannot be read as pickled arrays: {brief(error)}.") from error
-
-
-class _Reader(pickle._Unpickler):
-    """Python's reader in Python: the one in C reserves as much memory as a file states."""
-
-    def find_class(self, module: str, name: str) -> _Named:
-        if f"{module} {name}" not in NAMES:
-            raise ValueError(f"it names {printable(f'{module}.{name}')}, which is not loaded")
-        return _Named(name)
-
-
-class _Named:
-    """A name in a pickle; calling it returns a record."""
-
-    __slots__ = ("_name",)
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __call__(self, *arguments: Any) -> _Type | _Array:
-        return _Type(arguments[0]) if self._name == "dtype" else _Array()
-
-
-class _Type:
-    """The record of an array's type; its state contains the byte order."""
-
-    __slots__ = ("_code", "_order")
-
-    def __init__(self, code: str) -> None:
-        if code not in NUMBERS:
-            raise ValueError(f"an array has the type {printable(code)[:20]}, which is no number")
-        self._code, self._order = code, "="
-
-    def __setstate__(self, state: tuple) -> None:
-        self._order = {"<": "<", ">": ">"}.get(state[1], "=")
-
-    def dtype(self) -> np.dtype:
-        return np.dtype(self._order + self._code)
-
-
-class _Array:
-    """The record of an array."""
-
-    __slots__ = ("_state",)
-
-    def __setstate__(self, state: tuple) -> None:
-        self._state = state
-
-    def array(self) -> np.ndarray:
-        _, shape, record, is_fortran, data = self._state
-        if not isinstance(record, _Type) or any(side < 0 for side in shape):
-            raise ValueError("an array is not complete")
-        content, dtype = data.encode("latin-1"), record.dtype()
-        if len(content) != math.prod(shape) * dtype.itemsize:
-            raise ValueError("an array does not have the size that its shape states")
-        return np.frombuffer(content, dtype).reshape(shape, order="F" if is_fortran else "C")
+    todo, count, left = [(value, 0)], 0, 2 * size + 2**20
+    while todo:
+        value, depth = todo.pop()
+        parts: list[Any] = []
+        if isinstance(value, Record):
+            parts = [value.arguments, value.state]
+        elif isinstance(value, dict):
+            parts = [*value, *value.values()]
+        elif isinstance(value, (list, tuple)):
+            parts = [*value]
+        count += len(parts)
+        left -= len(value) if isinstance(value, (str, bytes)) else getattr(value, "nbytes", 0)
+        if depth > MAX_DEPTH or count > MAX_VALUES:
+            raise ValueError(f"it has more than {MAX_DEPTH} levels or {MAX_VALUES:,} values")
+        if left < 0:
+            raise ValueError("its values are larger than the file")
+        todo.extend((part, depth + 1) for part in parts)

@@ -1,4 +1,4 @@
-"""Decoding of image files, and the crops and resizes of the official code.
+"""The crops and resizes of the official code, and sequences of decoded images.
 
 Pillow's resize has the same antialiased kernels as `tf.image.resize(..., antialias=True)`. Here it
 is computed in floating point and rounded to bytes once. The official code keeps floats, except that
@@ -7,64 +7,20 @@ it truncates LSUN at 256 pixels to bytes.
 
 from __future__ import annotations
 
-import io
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from errors import InputError
-from readers.files import check_regular
+from readers.image_files import MAX_PIXELS, MODES, to_array
 from readers.image_sizes import ImageSize, sides
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-MODES = {1: "L", 3: "RGB"}  # Pillow's mode for each number of channels.
-MAX_PIXELS = 178_956_970  # Of one image: Pillow's limit, above which it warns.
 MEMORY = 2**31  # Bytes. Smaller data sets stay in memory once they are decoded.
-
-# --- decoding ---
-
-
-def decode(source: bytes | Path, channels: int) -> Image.Image:
-    """Decode an image file, given as its path or content, to 8 bits: grey or RGB by `channels`.
-
-    EXIF orientation is applied, transparent images are composited on white, 16-bit grey is rounded
-    to 8 bits, and CMYK is converted without colour profiles. Raises Pillow's exceptions for files
-    that it cannot read or that have more than MAX_PIXELS, and InputError for a path that is not a
-    regular file.
-    """
-    if isinstance(source, Path):
-        check_regular(source)
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Odd metadata is accepted.
-        with Image.open(file, formats=FORMATS) as encoded:
-            if encoded.width * encoded.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(
-                    f"the image has {encoded.width}x{encoded.height} pixels, more than the limit "
-                    f"of {MAX_PIXELS:,}"
-                )
-            image = ImageOps.exif_transpose(encoded)
-            if image.mode.startswith("I"):
-                grey = np.asarray(image).clip(0, 65535) / 257
-                image = Image.fromarray(np.round(grey).astype(np.uint8))
-            elif image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert(MODES[channels])
-
-
-def to_array(image: Image.Image) -> np.ndarray:
-    """Return the pixels (H, W, C) uint8."""
-    array = np.asarray(image)
-    return array[..., None] if array.ndim == 2 else array
-
 
 # --- crops and resizes ---
 
@@ -117,9 +73,11 @@ def lsun(image: Image.Image, size: int) -> Image.Image:
 def _resize(image: Image.Image, shape: tuple[int, int], kernel: Image.Resampling) -> Image.Image:
     if image.size == shape:
         return image
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise ValueError(f"the image of {image.width}x{image.height} pixels is too narrow")
     channels = []
-    for channel in image.split():
-        floats = np.asarray(channel.convert("F").resize(shape, kernel))
+    for number in range(len(image.getbands())):
+        floats = np.asarray(image.getchannel(number).convert("F").resize(shape, kernel))
         channels.append(Image.fromarray(np.round(floats).clip(0, 255).astype(np.uint8)))
     return Image.merge(image.mode, channels)
 

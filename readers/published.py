@@ -2,7 +2,7 @@
 
 Prepared data sets are read without TFDS and TensorFlow, from ArrayRecord or TFRecord files of
 tf.train.Example with encoded images, with the same result as `tfds.data_source`. Preparing a data
-set requires both packages (`prepare`). Files of the authors are read by the modules in `RELEASES`.
+set requires both packages (`prepare`). Other modules read the files of the authors.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 import ml_collections
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
-from errors import InputError, brief, check_name, expand_home, printable
-from readers import cache, celeba, cifar, idx, lsun, preprocessing, svhn
-from readers.files import read_json
+from errors import InputError, check_name, expand_home, printable
+from readers import cache, celeba, cifar, idx, image_files, lsun, preprocessing, svhn
+from readers.array_records import ArrayRecords
+from readers.files import check_labels, read_json, reading
 from readers.image_sizes import image_shape, square_side
 from readers.preprocessing import Decoded, Pixels
 from readers.tfrecords import TFRecords, parse_example
@@ -46,41 +48,22 @@ class Prepared(NamedTuple):
       name: its name in TFDS.
       test: the name of its held-out split.
       resize: the preprocessing of the official code, (image, size) -> image.
+      files: the module that reads the files of its authors.
+      classes: the number of classes; 0 for a data set without labels.
     """
 
     name: str
     test: str
     resize: Callable[[Image.Image, int], Image.Image]
+    files: ModuleType
+    classes: int = 0
 
 
 PREPARED = {  # By data.dataset in lower case. LSUN depends on further fields.
-    "cifar10": Prepared("cifar10", "test", preprocessing.resize),
-    "svhn": Prepared("svhn_cropped", "test", preprocessing.resize),
-    "celeba": Prepared("celeb_a", "validation", preprocessing.celeba),
-    "fashion_mnist": Prepared("fashion_mnist", "test", preprocessing.resize),
-}
-
-
-class Release(NamedTuple):
-    """The files of the authors of a data set.
-
-    Attributes:
-      exists: whether a file or folder contains them.
-      read: (split, config.data, this file or folder) -> pixels and labels.
-      default: where they are if data.path is empty.
-    """
-
-    exists: Callable[[Path], bool]
-    read: Callable[[str, ml_collections.ConfigDict, Path], tuple[Pixels, np.ndarray | None]]
-    default: Path | None = None
-
-
-RELEASES = {  # By the name in TFDS, without the category of LSUN.
-    "cifar10": Release(cifar.exists, cifar.read),
-    "svhn_cropped": Release(svhn.exists, svhn.read),
-    "celeb_a": Release(celeba.exists, celeba.read),
-    "lsun": Release(lsun.exists, lsun.read),
-    "fashion_mnist": Release(idx.exists, idx.read, idx.DEBIAN),
+    "cifar10": Prepared("cifar10", "test", preprocessing.resize, cifar, 10),
+    "svhn": Prepared("svhn_cropped", "test", preprocessing.resize, svhn, 10),
+    "celeba": Prepared("celeb_a", "validation", preprocessing.celeba, celeba),
+    "fashion_mnist": Prepared("fashion_mnist", "test", preprocessing.resize, idx, 10),
 }
 
 
@@ -91,7 +74,7 @@ def of_tfds(config: ml_collections.ConfigDict) -> Prepared:
     """
     if config.dataset.lower() == "lsun":
         check_name(config.get("category", ""), LSUN_CATEGORIES, "data.category")
-        return Prepared(f"lsun/{config.category}", "validation", preprocessing.lsun)
+        return Prepared(f"lsun/{config.category}", "validation", preprocessing.lsun, lsun)
     if config.dataset.lower() not in PREPARED:
         raise InputError(
             f"data.dataset = {config.dataset!r} is not a set of TensorFlow Datasets; see "
@@ -110,23 +93,21 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndar
     data.path. Raises InputError if the data set is missing or damaged.
     """
     prepared, size = of_tfds(config), square_side(config)
-    release = RELEASES.get(prepared.name.partition("/")[0])
-    if release and not _versions(config, prepared):
-        place = expand_home(config.path, "data.path") if config.path else release.default
-        if place and release.exists(place):
-            return release.read(split, config, place)
+    if not _versions(config, prepared):
+        default = idx.DEBIAN if prepared.files is idx else None
+        place = expand_home(config.path, "data.path") if config.path else default
+        if place and prepared.files.exists(place):
+            return prepared.files.read(split, config, place)
     folder = find(config, prepared)
     records = _records(folder, prepared.name, "train" if split == "train" else prepared.test)
 
     def decode(index: int) -> np.ndarray:
-        record = records[index]
-        try:
-            image = preprocessing.decode(parse_example(record)["image"][0], config.num_channels)
-        except Exception as error:  # Decoders raise many exception types for damaged files.
-            raise _damaged(folder, f"record {index} of {split}: {brief(error)}") from error
-        return preprocessing.to_array(prepared.resize(image, size))
+        with _reading(folder, f"record {index} of {split}"):
+            encoded = parse_example(records[index]).data["image"]
+            return image_files.load(encoded, config.num_channels, prepared.resize, size)
 
-    return Decoded(decode, len(records), image_shape(config)), _labels(records, folder, split)
+    labels = _labels(records, folder, split, prepared.classes) if prepared.classes else None
+    return Decoded(decode, len(records), image_shape(config)), labels
 
 
 def data_dir(config: ml_collections.ConfigDict) -> Path:
@@ -155,92 +136,56 @@ def _versions(config: ml_collections.ConfigDict, prepared: Prepared) -> list[Pat
 
 
 def _version(folder: Path) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else -1 for part in folder.name.split("."))
+    return tuple(int(part) if part.isdecimal() else -1 for part in folder.name.split("."))
 
 
-def _damaged(folder: Path, problem: str) -> InputError:
-    return InputError(f"{folder} is damaged: {problem}. Prepare it again.")
+def _reading(folder: Path, part: str) -> AbstractContextManager[None]:
+    return reading(f"{folder}: {part}", "Prepare it again.")
 
 
-def _labels(records: Records, folder: Path, split: str) -> np.ndarray | None:
-    """Return the classes (N,), or None if the data set has none.
-
-    Reading them requires a pass over all records, so they are cached.
-    """
-    try:
-        if "label" not in parse_example(records[0]):
-            return None
-    except (ValueError, IndexError) as error:
-        raise _damaged(folder, f"record 0 of {split}: {brief(error)}") from error
+def _labels(records: Records, folder: Path, split: str, classes: int) -> np.ndarray:
+    """Return the classes (N,). Reading them requires a pass over all records: they are cached."""
 
     def collect() -> dict[str, np.ndarray]:
-        try:
-            labels = [parse_example(record)["label"][0] for record in records]
-            return {"labels": np.array(labels, np.int32)}
-        except (ValueError, KeyError, IndexError, OverflowError, TypeError) as error:
-            raise _damaged(folder, f"a label of {split} cannot be read: {brief(error)}") from error
-
-    def is_valid(entry: dict[str, np.ndarray]) -> bool:
-        labels = entry.get("labels", np.array([]))
-        return labels.shape == (len(records),) and labels.dtype == np.int32
+        with _reading(folder, f"a label of {split}"):
+            labels = [parse_example(record).integers["label"][0] for record in records]
+            return {"labels": np.array(labels, np.int64)}
 
     key = " ".join(map(cache.fingerprint, [folder / INFO, *records.paths]))
-    return cache.arrays(f"labels_{split}", folder, key, collect, is_valid)["labels"]
+    labels = cache.arrays(f"labels_{split}", folder, key, collect)["labels"]
+    return check_labels(labels, len(records), classes, folder)
 
 
 def _records(folder: Path, name: str, split: str) -> Records:
     """Return the records of a split. Raises InputError if a file is missing or damaged."""
-    try:
-        info = read_json(folder / INFO, INFO_SCHEMA)
+    info = read_json(folder / INFO, INFO_SCHEMA)
+    with _reading(folder, INFO):
         lengths = {
             each["name"]: [int(length) for length in each.get("shardLengths", ())]
             for each in info.get("splits", ())
         }
-    except ValueError as error:
-        raise _damaged(folder, f"{INFO}: {brief(error)}") from error
-    if "/" in info.get("name", ""):
-        raise _damaged(folder, f"{INFO} names files outside of it: {info['name']!r}")
+        stem = info.get("name", name.split("/")[0])
+        if not stem.isidentifier():
+            raise ValueError(f"it names files outside of its folder: {stem[:50]!r}")
     if not lengths.get(split):
         splits = [printable(name) for name in lengths if lengths[name]]
         raise InputError(f"{folder} has no split {split!r}; it has: {', '.join(splits) or 'none'}.")
-    file_format = info.get("fileFormat", "tfrecord")
-    check_name(file_format, ("array_record", "tfrecord"), f"fileFormat in {folder / INFO}")
-    stem = f"{info.get('name', name.split('/')[0])}-{split}.{file_format}"
+    kind = info.get("fileFormat", "tfrecord")
+    check_name(kind, ("array_record", "tfrecord"), f"fileFormat in {folder / INFO}")
     count = len(lengths[split])
-    paths = [folder / f"{stem}-{shard:05d}-of-{count:05d}" for shard in range(count)]
-    missing = [path.name for path in paths if not path.is_file()]
+    paths = [folder / f"{stem}-{split}.{kind}-{shard:05d}-of-{count:05d}" for shard in range(count)]
+    missing = [path.name for path in paths if not path.exists()]
     if missing:
         raise InputError(
             f"{folder} lacks {len(missing)} of {count} files of {split!r}, such as {missing[0]}."
         )
-    records = ArrayRecords(paths) if file_format == "array_record" else ChainedTFRecords(paths)
+    records = ArrayRecords(paths) if kind == "array_record" else ChainedTFRecords(paths)
     if len(records) != sum(lengths[split]):
         raise InputError(
             f"{folder} contains {len(records)} records of {split!r}, but its {INFO} states "
             f"{sum(lengths[split])}. Prepare it again."
         )
     return records
-
-
-class ArrayRecords(Sequence):
-    """The records of ArrayRecord files. Raises InputError where a checksum is wrong."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
-        self._folder = paths[0].parent
-        self._source = self._call(ArrayRecordDataSource, [str(path) for path in paths])
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> bytes:
-        return self._call(self._source.__getitem__, range(len(self))[index])
-
-    def _call(self, function: Callable, argument: Any) -> Any:
-        try:
-            return function(argument)
-        except RuntimeError as error:
-            raise _damaged(self._folder, brief(error)) from error
 
 
 class ChainedTFRecords(Sequence):
@@ -257,8 +202,7 @@ class ChainedTFRecords(Sequence):
     def __getitem__(self, index: int) -> bytes:
         index = range(len(self))[index]
         number = int(np.searchsorted(self._ends, index, "right"))
-        start = int(self._ends[number - 1]) if number else 0
-        return self._files[number][index - start]
+        return self._files[number][index - int(self._ends[number])]  # Counted from the end.
 
 
 Records = ArrayRecords | ChainedTFRecords

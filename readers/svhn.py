@@ -9,9 +9,8 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from errors import InputError, brief
 from readers import preprocessing
-from readers.files import read_verified
+from readers.files import check_labels, read_verified, reading
 from readers.image_sizes import square_side
 from readers.preprocessing import Pixels
 
@@ -38,20 +37,13 @@ def read(split: str, config: ml_collections.ConfigDict, place: Path) -> tuple[Pi
 
     path, size = place / FILES[split], square_side(config)
     content = read_verified(path, MD5[split])
-    try:
+    with reading(path, "Download it again.", " as MATLAB"):
         arrays = loadmat(io.BytesIO(content), variable_names=("X", "y"))
-        images, labels = arrays["X"], arrays["y"]
-    except Exception as error:  # Damage raises exceptions of many types.
-        raise InputError(
-            f"{path} cannot be read as a MATLAB file with the arrays X and y: {brief(error)}."
-        ) from error
-    if images.dtype != np.uint8 or images.shape != (SIDE, SIDE, 3, labels.size) or not labels.size:
-        raise InputError(
-            f"{path} is damaged: X is {images.dtype} of shape {images.shape} for {labels.size} "
-            f"labels; it must be uint8 of shape {(SIDE, SIDE, 3, labels.size)}."
-        )
-    if labels.dtype.kind not in "iu" or not 1 <= labels.min() <= labels.max() <= ZERO:
-        raise InputError(f"{path} is damaged: the labels y must be integers in 1 .. {ZERO}.")
+        images, labels = arrays["X"], arrays["y"].reshape(-1)
+        shape = (SIDE, SIDE, 3, len(labels))
+        if images.dtype != np.uint8 or images.shape != shape or not len(labels) or 0 in labels:
+            raise ValueError(f"X is {images.dtype} of shape {images.shape}, or y contains 0")
+        labels = np.where(labels == ZERO, 0, check_labels(labels, len(labels), ZERO + 1, path))
     pixels = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
     resized = preprocessing.from_array(pixels, size, config.num_channels, preprocessing.resize)
-    return resized, (labels.reshape(-1) % ZERO).astype(np.int32)
+    return resized, labels

@@ -6,11 +6,12 @@ checksum of the data. Checksums are masked CRC-32C.
 
 from __future__ import annotations
 
+import array
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -22,6 +23,7 @@ from readers.files import check_regular
 
 HEADER = struct.Struct("<QI")  # Length and its checksum.
 FOOTER = struct.Struct("<I")  # Checksum of the data.
+MAX_RECORD = 2**26  # bytes
 
 
 def masked_crc(data: bytes) -> int:
@@ -30,7 +32,7 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-class TFRecords:
+class TFRecords(Sequence):
     """The records of a file as bytes; every access verifies the checksums.
 
     The first use reads the whole file and saves an index to the cache, which is valid until the
@@ -41,25 +43,11 @@ class TFRecords:
         self.path = Path(path)
         check_regular(self.path)
         self._file = os.open(self.path, os.O_RDONLY)
-        entry = cache.arrays(
-            "tfrecords",
-            self.path,
-            cache.fingerprint(self.path),
-            lambda: {"bounds": self._scan()},
-            self._is_index,
-        )
-        self._bounds = entry["bounds"]
+        self._size = os.fstat(self._file).st_size
 
-    def _is_index(self, entry: dict[str, np.ndarray]) -> bool:
-        """Return whether an entry of the cache has the positions of records in the file."""
-        bounds = entry.get("bounds", np.array([]))
-        return (
-            bounds.dtype == np.int64
-            and bounds.ndim == 1
-            and len(bounds) > 0
-            and bool((np.diff(bounds) > 0).all())
-            and (bounds[0], bounds[-1]) == (0, self.path.stat().st_size)
-        )
+        key = cache.fingerprint(self.path)
+        index = cache.arrays("tfrecords", self.path, key, lambda: {"bounds": self._scan()})
+        self._bounds = index["bounds"]
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
@@ -69,43 +57,37 @@ class TFRecords:
         return len(self._bounds) - 1
 
     def __getitem__(self, index: int) -> bytes:
-        start, end = int(self._bounds[index]), int(self._bounds[index + 1])
-        return self._data(index, start, os.pread(self._file, end - start, start))
+        index = range(len(self))[index]
+        return self._read(index, int(self._bounds[index]))
 
     def _scan(self) -> np.ndarray:
         """Return the positions where the records begin, and the end of the last one."""
-        size = self.path.stat().st_size
-        starts = [0]
+        starts = array.array("q", [0])
         description = f"checking {self.path.name}"
-        with tqdm(total=size, unit="B", unit_scale=True, desc=description, disable=None) as bar:
-            while starts[-1] < size:
-                index, start = len(starts) - 1, starts[-1]
-                header = os.pread(self._file, HEADER.size, start)
-                length = self._length(index, start, header)
-                rest = os.pread(self._file, length + FOOTER.size, start + HEADER.size)
-                self._data(index, start, header + rest)
-                starts.append(start + len(header) + len(rest))
-                bar.update(len(header) + len(rest))
+        with tqdm(
+            total=self._size, unit="B", unit_scale=True, desc=description, disable=None
+        ) as bar:
+            while starts[-1] < self._size:
+                length = len(self._read(len(starts) - 1, starts[-1])) + HEADER.size + FOOTER.size
+                starts.append(starts[-1] + length)
+                bar.update(length)
         return np.array(starts, np.int64)
 
-    def _length(self, index: int, start: int, record: bytes) -> int:
-        """Return the length of the data of a record, of which `record` has at least the header."""
-        if len(record) < HEADER.size:
+    def _read(self, index: int, start: int) -> bytes:
+        """Return the data of the record that begins at byte `start`."""
+        header = os.pread(self._file, HEADER.size, start)
+        if len(header) < HEADER.size:
             raise self._damaged(index, start, "is cut off")
-        length, crc = HEADER.unpack_from(record)
-        if masked_crc(record[:8]) != crc:
+        length, checksum = HEADER.unpack(header)
+        if masked_crc(header[:8]) != checksum:
             raise self._damaged(index, start, "has a wrong checksum of its length")
-        if start + HEADER.size + length + FOOTER.size > os.fstat(self._file).st_size:
+        if length > MAX_RECORD:
+            raise self._damaged(index, start, f"has {length:,} bytes, more than {MAX_RECORD:,}")
+        rest = os.pread(self._file, length + FOOTER.size, start + HEADER.size)
+        if len(rest) != length + FOOTER.size:
             raise self._damaged(index, start, "is cut off")
-        return length
-
-    def _data(self, index: int, start: int, record: bytes) -> bytes:
-        """Return the data of a whole record."""
-        end = HEADER.size + self._length(index, start, record)
-        if len(record) != end + FOOTER.size:
-            raise self._damaged(index, start, "has another length than when the file was indexed")
-        data = record[HEADER.size : end]
-        if masked_crc(data) != FOOTER.unpack_from(record, end)[0]:
+        data = rest[:length]
+        if masked_crc(data) != FOOTER.unpack_from(rest, length)[0]:
             raise self._damaged(index, start, "has a wrong checksum of its data")
         return data
 
@@ -122,80 +104,91 @@ class TFRecords:
 # feature.proto, and the encoding of protocol buffers.
 
 BYTES_LIST, INT64_LIST = 1, 3
-VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5  # Wire types.
+VARINT, LENGTH_DELIMITED = 0, 2  # Wire types.
+FIXED = {1: 8, 5: 4}  # bytes of a value by wire type
+MAX_INTEGERS = 16  # of a feature
+MAX_FEATURES = 1000
+NO_EXAMPLE = "not a tf.train.Example"
 
 
-def parse_example(record: bytes) -> dict[str, list[Any]]:
+class Example(NamedTuple):
+    """The first value of each feature of bytes, and the features of integers, by name."""
+
+    data: dict[str, memoryview]
+    integers: dict[str, list[int]]
+
+
+def parse_example(record: bytes) -> Example:
     """Return the features of a serialized tf.train.Example that are bytes or integers.
 
-    Raises ValueError if the record is not a tf.train.Example.
+    Raises ValueError if the record is not a tf.train.Example, or has more than MAX_FEATURES or a
+    feature of more than MAX_INTEGERS.
     """
-    features = {}
-    try:
-        for _, body in _fields(memoryview(record)):
-            for _, entry in _fields(body):
-                pair = dict(_fields(entry))
-                for kind, values in _fields(pair.get(2, memoryview(b""))):
-                    name = bytes(pair[1]).decode()
-                    if kind == BYTES_LIST:
-                        features[name] = _bytes(values)
-                    elif kind == INT64_LIST:
-                        features[name] = _integers(values)
-    except (IndexError, KeyError, TypeError) as error:
-        raise ValueError("not a tf.train.Example") from error
-    return features
-
-
-def _bytes(values: memoryview) -> list[bytes]:
-    return [bytes(value) for _, value in _fields(values)]
+    example = Example({}, {})
+    for features in _parts(memoryview(record), 1):
+        for count, entry in enumerate(_parts(features, 1)):
+            if count >= MAX_FEATURES:
+                raise ValueError("a tf.train.Example with too many features")
+            (key,), (feature,) = _parts(entry, 1), _parts(entry, 2)
+            name = str(key, "utf-8")
+            for values in _parts(feature, BYTES_LIST):
+                value = next(_parts(values, 1), None)
+                if value is not None:
+                    example.data[name] = value
+            for values in _parts(feature, INT64_LIST):
+                example.integers[name] = _integers(values)
+    return example
 
 
 def _integers(values: memoryview) -> list[int]:
     numbers = []
-    for _, value in _fields(values):
-        if isinstance(value, int):
-            numbers.append(value)
-        else:  # A packed list.
-            position = 0
-            while position < len(value):
-                number, position = _varint(value, position)
-                numbers.append(number)
-    return [number - (number >> 63 << 64) for number in numbers]  # Two's complement.
+    for number, wire_type, value in _fields(values):
+        if number != 1 or wire_type not in (VARINT, LENGTH_DELIMITED):
+            raise ValueError(NO_EXAMPLE)
+        position = 0  # A packed list has several integers.
+        while position < len(value):
+            integer, position = _varint(value, position)
+            numbers.append(integer - (integer >> 63 << 64))  # Two's complement.
+            if len(numbers) > MAX_INTEGERS:
+                raise ValueError("a tf.train.Example with too many integers")
+    return numbers
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, Any]]:
-    """Yield (number, value) of the fields of a message: varints as int, other types as bytes."""
+def _parts(message: memoryview, number: int) -> Iterator[memoryview]:
+    """Yield the fields `number` of a message, which must have a length."""
+    for found, wire_type, value in _fields(message):
+        if found == number:
+            if wire_type != LENGTH_DELIMITED:
+                raise ValueError(NO_EXAMPLE)
+            yield value
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
+    """Yield number, wire type and encoded value of the fields of a message."""
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
         number, wire_type = tag >> 3, tag & 7
         if wire_type == VARINT:
-            value, position = _varint(message, position)
-            yield number, value
-            continue
-        if wire_type == FIXED64:
-            end = position + 8
-        elif wire_type == FIXED32:
-            end = position + 4
+            _, end = _varint(message, position)
         elif wire_type == LENGTH_DELIMITED:
             length, position = _varint(message, position)
             end = position + length
+        elif wire_type in FIXED:
+            end = position + FIXED[wire_type]
         else:
-            raise ValueError("not a tf.train.Example")
+            raise ValueError(NO_EXAMPLE)
         if end > len(message):
-            raise ValueError("not a tf.train.Example")
-        yield number, message[position:end]
+            raise ValueError(NO_EXAMPLE)
+        yield number, wire_type, message[position:end]
         position = end
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
     """Return the number at a position, encoded in base 128, and the position after it."""
-    number = shift = 0
-    while True:
-        if shift >= 70:  # A number has at most 64 bits, 7 in each byte.
-            raise ValueError("not a tf.train.Example")
-        byte = data[position]
-        number |= (byte & 127) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 128:
-            return number, position
+    number = 0
+    for shift, byte in enumerate(data[position : position + 10]):
+        number |= (byte & 127) << 7 * shift
+        if byte < 128 and number < 2**64:
+            return number, position + shift + 1
+    raise ValueError(NO_EXAMPLE)

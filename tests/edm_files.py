@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pretrained.edm_format import MAGIC
+from pretrained.torch_pickles import MAGIC
 
 
 class Call(NamedTuple):

@@ -15,7 +15,7 @@ from configs.default import get_default_config
 from controllable import operators
 from controllable.measurements import Measurement
 from controllable.methods import METHODS
-from controllable.operators import Operator
+from controllable.operators import Operator, linear
 from sde_lib import SDE, Score, expand
 
 SHAPE, SIZE, STD = (4, 4, 1), 16, 0.5
@@ -62,9 +62,16 @@ def matrix(operator: Operator) -> tuple[np.ndarray, np.ndarray]:
     U has orthonormal columns.
     """
     columns = np.asarray(operator.forward(jnp.eye(SIZE).reshape(SIZE, *SHAPE)), np.float64)
-    a = columns.reshape(SIZE, -1).T
+    return measured_part(columns.reshape(SIZE, -1).T)
+
+
+def measured_part(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return U (M, K) with orthonormal columns, and U* a, for a matrix (M, SIZE).
+
+    U spans the singular vectors that operators measure.
+    """
     u, s, _ = np.linalg.svd(a, full_matrices=False)
-    u = u[:, s > 1e-4 * s.max()]
+    u = u[:, s > linear.NEGLIGIBLE * s.max()]
     return u, u.T @ a
 
 

@@ -88,10 +88,6 @@ def trained(folder: str, kind: str = "flax") -> pretrained.Trained:
     if kind == "flax":
         source = find(f"{folder}/checkpoint_flax")
     else:
-        pytest.importorskip(
-            "torch",
-            reason="PyTorch, which reads .pth files, is not installed (requirements-dev.txt)",
-        )
         note = json.loads((find(folder) / "overrides.json").read_text()).get("torch")
         if not note:
             pytest.skip("the official PyTorch code does not support this experiment")

@@ -8,58 +8,37 @@ from pathlib import Path
 import pytest
 
 from configs.fields import FIELDS, INERT
-from docs import make_architecture
+from tests.test_architecture import imports
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
 FLAG = re.compile(r"--(?:no)?config\.(\w+(?:\.\w+)?)")
 PYTHON_FILE = re.compile(r"`((?:[a-z_]+/)*[a-z_0-9]+\.py)`")
+EXTERNAL = ("https://", "http://", "../../actions/")
 HISTORY = "CHANGELOG.md"  # Names files of earlier versions.
 
 
-def test_diagram_is_current():
-    """If this fails, run `make docs`."""
-    graph = make_architecture.modules()
-    svg = make_architecture.DIAGRAM.read_text()
-    assert make_architecture.drawn_edges(svg) == make_architecture.reduced(graph)
-    text = make_architecture.PAGE.read_text()
-    assert text == make_architecture.page(text, graph)
-
-
-def test_diagram_omits_no_dependency():
-    """The drawn edges imply all imports."""
-    graph = make_architecture.modules()
-    edges = make_architecture.reduced(graph)
-
-    def reachable(name):
-        below = [other for start, other in edges if start == name]
-        return set(below).union(*(reachable(other) for other in below))
-
-    assert all(imported <= reachable(name) for name, imported in graph.items())
+def test_table_of_modules():
+    """The page lists each module once, above all modules that it imports."""
+    rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "architecture.md").read_text(), re.M)
+    names = re.findall(r"(\w+)(?:/|\.py)`", " ".join(rows))
+    assert sorted(names) == sorted(imports())
+    for i, name in enumerate(names):
+        assert imports()[name] <= set(names[i:]), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links(page):
-    for target in LINK.findall(page.read_text()):
-        if not target.startswith(("https://", "http://", "../../actions/")):
-            assert (page.parent / target).exists(), target
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_config_fields(page):
-    if page.name == HISTORY:
-        return
-    for name in FLAG.findall(page.read_text()):
-        assert name in FIELDS or name in INERT or name == "FIELD", name
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_files(page):
-    if page.name == HISTORY:
-        return
-    for name in PYTHON_FILE.findall(page.read_text()):
-        assert any((ROOT / folder / name).exists() for folder in (".", "configs", "models")), name
+def test_pages_name_what_exists(page):
+    """Files that links have as targets, config fields, and Python files."""
+    text = page.read_text()
+    links = [each for each in LINK.findall(text) if not each.startswith(EXTERNAL)]
+    assert [each for each in links if not (page.parent / each).exists()] == []
+    if page.name != HISTORY:
+        assert set(FLAG.findall(text)) <= {*FIELDS, *INERT, "FIELD"}
+        folders = (ROOT, ROOT / "configs", ROOT / "models")
+        for name in PYTHON_FILE.findall(text):
+            assert any((folder / name).exists() for folder in folders), name
 
 
 def test_readme_is_short():

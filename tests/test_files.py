@@ -18,7 +18,6 @@ from auxiliary import fitting
 import runs
 from errors import InputError, brief, cache_folder, expand_home, printable
 from metrics import inception_weights
-from pretrained import torch_format
 from readers import cache, files
 from tests import tiny
 
@@ -77,7 +76,7 @@ def test_whole_files_have_a_limited_size(tmp_path, monkeypatch):
     path.write_bytes(b"1234")
     assert files.read_verified(path, "81dc9bdb52d04dc20036dbd8313ed055") == b"1234"
     path.write_bytes(b"12345")
-    with pytest.raises(InputError, match="a has 5 bytes; at most 4 are read"):
+    with pytest.raises(InputError, match="a has more than 4 bytes"):
         files.read_bytes(path)
 
 
@@ -167,7 +166,7 @@ def test_advice_to_load_unsafely_is_not_repeated(advice):
         (b"", "cannot be read as JSON: Expecting value"),
         (b'{"step": 3', "cannot be read as JSON: Expecting"),
         (b"\xff\xfe\x00\x80", "cannot be read as JSON: 'utf-8' codec"),
-        (b"[" * 100_000, "cannot be read as JSON: it is nested too deeply"),
+        (b"[" * 100_000, "cannot be read as JSON: maximum recursion depth"),
         (b'{"step": ' + b"1" * 5000 + b"}", "cannot be read as JSON: Exceeds the limit"),
         (b'{"step": ' + b"1" * 30 + b"}", "is damaged: 'step' is an integer of more than 64 bits"),
         (b"[]", "is damaged: its content is a list instead of an object"),
@@ -214,7 +213,7 @@ def header(shape, dtype="<f8"):
     ("content", "message"),
     [
         (header((10**12,)), "a.npy does not have the size that its header states"),
-        (header((2**62, 2**62)) + bytes(8), "a.npy does not have the size that its header states"),
+        (header((2**62, 2**62)) + bytes(8), r"the shape \(4611686018427387904, .* is not possible"),
         (header((1,), "|O") + bytes(8), "it contains pickled Python objects, which are not loaded"),
         (b"\x93NUMPY\x09\x00", "version"),
         (b"nothing at all", "magic string is not correct"),
@@ -409,7 +408,7 @@ def test_headers_of_npy_files(version):
     stream = io.BytesIO()
     np.lib.format.write_array(stream, np.zeros((2, 3), np.uint8), version=version)
     stream.seek(0)
-    assert files.read_header(stream) == ((2, 3), np.dtype(np.uint8))
+    assert files.read_header(stream) == ((2, 3), np.dtype(np.uint8), "C")
 
 
 # --- parameters -----------------------------------------------------------------------------------
@@ -469,12 +468,3 @@ def test_damaged_parameters_must_be_trained_again(tmp_path, content):
     message = "classifier.safetensors .* Train it again, with --mode=train_classifier"
     with pytest.raises(InputError, match=message):
         fitting.load(path, TREE, "train_classifier", {})
-
-
-def test_archives_of_pytorch_are_limited(tmp_path, monkeypatch):
-    pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
-    monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1000)
-    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a/data.pkl", bytes(10**6))
-    with pytest.raises(InputError, match="a.pth declares a content of 1,000,000 bytes"):
-        torch_format.load(tmp_path / "a.pth")

@@ -24,7 +24,7 @@ from errors import InputError
 from models import NETWORKS, building, layers
 from models.classifier import WideResnet
 from pretrained.diffusers_config import unet_config
-from readers import cache, image_sizes, preprocessing
+from readers import cache, image_files, image_sizes, preprocessing
 from runs import check_config, claim, dependencies
 from tests import tiny
 from tests.test_pretrained import ddpm_experiment
@@ -202,7 +202,7 @@ def test_crops_have_the_ratio_of_the_sides(size, of_file):
     image = Image.fromarray(
         np.stack([*np.indices(of_file), np.zeros(of_file)], -1).astype(np.uint8)
     )
-    found = preprocessing.to_array(preprocessing.crop_resize(image, size)).astype(float)
+    found = image_files.to_array(preprocessing.crop_resize(image, size)).astype(float)
     assert found.shape == (*size, 3)
     scale = min(of_file[0] / size[0], of_file[1] / size[1])  # pixels of the file for one here
     for axis, (before, after) in enumerate(zip(of_file, size)):

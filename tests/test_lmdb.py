@@ -214,7 +214,7 @@ def test_damaged_images_of_lsun(tmp_path):
     (tmp_path / "bedroom_train_lmdb").mkdir()
     path = tmp_path / "bedroom_train_lmdb" / "data.mdb"
     path.write_bytes(write_tree([b"text"]))
-    with pytest.raises(InputError, match="data.mdb is damaged: value 0 is no image: .*Download"):
+    with pytest.raises(InputError, match="data.mdb: image 0 cannot be read: .*Download"):
         datasets.load(config(tmp_path), "train")
     path.write_bytes(RECORDED[: 2 * PAGE_SIZE])
     with pytest.raises(InputError, match="data.mdb is damaged: it is cut off"):

@@ -295,11 +295,11 @@ def posterior(y=None, operator=MASK, **options):
 INVALID = {
     "adjoint": (lambda: posterior(operator=broken_operator()), "The operator's adjoint is wrong"),
     "shape of y": (lambda: posterior(jnp.zeros(2)), r"y has shape \(2,\), .* the shape \(3,\)"),
-    "NaN": (lambda: posterior(jnp.full(3, jnp.nan)), "y must hold finite real numbers"),
+    "NaN": (lambda: posterior(jnp.full(3, jnp.nan)), "y = .* finite real numbers"),
     "operator": (lambda: posterior(operator=3), "operator is int, but it must be an Operator"),
     "shape of x": (
         lambda: posterior(operator=lambda x: x @ jnp.ones(5)),
-        r"cannot be applied to an event of shape \(3,\)",
+        r"operator cannot be applied to arguments of shape \(3,\)",
     ),
     "image operator": (
         lambda: posterior(operator=ss.operators.blur((8, 8), 1.0)),
@@ -332,8 +332,8 @@ INVALID = {
         lambda: VECTOR.posterior(0.0, MASK, log_likelihood=lambda x, y: 0.0),
         "log_likelihood takes the place of operator and noise",
     ),
-    "few simulations": (lambda: posterior().calibrate(5, 20), "simulations = 5 are too few"),
-    "few samples": (lambda: posterior().calibrate(50, 3), "samples = 3 are too few"),
+    "few simulations": (lambda: posterior().calibrate(5, 20), "simulations = 5 must be an integer"),
+    "few samples": (lambda: posterior().calibrate(50, 3), "samples = 3 must be an integer"),
 }
 
 

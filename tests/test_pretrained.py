@@ -540,9 +540,9 @@ DAMAGED_FLAX = [
     (put(*BIAS, value=np.full(4, 1e300)), "Conv_0/bias has values that are not finite numbers"),
     (put(*BIAS, value="text"), "Conv_0/bias is of type str; it must be an array of real numbers"),
     (put(*BIAS, value=np.zeros(4, bool)), "Conv_0/bias is of type bool; it must be an array"),
-    (put(*BIAS, value=np.zeros(4, complex)), "Conv_0/bias is of type complex128; it must be"),
+    (put(*BIAS, value=np.zeros(4, complex)), "it has an object that is no array of numbers"),
     (put("params_ema", value="text"), "'params_ema' is a string instead of an object"),
-    (put("params_ema", value={1: np.zeros(3)}), "the names of its parameters are not nested str"),
+    (put("params_ema", value={1: np.zeros(3)}), "int is not allowed for map key"),
     (put("params_ema", "\x1b[2J", value=np.zeros(3)), "has no parameter for \\x1b[2J, which has"),
     (put("optimizer", value=np.zeros(3)), "'optimizer' is ndarray instead of an object"),
     (put("optimizer", "state", value={}), "'state' has no 'step'"),
@@ -660,17 +660,23 @@ WEIGHT = ("model", "module.all_modules.2.bias")
     ("change", "message"),
     [
         (lambda torch: put(*WEIGHT, value=torch.full((4,), torch.nan)), "2.bias has values that"),
-        (lambda torch: put(*WEIGHT, value="text"), "2.bias in model cannot be converted to an arr"),
+        (lambda torch: put(*WEIGHT, value="text"), "2.bias is no tensor"),
         (
             lambda torch: put(*WEIGHT, value=torch.zeros(1, dtype=torch.half).expand(2**40)),
-            "2.bias in model cannot be converted to an array: it is larger than its data",
+            "a tensor of shape (1099511627776,) is larger than its data",
         ),
-        (lambda torch: put(*WEIGHT, value=torch.zeros(4).to_sparse()), "It must be a dense tensor"),
+        (
+            lambda torch: put(*WEIGHT, value=torch.zeros(4).to_sparse()),
+            "_rebuild_sparse_tensor, which is",
+        ),
         (lambda torch: put("step", value=-3), "step is -3; it must be an integer from 0 to"),
         (lambda torch: put("step", value="3"), None),
         (lambda torch: put("step", value=[3]), "step is of type list; it must be an integer"),
         (lambda torch: put("ema", "decay", value="x"), "decay is 'x'; it must be a number"),
-        (lambda torch: put("ema", "shadow_params", 0, value=3), "0 in shadow_params cannot be"),
+        (
+            lambda torch: put("ema", "shadow_params", 0, value=3),
+            "shadow_params): 0 is no tensor",
+        ),
         (lambda torch: put("ema", value=[]), "'ema' is a list instead of an object"),
         (lambda torch: put("optimizer", "param_groups", value=[]), "has no 'param_groups'"),
         (
@@ -703,21 +709,24 @@ class Malicious:
 def test_pickles_are_not_executed(tmp_path, capsys):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
     torch.save({"model": Malicious()}, tmp_path / "bad.pth")
-    message = "bad.pth is not a PyTorch checkpoint that contains tensors only: it is damaged, or"
-    with pytest.raises(InputError, match=message) as caught:
+    message = (
+        "bad.pth is not a PyTorch checkpoint .* it names __builtin__.print, which is not loaded"
+    )
+    with pytest.raises(InputError, match=message):
         read(tmp_path / "bad.pth")
-    assert "weights_only" not in str(caught.value)
     assert "never run" not in capsys.readouterr().out
 
 
 def test_missing_pytorch_is_an_error(monkeypatch):
+    """PyTorch is needed to write its files only."""
     monkeypatch.setitem(sys.modules, "torch", None)
+    trained = read(official("checkpoint_torch.pth"))
+    experiment = reference.experiment(WITH_MOMENTS)
     with pytest.raises(InputError, match="PyTorch, which is not installed: pip install torch"):
-        read(official("checkpoint_torch.pth"))
+        torch_format.write(io.BytesIO(), trained, experiment.network, experiment.config)
 
 
 def test_other_noise_scales_than_those_of_the_config_are_errors(tmp_path):
-    pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
     c = reference.config(WITH_MOMENTS)
     c.model.sigma_max = 90
     with pytest.raises(
@@ -734,12 +743,10 @@ def test_other_noise_scales_than_those_of_the_config_are_errors(tmp_path):
         (b"", "is not a checkpoint in a known format"),
         (b"\x87\xa4step", "not a complete Flax msgpack file"),
         (b"PK\x03\x04 and nothing more", "not a PyTorch checkpoint that contains tensors only"),
-        (b"\x10\x00\x00\x00\x00\x00\x00\x00{", "not a complete safetensors file"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{", "cannot be read as safetensors"),
     ],
 )
 def test_files_in_other_formats_are_errors(tmp_path, content, message):
-    if content.startswith(b"PK"):
-        pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
     (tmp_path / "checkpoint_1").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read(tmp_path / "checkpoint_1")

@@ -90,7 +90,8 @@ def test_truncated_files_are_errors(tmp_path, cut):
 
 def test_examples():
     record = examples.example(shape=[3, 300, -1], data=b"\0\xff" * 100, none=[])
-    assert parse_example(record) == {"shape": [3, 300, -1], "data": [b"\0\xff" * 100], "none": []}
+    expected = {"data": b"\0\xff" * 100}, {"shape": [3, 300, -1], "none": []}
+    assert parse_example(record) == expected
     for broken in (record[:-1], record[:9], b"\xff" * 12, b"\x0f\0"):
         with pytest.raises(ValueError, match="not a tf.train.Example"):
             parse_example(broken)
@@ -179,7 +180,7 @@ def test_damaged_array_records_are_errors(prepared, tmp_path, position):
     damaged = bytearray(path.read_bytes())
     damaged[position] ^= 1
     path.write_bytes(damaged if position > 0 else damaged[:position])
-    with pytest.raises(InputError, match=r"3\.0\.2 is damaged: .*Prepare it again"):
+    with pytest.raises(InputError, match=r"3\.0\.2: .* cannot be read: .*Prepare it again"):
         datasets.load(data(dataset="CIFAR10", path=str(root), image_size=32), "train").pixels[:]
 
 
@@ -271,7 +272,7 @@ def test_damaged_images_are_errors(tmp_path):
         {"train": [[good, examples.example(image=b"no image", label=[1])]]},
     )
     images = datasets.load(data(dataset="CIFAR10", path=str(tmp_path), image_size=32), "train")
-    with pytest.raises(InputError, match=r"1\.0\.0 is damaged: record 1 of train"):
+    with pytest.raises(InputError, match=r"1\.0\.0: record 1 of train cannot be read"):
         images.pixels[1]
 
 
@@ -313,10 +314,10 @@ def test_decompression_of_idx_files_is_limited(tmp_path, monkeypatch):
     path = tmp_path / "a-idx1-ubyte.gz"
     path.write_bytes(gzip.compress(idx(np.zeros(10**6, np.uint8))))
     with pytest.raises(InputError, match="a-idx1-ubyte.gz declares a content of 1,000,000 bytes"):
-        published.idx.read_array(tmp_path, "a-idx1-ubyte")
+        published.idx.read_array(tmp_path, "a-idx1-ubyte", 1)
     path.write_bytes(gzip.compress(idx(np.zeros(10, np.uint8)) + bytes(10**6)))
-    with pytest.raises(InputError, match="a-idx1-ubyte.gz is not a complete IDX file"):
-        published.idx.read_array(tmp_path, "a-idx1-ubyte")
+    with pytest.raises(InputError, match="a-idx1-ubyte.gz cannot be read as IDX: it does not"):
+        published.idx.read_array(tmp_path, "a-idx1-ubyte", 1)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +329,7 @@ def test_decompression_of_idx_files_is_limited(tmp_path, monkeypatch):
         ({"splits": [{"name": "train", "shardLengths": ["x"]}]}, "invalid literal for int"),
         (
             {"name": "../x", "splits": [{"name": "train", "shardLengths": ["1"]}]},
-            "dataset_info.json names files outside of it: '../x'",
+            "dataset_info.json .* names files outside of its folder: '../x'",
         ),
     ],
 )
@@ -336,13 +337,8 @@ def test_damaged_descriptions_of_data_sets(tmp_path, info, message):
     folder = tmp_path / "cifar10" / "3.0.2"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(InputError, match=f"3.0.2 is damaged: .*{message}"):
+    with pytest.raises(InputError, match=f"3.0.2.*{message}"):
         published.read("train", data(dataset="cifar10", path=str(tmp_path)))
-
-
-def test_numbers_of_records_have_at_most_64_bits():
-    with pytest.raises(ValueError, match="not a tf.train.Example"):
-        parse_example(b"\x80" * 10**6)
 
 
 def test_idx_files(tmp_path):
@@ -361,19 +357,18 @@ def test_idx_files(tmp_path):
         datasets.load(config, "test")
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(labels)[:-1])
     with pytest.raises(
-        InputError, match="train-labels-idx1-ubyte is not a complete IDX file of bytes"
+        InputError, match="train-labels-idx1-ubyte cannot be read as IDX: .* size that its shape"
     ):
         datasets.load(config, "train")
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(InputError, match="train-images-idx3-ubyte.gz is damaged"):
+    with pytest.raises(InputError, match="train-images-idx3-ubyte.gz cannot be read"):
         datasets.load(config, "train")
 
 
 def test_fashion_mnist_without_a_path(tmp_path, monkeypatch):
     """A set that TFDS has prepared comes first, then the files that Debian installs."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    release = published.RELEASES["fashion_mnist"]._replace(default=tmp_path)
-    monkeypatch.setitem(published.RELEASES, "fashion_mnist", release)
+    monkeypatch.setattr(published.idx, "DEBIAN", tmp_path)
     config = data(dataset="fashion_mnist", path="", image_size=28, num_channels=1)
     with pytest.raises(InputError, match="is not in .*tfds"):
         datasets.load(config, "train")

@@ -89,18 +89,14 @@ def named(module: str, name: str, arguments: tuple) -> bytes:
 def test_pickles_are_those_of_python():
     """Python's own reader and ours return the same."""
     value = {
-        "bytes": np.arange(12, dtype=np.uint8).reshape(3, 4),
-        "floats": np.linspace(0, 1, 6).astype(">f4").reshape(2, 3),
+        "data": np.arange(12, dtype=np.uint8).reshape(3, 4),
         "labels": [3, 1, 2],
-        "name": "a\xe9",
+        "a\xe9": None,
     }
     expected = pickle.loads(pickled(value), encoding="latin-1")
-    found = pickles.read(pickled(value), "a")
-    assert found.keys() == expected.keys() == value.keys()
-    for name in ("bytes", "floats"):
-        np.testing.assert_array_equal(found[name], value[name])
-        np.testing.assert_array_equal(found[name], expected[name])
-    assert (found["labels"], found["name"]) == (value["labels"], value["name"])
+    found = pickles.Reader().load(io.BytesIO(pickled(value)), cifar.NAMES)
+    np.testing.assert_array_equal(cifar._array(found.pop("data"), (3, 4)), expected.pop("data"))
+    assert found == expected
 
 
 def executing(module: str, name: str, *arguments) -> bytes:
@@ -114,11 +110,6 @@ class Command:
         return os.system, ("exit 1",)
 
 
-STATE = _pickled((1, (2, 2), None, False, b"abcd"))
-RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
-ARRAY = RECONSTRUCT + b"(tR"
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -129,29 +120,23 @@ ARRAY = RECONSTRUCT + b"(tR"
         (executing("numpy", "core.multiarray _reconstruct"), "it names numpy.core.multi"),
         (executing("a\x1b[2J", "b"), r"it names a\\x1b\[2J.b"),
         (pickle.dumps({"data": Command()}, 2), "it names posix.system"),
-        (pickle.dumps({"data": Command()}, 0), "it names posix.system"),
-        (pickle.dumps({"data": 1}, 4), "its protocol is newer than 2"),
-        (b"\x96" + struct.pack("<Q", 2**40) + b".", "newer than 2|bytes"),
-        (executing("numpy", "dtype", "O"), "the type O, which is no number"),
-        (executing("numpy", "dtype", ["x"]), "the type .*, which is no number"),
-        (b"}" + _pickled("a") + ARRAY + STATE + b"bs.", "an array is not complete"),
-        (b"}" + _pickled("a") + ARRAY + b"s.", "_state"),
-        (pickled({"a": np.zeros((4, 4))}).replace(struct.pack("<i", 4), struct.pack("<i", 5)), ""),
-        (b"cnumpy\nndarray\n}" + _pickled("x") + b"Nsb.", "_Named"),
-        (b"Pos\n.", "persistent|persid"),
-        (pickled([1]), "it is no dictionary"),
+        (pickle.dumps({"data": Command()}, 0), "the instruction DICT, which is not followed"),
+        (pickle.dumps({"data": 1}, 4), "its content has no 'labels'"),
+        (b"cnumpy\nndarray\n}" + _pickled("x") + b"Nsb.", "it changes a value that is no record"),
+        (b"Pos\n.", "the instruction PERSID"),
+        (pickled([1]), "its content is a list instead of an object"),
         (pickled({"a": 1})[:-1], ""),
         (b"", ""),
         (b"(" * 10**5 + b".", ""),
-        (b"]" + b"q\x00h\x00a" * 3 + b".", "it is no dictionary"),
+        (b"]" + b"q\x00h\x00a" * 3 + b".", "it has more than 100 levels"),
         (b"r\xff\xff\xff\xff.", ""),
     ],
 )
 def test_pickles_of_others_execute_nothing(monkeypatch, content, message):
     for name in ("system", "popen"):
         monkeypatch.setattr(os, name, lambda *_: pytest.fail("executed"))
-    with pytest.raises(InputError, match=f"^x cannot be read as pickled arrays: .*{message}") as e:
-        pickles.read(content, "x")
+    with pytest.raises(InputError, match=f"^x (cannot be read|is damaged).*: .*{message}") as e:
+        cifar._parse(content, "x")
     assert "\n" not in str(e.value)
 
 
@@ -227,13 +212,13 @@ def test_a_prepared_copy_comes_first(tmp_path, batches):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": [0, 1]}, r"'data' is uint8 of shape \(3, 3072\) for 2 labels"),
+        ({"labels": [0, 1]}, r"its 'data' is no uint8 of shape \(2, 3072\)"),
         ({"labels": [0, 1, 10]}, "its labels must be in 0 .. 9"),
         ({"labels": [0, -1, 1]}, "its labels must be in 0 .. 9"),
         ({"labels": [0, "a", 1]}, "an entry of 'labels' is a string instead of an integer"),
-        ({"data": np.zeros((3, 3072), np.int32)}, "'data' is int32"),
-        ({"data": [1]}, "'data' is a list instead of ndarray"),
-        ({"data": None}, "'data' is null instead of ndarray"),
+        ({"data": np.zeros((3, 3072), np.int32)}, "its 'data' is no uint8 of shape"),
+        ({"data": [1]}, "its 'data' is no array"),
+        ({"data": None}, "its 'data' is no array"),
     ],
 )
 def test_damaged_batches(tmp_path, batches, changes, message, monkeypatch):
@@ -249,7 +234,7 @@ CHECKSUM = "has the MD5 checksum [0-9a-f]{32}; that of the published file is {}.
 def test_other_files_than_the_published_ones_are_not_read(tmp_path, batches, monkeypatch):
     """Neither a batch nor the archive or a batch in it is unpickled if its checksum differs."""
     archive = write_archive(tmp_path, monkeypatch)
-    monkeypatch.setattr(pickles, "read", lambda *_: pytest.fail("unpickled"))
+    monkeypatch.setattr(pickles.Reader, "load", lambda *_: pytest.fail("unpickled"))
     path = tmp_path / cifar.FOLDER / "data_batch_3"
     path.write_bytes(path.read_bytes()[:-1])
     message = CHECKSUM.replace("{}", cifar.MD5["data_batch_3"])
@@ -326,18 +311,18 @@ STORED = np.zeros((32, 32, 3, 4), np.uint8)
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (STORED, LABELS[:3], r"X is uint8 of shape \(32, 32, 3, 4\) for 3 labels"),
+        (STORED, LABELS[:3], r"X is uint8 of shape \(32, 32, 3, 4\)"),
         (STORED.astype(np.float64), LABELS, "X is float64"),
-        (STORED, LABELS * 0, "the labels y must be integers in 1 .. 10"),
-        (STORED, LABELS * 11, "the labels y must be integers in 1 .. 10"),
-        (STORED, LABELS * np.nan, "the labels y must be integers in 1 .. 10"),
+        (STORED, LABELS * 0, "y contains 0"),
+        (STORED, LABELS * 11, "labels go from 11 to 11"),
+        (STORED, LABELS * np.nan, "labels are float64"),
         (STORED[..., :0], LABELS[:0], "X is uint8"),
-        (STORED, None, "as a MATLAB file with the arrays X and y: 'y'"),
+        (STORED, None, "cannot be read as MATLAB: 'y'"),
     ],
 )
 def test_damaged_matlab_files(tmp_path, monkeypatch, images, labels, message):
     write_svhn(tmp_path, monkeypatch, images, labels)
-    with pytest.raises(InputError, match=f"test_32x32.mat .*{message}"):
+    with pytest.raises(InputError, match=f"test_32x32.mat.*{message}"):
         datasets.load(data("SVHN", tmp_path), "test")
 
 
@@ -353,7 +338,7 @@ def test_other_matlab_files(tmp_path, monkeypatch):
     for content in (b"text", path.read_bytes(), b""):
         path.write_bytes(content)
         allow(monkeypatch, svhn, test=path)
-        with pytest.raises(InputError, match="cannot be read as a MATLAB file"):
+        with pytest.raises(InputError, match="cannot be read as MATLAB"):
             datasets.load(data("SVHN", tmp_path), "test")
 
 
@@ -427,7 +412,7 @@ def test_damaged_faces(tmp_path, faces, monkeypatch):
     path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
     images = datasets.load(data("CELEBA", tmp_path), "train")
     assert images.pixels[0].shape == (32, 32, 3)
-    with pytest.raises(InputError, match="is damaged: 000004.jpg: Bad CRC-32"):
+    with pytest.raises(InputError, match="000004.jpg cannot be read: Bad CRC-32"):
         images.pixels[1]
     monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1000)
     monkeypatch.setattr(files, "MAX_RATIO", 0)

@@ -21,22 +21,13 @@ import score_sde
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ".cache/site"  # of `make docs`
-PACKAGES = ("sphinx", "furo", "myst_nb")
 LOADING = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src"}
-
-# JavaScript: elements that the window cuts off, although no parent lets them scroll.
+MARKUP = (":param", ":raises", "Args:", "\\*", "\\|", "jaxlib", "<function", "<class")
 CUT_OFF = """[...document.querySelectorAll('.content *')].filter(element => {
     const box = element.closest('.table-wrapper, pre, math') || element;
     return box.getBoundingClientRect().right > innerWidth + 1;
 }).map(element => element.outerHTML.slice(0, 80))"""
-
-
-DOCSTRING = """Return the score (*shape) of |x|, where `a * b`.
-
-    y = |x| * 2
-
-The end.
-"""
+"""JavaScript: elements that the window cuts off, although no parent lets them scroll."""
 
 
 class Page(html.parser.HTMLParser):
@@ -44,8 +35,9 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.ids, self.links, self.loaded, self.text = set(), [], [], []
+        self.ids, self.links, self.loaded, self.text = set(), [], [], ""
         self.feed(path.read_text())
+        self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag, attributes):
         values = dict(attributes)
@@ -56,13 +48,13 @@ class Page(html.parser.HTMLParser):
             self.loaded.append(values[LOADING[tag]])
 
     def handle_data(self, data):
-        self.text.append(data)
+        self.text += data
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The folder of the site, built by the command of `make docs`."""
-    for name in PACKAGES:
+    for name in ("sphinx", "furo", "myst_nb"):
         pytest.importorskip(name, reason=f"{name} is not installed (requirements-dev.txt)")
     folder = tmp_path_factory.mktemp("site")
     recipe = subprocess.check_output(["make", "-n", "docs"], cwd=ROOT, text=True)
@@ -70,9 +62,8 @@ def site(tmp_path_factory):
     words = [str(folder) if word == FOLDER else word for word in shlex.split(line)]
     assert "--fail-on-warning" in words
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    ended = subprocess.run(
-        [sys.executable, *words[1:]], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, *words[1:]]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert not ended.returncode, ended.stderr
     return folder / "html"
 
@@ -83,28 +74,17 @@ def pages(site):
     return {path.relative_to(site).as_posix(): Page(path) for path in site.rglob("*.html")}
 
 
-@pytest.fixture(scope="module")
-def address(site):
-    """The address of a server of the site on this machine."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
 def test_docstrings_are_plain_text():
     """docutils reads them without a message, and only backticks and indentation have a meaning."""
     core = pytest.importorskip("docutils.core", reason="Sphinx is not installed")
     from docs.site import docstrings
 
-    quiet = {"report_level": 5}
-    tree = core.publish_doctree(docstrings.to_rst(DOCSTRING), settings_overrides=quiet)
-    assert [node.tagname for node in tree] == ["paragraph", "literal_block", "paragraph"]
-    assert [node.astext() for node in tree] == [
-        "Return the score (*shape) of |x|, where a * b.",
-        "y = |x| * 2",
-        "The end.",
+    text = "The score (*shape) of |x|, where `a * b`.\n\n    y = |x| * 2\n\nThe end.\n"
+    tree = core.publish_doctree(docstrings.to_rst(text), settings_overrides={"report_level": 5})
+    assert [(node.tagname, node.astext()) for node in tree] == [
+        ("paragraph", "The score (*shape) of |x|, where a * b."),
+        ("literal_block", "y = |x| * 2"),
+        ("paragraph", "The end."),
     ]
 
 
@@ -115,41 +95,30 @@ def test_links(site, pages):
     for name, page in pages.items():
         for target in page.links + page.loaded:
             parts = urlsplit(urljoin(name, target))
-            if parts.scheme or parts.netloc:
-                if target in page.loaded or parts.scheme not in ("http", "https"):
-                    wrong.append(f"{name}: {target}")
-                continue
             path, anchor = unquote(parts.path) or name, unquote(parts.fragment)
-            anchors = pages[path].ids if path in pages else {""}
-            if not (site / path).is_file() or (anchor and anchor not in anchors):
-                wrong.append(f"{name}: {target}")
+            found = (site / path).is_file() and anchor in {"", *getattr(pages.get(path), "ids", ())}
+            if parts.scheme or parts.netloc:
+                found = target not in page.loaded and parts.scheme in ("http", "https")
+            wrong += [] if found else [f"{name}: {target}"]
     assert wrong == []
 
 
 @pytest.mark.slow
-def test_every_page_of_the_documentation_is_on_the_site(pages):
+def test_contents(pages):
+    """All pages, the stored outputs of notebooks, and formulas as MathML."""
     sources = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/*.ipynb")]
     names = [path.relative_to(ROOT).with_suffix(".html").as_posix() for path in sources]
     assert len(names) == len(set(names))
     assert set(names) <= pages.keys()
     assert pages["index.html"].text == pages["README.html"].text
-
-
-@pytest.mark.slow
-def test_notebooks_show_their_stored_outputs(pages):
     for path in ROOT.glob("docs/*.ipynb"):
-        outputs = [
-            output
-            for cell in json.loads(path.read_text())["cells"]
-            for output in cell.get("outputs", ())
-        ]
-        page = pages[f"docs/{path.stem}.html"]
-        pictures = [name for name in page.loaded if "_images/" in name]
-        assert len(pictures) == sum("image/png" in output.get("data", ()) for output in outputs)
-        text = " ".join("".join(page.text).split())
+        cells, page = json.loads(path.read_text())["cells"], pages[f"docs/{path.stem}.html"]
+        outputs = [output for cell in cells for output in cell.get("outputs", ())]
+        shown = sum("_images/" in name for name in page.loaded)
+        assert shown == sum("image/png" in output.get("data", ()) for output in outputs)
         for output in outputs:
-            assert " ".join("".join(output.get("text", "")).split()) in text
-        assert "\\mathcal" not in text.replace(" ", "")  # Formulas are MathML.
+            assert " ".join("".join(output.get("text", "")).split()) in page.text
+        assert "\\mathcal" not in page.text.replace(" ", "")
 
 
 @pytest.mark.slow
@@ -161,40 +130,36 @@ def test_the_reference_has_the_api(pages):
         assert ids & {f"score_sde.{name}", f"sde_lib.{name}"}, name
     assert "controllable.operators.blur" in ids
     api = reference["docs/site/reference/score_sde.html"]
-    text = " ".join("".join(api.text).split())
-    assert "score: Score, sde: SDE, shape: tuple[int, ...]" in text
-    assert "batch_size – the number of events that are computed at a time." in text
+    assert "score: Score, sde: SDE, shape: tuple[int, ...]" in api.text
+    assert "batch_size – the number of events that are computed at a time." in api.text
     assert "../../../_modules/api/prior.html#Prior.sample" in api.links
     networks = reference["docs/site/reference/networks.html"]
-    assert "Raises: InputError – an option is unknown" in " ".join("".join(networks.text).split())
+    assert "Raises: InputError – an option is unknown" in networks.text
     for name, page in reference.items():
-        for markup in (":param", ":raises", "Args:", "\\*", "\\|", "jaxlib", "<function", "<class"):
-            assert markup not in "".join(page.text), (name, markup)
+        assert not [markup for markup in MARKUP if markup in page.text], name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_all_pages(pages, address, browser, width):
+def test_a_browser_shows_all_pages(site, pages, browser, width):
     """Without errors, missing pictures or requests to other hosts, and no wider than the window."""
-    messages, requests = [], []
-    page = browser.new_page(viewport={"width": width, "height": 844}, is_mobile=width < 500)
-    page.on("console", lambda message: messages.append(message.text))
-    page.on("pageerror", lambda error: messages.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
-    page.route("**/favicon.ico", lambda route: route.fulfill(status=204))  # The site has none.
-    for name in sorted(pages):
-        page.goto(f"{address}{name}")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
-        assert page.evaluate(CUT_OFF) == [], name
-        assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)"), name
-    assert messages == []
-    assert [url for url in requests if not url.startswith((address, "data:"))] == []
-    page.close()
-
-
-@pytest.mark.slow
-def test_search(address, browser):
-    page = browser.new_page()
-    page.goto(f"{address}search.html?q=denoising_score_matching")
-    page.locator("#search-results a[href*='reference/losses.html']").first.wait_for()
-    page.close()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address, messages, requests = f"http://127.0.0.1:{server.server_port}/", [], []
+        page = browser.new_page(viewport={"width": width, "height": 844}, is_mobile=width < 500)
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.route("**/favicon.ico", lambda route: route.fulfill(status=204))  # The site has none.
+        for name in sorted(pages):
+            page.goto(f"{address}{name}")
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+            assert page.evaluate(CUT_OFF) == [], name
+            assert page.evaluate("[...document.images].every(each => each.naturalWidth > 0)"), name
+        page.goto(f"{address}search.html?q=denoising_score_matching")
+        page.locator("#search-results a[href*='reference/losses.html']").first.wait_for()
+        assert messages == []
+        assert [url for url in requests if not url.startswith((address, "data:"))] == []
+        page.close()
+        server.shutdown()

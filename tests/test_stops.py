@@ -1,6 +1,7 @@
 """Every way in which a command ends early: one line, an exit code, and nothing lost."""
 
 import ctypes
+import itertools
 import json
 import os
 import re
@@ -277,7 +278,9 @@ def test_config_files_that_do_not_work(tmp_path, text, message):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)]
+)
 def test_signals_in_training_save_the_state(tmp_path, number, code):
     config, workdir = write_config(tmp_path), tmp_path / "w"
     process = start(config, workdir)
@@ -295,8 +298,10 @@ def test_signals_in_training_save_the_state(tmp_path, number, code):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("seconds", [0.5, 2.0, 6.0])
+@pytest.mark.parametrize(
+    ("number", "seconds"),
+    [*itertools.product((signal.SIGINT, signal.SIGTERM), (0.5, 2.0, 6.0)), (signal.SIGHUP, 6.0)],
+)
 def test_signals_outside_of_training(tmp_path, number, seconds):
     """At any time: while modules are imported, while programs are compiled, and later."""
     config = write_config(tmp_path, **{"classifier.n_iters": 10**6})
@@ -306,6 +311,80 @@ def test_signals_outside_of_training(tmp_path, number, seconds):
     code, lines = finish(process)
     assert code == 128 + number or (seconds < 1 and code in (-number, 128 + number))
     assert [line for line in lines if "Stopped by" in line] or seconds < 1
+
+
+START = "import errors, os, sys; errors.start_command(); "
+
+
+def start_python(code, **options):
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "cwd": ROOT} | options
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", START + code], env=environment, **options)
+
+
+@pytest.mark.parametrize(
+    ("handler", "code", "count"), [(signal.SIG_DFL, 129, 1), (signal.SIG_IGN, 0, 0)]
+)
+def test_a_lost_terminal(handler, code, count):
+    """One line, unless SIGHUP is ignored, as `nohup` asks for."""
+    process = start_python(
+        f"os.kill(os.getpid(), {signal.SIGHUP:d})",
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, handler),
+        text=True,
+    )
+    found, lines = finish(process)
+    assert (found, len(lines)) == (code, count)
+
+
+def test_output_to_a_lost_terminal():
+    """It is discarded; without that, printing raises OSError."""
+    master, terminal = os.openpty()
+    text = "print('a', flush=True); input(); errors.discard_lost_output(); print('b', flush=True)"
+    for expected in (b"b\r\n", None):
+        process = start_python(text, stdin=subprocess.PIPE, stdout=terminal, stderr=None)
+        assert os.read(master, 9) == b"a\r\n"
+        if expected is None:
+            os.close(master)
+        process.communicate(b"\n", timeout=60)
+        assert process.returncode == 0
+        assert expected is None or os.read(master, 9) == expected
+    os.close(terminal)
+
+
+# --- standard streams ---
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(tmp_path, closed):
+    """/dev/null takes their place, so that nothing is printed into a file."""
+    text = "f = open('f', 'wb'); print(1, flush=True); print(2, file=sys.stderr); sys.stdin.read()"
+    command = f'exec "$0" -c "$1" {closed}'
+    process = subprocess.Popen(
+        ["sh", "-c", command, sys.executable, START + text],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+    )
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "f").read_bytes() == b""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("redirection", "code"), [("<&- >&- 2>&-", 0), (">/dev/full", 1)])
+def test_images_without_standard_output(tmp_path, redirection, code):
+    """The images are written without it; if it is full, one line says so."""
+    workdir = tiny.untrained(tmp_path / "w", **FREQUENT)
+    command = f'exec "$0" main.py --workdir="$1" --mode=sample --count=2 {redirection}'
+    process = subprocess.run(
+        ["sh", "-c", command, sys.executable, workdir],
+        cwd=ROOT,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    assert (process.returncode, process.stderr.count("\n")) == (code, code)
+    assert code or list(workdir.rglob("*.png"))
 
 
 # --- kills ---

@@ -176,9 +176,9 @@ def test_a_file_of_others_runs_no_code(tmp_path):
     """Imported images are a pickle that creates a file, and pickle.loads would extract features."""
     ran, prepared, source = tmp_path / "ran", tmp_path / "images.npy", tmp_path / "a.safetensors"
     program = b"cposix\nmkdir\n(S'" + bytes(ran) + b"'\ntR."
-    images = np.frombuffer(program.ljust(64 * 20, b"."), np.uint8).reshape(-1, 8, 8, 1)
+    images = np.frombuffer(20 * program.ljust(256, b"."), np.uint8).reshape(-1, 16, 16, 1)
     np.save(prepared, images)
-    changes = {"data.dataset": "array", "data.path": str(prepared)}
+    changes = {"data.dataset": "array", "data.path": str(prepared), "data.image_size": 16}
     changes |= {"eval.features": "pickle:loads", "eval.stats_path": str(tmp_path / "stats.npz")}
     workdir = tiny.untrained(tmp_path / "w")
     conversion.export_checkpoint(tiny.config(), str(workdir), str(source), average_only=True)

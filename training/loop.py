@@ -35,8 +35,8 @@ MOST_SKIPPED = 9  # steps in a row that training.on_nonfinite = "skip" accepts
 def train_job(job: Job, workdir: str | Path, kind: str = "training") -> TrainState:
     """Train in `workdir`, or continue; return the last state.
 
-    `kind` is the kind of the folder, `runs.depends`. SIGTERM saves the state and returns it early;
-    SIGINT does the same and raises KeyboardInterrupt. Raises InputError for a workdir of another
+    `kind` is the kind of the folder, `runs.depends`. A signal saves the state: SIGTERM and SIGHUP
+    return it early, SIGINT raises KeyboardInterrupt. Raises InputError for a workdir of another
     experiment or one that another process trains in. settings.on_nonfinite states what follows if a
     loss, a gradient or the state is not finite: NotFiniteError, unless it is corrected. Such a
     state is never saved.

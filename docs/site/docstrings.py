@@ -18,7 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.util import inspect
 
 LONGEST_VALUE = 60  # characters
-CODE = re.compile(r"(`[^`]+`)")
+CODE_OR_MARKUP = re.compile(r"(`[^`]+`)|([*|])")
 ARRAY = re.compile(r"~?\bjax(?:lib|\.jaxlib)\._jax\.Array\b")
 ALIAS = re.compile(r"TypeAliasForwardRef\('(~[\w.]+)'\)")
 OBJECT = re.compile(r"<(?:class|function) '?([\w.]+)'?>")
@@ -26,38 +26,27 @@ OBJECT = re.compile(r"<(?:class|function) '?([\w.]+)'?>")
 
 def to_rst(docstring: str) -> str:
     """Convert a docstring without its common indentation to reStructuredText."""
-    return "\n\n".join(map(_paragraph, docstring.split("\n\n")))
-
-
-def _paragraph(text: str) -> str:
-    if all(line.startswith("  ") for line in text.splitlines()):
-        return f"::\n\n{text}"
-    if text.startswith("Create new instance of "):  # The docstring of each NamedTuple's __new__.
-        return ""
-    parts = CODE.split(text)
-    parts[::2] = [re.sub(r"[*|]", r"\\\g<0>", part) for part in parts[::2]]
-    return "".join(parts)
+    paragraphs = docstring.split("\n\n")
+    for i, text in enumerate(paragraphs):
+        if all(line.startswith("  ") for line in text.splitlines()):
+            paragraphs[i] = f"::\n\n{text}"
+        elif text.startswith("Create new instance of "):  # The __new__ of each NamedTuple.
+            paragraphs[i] = ""
+        else:
+            paragraphs[i] = CODE_OR_MARKUP.sub(lambda found: found[1] or f"\\{found[2]}", text)
+    return "\n\n".join(paragraphs)
 
 
 def convert(app: Sphinx, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
     """Replace the lines of a docstring, before napoleon reads them."""
     lines[:] = to_rst("\n".join(lines)).splitlines()
     if what in ("attribute", "data", "property"):
-        lines[:0] = [
-            "..",
-            "",
-        ]  # A comment. Without it napoleon takes text before a colon for a type.
+        lines[:0] = ["..", ""]  # A comment, or else napoleon takes text before a colon for a type.
 
 
 def sign(
-    app: Sphinx,
-    what: str,
-    name: str,
-    value: Any,
-    options: Any,
-    arguments: str | None,
-    returned: str | None,
-) -> tuple[str | None, str | None]:
+    app: Sphinx, what: str, name: str, value: Any, options: Any, arguments: str, returned: str
+) -> tuple[str, str]:
     """Return the arguments and the result with arrays as `Array`, and objects by their names."""
     if isinstance(value, type) and issubclass(value, nnx.Module):  # Else those of its metaclass.
         aliases = app.config.autodoc_type_aliases

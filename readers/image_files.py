@@ -1,0 +1,271 @@
+"""Decoding of image files that may be hostile, PNG, JPEG and WebP, with bounded memory and time.
+
+The size in pixels is read from the header before anything is decoded. Parts of a file that do not
+affect its pixels (texts, color profiles, animations, EXIF apart from the orientation) are removed
+first, so that Pillow never parses them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from readers.files import read_bytes
+from readers.image_sizes import ImageSize
+
+MODES = {1: "L", 3: "RGB"}  # Pillow's mode for each number of channels.
+MAX_PIXELS = 2**26  # Of all images that are decoded at a time; 14 bytes of memory for each.
+MAX_SIDE = 65_535  # pixels, that of JPEG
+MAX_FILE = 2**28  # bytes of an encoded image
+MAX_PARTS = 1000  # chunks or segments of a file, in addition to one for every 1000 bytes
+MAX_SCANS = 50  # Of a JPEG file; progressive files have about ten.
+STRIP = 2**20  # pixels that are converted to the final mode at a time
+
+TURNS = {  # By the orientation in EXIF.
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Source = bytes | memoryview | Path
+
+
+class Plain(NamedTuple):
+    """An image file without the parts that do not affect its pixels."""
+
+    format: str
+    size: tuple[int, int]
+    content: bytes
+    exif: bytes
+
+
+# --- the formats ---
+
+
+def _png(data: bytes) -> Plain:
+    """Keep the header, the palette, transparency and data of a PNG file, after its checksums."""
+    kept: dict[bytes, list[bytes]] = {b"IHDR": [], b"PLTE": [], b"tRNS": [], b"IDAT": []}
+    exif, position, kind, count = b"", 8, b"", 0
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, position)
+        start, end = position + 8, position + 8 + length
+        (checksum,) = struct.unpack_from(">I", data, end)
+        if kind in kept:
+            if zlib.crc32(memoryview(data)[position + 4 : end]) != checksum:
+                raise ValueError("the PNG file has a wrong checksum")
+            kept[kind].append(data[start:end])
+        elif kind == b"eXIf":
+            exif = data[start : min(end, start + MAX_SIDE)]
+        position, count = end + 4, count + 1
+        _check_parts(count, data)
+    if any(len(bodies) > 1 for name, bodies in kept.items() if name != b"IDAT"):
+        raise ValueError("the PNG file has a header, palette or transparency twice")
+    parts = [(name, b"".join(bodies)) for name, bodies in kept.items() if bodies]
+    content = b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in (*parts, (b"IEND", b""))
+    )
+    width, height = struct.unpack_from(">II", content, 8)
+    return Plain("PNG", (width, height), data[:8] + content, exif)
+
+
+SEGMENT = re.compile(rb"\xff+([\xc0-\xfe])")
+SCAN, APP0, EXIF, ADOBE, COMMENT = 0xDA, 0xE0, 0xE1, 0xEE, 0xFE
+FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def _jpeg(data: bytes) -> Plain:
+    """Keep tables, frame and scans of a JPEG file, and the segments that state its colors."""
+    kept, exif, size, position, marker = [data[:2]], b"", None, 2, 0
+    for _ in range(MAX_PARTS):
+        found = SEGMENT.match(data, position)
+        if not found:
+            raise ValueError("the JPEG file is damaged")
+        marker, start = found[1][0], found.end()
+        if marker == SCAN:
+            break
+        (length,) = struct.unpack_from(">H", data, start)
+        position = start + length
+        if marker in FRAMES:
+            if size:
+                raise ValueError("the JPEG file has two frames")
+            height, width = struct.unpack_from(">HH", data, start + 3)
+            size = width, height
+        elif marker == EXIF and data[start + 2 : start + 8] == b"Exif\0\0":
+            exif = exif or data[start + 8 : position]
+        if not APP0 < marker < ADOBE and marker not in (ADOBE + 1, COMMENT):
+            kept += [bytes([0xFF, marker]), data[start:position]]
+    if marker != SCAN or size is None:
+        raise ValueError("the JPEG file has no scan")
+    # Compressed data has no 0xFF before another byte than 0 or that of a marker.
+    scans = data.count(bytes([0xFF, SCAN]), position)
+    if scans > MAX_SCANS or scans * size[0] * size[1] > MAX_SCANS * MAX_PIXELS // 4:
+        raise ValueError(
+            f"the JPEG file has {scans} scans of {size[0]}x{size[1]} pixels; at most {MAX_SCANS} "
+            "are read, and fewer of large images"
+        )
+    return Plain("JPEG", size, b"".join(kept) + data[position:], exif)
+
+
+def _webp(data: bytes) -> Plain:
+    """Find the size and the orientation of a WebP file; libwebp skips other parts."""
+    exif, position, count = b"", 12, 0
+    while position + 8 <= len(data):
+        kind, length = struct.unpack_from("<4sI", data, position)
+        if kind == b"EXIF":
+            exif = data[position + 8 : position + 8 + min(length, MAX_SIDE)]
+        position, count = position + 8 + length + length % 2, count + 1
+        _check_parts(count, data)
+    match data[12:16]:
+        case b"VP8X":
+            width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+        case b"VP8L":
+            (bits,) = struct.unpack_from("<I", data, 21)
+            width, height = 1 + bits % 2**14, 1 + (bits >> 14) % 2**14
+        case _:
+            width, height = (side % 2**14 for side in struct.unpack_from("<HH", data, 26))
+    return Plain("WEBP", (width, height), data, exif)
+
+
+def _check_parts(count: int, data: bytes) -> None:
+    if count > MAX_PARTS + len(data) // 1000:
+        raise ValueError("the file consists of too many parts")
+
+
+FORMATS = (  # the first bytes of a file, and its reader
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), _png),
+    (re.compile(rb"\xff\xd8\xff"), _jpeg),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
+)
+
+
+def _orientation(exif: bytes) -> int:
+    """Return the orientation in EXIF data, 1 by default: tag 0x0112 of the first TIFF directory."""
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order:
+        with contextlib.suppress(struct.error):  # Odd metadata is ignored.
+            (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+            (count,) = struct.unpack_from(f"{order}H", tiff, start)
+            for number in range(count):
+                tag, value = struct.unpack_from(f"{order}H6xH", tiff, start + 2 + 12 * number)
+                if tag == 0x0112:
+                    return value
+    return 1
+
+
+# --- decoding ---
+
+
+class _Budget:
+    """The pixels that all threads together may decode at a time."""
+
+    def __init__(self) -> None:
+        self._used, self._changed = 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def reserve(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._used + pixels <= MAX_PIXELS)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= pixels
+                self._changed.notify_all()
+
+
+_budget = _Budget()
+
+
+def load(
+    source: Source, channels: int, transform: Callable[..., Image.Image], size: ImageSize
+) -> np.ndarray:
+    """Return transform(image, size) as (H, W, C) uint8 for an image file, decoded as by `decode`.
+
+    The transform counts as decoding: all threads together hold at most MAX_PIXELS.
+    """
+    plain, pixels = _open(source)
+    with _budget.reserve(pixels):
+        return to_array(transform(_decode(plain, channels), size))
+
+
+def decode(source: Source, channels: int) -> Image.Image:
+    """Decode an image file, given as its path or content, to 8 bits: grey or RGB by `channels`.
+
+    EXIF orientation is applied, transparent images are composited on white, 16-bit grey is rounded
+    to 8 bits, and CMYK is converted without colour profiles. The first image of an animation is
+    decoded.
+
+    Raises InputError for a path that is not a regular file, and exceptions of many types for files
+    that cannot be decoded or have more than MAX_PIXELS, MAX_SCANS or MAX_PARTS.
+    """
+    plain, pixels = _open(source)
+    with _budget.reserve(pixels):
+        return _decode(plain, channels)
+
+
+def to_array(image: Image.Image) -> np.ndarray:
+    """Return the pixels (H, W, C) uint8."""
+    array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _open(source: Source) -> tuple[Plain, int]:
+    """Return a file without what its pixels do not need, and the pixels that decoding holds."""
+    data = read_bytes(source, limit=MAX_FILE) if isinstance(source, Path) else bytes(source)
+    read = next((read for magic, read in FORMATS if magic.match(data)), None)
+    if read is None:
+        raise ValueError("it is empty" if not data else "it is no PNG, JPEG or WebP image")
+    try:
+        plain = read(data)
+    except struct.error as error:
+        raise ValueError("the image is cut off") from error
+    width, height = plain.size
+    pixels = width * height * (2 if plain.format == "WEBP" else 1)  # libwebp holds three copies.
+    if not 0 < pixels <= MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise ValueError(
+            f"the image has {width}x{height} pixels; the limit is {MAX_PIXELS:,}, half of it for "
+            f"WebP, and {MAX_SIDE:,} on a side"
+        )
+    return plain, pixels
+
+
+def _decode(plain: Plain, channels: int) -> Image.Image:
+    with Image.open(io.BytesIO(plain.content), formats=[plain.format]) as encoded:
+        if encoded.size != plain.size:
+            raise ValueError("the image states two sizes")
+        encoded.load()
+        image = Image.new(MODES[channels], encoded.size)
+        rows = max(1, STRIP // encoded.width)
+        for top in range(0, encoded.height, rows):
+            box = (0, top, encoded.width, min(encoded.height, top + rows))
+            image.paste(_flatten(encoded.crop(box)).convert(MODES[channels]), box)
+    turn = TURNS.get(_orientation(plain.exif))
+    return image if turn is None else image.transpose(turn)
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Return an image of 8 bits without transparency."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image

@@ -1,0 +1,181 @@
+"""Formats of data sets for `tests.fuzz`: for each, the bytes of a small valid file, and its reader.
+
+python -m tests.fuzz_formats_data --seconds=60 --format=png
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import io
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from readers import arrays, emoji, files, idx, image_files, preprocessing, svhn
+from readers.array_records import ArrayRecords
+from readers.lmdb import Lmdb
+from readers.tfrecords import TFRecords, parse_example
+from tests import examples, fuzz, tiny
+
+PHOTO = Image.fromarray(np.add.outer(np.arange(40), 2 * np.arange(50)).astype(np.uint8))
+
+
+def image(kind: str, **options: Any) -> Callable[[], bytes]:
+    """Return a function that returns an image with EXIF data."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return lambda: examples.encoded(PHOTO.convert("RGB"), kind, exif=exif, **options)
+
+
+def read_image(path: Path) -> Any:
+    with files.reading(path):
+        return [
+            image_files.load(path, 3, transform, 32)
+            for transform in (preprocessing.crop_resize, preprocessing.small_crop)
+        ]
+
+
+def font() -> bytes:
+    from tests.test_emoji import noise, write_font
+
+    with tempfile.TemporaryDirectory() as folder:
+        return write_font(Path(folder) / "font.ttf", noise()).read_bytes()
+
+
+def read_font(path: Path) -> Any:
+    fields = {"data.path": str(path), "data.image_size": 8, "data.num_channels": 3}
+    return emoji.read("train", tiny.config(**fields).data)[0][:]
+
+
+def records() -> list[bytes]:
+    pixels = examples.images(1, 8, 8, 3)[0]
+    return [examples.example(image=examples.png(pixels), label=[label]) for label in (1, 300, -1)]
+
+
+def tfrecord() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return examples.write_tfrecords(Path(folder) / "a", records()).read_bytes()
+
+
+def read_tfrecord(path: Path) -> Any:
+    return list(map(parse_example, TFRecords(path)))
+
+
+def read_example(path: Path) -> Any:
+    with files.reading(path):
+        example = parse_example(path.read_bytes())
+        return image_files.load(example.data["image"], 3, preprocessing.resize, 8)
+
+
+def array_record() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a"
+        writer = ArrayRecordWriter(str(path), "group_size:1")
+        for record in records():
+            writer.write(record)
+        writer.close()
+        return path.read_bytes()
+
+
+def read_array_record(path: Path) -> Any:
+    return list(map(parse_example, ArrayRecords([path])))
+
+
+def idx_images() -> bytes:
+    return struct.pack(">HBB3I", 0, 8, 3, 2, 28, 28) + examples.images(2, 28, 28).tobytes()
+
+
+def read_idx(path: Path) -> Any:
+    """Read a file, and a compressed one of the same bytes."""
+    for content, ending in ((path.read_bytes(), ""), (gzip.compress(path.read_bytes()), ".gz")):
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / f"x{ending}").write_bytes(content)
+            found = idx.read_array(Path(folder), "x", 3)
+    return found
+
+
+def numpy_file(**options: Any) -> Callable[[], bytes]:
+    def make() -> bytes:
+        buffer, pixels = io.BytesIO(), examples.images(4, 8, 8)
+        if not options:
+            np.save(buffer, pixels)
+        else:
+            save = np.savez_compressed if options["compressed"] else np.savez
+            save(buffer, images=pixels, labels=np.arange(4))
+        return buffer.getvalue()
+
+    return make
+
+
+def read_array(path: Path) -> Any:
+    fields = {"data.dataset": "array", "data.path": str(path), "data.image_size": 8}
+    pixels, labels = arrays.read("train", tiny.config(**fields).data)
+    return pixels[:], labels
+
+
+def lmdb() -> bytes:
+    return gzip.decompress((Path(__file__).parent / "data" / "lmdb.mdb.gz").read_bytes())
+
+
+def read_lmdb(path: Path) -> Any:
+    return list(Lmdb(path))
+
+
+def mat() -> bytes:
+    from scipy.io import savemat
+
+    buffer, pixels = io.BytesIO(), examples.images(3, 32, 32, 3).transpose(1, 2, 3, 0)
+    savemat(buffer, {"X": pixels, "y": np.array([[1], [10], [3]], np.uint8)})
+    return buffer.getvalue()
+
+
+def read_mat(path: Path) -> Any:
+    """Read a file as if its checksum were the published one."""
+    svhn.MD5["train"] = hashlib.md5(path.read_bytes()).hexdigest()
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(path, Path(folder) / svhn.FILES["train"])
+        fields = {"data.path": folder, "data.image_size": 32, "data.num_channels": 3}
+        return svhn.read("train", tiny.config(**fields).data, Path(folder))
+
+
+FORMATS: dict[str, tuple[Callable[[], bytes], Callable[[Path], Any]]] = {
+    "png": (image("PNG"), read_image),
+    "jpeg": (image("JPEG", progressive=True), read_image),
+    "webp": (image("WEBP"), read_image),
+    "webp_animated": (
+        image("WEBP", save_all=True, append_images=[PHOTO.convert("RGB")], lossless=True),
+        read_image,
+    ),
+    "font": (font, read_font),
+    "tfrecord": (tfrecord, read_tfrecord),
+    "example": (lambda: records()[0], read_example),
+    "array_record": (array_record, read_array_record),
+    "idx": (idx_images, read_idx),
+    "npy": (numpy_file(), read_array),
+    "npz": (numpy_file(compressed=False), read_array),
+    "npz_deflated": (numpy_file(compressed=True), read_array),
+    "lmdb": (lmdb, read_lmdb),
+    "mat": (mat, read_mat),
+}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--format", choices=FORMATS)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    flags = parser.parse_args()
+    for name in [flags.format] if flags.format else FORMATS:
+        make, read = FORMATS[name]
+        counts, failures, memory, seconds = fuzz.fuzz(name, make(), read, flags.seconds, flags.seed)
+        line = f"{name}: {dict(counts)}, {memory / 2**20:.0f} MiB, {seconds:.2f} s"
+        print(line, *failures, flush=True)
