@@ -144,16 +144,15 @@ def _layout() -> Layout:
 
 def _load_state_dict(path: Path) -> Tensors:
     state = torch_format.load(path)
-    if not isinstance(state, dict) or not all(map(_is_tensor, state.values())):
+    # Tensors are recognized by a method, because PyTorch need not be imported for this.
+    if not isinstance(state, dict) or not all(
+        hasattr(value, "is_floating_point") for value in state.values()
+    ):
         raise InputError(f"{path} must contain a state dict, which maps names to tensors.")
     return {
         str(name): torch_format.to_numpy(tensor, f"{path}: {printable(name)}")
         for name, tensor in state.items()
     }
-
-
-def _is_tensor(value: Any) -> bool:
-    return hasattr(value, "is_floating_point")  # PyTorch need not be imported for this.
 
 
 def _checked_hash(path: Path) -> str:
