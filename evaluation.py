@@ -23,7 +23,6 @@ from errors import InputError
 from experiment import Experiment
 from metrics import bits_per_dim_stage, loss_stage, sample_quality, samples_stage
 from metrics.stage import Context, Measure, Results, Stage
-from models.building import Params
 from runs import (
     check_config,
     check_workdir,
@@ -118,7 +117,7 @@ def _select(checkpoints: Checkpoints, config: Config, number: int | None) -> lis
     return selected
 
 
-def _restore(experiment: Experiment, workdir: str, found: Found) -> Params | None:
+def _restore(experiment: Experiment, workdir: str, found: Found) -> Any:
     """Return the EMA parameters of a checkpoint; None, with a warning, if it cannot be read."""
     try:
         ema = train_state.restore_ema(Checkpoints(workdir), found, experiment.abstract_params)

@@ -27,7 +27,7 @@ from metrics.stage import Context, Measure, Results, Stage, summarize, summary_m
 from models.building import Params
 from runs import Arrays, load_rounds
 
-Numbered = tuple[Array | np.ndarray, Array | np.ndarray]
+Numbered = tuple[Array, Array]
 """uint8 images (B, H, W, C), and their numbers (B,) in the data set."""
 
 

@@ -235,22 +235,23 @@ def recorded_evaluation(monkeypatch, folder, name, number=None, **changes):
     return inputs, results
 
 
-def test_which_checkpoints(monkeypatch, three_checkpoints, capsys):
-    """From begin to end, both included, in order; a number; or else the newest, with a line."""
-    evaluate = functools.partial(recorded_evaluation, monkeypatch, three_checkpoints, "range")
-    for begin, end, number, numbers in (
+@pytest.mark.parametrize(
+    ("begin", "end", "number", "selected"),
+    [
         (1, 26, None, [2, 9, 10]),
         (2, 9, None, [2, 9]),
+        (10, 10, None, [10]),
         (10, 10, 2, [2]),
         (11, 26, None, [10]),
-    ):
-        inputs, results = evaluate(number, **{"eval.begin_ckpt": begin, "eval.end_ckpt": end})
-        assert list(results) == numbers
-        assert [result["step"] for result in results.values()] == [4 * n for n in numbers]
-        folders = list(dict.fromkeys(context.folder.name for _, context in inputs))
-        assert folders == [f"checkpoint_{number}" for number in numbers]
-        newest = f"no checkpoint from eval.begin_ckpt = {begin} to"
-        assert (newest in capsys.readouterr().out) == (begin == 11)
+    ],
+)
+def test_which_checkpoints(three_checkpoints, capsys, begin, end, number, selected):
+    """From begin to end, both included, in order; a number; or else the newest, with a line."""
+    c = tiny.config(**{"eval.begin_ckpt": begin, "eval.end_ckpt": end})
+    found = evaluation._select(Checkpoints(three_checkpoints), c, number)
+    assert [(each.number, each.step) for each in found] == [(n, 4 * n) for n in selected]
+    newest = f"no checkpoint from eval.begin_ckpt = {begin} to"
+    assert (newest in capsys.readouterr().out) == (begin == 11)
 
 
 def test_a_damaged_checkpoint_is_skipped(monkeypatch, three_checkpoints, tmp_path, caplog):
@@ -265,13 +266,7 @@ def test_a_damaged_checkpoint_is_skipped(monkeypatch, three_checkpoints, tmp_pat
         evaluate()
 
 
-def test_stages_that_are_not_enabled_do_not_run(monkeypatch, three_checkpoints):
-    changes = {"eval.enable_loss": False, "eval.enable_bpd": False}
-    inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "others", **changes)
-    assert [name for name, _ in inputs] == ["sampling"] * 3
-
-
-def test_dequantizers_are_checked_first(monkeypatch, three_checkpoints, tmp_path):
+def test_dequantizers_are_checked_first(monkeypatch, three_checkpoints):
     """All of them, before anything is written."""
 
     def make(experiment, workdir, number):
@@ -283,7 +278,11 @@ def test_dequantizers_are_checked_first(monkeypatch, three_checkpoints, tmp_path
     with pytest.raises(InputError, match="no dequantizer of checkpoint 9"):
         evaluate()
     assert not (three_checkpoints / "checked").exists()
-    assert list(evaluate(**{"eval.enable_bpd": False})[1]) == [2, 9, 10]
+    inputs, results = evaluate(**{"eval.enable_bpd": False, "eval.enable_loss": False})
+    assert list(results) == [2, 9, 10]
+    assert [name for name, _ in inputs] == ["sampling"] * 3  # The others are not enabled.
+    folders = [context.folder.name for _, context in inputs]
+    assert folders == ["checkpoint_2", "checkpoint_9", "checkpoint_10"]
 
 
 def test_what_rounds_depend_on(monkeypatch, three_checkpoints):
@@ -296,7 +295,7 @@ def test_what_rounds_depend_on(monkeypatch, three_checkpoints):
         experiment.classifier = classifier
 
     monkeypatch.setattr(evaluation.classification, "provide", provide)
-    changes = {"guidance.classes": (1,), "eval.enable_metrics": True}
+    changes = {"guidance.classes": (1,), "eval.enable_metrics": True, "eval.end_ckpt": 9}
     inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "depends", **changes)
     first, second = inputs[:4], inputs[4:8]
     for (name, context), (_, other) in zip(first, second):
@@ -324,7 +323,7 @@ def test_what_rounds_depend_on(monkeypatch, three_checkpoints):
             assert (field in found) == expected, (name, field)
     before = first[2][1].depends["classifier"]
     classifier["a"] = np.zeros(2, np.float32)
-    inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "depends", **changes)
+    inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "depends", 2, **changes)
     assert inputs[2][1].depends["classifier"] != before
 
 
@@ -527,16 +526,16 @@ def test_sampling_resumes_after_it_is_killed(tmp_path, monkeypatch):
 
     The images are those of an uninterrupted run.
     """
-    experiment = Experiment(config(**{"eval.batch_size": 4}))
-    params = experiment.init_params()
-    calls, sample_images = [], experiment.sample_images
+    experiment, calls = Experiment(config(**{"eval.batch_size": 4})), []
 
-    def recording_sample_images(params, first, count):
+    def sample_images(params, first, count):
         calls.append((first, count))
-        return sample_images(params, first, count)
+        numbers = np.arange(first, first + count, dtype=np.uint8)
+        images = np.tile(numbers[:, None, None, None], (1, 8, 8, 1))
+        return Samples(images, np.full(count, 5), np.zeros((0, count)), np.zeros(count))
 
-    monkeypatch.setattr(experiment, "sample_images", recording_sample_images)
-    contexts = [Context(experiment, params, tmp_path / name) for name in ("whole", "killed")]
+    monkeypatch.setattr(experiment, "sample_images", sample_images)
+    contexts = [Context(experiment, {}, tmp_path / name) for name in ("whole", "killed")]
     for context in contexts:
         context.folder.mkdir()
     whole, killed = contexts
@@ -565,8 +564,8 @@ def test_sampling_resumes_after_it_is_killed(tmp_path, monkeypatch):
 
 
 def test_memory_and_open_files_do_not_grow_with_the_number_of_rounds(tmp_path, monkeypatch):
-    """100 rounds of 10 MB in total need the memory of few rounds, and 20 open files."""
-    count, shape = 100, (8, 64, 64, 3)
+    """60 rounds of 6 MB in total need the memory of few rounds, and 20 open files."""
+    count, shape = 60, (8, 64, 64, 3)
 
     def sample_images(params, first, size):
         images = np.full(shape, first % 256, np.uint8)
@@ -601,10 +600,10 @@ def test_memory_and_open_files_do_not_grow_with_the_number_of_rounds(tmp_path, m
     assert peak < count * np.prod(shape) / 2
 
 
-def test_images_depend_on_seed_and_number_alone(experiment):
+def test_images_depend_on_seed_and_number_alone(experiment, evaluated):
     """They differ between batch sizes and device counts by at most one gray level of 17."""
-    params = jax.device_get(experiment.init_params())
-    two = experiment.sample_images(params, 0, 6).x.astype(int)
+    params = jax.device_get(evaluated[2][1])
+    two = experiment.sample_images(params, 0, 24).x.astype(int)
     eight = Experiment(config(), jax.devices()).sample_images(params, 2, 3).x
     assert np.abs(two[2:5] - eight).max() <= 16
     assert np.abs(two[0] - two[1]).max() > 30

@@ -25,6 +25,9 @@ def corners(images):
     return {"pool": images[:, 2:6:3, 2:6:3].reshape(len(images), -1) / 255}
 
 
+others = corners
+
+
 def config(**changes):
     fields = {
         "eval.features": f"{__name__}:corners",
@@ -350,7 +353,7 @@ def test_statistics_of_another_protocol(folder, monkeypatch, caplog):
     named = {"eval.stats_path": str(path)}
     for changes, words in (
         ({"eval.stats_split": "test"}, "\n  split: 'train' in the file, 'test' in this run"),
-        ({"eval.features": "classifier"}, ":corners' in the file, 'classifier' in this run\n  dig"),
+        ({"eval.features": f"{__name__}:others"}, ":corners' in the file, "),
         ({"guidance.classes": (0, 1)}, "\n  classes: None in the file, [0, 1] in this run"),
     ):
         with pytest.raises(InputError) as caught:
