@@ -464,6 +464,7 @@ def sampler_defaults(config: Config) -> samplers.Defaults:
 
 def warn_unused(config: Config, given: Collection[str]) -> None:
     """Print the fields of config.sampling that are `given` and that its sampler does not read."""
+    config = complete(config)
     name = sampler_name(config)
     read = {"method", "temperature", *samplers.kinds()[name].options}
     if not samplers.kinds()[name].adaptive:

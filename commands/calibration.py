@@ -21,7 +21,15 @@ from commands.restoration import make_posterior, say_sampler
 from commands.restoration_problems import build_operator, operator_checksum
 from configs.default import Config
 from experiment import Experiment
-from runs import dependencies, owned, results_folder, run_rounds, write_atomically, write_json
+from runs import (
+    dependencies,
+    load_rounds,
+    owned,
+    results_folder,
+    run_rounds,
+    write_atomically,
+    write_json,
+)
 
 
 def calibrate(
@@ -60,7 +68,8 @@ def calibrate(
 
     say_sampler(config, sampler)
     with owned(output, config, "calibration"):
-        rounds = run_rounds(output, "ranks", -(-simulations // size), compute, depends)
+        paths = run_rounds(output, "ranks", -(-simulations // size), compute, depends)
+        rounds = load_rounds(paths)
         result = calibration.judge(rounds["ranks"][:simulations], posterior.statistics)
         write_json(output / "calibration.json", result.content())
         figure = result.figure()

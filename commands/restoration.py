@@ -32,7 +32,7 @@ from configs.default import Config
 from controllable.methods import METHODS
 from controllable.operators import Operator
 from experiment import Experiment, sampler_name
-from runs import dependencies, owned, results_folder, run_rounds, write_json
+from runs import dependencies, load_rounds, owned, results_folder, run_rounds, write_json
 from samplers import Sampler
 
 
@@ -81,7 +81,8 @@ def restore(
     say_sampler(config, sampler)
     with owned(output, config, "restoration"):
         save_measurements(problem, output)
-        rounds = run_rounds(output, "answers", -(-total // size), compute, depends)
+        paths = run_rounds(output, "answers", -(-total // size), compute, depends)
+        rounds = load_rounds(paths)
         reconstructions = rounds["x"].reshape(count, samples, *experiment.image_shape)
         results["nfe"] = float(rounds["nfe"].mean())
         results |= measure_quality(experiment, problem, reconstructions)

@@ -17,7 +17,15 @@ from commands.models import open_model
 from configs.default import Config, complete
 from errors import InputError
 from experiment import Experiment, warn_unused
-from runs import Arrays, dependencies, owned, results_folder, run_rounds, write_picture
+from runs import (
+    Arrays,
+    dependencies,
+    load_rounds,
+    owned,
+    results_folder,
+    run_rounds,
+    write_picture,
+)
 from runs.checkpoints import tree_checksum
 from training import state
 
@@ -86,7 +94,8 @@ def sample(
     if note and not config.ema.std:  # Reconstructed averages have no share of initial weights.
         print(note, flush=True)
     with owned(output, config, "sampling"):
-        arrays = run_rounds(output, "samples", -(-count // size), compute, depends)
+        paths = run_rounds(output, "samples", -(-count // size), compute, depends)
+        arrays = load_rounds(paths, "samples", "nfe")
         _write_images(output, arrays["samples"][:count])
     print(f"{arrays['nfe'][:count].mean():.0f} evaluations of the network for an image (NFE)")
     print(f"pictures: {output}/grid.png, and {FILE.format(0)} to {FILE.format(count - 1)}")

@@ -13,13 +13,13 @@ import sharding
 from errors import InputError, brief, printable
 from readers.files import read_npz
 from runs.depends import Depends
-from runs.files import RESERVED, Arrays, load_arrays, save_arrays
+from runs.files import RESERVED, Arrays, is_current, save_arrays
 
 
 def run_rounds(
     folder: Path, name: str, count: int, compute: Callable[[int], Arrays], depends: Depends
-) -> Arrays:
-    """Compute the rounds 0 .. count - 1 that are not on disk; return the arrays of all, joined.
+) -> list[Path]:
+    """Compute the rounds 0 .. count - 1 that are not on disk, and return the files of all.
 
     Args:
       folder: where the files are.
@@ -29,9 +29,8 @@ def run_rounds(
         again.
     """
     paths = round_paths(folder, name, count)
-    rounds = [load_arrays(path, depends) for path in paths]
-    missing = [index for index, arrays in enumerate(rounds) if arrays is None]
-    stale = sum(paths[index].exists() for index in missing)
+    missing = [(i, path) for i, path in enumerate(paths) if not is_current(path, depends)]
+    stale = sum(path.exists() for _, path in missing)
     if stale:
         logging.warning(
             "%s: %d file(s) of %s do not match this run; they are computed again.",
@@ -41,12 +40,11 @@ def run_rounds(
     progress.say(f"{folder.name}: {name}, {len(missing)} of {count} rounds to do")
     ready = count - len(missing)
     with progress.counting(name, count, "round", ready, announced=True) as update:
-        for done, index in enumerate(missing, start=ready + 1):
-            rounds[index] = compute(index)
-            save_arrays(paths[index], rounds[index], depends)
+        for done, (index, path) in enumerate(missing, start=ready + 1):
+            save_arrays(path, compute(index), depends)
             update(done)
     sharding.wait(f"rounds of {name}")
-    return {key: np.concatenate([arrays[key] for arrays in rounds]) for key in rounds[0]}
+    return paths
 
 
 def round_paths(folder: Path, name: str, count: int) -> list[Path]:
