@@ -27,8 +27,9 @@ import runs
 import samplers
 import sharding
 from api.trained import NetworkScore, TrainedModel
-from configs import rules, validation
+from configs import rules
 from configs.default import Config, complete
+from configs.validation import validated
 from controllable.guidance import LogProbs, class_log_probs
 from datasets import Batch
 from errors import InputError, advice
@@ -95,8 +96,7 @@ class Experiment:
     ) -> None:
         """Build the experiment of `config` on `devices`; `mode` adds that mode's own checks."""
         self.mesh = sharding.make_mesh(devices)
-        self.config = config = complete(config)
-        validation.check(config, self.mesh.size, mode)
+        self.config = config = validated(config, self.mesh.size, mode)
         self.sde = make_sde(config)
         self.num_scales = None if config.training.continuous else config.model.num_scales
         self.labelled = config.data.num_classes > 0
@@ -226,9 +226,7 @@ class Experiment:
     @functools.cached_property
     def sampler(self) -> samplers.Sampler:
         """The sampler that config.sampling describes."""
-        low, high = self.image_range
-        defaults, name = sampler_defaults(self.config), sampler_name(self.config)
-        return samplers.make(name, self.sde, data_std=(high - low) / 4, defaults=defaults)
+        return make_sampler(self.config, self.sde)
 
     def _apply(self, params: Params, x: Array, t: Array, classes: Array | None = None) -> Array:
         return self.score(params, classes=classes)(x, t)
@@ -440,6 +438,13 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
     )
     score_model.check_training(config.training.sde)
     return score_model
+
+
+def make_sampler(config: Config, sde: SDE) -> samplers.Sampler:
+    """Return the sampler that config.sampling describes, for images."""
+    low, high = datasets.model_range(config.data)
+    defaults = sampler_defaults(config)
+    return samplers.make(sampler_name(config), sde, data_std=(high - low) / 4, defaults=defaults)
 
 
 def sampler_name(config: Config) -> str:

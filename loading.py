@@ -14,8 +14,9 @@ import ml_collections
 import pretrained
 from api.arguments import checked
 from api.trained import TrainedModel
-from configs import location, validation
-from configs.default import Config, complete, from_json, not_data, reset
+from configs import location
+from configs.default import Config, from_json, not_data, reset
+from configs.validation import check_domains, validated
 from errors import InputError, advice, brief, naming, printable
 from experiment import Experiment
 from options import SHORT
@@ -50,16 +51,14 @@ def load_config(path: str | Path, given: Collection[str] = ()) -> Config:
     source, content = found
     with naming(source):
         config = from_json(content)
-        for problem in validation.check_domains(config):
+        for problem in check_domains(config):
             raise InputError(problem)
         refused = {
             name: value
             for name, value in not_data(config).items()
             if folder is None or not own_paths.is_own(folder, name, value)
         }
-        config = complete(reset(config, refused))
-        validation.check(config, 1)
-        config = from_json(config.to_dict())
+        config = from_json(validated(reset(config, refused), num_devices=1).to_dict())
     shown = [name for name in refused if name not in given]
     if shown:
         values = ", ".join(f"{name} = {SHORT.repr(refused[name])}" for name in shown)

@@ -11,24 +11,25 @@ from typing import Any, cast
 
 from flax import traverse_util
 
-from configs.default import unknown_field
+from configs.default import complete, unknown_field
 from configs.fields import FIELDS, INERT
 from configs.rules import MODES, SECTIONS, Config, Problems, check_batches
 from errors import InputError
 from options import SHORT
 
 
-def check(config: Config, num_devices: int, mode: str = "") -> None:
-    """Check a complete config.
+def validated(config: Config, num_devices: int, mode: str = "") -> Config:
+    """Return the complete config, locked.
 
     Args:
-      config: the config, after `default.complete`.
+      config: any config; missing fields get their defaults.
       num_devices: devices that share each batch.
       mode: the mode whose own rules apply as well, such as "restore".
 
     Raises:
       InputError: with all problems, one a line.
     """
+    config = complete(config)
     problems = list(check_domains(config))
     if not problems:  # Rules that connect fields presuppose that each one is valid.
         for section in SECTIONS:
@@ -40,6 +41,7 @@ def check(config: Config, num_devices: int, mode: str = "") -> None:
         raise InputError(problems[0])
     if problems:
         raise InputError(f"the config has {len(problems)} problems:\n  " + "\n  ".join(problems))
+    return config
 
 
 def check_domains(config: Config) -> Problems:

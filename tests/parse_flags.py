@@ -12,15 +12,14 @@ import sys
 import tempfile
 from typing import IO
 
-import factory
-
 import main
 import sharding
+from configs import validation
 from configs.default import Config
 
 
 def _validate(config: Config, workdir: str) -> None:
-    factory.validated(config, num_devices=1)
+    validation.validated(config, num_devices=1)
 
 
 def _parse(flags: list[str], log: IO[bytes]) -> int:

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from factory import validated
 from scipy.stats import norm
 
 import sharding
@@ -32,6 +31,7 @@ from benchmarks.claims.verdicts import (
     verdict,
 )
 from benchmarks.parts import Records
+from configs.validation import validated
 from experiment import Experiment
 from tests import tiny
 from tests.documented import ROOT

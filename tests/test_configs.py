@@ -9,7 +9,6 @@ import re
 import sys
 from pathlib import Path
 
-import factory
 import jax
 import ml_collections
 import numpy as np
@@ -21,6 +20,7 @@ from flax import nnx, traverse_util
 from ml_collections import config_flags
 
 import datasets
+import experiment
 import experiment as experiments
 import training
 from configs import default, differences
@@ -185,7 +185,7 @@ def num_params(config: ml_collections.ConfigDict) -> int:
     """Return the number of parameters of the network, without allocating them."""
 
     def params() -> nnx.State:
-        return nnx.state(factory.make_network(config, Rngs(jax.random.key(0))), nnx.Param)
+        return nnx.state(experiment.make_network(config, Rngs(jax.random.key(0))), nnx.Param)
 
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(params)))
 
@@ -222,7 +222,7 @@ def step_options(config: ml_collections.ConfigDict) -> list:
         "optim": tuple(config.optim),
     }
     fields = [config[section][field] for section in names for field in names[section]]
-    return [network_options(config), dataclasses.asdict(factory.make_sde(config)), fields]
+    return [network_options(config), dataclasses.asdict(experiment.make_sde(config)), fields]
 
 
 @once_for_all(step_options)
@@ -255,7 +255,7 @@ def two_steps(config: ml_collections.ConfigDict) -> tuple[list[train_state.Train
 def test_training(name):
     """Steps have the size of the learning rate, and the EMA follows model.ema_rate."""
     config = module(name).get_config()
-    factory.make_sampler(config, factory.make_sde(config))
+    experiment.make_sampler(config, experiment.make_sde(config))
     states, losses = two_steps(shrunk(config))
     assert np.isfinite(losses).all()
     for step, (before, after) in enumerate(zip(states, states[1:])):

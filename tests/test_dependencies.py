@@ -1,22 +1,22 @@
 """Every config field either leaves a kind of result unchanged, or is among what it depends on."""
 
-import factory
 import jax
 import numpy as np
 import pytest
 import train_state
 from auxiliary import dequantization
-from configs.domains import Code, Entries, FilePath, Flag, Integer, Name, Real, Sequence, Word
 
 import runs
 import training
 from commands import restoration
+from configs import validation
 from configs.default import Config, complete
 from configs.fields import FIELDS
 from datasets import Batch
 from errors import InputError
 from experiment import Experiment
 from metrics import bits_per_dim_stage
+from options import Code, Entries, FilePath, Flag, Integer, Name, Real, Sequence, Word
 from runs.depends import flatten
 from tests import tiny
 
@@ -85,7 +85,7 @@ def changed(config, values):
 
 def is_valid(kind, config):
     try:
-        factory.validated(config, 1, mode(kind))
+        validation.validated(config, 1, mode(kind))
     except InputError:
         return False
     return True

@@ -6,17 +6,17 @@ import json
 import math
 import pathlib
 
-import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+import experiment
 import pretrained
 import score_sde as ss
 from commands import command_line, conversion, stored
-from configs import edm_networks
+from configs import edm_networks, validation
 from configs.default import from_json
 from errors import InputError
 from experiment import Experiment
@@ -361,8 +361,8 @@ def test_published_networks(name):
     """The config of an experiment is that which a file with EDM's options states."""
     module = importlib.import_module(f"configs.edm.{name}")
     assert f"--config=configs/edm/{name}.py " in module.__doc__
-    ours = factory.validated(module.get_config(), 1)
-    stated = factory.validated(edm_networks.experiment("EDMPrecond", (), PUBLISHED[name]), 1)
+    ours = validation.validated(module.get_config(), 1)
+    stated = validation.validated(edm_networks.experiment("EDMPrecond", (), PUBLISHED[name]), 1)
     edm_import._check(pathlib.Path("edm.pkl"), stated, ours)
     assert ours.model.dropout == stated.model.dropout
     assert ours.sampling.to_dict() == stated.sampling.to_dict() or "64" in name
@@ -375,9 +375,9 @@ def test_published_networks(name):
 )
 def test_sizes_of_published_networks(name, millions):
     """The numbers of parameters are those of EDM's Table 7."""
-    config = factory.validated(importlib.import_module(f"configs.edm.{name}").get_config(), 1)
+    config = validation.validated(importlib.import_module(f"configs.edm.{name}").get_config(), 1)
     network = building.abstract_network(
-        lambda: factory.make_network(config, Rngs(jax.random.key(0)))
+        lambda: experiment.make_network(config, Rngs(jax.random.key(0)))
     )
     layout = edm_import.edm_layout(network, config)
     assert len({stored.names for stored in layout}) == len(layout)

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import pytest
 import scipy.stats
-from factory import Samples
 from PIL import Image
 
 import evaluation
@@ -30,6 +29,7 @@ from metrics.features import Extractor, Features
 from metrics.stage import Context, Measure, summarize, summary_measure
 from runs import claim, dependencies, load_rounds, round_paths
 from runs.checkpoints import SNAPSHOTS, Checkpoints
+from samplers import Samples
 from tests import gaussian, tiny
 from tests.test_experiment import random_params
 from tests.test_training import change_a_byte
@@ -100,7 +100,7 @@ def test_results(evaluated, experiment, tmp_path):
         assert Image.open(folder / f"{name}.png").size == (4 + 4 * 68, 4 + 3 * 68)
     for name, tree in zip(("params", "ema"), trees):
         is_ema = name == "ema"
-        drawn = experiment.sample_images(tree, 0, 24).x[:10]
+        drawn = experiment.draw_images(experiment.trained_model(tree), 0, 24).x[:10]
         assert np.array_equal(samples, drawn) == is_ema
         (tmp_path / name).mkdir()
         loss = loss_stage.run(Context(experiment, tree, tmp_path / name))
@@ -603,7 +603,7 @@ def test_memory_and_open_files_do_not_grow_with_the_number_of_rounds(tmp_path, m
 def test_images_depend_on_seed_and_number_alone(experiment, evaluated):
     """They differ between batch sizes and device counts by at most one gray level of 17."""
     params = jax.device_get(evaluated[2][1])
-    two = experiment.sample_images(params, 0, 24).x.astype(int)
+    two = experiment.draw_images(experiment.trained_model(params), 0, 24).x.astype(int)
     eight = Experiment(config(), jax.devices()).sample_images(params, 2, 3).x
     assert np.abs(two[2:5] - eight).max() <= 16
     assert np.abs(two[0] - two[1]).max() > 30

@@ -1,11 +1,11 @@
 """Samplers from configs: counted evaluations, options that reach the sampler, and the last step."""
 
-import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import experiment
 import sampling
 from sde_lib import VESDE
 from tests import gaussian, tiny
@@ -25,7 +25,7 @@ METHODS = {
 def sample(score=SCORE, keys=KEYS, prior=PRIOR, **changes):
     """Samples by a config with four steps and with `changes` by field name."""
     config = tiny.config(**{"model.num_scales": 4, "sampling.tolerance": 0.1, **changes})
-    return factory.make_sampler(config, SDE)(keys, score, prior)
+    return experiment.make_sampler(config, SDE)(keys, score, prior)
 
 
 @pytest.mark.parametrize(

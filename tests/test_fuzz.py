@@ -6,7 +6,13 @@ import time
 import hypothesis
 import jax
 import pytest
-from configs.domains import (
+from hypothesis import strategies as st
+
+from configs.default import Config, complete
+from configs.fields import FIELDS
+from errors import InputError
+from experiment import Experiment
+from options import (
     AnyOf,
     Code,
     Entries,
@@ -18,12 +24,6 @@ from configs.domains import (
     Sequence,
     Word,
 )
-from hypothesis import strategies as st
-
-from configs.default import Config, complete
-from configs.fields import FIELDS
-from errors import InputError
-from experiment import Experiment
 from tests import tiny
 
 MODES = ("", "restore", "calibrate", "train_classifier")

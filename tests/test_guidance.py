@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import json
 
-import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from PIL import Image
 
 import datasets
+import experiment
 import pretrained
 import sampling
 import solvers
@@ -175,8 +175,8 @@ SAMPLERS = {
 def test_guidance_with_every_sampler(name):
     """Each image belongs to the component of its class, and evaluations are counted."""
     config = default.complete(tiny.config(**SAMPLERS[name], **{"model.num_scales": 100}))
-    sde, classes, interval = factory.make_sde(config), jnp.arange(12) % 3, (0.05, 2.0)
-    sampler = factory.make_sampler(config, sde)
+    sde, classes, interval = experiment.make_sde(config), jnp.arange(12) % 3, (0.05, 2.0)
+    sampler = experiment.make_sampler(config, sde)
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(12))
     prior = sampling.prior_sample(keys, sde, (12, 2, 2, 1))
 
@@ -297,7 +297,7 @@ def test_ddpm_has_class_embeddings():
     config.data.update(image_size=8, num_classes=4)
     config.model.update(nf=32, ch_mult=(1,), num_res_blocks=1)
     network = building.abstract_network(
-        lambda: factory.make_network(default.complete(config), Rngs(jax.random.key(0)))
+        lambda: experiment.make_network(default.complete(config), Rngs(jax.random.key(0)))
     )
     assert network.class_embedding.embedding.shape == (5, 128)
 

@@ -7,7 +7,6 @@ import json
 import sys
 from pathlib import Path
 
-import factory
 import jax
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from PIL import Image
 import datasets
 from benchmarks import peer
 from commands import inspection
+from configs import validation
 from configs.default import Config, complete, get_default_config
 from errors import InputError
 from models import NETWORKS, building, layers
@@ -70,7 +70,7 @@ def test_the_command_line(monkeypatch, text, value):
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", flag_values=values)
     values(command)
-    validated = factory.validated(values.config, 1)
+    validated = validation.validated(values.config, 1)
     assert validated.data.image_size == value
 
 
@@ -95,7 +95,7 @@ def test_one_value_has_one_form():
 def test_invalid_values(size):
     c = tiny.config(**{"data.image_size": size})
     with pytest.raises(InputError, match="data.image_size = .* must be an integer from 1 to 4096,"):
-        factory.validated(c, 1)
+        validation.validated(c, 1)
 
 
 def test_a_stored_config_is_that_of_the_rectangle(tmp_path):

@@ -2,12 +2,10 @@
 
 import shutil
 
-import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from factory import Samples
 from PIL import Image
 
 import solvers
@@ -15,6 +13,7 @@ from commands import latents
 from errors import InputError
 from experiment import Experiment
 from runs import write_json
+from samplers import Samples
 from tests import tiny
 
 SOLVER = {"sampling.method": "solver", "sampling.solver": "heun", "sampling.num_steps": 20}

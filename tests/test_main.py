@@ -8,14 +8,13 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-import factory
 import pytest
 from absl.testing import flagsaver
 
 import main
 import training
 from commands import command_line, stored
-from configs import default
+from configs import default, validation
 from errors import InputError
 from runs import claim
 from tests import tiny
@@ -93,7 +92,7 @@ def test_bad_values(tmp_path, field, value, sentence):
 def test_the_config_of_a_workdir(tmp_path):
     """It has the values and types of the config that was claimed, and takes every override."""
     config = tiny.config(**{"guidance.classes": (1, 2), "sampling.snr": 0.25, "seed": 3})
-    claim(tmp_path, factory.validated(config, 2), "training")
+    claim(tmp_path, validation.validated(config, 2), "training")
     for source in (tmp_path, tmp_path / "config.json"):
         found = stored.get_config(str(source))
         assert found.to_dict() == default.complete(config).to_dict()

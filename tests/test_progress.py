@@ -104,7 +104,7 @@ def test_samples_in_parts_are_those_of_one_program(changes, monkeypatch):
     params = experiment.init_params()
     whole = experiment.sample(params, jnp.arange(4))
     monkeypatch.setattr(type(experiment._in_parts), "_size", lambda *_: 3)
-    found = experiment.sample_images(params, 0, 4)
+    found = experiment.draw_images(experiment.trained_model(params), 0, 4)
     assert len(found.frames) == len(whole.frames)
     for part, expected in zip(found, whole):
         difference = np.abs(np.asarray(part, int) - np.asarray(expected, int))

@@ -7,9 +7,9 @@ import importlib
 import re
 
 import pytest
-from factory import validated
 
 from configs.default import Config, complete
+from configs.validation import validated
 from tests import documented, reference
 from tests.documented import ROOT
 

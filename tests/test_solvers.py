@@ -2,13 +2,13 @@
 
 import functools
 
-import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
 
+import experiment
 import experiment as experiments
 import sampling
 import solvers
@@ -201,7 +201,7 @@ def test_evaluations_are_counted(name):
         return gaussian.score(VPSDE(), 0.4, 0.3)(x, t)
 
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(2))
-    sample = jax.jit(lambda keys, x: factory.make_sampler(config, VPSDE())(keys, score, x))
+    sample = jax.jit(lambda keys, x: experiment.make_sampler(config, VPSDE())(keys, score, x))
     result = sample(keys, jnp.ones((2, 8, 8, 1)))
     jax.effects_barrier()
     expected = {"heun": 13, "heun_churn": 13, "restart": 13 + 2 * 2}.get(name, 7)
@@ -402,7 +402,7 @@ def test_frames_lead_to_the_samples(method):
             **changes, **{"sampling.trajectory": trajectory, "sampling.noise_removal": False}
         )
         results.append(
-            factory.make_sampler(config, VPSDE())(keys, gaussian.score(VPSDE(), 0.4, 0.1), prior)
+            experiment.make_sampler(config, VPSDE())(keys, gaussian.score(VPSDE(), 0.4, 0.1), prior)
         )
     without, samples = results
     assert without.frames.shape == (0, 2, 4)

@@ -2,12 +2,12 @@
 
 import functools
 
-import factory
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import experiment
 import sampling
 import solvers
 from commands import samples
@@ -111,7 +111,7 @@ def test_unstable_samplers_are_refused(cosine, tmp_path):
 )
 def test_stable_samplers_of_the_same_sde(cosine, changes, caplog):
     config = complete(cosine(**changes))
-    factory.make_sampler(config, factory.make_sde(config)).check_stable()
+    experiment.make_sampler(config, experiment.make_sde(config)).check_stable()
     assert not caplog.text
 
 
@@ -119,7 +119,7 @@ def test_a_sampler_that_multiplies_errors_of_the_network(cosine, caplog):
     """One step in time of this SDE leads from noise level 637 to 12, with the errors of 637."""
     changes = {"sampling.method": "solver", "sampling.solver": "deis", "sampling.schedule": "time"}
     config = complete(cosine(**changes))
-    sampler = factory.make_sampler(config, factory.make_sde(config))
+    sampler = experiment.make_sampler(config, experiment.make_sde(config))
     for _ in range(2):
         sampler.check_stable()
     assert len(caplog.records) == 1  # Each round of a command checks.

@@ -6,9 +6,19 @@ import importlib
 import math
 from pathlib import Path
 
-import factory
 import pytest
-from configs.domains import (
+
+import datasets
+import runs
+from configs import fields, groups, validation
+from configs.default import Config, complete
+from configs.fields import FIELDS, INERT
+from docs import make_configuration
+from errors import InputError
+from experiment import Experiment
+from metrics import features
+from models.score import PARAMETERIZATIONS
+from options import (
     AnyOf,
     Code,
     Entries,
@@ -20,17 +30,6 @@ from configs.domains import (
     Sequence,
     Word,
 )
-
-import datasets
-import runs
-from configs import fields, groups
-from configs.default import Config, complete
-from configs.fields import FIELDS, INERT
-from docs import make_configuration
-from errors import InputError
-from experiment import Experiment
-from metrics import features
-from models.score import PARAMETERIZATIONS
 from tests import tiny
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -62,7 +61,7 @@ def outside(domain) -> list:
 
 
 def check(config, mode=""):
-    return factory.validated(config, 2, mode)
+    return validation.validated(config, 2, mode)
 
 
 def test_every_official_config_is_valid():
