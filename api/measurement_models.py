@@ -32,7 +32,8 @@ from controllable.operators import Operator
 from errors import InputError
 
 POISSON = "poisson"
-LARGEST_RATIO = 1e15  # of measurements to their noise
+LARGEST_RATIO = 1e6  # of measurements to their noise: float32 rounds at 6e-8
+LARGEST, LARGEST_COUNT = 1e15, 1e12  # of measurements without noise, whose squares fit; of counts
 ADJOINT_TOLERANCE = 1e-3  # of <A x, y> - <x, A* y>, relative to |A x| |y|
 
 Function = Callable[[Array], Array]
@@ -103,7 +104,7 @@ class LinearModel:
         with user_code(f"The operator cannot be applied to an event of shape {event_shape}"):
             measured = self.operator.forward(x)
             _check_adjoint(self.operator, x, measured)
-        _check_range(measured, y, self.noise)
+        _check_range(measured, y, LARGEST_RATIO * self.noise or LARGEST)
         return measured.shape[1:]
 
 
@@ -126,7 +127,7 @@ class GaussianModel:
 
     def y_shape(self, event_shape: tuple[int, ...], y: Any) -> tuple[int, ...]:
         measured = _differentiable(self.function, _test_event(event_shape))
-        _check_range(measured, y, self.noise)
+        _check_range(measured, y, LARGEST_RATIO * self.noise)
         return measured.shape[1:]
 
 
@@ -155,7 +156,7 @@ class PoissonModel:
                 "integers and not negative. Give log_likelihood for other data."
             )
         measured = _differentiable(self.function, _test_event(event_shape))
-        _check_range(measured, y, 1.0)
+        _check_range(measured, y, LARGEST_COUNT)
         return measured.shape[1:]
 
 
@@ -258,17 +259,13 @@ def _differentiable(function: Function, x: Array) -> Array:
     return jax.vmap(function)(x)
 
 
-def _check_range(measured: Array, y: Any, noise: float) -> None:
-    """Raise InputError for numbers of which float32 cannot hold the square, divided by noise^2."""
-    limit = LARGEST_RATIO * (noise or 1.0)
-    for name, values in (
-        ("y", y),
-        ("the measurement of an event of standard normal noise", measured),
-    ):
+def _check_range(measured: Array, y: Any, limit: float) -> None:
+    """Raise InputError for a measurement beyond `limit`, beside which float32 loses the noise."""
+    for name, values in (("y", y), ("The measurement of standard normal noise", measured)):
         if values is not None and (abs(values) > limit).any():
             raise InputError(
-                f"{name} holds {abs(values).max():.3g}, but with noise = {noise:g} the largest "
-                f"number is {limit:.3g}. Use other units, or raise noise."
+                f"{name} holds {abs(values).max():.3g}, but the largest number that float32 "
+                f"resolves with this noise is {limit:.3g}. Use other units, or raise noise."
             )
 
 
