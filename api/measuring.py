@@ -24,7 +24,8 @@ from errors import InputError
 from options import NOISE_SCALE, AnyOf, Real
 
 POISSON = "poisson"
-LARGEST_RATIO = 1e15  # of measurements to their noise
+LARGEST_RATIO = 1e6  # of measurements to their noise: float32 rounds at 6e-8
+LARGEST, LARGEST_COUNT = 1e15, 1e12  # of measurements without noise, whose squares fit; of counts
 ADJOINT_TOLERANCE = 1e-3  # of <A x, y> - <x, A* y>, relative to |A x| |y|
 
 Function = Callable[[Array], Array]
@@ -90,9 +91,11 @@ def shape_of_y(made: Evidence, event_shape: tuple[int, ...], y: Any) -> tuple[in
         measured = _measure(made.operator, x)
     else:
         measured = _differentiable(made.predict, x)
+    limit = LARGEST_RATIO * getattr(made, "noise_std", 0.0) or LARGEST
     if isinstance(made, PoissonMeasurement):
         _check_counts(y)
-    _check_range(measured, y, getattr(made, "noise_std", 1.0))
+        limit = LARGEST_COUNT
+    _check_range(measured, y, limit)
     return measured.shape[1:]
 
 
@@ -146,17 +149,13 @@ def _differentiable(function: Function, x: Array) -> Array:
     return function(x)
 
 
-def _check_range(measured: Array, y: Any, noise: float) -> None:
-    """Raise InputError for numbers of which float32 cannot hold the square, divided by noise^2."""
-    limit = LARGEST_RATIO * (noise or 1.0)
-    for name, values in (
-        ("y", y),
-        ("the measurement of an event of standard normal noise", measured),
-    ):
+def _check_range(measured: Array, y: Any, limit: float) -> None:
+    """Raise InputError for a measurement beyond `limit`, beside which float32 loses the noise."""
+    for name, values in (("y", y), ("The measurement of standard normal noise", measured)):
         if values is not None and (abs(values) > limit).any():
             raise InputError(
-                f"{name} holds {abs(values).max():.3g}, but with noise = {noise:g} the largest "
-                f"number is {limit:.3g}. Use other units, or raise noise."
+                f"{name} holds {abs(values).max():.3g}, but the largest number that float32 "
+                f"resolves with this noise is {limit:.3g}. Use other units, or raise noise."
             )
 
 

@@ -241,6 +241,8 @@ class Posterior:
         numbers = np.arange(first, first + count)
         noise_keys = sampling.image_keys(noise_key, numbers)
         y = jax.vmap(simulate)(x, noise_keys) if simulate else self.model.simulate(x, noise_keys)
+        if simulate:
+            shape_of_y(self.model, self.prior.event_shape, y[0])
         drawn = self.draw(
             *(sampler, samples, sample_key),
             y=y,

@@ -32,7 +32,9 @@ MD5 = {
 """The published checksums."""
 SCHEMA = {"data": object, "labels": [int]}
 SIDE, CLASSES = 32, 10
-NAMES = dict.fromkeys(("numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"))
+NAMES: pickles.Names = dict.fromkeys(
+    ("numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype")
+)
 """The names in a pickled array of Python 2."""
 
 

@@ -26,7 +26,7 @@ from readers.image_sizes import ImageSize
 MODES = {1: "L", 3: "RGB"}  # Pillow's mode for each number of channels.
 MAX_PIXELS = 2**26  # Of all images that are decoded at a time; 14 bytes of memory for each.
 MAX_SIDE = 65_535  # pixels, that of JPEG
-MAX_FILE = 2**28  # bytes of an encoded image
+MAX_FILE = 2**27  # bytes of an encoded image
 MAX_PARTS = 1000  # chunks or segments of a file, in addition to one for every 1000 bytes
 MAX_SCANS = 50  # Of a JPEG file; progressive files have about ten.
 STRIP = 2**20  # pixels that are converted to the final mode at a time

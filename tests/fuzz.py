@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import multiprocessing
 import random
 import resource
@@ -112,11 +113,12 @@ def _serve(pipe: Any, read: Callable[[Path], Any]) -> None:
     limit, before = _memory("VmSize") + 4 * MEMORY, _memory("VmRSS")
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     pipe.send(None)
-    while True:
-        path = pipe.recv()
-        Path("/proc/self/clear_refs").write_text("5")  # Resets VmHWM, the largest memory.
-        kind, memory = _kind(read, path), _memory("VmHWM") - before
-        pipe.send((kind if memory < MEMORY else "memory", memory))
+    with contextlib.suppress(EOFError):  # The end of the process that sends them.
+        while True:
+            path = pipe.recv()
+            Path("/proc/self/clear_refs").write_text("5")  # Resets VmHWM, the largest memory.
+            kind, memory = _kind(read, path), _memory("VmHWM") - before
+            pipe.send((kind if memory < MEMORY else "memory", memory))
 
 
 def _memory(name: str) -> int:
