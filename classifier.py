@@ -27,10 +27,12 @@ import runs
 import sharding
 import training
 from configs.default import Config
+from configs.parts import make_classifier
 from datasets import Batch
 from experiment import CLASSIFIER, Experiment
 from losses import Part
 from models.building import Params
+from models.layers import Rngs
 from sde_lib import expand
 from training import Job, state
 
@@ -114,7 +116,7 @@ def init_params(experiment: Experiment) -> Params:
     """Return initial parameters."""
 
     def make(key: Array) -> Params:
-        network = experiment.make_classifier(key)
+        network = make_classifier(experiment.config, Rngs(key))
         return nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
 
     return jax.jit(make)(experiment.key("init_classifier"))

@@ -17,8 +17,9 @@ from absl import logging
 
 import report
 from configs.default import Config
+from configs.parts import warn_unused
 from errors import InputError
-from experiment import Experiment, warn_unused
+from experiment import Experiment
 from metrics import bits_per_dim_stage, loss_stage, sample_quality, samples_stage
 from metrics.stage import Context, Measure, Results, Stage
 from runs import (

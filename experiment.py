@@ -1,15 +1,13 @@
 """The objects that a config describes: devices, data, SDE, network, loss and sampler.
 
-This is the only module below the commands that reads a config; everything that it calls takes plain
-arguments. Its construction validates the config, so that every problem is reported before anything
+Its construction validates the config, so that every problem is reported before anything
 is compiled or written.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,42 +25,21 @@ import runs
 import samplers
 import sharding
 from api.trained import NetworkScore, TrainedModel
-from configs import rules
-from configs.default import Config, complete
+from configs import parts, purposes
+from configs.default import Config
 from configs.validation import validated
 from controllable.guidance import LogProbs, class_log_probs
 from datasets import Batch
 from errors import InputError, advice
-from models import NETWORKS
 from models.building import Params, abstract_network
-from models.classifier import WideResnet
-from models.layers import Rngs, attending_levels, larger_sides
-from models.score import ScoreModel, conventions
+from models.layers import Rngs
 from runs.checkpoints import EMA, PARAMS, Checkpoints, Found
 from samplers import Samples
-from sde_lib import SDE, SDES, VESDE, Score
+from sde_lib import Score
 from sharding import Tree
 
 CLASSIFIER = "classifier"  # the folder of a workdir with the classifier that guides samples
 GRID = 64  # images in the sample grid of a snapshot
-
-PURPOSES = (
-    "init",
-    "train",
-    "loss",
-    "bpd",
-    "sample",
-    "dequantize",  # no longer used
-    "classify",
-    "restore",
-    "measure",
-    "encode",
-    "init_dequantizer",  # no longer used
-    "init_classifier",
-    "rollback",
-    "calibrate",
-)
-"""What random numbers are for. Add new purposes at the end: the key depends on the position."""
 
 
 class Experiment:
@@ -75,6 +52,7 @@ class Experiment:
       network, graph, abstract_params: the network without values, its structure without
         parameters, and the shapes of its parameters as nested dictionaries, replicated.
       image_shape, image_range: (H, W, C), and the smallest and the largest value of an entry.
+      objective: the distribution of times, and the weights of the loss.
       num_scales: noise levels of discrete-time training, or None.
       labelled: whether the network is conditioned on the class of an image.
       sharded: whether the state of training is split over the devices.
@@ -97,16 +75,17 @@ class Experiment:
         """Build the experiment of `config` on `devices`; `mode` adds that mode's own checks."""
         self.mesh = sharding.make_mesh(devices)
         self.config = config = validated(config, self.mesh.size, mode)
-        self.sde = make_sde(config)
+        self.sde = parts.make_sde(config)
         self.num_scales = None if config.training.continuous else config.model.num_scales
         self.labelled = config.data.num_classes > 0
         self.sharded = config.training.shard_params
-        self.score_model = make_score_model(config, self.sde, self.num_scales)
+        self.score_model = parts.make_score_model(config, self.sde, self.num_scales)
         self.scaler = datasets.make_scaler(config.data)
         self.image_shape = datasets.image_shape(config.data)
         self.image_range = datasets.model_range(config.data)
+        self.objective = parts.make_objective(config, self.score_model)
         self.classifier: Params | None = None
-        self.network = abstract_network(lambda: make_network(config, Rngs(jax.random.key(0))))
+        self.network = abstract_network(lambda: parts.make_network(config, Rngs(jax.random.key(0))))
         self.graph, shapes = nnx.split(self.network, nnx.Param)
         self.abstract_params = jax.tree.map(self._replicated, nnx.to_pure_dict(shapes))
         _ = self.sampler  # Its options are checked now, before anything is compiled.
@@ -117,7 +96,7 @@ class Experiment:
 
     def key(self, purpose: str) -> Array:
         """Return the root of all random numbers for one purpose; a function of config.seed."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), PURPOSES.index(purpose))
+        return purposes.root(self.config.seed, purpose)
 
     # --- data -------------------------------------------------------------------------------------
 
@@ -169,14 +148,15 @@ class Experiment:
         """Return the shardings of a part of the training state; see training.shard_params."""
         if self.sharded:
             return sharding.shard_largest_axis(self.mesh, tree)
-        return jax.tree.map(lambda leaf: sharding.replicated(self.mesh), tree)
+        whole = sharding.replicated(self.mesh)
+        return jax.tree.map(lambda leaf: whole, tree)
 
     def init_params(self) -> Params:
         """Return initial parameters, sharded as `state_shardings` states.
 
         They are computed one by one: parameters of the same shape share one compiled program.
         """
-        network = make_network(self.config, Rngs(self.key("init")))
+        network = parts.make_network(self.config, Rngs(self.key("init")))
         params = nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
         return jax.device_put(params, self.state_shardings(self.abstract_params))
 
@@ -203,6 +183,9 @@ class Experiment:
 
         The parameters may be sharded as in training, or replicated.
         """
+        count = self.config.data.num_classes
+        if self.classifier is not None:
+            count = self.config.classifier.num_classes
         score = NetworkScore(
             params,
             self._apply,
@@ -219,14 +202,14 @@ class Experiment:
             config=self.config,
             step=step,
             mesh=self.mesh,
-            defaults=sampler_defaults(self.config),
-            class_conditional=self.labelled,
+            defaults=parts.sampler_defaults(self.config),
+            num_classes=count,
         )
 
     @functools.cached_property
     def sampler(self) -> samplers.Sampler:
         """The sampler that config.sampling describes."""
-        return make_sampler(self.config, self.sde)
+        return parts.make_sampler(self.config, self.sde)
 
     def _apply(self, params: Params, x: Array, t: Array, classes: Array | None = None) -> Array:
         return self.score(params, classes=classes)(x, t)
@@ -264,8 +247,6 @@ class Experiment:
         """Return a picture of GRID samples."""
         return datasets.image_grid(self.draw_images(self.trained_model(params), 0, GRID).x)
 
-    # --- scores -----------------------------------------------------------------------------------
-
     def score(
         self, params: Params, rngs: Rngs | None = None, classes: Array | None = None
     ) -> Score:
@@ -282,15 +263,18 @@ class Experiment:
 
     # --- the classifier ---------------------------------------------------------------------------
 
-    def load_classifier(self, workdir: str | Path) -> None:
+    def load_classifier(self, workdir: str | Path, *, optional: bool = False) -> None:
         """Set `classifier` to that of a workdir, if config.guidance needs one.
+
+        If it is `optional`, it is loaded where there is one, and config.guidance has no effect.
 
         Raises InputError if it was not trained, or for other images, another scale of them, another
         SDE or another network.
         """
-        if not self.config.guidance.classes or self.labelled:
-            return
         folder = Path(workdir, CLASSIFIER)
+        trained = optional and folder.is_dir() and bool(Checkpoints(folder).snapshots())
+        if self.labelled or not (trained if optional else self.config.guidance.classes):
+            return
         if not folder.is_dir():
             raise InputError(f"{folder} does not exist; train it with --mode=train_classifier.")
         runs.check_config(folder, self.config, "noised classes")
@@ -299,28 +283,15 @@ class Experiment:
         checkpoints = Checkpoints(folder)
         self.classifier = checkpoints.restore(checkpoints.pick(None), {PARAMS: like})[PARAMS]
 
-    def make_classifier(self, key: Array) -> nnx.Module:
-        """Return the noise-conditional classifier of config.classifier, with initial parameters."""
-        options = self.config.classifier
-        return WideResnet(
-            num_channels=self.config.data.num_channels,
-            num_outputs=options.num_classes,
-            blocks_per_group=options.blocks_per_group,
-            channel_multiplier=options.channel_multiplier,
-            rngs=Rngs(key),
-        )
-
     @functools.cached_property
     def classifier_network(self) -> nnx.Module:
         """The noise-conditional classifier, without values."""
-        return abstract_network(lambda: self.make_classifier(self.key("init_classifier")))
+        return abstract_network(lambda: parts.make_classifier(self.config, Rngs(jax.random.key(0))))
 
     def class_log_probs(self, classifier: Params) -> LogProbs:
         """Return log p_t(class | x) by the classifier with these parameters."""
         graph = nnx.split(self.classifier_network, nnx.Param)[0]
         return class_log_probs(nnx.merge(graph, classifier), self.sde)
-
-    # --- the loss ---------------------------------------------------------------------------------
 
     def drop_labels(self, key: Array, labels: np.ndarray | Array | None) -> Array | None:
         """Replace a share model.class_dropout of the labels (B,) by "no class", for training."""
@@ -336,37 +307,27 @@ class Experiment:
         """
         return losses.draw(key, self.sde, x, self.objective.times, even=even)
 
-    def loss(self, score: Score, x: Array, t: Array, z: Array) -> Array:
-        """Return the training objective of each image (B,)."""
+    def loss(
+        self,
+        params: Params,
+        x: Array,
+        t: Array,
+        z: Array,
+        rngs: Rngs | None = None,
+        classes: Array | None = None,
+    ) -> Array:
+        """Return the training objective of each image (B,); see `score` for the arguments."""
+        marginal = self.score_model.marginal(t)
         return losses.denoising_score_matching(
-            score,
+            functools.partial(self.score(params, rngs, classes), marginal=marginal),
             self.sde,
             x,
             t,
             z,
-            marginal=self.score_model.marginal,
+            marginal=marginal,
             weight=self.objective.weight(self.sde, t),
             reduce_mean=self.config.training.reduce_mean,
         )
-
-    @functools.cached_property
-    def objective(self) -> losses.Objective:
-        """The distribution of times and the weights that config.training describes."""
-        training = self.config.training
-        if rules.importance_sampling(training):
-            return losses.Objective(losses.importance_times, losses.importance_weight)
-        if training.time_distribution.lower() == "log_normal":
-            times = functools.partial(
-                losses.log_normal_times, mean=training.p_mean, std=training.p_std
-            )
-            weight = functools.partial(losses.edm_weight, data_std=self.score_model.data_std)
-            return losses.Objective(times, weight)
-        times = losses.uniform_times
-        if self.num_scales is not None:
-            times = functools.partial(losses.level_times, num_scales=self.num_scales)
-        if training.likelihood_weighting:
-            return losses.Objective(times, losses.likelihood_weight)
-        return losses.Objective(times, lambda _, t: self.score_model.loss_weight(t))
 
     @functools.cached_property
     def held_out_loss(self) -> Callable[[Params, Batch, Array], tuple[Array, Array]]:
@@ -383,122 +344,6 @@ class Experiment:
             x = self.prepare(data_key, batch.pixels, flip=False)
             t, z = self.draw(noise_key, x, even=True)
             classes = None if batch.labels is None else jnp.asarray(batch.labels)
-            return self.loss(self.score(params, classes=classes), x, t, z), t
+            return self.loss(params, x, t, z, classes=classes), t
 
         return compute
-
-
-# --- parts of a config ----------------------------------------------------------------------------
-
-
-def make_sde(config: Config) -> SDE:
-    """Return the SDE that config.training.sde names, with its fields from config.model."""
-    sde = SDES[config.training.sde.lower()]
-    names = [field.name for field in dataclasses.fields(sde)]
-    return sde(**{name: config.model[name] for name in names if name in config.model})
-
-
-def make_network(config: Config, rngs: Rngs) -> nnx.Module:
-    """Return the network that config.model names, with random initial parameters."""
-    network = NETWORKS[config.model.name]
-    options = network.arguments(config.model)
-    options["image_size"] = config.data.image_size
-    options["num_channels"] = config.data.num_channels
-    if config.data.num_classes:
-        options["classes"] = config.data.num_classes
-    if config.training.remat:
-        options["remat"] = True
-    return network.build(**options, rngs=rngs)
-
-
-def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreModel:
-    """Return the conventions between the network and the SDE of a config.
-
-    `num_scales` is the number of noise levels of discrete-time training, or None.
-    """
-    model, sigmas = config.model, None
-    # In continuous time, the label of other embeddings is the noise scale itself, not an index.
-    options = NETWORKS[model.name].arguments(model)
-    has_index = options.get("embedding_type", "positional").lower() == "positional" or num_scales
-    if model.get("scale_by_sigma", False):
-        ladder = VESDE(sigma_min=model.sigma_min, sigma_max=model.sigma_max)
-        sigmas = tuple(ladder.sigmas(model.num_scales).tolist()) if has_index else ()
-    fields = conventions(config.training.sde.lower())._asdict()
-    if model.parameterization.lower() != "default":
-        fields["parameterization"] = model.parameterization.lower()
-    score_model = ScoreModel(
-        sde,
-        num_scales,
-        **fields,
-        centered=config.data.centered,
-        sigmas=sigmas,
-        data_std=model.sigma_data,
-        num_classes=config.data.num_classes,
-        dtype=jnp.dtype(model.dtype),
-    )
-    score_model.check_training(config.training.sde)
-    return score_model
-
-
-def make_sampler(config: Config, sde: SDE) -> samplers.Sampler:
-    """Return the sampler that config.sampling describes, for images."""
-    low, high = datasets.model_range(config.data)
-    defaults = sampler_defaults(config)
-    return samplers.make(sampler_name(config), sde, data_std=(high - low) / 4, defaults=defaults)
-
-
-def sampler_name(config: Config) -> str:
-    """Return the name of the sampler of config.sampling, as in `samplers.kinds`."""
-    method = config.sampling.method.lower()
-    return config.sampling.solver.lower() if method == "solver" else method
-
-
-def sampler_defaults(config: Config) -> samplers.Defaults:
-    """Return the defaults of samplers that config.sampling states."""
-    options = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in config.sampling.items()
-    }
-    return samplers.Defaults(
-        config.sampling.solver.lower(),
-        config.sampling.num_steps or None,
-        config.model.num_scales,
-        options,
-    )
-
-
-def warn_unused(config: Config, given: Collection[str]) -> None:
-    """Print the fields of config.sampling that are `given` and that its sampler does not read."""
-    config = complete(config)
-    name = sampler_name(config)
-    read = {"method", "temperature", *samplers.kinds()[name].options}
-    if not samplers.kinds()[name].adaptive:
-        read.add("num_steps")
-    if config.sampling.method.lower() == "solver":
-        read.add("solver")
-    unused = sorted(
-        field for field in given if field.startswith("sampling.") and field[9:] not in read
-    )
-    if not unused or jax.process_index():
-        return
-    hint = " For a few-step solver add --config.sampling.method=solver."
-    print(
-        f"{', '.join(unused)}: no effect on the sampler {name!r}."
-        f"{hint if config.sampling.method.lower() != 'solver' else ''}"
-    )
-
-
-def attention_note(config: Config) -> str:
-    """Return a line if no level has a side that model.attn_resolutions names, else ''."""
-    model = config.model
-    reads = "attn_resolutions" in NETWORKS[model.name].arguments(model)
-    if not reads or not model.attn_resolutions:
-        return ""
-    levels = len(model.ch_mult)
-    if any(attending_levels(config.data.image_size, model.attn_resolutions, levels)):
-        return ""
-    found = ", ".join(map(str, larger_sides(config.data.image_size, levels)))
-    return (
-        f"model.attn_resolutions = {tuple(model.attn_resolutions)}: the levels of the network have "
-        f"the sides {found}, so that none has self-attention"
-    )

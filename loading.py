@@ -107,6 +107,7 @@ def load(
             found_config = load_config(workdir) if config is None else _read_config(config)
             experiment = _experiment(found_config)
         found, params = experiment.trained(str(workdir), checkpoint)
+        experiment.load_classifier(workdir, optional=True)
         return experiment.trained_model(params, found.step)
     if config is None or checkpoint is None:
         raise InputError("load needs a workdir, or both config and checkpoint.")

@@ -20,10 +20,6 @@ from sde_lib import SDE, Score, expand
 
 Params = Any
 """A pytree of parameters."""
-Marginal = Callable[[Array], tuple[Array, Array]]
-"""t (B,) -> alpha (B,) and std (B,) of x_t = alpha x_0 + std z."""
-
-
 Times = Callable[[SDE, Array], Array]
 """(sde, u) -> times t (B,), whose distribution follows from u (B,), uniform on [0, 1)."""
 Weight = Callable[[SDE, Array], Array | None]
@@ -147,7 +143,7 @@ def denoising_score_matching(
     t: Float[Array, " b"],
     z: Float[Array, "b ..."],
     *,
-    marginal: Marginal | None = None,
+    marginal: tuple[Float[Array, " b"], Float[Array, " b"]] | None = None,
     weight: Float[Array, " b"] | None = None,
     reduce_mean: bool = True,
 ) -> Float[Array, " b"]:
@@ -157,13 +153,13 @@ def denoising_score_matching(
       score: the score function to evaluate at x_t.
       sde: the SDE that adds the noise.
       x, t, z: data (B, ...), times (B,) and noise (B, ...); see `draw`.
-      marginal: alpha and std at times t, for training on a discrete chain; by default those of the
-        SDE.
+      marginal: alpha (B,) and std (B,) at times t, for training on a discrete chain; by default
+        those of the SDE.
       weight: (B,), relative to the default weight std(t)^2; None for 1.
       reduce_mean: average over the entries of an image. If False, take half their sum, as the
         official code does.
     """
-    alpha, std = (sde.alpha(t), sde.std(t)) if marginal is None else marginal(t)
+    alpha, std = (sde.alpha(t), sde.std(t)) if marginal is None else marginal
     alpha, std = expand(alpha, x), expand(std, x)
     residual = score(alpha * x + std * z, t) * std + z
     if weight is not None:

@@ -28,6 +28,7 @@ from options import (
     COUNT,
     FLAG,
     LARGEST,
+    NOT_NEGATIVE,
     SHARE,
     SHORT,
     TOLERANCE,
@@ -99,6 +100,7 @@ def _is_range(value: Any) -> bool:
 FUNCTION = Rule(callable, "a function")
 PATH = Rule(lambda value: isinstance(value, (str, Path)) and "\0" not in str(value), "a path")
 CONFIG = Rule(lambda value: isinstance(value, ml_collections.ConfigDict), "a config")
+RANGE = Rule(_is_range, "a tuple (low, high) with low < high")
 NAME = Rule(lambda value: isinstance(value, str), "a string")
 FEWEST = 20  # simulations of a calibration, and samples of each
 BATCH, SIDE, WIDTH = Integer(1, 10**6), Integer(1, 4096), Real(1e-3, 1000)
@@ -111,11 +113,14 @@ DOMAINS: dict[str, Domain] = {
     "batch_size": BATCH,
     "channels": FLAG,
     "checkpoint": AnyOf((Integer(0, 10**9), PATH)),
+    "classes": Sequence(Integer(0, 10**6), 0, 10**6),
     "config": AnyOf((CONFIG, PATH)),
     "count": COUNT,
     "factor": SIDE,
     "first": Integer(0, 10**9),
     "function": FUNCTION,
+    "guidance_interval": RANGE,
+    "guidance_scale": NOT_NEGATIVE,
     "images": Numbers(),
     "kernel": Numbers(2, 2),
     "known": Numbers(binary=True),
@@ -139,7 +144,7 @@ DOMAINS: dict[str, Domain] = {
     "simulations": Integer(FEWEST, 10**6),
     "std": WIDTH,
     "steps": Integer(1, 10**5),
-    "support": Rule(_is_range, "a tuple (low, high) with low < high"),
+    "support": RANGE,
     "temperature": Real(0, 2),
     "tolerance": TOLERANCE,
     "trace": NAME,

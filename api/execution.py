@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,6 +142,7 @@ class AlongFlow:
 # --- execution ------------------------------------------------------------------------------------
 
 
+ARRAYS = (jax.Array, np.ndarray, np.generic)
 Program = tuple[Any, tuple[Any, ...]]
 """What identifies a compiled program: the structure of a task, and its leaves without arrays."""
 
@@ -150,8 +150,8 @@ Program = tuple[Any, tuple[Any, ...]]
 def _separate(task: Task) -> tuple[Program, list[Array | None]]:
     """Return the program and the arrays of a task; `_task_of` is the inverse."""
     leaves, structure = jax.tree.flatten(task)
-    arrays = [leaf if eqx.is_array(leaf) else None for leaf in leaves]
-    others = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
+    arrays = [leaf if isinstance(leaf, ARRAYS) else None for leaf in leaves]
+    others = tuple(None if isinstance(leaf, ARRAYS) else leaf for leaf in leaves)
     return (structure, others), arrays
 
 
@@ -179,7 +179,8 @@ def _advance(
 ) -> tuple[Any, Array]:
     """Return the next carry, and a number that is computed with it, to wait for."""
     carry = _loop_of(program, arrays)[0].step(step, carry)
-    return carry, jnp.ravel(jax.tree.leaves(carry)[0])[:1]
+    # A whole leaf, because a part of it would be a message between devices.
+    return carry, 0 + min(jax.tree.leaves(carry), key=lambda leaf: leaf.size)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -217,8 +218,11 @@ def is_traced(tree: Any) -> bool:
 
 # --- batches --------------------------------------------------------------------------------------
 
-MakeTask = Callable[[Array, np.ndarray], Task]
-"""(keys (B,), numbers of the events (B,)) -> the task that computes these events."""
+Place = Callable[[Any], Any]
+"""Arrays (B, ...) -> the same arrays, split over the devices that compute their rows."""
+
+MakeTask = Callable[[Array, np.ndarray, Place], Task]
+"""(keys (B,), numbers of the events (B,), place) -> the task that computes these events."""
 
 
 def in_batches(
@@ -233,9 +237,12 @@ def in_batches(
     """Return the events number first .. first + count - 1, computed in batches of one size.
 
     Event i depends on the key and on i, not on the batch size. On a mesh, the batches are split
-    over the devices, and the result is complete on each host. Raises NotFiniteError if an event is
-    not finite, and InputError if the events, which have this shape, do not fit the memory.
+    over the devices, and the result is complete on each host; inside of a function that JAX
+    compiles, its devices are those of that function. Raises NotFiniteError if an event is not
+    finite, and InputError if the events, which have this shape, do not fit the memory.
     """
+    mesh = None if is_traced(key) else mesh
+    place = functools.partial(split, mesh)
     devices = 1 if mesh is None else mesh.size
     size = -(-min(count, batch_size) // devices) * devices
     entries = (size + count // WORKSPACE) * math.prod(shape)
@@ -243,8 +250,7 @@ def in_batches(
     parts: list[Samples] = []
     for start in range(first, first + count, size):
         numbers = np.arange(start, start + size)
-        keys = sampling.image_keys(key, numbers)
-        task = make_task(keys if mesh is None else split(mesh, keys), numbers)
+        task = make_task(place(sampling.image_keys(key, numbers)), numbers, place)
         valid = min(size, first + count - start)
         samples = run(task, f"drawing {valid} samples")
         if mesh is not None:
@@ -276,10 +282,13 @@ def by_rows(mesh: Mesh | None, compute: Callable[..., Any], *rows: Array) -> Any
     return jax.tree.map(lambda leaf: leaf[:count], found)
 
 
-def split(mesh: Mesh, tree: Any) -> Any:
-    """Return arrays (B, ...) split over the devices; keys are split by their data."""
+def split(mesh: Mesh | None, tree: Any) -> Any:
+    """Return arrays (B, ...) split over the devices, if there is a mesh."""
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, tree)
 
     def put(leaf: Array | np.ndarray) -> Array:
+        # Keys are split by their data.
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return sharding.shard_complete(mesh, leaf)
         data = sharding.shard_complete(mesh, jax.random.key_data(leaf))

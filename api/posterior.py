@@ -16,7 +16,7 @@ import sampling
 from api import calibration, execution
 from api.arguments import Seed, checked, count_of, key_of, shape_of
 from api.calibration import Calibration
-from api.execution import FromPosterior
+from api.execution import FromPosterior, Place
 from api.measuring import Density, Simulate, make_measurement, shape_of_y
 from controllable.measurements import Evidence
 from controllable.methods import METHODS, Chosen, choose_method
@@ -120,14 +120,13 @@ class Posterior:
         prior, method, y = self.prior, self._method(), self.y if y is None else y
         total = (first_y + len(y)) * samples
 
-        def make_task(keys: Array, numbers: np.ndarray) -> FromPosterior:
+        def make_task(keys: Array, numbers: np.ndarray, place: Place) -> FromPosterior:
             # The last batch is padded.
             rows = np.minimum(numbers // samples - first_y, len(y) - 1)
-            chosen = y[rows] if prior.mesh is None else execution.split(prior.mesh, y[rows])
             return FromPosterior(
                 prior.score,
                 keys,
-                self.model.given(chosen),
+                self.model.given(place(y[rows])),
                 prior.sde,
                 prior.event_shape,
                 sampler,

@@ -19,7 +19,7 @@ import samplers
 import sampling
 from api import execution
 from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of, show, user_code
-from api.execution import AlongFlow, FromPrior, by_rows, function_of, is_traced
+from api.execution import AlongFlow, FromPrior, Place, by_rows, function_of, is_traced
 from api.posterior import Posterior
 from controllable.operators import Operator
 from errors import InputError
@@ -116,17 +116,17 @@ class Prior:
         first: int = 0,
         batch_size: int = BATCH_SIZE,
         temperature: float = 1.0,
-        score: Callable[[np.ndarray], Score] | None = None,
+        score: Callable[[np.ndarray, Place], Score] | None = None,
     ) -> Samples:
         """Return events number first .. first + count - 1 with what the sampler reports of them.
 
         `score` returns the score of the events with the given numbers (B,), if it is not that of
-        the prior. See `sample` for the rest.
+        the prior; `Place` puts arrays (B, ...) where the events are. See `sample` for the rest.
         """
         sampler.check_stable()
 
-        def make_task(keys: Array, numbers: np.ndarray) -> FromPrior:
-            chosen = score(numbers) if score else self.score
+        def make_task(keys: Array, numbers: np.ndarray, place: Place) -> FromPrior:
+            chosen = score(numbers, place) if score else self.score
             factor = jnp.float32(temperature)
             return FromPrior(chosen, keys, factor, self.sde, self.event_shape, sampler)
 
@@ -160,8 +160,9 @@ class Prior:
     @functools.cached_property
     def std(self) -> float:
         """The standard deviation of an entry of the data, estimated from samples."""
-        x = self.sample(ESTIMATED_FROM, seed=0)
-        return float(jnp.sqrt(jnp.mean(jnp.square(x - x.mean(0)))))
+        with jax.ensure_compile_time_eval():  # The caller may be compiled.
+            x = self.sample(ESTIMATED_FROM, seed=0)
+            return float(jnp.sqrt(jnp.mean(jnp.square(x - x.mean(0)))))
 
     # --- densities ----------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 import likelihood
 import sampling
 from api.arguments import Seed, checked, count_of, key_of, shape_of
-from api.execution import by_rows, split
+from api.execution import Place, by_rows
 from api.prior import BATCH_SIZE, PROBES, Prior
 from controllable import guidance
 from controllable.guidance import ALL_LEVELS, GuidedScore, Interval
@@ -105,6 +105,7 @@ class TrainedModel(Prior):
       step: the training step.
       scaler: the map from grey levels to the model's range.
       config: the config of the model.
+      num_classes: the classes that samples can have; 0 if they can only be of any class.
     """
 
     def __init__(
@@ -119,13 +120,13 @@ class TrainedModel(Prior):
         step: int = 0,
         mesh: Mesh | None = None,
         defaults: Defaults | None = None,
-        class_conditional: bool = False,
+        num_classes: int = 0,
     ) -> None:
         """Check nothing: `experiment.Experiment.trained_model` has built the parts."""
         super().__init__(score, score.sde, shape, support=support, mesh=mesh)
         self.scaler, self.step, self.config = scaler, step, config
         self.defaults = defaults or Defaults()
-        self._to_pixels, self._class_conditional = to_pixels, class_conditional
+        self.num_classes, self._to_pixels = num_classes, to_pixels
 
     @property
     def params(self) -> Params:
@@ -184,25 +185,27 @@ class TrainedModel(Prior):
         """Return events with what the sampler reports of them; see `sample` and `Prior.draw`."""
         if not classes:
             return super().draw(sampler, count, key, **options)
-        if not self._class_conditional and self.score.classifier is None:
+        if not self.num_classes:
             raise InputError(
                 f"classes = {tuple(classes)} need a class-conditional network, or a classifier: "
                 "train one with --mode=train_classifier."
             )
+        if max(classes) >= self.num_classes:
+            raise InputError(
+                f"classes = {tuple(classes)} must be from 0 to {self.num_classes - 1}, the classes "
+                "of this model."
+            )
         requested = np.asarray(classes, np.int32)
 
-        def score_of(numbers: np.ndarray) -> NetworkScore:
+        def score_of(numbers: np.ndarray, place: Place) -> NetworkScore:
             return dataclasses.replace(
                 self.score,
-                classes=self._place(requested[numbers % len(requested)]),
+                classes=place(requested[numbers % len(requested)]),
                 scale=float(guidance_scale),
                 interval=tuple(guidance_interval),
             )
 
         return super().draw(sampler, count, key, score=score_of, **options)
-
-    def _place(self, rows: np.ndarray) -> Array:
-        return jnp.asarray(rows) if self.mesh is None else split(self.mesh, rows)
 
     # --- images -----------------------------------------------------------------------------------
 

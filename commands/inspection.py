@@ -12,8 +12,9 @@ from jax import Array
 
 import datasets
 from configs.default import Config
+from configs.parts import attention_note
 from errors import InputError, expand_home, printable
-from experiment import Experiment, attention_note
+from experiment import Experiment
 from readers import folders, published
 from readers.image_sizes import ImageSize, sides
 from runs import write_picture

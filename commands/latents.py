@@ -19,8 +19,9 @@ import sampling
 from api.trained import TrainedModel
 from commands.models import open_model
 from configs.default import Config
+from configs.parts import sampler_name
 from errors import InputError
-from experiment import Experiment, sampler_name
+from experiment import Experiment
 from runs import write_arrays, write_picture
 
 ENCODED = 64  # images that `encode` encodes

@@ -29,9 +29,10 @@ from commands.restoration_problems import (
 )
 from commands.restoration_results import measure_quality, write_pictures
 from configs.default import Config
+from configs.parts import sampler_name
 from controllable.methods import METHODS
 from controllable.operators import Operator
-from experiment import Experiment, sampler_name
+from experiment import Experiment
 from runs import dependencies, load_rounds, owned, results_folder, run_rounds, write_json
 from samplers import Sampler
 

@@ -15,8 +15,9 @@ import datasets
 import sharding
 from commands.models import open_model
 from configs.default import Config, complete
+from configs.parts import warn_unused
 from errors import InputError
-from experiment import Experiment, warn_unused
+from experiment import Experiment
 from runs import (
     Arrays,
     dependencies,

@@ -20,7 +20,7 @@ class Field(NamedTuple):
 
     Attributes:
       default: the value that a config has unless it states another one, or ABSENT.
-      domain: the values that are allowed; `domains.is_data` states which a file may set.
+      domain: the values that are allowed; `options.is_data` states which a file may set.
       affects: the groups of results that change with the field.
       meaning: what the field is.
     """

@@ -11,7 +11,7 @@ of results (`groups.py`); `runs.DEPENDENCIES` states which files depend on which
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 
 from configs import evaluation_fields, training_fields
 from configs.declaration import ABSENT, Field
@@ -20,36 +20,44 @@ from configs.evaluation_fields import FEATURES
 __all__ = ["ABSENT", "FEATURES", "FIELDS", "INERT"]
 
 
+DECLARED: dict[str, Field] = {
+    **training_fields.GENERAL,
+    **training_fields.DATA,
+    **training_fields.MODEL,
+    **training_fields.TRAIN,
+    **training_fields.OPTIM,
+    **evaluation_fields.SAMPLING,
+    **evaluation_fields.GUIDE,
+    **evaluation_fields.CLASSIFY,
+    **evaluation_fields.RESTORATION,
+    **evaluation_fields.CALIBRATE,
+    **evaluation_fields.RECONSTRUCTION,
+    **evaluation_fields.EVAL,
+}
+
+
 class _Fields(Mapping[str, Field]):
-    """All fields, with the options of registry entries, which users may extend."""
+    """The declared fields, and the options of registry entries, which users may extend."""
 
     def _table(self) -> dict[str, Field]:
-        return {
-            **training_fields.parameter_fields(),  # Those declared below replace them.
-            **training_fields.GENERAL,
-            **training_fields.DATA,
-            **training_fields.MODEL,
-            **training_fields.TRAIN,
-            **training_fields.OPTIM,
-            **evaluation_fields.SAMPLING,
+        options = {
+            **training_fields.parameter_fields(),
             **evaluation_fields.sampler_fields(),
-            **evaluation_fields.GUIDE,
-            **evaluation_fields.CLASSIFY,
-            **evaluation_fields.RESTORATION,
             **evaluation_fields.restoration_fields(),
-            **evaluation_fields.CALIBRATE,
-            **evaluation_fields.RECONSTRUCTION,
-            **evaluation_fields.EVAL,
         }
+        return {**DECLARED, **options, **DECLARED}  # A declaration replaces an option.
 
     def __getitem__(self, name: str) -> Field:
-        return self._table()[name]
+        return DECLARED[name] if name in DECLARED else self._table()[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table())
 
     def __len__(self) -> int:
         return len(self._table())
+
+    def items(self) -> ItemsView[str, Field]:
+        return self._table().items()
 
 
 FIELDS = _Fields()

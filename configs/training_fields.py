@@ -105,6 +105,9 @@ MODEL = {
     "model.beta_max": Field(
         20.0, NOISE_SCALE, (NETWORK, NOISE), "beta(T) of the VP and sub-VP SDEs."
     ),
+    "model.offset": Field(
+        ABSENT, NOISE_SCALE, (NETWORK, NOISE), "Offset of the cosine schedule; 0.008 if missing."
+    ),
     "model.num_scales": Field(
         1000,
         Integer(2, 10**6),
@@ -332,5 +335,5 @@ def parameter_fields() -> dict[str, Field]:
             if field.name not in ("T", "t_min", "t_end") and isinstance(field.default, float):
                 text = f"{field.name} of training.sde = {name!r}."
                 domain = FINITE if field.default <= 0 else NOISE_SCALE
-                found[f"model.{field.name}"] = Field(field.default, domain, (NETWORK, NOISE), text)
+                found[f"model.{field.name}"] = Field(ABSENT, domain, (NETWORK, NOISE), text)
     return found

@@ -5,10 +5,7 @@ python -m docs.make_configuration
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
-
-import factory
 
 from configs.fields import ABSENT, FIELDS, INERT
 
@@ -19,16 +16,18 @@ def row(name: str) -> str:
     """Return the table row of a field."""
     field = FIELDS[name]
     default = "-" if field.default is ABSENT else f"`{field.default!r}`"
-    known = getattr(field.domain, "known", ()) or factory.choices().names.get(name, ())
-    allowed = "one of " + ", ".join(known) if known else field.domain.describe()
-    cells = (f"`{name}`", default, allowed, ", ".join(field.affects) or "nothing", field.meaning)
+    allowed, affects = field.domain.describe(), ", ".join(field.affects) or "nothing"
+    cells = (f"`{name}`", default, allowed, affects, field.meaning)
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def page() -> str:
     """Return the page with its introduction and new tables."""
     lines = [PAGE.read_text().partition("\n## ")[0]]
-    for section, names in itertools.groupby(FIELDS, lambda name: name.partition(".")[0]):
+    sections: dict[str, list[str]] = {}
+    for name in sorted(FIELDS, key=lambda name: "." in name):  # The seed comes first.
+        sections.setdefault(name.partition(".")[0], []).append(name)
+    for section, names in sections.items():
         lines += [f"## {section}\n", "| field | default | allowed | affects | meaning |"]
         lines += ["| --- | --- | --- | --- | --- |", *map(row, names), ""]
     lines += ["## Official fields without effect\n"]

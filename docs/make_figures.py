@@ -21,6 +21,7 @@ from jax import Array
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+import datasets
 import likelihood
 import sampling
 import score_sde as ss
@@ -44,7 +45,7 @@ def process(network: str = "emoji_vp", steps: int = 500, columns: int = 9) -> Fi
     shown = solvers.frame_indices(np.asarray(model.sde.noise_to_signal(chain.t)), columns)
     times = np.asarray(chain.t)[shown[::-1]]
 
-    held_out = model.experiment.test
+    held_out = datasets.load(model.config.data, "test")
     indices = np.linspace(0, len(held_out) - 1, 4, dtype=int)[1:3]
     x = model.from_images(held_out.batch(indices).pixels)
     z = jax.random.normal(jax.random.key(0), model.event_shape)
@@ -135,8 +136,9 @@ def samplers(
 def bits_by_level(network: str = "digits_vp", count: int = 359, levels: int = 48) -> Figure:
     """What the noise levels contribute to the bound of bits/dim of held-out images."""
     model = ss.load(ZOO / f"{network}.safetensors")
-    log_scale, sde = model.experiment.scaler.log_scale, model.sde
-    x = model.from_images(model.experiment.test.batch(np.arange(count)).pixels, seed=0)
+    log_scale, sde = model.scaler.log_scale, model.sde
+    held_out = datasets.load(model.config.data, "test")
+    x = model.from_images(held_out.batch(np.arange(count)).pixels, seed=0)
     keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
     bound = jax.jit(functools.partial(likelihood.elbo, model.score, sde))(x, keys)
     total = likelihood.bits_per_dim(-bound.nats, x[0].size, log_scale).mean()

@@ -23,9 +23,11 @@ from sde_lib import SDE, VPSDE, CosineSDE, expand
 Network = Callable[..., Array]
 """(x (B, ...), label (B,), rngs, classes=...) -> output (B, ...)."""
 
-LevelMarginal = Callable[[Any, Array, int], tuple[Array, Array]]
-"""(sde, t (B,), num_scales) -> alpha (B,) and std (B,) of a discrete chain at times t."""
+Marginal = tuple[Array, Array]
+"""alpha (B,) and std (B,) of x_t = alpha x_0 + std z."""
 
+LevelMarginal = Callable[[Any, Array, int], Marginal]
+"""(sde, t (B,), num_scales) -> those of a discrete chain at times t."""
 
 Coefficient = Callable[[Array, Array, float], Array]
 """(alpha, std, data_std) -> a coefficient, in their shape; see `Parameterization`."""
@@ -96,12 +98,6 @@ def descending_level_index(sde: SDE, t: Array, num_scales: int) -> Array:
     return jnp.round((1 - t / sde.T) * (num_scales - 1)).astype(jnp.int32)
 
 
-def score_from_score(output: Array, std: Array) -> Array:
-    """The output itself, which estimates the score."""
-    del std
-    return output
-
-
 def _variance(alpha: Array, std: Array, data_std: float) -> Array:
     """The variance of x_t."""
     return (alpha * data_std) ** 2 + std**2
@@ -129,7 +125,7 @@ PARAMETERIZATIONS = {
         c_in=one,
         c_noise=noise_scale,
         c_noise_of_level=descending_level_index,
-        score=score_from_score,
+        score=lambda output, std: output,
     ),
     # v = (alpha z - std x_0) / sqrt(alpha^2 + std^2); the root is 1 for VP (arXiv:2202.00512).
     "velocity": Parameterization(
@@ -271,27 +267,30 @@ class ScoreModel:
             raise ValueError(f"{self.parameterization!r} has no labels for discrete noise levels.")
         return self.table.c_noise_of_level(self.sde, t, self.num_scales)
 
-    def marginal(self, t: Array) -> tuple[Array, Array]:
+    def marginal(self, t: Array) -> Marginal:
         """alpha (B,) and std (B,) of the training data x_t = alpha x_0 + std z at times t (B,)."""
         if self.num_scales is None or self.level_marginal is None:
             return self.sde.alpha(t), self.sde.std(t)
         return self.level_marginal(self.sde, t, self.num_scales)
 
-    def coefficient(self, name: str, t: Array, x: Array) -> Array:
-        """The coefficient `name`, such as "c_skip", at times t (B,), for x (B, ...)."""
-        return expand(getattr(self.table, name)(*self.marginal(t), self.data_std), x)
+    def coefficient(self, name: str, marginal: Marginal, x: Array) -> Array:
+        """The coefficient `name`, such as "c_skip", for x (B, ...) with this alpha and std."""
+        return expand(getattr(self.table, name)(*marginal, self.data_std), x)
 
-    def score_from_output(self, output: Array, x: Array, t: Array) -> Array:
+    def score_from_output(
+        self, output: Array, x: Array, t: Array, marginal: Marginal | None = None
+    ) -> Array:
         """The score (B, ...) at x (B, ...) that an output of the network represents, at t (B,)."""
-        alpha, std = self.marginal(t)
+        alpha, std = marginal = marginal or self.marginal(t)
         if self.table.score is not None:
             return self.table.score(output, std)
-        mean = self.denoised_from_output(output, x, t)
+        mean = self.denoised_from_output(output, x, marginal)
         return (expand(alpha, x) * mean - x) / expand(std**2, x)
 
-    def denoised_from_output(self, output: Array, x: Array, t: Array) -> Array:
+    def denoised_from_output(self, output: Array, x: Array, marginal: Marginal) -> Array:
         """E[x_0 | x_t = x] (B, ...) that an output of the network represents, as for the score."""
-        return self.coefficient("c_skip", t, x) * x + self.coefficient("c_out", t, x) * output
+        skip, out = (self.coefficient(name, marginal, x) for name in ("c_skip", "c_out"))
+        return skip * x + out * output
 
     def loss_weight(self, t: Array) -> Array | None:
         """The weight (B,) of the training loss at times t (B,), relative to the paper's std^2.
@@ -338,12 +337,14 @@ class ScoreModel:
         t: Array,
         rngs: Rngs | None = None,
         classes: Array | None = None,
+        marginal: Marginal | None = None,
     ) -> Array:
         """Estimate grad_x log p_t(x) for x (B, ...) and t (B,), of the shape of x.
 
         With `rngs`, dropout is active. With `classes` (B,), estimate grad_x log p_t(x | class),
-        which requires a class-conditional network.
+        which requires a class-conditional network. `marginal` is that of t, if it is known.
         """
-        scaled = x if self.table.c_in is one else self.coefficient("c_in", t, x) * x
+        marginal = marginal or self.marginal(t)
+        scaled = x if self.table.c_in is one else self.coefficient("c_in", marginal, x) * x
         output = self.output(network, scaled, self.label(t), rngs, classes)
-        return self.score_from_output(output, x, t)
+        return self.score_from_output(output, x, t, marginal)

@@ -33,7 +33,6 @@ from runs.lock import (
     stored_content,
 )
 from runs.rounds import load_rounds, round_paths, run_rounds
-from runs.trees import load_tree, read_tree, save_tree
 
 __all__ = [
     "CONFIG",
@@ -49,16 +48,13 @@ __all__ = [
     "is_current",
     "load_arrays",
     "load_rounds",
-    "load_tree",
     "locked",
     "owned",
     "read_json",
-    "read_tree",
     "results_folder",
     "round_paths",
     "run_rounds",
     "save_arrays",
-    "save_tree",
     "stored_config",
     "stored_content",
     "write_arrays",

@@ -140,8 +140,9 @@ def _kind(read: Callable[[Path], Any], path: Path) -> str:
 
 
 if __name__ == "__main__":
-    from tests.fuzz_formats import FORMATS
+    from tests import fuzz_formats, fuzz_formats_data
 
+    FORMATS = fuzz_formats.FORMATS | fuzz_formats_data.FORMATS
     parser = argparse.ArgumentParser()
     parser.add_argument("--format", choices=FORMATS)
     parser.add_argument("--seconds", type=float, default=60)

@@ -31,7 +31,6 @@ CALLS = [
     (PRIOR.posterior, {"y": 0.0, "operator": jnp.sum, "noise": 0.1, "method": "dps", "scale": 1.0}),
     (PRIOR.posterior, {"y": 0.0, "log_likelihood": lambda x, y: -jnp.sum((x - y) ** 2)}),
     (POSTERIOR.sample, {"sample_shape": (2,), "seed": 0, "sampler": "ddim", **FAST}),
-    (POSTERIOR.ranks, {"first": 0, "count": 1, "samples": 20, "simulate": None, "steps": 3}),
     (POSTERIOR.calibrate, {"simulations": 20, "samples": 20, "steps": 3, "batch_size": 400}),
     (CALIBRATION.coverage, {"level": 0.5}),
     (ss.load, {"workdir": "absent", "config": None, "checkpoint": None}),

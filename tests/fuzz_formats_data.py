@@ -1,11 +1,7 @@
-"""Formats of data sets for `tests.fuzz`: for each, the bytes of a small valid file, and its reader.
-
-python -m tests.fuzz_formats_data --seconds=60 --format=png
-"""
+"""Formats of data sets for `tests.fuzz`: a small valid file of each, and its reader."""
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
 import io
@@ -24,7 +20,7 @@ from readers import arrays, emoji, files, idx, image_files, preprocessing, svhn
 from readers.array_records import ArrayRecords
 from readers.lmdb import Lmdb
 from readers.tfrecords import TFRecords, parse_example
-from tests import examples, fuzz, tiny
+from tests import examples, tiny
 
 PHOTO = Image.fromarray(np.add.outer(np.arange(40), 2 * np.arange(50)).astype(np.uint8))
 
@@ -166,16 +162,3 @@ FORMATS: dict[str, tuple[Callable[[], bytes], Callable[[Path], Any]]] = {
     "lmdb": (lmdb, read_lmdb),
     "mat": (mat, read_mat),
 }
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--format", choices=FORMATS)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    flags = parser.parse_args()
-    for name in [flags.format] if flags.format else FORMATS:
-        make, read = FORMATS[name]
-        counts, failures, memory, seconds = fuzz.fuzz(name, make(), read, flags.seconds, flags.seed)
-        line = f"{name}: {dict(counts)}, {memory / 2**20:.0f} MiB, {seconds:.2f} s"
-        print(line, *failures, flush=True)

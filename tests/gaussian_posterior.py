@@ -11,10 +11,9 @@ from jax import Array
 
 import sampling
 import solvers
-from configs.default import get_default_config
 from controllable import operators
 from controllable.measurements import Measurement
-from controllable.methods import METHODS
+from controllable.methods import METHODS, choose_method
 from controllable.operators import Operator, linear
 from sde_lib import SDE, Score, expand
 
@@ -119,11 +118,10 @@ def measure(
     """Errors of `count` posterior samples.
 
     A guided score is sampled by `steps` steps of DEIS, another method by as many predictor steps.
-    `kind` and `name` select from COVARIANCES and OPERATORS; `options` are fields of config.restore.
+    `kind` and `name` select from COVARIANCES and OPERATORS; `options` are those of the method.
     """
     covariance, operator = COVARIANCES[kind], OPERATORS[name]
-    settings = get_default_config().restore
-    settings.update(options)
+    chosen = dict(choose_method(method, **options).options)
     y = observe(covariance, operator, noise_std)
     measurement = Measurement(operator, jnp.repeat(y, count, 0), noise_std)
     keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
@@ -134,12 +132,12 @@ def measure(
     def sample(keys: Array) -> Array:
         prior = sampling.prior_sample(keys, sde, (count, *SHAPE))
         score, x, changes = METHODS[method].condition(
-            settings, exact_score(sde, covariance), sde, measurement, prior
+            exact_score(sde, covariance), sde, measurement, prior, **chosen
         )
         if not changes:
             prediction = {"noise_prediction": solver.noise_prediction}
             return solvers.few_step(keys, score, sde, x, solver.plan(levels), 0.0, **prediction)[0]
-        predictor = changes.pop("exchange", lambda each: each)(sampling.reverse_diffusion)
+        predictor = changes.pop("wrap_predictor", lambda each: each)(sampling.reverse_diffusion)
         return sampling.predictor_corrector(
             keys, score, sde, x, grid, predictor=predictor, **changes
         )[0]

@@ -15,11 +15,10 @@ from typing import IO
 import main
 import sharding
 from configs import validation
-from configs.default import Config
 
 
-def _validate(config: Config, workdir: str) -> None:
-    validation.validated(config, num_devices=1)
+def _validate(command: main.Command) -> None:
+    validation.validated(main._config(), num_devices=1)
 
 
 def _parse(flags: list[str], log: IO[bytes]) -> int:
@@ -27,7 +26,7 @@ def _parse(flags: list[str], log: IO[bytes]) -> int:
     code = 1
     try:
         os.dup2(log.fileno(), 2)
-        main.MODES = dict.fromkeys(main.MODES, _validate)
+        main._run = _validate
         sharding.join = lambda *arguments: None
         sys.argv = ["main.py", *flags]
         main.main(main.parse_flags(sys.argv))

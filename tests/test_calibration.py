@@ -6,14 +6,15 @@ import json
 
 import numpy as np
 import pytest
-from commands.restoration_tasks import TASKS
 from PIL import Image
 
 import score_sde as ss
 from api.posterior import Posterior
 from commands import calibration
 from commands.restoration_problems import operator_checksum
+from controllable.tasks import TASKS
 from errors import InputError
+from experiment import Experiment
 from tests import tiny
 
 FIELDS = {
@@ -49,8 +50,8 @@ def test_files_and_resumption(workdir, monkeypatch):
     posterior = model.posterior(
         None, operator, noise=0.2, method="pigdm", prior_std=model.config.restore.prior_std
     )
-    key = model.experiment.key("calibrate")
-    ranks = posterior.ranks(0, 4, 20, key, sampler="deis", steps=4)
+    key = Experiment(config).key("calibrate")
+    ranks = posterior.ranks(0, 4, 20, key, posterior.make_sampler())
     assert posterior.statistics == stored["names"]
     np.testing.assert_allclose(ranks, np.array(stored["ranks"])[:4], atol=1 / 21 + 1e-6)
 
@@ -68,8 +69,7 @@ def test_ranks_depend_on_the_measurement(tmp_path):
         pixels = np.zeros((8, 8), np.uint8)
         pixels[:known] = 255
         Image.fromarray(pixels).save(tmp_path / "mask.png")
-        config = tiny.config(**{"restore.mask": str(tmp_path / "mask.png")})
-        operator = TASKS["inpaint"](config.restore, (8, 8, 1))
+        operator = TASKS["inpaint"].make((8, 8, 1), mask=str(tmp_path / "mask.png"), share=0.5)
         found += [operator_checksum(operator, (8, 8, 1)) for _ in range(2)]
     assert found[0] == found[1] != found[2] == found[3]
 
@@ -78,9 +78,9 @@ def test_ranks_depend_on_the_measurement(tmp_path):
     ("changes", "message"),
     [
         ({"calibrate.simulations": 3}, "calibrate.simulations = 3 must be"),
-        ({"restore.method": "ddrm"}, "requires sampling.method = 'pc'"),
-        ({"restore.task": "sharpen"}, "restore.task = 'sharpen' is unknown"),
-        ({"restore.factor": 3}, "Change restore.factor = 3"),
+        ({"restore.method": "ddrm"}, "'ddrm' changes the steps of the sampler 'pc'"),
+        ({"restore.task": "sharpen"}, "restore.task = 'sharpen'"),
+        ({"restore.factor": 3}, "3x3 pixels .* See restore.factor"),
     ],
 )
 def test_errors(workdir, changes, message):

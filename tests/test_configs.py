@@ -12,21 +12,19 @@ from pathlib import Path
 import jax
 import ml_collections
 import numpy as np
-import optax
 import pytest
-import train_state
 from absl import flags
 from flax import nnx, traverse_util
 from ml_collections import config_flags
 
 import datasets
-import experiment
-import experiment as experiments
 import training
-from configs import default, differences
+from configs import default, differences, parts
+from experiment import Experiment
 from models import NETWORKS
 from models.layers import Rngs
 from tests import reference, tiny  # noqa: F401  (tiny registers the data set 'noise')
+from training.state import TrainState
 
 ROOT = Path(__file__).parents[1]
 OFFICIAL = reference.notes("official_configs")
@@ -162,32 +160,20 @@ def network_options(config: ml_collections.ConfigDict) -> dict:
     }
 
 
-def once_for_all(relevant):
-    """Cache a function of a config by `relevant(config)`."""
-
-    def decorate(function):
-        results = {}
-
-        @functools.wraps(function)
-        def cached(config):
-            key = json.dumps(relevant(config))
-            if key not in results:
-                results[key] = function(config)
-            return results[key]
-
-        return cached
-
-    return decorate
+COUNTS: dict[str, int] = {}  # By `network_options`: many experiments have the same network.
 
 
-@once_for_all(network_options)
 def num_params(config: ml_collections.ConfigDict) -> int:
     """Return the number of parameters of the network, without allocating them."""
 
     def params() -> nnx.State:
-        return nnx.state(experiment.make_network(config, Rngs(jax.random.key(0))), nnx.Param)
+        return nnx.state(parts.make_network(config, Rngs(jax.random.key(0))), nnx.Param)
 
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(params)))
+    key = json.dumps(network_options(config))
+    if key not in COUNTS:
+        leaves = jax.tree.leaves(jax.eval_shape(params))
+        COUNTS[key] = sum(math.prod(leaf.shape) for leaf in leaves)
+    return COUNTS[key]
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -222,32 +208,34 @@ def step_options(config: ml_collections.ConfigDict) -> list:
         "optim": tuple(config.optim),
     }
     fields = [config[section][field] for section in names for field in names[section]]
-    return [network_options(config), dataclasses.asdict(experiment.make_sde(config)), fields]
+    return [network_options(config), dataclasses.asdict(parts.make_sde(config)), fields]
 
 
-@once_for_all(step_options)
-def two_steps(config: ml_collections.ConfigDict) -> tuple[list[train_state.TrainState], np.ndarray]:
+STEPS: dict[str, tuple[list[TrainState], np.ndarray]] = {}  # By `step_options`.
+
+
+def two_steps(config: ml_collections.ConfigDict) -> tuple[list[TrainState], np.ndarray]:
     """Return the states before, between and after two steps from random parameters, and losses."""
-    experiment = experiments.Experiment(config, jax.devices()[:1])
-    # One vector of all parameters compiles faster.
-    optimizer = optax.flatten(train_state.make_optimizer(config.optim))
-    step = functools.partial(training.train_step, experiment=experiment, optimizer=optimizer)
-    step = jax.jit(step)
+    key = json.dumps(step_options(config))
+    if key in STEPS:
+        return STEPS[key]
+    job = training.score_job(Experiment(config, jax.devices()[:1]))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype),
-        experiment.abstract_params,
+        lambda leaf: 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype), job.abstract_params
     )
-    opt_state = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, params)
+    zeros = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(job.optimizer.init, params)
     )
-    states, losses = [train_state.TrainState(np.int32(0), params, params, opt_state)], []
-    batches = datasets.Batches(experiment.train, config.training.batch_size, config.seed)
+    states, losses = [TrainState(np.int32(0), params, params, zeros)], []
+    batches = datasets.Batches(job.experiment.train, config.training.batch_size, config.seed)
+    step = jax.jit(functools.partial(training.train_step, job=job))
     for i in range(2):
         state, metrics = step(states[-1], datasets.Batch(batches[i].pixels[0]))
         states.append(jax.device_get(state))
         losses.append(metrics["loss"])
-    return states, np.array(losses)
+    STEPS[key] = states, np.array(losses)
+    return STEPS[key]
 
 
 @pytest.mark.slow
@@ -255,7 +243,7 @@ def two_steps(config: ml_collections.ConfigDict) -> tuple[list[train_state.Train
 def test_training(name):
     """Steps have the size of the learning rate, and the EMA follows model.ema_rate."""
     config = module(name).get_config()
-    experiment.make_sampler(config, experiment.make_sde(config))
+    parts.make_sampler(config, parts.make_sde(config))
     states, losses = two_steps(shrunk(config))
     assert np.isfinite(losses).all()
     for step, (before, after) in enumerate(zip(states, states[1:])):

@@ -3,19 +3,17 @@
 import jax
 import numpy as np
 import pytest
-import train_state
-from auxiliary import dequantization
 
 import runs
+import sampling
 import training
-from commands import restoration
+from commands import restoration, restoration_problems
 from configs import validation
 from configs.default import Config, complete
 from configs.fields import FIELDS
 from datasets import Batch
 from errors import InputError
 from experiment import Experiment
-from metrics import bits_per_dim_stage
 from options import Code, Entries, FilePath, Flag, Integer, Name, Real, Sequence, Word
 from runs.depends import flatten
 from tests import tiny
@@ -67,8 +65,8 @@ def alternative(name, value):
                 if other != value and domain.allows(other):
                     return other
         case Name():
-            names = domain.known or factory.choices().names.get(name, ())
-            return next((other for other in names if other.lower() != value.lower()), value)
+            others = (other for other in sorted(domain.known) if other.lower() != value.lower())
+            return next(others, value)
         case Code() | FilePath() | Word() | Sequence() | Entries():
             return value
     raise AssertionError(name)
@@ -95,31 +93,41 @@ def mode(kind):
     return "restore" if kind == "answers" else ""
 
 
+PURPOSES = {"samples": "sample", "answers": "restore"}
+
+
 def program(kind, config):
     """The text of the program that computes results of this kind, with all its constants."""
     experiment = Experiment(config, jax.devices()[:1], mode=mode(kind))
-    indices = np.arange(BATCH)
     pixels = np.zeros((BATCH, *experiment.image_shape), np.uint8)
-    arguments = experiment.abstract_params, pixels, indices, 0
-    match kind:
-        case "training":
-            optimizer = train_state.make_optimizer(experiment.config.optim)
-            state = train_state.abstract(experiment.abstract_params, optimizer)
-            function, arguments = training.jit_step(experiment, optimizer), (state, Batch(pixels))
-        case "loss":
-            function = experiment.held_out_loss
-            arguments = arguments[0], Batch(pixels), experiment.key("loss")
-        case "bpd":
-            dequantize = dequantization.make(experiment, "", 1)
-            function = bits_per_dim_stage.compile_bits_per_dim(experiment, dequantize)
-            arguments = arguments[0], (pixels, indices), experiment.key("bpd")
-        case "samples":
-            function, arguments = experiment.sample, (arguments[0], indices)
-        case "answers":
-            problem = restoration.build_problem(experiment)
-            function = restoration.compile_solver(experiment, problem.operator).whole
-            arguments = arguments[0], problem.y[:BATCH], indices[: len(problem.y)], 0
-    return jax.jit(function).lower(*arguments).as_text()
+    params, options = experiment.abstract_params, config.eval
+    key = experiment.key(PURPOSES.get(kind, "loss"))
+    if kind == "training":
+        job = training.score_job(experiment)
+        return training.jit_step(job).lower(job.abstract_state(), Batch(pixels)).as_text()
+    if kind == "loss":
+        return experiment.held_out_loss.lower(params, Batch(pixels), key).as_text()
+    if kind == "answers":
+        operator = restoration_problems.build_operator(experiment)
+        y = restoration_problems.build_problem(experiment, operator).y
+        prior = experiment.trained_model({})
+        posterior, sampler = restoration.make_posterior(experiment, prior, operator, None, y)
+
+    def compute(params, key):
+        model = experiment.trained_model(params)
+        if kind == "samples":
+            temperature = config.sampling.temperature
+            arguments = {"temperature": temperature, **experiment.guidance}
+            return model.draw(experiment.sampler, BATCH, key, **arguments)
+        if kind == "answers":
+            posterior.prior = model
+            return posterior.draw(sampler, 1, key)
+        keys = sampling.image_keys(key, np.arange(BATCH))
+        arguments = {"trace": options.bpd_trace, "probes": options.bpd_probes, "bound": True}
+        arguments |= {"tolerance": options.bpd_tolerance, "t_min": options.bpd_t_min}
+        return model.bits(pixels, keys, **arguments)
+
+    return jax.jit(compute).lower(params, key).as_text()
 
 
 CASES = [("training", "pc"), ("loss", "pc"), ("loss", "discrete"), ("bpd", "discrete")]

@@ -12,6 +12,7 @@ from errors import InputError
 from pretrained.edm_format import read_network
 from tests import edm_files, reference
 from tests.edm_files import Call, Raw, dumps
+from tests.refusal import refused
 
 TENSORS = {
     "u": np.arange(3, dtype=np.float32),
@@ -58,10 +59,7 @@ def test_protocols(tmp_path, protocol):
     if protocol == 2:  # It has no instruction for bytes, and none for sets.
         plain = {"a": [1, 2.5, (1, 2, 3), "text"]}
     content = pickle.dumps(plain, protocol)
-    with pytest.raises(
-        InputError, match="cannot be read as a network of EDM: it has no entry 'ema'"
-    ):
-        read_network(written(tmp_path, content))  # It is read to its end.
+    refused("it has no entry 'ema'", read_network, written(tmp_path, content))  # Read to its end.
 
 
 # --- malicious files ------------------------------------------------------------------------------
@@ -80,7 +78,7 @@ def raw(code):
 
 TOUCH = ("touch marker",)
 MALICIOUS = {
-    "os.system": ({"ema": Call("os", "system", TOUCH)}, "it names os.system, which is not loaded"),
+    "os.system": ({"ema": Call("os", "system", TOUCH)}, "it names os.system"),
     "posix.system": (with_tensor(Call("posix", "system", TOUCH)), "it names posix.system"),
     "in a storage": (nested(Call("os", "system", TOUCH)), "it names os.system"),
     "eval": ({"ema": Call("builtins", "eval", ("1",))}, "it names builtins.eval"),
@@ -96,9 +94,9 @@ MALICIOUS = {
     ),
     "Python 2's names": (raw(b"cos\nsystem\n(X\x01\x00\x00\x00atR"), "it names os.system"),
     "an old instruction": (raw(b"(cos\nsystem\no"), "names os.system"),
-    "INST": (raw(b"(ios\nsystem\n"), "it has the instruction INST, which is not followed"),
-    "EXT1": (raw(b"\x82\x01"), "it has the instruction EXT1, which is not followed"),
-    "PERSID": (raw(b"Pname\n"), "it has the instruction PERSID, which is not followed"),
+    "INST": (raw(b"(ios\nsystem\n"), "it has the instruction INST"),
+    "EXT1": (raw(b"\x82\x01"), "it has the instruction EXT1"),
+    "PERSID": (raw(b"Pname\n"), "it has the instruction PERSID"),
     "a call of a text": (raw(b"X\x01\x00\x00\x00a)R"), "it calls a value that is no name"),
     "a call of a record": (
         raw(b"ctorch\nFloatStorage\n)R)R"),
@@ -118,9 +116,7 @@ def test_malicious_files_are_refused_by_name(tmp_path, monkeypatch, name):
     content, message = MALICIOUS[name]
     path = written(tmp_path, content)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=message) as caught:
-        read_network(path)
-    assert "\n" not in str(caught.value)
+    refused(message, read_network, path)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
@@ -196,20 +192,17 @@ def test_damaged_files_are_errors_and_need_little_memory(tmp_path, name):
     path = written(tmp_path, content)
     tracemalloc.start()
     try:
-        with pytest.raises(InputError, match=message) as caught:
-            read_network(path)
+        refused(message, read_network, path)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert "\n" not in str(caught.value)
     assert peak < 2**20 + 20 * len(content)
 
 
 def test_truncated_files_are_errors(tmp_path):
     content = dumps(edm_files.network(TENSORS))
     for end in range(0, len(content), 7):
-        with pytest.raises(InputError, match="cannot be read as a network of EDM"):
-            read_network(written(tmp_path, content[:end]))
+        refused("cannot be read", read_network, written(tmp_path, content[:end]))
 
 
 def test_changed_bytes_are_errors_or_read(tmp_path):

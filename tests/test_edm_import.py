@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-import experiment
 import pretrained
 import score_sde as ss
 from commands import command_line, conversion, stored
 from configs import edm_networks, validation
 from configs.default import from_json
-from errors import InputError
+from configs.parts import make_network
 from experiment import Experiment
 from models import building
 from models.layers import Rngs
@@ -27,6 +26,7 @@ from pretrained.stored_parameters import export_params
 from runs import stored_config
 from sde_lib import expand
 from tests import edm_files, reference, tiny
+from tests.refusal import refused
 
 FOLDERS = sorted(
     {path.parent.name for path in (reference.SHARED / "edm").glob("*/network-snapshot.pkl")}
@@ -63,7 +63,7 @@ def times_and_labels(name, sigma):
     The labels are computed in float32, as in the recorded code.
     """
     ours, sigma = experiment(name), np.asarray(sigma, np.float32)
-    model, sde = ours.model, ours.sde
+    model, sde = ours.score_model, ours.sde
     match info(name)["class_name"]:
         case "EDMPrecond":
             return sigma, np.log(sigma) / 4
@@ -90,14 +90,14 @@ def marginal(name, sigma):
         case "VPPrecond":
             alpha, std = 1 / np.hypot(1, sigma), sigma / np.hypot(1, sigma)
         case _:
-            return ours.model.marginal(jnp.asarray(times_and_labels(name, sigma)[0]))
+            return ours.score_model.marginal(jnp.asarray(times_and_labels(name, sigma)[0]))
     return jnp.asarray(alpha, jnp.float32), jnp.asarray(std, jnp.float32)
 
 
 def denoised(name, x, sigma, classes):
     """EDM's denoiser at x = x_0 + sigma z (B, H, W, C): by the output, and by the score."""
     ours = experiment(name)
-    model, is_centered = ours.model, ours.model.centered
+    model, is_centered = ours.score_model, ours.score_model.centered
     t, label = (jnp.asarray(each, jnp.float32) for each in times_and_labels(name, sigma))
     # The recorded code rounds small times of the VP SDE.
     np.testing.assert_allclose(model.label(t), label, rtol=1e-4, atol=1e-3)
@@ -270,13 +270,10 @@ def test_a_config_of_the_paper_fits(tmp_path):
 
 
 MISMATCHES = [
-    ({"model.nf": 8}, "its network has model.nf = 4, and the config 8. Without --config, the file"),
-    (
-        {"model.attn_resolutions": ()},
-        "its network has model.attn_resolutions = .4,., and the config",
-    ),
-    ({"training.sde": "vesde"}, "its network has training.sde = 'vpsde', and the config 'vesde'"),
-    ({"data.num_classes": 3}, "its network has data.num_classes = 0, and the config 3"),
+    ({"model.nf": 8}, "model.nf = 4, and the config 8"),
+    ({"model.attn_resolutions": ()}, "model.attn_resolutions = .4,., and the config"),
+    ({"training.sde": "vesde"}, "training.sde = 'vpsde', and the config 'vesde'"),
+    ({"data.num_classes": 3}, "data.num_classes = 0, and the config 3"),
     ({"model.parameterization": "velocity"}, "'default', and the config 'velocity'"),
 ]
 
@@ -287,23 +284,21 @@ def test_other_configs_are_errors(tmp_path, changes, message):
     config = ours.config.copy_and_resolve_references().unlock()
     config.update_from_flattened_dict(changes)
     other = Experiment(config, jax.devices()[:1])
-    with pytest.raises(InputError, match=message) as caught:
-        pretrained.read(path, other.network, other.config)
-    assert "\n" not in str(caught.value)
+    refused(message, pretrained.read, path, other.network, other.config)
 
 
 UNSUPPORTED = [
-    ("PFGMPrecond", {}, "the class = 'PFGMPrecond' is unknown; known: EDMPrecond, VEPrecond"),
-    ("EDMPrecond", {"model_type": "DiT"}, "model_type = 'DiT' is unknown; known: DhariwalUNet"),
-    ("EDMPrecond", {"depth": 3}, "the argument depth is not known"),
+    ("PFGMPrecond", {}, "'PFGMPrecond'"),
+    ("EDMPrecond", {"model_type": "DiT"}, "model_type = 'DiT'"),
+    ("EDMPrecond", {"depth": 3}, "depth"),
     ("EDMPrecond", {"img_channels": "3"}, "img_channels = 3 must be of the type of 3"),
-    ("EDMPrecond", {"label_dim": True}, "label_dim = True must be of the type of 0"),
-    ("EDMPrecond", {"channel_mult": 2}, "channel_mult = 2 must be of the type of"),
-    ("EDMPrecond", {"num_blocks": 2**60}, "num_blocks = 1152921504606846976 must be"),
-    ("VPPrecond", {"M": 500}, "M = 500 is not supported; it must be 1000"),
-    ("iDDPMPrecond", {"C_1": 0.1}, "C_1 = 0.1 is not supported; it must be 0.001"),
-    ("VPPrecond", {"encoder_type": "odd"}, "encoder_type = 'odd' is unknown; known: residual"),
-    ("VPPrecond", {"resample_filter": [1, 2]}, "resample_filter = .1, 2. is not supported"),
+    ("EDMPrecond", {"label_dim": True}, "label_dim = True"),
+    ("EDMPrecond", {"channel_mult": 2}, "channel_mult = 2"),
+    ("EDMPrecond", {"num_blocks": 2**60}, "num_blocks = 1152921504606846976"),
+    ("VPPrecond", {"M": 500}, "M = 500"),
+    ("iDDPMPrecond", {"C_1": 0.1}, "C_1 = 0.1"),
+    ("VPPrecond", {"encoder_type": "odd"}, "encoder_type = 'odd'"),
+    ("VPPrecond", {"resample_filter": [1, 2]}, "resample_filter = .1, 2."),
 ]
 
 
@@ -311,9 +306,7 @@ UNSUPPORTED = [
 def test_networks_that_cannot_be_represented_are_errors(tmp_path, kind, options, message):
     path = tmp_path / "edm.pkl"
     path.write_bytes(edm_files.dumps(edm_files.network({}, kind, **options)))
-    with pytest.raises(InputError, match=f"{message}.* This is the network in .*edm.pkl") as caught:
-        pretrained.read_config(path)
-    assert "\n" not in str(caught.value)
+    refused(f"{message}.*edm.pkl", pretrained.read_config, path)
 
 
 def test_tensors_of_another_network_are_errors(tmp_path):
@@ -321,10 +314,7 @@ def test_tensors_of_another_network_are_errors(tmp_path):
     path = tmp_path / "edm.pkl"
     content = edm_files.network({"model.map_layer0.weight": np.ones((2, 2))}, "VPPrecond", **SMALL)
     path.write_bytes(edm_files.dumps(content))
-    with pytest.raises(
-        InputError, match="map_layer0.weight has shape .2, 2. in the file and .16, 4"
-    ):
-        pretrained.read(path, ours.network, ours.config)
+    refused("map_layer0.weight has shape", pretrained.read, path, ours.network, ours.config)
 
 
 # --- configs/edm ----------------------------------------------------------------------------------
@@ -376,9 +366,7 @@ def test_published_networks(name):
 def test_sizes_of_published_networks(name, millions):
     """The numbers of parameters are those of EDM's Table 7."""
     config = validation.validated(importlib.import_module(f"configs.edm.{name}").get_config(), 1)
-    network = building.abstract_network(
-        lambda: experiment.make_network(config, Rngs(jax.random.key(0)))
-    )
+    network = building.abstract_network(lambda: make_network(config, Rngs(jax.random.key(0))))
     layout = edm_import.edm_layout(network, config)
     assert len({stored.names for stored in layout}) == len(layout)
     assert sum(math.prod(stored.shape) for stored in layout) / 1e6 == pytest.approx(millions, 1e-3)

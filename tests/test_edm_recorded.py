@@ -171,7 +171,7 @@ def test_losses(name):
     images, noise = network.images("loss_images"), network.images("loss_noise")
     x = (images + 1) / 2 if network.kind == "VEPrecond" else images
     t = sde.time_at(sigma / 2 if network.kind == "VEPrecond" else sigma)
-    weight = ours.model.loss_weight(t)
+    weight = ours.score_model.loss_weight(t)
     if network.kind == "EDMPrecond":
         np.testing.assert_allclose(weight, losses.edm_weight(sde, t, data_std=0.5), rtol=1e-5)
 

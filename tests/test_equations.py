@@ -99,7 +99,7 @@ def test_losses_of_discrete_chains(name):
     sde = "ve" if name == "smld" else "vp"
     model = ScoreModel(SDES[sde], N, **conventions(f"{sde}sde")._asdict())
     t = jnp.asarray((index - 1) / (N - 1), jnp.float32)
-    assert_loss(SDES[sde], t, alpha, std, marginal=model.marginal)
+    assert_loss(SDES[sde], t, alpha, std, marginal=model.marginal(t))
 
 
 def assert_loss(sde, t, alpha, std, **options):

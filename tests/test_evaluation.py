@@ -19,7 +19,9 @@ import evaluation
 import likelihood
 import losses
 import report
+import sampling
 import training
+from api.trained import Bits, TrainedModel
 from configs import default
 from configs.fields import FIELDS
 from errors import InputError
@@ -266,17 +268,11 @@ def test_a_damaged_checkpoint_is_skipped(monkeypatch, three_checkpoints, tmp_pat
         evaluate()
 
 
-def test_dequantizers_are_checked_first(monkeypatch, three_checkpoints):
-    """All of them, before anything is written."""
-
-    def make(experiment, workdir, number):
-        if number == 9:
-            raise InputError(f"no dequantizer of checkpoint {number}")
-
-    monkeypatch.setattr(evaluation.dequantization, "make", make)
+def test_enabled_stages(monkeypatch, three_checkpoints):
+    """A missing classifier is reported before anything is written."""
     evaluate = functools.partial(recorded_evaluation, monkeypatch, three_checkpoints, "checked")
-    with pytest.raises(InputError, match="no dequantizer of checkpoint 9"):
-        evaluate()
+    with pytest.raises(InputError, match="classifier does not exist"):
+        evaluate(**{"guidance.classes": (1,)})
     assert not (three_checkpoints / "checked").exists()
     inputs, results = evaluate(**{"eval.enable_bpd": False, "eval.enable_loss": False})
     assert list(results) == [2, 9, 10]
@@ -286,15 +282,13 @@ def test_dequantizers_are_checked_first(monkeypatch, three_checkpoints):
 
 
 def test_what_rounds_depend_on(monkeypatch, three_checkpoints):
-    """The parameters and the step, the seed, the dequantizer and the classifier."""
-    monkeypatch.setattr(evaluation.dequantization, "make", lambda *_: None)
-    monkeypatch.setattr(evaluation.dequantization, "identity", lambda *_: "a dequantizer")
+    """The parameters and the step, the seed and the classifier."""
     classifier = {"a": np.ones(2, np.float32)}
 
-    def provide(experiment, workdir):
+    def load(experiment, workdir):
         experiment.classifier = classifier
 
-    monkeypatch.setattr(evaluation.classification, "provide", provide)
+    monkeypatch.setattr(Experiment, "load_classifier", load)
     changes = {"guidance.classes": (1,), "eval.enable_metrics": True, "eval.end_ckpt": 9}
     inputs, _ = recorded_evaluation(monkeypatch, three_checkpoints, "depends", **changes)
     first, second = inputs[:4], inputs[4:8]
@@ -308,7 +302,6 @@ def test_what_rounds_depend_on(monkeypatch, three_checkpoints):
         assert {"model.nf", "model.dtype", "eval.batch_size"} <= found.keys()
         of_samples = name in ("sampling", "metrics")
         for field, expected in {
-            "dequantizer": name == "bpd",
             "classifier": of_samples,
             "data.path": not of_samples,
             "training.reduce_mean": name == "loss",
@@ -354,8 +347,8 @@ NO_STAGE = {f"eval.enable_{stage}": False for stage in ("loss", "bpd", "sampling
         ("eval.batch_size: 120 there, 60 now", None, {"eval.batch_size": 60}),
         ("guidance.scale: 4.0 there, 3.0 now", None, {"guidance.scale": 3.0}),
         ("model.nf: 8 there, 4 now", None, {"model.nf": 4}),
-        ("eval.bpd_trace = 'cauchy' is unknown", None, {"eval.bpd_trace": "cauchy"}),
-        ("eval.bpd_dataset = 'dev' is unknown", None, {"eval.bpd_dataset": "dev"}),
+        ("eval.bpd_trace = 'cauchy' must be one of", None, {"eval.bpd_trace": "cauchy"}),
+        ("eval.bpd_dataset = 'dev' must be one of", None, {"eval.bpd_dataset": "dev"}),
         ("eval.bpd_t_min = 1.5 must be at least 1e-05", None, {"eval.bpd_t_min": 1.5}),
         ("eval.bpd_tolerance = 0.0 must be", None, {"eval.bpd_tolerance": 0.0}),
         ("likelihood_weighting = True", None, {"training.importance_weighting": True}),
@@ -396,16 +389,14 @@ def black_and_white(tmp_path, monkeypatch):
         seen.append((np.asarray(batch.pixels), jax.random.key_data(key).tolist()))
         return np.arange(len(batch.pixels)), np.arange(len(batch.pixels)) % 3
 
-    def bits_per_dim(params, numbered, key):
-        pixels, rows = map(np.asarray, numbered)
-        repeat = len(seen) // 2
-        seen.append((pixels, rows.tolist(), jax.random.key_data(key).tolist()))
-        names = ("bpd", "nfe", "probe_stderr", "solver_error", "bound")
-        return dict.fromkeys(names, rows + 100.0 * repeat)
+    def bits(model, images, keys, **options):
+        repeat, batch = divmod(len(seen), 2)
+        seen.append((np.asarray(images), keys))
+        return Bits(*[np.arange(len(images)) + 10 * batch + 100.0 * repeat] * 5)
 
     monkeypatch.setattr(experiment, "held_out_loss", held_out_loss)
-    monkeypatch.setattr(bits_per_dim_stage, "compile_bits_per_dim", lambda *_: bits_per_dim)
-    return Context(experiment, {}, tmp_path, dequantize=lambda *_: None), seen
+    monkeypatch.setattr(TrainedModel, "bits", bits)
+    return Context(experiment, {}, tmp_path), seen
 
 
 def test_the_loss_is_that_of_test_images(black_and_white):
@@ -426,11 +417,11 @@ def test_bits_per_dim_are_those_of_the_chosen_split(black_and_white, split, grey
     with context.experiment.config.unlocked():
         context.experiment.config.eval.bpd_dataset = split
     result = bits_per_dim_stage.run(context)
-    assert all((pixels == grey).all() for pixels, *_ in seen)
-    numbers = [*range(10), *range(10, 16), *range(4)]
-    assert sum((rows for _, rows, _ in seen), []) == 2 * numbers
-    first, second, third, fourth = (key for *_, key in seen)
-    assert first == second != third == fourth  # One key for each pass.
+    assert all((pixels == grey).all() for pixels, _ in seen)
+    for index, (_, keys) in enumerate(seen):  # They depend on the pass and the image.
+        key = jax.random.fold_in(context.experiment.key("bpd"), index // 2)
+        rows = np.arange(10) if index % 2 == 0 else np.append(np.arange(10, 16), np.arange(4))
+        assert (keys == sampling.image_keys(key, rows)).all()
     assert (result["images"], result["mean"], result["data"]) == (16, 50 + 7.5, split)
     assert result["stderr"] == pytest.approx(np.arange(16).std(ddof=1) / 4)
     assert (result["gap"]["mean"], result["gap"]["stderr"]) == (0, 0)
@@ -456,29 +447,26 @@ def test_a_bound_below_the_value_is_explained():
 
 
 def test_bits_per_dim_of_gaussian_data():
-    """Bits/dim follow from the density of N(0.1, 0.5^2) at the smallest time and from log q."""
-    fields = {"eval.bpd_trace": "exact", "eval.bpd_tolerance": 1e-4, "eval.bpd_t_min": 0.05}
-    experiment = Experiment(tiny.config(**fields), jax.devices()[:1])
+    """Bits/dim follow from the density of N(0.1, 0.5^2) at the smallest time."""
+    experiment = Experiment(tiny.config(), jax.devices()[:1])
     sde = experiment.sde
-    experiment.score = lambda params: gaussian.score(sde, 0.1, 0.5)
-    log_q = np.array([0.0, 50.0, -20.0], np.float32)
-
-    def dequantize(images, keys):
-        return experiment.scaler.dequantize(images, 0.5), jax.numpy.asarray(log_q)
-
-    images = experiment.test.pixels[:3]
-    compute = bits_per_dim_stage.compile_bits_per_dim(experiment, dequantize)
-    found, again = (compute({}, (images, np.arange(3)), jax.random.key(seed)) for seed in (0, 1))
-    x = (images + 0.5) / 17 * 2 - 1
+    experiment.score = lambda params, **_: gaussian.score(sde, 0.1, 0.5)
+    model, images = experiment.trained_model({}), experiment.test.pixels[:3]
+    options = {"trace": "exact", "tolerance": 1e-4, "t_min": 0.05, "bound": True}
+    keys = [sampling.image_keys(jax.random.key(seed), np.arange(3)) for seed in (0, 1)]
+    found, again = (model.bits(jax.numpy.asarray(images), each, **options) for each in keys)
+    x = np.asarray(model.from_images(images, jax.random.key(0)))
+    noise = (x + 1) / 2 * 17 - images
+    assert -1e-5 <= noise.min() < noise.max() <= 1 + 1e-5
     alpha, var = float(sde.alpha(0.05)), float(sde.var(0.05))
     logp = scipy.stats.norm.logpdf(x, alpha * 0.1, np.sqrt(alpha**2 * 0.25 + var))
-    nats = logp.sum((1, 2, 3)) + 64 * np.log(2 / 17) - log_q
-    np.testing.assert_allclose(found["bpd"], -nats / 64 / np.log(2), atol=2e-3)
-    assert (found["probe_stderr"] == 0).all()
-    assert (np.abs(found["solver_error"]) < 1e-2).all()
+    nats = logp.sum((1, 2, 3)) + 64 * np.log(2 / 17)
+    np.testing.assert_allclose(found.bpd, -nats / 64 / np.log(2), atol=2e-3)
+    assert (found.probe_stderr == 0).all()
+    assert (np.abs(found.solver_error) < 1e-2).all()
     # The bound is near, as the score is exact; its estimate is random.
-    np.testing.assert_allclose(found["bound"], found["bpd"], atol=1)
-    assert (found["bound"] != again["bound"]).all()
+    np.testing.assert_allclose(found.bound, found.bpd, atol=1)
+    assert (found.bound != again.bound).all()
 
 
 def test_errors_due_to_the_probes():
@@ -528,13 +516,13 @@ def test_sampling_resumes_after_it_is_killed(tmp_path, monkeypatch):
     """
     experiment, calls = Experiment(config(**{"eval.batch_size": 4})), []
 
-    def sample_images(params, first, count):
+    def draw_images(model, first, count):
         calls.append((first, count))
         numbers = np.arange(first, first + count, dtype=np.uint8)
         images = np.tile(numbers[:, None, None, None], (1, 8, 8, 1))
         return Samples(images, np.full(count, 5), np.zeros((0, count)), np.zeros(count))
 
-    monkeypatch.setattr(experiment, "sample_images", sample_images)
+    monkeypatch.setattr(experiment, "draw_images", draw_images)
     contexts = [Context(experiment, {}, tmp_path / name) for name in ("whole", "killed")]
     for context in contexts:
         context.folder.mkdir()
@@ -567,14 +555,14 @@ def test_memory_and_open_files_do_not_grow_with_the_number_of_rounds(tmp_path, m
     """60 rounds of 6 MB in total need the memory of few rounds, and 20 open files."""
     count, shape = 60, (8, 64, 64, 3)
 
-    def sample_images(params, first, size):
+    def draw_images(experiment, model, first, size):
         images = np.full(shape, first % 256, np.uint8)
         return Samples(images, np.full(8, 5), np.zeros((0, 8)), np.zeros(8))
 
     def extract(images):
         return Features(images[:, :2, 0, 0].astype(np.float32), None)
 
-    monkeypatch.setattr(Experiment, "sample_images", lambda self, *inputs: sample_images(*inputs))
+    monkeypatch.setattr(Experiment, "draw_images", draw_images)
     monkeypatch.setattr(sample_quality, "measure", lambda paths, *_: {"paths": paths})
     prepared = sample_quality.Prepared(Extractor("kind", "0", "", extract), None)
     changes = {"eval.batch_size": 8, "eval.num_samples": 8}
@@ -604,7 +592,8 @@ def test_images_depend_on_seed_and_number_alone(experiment, evaluated):
     """They differ between batch sizes and device counts by at most one gray level of 17."""
     params = jax.device_get(evaluated[2][1])
     two = experiment.draw_images(experiment.trained_model(params), 0, 24).x.astype(int)
-    eight = Experiment(config(), jax.devices()).sample_images(params, 2, 3).x
+    other = Experiment(config(), jax.devices())
+    eight = other.draw_images(other.trained_model(params), 2, 3).x
     assert np.abs(two[2:5] - eight).max() <= 16
     assert np.abs(two[0] - two[1]).max() > 30
 

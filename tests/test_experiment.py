@@ -9,6 +9,7 @@ import train_state
 import experiment as experiments
 import losses
 import sharding
+from configs import purposes
 from experiment import Experiment
 from runs import claim
 from runs.checkpoints import SNAPSHOTS, Checkpoints
@@ -17,9 +18,9 @@ from tests import tiny
 
 def test_each_purpose_and_seed_has_its_own_key():
     both = [Experiment(tiny.config(seed=seed)) for seed in (0, 1)]
-    keys = [each.key(purpose) for each in both for purpose in experiments.PURPOSES]
+    keys = [each.key(purpose) for each in both for purpose in purposes.PURPOSES]
     data = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}
-    assert len(data) == 2 * len(experiments.PURPOSES)
+    assert len(data) == 2 * len(purposes.PURPOSES)
 
 
 def test_splits():

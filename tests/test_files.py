@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-import json
 import os
 import pwd
 import socket
@@ -12,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.numpy
-from auxiliary import fitting
 
 import runs
 from errors import InputError, brief, cache_folder, expand_home, printable
@@ -94,12 +91,6 @@ def without_home(tmp_path, monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", fail)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path / f"score_sde-{os.getuid()}"
-
-
-def test_paths_below_the_home_directory(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/user")
-    found = [str(expand_home(path, "--flag")) for path in ("~", "~/a", "a/~", "./~/a", "")]
-    assert found == ["/home/user", "/home/user/a", "a/~", "~/a", "."]
 
 
 def test_a_home_directory_that_is_unknown(without_home):
@@ -409,62 +400,3 @@ def test_headers_of_npy_files(version):
     np.lib.format.write_array(stream, np.zeros((2, 3), np.uint8), version=version)
     stream.seek(0)
     assert files.read_header(stream) == ((2, 3), np.dtype(np.uint8), "C")
-
-
-# --- parameters -----------------------------------------------------------------------------------
-
-TREE = {"a": np.arange(6, dtype=np.float32), "b": {"c": np.ones((2, 2), np.float32)}}
-
-
-def test_changed_parameters_are_noticed(tmp_path, caplog):
-    path = tmp_path / "a.safetensors"
-    runs.save_tree(path, TREE, DEPENDS, 7)
-    tree, step = runs.load_tree(path, TREE, DEPENDS)
-    assert (tree["a"].tolist(), step) == (TREE["a"].tolist(), 7)
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(InputError, match="a.safetensors is damaged: its arrays do not have the"):
-        runs.read_tree(path, TREE)
-    assert runs.load_tree(path, TREE, DEPENDS) is None
-    assert "a.safetensors is damaged" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("tree", "metadata", "message"),
-    [
-        ({"a": np.full(2, np.nan)}, {"step": "1"}, "has values that are not finite"),
-        ({"a": np.zeros(3)}, {"step": "1"}, "holds another network"),
-        ({"a": np.zeros(2)}, {"step": "x"}, "its settings cannot be read"),
-        ({"a": np.zeros(2)}, {"step": "1", "settings": "[]"}, "its settings cannot be read"),
-        ({"a": np.zeros(2)}, {"step": "1", "settings": "{"}, "its settings cannot be read"),
-        ({"a": np.zeros(2)}, {}, "its settings cannot be read"),
-    ],
-)
-def test_parameters_that_are_damaged(tmp_path, tree, metadata, message):
-    path = tmp_path / "a.safetensors"
-    safetensors.numpy.save_file(tree, path, metadata)
-    with pytest.raises(InputError, match=f"a.safetensors .*{message}"):
-        runs.read_tree(path, {"a": np.zeros(2)})
-
-
-def test_parameters_with_another_description(tmp_path):
-    runs.save_tree(tmp_path / "a.safetensors", TREE, DEPENDS, 7)
-    assert runs.load_tree(tmp_path / "a.safetensors", TREE, DEPENDS | {"step": 4}) is None
-
-
-def test_files_of_older_versions_have_no_checksum(tmp_path):
-    path = tmp_path / "a.safetensors"
-    metadata = {"step": "1", "settings": json.dumps(DEPENDS)}
-    safetensors.numpy.save_file({"a": np.zeros(2)}, path, metadata)
-    assert runs.read_tree(path, {"a": np.zeros(2)})[1] == DEPENDS
-
-
-@pytest.mark.parametrize("content", [b"", b"\x00" * 100, None])
-def test_damaged_parameters_must_be_trained_again(tmp_path, content):
-    path = tmp_path / "classifier.safetensors"
-    runs.save_tree(path, TREE, {}, 1)
-    path.write_bytes(path.read_bytes()[:-8] + bytes(8) if content is None else content)
-    message = "classifier.safetensors .* Train it again, with --mode=train_classifier"
-    with pytest.raises(InputError, match=message):
-        fitting.load(path, TREE, "train_classifier", {})

@@ -18,6 +18,7 @@ from readers import arrays, cache, folders, image_files, preprocessing
 from readers.folders import Index
 from readers.pictures import BACKGROUND
 from tests import examples, tiny
+from tests.refusal import refused
 
 
 @pytest.fixture(autouse=True)
@@ -68,10 +69,7 @@ def test_splits_and_classes(folder):
     for images, grey_levels in zip((train, test), values):
         np.testing.assert_array_equal(images.labels, grey_levels >= 100)
     assert len(datasets.load(config(folder, num_classes=2).data, "train")) == len(train)
-    with pytest.raises(
-        InputError, match="data.num_classes = 1, but the labels of data.dataset go from 0 to 1"
-    ):
-        datasets.load(config(folder, num_classes=1).data, "train")
+    refused("data.num_classes = 1", datasets.load, config(folder, num_classes=1).data, "train")
     # Held-out files remain held out when others are added.
     write(folder / "cats" / "new.png", np.zeros((8, 8, 3), np.uint8))
     again = datasets.load(config(folder).data, "test")
@@ -188,14 +186,7 @@ def test_an_index_without_changes_is_not_written_again(folder, monkeypatch):
 )
 def test_home_directories_that_are_unknown(dataset):
     message = "data.path = '~no_such_user/x': the home directory '~no_such_user' is unknown"
-    with pytest.raises(InputError, match=message):
-        datasets.load(config("~no_such_user/x", dataset).data, "train")
-
-
-def test_inspection_of_an_unknown_home_directory(tmp_path):
-    c = tiny.config(**{"data.dataset": "folder", "data.path": "~no_such_user/x"})
-    with pytest.raises(InputError, match="home directory '~no_such_user' is unknown"):
-        inspection.inspect(c, str(tmp_path))
+    refused(message, datasets.load, config("~no_such_user/x", dataset).data, "train")
 
 
 def test_a_cache_that_cannot_be_written(folder, monkeypatch):
@@ -230,32 +221,24 @@ def held_out(folder) -> list[str]:
     return [names[i] for i in folders.members(names, "test", 0.25)]
 
 
+def two_images(path):
+    for name in ("a.png", "b.png"):
+        write(path / name, np.zeros((8, 8), np.uint8))
+
+
 @pytest.mark.parametrize(
     ("make", "fields", "message"),
     [
-        (lambda path: path.mkdir(), {}, "contains no readable image .* for the split 'train'"),
-        (
-            lambda path: path.write_text(""),
-            {},
-            "is not a folder; name one with --config.data.path=DIR",
-        ),
-        (lambda path: None, {"path": ""}, "data.dataset = 'folder' requires the folder of the im"),
-        (
-            lambda path: write(path / "a.png", np.zeros((8, 8), np.uint8)),
-            {"held_out": 1.0},
-            "data.held_out = 1.0 must",
-        ),
-        (
-            lambda path: [write(path / n, np.zeros((8, 8), np.uint8)) for n in ("a.png", "b.png")],
-            {"num_channels": 2},
-            "data.num_channels = 2 must",
-        ),
+        (lambda path: path.mkdir(), {}, "no readable image .* for the split 'train'"),
+        (lambda path: path.write_text(""), {}, "is not a folder"),
+        (lambda path: None, {"path": ""}, "data.dataset = 'folder' requires"),
+        (two_images, {"held_out": 1.0}, "data.held_out = 1.0 must"),
+        (two_images, {"num_channels": 2}, "data.num_channels = 2 must"),
     ],
 )
 def test_folders_without_usable_images_are_errors(tmp_path, make, fields, message):
     make(tmp_path / "x")
-    with pytest.raises(InputError, match=message):
-        datasets.load(config(tmp_path / "x", **fields).data, "train")
+    refused(message, datasets.load, config(tmp_path / "x", **fields).data, "train")
 
 
 def test_threads_do_not_change_batches(folder, monkeypatch):
@@ -282,69 +265,38 @@ def test_arrays(tmp_path):
     pixels, labels = examples.images(20, 8, 8), np.arange(20)
     np.save(tmp_path / "a.npy", pixels)
     np.savez(tmp_path / "b.npz", images=pixels[..., None], labels=labels)
-    np.savez(
-        tmp_path / "c.npz",
-        train_images=pixels[:15],
-        test_images=pixels[15:],
-        train_labels=labels[:15],
-    )
+    images = {"train_images": pixels[:15], "test_images": pixels[15:]}
+    np.savez(tmp_path / "c.npz", **images, train_labels=labels[:15])
     for name in ("a.npy", "b.npz", "c.npz"):
-        train, test = (
-            datasets.load(config(tmp_path / name, "array", num_channels=1).data, s)
-            for s in ("train", "test")
-        )
-        everything = np.concatenate(
-            [images.pixels[np.arange(len(images))] for images in (train, test)]
-        )
+        c = config(tmp_path / name, "array", num_channels=1).data
+        train, test = (datasets.load(c, split) for split in ("train", "test"))
+        everything = np.concatenate([images.pixels[:] for images in (train, test)])
         assert sorted(everything[..., 0].tolist()) == sorted(pixels.tolist())
         if name != "a.npy":
             np.testing.assert_array_equal(pixels[train.labels], train.pixels[:][..., 0])
         assert (test.labels is None) == (name != "b.npz")
 
 
+REAL = {"value_range": (0.0, 1.0)}
+
+
 @pytest.mark.parametrize(
     ("array", "fields", "message"),
     [
-        (
-            np.zeros((3, 8)),
-            {},
-            r"contains float64 of shape \(3, 8\); images must be numbers of shape \(N, H, W, C\) o",
-        ),
-        (
-            np.linspace(-2, 3, 192).reshape(3, 8, 8),
-            {},
-            r"the range of the data, as in --config.data.value_range='\(-2.0, 3.0\)'",
-        ),
-        (
-            np.full((3, 8, 8), np.nan),
-            {"value_range": (0.0, 1.0)},
-            "contains values that are not finite",
-        ),
-        (
-            np.full((3, 8, 8), 2.0),
-            {"value_range": (0.0, 1.0)},
-            "from 2 to 2, beyond data.value_range",
-        ),
+        (np.zeros((3, 8)), {}, r"float64 of shape \(3, 8\)"),
+        (np.linspace(-2, 3, 192).reshape(3, 8, 8), {}, r"data.value_range='\(-2.0, 3.0\)'"),
+        (np.full((3, 8, 8), np.nan), REAL, "not finite"),
+        (np.full((3, 8, 8), 2.0), REAL, "from 2 to 2, beyond data.value_range"),
         (np.zeros((3, 9, 8), np.uint8), {}, r"have shape \(9, 8, 1\); data.image_size = 8"),
-        (
-            np.array([{}]),
-            {},
-            "cannot be read as .npy or .npz: it contains pickled Python objects, which are not",
-        ),
-        (np.zeros((9, 8, 3), np.uint8), {}, r"contains a single image of shape \(9, 8, 3\); the"),
+        (np.array([{}]), {}, "pickled Python objects"),
+        (np.zeros((9, 8, 3), np.uint8), {}, r"a single image of shape \(9, 8, 3\)"),
+        (np.zeros((3, 8, 8), np.uint8), {"held_out": 0.999}, "no images of the split 'train'"),
     ],
 )
 def test_arrays_that_do_not_fit_are_errors(tmp_path, array, fields, message):
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
-    with pytest.raises(InputError, match=message):
-        datasets.load(config(tmp_path / "a.npy", "array", num_channels=1, **fields).data, "train")
-
-
-def test_a_split_without_images_is_an_error(tmp_path):
-    np.save(tmp_path / "a.npy", np.zeros((3, 8, 8), np.uint8))
-    c = config(tmp_path / "a.npy", "array", num_channels=1, held_out=0.999)
-    with pytest.raises(InputError, match="'array' has no images of the split 'train'"):
-        datasets.load(c.data, "train")
+    c = config(tmp_path / "a.npy", "array", num_channels=1, **fields)
+    refused(message, datasets.load, c.data, "train")
 
 
 @pytest.mark.parametrize("dataset", ["array", "folder", "ffhq", "CIFAR10", "fashion_mnist"])
@@ -354,9 +306,7 @@ def test_a_split_without_images_is_an_error(tmp_path):
 )
 def test_paths_that_are_no_files_are_errors(tmp_path, dataset, make):
     make(tmp_path / "x")
-    with pytest.raises(InputError, match=str(tmp_path / "x")) as caught:
-        datasets.load(config(tmp_path / "x", dataset).data, "train")
-    assert "\n" not in str(caught.value)
+    refused(str(tmp_path / "x"), datasets.load, config(tmp_path / "x", dataset).data, "train")
 
 
 def test_folders_with_entries_that_are_no_images(folder, caplog, monkeypatch):
@@ -428,8 +378,7 @@ def test_a_damaged_cache_is_computed_again(tmp_path):
 
 def test_names_of_arrays(tmp_path):
     np.savez(tmp_path / "b.npz", a=np.zeros(3), b=np.zeros(3))
-    with pytest.raises(InputError, match="b.npz contains a, b; name the array 'images'"):
-        arrays.read("train", config(tmp_path / "b.npz", "array").data)
+    refused("a, b; name", arrays.read, "train", config(tmp_path / "b.npz", "array").data)
 
 
 @pytest.mark.parametrize("centered", [True, False])
@@ -495,12 +444,12 @@ def test_inspection(folder, tmp_path, capsys):
 def test_inspection_checks_the_network(tmp_path, capsys):
     """Its levels must divide the images; a line tells if none of them has self-attention."""
     changes = {"data.dataset": "noise", "model.ch_mult": (1, 1), "model.attn_resolutions": (16,)}
-    with pytest.raises(InputError, match="data.image_size = 13 cannot be halved 1 times"):
-        inspection.inspect(tiny.config(**changes, **{"data.image_size": 13}), str(tmp_path / "w"))
+    changes["data.image_size"] = 13
+    refused("image_size = 13", inspection.inspect, tiny.config(**changes), str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
-    inspection.inspect(tiny.config(**changes, **{"data.image_size": 12}), str(tmp_path))
+    inspection.inspect(tiny.config(**changes | {"data.image_size": 12}), str(tmp_path))
     assert "levels of the network have the sides 12, 6, so that none has" in capsys.readouterr().out
-    inspection.inspect(tiny.config(**changes, **{"data.image_size": 32}), str(tmp_path))
+    inspection.inspect(tiny.config(**changes | {"data.image_size": 32}), str(tmp_path))
     assert "self-attention" not in capsys.readouterr().out
 
 
@@ -524,18 +473,8 @@ def test_no_picture_unless_both_splits_can_be_read(tmp_path, monkeypatch):
         return load(config, split)
 
     monkeypatch.setattr(datasets, "load", fail)
-    with pytest.raises(InputError, match="no training images"):
-        inspection.inspect(tiny.config(), str(tmp_path / "w"))
+    refused("no training images", inspection.inspect, tiny.config(), str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
-
-
-def test_contact_sheets_show_few_grey_levels_in_full(tmp_path):
-    """The digits have 17 grey levels; the largest one is white."""
-    inspection.inspect(tiny.config(), str(tmp_path))
-    picture = np.asarray(Image.open(tmp_path / "data" / "train.png"))
-    cells = picture[8::68, 8::68][:10, :10, 0]  # The first pixel of each image.
-    assert picture[4:68, 4:68].max() == 255
-    assert cells.max() < 100
 
 
 def test_contact_sheets_of_few_grey_levels(tmp_path):

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 import datasets
-import experiment
 import pretrained
+import samplers
 import sampling
 import solvers
 from benchmarks import guidance as benchmark
-from configs import default
+from configs import default, parts
 from controllable import guidance
 from errors import InputError
 from experiment import Experiment
@@ -175,8 +175,8 @@ SAMPLERS = {
 def test_guidance_with_every_sampler(name):
     """Each image belongs to the component of its class, and evaluations are counted."""
     config = default.complete(tiny.config(**SAMPLERS[name], **{"model.num_scales": 100}))
-    sde, classes, interval = experiment.make_sde(config), jnp.arange(12) % 3, (0.05, 2.0)
-    sampler = experiment.make_sampler(config, sde)
+    sde, classes, interval = parts.make_sde(config), jnp.arange(12) % 3, (0.05, 2.0)
+    sampler = parts.make_sampler(config, sde)
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(12))
     prior = sampling.prior_sample(keys, sde, (12, 2, 2, 1))
 
@@ -216,8 +216,8 @@ def test_evaluations():
     assert count(scale=2.0) == [2, 2, 2]
     assert count(scale=1.0) == [1, 1, 1]
     with_classifier = guidance.classifier(None, None, t, sde, scale=2.0)
-    assert guidance.evaluations(with_classifier, t).tolist() == [1, 1, 1]
-    assert guidance.evaluations(lambda x, t: x, t).tolist() == [1, 1, 1]
+    assert samplers.evaluations(with_classifier, t).tolist() == [1, 1, 1]
+    assert samplers.evaluations(lambda x, t: x, t).tolist() == [1, 1, 1]
 
 
 # --- class-conditional networks -----------------------------------------------------------------
@@ -229,11 +229,7 @@ def conditional():
     experiment = Experiment(
         tiny.config(**CONDITIONAL, **{"sampling.method": "solver", "sampling.num_steps": 3})
     )
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda a: 0.1 * rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params
-    )
-    return experiment, params
+    return experiment, tiny.random_params(experiment)
 
 
 def test_scores_depend_on_the_class(conditional):
@@ -248,7 +244,7 @@ def test_scores_depend_on_the_class(conditional):
 
 def test_hidden_classes(conditional):
     labels = jnp.arange(10_000) % 10
-    hidden = conditional[0].hide_classes(jax.random.key(0), labels)
+    hidden = conditional[0].drop_labels(jax.random.key(0), labels)
     assert float((hidden == 10).mean()) == pytest.approx(0.1, abs=0.01)
     assert (hidden[hidden < 10] == labels[hidden < 10]).all()
 
@@ -297,35 +293,26 @@ def test_ddpm_has_class_embeddings():
     config.data.update(image_size=8, num_classes=4)
     config.model.update(nf=32, ch_mult=(1,), num_res_blocks=1)
     network = building.abstract_network(
-        lambda: experiment.make_network(default.complete(config), Rngs(jax.random.key(0)))
+        lambda: parts.make_network(default.complete(config), Rngs(jax.random.key(0)))
     )
     assert network.class_embedding.embedding.shape == (5, 128)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"data.num_classes": 3, "guidance.classes": (3,)},
-            "guidance.classes has 3; with data.num_classes = 3 .* 0 .. 2",
-        ),
-        (
-            {"guidance.classes": (1, 10)},
-            "guidance.classes has 10; with classifier.num_classes = 10",
-        ),
-        ({"guidance.classes": (0.5,)}, r"guidance.classes = \(0.5,\) must be a tuple"),
-        ({"guidance.scale": -1.0}, "guidance.scale = -1.0 must be"),
-        ({"guidance.scale": float("nan")}, "guidance.scale = nan must be"),
-        ({"guidance.interval": (3.0, 1.0)}, "guidance.interval = .* the lower one first"),
-        ({"guidance.interval": (3.0,)}, r"guidance.interval = \(3.0,\) must be a tuple of 2"),
-        ({"data.num_classes": -1}, "data.num_classes = -1 must be an integer from 0"),
-        (
-            {"data.num_classes": 10, "model.class_dropout": 1.5},
-            "model.class_dropout = 1.5 must be a finite number, at least 0 and at most 1",
-        ),
-        ({"data.num_classes": 10, "model.conditional": False}, "needs model.conditional = True"),
-    ],
-)
+INVALID = [
+    ({"data.num_classes": 3, "guidance.classes": (3,)}, "guidance.classes has 3; .* 0 .. 2"),
+    ({"guidance.classes": (1, 10)}, "guidance.classes has 10; with classifier.num_classes = 10"),
+    ({"guidance.classes": (0.5,)}, r"guidance.classes = \(0.5,\) must be"),
+    ({"guidance.scale": -1.0}, "guidance.scale = -1.0 must be"),
+    ({"guidance.scale": float("nan")}, "guidance.scale = nan must be"),
+    ({"guidance.interval": (3.0, 1.0)}, "guidance.interval = .* the lower one first"),
+    ({"guidance.interval": (3.0,)}, r"guidance.interval = \(3.0,\) must be"),
+    ({"data.num_classes": -1}, "data.num_classes = -1 must be"),
+    ({"data.num_classes": 10, "model.class_dropout": 1.5}, "model.class_dropout = 1.5 must be"),
+    ({"data.num_classes": 10, "model.conditional": False}, "needs model.conditional = True"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), INVALID)
 def test_invalid_values(changes, message):
     with pytest.raises(InputError, match=message):
         Experiment(tiny.config(**changes))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from errors import InputError
 from experiment import Experiment
 from metrics import features, inception_weights
 from models import inception
 from tests import reference, tiny
+from tests.refusal import refused
 
 RECORD = "inception_io"
 MISSING = "not installed (requirements-dev.txt)"
@@ -124,8 +124,7 @@ def test_pytorch_files(weights, tmp_path, monkeypatch):
 def test_files_with_other_content_are_errors(tmp_path):
     named = tmp_path / inception_weights.FILE
     named.write_bytes(b"<html>")
-    with pytest.raises(InputError, match=r"SHA-256 begins with \w{8} instead of 6726825d"):
-        inception_weights.read(named)
+    refused(r"SHA-256 begins with \w{8} instead of 6726825d", inception_weights.read, named)
     names = reference.notes(RECORD)["names"]
     first = {name: np.zeros(names[name]) for name in names if name.startswith("Conv2d_1a")}
     wrong = {"Conv2d_1a_3x3.conv.weight": np.zeros((32, 3, 3, 5))}
@@ -135,8 +134,7 @@ def test_files_with_other_content_are_errors(tmp_path):
         (first, r"Conv2d_2a_3x3\.\S+, which the network has with shape \S+, is not in the file"),
     ):
         safetensors.numpy.save_file(tensors, path)
-        with pytest.raises(InputError, match=words):
-            inception_weights.read(path)
+        refused(words, inception_weights.read, path)
 
 
 def test_search_for_the_weights(tmp_path, monkeypatch):
@@ -149,13 +147,11 @@ def test_search_for_the_weights(tmp_path, monkeypatch):
         ((folder,), r"not at eval.inception_path = '\S*cache'\. They"),
         (("~no_such_user",), "eval.inception_path = '~no_such_user': the home"),
     ):
-        with pytest.raises(InputError, match=words):
-            inception_weights.find(*arguments)
+        refused(words, inception_weights.find, *arguments)
     folder.mkdir()
     file = folder / inception_weights.FILE
     file.touch()
     for arguments in ((), (folder,), (file,), ("~/cache",)):
         assert inception_weights.find(*arguments) == file
     changes = {"data.num_channels": 2}
-    with pytest.raises(InputError, match="of 1 or 3 channels, but data.num_channels = 2"):
-        features.make_extractor(experiment(file, **changes), tmp_path)
+    refused("data.num_channels = 2", features.make_extractor, experiment(file, **changes), tmp_path)

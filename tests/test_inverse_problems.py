@@ -123,50 +123,37 @@ def test_colorization_starts_from_the_measurement_unless_official():
 # --- Gaussian data, whose posterior is known ----------------------------------------------------
 
 
-@pytest.mark.parametrize("noise_std", [0.0, 0.2])
-@pytest.mark.parametrize(
-    ("sde", "name"), zip(("ve", "vp", "subvp", "ve"), gaussian_posterior.OPERATORS)
-)
-def test_moment_matching_is_exact_for_gaussian_data(sde, name, noise_std):
-    """20 steps of DEIS give the posterior of correlated data, with and without noise in y."""
-    errors = measure(
-        SDES[sde], "correlated", name, noise_std, "moment_matching", steps=20, iterations=16
-    )
-    assert errors.mean < 3 * errors.floor + 0.02
-    assert errors.covariance < 0.06
+MATCHING = {"iterations": 16}
+GUIDED = {"prior_std": gaussian_posterior.STD}
+EXACT = [
+    *(("moment_matching", "correlated", SDES[sde], name, noise, 20, MATCHING)
+      for sde, name in zip(("ve", "vp", "subvp", "ve"), gaussian_posterior.OPERATORS)
+      for noise in (0.0, 0.2)),
+    # A network trained as EDM or by flow matching has the same posterior.
+    *(("moment_matching", "correlated", sde, "mask", 0.2, 20, MATCHING)
+      for sde in (CosineSDE(), EDMSDE(), RectifiedFlow())),
+    *(("pigdm", "isotropic", SDES["vp"], "dense", noise, 20, GUIDED) for noise in (0.0, 0.2)),
+    # The coefficients of isotropic data are independent.
+    *(("projection", "isotropic", SDES["ve"], "mask", noise, 150, {}) for noise in (0.0, 0.2)),
+    # With one step of the flow, m is E[x_0 | x_t], and the approximation of x_0 is exact.
+    *(("daps", "isotropic", sde, "block_mean", noise, 40, {"flow_steps": 1, **GUIDED})
+      for sde in SDES.values() for noise in (0.0, 0.2)),
+]  # fmt: skip
+BOUNDS = {
+    "moment_matching": (0.02, 0.06),
+    "pigdm": (0.01, 0.1),
+    "projection": (0.02, 0.1),
+    "daps": (0, 0.1),  # The Monte-Carlo error of the covariance is about 0.09.
+}
 
 
-@pytest.mark.parametrize(
-    "sde", [CosineSDE(), EDMSDE(), RectifiedFlow()], ids=lambda s: type(s).__name__
-)
-def test_moment_matching_with_later_sdes(sde):
-    """A network trained as EDM or by flow matching has the same posterior."""
-    errors = measure(sde, "correlated", "mask", 0.2, "moment_matching", steps=20, iterations=16)
-    assert errors.mean < 3 * errors.floor + 0.02
-    assert errors.covariance < 0.06
-
-
-@pytest.mark.parametrize("noise_std", [0.0, 0.2])
-def test_pigdm_is_exact_for_isotropic_data(noise_std):
-    errors = measure(
-        SDES["vp"],
-        "isotropic",
-        "dense",
-        noise_std,
-        "pigdm",
-        steps=20,
-        prior_std=gaussian_posterior.STD,
-    )
-    assert errors.mean < 3 * errors.floor + 0.01
-    assert errors.covariance < 0.1
-
-
-@pytest.mark.parametrize("noise_std", [0.0, 0.2])
-def test_projection_is_exact_for_isotropic_data(noise_std):
-    """The coefficients of isotropic data are independent."""
-    errors = measure(SDES["ve"], "isotropic", "mask", noise_std, "projection", steps=150)
-    assert errors.mean < 3 * errors.floor + 0.02
-    assert errors.covariance < 0.1
+@pytest.mark.parametrize(("method", "kind", "sde", "name", "noise", "steps", "options"), EXACT)
+def test_methods_that_are_exact(method, kind, sde, name, noise, steps, options):
+    """They give the posterior of Gaussian data, with and without noise in y."""
+    errors = measure(sde, kind, name, noise, method, steps=steps, **options)
+    mean, covariance = BOUNDS[method]
+    assert errors.mean < 3 * errors.floor + mean
+    assert errors.covariance < covariance
 
 
 def conditional_score(sde, covariance, matrix, measurement, x, t):
@@ -255,16 +242,20 @@ def test_ill_conditioned_operators(make, parameter, noise_std):
     check_guided_scores(operator, matrix, noise_std, [(SDES["vp"], 0.3)], GUIDES[1:])
 
 
-# Bounds of the error of the mean for correlated data; measured: 0.29, 0.10 and 0.04 to 0.12.
-BIASED = {"projection": (0.2, 0.4), "dps": (0.05, 0.2), "ddrm": (0.02, 0.2)}
+# Bounds of the error of the mean for correlated data; measured: 0.29, 0.10, 0.04 to 0.12 and 0.12.
+BIASED = [
+    *(("projection", sde, 150, {}, (0.2, 0.4)) for sde in ("ve", "vp")),
+    *(("dps", sde, 150, {"scale": 0.5}, (0.05, 0.2)) for sde in ("ve", "vp")),
+    *(("ddrm", sde, 150, {}, (0.02, 0.2)) for sde in ("ve", "vp")),
+    ("daps", "vp", 100, {}, (0.05, 0.15)),
+]
 
 
-@pytest.mark.parametrize("sde", ["ve", "vp"])
-@pytest.mark.parametrize("method", BIASED)
-def test_bias_of_the_others(method, sde):
-    """The bias of the other methods is present, bounded, and similar for the VE and VP SDEs."""
-    errors = measure(SDES[sde], "correlated", "mask", 0.0, method, steps=150, scale=0.5)
-    assert BIASED[method][0] < errors.mean < BIASED[method][1]
+@pytest.mark.parametrize(("method", "sde", "steps", "options", "bounds"), BIASED)
+def test_bias_of_the_others(method, sde, steps, options, bounds):
+    """It is present, bounded, and similar for the VE and VP SDEs."""
+    errors = measure(SDES[sde], "correlated", "mask", 0.0, method, steps=steps, **options)
+    assert bounds[0] < errors.mean < bounds[1]
     assert errors.covariance < 0.15
 
 

@@ -13,7 +13,8 @@ from commands import latents
 from errors import InputError
 from experiment import Experiment
 from runs import write_json
-from samplers import Samples
+from samplers import Sampler
+from samplers.results import to_samples
 from tests import tiny
 
 SOLVER = {"sampling.method": "solver", "sampling.solver": "heun", "sampling.num_steps": 20}
@@ -49,13 +50,16 @@ def test_measures_of_a_round_trip(tmp_path, monkeypatch):
     assert std > 4
     x = np.asarray(latents.load_images(experiment, latents.ENCODED))
 
-    def encode(params, x):
+    def encode(x, *, return_nfe, sampler):
         return 3 * std * x, jnp.full(len(x), 7)
 
-    def decode(params, z):
-        return (z / (3 * std) + 0.1).at[5, 1, 2].add(0.4), None
+    def decode(z, *, sampler):
+        return (z / (3 * std) + 0.1).at[5, 1, 2].add(0.4)
 
-    codec = latents.Codec(experiment, {}, tmp_path, encode, decode)
+    model = experiment.trained_model({})
+    monkeypatch.setattr(model, "encode", encode)
+    monkeypatch.setattr(model, "decode", decode)
+    codec = latents.Codec(experiment, model, tmp_path, {"sampler": "ode"})
     monkeypatch.setattr(latents, "load_codec", lambda config, workdir, number: codec)
     found = latents.encode(experiment.config, "")
     assert found["largest error"] == pytest.approx(0.5, rel=1e-4)
@@ -108,7 +112,9 @@ def test_spherical_interpolation():
 
 
 def test_invalid_requests(workdir, tmp_path):
-    with pytest.raises(InputError, match="draws noise; latent codes need one of"):
+    with pytest.raises(
+        InputError, match="'restart' does not follow the probability flow"
+    ):
         latents.encode(tiny.config(**SOLVER | {"sampling.solver": "restart"}), str(workdir))
     with pytest.raises(InputError, match="has no checkpoint_5; existing checkpoints: 3"):
         latents.encode(tiny.config(**SOLVER), str(workdir), 5)
@@ -127,17 +133,13 @@ def test_no_folder_without_images(workdir, tmp_path, monkeypatch):
     assert not (workdir / "latents").exists()
 
 
-def test_temperature_scales_the_prior():
+def test_temperature_scales_the_prior(monkeypatch):
+    """The sampler returns the states that it starts from."""
     priors = []
-
-    def solve(x):
-        priors.append(x)
-        return Samples(x, jnp.zeros(2), x[None], jnp.zeros(2, int))
-
+    loop = solvers.single(lambda x: to_samples(x, jnp.int32(0)))
     for temperature in (1.0, 0.5):
-        config = tiny.config(**{"sampling.temperature": temperature})
-        experiment = Experiment(config, jax.devices()[:1])
-        experiment.sampler = factory.Sampler(lambda keys, score: solvers.single(solve))
-        with jax.disable_jit():
-            experiment.sample(experiment.abstract_params, jnp.arange(2))
+        experiment = Experiment(tiny.config(**{"sampling.temperature": temperature}))
+        experiment.sampler = Sampler(lambda keys, score: loop, steps=1)
+        monkeypatch.setattr(experiment, "pixels", lambda x: x)
+        priors.append(experiment.draw_images(experiment.trained_model({}), 0, 2).x)
     np.testing.assert_allclose(priors[1], 0.5 * priors[0])

@@ -51,7 +51,7 @@ def test_recorded_networks(folder, kind):
     trained = reference.trained(folder, kind)
     experiment = reference.experiment(folder)
     score = compiled_score(folder)
-    sde, model = experiment.sde, experiment.model
+    sde, model = experiment.sde, experiment.score_model
     io = np.load(reference.find(f"{folder}/io_{kind}.npz"))
     x = io["x"].reshape(-1, *io["x"].shape[2:])
     t = io["t"].reshape(-1)

@@ -30,6 +30,7 @@ from pretrained.stored_parameters import export_params, load_params
 from pretrained.trained import Trained
 from runs.depends import flatten
 from tests import reference, tiny
+from tests.refusal import refused
 from tests.test_networks import SMALL
 
 FORMATS = {"flax": "checkpoint_7", "torch": "checkpoint_7.pth", "safetensors": "seven.safetensors"}
@@ -192,22 +193,17 @@ def test_files_of_the_moving_average(tmp_path):
     for path in paths.values():
         found = stored.get_config(str(path))
         assert flatten(found) == flatten(experiment.config)
-    with pytest.raises(InputError, match="needs a --target that ends in .safetensors, not 'a.pth'"):
-        pretrained.writer("a.pth", average_only=True)
+    refused("not 'a.pth'", pretrained.writer, "a.pth", average_only=True)
     large = trained._replace(ema=jax.tree.map(lambda a: a + 1e5, trained.ema))
     write = pretrained.writer(paths[True], average_only=True)
-    with pytest.raises(InputError, match="has values that float16 cannot hold"):
-        write(io.BytesIO(), large, experiment.network, experiment.config)
+    refused("float16", write, io.BytesIO(), large, experiment.network, experiment.config)
 
 
 @pytest.mark.parametrize("config", ["", "[1]", "{", "9" * 5000])
 def test_files_that_state_no_config(tmp_path, config):
     path = tmp_path / "m.safetensors"
     save_file({"ema/a": np.zeros(3, np.float32)}, path, {"step": "1", "config": config})
-    with pytest.raises(
-        InputError, match="m.safetensors (states no config|is damaged: its config is)"
-    ):
-        stored.get_config(str(path))
+    refused("m.safetensors (states no|is damaged: its) config", stored.get_config, str(path))
 
 
 def test_training_states_contain_everything_in_a_file():
@@ -345,10 +341,11 @@ def test_models_of_diffusers(tmp_path, make):
     x = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3)) * 5
     t = jnp.array([0.2, 0.9]) if experiment.num_scales is None else jnp.array([17, 801]) / 999
     score = jax.jit(lambda params, x, t: experiment.score(params)(x, t))(trained.ema, x, t)
-    label = experiment.model.label(t)
+    label = experiment.score_model.label(t)
     with torch.no_grad():
         raw = model(torch.tensor(np.moveaxis(x, -1, 1)), torch.tensor(np.asarray(label))).sample
-    theirs = experiment.model.score_from_output(jnp.moveaxis(jnp.asarray(raw.numpy()), 1, -1), x, t)
+    outputs = jnp.moveaxis(jnp.asarray(raw.numpy()), 1, -1)
+    theirs = experiment.score_model.score_from_output(outputs, x, t)
     assert reference.image_error(score, theirs) < 1e-5
 
 
@@ -383,22 +380,26 @@ def test_diffusers_folders(tmp_path, old_names):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        ({"norm_eps": 1e-5}, "norm_eps: 1e-05 in the file, 1e-06 required"),
-        (
-            {"block_out_channels": (32, 96)},
-            "block_out_channels: [32, 96] in the file, [32, 64] required",
-        ),
-        ({"downsample_padding": 1}, "downsample_padding: 1 in the file, 0 required"),
-        ({"attention_head_dim": 8}, "attention_head_dim: 8 in the file, None required"),
-        ({"num_class_embeds": 10}, "num_class_embeds: 10 in the file, None required"),
+        {"norm_eps": 1e-5},
+        {"block_out_channels": (32, 96)},
+        {"downsample_padding": 1},
+        {"attention_head_dim": 8},
+        {"num_class_embeds": 10},
+        {"norm_eps": "x"},
+        {"norm_eps": None},
+        {"norm_num_groups": []},
+        {"act_fn": {}},
     ],
 )
-def test_other_models_of_diffusers_are_errors(tmp_path, change, message):
+def test_other_models_of_diffusers_are_errors(tmp_path, change):
+    """The message has the field and the value in the file."""
     experiment, described = ddpm_experiment()
     write_unet(tmp_path / "m", experiment, described | change)
-    with pytest.raises(InputError, match=re.escape(message)):
+    ((field, value),) = change.items()
+    words = re.escape(f"{field}: {json.loads(json.dumps(value))!r}"[:60])
+    with pytest.raises(InputError, match=words):
         pretrained.read(tmp_path / "m", experiment.network, experiment.config)
 
 
@@ -430,18 +431,7 @@ def test_diffusers_indices_that_name_other_files_are_errors(tmp_path, entry):
     experiment, described = ddpm_experiment()
     write_unet(tmp_path / "m", experiment, described)
     shard(tmp_path / "m", lambda names: names.update({"conv_in.bias": entry}))
-    with pytest.raises(InputError, match="index.json lists .*; it may list only safetensors files"):
-        pretrained.read(tmp_path / "m", experiment.network, experiment.config)
-
-
-@pytest.mark.parametrize(
-    "change", [{"norm_eps": "x"}, {"norm_eps": None}, {"norm_num_groups": []}, {"act_fn": {}}]
-)
-def test_diffusers_configs_of_other_types_are_errors(tmp_path, change):
-    experiment, described = ddpm_experiment()
-    write_unet(tmp_path / "m", experiment, described | change)
-    with pytest.raises(InputError, match="describes another network than the config"):
-        pretrained.read(tmp_path / "m", experiment.network, experiment.config)
+    refused("index.json lists", read, tmp_path / "m", experiment)
 
 
 def test_configs_without_a_counterpart_in_diffusers_are_errors(tmp_path):
@@ -450,24 +440,16 @@ def test_configs_without_a_counterpart_in_diffusers_are_errors(tmp_path):
     c = experiment.config.copy_and_resolve_references()
     c.unlock()
     c.model.attend_after_each_up_block = False
-    with pytest.raises(
-        InputError,
-        match="model.attend_after_each_up_block = False is not in diffusers' UNet2DModel; True",
-    ):
-        pretrained.read(tmp_path / "m", experiment.network, c)
-    ncsn = reference.experiment("ve_ncsnv2_cifar10")
-    with pytest.raises(
-        InputError,
-        match="diffusers' UNet2DModel, model.name = 'ncsnv2_64' is unknown; known: ddpm, ncsnpp",
-    ):
-        pretrained.read(tmp_path / "m", ncsn.network, ncsn.config)
+    refused("attend_after_each_up_block", pretrained.read, tmp_path / "m", experiment.network, c)
+    other = reference.experiment("ve_ncsnv2_cifar10")
+    refused("model.name = 'ncsnv2_64'", read, tmp_path / "m", other)
 
 
 # --- files that do not fit ---
 
 
-def read(source):
-    experiment = reference.experiment(WITH_MOMENTS)
+def read(source, experiment=None):
+    experiment = experiment or reference.experiment(WITH_MOMENTS)
     return pretrained.read(source, experiment.network, experiment.config)
 
 
@@ -478,97 +460,62 @@ def flax_file(path, change):
     path.write_bytes(serialization.msgpack_serialize(state))
 
 
-def remove_bias(state):
-    del state["params_ema"]["Conv_0"]["bias"]
+REMOVED = object()
 
 
-def add_layer(state):
-    state["optimizer"]["target"]["Extra_0"] = {"bias": np.zeros(3, np.float32)}
-
-
-def widen_kernel(state):
-    state["params_ema"]["Conv_0"]["kernel"] = np.zeros((3, 3, 5, 4), np.float32)
-
-
-def remove_averages(state):
-    del state["params_ema"]
-
-
-def add_model_state(state):
-    state["model_state"] = {"batch_stats": np.zeros(3, np.float32)}
-
-
-def remove_moment(state):
-    del state["optimizer"]["state"]["param_states"]["Conv_0"]["bias"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (remove_bias, "Conv_0/bias, which the network has with shape (4,), is not in the file"),
-        (add_layer, "network has no parameter for Extra_0/bias, which has shape (3,) in the file"),
-        (
-            widen_kernel,
-            "Conv_0/kernel has shape (3, 3, 5, 4) in the file and (3, 3, 3, 4) in the network",
-        ),
-        (remove_averages, "it has no 'params_ema'"),
-        (add_model_state, "has a model_state with batch_stats"),
-        (remove_moment, "(its grad_ema) does not fit the config: Conv_0/bias"),
-    ],
-)
-def test_flax_files_that_do_not_fit_are_errors(tmp_path, change, message):
-    flax_file(tmp_path / "checkpoint_1", change)
-    with pytest.raises(InputError, match=re.escape(message)):
-        read(tmp_path / "checkpoint_1")
-
-
-def put(*keys, value):
-    """A change of a training state: the entry at `keys` becomes `value`."""
+def put(*keys, value=REMOVED):
+    """A change of a training state: the entry at `keys` becomes `value`, or is removed."""
 
     def change(state):
         for key in keys[:-1]:
             state = state[key]
-        state[keys[-1]] = value
+        if value is REMOVED:
+            del state[keys[-1]]
+        else:
+            state[keys[-1]] = value
 
     return change
 
 
 BIAS = ("params_ema", "Conv_0", "bias")
+MOMENTS = ("optimizer", "state", "param_states", "Conv_0", "bias")
 DAMAGED_FLAX = [
-    (put(*BIAS, value=np.full(4, np.nan, np.float32)), "Conv_0/bias has values that are not fin"),
-    (put(*BIAS, value=np.full(4, -np.inf)), "Conv_0/bias has values that are not finite numbers"),
-    (put(*BIAS, value=np.full(4, 1e300)), "Conv_0/bias has values that are not finite numbers"),
-    (put(*BIAS, value="text"), "Conv_0/bias is of type str; it must be an array of real numbers"),
-    (put(*BIAS, value=np.zeros(4, bool)), "Conv_0/bias is of type bool; it must be an array"),
-    (put(*BIAS, value=np.zeros(4, complex)), "it has an object that is no array of numbers"),
-    (put("params_ema", value="text"), "'params_ema' is a string instead of an object"),
-    (put("params_ema", value={1: np.zeros(3)}), "int is not allowed for map key"),
-    (put("params_ema", "\x1b[2J", value=np.zeros(3)), "has no parameter for \\x1b[2J, which has"),
-    (put("optimizer", value=np.zeros(3)), "'optimizer' is ndarray instead of an object"),
+    (put(*BIAS), "Conv_0/bias"),
+    (
+        put("optimizer", "target", "Extra_0", value={"bias": np.zeros(3, np.float32)}),
+        "Extra_0/bias",
+    ),
+    (put("params_ema", "Conv_0", "kernel", value=np.zeros((3, 3, 5, 4))), "shape (3, 3, 5, 4)"),
+    (put("params_ema"), "'params_ema'"),
+    (put("model_state", value={"batch_stats": np.zeros(3, np.float32)}), "batch_stats"),
+    (put(*MOMENTS), "(its grad_ema) does not fit the config: Conv_0/bias"),
+    (put(*MOMENTS, "grad_sq_ema", value=np.full(4, -1.0)), "second moments"),
+    (put(*BIAS, value=np.full(4, np.nan, np.float32)), "Conv_0/bias"),
+    (put(*BIAS, value=np.full(4, -np.inf)), "Conv_0/bias"),
+    (put(*BIAS, value=np.full(4, 1e300)), "Conv_0/bias"),
+    (put(*BIAS, value="text"), "Conv_0/bias is of type str"),
+    (put(*BIAS, value=np.zeros(4, bool)), "Conv_0/bias is of type bool"),
+    (put(*BIAS, value=np.zeros(4, complex)), "no array of numbers"),
+    (put("params_ema", value="text"), "'params_ema'"),
+    (put("params_ema", value={1: np.zeros(3)}), "int"),
+    (put("params_ema", "\x1b[2J", value=np.zeros(3)), "\\x1b[2J"),
+    (put("optimizer", value=np.zeros(3)), "'optimizer'"),
     (put("optimizer", "state", value={}), "'state' has no 'step'"),
-    (put("step", value=np.int32(-1)), "step is -1; it must be an integer from 0 to 1,000,000,000"),
-    (put("step", value=2 * 10**9), "step is 2000000000; it must be an integer from 0 to"),
-    (put("step", value=0.5), "step is 0.5; it must be an integer from 0 to"),
-    (put("step", value=float("nan")), "step is nan; it must be an integer from 0 to"),
-    (put("step", value="x"), "step is 'x'; it must be an integer from 0 to 1,000,000,000"),
-    (put("step", value=np.zeros(3)), "step is of type ndarray; it must be an integer"),
-    (put("ema_rate", value=2.0), "ema_rate is 2.0; it must be a number from 0 to 1"),
-    (put("optimizer", "state", "step", value=-1), "the optimizer's step is -1; it must be"),
+    (put("ema_rate", value=2.0), "ema_rate is 2.0"),
+    (put("optimizer", "state", "step", value=-1), "the optimizer's step is -1"),
+    *[
+        (put("step", value=value), f"step is {value!r}")
+        for value in (np.int32(-1).item(), 0.5, "x")
+    ],
+    *[(put("step", value=value), f"step is {value}") for value in (2 * 10**9, float("nan"))],
+    (put("step", value=np.zeros(3)), "step is of type ndarray"),
 ]
 
 
-@pytest.mark.parametrize(("change", "message"), DAMAGED_FLAX)
-def test_damaged_flax_files_are_errors(tmp_path, change, message):
+@pytest.mark.parametrize(("change", "words"), DAMAGED_FLAX)
+def test_damaged_flax_files_are_errors(tmp_path, change, words):
     flax_file(tmp_path / "checkpoint_1", change)
-    with pytest.raises(InputError, match=re.escape(message)):
-        read(tmp_path / "checkpoint_1")
-
-
-def test_negative_second_moments_are_errors(tmp_path):
-    keys = ("optimizer", "state", "param_states", "Conv_0", "bias", "grad_sq_ema")
-    flax_file(tmp_path / "checkpoint_1", put(*keys, value=np.full(4, -1.0)))
-    with pytest.raises(InputError, match="Adam's second moments have negative values"):
-        read(tmp_path / "checkpoint_1")
+    refused(re.escape(words), read, tmp_path / "checkpoint_1")
 
 
 @pytest.mark.parametrize(
@@ -578,8 +525,7 @@ def test_arrays_that_declare_more_than_the_file_are_errors(tmp_path, shape, dtyp
     array = msgpack.packb((shape, dtype, bytes(8)), use_bin_type=True)
     content = msgpack.packb({"step": msgpack.ExtType(1, array)}, use_bin_type=True)
     (tmp_path / "checkpoint_1").write_bytes(content)
-    with pytest.raises(InputError, match="checkpoint_1 is not a complete Flax msgpack file"):
-        read(tmp_path / "checkpoint_1")
+    refused("checkpoint_1 is not a complete Flax msgpack file", read, tmp_path / "checkpoint_1")
 
 
 @pytest.mark.parametrize(
@@ -592,13 +538,11 @@ def test_arrays_that_declare_more_than_the_file_are_errors(tmp_path, shape, dtyp
 )
 def test_only_regular_files_are_read(tmp_path, make, message):
     make(tmp_path / "checkpoint_1")
-    with pytest.raises(InputError, match=f"--source = '.*checkpoint_1' {message}"):
-        read(tmp_path / "checkpoint_1")
+    refused(f"--source = '.*checkpoint_1' {message}", read, tmp_path / "checkpoint_1")
     folder = tmp_path / "m"
     folder.mkdir()
     make(folder / "config.json")
-    with pytest.raises(InputError, match=f"m is not a diffusers folder; .*config.json {message}"):
-        read(folder)
+    refused(f"m is not a diffusers folder; .*config.json {message}", read, folder)
 
 
 def test_norm_parameters_without_padding_are_accepted(tmp_path):
@@ -614,89 +558,44 @@ def test_norm_parameters_without_padding_are_accepted(tmp_path):
     assert same(read(tmp_path / "checkpoint_1").ema, reference.trained(WITH_MOMENTS).ema)
 
 
-def remove_ema(state):
-    state["ema"]["shadow_params"].pop()
-
-
 def swap_ema(state):
     shadow = state["ema"]["shadow_params"]
     shadow[0], shadow[-1] = shadow[-1], shadow[0]
 
 
-def remove_weight(state):
-    del state["model"]["module.all_modules.2.bias"]
+MODEL = "module.all_modules.2.bias"
+DAMAGED_TORCH = [
+    (lambda torch: lambda state: state["ema"]["shadow_params"].pop(), "275 shadow parameters"),
+    (lambda torch: swap_ema, "(its ema) does not fit the config: all_modules.0.weight"),
+    (lambda torch: put("model", MODEL), "all_modules.2.bias"),
+    (lambda torch: put("model", MODEL.replace("2", "99"), value=torch.ones(4)), "all_modules.99.b"),
+    (lambda torch: put("ema"), "'ema'"),
+    (lambda torch: put("model", MODEL, value=torch.full((4,), torch.nan)), "2.bias has values"),
+    (lambda torch: put("model", MODEL, value="text"), "2.bias is no tensor"),
+    (
+        lambda torch: put("model", MODEL, value=torch.zeros(1, dtype=torch.half).expand(2**40)),
+        "a tensor of shape (1099511627776,)",
+    ),
+    (lambda torch: put("model", MODEL, value=torch.zeros(4).to_sparse()), "_rebuild_sparse_tensor"),
+    (lambda torch: put("step", value=-3), "step is -3"),
+    (lambda torch: put("step", value=[3]), "step is of type list"),
+    (lambda torch: put("ema", "decay", value="x"), "decay is 'x'"),
+    (lambda torch: put("ema", "shadow_params", 0, value=3), "shadow_params): 0 is no tensor"),
+    (lambda torch: put("ema", value=[]), "'ema'"),
+    (lambda torch: put("optimizer", "param_groups", value=[]), "'param_groups'"),
+    (lambda torch: put("optimizer", "param_groups", 0, "params", value=["a"]), "'params'"),
+    (lambda torch: put("optimizer", "state", 1, value={"step": 1}), "'exp_avg'"),
+    (lambda torch: put("model", "module.sigmas", value=torch.zeros(())), "of shape ()"),
+]
 
 
-def add_weight(state):
-    state["model"]["module.all_modules.99.bias"] = state["model"]["module.all_modules.2.bias"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (remove_ema, "275 shadow parameters for 276 trained ones"),
-        (swap_ema, "(its ema) does not fit the config: all_modules.0.weight has shape"),
-        (
-            remove_weight,
-            "all_modules.2.bias, which the network has with shape (4,), is not in the file",
-        ),
-        (add_weight, "the network has no parameter for all_modules.99.bias"),
-        (lambda state: state.pop("ema"), "it has no 'ema'"),
-    ],
-)
-def test_pytorch_files_that_do_not_fit_are_errors(tmp_path, change, message):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
-    state = torch.load(official("checkpoint_torch.pth"), weights_only=True)
-    change(state)
-    torch.save(state, tmp_path / "checkpoint_1.pth")
-    with pytest.raises(InputError, match=re.escape(message)):
-        read(tmp_path / "checkpoint_1.pth")
-
-
-WEIGHT = ("model", "module.all_modules.2.bias")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda torch: put(*WEIGHT, value=torch.full((4,), torch.nan)), "2.bias has values that"),
-        (lambda torch: put(*WEIGHT, value="text"), "2.bias is no tensor"),
-        (
-            lambda torch: put(*WEIGHT, value=torch.zeros(1, dtype=torch.half).expand(2**40)),
-            "a tensor of shape (1099511627776,) is larger than its data",
-        ),
-        (
-            lambda torch: put(*WEIGHT, value=torch.zeros(4).to_sparse()),
-            "_rebuild_sparse_tensor, which is",
-        ),
-        (lambda torch: put("step", value=-3), "step is -3; it must be an integer from 0 to"),
-        (lambda torch: put("step", value="3"), None),
-        (lambda torch: put("step", value=[3]), "step is of type list; it must be an integer"),
-        (lambda torch: put("ema", "decay", value="x"), "decay is 'x'; it must be a number"),
-        (
-            lambda torch: put("ema", "shadow_params", 0, value=3),
-            "shadow_params): 0 is no tensor",
-        ),
-        (lambda torch: put("ema", value=[]), "'ema' is a list instead of an object"),
-        (lambda torch: put("optimizer", "param_groups", value=[]), "has no 'param_groups'"),
-        (
-            lambda torch: put("optimizer", "param_groups", 0, "params", value=["a"]),
-            "an entry of 'params' is a string instead of an integer",
-        ),
-        (lambda torch: put("optimizer", "state", 1, value={"step": 1}), "has no 'exp_avg'"),
-        (lambda torch: put("model", "module.sigmas", value=torch.zeros(())), "of shape ()"),
-    ],
-)
-def test_damaged_pytorch_files_are_errors(tmp_path, change, message):
+@pytest.mark.parametrize(("change", "words"), DAMAGED_TORCH)
+def test_damaged_pytorch_files_are_errors(tmp_path, change, words):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
     state = torch.load(official("checkpoint_torch.pth"), weights_only=True)
     change(torch)(state)
     torch.save(state, tmp_path / "checkpoint_1.pth")
-    if message is None:
-        assert read(tmp_path / "checkpoint_1.pth").step == 3
-        return
-    with pytest.raises(InputError, match=re.escape(message)):
-        read(tmp_path / "checkpoint_1.pth")
+    refused(re.escape(words), read, tmp_path / "checkpoint_1.pth")
 
 
 class Malicious:
@@ -709,30 +608,23 @@ class Malicious:
 def test_pickles_are_not_executed(tmp_path, capsys):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
     torch.save({"model": Malicious()}, tmp_path / "bad.pth")
-    message = (
-        "bad.pth is not a PyTorch checkpoint .* it names __builtin__.print, which is not loaded"
-    )
-    with pytest.raises(InputError, match=message):
-        read(tmp_path / "bad.pth")
+    refused("it names __builtin__.print", read, tmp_path / "bad.pth")
     assert "never run" not in capsys.readouterr().out
 
 
 def test_missing_pytorch_is_an_error(monkeypatch):
     """PyTorch is needed to write its files only."""
     monkeypatch.setitem(sys.modules, "torch", None)
-    trained = read(official("checkpoint_torch.pth"))
-    experiment = reference.experiment(WITH_MOMENTS)
-    with pytest.raises(InputError, match="PyTorch, which is not installed: pip install torch"):
-        torch_format.write(io.BytesIO(), trained, experiment.network, experiment.config)
+    trained, experiment = read(official("checkpoint_torch.pth")), reference.experiment(WITH_MOMENTS)
+    parts = experiment.network, experiment.config
+    refused("pip install torch", torch_format.write, io.BytesIO(), trained, *parts)
 
 
 def test_other_noise_scales_than_those_of_the_config_are_errors(tmp_path):
     c = reference.config(WITH_MOMENTS)
     c.model.sigma_max = 90
-    with pytest.raises(
-        InputError, match="it has 1000 noise scales from 50 to 0.01; model.num_scales"
-    ):
-        conversion.import_checkpoint(c, str(tmp_path / "w"), official("checkpoint_torch.pth"))
+    source = str(tmp_path / "w"), official("checkpoint_torch.pth")
+    refused("1000 noise scales from 50 to 0.01", conversion.import_checkpoint, c, *source)
     assert not (tmp_path / "w").exists()
 
 
@@ -748,24 +640,17 @@ def test_other_noise_scales_than_those_of_the_config_are_errors(tmp_path):
 )
 def test_files_in_other_formats_are_errors(tmp_path, content, message):
     (tmp_path / "checkpoint_1").write_bytes(content)
-    with pytest.raises(InputError, match=message):
-        read(tmp_path / "checkpoint_1")
-
-
-def test_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="cannot be read: No such file"):
-        read(tmp_path / "nothing")
+    refused(re.escape(message), read, tmp_path / "checkpoint_1")
+    refused("cannot be read: No such file", read, tmp_path / "nothing")
 
 
 def test_nothing_is_overwritten(tmp_path):
-    c = reference.config(WITH_MOMENTS)
-    assert conversion.import_checkpoint(c, str(tmp_path / "w"), official("checkpoint_flax")) == 1
-    with pytest.raises(InputError, match="has a checkpoint_1 already; nothing is overwritten"):
-        conversion.import_checkpoint(c, str(tmp_path / "w"), official("checkpoint_flax"))
-    with pytest.raises(InputError, match="has no checkpoint_5; existing checkpoints: 1"):
-        conversion.export_checkpoint(c, str(tmp_path / "w"), str(tmp_path / "out"), 5)
-    with pytest.raises(InputError, match="exists; nothing is overwritten"):
-        conversion.export_checkpoint(c, str(tmp_path / "w"), str(tmp_path / "w" / "config.json"))
+    c, workdir = reference.config(WITH_MOMENTS), str(tmp_path / "w")
+    source = workdir, official("checkpoint_flax")
+    assert conversion.import_checkpoint(c, *source) == 1
+    refused("has a checkpoint_1 already", conversion.import_checkpoint, c, *source)
+    refused("no checkpoint_5", conversion.export_checkpoint, c, workdir, str(tmp_path / "out"), 5)
+    refused("exists", conversion.export_checkpoint, c, workdir, f"{workdir}/config.json")
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
@@ -785,36 +670,29 @@ def test_damaged_checkpoints_are_not_overwritten(tmp_path, monkeypatch, when):
     monkeypatch.setattr(conversion, "check_config", check_config)
     if when == "before":
         write()
-    with pytest.raises(InputError, match="has a checkpoint_1 already; nothing is overwritten"):
-        conversion.import_checkpoint(c, str(tmp_path / "w"), official("checkpoint_flax"))
+    source = str(tmp_path / "w"), official("checkpoint_flax")
+    refused("has a checkpoint_1 already", conversion.import_checkpoint, c, *source)
     assert metadata.read_text() == "damaged"
     assert (tmp_path / "w" / "config.json").exists() == (when == "meanwhile")
 
 
 def test_networks_that_pytorch_does_not_have():
     experiment = reference.experiment("ve_ncsnv2_cifar10")
-    trained = reference.trained("ve_ncsnv2_cifar10")
-    with pytest.raises(InputError, match="NCSNv2 .* no working counterpart in the official PyTor"):
-        pretrained.writer("n.pth")(io.BytesIO(), trained, experiment.network, experiment.config)
+    trained, parts = reference.trained("ve_ncsnv2_cifar10"), (experiment.network, experiment.config)
+    refused("NCSNv2", pretrained.writer("n.pth"), io.BytesIO(), trained, *parts)
 
 
 @pytest.mark.parametrize("target", ["checkpoint_1", "n.pth"])
 def test_embeddings_of_edm_that_the_official_code_does_not_have(target):
     experiment = Experiment(tiny.config(**{"model.embedding_type": "fourier_linear"}))
     params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), experiment.abstract_params)
-    write = pretrained.writer(target)
-    with pytest.raises(
-        InputError, match=r"'fourier_linear' in the official .* \.safetensors files"
-    ):
-        write(io.BytesIO(), Trained(1, params, params), experiment.network, experiment.config)
+    trained, parts = Trained(1, params, params), (experiment.network, experiment.config)
+    refused("'fourier_linear'", pretrained.writer(target), io.BytesIO(), trained, *parts)
 
 
 def test_safetensors_files_of_other_programs_are_errors(tmp_path):
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "m.safetensors")
-    with pytest.raises(
-        InputError, match=r"was not written by --mode=export \(it contains weight\)"
-    ):
-        read(tmp_path / "m.safetensors")
+    refused(r"it contains weight", read, tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize("step", ["", "-1", "x", "1e3", "9" * 5000, None])
@@ -824,5 +702,4 @@ def test_damaged_metadata_of_safetensors_files_are_errors(tmp_path, step):
         safetensors_format.write(file, trained, experiment.network, experiment.config)
     metadata = {"step": "7"} if step is None else {"step": step, "updates": "1"}
     save_file(load_file(tmp_path / "m.safetensors"), tmp_path / "m.safetensors", metadata)
-    with pytest.raises(InputError, match="m.safetensors is damaged: (step|updates) is .* must be"):
-        read(tmp_path / "m.safetensors")
+    refused("m.safetensors is damaged: (step|updates) is", read, tmp_path / "m.safetensors")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from api.settings import samplers
 
+import progress
+import samplers
 import score_sde as ss
+import sharding
 import solvers
 from errors import NotFiniteError
 from sde_lib import expand
@@ -79,7 +83,7 @@ def test_a_solver_of_the_user(monkeypatch):
     np.testing.assert_array_equal(x, prior.sample(2, sampler="ddim", steps=3))
 
 
-@pytest.mark.parametrize("name", samplers())
+@pytest.mark.parametrize("name", samplers.kinds())
 def test_every_sampler_by_name(name):
     """All samplers give the moments of the data."""
     steps = {
@@ -99,7 +103,7 @@ def test_every_sampler_by_name(name):
     np.testing.assert_allclose(x.std(), 0.5, atol=0.03)
 
 
-@pytest.mark.parametrize("name", [name for name in samplers() if name != "ode"])
+@pytest.mark.parametrize("name", [name for name in samplers.kinds() if name != "ode"])
 def test_samples_have_the_unit_of_the_data(name):
     """Data, noise levels and score in another unit give the same samples in that unit.
 
@@ -222,69 +226,15 @@ def test_a_score_that_is_a_pytree():
         return gaussian.score(sde, mean, STD)(x, t)
 
     means = []
-    for mean in (0.0, 2.0):
-        prior = ss.Prior(jax.tree_util.Partial(score, jnp.float32(mean)), sde, (2,))
+    for mean in (jnp.float32(0), np.float32(2)):
+        prior = ss.Prior(jax.tree_util.Partial(score, mean), sde, (2,))
         calls.clear()
         means.append(float(prior.sample(300, seed=0).mean()))
     assert means == pytest.approx([0.0, 2.0], abs=0.1)
     assert not calls  # The second prior used the program of the first.
 
 
-# --- errors -----------------------------------------------------------------------------------
-
-
-def wrong_shape(x, t):
-    return x[..., :1]
-
-
-def not_finite(x, t):
-    return x * jnp.nan
-
-
-SDE = ss.VPSDE()
-INVALID = {
-    "shape of the score": (lambda: ss.Prior(wrong_shape, SDE, (2,)), r"has shape \(2, 1\)"),
-    "score of one event": (
-        lambda: ss.Prior(lambda x, t: jnp.zeros(()), SDE, (2,)),
-        r"has shape \(\); .* by jax.vmap",
-    ),
-    "NaN": (lambda: ss.Prior(not_finite, SDE, (2,)), "is not finite. Check that its arguments"),
-    "sde": (lambda: ss.Prior(wrong_shape, "vp", (2,)), "sde is 'vp', but it must be an SDE"),
-    "shape of x": (lambda: gaussian_prior().log_prob(jnp.zeros(3)), r"x has shape \(3,\)"),
-    "encode": (lambda: gaussian_prior().encode(jnp.zeros((2, 3))), r"x has shape \(2, 3\)"),
-    "integers": (lambda: gaussian_prior().log_prob(jnp.zeros(2, int)), "floating-point data"),
-    "trace": (lambda: gaussian_prior().log_prob(jnp.zeros(2), trace="sum"), "'sum' is unknown"),
-    "sampler": (lambda: gaussian_prior().sample(1, sampler="dpm"), "sampler = 'dpm' is unknown"),
-    "option": (lambda: gaussian_prior().sample(1, sigma=1), "option = 'sigma' is unknown"),
-    "option of another sampler": (
-        lambda: gaussian_prior().sample(1, sampler="ddim", snr=0.1),
-        "'snr' has no effect on the sampler 'ddim', whose options are noise_removal, schedule",
-    ),
-    "value": (lambda: gaussian_prior().sample(1, schedule="x"), "sampling.schedule = 'x'"),
-    "steps": (lambda: gaussian_prior().sample(1, steps=0), "steps = 0 must be an integer"),
-    "steps that are no integer": (lambda: gaussian_prior().sample(1, steps=9.0), "steps = 9.0 mu"),
-    "steps of the ODE": (
-        lambda: gaussian_prior().sample(1, sampler="ode", steps=5),
-        "'ode' chooses its steps",
-    ),
-    "seed": (lambda: gaussian_prior().sample(1, seed=0.5), "seed = 0.5 must be an int or a key"),
-    "large seed": (lambda: gaussian_prior().sample(1, seed=2**64), "must lie between -2"),
-    "number": (lambda: gaussian_prior().sample(0), "sample_shape = 0 must be an integer"),
-    "shape": (lambda: gaussian_prior().sample(2.0), "sample_shape = 2.0 must be an integer"),
-    "batch": (lambda: gaussian_prior().sample(1, batch_size=0), "batch_size = 0 must be an integ"),
-    "temperature": (lambda: gaussian_prior().sample(1, temperature=-1), "temperature = -1 must be"),
-    "tolerance": (lambda: gaussian_prior().log_prob(jnp.zeros(2), tolerance=0), "tolerance = 0 mu"),
-    "probes": (lambda: gaussian_prior().log_prob(jnp.zeros(2), probes=0), "probes = 0 must be an"),
-    "no event": (lambda: gaussian_prior().log_prob(jnp.zeros((0, 2))), "it holds no event"),
-}
-
-
-@pytest.mark.parametrize("name", INVALID)
-def test_errors(name):
-    call, message = INVALID[name]
-    with pytest.raises(ss.InputError, match=message) as caught:
-        call()
-    assert "\n" not in str(caught.value)
+# --- errors, devices and compilation ----------------------------------------------------------
 
 
 def test_samples_that_are_not_finite():
@@ -299,10 +249,55 @@ def test_samples_that_are_not_finite():
         prior.sample(3)
 
 
-def test_methods_can_be_compiled():
+@pytest.mark.parametrize("devices", [1, 2])
+def test_methods_can_be_compiled(devices):
     """Samples and densities may be parts of other compiled programs."""
-    prior = gaussian_prior()
+    sde, mesh = ss.VPSDE(), sharding.make_mesh(jax.devices()[:devices])
+    prior = ss.Prior(gaussian.score(sde, 0.3, STD), sde, (2,), mesh=mesh)
     x = jax.jit(functools.partial(prior.sample, 5))(seed=jax.random.key(0))
     np.testing.assert_allclose(x, prior.sample(5, seed=0), atol=1e-5)
     logp = jax.jit(prior.log_prob)(x)
     np.testing.assert_allclose(logp, prior.log_prob(x), rtol=1e-4, atol=1e-4)
+    daps = prior.posterior(x[0], lambda x: x, noise=0.1, method="daps", langevin_steps=2)
+    found = jax.jit(lambda key: daps.sample(3, key, steps=5))(jax.random.key(0))
+    np.testing.assert_allclose(found, daps.sample(3, seed=0, steps=5), atol=1e-4)
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+def test_devices_share_batches(devices):
+    """Numbers of events that the devices do not divide, in several batches, as on one device."""
+    sde, mesh = ss.VPSDE(), sharding.make_mesh(jax.devices()[:devices])
+    law = mixture.make(3, (2,))
+    one, shared = (ss.Prior(law.score(sde), sde, (2,), mesh=each) for each in (None, mesh))
+    y = jnp.array([[0.3], [1.0], [-0.5]])
+
+    def results(prior):
+        x = prior.sample((7,), seed=1, batch_size=4)
+        z, nfe = prior.encode(x, return_nfe=True)
+        logp, error = prior.log_prob(x, trace="Rademacher", return_error=True)
+        posterior = prior.posterior(y, lambda x: x[:1], noise=0.2)
+        rest = prior.sample(3, seed=1, first=4)
+        return x, rest, z, nfe, logp, error, prior.decode(z), posterior.sample((2, 3), batch_size=5)
+
+    found, expected = results(shared), results(one)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+    assert found[-1].shape == (2, 3, 3, 2)
+    np.testing.assert_allclose(found[1], found[0][4:], atol=1e-4)
+
+
+def test_interrupts_take_effect_between_steps(monkeypatch):
+    """An exception of the progress bar stands for Ctrl-C; the next call is not affected."""
+    prior, seen = gaussian_prior(), []
+    expected = prior.sample(2, steps=50)
+
+    @contextlib.contextmanager
+    def counting(text, total, unit):
+        yield lambda step: seen.append(step) or (step == 3 and signal.raise_signal(signal.SIGINT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "counting", counting)
+        with pytest.raises(KeyboardInterrupt):
+            prior.sample(2, steps=50)
+    assert seen == [0, 1, 2, 3]
+    np.testing.assert_array_equal(prior.sample(2, steps=50), expected)

@@ -14,12 +14,6 @@ from tests import documented, reference, tiny
 from tests.documented import PAGES, ROOT
 
 API = ["docs/python.md", "README.md"]
-NAMES = """
-import dataclasses
-import jax.numpy as jnp
-from sampling import annealed_langevin
-from sde_lib import SDE
-"""  # What the modules define in which the snippets of docs/extending.md belong.
 
 
 def test_no_page_is_left_out():
@@ -63,15 +57,6 @@ def test_the_code_about_checkpoints(tmp_path, monkeypatch):
         exec(code, namespace)
     assert namespace["images"].shape == (16, 16, 16, 3)
     assert namespace["nfe"].tolist() == [42] * 16
-
-
-def test_the_code_about_extensions():
-    namespace: dict = {}
-    exec(NAMES, namespace)
-    for code in documented.snippets(ROOT / "docs" / "extending.md"):
-        exec(code, namespace)
-    cosine = namespace["Cosine"]()
-    assert float(cosine.alpha(0.5) ** 2 + cosine.var(0.5)) == pytest.approx(1, abs=1e-6)
 
 
 def test_the_code_about_two_folders(tmp_path, monkeypatch, capsys):

@@ -16,6 +16,7 @@ from errors import InputError
 from report import charts, data
 from report.training_log import Curve
 from tests import evaluated
+from tests.refusal import refused
 
 # --- data ---
 
@@ -45,8 +46,7 @@ def test_report_json(reported):
 
 def test_an_evaluation_of_less(tmp_path):
     """Missing images, curves, config and environments are stated, and NaN is not plotted."""
-    with pytest.raises(InputError, match="less has no results of an evaluation; run --mode=eval"):
-        report.write(tmp_path, "less")
+    refused("less has no results of an evaluation; run --mode=eval", report.write, tmp_path, "less")
     for number in (3, 4):
         folder = tmp_path / "less" / f"checkpoint_{number}"
         folder.mkdir(parents=True)
@@ -173,8 +173,7 @@ def test_strays_and_damaged_environments_do_not_matter(tmp_path, caplog):
     report.note_environment(folder, jax.sharding.Mesh(jax.devices(), ("data",)))
     assert len(json.loads((folder / "environments.json").read_text())) == 1
     (rounds / "samples_1.npz").unlink()
-    with pytest.raises(InputError, match="has rounds samples_"):
-        data.gather(folder, tmp_path)
+    refused("has rounds samples_", data.gather, folder, tmp_path)
 
 
 # --- the page ---

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import conversion, samples, stored
+from commands import conversion, models, samples, stored
 from errors import InputError
 from experiment import Experiment
 from tests import tiny
@@ -31,7 +31,8 @@ def test_images(workdir, monkeypatch, capsys):
     assert folder == workdir / "sample" / "checkpoint_3" / "dpm++_2m_sde-4-seed-42"
     assert "'dpm++_2m_sde', 4 steps on the schedule" in capsys.readouterr().out
     experiment = Experiment(config)
-    expected = experiment.sample_images(experiment.trained(str(workdir))[1], 0, 6).x
+    model = experiment.trained_model(experiment.trained(workdir)[1])
+    expected = experiment.draw_images(model, 0, 6).x
     for index in range(6):
         found = np.asarray(Image.open(folder / f"{index:05d}.png"))
         assert np.abs(found.astype(int) - np.asarray(expected[index, ..., 0], int)).max() <= 1
@@ -98,10 +99,10 @@ def test_folders_of_files(tmp_path, monkeypatch):
     (tmp_path / "network" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "network" / "inner")
     names = {".": "inner", "..": "network", "../b.safetensors": "b", "c/.": "c", "d/../e.pth": "e"}
-    assert {source: samples._folder_of(source) for source in names} == names
+    assert {source: models._folder_of(source) for source in names} == names
     for source in ("/",):
         with pytest.raises(InputError, match=f"--source={source} has no name that its folder"):
-            samples._folder_of(source)
+            models._folder_of(source)
 
 
 @pytest.mark.parametrize("count", [0, -3, 10**5 + 1])
@@ -117,5 +118,5 @@ def test_bad_workdirs_and_classes(workdir, tmp_path):
     with pytest.raises(InputError, match="no checkpoint_9"):
         samples.sample(tiny.config(**FAST), str(workdir), 2, number=9)
     config = tiny.config(**FAST, **{"guidance.classes": (1,)})
-    with pytest.raises(InputError, match="classifier.safetensors does not exist; train it first"):
+    with pytest.raises(InputError, match="classifier does not exist; train it with"):
         samples.sample(config, str(workdir), 2)

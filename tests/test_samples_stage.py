@@ -5,11 +5,11 @@ import pytest
 
 import datasets
 from datasets import Images
-from errors import InputError
 from experiment import Experiment
 from metrics import samples_stage, splits
 from readers import pictures
 from tests import tiny
+from tests.refusal import refused
 
 
 def labelled(*labels):
@@ -54,8 +54,7 @@ def test_held_out_images():
         {"data.dataset": "CIFAR10", "data.image_size": 32},
         {"data.dataset": "noise", "guidance.classes": (3, 1)},
     ):
-        with pytest.raises(InputError, match="data.dataset|data.path"):
-            held_out(9, **changes)
+        refused("data.dataset|data.path", held_out, 9, **changes)
 
 
 def test_titles_of_trajectories(monkeypatch):

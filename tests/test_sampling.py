@@ -214,16 +214,6 @@ def test_ancestral_sampling_of_a_point_mass(name, n):
     np.testing.assert_array_less(np.abs(frames[:-1].mean((1, 2)) - alpha * 0.4), 0.04 * std)
 
 
-def test_prior_samples():
-    """Their deviation is that of the prior; their noise is not that of a step."""
-    keys = sampling.image_keys(jax.random.key(0), jnp.arange(100))
-    prior = sampling.prior_sample(keys, VESDE(), (100, 100))
-    assert float(prior.std()) == pytest.approx(50, rel=4 / np.sqrt(2e4))
-    for index in range(3):
-        noise = sampling.standard_normal(sampling.fold_in(keys, index), (100, 100))
-        assert abs(float(jnp.mean(prior / 50 * noise))) < 0.04
-
-
 def test_the_loop():
     """Corrections, constraint, prediction, constraint: each with its own keys, at one time."""
     sde, events = VESDE(), []

@@ -98,10 +98,11 @@ def test_table_of_parameterizations(parameterization, sde):
     alpha, std = (each[:, None] for each in score_model.marginal(t))
     x = alpha * data + std * z
     c_skip, c_out, c_in = (
-        score_model.coefficient(name, t, x) for name in ("c_skip", "c_out", "c_in")
+        score_model.coefficient(name, score_model.marginal(t), x)
+        for name in ("c_skip", "c_out", "c_in")
     )
     exact = outputs(data, z, alpha, std)[parameterization]
-    denoised = score_model.denoised_from_output(exact, x, t)
+    denoised = score_model.denoised_from_output(exact, x, score_model.marginal(t))
     np.testing.assert_allclose(c_skip * x + c_out * exact, denoised, rtol=1e-6)
     np.testing.assert_allclose(denoised, data, atol=2e-4)
     variance = alpha**2 * 0.25 + std**2
@@ -158,8 +159,8 @@ def test_the_network_of_edm_receives_scaled_inputs_and_a_quarter_of_the_log_leve
         return inputs
 
     score = score_model.score(network, x, t)
-    scaled = score_model.coefficient("c_in", t, x) * x  # The output of this network.
-    denoised = score_model.denoised_from_output(scaled, x, t)
+    scaled = score_model.coefficient("c_in", (alpha, std), x) * x  # The output of this network.
+    denoised = score_model.denoised_from_output(scaled, x, (alpha, std))
     np.testing.assert_allclose(denoised, VPSDE().posterior_mean(score, x, t), rtol=2e-4)
 
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-import experiment
-import experiment as experiments
+import samplers
 import sampling
 import solvers
 import solvers.plan
 from errors import InputError
+from experiment import Experiment
+from samplers.entries import FRAMES
 from sde_lib import EDMSDE, VESDE, VPSDE, RectifiedFlow, SubVPSDE
 from tests import gaussian, reference, tiny
 from tests.test_sampling import Cosine
@@ -191,18 +192,14 @@ def test_unfinished_images_are_nan():
 
 @pytest.mark.parametrize("name", solvers.SOLVERS)
 def test_evaluations_are_counted(name):
-    config = tiny.config(
-        **{"sampling.method": "solver", "sampling.solver": name, "sampling.num_steps": 7}
-    )
-    calls = []
+    sampler, calls = samplers.make(name, VPSDE(), 7), []
 
     def score(x, t):
         jax.debug.callback(calls.append, t[0])
         return gaussian.score(VPSDE(), 0.4, 0.3)(x, t)
 
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(2))
-    sample = jax.jit(lambda keys, x: experiment.make_sampler(config, VPSDE())(keys, score, x))
-    result = sample(keys, jnp.ones((2, 8, 8, 1)))
+    result = jax.jit(lambda keys, x: sampler(keys, score, x))(keys, jnp.ones((2, 8, 8, 1)))
     jax.effects_barrier()
     expected = {"heun": 13, "heun_churn": 13, "restart": 13 + 2 * 2}.get(name, 7)
     assert result.nfe.tolist() == [len(calls)] * 2 == [expected] * 2
@@ -334,18 +331,14 @@ def test_plans_are_executed(monkeypatch, name, sde):
 def test_latent_codes(name):
     """Encoding is the closed-form probability flow from t_end to T; decoding is its inverse."""
     sde = VESDE()
-    changes = {"sampling.method": "ode"}
-    if name != "ode":
-        changes = {"sampling.method": "solver", "sampling.solver": name}
-    config = tiny.config(**changes, **{"sampling.num_steps": 60, "sampling.schedule": "log_snr"})
-    encode, decode = factory.make_flow(config, sde)
+    flow = samplers.make_flow(name, sde, None if name == "ode" else 60)
     score = gaussian.score(sde, MEAN, STD)
     x = MEAN + STD * jax.random.normal(jax.random.key(0), (3, 2, 2, 3))
-    z, nfe, *_ = jax.jit(functools.partial(encode, score))(x)
+    z, nfe, *_ = jax.jit(functools.partial(flow.encoder, None, score))(x)
     exact = gaussian.flow(sde, MEAN, STD, x, sde.t_end, sde.T)
     # Twice the measured errors, in which the order shows.
     np.testing.assert_allclose(z, exact, rtol=0.09 if ORDERS.get(name) == 1 else 6e-3, atol=0.02)
-    again, *_ = jax.jit(functools.partial(decode, score))(z)
+    again, *_ = jax.jit(functools.partial(flow.decoder, None, score))(z)
     np.testing.assert_allclose(again, x, atol=0.2 if ORDERS.get(name) == 1 else 2e-3)
     assert nfe.shape == (3,)
 
@@ -356,15 +349,9 @@ def test_latent_codes(name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"sampling.solver": "dpm"},
-            "sampling.solver = 'dpm' is unknown; known: adaptive_sde, ddim, deis, dpm",
-        ),
-        (
-            {"sampling.schedule": "cosine"},
-            "sampling.schedule = 'cosine' is unknown; known: karras, log_snr, time",
-        ),
-        ({"sampling.num_steps": 0}, "sampling.num_steps = 0 must be an integer from 1 to"),
+        ({"sampling.solver": "dpm"}, "sampling.solver = 'dpm' must be one of adaptive_sde, ddim"),
+        ({"sampling.schedule": "cosine"}, "schedule = 'cosine' must be one of karras, log_snr"),
+        ({"sampling.num_steps": -1}, "sampling.num_steps = -1 must be an integer from 0 to"),
         (
             {"sampling.solver": "restart", "sampling.restart": (3, 2, 0.3, 0.06)},
             "the lower noise level before the higher one",
@@ -377,36 +364,27 @@ def test_latent_codes(name):
 )
 def test_invalid_values(changes, message):
     with pytest.raises(InputError, match=message):
-        experiments.Experiment(tiny.config(**{"sampling.method": "solver"}, **changes))
+        Experiment(tiny.config(**{"sampling.method": "solver"}, **changes))
 
 
 def test_stochastic_solvers_have_no_latent_codes():
-    with pytest.raises(
-        InputError, match="sampling.solver = 'restart' draws noise; latent codes need one of"
-    ):
-        factory.make_flow(
-            tiny.config(**{"sampling.method": "solver", "sampling.solver": "restart"}), VPSDE()
-        )
+    with pytest.raises(InputError, match="'restart' does not follow the .*choose one of ode, ddim"):
+        samplers.make_flow("restart", VPSDE())
 
 
-@pytest.mark.parametrize("method", ["pc", "solver"])
-def test_frames_lead_to_the_samples(method):
+@pytest.mark.parametrize(("name", "options"), [("pc", {"corrector": "none"}), ("deis", {})])
+def test_frames_lead_to_the_samples(name, options):
     """A trajectory starts at noise and ends at the sample, which is the same without frames."""
-    changes = {"sampling.method": method, "sampling.corrector": "none", "model.num_scales": 40}
-    changes["sampling.solver"] = "deis"
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(2))
     prior = sampling.prior_sample(keys, VPSDE(), (2, 4))
-    results = []
-    for trajectory in (False, True):
-        config = tiny.config(
-            **changes, **{"sampling.trajectory": trajectory, "sampling.noise_removal": False}
+    without, samples = (
+        samplers.make(name, VPSDE(), 40, trajectory=shown, noise_removal=False, **options)(
+            keys, gaussian.score(VPSDE(), 0.4, 0.1), prior
         )
-        results.append(
-            experiment.make_sampler(config, VPSDE())(keys, gaussian.score(VPSDE(), 0.4, 0.1), prior)
-        )
-    without, samples = results
+        for shown in (False, True)
+    )
     assert without.frames.shape == (0, 2, 4)
-    assert samples.frames.shape == (factory.FRAMES, 2, 4)
+    assert samples.frames.shape == (FRAMES, 2, 4)
     np.testing.assert_allclose(samples.x, without.x, rtol=1e-5)
     np.testing.assert_allclose(samples.frames[-1], samples.x, rtol=1e-5)
     assert np.abs(samples.frames[0] - prior).max() < 0.6 * np.abs(prior - samples.x).max()

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import experiment
+import samplers
 import sampling
 import solvers
-from commands import samples
-from configs.default import complete
+from commands.samples import sample
 from errors import InputError
 from experiment import Experiment
 from sde_lib import SDES, VESDE, VPSDE, SubVPSDE
@@ -90,41 +89,31 @@ def cosine(monkeypatch):
 
 def test_unstable_samplers_are_refused(cosine, tmp_path):
     """Before anything is computed or written, and with the step."""
-    message = r"step 1 of 250 of the sampler is unstable: .* have 4\.1\d times .*Raise model.num_sc"
+    message = r"step 1 of 250 of the sampler is unstable: .* have 4\.1\d times .*raise the number"
     experiment = Experiment(cosine())
     with pytest.raises(InputError, match=message):
-        experiment.sample_images({}, 0, 1)
+        experiment.draw_images(experiment.trained_model({}), 0, 1)
     with pytest.raises(InputError, match=message):
-        samples.sample(cosine(), str(tmp_path), 1)
+        sample(cosine(), str(tmp_path), 1)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"sampling.predictor": "reverse_diffusion"},
-        {"sampling.predictor": "ancestral_sampling"},
-        {"sampling.method": "solver"},
-        {"sampling.method": "solver", "sampling.solver": "deis"},
-        {"sampling.method": "ode"},
-    ],
-)
-def test_stable_samplers_of_the_same_sde(cosine, changes, caplog):
-    config = complete(cosine(**changes))
-    experiment.make_sampler(config, experiment.make_sde(config)).check_stable()
+def test_stable_samplers_of_the_same_sde(caplog):
+    for name in ("dpm++_2m_sde", "deis", "ode"):
+        samplers.make(name, Cosine()).check_stable()
+    for predictor in ("reverse_diffusion", "ancestral_sampling"):
+        samplers.make("pc", Cosine(), 250, predictor=predictor).check_stable()
     assert not caplog.text
 
 
-def test_a_sampler_that_multiplies_errors_of_the_network(cosine, caplog):
+def test_a_sampler_that_multiplies_errors_of_the_network(caplog):
     """One step in time of this SDE leads from noise level 637 to 12, with the errors of 637."""
-    changes = {"sampling.method": "solver", "sampling.solver": "deis", "sampling.schedule": "time"}
-    config = complete(cosine(**changes))
-    sampler = experiment.make_sampler(config, experiment.make_sde(config))
+    sampler = samplers.make("deis", Cosine(), schedule="time")
     for _ in range(2):
         sampler.check_stable()
     assert len(caplog.records) == 1  # Each round of a command checks.
     assert "step 1 of 20 of the sampler multiplies errors of the network by 52.6" in caplog.text
-    assert "another sampling.solver than 'deis' or sampling.schedule than 'time'" in caplog.text
+    assert "another solver than 'deis' or schedule than 'time'" in caplog.text
 
 
 @pytest.mark.parametrize("noise_prediction", [False, True])
@@ -143,7 +132,7 @@ def test_a_plan_that_multiplies_its_states():
     plan = solvers.SOLVERS["ddim"].plan(levels)
     plan = plan._replace(predictor_state=5 * plan.predictor_state)
     growth = functools.partial(stability.plan_growth, plan, DATA_STD)
-    sampler = factory.Sampler(lambda keys, score: None, 3, growth, "Do something else.")
-    with pytest.raises(InputError, match="step 1 of 3 .*Do something else."):
+    sampler = samplers.Sampler(lambda keys, score: None, 3, "", growth, "do something else")
+    with pytest.raises(InputError, match="step 1 of 3 .*do something else."):
         sampler.check_stable()
     assert growth().stds[0] == pytest.approx(5, rel=0.2)

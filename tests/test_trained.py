@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from unittest import mock
 
 import jax
@@ -11,12 +10,16 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import classifier
 import likelihood
 import score_sde as ss
 import sde_lib
+import sharding
 import training
 from commands import conversion
 from experiment import Experiment
+from runs import claim
+from runs.checkpoints import SNAPSHOTS, Checkpoints
 from tests import gaussian, reference, tiny
 
 
@@ -32,6 +35,12 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(workdir):
     return ss.load(workdir)
+
+
+@pytest.fixture(scope="module")
+def levels():
+    """Grey levels of held-out images."""
+    return Experiment(tiny.config()).test.batch(np.arange(4)).pixels
 
 
 def test_load(workdir, model):
@@ -76,24 +85,21 @@ def test_a_config_file_with_names_of_its_own(workdir, model):
         ss.load(workdir, config=model.config)
 
 
-def test_images(model):
+def test_images(model, levels):
     """Grey levels become events and images again."""
-    levels = model.experiment.test.batch(np.arange(4)).pixels
     images = model.to_images(model.from_images(levels))
-    largest = model.experiment.scaler.levels - 1
-    np.testing.assert_array_equal(images, np.round(levels * (255 / largest)))
+    np.testing.assert_array_equal(images, np.round(levels * (255 / 16)))
     x = model.from_images(levels.reshape(2, 2, *model.event_shape), seed=0)
     assert x.shape == (2, 2, *model.event_shape)
     assert not np.array_equal(x, model.from_images(levels, seed=1).reshape(x.shape))
 
 
-def test_bits_per_dim():
+def test_bits_per_dim(levels):
     """They follow from the density of N(0.1, 0.5^2) at the smallest time, of dequantized images."""
-    experiment = Experiment(tiny.config(), jax.devices()[:1])
+    experiment, levels = Experiment(tiny.config(), jax.devices()[:1]), levels[:3]
     sde = experiment.sde
-    experiment.score = lambda params: gaussian.score(sde, 0.1, 0.5)
-    model = ss.TrainedModel(experiment, {}, 0)
-    levels = experiment.test.batch(np.arange(3)).pixels
+    experiment._apply = lambda params, x, t, classes: gaussian.score(sde, 0.1, 0.5)(x, t)
+    model = experiment.trained_model({})
     bits, error = model.bits_per_dim(levels, seed=2, return_error=True)
     x = np.asarray(model.from_images(levels, seed=2))
     np.testing.assert_array_equal(np.floor((x + 1) / 2 * 17), levels)
@@ -108,31 +114,30 @@ def test_bits_per_dim():
 def test_real_numbers():
     """Data with a range become events without dequantization, and the same numbers again."""
     changes = {"data.value_range": (-3.0, 5.0), "data.uniform_dequantization": False}
-    experiment = Experiment(tiny.config(**changes), jax.devices()[:1])
-    model = ss.TrainedModel(experiment, experiment.init_params(), 0)
-    values = np.float32([[-3.0, 1.0, 5.0]])
+    model = Experiment(tiny.config(**changes)).trained_model({})
+    values = np.linspace(-3, 5, 64, dtype=np.float32).reshape(8, 8, 1)
     x = model.from_images(values, seed=0)
-    np.testing.assert_allclose(x, [[-1.0, 0.0, 1.0]], atol=1e-6)  # The digits are centered.
+    np.testing.assert_allclose(x, (values - 1) / 4, atol=1e-6)  # The digits are centered.
     np.testing.assert_allclose(model.to_images(x), values, atol=1e-5)
 
 
-def test_probes_of_bits_per_dim_are_independent_of_the_noise(tmp_path, monkeypatch):
+def test_probes_of_bits_per_dim_are_independent_of_the_noise(monkeypatch):
     """The trace of events of more than 64 entries is estimated, by probes of their own keys."""
-    changes = {"data.dataset": "noise", "data.image_size": 16}
-    model = ss.load(tiny.untrained(tmp_path / "run", **changes))
-    levels = model.experiment.test.batch(np.arange(16)).pixels
+    experiment = Experiment(tiny.config(**{"data.dataset": "noise", "data.image_size": 16}))
+    model, levels = experiment.trained_model({}), experiment.test.batch(np.arange(16)).pixels
+    drawn, draw_probes = [], likelihood.draw_probes
 
-    class Drawn(Exception):
-        """Carries the probes, before anything is compiled."""
+    class Stop(Exception):
+        """Ends the computation after the probes."""
 
     def draw(*arguments):
-        raise Drawn(draw_probes(*arguments))
+        drawn.append(draw_probes(*arguments))
+        raise Stop
 
-    draw_probes = likelihood.draw_probes
     monkeypatch.setattr(likelihood, "draw_probes", draw)
-    with pytest.raises(Drawn) as raised:
+    with jax.disable_jit(), pytest.raises(Stop):
         model.bits_per_dim(levels, seed=2, probes=1)
-    probes = np.asarray(raised.value.args[0])[:, 0]
+    probes = np.asarray(drawn[0])[:, 0]
     noise = model.from_images(levels, seed=2) - model.from_images(levels)
     correlation = np.corrcoef(np.sign(noise - noise.mean()).ravel(), probes.ravel())[0, 1]
     assert abs(correlation) < 4 / np.sqrt(probes.size)
@@ -141,16 +146,76 @@ def test_probes_of_bits_per_dim_are_independent_of_the_noise(tmp_path, monkeypat
 @pytest.mark.parametrize(
     "method", reference.cases(["moment_matching", "ddrm"], ["moment_matching"])
 )
-def test_posterior_of_a_trained_model(model, method):
+def test_posterior_of_a_trained_model(model, levels, method):
     """Samples agree with the measurement, and lie in the range of images."""
     operator = ss.operators.mask(ss.operators.box(model.event_shape, 0.5))
-    truth = model.from_images(model.experiment.test.batch(np.arange(2)).pixels)
+    truth = model.from_images(levels[:2])
     posterior = model.posterior(operator.forward(truth), operator, noise=0.0, method=method)
     x = posterior.sample(3, seed=0, steps=25)
     assert x.shape == (3, 2, *model.event_shape)
     known = operator.measured
     expected = np.broadcast_to(truth, x.shape)[..., known]
     np.testing.assert_allclose(x[..., known], expected, atol=1e-4)
+
+
+def test_samples_continue(model):
+    x = model.sample((2, 2), seed=1, steps=3).reshape(4, 8, 8, 1)
+    np.testing.assert_allclose(model.sample(3, seed=1, steps=3, first=1), x[1:], atol=1e-5)
+
+
+def test_devices_that_share_the_parameters(levels, monkeypatch):
+    """Samples, bits/dim and posterior samples are those of one device."""
+    monkeypatch.setattr(sharding, "SMALL", 0)
+    two = Experiment(tiny.config(**{"training.shard_params": True}), jax.devices()[:2])
+    one = Experiment(tiny.config(), jax.devices()[:1])
+    params = tiny.random_params(one)
+    split = jax.device_put(params, two.state_shardings(two.abstract_params))
+    assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(split))
+    results = []
+    for experiment, values in ((two, split), (one, params)):
+        model = experiment.trained_model(values)
+        operator = ss.operators.block_mean(model.event_shape, 2)
+        posterior = model.posterior(np.zeros((4, 4, 1)), operator, noise=0.1)
+        options = {"seed": 1, "steps": 3}
+        bits = model.bits_per_dim(levels[:3], trace="Rademacher", probes=1, tolerance=0.1)
+        results.append((model.sample(3, **options), posterior.sample(3, **options), bits))
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["classifier-free", "classifier"])
+def test_classes(tmp_path, kind):
+    """Samples of classes are those of --mode=sample, by either guidance."""
+    changes = {"classifier.blocks_per_group": 1, "classifier.channel_multiplier": 1}
+    if kind == "classifier-free":
+        changes["data.num_classes"] = 10
+    tiny.untrained(tmp_path, **changes)
+    with_classes = {"guidance.classes": (3, 1), "guidance.scale": 2.0}
+    fast = {"sampling.method": "solver", "sampling.num_steps": 3}
+    experiment = Experiment(tiny.config(**changes, **with_classes, **fast))
+    if kind == "classifier":
+        with pytest.raises(ss.InputError, match="need a class-conditional network, or a class"):
+            ss.load(tmp_path).sample(classes=(1,))
+        params = tiny.random_params(experiment, classifier.init_params(experiment))
+        claim(tmp_path / "classifier", experiment.config, "classifier")
+        checkpoints = Checkpoints(tmp_path / "classifier", create=True)
+        described = {"step": 0, "config": experiment.config.to_dict()}
+        checkpoints.save(SNAPSHOTS, 1, {"params": params}, **described)
+        checkpoints.close()
+    experiment.load_classifier(tmp_path)
+    model, key = ss.load(tmp_path), experiment.key("sample")
+    options = {"seed": key, "steps": 3, "guidance_scale": 2.0}
+    x = model.sample(4, classes=[3, 1], **options)
+    on_two_devices = experiment.trained_model(experiment.trained(tmp_path)[1])
+    expected = experiment.draw_images(on_two_devices, 0, 4).x
+    assert np.abs(model.to_images(x).astype(int) - expected).max() <= 1
+    rest = model.sample(3, first=1, classes=(3, 1), **options)
+    np.testing.assert_allclose(rest, x[1:], atol=1e-4)
+    for other in (None, (4,)):
+        assert np.abs(model.sample(4, classes=other, **options) - x).max() > 1e-3
+    for wrong in ((10,), (-1,), 3, (1.5,)):
+        with pytest.raises(ss.InputError, match="classes = .* must be"):
+            model.sample(1, classes=wrong)
 
 
 INVALID = {
@@ -188,7 +253,7 @@ def test_errors_of_load(workdir, name):
         (lambda levels: levels[:0], "it holds no event"),
     ],
 )
-def test_errors_of_images(model, change, message):
-    levels = model.experiment.test.batch(np.arange(1)).pixels
+def test_errors_of_images(model, levels, change, message):
+    wrong = change(levels[:1])
     with pytest.raises(ss.InputError, match=message):
-        functools.partial(model.bits_per_dim, change(levels))()
+        model.bits_per_dim(wrong)

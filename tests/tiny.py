@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
 import datasets
+import sharding
 from datasets import Images
 from experiment import Experiment
 from readers import scikit_learn
@@ -56,16 +58,20 @@ def config(name: str = "vp.digits_ddpmpp_continuous", **changes) -> ml_collectio
     return c
 
 
+def random_params(experiment: Experiment, like: Any = None, scale: float = 0.1) -> Any:
+    """Return random parameters of a network, or of the shapes of `like`, replicated."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda a: scale * rng.normal(size=a.shape).astype(a.dtype),
+        experiment.abstract_params if like is None else like,
+    )
+    return jax.device_put(params, sharding.replicated(experiment.mesh))
+
+
 def untrained(folder: Path, number: int = 3, scale: float = 0.1, **changes) -> Path:
     """Make `folder` a workdir with one snapshot of random parameters of this scale."""
     experiment = Experiment(config(**changes))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda a: scale * rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params
-    )
-    params = jax.tree.map(
-        lambda a, like: jax.device_put(a, like.sharding), params, experiment.abstract_params
-    )
+    params = random_params(experiment, scale=scale)
     claim(folder, experiment.config, "training")
     checkpoints = Checkpoints(folder, create=True)
     checkpoints.save(SNAPSHOTS, number, {"ema": params}, step=0, config=experiment.config.to_dict())

@@ -1,9 +1,8 @@
-"""Training: the state, one step, the loop around it, and the jobs that it trains."""
+"""Training: the state, the step, the loop around it, and what they train."""
 
-from training.job import Job
 from training.loop import held_out_losses, last_step, train_job
 from training.scores import score_job, train
-from training.step import Metrics, Step, compile_steps, jit_step, train_step
+from training.step import Job, Metrics, Step, compile_steps, jit_step, train_step
 
 __all__ = [
     "Job",

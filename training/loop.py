@@ -24,9 +24,8 @@ from report.training_log import TrainingLog
 from runs import owned
 from runs.checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
 from training import state as states
-from training.job import FREQUENCIES, Job
 from training.state import Rollbacks, TrainState
-from training.step import Step, compile_steps
+from training.step import FREQUENCIES, Job, Step, compile_steps
 
 MOST_HELD_OUT = 1000  # images of a held-out loss
 MOST_SKIPPED = 9  # steps in a row that training.on_nonfinite = "skip" accepts

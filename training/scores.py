@@ -8,16 +8,17 @@ import jax
 from jax import Array
 
 from configs.default import Config
+from configs.parts import attention_note
 from datasets import Batch
-from experiment import Experiment, attention_note
+from experiment import Experiment
 from losses import Part
 from models.building import Params
 from models.layers import Rngs
 from progress import say
 from training import state
-from training.job import Job
 from training.loop import train_job
 from training.state import TrainState
+from training.step import Job
 
 
 def train(config: Config, workdir: str) -> TrainState:
@@ -45,8 +46,7 @@ def score_job(experiment: Experiment) -> Job:
         return Part(dropout_key, x, *experiment.draw(noise_key, x), classes)
 
     def loss(params: Params, part: Part) -> Array:
-        score = experiment.score(params, Rngs(part.key), part.classes)
-        return experiment.loss(score, part.x, part.t, part.z)
+        return experiment.loss(params, part.x, part.t, part.z, Rngs(part.key), part.classes)
 
     model = config.model
     return Job(

@@ -1,0 +1,178 @@
+"""Samplers, and the probability flow as a map, by name and plain arguments."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import options
+import sampling
+import solvers
+from errors import InputError, choose
+from options import Integer
+from samplers.entries import Setting, kinds, unit_of
+from samplers.results import Sampler, Samples, single_loop, to_samples
+from sde_lib import SDE, Score
+
+DEFAULT = "dpm++_2m_sde"
+MOST_STEPS = 10**5
+
+
+class Defaults(NamedTuple):
+    """What replaces the defaults of samplers for one prior, such as by the config of a network.
+
+    Attributes:
+      sampler: the name of the sampler.
+      steps: the number of steps of samplers that are not adaptive, or None for that of the kind.
+      levels: the levels of the chain that the network was trained on, or as many steps of the time:
+        the steps of 'pc', and the grid whose last step denoises in 'ode'.
+      options: values of options; those that a sampler does not have are ignored.
+    """
+
+    sampler: str = DEFAULT
+    steps: int | None = None
+    levels: int = 1000
+    options: Mapping[str, Any] = MappingProxyType({})
+
+
+NO_DEFAULTS = Defaults()
+
+
+def make(
+    name: str | None,
+    sde: SDE,
+    steps: int | None = None,
+    *,
+    data_std: float = 0.5,
+    defaults: Defaults = NO_DEFAULTS,
+    **given: Any,
+) -> Sampler:
+    """Return a sampler; the same arguments return the same object.
+
+    Args:
+      name: one of `kinds()`; None for that of `defaults`.
+      sde: the SDE.
+      steps: the number of steps; None for that of `defaults`, or else of the kind.
+      data_std: see `Setting`.
+      defaults: values in place of those of the kind.
+      given: options of the sampler.
+
+    Raises InputError for an unknown name or option, and a value outside of its domain.
+    """
+    setting, values = _resolve(name, sde, steps, data_std, defaults, given)
+    return _make(setting, tuple(values.items()), _entries(setting.name, values))
+
+
+@functools.lru_cache(maxsize=256)
+def _make(
+    setting: Setting, values: tuple[tuple[str, Any], ...], entries: tuple[Any, ...]
+) -> Sampler:
+    """Return the sampler. Compiled programs are found by its identity."""
+    del entries
+    return kinds()[setting.name].make(setting, **dict(values))
+
+
+def _resolve(
+    name: str | None,
+    sde: SDE,
+    steps: int | None,
+    data_std: float,
+    defaults: Defaults,
+    given: Mapping[str, Any],
+) -> tuple[Setting, dict[str, Any]]:
+    """Return what a sampler is made from; see `make`."""
+    name = name or defaults.sampler
+    kind = choose(kinds(), name, "sampler")
+    if kind.adaptive and steps is not None:
+        raise InputError(
+            f"steps = {steps}: the sampler {name!r} chooses its steps. Leave steps out, or choose "
+            "another sampler."
+        )
+    if steps is not None:
+        options.check("steps", steps, Integer(1, MOST_STEPS))
+    count = steps or (None if kind.adaptive else defaults.steps) or kind.steps or defaults.levels
+    own = {key: value for key, value in defaults.options.items() if key in kind.options}
+    values = options.resolve(kind.options, {**own, **given}, f"the sampler {name!r}")
+    return Setting(name, sde, int(count), data_std), values
+
+
+def _entries(name: str, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what the registries hold, because a user may replace an entry under its name."""
+    solver = solvers.SOLVERS.get(name)
+    return (
+        solver and (solver.plan, solver.noise_prediction, solver.stochastic),
+        sampling.PREDICTORS.get(str(values.get("predictor")).lower()),
+        sampling.CORRECTORS.get(str(values.get("corrector")).lower()),
+    )
+
+
+class Flow(NamedTuple):
+    """The probability flow from data to latent codes, and back."""
+
+    encoder: Sampler
+    decoder: Sampler
+
+
+def make_flow(
+    name: str,
+    sde: SDE,
+    steps: int | None = None,
+    *,
+    defaults: Defaults = NO_DEFAULTS,
+    **given: Any,
+) -> Flow:
+    """Return the probability flow between the times sde.t_end and T (Section 4.3).
+
+    Data are states at t_end, and no last step denoises. It is integrated with adaptive steps by
+    'ode', and otherwise by a few-step solver that draws no noise. The arguments are those of
+    `make`. Raises InputError as `make` does, and for another sampler.
+    """
+    deterministic = [each for each, solver in solvers.SOLVERS.items() if not solver.stochastic]
+    if name not in ("ode", *deterministic):
+        raise InputError(
+            f"sampler = {name!r} does not follow the probability flow, as latent codes require; "
+            f"choose one of ode, {', '.join(sorted(deterministic))}."
+        )
+    setting, values = _resolve(name, sde, steps, 0.5, defaults, given)
+    return _make_flow(setting, tuple(values.items()), _entries(name, values))
+
+
+@functools.lru_cache(maxsize=64)
+def _make_flow(
+    setting: Setting, values: tuple[tuple[str, Any], ...], entries: tuple[Any, ...]
+) -> Flow:
+    del entries
+    sde = setting.sde
+    if setting.name == "ode":
+        return Flow(_adaptive_flow(sde, sde.t_end, sde.T), _adaptive_flow(sde, sde.T, sde.t_end))
+    chosen = dict(values)
+    levels = solvers.noise_levels(sde, chosen["schedule"].lower(), setting.steps, denoise=False)
+    return Flow(_solver_flow(setting, chosen, levels[::-1]), _solver_flow(setting, chosen, levels))
+
+
+def _adaptive_flow(sde: SDE, start: float, end: float) -> Sampler:
+    def solve(score: Score, x: Array) -> Samples:
+        return to_samples(*sampling.integrate_flow(score, sde, x, start, end))
+
+    return Sampler(single_loop(solve), title="the probability-flow ODE with adaptive steps")
+
+
+def _solver_flow(setting: Setting, chosen: Mapping[str, Any], levels: np.ndarray) -> Sampler:
+    solver = solvers.SOLVERS[setting.name]
+    plan = solver.plan(levels, **{name: chosen[name] for name in solver.options})
+
+    def loop(keys: Array | None, score: Score) -> solvers.Loop:
+        del keys
+        return solvers.few_step_loop(
+            *(None, score, setting.sde, plan, levels[-1]),
+            noise_prediction=solver.noise_prediction,
+        ).then(lambda result: to_samples(result[0], jnp.int32(len(plan.level)), *result[1:]))
+
+    title = f"{setting.name!r}, {setting.steps} steps on the schedule {chosen['schedule']!r}"
+    return Sampler(loop, len(plan.level), title, unit=unit_of(plan, setting.steps))

@@ -1,0 +1,173 @@
+"""Samplers by name: counted evaluations, options that reach the sampler, steps, the last step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import samplers
+import sampling
+import solvers
+from errors import InputError
+from experiment import Experiment
+from sde_lib import VESDE, VPSDE
+from tests import gaussian, tiny
+
+SDE = VESDE(sigma_max=5.0)
+KEYS = sampling.image_keys(jax.random.key(0), jnp.arange(2))
+PRIOR = sampling.prior_sample(KEYS, SDE, (2, 20, 20, 1))
+SCORE = gaussian.score(SDE, 0.4, 0.3)
+LEVELS = samplers.Defaults(levels=4, options={"tolerance": 0.1, "corrector": "ald"})
+
+
+def sample(name, steps=None, score=SCORE, keys=KEYS, prior=PRIOR, **options):
+    """Samples, by 'pc' and the last step of 'ode' with four steps."""
+    return samplers.make(name, SDE, steps, defaults=LEVELS, **options)(keys, score, prior)
+
+
+# --- names, steps and options -----------------------------------------------------------------
+
+
+def test_which_steps_are_taken():
+    """Those given, else those of the defaults, else 20 for a few-step solver and `levels`."""
+    for name in samplers.kinds():
+        made = samplers.make(name, VPSDE(), defaults=samplers.Defaults(levels=50))
+        adaptive = name in ("ode", "adaptive_sde")
+        expected = 50 if name == "pc" else 20
+        assert made.steps is None if adaptive else made.steps >= expected, name
+        if not adaptive:
+            assert str(expected) in made.title
+            assert samplers.make(name, VPSDE(), 7).title != made.title
+    defaults = samplers.Defaults("deis", steps=9, options={"schedule": "karras", "snr": 3.0})
+    made = samplers.make(None, VPSDE(), defaults=defaults)
+    assert made.steps == 9
+    assert "'deis'" in made.title
+    assert "'karras'" in made.title
+    assert made is samplers.make("deis", VPSDE(), 9, schedule="karras")
+
+
+@pytest.mark.parametrize(
+    ("method", "num_steps", "steps"),
+    [("pc", 0, 21), ("pc", 50, 50), ("solver", 0, 20), ("solver", 9, 9), ("ode", 9, None)],
+)
+def test_the_steps_of_a_config(method, num_steps, steps):
+    """sampling.num_steps = 0 means model.num_scales for pc, and 20 for solvers."""
+    config = tiny.config(**{"sampling.method": method, "sampling.num_steps": num_steps})
+    config.sampling.predictor = "reverse_diffusion"
+    assert Experiment(config).sampler.steps == steps
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "options", "message"),
+    [
+        ("heun_2", None, {}, "sampler = 'heun_2' is unknown; known: adaptive_sde, ddim"),
+        ("ode", 5, {}, "steps = 5: the sampler 'ode' chooses its steps"),
+        ("deis", 0, {}, "steps = 0 must be an integer from 1 to"),
+        ("deis", 5, {"snr": 0.1}, "snr = 0.1 has no effect on the sampler 'deis'"),
+        ("heun", 5, {"second_point": 0.0}, "second_point = 0.0 must be a finite number, above 0"),
+        ("pc", 5, {"predictor": "none", "probability_flow": True}, "'none' has no such form"),
+        ("heun_churn", 5, {"churn_interval": (2.0, 1.0)}, "the lower noise level before the"),
+    ],
+)
+def test_invalid_arguments(name, steps, options, message):
+    with pytest.raises(InputError, match=message):
+        samplers.make(name, VPSDE(), steps, **options)
+
+
+def test_a_replaced_entry_is_used(monkeypatch):
+    before = samplers.make("deis", VPSDE(), 5)
+    monkeypatch.setitem(solvers.SOLVERS, "deis", solvers.SOLVERS["ddim"])
+    assert samplers.make("deis", VPSDE(), 5) is not before
+
+
+# --- evaluations ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("predictor", "corrector", "n_steps_each", "expected"),
+    [
+        ("reverse_diffusion", "ald", 3, 16),
+        ("euler_maruyama", "langevin", 1, 8),
+        ("ancestral_sampling", "none", 3, 4),
+        ("none", "langevin_per_image", 2, 8),
+    ],
+)
+def test_evaluations_of_predictor_and_corrector(predictor, corrector, n_steps_each, expected):
+    """Each of the four steps has one evaluation for the predictor and one for each correction."""
+    calls = []
+
+    def score(x, t):
+        calls.append(t)
+        return SCORE(x, t)
+
+    chosen = {"predictor": predictor, "corrector": corrector, "n_steps_each": n_steps_each}
+    with jax.disable_jit():
+        result = sample("pc", score=score, **chosen)
+    assert result.nfe.tolist() == [len(calls)] * 2 == [expected] * 2
+
+
+@pytest.mark.parametrize("noise_removal", [True, False])
+@pytest.mark.parametrize("name", ["ode", "adaptive_sde"])
+def test_evaluations_of_adaptive_steps(name, noise_removal):
+    """The reported evaluations are the calls of the score for a batch of one image."""
+    calls = []
+
+    def score(x, t):
+        jax.debug.callback(lambda: calls.append(1))
+        return SCORE(x, t)
+
+    @jax.jit
+    def run(keys, prior):
+        return sample(name, None, score, keys, prior, noise_removal=noise_removal)
+
+    result = run(KEYS[:1], PRIOR[:1])
+    jax.effects_barrier()
+    jax.block_until_ready(result)
+    assert result.nfe.tolist() == [len(calls)]
+
+
+# --- samples ----------------------------------------------------------------------------------
+
+
+def test_options_of_the_corrector():
+    """The sampler is `predictor_corrector` with the given values."""
+    results = []
+    for snr, n_steps_each in ((0.1, 1), (0.2, 1), (0.1, 3)):
+        expected, *_ = sampling.predictor_corrector(
+            KEYS,
+            SCORE,
+            SDE,
+            PRIOR,
+            SDE.discretize(4),
+            predictor=sampling.reverse_diffusion,
+            corrector=sampling.annealed_langevin,
+            snr=snr,
+            n_steps_each=n_steps_each,
+        )
+        results.append(sample("pc", snr=snr, n_steps_each=n_steps_each).x)
+        np.testing.assert_allclose(results[-1], expected, rtol=1e-5)
+    assert np.abs(results[0] - results[1]).max() > 0.01
+    assert np.abs(results[0] - results[2]).max() > 0.01
+
+
+def test_noise_removal():
+    """Without it, samples keep the noise of the last step or the noise at t_end."""
+
+    def drawn(name, noise_removal, steps=None):
+        return sample(name, steps, noise_removal=noise_removal).x
+
+    t_end, steps = jnp.full(2, SDE.t_end), SDE.discretize(4)
+    noise = drawn("pc", False) - drawn("pc", True)
+    assert float(noise.std()) == pytest.approx(float(jnp.sqrt(steps.var[-1])), rel=0.1)
+
+    x = drawn("ode", False)
+    np.testing.assert_allclose(x, gaussian.flow(SDE, 0.4, 0.3, PRIOR, 1, SDE.t_end), atol=1e-3)
+    denoised = x + steps.var[-1] * SCORE(x, t_end)
+    np.testing.assert_allclose(drawn("ode", True), denoised, atol=1e-6)
+
+    # The grid of n steps that end at level 0 is that of n - 1 steps to t_end, and one more step.
+    for name, few, more in (("adaptive_sde", None, None), ("deis", 4, 5)):
+        x = drawn(name, False, few)
+        denoised = SDE.posterior_mean(SCORE(x, t_end), x, t_end)
+        assert np.abs(x - denoised).max() > 1e-4
+        np.testing.assert_allclose(drawn(name, True, more), denoised, atol=1e-5)
