@@ -146,10 +146,7 @@ def _layout() -> Layout:
 
 def _load_state_dict(path: Path) -> Tensors:
     state = torch_format.load(path)
-    # Tensors are recognized by a method, because PyTorch need not be imported for this.
-    if not isinstance(state, dict) or not all(
-        hasattr(value, "is_floating_point") for value in state.values()
-    ):
+    if not isinstance(state, dict):
         raise InputError(f"{path} must contain a state dict, which maps names to tensors.")
     return {
         str(name): torch_format.to_numpy(tensor, f"{path}: {printable(name)}")
