@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -27,7 +28,7 @@ from metrics.stage import Context, Measure, Results, Stage, summarize, summary_m
 from models.building import Params
 from runs import Arrays, load_rounds
 
-Numbered = tuple[Array, Array]
+Numbered = tuple[Array | np.ndarray, Array | np.ndarray]
 """uint8 images (B, H, W, C), and their numbers (B,) in the data set."""
 
 
@@ -101,7 +102,7 @@ def compile_bits_per_dim(
 
     @functools.partial(jax.jit, in_shardings=(whole, split, whole), out_shardings=split)
     def bits_per_dim(params: Params, numbered: Numbered, key: Array) -> dict[str, Array]:
-        images, indices = numbered
+        images, indices = map(jnp.asarray, numbered)
         keys = sampling.image_keys(key, indices)
         noise_keys, probe_keys, bound_keys = (sampling.fold_in(keys, each) for each in range(3))
         x, log_q = dequantize(images, noise_keys)

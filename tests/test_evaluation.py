@@ -75,7 +75,7 @@ def experiment():
 
 def random_bits_per_dim(params, numbered, key):
     """Arrays as of `compile_bits_per_dim`, which test_rectangles.py runs with a network."""
-    rng = np.random.default_rng(jax.random.key_data(key))
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     names = ("bpd", "nfe", "probe_stderr", "solver_error", "bound")
     return {name: rng.uniform(1, 2, len(numbered[1])) for name in names}
 
