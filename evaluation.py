@@ -1,14 +1,14 @@
-"""`--mode=eval`: evaluation of checkpoints by the stages of `metrics.stages`.
+"""`--mode=eval`: evaluation of checkpoints in stages.
 
 Results of checkpoint K are in `WORKDIR/EVAL_FOLDER/checkpoint_K/`: one file for each finished round
 of a stage, so that an interrupted evaluation resumes; pictures; and results.json, which holds one
-entry for each stage and, under `measures`, the rows of the report.
+entry for each stage and, under `measures`, the lines that are printed and the rows of the report.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ from checkpoints import Checkpoints, Found, tree_checksum
 from configs.default import Config
 from errors import InputError
 from experiment import Experiment
-from metrics.splits import check_images, images_of
-from metrics.stage import Cell, Context, Results, Stage
-from metrics.stages import STAGES
+from metrics import bits_per_dim_stage, loss_stage, sample_quality, samples_stage
+from metrics.stage import Context, Measure, Results, Stage
 from runs import (
     check_config,
     check_workdir,
@@ -32,6 +31,12 @@ from runs import (
     results_folder,
     write_json,
 )
+
+STAGES = (loss_stage.STAGE, bits_per_dim_stage.STAGE, samples_stage.STAGE, sample_quality.STAGE)
+"""All stages in the order in which they run and appear in the report.
+
+A new stage also needs its default, config.eval.enable_NAME, in configs/evaluation_fields.py.
+"""
 
 
 def evaluate(
@@ -49,85 +54,30 @@ def evaluate(
     stages = _enabled_stages(config)
     for stage in stages:
         stage.check(experiment)
-        if stage.split is not None:
-            check_images(experiment, stage.split(config))
     check_workdir(workdir, config)
     folder = results_folder(workdir, eval_folder)
     check_config(folder, config, "evaluation")
-    if any(stage.needs_classifier for stage in stages):
+    selected = _select(Checkpoints(workdir), config, number)
+    if any(stage.kind == "samples" for stage in stages):
         classification.provide(experiment, workdir)
-    checkpoints = Checkpoints(workdir)
-    selected = _select(checkpoints, config, number)
-    if any(stage.needs_dequantizer for stage in stages):
-        _check_dequantizers(experiment, workdir, checkpoints, selected)
+    if any(stage.kind == "bpd" for stage in stages):
+        for found in selected:
+            dequantization.make(experiment, workdir, found.number)
     prepared = {stage.name: stage.prepare(experiment, Path(workdir)) for stage in stages}
+    results = {}
     with owned(folder, config, "evaluation"):
         report.note_environment(folder, experiment.mesh)
-        results = _evaluate(experiment, workdir, folder, stages, prepared, checkpoints, selected)
+        for found in selected:
+            ema = _restore(experiment, workdir, found)
+            if ema is not None:
+                path = folder / f"checkpoint_{found.number}"
+                context = Context(experiment, ema, path)
+                results[found.number] = _evaluate(context, workdir, found, prepared)
     if not results:
         raise InputError(
             f"None of the {len(selected)} selected checkpoints of {workdir} can be read; the "
             "warnings above state why. Choose others with --checkpoint."
         )
-    print(_table(results))
-    return results
-
-
-def _check_dequantizers(
-    experiment: Experiment, workdir: str, checkpoints: Checkpoints, selected: Sequence[Found]
-) -> None:
-    """Raise InputError if the dequantizer of a checkpoint is missing or cannot be used.
-
-    Checkpoints that cannot be read need none, because they are skipped.
-    """
-    for found in selected:
-        try:
-            dequantization.make(experiment, workdir, found.number)
-        except InputError:
-            if _restore(experiment, checkpoints, found) is not None:
-                raise
-
-
-def _restore(experiment: Experiment, checkpoints: Checkpoints, found: Found) -> Any:
-    """Return the EMA parameters of a checkpoint; None, with a warning, if it cannot be read."""
-    try:
-        return train_state.restore_ema(checkpoints, found, experiment.abstract_params)
-    except InputError as error:
-        logging.warning("%s This checkpoint is skipped.", error)
-        return None
-
-
-def _evaluate(
-    experiment: Experiment,
-    workdir: str,
-    folder: Path,
-    stages: Sequence[Stage],
-    prepared: dict[str, Any],
-    checkpoints: Checkpoints,
-    selected: Sequence[Found],
-) -> dict[int, Results]:
-    """Run the stages for the selected checkpoints; skip those that cannot be read."""
-    results = {}
-    for found in selected:
-        ema = _restore(experiment, checkpoints, found)
-        if ema is None:
-            continue
-        dequantize = None
-        if any(stage.needs_dequantizer for stage in stages):
-            dequantize = dequantization.make(experiment, workdir, found.number)
-        note = train_state.initial_share_note(experiment.config.model, found.step)
-        if note and not experiment.config.ema.std:  # of a file that --mode=ema wrote
-            print(f"{found}: {note}", flush=True)
-        context = Context(experiment, ema, folder / f"checkpoint_{found.number}", dequantize)
-        inputs = [
-            dataclasses.replace(
-                context,
-                prepared=prepared[stage.name],
-                depends=_depends(experiment, stage, workdir, found),
-            )
-            for stage in stages
-        ]
-        results[found.number] = _evaluate_checkpoint(found.step, stages, inputs)
     return results
 
 
@@ -167,68 +117,50 @@ def _select(checkpoints: Checkpoints, config: Config, number: int | None) -> lis
     return selected
 
 
-def _depends(experiment: Experiment, stage: Stage, workdir: str, found: Found) -> dict[str, Any]:
-    """Describe everything that the rounds of a stage are computed from, as JSON."""
-    depends = dependencies(stage.kind, experiment.config) | experiment.identity(workdir, found)
-    if stage.split is not None:
-        depends["data"] = images_of(experiment, stage.split(experiment.config)).digest
-    if stage.needs_dequantizer:
-        depends["dequantizer"] = dequantization.identity(experiment, workdir, found.number)
-    if stage.needs_classifier and experiment.classifier is not None:
-        depends["classifier"] = tree_checksum(experiment.classifier)
-    return depends
+def _restore(experiment: Experiment, workdir: str, found: Found) -> Any:
+    """Return the EMA parameters of a checkpoint; None, with a warning, if it cannot be read."""
+    try:
+        ema = train_state.restore_ema(Checkpoints(workdir), found, experiment.abstract_params)
+    except InputError as error:
+        logging.warning("%s This checkpoint is skipped.", error)
+        return None
+    note = train_state.initial_share_note(experiment.config.model, found.step)
+    if note and not experiment.config.ema.std:  # of a file that --mode=ema wrote
+        print(f"{found}: {note}", flush=True)
+    return ema
 
 
-def _evaluate_checkpoint(
-    step: int, stages: Sequence[Stage], contexts: Sequence[Context]
-) -> Results:
-    """Run each stage with its context for one checkpoint, and write its results.json."""
-    folder = contexts[0].folder
-    folder.mkdir(exist_ok=True)
-    result: Results = {"step": step}
-    measures = []
-    for stage, context in zip(stages, contexts):
-        entry = stage.run(context)
+def _evaluate(context: Context, workdir: str, found: Found, prepared: dict[str, Any]) -> Results:
+    """Run the prepared stages for one checkpoint, write results.json, and print the measures."""
+    experiment = context.experiment
+    context.folder.mkdir(exist_ok=True)
+    result: Results = {"step": found.step}
+    measures: list[Measure] = []
+    for stage in (stage for stage in STAGES if stage.name in prepared):
+        depends = dependencies(stage.kind, experiment.config) | experiment.identity(workdir, found)
+        dequantize = None
+        if stage.kind == "bpd":
+            dequantize = dequantization.make(experiment, workdir, found.number)
+            depends["dequantizer"] = dequantization.identity(experiment, workdir, found.number)
+        if stage.kind == "samples" and experiment.classifier is not None:
+            depends["classifier"] = tree_checksum(experiment.classifier)
+        inputs = {"prepared": prepared[stage.name], "dequantize": dequantize, "depends": depends}
+        entry = stage.run(dataclasses.replace(context, **inputs))
         result[stage.key] = entry
-        measures += [measure._asdict() for measure in stage.measures(entry)]
-    result["measures"] = measures
-    write_json(folder / "results.json", result)
+        measures += stage.measures(entry)
+    result["measures"] = [each._asdict() for each in measures]
+    write_json(context.folder / "results.json", result)
+    print(f"{found}:\n{table(measures)}\nfiles: {context.folder}", flush=True)
     return result
 
 
-# --- the printed table ---
-
-
-def _table(results: dict[int, Results]) -> str:
-    """The results of all checkpoints as text: one table, and one for each `separate_table`."""
-    shared = [stage for stage in STAGES if not stage.separate_table]
-    separate = [stage for stage in STAGES if stage.separate_table]
-
-    def shared_cells(result: Results) -> list[Cell]:
-        cells = [Cell("step", str(result["step"]), width=8)]
-        for stage in shared:
-            cells += stage.cells(result.get(stage.key))
-        return cells
-
-    lines = _rows(results, shared_cells)
-    for stage in separate:
-        entries = _entries(results, stage)
-        if entries:
-            lines += [*_rows(entries, stage.cells), *stage.notes(list(entries.values()))]
-    for stage in shared:
-        lines += stage.notes(list(_entries(results, stage).values()))
+def table(measures: Sequence[Measure]) -> str:
+    """The measures as text, one a line: name, value +- standard error, and the note."""
+    width = max((len(each.name) for each in measures), default=0)
+    lines = []
+    for each in measures:
+        value = "-" if each.value is None else f"{each.value:.4g}"
+        if each.value is not None and each.stderr is not None:
+            value = f"{each.value:.4f} +- {each.stderr:.4f}"
+        lines.append(f"  {each.name:<{width}}  {value:<18}  {each.note}".rstrip())
     return "\n".join(lines)
-
-
-def _entries(results: dict[int, Results], stage: Stage) -> dict[int, Results]:
-    """The entries of a stage, by the number of the checkpoint."""
-    return {number: result[stage.key] for number, result in results.items() if stage.key in result}
-
-
-def _rows(results: dict[int, Results], cells: Callable[[Results], list[Cell]]) -> list[str]:
-    """The lines of one table: titles, which are those of the first checkpoint, then cells."""
-    rows = []
-    for number, result in results.items():
-        rows.append([Cell("checkpoint", str(number), width=10), *cells(result)])
-    titles = "  ".join(f"{cell.title:>{cell.width}}" for cell in rows[0])
-    return [titles, *("  ".join(f"{cell.text:>{cell.width}}" for cell in row) for row in rows)]

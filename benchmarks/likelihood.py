@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax import Array
@@ -53,7 +52,8 @@ class BitsPerDim:
         )
         pixels = speed.images(self.experiment, batch_size).pixels
         indices = self.experiment.rows(np.arange(batch_size))
-        self.arguments = self.experiment.init_params(), pixels, indices, jnp.int32(0)
+        numbered, key = (pixels, indices), self.experiment.key("bpd")
+        self.arguments = self.experiment.init_params(), numbered, key
         self.compiled = speed.compile_stages(function, *self.arguments)
         without_derivative = forward_flops(self.experiment, batch_size)
         with_derivative = divergence_flops(self.experiment, batch_size)

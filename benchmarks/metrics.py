@@ -16,7 +16,7 @@ from absl import app, flags
 from benchmarks.markdown import header, row
 from configs.vp import digits_ddpmpp_continuous
 from experiment import Experiment
-from metrics import features, reference_statistics, sample_quality_stage
+from metrics import features, reference_statistics, sample_quality
 
 COUNTS = (60, 120, 240, 359)  # images
 DRAWS = 20  # random subsets of each size
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         for _ in range(DRAWS):
             drawn = rng.choice(len(found.pool), count, replace=False)
             np.savez(path, pool=found.pool[drawn], logits=found.logits[drawn])
-            results = sample_quality_stage.measure([path], extractor, reference)
+            results = sample_quality.measure([path], extractor, reference)
             measured.append([results[name][key] for name, key in COLUMNS.values()])
         means, stds = np.mean(measured, 0), np.std(measured, 0, ddof=1)
         lines.append(

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -19,23 +20,16 @@ import datasets
 import likelihood
 import sampling
 import sharding
-from configs.default import Config
 from datasets import Dequantize
 from errors import InputError
 from experiment import Experiment
-from metrics.splits import images_of
-from metrics.stage import (
-    Cell,
-    Context,
-    Measure,
-    Results,
-    Stage,
-    summarize,
-    summary_cell,
-    summary_measure,
-)
+from metrics.splits import check_images, images_of
+from metrics.stage import Context, Measure, Results, Stage, summarize, summary_measure
 from models.building import Params
 from runs import Arrays, load_rounds
+
+Numbered = tuple[Array | np.ndarray, Array | np.ndarray]
+"""uint8 images (B, H, W, C), and their numbers (B,) in the data set."""
 
 
 def check(experiment: Experiment) -> None:
@@ -47,11 +41,7 @@ def check(experiment: Experiment) -> None:
             f"smallest time that training.sde = {config.training.sde!r} is trained at, and below "
             f"{sde.T:g}. Set --config.eval.bpd_t_min={sde.t_min:g}."
         )
-
-
-def split(config: Config) -> str:
-    """The split whose likelihood is computed."""
-    return config.eval.bpd_dataset.lower()
+    check_images(experiment, config.eval.bpd_dataset.lower())
 
 
 def run(context: Context) -> Results:
@@ -69,19 +59,20 @@ def run(context: Context) -> Results:
         raise ValueError("The stage 'bpd' requires Context.dequantize, which is None.")
     experiment = context.experiment
     config = experiment.config.eval
-    images = images_of(experiment, split(experiment.config))
+    images = images_of(experiment, config.bpd_dataset.lower())
     batches = datasets.rounds(images, config.batch_size)
     bits_per_dim = compile_bits_per_dim(experiment, context.dequantize)
 
     def compute(index: int) -> Arrays:
         repeat, batch = divmod(index, len(batches))
         indices, count = batches[batch]
-        pixels, rows = experiment.rows((images.batch(indices).pixels, indices))
-        arrays = sharding.fetch(bits_per_dim(context.ema, pixels, rows, repeat))
+        numbered = experiment.rows((images.batch(indices).pixels, indices))
+        key = jax.random.fold_in(experiment.key("bpd"), repeat)
+        arrays = sharding.fetch(bits_per_dim(context.ema, numbered, key))
         return {name: array[:count] for name, array in arrays.items()}
 
-    paths = context.run_rounds("bpd", config.bpd_num_repeats * len(batches), compute)
-    arrays = load_rounds(paths)
+    count = config.bpd_num_repeats * len(batches)
+    arrays = load_rounds(context.run_rounds("bpd", count, compute, data=images.digest))
     per_pass = {name: array.reshape(-1, len(images)) for name, array in arrays.items()}
     return {
         **summarize(per_pass["bpd"].mean(0)),
@@ -97,25 +88,23 @@ def run(context: Context) -> Results:
 
 def compile_bits_per_dim(
     experiment: Experiment, dequantize: Dequantize
-) -> Callable[[Params, np.ndarray | Array, np.ndarray | Array, int], dict[str, Array]]:
-    """Compile (params, uint8 images (B, H, W, C), image numbers (B,), pass) -> arrays (B,).
+) -> Callable[[Params, Numbered, Array], dict[str, Array]]:
+    """Compile (params, numbered images, key) -> arrays (B,).
 
     The arrays are, in bits/dim: `bpd` by the ODE; `probe_stderr`, the standard error due to its
     probes, NaN for a single probe; `solver_error`, the solver's error estimate; and `bound`,
-    `likelihood.elbo` of the same dequantized images. `nfe` counts evaluations of the score.
+    `likelihood.elbo` of the same dequantized images. `nfe` counts evaluations of the score. The
+    random numbers of an image depend on the key and its number alone.
     """
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
     config, log_scale = experiment.config.eval, experiment.scaler.log_scale
     sde = dataclasses.replace(experiment.sde, t_min=config.bpd_t_min)
 
-    @functools.partial(jax.jit, in_shardings=(whole, split, split, whole), out_shardings=split)
-    def bits_per_dim(
-        params: Params, images: Array, indices: Array, repeat: Array
-    ) -> dict[str, Array]:
-        keys = sampling.image_keys(jax.random.fold_in(experiment.key("bpd"), repeat), indices)
-        noise_keys, probe_keys, bound_keys = (
-            sampling.fold_in(keys, purpose) for purpose in range(3)
-        )
+    @functools.partial(jax.jit, in_shardings=(whole, split, whole), out_shardings=split)
+    def bits_per_dim(params: Params, numbered: Numbered, key: Array) -> dict[str, Array]:
+        images, indices = map(jnp.asarray, numbered)
+        keys = sampling.image_keys(key, indices)
+        noise_keys, probe_keys, bound_keys = (sampling.fold_in(keys, each) for each in range(3))
         x, log_q = dequantize(images, noise_keys)
         probes = likelihood.draw_probes(probe_keys, x.shape, config.bpd_trace, config.bpd_probes)
         score = experiment.score(params)
@@ -142,7 +131,7 @@ def _combined_stderr(stderrs: np.ndarray) -> float | None:
 
 
 def measures(entry: Results) -> list[Measure]:
-    """The rows of the report."""
+    """Bits/dim and their bound."""
     passes = "1 pass" if entry["passes"] == 1 else f"{entry['passes']} passes"
     note = f"probability-flow ODE, {passes}, {entry['nfe']:.0f} NFE"
     if math.isfinite(entry["solver_error"]):
@@ -150,48 +139,24 @@ def measures(entry: Results) -> list[Measure]:
     if entry["probe_stderr"] is not None:
         note += f"; part of the standard error due to the probes {entry['probe_stderr']:.2g}"
     name = f"bits/dim, {entry['data']} images"
-    bound_note = "; ".join(["variational: an upper bound in the mean", *notes([entry])])
     return [
         summary_measure(name, entry, note),
-        summary_measure(f"{name}, bound", entry["bound"], bound_note),
+        summary_measure(f"{name}, bound", entry["bound"], _bound_note(**entry["gap"])),
     ]
 
 
-def cells(entry: Results | None) -> list[Cell]:
-    """The cells of the printed table."""
-    bound = None if entry is None else entry["bound"]
-    return [summary_cell("bits/dim", entry), summary_cell("bound", bound)]
+def _bound_note(mean: float, stderr: float, **_: int) -> str:
+    """What the bound is, and why it is lower than the value if the `mean` gap is negative."""
+    note = "variational: an upper bound in the mean"
+    if mean >= 0:
+        return note
+    note += f"; it is {-mean:.4f} +- {stderr:.4f} bits/dim lower than the value: "
+    if -mean <= 2 * stderr:
+        return f"{note}this is within 2 standard errors"
+    return (
+        f"{note}it bounds the density of the reverse SDE, and that of the ODE differs if the score "
+        "is not exact"
+    )
 
 
-def notes(entries: Sequence[Results]) -> list[str]:
-    """A line for each entry whose bound is lower than its value, which explains this."""
-    lines = []
-    for entry in entries:
-        gap, stderr = entry["gap"]["mean"], entry["gap"]["stderr"]
-        if gap >= 0:
-            continue
-        start = f"the bound is {-gap:.4f} +- {stderr:.4f} bits/dim lower than the value"
-        if -gap <= 2 * stderr:
-            lines.append(
-                f"{start}: this is within 2 standard errors, and the bound holds in the mean only"
-            )
-        else:
-            lines.append(
-                f"{start}, more than 2 standard errors: it bounds the density of the reverse SDE, "
-                "and that of the ODE differs if the score is not exact"
-            )
-    return lines
-
-
-STAGE = Stage(
-    name="bpd",
-    key="bpd",
-    kind="bpd",
-    check=check,
-    split=split,
-    run=run,
-    measures=measures,
-    cells=cells,
-    notes=notes,
-    needs_dequantizer=True,
-)
+STAGE = Stage(name="bpd", key="bpd", kind="bpd", check=check, run=run, measures=measures)

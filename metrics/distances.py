@@ -121,31 +121,23 @@ def kernel_distance(
             f"{groups} groups; at least {3 * groups} are required."
         )
     x, y = (np.array_split(np.asarray(each, np.float64), groups) for each in (real, generated))
-    sums = KernelSums(_kernel_sums(x, x), _kernel_sums(y, y), _kernel_sums(x, y))
-    n, m = (np.array([len(group) for group in each]) for each in (x, y))
-    value = sums.squared_mmd(n, m, np.ones(groups, bool))
-    without = [sums.squared_mmd(n, m, np.arange(groups) != group) for group in range(groups)]
+    xx, yy, xy = (_kernel_sums(a, b) for a, b in ((x, x), (y, y), (x, y)))
+    sizes = np.array([[len(group) for group in each] for each in (x, y)])
+
+    def squared_mmd(keep: np.ndarray) -> float:
+        """The unbiased squared MMD of the groups that `keep` (G,) selects."""
+        chosen = np.ix_(keep, keep)
+        n, m = sizes[:, keep].sum(1)
+        within = xx[chosen].sum() / (n * (n - 1)) + yy[chosen].sum() / (m * (m - 1))
+        return float(within - 2 * xy[chosen].sum() / (n * m))
+
+    value = squared_mmd(np.ones(groups, bool))
+    without = [squared_mmd(np.arange(groups) != group) for group in range(groups)]
     return Estimate(value, jackknife(value, without).stderr)
 
 
-class KernelSums(NamedTuple):
-    """Sums of the kernel over pairs of different images, for each pair of groups (G, G)."""
-
-    real: np.ndarray
-    generated: np.ndarray
-    between: np.ndarray
-
-    def squared_mmd(self, real: np.ndarray, generated: np.ndarray, keep: np.ndarray) -> float:
-        """The unbiased squared MMD of the groups that `keep` (G,) selects, of these sizes (G,)."""
-        chosen = np.ix_(keep, keep)
-        n, m = real[keep].sum(), generated[keep].sum()
-        within = self.real[chosen].sum() / (n * (n - 1))
-        within += self.generated[chosen].sum() / (m * (m - 1))
-        return float(within - 2 * self.between[chosen].sum() / (n * m))
-
-
 def _kernel_sums(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
-    """The sums (G, G) over pairs; within a group, over pairs of different images."""
+    """The sums of the kernel (G, G) over pairs of different images, for each pair of groups."""
     sums = np.empty((len(a), len(b)))
     for i, x in enumerate(a):
         for j, y in enumerate(b):
@@ -192,7 +184,13 @@ def precision_recall(
 
     An image is within a set if for any image of the set, it is no further away than the k-th
     nearest neighbor of that image. The standard errors are those over draws of the generated
-    images, with the real images fixed: binomial for precision, and for recall by `_recall_stderr`.
+    images, with the real images fixed. That of precision is binomial.
+
+    A draw changes the balls of recall as well as their centers, and the distance to a neighbor is
+    not a smooth statistic. The jackknife that deletes a random half is consistent for such
+    statistics (Shao & Wu 1989): the deviation of recall over halves of the generated images
+    estimates that over draws of all. It is NaN for 2 k images or fewer.
+
     Raise InputError if a set has k images or fewer.
     """
     if min(len(real), len(generated)) <= k:
@@ -202,48 +200,46 @@ def precision_recall(
         )
     shift = np.mean(real, 0, dtype=np.float64)  # Reduces cancellation; distances do not change.
     a, b = (jnp.asarray(x - shift, jnp.float32) for x in (real, generated))
-    precision = float(_within(b, a, _squared_radii(a, k)).mean())
-    recall = float(_within(a, b, _squared_radii(b, k)).mean())
-    binomial = math.sqrt(precision * (1 - precision) / len(b))
-    return PrecisionRecall(Estimate(precision, binomial), Estimate(recall, _recall_stderr(a, b, k)))
+    count = len(b)
+    precision = float(_in_chunks(_within, b, a, _squared_radii(a, k)).mean())
+    recall = float(_in_chunks(_within, a, b, _squared_radii(b, k)).mean())
+    recall_stderr = math.nan
+    if count // 2 > k:
+        random = np.random.default_rng(0).random((HALVES, count))
+        halves = np.argsort(random, 1) < count // 2
+        over_halves = _in_chunks(_within, a, b, _squared_radii(b, k, halves)).mean(0)
+        recall_stderr = float(over_halves.std(ddof=1))
+    return PrecisionRecall(
+        Estimate(precision, math.sqrt(precision * (1 - precision) / count)),
+        Estimate(recall, recall_stderr),
+    )
 
 
-def _recall_stderr(real: Array, generated: Array, k: int) -> float:
-    """The standard error of recall over draws of the generated images; NaN for 2 k or fewer.
+def _squared_radii(x: Array, k: int, subsets: np.ndarray | None = None) -> Array:
+    """Squared distances (S, N) to the k-th neighbor among the points of each subset (S, N) of x.
 
-    A draw changes the radii as well as the centers, and the distance to a neighbor is not a smooth
-    statistic. The jackknife that deletes a random half is consistent for such statistics (Shao & Wu
-    1989): the deviation of recall over halves of the images estimates that over draws of all.
+    They are -1 for points outside of the subset. The default is one subset, of all points.
     """
-    count = len(generated)
-    if count // 2 <= k:
-        return math.nan
-    rng = np.random.default_rng(0)
-    chosen = np.argsort(rng.random((HALVES, count)), 1) < count // 2
-    radii = _squared_radii_of_halves(generated, k, chosen)
-
-    def within(rows: Array) -> Array:
-        distances = _squared_distances(rows, generated)
-        return jax.lax.map(lambda radii: (distances <= radii).any(1), radii).T
-
-    return float(_in_chunks(jax.jit(within), real).mean(0).std(ddof=1))
+    selected = jnp.ones((1, len(x)), bool) if subsets is None else jnp.asarray(subsets)
+    searched = min(len(x), (1 if subsets is None else NEIGHBORS_TO_SEARCH) * (k + 1))
+    nearest = functools.partial(_nearest, k=k, searched=searched)
+    return jnp.where(selected, _in_chunks(nearest, x, x, selected).T, -1)
 
 
-def _squared_radii_of_halves(x: Array, k: int, chosen: np.ndarray) -> Array:
-    """Squared distances (S, N) to the k-th neighbor among the points that `chosen` (S, N) selects.
+@functools.partial(jax.jit, static_argnames=("k", "searched"))
+def _nearest(rows: Array, x: Array, selected: Array, *, k: int, searched: int) -> Array:
+    """Squared distances of rows (R, D) of x to the k-th neighbor in each subset, (R, S)."""
+    negative, indices = jax.lax.top_k(-_squared_distances(rows, x), searched)
+    number = jnp.cumsum(selected[:, indices], -1)  # Of each selected neighbor, from 1.
+    position = jnp.argmax(number == k + 1, -1)  # The nearest is the point itself.
+    return jnp.take_along_axis(-negative[None], position[..., None], -1)[..., 0].T
 
-    They are -1 for points that are not selected.
-    """
-    neighbors = min(len(x), NEIGHBORS_TO_SEARCH * (k + 1))
-    selected = jnp.asarray(chosen)
 
-    def nearest(rows: Array) -> Array:
-        negative, indices = jax.lax.top_k(-_squared_distances(rows, x), neighbors)
-        number = jnp.cumsum(selected[:, indices], -1)  # Of each selected neighbor, from 1.
-        position = jnp.argmax(number == k + 1, -1)  # The nearest is the point itself.
-        return jnp.take_along_axis(-negative[None], position[..., None], -1)[..., 0].T
-
-    return jnp.where(selected, _in_chunks(jax.jit(nearest), x).T, -1)
+@jax.jit
+def _within(points: Array, centers: Array, squared_radii: Array) -> Array:
+    """Whether each point is within any of the balls (P, S), for each set of radii (S, N)."""
+    distances = _squared_distances(points, centers)
+    return jax.lax.map(lambda radii: (distances <= radii).any(1), squared_radii).T
 
 
 @jax.jit
@@ -252,28 +248,10 @@ def _squared_distances(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[
     return jnp.maximum(jnp.sum(a * a, 1)[:, None] + jnp.sum(b * b, 1) - 2 * products, 0)
 
 
-def _squared_radii(x: Float[Array, "n d"], k: int) -> np.ndarray:
-    """Squared distances (N,) to the k-th neighbor; the nearest of k + 1 is the point itself."""
-
-    def radii(rows: Array) -> Array:
-        return -jax.lax.top_k(-_squared_distances(rows, x), k + 1)[0][:, -1]
-
-    return _in_chunks(radii, x)
-
-
-def _within(points: Array, centers: Array, squared_radii: np.ndarray) -> np.ndarray:
-    """Whether each point (N, D) is within any of the balls."""
-
-    def within(rows: Array) -> Array:
-        return (_squared_distances(rows, centers) <= squared_radii).any(1)
-
-    return _in_chunks(within, points)
-
-
-def _in_chunks(function: Callable[[Array], Array], x: Array) -> np.ndarray:
-    """`function` of CHUNK_ROWS rows at a time, concatenated."""
-    starts = range(0, len(x), CHUNK_ROWS)
-    return np.concatenate([np.asarray(function(x[i : i + CHUNK_ROWS])) for i in starts])
+def _in_chunks(function: Callable[..., Array], x: Array, *others: Array) -> np.ndarray:
+    """function(x, *others), computed for CHUNK_ROWS rows of x at a time."""
+    chunks = (x[start : start + CHUNK_ROWS] for start in range(0, len(x), CHUNK_ROWS))
+    return np.concatenate([np.asarray(function(chunk, *others)) for chunk in chunks])
 
 
 # --- standard errors ---

@@ -6,6 +6,7 @@ A custom extractor is a function `(uint8 images (B, H, W, C)) -> {"pool": (B, D)
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -22,15 +23,13 @@ import numpy as np
 from absl import logging
 from flax import nnx
 from jax import Array
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 import progress
 import sharding
-from configs.default import Config
 from errors import InputError, brief
 from experiment import Experiment
 from metrics import inception_weights
-from metrics.extractor import Extractor, Features
 from models.building import Params
 from models.inception import Outputs
 from readers.files import not_finite
@@ -46,27 +45,44 @@ CLASSIFIER_OPTIONS = {
 }
 """Options of the small classifier; its file name depends on them. ReLU leaves features at 0."""
 
-Images = UInt8[np.ndarray, "b h w c"]
+
+class Features(NamedTuple):
+    """`pool` (B, D) and `logits` (B, K) or None."""
+
+    pool: Float32[np.ndarray, "b d"]
+    logits: Float32[np.ndarray, "b k"] | None
 
 
-def check(config: Config) -> None:
-    """Raise InputError if config.eval.features does not support the number of channels."""
-    name = config.eval.features
-    channels = config.data.num_channels
-    if name in ("inception", "inception_tf") and channels not in (1, 3):
-        raise InputError(
-            f"eval.features = {name!r} is for images of 1 or 3 channels, but data.num_channels = "
-            f"{channels}; use eval.features=module:function."
-        )
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """A named function from uint8 images (B, H, W, C), on the host, to features.
+
+    Attributes:
+      name: the value of config.eval.features, or the version of the Inception network.
+      digest: SHA-256 of the weights or of the source text.
+      preprocessing: a description of how images are preprocessed.
+      published: whether these are the features of published statistics, whose files do not state
+        their features.
+    """
+
+    name: str
+    digest: str
+    preprocessing: str
+    extract: Callable[[np.ndarray], Features]
+    published: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name and digest, for use in file names."""
+        return f"{self.name.replace(':', '.')}-{self.digest[:8]}"
 
 
 def make_extractor(experiment: Experiment, workdir: str | Path) -> Extractor:
     """The extractor that config.eval.features selects.
 
-    The small classifier is trained on first use and kept in `workdir`. Raise InputError for an
-    unknown name, for missing weights, and for images that the extractor cannot process.
+    The small classifier is trained on first use and kept in `workdir`. Raise InputError for missing
+    weights, and for images that the extractor cannot process.
     """
-    check(experiment.config)
     name = experiment.config.eval.features
     if ":" in name:
         return _import_extractor(name)
@@ -75,35 +91,25 @@ def make_extractor(experiment: Experiment, workdir: str | Path) -> Extractor:
 
 # --- Inception ---
 
-
-class InceptionVariant(NamedTuple):
-    """A way to resize images for the Inception network; both texts are part of saved statistics."""
-
-    name: str
-    half_pixel: bool
-    preprocessing: str
+RESIZING = {
+    "inception": "half-pixel centres; x / 127.5 - 1",
+    "inception_tf": "TensorFlow 1's corners; (x - 128) / 128",
+}
+"""How images are resized and scaled, by config.eval.features. Saved statistics state it."""
 
 
-INCEPTION = InceptionVariant(
-    "inception",
-    True,
-    "grey as RGB; bilinear to 299x299 without antialiasing, half-pixel centres; x / 127.5 - 1",
-)
-INCEPTION_TF = InceptionVariant(
-    "inception_tf",
-    False,
-    "grey as RGB; bilinear to 299x299 without antialiasing, TensorFlow 1's corners; "
-    "(x - 128) / 128",
-)
-
-
-def make_inception(
-    experiment: Experiment, workdir: Path, *, variant: InceptionVariant
-) -> Extractor:
+def make_inception(experiment: Experiment, workdir: Path) -> Extractor:
     """The Inception network of FID, on all devices; config.eval.inception_path has its weights."""
     del workdir
-    weights = inception_weights.read(inception_weights.find(experiment.config.eval.inception_path))
-    graph, _ = inception_weights.network(half_pixel=variant.half_pixel)
+    config = experiment.config
+    name, channels = config.eval.features, config.data.num_channels
+    if channels not in (1, 3):
+        raise InputError(
+            f"eval.features = {name!r} is for images of 1 or 3 channels, but data.num_channels = "
+            f"{channels}; use eval.features=module:function."
+        )
+    weights = inception_weights.read(inception_weights.find(config.eval.inception_path))
+    graph, _ = inception_weights.network(half_pixel=name == "inception")
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
 
     @functools.partial(jax.jit, in_shardings=(whole, split), out_shardings=split)
@@ -115,12 +121,11 @@ def make_inception(
     def extract(images: np.ndarray) -> Features:
         return Features(*sharding.fetch(apply(params, experiment.rows(images))))
 
-    size = min(IMAGES_PER_DEVICE * experiment.mesh.size, experiment.config.eval.batch_size)
-    version = "2015-12-05" if weights.standard else "other-weights"
+    size = min(IMAGES_PER_DEVICE * experiment.mesh.size, config.eval.batch_size)
     return Extractor(
-        f"{variant.name}-{version}",
+        f"{name}-{'2015-12-05' if weights.standard else 'other-weights'}",
         weights.digest,
-        variant.preprocessing,
+        f"grey as RGB; bilinear to 299x299 without antialiasing, {RESIZING[name]}",
         functools.partial(extract_in_batches, extract, size=size),
         published=weights.standard,
     )
@@ -179,11 +184,7 @@ def _load_or_train_classifier(
     if layers is not None and not not_finite(layers):
         return layers
     if os.path.lexists(path):
-        logging.warning(
-            "%s is damaged, or was written by a version before 0.6; the classifier is trained "
-            "again.",
-            path,
-        )
+        logging.warning("%s is damaged; the classifier is trained again.", path)
     with progress.waiting("training the classifier of eval.features"):
         layers = _train_classifier(images, labels)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +209,7 @@ def _classifier_inputs(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1) / 255
 
 
-def as_samples(experiment: Experiment, images: np.ndarray) -> Images:
+def as_samples(experiment: Experiment, images: np.ndarray) -> UInt8[np.ndarray, "b h w c"]:
     """Images of the data set, in its gray levels, in the format of samples: uint8, 0 .. 255."""
     levels = jnp.arange(experiment.scaler.levels, dtype=jnp.uint8)
     pixels = experiment.scaler.pixels(experiment.scaler.scale(levels), dequantized=False)
@@ -216,6 +217,11 @@ def as_samples(experiment: Experiment, images: np.ndarray) -> Images:
 
 
 # --- custom extractors ---
+
+CONTRACT = (
+    "It must map uint8 images (B, H, W, C) to a dictionary of 'pool' (B, D) and optionally "
+    "'logits' (B, K)."
+)
 
 
 def _import_extractor(name: str) -> Extractor:
@@ -229,10 +235,18 @@ def _import_extractor(name: str) -> Extractor:
         except Exception as error:  # The function may raise any.
             raise InputError(
                 f"eval.features = {name!r} failed for {len(images)} images with "
-                f"{type(error).__name__}: {brief(error)}. It must map uint8 images (B, H, W, C) to "
-                "a dictionary of arrays."
+                f"{type(error).__name__}: {brief(error)}. {CONTRACT}"
             ) from error
-        _check_outputs(name, outputs, len(images))
+        shapes = {key: value.shape for key, value in outputs.items()}
+        if (
+            shapes.keys() not in ({"pool"}, {"pool", "logits"})
+            or any(len(shape) != 2 or shape[0] != len(images) for shape in shapes.values())
+            or not_finite(outputs)
+        ):
+            raise InputError(
+                f"eval.features = {name!r} returned arrays of the shapes {shapes} for "
+                f"{len(images)} images, or values that are not finite. {CONTRACT}"
+            )
         return Features(outputs["pool"], outputs.get("logits"))
 
     return Extractor(name, hashlib.sha256(source).hexdigest(), "the function's own", extract)
@@ -252,28 +266,9 @@ def _import_function(name: str) -> tuple[Callable[[np.ndarray], dict[str, np.nda
         raise InputError(f"eval.features = {name!r} cannot be imported: {brief(error)}.") from error
 
 
-def _check_outputs(name: str, outputs: dict[str, np.ndarray], count: int) -> None:
-    """Raise InputError if the outputs of a custom extractor have wrong names or shapes."""
-    for key, value in outputs.items():
-        if key not in ("pool", "logits") or value.ndim != 2 or len(value) != count:
-            raise InputError(
-                f"eval.features = {name!r} returned {key!r} of shape {value.shape} for {count} "
-                "images; it must return 'pool' and optionally 'logits', with one row per image."
-            )
-        if not_finite({key: value}):
-            raise InputError(
-                f"eval.features = {name!r} returned {key!r} with values that are not finite."
-            )
-    if "pool" not in outputs:
-        raise InputError(
-            f"eval.features = {name!r} returned {', '.join(outputs) or 'nothing'} for {count} "
-            "images, but no 'pool'."
-        )
-
-
 EXTRACTORS = {
-    "inception": functools.partial(make_inception, variant=INCEPTION),
-    "inception_tf": functools.partial(make_inception, variant=INCEPTION_TF),
+    "inception": make_inception,
+    "inception_tf": make_inception,
     "classifier": make_classifier,
 }
 """Extractors by config.eval.features."""

@@ -5,6 +5,7 @@ A file is searched for in local folders and never downloaded.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from pathlib import Path
@@ -123,6 +124,7 @@ def to_safetensors(source: str | Path) -> Path:
     return target
 
 
+@functools.cache
 def network(*, half_pixel: bool) -> tuple[nnx.GraphDef, Params]:
     """Return the graph of the network, and its parameters as shapes without values."""
     abstract = abstract_network(lambda: Inception(half_pixel, rngs=Rngs(jax.random.key(0))))

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 
 import datasets
 import losses
 import sharding
-from configs.default import Config
-from metrics.stage import (
-    Cell,
-    Context,
-    Measure,
-    Results,
-    Stage,
-    summarize,
-    summary_cell,
-    summary_measure,
-)
+from metrics.splits import check_images
+from metrics.stage import Context, Measure, Results, Stage, summarize, summary_measure
 from runs import Arrays, load_rounds
-
-
-def split(config: Config) -> str:
-    """The split whose loss is computed."""
-    return "test"
 
 
 def run(context: Context) -> Results:
@@ -43,7 +31,7 @@ def run(context: Context) -> Results:
         loss, t = sharding.fetch(experiment.held_out_loss(context.ema, batch, key))
         return {"loss": loss[:count], "t": t[:count]}
 
-    paths = context.run_rounds("losses", len(batches), compute)
+    paths = context.run_rounds("losses", len(batches), compute, data=images.digest)
     rounds = load_rounds(paths)
     loss, t = rounds["loss"], rounds["t"]
     finite = np.isfinite(loss)
@@ -51,22 +39,16 @@ def run(context: Context) -> Results:
 
 
 def measures(entry: Results) -> list[Measure]:
-    """The rows of the report."""
+    """The held-out loss."""
     note = "denoising score matching, without dropout"
     return [summary_measure("held-out loss", entry, note)]
-
-
-def cells(entry: Results | None) -> list[Cell]:
-    """The cells of the printed table."""
-    return [summary_cell("loss", entry)]
 
 
 STAGE = Stage(
     name="loss",
     key="loss",
     kind="loss",
-    split=split,
+    check=functools.partial(check_images, split="test"),
     run=run,
     measures=measures,
-    cells=cells,
 )

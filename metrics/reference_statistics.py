@@ -20,14 +20,13 @@ from absl import logging
 import progress
 import sharding
 from configs.default import Config
-from datasets import Images
 from errors import InputError, brief, expand_home
 from experiment import Experiment
 from metrics import features
 from metrics.distances import Moments
-from metrics.extractor import Extractor
+from metrics.features import Extractor
 from metrics.splits import NoReferenceError, images_of, rows_of_classes
-from metrics.statistics_files import Protocol, Reference, from_arrays, read, with_path, write
+from metrics.statistics_files import Protocol, Reference, load, write
 from readers.image_sizes import as_json, label
 from runs import LOCK, Arrays, dependencies, load_rounds, locked, run_rounds
 
@@ -54,7 +53,7 @@ def fid_stats(config: Config, workdir: str) -> Path:
     extractor = features.make_extractor(experiment, workdir)
     path = statistics_path(experiment, extractor, workdir)
     _check_absent(path)
-    count = compute(experiment, extractor, path).moments.count
+    count = compute(experiment, extractor, path).protocol["images"]
     print(f"{path}: {count} images, features {extractor.label}")
     return path
 
@@ -71,26 +70,18 @@ def _check_absent(path: Path) -> None:
 def load_or_compute(experiment: Experiment, extractor: Extractor, workdir: str | Path) -> Reference:
     """Load the statistics at config.eval.stats_path or, if that is empty, those in `workdir`.
 
-    Statistics in `workdir` are computed on first use, and again if the file is damaged. Raise
-    InputError if stats_path does not exist, and as `statistics_files.load` does; NoReferenceError
-    if no images of the requested classes are known.
+    The latter are computed on first use, and again if they are damaged or of other images. Raise
+    InputError as `statistics_files.load` does for the former; NoReferenceError if no images of the
+    requested classes are known.
     """
     path = statistics_path(experiment, extractor, workdir)
-    named = bool(experiment.config.eval.stats_path)
+    if experiment.config.eval.stats_path:
+        return load(path, extractor, expected_protocol(experiment, extractor), "eval.stats_path")
     if os.path.lexists(path):
         try:
-            arrays = read(path, "eval.stats_path" if named else "")
+            return load(path, extractor, expected_protocol(experiment, extractor))
         except InputError as error:
-            if named:
-                raise
             logging.warning("%s The statistics are computed again.", error)
-        else:
-            expected = expected_protocol(experiment, extractor) | _content(experiment, path)
-            return from_arrays(path, arrays, extractor, expected)
-    elif named:
-        raise InputError(
-            f"eval.stats_path = {str(path)!r} does not exist; --mode=fid_stats writes it."
-        )
     return compute(experiment, extractor, path)
 
 
@@ -147,9 +138,14 @@ def reference_classes(experiment: Experiment) -> tuple[int, ...]:
 
 
 def expected_protocol(experiment: Experiment, extractor: Extractor) -> Protocol:
-    """The part of the protocol in which statistics and samples must agree."""
+    """The protocol in which statistics and samples must agree.
+
+    The number of the reference images and the hash of their content are left out, with a warning,
+    if the images cannot be read: they may be elsewhere than their statistics.
+    """
     config = experiment.config
-    return {
+    classes = reference_classes(experiment)
+    protocol = {
         "extractor": extractor.name,
         "digest": extractor.digest,
         "preprocessing": extractor.preprocessing,
@@ -157,28 +153,19 @@ def expected_protocol(experiment: Experiment, extractor: Extractor) -> Protocol:
         "split": config.eval.stats_split,
         "image_size": as_json(config.data.image_size),
         "num_channels": config.data.num_channels,
-        "classes": list(reference_classes(experiment)) or None,
+        "classes": list(classes) or None,
     }
-
-
-def _content(experiment: Experiment, path: Path) -> Protocol:
-    """The number of the reference images and the hash of their content.
-
-    Both are left out, with a warning, if the images cannot be read: samples can be compared with
-    statistics of images that are elsewhere.
-    """
     try:
-        images = images_of(experiment, experiment.config.eval.stats_split)
-        rows = rows_of_classes(images, reference_classes(experiment))
-        return {"images": len(rows), "data_sha256": _digest(images)}
+        images = images_of(experiment, config.eval.stats_split)
+        with progress.waiting("reading the reference images for their checksum"):
+            content = {
+                "images": len(rows_of_classes(images, classes)),
+                "data_sha256": images.digest,
+            }
     except InputError as error:
-        logging.warning("%s cannot be compared with its images: %s", path, brief(error))
-        return {}
-
-
-def _digest(images: Images) -> str:
-    with progress.waiting("reading the reference images for their checksum"):
-        return images.digest
+        logging.warning("statistics cannot be compared with their images: %s", brief(error))
+        return protocol
+    return protocol | content
 
 
 # --- computation ---
@@ -186,31 +173,29 @@ def _digest(images: Images) -> str:
 
 def compute(experiment: Experiment, extractor: Extractor, path: Path) -> Reference:
     """Compute statistics, in rounds so that an interrupted run resumes; write them to `path`."""
-    images = images_of(experiment, experiment.config.eval.stats_split)
-    batch_size = experiment.config.eval.batch_size
+    config = experiment.config
+    images = images_of(experiment, config.eval.stats_split)
+    size = config.eval.batch_size
     rows = np.sort(rows_of_classes(images, reference_classes(experiment)))
     folder = path.with_name(path.stem + "_rounds")
     folder.mkdir(parents=True, exist_ok=True)
 
     def compute_round(index: int) -> Arrays:
-        chosen = rows[index * batch_size : (index + 1) * batch_size]
-        pixels = np.asarray(images.batch(chosen).pixels)
-        batch = features.as_samples(experiment, pixels)
-        return {"pool": extractor.extract(batch).pool}
+        pixels = np.asarray(images.batch(rows[index * size : (index + 1) * size]).pixels)
+        return {"pool": extractor.extract(features.as_samples(experiment, pixels)).pool}
 
-    name = f"{_name(experiment, extractor)}_{batch_size}"
-    content = {"images": len(rows), "data_sha256": _digest(images)}
-    depends = dependencies("statistics", experiment.config) | content
-    depends["features"] = extractor.digest
-    protocol = expected_protocol(experiment, extractor) | content
+    protocol = expected_protocol(experiment, extractor)
+    depends = dependencies("statistics", config) | protocol
     with locked(folder):
-        paths = run_rounds(folder, name, -(-len(rows) // batch_size), compute_round, depends)
-        reference = _merge_rounds(paths, len(rows), protocol)
+        count = -(-len(rows) // size)
+        name = f"{_name(experiment, extractor)}_{size}"
+        paths = run_rounds(folder, name, count, compute_round, depends)
+        moments, pool = _merge_rounds(paths, len(rows))
         # Other processes may still read the rounds, or check whether the file exists.
         sharding.wait("statistics")
-        write(path, reference)
+        write(path, Reference(moments, pool, protocol))
         _remove(folder, paths)
-    return with_path(reference, path)
+    return Reference(moments, pool, protocol | {"path": str(path)})
 
 
 def _remove(folder: Path, paths: Sequence[Path]) -> None:
@@ -221,18 +206,18 @@ def _remove(folder: Path, paths: Sequence[Path]) -> None:
         folder.rmdir()
 
 
-def _merge_rounds(paths: Sequence[Path], total: int, protocol: Protocol) -> Reference:
-    """Merge rounds of features; one round is in memory at a time, and the features to keep."""
+def _merge_rounds(paths: Sequence[Path], total: int) -> tuple[Moments, np.ndarray]:
+    """The moments of all features, and MAX_FEATURES of them; one round is in memory at a time."""
     positions = np.linspace(0, total - 1, min(MAX_FEATURES, total))
     kept = np.unique(positions.round().astype(int))
     moments, pools, start = None, [], 0
     for path in paths:
         pool = load_rounds([path])["pool"]
-        batch_moments = Moments.from_features(pool)
-        moments = batch_moments if moments is None else moments.merge(batch_moments)
+        of_round = Moments.from_features(pool)
+        moments = moments.merge(of_round) if moments else of_round
         end = start + len(pool)
         pools.append(pool[kept[(kept >= start) & (kept < end)] - start])
         start = end
     if moments is None:
         raise ValueError("There are no rounds to merge.")
-    return Reference(moments, np.concatenate(pools), protocol)
+    return moments, np.concatenate(pools)

@@ -1,148 +1,218 @@
-"""Metrics of generated images with their standard errors, from features and reference statistics.
+"""The evaluation stage `metrics`: FID, KID, inception score, precision and recall of the samples.
 
-`distances.py` has the mathematics. A metric is `(sets) -> {"value", "stderr", ...}`, or None if it
-is not available for these sets.
+It reads the samples that the stage `sampling` wrote and stores their features in separate rounds.
+`distances.py` has the mathematics. All standard errors but those of precision and recall are those
+of the jackknife over groups of images.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from metrics import distances
-from metrics.distances import Moments, PrecisionRecall
-from metrics.extractor import Extractor
-from metrics.stage import Results
-from metrics.statistics_files import Reference
+import progress
+from errors import InputError
+from experiment import Experiment
+from metrics import distances, features, reference_statistics, samples_stage
+from metrics.distances import Moments
+from metrics.features import Extractor
+from metrics.splits import NoReferenceError
+from metrics.stage import Context, Measure, Results, Stage
+from metrics.statistics_files import Protocol, Reference
+from runs import Arrays, load_rounds
 
 MIN_IMAGES = 10  # With fewer images nothing is measured.
 FID_IMAGES = 10_000  # With fewer images the name of a Frechet distance contains their number.
 JACKKNIFE_GROUPS = 10  # The jackknife leaves out one group of images at a time.
 KID_IMAGES = 20_000  # Of each set, at most; time grows with the square of the number.
+MAX_LISTED = 10  # classes in the description of the reference
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class FeatureSets:
-    """The features of generated images, and the reference statistics to compare them with.
-
-    Both are shuffled: images are often sorted by class, and errors come from groups of images.
+class Prepared(NamedTuple):
+    """What all checkpoints share.
 
     Attributes:
-      pool: features (N, D).
-      logits: class logits (N, K), or None if the extractor has none.
-      real: features (M, D) of reference images; None if the file holds too few or only moments.
-      reference: the statistics, or None if there is nothing to compare with.
+      extractor: the feature extractor.
+      reference: the reference statistics, or None if there are none of the requested classes.
+      problem: why there are none, or ''.
     """
 
-    pool: np.ndarray
-    logits: np.ndarray | None
     extractor: Extractor
-    real: np.ndarray | None
     reference: Reference | None
-
-    @classmethod
-    def shuffled(
-        cls,
-        pool: np.ndarray,
-        logits: np.ndarray | None,
-        extractor: Extractor,
-        reference: Reference | None,
-    ) -> FeatureSets:
-        """Shuffle the features of generated images and those of the reference, with fixed seeds."""
-        order = np.random.default_rng(0).permutation(len(pool))
-        real = reference.pool if reference else None
-        if real is not None:
-            real = np.random.default_rng(1).permutation(real) if len(real) >= MIN_IMAGES else None
-        logits = None if logits is None else logits[order]
-        return cls(pool[order], logits, extractor, real, reference)
-
-    @functools.cached_property
-    def precision_recall(self) -> PrecisionRecall:
-        """Precision and recall. Raise ValueError if `real` is None."""
-        if self.real is None:
-            raise ValueError("Precision and recall require the features of reference images.")
-        return distances.precision_recall(self.real, self.pool)
+    problem: str = ""
 
 
-def frechet(sets: FeatureSets) -> Results:
-    """The Frechet distance with its jackknife; `name` states whether it is an FID.
+def check(experiment: Experiment) -> None:
+    """Raise InputError for too few samples."""
+    count = experiment.config.eval.num_samples
+    if count < MIN_IMAGES:
+        raise InputError(
+            f"eval.num_samples = {count} must be at least {MIN_IMAGES} for eval.enable_metrics = "
+            "True."
+        )
 
-    With fewer images than features the order of the bias in 1 / N is unknown, so that
-    `extrapolated` is None. All values are None if there is nothing to compare with.
+
+def prepare(experiment: Experiment, workdir: Path) -> Prepared:
+    """Load the feature extractor and load or compute the reference statistics.
+
+    Raise InputError if either cannot be loaded or does not fit the other.
     """
-    if sets.reference is None:
+    extractor = features.make_extractor(experiment, workdir)
+    try:
+        reference = reference_statistics.load_or_compute(experiment, extractor, workdir)
+    except NoReferenceError as error:
+        return Prepared(extractor, None, str(error))
+    return Prepared(extractor, reference)
+
+
+def run(context: Context) -> Results:
+    """Measure the samples of a checkpoint."""
+    extractor = context.prepared.extractor
+    samples = samples_stage.sample_paths(context)
+
+    def compute(index: int) -> Arrays:
+        outputs = extractor.extract(load_rounds([samples[index]], "samples")["samples"])
+        return {name: array for name, array in outputs._asdict().items() if array is not None}
+
+    name = f"features_{extractor.label}"
+    paths = context.run_rounds(name, len(samples), compute, features=extractor.digest)
+    legacy = context.experiment.config.eval.legacy_rounding
+    return {"rounding": "truncated" if legacy else "nearest"} | measure(paths, *context.prepared)
+
+
+def measure(
+    paths: Sequence[Path], extractor: Extractor, reference: Reference | None, problem: str = ""
+) -> Results:
+    """Compute all metrics from rounds of features: arrays `pool` and optionally `logits`.
+
+    Generated and reference images are shuffled with fixed seeds: images are often sorted by class,
+    and errors come from groups of images. Without a reference there are no distances, and the entry
+    states the `problem`.
+    """
+    arrays = load_rounds(paths, "pool", optional=["logits"])
+    order = np.random.default_rng(0).permutation(len(arrays["pool"]))
+    generated = arrays["pool"][order]
+    results = {
+        "features": extractor.label,
+        "images": len(generated),
+        "reference": reference.protocol if reference else {"problem": problem},
+    }
+    with progress.waiting("computing the Frechet distance"):
+        results["frechet"] = frechet(generated, extractor.published, reference, problem)
+    real = reference.pool if reference else None
+    if real is None or len(real) < MIN_IMAGES:
+        results |= dict.fromkeys(("kid", "precision", "recall"))
+    else:
+        real = np.random.default_rng(1).permutation(real)
+        with progress.waiting("computing the kernel distance"):
+            results["kid"] = kid(real, generated)
+        with progress.waiting("computing precision and recall"):
+            found = distances.precision_recall(real, generated)._asdict()
+        results |= {name: {"name": name, **each._asdict()} for name, each in found.items()}
+    results["inception_score"] = None
+    if "logits" in arrays:
+        results["inception_score"] = inception_score(arrays["logits"][order], extractor.published)
+    return results
+
+
+def frechet(
+    generated: np.ndarray, published: bool, reference: Reference | None, problem: str = ""
+) -> Results:
+    """The Frechet distance of features (N, D) from the reference; `name` says if it is an FID.
+
+    `extrapolated` has no bias of order 1 / N. It is None with fewer images than features, for which
+    that order is unknown. All values are None if there is nothing to compare with.
+    """
+    name = "FID" if published else "FD"
+    if reference is None:
         missing = dict.fromkeys(("value", "stderr", "extrapolated"))
-        return {"name": "FD", "rank_deficient": False} | missing
-    count, reference = len(sets.pool), sets.reference.moments
-    groups = []
-    for group in range(JACKKNIFE_GROUPS):
-        groups.append(Moments.from_features(sets.pool[group::JACKKNIFE_GROUPS]))
+        return {"name": name, **missing, "note": f"no distance: {problem}"}
+    groups = range(JACKKNIFE_GROUPS)
+    parts = [Moments.from_features(generated[group::JACKKNIFE_GROUPS]) for group in groups]
+
+    def merge(parts: Sequence[Moments]) -> Moments:
+        return functools.reduce(Moments.merge, parts)
 
     def distance(moments: Moments) -> float:
-        return distances.frechet_distance(moments, reference)
+        return distances.frechet_distance(moments, reference.moments)
 
-    full = _merge(groups)
-    value = distance(full)
-    leave_one_out = [
-        distance(_merge(groups[:g] + groups[g + 1 :])) for g in range(JACKKNIFE_GROUPS)
-    ]
-    error = distances.jackknife(value, leave_one_out)
-    name = "FID" if sets.extractor.published else "FD"
-    if count < FID_IMAGES:
-        name += f"_n{count}"
-    rank_deficient = full.rank_deficient or reference.rank_deficient
+    moments = merge(parts)
+    value = distance(moments)
+    without = [distance(merge(parts[:group] + parts[group + 1 :])) for group in groups]
+    error = distances.jackknife(value, without)
+    singular = moments.rank_deficient or reference.moments.rank_deficient
+    note = f"against {describe(reference.protocol)}; " + (
+        "fewer images than features, not comparable with other values"
+        if singular
+        else f"{error.extrapolated:.4g} without the bias of order 1 / N"
+    )
     return {
-        "name": name,
+        "name": name if len(generated) >= FID_IMAGES else f"{name}_n{len(generated)}",
         "value": value,
         "stderr": error.stderr,
-        "extrapolated": None if rank_deficient else error.extrapolated,
-        "rank_deficient": rank_deficient,
+        "extrapolated": None if singular else error.extrapolated,
+        "rank_deficient": singular,
+        "note": note,
     }
 
 
-def _merge(groups: Sequence[Moments]) -> Moments:
-    return functools.reduce(Moments.merge, groups)
-
-
-def kid(sets: FeatureSets) -> Results | None:
-    """The kernel distance of at most KID_IMAGES images of each set; None with too few images.
-
-    `pairs` are the numbers of generated and reference images.
-    """
-    if sets.real is None or min(len(sets.real), len(sets.pool)) < 3 * JACKKNIFE_GROUPS:
+def kid(real: np.ndarray, generated: np.ndarray) -> Results | None:
+    """The kernel distance of at most KID_IMAGES images of each set; None with too few images."""
+    if min(len(real), len(generated)) < 3 * JACKKNIFE_GROUPS:
         return None
-    real, generated = sets.real[:KID_IMAGES], sets.pool[:KID_IMAGES]
+    real, generated = real[:KID_IMAGES], generated[:KID_IMAGES]
     distance = distances.kernel_distance(real, generated, JACKKNIFE_GROUPS)
-    return distance._asdict() | {"pairs": [len(generated), len(real)]}
+    note = f"all pairs of {len(generated)} and {len(real)} images"
+    return {"name": "KID", **distance._asdict(), "note": note}
 
 
-def inception_score(sets: FeatureSets) -> Results | None:
-    """The inception score with the standard error of its jackknife.
-
-    `name` states whether the features are those that define the score.
-    """
-    if sets.logits is None:
-        return None
-    value = distances.inception_score(sets.logits)
-    leave_one_out = []
-    for group in range(JACKKNIFE_GROUPS):
-        others = np.delete(sets.logits, np.s_[group::JACKKNIFE_GROUPS], 0)
-        leave_one_out.append(distances.inception_score(others))
+def inception_score(logits: np.ndarray, published: bool) -> Results:
+    """The inception score; `name` says if the features are those that define it."""
+    value = distances.inception_score(logits)
+    without = [
+        distances.inception_score(np.delete(logits, np.s_[group::JACKKNIFE_GROUPS], 0))
+        for group in range(JACKKNIFE_GROUPS)
+    ]
     return {
-        "name": "IS" if sets.extractor.published else "class. score",
+        "name": "IS" if published else "class. score",
         "value": value,
-        "stderr": distances.jackknife(value, leave_one_out).stderr,
+        "stderr": distances.jackknife(value, without).stderr,
     }
 
 
-def precision(sets: FeatureSets) -> Results | None:
-    """The precision with its standard error."""
-    return None if sets.real is None else sets.precision_recall.precision._asdict()
+def describe(protocol: Protocol) -> str:
+    """The reference images, as far as the statistics state them."""
+    parts = [protocol.get(key) for key in ("images", "dataset", "split")]
+    text = " ".join(str(part) for part in parts if part) or "images"
+    classes = protocol.get("classes") or []
+    if len(classes) > MAX_LISTED:
+        return f"{text} of the requested classes"
+    return f"{text} of the classes {', '.join(map(str, classes))}" if classes else text
 
 
-def recall(sets: FeatureSets) -> Results | None:
-    """The recall with its standard error."""
-    return None if sets.real is None else sets.precision_recall.recall._asdict()
+def measures(entry: Results) -> list[Measure]:
+    """All metrics; their names contain the features and the number of images."""
+    rows = []
+    for key in ("frechet", "kid", "inception_score", "precision", "recall"):
+        found = entry[key]
+        if found is not None:
+            name = f"{found['name']} ({entry['features']}, n = {entry['images']})"
+            row = Measure(name, found["value"], found["stderr"], entry["images"])
+            rows.append(row._replace(note=found.get("note", "")))
+    return rows
+
+
+STAGE = Stage(
+    name="metrics",
+    key="metrics",
+    kind="samples",
+    check=check,
+    prepare=prepare,
+    run=run,
+    measures=measures,
+    requires=("sampling",),
+)

@@ -5,21 +5,20 @@ If the data set can be read, there is a picture of held-out images, too, to comp
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 import datasets
-from configs.default import Config
 from errors import InputError
 from experiment import Experiment
-from metrics import splits
-from metrics.stage import Cell, Context, Measure, Results, Stage
+from metrics.splits import rows_of_classes
+from metrics.stage import Context, Measure, Results, Stage
 from runs import Arrays, load_rounds, round_paths, write_picture
 
 GRID_IMAGES = 100  # Maximum number of images in samples.png.
@@ -34,39 +33,38 @@ def run(context: Context) -> Results:
     NotFiniteError, before the round is written, if a sample is not finite.
     """
     config = context.experiment.config.eval
-    size = config.batch_size
-    computed = []
+    compiled = False
 
     def compute(index: int) -> Arrays:
-        count = min(size, config.num_samples - index * size)
-        arrays = _sample_round(context, index, count, first=not computed)
-        computed.append(index)
-        return arrays
+        nonlocal compiled
+        first, compiled = not compiled, True
+        return _sample_round(context, index) | {"first": np.array([first])}
 
-    paths = context.run_rounds("samples", _round_count(config), compute)
-    rounds_in_grid = -(-GRID_IMAGES // size)
-    grid = load_rounds(paths[:rounds_in_grid], "samples")["samples"][:GRID_IMAGES]
+    paths = context.run_rounds("samples", len(sample_paths(context)), compute)
+    in_grid = paths[: -(-GRID_IMAGES // config.batch_size)]
+    grid = load_rounds(in_grid, "samples")["samples"][:GRID_IMAGES]
     picture = context.folder / "samples.png"
     write_picture(picture, datasets.image_grid(grid))
-    _write_held_out(context, len(grid))
+    with contextlib.suppress(InputError):  # Samples require no data.
+        images = held_out(context.experiment, len(grid))
+        columns = math.ceil(math.sqrt(len(grid)))  # As in samples.png.
+        write_picture(context.folder / "real.png", datasets.image_grid(images, columns=columns))
     nfe = load_rounds(paths, "nfe")["nfe"]
     entry = {"images": config.num_samples, "nfe": float(nfe.mean()), "picture": str(picture)}
     return entry | _guidance(context.experiment)
 
 
-def _sample_round(context: Context, index: int, count: int, *, first: bool) -> Arrays:
-    """Generate the `count` images of a round; the first round also writes their trajectories."""
+def _sample_round(context: Context, index: int) -> Arrays:
+    """Generate the images of a round; the first round also writes their trajectories."""
     experiment = context.experiment
-    size = experiment.config.eval.batch_size
-    start = time.monotonic()
-    samples, nfe, frames, _ = experiment.sample_images(context.ema, index * size, size)
-    arrays = {
-        "samples": samples[:count],
-        "nfe": nfe[:count],
-        "seconds": np.array([time.monotonic() - start]),
-        "first": np.array([first]),
-    }
-    classes = experiment.classes(np.arange(index * size, index * size + count))
+    config = experiment.config.eval
+    start = index * config.batch_size
+    count = min(config.batch_size, config.num_samples - start)
+    began = time.monotonic()
+    samples, nfe, frames, _ = experiment.sample_images(context.ema, start, config.batch_size)
+    seconds = np.array([time.monotonic() - began])
+    arrays = {"samples": samples[:count], "nfe": nfe[:count], "seconds": seconds}
+    classes = experiment.classes(np.arange(start, start + count))
     if classes is not None:
         arrays["classes"] = np.asarray(classes)
     if index == 0 and len(frames):
@@ -75,24 +73,18 @@ def _sample_round(context: Context, index: int, count: int, *, first: bool) -> A
     return arrays
 
 
-def _write_held_out(context: Context, count: int) -> None:
-    """Write real.png with `count` held-out images, of the same classes as the samples.
+def held_out(experiment: Experiment, count: int) -> np.ndarray:
+    """At most `count` test images, uint8 (N, H, W, C), of the same classes as the samples.
 
-    Samples require no data: if the images cannot be read, there is no picture.
+    Raise InputError if they cannot be read, or there are none of these classes.
     """
-    experiment = context.experiment
     classes = experiment.config.guidance.classes
-    try:
-        rows = splits.rows_of_classes(experiment.test, classes).reshape(-1, len(classes) or 1)
-        cycles = min(len(rows), -(-count // rows.shape[1]))
-        chosen = rows[np.linspace(0, len(rows) - 1, cycles).round().astype(int)].ravel()[:count]
-        values = jnp.asarray(experiment.test.batch(chosen).pixels)
-    except InputError:
-        return
+    rows = rows_of_classes(experiment.test, classes).reshape(-1, len(classes) or 1)
+    cycles = min(len(rows), -(-count // rows.shape[1]))
+    chosen = rows[np.linspace(0, len(rows) - 1, cycles).round().astype(int)].ravel()[:count]
+    values = jnp.asarray(experiment.test.batch(chosen).pixels)
     scaler = experiment.scaler
-    images = np.asarray(scaler.pixels(scaler.scale(values), dequantized=False))
-    columns = math.ceil(math.sqrt(count))  # As in samples.png.
-    write_picture(context.folder / "real.png", datasets.image_grid(images, columns=columns))
+    return np.asarray(scaler.pixels(scaler.scale(values), dequantized=False))
 
 
 def _guidance(experiment: Experiment) -> Results:
@@ -105,44 +97,22 @@ def _guidance(experiment: Experiment) -> Results:
     return {"guidance": {"kind": kind} | fields}
 
 
-def _round_count(config: Config) -> int:
-    return -(-config.num_samples // config.batch_size)
-
-
-def sample_paths(folder: Path, config: Config) -> list[Path]:
-    """The files of the rounds of samples, given config.eval."""
-    return round_paths(folder, "samples", _round_count(config))
-
-
-def check(experiment: Experiment) -> None:
-    """Raise InputError if the sampler is unstable."""
-    experiment.sampler.check_stable()
+def sample_paths(context: Context) -> list[Path]:
+    """The files of the rounds of samples."""
+    config = context.experiment.config.eval
+    return round_paths(context.folder, "samples", -(-config.num_samples // config.batch_size))
 
 
 def measures(entry: Results) -> list[Measure]:
-    """No rows: the samples are measured by the stage `metrics`."""
-    return []
-
-
-def cells(entry: Results | None) -> list[Cell]:
-    """The cells of the printed table."""
-    text = "-" if entry is None else f"{entry['images']}, {entry['nfe']:.0f} NFE"
-    return [Cell("samples", text, width=14)]
-
-
-def notes(entries: Sequence[Results]) -> list[str]:
-    """The paths of the pictures."""
-    return [f"picture: {entry['picture']}" for entry in entries]
+    """The cost of the samples; the stage `metrics` measures their quality."""
+    return [Measure("NFE of a sample", entry["nfe"], None, entry["images"])]
 
 
 STAGE = Stage(
     name="sampling",
     key="samples",
     kind="samples",
+    check=lambda experiment: experiment.sampler.check_stable(),
     run=run,
     measures=measures,
-    cells=cells,
-    notes=notes,
-    check=check,
-    needs_classifier=True,
 )

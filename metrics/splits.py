@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from datasets import Images
-from errors import InputError
+from errors import InputError, advice
 from experiment import Experiment
 
 
@@ -19,13 +19,11 @@ def images_of(experiment: Experiment, split: str) -> Images:
 
 def check_images(experiment: Experiment, split: str) -> None:
     """Raise InputError if the images of a split cannot be read; name the stages that need them."""
-    try:
+    with advice(
+        "eval.enable_loss and eval.enable_bpd need the images of the data set; "
+        "eval.enable_sampling does not."
+    ):
         len(images_of(experiment, split))
-    except InputError as error:
-        raise InputError(
-            f"{error} eval.enable_loss and eval.enable_bpd need the images of the data set; "
-            "eval.enable_sampling does not."
-        ) from error
 
 
 class NoReferenceError(InputError):

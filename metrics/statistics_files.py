@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from errors import InputError
+from errors import InputError, advice
 from metrics.distances import Moments
-from metrics.extractor import Extractor
+from metrics.features import Extractor
 from metrics.splits import NoReferenceError
 from readers.files import mismatch, not_finite, read_npz
 from runs import Arrays, write_arrays
 
-ARRAYS = ("pool_3", "mu", "sigma", "protocol")  # In a statistics file.
+STATISTICS = ("pool_3", "mu", "sigma")  # The arrays of a file.
 PROTOCOL = {"extractor": str, "images?": int}  # What every protocol holds.
 
 Protocol = dict[str, Any]
@@ -54,38 +54,81 @@ def write(path: Path, reference: Reference) -> None:
     write_arrays(path, arrays)
 
 
-def load(path: Path, extractor: Extractor, protocol: Protocol) -> Reference:
+def load(path: Path, extractor: Extractor, expected: Protocol, what: str = "") -> Reference:
     """Load statistics written by this code, by the official code, or by EDM or pytorch-fid.
 
     The official files hold `pool_3`, the others `mu` and `sigma`. A file without a protocol is
-    assumed to hold features of the published Inception network, with a warning. Raise InputError
-    for a damaged or other file, and if the features or the protocol differ from `extractor` or
-    `protocol`; NoReferenceError if the protocol names classes and the file has none.
+    assumed to hold features of the published Inception network, with a warning. `what` is the
+    config field that names the file, if any. Raise InputError for a damaged or other file, and if
+    the features or the protocol differ from `extractor` or the `expected` protocol;
+    NoReferenceError if the latter names classes and the file has none.
     """
-    return from_arrays(path, read(path), extractor, protocol)
-
-
-def from_arrays(path: Path, arrays: Arrays, extractor: Extractor, protocol: Protocol) -> Reference:
-    """Return the statistics in the arrays of a file; see `load`."""
-    if "protocol" in arrays:
-        found = json.loads(str(arrays["protocol"]))
-        _check_protocol(path, found, protocol)
+    if path.suffix == ".pkl":
+        raise InputError(
+            f"{path} is a pickle, which could execute arbitrary code; EDM also publishes its "
+            "statistics as .npz."
+        )
+    with advice("Replace the file, or compute it with --mode=fid_stats."):
+        arrays = read_npz(path, *STATISTICS, "protocol", what=what)
+        protocol = _read_protocol(path, arrays)
+        moments, pool = _read_statistics(path, arrays)
+    if protocol is not None:
+        _check_protocol(path, protocol, expected)
     else:
         _check_published(path, extractor)
-        if protocol.get("classes"):
+        if expected.get("classes"):
             raise NoReferenceError(
                 f"guidance.classes needs statistics of these classes; {path} does not state the "
                 "classes of its images."
             )
-        count = len(arrays["pool_3"]) if "pool_3" in arrays else None
-        found = {"extractor": "unknown", "images": count}
+        protocol = {"extractor": "unknown", "images": None if pool is None else len(pool)}
+    return Reference(moments, pool, protocol | {"path": str(path)})
+
+
+def _read_statistics(path: Path, arrays: Arrays) -> tuple[Moments, np.ndarray | None]:
+    """The moments, and features if there are any. Raise InputError unless they are statistics."""
+    arrays = {name: array for name, array in arrays.items() if name in STATISTICS}
+    shapes = {name: array.shape for name, array in arrays.items()}
+    dims = (shapes.get("mu") or shapes.get("pool_3") or ())[-1:]
+    expected = {"mu": dims, "sigma": 2 * dims, "pool_3": (*shapes.get("pool_3", ())[:1], *dims)}
+    expected = {name: shape for name, shape in expected.items() if name in shapes}
+    complete = "pool_3" in shapes or "mu" in shapes
+    if (
+        not complete
+        or ("mu" in shapes) != ("sigma" in shapes)
+        or shapes != expected
+        or 0 in expected.get("pool_3", ())
+        or not_finite(arrays)
+        or not _is_covariance(arrays.get("sigma", np.eye(1)))
+    ):
+        raise InputError(
+            f"{path} holds no statistics: it must have 'pool_3' (N, D), or 'mu' (D,) and a "
+            f"covariance matrix 'sigma' (D, D), or all, of finite numbers; it has {shapes}."
+        )
     pool = arrays.get("pool_3")
-    if "mu" in arrays:
-        mean, covariance = (arrays[name].astype(np.float64) for name in ("mu", "sigma"))
-        moments = Moments(found["images"], mean, covariance)
-    else:
-        moments = Moments.from_features(arrays["pool_3"])
-    return with_path(Reference(moments, pool, found), path)
+    if "mu" not in arrays:
+        return Moments.from_features(arrays["pool_3"]), pool
+    return Moments(None, *(arrays[name].astype(np.float64) for name in ("mu", "sigma"))), pool
+
+
+def _is_covariance(sigma: np.ndarray) -> bool:
+    """Whether a finite matrix is symmetric, up to rounding, without negative variances."""
+    asymmetry = np.abs(sigma - sigma.T).max()
+    return np.diag(sigma).min() >= 0 and asymmetry <= 1e-3 * np.abs(sigma).max()
+
+
+def _read_protocol(path: Path, arrays: Arrays) -> Protocol | None:
+    """The protocol, or None if the file has none. Raise InputError if it is damaged."""
+    if "protocol" not in arrays:
+        return None
+    try:
+        protocol = json.loads(str(arrays["protocol"]))
+    except (RecursionError, ValueError):
+        protocol = None
+    problem = mismatch(protocol, PROTOCOL, "its protocol")
+    if problem:
+        raise InputError(f"{path} is damaged: {problem}.")
+    return protocol
 
 
 def _check_protocol(path: Path, found: Protocol, expected: Protocol) -> None:
@@ -113,73 +156,3 @@ def _check_published(path: Path, extractor: Extractor) -> None:
     logging.warning(
         "%s does not state its images or how they were resized: see docs/metrics.md.", path
     )
-
-
-def read(path: Path, what: str = "") -> Arrays:
-    """The arrays of a statistics file. Raise InputError for any other file, and for damaged ones.
-
-    `what` is the config field that names the file, if any.
-    """
-    if path.suffix == ".pkl":
-        raise InputError(
-            f"{path} is a pickle, which could execute arbitrary code; EDM also publishes its "
-            "statistics as .npz."
-        )
-    try:
-        arrays = read_npz(path, *ARRAYS, what=what)
-    except InputError as error:
-        raise InputError(
-            f"{error} Replace the file, or compute it with --mode=fid_stats."
-        ) from error
-    if "pool_3" not in arrays and not {"mu", "sigma"} <= arrays.keys():
-        raise InputError(
-            f"{path} holds no statistics: it has neither 'pool_3' nor both 'mu' and 'sigma'."
-        )
-    problem = _problem(arrays)
-    if problem:
-        raise InputError(f"{path} is damaged: {problem}. Compute it again, with --mode=fid_stats.")
-    return arrays
-
-
-def _problem(arrays: Arrays) -> str:
-    """What is wrong with the arrays of a statistics file, or ''."""
-    shapes = {name: array.shape for name, array in arrays.items() if name != "protocol"}
-    bad = not_finite({name: arrays[name] for name in shapes})
-    if bad:
-        return f"{bad!r} has values that are not finite numbers"
-    dims = (shapes.get("mu") or shapes["pool_3"])[-1:]
-    pool_is_matrix = len(shapes.get("pool_3", (1, *dims))) == 2 and 0 not in shapes.get(
-        "pool_3", ()
-    )
-    expected = {"pool_3": (*shapes.get("pool_3", ())[:1], *dims), "mu": dims, "sigma": dims * 2}
-    if not pool_is_matrix or any(shape != expected[name] for name, shape in shapes.items()):
-        return f"its arrays have the shapes {shapes}"
-    if ("mu" in arrays) != ("sigma" in arrays):
-        return "it has only one of 'mu' and 'sigma'"
-    if "sigma" in arrays:
-        sigma = arrays["sigma"].astype(np.float64)
-        if (np.diag(sigma) < 0).any():
-            return "'sigma' has negative variances"
-        if np.abs(sigma - sigma.T).max() > 1e-3 * np.abs(sigma).max():
-            return "'sigma' is not symmetric"
-    return _protocol_problem(arrays) if "protocol" in arrays else ""
-
-
-def _protocol_problem(arrays: Arrays) -> str:
-    """What is wrong with the protocol of a statistics file, or ''."""
-    try:
-        protocol = json.loads(str(arrays["protocol"]))
-    except (RecursionError, ValueError):
-        return "its protocol is not JSON"
-    problem = mismatch(protocol, PROTOCOL, "its protocol")
-    if problem:
-        return problem
-    count = protocol.get("images")
-    if "mu" in arrays and (count is None or count < 1):
-        return f"its protocol states {count} images"
-    return ""
-
-
-def with_path(reference: Reference, path: Path) -> Reference:
-    """Return the statistics with the path of their file in the protocol."""
-    return dataclasses.replace(reference, protocol=reference.protocol | {"path": str(path)})

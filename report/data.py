@@ -1,7 +1,7 @@
 """The data of an evaluation's report, gathered from files: results, rounds, curves and config.
 
 `write` makes report.json and report.html in the evaluation folder. Nothing is computed on a
-device, so `--mode=report` makes the same report again, also for folders of older versions.
+device, so `--mode=report` makes the same report again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from errors import InputError
-from readers.files import read_json
-from report import measures
+from errors import InputError, advice
+from readers.files import NUMBER, OPTIONAL_NUMBER, read_json
 from report.training_log import FILE_NAME, Curve, read_curves
 from runs import ENVIRONMENTS, Arrays, load_rounds, results_folder, write_json, write_text
 
@@ -32,13 +31,28 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "nu
 CURVES = {"training/loss": "training", "held_out/loss": "held-out"}  # names in metrics.jsonl, here
 MAX_POINTS = 300  # of a curve
 MAX_BINS = 40  # of a histogram
-NUMBERED = re.compile(r"[a-z]+_[0-9]{1,12}")
+CHECKPOINT = re.compile(r"checkpoint_([0-9]{1,12})")
+RESULTS = {  # The parts of a results.json that the report reads.
+    "step": int,
+    "bpd?": {"passes": int, "images": int, "failed": int},
+    "samples?": {"images": int, "guidance?": {"kind": str, "classes": list, "scale": NUMBER}},
+    "measures": [
+        {
+            "name": str,
+            "value": OPTIONAL_NUMBER,
+            "stderr": OPTIONAL_NUMBER,
+            "images": int,
+            "note": str,
+        }
+    ],
+}
 CONFIG = {  # The fields of a config that the page names.
     "model": {"name": str},
     "training": {"sde": str},
     "data": {"dataset": str, "image_size": (int, list), "num_channels": int},
     "sampling": {"method": str, "predictor": str, "corrector": str},
 }
+AGAIN = "Write it again, with --mode=eval."
 
 
 def note_environment(folder: Path, mesh: Mesh) -> None:
@@ -48,8 +62,7 @@ def note_environment(folder: Path, mesh: Mesh) -> None:
         "devices": f"{mesh.size} x {', '.join(sorted(kinds))}",
         "python": platform.python_version(),
     }
-    for package in PACKAGES:
-        environment[package] = version(package)
+    environment |= {package: version(package) for package in PACKAGES}
     noted = _read_environments(folder)
     if environment not in noted:
         write_json(folder / ENVIRONMENTS, [*noted, environment])
@@ -89,7 +102,8 @@ def gather(folder: Path, workdir: Path) -> ReportData:
     unfinished (names of folders without results), curves (by name, with steps and values),
     environments and config.
     """
-    checkpoints = _numbered(folder, "checkpoint_*")
+    found = [path for path in folder.glob("checkpoint_*") if CHECKPOINT.fullmatch(path.name)]
+    checkpoints = sorted(found, key=_number)
     finished = [path for path in checkpoints if (path / "results.json").exists()]
     if not finished:
         raise InputError(f"{folder} has no results of an evaluation; run --mode=eval first.")
@@ -100,19 +114,23 @@ def gather(folder: Path, workdir: Path) -> ReportData:
         "unfinished": [path.name for path in checkpoints if path not in finished],
         "curves": _curves(workdir / FILE_NAME),
         "environments": _read_environments(folder),
-        "config": _read_config(folder / "config.json"),
+        "config": {},
     }
+    if (folder / "config.json").exists():
+        with advice(AGAIN):
+            data["config"] = read_json(folder / "config.json", CONFIG)
     return _replace_non_finite(data)
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("_")[2])
 
 
 def thin(curve: Curve, count: int) -> Curve:
     """Average neighbouring points of a curve, so that at most `count` points remain."""
-    count = min(count, len(curve.steps))
-    if not count:
-        return curve
-    steps = [part.mean() for part in np.array_split(curve.steps, count)]
-    values = [part.mean() for part in np.array_split(curve.values, count)]
-    return Curve(np.array(steps), np.array(values))
+    count = max(1, min(count, len(curve.steps)))
+    parts = (np.array_split(each, count) for each in (curve.steps, curve.values))
+    return Curve(*(np.array([part.mean() for part in each if len(part)]) for each in parts))
 
 
 def _curves(path: Path) -> ReportData:
@@ -120,48 +138,38 @@ def _curves(path: Path) -> ReportData:
     curves = {}
     for name, label in CURVES.items():
         if name in found:
-            curve = thin(found[name], MAX_POINTS)
-            curves[label] = {"steps": curve.steps.tolist(), "values": curve.values.tolist()}
+            steps, values = thin(found[name], MAX_POINTS)
+            curves[label] = {"steps": steps.tolist(), "values": values.tolist()}
     return curves
 
 
 def _checkpoint(folder: Path) -> ReportData:
     """The part of report.json about one checkpoint.
 
-    Keys: number, results (those of results.json), measures (see `measures.of`), bpd_histogram
-    (or null), sampling (NFE and speed, or null) and pictures (paths relative to the evaluation
-    folder).
+    Keys: number, results (those of results.json), bpd_histogram (or null), sampling (NFE and speed,
+    or null) and pictures (paths relative to the evaluation folder).
     """
-    try:
-        results = read_json(folder / "results.json", measures.RESULTS)
-    except InputError as error:
-        raise InputError(f"{error} Write it again, with --mode=eval.") from error
-    checkpoint = {
+    with advice(AGAIN):
+        results = read_json(folder / "results.json", RESULTS)
+    pictures = []
+    if "samples" in results:
+        pictures = ["samples.png"]  # A missing one is shown as missing.
+        pictures += [name for name in ("real.png", "trajectory.png") if (folder / name).exists()]
+    return {
         "number": _number(folder),
         "results": results,
-        "measures": measures.of(results),
-        "bpd_histogram": None,
-        "sampling": None,
-        "pictures": [],
+        "bpd_histogram": _bpd_histogram(folder, **results["bpd"]) if "bpd" in results else None,
+        "sampling": _sampling(folder, results["samples"]["images"]) if pictures else None,
+        "pictures": [f"{folder.name}/{name}" for name in pictures],
     }
-    if "bpd" in results:
-        checkpoint["bpd_histogram"] = _bpd_histogram(folder, results["bpd"])
-    if "samples" in results:
-        checkpoint["sampling"] = _sampling(folder, results["samples"]["images"])
-        names = ["samples.png"]  # A missing one is shown as missing.
-        names += [name for name in ("real.png", "trajectory.png") if (folder / name).exists()]
-        checkpoint["pictures"] = [f"{folder.name}/{name}" for name in names]
-    return checkpoint
 
 
-def _bpd_histogram(folder: Path, summary: ReportData) -> ReportData | None:
+def _bpd_histogram(
+    folder: Path, passes: int, images: int, failed: int, **_: object
+) -> ReportData | None:
     """A histogram of the bits/dim of the images, each averaged over the passes."""
-    passes = summary["passes"]
-    count = passes * (summary["images"] + summary["failed"])
-    rounds = _rounds(folder, "bpd", "bpd", count)
-    values = np.concatenate([np.array([]), *(each["bpd"] for each in rounds)])
-    _check_count(folder, "bits/dim", values, count)
-    values = values.reshape(passes, -1).mean(0)
+    rounds = _rounds(folder, "bpd", ["bpd"], passes * (images + failed))
+    values = np.concatenate([each["bpd"] for each in rounds]).reshape(passes, -1).mean(0)
     values = values[np.isfinite(values)]
     if not len(values):
         return None
@@ -170,73 +178,41 @@ def _bpd_histogram(folder: Path, summary: ReportData) -> ReportData | None:
     return {"counts": counts.tolist(), "edges": edges.tolist(), "mean": float(values.mean())}
 
 
-def _check_count(folder: Path, name: str, values: np.ndarray, expected: int) -> None:
-    """Raise InputError unless there is one value for each image that results.json counts."""
-    if len(values) != expected or not expected or values.ndim != 1:
-        raise InputError(
-            f"{folder} has rounds with {name} of {len(values)} images, but its results.json states "
-            f"{expected}. Write what is missing, with --mode=eval."
-        )
-
-
 def _sampling(folder: Path, images: int) -> ReportData:
     """Network evaluations per image, and the speed.
 
     The first round of a run compiles the sampler, so it does not count towards the speed unless
-    all timed rounds compiled. Rounds of old versions have no times.
+    all rounds compiled.
     """
-    rounds = _rounds(folder, "samples", "nfe", images, optional=["seconds", "first"])
-    nfe = np.concatenate([np.array([]), *(each["nfe"] for each in rounds)])
-    _check_count(folder, "samples", nfe, images)
-    timed = [each for each in rounds if {"seconds", "first"} <= each.keys()]
-    compiled = [each for each in timed if not each["first"].any()]
-    speed = None
-    if timed:
-        counted = compiled or timed
-        count = sum(len(each["nfe"]) for each in counted)
-        speed = count / sum(float(each["seconds"].sum()) for each in counted)
+    rounds = _rounds(folder, "samples", ["nfe", "seconds", "first"], images)
+    nfe = np.concatenate([each["nfe"] for each in rounds])
+    compiled = [each for each in rounds if not each["first"].any()]
+    timed = compiled or rounds
+    seconds = sum(float(each["seconds"].sum()) for each in timed)
     return {
         "nfe": {"mean": float(nfe.mean()), "least": int(nfe.min()), "most": int(nfe.max())},
-        "images_per_second": speed,
-        "compilation_included": bool(timed and not compiled),
+        "images_per_second": sum(len(each["nfe"]) for each in timed) / seconds,
+        "compilation_included": not compiled,
     }
 
 
-def _rounds(
-    folder: Path, name: str, entry: str, count: int, optional: Sequence[str] = ()
-) -> list[Arrays]:
-    """The rounds that hold the first `count` values of an entry.
+def _rounds(folder: Path, name: str, keys: Sequence[str], count: int) -> list[Arrays]:
+    """The arrays `keys` of the rounds that hold the first `count` values of keys[0].
 
-    Later ones are left by an earlier evaluation, of more images.
+    Later rounds are left by an earlier evaluation, of more images. Raise InputError unless there is
+    one value for each image.
     """
-    found, total = [], 0
-    for index, path in enumerate(_numbered(folder, f"{name}_*.npz")):
-        if total >= count or _number(path) != index:
-            break
-        found.append(load_rounds([path], entry, optional=optional))
-        total += len(found[-1][entry])
-    return found
-
-
-def _numbered(folder: Path, pattern: str) -> list[Path]:
-    """The files or folders of a pattern that are named NAME_NUMBER, in the order of numbers."""
-    found = [path for path in folder.glob(pattern) if NUMBERED.fullmatch(path.stem)]
-    return sorted(found, key=_number)
-
-
-def _number(path: Path) -> int:
-    """The number at the end of a file's or folder's name."""
-    return int(path.stem.rpartition("_")[2])
-
-
-def _read_config(path: Path) -> ReportData:
-    """The config of an evaluation folder; empty if the folder has none."""
-    if not path.exists():
-        return {}
-    try:
-        return read_json(path, CONFIG)
-    except InputError as error:
-        raise InputError(f"{error} Write it again, with --mode=eval, or delete it.") from error
+    rounds: list[Arrays] = []
+    total = 0
+    while total < count and (path := folder / f"{name}_{len(rounds)}.npz").exists():
+        rounds.append(load_rounds([path], *keys))
+        total += len(rounds[-1][keys[0]])
+    if total != count or not rounds or any(each[keys[0]].ndim != 1 for each in rounds):
+        raise InputError(
+            f"{folder} has rounds {name}_*.npz with {keys[0]} of {total} images, but its "
+            f"results.json states {count}. Write what is missing, with --mode=eval."
+        )
+    return rounds
 
 
 def _replace_non_finite(tree: Any) -> Any:

@@ -29,39 +29,25 @@ def write_workdir(workdir: Path) -> None:
     (workdir / "metrics.jsonl").write_text("".join(lines))
 
 
-def summary(mean: float) -> dict[str, Any]:
-    """The mean over 40 images."""
-    return {"mean": mean, "stderr": 0.0123, "images": 40, "failed": 1}
-
-
 def results(number: int) -> dict[str, Any]:
-    """A results.json as written by version 0.5.1."""
-    bpd = summary(3.0 / number) | {"passes": 2, "nfe": 90.5, "data": "test", "probe_stderr": 0.001}
-    frechet = {
-        "name": "FD_n12",
-        "value": 8.0 / number,
-        "stderr": 1.0,
-        "extrapolated": None,
-        "rank_deficient": True,
-    }
-    metrics = {
-        "features": f"{HOSTILE}-1a2b3c4d",
-        "images": 12,
-        "rounding": "nearest",
-        "reference": {"images": 99},
-        "frechet": frechet,
-        "kid": {"value": 0.0012, "stderr": 0.0004, "block": 6},
-        "inception_score": None,
-        "precision": {"value": 1.0, "stderr": 0.0},
-        "recall": {"value": 0.25, "stderr": 0.125},
-    }
+    """The parts of a results.json that the report reads."""
+    features = f"({HOSTILE}-1a2b3c4d, n = 12)"
+    measures = [
+        ("held-out loss", 0.5, 0.0123, 40, "a note"),
+        ("bits/dim, test images", 3.0 / number, 0.0123, 40, "1 images failed and are left out"),
+        ("bits/dim, test images, bound", 3.5, 0.0123, 40, ""),
+        (f"FD_n12 {features}", 8.0 / number, 1.0, 12, "against 99 images"),
+        (f"KID {features}", 0.0012, 0.0004, 12, ""),
+        (f"precision {features}", 1.0, 0.0, 12, ""),
+    ]
+    keys = ("name", "value", "stderr", "images", "note")
     guidance = {"kind": "classifier", "classes": [3, 1], "scale": 4.0}
+    bpd = {"passes": 2, "images": 40, "failed": 1, "solver_error": float("nan")}
     return {
         "step": 100 * number,
-        "loss": summary(0.5),
-        "bpd": bpd | {"solver_error": float("nan"), "bound": summary(3.5)},
+        "bpd": bpd,
         "samples": {"images": 12, "nfe": 20.0, "guidance": guidance},
-        "metrics": metrics,
+        "measures": [dict(zip(keys, each)) for each in measures],
     }
 
 

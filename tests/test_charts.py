@@ -9,9 +9,11 @@ import pytest
 
 from report import charts
 
+SVG = "{http://www.w3.org/2000/svg}"
 
-def chart(*lines):
-    return charts.line_chart(lines, chart_id="c", title="t&t", x_label="x", y_label="y")
+
+def chart(*lines, title="t"):
+    return charts.line_chart(lines, title, "x", "y").svg
 
 
 def points(path):
@@ -20,35 +22,35 @@ def points(path):
 
 
 def texts(svg):
-    return {text.text for text in ET.fromstring(svg).iter("text")}
+    return {text.text for text in ET.fromstring(svg).iter(f"{SVG}text")}
 
 
 def drawn(svg, style):
     """The points of the lines and bars with this inline style, without those of the legend."""
-    paths = [path for path in ET.fromstring(svg).iter("path") if path.get("clip-path")]
+    paths = [path for path in ET.fromstring(svg).iter(f"{SVG}path") if path.get("clip-path")]
     return [points(path.get("d")) for path in paths if style in path.get("style", "")]
 
 
 def test_line_charts_show_their_numbers():
     """Points lie where they should, text is escaped and not parsed, and colours are the page's."""
-    svg = chart(
-        charts.Line("a<b $c$", [0, 5000, 10_000], [0, 5, 10]), charts.Line("d", [0, 1], [10, 0])
-    )
+    before = dict(matplotlib.rcParams)
+    first = charts.Line("a<b $c$", [0, 5000, 10_000], [0, 5, 10])
+    svg = chart(first, charts.Line("d", [0, 1], [10, 0]))
     (first,) = drawn(svg, "stroke: var(--series-0)")
     (second,) = drawn(svg, "stroke: var(--series-1)")
     assert first[1] == pytest.approx(np.mean([first[0], first[2]], 0), abs=0.1)
     assert second[:, 1] == pytest.approx([first[2, 1], first[0, 1]])
     assert first[0, 1] > first[2, 1]  # The y of an SVG increases downwards.
     assert {"a<b $c$", "d", "x", "y", "0", "10k", "10"} <= texts(svg)
-    assert ET.fromstring(svg).find("title").text == "t&t"
-    assert not re.search(r"#\w{6}[;\"]|font-family|metadata|<style|xmlns", svg)
+    assert not re.search(r"#\w{6}[;\"]|metadata|<\?xml", svg)
+    assert dict(matplotlib.rcParams) == before
 
 
 @pytest.mark.parametrize(
     ("values", "labels"),
     [
         ([2.0, 9.0], {"2", "4", "6", "8"}),
-        ([0.07, 0.5], {"0.07", "0.1", "0.2", "0.3", "0.5"}),
+        ([0.07, 0.5], {"0.1", "0.2", "0.5"}),
         ([0.1, 4.0], {"0.1", "0.2", "0.5", "1", "2"}),
         ([0.002, 400.0], {"0.01", "1", "100"}),
         ([0.0, 400.0], {"0", "100", "400"}),
@@ -65,8 +67,7 @@ def test_labels_of_the_y_axis(values, labels):
 
 
 def test_histograms_show_their_numbers():
-    labels = {"title": "t", "x_label": "x", "y_label": "y"}
-    svg = charts.histogram([1, 4, 2], [0, 1, 2, 3], 1.5, chart_id="c", **labels)
+    svg = charts.histogram([1, 4, 2], [0, 1, 2, 3], 1.5, "t", "x", "y").svg
     bars = drawn(svg, "fill: var(--series-0)")
     heights = [np.ptp(bar[:, 1]) for bar in bars]
     assert heights == pytest.approx(heights[0] * np.array([1, 4, 2]), abs=0.2)
@@ -77,15 +78,8 @@ def test_histograms_show_their_numbers():
 
 def test_charts_are_reproducible_and_have_ids_of_their_own():
     line = charts.Line("a", [1, 2], [3, 4])
-    labels = {"title": "t", "x_label": "x", "y_label": "y"}
-    first, again, other = (charts.line_chart([line], chart_id=i, **labels) for i in "aab")
+    first, again, other = (chart(line, title=title) for title in "aab")
     assert first == again
     ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in (first, other)]
     assert ids[0]
     assert not ids[0] & ids[1]
-
-
-def test_charts_leave_the_settings_of_matplotlib_alone():
-    before = dict(matplotlib.rcParams)
-    chart(charts.Line("a", [1, 2], [3, 4]))
-    assert dict(matplotlib.rcParams) == before

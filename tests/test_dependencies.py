@@ -112,6 +112,7 @@ def program(kind, config):
         case "bpd":
             dequantize = dequantization.make(experiment, "", 1)
             function = bits_per_dim_stage.compile_bits_per_dim(experiment, dequantize)
+            arguments = arguments[0], (pixels, indices), experiment.key("bpd")
         case "samples":
             function, arguments = experiment.sample, (arguments[0], indices)
         case "answers":

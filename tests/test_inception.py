@@ -15,6 +15,7 @@ from models import inception
 from tests import reference, tiny
 
 RECORD = "inception_io"
+MISSING = "not installed (requirements-dev.txt)"
 
 
 def fill(seed: int) -> tuple[dict[str, np.ndarray], np.random.Generator]:
@@ -44,13 +45,9 @@ def weights(tmp_path_factory):
 
 
 def experiment(path, **changes) -> Experiment:
-    fields = {
-        "data.dataset": "noise",
-        "data.image_size": 32,
-        "data.num_channels": 3,
-        "eval.batch_size": 4,
-    }
+    fields = {"data.dataset": "noise", "data.image_size": 32, "data.num_channels": 3}
     fields |= {"eval.features": "inception", "eval.inception_path": str(path)}
+    fields |= {"eval.batch_size": 4}
     return Experiment(tiny.config(**fields | changes))
 
 
@@ -76,10 +73,8 @@ def test_recorded_outputs(weights, tmp_path):
 @pytest.mark.parametrize("seed", [2015, 7])
 def test_outputs_of_torch_fidelity(tmp_path, seed):
     """Features with TensorFlow's resizing, for two sets of random weights."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
-    pytest.importorskip(
-        "torch_fidelity", reason="torch-fidelity is not installed (requirements-dev.txt)"
-    )
+    torch = pytest.importorskip("torch", reason=MISSING)
+    pytest.importorskip("torch_fidelity", reason=MISSING)
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     tensors, rng = fill(seed)
@@ -88,10 +83,8 @@ def test_outputs_of_torch_fidelity(tmp_path, seed):
     images = rng.integers(0, 256, (4, 40, 350, 3), dtype=np.uint8)
     theirs = FeatureExtractorInceptionV3("random", ["2048", "logits"], str(path))
     pool, logits = theirs(torch.tensor(images).permute(0, 3, 1, 2))
-    extractor = features.make_extractor(
-        experiment(path, **{"eval.features": "inception_tf"}), tmp_path
-    )
-    ours = extractor.extract(images)
+    resized = experiment(path, **{"eval.features": "inception_tf"})
+    ours = features.make_extractor(resized, tmp_path).extract(images)
     assert error(ours.pool, pool.numpy()) < 1e-5
     assert error(ours.logits, logits.numpy()) < 1e-5
 
@@ -110,21 +103,12 @@ def test_interpolation(size, half_pixel):
         np.testing.assert_allclose(w, np.eye(299), atol=1e-6)
 
 
-def test_interpolation_of_pytorch():
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
-    x = np.random.default_rng(0).normal(size=(1, 9, 301, 2)).astype(np.float32)
-    theirs = torch.nn.functional.interpolate(
-        torch.tensor(x).permute(0, 3, 1, 2), size=(299, 299), mode="bilinear"
-    )
-    np.testing.assert_allclose(inception.resize(x, True), theirs.permute(0, 2, 3, 1), atol=1e-4)
-
-
 # --- files ---
 
 
 def test_pytorch_files(weights, tmp_path, monkeypatch):
-    """A .pth file and its .safetensors copy have the same parameters."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
+    """A .pth file has the same parameters; a .safetensors copy can be read without PyTorch."""
+    torch = pytest.importorskip("torch", reason=MISSING)
     path = tmp_path / "random.pth"
     torch.save({name: torch.tensor(tensor) for name, tensor in fill(2015)[0].items()}, path)
     read = inception_weights.read(path)
@@ -140,57 +124,38 @@ def test_pytorch_files(weights, tmp_path, monkeypatch):
 def test_files_with_other_content_are_errors(tmp_path):
     named = tmp_path / inception_weights.FILE
     named.write_bytes(b"<html>")
-    with pytest.raises(
-        InputError,
-        match=r"its SHA-256 begins with \w{8} instead of 6726825d, .* Download it again",
-    ):
+    with pytest.raises(InputError, match=r"SHA-256 begins with \w{8} instead of 6726825d"):
         inception_weights.read(named)
     names = reference.notes(RECORD)["names"]
-    tensors = {
-        name: np.zeros(shape, np.float32)
-        for name, shape in names.items()
-        if name.startswith("Conv2d_1a")
-    }
-    for change, message in (
-        (
-            {"Conv2d_1a_3x3.conv.weight": np.zeros((32, 3, 3, 5))},
-            r"has shape \(32, 3, 3, 5\) in the file and \(32, 3",
-        ),
-        ({}, r"Conv2d_2a_3x3\.\S+, which the network has with shape \S+, is not in the file"),
+    first = {name: np.zeros(names[name]) for name in names if name.startswith("Conv2d_1a")}
+    wrong = {"Conv2d_1a_3x3.conv.weight": np.zeros((32, 3, 3, 5))}
+    path = tmp_path / "part.safetensors"
+    for tensors, words in (
+        (first | wrong, r"has shape \(32, 3, 3, 5\) in the file and \(32, 3"),
+        (first, r"Conv2d_2a_3x3\.\S+, which the network has with shape \S+, is not in the file"),
     ):
-        path = tmp_path / "part.safetensors"
-        safetensors.numpy.save_file(tensors | change, path)
-        with pytest.raises(InputError, match=message):
+        safetensors.numpy.save_file(tensors, path)
+        with pytest.raises(InputError, match=words):
             inception_weights.read(path)
 
 
 def test_search_for_the_weights(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setattr(inception_weights, "CACHES", (folder,))
-    address = (
-        "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
-        "pt_inception-2015-12-05-6726825d.pth"
-    )
-    with pytest.raises(InputError, match=rf"nor in .*cache\. They are not .* from {address} "):
-        inception_weights.find()
-    with pytest.raises(InputError, match=r"not at eval.inception_path = '\S*cache'\. They"):
-        inception_weights.find(folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015"
+    for arguments, words in (
+        ((), rf"nor in .*cache\. They are not .* from {url}-12-05-6726825d.pth "),
+        ((folder,), r"not at eval.inception_path = '\S*cache'\. They"),
+        (("~no_such_user",), "eval.inception_path = '~no_such_user': the home"),
+    ):
+        with pytest.raises(InputError, match=words):
+            inception_weights.find(*arguments)
     folder.mkdir()
     file = folder / inception_weights.FILE
     file.touch()
-    assert inception_weights.find() == file
-    assert inception_weights.find(folder) == file
-    assert inception_weights.find(file) == file
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert inception_weights.find("~/cache") == file
-    with pytest.raises(InputError, match="eval.inception_path = '~no_such_user': the home"):
-        inception_weights.find("~no_such_user")
-
-
-def test_images_of_two_channels_are_errors(tmp_path):
-    file = tmp_path / inception_weights.FILE
-    file.touch()
-    with pytest.raises(
-        InputError, match="for images of 1 or 3 channels, but data.num_channels = 2"
-    ):
-        features.make_extractor(experiment(file, **{"data.num_channels": 2}), tmp_path)
+    for arguments in ((), (folder,), (file,), ("~/cache",)):
+        assert inception_weights.find(*arguments) == file
+    changes = {"data.num_channels": 2}
+    with pytest.raises(InputError, match="of 1 or 3 channels, but data.num_channels = 2"):
+        features.make_extractor(experiment(file, **changes), tmp_path)

@@ -1,10 +1,10 @@
-"""The data of a report, and the command that makes it."""
+"""The report of an evaluation: its data, damaged files, and its page."""
 
+import html.parser
 import json
 import math
+import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -13,11 +13,11 @@ import pytest
 
 import report
 from errors import InputError
-from report import data, measures
+from report import charts, data
 from report.training_log import Curve
 from tests import evaluated
 
-ROOT = Path(__file__).parents[1]
+# --- data ---
 
 
 def test_report_json(reported):
@@ -43,46 +43,29 @@ def test_report_json(reported):
     assert content["config"]["data"]["dataset"] == evaluated.HOSTILE
 
 
-def test_measures_of_version_0_5_1():
-    found = measures.of(evaluated.results(1))
-    assert [measure["name"] for measure in found] == [
-        "held-out loss",
-        "bits/dim, test images",
-        "bits/dim, test images, bound",
-        *(f"{name} ({evaluated.HOSTILE}-1a2b3c4d, n = 12)" for name in ("FD_n12", "KID")),
-        *(f"{name} ({evaluated.HOSTILE}-1a2b3c4d, n = 12)" for name in ("precision", "recall")),
-    ]
-    assert found[1] == {
-        "name": "bits/dim, test images",
-        "value": 3.0,
-        "stderr": 0.0123,
-        "images": 40,
-        "note": "1 images failed and are excluded",
-    }
-    assert "not comparable" in found[3]["note"]
-
-
-def test_measures_are_those_of_results_json():
-    measure = {"name": "a", "value": 1.0, "stderr": None, "images": 2, "note": "b"}
-    assert measures.of(evaluated.results(1) | {"measures": [measure]}) == [measure]
-
-
 def test_an_evaluation_of_less(tmp_path):
-    """What is missing (images, times, curves, config, environments) is stated or left out."""
-    folder = tmp_path / "less" / "checkpoint_3"
-    folder.mkdir(parents=True)
+    """Missing images, curves, config and environments are stated, and NaN is not plotted."""
     with pytest.raises(InputError, match="less has no results of an evaluation; run --mode=eval"):
         report.write(tmp_path, "less")
-    samples = {"images": 4, "nfe": 7.0}
-    measure = {"name": "FID", "value": None, "stderr": None, "images": 4, "note": ""}
-    content = {"step": 5, "samples": samples, "measures": [measure]}
-    (folder / "results.json").write_text(json.dumps(content))
-    np.savez(folder / "samples_0.npz", nfe=np.full(4, 7))
+    for number in (3, 4):
+        folder = tmp_path / "less" / f"checkpoint_{number}"
+        folder.mkdir(parents=True)
+        common = {"stderr": None, "images": 4, "note": ""}
+        values = {"FID": 3.0 if number == 3 else math.nan, "FD": math.inf}
+        measures = [{"name": name, "value": value, **common} for name, value in values.items()]
+        content = {"step": number, "samples": {"images": 4}, "measures": measures}
+        (folder / "results.json").write_text(json.dumps(content))
+        times = {"seconds": np.array([2.0]), "first": np.array([True])}
+        np.savez(folder / "samples_0.npz", nfe=np.full(4, 7), **times)
     page = report.write(tmp_path, "less").read_text()
-    content = json.loads((tmp_path / "less" / "report.json").read_text())
-    assert content["checkpoints"][0]["sampling"]["images_per_second"] is None
+    found = json.loads((tmp_path / "less" / "report.json").read_text())["checkpoints"][0]
+    assert found["sampling"]["images_per_second"] == 2
+    assert found["sampling"]["compilation_included"]
+    assert page.count("<svg") == 1
     for words in (
-        "not measured",
+        "FID by training step: FID",
+        "images/s, with compilation",
+        "samples.png is missing or damaged: ",
         "no training curves",
         "Not recorded",
         "0 fields",
@@ -91,35 +74,10 @@ def test_an_evaluation_of_less(tmp_path):
         assert words in page
 
 
-def test_measures_that_are_not_finite_are_not_plotted(tmp_path):
-    for number in (1, 2):
-        folder = tmp_path / "eval" / f"checkpoint_{number}"
-        folder.mkdir(parents=True)
-        values = {"FID": 3.0 if number == 1 else math.nan, "FD": math.inf}
-        found = [
-            {"name": name, "value": value, "stderr": None, "images": 4, "note": ""}
-            for name, value in values.items()
-        ]
-        (folder / "results.json").write_text(json.dumps({"step": number, "measures": found}))
-    page = report.write(tmp_path).read_text()
-    assert page.count("<svg") == 1
-    assert "FID by training step: FID" in page
-
-
-def test_the_command_makes_the_same_report_again(reported):
+def test_the_same_report_is_made_again(reported):
     files = [reported / "eval" / name for name in ("report.html", "report.json")]
     before = [path.read_bytes() for path in files]
-    for path in files:
-        path.unlink()
-    flags = [
-        "--config=configs/vp/digits_ddpmpp_continuous.py",
-        "--mode=report",
-        f"--workdir={reported}",
-    ]
-    finished = subprocess.run(
-        [sys.executable, "main.py", *flags], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert finished.stdout == f"{files[0]}\n"
+    assert report.write(reported) == files[0]
     assert [path.read_bytes() for path in files] == before
 
 
@@ -129,13 +87,6 @@ def test_other_processes_write_no_report(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_speed_of_a_single_round_includes_its_compilation(tmp_path):
-    times = {"seconds": np.array([3.0]), "first": np.array([True])}
-    np.savez(tmp_path / "samples_0.npz", nfe=np.ones(6), **times)
-    speed = data._sampling(tmp_path, 6)
-    assert (speed["images_per_second"], speed["compilation_included"]) == (2.0, True)
-
-
 def test_environments_are_noted_once(tmp_path):
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))
     for _ in range(2):
@@ -143,6 +94,15 @@ def test_environments_are_noted_once(tmp_path):
     (environment,) = json.loads((tmp_path / "environments.json").read_text())
     assert environment["devices"] == f"{jax.device_count()} x cpu"
     assert environment["jax"] == jax.__version__
+
+
+def test_thin_curves_keep_the_mean():
+    curve = Curve(np.arange(1000), np.sin(np.arange(1000.0)))
+    thinned = data.thin(curve, 50)
+    assert len(thinned.steps) == len(thinned.values) == 50
+    assert thinned.values.mean() == pytest.approx(curve.values.mean())
+    assert data.thin(Curve(np.array([1, 2]), np.array([4.0, 3.0])), 50).steps.tolist() == [1, 2]
+    assert not len(data.thin(Curve(np.array([]), np.array([])), 50).steps)
 
 
 # --- damaged files ---
@@ -161,40 +121,46 @@ def remake(path, content=None):
 
 
 DAMAGE = [
-    ("checkpoint_1/results.json", lambda path: remake(path, b""), "cannot be read as JSON"),
-    ("checkpoint_1/results.json", lambda path: remake(path, b"[]"), "a list instead of an object"),
-    ("checkpoint_1/results.json", remake, "is a folder; it must be a regular file"),
-    ("checkpoint_1/results.json", lambda path: change(path, step=None), "has no 'step'"),
-    ("checkpoint_1/results.json", lambda path: change(path, bpd=3), "'bpd' is an integer instead"),
-    ("checkpoint_1/results.json", lambda path: change(path, loss={}), "'loss' has no 'mean'"),
-    ("checkpoint_1/results.json", lambda path: change(path, measures=[{}]), "has no 'value'"),
-    ("checkpoint_1/bpd_1.npz", lambda path: path.unlink(), r"bits/dim of \d+ images, .* states 82"),
-    ("checkpoint_1/bpd_1.npz", lambda path: remake(path, b""), "bpd_1.npz cannot be read as .npz"),
-    ("checkpoint_1/bpd_1.npz", lambda path: np.savez(path, a=np.ones(3)), "bpd_1.npz lacks bpd"),
-    ("checkpoint_1/samples_1.npz", lambda path: path.unlink(), "of 8 images, .* states 12"),
-    ("checkpoint_1/samples_1.npz", remake, "samples_1.npz is a folder"),
-    ("config.json", lambda path: remake(path, b"{"), "config.json cannot be read as JSON"),
-    ("config.json", lambda path: change(path, model=None), "its content has no 'model'"),
-    ("config.json", lambda path: change(path, data=[]), "'data' is a list instead of an object"),
-    ("../metrics.jsonl", remake, "metrics.jsonl is a folder; it must be a regular file"),
+    ("checkpoint_1/results.json", lambda path: remake(path, b"")),
+    ("checkpoint_1/results.json", remake),
+    ("checkpoint_1/results.json", lambda path: change(path, step=None)),
+    ("checkpoint_1/results.json", lambda path: change(path, bpd=3)),
+    ("checkpoint_1/results.json", lambda path: change(path, measures=[{}])),
+    ("checkpoint_1/bpd_1.npz", lambda path: path.unlink()),
+    ("checkpoint_1/bpd_1.npz", lambda path: remake(path, b"")),
+    ("checkpoint_1/bpd_1.npz", lambda path: np.savez(path, a=np.ones(3))),
+    ("checkpoint_1/bpd_1.npz", lambda path: np.savez(path, bpd=np.ones(()))),
+    ("checkpoint_1/samples_1.npz", lambda path: path.unlink()),
+    ("checkpoint_1/samples_1.npz", remake),
+    ("config.json", lambda path: remake(path, b"{")),
+    ("config.json", lambda path: change(path, model=None)),
+    ("../metrics.jsonl", remake),
 ]
 
 
-@pytest.mark.parametrize(("name", "damage", "message"), DAMAGE)
-def test_damaged_files_are_named(tmp_path, name, damage, message):
+@pytest.mark.parametrize(("name", "damage"), DAMAGE)
+def test_damaged_files_are_named(tmp_path, name, damage):
+    """In one line: the file, or the rounds that lack one."""
     evaluated.write_workdir(tmp_path)
     damage(tmp_path / "eval" / name)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError) as caught:
         data.gather(tmp_path / "eval", tmp_path)
-    assert "\n" not in str(caught.value)
+    message, path = str(caught.value), Path(name)
+    assert path.name in message or f"{path.parent} has rounds {path.stem[:-2]}_*.npz" in message
+    assert "\n" not in message
 
 
 def test_strays_and_damaged_environments_do_not_matter(tmp_path, caplog):
+    """Nor do rounds of an earlier evaluation of more images, but not in place of a missing one."""
     evaluated.write_workdir(tmp_path)
     folder = tmp_path / "eval"
     expected = data.gather(folder, tmp_path)
     (folder / "checkpoint_x").mkdir()
-    (folder / "checkpoint_1" / "samples_x.npz").write_text("")
+    rounds = folder / "checkpoint_1"
+    (rounds / "samples_x.npz").write_text("")
+    for name in ("samples", "bpd"):
+        last = len(list(rounds.glob(f"{name}_[0-9].npz")))
+        shutil.copy(rounds / f"{name}_0.npz", rounds / f"{name}_{last}.npz")
     with open(tmp_path / "metrics.jsonl", "a") as file:
         for line in ('{"step": -1, "training/loss": 1}', '{"step": 1e9}', '{"step": true}', "[1]"):
             file.write(line + "\n")
@@ -203,28 +169,99 @@ def test_strays_and_damaged_environments_do_not_matter(tmp_path, caplog):
     assert data.gather(folder, tmp_path) == expected
     remake(folder / "environments.json", b'["text"]')
     assert data.gather(folder, tmp_path) == expected | {"environments": []}
-    assert "environments.json is damaged: an entry of its content is a string" in caplog.text
+    assert "environments.json is damaged" in caplog.text
     report.note_environment(folder, jax.sharding.Mesh(jax.devices(), ("data",)))
     assert len(json.loads((folder / "environments.json").read_text())) == 1
+    (rounds / "samples_1.npz").unlink()
+    with pytest.raises(InputError, match="has rounds samples_"):
+        data.gather(folder, tmp_path)
 
 
-def test_rounds_of_an_earlier_evaluation_of_more_images(tmp_path):
-    """They do not count, also not in place of a missing round."""
-    evaluated.write_workdir(tmp_path)
-    folder = tmp_path / "eval" / "checkpoint_1"
-    expected = data.gather(tmp_path / "eval", tmp_path)
-    for name in ("samples", "bpd"):
-        last = len(list(folder.glob(f"{name}_*.npz")))
-        shutil.copy(folder / f"{name}_0.npz", folder / f"{name}_{last}.npz")
-    assert data.gather(tmp_path / "eval", tmp_path) == expected
-    (folder / "samples_1.npz").unlink()
-    with pytest.raises(InputError, match="has rounds with samples of"):
-        data.gather(tmp_path / "eval", tmp_path)
+# --- the page ---
+
+VOID = {"meta", "link", "img", "!doctype"}
+
+# JavaScript: the smallest font size in a chart, in pixels; texts that a chart cuts off; the colour
+# of the first line of a chart.
+SMALLEST_TEXT = """Math.min(...[...document.querySelectorAll('svg text')].map(text =>
+    text.ownerSVGElement.getScreenCTM().a * parseFloat(getComputedStyle(text).fontSize)))"""
+TEXT_OUTSIDE = """[...document.querySelectorAll('svg text')].filter(text => {
+    const inner = text.getBoundingClientRect();
+    const outer = text.closest('figure').getBoundingClientRect();
+    return inner.left < outer.left - 1 || inner.right > outer.right + 1;
+}).map(text => text.textContent)"""
+FIRST_SERIES = "getComputedStyle(document.querySelector('svg [style*=series-0]')).stroke"
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda path: path.unlink(), lambda path: remake(path, b"\x89PNG\r\n\x1a\n"), remake]
-)
+class Outline(html.parser.HTMLParser):
+    """The elements of a page with their attributes, and its text.
+
+    Fails if elements are not closed in order.
+    """
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(reported):
+    return (reported / "eval" / "report.html").read_text()
+
+
+def test_the_page_is_self_contained(page):
+    """It has no scripts and loads nothing, text from a config remains text, and ids are unique."""
+    outline = Outline(page)
+    assert "script" not in [tag for tag, _ in outline.elements]
+    # In title, heading, config and devices.
+    assert sum(evaluated.HOSTILE in text for text in outline.text) >= 4
+    ids = [attributes["id"] for _, attributes in outline.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="|url\()#([\w-]+)', page)) <= set(ids)
+    for tag, attributes in outline.elements:
+        links = [attributes[name] for name in ("src", "href", "xlink:href") if name in attributes]
+        start = "#" if tag == "use" else ("data:", "#checkpoint-")  # Charts reuse their markers.
+        assert all(link.startswith(start) for link in links), links
+        assert tag != "img" or attributes["alt"]
+    assert not re.search(r"url\((?!#)|@import", page)
+    assert len(page) < 250_000  # The picture of 2000x1000 pixels is embedded at a smaller size.
+
+
+def test_the_page_shows_the_results(page):
+    outline = Outline(page)
+    tags = [tag for tag, _ in outline.elements]
+    labels = [found["aria-label"] for _, found in outline.elements if found.get("role") == "img"]
+    assert len(labels) == len(set(labels)) == tags.count("svg") == 5  # By step, histograms, losses.
+    assert tags.count("h1") == 1
+    text = " ".join(" ".join(outline.text).split())
+    assert "nan" not in text.replace(evaluated.HOSTILE, "")
+    for words in (
+        "3.000 ± 0.012",
+        "8.0 ± 1.0",
+        "0.00120 ± 0.00040",
+        "17 (16 to 20)",
+        "checkpoint_10 is unfinished",
+        "Classifier guidance with scale 4.0; the classes 3, 1 alternate.",
+        "Held-out images.",
+        "Images evenly spaced in the data set, of the same classes as the samples, without",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("damage", [lambda path: remake(path, b"\x89PNG\r\n\x1a\n"), remake])
 def test_pictures_that_cannot_be_read_are_shown_as_missing(tmp_path, damage):
     evaluated.write_workdir(tmp_path)
     damage(tmp_path / "eval" / "checkpoint_1" / "samples.png")
@@ -233,10 +270,52 @@ def test_pictures_that_cannot_be_read_are_shown_as_missing(tmp_path, damage):
     assert page.count("data:image/png;base64,") == 5  # of three pictures for each checkpoint
 
 
-def test_thin_curves_keep_the_mean():
-    curve = Curve(np.arange(1000), np.sin(np.arange(1000.0)))
-    thinned = data.thin(curve, 50)
-    assert len(thinned.steps) == len(thinned.values) == 50
-    assert thinned.values.mean() == pytest.approx(curve.values.mean())
-    assert data.thin(Curve(np.array([1, 2]), np.array([4.0, 3.0])), 50).steps.tolist() == [1, 2]
-    assert not len(data.thin(Curve(np.array([]), np.array([])), 50).steps)
+def test_contrast():
+    """Text has a contrast of 4.5 : 1 and lines of charts of 3 : 1 (WCAG 2.1, 1.4.3 and 1.4.11)."""
+    style = (Path(report.__file__).parent / "style.css").read_text()
+    schemes = re.findall(r":root \{.*?\}", style, re.DOTALL)
+    assert len(schemes) == 2  # light and dark
+    required = {"text": 4.5, "soft": 4.5, "link": 4.5}
+    required |= {variable[2:]: 3 for variable in charts.VARIABLES.values() if "series" in variable}
+    for scheme in schemes:
+        colours = dict(re.findall(r"--([\w-]+): (#\w{6})", scheme))
+        for name, ratio in required.items():
+            for background in ("page", "card"):
+                assert contrast(colours[name], colours[background]) > ratio
+
+
+def contrast(*colours):
+    """The contrast ratio of two colours, "#rrggbb", as defined by WCAG 2.1."""
+    channels = [[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in colours]
+    channels = np.array(channels)
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    luminances = linear @ (0.2126, 0.7152, 0.0722)
+    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
+def test_a_browser_shows_the_page(reported, browser, width, scheme):
+    """Without errors or requests, in the colour scheme, and no wider than the window."""
+    messages, requests = [], []
+    page = browser.new_page(
+        viewport={"width": width, "height": 740}, is_mobile=width < 500, color_scheme=scheme
+    )
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url.split(":")[0]))
+    page.goto((reported / "eval" / "report.html").as_uri())
+    page.locator("summary").click()  # Unfold the config.
+    assert page.locator("details table").is_visible()
+    assert page.evaluate("innerWidth") == width  # on a phone, due to the page's viewport element
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+    assert page.evaluate(SMALLEST_TEXT) > 9  # pixels
+    assert page.evaluate(TEXT_OUTSIDE) == []
+    expected = {
+        "light": ("rgb(251, 251, 250)", "rgb(31, 95, 168)"),
+        "dark": ("rgb(20, 23, 27)", "rgb(127, 182, 242)"),
+    }
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == expected[scheme][0]
+    assert page.evaluate(FIRST_SERIES) == expected[scheme][1]
+    assert (messages, requests) == ([], ["file"])
+    page.close()
