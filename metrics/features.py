@@ -45,8 +45,6 @@ CLASSIFIER_OPTIONS = {
 }
 """Options of the small classifier; its file name depends on them. ReLU leaves features at 0."""
 
-Images = UInt8[np.ndarray, "b h w c"]
-
 
 class Features(NamedTuple):
     """`pool` (B, D) and `logits` (B, K) or None."""
@@ -211,7 +209,7 @@ def _classifier_inputs(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1) / 255
 
 
-def as_samples(experiment: Experiment, images: np.ndarray) -> Images:
+def as_samples(experiment: Experiment, images: np.ndarray) -> UInt8[np.ndarray, "b h w c"]:
     """Images of the data set, in its gray levels, in the format of samples: uint8, 0 .. 255."""
     levels = jnp.arange(experiment.scaler.levels, dtype=jnp.uint8)
     pixels = experiment.scaler.pixels(experiment.scaler.scale(levels), dequantized=False)

@@ -24,7 +24,7 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 33_932,
+    "lines of code": 33_942,
     "lines of tests": 22_300,
     "top-level modules": 29,
     "modules on a chain of imports": 10,

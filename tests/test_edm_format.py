@@ -98,14 +98,8 @@ MALICIOUS = {
     "EXT1": (raw(b"\x82\x01"), "it has the instruction EXT1"),
     "PERSID": (raw(b"Pname\n"), "it has the instruction PERSID"),
     "a call of a text": (raw(b"X\x01\x00\x00\x00a)R"), "it calls a value that is no name"),
-    "a call of a record": (
-        raw(b"ctorch\nFloatStorage\n)R)R"),
-        "it calls a value that is no name",
-    ),
-    "a state of a name": (
-        raw(b"ccollections\nOrderedDict\n}b"),
-        "it changes a value that is no record",
-    ),
+    "a call of a record": (raw(b"ctorch\nFloatStorage\n)R)R"), "a value that is no name"),
+    "a state of a name": (raw(b"ccollections\nOrderedDict\n}b"), "a value that is no record"),
     "a state of a list": (raw(b"]}b"), "it changes a value that is no record"),
     "NEWOBJ_EX": (raw(b"ccollections\nOrderedDict\n)}\x92"), "it has the instruction"),
 }
@@ -130,6 +124,16 @@ def stored(content):
     return with_tensor(Call("torch.storage", "_load_from_bytes", (content,)))
 
 
+def view(**options):
+    return dumps(with_tensor(edm_files.tensor(ONES, **options)))
+
+
+REPEATED = (edm_files.tensor(ONES, shape=(2,), strides=(0,)), 0, (2,), (1,))
+VIEW_OF_A_VIEW = Call("torch._utils", "_rebuild_tensor_v2", REPEATED)
+STORED_TWICE = {"a": Raw(edm_files._code(np.ones(10**5)) + b"\x94")}
+STORED_TWICE |= {f"b{i}": Raw(b"h\x01") for i in range(9)}
+TWO_OF_ONE = edm_files._code(edm_files.module("EDMPrecond", STORED_TWICE))
+TWO_OF_ONE = b"\x80\x04}(X\x03\x00\x00\x00ema" + TWO_OF_ONE + b"u."
 DAMAGED = {
     "empty": (b"", "empty"),
     "no dictionary": (dumps([1]), "cannot be read as a network"),
@@ -141,48 +145,14 @@ DAMAGED = {
     "frame": (b"\x80\x04\x95" + HUGE + b"}.", "cannot be read"),
     "integer": (dumps(raw(b"\x8b\xff\xff\xff\x7f")), "cannot be read"),
     "memo": (dumps(raw(b"}r\xff\xff\xff\xff")), "it stores a value as number 4294967295"),
-    "shape": (
-        dumps(with_tensor(edm_files.tensor(ONES, shape=(10**6, 10**6)))),
-        "a tensor of shape .1000000, 1000000. is larger than its data",
-    ),
-    "repeated": (
-        dumps(with_tensor(edm_files.tensor(ONES, shape=(10**6, 10**6), strides=(0, 0)))),
-        "is larger than its data",
-    ),
-    "outside": (
-        dumps(with_tensor(edm_files.tensor(ONES, shape=(2,), strides=(4,)))),
-        "is larger than its data",
-    ),
-    "negative": (
-        dumps(with_tensor(edm_files.tensor(ONES, shape=(2,), strides=(-1,)))),
-        "damaged shape",
-    ),
-    "view of a view": (
-        dumps(
-            with_tensor(
-                Call(
-                    "torch._utils",
-                    "_rebuild_tensor_v2",
-                    (edm_files.tensor(ONES, shape=(2,), strides=(0,)), 0, (2,), (1,)),
-                )
-            )
-        ),
-        "damaged shape",
-    ),
+    "shape": (view(shape=(10**6, 10**6)), "a tensor of shape .1000000, 1000000. is larger"),
+    "repeated": (view(shape=(10**6, 10**6), strides=(0, 0)), "is larger than its data"),
+    "outside": (view(shape=(2,), strides=(4,)), "is larger than its data"),
+    "negative": (view(shape=(2,), strides=(-1,)), "damaged shape"),
+    "view of a view": (dumps(with_tensor(VIEW_OF_A_VIEW)), "damaged shape"),
     "count": (dumps(stored(edm_files.storage(ONES, count=2**60))), "damaged or not complete"),
     "short": (dumps(stored(edm_files.storage(ONES)[:-1])), "damaged or not complete"),
-    "two of one storage": (
-        b"\x80\x04}(X\x03\x00\x00\x00ema"
-        + edm_files._code(
-            edm_files.module(
-                "EDMPrecond",
-                {"a": Raw(edm_files._code(np.ones(10**5)) + b"\x94")}
-                | {f"b{i}": Raw(b"h\x01") for i in range(9)},
-            )
-        )
-        + b"u.",
-        "its values are larger than the file",
-    ),
+    "two of one storage": (TWO_OF_ONE, "its values are larger than the file"),
 }
 
 
