@@ -76,7 +76,8 @@ def make_job(experiment: Experiment) -> Job:
         t, z = losses.draw(noise_key, experiment.sde, x)
         return Part(key, x, t, z, jnp.asarray(batch.labels))
 
-    loss = functools.partial(cross_entropy, experiment)
+    def loss(params: Params, part: Part) -> Array:
+        return cross_entropy(_log_probs(experiment, params, part), part.classes)
 
     @jax.jit
     def held_out(params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
@@ -94,22 +95,22 @@ def make_job(experiment: Experiment) -> Job:
         lambda: init_params(experiment),
         nnx.to_pure_dict(nnx.split(experiment.classifier_network, nnx.Param)[1]),
         optax.chain(optax.clip_by_global_norm(1.0), adam),
+        experiment.key("classify"),
         rate,
         labelled=True,
-        seed="classify",
     )
 
 
-def cross_entropy(experiment: Experiment, params: Params, part: Part) -> Array:
-    """Return -log p_t(class | x_t) in nats of images noised to their times (B,)."""
-    log_probs = experiment.class_log_probs(params)(_noised(experiment, part), part.t)
-    return -jnp.take_along_axis(log_probs, part.classes[:, None], -1)[:, 0]
-
-
-def _noised(experiment: Experiment, part: Part) -> Array:
-    """Return x_t = alpha x + std z."""
+def _log_probs(experiment: Experiment, params: Params, part: Part) -> Array:
+    """Return log p_t(class | x_t) (B, classes) of images noised to their times."""
     alpha, std = experiment.sde.alpha(part.t), experiment.sde.std(part.t)
-    return expand(alpha, part.x) * part.x + expand(std, part.x) * part.z
+    noised = expand(alpha, part.x) * part.x + expand(std, part.x) * part.z
+    return experiment.class_log_probs(params)(noised, part.t)
+
+
+def cross_entropy(log_probs: Array, classes: Array) -> Array:
+    """Return -log p(class) in nats (B,), from those of all classes (B, classes)."""
+    return -jnp.take_along_axis(log_probs, classes[:, None], -1)[:, 0]
 
 
 def init_params(experiment: Experiment) -> Params:
@@ -153,14 +154,15 @@ def _compile_evaluation(experiment: Experiment) -> Callable[..., Any]:
     """Return (params, batch, t, key) -> whether each image is classified correctly, and nats."""
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
 
-    @functools.partial(jax.jit, in_shardings=(whole, split, whole, whole), out_shardings=split)
+    # The parameters may be sharded as in training.
+    @functools.partial(jax.jit, in_shardings=(None, split, whole, whole), out_shardings=split)
     def evaluate(params: Params, batch: Batch, t: Array, key: Array) -> tuple[Array, Array]:
         data_key, noise_key = jax.random.split(key)
         x = experiment.prepare(data_key, batch.pixels, flip=False)
         times, z = jnp.broadcast_to(t, x.shape[:1]), jax.random.normal(noise_key, x.shape)
         part = Part(key, x, times, z, jnp.asarray(batch.labels))
-        log_probs = experiment.class_log_probs(params)(_noised(experiment, part), times)
-        return log_probs.argmax(-1) == part.classes, cross_entropy(experiment, params, part)
+        log_probs = _log_probs(experiment, params, part)
+        return log_probs.argmax(-1) == part.classes, cross_entropy(log_probs, part.classes)
 
     return evaluate
 

@@ -35,7 +35,6 @@ from models.building import Params, abstract_network
 from models.layers import Rngs
 from runs.checkpoints import EMA, PARAMS, Checkpoints, Found
 from samplers import Samples
-from sde_lib import Score
 from sharding import Tree
 
 CLASSIFIER = "classifier"  # the folder of a workdir with the classifier that guides samples
@@ -245,11 +244,12 @@ class Experiment:
 
     def sample_grid(self, params: Params) -> Image.Image:
         """Return a picture of GRID samples."""
-        return datasets.image_grid(self.draw_images(self.trained_model(params), 0, GRID).x)
+        samples = self.draw_images(self.trained_model(params), 0, GRID)
+        return datasets.image_grid(np.asarray(samples.x))
 
     def score(
         self, params: Params, rngs: Rngs | None = None, classes: Array | None = None
-    ) -> Score:
+    ) -> functools.partial[Array]:
         """Return the score function of the network with these parameters.
 
         Args:
@@ -325,7 +325,7 @@ class Experiment:
             t,
             z,
             marginal=marginal,
-            weight=self.objective.weight(self.sde, t),
+            weight=self.objective.weight(t),
             reduce_mean=self.config.training.reduce_mean,
         )
 

@@ -22,9 +22,9 @@ Params = Any
 """A pytree of parameters."""
 Times = Callable[[SDE, Array], Array]
 """(sde, u) -> times t (B,), whose distribution follows from u (B,), uniform on [0, 1)."""
-Weight = Callable[[SDE, Array], Array | None]
-"""(sde, t) -> the weight (B,) of a loss at times t (B,), relative to the default weight std(t)^2;
-None for 1."""
+Weight = Callable[[Array], Array | None]
+"""t (B,) -> the weight (B,) of a loss at these times, relative to the default weight std(t)^2; None
+for 1."""
 
 
 class Objective(NamedTuple):

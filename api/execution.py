@@ -148,7 +148,7 @@ Program = tuple[Any, tuple[Any, ...]]
 
 
 def _separate(task: Task) -> tuple[Program, list[Array | None]]:
-    """Return the program and the arrays of a task; `_task_of` is the inverse."""
+    """Return the program and the arrays of a task."""
     leaves, structure = jax.tree.flatten(task)
     arrays = [leaf if isinstance(leaf, ARRAYS) else None for leaf in leaves]
     others = tuple(None if isinstance(leaf, ARRAYS) else leaf for leaf in leaves)
@@ -201,8 +201,11 @@ def run(task: Task, text: str) -> Samples:
     if steps is None or steps == 1:
         with progress.waiting(f"{text} with {'one step' if steps else 'adaptive steps'}"):
             return jax.block_until_ready(_whole(*program))
+    carry = _start(*program)
+    if is_traced(carry):  # The score is a function that holds values of such a function.
+        return _whole(*program)
     with progress.counting(text, steps, unit) as update:
-        carry, previous = _start(*program), None
+        previous = None
         for step in range(steps):
             carry, done = _advance(*program, carry, np.int32(step))
             jax.block_until_ready(previous)

@@ -88,7 +88,7 @@ def sample(
             levels = experiment.sampler.frame_levels
             grid = datasets.trajectory_grid(samples.frames, levels)
             write_picture(output / "trajectory.png", grid)
-        return {"samples": samples.x, "nfe": samples.nfe}
+        return {"samples": np.asarray(samples.x), "nfe": np.asarray(samples.nfe)}
 
     print(f"{title}: {count} images by {experiment.sampler.title}, seed {config.seed}", flush=True)
     note = state.initial_share_note(config.model.ema_rate, config.model.ema_ramp, model.step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Mapping
+from typing import Any
 
 import likelihood
 import samplers
@@ -50,7 +51,7 @@ SAMPLING = {
     ),
     "sampling.solver": Field(
         samplers.DEFAULT,
-        Name(ChainMap(solvers.SOLVERS, {samplers.ADAPTIVE: None})),
+        Name(ChainMap[str, Any](solvers.SOLVERS, {samplers.ADAPTIVE: None})),
         (SAMPLES,),
         "The solver of sampling.method = 'solver'.",
     ),

@@ -96,19 +96,21 @@ def make_sampler(config: Config, sde: SDE) -> samplers.Sampler:
 
 def make_objective(config: Config, score_model: ScoreModel) -> losses.Objective:
     """Return the distribution of times and the weights that config.training describes."""
-    training = config.training
+    training, sde = config.training, score_model.sde
     if rules.importance_sampling(training):
-        return losses.Objective(losses.importance_times, losses.importance_weight)
+        weight = functools.partial(losses.importance_weight, sde)
+        return losses.Objective(losses.importance_times, weight)
     if training.time_distribution.lower() == "log_normal":
         times = functools.partial(losses.log_normal_times, mean=training.p_mean, std=training.p_std)
-        weight = functools.partial(losses.edm_weight, data_std=score_model.data_std)
+        weight = functools.partial(losses.edm_weight, sde, data_std=score_model.data_std)
         return losses.Objective(times, weight)
     times = losses.uniform_times
     if score_model.num_scales is not None:
         times = functools.partial(losses.level_times, num_scales=score_model.num_scales)
+    weight = score_model.loss_weight
     if training.likelihood_weighting:
-        return losses.Objective(times, losses.likelihood_weight)
-    return losses.Objective(times, lambda _, t: score_model.loss_weight(t))
+        weight = functools.partial(losses.likelihood_weight, sde)
+    return losses.Objective(times, weight)
 
 
 def sampler_name(config: Config) -> str:

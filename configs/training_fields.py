@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import ChainMap
+from typing import Any
 
 import datasets
 from configs.declaration import ABSENT, BATCH, PART, SIDE, WIDTH, Field
@@ -116,7 +117,7 @@ MODEL = {
     ),
     "model.parameterization": Field(
         "default",
-        Name(ChainMap({"default": None}, PARAMETERIZATIONS)),
+        Name(ChainMap[str, Any]({"default": None}, PARAMETERIZATIONS)),
         (NETWORK,),
         "What the network's output estimates; 'default' is the score for the VE SDE, edm for "
         "edmsde, flow for rectifiedflow, and else the noise.",

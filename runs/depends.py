@@ -43,9 +43,7 @@ DEPENDENCIES: dict[str, frozenset[str]] = {
     "statistics": frozenset({groups.IMAGES, groups.LOCATION, groups.QUALITY}),
     "noised images": frozenset({groups.NOISE, groups.IMAGES}),
     "noised classes": frozenset({groups.NOISE, groups.IMAGES, groups.CLASSIFIER}),
-    "classifier": frozenset(
-        {groups.NOISE, groups.IMAGES, groups.LOCATION, groups.CLASSIFIER, groups.SEED}
-    ),
+    "classifier": frozenset({groups.NOISE, groups.IMAGES, groups.CLASSIFIER, groups.SEED}),
     "restoration": frozenset(
         {groups.NETWORK, groups.IMAGES, groups.SAMPLES, groups.RESTORE, groups.SEED}
     ),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -75,7 +76,8 @@ def _make(
 ) -> Sampler:
     """Return the sampler. Compiled programs are found by its identity."""
     del entries
-    return kinds()[setting.name].make(setting, **dict(values))
+    with jax.ensure_compile_time_eval():  # A tracer of a user's program must not stay in the cache.
+        return kinds()[setting.name].make(setting, **dict(values))
 
 
 def _resolve(
@@ -148,10 +150,15 @@ def _make_flow(
     setting: Setting, values: tuple[tuple[str, Any], ...], entries: tuple[Any, ...]
 ) -> Flow:
     del entries
-    sde = setting.sde
+    sde, chosen = setting.sde, dict(values)
     if setting.name == "ode":
         return Flow(_adaptive_flow(sde, sde.t_end, sde.T), _adaptive_flow(sde, sde.T, sde.t_end))
-    chosen = dict(values)
+    with jax.ensure_compile_time_eval():
+        return _few_step_flow(setting, chosen)
+
+
+def _few_step_flow(setting: Setting, chosen: Mapping[str, Any]) -> Flow:
+    sde = setting.sde
     levels = solvers.noise_levels(sde, chosen["schedule"].lower(), setting.steps, denoise=False)
     return Flow(_solver_flow(setting, chosen, levels[::-1]), _solver_flow(setting, chosen, levels))
 

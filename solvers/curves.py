@@ -70,7 +70,7 @@ def _vp(levels: np.ndarray) -> Curve:
     slope = 2 * (highest - lowest / end) / (1 - end)
     if slope <= 0:
         raise InputError(
-            f"sampling.curve = 'vp' needs lower noise levels than {levels[levels > 0].min():.4g}, "
+            f"curve = 'vp' needs lower noise levels than {levels[levels > 0].min():.4g}, "
             "the lowest one; raise sampling.num_steps, or use another curve."
         )
     beta_min = highest - slope / 2

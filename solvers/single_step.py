@@ -30,7 +30,7 @@ class _Step(NamedTuple):
 def euler(levels: np.ndarray, *, curve: str = "linear") -> Plan:
     """Return the plan of Euler's method on a curve, in noise prediction; see `heun`."""
     steps = [_Step(start, start, target) for start, target in itertools.pairwise(levels)]
-    chosen = choose(CURVES, curve, "sampling.curve")(levels)
+    chosen = choose(CURVES, curve, "curve")(levels)
     return _joined([_euler_row(step, chosen) for step in steps])
 
 
@@ -66,7 +66,7 @@ def heun(
         position = _restart_position(levels, restart)
         cycle = _restart_cycle(levels[position], restart)
         steps[position:position] = cycle
-    chosen = choose(CURVES, curve, "sampling.curve")(levels)
+    chosen = choose(CURVES, curve, "curve")(levels)
     plan = _joined([row for step in steps for row in _rows(step, chosen, second_point)])
     return plan._replace(added_noise=churn_noise * plan.added_noise)
 
@@ -97,14 +97,14 @@ def _restart_position(levels: np.ndarray, restart: Sequence[float]) -> int:
     count, repetitions, lowest, highest = restart
     if not 0 < lowest < highest <= levels[0] or count < 2 or repetitions < 1:
         raise InputError(
-            f"sampling.restart = {tuple(restart)} must be (number of levels, repetitions, "
+            f"restart = {tuple(restart)} must be (number of levels, repetitions, "
             f"lowest level, highest level) with at least two levels and one repetition, and "
             f"0 < lowest < highest <= {levels[0]:.6g}."
         )
     position = int(np.argmin(np.abs(np.log(np.maximum(levels[:-1], 1e-9) / lowest))))
     if levels[position] >= highest:
         raise InputError(
-            f"sampling.restart = {tuple(restart)}: of the {len(levels) - 1} steps, the one nearest "
+            f"restart = {tuple(restart)}: of the {len(levels) - 1} steps, the one nearest "
             f"to the lowest level begins at {levels[position]:.6g}, which is not below the highest "
             "level. Raise the highest level, or use more steps."
         )

@@ -24,14 +24,14 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 33_942,
-    "lines of tests": 22_300,
+    "lines of code": 34_100,
+    "lines of tests": 22_800,
     "top-level modules": 29,
-    "modules on a chain of imports": 10,
-    "lines of a package": 7_816,  # benchmarks; models has 3,385
-    "lines of a file": 407,  # sde_lib.py; checkpoints.py has 357
-    "lines of a function": 58,  # NCSNpp.__init__; 13 others exceed the budget
-    "parameters of a function": 26,  # NCSNpp.__init__; 7 others exceed the budget
+    "modules on a chain of imports": 11,  # main; training, experiment, runs, configs, samplers
+    "lines of a package": 7_817,  # benchmarks; models has 3,333 and readers 3,141
+    "lines of a file": 428,  # sde_lib.py; api/prior.py has 367, checkpoints.py 358
+    "lines of a function": 58,  # NCSNpp.__init__; 12 others exceed the budget
+    "parameters of a function": 26,  # NCSNpp.__init__; 10 others exceed the budget
 }
 
 

@@ -13,20 +13,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import train_state
 from safetensors.numpy import load_file
 from scipy import integrate
 
 import pretrained
 import training
-from commands import averaging, conversion, samples, stored
+from commands import averaging, conversion, samples
 from errors import InputError, NotFiniteError
 from experiment import Experiment
+from loading import load_config
 from models import averages
 from runs import claim
 from runs.checkpoints import SNAPSHOTS, Checkpoints
 from tests import tiny
 from tests.test_training import Killed, change_a_byte, identical, leaves
+from training import state as states
 
 STDS = (0.05, 0.1)
 GAMMA = {0.05: 16.97, 0.1: 6.94}  # as in section 3 of the paper
@@ -209,21 +210,21 @@ def test_ema_pytorch(tmp_path):
 
 def example_state(value=1.0):
     params = {"a": jnp.full(3, value), "b": jnp.full((2, 2), value)}
-    return train_state.create(params, optax.sgd(0.5), len(STDS))
+    return states.create(params, optax.sgd(0.5), len(STDS))
 
 
 def test_a_skipped_step_keeps_them():
     before, after = example_state(1.0), example_state(2.0)._replace(step=jnp.int32(1))
-    kept = train_state.keep_if(jnp.array(False), after, before)
+    kept = states.keep_if(jnp.array(False), after, before)
     assert identical(kept.averages, before.averages)
     assert kept.step == 1
 
 
 def test_a_checkpoint_has_a_tree_for_each():
     state = example_state()._replace(averages=({"a": jnp.zeros(3)}, {"a": jnp.ones(3)}))
-    trees = train_state.to_checkpoint(state)
+    trees = states.to_checkpoint(state)
     assert list(trees) == ["params", "ema", "optimizer", "average_0", "average_1"]
-    assert train_state.from_checkpoint(trees) == state
+    assert states.from_checkpoint(trees) == state
 
 
 def test_they_must_be_finite():
@@ -241,8 +242,7 @@ def test_they_must_be_finite():
 def test_they_are_split_as_the_ema_is():
     config = tiny.config(**{"model.ema_stds": STDS, "training.shard_params": True, "model.nf": 64})
     experiment = Experiment(config)
-    optimizer = train_state.make_optimizer(experiment.config.optim)
-    found = training.state_shardings(experiment, optimizer)
+    found = training.score_job(experiment).shardings()
     assert found.averages == (found.ema, found.ema)
     assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(found.averages))
 
@@ -299,13 +299,13 @@ def test_a_killed_run_has_the_same_averages(tmp_path, monkeypatch, trained):
 def test_from_training_to_samples(trained, tmp_path, capsys):
     """A width between the stored ones; the file is sampled from, and can be trained further."""
     workdir, state = trained
-    config = stored.get_config(str(workdir))
+    config = load_config(str(workdir))
     config.ema.std = 0.075
     path = averaging.reconstruct(config, str(workdir), str(tmp_path / "a.safetensors"))
     assert (
         "6 snapshots with model.ema_stds = (0.05, 0.1) give the average" in capsys.readouterr().out
     )
-    source = stored.get_config(str(path))
+    source = load_config(str(path))
     source.sampling.update(method="solver", num_steps=2)
     source.model.ema_ramp = False  # With it, the EMA has forgotten the initial weights.
     folder = samples.sample(source, str(tmp_path / "s"), 2, source=str(path))
@@ -427,31 +427,27 @@ def test_an_earlier_checkpoint(walked, tmp_path, capsys):
     assert identical(again.ema, trained.ema)
 
 
-def test_a_large_error_is_a_warning(walked, tmp_path, capsys):
-    reconstruct(walked, 0.2, tmp_path / "a.safetensors")
-    assert "Warning: this is more than 5%. Closer widths or more" in capsys.readouterr().out
-
-
-def test_the_default_target(walked, tmp_path):
-    shutil.copytree(walked, tmp_path / "w")
-    path = averaging.reconstruct(walk_config(**{"ema.std": 0.1}), str(tmp_path / "w"))
-    assert path == tmp_path / "w" / "ema_0.1.safetensors"
-    assert stored.get_config(str(path)).ema.std == 0.1
+def test_a_large_error_is_a_warning_and_the_default_target(walked, tmp_path, capsys):
+    workdir = shutil.copytree(walked, tmp_path / "w")
+    path = averaging.reconstruct(walk_config(**{"ema.std": 0.2}), str(workdir))
+    assert path == workdir / "ema_0.2.safetensors"
+    assert load_config(path).ema.std == 0.2
+    assert "Warning: this is more than 5%" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({"ema.std": 0.0}, {}, r"ema.std = 0.0 must be above 0"),
-        ({"ema.std": 0.31}, {}, r"ema.std = 0.31 must be a finite number, at least 0 and at most"),
-        ({"model.ema_stds": ()}, {}, r"model.ema_stds = \(\): --mode=ema combines averages"),
-        ({"model.ema_stds": (0.1, 0.1)}, {}, r"\(0.1, 0.1\) must be different widths"),
-        ({"model.ema_stds": (0.1, 0.4)}, {}, r"ema_stds = \(0.1, 0.4\) must be a tuple of 0 to 8"),
+        ({"ema.std": 0.0}, {}, r"ema.std = 0.0"),
+        ({"ema.std": 0.31}, {}, r"ema.std = 0.31"),
+        ({"model.ema_stds": ()}, {}, r"model.ema_stds = \(\)"),
+        ({"model.ema_stds": (0.1, 0.1)}, {}, r"\(0.1, 0.1\) must be different"),
+        ({"model.ema_stds": (0.1, 0.4)}, {}, r"ema_stds = \(0.1, 0.4\)"),
         ({"model.ema_stds": (0.1,)}, {}, r"model.ema_stds: \[0.05, 0.1\] there, \[0.1\] now"),
-        ({"ema.std": 0.3}, {}, r"profile is 7\d\.\d\d%, and at most 50% is allowed"),
-        ({}, {"number": 0}, r"0 snapshots with .* is 100.00%, and at most 50% is"),
+        ({"ema.std": 0.3}, {}, r"7\d\.\d\d%, and at most 50% is allowed"),
+        ({}, {"number": 0}, r"100.00%, and at most 50% is"),
         ({}, {"number": 9}, r"no checkpoint_9; existing checkpoints: 0, 1"),
-        ({}, {"target": "a.pth"}, r"needs a --target that ends in .safetensors, not 'a.pth'"),
+        ({}, {"target": "a.pth"}, r"--target .*'a.pth'"),
     ],
 )
 def test_bad_requests(walked, changes, options, message):

@@ -130,6 +130,7 @@ def test_overrides(monkeypatch):
         "--config.eval.enable_sampling",
         "--noconfig.eval.enable_loss",
         "--config.eval.enable_bpd=true",
+        "--config.data.image_size=(48, 32)",
     ]
     monkeypatch.setattr(sys, "argv", command)
     values = flags.FlagValues()
@@ -145,6 +146,7 @@ def test_overrides(monkeypatch):
     assert config.eval.enable_sampling
     assert not config.eval.enable_loss
     assert config.eval.enable_bpd
+    assert config.data.image_size == (48, 32)
 
 
 # --- networks -------------------------------------------------------------------------------------

@@ -75,11 +75,10 @@ def experiment():
     return Experiment(config())
 
 
-def random_bits_per_dim(params, numbered, key):
-    """Arrays as of `compile_bits_per_dim`, which test_rectangles.py runs with a network."""
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    names = ("bpd", "nfe", "probe_stderr", "solver_error", "bound")
-    return {name: rng.uniform(1, 2, len(numbered[1])) for name in names}
+def random_bits(model, images, keys, **options):
+    """Arrays as of `TrainedModel.bits`, which test_rectangles.py runs with a network."""
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(keys[0])))
+    return Bits(*(rng.uniform(1, 2, len(images)) for _ in Bits._fields))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def evaluated(tmp_path_factory, experiment):
     save(workdir, experiment, 1, 4, params=params, ema=ema)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "Experiment", lambda config: experiment)
-        patch.setattr(bits_per_dim_stage, "compile_bits_per_dim", lambda *_: random_bits_per_dim)
+        patch.setattr(TrainedModel, "bits", random_bits)
         return workdir, evaluation.evaluate(config(), str(workdir))[1], (params, ema)
 
 

@@ -4,16 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import train_state
 
-import experiment as experiments
 import losses
 import sharding
 from configs import purposes
+from datasets import Batch
 from experiment import Experiment
 from runs import claim
 from runs.checkpoints import SNAPSHOTS, Checkpoints
 from tests import tiny
+from tests.test_training import identical
+from training import score_job
+from training import state as states
 
 
 def test_each_purpose_and_seed_has_its_own_key():
@@ -62,7 +64,7 @@ def test_flips_are_for_training_alone():
         return prepare(key, images, flip=flip)
 
     experiment.prepare = record
-    batch = experiments.Batch(u)
+    batch = Batch(u)
     jax.eval_shape(experiment.held_out_loss, experiment.abstract_params, batch, jax.random.key(0))
     assert asked == [False]
 
@@ -79,21 +81,15 @@ def test_training_batches_are_the_rows_of_this_process(monkeypatch):
     assert not np.array_equal(other.pixels, mine.pixels)
 
 
-def test_requested_classes_repeat():
-    experiment = Experiment(tiny.config(**{"guidance.classes": (7, 1, 4)}))
-    assert experiment.classes(np.arange(2, 7)).tolist() == [4, 7, 1, 4, 7]
-    assert Experiment(tiny.config()).classes(np.arange(3)) is None
-
-
 def test_hidden_classes():
     """A share model.class_dropout of the labels becomes the number of classes, "no class"."""
     changes = {"data.num_classes": 10, "model.class_dropout": 0.2, "model.conditional": True}
     experiment = Experiment(tiny.config(**changes))
     labels = np.arange(4000) % 10
-    found = np.asarray(experiment.hide_classes(jax.random.key(0), labels))
+    found = np.asarray(experiment.drop_labels(jax.random.key(0), labels))
     assert set(found[found != labels].tolist()) == {10}
     assert 0.17 < (found == 10).mean() < 0.23
-    assert experiment.hide_classes(jax.random.key(0), None) is None
+    assert experiment.drop_labels(jax.random.key(0), None) is None
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
@@ -111,16 +107,16 @@ def test_a_state_and_its_checkpoint():
     """Each part is stored under its own name, and restored from it."""
     experiment = Experiment(tiny.config())
     params, ema = (random_params(experiment, seed) for seed in (0, 1))
-    optimizer = train_state.make_optimizer(experiment.config.optim)
-    state = train_state.TrainState(jnp.int32(7), params, ema, optimizer.init(params))
-    trees = train_state.to_checkpoint(state)
+    opt_state = score_job(experiment).optimizer.init(params)
+    state = states.TrainState(jnp.int32(7), params, ema, opt_state)
+    trees = states.to_checkpoint(state)
     assert trees["params"] is params
     assert trees["ema"] is ema
-    assert train_state.from_checkpoint(trees) == state
+    assert states.from_checkpoint(trees) == state
 
 
 def test_trained_parameters_are_the_ema(tmp_path):
-    """Evaluation, latent codes and restoration use `trained` or `restore_ema`."""
+    """Evaluation, latent codes and restoration use `trained`."""
     experiment = Experiment(tiny.config())
     params, ema, other = (random_params(experiment, seed) for seed in (0, 1, 2))
     claim(tmp_path, experiment.config, "training")
@@ -133,48 +129,50 @@ def test_trained_parameters_are_the_ema(tmp_path):
     checkpoints.close()
     found, restored = experiment.trained(str(tmp_path))
     assert found.number == 2
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, restored, ema)))
+    assert identical(restored, ema)
     first, restored = experiment.trained(str(tmp_path), 1)
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, restored, other)))
+    assert identical(restored, other)
     # The same step and parameters; the checksums are those of the EMA.
     identities = [experiment.identity(str(tmp_path), each) for each in (first, found)]
     assert [each["step"] for each in identities] == [3, 3]
     assert identities[0]["ema"] != identities[1]["ema"]
 
 
+def loss_of(experiment, monkeypatch, output, x, t, z):
+    """The training loss if the network's output is output(x_t)."""
+
+    def network(noised, label, rngs):
+        return output(noised)
+
+    monkeypatch.setattr("experiment.nnx.merge", lambda graph, params: network)
+    return experiment.loss({}, x, t, z)
+
+
 @pytest.mark.parametrize(
     ("parameterization", "distribution"),
     [("edm", "uniform"), ("edm", "log_normal"), ("noise", "log_normal")],
 )
-def test_objectives_of_other_parameterizations(parameterization, distribution):
+def test_objectives_of_other_parameterizations(monkeypatch, parameterization, distribution):
     """EDM's loss, by its parameterization or its times, for a zero output, where D = c_skip x."""
     changes = {"model.parameterization": parameterization}
     changes["training.time_distribution"] = distribution
     experiment = Experiment(tiny.config(**changes, **{"model.sigma_data": 0.7}))
     x = jnp.linspace(-1, 1, 64).reshape(1, 8, 8, 1)
     t, z = jnp.array([0.4]), jnp.cos(jnp.arange(64.0)).reshape(1, 8, 8, 1)
-
-    def score(noised, t):
-        return experiment.model.score_from_output(jnp.zeros_like(noised), noised, t)
-
     sigma = float(experiment.sde.noise_to_signal(t)[0])
     y = x + sigma * z
     denoised = y * (0.49 / (sigma**2 + 0.49) if parameterization == "edm" else 1)
     weight = (sigma**2 + 0.49) / (sigma * 0.7) ** 2
-    found = experiment.loss(score, x, t, z)
+    found = loss_of(experiment, monkeypatch, jnp.zeros_like, x, t, z)
     np.testing.assert_allclose(found, weight * jnp.mean((denoised - x) ** 2), rtol=1e-4)
 
 
-def test_the_flow_of_a_config_is_that_of_flow_matching():
+def test_the_flow_of_a_config_is_that_of_flow_matching(monkeypatch):
     """Uniform times and the error of z - x_0."""
     experiment = Experiment(tiny.config(**{"training.sde": "rectifiedflow"}))
     x, t = jnp.ones((1, 8, 8, 1)) / 3, jnp.array([0.9])
-    z = -x
-
-    def score(noised, t):
-        return experiment.model.score_from_output(z - x + 0.5, noised, t)
-
-    np.testing.assert_allclose(experiment.loss(score, x, t, z), 0.25, rtol=1e-3)
+    found = loss_of(experiment, monkeypatch, lambda noised: -2 * x + 0.5, x, t, -x)
+    np.testing.assert_allclose(found, 0.25, rtol=1e-3)
 
 
 def test_times_of_a_config():
@@ -194,14 +192,14 @@ def test_times_of_a_config():
         ({}, losses.uniform_times, None),
     ],
 )
-def test_likelihood_weighting_of_a_config(changes, expected, ratio):
+def test_likelihood_weighting_of_a_config(monkeypatch, changes, expected, ratio):
     """With importance sampling the weight is the same at all times; otherwise it is g^2 / std^2."""
     changes = {f"training.{name}": value for name, value in changes.items()}
     experiment = Experiment(tiny.config(**changes, **{"training.likelihood_weighting": True}))
     x, sde, key = jnp.ones((4, 8, 8, 1)), experiment.sde, jax.random.key(0)
     t, z = experiment.draw(key, x)
     np.testing.assert_array_equal(t, losses.draw(key, sde, x, expected)[0])
-    found = experiment.loss(lambda x, t: jnp.zeros_like(x), x, t, z)
+    found = loss_of(experiment, monkeypatch, jnp.zeros_like, x, t, z)
     weights = found / jnp.square(z).mean((1, 2, 3))
     g_over_std = (sde.diffusion(t) / sde.std(t)) ** 2
     np.testing.assert_allclose(weights / weights[0], ratio or g_over_std / g_over_std[0], rtol=1e-4)

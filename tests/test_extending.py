@@ -15,7 +15,9 @@ import sde_lib
 import training
 from commands import restoration, samples
 from configs.fields import FIELDS
+from configs.vp import digits_ddpmpp_continuous
 from controllable import methods, tasks
+from errors import InputError
 from models import NETWORKS
 from models.score import PARAMETERIZATIONS
 from solvers import SOLVERS
@@ -36,6 +38,7 @@ def get_config():
 """
 NETWORK = {"model.name": "convolutions", "model.width": 4, "model.num_scales": 21}
 SOLVER = {"sampling.method": "solver", "sampling.num_steps": 3}
+PC = {"sampling.method": "pc", "sampling.num_steps": 21}
 METRICS = {"eval.enable_sampling": True, "eval.enable_metrics": True, "eval.num_samples": 16}
 METRICS |= {"eval.enable_loss": False, "eval.enable_bpd": False, "eval.batch_size": 16}
 CASES = {  # What the snippet contains: the command, and the fields that name the addition.
@@ -43,8 +46,8 @@ CASES = {  # What the snippet contains: the command, and the fields that name th
     "unit_noise": ("train", {"model.parameterization": "unit_noise"}),
     "Convolutions": ("train", {}),
     "stripes": ("train", {"data.dataset": "stripes", "training.batch_size": 8}),
-    "without_noise": ("sample", {"sampling.method": "pc", "sampling.predictor": "without_noise"}),
-    "half_langevin": ("sample", {"sampling.method": "pc", "sampling.corrector": "half_langevin"}),
+    "without_noise": ("sample", {"sampling.predictor": "without_noise"} | PC),
+    "half_langevin": ("sample", {"sampling.corrector": "half_langevin"} | PC),
     "noisy_ddim": ("sample", {"sampling.solver": "noisy_ddim", "sampling.noise_share": 0.3}),
     "TASKS": ("restore", {"restore.task": "lines", "restore.every": 3, "restore.method": "pigdm"}),
     "METHODS": ("restore", {"restore.method": "pull", "restore.strength": 0.5}),
@@ -92,3 +95,20 @@ def test_additions(text, tmp_path):
         assert found["images"] == 2
     else:
         assert evaluation.evaluate(config, workdir)[3]["metrics"]["frechet"]["value"] > 0
+
+
+@pytest.mark.slow
+def test_samples_with_the_sde_of_the_page(tmp_path):
+    """They are digits: noise has a distance of 7, and samples with another SDE have 0.5."""
+    exec(snippet("Cosine"), {"__name__": "own"})
+    config = digits_ddpmpp_continuous.get_config()
+    config.training.update(sde="cosine", n_iters=1000, snapshot_freq=1000, snapshot_sampling=False)
+    config.eval.update(enable_loss=False, enable_bpd=False, num_samples=120)
+    training.train(config, str(tmp_path))
+    for method in ("solver", "pc"):
+        config.sampling.update(method=method, predictor="reverse_diffusion")
+        result = evaluation.evaluate(config, str(tmp_path), method)[1]
+        assert result["metrics"]["frechet"]["value"] < 1.5, method
+    config.sampling.predictor = "euler_maruyama"
+    with pytest.raises(InputError, match="step 1 of 250 of the sampler is unstable"):
+        evaluation.evaluate(config, str(tmp_path), "unstable")

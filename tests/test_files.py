@@ -157,7 +157,7 @@ def test_advice_to_load_unsafely_is_not_repeated(advice):
         (b"", "cannot be read as JSON: Expecting value"),
         (b'{"step": 3', "cannot be read as JSON: Expecting"),
         (b"\xff\xfe\x00\x80", "cannot be read as JSON: 'utf-8' codec"),
-        (b"[" * 100_000, "cannot be read as JSON: maximum recursion depth"),
+        (b"[" * 100_000, "cannot be read as JSON: it is nested too deeply"),
         (b'{"step": ' + b"1" * 5000 + b"}", "cannot be read as JSON: Exceeds the limit"),
         (b'{"step": ' + b"1" * 30 + b"}", "is damaged: 'step' is an integer of more than 64 bits"),
         (b"[]", "is damaged: its content is a list instead of an object"),

@@ -173,7 +173,8 @@ OTHERS = {
 def test_hostile_files_are_errors(tmp_path, kind):
     """They are read in a process, which must neither crash nor need much time or memory."""
     place, read = PLACES.get(kind), FORMATS[kind][1]
-    files = {name: place(code) for name, code in PICKLES.items()} if place else {}
+    every = 8 if kind == "legacy" else 1  # Its pickles have the reader of .pth files.
+    files = {name: place(PICKLES[name]) for name in [*PICKLES][::every]} if place else {}
     files |= OTHERS.get(kind, {})
     ask, found = fuzz.start(read), {}
     for number, (name, content) in enumerate(files.items()):

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from flax import nnx
-from ml_collections import config_flags
 from PIL import Image
 
 import datasets
@@ -29,7 +25,6 @@ from runs import check_config, claim, dependencies
 from tests import tiny
 from tests.test_pretrained import ddpm_experiment
 
-ROOT = Path(__file__).parents[1]
 SHAPE = (8, 4)
 RANDOM = np.random.default_rng(0)
 
@@ -55,23 +50,6 @@ def test_the_field():
     assert image_sizes.label((48, 32)) == "48x32"
     assert image_sizes.as_json((48, 32)) == [48, 32]
     assert image_sizes.as_json(32) == 32
-
-
-@pytest.mark.parametrize(
-    ("text", "value"), [("(48, 32)", (48, 32)), ("64", 64), ("(48,32)", (48, 32))]
-)
-def test_the_command_line(monkeypatch, text, value):
-    command = [
-        "main.py",
-        f"--config={ROOT}/configs/ve/cifar10_ncsnpp_continuous.py",
-        f"--config.data.image_size={text}",
-    ]
-    monkeypatch.setattr(sys, "argv", command)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
-    values(command)
-    validated = validation.validated(values.config, 1)
-    assert validated.data.image_size == value
 
 
 def test_config_files():

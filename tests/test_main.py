@@ -64,23 +64,14 @@ def test_bad_input_on_the_command_line(tmp_path, flag, sentence):
     ("field", "value", "sentence"),
     [
         ("training.sde", "ito", "training.sde = 'ito' must be one of cosinesde, edmsde, rect"),
-        ("sampling.predictor", "heun", "must be one of ancestral_sampling, euler_maruyama, none"),
-        ("sampling.method", "rk", "sampling.method = 'rk' must be one of ode, pc, solver"),
-        ("training.batch_size", 0, "training.batch_size = 0 must be an integer from 1 to"),
         ("training.batch_size", 9, "training.batch_size = 9 does not divide among 2 devices"),
         ("model.ch_mult", (1, 2, 2, 2, 2), "data.image_size = 8 cannot be halved 4 times"),
         ("model.num_scales", 10, "10 steps are too few"),
-        ("training.n_iters", 0, "training.n_iters = 0 must be an integer from 1 to"),
-        ("training.continuous", False, None),
     ],
 )
 def test_bad_values(tmp_path, field, value, sentence):
-    config = tiny.config(**{field: value})
-    if sentence is None:
-        # Fine with a positional embedding, but not with Fourier features of log(label).
-        config.model.embedding_type, sentence = "fourier", "needs training.continuous = True"
     with pytest.raises(InputError, match=re.escape(sentence)):
-        training.train(config, str(tmp_path / "w"))
+        training.train(tiny.config(**{field: value}), str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
 
 

@@ -141,6 +141,9 @@ def test_kernels_and_masks():
     assert (~operators.box((8, 8, 1), 0.5)).sum() == 16
     assert operators.random_pixels((8, 8, 3), 0.25).sum() == 48
     assert operators.random_pixels((8, 8, 3), 0.0).sum() == 3
+    np.testing.assert_array_equal(
+        operators.random_pixels((8, 8), 0.25), operators.random_pixels((8, 8, 3), 0.25)[..., 2]
+    )
     hidden = ~operators.box((6, 12, 1), 1 / 3)[..., 0]
     assert hidden[2:4, 4:8].all()
     assert hidden.sum() == 8

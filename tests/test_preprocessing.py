@@ -31,7 +31,7 @@ RED = Image.new("RGB", (4, 4), (255, 0, 0))
         (encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 51))), (255, 204, 204)),
         (encoded(Image.new("1", (4, 4), 1)), (255, 255, 255)),
         (encoded(RED.convert("P")), (255, 0, 0)),
-        (encoded(RED.convert("P"), transparency=0), (255, 255, 255)),
+        (encoded(RED.convert("P"), transparency=15), (255, 255, 255)),
         (encoded(Image.fromarray(np.full((4, 4), 257 * 9 + 100, np.uint16))), (9, 9, 9)),
         (encoded(Image.fromarray(np.full((4, 4), 257 * 200 + 100, np.uint16))), (200, 200, 200)),
         (encoded(RED, "WEBP", lossless=True), (255, 0, 0)),

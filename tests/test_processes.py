@@ -11,7 +11,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import train_state
 
 import evaluation
 import sharding
@@ -20,6 +19,7 @@ from errors import InputError
 from runs.checkpoints import BACKUPS, Checkpoints
 from tests import tiny
 from tests.test_training import identical, leaves
+from training import state as states
 
 ROOT = Path(__file__).parents[1]
 FIELDS = {"training.n_iters": 8, "training.eval_freq": 100, "eval.enable_bpd": False}
@@ -90,7 +90,7 @@ def two_processes(tmp_path_factory):
 
 def same(workdir: Path, one_process, step: int) -> None:
     """Assert that the newest state in `workdir` equals one process's state at this step."""
-    like = train_state.to_checkpoint(one_process[1])
+    like = states.to_checkpoint(one_process[1])
     ours, found = Checkpoints(workdir).restore_latest(like)
     assert found.step == step
     there = Checkpoints(one_process[0])

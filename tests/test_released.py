@@ -115,22 +115,16 @@ class Command:
     ("content", "message"),
     [
         (executing("os", "system", "exit 1"), "it names os.system, which is not loaded"),
-        (executing("posix", "system", "exit 1"), "it names posix.system"),
-        (executing("builtins", "eval", "1/0"), "it names builtins.eval"),
         (executing("numpy", "load", "x"), "it names numpy.load"),
         (executing("numpy", "core.multiarray _reconstruct"), "it names numpy.core.multi"),
         (executing("a\x1b[2J", "b"), r"it names a\\x1b\[2J.b"),
         (pickle.dumps({"data": Command()}, 2), "it names posix.system"),
         (pickle.dumps({"data": Command()}, 0), "the instruction DICT, which is not followed"),
         (pickle.dumps({"data": 1}, 4), "its content has no 'labels'"),
-        (b"cnumpy\nndarray\n}" + _pickled("x") + b"Nsb.", "it changes a value that is no record"),
-        (b"Pos\n.", "the instruction PERSID"),
         (pickled([1]), "its content is a list instead of an object"),
         (pickled({"a": 1})[:-1], ""),
         (b"", ""),
-        (b"(" * 10**5 + b".", ""),
         (b"]" + b"q\x00h\x00a" * 3 + b".", "it has more than 100 levels"),
-        (b"r\xff\xff\xff\xff.", ""),
     ],
 )
 def test_pickles_of_others_execute_nothing(monkeypatch, content, message):

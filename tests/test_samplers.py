@@ -37,7 +37,7 @@ def test_which_steps_are_taken():
         assert made.steps is None if adaptive else made.steps >= expected, name
         if not adaptive:
             assert str(expected) in made.title
-            assert samplers.make(name, VPSDE(), 7).title != made.title
+            assert samplers.make(name, VPSDE(), 30).title != made.title
     defaults = samplers.Defaults("deis", steps=9, options={"schedule": "karras", "snr": 3.0})
     made = samplers.make(None, VPSDE(), defaults=defaults)
     assert made.steps == 9
@@ -65,7 +65,7 @@ def test_the_steps_of_a_config(method, num_steps, steps):
         ("deis", 0, {}, "steps = 0 must be an integer from 1 to"),
         ("deis", 5, {"snr": 0.1}, "snr = 0.1 has no effect on the sampler 'deis'"),
         ("heun", 5, {"second_point": 0.0}, "second_point = 0.0 must be a finite number, above 0"),
-        ("pc", 5, {"predictor": "none", "probability_flow": True}, "'none' has no such form"),
+        ("pc", 50, {"predictor": "none", "probability_flow": True}, "'none' has no such form"),
         ("heun_churn", 5, {"churn_interval": (2.0, 1.0)}, "the lower noise level before the"),
     ],
 )
@@ -78,6 +78,22 @@ def test_a_replaced_entry_is_used(monkeypatch):
     before = samplers.make("deis", VPSDE(), 5)
     monkeypatch.setitem(solvers.SOLVERS, "deis", solvers.SOLVERS["ddim"])
     assert samplers.make("deis", VPSDE(), 5) is not before
+
+
+@pytest.mark.parametrize("name", ["pc", "ode", "adaptive_sde", "deis"])
+def test_samplers_made_inside_of_a_compiled_function(name):
+    """They hold numbers, not tracers, since later calls with the same arguments use them."""
+    sde = VESDE(sigma_max=5.125)  # No other test has made these samplers.
+
+    def draw(x):
+        return samplers.make(name, sde, defaults=LEVELS)(KEYS, gaussian.score(sde, 0.4, 0.3), x).x
+
+    inside = jax.jit(draw)(PRIOR)
+    np.testing.assert_allclose(jax.jit(lambda x: draw(x))(PRIOR), inside, rtol=1e-5)
+    if name == "deis":
+        flow = jax.jit(lambda x: samplers.make_flow(name, sde, 5).encoder(None, SCORE, x).x)
+        again = samplers.make_flow(name, sde, 5).encoder(None, SCORE, PRIOR).x
+        np.testing.assert_allclose(flow(PRIOR), again, rtol=1e-4, atol=1e-5)
 
 
 # --- evaluations ------------------------------------------------------------------------------

@@ -8,16 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import train_state
 from jax.sharding import PartitionSpec
 
-import experiment as experiments
 import sharding
 import training
-from benchmarks import collectives, train_step
+from benchmarks import collectives
+from datasets import Batch
+from experiment import Experiment
 from runs.checkpoints import BACKUPS, Checkpoints
 from tests import tiny
 from tests.test_training import identical, run
+from training import state as states
+from training.state import TrainState
 
 
 @pytest.fixture
@@ -27,6 +29,7 @@ def _small(monkeypatch):
 
 
 def test_which_axis_is_split():
+    """The largest that the devices divide; small arrays are not split."""
     mesh = sharding.make_mesh(jax.devices())
     shapes = {
         (3, 3, 64, 128): PartitionSpec(None, None, None, "data"),
@@ -35,18 +38,13 @@ def test_which_axis_is_split():
         (64, 100): PartitionSpec("data"),
         (1001, 99): PartitionSpec(),
         (512,): PartitionSpec(),
+        (511, 8): PartitionSpec(),  # It has fewer than 4,096 entries.
+        (512, 8): PartitionSpec("data"),
         (): PartitionSpec(),
     }
     tree = {shape: jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes}
     shardings = sharding.shard_largest_axis(mesh, tree)
     assert {shape: each.spec for shape, each in shardings.items()} == shapes
-
-
-def test_small_arrays_are_not_split():
-    mesh = sharding.make_mesh(jax.devices())
-    below, above = (jax.ShapeDtypeStruct((size, 8), jnp.float32) for size in (511, 512))
-    specs = [each.spec for each in sharding.shard_largest_axis(mesh, [below, above])]
-    assert specs == [PartitionSpec(), PartitionSpec("data")]
 
 
 # --- rows of several processes --------------------------------------------------------------------
@@ -142,28 +140,23 @@ def test_the_loss_curve_is_that_of_one_device():
 @pytest.mark.usefixtures("_small")
 def test_checkpoints_are_independent_of_the_devices(tmp_path):
     """Checkpoints of 8, 2 or 1 devices, split or not, restore on any other number, split or not."""
-    optimizer = train_state.make_optimizer(tiny.config().optim)
-    states, rng = {}, np.random.default_rng(0)
+    saved = {}
     for devices, split in [(8, True), (8, False), (2, True), (1, False)]:
         config = tiny.config(**{"training.shard_params": split})
-        experiment = experiments.Experiment(config, jax.devices()[:devices])
-        if not states:
-            params = jax.tree.map(
-                lambda a: rng.normal(size=a.shape).astype(a.dtype), experiment.abstract_params
-            )
-            host = train_state.TrainState(jnp.int32(0), params, params, optimizer.init(params))
-        states[devices, split] = train_state.to_checkpoint(
-            jax.device_put(host, training.state_shardings(experiment, optimizer))
-        )
+        job = training.score_job(Experiment(config, jax.devices()[:devices]))
+        if not saved:
+            params = jax.device_get(tiny.random_params(job.experiment))
+            host = TrainState(jnp.int32(0), params, params, job.optimizer.init(params))
+        saved[devices, split] = states.to_checkpoint(jax.device_put(host, job.shardings()))
     checkpoints = Checkpoints(tmp_path, create=True)
     for kind in [(8, True), (1, False)]:
-        checkpoints.save(BACKUPS, 1, states[kind], step=1, config={})
+        checkpoints.save(BACKUPS, 1, saved[kind], step=1, config={})
         checkpoints.close()
         checkpoints = Checkpoints(tmp_path, create=True)
         (found,) = checkpoints.find()
-        for like in states.values():
+        for like in saved.values():
             restored = checkpoints.restore(found, like)
-            assert identical(restored, states[kind])
+            assert identical(restored, saved[kind])
             placed = jax.tree.map(lambda a, b: a.sharding == b.sharding, restored, like)
             assert all(jax.tree.leaves(placed))
 
@@ -171,10 +164,13 @@ def test_checkpoints_are_independent_of_the_devices(tmp_path):
 # --- messages -------------------------------------------------------------------------------------
 
 
-def compiled_step(**fields) -> tuple[dict[str, list[int]], experiments.Experiment]:
+def compiled_step(**fields) -> tuple[dict[str, list[int]], Experiment]:
     """The collectives of the training step for eight devices, in bytes."""
-    experiment = experiments.Experiment(tiny.config(**fields), jax.devices())
-    return collectives.collectives(train_step.lower(experiment).compile().as_text()), experiment
+    experiment = Experiment(tiny.config(**fields), jax.devices())
+    job = training.score_job(experiment)
+    images = jax.ShapeDtypeStruct((16, *experiment.image_shape), jnp.uint8)
+    lowered = training.jit_step(job).lower(job.abstract_state(), Batch(images))
+    return collectives.collectives(lowered.compile().as_text()), experiment
 
 
 def sizes(tree) -> collections.Counter:

@@ -353,10 +353,6 @@ def test_latent_codes(name):
         ({"sampling.schedule": "cosine"}, "schedule = 'cosine' must be one of karras, log_snr"),
         ({"sampling.num_steps": -1}, "sampling.num_steps = -1 must be an integer from 0 to"),
         (
-            {"sampling.solver": "restart", "sampling.restart": (3, 2, 0.3, 0.06)},
-            "the lower noise level before the higher one",
-        ),
-        (
             {"sampling.solver": "adaptive_sde", "sampling.trajectory": True},
             "sampling.trajectory = True is not possible",
         ),

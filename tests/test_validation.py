@@ -17,7 +17,6 @@ from docs import make_configuration
 from errors import InputError
 from experiment import Experiment
 from metrics import features
-from models.score import PARAMETERIZATIONS
 from options import (
     SHORT,
     AnyOf,
@@ -33,7 +32,6 @@ from options import (
 )
 from tests import tiny
 
-SOLVER = {"sampling.method": "solver"}
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -105,85 +103,47 @@ def test_all_problems_are_reported_together():
     assert names == ["model.dropout", "optim.lr", "sampling.snr"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"training.n_jitted_steps": 9}, "must be at least training.n_jitted_steps = 9"),
-        ({"training.importance_weighting": True}, "needs training.likelihood_weighting = True"),
-        (
-            {"training.time_distribution": "importance"},
-            "time_distribution = 'importance' needs trai",
-        ),
-        (
-            {"training.time_distribution": "log_normal", "training.likelihood_weighting": True},
-            "'log_normal' needs training.likelihood_weighting = False",
-        ),
-        (
-            {"training.time_distribution": "log_normal", "training.continuous": False},
-            "and training.continuous = True",
-        ),
-        ({"training.accumulate": 16}, "training.accumulate = 16 parts for 2 devices"),
-        ({"guidance.classes": (3, 10)}, "guidance.classes has 10; with classifier.num_classes"),
-        ({"guidance.interval": (2.0, 1.0)}, "the lower one first"),
-        ({"eval.begin_ckpt": 30}, "must not exceed eval.end_ckpt"),
-        ({"eval.features": "vgg"}, "eval.features = 'vgg' is unknown"),
-        ({"eval.features": "a/b.py:f"}, "eval.features = 'a/b.py:f' must be the name of a module"),
-        ({"eval.num_samples": 10**9}, "eval.num_samples = 1000000000 makes 8333334 files of"),
-        ({"model.sigma_max": 1e300}, "model.sigma_max = 1e+300 must be a finite number, at least"),
-        ({"model.sigma_min": 1e-300}, "model.sigma_min = 1e-300 must be a finite number, at least"),
-        ({"optim.lr": 1e-300}, "optim.lr = 1e-300 must be a finite number, at least 1e-30 and at"),
-        ({"model.fir_kernel": (1.0, -1.0)}, r"model.fir_kernel = (1.0, -1.0) must have a sum"),
-        (
-            {"training.continuous": False, "training.likelihood_weighting": True},
-            "training.likelihood_weighting = True needs training.continuous = True",
-        ),
-        ({"data.value_range": (1.0, 0.0)}, "must state the smaller value first"),
-        ({"sampling.method": "ode", "sampling.trajectory": True}, "sampling.trajectory = True"),
-    ],
-)
-def test_rules_between_fields(changes, message):
+DISCRETE, SOLVER = {"training.continuous": False}, {"sampling.method": "solver"}
+LOG_NORMAL = {"training.time_distribution": "log_normal"}
+WRONG = [
+    {"training.n_jitted_steps": 9},
+    {"training.importance_weighting": True},
+    {"training.time_distribution": "importance"},
+    LOG_NORMAL | {"training.likelihood_weighting": True},
+    LOG_NORMAL | DISCRETE,
+    {"training.accumulate": 16},
+    {"guidance.classes": (3, 10)},
+    {"guidance.interval": (2.0, 1.0)},
+    {"eval.begin_ckpt": 30},
+    {"eval.features": "vgg"},
+    {"eval.features": "a/b.py:f"},
+    {"eval.num_samples": 10**9},
+    {"model.sigma_max": 1e300},
+    {"model.sigma_min": 1e-300},
+    {"optim.lr": 1e-300},
+    {"model.fir_kernel": (1.0, -1.0)},
+    DISCRETE | {"training.likelihood_weighting": True},
+    DISCRETE | {"training.sde": "subvpsde"},  # Its first level has no noise.
+    DISCRETE | {"training.sde": "edmsde"},
+    DISCRETE | {"model.parameterization": "EDM"},
+    DISCRETE | {"model.embedding_type": "fourier"},  # Features of log(label).
+    {"data.value_range": (1.0, 0.0)},
+    {"sampling.method": "ode", "sampling.trajectory": True},
+    {"training.sde": "edmsde", "data.centered": False},
+    {"model.parameterization": "velocity", "model.scale_by_sigma": True},
+    SOLVER | {"sampling.solver": "heun_churn", "sampling.churn_interval": (2.0, 1.0)},
+    SOLVER | {"sampling.solver": "restart", "sampling.restart": (3, 1, 1.0, 0.3)},
+]
+
+
+@pytest.mark.parametrize("changes", WRONG, ids=str)
+def test_rules_between_fields(changes):
+    """One line names a field, before anything is computed or written."""
     with pytest.raises(InputError) as caught:
-        check(tiny.config(**changes))
-    assert message in str(caught.value)
-
-
-def test_an_sde_without_noise_at_its_first_level_cannot_be_trained_in_discrete_time():
-    config = tiny.config(**{"training.continuous": False, "training.sde": "subvpsde"})
-    with pytest.raises(InputError, match="cannot be trained in discrete time"):
-        Experiment(config)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"training.sde": "edmsde", "data.centered": False}, "needs data.centered = True"),
-        ({"training.sde": "edmsde", "training.continuous": False}, "needs training.continuous"),
-        (
-            {"model.parameterization": "velocity", "model.scale_by_sigma": True},
-            "scale_by_sigma = F",
-        ),
-        (
-            {"model.parameterization": "EDM", "training.continuous": False},
-            "model.parameterization = 'edm' needs training.continuous = True",
-        ),
-        (
-            SOLVER | {"sampling.solver": "heun_churn", "sampling.churn_interval": (2.0, 1.0)},
-            "lower",
-        ),
-        (SOLVER | {"sampling.solver": "restart", "sampling.restart": (3, 1, 1.0, 0.3)}, "lowest"),
-    ],
-)
-def test_values_that_do_not_fit_the_sde_or_the_sampler(changes, message):
-    with pytest.raises(InputError, match=message):
         Experiment(tiny.config(**changes))
-
-
-def test_a_parameterization_of_ones_own(monkeypatch):
-    with pytest.raises(InputError, match="model.parameterization = 'own' must be one of .*flow"):
-        Experiment(tiny.config(**{"model.parameterization": "own"}))
-    monkeypatch.setitem(PARAMETERIZATIONS, "own", PARAMETERIZATIONS["data"])
-    experiment = Experiment(tiny.config(**{"model.parameterization": "Own"}))
-    assert experiment.score_model.table is PARAMETERIZATIONS["data"]
+    message = str(caught.value)
+    assert "\n" not in message
+    assert any(name.split(".")[1] in message for name in changes)
 
 
 def test_unknown_fields_are_refused_and_inert_official_ones_accepted():
@@ -199,20 +159,20 @@ def test_unknown_fields_are_refused_and_inert_official_ones_accepted():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes",
     [
-        ({"restore.official": True}, "restore.official = True requires"),
-        ({"restore.task": "colorize"}, "needs a model of color images"),
-        ({"restore.observed": True, "restore.task": "fourier"}, "are not images"),
-        ({"guidance.classes": (1,)}, "cannot be combined with --mode=restore"),
+        {"restore.official": True},
+        {"restore.task": "colorize"},
+        {"restore.observed": True, "restore.task": "fourier"},
+        {"guidance.classes": (1,)},
     ],
 )
-def test_rules_of_restoration_apply_to_its_mode_only(changes, message):
+def test_rules_of_restoration_apply_to_its_mode_only(changes):
     config = tiny.config(**changes)
     check(config)
     with pytest.raises(InputError) as caught:
         check(config, "restore")
-    assert message in str(caught.value)
+    assert next(iter(changes)) in str(caught.value)
 
 
 def test_the_page_of_all_fields_is_current(monkeypatch):

@@ -58,6 +58,7 @@ def score_job(experiment: Experiment) -> Job:
         experiment.init_params,
         experiment.abstract_params,
         state.make_optimizer(**config.optim),
+        experiment.key("train"),
         functools.partial(state.learning_rate, config.optim.lr, config.optim.warmup),
         functools.partial(state.ema_rate, model.ema_rate, model.ema_ramp),
         tuple(model.ema_stds),

@@ -47,11 +47,11 @@ class Job:
       init: () -> initial parameters.
       abstract_params: their shapes.
       optimizer: the optimizer.
+      key: the root of the random numbers of the steps.
       rate: the learning rate after a number of updates.
       average: the decay of the moving average in the update after a number of updates.
       stds: the widths of further averages.
       labelled: whether the loss uses labels.
-      seed: the purpose of its random numbers, see `configs.purposes`.
       note: a step -> a sentence about the moving average, or ''.
       samples: the parameters -> a picture of samples for the log, or None.
     """
@@ -64,11 +64,11 @@ class Job:
     init: Callable[[], Params]
     abstract_params: Params
     optimizer: optax.GradientTransformation
+    key: Array
     rate: Callable[[int], Any]
     average: Callable[[Array], ArrayLike] = lambda _: 0.0
     stds: tuple[float, ...] = ()
     labelled: bool = False
-    seed: str = "train"
     note: Callable[[int], str] = lambda _: ""
     samples: Callable[[Params], Any] | None = None
 
@@ -87,9 +87,9 @@ class Job:
         return state.abstract(self.abstract_params, self.optimizer, extra)
 
     def root(self, rollbacks: int) -> Array:
-        """Return the root of the random numbers of the steps."""
+        """Return the root of the random numbers of the steps after a number of rollbacks."""
         if not rollbacks:
-            return self.experiment.key(self.seed)
+            return self.key
         return jax.random.fold_in(self.experiment.key("rollback"), rollbacks)
 
 

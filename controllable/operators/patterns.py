@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from controllable.operators.linear import Shape
 
 
-def box(shape: Shape, share: float) -> Bool[np.ndarray, "h w c"]:
+def box(shape: Shape, share: float) -> Bool[np.ndarray, "h w ..."]:
     """Return a mask that hides a box in the middle, whose sides are `share` of the image's."""
     known = np.ones(shape, bool)
     rows, columns = (
@@ -20,11 +20,11 @@ def box(shape: Shape, share: float) -> Bool[np.ndarray, "h w c"]:
     return known
 
 
-def random_pixels(shape: Shape, share: float, seed: int = 0) -> Bool[np.ndarray, "h w c"]:
-    """Return a mask that keeps all channels of a random `share` of the pixels."""
+def random_pixels(shape: Shape, share: float, seed: int = 0) -> Bool[np.ndarray, "h w ..."]:
+    """Return a mask that keeps all channels, if there are any, of a random `share` of pixels."""
     count = shape[0] * shape[1]
     known = np.random.default_rng(seed).permutation(count) < max(1, round(share * count))
-    return np.broadcast_to(known.reshape(*shape[:2], 1), shape)
+    return np.broadcast_to(known.reshape(*shape[:2], *(1 for _ in shape[2:])), shape)
 
 
 def frequency_columns(shape: Shape, share: float, seed: int = 0) -> Bool[np.ndarray, "h w"]:
