@@ -108,7 +108,7 @@ def _log_probs(experiment: Experiment, params: Params, part: Part) -> Array:
     return experiment.class_log_probs(params)(noised, part.t)
 
 
-def cross_entropy(log_probs: Array, classes: Array) -> Array:
+def cross_entropy(log_probs: Array, classes: Any) -> Array:
     """Return -log p(class) in nats (B,), from those of all classes (B, classes)."""
     return -jnp.take_along_axis(log_probs, classes[:, None], -1)[:, 0]
 

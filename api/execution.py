@@ -147,7 +147,7 @@ Program = tuple[Any, tuple[Any, ...]]
 """What identifies a compiled program: the structure of a task, and its leaves without arrays."""
 
 
-def _separate(task: Task) -> tuple[Program, list[Array | None]]:
+def _separate(task: Task) -> tuple[Program, list[Any]]:
     """Return the program and the arrays of a task."""
     leaves, structure = jax.tree.flatten(task)
     arrays = [leaf if isinstance(leaf, ARRAYS) else None for leaf in leaves]
@@ -264,7 +264,7 @@ def in_batches(
     if len(parts) == 1:
         return parts[0]
     x, nfe, frames, bad_step = zip(*parts)
-    xp = jnp if mesh is None else np
+    xp: Any = jnp if mesh is None else np
     return Samples(
         xp.concatenate(x), xp.concatenate(nfe), xp.concatenate(frames, 1), xp.concatenate(bad_step)
     )
@@ -290,7 +290,7 @@ def split(mesh: Mesh | None, tree: Any) -> Any:
     if mesh is None:
         return jax.tree.map(jnp.asarray, tree)
 
-    def put(leaf: Array | np.ndarray) -> Array:
+    def put(leaf: Any) -> Array:
         # Keys are split by their data.
         if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return sharding.shard_complete(mesh, leaf)

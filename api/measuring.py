@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from controllable.measurements import (
     GaussianMeasurement,
     LogLikelihood,
     Measurement,
+    Observation,
     PoissonMeasurement,
 )
 from controllable.methods import METHODS
@@ -90,7 +91,7 @@ def shape_of_y(made: Evidence, event_shape: tuple[int, ...], y: Any) -> tuple[in
     if isinstance(made, Measurement):
         measured = _measure(made.operator, x)
     else:
-        measured = _differentiable(made.predict, x)
+        measured = _differentiable(cast(Observation, made).predict, x)
     limit = LARGEST_RATIO * getattr(made, "noise_std", 0.0) or LARGEST
     if isinstance(made, PoissonMeasurement):
         _check_counts(y)

@@ -117,16 +117,17 @@ class Posterior:
           first, count: by default, all events.
           batch_size: the number of events that are computed at a time.
         """
-        prior, method, y = self.prior, self._method(), self.y if y is None else y
-        total = (first_y + len(y)) * samples
+        prior, method = self.prior, self._method()
+        given: Any = self.y if y is None else y
+        total = (first_y + len(given)) * samples
 
         def make_task(keys: Array, numbers: np.ndarray, place: Place) -> FromPosterior:
             # The last batch is padded.
-            rows = np.minimum(numbers // samples - first_y, len(y) - 1)
+            rows = np.minimum(numbers // samples - first_y, len(given) - 1)
             return FromPosterior(
                 prior.score,
                 keys,
-                self.model.given(place(y[rows])),
+                self.model.given(place(given[rows])),
                 prior.sde,
                 prior.event_shape,
                 sampler,

@@ -108,6 +108,8 @@ class TrainedModel(Prior):
       num_classes: the classes that samples can have; 0 if they can only be of any class.
     """
 
+    score: NetworkScore
+
     def __init__(
         self,
         score: NetworkScore,

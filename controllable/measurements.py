@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,7 @@ class Evidence:
       can_simulate: whether `simulate` can draw measurements.
     """
 
-    y: Array | None
+    y: Any
     can_simulate = True
 
     @property
@@ -104,7 +104,7 @@ class Measurement(Observation):
     """y = A x + noise_std n for events x (B, *event), with standard normal n."""
 
     operator: Operator
-    y: Array | None = None
+    y: Any = None
     noise_std: float = 0.0
 
     @property
@@ -178,7 +178,7 @@ class GaussianMeasurement(Observation):
     """y = f(x) + noise_std n for a differentiable function f of one event, with normal n."""
 
     function: Callable[[Array], Array]
-    y: Array | None = None
+    y: Any = None
     noise_std: float = 1.0
 
     def predict(self, x: Array) -> Array:
@@ -208,7 +208,7 @@ class PoissonMeasurement(Observation):
     """Counts y with independent Poisson distributions of rates f(x), for a differentiable f."""
 
     function: Callable[[Array], Array]
-    y: Array | None = None
+    y: Any = None
 
     def predict(self, x: Array) -> Array:
         return jax.vmap(self.function)(x)
@@ -243,7 +243,7 @@ class LogLikelihood(Evidence):
     """A function (x, y) -> log p(y | x) of one event, up to a constant; differentiable in x."""
 
     function: Callable[[Array, Array], Array]
-    y: Array | None = None
+    y: Any = None
     can_simulate = False
 
     def log_prob(self, x: Array) -> Array:

@@ -155,7 +155,7 @@ ITERATIONS = {
 }
 
 # A corrector of the unconditional score would undo the updates of `dps`, `ddrm` and `daps`.
-STEPWISE = {"requires_pc": True, "allows_corrector": False}
+STEPWISE: dict[str, Any] = {"requires_pc": True, "allows_corrector": False}
 METHODS = {
     "projection": Method(projection, OFFICIAL, requires_pc=True),
     "dps": Method(dps, SCALE, Observation, **STEPWISE),

@@ -127,7 +127,8 @@ WRONG = [
     DISCRETE | {"training.sde": "edmsde"},
     DISCRETE | {"model.parameterization": "EDM"},
     DISCRETE | {"model.embedding_type": "fourier"},  # Features of log(label).
-    {"data.value_range": (1.0, 0.0)},
+    {"data.value_range": (0.0, 1.0)},  # Real numbers need no dequantization.
+    {"data.value_range": (1.0, 0.0), "data.uniform_dequantization": False},
     {"sampling.method": "ode", "sampling.trajectory": True},
     {"training.sde": "edmsde", "data.centered": False},
     {"model.parameterization": "velocity", "model.scale_by_sigma": True},
