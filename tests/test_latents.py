@@ -112,9 +112,7 @@ def test_spherical_interpolation():
 
 
 def test_invalid_requests(workdir, tmp_path):
-    with pytest.raises(
-        InputError, match="'restart' does not follow the probability flow"
-    ):
+    with pytest.raises(InputError, match="'restart' does not follow the probability flow"):
         latents.encode(tiny.config(**SOLVER | {"sampling.solver": "restart"}), str(workdir))
     with pytest.raises(InputError, match="has no checkpoint_5; existing checkpoints: 3"):
         latents.encode(tiny.config(**SOLVER), str(workdir), 5)

@@ -93,7 +93,7 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
 def test_a_loop_that_reports_gives_the_samples_of_one_program(name, frames):
     """The same events, evaluations and frames as where all steps are in one compiled program."""
     prior = Prior(gaussian.score(VPSDE(), 0.3, 0.4), VPSDE(), (4,))
-    sampler, key = prior.make_sampler(name, 9, trajectory=frames), jax.random.key(0)
+    sampler, key = prior.make_sampler(name, 25, trajectory=frames), jax.random.key(0)
     found = prior.draw(sampler, 5, key)
     whole = jax.jit(lambda key: prior.draw(sampler, 5, key))(key)
     assert bool(len(found.frames)) == frames
