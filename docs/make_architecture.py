@@ -17,7 +17,7 @@ DOCS = Path(__file__).parent
 PAGE = DOCS / "architecture.md"
 DIAGRAM = DOCS / "architecture.svg"
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
-OMITTED = {"benchmarks"}  # Imports most modules and is imported by none.
+OMITTED = {"benchmarks", "studies"}  # They import most modules; the program imports neither.
 WIDTH, HEIGHT = 1.5, 0.42  # of a box, where layers are 1 apart
 GAP = 0.3  # between neighbouring boxes, and around a line that passes between them
 

@@ -3,8 +3,8 @@
 python -m docs.make_reproduce
 
 Published numbers are those that the docstrings of configs/ state, and hours those of
-docs/accelerators.md, which `benchmarks.cost` computes. An experiment is a config whose docstring
-has the command that trains it.
+docs/accelerators.md, which `python -m benchmarks cost` computes. An experiment is a config whose
+docstring has the command that trains it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import ast
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import comparison, markdown, memory
+from benchmarks import tables
+from benchmarks.configs import ROOT, all_configs, config_name, load_config
 from configs.default import Config
 
 PAGE = Path(__file__).with_name("reproduce.md")
@@ -52,12 +53,12 @@ class Experiment(NamedTuple):
 def experiments() -> list[Experiment]:
     """Return the experiments that were published, in the order of their names."""
     found = []
-    for path in memory.all_configs():
-        text = ast.get_docstring(ast.parse((memory.parts.ROOT / path).read_text())) or ""
+    for path in all_configs():
+        text = ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
         if f"--config={path}" in text:
             _, published, command = (" ".join(part.split()) for part in text.split("\n\n"))
-            name = comparison.config_name(path)
-            found.append(Experiment(name, comparison.load_config(path), published, command))
+            name = config_name(path)
+            found.append(Experiment(name, load_config(path), published, command))
     return found
 
 
@@ -70,20 +71,20 @@ def checkpoints(config: Config) -> str:
 
 def table(chosen: list[Experiment], cost: dict[str, dict[str, str]]) -> list[str]:
     """Return the table of some experiments, given the rows of docs/accelerators.md by config."""
-    lines = markdown.header("config", "published", *HOURS, "checkpoints", "ours")
+    lines = tables.header("config", "published", *HOURS, "checkpoints", "ours")
     for each in chosen:
         link = f"[{each.name}](../configs/{each.name}.py)"
         row = cost.get(each.name, {})
         hours = [row.get(column, "not computed") for column in HOURS.values()]
         published = each.published.removeprefix("Published ")
         ours = OURS.get(each.name, "not run")
-        lines.append(markdown.row(link, published, *hours, checkpoints(each.config), ours))
+        lines.append(tables.row(link, published, *hours, checkpoints(each.config), ours))
     return lines
 
 
 def page(text: str, cost: str) -> str:
     """Return the page with current tables, given the text of docs/accelerators.md."""
-    rows = {row["config"]: row for row in markdown.read_table(cost, "config")}
+    rows = {row["config"]: row for row in tables.read_table(cost, "config")}
     everything = experiments()
     for name, (datasets, folders) in TABLES.items():
         chosen = [
@@ -91,7 +92,7 @@ def page(text: str, cost: str) -> str:
             for each in everything
             if each.config.data.dataset in datasets and each.name.startswith(folders)
         ]
-        text = markdown.set_section(text, name, "\n".join(table(chosen, rows)))
+        text = tables.set_block(text, name, "\n".join(table(chosen, rows)))
     return text
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from readers import published
-from tests.test_architecture import sources
+from tests.test_architecture import APART, sources
 
 pytest.importorskip("hatchling", reason="hatchling is not installed (requirements-dev.txt)")
 from scripts import build
@@ -118,7 +118,7 @@ def package(tmp_path_factory):
 def test_the_package_has_all_modules(package):
     """All that the program uses, and the files that it reads."""
     found = {path.relative_to(package) for path in package.rglob("*") if path.is_file()}
-    modules = [path for name, paths in sources().items() if name != "benchmarks" for path in paths]
+    modules = [path for name, paths in sources().items() if name not in APART for path in paths]
     expected = {path.relative_to(ROOT) for path in modules} - {Path("score_sde.py")}
     assert {path for path in found if path.suffix == ".py"} == expected | {Path("__init__.py")}
     assert {Path("report/template.html"), Path("report/style.css")} <= found
@@ -126,7 +126,7 @@ def test_the_package_has_all_modules(package):
 
 def test_all_imports_of_the_package_are_rewritten(package):
     """Each import names the package, a library, or is relative; none of the project's modules."""
-    modules = {*sources(), "tests", "docs", "benchmarks"} - {"score_sde"}
+    modules = {*sources(), "tests", "docs"} - {"score_sde"}
     rewritten = 0
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -262,7 +262,7 @@ def test_names_in_the_wheel(wheels):
     assert sorted(direct) == sorted(again)
     folders = {name.split("/")[0] for name in direct}
     assert {name for name in folders if not name.endswith(".dist-info")} == {"score_sde"}
-    assert not {"tests", "docs", "benchmarks", "scripts"} & {name.split("/")[1] for name in direct}
+    assert not {"tests", "docs", "scripts", *APART} & {name.split("/")[1] for name in direct}
 
 
 @pytest.mark.slow

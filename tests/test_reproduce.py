@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from benchmarks import comparison, markdown
+from benchmarks.configs import load_config
+from benchmarks.tables import read_table
 from configs.default import Config
 from docs import make_reproduce
 from factory import validated
@@ -47,7 +48,7 @@ def test_every_experiment_is_listed_once():
 def test_published_numbers_are_those_of_the_checkpoints():
     """The table of docs/checkpoints.md was written apart from the docstrings of configs/."""
     compared = 0
-    for row in markdown.read_table(CHECKPOINTS.read_text(), "Folder"):
+    for row in read_table(CHECKPOINTS.read_text(), "Folder"):
         published = EXPERIMENTS[row["Config"].strip("`")].published
         for column, label in LABELS.items():
             if row[column]:
@@ -57,7 +58,7 @@ def test_published_numbers_are_those_of_the_checkpoints():
 
 
 def test_published_numbers_of_edm():
-    for row in markdown.read_table(CHECKPOINTS.read_text(), "File"):
+    for row in read_table(CHECKPOINTS.read_text(), "File"):
         names, fids = (row[column].replace("`", "").split(", ") for column in ("Config", "FID"))
         for name, fid in zip(names, fids, strict=True):
             assert re.search(
@@ -93,7 +94,7 @@ def test_commands_fit_every_experiment(name):
     for shown, fields in commands():
         if shown == "ve/cifar10_ncsnpp_continuous":
             overrides = [f"{field}={value}" for field, value in fields.items()]
-            validated(comparison.load_config(f"configs/{name}.py", overrides), num_devices=1)
+            validated(load_config(f"configs/{name}.py", overrides), num_devices=1)
 
 
 def test_the_commands_are_those_of_the_docstrings():

@@ -14,7 +14,7 @@ import experiment as experiments
 import sharding
 import train_state
 import training
-from benchmarks import collectives, train_step
+from benchmarks import collectives, programs
 from checkpoints import BACKUPS, Checkpoints
 from tests import tiny
 from tests.test_training import identical, run
@@ -174,7 +174,9 @@ def test_checkpoints_are_independent_of_the_devices(tmp_path):
 def compiled_step(**fields) -> tuple[dict[str, list[int]], experiments.Experiment]:
     """The collectives of the training step for eight devices, in bytes."""
     experiment = experiments.Experiment(tiny.config(**fields), jax.devices())
-    return collectives.collectives(train_step.lower(experiment).compile().as_text()), experiment
+    step, *shapes = programs.train_step(experiment)
+    lowered = step.lower(*shapes)
+    return collectives.collectives(lowered.compile().as_text()), experiment
 
 
 def sizes(tree) -> collections.Counter:
