@@ -18,13 +18,12 @@ from jax import Array
 
 import likelihood
 import sampling
-from api.trained import TrainedModel
 from auxiliary import classification
 from commands.latents import slerp
 from configs.default import Config
-from controllable import operators
 from controllable.operators import Operator
 from experiment import Experiment
+from score_sde import TrainedModel, operators
 from sde_lib import SDE, Score
 from studies.common import Estimate, mean
 from studies.distances import classes, distance, held_out, is_digits

@@ -17,14 +17,14 @@ import numpy as np
 
 import score_sde
 import training
-from api.trained import TrainedModel
 from benchmarks import tables
 from benchmarks.records import Record, Records
 from configs.default import Config
+from score_sde import TrainedModel
 
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "zoo"
-WITHOUT_EFFECT = ("progress", "report", "runs", "commands", "benchmarks", "evaluation")
+WITHOUT_EFFECT = ("progress", "report", "runs", "benchmarks", "evaluation")
 """Modules whose code does not change what is trained or measured."""
 LENGTH = 12  # hexadecimal digits of a key
 
@@ -45,6 +45,8 @@ def key(value: Any, module: str) -> str:
 @functools.cache
 def _code(module: str) -> str:
     """Return the hash of the code of a module and its imports."""
+    if _path(module) is None:
+        raise ValueError(f"{module} is not a module of this repository.")
     found, waiting = {}, [module]
     while waiting:
         name = waiting.pop()

@@ -14,8 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 import sampling
 from api import compiled
-from api.prior import Prior
-from api.trained import TrainedModel
+from score_sde import Prior, TrainedModel
 from studies.common import Estimate
 
 RESAMPLINGS = 40

@@ -18,15 +18,13 @@ from absl import app, flags, logging
 from jax import Array
 from matplotlib.figure import Figure
 
-from api.prior import Prior
-from api.trained import TrainedModel
 from benchmarks import harness
 from benchmarks.tables import header, row
 from configs.default import complete
 from configs.vp.digits_ddpmpp_continuous import get_config
-from controllable import operators
 from controllable.methods import METHODS
 from controllable.operators import Operator
+from score_sde import Prior, TrainedModel, operators
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from studies import common
 from studies.distances import held_out
@@ -169,7 +167,7 @@ def baselines(model: TrainedModel, operator: Operator, y: Array) -> dict[str, Ar
 # --- calibration ----------------------------------------------------------------------------------
 
 
-def calibration_table(model: TrainedModel, simulations: tuple[int, int] = CALIBRATED) -> list[str]:
+def calibration_table(model: TrainedModel) -> list[str]:
     """Return a table of the verdicts on each method, for Gaussian data and for digits."""
     lines = header("method", "Gaussian data", "90 % intervals", "digits", "90 % intervals")
     sde, shape = SDES["VP"], gaussian_posterior.SHAPE
@@ -180,7 +178,7 @@ def calibration_table(model: TrainedModel, simulations: tuple[int, int] = CALIBR
     )
     for method in METHODS:
         cells, steps = [], CALIBRATION_STEPS[METHODS[method].requires_pc]
-        for (prior, operator, noise, own), count in zip(problems, simulations):
+        for (prior, operator, noise, own), count in zip(problems, CALIBRATED):
             options: dict[str, Any] = dict(own) if method == "moment_matching" else {}
             if method in ("pigdm", "daps"):
                 options["prior_std"] = gaussian_posterior.STD

@@ -1,4 +1,4 @@
-"""Posterior samplers of azula and deepinv, with the exact score of `studies.posterior_peers`.
+"""Posterior samplers of azula and deepinv, with the exact score of `studies.posterior_problem`.
 
 Both are optional PyTorch packages (`pip install azula deepinv`). States have the shape (B, 1, 16).
 """
@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 from jax import Array
 
-from studies.posterior_peers import CALLS, COVARIANCE, SDE, Contestant, Draw, Problem
+from studies.posterior_problem import CALLS, COVARIANCE, SDE, Contestant, Draw, Problem
 from tests.gaussian_posterior import MEAN, SIZE
 
 Tensor = Any  # PyTorch is an optional dependency.
-Row = tuple[str, int, tuple[float, ...]]
-"""Method, steps and step sizes."""
-
-STEPS = 20, 100
-AZULA_SCALES = 0.02, 0.05, 0.1, 0.2, 0.5, 1.0
-DEEPINV_SCALES = 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0
+SCALES = {
+    "azula": (0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+    "deepinv": (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0),
+}
+"""Step sizes of DPS, which have other units in each library."""
+MATCHING = {"azula": "MMPS", "deepinv": "moment matching"}
+"""The libraries' names of moment matching."""
 
 
 def missing(*packages: str) -> list[str]:
@@ -37,12 +38,15 @@ def contestants() -> list[Contestant]:
     found = []
     if not missing("torch"):  # Threads of PyTorch and JAX would wait for each other.
         importlib.import_module("torch").set_num_threads(1)
-    for library, build in (("azula", _azula), ("deepinv", _deepinv)):
+    for library, prepare in (("azula", _prepare_azula), ("deepinv", _prepare_deepinv)):
         if absent := missing("torch", library):
             print(f"{library} is skipped: not installed: {', '.join(absent)}", flush=True)
             continue
-        for method, steps, scales, prepare in build():
-            found.append(Contestant(library, method, steps, prepare, prepare, scales))
+        methods = [("DPS", 200, SCALES[library])]
+        methods += [(m, n, ()) for m in ("PiGDM", MATCHING[library]) for n in (20, 100)]
+        for method, steps, scales in methods:
+            sampler = functools.partial(prepare, method, steps)
+            found.append(Contestant(library, method, steps, sampler, sampler, scales))
     return found
 
 
@@ -97,15 +101,6 @@ def _tensor(a: np.ndarray) -> Tensor:
 
 
 # --- azula ---
-
-
-def _azula() -> list[tuple[str, int, tuple[float, ...], Callable[..., Draw]]]:
-    rows: list[Row] = [("DPS", 200, AZULA_SCALES)]
-    rows += [(method, steps, ()) for method in ("PiGDM", "MMPS") for steps in STEPS]
-    return [
-        (method, steps, scales, functools.partial(_prepare_azula, method, steps))
-        for method, steps, scales in rows
-    ]
 
 
 def _prepare_azula(method: str, steps: int, problem: Problem, y: Array, scale: float) -> Draw:
@@ -163,15 +158,6 @@ def _azula_denoiser() -> Any:
 
 
 # --- deepinv ---
-
-
-def _deepinv() -> list[tuple[str, int, tuple[float, ...], Callable[..., Draw]]]:
-    rows: list[Row] = [("DPS", 200, DEEPINV_SCALES)]
-    rows += [(method, steps, ()) for method in ("PiGDM", "moment matching") for steps in STEPS]
-    return [
-        (method, steps, scales, functools.partial(_prepare_deepinv, method, steps))
-        for method, steps, scales in rows
-    ]
 
 
 def _prepare_deepinv(method: str, steps: int, problem: Problem, y: Array, scale: float) -> Draw:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ import numpy as np
 from absl import app, flags, logging
 
 import solvers
-from api.prior import Prior
 from benchmarks.records import Record, Records
 from benchmarks.tables import header, row
 from configs.default import complete
+from errors import InputError
+from score_sde import Prior
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from studies import common, mixtures
 from studies.common import Estimate
@@ -92,16 +93,17 @@ def mixture_tables(name: str, measure: Measure) -> tuple[list[str], dict[str, li
 
     def at(method: str, schedule: str, budget: int) -> Record | None:
         options = solver(method, schedule, budget)
-        return measure(f"{method} {schedule} {budget}", options) if options else None
+        try:
+            return measure(f"{method} {schedule} {budget}", options) if options else None
+        except InputError:  # Too few steps for the restart.
+            return None
 
     for method in solvers.SOLVERS:
         by_schedule = {
             schedule: [found for n in (10, 20) if (found := at(method, schedule, n))]
             for schedule in solvers.SCHEDULES
         }
-        best = min(
-            by_schedule, key=lambda s: math.prod(each["distance"][0] for each in by_schedule[s])
-        )
+        best = min(by_schedule, key=lambda name: _mean_log(by_schedule[name]))
         found = [at(method, best, budget) for budget in BUDGETS]
         lines.append(row(f"`{method}`", best, *map(_budget_cell, found, BUDGETS)))
         curves[method] = [each for each in found if each]
@@ -114,6 +116,12 @@ def mixture_tables(name: str, measure: Measure) -> tuple[list[str], dict[str, li
         lines.append(row(sampler, f"{found['nfe']:.0f}", f"{found['distance'][0]:.4f}"))
         curves[sampler] = [found]
     return [*lines, "", "Other schedules:", "", *others], curves
+
+
+def _mean_log(results: Sequence[Record]) -> float:
+    """Return the mean logarithm of distances; infinity for none."""
+    logs = [math.log(each["distance"][0]) for each in results]
+    return float(np.mean(logs)) if logs else math.inf
 
 
 def _budget_cell(found: Record | None, budget: int) -> str:
@@ -135,7 +143,7 @@ def measure_mixture(records: Records, name: str, mixture: mixtures.Mixture) -> M
             x, nfe = draw(prior, count, batch_size=count, **options)
             return {"about": sampler, "nfe": nfe, "distance": (sliced_distance(quantiles, x), 0)}
 
-        key = common.key(["mixture", name, options, count], __name__)
+        key = common.key(["mixture", name, options, count], "studies.sampling")
         return common.cached(records, key, compute)
 
     return measure
@@ -184,7 +192,7 @@ def measure_trained(records: Records, name: str) -> Measure:
             found = digits.distance(scale(images))
             return {"about": f"{name}: {sampler}", "nfe": nfe, "distance": tuple(found)}
 
-        key = common.key([workdir.name, options, FLAGS.samples], __name__)
+        key = common.key([workdir.name, options, FLAGS.samples], "studies.sampling")
         return common.cached(records, key, compute)
 
     return measure

@@ -45,6 +45,8 @@ EXCEPTIONS = {  # A text of commands that are not run: the reason.
     "benchmarks likelihood": "takes minutes; test_benchmarks.py runs it at tiny size",
     "--topology=": "needs TPU's compiler, which is optional",
     "studies.sampling": "takes hours; test_studies.py runs it at tiny size",
+    "studies.likelihood": "takes minutes; test_studies.py runs it at tiny size",
+    "studies.inverse_problems": "takes an hour; test_studies.py runs it at tiny size",
     "--config.eval.legacy_rounding": "needs CIFAR-10 and the weights of FID's network",
     "ve/cifar10_ncsnpp_continuous.py --workdir=work --mode=train": "needs CIFAR-10",
     "studies.claims": "takes hours; test_studies.py runs it at tiny size",

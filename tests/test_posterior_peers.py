@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.records import Records
-from studies import posterior_peers, posterior_torch
-from studies.posterior_peers import COVARIANCE, SDE
+from studies import posterior_peers, posterior_problem, posterior_torch
+from studies.posterior_problem import COVARIANCE, SDE
 from tests import gaussian_posterior
 from tests.gaussian_posterior import SHAPE, SIZE
 
@@ -17,7 +17,7 @@ from tests.gaussian_posterior import SHAPE, SIZE
 def test_rows_and_section(monkeypatch, tmp_path):
     """A step of moment matching with 5 iterations evaluates one score and 6 gradients."""
     monkeypatch.setattr(posterior_peers, "SCALES", (0.05, 1e30))
-    problem = posterior_peers.make_problem("dense", 0.2)
+    problem = posterior_problem.make_problem("dense", 0.2)
     own = posterior_peers.own_contestants({"dps": (100,), "moment_matching": (20,)})
     sizes = {"count": 200, "timed": 20, "rounds": 1, "simulations": (20, 20)}
     records = Records(tmp_path / "records.jsonl")
@@ -35,7 +35,7 @@ def test_rows_and_section(monkeypatch, tmp_path):
 )
 def test_verdict_on_the_exact_posterior(factor, kind):
     """Its standard deviation is multiplied by a factor."""
-    problem = posterior_peers.make_problem("dense", 0.2)
+    problem = posterior_problem.make_problem("dense", 0.2)
     mean, exact = gaussian_posterior.posterior(COVARIANCE, problem.operator, problem.y, 0.2)
     slope = exact @ problem.a.T / 0.2**2  # of the mean in y
 
@@ -48,7 +48,7 @@ def test_verdict_on_the_exact_posterior(factor, kind):
 
         return draw
 
-    found = posterior_peers.calibrate(prepare, problem, factor, 200, 31)
+    found = posterior_problem.calibrate(prepare, problem, factor, 200, 31)
     assert found.kind == kind
 
 
@@ -76,10 +76,10 @@ def test_denoiser_of_the_peers():
 def test_samplers_of_the_peers(library):
     """Moment matching is exact but for its steps."""
     pytest.importorskip(library, reason=f"{library} is not installed (requirements-dev.txt)")
-    problem = posterior_peers.make_problem("dense", 0.2)
+    problem = posterior_problem.make_problem("dense", 0.2)
     found = [each for each in posterior_torch.contestants() if each.library == library]
     (matching,) = (each for each in found if each.method[0].lower() == "m" and each.steps == 20)
     errors = problem.errors(matching.prepare(problem, problem.repeat(500), 1.0)(0))
     assert errors.mean < 4 * errors.floor
-    counts = posterior_peers.count_evaluations(matching, problem, 1.0)
+    counts = posterior_problem.count_evaluations(matching, problem, 1.0)
     assert counts["evaluations"] == 20
