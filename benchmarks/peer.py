@@ -8,6 +8,7 @@ has for each. Noise levels come from a table of 1,000, which works for every SDE
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -71,8 +72,8 @@ class Peer:
 
     def __init__(self, config: Config, *, compiled: bool = False) -> None:
         try:
-            import diffusers
-            import torch
+            diffusers: Any = importlib.import_module("diffusers")
+            torch: Any = importlib.import_module("torch")
         except ImportError as error:
             raise InputError(
                 "--peer needs PyTorch and diffusers, which are not installed: pip install torch "

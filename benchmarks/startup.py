@@ -69,7 +69,7 @@ def measure(path: str, overrides: Sequence[str], starts: int) -> list[tables.Row
             for results in found.values():
                 arguments = path, overrides, time.time()
                 results.append(harness.isolated(first_step, *arguments, environment=cache))
-    rows = [
+    rows: list[tables.Row] = [
         {"name": config_name(path), "start": start}
         | {key: statistics.median(each[key] for each in results) for key in results[0]}
         for start, results in found.items()

@@ -273,9 +273,9 @@ def later_work(study: Study) -> list[Check]:
     for data in ALL_DATA:
         count = sizes.long_elsewhere if data else sizes.long
         for sde in ("VP", "VE", "sub-VP"):
-            options = {"sampler": "pc", "predictor": "reverse_diffusion", "corrector": "langevin"}
-            options |= {"steps": sizes.reference, "snr": SNR[sde], "count": count}
-            pc = study.distances(sde + data, **options)
+            options: dict[str, Any] = {"sampler": "pc", "corrector": "langevin", "count": count}
+            options |= {"predictor": "reverse_diffusion", "steps": sizes.reference}
+            pc = study.distances(sde + data, snr=SNR[sde], **options)
             few = study.distances(sde + data, count=count)
             text = f"{sde}{data}: 20 evaluations are as good as PC with {2 * sizes.reference:,}"
             checks.append(smaller(text, paper, few, pc, AS_GOOD))

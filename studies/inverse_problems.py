@@ -53,12 +53,12 @@ CALIBRATION_STEPS = (20, 60)  # of guided scores, and of methods that need 'pc'
 
 def gaussian_table(count: int = 2000) -> list[str]:
     """Return a table of errors of mean and covariance for each method, SDE and problem."""
-    problems = [(sde, *problem) for problem in GAUSSIANS for sde in SDES]
-    titles = [f"{sde}: {operator}, noise {noise}" for sde, _, operator, noise in problems]
+    problems = [(sde, problem) for problem in GAUSSIANS for sde in SDES]
+    titles = [f"{sde}: {operator}, noise {noise}" for sde, (_, operator, noise) in problems]
     lines = header("method", "steps", *titles)
     for method, steps in STEPS.items():
         cells = []
-        for sde, *problem in problems:
+        for sde, problem in problems:
             options: dict[str, Any] = OPTIONS | {"steps": steps, "count": count}
             errors = gaussian_posterior.measure(SDES[sde], *problem, method, **options)
             cells.append(f"{errors.mean:.3f} / {errors.covariance:.3f}")
