@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import functools
 import hashlib
 import json
 import math
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
 import score_sde
 import training
 from benchmarks import tables
 from benchmarks.records import Record, Records
 from configs.default import Config
+from errors import InputError
 from score_sde import TrainedModel
 
 ROOT = Path(__file__).parents[1]
@@ -178,6 +182,31 @@ def verdict(estimate: Estimate, margin: float) -> str:
     if difference - error > 0:
         return HOLDS
     return FAILS if difference + error < 0 else UNKNOWN
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def run(main: Callable[[argparse.Namespace], None], options: Mapping[str, Any]) -> None:
+    """Call `main` with the options of the command line; an InputError prints a line, exit code 1.
+
+    `options` are their defaults, which state their types: False for a switch, '' for a string that
+    is required, None for one that is not, and a list for positional arguments.
+    """
+    parser = argparse.ArgumentParser()
+    for name, default in options.items():
+        if isinstance(default, bool):
+            parser.add_argument(f"--{name}", action="store_true")
+        elif isinstance(default, list):
+            parser.add_argument(name, nargs="*")
+        else:
+            kind = str if default is None else type(default)
+            parser.add_argument(f"--{name}", type=kind, default=default, required=default == "")
+    logging.set_verbosity(logging.WARNING)
+    try:
+        main(parser.parse_args())
+    except InputError as error:
+        sys.exit(f"Error: {error}")
 
 
 # --- pages ----------------------------------------------------------------------------------------

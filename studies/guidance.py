@@ -11,11 +11,11 @@ With --picture=FILE it writes the first ten samples of each class in the first f
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags
 from sklearn.svm import SVC
 
 import datasets
@@ -23,11 +23,10 @@ from benchmarks.tables import header, machine, row
 from configs.default_digits_configs import get_default_configs
 from errors import InputError
 from runs import write_picture
+from studies import common
 from studies.common import mean
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("picture", None, "PNG file of the first samples of the first folder.")
-
+OPTIONS = {"folders": [], "picture": None}
 ROWS = 10  # of the picture
 
 
@@ -71,7 +70,7 @@ def distance_to_nearest(x: np.ndarray, training: np.ndarray) -> np.ndarray:
     return np.array([np.linalg.norm(training - each, axis=-1).min() for each in x])
 
 
-def main(argv: list[str]) -> None:
+def main(options: argparse.Namespace) -> None:
     """Print the table, and write the picture."""
     data = get_default_configs().data
     train, test = (datasets.load(data, split) for split in ("train", "test"))
@@ -85,9 +84,9 @@ def main(argv: list[str]) -> None:
     print(f"accuracy of the classifier on {len(test)} test digits: {100 * accuracy:.1f} %")
     print(f"machine: {machine()}\n")
     far = np.quantile(distance_to_nearest(held_out, x), 0.99)
-    folders = [each for name in argv[1:] for each in sorted(Path(name).glob("checkpoint_*"))]
-    if FLAGS.picture and folders:
-        draw(Path(FLAGS.picture), folders[0])
+    folders = [each for name in options.folders for each in sorted(Path(name).glob("checkpoint_*"))]
+    if options.picture and folders:
+        draw(Path(options.picture), folders[0])
     columns = "folder", "guidance", "scale", "NFE", "correct class, %", "worst class, % (which)"
     print("\n".join(header(*columns, "spread", "outliers, %")))
     for folder in folders:
@@ -106,4 +105,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run(main, OPTIONS)

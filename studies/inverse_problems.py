@@ -8,13 +8,13 @@ with --write puts them into the page and draws its picture. The network is train
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
 from jax import Array
 from matplotlib.figure import Figure
 
@@ -30,16 +30,12 @@ from studies import common
 from studies.distances import held_out
 from tests import gaussian_posterior
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("folder", None, "The folder of the network of the digits.", required=True)
-flags.DEFINE_integer("images", 24, "Held-out digits.")
-flags.DEFINE_bool("write", False, "Write docs/inverse_problems.md and its picture.")
-
+OPTIONS = {"folder": "", "images": 24, "write": False}
 PAGE = common.ROOT / "docs" / "inverse_problems.md"
 SDES = {"VE": VESDE(), "VP": VPSDE(), "sub-VP": SubVPSDE()}
 # Covariance, operator and noise of the Gaussian problems, see `tests.gaussian_posterior`.
 GAUSSIANS = (("correlated", "mask", 0.0), ("correlated", "mask", 0.2), ("correlated", "dense", 0.2))
-OPTIONS = {"iterations": 16, "prior_std": gaussian_posterior.STD, "scale": 0.5}
+METHOD_OPTIONS = {"iterations": 16, "prior_std": gaussian_posterior.STD, "scale": 0.5}
 STEPS = {name: 200 if method.requires_pc else 20 for name, method in METHODS.items()}
 STEP_COUNTS = (10, 20, 50, 100, 200, 500, 1000)
 SAMPLES = 4  # reconstructions of each digit
@@ -59,7 +55,7 @@ def gaussian_table(count: int = 2000) -> list[str]:
     for method, steps in STEPS.items():
         cells = []
         for sde, problem in problems:
-            options: dict[str, Any] = OPTIONS | {"steps": steps, "count": count}
+            options: dict[str, Any] = METHOD_OPTIONS | {"steps": steps, "count": count}
             errors = gaussian_posterior.measure(SDES[sde], *problem, method, **options)
             cells.append(f"{errors.mean:.3f} / {errors.covariance:.3f}")
         lines.append(row(f"`{method}`", str(steps), *cells))
@@ -73,7 +69,9 @@ def plot_gaussian_errors(path: Path) -> None:
     for axes, name in zip(figure.subplots(1, 2, sharey=True), ("VE", "VP")):
         for method in METHODS:
             errors = [
-                gaussian_posterior.measure(SDES[name], *GAUSSIANS[0], method, steps=n, **OPTIONS)
+                gaussian_posterior.measure(
+                    SDES[name], *GAUSSIANS[0], method, steps=n, **METHOD_OPTIONS
+                )
                 for n in STEP_COUNTS
             ]
             axes.loglog(STEP_COUNTS, [each.mean for each in errors], "o-", label=method)
@@ -191,23 +189,22 @@ def calibration_table(model: TrainedModel) -> list[str]:
     return lines
 
 
-def main(_: list[str]) -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure, and write the tables and the picture."""
-    logging.set_verbosity(logging.WARNING)
     jax.config.update("jax_default_matmul_precision", "highest")
     config = get_config()
     config.model.ema_ramp = False
-    model = common.load(common.train(complete(config), Path(FLAGS.folder)))
+    model = common.load(common.train(complete(config), Path(options.folder)))
     about = common.provenance("python -m studies.inverse_problems --folder=DIR --write")
     blocks = {
         "gaussian": [about, "", *gaussian_table()],
         "calibration": calibration_table(model),
-        "digits": digits_tables(model, FLAGS.images),
+        "digits": digits_tables(model, options.images),
     }
-    if FLAGS.write:
+    if options.write:
         common.write_blocks(PAGE, blocks)
         plot_gaussian_errors(PAGE.with_suffix(".png"))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run(main, OPTIONS)

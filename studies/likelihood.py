@@ -8,6 +8,7 @@ the digits is trained in DIR.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import math
@@ -18,7 +19,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
 from jax import Array
 
 import likelihood
@@ -32,11 +32,7 @@ from studies import common
 from studies.common import Estimate, mean
 from tests import mixture
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("folder", None, "The folder of the network.", required=True)
-flags.DEFINE_integer("images", 32, "Images of each problem.")
-flags.DEFINE_integer("rounds", 5, "Timed runs of each method, in turn; tables show medians.")
-flags.DEFINE_bool("write", False, "Write the tables to docs/likelihood.md.")
+OPTIONS = {"folder": "", "images": 32, "rounds": 5, "write": False}
 
 TOLERANCES = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
 REFERENCE_TOLERANCE = 1e-5  # of the reference solution where log p is unknown
@@ -180,21 +176,20 @@ def sensitivity(problem: Problem) -> list[str]:
     return rows
 
 
-def main(_: list[str]) -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure, print and write the tables."""
-    logging.set_verbosity(logging.WARNING)
     figures = ("NFE", "error", "largest", "mean", "own estimate", "images/s", "time")
     about = common.provenance("python -m studies.likelihood --folder=DIR --write")
     lines = [about, "", *header("Problem", "tolerance", *figures)]
-    digits = digits_problem(Path(FLAGS.folder), FLAGS.images)
+    digits = digits_problem(Path(options.folder), options.images)
     for sde in (VESDE(), VPSDE(), SubVPSDE()):
-        lines += accuracy(mixture_problem(sde, FLAGS.images), FLAGS.rounds)
-    lines += accuracy(digits, FLAGS.rounds)
+        lines += accuracy(mixture_problem(sde, options.images), options.rounds)
+    lines += accuracy(digits, options.rounds)
     changes = header("", "bits/dim", "moves by", "spread of a probe", "NFE") + sensitivity(digits)
-    if FLAGS.write:
+    if options.write:
         page = common.ROOT / "docs" / "likelihood.md"
         common.write_blocks(page, {"accuracy": lines, "sensitivity": changes})
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run(main, OPTIONS)

@@ -10,6 +10,7 @@ message; `pip install azula deepinv` installs both.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import statistics
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
 from jax import Array
 
 from benchmarks import harness
@@ -43,10 +43,7 @@ from studies.posterior_problem import (
 from tests import gaussian_posterior
 from tests.gaussian_posterior import SHAPE, SIZE
 
-FLAGS = flags.FLAGS
-flags.DEFINE_bool("write", False, "Write the section; otherwise it is printed.")
-flags.DEFINE_string("records", ".cache/posterior_peers.jsonl", "Results, to resume from.")
-
+OPTIONS = {"records": ".cache/posterior_peers.jsonl", "write": False}
 PROBLEMS = ("mask", "dense")
 OWN: dict[str, tuple[int, ...]] = {
     "dps": (200,),
@@ -198,16 +195,16 @@ def section(results: dict[str, list[Record]]) -> list[str]:
     return lines
 
 
-def main(_: list[str]) -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure what the records lack, and print or write the section."""
-    records = Records(Path(FLAGS.records))
+    records = Records(Path(options.records))
     contestants = own_contestants(dict(OWN)) + posterior_torch.contestants()
     results = {name: measure(records, make_problem(name), contestants) for name in PROBLEMS}
     lines = section(results)
     print("\n".join(lines))
-    if FLAGS.write:
+    if options.write:
         common.write_blocks(common.ROOT / "docs" / "inverse_problems.md", {"peers": lines})
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run(main, OPTIONS)

@@ -8,6 +8,7 @@ docs/sampling.png. Networks of the digits are trained in DIR; a run that is stop
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import math
@@ -18,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
 
 import solvers
 from benchmarks.records import Record, Records
@@ -31,11 +31,7 @@ from studies import common, mixtures
 from studies.common import Estimate
 from studies.distances import Digits, draw, reference, scale, sliced_distance
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("folder", None, "The folder of networks and results.", required=True)
-flags.DEFINE_integer("samples", 5000, "Samples for each sampler.")
-flags.DEFINE_bool("write", False, "Write docs/sampling.md and docs/sampling.png.")
-
+OPTIONS = {"folder": "", "samples": 5000, "write": False}
 PAGE = common.ROOT / "docs" / "sampling.md"
 SDES = {"VE": VESDE(), "VP": VPSDE(), "sub-VP": SubVPSDE()}
 CONFIGS = {
@@ -132,9 +128,8 @@ def _budget_cell(found: Record | None, budget: int) -> str:
     return cell if found["nfe"] >= budget else f"{cell} ({found['nfe']:.0f})"
 
 
-def measure_mixture(records: Records, name: str, mixture: mixtures.Mixture) -> Measure:
+def measure_mixture(records: Records, name: str, mixture: mixtures.Mixture, count: int) -> Measure:
     """Return the function that measures samplers on a mixture with its exact score."""
-    count = FLAGS.samples
     prior = Prior(mixture.score(SDES[name]), SDES[name], mixture.shape, support=(-1.0, 1.0))
     quantiles = mixture.quantiles(count)
 
@@ -177,22 +172,22 @@ def plot(curves: dict[str, dict[str, list[Record]]], exact: Estimate, path: Path
 # --- trained networks -----------------------------------------------------------------------------
 
 
-def measure_trained(records: Records, name: str) -> Measure:
+def measure_trained(records: Records, name: str, count: int) -> Measure:
     """Return the function that measures samplers on the network of the digits with this SDE."""
     config = importlib.import_module(f"configs.{CONFIGS[name]}").get_config()
     config.model.ema_ramp = False
-    workdir = common.train(complete(config), Path(FLAGS.folder))
+    workdir = common.train(complete(config), records.path.parent)
     model = common.load(workdir)
 
     def measure(sampler: str, options: dict[str, Any]) -> Record:
         def compute() -> Record:
-            x, nfe = draw(model, FLAGS.samples, **options)
+            x, nfe = draw(model, count, **options)
             images, digits = model.to_images(jnp.asarray(x)), reference(model)
             assert isinstance(digits, Digits)
             found = digits.distance(scale(images))
             return {"about": f"{name}: {sampler}", "nfe": nfe, "distance": tuple(found)}
 
-        key = common.key([workdir.name, options, FLAGS.samples], "studies.sampling")
+        key = common.key([workdir.name, options, count], "studies.sampling")
         return common.cached(records, key, compute)
 
     return measure
@@ -294,24 +289,26 @@ def diffusers_table() -> list[str]:
     return lines
 
 
-def main(_: list[str]) -> None:
+def main(options: argparse.Namespace) -> None:
     """Measure, print and write the tables."""
-    logging.set_verbosity(logging.WARNING)
-    records, mixture = Records(Path(FLAGS.folder) / "sampling.jsonl"), mixtures.of_digits()
+    records, mixture = Records(Path(options.folder) / "sampling.jsonl"), mixtures.of_digits()
+    count = options.samples
     about = common.provenance("python -m studies.sampling --folder=DIR --write")
     blocks = {"trained": [about, ""]}
-    blocks["trained"] += trained_table({name: measure_trained(records, name) for name in SDES})
-    curves, exact = {}, floor(mixture, FLAGS.samples)
+    blocks["trained"] += trained_table(
+        {name: measure_trained(records, name, count) for name in SDES}
+    )
+    curves, exact = {}, floor(mixture, count)
     for name in SDES:
-        lines, curves[name] = mixture_tables(name, measure_mixture(records, name, mixture))
-        blocks[name] = [f"The distance of {FLAGS.samples} exact samples is {exact}.", "", *lines]
+        lines, curves[name] = mixture_tables(name, measure_mixture(records, name, mixture, count))
+        blocks[name] = [f"The distance of {count} exact samples is {exact}.", "", *lines]
     if importlib.util.find_spec("diffusers") and importlib.util.find_spec("torch"):
         blocks["diffusers"] = diffusers_table()
     print("\n".join(line for lines in blocks.values() for line in lines))
-    if FLAGS.write:
+    if options.write:
         common.write_blocks(PAGE, blocks)
         plot(curves, exact, PAGE.with_suffix(".png"))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run(main, OPTIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import math
 import subprocess
@@ -11,14 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 from scipy.stats import norm
 
 from benchmarks.tables import block, read_table
 from configs.default import complete
 from factory import validated
 from sde_lib import VPSDE
-from studies import claims_measured, claims_table, common, distances, mixtures
+from studies import (
+    claims_measured,
+    claims_table,
+    common,
+    distances,
+    inverse_problems,
+    mixtures,
+    sampling,
+)
 from studies.claims_checks import Check, Measured, Study, larger, smaller, summary, table
 from studies.claims_networks import NETWORKS
 from studies.common import FAILS, HOLDS, UNKNOWN, Estimate, combine, log_ratio, verdict
@@ -304,12 +312,12 @@ def page(tmp_path, monkeypatch):
         config.unlock().update_from_flattened_dict(changed)
         return tiny.untrained(tmp_path / str(config.training.sde), **_changes(config))
 
-    def run(name, *arguments, **constants):
+    def run(name, options, **constants):
         module = importlib.import_module(f"studies.{name}")
         for key, value in constants.items():
             monkeypatch.setattr(module, key, value)
-        flags.FLAGS([name, f"--folder={tmp_path}", *arguments, "--write"])
-        module.main([])
+        chosen = module.OPTIONS | options | {"folder": str(tmp_path), "write": True}
+        module.main(argparse.Namespace(**chosen))
         return written
 
     monkeypatch.setattr(common, "train", train)
@@ -323,11 +331,9 @@ def _changes(config):
 
 @pytest.mark.slow
 def test_page_of_samplers(page, tmp_path, monkeypatch):
-    from studies import sampling
-
     sde = {"VP": sampling.SDES["VP"]}
     monkeypatch.setattr(sampling, "plot", lambda *_: None)
-    found = page("sampling", "--samples=100", SDES=sde, BUDGETS=(10, 20), CANDIDATES=("deis",))
+    found = page("sampling", {"samples": 100}, SDES=sde, BUDGETS=(10, 20), CANDIDATES=("deis",))
     assert found.keys() >= {"trained", "VP"}
     text = "\n".join(found["VP"])
     assert "| `restart` | " in text
@@ -337,8 +343,6 @@ def test_page_of_samplers(page, tmp_path, monkeypatch):
 
 def test_verdicts_on_samplers():
     """The margin is 10 % of the distance of the config's own sampler."""
-    from studies import sampling
-
     own = Estimate(1.0, 0.03)
     errors = {0.9: "better", 1.0: "as good", 1.05: "cannot tell", 1.3: "worse"}
     for value, expected in errors.items():
@@ -348,7 +352,7 @@ def test_verdicts_on_samplers():
 
 @pytest.mark.slow
 def test_page_of_likelihoods(page):
-    found = page("likelihood", "--images=2", "--rounds=1", TOLERANCES=(1e-2,))
+    found = page("likelihood", {"images": 2, "rounds": 1}, TOLERANCES=(1e-2,))
     rows = read_table("\n".join(found["accuracy"]), "Problem")
     assert [row["tolerance"] for row in rows] == ["official", "0.01"] * 4
     assert all(float(row["error"]) < 0.05 for row in rows[:6])  # The mixtures have exact scores.
@@ -357,8 +361,6 @@ def test_page_of_likelihoods(page):
 
 @pytest.mark.slow
 def test_page_of_inverse_problems(page, monkeypatch):
-    from studies import inverse_problems
-
     monkeypatch.setattr(inverse_problems, "plot_gaussian_errors", lambda path: None)
     methods = {"ddrm": inverse_problems.METHODS["ddrm"]}
     constants = {
@@ -368,7 +370,7 @@ def test_page_of_inverse_problems(page, monkeypatch):
         "CALIBRATED": (20, 20),
         "SAMPLES": 2,
     }
-    found = page("inverse_problems", "--images=2", **constants)
+    found = page("inverse_problems", {"images": 2}, **constants)
     assert found.keys() == {"gaussian", "calibration", "digits"}
     (row,) = read_table("\n".join(found["gaussian"]), "method")
     mean, covariance = map(float, row["VP: mask, noise 0.2"].split(" / "))
@@ -379,8 +381,6 @@ def test_page_of_inverse_problems(page, monkeypatch):
 
 def test_quality_of_reconstructions():
     """Images in [-1, 1] that are off by 0.2 have a PSNR of 20 dB; the mean of both is exact."""
-    from studies import inverse_problems
-
     truth = jnp.zeros((3, 8, 8, 1))
     psnr, of_mean, ssim = inverse_problems.quality(np.stack([truth + 0.2, truth - 0.2]), truth)
     assert psnr == pytest.approx(20, abs=0.1)
