@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ OPTIONS = {"folder": "", "images": 32, "rounds": 5, "write": False}
 
 TOLERANCES = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
 REFERENCE_TOLERANCE = 1e-5  # of the reference solution where log p is unknown
+PROBES = (1, 4, 16)  # of each image, whose effect is measured
+CHANGES = {"tolerance": (3e-2, 1e-2, 3e-3, 1e-4, 1e-5), "t_min": (1e-6, 1e-4, 3e-4, 1e-3, 3e-3)}
 OFFICIAL_TOLERANCE = 1e-5  # rtol and atol of the official code
 
 
@@ -148,7 +150,10 @@ def sensitivity(problem: Problem) -> list[str]:
     keys, dims = jax.random.split(jax.random.key(2), len(problem.x)), math.prod(problem.x.shape[1:])
 
     def estimate(
-        kind: str = "Rademacher", count: int = 1, tolerance: float = likelihood.TOLERANCE, **fields
+        kind: str = "Rademacher",
+        count: int = 1,
+        tolerance: float = likelihood.TOLERANCE,
+        **fields: Any,
     ) -> tuple[np.ndarray, float]:
         probes = likelihood.draw_probes(keys, problem.x.shape, kind, count)
         sde = dataclasses.replace(problem.sde, **fields)
@@ -160,11 +165,10 @@ def sensitivity(problem: Problem) -> list[str]:
     exact, default = estimate("exact"), estimate()
     cases = [("exact trace", exact, exact)]
     for kind in ("Rademacher", "Gaussian"):
-        cases += [(f"{count} {kind}", estimate(kind, count), exact) for count in (1, 4, 16)]
-    for value in (3e-2, 1e-2, 3e-3, 1e-4, 1e-5):
-        cases.append((f"tolerance {value:g}", estimate(tolerance=value), default))
-    for value in (1e-6, 1e-4, 3e-4, 1e-3, 3e-3):
-        cases.append((f"t_min {value:g}", estimate(t_min=value), default))
+        cases += [(f"{count} {kind}", estimate(kind, count), exact) for count in PROBES]
+    for field, values in CHANGES.items():
+        changed = [(f"{field} {value:g}", {field: value}) for value in values]
+        cases += [(name, estimate(**fields), default) for name, fields in changed]
     rows = []
     for name, (bits, nfe), (other, _) in cases:
         change: Estimate | str = (

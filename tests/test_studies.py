@@ -245,7 +245,7 @@ def test_command_of_the_claims(tmp_path):
     assert rows[0]["verdict"] != "not measured"
     text = page.read_text()
     again = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
-    assert "measuring" not in again.stdout
+    assert "measuring codes of VP and" not in again.stdout  # Other data need not be installed.
     assert page.read_text() == text
 
 
@@ -344,7 +344,7 @@ def test_page_of_samplers(page, tmp_path, monkeypatch):
 def test_verdicts_on_samplers():
     """The margin is 10 % of the distance of the config's own sampler."""
     own = Estimate(1.0, 0.03)
-    errors = {0.9: "better", 1.0: "as good", 1.05: "cannot tell", 1.3: "worse"}
+    errors = {0.89: "better", 0.95: "as good", 1.05: "cannot tell", 1.3: "worse"}
     for value, expected in errors.items():
         assert sampling.verdict(Estimate(value, 0.04), own) == expected
         assert 2 * math.hypot(0.03, 0.04) == pytest.approx(0.1)
@@ -352,11 +352,12 @@ def test_verdicts_on_samplers():
 
 @pytest.mark.slow
 def test_page_of_likelihoods(page):
-    found = page("likelihood", {"images": 2, "rounds": 1}, TOLERANCES=(1e-2,))
+    constants = {"TOLERANCES": (1e-2,), "PROBES": (1, 4), "CHANGES": {"tolerance": (1e-2,)}}
+    found = page("likelihood", {"images": 2, "rounds": 1}, **constants)
     rows = read_table("\n".join(found["accuracy"]), "Problem")
     assert [row["tolerance"] for row in rows] == ["official", "0.01"] * 4
     assert all(float(row["error"]) < 0.05 for row in rows[:6])  # The mixtures have exact scores.
-    assert len(read_table("\n".join(found["sensitivity"]), "")) == 17
+    assert len(read_table("\n".join(found["sensitivity"]), "")) == 1 + 4 + 1
 
 
 @pytest.mark.slow
