@@ -167,8 +167,9 @@ def sensitivity(problem: Problem) -> list[str]:
     for kind in ("Rademacher", "Gaussian"):
         cases += [(f"{count} {kind}", estimate(kind, count), exact) for count in PROBES]
     for field, values in CHANGES.items():
-        changed = [(f"{field} {value:g}", {field: value}) for value in values]
-        cases += [(name, estimate(**fields), default) for name, fields in changed]
+        for value in values:
+            fields: dict[str, Any] = {field: value}
+            cases.append((f"{field} {value:g}", estimate(**fields), default))
     rows = []
     for name, (bits, nfe), (other, _) in cases:
         change: Estimate | str = (
