@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
-from benchmarks import harness, tables
+from benchmarks import harness, tables, traffic
 from benchmarks.configs import all_configs, config_name, load_config
 from benchmarks.records import Record, Records
 from configs.default import Config
@@ -89,7 +89,7 @@ def analyze(config: str, overrides: Sequence[str], target: Target) -> Record:
     platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     if platforms in (None, "cpu"):
         jax.config.update("jax_num_cpu_devices", max(1, target.devices))
-    from benchmarks import programs, traffic
+    from benchmarks import programs
     from benchmarks.collectives import collectives
     from experiment import Experiment
 
@@ -115,15 +115,20 @@ def analyze(config: str, overrides: Sequence[str], target: Target) -> Record:
         **{kind: sum(sizes) for kind, sizes in collectives(text).items()},
     }
     if target.topology:
-        movements = traffic.movements(text)
-        found |= {
-            "tpu_flops": compiled.estimate["flops"],
-            "traffic": compiled.estimate["bytes accessed"],
-            "moved": traffic.total(movements),
-            "moved_without": traffic.moved_bytes(text, on_chip=False),
-            "sources": traffic.by_source(movements)[:SOURCES],
-        }
+        estimate = compiled.estimate
+        found |= {"tpu_flops": estimate["flops"], "traffic": estimate["bytes accessed"]}
+        found |= _moved(text)
     return found
+
+
+def _moved(text: str) -> Record:
+    """Return the bytes that a program for a TPU moves, from its HLO text."""
+    movements = traffic.movements(text)
+    return {
+        "moved": traffic.total(movements),
+        "moved_without": traffic.moved_bytes(text, on_chip=False),
+        "sources": traffic.by_source(movements)[:SOURCES],
+    }
 
 
 def fits(found: Record, topology: str | None) -> Record:
