@@ -244,8 +244,9 @@ def limits(found: Record, device: Device) -> Record:
 
 
 def roofline(found: Iterable[Record]) -> list[Record]:
-    """Return the limits of all results whose moved bytes are known."""
-    return [limits(each, device) for each in found if "moved" in each for device in DEVICES]
+    """Return the limits of all results for one device whose moved bytes are known."""
+    known = [each for each in found if "moved" in each and each["devices"] == 1]
+    return [limits(each, device) for each in known for device in DEVICES]
 
 
 # --- command line ---
@@ -280,5 +281,5 @@ def show(options: argparse.Namespace) -> None:
     for each in found:
         if each.get("sources"):
             print("\n".join(source_table(each)))
-    if any("moved" in each for each in found):
-        print("\n".join(["", "Limits of the speed:", "", *tables.table(roofline(found), LIMITS)]))
+    if rows := roofline(found):
+        print("\n".join(["", "Limits of the speed:", "", *tables.table(rows, LIMITS)]))

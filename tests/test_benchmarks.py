@@ -361,12 +361,13 @@ def test_equal_steps_are_compiled_once_and_failures_again(tmp_path, monkeypatch)
 def test_roofline():
     """The longer of both times limits a step."""
     device = analysis.Device("device", peak=1e12, bandwidth=1e9)
-    found = {"name": "config", "batch_size": 8, "flops": 2e12, "moved": 1e9, "moved_without": 4e9}
+    found = {"name": "config", "batch_size": 8, "devices": 1, "flops": 2e12}
+    found |= {"moved": 1e9, "moved_without": 4e9}
     row = analysis.limits(found, device)
     assert (row["computing"], row["moving"], row["moving_without"]) == (2, 1, 4)
     assert (row["share"], row["share_without"], row["rate"]) == (1, 0.5, 4)
     on_cpu = {"name": "config", "batch_size": 8, "flops": 2e12}  # Without a topology.
-    rows = analysis.roofline([found, on_cpu, {"error": "not done"}])
+    rows = analysis.roofline([found, on_cpu, found | {"devices": 8}, {"error": "not done"}])
     assert len(rows) == len(analysis.DEVICES)
 
 
