@@ -20,7 +20,7 @@ sample: $(VENV)/installed  ## Draw images from a small trained network of zoo/; 
 	$(RUN) main.py --mode=sample --source=zoo/$(MODEL).safetensors --workdir=$(SAMPLES)
 
 claims: $(VENV)/installed  ## Measure the paper's claims on small data and write docs/claims.md: hours, can be resumed.
-	$(RUN) -m benchmarks.claims --folder=$(CLAIMS)
+	$(RUN) -m studies.claims --folder=$(CLAIMS)
 
 test: $(VENV)/installed-dev  ## Run the quick tests: those not marked slow, long or notebook.
 	$(RUN) -m pytest -n 2

@@ -13,7 +13,6 @@ OPERATION = re.compile(
 )
 CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\w*\[([\d,]*)\]")
-RING_PASSES = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1, SCATTER: 1}
 
 
 def collectives(text: str) -> dict[str, list[int]]:
@@ -51,12 +50,3 @@ def array_bytes(types: str) -> list[int]:
 def _bytes(name: str) -> int:
     bits = 8 if name == "pred" else int(re.sub(r"\D", "", name))
     return -(-bits // 8)
-
-
-def ring_bytes(kind: str, whole: float, devices: int) -> float:
-    """Return the bytes that each device of a ring sends in a collective on arrays of `whole` bytes.
-
-    An all-reduce is a reduce-scatter followed by an all-gather: 2 (n - 1) / n of the bytes
-    (Patarasuk & Yuan 2009).
-    """
-    return RING_PASSES[kind] * (devices - 1) / devices * whole

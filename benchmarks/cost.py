@@ -1,30 +1,25 @@
 """Memory and device-hours that each experiment is expected to take. Nothing is run or measured.
 
-python -m benchmarks.cost [--results=FILE] [--utilisation=0.3] [--config=...] [--write]
-
-The train step of every config is compiled for batches of 1 and 8 images (`benchmarks.memory`, from
-whose file of results a second run resumes); memory and FLOPs at other batches follow as straight
-lines. FLOPs are XLA's count of the program before optimization, of the score for samples. Hours
-assume that a device computes a share `--utilisation` of its peak. `--write` puts the table into
-docs/accelerators.md; rows of other configs stay if they were computed in the same way.
+The train step of every config is compiled for batches of 1 and 8 images (`analysis`); memory and
+FLOPs at other batches follow as straight lines. FLOPs are XLA's count of the program before
+optimization, of the score for samples. Hours assume that a device computes a share of its peak.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import argparse
 from typing import NamedTuple
 
-import factory
 import jax
 import jax.numpy as jnp
-from absl import flags
 
-from benchmarks import comparison, markdown, memory, parts, sampling, speed
+from benchmarks import analysis, programs, tables
+from benchmarks.configs import ROOT, all_configs, config_name, load_config
+from benchmarks.records import Record, Records
 from configs.default import Config
-from experiment import Experiment
+from configs.parts import make_sampler, make_sde
 
-PAGE = parts.ROOT / "docs" / "accelerators.md"
+PAGE = ROOT / "docs" / "accelerators.md"
 SMALL, LARGE = 1, 8  # batches that are compiled
 HOUR = 3600.0  # seconds
 
@@ -42,12 +37,12 @@ DEVICES = (
     Device("H100, bfloat16", 989e12),
     Device("TPU v5p, bfloat16", 459e12),
 )
-COLUMNS = {
+COLUMNS: tables.Columns = {
     "config": ("name", "", 1),
     "steps": ("steps", ",", 1),
     "batch": ("batch", "", 1),
     "GB at this batch": ("memory", ".1f", 1e-9),
-    f"devices of {memory.CARD / 1e9:.0f} GB": ("devices", "", 1),
+    f"devices of {analysis.CARD / 1e9:.0f} GB": ("devices", "", 1),
     "training, EFLOP": ("flops", ",.2f", 1e-18),
     **{f"hours, {each.name}": (each.name, ",.1f", 1) for each in DEVICES},
     "evaluations a sample": ("nfe", ",", 1),
@@ -60,14 +55,14 @@ def at_batch(small: float, large: float, batch: float) -> float:
     return small + (large - small) / (LARGE - SMALL) * (batch - SMALL)
 
 
-def devices_needed(small: speed.Row, large: speed.Row, batch: int) -> int | None:
+def devices_needed(small: Record, large: Record, batch: int) -> int | None:
     """Return the smallest number of devices that share a batch evenly and on which it fits.
 
-    Each device has `memory.CARD` bytes. None if one image does not fit.
+    Each device has `analysis.CARD` bytes. None if one image does not fit.
     """
     for count in range(1, batch + 1):
         needed = at_batch(small["peak"], large["peak"], batch / count)
-        if batch % count == 0 and needed < memory.CARD:
+        if batch % count == 0 and needed < analysis.CARD:
             return count
     return None
 
@@ -79,16 +74,15 @@ def hours(flops: float, device: Device, utilisation: float) -> float:
 
 def evaluations(config: Config) -> int:
     """Return the network evaluations of a sample, by running the sampler with a simple score."""
-    sde = factory.make_sde(config)
-    sampler = factory.make_sampler(config, sde)
+    sampler = make_sampler(config, make_sde(config))
     keys = jax.random.split(jax.random.key(0), 1)
     run = jax.jit(lambda x: sampler(keys, lambda x, t: -x, x).nfe)
     return int(run(jnp.zeros((1, 2, 2, 1)))[0])
 
 
 def expected(
-    config: Config, small: speed.Row, large: speed.Row, samples: speed.Row, utilisation: float
-) -> speed.Row:
+    config: Config, small: Record, large: Record, samples: Record, utilisation: float
+) -> Record:
     """Return the row of a config.
 
     `small` and `large` are its train steps at SMALL and LARGE images, with peak (bytes) and flops;
@@ -109,64 +103,30 @@ def expected(
     }
 
 
-def count_samples(records: parts.Records, paths: Sequence[str]) -> dict[str, speed.Row]:
-    """Return forward FLOPs and evaluations of each config; add those that `records` lacks."""
-    found, same_network = {}, {}
+def of_samples(records: Records, path: str) -> Record:
+    """Return forward FLOPs of an image and evaluations of a sample; add them if missing."""
+    key = f"{path} sample"
+    if records.is_missing(key):
+        experiment = programs.make_experiment(path, ["training.batch_size=1"])
+        forward = programs.count_flops(*programs.score(experiment))
+        records.add(key, {"forward": forward, "nfe": evaluations(experiment.config)})
+    return records.results[key]
+
+
+def show(options: argparse.Namespace) -> None:
+    """Compute what is missing, and print the table or write it to docs/accelerators.md."""
+    records, paths, rows = Records(options.results), options.config or all_configs(), []
+    targets = [analysis.Target(size, 1) for size in (SMALL, LARGE)]
     for path in paths:
-        config, key = comparison.load_config(path), f"{path} sample"
-        network = memory.step_key(config, 1)
-        if records.is_missing(key):
-            forward = same_network.get(network) or sampling.forward_flops(
-                Experiment(config, jax.devices()[:1]), 1
-            )
-            records.add(key, {"forward": forward, "nfe": evaluations(config)})
-        found[path] = records.results[key]
-        same_network[network] = found[path]["forward"]
-    return found
-
-
-def rows(records: parts.Records, paths: Sequence[str], utilisation: float) -> list[speed.Row]:
-    """Return a row for each config, of results that are compiled where `records` lacks them."""
-    steps = memory.measure(records, paths, shapes=[(SMALL, 1), (LARGE, 1)])
-    samples = count_samples(records, paths)
-    found = []
-    for path, small, large in zip(paths, steps[::2], steps[1::2]):
-        config = comparison.load_config(path)
-        row = expected(config, small, large, samples[path], utilisation)
-        found.append({"name": comparison.config_name(path)} | row)
-    return found
-
-
-def page(text: str, found: Sequence[speed.Row], utilisation: float) -> str:
-    """Return the page with a table of these rows and of previous ones of other configs."""
-    about = (
-        f"Computed, not measured, by `python -m benchmarks.cost --utilisation={utilisation:g} "
-        f"--write` (jax {jax.__version__})."
-    )
-    header, rule, *lines = speed.table(found, COLUMNS)
-    previous = markdown.section(text, "cost")
-    if about in previous:
-        lines = [line for line in previous.splitlines() if line.startswith("| ")][2:] + lines
-    by_name = {line.split("|")[1].strip(): line for line in lines}
-    table = [header, rule, *(by_name[name] for name in sorted(by_name))]
-    return markdown.set_section(text, "cost", "\n".join([about, "", *table]))
-
-
-def main() -> None:
-    """Compute what is missing, and print the table or write it to the page."""
-    given = flags.FLAGS
-    paths = given.config or memory.all_configs()
-    found = rows(parts.Records(given.results), paths, given.utilisation)
-    print("\n".join(speed.table(found, COLUMNS)))
-    if given.write:
-        PAGE.write_text(page(PAGE.read_text(), found, given.utilisation))
-
-
-if __name__ == "__main__":
-    flags.DEFINE_multi_string("config", [], "Config files; by default all of configs/.")
-    flags.DEFINE_string(
-        "results", str(Path(".cache") / "cost.jsonl"), "The file of results, one per line."
-    )
-    flags.DEFINE_float("utilisation", 0.3, "The share of the peak that a device computes.")
-    flags.DEFINE_bool("write", False, "Write the table to docs/accelerators.md.")
-    comparison.run(main)
+        small, large = analysis.measure(records, [path], [], targets)
+        samples, config = of_samples(records, path), load_config(path)
+        row = expected(config, small, large, samples, options.utilisation)
+        rows.append({"name": config_name(path)} | row)
+    lines = tables.table(rows, COLUMNS)
+    print("\n".join(lines))
+    if options.write:
+        about = (
+            f"Computed, not measured, by `python -m benchmarks cost "
+            f"--utilisation={options.utilisation:g} --write` (jax {jax.__version__})."
+        )
+        PAGE.write_text(tables.set_block(PAGE.read_text(), "cost", "\n".join([about, "", *lines])))

@@ -1,30 +1,31 @@
-"""The networks of diffusers in PyTorch, to which the speed of our networks is compared.
+"""The same work by the networks of diffusers in PyTorch, to which our speed is compared.
 
-The peer does the same work as our code, on the same GPU if PyTorch supports it: training with
-dropout, random flips, the same loss, gradient clipping, Adam with warm-up and a moving average, in
-the fastest form that PyTorch has for each. Noise levels come from a table of 1,000, which works for
-every SDE.
+The peer runs on the same GPU if PyTorch supports it: training with dropout, random flips, the same
+loss, gradient clipping, Adam with warm-up and a moving average, in the fastest form that PyTorch
+has for each. Noise levels come from a table of 1,000, which works for every SDE.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import math
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import speed
+from benchmarks.configs import load_config
+from benchmarks.harness import Program
+from benchmarks.programs import on_device
 from configs.default import Config
 from errors import InputError
-from experiment import Experiment
 from pretrained.diffusers_config import UNET_FAMILIES, unet_config
 from readers.image_sizes import sides
 
 LEVELS = 1000
+EVALUATIONS = 10  # in a run of sampling or likelihood
 Tensor = Any  # PyTorch is an optional dependency.
 
 
@@ -51,26 +52,11 @@ def title(config: Config, compiled: bool) -> str:
     changed = any(not _equal(config.model.get(field), near.model[field]) for field in near.model)
     network = "nearest network" if changed else "same network"
     suffix = ", compiled" if compiled else ""
-    return f"diffusers, {network}, {speed.network_product(config)}{suffix}"
+    return f"diffusers, {network}, {config.model.dtype}{suffix}"
 
 
 def _equal(a: Any, b: Any) -> bool:
     return math.isclose(a, b) if isinstance(b, float) and a is not None else a == b
-
-
-def _import_packages() -> tuple[Any, Any]:
-    # By default PyTorch's threads spin while they wait, which makes a step up to a hundred times
-    # slower on shared cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        import diffusers
-        import torch
-    except ImportError as error:
-        raise InputError(
-            "--peer needs PyTorch and diffusers, which are not installed: pip install torch "
-            "diffusers."
-        ) from error
-    return torch, diffusers
 
 
 class Peer:
@@ -85,16 +71,22 @@ class Peer:
     """
 
     def __init__(self, config: Config, *, compiled: bool = False) -> None:
-        torch, diffusers = _import_packages()
+        try:
+            diffusers: Any = importlib.import_module("diffusers")
+            torch: Any = importlib.import_module("torch")
+        except ImportError as error:
+            raise InputError(
+                "--peer needs PyTorch and diffusers, which are not installed: pip install torch "
+                "diffusers."
+            ) from error
         self.torch, self.config, self.compiled = torch, config, compiled
-        near = nearest(config)
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda" if cuda else "cpu")
         if cuda:  # JAX's defaults
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
             torch.backends.cudnn.benchmark = True
         torch.manual_seed(0)
-        network = diffusers.UNet2DModel(**unet_config(near))
+        network = diffusers.UNet2DModel(**unet_config(nearest(config)))
         for module in network.modules():
             if isinstance(module, diffusers.models.resnet.ResnetBlock2D):
                 module.dropout.p = config.model.dropout
@@ -105,16 +97,11 @@ class Peer:
             torch.autocast,
             self.device.type,
             torch.bfloat16,
-            enabled=speed.network_product(config) == "bfloat16",
+            enabled=config.model.dtype == "bfloat16",
         )
         self.alpha, self.std, self.gain, self.label = (
             torch.tensor(values, device=self.device) for values in _levels(config)
         )
-
-    @property
-    def parameters(self) -> int:
-        """The number of parameters."""
-        return sum(each.numel() for each in self.network.parameters())
 
     def images(self, count: int) -> Tensor:
         """Return random uint8 images (B, C, H, W)."""
@@ -155,38 +142,133 @@ class Peer:
         """Return the function, under torch.compile if `compiled`."""
         return self.torch.compile(function) if self.compiled else function
 
-    def wait(self) -> None:
-        """Wait for the GPU to finish."""
-        if self.device.type == "cuda":
-            self.torch.cuda.synchronize()
+    def program(self, call: Callable[[], object], work: float) -> Program:
+        """Return a program whose runs call a function and wait for the GPU."""
+
+        def run() -> None:
+            call()
+            if self.device.type == "cuda":
+                self.torch.cuda.synchronize()
+
+        return Program(run, work, 0.0, {"parameters": self.parameters})
 
     @property
-    def memory(self) -> int | None:
-        """The largest number of bytes on the GPU so far; None without one."""
-        return self.torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
-
-    def flops(self, function: Callable[[], object]) -> float:
-        """Return the FLOPs of convolutions and matrix products in a call."""
-        from torch.utils.flop_counter import FlopCounterMode
-
-        with FlopCounterMode(display=False) as counter:
-            function()
-        return float(counter.get_total_flops())
+    def parameters(self) -> int:
+        """The number of parameters."""
+        return sum(each.numel() for each in self.network.parameters())
 
 
 def _levels(config: Config) -> tuple[np.ndarray, ...]:
-    """Return alpha, std, the factor from output to score, and labels at 1,000 times.
+    """Return alpha, std, the factor from output to score, and labels at LEVELS times.
 
-    Each is float32 (1000,).
+    Each is float32 (LEVELS,).
     """
-    experiment = Experiment(config)
+    experiment = on_device(config)
     sde, scales = experiment.sde, experiment.num_scales
     t = (
         jnp.linspace(sde.t_min, sde.T, LEVELS)
         if scales is None
         else jnp.arange(LEVELS) % scales / (scales - 1) * sde.T
     )
-    model = experiment.model
+    model = experiment.score_model
     gain = model.score_from_output(jnp.ones((LEVELS, 1, 1, 1)), jnp.zeros(()), t)[:, 0, 0, 0]
     found = *model.marginal(t), gain, model.label(t)
     return tuple(np.broadcast_to(np.asarray(each, np.float32), (LEVELS,)).copy() for each in found)
+
+
+# --- what is timed ---
+
+
+class Training:
+    """Train steps on one batch of random images."""
+
+    def __init__(self, peer: Peer, batch_size: int) -> None:
+        torch, optim = peer.torch, peer.config.optim
+        self.peer, self.pixels, self.count = peer, peer.images(batch_size), 0
+        self.loss = peer.maybe_compile(peer.loss)
+        self.weights = list(peer.network.parameters())
+        self.ema = [each.detach().clone() for each in self.weights]
+        options = {"lr": optim.lr, "betas": (optim.beta1, 0.999), "eps": optim.eps, "fused": True}
+        self.optimizer = torch.optim.AdamW(self.weights, weight_decay=optim.weight_decay, **options)
+        peer.network.train()
+
+    def step(self) -> Tensor:
+        """Update the parameters once and return the loss."""
+        torch, optim, device = self.peer.torch, self.peer.config.optim, self.peer.device
+        count = len(self.pixels)
+        level = torch.randint(LEVELS, (count,), device=device)
+        share = 0.5 if self.peer.config.data.random_flip else 0
+        flip = torch.rand((count, 1, 1, 1), device=device) < share
+        loss = self.loss(self.pixels, level, self.peer.normal(count), flip)
+        loss.backward()
+        if optim.grad_clip > 0:
+            torch.nn.utils.clip_grad_norm_(self.weights, optim.grad_clip)
+        warm_up = min(1.0, self.count / optim.warmup) if optim.warmup else 1.0
+        self.optimizer.param_groups[0]["lr"] = optim.lr * warm_up
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            torch._foreach_lerp_(self.ema, self.weights, 1 - self.peer.config.model.ema_rate)
+        self.count += 1
+        return loss.detach()
+
+
+def train_step(
+    config: str, overrides: Sequence[str], batch_size: int, steps: int = 0, compiled: bool = False
+) -> Program:
+    """Run train steps; by default 1 on CPUs and 10 elsewhere."""
+    peer = Peer(load_config(config, overrides), compiled=compiled)
+    training, steps = Training(peer, batch_size), steps or (1 if peer.device.type == "cpu" else 10)
+
+    def run() -> None:
+        for _ in range(steps):
+            training.step()
+
+    return peer.program(run, steps * batch_size)
+
+
+def evaluate(peer: Peer, x: Tensor, output: Callable[..., Tensor], evaluations: int) -> Tensor:
+    """Return states x (B, C, H, W) after evaluations of the network, each with an update."""
+    level = peer.torch.full((len(x),), LEVELS // 2, device=peer.device)
+    with peer.torch.no_grad():
+        for _ in range(evaluations):
+            x = x + 1e-3 * output(x, level) + 1e-3 * peer.normal(len(x))
+    return x
+
+
+def divergence(
+    peer: Peer, x: Tensor, output: Callable[..., Tensor], evaluations: int
+) -> tuple[Tensor, Tensor]:
+    """Return states after evaluations with Hutchinson's estimate of the divergence, and its sum.
+
+    The divergence is computed by backpropagation, as in the official code.
+    """
+    level = peer.torch.full((len(x),), LEVELS // 2, device=peer.device)
+    probe, traces = peer.normal(len(x)).sign(), peer.torch.zeros(len(x), device=peer.device)
+    for _ in range(evaluations):
+        x = x.detach().requires_grad_()
+        value = output(x, level)
+        (gradient,) = peer.torch.autograd.grad((value * probe).sum(), x)
+        traces = traces + (gradient * probe).flatten(1).sum(1)
+        x = x + 1e-3 * value
+    return x.detach(), traces.detach()
+
+
+def _repeated(kind: Callable[..., object], evaluations: int) -> Callable[..., Program]:
+    """Return a function that makes the program of repeated evaluations of one kind."""
+
+    def make(
+        config: str, overrides: Sequence[str], batch_size: int, compiled: bool = False, **_: Any
+    ) -> Program:
+        peer = Peer(load_config(config, overrides), compiled=compiled)
+        peer.network.eval()
+        peer.network.requires_grad_(False)
+        x, output = peer.normal(batch_size), peer.maybe_compile(peer.output)
+        return peer.program(lambda: kind(peer, x, output, evaluations), batch_size * evaluations)
+
+    return make
+
+
+forward = _repeated(evaluate, 1)
+sampling = _repeated(evaluate, EVALUATIONS)
+likelihood = _repeated(divergence, EVALUATIONS)

@@ -104,7 +104,8 @@ def export_checkpoint(
             ema = sharding.fetch(checkpoints.restore(found, like)[EMA])
             trained = Trained(found.step, ema, ema)
         else:
-            trees = checkpoints.restore(found, to_checkpoint(_abstract_state(experiment)))
+            state = score_job(experiment).abstract_state(averages=False)
+            trees = checkpoints.restore(found, to_checkpoint(state))
             trained = from_state(sharding.fetch(from_checkpoint(trees)))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: write(file, trained, experiment.network, config))
@@ -144,16 +145,6 @@ def from_state(state: TrainState) -> Trained:
 
     (adam,) = filter(is_adam, jax.tree.leaves(state.opt_state, is_leaf=is_adam))
     return Trained(int(state.step), state.params, state.ema, adam.mu, adam.nu, int(adam.count))
-
-
-def _abstract_state(experiment: Experiment) -> TrainState:
-    """Return the shapes of a replicated training state."""
-    replicated = sharding.replicated(experiment.mesh)
-
-    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
-
-    return jax.tree.map(place, score_job(experiment).abstract_state(averages=False))
 
 
 def _remarks(trained: Trained, config: Config) -> list[str]:

@@ -38,15 +38,18 @@ EXCEPTIONS = {  # A text of commands that are not run: the reason.
     "source .venv/bin/activate": "changes the shell; the tests select Python otherwise",
     "make lint": "installs packages; CI runs it",
     "make test": "runs these tests",
-    "benchmarks.accelerator": "needs an accelerator",
-    "benchmarks.train_step --batch_size": "takes minutes; test_benchmarks.py runs it at tiny size",
-    "benchmarks.forward --batch_size": "takes minutes; test_benchmarks.py runs it at tiny size",
+    "benchmarks startup": "takes minutes; test_benchmarks.py runs it at tiny size",
+    "benchmarks train_step": "takes minutes; test_benchmarks.py runs it at tiny size",
+    "benchmarks forward": "takes minutes; test_benchmarks.py runs it at tiny size",
+    "benchmarks sampling": "takes minutes; test_benchmarks.py runs it at tiny size",
+    "benchmarks likelihood": "takes minutes; test_benchmarks.py runs it at tiny size",
     "--topology=": "needs TPU's compiler, which is optional",
-    "benchmarks.sampling_quality": "takes hours",
-    "benchmarks.wrong_fid": "takes half an hour",
+    "studies.sampling": "takes hours; test_studies.py runs it at tiny size",
+    "studies.likelihood": "takes minutes; test_studies.py runs it at tiny size",
+    "studies.inverse_problems": "takes an hour; test_studies.py runs it at tiny size",
     "--config.eval.legacy_rounding": "needs CIFAR-10 and the weights of FID's network",
     "ve/cifar10_ncsnpp_continuous.py --workdir=work --mode=train": "needs CIFAR-10",
-    "benchmarks.claims": "takes hours; test_claims.py runs it at tiny size",
+    "studies.claims": "takes hours; test_studies.py runs it at tiny size",
     "--config.eval.features=inception": "needs the weights of FID's network",
     "inception_weights.to_safetensors": "needs the weights of FID's network, which are downloaded",
     "--mode=prepare_data": "downloads a data set",
@@ -139,7 +142,7 @@ def test_modules_and_their_flags():
             module, *arguments = command.words[2:]
             spec = importlib.util.find_spec(module)
             assert spec is not None, command
-            if module.split(".")[0] in ("benchmarks", "docs", "tests"):
+            if module.split(".")[0] in ("benchmarks", "docs", "studies", "tests"):
                 folder = (ROOT / module.split(".")[0]).rglob("*.py")
                 source = "".join(path.read_text() for path in folder)
                 for flag in re.findall(r"--(\w+)", " ".join(arguments)):

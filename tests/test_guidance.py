@@ -15,7 +15,6 @@ import pretrained
 import samplers
 import sampling
 import solvers
-from benchmarks import guidance as benchmark
 from configs import default, parts
 from controllable import guidance
 from errors import InputError
@@ -26,6 +25,7 @@ from models import building
 from models.layers import Rngs
 from pretrained import parameter_names
 from sde_lib import VESDE, VPSDE, SubVPSDE
+from studies import guidance as study
 from tests import gaussian, mixture, reference, tiny
 from tests.test_sampling import KEYS, recorded_moments, replay, to_recorded_range
 
@@ -333,6 +333,11 @@ def test_picture_has_a_column_for_each_class(tmp_path):
     for index, part in enumerate((slice(0, 4), slice(4, 7))):
         path = tmp_path / f"samples_{index}.npz"
         np.savez(path, samples=images[part], classes=classes[part])
-    benchmark.draw(tmp_path / "a.png", tmp_path)
+    study.draw(tmp_path / "a.png", tmp_path)
     expected = datasets.image_grid(images[[1, 3, 0, 4, 6, 2]], titles=["1", "3", "4"])
     np.testing.assert_array_equal(Image.open(tmp_path / "a.png"), expected)
+
+
+def test_distance_to_the_nearest_digit():
+    training, x = np.array([[0.0, 0.0], [10.0, 0.0]]), np.array([[3.0, 4.0], [10.0, 1.0]])
+    np.testing.assert_allclose(study.distance_to_nearest(x, training), [5, 1])

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import markdown, parts, posterior_peers, posterior_problem, posterior_torch
-from benchmarks.posterior_problem import COVARIANCE, SDE
+from benchmarks.records import Records
+from studies import posterior_peers, posterior_problem, posterior_torch
+from studies.posterior_problem import COVARIANCE, SDE
 from tests import gaussian_posterior
 from tests.gaussian_posterior import SHAPE, SIZE
 
@@ -18,14 +19,14 @@ def test_rows_and_section(monkeypatch, tmp_path):
     monkeypatch.setattr(posterior_peers, "SCALES", (0.05, 1e30))
     problem = posterior_problem.make_problem("dense", 0.2)
     own = posterior_peers.own_contestants({"dps": (100,), "moment_matching": (20,)})
-    sizes = {"count": 200, "timed": 20, "rounds": 1, "simulations": 20, "samples": 20}
-    records = parts.Records(tmp_path / "records.jsonl")
+    sizes = {"count": 200, "timed": 20, "rounds": 1, "simulations": (20, 20)}
+    records = Records(tmp_path / "records.jsonl")
     dps, matching = posterior_peers.measure(records, problem, own, **sizes)
     assert (dps["evaluations"], dps["gradients"], dps["scale"]) == (100, 100, 0.05)
     assert (matching["evaluations"], matching["gradients"]) == (20, 20 * 6)
     assert matching["mean"] < 3 * matching["floor"]
-    assert matching["kind"] == "calibrated"
-    text = posterior_peers.section({"dense": [dps, matching]}, "a machine")
+    assert matching["calibration"].startswith("calibrated, ")
+    text = "\n".join(posterior_peers.section({"dense": [dps, matching]}))
     assert "| this code: `dps` | 100 | 0.05 | 100 | 100 |" in text
 
 
@@ -82,12 +83,3 @@ def test_samplers_of_the_peers(library):
     assert errors.mean < 4 * errors.floor
     counts = posterior_problem.count_evaluations(matching, problem, 1.0)
     assert counts["evaluations"] == 20
-
-
-def test_sections_of_pages():
-    page = "# Title\n\nText.\n"
-    assert markdown.section(page, "peers") == ""
-    new = markdown.set_section(page, "peers", "one\n")
-    assert new == page + "\n<!-- peers: begin -->\n\none\n\n<!-- peers: end -->\n"
-    assert markdown.set_section(new, "peers", "two") == new.replace("one", "two")
-    assert markdown.section(new, "peers") in new

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import sharding
-from benchmarks import likelihood, memory, sampling, speed, topology, traffic, train_step
+from benchmarks import analysis, programs, traffic
 from benchmarks.collectives import collectives
 from errors import InputError
 from experiment import Experiment
@@ -26,8 +26,8 @@ def _libtpu(monkeypatch):
 def compiled_step(**fields):
     """The training step compiled for eight TPUs, and its experiment."""
     fields = {"training.batch_size": 8, "eval.batch_size": 8} | fields
-    experiment = Experiment(tiny.config(**fields), topology.devices("v5e:2x4"))
-    return train_step.compile_step(experiment), experiment
+    experiment = Experiment(tiny.config(**fields), programs.tpus("v5e:2x4"))
+    return programs.compile_stages(*programs.train_step(experiment)), experiment
 
 
 @pytest.mark.usefixtures("_libtpu")
@@ -50,22 +50,24 @@ def test_tpus_send_the_gradients_once_and_recomputation_saves_memory():
 @pytest.mark.usefixtures("_libtpu")
 def test_unknown_topologies():
     with pytest.raises(InputError, match="--topology=v9:1x1 is unknown to libtpu"):
-        topology.devices("v9:1x1")
+        programs.tpus("v9:1x1")
 
 
 def test_missing_libtpu_is_reported(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="--topology=v5e:2x4 needs .*: pip install libtpu"):
-        topology.devices("v5e:2x4")
+        programs.tpus("v5e:2x4")
 
 
 def test_configs_that_fit_into_memory():
     """The TPU compiler reports whether a program fits into the memory."""
     full = {"error": "exit code 1: RESOURCE_EXHAUSTED: Used 17G of 15.75G hbm."}
-    assert memory.fits({"peak": 79e9}, "v5p:1x1x1") == {"fits_card": "yes", "fits": "yes"}
-    assert memory.fits({"peak": 81e9}, None) == {"fits_card": "no"}
-    assert memory.fits(full, "v5e:1x1") == {"fits": "no"}
-    assert memory.fits(full, None) == memory.fits({"error": "not done after 9 s"}, "v5e:1x1") == {}
+    assert analysis.fits({"peak": 79e9}, "v5p:1x1x1") == {"fits_card": "yes", "fits": "yes"}
+    assert analysis.fits({"peak": 81e9}, None) == {"fits_card": "no"}
+    assert analysis.fits(full, "v5e:1x1") == {"fits": "no"}
+    assert (
+        analysis.fits(full, None) == analysis.fits({"error": "not done after 9 s"}, "v5e:1x1") == {}
+    )
 
 
 @pytest.mark.usefixtures("_libtpu")
@@ -75,7 +77,7 @@ def test_tpus_gather_split_parameters_and_scatter_their_gradients(precision, wid
 
     bfloat16 operands are gathered as bfloat16.
     """
-    mesh = sharding.make_mesh(topology.devices("v5e:2x4"))
+    mesh = sharding.make_mesh(programs.tpus("v5e:2x4"))
     rows, size = sharding.along_axis(mesh), 256
 
     def loss(w, x):
@@ -94,7 +96,7 @@ def test_tpus_gather_split_parameters_and_scatter_their_gradients(precision, wid
 
 def moved(function, *shapes):
     """The bytes that a function moves on one TPU v5e, and XLA's estimate for all memories."""
-    device = jax.sharding.SingleDeviceSharding(topology.devices("v5e:1x1")[0])
+    device = jax.sharding.SingleDeviceSharding(programs.tpus("v5e:1x1")[0])
     jitted = jax.jit(function, in_shardings=device, out_shardings=device)
     compiled = jitted.lower(*shapes).compile()
     return traffic.moved_bytes(compiled.as_text()), compiled.cost_analysis()["bytes accessed"]
@@ -127,8 +129,8 @@ def test_budget_of_a_train_step():
     A step reads parameters, average and two moments, writes them, and converts the parameters.
     """
     fields = {"model.dtype": "bfloat16", "training.batch_size": 8}
-    experiment = Experiment(tiny.config(**fields), topology.devices("v5e:1x1"))
-    step = train_step.compile_step(experiment)
+    experiment = Experiment(tiny.config(**fields), programs.tpus("v5e:1x1"))
+    step = programs.compile_stages(*programs.train_step(experiment))
     params = sum(sizes(experiment.abstract_params).elements())
     found = traffic.moved_bytes(step.call.as_text())
     assert 8 * params < found < 10 * params + 8 * 20e3
@@ -137,8 +139,8 @@ def test_budget_of_a_train_step():
 @pytest.mark.usefixtures("_libtpu")
 def test_evaluations_move_the_parameters_once():
     """Everything else of a tiny network stays in the memory of the chip, with a derivative, too."""
-    experiment = Experiment(tiny.config(), topology.devices("v5e:1x1"))
+    experiment = Experiment(tiny.config(**{"training.batch_size": 1}), programs.tpus("v5e:1x1"))
     params = sum(sizes(experiment.abstract_params).elements())
-    for program in (sampling.evaluation, likelihood.divergence):
-        found = speed.compile_stages(*program(experiment, 1)).call.as_text()
+    for program in (programs.score, programs.derivative):
+        found = programs.compile_stages(*program(experiment)).call.as_text()
         assert params < traffic.moved_bytes(found) < 1.5 * params

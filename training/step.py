@@ -79,12 +79,17 @@ class Job:
 
     def shardings(self) -> TrainState:
         """Return the shardings of a state."""
-        return self.experiment.state_shardings(self.abstract_state())
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
 
     def abstract_state(self, *, averages: bool = True) -> TrainState:
-        """Return the shapes of a state, with or without the further averages."""
+        """Return the shapes and shardings of a state, with or without the further averages."""
         extra = len(self.stds) if averages else 0
-        return state.abstract(self.abstract_params, self.optimizer, extra)
+        shapes = state.abstract(self.abstract_params, self.optimizer, extra)
+
+        def place(leaf: jax.ShapeDtypeStruct, where: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+        return jax.tree.map(place, shapes, self.experiment.state_shardings(shapes))
 
     def root(self, rollbacks: int) -> Array:
         """Return the root of the random numbers of the steps after a number of rollbacks."""

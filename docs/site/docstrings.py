@@ -21,7 +21,7 @@ LONGEST_VALUE = 60  # characters
 CODE_OR_MARKUP = re.compile(r"(`[^`]+`)|([*|])")
 ARRAY = re.compile(r"~?\bjax(?:lib|\.jaxlib)\._jax\.Array\b")
 ALIAS = re.compile(r"TypeAliasForwardRef\('(~[\w.]+)'\)")
-OBJECT = re.compile(r"<(?:class|function) '?([\w.]+)'?>")
+OBJECT = re.compile(r"<(?:class|function) '?([\w.]+|[\w.]*<lambda>)'?>")
 
 
 def to_rst(docstring: str) -> str:

@@ -1,0 +1,175 @@
+"""Paired timing: programs run in turn, each in a process of its own.
+
+In every round each program runs once while the others wait, so that background load affects all of
+them equally. Ratios are medians over the rounds of the ratio within a round. Separate processes
+keep thread pools, memory and caches apart, and can import the code of another checkout.
+
+Worker processes import this module first, so that it must not import JAX or the code to be timed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+ENVIRONMENT = {
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # Several processes share an accelerator.
+    # By default PyTorch's threads spin while they wait, which makes a step up to a hundred times
+    # slower on shared cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+Seconds = Mapping[str, Sequence[float]]
+"""Seconds of each round, by program."""
+
+
+class Program(NamedTuple):
+    """What a worker process times.
+
+    Attributes:
+      run: one run, which returns when it is finished.
+      work: units of work of a run, such as images.
+      flops: FLOPs of a run; 0 if they are not counted.
+      facts: further entries of its row.
+    """
+
+    run: Callable[[], object]
+    work: float
+    flops: float
+    facts: dict[str, Any]
+
+
+class Contestant(NamedTuple):
+    """A program that is compared with others.
+
+    Attributes:
+      name: in the table.
+      function: 'module:name' of a function that returns a `Program`; a worker process calls it.
+      arguments: its arguments, by name.
+      rivals: names of other contestants, by the column that states the ratio to them.
+      checkout: a folder whose modules replace those of this checkout, except for this package.
+    """
+
+    name: str
+    function: str
+    arguments: dict[str, Any]
+    rivals: dict[str, str] = {}
+    checkout: str = ""
+
+
+# --- processes ---
+
+
+def process(
+    environment: Mapping[str, str] | None = None, checkout: str = ""
+) -> ProcessPoolExecutor:
+    """Return an executor of one new process with these variables and the code of `checkout`."""
+    variables = ENVIRONMENT | dict(environment or {})
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, context, initializer=_begin, initargs=(variables, checkout))
+
+
+def isolated(
+    function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None
+) -> Any:
+    """Call a function of a module in a new process; return its result or raise its exception."""
+    with process(environment) as executor:
+        return executor.submit(function, *arguments).result()
+
+
+def _begin(variables: dict[str, str], checkout: str) -> None:
+    os.environ.update(variables)
+    if checkout:
+        sys.path.insert(0, checkout)
+
+
+_programs: list[Program] = []
+"""The program of this process, if it is a worker."""
+
+
+def _prepare(function: str, arguments: dict[str, Any]) -> Program:
+    """Build the program of this process and run it once; return what is known about it."""
+    module, _, name = function.partition(":")
+    program = getattr(importlib.import_module(module), name)(**arguments)
+    program.run()
+    _programs.append(program)
+    return program._replace(run=int)  # A compiled function cannot be sent to another process.
+
+
+def _time_run() -> float:
+    return seconds_of(_programs[0].run)
+
+
+# --- timing ---
+
+
+def seconds_of(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the seconds of a call."""
+    start = clock()
+    run()
+    return clock() - start
+
+
+def alternate(timed: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Call functions that return their seconds, one after the other in each round."""
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for _ in range(rounds):
+        for name, run in timed.items():
+            seconds[name].append(run())
+    return seconds
+
+
+def ratio(seconds: Seconds, name: str, other: str) -> float:
+    """Return the median over the rounds of `other`'s seconds divided by those of `name`."""
+    return statistics.median(b / a for a, b in zip(seconds[name], seconds[other], strict=True))
+
+
+def compare(contestants: Sequence[Contestant], rounds: int) -> list[dict[str, Any]]:
+    """Build the programs of the contestants, time them in turn and return a row for each."""
+    with ExitStack() as stack:
+        workers = {
+            each.name: stack.enter_context(process(checkout=each.checkout)) for each in contestants
+        }
+        programs = {
+            each.name: workers[each.name].submit(_prepare, each.function, each.arguments).result()
+            for each in contestants
+        }
+        timed = {
+            name: lambda worker=worker: worker.submit(_time_run).result()
+            for name, worker in workers.items()
+        }
+        seconds = alternate(timed, rounds)
+    return rows(contestants, programs, seconds)
+
+
+def rows(
+    contestants: Sequence[Contestant], programs: Mapping[str, Program], seconds: Seconds
+) -> list[dict[str, Any]]:
+    """Return a row for each contestant, from the seconds of all rounds.
+
+    Ratios to rivals are those of work per second; in the column 'share', those of FLOPs per second.
+    """
+    found = []
+    for name, _, _, rivals, _ in contestants:
+        program, median = programs[name], statistics.median(seconds[name])
+        result = {
+            "name": name,
+            "seconds": median,
+            "flops": program.flops,
+            "rate": program.work / median or None,
+            "tflops": program.flops / median / 1e12 or None,
+            **program.facts,
+        }
+        for column, rival in rivals.items():
+            unit = "flops" if column == "share" else "work"
+            amounts = getattr(program, unit), getattr(programs[rival], unit)
+            result[column] = amounts[0] / amounts[1] * ratio(seconds, name, rival)
+        found.append(result)
+    return found

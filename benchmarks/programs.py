@@ -1,0 +1,204 @@
+"""The programs of an experiment, lowered and compiled for shapes: what they compute and hold.
+
+Devices need not be present: libtpu compiles for TPUs anywhere.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import sharding
+import training
+from benchmarks.configs import load_config
+from configs.default import Config
+from datasets import Batch
+from errors import InputError, brief
+from experiment import Experiment
+from models.building import Params
+
+# Without these, libtpu queries the network for minutes for the local TPU's type, and only one
+# process at a time can load it.
+LIBTPU_VARIABLES = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
+Lowerable = tuple[Any, ...]
+"""A jitted function, and its arguments or their shapes."""
+
+
+def make_experiment(config: str, overrides: Sequence[str] = ()) -> Experiment:
+    """Return the experiment of a config file with changed fields, on one device."""
+    return on_device(load_config(config, overrides))
+
+
+def on_device(config: Config) -> Experiment:
+    """Return the experiment of a config on one device."""
+    return Experiment(config, jax.devices()[:1])
+
+
+# --- programs ---
+
+
+def train_step(experiment: Experiment) -> Lowerable:
+    """Return the train step at training.batch_size."""
+    job = training.score_job(experiment)
+    count = experiment.config.training.batch_size
+
+    def zeros() -> Batch:
+        labels = jnp.zeros(count, jnp.int32) if experiment.labelled else None
+        return Batch(jnp.zeros((count, *experiment.image_shape), jnp.uint8), labels)
+
+    return training.jit_step(job), job.abstract_state(), jax.eval_shape(zeros)
+
+
+def score(experiment: Experiment) -> Lowerable:
+    """Return an evaluation of the score for training.batch_size states."""
+
+    def evaluate(params: Params, x: Array, t: Array) -> Array:
+        return experiment.score(params)(x, t)
+
+    return _of_states(experiment, evaluate)
+
+
+def derivative(experiment: Experiment) -> Lowerable:
+    """Return an evaluation of the score with its derivative along a probe, as likelihoods need."""
+
+    def differentiate(params: Params, x: Array, t: Array) -> tuple[Array, Array]:
+        evaluate = experiment.score(params)
+        return jax.jvp(lambda x: evaluate(x, t), (x,), (x,))
+
+    return _of_states(experiment, differentiate)
+
+
+def _of_states(experiment: Experiment, function: Callable[..., Any]) -> Lowerable:
+    whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh)
+    count = experiment.config.training.batch_size
+    x = jax.ShapeDtypeStruct((count, *experiment.image_shape), "float32")
+    t = jax.ShapeDtypeStruct((count,), "float32")
+    jitted = jax.jit(function, in_shardings=(whole, split, split))
+    return jitted, experiment.abstract_params, x, t
+
+
+PROGRAMS = {"train_step": train_step, "score": score, "derivative": derivative}
+
+
+def parameters(experiment: Experiment) -> int:
+    """Return the number of parameters of the network."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract_params))
+
+
+def images(experiment: Experiment, count: int) -> Batch:
+    """Return random images, with labels for conditional networks, on the experiment's devices."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (count, *experiment.image_shape), dtype=np.uint8)
+    classes = max(1, experiment.config.data.num_classes)
+    labels = rng.integers(0, classes, count, dtype=np.int32) if experiment.labelled else None
+    return sharding.shard(experiment.mesh, Batch(pixels, labels))
+
+
+# --- compilation ---
+
+
+class Compiled(NamedTuple):
+    """A jitted function compiled for its arguments.
+
+    Attributes:
+      call: the compiled function.
+      seconds: duration of tracing, lowering and compiling.
+      flops: FLOPs of one call, counted in the program before optimization. This count is the same
+        for every device, whereas that of the optimized program omits library calls. A loop counts
+        as one pass. None for devices that are not present.
+      memory: bytes per device of arguments, results, results that reuse the memory of arguments,
+        temporaries (without the workspace of libraries), and the program.
+      estimate: the compiler's estimates for the optimized program on one device, by name.
+    """
+
+    call: Callable[..., Any]
+    seconds: dict[str, float]
+    flops: float | None
+    memory: dict[str, int]
+    estimate: dict[str, float]
+
+    @property
+    def peak(self) -> int:
+        """The largest number of bytes that a device needs for a call."""
+        return sum(self.memory.values()) - 2 * self.memory["in_place"]
+
+
+def compile_stages(function: Any, *arguments: Any) -> Compiled:
+    """Compile a jitted function for arguments, or for their shapes, and time each stage."""
+    times = [time.perf_counter()]
+    traced = function.trace(*arguments)
+    times.append(time.perf_counter())
+    lowered = traced.lower()
+    times.append(time.perf_counter())
+    compiled = lowered.compile()
+    times.append(time.perf_counter())
+    stages = zip(("trace", "lower", "compile"), times, times[1:])
+    sizes = compiled.memory_analysis()
+    memory = {
+        "arguments": sizes.argument_size_in_bytes,
+        "results": sizes.output_size_in_bytes,
+        "in_place": sizes.alias_size_in_bytes,
+        "temporaries": sizes.temp_size_in_bytes,
+        "program": sizes.generated_code_size_in_bytes,
+    }
+    seconds = {stage: end - start for stage, start, end in stages}
+    cost = lowered.cost_analysis()
+    flops = float(cost["flops"]) if cost else None
+    return Compiled(compiled, seconds, flops, memory, compiled.cost_analysis() or {})
+
+
+def count_flops(function: Any, *arguments: Any) -> float:
+    """Return the FLOPs of a jitted function for the shapes of its arguments; nothing is compiled.
+
+    Raises ValueError if its devices are absent.
+    """
+    cost = function.lower(*arguments).cost_analysis()
+    if not cost:
+        raise ValueError("XLA cannot count the FLOPs of this function: its devices are absent.")
+    return float(cost["flops"])
+
+
+def step_flops(config: Config) -> float:
+    """Return the FLOPs of a train step without recomputation, and with all accumulated batches."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({"training.remat": False, "training.accumulate": 1})
+    return count_flops(*train_step(on_device(config)))
+
+
+# --- devices that are not present ---
+
+
+def tpus(topology: str) -> list[Any]:
+    """Return the devices of a topology such as "v5e:2x4", as targets of compilation.
+
+    Raises InputError if libtpu is not installed or does not support the topology.
+    """
+    from jax.experimental import topologies
+
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError(f"--topology={topology} needs TPU's compiler: pip install libtpu.")
+    for variable, value in LIBTPU_VARIABLES.items():
+        os.environ.setdefault(variable, value)
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
+        raise InputError(
+            f"--topology={topology} is unknown to libtpu; a valid one is v5e:2x4: {brief(error)}"
+        ) from error
+
+
+def describe(topology: str) -> str:
+    """Return how results for a topology were obtained, for tables."""
+    kind = tpus(topology)[0].device_kind
+    version = importlib.metadata.version("libtpu")
+    return f"compiled ahead of time for {kind} ({topology}) by libtpu {version}, not run"

@@ -1,0 +1,36 @@
+"""Results in a file of JSON lines, from which a later run resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class Records:
+    """Results by key. Each is appended to the file at once; the last line of a key counts."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.results: dict[str, Record] = {}
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                record = json.loads(line)
+            except ValueError:  # A killed run leaves an incomplete line.
+                continue
+            self.results[record["key"]] = record
+
+    def is_missing(self, key: str) -> bool:
+        """Return whether there is no result for this key, or only an error."""
+        return key not in self.results or "error" in self.results[key]
+
+    def add(self, key: str, record: Record) -> Record:
+        """Append a result, and return it."""
+        self.results[key] = record | {"key": key}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        incomplete = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+        with open(self.path, "a") as file:
+            file.write("\n" * incomplete + json.dumps(self.results[key]) + "\n")
+        return self.results[key]

@@ -1,0 +1,264 @@
+"""What is measured of networks for the claims.
+
+Each function takes models, a seed and arguments that JSON can store, and returns named estimates.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import classifier
+import likelihood
+import sampling
+from commands.latents import slerp
+from configs.default import Config
+from controllable.operators import Operator
+from experiment import Experiment
+from score_sde import TrainedModel, operators
+from sde_lib import SDE, Score
+from studies.common import Estimate, mean
+from studies.distances import classes, distance, held_out, is_digits
+
+Models = Sequence[TrainedModel]
+Found = dict[str, Estimate]
+FRAMES = 10  # of an interpolation, with both ends
+ROWS = 16  # pairs of images, of which all frames are decoded
+SHARE = 0.5  # of the sides of an image: the box that is unknown
+STEPS = 100  # of the predictor that draws solutions
+
+
+def rms(x: np.ndarray) -> np.ndarray:
+    """Return the root mean square (n,) of the entries of each image (n, ...)."""
+    return np.sqrt(np.mean(np.square(x.reshape(len(x), -1)), 1))
+
+
+def _classes(model: TrainedModel, x: np.ndarray) -> np.ndarray:
+    """Return the most probable classes (n,) of samples x (n, ...) of a model of the digits."""
+    return classes(model, model.to_images(jnp.asarray(x)))
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+def draws(models: Models, seed: int, *, count: int, sampler: str, **options: Any) -> Found:
+    """Return the `distance` of `count` samples; the options are those of `Prior.sample`."""
+    (model,) = models
+    x = model.sample(count, seed=seed, sampler=sampler, batch_size=count, **options)
+    return {"distance": distance(model, x)}
+
+
+def flow(models: Models, seed: int, *, count: int, tolerance: float) -> Found:
+    """Return the `distance` and the `evaluations` of the probability flow with adaptive steps.
+
+    `saving` is 1,000 divided by the mean number of evaluations.
+    """
+    (model,) = models
+    keys = sampling.image_keys(jax.random.key(seed), jnp.arange(count))
+    x, evaluations = _solve_flow(model.score, model.sde, model.event_shape, keys, tolerance)
+    found = mean(np.asarray(evaluations))
+    saving = Estimate(1000 / found.value, 1000 / found.value**2 * found.stderr)
+    return {"distance": distance(model, x), "evaluations": found, "saving": saving}
+
+
+@eqx.filter_jit
+def _solve_flow(
+    score: Score, sde: SDE, shape: tuple[int, ...], keys: Array, tolerance: float
+) -> tuple[Array, Array]:
+    """Return samples and their evaluations, with a last step to noise-free images."""
+    prior = sampling.prior_sample(keys, sde, (len(keys), *shape))
+    return sampling.probability_flow_ode(
+        lambda x, t: score(x, t), sde, prior, rtol=tolerance, atol=tolerance
+    )
+
+
+# --- densities ------------------------------------------------------------------------------------
+
+
+def gain(models: Models, seed: int, *, count: int) -> Found:
+    """Return bits/dim `before` (the first model) and `after` (the second), and the `gain`.
+
+    Also `bound before`, `bound after` and `gain of the bound` for the variational bound. The images
+    and their dequantizing noise are the same for both, so the errors are those of differences.
+    """
+    exact, bound = zip(*(_bits(model, seed, count) for model in models))
+    return {
+        "before": mean(exact[0]),
+        "after": mean(exact[1]),
+        "gain": mean(exact[0] - exact[1]),
+        "bound before": mean(bound[0]),
+        "bound after": mean(bound[1]),
+        "gain of the bound": mean(bound[0] - bound[1]),
+    }
+
+
+def _bits(model: TrainedModel, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return bits/dim (count,) by the flow with one Rademacher probe, and the bound (count,)."""
+    x = model.from_images(held_out(model, count), seed)
+    logp = model.log_prob(x, seed=seed, trace="Rademacher", probes=1)
+    keys = sampling.image_keys(jax.random.key(seed), jnp.arange(len(x)))
+    nats = eqx.filter_jit(likelihood.elbo)(model.score, model.sde, x, keys).nats
+    dims, log_scale = math.prod(model.event_shape), model.scaler.log_scale
+    found = (likelihood.bits_per_dim(each, dims, log_scale) for each in (logp, -nats))
+    exact, bound = map(np.asarray, found)
+    return exact, bound
+
+
+# --- latent codes ---------------------------------------------------------------------------------
+
+
+def codes(models: Models, seed: int, *, count: int) -> Found:
+    """Return the distance of two models' codes of the `same` images and of `other` images.
+
+    Distances are Euclidean, in units of the prior's standard deviation and relative to the square
+    root of the dimension: those of independent codes are about sqrt(2).
+    """
+    first, second = (_encode(model, seed, count) for model in models)
+    others = np.roll(second, 1, axis=0)
+    return {"same": mean(rms(first - second)), "other": mean(rms(first - others))}
+
+
+def interpolation(models: Models, seed: int, *, count: int) -> Found:
+    """Return how images change between pairs of held-out images.
+
+    `codes` and `pixels` are distances to held-out images: of images halfway between two codes, and
+    of means of two images. `ends` is the root mean square difference of the two decoded images, and
+    `step` that of the two adjacent frames which differ most.
+    """
+    (model,) = models
+    x, z = np.asarray(_images(model, seed, count)), _encode(model, seed, count)
+    half = len(x) // 2
+    rows = min(half, ROWS)
+    first, second = z[:rows], z[half : half + rows]
+    weights = np.linspace(0, 1, FRAMES)
+    frames = [_decode(model, slerp(first, second, weight)) for weight in weights]
+    middle = _decode(model, slerp(z[:half], z[half:], 0.5))
+    steps = np.stack([rms(a - b) for a, b in zip(frames, frames[1:])])
+    return {
+        "codes": distance(model, middle),
+        "pixels": distance(model, (x[:half] + x[half:]) / 2),
+        "ends": mean(rms(frames[0] - frames[-1])),
+        "step": mean(steps.max(0)),
+    }
+
+
+def temperature(models: Models, seed: int, *, count: int, low: float) -> Found:
+    """Return what scaling the codes of held-out images by `low` does.
+
+    `spread` and `spread at low` are the root mean square deviations of images from their mean. For
+    digits, `kept` is the share of images that stay in their class, according to a classifier.
+    """
+    (model,) = models
+    z = _encode(model, seed, count)
+    plain, scaled = _decode(model, z), _decode(model, low * z)
+    found = {
+        "spread": mean(rms(plain - plain.mean(0))),
+        "spread at low": mean(rms(scaled - scaled.mean(0))),
+    }
+    if is_digits(model):
+        found["kept"] = mean(_classes(model, plain) == _classes(model, scaled))
+    return found
+
+
+def _images(model: TrainedModel, seed: int, count: int) -> Array:
+    """Return held-out images, dequantized, in the range of the model and in random order."""
+    pixels = held_out(model, count)
+    order = np.random.default_rng(seed).permutation(len(pixels))
+    return model.from_images(pixels[order], seed)
+
+
+def _encode(model: TrainedModel, seed: int, count: int) -> np.ndarray:
+    """Return the codes of the images of `_images`, in units of the prior's standard deviation."""
+    return np.asarray(model.encode(_images(model, seed, count))) / model.sde.prior_std
+
+
+def _decode(model: TrainedModel, z: np.ndarray) -> np.ndarray:
+    return np.asarray(model.decode(jnp.asarray(z * model.sde.prior_std)))
+
+
+# --- conditional generation -----------------------------------------------------------------------
+
+
+def guided(models: Models, seed: int, *, count: int, iterations: int, strength: float) -> Found:
+    """Return the share of guided samples that are of the requested class, `correct`.
+
+    A noise-conditional classifier is trained first. A classifier of clean digits judges.
+    """
+    (model,) = models
+    config = Config(model.config.to_dict())
+    config.guidance.classes, config.guidance.scale = tuple(range(10)), strength
+    config.classifier.n_iters = iterations
+    config.sampling.update({"method": "solver", "solver": "dpm++_2m_sde", "num_steps": 20})
+    experiment = Experiment(config, jax.devices()[:1])
+    with tempfile.TemporaryDirectory() as folder:
+        experiment.classifier = classifier.train(config, folder)
+    trained = experiment.trained_model(model.params)
+    images = np.asarray(experiment.draw_images(trained, seed * count, count).x)
+    requested = np.arange(seed * count, (seed + 1) * count) % 10
+    return {"correct": mean(classes(model, images) == requested)}
+
+
+def inpainting(models: Models, seed: int, *, count: int) -> Found:
+    """Return root mean square errors in the unknown center of held-out images.
+
+    They are those of `solutions` given the pixels around the center, and of `samples` without. For
+    digits also the shares whose class is that of the original digit according to a classifier:
+    `kept` of the solutions, and `grey` of images whose center is grey.
+    """
+    (model,) = models
+    known = operators.box(model.event_shape, SHARE)
+    truth, solutions, samples = _solve(model, operators.mask(known), seed, count)
+    unknown = ~np.broadcast_to(known, model.event_shape)
+    found = {
+        "solutions": mean(rms((solutions - truth)[:, unknown])),
+        "samples": mean(rms((samples - truth)[:, unknown])),
+    }
+    if is_digits(model):
+        right, grey = _classes(model, truth), np.where(known, truth, 0)
+        found["kept"] = mean(_classes(model, solutions) == right)
+        found["grey"] = mean(_classes(model, grey) == right)
+    return found
+
+
+def colorization(models: Models, seed: int, *, count: int) -> Found:
+    """Return root mean square errors of the colors of held-out images without color.
+
+    A color is the difference from the mean of the channels. `solutions` have the given means, and
+    `others` are the colors of another image. `color` and `true color` are the root mean squares of
+    the colors of solutions and of the original images.
+    """
+    (model,) = models
+    operator = operators.channel_mean(model.event_shape)
+    truth, solutions, _ = _solve(model, operator, seed, count)
+    true, found = (x - x.mean(-1, keepdims=True) for x in (truth, solutions))
+    return {
+        "solutions": mean(rms(found - true)),
+        "others": mean(rms(np.roll(true, 1, axis=0) - true)),
+        "color": mean(rms(found)),
+        "true color": mean(rms(true)),
+    }
+
+
+def _solve(
+    model: TrainedModel, operator: Operator, seed: int, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return held-out images, a solution for each by the paper's method, and samples; (n, ...)."""
+    truth = np.asarray(model.from_images(held_out(model, count)))
+    options = {
+        "steps": STEPS,
+        "predictor": "reverse_diffusion",
+        "corrector": "none",
+        "batch_size": count,
+    }
+    posterior = model.posterior(operator.forward(truth), operator, noise=0.0, method="projection")
+    solutions = posterior.sample(seed=seed, **options)
+    samples = model.sample(len(truth), seed=seed + 1, sampler="pc", **options)
+    return truth, np.asarray(solutions), np.asarray(samples)

@@ -1,0 +1,240 @@
+"""What the studies share: trained networks, cached results, verdicts, and blocks of pages."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+import score_sde
+import training
+from api.trained import NetworkScore
+from benchmarks import tables
+from benchmarks.records import Record, Records
+from configs.default import Config
+from errors import InputError
+from experiment import Experiment
+from score_sde import TrainedModel
+
+ROOT = Path(__file__).parents[1]
+ZOO = ROOT / "zoo"
+WITHOUT_EFFECT = ("progress", "report", "runs", "benchmarks", "evaluation")
+"""Modules whose code does not change what is trained or measured."""
+LENGTH = 12  # hexadecimal digits of a key
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def key(value: Any, module: str) -> str:
+    """Return the hash of a value that JSON can store and of the code of a module.
+
+    The code is that of the module and of all that it imports from this repository, except for
+    WITHOUT_EFFECT; comments and docstrings do not count. So a result is used only with the present
+    config and code: stale ones stay in their files under old keys.
+    """
+    text = json.dumps(value, sort_keys=True, default=list) + _code(module)
+    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+
+
+@functools.cache
+def _code(module: str) -> str:
+    """Return the hash of the code of a module and its imports."""
+    if _path(module) is None:
+        raise ValueError(f"{module} is not a module of this repository.")
+    found, waiting = {}, [module]
+    while waiting:
+        name = waiting.pop()
+        path = _path(name)
+        if path is None or name in found or name.partition(".")[0] in WITHOUT_EFFECT:
+            continue
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                waiting += [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                node.body = [each for each in node.body if not _is_text(each)]
+        waiting.append(name.rpartition(".")[0])
+        found[name] = ast.dump(tree)
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def _path(module: str) -> Path | None:
+    """Return the file of a module of this repository."""
+    start = ROOT / module.replace(".", "/") if module else ROOT / "absent"
+    candidates = start.with_suffix(".py"), start / "__init__.py"
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """Return whether a statement is a string alone."""
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+
+
+def cached(records: Records, key: str, compute: Callable[[], Record]) -> Record:
+    """Return the result under this key; compute and record it if there is none."""
+    if records.is_missing(key):
+        print(f"  {records.add(key, compute())}", flush=True)
+    return records.results[key]
+
+
+# --- networks -------------------------------------------------------------------------------------
+
+
+def compilation_cache(folder: Path) -> None:
+    """Keep compiled programs in a folder, so that a second run need not compile them."""
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def train(config: Config, folder: Path) -> Path:
+    """Train the network of a config, unless it is; return its workdir, named by config and code.
+
+    Raises KeyboardInterrupt if training was stopped; the next call continues it.
+    """
+    workdir = folder / "networks" / key(config.to_dict(), "training")
+    finished = workdir.with_suffix(".finished")
+    if not finished.exists():
+        state = training.train(config, str(workdir))
+        if int(state.step) < training.last_step(
+            0, config.training.n_iters, config.training.n_jitted_steps
+        ):
+            raise KeyboardInterrupt
+        finished.touch()
+    return workdir
+
+
+@functools.cache
+def load(path: Path, checkpoint: int | None = None) -> TrainedModel:
+    """Load a workdir or a file of zoo/.
+
+    Models whose configs differ in the seed only share their compiled programs: parameters are an
+    argument of their score.
+    """
+    model = score_sde.load(path, checkpoint=checkpoint)
+    about = json.dumps(model.config.to_dict() | {"seed": 0}, sort_keys=True, default=list)
+    shared = _scores.setdefault(about, model.score)
+    model.score = dataclasses.replace(shared, params=model.params)
+    return model
+
+
+_scores: dict[str, NetworkScore] = {}
+"""A score by its config."""
+
+
+@functools.cache
+def experiment_of(model: TrainedModel) -> Experiment:
+    """Return the experiment of a model, which reads its data set."""
+    return Experiment(model.config, jax.devices()[:1])
+
+
+# --- errors and verdicts --------------------------------------------------------------------------
+
+HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
+ERRORS = 2  # standard errors that a verdict requires
+
+
+class Estimate(NamedTuple):
+    """A number and its standard error."""
+
+    value: float
+    stderr: float
+
+    def __str__(self) -> str:
+        """Return the number and its error with two digits of the error."""
+        if not self.stderr:
+            return f"{self.value:.4g}"
+        digits = max(0, 1 - math.floor(math.log10(self.stderr)))
+        return f"{self.value:.{digits}f} +- {self.stderr:.{digits}f}"
+
+
+def mean(values: np.ndarray) -> Estimate:
+    """Return the mean of independent values (n,), and its standard error."""
+    values = np.asarray(values, np.float64)
+    return Estimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
+
+
+def log_ratio(a: Estimate, b: Estimate) -> Estimate:
+    """Return log(a / b) of positive numbers with independent errors, to first order."""
+    error = math.hypot(a.stderr / a.value, b.stderr / b.value)
+    return Estimate(math.log(a.value / b.value), error)
+
+
+def combine(seeds: Sequence[Estimate]) -> Estimate:
+    """Return the mean over seeds, with an error over seeds and samples.
+
+    Its square is the variance over the seeds plus the mean square of their errors over samples,
+    divided by the number of seeds. The first term contains the second one in expectation. Adding it
+    again makes up for a variance that is estimated from few seeds, or from none for a single one.
+    """
+    values, errors = np.array(seeds, np.float64).T
+    spread = values.var(ddof=1) if len(values) > 1 else 0.0
+    return Estimate(float(values.mean()), math.sqrt((spread + np.mean(errors**2)) / len(values)))
+
+
+def verdict(estimate: Estimate, margin: float) -> str:
+    """Return whether a number is larger than the margin, by ERRORS standard errors."""
+    difference, error = estimate.value - margin, ERRORS * estimate.stderr
+    if difference - error > 0:
+        return HOLDS
+    return FAILS if difference + error < 0 else UNKNOWN
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def run(main: Callable[[argparse.Namespace], None], options: Mapping[str, Any]) -> None:
+    """Call `main` with the options of the command line; an InputError prints a line, exit code 1.
+
+    `options` are their defaults, which state their types: False for a switch, '' for a string that
+    is required, None for one that is not, and a list for positional arguments.
+    """
+    parser = argparse.ArgumentParser()
+    for name, default in options.items():
+        if isinstance(default, bool):
+            parser.add_argument(f"--{name}", action="store_true")
+        elif isinstance(default, list):
+            parser.add_argument(name, nargs="*")
+        else:
+            kind = str if default is None else type(default)
+            parser.add_argument(f"--{name}", type=kind, default=default, required=default == "")
+    logging.set_verbosity(logging.WARNING)
+    try:
+        main(parser.parse_args())
+    except InputError as error:
+        sys.exit(f"Error: {error}")
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def provenance(command: str) -> str:
+    """Return a sentence with the command, the commit and the machine of a measurement."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    found = subprocess.run(words, capture_output=True, text=True)
+    commit = found.stdout.strip() or "unknown"
+    return f"Measured by `{command}` at commit {commit}, on {tables.machine()}."
+
+
+def write_blocks(page: Path, blocks: Mapping[str, Sequence[str]]) -> None:
+    """Replace generated blocks of a page, by name; what is between them stays."""
+    text = page.read_text() if page.exists() else ""
+    for name, lines in blocks.items():
+        text = tables.set_block(text, name, "\n".join(lines))
+    page.write_text(text)
+    print(f"written: {page}")

@@ -1,0 +1,208 @@
+"""Errors and calibration of the methods for inverse problems, on Gaussian data and on digits.
+
+python -m studies.inverse_problems --folder=DIR [--images=24] [--write]
+
+Prints the tables of docs/inverse_problems.md, except for those of `studies.posterior_peers`, and
+with --write puts them into the page and draws its picture. The network is trained in DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from matplotlib.figure import Figure
+
+from benchmarks import harness
+from benchmarks.tables import header, row
+from configs.default import complete
+from configs.vp.digits_ddpmpp_continuous import get_config
+from controllable.methods import METHODS
+from controllable.operators import Operator
+from score_sde import Prior, TrainedModel, operators
+from sde_lib import VESDE, VPSDE, SubVPSDE
+from studies import common
+from studies.distances import held_out
+from tests import gaussian_posterior
+
+OPTIONS = {"folder": "", "images": 24, "write": False}
+PAGE = common.ROOT / "docs" / "inverse_problems.md"
+SDES = {"VE": VESDE(), "VP": VPSDE(), "sub-VP": SubVPSDE()}
+# Covariance, operator and noise of the Gaussian problems, see `tests.gaussian_posterior`.
+GAUSSIANS = (("correlated", "mask", 0.0), ("correlated", "mask", 0.2), ("correlated", "dense", 0.2))
+METHOD_OPTIONS = {"iterations": 16, "prior_std": gaussian_posterior.STD, "scale": 0.5}
+STEPS = {name: 200 if method.requires_pc else 20 for name, method in METHODS.items()}
+STEP_COUNTS = (10, 20, 50, 100, 200, 500, 1000)
+SAMPLES = 4  # reconstructions of each digit
+CALIBRATED = (300, 40)  # simulations of Gaussian data and of digits
+CALIBRATION_SAMPLES = 20
+CALIBRATION_STEPS = (20, 60)  # of guided scores, and of methods that need 'pc'
+
+
+# --- Gaussian data --------------------------------------------------------------------------------
+
+
+def gaussian_table(count: int = 2000) -> list[str]:
+    """Return a table of errors of mean and covariance for each method, SDE and problem."""
+    problems = [(sde, problem) for problem in GAUSSIANS for sde in SDES]
+    titles = [f"{sde}: {operator}, noise {noise}" for sde, (_, operator, noise) in problems]
+    lines = header("method", "steps", *titles)
+    for method, steps in STEPS.items():
+        cells = []
+        for sde, problem in problems:
+            options: dict[str, Any] = METHOD_OPTIONS | {"steps": steps, "count": count}
+            errors = gaussian_posterior.measure(SDES[sde], *problem, method, **options)
+            cells.append(f"{errors.mean:.3f} / {errors.covariance:.3f}")
+        lines.append(row(f"`{method}`", str(steps), *cells))
+        print(lines[-1], flush=True)
+    return lines
+
+
+def plot_gaussian_errors(path: Path) -> None:
+    """Plot the error of the posterior mean against the number of steps."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("VE", "VP")):
+        for method in METHODS:
+            errors = [
+                gaussian_posterior.measure(
+                    SDES[name], *GAUSSIANS[0], method, steps=n, **METHOD_OPTIONS
+                )
+                for n in STEP_COUNTS
+            ]
+            axes.loglog(STEP_COUNTS, [each.mean for each in errors], "o-", label=method)
+        # The floor is the same for all methods.
+        axes.axhline(errors[0].floor, color="grey", linestyle=":", label="Monte-Carlo error")
+        axes.set(title=name, xlabel="steps")
+    figure.axes[0].set_ylabel("error of the posterior mean / std of the data")
+    figure.axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=90)
+
+
+# --- digits ---------------------------------------------------------------------------------------
+
+
+def tasks(shape: tuple[int, ...]) -> dict[str, tuple[Operator, float]]:
+    """Return operators and noise, the latter for images in [0, 1], by the name of the problem."""
+    return {
+        "inpaint, a box of half the sides": (operators.mask(operators.box(shape, 0.5)), 0.0),
+        "inpaint, 3 of 4 pixels unknown": (
+            operators.mask(operators.random_pixels(shape, 0.25)),
+            0.0,
+        ),
+        "super_resolution by 2, noise 0.05": (operators.block_mean(shape, 2), 0.05),
+        "motion_deblur over 4 pixels, noise 0.05": (operators.motion_blur(shape, 4.0), 0.05),
+    }
+
+
+def digits_tables(model: TrainedModel, count: int, **options: Any) -> list[str]:
+    """Return a table for each task: PSNR and SSIM of the methods and of baselines without model."""
+    truth, lines = model.from_images(held_out(model, count)), []
+    noise = jax.random.normal(jax.random.key(0), truth.shape)
+    titles = "method", "PSNR of samples", "of their mean", "SSIM of samples", "misfit", "seconds"
+    for title, (operator, std) in tasks(model.event_shape).items():
+        lines += [f"### {title}", "", *header(*titles)]
+        y = operator.observe(truth, noise, 2 * std)  # The range of the model is [-1, 1].
+        for method in METHODS:
+            posterior = model.posterior(y, operator, noise=2 * std, method=method)
+
+            def draw(number: int, seed: int, posterior=posterior) -> np.ndarray:
+                return np.asarray(posterior.sample(number, seed, batch_size=count, **options))
+
+            x = draw(SAMPLES, 1)
+            seconds = harness.seconds_of(lambda draw=draw: draw(1, 2))
+            misfit = np.mean([np.abs(operator.forward(each) - y).mean() for each in x]) / 2
+            cells = *quality(x, truth), misfit
+            lines.append(row(f"`{method}`", *(f"{each:.3f}" for each in cells), f"{seconds:.1f}"))
+            print(lines[-1], flush=True)
+        for name, x in baselines(model, operator, y).items():
+            lines.append(row(name, *(f"{each:.3f}" for each in quality(x[None], truth)), "", ""))
+        lines.append("")
+    return lines
+
+
+def quality(x: Array | np.ndarray, truth: Array) -> tuple[float, float, float]:
+    """Return PSNR of reconstructions x (S, N, ...) in [-1, 1], that of their mean, and SSIM."""
+    import dm_pix
+
+    def unit(x: Array | np.ndarray) -> Array:
+        return (jnp.clip(jnp.asarray(x), -1, 1) + 1) / 2
+
+    each, mean, target = unit(x), unit(np.asarray(x).mean(0)), unit(truth)
+    pair = jnp.tile(target, (len(each), 1, 1, 1)), each.reshape(-1, *truth.shape[1:])
+    window = min(11, *truth.shape[1:3])
+    ssim = dm_pix.ssim(*pair, filter_size=window)  # Its convolutions are exact.
+    found = dm_pix.psnr(*pair), dm_pix.psnr(target, mean), ssim
+    psnr, of_mean, similarity = (float(np.mean(value)) for value in found)
+    return psnr, of_mean, similarity
+
+
+def baselines(model: TrainedModel, operator: Operator, y: Array) -> dict[str, Array]:
+    """Return reconstructions (N, ...) without a model.
+
+    They use the measurement and the training images: the pseudo-inverse; the mean training image,
+    changed to agree with the measurement; and the training image whose measurement is nearest.
+    """
+    images = common.experiment_of(model).train
+    train = model.from_images(np.asarray(images.batch(np.arange(len(images))).pixels))
+    measured = operator.forward(train).reshape(len(train), -1)
+    distances = ((y.reshape(len(y), 1, -1) - measured) ** 2).sum(-1)
+    mean = jnp.broadcast_to(train.mean(0), (len(y), *model.event_shape))
+    coefficients = jnp.where(operator.measured, operator.solution(y), operator.to_basis(mean))
+    return {
+        "pseudo-inverse": operator.pseudo_inverse(y),
+        "mean image": operator.from_basis(coefficients),
+        "nearest training image": train[distances.argmin(1)],
+    }
+
+
+# --- calibration ----------------------------------------------------------------------------------
+
+
+def calibration_table(model: TrainedModel) -> list[str]:
+    """Return a table of the verdicts on each method, for Gaussian data and for digits."""
+    lines = header("method", "Gaussian data", "90 % intervals", "digits", "90 % intervals")
+    sde, shape = SDES["VP"], gaussian_posterior.SHAPE
+    score = gaussian_posterior.exact_score(sde, gaussian_posterior.COVARIANCES["correlated"])
+    problems = (
+        (Prior(score, sde, shape), gaussian_posterior.OPERATORS["dense"], 0.2, {"iterations": 5}),
+        (model, operators.block_mean(model.event_shape, 2), 0.1, {}),
+    )
+    for method in METHODS:
+        cells, steps = [], CALIBRATION_STEPS[METHODS[method].requires_pc]
+        for (prior, operator, noise, own), count in zip(problems, CALIBRATED):
+            options: dict[str, Any] = dict(own) if method == "moment_matching" else {}
+            if method in ("pigdm", "daps"):
+                options["prior_std"] = gaussian_posterior.STD
+            posterior = prior.posterior(None, operator, noise=noise, method=method, **options)
+            found = posterior.calibrate(count, CALIBRATION_SAMPLES, steps=steps, batch_size=1000)
+            share, error = found.coverage(0.9)
+            cells += [found.kind, f"{100 * share:.1f} +- {100 * error:.1f} %"]
+        lines.append(row(f"`{method}`", *cells))
+        print(lines[-1], flush=True)
+    return lines
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure, and write the tables and the picture."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+    config = get_config()
+    config.model.ema_ramp = False
+    model = common.load(common.train(complete(config), Path(options.folder)))
+    about = common.provenance("python -m studies.inverse_problems --folder=DIR --write")
+    blocks = {
+        "gaussian": [about, "", *gaussian_table()],
+        "calibration": calibration_table(model),
+        "digits": digits_tables(model, options.images),
+    }
+    if options.write:
+        common.write_blocks(PAGE, blocks)
+        plot_gaussian_errors(PAGE.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    common.run(main, OPTIONS)

@@ -1,0 +1,200 @@
+"""Error of the likelihood against network evaluations and time, beside the official recipe.
+
+python -m studies.likelihood --folder=DIR [--images=32] [--write]
+
+Prints the tables of docs/likelihood.md and, with --write, puts them into the page. The network of
+the digits is trained in DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+import likelihood
+from benchmarks import harness
+from benchmarks.tables import header, row
+from configs.default import complete
+from configs.vp.digits_ddpmpp_continuous import get_config
+from sde_lib import SDE, VESDE, VPSDE, Score, SubVPSDE
+from solvers import integrate
+from studies import common
+from studies.common import Estimate, mean
+from tests import mixture
+
+OPTIONS = {"folder": "", "images": 32, "rounds": 5, "write": False}
+
+TOLERANCES = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
+REFERENCE_TOLERANCE = 1e-5  # of the reference solution where log p is unknown
+PROBES = (1, 4, 16)  # of each image, whose effect is measured
+CHANGES = {"tolerance": (3e-2, 1e-2, 3e-3, 1e-4, 1e-5), "t_min": (1e-6, 1e-4, 3e-4, 1e-3, 3e-3)}
+OFFICIAL_TOLERANCE = 1e-5  # rtol and atol of the official code
+
+
+class Problem(NamedTuple):
+    """Images whose likelihood is estimated.
+
+    Attributes:
+      name: its name in the table.
+      score, sde: the model.
+      x: images (B, ...).
+      probes: probes (B, k, ...) of the trace estimate.
+      logp: the exact log-likelihood (B,), or None if a solution at REFERENCE_TOLERANCE replaces it.
+      log_scale: log dx/du, u being grey levels.
+    """
+
+    name: str
+    score: Score
+    sde: SDE
+    x: Array
+    probes: Array
+    logp: Array | None = None
+    log_scale: float = 0.0
+
+    def solve(self, tolerance: float) -> likelihood.Likelihood:
+        """Estimate log p with `likelihood.log_likelihood`."""
+        options = {"tolerance": tolerance}
+        return likelihood.log_likelihood(self.score, self.sde, self.x, self.probes, **options)
+
+
+def mixture_problem(sde: SDE, count: int) -> Problem:
+    """Return images of 4x4x1 from ten Gaussians of std 0.1 to 0.3, with the exact trace."""
+    data = mixture.make(10, (4, 4, 1))
+    x = data.sample(jax.random.key(0), count)
+    probes = likelihood.draw_probes(jax.random.split(jax.random.key(1), count), x.shape, "exact")
+    name = f"mixture, {type(sde).__name__}"
+    return Problem(name, data.score(sde), sde, x, probes, data.logp(sde, x, sde.t_min))
+
+
+def digits_problem(folder: Path, count: int) -> Problem:
+    """Return held-out digits, dequantized, with one Rademacher probe each."""
+    config = get_config()
+    config.model.ema_ramp = False
+    model = common.load(common.train(complete(config), folder))
+    scaler = model.scaler
+    pixels = jnp.asarray(common.experiment_of(model).test.pixels[:count])
+    x = scaler.dequantize(pixels, jax.random.uniform(jax.random.key(0), pixels.shape))
+    probes = likelihood.draw_probes(jax.random.split(jax.random.key(1), count), x.shape)
+    name = "digits, DDPM++, VPSDE"
+    return Problem(name, model.score, model.sde, x, probes, log_scale=scaler.log_scale)
+
+
+def official(problem: Problem) -> tuple[Array, Array]:
+    """Estimate log p (B,) by the official recipe, and count its evaluations: RK45 in t.
+
+    Steps are shared by the batch. It omits two costs of the official code in every evaluation: a
+    second pass through the network, and a transfer to the host.
+    """
+    sde, x = problem.sde, problem.x
+
+    def field(t: Array, state: tuple[Array, Array], probes: Array) -> tuple[Array, Array]:
+        def drift(x: Array) -> Array:
+            s = problem.score(x, jnp.broadcast_to(t, x.shape[:1]))
+            return sde.reverse_drift(s, x, t[None], probability_flow=True)
+
+        dx, tangent = jax.linearize(drift, state[0])
+
+        def trace(probe: Array) -> Array:
+            return (probe * tangent(probe)).reshape(x.shape[0], -1).sum(-1)
+
+        return dx, jax.vmap(trace)(probes.swapaxes(0, 1)).mean(0)
+
+    state = jax.tree.map(lambda leaf: leaf[None], (x, jnp.zeros(x.shape[0])))
+    tolerances = {"rtol": OFFICIAL_TOLERANCE, "atol": OFFICIAL_TOLERANCE}
+    probes = problem.probes[None]
+    (z, traces), nfe = integrate(field, state, sde.t_min, sde.T, args=probes, **tolerances)
+    return sde.prior_logp(z[0]) + traces[0], jnp.broadcast_to(nfe, x.shape[:1])
+
+
+def accuracy(problem: Problem, rounds: int) -> list[str]:
+    """Return a row for each method, timed in turn with the others."""
+    runs: dict[str, Callable[[], tuple]] = {"official": jax.jit(lambda: official(problem))}
+    for tolerance in TOLERANCES:
+        runs[f"{tolerance:g}"] = jax.jit(functools.partial(problem.solve, tolerance))
+    truth = problem.logp
+    if truth is None:
+        truth = jax.jit(functools.partial(problem.solve, REFERENCE_TOLERANCE))().logp
+    results = {name: jax.block_until_ready(run()) for name, run in runs.items()}
+    timed = {
+        name: functools.partial(harness.seconds_of, lambda run=run: jax.block_until_ready(run()))
+        for name, run in runs.items()
+    }
+    seconds = harness.alternate(timed, rounds)
+    bits = math.prod(problem.x.shape[1:]) * math.log(2)
+    rows = []
+    for name, found in results.items():
+        logp, nfe = (found.logp, found.nfe) if name != "official" else found
+        error = np.asarray(logp - truth) / bits
+        own = f"{float(found.error.mean()) / bits:.1e}" if name != "official" else ""
+        errors = np.abs(error).mean(), np.abs(error).max()
+        cells = problem.name, name, f"{float(nfe.mean()):.0f}", *(f"{e:.1e}" for e in errors)
+        rate = len(error) / np.median(seconds[name])
+        relative = 1 / harness.ratio(seconds, name, "official")
+        rows.append(row(*cells, f"{error.mean():+.1e}", own, f"{rate:.0f}", f"{relative:.2f}"))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def sensitivity(problem: Problem) -> list[str]:
+    """Return rows with the change of mean bits/dim with the probes, the tolerance and t_min."""
+    keys, dims = jax.random.split(jax.random.key(2), len(problem.x)), math.prod(problem.x.shape[1:])
+
+    def estimate(
+        kind: str = "Rademacher",
+        count: int = 1,
+        tolerance: float = likelihood.TOLERANCE,
+        **fields: Any,
+    ) -> tuple[np.ndarray, float]:
+        probes = likelihood.draw_probes(keys, problem.x.shape, kind, count)
+        sde = dataclasses.replace(problem.sde, **fields)
+        changed = problem._replace(probes=probes, sde=sde)
+        found = jax.jit(functools.partial(changed.solve, tolerance))()
+        bits = likelihood.bits_per_dim(found.per_probe, dims, problem.log_scale)
+        return np.asarray(bits), float(found.nfe.mean())
+
+    exact, default = estimate("exact"), estimate()
+    cases = [("exact trace", exact, exact)]
+    for kind in ("Rademacher", "Gaussian"):
+        cases += [(f"{count} {kind}", estimate(kind, count), exact) for count in PROBES]
+    for field, values in CHANGES.items():
+        for value in values:
+            fields: dict[str, Any] = {field: value}
+            cases.append((f"{field} {value:g}", estimate(**fields), default))
+    rows = []
+    for name, (bits, nfe), (other, _) in cases:
+        change: Estimate | str = (
+            "" if bits is other else mean((bits - other.mean(1)[:, None]).mean(1))
+        )
+        spread = f"{bits.std(1, ddof=1).mean():.4f}" if bits.shape[1] > 1 else ""
+        rows.append(row(name, f"{bits.mean():.4f}", str(change), spread, f"{nfe:.0f}"))
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure, print and write the tables."""
+    figures = ("NFE", "error", "largest", "mean", "own estimate", "images/s", "time")
+    about = common.provenance("python -m studies.likelihood --folder=DIR --write")
+    lines = [about, "", *header("Problem", "tolerance", *figures)]
+    digits = digits_problem(Path(options.folder), options.images)
+    for sde in (VESDE(), VPSDE(), SubVPSDE()):
+        lines += accuracy(mixture_problem(sde, options.images), options.rounds)
+    lines += accuracy(digits, options.rounds)
+    changes = header("", "bits/dim", "moves by", "spread of a probe", "NFE") + sensitivity(digits)
+    if options.write:
+        page = common.ROOT / "docs" / "likelihood.md"
+        common.write_blocks(page, {"accuracy": lines, "sensitivity": changes})
+
+
+if __name__ == "__main__":
+    common.run(main, OPTIONS)

@@ -1,0 +1,314 @@
+"""Sample quality against network evaluations (NFE) for every sampler and SDE, beside diffusers.
+
+python -m studies.sampling --folder=DIR [--samples=5000] [--write]
+
+Prints the tables of docs/sampling.md and, with --write, puts them into the page and draws
+docs/sampling.png. Networks of the digits are trained in DIR; a run that is stopped resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import solvers
+from benchmarks.records import Record, Records
+from benchmarks.tables import header, row
+from configs.default import complete
+from errors import InputError
+from score_sde import Prior
+from sde_lib import VESDE, VPSDE, SubVPSDE
+from studies import common, mixtures
+from studies.common import Estimate
+from studies.distances import Digits, draw, reference, scale, sliced_distance
+
+OPTIONS = {"folder": "", "samples": 5000, "write": False}
+PAGE = common.ROOT / "docs" / "sampling.md"
+SDES = {"VE": VESDE(), "VP": VPSDE(), "sub-VP": SubVPSDE()}
+CONFIGS = {
+    "VE": "ve.digits_ncsnpp_continuous",
+    "VP": "vp.digits_ddpmpp_continuous",
+    "sub-VP": "subvp.digits_ddpmpp_continuous",
+}
+BUDGETS = (5, 10, 15, 20, 35, 50)
+OWN = "the config's own"  # the sampler of the paper: PC for VE, the predictor alone for VP
+MARGIN = 0.1  # of the distance of the config's own sampler
+CANDIDATES = ("dpm++_2m", "dpm++_2m_sde", "unipc_2", "deis")
+"""Solvers measured on trained networks with 20 NFE on both schedules, and with 10."""
+OTHERS = ("ddim", "dpm++_3m", "heun_churn")  # measured with 20 NFE on Karras' levels
+CORRECTED = {
+    "VE": {"predictor": "reverse_diffusion", "snr": 0.16},
+    "VP": {"predictor": "euler_maruyama", "snr": 0.01},
+    "sub-VP": {"predictor": "euler_maruyama", "snr": 0.01},
+}
+Measure = Callable[..., Record]
+"""(name, options of `Prior.sample`) -> record with `nfe` and `distance`, an Estimate."""
+
+
+def solver(name: str, schedule: str, budget: int) -> dict[str, Any] | None:
+    """Return the options of a few-step solver with the largest NFE within a budget, if any."""
+    steps = budget
+    if name in ("heun", "heun_churn"):
+        steps = (budget + 1) // 2
+    elif name == "restart":
+        steps = (budget - 3) // 2
+    return {"sampler": name, "schedule": schedule, "steps": steps} if steps >= 3 else None
+
+
+def reference_samplers(sde: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the samplers of the paper and the adaptive-step SDE solver."""
+    predictor = {"predictor": CORRECTED[sde]["predictor"], "corrector": "none"}
+    pc = {"corrector": "langevin", **CORRECTED[sde]}
+    yield "PC, 1000 + 1000", {"sampler": "pc", "steps": 1000, **pc}
+    yield "predictor, 1000", {"sampler": "pc", "steps": 1000, **predictor}
+    yield "ode", {"sampler": "ode"}
+    for tolerance in (0.05, 0.02, 0.01):
+        yield f"adaptive_sde {tolerance}", {"sampler": "adaptive_sde", "tolerance": tolerance}
+
+
+# --- a distribution with known score --------------------------------------------------------------
+
+
+def mixture_tables(name: str, measure: Measure) -> tuple[list[str], dict[str, list[Record]]]:
+    """Return the tables of one SDE, and the results of each sampler for the picture.
+
+    At 10 and 20 NFE every solver is measured on every schedule, at other budgets on its best one.
+    """
+    lines = header("solver", "schedule", *(f"{budget} NFE" for budget in BUDGETS))
+    others = header("solver", *(f"{s}, {n} NFE" for s in solvers.SCHEDULES for n in (10, 20)))
+    curves: dict[str, list[Record]] = {}
+
+    def at(method: str, schedule: str, budget: int) -> Record | None:
+        options = solver(method, schedule, budget)
+        try:
+            return measure(f"{method} {schedule} {budget}", options) if options else None
+        except InputError:  # Too few steps for the restart.
+            return None
+
+    for method in solvers.SOLVERS:
+        by_schedule = {
+            schedule: [found for n in (10, 20) if (found := at(method, schedule, n))]
+            for schedule in solvers.SCHEDULES
+        }
+        best = min(by_schedule, key=lambda name: _mean_log(by_schedule[name]))
+        found = [at(method, best, budget) for budget in BUDGETS]
+        lines.append(row(f"`{method}`", best, *map(_budget_cell, found, BUDGETS)))
+        curves[method] = [each for each in found if each]
+        if method in ("deis", "unipc_3", "dpm++_2m"):
+            cells = [f"{each['distance'][0]:.4f}" for two in by_schedule.values() for each in two]
+            others.append(row(f"`{method}`", *cells))
+    lines += ["", *header("sampler", "NFE", "distance")]
+    for sampler, options in reference_samplers(name):
+        found = measure(sampler, options)
+        lines.append(row(sampler, f"{found['nfe']:.0f}", f"{found['distance'][0]:.4f}"))
+        curves[sampler] = [found]
+    return [*lines, "", "Other schedules:", "", *others], curves
+
+
+def _mean_log(results: Sequence[Record]) -> float:
+    """Return the mean logarithm of distances; infinity for none."""
+    logs = [math.log(each["distance"][0]) for each in results]
+    return float(np.mean(logs)) if logs else math.inf
+
+
+def _budget_cell(found: Record | None, budget: int) -> str:
+    """Return the distance, with its NFE if they are below the budget."""
+    if not found:
+        return ""
+    cell = f"{found['distance'][0]:.4f}"
+    return cell if found["nfe"] >= budget else f"{cell} ({found['nfe']:.0f})"
+
+
+def measure_mixture(records: Records, name: str, mixture: mixtures.Mixture, count: int) -> Measure:
+    """Return the function that measures samplers on a mixture with its exact score."""
+    prior = Prior(mixture.score(SDES[name]), SDES[name], mixture.shape, support=(-1.0, 1.0))
+    quantiles = mixture.quantiles(count)
+
+    def measure(sampler: str, options: dict[str, Any]) -> Record:
+        def compute() -> Record:
+            x, nfe = draw(prior, count, batch_size=count, **options)
+            return {"about": sampler, "nfe": nfe, "distance": (sliced_distance(quantiles, x), 0)}
+
+        key = common.key(["mixture", name, options, count], "studies.sampling")
+        return common.cached(records, key, compute)
+
+    return measure
+
+
+def floor(mixture: mixtures.Mixture, count: int) -> Estimate:
+    """Return the distance of exact samples from the mixture, and its standard deviation."""
+    quantiles = mixture.quantiles(count)
+    exact = [sliced_distance(quantiles, mixture.sample(seed, count)) for seed in range(20)]
+    return Estimate(float(np.mean(exact)), float(np.std(exact, ddof=1)))
+
+
+def plot(curves: dict[str, dict[str, list[Record]]], exact: Estimate, path: Path) -> None:
+    """Plot distance against NFE, one panel for each SDE; the floor is shaded."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    for axes, (name, found) in zip(figure.subplots(1, len(curves), sharey=True), curves.items()):
+        for number, (sampler, results) in enumerate(found.items()):
+            points = [(each["nfe"], each["distance"][0]) for each in results]
+            style = "." if len(points) == 1 else (".--" if number >= 10 else ".-")
+            axes.plot(*zip(*points), style, color=f"C{number % 10}", label=sampler, linewidth=1)
+        low, high = exact.value - 2 * exact.stderr, exact.value + 2 * exact.stderr
+        axes.axhspan(low, high, color="0.85", label="floor")
+        axes.set(xscale="log", yscale="log", title=name, xlabel="NFE", ylim=(0.01, 1))
+    figure.axes[0].set_ylabel("sliced Wasserstein-2 distance")
+    figure.axes[-1].legend(fontsize=7, ncols=2)
+    figure.savefig(path, dpi=90)
+
+
+# --- trained networks -----------------------------------------------------------------------------
+
+
+def measure_trained(records: Records, name: str, count: int) -> Measure:
+    """Return the function that measures samplers on the network of the digits with this SDE."""
+    config = importlib.import_module(f"configs.{CONFIGS[name]}").get_config()
+    config.model.ema_ramp = False
+    workdir = common.train(complete(config), records.path.parent)
+    model = common.load(workdir)
+
+    def measure(sampler: str, options: dict[str, Any]) -> Record:
+        def compute() -> Record:
+            x, nfe = draw(model, count, **options)
+            images, digits = model.to_images(jnp.asarray(x)), reference(model)
+            assert isinstance(digits, Digits)
+            found = digits.distance(scale(images))
+            return {"about": f"{name}: {sampler}", "nfe": nfe, "distance": tuple(found)}
+
+        key = common.key([workdir.name, options, count], "studies.sampling")
+        return common.cached(records, key, compute)
+
+    return measure
+
+
+def verdict(result: Estimate, own: Estimate) -> str:
+    """Compare a distance with the config's own, given MARGIN and two standard errors."""
+    difference, error = result.value - own.value, 2 * math.hypot(result.stderr, own.stderr)
+    margin = MARGIN * own.value
+    if difference + error <= 0:
+        return "better"
+    if difference + error <= margin:
+        return "as good"
+    return "worse" if difference - error > margin else "cannot tell"
+
+
+def trained_table(measures: dict[str, Measure]) -> list[str]:
+    """Return a table of all samplers on all trained networks, with verdicts."""
+    settings = [(solver, "karras", 20) for solver in (*CANDIDATES, *OTHERS)]
+    settings += [(solver, "log_snr", 20) for solver in CANDIDATES]
+    settings += [(solver, "karras", 10) for solver in CANDIDATES]
+    own = {name: measure(OWN, {"sampler": "pc"}) for name, measure in measures.items()}
+    distances = {name: Estimate(*found["distance"]) for name, found in own.items()}
+    nfe = ", ".join(f"{found['nfe']:.0f}" for found in own.values())
+    lines = [*header("sampler", "NFE", *measures), row(OWN, nfe, *map(str, distances.values()))]
+    for setting in settings:
+        title, cells, options = " ".join(setting[:2]), [], solver(*setting)
+        for name, measure in measures.items():
+            found = measure(title, options)
+            distance = Estimate(*found["distance"])
+            cells.append(f"{distance}, {verdict(distance, distances[name])}")
+        lines.append(row(f"`{title}`", f"{found['nfe']:.0f}", *cells))
+    return lines
+
+
+# --- diffusers ------------------------------------------------------------------------------------
+
+SCHEDULERS = {  # of diffusers, by our solver: (class, options)
+    "dpm++_2m": ("DPMSolverMultistepScheduler", {"solver_order": 2}),
+    "dpm++_3m_diffusers": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+    "unipc_2": ("UniPCMultistepScheduler", {"solver_order": 2}),
+    "unipc_3": ("UniPCMultistepScheduler", {"solver_order": 3}),
+    "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
+}
+
+
+def own_states(prior: Prior, name: str, x: np.ndarray, noise_levels: np.ndarray) -> np.ndarray:
+    """Return the states of a solver of ours from x (n, ...) at each of the noise levels."""
+    chosen = solvers.SOLVERS[name]
+    plan, prediction = chosen.plan(noise_levels), {"noise_prediction": chosen.noise_prediction}
+    run = jax.jit(
+        lambda x: solvers.few_step(
+            None, prior.score, prior.sde, x, plan, noise_levels[-1], **prediction
+        )[1]
+    )
+    return np.asarray(run(x))
+
+
+def peer_states(prior: Prior, name: str, x: np.ndarray, noise_levels: np.ndarray) -> np.ndarray:
+    """Return the states of a scheduler of diffusers with the same score and noise levels."""
+    import diffusers
+    import torch
+
+    kind, options = SCHEDULERS[name]
+    scheduler = getattr(diffusers, kind)(use_karras_sigmas=True, **options)
+    scheduler.set_timesteps(len(noise_levels) - 1)
+    scheduler.sigmas = torch.tensor(noise_levels)
+    state, states, score = torch.tensor(x), [], jax.jit(prior.score)
+    times = prior.sde.time_at(jnp.asarray(noise_levels))
+    for t, timestep in zip(times, scheduler.timesteps):
+        found = score(jnp.asarray(state.numpy(), jnp.float32), jnp.full(len(x), t))
+        noise = torch.tensor(np.asarray(-prior.sde.std(t) * found))
+        state = scheduler.step(noise, timestep, state).prev_sample
+        states.append(state.numpy())
+    return np.array(states)
+
+
+def diffusers_table() -> list[str]:
+    """Compare solvers with diffusers' schedulers on the mixture's probability flow of the VP SDE.
+
+    Both use the same noise levels and prior samples. Errors are those of the last state.
+    """
+    mixture, sde = mixtures.of_digits(), VPSDE()
+    prior = Prior(mixture.score(sde), sde, mixture.shape)
+    x = np.asarray(jax.random.normal(jax.random.key(0), (64, *mixture.shape)))
+    lines = header(
+        *("solver", "NFE", "largest difference of states", "error, ours", "error, diffusers")
+    )
+    for name in SCHEDULERS:
+        denoise = name != "deis"  # diffusers' DEIS cannot reach noise level 0.
+        levels = {
+            n: solvers.noise_levels(sde, "log_snr", n, denoise=denoise) for n in (10, 20, 1000)
+        }
+        truth = own_states(prior, "dpm++_3m", x, levels[1000])[-1]
+        for steps in (10, 20):
+            own, peer = (f(prior, name, x, levels[steps]) for f in (own_states, peer_states))
+            errors = [f"{np.sqrt(np.mean((each[-1] - truth) ** 2)):.2e}" for each in (own, peer)]
+            lines.append(row(f"`{name}`", str(steps), f"{np.abs(own - peer).max():.1e}", *errors))
+    return lines
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure, print and write the tables."""
+    records, mixture = Records(Path(options.folder) / "sampling.jsonl"), mixtures.of_digits()
+    count = options.samples
+    about = common.provenance("python -m studies.sampling --folder=DIR --write")
+    blocks = {"trained": [about, ""]}
+    blocks["trained"] += trained_table(
+        {name: measure_trained(records, name, count) for name in SDES}
+    )
+    curves, exact = {}, floor(mixture, count)
+    for name in SDES:
+        lines, curves[name] = mixture_tables(name, measure_mixture(records, name, mixture, count))
+        blocks[name] = [f"The distance of {count} exact samples is {exact}.", "", *lines]
+    if importlib.util.find_spec("diffusers") and importlib.util.find_spec("torch"):
+        blocks["diffusers"] = diffusers_table()
+    print("\n".join(line for lines in blocks.values() for line in lines))
+    if options.write:
+        common.write_blocks(PAGE, blocks)
+        plot(curves, exact, PAGE.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    common.run(main, OPTIONS)
