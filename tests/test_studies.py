@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from factory import validated
 from scipy.stats import norm
 
 from benchmarks.tables import block, read_table
 from configs.default import complete
+from configs.validation import validated
 from sde_lib import VPSDE
 from studies import (
     claims_measured,
