@@ -10,8 +10,7 @@ import safetensors.numpy
 
 from errors import InputError
 from experiment import Experiment
-from metrics import features, inception_weights
-from models import inception
+from metrics import features, inception, inception_weights
 from tests import reference, tiny
 
 RECORD = "inception_io"
