@@ -42,9 +42,9 @@ class ADMBlock(blocks.ResnetBlockBigGANpp):
         **resampling: bool,
     ) -> None:
         super().__init__(in_features, features, options, rngs=rngs, **resampling)
-        heads = features // CHANNELS_PER_HEAD  # Narrow blocks do not attend, as in EDM.
-        attention = partial(blocks.AttnBlockpp, features, options, rngs=rngs)
-        self.attn = attention(heads=heads) if attends and heads else None
+        # Narrow blocks do not attend, as in EDM.
+        heads = features // CHANNELS_PER_HEAD if attends else 0
+        self.attn = blocks.AttnBlockpp(features, options, heads=heads, rngs=rngs) if heads else None
 
     def make_shortcut(
         self, in_features: int, features: int, rngs: layers.Rngs

@@ -57,9 +57,8 @@ class NCSNpp(UNet):
     def noise_features(self, label: Array) -> Array:
         if self.fourier is not None:
             return self.fourier(label)
-        return super().noise_features(
-            jnp.log(label) if self.embedding_type == "positional_log" else label
-        )
+        is_log = self.embedding_type == "positional_log"
+        return super().noise_features(jnp.log(label) if is_log else label)
 
     def apply_levels(
         self, x: Array, h: Array, temb: Array | None, rngs: layers.Rngs | None

@@ -1,4 +1,4 @@
-"""What the U-Nets have in common: options, the embedding of noise levels and classes, the ends.
+"""What all U-Nets share: options, the embedding of noise levels and classes, first and last layers.
 
 Layers are constructed in the order of the official code, which numbers the parameters in its
 checkpoints by it.
@@ -133,11 +133,11 @@ class UNet(nnx.Module):
         if self.temb1 is None or self.temb2 is None:
             return None
         temb = self.noise_features(label)
-        if self.class_position == "before":
+        is_first = self.class_position == "before"
+        if is_first:
             temb = embeddings.add_class(temb, self.class_embedding, classes)
-            return self.temb2(self.act(self.temb1(temb)))
         temb = self.temb2(self.act(self.temb1(temb)))
-        return embeddings.add_class(temb, self.class_embedding, classes)
+        return temb if is_first else embeddings.add_class(temb, self.class_embedding, classes)
 
     def apply_levels(
         self, x: Array, h: Array, temb: Array | None, rngs: layers.Rngs | None
