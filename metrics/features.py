@@ -30,8 +30,8 @@ import sharding
 from errors import InputError, brief
 from experiment import Experiment
 from metrics import inception_weights
+from metrics.inception import Outputs
 from models.building import Params
-from models.inception import Outputs
 from readers.files import not_finite
 from runs import load_arrays, save_arrays
 

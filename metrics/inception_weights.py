@@ -17,8 +17,8 @@ import safetensors.numpy
 from flax import nnx, traverse_util
 
 from errors import InputError, cache_folder, expand_home
+from metrics.inception import Inception
 from models.building import Params, abstract_network
-from models.inception import Inception
 from models.layers import Rngs
 from pretrained import safetensors_format, torch_format
 from pretrained.stored_parameters import (

@@ -7,176 +7,121 @@ by pixel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from errors import check_name
-from models import embeddings, layers, resample
-from models.blocks import AttnBlockpp
-from readers.image_sizes import ImageSize, sides
+from models import blocks, embeddings, layers
+from models.network_options import one_of
+from models.unet import UNet, UNetOptions
 
 CHANNELS_PER_HEAD = 64
 EPSILON = 1e-5
-EMBEDDINGS = ("positional", "positional_log")
 
 
-class ADMBlock(nnx.Module):
+class ADMBlock(blocks.ResnetBlockBigGANpp):
     """A residual block, with attention if asked for: (B, H, W, in) -> (B, H', W', features).
 
-    `up` doubles the resolution of both branches, `down` halves it. With `remat`, the backward pass
-    recomputes activations from the block's input.
+    `up` doubles the resolution of both branches, `down` halves it.
     """
+
+    TEMB_OUTPUTS = 2  # The embedding scales and shifts the second normalization.
+    temb: nnx.Linear
 
     def __init__(
         self,
         in_features: int,
         features: int,
-        temb_features: int,
+        options: blocks.BlockOptions,
         *,
         attends: bool = False,
-        up: bool = False,
-        down: bool = False,
-        dropout: float,
-        remat: bool,
         rngs: layers.Rngs,
+        **resampling: bool,
     ) -> None:
-        self.features, self.up, self.down = features, up, down
-        self.dropout, self.remat = dropout, remat
-        self.norm1 = layers.GroupNorm(in_features, epsilon=EPSILON)
-        self.conv1 = layers.conv3x3(in_features, features, rngs=rngs)
-        self.temb = layers.dense(temb_features, 2 * features, rngs=rngs)
-        self.norm2 = layers.GroupNorm(features, epsilon=EPSILON)
-        self.conv2 = layers.conv3x3(features, features, init_scale=0.0, rngs=rngs)
-        is_new = in_features != features
-        self.shortcut = layers.Conv1x1(in_features, features, rngs=rngs) if is_new else None
-        heads = features // CHANNELS_PER_HEAD  # Narrow blocks do not attend, as in EDM.
-        attention = partial(AttnBlockpp, features, skip_rescale=False, epsilon=EPSILON, rngs=rngs)
-        self.attn = attention(heads=heads) if attends and heads else None
+        super().__init__(in_features, features, options, rngs=rngs, **resampling)
+        # Narrow blocks do not attend, as in EDM.
+        heads = features // CHANNELS_PER_HEAD if attends else 0
+        self.attn = blocks.AttnBlockpp(features, options, heads=heads, rngs=rngs) if heads else None
 
-    def __call__(self, x: Array, temb: Array, rngs: layers.Rngs | None = None) -> Array:
-        compute = jax.checkpoint(self._compute) if self.remat else self._compute
-        return compute(x, temb, None if rngs is None else rngs.dropout())
+    def make_shortcut(
+        self, in_features: int, features: int, rngs: layers.Rngs
+    ) -> nnx.Module | None:
+        return layers.Conv1x1(in_features, features, rngs=rngs) if in_features != features else None
 
     def _compute(self, x: Array, temb: Array, key: Array | None) -> Array:
-        h = self._resample_conv(layers.swish(self.norm1(x)))
+        h = layers.swish(self.norm1(x))
+        h = layers.upsample_conv(self.conv1, h) if self.up else self.conv1(self.resample(h))
         temb = self.temb(layers.swish(temb))[:, None, None]
         scale, shift = jnp.split(temb.astype(h.dtype), 2, -1)
         h = layers.swish(self.norm2(h) * (1 + scale) + shift)
-        if key is not None and self.dropout:
-            h = layers.dropout(key, h, self.dropout)
-        x = self._resample(x)
+        if key is not None and self.options.dropout:
+            h = layers.dropout(key, h, self.options.dropout)
+        x = self.resample(x)
         x = self.conv2(h) + (x if self.shortcut is None else self.shortcut(x))
         return x if self.attn is None else self.attn(x)
 
-    def _resample(self, x: Array) -> Array:
-        if self.up:
-            return resample.upsample_nearest(x)
-        return resample.downsample_mean(x) if self.down else x
 
-    def _resample_conv(self, x: Array) -> Array:
-        if self.up:
-            return layers.upsample_conv(self.conv1, x)
-        return self.conv1(self._resample(x))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ADMOptions(UNetOptions):
+    """Options of ADM, besides those of all U-Nets.
 
-
-class ADM(nnx.Module):
-    """Network (x, label) -> raw output of x's shape, with x (B, H, W, C) and label (B,).
-
-    With `classes` > 0 it is also conditioned on the class of each image, an int in 0 .. classes
-    (B,), where `classes` stands for "no class".
-
-    The arguments are fields of `config.model`, except `image_size`, `num_channels`, `classes` and
-    `remat`.
-
-    Args:
-      image_size, num_channels: H = W, or (H, W), and C of the images.
-      nf, ch_mult, num_res_blocks: level i has nf ch_mult[i] features and num_res_blocks blocks on
-        the way down, one more on the way up.
-      attn_resolutions: side lengths at which there is self-attention; see `attending_levels`.
-      dropout: dropout rate in all blocks.
+    Attributes:
       embedding_type: the "positional" embedding of label, or that of log(label), "positional_log".
       temb_mult: features of the embedding, as a multiple of nf.
-      classes: number of classes, `data.num_classes`.
-      remat: whether to recompute activations in the backward pass (`training.remat`).
-
-    Raises:
-      InputError: an option is unknown, the levels cannot halve the image size, or a layer cannot be
-        divided into normalization groups.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: ImageSize,
-        num_channels: int,
-        nf: int,
-        ch_mult: Sequence[int],
-        num_res_blocks: int,
-        attn_resolutions: Sequence[int],
-        dropout: float = 0.0,
-        embedding_type: str = "positional",
-        temb_mult: int = 4,
-        classes: int = 0,
-        remat: bool = False,
-        rngs: layers.Rngs,
-    ) -> None:
-        check_name(
-            embedding_type.lower(), EMBEDDINGS, "With model.name = 'adm', model.embedding_type"
+    embedding_type: str = one_of("positional", ("positional", "positional_log"))
+    temb_mult: int = 4
+
+    @property
+    def block(self) -> blocks.BlockOptions:
+        return blocks.BlockOptions(
+            temb_features=self.temb_mult * self.nf,
+            dropout=self.dropout,
+            epsilon=EPSILON,
+            remat=self.remat,
         )
-        layers.check_halvings(image_size, len(ch_mult) - 1)
-        self.nf, self.log_label = nf, embedding_type.lower() == "positional_log"
-        features = temb_mult * nf
-        self.temb1 = layers.dense(nf // 2 * 2, features, rngs=rngs)
-        self.temb2 = layers.dense(features, features, rngs=rngs)
-        self.class_embedding = embeddings.class_embedding(classes, features, rngs=rngs)
-        block = partial(ADMBlock, temb_features=features, dropout=dropout, remat=remat, rngs=rngs)
-        self.conv_in = layers.conv3x3(num_channels, nf, rngs=rngs)
-        widths = [nf * multiplier for multiplier in ch_mult]
-        attends = layers.attending_levels(image_size, attn_resolutions, len(widths))
-        self.sides = tuple(max(sides(image_size)) >> level for level in range(len(widths)))
-        skips = self._build_down(block, widths, num_res_blocks, attends)
-        self._build_up(block, widths, num_res_blocks + 1, attends, skips)
-        self.norm_out = layers.GroupNorm(widths[0], epsilon=EPSILON)
-        self.conv_out = layers.conv3x3(widths[0], num_channels, init_scale=0.0, rngs=rngs)
 
-    def _build_down(
-        self, block: partial, widths: list[int], num_blocks: int, attends: list[bool]
-    ) -> list[int]:
-        """Build `down`; return the numbers of features of the states that the up path receives."""
+
+class ADM(UNet):
+    """ADM's network; see `UNet` for its arguments."""
+
+    Options = ADMOptions
+
+    def _build_noise_features(self, o: ADMOptions, rngs: layers.Rngs) -> int:
+        self.sides = tuple(layers.larger_sides(o.image_size, len(o.ch_mult)))
+        self.log_label = o.embedding_type == "positional_log"
+        return o.nf // 2 * 2
+
+    def _build_levels(self, o: ADMOptions, rngs: layers.Rngs) -> None:
+        """Build `down`, and `up` from the two blocks of the middle on.
+
+        `merges` states which blocks of `up` receive a skip.
+        """
+        residual = partial(ADMBlock, options=o.block, rngs=rngs)
+        skips = [o.nf]
         self.down = nnx.List()
-        skips = [self.nf]
-        for i, width in enumerate(widths):
+        for i, width in enumerate(o.widths):
             if i > 0:
-                self.down.append(block(skips[-1], skips[-1], down=True))
+                self.down.append(residual(skips[-1], skips[-1], down=True))
                 skips.append(skips[-1])
-            for _ in range(num_blocks):
-                self.down.append(block(skips[-1], width, attends=attends[i]))
+            for _ in range(o.num_res_blocks):
+                self.down.append(residual(skips[-1], width, attends=o.attends[i]))
                 skips.append(width)
-        return skips
-
-    def _build_up(
-        self,
-        block: partial,
-        widths: list[int],
-        num_blocks: int,
-        attends: list[bool],
-        skips: list[int],
-    ) -> None:
-        """Build `up`, from the two blocks of the middle on, and the blocks' skips in `merges`."""
         channels = skips[-1]
-        self.up = nnx.List([block(channels, channels, attends=True), block(channels, channels)])
+        self.up = nnx.List(
+            [residual(channels, channels, attends=True), residual(channels, channels)]
+        )
         merges = [False, False]
-        for i, width in reversed(list(enumerate(widths))):
-            if i < len(widths) - 1:
-                self.up.append(block(channels, channels, up=True))
+        for i, width in reversed(list(enumerate(o.widths))):
+            if i < o.lowest:
+                self.up.append(residual(channels, channels, up=True))
                 merges.append(False)
-            for _ in range(num_blocks):
-                self.up.append(block(channels + skips.pop(), width, attends=attends[i]))
+            for _ in range(o.num_res_blocks + 1):
+                self.up.append(residual(channels + skips.pop(), width, attends=o.attends[i]))
                 merges.append(True)
                 channels = width
         self.merges = tuple(merges)
@@ -198,25 +143,20 @@ class ADM(nnx.Module):
         names |= {("down", i): name for i, name in enumerate(down)}
         return names | {("up", i): name for i, name in enumerate(up)}
 
-    def embed(self, label: Array, classes: Array | None = None) -> Array:
-        """Return the embedding (B, temb_mult nf) of noise levels (B,) and classes (B,)."""
+    def noise_features(self, label: Array) -> Array:
+        """Return the features (B, in_features) of noise levels (B,), cosines first."""
         label = jnp.log(label) if self.log_label else label
-        features = embeddings.timestep_embedding(label, self.nf, endpoint=False)
-        half = self.nf // 2  # Cosines first.
-        temb = self.temb1(jnp.roll(features[:, : 2 * half], half, -1))
-        temb = self.temb2(layers.swish(temb))
-        return embeddings.add_class(temb, self.class_embedding, classes)
+        features = embeddings.timestep_embedding(label, self.in_features, endpoint=False)
+        return jnp.roll(features, self.in_features // 2, -1)
 
-    def __call__(
-        self, x: Array, label: Array, rngs: layers.Rngs | None = None, classes: Array | None = None
+    def apply_levels(
+        self, x: Array, h: Array, temb: Array | None, rngs: layers.Rngs | None
     ) -> Array:
-        """Return the raw output for images x; `rngs` turns dropout on."""
-        temb = self.embed(label, classes)
-        skips = [self.conv_in(x)]
+        skips = [h]
         for block in self.down:
             skips.append(block(skips[-1], temb, rngs))
         h = skips[-1]
         for block, merges in zip(self.up, self.merges):
             h = jnp.concatenate([h, skips.pop()], -1) if merges else h
             h = block(h, temb, rngs)
-        return self.conv_out(layers.swish(self.norm_out(h)))
+        return h

@@ -7,6 +7,7 @@ or None, and `rngs` provides keys for dropout or is None. Attention takes x alon
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -28,8 +29,40 @@ from models.layers import (
     dense,
     dropout,
     residual,
+    swish,
     upsample_conv,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockOptions:
+    """Options that all blocks of a network share.
+
+    Attributes:
+      temb_features: number of features of the embedding; None if there is none.
+      act: activation function.
+      dropout: dropout rate.
+      skip_rescale: whether to divide residual sums by sqrt(2).
+      init_scale: initial scale of the last layer of each residual branch.
+      num_groups, epsilon: see `GroupNorm`.
+      fir, fir_kernel: whether to resample through this FIR filter, else pixel by pixel.
+      remat: whether the backward pass recomputes activations from a residual block's input.
+    """
+
+    temb_features: int | None = None
+    act: Activation = swish
+    dropout: float = 0.0
+    skip_rescale: bool = False
+    init_scale: float = 0.0
+    num_groups: int | None = None
+    epsilon: float = 1e-6
+    fir: bool = False
+    fir_kernel: Sequence[float] = (1, 3, 3, 1)
+    remat: bool = False
+
+    def norm(self, features: int) -> GroupNorm:
+        """Return the normalization of features."""
+        return GroupNorm(features, num_groups=self.num_groups, epsilon=self.epsilon)
 
 
 class AttnBlockpp(nnx.Module):
@@ -38,23 +71,13 @@ class AttnBlockpp(nnx.Module):
     A head has C / heads channels.
     """
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        skip_rescale: bool,
-        init_scale: float = 0.0,
-        num_groups: int | None = None,
-        heads: int = 1,
-        epsilon: float = 1e-6,
-        rngs: Rngs,
-    ) -> None:
-        self.skip_rescale, self.heads = skip_rescale, heads
-        self.norm = GroupNorm(features, num_groups=num_groups, epsilon=epsilon)
+    def __init__(self, features: int, options: BlockOptions, *, heads: int = 1, rngs: Rngs) -> None:
+        self.skip_rescale, self.heads = options.skip_rescale, heads
+        self.norm = options.norm(features)
         self.query = NIN(features, features, rngs=rngs)
         self.key = NIN(features, features, rngs=rngs)
         self.value = NIN(features, features, rngs=rngs)
-        self.out = NIN(features, features, init_scale=init_scale, rngs=rngs)
+        self.out = NIN(features, features, init_scale=options.init_scale, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
@@ -78,20 +101,17 @@ class Resampler(nnx.Module):
     def __init__(
         self,
         in_features: int,
-        features: int | None = None,
+        features: int,
+        options: BlockOptions,
         *,
-        with_conv: bool = False,
-        fir: bool = False,
-        fir_kernel: Sequence[float] = (1, 3, 3, 1),
+        with_conv: bool,
         rngs: Rngs,
     ) -> None:
-        features = features or in_features
-        self.fir = fir
-        self.fir_kernel = tuple(fir_kernel)
+        self.options = options
         if not with_conv:
             self.conv = None
-        elif fir:
-            self.conv = Conv2d(in_features, features, fir_kernel, self.up, rngs=rngs)
+        elif options.fir:
+            self.conv = Conv2d(in_features, features, options.fir_kernel, self.up, rngs=rngs)
         else:
             self.conv = conv3x3(in_features, features, stride=1 if self.up else 2, rngs=rngs)
 
@@ -106,8 +126,8 @@ class Upsample(Resampler):
             return self.conv(x)
         if self.conv is not None:
             return upsample_conv(self.conv, x)
-        if self.fir:
-            return resample.upsample_fir(x, self.fir_kernel)
+        if self.options.fir:
+            return resample.upsample_fir(x, self.options.fir_kernel)
         return resample.upsample_nearest(x)
 
 
@@ -119,8 +139,8 @@ class Downsample(Resampler):
     def __call__(self, x: Array, temb: Array | None = None, rngs: Rngs | None = None) -> Array:
         if self.conv is not None:
             return self.conv(x)
-        if self.fir:
-            return resample.downsample_fir(x, self.fir_kernel)
+        if self.options.fir:
+            return resample.downsample_fir(x, self.options.fir_kernel)
         return resample.downsample_mean(x)
 
 
@@ -140,34 +160,20 @@ class Combine(nnx.Module):
 
 
 class ResnetBlockDDPMpp(nnx.Module):
-    """DDPM's residual block, to which `temb` adds a bias: (B, H, W, in) -> (B, H, W, features).
+    """DDPM's residual block, to which `temb` adds a bias: (B, H, W, in) -> (B, H, W, features)."""
 
-    With `remat` the backward pass recomputes activations from the block's input.
-    """
+    TEMB_OUTPUTS = 1  # What the embedding contributes to each feature.
 
     def __init__(
-        self,
-        in_features: int,
-        features: int,
-        temb_features: int | None,
-        *,
-        act: Activation,
-        dropout: float,
-        skip_rescale: bool = False,
-        init_scale: float = 0.0,
-        num_groups: int | None = None,
-        remat: bool = False,
-        rngs: Rngs,
+        self, in_features: int, features: int, options: BlockOptions, *, rngs: Rngs
     ) -> None:
-        self.act = act
-        self.dropout = dropout
-        self.skip_rescale = skip_rescale
-        self.remat = remat
-        self.norm1 = GroupNorm(in_features, num_groups=num_groups)
+        self.options = options
+        self.norm1 = options.norm(in_features)
         self.conv1 = conv3x3(in_features, features, rngs=rngs)
-        self.temb = dense(temb_features, features, rngs=rngs) if temb_features else None
-        self.norm2 = GroupNorm(features, num_groups=num_groups)
-        self.conv2 = conv3x3(features, features, init_scale=init_scale, rngs=rngs)
+        temb, outputs = options.temb_features, self.TEMB_OUTPUTS * features
+        self.temb = dense(temb, outputs, rngs=rngs) if temb else None
+        self.norm2 = options.norm(features)
+        self.conv2 = conv3x3(features, features, init_scale=options.init_scale, rngs=rngs)
         self.shortcut = self.make_shortcut(in_features, features, rngs)
 
     def make_shortcut(self, in_features: int, features: int, rngs: Rngs) -> nnx.Module | None:
@@ -188,45 +194,42 @@ class ResnetBlockDDPMpp(nnx.Module):
         return x if self.shortcut is None else self.shortcut(x)
 
     def __call__(self, x: Array, temb: Array | None, rngs: Rngs | None = None) -> Array:
-        compute = jax.checkpoint(self._compute) if self.remat else self._compute
+        compute = jax.checkpoint(self._compute) if self.options.remat else self._compute
         key = None if rngs is None else rngs.dropout()
         return compute(x, temb, key)
 
     def _compute(self, x: Array, temb: Array | None, key: Array | None) -> Array:
-        h = self.resample_conv(self.act(self.norm1(x)), self.conv1.kernel[...])
+        act, rate = self.options.act, self.options.dropout
+        h = self.resample_conv(act(self.norm1(x)), self.conv1.kernel[...])
         # The normalization adds the bias of the convolution, so that the sum is not stored.
         shift = bias_of(self.conv1)
         if temb is not None and self.temb is not None:
-            shift = shift + self.temb(self.act(temb))
-        h = self.act(self.norm2(h, shift))
-        if key is not None and self.dropout:
-            h = dropout(key, h, self.dropout)
-        return residual(self.resample_shortcut(x), self.conv2(h), self.skip_rescale)
+            shift = shift + self.temb(act(temb))
+        h = act(self.norm2(h, shift))
+        if key is not None and rate:
+            h = dropout(key, h, rate)
+        return residual(self.resample_shortcut(x), self.conv2(h), self.options.skip_rescale)
 
 
 class ResnetBlockBigGANpp(ResnetBlockDDPMpp):
     """BigGAN's residual block (Brock et al. 2019), which can also change the resolution.
 
-    `up` doubles it, `down` halves it; `fir` selects the FIR filter instead of pixels.
+    `up` doubles it, `down` halves it.
     """
 
     def __init__(
         self,
         in_features: int,
         features: int,
-        temb_features: int | None,
+        options: BlockOptions,
         *,
         up: bool = False,
         down: bool = False,
-        fir: bool = False,
-        fir_kernel: Sequence[float] = (1, 3, 3, 1),
-        **options,
+        rngs: Rngs,
     ) -> None:
         self.up = up
         self.down = down
-        self.fir = fir
-        self.fir_kernel = tuple(fir_kernel)
-        super().__init__(in_features, features, temb_features, **options)
+        super().__init__(in_features, features, options, rngs=rngs)
 
     def make_shortcut(self, in_features: int, features: int, rngs: Rngs) -> nnx.Module | None:
         if in_features != features or self.up or self.down:
@@ -234,18 +237,15 @@ class ResnetBlockBigGANpp(ResnetBlockDDPMpp):
         return None
 
     def resample(self, x: Array) -> Array:
-        if self.up and self.fir:
-            return resample.upsample_fir(x, self.fir_kernel)
+        fir, kernel = self.options.fir, self.options.fir_kernel
         if self.up:
-            return resample.upsample_nearest(x)
-        if self.down and self.fir:
-            return resample.downsample_fir(x, self.fir_kernel)
+            return resample.upsample_fir(x, kernel) if fir else resample.upsample_nearest(x)
         if self.down:
-            return resample.downsample_mean(x)
+            return resample.downsample_fir(x, kernel) if fir else resample.downsample_mean(x)
         return x
 
     def resample_conv(self, x: Array, kernel: Array) -> Array:
-        if self.up and not self.fir:
+        if self.up and not self.options.fir:
             return resample.upsample_nearest_conv(x, kernel)
         return super().resample_conv(x, kernel)
 

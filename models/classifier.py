@@ -50,7 +50,7 @@ class WideResnetBlock(nnx.Module):
         features: int,
         *,
         stride: int = 1,
-        activate_before_residual: bool,
+        activate_before_residual: bool = False,
         rngs: layers.Rngs,
     ) -> None:
         self.activate_before_residual = activate_before_residual
@@ -85,16 +85,12 @@ class WideResnetGroup(nnx.Module):
         is_first: bool,
         rngs: layers.Rngs,
     ) -> None:
-        self.blocks = nnx.List()
-        activate = is_first
-        for _ in range(num_blocks):
-            block = WideResnetBlock(
-                in_features, features, stride=stride, activate_before_residual=activate, rngs=rngs
-            )
-            self.blocks.append(block)
-            in_features = features
-            stride = 1
-            activate = False
+        first = WideResnetBlock(
+            in_features, features, stride=stride, activate_before_residual=is_first, rngs=rngs
+        )
+        self.blocks = nnx.List([first])
+        for _ in range(num_blocks - 1):
+            self.blocks.append(WideResnetBlock(features, features, rngs=rngs))
 
     def __call__(self, x: Array, temb: Array) -> Array:
         for block in self.blocks:

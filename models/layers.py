@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax import Array, lax
 
-from errors import InputError, choose
+from errors import InputError
 from models import convolution, resample
 from readers.image_sizes import ImageSize, sides
 
@@ -75,11 +75,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "lrelu": leaky_relu,
     "swish": swish,
 }
-
-
-def activation(name: str) -> Activation:
-    """Return the activation function for a value of `model.nonlinearity`."""
-    return choose(ACTIVATIONS, name.lower(), "model.nonlinearity")
+"""By `model.nonlinearity`."""
 
 
 def check_halvings(image_size: ImageSize, halvings: int) -> None:
@@ -126,7 +122,6 @@ def conv3x3(
     features: int,
     *,
     stride: int = 1,
-    bias: bool = True,
     init_scale: float = 1.0,
     rngs: Rngs,
 ) -> nnx.Conv:
@@ -136,7 +131,6 @@ def conv3x3(
         features,
         (3, 3),
         stride,
-        use_bias=bias,
         kernel_init=default_init(init_scale),
         promote_dtype=cast_to_input,
         conv_general_dilated=convolution.for_flax if stride == 1 else lax.conv_general_dilated,

@@ -1,4 +1,4 @@
-"""The levels of NCSN++'s U-Net: all layers at one resolution, on the way down or up.
+"""The options of NCSN++, and its levels: all layers at one resolution, on the way down or up.
 
 The progressive input is the image, resampled to each resolution, where it is merged into the
 features; the progressive output is the sum of images or features from all resolutions.
@@ -14,142 +14,156 @@ from flax import nnx
 from jax import Array
 
 from models import blocks, layers
+from models.network_options import one_of
+from models.unet import UNetOptions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NCSNppOptions(UNetOptions):
+    """Options of NCSN++, besides those of all U-Nets.
+
+    Attributes:
+      conditional: whether the network is conditioned on the noise level.
+      embedding_type: "fourier" features of log(label), or the "positional" embedding of label;
+        "fourier_linear" and "positional_log" are those of label and log(label).
+      noise_mult, temb_mult: features of this embedding before and after its dense layers, as
+        multiples of nf. With noise_mult = 0 there are nf frequencies, or nf positional features.
+      class_embedding: whether classes are added "before" or "after" these layers.
+      fourier_scale: standard deviation of the random frequencies.
+      resblock_type: "biggan" blocks resample inside a block, "ddpm" blocks in a separate layer.
+      resamp_with_conv: whether that layer convolves.
+      fir, fir_kernel: whether to resample through this FIR filter, else pixel by pixel.
+      progressive, progressive_input: how images leave and enter at lower resolutions: as skips
+        beside the features ("output_skip", "input_skip") or as residuals added to them ("residual";
+        StyleGAN2, Figure 7).
+      progressive_combine: whether an input skip is added to the features ("sum") or concatenated
+        with them ("cat").
+      skip_rescale: whether to divide residual sums by sqrt(2).
+      init_scale: initial scale of the last layer of each residual branch.
+      nonlinearity: activation function of all blocks.
+    """
+
+    conditional: bool = True
+    embedding_type: str = one_of(
+        "positional", ("fourier", "positional", "fourier_linear", "positional_log")
+    )
+    noise_mult: int = 0
+    temb_mult: int = 4
+    class_embedding: str = one_of("after", ("after", "before"))
+    fourier_scale: float = 16.0
+    resblock_type: str = one_of("biggan", ("biggan", "ddpm"))
+    resamp_with_conv: bool = True
+    fir: bool = False
+    fir_kernel: Sequence[float] = (1, 3, 3, 1)
+    progressive: str = one_of("none", ("none", "output_skip", "residual"))
+    progressive_input: str = one_of("none", ("none", "input_skip", "residual"))
+    progressive_combine: str = one_of("sum", ("sum", "cat"))
+    skip_rescale: bool = True
+    init_scale: float = 0.0
+    nonlinearity: str = one_of("swish", layers.ACTIVATIONS)
+
+    @property
+    def block(self) -> blocks.BlockOptions:
+        return blocks.BlockOptions(
+            temb_features=self.temb_mult * self.nf if self.conditional else None,
+            act=layers.ACTIVATIONS[self.nonlinearity],
+            dropout=self.dropout,
+            skip_rescale=self.skip_rescale,
+            init_scale=self.init_scale,
+            fir=self.fir,
+            fir_kernel=self.fir_kernel,
+            remat=self.remat,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerFactory:
-    """Constructs layers with the options that all levels share; see `NCSNpp` for the options."""
+    """Constructs the layers of all levels of a network with `options`."""
 
-    temb_features: int | None
-    image_channels: int
-    act: layers.Activation
-    dropout: float
-    resblock_type: str
-    resamp_with_conv: bool
-    fir: bool
-    fir_kernel: Sequence[float]
-    progressive: str
-    progressive_input: str
-    progressive_combine: str
-    skip_rescale: bool
-    init_scale: float
-    remat: bool
+    options: NCSNppOptions
     rngs: layers.Rngs
 
-    def block(
-        self, in_features: int, features: int, *, up: bool = False, down: bool = False
-    ) -> nnx.Module:
+    def block(self, in_features: int, features: int, **resampling: bool) -> nnx.Module:
         """Return a residual block; only "biggan" blocks can change the resolution."""
-        options = {
-            "act": self.act,
-            "dropout": self.dropout,
-            "skip_rescale": self.skip_rescale,
-            "init_scale": self.init_scale,
-            "remat": self.remat,
-            "rngs": self.rngs,
-        }
-        if self.resblock_type == "ddpm":
-            return blocks.ResnetBlockDDPMpp(in_features, features, self.temb_features, **options)
-        options |= {"up": up, "down": down, "fir": self.fir, "fir_kernel": self.fir_kernel}
-        return blocks.ResnetBlockBigGANpp(in_features, features, self.temb_features, **options)
+        is_ddpm = self.options.resblock_type == "ddpm"
+        kind = blocks.ResnetBlockDDPMpp if is_ddpm else blocks.ResnetBlockBigGANpp
+        return kind(in_features, features, self.options.block, rngs=self.rngs, **resampling)
 
     def attention(self, features: int) -> nnx.Module:
         """Return a self-attention block."""
-        return blocks.AttnBlockpp(
-            features, skip_rescale=self.skip_rescale, init_scale=self.init_scale, rngs=self.rngs
-        )
+        return blocks.AttnBlockpp(features, self.options.block, rngs=self.rngs)
 
-    def down(self, features: int) -> nnx.Module:
-        """Return the layer or block that halves the resolution of features."""
-        if self.resblock_type == "biggan":
-            return self.block(features, features, down=True)
-        return self._resampler(blocks.Downsample, features, features, self.resamp_with_conv)
+    def resampler(self, features: int, *, up: bool) -> nnx.Module:
+        """Return the layer or block that doubles or halves the resolution of features."""
+        if self.options.resblock_type == "biggan":
+            return self.block(features, features, up=up, down=not up)
+        return self._resampler(features, features, self.options.resamp_with_conv, up)
 
-    def up(self, features: int) -> nnx.Module:
-        """Return the layer or block that doubles the resolution of features."""
-        if self.resblock_type == "biggan":
-            return self.block(features, features, up=True)
-        return self._resampler(blocks.Upsample, features, features, self.resamp_with_conv)
+    def image_resampler(self, in_features: int, features: int, *, up: bool) -> nnx.Module:
+        """Return the layer that resamples the progressive output (`up`) or input."""
+        kind = self.options.progressive if up else self.options.progressive_input
+        return self._resampler(in_features, features, kind == "residual", up)
 
-    def image_down(self, in_features: int, features: int) -> nnx.Module:
-        """Return the layer that halves the resolution of the progressive input."""
-        with_conv = self.progressive_input == "residual"
-        return self._resampler(blocks.Downsample, in_features, features, with_conv)
-
-    def image_up(self, in_features: int, features: int) -> nnx.Module:
-        """Return the layer that doubles the resolution of the progressive output."""
-        with_conv = self.progressive == "residual"
-        return self._resampler(blocks.Upsample, in_features, features, with_conv)
+    def _resampler(
+        self, in_features: int, features: int, with_conv: bool, up: bool
+    ) -> blocks.Resampler:
+        resampler = blocks.Upsample if up else blocks.Downsample
+        options = self.options.block
+        return resampler(in_features, features, options, with_conv=with_conv, rngs=self.rngs)
 
     def combine(self, features: int) -> nnx.Module:
         """Return the layer that merges the progressive input, an image, into features."""
-        method = self.progressive_combine
-        return blocks.Combine(self.image_channels, features, method, rngs=self.rngs)
+        method = self.options.progressive_combine
+        return blocks.Combine(self.options.num_channels, features, method, rngs=self.rngs)
 
     def to_image(self, features: int) -> nnx.Module:
         """Return the convolution from features to an image."""
-        return layers.conv3x3(
-            features, self.image_channels, init_scale=self.init_scale, rngs=self.rngs
-        )
-
-    def _resampler(
-        self, kind: type[blocks.Resampler], in_features: int, features: int, with_conv: bool
-    ) -> nnx.Module:
-        return kind(
-            in_features,
-            features,
-            with_conv=with_conv,
-            fir=self.fir,
-            fir_kernel=self.fir_kernel,
-            rngs=self.rngs,
-        )
+        channels, scale = self.options.num_channels, self.options.init_scale
+        return layers.conv3x3(features, channels, init_scale=scale, rngs=self.rngs)
 
 
 class DownLevel(nnx.Module):
     """Residual blocks at one resolution and, except at the lowest, the step to the next.
+
+    Args:
+      index: that of the level, from the highest resolution.
+      channels, image_channels: the numbers of channels of the features and the progressive input.
 
     Attributes:
       skips: the numbers of features of the states that this level passes to the up path.
       image_channels: the number of channels of the progressive input after this level.
     """
 
-    def __init__(
-        self,
-        make: LayerFactory,
-        channels: int,
-        width: int,
-        num_blocks: int,
-        *,
-        attends: bool,
-        lowest: bool,
-        image_channels: int,
-    ) -> None:
-        self.skip_rescale = make.skip_rescale
+    def __init__(self, make: LayerFactory, index: int, channels: int, image_channels: int) -> None:
+        o = make.options
+        width = o.widths[index]
+        self.skip_rescale = o.skip_rescale
         self.steps = nnx.List()
-        for _ in range(num_blocks):
+        for _ in range(o.num_res_blocks):
             step = nnx.List([make.block(channels, width)])
-            if attends:
+            if o.attends[index]:
                 step.append(make.attention(width))
             self.steps.append(step)
             channels = width
-        self.skips = (width,) * num_blocks
+        self.skips = (width,) * o.num_res_blocks
         self.image_channels = image_channels
-        if lowest:
+        if index == o.lowest:
             self.down, self.image_down, self.combine = None, None, None
         else:
             self._build_transition(make, channels)
 
     def _build_transition(self, make: LayerFactory, channels: int) -> None:
         """Build the step to the next resolution, where the progressive input is merged."""
-        self.down = make.down(channels)
+        self.down = make.resampler(channels, up=False)
         image_down, combine = None, None
-        if make.progressive_input == "residual":
-            image_down = make.image_down(self.image_channels, channels)
+        if make.options.progressive_input == "residual":
+            image_down = make.image_resampler(self.image_channels, channels, up=False)
             self.image_channels = channels
-        elif make.progressive_input == "input_skip":
-            image_down = make.image_down(self.image_channels, self.image_channels)
+        elif make.options.progressive_input == "input_skip":
+            channels_in = self.image_channels
+            image_down = make.image_resampler(channels_in, channels_in, up=False)
             combine = make.combine(channels)
-            if make.progressive_combine == "cat":
+            if make.options.progressive_combine == "cat":
                 channels *= 2
         self.image_down, self.combine = image_down, combine
         self.skips = (*self.skips, channels)
@@ -183,44 +197,41 @@ class UpLevel(nnx.Module):
     """Residual blocks that consume the skips of one resolution, and its progressive output.
 
     Except at the highest resolution, a step to the next one follows.
+
+    Args:
+      index: that of the level, from the highest resolution.
+      channels, skips: the numbers of channels of the features and of the skips.
     """
 
-    def __init__(
-        self,
-        make: LayerFactory,
-        channels: int,
-        skips: Sequence[int],
-        width: int,
-        *,
-        attends: bool,
-        lowest: bool,
-        highest: bool,
-    ) -> None:
-        self.act = make.act
-        self.progressive = make.progressive
-        self.skip_rescale = make.skip_rescale
+    def __init__(self, make: LayerFactory, index: int, channels: int, skips: Sequence[int]) -> None:
+        o = make.options
+        width = o.widths[index]
+        self.act = o.block.act
+        self.progressive = o.progressive
+        self.skip_rescale = o.skip_rescale
         in_features = channels
         self.blocks = nnx.List()
         for skip in skips:
             self.blocks.append(make.block(in_features + skip, width))
             in_features = width
-        self.attn = make.attention(width) if attends else None
-        self._build_output(make, channels, width, lowest)
-        self.up = None if highest else make.up(width)
+        self.attn = make.attention(width) if o.attends[index] else None
+        self._build_output(make, channels, width, index == o.lowest)
+        self.up = make.resampler(width, up=True) if index > 0 else None
 
     def _build_output(self, make: LayerFactory, channels: int, width: int, lowest: bool) -> None:
         """Build the layers of the progressive output: `norm`, `conv` and `image_up`."""
         norm, conv, image_up = None, None, None
-        if make.progressive == "output_skip":
+        if make.options.progressive == "output_skip":
             norm = layers.GroupNorm(width)
             conv = make.to_image(width)
             if not lowest:
-                image_up = make.image_up(make.image_channels, make.image_channels)
-        elif make.progressive == "residual" and lowest:
+                channels = make.options.num_channels
+                image_up = make.image_resampler(channels, channels, up=True)
+        elif make.options.progressive == "residual" and lowest:
             norm = layers.GroupNorm(width)
             conv = layers.conv3x3(width, width, rngs=make.rngs)
-        elif make.progressive == "residual":
-            image_up = make.image_up(channels, width)
+        elif make.options.progressive == "residual":
+            image_up = make.image_resampler(channels, width, up=True)
         self.norm, self.conv, self.image_up = norm, conv, image_up
 
     def __call__(

@@ -7,15 +7,15 @@ checkpoints by it.
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 from jax import Array
 
-from errors import choose
 from models import instance_norm, layers, refinenet
-from readers.image_sizes import ImageSize
+from models.network_options import NetworkOptions, one_of
 
 
 class Stage(NamedTuple):
@@ -30,89 +30,71 @@ class Stage(NamedTuple):
     dilation: int = 1
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NCSNv2Options(NetworkOptions):
+    """Options of NCSNv2.
+
+    Attributes:
+      nf: number of features of the first stage.
+      interpolation: how lower resolutions are resized.
+      nonlinearity, normalization: activation function and normalization of all blocks.
+    """
+
+    nf: int
+    interpolation: str = one_of("bilinear", refinenet.INTERPOLATIONS)
+    nonlinearity: str = one_of("elu", layers.ACTIVATIONS)
+    normalization: str = one_of("InstanceNorm++", ("InstanceNorm++",))
+
+    def norms(self, rngs: layers.Rngs) -> tuple[refinenet.Norm, refinenet.Norm]:
+        """Return the normalizations of residual blocks and of refinement blocks."""
+        return partial(instance_norm.InstanceNorm2dPlus, rngs=rngs), instance_norm.NoNorm
+
+
 class NCSNv2(nnx.Module):
     """Score network (x, label) -> raw output of x's shape, with x (B, H, W, C) and label (B,).
 
     This version (`ncsnv2_64`) was designed for images of 32 to 64 pixels. It ignores the label: the
     noise level only scales its output (`model.scale_by_sigma`), which the caller does.
 
-    The arguments are fields of `config.model`, except `image_size` and `num_channels`.
-
     Args:
-      image_size, num_channels: H = W, or (H, W), and C of the images.
-      nf: number of features of the first stage.
-      interpolation: how lower resolutions are resized, "bilinear" or "nearest_neighbor".
-      nonlinearity, normalization: activation function and normalization of all blocks; the only
-        normalization is "InstanceNorm++".
+      options: the attributes of the network's `Options`, which raise errors.
 
     Raises:
-      InputError: an option is unknown, or the stages cannot halve the image size.
+      InputError: the stages cannot halve the image size.
     """
 
+    Options: type[NCSNv2Options] = NCSNv2Options
     STAGES = (Stage(1, 1), Stage(2, 2), Stage(2, 2, 2), Stage(2, 2, 4))
     BLOCKS = (refinenet.ResidualBlock, refinenet.RefineBlock)
 
-    def __init__(
-        self,
-        *,
-        image_size: ImageSize,
-        num_channels: int,
-        nf: int,
-        interpolation: str = "bilinear",
-        nonlinearity: str = "elu",
-        normalization: str = "InstanceNorm++",
-        rngs: layers.Rngs,
-    ) -> None:
-        norms = {"InstanceNorm++": partial(instance_norm.InstanceNorm2dPlus, rngs=rngs)}
-        norm = choose(norms, normalization, "model.normalization")
-        refine_norm = instance_norm.NoNorm
-        self._build(
-            image_size, num_channels, nf, interpolation, nonlinearity, norm, refine_norm, rngs
-        )
-
-    @classmethod
-    def num_halvings(cls) -> int:
-        """Return how often the network halves the resolution."""
-        return len([stage for stage in cls.STAGES[1:] if stage.dilation == 1])
-
-    def _build(
-        self,
-        image_size: ImageSize,
-        num_channels: int,
-        nf: int,
-        interpolation: str,
-        nonlinearity: str,
-        norm: refinenet.Norm,
-        refine_norm: refinenet.Norm,
-        rngs: layers.Rngs,
-    ) -> None:
-        """Build the layers from the input image to the output."""
-        layers.check_halvings(image_size, self.num_halvings())
-        method = choose(refinenet.INTERPOLATIONS, interpolation, "model.interpolation")
-        self.act = layers.activation(nonlinearity)
+    def __init__(self, *, rngs: layers.Rngs, **options: Any) -> None:
+        o = self.Options(**options)
+        halvings = sum(stage.dilation == 1 for stage in self.STAGES[1:])
+        layers.check_halvings(o.image_size, halvings)
+        self.act = layers.ACTIVATIONS[o.nonlinearity]
+        method = refinenet.INTERPOLATIONS[o.interpolation]
+        norm, refine_norm = o.norms(rngs)
+        style = refinenet.Style(norm, self.act, method, rngs)
         residual_block, refine_block = self.BLOCKS
-        block = partial(residual_block, norm=norm, act=self.act, rngs=rngs)
-        refine = partial(
-            refine_block, norm=refine_norm, act=self.act, interpolation=method, rngs=rngs
-        )
 
-        self.conv_in = refinenet.conv3x3(num_channels, nf, rngs=rngs)
-        channels = nf
+        self.conv_in = refinenet.conv3x3(o.num_channels, o.nf, rngs=rngs)
+        channels = o.nf
         self.stages = nnx.List()
         for i, stage in enumerate(self.STAGES):
-            width = nf * stage.width
-            first = block(channels, width, down=i > 0, dilation=stage.dilation)
-            second = block(width, width, dilation=stage.dilation)
+            width, dilation = o.nf * stage.width, stage.dilation
+            first = residual_block(channels, width, style, down=i > 0, dilation=dilation)
+            second = residual_block(width, width, style, dilation=dilation)
             self.stages.append(nnx.List([first, second]))
             channels = width
+        style = style._replace(norm=refine_norm)
         lower = []  # The refined features of the stage below; none at the lowest stage.
         self.refine = nnx.List()
         for i, stage in reversed(list(enumerate(self.STAGES))):
-            width = nf * stage.refined_width
-            self.refine.append(refine([nf * stage.width, *lower], width, end=i == 0))
+            width = o.nf * stage.refined_width
+            self.refine.append(refine_block([o.nf * stage.width, *lower], width, style, end=i == 0))
             lower = [width]
         self.norm_out = norm(width)
-        self.conv_out = refinenet.conv3x3(width, num_channels, rngs=rngs)
+        self.conv_out = refinenet.conv3x3(width, o.num_channels, rngs=rngs)
 
     def __call__(self, x: Array, label: Array, rngs: layers.Rngs | None = None) -> Array:
         """Return the raw output for images x in [-1, 1]. There is no dropout: `rngs` is ignored."""
@@ -139,31 +121,21 @@ class NCSNv2_256(NCSNv2):
     STAGES = (Stage(1, 1), Stage(2, 1), Stage(2, 2), Stage(2, 2), Stage(4, 2, 2), Stage(4, 4, 4))
 
 
-class NCSN(NCSNv2):
-    """NCSN: like NCSNv2, but the label, an integer, selects the coefficients of all normalizations.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NCSNOptions(NCSNv2Options):
+    """Options of NCSN: those of NCSNv2, and the number of noise levels, which labels index."""
 
-    Args:
-      num_scales: number of noise levels; labels are less than it.
+    num_scales: int
 
-    The other arguments are those of `NCSNv2`.
-    """
-
-    BLOCKS = (refinenet.ConditionalResidualBlock, refinenet.CondRefineBlock)
-
-    def __init__(
-        self,
-        *,
-        image_size: ImageSize,
-        num_channels: int,
-        nf: int,
-        num_scales: int,
-        interpolation: str = "bilinear",
-        nonlinearity: str = "elu",
-        normalization: str = "InstanceNorm++",
-        rngs: layers.Rngs,
-    ) -> None:
-        conditional = partial(
-            instance_norm.ConditionalInstanceNorm2dPlus, num_scales=num_scales, rngs=rngs
+    def norms(self, rngs: layers.Rngs) -> tuple[refinenet.Norm, refinenet.Norm]:
+        norm = partial(
+            instance_norm.ConditionalInstanceNorm2dPlus, num_scales=self.num_scales, rngs=rngs
         )
-        norm = choose({"InstanceNorm++": conditional}, normalization, "model.normalization")
-        self._build(image_size, num_channels, nf, interpolation, nonlinearity, norm, norm, rngs)
+        return norm, norm
+
+
+class NCSN(NCSNv2):
+    """NCSN: like NCSNv2, but the label selects the coefficients of all normalizations."""
+
+    Options = NCSNOptions
+    BLOCKS = (refinenet.ConditionalResidualBlock, refinenet.CondRefineBlock)

@@ -1,7 +1,7 @@
 """RefineNet (Lin et al. 2017, arXiv:1611.06612) as used by NCSN and NCSNv2. Images are NHWC.
 
 Every layer takes features and `label` (B,), the index of the noise level, which only conditional
-normalizations read. `norm` constructs a normalization for a number of features.
+normalizations read.
 
 Class names are those of the official code, because its checkpoints address parameters by them. The
 official conditional blocks are the same blocks with a conditional normalization before each
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,17 @@ from models import layers, resample
 Norm = Callable[[int], nnx.Module]
 
 INTERPOLATIONS = {"bilinear": "bilinear", "nearest_neighbor": "nearest"}
+"""JAX's names of the values of `model.interpolation`."""
+
+
+class Style(NamedTuple):
+    """What blocks share: normalization for a number of features, activation, and how lower
+    resolutions are resized (a value of INTERPOLATIONS)."""
+
+    norm: Norm
+    act: layers.Activation
+    interpolation: str
+    rngs: layers.Rngs
 
 
 def conv3x3(
@@ -75,23 +87,21 @@ class ResidualBlock(nnx.Module):
         self,
         in_features: int,
         features: int,
+        style: Style,
         *,
         down: bool = False,
         dilation: int = 1,
-        norm: Norm,
-        act: layers.Activation,
-        rngs: layers.Rngs,
     ) -> None:
-        conv = partial(conv3x3, dilation=dilation, rngs=rngs)
+        conv = partial(conv3x3, dilation=dilation, rngs=style.rngs)
         if down and dilation == 1:
-            last = partial(ConvMeanPool, kernel_size=3, rngs=rngs)
-            shortcut = partial(ConvMeanPool, kernel_size=1, rngs=rngs)
+            last = partial(ConvMeanPool, kernel_size=3, rngs=style.rngs)
+            shortcut = partial(ConvMeanPool, kernel_size=1, rngs=style.rngs)
         else:
             last, shortcut = conv, conv
-        self.act = act
-        self.norm1 = norm(in_features)
+        self.act = style.act
+        self.norm1 = style.norm(in_features)
         self.conv1 = conv(in_features, in_features)
-        self.norm2 = norm(in_features)
+        self.norm2 = style.norm(in_features)
         self.conv2 = last(in_features, features)
         self.shortcut = shortcut(in_features, features) if down else None
 
@@ -115,21 +125,12 @@ class RCUBlock(nnx.Module):
 
     CONVS_PER_UNIT = 2
 
-    def __init__(
-        self,
-        features: int,
-        num_units: int,
-        *,
-        norm: Norm,
-        act: layers.Activation,
-        rngs: layers.Rngs,
-    ) -> None:
-        self.act = act
-        num_convs = self.CONVS_PER_UNIT * num_units
-        self.norms = nnx.List([norm(features) for _ in range(num_convs)])
-        self.convs = nnx.List(
-            [conv3x3(features, features, bias=False, rngs=rngs) for _ in range(num_convs)]
-        )
+    def __init__(self, features: int, num_units: int, style: Style) -> None:
+        self.act = style.act
+        count = self.CONVS_PER_UNIT * num_units
+        conv = partial(conv3x3, features, features, bias=False, rngs=style.rngs)
+        self.norms = nnx.List([style.norm(features) for _ in range(count)])
+        self.convs = nnx.List([conv() for _ in range(count)])
 
     def __call__(self, x: Array, label: Array) -> Array:
         for first in range(0, len(self.convs), self.CONVS_PER_UNIT):
@@ -146,14 +147,11 @@ class CRPBlock(nnx.Module):
     NUM_STAGES = 2
     pool = staticmethod(nnx.max_pool)
 
-    def __init__(
-        self, features: int, *, norm: Norm, act: layers.Activation, rngs: layers.Rngs
-    ) -> None:
-        self.act = act
-        self.norms = nnx.List([norm(features) for _ in range(self.NUM_STAGES)])
-        self.convs = nnx.List(
-            [conv3x3(features, features, bias=False, rngs=rngs) for _ in range(self.NUM_STAGES)]
-        )
+    def __init__(self, features: int, style: Style) -> None:
+        self.act = style.act
+        conv = partial(conv3x3, features, features, bias=False, rngs=style.rngs)
+        self.norms = nnx.List([style.norm(features) for _ in range(self.NUM_STAGES)])
+        self.convs = nnx.List([conv() for _ in range(self.NUM_STAGES)])
 
     def __call__(self, x: Array, label: Array) -> Array:
         x = self.act(x)
@@ -170,18 +168,11 @@ class MSFBlock(nnx.Module):
     It maps [(B, H_i, W_i, in_i), ...] to (B, H_0, W_0, features).
     """
 
-    def __init__(
-        self,
-        in_features: Sequence[int],
-        features: int,
-        *,
-        norm: Norm,
-        interpolation: str,
-        rngs: layers.Rngs,
-    ) -> None:
-        self.interpolation = interpolation
-        self.norms = nnx.List([norm(channels) for channels in in_features])
-        self.convs = nnx.List([conv3x3(channels, features, rngs=rngs) for channels in in_features])
+    def __init__(self, in_features: Sequence[int], features: int, style: Style) -> None:
+        self.interpolation = style.interpolation
+        conv = partial(conv3x3, features=features, rngs=style.rngs)
+        self.norms = nnx.List([style.norm(channels) for channels in in_features])
+        self.convs = nnx.List([conv(channels) for channels in in_features])
 
     def __call__(self, xs: Sequence[Array], label: Array) -> Array:
         hs = []
@@ -220,26 +211,13 @@ class RefineBlock(nnx.Module):
     RCU, CRP, MSF = RCUBlock, CRPBlock, MSFBlock
 
     def __init__(
-        self,
-        in_features: Sequence[int],
-        features: int,
-        *,
-        end: bool = False,
-        interpolation: str,
-        norm: Norm,
-        act: layers.Activation,
-        rngs: layers.Rngs,
+        self, in_features: Sequence[int], features: int, style: Style, *, end: bool = False
     ) -> None:
-        options = {"norm": norm, "act": act, "rngs": rngs}
-        self.adapt = nnx.List([self.RCU(channels, 2, **options) for channels in in_features])
-        if len(in_features) > 1:
-            self.fuse = self.MSF(
-                in_features, features, norm=norm, interpolation=interpolation, rngs=rngs
-            )
-        else:
-            self.fuse = None
-        self.pool = self.CRP(features, **options)
-        self.out = self.RCU(features, 3 if end else 1, **options)
+        self.adapt = nnx.List([self.RCU(channels, 2, style) for channels in in_features])
+        is_single = len(in_features) == 1
+        self.fuse = None if is_single else self.MSF(in_features, features, style)
+        self.pool = self.CRP(features, style)
+        self.out = self.RCU(features, 3 if end else 1, style)
 
     def __call__(self, xs: Sequence[Array], label: Array) -> Array:
         hs = [adapt(x, label) for adapt, x in zip(self.adapt, xs)]

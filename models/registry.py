@@ -1,6 +1,7 @@
 """The score networks: the fields of `config.model` that each one takes, and what it supports.
 
-To add a network, add an entry to NETWORKS. Nothing is inferred from constructor signatures.
+To add a network, add an entry to NETWORKS. Those of this code declare their options in a dataclass,
+from which `entry` derives the fields.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from models.adm import ADM
 from models.ddpm import DDPM
 from models.ncsnpp import NCSNpp
 from models.ncsnv2 import NCSN, NCSNv2, NCSNv2_128, NCSNv2_256
+from models.unet import UNet
 from options import Options
 
 
@@ -44,48 +46,30 @@ class Network:
         return {field: model[field] for field in (*self.fields, *self.options) if field in model}
 
 
-UNET_FIELDS = (
-    "nf",
-    "ch_mult",
-    "num_res_blocks",
-    "attn_resolutions",
-    "dropout",
-    "conditional",
-    "resamp_with_conv",
-    "nonlinearity",
-)
-NCSNPP_FIELDS = (
-    *UNET_FIELDS,
-    "embedding_type",
-    "noise_mult",
-    "temb_mult",
-    "class_embedding",
-    "fourier_scale",
-    "resblock_type",
-    "fir",
-    "fir_kernel",
-    "progressive",
-    "progressive_input",
-    "progressive_combine",
-    "skip_rescale",
-    "init_scale",
-)
-DDPM_FIELDS = (*UNET_FIELDS, "normalization", "attend_after_each_up_block")
-ADM_FIELDS = (
-    *("nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout"),
-    *("embedding_type", "temb_mult"),
-)
-REFINENET_FIELDS = ("nf", "interpolation", "nonlinearity", "normalization")
-UNET_CAPABILITIES = {"class_conditional": True, "remat": True, "bfloat16": True}
+NOT_IN_MODEL = {"image_size", "num_channels", "classes", "remat"}
+"""Options that are fields of `config.data` and `config.training`."""
+
+
+def entry(network: type[UNet] | type[NCSNv2]) -> Network:
+    """Return the entry of a network that declares its options in a dataclass, `Options`."""
+    names = [field.name for field in dataclasses.fields(network.Options)]
+    return Network(
+        network,
+        fields=tuple(name for name in names if name not in NOT_IN_MODEL),
+        class_conditional="classes" in names,
+        remat="remat" in names,
+        bfloat16=issubclass(network, UNet),
+    )
+
 
 NETWORKS = {
-    "ncsnpp": Network(NCSNpp, NCSNPP_FIELDS, **UNET_CAPABILITIES),
-    "ddpm": Network(DDPM, DDPM_FIELDS, **UNET_CAPABILITIES),
-    "adm": Network(ADM, ADM_FIELDS, **UNET_CAPABILITIES),
-    "ncsn": Network(NCSN, (*REFINENET_FIELDS, "num_scales")),
-    "ncsnv2_64": Network(NCSNv2, REFINENET_FIELDS),
-    "ncsnv2_128": Network(NCSNv2_128, REFINENET_FIELDS),
-    "ncsnv2_256": Network(NCSNv2_256, REFINENET_FIELDS),
+    "ncsnpp": entry(NCSNpp),
+    "ddpm": entry(DDPM),
+    "adm": entry(ADM),
+    "ncsn": entry(NCSN),
+    "ncsnv2_64": entry(NCSNv2),
+    "ncsnv2_128": entry(NCSNv2_128),
+    "ncsnv2_256": entry(NCSNv2_256),
 }
 """By `config.model.name`."""
 

@@ -9,8 +9,7 @@ import pytest
 import safetensors.numpy
 
 from experiment import Experiment
-from metrics import features, inception_weights
-from models import inception
+from metrics import features, inception, inception_weights
 from tests import reference, tiny
 from tests.refusal import refused
 

@@ -1,7 +1,8 @@
 """Networks against recorded official outputs, layers against JAX, Flax and scipy, the registry."""
 
+import contextlib
+import dataclasses
 import functools
-import inspect
 import json
 import re
 
@@ -19,6 +20,7 @@ from models import NETWORKS, adm, blocks, building, layers, networks_supporting,
 from models.classifier import WideResnet
 from models.embeddings import timestep_embedding
 from models.ncsnpp import NCSNpp
+from models.registry import NOT_IN_MODEL
 from pretrained import flax_format, parameter_names, stored_parameters
 from sde_lib import VESDE
 from tests import reference, tiny
@@ -288,16 +290,8 @@ def test_convolution_after_repeated_pixels(shape):
 @pytest.mark.parametrize("fir", [True, False])
 def test_a_shortcut_upsamples_before_its_bias(fir):
     """A filter darkens the border of an image; it must not darken a bias there."""
-    block = blocks.ResnetBlockBigGANpp(
-        4,
-        8,
-        None,
-        act=layers.swish,
-        dropout=0.0,
-        up=True,
-        fir=fir,
-        rngs=layers.Rngs(jax.random.key(0)),
-    )
+    options, rngs = blocks.BlockOptions(fir=fir), layers.Rngs(jax.random.key(0))
+    block = blocks.ResnetBlockBigGANpp(4, 8, options, up=True, rngs=rngs)
     block.shortcut.bias[...] = jnp.arange(8.0)
     x = jax.random.normal(jax.random.key(1), (1, 4, 4, 4))
     expected = block.shortcut(block.resample(x))
@@ -402,13 +396,22 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_declared_fields_are_the_arguments(name):
+    """The constructor takes the declared fields and what it supports by keyword, and no others."""
     network = NETWORKS[name]
-    declared = {"image_size", "num_channels", "rngs", *network.fields}
-    if network.class_conditional:
-        declared.add("classes")
-    if network.remat:
-        declared.add("remat")
-    assert inspect.signature(network.build.__init__).parameters.keys() - {"self"} == declared
+    options = network.build.Options(image_size=16, num_channels=3, **network.arguments(OPTIONS))
+    declared = dataclasses.asdict(options)
+    assert declared.keys() - NOT_IN_MODEL == set(network.fields)
+
+    def build(**more):
+        building.abstract_network(lambda: network.build(**declared | more, rngs=nnx.Rngs(0)))
+
+    extra = {"classes": network.class_conditional, "remat": network.remat, "unknown": False}
+    for argument, supported in extra.items():
+        expected = (
+            contextlib.nullcontext() if supported else pytest.raises(TypeError, match=argument)
+        )
+        with expected:
+            build(**{argument: 1})
 
 
 def test_capabilities():
@@ -517,7 +520,7 @@ def test_attention_has_heads():
     """Heads attend separately: with two, the output is that of two halves with one head each."""
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 128))
     one, two = (
-        blocks.AttnBlockpp(128, skip_rescale=False, heads=count, rngs=nnx.Rngs(0))
+        blocks.AttnBlockpp(128, blocks.BlockOptions(), heads=count, rngs=nnx.Rngs(0))
         for count in (1, 2)
     )
     two.out.kernel.set_value(jnp.eye(128))
