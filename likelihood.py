@@ -23,7 +23,7 @@ from jaxtyping import Float, Key, Num
 from errors import InputError, choose
 from sde_lib import SDE, Score, expand
 from solvers.adaptive import MOST_STEPS, step_controller
-from solvers.keys import fold_in, standard_normal, uniform
+from solvers.loop import fold_in, standard_normal, uniform
 from solvers.scaled_flow import (
     DATA_STD,
     Bosh3WithErrorSum,

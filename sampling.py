@@ -20,10 +20,7 @@ from jaxtyping import Float, Int
 
 from sde_lib import SDE, Score, Step, expand
 from solvers.adaptive import integrate_flow
-from solvers.finite import note_bad
-from solvers.frames import Frames
-from solvers.keys import fold_in, image_keys, standard_normal, uniform
-from solvers.loop import Loop
+from solvers.loop import Frames, Loop, fold_in, image_keys, note_bad, standard_normal, uniform
 
 __all__ = [
     "CORRECTORS",

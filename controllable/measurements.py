@@ -28,7 +28,7 @@ from jax import Array
 
 from controllable.operators import Operator
 from sde_lib import expand
-from solvers.keys import standard_normal
+from solvers.loop import standard_normal
 
 SMALLEST_RATE = 1e-3
 """Expected counts below this value count as this value, whose logarithm is finite."""

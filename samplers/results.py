@@ -16,7 +16,7 @@ import solvers
 from errors import InputError
 from sde_lib import Score
 from solvers import stability
-from solvers.finite import is_finite
+from solvers.loop import is_finite
 
 MOST_ERROR = 30.0  # the growth of errors; with 20 steps on the schedule log_snr, at most 6
 MOST_STD = 3.0  # of the states of Gaussian data, relative to the exact one; official samplers: 1.02

@@ -13,7 +13,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from sde_lib import SDE, Score, expand
-from solvers.keys import fold_in, standard_normal
+from solvers.loop import fold_in, standard_normal
 
 State = TypeVar("State")
 

@@ -18,10 +18,7 @@ from jax import Array
 from jaxtyping import Float
 
 from sde_lib import SDE, Score
-from solvers.finite import note_bad
-from solvers.frames import Frames
-from solvers.keys import fold_in, standard_normal
-from solvers.loop import Loop
+from solvers.loop import Frames, Loop, fold_in, note_bad, standard_normal
 
 
 class Plan(NamedTuple):

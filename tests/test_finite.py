@@ -17,7 +17,7 @@ from metrics import samples_stage
 from metrics.stage import Context
 from report.training_log import TrainingLog
 from sde_lib import VPSDE
-from solvers.finite import note_bad
+from solvers.loop import note_bad
 from tests import gaussian, tiny
 
 HEUN = {"sampling.method": "solver", "sampling.solver": "heun", "sampling.num_steps": 5}
