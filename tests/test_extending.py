@@ -100,7 +100,7 @@ def test_additions(text, tmp_path):
 @pytest.mark.slow
 def test_samples_with_the_sde_of_the_page(tmp_path):
     """They are digits: noise has a distance of 7, and samples with another SDE have 0.5."""
-    exec(snippet("Cosine"), {"__name__": "own"})
+    exec(snippet("Cosine"), {"__name__": __name__})
     config = digits_ddpmpp_continuous.get_config()
     config.training.update(sde="cosine", n_iters=1000, snapshot_freq=1000, snapshot_sampling=False)
     config.eval.update(enable_loss=False, enable_bpd=False, num_samples=120)
