@@ -100,7 +100,7 @@ def sampling(
     The former takes `levels` noise levels instead of hundreds; time is proportional to their
     number. The work are evaluations of the network for an image.
     """
-    changed = f"training.batch_size={batch_size}", f"sampling.num_steps={levels}"
+    changed = f"training.batch_size={batch_size}", f"model.num_scales={levels}"
     experiment = make_experiment(config, [*overrides, *changed, f"sampling.method={method}"])
     model = experiment.trained_model(experiment.init_params())
 

@@ -209,8 +209,8 @@ def test_the_peer_has_our_network_and_our_loss(torch, tmp_path, kind):
 
     @jax.jit
     def own_loss(params, x):
-        x, score = experiment.prepare(jax.random.key(0), x, flip=False), experiment.score(params)
-        return experiment.loss(score, x, t, z).mean()
+        x = experiment.prepare(jax.random.key(0), x, flip=False)
+        return experiment.loss(params, x, t, z).mean()
 
     np.testing.assert_allclose(peer_loss, own_loss(params, x), rtol=1e-3)
 
