@@ -142,7 +142,7 @@ def test_networks_are_trained_once_and_share_their_programs(tmp_path, monkeypatc
     assert folders[0] == folders[1] != folders[2]
     models = [common.load(folder) for folder in folders]
     assert models[0] is models[1]
-    assert models[0].score.func is models[2].score.func
+    assert models[0].score.apply == models[2].score.apply
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -290,10 +290,10 @@ def test_digits_are_recognized_and_their_floor_is_small():
     model = common.load(ROOT / "zoo" / "digits_vp.safetensors")
     held_out = distances.held_out(model, 200)
     images = model.to_images(model.from_images(held_out))
-    labels = np.asarray(model.experiment.test.labels)
+    labels = np.asarray(common.experiment_of(model).test.labels)
     chosen = np.linspace(0, len(labels) - 1, 200).round().astype(int)
     assert (distances.classes(model, images) == labels[chosen]).mean() > 0.9
-    train = np.asarray(model.experiment.train.batch(np.arange(1000)).pixels)
+    train = np.asarray(common.experiment_of(model).train.batch(np.arange(1000)).pixels)
     near = distances.distance(model, np.asarray(model.from_images(train)))
     far = distances.distance(model, np.asarray(model.from_images(train)) / 2)
     assert near.value < 0.1 < far.value
