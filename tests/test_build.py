@@ -141,7 +141,7 @@ def test_command_and_python_example(folder):
     assert "score-sde --config=configs/vp/" in run(folder, "score-sde", "--help")
     for arguments, expected in (
         ((*FLAGS, "--mode=train"), "step 4"),
-        ((*FLAGS, "--mode=eval"), "bits/dim"),
+        ((*FLAGS, "--mode=eval"), "held-out loss"),
         (("--workdir=demo", "--mode=report"), "demo/eval/report.html"),
     ):
         assert expected in run(folder, "score-sde", *arguments)
