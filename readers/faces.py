@@ -53,6 +53,10 @@ def _find(config: ml_collections.ConfigDict, size: int) -> Path:
         path = expand_home(config.path, "data.path")
     else:
         path = expand_home(config.get("tfrecords_path", ""), "data.tfrecords_path")
+    if path == Path():
+        raise InputError(
+            f"data.dataset = {config.dataset!r} requires its file: --config.data.path=PATH."
+        )
     if path.is_dir():
         matches = sorted(path.glob(f"*{ending}"))
         path = matches[0] if matches else path / f"*-{ending}"
