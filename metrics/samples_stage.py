@@ -44,7 +44,7 @@ def run(context: Context) -> Results:
     in_grid = paths[: -(-GRID_IMAGES // config.batch_size)]
     count = min(len(in_grid) * config.batch_size, config.num_samples)
     shape = (count, *context.experiment.image_shape)
-    grid = load_rounds(in_grid, samples=shape)["samples"][:GRID_IMAGES].astype(np.uint8)
+    grid = load_rounds(in_grid, samples=shape)["samples"][:GRID_IMAGES]
     picture = context.folder / "samples.png"
     write_picture(picture, datasets.image_grid(grid))
     with contextlib.suppress(InputError):  # Samples require no data.

@@ -55,7 +55,7 @@ def round_paths(folder: Path, name: str, count: int) -> list[Path]:
 def load_rounds(
     paths: Sequence[Path], *names: str, optional: Sequence[str] = (), **shapes: tuple[int, ...]
 ) -> Arrays:
-    """Return arrays of numbers of the rounds, each joined along its first axis.
+    """Return arrays of numbers of the rounds, each joined along its first axis; True becomes 1.
 
     Args:
       paths: the files, opened one after the other.
@@ -82,7 +82,8 @@ def load_rounds(
             lacking = ", ".join(map(printable, sorted(expected ^ found.keys())))
             raise InputError(f"{path} lacks {lacking}, or other rounds do. {again}")
         for name, array in found.items():
-            if not (is_real(array.dtype) or array.dtype.kind == "b"):
+            array = array.astype(np.uint8) if array.dtype == bool else array
+            if not is_real(array.dtype):
                 raise InputError(f"{path}: {printable(name)} is of type {array.dtype}. {again}")
             parts.setdefault(name, []).append(array)
     try:
