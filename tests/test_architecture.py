@@ -24,7 +24,7 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 30_808,
+    "lines of code": 30_857,
     "lines of tests": 22_400,
     "top-level modules": 30,
     "modules on a chain of imports": 11,  # main; training, experiment, runs, configs, samplers

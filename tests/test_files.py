@@ -17,6 +17,7 @@ from errors import InputError, brief, cache_folder, expand_home, printable
 from metrics import inception_weights
 from readers import cache, files
 from report.training_log import remove_later_steps
+from runs import checkpoints
 from tests import tiny
 
 DEPENDS = {"model.nf": 8, "step": 3}
@@ -286,6 +287,16 @@ def test_nothing_is_written_through_links_of_a_folder(tmp_path, name):
     target.write_text("mine")
     WRITERS[name](folder)
     assert target.read_text() == "mine"
+
+
+def test_folders_of_checkpoints_are_no_links(tmp_path):
+    """Their files would not be looked at, and Orbax waits without end for a named pipe."""
+    (tmp_path / "theirs").mkdir()
+    os.mkfifo(tmp_path / "theirs" / "_METADATA")
+    (tmp_path / "checkpoint_1").mkdir()
+    (tmp_path / "checkpoint_1" / "ema").symlink_to(tmp_path / "theirs")
+    with pytest.raises(InputError, match="ema is a folder; it must be a regular file"):
+        checkpoints._check_files(tmp_path / "checkpoint_1")
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "\N{SNOWMAN}" * 85], ids=["ascii", "unicode"])
