@@ -120,6 +120,7 @@ def cache_folder() -> Path:
     return folder if is_own and not status.st_mode & 0o077 else Path(os.devnull)
 
 
+MAX_LINE = 5_000  # characters of a line of a message, which may hold names from a file
 UNSAFE = ("allow_pickle", "weights_only", "weights only")
 """Libraries name these options in messages that advise to load files unsafely."""
 
@@ -225,5 +226,6 @@ def printable(name: object) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return a text of several lines with everything that `printable` escapes escaped."""
-    return "\n".join(map(printable, text.split("\n")))
+    """Return a text of several lines, each of at most MAX_LINE characters, as by `printable`."""
+    lines = (printable(line[: MAX_LINE + 1]) for line in text.split("\n"))
+    return "\n".join(f"{line[:MAX_LINE]} ..." if len(line) > MAX_LINE else line for line in lines)

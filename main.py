@@ -191,6 +191,9 @@ def _check_flags() -> None:
         )
     if not FLAGS.workdir:  # As --workdir=$DIR without DIR, which would be the current folder.
         raise InputError("--workdir is empty; it must name a folder.")
+    for name in ("workdir", "source", "target", "eval_folder"):
+        if not (FLAGS[name].value or "").isprintable():  # It is printed in many places.
+            raise InputError(f"--{name}={FLAGS[name].value} has control characters; rename it.")
     command = COMMANDS[FLAGS.mode]
     for name in {name for each in COMMANDS.values() for name in each.flags}:
         if FLAGS[name].present and name not in command.flags:

@@ -132,13 +132,13 @@ class Real:
 
 @dataclasses.dataclass(frozen=True)
 class Word:
-    """Strings of letters, digits, _ and -, which name neither a file elsewhere nor code."""
+    """Up to 100 letters, digits, _ and -, which name neither a file elsewhere nor code."""
 
     def allows(self, value: Any) -> bool:
-        return isinstance(value, str) and re.fullmatch("[A-Za-z0-9_-]*", value) is not None
+        return isinstance(value, str) and re.fullmatch("[A-Za-z0-9_-]{0,100}", value) is not None
 
     def describe(self) -> str:
-        return "a word of letters, digits, _ and -"
+        return "a word of up to 100 letters, digits, _ and -"
 
 
 @dataclasses.dataclass(frozen=True)

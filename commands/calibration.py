@@ -69,7 +69,8 @@ def calibrate(
     say_sampler(config, sampler)
     with owned(output, config, "calibration"):
         paths = run_rounds(output, "ranks", -(-simulations // size), compute, depends)
-        rounds = load_rounds(paths)
+        shape = (len(paths) * size, len(posterior.statistics))
+        rounds = load_rounds(paths, ranks=shape)
         result = calibration.judge(rounds["ranks"][:simulations], posterior.statistics)
         write_json(output / "calibration.json", result.content())
         figure = result.figure()

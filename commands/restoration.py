@@ -83,7 +83,7 @@ def restore(
     with owned(output, config, "restoration"):
         save_measurements(problem, output)
         paths = run_rounds(output, "answers", -(-total // size), compute, depends)
-        rounds = load_rounds(paths)
+        rounds = load_rounds(paths, x=(total, *experiment.image_shape), nfe=(total,))
         reconstructions = rounds["x"].reshape(count, samples, *experiment.image_shape)
         results["nfe"] = float(rounds["nfe"].mean())
         results |= measure_quality(experiment, problem, reconstructions)

@@ -96,7 +96,9 @@ def sample(
         print(note, flush=True)
     with owned(output, config, "sampling"):
         paths = run_rounds(output, "samples", -(-count // size), compute, depends)
-        arrays = load_rounds(paths, "samples", "nfe")
+        drawn = len(paths) * size
+        shape = (drawn, *experiment.image_shape)
+        arrays = load_rounds(paths, samples=shape, nfe=(drawn,))
         _write_images(output, arrays["samples"][:count])
     print(f"{arrays['nfe'][:count].mean():.0f} evaluations of the network for an image (NFE)")
     print(f"pictures: {output}/grid.png, and {FILE.format(0)} to {FILE.format(count - 1)}")

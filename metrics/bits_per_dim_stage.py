@@ -14,6 +14,7 @@ import numpy as np
 
 import datasets
 import sampling
+from api.trained import Bits
 from errors import InputError
 from experiment import Experiment
 from metrics.splits import check_images, images_of
@@ -65,7 +66,9 @@ def run(context: Context) -> Results:
         return {name: np.asarray(array)[:count] for name, array in bits._asdict().items()}
 
     count = config.bpd_num_repeats * len(batches)
-    arrays = load_rounds(context.run_rounds("bpd", count, compute, data=images.digest))
+    paths = context.run_rounds("bpd", count, compute, data=images.digest)
+    shape = (config.bpd_num_repeats * len(images),)
+    arrays = load_rounds(paths, **dict.fromkeys(Bits._fields, shape))
     per_pass = {name: array.reshape(-1, len(images)) for name, array in arrays.items()}
     return {
         **summarize(per_pass["bpd"].mean(0)),

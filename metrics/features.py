@@ -181,7 +181,7 @@ def _load_or_train_classifier(
     depends = {"content": content.hexdigest()}
     path = workdir / "statistics" / f"classifier_{depends['content'][:8]}.npz"
     layers = load_arrays(path, depends)
-    if layers is not None and not not_finite(layers):
+    if layers is not None and _is_classifier(layers, images[0].size):
         return layers
     if os.path.lexists(path):
         logging.warning("%s is damaged; the classifier is trained again.", path)
@@ -190,6 +190,13 @@ def _load_or_train_classifier(
     path.parent.mkdir(parents=True, exist_ok=True)
     save_arrays(path, layers, depends)
     return layers
+
+
+def _is_classifier(layers: dict[str, np.ndarray], inputs: int) -> bool:
+    shapes = {name: layer.shape for name, layer in layers.items()}
+    outputs, hidden = shapes.get("bias1", ()), (HIDDEN_UNITS,)
+    expected = {"kernel0": (inputs, *hidden), "kernel1": hidden + outputs, "bias0": hidden}
+    return shapes == expected | {"bias1": outputs} and len(outputs) == 1 and not not_finite(layers)
 
 
 def _train_classifier(images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -32,7 +32,7 @@ def run(context: Context) -> Results:
         return {"loss": loss[:count], "t": t[:count]}
 
     paths = context.run_rounds("losses", len(batches), compute, data=images.digest)
-    rounds = load_rounds(paths)
+    rounds = load_rounds(paths, loss=(len(images),), t=(len(images),))
     loss, t = rounds["loss"], rounds["t"]
     finite = np.isfinite(loss)
     return summarize(loss) | {"stderr": losses.mean_stderr(loss[finite], t[finite])}

@@ -212,7 +212,7 @@ def _merge_rounds(paths: Sequence[Path], total: int) -> tuple[Moments, np.ndarra
     kept = np.unique(positions.round().astype(int))
     moments, pools, start = None, [], 0
     for path in paths:
-        pool = load_rounds([path])["pool"]
+        pool = load_rounds([path], pool=(-1, -1))["pool"]
         of_round = Moments.from_features(pool)
         moments = moments.merge(of_round) if moments else of_round
         end = start + len(pool)

@@ -75,7 +75,8 @@ def run(context: Context) -> Results:
     samples = samples_stage.sample_paths(context)
 
     def compute(index: int) -> Arrays:
-        outputs = extractor.extract(load_rounds([samples[index]], "samples")["samples"])
+        shape = (-1, *context.experiment.image_shape)
+        outputs = extractor.extract(load_rounds([samples[index]], samples=shape)["samples"])
         return {name: array for name, array in outputs._asdict().items() if array is not None}
 
     name = f"features_{extractor.label}"
@@ -93,7 +94,9 @@ def measure(
     and errors come from groups of images. Without a reference there are no distances, and the entry
     states the `problem`.
     """
-    arrays = load_rounds(paths, "pool", optional=["logits"])
+    arrays = load_rounds(paths, optional=["logits"], pool=(-1, -1), logits=(-1, -1))
+    if len(arrays.get("logits", arrays["pool"])) != len(arrays["pool"]):
+        raise InputError(f"{paths[0]} and others have not one row for each image. Delete them.")
     order = np.random.default_rng(0).permutation(len(arrays["pool"]))
     generated = arrays["pool"][order]
     results = {

@@ -42,14 +42,16 @@ def run(context: Context) -> Results:
 
     paths = context.run_rounds("samples", len(sample_paths(context)), compute)
     in_grid = paths[: -(-GRID_IMAGES // config.batch_size)]
-    grid = load_rounds(in_grid, "samples")["samples"][:GRID_IMAGES]
+    count = min(len(in_grid) * config.batch_size, config.num_samples)
+    shape = (count, *context.experiment.image_shape)
+    grid = load_rounds(in_grid, samples=shape)["samples"][:GRID_IMAGES]
     picture = context.folder / "samples.png"
     write_picture(picture, datasets.image_grid(grid))
     with contextlib.suppress(InputError):  # Samples require no data.
         images = held_out(context.experiment, len(grid))
         columns = math.ceil(math.sqrt(len(grid)))  # As in samples.png.
         write_picture(context.folder / "real.png", datasets.image_grid(images, columns=columns))
-    nfe = load_rounds(paths, "nfe")["nfe"]
+    nfe = load_rounds(paths, nfe=(config.num_samples,))["nfe"]
     entry = {"images": config.num_samples, "nfe": float(nfe.mean()), "picture": str(picture)}
     return entry | _guidance(context.experiment)
 

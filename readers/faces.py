@@ -53,8 +53,8 @@ def _find(config: ml_collections.ConfigDict, size: int) -> Path:
         path = expand_home(config.path, "data.path")
     else:
         path = expand_home(config.get("tfrecords_path", ""), "data.tfrecords_path")
-    if path.is_dir():
-        matches = sorted(path.glob(f"*{ending}"))
+    if path.is_dir():  # Without a path, it is the current one, which nobody has named.
+        matches = sorted(path.glob(f"*{ending}")) if path != Path() else []
         path = matches[0] if matches else path / f"*-{ending}"
     if not path.exists():
         raise InputError(

@@ -21,7 +21,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from errors import InputError, advice
-from readers.files import NUMBER, OPTIONAL_NUMBER, read_json
+from readers.files import NUMBER, OPTIONAL_NUMBER, read_json, reading
 from report.training_log import FILE_NAME, Curve, read_curves
 from runs import ENVIRONMENTS, Arrays, load_rounds, results_folder, write_json, write_text
 
@@ -89,9 +89,11 @@ def write(workdir: str | Path, eval_folder: str = "eval") -> Path:
     if jax.process_index() == 0:
         from report import page  # Loads Matplotlib, which takes a second and is used only here.
 
-        data = gather(folder, Path(workdir))
-        write_text(folder / "report.json", json.dumps(data, indent=2, allow_nan=False))
-        write_text(folder / "report.html", page.render(data, folder))
+        with reading(folder, AGAIN):  # Its files may hold any numbers.
+            data = gather(folder, Path(workdir))
+            content, html = json.dumps(data, indent=2, allow_nan=False), page.render(data, folder)
+        write_text(folder / "report.json", content)
+        write_text(folder / "report.html", html)
     return folder / "report.html"
 
 

@@ -248,7 +248,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
 
 def remove_later_steps(path: Path, step: int) -> None:
     """Keep only the lines of a metrics.jsonl with a step up to `step`; drop damaged lines."""
-    if jax.process_index() or not path.exists():
+    if jax.process_index() or not os.path.lexists(path):  # A link is replaced by a file.
         return
     lines = [json.dumps(entry) + "\n" for entry in _entries(path) if entry["step"] <= step]
     write_atomically(path, lambda file: file.write("".join(lines).encode()))

@@ -271,9 +271,9 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 
 def _check_files(folder: Path) -> None:
-    """Raise InputError unless everything below `folder` is a folder or a regular file."""
+    """Raise InputError unless all below `folder` are folders, which are no links, or files."""
     for path in sorted(folder.rglob("*")):
-        if not path.is_dir():
+        if path.is_symlink() or not path.is_dir():
             check_regular(path)
 
 

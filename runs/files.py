@@ -38,7 +38,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     temporary = path.with_name(f".{path.name[:NAME_PART]}.tmp")
     with writing(path):
         try:
-            with open(temporary, "wb") as file:
+            temporary.unlink(missing_ok=True)
+            with open(temporary, "xb") as file:  # Not through a link that the folder brought along.
                 write(file)
             os.replace(temporary, path)
         finally:

@@ -135,10 +135,15 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 
 def _open_lock(path: Path) -> TextIO:
+    """Open the file, but not through a link that the folder brought along."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
+
     if os.path.lexists(path):
         check_regular(path)
     with writing(path):
-        return open(path, "a+", encoding="utf-8", errors="replace")
+        return open(path, "a+", encoding="utf-8", errors="replace", opener=opener)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from absl import logging
 import progress
 import sharding
 from errors import InputError, brief, printable
-from readers.files import read_npz
+from readers.files import is_real, read_npz
 from runs.depends import Depends
 from runs.files import RESERVED, Arrays, is_current, save_arrays
 
@@ -52,18 +52,22 @@ def round_paths(folder: Path, name: str, count: int) -> list[Path]:
     return [folder / f"{name}_{index}.npz" for index in range(count)]
 
 
-def load_rounds(paths: Sequence[Path], *names: str, optional: Sequence[str] = ()) -> Arrays:
-    """Return arrays of the rounds, each joined along its first axis.
+def load_rounds(
+    paths: Sequence[Path], *names: str, optional: Sequence[str] = (), **shapes: tuple[int, ...]
+) -> Arrays:
+    """Return arrays of numbers of the rounds, each joined along its first axis; True becomes 1.
 
     Args:
       paths: the files, opened one after the other.
       names: the arrays to read; by default all.
       optional: further arrays, which either all files have or none.
+      shapes: further arrays, with their shapes once they are joined; -1 is any size.
 
     Raises:
-      InputError: a file is damaged, or lacks an array.
+      InputError: a file is damaged, lacks an array, or has one of another type or shape.
     """
     again = "Delete it, and it is computed again."
+    names = (*names, *(name for name in shapes if name not in optional))
     parts: dict[str, list[np.ndarray]] = {}
     expected = set(names)
     for index, path in enumerate(paths):
@@ -78,9 +82,19 @@ def load_rounds(paths: Sequence[Path], *names: str, optional: Sequence[str] = ()
             lacking = ", ".join(map(printable, sorted(expected ^ found.keys())))
             raise InputError(f"{path} lacks {lacking}, or other rounds do. {again}")
         for name, array in found.items():
+            array = array.astype(np.uint8) if array.dtype == bool else array
+            if not is_real(array.dtype):
+                raise InputError(f"{path}: {printable(name)} is of type {array.dtype}. {again}")
             parts.setdefault(name, []).append(array)
     try:
-        return {name: np.concatenate(part) for name, part in parts.items()}
+        joined = {name: np.concatenate(part) for name, part in parts.items()}
+        for name in shapes.keys() & joined.keys():
+            found, expected = joined[name].shape, shapes[name]
+            if len(found) != len(expected) or any(
+                side not in (-1, size) for size, side in zip(found, expected)
+            ):
+                raise ValueError(f"{name} has the shape {found} instead of {expected}")
+        return joined
     except ValueError as error:
         raise InputError(
             f"the rounds {paths[0]} .. {paths[-1]} do not fit each other: {brief(error)}. Delete "

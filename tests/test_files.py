@@ -16,6 +16,8 @@ import runs
 from errors import InputError, brief, cache_folder, expand_home, printable
 from metrics import inception_weights
 from readers import cache, files
+from report.training_log import remove_later_steps
+from runs import checkpoints
 from tests import tiny
 
 DEPENDS = {"model.nf": 8, "step": 3}
@@ -261,6 +263,42 @@ def test_files_beside_a_result_are_kept(tmp_path):
     assert found == {"a.json": "first", "a.json.tmp": "of the user"}
 
 
+def lock(folder):
+    with pytest.raises(InputError, match="lock cannot be (read|written)"), runs.locked(folder):
+        pass
+
+
+WRITERS = {
+    ".a.json.tmp": lambda folder: runs.write_text(folder / "a.json", "text"),
+    "metrics.jsonl": lambda folder: remove_later_steps(folder / "metrics.jsonl", 1),
+    "lock": lock,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_nothing_is_written_through_links_of_a_folder(tmp_path, name):
+    folder, target = tmp_path / "theirs", tmp_path / "mine"
+    folder.mkdir()
+    (folder / name).symlink_to(target)
+    WRITERS[name](folder)
+    assert not target.exists()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(target)
+    target.write_text("mine")
+    WRITERS[name](folder)
+    assert target.read_text() == "mine"
+
+
+def test_folders_of_checkpoints_are_no_links(tmp_path):
+    """Their files would not be looked at, and Orbax waits without end for a named pipe."""
+    (tmp_path / "theirs").mkdir()
+    os.mkfifo(tmp_path / "theirs" / "_METADATA")
+    (tmp_path / "checkpoint_1").mkdir()
+    (tmp_path / "checkpoint_1" / "ema").symlink_to(tmp_path / "theirs")
+    with pytest.raises(InputError, match="ema is a folder; it must be a regular file"):
+        checkpoints._check_files(tmp_path / "checkpoint_1")
+
+
 @pytest.mark.parametrize("name", ["a" * 255, "\N{SNOWMAN}" * 85], ids=["ascii", "unicode"])
 def test_names_of_any_length(tmp_path, name):
     runs.write_text(tmp_path / name, "text")
@@ -319,9 +357,17 @@ def test_arrays_of_rounds_are_never_left_out(tmp_path):
     for names in ((), ("loss",)):
         with pytest.raises(InputError, match="loss_1.npz lacks loss, or .* Delete it"):
             runs.load_rounds(paths, *names)
-    rewrite(paths[1], loss=np.zeros((5, 2)))
-    with pytest.raises(InputError, match="loss_0.npz .* do not fit each other"):
-        runs.load_rounds(paths, "loss")
+    cases = {
+        "loss_0.npz .* do not fit each other": np.zeros((5, 2)),
+        r"has the shape \(14,\) instead of \(15,\)": np.zeros(4),
+        "loss_1.npz: loss is of type <U1": np.array(["1"] * 5),
+        "loss_1.npz: loss is of type complex": np.ones(5, complex),
+        "loss_1.npz: loss is of type datetime": np.zeros(5, "M8[s]"),
+    }
+    for message, loss in cases.items():
+        rewrite(paths[1], loss=loss)
+        with pytest.raises(InputError, match=message):
+            runs.load_rounds(paths, loss=(15,))
 
 
 def test_a_folder_in_the_place_of_a_round(tmp_path):

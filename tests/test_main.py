@@ -190,6 +190,10 @@ def test_flags_that_cannot_be_parsed(tmp_path):
         ({"mode": "train"}, "--workdir must be given"),
         ({"mode": "train", "workdir": ""}, "--workdir is empty"),
         (
+            {"mode": "report", "workdir": "a\x1b[2J\u202e"},
+            r"--workdir=a\\x1b\[2J\\u202e has control",
+        ),
+        (
             {"mode": "train", "workdir": "w", "source": "a.pth"},
             "--source only applies to --mode=import, sample, not train. To train on from a file,",
         ),

@@ -150,6 +150,34 @@ def test_damaged_files_are_named(tmp_path, name, damage):
     assert "\n" not in message
 
 
+MEASURE = {"name": "a", "value": 1.0, "stderr": -1.0, "images": 1, "note": ""}
+ODD = [
+    ("results.json", lambda path: change(path, measures=[MEASURE])),
+    ("results.json", lambda path: change(path, bpd={"passes": 0, "images": 0, "failed": 0})),
+    ("results.json", lambda path: change(path, bpd=dict.fromkeys(BPD, 1))),
+    ("bpd_0.npz", lambda path: np.savez(path, bpd=np.array([-1e308, 1e308, 0.0]))),
+    ("samples_0.npz", lambda path: odd_rounds(path, nfe=np.nan)),
+    ("samples_0.npz", lambda path: odd_rounds(path, seconds="a")),
+]
+BPD = ("passes", "images", "failed", "folder")
+
+
+def odd_rounds(path, **changes):
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {k: np.full(arrays[k].shape, v) for k, v in changes.items()})
+
+
+@pytest.mark.parametrize(("name", "damage"), ODD)
+def test_files_with_odd_values_are_one_line(tmp_path, name, damage):
+    evaluated.write_workdir(tmp_path)
+    damage(tmp_path / "eval" / "checkpoint_1" / name)
+    with pytest.raises(InputError) as caught:
+        report.write(tmp_path)
+    assert str(tmp_path / "eval") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "eval" / "report.html").exists()
+
+
 def test_strays_and_damaged_environments_do_not_matter(tmp_path, caplog):
     """Nor do rounds of an earlier evaluation of more images, but not in place of a missing one."""
     evaluated.write_workdir(tmp_path)

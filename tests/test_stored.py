@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import datasets
 import errors
 import options
 import pretrained
@@ -201,6 +202,15 @@ def test_a_file_of_others_runs_no_code(tmp_path):
     assert ran.exists()
 
 
+@pytest.mark.parametrize("dataset", ["array", "folder", "FFHQ", "CelebAHQ"])
+def test_without_a_path_the_current_folder_is_not_read(tmp_path, monkeypatch, dataset):
+    """It is not the user who chose such a data set, if the config comes from a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-r03.tfrecords").write_bytes(bytes(16))
+    with pytest.raises(InputError, match="data.path"):
+        datasets.load(tiny.config(**{"data.dataset": dataset}).data, "train")
+
+
 NESTED = "[" * 400 + "]" * 400
 DAMAGED = {
     "null": '{"model": null}',
@@ -230,6 +240,7 @@ DAMAGED = {
     "name": json.dumps(content(**{"data.dataset": "/etc/passwd"})),
     "name of code": json.dumps(content(**{"model.name": "os:system"})),
     "word": json.dumps(content(**{"data.category": "../a"})),
+    "long word": json.dumps(content(**{"data.category": "a" * 1000})),
     "rule": json.dumps(content(**{"guidance.interval": [2.0, 1.0]})),
     "no network": "{}",
 }
@@ -260,6 +271,7 @@ def test_messages_escape_control_characters(capfd, monkeypatch):
     with pytest.raises(SystemExit):
         errors.fail("a\x1b")
     assert capfd.readouterr().err == "Error: a\\x1b\n"
+    assert str(InputError("a" * 10**6 + "\nb")) == "a" * errors.MAX_LINE + " ...\nb"
 
 
 def test_exports_of_a_checkpoint_are_the_same_bytes():
