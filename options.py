@@ -16,9 +16,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from errors import InputError
+from errors import InputError, printable
 
-SHORT = reprlib.Repr()
+
+class _Short(reprlib.Repr):
+    def repr(self, x: Any) -> str:
+        return printable(super().repr(x))  # That of an array has several lines.
+
+
+SHORT = _Short()
 SHORT.maxstring = SHORT.maxother = 100
 SHORT.maxtuple = SHORT.maxlist = 20
 """Shortens long values in messages."""

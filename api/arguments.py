@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import Mesh
 
-from errors import InputError, brief, printable
+from errors import InputError, brief
 from options import (
     COUNT,
     FLAG,
@@ -75,6 +76,8 @@ class Numbers:
         if not is_array or not self.low <= value.ndim <= self.high:
             return False
         is_real = jnp.issubdtype(value.dtype, jnp.floating) or value.dtype.kind in "biu"
+        if value.dtype.char in "gG":  # Long doubles, which JAX lacks.
+            return False
         if not is_real and not (self.complex and value.dtype.kind == "c"):
             return False
         if isinstance(value, Tracer):
@@ -102,6 +105,7 @@ PATH = Rule(lambda value: isinstance(value, (str, Path)) and "\0" not in str(val
 CONFIG = Rule(lambda value: isinstance(value, ml_collections.ConfigDict), "a config")
 RANGE = Rule(_is_range, "a tuple (low, high) with low < high")
 NAME = Rule(lambda value: isinstance(value, str), "a string")
+MESH = Rule(lambda value: isinstance(value, Mesh), "a mesh of devices")
 FEWEST = 20  # simulations of a calibration, and samples of each
 BATCH, SIDE, WIDTH = Integer(1, 10**6), Integer(1, 4096), Real(1e-3, 1000)
 SHAPE = Sequence(Integer(1, 2**31 - 1), 0, 8)
@@ -129,6 +133,7 @@ DOMAINS: dict[str, Domain] = {
     "log_likelihood": FUNCTION,
     "maps": Numbers(3, 3, complex=True),
     "matrix": Numbers(2, 2),
+    "mesh": MESH,
     "method": NAME,
     "path": PATH,
     "probes": BATCH,
@@ -214,7 +219,7 @@ def show(value: Any) -> str:
     if isinstance(value, (np.ndarray, jax.Array)):
         return f"an array of shape {value.shape} and type {value.dtype}"
     try:
-        return printable(SHORT.repr(value))
+        return SHORT.repr(value)
     except Exception:  # As above.
         return f"an object of type {type(value).__name__}"
 

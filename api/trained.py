@@ -211,6 +211,7 @@ class TrainedModel(Prior):
 
     # --- images -----------------------------------------------------------------------------------
 
+    @checked
     def to_images(self, x: Array) -> np.ndarray:
         """Return events as images: uint8 from 0 to 255, or real numbers of data.value_range."""
         return np.asarray(self._to_pixels(jnp.asarray(x)))

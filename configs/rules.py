@@ -47,6 +47,12 @@ def check_model(config: Config) -> Problems:
     if name is None:
         yield f"model.name is missing; known: {', '.join(sorted(NETWORKS))}."
         return
+    missing = [
+        f"model.{each}" for each in ("num_scales", *NETWORKS[name].required) if each not in model
+    ]
+    if missing:
+        yield f"{', '.join(missing)} must be set for model.name = {name!r}."
+        return
     if config.data.num_classes and name not in networks_supporting("class_conditional"):
         yield (
             f"data.num_classes = {config.data.num_classes}: model.name = {name!r} cannot be "

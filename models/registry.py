@@ -28,6 +28,7 @@ class Network:
       build: the constructor. Its keyword arguments are `image_size`, `num_channels`, `rngs` and the
         values of `fields`; where supported, also `classes` and `remat`.
       fields: the fields of `config.model` that are arguments of `build`, under the same names.
+      required: those of `fields` that have no default.
       options: further ones that no network of this code has, with their defaults and domains.
       class_conditional: `build` takes `classes` (`data.num_classes`).
       remat: `build` takes `remat` (`training.remat`).
@@ -36,6 +37,7 @@ class Network:
 
     build: Callable[..., nnx.Module]
     fields: tuple[str, ...]
+    required: tuple[str, ...] = ()
     class_conditional: bool = False
     remat: bool = False
     bfloat16: bool = False
@@ -52,12 +54,14 @@ NOT_IN_MODEL = {"image_size", "num_channels", "classes", "remat"}
 
 def entry(network: type[UNet] | type[NCSNv2]) -> Network:
     """Return the entry of a network that declares its options in a dataclass, `Options`."""
-    names = [field.name for field in dataclasses.fields(network.Options)]
+    defaults = {field.name: field.default for field in dataclasses.fields(network.Options)}
+    names = [name for name in defaults if name not in NOT_IN_MODEL]
     return Network(
         network,
-        fields=tuple(name for name in names if name not in NOT_IN_MODEL),
-        class_conditional="classes" in names,
-        remat="remat" in names,
+        fields=tuple(names),
+        required=tuple(name for name in names if defaults[name] is dataclasses.MISSING),
+        class_conditional="classes" in defaults,
+        remat="remat" in defaults,
         bfloat16=issubclass(network, UNet),
     )
 

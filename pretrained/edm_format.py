@@ -17,7 +17,7 @@ from errors import InputError, brief, printable
 from pretrained import torch_pickles
 from pretrained.trained import Tensors
 from readers import pickles
-from readers.files import check_regular
+from readers.files import check_regular, mismatch
 from readers.pickles import Record
 
 RECORDED = {  # Objects whose class does not matter.
@@ -26,6 +26,12 @@ RECORDED = {  # Objects whose class does not matter.
     *(f"numpy.{core}.multiarray _reconstruct" for core in ("core", "_core")),
     *("numpy dtype", "numpy ndarray", "builtins set"),
 }
+
+FILE = {"dataset_kwargs?": (dict, type(None))}
+MODULE = {"_init_args": (tuple, list), "_init_kwargs": dict}
+"""The structure of a file and of a network's state; see `readers.files.mismatch`. Keys of a
+dictionary were checked by the reader of pickles; those of a list of pairs could be made to collide.
+"""
 
 
 class EDMNetwork(NamedTuple):
@@ -58,10 +64,13 @@ def read_network(path: Path) -> EDMNetwork:
         network = entries.get("ema") if isinstance(entries, dict) else None
         if not isinstance(network, Record):
             raise ValueError("it has no entry 'ema' with a network")
+        problem = mismatch(network.state, MODULE, "its network") or mismatch(entries, FILE)
+        if problem:
+            raise ValueError(problem)
         tensors = dict(_tensors(network, ""))
         arguments, keywords = (network.state[f"_init_{kind}"] for kind in ("args", "kwargs"))
-        data_set = dict(entries.get("dataset_kwargs") or {})
-        return EDMNetwork(network.kind, tuple(arguments), dict(keywords), tensors, data_set)
+        data_set = entries.get("dataset_kwargs") or {}
+        return EDMNetwork(network.kind, tuple(arguments), keywords, tensors, data_set)
     except Exception as error:  # Damage raises exceptions of many types.
         raise InputError(f"{path} cannot be read as a network of EDM: {brief(error)}.") from error
 

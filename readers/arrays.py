@@ -21,6 +21,7 @@ from readers.files import (
 from readers.folders import members
 from readers.image_sizes import sides
 
+MAX_IMAGES = 10**7  # Splits need 100 bytes for each; compressed, a pixel needs less than one.
 MAGIC = b"\x93NUMPY"  # The first bytes of a .npy file.
 
 
@@ -95,6 +96,10 @@ def _check_images(pixels: np.ndarray, path: Path, size: tuple[int, ...]) -> np.n
         raise InputError(
             f"{path} contains {pixels.dtype} of shape {pixels.shape}; images must be numbers of "
             f"shape (N, H, W, C) or (N, H, W)."
+        )
+    if len(pixels) > MAX_IMAGES:
+        raise InputError(
+            f"{path} contains {len(pixels):,} images; at most {MAX_IMAGES:,} are read."
         )
     return pixels[..., None] if pixels.ndim == 3 else pixels
 

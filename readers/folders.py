@@ -226,11 +226,10 @@ def members(names: Sequence[str], split: str, held_out: float) -> np.ndarray:
     """
     if not 0 < held_out < 1:
         raise InputError(f"data.held_out = {held_out} must be between 0 and 1.")
-    outermost = np.array([name.partition("/")[0] if "/" in name else "" for name in names])
-    if set(outermost) >= SPLITS:
-        return np.flatnonzero(outermost == split)
+    if {name.partition("/")[0] for name in names if "/" in name} >= SPLITS:
+        return np.flatnonzero([name.startswith(f"{split}/") for name in names])
     # A function of the name alone, so that a held-out image stays so when others are added.
-    hashes = np.array([zlib.crc32(os.fsencode(name)) / 2**32 for name in names])
+    hashes = np.fromiter((zlib.crc32(os.fsencode(name)) for name in names), float) / 2**32
     is_smallest = hashes == hashes.min(initial=1.0)  # At least one image is held out.
     is_test = (hashes < held_out) | is_smallest
     return np.flatnonzero(is_test == (split == "test"))

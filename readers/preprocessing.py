@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 
 from errors import InputError
-from readers.image_files import MAX_PIXELS, MODES, to_array
+from readers.image_files import MODES, to_array
 from readers.image_sizes import ImageSize, sides
 
+MAX_RESIZED = 4096**2  # pixels: the largest data.image_size
 MEMORY = 2**31  # Bytes. Smaller data sets stay in memory once they are decoded.
 
 # --- crops and resizes ---
@@ -73,7 +74,7 @@ def lsun(image: Image.Image, size: int) -> Image.Image:
 def _resize(image: Image.Image, shape: tuple[int, int], kernel: Image.Resampling) -> Image.Image:
     if image.size == shape:
         return image
-    if shape[0] * shape[1] > MAX_PIXELS:
+    if shape[0] * shape[1] > MAX_RESIZED:
         raise ValueError(f"the image of {image.width}x{image.height} pixels is too narrow")
     channels = []
     for number in range(len(image.getbands())):

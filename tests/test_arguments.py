@@ -56,6 +56,9 @@ INVALID = [
       for each in ((1, 2, 3), (2, 1), (0, math.nan), 1, "12")),
     *((bad(ss.Prior, SCORE, SDE, each), "shape = .* must be a tuple")
       for each in ((0,), (2, -1), (2.0,), (True,), "2", 2, None)),
+    (bad(ss.Prior, SCORE, SDE, (2,), mesh=2), "mesh = 2 must be a mesh of devices"),
+    (bad(PRIOR.log_prob, np.ones(2, np.longdouble)), "x = an array .* must be an array"),
+    (bad(PRIOR.sample, sampler="pc", snr=np.ones((3, 3))), "snr = array.* must be a finite number"),
     (bad(ss.Prior, lambda x, t: x[..., :1], SDE, (2,)), r"has shape \(3, 1\)"),
     (bad(ss.Prior, lambda x, t: jnp.zeros(()), SDE, (2,)), r"has shape \(\); .* by jax.vmap"),
     (bad(ss.Prior, lambda x, t: x * jnp.nan, SDE, (2,)), "score .* is not finite"),

@@ -138,7 +138,7 @@ DAMAGED = {
     "empty": (b"", "empty"),
     "no dictionary": (dumps([1]), "cannot be read as a network"),
     "no network": (dumps({"ema": 3}), "no entry 'ema'"),
-    "no modules": (dumps({"ema": edm_files.persistent("EDMPrecond", {})}), "_parameters"),
+    "no modules": (dumps({"ema": edm_files.persistent("EDMPrecond", {})}), "_init_args"),
     "bytes": (dumps(raw(b"\x8e" + HUGE)), "cannot be read"),
     "bytearray": (dumps(raw(b"\x96" + HUGE)), "cannot be read"),
     "text": (dumps(raw(b"X\xff\xff\xff\x7f")), "cannot be read"),

@@ -184,8 +184,9 @@ def test_memory_and_time_of_large_images(tmp_path):
 
 
 def test_narrow_images_are_not_enlarged_without_a_limit():
-    with pytest.raises(ValueError, match="too narrow"):
-        image_files.load(png(1, 60_000), 3, preprocessing.small_crop, 128)
+    for size in (32, 128):
+        with pytest.raises(ValueError, match="too narrow"):
+            image_files.load(png(1, 60_000), 3, preprocessing.small_crop, size)
 
 
 # --- fonts ---
@@ -342,6 +343,7 @@ ARCHIVES = {
     "a bomb": archive(("images.npy", npy(header("(16777216, 8, 8)"), bytes(2**24)))),
     "more than its size": archive(("images.npy", PIXELS + b"0")),
     "none": archive(),
+    "many images": archive(("images.npy", npy(header("(10000001, 1, 1)"), bytes(10_000_001)))),
     "control characters": archive(("\x1b[2J.npy", PIXELS), ("b.npy", PIXELS)),
 }
 

@@ -24,12 +24,11 @@ HUGE = b"\x8a\x09" + b"\xff" * 8 + b"\x00"  # 2^64 - 1
 ONES = np.ones(4, np.float32)
 
 
-def integers(count, step):
-    return (
-        b"}("
-        + b"".join(b"\x8a\x0a%bN" % (i * step).to_bytes(10, "little") for i in range(count))
-        + b"u"
-    )
+def integers(count, step, parts=(b"}(", b"N", b"u")):
+    """Instructions for a dictionary with these keys, or for a list of pairs."""
+    start, value, end = parts
+    keys = ((i * step).to_bytes(10, "little") for i in range(count))
+    return start + b"".join(b"\x8a\x0a" + key + value for key in keys) + end
 
 
 def tensor(shape):
@@ -127,6 +126,8 @@ def headed(main):
     return b"".join(parts) + main + edm_files.dumps([])
 
 
+PAIRS = Raw(integers(100_000, 2**61 - 1, (b"](", b"N\x86", b"e")))
+PAIRED = edm_files.module("EDMPrecond", {}, _init_kwargs=PAIRS)
 SMALL = zipped(pickled(b"}"))
 PLACES = {
     "edm": lambda code: b"\x80\x04}X\x03\x00\x00\x00ema" + code + b"s.",
@@ -135,7 +136,11 @@ PLACES = {
     "cifar": lambda code: b"\x80\x02}X\x04\x00\x00\x00data" + code + b"s.",
 }
 OTHERS = {
-    "edm": {"instructions": b"\x80\x04](" + b"}" * 2_500_000 + b"e."},
+    "edm": {
+        "instructions": b"\x80\x04](" + b"}" * 2_500_000 + b"e.",
+        "colliding arguments": edm_files.dumps(edm_files.network({}) | {"ema": PAIRED}),
+        "colliding names": edm_files.dumps(edm_files.network({}) | {"dataset_kwargs": PAIRS}),
+    },
     "pth": {
         "compressed": zipped(pickled(b"}" + b"N" * 10**6), zipfile.ZIP_DEFLATED),
         "bomb": zipped(bytes(10**8), zipfile.ZIP_BZIP2),

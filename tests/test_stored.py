@@ -50,9 +50,10 @@ def marks(tmp_path, monkeypatch):
     monkeypatch.setattr(own_paths, "MARKS", tmp_path / "marks")
 
 
-def content(**changes):
-    """The content of a config.json."""
+def content(without="", **changes):
+    """The content of a config.json, without an option of the network."""
     fields = json.loads(json.dumps(complete(tiny.config()).to_dict()))
+    fields["model"].pop(without, None)
     for name, value in changes.items():
         section, _, key = name.rpartition(".")
         (fields[section] if section else fields)[key] = value
@@ -243,6 +244,7 @@ DAMAGED = {
     "long word": json.dumps(content(**{"data.category": "a" * 1000})),
     "rule": json.dumps(content(**{"guidance.interval": [2.0, 1.0]})),
     "no network": "{}",
+    **{f"no {name}": json.dumps(content(without=name)) for name in ("num_scales", "nf", "ch_mult")},
 }
 
 

@@ -244,3 +244,9 @@ def test_errors_of_images(model, levels, change, message):
     wrong = change(levels[:1])
     with pytest.raises(ss.InputError, match=message):
         model.bits_per_dim(wrong)
+
+
+@pytest.mark.parametrize("x", [None, "a", 1j, 10**400, np.ones(2, np.longdouble)])
+def test_events_that_are_no_images(model, x):
+    with pytest.raises(ss.InputError, match="x = .* must be an array"):
+        model.to_images(x)
