@@ -24,8 +24,8 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 30_853,
-    "lines of tests": 22_487,
+    "lines of code": 30_900,
+    "lines of tests": 22_550,
     "top-level modules": 30,
     "modules on a chain of imports": 11,  # main; training, experiment, runs, configs, samplers
     "lines of a package": 3_141,  # readers
