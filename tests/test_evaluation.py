@@ -575,8 +575,10 @@ def test_memory_and_open_files_do_not_grow_with_the_number_of_rounds(tmp_path, m
     changes = {"eval.batch_size": 8, "eval.num_samples": 8}
     (tmp_path / "first").mkdir()
     # The first round of a process loads libraries, which need more memory than all rounds.
-    samples_stage.run(Context(Experiment(config(**changes)), {}, tmp_path / "first"))
+    first = Experiment(config(**changes))
     experiment = Experiment(config(**changes | {"eval.num_samples": 8 * count}))
+    first.image_shape = experiment.image_shape = shape[1:]
+    samples_stage.run(Context(first, {}, tmp_path / "first"))
     context = Context(experiment, {}, tmp_path, prepared)
     open_files = max(map(int, os.listdir("/proc/self/fd")))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
