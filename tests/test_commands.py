@@ -1,6 +1,6 @@
 """The commands of the documentation are correct, and run.
 
-The fast tests parse all of them. The slow one runs them in a folder with the files of the checkout,
+The fast tests parse all of them. The long one runs them in a folder with the files of the checkout,
 as they are written, with small networks and few samples: flags are appended, none is changed.
 `test_python_page.py` runs the snippets.
 """
@@ -262,7 +262,7 @@ def checkout(tmp_path_factory):
 RUN = [command for command in COMMANDS if command.runs and not exception(command)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("page", sorted({command.page for command in RUN}))
 def test_commands_run(page, checkout):
     """In their order, with a folder `work` of the page."""

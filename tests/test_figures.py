@@ -31,7 +31,7 @@ def test_the_page_shows_all_figures():
     assert {path.stem for path in make_figures.FOLDER.iterdir()} == set(TINY)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", TINY)
 def test_the_script(name, tmp_path):
     """Without tiny arguments the committed figure is drawn, up to rendering of other versions."""

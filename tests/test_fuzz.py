@@ -75,7 +75,7 @@ def build(values, mode):
     return Experiment(config, jax.devices()[:1], mode=mode)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @hypothesis.settings(
     max_examples=1000,
     deadline=None,

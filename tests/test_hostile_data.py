@@ -163,7 +163,7 @@ LARGE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_and_time_of_large_images(tmp_path):
     """Four threads decode three of each; their process needs 1.2 GiB and a minute."""
     for name, make in LARGE.items():

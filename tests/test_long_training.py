@@ -43,7 +43,7 @@ class Usage(NamedTuple):
     compiled: int
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not (PROCESS / "statm").exists(), reason="requires the proc file system")
 def test_training_does_not_grow(tmp_path, monkeypatch):
     """Between steps 1,000 and 5,000, with checkpoints, samples and held-out losses.

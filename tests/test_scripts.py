@@ -206,7 +206,7 @@ def steps_saved(folder: Path) -> int:
     return max(int(path.name.rpartition("_")[2]) for path in saved)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_that_is_stopped_continues(stand_in, tmp_path):
     """The real program in the place of a container: SIGTERM, then the same command."""
     stand_in("python", f'exec {sys.executable} "$@"')
@@ -225,7 +225,7 @@ def test_training_that_is_stopped_continues(stand_in, tmp_path):
     assert f"continuing from checkpoints-meta/checkpoint_{step}" in ended.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slurm_job_of_two_tasks_is_stopped_and_continues(stand_in, tmp_path, monkeypatch):
     """Two processes find each other by SLURM's variables; one of them receives SIGTERM."""
     with socket.socket() as free:  # JAX derives the port from the number of the job.

@@ -88,7 +88,7 @@ def test_docstrings_are_plain_text():
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_links(site, pages):
     """Files and anchors exist; nothing is loaded from another host."""
     wrong = []
@@ -103,7 +103,7 @@ def test_links(site, pages):
     assert wrong == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_contents(pages):
     """All pages, the stored outputs of notebooks, and formulas as MathML."""
     sources = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/*.ipynb")]
@@ -121,7 +121,7 @@ def test_contents(pages):
         assert "\\mathcal" not in page.text.replace(" ", "")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_reference_has_the_api(pages):
     """All public names, with types, arguments, exceptions and sources, and without markup."""
     reference = {name: page for name, page in pages.items() if "/reference/" in name}
@@ -139,7 +139,7 @@ def test_the_reference_has_the_api(pages):
         assert not [markup for markup in MARKUP if markup in page.text], name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_all_pages(site, pages, browser, width):
     """Without errors, missing pictures or requests to other hosts, and no wider than the window."""
