@@ -35,7 +35,12 @@ PAGE = common.ROOT / "docs" / "inverse_problems.md"
 SDES = {"VE": VESDE(), "VP": VPSDE(), "sub-VP": SubVPSDE()}
 # Covariance, operator and noise of the Gaussian problems, see `tests.gaussian_posterior`.
 GAUSSIANS = (("correlated", "mask", 0.0), ("correlated", "mask", 0.2), ("correlated", "dense", 0.2))
-METHOD_OPTIONS = {"iterations": 16, "prior_std": gaussian_posterior.STD, "scale": 0.5}
+METHOD_OPTIONS: dict[str, dict[str, Any]] = {
+    "moment_matching": {"iterations": 16},
+    "pigdm": {"prior_std": gaussian_posterior.STD},
+    "daps": {"prior_std": gaussian_posterior.STD},
+    "dps": {"scale": 0.5},
+}
 STEPS = {name: 200 if method.requires_pc else 20 for name, method in METHODS.items()}
 STEP_COUNTS = (10, 20, 50, 100, 200, 500, 1000)
 SAMPLES = 4  # reconstructions of each digit
@@ -55,8 +60,8 @@ def gaussian_table(count: int = 2000) -> list[str]:
     for method, steps in STEPS.items():
         cells = []
         for sde, problem in problems:
-            options: dict[str, Any] = METHOD_OPTIONS | {"steps": steps, "count": count}
-            errors = gaussian_posterior.measure(SDES[sde], *problem, method, **options)
+            options: dict[str, Any] = METHOD_OPTIONS.get(method, {}) | {"steps": steps}
+            errors = gaussian_posterior.measure(SDES[sde], *problem, method, count=count, **options)
             cells.append(f"{errors.mean:.3f} / {errors.covariance:.3f}")
         lines.append(row(f"`{method}`", str(steps), *cells))
         print(lines[-1], flush=True)
@@ -70,7 +75,7 @@ def plot_gaussian_errors(path: Path) -> None:
         for method in METHODS:
             errors = [
                 gaussian_posterior.measure(
-                    SDES[name], *GAUSSIANS[0], method, steps=n, **METHOD_OPTIONS
+                    SDES[name], *GAUSSIANS[0], method, steps=n, **METHOD_OPTIONS.get(method, {})
                 )
                 for n in STEP_COUNTS
             ]
