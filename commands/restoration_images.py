@@ -8,10 +8,10 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from configs.default import Config
-from errors import InputError, brief, expand_home, printable
+from controllable.tasks import read_image
+from errors import InputError, expand_home
 from experiment import Experiment
 from readers import folders, image_files, preprocessing
 from readers.files import check_regular
@@ -45,18 +45,6 @@ def load(experiment: Experiment, shape: Shape) -> tuple[list[str], np.ndarray]:
     return names, np.asarray(scaler.scale(jnp.asarray(levels)))
 
 
-def decode(path: Path, channels: int) -> Image.Image:
-    """Decode an image file. Raises InputError if it cannot be read."""
-    try:
-        return image_files.decode(path, channels)
-    except InputError:
-        raise
-    except Exception as error:  # Decoders raise many exception types for damaged files.
-        raise InputError(
-            f"The image '{printable(path)}' cannot be read: {brief(error)}. Replace or remove it."
-        ) from error
-
-
 def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
     """Load the first images of a file or folder; return names and uint8 images (N, *shape)."""
     root = expand_home(options.input, "restore.input")
@@ -73,7 +61,7 @@ def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
             f"restore.input = {options.input!r} is neither an image file nor a folder of image "
             f"files ({', '.join(sorted(folders.SUFFIXES))})."
         )
-    images = [preprocessing.crop_resize(decode(path, shape[-1]), shape[:2]) for path in paths]
+    images = [preprocessing.crop_resize(read_image(path, shape[-1]), shape[:2]) for path in paths]
     names = _result_names(stems, options.samples)
     return names, np.stack([image_files.to_array(image) for image in images])
 

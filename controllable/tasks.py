@@ -7,10 +7,12 @@ write a function from an image's shape (H, W, C) and its options to an `Operator
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from controllable import operators
 from controllable.operators import Operator
@@ -59,20 +61,25 @@ def _read_mask(name: str, shape: Shape) -> np.ndarray:
     """Return the mask image (H, W, 1). Raises InputError if it does not have the images' size."""
     path = expand_home(name, "restore.mask")
     check_regular(path, "restore.mask")
-    try:
-        mask = image_files.to_array(image_files.decode(path, 1))
-    except InputError:
-        raise
-    except Exception as error:  # Decoders raise many exception types for damaged files.
-        raise InputError(
-            f"{printable(path)} cannot be read as an image: {brief(error)}."
-        ) from error
+    mask = image_files.to_array(read_image(path, 1))
     if mask.shape[:2] != shape[:2]:
         raise InputError(
             f"restore.mask = {name!r} has {mask.shape[1]}x{mask.shape[0]} pixels, but the images "
             f"have {shape[1]}x{shape[0]}. Resize the mask to their size."
         )
     return mask
+
+
+def read_image(path: Path, channels: int) -> Image.Image:
+    """Decode an image file, to grey or RGB by `channels`. Raises InputError if it is damaged."""
+    try:
+        return image_files.decode(path, channels)
+    except InputError:
+        raise
+    except Exception as error:  # Decoders raise many exception types for damaged files.
+        raise InputError(
+            f"The image '{printable(path)}' cannot be read: {brief(error)}. Replace or remove it."
+        ) from error
 
 
 def compressed_sensing(shape: Shape, *, share: float) -> Operator:
