@@ -264,7 +264,7 @@ INVALID = [
     ({"samples": 0}, "restore.samples = 0 must be"),
     ({"eta": 2.0}, "restore.eta = 2.0 must be"),
     ({"share": 0.01}, "restore.mask = 'box' leaves nothing unknown"),
-    ({"mask": "broken.png"}, "broken.png cannot be read"),
+    ({"mask": "broken.png"}, "broken.png' cannot be read"),
     ({"mask": "pipe.png"}, "restore.mask = '.*pipe.png' is a named pipe"),
     ({"mask": "loop.png"}, "restore.mask = '.*loop.png' cannot be read"),
     ({"mask": "large.png"}, "large.png' has 5x16 pixels, but the images have 8x8"),
