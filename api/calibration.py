@@ -8,6 +8,11 @@ arXiv:2211.02383); and the distance from a random reference point, whose rank gi
 coverage of balls (TARP: Lemos et al. 2023, arXiv:2302.03026). Ranks near 0 and 1 are too frequent
 if samples are overconfident, that is, if their spread is too small.
 
+Ranks that are uniform on average over y may still depend on y, for example if the weights of modes
+are wrong in a way that changes with y. So ranks are also tested for independence of y, by
+permutations of the Hilbert-Schmidt criterion (Gretton et al. 2007, "A kernel statistical test of
+independence").
+
 What is tested is the conditioning on y: x is drawn by the same score and sampler, so errors of the
 score are not noticed.
 """
@@ -18,6 +23,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -27,8 +33,13 @@ from api.arguments import checked
 PROJECTIONS, ENTRIES = 8, 8  # statistics of each kind
 LOG_PROB, DISTANCE = "log p(y | x)", "distance (TARP)"
 SIGNIFICANCE = 0.01  # the probability that a correct posterior is called wrong
-"""With 20 simulations of one number it is 0.015, because the test of the spread is approximate;
-from 50 simulations on it is at most 0.01."""
+"""Half of it for tests of the ranks alone, and half for tests of their independence of y. With 20
+simulations of one number it is 0.015, because the test of the spread is approximate; from 50
+simulations on it is at most 0.01."""
+INDEPENDENCE = ("dependence on y", "dependence on y of one statistic")
+PERMUTATIONS = 2999
+MOST_PAIRED = 1000  # simulations whose independence of y is tested; the cost is of second order
+FEATURES = 64  # numbers that describe a measurement
 LEVELS = np.linspace(0, 1, 41)  # credibility levels of the coverage curve
 
 
@@ -65,6 +76,56 @@ def ranks(truth: np.ndarray, samples: np.ndarray, u: np.ndarray) -> np.ndarray:
     return (below.sum(1) + u * (tied.sum(1) + 1)) / (samples.shape[1] + 1)
 
 
+class Simulated(NamedTuple):
+    """Simulations: the ranks (N, K) of x among the samples, and `features` (N, M) of y."""
+
+    ranks: np.ndarray
+    y: np.ndarray
+
+
+def features(y: np.ndarray) -> np.ndarray:
+    """Return real numbers (N, M) that describe measurements y (N, ...), M at most FEATURES."""
+    flat = np.asarray(y).reshape(len(y), -1)
+    if np.iscomplexobj(flat):
+        flat = np.concatenate([flat.real, flat.imag], 1)
+    flat, size = flat.astype(np.float32), flat.shape[1]
+    if size <= FEATURES:
+        return flat
+    rng = np.random.default_rng(0)  # One vector at a time, since images can be large.
+    vectors = (rng.standard_normal(size, np.float32) for _ in range(FEATURES))
+    return np.stack([flat @ (vector / math.sqrt(size)) for vector in vectors], 1)
+
+
+def independence(ranks: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Return p-values of the independence of ranks (N, K) and features of y (N, M).
+
+    The criterion of a statistic is the mean of k(y, y') f f' over pairs of simulations, for a
+    Gaussian kernel k on standardized y, whose width is the median distance, and f the rank or its
+    square, centred. The first p-value is that of the sum of all criteria, the second that of
+    the largest one.
+    """
+    ranks, y = ranks[:MOST_PAIRED], y[:MOST_PAIRED]
+    varying = y.std(0) > 0
+    z = (y - y.mean(0))[:, varying] / y.std(0)[varying]
+    squares = np.square(z[:, None] - z).sum(-1)
+    kernel = np.exp(-squares / max(np.median(squares), 1e-12))
+    kernel -= kernel.mean(0) + kernel.mean(1)[:, None] - kernel.mean()
+    moments = np.concatenate([ranks - 0.5, np.square(ranks - 0.5)], 1)
+    moments = (moments - moments.mean(0)) / np.maximum(moments.std(0), 1e-12)
+    order = np.random.default_rng(0).random((PERMUTATIONS + 1, len(y))).argsort(1)
+    order[0] = np.arange(len(y))  # The criterion as it is, followed by permutations.
+    criteria = np.stack([_quadratic_forms(kernel, column[order]) for column in moments.T], 1)
+    criteria /= criteria.std(0) + 1e-12
+    joint, largest = criteria.sum(1), (criteria - criteria.mean(0)).max(1)
+    return float(np.mean(joint >= joint[0])), float(np.mean(largest >= largest[0]))
+
+
+def _quadratic_forms(kernel: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return v^T kernel v of each row v."""
+    rows = rows.astype(np.float32)
+    return np.einsum("pn,pn->p", rows @ kernel.astype(np.float32), rows)
+
+
 # --- verdict ----------------------------------------------------------------------------------
 
 
@@ -77,8 +138,9 @@ class Calibration:
       names: of the statistics.
       kind: 'calibrated', if no test rejects; 'overconfident', 'underconfident' or 'biased'.
       verdict: one sentence.
-      p_values: of each statistic by the test of Kolmogorov and Smirnov, and of 'spread', a test of
-        the mean of (2 rank - 1)^2 over the statistics of x alone, which is 1/3 for uniform ranks.
+      p_values: of each statistic by the test of Kolmogorov and Smirnov; of 'spread', a test of the
+        mean of (2 rank - 1)^2 over the statistics of x alone, which is 1/3 for uniform ranks; and
+        those of `independence`.
     """
 
     ranks: np.ndarray
@@ -148,25 +210,46 @@ class Calibration:
         return figure
 
 
-def judge(values: np.ndarray, names: list[str]) -> Calibration:
-    """Return the verdict on ranks (N, K) of N simulations and K named statistics."""
+def judge(values: np.ndarray, names: list[str], y: np.ndarray | None = None) -> Calibration:
+    """Return the verdict on ranks (N, K) of N simulations and K named statistics.
+
+    With `features` (N, M) of the measurements, the independence of ranks and y is tested, too.
+    """
     from scipy import stats  # As above.
 
-    count = len(values)
+    count, of_x = len(values), _of_x_alone(values, names)
     p_values = {
         name: float(stats.kstest(values[:, i], "uniform").pvalue) for i, name in enumerate(names)
     }
-    spreads = np.square(2 * _of_x_alone(values, names) - 1).mean(1)
+    spreads = np.square(2 * of_x - 1).mean(1)
     excess = (spreads.mean() - 1 / 3) / (spreads.std(ddof=1) / math.sqrt(count))
     p_values["spread"] = float(2 * stats.t.sf(abs(excess), count - 1))
-    rejected = min(p_values.values()) * len(p_values) < SIGNIFICANCE
+    significance = SIGNIFICANCE / 2 / len(p_values)  # of one test
+    paired = {} if y is None else dict(zip(INDEPENDENCE, independence(of_x, y)))
     kind = "calibrated"
-    if rejected:
+    if min(p_values.values()) < significance or any(p < SIGNIFICANCE / 4 for p in paired.values()):
         kind = "biased"
-        if p_values["spread"] * len(p_values) < SIGNIFICANCE:
-            kind = "overconfident" if excess > 0 else "underconfident"
-    found = Calibration(values, names, kind, "", p_values)
+    if p_values["spread"] < significance:
+        kind = "overconfident" if excess > 0 else "underconfident"
+    found = Calibration(values, names, kind, "", p_values | paired)
     return dataclasses.replace(found, verdict=_sentence(found))
+
+
+def detectable(values: np.ndarray, names: list[str]) -> tuple[float, float]:
+    """Return the relative error of the spread, and the bias, that are found half of the time.
+
+    The bias is that of one statistic, in standard deviations of its samples. For Gaussian
+    posteriors whose samples have the right standard deviation times c, the mean of (2 rank - 1)^2
+    is (2 / pi) arcsin(1 / (1 + c^2)); its slope by log(c) at 1 is -2 / (pi sqrt(3)). A shift of d
+    standard deviations moves ranks by at most 2 Phi(d / 2) - 1.
+    """
+    from scipy import stats  # As above.
+
+    count, tail = len(values), SIGNIFICANCE / 2 / (len(names) + 1)
+    spreads = np.square(2 * _of_x_alone(values, names) - 1).mean(1)
+    error = stats.t.isf(tail / 2, count - 1) * spreads.std(ddof=1) / math.sqrt(count)
+    shift = stats.kstwo.isf(tail, count)
+    return float(error * math.pi * math.sqrt(3) / 2), float(2 * stats.norm.ppf((1 + shift) / 2))
 
 
 def _of_x_alone(values: np.ndarray, names: list[str]) -> np.ndarray:
@@ -181,7 +264,11 @@ def _sentence(found: Calibration) -> str:
         f"{len(found.ranks)} simulations"
     )
     if found.kind == "calibrated":
-        return f"No miscalibration was found: {measured}."
+        spread, bias = detectable(found.ranks, found.names)
+        return (
+            f"No miscalibration was found: {measured}. Errors below {100 * spread:.0f} % of the "
+            f"spread, or {bias:.2f} standard deviations of a mean, can remain."
+        )
     worst = min(found.p_values, key=lambda name: found.p_values[name])
     reasons = {
         "overconfident": "Overconfident: the spread of samples is too small",

@@ -15,7 +15,7 @@ from jax import Array
 import sampling
 from api import calibration, execution
 from api.arguments import Seed, checked, count_of, key_of, shape_of
-from api.calibration import Calibration
+from api.calibration import Calibration, Simulated
 from api.execution import FromPosterior, Place
 from api.measuring import Density, Simulate, make_measurement, shape_of_y
 from controllable.measurements import Evidence
@@ -184,7 +184,7 @@ class Posterior:
         """Test whether samples have the spread that they should have; `api.calibration`.
 
         Draws events x of the prior by this sampler, measurements y of each, and `samples` samples
-        given y. Over many x, the rank of x among the samples must be uniform.
+        given y. Over many x, the rank of x among the samples must be uniform, and independent of y.
 
         Args:
           simulations: the number of events x.
@@ -200,7 +200,8 @@ class Posterior:
             self.ranks(first, size, samples, seed, chosen, simulate, batch_size=batch_size)
             for first in range(0, simulations, size)
         ]
-        return calibration.judge(np.concatenate(rounds)[:simulations], self.statistics)
+        ranks, y = (np.concatenate(parts)[:simulations] for parts in zip(*rounds))
+        return calibration.judge(ranks, self.statistics, y)
 
     @property
     def statistics(self) -> list[str]:
@@ -220,11 +221,11 @@ class Posterior:
         simulate: Simulate | None = None,
         *,
         batch_size: int = BATCH_SIZE,
-    ) -> np.ndarray:
-        """Return the ranks (count, K) of the simulations number first .. first + count - 1.
+    ) -> Simulated:
+        """Return the simulations number first .. first + count - 1.
 
-        The columns are `statistics`; `sampler` is one of `make_sampler`. `calibrate` describes the
-        other arguments and the errors.
+        The columns of the ranks are `statistics`; `sampler` is one of `make_sampler`. `calibrate`
+        describes the other arguments and the errors.
         """
         if simulate is None and not self.model.can_simulate:
             raise InputError(
@@ -253,7 +254,8 @@ class Posterior:
         drawn = jnp.reshape(drawn, (count, samples, *self.prior.event_shape))
         truth = self._statistics(x[:, None], y, references)[:, 0]
         u = sampling.uniform(sampling.image_keys(rank_key, numbers), truth.shape)
-        return calibration.ranks(truth, self._statistics(drawn, y, references), np.asarray(u))
+        ranks = calibration.ranks(truth, self._statistics(drawn, y, references), np.asarray(u))
+        return Simulated(ranks, calibration.features(np.asarray(y)))
 
     def _statistics(self, x: Array, y: Array, references: Array) -> np.ndarray:
         """Return the statistics (N, L, K) of events x (N, L, *event_shape)."""

@@ -62,16 +62,16 @@ def calibrate(
     def compute(index: int) -> dict[str, np.ndarray]:
         key, batch_size = experiment.key("calibrate"), config.eval.batch_size
         first, count = index * size, size
-        return {
-            "ranks": posterior.ranks(first, count, samples, key, sampler, batch_size=batch_size)
-        }
+        found = posterior.ranks(first, count, samples, key, sampler, batch_size=batch_size)
+        return found._asdict()
 
     say_sampler(config, sampler)
     with owned(output, config, "calibration"):
         paths = run_rounds(output, "ranks", -(-simulations // size), compute, depends)
         shape = (len(paths) * size, len(posterior.statistics))
-        rounds = load_rounds(paths, ranks=shape)
-        result = calibration.judge(rounds["ranks"][:simulations], posterior.statistics)
+        rounds = load_rounds(paths, ranks=shape, y=(len(paths) * size, -1))
+        ranks, y = rounds["ranks"][:simulations], rounds["y"][:simulations]
+        result = calibration.judge(ranks, posterior.statistics, y)
         write_json(output / "calibration.json", result.content())
         figure = result.figure()
         write_atomically(output / "calibration.png", lambda file: figure.savefig(file, dpi=100))

@@ -51,7 +51,7 @@ def test_files_and_resumption(workdir, monkeypatch):
         None, operator, noise=0.2, method="pigdm", prior_std=model.config.restore.prior_std
     )
     key = Experiment(config).key("calibrate")
-    ranks = posterior.ranks(0, 4, 20, key, posterior.make_sampler())
+    ranks = posterior.ranks(0, 4, 20, key, posterior.make_sampler()).ranks
     assert posterior.statistics == stored["names"]
     np.testing.assert_allclose(ranks, np.array(stored["ranks"])[:4], atol=1 / 21 + 1e-6)
 

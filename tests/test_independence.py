@@ -1,0 +1,69 @@
+"""Calibration sees errors of mode weights that change sign with y; marginal ranks do not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from api import calibration
+
+STD, NOISE, SAMPLES = 0.2, 1.0, 63
+
+
+def judge(rng: np.random.Generator, count: int, error: float) -> calibration.Calibration:
+    """Judge samples of x = +-1 + STD z given y = (x + NOISE z, sign), the sign being random.
+
+    Their mode weights are off by `error` times the sign; the samples in a mode are exact.
+    """
+    x = rng.choice([-1.0, 1.0], count) + STD * rng.normal(size=count)
+    y, sign = x + NOISE * rng.normal(size=count), rng.choice([-1.0, 1.0], count)
+    total = STD**2 + NOISE**2
+    weight = 1 / (1 + np.exp(-2 * y / total)) + error * sign
+    mode = np.where(rng.random((SAMPLES, count)) < weight, 1.0, -1.0)
+    mean = mode + STD**2 / total * (y - mode)
+    drawn = mean + STD * NOISE / np.sqrt(total) * rng.normal(size=mean.shape)
+    ranks = calibration.ranks(x[:, None], drawn.T[..., None], rng.random((count, 1)))
+    features = calibration.features(np.stack([y, sign], 1))
+    return calibration.judge(ranks, ["x[0]"], features)
+
+
+def test_wrong_mode_weights_are_rejected():
+    """Weights are off by 0.15; most tests of the ranks alone pass. Exact samples pass."""
+    rejected, by_ranks = {}, {}
+    for error in (0.15, 0.0):
+        found = [judge(np.random.default_rng(seed), 400, error) for seed in range(10)]
+        rejected[error] = sum(each.kind != "calibrated" for each in found)
+        alone = [min(each.p_values["x[0]"], each.p_values["spread"]) for each in found]
+        by_ranks[error] = sum(p < calibration.SIGNIFICANCE / 4 for p in alone)
+    assert rejected[0.15] >= 9 > 5 > by_ranks[0.15]
+    assert rejected[0.0] <= 1
+
+
+def test_p_values_of_independent_ranks_are_uniform():
+    """Also for measurements that are images, or the same in all simulations."""
+    found = []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        y = calibration.features(rng.normal(size=(30, 5, 5, 3)))
+        found.append(calibration.independence(rng.random((30, 3)), y))
+    for values in np.transpose(found):
+        assert abs(np.mean(values < 0.2) - 0.2) < 4 * np.sqrt(0.2 * 0.8 / 100)
+    constant = calibration.independence(rng.random((60, 3)), np.ones((60, 2)))
+    assert min(constant) > 0.5
+
+
+def test_what_can_remain():
+    """Errors of the stated size are found in about half of 60 repetitions."""
+    rng, names = np.random.default_rng(0), ["x[0]"]
+    count = 300
+
+    def share_found(scale: float, shift: float) -> float:
+        found = 0
+        for _ in range(60):
+            truth, samples = rng.normal(size=(count, 1)), rng.normal(size=(count, SAMPLES, 1))
+            ranks = calibration.ranks(truth, scale * samples + shift, rng.random((count, 1)))
+            found += calibration.judge(ranks, names).kind != "calibrated"
+        return found / 60
+
+    spread, bias = calibration.detectable(rng.random((count, 1)), names)
+    assert 0.25 < share_found(1 - spread, 0.0) < 0.75
+    assert 0.25 < share_found(1.0, bias) < 0.85
