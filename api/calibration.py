@@ -23,7 +23,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -85,7 +85,7 @@ class Simulated(NamedTuple):
 
 def features(y: np.ndarray) -> np.ndarray:
     """Return real numbers (N, M) that describe measurements y (N, ...), M at most FEATURES."""
-    flat = np.asarray(y).reshape(len(y), -1)
+    flat: Any = np.asarray(y).reshape(len(y), -1)
     if np.iscomplexobj(flat):
         flat = np.concatenate([flat.real, flat.imag], 1)
     flat, size = flat.astype(np.float32), flat.shape[1]
