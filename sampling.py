@@ -26,10 +26,12 @@ __all__ = [
     "CORRECTORS",
     "PREDICTORS",
     "Constraint",
+    "Metropolis",
     "Update",
     "ancestral_sampling",
     "annealed_langevin",
     "euler_maruyama",
+    "evaluations",
     "fold_in",
     "image_keys",
     "integrate_flow",
@@ -149,6 +151,38 @@ def annealed_langevin(
     return mean + jnp.sqrt(2 * size) * standard_normal(keys, x.shape), mean
 
 
+class Metropolis:
+    """Langevin dynamics with a Metropolis test, at a step size that needs no tuning.
+
+    A move from x to y = x + h^2/2 score + h z is accepted with the probability of the
+    Metropolis-adjusted Langevin algorithm, so that p_t is stationary. log p_t(y) - log p_t(x) is
+    the integral of the score along the move, by Simpson's rule (Sjoberg et al. 2023, "MCMC-
+    Correction of Score-Based Diffusion Models for Model Composition", arXiv:2307.14012). In x_t the
+    curvature of -log p_t is at most 1 / var(t), whatever the data are. So h = 1.65 std(t) d^(-1/6),
+    the best step for a Gaussian of d entries with this curvature (Roberts & Rosenthal 1998),
+    has an acceptance rate near 0.57 or above. It is at most std(t), which keeps the error of
+    Simpson's rule below 1 %. `snr` has no effect.
+    """
+
+    evaluations = 3
+
+    def __call__(
+        self, keys: Array, score: Score, sde: SDE, x: Array, step: Step, *, snr: float
+    ) -> tuple[Array, Array]:
+        del snr
+        t = _batch_times(step.t, x)
+        variance = sde.var(step.t) * min(1, 1.65**2 * x[0].size ** (-1 / 3))
+        s, size = score(x, t), expand(variance, x)
+        mean = x + size / 2 * s
+        y = mean + jnp.sqrt(size) * standard_normal(keys, x.shape)
+        next_s, middle = score(y, t), score((x + y) / 2, t)
+        # By the trapezoidal rule, the integral would cancel all of the ratio of proposals but this.
+        log_ratio = variance / 8 * (_squares(s) - _squares(next_s))
+        log_ratio += 2 / 3 * _sums((middle - (s + next_s) / 2) * (y - x))
+        accepted = jnp.log(uniform(fold_in(keys, 0), x.shape[:1])) < log_ratio
+        return jnp.where(expand(accepted, x), y, x), jnp.where(expand(accepted, x), mean, x)
+
+
 def _langevin(
     keys: Array, score: Score, x: Array, step: Step, snr: float, norm: Callable[[Array], Array]
 ) -> tuple[Array, Array]:
@@ -161,6 +195,14 @@ def _langevin(
 
 def _norms(a: Array) -> Array:
     return jnp.linalg.norm(a.reshape(a.shape[0], -1), axis=-1)
+
+
+def _sums(a: Array) -> Array:
+    return a.reshape(a.shape[0], -1).sum(-1)
+
+
+def _squares(a: Array) -> Array:
+    return _sums(a**2)
 
 
 def _batch_times(t: Array, x: Array) -> Array:
@@ -181,8 +223,15 @@ CORRECTORS: dict[str, Update] = {
     "langevin": langevin,
     "langevin_per_image": langevin_per_image,
     "ald": annealed_langevin,
+    "metropolis": Metropolis(),
     "none": none,
 }
+
+
+def evaluations(update: Update) -> int:
+    """Return how often a predictor or corrector evaluates the score."""
+    return 0 if update is none else getattr(update, "evaluations", 1)
+
 
 # --- samplers -----------------------------------------------------------------------------------
 

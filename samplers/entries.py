@@ -88,7 +88,7 @@ def _pc(setting: Setting, *, trajectory: bool, noise_removal: bool, **chosen: An
     sde, steps = setting.sde, setting.sde.discretize(setting.steps)
     predictor = sampling.PREDICTORS[chosen["predictor"].lower()]
     corrector = sampling.CORRECTORS[chosen["corrector"].lower()]
-    corrections = 0 if corrector is sampling.none else chosen["n_steps_each"]
+    corrections = chosen["n_steps_each"] * sampling.evaluations(corrector)
     if chosen["probability_flow"]:
         if chosen["predictor"].lower() not in sampling.FLOW_PREDICTORS:
             raise InputError(
@@ -107,8 +107,7 @@ def _pc(setting: Setting, *, trajectory: bool, noise_removal: bool, **chosen: An
         wrap_predictor: Callable[[sampling.Update], sampling.Update] = lambda predictor: predictor,
     ) -> solvers.Loop:
         used = wrap_predictor(predictor)
-        predictions = 0 if used is sampling.none else getattr(used, "evaluations", 1)
-        nfe = total_nfe(score, steps.t, corrections + predictions)
+        nfe = total_nfe(score, steps.t, corrections + sampling.evaluations(used))
         return sampling.predictor_corrector_loop(
             keys,
             score,
