@@ -34,7 +34,7 @@ def correct(score, sde, x, t, times):
 @pytest.mark.parametrize("sde", [ss.VPSDE(), ss.VESDE(sigma_max=10.0)])
 @pytest.mark.parametrize("ratio", [0.05, 0.3])
 def test_the_distribution_is_stationary(sde, ratio):
-    """Of two modes with different spreads: shares and means to 2 %, standard deviations to 1.5 %."""
+    """Of two modes: shares and means to 2 %, standard deviations to 1.5 %."""
     t = sde.time_at(jnp.float32(ratio))
     data = MIXTURE.sample(jax.random.key(1), COUNT)
     x = sde.alpha(t) * data + sde.std(t) * jax.random.normal(jax.random.key(2), data.shape)
