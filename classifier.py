@@ -26,6 +26,7 @@ import losses
 import runs
 import sharding
 import training
+from configs import folders
 from configs.default import Config
 from configs.parts import make_classifier
 from datasets import Batch
@@ -53,7 +54,7 @@ def train(config: Config, workdir: str) -> Params:
     for images in (experiment.train, experiment.test):
         count = experiment.config.classifier.num_classes
         datasets.check_labels(images, count, "classifier.num_classes")
-    runs.check_config(workdir, experiment.config, "noised images")
+    folders.check_config(workdir, experiment.config, "noised images")
     folder, job = Path(workdir, CLASSIFIER), make_job(experiment)
     trained = training.train_job(job, folder, kind="classifier")
     if int(trained.step) >= training.last_step(0, job.settings.n_iters, 1):

@@ -191,10 +191,7 @@ def hide_background_errors() -> None:
 
 def _exit(number: int, frame: FrameType | None) -> None:
     name = signal.Signals(number).name
-    message = (
-        f"Stopped by {name}. Files that are complete are kept, and the same command continues."
-    )
-    _exit_with(f"\n{message}", 128 + number)
+    _exit_with(f"\nStopped by {name}. Finished files are kept; rerun to resume.", 128 + number)
 
 
 def _exit_with(message: str, code: int) -> NoReturn:

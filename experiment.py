@@ -21,11 +21,10 @@ from PIL import Image
 import datasets
 import losses
 import progress
-import runs
 import samplers
 import sharding
 from api.trained import NetworkScore, TrainedModel
-from configs import parts, purposes
+from configs import folders, parts
 from configs.default import Config
 from configs.validation import validated
 from controllable.guidance import LogProbs, class_log_probs
@@ -95,7 +94,7 @@ class Experiment:
 
     def key(self, purpose: str) -> Array:
         """Return the root of all random numbers for one purpose; a function of config.seed."""
-        return purposes.root(self.config.seed, purpose)
+        return parts.root_key(self.config.seed, purpose)
 
     # --- data -------------------------------------------------------------------------------------
 
@@ -165,7 +164,7 @@ class Experiment:
         Raises InputError if the workdir holds another network, or the checkpoint does not exist or
         is damaged.
         """
-        runs.check_workdir(workdir, self.config)
+        folders.check_workdir(workdir, self.config)
         checkpoints = Checkpoints(workdir)
         found = checkpoints.pick(number)
         with advice("Choose another one with --checkpoint."), progress.waiting(f"reading {found}"):
@@ -277,7 +276,7 @@ class Experiment:
             return
         if not folder.is_dir():
             raise InputError(f"{folder} does not exist; train it with --mode=train_classifier.")
-        runs.check_config(folder, self.config, "noised classes")
+        folders.check_config(folder, self.config, "noised classes")
         shapes = nnx.to_pure_dict(nnx.split(self.classifier_network, nnx.Param)[1])
         like = jax.tree.map(self._replicated, shapes)
         checkpoints = Checkpoints(folder)

@@ -14,15 +14,15 @@ import ml_collections
 import pretrained
 from api.arguments import checked
 from api.trained import TrainedModel
-from configs import location
-from configs.default import Config, from_json, not_data, reset
+from configs import folders
+from configs.default import Config, find_file, from_json, not_data, reset
 from configs.validation import check_domains, validated
 from errors import InputError, advice, brief, naming, printable
 from experiment import Experiment
 from options import SHORT
 from pretrained import WITH_CONFIG, read_config
 from readers.files import check_regular
-from runs import CONFIG, own_paths, stored_content
+from runs import CONFIG, stored_content
 
 OWN_NAMES = "If a config file defines names of its own, pass it: load(workdir, config=FILE)."
 
@@ -32,7 +32,7 @@ def load_config(path: str | Path, given: Collection[str] = ()) -> Config:
 
     A field that names code or another file gets its default, which is printed unless the field is
     `given` on the command line. Only paths that a command of this user wrote into the config of
-    this workdir are kept (`runs.own_paths`).
+    this workdir are kept (`configs.folders`).
 
     Raises InputError, naming the file, if there is no config, or it is damaged or invalid.
     """
@@ -56,7 +56,7 @@ def load_config(path: str | Path, given: Collection[str] = ()) -> Config:
         refused = {
             name: value
             for name, value in not_data(config).items()
-            if folder is None or not own_paths.is_own(folder, name, value)
+            if folder is None or not folders.is_own(folder, name, value)
         }
         config = from_json(validated(reset(config, refused), num_devices=1).to_dict())
     shown = [name for name in refused if name not in given]
@@ -127,7 +127,7 @@ def _read_config(config: str | Path | Config) -> Config:
     """
     if isinstance(config, ml_collections.ConfigDict):
         return config
-    path = Path(location.find(str(config)))
+    path = Path(find_file(str(config)))
     check_regular(path, "config")
     specification = importlib.util.spec_from_file_location(path.stem, path)
     if path.suffix != ".py" or specification is None or specification.loader is None:

@@ -44,7 +44,7 @@ class Command(NamedTuple):
 
     Attributes:
       run: (config, workdir, **arguments).
-      flags: the flags of the mode, with the names of the arguments that they become.
+      flags: the flags of the mode, with the arguments or the config fields that they become.
       required: those of them that must be given.
       given: whether `run` has the argument `given`, the config fields set on the command line.
     """
@@ -73,8 +73,8 @@ COMMANDS = {
     "interpolate": Command(latents.interpolate, CHECKPOINT),
     "sample": Command(
         samples.sample,
-        {"count": "count", "classes": "classes", "seed": "seed", "source": "source"}
-        | {**FOLDER, **CHECKPOINT},
+        {"classes": "config.guidance.classes", "seed": "config.seed"}
+        | {"count": "count", "source": "source", **FOLDER, **CHECKPOINT},
         given=True,
     ),
     "restore": Command(restoration.restore, {**FOLDER, **CHECKPOINT}, given=True),
@@ -149,8 +149,7 @@ def main(argv: list[str]) -> None:
         errors.fail(str(error))
     except OSError as error:
         where = f"{error.filename} cannot be used: " if error.filename else ""
-        reason = f"{where}{error.strerror or errors.brief(error)}."
-        errors.fail(f"{reason} Correct the cause and give the same command again.")
+        errors.fail(f"{where}{error.strerror or errors.brief(error)}. Fix this and rerun.")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         errors.fail(
             f"the computation failed: {errors.brief(error).rstrip('.')}. If memory is exhausted, "
@@ -207,14 +206,26 @@ def _check_flags() -> None:
 
 def _run(command: Command) -> None:
     """Run a command with the values of its flags; flags that are not given keep its defaults."""
-    arguments = {
-        argument: FLAGS[name].value
-        for name, argument in command.flags.items()
-        if FLAGS[name].value is not None
-    }
+    config, arguments = _config(), {}
+    for name, target in command.flags.items():
+        value = FLAGS[name].value
+        if value is None:
+            continue
+        if target.startswith("config."):
+            value = _integers(name, value) if isinstance(value, list) else value
+            config.update_from_flattened_dict({target: value}, strip_prefix="config.")
+        else:
+            arguments[target] = value
     if command.given:
         arguments["given"] = set(FLAGS["config"].override_values)  # pyright: ignore
-    command.run(_config(), FLAGS.workdir, **arguments)
+    command.run(config, FLAGS.workdir, **arguments)
+
+
+def _integers(name: str, texts: list[str]) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, texts))
+    except ValueError as error:
+        raise InputError(f"--{name}={','.join(texts)} must be integers, such as 0,1,2.") from error
 
 
 def _config() -> Config:

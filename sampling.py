@@ -10,7 +10,7 @@ a batch, its docstring says so. Equations and algorithms are those of arXiv:2011
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ __all__ = [
     "Constraint",
     "Metropolis",
     "Update",
+    "Updates",
     "ancestral_sampling",
     "annealed_langevin",
     "euler_maruyama",
@@ -236,20 +237,39 @@ def evaluations(update: Update) -> int:
 # --- samplers -----------------------------------------------------------------------------------
 
 
+class Updates(NamedTuple):
+    """What Algorithm 1 does in a step: `n_steps_each` corrections, then one prediction.
+
+    Attributes:
+      snr: the signal-to-noise ratio r of the correctors.
+      denoise: whether to return the mean of the last step, without its noise.
+      constraint: applied after the corrections and after the prediction. As in the official code,
+        both are given the time before the prediction.
+    """
+
+    predictor: Update = reverse_diffusion
+    corrector: Update = none
+    snr: float = 0.16
+    n_steps_each: int = 1
+    denoise: bool = True
+    constraint: Constraint | None = None
+
+
 def predictor_corrector(
     keys: Array,
     score: Score,
     sde: SDE,
     x: Float[Array, " b *shape"],
     steps: Step,
-    **options: Any,
+    *,
+    shown: np.ndarray | Sequence[int] = (),
+    **updates: Any,
 ) -> tuple[Float[Array, " b *shape"], Float[Array, "frames b *shape"], Int[Array, " b"]]:
-    """Sample by Algorithm 1: run the loop of `predictor_corrector_loop`, which has these arguments.
+    """Sample by Algorithm 1 from samples x (B, ...) of the prior; see `predictor_corrector_loop`.
 
-    Args:
-      x: (B, ...), samples from the prior.
+    `updates` are the attributes of `Updates`.
     """
-    return predictor_corrector_loop(keys, score, sde, steps, **options).run(x)
+    return predictor_corrector_loop(keys, score, sde, steps, Updates(**updates), shown).run(x)
 
 
 def predictor_corrector_loop(
@@ -257,30 +277,21 @@ def predictor_corrector_loop(
     score: Score,
     sde: SDE,
     steps: Step,
-    *,
-    predictor: Update = reverse_diffusion,
-    corrector: Update = none,
-    snr: float = 0.16,
-    n_steps_each: int = 1,
-    denoise: bool = True,
-    constraint: Constraint | None = None,
+    updates: Updates,
     shown: np.ndarray | Sequence[int] = (),
 ) -> Loop:
-    """Return Algorithm 1 as a loop: each step is `n_steps_each` corrections, then one prediction.
+    """Return Algorithm 1 as a loop.
 
     Args:
       keys: (B,), one random key per image.
       steps: the time grid, `sde.discretize(n)` or `sde.steps(ts)`; leaves of shape (n,).
-      snr: the signal-to-noise ratio r of the correctors.
-      denoise: whether to return the mean of the last step, without its noise.
-      constraint: applied after the corrections and after the prediction. As in the official code,
-        both are given the time before the prediction.
+      updates: the predictor and the corrector.
       shown: the numbers (F,) of the steps, from 0, after which the state is returned.
 
     The result of the loop are samples (B, ...) in the range of the data; the intermediate states
     (F, B, ...); and the step (B,), from 1, after which a state was first not finite, or 0.
     """
-    n = len(steps.t)
+    n, constraint, n_steps_each = len(steps.t), updates.constraint, updates.n_steps_each
     kept = Frames(n, shown)
 
     def start(x: Array) -> tuple[Array, Array, Array, Array]:
@@ -294,12 +305,13 @@ def predictor_corrector_loop(
         step_keys = fold_in(keys, index)
 
         def correct(i: int | Array, x: Array) -> Array:
-            return corrector(fold_in(step_keys, i + 1), score, sde, x, step, snr=snr)[0]
+            step_key = fold_in(step_keys, i + 1)
+            return updates.corrector(step_key, score, sde, x, step, snr=updates.snr)[0]
 
         x = lax.fori_loop(0, n_steps_each, correct, x)
         if constraint:
             x, _ = constraint(fold_in(step_keys, n_steps_each + 1), x, x, step)
-        x, mean = predictor(fold_in(step_keys, 0), score, sde, x, step)
+        x, mean = updates.predictor(fold_in(step_keys, 0), score, sde, x, step)
         if constraint:
             x, mean = constraint(fold_in(step_keys, n_steps_each + 2), x, mean, step)
         frames = kept.put(frames, index, x)
@@ -307,7 +319,7 @@ def predictor_corrector_loop(
 
     def finish(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array]:
         x, mean, frames, bad_step = carry
-        return (mean if denoise else x), kept.finish(frames), bad_step
+        return (mean if updates.denoise else x), kept.finish(frames), bad_step
 
     return Loop(n, start, iterate, finish)
 

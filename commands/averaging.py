@@ -11,12 +11,13 @@ import pretrained
 import progress
 import sharding
 from configs.default import Config
+from configs.folders import check_config
 from errors import InputError, advice
 from experiment import Experiment
 from models import averages
 from models.building import is_fixed
 from pretrained import Trained
-from runs import check_config, write_atomically
+from runs import write_atomically
 from runs.checkpoints import Checkpoints
 from training.state import AVERAGE
 
@@ -48,9 +49,9 @@ def reconstruct(
         f"{len(used)} snapshots with model.ema_stds = {tuple(stds)} give the average of ema.std = "
         f"{std:g} at {last}; the relative error of its profile is {error:.2%}"
     )
-    remedy = "Closer widths or more snapshots (training.snapshot_freq) lower it."
+    hint = "Closer widths or more snapshots (training.snapshot_freq) lower it."
     if error > USELESS:
-        raise InputError(f"{text}, and at most {USELESS:.0%} is allowed. {remedy}")
+        raise InputError(f"{text}, and at most {USELESS:.0%} is allowed. {hint}")
     like = average = experiment.abstract_params
     total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), like)
     with progress.waiting("adding up the averages"), advice("Or move it to another folder."):
@@ -62,6 +63,6 @@ def reconstruct(
     total = jax.tree.map_with_path(lambda path, a, b: b if is_fixed(path) else a, total, average)
     trained = Trained(last.step, total, total)
     write_atomically(path, lambda file: write(file, trained, experiment.network, config))
-    warning = f" Warning: this is more than {LARGE:.0%}. {remedy}" if error > LARGE else ""
+    warning = f" Warning: this is more than {LARGE:.0%}. {hint}" if error > LARGE else ""
     print(f"{path}: {text}.{warning}")
     return path

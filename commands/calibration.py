@@ -10,26 +10,15 @@ calibration.json and calibration.png.
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from api import calibration
-from commands.models import open_model
-from commands.restoration import make_posterior, say_sampler
-from commands.restoration_problems import build_operator, operator_checksum
+from commands.restoration import set_up
 from configs.default import Config
-from experiment import Experiment
-from runs import (
-    dependencies,
-    load_rounds,
-    owned,
-    results_folder,
-    run_rounds,
-    write_atomically,
-    write_json,
-)
+from configs.folders import owned
+from runs import load_rounds, run_rounds, write_atomically, write_json
 
 
 def calibrate(
@@ -45,27 +34,19 @@ def calibrate(
 
     Raises InputError for an invalid config, and for a workdir or a checkpoint that cannot be read.
     """
-    experiment = Experiment(config, mode="calibrate")
-    config, options = experiment.config, experiment.config.restore
-    operator = build_operator(experiment)
-    make_posterior(experiment, experiment.trained_model({}), operator, given)  # Checks the sampler.
-    opened = open_model(experiment, workdir, number)
-    posterior, sampler = make_posterior(experiment, opened.model, operator, given)
-    name = folder or f"{options.task}-{options.method}"
-    output = results_folder(Path(workdir) / "calibration" / opened.folder, name, taken=())
-    depends = dependencies("ranks", config) | opened.identity
-    depends["sampler"] = sampler.title
-    depends["operator"] = operator_checksum(operator, experiment.image_shape)
+    experiment, _, posterior, sampler, output, depends = set_up(
+        "calibrate", config, workdir, number, folder, given
+    )
+    config = experiment.config
     simulations, samples = config.calibrate.simulations, config.calibrate.samples
-    size = max(1, config.eval.batch_size // samples)
+    batch_size, key = config.eval.batch_size, experiment.key("calibrate")
+    size = max(1, batch_size // samples)
 
     def compute(index: int) -> dict[str, np.ndarray]:
-        key, batch_size = experiment.key("calibrate"), config.eval.batch_size
-        first, count = index * size, size
-        found = posterior.ranks(first, count, samples, key, sampler, batch_size=batch_size)
+        first = index * size
+        found = posterior.ranks(first, size, samples, key, sampler, batch_size=batch_size)
         return found._asdict()
 
-    say_sampler(config, sampler)
     with owned(output, config, "calibration"):
         paths = run_rounds(output, "ranks", -(-simulations // size), compute, depends)
         shape = (len(paths) * size, len(posterior.statistics))

@@ -11,7 +11,7 @@ from absl import flags, logging
 
 import errors
 from commands import stored
-from configs import location, validation
+from configs.default import find_file, unknown_field
 from configs.fields import ABSENT, FIELDS
 from errors import InputError
 from pretrained import WITH_CONFIG
@@ -29,8 +29,8 @@ def with_stored_config(argv: list[str]) -> list[str]:
     """Return the arguments with the config that a workdir was made with, if it is asked for.
 
     That is, for --config=DIR/config.json, and without --config. A .safetensors or .pkl file to
-    import states its config as well. Other paths are replaced by those that `configs.location`
-    finds. Raises InputError for a path that is a URL.
+    import states its config as well. Other paths are replaced by those that `find_file` finds.
+    Raises InputError for a path that is a URL.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "workdir", "source", "target"):
@@ -53,7 +53,7 @@ def with_stored_config(argv: list[str]) -> list[str]:
                 f"--config={config} must be a Python file (.py), which is executed, or the "
                 f"{CONFIG} of a workdir, which is not."
             )
-        config = ":".join([location.find(path), *text])
+        config = ":".join([find_file(path), *text])
     given = vars(found) | {"config": config}
     flags_of_config = [f"--{name}={value}" for name, value in given.items() if value is not None]
     return [*argv[:1], *flags_of_config, *others]
@@ -107,7 +107,7 @@ def _explain(error: Exception, argv: list[str]) -> str:
     if isinstance(error, (AttributeError, KeyError)):  # Of a field that the config lacks.
         for name, text in map(_override, argv):
             if name and name not in FIELDS:
-                return validation.unknown_field(name, text)
+                return unknown_field(name, text)
             if name and FIELDS[name].default is ABSENT and name.split(".")[-1] in reason:
                 return (
                     f"--config.{name}: this config has no field {name}. The command line changes "

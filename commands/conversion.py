@@ -19,11 +19,12 @@ import optax
 import pretrained
 import sharding
 from configs.default import Config
+from configs.folders import check_config, owned
 from errors import InputError, advice
 from experiment import Experiment
 from pretrained import Trained
 from readers.files import MAX_STEP
-from runs import check_config, owned, write_atomically
+from runs import write_atomically
 from runs.checkpoints import EMA, SNAPSHOTS, Checkpoints, Found
 from training.scores import score_job
 from training.state import TrainState, from_checkpoint, to_checkpoint

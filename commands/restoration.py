@@ -2,7 +2,7 @@
 
 The prior is an unconditional score model. Results are written to
 `WORKDIR/restore/checkpoint_K/NAME/`; NAME is TASK-METHOD, or --eval_folder if given. They are
-measurements.npz; answers_*.npz, one file of reconstructions for each round; grid.png, one row for
+measurements.npz; samples_*.npz, one file of reconstructions for each round; grid.png, one row for
 each image (the image if known, the measurement, its reconstructions as `sample 1` and so on, their
 mean and their standard deviation as `spread`); each reconstruction by itself; and results.json.
 """
@@ -12,29 +12,85 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+import datasets
 from api.posterior import Posterior
 from api.trained import TrainedModel
 from commands.models import open_model
 from commands.restoration_problems import (
+    Problem,
     build_operator,
     build_problem,
     noise_std,
     operator_checksum,
     save_measurements,
 )
-from commands.restoration_results import measure_quality, write_pictures
 from configs.default import Config
+from configs.folders import dependencies, owned
 from configs.parts import sampler_name
+from controllable.measurements import Measurement
 from controllable.methods import METHODS
 from controllable.operators import Operator
+from controllable.tasks import TASKS
 from experiment import Experiment
-from runs import dependencies, load_rounds, owned, results_folder, run_rounds, write_json
+from runs import load_rounds, results_folder, run_rounds, write_json, write_picture
 from samplers import Sampler
+
+
+class Setup(NamedTuple):
+    """The posterior of config.restore for a checkpoint.
+
+    Attributes:
+      experiment: that of the config.
+      problem: the measurements of `restore`; None in calibration, which simulates its own.
+      posterior, sampler: the posterior, and how it is sampled.
+      folder: that of the results.
+      depends: what the samples are made from.
+    """
+
+    experiment: Experiment
+    problem: Problem | None
+    posterior: Posterior
+    sampler: Sampler
+    folder: Path
+    depends: dict[str, Any]
+
+
+def set_up(
+    mode: str,
+    config: Config,
+    workdir: str,
+    number: int | None,
+    folder: str | None,
+    given: Collection[str] | None,
+) -> Setup:
+    """Validate everything, then load checkpoint `number`, for the mode "restore" or "calibrate".
+
+    See `restore` for the other arguments. Prints the method and the sampler.
+    """
+    experiment = Experiment(config, mode=mode)
+    config, options = experiment.config, experiment.config.restore
+    operator = build_operator(experiment)
+    make_posterior(experiment, experiment.trained_model({}), operator, given)  # Checks the sampler.
+    problem = build_problem(experiment, operator) if mode == "restore" else None
+    opened = open_model(experiment, workdir, number)
+    y = None if problem is None else problem.y
+    posterior, sampler = make_posterior(experiment, opened.model, operator, given, y)
+    parent = Path(workdir) / ("restore" if problem else "calibration") / opened.folder
+    output = results_folder(parent, folder or f"{options.task}-{options.method}", taken=())
+    depends = dependencies("reconstructions" if problem else "ranks", config) | opened.identity
+    depends["sampler"] = sampler.title
+    depends["operator"] = operator_checksum(operator, experiment.image_shape)
+    line = f"{options.method} with the sampler {sampler.title}"
+    if not METHODS[options.method].requires_pc:
+        line += "; --config.sampling.method=pc, ode or solver selects another one"
+    print(line, flush=True)
+    return Setup(experiment, problem, posterior, sampler, output, depends)
 
 
 def restore(
@@ -55,42 +111,34 @@ def restore(
     Raises InputError for invalid values in config.restore, and for images, a workdir or a
     checkpoint that cannot be read.
     """
-    experiment = Experiment(config, mode="restore")
+    experiment, problem, posterior, sampler, output, depends = set_up(
+        "restore", config, workdir, number, folder, given
+    )
+    assert problem is not None
     config, options = experiment.config, experiment.config.restore
-    operator = build_operator(experiment)
-    make_posterior(experiment, experiment.trained_model({}), operator, given)  # Checks the sampler.
-    problem = build_problem(experiment, operator)
-    opened = open_model(experiment, workdir, number)
-    posterior, sampler = make_posterior(experiment, opened.model, operator, given, problem.y)
-    name = folder or f"{options.task}-{options.method}"
-    output = results_folder(Path(workdir) / "restore" / opened.folder, name, taken=())
-    depends = dependencies("answers", config) | opened.identity
-    depends["sampler"] = sampler.title
-    depends["operator"] = operator_checksum(operator, experiment.image_shape)
     depends["measurements"] = zlib.crc32(np.ascontiguousarray(problem.y).data)
     count, samples, size = len(problem.y), options.samples, config.eval.batch_size
-    total = count * samples
+    total, key = count * samples, experiment.key("restore")
 
     def compute(index: int) -> dict[str, np.ndarray]:
-        first, key = index * size, experiment.key("restore")
+        first = index * size
         drawn = posterior.draw(
             sampler, samples, key, first=first, count=min(size, total - first), batch_size=size
         )
         return {"x": np.asarray(drawn.x), "nfe": np.asarray(drawn.nfe)}
 
     results = {"task": options.task, "method": options.method, "images": count}
-    say_sampler(config, sampler)
     with owned(output, config, "restoration"):
         save_measurements(problem, output)
-        paths = run_rounds(output, "answers", -(-total // size), compute, depends)
+        paths = run_rounds(output, "samples", -(-total // size), compute, depends)
         rounds = load_rounds(paths, x=(total, *experiment.image_shape), nfe=(total,))
         reconstructions = rounds["x"].reshape(count, samples, *experiment.image_shape)
         results["nfe"] = float(rounds["nfe"].mean())
         results |= measure_quality(experiment, problem, reconstructions)
         write_pictures(experiment, problem, reconstructions, output)
         write_json(output / "results.json", results)
-    for key, value in results.items():
-        print(f"{key}: {value}")
+    for name, value in results.items():
+        print(f"{name}: {value}")
     print(f"results: {output}")
     return results
 
@@ -116,9 +164,68 @@ def make_posterior(
     return posterior, posterior.make_sampler(name)
 
 
-def say_sampler(config: Config, sampler: Sampler) -> None:
-    """Print the method and the sampler of config.restore, and how to choose another one."""
-    line = f"{config.restore.method} with the sampler {sampler.title}"
-    if not METHODS[config.restore.method].requires_pc:
-        line += "; --config.sampling.method=pc, ode or solver selects another one"
-    print(line, flush=True)
+def measure_quality(
+    experiment: Experiment, problem: Problem, reconstructions: np.ndarray
+) -> dict[str, float]:
+    """Return misfit, PSNR and SSIM, see `restore`, of reconstructions (N, S, H, W, C)."""
+    # Its import fails if no folder for temporary files is writable, and other modes need no such.
+    import dm_pix
+
+    count, samples = reconstructions.shape[:2]
+    low, high = experiment.image_range
+    measurement = Measurement(problem.operator, jnp.asarray(problem.y))
+    residual = jax.jit(measurement.residual)
+    squares = [np.abs(residual(reconstructions[:, s])) ** 2 for s in range(samples)]
+    measured = np.broadcast_to(problem.operator.measured, squares[0].shape)
+    results = {"misfit": float(np.sqrt(np.mean(squares, 0)[measured].mean()) / (high - low))}
+    if problem.truth is None:
+        return results
+
+    def scale(x: np.ndarray) -> np.ndarray:
+        return (np.clip(x, low, high) - low) / (high - low)
+
+    window = min(11, *experiment.image_shape[:2])
+    candidates = {
+        "samples": reconstructions.reshape(-1, *experiment.image_shape),
+        "mean": reconstructions.mean(1),
+        "pseudo_inverse": np.asarray(problem.operator.pseudo_inverse(jnp.asarray(problem.y))),
+    }
+    for name, x in candidates.items():
+        pair = scale(np.repeat(problem.truth, len(x) // count, 0)), scale(x)
+        ssim = dm_pix.ssim(*pair, filter_size=window)  # Its convolutions are exact.
+        results[f"psnr_{name}"] = float(np.mean(dm_pix.psnr(*pair)))
+        results[f"ssim_{name}"] = float(np.mean(ssim))
+    return results
+
+
+def write_pictures(
+    experiment: Experiment, problem: Problem, reconstructions: np.ndarray, folder: Path
+) -> None:
+    """Write grid.png, and the measurement and reconstructions of each image as separate files.
+
+    Measurements are shown as their pseudo-inverse, except for blurred images.
+    """
+
+    def pixels(x: np.ndarray) -> np.ndarray:
+        return np.asarray(experiment.pixels(jnp.asarray(x)))
+
+    measured = problem.y
+    if not TASKS[experiment.config.restore.task].is_shown:
+        measured = np.asarray(problem.operator.pseudo_inverse(jnp.asarray(problem.y)))
+    std = reconstructions.std(1, ddof=min(1, reconstructions.shape[1] - 1))
+    low, high = experiment.image_range
+    std_image = low + (high - low) * std / max(std.max(), 1e-6)
+    columns = {} if problem.truth is None else {"image": problem.truth}
+    columns["measurement"] = measured
+    for s, reconstruction in enumerate(reconstructions.swapaxes(0, 1)):
+        columns[f"sample {s + 1}"] = reconstruction
+    columns |= {"mean": reconstructions.mean(1), "spread": std_image}
+    grid = pixels(np.stack([*columns.values()], 1)).reshape(-1, *experiment.image_shape)
+    write_picture(folder / "grid.png", datasets.image_grid(grid, titles=[*columns]))
+    for name, image, own_reconstructions in zip(
+        problem.names, pixels(measured), pixels(reconstructions)
+    ):
+        write_picture(folder / f"{name}_measured.png", datasets.to_picture(image))
+        for s, reconstruction in enumerate(own_reconstructions):
+            picture = datasets.to_picture(reconstruction)
+            write_picture(folder / f"{name}_sample_{s}.png", picture)

@@ -6,7 +6,7 @@ the classes, or is --eval_folder.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +15,11 @@ import datasets
 import sharding
 from commands.models import open_model
 from configs.default import Config, complete
+from configs.folders import dependencies, owned
 from configs.parts import warn_unused
 from errors import InputError
 from experiment import Experiment
-from runs import (
-    Arrays,
-    dependencies,
-    load_rounds,
-    owned,
-    results_folder,
-    run_rounds,
-    write_picture,
-)
+from runs import Arrays, load_rounds, results_folder, run_rounds, write_picture
 from runs.checkpoints import tree_checksum
 from training import state
 
@@ -42,8 +35,6 @@ def sample(
     workdir: str,
     count: int = COUNT,
     *,
-    classes: Sequence[str | int] | None = None,
-    seed: int | None = None,
     number: int | None = None,
     folder: str | None = None,
     source: str | None = None,
@@ -52,8 +43,7 @@ def sample(
     """Draw images 0 .. count - 1 of checkpoint `number`, by default the newest; return the folder.
 
     With a `source`, as for --mode=import, they are images of that file, and the workdir may be new.
-    `classes` and `seed` replace those of the config. Fields of config.sampling in `given` that the
-    sampler does not read are named.
+    Fields of config.sampling in `given` that the sampler does not read are named.
 
     Image i is a function of config.seed and i, as in evaluation. It writes `00000.png` and so on,
     `grid.png` with the first ones, and the rounds `samples_R.npz`, from which a run that was
@@ -65,21 +55,16 @@ def sample(
     """
     if not 1 <= count <= MOST:
         raise InputError(f"--count={count} must be an integer from 1 to {MOST}.")
-    if classes is not None:
-        config.guidance.classes = _integers(classes)
-    if seed is not None:
-        config.seed = seed
     experiment = Experiment(_with_batches(config, count))
     config = experiment.config
     warn_unused(config, given)
     experiment.sampler.check_stable()
     experiment.load_classifier(workdir)
-    model, identity, title, folder_of_model = open_model(experiment, workdir, number, source)
+    model, identity, title, name = open_model(experiment, workdir, number, source)
     depends = dependencies("samples", config) | identity
     if experiment.classifier is not None:
         depends["classifier"] = tree_checksum(experiment.classifier)
-    parent = Path(workdir) / "sample" / folder_of_model
-    output = results_folder(parent, folder or _name(config), taken=())
+    output = results_folder(Path(workdir, "sample", name), folder or _name(config), taken=())
     size = config.eval.batch_size
 
     def compute(index: int) -> Arrays:
@@ -97,20 +82,11 @@ def sample(
     with owned(output, config, "sampling"):
         paths = run_rounds(output, "samples", -(-count // size), compute, depends)
         drawn = len(paths) * size
-        shape = (drawn, *experiment.image_shape)
-        arrays = load_rounds(paths, samples=shape, nfe=(drawn,))
+        arrays = load_rounds(paths, samples=(drawn, *experiment.image_shape), nfe=(drawn,))
         _write_images(output, arrays["samples"][:count])
     print(f"{arrays['nfe'][:count].mean():.0f} evaluations of the network for an image (NFE)")
     print(f"pictures: {output}/grid.png, and {FILE.format(0)} to {FILE.format(count - 1)}")
     return output
-
-
-def _integers(texts: Sequence[str | int]) -> tuple[int, ...]:
-    try:
-        return tuple(map(int, texts))
-    except ValueError as error:
-        listed = ",".join(map(str, texts))
-        raise InputError(f"--classes={listed} must be integers, such as 0,1,2.") from error
 
 
 def _with_batches(config: Config, count: int) -> Config:

@@ -1,13 +1,14 @@
-"""The default config, which each experiment's file changes, and its completion.
+"""The default config, which each experiment's file changes; its completion; configs from files.
 
-`fields.py` holds the defaults. In all config files, "the paper" and its tables and figures are
-those of Song et al. (ICLR 2021, arXiv:2011.13456).
+In all config files, "the paper" and its tables and figures are those of Song et al. (ICLR 2021,
+arXiv:2011.13456).
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -18,6 +19,7 @@ from options import SHORT, AnyOf, Entries, Sequence, is_data
 
 Config = ml_collections.ConfigDict
 
+ROOT = Path(__file__).parents[1]
 SECTIONS = frozenset(name.partition(".")[0] for name in (*FIELDS, *INERT) if "." in name)
 REMOVED = {"eval.dequantization", "training.dequantizer_iters"}
 """Fields of version 0.6, in which sampling.num_steps had no effect on predictor and corrector."""
@@ -36,6 +38,28 @@ def get_default_config() -> Config:
     return config
 
 
+def complete(config: Config) -> Config:
+    """Return a locked copy with default values for missing fields.
+
+    Fields of `model` are left out, except those in COMPLETED_MODEL_FIELDS: a network that lacks
+    one of its options has its own default for it. Two equal sides of images become one integer.
+    """
+    fields, defaults = config.to_dict(), get_default_config().to_dict()
+    for section, values in defaults.items():
+        if section == "model":
+            completed = {name: values[name] for name in COMPLETED_MODEL_FIELDS}
+            fields["model"] = completed | fields.get("model", {})
+        elif isinstance(values, dict):
+            fields[section] = values | fields.get(section, {})
+        else:
+            fields.setdefault(section, values)
+    size = fields["data"]["image_size"]
+    if isinstance(size, (list, tuple)):
+        equal = len(size) == 2 and size[0] == size[1]
+        fields["data"]["image_size"] = size[0] if equal else tuple(size)
+    return ml_collections.ConfigDict(fields).lock()
+
+
 def from_json(content: Any, *, known_only: bool = False) -> Config:
     """Return the config of a file, whose fields can be set on the command line.
 
@@ -44,7 +68,7 @@ def from_json(content: Any, *, known_only: bool = False) -> Config:
     `known_only` leaves out.
     """
     config = ml_collections.ConfigDict()
-    for name, leaf in _fields(content).items():
+    for name, leaf in _flat(content).items():
         if name not in FIELDS and name not in INERT:
             if known_only:
                 continue
@@ -57,10 +81,10 @@ def from_json(content: Any, *, known_only: bool = False) -> Config:
     return config
 
 
-def _fields(content: Any) -> dict[str, Any]:
+def _flat(content: Any) -> dict[str, Any]:
     """Return the fields of a file by their names on the command line; see `from_json`."""
     if not isinstance(content, dict):
-        raise InputError(f"it is {_kind(content)} instead of sections of fields.")
+        raise InputError(f"it is {SHORT.repr(content)} instead of sections of fields.")
     fields: dict[str, Any] = {}
     for section, values in content.items():
         if "." in section:  # Only this function joins names.
@@ -70,14 +94,10 @@ def _fields(content: Any) -> dict[str, Any]:
         elif isinstance(values, dict):
             fields |= {f"{section}.{key}": value for key, value in values.items()}
         else:
-            raise InputError(f"{section} is {_kind(values)} instead of a section of fields.")
+            raise InputError(f"{section} = {SHORT.repr(values)} must be a section of fields.")
     if REMOVED & fields.keys() and fields.get("sampling.method", "pc") == "pc":
         fields.pop("sampling.num_steps", None)
     return {name: value for name, value in fields.items() if name not in REMOVED}
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else f"of the type {type(value).__name__}"
 
 
 def unknown_field(name: Any, value: Any) -> str:
@@ -106,9 +126,8 @@ def reset(config: Config, names: Iterable[str]) -> Config:
     """Return a copy in which fields have their defaults, or '' in place of none."""
     copied = config.copy_and_resolve_references()
     for name in names:
-        section, _, key = name.rpartition(".")
         default = FIELDS[name].default
-        (copied[section] if section else copied)[key] = "" if default is ABSENT else default
+        _set(copied, name, "" if default is ABSENT else default)
     return copied
 
 
@@ -123,30 +142,17 @@ def _set(config: Config, name: str, value: Any) -> None:
     (config[section] if section else config)[key] = value
 
 
-def complete(config: Config) -> Config:
-    """Return a locked copy with default values for missing fields.
+def find_file(path: str) -> str:
+    """Return the path of a config file, in the current folder or else beside this code.
 
-    Fields of `model` are left out, except those in COMPLETED_MODEL_FIELDS: a network that lacks
-    one of its options has its own default for it. Two equal sides of images become one integer.
+    An installed package so provides its experiments in any folder, as in
+    --config=configs/vp/cifar10_ddpmpp_continuous.py. Raises InputError if it is in neither.
     """
-    fields, defaults = config.to_dict(), get_default_config().to_dict()
-    for section, values in defaults.items():
-        if section == "model":
-            completed = {name: values[name] for name in COMPLETED_MODEL_FIELDS}
-            fields["model"] = completed | fields.get("model", {})
-        elif isinstance(values, dict):
-            fields[section] = values | fields.get(section, {})
-        else:
-            fields.setdefault(section, values)
-    fields["data"]["image_size"] = _canonical_size(fields["data"]["image_size"])
-    return ml_collections.ConfigDict(fields).lock()
-
-
-def _canonical_size(size: Any) -> Any:
-    """Return the only form of data.image_size that results are compared by.
-
-    A pair of equal sides is an integer, and a list, as JSON has it, a tuple.
-    """
-    if not isinstance(size, (list, tuple)):
-        return size
-    return size[0] if len(size) == 2 and size[0] == size[1] else tuple(size)
+    if Path(path).exists():
+        return path
+    if (ROOT / path).is_file():
+        return str(ROOT / path)
+    experiments = [str(each.relative_to(ROOT)) for each in (ROOT / "configs").glob("*/**/*.py")]
+    close = difflib.get_close_matches(path, experiments, 3, cutoff=0.8)
+    hint = f"Did you mean {' or '.join(sorted(close))}?" if close else "configs/ has experiments."
+    raise InputError(f"The config file {path} does not exist. {hint}")

@@ -16,52 +16,24 @@ def get_default_configs(
     """Return the config of the digits with a small network; `network` sets its kind."""
     config = get_default_config()
 
-    data = config.data
-    data.dataset = "digits"
-    data.image_size = 8
-    data.num_channels = 1
-    data.random_flip = False
-    data.uniform_dequantization = True
+    config.data.update(dataset="digits", image_size=8, num_channels=1, random_flip=False)
+    config.data.uniform_dequantization = True
 
     model = config.model
     network(model)
-    model.num_scales = 250
-    model.ema_rate = 0.998
-    model.ema_ramp = True
-    model.dropout = 0.0
-    model.nf = 16
-    model.ch_mult = (1, 2)
-    model.num_res_blocks = 1
-    model.attn_resolutions = ()
+    model.update(num_scales=250, ema_rate=0.998, ema_ramp=True, dropout=0.0)
+    model.update(nf=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=())
 
     training = config.training
-    training.batch_size = 64
-    training.n_iters = 2600
-    training.n_jitted_steps = 1
-    training.reduce_mean = True
-    training.log_freq = 100
-    training.eval_freq = 650
-    training.snapshot_freq = 2600
-    training.snapshot_freq_for_preemption = 1300
-
-    config.optim.lr = 3e-3
-    config.optim.warmup = 100
+    training.update(batch_size=64, n_iters=2600, n_jitted_steps=1, reduce_mean=True)
+    training.update(log_freq=100, eval_freq=650)
+    training.update(snapshot_freq=2600, snapshot_freq_for_preemption=1300)
+    config.optim.update(lr=3e-3, warmup=100)
 
     config.guidance.scale = 4.0  # With the classifier; docs/guidance.md compares.
+    config.classifier.update(blocks_per_group=1, channel_multiplier=1)
+    config.classifier.update(batch_size=64, n_iters=2000, lr=3e-3)
 
-    classifier = config.classifier
-    classifier.blocks_per_group = 1
-    classifier.channel_multiplier = 1
-    classifier.batch_size = 64
-    classifier.n_iters = 2000
-    classifier.lr = 3e-3
-
-    evaluate = config.eval
-    evaluate.batch_size = 120
-    evaluate.num_samples = 120
-    evaluate.enable_sampling = True
-    evaluate.enable_bpd = True
-    evaluate.enable_metrics = True
-    evaluate.features = "classifier"
-    evaluate.bpd_num_repeats = 1
+    config.eval.update(batch_size=120, num_samples=120, features="classifier", bpd_num_repeats=1)
+    config.eval.update(enable_sampling=True, enable_bpd=True, enable_metrics=True)
     return config

@@ -16,45 +16,25 @@ def get_default_configs(
     """Return the config of the emoji with a small network; `network` sets its kind."""
     config = get_default_config()
 
-    data = config.data
-    data.dataset = "emoji"
-    data.random_flip = False  # Letters, digits and flags are not symmetric.
-    data.uniform_dequantization = True
+    config.data.dataset = "emoji"
+    config.data.random_flip = False  # Letters, digits and flags are not symmetric.
+    config.data.uniform_dequantization = True
 
     model = config.model
     network(model)
-    model.ema_rate = 0.999
-    model.ema_ramp = True
-    model.dropout = 0.0
-    model.nf = 32
-    model.ch_mult = (1, 2, 2, 2)
-    model.num_res_blocks = 1
-    model.attn_resolutions = (8,)
+    model.update(ema_rate=0.999, ema_ramp=True, dropout=0.0)
+    model.update(nf=32, ch_mult=(1, 2, 2, 2), num_res_blocks=1, attn_resolutions=(8,))
 
     training = config.training
-    training.batch_size = 64
-    training.n_iters = 3000
-    training.n_jitted_steps = 1
-    training.reduce_mean = True
-    training.log_freq = 100
-    training.eval_freq = 250
-    training.snapshot_freq = 1000
-    training.snapshot_freq_for_preemption = 250
-
-    config.optim.lr = 1e-3
-    config.optim.warmup = 200
+    training.update(batch_size=64, n_iters=3000, n_jitted_steps=1, reduce_mean=True)
+    training.update(log_freq=100, eval_freq=250)
+    training.update(snapshot_freq=1000, snapshot_freq_for_preemption=250)
+    config.optim.update(lr=1e-3, warmup=200)
 
     sampling = config.sampling
-    sampling.method = "solver"
-    sampling.solver = "dpm++_2m_sde"
-    sampling.schedule = "log_snr"
-    sampling.num_steps = 50
+    sampling.update(method="solver", solver="dpm++_2m_sde", schedule="log_snr", num_steps=50)
 
-    evaluate = config.eval
-    evaluate.begin_ckpt = 3  # The last one.
-    evaluate.batch_size = 128
-    evaluate.num_samples = 256
-    evaluate.enable_sampling = True
-    evaluate.enable_bpd = True
-    evaluate.bpd_num_repeats = 1
+    config.eval.begin_ckpt = 3  # The last one.
+    config.eval.update(batch_size=128, num_samples=256, bpd_num_repeats=1)
+    config.eval.update(enable_sampling=True, enable_bpd=True)
     return config

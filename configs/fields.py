@@ -1,51 +1,70 @@
-"""Every config field: its default value, the values it may have, what it affects, and its meaning.
+"""All config fields: those of the table, and the options of registry entries.
 
-Names and defaults are those of the official release; `differences.py` lists the exceptions. Where
-the official experiments disagree, the default is that of CIFAR-10 with the VE SDE in continuous
-time. A field without a default (`ABSENT`) is an option of some networks, which `networks.py` sets.
-
-The fields are declared in `training_fields.py` and `evaluation_fields.py`, and the options of
-samplers, tasks and methods where they are read. `affects` names groups
-of results (`groups.py`); `runs.DEPENDENCIES` states which files depend on which groups.
+The options of samplers, tasks and methods are declared where they are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 
-from configs import evaluation_fields, training_fields
-from configs.declaration import ABSENT, Field
-from configs.evaluation_fields import FEATURES
+import samplers
+from configs.table import ABSENT, DECLARED, FEATURES, Field, affecting
+from controllable.methods import METHODS
+from controllable.tasks import TASKS
+from models import NETWORKS
+from options import FINITE, NOISE_SCALE, Option
+from sde_lib import SDES
 
-__all__ = ["ABSENT", "FEATURES", "FIELDS", "INERT"]
+__all__ = ["ABSENT", "FEATURES", "FIELDS", "GROUPS", "INERT", "Field"]
 
-
-DECLARED: dict[str, Field] = {
-    **training_fields.GENERAL,
-    **training_fields.DATA,
-    **training_fields.MODEL,
-    **training_fields.TRAIN,
-    **training_fields.OPTIM,
-    **evaluation_fields.SAMPLING,
-    **evaluation_fields.GUIDE,
-    **evaluation_fields.CLASSIFY,
-    **evaluation_fields.RESTORATION,
-    **evaluation_fields.CALIBRATE,
-    **evaluation_fields.RECONSTRUCTION,
-    **evaluation_fields.EVAL,
+GROUPS = {
+    "network": "the meaning of a checkpoint's parameters",
+    "noise": "the distribution of noised images x_t, given the data set",
+    "training": "the parameters that training produces",
+    "images": "which images are trained on and evaluated",
+    "location": "where these images are stored",
+    "loss": "the training objective",
+    "precision": "the rounding of everything that the network computes",
+    "samples": "generated images",
+    "guidance": "generated images of requested classes",
+    "likelihood": "bits/dim",
+    "rounds": "how an evaluation is split into files",
+    "quality": "distances between generated images and data",
+    "classifier": "the classifier that guides samples",
+    "restore": "solutions of inverse problems",
+    "calibration": "tests of the spread of these solutions",
+    "seed": "every random number",
 }
+"""Groups of results: what changes with the fields of a group. Other fields are about frequencies,
+memory and speed. `folders.DEPENDENCIES` states which files depend on which groups."""
+
+
+def _of_registries() -> dict[str, Field]:
+    """Return the options of registry entries, which users may extend, and the numbers of SDEs."""
+    found = {}
+    for section, owners, affects in (
+        ("model", NETWORKS, "network"),
+        ("sampling", samplers.kinds(), "samples"),
+        ("restore", {**TASKS, **METHODS}, "restore"),
+    ):
+        for entry in owners.values():
+            named = {f"{section}.{name}": option for name, option in entry.options.items()}
+            found |= affecting(named, affects)
+    for name, sde in SDES.items():
+        for field in dataclasses.fields(sde):
+            if field.name not in ("T", "t_min", "t_end") and isinstance(field.default, float):
+                domain = FINITE if field.default <= 0 else NOISE_SCALE
+                option = Option(ABSENT, domain, f"{field.name} of training.sde = {name!r}.")
+                found |= affecting({f"model.{field.name}": option}, "network", "noise")
+    return found
 
 
 class _Fields(Mapping[str, Field]):
-    """The declared fields, and the options of registry entries, which users may extend."""
+    """The declared fields, and those of registries. A declaration replaces an option."""
 
     def _table(self) -> dict[str, Field]:
-        options = {
-            **training_fields.parameter_fields(),
-            **evaluation_fields.sampler_fields(),
-            **evaluation_fields.restoration_fields(),
-        }
-        return {**DECLARED, **options, **DECLARED}  # A declaration replaces an option.
+        return {**DECLARED, **_of_registries(), **DECLARED}
 
     def __getitem__(self, name: str) -> Field:
         return DECLARED[name] if name in DECLARED else self._table()[name]
@@ -55,9 +74,6 @@ class _Fields(Mapping[str, Field]):
 
     def __len__(self) -> int:
         return len(self._table())
-
-    def items(self) -> ItemsView[str, Field]:
-        return self._table().items()
 
 
 FIELDS = _Fields()

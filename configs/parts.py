@@ -13,17 +13,29 @@ from collections.abc import Collection
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 
 import datasets
 import losses
 import samplers
-from configs import rules
 from configs.default import Config, complete
+from configs.validation import time_distribution
 from models import NETWORKS
 from models.classifier import WideResnet
 from models.layers import Rngs, attending_levels, larger_sides
 from models.score import ScoreModel, conventions
 from sde_lib import SDE, SDES, VESDE
+
+PURPOSES = (
+    *("init", "train", "loss", "bpd", "sample", "dequantize", "classify", "restore", "measure"),
+    *("encode", "init_dequantizer", "init_classifier", "rollback", "calibrate"),
+)
+"""What random numbers are for. Add new ones at the end: the key depends on the position."""
+
+
+def root_key(seed: int, purpose: str) -> Array:
+    """Return the root of all random numbers for one purpose."""
+    return jax.random.fold_in(jax.random.key(seed), PURPOSES.index(purpose))
 
 
 def make_sde(config: Config) -> SDE:
@@ -97,10 +109,11 @@ def make_sampler(config: Config, sde: SDE) -> samplers.Sampler:
 def make_objective(config: Config, score_model: ScoreModel) -> losses.Objective:
     """Return the distribution of times and the weights that config.training describes."""
     training, sde = config.training, score_model.sde
-    if rules.importance_sampling(training):
+    name = time_distribution(training)
+    if name == "importance":
         weight = functools.partial(losses.importance_weight, sde)
         return losses.Objective(losses.importance_times, weight)
-    if training.time_distribution.lower() == "log_normal":
+    if name == "log_normal":
         times = functools.partial(losses.log_normal_times, mean=training.p_mean, std=training.p_std)
         weight = functools.partial(losses.edm_weight, sde, data_std=score_model.data_std)
         return losses.Objective(times, weight)

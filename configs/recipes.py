@@ -8,12 +8,9 @@ Config = ml_collections.ConfigDict
 def vp(config: Config) -> None:
     """Set the VP SDE in continuous time."""
     config.data.centered = True
-    config.model.ema_rate = 0.9999
-    config.model.scale_by_sigma = False
-    config.training.sde = "vpsde"
-    config.training.reduce_mean = True
-    config.sampling.predictor = "euler_maruyama"
-    config.sampling.corrector = "none"
+    config.model.update(ema_rate=0.9999, scale_by_sigma=False)
+    config.training.update(sde="vpsde", reduce_mean=True)
+    config.sampling.update(predictor="euler_maruyama", corrector="none")
 
 
 def ddpm(config: Config) -> None:
@@ -36,18 +33,12 @@ def edm(config: Config) -> None:
     See Karras et al. 2022 (arXiv:2206.00364), Tables 1 and 7.
     """
     config.data.centered = True
-    config.model.scale_by_sigma = False
-    config.model.dropout = 0.13
-    config.training.sde = "edmsde"
-    config.training.time_distribution = "log_normal"
-    config.training.reduce_mean = True
-    config.sampling.method = "solver"
-    config.sampling.solver = "heun"
-    config.sampling.schedule = "karras"
-    config.sampling.num_steps = 18  # 35 evaluations of the network
+    config.model.update(scale_by_sigma=False, dropout=0.13)
+    config.training.update(sde="edmsde", time_distribution="log_normal", reduce_mean=True)
+    # 18 steps are 35 evaluations of the network.
+    config.sampling.update(method="solver", solver="heun", schedule="karras", num_steps=18)
     config.eval.bpd_t_min = 0.002  # The smallest noise level of training.
-    config.optim.lr = 1e-3
-    config.optim.grad_clip = -1.0
+    config.optim.update(lr=1e-3, grad_clip=-1.0)
     edm_batches(config, 512)
 
 
@@ -66,8 +57,7 @@ def edm_batches(
 
     `half_life` is that of the moving average.
     """
-    config.training.batch_size = batch_size
-    config.training.n_iters = images // batch_size
+    config.training.update(batch_size=batch_size, n_iters=images // batch_size)
     config.model.ema_rate = 0.5 ** (batch_size / half_life)
     config.optim.warmup = 10_000_000 // batch_size
 
@@ -75,15 +65,7 @@ def edm_batches(
 def ncsn(config: Config) -> None:
     """Set the noise levels, optimizer and annealed Langevin dynamics of NCSN (Song & Ermon,
     2019)."""
-    config.model.sigma_max = 1.0
-    config.model.num_scales = 10
-    config.model.ema_rate = 0.0
+    config.model.update(sigma_max=1.0, num_scales=10, ema_rate=0.0)
     config.training.continuous = False
-    config.optim.lr = 1e-3
-    config.optim.warmup = 0
-    config.optim.grad_clip = -1.0
-    config.optim.amsgrad = False
-    config.sampling.predictor = "none"
-    config.sampling.corrector = "ald"
-    config.sampling.n_steps_each = 100
-    config.sampling.snr = 0.316
+    config.optim.update(lr=1e-3, warmup=0, grad_clip=-1.0, amsgrad=False)
+    config.sampling.update(predictor="none", corrector="ald", n_steps_each=100, snr=0.316)

@@ -1,4 +1,4 @@
-"""Write the tables of docs/configuration.md: all config fields, from configs/fields.py.
+"""Write the tables of docs/configuration.md: all config fields, from `configs.fields`.
 
 python -m docs.make_configuration
 """

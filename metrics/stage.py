@@ -80,7 +80,7 @@ class Stage:
     Attributes:
       name: the stage is enabled by config.eval.enable_NAME.
       key: the key of its entry in results.json.
-      kind: the entry of `runs.DEPENDENCIES` for its rounds.
+      kind: the entry of `folders.DEPENDENCIES` for its rounds.
       run: compute the entry of one checkpoint.
       measures: what to print and report, given the entry.
       check: raise InputError for invalid config values and for images that cannot be read.

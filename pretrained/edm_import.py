@@ -11,7 +11,6 @@ from flax import nnx
 
 from configs.edm_networks import experiment
 from configs.fields import FIELDS
-from configs.groups import NETWORK
 from errors import InputError, advice
 from models import embeddings, layers
 from models.adm import ADM
@@ -78,7 +77,7 @@ def _check(path: Path, stated: Config, config: Config) -> None:
     """Raise InputError, naming a field, unless a config describes the network of a file."""
     skipped = {*NOT_STATED, *(["model.num_scales"] if config.training.continuous else [])}
     skipped |= set() if config.data.num_classes else {"model.class_embedding"}
-    for name in (name for name, field in FIELDS.items() if NETWORK in field.affects):
+    for name in (name for name, field in FIELDS.items() if "network" in field.affects):
         section, _, key = name.rpartition(".")
         fallback = IMPLIED.get(key, config[section].get(key))
         found = stated[section].get(key, fallback)

@@ -1,14 +1,13 @@
-"""Files of a run: what they depend on, and how they are written and read.
+"""Files of a run: how they are written and read, and by which process.
 
-A workdir or evaluation folder holds the config it was made with; a command with another config is
-refused where a field differs that its files depend on. Each file that a later command may reuse
-holds a description of what it was made from, and is computed again if that differs.
+Each file that a later command may reuse holds a description of what it was made from, and is
+computed again if that differs.
 """
 
 from readers.files import read_json
-from runs.depends import DEPENDENCIES, Depends, dependencies
 from runs.files import (
     Arrays,
+    Depends,
     is_current,
     load_arrays,
     save_arrays,
@@ -23,39 +22,29 @@ from runs.lock import (
     CONFIG,
     ENVIRONMENTS,
     LOCK,
-    check_config,
-    check_workdir,
-    claim,
     locked,
-    owned,
+    make_folder,
     results_folder,
-    stored_config,
     stored_content,
 )
 from runs.rounds import load_rounds, round_paths, run_rounds
 
 __all__ = [
     "CONFIG",
-    "DEPENDENCIES",
     "ENVIRONMENTS",
     "LOCK",
     "Arrays",
     "Depends",
-    "check_config",
-    "check_workdir",
-    "claim",
-    "dependencies",
     "is_current",
     "load_arrays",
     "load_rounds",
     "locked",
-    "owned",
+    "make_folder",
     "read_json",
     "results_folder",
     "round_paths",
     "run_rounds",
     "save_arrays",
-    "stored_config",
     "stored_content",
     "write_arrays",
     "write_atomically",

@@ -11,19 +11,18 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax import Array
 
-import sharding
 from errors import InputError, advice, brief, printable
 from readers.files import MAX_STEP, check_regular, read_json
+from runs.files import to_host, tree_checksum
 
 SNAPSHOTS, BACKUPS = "checkpoints", "checkpoints-meta"
 PARAMS, EMA = "params", "ema"  # names of trees
@@ -85,20 +84,15 @@ class Checkpoints:
         if jax.process_count() > 1:  # Two saves at once would collide in Orbax's barriers.
             self.wait()
         with self._writing():
-            self._start_to_save(folder, number, trees, step, config)
-
-    def _start_to_save(
-        self, folder: str, number: int, trees: Trees, step: int, config: dict[str, Any]
-    ) -> None:
-        manager = self._managers[folder]
-        if number in manager.all_steps():
-            manager.delete(number)
-        trees = {name: jax.tree.map(_to_host, tree) for name, tree in trees.items()}
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        checksums = {name: tree_checksum(tree) for name, tree in trees.items()}
-        checksums[ABOUT] = _checksum_about(step, config)
-        info = ocp.args.JsonSave({"step": step, "config": config, "checksums": checksums})
-        manager.save(number, args=ocp.args.Composite(**items, info=info), force=True)
+            manager = self._managers[folder]
+            if number in manager.all_steps():
+                manager.delete(number)
+            trees = {name: jax.tree.map(to_host, tree) for name, tree in trees.items()}
+            items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+            checksums = {name: tree_checksum(tree) for name, tree in trees.items()}
+            checksums[ABOUT] = _checksum_about(step, config)
+            info = ocp.args.JsonSave({"step": step, "config": config, "checksums": checksums})
+            manager.save(number, args=ocp.args.Composite(**items, info=info), force=True)
 
     def find(self, *folders: str) -> list[Found]:
         """Return the checkpoints of the folders, by default all, newest first.
@@ -106,30 +100,19 @@ class Checkpoints:
         Those with unreadable metadata are skipped, with a warning.
         """
         found = []
-        for folder in folders or (SNAPSHOTS, BACKUPS):
-            if folder not in self._managers:
-                continue
-            numbers = self._managers[folder].all_steps()
-            self._warn_of_strays(folder, numbers)
-            for number in numbers:
-                try:
-                    found.append(Found(self._info(folder, number)["step"], folder, number))
-                except InputError as error:
-                    logging.warning(
-                        "%s/checkpoint_%d is damaged and is skipped: %s",
-                        *(folder, number, brief(error)),
-                    )
+        for folder in self._managers.keys() & (folders or (SNAPSHOTS, BACKUPS)):
+            numbers = {f"checkpoint_{each}": each for each in self._managers[folder].all_steps()}
+            for path in sorted((self._workdir / folder).glob("checkpoint_*")):
+                name = f"{folder}/{printable(path.name)}"
+                if path.name in numbers:
+                    try:
+                        step = _read_info(path)["step"]
+                        found.append(Found(step, folder, numbers[path.name]))
+                    except InputError as error:
+                        logging.warning("%s is damaged and is skipped: %s", name, brief(error))
+                elif "-tmp" not in path.name:  # Orbax removes what a killed run leaves.
+                    logging.warning("%s is not a checkpoint; skipping.", name)
         return sorted(found, reverse=True)
-
-    def _warn_of_strays(self, folder: str, numbers: Sequence[int]) -> None:
-        """Warn of files and folders that are named like checkpoints and are none."""
-        known = {f"checkpoint_{number}" for number in numbers}
-        for path in sorted(Path(self._managers[folder].directory).glob("checkpoint_*")):
-            unfinished = "-tmp" in path.name  # Orbax removes what a killed run leaves.
-            if path.name not in known and not unfinished:
-                logging.warning(
-                    "%s/%s is no checkpoint and is skipped.", folder, printable(path.name)
-                )
 
     def snapshots(self) -> dict[int, Found]:
         """Return the checkpoints for evaluation, by number."""
@@ -152,11 +135,11 @@ class Checkpoints:
 
     def config(self, found: Found) -> dict[str, Any]:
         """Return the config that a checkpoint holds."""
-        return self._info(found.folder, found.number)["config"]
+        return _read_info(self._path(found))["config"]
 
     def checksum(self, found: Found, name: str) -> int:
         """Return the checksum of one of a checkpoint's trees, which identifies its content."""
-        checksums = self._info(found.folder, found.number)["checksums"]
+        checksums = _read_info(self._path(found))["checksums"]
         if name not in checksums:
             raise InputError(f"{found} is damaged: it has no checksum of {name}.")
         return checksums[name]
@@ -166,20 +149,22 @@ class Checkpoints:
 
         Raises InputError if they cannot be read, or differ from what was saved.
         """
-        items = {
-            name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
-            for name, tree in like.items()
-        }
+
+        def abstract(leaf: Array) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+        trees = {name: jax.tree.map(abstract, tree) for name, tree in like.items()}
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
         try:
-            _check_files(self._path(found.folder, found.number))
-            restored = self._managers[found.folder].restore(
-                found.number, args=ocp.args.Composite(**items)
-            )
-            checksums = self._info(found.folder, found.number)["checksums"]
+            for path in sorted(self._path(found).rglob("*")):  # Neither links nor named pipes.
+                if path.is_symlink() or not path.is_dir():
+                    check_regular(path)
+            manager, arguments = self._managers[found.folder], ocp.args.Composite(**items)
+            restored = manager.restore(found.number, args=arguments)
+            checksums = _read_info(self._path(found))["checksums"]
         except Exception as error:  # Damage raises many types of exception.
             reason = brief(error)
-            if UNREADABLE in reason:
-                reason = "its arrays cannot be read."
+            reason = "its arrays cannot be read." if UNREADABLE in reason else reason
             raise InputError(f"{found} is damaged or of another network: {reason}") from error
         for name in like:
             if tree_checksum(restored[name]) != checksums.get(name):
@@ -207,20 +192,16 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait for the saves in progress. Raises InputError if one of them failed."""
-        for manager in self._managers.values():
-            with self._writing():
+        with self._writing():
+            for manager in self._managers.values():
                 manager.wait_until_finished()
         self._check_still_there()
 
     def close(self) -> None:
-        """Wait for the saves in progress, and release the resources.
-
-        Raises InputError if one of them failed.
-        """
+        """Release the resources, after `wait`."""
+        self.wait()
         for manager in self._managers.values():
-            with self._writing():
-                manager.close()
-        self._check_still_there()
+            manager.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -229,9 +210,11 @@ class Checkpoints:
             yield
         except Exception as error:  # Orbax raises many types of exception.
             self._check_still_there()
+            system_error = re.search(r"os_error_code='(\d+)'", str(error))  # by TensorStore
+            reason = os.strerror(int(system_error[1])) if system_error else brief(error)
             raise InputError(
-                f"A checkpoint cannot be written to {self._workdir}: {_reason(error)} The last "
-                "complete one is kept; once the cause is gone, the same command continues from it."
+                f"A checkpoint cannot be written to {self._workdir}: {reason}. The last complete "
+                "one is kept; once the cause is gone, the same command continues from it."
             ) from error
 
     def _check_still_there(self) -> None:
@@ -249,18 +232,16 @@ class Checkpoints:
                 f"{problem}. If it was moved, give the same command with --workdir=NEW_PLACE."
             )
 
-    def _info(self, folder: str, number: int) -> dict[str, Any]:
-        return _read_info(self._path(folder, number) / "info" / "metadata")
-
-    def _path(self, folder: str, number: int) -> Path:
-        return self._workdir / folder / f"checkpoint_{number}"
+    def _path(self, found: Found) -> Path:
+        return self._workdir / found.folder / f"checkpoint_{found.number}"
 
 
-def _read_info(path: Path) -> dict[str, Any]:
-    """Return the metadata of a checkpoint. Raises InputError if they are damaged.
+def _read_info(checkpoint: Path) -> dict[str, Any]:
+    """Return the metadata in the folder of a checkpoint. Raises InputError if they are damaged.
 
     Orbax wrote them, but would wait for the other processes, and without end for a named pipe.
     """
+    path = checkpoint / "info" / "metadata"
     info = read_json(path, INFO)
     if not 0 <= info["step"] <= MAX_STEP:
         raise InputError(f"{path} is damaged: its step is {info['step']}.")
@@ -270,23 +251,14 @@ def _read_info(path: Path) -> dict[str, Any]:
     return info
 
 
-def _check_files(folder: Path) -> None:
-    """Raise InputError unless all below `folder` are folders, which are no links, or files."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not path.is_dir():
-            check_regular(path)
-
-
 def newest_config(workdir: str | Path) -> tuple[str, dict[str, Any]] | None:
     """Return the name and the config of the newest readable checkpoint, or None without any."""
     found = []
     for folder in (SNAPSHOTS, BACKUPS):
-        for path in Path(workdir, folder).glob("checkpoint_*/info/metadata"):
-            try:
+        for path in Path(workdir, folder).glob("checkpoint_*"):
+            with contextlib.suppress(InputError):
                 info = _read_info(path)
-            except InputError:
-                continue
-            found.append((info["step"], str(path.parents[1]), info["config"]))
+                found.append((info["step"], str(path), info["config"]))
     return max(found, key=lambda each: each[:2])[1:] if found else None
 
 
@@ -299,60 +271,23 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _reason(error: Exception) -> str:
-    """Return one sentence about the cause of a failed save."""
-    system_error = re.search(r"os_error_code='(\d+)'", str(error))  # by TensorStore
-    return f"{os.strerror(int(system_error[1])) if system_error else brief(error)}."
-
-
 def _open(path: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
     """Return Orbax's manager of a folder, which reads the metadata of all its checkpoints."""
-    for _ in range(OPENINGS):  # Training, which may run beside this, removes backups at any time.
-        with contextlib.suppress(FileNotFoundError):
-            return _manager(path, options)
-    return _manager(path, options)
-
-
-def _manager(path: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-    try:
-        return ocp.CheckpointManager(path, options=options)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"a file {path}/checkpoint_*/_CHECKPOINT_METADATA is damaged: "
-            f"{brief(error).rstrip('.')}. Delete these files; the checkpoints can be read without "
-            "them."
-        ) from error
-
-
-def _to_host(leaf: Array | np.ndarray) -> Array | np.ndarray:
-    """Return a copy in the memory of the host, unless the array is split over the devices.
-
-    Orbax would slice a replicated array for each device, so that all write a part. For the hundreds
-    of small arrays of a network that takes longer than it saves.
-    """
-    if isinstance(leaf, Array) and leaf.is_fully_replicated:
-        return np.array(leaf.addressable_data(0))
-    return leaf
-
-
-def tree_checksum(tree: Any) -> int:
-    """Return the CRC-32 of the arrays, which identifies them, however they are sharded.
-
-    Orbax detects missing bytes, but not changed ones. Leaves are fetched one at a time, because all
-    of them together may exceed the memory of a host.
-    """
-    crc = 0
-    for leaf in jax.tree.leaves(tree):
-        leaf = _to_host(leaf)
-        whole = leaf if isinstance(leaf, np.ndarray) else sharding.fetch(leaf)
-        crc = zlib.crc32(np.ascontiguousarray(whole).data, crc)
-    return crc
+    for attempt in range(1, OPENINGS + 1):
+        try:
+            return ocp.CheckpointManager(path, options=options)
+        except FileNotFoundError:  # Training, which may run beside this, removes backups.
+            if attempt == OPENINGS:
+                raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"a file {path}/checkpoint_*/_CHECKPOINT_METADATA is damaged: "
+                f"{brief(error).rstrip('.')}. Delete these files; the checkpoints can be read "
+                "without them."
+            ) from error
+    raise AssertionError
 
 
 def _checksum_about(step: int, config: dict[str, Any]) -> int:
     """Return the CRC-32 of the step and the config as JSON."""
     return zlib.crc32(json.dumps([step, config], sort_keys=True).encode())
-
-
-def _abstract(leaf: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

@@ -1,23 +1,28 @@
-"""Single files: written atomically, and arrays with a description of what they were made from."""
+"""Single files, written atomically; arrays with a description of what they were made from."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
 import numpy as np
+from jax import Array
 from PIL import Image
 
+import sharding
 from errors import InputError, brief
 from readers.files import read_npz
-from runs.depends import Depends, canonical
 
 Arrays = dict[str, np.ndarray]
+
+Depends = Mapping[str, Any]
+"""What a file was made from, as JSON: config fields, and the identity of other files."""
 
 DEPENDS = "depends"  # the array of an .npz file that describes what the others were made from
 RECORD = "arrays"  # the array that states the type and shape of the others
@@ -53,8 +58,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{path} cannot be written: {error.strerror or brief(error)}. Once the cause is gone, "
-            "the same command continues."
+            f"{path} cannot be written: {error.strerror or brief(error)}. Fix this and rerun."
         ) from error
 
 
@@ -78,7 +82,7 @@ def save_arrays(path: Path, arrays: Arrays, depends: Depends) -> None:
     if RESERVED & arrays.keys():
         raise ValueError(f"arrays may not be called {' or '.join(sorted(RESERVED))}")
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    description = {DEPENDS: np.array(canonical(depends)), RECORD: np.array(_record(arrays))}
+    description = {DEPENDS: np.array(_canonical(depends)), RECORD: np.array(_record(arrays))}
     write_arrays(path, arrays | description)
 
 
@@ -99,7 +103,7 @@ def load_arrays(path: Path, depends: Depends) -> Arrays | None:
     except InputError:
         return None
     found, record = (str(arrays.pop(name, "")) for name in (DEPENDS, RECORD))
-    if found != canonical(depends) or record != _record(arrays):
+    if found != _canonical(depends) or record != _record(arrays):
         return None
     return arrays
 
@@ -111,4 +115,34 @@ def is_current(path: Path, depends: Depends) -> bool:
 
 def _record(arrays: Arrays) -> str:
     """Return types and shapes of arrays as JSON."""
-    return canonical({name: [array.dtype.str, array.shape] for name, array in arrays.items()})
+    return _canonical({name: [array.dtype.str, array.shape] for name, array in arrays.items()})
+
+
+def _canonical(depends: Depends) -> str:
+    """Return the text by which descriptions are compared."""
+    return json.dumps(depends, sort_keys=True)
+
+
+def to_host(leaf: Array | np.ndarray) -> Array | np.ndarray:
+    """Return a copy in the memory of the host, unless the array is split over the devices.
+
+    Orbax would slice a replicated array for each device, so that all write a part. For the hundreds
+    of small arrays of a network that takes longer than it saves.
+    """
+    if isinstance(leaf, Array) and leaf.is_fully_replicated:
+        return np.array(leaf.addressable_data(0))
+    return leaf
+
+
+def tree_checksum(tree: Any) -> int:
+    """Return the CRC-32 of the arrays, which identifies them, however they are sharded.
+
+    Orbax detects missing bytes, but not changed ones. Leaves are fetched one at a time, because all
+    of them together may exceed the memory of a host.
+    """
+    crc = 0
+    for leaf in jax.tree.leaves(tree):
+        leaf = to_host(leaf)
+        whole = leaf if isinstance(leaf, np.ndarray) else sharding.fetch(leaf)
+        crc = zlib.crc32(np.ascontiguousarray(whole).data, crc)
+    return crc

@@ -12,8 +12,7 @@ import progress
 import sharding
 from errors import InputError, brief, printable
 from readers.files import is_real, read_npz
-from runs.depends import Depends
-from runs.files import RESERVED, Arrays, is_current, save_arrays
+from runs.files import RESERVED, Arrays, Depends, is_current, save_arrays
 
 
 def run_rounds(

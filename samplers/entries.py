@@ -108,19 +108,11 @@ def _pc(setting: Setting, *, trajectory: bool, noise_removal: bool, **chosen: An
     ) -> solvers.Loop:
         used = wrap_predictor(predictor)
         nfe = total_nfe(score, steps.t, corrections + sampling.evaluations(used))
-        return sampling.predictor_corrector_loop(
-            keys,
-            score,
-            sde,
-            steps,
-            predictor=used,
-            corrector=corrector,
-            snr=chosen["snr"],
-            n_steps_each=chosen["n_steps_each"],
-            denoise=noise_removal,
-            constraint=constraint,
-            shown=shown,
-        ).then(lambda result: to_samples(result[0], nfe, *result[1:]))
+        updates = sampling.Updates(
+            used, corrector, chosen["snr"], chosen["n_steps_each"], noise_removal, constraint
+        )
+        found = sampling.predictor_corrector_loop(keys, score, sde, steps, updates, shown)
+        return found.then(lambda result: to_samples(result[0], nfe, *result[1:]))
 
     growth = functools.partial(stability.predictor_growth, sde, predictor, steps, setting.data_std)
     return Sampler(

@@ -19,11 +19,11 @@ from scipy import integrate
 import pretrained
 import training
 from commands import averaging, conversion, samples
+from configs.folders import claim
 from errors import InputError, NotFiniteError
 from experiment import Experiment
 from loading import load_config
 from models import averages
-from runs import claim
 from runs.checkpoints import SNAPSHOTS, Checkpoints
 from tests import tiny
 from tests.test_training import Killed, change_a_byte, identical, leaves

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import classifier
-import runs
 import training
+from configs import folders
 from configs.default import complete
 from experiment import Experiment
 from tests import tiny
@@ -173,7 +173,7 @@ def test_settings_of_a_started_classifier_are_kept(trained, tmp_path):
     for name, value in (("classifier.lr", 0.5), ("classifier.n_iters", 9), ("seed", 3)):
         with pytest.raises(ValueError, match=f"{name}: .* there, {value} now"):
             classifier.train(config(**{name: value}), str(folder.parent))
-    runs.check_config(folder, complete(config(**{"data.path": "/elsewhere"})), "classifier")
+    folders.check_config(folder, complete(config(**{"data.path": "/elsewhere"})), "classifier")
 
 
 def test_missing_classifiers_and_labels(tmp_path):

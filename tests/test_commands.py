@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from configs.default import complete
-from runs import claim
+from configs.folders import claim
 from tests import documented, examples, reference, tiny
 from tests.documented import PAGES, PYTHON, ROOT, Command
 

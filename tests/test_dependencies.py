@@ -4,18 +4,17 @@ import jax
 import numpy as np
 import pytest
 
-import runs
 import sampling
 import training
 from commands import restoration, restoration_problems
-from configs import validation
+from configs import folders, validation
 from configs.default import Config, complete
 from configs.fields import FIELDS
+from configs.folders import flatten
 from datasets import Batch
 from errors import InputError
 from experiment import Experiment
 from options import Code, Entries, FilePath, Flag, Integer, Name, Real, Sequence, Word
-from runs.depends import flatten
 from tests import tiny
 
 BATCH = 4
@@ -90,10 +89,10 @@ def is_valid(kind, config):
 
 
 def mode(kind):
-    return "restore" if kind == "answers" else ""
+    return "restore" if kind == "reconstructions" else ""
 
 
-PURPOSES = {"samples": "sample", "answers": "restore"}
+PURPOSES = {"samples": "sample", "reconstructions": "restore"}
 
 
 def program(kind, config):
@@ -107,7 +106,7 @@ def program(kind, config):
         return training.jit_step(job).lower(job.abstract_state(), Batch(pixels)).as_text()
     if kind == "loss":
         return experiment.held_out_loss.lower(params, Batch(pixels), key).as_text()
-    if kind == "answers":
+    if kind == "reconstructions":
         operator = restoration_problems.build_operator(experiment)
         y = restoration_problems.build_problem(experiment, operator).y
         prior = experiment.trained_model({})
@@ -119,7 +118,7 @@ def program(kind, config):
             temperature = config.sampling.temperature
             arguments = {"temperature": temperature, **experiment.guidance}
             return model.draw(experiment.sampler, BATCH, key, **arguments)
-        if kind == "answers":
+        if kind == "reconstructions":
             posterior.prior = model
             return posterior.draw(sampler, 1, key)
         keys = sampling.image_keys(key, np.arange(BATCH))
@@ -131,14 +130,14 @@ def program(kind, config):
 
 
 CASES = [("training", "pc"), ("loss", "pc"), ("loss", "discrete"), ("bpd", "discrete")]
-CASES += [(kind, base) for kind in ("samples", "answers") for base in BASES]
+CASES += [(kind, base) for kind in ("samples", "reconstructions") for base in BASES]
 
 
 @pytest.mark.parametrize(("kind", "base"), CASES)
 def test_other_fields_do_not_change_the_program(kind, base):
     """All fields that a kind of result does not depend on are changed, and the program is equal."""
     config = complete(tiny.config(**{"training.batch_size": BATCH, **BASES[base]}))
-    depends = runs.dependencies(kind, config)
+    depends = folders.dependencies(kind, config)
     others = {}
     for name, value in flatten(config).items():
         if name in FIELDS and name not in depends and name not in ROUNDING_ONLY:

@@ -17,13 +17,13 @@ import score_sde as ss
 from commands import command_line, conversion, stored
 from configs import edm_networks, validation
 from configs.default import from_json
+from configs.folders import stored_config
 from configs.parts import make_network
 from experiment import Experiment
 from models import building
 from models.layers import Rngs
 from pretrained import edm_import
 from pretrained.stored_parameters import export_params
-from runs import stored_config
 from sde_lib import expand
 from tests import edm_files, reference, tiny
 from tests.refusal import refused

@@ -24,12 +24,13 @@ import training
 from api.trained import Bits, TrainedModel
 from configs import default
 from configs.fields import FIELDS
+from configs.folders import claim, dependencies
 from errors import InputError
 from experiment import Experiment
 from metrics import bits_per_dim_stage, loss_stage, sample_quality, samples_stage
 from metrics.features import Extractor, Features
 from metrics.stage import Context, Measure, summarize, summary_measure
-from runs import claim, dependencies, load_rounds, round_paths
+from runs import load_rounds, round_paths
 from runs.checkpoints import SNAPSHOTS, Checkpoints
 from samplers import Samples
 from tests import gaussian, tiny

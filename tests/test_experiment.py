@@ -7,10 +7,10 @@ import pytest
 
 import losses
 import sharding
-from configs import purposes
+from configs import parts
+from configs.folders import claim
 from datasets import Batch
 from experiment import Experiment
-from runs import claim
 from runs.checkpoints import SNAPSHOTS, Checkpoints
 from tests import tiny
 from tests.test_training import identical
@@ -20,9 +20,9 @@ from training import state as states
 
 def test_each_purpose_and_seed_has_its_own_key():
     both = [Experiment(tiny.config(seed=seed)) for seed in (0, 1)]
-    keys = [each.key(purpose) for each in both for purpose in purposes.PURPOSES]
+    keys = [each.key(purpose) for each in both for purpose in parts.PURPOSES]
     data = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}
-    assert len(data) == 2 * len(purposes.PURPOSES)
+    assert len(data) == 2 * len(parts.PURPOSES)
 
 
 def test_splits():

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 
 import runs
+from configs import folders
 from errors import InputError, brief, cache_folder, expand_home, printable
 from metrics import inception_weights
 from readers import cache, files
 from report.training_log import remove_later_steps
-from runs import checkpoints
+from runs.checkpoints import Checkpoints, Found
 from tests import tiny
+from tests.refusal import refused
 
 DEPENDS = {"model.nf": 8, "step": 3}
 ARRAYS = {"loss": np.arange(5.0), "nfe": np.arange(5)}
@@ -65,8 +67,7 @@ KINDS = [
 )
 def test_only_regular_files_are_opened(tmp_path, make, message, read):
     make(tmp_path / "file")
-    with pytest.raises(InputError, match=f"--flag = '.*file' {message}"):
-        read(tmp_path / "file")
+    refused(f"--flag = '.*file' {message}", read, tmp_path / "file")
 
 
 def test_whole_files_have_a_limited_size(tmp_path, monkeypatch):
@@ -75,8 +76,7 @@ def test_whole_files_have_a_limited_size(tmp_path, monkeypatch):
     path.write_bytes(b"1234")
     assert files.read_verified(path, "81dc9bdb52d04dc20036dbd8313ed055") == b"1234"
     path.write_bytes(b"12345")
-    with pytest.raises(InputError, match="a has more than 4 bytes"):
-        files.read_bytes(path)
+    refused("a has more than 4 bytes", files.read_bytes, path)
 
 
 # --- the home directory ---------------------------------------------------------------------------
@@ -97,8 +97,7 @@ def without_home(tmp_path, monkeypatch):
 
 def test_a_home_directory_that_is_unknown(without_home):
     message = r"--flag = '~no_such_user/a': the home directory '~no_such_user' is unknown. Give an"
-    with pytest.raises(InputError, match=message):
-        expand_home("~no_such_user/a", "--flag")
+    refused(message, expand_home, "~no_such_user/a", "--flag")
     with pytest.raises(InputError, match="--flag = '~/a': the home directory '~' is unknown"):
         expand_home(Path("~/a"), "--flag")
 
@@ -189,8 +188,7 @@ def test_lines_that_are_damaged_are_skipped(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     assert list(files.read_lines(tmp_path / "a.jsonl")) == [{"step": 1}, {"step": 2}]
     assert not list(files.read_lines(tmp_path / "nothing"))
-    with pytest.raises(InputError, match="is a folder"):
-        list(files.read_lines(tmp_path))
+    refused("is a folder", list, files.read_lines(tmp_path))
 
 
 # --- arrays ---------------------------------------------------------------------------------------
@@ -257,8 +255,7 @@ def test_files_beside_a_result_are_kept(tmp_path):
         assert hidden.name == ".a.json.tmp"
         raise OSError("no space")
 
-    with pytest.raises(InputError, match="a.json cannot be written: no space"):
-        runs.write_atomically(tmp_path / "a.json", fail)
+    refused("a.json cannot be written: no space", runs.write_atomically, tmp_path / "a.json", fail)
     found = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert found == {"a.json": "first", "a.json.tmp": "of the user"}
 
@@ -293,10 +290,10 @@ def test_folders_of_checkpoints_are_no_links(tmp_path):
     """Their files would not be looked at, and Orbax waits without end for a named pipe."""
     (tmp_path / "theirs").mkdir()
     os.mkfifo(tmp_path / "theirs" / "_METADATA")
-    (tmp_path / "checkpoint_1").mkdir()
-    (tmp_path / "checkpoint_1" / "ema").symlink_to(tmp_path / "theirs")
+    (tmp_path / "checkpoints" / "checkpoint_1").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "checkpoint_1" / "ema").symlink_to(tmp_path / "theirs")
     with pytest.raises(InputError, match="ema is a folder; it must be a regular file"):
-        checkpoints._check_files(tmp_path / "checkpoint_1")
+        Checkpoints(tmp_path).restore(Found(1, "checkpoints", 1), {})
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "\N{SNOWMAN}" * 85], ids=["ascii", "unicode"])
@@ -355,8 +352,7 @@ def test_arrays_of_rounds_are_never_left_out(tmp_path):
         runs.load_rounds(paths, "loss", optional=["classes"])
     rewrite(paths[1], loss=None)
     for names in ((), ("loss",)):
-        with pytest.raises(InputError, match="loss_1.npz lacks loss, or .* Delete it"):
-            runs.load_rounds(paths, *names)
+        refused("loss_1.npz lacks loss, or .* Delete it", runs.load_rounds, paths, *names)
     cases = {
         "loss_0.npz .* do not fit each other": np.zeros((5, 2)),
         r"has the shape \(14,\) instead of \(15,\)": np.zeros(4),
@@ -366,8 +362,7 @@ def test_arrays_of_rounds_are_never_left_out(tmp_path):
     }
     for message, loss in cases.items():
         rewrite(paths[1], loss=loss)
-        with pytest.raises(InputError, match=message):
-            runs.load_rounds(paths, loss=(15,))
+        refused(message, runs.load_rounds, paths, loss=(15,))
 
 
 def test_a_folder_in_the_place_of_a_round(tmp_path):
@@ -399,7 +394,7 @@ def test_a_folder_in_the_place_of_a_round(tmp_path):
 def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError, match="config that cannot be read: .* Restore config.json, or"):
-        runs.check_config(tmp_path, tiny.config(), "training")
+        folders.check_config(tmp_path, tiny.config(), "training")
     assert (tmp_path / "config.json").read_bytes() == content
 
 
@@ -416,28 +411,27 @@ def test_a_damaged_config_is_named(tmp_path, content):
 def test_a_folder_belongs_to_its_config_from_the_first_result_on(tmp_path, kind, result):
     """A command that memory ended before left a config, which must not refuse the next one."""
     first, second = tiny.config(seed=1), tiny.config(seed=2)
-    runs.claim(tmp_path, first, kind)
+    folders.claim(tmp_path, first, kind)
     for name in ("lock", "environments.json"):
         (tmp_path / name).write_text("")
     (tmp_path / "checkpoint_1").mkdir()
-    runs.claim(tmp_path, second, kind)
+    folders.claim(tmp_path, second, kind)
     (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / result).write_text("")
     with pytest.raises(InputError, match="seed: 2 there, 1 now"):
-        runs.claim(tmp_path, first, kind)
+        folders.claim(tmp_path, first, kind)
 
 
 @pytest.mark.parametrize("make", [fifo, folder, loop])
 def test_a_config_that_is_no_file(tmp_path, make):
     make(tmp_path / "config.json")
-    with pytest.raises(InputError, match="config.json (is a|cannot be read)"):
-        runs.claim(tmp_path, tiny.config(), "training")
+    refused("config.json (is a|cannot be read)", folders.claim, tmp_path, tiny.config(), "training")
 
 
 def test_a_file_in_the_place_of_a_folder(tmp_path):
     (tmp_path / "eval").write_text("")
-    with pytest.raises(InputError, match="eval cannot be made: File exists"):
-        runs.claim(tmp_path / "eval", tiny.config(), "evaluation")
+    with pytest.raises(InputError, match="cannot create the folder .*eval: File exists"):
+        folders.claim(tmp_path / "eval", tiny.config(), "evaluation")
 
 
 @pytest.mark.parametrize("version", [(1, 0), (2, 0)])

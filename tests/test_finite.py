@@ -157,7 +157,7 @@ def test_reconstructions_are_not_written(workdir):
     with pytest.raises(InputError, match="are not finite"):
         restoration.restore(tiny.config(**HEUN, **changes), str(workdir))
     assert not list(workdir.glob("restore/**/*.png"))
-    assert not list(workdir.glob("restore/**/answers*"))
+    assert not list(workdir.glob("restore/**/samples*"))
 
 
 def test_training_goes_on_without_samples(tmp_path, capsys):

@@ -16,13 +16,14 @@ from benchmarks import peer
 from commands import inspection
 from configs import validation
 from configs.default import Config, complete, get_default_config
+from configs.folders import check_config, claim, dependencies
 from errors import InputError
 from models import NETWORKS, building, layers
 from models.classifier import WideResnet
 from pretrained.diffusers_config import unet_config
 from readers import cache, image_files, image_sizes, preprocessing
-from runs import check_config, claim, dependencies
 from tests import tiny
+from tests.refusal import refused
 from tests.test_pretrained import ddpm_experiment
 
 SHAPE = (8, 4)
@@ -72,8 +73,7 @@ def test_one_value_has_one_form():
 @pytest.mark.parametrize("size", [(8,), (8, 4, 4), (8, 0), (8, 4.5), "8x4", (5000, 8), None])
 def test_invalid_values(size):
     c = tiny.config(**{"data.image_size": size})
-    with pytest.raises(InputError, match="data.image_size = .* must be an integer from 1 to 4096,"):
-        validation.validated(c, 1)
+    refused("data.image_size = .* must be an integer from 1 to 4096,", validation.validated, c, 1)
 
 
 def test_a_stored_config_is_that_of_the_rectangle(tmp_path):
@@ -223,11 +223,9 @@ def test_arrays(tmp_path):
 def test_published_data_sets_are_square(tmp_path, name):
     data = config(tmp_path, **{"data.dataset": name}).data
     message = rf"data.image_size = \(8, 4\): data.dataset = '{name}' has only square images"
-    with pytest.raises(InputError, match=message):
-        datasets.load(data, "train")
+    refused(message, datasets.load, data, "train")
 
 
 def test_data_sets_of_scikit_learn_are_square(tmp_path):
     message = r"have shape \(8, 8, 1\); data.image_size = \(8, 4\)"
-    with pytest.raises(InputError, match=message):
-        datasets.load(config(tmp_path, **{"data.dataset": "digits"}).data, "train")
+    refused(message, datasets.load, config(tmp_path, **{"data.dataset": "digits"}).data, "train")

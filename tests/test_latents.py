@@ -16,6 +16,7 @@ from runs import write_json
 from samplers import Sampler
 from samplers.results import to_samples
 from tests import tiny
+from tests.refusal import refused
 
 SOLVER = {"sampling.method": "solver", "sampling.solver": "heun", "sampling.num_steps": 20}
 SIDE, TOP = 64, 22  # pixels of an image in a picture, and of the titles above it
@@ -112,12 +113,11 @@ def test_spherical_interpolation():
 
 
 def test_invalid_requests(workdir, tmp_path):
-    with pytest.raises(InputError, match="'restart' does not follow the probability flow"):
-        latents.encode(tiny.config(**SOLVER | {"sampling.solver": "restart"}), str(workdir))
-    with pytest.raises(InputError, match="has no checkpoint_5; existing checkpoints: 3"):
-        latents.encode(tiny.config(**SOLVER), str(workdir), 5)
-    with pytest.raises(InputError, match="does not exist"):
-        latents.interpolate(tiny.config(**SOLVER), str(tmp_path / "nothing"))
+    config, stochastic = tiny.config(**SOLVER), SOLVER | {"sampling.solver": "restart"}
+    message = "'restart' does not follow the probability flow"
+    refused(message, latents.encode, tiny.config(**stochastic), str(workdir))
+    refused("has no checkpoint_5; existing checkpoints: 3", latents.encode, config, str(workdir), 5)
+    refused("does not exist", latents.interpolate, config, str(tmp_path / "nothing"))
 
 
 def test_no_folder_without_images(workdir, tmp_path, monkeypatch):
@@ -126,8 +126,7 @@ def test_no_folder_without_images(workdir, tmp_path, monkeypatch):
 
     monkeypatch.setattr(latents, "load_images", load_images)
     workdir = shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("latents"))
-    with pytest.raises(InputError, match="no images"):
-        latents.encode(tiny.config(**SOLVER), str(workdir))
+    refused("no images", latents.encode, tiny.config(**SOLVER), str(workdir))
     assert not (workdir / "latents").exists()
 
 

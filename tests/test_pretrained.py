@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import pretrained
 from commands import conversion, stored
+from configs.folders import flatten
 from configs.ve import church_ncsnpp_continuous
 from configs.vp.ddpm import cifar10 as ddpm_cifar10
 from errors import InputError
@@ -28,7 +29,6 @@ from pretrained.diffusers_unet import unet_layout
 from pretrained.parameter_names import flax_layout, official_layers, torch_layout
 from pretrained.stored_parameters import export_params, load_params
 from pretrained.trained import Trained
-from runs.depends import flatten
 from tests import reference, tiny
 from tests.refusal import refused
 from tests.test_networks import SMALL

@@ -11,7 +11,7 @@ from PIL import Image
 import evaluation
 import report
 import training
-from commands import latents, restoration, restoration_images
+from commands import latents, restoration, restoration_problems
 from experiment import Experiment
 from metrics import features, reference_statistics
 from tests.test_image_sizes import RANDOM, config
@@ -82,7 +82,7 @@ def test_restoration(trained):
     }
     found = restoration.restore(run(trained, **changes), str(trained / "w"))
     assert found["misfit"] < 1e-3
-    (path,) = (trained / "w" / "restore").rglob("answers_0.npz")
+    (path,) = (trained / "w" / "restore").rglob("samples_0.npz")
     with np.load(path) as saved:
         assert saved["x"].shape[-3:] == (8, 4, 1)
 
@@ -93,7 +93,7 @@ def test_files_to_restore(tmp_path):
     Image.fromarray(np.pad(pixels, ((0, 0), (3, 3)))).save(tmp_path / "a.png")
     changes = {"restore.input": str(tmp_path), "data.uniform_dequantization": False}
     experiment = Experiment(config("a.npy", **changes))
-    _, images = restoration_images.load(experiment, experiment.image_shape)
+    _, images = restoration_problems.load_images(experiment, experiment.image_shape)
     np.testing.assert_array_equal(experiment.pixels(images)[0, ..., 0], pixels)
 
 

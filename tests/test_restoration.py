@@ -10,16 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import (
-    restoration,
-    restoration_images,
-    restoration_problems,
-    restoration_results,
-)
+from commands import restoration, restoration_problems
 from controllable import operators
 from errors import InputError
 from experiment import Experiment
 from tests import programs, tiny
+from tests.refusal import refused
 
 SOLVER = {
     "sampling.method": "solver",
@@ -57,15 +53,15 @@ def test_restores_held_out_images_and_resumes(workdir):
     assert json.loads((folder / "results.json").read_text()) == results
     columns = 6  # image, measurement, two reconstructions, mean, standard deviation
     assert Image.open(folder / "grid.png").size == (4 + columns * 92, 22 + 2 * 92)
-    assert Image.open(folder / "test_1_answer_1.png").size == (8, 8)
-    with np.load(folder / "answers_1.npz") as saved:
+    assert Image.open(folder / "test_1_sample_1.png").size == (8, 8)
+    with np.load(folder / "samples_1.npz") as saved:
         first = saved["x"]
     assert np.abs(first[0] - first[1]).max() > 0.01
-    (folder / "answers_1.npz").unlink()
-    before = (folder / "answers_0.npz").stat().st_mtime_ns
+    (folder / "samples_1.npz").unlink()
+    before = (folder / "samples_0.npz").stat().st_mtime_ns
     assert run(workdir) == results
-    assert (folder / "answers_0.npz").stat().st_mtime_ns == before
-    np.testing.assert_array_equal(np.load(folder / "answers_1.npz")["x"], first)
+    assert (folder / "samples_0.npz").stat().st_mtime_ns == before
+    np.testing.assert_array_equal(np.load(folder / "samples_1.npz")["x"], first)
     with pytest.raises(InputError, match="restore.noise: 0.0 there, 0.5 now"):
         run(workdir, noise=0.5)
 
@@ -78,12 +74,12 @@ def test_methods_of_the_predictor_corrector_loop(workdir, method):
     assert results["nfe"] == (42 if method == "projection" else 21)
     assert results["misfit"] < 1e-6
     folder = workdir / "restore" / "checkpoint_3" / f"inpaint-{method}"
-    answers = [np.load(folder / f"answers_{i}.npz")["x"] for i in range(2)]
-    truth = restoration_images.load(Experiment(tiny.config(**SOLVER)), (8, 8, 1))[1]
+    answers = [np.load(folder / f"samples_{i}.npz")["x"] for i in range(2)]
+    truth = restoration_problems.load_images(Experiment(tiny.config(**SOLVER)), (8, 8, 1))[1]
     psnr = [
         20 * np.log10(2 / rms(x.clip(-1, 1) - y)) for each, y in zip(answers, truth) for x in each
     ]
-    assert results["psnr_answers"] == pytest.approx(np.mean(psnr), abs=1e-3)
+    assert results["psnr_samples"] == pytest.approx(np.mean(psnr), abs=1e-3)
 
 
 def rms(x) -> float:
@@ -102,9 +98,7 @@ def problem_of(truth, known):
 
 def quality(problem, reconstructions, *, centered):
     experiment = Experiment(tiny.config(**{"data.centered": centered}))
-    return restoration_results.measure_quality(
-        experiment, problem, reconstructions.astype(np.float32)
-    )
+    return restoration.measure_quality(experiment, problem, reconstructions.astype(np.float32))
 
 
 @pytest.mark.parametrize("share", [0.25, 0.75])
@@ -120,7 +114,7 @@ def test_psnr_and_misfit_of_known_errors(centered, share):
     )
     assert found["misfit"] == pytest.approx(math.sqrt(5) * e / width, rel=1e-4)
     expected = [20 * math.log10(width / error) for error in (e, 3 * e, 2 * e)]
-    assert found["psnr_answers"] == pytest.approx(np.mean(expected[:2]), abs=1e-3)
+    assert found["psnr_samples"] == pytest.approx(np.mean(expected[:2]), abs=1e-3)
     assert found["psnr_mean"] == pytest.approx(expected[2], abs=1e-3)
     errors = [rms(x * ~known) for x in truth]
     expected = np.mean([20 * math.log10(width / error) for error in errors])
@@ -136,12 +130,12 @@ def test_ssim_is_that_of_images_from_0_to_1(centered):
     truth = np.full((1, 8, 8, 1), low + width * a)
     found = quality(problem_of(truth, known), truth[:, None] + width * (b - a), centered=centered)
     expected = (2 * a * b + 1e-4) / (a**2 + b**2 + 1e-4)
-    assert found["ssim_answers"] == pytest.approx(expected, rel=1e-4)
+    assert found["ssim_samples"] == pytest.approx(expected, rel=1e-4)
     truth, answers = low + width * rng.random((2, 1, 8, 8, 1), np.float32)
     found = quality(problem_of(truth, known), answers[:, None], centered=centered)
     expected = dm_pix.ssim((truth - low) / width, (answers - low) / width, filter_size=8)
-    assert found["ssim_answers"] == pytest.approx(float(expected[0]), abs=1e-5)
-    assert abs(found["ssim_answers"]) < 0.5
+    assert found["ssim_samples"] == pytest.approx(float(expected[0]), abs=1e-5)
+    assert abs(found["ssim_samples"]) < 0.5
 
 
 def test_ssim_is_computed_exactly(monkeypatch):
@@ -178,7 +172,7 @@ def test_noise_is_stated_for_images_from_0_to_1(centered):
 
 def test_held_out_images_are_restored():
     experiment = Experiment(tiny.config(**{"data.dataset": "black_and_white"}))
-    names, images = restoration_images.load(experiment, (8, 8, 1))
+    names, images = restoration_problems.load_images(experiment, (8, 8, 1))
     assert names[:2] == ["test_0", "test_1"]
     assert (images > 0.99).all()
 
@@ -193,7 +187,7 @@ def test_grey_levels_of_restored_images(tmp_path, dequantized):
         experiment = Experiment(tiny.config(**changes, **{"restore.input": path}))
         u = levels[None, ..., None] if path else experiment.test.pixels[:2]
         x = 2 * (u + 0.5) / 17 - 1 if dequantized else 2 * (u / 16) - 1
-        images = restoration_images.load(experiment, (8, 8, 1))[1]
+        images = restoration_problems.load_images(experiment, (8, 8, 1))[1]
         np.testing.assert_allclose(images, x, atol=1e-6)
 
 
@@ -222,7 +216,7 @@ def test_image_files(workdir, tmp_path):
         "photo_measured.png",
     }
     measured = np.asarray(Image.open(folder / "deeper_grey_measured.png"))
-    answer = np.asarray(Image.open(folder / "deeper_grey_answer_0.png"))
+    answer = np.asarray(Image.open(folder / "deeper_grey_sample_0.png"))
     assert (measured[:, 4:] == measured[0, 4]).all()
     assert (answer[:, :4] == measured[:, :4]).all()
 
@@ -294,8 +288,7 @@ def test_invalid_values(workdir, tmp_path, changes, match):
     for field in ("mask", "input"):
         if field in changes and "~" not in changes[field]:
             changes = changes | {field: str(tmp_path / changes[field])}
-    with pytest.raises(InputError, match=match):
-        run(workdir, **changes)
+    refused(match, run, workdir, **changes)
 
 
 def test_images_of_the_same_name_have_files_of_their_own(tmp_path):
@@ -305,7 +298,7 @@ def test_images_of_the_same_name_have_files_of_their_own(tmp_path):
         path.parent.mkdir(exist_ok=True)
         Image.new("L", (8, 8)).save(path)
     experiment = Experiment(tiny.config(**{"restore.input": str(tmp_path)}))
-    names, images = restoration_images.load(experiment, experiment.image_shape)
+    names, images = restoration_problems.load_images(experiment, experiment.image_shape)
     assert names == ["0_a", "1_a", "2_b_c", "3_b_c"]
     assert len(images) == 4
 
@@ -319,13 +312,13 @@ def test_names_that_are_too_long_are_shortened(tmp_path, letter):
         Image.new("L", (8, 8)).save(tmp_path / f"{stem}.png")
     options = {"restore.input": str(tmp_path), "restore.samples": 10**4}
     experiment = Experiment(tiny.config(**options))
-    names, _ = restoration_images.load(experiment, experiment.image_shape)
+    names, _ = restoration_problems.load_images(experiment, experiment.image_shape)
     assert [name[:3] for name in names] == ["0_" + letter, "1_" + letter]
     for name in names:
-        assert 255 - size < len(f"{name}_answer_9999.png".encode()) <= 255
+        assert 255 - size < len(f"{name}_sample_9999.png".encode()) <= 255
     one = tiny.config(**options | {"restore.input": str(tmp_path / f"{stems[0]}.png")})
-    (name,), _ = restoration_images.load(Experiment(one), experiment.image_shape)
-    assert len(f"{name}_answer_9999.png".encode()) <= 255
+    (name,), _ = restoration_problems.load_images(Experiment(one), experiment.image_shape)
+    assert len(f"{name}_sample_9999.png".encode()) <= 255
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.folders import owned
 from errors import InputError
-from runs import locked, owned, results_folder, write_json
+from runs import locked, results_folder, write_json
 from runs.checkpoints import Checkpoints
 from tests import tiny
+from tests.refusal import refused
 from tests.test_files import fifo, folder, loop
 
 ROOT = Path(__file__).parents[1]
@@ -110,16 +112,11 @@ def test_a_lock_that_is_no_file(tmp_path, make):
         pass
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/../../b", "/tmp/a"])
-def test_folders_of_results_outside_of_the_workdir(tmp_path, name):
-    with pytest.raises(InputError, match="must be the name of a folder in the workdir"):
-        results_folder(tmp_path, name)
-
-
-def test_folders_of_results_are_not_those_of_other_modes(tmp_path):
-    """An evaluation in `checkpoints` would write into the checkpoints."""
-    with pytest.raises(InputError, match="--eval_folder=checkpoints/a is a folder of other modes"):
-        results_folder(tmp_path, "checkpoints/a")
+def test_folders_of_results(tmp_path):
+    """They lie in the workdir, and are not those of other modes, such as that of checkpoints."""
+    for name in ("", ".", "..", "a/../../b", "/tmp/a"):
+        refused("must be the name of a folder in the workdir", results_folder, tmp_path, name)
+    refused("=checkpoints/a is a folder of other", results_folder, tmp_path, "checkpoints/a")
     assert results_folder(tmp_path, "samples", taken=()) == tmp_path / "samples"
     assert results_folder(tmp_path, "eval/a") == tmp_path / "eval" / "a"
 
@@ -127,21 +124,16 @@ def test_folders_of_results_are_not_those_of_other_modes(tmp_path):
 # --- files that cannot be written ---
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file/a.json cannot be written: Not a directory"):
-        write_json(tmp_path / "file" / "a.json", {})
-
-
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
-    write_json(tmp_path / "a.json", 1)
+    path = tmp_path / "a.json"
+    write_json(path, 1)
+    refused("a.json/b.json cannot be written: Not a directory", write_json, path / "b.json", {})
     with pytest.raises(TypeError):
-        write_json(tmp_path / "a.json", object())
+        write_json(path, object())
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(InputError, match="a.json cannot be written: File too large"):
-            write_json(tmp_path / "a.json", "x" * 10_000)
+        refused("a.json cannot be written: File too large", write_json, path, "x" * 10_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "1")]

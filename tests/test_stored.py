@@ -19,9 +19,9 @@ import datasets
 import errors
 import options
 import pretrained
-import runs
 import score_sde as ss
 from commands import conversion, stored
+from configs import folders
 from configs.default import complete
 from configs.fields import ABSENT, FIELDS
 from errors import InputError
@@ -29,8 +29,8 @@ from experiment import Experiment
 from loading import load_config
 from metrics import reference_statistics
 from pretrained import Trained
-from runs import own_paths
 from tests import tiny
+from tests.refusal import refused
 
 CODE = {"eval.features": ["pickle:loads", "a.b:c", "Inception", " inception", "inception ", ""]}
 PATHS = {
@@ -47,7 +47,7 @@ KINDS = ("config.json", "checkpoint", "safetensors")
 
 @pytest.fixture(autouse=True)
 def marks(tmp_path, monkeypatch):
-    monkeypatch.setattr(own_paths, "MARKS", tmp_path / "marks")
+    monkeypatch.setattr(folders, "MARKS", tmp_path / "marks")
 
 
 def content(without="", **changes):
@@ -149,7 +149,7 @@ def test_a_workdir_keeps_the_paths_that_this_user_wrote(tmp_path, capsys):
     """Not the code, not other paths, and not in a copy, an export or another field."""
     config = complete(tiny.config(**{"data.path": "mine", "eval.features": "pickle:loads"}))
     workdir, copy = tmp_path / "mine", tmp_path / "copy"
-    runs.claim(workdir, config, "training")
+    folders.claim(workdir, config, "training")
     (tmp_path / "link").symlink_to(workdir)
     for path in (workdir, workdir / "config.json", tmp_path / "link"):
         found = load_config(path)
@@ -168,8 +168,8 @@ def test_a_workdir_keeps_the_paths_that_this_user_wrote(tmp_path, capsys):
 
 
 def test_without_a_cache_no_path_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(own_paths, "MARKS", Path(os.devnull, "paths"))
-    runs.claim(tmp_path / "w", complete(tiny.config(**{"data.path": "mine"})), "training")
+    monkeypatch.setattr(folders, "MARKS", Path(os.devnull, "paths"))
+    folders.claim(tmp_path / "w", complete(tiny.config(**{"data.path": "mine"})), "training")
     assert load_config(tmp_path / "w").data.path == ""
 
 
@@ -208,8 +208,7 @@ def test_without_a_path_the_current_folder_is_not_read(tmp_path, monkeypatch, da
     """It is not the user who chose such a data set, if the config comes from a file."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a-r03.tfrecords").write_bytes(bytes(16))
-    with pytest.raises(InputError, match="data.path"):
-        datasets.load(tiny.config(**{"data.dataset": dataset}).data, "train")
+    refused("data.path", datasets.load, tiny.config(**{"data.dataset": dataset}).data, "train")
 
 
 NESTED = "[" * 400 + "]" * 400

@@ -17,8 +17,8 @@ import sde_lib
 import sharding
 import training
 from commands import conversion
+from configs.folders import claim
 from experiment import Experiment
-from runs import claim
 from runs.checkpoints import SNAPSHOTS, Checkpoints
 from tests import gaussian, reference, tiny
 

@@ -15,10 +15,10 @@ from PIL import Image
 
 import datasets
 import losses
-import runs
 import sharding
 import training
 from commands import conversion
+from configs import folders
 from configs.default import complete
 from errors import InputError
 from experiment import Experiment
@@ -497,7 +497,7 @@ def test_processes_save_one_after_the_other(tmp_path, monkeypatch, processes):
         monkeypatch.setattr(
             manager, "wait_until_finished", functools.partial(finished.append, name)
         )
-    monkeypatch.setattr(checkpoints, "_start_to_save", lambda *_: finished.append("start"))
+        monkeypatch.setattr(manager, "save", lambda *_, **__: finished.append("start"))
     monkeypatch.setattr("jax.process_count", lambda: processes)
     checkpoints.save(BACKUPS, 1, {}, step=1, config={})
     assert finished == [*([SNAPSHOTS, BACKUPS] if processes > 1 else []), "start"]
@@ -505,15 +505,16 @@ def test_processes_save_one_after_the_other(tmp_path, monkeypatch, processes):
 
 def test_opening_beside_training_is_tried_again(trained, monkeypatch):
     """Training removes a backup between the listing of a folder and the reading of its metadata."""
-    manager, failures = checkpoint_files._manager, iter([FileNotFoundError("checkpoint_4")] * 3)
+    orbax, failures = checkpoint_files.ocp, iter([FileNotFoundError("checkpoint_4")] * 3)
+    manager = orbax.CheckpointManager
 
     def removed(path, options):
         failure = next(failures, None)
         if failure:
             raise failure
-        return manager(path, options)
+        return manager(path, options=options)
 
-    monkeypatch.setattr(checkpoint_files, "_manager", removed)
+    monkeypatch.setattr(orbax, "CheckpointManager", removed)
     assert Checkpoints(trained[0]).find()
     assert next(failures, None) is None
 
@@ -645,12 +646,12 @@ def test_checkpoints_replace_a_missing_config(copied):
     (copied / "config.json").unlink()
     (copied / BACKUPS / "checkpoint_6" / "info" / "metadata").write_text("damaged")
     other = tiny.config(**{"model.nf": 16})
-    for check in (runs.claim, runs.check_config):
+    for check in (folders.claim, folders.check_config):
         with pytest.raises(InputError, match=r"another config. .*\n  model.nf: 8 there, 16 now"):
             check(copied, complete(other), "training")
     with pytest.raises(InputError, match="model.nf: 8 there, 16 now"):
-        runs.check_workdir(copied, complete(other))
-    runs.check_workdir(copied, complete(tiny.config()))
+        folders.check_workdir(copied, complete(other))
+    folders.check_workdir(copied, complete(tiny.config()))
     assert not (copied / "config.json").exists()
 
 

@@ -12,10 +12,10 @@ import numpy as np
 
 import datasets
 import sharding
+from configs.folders import claim
 from datasets import Images
 from experiment import Experiment
 from readers import scikit_learn
-from runs import claim
 from runs.checkpoints import SNAPSHOTS, Checkpoints
 
 

@@ -17,11 +17,11 @@ from PIL import Image
 import losses
 import progress
 import sharding
+from configs.folders import owned
 from datasets import Batch
 from errors import InputError, NotFiniteError
 from models.building import Params
 from report.training_log import TrainingLog
-from runs import owned
 from runs.checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
 from training import state as states
 from training.state import Rollbacks, TrainState
@@ -34,8 +34,8 @@ MOST_SKIPPED = 9  # steps in a row that training.on_nonfinite = "skip" accepts
 def train_job(job: Job, workdir: str | Path, kind: str = "training") -> TrainState:
     """Train in `workdir`, or continue; return the last state.
 
-    `kind` is the kind of the folder, `runs.depends`. A signal saves the state: SIGTERM and SIGHUP
-    return it early, SIGINT raises KeyboardInterrupt. Raises InputError for a workdir of another
+    `kind` is in `configs.folders`. A signal saves the state: SIGTERM and SIGHUP return it early,
+    SIGINT raises KeyboardInterrupt. Raises InputError for a workdir of another
     experiment or one that another process trains in. settings.on_nonfinite states what follows if a
     loss, a gradient or the state is not finite: NotFiniteError, unless it is corrected. Such a
     state is never saved.
