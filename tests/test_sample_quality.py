@@ -129,15 +129,6 @@ def test_error_of_the_inception_score():
     assert found["name"] == "IS"
 
 
-def test_a_restart_computes_only_missing_rounds(measured, folder, monkeypatch):
-    (folder / f"features_{measured[1]['features']}_2.npz").unlink()
-    sizes, original = [], corners
-    monkeypatch.setitem(globals(), "corners", lambda x: sizes.append(len(x)) or original(x))
-    found = measure(folder)
-    found["reference"]["path"] = measured[1]["reference"]["path"]
-    assert (found, sizes) == (measured[1], [16])
-
-
 def test_fid_requires_ten_thousand_images_and_the_published_features():
     pool = np.random.default_rng(0).normal(size=(10_000, 2))
     reference = statistics_files.Reference(Moments.from_features(pool[:50]), None, {})
