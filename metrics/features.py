@@ -11,7 +11,6 @@ import functools
 import hashlib
 import importlib
 import inspect
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 from jax import Array
 from jaxtyping import Float32, UInt8
@@ -33,7 +31,7 @@ from metrics import inception_weights
 from metrics.inception import Outputs
 from models.building import Params
 from readers.files import not_finite
-from runs import Arrays, load_arrays, save_arrays
+from runs import Arrays, load_rounds, run_rounds
 
 IMAGES_PER_DEVICE = 64  # In one batch of the Inception network.
 HIDDEN_UNITS = 32  # Features of the small classifier.
@@ -165,17 +163,15 @@ def _load_or_train_classifier(images: np.ndarray, labels: np.ndarray, workdir: P
     content = hashlib.sha256(images.tobytes())
     content.update(np.asarray(labels, np.int64).tobytes())
     content.update(repr(CLASSIFIER_OPTIONS).encode())
-    depends = {"content": content.hexdigest()}
-    path = workdir / "statistics" / f"classifier_{depends['content'][:8]}.npz"
-    layers = load_arrays(path, depends)
-    if layers is None:
-        if os.path.lexists(path):
-            logging.warning("%s is damaged; the classifier is trained again.", path)
+    folder = workdir / "statistics"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def train(index: int) -> Arrays:
         with progress.waiting("training the classifier of eval.features"):
-            layers = _train_classifier(images, labels)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_arrays(path, layers, depends)
-    return layers
+            return _train_classifier(images, labels)
+
+    name, depends = f"classifier_{content.hexdigest()[:8]}", {"content": content.hexdigest()}
+    return load_rounds(run_rounds(folder, name, 1, train, depends))
 
 
 def _train_classifier(images: np.ndarray, labels: np.ndarray) -> Arrays:

@@ -51,9 +51,16 @@ class ConvNorm(nnx.Module):
         *,
         rngs: Rngs,
     ) -> None:
-        padding = padding or ("SAME" if stride == 1 else "VALID")
-        options = {"padding": padding, "use_bias": False, "precision": EXACT, "rngs": rngs}
-        self.conv = nnx.Conv(in_features, features, (height, width), stride, **options)
+        self.conv = nnx.Conv(
+            in_features,
+            features,
+            (height, width),
+            stride,
+            padding=padding or ("SAME" if stride == 1 else "VALID"),
+            use_bias=False,
+            precision=EXACT,
+            rngs=rngs,
+        )
         self.bn = nnx.BatchNorm(features, use_running_average=True, epsilon=1e-3, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:

@@ -22,7 +22,7 @@ from matplotlib.typing import RcKeyType
 
 WIDTH, HEIGHT = 360, 250  # units of the SVG; one is a pixel on a narrow phone
 MAX_MARKED = 40  # points of a line that are marked; longer lines have no marks
-WHOLE_NUMBERS = {"nbins": "auto", "integer": True, "steps": [1, 2, 2.5, 5, 10]}  # of an axis
+WHOLE_NUMBERS: dict[str, Any] = {"integer": True, "steps": [1, 2, 2.5, 5, 10]}  # of an axis
 LOG_RATIO = 5  # of the largest to the smallest value, above which the y axis is logarithmic
 
 # Matplotlib needs a colour for each CSS variable; these are replaced in the finished SVG.
@@ -76,10 +76,10 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, y_label: str) ->
 
     def draw(axes: Axes) -> None:
         for line, color, dashes in zip(lines, itertools.cycle(SERIES), itertools.cycle(DASHES)):
-            style = {"color": color, "linestyle": dashes, "linewidth": 2, "markersize": 5}
+            style = {"color": color, "linestyle": dashes, "label": line.name}
             marker = "o" if len(line.x) <= MAX_MARKED else None
-            axes.plot(line.x, line.y, label=line.name, marker=marker, **style)
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(**WHOLE_NUMBERS))
+            axes.plot(line.x, line.y, marker=marker, linewidth=2, markersize=5, **style)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator("auto", **WHOLE_NUMBERS))
         axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         axes.ticklabel_format(axis="y", style="plain")
         values = np.concatenate([line.y for line in lines])
@@ -107,7 +107,7 @@ def histogram(
         axes.axvline(mean, color=SERIES[1], linestyle="--", linewidth=2, label=f"mean {mean:.4g}")
         axes.margins(x=0)
         axes.ticklabel_format(style="plain")
-        axes.yaxis.set_major_locator(ticker.MaxNLocator(**WHOLE_NUMBERS))
+        axes.yaxis.set_major_locator(ticker.MaxNLocator("auto", **WHOLE_NUMBERS))
 
     return _chart(draw, title, x_label, "images")
 
