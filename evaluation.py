@@ -83,8 +83,7 @@ def evaluate(
         for found in selected:
             ema = _restore(experiment, workdir, found)
             if ema is not None:
-                path = folder / f"checkpoint_{found.number}"
-                context = Context(experiment, ema, path)
+                context = Context(experiment, ema, folder / f"checkpoint_{found.number}")
                 results[found.number] = _evaluate(context, workdir, found, prepared)
     if not results:
         raise InputError(
@@ -116,17 +115,17 @@ def _select(checkpoints: Checkpoints, config: Config, number: int | None) -> lis
     """The checkpoints to evaluate, in order. Raise InputError if there are none."""
     if number is not None:
         return [checkpoints.pick(number)]
-    snapshots = checkpoints.snapshots()
     begin, end = config.eval.begin_ckpt, config.eval.end_ckpt
-    selected = [snapshots[number] for number in sorted(snapshots) if begin <= number <= end]
+    selected = [
+        found for number, found in sorted(checkpoints.snapshots().items()) if begin <= number <= end
+    ]
     if not selected:
-        newest = checkpoints.pick(None)
+        selected = [checkpoints.pick(None)]
         print(
             f"no checkpoint from eval.begin_ckpt = {begin} to eval.end_ckpt = {end}; the newest is "
-            f"evaluated: {newest}",
+            f"evaluated: {selected[0]}",
             flush=True,
         )
-        return [newest]
     return selected
 
 
@@ -154,11 +153,9 @@ def _evaluate(context: Context, workdir: str, found: Found, prepared: dict[str, 
         depends = dependencies(stage.kind, experiment.config) | experiment.identity(workdir, found)
         if stage.kind == "samples" and experiment.classifier is not None:
             depends["classifier"] = tree_checksum(experiment.classifier)
-        entry = stage.run(
-            dataclasses.replace(context, prepared=prepared[stage.name], depends=depends)
-        )
-        result[stage.key] = entry
-        measures += stage.measures(entry)
+        inputs = dataclasses.replace(context, prepared=prepared[stage.name], depends=depends)
+        result[stage.key] = stage.run(inputs)
+        measures += stage.measures(result[stage.key])
     result["measures"] = [each._asdict() for each in measures]
     write_json(context.folder / "results.json", result)
     print(f"{found}:\n{table(measures)}\nfiles: {context.folder}", flush=True)

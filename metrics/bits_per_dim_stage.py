@@ -65,28 +65,26 @@ def run(context: Context) -> Results:
         )
         return {name: np.asarray(array)[:count] for name, array in bits._asdict().items()}
 
-    count = config.bpd_num_repeats * len(batches)
-    paths = context.run_rounds("bpd", count, compute, data=images.digest)
-    shape = (config.bpd_num_repeats * len(images),)
-    arrays = load_rounds(paths, **dict.fromkeys(Bits._fields, shape))
-    per_pass = {name: array.reshape(-1, len(images)) for name, array in arrays.items()}
+    passes = config.bpd_num_repeats
+    paths = context.run_rounds("bpd", passes * len(batches), compute, data=images.digest)
+    arrays = load_rounds(paths, **dict.fromkeys(Bits._fields, (passes * len(images),)))
+    per_pass = {name: array.reshape(passes, len(images)) for name, array in arrays.items()}
     return {
         **summarize(per_pass["bpd"].mean(0)),
-        "passes": config.bpd_num_repeats,
+        "passes": passes,
         "nfe": float(per_pass["nfe"].mean()),
         "data": config.bpd_dataset,
-        "probe_stderr": _combined_stderr(per_pass["probe_stderr"]),
+        "probe_stderr": combined_stderr(per_pass["probe_stderr"]),
         "solver_error": float(np.nanmean(per_pass["solver_error"])),
         "bound": summarize(per_pass["bound"].mean(0)),
         "gap": summarize((per_pass["bound"] - per_pass["bpd"]).mean(0)),
     }
 
 
-def _combined_stderr(stderrs: np.ndarray) -> float | None:
+def combined_stderr(stderrs: np.ndarray) -> float | None:
     """Standard error of the mean of independent estimates; None if all of them are NaN."""
-    if np.isnan(stderrs).all():
-        return None
-    return float(np.sqrt(np.nansum(stderrs**2)) / stderrs.size)
+    unknown = np.isnan(stderrs).all()
+    return None if unknown else float(np.sqrt(np.nansum(stderrs**2)) / stderrs.size)
 
 
 def measures(entry: Results) -> list[Measure]:
@@ -109,13 +107,13 @@ def _bound_note(mean: float, stderr: float, **_: int) -> str:
     note = "variational: an upper bound in the mean"
     if mean >= 0:
         return note
-    note += f"; it is {-mean:.4f} +- {stderr:.4f} bits/dim lower than the value: "
-    if -mean <= 2 * stderr:
-        return f"{note}this is within 2 standard errors"
-    return (
-        f"{note}it bounds the density of the reverse SDE, and that of the ODE differs if the score "
-        "is not exact"
-    )
+    reason = "this is within 2 standard errors"
+    if -mean > 2 * stderr:
+        reason = (
+            "it bounds the density of the reverse SDE, and that of the ODE differs if the score is "
+            "not exact"
+        )
+    return f"{note}; it is {-mean:.4f} +- {stderr:.4f} bits/dim lower than the value: {reason}"
 
 
 STAGE = Stage(name="bpd", key="bpd", kind="bpd", check=check, run=run, measures=measures)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -124,28 +124,26 @@ def kernel_distance(
     xx, yy, xy = (_kernel_sums(a, b) for a, b in ((x, x), (y, y), (x, y)))
     sizes = np.array([[len(group) for group in each] for each in (x, y)])
 
-    def squared_mmd(keep: np.ndarray) -> float:
-        """The unbiased squared MMD of the groups that `keep` (G,) selects."""
-        chosen = np.ix_(keep, keep)
-        n, m = sizes[:, keep].sum(1)
+    def squared_mmd(kept: np.ndarray) -> float:
+        """The unbiased squared MMD of the groups with these numbers."""
+        chosen = np.ix_(kept, kept)
+        n, m = sizes[:, kept].sum(1)
         within = xx[chosen].sum() / (n * (n - 1)) + yy[chosen].sum() / (m * (m - 1))
         return float(within - 2 * xy[chosen].sum() / (n * m))
 
-    value = squared_mmd(np.ones(groups, bool))
-    without = [squared_mmd(np.arange(groups) != group) for group in range(groups)]
-    return Estimate(value, jackknife(value, without).stderr)
+    value, stderr, _ = jackknife(squared_mmd, groups)
+    return Estimate(value, stderr)
 
 
 def _kernel_sums(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
     """The sums of the kernel (G, G) over pairs of different images, for each pair of groups."""
-    sums = np.empty((len(a), len(b)))
-    for i, x in enumerate(a):
-        for j, y in enumerate(b):
-            if a is b and j < i:
-                sums[i, j] = sums[j, i]
-                continue
-            kernel = (x @ y.T / x.shape[1] + 1) ** 3
-            sums[i, j] = kernel.sum() - (np.trace(kernel) if a is b and i == j else 0)
+    sums = np.zeros((len(a), len(b)))
+    for i, j in np.ndindex(sums.shape):
+        if a is b and j < i:
+            sums[i, j] = sums[j, i]
+            continue
+        kernel = (a[i] @ b[j].T / a[i].shape[1] + 1) ** 3
+        sums[i, j] = kernel.sum() - (np.trace(kernel) if a is b and i == j else 0)
     return sums
 
 
@@ -170,21 +168,15 @@ HALVES = 20  # Random halves of the generated images, for the standard error of 
 NEIGHBORS_TO_SEARCH = 12  # For each neighbor required; half of them are in a random half.
 
 
-class PrecisionRecall(NamedTuple):
-    """Shares of images: generated ones within the real set; real ones within the generated set."""
-
-    precision: Estimate
-    recall: Estimate
-
-
 def precision_recall(
     real: Float[np.ndarray, "real d"], generated: Float[np.ndarray, "generated d"], k: int = 3
-) -> PrecisionRecall:
-    """Precision and recall of Kynkaanniemi et al. (arXiv:1904.06991), in float32.
+) -> dict[str, Estimate]:
+    """Precision and recall of Kynkaanniemi et al. (arXiv:1904.06991), in float32, by name.
 
-    An image is within a set if for any image of the set, it is no further away than the k-th
-    nearest neighbor of that image. The standard errors are those over draws of the generated
-    images, with the real images fixed. That of precision is binomial.
+    They are the shares of generated images within the real set, and of real images within the
+    generated set. An image is within a set if for any image of the set, it is no further away than
+    the k-th nearest neighbor of that image. The standard errors are those over draws of the
+    generated images, with the real images fixed. That of precision is binomial.
 
     A draw changes the balls of recall as well as their centers, and the distance to a neighbor is
     not a smooth statistic. The jackknife that deletes a random half is consistent for such
@@ -209,10 +201,11 @@ def precision_recall(
         halves = np.argsort(random, 1) < count // 2
         over_halves = _in_chunks(_within, a, b, _squared_radii(b, k, halves)).mean(0)
         recall_stderr = float(over_halves.std(ddof=1))
-    return PrecisionRecall(
-        Estimate(precision, math.sqrt(precision * (1 - precision) / count)),
-        Estimate(recall, recall_stderr),
-    )
+    precision_stderr = math.sqrt(precision * (1 - precision) / count)
+    return {
+        "precision": Estimate(precision, precision_stderr),
+        "recall": Estimate(recall, recall_stderr),
+    }
 
 
 def _squared_radii(x: Array, k: int, subsets: np.ndarray | None = None) -> Array:
@@ -258,25 +251,24 @@ def _in_chunks(function: Callable[..., Array], x: Array, *others: Array) -> np.n
 
 
 class Jackknife(NamedTuple):
-    """The jackknife's estimates for a statistic of N images.
+    """A statistic of N images, its standard error, and its value without the bias of order 1 / N.
 
-    Attributes:
-      stderr: its standard error.
-      extrapolated: its value without the bias of order 1 / N. For FID this is the value for
-        infinitely many images (Chong & Forsyth, arXiv:1911.07023).
+    For FID the latter is the value for infinitely many images (Chong & Forsyth, arXiv:1911.07023).
     """
 
+    value: float
     stderr: float
     extrapolated: float
 
 
-def jackknife(full: float, leave_one_out: Sequence[float] | np.ndarray) -> Jackknife:
+def jackknife(statistic: Callable[[np.ndarray], float], groups: int) -> Jackknife:
     """The grouped jackknife (Quenouille 1956).
 
-    `full` is the statistic of all images; `leave_one_out` holds its G values without each of G > 1
-    groups of equal size.
+    `statistic` is a function of the numbers of those groups of images that it is computed from. All
+    `groups` > 1 groups have the same size.
     """
-    groups = len(leave_one_out)
-    values = np.asarray(leave_one_out, np.float64)
-    stderr = math.sqrt((groups - 1) / groups * np.sum((values - values.mean()) ** 2))
-    return Jackknife(stderr, float(groups * full - (groups - 1) * values.mean()))
+    numbers = np.arange(groups)
+    value = statistic(numbers)
+    without = np.array([statistic(np.delete(numbers, group)) for group in numbers])
+    stderr = math.sqrt((groups - 1) / groups * np.sum((without - without.mean()) ** 2))
+    return Jackknife(value, stderr, float(groups * value - (groups - 1) * without.mean()))

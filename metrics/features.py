@@ -11,7 +11,6 @@ import functools
 import hashlib
 import importlib
 import inspect
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 from jax import Array
 from jaxtyping import Float32, UInt8
@@ -33,16 +31,11 @@ from metrics import inception_weights
 from metrics.inception import Outputs
 from models.building import Params
 from readers.files import not_finite
-from runs import load_arrays, save_arrays
+from runs import Arrays, load_rounds, run_rounds
 
 IMAGES_PER_DEVICE = 64  # In one batch of the Inception network.
 HIDDEN_UNITS = 32  # Features of the small classifier.
-CLASSIFIER_OPTIONS = {
-    "activation": "tanh",
-    "solver": "adam",
-    "max_iter": 200,
-    "random_state": 0,
-}
+CLASSIFIER_OPTIONS = {"activation": "tanh", "solver": "adam", "max_iter": 200, "random_state": 0}
 """Options of the small classifier; its file name depends on them. ReLU leaves features at 0."""
 
 
@@ -117,29 +110,23 @@ def make_inception(experiment: Experiment, workdir: Path) -> Extractor:
         return nnx.merge(graph, params)(images)
 
     params = jax.device_put(weights.params, whole)
+    size = min(IMAGES_PER_DEVICE * experiment.mesh.size, config.eval.batch_size)
 
     def extract(images: np.ndarray) -> Features:
-        return Features(*sharding.fetch(apply(params, experiment.rows(images))))
+        batches = []
+        for start in range(0, len(images), size):  # The first images fill up the last batch.
+            indices = np.arange(start, start + size) % len(images)
+            outputs = sharding.fetch(apply(params, experiment.rows(images[indices])))
+            batches.append([array[: len(images) - start] for array in outputs])
+        return Features(*(np.concatenate(arrays) for arrays in zip(*batches)))
 
-    size = min(IMAGES_PER_DEVICE * experiment.mesh.size, config.eval.batch_size)
     return Extractor(
         f"{name}-{'2015-12-05' if weights.standard else 'other-weights'}",
         weights.digest,
         f"grey as RGB; bilinear to 299x299 without antialiasing, {RESIZING[name]}",
-        functools.partial(extract_in_batches, extract, size=size),
+        extract,
         published=weights.standard,
     )
-
-
-def extract_in_batches(
-    extract: Callable[[np.ndarray], Features], images: np.ndarray, size: int
-) -> Features:
-    """The features of N images, in batches of exactly `size`; the last one is padded."""
-    padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % size, 0)])
-    batches = [extract(padded[start : start + size]) for start in range(0, len(padded), size)]
-    pool = np.concatenate([batch.pool for batch in batches])[: len(images)]
-    logits = [batch.logits for batch in batches if batch.logits is not None]
-    return Features(pool, np.concatenate(logits)[: len(images)] if logits else None)
 
 
 # --- a small classifier of the data set ---
@@ -171,41 +158,28 @@ def make_classifier(experiment: Experiment, workdir: Path) -> Extractor:
     return Extractor("classifier", digest.hexdigest(), "x / 255", extract)
 
 
-def _load_or_train_classifier(
-    images: np.ndarray, labels: np.ndarray, workdir: Path
-) -> dict[str, np.ndarray]:
+def _load_or_train_classifier(images: np.ndarray, labels: np.ndarray, workdir: Path) -> Arrays:
     """Load the classifier of these images, labels and options from `workdir`, or train it."""
     content = hashlib.sha256(images.tobytes())
     content.update(np.asarray(labels, np.int64).tobytes())
     content.update(repr(CLASSIFIER_OPTIONS).encode())
-    depends = {"content": content.hexdigest()}
-    path = workdir / "statistics" / f"classifier_{depends['content'][:8]}.npz"
-    layers = load_arrays(path, depends)
-    if layers is not None and _is_classifier(layers, images[0].size):
-        return layers
-    if os.path.lexists(path):
-        logging.warning("%s is damaged; the classifier is trained again.", path)
-    with progress.waiting("training the classifier of eval.features"):
-        layers = _train_classifier(images, labels)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_arrays(path, layers, depends)
-    return layers
+    folder = workdir / "statistics"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def train(index: int) -> Arrays:
+        with progress.waiting("training the classifier of eval.features"):
+            return _train_classifier(images, labels)
+
+    name, depends = f"classifier_{content.hexdigest()[:8]}", {"content": content.hexdigest()}
+    return load_rounds(run_rounds(folder, name, 1, train, depends))
 
 
-def _is_classifier(layers: dict[str, np.ndarray], inputs: int) -> bool:
-    shapes = {name: layer.shape for name, layer in layers.items()}
-    outputs, hidden = shapes.get("bias1", ()), (HIDDEN_UNITS,)
-    expected = {"kernel0": (inputs, *hidden), "kernel1": hidden + outputs, "bias0": hidden}
-    return shapes == expected | {"bias1": outputs} and len(outputs) == 1 and not not_finite(layers)
-
-
-def _train_classifier(images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+def _train_classifier(images: np.ndarray, labels: np.ndarray) -> Arrays:
     from sklearn.exceptions import ConvergenceWarning  # Only this extractor needs scikit-learn.
     from sklearn.neural_network import MLPClassifier
 
     network = MLPClassifier((HIDDEN_UNITS,), **CLASSIFIER_OPTIONS)
-    with warnings.catch_warnings():
-        # Training stops after max_iter epochs, which scikit-learn warns about.
+    with warnings.catch_warnings():  # That training stops after max_iter epochs.
         warnings.simplefilter("ignore", ConvergenceWarning)
         network.fit(_classifier_inputs(images), labels)
     kernels = {f"kernel{i}": array for i, array in enumerate(network.coefs_)}
@@ -232,8 +206,14 @@ CONTRACT = (
 
 
 def _import_extractor(name: str) -> Extractor:
-    """The extractor `module:function`; its digest is that of the module's source text."""
-    function, source = _import_function(name)
+    """The extractor `module:function`; its digest is that of the module's file."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+        function = getattr(module, attribute)
+        source = Path(inspect.getsourcefile(module) or inspect.getfile(module)).read_bytes()
+    except Exception as error:  # The code of a module may raise any.
+        raise InputError(f"eval.features = {name!r} cannot be imported: {brief(error)}.") from error
 
     def extract(images: np.ndarray) -> Features:
         try:
@@ -257,20 +237,6 @@ def _import_extractor(name: str) -> Extractor:
         return Features(outputs["pool"], outputs.get("logits"))
 
     return Extractor(name, hashlib.sha256(source).hexdigest(), "the function's own", extract)
-
-
-def _import_function(name: str) -> tuple[Callable[[np.ndarray], dict[str, np.ndarray]], bytes]:
-    """The function `module:function` and the source text of its module."""
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-        function = getattr(module, attribute)
-        path = inspect.getsourcefile(module)
-        if path is None:
-            raise TypeError(f"{module_name} has no source file")
-        return function, Path(path).read_bytes()
-    except Exception as error:  # The code of a module may raise any.
-        raise InputError(f"eval.features = {name!r} cannot be imported: {brief(error)}.") from error
 
 
 EXTRACTORS = {

@@ -6,7 +6,7 @@ uses max pooling, and there are 1008 classes. Layers are named as in the file of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -22,14 +22,16 @@ POOL_FEATURES = 2048
 NUM_CLASSES = 1008
 EXACT = jax.lax.Precision.HIGHEST  # By default, accelerators round products to fewer bits.
 
-Window = tuple[int, int]
-
 
 class Outputs(NamedTuple):
     """Features `pool` (B, 2048) for FID and KID, and `logits` (B, 1008) for the inception score."""
 
     pool: Array
     logits: Array
+
+
+Convs = Sequence[tuple[int, ...]]
+"""Convolutions one after the other: features, height and width of the window, stride (or 1)."""
 
 
 class ConvNorm(nnx.Module):
@@ -42,19 +44,19 @@ class ConvNorm(nnx.Module):
         self,
         in_features: int,
         features: int,
-        window: Window,
+        height: int,
+        width: int,
         stride: int = 1,
         padding: str | None = None,
         *,
         rngs: Rngs,
     ) -> None:
-        padding = padding or ("SAME" if stride == 1 else "VALID")
         self.conv = nnx.Conv(
             in_features,
             features,
-            window,
+            (height, width),
             stride,
-            padding=padding,
+            padding=padding or ("SAME" if stride == 1 else "VALID"),
             use_bias=False,
             precision=EXACT,
             rngs=rngs,
@@ -80,114 +82,84 @@ def same_max_pool(x: Array) -> Array:
     return nnx.max_pool(x, (3, 3), (1, 1), padding="SAME")
 
 
-class MixedA(nnx.Module):
-    """Branches of 1x1, 5x5 and two 3x3 convolutions, at 35x35."""
+class Block(nnx.Module):
+    """Branches of convolutions, of which the last starts with `pool`; outputs are concatenated.
 
-    def __init__(self, in_features: int, pool_features: int, *, rngs: Rngs) -> None:
-        self.branch1x1 = ConvNorm(in_features, 64, (1, 1), rngs=rngs)
-        self.branch5x5_1 = ConvNorm(in_features, 48, (1, 1), rngs=rngs)
-        self.branch5x5_2 = ConvNorm(48, 64, (5, 5), rngs=rngs)
-        self.branch3x3dbl_1 = ConvNorm(in_features, 64, (1, 1), rngs=rngs)
-        self.branch3x3dbl_2 = ConvNorm(64, 96, (3, 3), rngs=rngs)
-        self.branch3x3dbl_3 = ConvNorm(96, 96, (3, 3), rngs=rngs)
-        self.branch_pool = ConvNorm(in_features, pool_features, (1, 1), rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        branches = (
-            self.branch1x1(x),
-            self.branch5x5_2(self.branch5x5_1(x)),
-            double,
-            self.branch_pool(mean_pool(x)),
-        )
-        return jnp.concatenate(branches, -1)
-
-
-class ReductionA(nnx.Module):
-    """Reduce 35x35 to 17x17."""
-
-    def __init__(self, *, rngs: Rngs) -> None:
-        self.branch3x3 = ConvNorm(288, 384, (3, 3), 2, rngs=rngs)
-        self.branch3x3dbl_1 = ConvNorm(288, 64, (1, 1), rngs=rngs)
-        self.branch3x3dbl_2 = ConvNorm(64, 96, (3, 3), rngs=rngs)
-        self.branch3x3dbl_3 = ConvNorm(96, 96, (3, 3), 2, rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return jnp.concatenate([self.branch3x3(x), double, max_pool(x)], -1)
-
-
-class MixedB(nnx.Module):
-    """Branches of 1x1, one 7x7 and two 7x7 convolutions, at 17x17; each 7x7 is a 1x7 and a 7x1."""
-
-    def __init__(self, features: int, *, rngs: Rngs) -> None:
-        flat, tall = (1, 7), (7, 1)
-        self.branch1x1 = ConvNorm(768, 192, (1, 1), rngs=rngs)
-        self.branch7x7_1 = ConvNorm(768, features, (1, 1), rngs=rngs)
-        self.branch7x7_2 = ConvNorm(features, features, flat, rngs=rngs)
-        self.branch7x7_3 = ConvNorm(features, 192, tall, rngs=rngs)
-        self.branch7x7dbl_1 = ConvNorm(768, features, (1, 1), rngs=rngs)
-        self.branch7x7dbl_2 = ConvNorm(features, features, tall, rngs=rngs)
-        self.branch7x7dbl_3 = ConvNorm(features, features, flat, rngs=rngs)
-        self.branch7x7dbl_4 = ConvNorm(features, features, tall, rngs=rngs)
-        self.branch7x7dbl_5 = ConvNorm(features, 192, flat, rngs=rngs)
-        self.branch_pool = ConvNorm(768, 192, (1, 1), rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        once = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        twice = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        twice = self.branch7x7dbl_5(self.branch7x7dbl_4(twice))
-        return jnp.concatenate([self.branch1x1(x), once, twice, self.branch_pool(mean_pool(x))], -1)
-
-
-class ReductionB(nnx.Module):
-    """Reduce 17x17 to 8x8."""
-
-    def __init__(self, *, rngs: Rngs) -> None:
-        self.branch3x3_1 = ConvNorm(768, 192, (1, 1), rngs=rngs)
-        self.branch3x3_2 = ConvNorm(192, 320, (3, 3), 2, rngs=rngs)
-        self.branch7x7x3_1 = ConvNorm(768, 192, (1, 1), rngs=rngs)
-        self.branch7x7x3_2 = ConvNorm(192, 192, (1, 7), rngs=rngs)
-        self.branch7x7x3_3 = ConvNorm(192, 192, (7, 1), rngs=rngs)
-        self.branch7x7x3_4 = ConvNorm(192, 192, (3, 3), 2, rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        wide = self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x)))
-        return jnp.concatenate(
-            [self.branch3x3_2(self.branch3x3_1(x)), self.branch7x7x3_4(wide), max_pool(x)], -1
-        )
-
-
-class MixedC(nnx.Module):
-    """Branches that end in parallel 1x3 and 3x1 convolutions, at 8x8.
-
-    `pool` is the pooling at the start of the last branch.
+    The convolutions of a branch are called NAME_1, NAME_2, ..., or NAME if there is only one. With
+    `split`, the last two have the same input, are called NAME_Na and NAME_Nb, and are both outputs.
     """
 
-    def __init__(self, in_features: int, pool: Callable[[Array], Array], *, rngs: Rngs) -> None:
-        self.pool = pool
-        self.branch1x1 = ConvNorm(in_features, 320, (1, 1), rngs=rngs)
-        self.branch3x3_1 = ConvNorm(in_features, 384, (1, 1), rngs=rngs)
-        self.branch3x3_2a = ConvNorm(384, 384, (1, 3), rngs=rngs)
-        self.branch3x3_2b = ConvNorm(384, 384, (3, 1), rngs=rngs)
-        self.branch3x3dbl_1 = ConvNorm(in_features, 448, (1, 1), rngs=rngs)
-        self.branch3x3dbl_2 = ConvNorm(448, 384, (3, 3), rngs=rngs)
-        self.branch3x3dbl_3a = ConvNorm(384, 384, (1, 3), rngs=rngs)
-        self.branch3x3dbl_3b = ConvNorm(384, 384, (3, 1), rngs=rngs)
-        self.branch_pool = ConvNorm(in_features, 192, (1, 1), rngs=rngs)
+    def __init__(
+        self,
+        in_features: int,
+        branches: Mapping[str, Convs],
+        pool: Callable[[Array], Array],
+        *,
+        split: bool = False,
+        rngs: Rngs,
+    ) -> None:
+        self.pool, names = pool, []
+        for branch, convs in branches.items():
+            layers = [f"{branch}_{i}" for i in range(1, len(convs) + 1)]
+            if len(convs) == 1:
+                layers = [branch]
+            elif split:
+                layers[-2:] = f"{layers[-2]}a", f"{layers[-2]}b"
+            inputs = [in_features, *(features for features, *_ in convs)]
+            for layer, features, conv in zip(layers, inputs, convs):
+                setattr(self, layer, ConvNorm(features, *conv, rngs=rngs))
+            names.append(tuple(layers))
+        self.branches = tuple(names)
 
     def __call__(self, x: Array) -> Array:
-        once = self.branch3x3_1(x)
-        twice = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        branches = [
-            self.branch1x1(x),
-            self.branch3x3_2a(once),
-            self.branch3x3_2b(once),
-            self.branch3x3dbl_3a(twice),
-            self.branch3x3dbl_3b(twice),
-            self.branch_pool(self.pool(x)),
-        ]
-        return jnp.concatenate(branches, -1)
+        outputs = []
+        for branch in self.branches:
+            y = before = self.pool(x) if branch == self.branches[-1] else x
+            for name in branch:
+                if name.endswith("b"):
+                    outputs.append(y)
+                    y = before
+                before, y = y, getattr(self, name)(y)
+            outputs.append(y)
+        return jnp.concatenate(outputs, -1)
+
+
+def mixed_a(pool_features: int) -> dict[str, Convs]:
+    """Branches of 1x1, 5x5 and two 3x3 convolutions, at 35x35."""
+    return {
+        "branch1x1": [(64, 1, 1)],
+        "branch5x5": [(48, 1, 1), (64, 5, 5)],
+        "branch3x3dbl": [(64, 1, 1), (96, 3, 3), (96, 3, 3)],
+        "branch_pool": [(pool_features, 1, 1)],
+    }
+
+
+def mixed_b(n: int) -> dict[str, Convs]:
+    """Branches of 1x1, one 7x7 and two 7x7 convolutions, at 17x17; each 7x7 is a 1x7 and a 7x1."""
+    return {
+        "branch1x1": [(192, 1, 1)],
+        "branch7x7": [(n, 1, 1), (n, 1, 7), (192, 7, 1)],
+        "branch7x7dbl": [(n, 1, 1), (n, 7, 1), (n, 1, 7), (n, 7, 1), (192, 1, 7)],
+        "branch_pool": [(192, 1, 1)],
+    }
+
+
+REDUCTION_A = {  # 35x35 to 17x17
+    "branch3x3": [(384, 3, 3, 2)],
+    "branch3x3dbl": [(64, 1, 1), (96, 3, 3), (96, 3, 3, 2)],
+    "branch_pool": [],
+}
+REDUCTION_B = {  # 17x17 to 8x8
+    "branch3x3": [(192, 1, 1), (320, 3, 3, 2)],
+    "branch7x7x3": [(192, 1, 1), (192, 1, 7), (192, 7, 1), (192, 3, 3, 2)],
+    "branch_pool": [],
+}
+MIXED_C = {  # at 8x8, with parallel convolutions at the end
+    "branch1x1": [(320, 1, 1)],
+    "branch3x3": [(384, 1, 1), (384, 1, 3), (384, 3, 1)],
+    "branch3x3dbl": [(448, 1, 1), (384, 3, 3), (384, 1, 3), (384, 3, 1)],
+    "branch_pool": [(192, 1, 1)],
+}
 
 
 class Inception(nnx.Module):
@@ -199,23 +171,23 @@ class Inception(nnx.Module):
 
     def __init__(self, half_pixel: bool = True, *, rngs: Rngs) -> None:
         self.half_pixel = half_pixel
-        self.Conv2d_1a_3x3 = ConvNorm(3, 32, (3, 3), 2, rngs=rngs)
-        self.Conv2d_2a_3x3 = ConvNorm(32, 32, (3, 3), padding="VALID", rngs=rngs)
-        self.Conv2d_2b_3x3 = ConvNorm(32, 64, (3, 3), rngs=rngs)
-        self.Conv2d_3b_1x1 = ConvNorm(64, 80, (1, 1), rngs=rngs)
-        self.Conv2d_4a_3x3 = ConvNorm(80, 192, (3, 3), padding="VALID", rngs=rngs)
-        self.Mixed_5b = MixedA(192, 32, rngs=rngs)
-        self.Mixed_5c = MixedA(256, 64, rngs=rngs)
-        self.Mixed_5d = MixedA(288, 64, rngs=rngs)
-        self.Mixed_6a = ReductionA(rngs=rngs)
-        self.Mixed_6b = MixedB(128, rngs=rngs)
-        self.Mixed_6c = MixedB(160, rngs=rngs)
-        self.Mixed_6d = MixedB(160, rngs=rngs)
-        self.Mixed_6e = MixedB(192, rngs=rngs)
-        self.Mixed_7a = ReductionB(rngs=rngs)
-        self.Mixed_7b = MixedC(1280, mean_pool, rngs=rngs)
+        self.Conv2d_1a_3x3 = ConvNorm(3, 32, 3, 3, 2, rngs=rngs)
+        self.Conv2d_2a_3x3 = ConvNorm(32, 32, 3, 3, padding="VALID", rngs=rngs)
+        self.Conv2d_2b_3x3 = ConvNorm(32, 64, 3, 3, rngs=rngs)
+        self.Conv2d_3b_1x1 = ConvNorm(64, 80, 1, 1, rngs=rngs)
+        self.Conv2d_4a_3x3 = ConvNorm(80, 192, 3, 3, padding="VALID", rngs=rngs)
+        self.Mixed_5b = Block(192, mixed_a(32), mean_pool, rngs=rngs)
+        self.Mixed_5c = Block(256, mixed_a(64), mean_pool, rngs=rngs)
+        self.Mixed_5d = Block(288, mixed_a(64), mean_pool, rngs=rngs)
+        self.Mixed_6a = Block(288, REDUCTION_A, max_pool, rngs=rngs)
+        self.Mixed_6b = Block(768, mixed_b(128), mean_pool, rngs=rngs)
+        self.Mixed_6c = Block(768, mixed_b(160), mean_pool, rngs=rngs)
+        self.Mixed_6d = Block(768, mixed_b(160), mean_pool, rngs=rngs)
+        self.Mixed_6e = Block(768, mixed_b(192), mean_pool, rngs=rngs)
+        self.Mixed_7a = Block(768, REDUCTION_B, max_pool, rngs=rngs)
+        self.Mixed_7b = Block(1280, MIXED_C, mean_pool, split=True, rngs=rngs)
         # The paper averages here; the weights require max pooling.
-        self.Mixed_7c = MixedC(2048, same_max_pool, rngs=rngs)
+        self.Mixed_7c = Block(2048, MIXED_C, same_max_pool, split=True, rngs=rngs)
         self.fc = nnx.Linear(POOL_FEATURES, NUM_CLASSES, precision=EXACT, rngs=rngs)
 
     def __call__(self, images: Array) -> Outputs:

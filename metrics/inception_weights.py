@@ -37,10 +37,8 @@ ALIAS = "weights-inception-2015-12-05-6726825d.pth"  # The name of the same file
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
 STANDARD = "6726825d"  # The first digits of the file's SHA-256.
 SOURCE = "sha256_of_pth"  # The entry for the SHA-256 of the original in a .safetensors copy.
-CACHES = (
-    cache_folder() / "score_sde",
-    cache_folder() / "torch" / "hub" / "checkpoints",
-)
+UNUSED = ".num_batches_tracked"  # The end of the names of tensors that are not parameters.
+CACHES = (cache_folder() / "score_sde", cache_folder() / "torch" / "hub" / "checkpoints")
 
 LEAVES = {  # (Our layer, our parameter): (PyTorch's name of the parameter, its axes).
     ("conv", "kernel"): ("weight", KERNEL),
@@ -54,12 +52,9 @@ LEAVES = {  # (Our layer, our parameter): (PyTorch's name of the parameter, its 
 
 
 class Weights(NamedTuple):
-    """The weights of a file.
+    """Parameters as nested dictionaries, the SHA-256 of the tensors, and whether they define FID.
 
-    Attributes:
-      params: nested dictionaries of the network's parameters.
-      digest: SHA-256 of the tensors, which does not depend on the file format.
-      standard: whether they are the weights that define FID.
+    The digest does not depend on the file format.
     """
 
     params: Params
@@ -68,9 +63,7 @@ class Weights(NamedTuple):
 
 
 def read(path: str | Path) -> Weights:
-    """Read weights from a PyTorch file or a .safetensors file.
-
-    Tensors have the names of pytorch-fid.
+    """Read weights, named as in pytorch-fid, from a PyTorch file or a .safetensors file.
 
     Raises InputError if the file is damaged, if its name contains 6726825d but its SHA-256 does not
     begin with it, or if a tensor is missing, left over or of another shape.
@@ -80,15 +73,13 @@ def read(path: str | Path) -> Weights:
         metadata, tensors = safetensors_format.load(path)
         source = metadata.get(SOURCE, "")
     else:
-        source = _checked_hash(path)
-        tensors = _load_state_dict(path)
-    tensors = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if not name.endswith(".num_batches_tracked")
-    }
+        source, tensors = _read_pth(path)
+    tensors = {name: tensors[name] for name in sorted(tensors) if not name.endswith(UNUSED)}
     params = load_params(_layout(), tensors, str(path))
-    return Weights(params, _digest(tensors), source.startswith(STANDARD))
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(name.encode() + np.ascontiguousarray(tensor, np.float32).tobytes())
+    return Weights(params, digest.hexdigest(), source.startswith(STANDARD))
 
 
 def find(path: str | Path = "") -> Path:
@@ -100,10 +91,10 @@ def find(path: str | Path = "") -> Path:
     """
     if path:
         path = expand_home(path, "eval.inception_path")
-    if path and os.path.lexists(path) and not Path(path).is_dir():
-        check_regular(path, "eval.inception_path")
-        return Path(path)
-    folders = [Path(path)] if path else CACHES
+        if os.path.lexists(path) and not path.is_dir():
+            check_regular(path, "eval.inception_path")
+            return path
+    folders = [path] if path else CACHES
     names = (Path(FILE).with_suffix(".safetensors"), FILE, ALIAS)
     for candidate in (folder / name for folder in folders for name in names):
         if candidate.is_file():
@@ -117,10 +108,9 @@ def find(path: str | Path = "") -> Path:
 
 def to_safetensors(source: str | Path) -> Path:
     """Copy the weights of a .pth file to a .safetensors file in its folder, and return its path."""
-    source = Path(source)
-    target = source.with_suffix(".safetensors")
-    metadata = {SOURCE: _checked_hash(source)}
-    safetensors.numpy.save_file(_load_state_dict(source), target, metadata)
+    target = Path(source).with_suffix(".safetensors")
+    digest, tensors = _read_pth(Path(source))
+    safetensors.numpy.save_file(tensors, target, {SOURCE: digest})
     return target
 
 
@@ -134,8 +124,7 @@ def network(*, half_pixel: bool) -> tuple[nnx.GraphDef, Params]:
 
 def _layout() -> Layout:
     """Return how pytorch-fid stores each parameter."""
-    _, shapes = network(half_pixel=True)
-    flat: dict[tuple[Any, ...], Any] = traverse_util.flatten_dict(shapes)
+    flat: dict[tuple[Any, ...], Any] = traverse_util.flatten_dict(network(half_pixel=True)[1])
     layout = []
     for path, leaf in flat.items():
         name, axes = LEAVES[path[-2:]]
@@ -143,15 +132,8 @@ def _layout() -> Layout:
     return layout
 
 
-def _load_state_dict(path: Path) -> Tensors:
-    state = torch_format.load(path)
-    if not isinstance(state, dict):
-        raise InputError(f"{path} must contain a state dict, which maps names to tensors.")
-    return torch_format.to_arrays(str(path), state)
-
-
-def _checked_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, which must be the standard one if the file's name states it."""
+def _read_pth(path: Path) -> tuple[str, Tensors]:
+    """Return the SHA-256 of a PyTorch file, standard if its name states it, and its tensors."""
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if STANDARD in path.name and not digest.startswith(STANDARD):
@@ -159,12 +141,7 @@ def _checked_hash(path: Path) -> str:
             f"{path} is damaged or another file: its SHA-256 begins with {digest[:8]} instead of "
             f"{STANDARD}, as its name states. Download it again from {URL}."
         )
-    return digest
-
-
-def _digest(tensors: Tensors) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensors[name], np.float32).tobytes())
-    return digest.hexdigest()
+    state = torch_format.load(path)
+    if not isinstance(state, dict):
+        raise InputError(f"{path} must contain a state dict, which maps names to tensors.")
+    return digest, torch_format.to_arrays(str(path), state)

@@ -7,6 +7,7 @@ the files.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import zlib
@@ -49,10 +50,10 @@ def fid_stats(config: Config, workdir: str) -> Path:
     the file exists.
     """
     experiment = Experiment(config)
-    if experiment.config.eval.stats_path:
-        _check_absent(_named_path(experiment))  # Before a classifier is trained.
+    if experiment.config.eval.stats_path:  # Before a classifier is trained.
+        _check_absent(statistics_path(experiment, "", workdir))
     extractor = features.make_extractor(experiment, workdir)
-    path = statistics_path(experiment, extractor, workdir)
+    path = statistics_path(experiment, extractor.label, workdir)
     _check_absent(path)
     count = compute(experiment, extractor, path).protocol["images"]
     print(f"{path}: {count} images, features {extractor.label}")
@@ -75,35 +76,29 @@ def load_or_compute(experiment: Experiment, extractor: Extractor, workdir: str |
     InputError as `statistics_files.load` does for the former; NoReferenceError if no images of the
     requested classes are known.
     """
-    path = statistics_path(experiment, extractor, workdir)
-    if experiment.config.eval.stats_path:
-        return load(path, extractor, expected_protocol(experiment, extractor), "eval.stats_path")
-    if os.path.lexists(path):
+    path = statistics_path(experiment, extractor.label, workdir)
+    named = "eval.stats_path" if experiment.config.eval.stats_path else ""
+    if named or os.path.lexists(path):
         try:
-            return load(path, extractor, expected_protocol(experiment, extractor))
+            return load(path, extractor, expected_protocol(experiment, extractor), named)
         except InputError as error:
+            if named:
+                raise
             logging.warning("%s The statistics are computed again.", error)
     return compute(experiment, extractor, path)
 
 
-def statistics_path(experiment: Experiment, extractor: Extractor, workdir: str | Path) -> Path:
-    """The path of the statistics of an experiment."""
-    if experiment.config.eval.stats_path:
-        return _named_path(experiment)
-    return Path(workdir) / "statistics" / f"{_name(experiment, extractor)}.npz"
-
-
-def _named_path(experiment: Experiment) -> Path:
-    return expand_home(experiment.config.eval.stats_path, "eval.stats_path")
-
-
-def _name(experiment: Experiment, extractor: Extractor) -> str:
-    data, split = experiment.config.data, experiment.config.eval.stats_split
-    classes = "-".join(map(str, reference_classes(experiment)))
+def statistics_path(experiment: Experiment, extractor: str, workdir: str | Path) -> Path:
+    """The path of the statistics of an experiment; `extractor` is the label of their features."""
+    data, config = experiment.config.data, experiment.config.eval
+    if config.stats_path:
+        return expand_home(config.stats_path, "eval.stats_path")
+    split, classes = config.stats_split, "-".join(map(str, reference_classes(experiment)))
     if classes:
         short = classes if len(classes) <= MAX_NAME else f"{zlib.crc32(classes.encode()):08x}"
         split = f"{split}_classes_{short}"
-    return f"{data.dataset}_{label(data.image_size)}_{split}_{extractor.label}".lower()
+    name = f"{data.dataset}_{label(data.image_size)}_{split}_{extractor}".lower()
+    return Path(workdir) / "statistics" / f"{name}.npz"
 
 
 def reference_classes(experiment: Experiment) -> tuple[int, ...]:
@@ -159,17 +154,11 @@ def expected_protocol(experiment: Experiment, extractor: Extractor) -> Protocol:
     try:
         images = images_of(experiment, config.eval.stats_split)
         with progress.waiting("reading the reference images for their checksum"):
-            content = {
-                "images": len(rows_of_classes(images, classes)),
-                "data_sha256": images.digest,
-            }
+            count = len(rows_of_classes(images, classes))
+            return protocol | {"images": count, "data_sha256": images.digest}
     except InputError as error:
         logging.warning("statistics cannot be compared with their images: %s", brief(error))
         return protocol
-    return protocol | content
-
-
-# --- computation ---
 
 
 def compute(experiment: Experiment, extractor: Extractor, path: Path) -> Reference:
@@ -189,36 +178,28 @@ def compute(experiment: Experiment, extractor: Extractor, path: Path) -> Referen
     depends = dependencies("statistics", config) | protocol
     with locked(folder):
         count = -(-len(rows) // size)
-        name = f"{_name(experiment, extractor)}_{size}"
-        paths = run_rounds(folder, name, count, compute_round, depends)
-        moments, pool = _merge_rounds(paths, len(rows))
+        paths = run_rounds(folder, f"features_{size}", count, compute_round, depends)
+        moments, pool = _merge_rounds(paths, size, len(rows))
         # Other processes may still read the rounds, or check whether the file exists.
         sharding.wait("statistics")
-        write(path, Reference(moments, pool, protocol))
-        _remove(folder, paths)
+        write(path, moments, pool, protocol)
+        for each in (*paths, folder / LOCK):
+            each.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # The folder may hold something else.
+            folder.rmdir()
     return Reference(moments, pool, protocol | {"path": str(path)})
 
 
-def _remove(folder: Path, paths: Sequence[Path]) -> None:
-    """Remove the rounds and their lock, and the folder if it holds nothing else."""
-    for path in (*paths, folder / LOCK):
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def _merge_rounds(paths: Sequence[Path], total: int) -> tuple[Moments, np.ndarray]:
+def _merge_rounds(paths: Sequence[Path], size: int, total: int) -> tuple[Moments, np.ndarray]:
     """The moments of all features, and MAX_FEATURES of them; one round is in memory at a time."""
-    positions = np.linspace(0, total - 1, min(MAX_FEATURES, total))
-    kept = np.unique(positions.round().astype(int))
-    moments, pools, start = None, [], 0
-    for path in paths:
+    positions = np.linspace(0, total - 1, min(MAX_FEATURES, total)).round()
+    selected = np.isin(np.arange(total), positions)
+    pools = []
+
+    def read(path: Path, of_round: np.ndarray) -> Moments:
         pool = load_rounds([path], pool=(-1, -1))["pool"]
-        of_round = Moments.from_features(pool)
-        moments = moments.merge(of_round) if moments else of_round
-        end = start + len(pool)
-        pools.append(pool[kept[(kept >= start) & (kept < end)] - start])
-        start = end
-    if moments is None:
-        raise ValueError("There are no rounds to merge.")
-    return moments, np.concatenate(pools)
+        pools.append(pool[of_round])
+        return Moments.from_features(pool)
+
+    rounds = map(read, paths, np.split(selected, range(size, total, size)))
+    return functools.reduce(Moments.merge, rounds), np.concatenate(pools)

@@ -8,7 +8,7 @@ of the jackknife over groups of images.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,17 +33,10 @@ MAX_LISTED = 10  # classes in the description of the reference
 
 
 class Prepared(NamedTuple):
-    """What all checkpoints share.
-
-    Attributes:
-      extractor: the feature extractor.
-      reference: the reference statistics, or None if there are none of the requested classes.
-      problem: why there are none, or ''.
-    """
+    """What all checkpoints share: the feature extractor and the reference statistics."""
 
     extractor: Extractor
-    reference: Reference | None
-    problem: str = ""
+    reference: Reference
 
 
 def check(experiment: Experiment) -> None:
@@ -59,107 +52,89 @@ def check(experiment: Experiment) -> None:
 def prepare(experiment: Experiment, workdir: Path) -> Prepared:
     """Load the feature extractor and load or compute the reference statistics.
 
-    Raise InputError if either cannot be loaded or does not fit the other.
+    Raise InputError if either cannot be loaded or does not fit the other. If there are none of the
+    requested classes, the reference is empty and states why.
     """
     extractor = features.make_extractor(experiment, workdir)
     try:
         reference = reference_statistics.load_or_compute(experiment, extractor, workdir)
     except NoReferenceError as error:
-        return Prepared(extractor, None, str(error))
+        reference = Reference(None, None, {"problem": str(error)})
     return Prepared(extractor, reference)
 
 
 def run(context: Context) -> Results:
     """Measure the samples of a checkpoint."""
-    extractor = context.prepared.extractor
+    experiment, extractor = context.experiment, context.prepared.extractor
     samples = samples_stage.sample_paths(context)
 
     def compute(index: int) -> Arrays:
-        shape = (-1, *context.experiment.image_shape)
-        outputs = extractor.extract(load_rounds([samples[index]], samples=shape)["samples"])
-        return {name: array for name, array in outputs._asdict().items() if array is not None}
+        images = load_rounds([samples[index]], samples=(-1, *experiment.image_shape))["samples"]
+        outputs = extractor.extract(images)._asdict()
+        return {name: array for name, array in outputs.items() if array is not None}
 
     name = f"features_{extractor.label}"
     paths = context.run_rounds(name, len(samples), compute, features=extractor.digest)
-    legacy = context.experiment.config.eval.legacy_rounding
-    return {"rounding": "truncated" if legacy else "nearest"} | measure(paths, *context.prepared)
+    rounding = "truncated" if experiment.config.eval.legacy_rounding else "nearest"
+    return {"rounding": rounding} | measure(paths, *context.prepared)
 
 
-def measure(
-    paths: Sequence[Path], extractor: Extractor, reference: Reference | None, problem: str = ""
-) -> Results:
+def measure(paths: Sequence[Path], extractor: Extractor, reference: Reference) -> Results:
     """Compute all metrics from rounds of features: arrays `pool` and optionally `logits`.
 
     Generated and reference images are shuffled with fixed seeds: images are often sorted by class,
-    and errors come from groups of images. Without a reference there are no distances, and the entry
-    states the `problem`.
+    and errors come from groups of images.
     """
     arrays = load_rounds(paths, optional=["logits"], pool=(-1, -1), logits=(-1, -1))
     if len(arrays.get("logits", arrays["pool"])) != len(arrays["pool"]):
         raise InputError(f"{paths[0]} and others have not one row for each image. Delete them.")
     order = np.random.default_rng(0).permutation(len(arrays["pool"]))
-    generated = arrays["pool"][order]
-    results = {
-        "features": extractor.label,
-        "images": len(generated),
-        "reference": reference.protocol if reference else {"problem": problem},
-    }
+    generated, real = arrays["pool"][order], reference.pool
+    results = {"features": extractor.label, "images": len(order), "reference": reference.protocol}
     with progress.waiting("computing the Frechet distance"):
-        results["frechet"] = frechet(generated, extractor.published, reference, problem)
-    real = reference.pool if reference else None
-    if real is None or len(real) < MIN_IMAGES:
-        results |= dict.fromkeys(("kid", "precision", "recall"))
-    else:
+        results["frechet"] = frechet(generated, extractor.published, reference)
+    results |= dict.fromkeys(("kid", "precision", "recall", "inception_score"))
+    if real is not None and len(real) >= MIN_IMAGES:
         real = np.random.default_rng(1).permutation(real)
         with progress.waiting("computing the kernel distance"):
             results["kid"] = kid(real, generated)
         with progress.waiting("computing precision and recall"):
-            found = distances.precision_recall(real, generated)._asdict()
+            found = distances.precision_recall(real, generated)
         results |= {name: {"name": name, **each._asdict()} for name, each in found.items()}
-    results["inception_score"] = None
     if "logits" in arrays:
         results["inception_score"] = inception_score(arrays["logits"][order], extractor.published)
     return results
 
 
-def frechet(
-    generated: np.ndarray, published: bool, reference: Reference | None, problem: str = ""
-) -> Results:
+def frechet(generated: np.ndarray, published: bool, reference: Reference) -> Results:
     """The Frechet distance of features (N, D) from the reference; `name` says if it is an FID.
 
     `extrapolated` has no bias of order 1 / N. It is None with fewer images than features, for which
     that order is unknown. All values are None if there is nothing to compare with.
     """
-    name = "FID" if published else "FD"
-    if reference is None:
-        missing = dict.fromkeys(("value", "stderr", "extrapolated"))
-        return {"name": name, **missing, "note": f"no distance: {problem}"}
-    groups = range(JACKKNIFE_GROUPS)
-    parts = [Moments.from_features(generated[group::JACKKNIFE_GROUPS]) for group in groups]
+    name, real = "FID" if published else "FD", reference.moments
+    if real is None:
+        note = f"no distance: {reference.protocol['problem']}"
+        return {"name": name, "value": None, "stderr": None, "extrapolated": None, "note": note}
+    parts = [Moments.from_features(generated[i::JACKKNIFE_GROUPS]) for i in range(JACKKNIFE_GROUPS)]
 
-    def merge(parts: Sequence[Moments]) -> Moments:
-        return functools.reduce(Moments.merge, parts)
+    def merge(kept: Iterable[int]) -> Moments:
+        return functools.reduce(Moments.merge, [parts[group] for group in kept])
 
-    def distance(moments: Moments) -> float:
-        return distances.frechet_distance(moments, reference.moments)
-
-    moments = merge(parts)
-    value = distance(moments)
-    without = [distance(merge(parts[:group] + parts[group + 1 :])) for group in groups]
-    error = distances.jackknife(value, without)
-    singular = moments.rank_deficient or reference.moments.rank_deficient
-    note = f"against {describe(reference.protocol)}; " + (
-        "fewer images than features, not comparable with other values"
-        if singular
-        else f"{error.extrapolated:.4g} without the bias of order 1 / N"
+    error = distances.jackknife(
+        lambda kept: distances.frechet_distance(merge(kept), real), JACKKNIFE_GROUPS
     )
+    singular = merge(range(JACKKNIFE_GROUPS)).rank_deficient or real.rank_deficient
+    note = "fewer images than features, not comparable with other values"
+    if not singular:
+        note = f"{error.extrapolated:.4g} without the bias of order 1 / N"
     return {
         "name": name if len(generated) >= FID_IMAGES else f"{name}_n{len(generated)}",
-        "value": value,
+        "value": error.value,
         "stderr": error.stderr,
         "extrapolated": None if singular else error.extrapolated,
         "rank_deficient": singular,
-        "note": note,
+        "note": f"against {describe(reference.protocol)}; {note}",
     }
 
 
@@ -175,16 +150,11 @@ def kid(real: np.ndarray, generated: np.ndarray) -> Results | None:
 
 def inception_score(logits: np.ndarray, published: bool) -> Results:
     """The inception score; `name` says if the features are those that define it."""
-    value = distances.inception_score(logits)
-    without = [
-        distances.inception_score(np.delete(logits, np.s_[group::JACKKNIFE_GROUPS], 0))
-        for group in range(JACKKNIFE_GROUPS)
-    ]
-    return {
-        "name": "IS" if published else "class. score",
-        "value": value,
-        "stderr": distances.jackknife(value, without).stderr,
-    }
+    group = np.arange(len(logits)) % JACKKNIFE_GROUPS
+    value, stderr, _ = distances.jackknife(
+        lambda kept: distances.inception_score(logits[np.isin(group, kept)]), JACKKNIFE_GROUPS
+    )
+    return {"name": "IS" if published else "class. score", "value": value, "stderr": stderr}
 
 
 def describe(protocol: Protocol) -> str:
@@ -199,13 +169,13 @@ def describe(protocol: Protocol) -> str:
 
 def measures(entry: Results) -> list[Measure]:
     """All metrics; their names contain the features and the number of images."""
-    rows = []
+    rows, count = [], entry["images"]
     for key in ("frechet", "kid", "inception_score", "precision", "recall"):
         found = entry[key]
         if found is not None:
-            name = f"{found['name']} ({entry['features']}, n = {entry['images']})"
-            row = Measure(name, found["value"], found["stderr"], entry["images"])
-            rows.append(row._replace(note=found.get("note", "")))
+            name = f"{found['name']} ({entry['features']}, n = {count})"
+            note = found.get("note", "")
+            rows.append(Measure(name, found["value"], found["stderr"], count, note))
     return rows
 
 

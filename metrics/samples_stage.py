@@ -32,28 +32,31 @@ def run(context: Context) -> Results:
     process, which includes compilation. One round of images is in memory at a time. Raises
     NotFiniteError, before the round is written, if a sample is not finite.
     """
-    config = context.experiment.config.eval
-    compiled = False
+    experiment, config = context.experiment, context.experiment.config.eval
+    done: list[int] = []
 
     def compute(index: int) -> Arrays:
-        nonlocal compiled
-        first, compiled = not compiled, True
-        return _sample_round(context, index) | {"first": np.array([first])}
+        done.append(index)
+        return _sample_round(context, index) | {"first": np.array([len(done) == 1])}
 
     paths = context.run_rounds("samples", len(sample_paths(context)), compute)
     in_grid = paths[: -(-GRID_IMAGES // config.batch_size)]
     count = min(len(in_grid) * config.batch_size, config.num_samples)
-    shape = (count, *context.experiment.image_shape)
-    grid = load_rounds(in_grid, samples=shape)["samples"][:GRID_IMAGES]
+    grid = load_rounds(in_grid, samples=(count, *experiment.image_shape))["samples"][:GRID_IMAGES]
     picture = context.folder / "samples.png"
     write_picture(picture, datasets.image_grid(grid))
     with contextlib.suppress(InputError):  # Samples require no data.
-        images = held_out(context.experiment, len(grid))
+        images = held_out(experiment, len(grid))
         columns = math.ceil(math.sqrt(len(grid)))  # As in samples.png.
         write_picture(context.folder / "real.png", datasets.image_grid(images, columns=columns))
     nfe = load_rounds(paths, nfe=(config.num_samples,))["nfe"]
     entry = {"images": config.num_samples, "nfe": float(nfe.mean()), "picture": str(picture)}
-    return entry | _guidance(context.experiment)
+    guidance = experiment.config.guidance
+    if guidance.classes:
+        kind = "classifier-free" if experiment.labelled else "classifier"
+        fields = json.loads(json.dumps(guidance.to_dict()))  # JSON has lists in place of tuples.
+        entry["guidance"] = {"kind": kind} | fields
+    return entry
 
 
 def _sample_round(context: Context, index: int) -> Arrays:
@@ -64,15 +67,14 @@ def _sample_round(context: Context, index: int) -> Arrays:
     count = min(config.batch_size, config.num_samples - start)
     began = time.monotonic()
     drawn = experiment.draw_images(context.model, start, config.batch_size)
-    samples, nfe, frames, _ = drawn
     seconds = np.array([time.monotonic() - began])
-    arrays = {"samples": samples[:count], "nfe": nfe[:count], "seconds": seconds}
+    arrays = {"samples": drawn.x[:count], "nfe": drawn.nfe[:count], "seconds": seconds}
     classes = np.asarray(experiment.config.guidance.classes, np.int32)
     if len(classes):
         arrays["classes"] = classes[np.arange(start, start + count) % len(classes)]
-    if index == 0 and len(frames):
-        levels = experiment.sampler.frame_levels
-        write_picture(context.folder / "trajectory.png", datasets.trajectory_grid(frames, levels))
+    if index == 0 and len(drawn.frames):
+        picture = datasets.trajectory_grid(drawn.frames, experiment.sampler.frame_levels)
+        write_picture(context.folder / "trajectory.png", picture)
     return arrays
 
 
@@ -88,16 +90,6 @@ def held_out(experiment: Experiment, count: int) -> np.ndarray:
     values = jnp.asarray(experiment.test.batch(chosen).pixels)
     scaler = experiment.scaler
     return np.asarray(scaler.pixels(scaler.scale(values), dequantized=False))
-
-
-def _guidance(experiment: Experiment) -> Results:
-    """The guidance of the samples, if there is any."""
-    guidance = experiment.config.guidance
-    if not guidance.classes:
-        return {}
-    kind = "classifier-free" if experiment.labelled else "classifier"
-    fields = json.loads(json.dumps(guidance.to_dict()))  # JSON has lists in place of tuples.
-    return {"guidance": {"kind": kind} | fields}
 
 
 def sample_paths(context: Context) -> list[Path]:

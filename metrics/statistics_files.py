@@ -18,7 +18,7 @@ from errors import InputError, advice
 from metrics.distances import Moments
 from metrics.features import Extractor
 from metrics.splits import NoReferenceError
-from readers.files import mismatch, not_finite, read_npz
+from readers.files import mismatch, not_finite, parse_json, read_npz
 from runs import Arrays, write_arrays
 
 STATISTICS = ("pool_3", "mu", "sigma")  # The arrays of a file.
@@ -32,26 +32,21 @@ class Reference:
     """Statistics of the images that samples are compared with.
 
     Attributes:
-      moments: the moments of the features of all images.
+      moments: the moments of the features of all images; None without any such images.
       pool: features (N, D) of all images, or of some, evenly spaced; None if the file has only
         moments.
-      protocol: the protocol stated in the file, and the file's path.
+      protocol: the protocol stated in the file, and the file's path; without images, the `problem`.
     """
 
-    moments: Moments
+    moments: Moments | None
     pool: np.ndarray | None
     protocol: Protocol
 
 
-def write(path: Path, reference: Reference) -> None:
-    """Write a statistics file with a protocol."""
-    arrays = {
-        "pool_3": reference.pool,
-        "mu": reference.moments.mean,
-        "sigma": reference.moments.covariance,
-        "protocol": np.array(json.dumps(reference.protocol)),
-    }
-    write_arrays(path, arrays)
+def write(path: Path, moments: Moments, pool: np.ndarray, protocol: Protocol) -> None:
+    """Write a statistics file."""
+    arrays = {"pool_3": pool, "mu": moments.mean, "sigma": moments.covariance}
+    write_arrays(path, arrays | {"protocol": np.array(json.dumps(protocol))})
 
 
 def load(path: Path, extractor: Extractor, expected: Protocol, what: str = "") -> Reference:
@@ -72,63 +67,12 @@ def load(path: Path, extractor: Extractor, expected: Protocol, what: str = "") -
         arrays = read_npz(path, *STATISTICS, "protocol", what=what)
         protocol = _read_protocol(path, arrays)
         moments, pool = _read_statistics(path, arrays)
-    if protocol is not None:
-        _check_protocol(path, protocol, expected)
-    else:
-        _check_published(path, extractor)
-        if expected.get("classes"):
-            raise NoReferenceError(
-                f"guidance.classes needs statistics of these classes; {path} does not state the "
-                "classes of its images."
-            )
+    if protocol is None:
+        _check_published(path, extractor, expected)
         protocol = {"extractor": "unknown", "images": None if pool is None else len(pool)}
+    else:
+        _check_protocol(path, protocol, expected)
     return Reference(moments, pool, protocol | {"path": str(path)})
-
-
-def _read_statistics(path: Path, arrays: Arrays) -> tuple[Moments, np.ndarray | None]:
-    """The moments, and features if there are any. Raise InputError unless they are statistics."""
-    arrays = {name: array for name, array in arrays.items() if name in STATISTICS}
-    shapes = {name: array.shape for name, array in arrays.items()}
-    dims = (shapes.get("mu") or shapes.get("pool_3") or ())[-1:]
-    expected = {"mu": dims, "sigma": 2 * dims, "pool_3": (*shapes.get("pool_3", ())[:1], *dims)}
-    expected = {name: shape for name, shape in expected.items() if name in shapes}
-    complete = "pool_3" in shapes or "mu" in shapes
-    if (
-        not complete
-        or ("mu" in shapes) != ("sigma" in shapes)
-        or shapes != expected
-        or 0 in expected.get("pool_3", ())
-        or not_finite(arrays)
-        or not _is_covariance(arrays.get("sigma", np.eye(1)))
-    ):
-        raise InputError(
-            f"{path} holds no statistics: it must have 'pool_3' (N, D), or 'mu' (D,) and a "
-            f"covariance matrix 'sigma' (D, D), or all, of finite numbers; it has {shapes}."
-        )
-    pool = arrays.get("pool_3")
-    if "mu" not in arrays:
-        return Moments.from_features(arrays["pool_3"]), pool
-    return Moments(None, *(arrays[name].astype(np.float64) for name in ("mu", "sigma"))), pool
-
-
-def _is_covariance(sigma: np.ndarray) -> bool:
-    """Whether a finite matrix is symmetric, up to rounding, without negative variances."""
-    asymmetry = np.abs(sigma - sigma.T).max()
-    return np.diag(sigma).min() >= 0 and asymmetry <= 1e-3 * np.abs(sigma).max()
-
-
-def _read_protocol(path: Path, arrays: Arrays) -> Protocol | None:
-    """The protocol, or None if the file has none. Raise InputError if it is damaged."""
-    if "protocol" not in arrays:
-        return None
-    try:
-        protocol = json.loads(str(arrays["protocol"]))
-    except (RecursionError, ValueError):
-        protocol = None
-    problem = mismatch(protocol, PROTOCOL, "its protocol")
-    if problem:
-        raise InputError(f"{path} is damaged: {problem}.")
-    return protocol
 
 
 def _check_protocol(path: Path, found: Protocol, expected: Protocol) -> None:
@@ -145,8 +89,8 @@ def _check_protocol(path: Path, found: Protocol, expected: Protocol) -> None:
         )
 
 
-def _check_published(path: Path, extractor: Extractor) -> None:
-    """Raise InputError if `extractor` is not the published network; warn about what is unknown."""
+def _check_published(path: Path, extractor: Extractor, expected: Protocol) -> None:
+    """Raise InputError if a file without a protocol cannot be what is expected; else a warning."""
     if not extractor.published:
         raise InputError(
             f"{path} does not state its features. Such files hold features of FID's Inception "
@@ -156,3 +100,48 @@ def _check_published(path: Path, extractor: Extractor) -> None:
     logging.warning(
         "%s does not state its images or how they were resized: see docs/metrics.md.", path
     )
+    if expected.get("classes"):
+        raise NoReferenceError(
+            f"guidance.classes needs statistics of these classes; {path} does not state the "
+            "classes of its images."
+        )
+
+
+def _read_statistics(path: Path, arrays: Arrays) -> tuple[Moments, np.ndarray | None]:
+    """The moments, and features if there are any. Raise InputError unless they are statistics."""
+    arrays = {name: array for name, array in arrays.items() if name in STATISTICS}
+    shapes = {name: array.shape for name, array in arrays.items()}
+    dims = (shapes.get("mu") or shapes.get("pool_3", ()))[-1:]
+    expected = {"pool_3": (*shapes.get("pool_3", ())[:1], *dims), "mu": dims, "sigma": 2 * dims}
+    valid = (
+        arrays.keys() in ({"pool_3"}, {"mu", "sigma"}, set(STATISTICS))
+        and all(shape == expected[name] and 0 not in shape for name, shape in shapes.items())
+        and not not_finite(arrays)
+    )
+    if valid and "sigma" in arrays:  # A covariance is symmetric, up to rounding.
+        sigma = arrays["sigma"]
+        asymmetry = np.abs(sigma - sigma.T).max()
+        valid = np.diag(sigma).min() >= 0 and asymmetry <= 1e-3 * np.abs(sigma).max()
+    if not valid:
+        raise InputError(
+            f"{path} holds no statistics: it must have 'pool_3' (N, D), or 'mu' (D,) and a "
+            f"covariance matrix 'sigma' (D, D), or all, of finite numbers; it has {shapes}."
+        )
+    pool = arrays.get("pool_3")
+    if "mu" not in arrays:
+        return Moments.from_features(arrays["pool_3"]), pool
+    return Moments(None, *(arrays[name].astype(np.float64) for name in ("mu", "sigma"))), pool
+
+
+def _read_protocol(path: Path, arrays: Arrays) -> Protocol | None:
+    """The protocol, or None if the file has none. Raise InputError if it is damaged."""
+    if "protocol" not in arrays:
+        return None
+    try:
+        protocol = parse_json(str(arrays["protocol"]))
+    except ValueError:
+        protocol = None
+    problem = mismatch(protocol, PROTOCOL, "its protocol")
+    if problem:
+        raise InputError(f"{path} is damaged: {problem}.")
+    return protocol

@@ -6,28 +6,23 @@ colour scheme. Text stays text, in the font of the page. The same data always gi
 
 from __future__ import annotations
 
-import contextlib
 import io
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from markupsafe import Markup
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import (
-    EngFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullLocator,
-    StrMethodFormatter,
-)
 from matplotlib.typing import RcKeyType
 
 WIDTH, HEIGHT = 360, 250  # units of the SVG; one is a pixel on a narrow phone
 MAX_MARKED = 40  # points of a line that are marked; longer lines have no marks
+WHOLE_NUMBERS: dict[str, Any] = {"integer": True, "steps": [1, 2, 2.5, 5, 10]}  # of an axis
 LOG_RATIO = 5  # of the largest to the smallest value, above which the y axis is logarithmic
 
 # Matplotlib needs a colour for each CSS variable; these are replaced in the finished SVG.
@@ -78,73 +73,57 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, y_label: str) ->
     The y axis is logarithmic if all values are positive and differ by more than a factor of five.
     The title must be unique in the page.
     """
-    with _drawing(title) as (figure, axes):
-        for index, line in enumerate(lines):
-            axes.plot(
-                line.x,
-                line.y,
-                label=line.name,
-                color=SERIES[index % len(SERIES)],
-                linestyle=DASHES[index % len(DASHES)],
-                linewidth=2,
-                marker="o" if len(line.x) <= MAX_MARKED else None,
-                markersize=5,
-            )
-        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+    def draw(axes: Axes) -> None:
+        for line, color, dashes in zip(lines, itertools.cycle(SERIES), itertools.cycle(DASHES)):
+            style = {"color": color, "linestyle": dashes, "label": line.name}
+            marker = "o" if len(line.x) <= MAX_MARKED else None
+            axes.plot(line.x, line.y, marker=marker, linewidth=2, markersize=5, **style)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator("auto", **WHOLE_NUMBERS))
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
         axes.ticklabel_format(axis="y", style="plain")
-        _scale_y(axes, np.concatenate([line.y for line in lines]))
-        return _finish(figure, axes, title, x_label, y_label)
+        values = np.concatenate([line.y for line in lines])
+        ratio = values.max() / values.min() if values.min() > 0 else 0
+        if ratio > LOG_RATIO:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if ratio < 100 else (1,)))
+            axes.yaxis.set_minor_locator(ticker.NullLocator())
+            axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+
+    return _chart(draw, title, x_label, y_label)
 
 
 def histogram(
-    counts: Sequence[int],
-    edges: Sequence[float],
-    mean: float,
-    title: str,
-    x_label: str,
-    y_label: str,
+    counts: Sequence[int], edges: Sequence[float], mean: float, title: str, x_label: str
 ) -> Chart:
-    """Bars of counts (N,) between edges (N + 1,), and a line at the mean.
+    """Bars of the numbers of images (N,) between edges (N + 1,), and a line at the mean.
 
     The title must be unique in the page.
     """
-    with _drawing(title) as (figure, axes):
+
+    def draw(axes: Axes) -> None:
         bars = {"color": SERIES[0], "edgecolor": CARD, "linewidth": 0.75}
         axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", **bars)
         axes.axvline(mean, color=SERIES[1], linestyle="--", linewidth=2, label=f"mean {mean:.4g}")
         axes.margins(x=0)
         axes.ticklabel_format(style="plain")
-        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
-        return _finish(figure, axes, title, x_label, y_label)
+        axes.yaxis.set_major_locator(ticker.MaxNLocator("auto", **WHOLE_NUMBERS))
+
+    return _chart(draw, title, x_label, "images")
 
 
-def _scale_y(axes: Axes, values: np.ndarray) -> None:
-    """Make the y axis logarithmic if the values suggest it."""
-    ratio = values.max() / values.min() if values.min() > 0 else 0
-    if ratio > LOG_RATIO:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if ratio < 100 else (1,)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-
-
-@contextlib.contextmanager
-def _drawing(title: str) -> Iterator[tuple[Figure, Axes]]:
-    """An empty figure. Ids within the SVG are hashes with the title, and so unique in the page."""
+def _chart(draw: Callable[[Axes], None], title: str, x_label: str, y_label: str) -> Chart:
+    """What `draw` draws. Ids are hashes with the title, and so unique in the page."""
+    file = io.StringIO()
     with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": title}):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), layout="constrained")
-        yield figure, figure.add_subplot()
-
-
-def _finish(figure: Figure, axes: Axes, title: str, x_label: str, y_label: str) -> Chart:
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(axis="y")
-    figure.legend(loc="outside upper left", ncols=2)
-    file = io.StringIO()
-    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.grid(axis="y")
+        figure.legend(loc="outside upper left", ncols=2)
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=metadata)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]  # HTML has no XML declaration.
     svg = re.sub('<g id="[^"]*"', "<g", svg)  # Names of groups are the same in all charts.

@@ -7,7 +7,6 @@ device, so `--mode=report` makes the same report again.
 from __future__ import annotations
 
 import json
-import math
 import platform
 import re
 from collections.abc import Sequence
@@ -32,19 +31,12 @@ CURVES = {"training/loss": "training", "held_out/loss": "held-out"}  # names in 
 MAX_POINTS = 300  # of a curve
 MAX_BINS = 40  # of a histogram
 CHECKPOINT = re.compile(r"checkpoint_([0-9]{1,12})")
+MEASURE = {"name": str, "value": OPTIONAL_NUMBER, "stderr": OPTIONAL_NUMBER, "images": int}
 RESULTS = {  # The parts of a results.json that the report reads.
     "step": int,
     "bpd?": {"passes": int, "images": int, "failed": int},
     "samples?": {"images": int, "guidance?": {"kind": str, "classes": list, "scale": NUMBER}},
-    "measures": [
-        {
-            "name": str,
-            "value": OPTIONAL_NUMBER,
-            "stderr": OPTIONAL_NUMBER,
-            "images": int,
-            "note": str,
-        }
-    ],
+    "measures": [MEASURE | {"note": str}],
 }
 CONFIG = {  # The fields of a config that the page names.
     "model": {"name": str},
@@ -58,10 +50,8 @@ AGAIN = "Write it again, with --mode=eval."
 def note_environment(folder: Path, mesh: Mesh) -> None:
     """Append the devices and versions of this process to environments.json, unless listed there."""
     kinds = {device.device_kind for device in mesh.devices.flat}
-    environment = {
-        "devices": f"{mesh.size} x {', '.join(sorted(kinds))}",
-        "python": platform.python_version(),
-    }
+    devices = f"{mesh.size} x {', '.join(sorted(kinds))}"
+    environment = {"devices": devices, "python": platform.python_version()}
     environment |= {package: version(package) for package in PACKAGES}
     noted = _read_environments(folder)
     if environment not in noted:
@@ -71,10 +61,8 @@ def note_environment(folder: Path, mesh: Mesh) -> None:
 def _read_environments(folder: Path) -> list[dict[str, str]]:
     """The content of environments.json; a damaged file is replaced, with a warning."""
     path = folder / ENVIRONMENTS
-    if not path.exists():
-        return []
     try:
-        return read_json(path, [dict])
+        return read_json(path, [dict]) if path.exists() else []
     except InputError as error:
         logging.warning("%s The environments of earlier runs are lost.", error)
         return []
@@ -104,15 +92,16 @@ def gather(folder: Path, workdir: Path) -> ReportData:
     unfinished (names of folders without results), curves (by name, with steps and values),
     environments and config.
     """
-    found = [path for path in folder.glob("checkpoint_*") if CHECKPOINT.fullmatch(path.name)]
-    checkpoints = sorted(found, key=_number)
+    named = {path: CHECKPOINT.fullmatch(path.name) for path in folder.glob("checkpoint_*")}
+    numbers = {path: int(match[1]) for path, match in named.items() if match}
+    checkpoints = sorted(numbers, key=numbers.__getitem__)
     finished = [path for path in checkpoints if (path / "results.json").exists()]
     if not finished:
         raise InputError(f"{folder} has no results of an evaluation; run --mode=eval first.")
     data = {
         "name": folder.name,
         "workdir": workdir.resolve().name,
-        "checkpoints": [_checkpoint(path) for path in finished],
+        "checkpoints": [_checkpoint(path, numbers[path]) for path in finished],
         "unfinished": [path.name for path in checkpoints if path not in finished],
         "curves": _curves(workdir / FILE_NAME),
         "environments": _read_environments(folder),
@@ -121,11 +110,7 @@ def gather(folder: Path, workdir: Path) -> ReportData:
     if (folder / "config.json").exists():
         with advice(AGAIN):
             data["config"] = read_json(folder / "config.json", CONFIG)
-    return _replace_non_finite(data)
-
-
-def _number(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("_")[2])
+    return json.loads(json.dumps(data), parse_constant=lambda constant: None)
 
 
 def thin(curve: Curve, count: int) -> Curve:
@@ -137,15 +122,11 @@ def thin(curve: Curve, count: int) -> Curve:
 
 def _curves(path: Path) -> ReportData:
     found = read_curves(path)
-    curves = {}
-    for name, label in CURVES.items():
-        if name in found:
-            steps, values = thin(found[name], MAX_POINTS)
-            curves[label] = {"steps": steps.tolist(), "values": values.tolist()}
-    return curves
+    curves = {CURVES[name]: thin(found[name], MAX_POINTS) for name in CURVES if name in found}
+    return {name: {"steps": x.tolist(), "values": y.tolist()} for name, (x, y) in curves.items()}
 
 
-def _checkpoint(folder: Path) -> ReportData:
+def _checkpoint(folder: Path, number: int) -> ReportData:
     """The part of report.json about one checkpoint.
 
     Keys: number, results (those of results.json), bpd_histogram (or null), sampling (NFE and speed,
@@ -158,7 +139,7 @@ def _checkpoint(folder: Path) -> ReportData:
         pictures = ["samples.png"]  # A missing one is shown as missing.
         pictures += [name for name in ("real.png", "trajectory.png") if (folder / name).exists()]
     return {
-        "number": _number(folder),
+        "number": number,
         "results": results,
         "bpd_histogram": _bpd_histogram(folder, **results["bpd"]) if "bpd" in results else None,
         "sampling": _sampling(folder, results["samples"]["images"]) if pictures else None,
@@ -215,14 +196,3 @@ def _rounds(folder: Path, name: str, keys: Sequence[str], count: int) -> list[Ar
             f"results.json states {count}. Write what is missing, with --mode=eval."
         )
     return rounds
-
-
-def _replace_non_finite(tree: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not have, by None."""
-    if isinstance(tree, dict):
-        return {key: _replace_non_finite(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_replace_non_finite(value) for value in tree]
-    if isinstance(tree, float) and not math.isfinite(tree):
-        return None
-    return tree

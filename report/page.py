@@ -42,11 +42,10 @@ def render(data: ReportData, folder: Path) -> str:
     """Return the HTML of what `data.gather` returned for `folder`, whose pictures it reads."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=jinja2.select_autoescape(),
+        autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,
     )
     environment.filters["plus_minus"] = plus_minus
     checkpoints, config = data["checkpoints"], data["config"]
@@ -57,7 +56,7 @@ def render(data: ReportData, folder: Path) -> str:
         measure_names=list(names),
         sampler=_sampler(config["sampling"]) if config else "",
         shape=_shape(config["data"]) if config else "",
-        by_step=_charts_by_step(checkpoints, list(names)) if len(checkpoints) > 1 else [],
+        by_step=_charts_by_step(checkpoints) if len(checkpoints) > 1 else [],
         training=_training(data["curves"]),
         package_names=list(dict.fromkeys(name for each in data["environments"] for name in each)),
         fields=[(name, json.dumps(value)) for name, value in sorted(fields.items())],
@@ -100,24 +99,19 @@ def _short_name(name: str) -> str:
 # --- charts ---
 
 
-def _charts_by_step(checkpoints: Sequence[ReportData], names: Sequence[str]) -> list[Chart]:
+def _charts_by_step(checkpoints: Sequence[ReportData]) -> list[Chart]:
     """A chart of the finite values of each kind of measures that has any."""
     found = []
     for kind in KINDS:
-        lines = []
-        for name in (name for name in names if name.startswith(kind)):
-            points = [
-                (each["results"]["step"], measure["value"])
-                for each in checkpoints
-                for measure in _measures(each)
-                if measure["name"] == name and measure["value"] is not None
-            ]
-            if points:
-                label = _short_name(name).removeprefix(f"{kind}, ")
-                lines.append(Line(label, *zip(*sorted(points))))
-        if lines:
-            shown = [name.removeprefix(f"{kind}, ") for name in names if name.startswith(kind)]
-            title = f"{kind} by training step: {'; '.join(shown)}"
+        points: dict[str, list[tuple[int, float]]] = {}
+        for each in sorted(checkpoints, key=lambda each: each["results"]["step"]):
+            for measure in _measures(each):
+                if measure["name"].startswith(kind) and measure["value"] is not None:
+                    name = measure["name"].removeprefix(f"{kind}, ")
+                    points.setdefault(name, []).append((each["results"]["step"], measure["value"]))
+        if points:
+            lines = [Line(_short_name(name), *zip(*each)) for name, each in points.items()]
+            title = f"{kind} by training step: {'; '.join(points)}"
             found.append(charts.line_chart(lines, title, "step", kind))
     return found
 
@@ -140,7 +134,7 @@ def _checkpoint(checkpoint: ReportData, folder: Path) -> ReportData:
     if histogram is not None:
         count, number = sum(histogram["counts"]), checkpoint["number"]
         title = f"Checkpoint {number}: histogram of the bits/dim of {count} images"
-        chart = charts.histogram(**histogram, title=title, x_label="bits/dim", y_label="images")
+        chart = charts.histogram(**histogram, title=title, x_label="bits/dim")
     return checkpoint | {
         "by_name": {measure["name"]: measure for measure in _measures(checkpoint)},
         "highlights": _highlights(checkpoint),
@@ -166,17 +160,14 @@ def _highlights(checkpoint: ReportData) -> list[tuple[str, str]]:
 
 
 def _picture(path: Path) -> Picture:
-    """The picture of a PNG file, reduced in size if it is large."""
+    """The picture of a PNG file, at most of MAX_SIDE."""
+    content = io.BytesIO()
     try:
         check_regular(path)
         with Image.open(path, formats=["PNG"]) as picture:
-            picture.load()  # Damage raises an exception here.
-            content = path.read_bytes()
-            if max(picture.size) > MAX_SIDE:
-                picture.thumbnail((MAX_SIDE, MAX_SIDE))
-                reduced = io.BytesIO()
-                picture.save(reduced, "png")
-                content = reduced.getvalue()
+            picture.thumbnail((MAX_SIDE, MAX_SIDE))
+            picture.save(content, "png")
     except Exception as error:  # Decoders raise many exception types for damaged files.
         return Picture(path.stem, "", f"{path.name} is missing or damaged: {brief(error)}.")
-    return Picture(path.stem, f"data:image/png;base64,{base64.b64encode(content).decode()}")
+    encoded = base64.b64encode(content.getbuffer()).decode()
+    return Picture(path.stem, f"data:image/png;base64,{encoded}")

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -54,15 +54,11 @@ class TrainingLog:
         rate: Callable[[int], Any] | None = None,
         skipped_in_a_row: int = 0,
     ) -> None:
-        self.workdir = Path(workdir)
-        self.step = start
-        self.total = total
-        self.batch_size = batch_size
+        self.workdir, self.step, self.total = Path(workdir), start, total
+        self.batch_size, self.rate, self.most_skipped = batch_size, rate, skipped_in_a_row
         self.is_writer = jax.process_index() == 0
         self.pending: list[dict[str, Array]] = []  # on the device
         self.fetched: list[dict[str, np.ndarray]] = []  # finite, not yet reported
-        self.rate = rate
-        self.most_skipped = skipped_in_a_row
         self.skipped = 0  # the latest steps, one after the other
         self.latest = ""  # loss and gradient norm of the last step
         self.by_level = ""  # the mean losses by noise level of the last report
@@ -79,7 +75,8 @@ class TrainingLog:
         )
         path = self.workdir / FILE_NAME
         remove_later_steps(path, self.step)
-        self.entries = _open_log(path if self.is_writer else Path(os.devnull))
+        with writing(path):
+            self.entries = open(path if self.is_writer else os.devnull, "a", encoding="utf-8")
         hidden = None if self.is_writer else True  # None: hidden unless on a terminal
         self.bar = tqdm(total=self.total, initial=self.step, unit="step", disable=hidden)
         return self
@@ -158,16 +155,11 @@ class TrainingLog:
         rate = (self.step - then[0]) / (now - then[1])
         speed = rate * self.batch_size
         self._scalars("training", loss=loss.mean(), grad_norm=norm.mean(), images_per_second=speed)
-        self._levels("training", sums, counts)
-        means = [
-            f"{time_of(i, sums):.2f}: {sums[i] / counts[i]:.3g}"
-            for i in np.flatnonzero(counts).tolist()
-        ]
-        self.by_level = f" Mean losses by t up to step {self.step}: {', '.join(means)}."
-        remaining = "unknown"
-        if rate:
-            remaining = tqdm.format_interval((self.total - self.step) / rate)
-        self.say(f"loss {loss.mean():.5f}, {speed:.0f} images/s, ETA {remaining}")
+        means = self._levels("training", sums, counts)
+        listed = ", ".join(f"{t}: {mean:.3g}" for t, mean in means.items())
+        self.by_level = f" Mean losses by t up to step {self.step}: {listed}."
+        left = tqdm.format_interval((self.total - self.step) / rate) if rate else "unknown"
+        self.say(f"loss {loss.mean():.5f}, {speed:.0f} images/s, ETA {left}")
 
     def held_out(self, losses: np.ndarray, stderr: float, levels: np.ndarray) -> None:
         """Report losses (B,) of held-out images under the EMA parameters, without dropout.
@@ -209,16 +201,18 @@ class TrainingLog:
             self.entries.write(json.dumps(entry) + "\n")
             self.entries.flush()
 
-    def _levels(self, group: str, sums: np.ndarray, counts: np.ndarray) -> None:
-        """Write the mean loss of each noise level that occurred to TensorBoard."""
-        for i in np.flatnonzero(counts).tolist():
-            tag = f"{group}_loss_by_t/{time_of(i, sums):.2f}"
-            self.events.add_scalar(tag, sums[i] / counts[i], self.step)
+    def _levels(self, group: str, sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+        """Write the mean loss of each noise level that occurred to TensorBoard.
 
-
-def time_of(level: int, sums: np.ndarray) -> float:
-    """Return the middle of a noise level as a share of T; `sums` (levels,) has one entry each."""
-    return (level + 0.5) / len(sums)
+        Return them by the middle of the level, as a share of T.
+        """
+        means = {
+            f"{(i + 0.5) / len(sums):.2f}": sums[i] / counts[i]
+            for i in np.flatnonzero(counts).tolist()
+        }
+        for t, mean in means.items():
+            self.events.add_scalar(f"{group}_loss_by_t/{t}", mean, self.step)
+        return means
 
 
 class Curve(NamedTuple):
@@ -259,8 +253,3 @@ def _entries(path: Path) -> Iterator[Entry]:
     for entry in read_lines(path):
         if not mismatch(entry, {"step": int}) and 0 <= entry["step"] <= MAX_STEP:
             yield entry
-
-
-def _open_log(path: Path) -> TextIO:
-    with writing(path):
-        return open(path, "a", encoding="utf-8")

@@ -67,13 +67,13 @@ def test_labels_of_the_y_axis(values, labels):
 
 
 def test_histograms_show_their_numbers():
-    svg = charts.histogram([1, 4, 2], [0, 1, 2, 3], 1.5, "t", "x", "y").svg
+    svg = charts.histogram([1, 4, 2], [0, 1, 2, 3], 1.5, "t", "x").svg
     bars = drawn(svg, "fill: var(--series-0)")
     heights = [np.ptp(bar[:, 1]) for bar in bars]
     assert heights == pytest.approx(heights[0] * np.array([1, 4, 2]), abs=0.2)
     (mean,) = drawn(svg, "stroke: var(--series-1)")
     assert mean[:, 0] == pytest.approx(bars[1][:, 0].min() + np.ptp(bars[1][:, 0]) / 2, abs=0.1)
-    assert {"mean 1.5", "x", "y"} <= texts(svg)
+    assert {"mean 1.5", "x", "images"} <= texts(svg)
 
 
 def test_charts_are_reproducible_and_have_ids_of_their_own():

@@ -20,26 +20,29 @@ MISSING = "not installed (requirements-dev.txt)"
 def fill(seed: int) -> tuple[dict[str, np.ndarray], np.random.Generator]:
     """Return a random state dict, generated as for the record, and the generator afterwards."""
     rng, tensors = np.random.default_rng(seed), {}
+    draws = {
+        "num_batches_tracked": lambda shape: 0,
+        "running_var": lambda shape: rng.uniform(0.5, 1.5, shape),
+        "running_mean": lambda shape: 0.1 * rng.normal(size=shape),
+        "bias": lambda shape: 0.1 * rng.normal(size=shape),
+        "bn.weight": lambda shape: rng.uniform(0.8, 1.6, shape),
+        "weight": lambda shape: rng.normal(size=shape) * np.sqrt(1.6 / np.prod(shape[1:])),
+    }
     for name, shape in sorted(reference.notes(RECORD)["names"].items()):
-        if name.endswith("num_batches_tracked"):
-            tensors[name] = np.zeros((), np.int64)
-            continue
-        if name.endswith("running_var"):
-            value = rng.uniform(0.5, 1.5, shape)
-        elif name.endswith("running_mean") or name.endswith("bias"):
-            value = 0.1 * rng.normal(size=shape)
-        elif name.endswith("bn.weight"):
-            value = rng.uniform(0.8, 1.6, shape)
-        else:
-            value = rng.normal(size=shape) * np.sqrt(1.6 / np.prod(shape[1:]))
-        tensors[name] = value.astype(np.float32)
+        draw = next(draws[end] for end in draws if name.endswith(end))
+        tensors[name] = np.asarray(draw(shape), np.float32)
     return tensors, rng
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def tensors():
+    return fill(2015)[0]
+
+
+@pytest.fixture(scope="module")
+def weights(tensors, tmp_path_factory):
     path = tmp_path_factory.mktemp("inception") / "random.safetensors"
-    safetensors.numpy.save_file(fill(2015)[0], path)
+    safetensors.numpy.save_file(tensors, path)
     return path
 
 
@@ -105,17 +108,16 @@ def test_interpolation(size, half_pixel):
 # --- files ---
 
 
-def test_pytorch_files(weights, tmp_path, monkeypatch):
+def test_pytorch_files(tensors, weights, tmp_path, monkeypatch):
     """A .pth file has the same parameters; a .safetensors copy can be read without PyTorch."""
     torch = pytest.importorskip("torch", reason=MISSING)
     path = tmp_path / "random.pth"
-    torch.save({name: torch.tensor(tensor) for name, tensor in fill(2015)[0].items()}, path)
+    torch.save({name: torch.tensor(tensor) for name, tensor in tensors.items()}, path)
     read = inception_weights.read(path)
     assert read.digest == inception_weights.read(weights).digest
     # Treat the SHA-256 of the random weights as the standard one.
     monkeypatch.setattr(inception_weights, "STANDARD", "")
-    target = inception_weights.to_safetensors(path)
-    again = inception_weights.read(target)
+    again = inception_weights.read(inception_weights.to_safetensors(path))
     assert (again.digest, again.standard) == (read.digest, True)
     assert jax.tree.all(jax.tree.map(np.array_equal, again.params, read.params))
 

@@ -1,5 +1,6 @@
 """Distances: closed forms, values recorded from TF-GAN, and torch-fidelity if installed."""
 
+import functools
 import math
 
 import numpy as np
@@ -22,8 +23,8 @@ def correlated_features(count, dims, seed=0):
 def test_merged_moments_equal_those_of_all_images():
     x = correlated_features(1000, 6) + 1e4  # Sums of squares would lose eight digits here.
     parts = [Moments.from_features(part) for part in np.split(x, [1, 2, 300, 999])]
-    left = parts[0].merge(parts[1]).merge(parts[2]).merge(parts[3]).merge(parts[4])
-    right = parts[0].merge(parts[1].merge(parts[2].merge(parts[3].merge(parts[4]))))
+    left = functools.reduce(Moments.merge, parts)
+    right = functools.reduce(Moments.merge, parts[::-1])
     for merged in (left, right):
         assert merged.count == 1000
         np.testing.assert_allclose(merged.mean, x.mean(0), rtol=1e-14)
@@ -101,25 +102,18 @@ def test_kernel_distance_of_all_pairs():
 
 
 def test_inception_score():
-    """1 for a constant classifier; the number of classes for certain and balanced predictions."""
-    constant, certain = np.full((7, 5), 3.0), np.tile(1e4 * np.eye(5), (4, 1))
-    assert distances.inception_score(constant) == pytest.approx(1, rel=1e-12)
-    assert distances.inception_score(certain) == pytest.approx(5, rel=1e-12)
-    # It is the exponential of the entropy of certain predictions, ...
-    shares = np.array([0.6, 0.3, 0.1])
-    certain = 1e4 * np.eye(3)[np.repeat([0, 1, 2], [6, 3, 1])]
-    entropy = -(shares * np.log(shares)).sum()
-    assert distances.inception_score(certain) == pytest.approx(math.exp(entropy), rel=1e-12)
-    # ... less the mean entropy of each prediction.
-    p = np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5], [0.9, 0.05, 0.05]])
-    entropies = [-(q[q > 0] * np.log(q[q > 0])).sum() for q in (*p, p.mean(0))]
-    expected = math.exp(entropies[3] - np.mean(entropies[:3]))
-    logits = np.log(np.maximum(p, 1e-300)) + np.array([[3.0], [-2], [500]])
-    assert distances.inception_score(logits) == pytest.approx(expected, rel=1e-10)
+    """The exponential of the entropy of the mean prediction less the mean entropy of each."""
+    half = np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5], [0.9, 0.05, 0.05]])
+    certain = np.eye(3)[np.repeat([0, 1, 2], [6, 3, 1])]
+    for p in (half, certain, np.tile(np.eye(5), (4, 1)), np.full((7, 5), 0.2)):
+        entropies = [-(q[q > 0] * np.log(q[q > 0])).sum() for q in (*p, p.mean(0))]
+        expected = math.exp(entropies[-1] - np.mean(entropies[:-1]))
+        logits = np.log(np.maximum(p, 1e-300)) + np.resize([3.0, -2, 500], (len(p), 1))
+        assert distances.inception_score(logits) == pytest.approx(expected, rel=1e-10)
 
 
 def values(estimates):
-    return tuple(estimate.value for estimate in estimates)
+    return tuple(estimate.value for estimate in estimates.values())
 
 
 @pytest.mark.parametrize("dims", [4, pytest.param(16, marks=pytest.mark.slow)])
@@ -129,8 +123,8 @@ def test_errors_of_precision_and_recall_are_those_over_draws(dims):
     real = rng.normal(size=(500, dims))
     draws = (0.8 * rng.normal(size=(300, dims)) for _ in range(40))
     found = [distances.precision_recall(real, draw) for draw in draws]
-    for each in zip(*found):
-        drawn, stderrs = np.array(each).T
+    for name in ("precision", "recall"):
+        drawn, stderrs = np.array([each[name] for each in found]).T
         assert np.sqrt((stderrs**2).mean()) == pytest.approx(drawn.std(ddof=1), rel=0.25)
 
 
@@ -156,10 +150,10 @@ def test_products_are_exact():
 def test_jackknife():
     """It gives the standard error of a mean, and the unbiased variance from the biased one."""
     x = correlated_features(30, 1)[:, 0]
-    without = np.array([np.delete(x, i) for i in range(30)])
-    stderr = distances.jackknife(x.mean(), without.mean(1)).stderr
-    assert stderr == pytest.approx(x.std(ddof=1) / math.sqrt(30))
-    assert distances.jackknife(x.var(), without.var(1)).extrapolated == pytest.approx(x.var(ddof=1))
+    found = distances.jackknife(lambda kept: x[kept].mean(), 30)
+    assert found[:2] == pytest.approx((x.mean(), x.std(ddof=1) / math.sqrt(30)))
+    found = distances.jackknife(lambda kept: x[kept].var(), 30)
+    assert found.extrapolated == pytest.approx(x.var(ddof=1))
 
 
 # --- recorded values and other implementations ---

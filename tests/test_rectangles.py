@@ -107,7 +107,7 @@ def test_latent_codes(trained):
 def test_names_of_statistics(tmp_path):
     experiment = Experiment(config("a.npy", **{"eval.features": f"{__name__}:corners"}))
     extractor = features.make_extractor(experiment, tmp_path)
-    path = reference_statistics.statistics_path(experiment, extractor, tmp_path)
+    path = reference_statistics.statistics_path(experiment, extractor.label, tmp_path)
     assert path.name.startswith("array_8x4_")
     protocol = reference_statistics.expected_protocol(experiment, extractor)
     assert json.loads(json.dumps(protocol)) == protocol

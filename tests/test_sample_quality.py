@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from metrics.distances import Moments
 from metrics.features import Extractor
 from metrics.splits import NoReferenceError
 from metrics.stage import Context
-from readers.files import read_npz
-from runs import round_paths, save_arrays
+from runs import round_paths
 from tests import tiny
+from tests.refusal import refused
 
 SAMPLES = 50
 
@@ -39,17 +40,6 @@ def config(**changes):
     return tiny.config(**fields | changes)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Rounds of samples, as evaluation writes them; the samples are held-out digits."""
-    experiment = Experiment(config())
-    images = features.as_samples(experiment, experiment.test.pixels[:SAMPLES])
-    (tmp_path / "checkpoint_1").mkdir()
-    for index, path in enumerate(round_paths(tmp_path / "checkpoint_1", "samples", 4)):
-        np.savez(path, samples=images[16 * index : 16 * (index + 1)])
-    return tmp_path / "checkpoint_1"
-
-
 def measure(folder, **changes):
     experiment = Experiment(config(**changes))
     sample_quality.check(experiment)
@@ -57,7 +47,28 @@ def measure(folder, **changes):
     return sample_quality.run(Context(experiment, {}, folder, prepared))
 
 
-def unused_extractor(*, published):
+@pytest.fixture(scope="module")
+def experiment():
+    return Experiment(config())
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, experiment):
+    """A workdir with rounds of samples, which are held-out digits, and their metrics."""
+    workdir = tmp_path_factory.mktemp("measured")
+    images = features.as_samples(experiment, experiment.test.pixels[:SAMPLES])
+    (workdir / "checkpoint_1").mkdir()
+    for index, path in enumerate(round_paths(workdir / "checkpoint_1", "samples", 4)):
+        np.savez(path, samples=images[16 * index : 16 * (index + 1)])
+    return workdir, measure(workdir / "checkpoint_1")
+
+
+@pytest.fixture
+def folder(measured, tmp_path):
+    return shutil.copytree(measured[0], tmp_path / "w") / "checkpoint_1"
+
+
+def extractor(*, published=False):
     """An extractor whose function is not called."""
     return Extractor("some", "0" * 64, "", lambda images: None, published)
 
@@ -65,44 +76,38 @@ def unused_extractor(*, published):
 # --- the metrics ---
 
 
-def test_metrics_equal_those_of_all_features(folder):
+def test_metrics_equal_those_of_all_features(measured, experiment):
     """Features are computed in rounds; the metrics are those of all features at once."""
-    entry = measure(folder)
-    experiment = Experiment(config())
-    pools = []
-    for images in (experiment.train.pixels, experiment.test.pixels[:SAMPLES]):
-        pixels = features.as_samples(experiment, images)[:, 2:6:3, 2:6:3].reshape(-1, 4)
-        pools.append(pixels.astype(np.float32) / np.float32(255))
-    real, generated = pools
-    distance = distances.frechet_distance(*map(Moments.from_features, pools))
+    entry = measured[1]
+    pools = [
+        corners(features.as_samples(experiment, images))["pool"].astype(np.float32)
+        for images in (experiment.train.pixels, experiment.test.pixels[:SAMPLES])
+    ]
     # Errors come from groups of shuffled images.
-    generated = generated[np.random.default_rng(0).permutation(50)]
-    real = np.random.default_rng(1).permutation(real)
-    without = []
-    for group in range(10):
-        rest = np.delete(generated, np.s_[group::10], 0)
-        without.append(distances.frechet_distance(*map(Moments.from_features, (rest, real))))
-    jackknife = distances.jackknife(distance, without)
-    frechet, expected = entry["frechet"], (distance, jackknife.stderr, jackknife.extrapolated)
-    found = tuple(frechet[name] for name in ("value", "stderr", "extrapolated"))
-    assert found == pytest.approx(expected, rel=1e-4)
-    kid = distances.kernel_distance(real, generated)
-    others = {"kid": kid, **distances.precision_recall(real, generated)._asdict()}
-    for name, estimate in others.items():
-        found = (entry[name]["value"], entry[name]["stderr"])
-        assert found == pytest.approx(tuple(estimate), rel=1e-4)
+    real, generated = (np.random.default_rng(s).permutation(x) for s, x in zip((1, 0), pools))
+    moments = Moments.from_features(real)
+
+    def distance(kept):
+        some = Moments.from_features(generated[np.isin(np.arange(SAMPLES) % 10, kept)])
+        return distances.frechet_distance(some, moments)
+
+    jackknife = distances.jackknife(distance, 10)
+    expected = {"frechet": jackknife[:2]}
+    expected |= {"kid": distances.kernel_distance(real, generated)}
+    expected |= distances.precision_recall(real, generated)
+    for name, values in expected.items():
+        found = entry[name]["value"], entry[name]["stderr"]
+        assert found == pytest.approx(tuple(values), rel=1e-4)
+    assert entry["frechet"]["extrapolated"] == pytest.approx(jackknife.extrapolated, rel=1e-4)
     assert entry["precision"]["value"] != entry["recall"]["value"]
     assert entry["inception_score"] is None  # There are no logits.
-    assert entry["reference"]["images"] == 1438
-    assert entry["rounding"] == "nearest"
+    assert (entry["reference"]["images"], entry["rounding"]) == (1438, "nearest")
     json.dumps(entry, allow_nan=False)
     rows = sample_quality.measures(entry)
+    names = zip(("FD_n50", "KID", "precision", "recall"), expected)
     label = f"({entry['features']}, n = 50)"
     assert [(row.name, row.value) for row in rows] == [
-        (f"{name} {label}", entry[key]["value"])
-        for name, key in zip(
-            ("FD_n50", "KID", "precision", "recall"), ("frechet", "kid", "precision", "recall")
-        )
+        (f"{name} {label}", entry[key]["value"]) for name, key in names
     ]
     assert rows[0].note.startswith("against 1438 digits train; ")
     assert rows[1].note == "all pairs of 50 and 1438 images"
@@ -117,43 +122,22 @@ def test_error_of_the_inception_score():
     """The jackknife leaves out one of ten groups; the score of certain labels is exp(entropy)."""
     labels = np.random.default_rng(0).integers(0, 4, 40) ** 2 // 3
     found = sample_quality.inception_score(1e4 * np.eye(4)[labels], published=True)
-    counts = np.bincount(labels, minlength=4)
-    assert found["value"] == pytest.approx(np.exp(entropy(counts)))
-    rest = [counts - np.bincount(labels[group::10], minlength=4) for group in range(10)]
-    without = np.exp([entropy(each) for each in rest])
-    stderr = np.sqrt(0.9 * np.square(without - without.mean()).sum())
-    assert found["stderr"] == pytest.approx(stderr)
+    kept = [labels, *(np.delete(labels, np.s_[group::10]) for group in range(10))]
+    value, *without = (np.exp(entropy(np.bincount(each))) for each in kept)
+    stderr = np.sqrt(0.9 * np.square(without - np.mean(without)).sum())
+    assert (found["value"], found["stderr"]) == pytest.approx((value, stderr))
     assert found["name"] == "IS"
 
 
-def test_a_restart_computes_only_missing_rounds(folder, monkeypatch):
-    before = measure(folder)
-    (folder / f"features_{before['features']}_2.npz").unlink()
-    sizes = []
-
-    def recording(images):
-        sizes.append(len(images))
-        return original(images)
-
-    original = corners
-    monkeypatch.setitem(globals(), "corners", recording)
-    assert measure(folder) == before
-    assert sizes == [16]
-
-
-@pytest.mark.parametrize(
-    ("count", "published", "name"),
-    [
-        (9_999, True, "FID_n9999"),
-        (9_999, False, "FD_n9999"),
-        (10_000, True, "FID"),
-        (10_000, False, "FD"),
-    ],
-)
-def test_fid_requires_ten_thousand_images_and_the_published_features(count, published, name):
-    pool = np.random.default_rng(0).normal(size=(count, 2))
+def test_fid_requires_ten_thousand_images_and_the_published_features():
+    pool = np.random.default_rng(0).normal(size=(10_000, 2))
     reference = statistics_files.Reference(Moments.from_features(pool[:50]), None, {})
-    assert sample_quality.frechet(pool, published, reference)["name"] == name
+    names = [
+        sample_quality.frechet(pool[start:], published, reference)["name"]
+        for start in (1, 0)
+        for published in (True, False)
+    ]
+    assert names == ["FID_n9999", "FD_n9999", "FID", "FD"]
 
 
 def test_sorted_images_have_the_errors_of_shuffled_ones(tmp_path):
@@ -168,8 +152,7 @@ def test_sorted_images_have_the_errors_of_shuffled_ones(tmp_path):
         np.savez(path, pool=cyclic[order], logits=logits[order])
         moments = Moments.from_features(real[order])
         reference = statistics_files.Reference(moments, real[order], {})
-        extractor = unused_extractor(published=False)
-        entries.append(sample_quality.measure([path], extractor, reference))
+        entries.append(sample_quality.measure([path], extractor(), reference))
     for key in ("frechet", "kid", "inception_score", "precision", "recall"):
         one, other = (entry[key] for entry in entries)
         assert one["value"] == pytest.approx(other["value"], rel=1e-6)
@@ -183,13 +166,16 @@ def test_sorted_images_have_the_errors_of_shuffled_ones(tmp_path):
 
 
 def test_the_classifier_of_the_digits(tmp_path, monkeypatch):
-    """It is accurate on held-out digits, which give an inception score near the number of classes.
+    """It is accurate on held-out digits, whose score is near the number of classes.
 
-    It is trained once.
+    It is trained once for the same images and labels.
     """
     experiment = Experiment(config(**{"eval.features": "classifier"}))
     extractor = features.make_extractor(experiment, tmp_path)
-    test = features.as_samples(experiment, experiment.test.pixels)
+    test, train = (
+        features.as_samples(experiment, images.pixels)
+        for images in (experiment.test, experiment.train)
+    )
     pool, logits = extractor.extract(test)
     assert pool.shape == (359, features.HIDDEN_UNITS)
     assert not Moments.from_features(pool).rank_deficient
@@ -199,47 +185,33 @@ def test_the_classifier_of_the_digits(tmp_path, monkeypatch):
     again = features.make_extractor(experiment, tmp_path)
     assert (again.digest, again.label) == (extractor.digest, extractor.label)
     np.testing.assert_array_equal(again.extract(test[:5]).pool, pool[:5])
-    # Other labels or images need another classifier.
-    train = features.as_samples(experiment, experiment.train.pixels)
     labels = experiment.train.labels
     for images, classes in ((train, labels[::-1]), (train[::-1], labels)):
         with pytest.raises(TypeError, match="not callable"):
             features._load_or_train_classifier(images, classes, tmp_path)
 
 
-def rewrite(path, **changes):
-    """Change arrays of a file, whose description still fits."""
-    arrays = read_npz(path)
-    depends = json.loads(str(arrays.pop("depends")))
-    del arrays["arrays"]
-    save_arrays(path, arrays | changes, depends)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: path.write_bytes(path.read_bytes()[:700]),
-        lambda path: path.write_bytes(b""),
-        lambda path: np.savez(path, kernel0=np.ones(3)),
-        lambda path: rewrite(path, kernel1=np.ones((3, 1))),
-    ],
-)
-def test_a_damaged_classifier_is_trained_again(tmp_path, monkeypatch, damage, caplog):
+def test_a_damaged_classifier_is_trained_again(tmp_path, monkeypatch, caplog):
     images, labels = np.zeros((20, 2, 2, 1), np.uint8), np.arange(20) % 2
     options = features.CLASSIFIER_OPTIONS | {"max_iter": 1}
     monkeypatch.setattr(features, "CLASSIFIER_OPTIONS", options)
     before = features._load_or_train_classifier(images, labels, tmp_path)
     (path,) = (tmp_path / "statistics").iterdir()
-    damage(path)
-    after = features._load_or_train_classifier(images, labels, tmp_path)
-    assert all(np.array_equal(before[name], after[name]) for name in before)
-    assert f"{path} is damaged; the classifier is trained again" in caplog.text
+    for damage in (
+        lambda: path.write_bytes(path.read_bytes()[:700]),
+        lambda: path.write_bytes(b""),
+        lambda: np.savez(path, kernel0=np.ones(3)),
+    ):
+        damage()
+        caplog.clear()
+        after = features._load_or_train_classifier(images, labels, tmp_path)
+        assert all(np.array_equal(before[name], after[name]) for name in before)
+        assert f"{path.parent}: 1 file(s) of {path.stem[:-2]} do not match" in caplog.text
 
 
-def test_images_in_the_format_of_samples():
+def test_images_in_the_format_of_samples(experiment):
     """The 17 grey levels of the digits become 0 .. 255, whatever the dequantization."""
-    levels = np.arange(17, dtype=np.uint8).reshape(1, 17, 1, 1)
-    found = features.as_samples(Experiment(config()), levels)
+    found = features.as_samples(experiment, np.arange(17, dtype=np.uint8).reshape(1, 17, 1, 1))
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found.ravel(), np.round(np.arange(17) * 255 / 16))
 
@@ -255,23 +227,18 @@ def test_images_in_the_format_of_samples():
         lambda images: {"pool": images[:, 0, 0], "other": images[:, 0, 0]},
     ],
 )
-def test_a_custom_extractor_with_invalid_outputs(folder, monkeypatch, invalid):
+def test_a_custom_extractor_with_invalid_outputs(experiment, monkeypatch, invalid):
     monkeypatch.setitem(globals(), "corners", invalid)
-    with pytest.raises(InputError, match="corners' .* for 16 images.* must map uint8 images"):
-        measure(folder)
+    extract = features.make_extractor(experiment, "").extract
+    images = np.zeros((16, 8, 8, 1), np.uint8)
+    refused("corners' .* for 16 images.* must map uint8 images", extract, images)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"eval.features": "vgg"},
-        {"eval.features": "no.module:f"},
-        {"eval.features": "tests/x.py:f"},
-        {"eval.features": ":f"},
-        {"eval.features": "json:"},
-        {"eval.features": "json:a:b"},
-        {"eval.features": "json:dumps()"},
-        {"eval.features": "json:f"},
+        *({"eval.features": name} for name in ("vgg", "no.module:f", "tests/x.py:f", ":f")),
+        *({"eval.features": f"json:{name}"} for name in ("", "a:b", "dumps()", "f")),
         {"data.dataset": "noise", "eval.features": "classifier"},
         {"eval.num_samples": 9},
         {"eval.stats_path": "no.npz"},
@@ -282,10 +249,8 @@ def test_a_custom_extractor_with_invalid_outputs(folder, monkeypatch, invalid):
 def test_invalid_settings(tmp_path, changes):
     """One line names the field and its value."""
     (field, value) = list(changes.items())[-1]
-    with pytest.raises(InputError) as caught:
-        measure(tmp_path / "checkpoint_1", **changes)
-    assert f"{field} = {value!r}" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    message = refused("", measure, tmp_path / "checkpoint_1", **changes)
+    assert f"{field} = {value!r}" in message
 
 
 # --- statistics ---
@@ -310,41 +275,38 @@ def test_fid_stats(tmp_path, monkeypatch):
         reference_statistics.fid_stats(config(**changes), str(tmp_path))
     path = reference_statistics.fid_stats(config(**changes), str(tmp_path))
     assert calls == [64, 64, 64, 64, 64, 64, 39]  # The fourth round is computed twice.
-    with np.load(path) as file:
-        arrays = dict(file)
-    experiment = Experiment(config(**changes))
-    images = features.as_samples(experiment, experiment.test.pixels)
-    pool = images[:, 2:6:3, 2:6:3].reshape(359, 4) / 255
-    np.testing.assert_allclose(arrays["pool_3"], pool, rtol=1e-6)
-    np.testing.assert_allclose(arrays["mu"], pool.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(arrays["sigma"], np.cov(pool.T), rtol=1e-5)
+    experiment, arrays = Experiment(config(**changes)), dict(np.load(path))
+    pool = original(features.as_samples(experiment, experiment.test.pixels))["pool"]
+    for name, value in {"pool_3": pool, "mu": pool.mean(0), "sigma": np.cov(pool.T)}.items():
+        np.testing.assert_allclose(arrays[name], value, rtol=1e-5)
     assert json.loads(str(arrays["protocol"]))["images"] == 359
     assert {each.name for each in tmp_path.iterdir()} == {"test.npz", "test_rounds"}
     assert [each.name for each in (tmp_path / "test_rounds").iterdir()] == ["notes.txt"]
     # An existing file is an error, before a classifier is trained.
     monkeypatch.setattr(features, "_train_classifier", None)  # A call would raise TypeError.
-    changes["eval.features"] = "classifier"
-    with pytest.raises(InputError, match=f"{tmp_path}/test.npz exists and is not overwritten"):
-        reference_statistics.fid_stats(config(**changes), str(tmp_path / "w"))
+    again = config(**changes | {"eval.features": "classifier"})
+    words = f"{tmp_path}/test.npz exists and is not overwritten"
+    refused(words, reference_statistics.fid_stats, again, str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
 
 
 def test_moments_are_those_of_all_images_even_if_few_features_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(reference_statistics, "MAX_FEATURES", 100)
     experiment = Experiment(config(**{"eval.batch_size": 64}))
-    extractor = features.make_extractor(experiment, tmp_path)
+    own = features.make_extractor(experiment, tmp_path)
     path = tmp_path / "few.npz"
-    computed = reference_statistics.compute(experiment, extractor, path)
-    protocol = reference_statistics.expected_protocol(experiment, extractor)
-    pool = extractor.extract(features.as_samples(experiment, experiment.train.pixels)).pool
-    for found in (computed, load(path, extractor, protocol)):
-        assert (len(found.pool), found.protocol["images"]) == (100, 1438)
+    computed = reference_statistics.compute(experiment, own, path)
+    protocol = reference_statistics.expected_protocol(experiment, own)
+    pool = own.extract(features.as_samples(experiment, experiment.train.pixels)).pool
+    rows = np.linspace(0, 1437, 100).round().astype(int)
+    for found in (computed, statistics_files.load(path, own, protocol)):
+        assert found.protocol["images"] == 1438
+        np.testing.assert_array_equal(found.pool, pool[rows])
         np.testing.assert_allclose(found.moments.covariance, np.cov(pool.T), rtol=1e-6)
 
 
-def test_statistics_of_another_protocol_or_damaged(folder, monkeypatch, caplog):
+def test_statistics_of_another_protocol_or_damaged(measured, folder, monkeypatch, caplog):
     """Named ones are rejected, with the differences; those of the workdir are computed again."""
-    before = measure(folder)
     (path,) = (folder.parent / "statistics").iterdir()
     named = {"eval.stats_path": str(path)}
     for changes, words in (
@@ -357,32 +319,25 @@ def test_statistics_of_another_protocol_or_damaged(folder, monkeypatch, caplog):
         assert words in str(caught.value)
     read = datasets.DATASETS["digits"]
 
-    def one_pixel(split, config):
-        images = read(split, config)
+    def one_pixel(images):
         pixels = images.pixels.copy()
         pixels[7, 0, 0] = 16 - pixels[7, 0, 0]
         return dataclasses.replace(images, pixels=pixels)
 
-    def one_fewer(split, config):
-        images = read(split, config)
+    def one_fewer(images):
         return dataclasses.replace(images, pixels=images.pixels[:-1], labels=images.labels[:-1])
 
     for change, field in ((one_pixel, "data_sha256"), (one_fewer, "images")):
-        monkeypatch.setitem(datasets.DATASETS, "digits", change)
+        monkeypatch.setitem(datasets.DATASETS, "digits", lambda *args, f=change: f(read(*args)))
         with pytest.raises(InputError, match=f"another protocol; .*:\n  {field}"):
             measure(folder, **named)
     assert measure(folder)["reference"]["images"] == 1437
     assert "The statistics are computed again" in caplog.text
     monkeypatch.setitem(datasets.DATASETS, "digits", read)
     path.write_bytes(path.read_bytes()[:-700])
-    with pytest.raises(InputError, match="cannot be read as .npz"):
-        measure(folder, **named)
-    assert measure(folder) == before
+    refused("cannot be read as .npz", measure, folder, **named)
+    assert measure(folder)["frechet"] == measured[1]["frechet"]
     assert f"{path} cannot be read as .npz" in caplog.text
-
-
-def load(path, extractor, protocol):
-    return statistics_files.load(path, extractor, protocol)
 
 
 def statistics(**changes):
@@ -397,18 +352,16 @@ def statistics(**changes):
 
 def test_statistics_of_other_code_bases(tmp_path):
     """The official code saves features, EDM and pytorch-fid moments; none states its images."""
-    own = statistics(protocol=None)
-    inception, other = (unused_extractor(published=published) for published in (True, False))
-    for name, removed, count in (("official", ("mu", "sigma"), 40), ("edm", ("pool_3",), None)):
+    own, load, inception = statistics(), statistics_files.load, extractor(published=True)
+    for name, arrays, count in (("official", ["pool_3"], 40), ("edm", ["mu", "sigma"], None)):
         path = tmp_path / f"{name}.npz"
-        np.savez(path, **{each: own[each] for each in own.keys() - set(removed)})
+        np.savez(path, **{each: own[each] for each in arrays})
         found = load(path, inception, {"classes": None})
         expected = Moments(None, own["mu"], own["sigma"])
         assert distances.frechet_distance(found.moments, expected) == pytest.approx(0, abs=1e-12)
         assert (found.protocol["images"], found.pool is not None) == (count, name == "official")
         assert found.protocol["path"] == str(path)
-        with pytest.raises(InputError, match="features of FID's Inception network"):
-            load(path, other, {})
+        refused("features of FID's Inception network", load, path, extractor(), {})
         # They are compared with samples of all classes equally often, and with no others.
         with pytest.raises(NoReferenceError, match="does not state the classes of its images"):
             load(path, inception, {"classes": [0, 1]})
@@ -418,11 +371,14 @@ def test_statistics_of_other_code_bases(tmp_path):
     entry = sample_quality.measure([tmp_path / "a.npz"], inception, found)
     names = [row.name.split(" (")[0] for row in sample_quality.measures(entry)]
     assert names == ["FID_n40", "IS"]
+    refused("a pickle, which could execute", load, tmp_path / "edm2.pkl", inception, {})
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_damaged_statistics(tmp_path):
+    path, inception = tmp_path / "a.npz", extractor(published=True)
+    np.savez(path, **statistics())
+    assert statistics_files.load(path, inception, {}).protocol["images"] == 40
+    for changes in (
         {"mu": np.full(3, np.nan)},
         {"pool_3": np.full((40, 3), np.inf)},
         {"sigma": np.array(["text"])},
@@ -437,55 +393,41 @@ def test_statistics_of_other_code_bases(tmp_path):
         {"pool_3": np.zeros(3), "mu": None, "sigma": None},
         {"pool_3": None, "mu": None, "sigma": None},
         {"mu": None},
-        {"protocol": np.array("{")},
-        {"protocol": np.array("[" * 10**5)},
+        *({"protocol": np.array(each)} for each in ("{", "[" * 10**5, "[]", "{}")),
         {"protocol": np.zeros(3)},
-        {"protocol": np.array("[]")},
-        {"protocol": np.array("{}")},
         {"protocol": np.array('{"extractor": "a", "images": "x"}')},
-    ],
-)
-def test_damaged_statistics(tmp_path, changes):
-    path = tmp_path / "a.npz"
-    np.savez(path, **statistics())
-    assert load(path, unused_extractor(published=True), {}).protocol["images"] == 40
-    np.savez(path, **statistics(**changes))
-    problem = "is damaged: " if "protocol" in changes else "holds no statistics: it"
-    with pytest.raises(InputError, match=f"a.npz {problem}.*compute it with --mode=fid_stats") as e:
-        load(path, unused_extractor(published=True), {})
-    assert "\n" not in str(e.value)
-    with pytest.raises(InputError, match="a pickle, which could execute arbitrary code"):
-        load(tmp_path / "edm2.pkl", unused_extractor(published=True), {})
+    ):
+        np.savez(path, **statistics(**changes))
+        problem = "is damaged: " if "protocol" in changes else "holds no statistics: it"
+        words = f"a.npz {problem}.*compute it with --mode=fid_stats"
+        refused(words, statistics_files.load, path, inception, {})
 
 
 # --- samples of some classes ---
 
 
-def test_samples_of_some_classes_are_compared_with_images_of_these(folder):
+def test_samples_of_some_classes_are_compared_with_images_of_these(folder, experiment):
     """The images have the requested proportions; the file's name and protocol state the classes."""
     entry = measure(folder, **{"guidance.classes": (1, 0, 0, 1, 0, 0)})  # Two thirds: class 0.
-    experiment = Experiment(config())
     labels = experiment.train.labels
     zeros, ones = (np.flatnonzero(labels == each) for each in (0, 1))
     cycles = min(len(zeros) // 2, len(ones))
     reference = entry["reference"]
     assert (reference["images"], reference["classes"]) == (3 * cycles, [0, 0, 1])
-    (path,) = (folder.parent / "statistics").iterdir()
-    assert "_train_classes_0-0-1_" in path.name
+    # Without guidance another file is used, and neither takes the place of the other.
+    paths = list((folder.parent / "statistics").iterdir())
+    (path,) = (path for path in paths if "_train_classes_0-0-1_" in path.name)
+    assert len(paths) == 2
     spaced = [
         found[np.linspace(0, len(found) - 1, count).round().astype(int)]
         for found, count in ((zeros, 2 * cycles), (ones, cycles))
     ]
     images = features.as_samples(experiment, experiment.train.pixels[np.concatenate(spaced)])
-    pool = corners(images)["pool"].astype(np.float32)
-    with np.load(path) as file:
-        np.testing.assert_allclose(file["mu"], pool.mean(0), rtol=1e-6)
-        np.testing.assert_allclose(file["sigma"], np.cov(pool.T), rtol=1e-5)
+    pool, arrays = corners(images)["pool"].astype(np.float32), np.load(path)
+    np.testing.assert_allclose(arrays["mu"], pool.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(arrays["sigma"], np.cov(pool.T), rtol=1e-5)
     note = sample_quality.measures(entry)[0].note
     assert f"against {3 * cycles} digits train of the classes 0, 0, 1; " in note
-    # Without guidance another file is used, and neither takes the place of the other.
-    assert measure(folder)["reference"]["images"] == 1438
-    assert len(list((folder.parent / "statistics").iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -503,8 +445,8 @@ def test_requests_for_all_classes_equally_often(monkeypatch, labels, expected):
     images = datasets.Images(np.zeros((40, 8, 8, 1), np.uint8), labels)
     monkeypatch.setitem(datasets.DATASETS, "digits", lambda split, config: images)
     changes = {"guidance.classes": (1, 0), "classifier.num_classes": 2}
-    experiment = Experiment(config(**changes))
-    assert reference_statistics.reference_classes(experiment) == expected
+    found = reference_statistics.reference_classes(Experiment(config(**changes)))
+    assert found == expected
 
 
 def test_many_classes_have_a_short_name():
@@ -512,9 +454,8 @@ def test_many_classes_have_a_short_name():
     for repeats in (2, 3):
         classes = tuple(range(10)) * repeats + (9,)
         experiment = Experiment(config(**{"guidance.classes": classes}))
-        extractor = unused_extractor(published=False)
-        names.add(reference_statistics.statistics_path(experiment, extractor, "").stem)
-        protocol = reference_statistics.expected_protocol(experiment, extractor)
+        names.add(reference_statistics.statistics_path(experiment, "features", "").stem)
+        protocol = reference_statistics.expected_protocol(experiment, extractor())
         text = sample_quality.describe(protocol | {"images": 99})
         assert text == "99 digits train of the requested classes"
     assert len(names) == 2

@@ -59,14 +59,11 @@ def test_held_out_images():
 
 def test_titles_of_trajectories(monkeypatch):
     """They are the noise levels of the frames, if the sampler states them."""
-    titles = []
-    original = pictures.image_grid
-
-    def recording(*arguments, **options):
-        titles.append(options["titles"])
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(pictures, "image_grid", recording)
+    titles, original = [], pictures.image_grid
+    monkeypatch.setattr(
+        *(pictures, "image_grid"),
+        lambda *args, **options: titles.append(options["titles"]) or original(*args, **options),
+    )
     frames = np.zeros((4, 9, 8, 8, 1), np.uint8)
     picture = datasets.trajectory_grid(frames, (151.7, 9.54, 0.0123, 0.0))
     datasets.trajectory_grid(frames, ())

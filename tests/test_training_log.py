@@ -77,7 +77,8 @@ def test_reading_curves(tmp_path):
     assert curves["a"].values.tolist() == [1, 2.5]
 
 
-def test_a_loss_that_is_not_finite_stops_training(tmp_path):
+def test_losses_that_are_not_finite(tmp_path):
+    """One in training stops it; a held-out one is null, and not in the curves."""
     bad = metrics(1.0, steps=3)
     bad["loss"][1] = np.nan
     with TrainingLog(tmp_path, 10, 20, batch_size=8) as log:
@@ -85,13 +86,9 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path):
         log.collect(12, metrics(1.0))
         log.collect(15, bad)
         refused(r"Step 14: the loss is nan and the gradient norm 2", log.training)
-    assert lines(tmp_path) == []
-
-
-def test_a_held_out_loss_that_is_not_finite_is_null(tmp_path):
-    with TrainingLog(tmp_path, 0, 2, batch_size=8) as log:
+        assert lines(tmp_path) == []
         log.held_out(np.array([np.nan]), np.nan, np.zeros((2, 5)))
-    assert lines(tmp_path) == [{"step": 0, "held_out/loss": None, "held_out/loss_stderr": None}]
+    assert lines(tmp_path) == [{"step": 15, "held_out/loss": None, "held_out/loss_stderr": None}]
     assert read_curves(tmp_path / "metrics.jsonl") == {}
 
 
