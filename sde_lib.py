@@ -1,9 +1,8 @@
 """Forward SDEs that turn data into noise (Song et al. 2021, arXiv:2011.13456).
 
 An SDE is defined by its perturbation kernel, x_t | x_0 ~ N(alpha(t) x_0, var(t) I). The base class
-derives drift, diffusion, reverse SDE, probability-flow ODE, prior and discretization from these
-two functions (Section 3, Appendix B), so a new SDE states only them. Times t are float arrays of
-shape () or (B,) in [0, T]; states x have shape (B, ...).
+derives everything else from these two functions (Section 3, Appendix B). Times t are float arrays
+of shape () or (B,) in [0, T]; states x have shape (B, ...).
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-import itertools
 import math
+import re
 import reprlib
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
@@ -34,12 +33,6 @@ class Step(NamedTuple):
     The step reverses the forward transition x_t = ratio x_s + sqrt(var) z, Eqs. (41), (45). All
     attributes are scalars, or arrays with one entry per image or per step; steps are in the order
     in which a sampler takes them.
-
-    Attributes:
-      t, dt: start and length of the step.
-      ratio: scale of x_s in x_t.
-      var: variance of the noise that the forward transition adds.
-      ancestral_var: variance of the noise that ancestral sampling adds.
     """
 
     t: Array
@@ -47,6 +40,7 @@ class Step(NamedTuple):
     ratio: Array
     var: Array
     ancestral_var: Array
+    """Variance of the noise that ancestral sampling adds."""
 
 
 def expand(coefficient: Array, x: Array) -> Array:
@@ -70,30 +64,25 @@ class SDE(abc.ABC):
     t_end: float = 1e-3
 
     relations: ClassVar[tuple[str, ...]] = ("0 < t_min < T", "0 < t_end < T")
-    """What holds for the fields; subclasses add theirs."""
+    """What holds for the fields, as Python expressions; subclasses add theirs."""
 
     def __post_init__(self) -> None:
         """Make numbers those of Python. Raises InputError for others, and if a relation fails."""
         name = type(self).__name__
         for field in dataclasses.fields(self):
-            if field.type not in ("float", float):
-                continue
-            value = getattr(self, field.name)
-            with contextlib.suppress(Exception):  # Arrays without a value raise various types.
-                value = value.item()
-            if type(value) not in (int, float) or not -1e30 <= value <= 1e30:
-                shown = " ".join(reprlib.repr(value).split())
-                raise InputError(f"{name}: {field.name} = {shown} must be a finite number.")
-            object.__setattr__(self, field.name, value)
+            if field.type in ("float", float):
+                value = getattr(self, field.name)
+                with contextlib.suppress(Exception):  # Arrays without a value raise various types.
+                    value = value.item()
+                if type(value) not in (int, float) or not -1e30 <= value <= 1e30:
+                    shown = " ".join(reprlib.repr(value).split())
+                    raise InputError(f"{name}: {field.name} = {shown} must be a finite number.")
+                object.__setattr__(self, field.name, value)
         for relation in self.relations:
-            names, signs = relation.split()[::2], relation.split()[1::2]
-            ends = [getattr(self, each) if each.isidentifier() else float(each) for each in names]
-            pairs = zip(signs, itertools.pairwise(ends))
-            if not all(low < high or (low == high and sign == "<=") for sign, (low, high) in pairs):
-                fields = [
-                    f"{each} = {end}" for each, end in zip(names, ends) if each.isidentifier()
-                ]
-                raise InputError(f"{name} requires {relation}; got {' and '.join(fields)}.")
+            if not eval(relation, {}, vars(self)):  # A constant of the class, never input.
+                fields = re.findall("[A-Za-z_]+", relation)
+                got = " and ".join(f"{each} = {getattr(self, each)}" for each in fields)
+                raise InputError(f"{name} requires {relation}; got {got}.")
 
     @abc.abstractmethod
     def alpha(self, t: Array) -> Array:
@@ -101,10 +90,7 @@ class SDE(abc.ABC):
 
     @abc.abstractmethod
     def var(self, t: Array) -> Array:
-        """Variance of the noise at time t, in the shape of t.
-
-        Implementations use expm1 where 1 - exp(.) would cancel in float32.
-        """
+        """Variance of the noise at time t, in the shape of t, by expm1 where 1 - exp cancels."""
 
     def std(self, t: Array) -> Array:
         """Standard deviation of the noise at time t, in the shape of t."""
@@ -116,10 +102,7 @@ class SDE(abc.ABC):
         return derivative / alpha
 
     def diffusion(self, t: Array) -> Array:
-        """g(t) of Eq. (5), from the variance equation of a linear SDE, var' = 2 f var + g^2.
-
-        For the VP SDE this equation is Eq. (26).
-        """
+        """g(t) of Eq. (5), from the variance equation var' = 2 f var + g^2, for VP Eq. (26)."""
         var, derivative = _value_and_derivative(self.var, t)
         return jnp.sqrt(derivative - 2 * self.drift_coefficient(t) * var)
 
@@ -132,7 +115,7 @@ class SDE(abc.ABC):
     ) -> Array:
         """Drift of the reverse-time SDE, Eq. (6), or of the probability flow, Eqs. (13), (38).
 
-        `score` is the value of score(x, t), of shape (B, ...), as are x and the result.
+        `score` is the value of score(x, t), of the shape of x.
         """
         weight = 0.5 if probability_flow else 1.0
         return self.drift(x, t) - weight * expand(self.diffusion(t) ** 2, x) * score
@@ -151,10 +134,7 @@ class SDE(abc.ABC):
         return self.std(t) / self.alpha(t)
 
     def time_at(self, noise_to_signal: Array) -> Array:
-        """Invert `noise_to_signal` by bisection, for any shape.
-
-        Values outside the range of `noise_to_signal` on [0, T] give the nearer end of [0, T].
-        """
+        """Invert `noise_to_signal` by bisection, for any shape; results lie in [0, T]."""
         target = jnp.asarray(noise_to_signal, jnp.float32)
 
         def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -184,9 +164,7 @@ class SDE(abc.ABC):
         """
         ts = jnp.asarray(ts)
         alpha, var = self.alpha(ts), self.var(ts)
-        alpha_next = jnp.append(alpha[1:], 1.0)
-        var_next = jnp.append(var[1:], 0.0)
-        ratio = alpha / alpha_next
+        ratio, var_next = alpha / jnp.append(alpha[1:], 1.0), jnp.append(var[1:], 0.0)
         step_var = jnp.maximum(var - ratio**2 * var_next, 0.0)
         dt = ts - jnp.append(ts[1:], 0.0)
         return Step(ts, dt, ratio, step_var, step_var * var_next / var)
@@ -202,10 +180,7 @@ class SDE(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VESDE(SDE):
-    """The variance-exploding SDE, sigma(t) = sigma_min (sigma_max / sigma_min)^(t / T).
-
-    See Eqs. (9), (30), (31). SMLD is its discrete chain.
-    """
+    """The variance-exploding SDE, whose discrete chain is SMLD, Eqs. (9), (30), (31)."""
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
@@ -224,7 +199,7 @@ class VESDE(SDE):
 
     @property
     def prior_std(self) -> float:
-        """sigma_max, the standard deviation of the noise at T."""
+        """sigma_max, without rounding."""
         return float(self.sigma_max)
 
     def sigmas(self, n: int) -> np.ndarray:
@@ -241,10 +216,7 @@ class VESDE(SDE):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VPSDE(SDE):
-    """The variance-preserving SDE, with beta(t) linear from beta_min to beta_max.
-
-    See Eqs. (11), (32), (33). DDPM is its discrete chain.
-    """
+    """The variance-preserving SDE with linear beta(t), and DDPM as chain, Eqs. (11), (32), (33)."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -268,29 +240,23 @@ class VPSDE(SDE):
         return 1.0
 
     def betas(self, n: int) -> np.ndarray:
-        """The n noise variances beta_i of DDPM, in ascending order; float64 (n,).
-
-        They are the values of beta divided by n, Eq. (23).
+        """The n noise variances beta_i = beta / n of DDPM, Eq. (23), ascending; float64 (n,).
 
         Raises InputError if n is so small that a beta_i reaches 1.
         """
-        self._check_steps(n)
-        return np.linspace(self.beta_min, self.beta_max, n) * self.T / n
-
-    def _check_steps(self, n: int) -> None:
-        """Raise InputError if n is so small that a step has a variance of 1 or more."""
         if self.beta_max * self.T >= n:
             raise InputError(
                 f"{n} steps are too few for the chain of the VP or sub-VP SDE with beta_max = "
                 f"{self.beta_max}; use more than {self.beta_max * self.T:g} steps."
             )
+        return np.linspace(self.beta_min, self.beta_max, n) * self.T / n
 
     def discretize(self, n: int) -> Step:
         """DDPM's chain, Eq. (10): x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z.
 
-        Ancestral sampling adds noise of variance beta_i, as in the official code. Also as there,
-        the last step removes noise of variance beta_min T / n from a state at t_end, which fits the
-        state for n = T / t_end = 1000: docs/sampling.md states the error of other n.
+        As in the official code, ancestral sampling adds noise of variance beta_i, and the last step
+        removes noise of variance beta_min T / n from a state at t_end, which fits the state for
+        n = T / t_end = 1000: docs/sampling.md states the error of other n.
         """
         betas = self.betas(n)[::-1]
         return _chain_steps(self, np.sqrt(1 - betas), betas, betas)
@@ -298,10 +264,7 @@ class VPSDE(SDE):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubVPSDE(VPSDE):
-    """The sub-variance-preserving SDE: VP's drift, and the square of VP's variance.
-
-    See Eqs. (12), (28), (34).
-    """
+    """The sub-VP SDE: VP's drift, and the square of VP's variance, Eqs. (12), (28), (34)."""
 
     def var(self, t: Array) -> Array:
         return super().var(t) ** 2
@@ -311,7 +274,7 @@ class SubVPSDE(VPSDE):
 
         The variance of ancestral sampling has the same form as for VE's chain.
         """
-        self._check_steps(n)
+        self.betas(n)  # Raises the error of too few steps.
         ts, dt = self.sampling_times(n), self.T / n
         var = self.diffusion(ts) ** 2 * dt
         var_next = self.var(jnp.maximum(ts - dt, 0.0))
@@ -333,17 +296,12 @@ class CosineSDE(SDE):
     relations: ClassVar = (*SDE.relations, "T < 1", "0 <= offset")
 
     def alpha(self, t: Array) -> Array:
-        start = self._angle(0.0)
-        return jnp.cos(self._angle(t)) / math.cos(start)
+        return jnp.cos(self._angle(t)) / math.cos(self._angle(0.0))
 
     def var(self, t: Array) -> Array:
-        start, angle = self._angle(0.0), self._angle(t)
-        # 1 - cos(angle)^2 / cos(start)^2, without its cancellation at small times.
-        return (
-            jnp.sin(math.pi / 2 * t / (1 + self.offset))
-            * jnp.sin(angle + start)
-            / math.cos(start) ** 2
-        )
+        start, difference = self._angle(0.0), math.pi / 2 * t / (1 + self.offset)
+        # 1 - alpha^2, without its cancellation at small times.
+        return jnp.sin(difference) * jnp.sin(self._angle(t) + start) / math.cos(start) ** 2
 
     def betas(self, n: int) -> np.ndarray:
         """The n noise variances of the discrete chain, at most 0.999; float64 (n,)."""
@@ -385,8 +343,6 @@ class RectifiedFlow(SDE):
 
     See Liu et al. 2022 (arXiv:2209.03003) and Lipman et al. 2022 (arXiv:2210.02747). At t = 1 alpha
     is 0 and the drift infinite, so T is smaller: x_T holds 0.005 x_0, less than that of the VP SDE.
-    The divergence of p_T from the prior is at most alpha(T)^2 |x_0|^2 / (2 T^2) = 1.27e-5 |x_0|^2
-    nats.
     """
 
     T: float = 0.995
@@ -404,14 +360,8 @@ class RectifiedFlow(SDE):
         return jnp.square(t)
 
 
-SDES: dict[str, type[SDE]] = {
-    "vesde": VESDE,
-    "vpsde": VPSDE,
-    "subvpsde": SubVPSDE,
-    "cosinesde": CosineSDE,
-    "edmsde": EDMSDE,
-    "rectifiedflow": RectifiedFlow,
-}
+SDES: dict[str, type[SDE]] = {"vesde": VESDE, "vpsde": VPSDE, "subvpsde": SubVPSDE}
+SDES |= {"cosinesde": CosineSDE, "edmsde": EDMSDE, "rectifiedflow": RectifiedFlow}
 """The SDEs by `config.training.sde`."""
 
 

@@ -1,5 +1,7 @@
 """Convolutions with their own rule of differentiation, against those that JAX derives."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,74 +26,46 @@ def gradients_by_rows(monkeypatch):
     monkeypatch.setattr(convolution, "WIDE", 1)
 
 
-@pytest.fixture(params=CASES)
-def case(request):
-    """Images, a weight, a cotangent; the convolution and the one that JAX differentiates."""
-    (channels, features), size, padding = CASES[request.param]
+def loss(function, g):
+    return lambda x, weight: jnp.sum(g * jnp.sin(function(x, weight)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_derivatives(name):
+    """First and second ones in both modes, and those of each image on its own."""
+    (channels, features), size, padding = CASES[name]
     keys = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(keys[0], (4, 6, 8, channels))
     weight = jax.random.normal(keys[1], (*size, channels, features))
-
-    def own(x, weight):
-        return convolve(x, weight, padding)
 
     def plain(x, weight):
         zeros = "SAME" if padding is None else padding
         return lax.conv_general_dilated(x, weight, (1, 1), zeros, dimension_numbers=LAYOUT)
 
     g = jax.random.normal(keys[2], plain(x, weight).shape)
-    return x, weight, g, own, plain
 
-
-def assert_close(own, plain):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), own, plain)
-
-
-def loss(function, g):
-    return lambda x, weight: jnp.sum(g * jnp.sin(function(x, weight)))
-
-
-def test_result_and_gradients(case):
-    x, weight, g, own, plain = case
-    np.testing.assert_array_equal(own(x, weight), plain(x, weight))
-    found, expected = (jax.grad(loss(f, g), (0, 1))(x, weight) for f in (own, plain))
-    assert_close(found, expected)
-
-
-def test_forward_mode(case):
-    x, weight, _, own, plain = case
-    arguments = (x, weight), (2 * x + 1, weight - 1)
-    assert_close(jax.jvp(own, *arguments), jax.jvp(plain, *arguments))
-
-
-def test_vectorized_gradients(case):
-    """Of each image on its own, as for their norms."""
-    x, weight, g, own, plain = case
-
-    def each(function):
-        def gradient(x, g):
+    def derivatives(function):
+        def of_weight(x, g):
             return jax.grad(loss(function, g[None]), 1)(x[None], weight)
 
-        return jax.vmap(gradient)(x, g)
-
-    assert_close(each(own), each(plain))
-
-
-def test_second_derivatives(case):
-    """Along a direction in both arguments, in both orders of the modes."""
-    x, weight, g, own, plain = case
-
-    def reverse_then_forward(function):
-        return jax.jvp(jax.grad(loss(function, g), (0, 1)), (x, weight), (x, weight))[1]
-
-    def forward_then_reverse(function):
         def slope(x, weight):
             return jax.jvp(loss(function, g), (x, weight), (x, weight))[1]
 
-        return jax.grad(slope, (0, 1))(x, weight)
+        gradient = jax.grad(loss(function, g), (0, 1))
+        return {
+            "forward": jax.jvp(function, (x, weight), (2 * x + 1, weight - 1)),
+            "reverse": gradient(x, weight),
+            "of each image": jax.vmap(of_weight)(x, g),
+            "forward over reverse": jax.jvp(gradient, (x, weight), (x, weight))[1],
+            "reverse over forward": jax.grad(slope, (0, 1))(x, weight),
+        }
 
-    assert_close(reverse_then_forward(own), reverse_then_forward(plain))
-    assert_close(forward_then_reverse(own), forward_then_reverse(plain))
+    own = functools.partial(convolve, padding=padding)
+    np.testing.assert_array_equal(own(x, weight), plain(x, weight))
+    found, expected = (jax.jit(lambda f=f: derivatives(f))() for f in (own, plain))
+    for which, value in expected.items():
+        for a, b in zip(jax.tree.leaves(found[which]), jax.tree.leaves(value), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=which)
 
 
 def test_no_work_for_arguments_that_are_not_differentiated(monkeypatch):

@@ -8,10 +8,10 @@ import pytest
 import samplers
 import sampling
 import solvers
-from errors import InputError
 from experiment import Experiment
 from sde_lib import VESDE, VPSDE
 from tests import gaussian, tiny
+from tests.refusal import refused
 
 SDE = VESDE(sigma_max=5.0)
 KEYS = sampling.image_keys(jax.random.key(0), jnp.arange(2))
@@ -70,8 +70,7 @@ def test_the_steps_of_a_config(method, num_steps, steps):
     ],
 )
 def test_invalid_arguments(name, steps, options, message):
-    with pytest.raises(InputError, match=message):
-        samplers.make(name, VPSDE(), steps, **options)
+    refused(message, samplers.make, name, VPSDE(), steps, **options)
 
 
 def test_a_replaced_entry_is_used(monkeypatch):
@@ -122,8 +121,9 @@ def test_evaluations_of_predictor_and_corrector(predictor, corrector, n_steps_ea
     assert result.nfe.tolist() == [len(calls)] * 2 == [expected] * 2
 
 
-@pytest.mark.parametrize("noise_removal", [True, False])
-@pytest.mark.parametrize("name", ["ode", "adaptive_sde"])
+@pytest.mark.parametrize(
+    ("name", "noise_removal"), [("ode", True), ("ode", False), ("adaptive_sde", True)]
+)
 def test_evaluations_of_adaptive_steps(name, noise_removal):
     """The reported evaluations are the calls of the score for a batch of one image."""
     calls = []
@@ -148,19 +148,13 @@ def test_evaluations_of_adaptive_steps(name, noise_removal):
 def test_options_of_the_corrector():
     """The sampler is `predictor_corrector` with the given values."""
     results = []
+    predictor, corrector = sampling.reverse_diffusion, sampling.annealed_langevin
+    chosen = {"predictor": predictor, "corrector": corrector}
     for snr, n_steps_each in ((0.1, 1), (0.2, 1), (0.1, 3)):
-        expected, *_ = sampling.predictor_corrector(
-            KEYS,
-            SCORE,
-            SDE,
-            PRIOR,
-            SDE.discretize(4),
-            predictor=sampling.reverse_diffusion,
-            corrector=sampling.annealed_langevin,
-            snr=snr,
-            n_steps_each=n_steps_each,
-        )
-        results.append(sample("pc", snr=snr, n_steps_each=n_steps_each).x)
+        options = {"snr": snr, "n_steps_each": n_steps_each}
+        arguments = KEYS, SCORE, SDE, PRIOR, SDE.discretize(4)
+        expected, *_ = sampling.predictor_corrector(*arguments, **chosen, **options)
+        results.append(sample("pc", **options).x)
         np.testing.assert_allclose(results[-1], expected, rtol=1e-5)
     assert np.abs(results[0] - results[1]).max() > 0.01
     assert np.abs(results[0] - results[2]).max() > 0.01

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import sde_lib
-from errors import InputError
 from sde_lib import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE
 from tests import reference
+from tests.refusal import refused
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 LATER = {"cosine": CosineSDE(), "edm": EDMSDE(), "flow": RectifiedFlow()}
@@ -30,28 +30,27 @@ def case(request):
 
 
 def exact(name: str, t: np.ndarray) -> dict[str, np.ndarray]:
-    """The paper's closed forms of alpha, std, f and g, in float64."""
+    """The closed forms of alpha, std, f and g, in float64."""
     t = t.astype(np.float64)
     if name == "ve":
         std = 0.01 * 5000.0**t
-        return {
-            "mean_coeff": np.ones_like(t),
-            "std": std,
-            "f": 0 * t,
-            "g": std * np.sqrt(2 * np.log(5000.0)),
-        }
-    integral = 0.1 * t + 0.5 * 19.9 * t**2
-    beta = 0.1 + 19.9 * t
-    var = -np.expm1(-integral)
-    if name == "vp":
-        return {
-            "mean_coeff": np.exp(-integral / 2),
-            "std": np.sqrt(var),
-            "f": -beta / 2,
-            "g": np.sqrt(beta),
-        }
-    g = np.sqrt(beta * -np.expm1(-2 * integral))
-    return {"mean_coeff": np.exp(-integral / 2), "std": var, "f": -beta / 2, "g": g}
+        values = np.ones_like(t), std, 0 * t, std * np.sqrt(2 * np.log(5000.0))
+    elif name in ("vp", "subvp"):
+        integral, beta = 0.1 * t + 0.5 * 19.9 * t**2, 0.1 + 19.9 * t
+        var = -np.expm1(-integral)
+        std, g = np.sqrt(var), np.sqrt(beta)
+        if name == "subvp":
+            std, g = var, np.sqrt(beta * -np.expm1(-2 * integral))
+        values = np.exp(-integral / 2), std, -beta / 2, g
+    elif name == "edm":
+        values = np.ones_like(t), t, 0 * t, np.sqrt(2 * t)
+    elif name == "flow":
+        values = 1 - t, t, -1 / (1 - t), np.sqrt(2 * t / (1 - t))
+    else:
+        angle, start = np.pi / 2 * (t + 0.008) / 1.008, np.pi / 2 * 0.008 / 1.008
+        alpha, rate = np.cos(angle) / np.cos(start), np.pi / 2 / 1.008 * np.tan(angle)
+        values = alpha, np.sqrt(1 - alpha**2), -rate, np.sqrt(2 * rate)
+    return dict(zip(("alpha", "std", "f", "g"), values))
 
 
 def assert_close(actual, expected, rtol=1e-6, atol=1e-6):
@@ -59,17 +58,17 @@ def assert_close(actual, expected, rtol=1e-6, atol=1e-6):
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol)
 
 
-def test_closed_forms(case):
-    name, sde, t, _, _, _ = case
-    expected = exact(name, t)
-    actual = {
-        "mean_coeff": sde.alpha(t),
-        "std": sde.std(t),
-        "f": sde.drift_coefficient(t),
-        "g": sde.diffusion(t),
-    }
-    for key, value in expected.items():
-        assert_close(actual[key], value, atol=0)
+@pytest.mark.parametrize("name", [*SDES, *LATER])
+def test_closed_forms(name):
+    """Also at both ends of the times, where alpha or std are small."""
+    sde = (SDES | LATER)[name]
+    ends = [sde.t_min, sde.t_end, sde.T]
+    t = np.concatenate([ends, np.linspace(sde.t_end, sde.T, 20)]).astype(np.float32)
+    t = np.concatenate([t, reference.arrays("sde")["t"]]) if name in SDES else t
+    found = sde.alpha(t), sde.std(t), sde.drift_coefficient(t), sde.diffusion(t)
+    tolerance = {"rtol": 1e-6, "atol": 0} if name in SDES else {"rtol": 3e-5, "atol": 1e-7}
+    for actual, expected in zip(found, exact(name, t).values()):
+        assert_close(actual, expected, **tolerance)
 
 
 def test_agrees_with_the_official_functions(case):
@@ -123,7 +122,7 @@ def test_discretizations_are_the_official_ones(case, n):
     assert_close(sde.sampling_times(n), recorded[f"N{n}/sampling_t"])
 
 
-@pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE()])
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
 def test_marginals_after_a_step(sde):
     """They are those of the next time, and of the data after the last step."""
     times = sde.sampling_times(50)
@@ -145,55 +144,38 @@ def test_sampler_steps_use_every_index_once_at_2000_steps():
     np.testing.assert_allclose(VPSDE().discretize(2000).var[::-1], VPSDE().betas(2000), rtol=1e-6)
 
 
+def test_ancestral_steps_of_ddpm():
+    """The official code adds noise of variance beta_i."""
+    steps = VPSDE().discretize(40)
+    assert_close(steps.ancestral_var[::-1], VPSDE().betas(40))
+    assert_close(steps.ratio[::-1], np.sqrt(1 - VPSDE().betas(40)))
+
+
 def test_invalid_values_raise_input_errors():
-    for n in (10, 20):
-        with pytest.raises(InputError, match=f"{n} steps are too few .* use more than 20 steps"):
-            VPSDE().discretize(n)
-        with pytest.raises(InputError, match=f"{n} steps are too few .* use more than 20 steps"):
-            SubVPSDE().discretize(n)
+    for sde in (VPSDE(), SubVPSDE()):
+        refused("20 steps are too few .* use more than 20 steps", sde.discretize, 20)
     assert VPSDE().betas(21).max() == pytest.approx(20 / 21)
-    with pytest.raises(InputError, match="sigma_min < sigma_max; got sigma_min = 1.0 and"):
-        VESDE(sigma_min=1.0, sigma_max=0.1)
-    with pytest.raises(InputError, match="beta_min <= beta_max; got beta_min = 0 and"):
-        SubVPSDE(beta_min=0)
-
-
-def closed_form(name: str, t: np.ndarray) -> tuple[np.ndarray, ...]:
-    """alpha, std, f and g of the later SDEs, in float64."""
-    if name == "edm":
-        return np.ones_like(t), t, 0 * t, np.sqrt(2 * t)
-    if name == "flow":
-        return 1 - t, t, -1 / (1 - t), np.sqrt(2 * t / (1 - t))
-    angle, start = np.pi / 2 * (t + 0.008) / 1.008, np.pi / 2 * 0.008 / 1.008
-    alpha = np.cos(angle) / np.cos(start)
-    rate = np.pi / 2 / 1.008 * np.tan(angle)
-    return alpha, np.sqrt(1 - alpha**2), -rate, np.sqrt(2 * rate)
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_closed_forms_of_later_sdes(name):
-    """Also at both ends of the times, where alpha or std are small."""
-    sde = LATER[name]
-    ends = [sde.t_min, sde.t_end, sde.T]
-    t = np.concatenate([ends, np.linspace(sde.t_end, sde.T, 20)]).astype(np.float32)
-    found = sde.alpha(t), sde.std(t), sde.drift_coefficient(t), sde.diffusion(t)
-    for actual, expected in zip(found, closed_form(name, t.astype(np.float64))):
-        assert_close(actual, expected, rtol=3e-5, atol=1e-7)
+    message = "0 < sigma_min < sigma_max; got sigma_min = 1.0 and sigma_max = 0.1"
+    refused(message, VESDE, sigma_min=1.0, sigma_max=0.1)
+    refused("0 < beta_min <= beta_max; got beta_min = 0 and", SubVPSDE, beta_min=0)
+    refused("T < 1; got T = 1.0", CosineSDE, T=1.0)
+    assert VPSDE(beta_min=20.0).beta_max == 20
 
 
 @pytest.mark.parametrize("name", LATER)
 def test_later_sdes_end_close_to_their_prior(name):
-    """The divergence of p_T from the prior is at most alpha^2 |x_0|^2 / 2 var, for VP 2e-5 |x_0|^2.
-
-    The inverse of the noise level covers all times up to T.
-    """
+    """p_T diverges from the prior by at most alpha^2 |x_0|^2 / 2 var, for VP 2e-5 |x_0|^2."""
     sde = LATER[name]
     ratio = 1 / float(sde.noise_to_signal(jnp.float32(sde.T)))
     assert ratio**2 / 2 < (8e-5 if name == "edm" else 3.1e-5)
     assert sde.prior_std == pytest.approx(float(sde.std(jnp.float32(sde.T))))
-    ts = jnp.linspace(sde.t_min, sde.T, 9)
-    assert_close(sde.time_at(sde.noise_to_signal(ts)), ts, rtol=1e-4)
-    assert_close([sde.time_at(jnp.float32(1e6)), sde.time_at(jnp.float32(0))], [sde.T, 0])
+
+
+@pytest.mark.parametrize("sde", [*SDES.values(), *LATER.values()], ids=[*SDES, *LATER])
+def test_time_at_inverts_noise_to_signal(sde):
+    ts = jnp.geomspace(sde.t_min, sde.T, 40)
+    assert_close(sde.time_at(sde.noise_to_signal(ts)), ts, rtol=1e-4, atol=5e-8)
+    assert_close([sde.time_at(jnp.float32(1e9)), sde.time_at(jnp.float32(0))], [sde.T, 0])
 
 
 def test_chain_of_the_cosine_schedule():
@@ -227,14 +209,13 @@ def test_transitions_compose_to_the_marginal(sde):
     assert_close(var, sde.var(ts[0]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("n", [20, 40])
 @pytest.mark.parametrize("name", [*SDES, "chain", *LATER])
-def test_ancestral_steps_give_the_marginal(name, n):
+def test_ancestral_steps_give_the_marginal(name):
     """For a point mass, ancestral sampling takes the variance at t to that at the next time.
 
     Its step is y = (x + var score) / ratio + noise with score = -(x - alpha x_0) / var(t).
     """
-    sde = {**SDES, "chain": VESDE(), **LATER}[name]
+    sde, n = {**SDES, "chain": VESDE(), **LATER}[name], 40
     ts = jnp.linspace(sde.T, 0.1, n)
     steps, var = sde.steps(ts), np.asarray(sde.var(ts), np.float64)
     if name == "chain":
@@ -267,7 +248,7 @@ def test_other_final_times(name):
         assert_close(sde.std(t), exact("ve", u)["std"])
         assert_close(sde.diffusion(t), exact("ve", u)["g"] / np.sqrt(3))
         return
-    log_alpha = 3 * np.log(exact("vp", u)["mean_coeff"])
+    log_alpha = 3 * np.log(exact("vp", u)["alpha"])
     var = -np.expm1(2 * log_alpha)
     assert_close(sde.alpha(t), np.exp(log_alpha), rtol=1e-5)
     assert_close(sde.var(t), var if name == "vp" else var**2, rtol=1e-5)
@@ -287,31 +268,3 @@ def test_euler_steps_of_subvp(n):
     assert_close(steps.var, g2 / n, rtol=2e-5, atol=0)
     assert_close(steps.ancestral_var, g2 / n * var_next / var, rtol=2e-4, atol=1e-9)
     assert_close(steps.ratio, 1 - (0.1 + 19.9 * t) / 2 / n)
-
-
-def test_ancestral_steps_of_ddpm():
-    """The official code adds noise of variance beta_i."""
-    steps = VPSDE().discretize(40)
-    assert_close(steps.ancestral_var[::-1], VPSDE().betas(40))
-    assert_close(steps.ratio[::-1], np.sqrt(1 - VPSDE().betas(40)))
-
-
-def test_drift_and_diffusion_generate_the_marginals():
-    """Integrate the variance equation d var / dt = 2 f var + g^2 numerically (flow matching)."""
-    sde, n, end = LATER["flow"], 20_000, 0.9
-    midpoints = (np.arange(n, dtype=np.float32) + 0.5) * np.float32(end / n)
-    drift_coefficients = np.asarray(sde.drift_coefficient(midpoints))
-    squared_diffusions = np.asarray(sde.diffusion(midpoints)) ** 2
-    var = 0.0
-    for f, g2 in zip(drift_coefficients, squared_diffusions):
-        var += (2 * f * var + g2) * (end / n)
-    assert var == pytest.approx(end**2, rel=1e-3)
-
-
-@pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE(), VPSDE(beta_max=5.0)])
-def test_time_at_inverts_noise_to_signal(sde):
-    t = jnp.geomspace(1e-5, 1, 40)
-    levels = sde.noise_to_signal(t)
-    np.testing.assert_allclose(sde.time_at(levels), t, rtol=2e-6, atol=5e-8)
-    np.testing.assert_allclose(sde.noise_to_signal(sde.time_at(levels)), levels, rtol=1e-6)
-    assert sde.time_at(jnp.float32(1e9)) == pytest.approx(sde.T)

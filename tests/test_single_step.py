@@ -189,25 +189,6 @@ def test_steps_on_curves(curve, share):
     np.testing.assert_allclose(execute(plan, denoiser, y), expected, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("curve", CURVES)
-@pytest.mark.parametrize(("share", "order"), [(0, 1), (1.0, 2), (0.5, 2), (0.3, 2)])
-def test_order_on_curves(curve, share, order):
-    """The flow of Gaussian data, y / sqrt(0.25 + sigma^2), is reached with the stated order."""
-
-    def denoiser(y, sigma):
-        return 0.25 * y / (0.25 + sigma**2)
-
-    y, errors = np.array([1.0, -7.0]), []
-    for n in (200, 400):
-        levels = solvers.karras(10.0, 0.02, n)
-        plan = single_step.euler(levels, curve=curve)
-        if share:
-            plan = single_step.heun(levels, curve=curve, second_point=share)
-        exact = y * np.sqrt((0.25 + 0.02**2) / (0.25 + 100))
-        errors.append(np.abs(execute(plan, denoiser, y) - exact).max())
-    assert np.log2(errors[0] / errors[1]) > order - 0.15
-
-
 def test_the_vp_curve():
     """It is that of the paper's SDE, for the levels of its times; high levels alone have none."""
     t = np.linspace(1, 1e-3, 7)
