@@ -112,6 +112,7 @@ def make_posterior(
         **{name: options[name] for name in METHODS[options.method].options},
     )
     chosen = given is None or "sampling.method" in given
+    chosen &= METHODS[options.method].loop is None
     name = sampler_name(experiment.config) if chosen else None
     return posterior, posterior.make_sampler(name)
 
@@ -119,6 +120,7 @@ def make_posterior(
 def say_sampler(config: Config, sampler: Sampler) -> None:
     """Print the method and the sampler of config.restore, and how to choose another one."""
     line = f"{config.restore.method} with the sampler {sampler.title}"
-    if not METHODS[config.restore.method].requires_pc:
+    method = METHODS[config.restore.method]
+    if method.loop is None and not method.requires_pc:
         line += "; --config.sampling.method=pc, ode or solver selects another one"
     print(line, flush=True)
