@@ -138,6 +138,7 @@ DOMAINS: dict[str, Domain] = {
     "path": PATH,
     "probes": BATCH,
     "return_error": FLAG,
+    "return_info": FLAG,
     "rows": COUNT,
     "sample_shape": AnyOf((Integer(1, 10**15), Sequence(Integer(1, 10**15), 0, 8))),
     "sampler": NAME,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ from controllable import methods
 from controllable.measurements import Evidence
 from errors import InputError, NotFiniteError
 from samplers import Sampler, Samples
+from samplers.results import to_samples
 from sde_lib import SDE, Score
 from solvers import Loop
 
@@ -115,7 +117,7 @@ class FromPosterior:
     support: tuple[float, float] | None
 
     def loop(self) -> tuple[Loop, Array]:
-        return methods.posterior_loop(
+        loop, x = methods.posterior_loop(
             self.method,
             self.sampler,
             self.keys,
@@ -125,6 +127,15 @@ class FromPosterior:
             self.shape,
             support=self.support,
         )
+        if methods.METHODS[self.method.name].loop:
+            loop = loop.then(functools.partial(_weighted_samples, self.sampler.steps))
+        return loop, x
+
+
+def _weighted_samples(nfe: int, result: tuple[Array, Any, Array]) -> Samples:
+    """Return the result (x, weights, bad_step) of particles."""
+    x, weights, bad_step = result
+    return to_samples(x, jnp.int32(nfe), bad_step=bad_step)._replace(weights=weights)
 
 
 @_task("score", "x", static=("sampler",))
@@ -257,17 +268,15 @@ def in_batches(
         valid = min(size, first + count - start)
         samples = run(task, f"drawing {valid} samples")
         if mesh is not None:
-            samples = Samples(*sharding.fetch(samples))
-        x, nfe, frames, bad_step = samples
-        check_finite(bad_step[:valid], task.sampler)
-        parts.append(Samples(x[:valid], nfe[:valid], frames[:, :valid], bad_step[:valid]))
-    if len(parts) == 1:
-        return parts[0]
-    x, nfe, frames, bad_step = zip(*parts)
+            samples = sharding.fetch(samples)
+        samples = samples._replace(frames=samples.frames.swapaxes(0, 1))
+        parts.append(jax.tree.map(operator.itemgetter(slice(valid)), samples))
+        check_finite(parts[-1].bad_step, task.sampler)
     xp: Any = jnp if mesh is None else np
-    return Samples(
-        xp.concatenate(x), xp.concatenate(nfe), xp.concatenate(frames, 1), xp.concatenate(bad_step)
-    )
+    whole = parts[0]
+    if len(parts) > 1:
+        whole = jax.tree.map(lambda *leaves: xp.concatenate(leaves), *parts)
+    return whole._replace(frames=whole.frames.swapaxes(0, 1))
 
 
 def by_rows(mesh: Mesh | None, compute: Callable[..., Any], *rows: Array) -> Any:

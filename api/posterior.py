@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,12 @@ from jax import Array
 
 import sampling
 from api import calibration, execution
-from api.arguments import Seed, checked, count_of, key_of, shape_of
+from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of
 from api.calibration import Calibration, Simulated
 from api.execution import FromPosterior, Place
 from api.measuring import Density, Simulate, make_measurement, shape_of_y
-from controllable.measurements import Evidence
+from controllable import smc
+from controllable.measurements import Evidence, Measurement
 from controllable.methods import METHODS, Chosen, choose_method
 from controllable.operators import Operator
 from errors import InputError
@@ -62,6 +64,9 @@ class Posterior:
         self._options = dict(options)
         self.model = make_measurement(operator, noise, log_likelihood, self.method)
         self._y_shape = shape_of_y(self.model, prior.event_shape, y)
+        if METHODS[self.method].loop:
+            is_linear = isinstance(self.model, Measurement)
+            smc.check_size(prior.event_shape, self._y_shape, is_linear)
         self.y, self.batch_shape = self._batch(y)
 
     # --- samples ------------------------------------------------------------------------------
@@ -75,24 +80,85 @@ class Posterior:
         sampler: str | None = None,
         steps: int | None = None,
         batch_size: int = BATCH_SIZE,
+        return_info: bool = False,
         **options: Any,
-    ) -> Array:
+    ) -> Any:
         """Draw samples (*sample_shape, *batch_shape, *event_shape) of x given y.
 
         The arguments are those of `Prior.sample`. Methods that change the steps of predictor and
         corrector, 'projection', 'dps', 'ddrm' and 'daps', always use the sampler 'pc', without a
-        corrector for the last three.
+        corrector for the last three. 'smc' has a sampler of its own: the samples given one y come
+        from the same particles, of which there are at least as many.
+
+        With `return_info`, also return an `Info` of how far to trust them, for method = 'smc',
+        which warns if its weights are too uneven.
 
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
         """
-        if self.y is None:
-            raise InputError("The posterior has no y; pass the measurement to Prior.posterior.")
+        if return_info:
+            self._check_weighted("return_info = True")
         count, shape = count_of(sample_shape), self.prior.event_shape
         chosen = self.make_sampler(sampler, steps, **options)
+        drawn = self._draw_given(chosen, count, seed, batch_size)
+        x = jnp.reshape(drawn.x, (math.prod(self.batch_shape), count, *shape)).swapaxes(0, 1)
+        x = x.reshape(*shape_of(sample_shape), *self.batch_shape, *shape)
+        if not METHODS[self.method].loop or execution.is_traced(drawn.weights):
+            return x
+        info = self._judge(drawn.weights, count)
+        return (x, info) if return_info else x
+
+    @checked
+    def log_evidence(
+        self,
+        seed: Seed = 0,
+        *,
+        steps: int | None = None,
+        batch_size: int = BATCH_SIZE,
+        return_error: bool = False,
+    ) -> Any:
+        """Return log p(y) in nats, of the batch shape of y, for method = 'smc'.
+
+        Its differences compare priors and operators (Bayes factors). p(y) is a density of y; with
+        an operator of smaller rank than y has entries, of y in the range of the operator. A
+        `log_likelihood` defines it up to the constant that it leaves out.
+
+        Args:
+          seed, steps, batch_size: those of `sample`.
+          return_error: whether to return also the standard error of log p(y). A mode of the prior
+            that no particle found is not part of it.
+
+        Raises InputError for another method, and NotFiniteError if y is impossible.
+        """
+        self._check_weighted("log_evidence")
+        drawn = self._draw_given(self.make_sampler(None, steps), 1, seed, batch_size)
+        value, error = (each.reshape(self.batch_shape) for each in drawn.weights[1:])
+        if not execution.is_traced(drawn.weights):
+            self._judge(drawn.weights, 1)
+        return (value, error) if return_error else value
+
+    def _draw_given(self, sampler: Sampler, count: int, seed: Seed, batch_size: int) -> Samples:
+        if self.y is None:
+            raise InputError("The posterior has no y; pass the measurement to Prior.posterior.")
         key = jax.random.fold_in(key_of(seed), POSTERIOR)
-        x = self.draw(chosen, count, key, batch_size=batch_size).x
-        x = jnp.reshape(x, (math.prod(self.batch_shape), count, *shape)).swapaxes(0, 1)
-        return x.reshape(*shape_of(sample_shape), *self.batch_shape, *shape)
+        return self.draw(sampler, count, key, batch_size=batch_size)
+
+    def _check_weighted(self, what: str) -> None:
+        weighted = [name for name, method in METHODS.items() if method.loop]
+        if self.method not in weighted:
+            raise InputError(
+                f"{what} needs weighted particles, which method = {self.method!r} does not have. "
+                f"Choose method = {' or '.join(map(repr, weighted))}."
+            )
+
+    def _judge(self, weights: smc.Weights, samples: int) -> smc.Info:
+        """Return the verdict on weights, and warn if they are too uneven."""
+        info = smc.judge(weights, self.batch_shape, self._particles(samples))
+        if not info.reliable:
+            warnings.warn(info.verdict, stacklevel=4)  # The caller of a checked method.
+        return info
+
+    def _particles(self, samples: int) -> int:
+        return max(samples, dict(self._chosen.options)["particles"])
 
     def draw(
         self,
@@ -116,14 +182,21 @@ class Posterior:
             first one.
           first, count: by default, all events.
           batch_size: the number of events that are computed at a time.
+
+        A method with a loop of its own computes the events of a measurement together.
         """
         prior, method = self.prior, self._method()
         given: Any = self.y if y is None else y
         total = (first_y + len(given)) * samples
+        is_weighted = METHODS[self.method].loop is not None
+        if is_weighted:
+            options = dict(method.options) | {"particles": self._particles(samples)}
+            method = choose_method(self.method, **options)
 
         def make_task(keys: Array, numbers: np.ndarray, place: Place) -> FromPosterior:
             # The last batch is padded.
-            rows = np.minimum(numbers // samples - first_y, len(given) - 1)
+            rows = numbers if is_weighted else numbers // samples
+            rows = np.minimum(rows - first_y, len(given) - 1)
             return FromPosterior(
                 prior.score,
                 keys,
@@ -136,15 +209,51 @@ class Posterior:
             )
 
         count = total - first if count is None else count
+        if is_weighted:
+            return self._draw_weighted(make_task, key, samples, (first, count), batch_size)
         return execution.in_batches(
             make_task, key, first, count, batch_size, prior.event_shape, prior.mesh
         )
+
+    def _draw_weighted(
+        self,
+        make_task: execution.MakeTask,
+        key: Array,
+        samples: int,
+        events: tuple[int, int],
+        batch_size: int,
+    ) -> Samples:
+        """Return events (first, count) of particles, a batch of measurements at a time."""
+        first, count = events
+        particles, shape = self._particles(samples), self.prior.event_shape
+        size = max(1, batch_size // particles)
+        entries = math.prod(shape) * (2 * math.prod(shape) + math.prod(self._y_shape))
+        check_memory(size * particles * entries, f"Covariances of {size * particles} particles")
+        y_first, y_last = first // samples, (first + count - 1) // samples
+        drawn = execution.in_batches(
+            *(make_task, key, y_first, y_last + 1 - y_first, size, (particles, *shape)),
+            self.prior.mesh,
+        )
+        chosen = slice(first - y_first * samples, first - y_first * samples + count)
+        x = drawn.x[:, :samples].reshape(-1, *shape)[chosen]
+        nfe, bad_step = (jnp.repeat(each, samples)[chosen] for each in (drawn.nfe, drawn.bad_step))
+        return Samples(x, nfe, x[None][:0], bad_step, drawn.weights)
 
     def make_sampler(
         self, name: str | None = None, steps: int | None = None, **options: Any
     ) -> Sampler:
         """Return a sampler that fits the method; the arguments are those of `sample`."""
         method = METHODS[self.method]
+        if method.loop:
+            if name is not None or options:
+                given = ", ".join(filter(None, (name and "sampler", *options)))
+                raise InputError(
+                    f"method = {self.method!r} is a sampler of its own, on which {given} has no "
+                    "effect. Leave it out, or choose another method."
+                )
+            count = steps or self.prior.defaults.steps or method.steps
+            title = f"{self.method!r}, {count} steps"
+            return Sampler(method.loop, count, title, advice="raise steps or particles")
         if method.requires_pc and name not in (None, "pc"):
             raise InputError(
                 f"method = {self.method!r} changes the steps of the sampler 'pc', so sampler = "
@@ -235,8 +344,9 @@ class Posterior:
         x_key, reference_key, noise_key, sample_key, rank_key = (
             jax.random.fold_in(key_of(seed), purpose) for purpose in range(5)
         )
+        of_prior = self.prior.make_sampler() if METHODS[self.method].loop else sampler
         x, references = (
-            jnp.asarray(self.prior.draw(sampler, count, key, first=first, batch_size=batch_size).x)
+            jnp.asarray(self.prior.draw(of_prior, count, key, first=first, batch_size=batch_size).x)
             for key in (x_key, reference_key)
         )
         numbers = np.arange(first, first + count)

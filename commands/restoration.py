@@ -87,7 +87,8 @@ def set_up(
     depends["sampler"] = sampler.title
     depends["operator"] = operator_checksum(operator, experiment.image_shape)
     line = f"{options.method} with the sampler {sampler.title}"
-    if not METHODS[options.method].requires_pc:
+    method = METHODS[options.method]
+    if method.loop is None and not method.requires_pc:
         line += "; --config.sampling.method=pc, ode or solver selects another one"
     print(line, flush=True)
     return Setup(experiment, problem, posterior, sampler, output, depends)
@@ -160,6 +161,7 @@ def make_posterior(
         **{name: options[name] for name in METHODS[options.method].options},
     )
     chosen = given is None or "sampling.method" in given
+    chosen &= METHODS[options.method].loop is None
     name = sampler_name(experiment.config) if chosen else None
     return posterior, posterior.make_sampler(name)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
@@ -66,6 +67,11 @@ class Evidence:
     def has_density(self) -> bool:
         """Whether log p(y | x) is finite."""
         return True
+
+    @property
+    def log_constant(self) -> Array | float:
+        """What `log_prob` lacks of a density, () or (B,); 0 where it is not known."""
+        return 0.0
 
     def given(self, y: Array) -> Self:
         """Return this with the measurements y (B, ...)."""
@@ -196,6 +202,11 @@ class GaussianMeasurement(Observation):
         """Return log p(y | x) (B,), up to a constant; noise_std must not be 0."""
         return -0.5 * _square_sums(self.y - self.predict(x)) / self.noise_std**2
 
+    @property
+    def log_constant(self) -> float:
+        size = math.prod(self.y.shape[1:])
+        return -size * (math.log(self.noise_std) + 0.5 * math.log(2 * math.pi))
+
     def linearize(self, x: Array, variance: Array) -> Linearization:
         """Return f near x."""
         del variance
@@ -227,6 +238,10 @@ class PoissonMeasurement(Observation):
         rates = self._rates(self.predict(x))
         logps = self.y * jnp.log(rates) - rates
         return logps.reshape(len(logps), -1).sum(-1)
+
+    @property
+    def log_constant(self) -> Array:
+        return -jax.scipy.special.gammaln(self.y + 1).reshape(len(self.y), -1).sum(-1)
 
     def linearize(self, x: Array, variance: Array) -> Linearization:
         """Return f near x; the variance of a count is its rate."""

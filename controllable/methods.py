@@ -1,7 +1,8 @@
 """Methods for inverse problems by name: how each conditions a sampler on a measurement.
 
 A method is a guided score, a constraint or a predictor (`controllable.inverse_problems`,
-`controllable.daps`). To add one, write a function to `Conditioned` and enter it in `METHODS`.
+`controllable.daps`), or a sampler of its own (`controllable.smc`). To add one of the former, write
+a function to `Conditioned` and enter it in `METHODS`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sampling
 from controllable import inverse_problems
 from controllable.daps import DAPS
 from controllable.measurements import Evidence, Measurement, Observation
+from controllable.smc import STEPS, smc_loop
 from errors import choose
 from options import FLAG, NOISE_SCALE, POSITIVE, SHARE, Integer, Option, Options, resolve
 from sampling import Update
@@ -119,14 +121,19 @@ class Method(NamedTuple):
         requires sampling.method = 'pc'. Otherwise it is a guided score, which any sampler accepts.
       allows_corrector: whether it can be combined with a corrector.
       uses_predictor: whether the steps of the sampler are taken, guided or extended.
+      loop: for a method that is a sampler of its own, which has no `condition`: the function
+        `smc_loop`, or another one with these arguments and results.
+      steps: its default number of steps.
     """
 
-    condition: Callable[..., Conditioned]
+    condition: Callable[..., Conditioned] | None
     options: Options = MappingProxyType({})
     needs: type = Measurement
     requires_pc: bool = False
     allows_corrector: bool = True
     uses_predictor: bool = True
+    loop: Callable[..., Any] | None = None
+    steps: int = 0
 
 
 OFFICIAL = {
@@ -153,6 +160,11 @@ DAPS_STEPS = {
 ITERATIONS = {
     "iterations": Option(3, Integer(1, 1000), "Conjugate-gradient iterations of moment_matching.")
 }
+PARTICLES = {
+    "particles": Option(
+        512, Integer(2, 10**6), "Particles of smc for each measurement, at least `samples`."
+    )
+}
 
 # A corrector of the unconditional score would undo the updates of `dps`, `ddrm` and `daps`.
 STEPWISE: dict[str, Any] = {"requires_pc": True, "allows_corrector": False}
@@ -163,6 +175,7 @@ METHODS = {
     "daps": Method(daps, {**PRIOR_STD, **DAPS_STEPS}, Evidence, **STEPWISE, uses_predictor=False),
     "pigdm": Method(pigdm, PRIOR_STD),
     "moment_matching": Method(moment_matching, ITERATIONS, Observation),
+    "smc": Method(None, PARTICLES, Evidence, uses_predictor=False, loop=smc_loop, steps=STEPS),
 }
 """By `config.restore.method`."""
 
@@ -182,8 +195,9 @@ def posterior_loop(
 
     Args:
       chosen: the method and its options.
-      sampler: a `samplers.Sampler`, whose result the loop has, with x changed.
-      keys: (B,), one random key per event.
+      sampler: a `samplers.Sampler`, whose result the loop has, with x changed. Its `loop` is that
+        of the method, if this has one.
+      keys: (B,), one random key per event, or per measurement for a method that has a loop.
       support: the range of the data. Guided scores clip E[x_0 | x_t] to it, which keeps them stable
         at high noise, where gradients of networks are inaccurate.
 
@@ -191,6 +205,8 @@ def posterior_loop(
     the option `official`.
     """
     method, options = METHODS[chosen.name], dict(chosen.options)
+    if method.condition is None:
+        return sampler.loop(keys, score, sde, measurement, shape, steps=sampler.steps, **options)
     prior = sampling.prior_sample(keys, sde, (len(keys), *shape))
     guided, start, sampler_options = method.condition(score, sde, measurement, prior, **options)
     if support and not method.requires_pc:

@@ -33,12 +33,14 @@ class Samples(NamedTuple):
       frames: states on the way to x, in order (F, B, ...), F <= FRAMES; F = 0 unless requested.
       bad_step: the step (B,), from 1, after which the state was first not finite, or the evaluation
         (`Sampler.unit`); 0 if x is finite. Adaptive steps are not counted: 1 if x is not finite.
+      weights: what a sampler of weighted particles reports, `controllable.smc.Weights`; else ().
     """
 
     x: Array
     nfe: Array
     frames: Array
     bad_step: Array
+    weights: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from benchmarks import harness
 from benchmarks.tables import header, row
 from configs.default import complete
 from configs.vp.digits_ddpmpp_continuous import get_config
-from controllable.methods import METHODS
+from controllable import methods
 from controllable.operators import Operator
 from score_sde import Prior, TrainedModel, operators
 from sde_lib import VESDE, VPSDE, SubVPSDE
@@ -41,6 +41,7 @@ METHOD_OPTIONS: dict[str, dict[str, Any]] = {
     "daps": {"prior_std": gaussian_posterior.STD},
     "dps": {"scale": 0.5},
 }
+METHODS = {name: method for name, method in methods.METHODS.items() if method.condition}
 STEPS = {name: 200 if method.requires_pc else 20 for name, method in METHODS.items()}
 STEP_COUNTS = (10, 20, 50, 100, 200, 500, 1000)
 SAMPLES = 4  # reconstructions of each digit

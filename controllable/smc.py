@@ -1,0 +1,415 @@
+"""Twisted sequential Monte Carlo (Wu et al. 2023, arXiv:2306.17775): posteriors of any prior.
+
+Particles with weights follow the reverse process from time T to data. In u = x_t / alpha, whose
+noise level is s = std / alpha, let D be the mean of x_0 given u and C = s^2 dD/du its covariance.
+Moment matching replaces this distribution by N(D, C), and y by its linearization near D. Then
+
+- the transition to a smaller level follows from N(D, C), as in ancestral sampling;
+- particles are proposed by the same transition given y;
+- the twist p(y | u), which estimates what a particle is worth, is Gaussian.
+
+All three are exact for Gaussian priors and linear measurements, so that weights are constant with
+any number of steps. For other priors the weights correct the twist, and the posterior is exact in
+the limit of many particles and steps. The last step draws x_0, whose weight has p(y | x_0) itself.
+The mean of the weights estimates the evidence p(y).
+
+Where the weights of a measurement's particles become uneven, particles are drawn again by these
+weights (systematic resampling). If they are uneven all the same, the result cannot be trusted;
+`judge` reports it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.special import logsumexp
+
+from controllable.measurements import Evidence, Measurement, Observation
+from controllable.operators import linear
+from errors import InputError
+from sampling import fold_in, image_keys, prior_sample, standard_normal, uniform
+from sde_lib import SDE, Score, expand
+from solvers.loop import Loop
+from solvers.schedules import noise_levels
+
+STEPS = 60
+MOST_ENTRIES = 256  # of an event, and of y: each particle has matrices of these sides
+RESAMPLED = 0.5  # the effective sample size, as a share, below which particles are drawn again
+RELIABLE = 0.1  # the same, below which the result is not trusted
+NEGLIGIBLE = (
+    1e-6  # the smallest eigenvalue of C / s^2; that of a network's Jacobian may be negative
+)
+UNIFORM = 2**31 - 2  # folded into a key for resampling; larger than the number of any particle
+
+einsum, matmul = linear.einsum, linear.matmul
+
+
+class Weights(NamedTuple):
+    """What the weights of the particles of each measurement say; arrays (B,).
+
+    Attributes:
+      effective_size: the effective sample size as a share of the particles, the smallest over
+        steps: 1 if all weights are equal.
+      log_evidence: log p(y) in nats.
+      log_evidence_error: its standard error, from the weights of the descendants of each of the
+        first particles (Chan & Lai 2013). It is too large rather than too small, and about 1 if all
+        particles descend from one.
+    """
+
+    effective_size: Array
+    log_evidence: Array
+    log_evidence_error: Array
+
+
+class Particles(NamedTuple):
+    """What the loop carries: P particles for each of B measurements.
+
+    Attributes:
+      u: states (B, P, D), flattened, divided by alpha.
+      log_weights: (B, P), since particles were drawn again.
+      log_mean: (B,), the logarithm of the mean weight before.
+      family: (B, P), the number of the first particle that each one descends from.
+      effective_size: (B,), the smallest so far.
+      bad_step: (B,), the step, from 1, after which weights were first not finite, or 0.
+    """
+
+    u: Array
+    log_weights: Array
+    log_mean: Array
+    family: Array
+    effective_size: Array
+    bad_step: Array
+
+
+class Local(NamedTuple):
+    """The Gaussian of x_0 and y given states u (N, D): x_0 = D + V offset.
+
+    Attributes:
+      mean: D (N, D).
+      variances, axes: eigenvalues (N, D) of the covariance C, and its eigenvectors V (N, D, D).
+      residual: y - f(D), (N, M).
+      slope: the derivative of f along the axes (N, M, D).
+      noise_var: the variance of the noise of y (N, M).
+      log_twist: log p(y | u), (N,).
+    """
+
+    mean: Array
+    variances: Array
+    axes: Array
+    residual: Array
+    slope: Array
+    noise_var: Array
+    log_twist: Array
+
+
+def check_size(event_shape: tuple[int, ...], y_shape: tuple[int, ...], is_linear: bool) -> None:
+    """Raise InputError for events and measurements that are too large for exact covariances."""
+    for what, shape in (("An event", event_shape), ("y", () if is_linear else y_shape)):
+        if math.prod(shape) > MOST_ENTRIES:
+            raise InputError(
+                f"{what} of shape {shape} has {math.prod(shape)} entries, but method = 'smc' is "
+                f"for up to {MOST_ENTRIES}. Choose method = 'moment_matching' or another one."
+            )
+
+
+def smc_loop(
+    keys: Array,
+    score: Score,
+    sde: SDE,
+    measurement: Evidence,
+    shape: tuple[int, ...],
+    *,
+    steps: int,
+    particles: int,
+) -> tuple[Loop, Array]:
+    """Return the loop over the noise levels, and the first states (B, P, *shape).
+
+    Args:
+      keys: (B,), one for each measurement. The random numbers of a particle follow from the key of
+        its measurement and its number.
+      measurement: y (B, ...) and how it depends on x_0.
+      steps: evaluations of the score for each particle, with as many derivatives as an event has
+        entries.
+      particles: P, the number for each measurement.
+
+    The result of the loop are events (B, P, *shape) of equal weight in random order, or NaN;
+    `Weights`; and the step (B,), from 1, after which weights were first not finite, or 0.
+    """
+    size, batch = math.prod(shape), len(keys)
+    model = _LocalModel(score, sde, _repeat(measurement, particles), shape)
+    levels = noise_levels(sde, "log_snr", steps)
+    with jax.ensure_compile_time_eval():
+        times = sde.time_at(jnp.asarray(levels[:-1]))
+        rows = (*(jnp.asarray(each, jnp.float32) for each in (levels[:-1], levels[1:])), times)
+        first_scale = sde.alpha(times[0])
+
+    def keys_of(keys: Array) -> Array:
+        return jax.vmap(lambda key: image_keys(key, jnp.arange(particles)))(keys).reshape(-1)
+
+    def start(x: Array) -> Particles:
+        zeros = jnp.zeros((batch, particles))
+        family = jnp.broadcast_to(jnp.arange(particles), zeros.shape)
+        return Particles(
+            x.reshape(batch, particles, size) / first_scale,
+            zeros,
+            zeros[:, 0],
+            family,
+            jnp.ones(batch),
+            jnp.zeros(batch, jnp.int32),
+        )
+
+    def step(index: int | Array, carry: Particles) -> Particles:
+        level, next_level, t = (row[index] for row in rows)
+        local = model.near(carry.u.reshape(-1, size), level, t)
+        carry = carry._replace(
+            log_weights=carry.log_weights + local.log_twist.reshape(batch, particles)
+        )
+        step_keys = fold_in(keys, index)
+        carry, local = _resample_if_uneven(step_keys, carry, local, index)
+        u, log_density = model.propose(
+            keys_of(step_keys), carry.u.reshape(-1, size), local, level, next_level
+        )
+        return carry._replace(
+            u=u.reshape(carry.u.shape),
+            log_weights=carry.log_weights - log_density.reshape(batch, particles),
+        )
+
+    def finish(carry: Particles) -> tuple[Array, Weights, Array]:
+        x = carry.u.reshape(batch * particles, *shape)
+        correction = model.last_log_weight(x).reshape(batch, particles)
+        carry = carry._replace(log_weights=carry.log_weights + correction)
+        return _finish(fold_in(keys, steps), carry, x.reshape(batch, particles, *shape), steps)
+
+    x = prior_sample(keys_of(keys), sde, (batch * particles, *shape))
+    return Loop(steps, start, step, finish), x.reshape(batch, particles, *shape)
+
+
+def _repeat(measurement: Evidence, count: int) -> Evidence:
+    return measurement.given(jnp.repeat(measurement.y, count, 0))
+
+
+# --- moment matching ------------------------------------------------------------------------------
+
+
+class _LocalModel:
+    """x_0 and y given states: a Gaussian near each of N particles.
+
+    A log-likelihood that is not an `Observation` has no linearization: M = 0, its twist is the
+    density at D, and particles are proposed without y.
+    """
+
+    def __init__(
+        self, score: Score, sde: SDE, measurement: Evidence, shape: tuple[int, ...]
+    ) -> None:
+        self._score, self._sde, self._measurement = score, sde, measurement
+        self._shape, self._size = shape, math.prod(shape)
+        self._is_linear = isinstance(measurement, Measurement)
+        if isinstance(measurement, Measurement):
+            left, self._matrix = _measured_part(measurement, shape)
+            self._y = matmul(measurement.y.reshape(-1, len(left)), left)
+
+    def near(self, u: Array, level: Array, t: Array) -> Local:
+        """Return the Gaussian given states u (N, D) at a noise level and its time t."""
+        alpha, times = self._sde.alpha(t), jnp.broadcast_to(t, len(u))
+
+        def denoise(u: Array) -> Array:
+            x = (alpha * u).reshape(-1, *self._shape)
+            return u + level**2 * alpha * self._score(x, times).reshape(u.shape)
+
+        mean, push = jax.linearize(denoise, u)
+        directions = jnp.broadcast_to(jnp.eye(self._size)[:, None], (self._size, *u.shape))
+        jacobian = jax.vmap(push, out_axes=-1)(directions)
+        symmetric = (jacobian + jacobian.swapaxes(1, 2)) / 2
+        shares, axes = jnp.linalg.eigh(symmetric, symmetrize_input=False)
+        variances = level**2 * jnp.maximum(shares, NEGLIGIBLE)
+        residual, slope, noise_var = self._linearize(mean, axes)
+        twist = _log_normal(residual, slope, variances, noise_var)
+        if not isinstance(self._measurement, Observation):
+            twist = self._measurement.log_prob(mean.reshape(-1, *self._shape))
+        return Local(mean, variances, axes, residual, slope, noise_var, twist)
+
+    def _linearize(self, mean: Array, axes: Array) -> tuple[Array, Array, Array]:
+        """Return residual, slope and noise_var of `Local`."""
+        measurement, count = self._measurement, len(mean)
+        if isinstance(measurement, Measurement):
+            residual = self._y - matmul(mean, self._matrix.T)
+            noise_var = jnp.full(residual.shape, measurement.noise_std**2)
+            return residual, matmul(self._matrix, axes), noise_var
+        if not isinstance(measurement, Observation):
+            return jnp.zeros((count, 0)), jnp.zeros((count, 0, self._size)), jnp.zeros((count, 0))
+        near = measurement.linearize(mean.reshape(-1, *self._shape), jnp.ones(count))
+
+        def along(axis: Array) -> Array:
+            return near.forward(axis.reshape(-1, *self._shape)).reshape(count, -1)
+
+        slope = jax.vmap(along, in_axes=-1, out_axes=-1)(axes)
+        noise_var = jnp.broadcast_to(near.noise_var, near.residual.shape)
+        return near.residual.reshape(count, -1), slope, noise_var.reshape(count, -1)
+
+    def propose(
+        self, keys: Array, u: Array, local: Local, level: Array, next_level: Array
+    ) -> tuple[Array, Array]:
+        """Return states at the next level given y (N, D), and log p(y | next state, u) (N,).
+
+        x_0 is drawn given y by correcting a draw without y (Matheron's rule). The ratio of the
+        transitions without and with y is p(y | u) / p(y | next state, u), by Bayes' rule.
+        """
+        size, count = self._size, local.residual.shape[1]
+        noise = standard_normal(keys, (len(u), 2 * size + count))
+        z, jump, error = noise[:, :size], noise[:, size : 2 * size], noise[:, 2 * size :]
+        offset = jnp.sqrt(local.variances) * z
+        predicted = einsum("nmd,nd->nm", local.slope, offset) + jnp.sqrt(local.noise_var) * error
+        chol = _cholesky(local.slope, local.variances, local.noise_var)
+        gain = jax.scipy.linalg.cho_solve((chol, True), (local.residual - predicted)[..., None])
+        offset += local.variances * einsum("nmd,nm->nd", local.slope, gain[..., 0])
+        kept = (next_level / level) ** 2
+        var = next_level**2 * (1 - kept)  # of the transition given x_0
+        # The coordinates of the next state, of which offset (N, D) is known up to variance `rest`.
+        moved = (1 - kept) * offset + jnp.sqrt(var) * jump
+        u = kept * u + (1 - kept) * local.mean + einsum("nij,nj->ni", local.axes, moved)
+        total = (1 - kept) ** 2 * local.variances + var
+        known, rest = (1 - kept) * local.variances / total * moved, local.variances * var / total
+        if not isinstance(self._measurement, Observation):
+            return u, local.log_twist
+        is_last = next_level == 0
+        # A linear measurement needs no correction at the end, and may be free of noise.
+        skipped = is_last if self._is_linear else jnp.zeros_like(is_last)
+        residual = local.residual - einsum("nmd,nd->nm", local.slope, known)
+        log_density = _log_normal(residual, local.slope, rest, local.noise_var + skipped)
+        return u, jnp.where(skipped, 0, log_density)
+
+    def last_log_weight(self, x: Array) -> Array:
+        """Return log p(y | x) (N,), where the last proposal does not contain it exactly."""
+        if self._is_linear:
+            return jnp.zeros(len(x))
+        return self._measurement.log_prob(x) + self._measurement.log_constant
+
+
+def _measured_part(
+    measurement: Measurement, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return U (M, K) with orthonormal columns, and U' A (K, D), for flattened events and y."""
+    size = math.prod(shape)
+    with jax.ensure_compile_time_eval():
+        columns = measurement.predict(jnp.eye(size).reshape(size, *shape)).reshape(size, -1)
+        u, s, vt = np.linalg.svd(np.asarray(columns, np.float64).T, full_matrices=False)
+    kept = s > linear.NEGLIGIBLE * max(s.max(), 1e-30)
+    return u[:, kept].astype(np.float32), (s[:, None] * vt)[kept].astype(np.float32)
+
+
+def _cholesky(slope: Array, variances: Array, noise_var: Array) -> Array:
+    covariance = einsum("nid,nd,njd->nij", slope, variances, slope)
+    return jnp.linalg.cholesky(covariance + noise_var[..., None] * jnp.eye(slope.shape[1]))
+
+
+def _log_normal(residual: Array, slope: Array, variances: Array, noise_var: Array) -> Array:
+    """Return the log-density (N,) of residual = slope offset + noise (N, M)."""
+    chol = _cholesky(slope, variances, noise_var)
+    z = jax.scipy.linalg.solve_triangular(chol, residual[..., None], lower=True)[..., 0]
+    log_scale = jnp.log(jnp.diagonal(chol, axis1=1, axis2=2)) + 0.5 * math.log(2 * math.pi)
+    return (-0.5 * z**2 - log_scale).sum(-1)
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def _resample_if_uneven(
+    keys: Array, carry: Particles, local: Local, index: int | Array
+) -> tuple[Particles, Local]:
+    """Draw the particles again of measurements whose effective sample size is small."""
+    batch, count = carry.log_weights.shape
+    log_mean = logsumexp(carry.log_weights, axis=1) - math.log(count)
+    share = _effective_share(carry.log_weights)
+    uneven = share < RESAMPLED
+    chosen = _systematic(keys, carry.log_weights)
+    chosen = jnp.where(uneven[:, None], chosen, jnp.arange(count))
+
+    def pick(values: Array) -> Array:
+        rows = values.reshape(batch, count, *values.shape[1:])
+        return jax.vmap(lambda row, i: row[i])(rows, chosen).reshape(values.shape)
+
+    return Particles(
+        jax.vmap(lambda row, i: row[i])(carry.u, chosen),
+        jnp.where(uneven[:, None], 0, carry.log_weights),
+        carry.log_mean + jnp.where(uneven, log_mean, 0),
+        jnp.take_along_axis(carry.family, chosen, 1),
+        jnp.minimum(carry.effective_size, share),
+        jnp.where((carry.bad_step == 0) & ~jnp.isfinite(log_mean), index + 1, carry.bad_step),
+    ), jax.tree.map(pick, local)
+
+
+def _finish(keys: Array, carry: Particles, x: Array, steps: int) -> tuple[Array, Weights, Array]:
+    """Return what `smc_loop` states."""
+    batch, count = carry.log_weights.shape
+    weights = jax.nn.softmax(carry.log_weights)
+    log_mean = logsumexp(carry.log_weights, axis=1) - math.log(count)
+    of_family = jax.vmap(lambda i, w: jnp.zeros(count).at[i].add(w))(carry.family, weights)
+    found = Weights(
+        jnp.minimum(carry.effective_size, _effective_share(carry.log_weights)),
+        carry.log_mean + log_mean,
+        jnp.sqrt(jnp.square(of_family - 1 / count).sum(1)),
+    )
+    chosen = _systematic(keys, carry.log_weights)
+    chosen = jax.vmap(jax.random.permutation)(keys, chosen)
+    x = jax.vmap(lambda row, i: row[i])(x, chosen)
+    finite = jnp.isfinite(found.log_evidence) & jnp.isfinite(x.reshape(batch, -1)).all(1)
+    bad_step = jnp.where(finite, 0, jnp.where(carry.bad_step, carry.bad_step, steps))
+    return jnp.where(expand(finite, x), x, jnp.nan), found, bad_step
+
+
+def _effective_share(log_weights: Array) -> Array:
+    """Return the effective sample size (B,) of weights (B, P), divided by P."""
+    return 1 / (jnp.square(jax.nn.softmax(log_weights)).sum(1) * log_weights.shape[1])
+
+
+def _systematic(keys: Array, log_weights: Array) -> Array:
+    """Return the numbers (B, P) of particles, each about P times its weight often."""
+    batch, count = log_weights.shape
+    sums = jnp.cumsum(jax.nn.softmax(log_weights), 1)
+    u = uniform(fold_in(keys, UNIFORM), (batch, 1))
+    points = (jnp.arange(count) + u) / count * sums[:, -1:]  # Rounding may change the sum.
+    found = jax.vmap(jnp.searchsorted)(sums, points)
+    return jnp.minimum(found, count - 1)
+
+
+# --- verdict --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """How far to trust samples of a posterior; the arrays have the batch shape of y.
+
+    Attributes:
+      effective_size, log_evidence, log_evidence_error: see `Weights`.
+      reliable: whether `effective_size` is at least RELIABLE for all measurements.
+      verdict: one sentence.
+    """
+
+    effective_size: np.ndarray
+    log_evidence: np.ndarray
+    log_evidence_error: np.ndarray
+    reliable: bool
+    verdict: str
+
+
+def judge(found: Weights, batch_shape: tuple[int, ...], particles: int) -> Info:
+    """Return the verdict on weights (B,) of measurements."""
+    arrays = [np.asarray(each, np.float64).reshape(batch_shape) for each in found]
+    shares = arrays[0]
+    low = int((shares < RELIABLE).sum())
+    measured = f"the smallest effective sample size is {shares.min():.2g} of {particles} particles"
+    if low:
+        of = f"of {low} of {shares.size} measurements " if shares.size > 1 else ""
+        verdict = (
+            f"Samples and evidence {of}are not reliable: {measured}, below {RELIABLE:g}. Raise "
+            "particles or steps."
+        )
+    else:
+        verdict = f"No sign of an error was found: {measured}."
+    return Info(*arrays, not low, verdict)

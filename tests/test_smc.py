@@ -1,0 +1,303 @@
+"""Twisted sequential Monte Carlo against exact posteriors and evidence: mixtures, quadrature."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+import score_sde as ss
+import sharding
+from commands import restoration
+from controllable import smc
+from tests import gaussian, gaussian_posterior, tiny
+from tests.gaussian_posterior import COVARIANCES, OPERATORS, SHAPE, SIZE
+
+VP = ss.VPSDE()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixture:
+    """Components N(means[k], covariances[k]) with the given weights; float64."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+
+    def prior(self, sde):
+        """The prior with the exact score, of events (D,)."""
+        values, vectors = (jnp.asarray(a, jnp.float32) for a in np.linalg.eigh(self.covariances))
+        logits = jnp.log(jnp.asarray(self.weights, jnp.float32))
+        means = jnp.asarray(self.means, jnp.float32)
+
+        def log_p(x, t):
+            alpha, var = sde.alpha(t), sde.var(t)
+            along = jnp.einsum("kd,kde->ke", x - alpha * means, vectors)
+            total = alpha**2 * values + var
+            return jax.nn.logsumexp(logits - 0.5 * (along**2 / total + jnp.log(total)).sum(1))
+
+        return ss.Prior(jax.vmap(jax.grad(log_p)), sde, self.means.shape[1:])
+
+    def draw(self, rng, count):
+        numbers = rng.choice(len(self.weights), count, p=self.weights)
+        return np.stack([rng.multivariate_normal(self.means[k], self.covariances[k])
+                         for k in numbers])  # fmt: skip
+
+    def posterior(self, a, y, noise):
+        """The mixture given y = a x + noise, and log p(y)."""
+        gram = a @ self.covariances @ a.T + noise**2 * np.eye(len(a))
+        gain = self.covariances @ a.T @ np.linalg.inv(gram)
+        residual = y - self.means @ a.T
+        logs = -0.5 * np.einsum("ki,kij,kj->k", residual, np.linalg.inv(gram), residual)
+        logs += np.log(self.weights) - 0.5 * np.linalg.slogdet(2 * np.pi * gram)[1]
+        means = self.means + np.einsum("kdm,km->kd", gain, residual)
+        found = Mixture(scipy.special.softmax(logs), means, self.covariances - gain @ a
+                        @ self.covariances)  # fmt: skip
+        return found, scipy.special.logsumexp(logs)
+
+    def shares(self, x):
+        """The share of the events x (N, D) that are most likely of each component."""
+        difference = x[:, None] - self.means
+        precision = np.linalg.inv(self.covariances)
+        logs = np.log(self.weights + 1e-300) - 0.5 * np.linalg.slogdet(self.covariances)[1]
+        logs = logs - 0.5 * np.einsum("nkd,kde,nke->nk", difference, precision, difference)
+        return np.bincount(logs.argmax(1), minlength=len(self.weights)) / len(x)
+
+
+def two_modes():
+    covariances = [np.diag([0.2, 0.3]) ** 2, [[0.05, 0.03], [0.03, 0.05]]]
+    mixture = Mixture(np.array([0.7, 0.3]), np.array([[-1, 1], [1, -1.0]]), np.array(covariances))
+    return mixture, np.array([[1.0, 0.8]]), 0.3
+
+
+def random_modes(seed, weights, entries, measured, spread, widest, noise):
+    rng = np.random.default_rng(seed)
+    count = len(weights)
+    rotations = np.linalg.qr(rng.normal(size=(count, entries, entries)))[0]
+    stds = rng.uniform(0.05, widest, (count, 1, entries))
+    covariances = (rotations * stds**2) @ rotations.swapaxes(1, 2)
+    matrix = rng.normal(size=(measured, entries)) / math.sqrt(entries)
+    means = spread * rng.normal(size=(count, entries))
+    return Mixture(np.array(weights), means, covariances), matrix, noise
+
+
+CASES = {
+    "2-D, 2 modes": two_modes(),
+    "8-D, 4 modes": random_modes(7, [0.4, 0.3, 0.2, 0.1], 8, 2, 1.0, 0.5, 0.1),
+    "16-D, 10 modes": random_modes(7, np.full(10, 0.1), 16, 4, 0.7, 0.3, 0.1),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sde", "steps"),
+    [
+        ("2-D, 2 modes", VP, 30),
+        ("2-D, 2 modes", ss.EDMSDE(), 30),
+        ("8-D, 4 modes", VP, 40),
+        ("8-D, 4 modes", ss.VESDE(), 40),
+        ("16-D, 10 modes", ss.RectifiedFlow(), 60),
+    ],
+)
+def test_mixtures(name, sde, steps):
+    """Weights of modes, means and log p(y) of exact posteriors, for several measurements."""
+    mixture, a, noise = CASES[name]
+    count, particles, rng = 6, 200, np.random.default_rng(1)
+    x = mixture.draw(rng, count)
+    y = x @ a.T + noise * rng.normal(size=(count, len(a)))
+    operator = ss.operators.dense(x.shape[1:], a)
+    posterior = mixture.prior(sde).posterior(
+        y, operator, noise=noise, method="smc", particles=particles
+    )
+    found, info = posterior.sample(
+        particles, steps=steps, return_info=True, batch_size=count * particles
+    )
+    found = np.asarray(found, np.float64).swapaxes(0, 1)
+    std = math.sqrt(np.mean(mixture.draw(rng, 5000).var(0)))
+    distances, errors = [], []
+    for i in range(count):
+        exact, log_evidence = mixture.posterior(a, y[i], noise)
+        draws = exact.draw(rng, 4000)
+        distances.append(0.5 * np.abs(exact.shares(found[i]) - exact.shares(draws)).sum())
+        errors.append(math.sqrt(np.mean((found[i].mean(0) - draws.mean(0)) ** 2)) / std)
+        if info.effective_size[i] > 0.1:
+            assert abs(info.log_evidence[i] - log_evidence) < 0.2
+            assert abs(info.log_evidence[i] - log_evidence) < 5 * info.log_evidence_error[i] + 0.01
+    # Draws of the exact posterior have .03 and .06 in two dimensions, and less in more.
+    assert np.mean(distances) < 0.02 + 0.03
+    assert np.mean(errors) < 0.05 + 0.03
+    assert np.median(info.effective_size) > 0.1
+
+
+GAUSSIANS = [
+    *((VP, "mask", 0.2, steps) for steps in (1, 2, 20)),
+    (ss.VESDE(), "dense", 0.2, 3),
+    (ss.SubVPSDE(), "block_mean", 0.0, 3),
+    (ss.RectifiedFlow(), "convolution", 0.003, 3),
+]
+
+
+@pytest.mark.parametrize(("sde", "name", "noise", "steps"), GAUSSIANS)
+def test_gaussian_priors(sde, name, noise, steps):
+    """Weights are constant, so that log p(y) is exact; samples are independent."""
+    covariance, operator = COVARIANCES["correlated"], OPERATORS[name]
+    prior = ss.Prior(gaussian_posterior.exact_score(sde, covariance), sde, SHAPE)
+    y = gaussian_posterior.observe(covariance, operator, noise)
+    posterior = prior.posterior(y[0], operator, noise=noise, method="smc")
+    x, info = posterior.sample(512, steps=steps, return_info=True)
+    assert info.effective_size > 0.995
+    u, a = gaussian_posterior.matrix(operator)
+    residual = u.T @ np.asarray(y, np.float64).ravel() - a @ gaussian_posterior.MEAN
+    gram = a @ covariance @ a.T + noise**2 * np.eye(len(a))
+    exact = -0.5 * residual @ np.linalg.solve(gram, residual)
+    exact -= 0.5 * np.linalg.slogdet(2 * np.pi * gram)[1]
+    assert info.log_evidence == pytest.approx(exact, abs=0.05)
+    errors = gaussian_posterior.errors(
+        np.asarray(x, np.float64).reshape(-1, SIZE), covariance, operator, y, noise
+    )
+    assert errors.mean < 2 * errors.floor + 0.01
+    assert errors.covariance < 0.2
+
+
+PEAKS = Mixture(np.array([0.6, 0.4]), np.array([[-1.0], [1.0]]), np.full((2, 1, 1), 0.3**2))
+MEASURED = {
+    "square": ({"operator": jnp.square, "noise": 0.3}, jnp.array([0.9]),
+               lambda x, y: -0.5 * ((y - x**2) / 0.3) ** 2 - math.log(0.3) - 0.9189385),
+    "poisson": ({"operator": lambda x: 3 * jnp.exp(x), "noise": "poisson"}, jnp.array([4.0]),
+                lambda x, y: 4 * np.log(3 * np.exp(x)) - 3 * np.exp(x) - math.log(24)),
+    "density": ({"log_likelihood": lambda x, y: -jnp.abs(x[0] - y).sum() / 0.3}, jnp.array(0.1),
+                lambda x, y: -np.abs(x - y) / 0.3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_measurements_that_are_not_linear(name):
+    """Mean, standard deviation and evidence of a mixture given y, by quadrature."""
+    given, y, log_density = MEASURED[name]
+    posterior = PEAKS.prior(VP).posterior(y, **given, method="smc", particles=1000)
+    x, info = posterior.sample(1000, seed=1, steps=40, return_info=True)
+    grid = np.linspace(-4, 4, 8001)
+    density = sum(
+        weight * np.exp(-0.5 * ((grid - mean) / 0.3) ** 2) / (0.3 * math.sqrt(2 * math.pi))
+        for weight, mean in ((0.6, -1), (0.4, 1))
+    ) * np.exp(log_density(grid, float(y.ravel()[0])))
+    total = density.sum() * (grid[1] - grid[0])
+    mean = (density * grid).sum() / density.sum()
+    std = math.sqrt((density * (grid - mean) ** 2).sum() / density.sum())
+    assert info.reliable
+    assert info.log_evidence == pytest.approx(
+        math.log(total), abs=4 * info.log_evidence_error + 0.01
+    )
+    assert float(x.mean()) == pytest.approx(mean, abs=4 * std / math.sqrt(300))
+    assert float(x.std()) == pytest.approx(std, rel=0.1)
+
+
+def test_modes_that_were_lost_are_reported():
+    """A precise measurement in few steps; the weights of another prior would be constant."""
+    mixture, a, _ = CASES["16-D, 10 modes"]
+    y = mixture.draw(np.random.default_rng(0), 3) @ a.T
+    operator = ss.operators.dense((16,), a)
+    posterior = mixture.prior(VP).posterior(y, operator, noise=0.01, method="smc", particles=50)
+    with pytest.warns(UserWarning, match="not reliable: .* of 50 particles"):
+        value, error = posterior.log_evidence(steps=4, return_error=True)
+    assert value.shape == error.shape == (3,)
+
+
+def test_evidence_compares_priors():
+    """The Bayes factor of two Gaussian priors is exact."""
+    logs = {}
+    for std in (0.5, 2.0):
+        prior = ss.Prior(gaussian.score(VP, 0.0, std), VP, (2,))
+        posterior = prior.posterior(jnp.array([1.0]), lambda x: x[:1], noise=0.1, method="smc")
+        logs[std] = float(posterior.log_evidence(steps=3))
+        var = std**2 + 0.1**2
+        assert logs[std] == pytest.approx(-0.5 * (1 / var + math.log(2 * math.pi * var)), abs=0.01)
+
+
+def test_events_depend_on_the_seed_and_their_number():
+    """Not on the batch size, the mesh, compilation, and, up to `particles`, their number."""
+    mixture, a, noise = CASES["2-D, 2 modes"]
+    y, operator = jnp.array([[0.3], [-0.2], [0.1]]), ss.operators.dense((2,), a)
+    prior = mixture.prior(VP)
+    options = {"noise": noise, "method": "smc", "particles": 32}
+    posterior = prior.posterior(y, operator, **options)
+    draw = functools.partial(posterior.sample, seed=3, steps=5)
+    whole = draw(32, batch_size=96)
+    assert whole.shape == (32, 3, 2)
+    np.testing.assert_allclose(draw(8), whole[:8], atol=1e-5)
+    compiled = jax.jit(lambda key: posterior.sample(32, seed=key, steps=5))(jax.random.key(3))
+    np.testing.assert_allclose(compiled, whole, atol=1e-5)
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    shared = ss.Prior(prior.score, VP, (2,), mesh=mesh).posterior(y, operator, **options)
+    np.testing.assert_allclose(shared.sample(32, seed=3, steps=5), whole, atol=1e-4)
+    one = prior.posterior(y[1], operator, **options)
+    assert draw(40).shape == (40, 3, 2)  # More than `particles`.
+    assert one.sample((3, 4), steps=5).shape == (3, 4, 2)
+    sampler, key = posterior.make_sampler(None, 5), jax.random.key(0)
+    events = posterior.draw(sampler, 8, key)
+    part = posterior.draw(sampler, 8, key, first=5, count=6)
+    np.testing.assert_allclose(part.x, events.x[5:11], atol=1e-5)
+    assert part.nfe.shape == (6,)
+
+
+def test_it_is_calibrated():
+    mixture, a, noise = CASES["2-D, 2 modes"]
+    operator = ss.operators.dense((2,), a)
+    posterior = mixture.prior(VP).posterior(None, operator, noise=noise, method="smc", particles=64)
+    found = posterior.calibrate(60, 20, steps=15, batch_size=60 * 64)
+    assert found.kind == "calibrated", found.verdict
+
+
+def test_errors():
+    prior = ss.Prior(gaussian.score(VP, 0.0, 1.0), VP, (2,))
+    large = ss.Prior(gaussian.score(VP, 0.0, 1.0), VP, (300,))
+    mask, y = ss.operators.mask(np.array([True, False])), jnp.zeros(2)
+    other = prior.posterior(y, mask, noise=0.1)
+    weighted = prior.posterior(y, mask, noise=0.1, method="smc")
+    for call, message in (
+        (lambda: other.sample(return_info=True), "return_info = True needs .*method = 'smc'"),
+        (other.log_evidence, "log_evidence needs .* method = 'moment_matching' does not have"),
+        (lambda: weighted.sample(sampler="ddim"), "sampler of its own, on which sampler"),
+        (lambda: weighted.sample(snr=0.1), "on which snr has no effect"),
+        (lambda: large.posterior(None, lambda x: x[:1], noise=1.0, method="smc"), "up to 256"),
+        (lambda: prior.posterior(None, lambda x: jnp.repeat(x, 200), noise=1.0, method="smc"),
+         r"y of shape \(400,\) has 400 entries"),
+        (lambda: weighted.sample(10**8), "GB of memory or more"),
+    ):  # fmt: skip
+        with pytest.raises(ss.InputError, match=message):
+            call()
+    never = prior.posterior(
+        jnp.array([1.0]), log_likelihood=lambda x, y: -jnp.inf * (1 + x[0] ** 2), method="smc"
+    )
+    with pytest.raises(ss.NotFiniteError, match="at step 1 of 3"):
+        never.sample(5, steps=3)
+
+
+def test_restoration(tmp_path):
+    """--mode=restore of images with few entries, in batches that divide the particles."""
+    tiny.untrained(tmp_path, **{"data.image_size": 8})
+    config = tiny.config(**{"restore.method": "smc", "restore.particles": 4})
+    config.restore.update(samples=3, count=2, noise=0.5)
+    config.sampling.num_steps = 2
+    config.eval.batch_size = 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = restoration.restore(config, str(tmp_path))
+    assert found["images"] == 2
+
+
+def test_verdicts():
+    """It names how many measurements have uneven weights."""
+    found = smc.Weights(np.array([0.05, 0.4]), np.zeros(2), np.ones(2))
+    info = smc.judge(found, (2,), 100)
+    assert not info.reliable
+    assert info.verdict.startswith("Samples and evidence of 1 of 2 measurements are not reliable")
+    good = smc.judge(smc.Weights(*(np.full(1, 0.5) for _ in range(3))), (), 100)
+    assert good.reliable
+    assert good.verdict.endswith("the smallest effective sample size is 0.5 of 100 particles.")
