@@ -1,10 +1,9 @@
 """Build hooks: the wheel has the modules of this clone as one package, `score_sde`.
 
-Imports of each other name the package there: `import losses` is `from score_sde import losses`, so
-that modules such as `datasets` cannot conflict with other packages of their names.
+Lines that import one of them name the package there: `import losses` becomes `from score_sde import
+losses`, so that modules such as `datasets` cannot conflict with other packages of their names.
 """
 
-import ast
 import re
 import tempfile
 from pathlib import Path
@@ -17,17 +16,11 @@ OUTSIDE = {"tests", "docs", "benchmarks", "studies"}  # Packages that the progra
 
 def rewrite(source: str, modules: set[str]) -> str:
     """Return Python source that imports `modules` from the package; each import has its line."""
-    lines, names = source.split("\n"), "|".join(modules)
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
-            used = {(getattr(node, "module", "") or x.name).split(".")[0] for x in node.names}
-            old = lines[node.lineno - 1]
-            new = re.sub(rf"^( *)from (?=({names})\b)", r"\1from score_sde.", old)
-            new = re.sub(rf"^( *)import (?=({names})( as \w+)?$)", r"\1from score_sde import ", new)
-            if new == old and used & modules:
-                raise ValueError(f"line {node.lineno}: write one import on a line, not '{old}'.")
-            lines[node.lineno - 1] = new
-    return "\n".join(lines)
+    names = "|".join(modules)
+    source = re.sub(
+        rf"(?m)^( *)from (?=({names})(\.[\w.]+)? import )", r"\1from score_sde.", source
+    )
+    return re.sub(rf"(?m)^( *)import (?=({names})( as \w+)?$)", r"\1from score_sde import ", source)
 
 
 def write_package(root: Path, target: Path) -> None:

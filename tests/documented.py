@@ -77,13 +77,6 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [(language, text) for _, language, text in FENCE.findall(page.read_text())]
 
 
-def read_table(text: str, first: str) -> list[dict[str, str]]:
-    """The rows of the first table of a page whose first column has this name, by column."""
-    table = re.search(rf"^\| {first} \|(?:.*\|\n)+", text, re.M)
-    lines = [re.split(r" *\| *", line)[1:-1] for line in table[0].splitlines()] if table else []
-    return [dict(zip(lines[0], cells, strict=True)) for cells in lines[2:]]
-
-
 def snippets(page: Path) -> list[str]:
     """The Python of a page."""
     return [text for language, text in blocks(page) if language == "python"]

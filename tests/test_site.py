@@ -20,7 +20,6 @@ import pytest
 import score_sde
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ".cache/site"  # of `make docs`
 LOADING = {"img": "src", "script": "src", "link": "href", "iframe": "src", "source": "src"}
 MARKUP = (":param", ":raises", "Args:", "\\*", "\\|", "jaxlib", "<function", "<class")
 CUT_OFF = """[...document.querySelectorAll('.content *')].filter(element => {
@@ -57,12 +56,11 @@ def site(tmp_path_factory):
     for name in ("sphinx", "furo", "myst_nb"):
         pytest.importorskip(name, reason=f"{name} is not installed (requirements-dev.txt)")
     folder = tmp_path_factory.mktemp("site")
-    recipe = subprocess.check_output(["make", "-n", "docs"], cwd=ROOT, text=True)
+    recipe = subprocess.check_output(["make", "-n", "docs", f"SITE={folder}"], cwd=ROOT, text=True)
     (line,) = [line for line in recipe.splitlines() if "-m sphinx" in line]
-    words = [str(folder) if word == FOLDER else word for word in shlex.split(line)]
-    assert "--fail-on-warning" in words
+    assert "--fail-on-warning" in line
+    command = [sys.executable, *shlex.split(line)[1:]]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, *words[1:]]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert not ended.returncode, ended.stderr
     return folder / "html"
@@ -89,8 +87,11 @@ def test_docstrings_are_plain_text():
 
 
 @pytest.mark.long
-def test_links(site, pages):
-    """Files and anchors exist; nothing is loaded from another host."""
+def test_contents(site, pages):
+    """All pages, the stored outputs of notebooks, formulas as MathML, and the Python API.
+
+    Files and anchors that links name exist; nothing is loaded from another host.
+    """
     wrong = []
     for name, page in pages.items():
         for target in page.links + page.loaded:
@@ -102,14 +103,10 @@ def test_links(site, pages):
             wrong += [] if found else [f"{name}: {target}"]
     assert wrong == []
 
-
-@pytest.mark.long
-def test_contents(pages):
-    """All pages, the stored outputs of notebooks, and formulas as MathML."""
     sources = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/*.ipynb")]
-    names = [path.relative_to(ROOT).with_suffix(".html").as_posix() for path in sources]
-    assert len(names) == len(set(names))
-    assert set(names) <= pages.keys()
+    names = {path.relative_to(ROOT).with_suffix(".html").as_posix() for path in sources}
+    assert len(names) == len(sources)
+    assert names <= pages.keys()
     assert pages["index.html"].text == pages["README.html"].text
     for path in ROOT.glob("docs/*.ipynb"):
         cells, page = json.loads(path.read_text())["cells"], pages[f"docs/{path.stem}.html"]
@@ -120,14 +117,10 @@ def test_contents(pages):
             assert " ".join("".join(output.get("text", "")).split()) in page.text
         assert "\\mathcal" not in page.text.replace(" ", "")
 
-
-@pytest.mark.long
-def test_the_reference_has_the_api(pages):
-    """All public names, with types, arguments, exceptions and sources, and without markup."""
     reference = {name: page for name, page in pages.items() if "/reference/" in name}
     ids = set().union(*(page.ids for page in reference.values()))
-    for name in set(score_sde.__all__) - {"operators"}:
-        assert ids & {f"score_sde.{name}", f"sde_lib.{name}"}, name
+    public = set(score_sde.__all__) - {"operators"}
+    assert [each for each in public if not ids & {f"score_sde.{each}", f"sde_lib.{each}"}] == []
     assert "controllable.operators.blur" in ids
     api = reference["docs/site/reference/score_sde.html"]
     assert "score: Score, sde: SDE, shape: tuple[int, ...]" in api.text
@@ -135,8 +128,7 @@ def test_the_reference_has_the_api(pages):
     assert "../../../_modules/api/prior.html#Prior.sample" in api.links
     networks = reference["docs/site/reference/networks.html"]
     assert "Raises: InputError – an option is unknown" in networks.text
-    for name, page in reference.items():
-        assert not [markup for markup in MARKUP if markup in page.text], name
+    assert [(n, m) for n, page in reference.items() for m in MARKUP if m in page.text] == []
 
 
 @pytest.mark.long
