@@ -37,7 +37,7 @@ SIGNIFICANCE = 0.01  # the probability that a correct posterior is called wrong
 simulations of one number it is 0.015, because the test of the spread is approximate; from 50
 simulations on it is at most 0.01."""
 INDEPENDENCE = ("dependence on y", "dependence on y of one statistic")
-PERMUTATIONS = 2999
+PERMUTATIONS = 1999
 MOST_PAIRED = 1000  # simulations whose independence of y is tested; the cost is of second order
 FEATURES = 64  # numbers that describe a measurement
 LEVELS = np.linspace(0, 1, 41)  # credibility levels of the coverage curve
