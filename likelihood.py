@@ -164,8 +164,7 @@ def log_likelihood(
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(vector_field(score, sde)),
             Bosh3WithErrorSum(),
-            endpoints.s[0],
-            endpoints.s[1],
+            *endpoints.s,
             FIRST_STEP,
             start,
             probes,

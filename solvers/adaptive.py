@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -136,9 +137,7 @@ def adaptive_sde(
       Samples (B, ...), NaN for images that did not finish, and score evaluations per image (B,).
     """
 
-    def euler_maruyama(x: Array, t: Array, z: Array, h: Array) -> Array:
-        mean = x - expand(h, x) * sde.reverse_drift(score(x, t), x, t)
-        return mean + expand(sde.diffusion(t) * jnp.sqrt(h), x) * z
+    euler_maruyama = functools.partial(_euler_maruyama, score, sde)
 
     def step(state: _AdaptiveState) -> _AdaptiveState:
         x, t, h = state.x, state.t, state.h
@@ -146,8 +145,8 @@ def adaptive_sde(
         low = euler_maruyama(x, t, z, h)
         next_t = jnp.maximum(t - h, sde.t_end)
         high = (x + euler_maruyama(low, next_t, z, h)) / 2
-        magnitude = jnp.maximum(jnp.abs(low), jnp.abs(state.previous))
-        error = _root_mean_square((low - high) / jnp.maximum(absolute, tolerance * magnitude))
+        scale = tolerance * jnp.maximum(jnp.abs(low), jnp.abs(state.previous))
+        error = _root_mean_square((low - high) / jnp.maximum(absolute, scale))
         active = t > sde.t_end
         accepted = active & (error <= 1)
         t = jnp.where(accepted, next_t, t)
@@ -165,21 +164,19 @@ def adaptive_sde(
         # A step size of 0 or NaN follows from a score that is not finite, and never recovers.
         return jnp.any((state.t > sde.t_end) & (state.h > 0)) & (state.iteration < max_steps)
 
-    ones = jnp.ones(len(x))
-    start = _AdaptiveState(
-        iteration=0,
-        x=x,
-        previous=x,
-        t=sde.T * ones,
-        h=0.01 * sde.T * ones,
-        nfe=jnp.zeros(len(x), jnp.int32),
-    )
-    state = lax.while_loop(unfinished, step, start)
-    x, t, nfe = state.x, state.t, state.nfe
+    t = jnp.full(len(x), sde.T)
+    start = _AdaptiveState(0, x, x, t, 0.01 * t, jnp.zeros(len(x), jnp.int32))
+    _, x, _, t, _, nfe = lax.while_loop(unfinished, step, start)
     x = jnp.where(expand(t > sde.t_end, x), jnp.nan, x)
     if denoise:
         return sde.posterior_mean(score(x, t), x, t), nfe + 1
     return x, nfe
+
+
+def _euler_maruyama(score: Score, sde: SDE, x: Array, t: Array, z: Array, h: Array) -> Array:
+    """Return the state at t - h, from x (B, ...) at t (B,) with the noise z (B, ...)."""
+    mean = x - expand(h, x) * sde.reverse_drift(score(x, t), x, t)
+    return mean + expand(sde.diffusion(t) * jnp.sqrt(h), x) * z
 
 
 def _root_mean_square(a: Array) -> Array:

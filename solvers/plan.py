@@ -131,11 +131,7 @@ def few_step_loop(
     The result of the loop are the states at `final_level` (B, ...), the states after the rows
     `shown` (F, B, ...), and the row (B,), from 1, after which a state was first not finite, or 0.
     """
-    stochastic = np.any(plan.added_noise) or np.any(plan.predictor_noise)
-    if stochastic and keys is None:
-        raise ValueError("keys = None, but this plan adds noise: give one random key per image.")
-    noise_keys = keys if stochastic else None
-    n = len(plan.level)
+    noise_keys, n = _noise_keys(plan, keys), len(plan.level)
     with jax.ensure_compile_time_eval():
         times = sde.time_at(jnp.asarray(np.append(plan.level, final_level)))
         alphas = sde.alpha(times)
@@ -153,18 +149,11 @@ def few_step_loop(
         c, t, alpha, next_alpha = jax.tree.map(lambda leaf: leaf[row], rows)
         if noise_keys is not None:
             y = y + c.added_noise * _noise(noise_keys, row, 0, y.shape)
-        gradient = score(alpha * y, jnp.broadcast_to(t, y.shape[:1]))
-        if noise_prediction:
-            prediction = -c.level * alpha * gradient
-        else:
-            prediction = y + c.level**2 * alpha * gradient  # Tweedie's formula, std = level alpha
+        noise = -c.level * alpha * score(alpha * y, jnp.broadcast_to(t, y.shape[:1]))
+        prediction = noise if noise_prediction else y - c.level * noise  # Tweedie's formula
         history = (prediction, *history[:-1])
-        y = (
-            c.corrector_state * y
-            + c.corrector_previous * previous
-            + _weighted_sum(c.corrector_weights, history)
-        )
-        previous = y
+        y = c.corrector_state * y + c.corrector_previous * previous
+        previous = y = y + _weighted_sum(c.corrector_weights, history)
         y = c.predictor_state * y + _weighted_sum(c.predictor_weights, history)
         if noise_keys is not None:
             y = y + c.predictor_noise * _noise(noise_keys, row, 1, y.shape)
@@ -176,6 +165,15 @@ def few_step_loop(
         return alphas[-1] * y, kept.finish(frames), bad_row
 
     return Loop(n, start, execute_row, finish)
+
+
+def _noise_keys(plan: Plan, keys: Array | None) -> Array | None:
+    """Return the keys if the plan adds noise. Raises ValueError if it does without keys."""
+    if not np.any(plan.added_noise) and not np.any(plan.predictor_noise):
+        return None
+    if keys is None:
+        raise ValueError("keys = None, but this plan adds noise: give one random key per image.")
+    return keys
 
 
 def _noise(keys: Array, row: int | Array, purpose: int, shape: tuple[int, ...]) -> Array:
