@@ -504,7 +504,7 @@ def test_files_that_are_refused(tmp_path, ask, kind, name):
     content, words = case if isinstance(case, tuple) else (case, "")
     path.write_bytes(content)
     outcome = ask(path)
-    assert (outcome.kind, outcome.seconds < 10) == ("InputError", True), outcome
+    assert outcome.kind == "InputError", outcome  # Neither "hang", "crash" nor "memory".
     assert str(path) in outcome.message
     assert words in outcome.message
     assert outcome.message.isprintable()
