@@ -22,7 +22,6 @@ from readers import arrays, emoji, faces, folders, published, scikit_learn
 from readers.batches import Batch, Batches, Images, rounds
 from readers.image_sizes import image_shape
 from readers.pictures import image_grid, to_picture, trajectory_grid
-from readers.preprocessing import Pixels
 
 __all__ = [
     "DATASETS",
@@ -47,32 +46,19 @@ __all__ = [
 
 BYTE_LEVELS = 256
 
-DataSet = Callable[[str, ml_collections.ConfigDict], Images]
-Reader = Callable[[str, ml_collections.ConfigDict], tuple[Pixels, np.ndarray | None]]
-
-
-def _data_set(reader: Reader) -> DataSet:
-    """Return a data set for a reader, which returns pixels and labels."""
-
-    def load_split(split: str, config: ml_collections.ConfigDict) -> Images:
-        return Images(*reader(split, config))
-
-    return load_split
-
-
-DATASETS: dict[str, DataSet] = {
-    "digits": _data_set(scikit_learn.digits),
-    "photos": _data_set(scikit_learn.photos),
-    "folder": _data_set(folders.read),
-    "array": _data_set(arrays.read),
-    "emoji": _data_set(emoji.read),
-    "CIFAR10": _data_set(published.read),
-    "SVHN": _data_set(published.read),
-    "CELEBA": _data_set(published.read),
-    "LSUN": _data_set(published.read),
-    "FASHION_MNIST": _data_set(published.read),
-    "FFHQ": _data_set(faces.read),
-    "CelebAHQ": _data_set(faces.read),
+DATASETS: dict[str, Callable[[str, ml_collections.ConfigDict], Images]] = {
+    "digits": scikit_learn.digits,
+    "photos": scikit_learn.photos,
+    "folder": folders.read,
+    "array": arrays.read,
+    "emoji": emoji.read,
+    "CIFAR10": published.read,
+    "SVHN": published.read,
+    "CELEBA": published.read,
+    "LSUN": published.read,
+    "FASHION_MNIST": published.read,
+    "FFHQ": faces.read,
+    "CelebAHQ": faces.read,
 }
 LEVELS = {"digits": 17}
 

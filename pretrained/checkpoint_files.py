@@ -18,7 +18,7 @@ from pretrained import edm_import, flax_format, safetensors_format, torch_format
 from pretrained.diffusers_unet import read_unet
 from pretrained.torch_pickles import ZIP
 from pretrained.trained import Config, Trained
-from readers.files import check_regular
+from readers.files import check_regular, reading
 
 Reader = Callable[[Path, nnx.Module, Config], Trained]
 Writer = Callable[[BinaryIO, Trained, nnx.Module, Config], None]
@@ -52,11 +52,8 @@ def read(source: str | Path, network: nnx.Module, config: Config) -> Trained:
         params = read_unet(path, network, config)
         return Trained(step=0, params=params, ema=params)
     check_regular(path, "--source")
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD_BYTES)
-    except OSError as error:
-        raise InputError(f"--source = {str(path)!r} cannot be read: {error.strerror}.") from error
+    with reading(f"--source = {str(path)!r}"), open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
     trained = _reader(path, head)(path, network, config)
     if any(np.any(leaf < 0) for leaf in jax.tree.leaves(trained.nu)):
         raise InputError(f"{path} is damaged: Adam's second moments have negative values.")

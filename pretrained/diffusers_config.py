@@ -119,8 +119,14 @@ def unet_config(config: Config) -> dict[str, Any]:
             )
     widths = [model.nf * multiplier for multiplier in model.ch_mult]
     attends = layers.attending_levels(data.image_size, model.attn_resolutions, len(widths))
-    if family.block_prefix:
-        _check_groups([width for width, attend in zip(widths, attends) if attend])
+    for width, attend in zip(widths, attends):
+        # The attention layers of diffusers have 32 groups.
+        if family.block_prefix and attend and layers.groups(width) != layers.groups(128):
+            raise InputError(
+                f"Next to attention, diffusers normalizes {width} channels in 32 groups, and the "
+                f"network of the config in {layers.groups(width)}. Use at least 128 channels there "
+                f"(model.nf, model.ch_mult)."
+            )
     prefixes = [
         f"Attn{family.block_prefix}" if attend else family.block_prefix for attend in attends
     ]
@@ -138,20 +144,6 @@ def unet_config(config: Config) -> dict[str, Any]:
         "up_block_types": [f"{prefix}UpBlock2D" for prefix in reversed(prefixes)],
     }
     return UNET_DEFAULTS | family.unet_fields | described
-
-
-def _check_groups(widths: list[int]) -> None:
-    """Raise InputError unless NCSN++ normalizes these numbers of channels in 32 groups.
-
-    The attention layers of diffusers have 32 groups.
-    """
-    for width in widths:
-        if layers.groups(width) != layers.groups(128):
-            raise InputError(
-                f"Next to attention, diffusers normalizes {width} channels in 32 groups, and the "
-                f"network of the config in {layers.groups(width)}. Use at least 128 channels there "
-                f"(model.nf, model.ch_mult)."
-            )
 
 
 def _equal(a: Any, b: Any) -> bool:

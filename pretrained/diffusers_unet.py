@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 from flax import nnx
 
-from errors import InputError, printable
+from errors import InputError, naming, printable
 from models import blocks, ddpm, embeddings, layers, ncsnpp
 from models.building import Params
+from pretrained import safetensors_format
 from pretrained.diffusers_config import check_unet
 from pretrained.parameter_names import (
     TORCH_LEAVES,
@@ -28,7 +29,7 @@ from pretrained.stored_parameters import (
     load_params,
 )
 from pretrained.trained import Config, Tensors
-from readers.files import read_json, read_safetensors
+from readers.files import read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DIFFUSERS_LEAVES = TORCH_LEAVES | {
@@ -80,16 +81,12 @@ def read_unet(folder: pathlib.Path, network: nnx.Module, config: Config) -> Para
     """
     if (folder / "unet" / "config.json").exists():
         folder = folder / "unet"
-    try:
+    with naming(f"{folder} is not a diffusers folder"):
         described = read_json(folder / "config.json", dict)
-    except InputError as error:
-        raise InputError(
-            f"{folder} is not a diffusers folder; its config.json cannot be read: {error}"
-        ) from error
     check_unet(folder / "config.json", described, config)
     tensors: Tensors = {}
     for path in _weight_files(folder):
-        tensors |= read_safetensors(path)[1]
+        tensors |= safetensors_format.load(path)[1]
     return load_params(unet_layout(network), tensors, str(folder))
 
 

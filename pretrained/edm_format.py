@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from errors import InputError, brief, printable
+from errors import printable
 from pretrained import torch_pickles
 from pretrained.trained import Tensors
 from readers import pickles
-from readers.files import check_regular, mismatch
+from readers.files import check_regular, check_structure, reading
 from readers.pickles import Record
 
 RECORDED = {  # Objects whose class does not matter.
@@ -58,21 +58,18 @@ def read_network(path: Path) -> EDMNetwork:
     that together are larger than the file.
     """
     check_regular(path)
-    try:
+    with reading(path, kind=" as a network of EDM"):
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
             entries = _load(content, len(content))
         network = entries.get("ema") if isinstance(entries, dict) else None
         if not isinstance(network, Record):
             raise ValueError("it has no entry 'ema' with a network")
-        problem = mismatch(network.state, MODULE, "its network") or mismatch(entries, FILE)
-        if problem:
-            raise ValueError(problem)
+        check_structure(network.state, MODULE, path, "its network")
+        check_structure(entries, FILE, path)
         tensors = dict(_tensors(network, ""))
         arguments, keywords = (network.state[f"_init_{kind}"] for kind in ("args", "kwargs"))
         data_set = entries.get("dataset_kwargs") or {}
         return EDMNetwork(network.kind, tuple(arguments), keywords, tensors, data_set)
-    except Exception as error:  # Damage raises exceptions of many types.
-        raise InputError(f"{path} cannot be read as a network of EDM: {brief(error)}.") from error
 
 
 def _load(content: mmap.mmap, size: int) -> Any:

@@ -14,26 +14,19 @@ import msgpack
 import numpy as np
 from flax import nnx, serialization, traverse_util
 
-from errors import InputError, brief, printable
+from errors import InputError, printable
 from models.building import Params
 from pretrained.parameter_names import check_unconditional, flax_layout
 from pretrained.stored_parameters import Layout, export_params, load_params
-from pretrained.trained import (
-    Config,
-    Tensors,
-    Trained,
-    check_entries,
-    flatten,
-    to_rate,
-    to_step,
-)
-from readers.files import check_regular, is_real, mismatch
+from pretrained.trained import Config, Tensors, Trained, flatten, to_rate, to_step
+from readers.files import check_regular, check_structure, is_real, reading
 
 CODE_BASE = "the official Flax code"
-ENTRIES = {"step", "optimizer", "lr", "model_state", "ema_rate", "params_ema", "rng"}
 STATE = {
+    "step": object,
     "optimizer": {"target": dict, "state": {"step": object, "param_states": dict}},
     "model_state": (dict, type(None)),
+    "ema_rate": object,
     "params_ema": dict,
 }
 """The structure of a training state; see `readers.files.mismatch`."""
@@ -57,7 +50,7 @@ def load(path: str | Path) -> Any:
             raise ValueError(f"it has more than {MAX_VALUES:,} values")
         return values
 
-    try:
+    with reading(path, kind=" as Flax msgpack"):
         return msgpack.unpackb(
             Path(path).read_bytes(),
             ext_hook=_array,
@@ -66,8 +59,6 @@ def load(path: str | Path) -> Any:
             max_array_len=MAX_AXES,
             max_map_len=MAX_NAMES,
         )
-    except Exception as error:  # Damaged files raise exceptions of several types.
-        raise InputError(f"{path} is not a complete Flax msgpack file: {brief(error)}") from error
 
 
 def _array(kind: int, content: bytes) -> np.ndarray | np.generic:
@@ -88,10 +79,7 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
     del config
     check_unconditional(network, CODE_BASE)
     state, layout = load(path), flax_layout(network)
-    check_entries(path, state, ENTRIES)
-    problem = mismatch(state, STATE)
-    if problem:
-        raise InputError(f"{path} is not a training state of the official code: {problem}.")
+    check_structure(state, STATE, path, "its training state")
     if state["model_state"]:
         names = ", ".join(map(printable, state["model_state"]))
         raise InputError(
@@ -99,12 +87,9 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
             f"any."
         )
     optimizer = state["optimizer"]
-    try:
-        params, ema, moments = map(
-            flatten, (optimizer["target"], state["params_ema"], optimizer["state"]["param_states"])
-        )
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}.") from error
+    trees = (optimizer["target"], state["params_ema"], optimizer["state"]["param_states"])
+    with reading(path):
+        params, ema, moments = map(flatten, trees)
     trained = Trained(
         step=to_step(path, "step", state["step"]),
         params=load_params(layout, params, str(path)),

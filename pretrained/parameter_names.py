@@ -184,14 +184,13 @@ def check_supported(network: nnx.Module, code_base: str) -> ncsnpp.NCSNpp | ddpm
 
 def check_unconditional(network: nnx.Module, code_base: str) -> None:
     """Raise InputError for a network with classes or EDM's embedding, as `code_base` has none."""
-    embedding = getattr(network, "embedding_type", "positional")
+    embedding, field = getattr(network, "embedding_type", "positional"), ""
     if embedding not in ("fourier", "positional"):
-        raise InputError(
-            f"There are no networks with model.embedding_type = {embedding!r} in "
-            f"{code_base}. Only .safetensors files can store them: use --target=NAME.safetensors."
-        )
+        field = f"model.embedding_type = {embedding!r}"
     if getattr(network, "class_embedding", None) is not None:
+        field = "data.num_classes > 0"
+    if field:
         raise InputError(
-            f"There are no networks with data.num_classes > 0 in {code_base}. Only .safetensors "
-            f"files can store them: use --target=NAME.safetensors."
+            f"There are no networks with {field} in {code_base}. Only .safetensors files can store "
+            f"them: use --target=NAME.safetensors."
         )

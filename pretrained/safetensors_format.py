@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import safetensors
+import safetensors.numpy
 from flax import nnx
 
 from configs.default import not_data, reset
@@ -20,14 +22,24 @@ from errors import InputError, brief, printable
 from pretrained.parameter_names import flax_layout
 from pretrained.stored_parameters import export_params, load_params
 from pretrained.trained import Config, Tensors, Trained, to_step
-from readers.files import parse_json, read_safetensors, write_safetensors
+from readers.files import MAX_TEXT, check_regular, parse_json, reading
 
 TREES = ("params", "ema", "mu", "nu")  # The fields of Trained that contain parameters.
 
 
 def load(path: str | Path) -> tuple[dict[str, str], Tensors]:
-    """Return the metadata and the arrays of a file. Raises InputError if it is damaged."""
-    return read_safetensors(Path(path))
+    """Return the metadata and the arrays of a file.
+
+    Raises InputError if it is damaged, or has arrays of a type that NumPy does not have.
+    """
+    check_regular(path)
+    with reading(path, kind=" as safetensors"):
+        with open(path, "rb") as stream:
+            if int.from_bytes(stream.read(8), "little") > MAX_TEXT:
+                raise ValueError(f"its header has more than {MAX_TEXT:,} bytes")
+        with safetensors.safe_open(path, "numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, tensors
 
 
 def read(path: Path, network: nnx.Module, config: Config) -> Trained:
@@ -125,4 +137,10 @@ def _write(
         "updates": str(trained.updates),
         "config": json.dumps(config.to_dict(), sort_keys=True),
     }
-    write_safetensors(file, tensors, metadata)
+    data = memoryview(safetensors.numpy.save(tensors, metadata))
+    end = 8 + int.from_bytes(data[:8], "little")
+    # The library writes metadata in random order; sorted, the same content has the same bytes.
+    header = json.dumps(json.loads(bytes(data[8:end])), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    file.write(len(header).to_bytes(8, "little") + header)
+    file.write(data[end:])

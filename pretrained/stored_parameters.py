@@ -94,7 +94,7 @@ def load_params(layout: Layout, tensors: Mapping[str, np.ndarray], source: str) 
         if name not in used:
             raise InputError(
                 f"{source} does not fit the config: the network has no parameter for "
-                f"{printable(name)}, which has shape {np.shape(tensors[name])} in the file."
+                f"{printable(name)}, which is in the file."
             )
     return traverse_util.unflatten_dict(params)
 

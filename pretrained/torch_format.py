@@ -12,19 +12,19 @@ from typing import Any, BinaryIO
 import numpy as np
 from flax import nnx
 
-from errors import InputError, brief, printable
+from errors import InputError, printable
 from pretrained import torch_pickles
 from pretrained.parameter_names import torch_layout
 from pretrained.stored_parameters import Layout, export_params, load_params
-from pretrained.trained import Config, Tensors, Trained, check_entries, to_rate, to_step
-from readers.files import check_regular, mismatch
+from pretrained.trained import Config, Tensors, Trained, to_rate, to_step
+from readers.files import check_regular, check_structure, reading
 from sde_lib import VESDE
 
 TorchTensors = dict[str, Any]
 """torch.Tensor by name. The type is not spelled out, as PyTorch need not be installed."""
 
-ENTRIES = {"model", "ema", "optimizer", "step"}
 STATE = {
+    "step": object,
     "model": dict,
     "ema": {"shadow_params": list, "decay": object, "frozen_params?": dict},
     "optimizer": {"state": dict, "param_groups": [{"params": [int]}]},
@@ -49,12 +49,8 @@ def load(path: str | Path) -> Any:
     values.
     """
     check_regular(path)
-    try:
+    with reading(path, kind=" as a PyTorch checkpoint that contains tensors only"):
         return torch_pickles.load(Path(path))
-    except Exception as error:  # Damaged files raise exceptions of several types.
-        raise InputError(
-            f"{path} is not a PyTorch checkpoint that contains tensors only: {brief(error)}."
-        ) from error
 
 
 def to_arrays(source: str, tensors: dict[Any, Any]) -> Tensors:
@@ -71,11 +67,9 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
     Raises InputError if the file does not fit `network` or the noise scales of `config`.
     """
     state, layout = load(path), torch_layout(network)
-    check_entries(path, state, ENTRIES)
-    problem = mismatch(state, STATE)
-    if problem or not state["optimizer"]["param_groups"]:
-        problem = problem or "its optimizer has no 'param_groups'"
-        raise InputError(f"{path} is not a training state of the official code: {problem}.")
+    check_structure(state, STATE, path, "its training state")
+    if not state["optimizer"]["param_groups"]:
+        raise InputError(f"{path} is damaged: its optimizer has no 'param_groups'.")
     model = {
         name.removeprefix(PREFIX): array
         for name, array in to_arrays(f"{path} (its model)", state["model"]).items()
@@ -125,9 +119,7 @@ def _read_moments(
     if not states:
         return {}
     for name, moments in states.items():
-        problem = mismatch(moments, MOMENT, f"the optimizer's state of {printable(name)}")
-        if problem:
-            raise InputError(f"{path} is damaged: {problem}.")
+        check_structure(moments, MOMENT, path, f"the optimizer's state of {printable(name)}")
     zeros = {
         stored.names[0]: np.zeros(stored.file_shapes[0], np.float32)
         for stored in layout

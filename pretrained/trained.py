@@ -56,50 +56,30 @@ def to_step(path: Path, name: str, value: Any) -> int:
 
     Raises InputError unless it is an integer from 0 to MAX_STEP.
     """
-    number = _to_number(value)
     if isinstance(value, str) and value.isdecimal() and len(value) <= len(str(MAX_STEP)):
-        number = int(value)
-    if number is None or not 0 <= number <= MAX_STEP or number != int(number):
-        raise InputError(
-            f"{path} is damaged: {name} is {_shown(value)}; it must be an integer from 0 to "
-            f"{MAX_STEP:,}."
-        )
+        value = int(value)
+    number = _number(path, name, value, MAX_STEP)
+    if number != int(number):
+        raise InputError(f"{path} is damaged: {name} is {number}; it must be an integer.")
     return int(number)
 
 
 def to_rate(path: Path, name: str, value: Any) -> float:
     """Return the decay of a moving average. Raises InputError unless it is from 0 to 1."""
-    number = _to_number(value)
-    if number is None or not 0 <= number <= 1:
-        raise InputError(
-            f"{path} is damaged: {name} is {_shown(value)}; it must be a number from 0 to 1."
-        )
-    return float(number)
+    return float(_number(path, name, value, 1))
 
 
-def _to_number(value: Any) -> int | float | None:
-    """Return a number or the number in an array or tensor of one entry; None for anything else."""
-    try:
-        value = value.item() if hasattr(value, "item") else value
-    except Exception:  # Arrays and tensors of several entries raise different types.
-        return None
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return value if is_number else None
+def _number(path: Path, name: str, value: Any, highest: int) -> int | float:
+    """Return a number, or the only entry of an array. Raises InputError unless 0 <= n <= highest.
 
-
-def _shown(value: Any) -> str:
-    number = _to_number(value)
-    if number is None and (not isinstance(value, str) or len(value) > 50):
-        return f"of type {type(value).__name__}"
-    return printable(repr(value if number is None else number))
-
-
-def check_entries(path: Path, state: Any, expected: set[str]) -> None:
-    """Raise InputError unless `state` of the official code has exactly the `expected` entries."""
-    present = set(state) if isinstance(state, dict) else set()
-    for key in sorted(expected - present):
-        raise InputError(f"{path} is not a training state of the official code: it has no {key!r}.")
-    for key in sorted(map(printable, present - expected)):
-        raise InputError(
-            f"{path} has an entry {key!r} that a training state of the official code does not have."
-        )
+    NaN is not in the range.
+    """
+    if isinstance(value, (np.ndarray, np.generic)) and value.size == 1:
+        value = value.item()
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= highest:
+        return value
+    is_short = isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= 50)
+    shown = printable(repr(value)) if is_short else f"of type {type(value).__name__}"
+    raise InputError(
+        f"{path} is damaged: {name} is {shown}; it must be a number from 0 to {highest:,}."
+    )

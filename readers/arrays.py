@@ -10,17 +10,12 @@ import numpy as np
 
 from errors import InputError, expand_home, printable
 from readers import cache
-from readers.files import (
-    MAX_CLASSES,
-    check_labels,
-    check_regular,
-    read_header,
-    read_npz,
-    reading,
-)
+from readers.batches import Images
+from readers.files import check_labels, check_regular, read_header, read_npz, reading
 from readers.folders import members
 from readers.image_sizes import sides
 
+MAX_CLASSES = 2**31
 MAX_IMAGES = 10**7  # Splits need 100 bytes for each; compressed, a pixel needs less than one.
 MAGIC = b"\x93NUMPY"  # The first bytes of a .npy file.
 
@@ -40,8 +35,8 @@ class Selection(Sequence):
         return np.asarray(self._array[self._selected[index]], self.dtype)
 
 
-def read(split: str, config: ml_collections.ConfigDict) -> tuple[Selection, np.ndarray | None]:
-    """Return pixels and labels of a split, 'train' or 'test', of the file data.path.
+def read(split: str, config: ml_collections.ConfigDict) -> Images:
+    """Return the images of a split, 'train' or 'test', of the file data.path.
 
     A .npy file contains images and is not read into memory. A .npz file contains `images`, or
     `train_images` and `test_images`; optional labels are named likewise. Without given splits,
@@ -69,7 +64,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Selection, np.n
         selected = members([str(number) for number in selected], split, config.held_out)
     if labels is not None:
         labels = check_labels(labels, len(pixels), MAX_CLASSES, path)[selected]
-    return Selection(pixels, selected), labels
+    return Images(Selection(pixels, selected), labels)
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import ml_collections
-import numpy as np
 
 from errors import InputError
-from readers import image_files, preprocessing
+from readers import preprocessing
+from readers.batches import Images
 from readers.files import check_regular, read_verified, reading, zip_members
-from readers.image_sizes import image_shape, square_side
-from readers.preprocessing import Decoded
 
 PARTITION = "list_eval_partition.txt"
 IMAGES = "img_align_celeba"
@@ -27,37 +24,37 @@ MAX_IMAGE = 2**24  # bytes of an encoded image
 
 def exists(place: Path) -> bool:
     """Return whether a folder contains the list of splits, in it or in its subfolder Eval."""
-    return _find(place, "Eval", PARTITION) is not None
+    return _find(place, "Eval", PARTITION).exists()
 
 
-def read(split: str, config: ml_collections.ConfigDict, place: Path) -> tuple[Decoded, None]:
-    """Return the pixels of a split in the order of the list: the central 140x140, resized.
+def read(split: str, config: ml_collections.ConfigDict, place: Path) -> Images:
+    """Return the images of a split in the order of the list: the central 140x140, resized.
 
-    The images are in img_align_celeba.zip or the folder img_align_celeba, which is in `place` or in
-    its subfolder Img.
+    They are in img_align_celeba.zip or the folder img_align_celeba, which is in `place` or in its
+    subfolder Img.
 
     Raises InputError if files are missing or damaged.
     """
-    size, channels = square_side(config), config.num_channels
     names = _names(place, split)
     load = _loader(place, names)
+    pixels = preprocessing.from_files(
+        len(names),
+        lambda index: load(names[index]),
+        config,
+        preprocessing.celeba,
+        lambda index: reading(f"{place}: {names[index]}", "Download it again."),
+    )
+    return Images(pixels)
 
-    def decode(index: int) -> np.ndarray:
-        with reading(f"{place}: {names[index]}", "Download it again."):
-            return image_files.load(load(names[index]), channels, preprocessing.celeba, size)
 
-    return Decoded(decode, len(names), image_shape(config)), None
-
-
-def _find(place: Path, subfolder: str, name: str) -> Path | None:
-    candidates = (place / name, place / subfolder / name)
-    return next((path for path in candidates if os.path.exists(path)), None)
+def _find(place: Path, subfolder: str, name: str) -> Path:
+    path = place / name
+    return path if path.exists() else place / subfolder / name
 
 
 def _names(place: Path, split: str) -> list[str]:
     """Return the file names of a split, from lines such as "000001.jpg 0"."""
     path = _find(place, "Eval", PARTITION)
-    assert path is not None
     lines = read_verified(path, MD5[PARTITION]).decode("latin-1").split("\n")
     entries = [line.split() for line in lines if line.strip()]
     if not all(len(entry) == 2 and entry[1] in "012" and "/" not in entry[0] for entry in entries):
@@ -70,24 +67,20 @@ def _names(place: Path, split: str) -> list[str]:
 
 def _loader(place: Path, names: list[str]) -> Callable[[str], bytes | Path]:
     """Return a function from a name to an encoded image or its path, all of which exist."""
-    path = _find(place, "Img", ARCHIVE)
-    if path is None:
-        folder = _find(place, "Img", IMAGES)
-        missing = [name for name in names if folder is None or not (folder / name).is_file()]
-        if folder is None or missing:
-            raise InputError(
-                f"{place} lacks {len(missing)} images of CelebA, such as {IMAGES}/{missing[0]}; it "
-                f"must contain {ARCHIVE} or the folder {IMAGES}."
-            )
-        return lambda name: folder / name
-    check_regular(path)
-    with reading(path, kind=" as .zip"):
-        archive = zipfile.ZipFile(path)
-        sizes = {name: each.file_size for name, each in zip_members(path, archive).items()}
-    absent = [name for name in names if not 0 < sizes.get(f"{IMAGES}/{name}", 0) <= MAX_IMAGE]
-    if absent:
+    path, folder = _find(place, "Img", ARCHIVE), _find(place, "Img", IMAGES)
+    if path.exists():
+        check_regular(path)
+        with reading(path, kind=" as .zip"):
+            archive = zipfile.ZipFile(path)
+            sizes = {name: each.file_size for name, each in zip_members(path, archive).items()}
+    else:
+        archive = None
+        sizes = {f"{IMAGES}/{name}": 1 for name in names if (folder / name).is_file()}
+    missing = [name for name in names if not 0 < sizes.get(f"{IMAGES}/{name}", 0) <= MAX_IMAGE]
+    if missing:
         raise InputError(
-            f"{path} lacks {len(absent)} images of at most {MAX_IMAGE:,} bytes, such as "
-            f"{IMAGES}/{absent[0]}. Download it again."
+            f"{place} lacks {len(missing)} images of at most {MAX_IMAGE:,} bytes, such as "
+            f"{IMAGES}/{missing[0]}; {ARCHIVE} or the folder {IMAGES} must contain them. Download "
+            f"it again."
         )
-    return lambda name: archive.read(f"{IMAGES}/{name}")
+    return lambda name: archive.read(f"{IMAGES}/{name}") if archive else folder / name

@@ -11,11 +11,9 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from errors import InputError, brief
 from readers import pickles, preprocessing
-from readers.files import check_md5, mismatch, read_verified
-from readers.image_sizes import square_side
-from readers.preprocessing import Pixels
+from readers.batches import Images
+from readers.files import check_labels, check_md5, check_structure, read_verified, reading
 
 ARCHIVE = "cifar-10-python.tar.gz"
 FOLDER = "cifar-10-batches-py"
@@ -43,17 +41,14 @@ def exists(place: Path) -> bool:
     return _locate(place) is not None
 
 
-def read(split: str, config: ml_collections.ConfigDict, place: Path) -> tuple[Pixels, np.ndarray]:
-    """Return pixels and labels of a split, in the order of the files.
+def read(split: str, config: ml_collections.ConfigDict, place: Path) -> Images:
+    """Return the images of a split, in the order of the files.
 
     Raises InputError if a file is missing, is not the published one, or is damaged.
     """
-    size, parts = square_side(config), []
-    for name, content in _batches(split, place):
-        parts.append(_parse(content, name))
+    parts = [_parse(content, name) for name, content in _batches(split, place)]
     pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts))
-    resized = preprocessing.from_array(pixels, size, config.num_channels, preprocessing.resize)
-    return resized, labels
+    return Images(preprocessing.from_array(pixels, config, preprocessing.resize), labels)
 
 
 def _locate(place: Path) -> Path | None:
@@ -71,52 +66,38 @@ def _batches(split: str, place: Path) -> list[tuple[str, bytes]]:
     assert where is not None
     if where.is_dir():
         return [(str(where / name), read_verified(where / name, MD5[name])) for name in names]
-    found = {}
-    archive = read_verified(where, MD5[ARCHIVE])
-    try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as members:
-            for member in members:
-                name = member.name.removeprefix(f"{FOLDER}/")
-                file = members.extractfile(member) if name in names else None
-                if file is not None:
-                    found[name] = file.read()
-    except Exception as error:  # Damage raises exceptions of several types.
-        raise InputError(f"{where} cannot be read as .tar.gz: {brief(error)}.") from error
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise InputError(f"{where} lacks {FOLDER}/{missing[0]}. Download it again.")
-    for name in names:
-        check_md5(found[name], MD5[name], f"{name} in {where}")
-    return [(f"{name} in {where}", found[name]) for name in names]
+    content, found = read_verified(where, MD5[ARCHIVE]), []
+    with (
+        reading(where, "Download it again.", " as .tar.gz"),
+        tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive,
+    ):
+        for name in names:
+            file = archive.extractfile(f"{FOLDER}/{name}")
+            found.append((f"{name} in {where}", file.read() if file else b""))
+    for name, (title, batch) in zip(names, found):
+        check_md5(batch, MD5[name], title)
+    return found
 
 
 def _parse(content: bytes, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return pixels (n, 32, 32, 3) and labels (n,) of a file. In it, channels come first."""
-    try:
+    with reading(name, "Download it again.", " as pickled arrays"):
         batch = pickles.Reader().load(io.BytesIO(content), NAMES)
         pickles.check_tree(batch, len(content))
-    except Exception as error:  # Damage raises exceptions of many types.
-        raise InputError(f"{name} cannot be read as pickled arrays: {brief(error)}.") from error
-    problem = mismatch(batch, SCHEMA)
-    if problem:
-        raise InputError(f"{name} is damaged: {problem}.")
-    labels = np.array(batch["labels"], np.int64)
-    try:
+        check_structure(batch, SCHEMA, name)
+        labels = np.array(batch["labels"], np.int64)
         pixels = _array(batch["data"], (len(labels), 3 * SIDE**2))
-    except Exception as error:
-        raise InputError(f"{name} is damaged: its 'data' {brief(error)}.") from error
-    if not all(0 <= label < CLASSES for label in labels):
-        raise InputError(f"{name} is damaged: its labels must be in 0 .. {CLASSES - 1}.")
     planes = pixels.reshape(-1, 3, SIDE, SIDE)
-    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels.astype(np.int32)
+    labels = check_labels(labels, len(labels), CLASSES, name)
+    return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), labels
 
 
 def _array(record: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Return the array of unsigned bytes that a record describes."""
     if not isinstance(record, pickles.Record):
-        raise ValueError("is no array")
+        raise ValueError("its 'data' is no array")
     _, stated, dtype, is_fortran, data = record.state
     if stated != shape or dtype.arguments[0] != "u1":
-        raise ValueError(f"is no uint8 of shape {shape}")
+        raise ValueError(f"its 'data' is no uint8 of shape {shape}")
     content = np.frombuffer(data.encode("latin-1"), np.uint8)
     return content.reshape(shape, order="F" if is_fortran else "C")

@@ -12,6 +12,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +22,9 @@ from PIL import Image
 
 from errors import InputError, expand_home
 from readers import cache, font, image_files, preprocessing
+from readers.batches import Images
 from readers.files import read_bytes, reading
 from readers.folders import members
-from readers.image_sizes import image_shape, square_side
-from readers.preprocessing import Decoded
 
 FILE = "NotoColorEmoji.ttf"
 DEBIAN = Path("/usr/share/fonts/truetype/noto") / FILE  # Where Debian installs the font.
@@ -100,8 +100,8 @@ def subject(glyph: Glyph) -> str:
 # --- the font ---
 
 
-def read(split: str, config: ml_collections.ConfigDict) -> tuple[Decoded, None]:
-    """Return the pixels of a split, 'train' or 'test'.
+def read(split: str, config: ml_collections.ConfigDict) -> Images:
+    """Return the images of a split, 'train' or 'test'.
 
     The font is data.path, or NotoColorEmoji.ttf in the folder data.path, by default where Debian
     installs it. Images are composited on white and padded to squares. A share data.held_out of the
@@ -110,19 +110,21 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Decoded, None]:
 
     Raises InputError if the font is missing or damaged, or has no colour bitmaps.
     """
-    size, channels = square_side(config), config.num_channels
     path = find(config.path)
     data = read_bytes(path, "data.path", MAX_FONT)
-    with reading(path, f"Install the font again. {INSTALL}.", KIND):
+
+    def naming(_: int = 0) -> AbstractContextManager[None]:
+        return reading(path, f"Install the font again. {INSTALL}.", KIND)
+
+    with naming():
         glyphs = read_glyphs(data)
         chosen, names = _cached_groups(path, data, glyphs)
     selected = chosen[members(names.tolist(), split, config.held_out)]
 
-    def decode(index: int) -> np.ndarray:
-        with reading(path, f"Install the font again. {INSTALL}.", KIND):
-            return picture(glyphs[selected[index]].png, size, channels)
+    def encoded(index: int) -> bytes:
+        return glyphs[selected[index]].png
 
-    return Decoded(decode, len(selected), image_shape(config)), None
+    return Images(preprocessing.from_files(len(selected), encoded, config, _square, naming))
 
 
 def find(where: str) -> Path:
@@ -164,10 +166,10 @@ def read_glyphs(data: bytes) -> list[Glyph]:
 
 def picture(png: bytes, size: int, channels: int) -> np.ndarray:
     """Return an image (size, size, C) uint8, composited on white and padded to a square."""
-    return image_files.load(png, channels, _pad, size)
+    return image_files.load(png, channels, _square, size)
 
 
-def _pad(image: Image.Image, size: int) -> Image.Image:
+def _square(image: Image.Image, size: int) -> Image.Image:
     side = max(image.size)
     if side > MAX_SIDE:
         raise ValueError(f"a bitmap has a side of {side} pixels; at most {MAX_SIDE} are read")
@@ -219,7 +221,7 @@ def _groups(pixels: np.ndarray, subjects: list[str]) -> np.ndarray:
     return names[first_name[component[of_subject]]]
 
 
-def similar_pairs(pixels: np.ndarray, other: np.ndarray | None = None) -> tuple[np.ndarray, ...]:
+def similar_pairs(pixels: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return the indices of pairs of images with a relative distance below SIMILAR.
 
     The relative distance of x and y is |x - y| / sqrt(|x|^2 + |y|^2), where 0 is white: a faint
@@ -228,16 +230,13 @@ def similar_pairs(pixels: np.ndarray, other: np.ndarray | None = None) -> tuple[
 
     Args:
       pixels: (N, H, W, C) uint8.
-      other: the images (M, H, W, C) that they are paired with, by default the same.
     """
-    x, y = (
-        255.0 - each.reshape(len(each), -1) for each in (pixels, pixels if other is None else other)
-    )
-    squares = (y**2).sum(1)
+    x = 255.0 - pixels.reshape(len(pixels), -1)
+    squares = (x**2).sum(1)
     pairs = []
     for start in range(0, len(x), ROWS):
         rows = x[start : start + ROWS]
-        energy = (rows**2).sum(1)[:, None] + squares
-        i, j = np.nonzero((1 - SIMILAR**2) * energy < 2 * rows @ y.T)
+        energy = squares[start : start + ROWS, None] + squares
+        i, j = np.nonzero((1 - SIMILAR**2) * energy < 2 * rows @ x.T)
         pairs.append((i + start, j))
     return tuple(np.concatenate(each) for each in zip(*pairs))

@@ -8,14 +8,15 @@ import ml_collections
 import numpy as np
 
 from errors import InputError, expand_home
+from readers.batches import Images
 from readers.files import check_regular, reading
 from readers.image_sizes import square_side
 from readers.preprocessing import Decoded
 from readers.tfrecords import TFRecords, parse_example
 
 
-def read(split: str, config: ml_collections.ConfigDict) -> tuple[Decoded, None]:
-    """Return the pixels of all images: as in the official code, both splits are the whole data set.
+def read(split: str, config: ml_collections.ConfigDict) -> Images:
+    """Return all images: as in the official code, both splits are the whole data set.
 
     The file is data.path, the file of this resolution in the folder data.path, or
     data.tfrecords_path. Raises InputError if it is missing, damaged, or of another resolution.
@@ -23,7 +24,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Decoded, None]:
     del split
     size, channels = square_side(config), config.num_channels
     path = _find(config, size)
-    records = TFRecords(path)
+    records = TFRecords([path])
 
     def decode(index: int) -> np.ndarray:
         with reading(f"{path}: record {index}"):
@@ -38,7 +39,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Decoded, None]:
             planes = np.frombuffer(example.data["data"], np.uint8).reshape(shape)
             return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
-    return Decoded(decode, len(records), (size, size, channels)), None
+    return Images(Decoded(decode, len(records), (size, size, channels)))
 
 
 def _ending(size: int) -> str:

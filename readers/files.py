@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from errors import InputError, brief, printable
 
@@ -30,7 +28,6 @@ MAX_STEP = 10**9  # Steps and numbers of checkpoints; more are not plausible.
 ALWAYS_ALLOWED = 2**30  # Bytes of a file that is read as a whole, or in any compressed file.
 MAX_HEADER = 1000  # Bytes of the header of an array.
 MAX_AXES = 16
-MAX_CLASSES = 2**31
 
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -144,9 +141,7 @@ def read_json(path: Path, schema: Schema, what: str = "") -> Any:
     text = read_bytes(path, what, MAX_TEXT)
     with reading(path, kind=" as JSON"):
         content = parse_json(text.decode())
-    problem = mismatch(content, schema)
-    if problem:
-        raise InputError(f"{path} is damaged: {problem}.")
+    check_structure(content, schema, path)
     return content
 
 
@@ -173,6 +168,13 @@ def parse_json(text: str) -> Any:
         if not level:
             return content
     raise ValueError("it is nested too deeply")
+
+
+def check_structure(value: Any, schema: Schema, name: object, what: str = "its content") -> None:
+    """Raise InputError, with the name of the file, if its content is not as in a schema."""
+    problem = mismatch(value, schema, what)
+    if problem:
+        raise InputError(f"{name} is damaged: {problem}.")
 
 
 def mismatch(value: Any, schema: Schema, where: str = "its content") -> str:
@@ -274,12 +276,16 @@ def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, Literal["
     Raises ValueError or RecursionError if the header is damaged, and for Python objects.
     """
     version = np.lib.format.read_magic(stream)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
+    read, width = {
+        (1, 0): (np.lib.format.read_array_header_1_0, 2),
+        (2, 0): (np.lib.format.read_array_header_2_0, 4),
+    }.get(version, (None, 0))
     if read is None:
         raise ValueError(f"version {version} of the .npy format is not supported")
+    start = stream.tell()
+    if int.from_bytes(stream.read(width), "little") > MAX_HEADER:  # NumPy allocates it.
+        raise ValueError(f"its header has more than {MAX_HEADER:,} bytes")
+    stream.seek(start)
     shape, is_fortran, dtype = read(stream, max_header_size=MAX_HEADER)
     if dtype.hasobject:
         raise ValueError("it contains pickled Python objects, which are not loaded")
@@ -319,33 +325,3 @@ def not_finite(arrays: Mapping[str, np.ndarray]) -> str:
 def is_real(dtype: np.dtype) -> bool:
     """Return whether the values of a type are real numbers."""
     return dtype.kind in "fiu" or dtype.name == "bfloat16"
-
-
-def read_safetensors(path: Path, what: str = "") -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Return the metadata and the arrays of a safetensors file.
-
-    Raises InputError if it is damaged, or has arrays of a type that NumPy does not have.
-    """
-    check_regular(path, what)
-    with reading(path, kind=" as safetensors"):
-        with open(path, "rb") as stream:
-            if int.from_bytes(stream.read(8), "little") > MAX_TEXT:
-                raise ValueError(f"its header has more than {MAX_TEXT:,} bytes")
-        with safetensors.safe_open(path, "numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return file.metadata() or {}, tensors
-
-
-def write_safetensors(
-    file: IO[bytes], tensors: dict[str, np.ndarray], metadata: dict[str, str]
-) -> None:
-    """Write a safetensors file, the same bytes for the same content.
-
-    The library writes metadata in random order; here they are sorted.
-    """
-    data = memoryview(safetensors.numpy.save(tensors, metadata))
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(bytes(data[8:end])), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)
-    file.write(len(header).to_bytes(8, "little") + header)
-    file.write(data[end:])

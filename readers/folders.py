@@ -19,8 +19,10 @@ from absl import logging
 from tqdm import tqdm
 
 from errors import InputError, brief, expand_home, printable
-from readers import cache, image_files, preprocessing
+from readers import cache, image_files
+from readers.batches import Images
 from readers.image_sizes import image_shape
+from readers.preprocessing import Decoded, crop_resize
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_LISTED = 10  # Unreadable files that a warning lists.
@@ -61,7 +63,8 @@ def index(folder: Path) -> Index:
             f"data.path = {str(folder)!r} is not a folder; name one with --config.data.path=DIR."
         )
     states = dict(sorted(walk(folder)))
-    old = _load_index(folder)
+    cached = cache.load("folder", folder)
+    old = Index(**cached) if cached else Index(*[np.array([])] * 4)
     entries = {
         name: (size, problem)
         for name, state, size, problem in zip(*old)
@@ -78,12 +81,6 @@ def index(folder: Path) -> Index:
     if not all(map(np.array_equal, result, old)):
         cache.save("folder", folder, result._asdict())
     return result
-
-
-def _load_index(folder: Path) -> Index:
-    """Return the index from the cache, or an empty one."""
-    cached = cache.load("folder", folder)
-    return Index(**cached) if cached else Index(*[np.array([])] * 4)
 
 
 def walk(folder: Path) -> list[tuple[str, str]]:
@@ -158,10 +155,8 @@ def problems(files: Index, folder: Path, limit: int) -> str:
 # --- the data set ---
 
 
-def read(
-    split: str, config: ml_collections.ConfigDict
-) -> tuple[preprocessing.Decoded, np.ndarray | None]:
-    """Return pixels and labels of a split, 'train' or 'test', of the images under data.path.
+def read(split: str, config: ml_collections.ConfigDict) -> Images:
+    """Return the images of a split, 'train' or 'test', of the images under data.path.
 
     The folders train/ and test/, if both exist, are the splits. Otherwise data.held_out of the
     images are in 'test', selected by a hash of their names. Classes are the names, sorted, of the
@@ -186,15 +181,12 @@ def read(
             f"data.path = {config.path!r} contains no readable image ({', '.join(SUFFIXES)}) for "
             f"the split {split!r}."
         )
-    labels = classes(names)[1]
-    if labels is not None:
-        labels = labels[selected]
-    return _decoded(folder, [names[i] for i in selected], config), labels
+    _, labels = classes(names)
+    pixels = _decoded(folder, [names[i] for i in selected], config)
+    return Images(pixels, None if labels is None else labels[selected])
 
 
-def _decoded(
-    folder: Path, names: list[str], config: ml_collections.ConfigDict
-) -> preprocessing.Decoded:
+def _decoded(folder: Path, names: list[str], config: ml_collections.ConfigDict) -> Decoded:
     """Return the images of files, as `config` describes."""
     shape = image_shape(config)
 
@@ -203,20 +195,13 @@ def _decoded(
         for step in range(len(names)):
             path = folder / names[(number + step) % len(names)]
             try:
-                return image_files.load(
-                    path, config.num_channels, preprocessing.crop_resize, shape[:2]
-                )
+                return image_files.load(path, config.num_channels, crop_resize, shape[:2])
             except Exception as error:  # Decoders raise exceptions of many types.
-                logging.log_first_n(
-                    logging.WARNING,
-                    "%s: %s; another image replaces it.",
-                    MAX_LISTED,
-                    printable(path),
-                    brief(error),
-                )
+                text = f"{printable(path)}: {brief(error)}; another image replaces it."
+                logging.log_first_n(logging.WARNING, "%s", MAX_LISTED, text)
         raise InputError(f"data.path = {config.path!r}: none of its images can be read any more.")
 
-    return preprocessing.Decoded(decode, len(names), shape)
+    return Decoded(decode, len(names), shape)
 
 
 def members(names: Sequence[str], split: str, held_out: float) -> np.ndarray:

@@ -12,9 +12,8 @@ import numpy as np
 
 from errors import InputError
 from readers import preprocessing
+from readers.batches import Images
 from readers.files import check_expansion, check_labels, check_regular, reading
-from readers.image_sizes import square_side
-from readers.preprocessing import Pixels
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Where dataset-fashion-mnist installs it.
 PREFIXES = {"train": "train", "test": "t10k"}
@@ -28,18 +27,15 @@ def exists(folder: Path) -> bool:
     return any(folder.glob("*-idx3-ubyte*"))
 
 
-def read(split: str, config: ml_collections.ConfigDict, folder: Path) -> tuple[Pixels, np.ndarray]:
-    """Return pixels and labels of a split from the files in a folder, compressed or not.
+def read(split: str, config: ml_collections.ConfigDict, folder: Path) -> Images:
+    """Return the images of a split from the files in a folder, compressed or not.
 
     Raises InputError if a file is missing or damaged.
     """
-    prefix = PREFIXES[split]
-    images, _ = read_array(folder, f"{prefix}-images-idx3-ubyte", 3)
-    found, path = read_array(folder, f"{prefix}-labels-idx1-ubyte", 1)
-    labels = check_labels(found, len(images), CLASSES, path)
-    size, channels = square_side(config), config.num_channels
-    resize = preprocessing.resize
-    return preprocessing.from_array(images[..., None], size, channels, resize), labels
+    images, _ = read_array(folder, f"{PREFIXES[split]}-images-idx3-ubyte", 3)
+    labels, path = read_array(folder, f"{PREFIXES[split]}-labels-idx1-ubyte", 1)
+    pixels = preprocessing.from_array(images[..., None], config, preprocessing.resize)
+    return Images(pixels, check_labels(labels, len(images), CLASSES, path))
 
 
 def read_array(folder: Path, name: str, rank: int) -> tuple[np.ndarray, Path]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import ml_collections
-import numpy as np
 
 from errors import InputError
-from readers import image_files, preprocessing
+from readers import preprocessing
+from readers.batches import Images
 from readers.files import reading
-from readers.image_sizes import image_shape, square_side
 from readers.lmdb import Lmdb
-from readers.preprocessing import Decoded
 
 SPLITS = {"train": "train", "test": "val"}
 FILE = "data.mdb"
@@ -23,19 +21,20 @@ def exists(place: Path) -> bool:
     return any(place.glob(f"*_lmdb/{FILE}"))
 
 
-def read(split: str, config: ml_collections.ConfigDict, place: Path) -> tuple[Decoded, None]:
-    """Return the pixels of a split of data.category, in the order of the database.
+def read(split: str, config: ml_collections.ConfigDict, place: Path) -> Images:
+    """Return the images of a split of data.category, in the order of the database.
 
     Raises InputError if the database is missing or damaged.
     """
-    size, channels = square_side(config), config.num_channels
     path = place / f"{config.category}_{SPLITS[split]}_lmdb" / FILE
-    images = Lmdb(path)
-    if not len(images):
+    files = Lmdb(path)
+    if not len(files):
         raise InputError(f"{path} contains no images. Download it again.")
-
-    def decode(index: int) -> np.ndarray:
-        with reading(f"{path}: image {index}", "Download the file again."):
-            return image_files.load(images[index], channels, preprocessing.lsun, size)
-
-    return Decoded(decode, len(images), image_shape(config)), None
+    pixels = preprocessing.from_files(
+        len(files),
+        files.__getitem__,
+        config,
+        preprocessing.lsun,
+        lambda index: reading(f"{path}: image {index}", "Download it again."),
+    )
+    return Images(pixels)

@@ -10,15 +10,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from typing import Any, Protocol
 
+import ml_collections
 import numpy as np
 from PIL import Image
 
 from errors import InputError
-from readers.image_files import MODES, to_array
-from readers.image_sizes import ImageSize, sides
+from readers import image_files
+from readers.image_files import MODES, Source, to_array
+from readers.image_sizes import ImageSize, image_shape, sides, square_side
 
 MAX_RESIZED = 4096**2  # pixels: the largest data.image_size
 MEMORY = 2**31  # Bytes. Smaller data sets stay in memory once they are decoded.
@@ -83,23 +86,6 @@ def _resize(image: Image.Image, shape: tuple[int, int], kernel: Image.Resampling
     return Image.merge(image.mode, channels)
 
 
-def from_array(
-    images: np.ndarray, size: int, channels: int, resize: Callable[[Image.Image, int], Image.Image]
-) -> Pixels:
-    """Return images (N, H, W, C) uint8, C = 1 or 3, converted to `channels` and resized.
-
-    Nothing is converted if they have the shape (size, size, channels) already.
-    """
-    if images.shape[1:] == (size, size, channels):
-        return images
-    squeezed = images[..., 0] if images.shape[-1] == 1 else images
-
-    def decode(index: int) -> np.ndarray:
-        return to_array(resize(Image.fromarray(squeezed[index]).convert(MODES[channels]), size))
-
-    return Decoded(decode, len(images), (size, size, channels))
-
-
 # --- sequences ---
 
 
@@ -162,3 +148,47 @@ class Decoded(Sequence):
             self._images[index] = self._decode(index)
             self._is_decoded[index] = True
         return self._images[index]
+
+
+Resize = Callable[[Image.Image, int], Image.Image]
+
+
+def from_array(images: np.ndarray, config: ml_collections.ConfigDict, resize: Resize) -> Pixels:
+    """Return images (N, H, W, C) uint8, C = 1 or 3, in the shape that `config.data` states.
+
+    Nothing is converted if they have this shape already.
+    """
+    size, shape = square_side(config), image_shape(config)
+    if images.shape[1:] == shape:
+        return images
+    squeezed = images[..., 0] if images.shape[-1] == 1 else images
+
+    def decode(index: int) -> np.ndarray:
+        return to_array(resize(Image.fromarray(squeezed[index]).convert(MODES[shape[-1]]), size))
+
+    return Decoded(decode, len(images), shape)
+
+
+def from_files(
+    count: int,
+    encoded: Callable[[int], Source],
+    config: ml_collections.ConfigDict,
+    resize: Resize,
+    naming: Callable[[int], AbstractContextManager],
+) -> Decoded:
+    """Return images that are decoded from files, in the shape that `config.data` states.
+
+    Args:
+      count: number of images.
+      encoded: returns the content or the path of the image file at an index.
+      config: config.data.
+      resize: the preprocessing of the data set.
+      naming: returns a context in which errors name the file; see `readers.files.reading`.
+    """
+    size = square_side(config)
+
+    def decode(index: int) -> np.ndarray:
+        with naming(index):
+            return image_files.load(encoded(index), config.num_channels, resize, size)
+
+    return Decoded(decode, count, image_shape(config))

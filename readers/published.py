@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
@@ -17,14 +16,13 @@ from typing import NamedTuple
 
 import ml_collections
 import numpy as np
-from PIL import Image
 
 from errors import InputError, check_name, expand_home, printable
-from readers import cache, celeba, cifar, idx, image_files, lsun, preprocessing, svhn
+from readers import cache, celeba, cifar, idx, lsun, preprocessing, svhn
 from readers.array_records import ArrayRecords
+from readers.batches import Images
 from readers.files import check_labels, read_json, reading
-from readers.image_sizes import image_shape, square_side
-from readers.preprocessing import Decoded, Pixels
+from readers.image_sizes import square_side
 from readers.tfrecords import TFRecords, parse_example
 
 INFO = "dataset_info.json"
@@ -38,6 +36,7 @@ PACKAGES = {  # Modules that `prepare` requires, and the packages to install for
     "tensorflow_datasets": "tensorflow-datasets",
     "importlib_resources": "importlib_resources",
 }
+Records = ArrayRecords | TFRecords
 LSUN_CATEGORIES = ("bedroom", "church_outdoor")
 
 
@@ -54,7 +53,7 @@ class Prepared(NamedTuple):
 
     name: str
     test: str
-    resize: Callable[[Image.Image, int], Image.Image]
+    resize: preprocessing.Resize
     files: ModuleType
     classes: int = 0
 
@@ -86,13 +85,14 @@ def of_tfds(config: ml_collections.ConfigDict) -> Prepared:
 # --- reading ---
 
 
-def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndarray | None]:
-    """Return pixels and labels of a split, 'train' or 'test', of a published data set.
+def read(split: str, config: ml_collections.ConfigDict) -> Images:
+    """Return the images of a split, 'train' or 'test', of a published data set.
 
     Without a copy that TFDS has prepared, the files of the authors are read, if they are in
     data.path. Raises InputError if the data set is missing or damaged.
     """
-    prepared, size = of_tfds(config), square_side(config)
+    prepared = of_tfds(config)
+    square_side(config)  # Rectangles are an error before files are looked for.
     if not _versions(config, prepared):
         default = idx.DEBIAN if prepared.files is idx else None
         place = expand_home(config.path, "data.path") if config.path else default
@@ -100,14 +100,15 @@ def read(split: str, config: ml_collections.ConfigDict) -> tuple[Pixels, np.ndar
             return prepared.files.read(split, config, place)
     folder = find(config, prepared)
     records = _records(folder, prepared.name, "train" if split == "train" else prepared.test)
-
-    def decode(index: int) -> np.ndarray:
-        with _reading(folder, f"record {index} of {split}"):
-            encoded = parse_example(records[index]).data["image"]
-            return image_files.load(encoded, config.num_channels, prepared.resize, size)
-
     labels = _labels(records, folder, split, prepared.classes) if prepared.classes else None
-    return Decoded(decode, len(records), image_shape(config)), labels
+    pixels = preprocessing.from_files(
+        len(records),
+        lambda index: parse_example(records[index]).data["image"],
+        config,
+        prepared.resize,
+        lambda index: _reading(folder, f"record {index} of {split}"),
+    )
+    return Images(pixels, labels)
 
 
 def data_dir(config: ml_collections.ConfigDict) -> Path:
@@ -179,33 +180,13 @@ def _records(folder: Path, name: str, split: str) -> Records:
         raise InputError(
             f"{folder} lacks {len(missing)} of {count} files of {split!r}, such as {missing[0]}."
         )
-    records = ArrayRecords(paths) if kind == "array_record" else ChainedTFRecords(paths)
+    records = ArrayRecords(paths) if kind == "array_record" else TFRecords(paths)
     if len(records) != sum(lengths[split]):
         raise InputError(
             f"{folder} contains {len(records)} records of {split!r}, but its {INFO} states "
             f"{sum(lengths[split])}. Prepare it again."
         )
     return records
-
-
-class ChainedTFRecords(Sequence):
-    """The records of several TFRecord files as one sequence."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
-        self._files = [TFRecords(path) for path in paths]
-        self._ends = np.cumsum([len(file) for file in self._files])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    def __getitem__(self, index: int) -> bytes:
-        index = range(len(self))[index]
-        number = int(np.searchsorted(self._ends, index, "right"))
-        return self._files[number][index - int(self._ends[number])]  # Counted from the end.
-
-
-Records = ArrayRecords | ChainedTFRecords
 
 
 # --- preparation ---

@@ -7,12 +7,14 @@ from typing import cast
 import ml_collections
 import numpy as np
 
+from readers.batches import Images
+
 PATCH_SIZE = 32  # pixels
 PATCH_STRIDE = 8  # Pixels between training patches.
 HELD_OUT_PERIOD = 128  # Pixels. The last PATCH_SIZE columns of each period are held out.
 
 
-def digits(split: str, config: ml_collections.ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+def digits(split: str, config: ml_collections.ConfigDict) -> Images:
     """Return the UCI ML handwritten digits: 1,797 images of shape 8x8x1 with 17 grey levels.
 
     Every fifth image is in the split 'test' (359 images), the others are in 'train'. Labels are the
@@ -25,10 +27,10 @@ def digits(split: str, config: ml_collections.ConfigDict) -> tuple[np.ndarray, n
     data = cast(Bunch, load_digits())  # A tuple is returned only with return_X_y.
     is_test = np.arange(len(data.images)) % 5 == 4
     selected = is_test == (split == "test")
-    return data.images[selected].astype(np.uint8)[..., None], data.target[selected]
+    return Images(data.images[selected].astype(np.uint8)[..., None], data.target[selected])
 
 
-def photos(split: str, config: ml_collections.ConfigDict) -> tuple[np.ndarray, None]:
+def photos(split: str, config: ml_collections.ConfigDict) -> Images:
     """Return patches of 32x32x3 from two photographs (427x640 pixels), a temple and a flower.
 
     Of the 20 tile columns of each photograph every fourth is held out. The split 'test' consists of
@@ -47,7 +49,7 @@ def photos(split: str, config: ml_collections.ConfigDict) -> tuple[np.ndarray, N
             if _photo_columns(left, split):
                 for top in range(0, height - size + 1, stride):
                     patches.append(photo[top : top + size, left : left + size])
-    return np.stack(patches), None
+    return Images(np.stack(patches))
 
 
 def _photo_columns(left: int, split: str) -> bool:

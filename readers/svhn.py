@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import ml_collections
 import numpy as np
 
 from readers import preprocessing
+from readers.batches import Images
 from readers.files import check_labels, read_verified, reading
-from readers.image_sizes import square_side
-from readers.preprocessing import Pixels
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
 MD5 = {
@@ -25,17 +23,17 @@ SIDE, ZERO = 32, 10  # The label 10 stands for the digit 0.
 
 def exists(place: Path) -> bool:
     """Return whether a folder contains one of the files."""
-    return any(os.path.isfile(place / name) for name in FILES.values())
+    return any((place / name).is_file() for name in FILES.values())
 
 
-def read(split: str, config: ml_collections.ConfigDict, place: Path) -> tuple[Pixels, np.ndarray]:
-    """Return pixels and labels of a split, in the order of the file in the folder `place`.
+def read(split: str, config: ml_collections.ConfigDict, place: Path) -> Images:
+    """Return the images of a split, in the order of the file in the folder `place`.
 
     Raises InputError if the file is missing, is not the published one, or is damaged.
     """
     from scipy.io import loadmat  # Imported only for this data set.
 
-    path, size = place / FILES[split], square_side(config)
+    path = place / FILES[split]
     content = read_verified(path, MD5[split])
     with reading(path, "Download it again.", " as MATLAB"):
         arrays = loadmat(io.BytesIO(content), variable_names=("X", "y"))
@@ -45,5 +43,4 @@ def read(split: str, config: ml_collections.ConfigDict, place: Path) -> tuple[Pi
             raise ValueError(f"X is {images.dtype} of shape {images.shape}, or y contains 0")
         labels = np.where(labels == ZERO, 0, check_labels(labels, len(labels), ZERO + 1, path))
     pixels = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
-    resized = preprocessing.from_array(pixels, size, config.num_channels, preprocessing.resize)
-    return resized, labels
+    return Images(preprocessing.from_array(pixels, config, preprocessing.resize), labels)

@@ -33,47 +33,54 @@ def masked_crc(data: bytes) -> int:
 
 
 class TFRecords(Sequence):
-    """The records of a file as bytes; every access verifies the checksums.
+    """The records of files, in order, as bytes; every access verifies the checksums.
 
-    The first use reads the whole file and saves an index to the cache, which is valid until the
-    file changes. Raises InputError, stating the record and its position, if the file is damaged.
+    The first use reads the files and saves their indices to the cache, which are valid until the
+    file changes. Raises InputError, stating the record and its position, if a file is damaged.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        check_regular(self.path)
-        self._file = os.open(self.path, os.O_RDONLY)
-        self._size = os.fstat(self._file).st_size
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+        self._files = [_File(path) for path in paths]
+        self._ends = np.cumsum([len(file.bounds) - 1 for file in self._files])
 
-        key = cache.fingerprint(self.path)
-        index = cache.arrays("tfrecords", self.path, key, lambda: {"bounds": self._scan()})
-        self._bounds = index["bounds"]
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> bytes:
+        index = range(len(self))[index]
+        number = int(np.searchsorted(self._ends, index, "right"))
+        file = self._files[number]
+        index -= int(self._ends[number]) - (len(file.bounds) - 1)
+        return file.read(index, int(file.bounds[index]))
+
+
+class _File:
+    """A file, with the positions where its records begin and the end of the last one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        check_regular(path)
+        self._file = os.open(path, os.O_RDONLY)
+        self._size = os.fstat(self._file).st_size
+        key = cache.fingerprint(path)
+        self.bounds = cache.arrays("tfrecords", path, key, self._scan)["bounds"]
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             os.close(self._file)
 
-    def __len__(self) -> int:
-        return len(self._bounds) - 1
-
-    def __getitem__(self, index: int) -> bytes:
-        index = range(len(self))[index]
-        return self._read(index, int(self._bounds[index]))
-
-    def _scan(self) -> np.ndarray:
-        """Return the positions where the records begin, and the end of the last one."""
+    def _scan(self) -> dict[str, np.ndarray]:
         starts = array.array("q", [0])
-        description = f"checking {self.path.name}"
-        with tqdm(
-            total=self._size, unit="B", unit_scale=True, desc=description, disable=None
-        ) as bar:
+        name = f"checking {self.path.name}"
+        with tqdm(total=self._size, unit="B", unit_scale=True, desc=name, disable=None) as bar:
             while starts[-1] < self._size:
-                length = len(self._read(len(starts) - 1, starts[-1])) + HEADER.size + FOOTER.size
+                length = len(self.read(len(starts) - 1, starts[-1])) + HEADER.size + FOOTER.size
                 starts.append(starts[-1] + length)
                 bar.update(length)
-        return np.array(starts, np.int64)
+        return {"bounds": np.array(starts, np.int64)}
 
-    def _read(self, index: int, start: int) -> bytes:
+    def read(self, index: int, start: int) -> bytes:
         """Return the data of the record that begins at byte `start`."""
         header = os.pread(self._file, HEADER.size, start)
         if len(header) < HEADER.size:

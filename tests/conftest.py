@@ -49,6 +49,14 @@ def _two_devices():
         yield
 
 
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    """An empty cache of facts about data files, of the test alone."""
+    from readers import cache
+
+    monkeypatch.setattr(cache, "FOLDER", tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory):
     """A workdir with the files and the report of an evaluation."""

@@ -6,9 +6,20 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import ml_collections
 import numpy as np
 from PIL import Image
 from tensorboardX.record_writer import RecordWriter
+
+from tests import tiny
+
+
+def data(dataset: str, where: object, **fields) -> ml_collections.ConfigDict:
+    """Return config.data for color images of 8x8 pixels in the file or folder `where`."""
+    fields = {"path": str(where), "image_size": 8, "num_channels": 3, **fields}
+    config = tiny.config().data.unlock()
+    config.update(fields, dataset=dataset)
+    return config
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 from errors import InputError
 
 LIMIT = 20.0  # Seconds for one file.
-MEMORY = 2**30  # Bytes, in addition to those of the process before it reads files.
+MEMORY = 2**30  # Bytes, in addition to those of the process before it reads the file.
+GOOD = ("result", "InputError")
 INTEGERS = (0, 1, 127, 128, 255, 2**15, 2**16 - 1, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1)
 
 
@@ -47,12 +48,12 @@ def fuzz(
         path = folder / f"{sum(report.counts.values())}.{name}"
         path.write_bytes(content)
         ask = ask or start(read)
-        kind, memory, duration = ask(path)
+        kind, memory, duration, _ = ask(path)
         report.counts[kind] += 1
         report = report._replace(
             memory=max(memory, report.memory), seconds=max(duration, report.seconds)
         )
-        if kind in ("result", "InputError"):
+        if kind in GOOD:
             path.unlink()
         else:
             report.failures.append(path)
@@ -85,7 +86,16 @@ def changed(content: bytes, rng: random.Random) -> bytes:
     return bytes(data[: 2**24])
 
 
-def start(read: Callable[[Path], Any]) -> Callable[[Path], tuple[str, int, float]]:
+class Outcome(NamedTuple):
+    """What reading a file ended with; memory (bytes) and time (s); the message of an InputError."""
+
+    kind: str
+    memory: int
+    seconds: float
+    message: str
+
+
+def start(read: Callable[[Path], Any]) -> Callable[[Path], Outcome]:
     """Start a process that reads files; return what reads one there, until the first failure."""
     context = multiprocessing.get_context("spawn")
     pipe, other = context.Pipe()
@@ -94,31 +104,34 @@ def start(read: Callable[[Path], Any]) -> Callable[[Path], tuple[str, int, float
     other.close()
     pipe.recv()  # It has imported the reader.
 
-    def ask(path: Path) -> tuple[str, int, float]:
-        start, answer = time.monotonic(), ("hang", 0)
+    def ask(path: Path) -> Outcome:
+        start, answer = time.monotonic(), ("hang", 0, "")
         pipe.send(path)
         try:
             answer = pipe.recv() if pipe.poll(LIMIT) else answer
         except EOFError:
-            answer = ("crash", 0)
-        if answer[0] not in ("result", "InputError"):
+            answer = ("crash", 0, "")
+        if answer[0] not in GOOD:
             process.kill()
-        return *answer, time.monotonic() - start
+        kind, memory, message = answer
+        return Outcome(kind, memory, time.monotonic() - start, message)
 
     return ask
 
 
 def _serve(pipe: Any, read: Callable[[Path], Any]) -> None:
     """Read the files whose paths arrive, and answer with the kind of outcome and the memory."""
-    limit, before = _memory("VmSize") + 4 * MEMORY, _memory("VmRSS")
+    limit = _memory("VmSize") + 4 * MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     pipe.send(None)
     with contextlib.suppress(EOFError):  # The end of the process that sends them.
         while True:
             path = pipe.recv()
             Path("/proc/self/clear_refs").write_text("5")  # Resets VmHWM, the largest memory.
-            kind, memory = _kind(read, path), _memory("VmHWM") - before
-            pipe.send((kind if memory < MEMORY else "memory", memory))
+            before = _memory("VmRSS")
+            kind, message = _outcome(read, path)
+            memory = _memory("VmHWM") - before
+            pipe.send((kind if memory < MEMORY else "memory", memory, message))
 
 
 def _memory(name: str) -> int:
@@ -127,22 +140,22 @@ def _memory(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def _kind(read: Callable[[Path], Any], path: Path) -> str:
+def _outcome(read: Callable[[Path], Any], path: Path) -> tuple[str, str]:
+    """Return "result", the type of the exception, or "InputError" with its message of one line."""
     try:
         read(path)
     except InputError as error:
         cause = error.__cause__
         is_good = "\n" not in str(error) and not isinstance(cause, MemoryError)
-        return "InputError" if is_good else f"message {type(cause).__name__}"
+        return "InputError" if is_good else f"message {type(cause).__name__}", str(error)
     except BaseException as error:
-        return type(error).__name__
-    return "result"
+        return type(error).__name__, str(error)
+    return "result", ""
 
 
 if __name__ == "__main__":
-    from tests import fuzz_formats, fuzz_formats_data
+    from tests.fuzz_formats import FORMATS
 
-    FORMATS = fuzz_formats.FORMATS | fuzz_formats_data.FORMATS
     parser = argparse.ArgumentParser()
     parser.add_argument("--format", choices=FORMATS)
     parser.add_argument("--seconds", type=float, default=60)

@@ -1,10 +1,12 @@
 """Import of EDM's networks: recorded outputs, configs that files state, and errors."""
 
+import contextlib
 import functools
 import importlib
 import json
 import math
 import pathlib
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +21,16 @@ from configs import edm_networks, validation
 from configs.default import from_json
 from configs.folders import stored_config
 from configs.parts import make_network
+from errors import InputError
 from experiment import Experiment
 from models import building
 from models.layers import Rngs
 from pretrained import edm_import
+from pretrained.edm_format import read_network
 from pretrained.stored_parameters import export_params
 from sde_lib import expand
 from tests import edm_files, reference, tiny
+from tests.edm_files import dumps
 from tests.refusal import refused
 
 FOLDERS = sorted(
@@ -54,7 +59,64 @@ def trained(name):
     return pretrained.read(recorded(name), experiment(name).network, experiment(name).config)
 
 
-# --- recorded networks ----------------------------------------------------------------------------
+# --- files ---
+
+TENSORS = {
+    "u": np.arange(3, dtype=np.float32),
+    "model.map_layer0.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "model.enc.16x16_conv.bias": np.ones(4, np.float32),
+}
+
+
+def written(folder, content):
+    path = folder / "network-snapshot-000100.pkl"
+    path.write_bytes(content if isinstance(content, bytes) else dumps(content))
+    return path
+
+
+def test_a_network_is_read_as_data(tmp_path):
+    """Tensors and arguments are those that were written; the source is not run.
+
+    Tensors may be views, here a transposed part of a storage.
+    """
+    path = written(tmp_path, edm_files.network(TENSORS, img_resolution=16, dropout=0.5))
+    network = read_network(path)
+    assert network.kind == "EDMPrecond"
+    assert network.keywords == {"img_resolution": 16, "dropout": 0.5}
+    assert network.data_set["xflip"] is True
+    assert network.tensors.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        np.testing.assert_array_equal(network.tensors[name], tensor)
+    data = np.arange(6, dtype=np.float32)
+    view = edm_files.tensor(data, shape=(3, 2), strides=(1, 3))
+    found = read_network(written(tmp_path, edm_files.network({"weight": view}))).tensors["weight"]
+    np.testing.assert_array_equal(found, data.reshape(2, 3).T)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_protocols(tmp_path, protocol):
+    """Instructions of all protocols that Python writes for plain values are followed."""
+    plain = {"a": [1, 2.5, -70_000, 2**40, (), (1,), (1, 2), "text", b"bytes", None, True, {1, 2}]}
+    if protocol == 2:  # It has no instruction for bytes, and none for sets.
+        plain = {"a": [1, 2.5, (1, 2, 3), "text"]}
+    content = pickle.dumps(plain, protocol)
+    refused("it has no entry 'ema'", read_network, written(tmp_path, content))  # Read to its end.
+
+
+def test_damaged_files_are_errors(tmp_path):
+    """Truncated files, and those in which a few bytes differ, unless they can be read."""
+    content, rng = dumps(edm_files.network(TENSORS)), np.random.default_rng(0)
+    for end in range(0, len(content), 29):
+        refused("cannot be read", read_network, written(tmp_path, content[:end]))
+    for _ in range(200):
+        changed = bytearray(content)
+        for place in rng.integers(0, len(content), rng.integers(1, 4)):
+            changed[place] = rng.integers(0, 256)
+        with contextlib.suppress(InputError):
+            read_network(written(tmp_path, bytes(changed)))
+
+
+# --- recorded networks ---
 
 
 def times_and_labels(name, sigma):
@@ -122,22 +184,20 @@ def denoised(name, x, sigma, classes):
     return [image if is_centered else 2 * image - 1 for image in images]
 
 
-@pytest.mark.parametrize("with_class", [True, False])
-@pytest.mark.parametrize("name", FOLDERS)
-def test_recorded_denoisers(name, with_class):
+@pytest.mark.parametrize("name", reference.cases(FOLDERS, slow=FOLDERS[:2] + FOLDERS[4:5]))
+def test_recorded_denoisers(name):
     """Denoised images agree to 1e-5 of an image's largest value, also without class."""
-    io, classes = np.load(reference.find(f"edm/{name}/io.npz")), None
-    if with_class and "class_labels" in io:
-        classes = jnp.asarray(io["class_labels"].argmax(1))
-    elif not with_class and "class_labels" not in io:
-        pytest.skip("there are no classes")
-    key = "denoised_no_class" if "class_labels" in io and not with_class else "denoised"
-    x, expected = (np.moveaxis(io[each], 1, -1) for each in ("x", key))
-    image, by_score = denoised(name, x, io["sigma"], classes)
-    assert reference.image_error(image, expected) < 1e-5
-    # At high noise levels, terms of x + sigma^2 score cancel, in float32.
-    largest = np.abs(x).max((1, 2, 3))
-    assert np.max(np.abs(by_score - expected).max((1, 2, 3)) / largest) < 2e-5
+    io = np.load(reference.find(f"edm/{name}/io.npz"))
+    cases = {"denoised": None}
+    if "class_labels" in io:
+        cases = {"denoised": jnp.asarray(io["class_labels"].argmax(1)), "denoised_no_class": None}
+    for key, classes in cases.items():
+        x, expected = (np.moveaxis(io[each], 1, -1) for each in ("x", key))
+        image, by_score = denoised(name, x, io["sigma"], classes)
+        assert reference.image_error(image, expected) < 1e-5
+        # At high noise levels, terms of x + sigma^2 score cancel, in float32.
+        largest = np.abs(x).max((1, 2, 3))
+        assert np.max(np.abs(by_score - expected).max((1, 2, 3)) / largest) < 2e-5
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -170,12 +230,13 @@ def test_a_file_of_ve_states_scales_of_images_from_0_to_1():
     assert shape == (16, 1, 5)
 
 
-# --- files of other networks ----------------------------------------------------------------------
+# --- files of other networks ---
 
 SMALL = {"img_resolution": 8, "img_channels": 2, "model_channels": 4, "channel_mult": [1, 2]}
 SMALL |= {"num_blocks": 1, "attn_resolutions": [4]}
 ADM = {"model_type": "DhariwalUNet", "model_channels": 32, "channel_mult": [1, 2]}
-SONG = {"model_type": "SongUNet"}
+SONG, FIR = {"model_type": "SongUNet"}, {"resample_filter": [1, 3, 3, 1]}
+LONG = {"resample_filter": [1, 5, 10, 10, 5, 1]}
 OPTIONS = {
     "defaults of SongUNet": ("VPPrecond", {}),
     "classes": ("EDMPrecond", SONG | {"label_dim": 3}),
@@ -183,22 +244,16 @@ OPTIONS = {
     "Fourier, narrow": ("EDMPrecond", SONG | {"embedding_type": "fourier"}),
     "Fourier, VE": ("VEPrecond", {"embedding_type": "fourier", "channel_mult_noise": 2}),
     "positional, wide": ("EDMPrecond", SONG | {"channel_mult_noise": 2, "channel_mult_emb": 3}),
-    "skips": (
-        "VEPrecond",
-        {"encoder_type": "skip", "decoder_type": "skip", "resample_filter": [1, 3, 3, 1]},
-    ),
+    "skips": ("VEPrecond", {"encoder_type": "skip", "decoder_type": "skip"} | FIR),
     "residual without FIR": ("VPPrecond", {"encoder_type": "residual"}),
-    "residual, long FIR": (
-        "EDMPrecond",
-        SONG | {"encoder_type": "residual", "resample_filter": [1, 5, 10, 10, 5, 1]},
-    ),
+    "residual, long FIR": ("EDMPrecond", SONG | {"encoder_type": "residual"} | LONG),
     "ADM": ("EDMPrecond", ADM),
     "ADM, classes": ("iDDPMPrecond", ADM | {"label_dim": 3, "channel_mult": [1, 2, 3]}),
     "ADM, VP": ("VPPrecond", ADM | {"num_blocks": 2}),
 }
 
 
-def small(kind, options, folder=None):
+def small(kind, options, folder):
     """Return the experiment of a small network of EDM, random parameters, and a file of it."""
     arguments = SMALL | options
     ours = Experiment(edm_networks.experiment(kind, (), arguments), jax.devices()[:1])
@@ -218,17 +273,12 @@ def small(kind, options, folder=None):
             for name in ("model.out_conv.weight", "model.out_conv.bias")
         }
         tensors["u"] = np.ones(1001, np.float32)
-    path = None
-    if folder is not None:
-        path = folder / "network-snapshot-000100.pkl"
-        path.write_bytes(edm_files.dumps(edm_files.network(tensors, kind, **arguments)))
-    return ours, params, path
+    return ours, params, written(folder, edm_files.network(tensors, kind, **arguments))
 
 
 def assert_same(params, expected):
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6), params, expected
-    )
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
+    jax.tree.map(close, params, expected)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -283,8 +333,7 @@ def test_other_configs_are_errors(tmp_path, changes, message):
     ours, _, path = small("VPPrecond", {}, tmp_path)
     config = ours.config.copy_and_resolve_references().unlock()
     config.update_from_flattened_dict(changes)
-    other = Experiment(config, jax.devices()[:1])
-    refused(message, pretrained.read, path, other.network, other.config)
+    refused(message, pretrained.read, path, ours.network, config)
 
 
 UNSUPPORTED = [
@@ -304,20 +353,18 @@ UNSUPPORTED = [
 
 @pytest.mark.parametrize(("kind", "options", "message"), UNSUPPORTED)
 def test_networks_that_cannot_be_represented_are_errors(tmp_path, kind, options, message):
-    path = tmp_path / "edm.pkl"
-    path.write_bytes(edm_files.dumps(edm_files.network({}, kind, **options)))
-    refused(f"{message}.*edm.pkl", pretrained.read_config, path)
+    path = written(tmp_path, edm_files.network({}, kind, **options))
+    refused(f"{message}.*{path.name}", pretrained.read_config, path)
 
 
 def test_tensors_of_another_network_are_errors(tmp_path):
-    ours, _, _ = small("VPPrecond", {})
-    path = tmp_path / "edm.pkl"
-    content = edm_files.network({"model.map_layer0.weight": np.ones((2, 2))}, "VPPrecond", **SMALL)
-    path.write_bytes(edm_files.dumps(content))
+    ours, _, _ = small("VPPrecond", {}, tmp_path)
+    tensors = {"model.map_layer0.weight": np.ones((2, 2))}
+    path = written(tmp_path, edm_files.network(tensors, "VPPrecond", **SMALL))
     refused("map_layer0.weight has shape", pretrained.read, path, ours.network, ours.config)
 
 
-# --- configs/edm ----------------------------------------------------------------------------------
+# --- configs/edm ---
 
 VP = {"embedding_type": "positional", "encoder_type": "standard", "channel_mult_noise": 1}
 VP |= {"model_type": "SongUNet", "decoder_type": "standard", "resample_filter": [1, 1]}
@@ -358,11 +405,11 @@ def test_published_networks(name):
     assert ours.sampling.to_dict() == stated.sampling.to_dict() or "64" in name
 
 
+SIZES = {"cifar10_ddpmpp": 55.7, "ffhq_64_ddpmpp": 61.8, "imagenet_64_adm": 295.9}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [("cifar10_ddpmpp", 55.7), ("ffhq_64_ddpmpp", 61.8), ("imagenet_64_adm", 295.9)],
-)
+@pytest.mark.parametrize(("name", "millions"), SIZES.items())
 def test_sizes_of_published_networks(name, millions):
     """The numbers of parameters are those of EDM's Table 7."""
     config = validation.validated(importlib.import_module(f"configs.edm.{name}").get_config(), 1)

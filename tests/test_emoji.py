@@ -14,17 +14,12 @@ from fontTools.ttLib.tables import C_B_D_T_, E_B_L_C_, BitmapGlyphMetrics
 
 import datasets
 from readers import cache, emoji
-from tests import examples, tiny
+from tests import examples
 from tests.refusal import refused
 
 CHARACTERS = {"one": 0x31, "two": 0x32, "keycap": 0x20E3, "man": 0x1F468, "woman": 0x1F469}
-CHARACTERS |= {
-    "laptop": 0x1F4BB,
-    "dark": 0x1F3FF,
-    "joiner": 0x200D,
-    "cat": 0x1F431,
-    "arrow": 0x27A1,
-}
+CHARACTERS |= {"laptop": 0x1F4BB, "dark": 0x1F3FF, "joiner": 0x200D}
+CHARACTERS |= {"cat": 0x1F431, "arrow": 0x27A1}
 SEQUENCES = {
     "worker": ("woman", "joiner", "laptop"),
     "dark_worker": ("man", "dark", "joiner", "laptop"),
@@ -34,15 +29,7 @@ SEQUENCES = {
 NAMES = [*(name for name in CHARACTERS if name != "joiner"), *SEQUENCES]
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "FOLDER", tmp_path / "cache")
-
-
-def config(where, **changes):
-    """Return config.data of the emoji in the font or folder `where`."""
-    fields = {"dataset": "emoji", "path": str(where), "image_size": 8, "num_channels": 3} | changes
-    return tiny.config(**{f"data.{name}": value for name, value in fields.items()}).data
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def write_font(path: Path, *strikes: dict[str, bytes]) -> Path:
@@ -93,8 +80,12 @@ def noise(**changes: np.ndarray) -> dict[str, bytes]:
     return {name: examples.png(image) for name, image in pixels.items()}
 
 
+def load(where, split: str = "train", **changes) -> datasets.Images:
+    return datasets.load(examples.data("emoji", where, **changes), split)
+
+
 def all_pixels(where, split: str, **changes) -> np.ndarray:
-    return datasets.load(config(where, **changes), split).pixels[:]
+    return load(where, split, **changes).pixels[:]
 
 
 # --- a tiny font ---
@@ -121,7 +112,7 @@ def test_all_images_of_the_largest_size_occur_once(tmp_path):
     expected = noise(one=same, key_one=same).values()
     assert found == {emoji.picture(png, 12, 3).tobytes() for png in expected}
     np.testing.assert_array_equal(all_pixels(tmp_path, "test", image_size=12), test)
-    assert datasets.load(config(path), "train").labels is None
+    assert load(path).labels is None
 
 
 def test_subjects(tmp_path):
@@ -136,20 +127,20 @@ def test_subjects(tmp_path):
     assert subjects["one"] != subjects["two"]
 
 
-@pytest.mark.parametrize("held_out", np.linspace(0.05, 0.95, 10))
-def test_variants_are_in_one_split(tmp_path, held_out):
+def test_variants_are_in_one_split(tmp_path):
     """Also images that only look alike: here those of 'cat' and 'one'."""
     like = examples.images(1, 10, 12, 3, seed=5)[0].clip(0, 250)
-    path = write_font(tmp_path / "a.ttf", noise(cat=like, one=like + 5))
-    files = dict(zip(NAMES, noise(cat=like, one=like + 5).values()))
-    held = {image.tobytes() for image in all_pixels(path, "test", held_out=held_out)}
-    is_held = {name: emoji.picture(png, 8, 3).tobytes() in held for name, png in files.items()}
-    assert 0 < sum(is_held.values()) < len(NAMES)
-    for group in (("worker", "dark_worker"), ("key_one", "key_two"), ("cat", "one")):
-        assert len({is_held[name] for name in group}) == 1
+    files = noise(cat=like, one=like + 5)
+    path = write_font(tmp_path / "a.ttf", files)
+    for held_out in (0.05, 0.3, 0.5, 0.7, 0.95):
+        held = {image.tobytes() for image in all_pixels(path, "test", held_out=held_out)}
+        is_held = {name: emoji.picture(png, 8, 3).tobytes() in held for name, png in files.items()}
+        assert 0 < sum(is_held.values()) < len(NAMES)
+        for group in (("worker", "dark_worker"), ("key_one", "key_two"), ("cat", "one")):
+            assert len({is_held[name] for name in group}) == 1
 
 
-def test_similar_pairs():
+def test_similar_pairs(monkeypatch):
     """White is 0; the relative distance of c x and x is |c - 1| / sqrt(c^2 + 1)."""
     ink = np.array([10, 13, 14, 0, 0])
     pixels = np.full((5, 2, 2, 3), 255, np.uint8)
@@ -158,10 +149,6 @@ def test_similar_pairs():
     near = {(i, j) for i, j in zip(*emoji.similar_pairs(pixels)) if i < j}
     # |10 - 13| / sqrt(10^2 + 13^2) = 0.18 and |10 - 14| / sqrt(10^2 + 14^2) = 0.23
     assert near == {(0, 1), (1, 2)}
-    assert [len(each) for each in emoji.similar_pairs(pixels[:1], pixels)] == [2, 2]
-
-
-def test_blocks_of_rows(monkeypatch):
     pixels = examples.images(7, 2, 2, 3)[[0, 1, 2, 0, 1, 5, 6]]
     whole = emoji.similar_pairs(pixels)
     monkeypatch.setattr(emoji, "ROWS", 2)
@@ -176,38 +163,26 @@ def test_groups_are_cached_by_the_content_of_the_font(tmp_path, monkeypatch):
         patch.setattr(emoji, "_groups", None)
         np.testing.assert_array_equal(all_pixels(path, "test"), before)
     entry = cache.entry_path("emoji", path)
-    same = examples.images(1, 10, 12, 3, seed=3)[0]
-    write_font(path, noise(one=same, cat=same))
-    assert len(all_pixels(path, "test")) + len(all_pixels(path, "train")) == len(NAMES) - 1
     write_font(path, dict(itertools.islice(noise().items(), 5)))
-    assert len(all_pixels(path, "test")) + len(all_pixels(path, "train")) == 5
+    assert len(load(path, "test")) + len(load(path)) == 5
     np.savez(entry, key=np.load(entry)["key"], chosen=np.arange(99), groups=np.array(["x"] * 99))
-    assert len(all_pixels(path, "test")) + len(all_pixels(path, "train")) == 5
+    assert len(load(path, "test")) + len(load(path)) == 5
 
 
-INSTALL = "apt-get install fonts-noto-color-emoji"
-
-
-def test_missing_fonts(tmp_path, monkeypatch):
-    monkeypatch.setattr(emoji, "DEBIAN", tmp_path / "none.ttf")
-    for where in ("", tmp_path, tmp_path / "other.ttf"):
-        refused(f"does not exist. .*{INSTALL}", datasets.load, config(where), "train")
-    write_font(tmp_path / "none.ttf", noise())
-    assert len(datasets.load(config(""), "train"))  # The default location.
-
-
-@pytest.mark.parametrize("damage", ["text", "cut", "png", "without"])
-def test_damaged_fonts_are_errors_of_one_line(tmp_path, damage):
-    files = noise() | ({"cat": b"\x89PNG no image"} if damage == "png" else {})
-    path = write_font(tmp_path / "a.ttf", *([] if damage == "without" else [files]))
-    if damage in ("text", "cut"):
-        path.write_bytes(b"text" if damage == "text" else path.read_bytes()[:-2000])
-    refused(f"{path} cannot be read .*{INSTALL}", datasets.load, config(path), "train")
-
-
-def test_images_are_square(tmp_path):
-    path = write_font(tmp_path / "a.ttf", noise())
-    refused(r"data.image_size = \(8, 4\)", datasets.load, config(path, image_size=(8, 4)), "train")
+def test_fonts_that_are_refused(tmp_path, monkeypatch):
+    """Absent, damaged, and without bitmaps; and images that are not square."""
+    install = "apt-get install fonts-noto-color-emoji"
+    path = tmp_path / "a.ttf"
+    monkeypatch.setattr(emoji, "DEBIAN", path)
+    for where in ("", tmp_path, path):
+        refused(f"does not exist. .*{install}", load, where)
+    whole = write_font(path, noise()).read_bytes()
+    assert len(load(""))  # The default location.
+    refused(r"data.image_size = \(8, 4\)", load, path, image_size=(8, 4))
+    broken = write_font(path, noise() | {"cat": b"\x89PNG no image"}).read_bytes()
+    for content in (b"text", whole[:-2000], broken, write_font(path).read_bytes()):
+        path.write_bytes(content)
+        refused(f"{path} cannot be read .*{install}", load, path)
 
 
 # --- Noto Color Emoji ---
@@ -231,7 +206,8 @@ def test_held_out_emoji_resemble_no_training_image(noto):
     train, test = (all_pixels(noto, split, image_size=32) for split in ("train", "test"))
     assert len(train) + len(test) > 3500
     assert 0.05 < len(test) / (len(train) + len(test)) < 0.15
-    assert not len(emoji.similar_pairs(test, train)[0])
+    first, second = emoji.similar_pairs(np.concatenate([test, train]))
+    np.testing.assert_array_equal(first < len(test), second < len(test))
     x, y = (images.reshape(len(images), -1).astype(np.float64) for images in (train, test))
     squares = (y**2).sum(1)[:, None] + (x**2).sum(1) - 2 * y @ x.T
     assert np.sqrt(squares.min() / x.shape[1]) > 12

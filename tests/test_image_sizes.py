@@ -21,7 +21,7 @@ from errors import InputError
 from models import NETWORKS, building, layers
 from models.classifier import WideResnet
 from pretrained.diffusers_config import unet_config
-from readers import cache, image_files, image_sizes, preprocessing
+from readers import image_files, image_sizes, preprocessing
 from tests import tiny
 from tests.refusal import refused
 from tests.test_pretrained import ddpm_experiment
@@ -30,9 +30,7 @@ SHAPE = (8, 4)
 RANDOM = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(cache, "FOLDER", tmp_path_factory.mktemp("cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def config(path, **changes):
@@ -45,15 +43,14 @@ def config(path, **changes):
 
 
 def test_the_field():
-    assert image_sizes.sides(32) == (32, 32)
-    assert image_sizes.sides([48, 32]) == (48, 32)
-    assert image_sizes.label(32) == "32"
-    assert image_sizes.label((48, 32)) == "48x32"
-    assert image_sizes.as_json((48, 32)) == [48, 32]
-    assert image_sizes.as_json(32) == 32
-
-
-def test_config_files():
+    for size, sides, label, stored in (
+        (32, (32, 32), "32", 32),
+        ((48, 32), (48, 32), "48x32", [48, 32]),
+        ([48, 32], (48, 32), "48x32", [48, 32]),
+    ):
+        assert image_sizes.sides(size) == sides
+        assert image_sizes.label(size) == label
+        assert image_sizes.as_json(size) == stored
     c = tiny.config()
     c.data.image_size = (48, 32)
     c.data.image_size = 16
@@ -121,7 +118,7 @@ def build(name, image_size):
     return graph, jax.tree.map(draw, nnx.to_pure_dict(shapes))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"ncsnv2_128", "ncsnv2_256"}))
 def test_networks(name):
     """Parameters are those of the square network, and transposition commutes with the network.
 
@@ -147,15 +144,14 @@ def test_networks(name):
 
 
 def test_the_larger_side_counts_for_attention():
-    expected = [False, True, False]
     for size in (32, (32, 16), (16, 32), [32, 4]):
-        assert layers.attending_levels(size, (16,), 3) == expected
+        assert layers.attending_levels(size, (16,), 3) == [False, True, False]
 
 
 def test_the_classifier():
     network = WideResnet(blocks_per_group=1, channel_multiplier=1, rngs=nnx.Rngs(0))
-    x = RANDOM.uniform(size=(2, 12, 8, 3)).astype(np.float32)
-    assert network(x, np.ones(2)).shape == (2, 10)
+    logits = jax.eval_shape(network, np.zeros((2, 12, 8, 3), np.float32), np.ones(2, np.float32))
+    assert logits.shape == (2, 10)
 
 
 def test_the_network_of_diffusers():
@@ -169,8 +165,8 @@ def test_the_network_of_diffusers():
 # --- readers ---
 
 
-@pytest.mark.parametrize("size", [(48, 32), (32, 48), (5, 64), (64, 5), (20, 20)])
-@pytest.mark.parametrize("of_file", [(60, 90), (90, 60), (33, 33), (250, 200)])
+@pytest.mark.parametrize("size", [(48, 32), (5, 64), (64, 5), (20, 20)])
+@pytest.mark.parametrize("of_file", [(60, 90), (33, 33), (250, 200)])
 def test_crops_have_the_ratio_of_the_sides(size, of_file):
     """Resizing a ramp gives the coordinates in the file, from the center in steps of one scale.
 
@@ -212,20 +208,18 @@ def test_arrays(tmp_path):
     np.save(tmp_path / "a.npy", pixels)
     assert datasets.load(config(tmp_path / "a.npy").data, "train").pixels[:3].shape == (3, 8, 4, 1)
     message = r"have shape \(8, 4, 1\); data.image_size = \(4, 8\) .* require \(4, 8, 1\)"
-    with pytest.raises(InputError, match=message):
-        datasets.load(config(tmp_path / "a.npy", **{"data.image_size": (4, 8)}).data, "train")
+    other = config(tmp_path / "a.npy", **{"data.image_size": (4, 8)})
+    refused(message, datasets.load, other.data, "train")
     np.save(tmp_path / "narrow.npy", pixels[..., :3])  # Not one image with three channels.
     narrow = config(tmp_path / "narrow.npy", **{"data.image_size": (8, 3)})
     assert datasets.load(narrow.data, "train").pixels[0].shape == (8, 3, 1)
 
 
-@pytest.mark.parametrize("name", ["CIFAR10", "SVHN", "CELEBA", "FASHION_MNIST", "FFHQ", "CelebAHQ"])
+@pytest.mark.parametrize(
+    "name", ["CIFAR10", "SVHN", "CELEBA", "FASHION_MNIST", "FFHQ", "CelebAHQ", "digits"]
+)
 def test_published_data_sets_are_square(tmp_path, name):
-    data = config(tmp_path, **{"data.dataset": name}).data
     message = rf"data.image_size = \(8, 4\): data.dataset = '{name}' has only square images"
-    refused(message, datasets.load, data, "train")
-
-
-def test_data_sets_of_scikit_learn_are_square(tmp_path):
-    message = r"have shape \(8, 8, 1\); data.image_size = \(8, 4\)"
-    refused(message, datasets.load, config(tmp_path, **{"data.dataset": "digits"}).data, "train")
+    if name == "digits":
+        message = r"have shape \(8, 8, 1\); data.image_size = \(8, 4\)"
+    refused(message, datasets.load, config(tmp_path, **{"data.dataset": name}).data, "train")

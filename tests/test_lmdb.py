@@ -1,7 +1,6 @@
 """LMDB databases: one that LMDB wrote, damaged ones, and LSUN in one that the test writes."""
 
 import gzip
-import importlib
 import random
 import struct
 from pathlib import Path
@@ -11,9 +10,10 @@ import pytest
 
 import datasets
 from errors import InputError
-from readers import cache, preprocessing
+from readers import preprocessing
 from readers.lmdb import Lmdb
 from tests import examples
+from tests.examples import data
 from tests.refusal import refused
 
 RECORDED = gzip.decompress((Path(__file__).parent / "data" / "lmdb.mdb.gz").read_bytes())
@@ -23,9 +23,7 @@ MAGIC, PAGE_SIZE_FIELD, DATABASE = 16, 40, 88
 ENTRIES, ROOT, TRANSACTION = DATABASE + 32, DATABASE + 40, DATABASE + 56
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "FOLDER", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def value(i: int) -> bytes:
@@ -91,26 +89,26 @@ def write_tree(values: list[bytes], fan_out: int = 3) -> bytes:
 # --- databases ---
 
 
+def all_values(path) -> list[bytes]:
+    values = Lmdb(path)
+    return [values[i] for i in range(len(values))]
+
+
 def test_a_database_that_lmdb_wrote(tmp_path, monkeypatch):
     path = write(tmp_path)
-    values = Lmdb(path)
-    assert [values[i] for i in range(len(values))] == [value(i) for i in range(60)]
-    assert values[-1] == value(59)
+    assert all_values(path) == [value(i) for i in range(60)]
+    assert Lmdb(path)[-1] == value(59)
     with monkeypatch.context() as patch:
         patch.setattr(Lmdb, "_index", None)  # The positions are in the cache.
         assert Lmdb(path)[7] == value(7)
-
-
-def test_the_older_state_is_not_read(tmp_path):
-    """Only the transaction number decides which of the two is newer."""
+    # Only the transaction number decides which of the two states is newer.
     assert len(Lmdb(write(tmp_path, **{f"at_{TRANSACTION}": 0}))) == 30
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 40])
 def test_trees_of_any_depth(tmp_path, count):
     values = [bytes([i]) * (i * 100 + 1) for i in range(count)]
-    found = Lmdb(write(tmp_path, write_tree(values)))
-    assert [found[i] for i in range(len(found))] == values
+    assert all_values(write(tmp_path, write_tree(values))) == values
 
 
 def test_databases_of_the_library(tmp_path):
@@ -126,68 +124,65 @@ def test_databases_of_the_library(tmp_path):
                 for key in list(expected)[::5]:
                     transaction.delete(key)
                     del expected[key]
-    found = Lmdb(tmp_path / "db" / "data.mdb")
-    assert [found[i] for i in range(len(found))] == [expected[key] for key in sorted(expected)]
+    assert all_values(tmp_path / "db" / "data.mdb") == [expected[key] for key in sorted(expected)]
+
+
+def with_node(values, position, number) -> bytes:
+    """A database of pages of 512 bytes whose root has another number at a position of it.
+
+    `position` is that in the page, or "node", the child of its first node.
+    """
+    content = bytearray(write_tree(values))
+    root = len(content) - 512
+    if position == "node":
+        (position,) = struct.unpack_from("<H", content, root + 16)
+    struct.pack_into("<H", content, root + position, number)
+    return bytes(content)
 
 
 @pytest.mark.parametrize(
-    ("numbers", "message"),
+    ("content", "numbers", "message"),
     [
-        ({f"at_{MAGIC}": 0}, "it is not an LMDB file of version 1"),
-        ({f"at_{PAGE_SIZE_FIELD}": 4095}, "its pages have 4095 bytes"),
-        ({f"at_{ENTRIES}": 61}, "it has 60 of 61 values"),
-        ({f"at_{ROOT}": 1}, "page 1 is not part of the tree"),
-        ({f"at_{ROOT}": 2**40}, "it is cut off"),
+        (RECORDED, {f"at_{MAGIC}": 0}, "it is not an LMDB file of version 1"),
+        (RECORDED, {f"at_{PAGE_SIZE_FIELD}": 4095}, "its pages have 4095 bytes"),
+        (RECORDED, {f"at_{ENTRIES}": 61}, "it has 60 of 61 values"),
+        (RECORDED, {f"at_{ROOT}": 1}, "page 1 is not part of the tree"),
+        (RECORDED, {f"at_{ROOT}": 2**40}, "it is cut off"),
+        (with_node([b"a"] * 4, "node", 8), {}, "page 8 occurs twice"),  # It refers to itself.
+        (with_node([b"a"], 12, 512), {}, "page 3 is not part of the tree"),  # Nodes that overlap.
     ],
 )
-def test_damaged_databases(tmp_path, numbers, message):
-    refused(f"data.mdb is damaged: {message}. Download it again", Lmdb, write(tmp_path, **numbers))
+def test_damaged_databases(tmp_path, content, numbers, message):
+    path = write(tmp_path, content, **numbers)
+    refused(f"data.mdb is damaged: {message}. Download it again", Lmdb, path)
 
 
-def test_cycles_end(tmp_path):
-    """A branch page refers to itself."""
-    content = bytearray(write_tree([b"a", b"b", b"c", b"d"]))
-    root = len(content) // 512 - 1
-    (offset,) = struct.unpack_from("<H", content, root * 512 + 16)
-    struct.pack_into("<H", content, root * 512 + offset, root)
-    refused(f"page {root} occurs twice", Lmdb, write(tmp_path, content))
+def test_values_have_a_limited_length(tmp_path, monkeypatch):
+    monkeypatch.setattr("readers.lmdb.MAX_VALUE", 1000)
+    refused("a value has more than 1,000 bytes", Lmdb, write(tmp_path))
 
 
-def read_all(path) -> str:
-    """Return the message of the error of reading all values, or ''."""
-    try:
-        values = Lmdb(path)
-        assert all(isinstance(values[i], bytes) for i in range(len(values)))
-    except InputError as error:
-        return str(error)
-    return ""
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_truncated_databases_are_errors(tmp_path, seed):
-    length = random.Random(seed).randrange(len(RECORDED))
-    assert "is damaged: it is cut off" in read_all(write(tmp_path, RECORDED[:length]))
-
-
-@pytest.mark.parametrize("count", [1, 300])
-@pytest.mark.parametrize("seed", range(30))
-def test_random_damage_is_an_error_or_in_a_value(tmp_path, seed, count):
+def test_random_damage_is_an_error_or_in_a_value(tmp_path):
     """The LMDB library ends the process with a signal for some of these files."""
-    rng, content = random.Random(seed), bytearray(RECORDED)
-    for _ in range(count):
-        content[rng.randrange(6 * PAGE_SIZE)] = rng.randrange(256)
-    message = read_all(write(tmp_path, content))
-    assert not message or "data.mdb is damaged: " in message
+    for seed in range(30):
+        rng = random.Random(seed)
+        path = write(tmp_path, RECORDED[: rng.randrange(len(RECORDED))])
+        refused("data.mdb is damaged: it is cut off", all_values, path)
+        for count in (1, 300):
+            content = bytearray(RECORDED)
+            for _ in range(count):
+                content[rng.randrange(6 * PAGE_SIZE)] = rng.randrange(256)
+            try:
+                all_values(write(tmp_path, content))
+            except InputError as error:
+                assert "data.mdb is damaged: " in str(error)  # noqa: PT017
 
 
 # --- LSUN ---
 
 
 def config(where, **fields):
-    values = {"dataset": "LSUN", "path": str(where), "image_size": 256} | fields
-    c = importlib.import_module("configs.ve.bedroom_ncsnpp_continuous").get_config().data
-    c.update(values)
-    return c
+    return data("LSUN", where, **{"image_size": 256, "category": "bedroom", **fields})
 
 
 @pytest.mark.parametrize("size", [64, 128])

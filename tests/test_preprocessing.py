@@ -1,10 +1,14 @@
 """Decoding of unusual image files; the official crops and resizes, against JAX's resize."""
 
+import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
 from readers import image_files, preprocessing
@@ -20,47 +24,73 @@ def pixels(data: bytes, channels: int = 3) -> np.ndarray:
 
 # --- decoding ---
 
-RED = Image.new("RGB", (4, 4), (255, 0, 0))
+RED, PART = Image.new("RGB", (4, 4), (255, 0, 0)), PHOTO.crop((300, 100, 330, 120))
+EXIF = Image.Exif()
+EXIF[0x0112] = 6  # To display the image, rotate it clockwise by 90 degrees.
+TURNED = PART.rotate(180)
+MODES = {
+    **{f"PNG {mode}": encoded(PART.convert(mode)) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")},
+    **{f"JPEG {mode}": encoded(PART.convert(mode), "JPEG") for mode in ("L", "RGB", "CMYK")},
+    "JPEG progressive": encoded(PART, "JPEG", progressive=True, exif=EXIF, comment=b"\xff\xda"),
+    "JPEG restart": encoded(PART, "JPEG", restart_marker_blocks=1),
+    "JPEG profile": encoded(PART, "JPEG", icc_profile=bytes(100_000)),
+    "PNG EXIF": encoded(PART, exif=EXIF, icc_profile=bytes(999)),
+    "PNG animated": encoded(PART, save_all=True, append_images=[TURNED]),
+    "WEBP lossy": encoded(PART, "WEBP", exif=EXIF),
+    "WEBP alpha": encoded(PART.convert("RGBA"), "WEBP", lossless=True),
+    "WEBP animated": encoded(PART, "WEBP", save_all=True, append_images=[TURNED]),
+}
 
 
-@pytest.mark.parametrize(
-    ("data", "colour"),
-    [
-        (encoded(Image.new("L", (4, 4), 77)), (77, 77, 77)),
-        (encoded(Image.new("LA", (4, 4), (0, 0))), (255, 255, 255)),
-        (encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 51))), (255, 204, 204)),
-        (encoded(Image.new("1", (4, 4), 1)), (255, 255, 255)),
-        (encoded(RED.convert("P")), (255, 0, 0)),
-        (encoded(RED.convert("P"), transparency=15), (255, 255, 255)),
-        (encoded(Image.fromarray(np.full((4, 4), 257 * 9 + 100, np.uint16))), (9, 9, 9)),
-        (encoded(Image.fromarray(np.full((4, 4), 257 * 200 + 100, np.uint16))), (200, 200, 200)),
-        (encoded(RED, "WEBP", lossless=True), (255, 0, 0)),
-    ],
-    ids=["grey", "grey+alpha", "RGBA", "bits", "palette", "transparent palette"]
-    + ["16 bits, dark", "16 bits, bright", "webp"],
-)
-def test_modes_of_images(data, colour):
-    assert (pixels(data) == colour).all()
-    assert pixels(data, 1).shape == (4, 4, 1)
+@pytest.mark.parametrize("content", MODES.values(), ids=MODES)
+def test_removed_parts_do_not_affect_pixels(content, monkeypatch):
+    """The whole file in Pillow has the same pixels; strips are joined without a seam."""
+    monkeypatch.setattr(image_files, "STRIP", 100)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    np.testing.assert_array_equal(image_files.decode(content, 3), expected)
+    assert pixels(content, 1).shape == (*expected.size[::-1], 1)
 
 
-def test_cmyk_colours():
-    """Adobe's JPEG files contain inverted CMYK values, which Pillow inverts back."""
-    data = encoded(RED.convert("CMYK"), "JPEG", quality=95)
-    assert np.abs(pixels(data).astype(int) - (255, 0, 0)).max() <= 3
+COLORS = {
+    (255, 255, 255): encoded(Image.new("LA", (4, 4), (0, 0))),
+    (255, 204, 204): encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 51))),
+    (255, 255, 254): encoded(RED.convert("P"), transparency=15),
+    (255, 0, 0): encoded(RED.convert("CMYK"), "JPEG", quality=95),  # Adobe's are inverted.
+}
 
 
-def test_exif_orientation():
-    upright = PHOTO.resize((6, 4))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # To display the image, rotate it clockwise by 90 degrees.
-    data = encoded(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
-    np.testing.assert_array_equal(pixels(data), np.asarray(upright))
+@pytest.mark.parametrize(("color", "content"), COLORS.items())
+def test_transparency_and_cmyk(color, content):
+    assert np.abs(pixels(content).astype(int) - color).max() <= 3
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"no image", encoded(PHOTO)[:-2000], encoded(PHOTO, "JPEG")[:-9000]]
-)
+def test_rounding_of_16_bits():
+    values = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    found = image_files.decode(encoded(Image.fromarray(values)), 1)
+    np.testing.assert_array_equal(found, np.round(values / 257))
+
+
+def test_all_threads_share_a_budget_of_pixels(monkeypatch):
+    """At most two of eight images are in memory at a time."""
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 1500)
+    content, running, most, lock = encoded(PART), 0, 0, threading.Lock()
+
+    def transform(image, size):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        threading.Event().wait(0.02)
+        with lock:
+            running -= 1
+        return image
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: image_files.load(content, 3, transform, 8), range(8)))
+    assert most == 2
+
+
+@pytest.mark.parametrize("data", [encoded(PHOTO)[:-2000], encoded(PHOTO, "JPEG")[:-9000]])
 def test_broken_files_raise(data):
     with pytest.raises((OSError, ValueError), match="."):
         image_files.decode(data, 3)

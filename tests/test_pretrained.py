@@ -9,7 +9,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import msgpack
 import numpy as np
 import pytest
 from flax import nnx, serialization, traverse_util
@@ -33,6 +32,7 @@ from tests import reference, tiny
 from tests.refusal import refused
 from tests.test_networks import SMALL
 
+TREES = safetensors_format.TREES
 FORMATS = {"flax": "checkpoint_7", "torch": "checkpoint_7.pth", "safetensors": "seven.safetensors"}
 WITH_MOMENTS = "ve_cifar10_ncsnpp"
 
@@ -46,6 +46,18 @@ def same(a, b) -> bool:
 def official(name: str, folder: str = WITH_MOMENTS) -> str:
     """The path of a recorded checkpoint."""
     return str(reference.find(f"{folder}/{name}"))
+
+
+def parts(folder: str = WITH_MOMENTS) -> tuple:
+    """A recorded checkpoint, its network and its config."""
+    experiment = reference.experiment(folder)
+    return reference.trained(folder), experiment.network, experiment.config
+
+
+def write(path, trained, network, config, **options):
+    with open(path, "wb") as file:
+        pretrained.writer(path, **options)(file, trained, network, config)
+    return path
 
 
 def small_ncsnpp(**options) -> NCSNpp:
@@ -71,12 +83,8 @@ def test_recorded_names(folder):
 
 
 OPTIONS = [
-    {
-        "progressive": "residual",
-        "progressive_input": "residual",
-        "resblock_type": "ddpm",
-        "fir": True,
-    },
+    {"fir": True, "progressive": "residual", "progressive_input": "residual"},
+    {"fir": True, "progressive_input": "residual", "resblock_type": "ddpm"},
     {"progressive": "output_skip", "progressive_input": "input_skip", "progressive_combine": "cat"},
     {"resblock_type": "ddpm", "resamp_with_conv": False, "embedding_type": "fourier"},
     {"conditional": False},
@@ -138,65 +146,46 @@ def test_reading_inverts_writing(tmp_path, folder, kind):
             "torch",
             reason="PyTorch, which writes .pth files, is not installed (requirements-dev.txt)",
         )
-    experiment, trained = reference.experiment(folder), reference.trained(folder)
+    trained, network, config = parts(folder)
     if trained.mu is None:
-        fixed = {each.path for each in torch_layout(experiment.network) if not each.has_gradient}
+        fixed = {each.path for each in torch_layout(network) if not each.has_gradient}
         moments = traverse_util.path_aware_map(
             lambda path, a: 0 * a if path in fixed else a, trained.params
         )
         trained = trained._replace(mu=moments, nu=jax.tree.map(np.square, moments), updates=5)
-    path = tmp_path / FORMATS[kind]
-    with open(path, "wb") as file:
-        pretrained.writer(path)(file, trained, experiment.network, experiment.config)
-    again = pretrained.read(path, experiment.network, experiment.config)
+    path = write(tmp_path / FORMATS[kind], trained, network, config)
+    again = pretrained.read(path, network, config)
     assert (again.step, again.updates) == (trained.step, trained.updates)
-    assert same(again.params, trained.params)
-    assert same(again.ema, trained.ema)
-    assert same(again.mu, trained.mu)
-    assert same(again.nu, trained.nu)
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_full_disk_while_writing(kind):
-    """The error is that of the operating system, which the caller reports with the file."""
-    if kind == "torch":
-        pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
-    experiment, trained = reference.experiment(WITH_MOMENTS), reference.trained(WITH_MOMENTS)
+    assert all(same(getattr(again, tree), getattr(trained, tree)) for tree in TREES)
 
     class Full(io.BytesIO):
         def write(self, data):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
-        pretrained.writer(FORMATS[kind])(Full(), trained, experiment.network, experiment.config)
+    with pytest.raises(OSError, match="No space left"):  # The caller reports it with the file.
+        pretrained.writer(path)(Full(), trained, network, config)
 
 
 def test_files_of_the_moving_average(tmp_path):
     """They have half-precision values, an eighth of the size, and their own config."""
-    experiment, trained = reference.experiment(WITH_MOMENTS), reference.trained(WITH_MOMENTS)
-    paths = {only: tmp_path / f"{only}.safetensors" for only in (True, False)}
-    for only, path in paths.items():
-        with open(path, "wb") as file:
-            write = pretrained.writer(path, average_only=only)
-            write(file, trained, experiment.network, experiment.config)
-    again = pretrained.read(paths[True], experiment.network, experiment.config)
+    trained, network, config = parts()
+    small, large = (
+        write(tmp_path / f"{only}.safetensors", trained, network, config, average_only=only)
+        for only in (True, False)
+    )
+    again = pretrained.read(small, network, config)
     assert (again.step, again.mu, again.nu) == (trained.step, None, None)
     for tree in (again.params, again.ema):
         for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(trained.ema), strict=True):
             assert a.dtype == np.float32
             np.testing.assert_allclose(a, b, rtol=2**-11, atol=2**-25)
-    shown = [
-        path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little")
-        for path in paths.values()
-    ]
-    assert 8 * shown[0] == shown[1]
-    for path in paths.values():
-        found = stored.get_config(str(path))
-        assert flatten(found) == flatten(experiment.config)
+    sizes = [sum(array.nbytes for array in load_file(path).values()) for path in (small, large)]
+    assert 8 * sizes[0] == sizes[1]
+    for path in (small, large):
+        assert flatten(stored.get_config(str(path))) == flatten(config)
     refused("not 'a.pth'", pretrained.writer, "a.pth", average_only=True)
-    large = trained._replace(ema=jax.tree.map(lambda a: a + 1e5, trained.ema))
-    write = pretrained.writer(paths[True], average_only=True)
-    refused("float16", write, io.BytesIO(), large, experiment.network, experiment.config)
+    beyond = trained._replace(ema=jax.tree.map(lambda a: a + 1e5, trained.ema))
+    refused("float16", safetensors_format.write_average, io.BytesIO(), beyond, network, config)
 
 
 @pytest.mark.parametrize("config", ["", "[1]", "{", "9" * 5000])
@@ -210,58 +199,48 @@ def test_training_states_contain_everything_in_a_file():
     experiment, trained = reference.experiment(WITH_MOMENTS), reference.trained(WITH_MOMENTS)
     again = conversion.from_state(jax.device_get(conversion.to_state(trained, experiment)))
     assert (again.step, again.updates) == (trained.step, trained.updates)
-    for tree in safetensors_format.TREES:
-        assert same(getattr(again, tree), getattr(trained, tree))
+    assert all(same(getattr(again, tree), getattr(trained, tree)) for tree in TREES)
 
 
-def test_flax_files_are_written_as_the_official_code_writes_them(tmp_path):
-    experiment, trained = reference.experiment(WITH_MOMENTS), reference.trained(WITH_MOMENTS)
-    with open(tmp_path / "out", "wb") as file:
-        flax_format.write(file, trained, experiment.network, experiment.config)
-    ours = flax_format.load(tmp_path / "out")
-    theirs = flax_format.load(official("checkpoint_flax"))
-    ours["rng"] = theirs["rng"]  # Not imported: our keys are derived from the seed.
-    ours, theirs = (
-        traverse_util.flatten_dict(tree, keep_empty_nodes=True, sep="/") for tree in (ours, theirs)
-    )
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        if isinstance(value, np.ndarray):
-            assert (value.dtype, value.shape) == (ours[name].dtype, ours[name].shape), name
-            np.testing.assert_array_equal(ours[name], value, err_msg=name)
+def leaves(tree, path=""):
+    """Yield the path and the value of each leaf of nested containers, and what these contain.
+
+    The order of names counts only in PyTorch's model, of which other parts are lists.
+    """
+    if isinstance(tree, dict):
+        yield path, [*tree] if path == "/model" else sorted(map(str, tree))
+        for key, value in tree.items():
+            yield from leaves(value, f"{path}/{key}")
+    elif isinstance(tree, (list, tuple)):
+        yield path, len(tree)
+        for number, value in enumerate(tree):
+            yield from leaves(value, f"{path}/{number}")
+    else:
+        yield path, tree
 
 
-def test_pytorch_files_are_written_as_the_official_code_writes_them(tmp_path):
-    trained = reference.trained(WITH_MOMENTS, "torch")
-    experiment = reference.experiment(WITH_MOMENTS)
-    import torch
-
-    with open(tmp_path / "out.pth", "wb") as file:
-        torch_format.write(file, trained, experiment.network, experiment.config)
-    ours, theirs = (
-        torch.load(path, weights_only=True)
-        for path in (tmp_path / "out.pth", official("checkpoint_torch.pth"))
-    )
-
-    def compare(a, b, path):
-        if isinstance(b, torch.Tensor):
-            assert a.dtype == b.dtype, path
-            if b.dtype == torch.float64:  # The noise scales are computed, not copied.
-                assert torch.allclose(a, b, rtol=1e-12, atol=0), path
-            else:
-                assert torch.equal(a, b), path
-        elif isinstance(b, dict):
-            assert list(a) == list(b) or path.endswith("param_groups/0") or not path, path
-            for key in b:
-                compare(a[key], b[key], f"{path}/{key}")
-        elif isinstance(b, (list, tuple)):
-            assert len(a) == len(b), path
-            for i, each in enumerate(b):
-                compare(a[i], each, f"{path}/{i}")
-        elif not path.endswith("num_updates"):
-            assert a == b, path
-
-    compare(ours, theirs, "")
+def test_files_are_written_as_the_official_code_writes_them(tmp_path):
+    """In both formats; keys of random numbers and a count of PyTorch's average are not imported."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
+    trained, network, config = parts()
+    of_torch = reference.trained(WITH_MOMENTS, "torch")
+    flax = write(tmp_path / "out", trained, network, config), official("checkpoint_flax")
+    pth = write(tmp_path / "out.pth", of_torch, network, config), official("checkpoint_torch.pth")
+    pairs = [map(flax_format.load, flax)]
+    pairs += [(torch.load(path, weights_only=True) for path in pth)]
+    for ours, theirs in pairs:
+        ours, theirs = (dict(leaves(tree)) for tree in (ours, theirs))
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            if name in ("/rng", "/ema/num_updates"):
+                continue
+            if not hasattr(value, "dtype"):
+                assert ours[name] == value, name
+                continue
+            assert (ours[name].dtype, ours[name].shape) == (value.dtype, value.shape), name
+            # The noise scales are computed, not copied.
+            rtol = 1e-12 if name.endswith("sigmas") else 0
+            np.testing.assert_allclose(ours[name], value, rtol=rtol, atol=0, err_msg=name)
 
 
 def test_adam_starts_at_zero_if_a_file_has_no_moments():
@@ -284,19 +263,13 @@ def ncsnpp_experiment():
     c = church_ncsnpp_continuous.get_config()
     c.data.image_size = 16
     c.model.update(nf=32, ch_mult=(1, 4, 4), num_res_blocks=1, attn_resolutions=(8,))
-    described = {
-        "sample_size": 16,
-        "block_out_channels": (32, 128, 128),
-        "layers_per_block": 1,
-        "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"),
-        "up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"),
-        "time_embedding_type": "fourier",
-        "center_input_sample": True,
-        "mid_block_scale_factor": 1.41421356237,
-        "norm_num_groups": None,
-        "attention_head_dim": None,
-        "norm_eps": 1e-6,
-    }
+    described = {"sample_size": 16, "block_out_channels": (32, 128, 128), "layers_per_block": 1}
+    described |= {"time_embedding_type": "fourier", "mid_block_scale_factor": 1.41421356237}
+    described |= {"center_input_sample": True, "norm_num_groups": None, "norm_eps": 1e-6}
+    described |= {"attention_head_dim": None}
+    for side in ("down", "up"):
+        kind = f"Skip{side.title()}Block2D"
+        described[f"{side}_block_types"] = (kind, f"Attn{kind}", kind)
     return Experiment(c, jax.devices()[:1]), described
 
 
@@ -304,26 +277,13 @@ def ddpm_experiment():
     """A DDPM experiment, and the config of its model in diffusers."""
     c = ddpm_cifar10.get_config()
     c.data.image_size = 16
-    c.model.update(
-        nf=32,
-        ch_mult=(1, 2),
-        num_res_blocks=2,
-        attn_resolutions=(16,),
-        attend_after_each_up_block=True,
-    )
-    described = {
-        "sample_size": 16,
-        "block_out_channels": (32, 64),
-        "layers_per_block": 2,
-        "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
-        "downsample_padding": 0,
-        "flip_sin_to_cos": False,
-        "freq_shift": 1,
-        "attention_head_dim": None,
-        "norm_eps": 1e-6,
-    }
-    return Experiment(c, jax.devices()[:1]), described
+    c.model.update(nf=32, ch_mult=(1, 2), num_res_blocks=2, attn_resolutions=(16,))
+    c.model.attend_after_each_up_block = True
+    described = {"sample_size": 16, "block_out_channels": (32, 64), "layers_per_block": 2}
+    described |= {"down_block_types": ("AttnDownBlock2D", "DownBlock2D")}
+    described |= {"up_block_types": ("UpBlock2D", "AttnUpBlock2D"), "downsample_padding": 0}
+    described |= {"flip_sin_to_cos": False, "freq_shift": 1, "attention_head_dim": None}
+    return Experiment(c, jax.devices()[:1]), described | {"norm_eps": 1e-6}
 
 
 @pytest.mark.parametrize(
@@ -365,45 +325,7 @@ def write_unet(folder, experiment, described, old_names=False):
     return params
 
 
-@pytest.mark.parametrize("old_names", [False, True])
-def test_diffusers_folders(tmp_path, old_names):
-    """Folders of a pipeline, with the model in unet/, and parameter names from before 2023."""
-    experiment, described = ddpm_experiment()
-    params = write_unet(tmp_path / "pipeline" / "unet", experiment, described, old_names)
-    trained = pretrained.read(tmp_path / "pipeline", experiment.network, experiment.config)
-    assert same(trained.params, params)
-    assert same(trained.ema, params)
-    number = conversion.import_checkpoint(
-        experiment.config, str(tmp_path / "w"), str(tmp_path / "pipeline")
-    )
-    assert number == 1
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"norm_eps": 1e-5},
-        {"block_out_channels": (32, 96)},
-        {"downsample_padding": 1},
-        {"attention_head_dim": 8},
-        {"num_class_embeds": 10},
-        {"norm_eps": "x"},
-        {"norm_eps": None},
-        {"norm_num_groups": []},
-        {"act_fn": {}},
-    ],
-)
-def test_other_models_of_diffusers_are_errors(tmp_path, change):
-    """The message has the field and the value in the file."""
-    experiment, described = ddpm_experiment()
-    write_unet(tmp_path / "m", experiment, described | change)
-    ((field, value),) = change.items()
-    words = re.escape(f"{field}: {json.loads(json.dumps(value))!r}"[:60])
-    with pytest.raises(InputError, match=words):
-        pretrained.read(tmp_path / "m", experiment.network, experiment.config)
-
-
-def shard(folder, change):
+def shard(folder, change=lambda names: None):
     """Split the weights of a diffusers folder into two files with an index, to which `change`."""
     path = folder / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
@@ -416,22 +338,45 @@ def shard(folder, change):
     (folder / f"{path.name}.index.json").write_text(json.dumps(index))
 
 
-def test_diffusers_weights_in_several_files(tmp_path):
+@pytest.mark.parametrize("old_names", [False, True])
+def test_diffusers_folders(tmp_path, old_names):
+    """Folders of a pipeline, with the model in unet/, and parameter names from before 2023.
+
+    The weights may be in several files.
+    """
     experiment, described = ddpm_experiment()
-    params = write_unet(tmp_path / "m", experiment, described)
-    shard(tmp_path / "m", lambda names: None)
-    trained = pretrained.read(tmp_path / "m", experiment.network, experiment.config)
+    folder = tmp_path / "pipeline"
+    params = write_unet(folder / "unet", experiment, described, old_names)
+    if old_names:
+        shard(folder / "unet")
+    trained = read(folder, experiment)
     assert same(trained.params, params)
+    assert same(trained.ema, params)
+    imported = conversion.import_checkpoint(experiment.config, str(tmp_path / "w"), str(folder))
+    assert imported == 1
 
 
-@pytest.mark.parametrize(
-    "entry", ["../x.safetensors", "/x.safetensors", "..", "a/b.safetensors", "x.bin", "", 3, None]
-)
-def test_diffusers_indices_that_name_other_files_are_errors(tmp_path, entry):
+def test_other_models_of_diffusers_are_errors(tmp_path):
+    """The message has the field and the value in the file."""
     experiment, described = ddpm_experiment()
     write_unet(tmp_path / "m", experiment, described)
-    shard(tmp_path / "m", lambda names: names.update({"conv_in.bias": entry}))
-    refused("index.json lists", read, tmp_path / "m", experiment)
+    for field, value in {
+        **{"block_out_channels": [32, 96], "downsample_padding": 1, "attention_head_dim": 8},
+        **{"num_class_embeds": 10, "norm_num_groups": [], "act_fn": {}, "norm_eps": "x"},
+    }.items():
+        (tmp_path / "m" / "config.json").write_text(json.dumps(described | {field: value}))
+        with pytest.raises(InputError, match=re.escape(f"{field}: {value!r}")):
+            read(tmp_path / "m", experiment)
+
+
+def test_diffusers_indices_that_name_other_files_are_errors(tmp_path):
+    experiment, described = ddpm_experiment()
+    for number, entry in enumerate(
+        ["../x.safetensors", "/x.safetensors", "..", "a/b.safetensors", "x.bin", "", 3, None]
+    ):
+        write_unet(tmp_path / f"{number}", experiment, described)
+        shard(tmp_path / f"{number}", lambda names, entry=entry: names.update({"conv_in": entry}))
+        refused("index.json lists", read, tmp_path / f"{number}", experiment)
 
 
 def test_configs_without_a_counterpart_in_diffusers_are_errors(tmp_path):
@@ -491,13 +436,13 @@ DAMAGED_FLAX = [
     (put(*MOMENTS), "(its grad_ema) does not fit the config: Conv_0/bias"),
     (put(*MOMENTS, "grad_sq_ema", value=np.full(4, -1.0)), "second moments"),
     (put(*BIAS, value=np.full(4, np.nan, np.float32)), "Conv_0/bias"),
-    (put(*BIAS, value=np.full(4, -np.inf)), "Conv_0/bias"),
     (put(*BIAS, value=np.full(4, 1e300)), "Conv_0/bias"),
     (put(*BIAS, value="text"), "Conv_0/bias is of type str"),
     (put(*BIAS, value=np.zeros(4, bool)), "Conv_0/bias is of type bool"),
     (put(*BIAS, value=np.zeros(4, complex)), "no array of numbers"),
     (put("params_ema", value="text"), "'params_ema'"),
     (put("params_ema", value={1: np.zeros(3)}), "int"),
+    (put("params_ema", "Extra_0", value=[[1], [2, 3]]), "Extra_0"),
     (put("params_ema", "\x1b[2J", value=np.zeros(3)), "\\x1b[2J"),
     (put("optimizer", value=np.zeros(3)), "'optimizer'"),
     (put("optimizer", "state", value={}), "'state' has no 'step'"),
@@ -518,31 +463,15 @@ def test_damaged_flax_files_are_errors(tmp_path, change, words):
     refused(re.escape(words), read, tmp_path / "checkpoint_1")
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype"), [((10**6, 10**6), "float32"), ((1,), "object"), ((1,), "no type")]
-)
-def test_arrays_that_declare_more_than_the_file_are_errors(tmp_path, shape, dtype):
-    array = msgpack.packb((shape, dtype, bytes(8)), use_bin_type=True)
-    content = msgpack.packb({"step": msgpack.ExtType(1, array)}, use_bin_type=True)
-    (tmp_path / "checkpoint_1").write_bytes(content)
-    refused("checkpoint_1 is not a complete Flax msgpack file", read, tmp_path / "checkpoint_1")
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (os.mkfifo, "is a named pipe; it must be a regular file"),
-        (lambda path: path.symlink_to(path.name), "cannot be read: Too many levels"),
-        (lambda path: path.symlink_to("/dev/zero"), "is a device; it must be a regular file"),
-    ],
-)
-def test_only_regular_files_are_read(tmp_path, make, message):
-    make(tmp_path / "checkpoint_1")
-    refused(f"--source = '.*checkpoint_1' {message}", read, tmp_path / "checkpoint_1")
-    folder = tmp_path / "m"
-    folder.mkdir()
-    make(folder / "config.json")
-    refused(f"m is not a diffusers folder; .*config.json {message}", read, folder)
+def test_only_regular_files_are_read(tmp_path):
+    (tmp_path / "m").mkdir()
+    for path in (tmp_path / "checkpoint_1", tmp_path / "m" / "config.json"):
+        os.mkfifo(path)
+    refused("--source = '.*checkpoint_1' is a named pipe", read, tmp_path / "checkpoint_1")
+    refused("m is not a diffusers folder: .*config.json is a named pipe", read, tmp_path / "m")
+    refused("cannot be read: No such file", read, tmp_path / "nothing")
+    os.mkfifo(tmp_path / "a.safetensors")
+    refused("is a named pipe", safetensors_format.load, tmp_path / "a.safetensors")
 
 
 def test_norm_parameters_without_padding_are_accepted(tmp_path):
@@ -563,61 +492,44 @@ def swap_ema(state):
     shadow[0], shadow[-1] = shadow[-1], shadow[0]
 
 
-MODEL = "module.all_modules.2.bias"
-DAMAGED_TORCH = [
-    (lambda torch: lambda state: state["ema"]["shadow_params"].pop(), "275 shadow parameters"),
-    (lambda torch: swap_ema, "(its ema) does not fit the config: all_modules.0.weight"),
-    (lambda torch: put("model", MODEL), "all_modules.2.bias"),
-    (lambda torch: put("model", MODEL.replace("2", "99"), value=torch.ones(4)), "all_modules.99.b"),
-    (lambda torch: put("ema"), "'ema'"),
-    (lambda torch: put("model", MODEL, value=torch.full((4,), torch.nan)), "2.bias has values"),
-    (lambda torch: put("model", MODEL, value="text"), "2.bias is no tensor"),
-    (
-        lambda torch: put("model", MODEL, value=torch.zeros(1, dtype=torch.half).expand(2**40)),
-        "a tensor of shape (1099511627776,)",
-    ),
-    (lambda torch: put("model", MODEL, value=torch.zeros(4).to_sparse()), "_rebuild_sparse_tensor"),
-    (lambda torch: put("step", value=-3), "step is -3"),
-    (lambda torch: put("step", value=[3]), "step is of type list"),
-    (lambda torch: put("ema", "decay", value="x"), "decay is 'x'"),
-    (lambda torch: put("ema", "shadow_params", 0, value=3), "shadow_params): 0 is no tensor"),
-    (lambda torch: put("ema", value=[]), "'ema'"),
-    (lambda torch: put("optimizer", "param_groups", value=[]), "'param_groups'"),
-    (lambda torch: put("optimizer", "param_groups", 0, "params", value=["a"]), "'params'"),
-    (lambda torch: put("optimizer", "state", 1, value={"step": 1}), "'exp_avg'"),
-    (lambda torch: put("model", "module.sigmas", value=torch.zeros(())), "of shape ()"),
-]
+def damaged_torch(torch):
+    """Changes of a training state of PyTorch, and words of the error."""
+    bias = "module.all_modules.2.bias"
+    return [
+        (lambda state: state["ema"]["shadow_params"].pop(), "275 shadow parameters"),
+        (swap_ema, "(its ema) does not fit the config: all_modules.0.weight"),
+        (put("model", bias), "all_modules.2.bias"),
+        (put("model", "module.all_modules.99.b", value=torch.ones(4)), "all_modules.99.b"),
+        (put("ema"), "'ema'"),
+        (put("model", bias, value=torch.full((4,), torch.nan)), "2.bias has values"),
+        (put("model", bias, value="text"), "2.bias is no tensor"),
+        (put("model", bias, value=torch.zeros(1).expand(2**40)), "of shape (1099511627776,)"),
+        (put("model", bias, value=torch.zeros(4).to_sparse()), "_rebuild_sparse_tensor"),
+        (put("step", value=-3), "step is -3"),
+        (put("step", value=[3]), "step is of type list"),
+        (put("ema", "decay", value="x"), "decay is 'x'"),
+        (put("ema", "shadow_params", 0, value=3), "shadow_params): 0 is no tensor"),
+        (put("ema", value=[]), "'ema'"),
+        (put("optimizer", "param_groups", value=[]), "'param_groups'"),
+        (put("optimizer", "param_groups", 0, "params", value=["a"]), "'params'"),
+        (put("optimizer", "state", 1, value={"step": 1}), "'exp_avg'"),
+        (put("model", "module.sigmas", value=torch.zeros(())), "of shape ()"),
+    ]
 
 
-@pytest.mark.parametrize(("change", "words"), DAMAGED_TORCH)
-def test_damaged_pytorch_files_are_errors(tmp_path, change, words):
+def test_damaged_pytorch_files_are_errors(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
-    state = torch.load(official("checkpoint_torch.pth"), weights_only=True)
-    change(torch)(state)
-    torch.save(state, tmp_path / "checkpoint_1.pth")
-    refused(re.escape(words), read, tmp_path / "checkpoint_1.pth")
-
-
-class Malicious:
-    """An object whose pickle executes code."""
-
-    def __reduce__(self):
-        return print, ("this must never run",)
-
-
-def test_pickles_are_not_executed(tmp_path, capsys):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
-    torch.save({"model": Malicious()}, tmp_path / "bad.pth")
-    refused("it names __builtin__.print", read, tmp_path / "bad.pth")
-    assert "never run" not in capsys.readouterr().out
+    for change, words in damaged_torch(torch):
+        state = torch.load(official("checkpoint_torch.pth"), weights_only=True)
+        change(state)
+        torch.save(state, tmp_path / "checkpoint_1.pth")
+        refused(re.escape(words), read, tmp_path / "checkpoint_1.pth")
 
 
 def test_missing_pytorch_is_an_error(monkeypatch):
     """PyTorch is needed to write its files only."""
     monkeypatch.setitem(sys.modules, "torch", None)
-    trained, experiment = read(official("checkpoint_torch.pth")), reference.experiment(WITH_MOMENTS)
-    parts = experiment.network, experiment.config
-    refused("pip install torch", torch_format.write, io.BytesIO(), trained, *parts)
+    refused("pip install torch", torch_format.write, io.BytesIO(), *parts())
 
 
 def test_other_noise_scales_than_those_of_the_config_are_errors(tmp_path):
@@ -633,15 +545,14 @@ def test_other_noise_scales_than_those_of_the_config_are_errors(tmp_path):
     [
         (b"<!DOCTYPE html><html>", "It looks like a web page"),
         (b"", "is not a checkpoint in a known format"),
-        (b"\x87\xa4step", "not a complete Flax msgpack file"),
-        (b"PK\x03\x04 and nothing more", "not a PyTorch checkpoint that contains tensors only"),
+        (b"\x87\xa4step", "cannot be read as Flax msgpack"),
+        (b"PK\x03\x04 and nothing more", "cannot be read as a PyTorch checkpoint"),
         (b"\x10\x00\x00\x00\x00\x00\x00\x00{", "cannot be read as safetensors"),
     ],
 )
 def test_files_in_other_formats_are_errors(tmp_path, content, message):
     (tmp_path / "checkpoint_1").write_bytes(content)
     refused(re.escape(message), read, tmp_path / "checkpoint_1")
-    refused("cannot be read: No such file", read, tmp_path / "nothing")
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -676,30 +587,21 @@ def test_damaged_checkpoints_are_not_overwritten(tmp_path, monkeypatch, when):
     assert (tmp_path / "w" / "config.json").exists() == (when == "meanwhile")
 
 
-def test_networks_that_pytorch_does_not_have():
-    experiment = reference.experiment("ve_ncsnv2_cifar10")
-    trained, parts = reference.trained("ve_ncsnv2_cifar10"), (experiment.network, experiment.config)
-    refused("NCSNv2", pretrained.writer("n.pth"), io.BytesIO(), trained, *parts)
-
-
-@pytest.mark.parametrize("target", ["checkpoint_1", "n.pth"])
-def test_embeddings_of_edm_that_the_official_code_does_not_have(target):
+def test_networks_that_the_official_code_does_not_have():
+    refused("NCSNv2", pretrained.writer("n.pth"), io.BytesIO(), *parts("ve_ncsnv2_cifar10"))
     experiment = Experiment(tiny.config(**{"model.embedding_type": "fourier_linear"}))
     params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), experiment.abstract_params)
-    trained, parts = Trained(1, params, params), (experiment.network, experiment.config)
-    refused("'fourier_linear'", pretrained.writer(target), io.BytesIO(), trained, *parts)
+    arguments = Trained(1, params, params), experiment.network, experiment.config
+    for target in ("checkpoint_1", "n.pth"):
+        refused("'fourier_linear'", pretrained.writer(target), io.BytesIO(), *arguments)
 
 
-def test_safetensors_files_of_other_programs_are_errors(tmp_path):
-    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "m.safetensors")
-    refused(r"it contains weight", read, tmp_path / "m.safetensors")
-
-
-@pytest.mark.parametrize("step", ["", "-1", "x", "1e3", "9" * 5000, None])
-def test_damaged_metadata_of_safetensors_files_are_errors(tmp_path, step):
-    experiment, trained = reference.experiment(WITH_MOMENTS), reference.trained(WITH_MOMENTS)
-    with open(tmp_path / "m.safetensors", "wb") as file:
-        safetensors_format.write(file, trained, experiment.network, experiment.config)
-    metadata = {"step": "7"} if step is None else {"step": step, "updates": "1"}
-    save_file(load_file(tmp_path / "m.safetensors"), tmp_path / "m.safetensors", metadata)
-    refused("m.safetensors is damaged: (step|updates) is", read, tmp_path / "m.safetensors")
+def test_damaged_safetensors_files_are_errors(tmp_path):
+    """Files of other programs, and steps that are no numbers."""
+    path = write(tmp_path / "m.safetensors", *parts())
+    tensors = load_file(path)
+    for step in ("", "-1", "x", "1e3", "9" * 5000, None):
+        save_file(tensors, path, {"step": "7"} if step is None else {"step": step, "updates": "1"})
+        refused("m.safetensors is damaged: (step|updates) is", read, path)
+    save_file({"weight": np.zeros(3, np.float32)}, path)
+    refused(r"it contains weight", read, path)

@@ -16,31 +16,22 @@ from PIL import Image
 
 import datasets
 from errors import InputError
-from readers import cache, celeba, cifar, files, pickles, preprocessing, svhn
-from tests import examples, tiny
+from readers import celeba, cifar, files, pickles, preprocessing, svhn
+from tests import examples
 from tests.refusal import refused
 
-
-@pytest.fixture(autouse=True)
-def _no_other_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "FOLDER", tmp_path / "cache")
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-def data(dataset, where, **fields):
-    """Return config.data for colour images of 32x32 pixels."""
-    fields = {"dataset": dataset, "path": str(where), "image_size": 32, "num_channels": 3} | fields
-    return tiny.config(**{f"data.{name}": value for name, value in fields.items()}).data
-
-
-def md5(path) -> str:
-    return hashlib.md5(path.read_bytes()).hexdigest()
+def load(dataset, where, split="test", **fields):
+    """Return color images of 32x32 pixels."""
+    return datasets.load(examples.data(dataset, where, **{"image_size": 32, **fields}), split)
 
 
 def allow(monkeypatch, module, **paths):
     """Replace published checksums by those of files."""
-    names = {name: md5(path) for name, path in paths.items()}
-    monkeypatch.setattr(module, "MD5", module.MD5 | names)
+    found = {n: hashlib.md5(path.read_bytes()).hexdigest() for n, path in paths.items()}
+    monkeypatch.setattr(module, "MD5", module.MD5 | found)
 
 
 # --- pickles of Python 2 ---
@@ -72,9 +63,8 @@ def _pickled(value) -> bytes:
             return b"T" + struct.pack("<i", len(value)) + value
         case np.ndarray():
             order, code = value.dtype.str[0], value.dtype.str[1:]
-            kind = named("numpy", "dtype", (code, 0, 1)) + _pickled(
-                (3, order, None, None, None, -1, -1, 0)
-            )
+            kind = b"cnumpy\ndtype\n" + _pickled((code, 0, 1)) + b"R"
+            kind += _pickled((3, order, None, None, None, -1, -1, 0))
             content = b"(" + _pickled(1) + _pickled(value.shape) + kind + b"b\x89"
             content += _pickled(value.tobytes()) + b"t"
             empty = b"cnumpy\nndarray\n" + _pickled((0,)) + _pickled("b")
@@ -82,55 +72,14 @@ def _pickled(value) -> bytes:
     raise TypeError(value)
 
 
-def named(module: str, name: str, arguments: tuple) -> bytes:
-    """Return the pickle of a call, without header and end."""
-    return f"c{module}\n{name}\n".encode() + _pickled(arguments) + b"R"
-
-
 def test_pickles_are_those_of_python():
     """Python's own reader and ours return the same."""
-    value = {
-        "data": np.arange(12, dtype=np.uint8).reshape(3, 4),
-        "labels": [3, 1, 2],
-        "a\xe9": None,
-    }
+    data = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    value = {"data": data, "labels": [3, 1, 2], "a\xe9": None}
     expected = pickle.loads(pickled(value), encoding="latin-1")
     found = pickles.Reader().load(io.BytesIO(pickled(value)), cifar.NAMES)
     np.testing.assert_array_equal(cifar._array(found.pop("data"), (3, 4)), expected.pop("data"))
     assert found == expected
-
-
-def executing(module: str, name: str, *arguments) -> bytes:
-    return b"\x80\x02}" + _pickled("data") + named(module, name, arguments) + b"s."
-
-
-class Command:
-    """Its pickle runs a command when it is read."""
-
-    def __reduce__(self):
-        return os.system, ("exit 1",)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (executing("os", "system", "exit 1"), "it names os.system, which is not loaded"),
-        (executing("numpy", "load", "x"), "it names numpy.load"),
-        (executing("numpy", "core.multiarray _reconstruct"), "it names numpy.core.multi"),
-        (executing("a\x1b[2J", "b"), r"it names a\\x1b\[2J.b"),
-        (pickle.dumps({"data": Command()}, 2), "it names posix.system"),
-        (pickle.dumps({"data": Command()}, 0), "the instruction DICT, which is not followed"),
-        (pickle.dumps({"data": 1}, 4), "its content has no 'labels'"),
-        (pickled([1]), "its content is a list instead of an object"),
-        (pickled({"a": 1})[:-1], ""),
-        (b"", ""),
-        (b"]" + b"q\x00h\x00a" * 3 + b".", "it has more than 100 levels"),
-    ],
-)
-def test_pickles_of_others_execute_nothing(monkeypatch, content, message):
-    for name in ("system", "popen"):
-        monkeypatch.setattr(os, name, lambda *_: pytest.fail("executed"))
-    refused(f"^x (cannot be read|is damaged).*: .*{message}", cifar._parse, content, "x")
 
 
 # --- CIFAR-10 ---
@@ -170,13 +119,11 @@ def write_archive(tmp_path, monkeypatch):
 
 def test_cifar10(tmp_path, batches, monkeypatch):
     """The folder, the folder that contains it, and the archive; in the order of the files."""
-    archive = write_archive(tmp_path / "", monkeypatch)
+    archive = write_archive(tmp_path, monkeypatch)
     (tmp_path / "other").mkdir()
     os.rename(archive, tmp_path / "other" / cifar.ARCHIVE)
     for where in ("", cifar.FOLDER, "other", f"other/{cifar.ARCHIVE}"):
-        train, test = (
-            datasets.load(data("CIFAR10", tmp_path / where), split) for split in ("train", "test")
-        )
+        train, test = (load("CIFAR10", tmp_path / where, split) for split in ("train", "test"))
         np.testing.assert_array_equal(train.pixels[:], np.concatenate(batches[:5]))
         np.testing.assert_array_equal(test.pixels[:], batches[5])
         assert train.labels.tolist() == [0, 1, 2, 1, 2, 3, 2, 3, 4, 3, 4, 5, 4, 5, 6]
@@ -184,12 +131,12 @@ def test_cifar10(tmp_path, batches, monkeypatch):
 
 
 def test_other_sizes_and_channels(tmp_path, batches):
-    images = datasets.load(data("CIFAR10", tmp_path, image_size=16, num_channels=1), "test")
+    images = load("CIFAR10", tmp_path, image_size=16, num_channels=1)
     expected = Image.fromarray(batches[5][1]).convert("L")
     expected = np.asarray(preprocessing.resize(expected, 16))
     np.testing.assert_array_equal(images.pixels[1][..., 0], expected)
     assert images.pixels[:].shape == (3, 16, 16, 1)
-    refused("num_channels = 2", datasets.load, data("CIFAR10", tmp_path, num_channels=2), "test")
+    refused("num_channels = 2", load, "CIFAR10", tmp_path, num_channels=2)
 
 
 def test_a_prepared_copy_comes_first(tmp_path, batches):
@@ -197,28 +144,27 @@ def test_a_prepared_copy_comes_first(tmp_path, batches):
     folder = tmp_path / "cifar10" / "3.0.2"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text('{"name": "cifar10", "splits": []}')
-    refused("3.0.2 has no split 'train'", datasets.load, data("CIFAR10", tmp_path), "train")
+    refused("3.0.2 has no split 'train'", load, "CIFAR10", tmp_path, "train")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"labels": [0, 1]}, r"its 'data' is no uint8 of shape \(2, 3072\)"),
-        ({"labels": [0, 1, 10]}, "its labels must be in 0 .. 9"),
-        ({"labels": [0, -1, 1]}, "its labels must be in 0 .. 9"),
+        ({"labels": [0, 1, 10]}, "labels go from 0 to 10"),
+        ({"labels": [0, -1, 1]}, "labels go from -1 to 1"),
         ({"labels": [0, "a", 1]}, "an entry of 'labels' is a string instead of an integer"),
         ({"data": np.zeros((3, 3072), np.int32)}, "its 'data' is no uint8 of shape"),
         ({"data": [1]}, "its 'data' is no array"),
-        ({"data": None}, "its 'data' is no array"),
     ],
 )
 def test_damaged_batches(tmp_path, batches, changes, message, monkeypatch):
     content = pickled(batch(3)[1] | changes)
     write_batch(tmp_path / cifar.FOLDER, "test_batch", content, monkeypatch)
-    refused(f"test_batch is damaged: {message}", datasets.load, data("CIFAR10", tmp_path), "test")
+    refused(f"test_batch.*{message}", load, "CIFAR10", tmp_path)
 
 
-CHECKSUM = "has the MD5 checksum [0-9a-f]{32}; that of the published file is {}. Download it again"
+CHECKSUM = "has the MD5 checksum [0-9a-f]{32}; that of the published file is "
 
 
 def test_other_files_than_the_published_ones_are_not_read(tmp_path, batches, monkeypatch):
@@ -227,24 +173,23 @@ def test_other_files_than_the_published_ones_are_not_read(tmp_path, batches, mon
     monkeypatch.setattr(pickles.Reader, "load", lambda *_: pytest.fail("unpickled"))
     path = tmp_path / cifar.FOLDER / "data_batch_3"
     path.write_bytes(path.read_bytes()[:-1])
-    message = CHECKSUM.replace("{}", cifar.MD5["data_batch_3"])
-    refused(f"data_batch_3 {message}", datasets.load, data("CIFAR10", tmp_path), "train")
+    message = CHECKSUM + cifar.MD5["data_batch_3"]
+    refused(f"data_batch_3 {message}", load, "CIFAR10", tmp_path, "train")
     other = write_archive(tmp_path, monkeypatch)
-    refused(f"data_batch_3 in .*tar.gz {message}", datasets.load, data("CIFAR10", archive), "train")
+    refused(f"data_batch_3 in .*tar.gz {message}", load, "CIFAR10", archive, "train")
     other.write_bytes(other.read_bytes() + b"\0")
-    message = CHECKSUM.replace("{}", cifar.MD5[cifar.ARCHIVE])
-    refused(f"tar.gz {message}", datasets.load, data("CIFAR10", other), "train")
+    refused(f"tar.gz {CHECKSUM}{cifar.MD5[cifar.ARCHIVE]}", load, "CIFAR10", other, "train")
 
 
 def test_archives_without_a_batch(tmp_path, batches, monkeypatch):
     (tmp_path / cifar.FOLDER / "data_batch_2").unlink()
     archive = write_archive(tmp_path, monkeypatch)
-    message = "tar.gz lacks cifar-10-batches-py/data_batch_2. Download it again"
-    refused(message, datasets.load, data("CIFAR10", archive), "train")
-    refused("data_batch_2 cannot be read", datasets.load, data("CIFAR10", tmp_path), "train")
+    message = "tar.gz cannot be read .*cifar-10-batches-py/data_batch_2.* Download it again"
+    refused(message, load, "CIFAR10", archive, "train")
+    refused("data_batch_2 cannot be read", load, "CIFAR10", tmp_path, "train")
     archive.write_bytes(gzip.compress(b"text"))
     allow(monkeypatch, cifar, **{cifar.ARCHIVE: archive})
-    refused("cannot be read as .tar.gz", datasets.load, data("CIFAR10", archive), "train")
+    refused("cannot be read as .tar.gz", load, "CIFAR10", archive, "train")
 
 
 def test_published_checksums_are_those_of_torchvision():
@@ -278,14 +223,10 @@ def test_svhn(tmp_path, monkeypatch):
         pixels, labels = examples.images(4, 32, 32, 3, seed=seed), [10, 1, 9, seed]
         stored = pixels.transpose(1, 2, 3, 0)
         write_svhn(tmp_path, monkeypatch, stored, np.array(labels, np.uint8)[:, None], split)
-        images = datasets.load(data("SVHN", tmp_path), split)
+        images = load("SVHN", tmp_path, split)
         np.testing.assert_array_equal(images.pixels[:], pixels)
         assert (images.labels.tolist(), images.labels.dtype) == ([0, 1, 9, seed], np.int32)
-        assert datasets.load(data("SVHN", tmp_path, image_size=8), split).pixels[1].shape == (
-            8,
-            8,
-            3,
-        )
+        assert load("SVHN", tmp_path, split, image_size=8).pixels[1].shape == (8, 8, 3)
 
 
 LABELS = np.ones((4, 1), np.uint8)
@@ -306,20 +247,19 @@ STORED = np.zeros((32, 32, 3, 4), np.uint8)
 )
 def test_damaged_matlab_files(tmp_path, monkeypatch, images, labels, message):
     write_svhn(tmp_path, monkeypatch, images, labels)
-    refused(f"test_32x32.mat.*{message}", datasets.load, data("SVHN", tmp_path), "test")
+    refused(f"test_32x32.mat.*{message}", load, "SVHN", tmp_path)
 
 
 def test_other_matlab_files(tmp_path, monkeypatch):
     write_svhn(tmp_path, monkeypatch, STORED, LABELS)
-    refused("train_32x32.mat cannot be read", datasets.load, data("SVHN", tmp_path), "train")
+    refused("train_32x32.mat cannot be read", load, "SVHN", tmp_path, "train")
     path = tmp_path / svhn.FILES["test"]
     path.write_bytes(path.read_bytes()[:-9])
-    message = CHECKSUM.replace("{}", svhn.MD5["test"])
-    refused(f"test_32x32.mat {message}", datasets.load, data("SVHN", tmp_path), "test")
+    refused(f"test_32x32.mat {CHECKSUM}{svhn.MD5['test']}", load, "SVHN", tmp_path)
     for content in (b"text", path.read_bytes(), b""):
         path.write_bytes(content)
         allow(monkeypatch, svhn, test=path)
-        refused("cannot be read as MATLAB", datasets.load, data("SVHN", tmp_path), "test")
+        refused("cannot be read as MATLAB", load, "SVHN", tmp_path)
 
 
 # --- CelebA ---
@@ -360,40 +300,33 @@ def test_celeba(tmp_path, faces, unpacked):
         with zipfile.ZipFile(path) as archive:
             archive.extractall(tmp_path)
         path.unlink()
-    train, test = (
-        datasets.load(data("CELEBA", tmp_path, image_size=64), split) for split in ("train", "test")
-    )
+    train, test = (load("CELEBA", tmp_path, split, image_size=64) for split in ("train", "test"))
     assert train.labels is None
     for images, names in ((train, ("000001.jpg", "000004.jpg")), (test, ("000002.jpg",))):
         np.testing.assert_array_equal(images.pixels[:], [expected(faces[n], 64) for n in names])
 
 
-def test_missing_faces(tmp_path, faces):
-    path = tmp_path / "Img" / celeba.ARCHIVE
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{celeba.IMAGES}/000001.jpg", faces["000001.jpg"])
-    config = data("CELEBA", tmp_path)
-    message = "lacks 1 images of at most 16,777,216 bytes, such as img_align_celeba/000004.jpg"
-    refused(message, datasets.load, config, "train")
-    path.write_bytes(b"text")
-    refused("cannot be read as .zip", datasets.load, config, "train")
-    path.unlink()
-    refused("lacks 2 images of CelebA, such as .*000001.jpg", datasets.load, config, "train")
-
-
-def test_damaged_faces(tmp_path, faces, monkeypatch):
+def test_missing_and_damaged_faces(tmp_path, faces, monkeypatch):
     """The archive has a checksum of every image."""
     path = tmp_path / "Img" / celeba.ARCHIVE
-    content = path.read_bytes()
-    position = content.index(faces["000004.jpg"]) + 500
-    path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
-    images = datasets.load(data("CELEBA", tmp_path), "train")
+    whole, face = path.read_bytes(), faces["000004.jpg"]
+    path.write_bytes(whole.replace(face, face[:500] + bytes([face[500] ^ 1]) + face[501:]))
+    images = load("CELEBA", tmp_path, "train")
     assert images.pixels[0].shape == (32, 32, 3)
     with pytest.raises(InputError, match="000004.jpg cannot be read: Bad CRC-32"):
         images.pixels[1]
-    monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1000)
-    monkeypatch.setattr(files, "MAX_RATIO", 0)
-    refused("img_align_celeba.zip declares", datasets.load, data("CELEBA", tmp_path), "train")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "ALWAYS_ALLOWED", 1000)
+        patch.setattr(files, "MAX_RATIO", 0)
+        refused("img_align_celeba.zip declares", load, "CELEBA", tmp_path, "train")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{celeba.IMAGES}/000001.jpg", faces["000001.jpg"])
+    message = "lacks 1 images of at most 16,777,216 bytes, such as img_align_celeba/000004.jpg"
+    refused(message, load, "CELEBA", tmp_path, "train")
+    path.write_bytes(b"text")
+    refused("cannot be read as .zip", load, "CELEBA", tmp_path, "train")
+    path.unlink()
+    refused("lacks 2 images of .*, such as .*000001.jpg", load, "CELEBA", tmp_path, "train")
 
 
 @pytest.mark.parametrize(
@@ -408,6 +341,6 @@ def test_damaged_faces(tmp_path, faces, monkeypatch):
 def test_damaged_lists_of_splits(tmp_path, faces, monkeypatch, text, message):
     path = tmp_path / "Eval" / celeba.PARTITION
     path.write_text(text)
-    refused(f"{celeba.PARTITION} {CHECKSUM[:20]}", datasets.load, data("CELEBA", tmp_path), "test")
+    refused(f"{celeba.PARTITION} {CHECKSUM}", load, "CELEBA", tmp_path)
     allow(monkeypatch, celeba, **{celeba.PARTITION: path})
-    refused(f"{celeba.PARTITION} .*{message}", datasets.load, data("CELEBA", tmp_path), "test")
+    refused(f"{celeba.PARTITION} .*{message}", load, "CELEBA", tmp_path)

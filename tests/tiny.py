@@ -33,9 +33,9 @@ def black_and_white(split: str, config: ml_collections.ConfigDict) -> Images:
 
 def few_digits(split: str, config: ml_collections.ConfigDict) -> Images:
     """The first 60 test images of the digits, or the first 360 training images, with labels."""
-    pixels, labels = scikit_learn.digits(split, config)
+    images = scikit_learn.digits(split, config)
     count = 60 if split == "test" else 360
-    return Images(pixels[:count], labels[:count])
+    return Images(images.pixels[:count], images.labels[:count])
 
 
 datasets.DATASETS["noise"] = noise

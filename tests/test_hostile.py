@@ -1,0 +1,562 @@
+"""Files that are made to hang, crash, run code or fill the memory, or that state nonsense.
+
+CASES has them by format. Each is an `InputError` of one line that names the file, in a process that
+must neither crash nor take much time or memory.
+"""
+
+import functools
+import gzip
+import io
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+from fontTools.ttLib import TTFont
+from PIL import Image
+
+from pretrained import edm_format, torch_pickles
+from tests import edm_files, examples, fuzz, fuzz_formats, test_emoji
+from tests.edm_files import Call, Raw, dumps
+from tests.examples import encoded
+from tests.test_released import pickled as python2
+
+# --- images ---
+
+RGB = Image.fromarray(examples.images(1, 20, 30, 3)[0])
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(kind + body))
+    return struct.pack(">I", len(body)) + kind + body + checksum
+
+
+def png(width=8, height=8, depth=8, color=2, ancillary=b"", data=None) -> bytes:
+    """Return a PNG file of zeros with further chunks before those of the pixels."""
+    if data is None:
+        channels = {0: 1, 2: 3, 4: 2, 6: 4}[color]
+        size = height * (1 + (width * channels * depth + 7) // 8)
+        data = chunk(b"IDAT", zlib.compress(bytes(size)))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + ancillary + data + chunk(b"IEND", b"")
+
+
+def jpeg_scans(count: int, side: int = 64) -> bytes:
+    """Return a progressive JPEG file with `count` further scans that are empty."""
+    data = encoded(Image.new("RGB", (side, side)), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    (length,) = struct.unpack_from(">H", data, start + 2)
+    return data[:-2] + data[start : start + 2 + length] * count + b"\xff\xd9"
+
+
+def jpeg_size(side: int) -> bytes:
+    """Return a JPEG file whose header states another size."""
+    data = encoded(RGB, "JPEG")
+    frame = data.index(b"\xff\xc0") + 5
+    return data[:frame] + struct.pack(">HH", side, side) + data[frame + 4 :]
+
+
+def webp_canvas(side: int) -> bytes:
+    """Return a small WebP file with alpha whose header states another canvas."""
+    data = encoded(Image.new("RGBA", (8, 8), (1, 2, 3, 4)), "WEBP")
+    assert data[12:16] == b"VP8X"
+    return data[:24] + (side - 1).to_bytes(3, "little") * 2 + data[30:]
+
+
+IMAGES = {
+    "nothing": (b"", "it is empty"),
+    "another format": (encoded(RGB, "GIF"), "it is no PNG, JPEG or WebP image"),
+    "a wide PNG": (png(2**31 - 1, 1, data=b""), "2147483647x1 pixels"),
+    "a high PNG": (png(1, 70_000), "1x70000 pixels"),
+    "a large PNG": (png(9000, 9000, data=b""), "9000x9000 pixels"),
+    "no pixels": (png(0, 5, data=b""), "0x5 pixels"),
+    "two headers": (png(ancillary=png()[8:33]), "twice"),
+    "chunks": (png(ancillary=chunk(b"tEXt", b"") * 3000), "too many parts"),
+    "empty chunks of pixels": (png(data=chunk(b"IDAT", b"") * 3000), "too many parts"),
+    "a chunk without an end": (png()[:60], "cut off"),
+    "a changed pixel": (png().replace(b"IDATx", b"IDATy"), "wrong checksum"),
+    "a large JPEG": (jpeg_size(65_535), "65535x65535 pixels"),
+    "scans": (jpeg_scans(5000), "at most 50 are read"),
+    "scans of many pixels": (jpeg_scans(40, 5000), "at most 50 are read"),
+    "segments": (b"\xff\xd8" + b"\xff\xfe\0\2" * 3000 + encoded(RGB, "JPEG")[2:], "no scan"),
+    "two frames": (jpeg_size(8).replace(b"\xff\xdb", b"\xff\xc0\0\x08AABBCC\xff\xdb"), "frame"),
+    "a WebP canvas": (webp_canvas(16_383), "16383x16383 pixels"),
+    "a larger WebP canvas": (webp_canvas(2**24), "16777216x16777216 pixels"),
+    "an inconsistent WebP canvas": (webp_canvas(4000), ""),
+    "a narrow image": (png(1, 60_000), "too narrow"),
+    "WebP chunks": (encoded(RGB, "WEBP") + b"abcd\0\0\0\0" * 3000, "too many parts"),
+}  # fmt: skip
+
+
+# --- TFRecord ---
+
+
+def message(*fields: tuple[int, int, bytes]) -> bytes:
+    """Return a message of fields (number, wire type, encoded value)."""
+    return b"".join(examples._varint(number << 3 | kind) + body for number, kind, body in fields)
+
+
+def sized(body: bytes) -> bytes:
+    return examples._varint(len(body)) + body
+
+
+def example(*entries: bytes) -> bytes:
+    """Return an example of these entries of the map of features."""
+    return message((1, 2, sized(message(*((1, 2, sized(entry)) for entry in entries)))))
+
+
+def feature(*fields: tuple[int, int, bytes]) -> bytes:
+    """Return an example with the feature "a", a message of these fields."""
+    return example(message((1, 2, sized(b"a")), (2, 2, sized(message(*fields)))))
+
+
+FAR = examples._varint(2**40)
+EXAMPLES = {
+    "an integer in place of bytes": feature((1, 2, sized(message((1, 0, FAR))))),
+    "an integer in place of a list": feature((1, 0, FAR)),
+    "an integer in place of a key": example(message((1, 0, FAR), (2, 2, b"\0"))),
+    "an integer in place of features": message((1, 0, FAR)),
+    "an integer of fixed size in place of bytes": feature((1, 2, sized(message((1, 1, bytes(8)))))),
+    "a length beyond the end": message((1, 2, FAR)),
+    "a group": message((1, 3, b"")),
+    "an integer of 65 bits": feature((3, 2, sized(message((1, 0, b"\xff" * 9 + b"\x7f"))))),
+    "an integer without an end": b"\x80" * 10**6,
+    "no key": example(message((2, 2, b"\0"))),
+    "many features": example(*2000 * [message((1, 2, b"\0"), (2, 2, b"\0"))]),
+    "many integers": feature((3, 2, sized(message((1, 2, sized(bytes(10**6))))))),
+    "a key that is no text": example(message((1, 2, b"\1\xff"), (2, 2, b"\0"))),
+}  # fmt: skip
+
+
+# --- arrays ---
+
+
+def npy(text: str, content: bytes = b"", version: int = 1) -> bytes:
+    """Return a .npy file with this header."""
+    length = struct.pack("<H" if version == 1 else "<I", len(text) + 1)
+    return b"\x93NUMPY" + bytes([version, 0]) + length + text.encode() + b"\n" + content
+
+
+def header(shape: str, descr: str = "'|u1'") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
+
+
+SHAPES = ["(-1, 8, 8)", "(-1, -8, 8)", "(9000000000, 8, 8)", f"({2**70}, 8, 8)", "(9, 8, 8)"]
+SHAPES += [f"(0, {2**62}, 8)", "(0, 8, 8)", "(8, 0, 8)", "(1,) * 99", "(1.0, 8, 8)"]
+SHAPES += ["(" + "1, " * 70 + ")"]
+TYPES = ["'|O'", "'|V0'", "'<c16'", "'<U1'", "'<M8[s]'", "('|u1', (9999999, 9999999))"]
+TYPES += ["[('a', '|u1')]", "[('a', " * 30 + "'|u1'" + ")]" * 30]
+TEXTS = ["(" * 5000, "-" * 900 + "1", "[" * 90 + "]" * 90, "+".join("1" * 400), "[]"]
+TEXTS += ["__import__('os').abort()"]
+ARRAYS = {
+    **{shape[:40]: npy(header(shape), bytes(64)) for shape in SHAPES},
+    **{kind[:40]: npy(header("(1, 8, 8)", kind), bytes(1024)) for kind in TYPES},
+    **{text[:40]: npy(text) for text in TEXTS},
+    "a header of 10 MB": npy(" " * 10**7, version=2),
+    "a header without an end": b"\x93NUMPY\2\0\xff\xff\xff\xff{",
+    "version 9": b"\x93NUMPY\x09\0" + bytes(99),
+}
+
+
+def archive(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        for name, content in members:
+            file.writestr(zipfile.ZipInfo(name), content, method)
+    return buffer.getvalue()
+
+
+PIXELS = npy(header("(2, 8, 8)"), bytes(128))
+ARCHIVES = {
+    **{f"{name} in .npz": archive(("images.npy", content)) for name, content in ARRAYS.items()},
+    "a name twice": archive(("images.npy", PIXELS), ("images.npy", PIXELS)),
+    "another method": archive(("images.npy", PIXELS), method=zipfile.ZIP_BZIP2),
+    "an archive in an archive": archive(("images.npy", archive(("images.npy", PIXELS)))),
+    "a bomb": archive(("images.npy", npy(header("(16777216, 8, 8)"), bytes(2**24)))),
+    "more than its size": archive(("images.npy", PIXELS + b"0")),
+    "none": archive(),
+    "many images": archive(("images.npy", npy(header("(10000001, 1, 1)"), bytes(10_000_001)))),
+    "control characters": archive(("\x1b[2J.npy", PIXELS), ("b.npy", PIXELS)),
+}
+
+
+LABELS = [[0, -1], [0, 2**31], np.array([0, 2**64 - 1], np.uint64), [0], [[0], [1]]]
+LABELS += [[0.0, np.nan], [True, False], ["0", "1"]]
+
+
+def idx_file(*shape: int, content: bytes | None = None, kind: int = 8) -> bytes:
+    size = int(np.prod(shape, dtype=object))
+    body = bytes(size) if content is None else content
+    return struct.pack(f">HBB{len(shape)}I", 0, kind, len(shape), *shape) + body
+
+
+IDX = {
+    "no images": idx_file(0, 28, 28),
+    "sides of 0": idx_file(2, 0, 0),
+    "large sides": idx_file(1, 2000, 1),
+    "two axes": idx_file(2, 28),
+    "255 axes": idx_file(*[1] * 255),
+    "no axis": idx_file(content=b"0"),
+    "real numbers": idx_file(2, 28, 28, kind=0x0D),
+    "huge": idx_file(2**32 - 1, 28, 28, content=b""),
+    "cut": idx_file(2, 28, 28)[:-1],
+    "longer": idx_file(2, 28, 28) + b"0",
+    "nothing": b"",
+}
+
+
+# --- pickles ---
+
+NAME = b"X\x01\x00\x00\x00a"
+DOUBLED = b")" + b"q\x00h\x00\x86" * 100  # A tuple of itself twice, and so on: 2^100 parts.
+LISTS = b"]" + b"q\x00]h\x00ah\x00a" * 100
+DEEP = b")" + b"\x85" * 250_000
+DICT = b"ccollections\nOrderedDict\n"
+HUGE = b"\x8a\x09" + b"\xff" * 8 + b"\x00"  # 2^64 - 1
+ONES = np.ones(4, np.float32)
+
+
+def integers(count, step, parts=(b"}(", b"N", b"u")):
+    """Instructions for a dictionary with these keys, or for a list of pairs."""
+    start, value, end = parts
+    keys = ((i * step).to_bytes(10, "little") for i in range(count))
+    return start + b"".join(b"\x8a\x0a" + key + value for key in keys) + end
+
+
+def tensor(shape):
+    """A tensor whose shape is made by instructions; in .pth files the call is refused as well."""
+    return edm_files._code(edm_files.tensor(ONES, shape=Raw(shape), strides=(1,)))
+
+
+def nested(levels):
+    """Storages in storages."""
+    content = edm_files.storage(ONES)
+    for _ in range(levels):
+        content = edm_files.storage(ONES, Call("torch.storage", "_load_from_bytes", (content,)))
+    return edm_files._code(Call("torch.storage", "_load_from_bytes", (content,)))
+
+
+def repeated():
+    """One storage, whose bytes are in the file once, loaded many times."""
+    content = edm_files._code(edm_files.storage(np.ones(10**5))) + b"q\x01"
+    load = b"ctorch.storage\n_load_from_bytes\n"
+    return b"](" + load + content + b"\x85R" + (load + b"h\x01\x85R") * 10**5 + b"e"
+
+
+PICKLES = {  # Instructions that push a value.
+    "tuple as key": b"}" + DOUBLED + b"Ns",
+    "tuple in a set": b"\x8f(" + DOUBLED + b"\x90",
+    "tuple in a frozen set": b"(" + DOUBLED + b"\x91",
+    "tuple as argument": DICT + DOUBLED + b"\x85R",
+    "tuple as arguments": DICT + DOUBLED + b"R",
+    "tuple of a new object": DICT + DOUBLED + b"\x81",
+    "tuple as module": DOUBLED + NAME + b"\x93",
+    "tuple as class": b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n}(X\x0a\x00\x00\x00"
+    b"class_name" + DOUBLED + b"X\x05\x00\x00\x00stateNu\x85R",
+    "tuple as identifier": DOUBLED + b"Q",
+    "tuple as state": DICT + b")R" + DOUBLED + b"b" + DOUBLED,
+    "tuple": DOUBLED,
+    "lists": LISTS,
+    "deep tuple as key": b"}" + DEEP + b"Ns",
+    "deep tuple": DEEP[:50_000],
+    "deep calls": b"ctorch\nFloatStorage\n" * 50_000 + b")R" + b"\x85R" * 49_999,
+    "deep states": b"ctorch\nFloatStorage\n)Rq\x00" + b"(K\x00" * 50_000 + b"t" * 50_000 + b"b",
+    "deep list": b"]" * 50_000 + b"a" * 49_999,
+    "cycle": b"]q\x00h\x00a",
+    "colliding integers": integers(20_000, 2**61 - 1),
+    "small integers": integers(20_000, 1),
+    "negative integer": b"}J\xff\xff\xff\xffNs",
+    "number as key": b"}G" + bytes(8) + b"Ns",
+    "long texts as keys": b"}(X\x40\x42\x0f\x00" + b"a" * 10**6 + b"Nu",
+    "text many times": b"](X\x40\x42\x0f\x00" + b"a" * 10**6 + b"q\x00" + b"h\x00" * 10**5 + b"e",
+    "DUP": b")2",
+    "POP": b"N0N",
+    "EXT": b"\x84\x01\x00\x00\x00",
+    "LONG4": b"\x8b\xff\xff\xff\x7f",
+    "LONG1": b"\x8a\xff" + b"\x7f" * 255,
+    "LONG": b"L" + b"9" * 10**6 + b"L\n",
+    "INT": b"I" + b"9" * 10**6 + b"\n",
+    "BINUNICODE8": b"\x8d" + struct.pack("<Q", 2**62),
+    "BINBYTES8": b"\x8e" + struct.pack("<Q", 2**40),
+    "BYTEARRAY8": b"\x96" + struct.pack("<Q", 2**40),
+    "memo": b"}r\xff\xff\xff\x7f",
+    "memo gaps": b"".join(b"Nr" + struct.pack("<I", i << 20) for i in range(1000)) + b"}",
+    "nothing in the memo": b"h\x05",
+    "no mark": b"t",
+    "OBJ": b"(" + DICT + b"o",
+    "INST": b"(icollections\nOrderedDict\n",
+    "dotted name": b"ccollections\nOrderedDict.__init__\n",
+    "long name": b"c" + b"a" * 10**6 + b"\nb\n",
+    "NEWOBJ_EX": DICT + b")}\x92",
+    "NEXT_BUFFER": b"\x97",
+    "nested storages": nested(1),
+    "storage many times": repeated(),
+    "many dimensions": tensor(b"(" + HUGE * 100_000 + b"t"),
+    "huge dimensions": tensor(b"(" + HUGE * 8 + b"t"),
+    "doubled dimensions": tensor(DOUBLED),
+    "text without an end": b"X\xff\xff\xff\x7f",
+    "frame": b"\x95" + (2**62).to_bytes(8, "little") + b"}",
+    "a state of a name": DICT + b"}b",
+    "a state of a list": b"]}b",
+    "a call of a text": NAME + b")R",
+    "a call of a record": b"ctorch\nFloatStorage\n)R)R",
+    "EXT1": b"\x82\x01",
+    "PERSID": b"Pname\n",
+}
+TOUCH = b"(X\x0c\x00\x00\x00touch markertR"
+NAMES = {  # Names that are refused, and instructions that push a value.
+    "os.system": b"cos\nsystem\n" + TOUCH,
+    "posix.system": b"X\x05\x00\x00\x00posixX\x06\x00\x00\x00system\x93" + TOUCH,
+    "builtins.eval": b"cbuiltins\neval\n" + TOUCH,
+    "builtins.getattr": b"cbuiltins\ngetattr\n" + TOUCH,
+    "numpy.load": b"cnumpy\nload\n" + TOUCH,
+    "torch.load": b"ctorch\nload\n" + TOUCH,
+    "torch._utils._rebuild_sparse_tensor": b"ctorch._utils\n_rebuild_sparse_tensor\n" + TOUCH,
+    "torch_utils.persistence._reconstruct_persistent_obj.__globals__": b"ctorch_utils.persistence\n"
+    b"_reconstruct_persistent_obj.__globals__\n" + TOUCH,
+    "a\\x1b[2J.b": b"ca\x1b[2J\nb\n" + TOUCH,
+}
+
+
+def zipped(main, level=zipfile.ZIP_STORED, **members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", level) as archive:
+        for name, content in {"data.pkl": main, "version": b"3"}.items() | members.items():
+            archive.writestr(f"a/{name}", content)
+    return buffer.getvalue()
+
+
+def pickled(code):
+    return b"\x80\x02" + code + b"."
+
+
+def headed(main):
+    parts = [dumps(part) for part in (torch_pickles.MAGIC, 1001, {"little_endian": True})]
+    return b"".join(parts) + main + dumps([])
+
+
+PLACES = {
+    "edm": lambda code: b"\x80\x04}X\x03\x00\x00\x00ema" + code + b"s.",
+    "pth": lambda code: zipped(pickled(code)),
+    "legacy": lambda code: headed(pickled(code)),
+    "cifar": lambda code: b"\x80\x02}X\x04\x00\x00\x00data" + code + b"s.",
+}
+
+
+def stored(content):
+    """A file of EDM whose network has a parameter with this storage."""
+    return dumps(edm_files.network({"a": Call("torch.storage", "_load_from_bytes", (content,))}))
+
+
+def view(**options):
+    return dumps(edm_files.network({"weight": edm_files.tensor(ONES, **options)}))
+
+
+REPEATED = (edm_files.tensor(ONES, shape=(2,), strides=(0,)), 0, (2,), (1,))
+VIEW_OF_A_VIEW = Call("torch._utils", "_rebuild_tensor_v2", REPEATED)
+TWICE = {"a": Raw(edm_files._code(np.ones(10**5)) + b"\x94")}
+TWICE |= {f"b{i}": Raw(b"h\x01") for i in range(9)}
+TWICE = PLACES["edm"](edm_files._code(edm_files.module("EDMPrecond", TWICE)))
+PAIRS = Raw(integers(100_000, 2**61 - 1, (b"](", b"N\x86", b"e")))
+PAIRED = edm_files.module("EDMPrecond", {}, _init_kwargs=PAIRS)
+NETWORK = edm_files.network({})
+EDM = {
+    "empty": (b"", "empty"),
+    "no dictionary": (dumps([1]), "no entry 'ema'"),
+    "no network": (dumps({"ema": 3}), "no entry 'ema'"),
+    "no modules": (dumps({"ema": edm_files.persistent("EDMPrecond", {})}), "_init_args"),
+    "in a storage": (stored(edm_files.storage(ONES, Raw(NAMES["os.system"]))), "os.system"),
+    "shape": (view(shape=(10**6, 10**6)), "a tensor of shape (1000000, 1000000) is larger"),
+    "repeated": (view(shape=(10**6, 10**6), strides=(0, 0)), "is larger than its data"),
+    "outside": (view(shape=(2,), strides=(4,)), "is larger than its data"),
+    "negative": (view(shape=(2,), strides=(-1,)), "damaged shape"),
+    "view of a view": (dumps(edm_files.network({"a": VIEW_OF_A_VIEW})), "damaged shape"),
+    "count": (stored(edm_files.storage(ONES, count=2**60)), "damaged or not complete"),
+    "short": (stored(edm_files.storage(ONES)[:-1]), "damaged or not complete"),
+    "two of one storage": (TWICE, "its values are larger than the file"),
+    "instructions": (b"\x80\x04](" + b"}" * 2_500_000 + b"e.", "instructions"),
+    "colliding arguments": (dumps(NETWORK | {"ema": PAIRED}), ""),
+    "colliding names": (dumps(NETWORK | {"dataset_kwargs": PAIRS}), ""),
+}
+SMALL = zipped(pickled(b"}"))
+NO_STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + NAME * 2 + b"K\x01tQ"
+PTH = {
+    "compressed": zipped(pickled(b"}" + b"N" * 10**6), zipfile.ZIP_DEFLATED),
+    "bomb": zipped(bytes(10**7), zipfile.ZIP_BZIP2),
+    "no table of contents": SMALL[:-22],
+    "bytes behind": SMALL + bytes(70_000),
+    "another name": SMALL.replace(b"a/data.pkl", b"a/data.pkk", 1),
+    "size": SMALL.replace(struct.pack("<I", 4), struct.pack("<I", 2**31)),
+    "two": zipped(pickled(b"}"), **{"b/data.pkl": pickled(b"}")}),
+    "big endian": zipped(pickled(b"}"), byteorder=b"big"),
+    "many members": zipped(pickled(b"}"), **{str(i): b"" for i in range(80_000)}),
+    "no storage": zipped(pickled(NO_STORAGE)),
+}
+
+
+def flax_array(content, kind=1):
+    """A file of Flax with an extension of msgpack, which is an array or a number."""
+    return msgpack.packb({"a": msgpack.ExtType(kind, content)})
+
+
+def declared(shape, dtype):
+    return flax_array(msgpack.packb((shape, dtype, bytes(8)), use_bin_type=True))
+
+
+FLAX = {
+    "deep maps": b"\x81\xa1a" * 10**5,
+    "deep arrays": b"\x91" * 10**5,
+    "declared arrays": b"\x81\xa1a" + b"\xdd\x00\x0f\xff\xff" * 500 + bytes(2**20),
+    "declared maps": b"\xdf\xff\xff\xff\xff" * 500 + bytes(2**20),
+    "empty arrays": b"\x81\xa1a"
+    + functools.reduce(lambda inner, _: b"\x98" + inner * 8, range(7), b"\x90"),
+    "many values": b"\xdf\x00\x01\xff\xff" + b"".join(b"\xa5%05dN" % i for i in range(2**17)),
+    "array in an array": flax_array(b"\x93" + b"\xdd\x00\x00\xff\xff" * 500 + bytes(2**16)),
+    "structured": declared((1,), "f4," * 10**5),
+    "large": declared((10**6, 10**6), "float32"),
+    "object": declared((1,), "object"),
+    "no type": declared((1,), "no type"),
+    "other extension": flax_array(b"a", 9),
+}
+CIFAR = {
+    "an old instruction": (pickle.dumps({"data": 1}, 0), "the instruction DICT"),
+    "no labels": (pickle.dumps({"data": 1}, 4), "its content has no 'labels'"),
+    "a list": (python2([1]), "its content is a list instead of an object"),
+    "cut": (python2({"a": 1})[:-1], ""),
+    "nothing": (b"", ""),
+    "levels": (b"]" + b"q\x00h\x00a" * 3 + b".", "it has more than 100 levels"),
+}
+
+
+# --- the table ---
+
+
+def font_files():
+    """Compressed fonts, collections, and bitmaps that are too large to be padded to a square."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, compressed = Path(folder) / "a.ttf", io.BytesIO()
+        whole = test_emoji.write_font(path, test_emoji.noise()).read_bytes()
+        wide = test_emoji.noise(cat=np.zeros((1, 20_000, 3), np.uint8))
+        large = test_emoji.write_font(path, wide).read_bytes()
+    opened = TTFont(io.BytesIO(whole))
+    opened.flavor = "woff"
+    opened.save(compressed)
+    return {
+        "compressed": (compressed.getvalue(), "it is no TrueType or OpenType font"),
+        "a collection": (b"ttcf" + whole, "it is no TrueType"),
+        "a wide bitmap": (large, "a bitmap has a side of 20000 pixels"),
+    }
+
+
+def labelled(labels):
+    file = io.BytesIO()
+    np.savez(file, images=examples.images(2, 8, 8), labels=labels)
+    return file.getvalue(), "labels"
+
+
+CASES = {
+    "png": IMAGES,
+    "font": font_files(),
+    "example": EXAMPLES,
+    "npz": ARRAYS | ARCHIVES | {str(labels): labelled(labels) for labels in LABELS},
+    "idx": IDX,
+    "gz": {name: gzip.compress(content) for name, content in IDX.items()},
+    "edm": EDM,
+    "pth": PTH,
+    "legacy": {},
+    "flax": FLAX,
+    "cifar": CIFAR,
+}
+for kind, place in PLACES.items():
+    every = 1 if kind == "edm" else 8  # All formats of pickles have the same reader.
+    CASES[kind] |= {name: place(PICKLES[name]) for name in [*PICKLES][::every]}
+    CASES[kind] |= {name: (place(code), f"it names {name}") for name, code in NAMES.items()}
+TABLE = [(kind, name) for kind, cases in CASES.items() for name in cases]
+
+
+@pytest.fixture(scope="module")
+def ask():
+    """A function that reads a file in a process, which is started again after a failure."""
+    running = []
+
+    def read(path):
+        if not running:
+            running.append(fuzz.start(fuzz_formats.read))
+        outcome = running[0](path)
+        if outcome.kind not in fuzz.GOOD:
+            running.clear()
+        return outcome
+
+    return read
+
+
+@pytest.mark.parametrize(("kind", "name"), TABLE, ids=map("-".join, TABLE))
+def test_files_that_are_refused(tmp_path, ask, kind, name):
+    case, path = CASES[kind][name], tmp_path / f"a.{kind}"
+    content, words = case if isinstance(case, tuple) else (case, "")
+    path.write_bytes(content)
+    outcome = ask(path)
+    assert outcome.kind == "InputError", outcome  # Neither "hang", "crash" nor "memory".
+    assert str(path) in outcome.message
+    assert words in outcome.message
+    assert outcome.message.isprintable()
+    assert not Path("marker").exists()
+    assert outcome.memory < 2**28 + 20 * len(content) or kind == "png"
+
+
+@pytest.mark.parametrize(
+    ("code", "result"),
+    [
+        ("bytes(2**31)", (0, b'{"problem": "MemoryError"}')),
+        ("all(iter(lambda: 1, 0))", (-signal.SIGKILL, b"")),
+    ],
+)
+def test_limits_of_the_process_that_reads_fonts(code, result):
+    code = f"from readers import font; font.SECONDS = 1; font.glyphs = lambda _: {code}"
+    command = [sys.executable, "-c", f"{code}; font.TTFont = lambda *_, **__: 0; font.main()"]
+    process = subprocess.run(command, input=b"", capture_output=True, check=False)
+    assert (process.returncode, process.stdout) == result
+
+
+def test_large_networks_are_far_below_the_limits(tmp_path):
+    """A file with 1,500 tensors, more than any that is published."""
+    tensors = {f"block{i}.weight": ONES for i in range(1500)}
+    path = tmp_path / "network.pkl"
+    path.write_bytes(dumps(edm_files.network(tensors)))
+    assert edm_format.read_network(path).tensors.keys() == tensors.keys()
+
+
+LARGE = {
+    "16 bits.png": lambda: png(8000, 8000, 16, 0),
+    "16 bits, RGBA.png": lambda: png(8000, 8000, 16, 6),
+    "scans.jpeg": lambda: jpeg_scans(39, 4000),
+    "lossless.webp": lambda: encoded(Image.new("RGBA", (5700, 5700)), "WEBP", lossless=True),
+}
+
+
+@pytest.mark.long
+def test_memory_and_time_of_large_images(tmp_path):
+    """Four threads decode three of each; their process needs 1.2 GiB and a minute."""
+    for name, make in LARGE.items():
+        (tmp_path / name).write_bytes(make())
+    code = (
+        "import resource, sys; from concurrent.futures import ThreadPoolExecutor as Pool\n"
+        "from pathlib import Path; from tests.fuzz_formats import read\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "list(Pool(4).map(read, 3 * sorted(Path(sys.argv[1]).iterdir())))\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
+        "print((used.ru_maxrss - before) // 1024, used.ru_utime)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    memory, seconds = map(float, output.split())
+    assert memory < 1.2 * 1024
+    assert seconds < 60
