@@ -6,7 +6,7 @@ The options of samplers, tasks and methods are declared where they are read.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 
 import samplers
 from configs.table import ABSENT, DECLARED, FEATURES, Field, affecting
@@ -74,6 +74,9 @@ class _Fields(Mapping[str, Field]):
 
     def __len__(self) -> int:
         return len(self._table())
+
+    def items(self) -> ItemsView[str, Field]:
+        return self._table().items()  # Once, and not for each field.
 
 
 FIELDS = _Fields()

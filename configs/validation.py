@@ -53,7 +53,7 @@ def validated(config: Config, num_devices: int, mode: str = "") -> Config:
 
 def check_domains(config: Config) -> Iterator[str]:
     """Yield a problem for each unknown field and each value outside of its field's domain."""
-    fields = dict(FIELDS)
+    fields = dict(FIELDS.items())
     flat = traverse_util.flatten_dict(config.to_dict(), keep_empty_nodes=True, sep=".")
     for name, leaf in cast(dict[str, Any], flat).items():
         value: Any = {} if leaf is traverse_util.empty_node else leaf
