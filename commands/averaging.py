@@ -1,4 +1,4 @@
-"""`--mode=ema`: a moving average of any width, from those in snapshots (see `models.averages`)."""
+"""`--mode=ema`: a moving average of any width, by those in snapshots (`training.averages`)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from configs.default import Config
 from configs.folders import check_config
 from errors import InputError, advice
 from experiment import Experiment
-from models import averages
 from models.building import is_fixed
 from pretrained import Trained
 from runs import write_atomically
 from runs.checkpoints import Checkpoints
+from training import averages
 from training.state import AVERAGE
 
 LARGE, USELESS = 0.05, 0.5  # relative errors above which there is a warning, and an error

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 
 from models import blocks, embeddings, layers
-from models.network_options import one_of
+from models.building import one_of
 from models.unet import UNet, UNetOptions
 
 CHANNELS_PER_HEAD = 64

@@ -2,7 +2,7 @@
 
 Class names are those of the official code, because its checkpoints address parameters by them. All
 blocks take (x, temb, rngs), where `temb` is the embedding of noise level and class, (B, features)
-or None, and `rngs` provides keys for dropout or is None. Attention takes x alone.
+or None, and `rngs` provides keys for dropout or is None. Attention and resampling ignore both.
 """
 
 from __future__ import annotations
@@ -64,6 +64,13 @@ class BlockOptions:
         """Return the normalization of features."""
         return GroupNorm(features, num_groups=self.num_groups, epsilon=self.epsilon)
 
+    def resample(self, x: Array, *, up: bool) -> Array:
+        """Double or halve height and width of x (B, H, W, C)."""
+        if self.fir:
+            resize = resample.upsample_fir if up else resample.downsample_fir
+            return resize(x, self.fir_kernel)
+        return resample.upsample_nearest(x) if up else resample.downsample_mean(x)
+
 
 class AttnBlockpp(nnx.Module):
     """Self-attention over pixels, with a residual connection: (B, H, W, C) -> the same shape.
@@ -79,7 +86,7 @@ class AttnBlockpp(nnx.Module):
         self.value = NIN(features, features, rngs=rngs)
         self.out = NIN(features, features, init_scale=options.init_scale, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, temb: Array | None = None, rngs: Rngs | None = None) -> Array:
         batch, height, width, channels = x.shape
         h = self.norm(x).reshape(batch, height * width, channels)
         by_head = (batch, height * width, self.heads, channels // self.heads)
@@ -92,8 +99,7 @@ class AttnBlockpp(nnx.Module):
 class Resampler(nnx.Module):
     """Base class of `Upsample` and `Downsample`, which convolve or apply a FIR filter if requested.
 
-    One layer, `Conv2d`, performs both. Subclasses accept the arguments of a residual block, so that
-    either can be used, and ignore all but x.
+    One layer, `Conv2d`, performs both.
     """
 
     up: bool
@@ -115,33 +121,24 @@ class Resampler(nnx.Module):
         else:
             self.conv = conv3x3(in_features, features, stride=1 if self.up else 2, rngs=rngs)
 
+    def __call__(self, x: Array, temb: Array | None = None, rngs: Rngs | None = None) -> Array:
+        if self.conv is None:
+            return self.options.resample(x, up=self.up)
+        if self.up and isinstance(self.conv, nnx.Conv):
+            return upsample_conv(self.conv, x)
+        return self.conv(x)
+
 
 class Upsample(Resampler):
     """Double height and width: (B, H, W, in) -> (B, 2H, 2W, features)."""
 
     up = True
 
-    def __call__(self, x: Array, temb: Array | None = None, rngs: Rngs | None = None) -> Array:
-        if isinstance(self.conv, Conv2d):
-            return self.conv(x)
-        if self.conv is not None:
-            return upsample_conv(self.conv, x)
-        if self.options.fir:
-            return resample.upsample_fir(x, self.options.fir_kernel)
-        return resample.upsample_nearest(x)
-
 
 class Downsample(Resampler):
     """Halve height and width: (B, H, W, in) -> (B, H/2, W/2, features)."""
 
     up = False
-
-    def __call__(self, x: Array, temb: Array | None = None, rngs: Rngs | None = None) -> Array:
-        if self.conv is not None:
-            return self.conv(x)
-        if self.options.fir:
-            return resample.downsample_fir(x, self.options.fir_kernel)
-        return resample.downsample_mean(x)
 
 
 class Combine(nnx.Module):
@@ -237,12 +234,7 @@ class ResnetBlockBigGANpp(ResnetBlockDDPMpp):
         return None
 
     def resample(self, x: Array) -> Array:
-        fir, kernel = self.options.fir, self.options.fir_kernel
-        if self.up:
-            return resample.upsample_fir(x, kernel) if fir else resample.upsample_nearest(x)
-        if self.down:
-            return resample.downsample_fir(x, kernel) if fir else resample.downsample_mean(x)
-        return x
+        return self.options.resample(x, up=self.up) if self.up or self.down else x
 
     def resample_conv(self, x: Array, kernel: Array) -> Array:
         if self.up and not self.options.fir:

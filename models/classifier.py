@@ -40,8 +40,9 @@ def standardize(x: Array) -> Array:
 class WideResnetBlock(nnx.Module):
     """Pre-activation residual block conditioned on the noise level.
 
-    It maps (B, H, W, in) and the embedding (B, 512) to (B, H/stride, W/stride, features). The
-    shortcut has no parameters: it averages 2x2 pixels and pads with zero channels where needed.
+    It maps (B, H, W, in) and the embedding (B, 512) to (B, H, W, features), or with `down` to
+    (B, H/2, W/2, features). The shortcut has no parameters: it averages 2x2 pixels and pads with
+    zero channels where needed.
     """
 
     def __init__(
@@ -49,15 +50,15 @@ class WideResnetBlock(nnx.Module):
         in_features: int,
         features: int,
         *,
-        stride: int = 1,
+        down: bool = False,
         activate_before_residual: bool = False,
         rngs: layers.Rngs,
     ) -> None:
         self.activate_before_residual = activate_before_residual
         self.added_features = features - in_features
-        self.downsamples = stride > 1
+        self.down = down
         self.norm1 = layers.GroupNorm(in_features)
-        self.conv1 = conv3x3(in_features, features, stride=stride, rngs=rngs)
+        self.conv1 = conv3x3(in_features, features, stride=2 if down else 1, rngs=rngs)
         self.temb = nnx.Linear(TEMB_FEATURES, features, rngs=rngs)
         self.norm2 = layers.GroupNorm(features)
         self.conv2 = conv3x3(features, features, rngs=rngs)
@@ -67,29 +68,21 @@ class WideResnetBlock(nnx.Module):
         shortcut = h if self.activate_before_residual else x
         h = self.norm2(self.conv1(h), self.temb(layers.swish(temb)))
         h = self.conv2(jax.nn.relu(h))
-        if self.downsamples:
+        if self.down:
             shortcut = resample.downsample_mean(shortcut)
         return h + jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (0, self.added_features)))
 
 
 class WideResnetGroup(nnx.Module):
-    """Residual blocks of the same width; the first may halve the resolution."""
+    """`count` residual blocks of the same width; except in the first group, the first block
+    halves the resolution."""
 
     def __init__(
-        self,
-        in_features: int,
-        features: int,
-        num_blocks: int,
-        *,
-        stride: int,
-        is_first: bool,
-        rngs: layers.Rngs,
+        self, in_features: int, features: int, count: int, *, is_first: bool, rngs: layers.Rngs
     ) -> None:
-        first = WideResnetBlock(
-            in_features, features, stride=stride, activate_before_residual=is_first, rngs=rngs
-        )
-        self.blocks = nnx.List([first])
-        for _ in range(num_blocks - 1):
+        kind = {"activate_before_residual": True} if is_first else {"down": True}
+        self.blocks = nnx.List([WideResnetBlock(in_features, features, **kind, rngs=rngs)])
+        for _ in range(count - 1):
             self.blocks.append(WideResnetBlock(features, features, rngs=rngs))
 
     def __call__(self, x: Array, temb: Array) -> Array:
@@ -126,15 +119,9 @@ class WideResnet(nnx.Module):
         self.groups = nnx.List()
         for i, width in enumerate(GROUP_WIDTHS):
             features = width * channel_multiplier
-            group = WideResnetGroup(
-                channels,
-                features,
-                blocks_per_group,
-                stride=1 if i == 0 else 2,
-                is_first=i == 0,
-                rngs=rngs,
+            self.groups.append(
+                WideResnetGroup(channels, features, blocks_per_group, is_first=i == 0, rngs=rngs)
             )
-            self.groups.append(group)
             channels = features
         self.norm_out = layers.GroupNorm(channels)
         self.out = nnx.Linear(channels, num_outputs, rngs=rngs)

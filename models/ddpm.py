@@ -11,7 +11,7 @@ from jax import Array
 
 from errors import InputError
 from models import blocks, layers
-from models.network_options import one_of
+from models.building import one_of
 from models.unet import UNet, UNetOptions
 
 NUM_GROUPS = 32
@@ -22,12 +22,7 @@ class ResnetBlockDDPM(blocks.ResnetBlockDDPMpp):
 
 
 class AttnBlock(blocks.AttnBlockpp):
-    """Self-attention that accepts the arguments of a residual block and ignores all but x."""
-
-    def __call__(
-        self, x: Array, temb: Array | None = None, rngs: layers.Rngs | None = None
-    ) -> Array:
-        return super().__call__(x)
+    """Self-attention, under its official name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
@@ -64,15 +65,10 @@ def _swish_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Ar
     return swish(x), (slope * tangent).astype(x.dtype)
 
 
-def leaky_relu(x: Array) -> Array:
-    """Return max(x, 0.2 x)."""
-    return jax.nn.leaky_relu(x, 0.2)
-
-
 ACTIVATIONS: dict[str, Activation] = {
     "elu": jax.nn.elu,
     "relu": jax.nn.relu,
-    "lrelu": leaky_relu,
+    "lrelu": partial(jax.nn.leaky_relu, negative_slope=0.2),
     "swish": swish,
 }
 """By `model.nonlinearity`."""

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 
 from models import blocks, layers
-from models.network_options import one_of
+from models.building import one_of
 from models.unet import UNetOptions
 
 
@@ -111,16 +111,6 @@ class LayerFactory:
         options = self.options.block
         return resampler(in_features, features, options, with_conv=with_conv, rngs=self.rngs)
 
-    def combine(self, features: int) -> nnx.Module:
-        """Return the layer that merges the progressive input, an image, into features."""
-        method = self.options.progressive_combine
-        return blocks.Combine(self.options.num_channels, features, method, rngs=self.rngs)
-
-    def to_image(self, features: int) -> nnx.Module:
-        """Return the convolution from features to an image."""
-        channels, scale = self.options.num_channels, self.options.init_scale
-        return layers.conv3x3(features, channels, init_scale=scale, rngs=self.rngs)
-
 
 class DownLevel(nnx.Module):
     """Residual blocks at one resolution and, except at the lowest, the step to the next.
@@ -155,16 +145,15 @@ class DownLevel(nnx.Module):
     def _build_transition(self, make: LayerFactory, channels: int) -> None:
         """Build the step to the next resolution, where the progressive input is merged."""
         self.down = make.resampler(channels, up=False)
-        image_down, combine = None, None
+        image_down, combine, inputs = None, None, self.image_channels
         if make.options.progressive_input == "residual":
-            image_down = make.image_resampler(self.image_channels, channels, up=False)
+            image_down = make.image_resampler(inputs, channels, up=False)
             self.image_channels = channels
         elif make.options.progressive_input == "input_skip":
-            channels_in = self.image_channels
-            image_down = make.image_resampler(channels_in, channels_in, up=False)
-            combine = make.combine(channels)
-            if make.options.progressive_combine == "cat":
-                channels *= 2
+            image_down = make.image_resampler(inputs, inputs, up=False)
+            method = make.options.progressive_combine
+            combine = blocks.Combine(inputs, channels, method, rngs=make.rngs)
+            channels *= 2 if method == "cat" else 1
         self.image_down, self.combine = image_down, combine
         self.skips = (*self.skips, channels)
 
@@ -175,10 +164,10 @@ class DownLevel(nnx.Module):
 
         Returns the list of states and the next progressive input.
         """
-        for block, *attention in self.steps:
-            h = block(skips[-1], temb, rngs)
-            if attention:
-                h = attention[0](h)
+        for step in self.steps:
+            h = skips[-1]
+            for layer in step:
+                h = layer(h, temb, rngs)
             skips = [*skips, h]
         if self.down is None:
             return skips, image
@@ -220,17 +209,17 @@ class UpLevel(nnx.Module):
 
     def _build_output(self, make: LayerFactory, channels: int, width: int, lowest: bool) -> None:
         """Build the layers of the progressive output: `norm`, `conv` and `image_up`."""
-        norm, conv, image_up = None, None, None
-        if make.options.progressive == "output_skip":
+        o, norm, conv, image_up = make.options, None, None, None
+        if o.progressive == "output_skip":
+            outputs, scale = o.num_channels, o.init_scale
             norm = layers.GroupNorm(width)
-            conv = make.to_image(width)
+            conv = layers.conv3x3(width, outputs, init_scale=scale, rngs=make.rngs)
             if not lowest:
-                channels = make.options.num_channels
-                image_up = make.image_resampler(channels, channels, up=True)
-        elif make.options.progressive == "residual" and lowest:
+                image_up = make.image_resampler(outputs, outputs, up=True)
+        elif o.progressive == "residual" and lowest:
             norm = layers.GroupNorm(width)
             conv = layers.conv3x3(width, width, rngs=make.rngs)
-        elif make.options.progressive == "residual":
+        elif o.progressive == "residual":
             image_up = make.image_resampler(channels, width, up=True)
         self.norm, self.conv, self.image_up = norm, conv, image_up
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 
 from models import instance_norm, layers, refinenet
-from models.network_options import NetworkOptions, one_of
+from models.building import NetworkOptions, one_of
 
 
 class Stage(NamedTuple):

@@ -15,7 +15,7 @@ from jax import Array
 
 from models import embeddings, layers
 from models.blocks import BlockOptions
-from models.network_options import NetworkOptions
+from models.building import NetworkOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

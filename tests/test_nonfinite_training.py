@@ -2,11 +2,13 @@
 
 import json
 import math
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import datasets
 import sharding
@@ -34,8 +36,8 @@ class Run:
         monkeypatch.setattr(training.Job, "initial_state", lambda job: initial(job.optimizer))
         monkeypatch.setattr(training.loop, "compile_steps", self.compile_steps)
         monkeypatch.setattr(training.loop, "_batches", lambda job, first: iter(lambda: {}, 1))
-        held_out = np.ones(2), 0.0, np.ones((2, 5))
-        monkeypatch.setattr(training.loop, "held_out_losses", lambda job, ema: held_out)
+        monkeypatch.setattr(training.loop, "held_out_losses", self.held_out_losses)
+        self.shown = []  # parameters of held-out losses
         collect = training.loop.TrainingLog.collect
 
         def kill(log, step, metrics):
@@ -63,6 +65,10 @@ class Run:
 
         return step
 
+    def held_out_losses(self, job, ema):
+        self.shown.append(jax.device_get(ema))
+        return np.ones(2), 0.0, np.ones((2, 5))
+
     def train(self, workdir, policy, **changes):
         config = tiny.config(**{"training.on_nonfinite": policy, "training.n_iters": 12, **changes})
         return training.train(config, str(workdir))
@@ -85,6 +91,22 @@ def saved(workdir):
     return found
 
 
+def test_held_out_loss_and_samples_are_those_of_the_ema(tmp_path, monkeypatch):
+    run = Run(monkeypatch)
+
+    def sample_grid(self, params):
+        run.shown.append(jax.device_get(params))
+        return Image.new("L", (8, 8))
+
+    monkeypatch.setattr(Experiment, "sample_grid", sample_grid)
+    changes = {"training.n_iters": 2, "training.snapshot_sampling": True}
+    state = run.train(tmp_path, "stop", **changes)
+    assert (tmp_path / "samples" / "step_2.png").is_file()
+    assert len(run.shown) == 2
+    assert not identical(state.ema, state.params)
+    assert all(identical(each, state.ema) for each in run.shown)
+
+
 def test_stop(tmp_path, monkeypatch):
     """The error states step, rate, loss, norm, recent losses by level, and the remedies."""
     run = Run(monkeypatch, bad=[(5, 0)])
@@ -100,6 +122,25 @@ def test_stop(tmp_path, monkeypatch):
     ):
         assert part in message
     assert sorted(saved(tmp_path)) == [2, 4]
+
+
+def test_sigterm_saves_the_state(tmp_path, monkeypatch, capsys):
+    """The run stops at once; the next one ends as an uninterrupted run does."""
+    run, before = Run(monkeypatch), signal.getsignal(signal.SIGTERM)
+    collect = training.loop.TrainingLog.collect
+
+    def signalled(log, step, metrics):
+        collect(log, step, metrics)
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.loop.TrainingLog, "collect", signalled)
+        assert run.train(tmp_path / "w", "stop").step == 3
+    assert "step 3: stopped by SIGTERM" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == before
+    whole = run.train(tmp_path / "whole", "stop")
+    assert identical(run.train(tmp_path / "w", "stop"), whole)
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])
@@ -161,9 +202,7 @@ def test_rollback_to_the_initial_state_and_after_an_overflow(tmp_path, monkeypat
 BAD = [(5, 0), (5, 1), (9, 2)]
 
 
-@pytest.mark.parametrize(
-    "killed_at", [5, 9, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 6, 7, 11))]
-)
+@pytest.mark.parametrize("killed_at", [5, 9])
 def test_a_killed_run_with_rollbacks_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, killed_at):
     whole = Run(monkeypatch, bad=BAD).train(tmp_path / "whole", "rollback")
     run = Run(monkeypatch, bad=BAD)
@@ -249,21 +288,18 @@ def make_job(policy, devices=1):
     return training.score_job(Experiment(config, jax.devices()[:devices]))
 
 
-def lowered(policy, rollbacks=0):
-    job = make_job(policy)
-    state = job.abstract_state()
-    batch = datasets.Batch(np.zeros((4, *job.experiment.image_shape), np.uint8))
-    text = training.jit_step(job, rollbacks).lower(state, batch).as_text()
-    return text, len(jax.tree.leaves(state))
-
-
 def test_only_skipping_selects_between_states():
     """One select for each array of the state, except the step; none without the policy."""
-    stop, count = lowered("stop")
-    assert lowered("rollback")[0] == stop
-    assert lowered("rollback", 1)[0] != stop
-    skip = lowered("skip")[0]
-    assert skip.count("call @_where") - stop.count("call @_where") == count - 1
+    texts, selects = {}, {}
+    for policy, rollbacks in (("stop", 0), ("rollback", 1), ("skip", 0)):
+        job = make_job(policy)
+        state = job.abstract_state()
+        batch = datasets.Batch(np.zeros((4, *job.experiment.image_shape), np.uint8))
+        texts[policy] = training.jit_step(job, rollbacks).lower(state, batch).as_text()
+        selects[policy] = texts[policy].count("call @_where")
+    assert texts["stop"] != texts["rollback"]
+    assert selects["stop"] == selects["rollback"]
+    assert selects["skip"] == selects["stop"] + len(jax.tree.leaves(state)) - 1
 
 
 def test_a_skipped_step_of_the_network():
@@ -287,13 +323,13 @@ def test_a_skipped_step_of_the_network():
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
-def test_all_finite(sharded, value):
+def test_all_finite(sharded):
     """One bad value in any array is found; the largest finite values are finite."""
     mesh = sharding.make_mesh(jax.devices()[:2])
     tree = {"w": np.full((64, 128), 3e38, np.float32), "b": np.zeros(8192, np.float32)}
     tree |= {"count": np.int32(2**31 - 1), "scale": np.float32(-3e38)}
-    for name, index in (("w", (63, 127)), ("b", 5000), ("scale", ())):
+    bad = [("w", (63, 127), np.nan), ("b", 5000, np.inf), ("scale", (), -np.inf)]
+    for name, index, value in [*bad, ("scale", (), 3e38)]:
         changed = {key: np.array(leaf) for key, leaf in tree.items()}
         changed[name][index] = value
         if sharded:

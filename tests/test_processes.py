@@ -15,10 +15,10 @@ import pytest
 import evaluation
 import sharding
 import training
-from errors import InputError
 from runs.checkpoints import BACKUPS, Checkpoints
 from tests import tiny
-from tests.test_training import identical, leaves
+from tests.refusal import refused
+from tests.test_training import leaves
 from training import state as states
 
 ROOT = Path(__file__).parents[1]
@@ -129,34 +129,13 @@ def test_two_processes_continue_and_evaluate_as_one(one_process, two_processes):
         assert np.mean(samples[0] != samples[1]) < 1e-3
 
 
-def test_sigterm_saves_the_state(tmp_path, monkeypatch, one_process, capsys):
-    """One process stops at once; the next one ends as an uninterrupted run does."""
-    collect = training.loop.TrainingLog.collect
-
-    def signalled(self, step, metrics):
-        collect(self, step, metrics)
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    before = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patch:
-        patch.setattr(training.loop.TrainingLog, "collect", signalled)
-        assert training.train(tiny.config(**FIELDS), str(tmp_path)).step == 3
-    assert "step 3: stopped by SIGTERM" in capsys.readouterr().out
-    assert signal.getsignal(signal.SIGTERM) == before
-    assert identical(training.train(tiny.config(**FIELDS), str(tmp_path)), one_process[1])
-
-
 # --- discovery of processes -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (
-            ("10.0.0.1:80", None, None),
-            "--num_processes and --process_id is missing. Give all three, or none",
-        ),
+        (("10.0.0.1:80", None, None), "--num_processes and --process_id is missing. Give all"),
         ((None, 2, 0), "--coordinator is missing"),
         (("10.0.0.1", 2, 0), "--coordinator=10.0.0.1 must be HOST:PORT of process 0"),
         (("10.0.0.1:80", 0, 0), "--num_processes=0 must be at least 1"),
@@ -165,11 +144,8 @@ def test_sigterm_saves_the_state(tmp_path, monkeypatch, one_process, capsys):
     ],
 )
 def test_flags_that_do_not_fit_together(monkeypatch, arguments, sentence):
-    monkeypatch.setattr(
-        jax.distributed, "initialize", lambda *args, **options: pytest.fail("It was called.")
-    )
-    with pytest.raises(InputError, match=sentence):
-        sharding.join(*arguments)
+    monkeypatch.setattr(jax.distributed, "initialize", pytest.fail)
+    refused(sentence, sharding.join, *arguments)
 
 
 SLURM = dict.fromkeys(sharding.SLURM, "0")

@@ -17,7 +17,7 @@ from datasets import Batch
 from experiment import Experiment
 from runs.checkpoints import BACKUPS, Checkpoints
 from tests import tiny
-from tests.test_training import identical, run
+from tests.test_training import identical, one_device, run
 from training import state as states
 from training.state import TrainState
 
@@ -128,7 +128,7 @@ def test_the_order_of_devices_does_not_change_a_batch(axis):
 @pytest.mark.slow
 @pytest.mark.usefixtures("_small")
 def test_the_loss_curve_is_that_of_one_device():
-    whole, _ = run(tiny.config(), jax.devices()[:1])
+    whole, _ = one_device()
     curve, state = run(tiny.config(**{"training.shard_params": True}), jax.devices())
     np.testing.assert_allclose(curve, whole, rtol=2e-6)
     arrays = jax.tree.leaves(state)

@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
       params: parameters of the network, nested dictionaries.
       ema: their exponential moving average, of the same structure.
       opt_state: the state of the optimizer.
-      averages: those of the widths model.ema_stds (`models.averages`), each like `ema`.
+      averages: those of the widths model.ema_stds (`training.averages`), each like `ema`.
     """
 
     step: Array
@@ -61,7 +61,7 @@ def update(
 ) -> TrainState:
     """Return the state after one more step; `ema_rate` is the decay of the moving average.
 
-    It leaves `averages` to `models.averages.follow`.
+    It leaves `averages` to `training.averages.follow`.
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     # Optax declares its results as arbitrary trees.

@@ -23,9 +23,8 @@ from configs.default import Config
 from datasets import Batch
 from experiment import Experiment
 from losses import Part
-from models import averages
 from models.building import Params
-from training import state
+from training import averages, state
 from training.state import TrainState
 
 Metrics = dict[str, Array]
