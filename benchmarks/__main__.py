@@ -8,25 +8,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from errors import InputError
 
 FLAGSHIP = "configs/ve/cifar10_ncsnpp_continuous.py"
-
-
-class Case(NamedTuple):
-    """What a case shows.
-
-    Attributes:
-      function: 'module:name' of a function of the parsed options; `paired:show` times programs.
-      text: what is measured.
-      options: keys of OPTIONS.
-    """
-
-    function: str
-    text: str
-    options: tuple[str, ...]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -61,37 +47,28 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "v5p:2x2x1, v6e:1x1, ..."
     },
     "program": {"default": "train_step", "choices": ("train_step", "score", "derivative")},
-    "utilisation": {"type": float, "default": 0.3, "help": "The share of the peak."},
-    "write": {"action": "store_true", "help": "Write the table to docs/accelerators.md."},
 }
 PAIRED = ("config", "set", "variant", "batch_size", "rounds", "size", "against")
 PEER = ("peer", "peer_compile")
 CASES = {
-    "train_step": Case(
-        "paired:show", "train steps on a batch on the device", (*PAIRED, *PEER, "steps")
+    "train_step": ("train steps on a batch on the device", (*PAIRED, *PEER, "steps")),
+    "forward": ("one evaluation of the score for a batch", (*PAIRED, *PEER)),
+    "sampling": ("a batch of samples", (*PAIRED, *PEER, "levels")),
+    "likelihood": ("log p of a batch", (*PAIRED, *PEER, "tolerance")),
+    "input_pipeline": (
+        "reading batches of the data of a config",
+        (*PAIRED, "batches", "in_memory"),
     ),
-    "forward": Case("paired:show", "one evaluation of the score for a batch", (*PAIRED, *PEER)),
-    "sampling": Case("paired:show", "a batch of samples", (*PAIRED, *PEER, "levels")),
-    "likelihood": Case("paired:show", "log p of a batch", (*PAIRED, *PEER, "tolerance")),
-    "input_pipeline": Case(
-        "paired:show", "reading batches of the data of a config", (*PAIRED, "batches", "in_memory")
-    ),
-    "startup": Case(
-        "startup:show",
+    "startup": (
         "a process, from its start to the first train step",
         ("config", "set", "batch_size", "starts"),
     ),
-    "memory": Case(
-        "analysis:show",
-        "memory, FLOPs, communication and limits of the speed of compiled programs; nothing is run",
+    "memory": (
+        "memory, FLOPs, bytes moved and sent by compiled programs; nothing is run",
         ("config", "set", "shape", "topology", "program", "results"),
     ),
-    "cost": Case(
-        "cost:show",
-        "expected memory and device-hours of all experiments; nothing is run",
-        ("config", "results", "utilisation", "write"),
-    ),
 }
+"""What is measured, and the keys of OPTIONS, by the name of the case."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -105,13 +82,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the case and its options. Raises InputError."""
     parser = Parser(prog="python -m benchmarks", description=__doc__)
     parsers = parser.add_subparsers(dest="case", required=True, metavar="CASE")
-    for name, case in CASES.items():
-        each = parsers.add_parser(name, help=case.text, description=case.text)
-        for option in case.options:
+    for name, (text, own) in CASES.items():
+        each = parsers.add_parser(name, help=text, description=text)
+        for option in own:
             each.add_argument(f"--{option}", **OPTIONS[option])
     options = parser.parse_args(arguments)
-    needs_config = CASES[options.case].function in ("paired:show", "startup:show")
-    if needs_config and not options.config:
+    if options.case != "memory" and not options.config:
         options.config = [FLAGSHIP]
     for name in ("batch_size", "rounds", "batches", "starts", "levels"):
         if getattr(options, name, 1) < 1:
@@ -123,8 +99,8 @@ def main(arguments: list[str]) -> None:
     """Run a case; an InputError prints one line and exits with code 1."""
     try:
         options = parse(arguments)
-        module, _, name = CASES[options.case].function.partition(":")
-        getattr(importlib.import_module(f"benchmarks.{module}"), name)(options)
+        module = options.case if options.case in ("memory", "startup") else "paired"
+        importlib.import_module(f"benchmarks.{module}").show(options)
     except InputError as error:
         sys.exit(f"Error: {error}")
 

@@ -67,17 +67,15 @@ class Contestant(NamedTuple):
 # --- processes ---
 
 
-def process(
-    environment: Mapping[str, str] | None = None, checkout: str = ""
-) -> ProcessPoolExecutor:
+def process(environment: Mapping[str, str] = {}, checkout: str = "") -> ProcessPoolExecutor:
     """Return an executor of one new process with these variables and the code of `checkout`."""
-    variables = ENVIRONMENT | dict(environment or {})
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, initializer=_begin, initargs=(variables, checkout))
+    arguments = {**ENVIRONMENT, **environment}, checkout
+    return ProcessPoolExecutor(1, context, initializer=_begin, initargs=arguments)
 
 
 def isolated(
-    function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None
+    function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] = {}
 ) -> Any:
     """Call a function of a module in a new process; return its result or raise its exception."""
     with process(environment) as executor:
@@ -133,20 +131,13 @@ def ratio(seconds: Seconds, name: str, other: str) -> float:
 
 def compare(contestants: Sequence[Contestant], rounds: int) -> list[dict[str, Any]]:
     """Build the programs of the contestants, time them in turn and return a row for each."""
+    programs, timed = {}, {}
     with ExitStack() as stack:
-        workers = {
-            each.name: stack.enter_context(process(checkout=each.checkout)) for each in contestants
-        }
-        programs = {
-            each.name: workers[each.name].submit(_prepare, each.function, each.arguments).result()
-            for each in contestants
-        }
-        timed = {
-            name: lambda worker=worker: worker.submit(_time_run).result()
-            for name, worker in workers.items()
-        }
-        seconds = alternate(timed, rounds)
-    return rows(contestants, programs, seconds)
+        for each in contestants:
+            worker = stack.enter_context(process(checkout=each.checkout))
+            programs[each.name] = worker.submit(_prepare, each.function, each.arguments).result()
+            timed[each.name] = lambda worker=worker: worker.submit(_time_run).result()
+        return rows(contestants, programs, alternate(timed, rounds))
 
 
 def rows(
@@ -159,17 +150,11 @@ def rows(
     found = []
     for name, _, _, rivals, _ in contestants:
         program, median = programs[name], statistics.median(seconds[name])
-        result = {
-            "name": name,
-            "seconds": median,
-            "flops": program.flops,
-            "rate": program.work / median or None,
-            "tflops": program.flops / median / 1e12 or None,
-            **program.facts,
-        }
+        rate, tflops = program.work / median or None, program.flops / median / 1e12 or None
+        row = {"name": name, "seconds": median, "rate": rate, "tflops": tflops, **program.facts}
         for column, rival in rivals.items():
             unit = "flops" if column == "share" else "work"
             amounts = getattr(program, unit), getattr(programs[rival], unit)
-            result[column] = amounts[0] / amounts[1] * ratio(seconds, name, rival)
-        found.append(result)
+            row[column] = amounts[0] / amounts[1] * ratio(seconds, name, rival)
+        found.append(row)
     return found

@@ -6,8 +6,8 @@ import argparse
 from typing import Any
 
 from benchmarks import harness, peer, tables
-from benchmarks.configs import config_name, load_config
 from benchmarks.harness import Contestant
+from benchmarks.programs import config_name, load_config
 
 COLUMNS: tables.Columns = {
     "program": ("name", "", 1),

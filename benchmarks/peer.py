@@ -16,9 +16,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.configs import load_config
 from benchmarks.harness import Program
-from benchmarks.programs import on_device
+from benchmarks.programs import load_config, on_device
 from configs.default import Config
 from errors import InputError
 from pretrained.diffusers_config import UNET_FAMILIES, unet_config
@@ -39,24 +38,21 @@ def nearest(config: Config) -> Config:
     family = "ddpm" if config.model.name == "ncsnpp" and not config.model.fir else config.model.name
     near = config.copy_and_resolve_references()
     with near.unlocked():
-        near.model.name = family
-        for field, value in UNET_FAMILIES.get(family, ({},))[0].items():
-            near.model[field] = value
+        near.model.update({"name": family, **UNET_FAMILIES.get(family, ({},))[0]})
     unet_config(near)
     return near
 
 
 def title(config: Config, compiled: bool) -> str:
     """Return the name of the peer of a config in tables."""
-    near = nearest(config)
-    changed = any(not _equal(config.model.get(field), near.model[field]) for field in near.model)
-    network = "nearest network" if changed else "same network"
+
+    def equal(a: Any, b: Any) -> bool:
+        return math.isclose(a, b) if isinstance(b, float) and a is not None else a == b
+
+    near = nearest(config).model
+    same = all(equal(config.model.get(field), near[field]) for field in near)
     suffix = ", compiled" if compiled else ""
-    return f"diffusers, {network}, {config.model.dtype}{suffix}"
-
-
-def _equal(a: Any, b: Any) -> bool:
-    return math.isclose(a, b) if isinstance(b, float) and a is not None else a == b
+    return f"diffusers, {'same' if same else 'nearest'} network, {config.model.dtype}{suffix}"
 
 
 class Peer:
@@ -80,9 +76,9 @@ class Peer:
                 "diffusers."
             ) from error
         self.torch, self.config, self.compiled = torch, config, compiled
-        cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda" if cuda else "cpu")
-        if cuda:  # JAX's defaults
+        self.cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda" if self.cuda else "cpu")
+        if self.cuda:  # JAX's defaults
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
             torch.backends.cudnn.benchmark = True
         torch.manual_seed(0)
@@ -90,14 +86,12 @@ class Peer:
         for module in network.modules():
             if isinstance(module, diffusers.models.resnet.ResnetBlock2D):
                 module.dropout.p = config.model.dropout
-        self.layout = torch.channels_last if cuda else torch.contiguous_format
+        self.layout = torch.channels_last if self.cuda else torch.contiguous_format
         self.network = network.to(self.device, memory_format=self.layout)
         self.shape = config.data.num_channels, *sides(config.data.image_size)
+        enabled = config.model.dtype == "bfloat16"
         self.autocast = functools.partial(
-            torch.autocast,
-            self.device.type,
-            torch.bfloat16,
-            enabled=config.model.dtype == "bfloat16",
+            torch.autocast, self.device.type, torch.bfloat16, enabled=enabled
         )
         self.alpha, self.std, self.gain, self.label = (
             torch.tensor(values, device=self.device) for values in _levels(config)
@@ -142,12 +136,13 @@ class Peer:
         """Return the function, under torch.compile if `compiled`."""
         return self.torch.compile(function) if self.compiled else function
 
-    def program(self, call: Callable[[], object], work: float) -> Program:
-        """Return a program whose runs call a function and wait for the GPU."""
+    def program(self, call: Callable[[], object], repeats: int, work: float) -> Program:
+        """Return a program whose runs call a function `repeats` times and wait for the GPU."""
 
         def run() -> None:
-            call()
-            if self.device.type == "cuda":
+            for _ in range(repeats):
+                call()
+            if self.cuda:
                 self.torch.cuda.synchronize()
 
         return Program(run, work, 0.0, {"parameters": self.parameters})
@@ -164,13 +159,12 @@ def _levels(config: Config) -> tuple[np.ndarray, ...]:
     Each is float32 (LEVELS,).
     """
     experiment = on_device(config)
-    sde, scales = experiment.sde, experiment.num_scales
+    sde, scales, model = experiment.sde, experiment.num_scales, experiment.score_model
     t = (
         jnp.linspace(sde.t_min, sde.T, LEVELS)
         if scales is None
         else jnp.arange(LEVELS) % scales / (scales - 1) * sde.T
     )
-    model = experiment.score_model
     gain = model.score_from_output(jnp.ones((LEVELS, 1, 1, 1)), jnp.zeros(()), t)[:, 0, 0, 0]
     found = *model.marginal(t), gain, model.label(t)
     return tuple(np.broadcast_to(np.asarray(each, np.float32), (LEVELS,)).copy() for each in found)
@@ -194,10 +188,10 @@ class Training:
 
     def step(self) -> Tensor:
         """Update the parameters once and return the loss."""
-        torch, optim, device = self.peer.torch, self.peer.config.optim, self.peer.device
-        count = len(self.pixels)
+        torch, config, device = self.peer.torch, self.peer.config, self.peer.device
+        optim, count = config.optim, len(self.pixels)
         level = torch.randint(LEVELS, (count,), device=device)
-        share = 0.5 if self.peer.config.data.random_flip else 0
+        share = 0.5 if config.data.random_flip else 0
         flip = torch.rand((count, 1, 1, 1), device=device) < share
         loss = self.loss(self.pixels, level, self.peer.normal(count), flip)
         loss.backward()
@@ -208,7 +202,7 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
-            torch._foreach_lerp_(self.ema, self.weights, 1 - self.peer.config.model.ema_rate)
+            torch._foreach_lerp_(self.ema, self.weights, 1 - config.model.ema_rate)
         self.count += 1
         return loss.detach()
 
@@ -218,13 +212,8 @@ def train_step(
 ) -> Program:
     """Run train steps; by default 1 on CPUs and 10 elsewhere."""
     peer = Peer(load_config(config, overrides), compiled=compiled)
-    training, steps = Training(peer, batch_size), steps or (1 if peer.device.type == "cpu" else 10)
-
-    def run() -> None:
-        for _ in range(steps):
-            training.step()
-
-    return peer.program(run, steps * batch_size)
+    steps = steps or (10 if peer.cuda else 1)
+    return peer.program(Training(peer, batch_size).step, steps, steps * batch_size)
 
 
 def evaluate(peer: Peer, x: Tensor, output: Callable[..., Tensor], evaluations: int) -> Tensor:
@@ -261,10 +250,10 @@ def _repeated(kind: Callable[..., object], evaluations: int) -> Callable[..., Pr
         config: str, overrides: Sequence[str], batch_size: int, compiled: bool = False, **_: Any
     ) -> Program:
         peer = Peer(load_config(config, overrides), compiled=compiled)
-        peer.network.eval()
-        peer.network.requires_grad_(False)
+        peer.network.eval().requires_grad_(False)
         x, output = peer.normal(batch_size), peer.maybe_compile(peer.output)
-        return peer.program(lambda: kind(peer, x, output, evaluations), batch_size * evaluations)
+        call = functools.partial(kind, peer, x, output, evaluations)
+        return peer.program(call, 1, batch_size * evaluations)
 
     return make
 

@@ -1,16 +1,19 @@
-"""The programs of an experiment, lowered and compiled for shapes: what they compute and hold.
+"""Experiments of config files, and their programs, lowered and compiled for shapes.
 
 Devices need not be present: libtpu compiles for TPUs anywhere.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import importlib.util
 import math
 import os
+import runpy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,18 +23,55 @@ from jax import Array
 
 import sharding
 import training
-from benchmarks.configs import load_config
-from configs.default import Config
+from configs.default import Config, complete
 from datasets import Batch
 from errors import InputError, brief
 from experiment import Experiment
 from models.building import Params
 
+ROOT = Path(__file__).parents[1]
 # Without these, libtpu queries the network for minutes for the local TPU's type, and only one
 # process at a time can load it.
 LIBTPU_VARIABLES = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
 Lowerable = tuple[Any, ...]
 """A jitted function, and its arguments or their shapes."""
+
+# --- configs ---
+
+
+def load_config(path: str, overrides: Iterable[str] = ()) -> Config:
+    """Load a config file and override fields, as in 'model.dropout=0.0'.
+
+    Raises InputError for a file without a config, an unknown field and a value of the wrong type.
+    """
+    try:
+        config = complete(runpy.run_path(path)["get_config"]())
+    except (OSError, KeyError) as error:
+        raise InputError(f"--config={path} is not a config file: {error}") from error
+    for override in overrides:
+        field, _, text = override.partition("=")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        try:
+            config.update_from_flattened_dict({field: value})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"--set={override} does not fit {path}: {' '.join(str(error).split())}."
+            ) from error
+    return config
+
+
+def config_name(path: str) -> str:
+    """Return the name of a config file in tables."""
+    return path.removeprefix("configs/").removesuffix(".py")
+
+
+def all_configs() -> list[str]:
+    """Return the paths of the experiments in configs/."""
+    found = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py"))
+    return [path for path in found if path.count("/") > 1 and not path.endswith("__init__.py")]
 
 
 def make_experiment(config: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -143,6 +183,7 @@ def compile_stages(function: Any, *arguments: Any) -> Compiled:
     compiled = lowered.compile()
     times.append(time.perf_counter())
     stages = zip(("trace", "lower", "compile"), times, times[1:])
+    seconds = {stage: end - start for stage, start, end in stages}
     sizes = compiled.memory_analysis()
     memory = {
         "arguments": sizes.argument_size_in_bytes,
@@ -151,7 +192,6 @@ def compile_stages(function: Any, *arguments: Any) -> Compiled:
         "temporaries": sizes.temp_size_in_bytes,
         "program": sizes.generated_code_size_in_bytes,
     }
-    seconds = {stage: end - start for stage, start, end in stages}
     cost = lowered.cost_analysis()
     flops = float(cost["flops"]) if cost else None
     return Compiled(compiled, seconds, flops, memory, compiled.cost_analysis() or {})

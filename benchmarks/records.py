@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ class Records:
         """Return whether there is no result for this key, or only an error."""
         return key not in self.results or "error" in self.results[key]
 
-    def add(self, key: str, record: Record) -> Record:
-        """Append a result, and return it."""
-        self.results[key] = record | {"key": key}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        incomplete = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
-        with open(self.path, "a") as file:
-            file.write("\n" * incomplete + json.dumps(self.results[key]) + "\n")
+    def cached(self, key: str, compute: Callable[[], Record]) -> Record:
+        """Return the result under this key; compute, print and append it if there is none."""
+        if self.is_missing(key):
+            self.results[key] = compute() | {"key": key}
+            print(f"  {self.results[key]}", flush=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            incomplete = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+            with open(self.path, "a") as file:
+                file.write("\n" * incomplete + json.dumps(self.results[key]) + "\n")
         return self.results[key]

@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 
 from benchmarks import harness, tables
-from benchmarks.configs import config_name, load_config
 
 STAGES = ("imports", "experiment", "state", "trace", "lower", "compile", "first step")
 COLUMNS: tables.Columns = {
@@ -57,7 +56,6 @@ def first_step(config: str, overrides: Sequence[str], since: float) -> tables.Ro
 
 def measure(path: str, overrides: Sequence[str], starts: int) -> list[tables.Row]:
     """Return rows with the medians of `starts` cold and warm starts of a config."""
-    load_config(path, overrides)  # Raises InputError before the first start.
     found: dict[str, list[tables.Row]] = {"cold": [], "warm": []}
     for _ in range(starts):
         with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +67,7 @@ def measure(path: str, overrides: Sequence[str], starts: int) -> list[tables.Row
                 arguments = path, overrides, time.time()
                 results.append(harness.isolated(first_step, *arguments, environment=cache))
     rows: list[tables.Row] = [
-        {"name": config_name(path), "start": start}
+        {"name": path.removeprefix("configs/").removesuffix(".py"), "start": start}
         | {key: statistics.median(each[key] for each in results) for key in results[0]}
         for start, results in found.items()
     ]

@@ -1,5 +1,7 @@
-"""Measurements behind the pages of results; one file for each page, `python -m studies.NAME`.
+"""Measurements behind the pages of results; `python -m studies.NAME` writes a page.
 
 `common.py` has what they share: networks trained by config, results cached under a hash of config
-and code, errors and verdicts, and the generated blocks of pages.
+and code, errors and verdicts, and the generated blocks of pages. `distances.py` compares samples
+with held-out images. The three files claims_*.py belong to `claims.py`, and `posterior_torch.py` to
+`posterior_peers.py`.
 """

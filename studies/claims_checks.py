@@ -6,6 +6,7 @@ better, and `AS_GOOD` where it is at least as good: its distance may be a ninth 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,30 +26,17 @@ VERDICTS = (HOLDS, FAILS, UNKNOWN, MISSING)
 
 
 class Sizes(NamedTuple):
-    """How much is measured.
+    """How much is measured."""
 
-    Attributes:
-      samples: images drawn for a distance.
-      steps: numbers of steps of P and PC, for which the paper has 1,000; the configs of the digits
-        have 250.
-      reference: steps of the predictor and corrector that few-step solvers are compared with.
-      long: images drawn for this comparison, by both.
-      long_elsewhere: the same for other data than digits.
-      guided: images of classes that are drawn with guidance.
-      images: held-out images of the other measurements.
-      zoo: images of measurements with the larger networks of zoo/.
-      classifier: training steps of the classifier of noised images.
-    """
-
-    samples: int = 1000
-    steps: tuple[int, ...] = (50, 250)
-    reference: int = 1000
-    long: int = 500
-    long_elsewhere: int = 200
-    guided: int = 250
-    images: int = 100
-    zoo: int = 8
-    classifier: int = 500
+    samples: int = 1000  # images drawn for a distance
+    steps: tuple[int, ...] = (50, 250)  # of P and PC; the paper has 1,000, the digits' configs 250
+    reference: int = 1000  # steps of the predictor and corrector beside few-step solvers
+    long: int = 500  # images drawn for this comparison, by both
+    long_elsewhere: int = 200  # the same for other data than digits
+    guided: int = 250  # images of classes that are drawn with guidance
+    images: int = 100  # held-out images of the other measurements
+    zoo: int = 8  # images of measurements with the larger networks of zoo/
+    classifier: int = 500  # training steps of the classifier of noised images
 
 
 TINY = Sizes(12, (2, 3), 2, 12, 12, 12, images=8, zoo=2, classifier=2)
@@ -96,48 +84,40 @@ class Study:
         """
         uses = [each if isinstance(each, Use) else Use(each) for each in networks]
         repeated = all(use.name in NETWORKS and NETWORKS[use.name].is_repeated for use in uses)
-        found = Measured()
-        for index in range(len(self.seeds) if repeated else 1):
-            key = self.key(function, uses, index, arguments)
-            if self.records.is_missing(key):
-                names = " and ".join(use.name for use in uses)
-                about = f"{function.__name__} of {names}, {arguments}, seed {self.seeds[index]}"
+        names, found = " and ".join(use.name for use in uses), Measured()
+        for index, seed in enumerate(self.seeds if repeated else self.seeds[:1]):
+            about = f"{function.__name__} of {names}, {arguments}, seed {seed}"
+            identities = [[self._identity(use, index), use.snapshot] for use in uses]
+            parts = [function.__name__, arguments, seed, identities]
+
+            def compute(index: int = index, seed: int = seed, about: str = about) -> dict[str, Any]:
                 print(f"measuring {about}", flush=True)
-                try:
-                    models = [self.load(use, index) for use in uses]
-                    values = function(models, self.seeds[index], **arguments)
-                except InputError as error:  # A data set is not installed.
-                    print(f"  not measured: {error}", flush=True)
-                    return Measured()
-                self.records.add(key, {"about": about, "found": values})
-                print("  " + ", ".join(f"{name} {each}" for name, each in values.items()))
-            found.append(self.records.results[key]["found"])
+                models = [common.load(self._file(use, index), use.snapshot) for use in uses]
+                return {"about": about, "found": function(models, seed, **arguments)}
+
+            try:
+                record = self.records.cached(common.key(parts, function.__module__), compute)
+            except InputError as error:  # A data set is not installed.
+                print(f"  not measured: {error}", flush=True)
+                return Measured()
+            found.append(record["found"])
         return found
 
-    def key(
-        self, function: Callable[..., Any], uses: Sequence[Use], index: int, arguments: Any
-    ) -> str:
-        """Return the key of a result: the hash of networks, arguments and code."""
-        networks = [[self._identity(use, index), use.snapshot] for use in uses]
-        about = [function.__name__, arguments, self.seeds[index], networks]
-        return common.key(about, function.__module__)
+    def _file(self, use: Use, index: int) -> Path:
+        """Return the file or workdir of a network; train it first if necessary."""
+        if use.name in NETWORKS:
+            return common.train(self._config(use, index), self.folder)
+        return common.ROOT / f"{use.name}.safetensors"
 
-    def load(self, use: Use, index: int) -> Any:
-        """Return a model; train its network first if necessary."""
-        if use.name not in NETWORKS:
-            return common.load(common.ROOT / f"{use.name}.safetensors")
-        config = NETWORKS[use.name].make_config(self._seed(use, index), tiny=self.tiny)
-        return common.load(common.train(config, self.folder), use.snapshot)
-
-    def _identity(self, use: Use, index: int) -> Any:
+    def _identity(self, use: Use, index: int) -> str:
         """Return what identifies the parameters of a network: its file, or config and code."""
-        if use.name not in NETWORKS:
-            return (common.ROOT / f"{use.name}.safetensors").stat().st_size, use.name
-        config = NETWORKS[use.name].make_config(self._seed(use, index), tiny=self.tiny)
-        return common.key(config.to_dict(), "training")
+        if use.name in NETWORKS:
+            return common.key(self._config(use, index).to_dict(), "training")
+        return hashlib.sha256(self._file(use, index).read_bytes()).hexdigest()
 
-    def _seed(self, use: Use, index: int) -> int:
-        return self.seeds[(index + use.shift) % len(self.seeds)]
+    def _config(self, use: Use, index: int) -> Any:
+        seed = self.seeds[(index + use.shift) % len(self.seeds)]
+        return NETWORKS[use.name].make_config(seed, tiny=self.tiny)
 
     def distances(self, name: str, snapshot: int | None = None, **options: Any) -> list[Estimate]:
         """Return distances of samples, by default by the few-step solver with 20 evaluations."""
@@ -177,21 +157,16 @@ class Check(NamedTuple):
 
     def cells(self) -> list[str]:
         """Return the row of the page, whose last cell has the verdicts of either half of seeds."""
-        middle, halves = len(self.numbers) // 2, ""
-        if middle:
-            halves = f"{self.verdict(slice(middle))}, {self.verdict(slice(middle, None))}"
-        shown = " against ".join(str(combine(each)) for each in self.shown if each)
-        number = str(combine(self.numbers)) if self.numbers else ""
-        if self.numbers and self.is_ratio:
-            number = f"ratio {_from_log(combine(self.numbers))}"
-        here = shown if self.numbers else ""
-        cells = self.text, self.paper, here, number, f"{self.margin:g}", self.verdict(), halves
-        return list(cells)
-
-
-def _from_log(estimate: Estimate) -> Estimate:
-    """Return a number from its logarithm; the error is relative to first order."""
-    return Estimate(math.exp(estimate.value), math.exp(estimate.value) * estimate.stderr)
+        start = [self.text, self.paper]
+        if not self.numbers:
+            return [*start, "", "", f"{self.margin:g}", MISSING, ""]
+        middle, found = len(self.numbers) // 2, combine(self.numbers)
+        number, shown = str(found), " against ".join(str(combine(each)) for each in self.shown)
+        if self.is_ratio:  # The error is relative to first order.
+            ratio = math.exp(found.value)
+            number = f"ratio {Estimate(ratio, ratio * found.stderr)}"
+        both = (self.verdict(slice(middle)), self.verdict(slice(middle, None))) if middle else ()
+        return [*start, shown, number, f"{self.margin:g}", self.verdict(), ", ".join(both)]
 
 
 def smaller(
@@ -221,19 +196,17 @@ def table(checks: Sequence[Check]) -> list[str]:
 
 def summary(page: str, titles: Sequence[str]) -> list[str]:
     """Return the table that counts the verdicts of a page, and those that both halves share."""
+    found = {
+        f"{number}. {title}": read_table(block(page, f"claim {number}"), "claim")
+        for number, title in enumerate(titles, 1)
+    }
+    found["all"] = sum(found.values(), [])
     lines = header("claim", *VERDICTS, "same in both halves", "opposite")
-    total = []
-    for number, title in enumerate(titles, 1):
-        found = read_table(block(page, f"claim {number}"), "claim")
-        total += found
-        lines.append(_summary_row(f"{number}. {title}", found))
-    return [*lines, _summary_row("all", total)]
-
-
-def _summary_row(title: str, found: Sequence[dict[str, str]]) -> str:
-    verdicts = Counter(each["verdict"] for each in found)
-    pairs = [each["halves"].split(", ") for each in found if each["halves"]]
-    same = sum(first == second for first, second in pairs)
-    opposite = sum({HOLDS, FAILS} == set(pair) for pair in pairs)
-    counts = [str(verdicts[each]) for each in VERDICTS]
-    return row(title, *counts, f"{same} of {len(pairs)}", str(opposite))
+    for title, rows in found.items():
+        verdicts = Counter(each["verdict"] for each in rows)
+        pairs = [each["halves"].split(", ") for each in rows if each["halves"]]
+        same = sum(first == second for first, second in pairs)
+        opposite = sum({HOLDS, FAILS} == set(pair) for pair in pairs)
+        counts = [str(verdicts[each]) for each in VERDICTS]
+        lines.append(row(title, *counts, f"{same} of {len(pairs)}", str(opposite)))
+    return lines

@@ -25,8 +25,9 @@ from controllable.operators import Operator
 from experiment import Experiment
 from score_sde import TrainedModel, operators
 from sde_lib import SDE, Score
+from studies import distances
 from studies.common import Estimate, mean
-from studies.distances import classes, distance, held_out, is_digits
+from studies.distances import distance, held_out, is_digits
 
 Models = Sequence[TrainedModel]
 Found = dict[str, Estimate]
@@ -41,9 +42,9 @@ def rms(x: np.ndarray) -> np.ndarray:
     return np.sqrt(np.mean(np.square(x.reshape(len(x), -1)), 1))
 
 
-def _classes(model: TrainedModel, x: np.ndarray) -> np.ndarray:
+def classes(model: TrainedModel, x: np.ndarray) -> np.ndarray:
     """Return the most probable classes (n,) of samples x (n, ...) of a model of the digits."""
-    return classes(model, model.to_images(jnp.asarray(x)))
+    return distances.classes(model.to_images(jnp.asarray(x)))
 
 
 # --- samples --------------------------------------------------------------------------------------
@@ -107,9 +108,8 @@ def _bits(model: TrainedModel, seed: int, count: int) -> tuple[np.ndarray, np.nd
     keys = sampling.image_keys(jax.random.key(seed), jnp.arange(len(x)))
     nats = eqx.filter_jit(likelihood.elbo)(model.score, model.sde, x, keys).nats
     dims, log_scale = math.prod(model.event_shape), model.scaler.log_scale
-    found = (likelihood.bits_per_dim(each, dims, log_scale) for each in (logp, -nats))
-    exact, bound = map(np.asarray, found)
-    return exact, bound
+    exact, bound = (likelihood.bits_per_dim(each, dims, log_scale) for each in (logp, -nats))
+    return np.asarray(exact), np.asarray(bound)
 
 
 # --- latent codes ---------------------------------------------------------------------------------
@@ -138,8 +138,7 @@ def interpolation(models: Models, seed: int, *, count: int) -> Found:
     half = len(x) // 2
     rows = min(half, ROWS)
     first, second = z[:rows], z[half : half + rows]
-    weights = np.linspace(0, 1, FRAMES)
-    frames = [_decode(model, slerp(first, second, weight)) for weight in weights]
+    frames = [_decode(model, slerp(first, second, weight)) for weight in np.linspace(0, 1, FRAMES)]
     middle = _decode(model, slerp(z[:half], z[half:], 0.5))
     steps = np.stack([rms(a - b) for a, b in zip(frames, frames[1:])])
     return {
@@ -164,7 +163,7 @@ def temperature(models: Models, seed: int, *, count: int, low: float) -> Found:
         "spread at low": mean(rms(scaled - scaled.mean(0))),
     }
     if is_digits(model):
-        found["kept"] = mean(_classes(model, plain) == _classes(model, scaled))
+        found["kept"] = mean(classes(model, plain) == classes(model, scaled))
     return found
 
 
@@ -203,7 +202,7 @@ def guided(models: Models, seed: int, *, count: int, iterations: int, strength: 
     trained = experiment.trained_model(model.params)
     images = np.asarray(experiment.draw_images(trained, seed * count, count).x)
     requested = np.arange(seed * count, (seed + 1) * count) % 10
-    return {"correct": mean(classes(model, images) == requested)}
+    return {"correct": mean(distances.classes(images) == requested)}
 
 
 def inpainting(models: Models, seed: int, *, count: int) -> Found:
@@ -222,9 +221,9 @@ def inpainting(models: Models, seed: int, *, count: int) -> Found:
         "samples": mean(rms((samples - truth)[:, unknown])),
     }
     if is_digits(model):
-        right, grey = _classes(model, truth), np.where(known, truth, 0)
-        found["kept"] = mean(_classes(model, solutions) == right)
-        found["grey"] = mean(_classes(model, grey) == right)
+        right, grey = classes(model, truth), np.where(known, truth, 0)
+        found["kept"] = mean(classes(model, solutions) == right)
+        found["grey"] = mean(classes(model, grey) == right)
     return found
 
 
@@ -252,12 +251,8 @@ def _solve(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return held-out images, a solution for each by the paper's method, and samples; (n, ...)."""
     truth = np.asarray(model.from_images(held_out(model, count)))
-    options = {
-        "steps": STEPS,
-        "predictor": "reverse_diffusion",
-        "corrector": "none",
-        "batch_size": count,
-    }
+    options: dict[str, Any] = {"predictor": "reverse_diffusion", "corrector": "none"}
+    options |= {"steps": STEPS, "batch_size": count}
     posterior = model.posterior(operator.forward(truth), operator, noise=0.0, method="projection")
     solutions = posterior.sample(seed=seed, **options)
     samples = model.sample(len(truth), seed=seed + 1, sampler="pc", **options)

@@ -1,4 +1,4 @@
-"""What the studies share: trained networks, cached results, verdicts, and blocks of pages."""
+"""What the studies share: trained networks, keys of results, errors and verdicts, and pages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import importlib
 import json
 import math
 import subprocess
@@ -15,25 +16,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
 
+import datasets
 import score_sde
 import training
 from api.trained import NetworkScore
 from benchmarks import tables
-from benchmarks.records import Record, Records
-from configs.default import Config
+from configs.default import Config, complete
 from errors import InputError
-from experiment import Experiment
 from score_sde import TrainedModel
 
 ROOT = Path(__file__).parents[1]
-ZOO = ROOT / "zoo"
 WITHOUT_EFFECT = ("progress", "report", "runs", "benchmarks", "evaluation")
 """Modules whose code does not change what is trained or measured."""
-LENGTH = 12  # hexadecimal digits of a key
 
 # --- keys -----------------------------------------------------------------------------------------
 
@@ -46,60 +43,41 @@ def key(value: Any, module: str) -> str:
     config and code: stale ones stay in their files under old keys.
     """
     text = json.dumps(value, sort_keys=True, default=list) + _code(module)
-    return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @functools.cache
 def _code(module: str) -> str:
     """Return the hash of the code of a module and its imports."""
-    if _path(module) is None:
-        raise ValueError(f"{module} is not a module of this repository.")
     found, waiting = {}, [module]
     while waiting:
         name = waiting.pop()
-        path = _path(name)
-        if path is None or name in found or name.partition(".")[0] in WITHOUT_EFFECT:
+        base = ROOT / name.replace(".", "/")
+        files = [each for each in (Path(f"{base}.py"), base / "__init__.py") if each.is_file()]
+        if not files or name in found or name.partition(".")[0] in WITHOUT_EFFECT:
             continue
-        tree = ast.parse(path.read_text())
+        tree = ast.parse(files[0].read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names]
+                waiting += [each.name for each in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 waiting += [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 node.body = [each for each in node.body if not _is_text(each)]
         waiting.append(name.rpartition(".")[0])
         found[name] = ast.dump(tree)
+    if not found:
+        raise ValueError(f"{module} is not a module of this repository.")
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
-def _path(module: str) -> Path | None:
-    """Return the file of a module of this repository."""
-    start = ROOT / module.replace(".", "/") if module else ROOT / "absent"
-    candidates = start.with_suffix(".py"), start / "__init__.py"
-    return next((path for path in candidates if path.is_file()), None)
-
-
 def _is_text(statement: ast.stmt) -> bool:
-    """Return whether a statement is a string alone."""
+    """Return whether a statement is a string alone, such as a docstring."""
     value = statement.value if isinstance(statement, ast.Expr) else None
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
-def cached(records: Records, key: str, compute: Callable[[], Record]) -> Record:
-    """Return the result under this key; compute and record it if there is none."""
-    if records.is_missing(key):
-        print(f"  {records.add(key, compute())}", flush=True)
-    return records.results[key]
-
-
 # --- networks -------------------------------------------------------------------------------------
-
-
-def compilation_cache(folder: Path) -> None:
-    """Keep compiled programs in a folder, so that a second run need not compile them."""
-    jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def train(config: Config, folder: Path) -> Path:
@@ -117,6 +95,11 @@ def train(config: Config, folder: Path) -> Path:
             raise KeyboardInterrupt
         finished.touch()
     return workdir
+
+
+def zoo(name: str) -> Path:
+    """Return the file of a network of zoo/, such as "emoji_vp"."""
+    return ROOT / "zoo" / f"{name}.safetensors"
 
 
 @functools.cache
@@ -137,10 +120,17 @@ _scores: dict[str, NetworkScore] = {}
 """A score by its config."""
 
 
+def digits_network(name: str, folder: Path) -> Path:
+    """Train the network of a config of digits, without a warm-up of its average, unless it is."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.model.ema_ramp = False
+    return train(complete(config), folder)
+
+
 @functools.cache
-def experiment_of(model: TrainedModel) -> Experiment:
-    """Return the experiment of a model, which reads its data set."""
-    return Experiment(model.config, jax.devices()[:1])
+def images(model: TrainedModel, split: str) -> datasets.Images:
+    """Return the images of a model's data set, of the split 'train' or 'test'."""
+    return datasets.load(model.config.data, split)
 
 
 # --- errors and verdicts --------------------------------------------------------------------------
@@ -195,7 +185,7 @@ def verdict(estimate: Estimate, margin: float) -> str:
     return FAILS if difference + error < 0 else UNKNOWN
 
 
-# --- commands -------------------------------------------------------------------------------------
+# --- commands and pages ---------------------------------------------------------------------------
 
 
 def run(main: Callable[[argparse.Namespace], None], options: Mapping[str, Any]) -> None:
@@ -218,9 +208,6 @@ def run(main: Callable[[argparse.Namespace], None], options: Mapping[str, Any]) 
         main(parser.parse_args())
     except InputError as error:
         sys.exit(f"Error: {error}")
-
-
-# --- pages ----------------------------------------------------------------------------------------
 
 
 def provenance(command: str) -> str:

@@ -1,18 +1,22 @@
-"""Distances of samples to images: sliced Wasserstein-2, and a classifier of digits."""
+"""Distances of samples to images and mixtures: sliced Wasserstein-2, and a classifier of digits."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
+from scipy.stats import norm
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from score_sde import Prior, TrainedModel
+import datasets
+from configs.default_digits_configs import get_default_configs
+from score_sde import TrainedModel
+from sde_lib import SDE, Score
 from studies import common
 from studies.common import Estimate
 
@@ -59,108 +63,150 @@ def weighted_quantiles(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.stack(columns, 1)
 
 
+# --- held-out images ------------------------------------------------------------------------------
+
+
 def scale(images: np.ndarray | Array) -> np.ndarray:
     """Scale uint8 images to [-1, 1]."""
     return np.asarray(images, np.float64) / 127.5 - 1
 
 
-# --- held-out images ------------------------------------------------------------------------------
-
-
-class HeldOut:
-    """Distances of samples to images in [-1, 1] (n, ...), with weights (n,), equal by default."""
-
-    def __init__(self, images: np.ndarray, weights: np.ndarray | None = None) -> None:
-        self.quantiles = weighted_quantiles(
-            images, np.ones(len(images)) if weights is None else weights
-        )
-
-    def distance(self, x: np.ndarray) -> Estimate:
-        """Return the distance of samples x (m, ...), and its standard deviation by resampling."""
-        rng = np.random.default_rng(0)
-        resampled = [
-            sliced_distance(self.quantiles, x[rng.integers(0, len(x), len(x))])
-            for _ in range(RESAMPLINGS)
-        ]
-        return Estimate(sliced_distance(self.quantiles, x), float(np.std(resampled, ddof=1)))
-
-
-class Digits(HeldOut):
-    """The held-out digits, whose classes are weighted as in training.
-
-    Attributes:
-      frequencies: those of the classes in training (10,).
-      classifier: a logistic regression on the training digits.
-    """
-
-    def __init__(self, model: TrainedModel) -> None:
-        _, labels = load_digits(return_X_y=True)
-        is_test = np.arange(len(labels)) % 5 == 4  # the split of datasets.digits
-        self.frequencies = np.bincount(labels[~is_test]) / (~is_test).sum()
-        test_frequencies = np.bincount(labels[is_test]) / is_test.sum()
-        train, test = (
-            scale(np.round(np.asarray(images.pixels) * (255 / 16)).astype(np.uint8))
-            for images in (common.experiment_of(model).train, common.experiment_of(model).test)
-        )
-        super().__init__(test, (self.frequencies / test_frequencies)[labels[is_test]])
-        x = train.reshape(len(train), -1)
-        self.classifier = LogisticRegression(max_iter=2000).fit(x, labels[~is_test])
-
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Return the probabilities of the classes (n, 10) of uint8 images (n, ...)."""
-        return self.classifier.predict_proba(scale(images).reshape(len(images), -1))
-
-
-def is_digits(model: TrainedModel) -> bool:
-    """Return whether a model draws digits, whose reference has a classifier."""
-    return model.config.data.dataset == "digits"
-
-
-def reference(model: TrainedModel) -> HeldOut:
-    """Return the held-out images of the model's data set as a reference."""
-    name = model.config.data.dataset
-    if name not in _references:
-        known = Digits(model) if is_digits(model) else HeldOut(scale(held_out(model, HELD_OUT)))
-        _references[name] = known
-    return _references[name]
-
-
-_references: dict[str, HeldOut] = {}
-
-
-def distance(model: TrainedModel, x: Array | np.ndarray) -> Estimate:
-    """Return the distance of samples x (n, H, W, C) of a model to held-out images, in [-1, 1]."""
-    return reference(model).distance(scale(model.to_images(jnp.asarray(x))))
-
-
-def classes(model: TrainedModel, images: np.ndarray) -> np.ndarray:
-    """Return the most probable classes (n,) of uint8 images (n, 8, 8, 1) of a model of digits."""
-    digits = reference(model)
-    if not isinstance(digits, Digits):
-        raise TypeError(f"{model.config.data.dataset} has no classifier")
-    return digits.probabilities(images).argmax(1)
-
-
 def held_out(model: TrainedModel, count: int) -> np.ndarray:
     """Return at most `count` held-out images, evenly spaced in their order; grey levels."""
-    test = common.experiment_of(model).test
+    test = common.images(model, "test")
     chosen = np.linspace(0, len(test) - 1, min(count, len(test))).round().astype(int)
     return np.asarray(test.batch(chosen).pixels)
 
 
-# --- samples with their evaluations ---------------------------------------------------------------
+def is_digits(model: TrainedModel) -> bool:
+    """Return whether a model draws digits, whose classes a classifier recognizes."""
+    return model.config.data.dataset == "digits"
 
 
-def draw(
-    prior: Prior,
-    count: int,
-    *,
-    sampler: str | None = None,
-    steps: int | None = None,
-    batch_size: int = 500,
-    **options: Any,
-) -> tuple[np.ndarray, float]:
-    """Return samples (count, ...) as `Prior.sample` draws them, and their mean evaluations."""
-    chosen = prior.make_sampler(sampler, steps, **options)
-    found = prior.draw(chosen, count, jax.random.key(0), batch_size=batch_size)
-    return np.asarray(found.x), float(np.mean(found.nfe))
+_quantiles: dict[tuple[str, int], np.ndarray] = {}
+"""Quantiles of held-out images by data set and size."""
+
+
+def quantiles(model: TrainedModel) -> np.ndarray:
+    """Return the quantiles of the held-out images of a model's data set, in [-1, 1].
+
+    The classes of digits are weighted as in training.
+    """
+    key = model.config.data.dataset, model.config.data.image_size
+    if key not in _quantiles and is_digits(model):
+        both = [common.images(model, split) for split in ("train", "test")]
+        train, test = (np.bincount(np.asarray(each.labels)) / len(each) for each in both)
+        weights = (train / test)[np.asarray(both[1].labels)]
+        _quantiles[key] = weighted_quantiles(scale(digits(both[1])), weights)
+    elif key not in _quantiles:
+        images = scale(held_out(model, HELD_OUT))
+        _quantiles[key] = weighted_quantiles(images, np.ones(len(images)))
+    return _quantiles[key]
+
+
+def distance(model: TrainedModel, x: Array | np.ndarray) -> Estimate:
+    """Return the distance of samples x (n, H, W, C) of a model to held-out images, in [-1, 1].
+
+    Its error is the standard deviation over resampled samples.
+    """
+    known, images = quantiles(model), scale(model.to_images(jnp.asarray(x)))
+    rng, count = np.random.default_rng(0), len(images)
+    resampled = [
+        sliced_distance(known, images[rng.integers(0, count, count)]) for _ in range(RESAMPLINGS)
+    ]
+    return Estimate(sliced_distance(known, images), float(np.std(resampled, ddof=1)))
+
+
+def digits(images: datasets.Images) -> np.ndarray:
+    """Return digits of 17 grey levels as uint8 images (n, 8, 8, 1)."""
+    return np.round(np.asarray(images.pixels) * (255 / 16)).astype(np.uint8)
+
+
+@functools.cache
+def classifier() -> LogisticRegression:
+    """Return a logistic regression on the training digits, scaled to [-1, 1]."""
+    train = datasets.load(get_default_configs().data, "train")
+    x = scale(digits(train)).reshape(len(train), -1)
+    return LogisticRegression(max_iter=2000).fit(x, np.asarray(train.labels))
+
+
+def classes(images: np.ndarray) -> np.ndarray:
+    """Return the most probable classes (n,) of uint8 images of digits (n, 8, 8, 1)."""
+    return classifier().predict_proba(scale(images).reshape(len(images), -1)).argmax(1)
+
+
+# --- mixtures of Gaussians ------------------------------------------------------------------------
+
+
+class Mixture(NamedTuple):
+    """Equally likely Gaussians over events of a shape.
+
+    Attributes:
+      means, variances: (K, D), D being the size of an event.
+      shape: of an event.
+    """
+
+    means: np.ndarray
+    variances: np.ndarray
+    shape: tuple[int, ...]
+
+    def sample(self, seed: int, n: int) -> np.ndarray:
+        """Return n samples (n, D)."""
+        rng = np.random.default_rng(seed)
+        k = rng.integers(0, len(self.means), n)
+        return self.means[k] + np.sqrt(self.variances[k]) * rng.normal(size=(n, len(self.means.T)))
+
+    def score(self, sde: SDE) -> Score:
+        """Return the exact score. If a batch has one time, it needs only matrix products."""
+
+        def components(t: Array) -> tuple[Array, Array]:
+            alpha = sde.alpha(t)
+            return alpha * self.means, alpha**2 * self.variances + sde.var(t)
+
+        def equal_times(x: Array, t: Array) -> Array:
+            mean, var = components(t[0])
+            offsets = (mean**2 / var + jnp.log(var)).sum(-1)
+            logits = x @ (mean / var).T - 0.5 * (x**2 @ (1 / var).T + offsets)
+            weights = jax.nn.softmax(logits)
+            return weights @ (mean / var) - weights @ (1 / var) * x
+
+        def one_event(x: Array, t: Array) -> Array:
+            mean, var = components(t)
+            scores = (mean - x) / var
+            weights = jax.nn.softmax(-0.5 * (scores**2 * var + jnp.log(var)).sum(-1))
+            return weights @ scores
+
+        def score(x: Array, t: Array) -> Array:
+            flat = x.reshape(len(x), -1)
+            same = jnp.all(t == t[0])
+            return lax.cond(same, equal_times, jax.vmap(one_event), flat, t).reshape(x.shape)
+
+        return score
+
+    def quantiles(self, n: int) -> np.ndarray:
+        """Return the quantiles (i + 1/2) / n along `directions`, (n, 2 D).
+
+        Along a direction the mixture consists of Gaussians in one dimension.
+        """
+        vectors = directions(len(self.means.T))
+        mean, std = self.means @ vectors, np.sqrt(self.variances @ vectors**2)
+        grid = np.linspace((mean - 6 * std).min(0), (mean + 6 * std).max(0), 4000)
+        columns = []
+        for j, points in enumerate(grid.T):
+            cdf = norm.cdf((points[:, None] - mean[:, j]) / std[:, j]).mean(1)
+            columns.append(np.interp(levels(n), cdf, points))
+        return np.stack(columns, 1)
+
+
+def mixture_of_digits() -> Mixture:
+    """Return ten Gaussians with the pixel means and variances of the classes of the digits.
+
+    The digits are dequantized and scaled to [-1, 1]; an event has the shape (8, 8, 1).
+    """
+    grey, labels = map(np.asarray, load_digits(return_X_y=True))
+    x = 2 * (grey + 0.5) / 17 - 1
+    groups = [x[labels == k] for k in range(10)]
+    dequantization_var = (2 / 17) ** 2 / 12
+    means = np.stack([group.mean(0) for group in groups]).astype(np.float32)
+    variances = np.stack([group.var(0) + dequantization_var for group in groups])
+    return Mixture(means, variances.astype(np.float32), (8, 8, 1))

@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.distance import cdist, pdist
 from sklearn.svm import SVC
 
 import datasets
@@ -49,25 +50,19 @@ def draw(path: Path, folder: Path) -> None:
     images, classes = load(folder)
     names = np.unique(classes)
     columns = [images[classes == c][:ROWS] for c in names]
-    rows = min(map(len, columns))
-    grid = np.stack([column[:rows] for column in columns], axis=1)
+    grid = np.stack([column[: min(map(len, columns))] for column in columns], axis=1)
     titles = [str(c) for c in names]
     write_picture(path, datasets.image_grid(grid.reshape(-1, *images.shape[1:]), titles=titles))
 
 
 def spread(x: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean distance of rows of x (N, D) in the same class, averaged over classes."""
-    means = []
-    for c in np.unique(labels):
-        members = x[labels == c]
-        distances = np.linalg.norm(members[:, None] - members[None], axis=-1)
-        means.append(distances.sum() / (len(members) * (len(members) - 1)))
-    return float(np.mean(means))
+    return float(np.mean([pdist(x[labels == c]).mean() for c in np.unique(labels)]))
 
 
 def distance_to_nearest(x: np.ndarray, training: np.ndarray) -> np.ndarray:
     """Return the distance (N,) of each row of x (N, D) to the nearest row of training (M, D)."""
-    return np.array([np.linalg.norm(training - each, axis=-1).min() for each in x])
+    return cdist(x, training).min(1)
 
 
 def main(options: argparse.Namespace) -> None:

@@ -20,8 +20,6 @@ from matplotlib.figure import Figure
 
 from benchmarks import harness
 from benchmarks.tables import header, row
-from configs.default import complete
-from configs.vp.digits_ddpmpp_continuous import get_config
 from controllable import methods
 from controllable.operators import Operator
 from score_sde import Prior, TrainedModel, operators
@@ -153,7 +151,7 @@ def baselines(model: TrainedModel, operator: Operator, y: Array) -> dict[str, Ar
     They use the measurement and the training images: the pseudo-inverse; the mean training image,
     changed to agree with the measurement; and the training image whose measurement is nearest.
     """
-    images = common.experiment_of(model).train
+    images = common.images(model, "train")
     train = model.from_images(np.asarray(images.batch(np.arange(len(images))).pixels))
     measured = operator.forward(train).reshape(len(train), -1)
     distances = ((y.reshape(len(y), 1, -1) - measured) ** 2).sum(-1)
@@ -196,9 +194,8 @@ def calibration_table(model: TrainedModel) -> list[str]:
 def main(options: argparse.Namespace) -> None:
     """Measure, and write the tables and the picture."""
     jax.config.update("jax_default_matmul_precision", "highest")
-    config = get_config()
-    config.model.ema_ramp = False
-    model = common.load(common.train(complete(config), Path(options.folder)))
+    folder = Path(options.folder)
+    model = common.load(common.digits_network("vp.digits_ddpmpp_continuous", folder))
     about = common.provenance("python -m studies.inverse_problems --folder=DIR --write")
     blocks = {
         "gaussian": [about, "", *gaussian_table()],

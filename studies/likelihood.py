@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +23,10 @@ from jax import Array
 import likelihood
 from benchmarks import harness
 from benchmarks.tables import header, row
-from configs.default import complete
-from configs.vp.digits_ddpmpp_continuous import get_config
 from sde_lib import SDE, VESDE, VPSDE, Score, SubVPSDE
 from solvers import integrate
 from studies import common
-from studies.common import Estimate, mean
+from studies.common import mean
 from tests import mixture
 
 OPTIONS = {"folder": "", "images": 32, "rounds": 5, "write": False}
@@ -78,11 +75,8 @@ def mixture_problem(sde: SDE, count: int) -> Problem:
 
 def digits_problem(folder: Path, count: int) -> Problem:
     """Return held-out digits, dequantized, with one Rademacher probe each."""
-    config = get_config()
-    config.model.ema_ramp = False
-    model = common.load(common.train(complete(config), folder))
-    scaler = model.scaler
-    pixels = jnp.asarray(common.experiment_of(model).test.pixels[:count])
+    model = common.load(common.digits_network("vp.digits_ddpmpp_continuous", folder))
+    scaler, pixels = model.scaler, jnp.asarray(common.images(model, "test").pixels[:count])
     x = scaler.dequantize(pixels, jax.random.uniform(jax.random.key(0), pixels.shape))
     probes = likelihood.draw_probes(jax.random.split(jax.random.key(1), count), x.shape)
     name = "digits, DDPM++, VPSDE"
@@ -118,7 +112,7 @@ def official(problem: Problem) -> tuple[Array, Array]:
 
 def accuracy(problem: Problem, rounds: int) -> list[str]:
     """Return a row for each method, timed in turn with the others."""
-    runs: dict[str, Callable[[], tuple]] = {"official": jax.jit(lambda: official(problem))}
+    runs: dict[str, Any] = {"official": jax.jit(lambda: official(problem))}
     for tolerance in TOLERANCES:
         runs[f"{tolerance:g}"] = jax.jit(functools.partial(problem.solve, tolerance))
     truth = problem.logp
@@ -133,9 +127,9 @@ def accuracy(problem: Problem, rounds: int) -> list[str]:
     bits = math.prod(problem.x.shape[1:]) * math.log(2)
     rows = []
     for name, found in results.items():
-        logp, nfe = (found.logp, found.nfe) if name != "official" else found
+        logp, nfe = found if name == "official" else (found.logp, found.nfe)
         error = np.asarray(logp - truth) / bits
-        own = f"{float(found.error.mean()) / bits:.1e}" if name != "official" else ""
+        own = "" if name == "official" else f"{float(found.error.mean()) / bits:.1e}"
         errors = np.abs(error).mean(), np.abs(error).max()
         cells = problem.name, name, f"{float(nfe.mean()):.0f}", *(f"{e:.1e}" for e in errors)
         rate = len(error) / np.median(seconds[name])
@@ -172,11 +166,9 @@ def sensitivity(problem: Problem) -> list[str]:
             cases.append((f"{field} {value:g}", estimate(**fields), default))
     rows = []
     for name, (bits, nfe), (other, _) in cases:
-        change: Estimate | str = (
-            "" if bits is other else mean((bits - other.mean(1)[:, None]).mean(1))
-        )
+        change = "" if bits is other else str(mean((bits - other.mean(1)[:, None]).mean(1)))
         spread = f"{bits.std(1, ddof=1).mean():.4f}" if bits.shape[1] > 1 else ""
-        rows.append(row(name, f"{bits.mean():.4f}", str(change), spread, f"{nfe:.0f}"))
+        rows.append(row(name, f"{bits.mean():.4f}", change, spread, f"{nfe:.0f}"))
         print(rows[-1], flush=True)
     return rows
 
@@ -187,9 +179,9 @@ def main(options: argparse.Namespace) -> None:
     about = common.provenance("python -m studies.likelihood --folder=DIR --write")
     lines = [about, "", *header("Problem", "tolerance", *figures)]
     digits = digits_problem(Path(options.folder), options.images)
-    for sde in (VESDE(), VPSDE(), SubVPSDE()):
-        lines += accuracy(mixture_problem(sde, options.images), options.rounds)
-    lines += accuracy(digits, options.rounds)
+    mixtures = (mixture_problem(sde, options.images) for sde in (VESDE(), VPSDE(), SubVPSDE()))
+    for problem in (*mixtures, digits):
+        lines += accuracy(problem, options.rounds)
     changes = header("", "bits/dim", "moves by", "spread of a probe", "NFE") + sensitivity(digits)
     if options.write:
         page = common.ROOT / "docs" / "likelihood.md"

@@ -9,10 +9,9 @@ docs/sampling.png. Networks of the digits are trained in DIR; a run that is stop
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,12 @@ import numpy as np
 import solvers
 from benchmarks.records import Record, Records
 from benchmarks.tables import header, row
-from configs.default import complete
 from errors import InputError
 from score_sde import Prior
 from sde_lib import VESDE, VPSDE, SubVPSDE
-from studies import common, mixtures
+from studies import common
 from studies.common import Estimate
-from studies.distances import Digits, draw, reference, scale, sliced_distance
+from studies.distances import Mixture, distance, mixture_of_digits, sliced_distance
 
 OPTIONS = {"folder": "", "samples": 5000, "write": False}
 PAGE = common.ROOT / "docs" / "sampling.md"
@@ -50,8 +48,31 @@ CORRECTED = {
     "VP": {"predictor": "euler_maruyama", "snr": 0.01},
     "sub-VP": {"predictor": "euler_maruyama", "snr": 0.01},
 }
-Measure = Callable[..., Record]
-"""(name, options of `Prior.sample`) -> record with `nfe` and `distance`, an Estimate."""
+Measure = Callable[[str, Mapping[str, Any]], Record]
+"""(title, options of `Prior.make_sampler`) -> record with `nfe` and `distance`, an Estimate."""
+
+
+def measure_with(
+    records: Records,
+    prior: Prior,
+    distance: Callable[[np.ndarray], Estimate],
+    about: Sequence[Any],
+    count: int,
+    batch_size: int,
+) -> Measure:
+    """Return a function that measures `count` samples of a prior, and records the results."""
+
+    def measure(title: str, options: Mapping[str, Any]) -> Record:
+        def compute() -> Record:
+            sampler = prior.make_sampler(**options)
+            found = prior.draw(sampler, count, jax.random.key(0), batch_size=batch_size)
+            nfe = float(np.mean(found.nfe))
+            return {"about": title, "nfe": nfe, "distance": distance(np.asarray(found.x))}
+
+        key = common.key([*about, options, count], "studies.sampling")
+        return records.cached(key, compute)
+
+    return measure
 
 
 def solver(name: str, schedule: str, budget: int) -> dict[str, Any] | None:
@@ -61,18 +82,21 @@ def solver(name: str, schedule: str, budget: int) -> dict[str, Any] | None:
         steps = (budget + 1) // 2
     elif name == "restart":
         steps = (budget - 3) // 2
-    return {"sampler": name, "schedule": schedule, "steps": steps} if steps >= 3 else None
+    return {"name": name, "schedule": schedule, "steps": steps} if steps >= 3 else None
 
 
-def reference_samplers(sde: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the samplers of the paper and the adaptive-step SDE solver."""
+def reference_samplers(sde: str) -> dict[str, dict[str, Any]]:
+    """Return the samplers of the paper and the adaptive-step SDE solver, by their name."""
     predictor = {"predictor": CORRECTED[sde]["predictor"], "corrector": "none"}
     pc = {"corrector": "langevin", **CORRECTED[sde]}
-    yield "PC, 1000 + 1000", {"sampler": "pc", "steps": 1000, **pc}
-    yield "predictor, 1000", {"sampler": "pc", "steps": 1000, **predictor}
-    yield "ode", {"sampler": "ode"}
-    for tolerance in (0.05, 0.02, 0.01):
-        yield f"adaptive_sde {tolerance}", {"sampler": "adaptive_sde", "tolerance": tolerance}
+    return {
+        "PC, 1000 + 1000": {"name": "pc", "steps": 1000, **pc},
+        "predictor, 1000": {"name": "pc", "steps": 1000, **predictor},
+        "ode": {"name": "ode"},
+    } | {
+        f"adaptive_sde {tolerance}": {"name": "adaptive_sde", "tolerance": tolerance}
+        for tolerance in (0.05, 0.02, 0.01)
+    }
 
 
 # --- a distribution with known score --------------------------------------------------------------
@@ -107,7 +131,7 @@ def mixture_tables(name: str, measure: Measure) -> tuple[list[str], dict[str, li
             cells = [f"{each['distance'][0]:.4f}" for two in by_schedule.values() for each in two]
             others.append(row(f"`{method}`", *cells))
     lines += ["", *header("sampler", "NFE", "distance")]
-    for sampler, options in reference_samplers(name):
+    for sampler, options in reference_samplers(name).items():
         found = measure(sampler, options)
         lines.append(row(sampler, f"{found['nfe']:.0f}", f"{found['distance'][0]:.4f}"))
         curves[sampler] = [found]
@@ -126,29 +150,6 @@ def _budget_cell(found: Record | None, budget: int) -> str:
         return ""
     cell = f"{found['distance'][0]:.4f}"
     return cell if found["nfe"] >= budget else f"{cell} ({found['nfe']:.0f})"
-
-
-def measure_mixture(records: Records, name: str, mixture: mixtures.Mixture, count: int) -> Measure:
-    """Return the function that measures samplers on a mixture with its exact score."""
-    prior = Prior(mixture.score(SDES[name]), SDES[name], mixture.shape, support=(-1.0, 1.0))
-    quantiles = mixture.quantiles(count)
-
-    def measure(sampler: str, options: dict[str, Any]) -> Record:
-        def compute() -> Record:
-            x, nfe = draw(prior, count, batch_size=count, **options)
-            return {"about": sampler, "nfe": nfe, "distance": (sliced_distance(quantiles, x), 0)}
-
-        key = common.key(["mixture", name, options, count], "studies.sampling")
-        return common.cached(records, key, compute)
-
-    return measure
-
-
-def floor(mixture: mixtures.Mixture, count: int) -> Estimate:
-    """Return the distance of exact samples from the mixture, and its standard deviation."""
-    quantiles = mixture.quantiles(count)
-    exact = [sliced_distance(quantiles, mixture.sample(seed, count)) for seed in range(20)]
-    return Estimate(float(np.mean(exact)), float(np.std(exact, ddof=1)))
 
 
 def plot(curves: dict[str, dict[str, list[Record]]], exact: Estimate, path: Path) -> None:
@@ -172,27 +173,6 @@ def plot(curves: dict[str, dict[str, list[Record]]], exact: Estimate, path: Path
 # --- trained networks -----------------------------------------------------------------------------
 
 
-def measure_trained(records: Records, name: str, count: int) -> Measure:
-    """Return the function that measures samplers on the network of the digits with this SDE."""
-    config = importlib.import_module(f"configs.{CONFIGS[name]}").get_config()
-    config.model.ema_ramp = False
-    workdir = common.train(complete(config), records.path.parent)
-    model = common.load(workdir)
-
-    def measure(sampler: str, options: dict[str, Any]) -> Record:
-        def compute() -> Record:
-            x, nfe = draw(model, count, **options)
-            images, digits = model.to_images(jnp.asarray(x)), reference(model)
-            assert isinstance(digits, Digits)
-            found = digits.distance(scale(images))
-            return {"about": f"{name}: {sampler}", "nfe": nfe, "distance": tuple(found)}
-
-        key = common.key([workdir.name, options, count], "studies.sampling")
-        return common.cached(records, key, compute)
-
-    return measure
-
-
 def verdict(result: Estimate, own: Estimate) -> str:
     """Compare a distance with the config's own, given MARGIN and two standard errors."""
     difference, error = result.value - own.value, 2 * math.hypot(result.stderr, own.stderr)
@@ -209,14 +189,14 @@ def trained_table(measures: dict[str, Measure]) -> list[str]:
     settings = [(solver, "karras", 20) for solver in (*CANDIDATES, *OTHERS)]
     settings += [(solver, "log_snr", 20) for solver in CANDIDATES]
     settings += [(solver, "karras", 10) for solver in CANDIDATES]
-    own = {name: measure(OWN, {"sampler": "pc"}) for name, measure in measures.items()}
+    own = {name: measure(OWN, {"name": "pc"}) for name, measure in measures.items()}
     distances = {name: Estimate(*found["distance"]) for name, found in own.items()}
     nfe = ", ".join(f"{found['nfe']:.0f}" for found in own.values())
     lines = [*header("sampler", "NFE", *measures), row(OWN, nfe, *map(str, distances.values()))]
     for setting in settings:
-        title, cells, options = " ".join(setting[:2]), [], solver(*setting)
+        title, cells = " ".join(setting[:2]), []
         for name, measure in measures.items():
-            found = measure(title, options)
+            found = measure(title, solver(*setting) or {})
             distance = Estimate(*found["distance"])
             cells.append(f"{distance}, {verdict(distance, distances[name])}")
         lines.append(row(f"`{title}`", f"{found['nfe']:.0f}", *cells))
@@ -265,12 +245,12 @@ def peer_states(prior: Prior, name: str, x: np.ndarray, noise_levels: np.ndarray
     return np.array(states)
 
 
-def diffusers_table() -> list[str]:
-    """Compare solvers with diffusers' schedulers on the mixture's probability flow of the VP SDE.
+def diffusers_table(mixture: Mixture) -> list[str]:
+    """Compare solvers with diffusers' schedulers on a mixture's probability flow of the VP SDE.
 
     Both use the same noise levels and prior samples. Errors are those of the last state.
     """
-    mixture, sde = mixtures.of_digits(), VPSDE()
+    sde = VPSDE()
     prior = Prior(mixture.score(sde), sde, mixture.shape)
     x = np.asarray(jax.random.normal(jax.random.key(0), (64, *mixture.shape)))
     lines = header(
@@ -291,23 +271,34 @@ def diffusers_table() -> list[str]:
 
 def main(options: argparse.Namespace) -> None:
     """Measure, print and write the tables."""
-    records, mixture = Records(Path(options.folder) / "sampling.jsonl"), mixtures.of_digits()
-    count = options.samples
-    about = common.provenance("python -m studies.sampling --folder=DIR --write")
-    blocks = {"trained": [about, ""]}
-    blocks["trained"] += trained_table(
-        {name: measure_trained(records, name, count) for name in SDES}
-    )
-    curves, exact = {}, floor(mixture, count)
+    folder, count, mixture = Path(options.folder), options.samples, mixture_of_digits()
+    records, trained, curves = Records(folder / "sampling.jsonl"), {}, {}
     for name in SDES:
-        lines, curves[name] = mixture_tables(name, measure_mixture(records, name, mixture, count))
-        blocks[name] = [f"The distance of {count} exact samples is {exact}.", "", *lines]
+        workdir = common.digits_network(CONFIGS[name], folder)
+        model = common.load(workdir)
+        of_model = lambda x, model=model: distance(model, x)  # noqa: E731
+        trained[name] = measure_with(records, model, of_model, [workdir.name], count, 500)
+    about = common.provenance("python -m studies.sampling --folder=DIR --write")
+    blocks = {"trained": [about, "", *trained_table(trained)]}
+    quantiles = mixture.quantiles(count)
+
+    def exact_distance(x: np.ndarray) -> Estimate:
+        return Estimate(sliced_distance(quantiles, x), 0)
+
+    floors = [exact_distance(mixture.sample(seed, count)).value for seed in range(20)]
+    floor = Estimate(float(np.mean(floors)), float(np.std(floors, ddof=1)))
+    for name, sde in SDES.items():
+        prior = Prior(mixture.score(sde), sde, mixture.shape, support=(-1.0, 1.0))
+        about = ["mixture", name]
+        measure = measure_with(records, prior, exact_distance, about, count, count)
+        lines, curves[name] = mixture_tables(name, measure)
+        blocks[name] = [f"The distance of {count} exact samples is {floor}.", "", *lines]
     if importlib.util.find_spec("diffusers") and importlib.util.find_spec("torch"):
-        blocks["diffusers"] = diffusers_table()
+        blocks["diffusers"] = diffusers_table(mixture)
     print("\n".join(line for lines in blocks.values() for line in lines))
     if options.write:
         common.write_blocks(PAGE, blocks)
-        plot(curves, exact, PAGE.with_suffix(".png"))
+        plot(curves, floor, PAGE.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -279,7 +279,10 @@ def test_export(conditional, tmp_path):
         ({"data.num_classes": -1}, "data.num_classes = -1 must be"),
         ({"data.num_classes": 10, "model.class_dropout": 1.5}, "model.class_dropout = 1.5 must be"),
         ({"data.num_classes": 10, "model.conditional": False}, "needs model.conditional = True"),
-        ({"data.num_classes": 10, "model.name": "ncsnv2_64"}, "needs one of model.name = adm, ddpm, ncsnpp, not"),
+        (
+            {"data.num_classes": 10, "model.name": "ncsnv2_64"},
+            "needs one of model.name = adm, ddpm, ncsnpp, not",
+        ),
     ],
 )
 def test_invalid_values(changes, message):

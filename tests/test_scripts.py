@@ -58,7 +58,7 @@ def test_flags_exist(text):
     """The flags of main.py in scripts and on the page; those of other programs are listed."""
     lines = "\n".join(line for line in text.splitlines() if "#SBATCH" not in line)
     given = set(re.findall(r"(?<=[ '`\"])--(\w+)(?==)", lines))
-    others = {"command", "filename", "gpus", "nodes", "signal", "time", "utilisation", "volume"}
+    others = {"command", "filename", "gpus", "nodes", "signal", "time", "volume"}
     others |= {"worker", "zone"}
     assert given - others <= set(main.FLAGS), given
 

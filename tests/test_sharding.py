@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 import sharding
 import training
-from benchmarks import collectives
+from benchmarks import hlo
 from datasets import Batch
 from experiment import Experiment
 from runs.checkpoints import BACKUPS, Checkpoints
@@ -170,7 +170,7 @@ def compiled_step(**fields) -> tuple[dict[str, list[int]], Experiment]:
     job = training.score_job(experiment)
     images = jax.ShapeDtypeStruct((16, *experiment.image_shape), jnp.uint8)
     lowered = training.jit_step(job).lower(job.abstract_state(), Batch(images))
-    return collectives.collectives(lowered.compile().as_text()), experiment
+    return hlo.collectives(lowered.compile().as_text()), experiment
 
 
 def sizes(tree) -> collections.Counter:
@@ -205,10 +205,11 @@ def test_messages_of_the_step_with_split_parameters():
 
 
 def test_bytes_of_hlo_types():
-    text = """
+    text = """ENTRY %main () -> () {
       %all-reduce.7 = (f32[32]{0}, bf16[2,3]{1,0}, /*index=2*/pred[]) all-reduce(%a, %b, %c)
       %all-gather-start.1 = (f32[4]{0}, f32[32]{0}) all-gather-start(%d), dimensions={0}
       ROOT %all-gather-done.1 = f32[32]{0} all-gather-done(%all-gather-start.1)
       %fusion = f32[5] fusion(%all-reduce.7)
-    """
-    assert collectives.collectives(text) == {"all-reduce": [128, 12, 1], "all-gather": [128]}
+}
+"""
+    assert hlo.collectives(text) == {"all-reduce": [128, 12, 1], "all-gather": [128]}

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 import sharding
-from benchmarks import analysis, programs, traffic
-from benchmarks.collectives import collectives
+from benchmarks import hlo, programs
+from benchmarks.hlo import collectives
 from errors import InputError
 from experiment import Experiment
 from tests import tiny
@@ -59,17 +59,6 @@ def test_missing_libtpu_is_reported(monkeypatch):
         programs.tpus("v5e:2x4")
 
 
-def test_configs_that_fit_into_memory():
-    """The TPU compiler reports whether a program fits into the memory."""
-    full = {"error": "exit code 1: RESOURCE_EXHAUSTED: Used 17G of 15.75G hbm."}
-    assert analysis.fits({"peak": 79e9}, "v5p:1x1x1") == {"fits_card": "yes", "fits": "yes"}
-    assert analysis.fits({"peak": 81e9}, None) == {"fits_card": "no"}
-    assert analysis.fits(full, "v5e:1x1") == {"fits": "no"}
-    assert (
-        analysis.fits(full, None) == analysis.fits({"error": "not done after 9 s"}, "v5e:1x1") == {}
-    )
-
-
 @pytest.mark.usefixtures("_libtpu")
 @pytest.mark.parametrize(("precision", "width"), [("highest", 4), ("default", 2)])
 def test_tpus_gather_split_parameters_and_scatter_their_gradients(precision, width):
@@ -99,7 +88,7 @@ def moved(function, *shapes):
     device = jax.sharding.SingleDeviceSharding(programs.tpus("v5e:1x1")[0])
     jitted = jax.jit(function, in_shardings=device, out_shardings=device)
     compiled = jitted.lower(*shapes).compile()
-    return traffic.moved_bytes(compiled.as_text()), compiled.cost_analysis()["bytes accessed"]
+    return hlo.moved_bytes(compiled.as_text()), compiled.cost_analysis()["bytes accessed"]
 
 
 @pytest.mark.usefixtures("_libtpu")
@@ -125,5 +114,5 @@ def test_budget_of_a_train_step():
     experiment = Experiment(tiny.config(**fields), programs.tpus("v5e:1x1"))
     step = programs.compile_stages(*programs.train_step(experiment))
     params = sum(sizes(experiment.abstract_params).elements())
-    found = traffic.moved_bytes(step.call.as_text())
+    found = hlo.moved_bytes(step.call.as_text())
     assert 8 * params < found < 10 * params + 8 * 20e3
