@@ -25,6 +25,7 @@ from solvers.loop import Frames, Loop, fold_in, image_keys, note_bad, standard_n
 __all__ = [
     "CORRECTORS",
     "PREDICTORS",
+    "FEW_ENTRIES",
     "Constraint",
     "Update",
     "ancestral_sampling",
@@ -52,6 +53,7 @@ Constraint = Callable[[Array, Array, Array, Step], tuple[Array, Array]]
 """(keys (B,), x (B, ...), x_mean (B, ...), step) -> constrained x and x_mean, at step.t."""
 
 
+FEW_ENTRIES = 64  # of an event, below which norms vary too much for step sizes
 PRIOR = 2**31 - 1  # folded into a key for the prior; larger than the number of any step
 
 
@@ -133,7 +135,13 @@ def langevin(
 def langevin_per_image(
     keys: Array, score: Score, sde: SDE, x: Array, step: Step, *, snr: float
 ) -> tuple[Array, Array]:
-    """`langevin` with norms per image, so that no image depends on another."""
+    """`langevin` with norms per image, so that no image depends on another.
+
+    In events of few entries the norm of the score is often near 0, and the step without a bound.
+    For these, it is that of `annealed_langevin`, where norms have the values of noise.
+    """
+    if x[0].size < FEW_ENTRIES:
+        return annealed_langevin(keys, score, sde, x, step, snr=snr)
     return _langevin(keys, score, x, step, snr, _norms)
 
 

@@ -226,6 +226,24 @@ def test_a_score_that_is_a_pytree():
     assert not calls  # The second prior used the program of the first.
 
 
+@pytest.mark.parametrize("corrector", [None, "langevin_per_image"])
+def test_correctors_of_small_events(corrector):
+    """Steps are bounded, where norms of a few entries of the score vanish."""
+    sde, count = ss.VPSDE(), 2000
+    options = {"sampler": "pc", "steps": 200, "batch_size": count}
+    options |= {"corrector": corrector} if corrector else {}
+    modes = mixture.Mixture(jnp.array([[-1.0, 0], [1, 0]]), jnp.array([0.2, 0.2]))
+    for score, std in ((gaussian.score(sde, 0.0, 1.0), [1, 1]), (modes.score(sde), [1.02, 0.2])):
+        found = np.asarray(ss.Prior(score, sde, (2,)).sample(count, **options))
+        np.testing.assert_allclose(found.std(0), std, rtol=0.03 + 0.05)
+
+
+def test_second_derivatives_are_refused():
+    prior = ss.Prior(gaussian.score(ss.VPSDE(), 0.0, 1.0), ss.VPSDE(), (2,))
+    with pytest.raises(ss.InputError, match="differentiate the score instead"):
+        jax.hessian(prior.log_prob)(jnp.ones(2))
+
+
 # --- errors, devices and compilation ----------------------------------------------------------
 
 
