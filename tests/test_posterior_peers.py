@@ -23,7 +23,8 @@ def test_rows_and_section(monkeypatch, tmp_path):
     records = Records(tmp_path / "records.jsonl")
     dps, matching = posterior_peers.measure(records, problem, own, **sizes)
     assert (dps["evaluations"], dps["gradients"], dps["scale"]) == (100, 100, 0.05)
-    assert (matching["evaluations"], matching["gradients"]) == (20, 20 * 6)
+    last = 5 + 4  # of the draw after the last step
+    assert (matching["evaluations"], matching["gradients"]) == (20 + 1, 20 * 6 + last)
     assert matching["mean"] < 3 * matching["floor"]
     assert matching["calibration"].startswith("calibrated, ")
     text = "\n".join(posterior_peers.section({"dense": [dps, matching]}))
