@@ -1,5 +1,7 @@
 """Is the spread of posterior samples right? Tests by simulation, with a verdict in one sentence.
 
+`judge_weights` is the verdict on the weights of particles, for the y at hand.
+
 For events x of the prior and measurements y of them, x and the samples given y follow the same
 distribution. So the rank of a statistic of x among those of the samples is uniform
 (simulation-based calibration: Talts et al. 2018, arXiv:1804.06788). The statistics are fixed random
@@ -29,6 +31,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from api.arguments import checked
+from controllable.smc import Weights
 
 PROJECTIONS, ENTRIES = 8, 8  # statistics of each kind
 LOG_PROB, DISTANCE = "log p(y | x)", "distance (TARP)"
@@ -40,6 +43,7 @@ INDEPENDENCE = ("dependence on y", "dependence on y of one statistic")
 PERMUTATIONS = 1999
 MOST_PAIRED = 1000  # simulations whose independence of y is tested; the cost is of second order
 FEATURES = 64  # numbers that describe a measurement
+RELIABLE = 0.1  # the effective sample size, as a share, below which samples are not trusted
 LEVELS = np.linspace(0, 1, 41)  # credibility levels of the coverage curve
 
 
@@ -69,9 +73,10 @@ def ranks(truth: np.ndarray, samples: np.ndarray, u: np.ndarray) -> np.ndarray:
     1 / (L + 1) that belongs to it, by random numbers u (N, K) in [0, 1). Values that differ by
     rounding only are ordered at random.
     """
-    scale = np.abs(samples).max(1, keepdims=True) + np.abs(truth[:, None])
     difference = samples - truth[:, None]
-    tied = np.abs(difference) <= 1e-5 * scale
+    spread = np.abs(difference).max(1, keepdims=True)
+    rounding = 1e-6 * (np.abs(samples).max(1, keepdims=True) + np.abs(truth[:, None]))
+    tied = np.abs(difference) <= 1e-5 * spread + rounding
     below = (difference < 0) & ~tied
     return (below.sum(1) + u * (tied.sum(1) + 1)) / (samples.shape[1] + 1)
 
@@ -276,3 +281,40 @@ def _sentence(found: Calibration) -> str:
         "biased": "Biased: samples are not distributed as the truth is",
     }
     return f"{reasons[found.kind]}; {measured} (p = {found.p_values[worst]:.1g}, {worst})."
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """How far to trust samples of a posterior; the arrays have the batch shape of y.
+
+    Attributes:
+      effective_size, log_evidence, log_evidence_error: see `controllable.smc.Weights`.
+      reliable: whether `effective_size` is at least RELIABLE for all measurements.
+      verdict: one sentence.
+    """
+
+    effective_size: np.ndarray
+    log_evidence: np.ndarray
+    log_evidence_error: np.ndarray
+    reliable: bool
+    verdict: str
+
+
+def judge_weights(found: Weights, batch_shape: tuple[int, ...], particles: int) -> Info:
+    """Return the verdict on weights (B,) of measurements."""
+    arrays = [np.asarray(each, np.float64).reshape(batch_shape) for each in found]
+    shares = arrays[0]
+    low = int((shares < RELIABLE).sum())
+    measured = f"the smallest effective sample size is {shares.min():.2g} of {particles} particles"
+    if low:
+        of = f"of {low} of {shares.size} measurements " if shares.size > 1 else ""
+        verdict = (
+            f"Samples and evidence {of}are not reliable: {measured}, below {RELIABLE:g}. Raise "
+            "particles or steps."
+        )
+    else:
+        verdict = f"No sign of an error was found: {measured}."
+    return Info(*arrays, not low, verdict)

@@ -128,7 +128,7 @@ class FromPosterior:
             support=self.support,
         )
         if methods.METHODS[self.method.name].loop:
-            loop = loop.then(functools.partial(_weighted_samples, self.sampler.steps))
+            loop = loop.then(functools.partial(_weighted_samples, self.sampler.steps or 0))
         return loop, x
 
 

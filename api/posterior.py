@@ -103,6 +103,10 @@ class Posterior:
         x = jnp.reshape(drawn.x, (math.prod(self.batch_shape), count, *shape)).swapaxes(0, 1)
         x = x.reshape(*shape_of(sample_shape), *self.batch_shape, *shape)
         if not METHODS[self.method].loop or execution.is_traced(drawn.weights):
+            if return_info:
+                raise InputError(
+                    "return_info = True is not possible in a function that is compiled."
+                )
             return x
         info = self._judge(drawn.weights, count)
         return (x, info) if return_info else x
@@ -150,9 +154,9 @@ class Posterior:
                 f"Choose method = {' or '.join(map(repr, weighted))}."
             )
 
-    def _judge(self, weights: smc.Weights, samples: int) -> smc.Info:
+    def _judge(self, weights: smc.Weights, samples: int) -> calibration.Info:
         """Return the verdict on weights, and warn if they are too uneven."""
-        info = smc.judge(weights, self.batch_shape, self._particles(samples))
+        info = calibration.judge_weights(weights, self.batch_shape, self._particles(samples))
         if not info.reliable:
             warnings.warn(info.verdict, stacklevel=4)  # The caller of a checked method.
         return info

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.sharding import Mesh
 
 import likelihood
@@ -30,6 +31,7 @@ from sde_lib import SDE, Score
 EXACT_DIMS = 64  # entries of an event up to which the exact trace is the default
 PROBES = 4
 BATCH_SIZE = 1024
+FEW_ENTRIES = 64  # of an event, below which norms vary too much for the steps of 'langevin'
 ESTIMATED_FROM = 64  # samples from which the standard deviation of the data is estimated
 
 
@@ -48,8 +50,8 @@ class Prior:
 
     Events of all methods have any number of leading batch axes. Random numbers follow from `seed`,
     an int or a key of `jax.random`: event i depends on the seed and i, not on the batch size. The
-    exception is the corrector 'langevin', the default of the sampler 'pc', whose step size averages
-    norms over the batch.
+    exception is the corrector 'langevin', whose step size averages norms over the batch. It is the
+    default of the sampler 'pc' for events of 64 entries or more.
     """
 
     @checked
@@ -137,11 +139,12 @@ class Prior:
         self, name: str | None = None, steps: int | None = None, **options: Any
     ) -> Sampler:
         """Return a sampler by its name and options, as `sample` takes them."""
+        defaults = self.defaults
+        if math.prod(self.event_shape) < FEW_ENTRIES:
+            known = {"corrector": "metropolis", **defaults.options}
+            defaults = defaults._replace(options=known)
         return samplers.make(
-            *(name, self.sde, steps),
-            data_std=self._typical_std,
-            defaults=self.defaults,
-            **options,
+            name, self.sde, steps, data_std=self._typical_std, defaults=defaults, **options
         )
 
     @functools.cached_property
@@ -180,7 +183,7 @@ class Prior:
         """Return log p(x) in nats, of the batch shape of x (..., *event_shape).
 
         p is the density of the probability-flow ODE at time sde.t_min (arXiv:2011.13456, Appendix
-        D.2). The result can be differentiated, in reverse mode, in x and in the arrays of the
+        D.2). The result can be differentiated once, in reverse mode, in x and in the arrays of the
         score.
 
         Args:
@@ -196,6 +199,11 @@ class Prior:
 
         Raises InputError for events of another shape or of integers, and other invalid arguments.
         """
+        if _derivatives(x) > 1:
+            raise InputError(
+                "log_prob can be differentiated once, but a second derivative is requested. Its "
+                "gradient is close to score(x, t_min): differentiate the score instead."
+            )
         found, batch_shape = self._likelihood(x, seed, trace, probes, tolerance)
         logp = found.logp.reshape(batch_shape)
         if not return_error:
@@ -356,6 +364,15 @@ class Prior:
                 f"The score of noise at time T = {self.sde.T} is not finite. Check that its "
                 "arguments are a state x at time t and t itself, for this SDE."
             )
+
+
+def _derivatives(x: Any) -> int:
+    """Return how many derivatives in x are being computed."""
+    count = 0
+    while isinstance(x, Tracer):
+        count += hasattr(x, "primal")
+        x = getattr(x, "primal", getattr(x, "val", None))
+    return count
 
 
 @eqx.filter_jit

@@ -10,6 +10,9 @@ With x_t = alpha x_0 + std z and the score s, the mean of x_0 given x_t is
 D = (x_t + std^2 s) / alpha (Tweedie's formula) and its covariance is (std^2 / alpha) dD/dx_t. For
 Gaussian data, `moment_matching` is exact with enough iterations, and `pigdm` is exact if the data
 have covariance prior_std^2 I. The other methods are biased.
+
+Samplers end with the mean of x_0 given the last state. Where y is about as precise as that state,
+what is left of x_0 is a part of its posterior, so `matched_draw` and `pigdm_draw` add it.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from controllable.daps import draw_event
 from controllable.measurements import Measurement, Observation
-from sampling import Constraint, Update, standard_normal
+from sampling import Constraint, Update, fold_in, standard_normal
 from sde_lib import SDE, Score, Step, expand
 
 
@@ -59,13 +63,15 @@ def pigdm(score: Score, sde: SDE, measurement: Measurement, *, prior_std: float 
 
 
 def moment_matching(
-    score: Score, sde: SDE, measurement: Observation, *, iterations: int = 3
+    score: Score, sde: SDE, measurement: Observation, *, iterations: int = 0
 ) -> Score:
     """Guidance with the Gaussian that has the mean and covariance of x_0 given x_t.
 
     The method is that of Boys et al. 2023 (arXiv:2310.06721), with conjugate gradients as in Rozet
     et al. 2024 (arXiv:2405.13712, Algorithm 3). A call evaluates the score once and its gradient
-    iterations + 1 times. For Gaussian data it is exact with as many iterations as y has entries.
+    iterations + 1 times. For Gaussian data it is exact with as many iterations as y has entries,
+    and with 0, which iterates until the residual is small (TOLERANCE), at most MOST_ITERATIONS
+    times.
     A function that is not linear is linearized at D. For images, few iterations suffice. With an
     operator, the system that is solved is as well conditioned as the covariance of x_0 given x_t
     (`Measurement.linearize`); with a function, its condition number is that of y, so that an
@@ -82,10 +88,52 @@ def moment_matching(
         def covariance(v: Array) -> Array:
             return near.forward(scale * pull_back(near.adjoint(v))[0]) + near.noise_var * v
 
-        v = conjugate_gradients(covariance, near.residual, iterations)
+        v = solve(covariance, near.residual, iterations)
         return s + pull_back(near.adjoint(v))[0]
 
     return jax.tree_util.Partial(guided, measurement)
+
+
+def matched_draw(
+    keys: Array, score: Score, sde: SDE, measurement: Observation, x: Array, *, iterations: int
+) -> tuple[Array, int]:
+    """Add to the mean x of x_0 given a state at t_end and y a draw of N(0, its covariance).
+
+    A draw without y, of covariance C = level^2 J with J = dD/du for u = x_t / alpha, is corrected
+    by a draw of y (Matheron's rule). Its square root is J (1 + R/2 + 3 R^2/8 + 5 R^3/16) with
+    R = 1 - J, exact to 2 % where J > 1/2: where data vary less than the level, J is near 0, and
+    elsewhere it is near 1. It evaluates the score once, as it returns, and its gradient
+    iterations + 4 times.
+    """
+    t = jnp.full(len(x), sde.t_end)
+    alpha, var = sde.alpha(t[0]), (sde.noise_to_signal(t[0])) ** 2
+    d, pull_back, _ = jax.vjp(denoiser(score, sde, t), alpha * x, has_aux=True)
+    near = measurement.linearize(d, jnp.full(len(x), var))
+
+    def shrink(v: Array) -> Array:
+        return alpha * pull_back(v)[0]
+
+    total = power = standard_normal(fold_in(keys, 0), x.shape)
+    for coefficient in (1 / 2, 3 / 8, 5 / 16):
+        power = power - shrink(power)
+        total = total + coefficient * power
+    draw = jnp.sqrt(var) * shrink(total)
+
+    def covariance(v: Array) -> Array:
+        return near.forward(var * shrink(near.adjoint(v))) + near.noise_var * v
+
+    predicted = near.forward(draw) + jnp.sqrt(near.noise_var) * near.noise(fold_in(keys, 1))
+    return x + draw - var * shrink(near.adjoint(solve(covariance, predicted, iterations))), 1
+
+
+def pigdm_draw(
+    keys: Array, score: Score, sde: SDE, measurement: Measurement, x: Array, *, prior_std: float
+) -> tuple[Array, int]:
+    """Add the same for the covariance r^2 I that `pigdm` assumes."""
+    del score
+    r = jnp.sqrt(_denoised_variance(sde, jnp.float32(sde.t_end), prior_std))
+    centered = measurement.given(jnp.zeros_like(measurement.y))
+    return x + draw_event(keys, centered, jnp.zeros_like(x), r, 0), 0
 
 
 def _denoised_variance(sde: SDE, t: Array, prior_std: float = 1.0) -> Array:
@@ -93,10 +141,23 @@ def _denoised_variance(sde: SDE, t: Array, prior_std: float = 1.0) -> Array:
     return 1 / (sde.noise_to_signal(t) ** -2 + prior_std**-2)
 
 
-def conjugate_gradients(apply: Callable[[Array], Array], b: Array, iterations: int) -> Array:
+TOLERANCE, MOST_ITERATIONS = 0.01, 50
+
+
+def solve(apply: Callable[[Array], Array], b: Array, iterations: int) -> Array:
+    """Return `conjugate_gradients` with so many iterations, or with 0 until TOLERANCE."""
+    if iterations:
+        return conjugate_gradients(apply, b, iterations)
+    return conjugate_gradients(apply, b, MOST_ITERATIONS, TOLERANCE)
+
+
+def conjugate_gradients(
+    apply: Callable[[Array], Array], b: Array, iterations: int, tolerance: float = 1e-5
+) -> Array:
     """Solve apply(v) = b for each entry of a batch b (B, ...); v (B, ...), real or complex.
 
-    An entry stops at its first direction of curvature 0 or below.
+    An entry stops at its first direction of curvature 0 or below, and where the residual is below
+    `tolerance` times b.
     """
 
     def dot(u: Array, v: Array) -> Array:
@@ -106,20 +167,27 @@ def conjugate_gradients(apply: Callable[[Array], Array], b: Array, iterations: i
         quotient = numerator / jnp.where(active, denominator, 1)
         return expand(jnp.where(active, quotient, 0), b)
 
-    def iteration(_: int | Array, carry: tuple) -> tuple:
-        v, residual, direction, square, active = carry
+    def unfinished(carry: tuple) -> Array:
+        return (carry[0] < iterations) & carry[-1].any()
+
+    def iteration(carry: tuple) -> tuple:
+        count, v, residual, direction, square, active = carry
         image = apply(direction)
         curvature = dot(direction, image)
-        active &= (curvature > 0) & (square > 1e-10 * dot(b, b))
+        active &= curvature > 0
         step = ratio(square, curvature, active)
         v = v + step * direction
         residual = residual - step * image
         next_square = dot(residual, residual)
         direction = residual + ratio(next_square, square, active) * direction
-        return v, residual, direction, next_square, active
+        active &= next_square > goal
+        return count + 1, v, residual, direction, next_square, active
 
-    start = (jnp.zeros_like(b), b, b, dot(b, b), jnp.ones(len(b), bool))
-    return jax.lax.fori_loop(0, iterations, iteration, start)[0]
+    square = dot(b, b)
+    goal = tolerance**2 * square
+    return jax.lax.while_loop(
+        unfinished, iteration, (0, jnp.zeros_like(b), b, b, square, square > 0)
+    )[1]
 
 
 def clip_denoised(score: Score, sde: SDE, low: float, high: float) -> Score:

@@ -44,12 +44,14 @@ class Linearization(NamedTuple):
       residual: y - f(x), (B, ...).
       forward, adjoint: products with J and its transpose, of batches.
       noise_var: the variance of the noise, a scalar or of the shape of the residual.
+      noise: a function from keys (B,) to noise of variance 1, of the shape of the residual.
     """
 
     residual: Array
     forward: Callable[[Array], Array]
     adjoint: Callable[[Array], Array]
     noise_var: Array | float
+    noise: Callable[[Array], Array]
 
 
 class Evidence:
@@ -170,7 +172,11 @@ class Measurement(Observation):
         def adjoint(c: Array) -> Array:
             return operator.from_basis(c * weights)
 
-        return Linearization(residual / jnp.sqrt(square), forward, adjoint, noise_var / square)
+        def noise(keys: Array) -> Array:
+            return operator.to_basis(standard_normal(keys, x.shape))
+
+        scaled = residual / jnp.sqrt(square)
+        return Linearization(scaled, forward, adjoint, noise_var / square, noise)
 
     def _squares(self, x: Array) -> Array:
         return jnp.square(jnp.abs(self.residual(x).reshape(x.shape[0], -1))).sum(-1)
@@ -274,7 +280,13 @@ def _linearize(
 ) -> Linearization:
     predicted, forward = jax.linearize(jax.vmap(function), x)
     transpose = jax.linear_transpose(forward, x)
-    return Linearization(y - predicted, forward, lambda v: transpose(v)[0], variance(predicted))
+    return Linearization(
+        y - predicted,
+        forward,
+        lambda v: transpose(v)[0],
+        variance(predicted),
+        lambda keys: standard_normal(keys, y.shape),
+    )
 
 
 def _square_sums(values: Array) -> Array:

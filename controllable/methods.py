@@ -25,6 +25,8 @@ from sampling import Update
 from sde_lib import SDE, Score, expand
 from solvers import Loop
 
+LAST = 2**31 - 3  # folded into a key for `Method.last_draw`; larger than the number of any step
+
 
 class Chosen(NamedTuple):
     """A method by its name, with the values of its options; hashable."""
@@ -121,6 +123,8 @@ class Method(NamedTuple):
         requires sampling.method = 'pc'. Otherwise it is a guided score, which any sampler accepts.
       allows_corrector: whether it can be combined with a corrector.
       uses_predictor: whether the steps of the sampler are taken, guided or extended.
+      last_draw: (keys, score, SDE, measurement, x, **options) -> x with a draw of what is left of
+        x_0 given the last state, for samplers that end with its mean; and evaluations of the score.
       loop: for a method that is a sampler of its own, which has no `condition`: the function
         `smc_loop`, or another one with these arguments and results.
       steps: its default number of steps.
@@ -132,6 +136,7 @@ class Method(NamedTuple):
     requires_pc: bool = False
     allows_corrector: bool = True
     uses_predictor: bool = True
+    last_draw: Callable[..., tuple[Array, int]] | None = None
     loop: Callable[..., Any] | None = None
     steps: int = 0
 
@@ -158,11 +163,16 @@ DAPS_STEPS = {
     ),
 }
 ITERATIONS = {
-    "iterations": Option(3, Integer(1, 1000), "Conjugate-gradient iterations of moment_matching.")
+    "iterations": Option(
+        0,
+        Integer(0, 1000),
+        "Conjugate-gradient iterations of moment_matching; 0: until the residual is below 1 %, at "
+        "most 50.",
+    )
 }
 PARTICLES = {
     "particles": Option(
-        512, Integer(2, 10**6), "Particles of smc for each measurement, at least `samples`."
+        512, Integer(2, 10**9), "Particles of smc for each measurement, at least `samples`."
     )
 }
 
@@ -173,8 +183,10 @@ METHODS = {
     "dps": Method(dps, SCALE, Observation, **STEPWISE),
     "ddrm": Method(ddrm, ETAS, **STEPWISE, uses_predictor=False),
     "daps": Method(daps, {**PRIOR_STD, **DAPS_STEPS}, Evidence, **STEPWISE, uses_predictor=False),
-    "pigdm": Method(pigdm, PRIOR_STD),
-    "moment_matching": Method(moment_matching, ITERATIONS, Observation),
+    "pigdm": Method(pigdm, PRIOR_STD, last_draw=inverse_problems.pigdm_draw),
+    "moment_matching": Method(
+        moment_matching, ITERATIONS, Observation, last_draw=inverse_problems.matched_draw
+    ),
     "smc": Method(None, PARTICLES, Evidence, uses_predictor=False, loop=smc_loop, steps=STEPS),
 }
 """By `config.restore.method`."""
@@ -212,6 +224,15 @@ def posterior_loop(
     if support and not method.requires_pc:
         guided = inverse_problems.clip_denoised(guided, sde, *support)
     loop = sampler.loop(keys, guided, **sampler_options)
+    last_draw = method.last_draw
+    if last_draw and sampler.denoises:
+        last_keys = sampling.fold_in(keys, LAST)
+
+        def add(samples: Any) -> Any:
+            x, evaluations = last_draw(last_keys, score, sde, measurement, samples.x, **options)
+            return samples._replace(x=x, nfe=samples.nfe + evaluations)
+
+        loop = loop.then(add)
     is_linear = isinstance(measurement, Measurement)
     if is_linear and measurement.noise_std == 0 and not options.get("official"):
         loop = loop.then(lambda samples: samples._replace(x=measurement.enforce(samples.x)))

@@ -1,26 +1,16 @@
 """Twisted sequential Monte Carlo (Wu et al. 2023, arXiv:2306.17775): posteriors of any prior.
 
 Particles with weights follow the reverse process from time T to data. In u = x_t / alpha, whose
-noise level is s = std / alpha, let D be the mean of x_0 given u and C = s^2 dD/du its covariance.
-Moment matching replaces this distribution by N(D, C), and y by its linearization near D. Then
-
-- the transition to a smaller level follows from N(D, C), as in ancestral sampling;
-- particles are proposed by the same transition given y;
-- the twist p(y | u), which estimates what a particle is worth, is Gaussian.
-
-All three are exact for Gaussian priors and linear measurements, so that weights are constant with
-any number of steps. For other priors the weights correct the twist, and the posterior is exact in
-the limit of many particles and steps. The last step draws x_0, whose weight has p(y | x_0) itself.
-The mean of the weights estimates the evidence p(y).
-
-Where the weights of a measurement's particles become uneven, particles are drawn again by these
-weights (systematic resampling). If they are uneven all the same, the result cannot be trusted;
-`judge` reports it.
+noise level is s = std / alpha, x_0 given u has the mean D and the covariance C = s^2 dD/du. With
+the Gaussian N(D, C), and y linearized near D, particles move as in ancestral sampling, but given y.
+The twist p(y | u) is part of their weights. All of this is exact for Gaussian priors and linear
+measurements, so that weights are constant with any number of steps. For others, weights correct it,
+and the last one has p(y | x_0) itself. Their mean estimates the evidence p(y). Where the weights of
+a measurement become uneven, its particles are drawn again by them (systematic resampling).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -41,10 +31,7 @@ from solvers.schedules import noise_levels
 STEPS = 60
 MOST_ENTRIES = 256  # of an event, and of y: each particle has matrices of these sides
 RESAMPLED = 0.5  # the effective sample size, as a share, below which particles are drawn again
-RELIABLE = 0.1  # the same, below which the result is not trusted
-NEGLIGIBLE = (
-    1e-6  # the smallest eigenvalue of C / s^2; that of a network's Jacobian may be negative
-)
+NEGLIGIBLE = 1e-6  # the smallest eigenvalue of C / s^2; rounding may give one below 0
 UNIFORM = 2**31 - 2  # folded into a key for resampling; larger than the number of any particle
 
 einsum, matmul = linear.einsum, linear.matmul
@@ -58,8 +45,7 @@ class Weights(NamedTuple):
         steps: 1 if all weights are equal.
       log_evidence: log p(y) in nats.
       log_evidence_error: its standard error, from the weights of the descendants of each of the
-        first particles (Chan & Lai 2013). It is too large rather than too small, and about 1 if all
-        particles descend from one.
+        first particles (Chan & Lai 2013); about 1 if all descend from one.
     """
 
     effective_size: Array
@@ -142,7 +128,8 @@ def smc_loop(
     `Weights`; and the step (B,), from 1, after which weights were first not finite, or 0.
     """
     size, batch = math.prod(shape), len(keys)
-    model = _LocalModel(score, sde, _repeat(measurement, particles), shape)
+    repeated = measurement.given(jnp.repeat(measurement.y, particles, 0))
+    model = _LocalModel(score, sde, repeated, shape)
     levels = noise_levels(sde, "log_snr", steps)
     with jax.ensure_compile_time_eval():
         times = sde.time_at(jnp.asarray(levels[:-1]))
@@ -188,10 +175,6 @@ def smc_loop(
 
     x = prior_sample(keys_of(keys), sde, (batch * particles, *shape))
     return Loop(steps, start, step, finish), x.reshape(batch, particles, *shape)
-
-
-def _repeat(measurement: Evidence, count: int) -> Evidence:
-    return measurement.given(jnp.repeat(measurement.y, count, 0))
 
 
 # --- moment matching ------------------------------------------------------------------------------
@@ -376,40 +359,3 @@ def _systematic(keys: Array, log_weights: Array) -> Array:
     points = (jnp.arange(count) + u) / count * sums[:, -1:]  # Rounding may change the sum.
     found = jax.vmap(jnp.searchsorted)(sums, points)
     return jnp.minimum(found, count - 1)
-
-
-# --- verdict --------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Info:
-    """How far to trust samples of a posterior; the arrays have the batch shape of y.
-
-    Attributes:
-      effective_size, log_evidence, log_evidence_error: see `Weights`.
-      reliable: whether `effective_size` is at least RELIABLE for all measurements.
-      verdict: one sentence.
-    """
-
-    effective_size: np.ndarray
-    log_evidence: np.ndarray
-    log_evidence_error: np.ndarray
-    reliable: bool
-    verdict: str
-
-
-def judge(found: Weights, batch_shape: tuple[int, ...], particles: int) -> Info:
-    """Return the verdict on weights (B,) of measurements."""
-    arrays = [np.asarray(each, np.float64).reshape(batch_shape) for each in found]
-    shares = arrays[0]
-    low = int((shares < RELIABLE).sum())
-    measured = f"the smallest effective sample size is {shares.min():.2g} of {particles} particles"
-    if low:
-        of = f"of {low} of {shares.size} measurements " if shares.size > 1 else ""
-        verdict = (
-            f"Samples and evidence {of}are not reliable: {measured}, below {RELIABLE:g}. Raise "
-            "particles or steps."
-        )
-    else:
-        verdict = f"No sign of an error was found: {measured}."
-    return Info(*arrays, not low, verdict)

@@ -124,6 +124,7 @@ def _pc(setting: Setting, *, trajectory: bool, noise_removal: bool, **chosen: An
         f"raise the number of steps, now {setting.steps}, lower snr = {chosen['snr']}, or choose "
         f"another predictor than {chosen['predictor']!r}, such as 'ancestral_sampling'",
         tuple(levels[shown].tolist()),
+        denoises=noise_removal,
     )
 
 
@@ -136,7 +137,8 @@ def _ode(setting: Setting, *, noise_removal: bool) -> Sampler:
         y, calls = sampling.probability_flow_ode(score, sde, x, denoise_step=last)
         return to_samples(y, calls * most_evaluations(score, steps.t))
 
-    return Sampler(single_loop(solve), title="the probability-flow ODE with adaptive steps")
+    title = "the probability-flow ODE with adaptive steps"
+    return Sampler(single_loop(solve), title=title, denoises=noise_removal)
 
 
 def _adaptive(setting: Setting, *, noise_removal: bool, tolerance: float) -> Sampler:
@@ -159,6 +161,7 @@ def _adaptive(setting: Setting, *, noise_removal: bool, tolerance: float) -> Sam
         loop,
         title=f"{ADAPTIVE!r}, with adaptive steps",
         advice=f"raise tolerance = {tolerance}, or choose another sampler",
+        denoises=noise_removal,
     )
 
 
@@ -194,6 +197,7 @@ def _few_step(
         f"or schedule than {schedule!r}",
         tuple(following[shown].tolist()),
         unit_of(plan, setting.steps),
+        noise_removal,
     )
 
 

@@ -58,6 +58,7 @@ class Sampler:
       growth: the growth of its states and of errors, `solvers.stability`; None if it is not known.
       advice: what to change if that is too large, or if samples are not finite.
       frame_levels: the noise levels std / alpha of `Samples.frames`; empty if they are unknown.
+      denoises: whether samples are means of x_0 given the last state, without its noise.
       unit: what `steps` and `Samples.bad_step` count: "step", or "evaluation" for a few-step solver
         that has several in a step.
     """
@@ -69,6 +70,7 @@ class Sampler:
     advice: str = "choose another sampler"
     frame_levels: tuple[float, ...] = ()
     unit: str = "step"
+    denoises: bool = True
 
     def __call__(self, keys: Array | None, score: Score, x: Array, **changes: Any) -> Samples:
         """Return the samples from the initial states x (B, ...); see `loop`."""

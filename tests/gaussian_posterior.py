@@ -121,7 +121,8 @@ def measure(
     `kind` and `name` select from COVARIANCES and OPERATORS; `options` are those of the method.
     """
     covariance, operator = COVARIANCES[kind], OPERATORS[name]
-    chosen = dict(choose_method(method, **options).options)
+    chosen, condition = dict(choose_method(method, **options).options), METHODS[method].condition
+    assert condition, "The method is a sampler of its own."
     y = observe(covariance, operator, noise_std)
     measurement = Measurement(operator, jnp.repeat(y, count, 0), noise_std)
     keys = sampling.image_keys(jax.random.key(1), jnp.arange(count))
@@ -131,7 +132,7 @@ def measure(
     @jax.jit
     def sample(keys: Array) -> Array:
         prior = sampling.prior_sample(keys, sde, (count, *SHAPE))
-        score, x, changes = METHODS[method].condition(
+        score, x, changes = condition(
             exact_score(sde, covariance), sde, measurement, prior, **chosen
         )
         if not changes:

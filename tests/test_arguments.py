@@ -120,7 +120,7 @@ INVALID = [
     (measured(method="mcmc"), "method = 'mcmc' is unknown; known: daps"),
     (measured(operator=jnp.sum, method="ddrm"), "'ddrm' cannot use .*: dps, daps, moment_matching"),
     (measured(step=1), "step = 1 has no effect on method = 'moment_matching'"),
-    (measured(iterations=0), "iterations = 0 must be"),
+    (measured(iterations=-1), "iterations = -1 must be"),
     (of_posterior("sample", 1, sampler="deis"), "sampler = 'deis' is not possible"),
     (of_posterior("calibrate", 5, 20), "simulations = 5 must be"),
     (of_posterior("calibrate", 50, 3), "samples = 3 must be"),

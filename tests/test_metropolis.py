@@ -60,9 +60,12 @@ def test_wrong_spreads_are_corrected_at_every_scale(size, std):
 
 
 def test_small_events_and_evaluations():
-    """The official steps, whose size follows from norms, spread N(0, 1) in 2-D 2.4 to 3.3 times."""
+    """The official steps, whose size follows from norms, spread N(0, 1) in 2-D 2.4 to 3.3 times.
+
+    So the Metropolis test is the default for events of few entries.
+    """
     prior = ss.Prior(gaussian.score(ss.VPSDE(), 0.0, 1.0), ss.VPSDE(), (2,))
-    sampler = prior.make_sampler("pc", 100, corrector="metropolis")
+    sampler = prior.make_sampler("pc", 100)
     samples = prior.draw(sampler, 4000, jax.random.key(0))
     assert np.std(samples.x) == pytest.approx(1, rel=0.03)
     assert (np.asarray(samples.nfe) == 400).all()

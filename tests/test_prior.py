@@ -173,6 +173,12 @@ def test_a_score_that_is_a_pytree():
     assert not calls  # The second prior used the program of the first.
 
 
+def test_second_derivatives_are_refused():
+    prior = ss.Prior(gaussian.score(ss.VPSDE(), 0.0, 1.0), ss.VPSDE(), (2,))
+    with pytest.raises(ss.InputError, match="differentiate the score instead"):
+        jax.hessian(prior.log_prob)(jnp.ones(2))
+
+
 # --- errors, devices and compilation ----------------------------------------------------------
 
 
