@@ -40,7 +40,7 @@ TOLERANCE = 1e-3
 FIRST_STEP = 0.05
 """Length of the first step in s. A fixed length needs no evaluations of the score."""
 
-PROPORTIONAL_COEFFICIENT, INTEGRAL_COEFFICIENT = 0.4, 0.3
+COEFFICIENTS = {"pcoeff": 0.4, "icoeff": 0.3}
 """Of the PI controller of step lengths; with these values it rejects few steps."""
 
 
@@ -151,12 +151,7 @@ def log_likelihood(
     _check_dequantized(x)
     endpoints = find_endpoints(sde)
     controller = step_controller(
-        *endpoints.s,
-        rtol=tolerance,
-        atol=tolerance,
-        norm=error_norm,
-        pcoeff=PROPORTIONAL_COEFFICIENT,
-        icoeff=INTEGRAL_COEFFICIENT,
+        *endpoints.s, rtol=tolerance, atol=tolerance, norm=error_norm, **COEFFICIENTS
     )
 
     def solve(x: Array, probes: Array) -> tuple[tuple[Array, Array, Array], Array]:
@@ -164,7 +159,8 @@ def log_likelihood(
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(vector_field(score, sde)),
             Bosh3WithErrorSum(),
-            *endpoints.s,
+            endpoints.s[0],
+            endpoints.s[1],
             FIRST_STEP,
             start,
             probes,

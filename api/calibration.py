@@ -317,4 +317,5 @@ def judge_weights(found: Weights, batch_shape: tuple[int, ...], particles: int) 
         )
     else:
         verdict = f"No sign of an error was found: {measured}."
-    return Info(*arrays, not low, verdict)
+    size, value, error = arrays
+    return Info(size, value, error, not low, verdict)
