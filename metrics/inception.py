@@ -47,8 +47,8 @@ class ConvNorm(nnx.Module):
         height: int,
         width: int,
         stride: int = 1,
-        padding: str | None = None,
         *,
+        padding: str | None = None,
         rngs: Rngs,
     ) -> None:
         self.conv = nnx.Conv(

@@ -76,7 +76,7 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, y_label: str) ->
 
     def draw(axes: Axes) -> None:
         for line, color, dashes in zip(lines, itertools.cycle(SERIES), itertools.cycle(DASHES)):
-            style = {"color": color, "linestyle": dashes, "label": line.name}
+            style: dict[str, Any] = {"color": color, "linestyle": dashes, "label": line.name}
             marker = "o" if len(line.x) <= MAX_MARKED else None
             axes.plot(line.x, line.y, marker=marker, linewidth=2, markersize=5, **style)
         axes.xaxis.set_major_locator(ticker.MaxNLocator("auto", **WHOLE_NUMBERS))
