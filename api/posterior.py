@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,11 @@ from jax import Array
 
 import sampling
 from api import calibration, execution
-from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of
+from api.arguments import Seed, checked, count_of, key_of, shape_of
 from api.calibration import Calibration, Simulated
 from api.execution import FromPosterior, Place
 from api.measuring import Density, Simulate, make_measurement, shape_of_y
-from controllable import smc
-from controllable.measurements import Evidence, Measurement
+from controllable.measurements import Evidence
 from controllable.methods import METHODS, Chosen, choose_method
 from controllable.operators import Operator
 from errors import InputError
@@ -64,9 +62,6 @@ class Posterior:
         self._options = dict(options)
         self.model = make_measurement(operator, noise, log_likelihood, self.method)
         self._y_shape = shape_of_y(self.model, prior.event_shape, y)
-        if METHODS[self.method].loop:
-            is_linear = isinstance(self.model, Measurement)
-            smc.check_size(prior.event_shape, self._y_shape, is_linear)
         self.y, self.batch_shape = self._batch(y)
 
     # --- samples ------------------------------------------------------------------------------
@@ -87,58 +82,27 @@ class Posterior:
 
         The arguments are those of `Prior.sample`. Methods that change the steps of predictor and
         corrector, 'projection', 'dps', 'ddrm' and 'daps', always use the sampler 'pc', without a
-        corrector for the last three. 'smc' has a sampler of its own: the samples given one y come
-        from the same particles, of which there are at least as many.
-
-        With `return_info`, also return an `Info` of how far to trust them, for method = 'smc',
-        which warns if its weights are too uneven.
+        corrector for the last three. 'smc' has a sampler of its own: see `api.weighted`, also for
+        `return_info`.
 
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
         """
         if return_info:
-            self._check_weighted("return_info = True")
-        count, shape = count_of(sample_shape), self.prior.event_shape
+            raise self._needs_weights("return_info = True")
         chosen = self.make_sampler(sampler, steps, **options)
-        drawn = self._draw_given(chosen, count, seed, batch_size)
-        x = jnp.reshape(drawn.x, (math.prod(self.batch_shape), count, *shape)).swapaxes(0, 1)
-        x = x.reshape(*shape_of(sample_shape), *self.batch_shape, *shape)
-        if not METHODS[self.method].loop or execution.is_traced(drawn.weights):
-            if return_info:
-                raise InputError(
-                    "return_info = True is not possible in a function that is compiled."
-                )
-            return x
-        info = self._judge(drawn.weights, count)
-        return (x, info) if return_info else x
+        drawn = self._draw_given(chosen, count_of(sample_shape), seed, batch_size)
+        return self._arranged(drawn.x, sample_shape)
 
-    @checked
-    def log_evidence(
-        self,
-        seed: Seed = 0,
-        *,
-        steps: int | None = None,
-        batch_size: int = BATCH_SIZE,
-        return_error: bool = False,
-    ) -> Any:
-        """Return log p(y) in nats, of the batch shape of y, for method = 'smc'.
+    def log_evidence(self, *arguments: Any, **options: Any) -> Any:
+        """Return log p(y), for method = 'smc': see `api.weighted.WeightedPosterior`."""
+        raise self._needs_weights("log_evidence")
 
-        Its differences compare priors and operators (Bayes factors). p(y) is a density of y; with
-        an operator of smaller rank than y has entries, of y in the range of the operator. A
-        `log_likelihood` defines it up to the constant that it leaves out.
-
-        Args:
-          seed, steps, batch_size: those of `sample`.
-          return_error: whether to return also the standard error of log p(y). A mode of the prior
-            that no particle found is not part of it.
-
-        Raises InputError for another method, and NotFiniteError if y is impossible.
-        """
-        self._check_weighted("log_evidence")
-        drawn = self._draw_given(self.make_sampler(None, steps), 1, seed, batch_size)
-        value, error = (each.reshape(self.batch_shape) for each in drawn.weights[1:])
-        if not execution.is_traced(drawn.weights):
-            self._judge(drawn.weights, 1)
-        return (value, error) if return_error else value
+    def _needs_weights(self, what: str) -> InputError:
+        weighted = [name for name, method in METHODS.items() if method.loop]
+        return InputError(
+            f"{what} needs weighted particles, which method = {self.method!r} does not have. "
+            f"Choose method = {' or '.join(map(repr, weighted))}."
+        )
 
     def _draw_given(self, sampler: Sampler, count: int, seed: Seed, batch_size: int) -> Samples:
         if self.y is None:
@@ -146,23 +110,11 @@ class Posterior:
         key = jax.random.fold_in(key_of(seed), POSTERIOR)
         return self.draw(sampler, count, key, batch_size=batch_size)
 
-    def _check_weighted(self, what: str) -> None:
-        weighted = [name for name, method in METHODS.items() if method.loop]
-        if self.method not in weighted:
-            raise InputError(
-                f"{what} needs weighted particles, which method = {self.method!r} does not have. "
-                f"Choose method = {' or '.join(map(repr, weighted))}."
-            )
-
-    def _judge(self, weights: smc.Weights, samples: int) -> calibration.Info:
-        """Return the verdict on weights, and warn if they are too uneven."""
-        info = calibration.judge_weights(weights, self.batch_shape, self._particles(samples))
-        if not info.reliable:
-            warnings.warn(info.verdict, stacklevel=4)  # The caller of a checked method.
-        return info
-
-    def _particles(self, samples: int) -> int:
-        return max(samples, dict(self._chosen.options)["particles"])
+    def _arranged(self, x: Array, sample_shape: int | tuple[int, ...]) -> Array:
+        """Return events of `draw` as (*sample_shape, *batch_shape, *event_shape)."""
+        count, shape = count_of(sample_shape), self.prior.event_shape
+        x = jnp.reshape(x, (math.prod(self.batch_shape), count, *shape)).swapaxes(0, 1)
+        return x.reshape(*shape_of(sample_shape), *self.batch_shape, *shape)
 
     def draw(
         self,
@@ -186,78 +138,38 @@ class Posterior:
             first one.
           first, count: by default, all events.
           batch_size: the number of events that are computed at a time.
-
-        A method with a loop of its own computes the events of a measurement together.
         """
-        prior, method = self.prior, self._method()
+        prior = self.prior
         given: Any = self.y if y is None else y
         total = (first_y + len(given)) * samples
-        is_weighted = METHODS[self.method].loop is not None
-        if is_weighted:
-            options = dict(method.options) | {"particles": self._particles(samples)}
-            method = choose_method(self.method, **options)
+        make_task = self._task_maker(
+            sampler, self._method(), given, lambda numbers: numbers // samples - first_y
+        )
+        return execution.in_batches(
+            *(make_task, key, first, total - first if count is None else count, batch_size),
+            *(prior.event_shape, prior.mesh),
+        )
+
+    def _task_maker(
+        self, sampler: Sampler, method: Chosen, given: Any, row_of: Callable[..., np.ndarray]
+    ) -> execution.MakeTask:
+        """Return what makes the task of events, whose measurements are given[row_of(numbers)]."""
+        prior = self.prior
 
         def make_task(keys: Array, numbers: np.ndarray, place: Place) -> FromPosterior:
-            # The last batch is padded.
-            rows = numbers if is_weighted else numbers // samples
-            rows = np.minimum(rows - first_y, len(given) - 1)
+            rows = np.minimum(row_of(numbers), len(given) - 1)  # The last batch is padded.
             return FromPosterior(
-                prior.score,
-                keys,
-                self.model.given(place(given[rows])),
-                prior.sde,
-                prior.event_shape,
-                sampler,
-                method,
-                prior.support,
+                *(prior.score, keys, self.model.given(place(given[rows])), prior.sde),
+                *(prior.event_shape, sampler, method, prior.support),
             )
 
-        count = total - first if count is None else count
-        if is_weighted:
-            return self._draw_weighted(make_task, key, samples, (first, count), batch_size)
-        return execution.in_batches(
-            make_task, key, first, count, batch_size, prior.event_shape, prior.mesh
-        )
-
-    def _draw_weighted(
-        self,
-        make_task: execution.MakeTask,
-        key: Array,
-        samples: int,
-        events: tuple[int, int],
-        batch_size: int,
-    ) -> Samples:
-        """Return events (first, count) of particles, a batch of measurements at a time."""
-        first, count = events
-        particles, shape = self._particles(samples), self.prior.event_shape
-        size = max(1, batch_size // particles)
-        entries = math.prod(shape) * (2 * math.prod(shape) + math.prod(self._y_shape))
-        check_memory(size * particles * entries, f"Covariances of {size * particles} particles")
-        y_first, y_last = first // samples, (first + count - 1) // samples
-        drawn = execution.in_batches(
-            *(make_task, key, y_first, y_last + 1 - y_first, size, (particles, *shape)),
-            self.prior.mesh,
-        )
-        chosen = slice(first - y_first * samples, first - y_first * samples + count)
-        x = drawn.x[:, :samples].reshape(-1, *shape)[chosen]
-        nfe, bad_step = (jnp.repeat(each, samples)[chosen] for each in (drawn.nfe, drawn.bad_step))
-        return Samples(x, nfe, x[None][:0], bad_step, drawn.weights)
+        return make_task
 
     def make_sampler(
         self, name: str | None = None, steps: int | None = None, **options: Any
     ) -> Sampler:
         """Return a sampler that fits the method; the arguments are those of `sample`."""
         method = METHODS[self.method]
-        if method.loop:
-            if name is not None or options:
-                given = ", ".join(filter(None, (name and "sampler", *options)))
-                raise InputError(
-                    f"method = {self.method!r} is a sampler of its own, on which {given} has no "
-                    "effect. Leave it out, or choose another method."
-                )
-            count = steps or self.prior.defaults.steps or method.steps
-            title = f"{self.method!r}, {count} steps"
-            return Sampler(method.loop, count, title, advice="raise steps or particles")
         if method.requires_pc and name not in (None, "pc"):
             raise InputError(
                 f"method = {self.method!r} changes the steps of the sampler 'pc', so sampler = "
@@ -348,7 +260,7 @@ class Posterior:
         x_key, reference_key, noise_key, sample_key, rank_key = (
             jax.random.fold_in(key_of(seed), purpose) for purpose in range(5)
         )
-        of_prior = self.prior.make_sampler() if METHODS[self.method].loop else sampler
+        of_prior = self._sampler_of_prior(sampler)
         x, references = (
             jnp.asarray(self.prior.draw(of_prior, count, key, first=first, batch_size=batch_size).x)
             for key in (x_key, reference_key)
@@ -370,6 +282,10 @@ class Posterior:
         u = sampling.uniform(sampling.image_keys(rank_key, numbers), truth.shape)
         ranks = calibration.ranks(truth, self._statistics(drawn, y, references), np.asarray(u))
         return Simulated(ranks, calibration.features(np.asarray(y)))
+
+    def _sampler_of_prior(self, sampler: Sampler) -> Sampler:
+        """Return the sampler of the events that `ranks` measures."""
+        return sampler
 
     def _statistics(self, x: Array, y: Array, references: Array) -> np.ndarray:
         """Return the statistics (N, L, K) of events x (N, L, *event_shape)."""

@@ -22,6 +22,8 @@ from api import execution
 from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of, show, user_code
 from api.execution import AlongFlow, FromPrior, Place, by_rows, function_of, is_traced
 from api.posterior import Posterior
+from api.weighted import WeightedPosterior
+from controllable.methods import METHODS
 from controllable.operators import Operator
 from errors import InputError
 from likelihood import TOLERANCE, Likelihood
@@ -314,7 +316,8 @@ class Prior:
 
         Raises InputError for arguments that do not fit each other.
         """
-        return Posterior(
+        is_weighted = method in METHODS and METHODS[method].loop is not None
+        return (WeightedPosterior if is_weighted else Posterior)(
             self,
             y,
             operator,

@@ -136,27 +136,25 @@ def adaptive_sde(
     Returns:
       Samples (B, ...), NaN for images that did not finish, and score evaluations per image (B,).
     """
-
     euler_maruyama = functools.partial(_euler_maruyama, score, sde)
 
     def step(state: _AdaptiveState) -> _AdaptiveState:
         x, t, h = state.x, state.t, state.h
         z = standard_normal(fold_in(keys, state.iteration), x.shape)
-        low = euler_maruyama(x, t, z, h)
-        next_t = jnp.maximum(t - h, sde.t_end)
+        low, next_t = euler_maruyama(x, t, z, h), jnp.maximum(t - h, sde.t_end)
         high = (x + euler_maruyama(low, next_t, z, h)) / 2
         scale = tolerance * jnp.maximum(jnp.abs(low), jnp.abs(state.previous))
         error = _root_mean_square((low - high) / jnp.maximum(absolute, scale))
         active = t > sde.t_end
         accepted = active & (error <= 1)
         t = jnp.where(accepted, next_t, t)
-        scaled_h = 0.9 * h * jnp.maximum(error, 1e-6) ** -0.9
+        next_h = 0.9 * h * jnp.maximum(error, 1e-6) ** -0.9
         return _AdaptiveState(
             iteration=state.iteration + 1,
             x=jnp.where(expand(accepted, x), high, x),
             previous=jnp.where(expand(accepted, x), low, state.previous),
             t=t,
-            h=jnp.where(active, jnp.minimum(t - sde.t_end, scaled_h), h),
+            h=jnp.where(active, jnp.minimum(t - sde.t_end, next_h), h),
             nfe=state.nfe + 2 * active,
         )
 

@@ -233,6 +233,7 @@ def test_interrupts_take_effect_between_steps(monkeypatch):
     """An exception of the progress bar stands for Ctrl-C; the next call is not affected."""
     prior, seen = gaussian_prior(), []
     expected = prior.sample(2, steps=50)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell may ignore it.
 
     @contextlib.contextmanager
     def counting(text, total, unit):
@@ -242,5 +243,6 @@ def test_interrupts_take_effect_between_steps(monkeypatch):
         patch.setattr(progress, "counting", counting)
         with pytest.raises(KeyboardInterrupt):
             prior.sample(2, steps=50)
+    signal.signal(signal.SIGINT, before)
     assert seen == [0, 1, 2, 3]
     np.testing.assert_array_equal(prior.sample(2, steps=50), expected)

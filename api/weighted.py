@@ -1,0 +1,152 @@
+"""Posteriors by weighted particles, which state how far to trust them, and the evidence p(y)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from api import calibration, execution
+from api.arguments import Seed, check_memory, checked, count_of
+from api.posterior import BATCH_SIZE, Posterior
+from controllable import smc
+from controllable.measurements import Measurement
+from controllable.methods import METHODS, choose_method
+from errors import InputError
+from samplers import Sampler, Samples
+
+
+class WeightedPosterior(Posterior):
+    """A `Posterior` whose method is a sampler of its own, with P particles for each measurement.
+
+    The samples given one y come from the same particles, of which there are at least as many.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Check all arguments; see `Prior.posterior`."""
+        super().__init__(*arguments, **options)
+        is_linear = isinstance(self.model, Measurement)
+        smc.check_size(self.prior.event_shape, self._y_shape, is_linear)
+
+    @checked
+    def sample(
+        self,
+        sample_shape: int | tuple[int, ...] = (),
+        seed: Seed = 0,
+        *,
+        steps: int | None = None,
+        batch_size: int = BATCH_SIZE,
+        return_info: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Draw samples (*sample_shape, *batch_shape, *event_shape) of x given y.
+
+        With `return_info`, also return an `Info` of how far to trust them. If weights are too
+        uneven, a warning says so. `batch_size` counts particles; those of one y are always computed
+        together.
+
+        Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
+        """
+        count = count_of(sample_shape)
+        chosen = self.make_sampler(steps=steps, **options)
+        drawn = self._draw_given(chosen, count, seed, batch_size)
+        x = self._arranged(drawn.x, sample_shape)
+        if not execution.is_traced(drawn.weights):
+            info = self._judge(drawn.weights, count)
+            return (x, info) if return_info else x
+        if return_info:
+            raise InputError("return_info = True is not possible in a function that is compiled.")
+        return x
+
+    @checked
+    def log_evidence(
+        self,
+        seed: Seed = 0,
+        *,
+        steps: int | None = None,
+        batch_size: int = BATCH_SIZE,
+        return_error: bool = False,
+    ) -> Any:
+        """Return log p(y) in nats, of the batch shape of y.
+
+        Its differences compare priors and operators (Bayes factors). p(y) is a density of y; with
+        an operator of smaller rank than y has entries, of y in the range of the operator. A
+        `log_likelihood` defines it up to the constant that it leaves out.
+
+        Args:
+          seed, steps, batch_size: those of `sample`.
+          return_error: whether to return also the standard error of log p(y). A mode of the prior
+            that no particle found is not part of it.
+
+        Raises InputError for an invalid argument, and NotFiniteError if y is impossible.
+        """
+        drawn = self._draw_given(self.make_sampler(steps=steps), 1, seed, batch_size)
+        value, error = (each.reshape(self.batch_shape) for each in drawn.weights[1:])
+        if not execution.is_traced(drawn.weights):
+            self._judge(drawn.weights, 1)
+        return (value, error) if return_error else value
+
+    def _judge(self, weights: smc.Weights, samples: int) -> calibration.Info:
+        """Return the verdict on weights, and warn if they are too uneven."""
+        info = calibration.judge_weights(weights, self.batch_shape, self._particles(samples))
+        if not info.reliable:
+            warnings.warn(info.verdict, stacklevel=4)  # The caller of a checked method.
+        return info
+
+    def _particles(self, samples: int) -> int:
+        return max(samples, dict(self._chosen.options)["particles"])
+
+    def draw(
+        self,
+        sampler: Sampler,
+        samples: int,
+        key: Array,
+        *,
+        y: Array | None = None,
+        first_y: int = 0,
+        first: int = 0,
+        count: int | None = None,
+        batch_size: int = BATCH_SIZE,
+    ) -> Samples:
+        """Return events as `Posterior.draw` does, a batch of measurements at a time."""
+        given: Any = self.y if y is None else y
+        particles, shape = self._particles(samples), self.prior.event_shape
+        options = dict(self._chosen.options) | {"particles": particles}
+        make_task = self._task_maker(
+            *(sampler, choose_method(self.method, **options), given),
+            lambda numbers: numbers - first_y,
+        )
+        size = max(1, batch_size // particles)
+        entries = math.prod(shape) * (2 * math.prod(shape) + math.prod(self._y_shape))
+        check_memory(size * particles * entries, f"Covariances of {size * particles} particles")
+        count = (first_y + len(given)) * samples - first if count is None else count
+        begin, end = first // samples, (first + count - 1) // samples + 1  # measurements
+        drawn = execution.in_batches(
+            *(make_task, key, begin, end - begin, size, (particles, *shape)), self.prior.mesh
+        )
+        chosen = slice(first - begin * samples, first - begin * samples + count)
+        x = drawn.x[:, :samples].reshape(-1, *shape)[chosen]
+        nfe, bad_step = (jnp.repeat(each, samples)[chosen] for each in (drawn.nfe, drawn.bad_step))
+        return Samples(x, nfe, x[None][:0], bad_step, drawn.weights)
+
+    def make_sampler(
+        self, name: str | None = None, steps: int | None = None, **options: Any
+    ) -> Sampler:
+        """Return the sampler of the method; only `steps` can be chosen."""
+        given = [*(["sampler"] if name is not None else []), *options]
+        if given:
+            raise InputError(
+                f"method = {self.method!r} is a sampler of its own, on which {', '.join(given)} "
+                "has no effect. Leave it out, or choose another method."
+            )
+        method = METHODS[self.method]
+        assert method.loop is not None
+        count = steps or self.prior.defaults.steps or method.steps
+        title = f"{self.method!r}, {count} steps"
+        return Sampler(method.loop, count, title, advice="raise steps or particles")
+
+    def _sampler_of_prior(self, sampler: Sampler) -> Sampler:
+        return self.prior.make_sampler()
