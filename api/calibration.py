@@ -218,8 +218,7 @@ class Info:
 
 def judge_weights(found: Weights, batch_shape: tuple[int, ...], particles: int) -> Info:
     """Return the verdict on weights (B,) of measurements."""
-    arrays = [np.asarray(each, np.float64).reshape(batch_shape) for each in found]
-    shares = arrays[0]
+    shares, evidence, error = (np.asarray(each, np.float64).reshape(batch_shape) for each in found)
     low = int((shares < RELIABLE).sum())
     measured = f"the smallest effective sample size is {shares.min():.2g} of {particles} particles"
     if low:
@@ -230,4 +229,4 @@ def judge_weights(found: Weights, batch_shape: tuple[int, ...], particles: int) 
         )
     else:
         verdict = f"No sign of an error was found: {measured}."
-    return Info(*arrays, not low, verdict)
+    return Info(shares, evidence, error, not low, verdict)
