@@ -140,16 +140,7 @@ def smc_loop(
         return jax.vmap(lambda key: image_keys(key, jnp.arange(particles)))(keys).reshape(-1)
 
     def start(x: Array) -> Particles:
-        zeros = jnp.zeros((batch, particles))
-        family = jnp.broadcast_to(jnp.arange(particles), zeros.shape)
-        return Particles(
-            x.reshape(batch, particles, size) / first_scale,
-            zeros,
-            zeros[:, 0],
-            family,
-            jnp.ones(batch),
-            jnp.zeros(batch, jnp.int32),
-        )
+        return _equally_weighted(x.reshape(batch, particles, size) / first_scale)
 
     def step(index: int | Array, carry: Particles) -> Particles:
         level, next_level, t = (row[index] for row in rows)
@@ -300,6 +291,13 @@ def _log_normal(residual: Array, slope: Array, variances: Array, noise_var: Arra
 
 
 # --- weights --------------------------------------------------------------------------------------
+
+
+def _equally_weighted(u: Array) -> Particles:
+    """Return the first particles, from states u (B, P, D)."""
+    batch, count = u.shape[:2]
+    zeros, family = jnp.zeros((batch, count)), jnp.tile(jnp.arange(count), (batch, 1))
+    return Particles(u, zeros, zeros[:, 0], family, jnp.ones(batch), jnp.zeros(batch, jnp.int32))
 
 
 def _resample_if_uneven(
