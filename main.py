@@ -88,12 +88,15 @@ COMMANDS = {
 
 # --- flags ----------------------------------------------------------------------------------------
 
-config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "The experiment: a config file, or a config.json; by default that of the workdir. Fields as in "
-    "--config.training.batch_size=64.",
-)
+try:
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "The experiment: a config file, or a config.json; by default that of the workdir. Fields "
+        "as in --config.training.batch_size=64.",
+    )
+except flags.Error as error:  # It reads the file of --flagfile at once.
+    errors.fail(" ".join(str(error).removeprefix("ERROR:: ").split()))
 flags.DEFINE_string("workdir", None, "The folder of checkpoints, logs and results.")
 flags.DEFINE_enum("mode", None, list(COMMANDS), "What to do.")
 flags.DEFINE_string(

@@ -137,7 +137,7 @@ _NETWORK = {
     "model.ch_mult": Option(
         ABSENT, Sequence(Integer(1, 2**10), 1, 16), "Features of each level / model.nf."
     ),
-    "model.num_res_blocks": Option(ABSENT, Integer(0, 100), "Residual blocks of a level."),
+    "model.num_res_blocks": Option(ABSENT, Integer(0, 32), "Residual blocks of a level."),
     "model.attn_resolutions": Option(
         ABSENT, Sequence(_SIDE, 0, 16), "Larger sides of the levels with self-attention."
     ),

@@ -29,11 +29,18 @@ def run(*args: str, workdir: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_bad_input_on_the_command_line(tmp_path):
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.training.batchsize=64", "training.batchsize = '64' is not a known field; did"),
+        ("--flagfile=nothing", "Unable to open flagfile: "),
+    ],
+)
+def test_bad_input_on_the_command_line(tmp_path, flag, message):
     """`PARSED` has more of it."""
-    result = run(CONFIG, "--mode=train", "--config.training.batchsize=64", workdir=tmp_path / "w")
+    result = run(CONFIG, "--mode=train", flag, workdir=tmp_path / "w")
     assert result.returncode == 1
-    assert result.stderr.startswith("Error: training.batchsize = '64' is not a known field; did")
+    assert result.stderr.startswith(f"Error: {message}")
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "w").exists()
 
