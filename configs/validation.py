@@ -132,7 +132,8 @@ def _check_training(config: Config) -> Problems:
     if discrete and likelihood:
         yield "training.likelihood_weighting", "needs training.continuous = True"
     embedding = config.model.get("embedding_type", "").lower()
-    reads_embedding = "embedding_type" in NETWORKS[config.model.name].fields
+    network = NETWORKS.get(config.model.get("name"))
+    reads_embedding = network is not None and "embedding_type" in network.fields
     if discrete and reads_embedding and embedding in LOGARITHMIC:
         yield (
             "model.embedding_type",
