@@ -138,7 +138,7 @@ def test_modules_beside_others_of_the_same_names(folder, ours_first):
     order = "; ".join(imports if ours_first else imports[::-1])
     (folder / "script.py").write_text(SCRIPT.replace("ORDER", order))
     loaded = set(run(folder, "python", "script.py").split())
-    assert {"score_sde.models.ncsnpp", "score_sde.configs.rules"} <= loaded
+    assert {"score_sde.models.ncsnpp", "score_sde.configs.validation"} <= loaded
     assert set(sources()) & loaded == {"score_sde", "datasets", "models"}
 
 

@@ -358,7 +358,10 @@ def test_quality_of_reconstructions():
 
 @pytest.mark.slow
 def test_rows_and_section_of_the_peers(monkeypatch, tmp_path):
-    """A step of moment matching with 5 iterations evaluates one score and 6 gradients."""
+    """A step of moment matching with 5 iterations evaluates one score and at most 6 gradients.
+
+    The last draw adds a score and at most 5 + 4 gradients.
+    """
     monkeypatch.setattr(posterior_peers, "SCALES", (0.05, 1e30))
     problem = posterior_peers.make_problem("dense", 0.2)
     own = [posterior_peers.Own("dps", 100), posterior_peers.Own("moment_matching", 20)]
@@ -366,7 +369,8 @@ def test_rows_and_section_of_the_peers(monkeypatch, tmp_path):
     records = Records(tmp_path / "records.jsonl")
     dps, matching = posterior_peers.measure(records, problem, own, **sizes)
     assert (dps["evaluations"], dps["gradients"], dps["scale"]) == (100, 100, 0.05)
-    assert (matching["evaluations"], matching["gradients"]) == (20, 20 * 6)
+    assert matching["evaluations"] == 20 + 1
+    assert 20 * 2 < matching["gradients"] <= 20 * 6 + 9
     assert matching["mean"] < 3 * matching["floor"]
     assert matching["calibration"].startswith("calibrated, ")
     text = "\n".join(posterior_peers.section({"dense": [dps, matching]}))
