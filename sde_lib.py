@@ -11,9 +11,10 @@ import abc
 import contextlib
 import dataclasses
 import math
-import re
+import operator
 import reprlib
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -49,6 +50,9 @@ def expand(coefficient: Array, x: Array) -> Array:
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
 
 
+ORDERS = {"<": operator.lt, "<=": operator.le}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SDE(abc.ABC):
     """dx = f(t) x dt + g(t) dw with Gaussian kernel N(alpha(t) x_0, var(t) I), as in Eq. (29).
@@ -64,7 +68,7 @@ class SDE(abc.ABC):
     t_end: float = 1e-3
 
     relations: ClassVar[tuple[str, ...]] = ("0 < t_min < T", "0 < t_end < T")
-    """What holds for the fields, as Python expressions; subclasses add theirs."""
+    """What holds for the fields: numbers and names between < and <=; subclasses add theirs."""
 
     def __post_init__(self) -> None:
         """Make numbers those of Python. Raises InputError for others, and if a relation fails."""
@@ -79,9 +83,11 @@ class SDE(abc.ABC):
                     raise InputError(f"{name}: {field.name} = {shown} must be a finite number.")
                 object.__setattr__(self, field.name, value)
         for relation in self.relations:
-            if not eval(relation, {}, vars(self)):  # A constant of the class, never input.
-                fields = re.findall("[A-Za-z_]+", relation)
-                got = " and ".join(f"{each} = {getattr(self, each)}" for each in fields)
+            terms, signs = relation.split()[::2], relation.split()[1::2]
+            fields = {each: getattr(self, each) for each in terms if each.isidentifier()}
+            values = [fields[each] if each in fields else float(each) for each in terms]
+            if not all(ORDERS[sign](*pair) for sign, pair in zip(signs, pairwise(values))):
+                got = " and ".join(f"{each} = {value}" for each, value in fields.items())
                 raise InputError(f"{name} requires {relation}; got {got}.")
 
     @abc.abstractmethod
