@@ -1,4 +1,4 @@
-"""Defaults of the experiments on colour emoji: 32x32 pixels, of the font Noto Color Emoji.
+"""Defaults of the experiments on color emoji: 32x32 pixels, of the font Noto Color Emoji.
 
 docs/data.md states where to get the font. The networks have 1.8 million parameters."""
 

@@ -1,4 +1,4 @@
-"""Colour emoji: the bitmaps of the font Noto Color Emoji, as images of any square size.
+"""Color emoji: the bitmaps of the font Noto Color Emoji, as images of any square size.
 
 The font stores each emoji as a PNG image of 136x128 pixels in its tables CBDT and CBLC. Its table
 GSUB states which sequences of code points select an image: skin tones, genders and hair are parts
@@ -28,7 +28,7 @@ from readers.folders import members
 
 FILE = "NotoColorEmoji.ttf"
 DEBIAN = Path("/usr/share/fonts/truetype/noto") / FILE  # Where Debian installs the font.
-KIND = " as a font with colour bitmaps (table CBDT)"
+KIND = " as a font with color bitmaps (table CBDT)"
 SIGNATURES = (b"\0\1\0\0", b"OTTO", b"true")  # The first bytes of TrueType and OpenType fonts.
 MAX_FONT = 2**26  # bytes
 MAX_SIDE = 1024  # pixels
@@ -108,7 +108,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
     groups of similar images is in 'test'; a hash of their names selects them. Identical images
     occur once.
 
-    Raises InputError if the font is missing or damaged, or has no colour bitmaps.
+    Raises InputError if the font is missing or damaged, or has no color bitmaps.
     """
     path = find(config.path)
     data = read_bytes(path, "data.path", MAX_FONT)

@@ -209,7 +209,7 @@ def decode(source: Source, channels: int) -> Image.Image:
     """Decode an image file, given as its path or content, to 8 bits: grey or RGB by `channels`.
 
     EXIF orientation is applied, transparent images are composited on white, 16-bit grey is rounded
-    to 8 bits, and CMYK is converted without colour profiles. The first image of an animation is
+    to 8 bits, and CMYK is converted without color profiles. The first image of an animation is
     decoded.
 
     Raises InputError for a path that is not a regular file, and exceptions of many types for files

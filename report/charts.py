@@ -1,7 +1,7 @@
 """Charts as SVG elements for an HTML page, drawn by Matplotlib.
 
-Colours are CSS variables of the page (see style.css), so that a chart follows its light or dark
-colour scheme. Text stays text, in the font of the page. The same data always give the same markup.
+Colors are CSS variables of the page (see style.css), so that a chart follows its light or dark
+color scheme. Text stays text, in the font of the page. The same data always give the same markup.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ MAX_MARKED = 40  # points of a line that are marked; longer lines have no marks
 WHOLE_NUMBERS: dict[str, Any] = {"integer": True, "steps": [1, 2, 2.5, 5, 10]}  # of an axis
 LOG_RATIO = 5  # of the largest to the smallest value, above which the y axis is logarithmic
 
-# Matplotlib needs a colour for each CSS variable; these are replaced in the finished SVG.
+# Matplotlib needs a color for each CSS variable; these are replaced in the finished SVG.
 TEXT, SOFT, LINE, CARD = "#010101", "#020202", "#030303", "#040404"
 SERIES = ("#050505", "#060606", "#070707", "#080808")
 DASHES = ("-", "--", "-.", ":")
 VARIABLES = {TEXT: "--text", SOFT: "--soft", LINE: "--line", CARD: "--card"} | {
-    colour: f"--series-{index}" for index, colour in enumerate(SERIES)
+    color: f"--series-{index}" for index, color in enumerate(SERIES)
 }
 SETTINGS: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
@@ -127,6 +127,6 @@ def _chart(draw: Callable[[Axes], None], title: str, x_label: str, y_label: str)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]  # HTML has no XML declaration.
     svg = re.sub('<g id="[^"]*"', "<g", svg)  # Names of groups are the same in all charts.
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, f"var({variable})")
     return Chart(Markup(svg), title)

@@ -32,7 +32,7 @@ def drawn(svg, style):
 
 
 def test_line_charts_show_their_numbers():
-    """Points lie where they should, text is escaped and not parsed, and colours are the page's."""
+    """Points lie where they should, text is escaped and not parsed, and colors are the page's."""
     before = dict(matplotlib.rcParams)
     first = charts.Line("a<b $c$", [0, 5000, 10_000], [0, 5, 10])
     svg = chart(first, charts.Line("d", [0, 1], [10, 0]))

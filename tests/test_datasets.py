@@ -38,7 +38,7 @@ def test_photos():
 
 
 def test_held_out_photos_share_no_pixel_with_training(monkeypatch):
-    """Tested with a photograph whose pixels have the number of their column as their colour."""
+    """Tested with a photograph whose pixels have the number of their column as their color."""
     columns = np.broadcast_to(np.arange(640).reshape(-1, 1), (427, 640, 3))
     monkeypatch.setattr(
         "sklearn.datasets.load_sample_images", lambda: argparse.Namespace(images=[columns])

@@ -1,4 +1,4 @@
-"""Emoji of colour fonts: a tiny font that the tests write, and the font of Debian's package."""
+"""Emoji of color fonts: a tiny font that the tests write, and the font of Debian's package."""
 
 import itertools
 import os

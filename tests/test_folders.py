@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def config(where, dataset="folder", **changes):
-    """Return a config for colour images of 8x8 pixels in the file or folder `where`."""
+    """Return a config for color images of 8x8 pixels in the file or folder `where`."""
     fields = {"dataset": dataset, "path": str(where), "image_size": 8, "num_channels": 3}
     fields |= {"held_out": 0.25} | changes
     return tiny.config(**{f"data.{name}": value for name, value in fields.items()})
@@ -86,13 +86,13 @@ def test_given_splits(tmp_path):
 
 def write_unusual_files(folder) -> dict[str, str]:
     """Write files of many kinds into `folder`; return the problems of those that are unreadable."""
-    colour = examples.images(1, 9, 9, 3)[0]
-    write(folder / "grey.png", colour[..., 0])
-    write(folder / "rgba.png", np.dstack([colour, colour[..., 0]]))
-    write(folder / "16bit.png", colour[..., 0].astype(np.uint16) * 257)
-    Image.fromarray(colour).convert("CMYK").save(folder / "cmyk.jpg")
-    Image.fromarray(colour).convert("P").save(folder / "palette.PNG")
-    Image.fromarray(colour).save(folder / "é \udcff.jpeg", "JPEG")  # The name is not UTF-8.
+    color = examples.images(1, 9, 9, 3)[0]
+    write(folder / "grey.png", color[..., 0])
+    write(folder / "rgba.png", np.dstack([color, color[..., 0]]))
+    write(folder / "16bit.png", color[..., 0].astype(np.uint16) * 257)
+    Image.fromarray(color).convert("CMYK").save(folder / "cmyk.jpg")
+    Image.fromarray(color).convert("P").save(folder / "palette.PNG")
+    Image.fromarray(color).save(folder / "é \udcff.jpeg", "JPEG")  # The name is not UTF-8.
     (folder / "zero.png").write_bytes(b"")
     (folder / "text.jpg").write_text("This is not an image.")
     (folder / "cut.png").write_bytes((folder / "rgba.png").read_bytes()[:-100])

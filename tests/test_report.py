@@ -189,7 +189,7 @@ def test_strays_and_damaged_environments_do_not_matter(tmp_path, caplog):
 
 VOID = {"meta", "link", "img", "!doctype"}
 
-# JavaScript: the smallest font size in a chart, in pixels; texts that a chart cuts off; the colour
+# JavaScript: the smallest font size in a chart, in pixels; texts that a chart cuts off; the color
 # of the first line of a chart.
 SMALLEST_TEXT = """Math.min(...[...document.querySelectorAll('svg text')].map(text =>
     text.ownerSVGElement.getScreenCTM().a * parseFloat(getComputedStyle(text).fontSize)))"""
@@ -286,15 +286,15 @@ def test_contrast():
     required = {"text": 4.5, "soft": 4.5, "link": 4.5}
     required |= {variable[2:]: 3 for variable in charts.VARIABLES.values() if "series" in variable}
     for scheme in schemes:
-        colours = dict(re.findall(r"--([\w-]+): (#\w{6})", scheme))
+        colors = dict(re.findall(r"--([\w-]+): (#\w{6})", scheme))
         for name, ratio in required.items():
             for background in ("page", "card"):
-                assert contrast(colours[name], colours[background]) > ratio
+                assert contrast(colors[name], colors[background]) > ratio
 
 
-def contrast(*colours):
-    """The contrast ratio of two colours, "#rrggbb", as defined by WCAG 2.1."""
-    channels = [[int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)] for colour in colours]
+def contrast(*colors):
+    """The contrast ratio of two colors, "#rrggbb", as defined by WCAG 2.1."""
+    channels = [[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in colors]
     channels = np.array(channels)
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     luminances = linear @ (0.2126, 0.7152, 0.0722)
@@ -303,7 +303,7 @@ def contrast(*colours):
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
 def test_a_browser_shows_the_page(reported, browser, width, scheme):
-    """Without errors or requests, in the colour scheme, and no wider than the window."""
+    """Without errors or requests, in the color scheme, and no wider than the window."""
     messages, requests = [], []
     page = browser.new_page(
         viewport={"width": width, "height": 740}, is_mobile=width < 500, color_scheme=scheme

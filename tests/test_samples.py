@@ -48,7 +48,7 @@ def test_images(workdir, monkeypatch, capsys):
     assert {name: after[name] for name in before if name != "grid.png"}.items() <= before.items()
 
 
-def test_colour_images(tmp_path):
+def test_color_images(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
     samples._write_images(tmp_path, images)
     assert np.array_equal(np.asarray(Image.open(tmp_path / "00001.png")), images[1])

@@ -212,7 +212,7 @@ class Everything(dict):
 
 def test_the_claims_and_the_page_have_the_same_rows(tmp_path):
     """With the same margins, papers' figures and order; all networks are used."""
-    page = (ROOT / "docs" / "claims.md").read_text().replace("colours", "colors")
+    page = (ROOT / "docs" / "claims.md").read_text()
     study = FakeStudy(tmp_path, [0, 1])
     for number, make in enumerate(claims.CLAIMS.values(), 1):
         written = read_table(block(page, f"claim {number}"), "claim")

@@ -1,4 +1,4 @@
-"""DDPM++ with the sub-VP SDE on colour emoji."""
+"""DDPM++ with the sub-VP SDE on color emoji."""
 
 from configs.vp import emoji_ddpmpp_continuous
 

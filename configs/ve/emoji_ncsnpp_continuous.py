@@ -1,4 +1,4 @@
-"""NCSN++ with the VE SDE on colour emoji."""
+"""NCSN++ with the VE SDE on color emoji."""
 
 from configs.default_emoji_configs import get_default_configs
 

@@ -1,4 +1,4 @@
-"""DDPM++ with the VP SDE on colour emoji."""
+"""DDPM++ with the VP SDE on color emoji."""
 
 from configs import networks
 from configs.default_emoji_configs import get_default_configs
