@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 import likelihood
 import samplers
 import sampling
-from api import execution
-from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of, show, user_code
-from api.execution import AlongFlow, FromPrior, Place, by_rows, function_of, is_traced
+from api import checks, execution
+from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of
+from api.execution import AlongFlow, FromPrior, Place, by_rows, function_of
 from api.posterior import Posterior
 from api.weighted import WeightedPosterior
 from controllable.methods import METHODS
@@ -344,29 +344,7 @@ class Prior:
         return x.reshape(math.prod(batch_shape), *self.event_shape), batch_shape
 
     def _check_score(self) -> None:
-        """Check the kernel of the SDE, and the score of noise at time T."""
-        if not isinstance(self.sde, SDE):
-            raise InputError(
-                f"sde is {show(self.sde)}, but it must be an SDE such as score_sde.VPSDE()."
-            )
-        count = next(n for n in range(2, 12) if n not in self.event_shape)  # t must not fit x.
-        check_memory(count * math.prod(self.event_shape), f"shape = {self.event_shape}")
-        with user_code(f"The SDE {show(self.sde)} fails"), jax.ensure_compile_time_eval():
-            times = jnp.array([self.sde.t_min, self.sde.t_end, self.sde.T])
-            kernel = jnp.stack([self.sde.alpha(times), self.sde.std(times), self.sde.var(times)])
-            if not (jnp.isfinite(kernel) & (kernel > 0)).all():
-                raise InputError(
-                    f"The SDE {show(self.sde)} has alpha, std and var {kernel.tolist()} at the "
-                    "times t_min, t_end and T; all must be finite and above 0 in float32."
-                )
-        keys = jax.random.split(jax.random.key(0), count)
-        x = self.sde.prior_std * sampling.standard_normal(keys, (count, *self.event_shape))
-        value = function_of(self.score)(x, jnp.full(count, self.sde.T))
-        if not is_traced(value) and not np.isfinite(value).all():
-            raise InputError(
-                f"The score of noise at time T = {self.sde.T} is not finite. Check that its "
-                "arguments are a state x at time t and t itself, for this SDE."
-            )
+        checks.check_score(self.score, self.sde, self.event_shape)
 
 
 def _derivatives(x: Any) -> int:

@@ -24,12 +24,12 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 30_150,
-    "lines of tests": 21_520,
+    "lines of code": 30_180,
+    "lines of tests": 21_550,
     "top-level modules": 30,
     "modules on a chain of imports": 10,  # main; training, experiment, configs, samplers
     "lines of a package": 3_088,  # readers
-    "lines of a file": 387,  # api/prior.py; sde_lib.py has 378
+    "lines of a file": 384,  # sde_lib.py; api/prior.py has 365
     "lines of a function": 50,  # smc_loop
     "parameters of a function": 10,  # TrainedModel
 }

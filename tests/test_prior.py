@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import signal
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +172,24 @@ def test_a_score_that_is_a_pytree():
         means.append(float(prior.sample(300, seed=0).mean()))
     assert means == pytest.approx([0.0, 2.0], abs=0.1)
     assert not calls  # The second prior used the program of the first.
+
+
+@pytest.mark.parametrize(
+    ("sde", "mean", "std", "warns"),
+    [
+        (ss.VPSDE(), 0.0, 1000.0, True),
+        (ss.VPSDE(), 100.0, 1.0, True),
+        (ss.VESDE(), 0.0, 1000.0, True),
+        (ss.VPSDE(), 2.0, 5.0, False),
+        (ss.VESDE(), 0.5, 0.001, False),
+    ],
+)
+def test_data_that_the_noise_at_T_does_not_hide(sde, mean, std, warns):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ss.Prior(gaussian.score(sde, mean, std), sde, (3,))
+    messages = [str(each.message) for each in caught if "where samples start" in str(each.message)]
+    assert len(messages) == warns
 
 
 def test_second_derivatives_are_refused():
