@@ -142,7 +142,7 @@ def test_modules_beside_others_of_the_same_names(folder, ours_first):
     assert set(sources()) & loaded == {"score_sde", "datasets", "models"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_command_and_python_example(folder):
     """In a folder without the clone; then the README's example with the workdir."""
     assert "score-sde --config=configs/vp/" in run(folder, "score-sde", "--help")

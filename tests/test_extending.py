@@ -97,7 +97,7 @@ def test_additions(text, tmp_path):
         assert evaluation.evaluate(config, workdir)[3]["metrics"]["frechet"]["value"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_samples_with_the_sde_of_the_page(tmp_path):
     """They are digits: noise has a distance of 7, and samples with another SDE have 0.5."""
     exec(snippet("Cosine"), {"__name__": __name__})

@@ -27,7 +27,7 @@ def test_snippets_are_python(page):
         compile(code, str(page), "exec")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("page", API)
 def test_code_runs(page, tmp_path, monkeypatch):
     """In one namespace, with a workdir `demo` of two training steps."""

@@ -224,7 +224,7 @@ def test_the_claims_and_the_page_have_the_same_rows(tmp_path):
     assert summary(page, list(claims.CLAIMS)) == written
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_command_of_the_claims(tmp_path):
     """The whole program at tiny size, and resumed."""
     page = tmp_path / "claims.md"
@@ -307,7 +307,7 @@ def page(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_page_of_samplers(page, monkeypatch):
     sde = {"VP": sampling.SDES["VP"]}
     constants = {"SDES": sde, "BUDGETS": (10, 20), "CANDIDATES": ("deis",)}
@@ -317,7 +317,7 @@ def test_page_of_samplers(page, monkeypatch):
     assert "the config's own" in found["trained"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_page_of_likelihoods(page):
     constants = {"TOLERANCES": (1e-2,), "PROBES": (1, 4), "CHANGES": {"tolerance": (1e-2,)}}
     found = page("likelihood", {"images": 2, "rounds": 1}, **constants)
@@ -327,7 +327,7 @@ def test_page_of_likelihoods(page):
     assert len(read_table(found["sensitivity"], "")) == 1 + 4 + 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_page_of_inverse_problems(page):
     constants = {
         "SDES": {"VP": VPSDE()},
