@@ -106,13 +106,14 @@ def independence(ranks: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
     The criterion of a statistic is the mean of k(y, y') f f' over pairs of simulations, for a
     Gaussian kernel k on standardized y, whose width is the median distance, and f the rank or its
-    square, centred. The first p-value is that of the sum of all criteria, the second that of
+    square, centered. The first p-value is that of the sum of all criteria, the second that of
     the largest one.
     """
     ranks, y = ranks[:MOST_PAIRED], y[:MOST_PAIRED]
     varying = y.std(0) > 0
     z = (y - y.mean(0))[:, varying] / y.std(0)[varying]
-    squares = np.square(z[:, None] - z).sum(-1)
+    products = z @ z.T
+    squares = np.maximum(products.diagonal()[:, None] + products.diagonal() - 2 * products, 0)
     kernel = np.exp(-squares / max(np.median(squares), 1e-12))
     kernel -= kernel.mean(0) + kernel.mean(1)[:, None] - kernel.mean()
     moments = np.concatenate([ranks - 0.5, np.square(ranks - 0.5)], 1)
@@ -308,14 +309,15 @@ def judge_weights(found: Weights, batch_shape: tuple[int, ...], particles: int) 
     arrays = [np.asarray(each, np.float64).reshape(batch_shape) for each in found]
     shares = arrays[0]
     low = int((shares < RELIABLE).sum())
-    measured = f"the smallest effective sample size is {shares.min():.2g} of {particles} particles"
+    size = f"{100 * shares.min():.3g} % of {particles} particles"
+    measured = f"the smallest effective sample size is {size}"
     if low:
         of = f"of {low} of {shares.size} measurements " if shares.size > 1 else ""
         verdict = (
-            f"Samples and evidence {of}are not reliable: {measured}, below {RELIABLE:g}. Raise "
-            "particles or steps."
+            f"Samples and evidence {of}are not reliable: {measured}, below {100 * RELIABLE:g} %. "
+            "Raise particles or steps."
         )
     else:
         verdict = f"No sign of an error was found: {measured}."
-    size, value, error = arrays
-    return Info(size, value, error, not low, verdict)
+    _, value, error = arrays
+    return Info(shares, value, error, not low, verdict)

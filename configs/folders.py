@@ -169,7 +169,7 @@ def _remember(folder: str | Path, config: Config) -> None:
 
 
 def is_own(folder: str | Path, name: str, path: str) -> bool:
-    """Return whether `remember` has marked this path in the field `name` of a folder's config."""
+    """Return whether `claim` has marked this path in the field `name` of a folder's config."""
     return _mark(folder, name, path).is_file()
 
 

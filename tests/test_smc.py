@@ -304,4 +304,4 @@ def test_verdicts():
     assert info.verdict.startswith("Samples and evidence of 1 of 2 measurements are not reliable")
     good = calibration.judge_weights(smc.Weights(*(np.full(1, 0.5) for _ in range(3))), (), 100)
     assert good.reliable
-    assert good.verdict.endswith("the smallest effective sample size is 0.5 of 100 particles.")
+    assert good.verdict.endswith("the smallest effective sample size is 50 % of 100 particles.")
