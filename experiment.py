@@ -21,7 +21,7 @@ from PIL import Image
 import datasets
 import losses
 import progress
-import samplers
+import sampling
 import sharding
 from api.trained import NetworkScore, TrainedModel
 from configs import folders, parts
@@ -33,7 +33,7 @@ from errors import InputError, advice
 from models.building import Params, abstract_network
 from models.layers import Rngs
 from runs.checkpoints import EMA, PARAMS, Checkpoints, Found
-from samplers import Samples
+from sampling import Samples
 from sharding import Tree
 
 CLASSIFIER = "classifier"  # the folder of a workdir with the classifier that guides samples
@@ -205,7 +205,7 @@ class Experiment:
         )
 
     @functools.cached_property
-    def sampler(self) -> samplers.Sampler:
+    def sampler(self) -> sampling.Sampler:
         """The sampler that config.sampling describes."""
         return parts.make_sampler(self.config, self.sde)
 

@@ -28,10 +28,10 @@ from api.arguments import WORKSPACE, check_memory, user_code
 from controllable import methods
 from controllable.measurements import Evidence
 from errors import InputError, NotFiniteError
-from samplers import Sampler, Samples
-from samplers.results import to_samples
+from sampling import Sampler, Samples
 from sde_lib import SDE, Score
 from solvers import Loop
+from solvers.results import to_samples
 
 
 def bound(score: Score) -> Score:

@@ -22,7 +22,7 @@ from controllable.measurements import Evidence
 from controllable.methods import METHODS, Chosen, choose_method
 from controllable.operators import Operator
 from errors import InputError
-from samplers import Sampler, Samples
+from sampling import Sampler, Samples
 
 if TYPE_CHECKING:
     from api.prior import Prior

@@ -16,7 +16,6 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 import likelihood
-import samplers
 import sampling
 from api import checks, execution
 from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of
@@ -27,7 +26,7 @@ from controllable.methods import METHODS
 from controllable.operators import Operator
 from errors import InputError
 from likelihood import TOLERANCE, Likelihood
-from samplers import Defaults, Flow, Sampler, Samples
+from sampling import Defaults, Flow, Sampler, Samples
 from sde_lib import SDE, Score
 
 EXACT_DIMS = 64  # entries of an event up to which the exact trace is the default
@@ -94,7 +93,7 @@ class Prior:
           sample_shape: a number or a shape.
           seed: an int or a key.
           first: the number of the first event; `sample(8, first=8)` continues `sample(8)`.
-          sampler: one of `samplers.kinds()`; by default a few-step solver.
+          sampler: one of `sampling.kinds()`; by default a few-step solver.
           steps: the number of steps, unless they are adaptive.
           temperature: the factor of the initial noise.
           batch_size: the number of events that are computed at a time.
@@ -145,7 +144,7 @@ class Prior:
         if math.prod(self.event_shape) < FEW_ENTRIES:
             known = {"corrector": "metropolis", **defaults.options}
             defaults = defaults._replace(options=known)
-        return samplers.make(
+        return sampling.make(
             name, self.sde, steps, data_std=self._typical_std, defaults=defaults, **options
         )
 
@@ -273,7 +272,7 @@ class Prior:
 
     def make_flow(self, name: str, steps: int | None = None, **options: Any) -> Flow:
         """Return the probability flow in both directions, as `encode` takes it."""
-        return samplers.make_flow(name, self.sde, steps, defaults=self.defaults, **options)
+        return sampling.make_flow(name, self.sde, steps, defaults=self.defaults, **options)
 
     def _follow(self, flow: Sampler, x: Array, return_nfe: bool) -> Any:
         x, batch_shape = self._batch(x)

@@ -26,7 +26,7 @@ from datasets import RealScaler, Scaler
 from errors import InputError
 from likelihood import TOLERANCE
 from models.building import Params
-from samplers import Defaults, Sampler, Samples
+from sampling import Defaults, Sampler, Samples
 from sde_lib import SDE, Score
 
 Apply = Callable[..., Array]

@@ -16,7 +16,7 @@ from controllable import smc
 from controllable.measurements import Measurement
 from controllable.methods import METHODS, choose_method
 from errors import InputError
-from samplers import Sampler, Samples
+from sampling import Sampler, Samples
 
 
 class WeightedPosterior(Posterior):

@@ -39,7 +39,7 @@ from controllable.operators import Operator
 from controllable.tasks import TASKS
 from experiment import Experiment
 from runs import load_rounds, results_folder, run_rounds, write_json, write_picture
-from samplers import Sampler
+from sampling import Sampler
 
 
 class Setup(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import ItemsView, Iterator, Mapping
 
-import samplers
+import sampling
 from configs.table import ABSENT, DECLARED, FEATURES, Field, affecting
 from controllable.methods import METHODS
 from controllable.tasks import TASKS
@@ -45,7 +45,7 @@ def _of_registries() -> dict[str, Field]:
     found = {}
     for section, owners, affects in (
         ("model", NETWORKS, "network"),
-        ("sampling", samplers.kinds(), "samples"),
+        ("sampling", sampling.kinds(), "samples"),
         ("restore", {**TASKS, **METHODS}, "restore"),
     ):
         for entry in owners.values():

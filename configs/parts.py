@@ -17,7 +17,7 @@ from jax import Array
 
 import datasets
 import losses
-import samplers
+import sampling
 from configs.default import Config, complete
 from configs.validation import time_distribution
 from models import NETWORKS
@@ -99,11 +99,11 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
     return score_model
 
 
-def make_sampler(config: Config, sde: SDE) -> samplers.Sampler:
+def make_sampler(config: Config, sde: SDE) -> sampling.Sampler:
     """Return the sampler that config.sampling describes, for images."""
     low, high = datasets.model_range(config.data)
     defaults = sampler_defaults(config)
-    return samplers.make(sampler_name(config), sde, data_std=(high - low) / 4, defaults=defaults)
+    return sampling.make(sampler_name(config), sde, data_std=(high - low) / 4, defaults=defaults)
 
 
 def make_objective(config: Config, score_model: ScoreModel) -> losses.Objective:
@@ -127,18 +127,18 @@ def make_objective(config: Config, score_model: ScoreModel) -> losses.Objective:
 
 
 def sampler_name(config: Config) -> str:
-    """Return the name of the sampler of config.sampling, as in `samplers.kinds`."""
+    """Return the name of the sampler of config.sampling, as in `sampling.kinds`."""
     method = config.sampling.method.lower()
     return config.sampling.solver.lower() if method == "solver" else method
 
 
-def sampler_defaults(config: Config) -> samplers.Defaults:
+def sampler_defaults(config: Config) -> sampling.Defaults:
     """Return the defaults of samplers that config.sampling states."""
     options = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in config.sampling.items()
     }
-    return samplers.Defaults(
+    return sampling.Defaults(
         config.sampling.solver.lower(),
         config.sampling.num_steps or None,
         config.model.num_scales,
@@ -150,8 +150,8 @@ def warn_unused(config: Config, given: Collection[str]) -> None:
     """Print the fields of config.sampling that are `given` and that its sampler does not read."""
     config = complete(config)
     name = sampler_name(config)
-    read = {"method", "temperature", *samplers.kinds()[name].options}
-    if not samplers.kinds()[name].adaptive:
+    read = {"method", "temperature", *sampling.kinds()[name].options}
+    if not sampling.kinds()[name].adaptive:
         read.add("num_steps")
     if config.sampling.method.lower() == "solver":
         read.add("solver")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import datasets
 import likelihood
-import samplers
+import sampling
 import solvers
 from controllable.methods import METHODS
 from controllable.tasks import TASKS
@@ -218,13 +218,13 @@ _SAMPLES = {
         "sampling.solver.",
     ),
     "sampling.solver": Option(
-        samplers.DEFAULT,
-        Name(ChainMap[str, Any](solvers.SOLVERS, {samplers.ADAPTIVE: None})),
+        sampling.DEFAULT,
+        Name(ChainMap[str, Any](solvers.SOLVERS, {sampling.ADAPTIVE: None})),
         "The solver of sampling.method = 'solver'.",
     ),
     "sampling.num_steps": Option(
         0,
-        Integer(0, samplers.MOST_STEPS),
+        Integer(0, sampling.MOST_STEPS),
         "Steps of the sampler; 0 for 20 steps of a solver, and model.num_scales of pc.",
     ),
     "sampling.temperature": Option(1.0, Real(0, 2), "Scale of the initial noise."),

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from controllable.measurements import Evidence, Measurement
-from sampling import fold_in, standard_normal, uniform
 from sde_lib import SDE, Score, Step, expand
+from solvers.loop import fold_in, standard_normal, uniform
 
 TARGET_ACCEPTANCE = 0.574  # the best share for many dimensions (Roberts & Rosenthal 1998)
 

@@ -25,8 +25,9 @@ from jax import Array
 
 from controllable.daps import draw_event
 from controllable.measurements import Measurement, Observation
-from sampling import Constraint, Update, fold_in, standard_normal
 from sde_lib import SDE, Score, Step, expand
+from solvers.loop import fold_in, standard_normal
+from solvers.predictor_corrector import Constraint, Update
 
 
 def denoiser(score: Score, sde: SDE, t: Array) -> Callable[[Array], tuple[Array, Array]]:

@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-import sampling
 from controllable import inverse_problems
 from controllable.daps import DAPS
 from controllable.measurements import Evidence, Measurement, Observation
 from controllable.smc import STEPS, smc_loop
 from errors import choose
 from options import FLAG, NOISE_SCALE, POSITIVE, SHARE, Integer, Option, Options, resolve
-from sampling import Update
 from sde_lib import SDE, Score, expand
 from solvers import Loop
+from solvers.loop import fold_in
+from solvers.predictor_corrector import Update, prior_sample
 
 LAST = 2**31 - 3  # folded into a key for `Method.last_draw`; larger than the number of any step
 
@@ -51,7 +51,7 @@ class Conditioned(NamedTuple):
     Attributes:
       score: the score, guided by the measurement or not.
       x: the initial state (B, *event).
-      sampler_options: further keyword arguments of the sampler, see `samplers.Sampler`.
+      sampler_options: further keyword arguments of the sampler, see `sampling.Sampler`.
     """
 
     score: Score
@@ -207,7 +207,7 @@ def posterior_loop(
 
     Args:
       chosen: the method and its options.
-      sampler: a `samplers.Sampler`, whose result the loop has, with x changed. Its `loop` is that
+      sampler: a `sampling.Sampler`, whose result the loop has, with x changed. Its `loop` is that
         of the method, if this has one.
       keys: (B,), one random key per event, or per measurement for a method that has a loop.
       support: the range of the data. Guided scores clip E[x_0 | x_t] to it, which keeps them stable
@@ -219,14 +219,14 @@ def posterior_loop(
     method, options = METHODS[chosen.name], dict(chosen.options)
     if method.condition is None:
         return sampler.loop(keys, score, sde, measurement, shape, steps=sampler.steps, **options)
-    prior = sampling.prior_sample(keys, sde, (len(keys), *shape))
+    prior = prior_sample(keys, sde, (len(keys), *shape))
     guided, start, sampler_options = method.condition(score, sde, measurement, prior, **options)
     if support and not method.requires_pc:
         guided = inverse_problems.clip_denoised(guided, sde, *support)
     loop = sampler.loop(keys, guided, **sampler_options)
     last_draw = method.last_draw
     if last_draw and sampler.denoises:
-        last_keys = sampling.fold_in(keys, LAST)
+        last_keys = fold_in(keys, LAST)
 
         def add(samples: Any) -> Any:
             x, evaluations = last_draw(last_keys, score, sde, measurement, samples.x, **options)
@@ -242,7 +242,7 @@ def posterior_loop(
 
 
 def _without_impossible(samples: Any, measurement: Evidence, steps: int) -> Any:
-    """Return `samplers.Samples` where events x with p(y | x) = 0 are NaN, since the last step."""
+    """Return `sampling.Samples` where events x with p(y | x) = 0 are NaN, since the last step."""
     impossible = measurement.log_prob(samples.x) == -jnp.inf
     x = jnp.where(expand(impossible, samples.x), jnp.nan, samples.x)
     return samples._replace(x=x, bad_step=jnp.where(impossible, steps, samples.bad_step))

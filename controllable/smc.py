@@ -23,9 +23,9 @@ from jax.scipy.special import logsumexp
 from controllable.measurements import Evidence, Measurement, Observation
 from controllable.operators import linear
 from errors import InputError
-from sampling import fold_in, image_keys, prior_sample, standard_normal, uniform
 from sde_lib import SDE, Score, expand
-from solvers.loop import Loop
+from solvers.loop import Loop, fold_in, image_keys, standard_normal, uniform
+from solvers.predictor_corrector import prior_sample
 from solvers.schedules import noise_levels
 
 STEPS = 60

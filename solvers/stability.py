@@ -40,7 +40,7 @@ class Growth(NamedTuple):
 
 
 Predictor = Callable[..., tuple[Array, Array]]
-"""See `sampling`."""
+"""See `solvers.predictor_corrector`."""
 
 
 def predictor_growth(sde: SDE, predictor: Predictor, steps: Step, data_std: float) -> Growth:

@@ -32,7 +32,7 @@ from metrics.features import Extractor, Features
 from metrics.stage import Context, Measure, summarize, summary_measure
 from runs import load_rounds, round_paths
 from runs.checkpoints import SNAPSHOTS, Checkpoints
-from samplers import Samples
+from sampling import Samples
 from tests import gaussian, tiny
 from tests.refusal import refused
 from tests.test_experiment import random_params

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import samplers
 import sampling
 import solvers
 import training
@@ -92,7 +91,7 @@ def test_the_first_bad_step_of_the_predictor_corrector_loop(corrector):
 def test_samplers(name, steps, evaluations):
     """Every sampler marks the images that fail; an ODE is solved image by image, so all fail."""
     options = {"corrector": "none"} if name == "pc" else {}  # Langevin steps couple the images.
-    sampler = samplers.make(name, VPSDE(), steps, **options)
+    sampler = sampling.make(name, VPSDE(), steps, **options)
     assert sampler.steps == evaluations
     keys, x = start(VPSDE(), 3)
     x = x.reshape(3, 2, 2, 1)
@@ -122,7 +121,7 @@ def test_the_adaptive_solver_stops_when_only_failed_images_are_left():
 )
 def test_messages(name, steps, expected):
     """One line names the number of failed images, the first step, the sampler, and what to do."""
-    sampler = samplers.make(name, VPSDE(), steps)
+    sampler = sampling.make(name, VPSDE(), steps)
     check_finite(np.zeros(3, int), sampler)
     with pytest.raises(NotFiniteError) as raised:
         check_finite(np.array([6, 0, 4]), sampler)
@@ -164,7 +163,7 @@ def test_reconstructions_are_not_written(workdir):
 
 def test_training_goes_on_without_samples(tmp_path, capsys):
     def samples(params):
-        check_finite(np.ones(64), samplers.make("pc", VPSDE(), 21))
+        check_finite(np.ones(64), sampling.make("pc", VPSDE(), 21))
 
     with TrainingLog(tmp_path, 2, 4, batch_size=8) as log:
         training.loop._show_samples(samples, {}, log)

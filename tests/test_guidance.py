@@ -12,7 +12,6 @@ from PIL import Image
 
 import datasets
 import pretrained
-import samplers
 import sampling
 import solvers
 from controllable import guidance
@@ -163,7 +162,7 @@ SAMPLERS = {
 def test_guidance_with_every_sampler(name):
     """Each image belongs to the component of its class, and evaluations are counted."""
     sde, classes, interval = SDES["vp"], jnp.arange(12) % 3, (0.05, 2.0)
-    sampler = samplers.make(name, sde, **SAMPLERS[name])
+    sampler = sampling.make(name, sde, **SAMPLERS[name])
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(12))
     prior = sampling.prior_sample(keys, sde, (12, 2, 2, 1))
 
@@ -203,8 +202,8 @@ def test_evaluations():
     assert count(scale=2.0) == [2, 2, 2]
     assert count(scale=1.0) == [1, 1, 1]
     with_classifier = guidance.classifier(None, None, t, sde, scale=2.0)
-    assert samplers.evaluations(with_classifier, t).tolist() == [1, 1, 1]
-    assert samplers.evaluations(lambda x, t: x, t).tolist() == [1, 1, 1]
+    assert solvers.results.evaluations(with_classifier, t).tolist() == [1, 1, 1]
+    assert solvers.results.evaluations(lambda x, t: x, t).tolist() == [1, 1, 1]
 
 
 # --- class-conditional networks -----------------------------------------------------------------

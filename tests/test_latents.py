@@ -13,8 +13,8 @@ from commands import latents
 from errors import InputError
 from experiment import Experiment
 from runs import write_json
-from samplers import Sampler
-from samplers.results import to_samples
+from sampling import Sampler
+from solvers.results import to_samples
 from tests import tiny
 from tests.refusal import refused
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import samplers
 import sampling
 import solvers
 from experiment import Experiment
@@ -17,12 +16,12 @@ SDE = VESDE(sigma_max=5.0)
 KEYS = sampling.image_keys(jax.random.key(0), jnp.arange(2))
 PRIOR = sampling.prior_sample(KEYS, SDE, (2, 20, 20, 1))
 SCORE = gaussian.score(SDE, 0.4, 0.3)
-LEVELS = samplers.Defaults(levels=4, options={"tolerance": 0.1, "corrector": "ald"})
+LEVELS = sampling.Defaults(levels=4, options={"tolerance": 0.1, "corrector": "ald"})
 
 
 def sample(name, steps=None, score=SCORE, keys=KEYS, prior=PRIOR, **options):
     """Samples, by 'pc' and the last step of 'ode' with four steps."""
-    return samplers.make(name, SDE, steps, defaults=LEVELS, **options)(keys, score, prior)
+    return sampling.make(name, SDE, steps, defaults=LEVELS, **options)(keys, score, prior)
 
 
 # --- names, steps and options -----------------------------------------------------------------
@@ -30,20 +29,20 @@ def sample(name, steps=None, score=SCORE, keys=KEYS, prior=PRIOR, **options):
 
 def test_which_steps_are_taken():
     """Those given, else those of the defaults, else 20 for a few-step solver and `levels`."""
-    for name in samplers.kinds():
-        made = samplers.make(name, VPSDE(), defaults=samplers.Defaults(levels=50))
+    for name in sampling.kinds():
+        made = sampling.make(name, VPSDE(), defaults=sampling.Defaults(levels=50))
         adaptive = name in ("ode", "adaptive_sde")
         expected = 50 if name == "pc" else 20
         assert made.steps is None if adaptive else made.steps >= expected, name
         if not adaptive:
             assert str(expected) in made.title
-            assert samplers.make(name, VPSDE(), 30).title != made.title
-    defaults = samplers.Defaults("deis", steps=9, options={"schedule": "karras", "snr": 3.0})
-    made = samplers.make(None, VPSDE(), defaults=defaults)
+            assert sampling.make(name, VPSDE(), 30).title != made.title
+    defaults = sampling.Defaults("deis", steps=9, options={"schedule": "karras", "snr": 3.0})
+    made = sampling.make(None, VPSDE(), defaults=defaults)
     assert made.steps == 9
     assert "'deis'" in made.title
     assert "'karras'" in made.title
-    assert made is samplers.make("deis", VPSDE(), 9, schedule="karras")
+    assert made is sampling.make("deis", VPSDE(), 9, schedule="karras")
 
 
 @pytest.mark.parametrize(
@@ -70,13 +69,13 @@ def test_the_steps_of_a_config(method, num_steps, steps):
     ],
 )
 def test_invalid_arguments(name, steps, options, message):
-    refused(message, samplers.make, name, VPSDE(), steps, **options)
+    refused(message, sampling.make, name, VPSDE(), steps, **options)
 
 
 def test_a_replaced_entry_is_used(monkeypatch):
-    before = samplers.make("deis", VPSDE(), 5)
+    before = sampling.make("deis", VPSDE(), 5)
     monkeypatch.setitem(solvers.SOLVERS, "deis", solvers.SOLVERS["ddim"])
-    assert samplers.make("deis", VPSDE(), 5) is not before
+    assert sampling.make("deis", VPSDE(), 5) is not before
 
 
 @pytest.mark.parametrize("name", ["pc", "ode", "adaptive_sde", "deis"])
@@ -85,13 +84,13 @@ def test_samplers_made_inside_of_a_compiled_function(name):
     sde = VESDE(sigma_max=5.125)  # No other test has made these samplers.
 
     def draw(x):
-        return samplers.make(name, sde, defaults=LEVELS)(KEYS, gaussian.score(sde, 0.4, 0.3), x).x
+        return sampling.make(name, sde, defaults=LEVELS)(KEYS, gaussian.score(sde, 0.4, 0.3), x).x
 
     inside = jax.jit(draw)(PRIOR)
     np.testing.assert_allclose(jax.jit(lambda x: draw(x))(PRIOR), inside, rtol=1e-5)
     if name == "deis":
-        flow = jax.jit(lambda x: samplers.make_flow(name, sde, 5).encoder(None, SCORE, x).x)
-        again = samplers.make_flow(name, sde, 5).encoder(None, SCORE, PRIOR).x
+        flow = jax.jit(lambda x: sampling.make_flow(name, sde, 5).encoder(None, SCORE, x).x)
+        again = sampling.make_flow(name, sde, 5).encoder(None, SCORE, PRIOR).x
         np.testing.assert_allclose(flow(PRIOR), again, rtol=1e-4, atol=1e-5)
 
 

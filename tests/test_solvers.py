@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-import samplers
 import sampling
 import solvers
 import solvers.plan
 from experiment import Experiment
-from samplers.entries import FRAMES
 from sde_lib import EDMSDE, VESDE, VPSDE, RectifiedFlow, SubVPSDE
+from solvers.kinds import FRAMES
 from tests import gaussian, tiny
 from tests.refusal import refused
 from tests.test_sampling import Cosine
@@ -193,7 +192,7 @@ def test_unfinished_images_are_nan():
     ("name", "expected"), [("unipc_3", 7), ("heun", 13), ("heun_churn", 13), ("restart", 17)]
 )
 def test_evaluations_are_counted(name, expected):
-    sampler, calls = samplers.make(name, VPSDE(), 7), []
+    sampler, calls = sampling.make(name, VPSDE(), 7), []
 
     def score(x, t):
         jax.debug.callback(calls.append, t[0])
@@ -315,7 +314,7 @@ def test_plans_are_executed(monkeypatch, name, sde):
 def test_latent_codes(name):
     """Encoding is the closed-form probability flow from t_end to T; decoding is its inverse."""
     sde = VESDE()
-    flow = samplers.make_flow(name, sde, None if name == "ode" else 60)
+    flow = sampling.make_flow(name, sde, None if name == "ode" else 60)
     score = gaussian.score(sde, MEAN, STD)
     x = MEAN + STD * jax.random.normal(jax.random.key(0), (3, 2, 2, 3))
     z, nfe, *_ = jax.jit(functools.partial(flow.encoder, None, score))(x)
@@ -345,7 +344,7 @@ def test_invalid_values(changes, message):
 
 def test_stochastic_solvers_have_no_latent_codes():
     message = "'restart' does not follow the .*choose one of ode, ddim"
-    refused(message, samplers.make_flow, "restart", VPSDE())
+    refused(message, sampling.make_flow, "restart", VPSDE())
 
 
 @pytest.mark.parametrize(("name", "options"), [("pc", {"corrector": "none"}), ("deis", {})])
@@ -354,7 +353,7 @@ def test_frames_lead_to_the_samples(name, options):
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(2))
     prior = sampling.prior_sample(keys, VPSDE(), (2, 4))
     without, samples = (
-        samplers.make(name, VPSDE(), 40, trajectory=shown, noise_removal=False, **options)(
+        sampling.make(name, VPSDE(), 40, trajectory=shown, noise_removal=False, **options)(
             keys, gaussian.score(VPSDE(), 0.4, 0.1), prior
         )
         for shown in (False, True)

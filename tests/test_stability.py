@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import samplers
 import sampling
 import solvers
 from commands.samples import sample
@@ -97,15 +96,15 @@ def test_unstable_samplers_are_refused(cosine, tmp_path):
 
 def test_stable_samplers_of_the_same_sde(caplog):
     for name in ("dpm++_2m_sde", "deis", "ode"):
-        samplers.make(name, Cosine()).check_stable()
+        sampling.make(name, Cosine()).check_stable()
     for predictor in ("reverse_diffusion", "ancestral_sampling"):
-        samplers.make("pc", Cosine(), 250, predictor=predictor).check_stable()
+        sampling.make("pc", Cosine(), 250, predictor=predictor).check_stable()
     assert not caplog.text
 
 
 def test_a_sampler_that_multiplies_errors_of_the_network(caplog):
     """One step in time of this SDE leads from noise level 637 to 12, with the errors of 637."""
-    sampler = samplers.make("deis", Cosine(), schedule="time")
+    sampler = sampling.make("deis", Cosine(), schedule="time")
     for _ in range(2):
         sampler.check_stable()
     assert len(caplog.records) == 1  # Each round of a command checks.
@@ -129,7 +128,7 @@ def test_a_plan_that_multiplies_its_states():
     plan = solvers.SOLVERS["ddim"].plan(levels)
     plan = plan._replace(predictor_state=5 * plan.predictor_state)
     growth = functools.partial(stability.plan_growth, plan, DATA_STD)
-    sampler = samplers.Sampler(lambda keys, score: None, 3, "", growth, "do something else")
+    sampler = sampling.Sampler(lambda keys, score: None, 3, "", growth, "do something else")
     with pytest.raises(InputError, match="step 1 of 3 .*do something else."):
         sampler.check_stable()
     assert growth().stds[0] == pytest.approx(5, rel=0.2)

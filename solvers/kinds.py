@@ -11,11 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-import sampling
 import solvers
 from errors import InputError
 from options import FLAG, POSITIVE, TOLERANCE, Integer, Name, Option, Options
-from samplers.results import (
+from sde_lib import SDE, Score
+from solvers import stability
+from solvers.predictor_corrector import (
+    CORRECTORS,
+    FLOW_PREDICTORS,
+    PREDICTORS,
+    Constraint,
+    Update,
+    Updates,
+    evaluations,
+    none,
+    predictor_corrector_loop,
+    probability_flow_ode,
+)
+from solvers.results import (
     Sampler,
     Samples,
     most_evaluations,
@@ -23,8 +36,6 @@ from samplers.results import (
     to_samples,
     total_nfe,
 )
-from sde_lib import SDE, Score
-from solvers import stability
 
 ADAPTIVE = "adaptive_sde"
 FRAMES = 16  # states of a trajectory, at most
@@ -65,8 +76,8 @@ SCHEDULE = {
     "schedule": Option("log_snr", Name(solvers.SCHEDULES), "Noise levels of a few-step solver.")
 }
 PC = {
-    "predictor": Option("reverse_diffusion", Name(sampling.PREDICTORS), "Predictor of pc."),
-    "corrector": Option("langevin", Name(sampling.CORRECTORS), "Corrector of pc."),
+    "predictor": Option("reverse_diffusion", Name(PREDICTORS), "Predictor of pc."),
+    "corrector": Option("langevin", Name(CORRECTORS), "Corrector of pc."),
     "n_steps_each": Option(1, Integer(1, 10**6), "Corrections of a step."),
     "snr": Option(0.16, POSITIVE, "Signal-to-noise ratio of the corrector."),
     "probability_flow": Option(
@@ -86,14 +97,14 @@ def unit_of(plan: solvers.Plan, steps: int) -> str:
 def _pc(setting: Setting, *, trajectory: bool, noise_removal: bool, **chosen: Any) -> Sampler:
     """Return predictor and corrector."""
     sde, steps = setting.sde, setting.sde.discretize(setting.steps)
-    predictor = sampling.PREDICTORS[chosen["predictor"].lower()]
-    corrector = sampling.CORRECTORS[chosen["corrector"].lower()]
-    corrections = chosen["n_steps_each"] * sampling.evaluations(corrector)
+    predictor = PREDICTORS[chosen["predictor"].lower()]
+    corrector = CORRECTORS[chosen["corrector"].lower()]
+    corrections = chosen["n_steps_each"] * evaluations(corrector)
     if chosen["probability_flow"]:
-        if chosen["predictor"].lower() not in sampling.FLOW_PREDICTORS:
+        if chosen["predictor"].lower() not in FLOW_PREDICTORS:
             raise InputError(
                 f"probability_flow = True: predictor = {chosen['predictor']!r} has no such form; "
-                f"choose one of {', '.join(sampling.FLOW_PREDICTORS)}."
+                f"choose one of {', '.join(FLOW_PREDICTORS)}."
             )
         predictor = functools.partial(predictor, probability_flow=True)
     levels = np.append(sde.noise_to_signal(jnp.asarray(steps.t))[1:], 0.0)
@@ -103,15 +114,15 @@ def _pc(setting: Setting, *, trajectory: bool, noise_removal: bool, **chosen: An
         keys: Array,
         score: Score,
         *,
-        constraint: sampling.Constraint | None = None,
-        wrap_predictor: Callable[[sampling.Update], sampling.Update] = lambda predictor: predictor,
+        constraint: Constraint | None = None,
+        wrap_predictor: Callable[[Update], Update] = lambda predictor: predictor,
     ) -> solvers.Loop:
         used = wrap_predictor(predictor)
-        nfe = total_nfe(score, steps.t, corrections + sampling.evaluations(used))
-        updates = sampling.Updates(
+        nfe = total_nfe(score, steps.t, corrections + evaluations(used))
+        updates = Updates(
             used, corrector, chosen["snr"], chosen["n_steps_each"], noise_removal, constraint
         )
-        found = sampling.predictor_corrector_loop(keys, score, sde, steps, updates, shown)
+        found = predictor_corrector_loop(keys, score, sde, steps, updates, shown)
         return found.then(lambda result: to_samples(result[0], nfe, *result[1:]))
 
     growth = functools.partial(stability.predictor_growth, sde, predictor, steps, setting.data_std)
@@ -120,7 +131,7 @@ def _pc(setting: Setting, *, trajectory: bool, noise_removal: bool, **chosen: An
         setting.steps,
         f"predictor {chosen['predictor']!r} and corrector {chosen['corrector']!r}, "
         f"{setting.steps} steps",
-        None if predictor is sampling.none else growth,
+        None if predictor is none else growth,
         f"raise the number of steps, now {setting.steps}, lower snr = {chosen['snr']}, or choose "
         f"another predictor than {chosen['predictor']!r}, such as 'ancestral_sampling'",
         tuple(levels[shown].tolist()),
@@ -134,7 +145,7 @@ def _ode(setting: Setting, *, noise_removal: bool) -> Sampler:
     last = jax.tree.map(lambda leaf: leaf[-1], steps) if noise_removal else None
 
     def solve(score: Score, x: Array) -> Samples:
-        y, calls = sampling.probability_flow_ode(score, sde, x, denoise_step=last)
+        y, calls = probability_flow_ode(score, sde, x, denoise_step=last)
         return to_samples(y, calls * most_evaluations(score, steps.t))
 
     title = "the probability-flow ODE with adaptive steps"
