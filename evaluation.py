@@ -15,7 +15,6 @@ from typing import Any
 import jax
 from absl import logging
 
-import report
 from configs.default import Config
 from configs.folders import check_config, check_workdir, dependencies, owned
 from configs.parts import warn_unused
@@ -23,7 +22,7 @@ from errors import InputError
 from experiment import Experiment
 from metrics import bits_per_dim_stage, loss_stage, sample_quality, samples_stage
 from metrics.stage import Context, Measure, Results, Stage
-from runs import results_folder, write_json
+from runs import report, results_folder, write_json
 from runs.checkpoints import EMA, Checkpoints, Found, tree_checksum
 from training import state
 

@@ -20,7 +20,6 @@ from PIL import Image
 
 import datasets
 import losses
-import progress
 import sampling
 import sharding
 from api.trained import NetworkScore, TrainedModel
@@ -32,6 +31,7 @@ from datasets import Batch
 from errors import InputError, advice
 from models.building import Params, abstract_network
 from models.layers import Rngs
+from runs import progress
 from runs.checkpoints import EMA, PARAMS, Checkpoints, Found
 from sampling import Samples
 from sharding import Tree

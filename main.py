@@ -26,7 +26,6 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-import classifier
 import evaluation
 import sharding
 import training
@@ -35,6 +34,7 @@ from commands.command_line import parse_flags
 from configs.default import Config
 from errors import InputError
 from metrics import reference_statistics
+from training import classifier
 
 FLAGS = flags.FLAGS
 

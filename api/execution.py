@@ -21,13 +21,13 @@ from jax import Array
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-import progress
 import sampling
 import sharding
 from api.arguments import WORKSPACE, check_memory, user_code
 from controllable import methods
 from controllable.measurements import Evidence
 from errors import InputError, NotFiniteError
+from runs import progress
 from sampling import Sampler, Samples
 from sde_lib import SDE, Score
 from solvers import Loop

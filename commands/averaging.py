@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 import pretrained
-import progress
 import sharding
 from configs.default import Config
 from configs.folders import check_config
@@ -16,7 +15,7 @@ from errors import InputError, advice
 from experiment import Experiment
 from models.building import is_fixed
 from pretrained import Trained
-from runs import write_atomically
+from runs import progress, write_atomically
 from runs.checkpoints import Checkpoints
 from training import averages
 from training.state import AVERAGE

@@ -23,7 +23,6 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float32, UInt8
 
-import progress
 import sharding
 from errors import InputError, brief
 from experiment import Experiment
@@ -31,7 +30,7 @@ from metrics import inception_weights
 from metrics.inception import Outputs
 from models.building import Params
 from readers.files import not_finite
-from runs import Arrays, load_rounds, run_rounds
+from runs import Arrays, load_rounds, progress, run_rounds
 
 IMAGES_PER_DEVICE = 64  # In one batch of the Inception network.
 HIDDEN_UNITS = 32  # Features of the small classifier.

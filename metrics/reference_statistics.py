@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-import progress
 import sharding
 from configs.default import Config
 from configs.folders import dependencies
@@ -30,7 +29,7 @@ from metrics.features import Extractor
 from metrics.splits import NoReferenceError, images_of, rows_of_classes
 from metrics.statistics_files import Protocol, Reference, load, write
 from readers.image_sizes import as_json, label
-from runs import LOCK, Arrays, load_rounds, locked, run_rounds
+from runs import LOCK, Arrays, load_rounds, locked, progress, run_rounds
 
 MAX_FEATURES = 50_000
 """Maximum number of images, evenly spaced, whose features are kept for KID, precision and recall.

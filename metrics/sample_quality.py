@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-import progress
 from errors import InputError
 from experiment import Experiment
 from metrics import distances, features, reference_statistics, samples_stage
@@ -23,7 +22,7 @@ from metrics.features import Extractor
 from metrics.splits import NoReferenceError
 from metrics.stage import Context, Measure, Results, Stage
 from metrics.statistics_files import Protocol, Reference
-from runs import Arrays, load_rounds
+from runs import Arrays, load_rounds, progress
 
 MIN_IMAGES = 10  # With fewer images nothing is measured.
 FID_IMAGES = 10_000  # With fewer images the name of a Frechet distance contains their number.

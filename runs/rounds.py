@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-import progress
 import sharding
 from errors import InputError, brief, printable
 from readers.files import is_real, read_npz
+from runs import progress
 from runs.files import RESERVED, Arrays, Depends, is_current, save_arrays
 
 

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-import classifier
 import likelihood
 import sampling
 from commands.latents import slerp
@@ -28,6 +27,7 @@ from sde_lib import SDE, Score
 from studies import distances
 from studies.common import Estimate, mean
 from studies.distances import distance, held_out, is_digits
+from training import classifier
 
 Models = Sequence[TrainedModel]
 Found = dict[str, Estimate]

@@ -29,7 +29,7 @@ from errors import InputError
 from score_sde import TrainedModel
 
 ROOT = Path(__file__).parents[1]
-WITHOUT_EFFECT = ("progress", "report", "runs", "benchmarks", "evaluation")
+WITHOUT_EFFECT = ("runs", "benchmarks", "evaluation")
 """Modules whose code does not change what is trained or measured."""
 
 # --- keys -----------------------------------------------------------------------------------------

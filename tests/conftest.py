@@ -60,7 +60,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory):
     """A workdir with the files and the report of an evaluation."""
-    import report  # These import the whole project.
+    from runs import report  # These import the whole project.
     from tests import evaluated
 
     workdir = tmp_path_factory.mktemp("reported")

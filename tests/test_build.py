@@ -54,7 +54,7 @@ def test_the_package(tmp_path):
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     inside = [paths for name, paths in sources().items() if name not in build.OUTSIDE]
     expected = {str(path.relative_to(ROOT)) for paths in inside for path in paths}
-    assert found - expected == {"__init__.py", "report/template.html", "report/style.css"}
+    assert found - expected == {"__init__.py", "runs/page.html", "runs/page.css"}
     assert expected - found == {"score_sde.py"}
     imported = set()
     for path in tmp_path.rglob("*.py"):

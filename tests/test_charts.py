@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from report import charts
+from runs import charts
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import classifier
 import training
 from configs import folders
 from configs.default import complete
@@ -17,6 +16,7 @@ from experiment import Experiment
 from tests import tiny
 from tests.refusal import refused
 from tests.test_training import Killed, identical
+from training import classifier
 
 SMALL = {
     "classifier.n_iters": 4,

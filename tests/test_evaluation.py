@@ -18,7 +18,6 @@ from PIL import Image
 import evaluation
 import likelihood
 import losses
-import report
 import sampling
 import training
 from api.trained import Bits, TrainedModel
@@ -30,7 +29,7 @@ from experiment import Experiment
 from metrics import bits_per_dim_stage, loss_stage, sample_quality, samples_stage
 from metrics.features import Extractor, Features
 from metrics.stage import Context, Measure, summarize, summary_measure
-from runs import load_rounds, round_paths
+from runs import load_rounds, report, round_paths
 from runs.checkpoints import SNAPSHOTS, Checkpoints
 from sampling import Samples
 from tests import gaussian, tiny

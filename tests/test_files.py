@@ -17,8 +17,8 @@ from errors import InputError, brief, cache_folder, expand_home, printable
 from metrics import inception_weights
 from readers import cache, files
 from readers.files import NUMBER
-from report.training_log import remove_later_steps
 from runs.checkpoints import Checkpoints, Found
+from runs.training_log import remove_later_steps
 from tests import tiny
 from tests.refusal import refused
 

@@ -16,7 +16,7 @@ from errors import InputError, NotFiniteError
 from experiment import Experiment
 from metrics import samples_stage
 from metrics.stage import Context
-from report.training_log import TrainingLog
+from runs.training_log import TrainingLog
 from sde_lib import VPSDE
 from solvers.loop import note_bad
 from tests import gaussian, tiny

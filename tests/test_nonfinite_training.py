@@ -15,8 +15,8 @@ import sharding
 import training
 from errors import InputError, NotFiniteError
 from experiment import Experiment
-from report.training_log import read_curves
 from runs.checkpoints import Checkpoints
+from runs.training_log import read_curves
 from tests import tiny
 from tests.test_training import Killed, identical, leaves
 from tests.test_training_log import metrics

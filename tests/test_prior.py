@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import progress
 import score_sde as ss
 import sharding
 from errors import NotFiniteError
+from runs import progress
 from sde_lib import expand
 from tests import gaussian, mixture
 

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-import progress
 from api.prior import Prior
+from runs import progress
 from sde_lib import VPSDE
 from tests import gaussian
 

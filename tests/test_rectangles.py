@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 import evaluation
-import report
 import training
 from commands import latents, restoration, restoration_problems
 from experiment import Experiment
 from metrics import features, reference_statistics
+from runs import report
 from tests.test_image_sizes import RANDOM, config
 
 

@@ -11,9 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-import report
-from report import charts, data
-from report.training_log import Curve
+from runs import charts, report
+from runs.training_log import Curve
 from tests import evaluated
 from tests.refusal import refused
 
@@ -88,11 +87,11 @@ def test_other_processes_write_no_report(tmp_path, monkeypatch):
 
 def test_thin_curves_keep_the_mean():
     curve = Curve(np.arange(1000), np.sin(np.arange(1000.0)))
-    thinned = data.thin(curve, 50)
+    thinned = report.thin(curve, 50)
     assert len(thinned.steps) == len(thinned.values) == 50
     assert thinned.values.mean() == pytest.approx(curve.values.mean())
-    assert data.thin(Curve(np.array([1, 2]), np.array([4.0, 3.0])), 50).steps.tolist() == [1, 2]
-    assert not len(data.thin(Curve(np.array([]), np.array([])), 50).steps)
+    assert report.thin(Curve(np.array([1, 2]), np.array([4.0, 3.0])), 50).steps.tolist() == [1, 2]
+    assert not len(report.thin(Curve(np.array([]), np.array([])), 50).steps)
 
 
 # --- damaged files ---
@@ -160,7 +159,7 @@ def test_strays_and_damaged_environments_do_not_matter(tmp_path, caplog):
     """Nor do rounds of an earlier evaluation of more images, but not in place of a missing one."""
     evaluated.write_workdir(tmp_path)
     folder = tmp_path / "eval"
-    expected = data.gather(folder, tmp_path)
+    expected = report.gather(folder, tmp_path)
     (folder / "checkpoint_x").mkdir()
     rounds = folder / "checkpoint_1"
     (rounds / "samples_x.npz").write_text("")
@@ -172,9 +171,9 @@ def test_strays_and_damaged_environments_do_not_matter(tmp_path, caplog):
             file.write(line + "\n")
         file.write('{"step": 5, "training/loss": "text", "held_out/loss": NaN}\n')
         file.write('{"step": 6, "training/loss": 1' + "0" * 400 + "}\n")
-    assert data.gather(folder, tmp_path) == expected
+    assert report.gather(folder, tmp_path) == expected
     remake(folder / "environments.json", b'["text"]')
-    assert data.gather(folder, tmp_path) == expected | {"environments": []}
+    assert report.gather(folder, tmp_path) == expected | {"environments": []}
     assert "environments.json is damaged" in caplog.text
     for _ in range(2):  # Each environment is noted once.
         report.note_environment(folder, jax.sharding.Mesh(jax.devices(), ("data",)))
@@ -182,7 +181,7 @@ def test_strays_and_damaged_environments_do_not_matter(tmp_path, caplog):
     assert environment["devices"] == f"{jax.device_count()} x cpu"
     assert environment["jax"] == jax.__version__
     (rounds / "samples_1.npz").unlink()
-    refused("has rounds samples_", data.gather, folder, tmp_path)
+    refused("has rounds samples_", report.gather, folder, tmp_path)
 
 
 # --- the page ---
@@ -280,7 +279,7 @@ def test_pictures_that_cannot_be_read_are_shown_as_missing(tmp_path):
 
 def test_contrast():
     """Text has a contrast of 4.5 : 1 and lines of charts of 3 : 1 (WCAG 2.1, 1.4.3 and 1.4.11)."""
-    style = (Path(report.__file__).parent / "style.css").read_text()
+    style = (Path(report.__file__).parent / "page.css").read_text()
     schemes = re.findall(r":root \{.*?\}", style, re.DOTALL)
     assert len(schemes) == 2  # light and dark
     required = {"text": 4.5, "soft": 4.5, "link": 4.5}

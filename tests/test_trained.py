@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import scipy.stats
 
-import classifier
 import likelihood
 import score_sde as ss
 import sde_lib
@@ -22,6 +21,7 @@ from experiment import Experiment
 from runs.checkpoints import SNAPSHOTS, Checkpoints
 from tests import gaussian, reference, tiny
 from tests.refusal import refused
+from training import classifier
 from training import state as states
 
 

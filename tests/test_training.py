@@ -23,9 +23,9 @@ from configs.default import complete
 from errors import InputError
 from experiment import Experiment
 from pretrained import parameter_names, stored_parameters
-from report.training_log import read_curves
 from runs import checkpoints as checkpoint_files
 from runs.checkpoints import BACKUPS, LOCK, SNAPSHOTS, Checkpoints
+from runs.training_log import read_curves
 from tests import reference, tiny
 from training import state as states
 from training.state import TrainState

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from report.training_log import TrainingLog, read_curves, remove_later_steps
+from runs.training_log import TrainingLog, read_curves, remove_later_steps
 from tests.refusal import refused
 
 

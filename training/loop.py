@@ -15,14 +15,14 @@ import numpy as np
 from PIL import Image
 
 import losses
-import progress
 import sharding
 from configs.folders import owned
 from datasets import Batch
 from errors import InputError, NotFiniteError
 from models.building import Params
-from report.training_log import TrainingLog
+from runs import progress
 from runs.checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
+from runs.training_log import TrainingLog
 from training import state as states
 from training.state import Rollbacks, TrainState
 from training.step import FREQUENCIES, Job, Step, compile_steps

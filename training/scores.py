@@ -14,7 +14,7 @@ from experiment import Experiment
 from losses import Part
 from models.building import Params
 from models.layers import Rngs
-from progress import say
+from runs.progress import say
 from training import state
 from training.loop import train_job
 from training.state import TrainState

@@ -1,6 +1,6 @@
 """The page of a report: one HTML file that contains its style, pictures and charts, and no scripts.
 
-The layout and most texts are in template.html; this module prepares what the template shows.
+The layout and most texts are in page.html; this module prepares what the template shows.
 Jinja2 escapes all text, whatever a config or a data set contains.
 """
 
@@ -21,8 +21,8 @@ from PIL import Image
 from errors import brief
 from readers.files import check_regular
 from readers.image_sizes import sides
-from report import charts
-from report.charts import Chart, Line
+from runs import charts
+from runs.charts import Chart, Line
 
 ReportData = dict[str, Any]
 
@@ -39,7 +39,7 @@ class Picture(NamedTuple):
 
 
 def render(data: ReportData, folder: Path) -> str:
-    """Return the HTML of what `data.gather` returned for `folder`, whose pictures it reads."""
+    """Return the HTML of what `report.gather` returned for `folder`, whose pictures it reads."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -51,7 +51,7 @@ def render(data: ReportData, folder: Path) -> str:
     checkpoints, config = data["checkpoints"], data["config"]
     names = dict.fromkeys(row["name"] for each in checkpoints for row in _measures(each))
     fields = traverse_util.flatten_dict(config, sep=".")
-    return environment.get_template("template.html").render(
+    return environment.get_template("page.html").render(
         **data | {"checkpoints": [_checkpoint(each, folder) for each in checkpoints]},
         measure_names=list(names),
         sampler=_sampler(config["sampling"]) if config else "",

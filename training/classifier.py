@@ -25,7 +25,6 @@ import datasets
 import losses
 import runs
 import sharding
-import training
 from configs import folders
 from configs.default import Config
 from configs.parts import make_classifier
@@ -35,7 +34,9 @@ from losses import Part
 from models.building import Params
 from models.layers import Rngs
 from sde_lib import expand
-from training import Job, state
+from training import state
+from training.loop import last_step, train_job
+from training.step import Job
 
 NUM_LEVELS = 10  # noise levels at which the accuracy is measured
 
@@ -56,8 +57,8 @@ def train(config: Config, workdir: str) -> Params:
         datasets.check_labels(images, count, "classifier.num_classes")
     folders.check_config(workdir, experiment.config, "noised images")
     folder, job = Path(workdir, CLASSIFIER), make_job(experiment)
-    trained = training.train_job(job, folder, kind="classifier")
-    if int(trained.step) >= training.last_step(0, job.settings.n_iters, 1):
+    trained = train_job(job, folder, kind="classifier")
+    if int(trained.step) >= last_step(0, job.settings.n_iters, 1):
         report(experiment, trained.params, folder / "accuracy.json")
     return trained.params
 

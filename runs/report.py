@@ -21,8 +21,8 @@ from jax.sharding import Mesh
 
 from errors import InputError, advice
 from readers.files import NUMBER, OPTIONAL_NUMBER, read_json, reading
-from report.training_log import FILE_NAME, Curve, read_curves
 from runs import ENVIRONMENTS, Arrays, load_rounds, results_folder, write_json, write_text
+from runs.training_log import FILE_NAME, Curve, read_curves
 
 ReportData = dict[str, Any]
 
@@ -75,7 +75,7 @@ def write(workdir: str | Path, eval_folder: str = "eval") -> Path:
     """
     folder = results_folder(workdir, eval_folder)
     if jax.process_index() == 0:
-        from report import page  # Loads Matplotlib, which takes a second and is used only here.
+        from runs import page  # Loads Matplotlib, which takes a second and is used only here.
 
         with reading(folder, AGAIN):  # Its files may hold any numbers.
             data = gather(folder, Path(workdir))

@@ -1,6 +1,6 @@
 """Charts as SVG elements for an HTML page, drawn by Matplotlib.
 
-Colors are CSS variables of the page (see style.css), so that a chart follows its light or dark
+Colors are CSS variables of the page (see page.css), so that a chart follows its light or dark
 color scheme. Text stays text, in the font of the page. The same data always give the same markup.
 """
 
