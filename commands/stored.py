@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 
 from configs.default import Config
-from score_sde import load_config
+from loading import load_config
 
 
 def get_config(path: str) -> Config:

@@ -111,8 +111,7 @@ def unknown_field(name: Any, value: Any) -> str:
 def not_data(config: Config) -> dict[str, Any]:
     """Return the fields that name code or other files, with their values.
 
-    Only the command line and a config file may set them; `score_sde.load_config` refuses them in
-    other files.
+    Only the command line and a config file may set them; `loading` refuses them in other files.
     """
     found = {}
     for name, field in FIELDS.items():

@@ -118,7 +118,7 @@ def stored_config(folder: Path) -> Config | None:
     """Return the config that a folder was made with, complete, or None if it states none.
 
     It is for comparison only: the folder may come from others, and the config name any code and
-    file. `score_sde.load_config` returns one to use. Unknown fields are left out.
+    file. `loading.load_config` returns one to use. Unknown fields are left out.
     """
     try:
         found = stored_content(folder)

@@ -22,8 +22,8 @@ from commands import averaging, conversion, samples
 from configs.folders import claim
 from errors import InputError, NotFiniteError
 from experiment import Experiment
+from loading import load_config
 from runs.checkpoints import SNAPSHOTS, Checkpoints
-from score_sde import load_config
 from tests import tiny
 from tests.refusal import refused
 from tests.test_training import change_a_byte, identical, leaves

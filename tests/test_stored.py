@@ -26,9 +26,9 @@ from configs.default import complete
 from configs.fields import ABSENT, FIELDS
 from errors import InputError
 from experiment import Experiment
+from loading import load_config
 from metrics import reference_statistics
 from pretrained import Trained
-from score_sde import load_config
 from tests import tiny
 from tests.refusal import refused
 

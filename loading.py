@@ -1,0 +1,146 @@
+"""Stored configs, which are data and name no code, and `load`: a trained model from files."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Collection
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+import pretrained
+from api.arguments import checked
+from api.trained import TrainedModel
+from configs import folders
+from configs.default import Config, find_file, from_json, not_data, reset
+from configs.validation import check_domains, validated
+from errors import InputError, advice, brief, naming, printable
+from experiment import Experiment
+from options import SHORT
+from pretrained import WITH_CONFIG, read_config
+from readers.files import check_regular
+from runs import CONFIG, stored_content
+
+OWN_NAMES = "If a config file defines names of its own, pass it: load(workdir, config=FILE)."
+
+
+def load_config(path: str | Path, given: Collection[str] = ()) -> Config:
+    """Return the config of a workdir, its config.json, a .safetensors file, or EDM's .pkl.
+
+    A field that names code or another file gets its default, which is printed unless the field is
+    `given` on the command line. Only paths that a command of this user wrote into the config of
+    this workdir are kept (`configs.folders`).
+
+    Raises InputError, naming the file, if there is no config, or it is damaged or invalid.
+    """
+    path = Path(path)
+    folder = path.parent if path.name == CONFIG else path
+    if path.name.endswith(WITH_CONFIG):
+        folder, found = None, (str(path), read_config(path))
+    else:
+        found = stored_content(folder)
+    if found is None:
+        lack = f"has no {CONFIG} and no checkpoint" if path.is_dir() else "does not exist"
+        raise InputError(
+            f"{path} {lack}, so that it states no config. Name an experiment, such as "
+            "--config=configs/vp/digits_ddpmpp_continuous.py, or another folder."
+        )
+    source, content = found
+    with naming(source):
+        config = from_json(content)
+        for problem in check_domains(config):
+            raise InputError(problem)
+        refused = {
+            name: value
+            for name, value in not_data(config).items()
+            if folder is None or not folders.is_own(folder, name, value)
+        }
+        config = from_json(validated(reset(config, refused), num_devices=1).to_dict())
+    shown = [name for name in refused if name not in given]
+    if shown:
+        values = ", ".join(f"{name} = {SHORT.repr(refused[name])}" for name in shown)
+        flags = " ".join(f"--config.{name}=..." for name in shown)
+        print(
+            f"NOTE: not used from {printable(source)}: {values}. A config in a file may name "
+            f"neither code nor other files; to set them: {flags}",
+            flush=True,
+        )
+    return config
+
+
+@checked
+def load(
+    workdir: str | Path | None = None,
+    *,
+    config: str | Path | Config | None = None,
+    checkpoint: int | str | Path | None = None,
+) -> TrainedModel:
+    """Load a trained model.
+
+    Args:
+      workdir: a folder that `main.py --mode=train` or `--mode=import` has written, or a file that
+        states its config: a .safetensors file of `--mode=export`, or a .pkl file of EDM.
+      config: an ml_collections config, or the file of one; needed for other files.
+      checkpoint: the number of a checkpoint of the workdir, by default the newest; or a file or
+        folder of another code base (`--mode=import`), to be used with `config`.
+
+    The model uses the first device. Raises InputError if something cannot be read or does not fit.
+    """
+    if workdir is not None and Path(workdir).suffix in pretrained.WITH_CONFIG:
+        workdir, checkpoint = None, workdir
+        config = load_config(checkpoint) if config is None else config
+    if workdir is not None:
+        if isinstance(checkpoint, (str, Path)):
+            raise InputError(
+                f"checkpoint = {str(checkpoint)!r}: with a workdir it must be a number; a file "
+                "needs config instead of the workdir."
+            )
+        if config is None and stored_content(Path(workdir)) is None:
+            raise InputError(
+                f"{workdir} holds no model: it has neither config.json nor a checkpoint. Train "
+                "one there with --mode=train, or pass another folder."
+            )
+        with advice(OWN_NAMES) if config is None else contextlib.nullcontext():
+            found_config = load_config(workdir) if config is None else _read_config(config)
+            experiment = _experiment(found_config)
+        found, params = experiment.trained(str(workdir), checkpoint)
+        experiment.load_classifier(workdir, optional=True)
+        return experiment.trained_model(params, found.step)
+    if config is None or checkpoint is None:
+        raise InputError("load needs a workdir, or both config and checkpoint.")
+    experiment = _experiment(_read_config(config))
+    trained = pretrained.read(str(checkpoint), experiment.network, experiment.config)
+    return experiment.trained_model(jax.tree.map(jnp.asarray, trained.ema), trained.step)
+
+
+def _experiment(config: Config) -> Experiment:
+    return Experiment(config, jax.devices()[:1])
+
+
+def _read_config(config: str | Path | Config) -> Config:
+    """Return a config, from an object or a Python file with get_config(), which is executed.
+
+    Raises InputError if it cannot be read.
+    """
+    if isinstance(config, ml_collections.ConfigDict):
+        return config
+    path = Path(find_file(str(config)))
+    check_regular(path, "config")
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    if path.suffix != ".py" or specification is None or specification.loader is None:
+        raise InputError(f"config = {str(config)!r} must be a Python file with get_config().")
+    module = importlib.util.module_from_spec(specification)
+    try:
+        specification.loader.exec_module(module)
+        found = module.get_config()
+    except Exception as error:  # A config file may raise anything.
+        raise InputError(f"config = {str(config)!r} cannot be read: {brief(error)}") from error
+    if not isinstance(found, ml_collections.ConfigDict):
+        raise InputError(
+            f"config = {str(config)!r}: get_config() returned {type(found).__name__}, but it must "
+            "return an ml_collections.ConfigDict."
+        )
+    return found
