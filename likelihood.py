@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -26,7 +25,6 @@ from solvers.adaptive import MOST_STEPS, step_controller
 from solvers.loop import fold_in, standard_normal, uniform
 from solvers.scaled_flow import (
     DATA_STD,
-    Bosh3WithErrorSum,
     Endpoints,
     error_norm,
     find_endpoints,
@@ -148,6 +146,10 @@ def log_likelihood(
 
     Raises InputError for integer grey levels, which have no density.
     """
+    import diffrax  # It and what imports it take a fifth of the start of main.py.
+
+    from solvers.error_sum import Bosh3WithErrorSum
+
     _check_dequantized(x)
     endpoints = find_endpoints(sde)
     controller = step_controller(

@@ -19,37 +19,27 @@ from typing import Any, NamedTuple
 import errors
 
 if __name__ == "__main__":
-    errors.start_command()  # Before the other imports, which take seconds.
+    errors.start_command()  # Before the other imports.
 
-import jax
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-import evaluation
-import sharding
-import training
-from commands import averaging, calibration, conversion, inspection, latents, restoration, samples
-from commands.command_line import parse_flags
-from configs.default import Config
+from commands import command_line
 from errors import InputError
-from metrics import reference_statistics
-from training import classifier
 
 FLAGS = flags.FLAGS
 
 
 class Command(NamedTuple):
-    """What a mode runs.
+    """The flags of a mode.
 
     Attributes:
-      run: (config, workdir, **arguments).
       flags: the flags of the mode, with the arguments or the config fields that they become.
       required: those of them that must be given.
-      given: whether `run` has the argument `given`, the config fields set on the command line.
+      given: whether the mode has the argument `given`, the config fields set on the command line.
     """
 
-    run: Callable[..., Any]
     flags: Mapping[str, str] = MappingProxyType({})
     required: tuple[str, ...] = ()
     given: bool = False
@@ -59,32 +49,68 @@ CHECKPOINT = {"checkpoint": "number"}
 FOLDER = {"eval_folder": "folder"}
 
 COMMANDS = {
-    "train": Command(training.train),
-    "eval": Command(evaluation.run, {**FOLDER, **CHECKPOINT}, given=True),
-    "report": Command(evaluation.write_report, FOLDER),
-    "import": Command(conversion.import_checkpoint, {"source": "source"}, ("source",)),
+    "train": Command(),
+    "eval": Command({**FOLDER, **CHECKPOINT}, given=True),
+    "report": Command(FOLDER),
+    "import": Command({"source": "source"}, ("source",)),
     "export": Command(
-        conversion.export_checkpoint,
-        {"target": "target", "average_only": "average_only", **CHECKPOINT},
-        ("target",),
+        {"target": "target", "average_only": "average_only", **CHECKPOINT}, ("target",)
     ),
-    "ema": Command(averaging.reconstruct, {"target": "target", **CHECKPOINT}),
-    "encode": Command(latents.encode, CHECKPOINT),
-    "interpolate": Command(latents.interpolate, CHECKPOINT),
+    "ema": Command({"target": "target", **CHECKPOINT}),
+    "encode": Command(CHECKPOINT),
+    "interpolate": Command(CHECKPOINT),
     "sample": Command(
-        samples.sample,
         {"classes": "config.guidance.classes", "seed": "config.seed"}
         | {"count": "count", "source": "source", **FOLDER, **CHECKPOINT},
         given=True,
     ),
-    "restore": Command(restoration.restore, {**FOLDER, **CHECKPOINT}, given=True),
-    "calibrate": Command(calibration.calibrate, {**FOLDER, **CHECKPOINT}, given=True),
-    "train_classifier": Command(classifier.train),
-    "inspect_data": Command(inspection.inspect),
-    "prepare_data": Command(inspection.prepare),
-    "fid_stats": Command(reference_statistics.fid_stats),
+    "restore": Command({**FOLDER, **CHECKPOINT}, given=True),
+    "calibrate": Command({**FOLDER, **CHECKPOINT}, given=True),
+    "train_classifier": Command(),
+    "inspect_data": Command(),
+    "prepare_data": Command(),
+    "fid_stats": Command(),
 }
 """By --mode."""
+
+
+def functions() -> dict[str, Callable[..., Any]]:
+    """Return what each mode runs: (config, workdir, **arguments).
+
+    These imports take seconds, so that the flags are checked before.
+    """
+    import evaluation
+    import training
+    from commands import (
+        averaging,
+        calibration,
+        conversion,
+        inspection,
+        latents,
+        restoration,
+        samples,
+    )
+    from metrics import reference_statistics
+    from training import classifier
+
+    return {
+        "train": training.train,
+        "eval": evaluation.run,
+        "report": evaluation.write_report,
+        "import": conversion.import_checkpoint,
+        "export": conversion.export_checkpoint,
+        "ema": averaging.reconstruct,
+        "encode": latents.encode,
+        "interpolate": latents.interpolate,
+        "sample": samples.sample,
+        "restore": restoration.restore,
+        "calibrate": calibration.calibrate,
+        "train_classifier": classifier.train,
+        "inspect_data": inspection.inspect,
+        "prepare_data": inspection.prepare,
+        "fid_stats": reference_statistics.fid_stats,
+    }
+
 
 # --- flags ----------------------------------------------------------------------------------------
 
@@ -125,7 +151,7 @@ flags.DEFINE_integer(
     "The checkpoint to sample from, export, encode with, ...; by default the newest, or for "
     "--mode=eval those from eval.begin_ckpt to eval.end_ckpt.",
 )
-flags.DEFINE_integer("count", None, f"The number of images to draw; {samples.COUNT} by default.")
+flags.DEFINE_integer("count", None, "The number of images to draw; 64 by default.")
 flags.DEFINE_list("classes", None, "The classes of the images to draw in turn, such as 0,1,2.")
 flags.DEFINE_integer("seed", None, "The seed of the images to draw, in place of --config.seed.")
 flags.DEFINE_string(
@@ -137,16 +163,18 @@ flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
 
 def main(argv: list[str]) -> None:
     """Run one mode. An error that the user can correct is one message and exit code 1."""
+    import jax  # Not before `parse_flags` has checked them: it takes a second.
+
+    import sharding
+
     logging.set_verbosity(logging.WARNING)
     errors.hide_background_errors()
     _escape_missing_characters()
     _enable_compilation_cache()
     try:
-        if argv[1:]:
-            raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.")
-        _check_flags()
+        _check_flags(argv)
         sharding.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        _run(COMMANDS[FLAGS.mode])
+        _run(functions()[FLAGS.mode], COMMANDS[FLAGS.mode])
         sys.stdout.flush()  # Its errors would be a traceback at exit.
     except InputError as error:
         errors.fail(str(error))
@@ -173,6 +201,8 @@ def _escape_missing_characters() -> None:
 
 
 def _enable_compilation_cache() -> None:
+    import jax
+
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         folder = errors.cache_folder() / "score_sde" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -182,8 +212,15 @@ def _enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-def _check_flags() -> None:
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the flags, of which a wrong one is a one-line error; return positional arguments."""
+    return command_line.parse_flags(argv, _check_flags)
+
+
+def _check_flags(argv: list[str]) -> None:
     """Raise InputError for a flag that is missing, empty, or not one of the mode."""
+    if argv[1:]:
+        raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.")
     missing = [f"--{name}" for name in ("mode", "workdir") if FLAGS[name].value is None]
     if missing:
         raise InputError(
@@ -207,8 +244,8 @@ def _check_flags() -> None:
             raise InputError(f"--mode={FLAGS.mode} needs --{name}: {FLAGS[name].help}")
 
 
-def _run(command: Command) -> None:
-    """Run a command with the values of its flags; flags that are not given keep its defaults."""
+def _run(function: Callable[..., Any], command: Command) -> None:
+    """Call the function of a mode; flags that are not given keep its defaults."""
     config, arguments = _config(), {}
     for name, target in command.flags.items():
         value = FLAGS[name].value
@@ -221,7 +258,7 @@ def _run(command: Command) -> None:
             arguments[target] = value
     if command.given:
         arguments["given"] = set(FLAGS["config"].override_values)  # pyright: ignore
-    command.run(config, FLAGS.workdir, **arguments)
+    function(config, FLAGS.workdir, **arguments)
 
 
 def _integers(name: str, texts: list[str]) -> tuple[int, ...]:
@@ -231,7 +268,7 @@ def _integers(name: str, texts: list[str]) -> tuple[int, ...]:
         raise InputError(f"--{name}={','.join(texts)} must be integers, such as 0,1,2.") from error
 
 
-def _config() -> Config:
+def _config() -> ml_collections.ConfigDict:
     try:
         # Any access to the config of a file that could not be loaded raises the reason.
         config = FLAGS.config

@@ -14,19 +14,21 @@ docs/python.md describes every call.
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from errors import InputError, NotFiniteError, start_command
 
 if Path(*sys.argv[:1]).stem == "score-sde":  # The command, which imports its package first.
-    start_command()  # Before the other imports, which take seconds.
+    start_command()  # Before the other imports.
 
-from api import operators
-from api.calibration import Calibration
-from api.posterior import Posterior
-from api.prior import Prior
-from api.trained import TrainedModel
-from loading import load
-from sde_lib import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE
+if TYPE_CHECKING:
+    from api import operators
+    from api.calibration import Calibration
+    from api.posterior import Posterior
+    from api.prior import Prior
+    from api.trained import TrainedModel
+    from loading import load
+    from sde_lib import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE
 
 __all__ = [
     "EDMSDE",
@@ -45,3 +47,24 @@ __all__ = [
     "load",
     "operators",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the modules of the API when a name is first used (PEP 562).
+
+    That takes a second, which the command of an installed package spends only for valid flags.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import loading
+    import sde_lib
+    from api import calibration, operators, posterior, prior, trained
+
+    if name == "operators":
+        return operators
+    modules = (calibration, posterior, prior, trained, loading, sde_lib)
+    return next(vars(module)[name] for module in modules if name in vars(module))
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

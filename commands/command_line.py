@@ -5,24 +5,20 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags, logging
 
 import errors
-from commands import stored
-from configs.default import find_file, unknown_field
-from configs.fields import ABSENT, FIELDS
 from errors import InputError
-from pretrained import WITH_CONFIG
-from runs import CONFIG
 
 FLAGS = flags.FLAGS
 WRONG_VALUE = re.compile(r"flag --(?P<name>[\w.]+)=(?P<value>.*?): (?P<reason>.*)")
 """The messages of absl about a value that cannot be parsed."""
 HELP = {"help", "helpshort", "helpfull", "helpxml", "?"}  # absl ends these with code 1.
 WITH_TRACEBACK = "Error whilst parsing config file"  # config_flags repeats errors so.
-STORED = Path(stored.__file__)  # the config file that reads a config.json
+STORED = Path(__file__).with_name("stored.py")  # the config file that reads a config.json
 
 
 def with_stored_config(argv: list[str]) -> list[str]:
@@ -32,6 +28,10 @@ def with_stored_config(argv: list[str]) -> list[str]:
     import states its config as well. Other paths are replaced by those that `find_file` finds.
     Raises InputError for a path that is a URL.
     """
+    from configs.default import find_file  # These imports take seconds, so that the flags
+    from pretrained import WITH_CONFIG  # that do not need them are parsed before.
+    from runs import CONFIG
+
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("config", "workdir", "source", "target"):
         parser.add_argument(f"--{name}", f"-{name}", nargs="?")
@@ -59,12 +59,17 @@ def with_stored_config(argv: list[str]) -> list[str]:
     return [*argv[:1], *flags_of_config, *others]
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parse flags; a wrong one, an unreadable config or an unknown field is a one-line error."""
+def parse_flags(argv: list[str], check: Callable[[list[str]], None]) -> list[str]:
+    """Parse flags; a wrong one, an unreadable config or an unknown field is a one-line error.
+
+    First those are parsed that are not of the config, whose file takes seconds to import. `check`
+    raises InputError for values that are not allowed; it receives the positional arguments.
+    """
     logging.set_verbosity(logging.ERROR)  # `main` sets it for all other messages.
     given = list(argv)
     try:
         _check_mode(argv)
+        check(FLAGS(_without_config(FLAGS.read_flags_from_files(argv, force_gnu=False))))
         argv = with_stored_config(argv)
         sys.argv[:] = argv  # config_flags reads the fields of the config from there.
         return FLAGS(argv)
@@ -92,18 +97,33 @@ def _check_mode(argv: list[str]) -> None:
         errors.check_name(mode, flag.parser.enum_values, "--mode")
 
 
+def _without_config(argv: list[str]) -> list[str]:
+    """Return the arguments that do not set the config or its fields."""
+    kept, may_be_value = [], False
+    for argument in argv:
+        of_config = re.match(r"--?(no)?config([.=]|$)", argument) is not None
+        if not of_config and not (may_be_value and not argument.startswith("-")):
+            kept.append(argument)
+        may_be_value = of_config and "=" not in argument
+    return kept
+
+
 def _explain(error: Exception, argv: list[str]) -> str:
     """Return a message for an error that absl, ml_collections or a config file raised."""
     reason = " ".join(str(error).split()) or "no message"
     value = WRONG_VALUE.match(reason)
+    is_field = value is not None and value["name"].startswith("config.")
+    if value and not is_field and value["name"] in FLAGS:
+        kind = {"int": "an integer", "bool": "true or false"}.get(FLAGS[value["name"]].flag_type())
+        return f"--{value['name']}={value['value']} must be {kind or 'another value'}."
+    if isinstance(error, flags.Error) and not is_field:
+        return f"{reason.rstrip('. ?')}. docs/usage.md lists the flags."
+    from configs.default import unknown_field  # As above.
+    from configs.fields import ABSENT, FIELDS
+
     if value and value["name"].removeprefix("config.") in FIELDS:
         name = value["name"].removeprefix("config.")
         return f"{name} = {value['value']!r} must be {FIELDS[name].domain.describe()}."
-    if value and value["name"] in FLAGS:
-        kind = {"int": "an integer", "bool": "true or false"}.get(FLAGS[value["name"]].flag_type())
-        return f"--{value['name']}={value['value']} must be {kind or 'another value'}."
-    if isinstance(error, flags.Error):
-        return f"{reason.rstrip('. ?')}. docs/usage.md lists the flags."
     if isinstance(error, (AttributeError, KeyError)):  # Of a field that the config lacks.
         for name, text in map(_override, argv):
             if name and name not in FIELDS:

@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import grain
 import jax
 import numpy as np
 from jax import Array
@@ -89,6 +88,8 @@ class Batches:
         return 2**62 // (self.batch_size * self.steps)  # grain requires a length.
 
     def __getitem__(self, index: int) -> Batch:
+        import grain  # Its import takes a fifth of the start of main.py.
+
         order = grain.MapDataset.range(len(self.images)).seed(self.seed).shuffle().repeat()
         rows = range(self.batch_size) if self.rows is None else self.rows
         batches = []
@@ -100,6 +101,8 @@ class Batches:
 
     def iterate(self, start: int) -> Iterator[Batch]:
         """Yield the items from number `start` on, read ahead by a background thread."""
+        import grain  # As above.
+
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         return iter(grain.MapDataset.source(self)[start:].to_iter_dataset(options))
 

@@ -13,16 +13,18 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-import orbax.checkpoint as ocp
 from absl import logging
 from jax import Array
 
 from errors import InputError, advice, brief, printable
 from readers.files import MAX_STEP, check_regular, read_json
 from runs.files import to_host, tree_checksum
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 SNAPSHOTS, BACKUPS = "checkpoints", "checkpoints-meta"
 PARAMS, EMA = "params", "ema"  # names of trees
@@ -65,10 +67,7 @@ class Checkpoints:
                 with advice("Move this checkpoint to another folder."):
                     check_regular(metadata)  # Orbax would wait without end for a named pipe.
             if create or path.is_dir():
-                options = ocp.CheckpointManagerOptions(
-                    step_prefix="checkpoint", max_to_keep=keep, create=create
-                )
-                self._managers[folder] = _open(path, options)
+                self._managers[folder] = _open(path, keep, create)
         parts = (self._workdir / name for name in (SNAPSHOTS, BACKUPS, LOCK))
         self._parts = [path for path in parts if path.exists()]
         self._lock = _identity(self._workdir / LOCK)
@@ -80,6 +79,8 @@ class Checkpoints:
 
         Raises InputError if this or the previous checkpoint cannot be written.
         """
+        import orbax.checkpoint as ocp  # Its import takes a fifth of the start of main.py.
+
         self._check_still_there()
         if jax.process_count() > 1:  # Two saves at once would collide in Orbax's barriers.
             self.wait()
@@ -149,6 +150,7 @@ class Checkpoints:
 
         Raises InputError if they cannot be read, or differ from what was saved.
         """
+        import orbax.checkpoint as ocp  # As above.
 
         def abstract(leaf: Array) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
@@ -271,8 +273,16 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _open(path: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-    """Return Orbax's manager of a folder, which reads the metadata of all its checkpoints."""
+def _open(path: Path, keep: int | None, create: bool) -> ocp.CheckpointManager:
+    """Return Orbax's manager of a folder, which reads the metadata of all its checkpoints.
+
+    It keeps the `keep` newest ones, or all.
+    """
+    import orbax.checkpoint as ocp  # As above.
+
+    options = ocp.CheckpointManagerOptions(
+        step_prefix="checkpoint", max_to_keep=keep, create=create
+    )
     for attempt in range(1, OPENINGS + 1):
         try:
             return ocp.CheckpointManager(path, options=options)

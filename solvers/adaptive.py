@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -15,6 +14,9 @@ from jaxtyping import Float, Int
 
 from sde_lib import SDE, Score, expand
 from solvers.loop import fold_in, standard_normal
+
+if TYPE_CHECKING:
+    import diffrax
 
 State = TypeVar("State")
 
@@ -38,6 +40,8 @@ def step_controller(
     counts as infinite. Otherwise a network whose output is not finite would be evaluated for
     `MOST_STEPS` steps.
     """
+    import diffrax  # Importing it takes a fifth of the start of main.py.
+
     norm = options.pop("norm", diffrax.PIDController(rtol=rtol, atol=atol).norm)
 
     def error(scaled: Any) -> Array:
@@ -72,6 +76,8 @@ def integrate(
     Returns:
       y(t1), NaN for images whose solve failed, and the evaluations of the field per image (B,).
     """
+    import diffrax  # As above.
+
     term = diffrax.ODETerm(field)
     controller = step_controller(t0, t1, rtol=rtol, atol=atol)
 

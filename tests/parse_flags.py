@@ -17,7 +17,7 @@ import sharding
 from configs import validation
 
 
-def _validate(command: main.Command) -> None:
+def _validate(*arguments: object) -> None:
     validation.validated(main._config(), num_devices=1)
 
 

@@ -14,7 +14,7 @@ import scipy.special
 import likelihood
 from datasets import Scaler
 from sde_lib import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE, expand
-from solvers import scaled_flow
+from solvers import error_sum, scaled_flow
 from tests import gaussian, mixture, reference
 from tests.refusal import refused
 from tests.test_sampling import Cosine
@@ -252,7 +252,7 @@ def test_error_of_one_step():
     """The difference of the embedded solutions in log p, by the score of the new state."""
     sde, c = SDES["vp"], scaled_flow.DATA_STD
     score, probes = gaussian.score(sde, MEAN, STD), jnp.ones((1, 2, 2, 3))
-    solver = scaled_flow.Bosh3WithErrorSum()
+    solver = error_sum.Bosh3WithErrorSum()
     term = diffrax.ODETerm(scaled_flow.vector_field(score, sde))
     s0, s1 = 0.9, 1.1
     y = jax.random.normal(jax.random.key(0), (2, 2, 3)), jnp.zeros(1), jnp.zeros(())

@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 
 import main
 import training
-from commands import command_line, stored
+from commands import command_line, samples, stored
 from configs import default, validation
 from configs.folders import claim
 from configs.parts import warn_unused
@@ -113,12 +113,30 @@ def test_a_workdir_knows_its_config(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_help():
-    result = subprocess.run(
-        [sys.executable, "main.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    assert result.returncode == 0
-    assert "The folder of checkpoints, logs and results." in result.stdout
+SLOW = ("diffrax", "grain", "matplotlib", "orbax.checkpoint", "scipy.stats")
+WORKDIR = ("--workdir=/dev/null/w", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "absent"),
+    [
+        (("main.py", "--help"), f"images to draw; {samples.COUNT} by default.", ("jax",)),
+        (("main.py", *WORKDIR, "--mode=dream"), "--mode = 'dream' is unknown", ("jax",)),
+        (("main.py", *WORKDIR, "--mode=eval", "--cuont=3"), "flag 'cuont'. Did you", ("jax",)),
+        (("main.py", *WORKDIR), "--mode must be given", ("jax",)),
+        (("-c", "import score_sde"), "", ("jax",)),
+        (("-c", "import score_sde as ss; ss.load, ss.VPSDE, ss.Calibration"), "", SLOW),
+    ],
+)
+def test_slow_imports_are_left_out(arguments, message, absent):
+    """Help and errors of flags do not wait for JAX, nor the Python API for what it rarely uses."""
+    command = [sys.executable, "-X", "importtime", *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    imported = set(re.findall(r"import time: .*\| +(\S+)", result.stderr))
+    assert "errors" in imported
+    assert imported.isdisjoint(absent)
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
 
 
 PARSED = {
@@ -178,20 +196,20 @@ def test_flags_of_modes(flags, message):
     """A flag that a mode does not read is an error."""
     with flagsaver.flagsaver():
         set_flags(**flags)
-        refused(message, main._check_flags)
+        refused(message, main._check_flags, ["main.py"])
 
 
 def test_arguments_of_a_mode(monkeypatch):
     """Flags become arguments or config fields; the others keep their defaults."""
     calls = []
-    command = main.COMMANDS["sample"]._replace(run=lambda *a, **k: calls.append((a, k)))
+    command = main.COMMANDS["sample"]
     monkeypatch.setattr(main, "_config", tiny.config)
     with flagsaver.flagsaver():
         set_flags(mode="sample", workdir="w", seed=3, checkpoint=1, classes=["1", "2"])
-        main._check_flags()
-        main._run(command._replace(given=False))
+        main._check_flags(["main.py"])
+        main._run(lambda *a, **k: calls.append((a, k)), command._replace(given=False))
         set_flags(classes=["a"])
-        refused("--classes=a must be integers", main._run, command)
+        refused("--classes=a must be integers", main._run, calls.append, command)
     (((config, workdir), arguments),) = calls
     assert (config.seed, config.guidance.classes, workdir) == (3, (1, 2), "w")
     assert arguments == {"number": 1}
@@ -223,6 +241,10 @@ def test_characters_that_a_terminal_lacks(monkeypatch):
     main._escape_missing_characters()
     print("a \N{SNOWMAN}")
     assert raw.getvalue() == b"a \\u2603\n"
+
+
+def test_each_mode_has_a_function():
+    assert main.functions().keys() == main.COMMANDS.keys()
 
 
 def test_the_compilation_cache_without_a_home_directory(tmp_path, monkeypatch):
