@@ -150,7 +150,7 @@ def log_likelihood(
 
     from solvers.error_sum import Bosh3WithErrorSum
 
-    _check_dequantized(x)
+    check_dequantized(x)
     endpoints = find_endpoints(sde)
     controller = step_controller(
         *endpoints.s, rtol=tolerance, atol=tolerance, norm=error_norm, **COEFFICIENTS
@@ -212,7 +212,7 @@ def elbo(
 
     Raises InputError for integer grey levels, which have no density.
     """
-    _check_dequantized(x)
+    check_dequantized(x)
     endpoints = find_endpoints(sde)
     sigma_min = endpoints.sigma[0]
     q_max = jnp.arccosh(endpoints.sigma[1] / sigma_min)
@@ -289,7 +289,7 @@ def _sum_per_image(values: Array) -> Array:
     return values.reshape(values.shape[0], -1).sum(-1)
 
 
-def _check_dequantized(x: Array) -> None:
+def check_dequantized(x: Array) -> None:
     """Raise InputError if x has an integer type."""
     dtype = jnp.asarray(x).dtype
     if not jnp.issubdtype(dtype, jnp.floating):

@@ -62,6 +62,7 @@ class Posterior:
         self._options = dict(options)
         self.model = make_measurement(operator, noise, log_likelihood, self.method)
         self._y_shape = shape_of_y(self.model, prior.event_shape, y)
+        self._of_z, self._offset = prior.units.measurement(self.model)
         self.y, self.batch_shape = self._batch(y)
 
     # --- samples ------------------------------------------------------------------------------
@@ -145,22 +146,22 @@ class Posterior:
         make_task = self._task_maker(
             sampler, self._method(), given, lambda numbers: numbers // samples - first_y
         )
-        return execution.in_batches(
-            *(make_task, key, first, total - first if count is None else count, batch_size),
-            *(prior.event_shape, prior.mesh),
-        )
+        count = total - first if count is None else count
+        return prior.compute(make_task, key, first, count, batch_size, prior.event_shape)
 
     def _task_maker(
         self, sampler: Sampler, method: Chosen, given: Any, row_of: Callable[..., np.ndarray]
     ) -> execution.MakeTask:
         """Return what makes the task of events, whose measurements are given[row_of(numbers)]."""
         prior = self.prior
+        given = given - self._offset
+        support = prior.units.range_of_z(prior.support)
 
         def make_task(keys: Array, numbers: np.ndarray, place: Place) -> FromPosterior:
             rows = np.minimum(row_of(numbers), len(given) - 1)  # The last batch is padded.
             return FromPosterior(
-                *(prior.score, keys, self.model.given(place(given[rows])), prior.sde),
-                *(prior.event_shape, sampler, method, prior.support),
+                *(prior.score, keys, self._of_z.given(place(given[rows])), prior.sde),
+                *(prior.event_shape, sampler, method, support),
             )
 
         return make_task
@@ -185,11 +186,13 @@ class Posterior:
         return chosen
 
     def _method(self) -> Chosen:
-        """Return the method. It estimates the standard deviation of the prior if none is given."""
-        needs = "prior_std" in METHODS[self.method].options and "prior_std" not in self._options
-        if not needs:
+        """Return the method for z. It estimates the std of the prior if none is given."""
+        options = dict(self._chosen.options)
+        if "prior_std" not in options:
             return self._chosen
-        return choose_method(self.method, **self._options, prior_std=self.prior.std)
+        std = options["prior_std"] if "prior_std" in self._options else self.prior.std
+        options["prior_std"] = std / self.prior.units.typical_scale
+        return choose_method(self.method, **options)
 
     # --- calibration --------------------------------------------------------------------------
 
@@ -290,7 +293,8 @@ class Posterior:
     def _statistics(self, x: Array, y: Array, references: Array) -> np.ndarray:
         """Return the statistics (N, L, K) of events x (N, L, *event_shape)."""
         count, length = x.shape[:2]
-        flat = np.asarray(x, np.float64).reshape(count, length, -1)
+        z, references = (self.prior.units.standardized(each) for each in (x, references))
+        flat = np.asarray(z, np.float64).reshape(count, length, -1)
         vectors, _ = calibration.directions(self.prior.event_shape)
         columns = [flat @ vectors.T]
         if self.model.has_density:

@@ -21,6 +21,7 @@ from api import checks, execution
 from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of
 from api.execution import AlongFlow, FromPrior, Place, by_rows, function_of
 from api.posterior import Posterior
+from api.units import Units
 from api.weighted import WeightedPosterior
 from controllable.methods import METHODS
 from controllable.operators import Operator
@@ -39,15 +40,21 @@ ESTIMATED_FROM = 64  # samples from which the standard deviation of the data is 
 class Prior:
     """The distribution whose noised versions have the score `score(x, t)` = grad_x log p_t(x).
 
+    With `loc` and `scale`, the score is that of z = (x - loc) / scale instead: of a network that
+    was trained on standardized data. Events, log-densities, measurements, their noise, `prior_std`
+    and `support` are in the units of x everywhere. Only latent codes (`encode`), the step size of
+    the method 'dps' and options that are noise levels of the SDE are those of z.
+
     Attributes:
-      score: x (B, *event_shape), t (B,) -> (B, *event_shape). A function, or a pytree of arrays
+      score: z (B, *event_shape), t (B,) -> (B, *event_shape). A function, or a pytree of arrays
         that can be called.
-      sde: the SDE that noises the data; `sde_lib`.
+      sde: the SDE that noises z; `sde_lib`.
       event_shape: the shape of one event, for example (2,), (H, W) or (H, W, C).
       support: the smallest and the largest value of the data, if known. They also set the scale of
         the tolerances of samplers, which otherwise follows from the noise levels.
       mesh: the devices that share each batch (`sharding.make_mesh`); None for one device.
       defaults: the default sampler, its steps and options.
+      units: loc and scale, each a number or an array that broadcasts to an event.
 
     Events of all methods have any number of leading batch axes. Random numbers follow from `seed`,
     an int or a key of `jax.random`: event i depends on the seed and i, not on the batch size. The
@@ -64,9 +71,12 @@ class Prior:
         *,
         support: tuple[float, float] | None = None,
         mesh: Mesh | None = None,
+        loc: np.ndarray | float = 0.0,
+        scale: np.ndarray | float = 1.0,
     ) -> None:
         """Check the score on some events. Raises InputError if its values do not fit."""
         self.score, self.sde = score, sde
+        self.units = Units(shape, np.asarray(loc), np.asarray(scale))
         self.event_shape, self.support = shape, support
         self.mesh = mesh if mesh is not None and mesh.size > 1 else None
         self.defaults = Defaults()
@@ -133,8 +143,13 @@ class Prior:
             factor = jnp.float32(temperature)
             return FromPrior(chosen, keys, factor, self.sde, self.event_shape, sampler)
 
-        shape = self.event_shape
-        return execution.in_batches(make_task, key, first, count, batch_size, shape, self.mesh)
+        return self.compute(make_task, key, first, count, batch_size, self.event_shape)
+
+    def compute(self, make_task: execution.MakeTask, *arguments: Any) -> Samples:
+        """Return the samples of `execution.in_batches` with these arguments, as events."""
+        found = execution.in_batches(make_task, *arguments, mesh=self.mesh)
+        x, frames = (self.units.to_data(each) for each in (found.x, found.frames))
+        return found._replace(x=x, frames=frames)
 
     def make_sampler(
         self, name: str | None = None, steps: int | None = None, **options: Any
@@ -150,13 +165,14 @@ class Prior:
 
     @functools.cached_property
     def _typical_std(self) -> float:
-        """The scale of the data, for tolerances: from the support, or from the noise levels.
+        """The scale of z, for tolerances: from the support, or from the noise levels.
 
         The geometric mean of the smallest and the largest noise level of sampling is 0.4 for EDM,
         0.7 for VE and 1.3 for VP, by default. It has the unit of the data.
         """
-        if self.support is not None and all(map(math.isfinite, self.support)):
-            return (self.support[1] - self.support[0]) / 4
+        support = self.units.range_of_z(self.support)
+        if support is not None and all(map(math.isfinite, support)):
+            return (support[1] - support[0]) / 4
         with jax.ensure_compile_time_eval():  # The caller may be compiled.
             levels = self.sde.noise_to_signal(jnp.array([self.sde.t_end, self.sde.T]))
         return math.sqrt(math.prod(levels.tolist()))
@@ -206,7 +222,7 @@ class Prior:
                 "gradient is close to score(x, t_min): differentiate the score instead."
             )
         found, batch_shape = self._likelihood(x, seed, trace, probes, tolerance)
-        logp = found.logp.reshape(batch_shape)
+        logp = found.logp.reshape(batch_shape) - self.units.log_volume
         if not return_error:
             return logp
         stderr = likelihood.probe_stderr(found.per_probe, self._trace(trace))
@@ -216,7 +232,8 @@ class Prior:
         self, x: Array, seed: Seed, trace: str | None, probes: int, tolerance: float
     ) -> tuple[Likelihood, tuple[int, ...]]:
         x, batch_shape = self._batch(x)
-        kind = self._trace(trace)
+        likelihood.check_dequantized(x)
+        x, kind = self.units.standardized(x), self._trace(trace)
         count = math.prod(self.event_shape) if kind == "exact" else probes
         check_memory(x.size * count, f"A trace by {count} probes for each of {len(x)} events")
         keys = sampling.image_keys(key_of(seed), jnp.arange(len(x)))
@@ -254,7 +271,7 @@ class Prior:
         Raises InputError for an invalid argument, and NotFiniteError if a code is not finite.
         """
         flow = self.make_flow(sampler, steps, **options)
-        return self._follow(flow.encoder, x, return_nfe)
+        return self._follow(flow.encoder, x, return_nfe, from_data=True)
 
     @checked
     def decode(
@@ -268,15 +285,16 @@ class Prior:
     ) -> Any:
         """Return the events of latent codes, of the same shape; the inverse of `encode`."""
         flow = self.make_flow(sampler, steps, **options)
-        return self._follow(flow.decoder, z, return_nfe)
+        return self._follow(flow.decoder, z, return_nfe, from_data=False)
 
     def make_flow(self, name: str, steps: int | None = None, **options: Any) -> Flow:
         """Return the probability flow in both directions, as `encode` takes it."""
         return sampling.make_flow(name, self.sde, steps, defaults=self.defaults, **options)
 
-    def _follow(self, flow: Sampler, x: Array, return_nfe: bool) -> Any:
+    def _follow(self, flow: Sampler, x: Array, return_nfe: bool, *, from_data: bool) -> Any:
         x, batch_shape = self._batch(x)
         x = x.astype(jnp.result_type(x, jnp.float32))
+        x = self.units.standardized(x) if from_data else x
 
         def compute(x: Array) -> tuple[Array, Array, Array]:
             found = execution.run(AlongFlow(self.score, x, flow), f"following the flow of {len(x)}")
@@ -284,6 +302,7 @@ class Prior:
 
         y, nfe, bad_step = by_rows(self.mesh, compute, x)
         execution.check_finite(bad_step, flow)
+        y = y if from_data else self.units.to_data(y)
         y = y.reshape(*batch_shape, *self.event_shape)
         return (y, nfe.reshape(batch_shape)) if return_nfe else y
 

@@ -124,9 +124,7 @@ class WeightedPosterior(Posterior):
         check_memory(size * particles * entries, f"Covariances of {size * particles} particles")
         count = (first_y + len(given)) * samples - first if count is None else count
         begin, end = first // samples, (first + count - 1) // samples + 1  # measurements
-        drawn = execution.in_batches(
-            *(make_task, key, begin, end - begin, size, (particles, *shape)), self.prior.mesh
-        )
+        drawn = self.prior.compute(make_task, key, begin, end - begin, size, (particles, *shape))
         chosen = slice(first - begin * samples, first - begin * samples + count)
         x = drawn.x[:, :samples].reshape(-1, *shape)[chosen]
         nfe, bad_step = (jnp.repeat(each, samples)[chosen] for each in (drawn.nfe, drawn.bad_step))
