@@ -244,8 +244,13 @@ def augment(
     """Return training images u (B, H, W, C) as model inputs: randomly flipped and dequantized."""
     flip_key, noise_key = jax.random.split(key)
     if random_flip:
-        flip = jax.random.bernoulli(flip_key, shape=(u.shape[0], 1, 1, 1))
-        u = jnp.where(flip, u[:, :, ::-1], u)
+        u = flipped(flip_key, u)
     if uniform_dequantization:
         return scaler.dequantize(u, jax.random.uniform(noise_key, u.shape))
     return scaler.scale(u)
+
+
+def flipped(key: Array, images: Array) -> Array:
+    """Return images (B, H, W, C), of which those that the key selects are flipped."""
+    flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+    return jnp.where(flip, images[:, :, ::-1], images)

@@ -22,7 +22,8 @@ import datasets
 import losses
 import sampling
 import sharding
-from api.trained import NetworkScore, TrainedModel
+from api.conditional import NetworkScore
+from api.trained import TrainedModel
 from configs import folders, parts
 from configs.default import Config
 from configs.validation import validated
@@ -30,6 +31,7 @@ from controllable.guidance import LogProbs, class_log_probs
 from datasets import Batch
 from errors import InputError, advice
 from models.building import Params, abstract_network
+from models.conditions import Condition, Kinds
 from models.layers import Rngs
 from runs import progress
 from runs.checkpoints import EMA, PARAMS, Checkpoints, Found
@@ -52,7 +54,8 @@ class Experiment:
       image_shape, image_range: (H, W, C), and the smallest and the largest value of an entry.
       objective: the distribution of times, and the weights of the loss.
       num_scales: noise levels of discrete-time training, or None.
-      labelled: whether the network is conditioned on the class of an image.
+      labelled: whether the network is conditioned on something, whose kinds are
+        `score_model.kinds`.
       sharded: whether the state of training is split over the devices.
       classifier: the parameters of the classifier that guides samples, or None; see
         `load_classifier`.
@@ -75,9 +78,9 @@ class Experiment:
         self.config = config = validated(config, self.mesh.size, mode)
         self.sde = parts.make_sde(config)
         self.num_scales = None if config.training.continuous else config.model.num_scales
-        self.labelled = config.data.num_classes > 0
         self.sharded = config.training.shard_params
         self.score_model = parts.make_score_model(config, self.sde, self.num_scales)
+        self.labelled = bool(self.score_model.kinds)
         self.scaler = datasets.make_scaler(config.data)
         self.image_shape = datasets.image_shape(config.data)
         self.image_range = datasets.model_range(config.data)
@@ -120,6 +123,17 @@ class Experiment:
         return datasets.augment(
             key, u, self.scaler, random_flip=flip, uniform_dequantization=dequantize
         )
+
+    def condition(self, batch: Batch, flip_key: Array | None = None) -> Condition | None:
+        """Return what the images of a batch are conditioned on, if the network is conditional.
+
+        With the key of `prepare`, images of the condition are flipped with those of the data.
+        """
+        known = jax.tree.map(jnp.asarray, batch)
+        found = self.score_model.kinds.select(known.labels, known.vector, known.image)
+        if found is None or found.image is None or flip_key is None:
+            return found
+        return found._replace(image=datasets.flipped(jax.random.split(flip_key)[0], found.image))
 
     def pixels(self, x: Array) -> Array:
         """Return samples of the model as uint8 images, 0 .. 255."""
@@ -181,9 +195,9 @@ class Experiment:
 
         The parameters may be sharded as in training, or replicated.
         """
-        count = self.config.data.num_classes
+        kinds = self.score_model.kinds
         if self.classifier is not None:
-            count = self.config.classifier.num_classes
+            kinds = Kinds(self.config.classifier.num_classes)
         score = NetworkScore(
             params,
             self._apply,
@@ -201,7 +215,7 @@ class Experiment:
             step=step,
             mesh=self.mesh,
             defaults=parts.sampler_defaults(self.config),
-            num_classes=count,
+            kinds=kinds,
         )
 
     @functools.cached_property
@@ -209,8 +223,10 @@ class Experiment:
         """The sampler that config.sampling describes."""
         return parts.make_sampler(self.config, self.sde)
 
-    def _apply(self, params: Params, x: Array, t: Array, classes: Array | None = None) -> Array:
-        return self.score(params, classes=classes)(x, t)
+    def _apply(
+        self, params: Params, x: Array, t: Array, condition: Condition | None = None
+    ) -> Array:
+        return self.score(params, condition=condition)(x, t)
 
     @property
     def guidance(self) -> dict[str, Any]:
@@ -229,14 +245,13 @@ class Experiment:
         images of a batch (`sampling.langevin`). Raises InputError if the sampler is unstable, and
         NotFiniteError if a sample is not finite.
         """
-        samples = model.draw(
+        samples = model.given(**self.guidance).draw(
             self.sampler,
             count,
             self.key("sample"),
             first=first,
             batch_size=count,
             temperature=self.config.sampling.temperature,
-            **self.guidance,
         )
         x, frames = (np.asarray(self.pixels(jnp.asarray(a))) for a in (samples.x, samples.frames))
         return samples._replace(x=x, frames=frames, nfe=np.asarray(samples.nfe))
@@ -247,18 +262,18 @@ class Experiment:
         return datasets.image_grid(np.asarray(samples.x))
 
     def score(
-        self, params: Params, rngs: Rngs | None = None, classes: Array | None = None
+        self, params: Params, rngs: Rngs | None = None, condition: Condition | None = None
     ) -> functools.partial[Array]:
         """Return the score function of the network with these parameters.
 
         Args:
           params: sharded as in training, or replicated.
           rngs: keys for dropout; None turns dropout off.
-          classes: the class of each image (B,), for a conditional network; None for p_t(x).
+          condition: what images are conditioned on, for a conditional network; None for p_t(x).
         """
         params = sharding.gather(self.mesh, params) if self.sharded else params
         network = nnx.merge(self.graph, params)
-        return functools.partial(self.score_model.score, network, rngs=rngs, classes=classes)
+        return functools.partial(self.score_model.score, network, rngs=rngs, condition=condition)
 
     # --- the classifier ---------------------------------------------------------------------------
 
@@ -292,13 +307,6 @@ class Experiment:
         graph = nnx.split(self.classifier_network, nnx.Param)[0]
         return class_log_probs(nnx.merge(graph, classifier), self.sde)
 
-    def drop_labels(self, key: Array, labels: np.ndarray | Array | None) -> Array | None:
-        """Replace a share model.class_dropout of the labels (B,) by "no class", for training."""
-        if labels is None:
-            return None
-        dropped = jax.random.bernoulli(key, self.config.model.class_dropout, labels.shape)
-        return jnp.where(dropped, self.config.data.num_classes, labels)
-
     def draw(self, key: Array, x: Array, *, even: bool = False) -> tuple[Array, Array]:
         """Return times t (B,) and noise z (B, ...) of the training objective for a batch x.
 
@@ -313,12 +321,12 @@ class Experiment:
         t: Array,
         z: Array,
         rngs: Rngs | None = None,
-        classes: Array | None = None,
+        condition: Condition | None = None,
     ) -> Array:
         """Return the training objective of each image (B,); see `score` for the arguments."""
         marginal = self.score_model.marginal(t)
         return losses.denoising_score_matching(
-            functools.partial(self.score(params, rngs, classes), marginal=marginal),
+            functools.partial(self.score(params, rngs, condition), marginal=marginal),
             self.sde,
             x,
             t,
@@ -332,8 +340,8 @@ class Experiment:
     def held_out_loss(self) -> Callable[[Params, Batch, Array], tuple[Array, Array]]:
         """(params, batch, key) -> the images' losses and times t (B,), which are even; compiled.
 
-        There is no dropout, and a conditional network gets the true classes. The parameters may be
-        sharded as in training, or replicated.
+        There is no dropout, and a conditional network gets the true condition. The parameters may
+        be sharded as in training, or replicated.
         """
         split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
 
@@ -342,7 +350,6 @@ class Experiment:
             data_key, noise_key = jax.random.split(key)
             x = self.prepare(data_key, batch.pixels, flip=False)
             t, z = self.draw(noise_key, x, even=True)
-            classes = None if batch.labels is None else jnp.asarray(batch.labels)
-            return self.loss(params, x, t, z, classes=classes), t
+            return self.loss(params, x, t, z, condition=self.condition(batch)), t
 
         return compute

@@ -21,7 +21,7 @@ from jaxtyping import Float, Key, Num
 
 from errors import InputError, choose
 from sde_lib import SDE, Score, expand
-from solvers.adaptive import MOST_STEPS, step_controller
+from solvers.adaptive import MOST_STEPS, by_event, step_controller
 from solvers.loop import fold_in, standard_normal, uniform
 from solvers.scaled_flow import (
     DATA_STD,
@@ -156,10 +156,14 @@ def log_likelihood(
         *endpoints.s, rtol=tolerance, atol=tolerance, norm=error_norm, **COEFFICIENTS
     )
 
-    def solve(x: Array, probes: Array) -> tuple[tuple[Array, Array, Array], Array]:
+    data, score_of = by_event(score)
+
+    def solve(
+        x: Array, probes: Array, data: list[Array]
+    ) -> tuple[tuple[Array, Array, Array], Array]:
         start = x / endpoints.scale[0], jnp.zeros(len(probes)), jnp.zeros(())
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(vector_field(score, sde)),
+            diffrax.ODETerm(vector_field(score_of(data), sde)),
             Bosh3WithErrorSum(),
             endpoints.s[0],
             endpoints.s[1],
@@ -175,7 +179,7 @@ def log_likelihood(
         # Each step, accepted or rejected, evaluates three stages; the first also a fourth one.
         return end, 3 * solution.stats["num_steps"] + 1
 
-    (u, traces, error), nfe = jax.vmap(solve)(x, probes)
+    (u, traces, error), nfe = jax.vmap(solve)(x, probes, data)
     z = endpoints.scale[1] * u
     dims = math.prod(x.shape[1:])
     squares = jnp.sum(jnp.square(probes.reshape(*probes.shape[:2], -1)), -1)

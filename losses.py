@@ -207,14 +207,14 @@ class Part(NamedTuple):
     Attributes:
       key: for dropout.
       x, t, z: images (B, ...), times (B,) and noise (B, ...) of the loss.
-      classes: classes (B,) that a conditional network is given, or None.
+      condition: the `conditions.Condition` of a conditional network, or None.
     """
 
     key: Array
     x: Array
     t: Array
     z: Array
-    classes: Array | None
+    condition: Any
 
 
 def value_and_grad(

@@ -279,7 +279,7 @@ def in_batches(
     return whole._replace(frames=whole.frames.swapaxes(0, 1))
 
 
-def by_rows(mesh: Mesh | None, compute: Callable[..., Any], *rows: Array) -> Any:
+def by_rows(mesh: Mesh | None, compute: Callable[..., Any], *rows: Any) -> Any:
     """Return compute(*rows), with the rows split over the devices of a mesh, if there is one.
 
     They are filled up to a number that the devices divide. Each result has one row for each event.
@@ -288,7 +288,7 @@ def by_rows(mesh: Mesh | None, compute: Callable[..., Any], *rows: Array) -> Any
         return compute(*rows)
     count = len(rows[0])
     filled = np.arange(-(-count // mesh.size) * mesh.size) % count
-    found = compute(*split(mesh, tuple(each[filled] for each in rows)))
+    found = compute(*split(mesh, jax.tree.map(lambda each: each[filled], rows)))
     if jax.process_count() > 1:
         found = sharding.fetch(found)
     return jax.tree.map(lambda leaf: leaf[:count], found)

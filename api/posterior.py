@@ -64,6 +64,8 @@ class Posterior:
         self._y_shape = shape_of_y(self.model, prior.event_shape, y)
         self._of_z, self._offset = prior.units.measurement(self.model)
         self.y, self.batch_shape = self._batch(y)
+        if self.y is not None:
+            prior.paired_rows(len(self.y))  # Reports another number of conditions now.
 
     # --- samples ------------------------------------------------------------------------------
 
@@ -144,23 +146,32 @@ class Posterior:
         given: Any = self.y if y is None else y
         total = (first_y + len(given)) * samples
         make_task = self._task_maker(
-            sampler, self._method(), given, lambda numbers: numbers // samples - first_y
+            sampler, self._method(), given, lambda numbers: numbers // samples, first_y
         )
         count = total - first if count is None else count
         return prior.compute(make_task, key, first, count, batch_size, prior.event_shape)
 
     def _task_maker(
-        self, sampler: Sampler, method: Chosen, given: Any, row_of: Callable[..., np.ndarray]
+        self,
+        sampler: Sampler,
+        method: Chosen,
+        given: Any,
+        number_of: Callable[[np.ndarray], np.ndarray],
+        first_y: int,
     ) -> execution.MakeTask:
-        """Return what makes the task of events, whose measurements are given[row_of(numbers)]."""
+        """Return what makes the task of events, whose measurements are number_of(numbers).
+
+        The first one that is `given` has the number first_y.
+        """
         prior = self.prior
         given = given - self._offset
         support = prior.units.range_of_z(prior.support)
 
         def make_task(keys: Array, numbers: np.ndarray, place: Place) -> FromPosterior:
-            rows = np.minimum(row_of(numbers), len(given) - 1)  # The last batch is padded.
+            which = np.minimum(number_of(numbers), first_y + len(given) - 1)  # Padded at the end.
+            score = prior.score_given(place(prior.condition_rows(which)))
             return FromPosterior(
-                *(prior.score, keys, self._of_z.given(place(given[rows])), prior.sde),
+                *(score, keys, self._of_z.given(place(given[which - first_y])), prior.sde),
                 *(prior.event_shape, sampler, method, support),
             )
 

@@ -19,7 +19,7 @@ import likelihood
 import sampling
 from api import checks, execution
 from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of
-from api.execution import AlongFlow, FromPrior, Place, by_rows, function_of
+from api.execution import AlongFlow, FromPrior, Place, bound, by_rows
 from api.posterior import Posterior
 from api.units import Units
 from api.weighted import WeightedPosterior
@@ -129,17 +129,15 @@ class Prior:
         first: int = 0,
         batch_size: int = BATCH_SIZE,
         temperature: float = 1.0,
-        score: Callable[[np.ndarray, Place], Score] | None = None,
     ) -> Samples:
         """Return events number first .. first + count - 1 with what the sampler reports of them.
 
-        `score` returns the score of the events with the given numbers (B,), if it is not that of
-        the prior; `Place` puts arrays (B, ...) where the events are. See `sample` for the rest.
+        See `sample` for the arguments.
         """
         sampler.check_stable()
 
         def make_task(keys: Array, numbers: np.ndarray, place: Place) -> FromPrior:
-            chosen = score(numbers, place) if score else self.score
+            chosen = self.score_given(place(self.condition_rows(numbers)))
             factor = jnp.float32(temperature)
             return FromPrior(chosen, keys, factor, self.sde, self.event_shape, sampler)
 
@@ -183,6 +181,29 @@ class Prior:
         with jax.ensure_compile_time_eval():  # The caller may be compiled.
             x = self.sample(ESTIMATED_FROM, seed=0)
             return float(jnp.sqrt(jnp.mean(jnp.square(x - x.mean(0)))))
+
+    # --- conditions ---------------------------------------------------------------------------
+
+    condition: Any = None
+    """Arrays (R, ...) that events are conditioned on in turn; see `api.conditional`."""
+
+    def condition_rows(self, numbers: np.ndarray) -> Any:
+        """Return the condition of the events with these numbers (B,), if there is one."""
+        return jax.tree.map(lambda rows: rows[numbers % len(rows)], self.condition)
+
+    def paired_rows(self, count: int) -> Any:
+        """Return a condition for each of `count` events. Raises InputError for another number."""
+        found = {len(rows) for rows in jax.tree.leaves(self.condition)} - {1, count}
+        if found:
+            raise InputError(
+                f"condition has {found.pop()} rows for {count} events; give one for all of them, "
+                "or one for each."
+            )
+        return self.condition_rows(np.arange(count))
+
+    def score_given(self, rows: Any) -> Score:
+        """Return the score of events with these rows of the condition."""
+        return self.score
 
     # --- densities ----------------------------------------------------------------------------
 
@@ -238,10 +259,11 @@ class Prior:
         check_memory(x.size * count, f"A trace by {count} probes for each of {len(x)} events")
         keys = sampling.image_keys(key_of(seed), jnp.arange(len(x)))
 
-        def compute(x: Array, keys: Array) -> Likelihood:
-            return _log_likelihood(self.score, self.sde, x, keys, kind, probes, tolerance)
+        def compute(x: Array, keys: Array, rows: Any) -> Likelihood:
+            score = self.score_given(rows)
+            return _log_likelihood(score, self.sde, x, keys, kind, probes, tolerance)
 
-        return by_rows(self.mesh, compute, x, keys), batch_shape
+        return by_rows(self.mesh, compute, x, keys, self.paired_rows(len(x))), batch_shape
 
     def _trace(self, trace: str | None) -> str:
         if trace is not None:
@@ -296,11 +318,12 @@ class Prior:
         x = x.astype(jnp.result_type(x, jnp.float32))
         x = self.units.standardized(x) if from_data else x
 
-        def compute(x: Array) -> tuple[Array, Array, Array]:
-            found = execution.run(AlongFlow(self.score, x, flow), f"following the flow of {len(x)}")
+        def compute(x: Array, rows: Any) -> tuple[Array, Array, Array]:
+            task = AlongFlow(self.score_given(rows), x, flow)
+            found = execution.run(task, f"following the flow of {len(x)}")
             return found.x, found.nfe, found.bad_step
 
-        y, nfe, bad_step = by_rows(self.mesh, compute, x)
+        y, nfe, bad_step = by_rows(self.mesh, compute, x, self.paired_rows(len(x)))
         execution.check_finite(bad_step, flow)
         y = y if from_data else self.units.to_data(y)
         y = y.reshape(*batch_shape, *self.event_shape)
@@ -380,4 +403,4 @@ def _log_likelihood(
 ) -> Likelihood:
     """Return log p(x) of events (B, *shape) with probes of the keys (B,)."""
     probes = likelihood.draw_probes(keys, x.shape, kind, count)
-    return likelihood.log_likelihood(function_of(score), sde, x, probes, tolerance=tolerance)
+    return likelihood.log_likelihood(bound(score), sde, x, probes, tolerance=tolerance)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -17,66 +16,17 @@ from jax.sharding import Mesh
 
 import likelihood
 import sampling
-from api.arguments import Seed, checked, count_of, key_of, shape_of
-from api.execution import Place, by_rows
-from api.prior import BATCH_SIZE, PROBES, Prior
-from controllable import guidance
-from controllable.guidance import ALL_LEVELS, GuidedScore, Interval
+from api.arguments import Seed, checked, key_of
+from api.conditional import ConditionalPrior, NetworkScore
+from api.execution import by_rows
+from api.prior import PROBES
 from datasets import RealScaler, Scaler
 from errors import InputError
 from likelihood import TOLERANCE
 from models.building import Params
-from sampling import Defaults, Sampler, Samples
-from sde_lib import SDE, Score
-
-Apply = Callable[..., Array]
-"""(params, x (B, ...), t (B,), classes (B,) or None) -> score (B, ...)."""
-
-ClassLogProbs = Callable[[Params], guidance.LogProbs]
-"""Parameters of a classifier -> log p_t(class | x)."""
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["params", "classes", "classifier"],
-    meta_fields=["apply", "sde", "scale", "interval", "log_probs"],
-)
-@dataclasses.dataclass(frozen=True, eq=False)
-class NetworkScore:
-    """The score of a network as a pytree of its parameters; of images of given classes or of any.
-
-    With classes (B,), it is guided by `classifier` if there is one, and else by the difference of
-    the scores with and without the class.
-    """
-
-    params: Params
-    apply: Apply
-    sde: SDE
-    classes: Array | None = None
-    classifier: Params | None = None
-    log_probs: ClassLogProbs | None = None
-    scale: float = 1.0
-    interval: Interval = ALL_LEVELS
-
-    def __call__(self, x: Array, t: Array) -> Array:
-        return self.bind()(x, t)
-
-    def bind(self) -> Score | GuidedScore:
-        """Return the score as samplers take it, inside of a compiled program."""
-
-        def score(x: Array, t: Array, classes: Array | None = None) -> Array:
-            return self.apply(self.params, x, t, classes)
-
-        if self.classes is None:
-            return score
-        if self.classifier is None or self.log_probs is None:
-            return guidance.classifier_free(
-                score, self.classes, self.sde, scale=self.scale, interval=self.interval
-            )
-        log_probs = self.log_probs(self.classifier)
-        return guidance.classifier(
-            score, log_probs, self.classes, self.sde, scale=self.scale, interval=self.interval
-        )
+from models.conditions import UNCONDITIONAL, Condition, Kinds
+from sampling import Defaults
+from sde_lib import SDE
 
 
 class Bits(NamedTuple):
@@ -97,7 +47,7 @@ class Bits(NamedTuple):
     bound: Array
 
 
-class TrainedModel(Prior):
+class TrainedModel(ConditionalPrior):
     """The distribution of images that a network was trained on. Events are in the model's range.
 
     Attributes:
@@ -105,10 +55,9 @@ class TrainedModel(Prior):
       step: the training step.
       scaler: the map from grey levels to the model's range.
       config: the config of the model.
-      num_classes: the classes that samples can have; 0 if they can only be of any class.
+      kinds: what samples can be conditioned on: that of the network, and the classes of a
+        classifier.
     """
-
-    score: NetworkScore
 
     def __init__(
         self,
@@ -122,92 +71,25 @@ class TrainedModel(Prior):
         step: int = 0,
         mesh: Mesh | None = None,
         defaults: Defaults | None = None,
-        num_classes: int = 0,
+        kinds: Kinds = UNCONDITIONAL,
     ) -> None:
         """Check nothing: `experiment.Experiment.trained_model` has built the parts."""
         super().__init__(score, score.sde, shape, support=support, mesh=mesh)
         self.scaler, self.step, self.config = scaler, step, config
         self.defaults = defaults or Defaults()
-        self.num_classes, self._to_pixels = num_classes, to_pixels
+        self.kinds, self._to_pixels = kinds, to_pixels
 
     @property
     def params(self) -> Params:
         return self.score.params
 
+    @property
+    def num_classes(self) -> int:
+        """The classes that samples can have; 0 if they can only be of any class."""
+        return self.kinds.num_classes
+
     def _check_score(self) -> None:
         """Skip the check: the network was checked against the config."""
-
-    # --- samples of classes ---------------------------------------------------------------------
-
-    @checked
-    def sample(
-        self,
-        sample_shape: int | tuple[int, ...] = (),
-        seed: Seed = 0,
-        *,
-        classes: Sequence[int] | None = None,
-        guidance_scale: float = 1.0,
-        guidance_interval: Interval = ALL_LEVELS,
-        sampler: str | None = None,
-        steps: int | None = None,
-        first: int = 0,
-        temperature: float = 1.0,
-        batch_size: int = BATCH_SIZE,
-        **options: Any,
-    ) -> Array:
-        """Draw samples (*sample_shape, *event_shape); see `Prior.sample`.
-
-        Args:
-          classes: event i is of class classes[i % len(classes)]; None for any class.
-          guidance_scale: the scale of guidance by the class (arXiv:2207.12598).
-          guidance_interval: the noise levels std / alpha in which the scale applies.
-        """
-        samples = self.draw(
-            *(self.make_sampler(sampler, steps, **options), count_of(sample_shape), key_of(seed)),
-            first=first,
-            batch_size=batch_size,
-            temperature=temperature,
-            classes=classes,
-            guidance_scale=guidance_scale,
-            guidance_interval=guidance_interval,
-        )
-        return jnp.reshape(samples.x, (*shape_of(sample_shape), *self.event_shape))
-
-    def draw(
-        self,
-        sampler: Sampler,
-        count: int,
-        key: Array,
-        *,
-        classes: Sequence[int] | None = None,
-        guidance_scale: float = 1.0,
-        guidance_interval: Interval = ALL_LEVELS,
-        **options: Any,
-    ) -> Samples:
-        """Return events with what the sampler reports of them; see `sample` and `Prior.draw`."""
-        if not classes:
-            return super().draw(sampler, count, key, **options)
-        if not self.num_classes:
-            raise InputError(
-                f"classes = {tuple(classes)} need a class-conditional network, or a classifier: "
-                "train one with --mode=train_classifier."
-            )
-        if max(classes) >= self.num_classes:
-            raise InputError(
-                f"classes = {tuple(classes)} must be from 0 to {self.num_classes - 1}, the classes "
-                "of this model."
-            )
-        requested = np.asarray(classes, np.int32)
-
-        def score_of(numbers: np.ndarray, place: Place) -> NetworkScore:
-            return dataclasses.replace(
-                self.score,
-                classes=place(requested[numbers % len(requested)]),
-                scale=float(guidance_scale),
-                interval=tuple(guidance_interval),
-            )
-
-        return super().draw(sampler, count, key, score=score_of, **options)
 
     # --- images -----------------------------------------------------------------------------------
 
@@ -260,6 +142,7 @@ class TrainedModel(Prior):
         images: np.ndarray | Array,
         seed: Seed = 0,
         *,
+        condition: Any = None,
         trace: str | None = None,
         probes: int = PROBES,
         tolerance: float = TOLERANCE,
@@ -276,7 +159,8 @@ class TrainedModel(Prior):
         batch_shape = images.shape[: images.ndim - len(self.event_shape)]
         flat = images.reshape(-1, *self.event_shape)
         keys = sampling.image_keys(key_of(seed), jnp.arange(len(flat)))
-        found = self.bits(flat, keys, trace=trace, probes=probes, tolerance=tolerance)
+        model = self._conditioned(condition)
+        found = model.bits(flat, keys, trace=trace, probes=probes, tolerance=tolerance)
         bits = found.bpd.reshape(batch_shape)
         error = jnp.hypot(found.solver_error, found.probe_stderr).reshape(batch_shape)
         return (bits, error) if return_error else bits
@@ -299,11 +183,11 @@ class TrainedModel(Prior):
         """
         sde = self.sde if t_min is None else dataclasses.replace(self.sde, t_min=t_min)
 
-        def compute(images: Array, keys: Array) -> Bits:
-            kind = self._trace(trace)
-            return _bits(self.score, sde, self.scaler, images, keys, kind, probes, tolerance, bound)
+        def compute(images: Array, keys: Array, rows: Condition | None) -> Bits:
+            score, kind = self.score_given(rows), self._trace(trace)
+            return _bits(score, sde, self.scaler, images, keys, kind, probes, tolerance, bound)
 
-        return by_rows(self.mesh, compute, images, keys)
+        return by_rows(self.mesh, compute, images, keys, self.paired_rows(len(images)))
 
 
 def _dequantized(scaler: Scaler | RealScaler, images: Array, keys: Array) -> Array:

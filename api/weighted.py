@@ -117,7 +117,8 @@ class WeightedPosterior(Posterior):
         options = dict(self._chosen.options) | {"particles": particles}
         make_task = self._task_maker(
             *(sampler, choose_method(self.method, **options), given),
-            lambda numbers: numbers - first_y,
+            lambda numbers: numbers,
+            first_y,
         )
         size = max(1, batch_size // particles)
         entries = math.prod(shape) * (2 * math.prod(shape) + math.prod(self._y_shape))

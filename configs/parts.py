@@ -22,6 +22,7 @@ from configs.default import Config, complete
 from configs.validation import time_distribution
 from models import NETWORKS
 from models.classifier import WideResnet
+from models.conditions import Kinds
 from models.layers import Rngs, attending_levels, larger_sides
 from models.score import ScoreModel, conventions
 from sde_lib import SDE, SDES, VESDE
@@ -45,14 +46,21 @@ def make_sde(config: Config) -> SDE:
     return sde(**{name: config.model[name] for name in names if name in config.model})
 
 
+def make_kinds(config: Config) -> Kinds:
+    """Return what the network of a config is conditioned on."""
+    data, dropped = config.data, config.model.class_dropout > 0
+    return Kinds(data.num_classes, data.vector_size, data.image_channels, dropped)
+
+
 def make_network(config: Config, rngs: Rngs) -> nnx.Module:
     """Return the network that config.model names, with random initial parameters."""
     network = NETWORKS[config.model.name]
     options = network.arguments(config.model)
     options["image_size"] = config.data.image_size
     options["num_channels"] = config.data.num_channels
-    if config.data.num_classes:
-        options["classes"] = config.data.num_classes
+    sizes = make_kinds(config).sizes.values()
+    named = zip(("classes", "vector_size", "image_channels"), sizes)
+    options |= {name: size for name, size in named if size}
     if config.training.remat:
         options["remat"] = True
     return network.build(**options, rngs=rngs)
@@ -92,7 +100,7 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
         centered=config.data.centered,
         sigmas=sigmas,
         data_std=model.sigma_data,
-        num_classes=config.data.num_classes,
+        kinds=make_kinds(config),
         dtype=jnp.dtype(model.dtype),
     )
     score_model.check_training(config.training.sde)

@@ -105,6 +105,12 @@ _NETWORK_AND_NOISE = {
 }
 _NETWORK = {
     "data.num_classes": Option(0, Integer(0, 10**6), "Classes of the condition; 0 for none."),
+    "data.vector_size": Option(
+        0, Integer(0, 10**6), "Entries of the vector of the condition; 0 for none."
+    ),
+    "data.image_channels": Option(
+        0, Integer(0, 1024), "Channels of the image of the condition; 0 for none."
+    ),
     "model.parameterization": Option(
         "default",
         Name(ChainMap[str, Any]({"default": None}, PARAMETERIZATIONS)),
@@ -183,7 +189,7 @@ _TRAINING = {
         "are enough for the widths between them.",
     ),
     "model.dropout": Option(0.1, Real(0, 1, open_high=True), "Dropout rate."),
-    "model.class_dropout": Option(0.1, SHARE, "Share of labels hidden in training."),
+    "model.class_dropout": Option(0.1, SHARE, "Share of conditions hidden in training."),
     "model.init_scale": Option(ABSENT, NOT_NEGATIVE, "Initial scale of a branch's last layer."),
     "model.fourier_scale": Option(ABSENT, POSITIVE, "Std of the random frequencies."),
     "training.batch_size": Option(128, _BATCH, "Images of a training step."),

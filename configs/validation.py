@@ -99,6 +99,8 @@ def _check_model(config: Config) -> Problems:
         return
     for field, used, feature in (
         ("data.num_classes", config.data.num_classes > 0, "class_conditional"),
+        ("data.vector_size", config.data.vector_size > 0, "vector_conditional"),
+        ("data.image_channels", config.data.image_channels > 0, "image_conditional"),
         ("training.remat", config.training.remat, "remat"),
         ("model.dtype", model.dtype == "bfloat16", "bfloat16"),
     ):

@@ -1,10 +1,11 @@
-"""Guidance: scores of images of given classes, for use with any sampler.
+"""Guidance: scores of events given a condition, for use with any sampler.
 
 By Bayes' rule grad log p_t(x | c) = grad log p_t(x) + grad log p_t(c | x) (arXiv:2011.13456,
 Eq. (14)). The first term is a score. The second is the gradient of a classifier of noised images
-or, without a classifier, the difference of a network's scores with and without the class. A scale
-above 1 increases the weight of the second term: samples become more typical of their class and
-less diverse.
+or, without a classifier, the difference of a network's scores with and without the condition. A
+scale above 1 increases the weight of the second term: samples become more typical of their
+condition and less diverse. In autoguidance a weaker network takes the place of the score without
+the condition, so that samples become more typical of the data.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,8 @@ from jax import Array, lax
 
 from sde_lib import SDE, Score, expand
 
-ClassScore = Callable[[Array, Array, Array | None], Array]
-"""(x (B, ...), t (B,), classes (B,), or None for the unconditional score) -> score (B, ...)."""
+ConditionalScore = Callable[[Array, Array, Any], Array]
+"""(x (B, ...), t (B,), condition, or None for the unconditional score) -> score (B, ...)."""
 
 LogProbs = Callable[[Array, Array], Array]
 """(x (B, ...), t (B,)) -> log p_t(class | x) in nats, for all classes (B, num_classes)."""
@@ -33,26 +35,28 @@ ALL_LEVELS = (0.0, float("inf"))
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["classes"],
+    data_fields=["condition"],
     meta_fields=["function", "evaluations"],
 )
 @dataclasses.dataclass(frozen=True)
 class GuidedScore:
-    """The score of images of given classes, `guided(x, t)`: a pytree with the leaf `classes`.
+    """The score of events given a condition, `guided(x, t)`: a pytree with the leaf `condition`.
 
     Attributes:
-      classes: (B,), ints.
-      function: (x, t, classes) -> score.
+      condition: classes (B,), or any pytree of arrays (B, ...); None for none.
+      function: (x, t, condition) -> score.
       evaluations: a function from times t to the evaluations of the network in one call, per image
         and of t's shape. Evaluations of a classifier are not counted.
     """
 
-    classes: Array
-    function: Callable[[Array, Array, Array], Array]
+    condition: Any
+    function: Callable[[Array, Array, Any], Array]
     evaluations: Callable[[Array], Array]
 
     def __call__(self, x: Array, t: Array) -> Array:
-        return self.function(x, t, self.classes)
+        # Particles of an event are further rows of x, after each other.
+        condition = jax.tree.map(lambda a: jnp.repeat(a, len(x) // len(a), 0), self.condition)
+        return self.function(x, t, condition)
 
 
 def classifier(
@@ -100,38 +104,59 @@ def class_log_probs(logits: Callable[[Array, Array], Array], sde: SDE) -> LogPro
 
 
 def classifier_free(
-    score: ClassScore,
-    classes: Array,
+    score: ConditionalScore,
+    condition: Any,
     sde: SDE,
     *,
     scale: float = 1.0,
     interval: Interval = ALL_LEVELS,
 ) -> GuidedScore:
-    """Classifier-free guidance (Ho & Salimans 2022): s(x) + scale (s(x | class) - s(x)).
+    """Classifier-free guidance (Ho & Salimans 2022): s(x) + scale (s(x | c) - s(x)).
 
     Args:
-      score: the score of a network that was trained with labels and with dropped labels.
-      classes: (B,), the class of each image.
-      interval: noise levels outside of which the scale is 1, so that only s(x | class) is evaluated
+      score: the score of a network that was trained with conditions and with dropped ones.
+      condition: c, classes (B,) or any pytree of arrays (B, ...).
+      interval: noise levels outside of which the scale is 1, so that only s(x | c) is evaluated
         (Kynkaanniemi et al. 2024).
+    """
+
+    def unconditional(x: Array, t: Array, condition: Any) -> Array:
+        return score(x, t, None)
+
+    return autoguidance(score, unconditional, condition, sde, scale=scale, interval=interval)
+
+
+def autoguidance(
+    score: ConditionalScore,
+    weaker: ConditionalScore,
+    condition: Any,
+    sde: SDE,
+    *,
+    scale: float = 1.0,
+    interval: Interval = ALL_LEVELS,
+) -> GuidedScore:
+    """Autoguidance (Karras et al. 2024, arXiv:2406.02507): w(x | c) + scale (s(x | c) - w(x | c)).
+
+    `weaker` is the score w of a network with the errors of s, but larger ones, such as an earlier
+    snapshot. The other arguments are those of `classifier_free`.
     """
 
     def guides(t: Array) -> Array:
         return _inside(sde, t, interval) & (scale != 1)
 
-    def function(x: Array, t: Array, classes: Array) -> Array:
-        conditional = score(x, t, classes)
+    def function(x: Array, t: Array, condition: Any) -> Array:
+        conditional = score(x, t, condition)
         if scale == 1:
             return conditional
         inside = guides(t)
         difference = lax.cond(
             jnp.any(inside),
-            lambda: conditional - score(x, t, None),
+            lambda: conditional - weaker(x, t, condition),
             lambda: jnp.zeros_like(x),
         )
         return conditional + expand(jnp.where(inside, scale - 1, 0.0), x) * difference
 
-    return GuidedScore(classes, function, lambda t: 1.0 + guides(t))
+    return GuidedScore(condition, function, lambda t: 1.0 + guides(t))
 
 
 def _inside(sde: SDE, t: Array, interval: Interval) -> Array:

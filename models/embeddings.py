@@ -1,4 +1,4 @@
-"""Embeddings of noise levels and of classes, which the networks are conditioned on.
+"""Embeddings of noise levels, classes and vectors, which the networks are conditioned on.
 
 Class names are those of the official code, because its checkpoints address parameters by them.
 """
@@ -13,7 +13,7 @@ from flax import nnx
 from jax import Array
 
 from errors import InputError
-from models.layers import Rngs
+from models.layers import Activation, Rngs, dense
 
 
 def timestep_embedding(
@@ -54,6 +54,18 @@ class GaussianFourierProjection(nnx.Module):
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)
 
 
+class VectorEmbedding(nnx.Module):
+    """Two dense layers, whose output is added to the embedding: (B, d + 1) -> (B, features)."""
+
+    def __init__(self, size: int, features: int, act: Activation, *, rngs: Rngs) -> None:
+        self.act = act
+        self.dense1 = dense(size + 1, features, rngs=rngs)
+        self.dense2 = dense(features, features, rngs=rngs)
+
+    def __call__(self, vector: Array) -> Array:
+        return self.dense2(self.act(self.dense1(vector)))
+
+
 def class_embedding(classes: int, features: int | None, *, rngs: Rngs) -> nnx.Embed | None:
     """Return a table with one row per class and a last row for "no class"; None for 0 classes.
 
@@ -62,12 +74,26 @@ def class_embedding(classes: int, features: int | None, *, rngs: Rngs) -> nnx.Em
     """
     if not classes:
         return None
+    return nnx.Embed(classes + 1, _checked(features, f"data.num_classes = {classes}"), rngs=rngs)
+
+
+def vector_embedding(
+    size: int, features: int | None, act: Activation, *, rngs: Rngs
+) -> VectorEmbedding | None:
+    """Return the embedding of vectors with `size` entries, as `class_embedding` for classes."""
+    if not size:
+        return None
+    features = _checked(features, f"data.vector_size = {size}")
+    return VectorEmbedding(size, features, act, rngs=rngs)
+
+
+def _checked(features: int | None, field: str) -> int:
     if features is None:
         raise InputError(
-            f"data.num_classes = {classes} needs model.conditional = True, because classes are "
-            f"added to the embedding of the noise level."
+            f"{field} needs model.conditional = True, because conditions are added to the "
+            "embedding of the noise level."
         )
-    return nnx.Embed(classes + 1, features, rngs=rngs)
+    return features
 
 
 def add_class(temb: Array, table: nnx.Embed | None, classes: Array | None) -> Array:

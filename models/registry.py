@@ -26,11 +26,15 @@ class Network:
 
     Attributes:
       build: the constructor. Its keyword arguments are `image_size`, `num_channels`, `rngs` and the
-        values of `fields`; where supported, also `classes` and `remat`.
+        values of `fields`; where supported, also `classes`, `vector_size`, `image_channels` (see
+        `conditions.Kinds`) and `remat`.
       fields: the fields of `config.model` that are arguments of `build`, under the same names.
       required: those of `fields` that have no default.
       options: further ones that no network of this code has, with their defaults and domains.
-      class_conditional: `build` takes `classes` (`data.num_classes`).
+      class_conditional: `build` takes `classes` (`data.num_classes`), and the network the keyword
+        argument of this name.
+      vector_conditional, image_conditional: likewise with `vector_size` and `image_channels`
+        (fields of `config.data`), and the arguments `vector` and `image` of the network.
       remat: `build` takes `remat` (`training.remat`).
       bfloat16: the network can compute in bfloat16 (`model.dtype`).
     """
@@ -39,6 +43,8 @@ class Network:
     fields: tuple[str, ...]
     required: tuple[str, ...] = ()
     class_conditional: bool = False
+    vector_conditional: bool = False
+    image_conditional: bool = False
     remat: bool = False
     bfloat16: bool = False
     options: Options = dataclasses.field(default_factory=dict)
@@ -48,7 +54,9 @@ class Network:
         return {field: model[field] for field in (*self.fields, *self.options) if field in model}
 
 
-NOT_IN_MODEL = {"image_size", "num_channels", "classes", "remat"}
+NOT_IN_MODEL = {
+    *("image_size", "num_channels", "classes", "vector_size", "image_channels", "remat"),
+}
 """Options that are fields of `config.data` and `config.training`."""
 
 
@@ -61,6 +69,8 @@ def entry(network: type[UNet] | type[NCSNv2]) -> Network:
         fields=tuple(names),
         required=tuple(name for name in names if defaults[name] is dataclasses.MISSING),
         class_conditional="classes" in defaults,
+        vector_conditional="vector_size" in defaults,
+        image_conditional="image_channels" in defaults,
         remat="remat" in defaults,
         bfloat16=issubclass(network, UNet),
     )

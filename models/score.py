@@ -17,11 +17,12 @@ import numpy as np
 from jax import Array
 
 from errors import InputError
+from models.conditions import UNCONDITIONAL, Condition, Kinds
 from models.layers import Rngs
 from sde_lib import SDE, VPSDE, CosineSDE, expand
 
 Network = Callable[..., Array]
-"""(x (B, ...), label (B,), rngs, classes=...) -> output (B, ...)."""
+"""(x (B, ...), label (B,), rngs, **condition) -> output (B, ...); see `conditions.Kinds`."""
 
 Marginal = tuple[Array, Array]
 """alpha (B,) and std (B,) of x_t = alpha x_0 + std z."""
@@ -215,8 +216,7 @@ class ScoreModel:
         the integer part of the label; () if the label itself is the noise scale (Fourier
         embedding); None for no division.
       data_std: the standard deviation of the data (`model.sigma_data`), which "edm" uses.
-      num_classes: the number of classes that the network is conditioned on (`data.num_classes`),
-        which is also the label of "no class"; 0 for an unconditional network.
+      kinds: what the network is conditioned on, if anything.
       dtype: the type of the network's input, and thereby of its activations. Outputs are converted
         to float32.
     """
@@ -228,7 +228,7 @@ class ScoreModel:
     centered: bool = True
     sigmas: tuple[float, ...] | None = None
     data_std: float = 0.5
-    num_classes: int = 0
+    kinds: Kinds = UNCONDITIONAL
     dtype: jnp.dtype = jnp.dtype("float32")
 
     def check_training(self, sde_name: str) -> None:
@@ -310,18 +310,15 @@ class ScoreModel:
         x: Array,
         label: Array,
         rngs: Rngs | None = None,
-        classes: Array | None = None,
+        condition: Condition | None = None,
     ) -> Array:
-        """The network's output for inputs x (B, ...), labels and classes (B,), in float32.
+        """The network's output for inputs x (B, ...), labels (B,) and a condition, in float32.
 
         The output is divided by sigma if `sigmas` is not None.
         """
         inputs = x if self.centered else 2 * x - 1
-        conditioning = {}
-        if self.num_classes:
-            no_class = jnp.full(x.shape[:1], self.num_classes)
-            conditioning["classes"] = no_class if classes is None else classes
-        output = network(inputs.astype(self.dtype), label, rngs, **conditioning)
+        inputs = inputs.astype(self.dtype)
+        output = network(inputs, label, rngs, **self.kinds.arguments(condition, inputs))
         output = output.astype(jnp.float32)
         if self.sigmas is None:
             return output
@@ -336,15 +333,15 @@ class ScoreModel:
         x: Array,
         t: Array,
         rngs: Rngs | None = None,
-        classes: Array | None = None,
+        condition: Condition | None = None,
         marginal: Marginal | None = None,
     ) -> Array:
         """Estimate grad_x log p_t(x) for x (B, ...) and t (B,), of the shape of x.
 
-        With `rngs`, dropout is active. With `classes` (B,), estimate grad_x log p_t(x | class),
-        which requires a class-conditional network. `marginal` is that of t, if it is known.
+        With `rngs`, dropout is active. With a condition, estimate grad_x log p_t(x | condition),
+        which requires a network of its kinds. `marginal` is that of t, if it is known.
         """
         marginal = marginal or self.marginal(t)
         scaled = x if self.table.c_in is one else self.coefficient("c_in", marginal, x) * x
-        output = self.output(network, scaled, self.label(t), rngs, classes)
+        output = self.output(network, scaled, self.label(t), rngs, condition)
         return self.score_from_output(output, x, t, marginal)

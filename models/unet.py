@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
@@ -27,7 +28,8 @@ class UNetOptions(NetworkOptions):
         the way down, one more on the way up.
       attn_resolutions: side lengths at which there is self-attention; see `attending_levels`.
       dropout: dropout rate in all blocks.
-      classes: number of classes, `data.num_classes`.
+      classes, vector_size, image_channels: what the network is conditioned on: the number of
+        classes, the entries of a vector, and the channels of an image; see `conditions.Kinds`.
       remat: whether to recompute activations of residual blocks in the backward pass, which saves
         memory and takes more time (`training.remat`).
 
@@ -40,6 +42,8 @@ class UNetOptions(NetworkOptions):
     attn_resolutions: Sequence[int]
     dropout: float = 0.0
     classes: int = 0
+    vector_size: int = 0
+    image_channels: int = 0
     remat: bool = False
 
     def __post_init__(self) -> None:
@@ -70,32 +74,33 @@ class UNetOptions(NetworkOptions):
 class UNet(nnx.Module):
     """Score network (x, label) -> raw output of x's shape, with x (B, H, W, C) and label (B,).
 
-    With `classes` > 0 it is also conditioned on the class of each image, an int in 0 .. classes
-    (B,), where `classes` stands for "no class".
+    It is also conditioned on what its options state, in the form of `Kinds.arguments`: classes and
+    vectors are added to the embedding of the noise level, and images are further channels of x.
 
     Args:
       options: the attributes of the network's `Options`, which raise errors.
 
     Raises:
       InputError: a layer cannot be divided into normalization groups, or a network that is not
-        conditioned on the noise level has classes.
+        conditioned on the noise level has classes or vectors.
     """
 
     Options: type[UNetOptions] = UNetOptions
     class_position = "after"
-    """Whether classes enter "before" or "after" the dense layers of the embedding."""
+    """Whether classes and vectors enter "before" or "after" the dense layers of the embedding."""
 
     def __init__(self, *, rngs: layers.Rngs, **options: Any) -> None:
         o = self.Options(**options)
         self.act = o.block.act
         self.nf = o.nf
         self._build_embedding(o, rngs)
-        self.conv_in = layers.conv3x3(o.num_channels, o.nf, rngs=rngs)
+        channels = o.num_channels + (o.image_channels + 1 if o.image_channels else 0)
+        self.conv_in = layers.conv3x3(channels, o.nf, rngs=rngs)
         self._build_levels(o, rngs)
         self._build_output(o, rngs)
 
     def _build_embedding(self, o: UNetOptions, rngs: layers.Rngs) -> None:
-        """Build the embedding of noise levels and classes."""
+        """Build the embedding of noise levels, classes and vectors."""
         self.in_features = self._build_noise_features(o, rngs)
         features = o.block.temb_features
         if features is None:
@@ -106,6 +111,9 @@ class UNet(nnx.Module):
         is_first = self.class_position == "before" and features is not None
         class_features = self.in_features if is_first else features
         self.class_embedding = embeddings.class_embedding(o.classes, class_features, rngs=rngs)
+        self.vector_embedding = embeddings.vector_embedding(
+            o.vector_size, class_features, self.act, rngs=rngs
+        )
 
     def _build_noise_features(self, o: Any, rngs: layers.Rngs) -> int:
         """Prepare `noise_features`; return their number."""
@@ -125,19 +133,29 @@ class UNet(nnx.Module):
         """Return the features (B, in_features) of noise levels (B,)."""
         return embeddings.timestep_embedding(label, self.in_features)
 
-    def embed(self, label: Array, classes: Array | None = None) -> Array | None:
-        """Return the embedding of noise levels (B,) and, if conditioned on them, classes (B,).
+    def embed(
+        self, label: Array, classes: Array | None = None, vector: Array | None = None
+    ) -> Array | None:
+        """Return the embedding (B, features) of noise levels (B,), classes (B,) and vectors (B, d).
 
-        Its shape is (B, features); it is None if the network is not conditional.
+        It is None if the network is not conditioned on the noise level.
         """
         if self.temb1 is None or self.temb2 is None:
             return None
         temb = self.noise_features(label)
         is_first = self.class_position == "before"
         if is_first:
-            temb = embeddings.add_class(temb, self.class_embedding, classes)
+            temb = self._add_condition(temb, classes, vector)
         temb = self.temb2(self.act(self.temb1(temb)))
-        return temb if is_first else embeddings.add_class(temb, self.class_embedding, classes)
+        return temb if is_first else self._add_condition(temb, classes, vector)
+
+    def _add_condition(self, temb: Array, classes: Array | None, vector: Array | None) -> Array:
+        temb = embeddings.add_class(temb, self.class_embedding, classes)
+        if self.vector_embedding is None:
+            return temb
+        if vector is None:
+            raise ValueError("vector = None: the network is conditioned on a vector.")
+        return temb + self.vector_embedding(vector)
 
     def apply_levels(
         self, x: Array, h: Array, temb: Array | None, rngs: layers.Rngs | None
@@ -146,11 +164,18 @@ class UNet(nnx.Module):
         raise NotImplementedError
 
     def __call__(
-        self, x: Array, label: Array, rngs: layers.Rngs | None = None, classes: Array | None = None
+        self,
+        x: Array,
+        label: Array,
+        rngs: layers.Rngs | None = None,
+        classes: Array | None = None,
+        vector: Array | None = None,
+        image: Array | None = None,
     ) -> Array:
         """Return the raw output for images x in [-1, 1]; `rngs` turns dropout on."""
-        temb = self.embed(label, classes)
-        h = self.apply_levels(x, self.conv_in(x), temb, rngs)
+        temb = self.embed(label, classes, vector)
+        inputs = x if image is None else jnp.concatenate([x, image], -1)
+        h = self.apply_levels(x, self.conv_in(inputs), temb, rngs)
         if self.norm_out is None or self.conv_out is None:
             return h
         return self.conv_out(self.act(self.norm_out(h)))

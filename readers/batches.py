@@ -19,13 +19,16 @@ HASHED_AT_ONCE = 1_000  # images
 
 
 class Batch(NamedTuple):
-    """uint8 images (B, H, W, C) and int32 labels (B,), or None where labels are not used.
+    """uint8 images (B, H, W, C) and what they are conditioned on; None where that is not used.
 
-    Both may have a leading axis of training steps.
+    It is int32 labels (B,), vectors (B, d) and other images (B, H, W, C'), each of them optional.
+    All may have a leading axis of training steps.
     """
 
     pixels: np.ndarray | Array
     labels: np.ndarray | Array | None = None
+    vector: np.ndarray | Array | None = None
+    image: np.ndarray | Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,26 +38,31 @@ class Images:
     Attributes:
       pixels: (N, H, W, C) uint8, or any sequence that is indexed along N like an array.
       labels: classes 0, 1, ... of the images (N,), or None if they are unknown.
+      vector, image: float32 (N, d) and images (N, H, W, C') that `data.condition` names, or None.
     """
 
     pixels: Pixels
     labels: np.ndarray | None = None
+    vector: np.ndarray | None = None
+    image: Pixels | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def batch(self, indices: np.ndarray, *, labelled: bool = False) -> Batch:
-        """Return the images at `indices` (B,), with their labels if `labelled`."""
-        pixels = self.pixels[np.asarray(indices)]
+        """Return the images at `indices` (B,), and if `labelled`, all that is known of them."""
+        indices = np.asarray(indices)
+        pixels, known = self.pixels[indices], (self.labels, self.vector, self.image)
         if not labelled:
             return Batch(pixels)
-        if self.labels is None:
+        if all(each is None for each in known):
             raise ValueError("labelled = True: the images have no labels.")
-        return Batch(pixels, self.labels[indices].astype(np.int32))
+        labels, vector, image = (None if each is None else each[indices] for each in known)
+        return Batch(pixels, None if labels is None else labels.astype(np.int32), vector, image)
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the number of images, the images and their labels.
+        """SHA-256 of the number of images, the images, their labels and other conditions.
 
         Of more than MAX_HASHED images, only as many, evenly spaced, are hashed.
         """
@@ -62,7 +70,9 @@ class Images:
         chosen = np.linspace(0, len(self) - 1, count).round().astype(int)
         content = hashlib.sha256(str(len(self)).encode())
         for indices in np.array_split(chosen, -(-count // HASHED_AT_ONCE)):
-            content.update(np.ascontiguousarray(self.pixels[indices]).tobytes())
+            for images in (self.pixels, self.vector, self.image):
+                if images is not None:
+                    content.update(np.ascontiguousarray(images[indices]).tobytes())
         if self.labels is not None:
             content.update(np.asarray(self.labels, np.int64).tobytes())
         return content.hexdigest()
@@ -74,7 +84,7 @@ class Batches:
 
     Item n depends only on the images, `seed` and n, not on the number of hosts or on restarts. It
     contains `steps` consecutive batches, of which it loads the given rows, or all: pixels
-    (steps, rows, H, W, C) and, if `labelled`, labels (steps, rows).
+    (steps, rows, H, W, C) and, if `labelled`, the other fields of `Batch` that are known.
     """
 
     images: Images

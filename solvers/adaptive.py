@@ -102,6 +102,20 @@ def integrate(
     return jax.vmap(solve)(y0, args)
 
 
+def by_event(score: Score) -> tuple[list[Array], Callable[[list[Array]], Score]]:
+    """Return the leaves (B, ...) of a score, and leaves of one event -> score of a batch of one.
+
+    A guided score is a pytree, whose leaves are those of its condition. A function has no leaves.
+    """
+    leaves, tree = jax.tree.flatten(score)
+    data = [leaf for leaf in leaves if leaf is not score]  # A plain function is its own leaf.
+
+    def score_of(row: list[Array]) -> Score:
+        return tree.unflatten([leaf[None] for leaf in row]) if row else score
+
+    return data, score_of
+
+
 class _AdaptiveState(NamedTuple):
     """Loop state of `adaptive_sde`: x and previous (B, ...); t, step size h and nfe (B,)."""
 
@@ -208,14 +222,10 @@ def integrate_flow(
     Returns:
       States at t1 (B, ...), and score evaluations per image (B,).
     """
-    leaves, tree = jax.tree.flatten(score)
-    data = [leaf for leaf in leaves if leaf is not score]  # A plain function is its own leaf.
+    data, score_of = by_event(score)
 
     def field(t: Array, x: Array, data: list[Array]) -> Array:
-        image_score = score
-        if data:
-            image_score = tree.unflatten([leaf[None] for leaf in data])
-        gradient = image_score(x[None], t[None])[0]
+        gradient = score_of(data)(x[None], t[None])[0]
         return sde.reverse_drift(gradient, x, t, probability_flow=True)
 
     return integrate(field, x, t0, t1, args=data, rtol=rtol, atol=atol)

@@ -22,7 +22,7 @@ from absl import logging
 import datasets
 import score_sde
 import training
-from api.trained import NetworkScore
+from api.conditional import NetworkScore
 from benchmarks import tables
 from configs.default import Config, complete
 from errors import InputError

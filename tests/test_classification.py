@@ -83,7 +83,7 @@ def test_images_labels_and_noise_of_the_steps():
     batch = jax.tree.map(lambda leaf: leaf[0], next(training.loop._batches(job, 0)))
     parts = [job.part(jax.random.key(seed), batch) for seed in (0, 1)]
     assert (parts[0].x.shape, job.settings.n_iters) == ((16, 8, 8, 1), 4)
-    np.testing.assert_array_equal(parts[0].classes, batch.labels)
+    np.testing.assert_array_equal(parts[0].condition.classes, batch.labels)
     assert (parts[0].t != parts[1].t).all()
     assert (parts[0].z != parts[1].z).any()
     roots = [each.root(0) for each in (job, training.score_job(experiment))]

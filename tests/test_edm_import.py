@@ -24,6 +24,7 @@ from configs.parts import make_network
 from errors import InputError
 from experiment import Experiment
 from models import building
+from models.conditions import Condition
 from models.layers import Rngs
 from pretrained import edm_import
 from pretrained.edm_format import read_network
@@ -173,7 +174,7 @@ def denoised(name, x, sigma, classes):
     @jax.jit
     def apply(params, inputs, label):
         network = nnx.merge(ours.graph, params)
-        return model.output(network, inputs, label, classes=classes)
+        return model.output(network, inputs, label, condition=Condition(classes))
 
     with jax.default_matmul_precision("highest"):
         output = apply(trained(name).ema, c_in * state, label)

@@ -14,6 +14,7 @@ import solvers
 import solvers.plan
 from configs.default import from_json
 from experiment import Experiment
+from models.conditions import Condition
 from sde_lib import EDMSDE, expand
 from tests import reference
 
@@ -59,7 +60,7 @@ class Recorded:
     def denoise(self, params, y, sigma):
         """D(y; sigma) (B, H, W, C) for levels (B,)."""
         x, t = self.to_ours(y, sigma)
-        score = self.experiment.score(params, classes=self.classes)(x, t)
+        score = self.experiment.score(params, condition=Condition(self.classes))(x, t)
         mean = self.experiment.sde.posterior_mean(score, x, t)
         return 2 * mean - 1 if self.kind == "VEPrecond" else mean
 
@@ -176,7 +177,7 @@ def test_losses(name):
         np.testing.assert_allclose(weight, losses.edm_weight(sde, t, data_std=0.5), rtol=1e-5)
 
     def loss(params):
-        score = ours.score(params, classes=network.classes)
+        score = ours.score(params, condition=Condition(network.classes))
         per_image = losses.denoising_score_matching(score, sde, x, t, noise, weight=weight)
         return per_image.mean(), per_image
 

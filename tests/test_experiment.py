@@ -11,6 +11,8 @@ from configs import parts
 from configs.folders import claim
 from datasets import Batch
 from experiment import Experiment
+from models import conditions
+from models.conditions import Condition
 from runs.checkpoints import SNAPSHOTS, Checkpoints
 from tests import tiny
 from tests.test_training import identical
@@ -86,10 +88,12 @@ def test_hidden_classes():
     changes = {"data.num_classes": 10, "model.class_dropout": 0.2, "model.conditional": True}
     experiment = Experiment(tiny.config(**changes))
     labels = np.arange(4000) % 10
-    found = np.asarray(experiment.drop_labels(jax.random.key(0), labels))
+    rate, kinds = experiment.config.model.class_dropout, experiment.score_model.kinds
+    hidden = conditions.dropped(jax.random.key(0), Condition(labels), rate)
+    found = np.asarray(kinds.arguments(hidden, np.zeros((4000, 1)))["classes"])
     assert set(found[found != labels].tolist()) == {10}
     assert 0.17 < (found == 10).mean() < 0.23
-    assert experiment.drop_labels(jax.random.key(0), None) is None
+    assert conditions.dropped(jax.random.key(0), None, rate) is None
 
 
 # --- checkpoints ----------------------------------------------------------------------------------

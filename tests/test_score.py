@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import losses
+from models.conditions import Kinds
 from models.score import PARAMETERIZATIONS, ScoreModel, conventions
 from sde_lib import EDMSDE, SDES, VPSDE, expand
 from tests import reference
@@ -190,7 +191,7 @@ def test_inputs_and_outputs_of_networks():
     np.testing.assert_array_equal(inputs, x)
     np.testing.assert_allclose(label, 999 * t)
     assert conditioning == {}
-    result, inputs, _, conditioning = output(centered=False, sigmas=(), num_classes=7)
+    result, inputs, _, conditioning = output(centered=False, sigmas=(), kinds=Kinds(7))
     np.testing.assert_array_equal(inputs, 2 * x - 1)
     np.testing.assert_allclose(result, [[6 / 249.75] * 2, [6 / 999] * 2])
     np.testing.assert_array_equal(conditioning["classes"], [7, 7])

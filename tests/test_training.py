@@ -293,20 +293,23 @@ def test_conditional_networks_get_partly_hidden_labels(monkeypatch):
     changes = {"data.num_classes": 10, "model.class_dropout": 0.5, "training.batch_size": 64}
     experiment = Experiment(tiny.config(**changes))
     job, given = training.score_job(experiment), []
-    pixels, labels = (leaf[0] for leaf in next(training.loop._batches(job, 0)))
+    pixels, labels = (leaf[0] for leaf in next(training.loop._batches(job, 0))[:2])
     parts = [job.part(jax.random.key(seed), datasets.Batch(pixels, labels)) for seed in (0, 1)]
-    first, second = (np.asarray(part.classes) for part in parts)
+    kinds = experiment.score_model.kinds
+    first, second = (
+        np.asarray(kinds.arguments(part.condition, part.x)["classes"]) for part in parts
+    )
     assert set(first[first != labels].tolist()) == {10}
     assert 10 < (first == 10).sum() < 54
     assert (first != second).any()
 
-    def score(params, rngs, classes):
-        given.append(classes)
+    def score(params, rngs, condition):
+        given.append(condition)
         return lambda x, t, marginal: x
 
     monkeypatch.setattr(experiment, "score", score)
     assert job.loss({}, parts[0]).shape == (64,)
-    assert given == [parts[0].classes]
+    assert given == [parts[0].condition]
 
 
 @pytest.mark.slow

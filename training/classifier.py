@@ -32,6 +32,7 @@ from datasets import Batch
 from experiment import CLASSIFIER, Experiment
 from losses import Part
 from models.building import Params
+from models.conditions import Condition
 from models.layers import Rngs
 from sde_lib import expand
 from training import state
@@ -76,17 +77,17 @@ def make_job(experiment: Experiment) -> Job:
         data_key, noise_key = jax.random.split(key)
         x = experiment.prepare(data_key, batch.pixels, flip=config.data.random_flip)
         t, z = losses.draw(noise_key, experiment.sde, x)
-        return Part(key, x, t, z, jnp.asarray(batch.labels))
+        return Part(key, x, t, z, Condition(jnp.asarray(batch.labels)))
 
     def loss(params: Params, part: Part) -> Array:
-        return cross_entropy(_log_probs(experiment, params, part), part.classes)
+        return cross_entropy(_log_probs(experiment, params, part), part.condition.classes)
 
     @jax.jit
     def held_out(params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
         data_key, noise_key = jax.random.split(key)
         x = experiment.prepare(data_key, batch.pixels, flip=False)
         t, z = losses.draw(noise_key, experiment.sde, x, even=True)
-        return loss(params, Part(key, x, t, z, jnp.asarray(batch.labels))), t
+        return loss(params, Part(key, x, t, z, Condition(jnp.asarray(batch.labels)))), t
 
     return Job(
         experiment,
@@ -162,9 +163,10 @@ def _compile_evaluation(experiment: Experiment) -> Callable[..., Any]:
         data_key, noise_key = jax.random.split(key)
         x = experiment.prepare(data_key, batch.pixels, flip=False)
         times, z = jnp.broadcast_to(t, x.shape[:1]), jax.random.normal(noise_key, x.shape)
-        part = Part(key, x, times, z, jnp.asarray(batch.labels))
+        part = Part(key, x, times, z, Condition(jnp.asarray(batch.labels)))
         log_probs = _log_probs(experiment, params, part)
-        return log_probs.argmax(-1) == part.classes, cross_entropy(log_probs, part.classes)
+        classes = part.condition.classes
+        return log_probs.argmax(-1) == classes, cross_entropy(log_probs, classes)
 
     return evaluate
 

@@ -13,6 +13,7 @@ from datasets import Batch
 from experiment import Experiment
 from losses import Part
 from models.building import Params
+from models.conditions import dropped
 from models.layers import Rngs
 from runs.progress import say
 from training import state
@@ -41,12 +42,14 @@ def score_job(experiment: Experiment) -> Job:
 
     def part(key: Array, batch: Batch) -> Part:
         data_key, noise_key, dropout_key = jax.random.split(key, 3)
-        x = experiment.prepare(data_key, batch.pixels, flip=config.data.random_flip)
-        classes = experiment.drop_labels(jax.random.fold_in(key, 3), batch.labels)
-        return Part(dropout_key, x, *experiment.draw(noise_key, x), classes)
+        flip = config.data.random_flip
+        x = experiment.prepare(data_key, batch.pixels, flip=flip)
+        known = experiment.condition(batch, data_key if flip else None)
+        condition = dropped(jax.random.fold_in(key, 3), known, config.model.class_dropout)
+        return Part(dropout_key, x, *experiment.draw(noise_key, x), condition)
 
     def loss(params: Params, part: Part) -> Array:
-        return experiment.loss(params, part.x, part.t, part.z, Rngs(part.key), part.classes)
+        return experiment.loss(params, part.x, part.t, part.z, Rngs(part.key), part.condition)
 
     model = config.model
     return Job(

@@ -34,14 +34,14 @@ FREQUENCIES = ("log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_pree
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """What is trained. Times, noise and labels of a batch are drawn by `part`, before the loss.
+    """What is trained. Times, noise and condition of a batch are drawn by `part`, before the loss.
 
     Attributes:
       experiment: the devices, data and SDE.
       settings: fields as those of config.training: batch_size, n_iters, n_jitted_steps, accumulate,
         on_nonfinite and FREQUENCIES.
       loss: (params, part of a batch) -> the losses of its images (B,).
-      part: (key, batch) -> images, times, noise and classes of a training step.
+      part: (key, batch) -> images, times, noise and condition of a training step.
       held_out: (params, batch, key) -> the losses and times (B,) of held-out images; compiled.
       init: () -> initial parameters.
       abstract_params: their shapes.
@@ -50,7 +50,7 @@ class Job:
       rate: the learning rate after a number of updates.
       average: the decay of the moving average in the update after a number of updates.
       stds: the widths of further averages.
-      labelled: whether the loss uses labels.
+      labelled: whether the loss uses labels or other conditions.
       note: a step -> a sentence about the moving average, or ''.
       samples: the parameters -> a picture of samples for the log, or None.
     """

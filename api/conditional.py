@@ -1,0 +1,337 @@
+"""`ConditionalPrior`: the prior of a network that is conditioned on classes, vectors or images.
+
+`given(condition)` is the prior p(x | condition), whose methods are those of any prior. The methods
+here take the condition as an argument, which is the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax import Array
+
+import sampling
+from api import calibration
+from api.arguments import LARGEST, Seed, as_array, checked, key_of, show
+from api.calibration import Calibration
+from api.execution import is_traced
+from api.posterior import BATCH_SIZE, Posterior
+from api.prior import Prior
+from controllable import guidance
+from controllable.guidance import ALL_LEVELS, GuidedScore, Interval
+from errors import InputError
+from models.building import Params
+from models.conditions import UNCONDITIONAL, Condition, Kinds
+from sde_lib import SDE, Score
+
+Apply = Callable[..., Array]
+"""(params, x (B, ...), t (B,), condition or None) -> score (B, ...)."""
+
+ClassLogProbs = Callable[[Params], guidance.LogProbs]
+"""Parameters of a classifier -> log p_t(class | x)."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["params", "condition", "classifier", "guide"],
+    meta_fields=["apply", "sde", "scale", "interval", "log_probs"],
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class NetworkScore:
+    """The score of a network as a pytree of its parameters, given a condition or none.
+
+    With a scale other than 1, it is guided: by `guide`, the score of a weaker network, if there is
+    one; else, with a condition, by `classifier` or by the difference of the scores with and without
+    the condition.
+    """
+
+    params: Params
+    apply: Apply
+    sde: SDE
+    condition: Condition | None = None
+    classifier: Params | None = None
+    log_probs: ClassLogProbs | None = None
+    scale: float = 1.0
+    interval: Interval = ALL_LEVELS
+    guide: NetworkScore | None = None
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        return self.bind()(x, t)
+
+    def given(self, x: Array, t: Array, condition: Condition | None = None) -> Array:
+        """Return the score that is not guided."""
+        return self.apply(self.params, x, t, condition)
+
+    def bind(self) -> Score | GuidedScore:
+        """Return the score as samplers take it, inside of a compiled program."""
+        options = {"scale": self.scale, "interval": self.interval}
+        given = (self.condition, self.sde)
+        if self.guide is not None:
+            return guidance.autoguidance(self.given, self.guide.given, *given, **options)
+        if self.condition is None:
+            return self.given
+        if self.classifier is None or self.log_probs is None:
+            return guidance.classifier_free(self.given, *given, **options)
+        log_probs, classes = self.log_probs(self.classifier), self.condition.classes
+        return guidance.classifier(self.given, log_probs, classes, self.sde, **options)
+
+
+class ConditionalPrior(Prior):
+    """A prior whose score is that of a network, with or without a condition.
+
+    Attributes:
+      kinds: what samples can be conditioned on.
+      condition: what they are conditioned on, in rows for events in turn; None for nothing.
+    """
+
+    score: NetworkScore
+    kinds: Kinds = UNCONDITIONAL
+
+    def given(
+        self,
+        condition: Any = None,
+        *,
+        classes: Sequence[int] | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: Interval | None = None,
+        guide: ConditionalPrior | None = None,
+    ) -> Self:
+        """Return the prior p(x | condition), with the same methods; None leaves a part as it is.
+
+        Args:
+          condition: an array if the network takes one kind of condition; a `Condition`, or a
+            dictionary of its fields, if it takes several. Leading axes count conditions, which
+            belong to the events in turn: one condition for all events, or one for each.
+          classes: the same as the condition `classes`.
+          guidance_scale: the scale of guidance (arXiv:2207.12598), 1 for none.
+          guidance_interval: the noise levels std / alpha in which the scale applies.
+          guide: a weaker model that guides, such as an earlier snapshot (arXiv:2406.02507), instead
+            of this one without the condition.
+
+        Raises InputError for a condition of another kind, shape or type, or that is not finite, and
+        for a guide of other events, another SDE or other conditions.
+        """
+        found, changes = copy.copy(self), {}
+        found.__dict__.pop("std", None)  # It was estimated from other samples.
+        if guidance_scale is not None:
+            changes["scale"] = float(guidance_scale)
+        if guidance_interval is not None:
+            changes["interval"] = tuple(guidance_interval)
+        if guide is not None:
+            self._check_guide(guide)
+            changes["guide"] = guide.score
+        found.score = dataclasses.replace(self.score, **changes)
+        if condition is not None or classes:
+            found.condition = rows_of(condition, classes, self.kinds, self.event_shape)
+        return found
+
+    def _check_guide(self, guide: Any) -> None:
+        if not isinstance(guide, ConditionalPrior):
+            raise InputError(f"guide = {show(guide)} must be a trained model, as of ss.load.")
+        for name in ("event_shape", "sde"):
+            ours, theirs = getattr(self, name), getattr(guide, name)
+            if ours != theirs:
+                raise InputError(f"guide has {name} = {theirs}, but this model has {ours}.")
+        if guide.kinds and guide.kinds.sizes != self.kinds.sizes:
+            raise InputError(
+                f"guide is conditioned on {_described(guide.kinds)}, but this model on "
+                f"{_described(self.kinds)}."
+            )
+        if self.score.classifier is not None:
+            raise InputError("guide cannot be combined with a classifier, which guides as well.")
+
+    def _conditioned(self, condition: Any) -> Self:
+        return self if condition is None else self.given(condition)
+
+    def score_given(self, rows: Condition | None) -> NetworkScore:
+        if rows is None and self.kinds.names not in ((), ("classes",)) and not self.kinds.dropped:
+            raise InputError(
+                f"condition = None: the network is conditioned on {_described(self.kinds)}, and "
+                "was trained without hiding it (model.class_dropout = 0). Pass condition=..."
+            )
+        return dataclasses.replace(self.score, condition=rows)
+
+    # --- methods of any prior, given a condition ------------------------------------------------
+
+    @checked
+    def sample(
+        self,
+        sample_shape: int | tuple[int, ...] = (),
+        seed: Seed = 0,
+        *,
+        condition: Any = None,
+        classes: Sequence[int] | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: Interval | None = None,
+        guide: ConditionalPrior | None = None,
+        **options: Any,
+    ) -> Array:
+        """Draw samples (*sample_shape, *event_shape); see `Prior.sample` for the options.
+
+        Event i has condition i % len(condition), or class classes[i % len(classes)]. `given`
+        describes the arguments, whose default is no guidance, and the errors.
+        """
+        model = self.given(
+            condition,
+            classes=classes,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            guide=guide,
+        )
+        return Prior.sample(model, sample_shape, seed, **options)
+
+    def log_prob(self, x: Array, *, condition: Any = None, **options: Any) -> Any:
+        """Return log p(x | condition) in nats; see `Prior.log_prob` for the options.
+
+        The condition is one for all events, or one for each, as for `given`.
+        """
+        return Prior.log_prob(self._conditioned(condition), x, **options)
+
+    def encode(self, x: Array, *, condition: Any = None, **options: Any) -> Any:
+        """Return the latent codes of events given a condition; see `Prior.encode`."""
+        return Prior.encode(self._conditioned(condition), x, **options)
+
+    def decode(self, z: Array, *, condition: Any = None, **options: Any) -> Any:
+        """Return the events of latent codes given a condition; the inverse of `encode`."""
+        return Prior.decode(self._conditioned(condition), z, **options)
+
+    def posterior(self, *measurement: Any, condition: Any = None, **options: Any) -> Posterior:
+        """Return the `Posterior` given a measurement and a condition; see `Prior.posterior`.
+
+        The condition is one for all measurements, or one for each of them.
+        """
+        return Prior.posterior(self._conditioned(condition), *measurement, **options)
+
+    # --- calibration ----------------------------------------------------------------------------
+
+    @checked
+    def calibrate(
+        self,
+        x: Array,
+        condition: Any,
+        samples: int = 63,
+        seed: Seed = 0,
+        *,
+        sampler: str | None = None,
+        steps: int | None = None,
+        batch_size: int = BATCH_SIZE,
+        **options: Any,
+    ) -> Calibration:
+        """Test p(x | condition) by the ranks of held-out x among samples given their conditions.
+
+        In contrast to `Posterior.calibrate`, errors of the score are noticed, because the events
+        are those of the data.
+
+        Args:
+          x: events (N, *event_shape) of the data, which the network was not trained on.
+          condition: their conditions, one for each of them.
+          samples: the number of samples given each condition.
+          seed, sampler, steps, batch_size, options: those of `sample`.
+
+        Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
+        """
+        events, _ = self._batch(x)
+        model, count = self.given(condition), len(events)
+        rows = model.paired_rows(count)
+        sample_key, rank_key = (jax.random.fold_in(key_of(seed), each) for each in range(2))
+        model.condition = jax.tree.map(lambda leaf: np.repeat(leaf, samples + 1, 0), rows)
+        chosen = self.make_sampler(sampler, steps, **options)
+        drawn = model.draw(chosen, count * (samples + 1), sample_key, batch_size=batch_size).x
+        drawn = np.asarray(drawn, np.float64).reshape(count, samples + 1, -1)
+        references = drawn[:, -1:]  # One sample more, from which distances are measured.
+        vectors, names = calibration.directions(self.event_shape)
+
+        def statistics(flat: np.ndarray) -> np.ndarray:
+            distances = np.linalg.norm(flat - references, axis=-1, keepdims=True)
+            return np.concatenate([flat @ vectors.T, distances], -1)
+
+        truth = statistics(np.asarray(events, np.float64).reshape(count, 1, -1))[:, 0]
+        u = sampling.uniform(sampling.image_keys(rank_key, np.arange(count)), truth.shape)
+        ranks = calibration.ranks(truth, statistics(drawn[:, :-1]), np.asarray(u))
+        known = [np.asarray(leaf, np.float32).reshape(count, -1) for leaf in jax.tree.leaves(rows)]
+        features = calibration.features(np.concatenate(known, 1))
+        return calibration.judge(ranks, [*names, calibration.DISTANCE], features)
+
+
+# --- conditions of a user -------------------------------------------------------------------------
+
+
+def rows_of(
+    condition: Any, classes: Sequence[int] | None, kinds: Kinds, event_shape: tuple[int, ...]
+) -> Condition:
+    """Return a condition of a user as rows (R, ...) of all kinds; see `ConditionalPrior.given`."""
+    named: dict[str, Any] = {}
+    if isinstance(condition, Condition):
+        named = {name: each for name, each in condition._asdict().items() if each is not None}
+    elif isinstance(condition, Mapping):
+        named = dict(condition)
+    elif condition is not None:
+        if len(kinds.names) != 1:
+            raise InputError(
+                f"condition = {show(condition)}: the network is conditioned on "
+                f"{_described(kinds)}. Pass a dictionary with these names."
+            )
+        named = {kinds.names[0]: condition}
+    if classes:
+        named["classes"] = tuple(classes)
+    if "classes" in named and not kinds.num_classes:
+        raise InputError(
+            f"classes = {show(named['classes'])} need a class-conditional network, or a "
+            "classifier: train one with --mode=train_classifier."
+        )
+    if named.keys() != set(kinds.names):
+        raise InputError(
+            f"condition has {', '.join(map(str, named)) or 'nothing'}, but the network is "
+            f"conditioned on {_described(kinds)}."
+        )
+    shapes = {"classes": (), "vector": (kinds.vector_size,)}
+    shapes["image"] = (*event_shape[:-1], kinds.image_channels)
+    rows = {name: _rows(name, each, shapes[name], kinds) for name, each in named.items()}
+    count = max(map(len, rows.values()))
+    if any(len(each) not in (1, count) for each in rows.values()):
+        lengths = ", ".join(f"{len(each)} of {name}" for name, each in rows.items())
+        raise InputError(f"condition has {lengths}; there must be as many of each kind, or one.")
+    filled = {name: each[np.arange(count) % len(each)] for name, each in rows.items()}
+    return Condition(**filled)
+
+
+def _rows(name: str, value: Any, shape: tuple[int, ...], kinds: Kinds) -> Any:
+    """Return the conditions of one kind as (R, *shape). Raises InputError if they do not fit."""
+    try:
+        array: Any = as_array(value)
+        leading = array.shape[: array.ndim - len(shape)]
+        fits = array.dtype.kind in ("iu" if name == "classes" else "iufb") and bool(array.size)
+        fits &= array.ndim >= len(shape) and array.shape[len(leading) :] == shape
+    except Exception:  # Objects of a user may raise anything when they are converted.
+        array, leading, fits = value, (), False
+    if not fits:
+        kind = "integers" if name == "classes" else "real numbers"
+        raise InputError(
+            f"condition: {name} = {show(array)} must be {kind} of shape {shape} for one event, "
+            "and may have leading axes for several."
+        )
+    array = array.reshape(math.prod(leading), *shape)
+    if is_traced(array):
+        return array
+    if name == "classes" and not 0 <= array.min() <= array.max() < kinds.num_classes:
+        raise InputError(
+            f"classes = {show(value)} must be from 0 to {kinds.num_classes - 1}, the classes of "
+            "this model."
+        )
+    if not bool((abs(array.astype(np.float32)) <= LARGEST).all()):
+        raise InputError(f"condition: {name} must hold finite numbers up to {LARGEST:g}.")
+    return array.astype(np.int32) if name == "classes" else array
+
+
+def _described(kinds: Kinds) -> str:
+    """Return the kinds of condition for a message."""
+    units = {"classes": "classes", "vector": "entries", "image": "channels"}
+    named = (f"{name} ({kinds.sizes[name]} {units[name]})" for name in kinds.names)
+    return " and ".join(named) or "nothing"
