@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +21,11 @@ import sampling
 from api import checks, execution
 from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of
 from api.execution import AlongFlow, FromPrior, Place, bound, by_rows
+from api.measuring import make_measurement, shape_of_y
 from api.posterior import Posterior
 from api.units import Units
 from api.weighted import WeightedPosterior
-from controllable.methods import METHODS
+from controllable.methods import METHODS, default_method
 from controllable.operators import Operator
 from errors import InputError
 from likelihood import TOLERANCE, Likelihood
@@ -351,22 +353,21 @@ class Prior:
           noise: the standard deviation of Gaussian noise, or 'poisson' for counts of rate f(x).
           log_likelihood: instead of operator and noise, a function (x, y) -> log p(y | x) of one
             event x, up to a constant.
-          method: one of `controllable.methods.METHODS`; by default 'moment_matching', or 'daps'
-            with `log_likelihood`.
+          method: one of `controllable.methods.METHODS`; by default what `default_method` chooses:
+            'smc' where it is affordable, and otherwise a method that may be biased, with a warning.
           options: of the method, see docs/python.md; `prior_std` is estimated by default.
 
         Raises InputError for arguments that do not fit each other.
         """
+        model = make_measurement(operator, noise, log_likelihood)
+        y_shape = shape_of_y(model, self.event_shape, y)
+        if method is None:
+            method, warning = default_method(model, self.event_shape, y_shape, options)
+            if warning:
+                warnings.warn(warning, stacklevel=3)  # The caller of a checked method.
         is_weighted = method in METHODS and METHODS[method].loop is not None
-        return (WeightedPosterior if is_weighted else Posterior)(
-            self,
-            y,
-            operator,
-            noise=noise,
-            log_likelihood=log_likelihood,
-            method=method,
-            options=options,
-        )
+        made = WeightedPosterior if is_weighted else Posterior
+        return made(self, y, y_shape, model, method, options)
 
     # --- checks -------------------------------------------------------------------------------
 
