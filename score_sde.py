@@ -15,10 +15,11 @@ docs/python.md describes every call.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import runpy
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 
 from errors import InputError, NotFiniteError, advice, brief, naming, printable, start_command
 
@@ -41,7 +42,7 @@ from configs.default import Config, find_file, from_json, not_data, reset
 from configs.validation import check_domains, validated
 from experiment import Experiment
 from options import SHORT
-from pretrained import WITH_CONFIG, read_config
+from pretrained import WITH_CONFIG
 from readers.files import check_regular
 from runs import CONFIG, stored_content
 from sde_lib import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE
@@ -79,7 +80,7 @@ def load_config(path: str | Path, given: Collection[str] = ()) -> Config:
     path = Path(path)
     folder = path.parent if path.name == CONFIG else path
     if path.name.endswith(WITH_CONFIG):
-        folder, found = None, (str(path), read_config(path))
+        folder, found = None, (str(path), pretrained.read_config(path))
     else:
         found = stored_content(folder)
     if found is None:
@@ -129,7 +130,7 @@ def load(
 
     The model uses the first device. Raises InputError if something cannot be read or does not fit.
     """
-    if workdir is not None and Path(workdir).suffix in pretrained.WITH_CONFIG:
+    if workdir is not None and Path(workdir).suffix in WITH_CONFIG:
         workdir, checkpoint = None, workdir
         config = load_config(checkpoint) if config is None else config
     if workdir is not None:
@@ -144,14 +145,14 @@ def load(
                 "one there with --mode=train, or pass another folder."
             )
         with advice(OWN_NAMES) if config is None else contextlib.nullcontext():
-            found_config = load_config(workdir) if config is None else _read_config(config)
+            found_config = load_config(workdir) if config is None else read_config_file(config)
             experiment = _experiment(found_config)
         found, params = experiment.trained(str(workdir), checkpoint)
         experiment.load_classifier(workdir, optional=True)
         return experiment.trained_model(params, found.step)
     if config is None or checkpoint is None:
         raise InputError("load needs a workdir, or both config and checkpoint.")
-    experiment = _experiment(_read_config(config))
+    experiment = _experiment(read_config_file(config))
     trained = pretrained.read(str(checkpoint), experiment.network, experiment.config)
     return experiment.trained_model(jax.tree.map(jnp.asarray, trained.ema), trained.step)
 
@@ -160,22 +161,19 @@ def _experiment(config: Config) -> Experiment:
     return Experiment(config, jax.devices()[:1])
 
 
-def _read_config(config: str | Path | Config) -> Config:
+def read_config_file(config: str | Path | Config) -> Config:
     """Return a config, from an object or a Python file with get_config(), which is executed.
 
     Raises InputError if it cannot be read.
     """
     if isinstance(config, ml_collections.ConfigDict):
         return config
-    path = Path(find_file(str(config)))
+    path = find_file(str(config))
     check_regular(path, "config")
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    if path.suffix != ".py" or specification is None or specification.loader is None:
+    if not path.endswith(".py"):
         raise InputError(f"config = {str(config)!r} must be a Python file with get_config().")
-    module = importlib.util.module_from_spec(specification)
     try:
-        specification.loader.exec_module(module)
-        found = module.get_config()
+        found = SimpleNamespace(**runpy.run_path(path)).get_config()
     except Exception as error:  # A config file may raise anything.
         raise InputError(f"config = {str(config)!r} cannot be read: {brief(error)}") from error
     if not isinstance(found, ml_collections.ConfigDict):
