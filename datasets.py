@@ -94,7 +94,37 @@ def load(config: ml_collections.ConfigDict, split: str) -> Images:
         )
     if config.num_classes:
         check_labels(images, config.num_classes, "data.num_classes")
+    _check_condition(images, config)
     return images
+
+
+def _check_condition(images: Images, config: ml_collections.ConfigDict) -> None:
+    """Raise InputError unless the condition is as data.vector_size and data.image_channels state"""
+    for field, found, leading in (
+        ("vector_size", images.vector, ()),
+        ("image_channels", images.image, image_shape(config)[:2]),
+    ):
+        size, named = config[field], f"data.condition = {tuple(config.condition)}"
+        expected = (*leading, size)
+        if found is None and size:
+            raise InputError(
+                f"data.{field} = {size}, but {named} names no such data of data.dataset = "
+                f"{config.dataset!r}; see docs/data.md."
+            )
+        if found is not None and found[0].shape != expected:
+            raise InputError(
+                f"{named} has the shape {found[0].shape}, but data.{field} = {size} requires "
+                f"{expected}. Set --config.data.{field}={found[0].shape[-1]}, or change the data."
+            )
+
+
+def in_turn(images: Images, first: int, count: int) -> Batch:
+    """Return `count` images from number `first` on, with their conditions, again from the start.
+
+    Row i % count is the image i, so that row and number fit in `TrainedModel.given`.
+    """
+    numbers = first + (np.arange(count) - first) % count
+    return images.batch(numbers % len(images), labelled=True)
 
 
 def check_labels(images: Images, num_classes: int, field: str) -> None:

@@ -151,7 +151,7 @@ class ConditionalPrior(Prior):
         return self if condition is None else self.given(condition)
 
     def score_given(self, rows: Condition | None) -> NetworkScore:
-        if rows is None and self.kinds.names not in ((), ("classes",)) and not self.kinds.dropped:
+        if rows is None and self.kinds.paired and not self.kinds.dropped:
             raise InputError(
                 f"condition = None: the network is conditioned on {_described(self.kinds)}, and "
                 "was trained without hiding it (model.class_dropout = 0). Pass condition=..."

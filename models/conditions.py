@@ -63,9 +63,14 @@ class Kinds:
         """The fields of `Condition` that the network takes."""
         return tuple(name for name, size in self.sizes.items() if size)
 
-    def select(self, classes: Any, vector: Any, image: Any) -> Condition | None:
-        """Return the condition of these kinds; None if they are none."""
-        arrays = dict(zip(Condition._fields, (classes, vector, image)))
+    @property
+    def paired(self) -> bool:
+        """Whether each event needs a condition of its own: a vector or an image."""
+        return bool(self.vector_size or self.image_channels)
+
+    def select(self, batch: Any) -> Condition | None:
+        """Return what the events of a `datasets.Batch` are conditioned on; None for no kinds."""
+        arrays = dict(zip(Condition._fields, (batch.labels, batch.vector, batch.image)))
         return Condition(**{name: arrays[name] for name in self.names}) if self else None
 
     def arguments(self, condition: Condition | None, x: Array) -> dict[str, Array]:

@@ -92,7 +92,7 @@ class UNet(nnx.Module):
     def __init__(self, *, rngs: layers.Rngs, **options: Any) -> None:
         o = self.Options(**options)
         self.act = o.block.act
-        self.nf = o.nf
+        self.nf, self.image_channels = o.nf, o.image_channels
         self._build_embedding(o, rngs)
         channels = o.num_channels + (o.image_channels + 1 if o.image_channels else 0)
         self.conv_in = layers.conv3x3(channels, o.nf, rngs=rngs)
