@@ -75,8 +75,7 @@ def evaluate(
     check_config(folder, config, "evaluation")
     selected = _select(Checkpoints(workdir), config, number)
     if any(stage.kind == "samples" for stage in stages):
-        experiment.load_classifier(workdir)
-        experiment.load_guide(workdir)
+        experiment.load_guidance(workdir)
     prepared = {stage.name: stage.prepare(experiment, Path(workdir)) for stage in stages}
     results = {}
     with owned(folder, config, "evaluation"):

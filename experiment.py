@@ -60,7 +60,7 @@ class Experiment:
       sharded: whether the state of training is split over the devices.
       classifier: the parameters of the classifier that guides samples, or None; see
         `load_classifier`.
-      guide: those of the weaker network that guides samples, or None; see `load_guide`.
+      guide: those of the weaker network that guides samples, or None; see `load_guidance`.
       train, test: the images, loaded on first use; not needed for sampling.
 
     Raises:
@@ -313,14 +313,16 @@ class Experiment:
         checkpoints = Checkpoints(folder)
         self.classifier = checkpoints.restore(checkpoints.pick(None), {PARAMS: like})[PARAMS]
 
-    def load_guide(self, workdir: str | Path) -> None:
-        """Set `guide` to the checkpoint of a workdir that config.guidance names, if any.
+    def load_guidance(self, workdir: str | Path) -> None:
+        """Load what guides samples, `classifier` and `guide`, and check their conditions.
 
-        Raises InputError if it does not exist or is damaged.
+        Raises InputError if something does not exist, is damaged or does not fit the network.
         """
+        self.load_classifier(workdir)
         if self.config.guidance.checkpoint:
             with naming("guidance.checkpoint"):
                 self.guide = self.trained(workdir, self.config.guidance.checkpoint)[1]
+        self.trained_model({}).given(self.sample_condition(0, 1), **self.guidance)
 
     @functools.cached_property
     def classifier_network(self) -> nnx.Module:

@@ -58,11 +58,9 @@ def sample(
     config = experiment.config
     warn_unused(config, given)
     experiment.sampler.check_stable()
-    experiment.load_classifier(workdir)
-    experiment.load_guide(workdir)
+    experiment.load_guidance(workdir)
     model, identity, title, name = open_model(experiment, workdir, number, source)
     depends = dependencies("samples", config) | identity | experiment.sample_inputs()
-    model.given(experiment.sample_condition(0, 1), **experiment.guidance)  # Checks them.
     output = results_folder(Path(workdir, "sample", name), folder or _name(config), taken=())
     size = config.eval.batch_size
 

@@ -111,7 +111,7 @@ def _flagged(values: Array | None, given: Array, shape: tuple[int, ...]) -> Arra
 
 def dropped(key: Array, condition: Condition | None, rate: float) -> Condition | None:
     """Replace the condition of a share `rate` of the events by "no condition", for training."""
-    if condition is None:
-        return None
-    count = len(jax.tree.leaves(condition)[0])
-    return condition._replace(given=~jax.random.bernoulli(key, rate, (count,)))
+    arrays = jax.tree.leaves(condition)
+    if condition is None or not arrays:
+        return condition
+    return condition._replace(given=~jax.random.bernoulli(key, rate, (len(arrays[0]),)))
