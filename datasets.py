@@ -99,22 +99,18 @@ def load(config: ml_collections.ConfigDict, split: str) -> Images:
 
 
 def _check_condition(images: Images, config: ml_collections.ConfigDict) -> None:
-    """Raise InputError unless the condition is as data.vector_size and data.image_channels state"""
+    """Raise InputError unless the condition has the shape that config.data states."""
     for field, found, leading in (
         ("vector_size", images.vector, ()),
         ("image_channels", images.image, image_shape(config)[:2]),
     ):
-        size, named = config[field], f"data.condition = {tuple(config.condition)}"
-        expected = (*leading, size)
-        if found is None and size:
+        expected = (*leading, config[field])
+        shape = (*leading, 0) if found is None else found[0].shape
+        if shape != expected:
             raise InputError(
-                f"data.{field} = {size}, but {named} names no such data of data.dataset = "
-                f"{config.dataset!r}; see docs/data.md."
-            )
-        if found is not None and found[0].shape != expected:
-            raise InputError(
-                f"{named} has the shape {found[0].shape}, but data.{field} = {size} requires "
-                f"{expected}. Set --config.data.{field}={found[0].shape[-1]}, or change the data."
+                f"data.{field} = {config[field]} requires conditions of shape {expected}, but "
+                f"those that data.condition = {tuple(config.condition)} names have {shape}. Set "
+                f"--config.data.{field}={shape[-1]}, or name others; see docs/data.md."
             )
 
 

@@ -83,9 +83,9 @@ class Kinds:
         given = jnp.ones(count, bool) if wanted.given is None else wanted.given
         found = {}
         if self.num_classes:
-            none = jnp.full(count, self.num_classes)
-            has_class = wanted.classes is not None
-            found["classes"] = jnp.where(given, wanted.classes, none) if has_class else none
+            none = self.num_classes
+            classes = jnp.full(count, none) if wanted.classes is None else wanted.classes
+            found["classes"] = jnp.where(given, classes, none)
         if self.vector_size:
             found["vector"] = _flagged(wanted.vector, given, (count, self.vector_size))
         if self.image_channels:

@@ -81,38 +81,27 @@ def _conditions(
 ) -> dict[str, np.ndarray]:
     """Return the arrays that data.condition names, as `vector` (N, d) and `image` (N, H, W, C).
 
-    An array (N,) is a vector of one entry, and one (N, H, W) an image of one channel. Several of
-    them are concatenated. Raises InputError for missing arrays, other shapes and types, and values
-    that are not finite.
+    An array (N,) is a vector of one entry, and one (N, H, W) an image of one channel. Raises
+    InputError for missing arrays, two of a kind, other shapes and types, and values that are not
+    finite.
     """
-    found: dict[str, list[np.ndarray]] = {}
-    for name in names:
-        array = arrays.get(f"{prefix}{name}")
-        if array is None:
-            known = ", ".join(map(printable, arrays))
+    found: dict[str, np.ndarray] = {}
+    for name in (f"{prefix}{each}" for each in names):
+        array = arrays.get(name, np.zeros(0))
+        fits = array.ndim in (1, 2, 3, 4) and len(array) == count and array.dtype.kind in "uif"
+        if not fits or not np.isfinite(array).all():
+            has = ", ".join(f"{printable(each)} {arrays[each].shape}" for each in arrays)
             raise InputError(
-                f"data.condition = {tuple(names)}: {path} has no array {prefix + name!r}, but "
-                f"{known[:200]}."
+                f"data.condition: {name!r} must be an array of {count} vectors (N, d) or images "
+                f"(N, H, W, C) of finite numbers, one for each image; {path} has {has[:200]}."
             )
-        if array.ndim not in (1, 2, 3, 4) or len(array) != count or array.dtype.kind not in "uif":
-            raise InputError(
-                f"{path}: {prefix + name!r} is {array.dtype} of shape {array.shape}; a condition "
-                f"must be {count} vectors of numbers (N, d) or images (N, H, W, C), one for each "
-                "image."
-            )
-        if not np.isfinite(array).all():
-            raise InputError(f"{path}: {prefix + name!r} contains values that are not finite.")
         kind = "vector" if array.ndim < 3 else "image"
-        is_flat = array.ndim in (1, 3)
+        if kind in found:
+            raise InputError(f"data.condition = {tuple(names)} names two arrays of {kind}s.")
         is_byte = kind == "image" and array.dtype == np.uint8
         array = array if is_byte else array.astype(np.float32)
-        found.setdefault(kind, []).append(array[..., None] if is_flat else array)
-    for kind, parts in found.items():
-        if len({(part.dtype, part.shape[1:-1]) for part in parts}) > 1:
-            raise InputError(
-                f"data.condition = {tuple(names)} names {kind}s of different types or sizes."
-            )
-    return {kind: np.concatenate(parts, -1) for kind, parts in found.items()}
+        found[kind] = array[..., None] if array.ndim in (1, 3) else array
+    return found
 
 
 def _load(path: Path, field: str = "data.path") -> dict[str, np.ndarray]:

@@ -194,22 +194,17 @@ def _paired(folder: Path, names: list[str], config: ml_collections.ConfigDict) -
 
     Raises InputError unless there is one for each name.
     """
-    if len(config.condition) != 1:
-        raise InputError(
-            f"data.condition = {tuple(config.condition)} must be the name of one folder beside "
-            f"data.path = {config.path!r}."
-        )
     pair = folder.resolve().parent / config.condition[0]
     files = index(pair)
     found = {name.rpartition(".")[0]: name for name in files.names[files.good].tolist()}
-    missing = [name for name in names if name.rpartition(".")[0] not in found]
-    if missing:
+    chosen = [found.get(name.rpartition(".")[0]) for name in names]
+    missing = [name for name, other in zip(names, chosen) if other is None]
+    if missing or len(config.condition) != 1:
         raise InputError(
-            f"data.condition = {tuple(config.condition)}: {len(missing)} of {len(names)} images of "
-            f"data.path have no readable image of the same name in {pair}, such as "
-            f"{printable(missing[0])}."
+            f"data.condition = {tuple(config.condition)} must name one folder beside data.path, "
+            f"with an image of the same name for each image; {len(missing)} of {len(names)} have "
+            f"none in {pair}, such as {printable((missing or names)[0])}."
         )
-    chosen = [found[name.rpartition(".")[0]] for name in names]
     return _decoded(pair, chosen, config, config.image_channels or config.num_channels)
 
 
