@@ -59,8 +59,9 @@ class Posterior:
         self._y_shape = y_shape
         self._of_z, self._offset = prior.units.measurement(self.model)
         self.y, self.batch_shape = self._batch(y)
-        if self.y is not None:
-            prior.paired_rows(len(self.y))  # Reports another number of conditions now.
+        # Reports now that a condition is missing, or another number of them.
+        rows = prior.condition_rows(np.arange(1))
+        prior.score_given(rows if self.y is None else prior.paired_rows(len(self.y)))
 
     # --- samples ------------------------------------------------------------------------------
 

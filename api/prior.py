@@ -186,22 +186,13 @@ class Prior:
 
     # --- conditions ---------------------------------------------------------------------------
 
-    condition: Any = None
-    """Arrays (R, ...) that events are conditioned on in turn; see `api.conditional`."""
-
     def condition_rows(self, numbers: np.ndarray) -> Any:
-        """Return the condition of the events with these numbers (B,), if there is one."""
-        return jax.tree.map(lambda rows: rows[numbers % len(rows)], self.condition)
+        """Return what the events with these numbers (B,) are conditioned on; `api.conditional`."""
+        return None
 
     def paired_rows(self, count: int) -> Any:
         """Return a condition for each of `count` events. Raises InputError for another number."""
-        found = {len(rows) for rows in jax.tree.leaves(self.condition)} - {1, count}
-        if found:
-            raise InputError(
-                f"condition has {found.pop()} rows for {count} events; give one for all of them, "
-                "or one for each."
-            )
-        return self.condition_rows(np.arange(count))
+        return None
 
     def score_given(self, rows: Any) -> Score:
         """Return the score of events with these rows of the condition."""
