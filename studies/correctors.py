@@ -1,6 +1,6 @@
 """Predictor and corrector of the paper's Table 1 beside the Metropolis-adjusted corrector.
 
-python -m studies.correctors [--samples=4000] [--write]
+python -m studies.correctors [--samples=2000] [--write]
 
 Prints a table of docs/sampling.md, and with --write puts it into the page. The data are mixtures of
 4 correlated Gaussians with exact scores. All samplers have the same number of evaluations: the
@@ -22,7 +22,7 @@ from studies import common
 from studies.calibration import Modes
 from studies.sampling import CORRECTED, SDES
 
-OPTIONS = {"samples": 4000, "write": False}
+OPTIONS = {"samples": 2000, "write": False}
 PAGE = common.ROOT / "docs" / "sampling.md"
 DIMS, BUDGETS = (8, 64), (200, 1000)
 TITLES = {
