@@ -35,6 +35,9 @@ from solvers.scaled_flow import (
 TOLERANCE = 1e-3
 """Error per step of u and of log p per dimension, relative and absolute; see docs/likelihood.md."""
 
+MOST_NOISE = 0.999
+"""The largest share of noise in the variance at t_min that `model_error` resolves."""
+
 FIRST_STEP = 0.05
 """Length of the first step in s. A fixed length needs no evaluations of the score."""
 
@@ -240,6 +243,54 @@ def elbo(
     stderr = jnp.sqrt(jnp.sum((values[:, 0] - values[:, 1]) ** 2, 0)) / (2 * pairs)
     parts = values.mean(1) / pairs
     return Bound(_gaussian_bound(sde, endpoints, x) + parts.sum(0), stderr, parts)
+
+
+def model_error(score: Score, sde: SDE, x: Array, z: Array, probes: Array) -> Array:
+    """Return how far log p(x) of `log_likelihood` is from that of the data, in nats (B,).
+
+    It is the sum of two estimates. With s = grad log p_t and its derivative J, from the score:
+
+    - log p_T(z) minus that of the prior. p_T is close to a Gaussian with the precision -J, so that
+      log p_T(z) = (s(0) + s(z)).z / 2 + a constant, which follows from the mean and the mean
+      precision. Both are exact for Gaussian data, the constant if the data have covariance c^2 I.
+    - log p_0(x) minus log p_t(x) at t = t_min. Let U = -var J be the share of the variance of x_t
+      that is noise. For Gaussian data, removing it changes log p by
+      log det(1 - U) / 2 + s.(1 - U)^-1 s var / 2. Here U has the value u = tr U^2 / tr U in
+      tr U / u dimensions, and 0 in the others. Dividing x by alpha adds (dims + s.x) log(alpha).
+      U is negative between modes.
+
+    Probes estimate the traces as in `log_likelihood`. Errors of the score are not seen, nor are
+    features of the data far below std(t_min) that are rare.
+    """
+    dims, prior_var = math.prod(x.shape[1:]), sde.prior_std**2
+    s, trace, _ = _score_and_traces(score, z, sde.T, probes)
+    origin = score(jnp.zeros_like(z), jnp.full(len(z), sde.T))
+    precision = jnp.maximum(-trace, 1e-3 * dims / prior_var) / dims
+    squares = 0.5 * _sum_per_image(z * (s + origin + z / prior_var))
+    at_end = squares - 0.5 * _sum_per_image(origin**2) / precision
+    at_end += 0.5 * dims * jnp.log(precision * prior_var)
+
+    t = jnp.float32(sde.t_min)
+    s, trace, squared_trace = _score_and_traces(score, x, sde.t_min, probes)
+    var, log_alpha = sde.var(t), jnp.log(sde.alpha(t))
+    bound = var * jnp.sqrt(squared_trace)  # of the absolute values of all shares
+    share = var * squared_trace / jnp.where(trace == 0, 1e-30, -trace)
+    share = jnp.clip(share, -bound, jnp.minimum(bound, MOST_NOISE))
+    count = jnp.minimum(trace**2 / jnp.maximum(squared_trace, 1e-30), dims)
+    smoothing = 0.5 * (count * jnp.log1p(-share) + var * _sum_per_image(s**2) / (1 - share))
+    smoothing += log_alpha * (dims + _sum_per_image(s * x))
+    return jnp.abs(at_end) + jnp.abs(smoothing)
+
+
+def _score_and_traces(
+    score: Score, x: Array, t: float, probes: Array
+) -> tuple[Array, Array, Array]:
+    """Return s = score(x, t) (B, ...), and tr J and tr J^2 (B,) of its derivative J."""
+    times = jnp.full(len(x), t)
+    s, push = jax.linearize(lambda x: score(x, times), x)
+    products = jax.lax.map(push, probes.swapaxes(0, 1)).swapaxes(0, 1)
+    flat, pushed = (each.reshape(*probes.shape[:2], -1) for each in (probes, products))
+    return s, (flat * pushed).sum(-1).mean(1), jnp.square(pushed).sum(-1).mean(1)
 
 
 def probe_stderr(per_probe: Array, kind: str) -> Array:

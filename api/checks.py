@@ -7,21 +7,25 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 import sampling
 from api.arguments import check_memory, show, user_code
 from api.execution import function_of, is_traced
 from errors import InputError
-from sde_lib import SDE, Score
+from sde_lib import SDE, Score, expand
 
 MOST_GAP = 0.5  # of the score at time T from that of the SDE's prior, relative to the latter
+STANDARDIZE = "Train on data of mean 0 and standard deviation 1, and pass loc and scale"
+NOISE_LEVELS = 8  # at which the standard deviation of the data is estimated
 
 
 def check_score(score: Score, sde: SDE, shape: tuple[int, ...]) -> None:
     """Evaluate the score of events of this shape at time T, on samples of the SDE's prior.
 
     Raises InputError if the kernel of the SDE or the score is not valid. Warns if the score is not
-    that of the prior, which log p_T must be close to.
+    that of the prior, which log p_T must be close to, or if the data vary less than the noise of
+    the last step of samplers.
     """
     check_kernel(sde)
     count = next(n for n in range(2, 12) if n not in shape)  # t must not fit x.
@@ -40,10 +44,42 @@ def check_score(score: Score, sde: SDE, shape: tuple[int, ...]) -> None:
     if gap > MOST_GAP:
         warnings.warn(
             f"At time T = {sde.T}, the score differs by {gap:.2g} of its size from that of "
-            f"N(0, {std:.4g}^2), where samples start. Samples and densities are wrong. Scale the "
-            "data to about mean 0 and standard deviation 1, or use more noise at T.",
+            f"N(0, {std:.4g}^2), where samples start. Samples and densities are wrong. "
+            f"{STANDARDIZE}, or use more noise at T.",
             stacklevel=5,  # The caller of the checked constructor.
         )
+    times = jnp.full(count, sde.T)
+    center = sde.posterior_mean(value, x, times).mean(0)
+    spread, level = _smallest_spread(score, sde, center)
+    if spread < level:
+        warnings.warn(
+            f"The data have a standard deviation of about {spread:.2g}, but the noise of the last "
+            f"step of samplers has {level:.2g}. Samples are too narrow and densities too wide. "
+            f"{STANDARDIZE}, or lower t_end and t_min.",
+            stacklevel=5,
+        )
+
+
+def _smallest_spread(score: Score, sde: SDE, center: Array) -> tuple[float, float]:
+    """Return about the standard deviation of the data, and the noise level at t_end.
+
+    `center` (*shape) is the mean of the data. At the noise level sigma, E[x_0 | x_t] of Gaussian
+    data of standard deviation s differs from it by sigma s^2 / (s^2 + sigma^2), root mean square.
+    This is largest, s / 2, where sigma = s. If it is less than half of the level at t_end at all
+    levels, s follows from its value there; the result is that or, as a lower bound, the level.
+    """
+    ends = sde.noise_to_signal(jnp.array([sde.t_end, sde.T]))
+    repeats = -(-32 // max(center.size, 1))
+    levels = jnp.repeat(jnp.geomspace(*ends, NOISE_LEVELS), repeats)
+    times = sde.time_at(levels)
+    keys = jax.random.split(jax.random.key(1), len(times))
+    noise = sampling.standard_normal(keys, (len(times), *center.shape))
+    x = expand(sde.alpha(times), noise) * (center + expand(levels, noise) * noise)
+    value = function_of(score)(x, times)
+    moved = jnp.square(sde.posterior_mean(value, x, times) - center)
+    by_level = jnp.sqrt(moved.reshape(NOISE_LEVELS, -1).mean(1))
+    share, level = float(by_level.max() / ends[0]), float(ends[0])
+    return level * math.sqrt(share / (1 - share)) if share < 0.5 else level, level
 
 
 def check_kernel(sde: SDE) -> None:

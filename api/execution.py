@@ -230,6 +230,15 @@ def is_traced(tree: Any) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
+def derivatives(x: Any) -> int:
+    """Return how many derivatives in x are being computed."""
+    count = 0
+    while isinstance(x, Tracer):
+        count += hasattr(x, "primal")
+        x = getattr(x, "primal", getattr(x, "val", None))
+    return count
+
+
 # --- batches --------------------------------------------------------------------------------------
 
 Place = Callable[[Any], Any]

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.sharding import Mesh
 
 import likelihood
@@ -28,7 +27,7 @@ from api.weighted import WeightedPosterior
 from controllable.methods import METHODS, default_method
 from controllable.operators import Operator
 from errors import InputError
-from likelihood import TOLERANCE, Likelihood
+from likelihood import TOLERANCE
 from sampling import Defaults, Flow, Sampler, Samples
 from sde_lib import SDE, Score
 
@@ -223,28 +222,19 @@ class Prior:
           trace: 'exact', 'Rademacher' or 'Gaussian'; by default exact for up to EXACT_DIMS entries.
           probes: random probes for each event, if the trace is not exact.
           tolerance: of the steps of the solver, per dimension.
-          return_error: whether to return also the estimated error, in nats: that of the solver and,
-            for random probes, the standard error of the trace, added in quadrature; NaN for a
-            single probe, which leaves it unknown. It contains neither errors of the score nor the
-            difference between p_T and the prior, which shrinks as sigma_max grows.
+          return_error: whether to return also the estimated error, in nats: that of the solver;
+            for random probes, the standard error of the trace, NaN for a single probe, which leaves
+            it unknown; and `likelihood.model_error`, for data that the noise at T does not hide, or
+            that are as narrow as the noise at t_min. They are added in quadrature. Errors of the
+            score are not contained.
 
         Raises InputError for events of another shape or of integers, and other invalid arguments.
         """
-        if _derivatives(x) > 1:
+        if execution.derivatives(x) > 1:
             raise InputError(
                 "log_prob can be differentiated once, but a second derivative is requested. Its "
                 "gradient is close to score(x, t_min): differentiate the score instead."
             )
-        found, batch_shape = self._likelihood(x, seed, trace, probes, tolerance)
-        logp = found.logp.reshape(batch_shape) - self.units.log_volume
-        if not return_error:
-            return logp
-        stderr = likelihood.probe_stderr(found.per_probe, self._trace(trace))
-        return logp, jnp.hypot(found.error, stderr).reshape(batch_shape)
-
-    def _likelihood(
-        self, x: Array, seed: Seed, trace: str | None, probes: int, tolerance: float
-    ) -> tuple[Likelihood, tuple[int, ...]]:
         x, batch_shape = self._batch(x)
         likelihood.check_dequantized(x)
         x, kind = self.units.standardized(x), self._trace(trace)
@@ -252,11 +242,13 @@ class Prior:
         check_memory(x.size * count, f"A trace by {count} probes for each of {len(x)} events")
         keys = sampling.image_keys(key_of(seed), jnp.arange(len(x)))
 
-        def compute(x: Array, keys: Array, rows: Any) -> Likelihood:
+        def compute(x: Array, keys: Array, rows: Any) -> tuple[Array, Array]:
             score = self.score_given(rows)
-            return _log_likelihood(score, self.sde, x, keys, kind, probes, tolerance)
+            return _log_prob(score, self.sde, x, keys, kind, probes, tolerance, return_error)
 
-        return by_rows(self.mesh, compute, x, keys, self.paired_rows(len(x))), batch_shape
+        logp, error = by_rows(self.mesh, compute, x, keys, self.paired_rows(len(x)))
+        logp = logp.reshape(batch_shape) - self.units.log_volume
+        return (logp, error.reshape(batch_shape)) if return_error else logp
 
     def _trace(self, trace: str | None) -> str:
         if trace is not None:
@@ -380,19 +372,22 @@ class Prior:
         checks.check_score(self.score, self.sde, self.event_shape)
 
 
-def _derivatives(x: Any) -> int:
-    """Return how many derivatives in x are being computed."""
-    count = 0
-    while isinstance(x, Tracer):
-        count += hasattr(x, "primal")
-        x = getattr(x, "primal", getattr(x, "val", None))
-    return count
-
-
 @eqx.filter_jit
-def _log_likelihood(
-    score: Score, sde: SDE, x: Array, keys: Array, kind: str, count: int, tolerance: float
-) -> Likelihood:
-    """Return log p(x) of events (B, *shape) with probes of the keys (B,)."""
-    probes = likelihood.draw_probes(keys, x.shape, kind, count)
-    return likelihood.log_likelihood(bound(score), sde, x, probes, tolerance=tolerance)
+def _log_prob(
+    score: Score,
+    sde: SDE,
+    x: Array,
+    keys: Array,
+    kind: str,
+    count: int,
+    tolerance: float,
+    has_error: bool,
+) -> tuple[Array, Array]:
+    """Return log p(x) of events (B, *shape) with probes of the keys (B,), and its error or 0."""
+    probes, function = likelihood.draw_probes(keys, x.shape, kind, count), bound(score)
+    found = likelihood.log_likelihood(function, sde, x, probes, tolerance=tolerance)
+    if not has_error:
+        return found.logp, jnp.zeros(len(x))
+    stderr = likelihood.probe_stderr(found.per_probe, kind)
+    gap = likelihood.model_error(function, sde, x, found.z, probes)
+    return found.logp, jnp.sqrt(found.error**2 + stderr**2 + gap**2)

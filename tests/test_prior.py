@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import re
 import signal
 import warnings
 
@@ -174,22 +175,39 @@ def test_a_score_that_is_a_pytree():
     assert not calls  # The second prior used the program of the first.
 
 
+FAR, NARROW = "where samples start", "Samples are too narrow"
+
+
 @pytest.mark.parametrize(
-    ("sde", "mean", "std", "warns"),
+    ("sde", "mean", "std", "expected"),
     [
-        (ss.VPSDE(), 0.0, 1000.0, True),
-        (ss.VPSDE(), 100.0, 1.0, True),
-        (ss.VESDE(), 0.0, 1000.0, True),
-        (ss.VPSDE(), 2.0, 5.0, False),
-        (ss.VESDE(), 0.5, 0.001, False),
+        (ss.VPSDE(), 0.0, 1000.0, FAR),
+        (ss.VPSDE(), 100.0, 1.0, FAR),
+        (ss.VESDE(), 0.0, 1000.0, FAR),
+        (ss.VPSDE(), 0.0, 0.001, "about 0.0009.* has 0.01.*" + NARROW),
+        (ss.VESDE(), 0.5, 0.001, "about 0.0009.* has 0.01.*" + NARROW),
+        (ss.VPSDE(), 2.0, 5.0, None),
+        (ss.VESDE(), 0.5, 0.03, None),
+        (ss.RectifiedFlow(), -0.5, 0.05, None),
+        (ss.EDMSDE(), 0.0, np.array([0.5, 0.0, 0.0]), None),  # Constant entries are no mistake.
     ],
 )
-def test_data_that_the_noise_at_T_does_not_hide(sde, mean, std, warns):
+def test_data_that_do_not_fit_the_noise(sde, mean, std, expected):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ss.Prior(gaussian.score(sde, mean, std), sde, (3,))
-    messages = [str(each.message) for each in caught if "where samples start" in str(each.message)]
-    assert len(messages) == warns
+    messages = [str(each.message) for each in caught if "loc and scale" in str(each.message)]
+    assert len(messages) == (expected is not None)
+    assert not messages or re.search(expected, messages[0])
+
+
+def test_rare_values_far_from_most_of_the_data():
+    """90 % of the data are 0, but the standard deviation is not."""
+    sde = ss.VPSDE()
+    law = mixture.Mixture(jnp.zeros((10, 3)), jnp.array([1.0, *(9 * [1e-4])]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ss.Prior(law.score(sde), sde, (3,))
 
 
 def test_second_derivatives_are_refused():

@@ -1,0 +1,93 @@
+"""Predictor and corrector of the paper's Table 1 beside the Metropolis-adjusted corrector.
+
+python -m studies.correctors [--samples=2000] [--write]
+
+Prints a table of docs/sampling.md, and with --write puts it into the page. The data are mixtures of
+4 correlated Gaussians with exact scores. All samplers have the same number of evaluations: the
+predictor alone takes twice as many steps as with a corrector of one evaluation, and four times as
+many as with 'metropolis', which has three.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import jax
+import numpy as np
+
+import sampling
+from benchmarks.tables import header, row
+from score_sde import Prior
+from studies import common
+from studies.calibration import Modes
+from studies.sampling import CORRECTED, SDES
+
+OPTIONS = {"samples": 2000, "write": False}
+PAGE = common.ROOT / "docs" / "sampling.md"
+DIMS, BUDGETS = (8, 64), (200, 1000)
+TITLES = {
+    "none": "predictor alone",
+    "langevin": "`langevin`, official",
+    "langevin_per_image": "`langevin_per_image`",
+    "metropolis": "`metropolis`",
+}
+FLOORS = 20  # sets of exact samples
+
+
+def errors(modes: Modes, x: np.ndarray) -> tuple[float, float]:
+    """Return the errors of samples x (N, dims) in percent.
+
+    They are the total variation of the weights of modes, and the error of the standard deviation
+    within modes, relative to the right one along each axis of each mode.
+    """
+    axes = modes.roots / modes.stds[:, None] ** 2
+    z = np.einsum("nkd,kde->nke", x[:, None] - modes.means, axes)
+    k = (-0.5 * np.square(z).sum(-1) - np.log(modes.stds).sum(-1)).argmax(1)
+    shares = np.bincount(k, minlength=4) / len(x)
+    variances = [z[k == i, i].var(0).mean() for i in range(4) if (k == i).any()]
+    weights = 50 * np.abs(shares - modes.weights).sum()
+    return float(weights), float(100 * np.sqrt(np.mean(variances)) - 100)
+
+
+def measure(modes: Modes, sde: str, corrector: str, budget: int, count: int) -> str:
+    """Return the errors of samples with about `budget` evaluations."""
+    prior = Prior(modes.score(SDES[sde]), SDES[sde], (modes.dims,))
+    steps = budget // (1 + sampling.evaluations(sampling.CORRECTORS[corrector]))
+    sampler = prior.make_sampler("pc", steps, corrector=corrector, **CORRECTED[sde])
+    found = prior.draw(sampler, count, jax.random.key(0), batch_size=count)
+    return cell(*errors(modes, np.asarray(found.x, np.float64)))
+
+
+def cell(weights: float, spread: float) -> str:
+    """Return the two errors as the table shows them."""
+    return f"{weights:.1f} / {spread:+.1f}"
+
+
+def table(count: int) -> list[str]:
+    """Return errors of weights and spread, by corrector, and SDE, dimensions and evaluations."""
+    columns = [(sde, dims, budget) for sde in ("VE", "VP") for dims in DIMS for budget in BUDGETS]
+    lines = header("corrector", *(f"{sde}, {dims}-D, {n}" for sde, dims, n in columns))
+    floors = {}
+    for dims in DIMS:
+        modes, rng = Modes(dims), np.random.default_rng(0)
+        found = [errors(modes, modes.simulate(rng, count)[0]) for _ in range(FLOORS)]
+        floors[dims] = cell(*np.mean(np.abs(found), 0))
+    lines.append(row("exact samples (mean of sizes)", *(floors[dims] for _, dims, _ in columns)))
+    for corrector, title in TITLES.items():
+        cells = [measure(Modes(dims), sde, corrector, n, count) for sde, dims, n in columns]
+        lines.append(row(title, *cells))
+        print(lines[-1], flush=True)
+    return lines
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure, and write the table."""
+    lines = table(options.samples)
+    print("\n".join(lines))
+    if options.write:
+        about = common.provenance("python -m studies.correctors --write")
+        common.write_blocks(PAGE, {"correctors": [about, "", *lines]})
+
+
+if __name__ == "__main__":
+    common.run(main, OPTIONS)
