@@ -66,7 +66,7 @@ class Problem(NamedTuple):
             return found | {"weights": float(np.mean(gaps))}
         signal, truth = x.cumsum(-1), exact.cumsum(-1)
         low, high = np.quantile(signal, INTERVAL, axis=1)[:, :, None]
-        return found | {"coverage": 100 * float(((truth > low) & (truth < high)).mean())}
+        return found | {"coverage": 100 * float(((truth >= low) & (truth <= high)).mean())}
 
 
 TWO, THREE = np.array([0.7, 0.3]), np.array([0.5, 0.3, 0.2])
