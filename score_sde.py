@@ -27,6 +27,7 @@ from api.prior import Prior
 from api.trained import TrainedModel
 from loading import load
 from sde_lib import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE
+from training.arrays import train
 
 __all__ = [
     "EDMSDE",
@@ -44,4 +45,5 @@ __all__ = [
     "TrainedModel",
     "load",
     "operators",
+    "train",
 ]

@@ -22,6 +22,7 @@ from api import checks, execution
 from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of
 from api.execution import AlongFlow, FromPrior, Place, by_rows, function_of
 from api.posterior import Posterior
+from api.units import Units
 from api.weighted import WeightedPosterior
 from controllable.methods import METHODS
 from controllable.operators import Operator
@@ -65,9 +66,12 @@ class Prior:
         *,
         support: tuple[float, float] | None = None,
         mesh: Mesh | None = None,
+        loc: np.ndarray | float = 0.0,
+        scale: np.ndarray | float = 1.0,
     ) -> None:
         """Check the score on some events. Raises InputError if its values do not fit."""
         self.score, self.sde = score, sde
+        self.units = Units(shape, np.asarray(loc, np.float32), np.asarray(scale, np.float32))
         self.event_shape, self.support = shape, support
         self.mesh = mesh if mesh is not None and mesh.size > 1 else None
         self.defaults = Defaults()
@@ -135,7 +139,9 @@ class Prior:
             return FromPrior(chosen, keys, factor, self.sde, self.event_shape, sampler)
 
         shape = self.event_shape
-        return execution.in_batches(make_task, key, first, count, batch_size, shape, self.mesh)
+        found = execution.in_batches(make_task, key, first, count, batch_size, shape, self.mesh)
+        x, frames = (self.units.to_data(each) for each in (found.x, found.frames))
+        return found._replace(x=x, frames=frames)
 
     def make_sampler(
         self, name: str | None = None, steps: int | None = None, **options: Any
@@ -207,7 +213,7 @@ class Prior:
                 "gradient is close to score(x, t_min): differentiate the score instead."
             )
         found, batch_shape = self._likelihood(x, seed, trace, probes, tolerance)
-        logp = found.logp.reshape(batch_shape)
+        logp = found.logp.reshape(batch_shape) - self.units.log_volume
         if not return_error:
             return logp
         stderr = likelihood.probe_stderr(found.per_probe, self._trace(trace))
@@ -217,6 +223,7 @@ class Prior:
         self, x: Array, seed: Seed, trace: str | None, probes: int, tolerance: float
     ) -> tuple[Likelihood, tuple[int, ...]]:
         x, batch_shape = self._batch(x)
+        x = self.units.standardized(x)
         kind = self._trace(trace)
         count = math.prod(self.event_shape) if kind == "exact" else probes
         check_memory(x.size * count, f"A trace by {count} probes for each of {len(x)} events")
