@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 
 from errors import InputError, brief, choose
+from options import GIVEN
 from readers import arrays, emoji, faces, folders, published, scikit_learn
 from readers.batches import Batch, Batches, Images, rounds
 from readers.image_sizes import image_shape
@@ -46,12 +47,21 @@ __all__ = [
 
 BYTE_LEVELS = 256
 
+
+def _not_stored(split: str, config: ml_collections.ConfigDict) -> Images:
+    raise InputError(
+        f"data.dataset = {GIVEN!r}: the data were passed to score_sde.train and are not stored. "
+        "Set data.dataset and data.path to read the same data from a file."
+    )
+
+
 DATASETS: dict[str, Callable[[str, ml_collections.ConfigDict], Images]] = {
     "digits": scikit_learn.digits,
     "photos": scikit_learn.photos,
     "folder": folders.read,
     "array": arrays.read,
     "emoji": emoji.read,
+    GIVEN: _not_stored,
     "CIFAR10": published.read,
     "SVHN": published.read,
     "CELEBA": published.read,
@@ -119,7 +129,15 @@ def check_labels(images: Images, num_classes: int, field: str) -> None:
 
 def model_range(config: ml_collections.ConfigDict) -> tuple[float, float]:
     """Return the smallest and the largest value that images of `config.data` have in the model."""
+    if config.std:
+        return -math.inf, math.inf
     return (-1.0, 1.0) if config.centered else (0.0, 1.0)
+
+
+def model_std(config: ml_collections.ConfigDict) -> float:
+    """Return the typical standard deviation of an entry of `config.data` in the model."""
+    low, high = model_range(config)
+    return 1.0 if config.std else (high - low) / 4
 
 
 Dequantize = Callable[[Array, Array], tuple[Array, Array]]
@@ -180,18 +198,18 @@ class Scaler:
 
 @dataclasses.dataclass(frozen=True)
 class RealScaler:
-    """The counterpart of Scaler for real numbers in [low, high], which need no dequantization.
+    """The counterpart of Scaler for real numbers u, which need no dequantization: (u - loc) / unit.
 
-    `pixels` returns values of the data as float32, and densities are those of the data.
+    `loc` and `unit` have one value, or one for each entry of vectors. `pixels` returns values of
+    the data as float32, and densities are those of the data.
     """
 
-    low: float
-    high: float
-    centered: bool
+    loc: tuple[float, ...]
+    unit: tuple[float, ...]
 
     def scale(self, u: Array) -> Array:
-        """Map values of any shape to the model's range."""
-        return (u.astype(jnp.float32) - self.low) / self._unit - self._offset
+        """Map values (..., *event shape) to the model's range."""
+        return (u.astype(jnp.float32) - jnp.float32(self.loc)) / jnp.float32(self.unit)
 
     def dequantize(self, u: Array, noise: Array) -> Array:
         """Return `scale(u)`; the noise is ignored."""
@@ -200,37 +218,32 @@ class RealScaler:
 
     @property
     def log_scale(self) -> float:
-        """log dx/du of `scale`."""
-        return -math.log(self._unit)
+        """log dx/du of `scale`, on average over the entries."""
+        return -float(np.mean(np.log(self.unit)))
 
     @property
     def levels(self) -> int:
         """Raises InputError: real numbers have no grey levels, which some metrics require."""
         raise InputError(
-            f"data.value_range = {(self.low, self.high)}: real numbers have no grey levels."
+            f"data.value_range or data.std = {self.unit[:3]}: real numbers have no grey levels."
         )
 
     def pixels(self, x: Array, *, dequantized: bool, truncate: bool = False) -> Array:
         """Invert `scale`; nothing is rounded."""
         del dequantized, truncate
-        return self.low + self._unit * (x + self._offset)
-
-    @property
-    def _unit(self) -> float:
-        """The length in the data of a unit in the model's range."""
-        return (self.high - self.low) / (2 if self.centered else 1)
-
-    @property
-    def _offset(self) -> int:
-        return 1 if self.centered else 0
+        return jnp.float32(self.loc) + jnp.float32(self.unit) * x
 
 
 def make_scaler(config: ml_collections.ConfigDict) -> Scaler | RealScaler:
     """Return the map that `config.data` of a valid config describes."""
+    if config.std:
+        return RealScaler(tuple(config.mean), tuple(config.std))
     if not config.value_range:
         return Scaler(levels(config), config.centered)
     low, high = map(float, config.value_range)
-    return RealScaler(low, high, config.centered)
+    if config.centered:
+        return RealScaler(((low + high) / 2,), ((high - low) / 2,))
+    return RealScaler((low,), (high - low,))
 
 
 def augment(

@@ -72,8 +72,12 @@ class Experiment:
         devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
         *,
         mode: str = "",
+        network: Callable[[Rngs], nnx.Module] | None = None,
     ) -> None:
-        """Build the experiment of `config` on `devices`; `mode` adds that mode's own checks."""
+        """Build the experiment of `config` on `devices`.
+
+        `mode` adds that mode's own checks. `network` constructs another network than config.model.
+        """
         self.mesh = sharding.make_mesh(devices)
         self.config = config = validated(config, self.mesh.size, mode)
         self.sde = parts.make_sde(config)
@@ -86,7 +90,8 @@ class Experiment:
         self.image_range = datasets.model_range(config.data)
         self.objective = parts.make_objective(config, self.score_model)
         self.classifier: Params | None = None
-        self.network = abstract_network(lambda: parts.make_network(config, Rngs(jax.random.key(0))))
+        self._build = network or functools.partial(parts.make_network, config)
+        self.network = abstract_network(lambda: self._build(Rngs(jax.random.key(0))))
         self.graph, shapes = nnx.split(self.network, nnx.Param)
         self.abstract_params = jax.tree.map(self._replicated, nnx.to_pure_dict(shapes))
         _ = self.sampler  # Its options are checked now, before anything is compiled.
@@ -168,7 +173,7 @@ class Experiment:
 
         They are computed one by one: parameters of the same shape share one compiled program.
         """
-        network = parts.make_network(self.config, Rngs(self.key("init")))
+        network = self._build(Rngs(self.key("init")))
         params = nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
         return jax.device_put(params, self.state_shardings(self.abstract_params))
 
@@ -195,7 +200,7 @@ class Experiment:
 
         The parameters may be sharded as in training, or replicated.
         """
-        kinds = self.score_model.kinds
+        data, kinds = self.config.data, self.score_model.kinds
         if self.classifier is not None:
             kinds = Kinds(self.config.classifier.num_classes)
         score = NetworkScore(
@@ -216,6 +221,7 @@ class Experiment:
             mesh=self.mesh,
             defaults=parts.sampler_defaults(self.config),
             kinds=kinds,
+            **({"loc": data.mean, "scale": data.std} if data.std else {}),
         )
 
     @functools.cached_property
@@ -253,7 +259,7 @@ class Experiment:
             batch_size=count,
             temperature=self.config.sampling.temperature,
         )
-        x, frames = (np.asarray(self.pixels(jnp.asarray(a))) for a in (samples.x, samples.frames))
+        x, frames = (model.to_images(each) for each in (samples.x, samples.frames))
         return samples._replace(x=x, frames=frames, nfe=np.asarray(samples.nfe))
 
     def sample_grid(self, params: Params) -> Image.Image:

@@ -28,6 +28,8 @@ SHORT = _Short()
 SHORT.maxstring = SHORT.maxother = 100
 SHORT.maxtuple = SHORT.maxlist = 20
 """Shortens long values in messages."""
+GIVEN = "given"
+"""The name of networks and data sets that are arguments of `score_sde.train`, in no file."""
 
 
 class Domain(Protocol):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from api.trained import TrainedModel
     from loading import load
     from sde_lib import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE
+    from training.arrays import train
 
 __all__ = [
     "EDMSDE",
@@ -46,6 +47,7 @@ __all__ = [
     "TrainedModel",
     "load",
     "operators",
+    "train",
 ]
 
 
@@ -59,10 +61,11 @@ def __getattr__(name: str) -> Any:
     import loading
     import sde_lib
     from api import calibration, operators, posterior, prior, trained
+    from training import arrays
 
     if name == "operators":
         return operators
-    modules = (calibration, posterior, prior, trained, loading, sde_lib)
+    modules = (calibration, posterior, prior, trained, loading, sde_lib, arrays)
     return next(vars(module)[name] for module in modules if name in vars(module))
 
 

@@ -72,9 +72,11 @@ class TrainedModel(ConditionalPrior):
         mesh: Mesh | None = None,
         defaults: Defaults | None = None,
         kinds: Kinds = UNCONDITIONAL,
+        loc: np.ndarray | float = 0.0,
+        scale: np.ndarray | float = 1.0,
     ) -> None:
         """Check nothing: `experiment.Experiment.trained_model` has built the parts."""
-        super().__init__(score, score.sde, shape, support=support, mesh=mesh)
+        super().__init__(score, score.sde, shape, support=support, mesh=mesh, loc=loc, scale=scale)
         self.scaler, self.step, self.config = scaler, step, config
         self.defaults = defaults or Defaults()
         self.kinds, self._to_pixels = kinds, to_pixels
@@ -96,7 +98,7 @@ class TrainedModel(ConditionalPrior):
     @checked
     def to_images(self, x: Array) -> np.ndarray:
         """Return events as images: uint8 from 0 to 255, or real numbers of data.value_range."""
-        return np.asarray(self._to_pixels(jnp.asarray(x)))
+        return np.asarray(self._to_pixels(self.units.standardized(jnp.asarray(x))))
 
     @checked
     def from_images(self, images: np.ndarray | Array, seed: Seed | None = None) -> Array:
@@ -112,7 +114,7 @@ class TrainedModel(ConditionalPrior):
         """
         images = self._check_images(images)
         if seed is None or isinstance(self.scaler, RealScaler):
-            return self.scaler.scale(images)
+            return self.units.to_data(self.scaler.scale(images))
         flat = images.reshape(-1, *self.event_shape)
         keys = sampling.image_keys(key_of(seed), jnp.arange(len(flat)))
         return _dequantized(self.scaler, flat, keys).reshape(images.shape)

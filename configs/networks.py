@@ -69,6 +69,11 @@ def adm(model: Model) -> None:
     model.update(attn_resolutions=(32, 16, 8), embedding_type="positional")
 
 
+def mlp(model: Model) -> None:
+    """Set a residual MLP for vectors."""
+    model.update(name="mlp", nf=128, num_res_blocks=3)
+
+
 def _refinenet(model: Model) -> None:
     model.update(normalization="InstanceNorm++", nonlinearity="elu", nf=128)
     model.interpolation = "bilinear"

@@ -109,9 +109,8 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
 
 def make_sampler(config: Config, sde: SDE) -> sampling.Sampler:
     """Return the sampler that config.sampling describes, for images."""
-    low, high = datasets.model_range(config.data)
-    defaults = sampler_defaults(config)
-    return sampling.make(sampler_name(config), sde, data_std=(high - low) / 4, defaults=defaults)
+    std, defaults = datasets.model_std(config.data), sampler_defaults(config)
+    return sampling.make(sampler_name(config), sde, data_std=std, defaults=defaults)
 
 
 def make_objective(config: Config, score_model: ScoreModel) -> losses.Objective:

@@ -72,6 +72,12 @@ class Field(NamedTuple):
 
 
 _DATA_AND_NETWORK = {
+    "data.mean": Option((), Sequence(FINITE, 0, 10**6), "Mean of each entry, or of all."),
+    "data.std": Option(
+        (),
+        Sequence(NOISE_SCALE, 0, 10**6),
+        "Standard deviation, likewise. Data are standardized by both; () for data.value_range.",
+    ),
     "data.value_range": Option(
         (),
         Entries((FINITE, FINITE), optional=True),
@@ -79,8 +85,9 @@ _DATA_AND_NETWORK = {
     ),
     "data.image_size": Option(
         32,
-        AnyOf((_SIDE, Entries((_SIDE, _SIDE)))),
-        "Height and width: an integer for squares, or the pair (height, width).",
+        AnyOf((_SIDE, Sequence(_SIDE, 0, 4))),
+        "Height and width: an integer for squares, or the pair (height, width). Events that are no "
+        "images have other sides: () for vectors of data.num_channels entries.",
     ),
     "data.num_channels": Option(3, Integer(1, 1024), "Channels of an image."),
 }
@@ -102,6 +109,9 @@ _NETWORK_AND_NOISE = {
     "model.beta_max": Option(20.0, NOISE_SCALE, "beta(T) of the VP and sub-VP SDEs."),
     "model.offset": Option(ABSENT, NOISE_SCALE, "Offset of the cosine schedule; 0.008 if missing."),
     "training.sde": Option("vesde", Name(SDES), "The SDE."),
+    "model.T": Option(ABSENT, NOISE_SCALE, "The last time of the SDE."),
+    "model.t_min": Option(ABSENT, NOISE_SCALE, "The first time of training, and of densities."),
+    "model.t_end": Option(ABSENT, NOISE_SCALE, "The time at which samplers stop."),
 }
 _NETWORK = {
     "data.num_classes": Option(0, Integer(0, 10**6), "Classes of the condition; 0 for none."),
@@ -289,6 +299,11 @@ _QUALITY = {
 }
 _NOTHING = {
     "training.n_iters": Option(1_300_001, COUNT, "Training steps."),
+    "training.patience": Option(
+        0,
+        Integer(0, 10**6),
+        "Stop after this many held-out losses without a new minimum; 0 for never.",
+    ),
     "training.log_freq": Option(50, COUNT, "Steps between log lines."),
     "training.eval_freq": Option(100, COUNT, "Steps between held-out losses."),
     "training.snapshot_freq_for_preemption": Option(10_000, COUNT, "Steps between backups."),

@@ -17,6 +17,7 @@ from controllable.tasks import TASKS
 from errors import InputError
 from models import NETWORKS, networks_supporting
 from options import SHORT
+from readers.image_sizes import image_shape
 
 MOST_ROUNDS = 10**6  # files of an evaluation
 LOGARITHMIC = ("fourier", "positional_log")  # Embeddings of log(label), which is no index.
@@ -75,6 +76,16 @@ def _sentence(config: Config, name: str, text: str) -> str:
 
 
 def _check_data(config: Config) -> Problems:
+    shape, count = image_shape(config.data), len(config.data.std)
+    if len(config.data.mean) != count or count not in (0, 1, shape[-1]):
+        yield "data.std", f"and data.mean must both have one entry, or {shape[-1]}, or none"
+    if config.data.std and (config.data.value_range or not config.data.centered):
+        yield "data.std", "needs data.centered = True and data.value_range = ()"
+    if len(shape) != 3:  # No images.
+        for field in ("data.random_flip", "training.snapshot_sampling"):
+            section, _, key = field.partition(".")
+            if config[section][key]:
+                yield field, f"must be False, because events of shape {shape} are no images"
     if not config.data.value_range:
         return
     low, high = config.data.value_range
@@ -107,6 +118,9 @@ def _check_model(config: Config) -> Problems:
         able = networks_supporting(feature)
         if used and name not in able:
             yield field, f"needs one of model.name = {', '.join(sorted(able))}, not {name!r}"
+    able = networks_supporting("any_shape")
+    if len(image_shape(config.data)) != 3 and name not in able:
+        yield "data.image_size", f"needs model.name = {', '.join(able)}; {name!r} takes images"
     if "fir_kernel" in model and not sum(model.fir_kernel):
         yield "model.fir_kernel", "must have a sum other than 0"
     if len(set(model.ema_stds)) < len(model.ema_stds):

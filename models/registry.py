@@ -12,12 +12,14 @@ from typing import Any
 
 from flax import nnx
 
+from errors import InputError
 from models.adm import ADM
 from models.ddpm import DDPM
+from models.mlp import MLP
 from models.ncsnpp import NCSNpp
 from models.ncsnv2 import NCSN, NCSNv2, NCSNv2_128, NCSNv2_256
 from models.unet import UNet
-from options import Options
+from options import GIVEN, Options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Network:
         (fields of `config.data`), and the arguments `vector` and `image` of the network.
       remat: `build` takes `remat` (`training.remat`).
       bfloat16: the network can compute in bfloat16 (`model.dtype`).
+      any_shape: events need not be images; `image_size` is then any tuple of sides.
     """
 
     build: Callable[..., nnx.Module]
@@ -47,6 +50,7 @@ class Network:
     image_conditional: bool = False
     remat: bool = False
     bfloat16: bool = False
+    any_shape: bool = False
     options: Options = dataclasses.field(default_factory=dict)
 
     def arguments(self, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +64,7 @@ NOT_IN_MODEL = {
 """Options that are fields of `config.data` and `config.training`."""
 
 
-def entry(network: type[UNet] | type[NCSNv2]) -> Network:
+def entry(network: type[UNet] | type[NCSNv2] | type[MLP]) -> Network:
     """Return the entry of a network that declares its options in a dataclass, `Options`."""
     defaults = {field.name: field.default for field in dataclasses.fields(network.Options)}
     names = [name for name in defaults if name not in NOT_IN_MODEL]
@@ -73,6 +77,14 @@ def entry(network: type[UNet] | type[NCSNv2]) -> Network:
         image_conditional="image_channels" in defaults,
         remat="remat" in defaults,
         bfloat16=issubclass(network, UNet),
+        any_shape=issubclass(network, MLP),
+    )
+
+
+def _not_stored(**options: Any) -> nnx.Module:
+    raise InputError(
+        f"model.name = {GIVEN!r}: the network is an argument of score_sde.train and is not stored. "
+        "Call train again with it; from the last checkpoint of its workdir this takes no time."
     )
 
 
@@ -84,6 +96,8 @@ NETWORKS = {
     "ncsnv2_64": entry(NCSNv2),
     "ncsnv2_128": entry(NCSNv2_128),
     "ncsnv2_256": entry(NCSNv2_256),
+    "mlp": entry(MLP),
+    GIVEN: Network(_not_stored, fields=(), any_shape=True),
 }
 """By `config.model.name`."""
 

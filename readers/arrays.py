@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from errors import InputError, expand_home, printable
+from options import LARGEST
 from readers import cache
 from readers.batches import Images
 from readers.files import check_labels, check_regular, read_header, read_npz, reading
@@ -40,8 +41,9 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
 
     A .npy file contains images and is not read into memory. A .npz file contains `images`, or
     `train_images` and `test_images`; optional labels are named likewise. Without given splits,
-    data.held_out of the images are in 'test'. Images have the shape (N, H, W, C) or (N, H, W).
-    uint8 values are grey levels; for other types, data.value_range states the range of values.
+    data.held_out of the images are in 'test'. Images have the shape (N, H, W, C) or (N, H, W), and
+    vectors (N, D), if data.image_size is (). uint8 values are grey levels; for other types,
+    data.value_range states the range of values, unless data.mean and data.std standardize them.
 
     Raises InputError if the file cannot be read, or contains other arrays or values that are not
     finite or out of range.
@@ -58,7 +60,8 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
     pixels, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
     pixels = _check_images(pixels, path, sides(config.image_size))
     if pixels.dtype != np.uint8 or config.value_range:
-        _check_values(pixels, path, prefix, config.value_range)
+        valid = (-LARGEST, LARGEST) if config.std else config.value_range
+        _check_values(pixels, path, prefix, valid)
     selected = np.arange(len(pixels))
     if not prefix:
         selected = members([str(number) for number in selected], split, config.held_out)
@@ -81,22 +84,24 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 
 def _check_images(pixels: np.ndarray, path: Path, size: tuple[int, ...]) -> np.ndarray:
     """Return images as (N, H, W, C). Raise InputError for other shapes and types."""
-    is_one = pixels.ndim == 3 and pixels.shape[1] != pixels.shape[2] in (1, 3)
+    is_one = len(size) == 2 and pixels.ndim == 3 and pixels.shape[1] != pixels.shape[2] in (1, 3)
     if is_one and pixels.shape[1:] != size:
         raise InputError(
             f"{path} contains a single image of shape {pixels.shape}; the first axis must count "
             f"the images, as in (N, H, W, C) or (N, H, W)."
         )
-    if pixels.ndim not in (3, 4) or not pixels.size or pixels.dtype.kind not in "uif":
+    axes = (3, 4) if len(size) == 2 else (len(size) + 2,)
+    if pixels.ndim not in axes or not pixels.size or pixels.dtype.kind not in "uif":
+        expected = "shape (N, H, W, C) or (N, H, W)" if len(size) == 2 else f"{axes[0]} axes"
         raise InputError(
-            f"{path} contains {pixels.dtype} of shape {pixels.shape}; images must be numbers of "
-            f"shape (N, H, W, C) or (N, H, W)."
+            f"{path} contains {pixels.dtype} of shape {pixels.shape}; with data.image_size = "
+            f"{size} it must contain numbers of {expected}."
         )
     if len(pixels) > MAX_IMAGES:
         raise InputError(
             f"{path} contains {len(pixels):,} images; at most {MAX_IMAGES:,} are read."
         )
-    return pixels[..., None] if pixels.ndim == 3 else pixels
+    return pixels[..., None] if pixels.ndim < axes[-1] else pixels
 
 
 def _check_values(

@@ -63,6 +63,8 @@ class TrainingLog:
         self.latest = ""  # loss and gradient norm of the last step
         self.by_level = ""  # the mean losses by noise level of the last report
         self.timed_from: tuple[int, float] | None = None  # step and time, to measure the speed
+        curve = read_curves(self.workdir / FILE_NAME).get("held_out/loss")
+        self.losses = [] if curve is None else curve.values[curve.steps <= start].tolist()
 
     def __enter__(self) -> TrainingLog:
         # Imported here, since it imports PyTorch where that is installed, which takes seconds.
@@ -168,6 +170,7 @@ class TrainingLog:
         counts by noise level.
         """
         loss = losses.mean()
+        self.losses.append(float(loss))
         self._scalars("held_out", loss=loss, loss_stderr=stderr)
         self._levels("held_out", *levels)
         error = f" +- {stderr:.5f}" if math.isfinite(stderr) else ""
@@ -175,6 +178,13 @@ class TrainingLog:
             f"held-out loss {loss:.5f}{error} of the EMA parameters, without dropout, "
             f"on {len(losses)} images"
         )
+
+    def stalled(self, patience: int) -> bool:
+        """Return whether the last `patience` held-out losses were above an earlier one.
+
+        Losses of this run and of those that it continues count. False if `patience` is 0.
+        """
+        return 0 < patience < len(self.losses) - int(np.argmin(self.losses or [0]))
 
     def samples(self, picture: Image.Image) -> None:
         """Write a picture of samples to samples/step_N.png and to TensorBoard."""

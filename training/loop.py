@@ -98,11 +98,14 @@ def _continue(
         rate=job.rate,
         skipped_in_a_row=MOST_SKIPPED if job.settings.on_nonfinite == "skip" else 0,
     )
+    if log.stalled(job.settings.patience):
+        total = start
     with log:
         if reason:
             log.say(reason)
         if restored:
-            done = f": nothing left to do, n_iters = {job.settings.n_iters} is reached"
+            limit = "n_iters" if start >= log.total else "patience"
+            done = f": nothing left to do, {limit} = {job.settings[limit]} is reached"
             log.say(f"continuing from {restored[1]}{'' if start < total else done}")
         steps = compile_steps(job, rollbacks=rollbacks.number)
         return _run(job, steps, state, total, checkpoints, log, preemption)
@@ -140,12 +143,16 @@ def _run(
             log.training()
         if due["eval_freq"]:
             _evaluate(job, state, log, stopped=stopped)
+        if due["eval_freq"] and log.stalled(job.settings.patience):
+            due, total = dict.fromkeys(due, True), step
         _save(job, checkpoints, state, step, due, stopped=stopped)
         if stopped:
             _say_stopped(step, preemption)
             break
         if due["snapshot_freq"] and job.samples:
             _show_samples(job.samples, state.ema, log)
+        if step == total:
+            break
     return state
 
 
@@ -153,7 +160,7 @@ def _evaluate(job: Job, state: TrainState, log: TrainingLog, *, stopped: bool) -
     note = job.note(log.step)
     if note:
         log.say(f"note: {note}")
-    if not stopped:
+    if not stopped or job.settings.patience:  # A continued run must stop at the same step.
         with progress.waiting("computing the held-out loss"):
             held_out = held_out_losses(job, state.ema)
         log.held_out(*held_out)

@@ -1,0 +1,159 @@
+"""Training from Python: events of any shape, modules of a user, restarts, and bad input."""
+
+from __future__ import annotations
+
+import functools
+import signal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import score_sde as ss
+from runs.training_log import read_curves
+from sharding import Preemption
+from tests.refusal import refused
+
+RNG = np.random.default_rng(0)
+VECTORS = RNG.normal(size=(64, 2)) * [3.0, 0.1] + [10.0, -1.0]
+QUICK = {"steps": 4, "batch_size": 16, "nf": 8, "num_res_blocks": 1}
+
+
+class Scalar(nnx.Module):
+    """The same factor for all entries; returns `returned` of them."""
+
+    def __init__(self, returned=2):
+        self.factor, self.returned = nnx.Param(jnp.ones(())), returned
+
+    def __call__(self, x, label, rngs=None):
+        return self.factor[...] * x[:, : self.returned]
+
+
+class Normalized(nnx.Module):
+    def __init__(self):
+        self.norm = nnx.BatchNorm(2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x, label):
+        return self.norm(x)
+
+
+class OneEvent(eqx.Module):
+    """A module of Equinox, which sees one event (2,)."""
+
+    linear: eqx.nn.Linear
+
+    def __call__(self, x, label, key=None):
+        assert x.shape == (2,)
+        return self.linear(x) * label
+
+
+MODULES = {"nnx": Scalar(), "equinox": OneEvent(eqx.nn.Linear(2, 2, key=jax.random.key(0)))}
+CASES = {
+    "vectors": (VECTORS, {"steps": 4, "batch_size": 16}),
+    "one entry": (VECTORS[:, :1].tolist(), QUICK),
+    "grid": (RNG.normal(size=(20, 3, 2)), QUICK),
+    "real images": (RNG.normal(size=(20, 8, 4, 1)), QUICK | {"sde": "ve"}),
+    "bytes": (RNG.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8), QUICK),
+    "flow": (VECTORS, QUICK | {"sde": ss.RectifiedFlow(T=0.99)}),
+    **{name: (VECTORS, {"steps": 4, "network": module}) for name, module in MODULES.items()},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kinds_of_events_and_networks(name, tmp_path):
+    """Samples and log-densities of each kind; a workdir can be loaded if it names the network."""
+    data, options = CASES[name]
+    model = ss.train(data, workdir=tmp_path, **options)
+    shape = np.shape(data)[1:]
+    x = model.sample(3, steps=2)
+    assert (x.shape, model.event_shape, model.step) == ((3, *shape), shape, 4)
+    assert np.isfinite(model.log_prob(x, probes=1)).all()
+    if name in MODULES:
+        refused("passed to score_sde.train", ss.load, tmp_path)
+    else:
+        np.testing.assert_allclose(ss.load(tmp_path).sample(3, steps=2), x, rtol=1e-4)
+
+
+def test_events_have_the_units_of_the_data():
+    """An untrained network predicts 0, whose EDM denoiser is that of standard normal data z."""
+    model = ss.train(VECTORS, steps=1, learning_rate=1e-30)
+    x = np.asarray(model.sample(2000, sampler="ode"))
+    mean, std = VECTORS.mean(0), VECTORS.std(0)
+    np.testing.assert_allclose(x.mean(0), mean, atol=0.1 * std.max())
+    np.testing.assert_allclose(x.std(0), std, rtol=0.1)
+    expected = -0.5 * np.square((x - mean) / std).sum(-1) - np.log(2 * np.pi * std).sum()
+    np.testing.assert_allclose(model.log_prob(x), expected, atol=0.02)
+    np.testing.assert_allclose(model.decode(model.encode(x[:5])), x[:5], atol=1e-2)
+    np.testing.assert_allclose(model.from_images(model.to_images(x)), x, rtol=1e-4, atol=1e-4)
+
+
+def test_no_files_are_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ss.train(VECTORS, **QUICK)
+    assert list(tmp_path.iterdir()) == []
+
+
+def files(folder):
+    curves = read_curves(folder / "metrics.jsonl")["held_out/loss"]
+    return curves.steps.tolist(), curves.values.tolist()
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+def test_a_stopped_run_continues_with_the_same_result(tmp_path, monkeypatch, patience):
+    """Parameters and held-out losses are the same, and so is the step at which patience ends."""
+    train = functools.partial(ss.train, VECTORS, steps=60, patience=patience, learning_rate=0.1)
+    train = functools.partial(train, batch_size=8, nf=8, num_res_blocks=1)
+    whole = train(workdir=tmp_path / "whole")
+    calls, reached = [], Preemption.reached
+
+    def stop(self, after):
+        calls.append(after)
+        self.signal = signal.SIGTERM if len(calls) == 6 else None
+        return reached(self, after)
+
+    monkeypatch.setattr(Preemption, "reached", stop)
+    with pytest.raises(SystemExit):
+        train(workdir=tmp_path / "parts")
+    parts = train(workdir=tmp_path / "parts")
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    jax.tree.map(np.testing.assert_array_equal, parts.params, whole.params)
+    steps, losses = files(tmp_path / "whole")
+    if patience:
+        assert len(losses) - np.argmin(losses) - 1 == patience
+        assert whole.step == steps[np.argmin(losses)] < steps[-1] < 60
+    again = train(workdir=tmp_path / "whole")  # Nothing is left to do.
+    jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
+    with pytest.raises(ss.InputError, match=r"(?s)results of another config.*data\.mean"):
+        ss.train(VECTORS + 1, workdir=tmp_path / "whole", **train.keywords)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        (np.array([[1.0, np.nan]] * 3), {}, "data = an array .* finite real numbers"),
+        (np.zeros((0, 2)), {}, r"shape \(0, 2\)"),
+        (np.zeros(5), {}, "with 2 to 16 axes"),
+        (["a", "b"], {}, "with 2 to 16 axes"),
+        (np.ones((9, 2)), {}, r"the same in all events, number \[0, 1\]"),
+        (VECTORS, {"steps": 0}, "steps = 0 must be an integer"),
+        (VECTORS, {"sde": "xx"}, "sde = 'xx'"),
+        (VECTORS, {"sde": 3}, "sde is an object of type int"),
+        (VECTORS, {"network": "ddpmpp"}, "data.image_size = .* needs model.name = "),
+        (VECTORS, {"network": "unknown"}, "network = 'unknown'"),
+        (VECTORS, {"network": len}, "a module of Flax NNX or Equinox"),
+        (VECTORS, {"network": Scalar(1)}, r"returns the shape \(2, 1\)"),
+        (VECTORS, {"network": Normalized()}, "BatchStat"),
+        (VECTORS, {"network": eqx.nn.Linear(2, 2, key=jax.random.key(0))}, "cannot be applied"),
+        (VECTORS, {"batch_size": 0}, "batch_size = 0 must be an integer"),
+        (VECTORS, {"ch_mult": (1, 2)}, r"ch_mult = \(1, 2\) has no effect"),
+        (VECTORS, {"held_out": 1.5}, "held_out = 1.5 must be"),
+        (np.zeros((9, 7, 4, 1), np.uint8), {"ch_mult": (1, 2)}, "cannot be halved 1 times"),
+    ],
+)
+def test_bad_input_is_one_line_before_training(tmp_path, data, options, message):
+    refused(message, ss.train, data, workdir=tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
