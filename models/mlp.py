@@ -24,7 +24,7 @@ class MLPOptions(NetworkOptions):
       num_res_blocks: residual blocks.
       dropout: dropout rate in all blocks.
       nonlinearity: activation function.
-      classes: number of classes, `data.num_classes`.
+      classes, vector_size: `data.num_classes` and `data.vector_size`.
     """
 
     nf: int = 128
@@ -32,6 +32,7 @@ class MLPOptions(NetworkOptions):
     dropout: float = 0.0
     nonlinearity: str = one_of("swish", layers.ACTIVATIONS)
     classes: int = 0
+    vector_size: int = 0
 
     @property
     def size(self) -> int:
@@ -63,8 +64,8 @@ class Block(nnx.Module):
 class MLP(nnx.Module):
     """Score network (x, label) -> output of x's shape, for x (B, ...) and label (B,).
 
-    With `classes` > 0 it is also conditioned on a class in 0 .. classes (B,), where `classes`
-    stands for "no class".
+    With `classes` > 0 and `vector_size` > 0 it is also conditioned on `classes` and `vector`, as
+    `conditions.Kinds` states them.
     """
 
     Options = MLPOptions
@@ -75,17 +76,26 @@ class MLP(nnx.Module):
         self.temb1 = layers.dense(o.nf, o.nf, rngs=rngs)
         self.temb2 = layers.dense(o.nf, o.nf, rngs=rngs)
         self.class_embedding = embeddings.class_embedding(o.classes, o.nf, rngs=rngs)
+        size = o.vector_size
+        self.vector_embedding = embeddings.vector_embedding(size, o.nf, self.act, rngs=rngs)
         self.dense_in = layers.dense(o.size, o.nf, rngs=rngs)
         self.blocks = nnx.List([Block(o, rngs) for _ in range(o.num_res_blocks)])
         self.dense_out = _zero_dense(o.nf, o.size, rngs)
 
     def __call__(
-        self, x: Array, label: Array, rngs: layers.Rngs | None = None, classes: Array | None = None
+        self,
+        x: Array,
+        label: Array,
+        rngs: layers.Rngs | None = None,
+        classes: Array | None = None,
+        vector: Array | None = None,
     ) -> Array:
         """Return the raw output for events x; `rngs` turns dropout on."""
         features = embeddings.timestep_embedding(label, self.nf)
         embedding = self.temb2(self.act(self.temb1(features.astype(x.dtype))))
         embedding = embeddings.add_class(embedding, self.class_embedding, classes)
+        if self.vector_embedding is not None:
+            embedding += self.vector_embedding(vector)
         h, embedding = self.dense_in(x.reshape(len(x), -1)), self.act(embedding)
         for block in self.blocks:
             h = block(h, embedding, rngs)

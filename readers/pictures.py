@@ -24,11 +24,13 @@ def image_grid(
 
     Images are enlarged by a whole number, to a height of at least `min_side` pixels and the width
     of the titles. Real numbers are scaled to 0 .. 255. Images with other than 1 or 3 channels are
-    shown by their first channel. Without titles the default number of columns makes the grid about
-    square.
+    shown by their first channel, events that are no images as rows. Without titles the default
+    number of columns makes the grid about square.
     """
     if images.dtype != np.uint8:
         images = _as_bytes(images)
+    if images.ndim != 4:
+        images = images.reshape(len(images), 1, -1, 1)
     images = images if images.shape[-1] == 3 else images[..., 0]
     columns = columns or len(titles) or math.ceil(math.sqrt(len(images)))
     font = ImageFont.load_default(TITLE_SIZE)

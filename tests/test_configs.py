@@ -33,7 +33,8 @@ OFFICIAL = reference.notes("official_configs")
 # Sections are whole. A real number is a float here, so that flags accept any real number.
 REASONS = {
     "data.path": "Officially, TFDS finds the images, or data.tfrecords_path names them.",
-    "data.held_out data.value_range": "The official code reads published sets of bytes only.",
+    "data.held_out data.value_range data.mean data.std data.vector_mean "
+    "data.vector_std": "The official code reads published sets of bytes only.",
     "data.num_classes model.class_dropout": "The official networks are unconditional.",
     "model.ema_ramp": "Officially, in the PyTorch release only; its effect is gone at the end.",
     "model.ema_stds ema": "Officially, there is one moving average.",
@@ -46,6 +47,7 @@ REASONS = {
     "training.sde": "Missing in ve/ncsn/celeba, which has the value as training.loss.",
     "training.importance_weighting": "From Song et al. (2021b), which came later.",
     "training.time_distribution": "Officially, times are uniform.",
+    "training.patience": "Officially, training does not depend on held-out losses.",
     "training.on_nonfinite": "Officially, training continues with NaN and saves it.",
     "training.shard_params training.remat training.accumulate": "Officially, memory is not saved.",
     "sampling.solver sampling.schedule sampling.churn sampling.churn_interval sampling.churn_noise "

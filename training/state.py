@@ -245,11 +245,10 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 def global_norm(tree: optax.Updates) -> Array:
     """Return Optax's norm of all entries, with the vectors summed as one array.
 
-    A network has hundreds of vectors, and each separate sum is a separate kernel. `tree` has at
-    least one vector.
+    A network has hundreds of vectors, and each separate sum is a separate kernel.
     """
     leaves = jax.tree.leaves(tree)
-    vectors = jnp.concatenate([leaf for leaf in leaves if leaf.ndim == 1])
+    vectors = jnp.concatenate([leaf for leaf in leaves if leaf.ndim == 1] or [jnp.zeros(1)])
     return optax.global_norm([vectors, *(leaf for leaf in leaves if leaf.ndim != 1)])
 
 
