@@ -104,7 +104,33 @@ def load(config: ml_collections.ConfigDict, split: str) -> Images:
         )
     if config.num_classes:
         check_labels(images, config.num_classes, "data.num_classes")
+    _check_condition(images, config)
     return images
+
+
+def _check_condition(images: Images, config: ml_collections.ConfigDict) -> None:
+    """Raise InputError unless the condition has the shape that config.data states."""
+    for field, found, leading in (
+        ("vector_size", images.vector, ()),
+        ("image_channels", images.image, image_shape(config)[:2]),
+    ):
+        expected = (*leading, config[field])
+        shape = (*leading, 0) if found is None else found[0].shape
+        if shape != expected:
+            raise InputError(
+                f"data.{field} = {config[field]} requires conditions of shape {expected}, but "
+                f"those that data.condition = {tuple(config.condition)} names have {shape}. Set "
+                f"--config.data.{field}={shape[-1]}, or name others; see docs/data.md."
+            )
+
+
+def in_turn(images: Images, first: int, count: int) -> Batch:
+    """Return `count` images from number `first` on, with their conditions, again from the start.
+
+    Row i % count is the image i, so that row and number fit in `TrainedModel.given`.
+    """
+    numbers = first + (np.arange(count) - first) % count
+    return images.batch(numbers % len(images), labelled=True)
 
 
 def check_labels(images: Images, num_classes: int, field: str) -> None:

@@ -23,7 +23,7 @@ from experiment import Experiment
 from metrics import bits_per_dim_stage, loss_stage, sample_quality, samples_stage
 from metrics.stage import Context, Measure, Results, Stage
 from runs import report, results_folder, write_json
-from runs.checkpoints import EMA, Checkpoints, Found, tree_checksum
+from runs.checkpoints import EMA, Checkpoints, Found
 from training import state
 
 STAGES = (loss_stage.STAGE, bits_per_dim_stage.STAGE, samples_stage.STAGE, sample_quality.STAGE)
@@ -74,7 +74,7 @@ def evaluate(
     check_config(folder, config, "evaluation")
     selected = _select(Checkpoints(workdir), config, number)
     if any(stage.kind == "samples" for stage in stages):
-        experiment.load_classifier(workdir)
+        experiment.load_guidance(workdir)
     prepared = {stage.name: stage.prepare(experiment, Path(workdir)) for stage in stages}
     results = {}
     with owned(folder, config, "evaluation"):
@@ -150,8 +150,8 @@ def _evaluate(context: Context, workdir: str, found: Found, prepared: dict[str, 
     measures: list[Measure] = []
     for stage in (stage for stage in STAGES if stage.name in prepared):
         depends = dependencies(stage.kind, experiment.config) | experiment.identity(workdir, found)
-        if stage.kind == "samples" and experiment.classifier is not None:
-            depends["classifier"] = tree_checksum(experiment.classifier)
+        if stage.kind == "samples":
+            depends |= experiment.sample_inputs()
         inputs = dataclasses.replace(context, prepared=prepared[stage.name], depends=depends)
         result[stage.key] = stage.run(inputs)
         measures += stage.measures(result[stage.key])

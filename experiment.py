@@ -29,12 +29,13 @@ from configs.default import Config
 from configs.validation import validated
 from controllable.guidance import LogProbs, class_log_probs
 from datasets import Batch
-from errors import InputError, advice
+from errors import InputError, advice, naming
 from models.building import Params, abstract_network
 from models.conditions import Condition, Kinds
 from models.layers import Rngs
+from readers.arrays import read_condition
 from runs import progress
-from runs.checkpoints import EMA, PARAMS, Checkpoints, Found
+from runs.checkpoints import EMA, PARAMS, Checkpoints, Found, tree_checksum
 from sampling import Samples
 from sharding import Tree
 
@@ -59,6 +60,7 @@ class Experiment:
       sharded: whether the state of training is split over the devices.
       classifier: the parameters of the classifier that guides samples, or None; see
         `load_classifier`.
+      guide: those of the weaker network that guides samples, or None; see `load_guidance`.
       train, test: the images, loaded on first use; not needed for sampling.
 
     Raises:
@@ -90,6 +92,7 @@ class Experiment:
         self.image_range = datasets.model_range(config.data)
         self.objective = parts.make_objective(config, self.score_model)
         self.classifier: Params | None = None
+        self.guide: Params | None = None
         self._build = network or functools.partial(parts.make_network, config)
         self.network = abstract_network(lambda: self._build(Rngs(jax.random.key(0))))
         self.graph, shapes = nnx.split(self.network, nnx.Param)
@@ -128,17 +131,6 @@ class Experiment:
         return datasets.augment(
             key, u, self.scaler, random_flip=flip, uniform_dequantization=dequantize
         )
-
-    def condition(self, batch: Batch, flip_key: Array | None = None) -> Condition | None:
-        """Return what the images of a batch are conditioned on, if the network is conditional.
-
-        With the key of `prepare`, images of the condition are flipped with those of the data.
-        """
-        known = jax.tree.map(jnp.asarray, batch)
-        found = self.score_model.kinds.select(known.labels, known.vector, known.image)
-        if found is None or found.image is None or flip_key is None:
-            return found
-        return found._replace(image=datasets.flipped(jax.random.split(flip_key)[0], found.image))
 
     def pixels(self, x: Array) -> Array:
         """Return samples of the model as uint8 images, 0 .. 255."""
@@ -236,13 +228,36 @@ class Experiment:
 
     @property
     def guidance(self) -> dict[str, Any]:
-        """The arguments of `TrainedModel.sample` that config.guidance states."""
+        """The arguments of `TrainedModel.given` that config.guidance states."""
         options = self.config.guidance
         return {
             "classes": tuple(options.classes) or None,
             "guidance_scale": options.scale,
             "guidance_interval": tuple(options.interval),
+            "guide": None if self.guide is None else self.trained_model(self.guide),
         }
+
+    def sample_condition(self, first: int, count: int) -> Any:
+        """Return the conditions of images first .. first + count - 1, for `TrainedModel.given`.
+
+        They are those of config.guidance.condition or of held-out images; None for a network that
+        is conditioned on classes alone, or nothing.
+        """
+        options, kinds = self.config.guidance, self.score_model.kinds
+        if not kinds.paired:
+            return None
+        if options.condition:
+            return read_condition(options.condition)
+        batch = datasets.in_turn(self.test, first, count)
+        return kinds.select(batch._replace(labels=None) if options.classes else batch)
+
+    def sample_inputs(self) -> dict[str, Any]:
+        """Return checksums of what samples depend on besides the network and the config."""
+        trees = {"classifier": self.classifier, "guide": self.guide}
+        if self.score_model.kinds.paired:
+            from_file = self.config.guidance.condition
+            trees["condition"] = self.sample_condition(0, 1 if from_file else len(self.test))
+        return {name: tree_checksum(tree) for name, tree in trees.items() if tree is not None}
 
     def draw_images(self, model: TrainedModel, first: int, count: int) -> Samples:
         """Return images first .. first + count - 1 by `sampler`, on the host: x and frames uint8.
@@ -251,7 +266,8 @@ class Experiment:
         images of a batch (`sampling.langevin`). Raises InputError if the sampler is unstable, and
         NotFiniteError if a sample is not finite.
         """
-        samples = model.given(**self.guidance).draw(
+        model = model.given(self.sample_condition(first, count), **self.guidance)
+        samples = model.draw(
             self.sampler,
             count,
             self.key("sample"),
@@ -302,6 +318,17 @@ class Experiment:
         like = jax.tree.map(self._replicated, shapes)
         checkpoints = Checkpoints(folder)
         self.classifier = checkpoints.restore(checkpoints.pick(None), {PARAMS: like})[PARAMS]
+
+    def load_guidance(self, workdir: str | Path) -> None:
+        """Load what guides samples, `classifier` and `guide`, and check their conditions.
+
+        Raises InputError if something does not exist, is damaged or does not fit the network.
+        """
+        self.load_classifier(workdir)
+        if self.config.guidance.checkpoint:
+            with naming("guidance.checkpoint"):
+                self.guide = self.trained(workdir, self.config.guidance.checkpoint)[1]
+        self.trained_model({}).given(self.sample_condition(0, 1), **self.guidance)
 
     @functools.cached_property
     def classifier_network(self) -> nnx.Module:
@@ -356,6 +383,6 @@ class Experiment:
             data_key, noise_key = jax.random.split(key)
             x = self.prepare(data_key, batch.pixels, flip=False)
             t, z = self.draw(noise_key, x, even=True)
-            return self.loss(params, x, t, z, condition=self.condition(batch)), t
+            return self.loss(params, x, t, z, condition=self.score_model.kinds.select(batch)), t
 
         return compute

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import runpy
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from configs.validation import check_domains, validated
 from errors import InputError, advice, brief, naming, printable
 from experiment import Experiment
 from options import SHORT
-from pretrained import WITH_CONFIG, read_config
+from pretrained import WITH_CONFIG
 from readers.files import check_regular
 from runs import CONFIG, stored_content
 
@@ -39,7 +40,7 @@ def load_config(path: str | Path, given: Collection[str] = ()) -> Config:
     path = Path(path)
     folder = path.parent if path.name == CONFIG else path
     if path.name.endswith(WITH_CONFIG):
-        folder, found = None, (str(path), read_config(path))
+        folder, found = None, (str(path), pretrained.read_config(path))
     else:
         found = stored_content(folder)
     if found is None:
@@ -89,7 +90,7 @@ def load(
 
     The model uses the first device. Raises InputError if something cannot be read or does not fit.
     """
-    if workdir is not None and Path(workdir).suffix in pretrained.WITH_CONFIG:
+    if workdir is not None and Path(workdir).suffix in WITH_CONFIG:
         workdir, checkpoint = None, workdir
         config = load_config(checkpoint) if config is None else config
     if workdir is not None:
@@ -104,14 +105,14 @@ def load(
                 "one there with --mode=train, or pass another folder."
             )
         with advice(OWN_NAMES) if config is None else contextlib.nullcontext():
-            found_config = load_config(workdir) if config is None else _read_config(config)
+            found_config = load_config(workdir) if config is None else read_config_file(config)
             experiment = _experiment(found_config)
         found, params = experiment.trained(str(workdir), checkpoint)
         experiment.load_classifier(workdir, optional=True)
         return experiment.trained_model(params, found.step)
     if config is None or checkpoint is None:
         raise InputError("load needs a workdir, or both config and checkpoint.")
-    experiment = _experiment(_read_config(config))
+    experiment = _experiment(read_config_file(config))
     trained = pretrained.read(str(checkpoint), experiment.network, experiment.config)
     return experiment.trained_model(jax.tree.map(jnp.asarray, trained.ema), trained.step)
 
@@ -120,22 +121,19 @@ def _experiment(config: Config) -> Experiment:
     return Experiment(config, jax.devices()[:1])
 
 
-def _read_config(config: str | Path | Config) -> Config:
+def read_config_file(config: str | Path | Config) -> Config:
     """Return a config, from an object or a Python file with get_config(), which is executed.
 
     Raises InputError if it cannot be read.
     """
     if isinstance(config, ml_collections.ConfigDict):
         return config
-    path = Path(find_file(str(config)))
+    path = find_file(str(config))
     check_regular(path, "config")
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    if path.suffix != ".py" or specification is None or specification.loader is None:
+    if not path.endswith(".py"):
         raise InputError(f"config = {str(config)!r} must be a Python file with get_config().")
-    module = importlib.util.module_from_spec(specification)
     try:
-        specification.loader.exec_module(module)
-        found = module.get_config()
+        found = SimpleNamespace(**runpy.run_path(path)).get_config()
     except Exception as error:  # A config file may raise anything.
         raise InputError(f"config = {str(config)!r} cannot be read: {brief(error)}") from error
     if not isinstance(found, ml_collections.ConfigDict):

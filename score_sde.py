@@ -5,7 +5,8 @@
     model = ss.load("demo")                            # a workdir that main.py trained
     x = model.sample(16, seed=0)
     logp, error = model.log_prob(x, return_error=True)
-    answers = model.posterior(y, ss.operators.blur(model.event_shape, 1.0), noise=0.05).sample(64)
+    blur = ss.operators.blur(model.event_shape, 1.0)
+    answers = model.posterior(y, blur, noise=0.05, method="moment_matching").sample(64)
 
     prior = ss.Prior(score, ss.VPSDE(), shape=(32, 32))  # any function score(x, t)
 

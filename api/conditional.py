@@ -19,7 +19,7 @@ from jax import Array
 
 import sampling
 from api import calibration
-from api.arguments import LARGEST, Seed, as_array, checked, key_of, show
+from api.arguments import FEWEST, LARGEST, Seed, as_array, checked, key_of, show
 from api.calibration import Calibration
 from api.execution import is_traced
 from api.posterior import BATCH_SIZE, Posterior
@@ -93,6 +93,7 @@ class ConditionalPrior(Prior):
 
     score: NetworkScore
     kinds: Kinds = UNCONDITIONAL
+    condition: Condition | None = None
 
     def given(
         self,
@@ -130,28 +131,38 @@ class ConditionalPrior(Prior):
         found.score = dataclasses.replace(self.score, **changes)
         if condition is not None or classes:
             found.condition = rows_of(condition, classes, self.kinds, self.event_shape)
+        if found.score.guide and found.score.classifier and found.condition:
+            raise InputError("guide cannot be combined with classes of a classifier.")
         return found
 
     def _check_guide(self, guide: Any) -> None:
         if not isinstance(guide, ConditionalPrior):
             raise InputError(f"guide = {show(guide)} must be a trained model, as of ss.load.")
-        for name in ("event_shape", "sde"):
-            ours, theirs = getattr(self, name), getattr(guide, name)
+        for ours, theirs in (
+            (self.event_shape, guide.event_shape),
+            (self.sde, guide.sde),
+            (_described(self.kinds), _described(guide.kinds if guide.kinds else self.kinds)),
+        ):
             if ours != theirs:
-                raise InputError(f"guide has {name} = {theirs}, but this model has {ours}.")
-        if guide.kinds and guide.kinds.sizes != self.kinds.sizes:
-            raise InputError(
-                f"guide is conditioned on {_described(guide.kinds)}, but this model on "
-                f"{_described(self.kinds)}."
-            )
-        if self.score.classifier is not None:
-            raise InputError("guide cannot be combined with a classifier, which guides as well.")
+                raise InputError(f"guide has {theirs}, but this model has {ours}; they must agree.")
 
     def _conditioned(self, condition: Any) -> Self:
         return self if condition is None else self.given(condition)
 
+    def condition_rows(self, numbers: np.ndarray) -> Condition | None:
+        return jax.tree.map(lambda rows: rows[numbers % len(rows)], self.condition)
+
+    def paired_rows(self, count: int) -> Condition | None:
+        found = {len(rows) for rows in jax.tree.leaves(self.condition)} - {1, count}
+        if found:
+            raise InputError(
+                f"condition has {found.pop()} rows for {count} events; give one for all of them, "
+                "or one for each."
+            )
+        return self.condition_rows(np.arange(count))
+
     def score_given(self, rows: Condition | None) -> NetworkScore:
-        if rows is None and self.kinds.names not in ((), ("classes",)) and not self.kinds.dropped:
+        if rows is None and self.kinds.paired and not self.kinds.dropped:
             raise InputError(
                 f"condition = None: the network is conditioned on {_described(self.kinds)}, and "
                 "was trained without hiding it (model.class_dropout = 0). Pass condition=..."
@@ -239,6 +250,8 @@ class ConditionalPrior(Prior):
         """
         events, _ = self._batch(x)
         model, count = self.given(condition), len(events)
+        if count < FEWEST:
+            raise InputError(f"x holds {count} events; a calibration needs {FEWEST} or more.")
         rows = model.paired_rows(count)
         sample_key, rank_key = (jax.random.fold_in(key_of(seed), each) for each in range(2))
         model.condition = jax.tree.map(lambda leaf: np.repeat(leaf, samples + 1, 0), rows)
@@ -267,18 +280,11 @@ def rows_of(
     condition: Any, classes: Sequence[int] | None, kinds: Kinds, event_shape: tuple[int, ...]
 ) -> Condition:
     """Return a condition of a user as rows (R, ...) of all kinds; see `ConditionalPrior.given`."""
-    named: dict[str, Any] = {}
-    if isinstance(condition, Condition):
-        named = {name: each for name, each in condition._asdict().items() if each is not None}
-    elif isinstance(condition, Mapping):
-        named = dict(condition)
-    elif condition is not None:
-        if len(kinds.names) != 1:
-            raise InputError(
-                f"condition = {show(condition)}: the network is conditioned on "
-                f"{_described(kinds)}. Pass a dictionary with these names."
-            )
-        named = {kinds.names[0]: condition}
+    given = condition._asdict() if isinstance(condition, Condition) else condition
+    if not isinstance(given, Mapping):
+        # Of one kind; the check below reports an array for a network that takes several.
+        given = {kinds.names[0] if len(kinds.names) == 1 else "an array": condition}
+    named = {name: each for name, each in given.items() if each is not None}
     if classes:
         named["classes"] = tuple(classes)
     if "classes" in named and not kinds.num_classes:
@@ -288,8 +294,8 @@ def rows_of(
         )
     if named.keys() != set(kinds.names):
         raise InputError(
-            f"condition has {', '.join(map(str, named)) or 'nothing'}, but the network is "
-            f"conditioned on {_described(kinds)}."
+            f"condition is {', '.join(map(str, named))}, but the network is conditioned on "
+            f"{_described(kinds)}. Pass a dictionary with these names."
         )
     shapes = {"classes": (), "vector": (kinds.vector_size,)}
     shapes["image"] = (*event_shape[:-1], kinds.image_channels)
@@ -298,8 +304,7 @@ def rows_of(
     if any(len(each) not in (1, count) for each in rows.values()):
         lengths = ", ".join(f"{len(each)} of {name}" for name, each in rows.items())
         raise InputError(f"condition has {lengths}; there must be as many of each kind, or one.")
-    filled = {name: each[np.arange(count) % len(each)] for name, each in rows.items()}
-    return Condition(**filled)
+    return Condition(**{name: each[np.arange(count) % len(each)] for name, each in rows.items()})
 
 
 def _rows(name: str, value: Any, shape: tuple[int, ...], kinds: Kinds) -> Any:
@@ -332,6 +337,4 @@ def _rows(name: str, value: Any, shape: tuple[int, ...], kinds: Kinds) -> Any:
 
 def _described(kinds: Kinds) -> str:
     """Return the kinds of condition for a message."""
-    units = {"classes": "classes", "vector": "entries", "image": "channels"}
-    named = (f"{name} ({kinds.sizes[name]} {units[name]})" for name in kinds.names)
-    return " and ".join(named) or "nothing"
+    return " and ".join(f"{name} of size {kinds.sizes[name]}" for name in kinds.names) or "nothing"

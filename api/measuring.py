@@ -38,36 +38,27 @@ def make_measurement(
     operator: Operator | Function | None,
     noise: Any,
     log_likelihood: Density | None,
-    method: str,
 ) -> Evidence:
-    """Return how y depends on x, without y.
-
-    Raises InputError if the arguments do not fit each other or the method.
-    """
+    """Return how y depends on x, without y. Raises InputError if arguments do not fit together."""
     if log_likelihood is not None:
         if operator is not None or noise is not None:
             raise InputError(
                 "log_likelihood takes the place of operator and noise; leave these out."
             )
-        made: Evidence = LogLikelihood(log_likelihood)
-    elif isinstance(operator, Operator):
-        made = Measurement(operator, None, _noise_std(noise, "a standard deviation"))
-    elif not callable(operator):
+        return LogLikelihood(log_likelihood)
+    if isinstance(operator, Operator):
+        return Measurement(operator, None, _noise_std(noise, "a standard deviation"))
+    if not callable(operator):
         raise InputError(
             f"operator is {type(operator).__name__}, but it must be an Operator of "
             "score_sde.operators or a function of one event."
         )
-    elif isinstance(noise, str) and noise == POISSON:
-        made = PoissonMeasurement(Guarded(operator, "operator"))
-    else:
-        std = _noise_std(noise, "a standard deviation or 'poisson'")
-        if std == 0:
-            raise InputError(
-                "noise = 0 is only possible with an Operator; a function needs noise > 0."
-            )
-        made = GaussianMeasurement(Guarded(operator, "operator"), None, std)
-    _check_method(made, method)
-    return made
+    if isinstance(noise, str) and noise == POISSON:
+        return PoissonMeasurement(Guarded(operator, "operator"))
+    std = _noise_std(noise, "a standard deviation or 'poisson'")
+    if std == 0:
+        raise InputError("noise = 0 is only possible with an Operator; a function needs noise > 0.")
+    return GaussianMeasurement(Guarded(operator, "operator"), None, std)
 
 
 def _noise_std(noise: Any, allowed: str) -> float:
@@ -123,7 +114,7 @@ def _check_counts(y: Any) -> None:
         )
 
 
-def _check_method(made: Evidence, method: str) -> None:
+def check_method(made: Evidence, method: str) -> None:
     """Raise InputError if the method needs more than this kind of measurement provides."""
 
     def fits(name: str) -> bool:

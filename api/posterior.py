@@ -17,10 +17,9 @@ from api import calibration, execution
 from api.arguments import Seed, checked, count_of, key_of, shape_of
 from api.calibration import Calibration, Simulated
 from api.execution import FromPosterior, Place
-from api.measuring import Density, Simulate, make_measurement, shape_of_y
+from api.measuring import Simulate, check_method, shape_of_y
 from controllable.measurements import Evidence
 from controllable.methods import METHODS, Chosen, choose_method
-from controllable.operators import Operator
 from errors import InputError
 from sampling import Sampler, Samples
 
@@ -40,32 +39,29 @@ class Posterior:
       y: measurements (B, ...), one for each entry of the batch shape; None, if only `calibrate` is
         to be used.
       batch_shape: the leading axes of y.
-      method: the name of the method.
+      method: the name of the method, also if it is chosen by default.
     """
 
     def __init__(
         self,
         prior: Prior,
         y: Array | np.ndarray | float | None,
-        operator: Operator | Callable[[Array], Array] | None,
-        *,
-        noise: float | str | None,
-        log_likelihood: Density | None,
-        method: str | None,
+        y_shape: tuple[int, ...],
+        model: Evidence,
+        method: str,
         options: Mapping[str, Any],
     ) -> None:
-        """Check all arguments; see `Prior.posterior`."""
-        self.prior = prior
-        default = "moment_matching" if log_likelihood is None else "daps"
-        self.method = default if method is None else method
-        self._chosen = choose_method(self.method, **options)  # Reports mistakes now.
+        """Check all arguments; see `Prior.posterior`. `y_shape` is that of one measurement."""
+        self.prior, self.model, self.method = prior, model, method
+        self._chosen = choose_method(method, **options)  # Reports mistakes now.
         self._options = dict(options)
-        self.model = make_measurement(operator, noise, log_likelihood, self.method)
-        self._y_shape = shape_of_y(self.model, prior.event_shape, y)
+        check_method(model, method)
+        self._y_shape = y_shape
         self._of_z, self._offset = prior.units.measurement(self.model)
         self.y, self.batch_shape = self._batch(y)
-        if self.y is not None:
-            prior.paired_rows(len(self.y))  # Reports another number of conditions now.
+        # Reports now that a condition is missing, or another number of them.
+        rows = prior.condition_rows(np.arange(1))
+        prior.score_given(rows if self.y is None else prior.paired_rows(len(self.y)))
 
     # --- samples ------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,10 +21,11 @@ import sampling
 from api import checks, execution
 from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of
 from api.execution import AlongFlow, FromPrior, Place, bound, by_rows
+from api.measuring import make_measurement, shape_of_y
 from api.posterior import Posterior
 from api.units import Units
 from api.weighted import WeightedPosterior
-from controllable.methods import METHODS
+from controllable.methods import METHODS, default_method
 from controllable.operators import Operator
 from errors import InputError
 from likelihood import TOLERANCE, Likelihood
@@ -184,22 +186,13 @@ class Prior:
 
     # --- conditions ---------------------------------------------------------------------------
 
-    condition: Any = None
-    """Arrays (R, ...) that events are conditioned on in turn; see `api.conditional`."""
-
     def condition_rows(self, numbers: np.ndarray) -> Any:
-        """Return the condition of the events with these numbers (B,), if there is one."""
-        return jax.tree.map(lambda rows: rows[numbers % len(rows)], self.condition)
+        """Return what the events with these numbers (B,) are conditioned on; `api.conditional`."""
+        return None
 
     def paired_rows(self, count: int) -> Any:
         """Return a condition for each of `count` events. Raises InputError for another number."""
-        found = {len(rows) for rows in jax.tree.leaves(self.condition)} - {1, count}
-        if found:
-            raise InputError(
-                f"condition has {found.pop()} rows for {count} events; give one for all of them, "
-                "or one for each."
-            )
-        return self.condition_rows(np.arange(count))
+        return None
 
     def score_given(self, rows: Any) -> Score:
         """Return the score of events with these rows of the condition."""
@@ -351,22 +344,21 @@ class Prior:
           noise: the standard deviation of Gaussian noise, or 'poisson' for counts of rate f(x).
           log_likelihood: instead of operator and noise, a function (x, y) -> log p(y | x) of one
             event x, up to a constant.
-          method: one of `controllable.methods.METHODS`; by default 'moment_matching', or 'daps'
-            with `log_likelihood`.
+          method: one of `controllable.methods.METHODS`; by default what `default_method` chooses:
+            'smc' where it is affordable, and otherwise a method that may be biased, with a warning.
           options: of the method, see docs/python.md; `prior_std` is estimated by default.
 
         Raises InputError for arguments that do not fit each other.
         """
+        model = make_measurement(operator, noise, log_likelihood)
+        y_shape = shape_of_y(model, self.event_shape, y)
+        if method is None:
+            method, warning = default_method(model, self.event_shape, y_shape, options)
+            if warning:
+                warnings.warn(warning, stacklevel=3)  # The caller of a checked method.
         is_weighted = method in METHODS and METHODS[method].loop is not None
-        return (WeightedPosterior if is_weighted else Posterior)(
-            self,
-            y,
-            operator,
-            noise=noise,
-            log_likelihood=log_likelihood,
-            method=method,
-            options=options,
-        )
+        made = WeightedPosterior if is_weighted else Posterior
+        return made(self, y, y_shape, model, method, options)
 
     # --- checks -------------------------------------------------------------------------------
 

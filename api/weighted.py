@@ -18,6 +18,8 @@ from controllable.methods import METHODS, choose_method
 from errors import InputError
 from sampling import Sampler, Samples
 
+FEWEST = 512  # particles for each measurement, by default; 4 times as many for the evidence
+
 
 class WeightedPosterior(Posterior):
     """A `Posterior` whose method is a sampler of its own, with P particles for each measurement.
@@ -83,10 +85,11 @@ class WeightedPosterior(Posterior):
 
         Raises InputError for an invalid argument, and NotFiniteError if y is impossible.
         """
-        drawn = self._draw_given(self.make_sampler(steps=steps), 1, seed, batch_size)
+        samples = 1 if self._given_particles else FEWEST
+        drawn = self._draw_given(self.make_sampler(steps=steps), samples, seed, batch_size)
         value, error = (each.reshape(self.batch_shape) for each in drawn.weights[1:])
         if not execution.is_traced(drawn.weights):
-            self._judge(drawn.weights, 1)
+            self._judge(drawn.weights, samples)
         return (value, error) if return_error else value
 
     def _judge(self, weights: smc.Weights, samples: int) -> calibration.Info:
@@ -97,7 +100,16 @@ class WeightedPosterior(Posterior):
         return info
 
     def _particles(self, samples: int) -> int:
-        return max(samples, dict(self._chosen.options)["particles"])
+        """Return the number for each measurement, see `METHODS`.
+
+        By default there are more than samples, because particles have common ancestors, so that
+        those drawn from as many have larger errors than independent samples.
+        """
+        return max(samples, self._given_particles or max(4 * samples, FEWEST))
+
+    @property
+    def _given_particles(self) -> int:
+        return dict(self._chosen.options)["particles"]
 
     def draw(
         self,

@@ -10,7 +10,6 @@ import importlib.metadata
 import importlib.util
 import math
 import os
-import runpy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from configs.default import Config, complete
 from datasets import Batch
 from errors import InputError, brief
 from experiment import Experiment
+from loading import read_config_file
 from models.building import Params
 
 ROOT = Path(__file__).parents[1]
@@ -44,10 +44,7 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> Config:
 
     Raises InputError for a file without a config, an unknown field and a value of the wrong type.
     """
-    try:
-        config = complete(runpy.run_path(path)["get_config"]())
-    except (OSError, KeyError) as error:
-        raise InputError(f"--config={path} is not a config file: {error}") from error
+    config = complete(read_config_file(path))
     for override in overrides:
         field, _, text = override.partition("=")
         try:

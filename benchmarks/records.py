@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from readers.files import read_lines
+
 Record = dict[str, Any]
 
 
@@ -16,11 +18,7 @@ class Records:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.results: dict[str, Record] = {}
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
-            try:
-                record = json.loads(line)
-            except ValueError:  # A killed run leaves an incomplete line.
-                continue
+        for record in read_lines(self.path):
             self.results[record["key"]] = record
 
     def is_missing(self, key: str) -> bool:

@@ -20,7 +20,6 @@ from configs.parts import warn_unused
 from errors import InputError
 from experiment import Experiment
 from runs import Arrays, load_rounds, results_folder, run_rounds, write_picture
-from runs.checkpoints import tree_checksum
 from training import state
 
 BATCH = 64  # images that are drawn at a time, at most
@@ -59,11 +58,9 @@ def sample(
     config = experiment.config
     warn_unused(config, given)
     experiment.sampler.check_stable()
-    experiment.load_classifier(workdir)
+    experiment.load_guidance(workdir)
     model, identity, title, name = open_model(experiment, workdir, number, source)
-    depends = dependencies("samples", config) | identity
-    if experiment.classifier is not None:
-        depends["classifier"] = tree_checksum(experiment.classifier)
+    depends = dependencies("samples", config) | identity | experiment.sample_inputs()
     output = results_folder(Path(workdir, "sample", name), folder or _name(config), taken=())
     size = config.eval.batch_size
 

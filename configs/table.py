@@ -93,6 +93,11 @@ _DATA_AND_NETWORK = {
 }
 _IMAGES = {
     "data.dataset": Option("CIFAR10", Name(datasets.DATASETS), "The data set; see docs/data.md."),
+    "data.condition": Option(
+        (),
+        Sequence(Word(), 0, 16),
+        "Names of the vectors and images of the condition; see docs/data.md.",
+    ),
     "data.category": Option(ABSENT, Word(), "The category of LSUN, such as bedroom."),
     "data.held_out": Option(0.1, _PART, "Held-out share of images without splits."),
 }
@@ -259,6 +264,14 @@ _GUIDANCE = {
         (0.0, 1e6),
         Entries((NOT_NEGATIVE, NOT_NEGATIVE)),
         "Noise levels std / alpha in which the scale applies; it is 1 outside.",
+    ),
+    "guidance.checkpoint": Option(
+        0,
+        Integer(0, 10**9),
+        "An earlier checkpoint that guides samples (autoguidance); 0 for none.",
+    ),
+    "guidance.condition": Option(
+        "", FilePath(), "Conditions of generated images; '' for those of held-out images."
     ),
 }
 _CLASSIFIER = {

@@ -176,6 +176,8 @@ def _check_guidance(config: Config) -> Problems:
     count = config.data.num_classes or config.classifier.num_classes
     if any(each >= count for each in config.guidance.classes):
         yield "guidance.classes", f"must be 0 .. {count - 1}, for {field} = {count}"
+    if config.guidance.condition and not (config.data.vector_size or config.data.image_channels):
+        yield "guidance.condition", "needs data.vector_size or data.image_channels above 0"
     if not config.guidance.interval[0] < config.guidance.interval[1]:
         yield "guidance.interval", "must be two noise levels (std / alpha), the lower one first"
 

@@ -54,9 +54,11 @@ class GuidedScore:
     evaluations: Callable[[Array], Array]
 
     def __call__(self, x: Array, t: Array) -> Array:
-        # Particles of an event are further rows of x, after each other.
-        condition = jax.tree.map(lambda a: jnp.repeat(a, len(x) // len(a), 0), self.condition)
-        return self.function(x, t, condition)
+        def repeated(rows: Array) -> Array:
+            # Particles of an event are rows of x that follow each other.
+            return rows if len(rows) == len(x) else jnp.repeat(rows, len(x) // len(rows), 0)
+
+        return self.function(x, t, jax.tree.map(repeated, self.condition))
 
 
 def classifier(

@@ -7,7 +7,8 @@ a function to `Conditioned` and enter it in `METHODS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -17,9 +18,9 @@ from jax import Array
 from controllable import inverse_problems
 from controllable.daps import DAPS
 from controllable.measurements import Evidence, Measurement, Observation
-from controllable.smc import STEPS, smc_loop
+from controllable.smc import MOST_ENTRIES, STEPS, smc_loop
 from errors import choose
-from options import FLAG, NOISE_SCALE, POSITIVE, SHARE, Integer, Option, Options, resolve
+from options import FLAG, NOISE_SCALE, POSITIVE, SHARE, AnyOf, Integer, Option, Options, resolve
 from sde_lib import SDE, Score, expand
 from solvers import Loop
 from solvers.loop import fold_in
@@ -172,7 +173,9 @@ ITERATIONS = {
 }
 PARTICLES = {
     "particles": Option(
-        512, Integer(2, 10**9), "Particles of smc for each measurement, at least `samples`."
+        0,
+        AnyOf((Integer(0, 0), Integer(2, 10**9))),
+        "Particles of smc for each measurement, at least `samples`; 0: 4 `samples`, at least 512.",
     )
 }
 
@@ -190,6 +193,32 @@ METHODS = {
     "smc": Method(None, PARTICLES, Evidence, uses_predictor=False, loop=smc_loop, steps=STEPS),
 }
 """By `config.restore.method`."""
+
+AFFORDABLE = 32  # entries of an event, and of y unless it is linear, for which smc is the default
+
+
+def default_method(
+    measurement: Evidence,
+    event_shape: tuple[int, ...],
+    y_shape: tuple[int, ...],
+    options: Collection[str],
+) -> tuple[str, str]:
+    """Return the method of posteriors that name none, and a warning if it may be biased, or "".
+
+    It is 'smc' up to AFFORDABLE entries, since each particle costs as many derivatives of the score
+    in a step, unless `options` of another method are given.
+    """
+    method = "moment_matching" if isinstance(measurement, Observation) else "daps"
+    entries = math.prod(event_shape)
+    if not isinstance(measurement, Measurement):
+        entries = max(entries, math.prod(y_shape))
+    if entries > AFFORDABLE:
+        return method, (
+            f"method = {method!r} is chosen because x or y has {entries} entries. Its samples are "
+            "biased unless the data are Gaussian. method = 'smc' corrects this at a higher cost, "
+            f"for up to {MOST_ENTRIES} entries. Pass method to choose, and to silence this warning."
+        )
+    return (method if set(options) - set(METHODS["smc"].options) else "smc"), ""
 
 
 def posterior_loop(

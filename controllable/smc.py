@@ -82,6 +82,7 @@ class Local(NamedTuple):
       residual: y - f(D), (N, M).
       slope: the derivative of f along the axes (N, M, D).
       noise_var: the variance of the noise of y (N, M).
+      chol: the Cholesky factor of the covariance of y (N, M, M).
       log_twist: log p(y | u), (N,).
     """
 
@@ -91,6 +92,7 @@ class Local(NamedTuple):
     residual: Array
     slope: Array
     noise_var: Array
+    chol: Array
     log_twist: Array
 
 
@@ -203,10 +205,11 @@ class _LocalModel:
         shares, axes = jnp.linalg.eigh(symmetric, symmetrize_input=False)
         variances = level**2 * jnp.maximum(shares, NEGLIGIBLE)
         residual, slope, noise_var = self._linearize(mean, axes)
-        twist = _log_normal(residual, slope, variances, noise_var)
+        chol = _cholesky(slope, variances, noise_var)
+        twist = _log_normal(residual, chol)
         if not isinstance(self._measurement, Observation):
             twist = self._measurement.log_prob(mean.reshape(-1, *self._shape))
-        return Local(mean, variances, axes, residual, slope, noise_var, twist)
+        return Local(mean, variances, axes, residual, slope, noise_var, chol, twist)
 
     def _linearize(self, mean: Array, axes: Array) -> tuple[Array, Array, Array]:
         """Return residual, slope and noise_var of `Local`."""
@@ -239,8 +242,9 @@ class _LocalModel:
         z, jump, error = noise[:, :size], noise[:, size : 2 * size], noise[:, 2 * size :]
         offset = jnp.sqrt(local.variances) * z
         predicted = einsum("nmd,nd->nm", local.slope, offset) + jnp.sqrt(local.noise_var) * error
-        chol = _cholesky(local.slope, local.variances, local.noise_var)
-        gain = jax.scipy.linalg.cho_solve((chol, True), (local.residual - predicted)[..., None])
+        gain = jax.scipy.linalg.cho_solve(
+            (local.chol, True), (local.residual - predicted)[..., None]
+        )
         offset += local.variances * einsum("nmd,nm->nd", local.slope, gain[..., 0])
         kept = (next_level / level) ** 2
         var = next_level**2 * (1 - kept)  # of the transition given x_0
@@ -248,14 +252,18 @@ class _LocalModel:
         moved = (1 - kept) * offset + jnp.sqrt(var) * jump
         u = kept * u + (1 - kept) * local.mean + einsum("nij,nj->ni", local.axes, moved)
         total = (1 - kept) ** 2 * local.variances + var
-        known, rest = (1 - kept) * local.variances / total * moved, local.variances * var / total
+        known = (1 - kept) * local.variances / total * moved
+        # 0 * known: not before `gain`. Batches of LAPACK that run at the same time wait for each
+        # other forever if there are as few threads as batches (jaxlib 0.10, on CPUs).
+        rest = local.variances * var / total + 0 * known
         if not isinstance(self._measurement, Observation):
             return u, local.log_twist
         is_last = next_level == 0
         # A linear measurement needs no correction at the end, and may be free of noise.
         skipped = is_last if self._is_linear else jnp.zeros_like(is_last)
         residual = local.residual - einsum("nmd,nd->nm", local.slope, known)
-        log_density = _log_normal(residual, local.slope, rest, local.noise_var + skipped)
+        chol = _cholesky(local.slope, rest, local.noise_var + skipped)
+        log_density = _log_normal(residual, chol)
         return u, jnp.where(skipped, 0, log_density)
 
     def last_log_weight(self, x: Array) -> Array:
@@ -278,13 +286,13 @@ def _measured_part(
 
 
 def _cholesky(slope: Array, variances: Array, noise_var: Array) -> Array:
+    """Return the Cholesky factors (N, M, M) of the covariances of slope offset + noise (N, M)."""
     covariance = einsum("nid,nd,njd->nij", slope, variances, slope)
     return jnp.linalg.cholesky(covariance + noise_var[..., None] * jnp.eye(slope.shape[1]))
 
 
-def _log_normal(residual: Array, slope: Array, variances: Array, noise_var: Array) -> Array:
-    """Return the log-density (N,) of residual = slope offset + noise (N, M)."""
-    chol = _cholesky(slope, variances, noise_var)
+def _log_normal(residual: Array, chol: Array) -> Array:
+    """Return the log-density (N,) of residuals (N, M), given their Cholesky factors (N, M, M)."""
     z = jax.scipy.linalg.solve_triangular(chol, residual[..., None], lower=True)[..., 0]
     log_scale = jnp.log(jnp.diagonal(chol, axis1=1, axis2=2)) + 0.5 * math.log(2 * math.pi)
     return (-0.5 * z**2 - log_scale).sum(-1)

@@ -44,9 +44,10 @@ def run(context: Context) -> Results:
     score.
 
     A class-conditional network is conditioned on "no class": the result is p(x), not p(x | class).
+    One that takes vectors or images is conditioned on those of each image.
     """
     experiment = context.experiment
-    config = experiment.config.eval
+    config, kinds = experiment.config.eval, experiment.score_model.kinds
     images = images_of(experiment, config.bpd_dataset.lower())
     batches = datasets.rounds(images, config.batch_size)
 
@@ -54,8 +55,10 @@ def run(context: Context) -> Results:
         repeat, batch = divmod(index, len(batches))
         indices, count = batches[batch]
         key = jax.random.fold_in(experiment.key("bpd"), repeat)
-        bits = context.model.bits(
-            jnp.asarray(images.batch(indices).pixels),
+        known = images.batch(indices, labelled=kinds.paired)
+        condition = kinds.select(known) if kinds.paired else None
+        bits = context.model.given(condition).bits(
+            jnp.asarray(known.pixels),
             sampling.image_keys(key, indices),
             trace=config.bpd_trace,
             probes=config.bpd_probes,

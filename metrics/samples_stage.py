@@ -52,9 +52,12 @@ def run(context: Context) -> Results:
     nfe = load_rounds(paths, nfe=(config.num_samples,))["nfe"]
     entry = {"images": config.num_samples, "nfe": float(nfe.mean()), "picture": str(picture)}
     guidance = experiment.config.guidance
-    if guidance.classes:
+    if guidance.classes or guidance.checkpoint or experiment.score_model.kinds.paired:
         kind = "classifier-free" if experiment.labelled else "classifier"
-        fields = json.loads(json.dumps(guidance.to_dict()))  # JSON has lists in place of tuples.
+        kind = "autoguidance" if guidance.checkpoint else kind
+        unset = ("checkpoint", 0), ("condition", "")
+        stated = dict(each for each in guidance.to_dict().items() if each not in unset)
+        fields = json.loads(json.dumps(stated))  # JSON has lists in place of tuples.
         entry["guidance"] = {"kind": kind} | fields
     return entry
 

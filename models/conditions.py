@@ -67,9 +67,14 @@ class Kinds:
         """The fields of `Condition` that the network takes."""
         return tuple(name for name, size in self.sizes.items() if size)
 
-    def select(self, classes: Any, vector: Any, image: Any) -> Condition | None:
-        """Return the condition of these kinds; None if they are none."""
-        arrays = dict(zip(Condition._fields, (classes, vector, image)))
+    @property
+    def paired(self) -> bool:
+        """Whether each event needs a condition of its own: a vector or an image."""
+        return bool(self.vector_size or self.image_channels)
+
+    def select(self, batch: Any) -> Condition | None:
+        """Return what the events of a `datasets.Batch` are conditioned on; None for no kinds."""
+        arrays = dict(zip(Condition._fields, (batch.labels, batch.vector, batch.image)))
         return Condition(**{name: arrays[name] for name in self.names}) if self else None
 
     def arguments(self, condition: Condition | None, x: Array) -> dict[str, Array]:
@@ -82,9 +87,9 @@ class Kinds:
         given = jnp.ones(count, bool) if wanted.given is None else wanted.given
         found = {}
         if self.num_classes:
-            none = jnp.full(count, self.num_classes)
-            has_class = wanted.classes is not None
-            found["classes"] = jnp.where(given, wanted.classes, none) if has_class else none
+            none = self.num_classes
+            classes = jnp.full(count, none) if wanted.classes is None else wanted.classes
+            found["classes"] = jnp.where(given, classes, none)
         if self.vector_size:
             vector = wanted.vector
             if vector is not None and self.vector_std:
@@ -113,7 +118,7 @@ def _flagged(values: Array | None, given: Array, shape: tuple[int, ...]) -> Arra
 
 def dropped(key: Array, condition: Condition | None, rate: float) -> Condition | None:
     """Replace the condition of a share `rate` of the events by "no condition", for training."""
-    if condition is None:
-        return None
-    count = len(jax.tree.leaves(condition)[0])
-    return condition._replace(given=~jax.random.bernoulli(key, rate, (count,)))
+    arrays = jax.tree.leaves(condition)
+    if condition is None or not arrays:
+        return condition
+    return condition._replace(given=~jax.random.bernoulli(key, rate, (len(arrays[0]),)))

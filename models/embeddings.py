@@ -66,34 +66,24 @@ class VectorEmbedding(nnx.Module):
         return self.dense2(self.act(self.dense1(vector)))
 
 
-def class_embedding(classes: int, features: int | None, *, rngs: Rngs) -> nnx.Embed | None:
-    """Return a table with one row per class and a last row for "no class"; None for 0 classes.
+def condition_embeddings(
+    classes: int, vector_size: int, features: int | None, act: Activation, *, rngs: Rngs
+) -> tuple[nnx.Embed | None, VectorEmbedding | None]:
+    """Return the embeddings of classes and of vectors; None for each one whose size is 0.
 
-    The network adds the rows to its embedding of the noise level, which has `features` features.
-    Raises InputError if there is no such embedding (`features` is None).
+    The first is a table with one row per class and a last row for "no class". The network adds them
+    to its embedding of the noise level, which has `features` features. Raises InputError if there
+    is no such embedding (`features` is None).
     """
-    if not classes:
-        return None
-    return nnx.Embed(classes + 1, _checked(features, f"data.num_classes = {classes}"), rngs=rngs)
-
-
-def vector_embedding(
-    size: int, features: int | None, act: Activation, *, rngs: Rngs
-) -> VectorEmbedding | None:
-    """Return the embedding of vectors with `size` entries, as `class_embedding` for classes."""
-    if not size:
-        return None
-    features = _checked(features, f"data.vector_size = {size}")
-    return VectorEmbedding(size, features, act, rngs=rngs)
-
-
-def _checked(features: int | None, field: str) -> int:
-    if features is None:
+    if features is None and (classes or vector_size):
+        field = f"num_classes = {classes}" if classes else f"vector_size = {vector_size}"
         raise InputError(
-            f"{field} needs model.conditional = True, because conditions are added to the "
+            f"data.{field} needs model.conditional = True, because conditions are added to the "
             "embedding of the noise level."
         )
-    return features
+    table = nnx.Embed(classes + 1, features or 0, rngs=rngs) if classes else None
+    size = vector_size
+    return table, VectorEmbedding(size, features or 0, act, rngs=rngs) if size else None
 
 
 def add_class(temb: Array, table: nnx.Embed | None, classes: Array | None) -> Array:

@@ -21,6 +21,7 @@ from jax import Array, lax
 
 from errors import InputError
 from models import convolution, resample
+from models.initial import default_init
 from readers.image_sizes import ImageSize, sides
 
 Activation = Callable[[Array], Array]
@@ -97,11 +98,6 @@ def attending_levels(
 def larger_sides(image_size: ImageSize, levels: int) -> list[int]:
     """Return the larger side of the images of each level of a U-Net, in pixels."""
     return [max(sides(image_size)) >> level for level in range(levels)]
-
-
-def default_init(scale: float = 1.0) -> nnx.Initializer:
-    """Return DDPM's initializer (Ho et al. 2020); scale 0 is replaced by 1e-10."""
-    return jax.nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
 def cast_to_input(arrays: Arrays, /, *, dtype: Any = None, inexact: bool = True) -> Arrays:

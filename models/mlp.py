@@ -75,9 +75,9 @@ class MLP(nnx.Module):
         self.nf, self.act = o.nf, layers.ACTIVATIONS[o.nonlinearity]
         self.temb1 = layers.dense(o.nf, o.nf, rngs=rngs)
         self.temb2 = layers.dense(o.nf, o.nf, rngs=rngs)
-        self.class_embedding = embeddings.class_embedding(o.classes, o.nf, rngs=rngs)
-        size = o.vector_size
-        self.vector_embedding = embeddings.vector_embedding(size, o.nf, self.act, rngs=rngs)
+        self.class_embedding, self.vector_embedding = embeddings.condition_embeddings(
+            o.classes, o.vector_size, o.nf, self.act, rngs=rngs
+        )
         self.dense_in = layers.dense(o.size, o.nf, rngs=rngs)
         self.blocks = nnx.List([Block(o, rngs) for _ in range(o.num_res_blocks)])
         self.dense_out = _zero_dense(o.nf, o.size, rngs)

@@ -92,7 +92,7 @@ class UNet(nnx.Module):
     def __init__(self, *, rngs: layers.Rngs, **options: Any) -> None:
         o = self.Options(**options)
         self.act = o.block.act
-        self.nf = o.nf
+        self.nf, self.image_channels = o.nf, o.image_channels
         self._build_embedding(o, rngs)
         channels = o.num_channels + (o.image_channels + 1 if o.image_channels else 0)
         self.conv_in = layers.conv3x3(channels, o.nf, rngs=rngs)
@@ -110,9 +110,8 @@ class UNet(nnx.Module):
             self.temb2 = layers.dense(features, features, rngs=rngs)
         is_first = self.class_position == "before" and features is not None
         class_features = self.in_features if is_first else features
-        self.class_embedding = embeddings.class_embedding(o.classes, class_features, rngs=rngs)
-        self.vector_embedding = embeddings.vector_embedding(
-            o.vector_size, class_features, self.act, rngs=rngs
+        self.class_embedding, self.vector_embedding = embeddings.condition_embeddings(
+            o.classes, o.vector_size, class_features, self.act, rngs=rngs
         )
 
     def _build_noise_features(self, o: Any, rngs: layers.Rngs) -> int:
@@ -151,11 +150,7 @@ class UNet(nnx.Module):
 
     def _add_condition(self, temb: Array, classes: Array | None, vector: Array | None) -> Array:
         temb = embeddings.add_class(temb, self.class_embedding, classes)
-        if self.vector_embedding is None:
-            return temb
-        if vector is None:
-            raise ValueError("vector = None: the network is conditioned on a vector.")
-        return temb + self.vector_embedding(vector)
+        return temb if self.vector_embedding is None else temb + self.vector_embedding(vector)
 
     def apply_levels(
         self, x: Array, h: Array, temb: Array | None, rngs: layers.Rngs | None

@@ -183,12 +183,16 @@ def check_supported(network: nnx.Module, code_base: str) -> ncsnpp.NCSNpp | ddpm
 
 
 def check_unconditional(network: nnx.Module, code_base: str) -> None:
-    """Raise InputError for a network with classes or EDM's embedding, as `code_base` has none."""
+    """Raise InputError for a conditional network, or EDM's embedding: `code_base` has none."""
     embedding, field = getattr(network, "embedding_type", "positional"), ""
     if embedding not in ("fourier", "positional"):
         field = f"model.embedding_type = {embedding!r}"
-    if getattr(network, "class_embedding", None) is not None:
-        field = "data.num_classes > 0"
+    for name, attribute in (
+        ("num_classes", "class_embedding"),
+        ("vector_size", "vector_embedding"),
+        ("image_channels", "image_channels"),
+    ):
+        field = f"data.{name} > 0" if getattr(network, attribute, None) else field
     if field:
         raise InputError(
             f"There are no networks with {field} in {code_base}. Only .safetensors files can store "

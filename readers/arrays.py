@@ -44,6 +44,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
     data.held_out of the images are in 'test'. Images have the shape (N, H, W, C) or (N, H, W), and
     vectors (N, D), if data.image_size is (). uint8 values are grey levels; for other types,
     data.value_range states the range of values, unless data.mean and data.std standardize them.
+    data.condition names arrays that the images are conditioned on; see `_conditions`.
 
     Raises InputError if the file cannot be read, or contains other arrays or values that are not
     finite or out of range.
@@ -62,18 +63,54 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
     if pixels.dtype != np.uint8 or config.value_range:
         valid = (-LARGEST, LARGEST) if config.std else config.value_range
         _check_values(pixels, path, prefix, valid)
+    conditions = _conditions(arrays, config.condition, prefix, len(pixels), path)
     selected = np.arange(len(pixels))
     if not prefix:
         selected = members([str(number) for number in selected], split, config.held_out)
     if labels is not None:
         labels = check_labels(labels, len(pixels), MAX_CLASSES, path)[selected]
-    return Images(Selection(pixels, selected), labels)
+    conditions = {kind: Selection(each, selected) for kind, each in conditions.items()}
+    return Images(Selection(pixels, selected), labels, **conditions)
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def read_condition(path: str) -> dict[str, np.ndarray] | np.ndarray:
+    """Return the arrays of guidance.condition by name, or the array in it."""
+    found = _load(expand_home(path, "guidance.condition"), "guidance.condition")
+    return found["images"] if found.keys() == {"images"} else found
+
+
+def _conditions(
+    arrays: dict[str, np.ndarray], names: Sequence[str], prefix: str, count: int, path: Path
+) -> dict[str, np.ndarray]:
+    """Return the arrays that data.condition names, as `vector` (N, d) and `image` (N, H, W, C).
+
+    An array (N,) is a vector of one entry, and one (N, H, W) an image of one channel. Raises
+    InputError for missing arrays, two of a kind, other shapes and types, and values that are not
+    finite.
+    """
+    found: dict[str, np.ndarray] = {}
+    for name in (f"{prefix}{each}" for each in names):
+        array = arrays.get(name, np.zeros(0))
+        fits = array.ndim in (1, 2, 3, 4) and len(array) == count and array.dtype.kind in "uif"
+        if not fits or not np.isfinite(array).all():
+            has = ", ".join(f"{printable(each)} {arrays[each].shape}" for each in arrays)
+            raise InputError(
+                f"data.condition: {name!r} must be an array of {count} vectors (N, d) or images "
+                f"(N, H, W, C) of finite numbers, one for each image; {path} has {has[:200]}."
+            )
+        kind = "vector" if array.ndim < 3 else "image"
+        if kind in found:
+            raise InputError(f"data.condition = {tuple(names)} names two arrays of {kind}s.")
+        is_byte = kind == "image" and array.dtype == np.uint8
+        array = array if is_byte else array.astype(np.float32)
+        found[kind] = array[..., None] if array.ndim in (1, 3) else array
+    return found
+
+
+def _load(path: Path, field: str = "data.path") -> dict[str, np.ndarray]:
     """Return the arrays of a file by name; a single array is named 'images'."""
-    check_regular(path, "data.path")
-    with reading(f"data.path = {str(path)!r}", kind=" as .npy or .npz"), open(path, "rb") as file:
+    check_regular(path, field)
+    with reading(f"{field} = {str(path)!r}", kind=" as .npy or .npz"), open(path, "rb") as file:
         if file.read(len(MAGIC)) == MAGIC:
             file.seek(0)
             shape, dtype, order = read_header(file)

@@ -43,7 +43,7 @@ class Images:
 
     pixels: Pixels
     labels: np.ndarray | None = None
-    vector: np.ndarray | None = None
+    vector: Pixels | None = None
     image: Pixels | None = None
 
     def __len__(self) -> int:

@@ -100,18 +100,13 @@ def read_bytes(path: Path, what: str = "", limit: int | None = None) -> bytes:
 def read_verified(path: Path, md5: str) -> bytes:
     """Return the content of a published file. Raise InputError if it has another MD5 checksum."""
     content = read_bytes(path)
-    check_md5(content, md5, str(path))
-    return content
-
-
-def check_md5(content: bytes, md5: str, name: str) -> None:
-    """Raise InputError, with the name of the file, if its content has another MD5 checksum."""
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise InputError(
-            f"{name} has the MD5 checksum {found}; that of the published file is {md5}. Download "
+            f"{path} has the MD5 checksum {found}; that of the published file is {md5}. Download "
             f"it again. data.dataset = 'array' and 'folder' read custom images."
         )
+    return content
 
 
 # --- JSON ---

@@ -159,7 +159,8 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
     """Return the images of a split, 'train' or 'test', of the images under data.path.
 
     The folders train/ and test/, if both exist, are the splits. Otherwise data.held_out of the
-    images are in 'test', selected by a hash of their names. Classes are the names, sorted, of the
+    images are in 'test', selected by a hash of their names. Folders beside data.path, which
+    data.condition names, hold the images of the condition. Classes are the names, sorted, of the
     outermost folders (within the split), if every image is in one. Files may be at any depth;
     unreadable files are skipped with a warning. Images are cropped to the shape that
     data.image_size states, and resized.
@@ -182,20 +183,43 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
             f"the split {split!r}."
         )
     _, labels = classes(names)
-    pixels = _decoded(folder, [names[i] for i in selected], config)
-    return Images(pixels, None if labels is None else labels[selected])
+    chosen = [names[i] for i in selected]
+    pixels = _decoded(folder, chosen, config, config.num_channels)
+    image = _paired(folder, chosen, config) if config.condition else None
+    return Images(pixels, None if labels is None else labels[selected], image=image)
 
 
-def _decoded(folder: Path, names: list[str], config: ml_collections.ConfigDict) -> Decoded:
-    """Return the images of files, as `config` describes."""
-    shape = image_shape(config)
+def _paired(folder: Path, names: list[str], config: ml_collections.ConfigDict) -> Decoded:
+    """Return the images of the same names, up to suffixes, in the folder that data.condition names.
+
+    Raises InputError unless there is one for each name.
+    """
+    pair = folder.resolve().parent / config.condition[0]
+    files = index(pair)
+    found = {name.rpartition(".")[0]: name for name in files.names[files.good].tolist()}
+    chosen = [found.get(name.rpartition(".")[0]) for name in names]
+    missing = [name for name, other in zip(names, chosen) if other is None]
+    if missing or len(config.condition) != 1:
+        raise InputError(
+            f"data.condition = {tuple(config.condition)} must name one folder beside data.path, "
+            f"with an image of the same name for each image; {len(missing)} of {len(names)} have "
+            f"none in {pair}, such as {printable((missing or names)[0])}."
+        )
+    return _decoded(pair, chosen, config, config.image_channels or config.num_channels)
+
+
+def _decoded(
+    folder: Path, names: list[str], config: ml_collections.ConfigDict, channels: int
+) -> Decoded:
+    """Return the images of files with this number of channels, in the size of `config`."""
+    shape = (*image_shape(config)[:2], channels)
 
     def decode(number: int) -> np.ndarray:
         # A file that became unreadable after it was indexed is replaced by the next readable one.
         for step in range(len(names)):
             path = folder / names[(number + step) % len(names)]
             try:
-                return image_files.load(path, config.num_channels, crop_resize, shape[:2])
+                return image_files.load(path, channels, crop_resize, shape[:2])
             except Exception as error:  # Decoders raise exceptions of many types.
                 text = f"{printable(path)}: {brief(error)}; another image replaces it."
                 logging.log_first_n(logging.WARNING, "%s", MAX_LISTED, text)

@@ -97,7 +97,8 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
         default = idx.DEBIAN if prepared.files is idx else None
         place = expand_home(config.path, "data.path") if config.path else default
         if place and prepared.files.exists(place):
-            return prepared.files.read(split, config, place)
+            with reading(place, "Download it again."):
+                return prepared.files.read(split, config, place)
     folder = find(config, prepared)
     records = _records(folder, prepared.name, "train" if split == "train" else prepared.test)
     labels = _labels(records, folder, split, prepared.classes) if prepared.classes else None

@@ -4,7 +4,6 @@ Each file that a later command may reuse holds a description of what it was made
 computed again if that differs.
 """
 
-from readers.files import read_json
 from runs.files import (
     Arrays,
     Depends,
@@ -40,7 +39,6 @@ __all__ = [
     "load_rounds",
     "locked",
     "make_folder",
-    "read_json",
     "results_folder",
     "round_paths",
     "run_rounds",

@@ -81,15 +81,8 @@ def _open_lock(path: Path) -> TextIO:
 
 
 TAKEN = (
-    *(
-        checkpoints.SNAPSHOTS,
-        checkpoints.BACKUPS,
-        "calibration",
-        "classifier",
-        "data",
-        "dequantizers",
-    ),
-    *("latents", "restore", "sample", "samples", "statistics", "tensorboard"),
+    *(checkpoints.SNAPSHOTS, checkpoints.BACKUPS, "calibration", "classifier", "data", "latents"),
+    *("restore", "sample", "samples", "statistics", "tensorboard"),
 )
 """The folders of a workdir that cannot be the folder of an evaluation."""
 

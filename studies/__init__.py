@@ -2,6 +2,6 @@
 
 `common.py` has what they share: networks trained by config, results cached under a hash of config
 and code, errors and verdicts, and the generated blocks of pages. `distances.py` compares samples
-with held-out images. The three files claims_*.py belong to `claims.py`, and `posterior_torch.py` to
-`posterior_peers.py`.
+with held-out images. The files claims_*.py belong to `claims.py`, and posterior_*.py to
+`posteriors.py`.
 """

@@ -2,7 +2,7 @@
 
 python -m studies.inverse_problems --folder=DIR [--images=24] [--write]
 
-Prints the tables of docs/inverse_problems.md, except for those of `studies.posterior_peers`, and
+Prints the tables of docs/inverse_problems.md, except for those of `studies.posteriors`, and
 with --write puts them into the page and draws its picture. The network is trained in DIR.
 """
 

@@ -1,117 +1,102 @@
-"""Posterior samplers of azula and deepinv, with the exact score of `studies.posterior_peers`.
+"""Posterior samplers of azula and deepinv, with the exact scores of `studies.posterior_cases`.
 
-Both are optional PyTorch packages (`pip install azula deepinv`). States are (B, 1, SIZE).
+Both are optional PyTorch packages (`pip install azula deepinv`). States are (B, 1, D). The score is
+evaluated by JAX, with its gradient.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import math
-from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from sde_lib import VPSDE
-from tests import gaussian_posterior
-from tests.gaussian_posterior import MEAN, SIZE
+from studies.posterior_cases import CALLS, SDE, Problem
 
-SDE = VPSDE()
-COVARIANCE = gaussian_posterior.COVARIANCES["correlated"]
-CALLS: Counter[str] = Counter()
-"""How often the score ("evaluations"), and the gradient of a function of it, were evaluated."""
 load = importlib.import_module
 Tensor = Any
 
 
-class Linear(NamedTuple):
-    """Measurements y (B, K) = A x + noise of standard deviation `noise`, with A (K, SIZE)."""
-
-    y: np.ndarray
-    a: np.ndarray
-    noise: float
-
-
 def draw(
-    library: str, method: str, steps: int, measured: Linear, scale: float
-) -> Callable[[int], np.ndarray]:
-    """Return a function of the seed to one sample for each measurement, float64 (B, SIZE).
+    library: str, method: str, steps: int, problem: Problem, count: int, scale: float
+) -> np.ndarray:
+    """Return `count` samples given each y, float64 (B, count, D).
 
-    Args:
-      library: "azula" or "deepinv".
-      method: "DPS", "PiGDM" or another name, for moment matching.
-      steps: on an even grid of times from 1 to 0.
-      scale: the step size of DPS.
+    `method` is "DPS", with the step size `scale`, "PiGDM" or another name, for moment matching.
     """
     torch = load("torch")
     torch.set_num_threads(1)  # Threads of PyTorch and JAX would wait for each other.
-    sampler = {"azula": _azula, "deepinv": _deepinv}[library](method, steps, measured, scale)
-
-    def run(seed: int) -> np.ndarray:
-        torch.manual_seed(seed)
-        return sampler().detach().numpy().astype(np.float64).reshape(-1, SIZE)
-
-    return run
+    torch.manual_seed(1)
+    y = _tensor(np.repeat(problem.y, count, 0))[:, None]
+    sample = {"azula": _azula, "deepinv": _deepinv}[library]
+    x = sample(method, steps, problem, y, scale).detach().numpy()
+    return x.astype(np.float64).reshape(len(problem.y), count, -1)
 
 
-def _tensor(a: np.ndarray) -> Tensor:
+def _tensor(a: Any) -> Tensor:
+    return load("torch").tensor(np.asarray(a, np.float32))
+
+
+def make_denoiser(problem: Problem) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return E[x_0 | x_t] as a function of x_t (B, 1, D), alpha and std, which are scalars."""
+    arrays, score = problem.prior.arrays, type(problem.prior).score
+
+    def denoise(u: jax.Array, level: jax.Array) -> jax.Array:
+        return u + level**2 * score(arrays, u, jnp.broadcast_to(level, (len(u), 1)))
+
+    def pull_back(gradient: jax.Array, u: jax.Array, level: jax.Array) -> jax.Array:
+        return jax.vjp(lambda u: denoise(u, level), u)[1](gradient)[0]
+
+    differentiate = _function("gradients", jax.jit(pull_back))
+    evaluate = _function("evaluations", jax.jit(denoise), differentiate)
+    return lambda x, alpha, std: evaluate(x / alpha, float(std / alpha))
+
+
+def _function(name: str, compute: Callable[..., jax.Array], gradient: Any = None) -> Any:
+    """Return a function of tensors (B, 1, D) and a level that is computed by JAX and counted.
+
+    `gradient` returns the vector-Jacobian product from the vector and the arguments.
+    """
     torch = load("torch")
-    return torch.tensor(a, dtype=torch.float32)
 
-
-@functools.cache
-def _counter() -> Any:
-    """Return an identity function of tensors that counts its calls and those of its gradient."""
-    torch = load("torch")
-
-    class Counted(torch.autograd.Function):
+    class Computed(torch.autograd.Function):
         @staticmethod
-        def forward(x: Tensor) -> Tensor:
-            CALLS["evaluations"] += 1
-            return x.clone()
+        def forward(*arguments: Any) -> Tensor:
+            CALLS[name] += 1
+            *tensors, level = arguments
+            flat = (each.numpy(force=True)[:, 0].astype(np.float32) for each in tensors)
+            return _tensor(compute(*flat, np.float32(level)))[:, None].to(tensors[0].dtype)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            pass
+            ctx.save_for_backward(*inputs[:-1])
+            ctx.level = inputs[-1]
 
         @staticmethod
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            CALLS["gradients"] += 1
-            return gradient.clone()
+        def backward(ctx: Any, vector: Tensor) -> tuple[Tensor, None]:
+            return gradient(vector, *ctx.saved_tensors, ctx.level), None
 
-    return Counted.apply
-
-
-def make_denoiser() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return E[x_0 | x_t] as a function of x_t (B, 1, SIZE), alpha and std, which are scalars."""
-    count, mean = _counter(), _tensor(MEAN)
-    values, vectors = (_tensor(each) for each in np.linalg.eigh(COVARIANCE))
-
-    def denoise(x: Tensor, alpha: Tensor, std: Tensor) -> Tensor:
-        gain = alpha * values / (alpha**2 * values + std**2)
-        return mean + ((count(x) - alpha * mean) @ vectors * gain) @ vectors.T
-
-    return denoise
+    return Computed.apply
 
 
 def scales_at(t: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha(t) and std(t) of the VP SDE, for a tensor t."""
-    torch = load("torch")
-    log_alpha = -(0.25 * t**2 * (SDE.beta_max - SDE.beta_min) + 0.5 * t * SDE.beta_min)
-    return torch.exp(log_alpha), torch.sqrt(-torch.expm1(2 * log_alpha))
+    """Return alpha(t) and std(t) of the SDE, for a tensor t."""
+    alpha, std = (_tensor(scale(jnp.asarray(t.numpy()))) for scale in (SDE.alpha, SDE.std))
+    return alpha, std
 
 
-def _azula(method: str, steps: int, measured: Linear, scale: float) -> Callable[[], Tensor]:
-    """Return a sampler of azula.
+def _azula(method: str, steps: int, problem: Problem, y: Tensor, scale: float) -> Tensor:
+    """Return a sample of azula for each y.
 
-    azula's DPS divides the gradient by the norm of the residuals of the whole batch. Its step size
-    zeta is `scale` times the square root of the batch size, so that `scale` has the same effect for
-    every batch size.
+    azula's DPS divides the gradient by the norm of the residuals of the whole batch, so that its
+    step size zeta is `scale` times the square root of the batch size.
     """
     torch, guidance, denoisers = load("torch"), load("azula.guidance"), load("azula.denoise")
-    denoise, a, y = make_denoiser(), _tensor(measured.a), _tensor(measured.y)[:, None]
+    denoise, a = make_denoiser(problem), _tensor(problem.matrix)
 
     class Schedule(load("azula.noise").Schedule):
         def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,24 +113,24 @@ def _azula(method: str, steps: int, measured: Linear, scale: float) -> Callable[
     if method == "DPS":
         sampler = guidance.DPSSampler(*given, zeta=scale * math.sqrt(len(y)), **options)
     elif method == "PiGDM":
-        pinv = _tensor(np.linalg.pinv(measured.a))
+        pinv = _tensor(np.linalg.pinv(problem.matrix))
         sampler = guidance.PGDMSampler(*given, lambda y: y @ pinv.T, **options)
     else:
         covariance = load("azula.linalg").covariance
-        variance = covariance.IsotropicCovariance(torch.tensor(measured.noise**2))
+        variance = covariance.IsotropicCovariance(torch.tensor(problem.noise**2))
         guided = guidance.MMPSDenoiser(*given, variance, solver="cg", iterations=len(a))
         sampler = load("azula.sample").DDIMSampler(guided, **options)
-    return lambda: sampler(torch.randn(len(y), 1, SIZE))
+    return sampler(torch.randn(len(y), 1, a.shape[1]))
 
 
-def _deepinv(method: str, steps: int, measured: Linear, scale: float) -> Callable[[], Tensor]:
-    """Return a sampler of deepinv, without clipping."""
+def _deepinv(method: str, steps: int, problem: Problem, y: Tensor, scale: float) -> Tensor:
+    """Return a sample of deepinv for each y, without clipping."""
     torch, sampling, physics = load("torch"), load("deepinv.sampling"), load("deepinv.physics")
-    denoise, a, y = make_denoiser(), _tensor(measured.a), _tensor(measured.y)[:, None]
+    denoise, a = make_denoiser(problem), _tensor(problem.matrix)
     operator = physics.LinearPhysics(
         A=lambda x, **_: x @ a.T,
         A_adjoint=lambda y, **_: y @ a,
-        noise_model=physics.GaussianNoise(measured.noise),
+        noise_model=physics.GaussianNoise(problem.noise),
     )
 
     class Denoiser(torch.nn.Module):
@@ -166,4 +151,5 @@ def _deepinv(method: str, steps: int, measured: Linear, scale: float) -> Callabl
         solver=(sampling.DDPMSolver if method == "DPS" else sampling.DDIMSolver)(times),
         minus_one_one=False,
     )
-    return torch.no_grad()(lambda: model(y, operator, x_init=(len(y), 1, SIZE)))
+    with torch.no_grad():
+        return model(y, operator, x_init=(len(y), 1, a.shape[1]))

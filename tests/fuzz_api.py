@@ -17,7 +17,9 @@ from tests import gaussian
 SDE = ss.VPSDE()
 PRIOR = ss.Prior(gaussian.score(SDE, 0.0, 0.5), SDE, (2,))
 SHAPE, KNOWN = (4, 4), np.eye(4) > 0
-POSTERIOR = PRIOR.posterior(jnp.zeros(2), ss.operators.mask(KNOWN[:2, :2][0]), noise=0.1)
+POSTERIOR = PRIOR.posterior(
+    jnp.zeros(2), ss.operators.mask(KNOWN[:2, :2][0]), noise=0.1, method="moment_matching"
+)
 CALIBRATION = ss.Calibration(np.full((20, 1), 0.5), ["x[0]"], "calibrated", "", {})
 FAST = {"steps": 3, "batch_size": 4}
 CALLS = [

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
-import shutil
 import struct
 import tempfile
 from collections.abc import Callable
@@ -19,7 +17,7 @@ from flax import serialization
 from PIL import Image
 
 from pretrained import edm_format, flax_format, safetensors_format, torch_format
-from readers import arrays, cifar, emoji, files, idx, image_files, preprocessing, svhn
+from readers import arrays, emoji, files, idx, image_files, preprocessing
 from readers.array_records import ArrayRecords
 from readers.lmdb import Lmdb
 from readers.tfrecords import TFRecords, parse_example
@@ -50,16 +48,6 @@ def flax() -> bytes:
 
 def stored() -> bytes:
     return safetensors.numpy.save(ARRAYS, {"step": "1", "config": "{}"})
-
-
-def batch() -> bytes:
-    from tests.test_released import batch, pickled
-
-    return pickled(batch(2)[1])
-
-
-def read_batch(path: Path) -> Any:
-    return cifar._parse(path.read_bytes(), str(path))
 
 
 # --- data sets ---
@@ -162,29 +150,12 @@ def read_lmdb(path: Path) -> Any:
     return list(Lmdb(path))
 
 
-def mat() -> bytes:
-    from scipy.io import savemat
-
-    buffer, pixels = io.BytesIO(), examples.images(3, 32, 32, 3).transpose(1, 2, 3, 0)
-    savemat(buffer, {"X": pixels, "y": np.array([[1], [10], [3]], np.uint8)})
-    return buffer.getvalue()
-
-
-def read_mat(path: Path) -> Any:
-    """Read a file as if its checksum were the published one."""
-    svhn.MD5["train"] = hashlib.md5(path.read_bytes()).hexdigest()
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(path, Path(folder) / svhn.FILES["train"])
-        return svhn.read("train", examples.data("SVHN", folder, image_size=32), Path(folder))
-
-
 FORMATS: dict[str, tuple[Callable[[], bytes], Callable[[Path], Any]]] = {
     "edm": (edm, edm_format.read_network),
     "pth": (pth, torch_format.load),
     "legacy": (lambda: pth(archive=False), torch_format.load),
     "flax": (flax, flax_format.load),
     "safetensors": (stored, safetensors_format.load),
-    "cifar": (batch, read_batch),
     "png": (image("PNG"), read_image),
     "jpeg": (image("JPEG", progressive=True), read_image),
     "webp": (image("WEBP"), read_image),
@@ -202,7 +173,6 @@ FORMATS: dict[str, tuple[Callable[[], bytes], Callable[[Path], Any]]] = {
     "npz": (numpy_file(compressed=False), read_array),
     "npz_deflated": (numpy_file(compressed=True), read_array),
     "lmdb": (lmdb, read_lmdb),
-    "mat": (mat, read_mat),
 }
 
 

@@ -35,7 +35,9 @@ REASONS = {
     "data.path": "Officially, TFDS finds the images, or data.tfrecords_path names them.",
     "data.held_out data.value_range data.mean data.std data.vector_mean "
     "data.vector_std": "The official code reads published sets of bytes only.",
-    "data.num_classes model.class_dropout": "The official networks are unconditional.",
+    "data.num_classes data.condition data.vector_size data.image_channels model.class_dropout": (
+        "The official networks are unconditional."
+    ),
     "model.ema_ramp": "Officially, in the PyTorch release only; its effect is gone at the end.",
     "model.ema_stds ema": "Officially, there is one moving average.",
     "model.parameterization": "The official networks estimate the noise, or for VE the score.",

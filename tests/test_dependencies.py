@@ -116,8 +116,8 @@ def program(kind, config):
         model = experiment.trained_model(params)
         if kind == "samples":
             temperature = config.sampling.temperature
-            arguments = {"temperature": temperature, **experiment.guidance}
-            return model.draw(experiment.sampler, BATCH, key, **arguments)
+            guided = model.given(**experiment.guidance)
+            return guided.draw(experiment.sampler, BATCH, key, temperature=temperature)
         if kind == "reconstructions":
             posterior.prior = model
             return posterior.draw(sampler, 1, key)

@@ -7,7 +7,6 @@ must neither crash nor take much time or memory.
 import functools
 import gzip
 import io
-import pickle
 import signal
 import struct
 import subprocess
@@ -27,7 +26,6 @@ from pretrained import edm_format, torch_pickles
 from tests import edm_files, examples, fuzz, fuzz_formats, test_emoji
 from tests.edm_files import Call, Raw, dumps
 from tests.examples import encoded
-from tests.test_released import pickled as python2
 
 # --- images ---
 
@@ -347,7 +345,6 @@ PLACES = {
     "edm": lambda code: b"\x80\x04}X\x03\x00\x00\x00ema" + code + b"s.",
     "pth": lambda code: zipped(pickled(code)),
     "legacy": lambda code: headed(pickled(code)),
-    "cifar": lambda code: b"\x80\x02}X\x04\x00\x00\x00data" + code + b"s.",
 }
 
 
@@ -426,14 +423,6 @@ FLAX = {
     "no type": declared((1,), "no type"),
     "other extension": flax_array(b"a", 9),
 }
-CIFAR = {
-    "an old instruction": (pickle.dumps({"data": 1}, 0), "the instruction DICT"),
-    "no labels": (pickle.dumps({"data": 1}, 4), "its content has no 'labels'"),
-    "a list": (python2([1]), "its content is a list instead of an object"),
-    "cut": (python2({"a": 1})[:-1], ""),
-    "nothing": (b"", ""),
-    "levels": (b"]" + b"q\x00h\x00a" * 3 + b".", "it has more than 100 levels"),
-}
 
 
 # --- the table ---
@@ -473,7 +462,6 @@ CASES = {
     "pth": PTH,
     "legacy": {},
     "flax": FLAX,
-    "cifar": CIFAR,
 }
 for kind, place in PLACES.items():
     every = 1 if kind == "edm" else 8  # All formats of pickles have the same reader.

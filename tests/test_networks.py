@@ -15,7 +15,16 @@ from flax import nnx, traverse_util
 
 from configs.fields import INERT
 from experiment import Experiment
-from models import NETWORKS, adm, blocks, building, layers, networks_supporting, resample
+from models import (
+    NETWORKS,
+    adm,
+    blocks,
+    building,
+    initial,
+    layers,
+    networks_supporting,
+    resample,
+)
 from models.classifier import WideResnet
 from models.embeddings import timestep_embedding
 from models.ncsnpp import NCSNpp
@@ -506,3 +515,13 @@ def test_options_of_adm():
 )
 def test_unknown_options_are_rejected(network, options, message):
     refused(message, network, **SMALL, **options, rngs=nnx.Rngs(0))
+
+
+def test_initial_values_are_those_of_jax():
+    """Also if they are traced, and for keys of another generator."""
+    key, shape = jax.random.fold_in(jax.random.key(3), 2), (3, 3, 17, 150)
+    for scale, given in ((1.0, key), (0.0, key), (0.1, jax.random.key(1, impl="rbg"))):
+        by_jax = jax.nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
+        draw = initial.default_init(scale)
+        for ours in (draw(given, shape), jax.jit(draw, static_argnums=1)(given, shape)):
+            np.testing.assert_array_equal(ours, by_jax(given, shape))

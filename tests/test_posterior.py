@@ -37,7 +37,9 @@ def test_samples_given_several_measurements():
     """Mean and covariance of the Gaussian posterior, for each y of a batch."""
     noise = 0.3
     y = jnp.array([[1.0, 2.0, 0.0, 1.0], [0.5, -1.0, 3.0, 1.0]])
-    posterior = IMAGE.posterior(y, sums, noise=noise)  # As many iterations as it needs.
+    posterior = IMAGE.posterior(
+        y, sums, noise=noise, method="moment_matching"
+    )  # As many iterations as it needs.
     assert posterior.batch_shape == (2,)
     x = posterior.sample((30, 20), seed=1)
     assert x.shape == (30, 20, 2, 4, 4, 1)
@@ -153,7 +155,7 @@ NUMBERS = {"simulations": 400, "samples": 31, "batch_size": 400 * 31}
 def test_the_exact_sampler_passes():
     """Moment matching is exact for Gaussian data, with an operator and with a function."""
     for operator in (MASK, lambda x: x[:2] - x[1:]):
-        posterior = VECTOR.posterior(None, operator, noise=0.2)
+        posterior = VECTOR.posterior(None, operator, noise=0.2, method="moment_matching")
         found = posterior.calibrate(**NUMBERS, seed=0)
         assert found.kind == "calibrated", found.verdict
         share, error = found.coverage(0.9)
@@ -166,7 +168,7 @@ def test_the_exact_sampler_passes():
 )
 def test_a_wrong_spread_fails(monkeypatch, factor, kind):
     """Samples whose distance from their mean is scaled are called by their error."""
-    posterior = VECTOR.posterior(None, MASK, noise=0.2)
+    posterior = VECTOR.posterior(None, MASK, noise=0.2, method="moment_matching")
     original = ss.Posterior._statistics
 
     def scaled(self, x, y, references):
@@ -182,8 +184,11 @@ def test_a_wrong_spread_fails(monkeypatch, factor, kind):
 
 def test_samples_that_ignore_the_measurement_fail(monkeypatch):
     """They follow the prior, so that ranks of x alone are uniform; log p(y | x) is not."""
-    posterior = VECTOR.posterior(None, MASK, noise=0.2)
-    ignorant, original = VECTOR.posterior(None, MASK, noise=1e3), ss.Posterior.draw
+    posterior = VECTOR.posterior(None, MASK, noise=0.2, method="moment_matching")
+    ignorant, original = (
+        VECTOR.posterior(None, MASK, noise=1e3, method="moment_matching"),
+        ss.Posterior.draw,
+    )
 
     def draw(self, *arguments, **options):
         return original(ignorant, *arguments, **options)
@@ -223,7 +228,7 @@ def test_counts_and_densities_are_simulated():
 
 
 def test_ranks_do_not_depend_on_the_rounds():
-    posterior = VECTOR.posterior(None, MASK, noise=0.2)
+    posterior = VECTOR.posterior(None, MASK, noise=0.2, method="moment_matching")
     options = {"seed": 0, "steps": 5}
     whole = posterior.calibrate(20, 20, **options, batch_size=400).ranks
     parts = posterior.calibrate(20, 20, **options, batch_size=100).ranks
@@ -234,7 +239,9 @@ def test_samples_are_independent_of_the_truth():
     """Events of the prior and of the posterior with the same seed have different noise."""
     x = VECTOR.sample(300, seed=0)
     y = x[:, :1] + 100.0 * jax.random.normal(jax.random.key(1), (300, 1))
-    found = VECTOR.posterior(y, lambda x: x[:1], noise=100.0).sample(seed=0)
+    found = VECTOR.posterior(y, lambda x: x[:1], noise=100.0, method="moment_matching").sample(
+        seed=0
+    )
     for entry in range(x.shape[1]):
         assert abs(np.corrcoef(x[:, entry], found[:, entry])[0, 1]) < 4 / np.sqrt(300)
 
@@ -313,7 +320,9 @@ def test_verdict_of_uniform_ranks():
 
 def test_files_of_a_calibration(tmp_path):
     """Of 30 simulations, in rounds of 20."""
-    found = VECTOR.posterior(None, MASK, noise=0.2).calibrate(30, 20, batch_size=400)
+    found = VECTOR.posterior(None, MASK, noise=0.2, method="moment_matching").calibrate(
+        30, 20, batch_size=400
+    )
     found.save(tmp_path / "calibration.json")
     stored = json.loads((tmp_path / "calibration.json").read_text())
     assert stored["verdict"] == found.verdict

@@ -237,7 +237,7 @@ def test_devices_share_batches():
         x = prior.sample((7,), seed=1, batch_size=4)
         z, nfe = prior.encode(x, return_nfe=True)
         logp, error = prior.log_prob(x, trace="Rademacher", return_error=True)
-        posterior = prior.posterior(y, lambda x: x[:1], noise=0.2)
+        posterior = prior.posterior(y, lambda x: x[:1], noise=0.2, method="moment_matching")
         rest = prior.sample(3, seed=1, first=4)
         return x, rest, z, nfe, logp, error, prior.decode(z), posterior.sample((2, 3), batch_size=5)
 

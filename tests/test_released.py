@@ -1,6 +1,5 @@
 """Data sets as their authors release them: small files in these formats, intact or damaged."""
 
-import gzip
 import hashlib
 import io
 import os
@@ -78,7 +77,7 @@ def test_pickles_are_those_of_python():
     value = {"data": data, "labels": [3, 1, 2], "a\xe9": None}
     expected = pickle.loads(pickled(value), encoding="latin-1")
     found = pickles.Reader().load(io.BytesIO(pickled(value)), cifar.NAMES)
-    np.testing.assert_array_equal(cifar._array(found.pop("data"), (3, 4)), expected.pop("data"))
+    assert found.pop("data").state[4].encode("latin-1") == expected.pop("data").tobytes()
     assert found == expected
 
 
@@ -147,49 +146,21 @@ def test_a_prepared_copy_comes_first(tmp_path, batches):
     refused("3.0.2 has no split 'train'", load, "CIFAR10", tmp_path, "train")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"labels": [0, 1]}, r"its 'data' is no uint8 of shape \(2, 3072\)"),
-        ({"labels": [0, 1, 10]}, "labels go from 0 to 10"),
-        ({"labels": [0, -1, 1]}, "labels go from -1 to 1"),
-        ({"labels": [0, "a", 1]}, "an entry of 'labels' is a string instead of an integer"),
-        ({"data": np.zeros((3, 3072), np.int32)}, "its 'data' is no uint8 of shape"),
-        ({"data": [1]}, "its 'data' is no array"),
-    ],
-)
-def test_damaged_batches(tmp_path, batches, changes, message, monkeypatch):
-    content = pickled(batch(3)[1] | changes)
-    write_batch(tmp_path / cifar.FOLDER, "test_batch", content, monkeypatch)
-    refused(f"test_batch.*{message}", load, "CIFAR10", tmp_path)
-
-
 CHECKSUM = "has the MD5 checksum [0-9a-f]{32}; that of the published file is "
 
 
 def test_other_files_than_the_published_ones_are_not_read(tmp_path, batches, monkeypatch):
-    """Neither a batch nor the archive or a batch in it is unpickled if its checksum differs."""
+    """Neither a batch nor the archive is unpickled if its checksum differs."""
     archive = write_archive(tmp_path, monkeypatch)
     monkeypatch.setattr(pickles.Reader, "load", lambda *_: pytest.fail("unpickled"))
     path = tmp_path / cifar.FOLDER / "data_batch_3"
     path.write_bytes(path.read_bytes()[:-1])
     message = CHECKSUM + cifar.MD5["data_batch_3"]
     refused(f"data_batch_3 {message}", load, "CIFAR10", tmp_path, "train")
-    other = write_archive(tmp_path, monkeypatch)
-    refused(f"data_batch_3 in .*tar.gz {message}", load, "CIFAR10", archive, "train")
-    other.write_bytes(other.read_bytes() + b"\0")
-    refused(f"tar.gz {CHECKSUM}{cifar.MD5[cifar.ARCHIVE]}", load, "CIFAR10", other, "train")
-
-
-def test_archives_without_a_batch(tmp_path, batches, monkeypatch):
-    (tmp_path / cifar.FOLDER / "data_batch_2").unlink()
-    archive = write_archive(tmp_path, monkeypatch)
-    message = "tar.gz cannot be read .*cifar-10-batches-py/data_batch_2.* Download it again"
-    refused(message, load, "CIFAR10", archive, "train")
-    refused("data_batch_2 cannot be read", load, "CIFAR10", tmp_path, "train")
-    archive.write_bytes(gzip.compress(b"text"))
-    allow(monkeypatch, cifar, **{cifar.ARCHIVE: archive})
-    refused("cannot be read as .tar.gz", load, "CIFAR10", archive, "train")
+    archive.write_bytes(archive.read_bytes() + b"\0")
+    refused(f"tar.gz {CHECKSUM}{cifar.MD5[cifar.ARCHIVE]}", load, "CIFAR10", archive, "train")
+    path.unlink()
+    refused("data_batch_3 cannot be read", load, "CIFAR10", tmp_path, "train")
 
 
 def test_published_checksums_are_those_of_torchvision():
@@ -208,12 +179,9 @@ def test_published_checksums_are_those_of_torchvision():
 # --- SVHN ---
 
 
-def write_svhn(tmp_path, monkeypatch, images, labels, split="test", **others):
+def write_svhn(tmp_path, monkeypatch, images, labels, split="test"):
     path = tmp_path / svhn.FILES[split]
-    arrays = {"X": images, "y": labels, **others}
-    scipy.io.savemat(
-        path, {name: a for name, a in arrays.items() if a is not None}, do_compression=True
-    )
+    scipy.io.savemat(path, {"X": images, "y": labels}, do_compression=True)
     allow(monkeypatch, svhn, **{split: path})
 
 
@@ -229,37 +197,12 @@ def test_svhn(tmp_path, monkeypatch):
         assert load("SVHN", tmp_path, split, image_size=8).pixels[1].shape == (8, 8, 3)
 
 
-LABELS = np.ones((4, 1), np.uint8)
-STORED = np.zeros((32, 32, 3, 4), np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "message"),
-    [
-        (STORED, LABELS[:3], r"X is uint8 of shape \(32, 32, 3, 4\)"),
-        (STORED.astype(np.float64), LABELS, "X is float64"),
-        (STORED, LABELS * 0, "y contains 0"),
-        (STORED, LABELS * 11, "labels go from 11 to 11"),
-        (STORED, LABELS * np.nan, "labels are float64"),
-        (STORED[..., :0], LABELS[:0], "X is uint8"),
-        (STORED, None, "cannot be read as MATLAB: 'y'"),
-    ],
-)
-def test_damaged_matlab_files(tmp_path, monkeypatch, images, labels, message):
-    write_svhn(tmp_path, monkeypatch, images, labels)
-    refused(f"test_32x32.mat.*{message}", load, "SVHN", tmp_path)
-
-
 def test_other_matlab_files(tmp_path, monkeypatch):
-    write_svhn(tmp_path, monkeypatch, STORED, LABELS)
+    write_svhn(tmp_path, monkeypatch, np.zeros((32, 32, 3, 4), np.uint8), np.ones((4, 1), np.uint8))
     refused("train_32x32.mat cannot be read", load, "SVHN", tmp_path, "train")
     path = tmp_path / svhn.FILES["test"]
     path.write_bytes(path.read_bytes()[:-9])
     refused(f"test_32x32.mat {CHECKSUM}{svhn.MD5['test']}", load, "SVHN", tmp_path)
-    for content in (b"text", path.read_bytes(), b""):
-        path.write_bytes(content)
-        allow(monkeypatch, svhn, test=path)
-        refused("cannot be read as MATLAB", load, "SVHN", tmp_path)
 
 
 # --- CelebA ---
@@ -329,18 +272,6 @@ def test_missing_and_damaged_faces(tmp_path, faces, monkeypatch):
     refused("lacks 2 images of .*, such as .*000001.jpg", load, "CELEBA", tmp_path, "train")
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("000001.jpg 0\n../x.jpg 0\n", "its lines must be 'NAME NUMBER'"),
-        ("000001.jpg\n", "its lines must be 'NAME NUMBER'"),
-        ("000001.jpg 7\n", "its lines must be 'NAME NUMBER'"),
-        ("000001.jpg 0\n", "has no image of the split 'test'"),
-    ],
-)
-def test_damaged_lists_of_splits(tmp_path, faces, monkeypatch, text, message):
-    path = tmp_path / "Eval" / celeba.PARTITION
-    path.write_text(text)
+def test_other_lists_of_splits(tmp_path, faces):
+    (tmp_path / "Eval" / celeba.PARTITION).write_text("000001.jpg 0\n")
     refused(f"{celeba.PARTITION} {CHECKSUM}", load, "CELEBA", tmp_path)
-    allow(monkeypatch, celeba, **{celeba.PARTITION: path})
-    refused(f"{celeba.PARTITION} .*{message}", load, "CELEBA", tmp_path)

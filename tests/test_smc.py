@@ -262,7 +262,7 @@ def test_errors():
     prior = ss.Prior(gaussian.score(VP, 0.0, 1.0), VP, (2,))
     large = ss.Prior(gaussian.score(VP, 0.0, 1.0), VP, (300,))
     mask, y = ss.operators.mask(np.array([True, False])), jnp.zeros(2)
-    other = prior.posterior(y, mask, noise=0.1)
+    other = prior.posterior(y, mask, noise=0.1, method="moment_matching")
     weighted = prior.posterior(y, mask, noise=0.1, method="smc")
     for call, message in (
         (lambda: other.sample(return_info=True), "return_info = True needs .*method = 'smc'"),
@@ -294,6 +294,44 @@ def test_restoration(tmp_path):
         warnings.simplefilter("ignore")
         found = restoration.restore(config, str(tmp_path))
     assert found["images"] == 2
+
+
+def test_the_default_method():
+    """smc where it is affordable; otherwise a method that may be biased, with a warning."""
+
+    def chosen(size, operator=None, **options):
+        prior = ss.Prior(gaussian.score(VP, 0.0, 1.0), VP, (size,))
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            y = jnp.zeros(()) if operator is None else None
+            made = prior.posterior(y, operator, **options)
+        return made.method, len(found)
+
+    def density(x, y):
+        return -jnp.square(x[0] - y)
+
+    large = ss.operators.dense((2,), np.ones((40, 2)))
+    for case, expected in (
+        ((2, lambda x: x, {"noise": 0.1}), ("smc", 0)),
+        ((2, large, {"noise": 0.1}), ("smc", 0)),  # Of rank 1.
+        ((2, lambda x: jnp.tile(x, 20), {"noise": 0.1}), ("moment_matching", 1)),
+        ((40, lambda x: x[:1], {"noise": "poisson"}), ("moment_matching", 1)),
+        ((2, None, {"log_likelihood": density}), ("smc", 0)),
+        ((40, None, {"log_likelihood": density}), ("daps", 1)),
+        ((2, lambda x: x, {"noise": 0.1, "particles": 9}), ("smc", 0)),
+        ((2, lambda x: x, {"noise": 0.1, "iterations": 9}), ("moment_matching", 0)),
+        ((2, None, {"log_likelihood": density, "prior_std": 1.0}), ("daps", 0)),
+        ((2, lambda x: x, {"noise": 0.1, "method": "moment_matching"}), ("moment_matching", 0)),
+    ):
+        assert chosen(*case[:2], **case[2]) == expected
+
+
+def test_the_number_of_particles():
+    """By default 4 times that of samples, at least 512."""
+    posterior = PEAKS.prior(VP).posterior(jnp.array([0.3]), lambda x: x, noise=0.5)
+    for samples, particles in ((5, 512), (200, 800)):
+        _, info = posterior.sample(samples, steps=4, return_info=True)
+        assert info.verdict.endswith(f"of {particles} particles.")
 
 
 def test_verdicts():

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from benchmarks.records import Records
 from benchmarks.tables import block, read_table, set_block
 from configs.default import complete
 from configs.validation import validated
@@ -24,16 +23,13 @@ from studies import (
     common,
     distances,
     inverse_problems,
-    posterior_peers,
-    posterior_torch,
     sampling,
 )
 from studies.claims_checks import Check, Measured, Study, Use, larger, smaller, summary, table
 from studies.claims_networks import NETWORKS
 from studies.common import FAILS, HOLDS, UNKNOWN, Estimate, combine, log_ratio, verdict
-from tests import gaussian_posterior, mixture, tiny
+from tests import mixture, tiny
 from tests.documented import ROOT
-from tests.gaussian_posterior import SHAPE, SIZE
 
 # --- verdicts ---
 
@@ -351,83 +347,3 @@ def test_quality_of_reconstructions():
     assert psnr == pytest.approx(20, abs=0.1)
     assert of_mean > 60
     assert 0.9 < ssim < 1
-
-
-# --- posterior samplers of other libraries ---
-
-
-@pytest.mark.slow
-def test_rows_and_section_of_the_peers(monkeypatch, tmp_path):
-    """A step of moment matching with 5 iterations evaluates one score and at most 6 gradients.
-
-    The last draw adds a score and at most 5 + 4 gradients.
-    """
-    monkeypatch.setattr(posterior_peers, "SCALES", (0.05, 1e30))
-    problem = posterior_peers.make_problem("dense", 0.2)
-    own = [posterior_peers.Own("dps", 100), posterior_peers.Own("moment_matching", 20)]
-    sizes = {"count": 200, "timed": 20, "rounds": 1, "simulations": (20, 20)}
-    records = Records(tmp_path / "records.jsonl")
-    dps, matching = posterior_peers.measure(records, problem, own, **sizes)
-    assert (dps["evaluations"], dps["gradients"], dps["scale"]) == (100, 100, 0.05)
-    assert matching["evaluations"] == 20 + 1
-    assert 20 * 2 < matching["gradients"] <= 20 * 6 + 9
-    assert matching["mean"] < 3 * matching["floor"]
-    assert matching["calibration"].startswith("calibrated, ")
-    text = "\n".join(posterior_peers.section({"dense": [dps, matching]}))
-    assert "| this code: `dps` | 100 | 0.05 | 100 | 100 |" in text
-
-
-@pytest.mark.parametrize(
-    ("factor", "kind"), [(1.0, "calibrated"), (0.5, "overconfident"), (2.0, "underconfident")]
-)
-def test_verdict_on_the_exact_posterior(factor, kind):
-    """Its standard deviation is multiplied by a factor."""
-    problem = posterior_peers.make_problem("dense", 0.2)
-    covariance = posterior_peers.COVARIANCE
-    mean, exact = gaussian_posterior.posterior(covariance, problem.operator, problem.y, 0.2)
-    slope = exact @ problem.a.T / 0.2**2  # of the mean in y
-
-    def prepare(_, y, scale):
-        means = mean + (problem.reduce(y) - problem.reduce(problem.y)) @ slope.T
-
-        def draw(seed):
-            rng = np.random.default_rng(seed)
-            return means + scale * rng.multivariate_normal(np.zeros(SIZE), exact, len(means))
-
-        return draw
-
-    found = posterior_peers.calibrate(prepare, problem, factor, 200, 31)
-    assert found.kind == kind
-
-
-def test_missing_libraries_are_skipped(monkeypatch, capsys):
-    monkeypatch.setattr(posterior_peers, "missing", lambda *names: [names[-1]])
-    assert posterior_peers.peers() == []
-    assert "azula is skipped: not installed: azula" in capsys.readouterr().out
-
-
-def test_denoiser_of_the_peers():
-    """It is the mean of x_0 that follows from our score."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
-    x, t = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32), 0.3
-    times, sde = jnp.full(3, t), posterior_torch.SDE
-    score = gaussian_posterior.exact_score(sde, posterior_torch.COVARIANCE)(jnp.asarray(x), times)
-    alpha, std = posterior_torch.scales_at(torch.tensor(t))
-    np.testing.assert_allclose(alpha, sde.alpha(times)[0], rtol=1e-5)
-    np.testing.assert_allclose(std, sde.std(times)[0], rtol=1e-5)
-    found = posterior_torch.make_denoiser()(torch.tensor(x).reshape(3, 1, SIZE), alpha, std)
-    expected = sde.posterior_mean(score, jnp.asarray(x), times).reshape(3, 1, SIZE)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("library", ["azula", "deepinv"])
-def test_samplers_of_the_peers(library):
-    """Moment matching is exact but for its steps."""
-    pytest.importorskip(library, reason=f"{library} is not installed (requirements-dev.txt)")
-    problem = posterior_peers.make_problem("dense", 0.2)
-    found = [each for each in posterior_peers.peers() if each.library == library]
-    (matching,) = (each for each in found if each.method[0].lower() == "m" and each.steps == 20)
-    errors = problem.errors(matching.prepare(problem, problem.repeat(500), 1.0)(0))
-    assert errors.mean < 4 * errors.floor
-    counts = posterior_peers.count_evaluations(matching, problem, 1.0)
-    assert counts["evaluations"] == 20

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as orbax
 import pytest
 
 import datasets
@@ -453,7 +454,7 @@ def test_processes_save_one_after_the_other(tmp_path, monkeypatch, processes):
 
 def test_opening_beside_training_is_tried_again(trained, monkeypatch):
     """Training removes a backup between the listing of a folder and the reading of its metadata."""
-    orbax, failures = checkpoint_files.ocp, iter([FileNotFoundError("checkpoint_4")] * 3)
+    failures = iter([FileNotFoundError("checkpoint_4")] * 3)
     manager = orbax.CheckpointManager
 
     def removed(path, options):

@@ -7,6 +7,7 @@ import functools
 import jax
 from jax import Array
 
+import datasets
 from configs.default import Config
 from configs.parts import attention_note
 from datasets import Batch
@@ -44,7 +45,11 @@ def score_job(experiment: Experiment) -> Job:
         data_key, noise_key, dropout_key = jax.random.split(key, 3)
         flip = config.data.random_flip
         x = experiment.prepare(data_key, batch.pixels, flip=flip)
-        known = experiment.condition(batch, data_key if flip else None)
+        known = experiment.score_model.kinds.select(batch)
+        if flip and known is not None and known.image is not None:
+            # As the images of the data in `prepare`.
+            image = datasets.flipped(jax.random.split(data_key)[0], known.image)
+            known = known._replace(image=image)
         condition = dropped(jax.random.fold_in(key, 3), known, config.model.class_dropout)
         return Part(dropout_key, x, *experiment.draw(noise_key, x), condition)
 

@@ -1,0 +1,107 @@
+"""Posterior samplers of this code, with the exact scores of `studies.posterior_cases`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from controllable.methods import METHODS
+from controllable.operators import Operator
+from score_sde import Prior, operators
+from studies.posterior_cases import CALLS, SDE, Problem
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["function", "reverse"]
+)
+@dataclasses.dataclass(frozen=True)
+class CountedScore:
+    """The score of x_t with SDE for events of a prior, which counts its evaluations in CALLS.
+
+    Attributes:
+      arrays, function: those of the prior.
+      reverse: whether gradients are counted; their derivatives are in reverse mode only.
+    """
+
+    arrays: tuple[Array, ...]
+    function: Callable[..., Array]
+    reverse: bool
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        """Return the score (B, D) of states x (B, D) at times t (B,)."""
+        _count("evaluations")
+        alpha, std = SDE.alpha(t)[:, None], SDE.std(t)[:, None]
+        x = _counting(x) if self.reverse else x
+        return self.function(self.arrays, x / alpha, std / alpha) / alpha
+
+
+def _count(name: str) -> None:
+    jax.debug.callback(lambda: CALLS.update([name]))
+
+
+def _backward(_: None, gradient: Array) -> tuple[Array]:
+    _count("gradients")
+    return (gradient,)
+
+
+_counting = jax.custom_vjp(lambda x: x)
+_counting.defvjp(lambda x: (x, None), _backward)
+
+
+@functools.cache
+def _operator(matrix: bytes, rows: int) -> Operator:
+    """Return one operator for equal matrices, so that its samplers compile once."""
+    values = np.frombuffer(matrix).reshape(rows, -1)
+    return operators.dense((values.shape[1],), values)
+
+
+def draw(
+    method: str, steps: int, problem: Problem, count: int, scale: float
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Return `count` samples given each y (B, count, D), and what weighted ones state.
+
+    `scale` is the step size of 'dps'. Derivatives along each entry count as gradients.
+    """
+    is_weighted, size = METHODS[method].loop is not None, problem.matrix.shape[1]
+    arrays = tuple(jnp.asarray(each) for each in problem.prior.arrays)
+    score = CountedScore(arrays, type(problem.prior).score, reverse=not is_weighted)
+    std = {"prior_std": problem.prior.std}
+    options = {"dps": {"scale": scale}, "pigdm": std, "daps": std, "smc": {"particles": count}}
+    posterior = Prior(score, SDE, (size,)).posterior(
+        jnp.asarray(problem.y, jnp.float32),
+        _operator(problem.matrix.tobytes(), len(problem.matrix)),
+        noise=problem.noise,
+        method=method,
+        **options.get(method, {}),
+    )
+    jax.effects_barrier()
+    CALLS.clear()
+    found = posterior.sample(
+        count, 1, steps=steps, batch_size=count * len(problem.y), return_info=is_weighted
+    )
+    jax.effects_barrier()
+    if not is_weighted:
+        return np.asarray(found, np.float64).swapaxes(0, 1), {}
+    CALLS["gradients"] = CALLS["evaluations"] * size
+    x, info = found
+    return np.asarray(x, np.float64).swapaxes(0, 1), _judge(problem, info)
+
+
+def _judge(problem: Problem, info: Any) -> dict[str, float]:
+    """Return the errors of log p(y), that which is stated, and effective sizes in percent."""
+    sizes = 100 * np.asarray(info.effective_size)
+    found = {"size": float(np.median(sizes)), "smallest": float(sizes.min())}
+    if problem.log_evidence is None:
+        return found
+    gaps = np.abs(np.asarray(info.log_evidence) - problem.log_evidence)
+    stated = math.sqrt(np.mean(np.square(info.log_evidence_error)))
+    rms = math.sqrt(np.mean(gaps**2))
+    return found | {"log_rms": rms, "log_largest": float(gaps.max()), "stated": stated}

@@ -1,0 +1,192 @@
+"""Posterior samplers beside exact posteriors of data that are not Gaussian, and other libraries.
+
+python -m studies.posteriors [--records=.cache/posteriors.jsonl] [--write]
+
+Prints tables of docs/inverse_problems.md and, with --write, puts them into the page. All samplers
+get the same exact scores of `studies.posterior_cases`, with the VP SDE. Results are kept in the
+records, so that a run resumes. `pip install azula deepinv` installs the other libraries; without
+them, only their recorded results are shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks.records import Record, Records
+from benchmarks.tables import header, row, versions
+from controllable.methods import METHODS
+from studies import common, posterior_own, posterior_torch
+from studies.posterior_cases import (
+    KINDS,
+    MIXTURES,
+    SIGNAL_NOISE,
+    SIGNALS,
+    Problem,
+    measure,
+    mixture_problem,
+    signal_problem,
+)
+
+OPTIONS = {"records": ".cache/posteriors.jsonl", "write": False}
+SIZES = {"mixtures": (16, 504), "signals": (4, 252)}  # measurements, and draws given each
+STEPS = {"guided": 60, "pc": 200}  # The latter also of each DPS; `smc` has its own default.
+OWN, EXACT, SMC = "this code", "exact", "this code: `smc`"
+MODULES = {OWN: "studies.posterior_own", EXACT: "studies.posterior_cases"}  # for keys of results
+OF_DPS = 0.03, 0.1, 0.3  # its step sizes, in the units of each library
+SCALES = {OWN: OF_DPS, "azula": OF_DPS, "deepinv": (0.5, 2.0, 10.0)}
+Makers = Mapping[str, Callable[[], Problem]]
+MIXTURE_MAKERS: Makers = {
+    name: functools.partial(mixture_problem, name, SIZES["mixtures"][0]) for name in MIXTURES
+}
+SIGNAL_MAKERS: Makers = {
+    ", ".join(each): functools.partial(signal_problem, *each, SIZES["signals"][0])
+    for each in itertools.product(SIGNALS, KINDS)
+}
+EFFECTIVE = "{size:.0f} % ({smallest:.0f} %)"
+Results = dict[str, dict[str, Record]]
+"""By the title of the sampler and the name of the problem."""
+
+# --- samplers -------------------------------------------------------------------------------------
+
+
+class Contestant(NamedTuple):
+    """A method of a library: OWN, "azula", "deepinv", or EXACT for exact draws."""
+
+    library: str
+    method: str
+
+    @property
+    def settings(self) -> tuple[int, Sequence[float]]:
+        """The number of steps, and the step sizes to choose from; 1 if the method has none."""
+        own, is_dps = METHODS.get(self.method), self.method.lower() == "dps"
+        kind = "pc" if is_dps or (own and own.requires_pc) else "guided"
+        return (own.steps if own else 0) or STEPS[kind], SCALES[self.library] if is_dps else (1.0,)
+
+    def measure(self, make: Callable[[], Problem], count: int) -> Record:
+        """Return the errors of `count` samples for each y, and costs."""
+        problem, (steps, scales) = make(), self.settings
+
+        def draw(scale: float) -> tuple[np.ndarray, Record]:
+            if self.library == EXACT:
+                chosen = np.linspace(0, problem.others.shape[1] - 1, count).astype(int)
+                return problem.others[:, chosen], {}
+            given = self.method, steps, problem, count, scale
+            if self.library == OWN:
+                return posterior_own.draw(*given)
+            return posterior_torch.draw(self.library, *given), {}
+
+        return {"sampler": list(self)} | measure(problem, draw, scales)
+
+
+CONTESTANTS = [
+    Contestant(EXACT, "draws"),
+    *(Contestant(OWN, method) for method in reversed(METHODS)),
+    *(Contestant("azula", method) for method in ("DPS", "PiGDM", "MMPS")),
+    *(Contestant("deepinv", method) for method in ("DPS", "PiGDM", "moment matching")),
+]
+
+
+def measure_all(
+    records: Records, contestants: Sequence[Contestant], problems: Makers, sizes: tuple[int, int]
+) -> Results:
+    """Return the results of problems with SIZES; measure what is not in the records.
+
+    Samplers of libraries that are not installed are skipped, unless their results are recorded.
+    """
+    results: Results = {}
+    for each in contestants:
+        title, settings = f"{each.library}: `{each.method}`", [sizes, *each, *each.settings]
+        module = MODULES.get(each.library, "studies.posterior_torch")
+        keys = {name: common.key([name, *settings], module) for name in problems}
+        is_missing = each.library not in MODULES and importlib.util.find_spec(each.library) is None
+        if is_missing and any(map(records.is_missing, keys.values())):
+            print(f"{title} is skipped: {each.library} is not installed.", flush=True)
+            continue
+        for name, make in problems.items():
+            compute = functools.partial(each.measure, make, sizes[1])
+            results.setdefault(title, {})[name] = records.cached(keys[name], compute)
+    return results
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def table(results: Results, columns: Mapping[str, str], cell: str) -> list[str]:
+    """Return a table of the errors in a format, and of costs.
+
+    `columns` has the problems by their titles; `errors` explains the numbers.
+    """
+    lines = header("sampler", "evaluations", "gradients", *columns)
+    for title, all_found in results.items():
+        found = [all_found[name] for name in columns.values()]
+        cells = [
+            cell.format(**each) if math.isfinite(each["mean"]) else "not finite" for each in found
+        ]
+        costs = [_range(found, name) for name in ("evaluations", "gradients")]
+        lines.append(row(title, *costs, *cells))
+    return [*lines, ""]
+
+
+def _range(found: Sequence[Record], name: str) -> str:
+    values = [each[name] for each in found if name in each] or [0]
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def evidence_table(found: Mapping[str, Record]) -> list[str]:
+    """Return the table of log p(y) by `smc`."""
+    lines = header(
+        *("prior, entries of y, noise", "log p(y): rms error (largest)", "stated error, rms"),
+        "effective size, median (smallest)",
+    )
+    form = row("{}", "{log_rms:.3f} ({log_largest:.2f})", "{stated:.3f}", EFFECTIVE)
+    return [*lines, *(form.format(name, **found[name]) for name in MIXTURES)]
+
+
+def signal_tables(results: Results) -> list[str]:
+    """Return a table for each operator."""
+    lines = []
+    for operator, title in SIGNALS.items():
+        columns = {kind: f"{operator}, {kind}" for kind in KINDS}
+        lines += [f"{title[0].upper()}{title[1:]}, noise {SIGNAL_NOISE}:", ""]
+        lines += table(results, columns, "{mean:.3f} / {std:.3f} / {coverage:.0f} %")
+        sizes = [EFFECTIVE.format(**results[SMC][name]) for name in columns.values()]
+        lines += [f"Effective sizes of `smc`, median (smallest): {', '.join(sizes)}.", ""]
+    return lines
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure what the records lack, and print or write the tables."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+    warnings.simplefilter("ignore")  # Effective sizes are in the tables.
+    records = Records(options.records)
+    mixtures = measure_all(records, CONTESTANTS, MIXTURE_MAKERS, SIZES["mixtures"])
+    signals = measure_all(records, CONTESTANTS, SIGNAL_MAKERS, SIZES["signals"])
+    about = common.provenance("python -m studies.posteriors --write")
+    installed = versions("jax", "torch", "azula", "deepinv")
+    cell = "{weights:.3f} / {mean:.3f}"
+    blocks = {
+        "mixtures": [
+            *(f"{about} Versions: {installed}.", ""),
+            *table(mixtures, {name: name for name in MIXTURES}, cell),
+            *evidence_table(mixtures[SMC]),
+        ],
+        "signals": signal_tables(signals),
+    }
+    print("\n".join(line for lines in blocks.values() for line in lines))
+    if options.write:
+        common.write_blocks(common.ROOT / "docs" / "inverse_problems.md", blocks)
+
+
+if __name__ == "__main__":
+    common.run(main, OPTIONS)
