@@ -143,7 +143,8 @@ def _config(
     training.update(time_distribution="log_normal", p_mean=math.log(0.6 * model.sigma_data))
     training.update(log_freq=interval, eval_freq=interval, snapshot_sampling=False)
     config.optim.update(lr=1e-3, warmup=100)
-    config.sampling.method = "solver"
+    # The spread of 20 steps, the default, is too large by 3 %; small networks can afford more.
+    config.sampling.update(method="solver", num_steps=50)
     _set_options(config, options)
     training.snapshot_freq = interval if training.patience else steps
     training.snapshot_freq_for_preemption = interval
