@@ -23,7 +23,7 @@ from readers.files import check_regular, read_npz
 from runs import write_arrays
 from runs.checkpoints import tree_checksum
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 MAX_NAME = 255  # bytes of a file's name, on most file systems
 

@@ -24,7 +24,7 @@ class MLPOptions(NetworkOptions):
       num_res_blocks: residual blocks.
       dropout: dropout rate in all blocks.
       nonlinearity: activation function.
-      classes, vector_size: `data.num_classes` and `data.vector_size`.
+      classes, vector_size: what the network is conditioned on; see `conditions.Kinds`.
     """
 
     nf: int = 128
@@ -64,8 +64,7 @@ class Block(nnx.Module):
 class MLP(nnx.Module):
     """Score network (x, label) -> output of x's shape, for x (B, ...) and label (B,).
 
-    With `classes` > 0 and `vector_size` > 0 it is also conditioned on `classes` and `vector`, as
-    `conditions.Kinds` states them.
+    It is also conditioned on what its options state, in the form of `Kinds.arguments`.
     """
 
     Options = MLPOptions
@@ -94,7 +93,7 @@ class MLP(nnx.Module):
         features = embeddings.timestep_embedding(label, self.nf)
         embedding = self.temb2(self.act(self.temb1(features.astype(x.dtype))))
         embedding = embeddings.add_class(embedding, self.class_embedding, classes)
-        if self.vector_embedding is not None:
+        if self.vector_embedding is not None and vector is not None:
             embedding += self.vector_embedding(vector)
         h, embedding = self.dense_in(x.reshape(len(x), -1)), self.act(embedding)
         for block in self.blocks:

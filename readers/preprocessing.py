@@ -112,7 +112,7 @@ class Decoded(Sequence):
     dtype = np.dtype(np.uint8)
 
     def __init__(
-        self, decode: Callable[[int], np.ndarray], count: int, shape: tuple[int, int, int]
+        self, decode: Callable[[int], np.ndarray], count: int, shape: tuple[int, ...]
     ) -> None:
         if shape[-1] not in MODES:
             raise InputError(
