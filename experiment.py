@@ -192,7 +192,8 @@ class Experiment:
 
         The parameters may be sharded as in training, or replicated.
         """
-        data, kinds = self.config.data, self.score_model.kinds
+        kinds = self.score_model.kinds
+        data = self.config.data
         if self.classifier is not None:
             kinds = Kinds(self.config.classifier.num_classes)
         score = NetworkScore(

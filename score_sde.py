@@ -66,7 +66,7 @@ def __getattr__(name: str) -> Any:
 
     if name == "operators":
         return operators
-    modules = (calibration, posterior, prior, trained, loading, sde_lib, arrays)
+    modules = (calibration, posterior, prior, trained, loading, arrays, sde_lib)
     return next(vars(module)[name] for module in modules if name in vars(module))
 
 
