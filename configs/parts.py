@@ -49,7 +49,8 @@ def make_sde(config: Config) -> SDE:
 def make_kinds(config: Config) -> Kinds:
     """Return what the network of a config is conditioned on."""
     data, dropped = config.data, config.model.class_dropout > 0
-    return Kinds(data.num_classes, data.vector_size, data.image_channels, dropped)
+    units = tuple(data.vector_mean), tuple(data.vector_std)
+    return Kinds(data.num_classes, data.vector_size, data.image_channels, dropped, *units)
 
 
 def make_network(config: Config, rngs: Rngs) -> nnx.Module:

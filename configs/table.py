@@ -123,6 +123,10 @@ _NETWORK = {
     "data.vector_size": Option(
         0, Integer(0, 10**6), "Entries of the vector of the condition; 0 for none."
     ),
+    "data.vector_mean": Option((), Sequence(FINITE, 0, 10**6), "Mean of each entry."),
+    "data.vector_std": Option(
+        (), Sequence(NOISE_SCALE, 0, 10**6), "Std of each entry; () for no standardization."
+    ),
     "data.image_channels": Option(
         0, Integer(0, 1024), "Channels of the image of the condition; 0 for none."
     ),

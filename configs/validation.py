@@ -81,6 +81,9 @@ def _check_data(config: Config) -> Problems:
         yield "data.std", f"and data.mean must both have one entry, or {shape[-1]}, or none"
     if config.data.std and (config.data.value_range or not config.data.centered):
         yield "data.std", "needs data.centered = True and data.value_range = ()"
+    lengths = {len(config.data.vector_mean), len(config.data.vector_std)}
+    if lengths not in ({0}, {config.data.vector_size}):
+        yield "data.vector_std", "and data.vector_mean must have data.vector_size entries, or none"
     if len(shape) != 3:  # No images.
         for field in ("data.random_flip", "training.snapshot_sampling"):
             section, _, key = field.partition(".")

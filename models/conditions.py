@@ -42,12 +42,16 @@ class Kinds:
       vector_size: the entries d of the vector (`data.vector_size`).
       image_channels: the channels C' of the image (`data.image_channels`).
       dropped: whether training hid conditions, so that the network estimates p(x) as well.
+      vector_mean, vector_std: of each entry of the vector, which is standardized by them; () for no
+        standardization.
     """
 
     num_classes: int = 0
     vector_size: int = 0
     image_channels: int = 0
     dropped: bool = True
+    vector_mean: tuple[float, ...] = ()
+    vector_std: tuple[float, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.names)
@@ -87,7 +91,10 @@ class Kinds:
             classes = jnp.full(count, none) if wanted.classes is None else wanted.classes
             found["classes"] = jnp.where(given, classes, none)
         if self.vector_size:
-            found["vector"] = _flagged(wanted.vector, given, (count, self.vector_size))
+            vector = wanted.vector
+            if vector is not None and self.vector_std:
+                vector = (vector - jnp.float32(self.vector_mean)) / jnp.float32(self.vector_std)
+            found["vector"] = _flagged(vector, given, (count, self.vector_size))
         if self.image_channels:
             shape = (*x.shape[:-1], self.image_channels)
             found["image"] = _flagged(wanted.image, given, shape).astype(x.dtype)

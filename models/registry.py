@@ -97,7 +97,14 @@ NETWORKS = {
     "ncsnv2_128": entry(NCSNv2_128),
     "ncsnv2_256": entry(NCSNv2_256),
     "mlp": entry(MLP),
-    GIVEN: Network(_not_stored, fields=(), any_shape=True),
+    GIVEN: Network(
+        _not_stored,
+        fields=(),
+        class_conditional=True,
+        vector_conditional=True,
+        image_conditional=True,
+        any_shape=True,
+    ),
 }
 """By `config.model.name`."""
 

@@ -33,8 +33,8 @@ OFFICIAL = reference.notes("official_configs")
 # Sections are whole. A real number is a float here, so that flags accept any real number.
 REASONS = {
     "data.path": "Officially, TFDS finds the images, or data.tfrecords_path names them.",
-    "data.held_out data.value_range data.mean "
-    "data.std": "The official code reads published sets of bytes only.",
+    "data.held_out data.value_range data.mean data.std data.vector_mean "
+    "data.vector_std": "The official code reads published sets of bytes only.",
     "data.num_classes data.condition data.vector_size data.image_channels model.class_dropout": (
         "The official networks are unconditional."
     ),

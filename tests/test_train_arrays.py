@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from flax import nnx
-from report.training_log import read_curves
 
 import score_sde as ss
+from runs.training_log import read_curves
 from sharding import Preemption
 from tests.refusal import refused
 
@@ -75,6 +76,45 @@ def test_kinds_of_events_and_networks(name, tmp_path):
         refused("the network is an argument of .* not stored", ss.load, tmp_path)
     else:
         np.testing.assert_allclose(ss.load(tmp_path).sample(3, steps=2), x, rtol=1e-4, atol=1e-4)
+
+
+def test_conditions():
+    """Vectors are standardized; without a condition, the network has no prior."""
+    vector, classes = RNG.normal(size=(64, 3)) * 1e6 + 1e7, np.arange(64) % 5
+    given = {"vector": vector, "classes": classes}
+    model = ss.train(VECTORS, condition=given, **QUICK)
+    assert model.kinds.sizes == {"classes": 5, "vector": 3, "image": 0}
+    rows = {name: each[:4] for name, each in given.items()}
+    inputs = model.kinds.arguments(model.given(rows).condition, jnp.zeros((4, 2)))
+    standardized = (vector[:4] - vector.mean(0)) / vector.std(0)
+    np.testing.assert_allclose(inputs["vector"][:, :3], standardized, rtol=1e-3, atol=1e-3)
+    x = model.sample(4, condition=rows, steps=2)
+    assert np.isfinite(model.log_prob(x, condition=rows)).all()
+    refused("Pass condition=", model.sample, 4)
+
+
+@pytest.mark.slow
+def test_posterior_of_the_linear_gaussian_task():
+    """theta ~ N(0, I) and y = A theta + 0.5 z; the posterior is normal (closed form)."""
+    rng = np.random.default_rng(1)
+    A = np.array([[1.0, 0.5], [-0.5, 1.0], [0.3, 0.3]])
+
+    def simulate(count):
+        theta = rng.normal(size=(count, 2))
+        return theta, theta @ A.T + 0.5 * rng.normal(size=(count, 3))
+
+    theta, y = simulate(20_000)
+    model = ss.train(theta, condition=y, steps=2500, nf=64, learning_rate=2e-3)
+    covariance = np.linalg.inv(np.eye(2) + A.T @ A / 0.25)
+    for observed in simulate(4)[1]:
+        x = np.asarray(model.sample(4000, condition=observed))
+        mean = covariance @ A.T @ observed / 0.25
+        np.testing.assert_allclose(x.mean(0), mean, atol=0.05)
+        np.testing.assert_allclose(x.std(0), np.sqrt(np.diag(covariance)), rtol=0.05)
+        expected = scipy.stats.multivariate_normal(mean, covariance).logpdf(x[:100])
+        assert np.abs(model.log_prob(x[:100], condition=observed) - expected).mean() < 0.1
+    found = model.calibrate(*simulate(300))
+    assert found.kind == "calibrated", found.verdict
 
 
 def test_events_have_the_units_of_the_data():
@@ -148,6 +188,12 @@ def test_a_stopped_run_continues_with_the_same_result(tmp_path, monkeypatch, pat
         (VECTORS, {"network": Scalar(1)}, r"returns the shape \(2, 1\)"),
         (VECTORS, {"network": Normalized()}, "BatchStat"),
         (VECTORS, {"network": eqx.nn.Linear(2, 2, key=jax.random.key(0))}, "cannot be applied"),
+        (VECTORS, {"condition": VECTORS[:3]}, r"\(3, 2\); it must begin with \(64,\)"),
+        (VECTORS, {"condition": VECTORS * np.nan}, r"condition \(vector\) = .* finite"),
+        (VECTORS, {"condition": {"level": VECTORS}}, "condition has 'level'; it can have classes"),
+        (VECTORS, {"condition": {"classes": VECTORS[:, 0]}}, "must be integers from 0"),
+        (VECTORS, {"condition": VECTORS * 0}, "condition has entries that are the same"),
+        (VECTORS, {"condition": np.zeros((64, 8, 8))}, r"must begin with \(64, 2\)"),
         (VECTORS, {"batch_size": 0}, "batch_size = 0 must be an integer"),
         (VECTORS, {"ch_mult": (1, 2)}, r"ch_mult = \(1, 2\) has no effect"),
         (VECTORS, {"held_out": 1.5}, "held_out = 1.5 must be"),

@@ -11,6 +11,7 @@ import functools
 import math
 import signal
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from api.arguments import Numbers, checked, user_code
+from api.arguments import Numbers, checked, converted, user_code
 from api.trained import TrainedModel
 from configs import networks
 from configs.default import COMPLETED_MODEL_FIELDS, Config, get_default_config
@@ -59,6 +60,7 @@ DIGITS = 6  # of mean and std, so that other processors continue a run: sums dep
 def train(
     data: Any,
     *,
+    condition: Any = None,
     sde: str | SDE = "vpsde",
     network: Any = None,
     steps: int = 5000,
@@ -72,6 +74,9 @@ def train(
       data: events (N, *event_shape) of real numbers, which are standardized: vectors by the mean
         and standard deviation of each entry, other events by those of all entries. uint8 images
         (N, H, W, C) are gray levels, as in `main.py`.
+      condition: what each event is conditioned on, in which case the model is p(event | condition):
+        vectors (N, d) or (N,), which are standardized, or images (N, H, W, C) of the height and
+        width of the events; or a dictionary with `vector`, `image` and `classes` (N,), ints from 0.
       sde: an SDE, or its name in `sde_lib.SDES`, with or without 'sde'.
       network: the name of a network of this code, by default 'mlp' or, for events (H, W, C),
         'ddpmpp'; or a module of Flax NNX or Equinox (`models.adapters.network_of`).
@@ -88,7 +93,8 @@ def train(
     another experiment; NotFiniteError if training diverges.
     """
     events = _events(data)
-    config = _config(events, sde, network, steps, options)
+    known = _conditions(condition, events.shape)
+    config = _config(events, sde, network, steps, options, known)
     config.seed = seed
     if workdir is None:
         config.training.snapshot_freq_for_preemption = steps
@@ -97,8 +103,10 @@ def train(
     _check_network(experiment)
     order = np.random.default_rng(seed).permutation(len(events))
     count = min(max(1, round(config.data.held_out * len(events))), len(events) - 1)
-    experiment.train = Images(Selection(events, order[count:]))
-    experiment.test = Images(Selection(events, order[:count]))
+    experiment.train, experiment.test = (
+        Images(Selection(events, chosen), **{name: each[chosen] for name, each in known.items()})
+        for chosen in (order[count:], order[:count])
+    )
     if workdir is not None:
         return _train_in(workdir, experiment)
     with tempfile.TemporaryDirectory() as folder:
@@ -123,14 +131,21 @@ def _train_in(workdir: str | Path, experiment: Experiment) -> TrainedModel:
 
 
 def _config(
-    events: np.ndarray, sde: str | SDE, network: Any, steps: int, options: dict[str, Any]
+    events: np.ndarray,
+    sde: str | SDE,
+    network: Any,
+    steps: int,
+    options: dict[str, Any],
+    known: dict[str, np.ndarray],
 ) -> Config:
     """Return the config of a run; see `train`."""
     config, shape = get_default_config(), events.shape[1:]
     _set_data(config, events)
+    _set_condition(config, known)
     _set_sde(config, sde)
     model, training = config.model, config.training
     model.update(parameterization="edm", scale_by_sigma=False, dropout=0.0, ema_ramp=True)
+    model.class_dropout = 0.0
     if network is None or isinstance(network, str):
         known = networks.mlp if len(shape) != 3 else networks.edm_ddpmpp
         (known if network is None else choose(NAMED, network, "network"))(model)
@@ -143,7 +158,8 @@ def _config(
     training.update(time_distribution="log_normal", p_mean=math.log(0.6 * model.sigma_data))
     training.update(log_freq=interval, eval_freq=interval, snapshot_sampling=False)
     config.optim.update(lr=1e-3, warmup=100)
-    config.sampling.method = "solver"
+    # The spread of 20 steps, the default, is too large by 3 %; small networks can afford more.
+    config.sampling.update(method="solver", num_steps=50)
     _set_options(config, options)
     training.snapshot_freq = interval if training.patience else steps
     training.snapshot_freq_for_preemption = interval
@@ -158,6 +174,57 @@ def _events(data: Any) -> np.ndarray:
     return events
 
 
+def _conditions(condition: Any, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Return a condition of a user as fields of `Images`. Raises InputError for another form."""
+    if condition is None:
+        return {}
+    axes = {"classes": (1, 1), "vector": (1, 2), "image": (3, 4)}
+    if not isinstance(condition, Mapping):
+        condition = {"image" if np.ndim(condition) > 2 else "vector": condition}
+    found = {}
+    for name, value in condition.items():
+        if name not in axes:
+            raise InputError(f"condition has {name!r}; it can have {', '.join(axes)}.")
+        array = np.asarray(converted(f"condition ({name})", value, Numbers(*axes[name])))
+        expected = shape[:3] if name == "image" else shape[:1]
+        if array.shape[: len(expected)] != expected:
+            raise InputError(
+                f"condition ({name}) has the shape {array.shape}; it must begin with {expected}, "
+                "as that of data."
+            )
+        if name == "classes" and (array.dtype.kind not in "iu" or array.min() < 0):
+            raise InputError("condition (classes) must be integers from 0.")
+        if name != "classes" and array.dtype != np.uint8:
+            array = array.astype(np.float32)
+        found[name] = array[..., None] if array.ndim in (1, 3) and name != "classes" else array
+    return {"labels" if name == "classes" else name: each for name, each in found.items()}
+
+
+def _set_condition(config: Config, known: dict[str, np.ndarray]) -> None:
+    """Describe the condition: its sizes, and the mean and standard deviation of a vector."""
+    if "labels" in known:
+        config.data.num_classes = int(known["labels"].max()) + 1
+    if "image" in known:
+        config.data.image_channels = known["image"].shape[-1]
+    if "vector" in known:
+        config.data.vector_size = known["vector"].shape[-1]
+        _set_units(config, "vector_", known["vector"], 0)
+
+
+def _set_units(config: Config, prefix: str, values: np.ndarray, axes: int | None) -> None:
+    """State the mean and the standard deviation of values over axes."""
+    mean, std = values.mean(axes, np.float64), values.std(axes, np.float64)
+    if not np.all(std > 0):
+        where = np.flatnonzero(std <= 0)[:3].tolist()
+        what = "condition" if prefix else "data"
+        raise InputError(
+            f"{what} has entries that are the same in all events, number {where}; remove them."
+        )
+    for name, each in (("mean", mean), ("std", std)):
+        numbers = tuple(float(f"{value:.{DIGITS}g}") for value in np.atleast_1d(each))
+        config.data[prefix + name] = numbers
+
+
 def _set_data(config: Config, events: np.ndarray) -> None:
     """Describe the events: their shape, and their mean and standard deviation."""
     *sides, channels = events.shape[1:]
@@ -166,17 +233,8 @@ def _set_data(config: Config, events: np.ndarray) -> None:
     if events.dtype == np.uint8 and len(sides) == 2:
         config.data.uniform_dequantization = True
         return
-    axes = 0 if not sides else None
-    mean, std = events.mean(axes, np.float64), events.std(axes, np.float64)
-    if not np.all(std > 0):
-        where = np.flatnonzero(std <= 0)[:3].tolist()
-        raise InputError(
-            f"data has entries that are the same in all events, number {where}: they have no "
-            "density. Remove them."
-        )
     config.model.sigma_data = 1.0
-    for name, values in (("mean", mean), ("std", std)):
-        config.data[name] = tuple(float(f"{value:.{DIGITS}g}") for value in np.atleast_1d(values))
+    _set_units(config, "", events, None if sides else 0)
 
 
 def _set_sde(config: Config, sde: str | SDE) -> None:
@@ -224,7 +282,7 @@ def _check_network(experiment: Experiment) -> None:
     """Raise InputError if the network cannot be applied to events, or returns another shape."""
     x = jax.ShapeDtypeStruct((2, *experiment.image_shape), "float32")
 
-    def apply(params: Params, x: Array) -> Array:
+    def apply(params: Params, x: Array) -> Array:  # Without a condition, whose kinds are then 0.
         network = nnx.merge(experiment.graph, params)
         return experiment.score_model.output(network, x, x.reshape(2, -1)[:, 0])
 
