@@ -70,7 +70,7 @@ def _smallest_spread(score: Score, sde: SDE, center: Array) -> tuple[float, floa
     """
     ends = sde.noise_to_signal(jnp.array([sde.t_end, sde.T]))
     repeats = -(-32 // max(center.size, 1))
-    levels = jnp.repeat(jnp.geomspace(*ends, NOISE_LEVELS), repeats)
+    levels = jnp.repeat(jnp.geomspace(ends[0], ends[1], NOISE_LEVELS), repeats)
     times = sde.time_at(levels)
     keys = jax.random.split(jax.random.key(1), len(times))
     noise = sampling.standard_normal(keys, (len(times), *center.shape))

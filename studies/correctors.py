@@ -18,6 +18,7 @@ import numpy as np
 import sampling
 from benchmarks.tables import header, row
 from score_sde import Prior
+from solvers import predictor_corrector
 from studies import common
 from studies.calibration import Modes
 from studies.sampling import CORRECTED, SDES
@@ -52,7 +53,7 @@ def errors(modes: Modes, x: np.ndarray) -> tuple[float, float]:
 def measure(modes: Modes, sde: str, corrector: str, budget: int, count: int) -> str:
     """Return the errors of samples with about `budget` evaluations."""
     prior = Prior(modes.score(SDES[sde]), SDES[sde], (modes.dims,))
-    steps = budget // (1 + sampling.evaluations(sampling.CORRECTORS[corrector]))
+    steps = budget // (1 + predictor_corrector.evaluations(sampling.CORRECTORS[corrector]))
     sampler = prior.make_sampler("pc", steps, corrector=corrector, **CORRECTED[sde])
     found = prior.draw(sampler, count, jax.random.key(0), batch_size=count)
     return cell(*errors(modes, np.asarray(found.x, np.float64)))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.special import logsumexp, softmax
+from scipy.special import softmax
 
 ENTRIES = 64
 JUMPS = 0.1  # the probability that a Bernoulli-Laplace increment is not 0
@@ -71,7 +71,7 @@ class Mixture(NamedTuple):
         means = self.means + np.einsum("kdm,km->kd", gain, residual)
         rest = self.covariances - gain @ matrix @ self.covariances
         rest = (rest + rest.swapaxes(1, 2)) / 2
-        return Mixture(softmax(logs), means, rest), float(logsumexp(logs))
+        return Mixture(softmax(logs), means, rest), float(np.logaddexp.reduce(logs))
 
     def shares(self, x: np.ndarray) -> np.ndarray:
         """Return the share of the events x (N, D) that are most likely of each component (K,)."""

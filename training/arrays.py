@@ -147,8 +147,8 @@ def _config(
     model.update(parameterization="edm", scale_by_sigma=False, dropout=0.0, ema_ramp=True)
     model.class_dropout = 0.0
     if network is None or isinstance(network, str):
-        known = networks.mlp if len(shape) != 3 else networks.edm_ddpmpp
-        (known if network is None else choose(NAMED, network, "network"))(model)
+        default = networks.mlp if len(shape) != 3 else networks.edm_ddpmpp
+        (default if network is None else choose(NAMED, network, "network"))(model)
     else:
         model.name = GIVEN
     if model.name != "mlp":
