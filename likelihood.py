@@ -257,7 +257,7 @@ def model_error(score: Score, sde: SDE, x: Array, z: Array, probes: Array) -> Ar
       that is noise. For Gaussian data, removing it changes log p by
       log det(1 - U) / 2 + s.(1 - U)^-1 s var / 2. Here U has the value u = tr U^2 / tr U in
       tr U / u dimensions, and 0 in the others. Dividing x by alpha adds (dims + s.x) log(alpha).
-      U is negative between modes.
+      U is negative between modes. What goes beyond first order in var is added as its error.
 
     Probes estimate the traces as in `log_likelihood`. Errors of the score are not seen, nor are
     features of the data far below std(t_min) that are rare.
@@ -272,14 +272,16 @@ def model_error(score: Score, sde: SDE, x: Array, z: Array, probes: Array) -> Ar
 
     t = jnp.float32(sde.t_min)
     s, trace, squared_trace = _score_and_traces(score, x, sde.t_min, probes)
-    var, log_alpha = sde.var(t), jnp.log(sde.alpha(t))
+    var = sde.var(t)
     bound = var * jnp.sqrt(squared_trace)  # of the absolute values of all shares
     share = var * squared_trace / jnp.where(trace == 0, 1e-30, -trace)
     share = jnp.clip(share, -bound, jnp.minimum(bound, MOST_NOISE))
     count = jnp.minimum(trace**2 / jnp.maximum(squared_trace, 1e-30), dims)
-    smoothing = 0.5 * (count * jnp.log1p(-share) + var * _sum_per_image(s**2) / (1 - share))
-    smoothing += log_alpha * (dims + _sum_per_image(s * x))
-    return jnp.abs(at_end) + jnp.abs(smoothing)
+    squares = _sum_per_image(s**2)
+    gaussian = 0.5 * (count * jnp.log1p(-share) + var * squares / (1 - share))
+    unsure = gaussian - 0.5 * var * (trace + squares)
+    scaling = jnp.log(sde.alpha(t)) * (dims + _sum_per_image(s * x))
+    return jnp.abs(at_end) + jnp.abs(gaussian + scaling) + jnp.abs(unsure)
 
 
 def _score_and_traces(
