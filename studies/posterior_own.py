@@ -20,26 +20,27 @@ from studies.posterior_cases import CALLS, SDE, Problem
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["function", "reverse"]
+    jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["function", "counted"]
 )
 @dataclasses.dataclass(frozen=True)
 class CountedScore:
-    """The score of x_t with SDE for events of a prior, which counts its evaluations in CALLS.
+    """The score of x_t with SDE for events of a prior.
 
     Attributes:
       arrays, function: those of the prior.
-      reverse: whether gradients are counted; their derivatives are in reverse mode only.
+      counted: whether CALLS counts evaluations and gradients; only reverse mode is possible then.
     """
 
     arrays: tuple[Array, ...]
     function: Callable[..., Array]
-    reverse: bool
+    counted: bool
 
     def __call__(self, x: Array, t: Array) -> Array:
         """Return the score (B, D) of states x (B, D) at times t (B,)."""
-        _count("evaluations")
         alpha, std = SDE.alpha(t)[:, None], SDE.std(t)[:, None]
-        x = _counting(x) if self.reverse else x
+        if self.counted:
+            _count("evaluations")
+            x = _counting(x)
         return self.function(self.arrays, x / alpha, std / alpha) / alpha
 
 
@@ -72,7 +73,7 @@ def draw(
     """
     is_weighted, size = METHODS[method].loop is not None, problem.matrix.shape[1]
     arrays = tuple(jnp.asarray(each) for each in problem.prior.arrays)
-    score = CountedScore(arrays, type(problem.prior).score, reverse=not is_weighted)
+    score = CountedScore(arrays, type(problem.prior).score, counted=not is_weighted)
     std = {"prior_std": problem.prior.std}
     options = {"dps": {"scale": scale}, "pigdm": std, "daps": std, "smc": {"particles": count}}
     posterior = Prior(score, SDE, (size,)).posterior(
@@ -84,24 +85,24 @@ def draw(
     )
     jax.effects_barrier()
     CALLS.clear()
-    found = posterior.sample(
-        count, 1, steps=steps, batch_size=count * len(problem.y), return_info=is_weighted
-    )
+    sampler, batch = posterior.make_sampler(None, steps), count * len(problem.y)
+    drawn = posterior.draw(sampler, count, jax.random.key(1), batch_size=batch)
+    x = np.asarray(drawn.x, np.float64).reshape(len(problem.y), count, size)
     jax.effects_barrier()
     if not is_weighted:
-        return np.asarray(found, np.float64).swapaxes(0, 1), {}
+        return x, {}
+    CALLS["evaluations"] = int(drawn.nfe.max())
     CALLS["gradients"] = CALLS["evaluations"] * size
-    x, info = found
-    return np.asarray(x, np.float64).swapaxes(0, 1), _judge(problem, info)
+    return x, _judge(problem, drawn.weights)
 
 
-def _judge(problem: Problem, info: Any) -> dict[str, float]:
+def _judge(problem: Problem, weights: Any) -> dict[str, float]:
     """Return the errors of log p(y), that which is stated, and effective sizes in percent."""
-    sizes = 100 * np.asarray(info.effective_size)
+    sizes = 100 * np.asarray(weights.effective_size)
     found = {"size": float(np.median(sizes)), "smallest": float(sizes.min())}
     if problem.log_evidence is None:
         return found
-    gaps = np.abs(np.asarray(info.log_evidence) - problem.log_evidence)
-    stated = math.sqrt(np.mean(np.square(info.log_evidence_error)))
+    gaps = np.abs(np.asarray(weights.log_evidence) - problem.log_evidence)
+    stated = math.sqrt(np.mean(np.square(weights.log_evidence_error)))
     rms = math.sqrt(np.mean(gaps**2))
     return found | {"log_rms": rms, "log_largest": float(gaps.max()), "stated": stated}

@@ -168,6 +168,7 @@ def signal_tables(results: Results) -> list[str]:
 def main(options: argparse.Namespace) -> None:
     """Measure what the records lack, and print or write the tables."""
     jax.config.update("jax_default_matmul_precision", "highest")
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # Callbacks of scores may block it.
     warnings.simplefilter("ignore")  # Effective sizes are in the tables.
     records = Records(options.records)
     mixtures = measure_all(records, CONTESTANTS, MIXTURE_MAKERS, SIZES["mixtures"])
