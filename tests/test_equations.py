@@ -14,6 +14,7 @@ import losses
 import sampling
 from models.score import ScoreModel, conventions
 from sde_lib import VESDE, VPSDE, SubVPSDE
+from solvers import predictor_corrector
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 N, STEP = 50, 20  # steps of the chains, and the index i of the one that is tested
@@ -30,7 +31,9 @@ def linear_score(x, t):
 
 def update(monkeypatch, name, function, **options):
     """x_{i-1} and its mean, from x_i by step i of the chain of an SDE, with the noise NOISE."""
-    monkeypatch.setattr(sampling, "standard_normal", lambda keys, shape: jnp.asarray(NOISE))
+    monkeypatch.setattr(
+        predictor_corrector, "standard_normal", lambda keys, shape: jnp.asarray(NOISE)
+    )
     sde = SDES[name]
     step = jax.tree.map(lambda leaf: leaf[N - STEP], sde.discretize(N))  # from i = N down
     return function(KEYS, linear_score, sde, jnp.asarray(X, jnp.float32), step, **options)

@@ -12,6 +12,7 @@ import sampling
 from controllable import inverse_problems, operators
 from controllable.measurements import Measurement
 from sde_lib import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE
+from solvers import predictor_corrector
 from tests import gaussian, gaussian_posterior, reference
 from tests.gaussian_posterior import measure
 
@@ -49,7 +50,7 @@ def test_recorded_runs(monkeypatch, case, denoise):
     def draw_coefficients(keys, shape):
         return draw(keys, shape) @ basis
 
-    monkeypatch.setattr(sampling, "standard_normal", draw)
+    monkeypatch.setattr(predictor_corrector, "standard_normal", draw)
     monkeypatch.setattr(inverse_problems, "standard_normal", draw_coefficients)
     projected = []
     constraint = inverse_problems.projection(sde, measurement, official=True)

@@ -10,6 +10,7 @@ import pytest
 
 import sampling
 from sde_lib import EDMSDE, SDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE
+from solvers import predictor_corrector
 from tests import gaussian, reference
 
 KEYS = jax.random.split(jax.random.key(0), 3)
@@ -25,7 +26,9 @@ def recorded_moments():
 def replay(monkeypatch, noises):
     """Replace the noise of the samplers by the recorded noises, in order."""
     noises = iter(noises)
-    monkeypatch.setattr(sampling, "standard_normal", lambda keys, shape: jnp.asarray(next(noises)))
+    monkeypatch.setattr(
+        predictor_corrector, "standard_normal", lambda keys, shape: jnp.asarray(next(noises))
+    )
     return noises
 
 
@@ -40,7 +43,7 @@ def test_the_noise_of_the_prior_is_that_of_no_step():
         assert abs(noise.std() - 1) < 0.1
         assert not np.isin(noise, sampling.standard_normal(KEYS, (3, 8, 8, 3))).any()
     fold_in = jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(KEYS[0], i)))
-    prior = jax.random.key_data(jax.random.fold_in(KEYS[0], sampling.PRIOR))
+    prior = jax.random.key_data(jax.random.fold_in(KEYS[0], predictor_corrector.PRIOR))
     assert not (fold_in(jnp.arange(20_000)) == prior).all(-1).any()
 
 
