@@ -53,6 +53,7 @@ class Option(NamedTuple):
 
 
 Options = Mapping[str, Option]
+"""Options by their names."""
 
 
 def resolve(options: Options, given: Mapping[str, Any], owner: str) -> dict[str, Any]:

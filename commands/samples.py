@@ -6,7 +6,7 @@ the classes, or is --eval_folder.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,10 +78,8 @@ def sample(
         print(note, flush=True)
     with owned(output, config, "sampling"):
         paths = run_rounds(output, "samples", -(-count // size), compute, depends)
-        drawn = len(paths) * size
-        arrays = load_rounds(paths, samples=(drawn, *experiment.image_shape), nfe=(drawn,))
-        _write_images(output, arrays["samples"][:count])
-    print(f"{arrays['nfe'][:count].mean():.0f} evaluations of the network for an image (NFE)")
+        nfe = _write_images(output, paths, (size, *experiment.image_shape), count)
+    print(f"{nfe:.0f} evaluations of the network for an image (NFE)")
     print(f"pictures: {output}/grid.png, and {FILE.format(0)} to {FILE.format(count - 1)}")
     return output
 
@@ -104,13 +102,22 @@ def _name(config: Config) -> str:
     return name + (f"-classes{classes}" if classes else "")
 
 
-def _write_images(folder: Path, images: np.ndarray) -> None:
-    """Write a grid and each image, and remove images of an earlier run that drew more."""
+def _write_images(folder: Path, paths: Sequence[Path], shape: tuple[int, ...], count: int) -> float:
+    """Write a grid and each of `count` images of rounds of a shape; return the mean NFE.
+
+    One round is in memory at a time. Images of an earlier run that drew more are removed.
+    """
     for path in folder.glob("*.png"):
-        if path.stem.isdecimal() and int(path.stem) >= len(images):
+        if path.stem.isdecimal() and int(path.stem) >= count:
             path.unlink()
-    write_picture(folder / "grid.png", datasets.image_grid(images[:GRID]))
-    if images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
-        return
-    for index, image in enumerate(images):
-        write_picture(folder / FILE.format(index), datasets.to_picture(image))
+    in_grid, nfe = [], []
+    for first, path in zip(range(0, count, shape[0]), paths):
+        found = load_rounds([path], samples=shape, nfe=shape[:1])
+        images = found["samples"][: count - first]
+        in_grid.append(images[: max(0, GRID - first)])
+        nfe.append(found["nfe"][: count - first])
+        if images.dtype == np.uint8 and images.shape[-1] in (1, 3):
+            for index, image in enumerate(images, first):
+                write_picture(folder / FILE.format(index), datasets.to_picture(image))
+    write_picture(folder / "grid.png", datasets.image_grid(np.concatenate(in_grid)))
+    return float(np.concatenate(nfe).mean())

@@ -45,6 +45,7 @@ autodoc_type_aliases = {
     "Constraint": "~sampling.Constraint",
     "LogProbs": "~controllable.guidance.LogProbs",
     "Marginal": "~losses.Marginal",
+    "Options": "~options.Options",
     "Score": "~sde_lib.Score",
 }
 autodoc_typehints_format = "short"
