@@ -150,7 +150,11 @@ class UNet(nnx.Module):
 
     def _add_condition(self, temb: Array, classes: Array | None, vector: Array | None) -> Array:
         temb = embeddings.add_class(temb, self.class_embedding, classes)
-        return temb if self.vector_embedding is None else temb + self.vector_embedding(vector)
+        if self.vector_embedding is None:
+            return temb
+        if vector is None:
+            raise ValueError("vector = None: the network is conditioned on a vector.")
+        return temb + self.vector_embedding(vector)
 
     def apply_levels(
         self, x: Array, h: Array, temb: Array | None, rngs: layers.Rngs | None

@@ -197,8 +197,8 @@ def _paired(folder: Path, names: list[str], config: ml_collections.ConfigDict) -
     pair = folder.resolve().parent / config.condition[0]
     files = index(pair)
     found = {name.rpartition(".")[0]: name for name in files.names[files.good].tolist()}
-    chosen = [found.get(name.rpartition(".")[0]) for name in names]
-    missing = [name for name, other in zip(names, chosen) if other is None]
+    chosen = [found.get(name.rpartition(".")[0], "") for name in names]
+    missing = [name for name, other in zip(names, chosen) if not other]
     if missing or len(config.condition) != 1:
         raise InputError(
             f"data.condition = {tuple(config.condition)} must name one folder beside data.path, "
