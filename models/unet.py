@@ -150,8 +150,10 @@ class UNet(nnx.Module):
 
     def _add_condition(self, temb: Array, classes: Array | None, vector: Array | None) -> Array:
         temb = embeddings.add_class(temb, self.class_embedding, classes)
-        if self.vector_embedding is None or vector is None:
+        if self.vector_embedding is None:
             return temb
+        if vector is None:
+            raise ValueError("vector = None: the network is conditioned on a vector.")
         return temb + self.vector_embedding(vector)
 
     def apply_levels(
