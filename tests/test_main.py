@@ -30,22 +30,6 @@ def run(*args: str, workdir: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--config.training.batchsize=64", "training.batchsize = '64' is not a known field; did"),
-        ("--flagfile=nothing", "Unable to open flagfile: "),
-    ],
-)
-def test_bad_input_on_the_command_line(tmp_path, flag, message):
-    """`PARSED` has more of it."""
-    result = run(CONFIG, "--mode=train", flag, workdir=tmp_path / "w")
-    assert result.returncode == 1
-    assert result.stderr.startswith(f"Error: {message}")
-    assert "Traceback" not in result.stderr
-    assert not (tmp_path / "w").exists()
-
-
-@pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"training.batch_size": 9}, "training.batch_size = 9 does not divide among 2 devices"),
@@ -114,16 +98,17 @@ def test_a_workdir_knows_its_config(tmp_path):
 
 
 SLOW = ("diffrax", "grain", "matplotlib", "orbax.checkpoint", "scipy.stats")
-WORKDIR = ("--workdir=/dev/null/w", CONFIG)
+WORKDIR = ("main.py", CONFIG, "--workdir=/dev/null/w")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message", "absent"),
     [
         (("main.py", "--help"), f"images to draw; {samples.COUNT} by default.", ("jax",)),
-        (("main.py", *WORKDIR, "--mode=dream"), "--mode = 'dream' is unknown", ("jax",)),
-        (("main.py", *WORKDIR, "--mode=eval", "--cuont=3"), "flag 'cuont'. Did you", ("jax",)),
-        (("main.py", *WORKDIR), "--mode must be given", ("jax",)),
+        ((*WORKDIR, "--mode=dream"), "Error: --mode = 'dream' is unknown", ("jax",)),
+        ((*WORKDIR, "--mode=eval", "--cuont=3"), "Error: Unknown command line flag", ("jax",)),
+        ((*WORKDIR, "--flagfile=nothing"), "Error: Unable to open flagfile: ", ("jax",)),
+        (WORKDIR, "Error: --mode must be given", ("jax",)),
         (("-c", "import score_sde"), "", ("jax",)),
         (("-c", "import score_sde as ss; ss.load, ss.VPSDE, ss.Calibration"), "", SLOW),
     ],
@@ -137,6 +122,7 @@ def test_slow_imports_are_left_out(arguments, message, absent):
     assert imported.isdisjoint(absent)
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
+    assert result.returncode == message.startswith("Error")
 
 
 PARSED = {
