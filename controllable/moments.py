@@ -72,10 +72,10 @@ class LocalModel:
         symmetric = (jacobian + jacobian.swapaxes(1, 2)) / 2
         shares, axes = jnp.linalg.eigh(symmetric, symmetrize_input=False)
         variances = level**2 * jnp.maximum(shares, NEGLIGIBLE)
-        near_y = self._linearize(mean, variances, axes)
-        residual, slope, noise_var, log_scale = near_y
+        residual, slope, noise_var, log_scale = self._linearize(mean, variances, axes)
         chol = _cholesky(slope, variances, noise_var)
-        return Local(mean, variances, axes, *near_y, chol, log_scale + _log_normal(residual, chol))
+        twist = log_scale + _log_normal(residual, chol)
+        return Local(mean, variances, axes, residual, slope, noise_var, log_scale, chol, twist)
 
     def _linearize(self, mean: Array, variances: Array, axes: Array) -> tuple[Array, ...]:
         """Return residual, slope, noise_var and log_scale of `Local`."""
