@@ -16,25 +16,21 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from controllable.measurements import Evidence, Measurement, Observation
-from controllable.operators import linear
+from controllable.measurements import Evidence
+from controllable.moments import Local, LocalModel
 from errors import InputError
 from sde_lib import SDE, Score, expand
-from solvers.loop import Loop, fold_in, image_keys, standard_normal, uniform
+from solvers.loop import Loop, fold_in, image_keys, uniform
 from solvers.predictor_corrector import prior_sample
 from solvers.schedules import noise_levels
 
 STEPS = 60
 MOST_ENTRIES = 256  # of an event, and of y: each particle has matrices of these sides
 RESAMPLED = 0.5  # the effective sample size, as a share, below which particles are drawn again
-NEGLIGIBLE = 1e-6  # the smallest eigenvalue of C / s^2; rounding may give one below 0
 UNIFORM = 2**31 - 2  # folded into a key for resampling; larger than the number of any particle
-
-einsum, matmul = linear.einsum, linear.matmul
 
 
 class Weights(NamedTuple):
@@ -73,29 +69,6 @@ class Particles(NamedTuple):
     bad_step: Array
 
 
-class Local(NamedTuple):
-    """The Gaussian of x_0 and y given states u (N, D): x_0 = D + V offset.
-
-    Attributes:
-      mean: D (N, D).
-      variances, axes: eigenvalues (N, D) of the covariance C, and its eigenvectors V (N, D, D).
-      residual: y - f(D), (N, M).
-      slope: the derivative of f along the axes (N, M, D).
-      noise_var: the variance of the noise of y (N, M).
-      chol: the Cholesky factor of the covariance of y (N, M, M).
-      log_twist: log p(y | u), (N,).
-    """
-
-    mean: Array
-    variances: Array
-    axes: Array
-    residual: Array
-    slope: Array
-    noise_var: Array
-    chol: Array
-    log_twist: Array
-
-
 def check_size(event_shape: tuple[int, ...], y_shape: tuple[int, ...], is_linear: bool) -> None:
     """Raise InputError for events and measurements that are too large for exact covariances."""
     for what, shape in (("An event", event_shape), ("y", () if is_linear else y_shape)):
@@ -131,7 +104,7 @@ def smc_loop(
     """
     size, batch = math.prod(shape), len(keys)
     repeated = measurement.given(jnp.repeat(measurement.y, particles, 0))
-    model = _LocalModel(score, sde, repeated, shape)
+    model = LocalModel(score, sde, repeated, shape)
     levels = noise_levels(sde, "log_snr", steps)
     with jax.ensure_compile_time_eval():
         times = sde.time_at(jnp.asarray(levels[:-1]))
@@ -168,134 +141,6 @@ def smc_loop(
 
     x = prior_sample(keys_of(keys), sde, (batch * particles, *shape))
     return Loop(steps, start, step, finish), x.reshape(batch, particles, *shape)
-
-
-# --- moment matching ------------------------------------------------------------------------------
-
-
-class _LocalModel:
-    """x_0 and y given states: a Gaussian near each of N particles.
-
-    A log-likelihood that is not an `Observation` has no linearization: M = 0, its twist is the
-    density at D, and particles are proposed without y.
-    """
-
-    def __init__(
-        self, score: Score, sde: SDE, measurement: Evidence, shape: tuple[int, ...]
-    ) -> None:
-        self._score, self._sde, self._measurement = score, sde, measurement
-        self._shape, self._size = shape, math.prod(shape)
-        self._is_linear = isinstance(measurement, Measurement)
-        if isinstance(measurement, Measurement):
-            left, self._matrix = _measured_part(measurement, shape)
-            self._y = matmul(measurement.y.reshape(-1, len(left)), left)
-
-    def near(self, u: Array, level: Array, t: Array) -> Local:
-        """Return the Gaussian given states u (N, D) at a noise level and its time t."""
-        alpha, times = self._sde.alpha(t), jnp.broadcast_to(t, len(u))
-
-        def denoise(u: Array) -> Array:
-            x = (alpha * u).reshape(-1, *self._shape)
-            return u + level**2 * alpha * self._score(x, times).reshape(u.shape)
-
-        mean, push = jax.linearize(denoise, u)
-        directions = jnp.broadcast_to(jnp.eye(self._size)[:, None], (self._size, *u.shape))
-        jacobian = jax.vmap(push, out_axes=-1)(directions)
-        symmetric = (jacobian + jacobian.swapaxes(1, 2)) / 2
-        shares, axes = jnp.linalg.eigh(symmetric, symmetrize_input=False)
-        variances = level**2 * jnp.maximum(shares, NEGLIGIBLE)
-        residual, slope, noise_var = self._linearize(mean, axes)
-        chol = _cholesky(slope, variances, noise_var)
-        twist = _log_normal(residual, chol)
-        if not isinstance(self._measurement, Observation):
-            twist = self._measurement.log_prob(mean.reshape(-1, *self._shape))
-        return Local(mean, variances, axes, residual, slope, noise_var, chol, twist)
-
-    def _linearize(self, mean: Array, axes: Array) -> tuple[Array, Array, Array]:
-        """Return residual, slope and noise_var of `Local`."""
-        measurement, count = self._measurement, len(mean)
-        if isinstance(measurement, Measurement):
-            residual = self._y - matmul(mean, self._matrix.T)
-            noise_var = jnp.full(residual.shape, measurement.noise_std**2)
-            return residual, matmul(self._matrix, axes), noise_var
-        if not isinstance(measurement, Observation):
-            return jnp.zeros((count, 0)), jnp.zeros((count, 0, self._size)), jnp.zeros((count, 0))
-        near = measurement.linearize(mean.reshape(-1, *self._shape), jnp.ones(count))
-
-        def along(axis: Array) -> Array:
-            return near.forward(axis.reshape(-1, *self._shape)).reshape(count, -1)
-
-        slope = jax.vmap(along, in_axes=-1, out_axes=-1)(axes)
-        noise_var = jnp.broadcast_to(near.noise_var, near.residual.shape)
-        return near.residual.reshape(count, -1), slope, noise_var.reshape(count, -1)
-
-    def propose(
-        self, keys: Array, u: Array, local: Local, level: Array, next_level: Array
-    ) -> tuple[Array, Array]:
-        """Return states at the next level given y (N, D), and log p(y | next state, u) (N,).
-
-        x_0 is drawn given y by correcting a draw without y (Matheron's rule). The ratio of the
-        transitions without and with y is p(y | u) / p(y | next state, u), by Bayes' rule.
-        """
-        size, count = self._size, local.residual.shape[1]
-        noise = standard_normal(keys, (len(u), 2 * size + count))
-        z, jump, error = noise[:, :size], noise[:, size : 2 * size], noise[:, 2 * size :]
-        offset = jnp.sqrt(local.variances) * z
-        predicted = einsum("nmd,nd->nm", local.slope, offset) + jnp.sqrt(local.noise_var) * error
-        gain = jax.scipy.linalg.cho_solve(
-            (local.chol, True), (local.residual - predicted)[..., None]
-        )
-        offset += local.variances * einsum("nmd,nm->nd", local.slope, gain[..., 0])
-        kept = (next_level / level) ** 2
-        var = next_level**2 * (1 - kept)  # of the transition given x_0
-        # The coordinates of the next state, of which offset (N, D) is known up to variance `rest`.
-        moved = (1 - kept) * offset + jnp.sqrt(var) * jump
-        u = kept * u + (1 - kept) * local.mean + einsum("nij,nj->ni", local.axes, moved)
-        total = (1 - kept) ** 2 * local.variances + var
-        known = (1 - kept) * local.variances / total * moved
-        # 0 * known: not before `gain`. Batches of LAPACK that run at the same time wait for each
-        # other forever if there are as few threads as batches (jaxlib 0.10, on CPUs).
-        rest = local.variances * var / total + 0 * known
-        if not isinstance(self._measurement, Observation):
-            return u, local.log_twist
-        is_last = next_level == 0
-        # A linear measurement needs no correction at the end, and may be free of noise.
-        skipped = is_last if self._is_linear else jnp.zeros_like(is_last)
-        residual = local.residual - einsum("nmd,nd->nm", local.slope, known)
-        chol = _cholesky(local.slope, rest, local.noise_var + skipped)
-        log_density = _log_normal(residual, chol)
-        return u, jnp.where(skipped, 0, log_density)
-
-    def last_log_weight(self, x: Array) -> Array:
-        """Return log p(y | x) (N,), where the last proposal does not contain it exactly."""
-        if self._is_linear:
-            return jnp.zeros(len(x))
-        return self._measurement.log_prob(x) + self._measurement.log_constant
-
-
-def _measured_part(
-    measurement: Measurement, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return U (M, K) with orthonormal columns, and U' A (K, D), for flattened events and y."""
-    size = math.prod(shape)
-    with jax.ensure_compile_time_eval():
-        columns = measurement.predict(jnp.eye(size).reshape(size, *shape)).reshape(size, -1)
-        u, s, vt = np.linalg.svd(np.asarray(columns, np.float64).T, full_matrices=False)
-    kept = s > linear.NEGLIGIBLE * max(s.max(), 1e-30)
-    return u[:, kept].astype(np.float32), (s[:, None] * vt)[kept].astype(np.float32)
-
-
-def _cholesky(slope: Array, variances: Array, noise_var: Array) -> Array:
-    """Return the Cholesky factors (N, M, M) of the covariances of slope offset + noise (N, M)."""
-    covariance = einsum("nid,nd,njd->nij", slope, variances, slope)
-    return jnp.linalg.cholesky(covariance + noise_var[..., None] * jnp.eye(slope.shape[1]))
-
-
-def _log_normal(residual: Array, chol: Array) -> Array:
-    """Return the log-density (N,) of residuals (N, M), given their Cholesky factors (N, M, M)."""
-    z = jax.scipy.linalg.solve_triangular(chol, residual[..., None], lower=True)[..., 0]
-    log_scale = jnp.log(jnp.diagonal(chol, axis1=1, axis2=2)) + 0.5 * math.log(2 * math.pi)
-    return (-0.5 * z**2 - log_scale).sum(-1)
 
 
 # --- weights --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+import scipy.stats
 
 import score_sde as ss
 import sharding
@@ -200,6 +201,29 @@ def test_measurements_that_are_not_linear(name):
     )
     assert float(x.mean()) == pytest.approx(mean, abs=4 * std / math.sqrt(300))
     assert float(x.std()) == pytest.approx(std, rel=0.1)
+
+
+def test_precise_log_likelihoods():
+    """Those of Gaussian noise are as exact as the operator, whose log p(y) is in closed form."""
+    rng = np.random.default_rng(0)
+    a, noise, count = rng.normal(size=(3, 6)), 0.03, 300
+    y = rng.normal(size=(2, 6)) @ a.T
+
+    def log_likelihood(x, y):
+        z = (y - jnp.asarray(a, jnp.float32) @ x) / noise
+        return -0.5 * jnp.square(z).sum() - 3 * math.log(noise * math.sqrt(2 * math.pi))
+
+    prior = ss.Prior(gaussian.score(VP, 0.0, 1.0), VP, (6,))
+    total = a @ a.T + noise**2 * np.eye(3)
+    exact = [scipy.stats.multivariate_normal.logpdf(each, np.zeros(3), total) for each in y]
+    for i, each in enumerate(y):
+        posterior = prior.posterior(jnp.asarray(each), log_likelihood=log_likelihood)
+        x, info = posterior.sample(count, steps=4, return_info=True)
+        assert info.effective_size > 0.9
+        assert info.log_evidence == pytest.approx(exact[i], abs=0.05)
+        np.testing.assert_allclose(x @ a.T, np.tile(each, (count, 1)), atol=6 * noise)
+        mean = a.T @ np.linalg.solve(total, each)
+        np.testing.assert_allclose(x.mean(0), mean, atol=4 / math.sqrt(count))
 
 
 def test_modes_that_were_lost_are_reported():
