@@ -14,6 +14,9 @@ import scipy.stats
 from flax import nnx
 
 import score_sde as ss
+import training
+from commands import samples
+from configs.vp import vectors_mlp
 from runs.training_log import read_curves
 from sharding import Preemption
 from tests.refusal import refused
@@ -103,8 +106,8 @@ def test_posterior_of_the_linear_gaussian_task():
         theta = rng.normal(size=(count, 2))
         return theta, theta @ A.T + 0.5 * rng.normal(size=(count, 3))
 
-    theta, y = simulate(20_000)
-    model = ss.train(theta, condition=y, steps=2500, nf=64, learning_rate=2e-3)
+    theta, y = simulate(100_000)
+    model = ss.train(theta, condition=y, steps=3000, batch_size=512, nf=64, learning_rate=2e-3)
     covariance = np.linalg.inv(np.eye(2) + A.T @ A / 0.25)
     for observed in simulate(4)[1]:
         x = np.asarray(model.sample(4000, condition=observed))
@@ -135,6 +138,20 @@ def test_no_files_are_left(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     ss.train(VECTORS, **QUICK)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_vectors_by_commands(tmp_path):
+    """Training and samples of a file of vectors, in the units of the file."""
+    np.save(tmp_path / "a.npy", VECTORS)
+    config = vectors_mlp.get_config()
+    config.data.update(path=str(tmp_path / "a.npy"), value_range=(-10.0, 30.0))
+    config.training.update(n_iters=2, batch_size=16)
+    training.train(config, str(tmp_path / "w"))
+    samples.sample(config, str(tmp_path / "w"), 3, folder="three")
+    (written,) = tmp_path.rglob("samples_0.npz")
+    x = np.load(written)["samples"][:3]
+    assert x.shape == (3, 2)
+    np.testing.assert_allclose(x.mean(), 10.0, atol=20.0)
 
 
 def files(folder):

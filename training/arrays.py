@@ -147,8 +147,8 @@ def _config(
     model.update(parameterization="edm", scale_by_sigma=False, dropout=0.0, ema_ramp=True)
     model.class_dropout = 0.0
     if network is None or isinstance(network, str):
-        by_shape = "mlp" if len(shape) != 3 else "ddpmpp"
-        choose(NAMED, network or by_shape, "network")(model)
+        default = networks.mlp if len(shape) != 3 else networks.edm_ddpmpp
+        (default if network is None else choose(NAMED, network, "network"))(model)
     else:
         model.name = GIVEN
     if model.name != "mlp":
