@@ -128,14 +128,14 @@ class FromPosterior:
             support=self.support,
         )
         if methods.METHODS[self.method.name].loop:
-            loop = loop.then(functools.partial(_weighted_samples, self.sampler.steps or 0))
+            loop = loop.then(_weighted_samples)
         return loop, x
 
 
-def _weighted_samples(nfe: int, result: tuple[Array, Any, Array]) -> Samples:
-    """Return the result (x, weights, bad_step) of particles."""
-    x, weights, bad_step = result
-    return to_samples(x, jnp.int32(nfe), bad_step=bad_step)._replace(weights=weights)
+def _weighted_samples(result: tuple[Array, Any, Array, Array]) -> Samples:
+    """Return the result (x, weights, bad_step, nfe) of particles."""
+    x, weights, bad_step, nfe = result
+    return to_samples(x, nfe, bad_step=bad_step)._replace(weights=weights)
 
 
 @_task("score", "x", static=("sampler",))

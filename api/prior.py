@@ -24,10 +24,11 @@ from api.measuring import make_measurement, shape_of_y
 from api.posterior import Posterior
 from api.units import Units
 from api.weighted import WeightedPosterior
-from controllable.methods import METHODS, default_method
+from controllable.methods import METHODS, WEIGHTED, default_method
 from controllable.operators import Operator
 from errors import InputError
 from likelihood import TOLERANCE
+from options import FLAG
 from sampling import Defaults, Flow, Sampler, Samples
 from sde_lib import SDE, Score
 
@@ -316,7 +317,7 @@ class Prior:
 
     # --- posteriors ---------------------------------------------------------------------------
 
-    @checked
+    @functools.partial(checked, weights=FLAG)
     def posterior(
         self,
         y: Array | np.ndarray | None = None,
@@ -325,6 +326,7 @@ class Prior:
         noise: float | str | None = None,
         log_likelihood: Callable[[Array, Array], Array] | None = None,
         method: str | None = None,
+        weights: bool = False,
         **options: Any,
     ) -> Posterior:
         """Return the `Posterior` of x given the measurement y = f(x) + noise.
@@ -338,12 +340,16 @@ class Prior:
             event x, up to a constant.
           method: one of `controllable.methods.METHODS`; by default what `default_method` chooses:
             'smc' where it is affordable, and otherwise a method that may be biased, with a warning.
+          weights: whether to correct 'moment_matching' (the default) or 'pigdm' by importance
+            weights, for events of up to 64 entries; see `controllable.importance`.
           options: of the method, see docs/python.md; `prior_std` is estimated by default.
 
         Raises InputError for arguments that do not fit each other.
         """
         model = make_measurement(operator, noise, log_likelihood)
         y_shape = shape_of_y(model, self.event_shape, y)
+        if weights:
+            method = WEIGHTED + (method or "moment_matching")
         if method is None:
             method, warning = default_method(model, self.event_shape, y_shape, options)
             if warning:

@@ -30,8 +30,16 @@ class WeightedPosterior(Posterior):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Check all arguments; see `Prior.posterior`."""
         super().__init__(*arguments, **options)
-        is_linear = isinstance(self.model, Measurement)
-        smc.check_size(self.prior.event_shape, self._y_shape, is_linear)
+        most = METHODS[self.method].most_entries
+        y_shape = () if isinstance(self.model, Measurement) else self._y_shape
+        for what, shape in (("An event", self.prior.event_shape), ("y", y_shape)):
+            if math.prod(shape) > most:
+                raise InputError(
+                    f"{what} of shape {shape} has {math.prod(shape)} entries, but method = "
+                    f"{self.method!r} is for up to {most}. Choose another method."
+                )
+        if self.method != "smc" and not self.model.has_density:
+            raise InputError("weights = True needs noise > 0: without it, y has no density.")
 
     @checked
     def sample(
@@ -126,7 +134,7 @@ class WeightedPosterior(Posterior):
         """Return events as `Posterior.draw` does, a batch of measurements at a time."""
         given: Any = self.y if y is None else y
         particles, shape = self._particles(samples), self.prior.event_shape
-        options = dict(self._chosen.options) | {"particles": particles}
+        options = dict(self._method().options) | {"particles": particles}
         make_task = self._task_maker(
             *(sampler, choose_method(self.method, **options), given),
             lambda numbers: numbers,
@@ -147,15 +155,17 @@ class WeightedPosterior(Posterior):
         self, name: str | None = None, steps: int | None = None, **options: Any
     ) -> Sampler:
         """Return the sampler of the method; only `steps` can be chosen."""
+        method = METHODS[self.method]
         given = [*(["sampler"] if name is not None else []), *options]
+        if steps and method.steps == 1:
+            given.append("steps")
         if given:
             raise InputError(
                 f"method = {self.method!r} is a sampler of its own, on which {', '.join(given)} "
                 "has no effect. Leave it out, or choose another method."
             )
-        method = METHODS[self.method]
         assert method.loop is not None
-        count = steps or self.prior.defaults.steps or method.steps
+        count = 1 if method.steps == 1 else steps or self.prior.defaults.steps or method.steps
         title = f"{self.method!r}, {count} steps"
         return Sampler(method.loop, count, title, advice="raise steps or particles")
 

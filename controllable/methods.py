@@ -7,6 +7,7 @@ a function to `Conditioned` and enter it in `METHODS`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection
 from types import MappingProxyType
@@ -15,10 +16,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from controllable import inverse_problems
+from controllable import importance, inverse_problems, smc
 from controllable.daps import DAPS
 from controllable.measurements import Evidence, Measurement, Observation
-from controllable.smc import MOST_ENTRIES, STEPS, smc_loop
 from errors import choose
 from options import FLAG, NOISE_SCALE, POSITIVE, SHARE, AnyOf, Integer, Option, Options, resolve
 from sde_lib import SDE, Score, expand
@@ -127,8 +127,9 @@ class Method(NamedTuple):
       last_draw: (keys, score, SDE, measurement, x, **options) -> x with a draw of what is left of
         x_0 given the last state, for samplers that end with its mean; and evaluations of the score.
       loop: for a method that is a sampler of its own, which has no `condition`: the function
-        `smc_loop`, or another one with these arguments and results.
+        `smc.smc_loop`, or another one with these arguments and results.
       steps: its default number of steps.
+      most_entries: of an event, and of y unless it is linear, for such a method.
     """
 
     condition: Callable[..., Conditioned] | None
@@ -140,6 +141,7 @@ class Method(NamedTuple):
     last_draw: Callable[..., tuple[Array, int]] | None = None
     loop: Callable[..., Any] | None = None
     steps: int = 0
+    most_entries: int = 0
 
 
 OFFICIAL = {
@@ -179,6 +181,19 @@ PARTICLES = {
     )
 }
 
+WEIGHTED = "weighted_"  # with `weights=True`
+
+
+def _weighted(guide: Callable[..., Score], options: Options, needs: type = Observation) -> Method:
+    return Method(
+        *(None, {**options, **PARTICLES}, needs),
+        uses_predictor=False,
+        loop=functools.partial(importance.importance_loop, guide=guide),
+        steps=1,
+        most_entries=importance.MOST_ENTRIES,
+    )
+
+
 # A corrector of the unconditional score would undo the updates of `dps`, `ddrm` and `daps`.
 STEPWISE: dict[str, Any] = {"requires_pc": True, "allows_corrector": False}
 METHODS = {
@@ -190,7 +205,15 @@ METHODS = {
     "moment_matching": Method(
         moment_matching, ITERATIONS, Observation, last_draw=inverse_problems.matched_draw
     ),
-    "smc": Method(None, PARTICLES, Evidence, uses_predictor=False, loop=smc_loop, steps=STEPS),
+    "smc": Method(
+        *(None, PARTICLES, Evidence),
+        uses_predictor=False,
+        loop=smc.smc_loop,
+        steps=smc.STEPS,
+        most_entries=smc.MOST_ENTRIES,
+    ),
+    WEIGHTED + "moment_matching": _weighted(inverse_problems.moment_matching, ITERATIONS),
+    WEIGHTED + "pigdm": _weighted(inverse_problems.pigdm, PRIOR_STD, Measurement),
 }
 """By `config.restore.method`."""
 
@@ -216,7 +239,7 @@ def default_method(
         return method, (
             f"method = {method!r} is chosen because x or y has {entries} entries. Its samples are "
             "biased unless the data are Gaussian. method = 'smc' corrects this at a higher cost, "
-            f"for up to {MOST_ENTRIES} entries. Pass method to choose, and to silence this warning."
+            f"for up to {smc.MOST_ENTRIES} entries. Pass method to silence this warning."
         )
     return (method if set(options) - set(METHODS["smc"].options) else "smc"), ""
 

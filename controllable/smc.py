@@ -21,7 +21,6 @@ from jax.scipy.special import logsumexp
 
 from controllable.measurements import Evidence
 from controllable.moments import Local, LocalModel
-from errors import InputError
 from sde_lib import SDE, Score, expand
 from solvers.loop import Loop, fold_in, image_keys, uniform
 from solvers.predictor_corrector import prior_sample
@@ -69,16 +68,6 @@ class Particles(NamedTuple):
     bad_step: Array
 
 
-def check_size(event_shape: tuple[int, ...], y_shape: tuple[int, ...], is_linear: bool) -> None:
-    """Raise InputError for events and measurements that are too large for exact covariances."""
-    for what, shape in (("An event", event_shape), ("y", () if is_linear else y_shape)):
-        if math.prod(shape) > MOST_ENTRIES:
-            raise InputError(
-                f"{what} of shape {shape} has {math.prod(shape)} entries, but method = 'smc' is "
-                f"for up to {MOST_ENTRIES}. Choose method = 'moment_matching' or another one."
-            )
-
-
 def smc_loop(
     keys: Array,
     score: Score,
@@ -100,7 +89,8 @@ def smc_loop(
       particles: P, the number for each measurement.
 
     The result of the loop are events (B, P, *shape) of equal weight in random order, or NaN;
-    `Weights`; and the step (B,), from 1, after which weights were first not finite, or 0.
+    `Weights`; the step (B,), from 1, after which weights were first not finite, or 0; and
+    evaluations of the score (B,).
     """
     size, batch = math.prod(shape), len(keys)
     repeated = measurement.given(jnp.repeat(measurement.y, particles, 0))
@@ -115,7 +105,7 @@ def smc_loop(
         return jax.vmap(lambda key: image_keys(key, jnp.arange(particles)))(keys).reshape(-1)
 
     def start(x: Array) -> Particles:
-        return _equally_weighted(x.reshape(batch, particles, size) / first_scale)
+        return equally_weighted(x.reshape(batch, particles, size) / first_scale)
 
     def step(index: int | Array, carry: Particles) -> Particles:
         level, next_level, t = (row[index] for row in rows)
@@ -133,20 +123,21 @@ def smc_loop(
             log_weights=carry.log_weights - log_density.reshape(batch, particles),
         )
 
-    def finish(carry: Particles) -> tuple[Array, Weights, Array]:
+    def end(carry: Particles) -> tuple[Array, Weights, Array, Array]:
         x = carry.u.reshape(batch * particles, *shape)
         correction = model.last_log_weight(x).reshape(batch, particles)
         carry = carry._replace(log_weights=carry.log_weights + correction)
-        return _finish(fold_in(keys, steps), carry, x.reshape(batch, particles, *shape), steps)
+        x = x.reshape(batch, particles, *shape)
+        return *finish(fold_in(keys, steps), carry, x, steps), jnp.full(batch, steps)
 
     x = prior_sample(keys_of(keys), sde, (batch * particles, *shape))
-    return Loop(steps, start, step, finish), x.reshape(batch, particles, *shape)
+    return Loop(steps, start, step, end), x.reshape(batch, particles, *shape)
 
 
 # --- weights --------------------------------------------------------------------------------------
 
 
-def _equally_weighted(u: Array) -> Particles:
+def equally_weighted(u: Array) -> Particles:
     """Return the first particles, from states u (B, P, D)."""
     batch, count = u.shape[:2]
     zeros, family = jnp.zeros((batch, count)), jnp.tile(jnp.arange(count), (batch, 1))
@@ -178,8 +169,8 @@ def _resample_if_uneven(
     ), jax.tree.map(pick, local)
 
 
-def _finish(keys: Array, carry: Particles, x: Array, steps: int) -> tuple[Array, Weights, Array]:
-    """Return what `smc_loop` states."""
+def finish(keys: Array, carry: Particles, x: Array, steps: int) -> tuple[Array, Weights, Array]:
+    """Return events (B, P, *shape) of equal weight, what weights say, and the first bad step."""
     batch, count = carry.log_weights.shape
     weights = jax.nn.softmax(carry.log_weights)
     log_mean = logsumexp(carry.log_weights, axis=1) - math.log(count)

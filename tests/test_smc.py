@@ -297,6 +297,10 @@ def test_errors():
         (lambda: prior.posterior(None, lambda x: jnp.repeat(x, 200), noise=1.0, method="smc"),
          r"y of shape \(400,\) has 400 entries"),
         (lambda: weighted.sample(10**8), "GB of memory or more"),
+        (lambda: prior.posterior(y, mask, noise=0.1, weights=1), "weights = 1 must be True or"),
+        (lambda: prior.posterior(y, mask, noise=0.0, weights=True), "needs noise > 0"),
+        (lambda: prior.posterior(y, mask, noise=1.0, weights=True).sample(steps=3), "steps has no"),
+        (lambda: large.posterior(None, lambda x: x[:1], noise=1.0, weights=True), "up to 64"),
     ):  # fmt: skip
         with pytest.raises(ss.InputError, match=message):
             call()
@@ -356,6 +360,43 @@ def test_the_number_of_particles():
     for samples, particles in ((5, 512), (200, 800)):
         _, info = posterior.sample(samples, steps=4, return_info=True)
         assert info.verdict.endswith(f"of {particles} particles.")
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("2-D, 2 modes", "moment_matching"),
+        pytest.param("2-D, 2 modes", "pigdm", marks=pytest.mark.slow),
+    ],
+)
+def test_weights_of_guided_flows(name, method):
+    """They correct weights of modes and means of a biased method; log p(y) is right."""
+    mixture, a, noise = CASES[name]
+    y = mixture.draw(np.random.default_rng(3), 2) @ a.T
+    posterior = mixture.prior(VP).posterior(
+        *(y, ss.operators.dense(mixture.means.shape[1:], a)),
+        noise=noise, method=method, weights=True,
+    )  # fmt: skip
+    assert posterior.method == f"weighted_{method}"
+    x, info = posterior.sample(150, return_info=True)
+    for i, each in enumerate(y):
+        exact, log_evidence = mixture.posterior(a, each, noise)
+        error = info.log_evidence_error[i]
+        assert abs(info.log_evidence[i] - log_evidence) < 4 * error + 0.02
+        found, draws = np.asarray(x[:, i], np.float64), exact.draw(np.random.default_rng(0), 4000)
+        distance = 0.5 * np.abs(exact.shares(found) - exact.shares(draws)).sum()
+        assert distance < 0.02 + 2 * math.hypot(0.5 / math.sqrt(150), 0.5 * error)
+    assert info.reliable
+
+
+def test_weights_of_gaussian_priors():
+    """They are constant, since moment matching is exact."""
+    prior = ss.Prior(gaussian.score(VP, 0.0, 1.0), VP, (3,))
+    posterior = prior.posterior(jnp.array([0.5]), lambda x: x[:1] + x[1:2], noise=0.5, weights=True)
+    assert posterior.log_evidence() == pytest.approx(
+        scipy.stats.norm.logpdf(0.5, scale=1.5), abs=0.01
+    )
+    assert posterior.sample(20, return_info=True)[1].effective_size > 0.99
 
 
 def test_verdicts():
