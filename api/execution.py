@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.core import Tracer
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 import sampling
 import sharding
@@ -178,18 +178,44 @@ def _whole(program: Program, arrays: list[Array | None]) -> Samples:
     return loop.run(x)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _start(program: Program, arrays: list[Array | None]) -> Any:
+def _mesh_of(arrays: list[Array | None]) -> Mesh | AbstractMesh | None:
+    """Return the mesh over which arrays are split, if any."""
+    found = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(arrays))
+    named = (each for each in found if isinstance(each, NamedSharding))
+    return next((each.mesh for each in named if not each.is_fully_replicated), None)
+
+
+def _split_carry(mesh: Mesh | AbstractMesh | None, carry: Any) -> Any:
+    """Return a carry that is split over the devices, so that one program executes all steps.
+
+    XLA would replicate zeros, with which most loops start, but not what follows from them.
+    """
+    if mesh is None:
+        return carry
+    along_axis = sharding.along_axis(mesh)
+
+    def split_leaf(leaf: Array) -> Array:  # JAX fails for empty constants.
+        return lax.with_sharding_constraint(leaf, along_axis) if leaf.size else leaf
+
+    return jax.tree.map(split_leaf, carry)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _start(mesh: Mesh | AbstractMesh | None, program: Program, arrays: list[Array | None]) -> Any:
     loop, x = _loop_of(program, arrays)
-    return loop.start(x)
+    return _split_carry(mesh, loop.start(x))
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def _advance(
-    program: Program, arrays: list[Array | None], carry: Any, step: np.ndarray
+    mesh: Mesh | AbstractMesh | None,
+    program: Program,
+    arrays: list[Array | None],
+    carry: Any,
+    step: np.ndarray,
 ) -> tuple[Any, Array]:
     """Return the next carry, and a number that is computed with it, to wait for."""
-    carry = _loop_of(program, arrays)[0].step(step, carry)
+    carry = _split_carry(mesh, _loop_of(program, arrays)[0].step(step, carry))
     # A whole leaf, because a part of it would be a message between devices.
     return carry, 0 + min(jax.tree.leaves(carry), key=lambda leaf: leaf.size)
 
@@ -212,13 +238,14 @@ def run(task: Task, text: str) -> Samples:
     if steps is None or steps == 1:
         with progress.waiting(f"{text} with {'one step' if steps else 'adaptive steps'}"):
             return jax.block_until_ready(_whole(*program))
-    carry = _start(*program)
+    mesh = _mesh_of(program[1])
+    carry = _start(mesh, *program)
     if is_traced(carry):  # The score is a function that holds values of such a function.
         return _whole(*program)
     with progress.counting(text, steps, unit) as update:
         previous = None
         for step in range(steps):
-            carry, done = _advance(*program, carry, np.int32(step))
+            carry, done = _advance(mesh, *program, carry, np.int32(step))
             jax.block_until_ready(previous)
             update(step)
             previous = done

@@ -13,7 +13,7 @@ from typing import Any
 
 import ml_collections
 
-from configs.fields import ABSENT, FIELDS, INERT
+from configs.fields import ABSENT, FIELDS, INERT, Field
 from errors import InputError, printable
 from options import SHORT, AnyOf, Entries, Sequence, is_data
 
@@ -34,7 +34,7 @@ def get_default_config() -> Config:
     config = ml_collections.ConfigDict()
     for name, field in FIELDS.items():
         if field.default is not ABSENT:
-            _set(config, name, field.default)
+            _set(config, name, field.default, field)
     return config
 
 
@@ -67,17 +67,18 @@ def from_json(content: Any, *, known_only: bool = False) -> Config:
     not sections of fields, whose only structure is that of lists, and for an unknown field, which
     `known_only` leaves out.
     """
-    config = ml_collections.ConfigDict()
+    config, known = ml_collections.ConfigDict(), dict(FIELDS.items())  # Its look-ups are slow.
     for name, leaf in _flat(content).items():
-        if name not in FIELDS and name not in INERT:
+        if name not in known and name not in INERT:
             if known_only:
                 continue
             raise InputError(unknown_field(name, leaf))
         entries = leaf if isinstance(leaf, (list, tuple)) else (leaf,)
         if any(isinstance(each, (dict, list, tuple)) for each in entries):
             raise InputError(f"{name} = {SHORT.repr(leaf)} must be a value or a list of values.")
-        is_tuple = name in FIELDS and isinstance(FIELDS[name].domain, (Sequence, Entries))
-        _set(config, name, tuple(leaf) if is_tuple and isinstance(leaf, list) else leaf)
+        field = known.get(name)
+        is_tuple = field is not None and isinstance(field.domain, (Sequence, Entries))
+        _set(config, name, tuple(leaf) if is_tuple and isinstance(leaf, list) else leaf, field)
     return config
 
 
@@ -126,14 +127,14 @@ def reset(config: Config, names: Iterable[str]) -> Config:
     """Return a copy in which fields have their defaults, or '' in place of none."""
     copied = config.copy_and_resolve_references()
     for name in names:
-        default = FIELDS[name].default
-        _set(copied, name, "" if default is ABSENT else default)
+        field = FIELDS[name]
+        _set(copied, name, "" if field.default is ABSENT else field.default, field)
     return copied
 
 
-def _set(config: Config, name: str, value: Any) -> None:
+def _set(config: Config, name: str, value: Any, field: Field | None) -> None:
     """Set a field, and make its section if there is none."""
-    if name in FIELDS and isinstance(FIELDS[name].domain, AnyOf):
+    if field is not None and isinstance(field.domain, AnyOf):
         # ml_collections otherwise fixes the type of the first value.
         value = ml_collections.FieldReference(value, field_type=object)
     section, _, key = name.rpartition(".")

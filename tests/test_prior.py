@@ -16,6 +16,7 @@ import pytest
 
 import score_sde as ss
 import sharding
+from api import execution
 from errors import NotFiniteError
 from runs import progress
 from sde_lib import expand
@@ -242,6 +243,16 @@ def test_methods_can_be_compiled():
     daps = prior.posterior(x[0], lambda x: x, noise=0.1, method="daps", langevin_steps=2)
     found = jax.jit(lambda key: daps.sample(3, key, steps=30))(jax.random.key(0))
     np.testing.assert_allclose(found, daps.sample(3, seed=0, steps=30), atol=1e-4)
+
+
+@pytest.mark.parametrize("devices", [0, 1, 2])
+def test_one_program_executes_all_steps(devices):
+    mesh = sharding.make_mesh(jax.devices()[:devices]) if devices else None
+    prior = ss.Prior(gaussian.score(ss.VPSDE(), 0.3, STD), ss.VPSDE(), (2,), mesh=mesh)
+    for drawn in (prior, prior.posterior(jnp.ones(2), lambda x: x, noise=0.1, method="smc")):
+        before = execution._advance._cache_size()
+        drawn.sample(4, seed=0, steps=5)
+        assert execution._advance._cache_size() == before + 1
 
 
 def test_devices_share_batches():
