@@ -203,7 +203,7 @@ class Experiment:
             classifier=self.classifier,
             log_probs=self.class_log_probs,
         )
-        return TrainedModel(
+        found = TrainedModel(
             score,
             self.image_shape,
             support=self.image_range,
@@ -212,10 +212,10 @@ class Experiment:
             config=self.config,
             step=step,
             mesh=self.mesh,
-            defaults=parts.sampler_defaults(self.config),
-            kinds=kinds,
-            **({"loc": data.mean, "scale": data.std} if data.std else {}),
+            units={"loc": data.mean, "scale": data.std} if data.std else {},
         )
+        found.kinds, found.defaults = kinds, parts.sampler_defaults(self.config)
+        return found
 
     @functools.cached_property
     def sampler(self) -> sampling.Sampler:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -24,8 +25,7 @@ from datasets import RealScaler, Scaler
 from errors import InputError
 from likelihood import TOLERANCE
 from models.building import Params
-from models.conditions import UNCONDITIONAL, Condition, Kinds
-from sampling import Defaults
+from models.conditions import Condition
 from sde_lib import SDE
 
 
@@ -70,16 +70,15 @@ class TrainedModel(ConditionalPrior):
         config: Any = None,
         step: int = 0,
         mesh: Mesh | None = None,
-        defaults: Defaults | None = None,
-        kinds: Kinds = UNCONDITIONAL,
-        loc: np.ndarray | float = 0.0,
-        scale: np.ndarray | float = 1.0,
+        units: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Check nothing: `experiment.Experiment.trained_model` has built the parts."""
-        super().__init__(score, score.sde, shape, support=support, mesh=mesh, loc=loc, scale=scale)
+        """Check nothing: `experiment.Experiment.trained_model` has built the parts.
+
+        `units` holds the arguments loc and scale of `Prior`, where data were standardized.
+        """
+        super().__init__(score, score.sde, shape, support=support, mesh=mesh, **units)
         self.scaler, self.step, self.config = scaler, step, config
-        self.defaults = defaults or Defaults()
-        self.kinds, self._to_pixels = kinds, to_pixels
+        self._to_pixels = to_pixels
 
     @property
     def params(self) -> Params:
