@@ -67,6 +67,11 @@ class Particles(NamedTuple):
     effective_size: Array
     bad_step: Array
 
+    def weighed(self, log_factor: Array) -> Particles:
+        """Return the particles with weights multiplied by factors (B * P,)."""
+        log_weights = self.log_weights + log_factor.reshape(self.log_weights.shape)
+        return self._replace(log_weights=log_weights)
+
 
 def smc_loop(
     keys: Array,
@@ -110,23 +115,17 @@ def smc_loop(
     def step(index: int | Array, carry: Particles) -> Particles:
         level, next_level, t = (row[index] for row in rows)
         local = model.near(carry.u.reshape(-1, size), level, t)
-        carry = carry._replace(
-            log_weights=carry.log_weights + local.log_twist.reshape(batch, particles)
-        )
         step_keys = fold_in(keys, index)
+        carry = carry.weighed(local.log_twist)
         carry, local = _resample_if_uneven(step_keys, carry, local, index)
         u, log_density = model.propose(
             keys_of(step_keys), carry.u.reshape(-1, size), local, level, next_level
         )
-        return carry._replace(
-            u=u.reshape(carry.u.shape),
-            log_weights=carry.log_weights - log_density.reshape(batch, particles),
-        )
+        return carry.weighed(-log_density)._replace(u=u.reshape(carry.u.shape))
 
     def end(carry: Particles) -> tuple[Array, Weights, Array, Array]:
         x = carry.u.reshape(batch * particles, *shape)
-        correction = model.last_log_weight(x).reshape(batch, particles)
-        carry = carry._replace(log_weights=carry.log_weights + correction)
+        carry = carry.weighed(model.last_log_weight(x))
         x = x.reshape(batch, particles, *shape)
         return *finish(fold_in(keys, steps), carry, x, steps), jnp.full(batch, steps)
 
