@@ -153,8 +153,8 @@ class TrainedModel(ConditionalPrior):
 
         Grey levels are dequantized by uniform noise (arXiv:2011.13456, Section 4.3); bits/dim of
         real numbers are those of their density. With `return_error`, also the estimated error of
-        the log-density, in bits/dim; it does not contain the variation over the noise. The other
-        arguments are those of `log_prob`.
+        the solver and of the probes, in bits/dim; it contains neither the variation over the noise
+        nor `likelihood.model_error`. The other arguments are those of `log_prob`.
         """
         images = self._check_images(images)
         batch_shape = images.shape[: images.ndim - len(self.event_shape)]

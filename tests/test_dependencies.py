@@ -44,6 +44,7 @@ ALTERNATIVES = {
     "guidance.interval": (0.1, 2.0),
     "restore.task": "deblur",
     "restore.mask": "random",
+    "restore.particles": 100,
     "eval.features": "classifier",
     "eval.end_ckpt": 27,
 }

@@ -29,6 +29,7 @@ from models.classifier import WideResnet
 from models.embeddings import timestep_embedding
 from models.ncsnpp import NCSNpp
 from models.registry import NOT_IN_MODEL
+from options import GIVEN
 from pretrained import flax_format, parameter_names, stored_parameters
 from sde_lib import VESDE
 from tests import reference, tiny
@@ -359,7 +360,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {GIVEN}))
 def test_declared_fields_are_the_arguments(name):
     """The constructor takes the declared fields and what it supports by keyword, and no others."""
     network = NETWORKS[name]
@@ -383,8 +384,10 @@ def test_declared_fields_are_the_arguments(name):
 
 
 def test_capabilities():
-    for capability in ("class_conditional", "remat", "bfloat16"):
-        assert networks_supporting(capability) == ["ncsnpp", "ddpm", "adm"]
+    unets = ["ncsnpp", "ddpm", "adm"]
+    assert networks_supporting("remat") == networks_supporting("bfloat16") == unets
+    assert networks_supporting("class_conditional") == [*unets, "mlp", GIVEN]
+    assert networks_supporting("any_shape") == ["mlp", GIVEN]
 
 
 def test_official_fields_that_networks_do_not_read():
@@ -404,7 +407,7 @@ def test_official_fields_that_networks_do_not_read():
     assert unread & read == {"dropout", "embedding_type", "normalization"}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {GIVEN, "mlp"}))
 def test_image_sizes(name):
     """A network can be built for exactly the images whose sides its levels can halve."""
     network = NETWORKS[name]

@@ -35,7 +35,8 @@ from tests.refusal import refused
 CODE = {"eval.features": ["pickle:loads", "a.b:c", "Inception", " inception", "inception ", ""]}
 PATHS = {
     **dict.fromkeys(
-        ("data.path", "data.tfrecords_path", "eval.inception_path", "eval.stats_path"),
+        ("data.path", "data.tfrecords_path", "eval.inception_path", "eval.stats_path")
+        + ("guidance.condition",),
         ["/a.npy", "a", "../a", "~/a", "a:b", "\x1b[2J", "\ud800"],
     ),
     "restore.input": ["/a", "."],

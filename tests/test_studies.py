@@ -85,8 +85,8 @@ def test_verdicts_on_samplers():
 
 def test_keys_depend_on_the_code_that_is_imported(tmp_path, monkeypatch):
     """Not on comments, docstrings, other modules, or those without an effect on results."""
-    text = {"first": "import second\nfrom progress import line\n", "second": "A = 1\n"}
-    text |= {"third": "B = 1\n", "progress": "line = 1\n"}
+    text = {"first": "import second\nfrom runs import line\n", "second": "A = 1\n"}
+    text |= {"third": "B = 1\n", "runs": "line = 1\n"}
 
     def key(value=1, **changed):
         for name, each in (text | changed).items():
@@ -97,7 +97,7 @@ def test_keys_depend_on_the_code_that_is_imported(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(common, "ROOT", tmp_path)
         same = {"second": '"""Text."""\n# A comment\nA = 1\n', "third": "B = 2\n"}
-        assert key(**same, progress="line = 2\n") == key()
+        assert key(**same, runs="line = 2\n") == key()
         lazy = "def f():\n    from third import B\n"
         other = [{"second": "A = 2\n"}, {"first": "import second, third\n"}, {"second": lazy}]
         other += [{"second": lazy, "third": "B = 3\n"}, {"value": 2}]

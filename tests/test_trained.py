@@ -117,7 +117,9 @@ def test_bits_per_dim(levels):
     nats = logp.sum((1, 2, 3)) + 64 * np.log(2 / 17)
     np.testing.assert_allclose(bits, -nats / 64 / np.log(2), atol=2e-3)
     _, error_in_nats = model.log_prob(x, seed=2, return_error=True)
-    np.testing.assert_allclose(error, error_in_nats / 64 / np.log(2), rtol=1e-4)
+    # That of log_prob also contains the noise at t_min and the prior.
+    assert (error < error_in_nats / 64 / np.log(2)).all()
+    assert (error_in_nats < 60 * error).all()
 
 
 def test_real_numbers():
