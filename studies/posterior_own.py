@@ -75,17 +75,19 @@ def draw(
     arrays = tuple(jnp.asarray(each) for each in problem.prior.arrays)
     score = CountedScore(arrays, type(problem.prior).score, counted=not is_weighted)
     std = {"prior_std": problem.prior.std}
-    options = {"dps": {"scale": scale}, "pigdm": std, "daps": std, "smc": {"particles": count}}
+    options = {"dps": {"scale": scale}, "pigdm": std, "weighted_pigdm": std, "daps": std}
+    chosen: dict[str, Any] = options.get(method, {}) | ({"particles": count} if is_weighted else {})
     posterior = Prior(score, SDE, (size,)).posterior(
         jnp.asarray(problem.y, jnp.float32),
         _operator(problem.matrix.tobytes(), len(problem.matrix)),
         noise=problem.noise,
         method=method,
-        **options.get(method, {}),
+        **chosen,
     )
     jax.effects_barrier()
     CALLS.clear()
-    sampler, batch = posterior.make_sampler(None, steps), count * len(problem.y)
+    sampler = posterior.make_sampler(None, None if is_weighted else steps)
+    batch = count * len(problem.y)
     drawn = posterior.draw(sampler, count, jax.random.key(1), batch_size=batch)
     x = np.asarray(drawn.x, np.float64).reshape(len(problem.y), count, size)
     jax.effects_barrier()

@@ -24,7 +24,7 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_560,
+    "lines of code": 32_566,
     "lines of tests": 22_495,
     "top-level modules": 26,
     "modules on a chain of imports": 10,  # main; training, experiment, configs, sampling
