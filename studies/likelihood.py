@@ -60,8 +60,11 @@ class Problem(NamedTuple):
 
     def solve(self, tolerance: float) -> likelihood.Likelihood:
         """Estimate log p with `likelihood.log_likelihood`."""
-        options = {"tolerance": tolerance}
-        return likelihood.log_likelihood(self.score, self.sde, self.x, self.probes, **options)
+        return likelihood.log_likelihood(
+            lambda x, t: self.score(x, t),  # A pytree would have rows for each image.
+            *(self.sde, self.x, self.probes),
+            tolerance=tolerance,
+        )
 
 
 def mixture_problem(sde: SDE, count: int) -> Problem:

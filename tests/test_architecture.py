@@ -24,11 +24,11 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_566,
+    "lines of code": 32_569,
     "lines of tests": 22_495,
     "top-level modules": 26,
     "modules on a chain of imports": 10,  # main; training, experiment, configs, sampling
-    "lines of a package": 3_288,  # studies; models has 3,237
+    "lines of a package": 3_291,  # studies; models has 3,237
     "lines of a file": 399,  # api/prior.py; experiment.py has 389
     "lines of a function": 49,  # log_likelihood
     "parameters of a function": 9,  # TrainedModel
