@@ -49,6 +49,8 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
     Raises InputError if the file cannot be read, or contains other arrays or values that are not
     finite or out of range.
     """
+    if not config.path:  # It would be taken for the current folder.
+        raise InputError("data.path = '' is empty; set it to the .npy or .npz file with the data.")
     path = expand_home(config.path, "data.path")
     arrays = _load(path)
     prefix = f"{split}_" if f"{split}_images" in arrays else ""

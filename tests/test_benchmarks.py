@@ -82,11 +82,11 @@ def test_processes(tmp_path):
         harness.isolated(divmod, 1, 0)
     with harness.process(checkout=str(tmp_path)) as process:
         assert process.submit(eval, "__import__('sde_lib').WHERE").result() == "other checkout"
-    size = {"kind": "float32", "size": 16, "count": 1}
+    size = {"kind": "float32", "size": 256, "count": 1}
     one = Contestant("one", "benchmarks.timed:products", size)
     two = Contestant("two", "benchmarks.timed:products", size | {"count": 3}, {"share": "one"})
     first, second = harness.compare([one, two], rounds=2)
-    assert second["share"] == pytest.approx(second["tflops"] / first["tflops"], rel=2)
+    assert second["share"] == pytest.approx(second["tflops"] / first["tflops"], rel=0.5)
 
 
 def test_which_programs_take_part():

@@ -53,6 +53,7 @@ def test_held_out_photos_share_no_pixel_with_training(monkeypatch):
 def test_unknown_data_sets_and_other_shapes_are_errors():
     refused("data.dataset = 'mnist'.*cifar10, dig", load, dataset="mnist")
     refused(r"\(8, 8, 1\); data.image_size = 16", load, image_size=16)
+    refused("data.path = '' is empty; set it to the .npy", load, dataset="array", path="")
 
 
 @pytest.mark.parametrize("centered", [True, False])
