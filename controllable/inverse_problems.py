@@ -184,11 +184,14 @@ def conjugate_gradients(
         active &= next_square > goal
         return count + 1, v, residual, direction, next_square, active
 
+    # Squares of squares, which derivatives of quotients contain, are 0 in float32 for small b.
+    largest = jnp.abs(jax.lax.stop_gradient(b)).reshape(len(b), -1).max(-1)
+    unit = expand(jnp.exp2(jnp.floor(jnp.log2(jnp.where(largest > 0, largest, 1)))), b)
+    b = b / unit
     square = dot(b, b)
     goal = tolerance**2 * square
-    return jax.lax.while_loop(
-        unfinished, iteration, (0, jnp.zeros_like(b), b, b, square, square > 0)
-    )[1]
+    start = (0, jnp.zeros_like(b), b, b, square, square > 0)
+    return unit * jax.lax.while_loop(unfinished, iteration, start)[1]
 
 
 def clip_denoised(score: Score, sde: SDE, low: float, high: float) -> Score:

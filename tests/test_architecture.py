@@ -24,8 +24,8 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_571,
-    "lines of tests": 22_496,
+    "lines of code": 32_574,
+    "lines of tests": 22_504,
     "top-level modules": 26,
     "modules on a chain of imports": 10,  # main; training, experiment, configs, sampling
     "lines of a package": 3_291,  # studies; models has 3,237

@@ -387,3 +387,11 @@ def test_clip_denoised():
     mean, _ = inverse_problems.denoiser(score, sde, t)(x)
     clipped_mean, _ = inverse_problems.denoiser(clipped, sde, t)(x)
     np.testing.assert_allclose(clipped_mean, jnp.clip(mean, -0.5, 0.5), atol=1e-4)
+
+
+def test_derivatives_of_conjugate_gradients_are_finite_for_small_residuals():
+    def solve(b):
+        return inverse_problems.conjugate_gradients(lambda v: 2 * v, b, 3)
+
+    _, slope = jax.jvp(solve, (jnp.full((1, 3), 1e-13),), (jnp.ones((1, 3)),))
+    np.testing.assert_allclose(slope, 0.5, rtol=1e-5)
