@@ -16,7 +16,7 @@ import pretrained
 from api.arguments import checked
 from api.trained import TrainedModel
 from configs import folders
-from configs.default import Config, find_file, from_json, not_data, reset
+from configs.default import Config, find_file, find_network, from_json, not_data, reset
 from configs.validation import check_domains, validated
 from errors import InputError, advice, brief, naming, printable
 from experiment import Experiment
@@ -83,13 +83,15 @@ def load(
 
     Args:
       workdir: a folder that `main.py --mode=train` or `--mode=import` has written, or a file that
-        states its config: a .safetensors file of `--mode=export`, or a .pkl file of EDM.
+        states its config: a .safetensors file of `--mode=export`, or a .pkl file of EDM; or the
+        name of a network of zoo/, such as "digits_vp".
       config: an ml_collections config, or the file of one; needed for other files.
       checkpoint: the number of a checkpoint of the workdir, by default the newest; or a file or
         folder of another code base (`--mode=import`), to be used with `config`.
 
     The model uses the first device. Raises InputError if something cannot be read or does not fit.
     """
+    workdir = None if workdir is None else find_network(str(workdir))
     if workdir is not None and Path(workdir).suffix in WITH_CONFIG:
         workdir, checkpoint = None, workdir
         config = load_config(checkpoint) if config is None else config

@@ -25,6 +25,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import score_sde
 from commands import command_line
 from errors import InputError
 
@@ -154,6 +155,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("count", None, "The number of images to draw; 64 by default.")
 flags.DEFINE_list("classes", None, "The classes of the images to draw in turn, such as 0,1,2.")
 flags.DEFINE_integer("seed", None, "The seed of the images to draw, in place of --config.seed.")
+flags.DEFINE_bool("version", False, "Print the version and exit.")
 flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, if several are started by hand; docs/scaling.md."
 )
@@ -219,6 +221,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def _check_flags(argv: list[str]) -> None:
     """Raise InputError for a flag that is missing, empty, or not one of the mode."""
+    if FLAGS.version:
+        print(score_sde.__version__)
+        sys.exit(0)
     if argv[1:]:
         raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.")
     missing = [f"--{name}" for name in ("mode", "workdir") if FLAGS[name].value is None]

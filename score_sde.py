@@ -2,7 +2,7 @@
 
     import score_sde as ss
 
-    model = ss.load("demo")                            # a workdir that main.py trained
+    model = ss.load("digits_vp")                       # of zoo/, or a workdir that main.py trained
     x = model.sample(16, seed=0)
     logp, error = model.log_prob(x, return_error=True)
     blur = ss.operators.blur(model.event_shape, 1.0)
@@ -13,6 +13,8 @@
 docs/python.md describes every call.
 """
 
+import importlib.metadata
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +54,18 @@ __all__ = [
 ]
 
 
+def _version() -> str:
+    """Return the version: that of the changelog of this clone, or else of the installed package."""
+    changelog = Path(__file__).with_name("CHANGELOG.md")
+    if changelog.is_file():
+        found = re.search(r"^## (\d\S*)", changelog.read_text("utf-8"), re.MULTILINE)
+        return found[1] if found else "unknown"
+    return importlib.metadata.version("score-sde")
+
+
+__version__ = _version()
+
+
 def __getattr__(name: str) -> Any:
     """Import the modules of the API when a name is first used (PEP 562).
 
@@ -71,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

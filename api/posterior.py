@@ -63,6 +63,10 @@ class Posterior:
         rows = prior.condition_rows(np.arange(1))
         prior.score_given(rows if self.y is None else prior.paired_rows(len(self.y)))
 
+    def __repr__(self) -> str:
+        y = None if self.y is None else (*self.batch_shape, *self._y_shape)
+        return f"{type(self).__name__}({self.prior}, y of shape {y}, method={self.method!r})"
+
     # --- samples ------------------------------------------------------------------------------
 
     @checked

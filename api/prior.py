@@ -84,6 +84,9 @@ class Prior:
         self.defaults = Defaults()
         self._check_score()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.sde}, shape={self.event_shape})"
+
     # --- samples ------------------------------------------------------------------------------
 
     @checked

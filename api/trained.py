@@ -80,6 +80,9 @@ class TrainedModel(ConditionalPrior):
         self.scaler, self.step, self.config = scaler, step, config
         self._to_pixels = to_pixels
 
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, step={self.step})"
+
     @property
     def params(self) -> Params:
         return self.score.params

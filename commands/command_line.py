@@ -25,11 +25,12 @@ def with_stored_config(argv: list[str]) -> list[str]:
     """Return the arguments with the config that a workdir was made with, if it is asked for.
 
     That is, for --config=DIR/config.json, and without --config. A .safetensors or .pkl file to
-    import states its config as well. Other paths are replaced by those that `find_file` finds.
-    Raises InputError for a path that is a URL.
+    import states its config as well. Paths are replaced by those that `find_file` and
+    `find_network` find. Raises InputError for a path that is a URL.
     """
-    from configs.default import find_file  # These imports take seconds, so that the flags
-    from pretrained import WITH_CONFIG  # that do not need them are parsed before.
+    # These imports take seconds, so that the flags that do not need them are parsed before.
+    from configs.default import find_file, find_network
+    from pretrained import WITH_CONFIG
     from runs import CONFIG
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -40,6 +41,13 @@ def with_stored_config(argv: list[str]) -> list[str]:
         if path and (path.startswith("~") or "://" in path):
             setattr(found, name, str(errors.expand_home(path, f"--{name}")))
     config = found.config
+    if found.source:
+        found.source = find_network(found.source)
+    if found.source and not config and not Path(found.source).exists():
+        raise InputError(
+            f"--source={found.source} does not exist. It must be a checkpoint file or folder, or "
+            "a network of zoo/, such as digits_vp."
+        )
     if config is None and (found.source or "").endswith(WITH_CONFIG):
         config = f"{STORED}:{found.source}"
     elif config is None and found.workdir:

@@ -157,3 +157,13 @@ def find_file(path: str) -> str:
     close = difflib.get_close_matches(path, experiments, 3, cutoff=0.8)
     hint = f"Did you mean {' or '.join(sorted(close))}?" if close else "configs/ has experiments."
     raise InputError(f"The config file {path} does not exist. {hint}")
+
+
+def find_network(path: str) -> str:
+    """Return a path, or that of a network of zoo/ if nothing of this name exists.
+
+    "digits_vp" and "zoo/digits_vp.safetensors" so name the same file in any folder.
+    """
+    name = path.removeprefix("zoo/").removesuffix(".safetensors")
+    network = ROOT / "zoo" / f"{name}.safetensors"
+    return str(network) if network.is_file() and not Path(path).exists() else path

@@ -121,11 +121,15 @@ class Checkpoints:
         return {found.number: found for found in self.find(SNAPSHOTS)}
 
     def pick(self, number: int | None) -> Found:
-        """Return the snapshot with this number, by default the newest.
+        """Return the snapshot with this number; by default the newest, or else the newest backup.
 
-        Raises InputError, which lists the existing ones, if there is none.
+        A run that was stopped before its first snapshot has a backup only. Raises InputError,
+        which lists the existing snapshots, if there is none.
         """
         snapshots = self.snapshots()
+        if number is None and not snapshots:
+            for backup in self.find(BACKUPS):
+                return backup
         number = max(snapshots, default=0) if number is None else number
         if number not in snapshots:
             existing = ", ".join(map(str, sorted(snapshots))) or "none"

@@ -12,6 +12,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 OUTSIDE = {"tests", "docs", "benchmarks", "studies"}  # Packages that the program does not import.
+NETWORK = "zoo/digits_vp.safetensors"  # for first steps without a clone
 
 
 def rewrite(source: str, modules: set[str]) -> str:
@@ -26,15 +27,17 @@ def rewrite(source: str, modules: set[str]) -> str:
 def write_package(root: Path, target: Path) -> None:
     """Write the modules in `root`, and the files of its packages, to `target`."""
     packages = {path.parent.name for path in root.glob("*/__init__.py")} - OUTSIDE | {"configs"}
-    paths = [*root.glob("*.py"), *(path for each in packages for path in (root / each).rglob("*"))]
+    inside = (path for each in packages for path in (root / each).rglob("*"))
+    paths = [root / NETWORK, *root.glob("*.py"), *inside]
     modules = packages | {path.stem for path in root.glob("*.py")} - {"score_sde"}
     for path in paths:
         if path.is_file() and path.suffix != ".pyc":
             name = "__init__.py" if path == root / "score_sde.py" else path.relative_to(root)
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            text = path.read_text("utf-8")
-            text = rewrite(text, modules) if path.suffix == ".py" else text
-            (target / name).write_text(text, "utf-8")
+            content = path.read_bytes()
+            if path.suffix == ".py":
+                content = rewrite(content.decode(), modules).encode()
+            (target / name).write_bytes(content)
 
 
 class Build(BuildHookInterface):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import score_sde
 from readers import published
 from tests.test_architecture import sources
 
@@ -54,7 +55,7 @@ def test_the_package(tmp_path):
     found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     inside = [paths for name, paths in sources().items() if name not in build.OUTSIDE]
     expected = {str(path.relative_to(ROOT)) for paths in inside for path in paths}
-    assert found - expected == {"__init__.py", "runs/page.html", "runs/page.css"}
+    assert found - expected == {"__init__.py", "runs/page.html", "runs/page.css", build.NETWORK}
     assert expected - found == {"score_sde.py"}
     imported = set()
     for path in tmp_path.rglob("*.py"):
@@ -147,6 +148,8 @@ def test_command_and_python_example(folder):
     """In a folder without the clone; then the README's example with the workdir."""
     assert "score-sde --config=configs/vp/" in run(folder, "score-sde", "--help")
     for arguments, expected in (
+        (("--version",), score_sde.__version__),
+        (("--mode=sample", "--source=digits_vp", "--workdir=s", "--count=1"), "s/sample/digits_vp"),
         ((*FLAGS, "--mode=train"), "step 4"),
         ((*FLAGS, "--mode=eval"), "held-out loss"),
         (("--workdir=demo", "--mode=report"), "demo/eval/report.html"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import score_sde as ss
 from commands import command_line
-from configs.default import ROOT, find_file
+from configs.default import ROOT, find_file, find_network
 from tests.refusal import refused
 
 PUBLISHED = "configs/vp/digits_ddpmpp_continuous.py"
@@ -33,3 +36,25 @@ def test_published_configs_are_found_in_any_folder(tmp_path, monkeypatch):
     own.parent.mkdir(parents=True)
     own.write_text("")
     assert find_file(PUBLISHED) == PUBLISHED
+
+
+def test_networks_of_the_zoo_are_found_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = "zoo/digits_vp.safetensors"
+    assert find_network("digits_vp") == find_network(path) == str(ROOT / path)
+    assert find_network("no_such") == "no_such"
+    assert ss.load("digits_vp").event_shape == (8, 8, 1)
+    parsed = command_line.with_stored_config(["main.py", "--source=digits_vp", "--mode=sample"])
+    assert f"--source={ROOT / path}" in parsed
+    (tmp_path / "digits_vp").mkdir()  # What the current folder has comes first.
+    assert find_network("digits_vp") == "digits_vp"
+    refused("digits_vp holds no model", ss.load, "digits_vp")
+
+
+def test_version():
+    assert f"\n## {ss.__version__} " in (ROOT / "CHANGELOG.md").read_text()
+    shown = subprocess.run(
+        [sys.executable, ROOT / "main.py", "--version"], capture_output=True, text=True
+    )
+    assert shown.stdout.split() == [ss.__version__]
+    assert not shown.stderr

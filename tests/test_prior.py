@@ -294,3 +294,15 @@ def test_interrupts_take_effect_between_steps(monkeypatch):
     signal.signal(signal.SIGINT, before)
     assert seen == [0, 1, 2, 3]
     np.testing.assert_array_equal(prior.sample(2, steps=50), expected)
+
+
+def test_what_is_printed():
+    """Each object says what it is, in a line; completion shows the API only."""
+    prior, blur = gaussian_prior((4, 4, 1)), ss.operators.block_mean((4, 4, 1), 2)
+    posterior = prior.posterior(np.zeros((3, 2, 2, 1)), blur, noise=0.1)
+    sde = "VPSDE(T=1.0, t_min=1e-05, t_end=0.001, beta_min=0.1, beta_max=20.0)"
+    assert repr(prior) == f"Prior({sde}, shape=(4, 4, 1))"
+    assert repr(posterior).startswith(f"WeightedPosterior({prior}, y of shape (3, 2, 2, 1), ")
+    assert repr(blur) == "Operator(entries=16, rank=4)"
+    assert repr(ss.load("digits_vp")).endswith("shape=(8, 8, 1), step=2600)")
+    assert {name for name in dir(ss) if not name.startswith("__")} == set(ss.__all__)

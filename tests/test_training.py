@@ -15,6 +15,7 @@ import orbax.checkpoint as orbax
 import pytest
 
 import datasets
+import evaluation
 import losses
 import sharding
 import training
@@ -28,6 +29,7 @@ from runs import checkpoints as checkpoint_files
 from runs.checkpoints import BACKUPS, LOCK, SNAPSHOTS, Checkpoints
 from runs.training_log import read_curves
 from tests import reference, tiny
+from tests.refusal import refused
 from training import state as states
 from training.state import TrainState
 
@@ -235,6 +237,7 @@ def test_note_of_the_initial_weights():
     assert states.initial_share_note(0.998, False, 2600) == ""
     assert "model.ema_ramp" not in states.initial_share_note(0.998, True, 1)
     assert states.initial_share_note(0.998, True, 100) == ""
+    assert states.initial_share_note(0.998, False, 0) == ""  # of an imported file
 
 
 def test_checksums_depend_on_every_array():
@@ -498,6 +501,17 @@ def test_only_damaged_checkpoints_are_not_overwritten(copied):
         damage(folder)
     with pytest.raises(InputError, match="none of them can be read; nothing is overwritten"):
         training.train(tiny.config(), str(copied))
+
+
+def test_a_run_without_a_snapshot_is_used_by_its_newest_backup(copied):
+    """As after a signal before the first snapshot; not if another checkpoint is asked for."""
+    shutil.rmtree(copied / SNAPSHOTS)
+    experiment = Experiment(tiny.config())
+    found, ema = experiment.trained(copied)
+    assert str(found) == f"{BACKUPS}/checkpoint_6 (step 6)"
+    refused("has no checkpoint_2; existing checkpoints: none", experiment.trained, copied, 2)
+    (snapshot,) = evaluation._select(Checkpoints(copied), tiny.config(), None)
+    assert snapshot == found
 
 
 def test_checkpoints_with_damaged_metadata_are_skipped(copied, caplog):

@@ -96,10 +96,11 @@ def initial_share(rate: float, ramp: bool, steps: int) -> float:
 def initial_share_note(rate: float, ramp: bool, steps: int) -> str:
     """Return a sentence if the initial parameters still count in the moving average, else ''.
 
-    The arguments are those of `initial_share`.
+    The arguments are those of `initial_share`. An average of step 0 was imported; EDM's files do
+    not state how long it was trained.
     """
     share = initial_share(rate, ramp, steps)
-    if share <= 0.01:
+    if steps == 0 or share <= 0.01:
         return ""
     hint = "train longer" if ramp else "train longer, or set model.ema_ramp = True"
     return (

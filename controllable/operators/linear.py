@@ -54,6 +54,10 @@ class Operator:
     to_measured: LinearMap = _identity
     from_measured: LinearMap = _identity
 
+    def __repr__(self) -> str:
+        values = np.asarray(self.singular_values)
+        return f"Operator(entries={values.size}, rank={np.count_nonzero(values)})"
+
     @property
     def measured(self) -> np.ndarray:
         """Where the singular values are not 0; bool (...)."""
