@@ -6,7 +6,7 @@
     x = model.sample(16, seed=0)
     logp, error = model.log_prob(x, return_error=True)
     blur = ss.operators.blur(model.event_shape, 1.0)
-    answers = model.posterior(y, blur, noise=0.05, method="moment_matching").sample(64)
+    restored = model.posterior(y, blur, noise=0.05, method="moment_matching").sample(64)
 
     prior = ss.Prior(score, ss.VPSDE(), shape=(32, 32))  # any function score(x, t)
 
@@ -27,6 +27,7 @@ if Path(*sys.argv[:1]).stem == "score-sde":  # The command, which imports its pa
 if TYPE_CHECKING:
     from api import operators
     from api.calibration import Calibration
+    from api.callbacks import from_numpy, from_torch
     from api.posterior import Posterior
     from api.prior import Prior
     from api.trained import TrainedModel
@@ -48,6 +49,8 @@ __all__ = [
     "RectifiedFlow",
     "SubVPSDE",
     "TrainedModel",
+    "from_numpy",
+    "from_torch",
     "load",
     "operators",
     "train",
@@ -75,12 +78,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import loading
     import sde_lib
-    from api import calibration, operators, posterior, prior, trained
+    from api import calibration, callbacks, operators, posterior, prior, trained
     from training import arrays
 
     if name == "operators":
         return operators
-    modules = (calibration, posterior, prior, trained, loading, arrays, sde_lib)
+    modules = (calibration, callbacks, posterior, prior, trained, loading, arrays, sde_lib)
     return next(vars(module)[name] for module in modules if name in vars(module))
 
 

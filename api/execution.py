@@ -7,11 +7,12 @@ as the sampler, identifies the program. So a task of the same kind and shapes co
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
@@ -42,6 +43,23 @@ def bound(score: Score) -> Score:
     return score.bind() if hasattr(score, "bind") else function_of(score)
 
 
+OF_OTHERS = (
+    "fails: it is not one of JAX. score_sde.from_torch and from_numpy make one of a function of "
+    "PyTorch or NumPy."
+)
+
+
+@contextlib.contextmanager
+def _hint_for_other_libraries(given: str) -> Iterator[None]:
+    """Raise InputError for what functions of PyTorch and NumPy raise if JAX calls them."""
+    try:
+        yield
+    except (TypeError, jax.errors.TracerArrayConversionError) as error:
+        if isinstance(error, TypeError) and "must be Tensor" not in str(error):
+            raise
+        raise InputError(f"{given} {OF_OTHERS}") from error
+
+
 def function_of(score: Score) -> Score:
     """Return a score as a plain function, which samplers do not take for a guided score.
 
@@ -50,8 +68,10 @@ def function_of(score: Score) -> Score:
 
     def evaluate(x: Array, t: Array) -> Array:
         given = f"The score of x with shape {x.shape} and t with shape {t.shape}"
-        with user_code(f"{given} fails"):
+        with user_code(f"{given} fails"), _hint_for_other_libraries(given):
             value = score(x, t)
+        if isinstance(value, np.ndarray) or type(value).__module__ == "torch":
+            raise InputError(f"{given} {OF_OTHERS}")
         shape = getattr(value, "shape", type(value).__name__)
         if shape != x.shape:
             raise InputError(

@@ -145,7 +145,7 @@ def test_modules_beside_others_of_the_same_names(folder, ours_first):
 
 @pytest.mark.long
 def test_command_and_python_example(folder):
-    """In a folder without the clone; then the README's example with the workdir."""
+    """In a folder without the clone; then the README's example."""
     assert "score-sde --config=configs/vp/" in run(folder, "score-sde", "--help")
     for arguments, expected in (
         (("--version",), score_sde.__version__),
@@ -156,8 +156,8 @@ def test_command_and_python_example(folder):
     ):
         assert expected in run(folder, "score-sde", *arguments)
     (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    example += "print(answers.shape, 'checkpoint', model.step)"
-    assert "(64, 1, 8, 8, 1) checkpoint 4" in run(folder, "python", "-c", example)
+    example += "print(restored.shape, 'step', model.step)"
+    assert "(64, 1, 8, 8, 1) step 2600" in run(folder, "python", "-c", example)
 
 
 @pytest.mark.slow
