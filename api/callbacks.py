@@ -76,7 +76,7 @@ def from_torch(score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> S
     def forward(*arrays: np.ndarray) -> np.ndarray:
         x, t, tangent = tensors(arrays)
         with torch.no_grad():
-            _, product = torch.func.jvp(lambda x: score(x, t), (x,), (tangent,))
+            product = torch.func.jvp(lambda x: score(x, t), (x,), (tangent,))[1]
         return product.cpu().numpy()
 
     def backward(*arrays: np.ndarray) -> np.ndarray:
@@ -149,10 +149,7 @@ def _derivative(primals: Any, tangents: Any, *, functions: Functions, kind: str)
         raise InputError(NO_SECOND)
     if not linear and functions.forward is None:
         raise InputError(NO_DERIVATIVE)
-    (tangent,) = linear or [x]
-    if type(tangent) is ad.Zero:
-        return value, ad.Zero.from_primal_value(value)
-    given = (*primals[:2], tangent)
+    given = (*primals[:2], *(linear or [x]))
     kind = "forward" if kind == "value" else kind
     return value, external.bind(*given, functions=functions, kind=kind)
 
