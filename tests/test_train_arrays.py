@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import equinox as eqx
 import jax
@@ -20,6 +21,7 @@ from configs.vp import vectors_mlp
 from runs.training_log import read_curves
 from sharding import Preemption
 from tests.refusal import refused
+from tests.test_stops import digest, finish, start_python, wait_for
 
 RNG = np.random.default_rng(0)
 VECTORS = RNG.normal(size=(64, 2)) * [3.0, 0.1] + [10.0, -1.0]
@@ -186,6 +188,41 @@ def test_a_stopped_run_continues_with_the_same_result(tmp_path, monkeypatch, pat
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
     with pytest.raises(ss.InputError, match=r"(?s)results of another config.*data\.mean"):
         ss.train(VECTORS + 1, workdir=tmp_path / "whole", **train.keywords)
+
+
+TRAIN = """
+import hashlib, jax, numpy as np, score_sde as ss
+data = np.random.default_rng(0).normal(size=(64, 2))
+model = ss.train(data, workdir={!r}, steps=12, batch_size=8, nf=8, num_res_blocks=1)
+params = b"".join(np.asarray(each).tobytes() for each in jax.tree.leaves(model.params))
+print("parameters", hashlib.sha256(params).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_with_the_same_result(tmp_path):
+    """Parameters, their average, the state of the optimizer and the log, byte for byte."""
+
+    def start(workdir):
+        return start_python(TRAIN.format(str(workdir)), text=True)
+
+    whole = finish(start(tmp_path / "whole"))
+    killed = []
+    for saved in ("[1-9]*", "[5-9]*"):  # Also while a checkpoint is written.
+        process = start(tmp_path / "parts")
+        wait_for(tmp_path / "parts" / "checkpoints-meta" / f"checkpoint_{saved}", process)
+        process.kill()
+        process.communicate()
+        killed.append(process.returncode)
+    assert -signal.SIGKILL in killed
+    parts = finish(start(tmp_path / "parts"))
+    assert (whole[0], whole[1][-1]) == (parts[0], parts[1][-1])
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+
+
+def test_outside_of_the_main_thread():
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(functools.partial(ss.train, VECTORS, **QUICK)).result().step == 4
 
 
 @pytest.mark.parametrize(
