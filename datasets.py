@@ -1,6 +1,6 @@
-"""Data sets of uint8 grey levels, and the map between grey levels and model inputs.
+"""Data sets of uint8 gray levels, and the map between gray levels and model inputs.
 
-A data set is a function `(split, config.data) -> Images` in DATASETS. If it has fewer than 256 grey
+A data set is a function `(split, config.data) -> Images` in DATASETS. If it has fewer than 256 gray
 levels, their number is in LEVELS. `readers` reads files and published data sets, and defines the
 batches of their images.
 """
@@ -74,7 +74,7 @@ LEVELS = {"digits": 17}
 
 
 def levels(config: ml_collections.ConfigDict) -> int:
-    """Return the number of grey levels of `config.data`, without loading its images."""
+    """Return the number of gray levels of `config.data`, without loading its images."""
     return LEVELS.get(config.dataset.lower(), BYTE_LEVELS)
 
 
@@ -150,7 +150,7 @@ def check_labels(images: Images, num_classes: int, field: str) -> None:
         )
 
 
-# --- the map between grey levels and model inputs ---
+# --- the map between gray levels and model inputs ---
 
 
 def model_range(config: ml_collections.ConfigDict) -> tuple[float, float]:
@@ -167,15 +167,15 @@ def model_std(config: ml_collections.ConfigDict) -> float:
 
 
 Dequantize = Callable[[Array, Array], tuple[Array, Array]]
-"""(grey levels u (B, H, W, C), keys (B,)) -> model inputs u + v, log q(v | u) in nats (B,)."""
+"""(gray levels u (B, H, W, C), keys (B,)) -> model inputs u + v, log q(v | u) in nats (B,)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scaler:
-    """Affine map from grey levels to the range of the model.
+    """Affine map from gray levels to the range of the model.
 
     Attributes:
-      levels: number of grey levels; their values u are 0 .. levels - 1.
+      levels: number of gray levels; their values u are 0 .. levels - 1.
       centered: whether the range of the model is [-1, 1] instead of [0, 1].
     """
 
@@ -183,13 +183,13 @@ class Scaler:
     centered: bool
 
     def scale(self, u: Array) -> Array:
-        """Map grey levels of any shape to the model's range; the largest level becomes 1."""
+        """Map gray levels of any shape to the model's range; the largest level becomes 1."""
         return self._center(u.astype(jnp.float32) / (self.levels - 1))
 
     def dequantize(self, u: Array, noise: Array) -> Array:
         """Map u + noise, with noise in [0, 1), to the model's range.
 
-        The noise turns the distribution of the grey levels into a density.
+        The noise turns the distribution of the gray levels into a density.
         """
         return self._center((u.astype(jnp.float32) + noise) / self.levels)
 
@@ -199,7 +199,7 @@ class Scaler:
         return float(np.log((2.0 if self.centered else 1.0) / self.levels))
 
     def pixels(self, x: Array, *, dequantized: bool, truncate: bool = False) -> Array:
-        """Invert the map: the nearest grey levels of x, scaled to 0 .. 255, as uint8.
+        """Invert the map: the nearest gray levels of x, scaled to 0 .. 255, as uint8.
 
         Args:
           x: model inputs or samples, of any shape; values out of range are clipped.
@@ -249,9 +249,9 @@ class RealScaler:
 
     @property
     def levels(self) -> int:
-        """Raises InputError: real numbers have no grey levels, which some metrics require."""
+        """Raises InputError: real numbers have no gray levels, which some metrics require."""
         raise InputError(
-            f"data.value_range or data.std = {self.unit[:3]}: real numbers have no grey levels."
+            f"data.value_range or data.std = {self.unit[:3]}: real numbers have no gray levels."
         )
 
     def pixels(self, x: Array, *, dequantized: bool, truncate: bool = False) -> Array:

@@ -149,7 +149,7 @@ class Experiment:
     ) -> datasets.Batches:
         """Return the shuffled training batches, of which this process loads its own rows."""
         rows = sharding.local_rows(self.mesh, batch_size)
-        return datasets.Batches(images, batch_size, self.config.seed, steps, labelled, rows)
+        return images.batches(batch_size, self.config.seed, steps, labelled, rows)
 
     # --- parameters -------------------------------------------------------------------------------
 

@@ -147,7 +147,7 @@ def log_likelihood(
         at each evaluation would make the ODE a random one.
       tolerance: of the adaptive steps, which differ between images.
 
-    Raises InputError for integer grey levels, which have no density.
+    Raises InputError for integer gray levels, which have no density.
     """
     import diffrax  # It and what imports it take a fifth of the start of main.py.
 
@@ -217,7 +217,7 @@ def elbo(
       pairs: number of equal parts of the range of q. Each has two random times, from whose
         difference the standard error is computed; the score is evaluated 2 `pairs` times.
 
-    Raises InputError for integer grey levels, which have no density.
+    Raises InputError for integer gray levels, which have no density.
     """
     check_dequantized(x)
     endpoints = find_endpoints(sde)
@@ -309,7 +309,7 @@ def probe_stderr(per_probe: Array, kind: str) -> Array:
 
 
 def bits_per_dim(logp: Array, dims: int, log_scale: float) -> Array:
-    """Convert log p(x) in nats to bits/dim of the grey levels u, where x = scale u + shift.
+    """Convert log p(x) in nats to bits/dim of the gray levels u, where x = scale u + shift.
 
     The change of variables gives log p(u) = log p(x) + dims log(scale). With uniform dequantization
     of u, the mean is an upper bound of the bits/dim of the discrete images (Theis et al. 2016).
@@ -351,6 +351,6 @@ def check_dequantized(x: Array) -> None:
     dtype = jnp.asarray(x).dtype
     if not jnp.issubdtype(dtype, jnp.floating):
         raise InputError(
-            f"The likelihood requires floating-point data, not {dtype}: integer grey levels have "
+            f"The likelihood requires floating-point data, not {dtype}: integer gray levels have "
             f"no density. Add uniform noise with `Scaler.dequantize`."
         )

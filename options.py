@@ -32,6 +32,11 @@ GIVEN = "given"
 """The name of networks and data sets that are arguments of `score_sde.train`, in no file."""
 
 
+def listed(names: Collection[str]) -> str:
+    """Return the names for a message, without GIVEN, which no user sets."""
+    return ", ".join(sorted({*names} - {GIVEN}))
+
+
 class Domain(Protocol):
     """The values that an option may have. `describe` completes "NAME = VALUE must be ..."."""
 
@@ -194,7 +199,7 @@ class Name:
         return value.lower() in {each.lower() for each in self.known}
 
     def describe(self) -> str:
-        return f"one of {', '.join(sorted(self.known))}"
+        return f"one of {listed(self.known)}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ import importlib.util
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, TypeVar
@@ -263,7 +264,8 @@ class Preemption:
     """While entered, `errors.ending_signals` do not end the process, but make `reached` True.
 
     If one process receives a signal, the same call of `reached` returns True on all of them. A
-    second Ctrl-C has the effect that it had before.
+    second Ctrl-C has the effect that it had before. Signals keep their effects outside of the main
+    thread, where Python cannot set them.
 
     Attributes:
       signal: the signal that this process received, or None.
@@ -276,9 +278,9 @@ class Preemption:
         self._any = jax.jit(jax.numpy.any, out_shardings=replicated(mesh))
 
     def __enter__(self) -> Preemption:
-        self._previous = {
-            number: signal.signal(number, self._note) for number in errors.ending_signals()
-        }
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = errors.ending_signals() if is_main else []
+        self._previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *exception: object) -> None:

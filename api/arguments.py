@@ -13,6 +13,9 @@ import inspect
 import math
 import os
 import re
+import sys
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -41,6 +44,7 @@ from options import (
 )
 
 F = TypeVar("F", bound=Callable[..., Any])
+PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +229,13 @@ def show(value: Any) -> str:
         return SHORT.repr(value)
     except Exception:  # As above.
         return f"an object of type {type(value).__name__}"
+
+
+def warn(message: str) -> None:
+    """Warn about the line outside of this package that has called it."""
+    frames = traceback.walk_stack(sys._getframe())  # skip_file_prefixes requires Python 3.12.
+    inside = (frame.f_code.co_filename.startswith(PACKAGE) for frame, _ in frames)
+    warnings.warn(message, stacklevel=1 + list(inside).index(False))
 
 
 # --- seeds and shapes -------------------------------------------------------------------------

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 import sampling
-from api.arguments import check_memory, show, user_code
+from api.arguments import check_memory, show, user_code, warn
 from api.execution import function_of, is_traced
 from errors import InputError
 from sde_lib import SDE, Score, expand
@@ -42,21 +41,19 @@ def check_score(score: Score, sde: SDE, shape: tuple[int, ...]) -> None:
         )
     gap = float(jnp.sqrt(jnp.mean(jnp.square(std * value + x / std))))
     if gap > MOST_GAP:
-        warnings.warn(
+        warn(
             f"At time T = {sde.T}, the score differs by {gap:.2g} of its size from that of "
             f"N(0, {std:.4g}^2), where samples start. Samples and densities are wrong. "
-            f"{STANDARDIZE}, or use more noise at T.",
-            stacklevel=5,  # The caller of the checked constructor.
+            f"{STANDARDIZE}, or use more noise at T."
         )
     times = jnp.full(count, sde.T)
     center = sde.posterior_mean(value, x, times).mean(0)
     spread, level = _smallest_spread(score, sde, center)
     if spread < level:
-        warnings.warn(
+        warn(
             f"The data have a standard deviation of about {spread:.2g}, but the noise of the last "
             f"step of samplers has {level:.2g}. Samples are too narrow and densities too wide. "
-            f"{STANDARDIZE}, or lower t_end and t_min.",
-            stacklevel=5,
+            f"{STANDARDIZE}, or lower t_end and t_min."
         )
 
 

@@ -95,6 +95,7 @@ class ConditionalPrior(Prior):
     kinds: Kinds = UNCONDITIONAL
     condition: Condition | None = None
 
+    @checked
     def given(
         self,
         condition: Any = None,
@@ -253,6 +254,8 @@ class ConditionalPrior(Prior):
         if count < FEWEST:
             raise InputError(f"x holds {count} events; a calibration needs {FEWEST} or more.")
         rows = model.paired_rows(count)
+        if rows is None:
+            raise InputError("condition = None: calibrate needs the condition of each event.")
         sample_key, rank_key = (jax.random.fold_in(key_of(seed), each) for each in range(2))
         model.condition = jax.tree.map(lambda leaf: np.repeat(leaf, samples + 1, 0), rows)
         chosen = self.make_sampler(sampler, steps, **options)
@@ -293,9 +296,10 @@ def rows_of(
             "classifier: train one with --mode=train_classifier."
         )
     if named.keys() != set(kinds.names):
+        found = ", ".join(map(str, named)) or "empty"
         raise InputError(
-            f"condition is {', '.join(map(str, named))}, but the network is conditioned on "
-            f"{_described(kinds)}. Pass a dictionary with these names."
+            f"condition is {found}, but the network is conditioned on {_described(kinds)}. Pass a "
+            "dictionary with these names."
         )
     shapes = {"classes": (), "vector": (kinds.vector_size,)}
     shapes["image"] = (*event_shape[:-1], kinds.image_channels)
@@ -330,9 +334,10 @@ def _rows(name: str, value: Any, shape: tuple[int, ...], kinds: Kinds) -> Any:
             f"classes = {show(value)} must be from 0 to {kinds.num_classes - 1}, the classes of "
             "this model."
         )
-    if not bool((abs(array.astype(np.float32)) <= LARGEST).all()):
+    if not bool((abs(array) <= LARGEST).all()):
         raise InputError(f"condition: {name} must hold finite numbers up to {LARGEST:g}.")
-    return array.astype(np.int32) if name == "classes" else array
+    is_byte = name == "image" and array.dtype == np.uint8
+    return array.astype(np.int32 if name == "classes" else np.uint8 if is_byte else np.float32)
 
 
 def _described(kinds: Kinds) -> str:

@@ -147,7 +147,7 @@ class FromPosterior:
             self.shape,
             support=self.support,
         )
-        if methods.METHODS[self.method.name].loop:
+        if methods.METHODS[self.method.name].condition is None:
             loop = loop.then(_weighted_samples)
         return loop, x
 

@@ -101,7 +101,7 @@ class Posterior:
         raise self._needs_weights("log_evidence")
 
     def _needs_weights(self, what: str) -> InputError:
-        weighted = [name for name, method in METHODS.items() if method.loop]
+        weighted = [name for name, method in METHODS.items() if method.condition is None]
         return InputError(
             f"{what} needs weighted particles, which method = {self.method!r} does not have. "
             f"Choose method = {' or '.join(map(repr, weighted))}."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from jax.sharding import Mesh
 import likelihood
 import sampling
 from api import checks, execution
-from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of
+from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of, warn
 from api.execution import AlongFlow, FromPrior, Place, bound, by_rows
 from api.measuring import make_measurement, shape_of_y
 from api.posterior import Posterior
@@ -135,10 +134,7 @@ class Prior:
         batch_size: int = BATCH_SIZE,
         temperature: float = 1.0,
     ) -> Samples:
-        """Return events number first .. first + count - 1 with what the sampler reports of them.
-
-        See `sample` for the arguments.
-        """
+        """Return events number first .. first + count - 1 with what the sampler reports of them."""
         sampler.check_stable()
 
         def make_task(keys: Array, numbers: np.ndarray, place: Place) -> FromPrior:
@@ -170,8 +166,7 @@ class Prior:
     def _typical_std(self) -> float:
         """The scale of z, for tolerances: from the support, or from the noise levels.
 
-        The geometric mean of the smallest and the largest noise level of sampling is 0.4 for EDM,
-        0.7 for VE and 1.3 for VP, by default. It has the unit of the data.
+        Their geometric mean is 0.4 for EDM, 0.7 for VE and 1.3 for VP, by default.
         """
         support = self.units.range_of_z(self.support)
         if support is not None and all(map(math.isfinite, support)):
@@ -222,7 +217,7 @@ class Prior:
 
         Args:
           x: events, in the range of the data of the score.
-          seed: of the probes; the same for all calls by default, so that log p is a function.
+          seed: of the probes, or keys (B,); by default the same, so that log p is a function.
           trace: 'exact', 'Rademacher' or 'Gaussian'; by default exact for up to EXACT_DIMS entries.
           probes: random probes for each event, if the trace is not exact.
           tolerance: of the steps of the solver, per dimension.
@@ -244,7 +239,10 @@ class Prior:
         x, kind = self.units.standardized(x), self._trace(trace)
         count = math.prod(self.event_shape) if kind == "exact" else probes
         check_memory(x.size * count, f"A trace by {count} probes for each of {len(x)} events")
-        keys = sampling.image_keys(key_of(seed), jnp.arange(len(x)))
+        keys: Any = seed
+        is_each = isinstance(seed, jax.Array) and seed.shape == x.shape[:1]
+        if not is_each or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+            keys = sampling.image_keys(key_of(seed), jnp.arange(len(x)))
 
         def compute(x: Array, keys: Array, rows: Any) -> tuple[Array, Array]:
             score = self.score_given(rows)
@@ -344,7 +342,7 @@ class Prior:
           method: one of `controllable.methods.METHODS`; by default what `default_method` chooses:
             'smc' where it is affordable, and otherwise a method that may be biased, with a warning.
           weights: whether to correct 'moment_matching' (the default) or 'pigdm' by importance
-            weights, for events of up to 64 entries; see `controllable.importance`.
+            weights, for events of up to 64 entries; see `api.importance`.
           options: of the method, see docs/python.md; `prior_std` is estimated by default.
 
         Raises InputError for arguments that do not fit each other.
@@ -356,10 +354,11 @@ class Prior:
         if method is None:
             method, warning = default_method(model, self.event_shape, y_shape, options)
             if warning:
-                warnings.warn(warning, stacklevel=3)  # The caller of a checked method.
-        is_weighted = method in METHODS and METHODS[method].loop is not None
-        made = WeightedPosterior if is_weighted else Posterior
-        return made(self, y, y_shape, model, method, options)
+                warn(warning)
+        is_loop = method in METHODS and METHODS[method].condition is None
+        return (WeightedPosterior if is_loop else Posterior)(
+            self, y, y_shape, model, method, options
+        )
 
     # --- checks -------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ class TrainedModel(ConditionalPrior):
     Attributes:
       params: the averaged parameters.
       step: the training step.
-      scaler: the map from grey levels to the model's range.
+      scaler: the map from gray levels to the model's range.
       config: the config of the model.
       kinds: what samples can be conditioned on: that of the network, and the classes of a
         classifier.
@@ -107,10 +107,10 @@ class TrainedModel(ConditionalPrior):
         """Return images (..., H, W, C) of the data set as events.
 
         Args:
-          images: as the data set has them: integers from 0 to the largest grey level, which is 255
+          images: as the data set has them: integers from 0 to the largest gray level, which is 255
             for 8 bits and 16 for the digits; or real numbers, if data.value_range is set.
           seed: of uniform noise that dequantizes the images, as `bits_per_dim` does. Without it,
-            a grey level becomes the value that the network was trained on.
+            a gray level becomes the value that the network was trained on.
 
         Raises InputError for images of another shape, type or range.
         """
@@ -128,12 +128,12 @@ class TrainedModel(ConditionalPrior):
             return images
         if not jnp.issubdtype(images.dtype, jnp.integer):
             raise InputError(
-                f"images have the type {images.dtype}, but they must be integer grey levels."
+                f"images have the type {images.dtype}, but they must be integer gray levels."
             )
         largest = self.scaler.levels - 1
         if int(images.min()) < 0 or int(images.max()) > largest:
             raise InputError(
-                f"images have values from {int(images.min())} to {int(images.max())}; the grey "
+                f"images have values from {int(images.min())} to {int(images.max())}; the gray "
                 f"levels of this model are 0 to {largest}."
             )
         return images
@@ -147,27 +147,30 @@ class TrainedModel(ConditionalPrior):
         seed: Seed = 0,
         *,
         condition: Any = None,
-        trace: str | None = None,
-        probes: int = PROBES,
-        tolerance: float = TOLERANCE,
         return_error: bool = False,
+        **options: Any,
     ) -> Any:
         """Return bits/dim of images (..., H, W, C) of the data set, in their batch shape.
 
-        Grey levels are dequantized by uniform noise (arXiv:2011.13456, Section 4.3); bits/dim of
-        real numbers are those of their density. With `return_error`, also the estimated error of
-        the solver and of the probes, in bits/dim; it contains neither the variation over the noise
-        nor `likelihood.model_error`. The other arguments are those of `log_prob`.
+        Gray levels are dequantized by uniform noise (arXiv:2011.13456, Section 4.3); bits/dim of
+        real numbers are those of their density. With `return_error`, also return the error that
+        `log_prob` states, in bits/dim, without the variation over the noise. The `options` are
+        those of `log_prob`.
         """
         images = self._check_images(images)
-        batch_shape = images.shape[: images.ndim - len(self.event_shape)]
-        flat = images.reshape(-1, *self.event_shape)
-        keys = sampling.image_keys(key_of(seed), jnp.arange(len(flat)))
-        model = self._conditioned(condition)
-        found = model.bits(flat, keys, trace=trace, probes=probes, tolerance=tolerance)
-        bits = found.bpd.reshape(batch_shape)
-        error = jnp.hypot(found.solver_error, found.probe_stderr).reshape(batch_shape)
-        return (bits, error) if return_error else bits
+        dims = math.prod(self.event_shape)
+        keys = sampling.image_keys(key_of(seed), jnp.arange(images.size // dims))
+        z = _dequantized(self.scaler, images.reshape(-1, *self.event_shape), keys)
+        found = self.log_prob(
+            self.units.to_data(z).reshape(images.shape),
+            seed=sampling.fold_in(keys, 1),
+            condition=condition,
+            return_error=return_error,
+            **options,
+        )
+        logp, error = found if return_error else (found, 0.0)
+        bits = likelihood.bits_per_dim(logp + self.units.log_volume, dims, self.scaler.log_scale)
+        return (bits, error / (dims * math.log(2))) if return_error else bits
 
     def bits(
         self,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import warnings
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
 from api import calibration, execution
-from api.arguments import Seed, check_memory, checked, count_of
+from api.arguments import Seed, check_memory, checked, count_of, warn
+from api.importance import importance_loop
 from api.posterior import BATCH_SIZE, Posterior
 from controllable import smc
 from controllable.measurements import Measurement
@@ -18,6 +19,8 @@ from controllable.methods import METHODS, choose_method
 from errors import InputError
 from sampling import Sampler, Samples
 
+_importance = functools.cache(lambda guide: functools.partial(importance_loop, guide=guide))
+"""The loop for a guide; the same one for each call, because it identifies compiled programs."""
 FEWEST = 512  # particles for each measurement, by default; 4 times as many for the evidence
 
 
@@ -104,7 +107,7 @@ class WeightedPosterior(Posterior):
         """Return the verdict on weights, and warn if they are too uneven."""
         info = calibration.judge_weights(weights, self.batch_shape, self._particles(samples))
         if not info.reliable:
-            warnings.warn(info.verdict, stacklevel=4)  # The caller of a checked method.
+            warn(info.verdict)
         return info
 
     def _particles(self, samples: int) -> int:
@@ -164,10 +167,14 @@ class WeightedPosterior(Posterior):
                 f"method = {self.method!r} is a sampler of its own, on which {', '.join(given)} "
                 "has no effect. Leave it out, or choose another method."
             )
-        assert method.loop is not None
         count = 1 if method.steps == 1 else steps or self.prior.defaults.steps or method.steps
         title = f"{self.method!r}, {count} steps"
-        return Sampler(method.loop, count, title, advice="raise steps or particles")
+        return Sampler(
+            method.loop or _importance(method.guide),
+            count,
+            title,
+            advice="raise steps or particles",
+        )
 
     def _sampler_of_prior(self, sampler: Sampler) -> Sampler:
         return self.prior.make_sampler()

@@ -1,8 +1,9 @@
 """`--mode=encode` and `--mode=interpolate`: latent codes of images.
 
 The probability-flow ODE maps an image to a latent code that follows the prior, and a code back to
-its image (arXiv:2011.13456, Section 4.3 and Appendix D). Results are written to
-`WORKDIR/latents/checkpoint_K/`.
+its image (arXiv:2011.13456, Section 4.3 and Appendix D). A network that is conditioned on vectors
+or images gets those of the held-out images, or of config.guidance, without guidance. Results are
+written to `WORKDIR/latents/checkpoint_K/`.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ def encode(config: Config, workdir: str, number: int | None = None) -> dict[str,
     """
     codec = load_codec(config, workdir, number)
     experiment = codec.experiment
-    x = load_images(experiment, ENCODED)
+    x, model = load_images(experiment, ENCODED), _conditioned(codec, ENCODED)
     codec.folder.mkdir(parents=True, exist_ok=True)
-    z, nfe = codec.model.encode(x, return_nfe=True, **codec.arguments)
-    decoded = codec.model.decode(z, **codec.arguments)
+    z, nfe = model.encode(x, return_nfe=True, **codec.arguments)
+    decoded = model.decode(z, **codec.arguments)
     error = jnp.abs(decoded - x)
     reconstructions, images = codec.model.to_images(decoded), codec.model.to_images(x)
     codes = np.asarray(z / experiment.sde.prior_std)
@@ -83,11 +84,13 @@ def interpolate(config: Config, workdir: str, number: int | None = None) -> None
 
     Writes interpolation.png, one row for each pair of images with spherical interpolations between
     their codes, from 0 to 100 % of the way, and temperature.png, one row for each image with its
-    code scaled. If the images cannot be read, samples of the model take their place.
+    code scaled. Both images of a pair have the condition of the first. If the images cannot be
+    read, samples of the model take their place.
 
     Raises InputError for an invalid config, a stochastic solver and a missing checkpoint.
     """
     codec = load_codec(config, workdir, number)
+    codec = codec._replace(model=_conditioned(codec, PAIRS))
     codes = _codes_to_interpolate(codec, 2 * PAIRS)
     codec.folder.mkdir(parents=True, exist_ok=True)
     first, second = codes[:PAIRS], codes[PAIRS:]
@@ -146,6 +149,12 @@ def load_codec(config: Config, workdir: str, number: int | None) -> Codec:
     return Codec(experiment, opened.model, folder, {"sampler": name})
 
 
+def _conditioned(codec: Codec, count: int) -> TrainedModel:
+    """Return the model given the conditions of the first `count` held-out images, if it has any."""
+    classes = codec.experiment.guidance["classes"]
+    return codec.model.given(codec.experiment.sample_condition(0, count), classes=classes)
+
+
 def _codes_to_interpolate(codec: Codec, count: int) -> np.ndarray:
     """Return the codes (count, H, W, C) of held-out images, or samples of the prior."""
     experiment = codec.experiment
@@ -154,7 +163,8 @@ def _codes_to_interpolate(codec: Codec, count: int) -> np.ndarray:
     except InputError as error:
         print(f"{error} Samples take the place of test images.")
     else:
-        return np.asarray(codec.model.encode(images, **codec.arguments))
+        halves = (codec.model.encode(each, **codec.arguments) for each in jnp.split(images, 2))
+        return np.concatenate([*halves])
     keys = sampling.image_keys(experiment.key("sample"), jnp.arange(count))
     shape = (count, *experiment.image_shape)
     return np.asarray(sampling.prior_sample(keys, experiment.sde, shape))

@@ -1,6 +1,7 @@
 """`--mode=restore`: reconstruct images from incomplete, blurred or noisy measurements of them.
 
-The prior is an unconditional score model. Results are written to
+The prior is p(x), or p(x | condition) with the conditions of config.guidance or, as in
+`--mode=sample`, of the held-out images: one for each image, or one for all. Results are written to
 `WORKDIR/restore/checkpoint_K/NAME/`; NAME is TASK-METHOD, or --eval_folder if given. They are
 measurements.npz; samples_*.npz, one file of reconstructions for each round; grid.png, one row for
 each image (the image if known, the measurement, its reconstructions as `sample 1` and so on, their
@@ -76,19 +77,29 @@ def set_up(
     experiment = Experiment(config, mode=mode)
     config, options = experiment.config, experiment.config.restore
     operator = build_operator(experiment)
-    make_posterior(experiment, experiment.trained_model({}), operator, given)  # Checks the sampler.
     problem = build_problem(experiment, operator) if mode == "restore" else None
-    opened = open_model(experiment, workdir, number)
     y = None if problem is None else problem.y
-    posterior, sampler = make_posterior(experiment, opened.model, operator, given, y)
+    experiment.load_guidance(workdir)
+    condition = experiment.sample_condition(
+        0, config.calibrate.simulations if y is None else len(y)
+    )
+
+    def solve(model: TrainedModel) -> tuple[Posterior, Sampler]:
+        model = model.given(condition, **experiment.guidance)
+        return make_posterior(experiment, model, operator, given, y)
+
+    solve(experiment.trained_model({}))  # Checks the condition and the sampler.
+    opened = open_model(experiment, workdir, number)
+    posterior, sampler = solve(opened.model)
     parent = Path(workdir) / ("restore" if problem else "calibration") / opened.folder
     output = results_folder(parent, folder or f"{options.task}-{options.method}", taken=())
     depends = dependencies("reconstructions" if problem else "ranks", config) | opened.identity
+    depends |= experiment.sample_inputs()
     depends["sampler"] = sampler.title
     depends["operator"] = operator_checksum(operator, experiment.image_shape)
     line = f"{options.method} with the sampler {sampler.title}"
     method = METHODS[options.method]
-    if method.loop is None and not method.requires_pc:
+    if method.condition is not None and not method.requires_pc:
         line += "; --config.sampling.method=pc, ode or solver selects another one"
     print(line, flush=True)
     return Setup(experiment, problem, posterior, sampler, output, depends)
@@ -161,7 +172,7 @@ def make_posterior(
         **{name: options[name] for name in METHODS[options.method].options},
     )
     chosen = given is None or "sampling.method" in given
-    chosen &= METHODS[options.method].loop is None
+    chosen &= METHODS[options.method].condition is not None
     name = sampler_name(experiment.config) if chosen else None
     return posterior, posterior.make_sampler(name)
 

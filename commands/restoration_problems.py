@@ -129,7 +129,7 @@ def load_images(experiment: Experiment, shape: Shape) -> tuple[list[str], np.nda
         names = [f"test_{i}" for i in range(count)]
         levels = experiment.test.pixels[np.arange(count)]
     if experiment.config.data.uniform_dequantization:
-        middle = jnp.float32(0.5)  # of the interval that dequantization assigns to a grey level
+        middle = jnp.float32(0.5)  # of the interval that dequantization assigns to a gray level
         return names, np.asarray(scaler.dequantize(jnp.asarray(levels), middle))
     return names, np.asarray(scaler.scale(jnp.asarray(levels)))
 

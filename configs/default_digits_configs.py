@@ -1,4 +1,4 @@
-"""Defaults of the experiments on scikit-learn's handwritten digits: 8x8 pixels, 17 grey levels.
+"""Defaults of the experiments on scikit-learn's handwritten digits: 8x8 pixels, 17 gray levels.
 
 Training takes minutes on two cores."""
 

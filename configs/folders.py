@@ -47,10 +47,10 @@ DEPENDENCIES: dict[str, frozenset[str]] = {
         "noised images": "noise images",
         "noised classes": "noise images classifier",
         "classifier": "noise images classifier seed",
-        "restoration": "network images samples restore seed",
-        "reconstructions": "network images samples restore precision rounds seed",
-        "calibration": "network images samples restore calibration seed",
-        "ranks": "network images samples restore calibration precision rounds seed",
+        "restoration": "network images samples guidance restore seed",
+        "reconstructions": "network images samples guidance restore precision rounds seed",
+        "calibration": "network images samples guidance restore calibration seed",
+        "ranks": "network images samples guidance restore calibration precision rounds seed",
     }.items()
 }
 """For each kind of folder or file, the groups of config fields (`configs.fields.GROUPS`) behind

@@ -16,7 +16,7 @@ from configs.fields import FEATURES, FIELDS, INERT
 from controllable.tasks import TASKS
 from errors import InputError
 from models import NETWORKS, networks_supporting
-from options import SHORT
+from options import SHORT, listed
 from readers.image_sizes import image_shape
 
 MOST_ROUNDS = 10**6  # files of an evaluation
@@ -104,7 +104,7 @@ def _check_data(config: Config) -> Problems:
 def _check_model(config: Config) -> Problems:
     model, name = config.model, config.model.get("name")
     if name is None:
-        yield "model.name", f"must be one of {', '.join(sorted(NETWORKS))}"
+        yield "model.name", f"must be one of {listed(NETWORKS)}"
         return
     missing = [each for each in ("num_scales", *NETWORKS[name].required) if each not in model]
     for each in missing:
@@ -120,10 +120,10 @@ def _check_model(config: Config) -> Problems:
     ):
         able = networks_supporting(feature)
         if used and name not in able:
-            yield field, f"needs one of model.name = {', '.join(sorted(able))}, not {name!r}"
+            yield field, f"needs one of model.name = {listed(able)}, not {name!r}"
     able = networks_supporting("any_shape")
     if len(image_shape(config.data)) != 3 and name not in able:
-        yield "data.image_size", f"needs model.name = {', '.join(able)}; {name!r} takes images"
+        yield "data.image_size", f"needs model.name = {listed(able)}; {name!r} takes images"
     if "fir_kernel" in model and not sum(model.fir_kernel):
         yield "model.fir_kernel", "must have a sum other than 0"
     if len(set(model.ema_stds)) < len(model.ema_stds):
@@ -251,8 +251,9 @@ def _check_restore(config: Config) -> Problems:
             "restore.observed",
             f"must be False: measurements of restore.task = {options.task!r} are not images",
         )
-    if config.guidance.classes:
-        yield "guidance.classes", "cannot be combined with --mode=restore; set it to ()"
+    is_paired = config.data.vector_size or config.data.image_channels
+    if options.input and is_paired and not config.guidance.condition:
+        yield "restore.input", "needs guidance.condition, a file with the conditions of the images"
 
 
 def _check_ema(config: Config) -> Problems:

@@ -61,6 +61,23 @@ class GuidedScore:
         return self.function(x, t, jax.tree.map(repeated, self.condition))
 
 
+def wrapped(
+    function: Callable[[Score, Any, Array, Array], Array], score: Score, known: Any = None
+) -> GuidedScore:
+    """Return the score (x, t) -> function(score, known, x, t).
+
+    Its leaves are those of `known`, a pytree of arrays (B, ...), and of the condition of `score`.
+    """
+    inner = score
+    if not isinstance(inner, GuidedScore):
+        inner = GuidedScore(None, lambda x, t, _: score(x, t), jnp.ones_like)
+
+    def evaluate(x: Array, t: Array, leaves: tuple[Any, Any]) -> Array:
+        return function(dataclasses.replace(inner, condition=leaves[0]), leaves[1], x, t)
+
+    return GuidedScore((inner.condition, known), evaluate, inner.evaluations)
+
+
 def classifier(
     score: Score,
     log_probs: LogProbs,

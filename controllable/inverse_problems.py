@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from controllable.daps import draw_event
+from controllable.guidance import wrapped
 from controllable.measurements import Measurement, Observation
 from sde_lib import SDE, Score, Step, expand
 from solvers.loop import fold_in, standard_normal
@@ -52,7 +53,7 @@ def pigdm(score: Score, sde: SDE, measurement: Measurement, *, prior_std: float 
     """
     operator, noise_var = measurement.operator, measurement.noise_std**2
 
-    def guided(measurement: Measurement, x: Array, t: Array) -> Array:
+    def guided(score: Score, measurement: Measurement, x: Array, t: Array) -> Array:
         d, pull_back, s = jax.vjp(denoiser(score, sde, t), x, has_aux=True)
         residual = measurement.residual(d)
         values = operator.singular_values
@@ -60,7 +61,7 @@ def pigdm(score: Score, sde: SDE, measurement: Measurement, *, prior_std: float 
         gain = values / jnp.where(operator.measured, r2 * values**2 + noise_var, 1)
         return s + pull_back(operator.from_basis(residual * gain))[0]
 
-    return jax.tree_util.Partial(guided, measurement)
+    return wrapped(guided, score, measurement)
 
 
 def moment_matching(
@@ -81,7 +82,7 @@ def moment_matching(
     positive curvature.
     """
 
-    def guided(measurement: Observation, x: Array, t: Array) -> Array:
+    def guided(score: Score, measurement: Observation, x: Array, t: Array) -> Array:
         d, pull_back, s = jax.vjp(denoiser(score, sde, t), x, has_aux=True)
         scale = expand(sde.var(t) / sde.alpha(t), x)
         near = measurement.linearize(d, _denoised_variance(sde, t))
@@ -92,7 +93,7 @@ def moment_matching(
         v = solve(covariance, near.residual, iterations)
         return s + pull_back(near.adjoint(v))[0]
 
-    return jax.tree_util.Partial(guided, measurement)
+    return wrapped(guided, score, measurement)
 
 
 def matched_draw(
@@ -200,12 +201,12 @@ def clip_denoised(score: Score, sde: SDE, low: float, high: float) -> Score:
     Clipping keeps guidance stable at high noise, where gradients of networks are inaccurate.
     """
 
-    def clipped(score: Score, x: Array, t: Array) -> Array:
+    def clipped(score: Score, _: None, x: Array, t: Array) -> Array:
         alpha, var = expand(sde.alpha(t), x), expand(sde.var(t), x)
         mean = jnp.clip(sde.posterior_mean(score(x, t), x, t), low, high)
         return (alpha * mean - x) / var
 
-    return jax.tree_util.Partial(clipped, score)
+    return wrapped(clipped, score)
 
 
 # --- constraints --------------------------------------------------------------------------------

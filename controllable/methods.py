@@ -7,7 +7,6 @@ a function to `Conditioned` and enter it in `METHODS`.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Collection
 from types import MappingProxyType
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from controllable import importance, inverse_problems, smc
+from controllable import inverse_problems, smc
 from controllable.daps import DAPS
 from controllable.measurements import Evidence, Measurement, Observation
 from errors import choose
@@ -128,6 +127,8 @@ class Method(NamedTuple):
         x_0 given the last state, for samplers that end with its mean; and evaluations of the score.
       loop: for a method that is a sampler of its own, which has no `condition`: the function
         `smc.smc_loop`, or another one with these arguments and results.
+      guide: in place of `loop`, (score, SDE, measurement, **options) -> the guided score whose flow
+        `api.importance` weights.
       steps: its default number of steps.
       most_entries: of an event, and of y unless it is linear, for such a method.
     """
@@ -140,6 +141,7 @@ class Method(NamedTuple):
     uses_predictor: bool = True
     last_draw: Callable[..., tuple[Array, int]] | None = None
     loop: Callable[..., Any] | None = None
+    guide: Callable[..., Score] | None = None
     steps: int = 0
     most_entries: int = 0
 
@@ -182,15 +184,16 @@ PARTICLES = {
 }
 
 WEIGHTED = "weighted_"  # with `weights=True`
+MOST_WEIGHTED = 64  # entries: the trace costs as many derivatives of the guided score
 
 
 def _weighted(guide: Callable[..., Score], options: Options, needs: type = Observation) -> Method:
     return Method(
         *(None, {**options, **PARTICLES}, needs),
         uses_predictor=False,
-        loop=functools.partial(importance.importance_loop, guide=guide),
+        guide=guide,
         steps=1,
-        most_entries=importance.MOST_ENTRIES,
+        most_entries=MOST_WEIGHTED,
     )
 
 

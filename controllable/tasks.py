@@ -71,7 +71,7 @@ def _read_mask(name: str, shape: Shape) -> np.ndarray:
 
 
 def read_image(path: Path, channels: int) -> Image.Image:
-    """Decode an image file, to grey or RGB by `channels`. Raises InputError if it is damaged."""
+    """Decode an image file, to gray or RGB by `channels`. Raises InputError if it is damaged."""
     try:
         return image_files.decode(path, channels)
     except InputError:

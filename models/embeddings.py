@@ -86,13 +86,20 @@ def condition_embeddings(
     return table, VectorEmbedding(size, features or 0, act, rngs=rngs) if size else None
 
 
-def add_class(temb: Array, table: nnx.Embed | None, classes: Array | None) -> Array:
-    """Return temb (B, features) plus the rows of classes (B,); temb itself if `table` is None.
+def add_condition(
+    temb: Array,
+    embeddings: tuple[nnx.Embed | None, VectorEmbedding | None],
+    classes: Array | None,
+    vector: Array | None,
+) -> Array:
+    """Return temb (B, features) plus the embeddings of classes (B,) and vectors (B, d + 1).
 
-    Raises ValueError if there is a table, but no classes.
+    `embeddings` is the result of `condition_embeddings`. Raises ValueError for a missing condition.
     """
-    if table is None:
-        return temb
-    if classes is None:
-        raise ValueError("classes = None: the network is conditioned on the class of each image.")
-    return temb + table(classes)
+    for embedding, value in zip(embeddings, (classes, vector)):
+        if embedding is None:
+            continue
+        if value is None:
+            raise ValueError("classes or vector = None: the network is conditioned on it.")
+        temb = temb + embedding(value)
+    return temb

@@ -92,9 +92,8 @@ class MLP(nnx.Module):
         """Return the raw output for events x; `rngs` turns dropout on."""
         features = embeddings.timestep_embedding(label, self.nf)
         embedding = self.temb2(self.act(self.temb1(features.astype(x.dtype))))
-        embedding = embeddings.add_class(embedding, self.class_embedding, classes)
-        if self.vector_embedding is not None and vector is not None:
-            embedding += self.vector_embedding(vector)
+        tables = self.class_embedding, self.vector_embedding
+        embedding = embeddings.add_condition(embedding, tables, classes, vector)
         h, embedding = self.dense_in(x.reshape(len(x), -1)), self.act(embedding)
         for block in self.blocks:
             h = block(h, embedding, rngs)

@@ -141,20 +141,12 @@ class UNet(nnx.Module):
         """
         if self.temb1 is None or self.temb2 is None:
             return None
-        temb = self.noise_features(label)
-        is_first = self.class_position == "before"
+        temb, is_first = self.noise_features(label), self.class_position == "before"
+        known = (self.class_embedding, self.vector_embedding), classes, vector
         if is_first:
-            temb = self._add_condition(temb, classes, vector)
+            temb = embeddings.add_condition(temb, *known)
         temb = self.temb2(self.act(self.temb1(temb)))
-        return temb if is_first else self._add_condition(temb, classes, vector)
-
-    def _add_condition(self, temb: Array, classes: Array | None, vector: Array | None) -> Array:
-        temb = embeddings.add_class(temb, self.class_embedding, classes)
-        if self.vector_embedding is None:
-            return temb
-        if vector is None:
-            raise ValueError("vector = None: the network is conditioned on a vector.")
-        return temb + self.vector_embedding(vector)
+        return temb if is_first else embeddings.add_condition(temb, *known)
 
     def apply_levels(
         self, x: Array, h: Array, temb: Array | None, rngs: layers.Rngs | None

@@ -42,7 +42,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
     A .npy file contains images and is not read into memory. A .npz file contains `images`, or
     `train_images` and `test_images`; optional labels are named likewise. Without given splits,
     data.held_out of the images are in 'test'. Images have the shape (N, H, W, C) or (N, H, W), and
-    vectors (N, D), if data.image_size is (). uint8 values are grey levels; for other types,
+    vectors (N, D), if data.image_size is (). uint8 values are gray levels; for other types,
     data.value_range states the range of values, unless data.mean and data.std standardize them.
     data.condition names arrays that the images are conditioned on; see `_conditions`.
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -59,6 +59,10 @@ class Images:
             raise ValueError("labelled = True: the images have no labels.")
         labels, vector, image = (None if each is None else each[indices] for each in known)
         return Batch(pixels, None if labels is None else labels.astype(np.int32), vector, image)
+
+    def batches(self, *arguments: Any) -> Batches:
+        """Return the `Batches` of these images with the other arguments of that class."""
+        return Batches(self, *arguments)
 
     @functools.cached_property
     def digest(self) -> str:

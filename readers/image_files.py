@@ -206,9 +206,9 @@ def load(
 
 
 def decode(source: Source, channels: int) -> Image.Image:
-    """Decode an image file, given as its path or content, to 8 bits: grey or RGB by `channels`.
+    """Decode an image file, given as its path or content, to 8 bits: gray or RGB by `channels`.
 
-    EXIF orientation is applied, transparent images are composited on white, 16-bit grey is rounded
+    EXIF orientation is applied, transparent images are composited on white, 16-bit gray is rounded
     to 8 bits, and CMYK is converted without color profiles. The first image of an animation is
     decoded.
 
@@ -263,8 +263,8 @@ def _decode(plain: Plain, channels: int) -> Image.Image:
 def _flatten(image: Image.Image) -> Image.Image:
     """Return an image of 8 bits without transparency."""
     if image.mode.startswith("I"):
-        grey = np.asarray(image).clip(0, 65535).astype(np.uint32)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+        gray = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        return Image.fromarray(((gray + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

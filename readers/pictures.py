@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from PIL import Image, ImageDraw, ImageFont
 
-BACKGROUND = (58, 104, 172)  # A blue that contrasts with black, grey and white images.
+BACKGROUND = (58, 104, 172)  # A blue that contrasts with black, gray and white images.
 TRAJECTORY_IMAGES = 8  # rows of `trajectory_grid`
 TITLE_SIZE = 14  # The smallest font of titles, in pixels.
 

@@ -116,7 +116,7 @@ class Decoded(Sequence):
     ) -> None:
         if shape[-1] not in MODES:
             raise InputError(
-                f"data.num_channels = {shape[-1]} must be 1 (grey) or 3 (color) for image files."
+                f"data.num_channels = {shape[-1]} must be 1 (gray) or 3 (color) for image files."
             )
         self.shape = (count, *shape)
         self._decode = decode

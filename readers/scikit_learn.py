@@ -15,7 +15,7 @@ HELD_OUT_PERIOD = 128  # Pixels. The last PATCH_SIZE columns of each period are 
 
 
 def digits(split: str, config: ml_collections.ConfigDict) -> Images:
-    """Return the UCI ML handwritten digits: 1,797 images of shape 8x8x1 with 17 grey levels.
+    """Return the UCI ML handwritten digits: 1,797 images of shape 8x8x1 with 17 gray levels.
 
     Every fifth image is in the split 'test' (359 images), the others are in 'train'. Labels are the
     digits.

@@ -105,15 +105,14 @@ def integrate(
 def by_event(score: Score) -> tuple[list[Array], Callable[[list[Array]], Score]]:
     """Return the leaves (B, ...) of a score, and leaves of one event -> score of a batch of one.
 
-    A guided score is a pytree, whose leaves are those of its condition. A function has no leaves.
+    They are those of a guided score, which states its `evaluations`. Any other score has none: its
+    arrays, if it is a pytree, are those of a network.
     """
+    score = score.bind() if hasattr(score, "bind") else score  # pyright: ignore
+    if not hasattr(score, "evaluations"):
+        return [], lambda _: score
     leaves, tree = jax.tree.flatten(score)
-    data = [leaf for leaf in leaves if leaf is not score]  # A plain function is its own leaf.
-
-    def score_of(row: list[Array]) -> Score:
-        return tree.unflatten([leaf[None] for leaf in row]) if row else score
-
-    return data, score_of
+    return leaves, lambda row: tree.unflatten([leaf[None] for leaf in row])
 
 
 class _AdaptiveState(NamedTuple):
@@ -149,7 +148,7 @@ def adaptive_sde(
       keys: (B,), one random key per image.
       x: (B, ...), samples from the prior.
       tolerance: relative tolerance of the local error.
-      absolute: absolute tolerance in units of x; the authors use one grey level of 256.
+      absolute: absolute tolerance in units of x; the authors use one gray level of 256.
       denoise: whether to return the posterior mean at the end, for one more evaluation.
       max_steps: the largest number of steps, accepted or rejected.
 
@@ -216,8 +215,7 @@ def integrate_flow(
 
     This is Eq. (13) of arXiv:2011.13456.
 
-    The solver treats images one by one. If the score is a pytree, as guided scores are, its leaves
-    must have a leading axis of size B and are split in the same way.
+    The solver treats images one by one, and the leaves (B, ...) of guided scores, see `by_event`.
 
     Returns:
       States at t1 (B, ...), and score evaluations per image (B,).

@@ -154,7 +154,7 @@ def _ode(setting: Setting, *, noise_removal: bool) -> Sampler:
 
 def _adaptive(setting: Setting, *, noise_removal: bool, tolerance: float) -> Sampler:
     """Return the solver of the reverse SDE that chooses steps for each image."""
-    sde, absolute = setting.sde, setting.data_std / 64  # one of 256 grey levels, for images
+    sde, absolute = setting.sde, setting.data_std / 64  # one of 256 gray levels, for images
 
     def loop(keys: Array, score: Score) -> solvers.Loop:
         def solve(x: Array) -> Samples:

@@ -71,7 +71,7 @@ def draw(
 
     `scale` is the step size of 'dps'. Derivatives along each entry count as gradients.
     """
-    is_weighted, size = METHODS[method].loop is not None, problem.matrix.shape[1]
+    is_weighted, size = METHODS[method].condition is None, problem.matrix.shape[1]
     arrays = tuple(jnp.asarray(each) for each in problem.prior.arrays)
     score = CountedScore(arrays, type(problem.prior).score, counted=not is_weighted)
     std = {"prior_std": problem.prior.std}

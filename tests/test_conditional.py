@@ -1,6 +1,7 @@
 """Conditions: classes, vectors and images, from data to samples, densities and guidance."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,12 @@ from PIL import Image
 
 import datasets
 import evaluation
+import likelihood
 import pretrained
+import score_sde as ss
 import training
 from api.conditional import ConditionalPrior, NetworkScore
-from commands import samples
+from commands import calibration, latents, restoration, samples
 from controllable import guidance, operators
 from experiment import Experiment
 from models import conditions
@@ -71,13 +74,21 @@ def test_samples_and_densities():
     np.testing.assert_allclose(gradient, MAP @ (x[0, 0] - mean[0]) / STD**2, atol=0.1)
 
 
-@pytest.mark.parametrize("method", ["moment_matching", "smc"])
-def test_posteriors(method):
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ({"method": "moment_matching"}, {}),
+        ({"method": "moment_matching"}, {"sampler": "ode"}),
+        ({"method": "smc"}, {}),
+        ({"weights": True}, {}),
+    ],
+)
+def test_posteriors(method, options):
     """A measurement of the first entry narrows it, around the mean that the condition gives."""
     y, noise = np.array([[0.3], [-1.0], [0.0], [2.0]], np.float32), 0.5
     observe = operators.dense((2,), np.array([[1.0, 0.0]], np.float32))
-    found = prior().posterior(y, observe, noise=noise, method=method, condition=C)
-    x = np.asarray(found.sample(400, batch_size=800))
+    found = prior().posterior(y, observe, noise=noise, condition=C, **method)
+    x = np.asarray(found.sample(400, batch_size=800, **options))
     mean = np.array(C @ MAP)
     mean[:, 0] = (mean[:, 0] + y[:, 0]) / 2  # Both have the variance 1/4.
     np.testing.assert_allclose(x.mean(0), mean, atol=0.15)
@@ -145,6 +156,12 @@ CLASSES = {"num_classes": 3, "vector_size": 3}
         (r"is an array, but .* classes of size 3 and vector of size 3", CLASSES, {"condition": C}),
         ("condition is vector, but", CLASSES, {"condition": {"vector": C}}),
         ("condition is angle, but", {}, {"condition": {"angle": C}}),
+        ("condition is empty, but", {}, {"condition": {}}),
+        ("vector must hold finite", {}, {"condition": np.full(3, 1e300)}),
+        (r"vector = an array of shape \(0, 3\)", {}, {"condition": C[:0]}),
+        (r"vector = \[\[1\], \[1, 2\]\] must be real", {}, {"condition": [[1], [1, 2]]}),
+        ("classes = .* must be integers", CLASSES, {"condition": {"vector": C, "classes": [0.5]}}),
+        ("must be from 0 to 2", CLASSES, {"condition": {"vector": C, "classes": 2**40}}),
         ("4 of vector, 2 of classes", CLASSES, {"condition": {"vector": C}, "classes": (1, 2)}),
         ("must be from 0 to 2", CLASSES, {"condition": {"vector": C}, "classes": (3,)}),
         ("classes = .* need a class-conditional", {}, {"condition": C, "classes": (1,)}),
@@ -153,7 +170,31 @@ CLASSES = {"num_classes": 3, "vector_size": 3}
     ],
 )  # fmt: skip
 def test_bad_conditions(message, kinds, given):
-    refused(message, prior(**kinds).sample, 2, **given)
+    model, x = prior(**kinds), np.zeros((20, 2), np.float32)
+    refused(message, model.sample, 2, **given)
+    if given.keys() == {"condition"}:
+        for function in (model.log_prob, model.encode, model.decode, model.calibrate):
+            refused(message, function, x, **given)
+        refused(message, model.posterior, x, lambda x: x, noise=1.0, **given)
+
+
+def test_pytrees_as_scores():
+    """Scores of a model, and pytrees of a user, in the functions of `likelihood`."""
+    bound = dataclasses.replace(prior().score, condition=Condition(vector=C))
+    partial = jax.tree_util.Partial(lambda c, x, t: gaussian(1.0, x, t, Condition(vector=c)), C[0])
+    x = jnp.asarray(C @ MAP)
+    probes = likelihood.draw_probes(jax.random.split(jax.random.key(0), 4), x.shape, "exact")
+    logp = likelihood.log_likelihood(bound, SDE, x, probes).logp
+    np.testing.assert_allclose(logp, 2 * scipy.stats.norm.logpdf(0, 0, STD), atol=0.02)
+    logp = likelihood.log_likelihood(partial, SDE, x, probes).logp
+    np.testing.assert_allclose(logp, scipy.stats.norm.logpdf(x, x[0], STD).sum(-1), atol=0.02)
+
+
+def test_a_warning_names_the_line_of_the_user():
+    model = ConditionalPrior(NetworkScore(jnp.ones(()), lambda p, x, t, c: -x, SDE), SDE, (40,))
+    with pytest.warns(UserWarning, match="is chosen because x or y has 40") as found:
+        model.posterior(np.zeros(40), lambda x: x, noise=1.0)
+    assert Path(found[0].filename).parent.name != "api"  # Here, it may be of jaxtyping.
 
 
 def test_bad_pairs():
@@ -162,6 +203,9 @@ def test_bad_pairs():
     other = ConditionalPrior(model.score, VPSDE(beta_max=10.0), (2,))
     refused("guide has VPSDE", model.sample, 2, condition=C, guide=other)
     refused(r"guide has vector of size 2", model.sample, 2, guide=prior(vector_size=2))
+    refused("guidance_scale = 'a' must be", model.given, C, guidance_scale="a")
+    refused("condition = None: calibrate", model.calibrate, np.zeros((20, 2)), None)
+    assert model.given(C.astype(np.longdouble)).condition.vector.dtype == np.float32
     without = prior(dropped=False)
     refused("condition = None", without.posterior, x[0], lambda x: x, noise=1.0)
 
@@ -339,6 +383,42 @@ def test_commands(tmp_path):
         config = tiny.config(**changes | given)
         refused(message, samples.sample, config, workdir, 3, folder="refused")
     assert not list((tmp_path / "w").rglob("refused"))
+
+
+def test_commands_with_measurements_and_codes(tmp_path):
+    """Conditions of held-out images or of a file, with guidance; codes are those of the API."""
+    changes = PAIRS | {"data.path": write_arrays(tmp_path / "a.npz"), "sampling.num_steps": 3}
+    changes |= {"sampling.method": "solver", "sampling.solver": "ddim", "guidance.scale": 2.0}
+    changes |= {"restore.method": "pigdm", "restore.count": 2, "restore.samples": 1}
+    changes |= {"calibrate.simulations": 20, "calibrate.samples": 20, "eval.batch_size": 40}
+    workdir = str(tiny.untrained(tmp_path / "w", scale=0.3, **changes))
+    np.savez(tmp_path / "c.npz", vector=np.ones((1, 1)), image=np.zeros((1, 8, 8, 1), np.uint8))
+    found = {}
+    for name, given in {
+        "held-out": {},
+        "file": {"guidance.condition": str(tmp_path / "c.npz")},
+        "unguided": {"guidance.scale": 1.0},
+    }.items():
+        config = tiny.config(**changes | given)
+        result = restoration.restore(config, workdir, folder=name)
+        (path,) = (tmp_path / "w" / "restore").glob(f"*/{name}/samples_0.npz")
+        found[name] = load_rounds([path], x=(2, 8, 8, 1))["x"]
+        assert result["nfe"] == (3 if name == "unguided" else 6)
+        assert calibration.calibrate(config, workdir, folder=name)["simulations"] == 20
+    assert np.abs(found["held-out"] - found["file"]).max() > 1e-3
+    assert np.abs(found["held-out"] - found["unguided"]).max() > 1e-3
+    latents.encode(tiny.config(**changes), workdir)
+    latents.interpolate(tiny.config(**changes), workdir)
+    model, experiment = ss.load(workdir), Experiment(tiny.config(**changes))
+    x = latents.load_images(experiment, 3)
+    condition = experiment.score_model.kinds.select(experiment.test.batch([0, 1, 2], labelled=True))
+    with np.load(next((tmp_path / "w" / "latents").rglob("latents.npz"))) as stored:
+        codes = model.encode(x, condition=condition, sampler="ddim")
+        np.testing.assert_allclose(stored["codes"][:3], codes, rtol=1e-3, atol=1e-3)
+    np.savez(tmp_path / "c.npz", vector=np.ones((3, 1)), image=np.zeros((1, 8, 8, 1), np.uint8))
+    config = tiny.config(**changes | {"guidance.condition": str(tmp_path / "c.npz")})
+    for command, count in ((restoration.restore, 2), (latents.encode, latents.ENCODED)):
+        refused(f"condition has 3 rows for {count} events", command, config, workdir)
 
 
 def write_one(path):

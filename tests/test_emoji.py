@@ -202,7 +202,7 @@ def noto():
 
 @pytest.mark.slow
 def test_held_out_emoji_resemble_no_training_image(noto):
-    """The nearest training image of version 2.051 has an RMS difference of 16 grey levels."""
+    """The nearest training image of version 2.051 has an RMS difference of 16 gray levels."""
     train, test = (all_pixels(noto, split, image_size=32) for split in ("train", "test"))
     assert len(train) + len(test) > 3500
     assert 0.05 < len(test) / (len(train) + len(test)) < 0.15

@@ -1,4 +1,4 @@
-"""The objects of a config: keys, splits, rounding to grey levels, rows, and EMA parameters."""
+"""The objects of a config: keys, splits, rounding to gray levels, rows, and EMA parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +36,10 @@ def test_splits():
 @pytest.mark.parametrize("dequantized", [True, False])
 @pytest.mark.parametrize("truncate", [True, False])
 def test_rounding_of_samples(dequantized, truncate):
-    """Samples are rounded to the nearest of 17 grey levels or, as in the official code, down."""
+    """Samples are rounded to the nearest of 17 gray levels or, as in the official code, down."""
     changes = {"data.uniform_dequantization": dequantized, "eval.legacy_rounding": truncate}
     experiment = Experiment(tiny.config(**changes))
-    u = np.array([2.1, 2.9, 8.1, 8.9, 13.9])  # In units of the largest grey level, 16.
+    u = np.array([2.1, 2.9, 8.1, 8.9, 13.9])  # In units of the largest gray level, 16.
     pixels = experiment.pixels(jnp.asarray(2 * u / 16 - 1))
     levels = [2, 2, 8, 8, 13] if truncate else [2, 3, 8, 9, 14]
     np.testing.assert_array_equal(pixels, np.round(np.array(levels) * 255 / 16))

@@ -49,7 +49,7 @@ def folder(tmp_path):
 
 
 def value(i: int) -> int:
-    """The grey level of image i of `folder`: below 100 for cats, above for dogs."""
+    """The gray level of image i of `folder`: below 100 for cats, above for dogs."""
     return 10 + i + 100 * (i % 2)
 
 

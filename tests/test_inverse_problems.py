@@ -28,8 +28,8 @@ def recorded_measurement(case, a):
     if case.startswith("inpaint"):
         mask = a["inpaint/mask"]  # a different one for each image
         return Measurement(operators.mask(mask > 0), jnp.asarray(a["inpaint/data"] * mask))
-    grey = a["colorize/gray"].mean(-1, keepdims=True)
-    return Measurement(operators.channel_mean((8, 8, 3)), jnp.asarray(grey))
+    gray = a["colorize/gray"].mean(-1, keepdims=True)
+    return Measurement(operators.channel_mean((8, 8, 3)), jnp.asarray(gray))
 
 
 @pytest.mark.parametrize("denoise", [True, False])

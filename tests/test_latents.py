@@ -83,7 +83,7 @@ def test_held_out_images_are_encoded():
     x = latents.load_images(Experiment(tiny.config(**{"data.dataset": "black_and_white"})), 20)
     assert x.shape == (20, 8, 8, 1)
     assert x.min() >= 2 * 255 / 256 - 1
-    # Noise makes grey levels continuous.
+    # Noise makes gray levels continuous.
     assert len(np.unique(x)) > 100
 
 

@@ -276,7 +276,7 @@ def test_error_of_one_step():
     ("levels", "centered"), [(2, False), (17, True), (256, False), (256, True)]
 )
 def test_bits_per_dim_of_any_number_of_grey_levels(levels, centered):
-    """For x ~ N(mean, std^2), bits/dim exceed -log2 P(grey level), by little for 256 levels."""
+    """For x ~ N(mean, std^2), bits/dim exceed -log2 P(gray level), by little for 256 levels."""
     scaler, mean, std = Scaler(levels, centered), 0.1, 0.3
     u = jnp.arange(levels).reshape(-1, 1)
     edges = np.asarray(scaler.dequantize(jnp.arange(levels + 1), 0.0), np.float64)

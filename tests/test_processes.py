@@ -125,7 +125,7 @@ def test_two_processes_continue_and_evaluate_as_one(one_process, two_processes):
         results = [json.loads((each / "results.json").read_text()) for each in (one, two)]
         assert results[0]["loss"]["mean"] == pytest.approx(results[1]["loss"]["mean"], rel=2e-6)
         samples = [np.load(each / "samples_0.npz")["samples"].astype(int) for each in (one, two)]
-        # A value on the boundary between two grey levels may be rounded to either.
+        # A value on the boundary between two gray levels may be rounded to either.
         assert np.mean(samples[0] != samples[1]) < 1e-3
 
 

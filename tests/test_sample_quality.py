@@ -210,7 +210,7 @@ def test_a_damaged_classifier_is_trained_again(tmp_path, monkeypatch, caplog):
 
 
 def test_images_in_the_format_of_samples(experiment):
-    """The 17 grey levels of the digits become 0 .. 255, whatever the dequantization."""
+    """The 17 gray levels of the digits become 0 .. 255, whatever the dequantization."""
     found = features.as_samples(experiment, np.arange(17, dtype=np.uint8).reshape(1, 17, 1, 1))
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found.ravel(), np.round(np.arange(17) * 255 / 16))

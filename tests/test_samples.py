@@ -75,7 +75,7 @@ def test_names_and_seeds(workdir):
 
 
 def test_samples_of_a_file(workdir, tmp_path):
-    """Half precision moves few grey levels; the paths of the file's author are not in it."""
+    """Half precision moves few gray levels; the paths of the file's author are not in it."""
     config = tiny.config(**FAST, **{"data.path": "/somewhere"})
     target = tmp_path / "net.safetensors"
     conversion.export_checkpoint(config, str(workdir), str(target), average_only=True)

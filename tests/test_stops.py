@@ -390,16 +390,12 @@ def test_images_without_standard_output(tmp_path, redirection, code):
 
 
 def digest(workdir):
-    """The checksums in the newest checkpoint, and the last value of each scalar in the log."""
+    """The checksums in the newest checkpoint, and the log without the speed."""
     checkpoints = Checkpoints(workdir)
     newest = checkpoints.find()[0]
-    entries = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    scalars = {}
-    for entry in entries:
-        values = {name: value for name, value in entry.items() if "per_second" not in name}
-        scalars.setdefault(entry["step"], {}).update(values)
+    log = re.sub(r', "[a-z/_]*_per_second": [^,}]*', "", (workdir / "metrics.jsonl").read_text())
     checksums = [checkpoints.checksum(newest, name) for name in ("params", "ema", "optimizer")]
-    return newest.step, checksums, scalars
+    return newest.step, checksums, log
 
 
 @pytest.mark.long

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import equinox as eqx
 import jax
@@ -20,6 +22,8 @@ from configs.vp import vectors_mlp
 from runs.training_log import read_curves
 from sharding import Preemption
 from tests.refusal import refused
+from tests.test_stops import digest, finish, start_python, wait_for
+from training.events import open_stream
 
 RNG = np.random.default_rng(0)
 VECTORS = RNG.normal(size=(64, 2)) * [3.0, 0.1] + [10.0, -1.0]
@@ -159,11 +163,44 @@ def files(folder):
     return curves.steps.tolist(), curves.values.tolist()
 
 
-@pytest.mark.parametrize("patience", [0, 2])
-def test_a_stopped_run_continues_with_the_same_result(tmp_path, monkeypatch, patience):
+def batches():
+    """Yield 30 batches and a shorter one."""
+    rng = np.random.default_rng(1)
+    for size in (*[8] * 30, 5):
+        yield rng.normal(size=(size, 2)) * [3.0, 0.1] + [10.0, -1.0]
+
+
+class Pairs:
+    """An iterable of events with vectors and classes, of which few are at the beginning."""
+
+    def __iter__(self):
+        for number, x in enumerate(batches()):
+            yield [x, {"vector": x[:, 0] + 3, "classes": np.full(len(x), number)}]
+
+
+def test_batches():
+    """The first ones are held out and standardize; those of each iteration follow each other."""
+    events = list(batches())
+    stream, first = open_stream(batches, 10)
+    rows = stream.batches(np.arange(8))
+    np.testing.assert_array_equal(first.pixels, np.concatenate(events[:10]))
+    found = [each.pixels[0] for each in itertools.islice(rows.iterate(18), 4)]
+    np.testing.assert_array_equal(found, np.float32([*events[28:30], *events[10:12]]))
+    held_out = next(iter(Pairs()))
+    options = {"steps": 2, "nf": 8, "num_res_blocks": 1, "num_classes": 31}
+    model = ss.train(Pairs(), held_out=held_out, **options)
+    assert model.kinds.sizes == {"classes": 31, "vector": 1, "image": 0}
+    np.testing.assert_allclose(model.units.loc, np.concatenate(events[:10]).mean(0), rtol=1e-4)
+    model = ss.train(batches(), mean=(1.0, 2.0), std=(3.0, 4.0), steps=20, nf=8, num_res_blocks=1)
+    assert model.units.scale.tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize(("data", "patience"), [(VECTORS, 0), (VECTORS, 2), (batches, 0)])
+def test_a_stopped_run_continues_with_the_same_result(tmp_path, monkeypatch, data, patience):
     """Parameters and held-out losses are the same, and so is the step at which patience ends."""
-    train = functools.partial(ss.train, VECTORS, steps=60, patience=patience, learning_rate=0.1)
-    train = functools.partial(train, batch_size=8, nf=8, num_res_blocks=1)
+    train = functools.partial(ss.train, data, steps=60, patience=patience, learning_rate=0.1)
+    size = {"batch_size": 8} if data is VECTORS else {}
+    train = functools.partial(train, nf=8, num_res_blocks=1, **size)
     whole = train(workdir=tmp_path / "whole")
     calls, reached = [], Preemption.reached
 
@@ -188,9 +225,78 @@ def test_a_stopped_run_continues_with_the_same_result(tmp_path, monkeypatch, pat
         ss.train(VECTORS + 1, workdir=tmp_path / "whole", **train.keywords)
 
 
+TRAIN = """
+import hashlib, jax, numpy as np, score_sde as ss
+data = np.random.default_rng(0).normal(size=(64, 2))
+model = ss.train(data, workdir={!r}, steps=12, batch_size=8, nf=8, num_res_blocks=1)
+params = b"".join(np.asarray(each).tobytes() for each in jax.tree.leaves(model.params))
+print("parameters", hashlib.sha256(params).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_with_the_same_result(tmp_path):
+    """Parameters, their average, the state of the optimizer and the log, byte for byte."""
+
+    def start(workdir):
+        return start_python(TRAIN.format(str(workdir)), text=True)
+
+    whole = finish(start(tmp_path / "whole"))
+    killed = []
+    for saved in ("[1-9]*", "[5-9]*"):  # Also while a checkpoint is written.
+        process = start(tmp_path / "parts")
+        wait_for(tmp_path / "parts" / "checkpoints-meta" / f"checkpoint_{saved}", process)
+        process.kill()
+        process.communicate()
+        killed.append(process.returncode)
+    assert -signal.SIGKILL in killed
+    parts = finish(start(tmp_path / "parts"))
+    assert (whole[0], whole[1][-1]) == (parts[0], parts[1][-1])
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+
+
+def test_outside_of_the_main_thread():
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(functools.partial(ss.train, VECTORS, **QUICK)).result().step == 4
+
+
+def times(value, count=12):
+    """Return a function that yields a value again and again."""
+    return lambda: itertools.repeat(value, count)
+
+
+SEVERAL = times(VECTORS)
+
+
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
+        (SEVERAL, {"condition": VECTORS}, "condition = an array .* is for arrays"),
+        (SEVERAL, {"batch_size": 3}, "batch_size = 3 is for arrays"),
+        (SEVERAL, {"held_out": 0.2}, "held_out = 0.2 is for arrays"),
+        (SEVERAL, {"held_out": VECTORS[:, :1]}, r"held_out has the shapes {'events': \(1,\)}"),
+        (SEVERAL(), {}, "data is an iterator, .* leave out workdir"),
+        (times(VECTORS, 10), {}, "data has 10 batches; there must be more than 10"),
+        (times(VECTORS * np.nan), {}, "batch 1 of data = an array .* finite"),
+        (times((VECTORS,) * 3), {}, r"batch 1 of data = .* or a pair \(events, condition\)"),
+        (lambda: iter([VECTORS, VECTORS[:, 1:]] * 9), {}, "batch 2 of data has the shapes"),
+        (lambda: 3, {}, "data cannot be iterated over: TypeError"),
+        (lambda: (1 / 0 for _ in "a"), {}, "data fails at batch 1: ZeroDivisionError"),
+        (VECTORS, {"held_out": (VECTORS, VECTORS)}, "held_out has the shapes .*'vector'"),
+        (
+            VECTORS,
+            {"condition": {"classes": np.arange(64)}, "num_classes": 9},
+            "num_classes = 9, but",
+        ),
+        (VECTORS, {"num_classes": 9}, "num_classes = 9 needs images with labels"),
+        (VECTORS, {"std": "a"}, r"std = \['a'\] must be"),
+        (VECTORS, {"condition": {}}, "condition has 'nothing'; it can"),
+        (VECTORS, {"condition": [[1, 2], [3]]}, "condition cannot be converted .*: ValueError"),
+        (
+            VECTORS,
+            {"condition": {"classes": np.full(64, 2**40)}},
+            "data.num_classes = 1099511627777",
+        ),
         (np.array([[1.0, np.nan]] * 3), {}, "data = an array .* finite real numbers"),
         (np.zeros((0, 2)), {}, r"shape \(0, 2\)"),
         (np.zeros(5), {}, "with 2 to 16 axes"),
@@ -199,7 +305,7 @@ def test_a_stopped_run_continues_with_the_same_result(tmp_path, monkeypatch, pat
         (VECTORS, {"steps": 0}, "steps = 0 must be an integer"),
         (VECTORS, {"sde": "xx"}, "sde = 'xx'"),
         (VECTORS, {"sde": 3}, "sde is an object of type int"),
-        (VECTORS, {"network": "ddpmpp"}, "data.image_size = .* needs model.name = "),
+        (VECTORS, {"network": "ddpmpp"}, "data.image_size = .* needs model.name = mlp; "),
         (VECTORS, {"network": "unknown"}, "network = 'unknown'"),
         (VECTORS, {"network": len}, "a module of Flax NNX or Equinox"),
         (VECTORS, {"network": Scalar(1)}, r"returns the shape \(2, 1\)"),

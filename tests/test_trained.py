@@ -117,9 +117,7 @@ def test_bits_per_dim(levels):
     nats = logp.sum((1, 2, 3)) + 64 * np.log(2 / 17)
     np.testing.assert_allclose(bits, -nats / 64 / np.log(2), atol=2e-3)
     _, error_in_nats = model.log_prob(x, seed=2, return_error=True)
-    # That of log_prob also contains the noise at t_min and the prior.
-    assert (error < error_in_nats / 64 / np.log(2)).all()
-    assert (error_in_nats < 60 * error).all()
+    np.testing.assert_allclose(error, error_in_nats / 64 / np.log(2), rtol=0.05)
 
 
 def test_real_numbers():
@@ -244,8 +242,8 @@ def test_errors_of_load(workdir, call, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda levels: levels / 16, "must be integer grey levels"),
-        (lambda levels: levels.astype(int) + 300, "the grey levels of this model are 0 to"),
+        (lambda levels: levels / 16, "must be integer gray levels"),
+        (lambda levels: levels.astype(int) + 300, "the gray levels of this model are 0 to"),
         (lambda levels: levels[:, 1:, 1:], r"has shape \(1, 7, 7, 1\), but an event has shape"),
         (lambda levels: levels[:0], "it holds no event"),
     ],

@@ -169,7 +169,7 @@ def test_unknown_fields_are_refused_and_inert_official_ones_accepted():
         ("restore", {"restore.official": True}),
         ("calibrate", {"restore.task": "colorize"}),
         ("restore", {"restore.observed": True, "restore.task": "fourier"}),
-        ("restore", {"guidance.classes": (1,)}),
+        ("restore", {"restore.input": "a", "data.vector_size": 1}),
         ("ema", {"model.ema_stds": (), "ema.std": 0.1}),
         ("ema", {"ema.std": 0.0, "model.ema_stds": (0.05,)}),
         ("train_classifier", {"classifier.batch_size": 15}),

@@ -1,4 +1,4 @@
-"""Training from Python: a prior of events that are given as an array.
+"""Training from Python: a prior of events that are given as an array or in batches.
 
 The arguments become a config, so that the training loop, its files and the rules about what may
 continue in a workdir are those of `main.py`.
@@ -11,7 +11,7 @@ import functools
 import math
 import signal
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,29 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from api.arguments import Numbers, checked, converted, user_code
+from api.arguments import checked, show, user_code
 from api.trained import TrainedModel
 from configs import networks
 from configs.default import COMPLETED_MODEL_FIELDS, Config, get_default_config
 from configs.fields import FIELDS
-from datasets import Images
+from datasets import Batch, Images, check_labels
 from errors import InputError, choose
 from experiment import Experiment
 from models import NETWORKS
 from models.adapters import network_of
 from models.building import Params
 from options import COUNT, GIVEN, SHORT, Integer, check, plain
-from readers.arrays import Selection
 from runs.training_log import FILE_NAME, read_curves
 from sde_lib import SDE, SDES
+from training.events import (
+    FIRST,
+    Stream,
+    batch_of,
+    check_same,
+    images_of,
+    is_stream,
+    open_stream,
+)
 from training.loop import train_job
 from training.scores import score_job
 
@@ -51,12 +59,16 @@ FIELDS_OF = {
     "learning_rate": "optim.lr",
     "held_out": "data.held_out",
     "patience": "training.patience",
+    "mean": "data.mean",
+    "std": "data.std",
+    "num_classes": "data.num_classes",
 }
 """The config fields of options; other options are fields of config.model."""
+OF_ARRAYS = ("batch_size", "held_out")  # options that have no effect on batches
 DIGITS = 6  # of mean and std, so that other processors continue a run: sums depend on their order
 
 
-@functools.partial(checked, data=Numbers(2, 16), steps=COUNT, seed=Integer(0, 2**32 - 1))
+@functools.partial(checked, steps=COUNT, seed=Integer(0, 2**32 - 1))
 def train(
     data: Any,
     *,
@@ -73,7 +85,9 @@ def train(
     Args:
       data: events (N, *event_shape) of real numbers, which are standardized: vectors by the mean
         and standard deviation of each entry, other events by those of all entries. uint8 images
-        (N, H, W, C) are gray levels, as in `main.py`.
+        (N, H, W, C) are gray levels, as in `main.py`. Or an iterable of batches of equal size, or a
+        function that returns one: each batch is events, or a pair of events and their condition,
+        and a step of training. See `training.events.Stream`.
       condition: what each event is conditioned on, in which case the model is p(event | condition):
         vectors (N, d) or (N,), which are standardized, or images (N, H, W, C) of the height and
         width of the events; or a dictionary with `vector`, `image` and `classes` (N,), ints from 0.
@@ -84,7 +98,9 @@ def train(
       seed: the root of all random numbers, also of the split into training and held-out events.
       workdir: the folder of checkpoints and of the log; by default a temporary one. The same call
         continues a run that was stopped, with the same result as without the stop.
-      options: `batch_size`, `learning_rate`; `held_out`, the share of events for held-out losses;
+      options: `batch_size`, `learning_rate`; `held_out`, the share of events for held-out losses,
+        or other events, or a pair of events and their condition; `mean` and `std` of the data, and
+        `num_classes`, which otherwise follow from the data or their first 10 batches;
         `patience`, after how many held-out losses without a new minimum training stops, and returns
         the parameters of the minimum; and fields of config.model, such as `nf`, `num_res_blocks`,
         `dropout` and `ema_rate`.
@@ -92,25 +108,69 @@ def train(
     Raises InputError for invalid arguments, before training starts, and a workdir of other data or
     another experiment; NotFiniteError if training diverges.
     """
-    events = _events(data)
-    known = _conditions(condition, events.shape)
-    config = _config(events, sde, network, steps, options, known)
+    stream, first, held_out = _read(data, condition, workdir, options)
+    if stream is None and len(first.pixels) < 2:
+        raise InputError("data has one event; it must have at least two.")
+    config = _config(first, sde, network, steps, options)
     config.seed = seed
     if workdir is None:
         config.training.snapshot_freq_for_preemption = steps
     is_named = network is None or isinstance(network, str)
     experiment = Experiment(config, network=None if is_named else lambda _: network_of(network))
     _check_network(experiment)
-    order = np.random.default_rng(seed).permutation(len(events))
-    count = min(max(1, round(config.data.held_out * len(events))), len(events) - 1)
-    experiment.train, experiment.test = (
-        Images(Selection(events, chosen), **{name: each[chosen] for name, each in known.items()})
-        for chosen in (order[count:], order[:count])
-    )
+    experiment.train, experiment.test = _split(config, stream, first, held_out)
     if workdir is not None:
         return _train_in(workdir, experiment)
     with tempfile.TemporaryDirectory() as folder:
         return _train_in(folder, experiment)
+
+
+def _read(
+    data: Any, condition: Any, workdir: Any, options: dict[str, Any]
+) -> tuple[Stream | None, Batch, Batch | None]:
+    """Return the stream, if data are one; the first events; and those of `held_out`, if they are.
+
+    It sets the option `batch_size` of a stream, and takes `held_out` from the options.
+    """
+    held_out, share = None, options.get("held_out")
+    if isinstance(share, (tuple, list)) or np.ndim(share):  # pyright: ignore
+        held_out = batch_of("held_out", options.pop("held_out"))
+    if is_stream(data):
+        given = {"condition": condition} | {name: options.get(name) for name in OF_ARRAYS}
+        for name in (name for name, value in given.items() if value is not None):
+            raise InputError(
+                f"{name} = {show(given[name])} is for arrays, but data are batches, which have a "
+                "size and may be pairs (events, condition); held_out can be events."
+            )
+        if workdir is not None and isinstance(data, Iterator):
+            raise InputError(
+                "data is an iterator, at whose beginning a stopped run cannot start again. Pass a "
+                "function that returns it, or leave out workdir."
+            )
+        stream, first = open_stream(data, FIRST if held_out is None else 0)
+        options["batch_size"] = len(stream)
+    else:
+        stream, first = None, batch_of("data", (data, condition))
+    if held_out is not None:
+        check_same("held_out", held_out, first)
+    return stream, first, held_out
+
+
+def _split(
+    config: Config, stream: Stream | None, first: Batch, held_out: Batch | None
+) -> tuple[Images, Images]:
+    """Return the events for training, and those of held-out losses; see `train`."""
+    train, test = images_of(first), images_of(held_out or first)
+    if stream is not None:
+        train = dataclasses.replace(stream, num_classes=config.data.num_classes)
+    elif held_out is None:
+        order = np.random.default_rng(config.seed).permutation(len(first.pixels))
+        count = min(max(1, round(config.data.held_out * len(order))), len(order) - 1)
+        train, test = images_of(first, order[count:]), images_of(first, order[:count])
+    if config.data.num_classes:
+        for each in (train, test):
+            check_labels(each, config.data.num_classes, "num_classes")
+    return train, test
 
 
 def _train_in(workdir: str | Path, experiment: Experiment) -> TrainedModel:
@@ -131,17 +191,13 @@ def _train_in(workdir: str | Path, experiment: Experiment) -> TrainedModel:
 
 
 def _config(
-    events: np.ndarray,
-    sde: str | SDE,
-    network: Any,
-    steps: int,
-    options: dict[str, Any],
-    known: dict[str, np.ndarray],
+    first: Batch, sde: str | SDE, network: Any, steps: int, options: dict[str, Any]
 ) -> Config:
-    """Return the config of a run; see `train`."""
-    config, shape = get_default_config(), events.shape[1:]
-    _set_data(config, events)
-    _set_condition(config, known)
+    """Return the config of a run on data that begin with the events `first`; see `train`."""
+    config, events = get_default_config(), np.asarray(first.pixels)
+    shape = events.shape[1:]
+    _set_data(config, events, given="std" in options)
+    _set_condition(config, first)
     _set_sde(config, sde)
     model, training = config.model, config.training
     model.update(parameterization="edm", scale_by_sigma=False, dropout=0.0, ema_ramp=True)
@@ -166,49 +222,15 @@ def _config(
     return config
 
 
-def _events(data: Any) -> np.ndarray:
-    """Return data as an array. Raises InputError if there are too few events."""
-    events = np.asarray(data)
-    if len(events) < 2 or not events.size:
-        raise InputError(f"data has the shape {events.shape}; it must have at least two events.")
-    return events
-
-
-def _conditions(condition: Any, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Return a condition of a user as fields of `Images`. Raises InputError for another form."""
-    if condition is None:
-        return {}
-    axes = {"classes": (1, 1), "vector": (1, 2), "image": (3, 4)}
-    if not isinstance(condition, Mapping):
-        condition = {"image" if np.ndim(condition) > 2 else "vector": condition}
-    found = {}
-    for name, value in condition.items():
-        if name not in axes:
-            raise InputError(f"condition has {name!r}; it can have {', '.join(axes)}.")
-        array = np.asarray(converted(f"condition ({name})", value, Numbers(*axes[name])))
-        expected = shape[:3] if name == "image" else shape[:1]
-        if array.shape[: len(expected)] != expected:
-            raise InputError(
-                f"condition ({name}) has the shape {array.shape}; it must begin with {expected}, "
-                "as that of data."
-            )
-        if name == "classes" and (array.dtype.kind not in "iu" or array.min() < 0):
-            raise InputError("condition (classes) must be integers from 0.")
-        if name != "classes" and array.dtype != np.uint8:
-            array = array.astype(np.float32)
-        found[name] = array[..., None] if array.ndim in (1, 3) and name != "classes" else array
-    return {"labels" if name == "classes" else name: each for name, each in found.items()}
-
-
-def _set_condition(config: Config, known: dict[str, np.ndarray]) -> None:
+def _set_condition(config: Config, first: Batch) -> None:
     """Describe the condition: its sizes, and the mean and standard deviation of a vector."""
-    if "labels" in known:
-        config.data.num_classes = int(known["labels"].max()) + 1
-    if "image" in known:
-        config.data.image_channels = known["image"].shape[-1]
-    if "vector" in known:
-        config.data.vector_size = known["vector"].shape[-1]
-        _set_units(config, "vector_", known["vector"], 0)
+    if first.labels is not None:
+        config.data.num_classes = int(first.labels.max()) + 1
+    if first.image is not None:
+        config.data.image_channels = first.image.shape[-1]
+    if first.vector is not None:
+        config.data.vector_size = first.vector.shape[-1]
+        _set_units(config, "vector_", np.asarray(first.vector), 0)
 
 
 def _set_units(config: Config, prefix: str, values: np.ndarray, axes: int | None) -> None:
@@ -225,16 +247,17 @@ def _set_units(config: Config, prefix: str, values: np.ndarray, axes: int | None
         config.data[prefix + name] = numbers
 
 
-def _set_data(config: Config, events: np.ndarray) -> None:
-    """Describe the events: their shape, and their mean and standard deviation."""
+def _set_data(config: Config, events: np.ndarray, *, given: bool) -> None:
+    """Describe the events: their shape and, unless `given`, their mean and standard deviation."""
     *sides, channels = events.shape[1:]
     config.data.update(dataset=GIVEN, num_channels=channels, random_flip=False, centered=True)
     config.data.image_size = tuple(sides)
-    if events.dtype == np.uint8 and len(sides) == 2:
+    if events.dtype == np.uint8 and len(sides) == 2 and not given:
         config.data.uniform_dequantization = True
         return
     config.model.sigma_data = 1.0
-    _set_units(config, "", events, None if sides else 0)
+    if not given:
+        _set_units(config, "", events, None if sides else 0)
 
 
 def _set_sde(config: Config, sde: str | SDE) -> None:
@@ -273,6 +296,9 @@ def _set_options(config: Config, options: dict[str, Any]) -> None:
                 f"{option} = {SHORT.repr(value)} has no effect on train with the network {name!r}, "
                 f"whose options are {', '.join(sorted(known))}."
             )
+        if option in ("mean", "std"):  # Arrays and numbers are possible, too.
+            with user_code(option):
+                value = np.ravel(value).tolist()
         check(option, value, FIELDS[known[option]].domain)
         section, _, field = known[option].partition(".")
         config[section][field] = plain(value)

@@ -40,7 +40,7 @@ def mask(known: np.ndarray) -> Operator:
 
 
 def channel_mean(shape: Shape, weights: tuple[float, ...] | None = None) -> Operator:
-    """Average the channels, or take a sum with the given weights: grey images (B, H, W, 1).
+    """Average the channels, or take a sum with the given weights: gray images (B, H, W, 1).
 
     Raises InputError unless there is one weight per channel and one of them is not 0.
     """

@@ -19,11 +19,10 @@ import likelihood
 from controllable import smc
 from controllable.measurements import Measurement, Observation
 from sde_lib import SDE, Score
-from solvers.adaptive import integrate_flow
+from solvers.adaptive import by_event, integrate_flow
 from solvers.loop import Loop, fold_in, image_keys, single
 from solvers.predictor_corrector import prior_sample
 
-MOST_ENTRIES = 64  # of an event, and of y: the trace costs as many derivatives of the guided score
 TOLERANCE = 1e-4  # of the steps of the flow; the likelihood of where they lead has its own
 
 
@@ -49,8 +48,10 @@ def importance_loop(
     if options.get("iterations") == 0:  # A number that depends on x would make the flow uneven.
         options["iterations"] = math.prod(measurement.y.shape[1:])
 
-    def weigh(z: Array, y: Array) -> tuple[Array, Array, Array]:
-        one = measurement.given(y[None])
+    data, score_of = by_event(score)
+
+    def weigh(z: Array, y: Array, row: list[Array]) -> tuple[Array, Array, Array]:
+        one, score = measurement.given(y[None]), score_of(row)
         guided = guide(score, sde, one, **options)
         tolerances = {"rtol": TOLERANCE, "atol": TOLERANCE}
         x, nfe = integrate_flow(guided, sde, z[None], sde.T, sde.t_min, **tolerances)
@@ -60,8 +61,8 @@ def importance_loop(
         return x[0], log_weight[0], (nfe + found[0].nfe + found[1].nfe)[0]
 
     def solve(z: Array) -> tuple[Array, smc.Weights, Array, Array]:
-        y = jnp.repeat(measurement.y, particles, 0)
-        x, log_weights, nfe = jax.vmap(weigh)(z.reshape(-1, *shape), y)
+        y, rows = jax.tree.map(lambda each: jnp.repeat(each, particles, 0), (measurement.y, data))
+        x, log_weights, nfe = jax.vmap(weigh)(z.reshape(-1, *shape), y, rows)
         x = x.reshape(batch, particles, *shape)
         carry = smc.equally_weighted(x.reshape(batch, particles, -1))
         carry = carry._replace(log_weights=log_weights.reshape(batch, particles))
