@@ -385,6 +385,7 @@ def test_commands(tmp_path):
     assert not list((tmp_path / "w").rglob("refused"))
 
 
+@pytest.mark.slow
 def test_commands_with_measurements_and_codes(tmp_path):
     """Conditions of held-out images or of a file, with guidance; codes are those of the API."""
     changes = PAIRS | {"data.path": write_arrays(tmp_path / "a.npz"), "sampling.num_steps": 3}
