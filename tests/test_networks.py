@@ -131,9 +131,8 @@ def test_fixed_parameters_are_those_without_a_gradient():
 def test_recorded_classifier():
     folder = reference.find("classifier_wideresnet")
     options = json.loads((folder / "config.json").read_text())["hyper_parameters"]
-    network = building.abstract_network(
-        lambda: WideResnet(**options, rngs=layers.Rngs(jax.random.key(0)))
-    )
+    rngs = layers.Rngs(jax.random.key(0))
+    network = building.abstract_network(lambda: WideResnet(**options, rngs=rngs))
     tensors = traverse_util.flatten_dict(flax_format.load(folder / "checkpoint_flax"), sep="/")
     layout = parameter_names.flax_layout(network)
     params = stored_parameters.load_params(layout, tensors, "checkpoint_flax")

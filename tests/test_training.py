@@ -322,13 +322,6 @@ def test_learning():
     assert curve[-20:].mean() < 0.65
 
 
-def test_a_picture_of_samples():
-    config = tiny.config(**{"sampling.method": "solver", "sampling.num_steps": 2})
-    experiment = Experiment(config)
-    width, height = experiment.sample_grid(tiny.random_params(experiment)).size
-    assert min(width, height) >= 4 * 8
-
-
 # --- restarts -------------------------------------------------------------------------------------
 
 
