@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import functools
 import math
 import operator
 import reprlib
@@ -49,6 +50,9 @@ def expand(coefficient: Array, x: Array) -> Array:
     coefficient = jnp.asarray(coefficient)
     return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim))
 
+
+_compiled = functools.partial(jax.jit, static_argnums=0, inline=True)
+"""Compiles a method once for an SDE and a shape; within a program it is part of the program."""
 
 ORDERS = {"<": operator.lt, "<=": operator.le}
 
@@ -135,10 +139,12 @@ class SDE(abc.ABC):
         remaining = jnp.maximum(self.var(step.t) - step.var, 0.0)  # Rounding may make it negative.
         return self.alpha(step.t) / step.ratio, jnp.sqrt(remaining) / step.ratio
 
+    @_compiled
     def noise_to_signal(self, t: Array) -> Array:
         """std(t) / alpha(t), which increases with t: the std of the noise in x_t / alpha(t)."""
         return self.std(t) / self.alpha(t)
 
+    @_compiled
     def time_at(self, noise_to_signal: Array) -> Array:
         """Invert `noise_to_signal` by bisection, for any shape; results lie in [0, T]."""
         target = jnp.asarray(noise_to_signal, jnp.float32)

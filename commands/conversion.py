@@ -132,7 +132,8 @@ def to_state(trained: Trained, experiment: Experiment) -> TrainState:
             node = node._replace(mu=trained.mu, nu=trained.nu)
         return node._replace(count=jnp.int32(counts[type(node)]))
 
-    opt_state = jax.tree.map(fill, optimizer.init(trained.params), is_leaf=has_count)
+    initial = jax.jit(optimizer.init)(trained.params)  # One program, not one for each shape.
+    opt_state = jax.tree.map(fill, initial, is_leaf=has_count)
     averages = (trained.params,) * len(experiment.config.model.ema_stds)
     state = TrainState(jnp.int32(trained.step), trained.params, trained.ema, opt_state, averages)
     return jax.device_put(state, sharding.replicated(experiment.mesh))

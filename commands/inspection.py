@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 import datasets
 from configs.default import Config
@@ -22,7 +21,6 @@ from runs import write_picture
 SHOWN = 100  # images on a contact sheet
 MAX_SAMPLE = 2000  # images of which statistics and distances are computed
 MAX_ENTRIES = 2**28  # entries of all these images together
-BLOCK = 500  # rows of the distance matrix that are computed at a time
 
 
 def prepare(config: Config, workdir: str) -> None:
@@ -131,18 +129,8 @@ def _describe_files(folder: Path, size: ImageSize) -> None:
 
 def largest_distance(x: np.ndarray) -> float:
     """Return the largest Euclidean distance between two rows of x (N, D)."""
-    x = jnp.asarray(x) - x.mean(0)
-    squares = jnp.sum(x**2, 1)
-
-    @jax.jit
-    def inner_products(a: Array, b: Array) -> Array:
-        return jnp.matmul(a, b.T, precision="highest")
-
-    largest, pair = -np.inf, (0, 0)
-    for start in range(0, len(x), BLOCK):
-        rows = slice(start, start + BLOCK)
-        distances = np.asarray(squares[rows, None] + squares - 2 * inner_products(x[rows], x))
-        i, j = np.unravel_index(distances.argmax(), distances.shape)
-        if distances[i, j] > largest:
-            largest, pair = distances[i, j], (start + i, j)
-    return float(jnp.linalg.norm(x[pair[0]] - x[pair[1]]))
+    x = x - x.mean(0)
+    squares = np.sum(x**2, 1)
+    distances = squares[:, None] + squares - 2 * x @ x.T
+    i, j = np.unravel_index(distances.argmax(), distances.shape)
+    return float(np.linalg.norm(x[i] - x[j]))

@@ -34,8 +34,12 @@ def check(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def install() -> None:
-    """Check the annotations of all top-level modules and packages, when they are imported."""
-    files = [path.stem for path in ROOT.glob("*.py")]
-    packages = [path.parent.name for path in ROOT.glob("*/__init__.py")]
-    names = [name for name in files + packages if name not in ("tests", "main")]
+    """Check the annotations of the modules that state shapes, when they are imported.
+
+    Only of these: jaxtyping wraps every function of a module, which takes longer than most calls.
+    """
+    packages = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name != "tests"]
+    paths = [*ROOT.glob("*.py"), *(path for folder in packages for path in folder.rglob("*.py"))]
+    shaped = [path for path in paths if SHAPED.search(path.read_text())]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in shaped]
     jaxtyping.install_import_hook(names, f"{__name__}.check")

@@ -447,7 +447,7 @@ def test_contact_sheets_of_few_grey_levels(tmp_path):
 
 def test_the_largest_distance():
     x = np.random.default_rng(0).normal(size=(1200, 30)).astype(np.float32)
-    x[700], x[1100] = 9, -9  # Neither is in the first block.
+    x[700], x[1100] = 9, -9
     assert inspection.largest_distance(x) == pytest.approx(18 * np.sqrt(30), rel=1e-6)
 
 

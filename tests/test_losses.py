@@ -16,8 +16,8 @@ from sde_lib import EDMSDE, VESDE, VPSDE, RectifiedFlow, SubVPSDE, expand
 from tests import gaussian, reference
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
-# Of the same kinds as others.
-SLOW_NETWORKS = ("net_smld_ncsn", "net_smld", "net_subvp", "net_ddpm", "net_vp")
+# Of the same kinds as others, or as the recorded training steps of test_training.py.
+SLOW_NETWORKS = {"net_smld_ncsn", "net_smld", "net_subvp", "net_ddpm", "net_vp", "net_smld_ncsnv2"}
 
 
 def levels_to_times(labels: np.ndarray, n: int, descending: bool) -> np.ndarray:

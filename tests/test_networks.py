@@ -89,8 +89,8 @@ def test_recorded_networks(folder, kind):
 def learned(grads):
     """The names of parameters by whether any entry of their gradient differs from 0."""
     names = {True: set(), False: set()}
-    for path, grad in jax.tree.leaves_with_path(grads):
-        names[bool(np.any(grad))].add(jax.tree_util.keystr(path))
+    for path, grad in jax.tree.leaves_with_path(jax.device_get(grads)):
+        names[bool(grad.any())].add(jax.tree_util.keystr(path))
     return names
 
 
@@ -131,7 +131,8 @@ def test_fixed_parameters_are_those_without_a_gradient():
 def test_recorded_classifier():
     folder = reference.find("classifier_wideresnet")
     options = json.loads((folder / "config.json").read_text())["hyper_parameters"]
-    network = building.abstract_network(lambda: WideResnet(**options, rngs=nnx.Rngs(0)))
+    rngs = layers.Rngs(jax.random.key(0))
+    network = building.abstract_network(lambda: WideResnet(**options, rngs=rngs))
     tensors = traverse_util.flatten_dict(flax_format.load(folder / "checkpoint_flax"), sep="/")
     layout = parameter_names.flax_layout(network)
     params = stored_parameters.load_params(layout, tensors, "checkpoint_flax")
@@ -369,9 +370,8 @@ def test_declared_fields_are_the_arguments(name):
     assert declared.keys() - NOT_IN_MODEL == set(network.fields)
 
     def build(**more):
-        built = building.abstract_network(
-            lambda: network.build(**declared | more, rngs=nnx.Rngs(0))
-        )
+        rngs = layers.Rngs(jax.random.key(0))
+        built = building.abstract_network(lambda: network.build(**declared | more, rngs=rngs))
         assert not fixed(nnx.to_pure_dict(nnx.split(built, nnx.Param)[1]))
 
     extra = {"classes": network.class_conditional, "remat": network.remat, "unknown": False}
@@ -415,7 +415,8 @@ def test_image_sizes(name):
     arguments = {"num_channels": 3, **network.arguments(OPTIONS)}
 
     def build(image_size):
-        return network.build(image_size=image_size, **arguments, rngs=nnx.Rngs(0))
+        rngs = layers.Rngs(jax.random.key(0))
+        return network.build(image_size=image_size, **arguments, rngs=rngs)
 
     building.abstract_network(lambda: build(multiple))
     for size in (multiple + 1, (multiple, multiple + 1), (multiple + 1, multiple), multiple // 2):

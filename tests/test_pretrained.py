@@ -1,6 +1,8 @@
 """Import and export of checkpoints of other code bases, and errors for files that do not fit."""
 
+import copy
 import errno
+import functools
 import io
 import json
 import os
@@ -21,7 +23,7 @@ from configs.ve import church_ncsnpp_continuous
 from configs.vp.ddpm import cifar10 as ddpm_cifar10
 from errors import InputError
 from experiment import Experiment
-from models import building
+from models import building, layers
 from models.ncsnpp import NCSNpp
 from pretrained import flax_format, safetensors_format, torch_format
 from pretrained.diffusers_unet import unet_layout
@@ -62,7 +64,8 @@ def write(path, trained, network, config, **options):
 
 def small_ncsnpp(**options) -> NCSNpp:
     """A small NCSN++ without parameter values."""
-    return building.abstract_network(lambda: NCSNpp(**SMALL, **options, rngs=nnx.Rngs(0)))
+    rngs = layers.Rngs(jax.random.key(0))
+    return building.abstract_network(lambda: NCSNpp(**SMALL, **options, rngs=rngs))
 
 
 # --- names ---
@@ -258,6 +261,7 @@ def test_adam_starts_at_zero_if_a_file_has_no_moments():
 # --- diffusers ---
 
 
+@functools.cache
 def ncsnpp_experiment():
     """An NCSN++ experiment, and the config of its model in diffusers."""
     c = church_ncsnpp_continuous.get_config()
@@ -273,6 +277,7 @@ def ncsnpp_experiment():
     return Experiment(c, jax.devices()[:1]), described
 
 
+@functools.cache
 def ddpm_experiment():
     """A DDPM experiment, and the config of its model in diffusers."""
     c = ddpm_cifar10.get_config()
@@ -519,8 +524,9 @@ def damaged_torch(torch):
 
 def test_damaged_pytorch_files_are_errors(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
+    intact = torch.load(official("checkpoint_torch.pth"), weights_only=True)
     for change, words in damaged_torch(torch):
-        state = torch.load(official("checkpoint_torch.pth"), weights_only=True)
+        state = copy.deepcopy(intact)
         change(state)
         torch.save(state, tmp_path / "checkpoint_1.pth")
         refused(re.escape(words), read, tmp_path / "checkpoint_1.pth")

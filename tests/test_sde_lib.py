@@ -176,6 +176,9 @@ def test_time_at_inverts_noise_to_signal(sde):
     ts = jnp.geomspace(sde.t_min, sde.T, 40)
     assert_close(sde.time_at(sde.noise_to_signal(ts)), ts, rtol=1e-4, atol=5e-8)
     assert_close([sde.time_at(jnp.float32(1e9)), sde.time_at(jnp.float32(0))], [sde.T, 0])
+    compiled = sde_lib.SDE.time_at._cache_size()
+    dataclasses.replace(sde).time_at(ts)  # An equal SDE has the same program.
+    assert sde_lib.SDE.time_at._cache_size() == compiled
 
 
 def test_chain_of_the_cosine_schedule():

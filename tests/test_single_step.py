@@ -8,9 +8,9 @@ import pytest
 import scipy.optimize
 
 import solvers
-from errors import InputError
 from solvers import single_step
 from solvers.curves import CURVES
+from tests.refusal import refused
 
 OPTIONS = {
     "heun_churn": [{"churn": 1.5}, {"churn": 40.0}],
@@ -92,19 +92,13 @@ def test_heun():
     assert not plan.predictor_noise.any()
 
 
-@pytest.mark.parametrize(
-    "restart",
-    [(3, 2, 0.3, 0.06), (3, 2, 0.0, 1.0), (3, 2, 1.0, 11.0), (1, 2, 0.1, 1.0), (3, 0, 0.1, 1.0)],
-)
-def test_invalid_values(restart):
-    with pytest.raises(InputError, match="0 < lowest < highest <= 10"):
-        single_step.heun(LEVELS, restart=restart)
-
-
-def test_a_restart_never_lowers_the_level():
-    """The step nearest to 0.3 begins at 0.4, above the highest level: no noise leads there."""
-    with pytest.raises(InputError, match=r"to the lowest level begins at 0.4, which is not"):
-        single_step.heun(np.array([4.0, 0.4, 0.0]), restart=(3, 1, 0.3, 0.35))
+def test_invalid_values():
+    """No noise leads to a lower level: the step nearest to 0.3 begins at 0.4, the highest 0.35."""
+    ends = (3, 2, 0.3, 0.06), (3, 2, 0.0, 1.0), (3, 2, 1.0, 11.0)
+    for restart in (*ends, (1, 2, 0.1, 1.0), (3, 0, 0.1, 1.0)):
+        refused("0 < lowest < highest <= 10", single_step.heun, LEVELS, restart=restart)
+    levels, words = np.array([4.0, 0.4, 0.0]), "to the lowest level begins at 0.4, which is not"
+    refused(words, single_step.heun, levels, restart=(3, 1, 0.3, 0.35))
 
 
 def test_churn_between_two_levels():
@@ -196,5 +190,5 @@ def test_the_vp_curve():
     curve = CURVES["vp"](np.append(levels, 0.0))
     np.testing.assert_allclose([curve.time(level) for level in levels], t, rtol=1e-9)
     assert curve.time(0.0) == 0
-    with pytest.raises(InputError, match="'vp' needs lower noise levels than 1, the lowest one"):
-        single_step.euler(np.array([10.0, 1.0, 0.0]), curve="vp")
+    words = "'vp' needs lower noise levels than 1, the lowest one"
+    refused(words, single_step.euler, np.array([10.0, 1.0, 0.0]), curve="vp")

@@ -195,10 +195,10 @@ def test_the_optimizer_is_that_of_optax(grad_clip, warmup):
         states.make_optimizer(**options, grad_clip=grad_clip, warmup=warmup),
     ):
         params = example_params()
-        state = optimizer.init(params)
+        state, update = optimizer.init(params), jax.jit(optimizer.update)
         for grad in grads:
-            updates, state = optimizer.update(grad, state, params)
-            params = optax.apply_updates(params, updates)
+            updates, state = update(grad, state, params)
+            params = jax.tree.map(np.add, params, updates)
         results.append((params, state))
     for a, b in zip(*map(leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
@@ -323,13 +323,6 @@ def test_learning():
     curve, _ = run(config, jax.devices()[:1])
     assert curve[:3].mean() > 0.9
     assert curve[-20:].mean() < 0.65
-
-
-def test_a_picture_of_samples():
-    config = tiny.config(**{"sampling.method": "solver", "sampling.num_steps": 2})
-    experiment = Experiment(config)
-    width, height = experiment.sample_grid(tiny.random_params(experiment)).size
-    assert min(width, height) >= 4 * 8
 
 
 # --- restarts -------------------------------------------------------------------------------------
