@@ -141,8 +141,8 @@ def log_likelihood(
         at each evaluation would make the ODE a random one.
       tolerance: of the adaptive steps, which differ between images.
       steps: evaluates the score at this number of fixed noise levels instead, with signs of the
-        probes that differ between levels. This reduces the error of random probes by 3 to 4 for
-        images; see `solvers.density`.
+        probes that differ between levels: a smaller error of random probes and a larger one of
+        the solver, see docs/likelihood.md.
 
     Raises InputError for integer grey levels, which have no density, and for invalid `steps`.
     """

@@ -32,7 +32,7 @@ COEFFICIENTS = {"pcoeff": 0.4, "icoeff": 0.3}
 TIME_SCALE = 0.15
 """c in the definition of s for fixed levels, in place of DATA_STD.
 
-Half of the levels are below it. Adaptive steps find by themselves what features narrower than
+Six of 16 levels are below it. Adaptive steps find by themselves what features narrower than
 DATA_STD need.
 """
 
