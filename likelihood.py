@@ -12,7 +12,7 @@ equals the estimate of the official code for the same probe.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,15 +21,14 @@ from jaxtyping import Float, Key, Num
 
 from errors import InputError, choose
 from sde_lib import SDE, Score, expand
-from solvers.adaptive import MOST_STEPS, by_event, step_controller
+from solvers.adaptive import by_event
+from solvers.density import solver
 from solvers.loop import fold_in, standard_normal, uniform
 from solvers.scaled_flow import (
     DATA_STD,
     Endpoints,
-    error_norm,
     find_endpoints,
     scaled_residual,
-    vector_field,
 )
 
 TOLERANCE = 1e-3
@@ -37,12 +36,6 @@ TOLERANCE = 1e-3
 
 MOST_NOISE = 0.999
 """The largest share of noise in the variance at t_min that `model_error` resolves."""
-
-FIRST_STEP = 0.05
-"""Length of the first step in s. A fixed length needs no evaluations of the score."""
-
-COEFFICIENTS = {"pcoeff": 0.4, "icoeff": 0.3}
-"""Of the PI controller of step lengths; with these values it rejects few steps."""
 
 
 class Likelihood(NamedTuple):
@@ -58,7 +51,7 @@ class Likelihood(NamedTuple):
       error: the solver's estimate of its error in logp, in nats (B,): the sum over steps of the
         absolute difference between the embedded solutions of orders 3 and 2. A difference in u is
         converted to one in log p by the gradient of log p, the score. The solution of order 3 is
-        used, so the true error is usually smaller.
+        used, so the true error is usually smaller. With fixed levels, the traces are left out.
     """
 
     logp: Array
@@ -129,6 +122,7 @@ def log_likelihood(
     probes: Float[Array, "b k ..."],
     *,
     tolerance: float = TOLERANCE,
+    steps: int | None = None,
 ) -> Likelihood:
     """Compute log p(x) by the instantaneous change of variables, Eq. (39).
 
@@ -143,46 +137,23 @@ def log_likelihood(
       score: the score function.
       sde: the SDE; x is interpreted as a state at its t_min.
       x: dequantized data (B, ...), in the range that the model was trained on.
-      probes: (B, k, ...), see `draw_probes`. They are fixed during the solve, because a new probe
+      probes: (B, k, ...), see `draw_probes`. Adaptive steps use the same ones at all levels: others
         at each evaluation would make the ODE a random one.
       tolerance: of the adaptive steps, which differ between images.
+      steps: evaluates the score at this number of fixed noise levels instead, with signs of the
+        probes that differ between levels: a smaller error of random probes and a larger one of
+        the solver, see docs/likelihood.md.
 
-    Raises InputError for integer gray levels, which have no density.
+    Raises InputError for integer gray levels, which have no density, and for invalid `steps`.
     """
-    import diffrax  # It and what imports it take a fifth of the start of main.py.
-
-    from solvers.error_sum import Bosh3WithErrorSum
-
     check_dequantized(x)
-    endpoints = find_endpoints(sde)
-    controller = step_controller(
-        *endpoints.s, rtol=tolerance, atol=tolerance, norm=error_norm, **COEFFICIENTS
-    )
-
+    endpoints, solve = find_endpoints(sde), solver(tolerance, steps)
     data, score_of = by_event(score)
 
-    def solve(
-        x: Array, probes: Array, data: list[Array]
-    ) -> tuple[tuple[Array, Array, Array], Array]:
-        start = x / endpoints.scale[0], jnp.zeros(len(probes)), jnp.zeros(())
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(vector_field(score_of(data), sde)),
-            Bosh3WithErrorSum(),
-            endpoints.s[0],
-            endpoints.s[1],
-            FIRST_STEP,
-            start,
-            probes,
-            stepsize_controller=controller,
-            max_steps=MOST_STEPS,
-            throw=False,
-        )
-        successful = solution.result == diffrax.RESULTS.successful
-        end = jax.tree.map(lambda leaf: jnp.where(successful, leaf[0], jnp.nan), solution.ys)
-        # Each step, accepted or rejected, evaluates three stages; the first also a fourth one.
-        return end, 3 * solution.stats["num_steps"] + 1
+    def solve_one(x: Array, probes: Array, data: list[Array]) -> tuple[Any, Array]:
+        return solve(score_of(data), sde, x, probes)
 
-    (u, traces, error), nfe = jax.vmap(solve)(x, probes, data)
+    (u, traces, error), nfe = jax.vmap(solve_one)(x, probes, data)
     z = endpoints.scale[1] * u
     dims = math.prod(x.shape[1:])
     squares = jnp.sum(jnp.square(probes.reshape(*probes.shape[:2], -1)), -1)

@@ -207,6 +207,7 @@ class Prior:
         trace: str | None = None,
         probes: int = PROBES,
         tolerance: float = TOLERANCE,
+        steps: int | None = None,
         return_error: bool = False,
     ) -> Any:
         """Return log p(x) in nats, of the batch shape of x (..., *event_shape).
@@ -221,6 +222,7 @@ class Prior:
           trace: 'exact', 'Rademacher' or 'Gaussian'; by default exact for up to EXACT_DIMS entries.
           probes: random probes for each event, if the trace is not exact.
           tolerance: of the steps of the solver, per dimension.
+          steps: fixed noise levels instead of adaptive steps, such as 16; see docs/likelihood.md.
           return_error: whether to return also the estimated error, in nats: that of the solver;
             for random probes, the standard error of the trace, NaN for a single probe, which leaves
             it unknown; and `likelihood.model_error`, for data that the noise at T does not hide, or
@@ -243,10 +245,11 @@ class Prior:
         is_each = isinstance(seed, jax.Array) and seed.shape == x.shape[:1]
         if not is_each or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
             keys = sampling.image_keys(key_of(seed), jnp.arange(len(x)))
+        solver = {"tolerance": tolerance, "steps": steps}
 
         def compute(x: Array, keys: Array, rows: Any) -> tuple[Array, Array]:
             score = self.score_given(rows)
-            return _log_prob(score, self.sde, x, keys, kind, probes, tolerance, return_error)
+            return _log_prob(score, self.sde, x, keys, kind, probes, solver, return_error)
 
         logp, error = by_rows(self.mesh, compute, x, keys, self.paired_rows(len(x)))
         logp = logp.reshape(batch_shape) - self.units.log_volume
@@ -388,12 +391,12 @@ def _log_prob(
     keys: Array,
     kind: str,
     count: int,
-    tolerance: float,
+    solver: dict[str, Any],
     has_error: bool,
 ) -> tuple[Array, Array]:
     """Return log p(x) of events (B, *shape) with probes of the keys (B,), and its error or 0."""
     probes, function = likelihood.draw_probes(keys, x.shape, kind, count), bound(score)
-    found = likelihood.log_likelihood(function, sde, x, probes, tolerance=tolerance)
+    found = likelihood.log_likelihood(function, sde, x, probes, **solver)
     if not has_error:
         return found.logp, jnp.zeros(len(x))
     stderr = likelihood.probe_stderr(found.per_probe, kind)

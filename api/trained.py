@@ -180,6 +180,7 @@ class TrainedModel(ConditionalPrior):
         trace: str | None = None,
         probes: int = PROBES,
         tolerance: float = TOLERANCE,
+        steps: int | None = None,
         t_min: float | None = None,
         bound: bool = False,
     ) -> Bits:
@@ -189,10 +190,11 @@ class TrainedModel(ConditionalPrior):
         compute the variational bound. The rest is as for `bits_per_dim`.
         """
         sde = self.sde if t_min is None else dataclasses.replace(self.sde, t_min=t_min)
+        solver = {"tolerance": tolerance, "steps": steps}
 
         def compute(images: Array, keys: Array, rows: Condition | None) -> Bits:
             score, kind = self.score_given(rows), self._trace(trace)
-            return _bits(score, sde, self.scaler, images, keys, kind, probes, tolerance, bound)
+            return _bits(score, sde, self.scaler, images, keys, kind, probes, solver, bound)
 
         return by_rows(self.mesh, compute, images, keys, self.paired_rows(len(images)))
 
@@ -213,13 +215,13 @@ def _bits(
     keys: Array,
     kind: str,
     count: int,
-    tolerance: float,
+    solver: dict[str, Any],
     bound: bool,
 ) -> Bits:
     probe_keys, bound_keys = (sampling.fold_in(keys, purpose) for purpose in (1, 2))
     x, bound_score = _dequantized(scaler, images, keys), score.bind()
     probes = likelihood.draw_probes(probe_keys, x.shape, kind, count)
-    ode = likelihood.log_likelihood(bound_score, sde, x, probes, tolerance=tolerance)
+    ode = likelihood.log_likelihood(bound_score, sde, x, probes, **solver)
     dims = math.prod(x.shape[1:])
     bits = functools.partial(likelihood.bits_per_dim, dims=dims, log_scale=scaler.log_scale)
     nats = -jnp.full(len(x), jnp.nan)

@@ -42,6 +42,7 @@ from options import (
     Word,
 )
 from sde_lib import SDES
+from solvers.density import STEPS
 
 ABSENT = object()
 """The default of a field that a config need not have, such as an option of some networks."""
@@ -304,6 +305,11 @@ _LIKELIHOOD = {
         "Rademacher", Name(likelihood.PROBES, exact=True), "Probes, or the exact trace."
     ),
     "eval.bpd_tolerance": Option(1e-3, TOLERANCE, "Tolerance of an adaptive step (nats/dim)."),
+    "eval.bpd_steps": Option(
+        0,
+        AnyOf((Integer(0, 0), Integer(*STEPS))),
+        "Fixed noise levels, with other signs of the probes at each; 0 for adaptive steps.",
+    ),
     "eval.bpd_t_min": Option(1e-5, POSITIVE, "Time of the images, at least training's."),
 }
 _QUALITY = {

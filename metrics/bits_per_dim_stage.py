@@ -63,6 +63,7 @@ def run(context: Context) -> Results:
             trace=config.bpd_trace,
             probes=config.bpd_probes,
             tolerance=config.bpd_tolerance,
+            steps=config.bpd_steps or None,
             t_min=config.bpd_t_min,
             bound=True,
         )

@@ -47,10 +47,11 @@ class Endpoints(NamedTuple):
     scale: Array
 
 
-def find_endpoints(sde: SDE) -> Endpoints:
+def find_endpoints(sde: SDE, scale: float = DATA_STD) -> Endpoints:
+    """Return the endpoints of the flow, with `scale` in place of c in the definition of s."""
     t = jnp.array([sde.t_min, sde.T], jnp.float32)
     alpha, sigma = sde.alpha(t), sde.noise_to_signal(t)
-    s = jnp.tanh(TIME_EXPONENT * jnp.arcsinh(sigma / DATA_STD)) / TIME_EXPONENT
+    s = jnp.tanh(TIME_EXPONENT * jnp.arcsinh(sigma / scale)) / TIME_EXPONENT
     return Endpoints(s, alpha, sigma, alpha * jnp.hypot(DATA_STD, sigma))
 
 
@@ -62,19 +63,21 @@ def scaled_residual(score: Score, sde: SDE, u: Array, t: Array) -> Array:
     return -expand(sde.std(t), u) * score(x, t) - expand(sigma / total_std, u) * u
 
 
-def vector_field(score: Score, sde: SDE) -> Callable[..., tuple[Array, Array, Array]]:
+def vector_field(
+    score: Score, sde: SDE, scale: float = DATA_STD
+) -> Callable[..., tuple[Array, Array, Array]]:
     """The ODE of one image: (s, (u, traces (k,), 0), probes (k, ...)) -> derivatives by s.
 
-    The third component of the state holds the error estimate of `error_sum`.
+    The third component of the state holds the error estimate of `error_sum`. `scale` replaces c in
+    the definition of s.
     """
 
     def field(
         s: Array, state: tuple[Array, Array, Array], probes: Array
     ) -> tuple[Array, Array, Array]:
         u, _, _ = state
-        tau = jnp.arctanh(TIME_EXPONENT * s) / TIME_EXPONENT
-        dtau_ds = 1 / (1 - (TIME_EXPONENT * s) ** 2)
-        t = sde.time_at(DATA_STD * jnp.sinh(tau))
+        sigma, dtau_ds = _level(s, scale)
+        t = sde.time_at(sigma)
 
         def du_ds(u: Array) -> Array:
             return dtau_ds * scaled_residual(score, sde, u[None], t[None])[0]
@@ -84,6 +87,25 @@ def vector_field(score: Score, sde: SDE) -> Callable[..., tuple[Array, Array, Ar
         return derivative, traces, jnp.zeros(())
 
     return field
+
+
+def _level(s: Array, scale: float) -> tuple[Array, Array]:
+    """Return sigma and dtau/ds at s."""
+    sigma = scale * jnp.sinh(jnp.arctanh(TIME_EXPONENT * s) / TIME_EXPONENT)
+    stretch = jnp.hypot(scale, sigma) / jnp.hypot(DATA_STD, sigma)
+    return sigma, stretch / (1 - (TIME_EXPONENT * s) ** 2)
+
+
+def log_density_change(
+    error: Array, u: Array, du_ds: Array, s: Array, scale: float = DATA_STD
+) -> Array:
+    """Return by how much an error of u changes log p per dimension, to first order.
+
+    It is -mean(error (h coth(tau) + u)), by the definition of h.
+    """
+    sigma, dtau_ds = _level(s, scale)
+    coth = jnp.hypot(DATA_STD, sigma) / sigma
+    return -jnp.mean(error * (du_ds / dtau_ds * coth + u))
 
 
 def error_norm(state: Any) -> Array:

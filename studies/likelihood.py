@@ -1,9 +1,9 @@
 """Error of the likelihood against network evaluations and time, beside the official recipe.
 
-python -m studies.likelihood --folder=DIR [--images=32] [--write]
+python -m studies.likelihood [TABLE ...] --folder=DIR [--images=32] [--write]
 
-Prints the tables of docs/likelihood.md and, with --write, puts them into the page. The network of
-the digits is trained in DIR.
+Prints tables of docs/likelihood.md, by default all of `TABLES`, and, with --write, puts them into
+the page. The network of the digits is trained in DIR; `levels` takes those of zoo/.
 """
 
 from __future__ import annotations
@@ -23,19 +23,25 @@ from jax import Array
 import likelihood
 from benchmarks import harness
 from benchmarks.tables import header, row
+from errors import choose
 from sde_lib import SDE, VESDE, VPSDE, Score, SubVPSDE
-from solvers import integrate
+from solvers import density, integrate
 from studies import common
 from studies.common import mean
 from tests import mixture
 
-OPTIONS = {"folder": "", "images": 32, "rounds": 5, "write": False}
+OPTIONS = {"tables": [], "folder": "", "images": 32, "rounds": 5, "write": False}
 
 TOLERANCES = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
 REFERENCE_TOLERANCE = 1e-5  # of the reference solution where log p is unknown
 PROBES = (1, 4, 16)  # of each image, whose effect is measured
 CHANGES = {"tolerance": (3e-2, 1e-2, 3e-3, 1e-4, 1e-5), "t_min": (1e-6, 1e-4, 3e-4, 1e-3, 3e-3)}
 OFFICIAL_TOLERANCE = 1e-5  # rtol and atol of the official code
+
+NETWORKS = {"digits_vp": 16, "fashion_vp": 4, "emoji_vp": 2}  # and the number of images of each
+LEVELS = (8, 12, 16)  # fixed ones
+LEVELS_REFERENCE = 1e-3  # tolerance of the solution that fixed levels are compared with
+CLOSED = 16  # probes: the signs of up to so many levels permute them
 
 
 class Problem(NamedTuple):
@@ -58,12 +64,13 @@ class Problem(NamedTuple):
     logp: Array | None = None
     log_scale: float = 0.0
 
-    def solve(self, tolerance: float) -> likelihood.Likelihood:
+    def solve(self, tolerance: float, steps: int | None = None) -> likelihood.Likelihood:
         """Estimate log p with `likelihood.log_likelihood`."""
         return likelihood.log_likelihood(
             lambda x, t: self.score(x, t),  # A pytree would have rows for each image.
             *(self.sde, self.x, self.probes),
             tolerance=tolerance,
+            steps=steps,
         )
 
 
@@ -84,6 +91,46 @@ def digits_problem(folder: Path, count: int) -> Problem:
     probes = likelihood.draw_probes(jax.random.split(jax.random.key(1), count), x.shape)
     name = "digits, DDPM++, VPSDE"
     return Problem(name, model.score, model.sde, x, probes, log_scale=scaler.log_scale)
+
+
+def zoo_problem(name: str, count: int) -> Problem:
+    """Return images, dequantized, with CLOSED probes each: held-out digits, or samples.
+
+    Samples of the network, rounded to grey levels, need no data set. The probes of an image are one
+    Rademacher probe with each row of signs. At any fixed level they are the same ones in another
+    order, so that their mean has the error of the solver only.
+    """
+    model = common.load(common.zoo(name))
+    if name.startswith("digits"):
+        pixels = common.images(model, "test").pixels[:count]
+    else:
+        pixels = model.to_images(model.sample(count, seed=0))
+    x = model.from_images(pixels, seed=0)
+    probes = likelihood.draw_probes(jax.random.split(jax.random.key(1), count), x.shape)
+    probes *= jnp.asarray(density.signs(CLOSED, x.shape[1:]), probes.dtype)
+    return Problem(name, model.score, model.sde, x, probes, log_scale=model.scaler.log_scale)
+
+
+def levels() -> list[str]:
+    """Return a row for each network of the zoo and each way to choose the noise levels."""
+    figures = ("NFE", "bits/dim", "mean error", "mean abs. error", "spread of a probe", "ratio")
+    lines = header("Network", "levels", *figures)
+    for name, count in NETWORKS.items():
+        problem = zoo_problem(name, count)
+        dims, truth, known = math.prod(problem.x.shape[1:]), None, math.nan
+        adaptive = [(f"tolerance {each:g}", each, None) for each in (LEVELS_REFERENCE, 3e-2)]
+        fixed = [(f"{each} fixed", 0.0, each) for each in LEVELS]
+        for label, tolerance, steps in [*adaptive, *fixed]:
+            found = jax.jit(functools.partial(problem.solve, tolerance, steps))()
+            bits = likelihood.bits_per_dim(found.per_probe, dims, problem.log_scale)
+            if truth is None:
+                truth, known = bits.mean(1), float(bits.std(1, ddof=1).mean())
+            error, spread = bits.mean(1) - truth, float(bits.std(1, ddof=1).mean())
+            cells = [label, f"{found.nfe.mean():.0f}", f"{bits.mean():.4f}", f"{error.mean():+.4f}"]
+            cells += [f"{jnp.abs(error).mean():.4f}", f"{spread:.4f}", f"{known / spread:.1f}"]
+            lines.append(row(name, *cells))
+            print(lines[-1], flush=True)
+    return lines
 
 
 def official(problem: Problem) -> tuple[Array, Array]:
@@ -178,17 +225,38 @@ def sensitivity(problem: Problem) -> list[str]:
 
 def main(options: argparse.Namespace) -> None:
     """Measure, print and write the tables."""
-    figures = ("NFE", "error", "largest", "mean", "own estimate", "images/s", "time")
-    about = common.provenance("python -m studies.likelihood --folder=DIR --write")
-    lines = [about, "", *header("Problem", "tolerance", *figures)]
-    digits = digits_problem(Path(options.folder), options.images)
-    mixtures = (mixture_problem(sde, options.images) for sde in (VESDE(), VPSDE(), SubVPSDE()))
-    for problem in (*mixtures, digits):
-        lines += accuracy(problem, options.rounds)
-    changes = header("", "bits/dim", "moves by", "spread of a probe", "NFE") + sensitivity(digits)
+    chosen = options.tables or list(TABLES)
+    for name in chosen:
+        choose(TABLES, name, "the table")
+    about = common.provenance(
+        f"python -m studies.likelihood {' '.join(chosen)} --folder=DIR --write"
+    )
+    blocks = {name: [about, "", *TABLES[name](options)] for name in chosen}
     if options.write:
-        page = common.ROOT / "docs" / "likelihood.md"
-        common.write_blocks(page, {"accuracy": lines, "sensitivity": changes})
+        common.write_blocks(common.ROOT / "docs" / "likelihood.md", blocks)
+
+
+def accuracies(options: argparse.Namespace) -> list[str]:
+    """Return the rows of three mixtures and of the digits."""
+    figures = ("NFE", "error", "largest", "mean", "own estimate", "images/s", "time")
+    lines = header("Problem", "tolerance", *figures)
+    mixtures = (mixture_problem(sde, options.images) for sde in (VESDE(), VPSDE(), SubVPSDE()))
+    for problem in (*mixtures, digits_problem(Path(options.folder), options.images)):
+        lines += accuracy(problem, options.rounds)
+    return lines
+
+
+def sensitivities(options: argparse.Namespace) -> list[str]:
+    """Return the rows of what changes bits/dim of the digits."""
+    lines = header("", "bits/dim", "moves by", "spread of a probe", "NFE")
+    return lines + sensitivity(digits_problem(Path(options.folder), options.images))
+
+
+TABLES = {
+    "accuracy": accuracies,
+    "sensitivity": sensitivities,
+    "levels": lambda options: levels(),
+}
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ REASONS = {
     "eval.enable_bpd eval.bpd_dataset": "Missing in the two experiments of 1024 pixels.",
     "eval.bpd_num_repeats eval.bpd_probes": "Officially, constants.",
     "eval.bpd_trace eval.bpd_tolerance eval.bpd_t_min": "Officially, arguments of a function.",
+    "eval.bpd_steps": "Officially, steps are adaptive.",
     "eval.enable_metrics": "Officially, sampling always computes metrics.",
     "eval.features": "Officially, TF-GAN's Inception, or another one from 256 pixels on.",
     "eval.inception_path eval.stats_path eval.stats_split": "Officially, files are downloaded.",

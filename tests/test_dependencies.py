@@ -125,6 +125,7 @@ def program(kind, config):
         keys = sampling.image_keys(key, np.arange(BATCH))
         arguments = {"trace": options.bpd_trace, "probes": options.bpd_probes, "bound": True}
         arguments |= {"tolerance": options.bpd_tolerance, "t_min": options.bpd_t_min}
+        arguments["steps"] = options.bpd_steps or None
         return model.bits(pixels, keys, **arguments)
 
     return jax.jit(compute).lower(params, key).as_text()

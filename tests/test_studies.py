@@ -316,7 +316,11 @@ def test_page_of_samplers(page, monkeypatch):
 @pytest.mark.long
 def test_page_of_likelihoods(page):
     constants = {"TOLERANCES": (1e-2,), "PROBES": (1, 4), "CHANGES": {"tolerance": (1e-2,)}}
+    constants |= {"NETWORKS": {"digits_vp": 2}, "LEVELS": (16,), "LEVELS_REFERENCE": 1e-2}
     found = page("likelihood", {"images": 2, "rounds": 1}, **constants)
+    last = read_table(found["levels"], "Network")[-1]
+    assert abs(float(last["mean error"])) < 0.05
+    assert float(last["ratio"]) > 2
     rows = read_table(found["accuracy"], "Problem")
     assert [row["tolerance"] for row in rows] == ["official", "0.01"] * 4
     assert all(float(row["error"]) < 0.05 for row in rows[:6])  # The mixtures have exact scores.
