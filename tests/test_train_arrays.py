@@ -159,9 +159,12 @@ def files(folder):
     return curves.steps.tolist(), curves.values.tolist()
 
 
-@pytest.mark.parametrize("patience", [0, 2])
-def test_a_stopped_run_continues_with_the_same_result(tmp_path, monkeypatch, patience):
-    """Parameters and held-out losses are the same, and so is the step at which patience ends."""
+@pytest.mark.parametrize(("patience", "stopped"), [(0, 1), (0, 7), (2, 6)])
+def test_a_stopped_run_continues_with_the_same_result(tmp_path, monkeypatch, patience, stopped):
+    """Parameters and held-out losses are the same, and so is the step at which patience ends.
+
+    After the first step there is no held-out loss yet.
+    """
     train = functools.partial(ss.train, VECTORS, steps=60, patience=patience, learning_rate=0.1)
     train = functools.partial(train, batch_size=8, nf=8, num_res_blocks=1)
     whole = train(workdir=tmp_path / "whole")
@@ -169,7 +172,7 @@ def test_a_stopped_run_continues_with_the_same_result(tmp_path, monkeypatch, pat
 
     def stop(self, after):
         calls.append(after)
-        self.signal = signal.SIGTERM if len(calls) == (6 if patience else 7) else None
+        self.signal = signal.SIGTERM if len(calls) == stopped else None
         return reached(self, after)
 
     monkeypatch.setattr(Preemption, "reached", stop)
