@@ -12,7 +12,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,6 @@ import score_sde
 import training
 from api.conditional import NetworkScore
 from benchmarks import tables
-from benchmarks.records import Records
 from configs.default import Config, complete
 from errors import InputError
 from score_sde import TrainedModel
@@ -97,23 +95,6 @@ def train(config: Config, folder: Path) -> Path:
             raise KeyboardInterrupt
         finished.touch()
     return workdir
-
-
-def fit(
-    folder: Path, images: np.ndarray, known: Mapping[str, np.ndarray], **settings: Any
-) -> tuple[TrainedModel, float]:
-    """Train a network on images given what is known, unless it is; return it and the CPU seconds.
-
-    `score_sde.train` describes the settings. After a stop, the seconds are those of the last part.
-    """
-    content = hashlib.sha256(b"".join(each.tobytes() for each in (images, *known.values())))
-    name, start = key([content.hexdigest(), settings], "training.arrays"), time.process_time()
-    workdir = folder / "networks" / name
-    model = score_sde.train(images, condition=known or None, workdir=workdir, **settings)
-    spent = Records(folder / "seconds.jsonl").cached(
-        name, lambda: {"seconds": time.process_time() - start}
-    )
-    return model, spent["seconds"]
 
 
 def zoo(name: str) -> Path:

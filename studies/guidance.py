@@ -22,6 +22,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,7 +31,7 @@ from sklearn.svm import SVC
 
 import datasets
 from benchmarks.records import Record, Records
-from benchmarks.tables import header, machine, row
+from benchmarks.tables import Columns, header, machine, row, table
 from configs.default_digits_configs import get_default_configs
 from errors import InputError
 from runs import write_picture
@@ -45,7 +46,13 @@ ROWS = 10  # of the picture
 SEEDS = 3  # of samples
 EARLIER = 4  # The guide of autoguidance has this fraction of the steps.
 SCALES = ((1.5, None), (2.0, None), (2.0, (0.2, 5.0)))  # and intervals
-FREE = "classifier-free"
+COLUMNS: Columns = {
+    "guidance, scale": ("title", "", 1),
+    "NFE": ("evaluations", ".0f", 1),
+    "distance": ("distance", "", 1),
+    "beyond the floor": ("beyond", "", 1),
+    "correct class, %": ("correct", "", 1),
+}
 
 
 def load(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -84,9 +91,6 @@ def distance_to_nearest(x: np.ndarray, training: np.ndarray) -> np.ndarray:
 
 # --- distances to held-out images -----------------------------------------------------------------
 
-Draw = Callable[[int], tuple[np.ndarray, float]]
-"""seed -> uint8 images (N, H, W, C), and evaluations of the network for each of them."""
-
 
 def excess(distance: Estimate, floor: Estimate) -> Estimate:
     """Return (distance^2 - floor^2)^(1/2), or 0 if the distance is smaller, and its error.
@@ -98,8 +102,11 @@ def excess(distance: Estimate, floor: Estimate) -> Estimate:
     return Estimate(root, error / max(2 * root, math.sqrt(error) or 1.0))
 
 
-def measure(data: learned.Data, draw: Draw) -> Record:
-    """Return the distance of images of SEEDS seeds to held-out images, and correct classes."""
+def measure(data: learned.Data, draw: Callable[[int], tuple[np.ndarray, float]]) -> Record:
+    """Return the distance of images to held-out ones, and correct classes, over SEEDS seeds.
+
+    `draw` maps a seed to uint8 images (N, H, W, C), and to evaluations for each of them.
+    """
     flat = scale(data.test).reshape(len(data.test), -1)
     known = np.sort(flat @ directions(flat.shape[1]), 0)
     drawn = [draw(seed) for seed in range(SEEDS)]
@@ -107,7 +114,7 @@ def measure(data: learned.Data, draw: Draw) -> Record:
     found: Record = {"distance": mean(np.array(gaps)), "evaluations": drawn[0][1]}
     if data.test_labels is not None:
         shares = [100 * np.mean(digit_classes(x) == data.test_labels) for x, _ in drawn]
-        found["correct"] = mean(np.array(shares))
+        found["correct"] = str(mean(np.array(shares)))
     return found
 
 
@@ -123,31 +130,25 @@ def training_images(data: learned.Data, seed: int) -> tuple[np.ndarray, float]:
 def samples(model: TrainedModel, data: learned.Data, seed: int) -> tuple[np.ndarray, float]:
     """Return as many samples as there are held-out images, of the same classes."""
     chosen = model.given(classes=None if data.test_labels is None else data.test_labels.tolist())
-    found = chosen.draw(
-        chosen.make_sampler(None, learned.DRAWN_STEPS), len(data.test), jax.random.key(seed)
-    )
+    sampler = chosen.make_sampler(None, learned.DRAWN_STEPS)
+    found = chosen.draw(sampler, len(data.test), jax.random.key(seed))
     return chosen.to_images(found.x), float(np.mean(found.nfe))
 
 
-def compared(data: learned.Data, folder: Path) -> dict[str, Draw]:
-    """Train a network, and an earlier one of the same training; return what is compared."""
-    images, known = np.tile(data.train, (learned.COPIES, 1, 1, 1)), {}
-    settings, kinds = dict(learned.SETTINGS), ["autoguidance"]
-    if data.train_labels is not None:
-        known, kinds = {"classes": np.tile(data.train_labels, learned.COPIES)}, [FREE, *kinds]
-        settings["class_dropout"] = 0.1
-    early = settings | {"steps": settings["steps"] // EARLIER}
-    model, earlier = (common.fit(folder, images, known, **each)[0] for each in (settings, early))
-    found = {
-        "floor: training images": functools.partial(training_images, data),
-        "none": functools.partial(samples, model, data),
-        "none, earlier network": functools.partial(samples, earlier, data),
-    }
-    for kind, (factor, interval) in itertools.product(kinds, SCALES):
-        guide = None if kind == FREE else earlier
-        chosen = model.given(guidance_scale=factor, guidance_interval=interval, guide=guide)
+def networks(data: learned.Data, folder: Path) -> dict[str, TrainedModel]:
+    """Train a network, and an earlier one of the same training; return them, also guided."""
+    settings: dict[str, Any] = {} if data.train_labels is None else {"class_dropout": 0.1}
+    model, earlier = (
+        learned.network(folder, data, **settings, steps=learned.SETTINGS["steps"] // part)[0]
+        for part in (1, EARLIER)
+    )
+    found = {"none": model, "none, earlier network": earlier}
+    guides: dict[str, TrainedModel | None] = {"classifier-free": None} if settings else {}
+    guides["autoguidance"] = earlier
+    for (kind, guide), (factor, interval) in itertools.product(guides.items(), SCALES):
         title = f"{kind}, {factor:g}" + (f" in {interval}" if interval else "")
-        found[title] = functools.partial(samples, chosen, data)
+        options = {"guidance_scale": factor, "guidance_interval": interval, "guide": guide}
+        found[title] = model.given(**options)
     return found
 
 
@@ -155,18 +156,17 @@ def distances(folder: Path, font: str | None) -> list[str]:
     """Return the table of each data set; measure what is not recorded in a folder."""
     records, lines = Records(folder / "guidance.jsonl"), []
     for name in learned.SETS:
-        data, floor = learned.load(name, font), None
-        lines += [f"{name}, {len(data.test)} samples:".capitalize(), ""]
-        lines += header("guidance, scale", "NFE", "distance", "beyond the floor", "correct, %")
-        for title, draw in compared(data, folder).items():
+        data, rows = learned.load(name, font), []
+        ways = {"floor: training images": functools.partial(training_images, data)}
+        for title, model in networks(data, folder).items():
+            ways[title] = functools.partial(samples, model, data)
+        for title, draw in ways.items():
             key = common.key([name, title], "studies.guidance")
             found = records.cached(key, functools.partial(measure, data, draw))
-            distance = Estimate(*found["distance"])
-            floor = floor or distance
-            beyond = "" if floor is distance else str(excess(distance, floor))
-            correct = str(Estimate(*found["correct"])) if "correct" in found else ""
-            lines.append(row(title, f"{found['evaluations']:.0f}", str(distance), beyond, correct))
-        lines.append("")
+            rows.append(found | {"title": title, "distance": Estimate(*found["distance"])})
+            if len(rows) > 1:
+                rows[-1]["beyond"] = excess(rows[-1]["distance"], rows[0]["distance"])
+        lines += [f"{name}, {len(data.test)} images:".capitalize(), "", *table(rows, COLUMNS), ""]
     return lines
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
+import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,15 +24,20 @@ import numpy as np
 from jax import Array
 
 import datasets
+import score_sde
 from api import calibration
 from benchmarks.records import Record, Records
-from benchmarks.tables import header, row
+from benchmarks.tables import Columns, table
 from configs import default_digits_configs, default_emoji_configs
 from controllable.operators import Operator
 from score_sde import TrainedModel, operators
-from studies import common
+from studies import common, distances
 from studies.common import Estimate, mean
-from studies.distances import RESAMPLINGS, classes, digits, directions, levels, sliced_distance
+from studies.distances import (
+    digits,
+    scale,
+    sliced_distance,
+)
 from studies.posterior_cases import CALLS
 from studies.posterior_own import counted
 
@@ -43,12 +50,9 @@ SETTINGS: dict[str, Any] = {
 }
 SETS = "digits", "emoji"
 IMAGES = 40  # held-out ones that are restored
-ROUNDS, EACH = 2, 4  # samples given each measurement: ROUNDS times EACH
+EACH = 4  # samples given each measurement and seed
 DRAWN_STEPS = 20
 ITERATIONS = 5  # at most, of conjugate gradients in a step
-
-
-# --- data and networks ----------------------------------------------------------------------------
 
 
 class Data(NamedTuple):
@@ -82,34 +86,41 @@ def tasks(shape: tuple[int, ...]) -> dict[str, Operator]:
     return found | {"inpainting, a box": operators.mask(operators.box(shape, 0.5))}
 
 
-def scaled(images: np.ndarray) -> np.ndarray:
-    """Return uint8 images in [-1, 1]."""
-    return np.float32(images / 127.5 - 1)
-
-
 def observe(images: np.ndarray, operator: Operator, seed: int) -> np.ndarray:
     """Return measurements, with noise, of uint8 images (N, H, W, C)."""
-    z = np.random.default_rng(seed).normal(size=images.shape).astype(np.float32)
-    return np.asarray(operator.observe(scaled(images), z, NOISE))
+    z: Any = np.random.default_rng(seed).normal(size=images.shape).astype(np.float32)
+    return np.asarray(operator.observe(np.asarray(scale(images), np.float32), z, NOISE))
 
 
-def as_image(operator: Operator, y: np.ndarray) -> np.ndarray:
+def as_image(operator: Operator, y: Any) -> np.ndarray:
     """Return measurements as images (N, H, W, C), the form of a condition."""
     return np.asarray(operator.pseudo_inverse(y), np.float32)
 
 
 def network(
-    folder: Path, images: np.ndarray, operator: Operator | None = None, **settings: Any
+    folder: Path, data: Data, operator: Operator | None = None, **settings: Any
 ) -> tuple[TrainedModel, float]:
-    """Return a network of images given measurements, or nothing, and CPU seconds of training."""
-    images = np.tile(images, (COPIES, 1, 1, 1))
-    known = {"image": as_image(operator, observe(images, operator, 0))} if operator else {}
-    return common.fit(folder, images, known, **SETTINGS | settings)
+    """Train on images given measurements or, with class_dropout, classes, unless it is done.
+
+    Returns the network and the CPU seconds of training, of the last part if it was stopped.
+    `settings` are those of `score_sde.train` that differ from SETTINGS.
+    """
+    images, known, settings = np.tile(data.train, (COPIES, 1, 1, 1)), {}, SETTINGS | settings
+    if operator:
+        known["image"] = as_image(operator, observe(images, operator, 0))
+    elif "class_dropout" in settings:
+        known["classes"] = np.tile(np.asarray(data.train_labels), COPIES)
+    content = hashlib.sha256(b"".join(each.tobytes() for each in (images, *known.values())))
+    key, start = common.key([content.hexdigest(), settings], "training.arrays"), time.process_time()
+    workdir, records = folder / "networks" / key, Records(folder / "seconds.jsonl")
+    model = score_sde.train(images, condition=known or None, workdir=workdir, **settings)
+    spent = records.cached(key, lambda: {"seconds": time.process_time() - start})
+    return model, spent["seconds"]
 
 
 def psnr(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return the PSNR (N,) in dB, at most 99, of images x (N, H, W, C), clipped to [-1, 1]."""
-    squares = np.square((np.clip(x, -1, 1) - truth) / 2).mean((1, 2, 3))
+    squares = np.square((np.clip(x, -1, 1) - truth) / 2).mean(axis=(1, 2, 3))
     return -10 * np.log10(np.maximum(squares, 10**-9.9))
 
 
@@ -119,33 +130,30 @@ def distance_beyond(x: np.ndarray, truth: np.ndarray, train: np.ndarray) -> Esti
     Samples of the exact posteriors are distributed as the truth (N, ...) is, so that they have 0 on
     average. The distance is `sliced_distance`; the error is that of resampling the N images.
     """
-    rows, flat = len(truth), np.float64(train.reshape(len(train), -1))
-    known = np.quantile(flat @ directions(flat.shape[1]), levels(rows), axis=0)
+    rows, flat = len(truth), np.asarray(train, np.float64).reshape(len(train), -1)
+    known = np.quantile(flat @ distances.directions(flat.shape[1]), distances.levels(rows), axis=0)
 
     def difference(chosen: np.ndarray) -> float:
         found = [sliced_distance(known, each[chosen]) for each in x]
         return float(np.mean(found)) - sliced_distance(known, truth[chosen])
 
     rng = np.random.default_rng(0)
-    resampled = [difference(rng.integers(0, rows, rows)) for _ in range(RESAMPLINGS)]
+    resampled = [difference(rng.integers(0, rows, rows)) for _ in range(distances.RESAMPLINGS)]
     return Estimate(difference(np.arange(rows)), float(np.std(resampled, ddof=1)))
 
 
-# --- measurements ---------------------------------------------------------------------------------
-
-
 def draw(sample: Callable[[int], Array]) -> tuple[np.ndarray, Record]:
-    """Return samples (S, N, ...) of ROUNDS seeds, and the cost of one after the first round."""
-    parts, seconds = [], []
-    for seed in range(ROUNDS):
-        CALLS.clear()
-        start = time.process_time()
-        parts.append(np.asarray(sample(seed)))
-        jax.effects_barrier()
-        seconds.append(time.process_time() - start)
-    cost = float(np.mean(seconds[1:]) / np.prod(parts[0].shape[:2]))
-    calls = {name: CALLS[name] for name in ("evaluations", "gradients")}
-    return np.concatenate(parts), calls | {"milliseconds": 1000 * cost}
+    """Return samples (S, N, ...) of two seeds, and the cost of one of the second seed."""
+    first = np.asarray(sample(0))  # Compiles.
+    jax.effects_barrier()
+    CALLS.clear()
+    start = time.process_time()
+    second = np.asarray(sample(1))
+    jax.effects_barrier()
+    seconds = time.process_time() - start
+    cost: Record = {name: CALLS[name] for name in ("evaluations", "gradients")}
+    cost["milliseconds"] = 1000 * seconds / math.prod(second.shape[:2])
+    return np.concatenate([first, second]), cost
 
 
 class Problem:
@@ -154,28 +162,29 @@ class Problem:
     def __init__(self, data: Data, operator: Operator) -> None:
         chosen = np.linspace(0, len(data.test) - 1, IMAGES).round().astype(int)
         images, labels = data.test[chosen], data.test_labels
-        self.images, self.train, self.truth = data.train, scaled(data.train), scaled(images)
+        self.data, self.train, self.truth = data, scale(data.train), scale(images)
         self.operator, self.y = operator, observe(images, operator, 1)
         self.labels = None if labels is None else labels[chosen]
 
     def judge(self, x: np.ndarray) -> Record:
         """Return the errors of samples (S, N, ...); those of the spread for more than one each."""
         found: Record = {"psnr": mean(psnr(x.mean(0), self.truth))}
-        found["beyond"] = distance_beyond(np.clip(x, -1, 1), self.truth, self.train)
+        images = np.clip(x, -1, 1)
+        found["beyond"] = distance_beyond(images, self.truth, self.train)
         if self.labels is not None:
-            shown = np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
-            correct = np.mean([classes(each) == self.labels for each in shown], 0)
+            levels = np.round((images + 1) * 127.5).astype(np.uint8)
+            correct = np.mean([distances.classes(each) == self.labels for each in levels], 0)
             found["correct"] = mean(100 * correct)
         if len(x) > 1:
             drawn, uniform = x.swapaxes(0, 1), np.random.default_rng(0).random
             verdict = calibration.judge_samples(self.truth, drawn, self.y, uniform)
-            coverage = Estimate(*(100 * each for each in verdict.coverage(0.9)))
-            found |= {"coverage": coverage, "kind": verdict.kind}
-        return found
+            found["coverage"] = Estimate(*(100 * each for each in verdict.coverage(0.9)))
+            found["kind"] = verdict.kind
+        return {name: str(each) for name, each in found.items()}
 
     def restore(self, folder: Path, given: Operator | None) -> Record:
         """Return errors and costs of a network given measurements, or of a guided one."""
-        (model, seconds), rows = network(folder, self.images, given), len(self.y)
+        (model, seconds), rows = network(folder, self.data, given), len(self.y)
         model, options = counted(model), {"steps": DRAWN_STEPS, "batch_size": EACH * rows}
         if given:
             title, drawn = "conditional network", model.given(as_image(given, self.y))
@@ -198,31 +207,18 @@ class Problem:
         return [{"title": title} | self.judge(x[None]) for title, x in found.items()]
 
 
-COLUMNS = {
-    "images": "title",
-    "PSNR of their mean, dB": "psnr",
-    "distance beyond that of held-out images": "beyond",
-    "correct class, %": "correct",
-    "truth in 90 % intervals, %": "coverage",
-    "verdict": "kind",
-    "evaluations": "evaluations",
-    "gradients": "gradients",
-    "CPU ms of a sample": "milliseconds",
-    "training, CPU s": "training",
+COLUMNS: Columns = {
+    "images": ("title", "", 1),
+    "PSNR of their mean, dB": ("psnr", "", 1),
+    "distance beyond that of held-out images": ("beyond", "", 1),
+    "correct class, %": ("correct", "", 1),
+    "truth in 90 % intervals, %": ("coverage", "", 1),
+    "verdict": ("kind", "", 1),
+    "evaluations": ("evaluations", "", 1),
+    "gradients": ("gradients", "", 1),
+    "CPU ms of a sample": ("milliseconds", ".0f", 1),
+    "training, CPU s": ("training", ".0f", 1),
 }
-
-
-def table(found: Sequence[Record]) -> list[str]:
-    """Return the table of a task, without columns that are empty."""
-    columns = {k: name for k, name in COLUMNS.items() if any(name in each for each in found)}
-    rows = (row(*(_cell(each.get(name, "")) for name in columns.values())) for each in found)
-    return [*header(*columns), *rows, ""]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return str(Estimate(*value))
-    return f"{value:.0f}" if isinstance(value, float) else str(value)
 
 
 def main(options: argparse.Namespace) -> None:
@@ -238,9 +234,13 @@ def main(options: argparse.Namespace) -> None:
             task, found = Problem(data, operator), []
             for given in (operator, None):
                 key = common.key([name, title, given is None], "studies.learned")
-                measure = functools.partial(task.restore, folder, given)
-                found.append(records.cached(key, measure))
-            lines += [f"{name}, {title}:".capitalize(), "", *table([*found, *task.floors()])]
+                found.append(records.cached(key, functools.partial(task.restore, folder, given)))
+            lines += [
+                f"{name}, {title}:".capitalize(),
+                "",
+                *table([*found, *task.floors()], COLUMNS),
+                "",
+            ]
     print("\n".join(lines))
     if options.write:
         common.write_blocks(common.ROOT / "docs" / "learned_or_guided.md", {"tasks": lines})
