@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -243,6 +244,28 @@ def judge(values: np.ndarray, names: list[str], y: np.ndarray | None = None) -> 
         kind = "overconfident" if excess > 0 else "underconfident"
     found = Calibration(values, names, kind, "", p_values | paired)
     return dataclasses.replace(found, verdict=_sentence(found))
+
+
+def judge_samples(
+    truth: np.ndarray,
+    drawn: np.ndarray,
+    y: np.ndarray,
+    uniform: Callable[[tuple[int, ...]], np.ndarray],
+) -> Calibration:
+    """Return the verdict on samples drawn (N, L + 1, *event) given y (N, ...) of the truth.
+
+    Distances are those from the last samples. `uniform` maps a shape to numbers in [0, 1).
+    """
+    vectors, names = directions(truth.shape[1:])
+    flat = np.reshape(drawn, (*drawn.shape[:2], -1)).astype(np.float64)
+
+    def statistics(each: np.ndarray) -> np.ndarray:
+        distances = np.linalg.norm(each - flat[:, -1:], axis=-1, keepdims=True)
+        return np.concatenate([each @ vectors.T, distances], -1)
+
+    true = statistics(truth.reshape(len(truth), 1, -1).astype(np.float64))[:, 0]
+    values = ranks(true, statistics(flat[:, :-1]), uniform(true.shape))
+    return judge(values, [*names, DISTANCE], features(y))
 
 
 def detectable(values: np.ndarray, names: list[str]) -> tuple[float, float]:

@@ -260,20 +260,16 @@ class ConditionalPrior(Prior):
         model.condition = jax.tree.map(lambda leaf: np.repeat(leaf, samples + 1, 0), rows)
         chosen = self.make_sampler(sampler, steps, **options)
         drawn = model.draw(chosen, count * (samples + 1), sample_key, batch_size=batch_size).x
-        drawn = np.asarray(drawn, np.float64).reshape(count, samples + 1, -1)
-        references = drawn[:, -1:]  # One sample more, from which distances are measured.
-        vectors, names = calibration.directions(self.event_shape)
-
-        def statistics(flat: np.ndarray) -> np.ndarray:
-            distances = np.linalg.norm(flat - references, axis=-1, keepdims=True)
-            return np.concatenate([flat @ vectors.T, distances], -1)
-
-        truth = statistics(np.asarray(events, np.float64).reshape(count, 1, -1))[:, 0]
-        u = sampling.uniform(sampling.image_keys(rank_key, np.arange(count)), truth.shape)
-        ranks = calibration.ranks(truth, statistics(drawn[:, :-1]), np.asarray(u))
         known = [np.asarray(leaf, np.float32).reshape(count, -1) for leaf in jax.tree.leaves(rows)]
-        features = calibration.features(np.concatenate(known, 1))
-        return calibration.judge(ranks, [*names, calibration.DISTANCE], features)
+
+        def uniform(shape: tuple[int, ...]) -> np.ndarray:
+            keys = sampling.image_keys(rank_key, np.arange(count))
+            return np.asarray(sampling.uniform(keys, shape))
+
+        drawn = np.reshape(drawn, (count, samples + 1, *self.event_shape))
+        return calibration.judge_samples(
+            np.asarray(events), drawn, np.concatenate(known, 1), uniform
+        )
 
 
 # --- conditions of a user -------------------------------------------------------------------------

@@ -1,34 +1,58 @@
-"""How often an independent classifier assigns guided samples of digits to the requested class.
+"""Guided samples: an independent classifier of digits, and distances of digits and emoji.
 
 python -m studies.guidance WORKDIR/EVAL_FOLDER ...
+python -m studies.guidance --networks=DIR [--font=FONT] [--write]
 
 Classifies the samples that `--mode=eval` wrote to each folder with a support vector machine, fitted
 by scikit-learn to the training digits. Prints a row of docs/guidance.md for each checkpoint. Spread
 is the mean distance between samples of a class, relative to that of training digits: guidance
 reduces it. Outliers are farther from the nearest training digit than 99 % of the test digits.
 With --picture=FILE it writes the first ten samples of each class in the first folder.
+
+The second command trains networks in DIR, or continues, and compares guided samples with held-out
+images: digits of their classes, and emoji without a condition. FONT is data.path of the emoji.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from scipy.spatial.distance import cdist, pdist
 from sklearn.svm import SVC
 
 import datasets
-from benchmarks.tables import header, machine, row
+from benchmarks.records import Record, Records
+from benchmarks.tables import Columns, header, machine, row, table
 from configs.default_digits_configs import get_default_configs
 from errors import InputError
 from runs import write_picture
-from studies import common
-from studies.common import mean
+from score_sde import TrainedModel
+from studies import common, learned
+from studies.common import Estimate, mean
+from studies.distances import classes as digit_classes
+from studies.distances import directions, scale, sliced_distance
 
-OPTIONS = {"folders": [], "picture": None}
+OPTIONS = {"folders": [], "picture": None, "networks": None, "font": None, "write": False}
 ROWS = 10  # of the picture
+SEEDS = 3  # of samples
+EARLIER = 4  # The guide of autoguidance has this fraction of the steps.
+SCALES = ((1.5, None), (2.0, None), (2.0, (0.2, 5.0)))  # and intervals
+COLUMNS: Columns = {
+    "guidance, scale": ("title", "", 1),
+    "NFE": ("evaluations", ".0f", 1),
+    "distance": ("distance", "", 1),
+    "beyond the floor": ("beyond", "", 1),
+    "correct class, %": ("correct", "", 1),
+}
 
 
 def load(folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -65,8 +89,96 @@ def distance_to_nearest(x: np.ndarray, training: np.ndarray) -> np.ndarray:
     return cdist(x, training).min(1)
 
 
+# --- distances to held-out images -----------------------------------------------------------------
+
+
+def excess(distance: Estimate, floor: Estimate) -> Estimate:
+    """Return (distance^2 - floor^2)^(1/2), or 0 if the distance is smaller, and its error.
+
+    The error is that of the square, to first order, or its root where that is smaller.
+    """
+    root = math.sqrt(max(distance.value**2 - floor.value**2, 0.0))
+    error = 2 * math.hypot(distance.value * distance.stderr, floor.value * floor.stderr)
+    return Estimate(root, error / max(2 * root, math.sqrt(error) or 1.0))
+
+
+def measure(data: learned.Data, draw: Callable[[int], tuple[np.ndarray, float]]) -> Record:
+    """Return the distance of images to held-out ones, and correct classes, over SEEDS seeds.
+
+    `draw` maps a seed to uint8 images (N, H, W, C), and to evaluations for each of them.
+    """
+    flat = scale(data.test).reshape(len(data.test), -1)
+    known = np.sort(flat @ directions(flat.shape[1]), 0)
+    drawn = [draw(seed) for seed in range(SEEDS)]
+    gaps = [sliced_distance(known, scale(images)) for images, _ in drawn]
+    found: Record = {"distance": mean(np.array(gaps)), "evaluations": drawn[0][1]}
+    if data.test_labels is not None:
+        shares = [100 * np.mean(digit_classes(x) == data.test_labels) for x, _ in drawn]
+        found["correct"] = str(mean(np.array(shares)))
+    return found
+
+
+def training_images(data: learned.Data, seed: int) -> tuple[np.ndarray, float]:
+    """Return as many training images as there are held-out ones, of the same classes."""
+    rng, labels = np.random.default_rng(seed), data.test_labels
+    if labels is None:
+        return data.train[rng.permutation(len(data.train))[: len(data.test)]], 0.0
+    groups = [np.flatnonzero(data.train_labels == c) for c in range(10)]
+    return data.train[[rng.choice(groups[c]) for c in labels]], 0.0
+
+
+def samples(model: TrainedModel, data: learned.Data, seed: int) -> tuple[np.ndarray, float]:
+    """Return as many samples as there are held-out images, of the same classes."""
+    chosen = model.given(classes=None if data.test_labels is None else data.test_labels.tolist())
+    sampler = chosen.make_sampler(None, learned.DRAWN_STEPS)
+    found = chosen.draw(sampler, len(data.test), jax.random.key(seed))
+    return chosen.to_images(found.x), float(np.mean(found.nfe))
+
+
+def networks(data: learned.Data, folder: Path) -> dict[str, TrainedModel]:
+    """Train a network, and an earlier one of the same training; return them, also guided."""
+    settings: dict[str, Any] = {} if data.train_labels is None else {"class_dropout": 0.1}
+    model, earlier = (
+        learned.network(folder, data, **settings, steps=learned.SETTINGS["steps"] // part)[0]
+        for part in (1, EARLIER)
+    )
+    found = {"none": model, "none, earlier network": earlier}
+    guides: dict[str, TrainedModel | None] = {"classifier-free": None} if settings else {}
+    guides["autoguidance"] = earlier
+    for (kind, guide), (factor, interval) in itertools.product(guides.items(), SCALES):
+        title = f"{kind}, {factor:g}" + (f" in {interval}" if interval else "")
+        options = {"guidance_scale": factor, "guidance_interval": interval, "guide": guide}
+        found[title] = model.given(**options)
+    return found
+
+
+def distances(folder: Path, font: str | None) -> list[str]:
+    """Return the table of each data set; measure what is not recorded in a folder."""
+    records, lines = Records(folder / "guidance.jsonl"), []
+    for name in learned.SETS:
+        data, rows = learned.load(name, font), []
+        ways = {"floor: training images": functools.partial(training_images, data)}
+        for title, model in networks(data, folder).items():
+            ways[title] = functools.partial(samples, model, data)
+        for title, draw in ways.items():
+            key = common.key([name, title], "studies.guidance")
+            found = records.cached(key, functools.partial(measure, data, draw))
+            rows.append(found | {"title": title, "distance": Estimate(*found["distance"])})
+            if len(rows) > 1:
+                rows[-1]["beyond"] = excess(rows[-1]["distance"], rows[0]["distance"])
+        lines += [f"{name}, {len(data.test)} images:".capitalize(), "", *table(rows, COLUMNS), ""]
+    return lines
+
+
 def main(options: argparse.Namespace) -> None:
-    """Print the table, and write the picture."""
+    """Print the table, and write the picture; or print and write the tables of distances."""
+    if options.networks:
+        lines = [common.provenance("python -m studies.guidance --networks=DIR --write"), ""]
+        lines += distances(Path(options.networks), options.font)
+        print("\n".join(lines))
+        if options.write:
+            common.write_blocks(common.ROOT / "docs" / "guidance.md", {"distances": lines})
+        return
     data = get_default_configs().data
     train, test = (datasets.load(data, split) for split in ("train", "test"))
     x, held_out = (

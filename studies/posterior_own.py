@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -15,7 +16,7 @@ from jax import Array
 
 from controllable.methods import METHODS
 from controllable.operators import Operator
-from score_sde import Prior, operators
+from score_sde import Prior, TrainedModel, operators
 from studies.posterior_cases import CALLS, SDE, Problem
 
 
@@ -55,6 +56,18 @@ def _backward(_: None, gradient: Array) -> tuple[Array]:
 
 _counting = jax.custom_vjp(lambda x: x)
 _counting.defvjp(lambda x: (x, None), _backward)
+
+
+def counted(model: TrainedModel) -> TrainedModel:
+    """Return a model whose score counts evaluations and gradients in CALLS."""
+    found, apply = copy.copy(model), model.score.apply
+
+    def call(params: Any, x: Array, t: Array, condition: Any) -> Array:
+        _count("evaluations")
+        return apply(params, _counting(x), t, condition)
+
+    found.score = dataclasses.replace(model.score, apply=call)
+    return found
 
 
 @functools.cache

@@ -195,9 +195,17 @@ def test_batches():
     assert model.units.scale.tolist() == [3.0, 4.0]
 
 
-@pytest.mark.parametrize(("data", "patience"), [(VECTORS, 0), (VECTORS, 2), (batches, 0)])
-def test_a_stopped_run_continues_with_the_same_result(tmp_path, monkeypatch, data, patience):
-    """Parameters and held-out losses are the same, and so is the step at which patience ends."""
+STOPPED = [(VECTORS, 0, 1), (VECTORS, 0, 7), (VECTORS, 2, 6), (batches, 0, 7)]
+
+
+@pytest.mark.parametrize(("data", "patience", "stopped"), STOPPED)
+def test_a_stopped_run_continues_with_the_same_result(
+    tmp_path, monkeypatch, data, patience, stopped
+):
+    """Parameters and held-out losses are the same, and so is the step at which patience ends.
+
+    After the first step there is no held-out loss yet.
+    """
     train = functools.partial(ss.train, data, steps=60, patience=patience, learning_rate=0.1)
     size = {"batch_size": 8} if data is VECTORS else {}
     train = functools.partial(train, nf=8, num_res_blocks=1, **size)
@@ -206,7 +214,7 @@ def test_a_stopped_run_continues_with_the_same_result(tmp_path, monkeypatch, dat
 
     def stop(self, after):
         calls.append(after)
-        self.signal = signal.SIGTERM if len(calls) == (6 if patience else 7) else None
+        self.signal = signal.SIGTERM if len(calls) == stopped else None
         return reached(self, after)
 
     monkeypatch.setattr(Preemption, "reached", stop)

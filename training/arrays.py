@@ -32,7 +32,7 @@ from models import NETWORKS
 from models.adapters import network_of
 from models.building import Params
 from options import COUNT, GIVEN, SHORT, Integer, check, plain
-from runs.training_log import FILE_NAME, read_curves
+from runs.training_log import FILE_NAME, Curve, read_curves
 from sde_lib import SDE, SDES
 from training.events import (
     FIRST,
@@ -176,8 +176,9 @@ def _split(
 def _train_in(workdir: str | Path, experiment: Experiment) -> TrainedModel:
     """Train, and return the model of the last step or, with patience, of the best one."""
     settings, state = experiment.config.training, train_job(score_job(experiment), workdir)
-    losses = read_curves(Path(workdir) / FILE_NAME)["held_out/loss"]
-    best, patience = int(np.argmin(losses.values)), settings.patience
+    curves = read_curves(Path(workdir) / FILE_NAME)  # Empty after a signal in the first steps.
+    losses = curves.get("held_out/loss", Curve(np.zeros(0), np.zeros(0)))
+    best, patience = int(np.argmin([*losses.values, np.inf])), settings.patience
     if int(state.step) < settings.n_iters and not 0 < patience < len(losses.values) - best:
         raise SystemExit(128 + signal.SIGTERM)  # The signal that has stopped training.
     if not patience:
