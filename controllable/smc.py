@@ -37,7 +37,8 @@ class Weights(NamedTuple):
 
     Attributes:
       effective_size: the effective sample size as a share of the particles, the smallest over
-        steps: 1 if all weights are equal.
+        steps: 1 if all weights are equal. At the end the descendants of one of the first particles
+        count as one, since they are correlated.
       log_evidence: log p(y) in nats.
       log_evidence_error: its standard error, from the weights of the descendants of each of the
         first particles (Chan & Lai 2013); about 1 if all descend from one.
@@ -175,7 +176,7 @@ def finish(keys: Array, carry: Particles, x: Array, steps: int) -> tuple[Array, 
     log_mean = logsumexp(carry.log_weights, axis=1) - math.log(count)
     of_family = jax.vmap(lambda i, w: jnp.zeros(count).at[i].add(w))(carry.family, weights)
     found = Weights(
-        jnp.minimum(carry.effective_size, _effective_share(carry.log_weights)),
+        jnp.minimum(carry.effective_size, 1 / (count * jnp.square(of_family).sum(1))),
         carry.log_mean + log_mean,
         jnp.sqrt(jnp.square(of_family - 1 / count).sum(1)),
     )

@@ -5,24 +5,24 @@ python -m studies.calibration [--repetitions=25] [--write]
 Prints tables of docs/inverse_problems.md, and with --write puts them into the page. In the first,
 events have DIMS entries: the first is +-1 with noise of STD, the others are standard normal. y is
 the first entry with noise of NOISE, and a random sign. The posterior is known, and so is each
-error. In the second, the prior is the mixture `Modes`, and `moment_matching` has its own errors.
+error. In the second, the prior is a mixture, `modes`, and `moment_matching` has its own errors.
 """
 
 from __future__ import annotations
 
 import argparse
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.special import logsumexp
 
 from api import calibration
 from benchmarks.tables import header, row
 from score_sde import Prior, operators
-from sde_lib import SDE, VPSDE, Score
+from sde_lib import SDE, VPSDE
 from studies import common
+from studies.posterior_cases import FOUR
+from studies.posterior_priors import Mixture, random_modes
 
 OPTIONS = {"repetitions": 25, "write": False}
 PAGE = common.ROOT / "docs" / "inverse_problems.md"
@@ -92,83 +92,49 @@ def table(repetitions: int) -> list[str]:
 # --- a mixture ------------------------------------------------------------------------------------
 
 
-class Modes:
-    """A mixture of 4 correlated Gaussians, and two measurements with noise of MODES_NOISE.
-
-    Mode k has the covariance roots[k] roots[k]^T, and the columns of its root are orthogonal.
-    """
-
-    def __init__(self, dims: int = DIMS) -> None:
-        rng, self.dims = np.random.default_rng(7), dims
-        self.weights, self.means = np.array([0.4, 0.3, 0.2, 0.1]), rng.normal(size=(4, dims))
-        axes = np.linalg.qr(rng.normal(size=(4, dims, dims)))[0]
-        self.stds = rng.uniform(0.05, 0.5, (4, dims))
-        self.roots = axes * self.stds[:, None]
-        self.matrix = rng.normal(size=(2, dims)) / np.sqrt(dims)
-
-    def score(self, sde: SDE) -> Score:
-        """Return the score of the noised mixture."""
-        means, stds, roots = (
-            jnp.asarray(each, jnp.float32) for each in (self.means, self.stds, self.roots)
-        )
-        axes, variances, log_weights = roots / stds[:, None], stds**2, jnp.log(self.weights)
-
-        def score(x: Array, t: Array) -> Array:
-            alpha, var = sde.alpha(t)[:, None, None], sde.var(t)[:, None, None]
-            along = jnp.einsum("bkd,kde->bke", x[:, None] - alpha * means, axes)
-            total = alpha**2 * variances + var
-            logps = log_weights - 0.5 * (along**2 / total + jnp.log(total)).sum(-1)
-            gradients = -jnp.einsum("kde,bke->bkd", axes, along / total)
-            return jnp.einsum("bk,bkd->bd", jax.nn.softmax(logps), gradients)
-
-        return score
-
-    def simulate(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return events (count, dims) and measurements of them (count, 2)."""
-        k, z = rng.choice(4, count, p=self.weights), rng.normal(size=(count, self.dims))
-        x = self.means[k] + np.einsum("nde,ne->nd", self.roots[k], z)
-        return x, x @ self.matrix.T + MODES_NOISE * rng.normal(size=(count, 2))
-
-    def given(self, rng: np.random.Generator, y: np.ndarray) -> np.ndarray:
-        """Return exact draws (N, SAMPLES, dims) given measurements y (N, 2)."""
-        covariances = self.roots @ self.roots.swapaxes(1, 2)
-        of_y = self.matrix @ covariances @ self.matrix.T + MODES_NOISE**2 * np.eye(2)
-        gain = covariances @ self.matrix.T @ np.linalg.inv(of_y)
-        rest = np.linalg.cholesky(covariances - gain @ self.matrix @ covariances)
-        residual = y[:, None] - self.means @ self.matrix.T  # (N, K, 2)
-        squares = np.einsum("nki,kij,nkj->nk", residual, np.linalg.inv(of_y), residual)
-        logs = np.log(self.weights) - 0.5 * (squares + np.linalg.slogdet(of_y)[1])
-        shares = np.exp(logs - logsumexp(logs, axis=1, keepdims=True)).cumsum(1)
-        k = np.minimum((rng.random((len(y), SAMPLES, 1)) > shares[:, None]).sum(-1), 3)
-        means = self.means + np.einsum("kdi,nki->nkd", gain, residual)
-        z = rng.normal(size=(*k.shape, self.dims))
-        return means[np.arange(len(y))[:, None], k] + np.einsum("nlde,nle->nld", rest[k], z)
+def modes(dims: int = DIMS) -> tuple[Mixture, np.ndarray]:
+    """Return a mixture of 4 correlated Gaussians, and the matrix of two measurements."""
+    return random_modes(FOUR, dims, 1.0, (0.05, 0.5), 2)
 
 
-def judge_exact(modes: Modes, rng: np.random.Generator, count: int) -> calibration.Calibration:
+def prior_of(mixture: Mixture, sde: SDE) -> Prior:
+    """Return the prior with the exact score of a mixture."""
+    arrays = tuple(map(jnp.asarray, mixture.arrays))
+
+    def score(x: Array, t: Array) -> Array:
+        alpha, std = sde.alpha(t)[:, None], sde.std(t)[:, None]
+        return Mixture.score(arrays, x / alpha, std / alpha) / alpha
+
+    return Prior(score, sde, mixture.means.shape[1:])
+
+
+def judge_exact(rng: np.random.Generator, count: int) -> calibration.Calibration:
     """Judge exact draws from the posteriors of simulated measurements."""
-    vectors, names = calibration.directions((DIMS,))
-    x, y = modes.simulate(rng, count)
+    (vectors, names), (mixture, matrix) = calibration.directions((DIMS,)), modes()
+    x = mixture.draw(rng, count)
+    y = x @ matrix.T + MODES_NOISE * rng.normal(size=(count, 2))
+    posteriors = (mixture.posterior(matrix, each, MODES_NOISE)[0] for each in y)
 
     def statistics(x: np.ndarray) -> np.ndarray:
-        misfit = np.square(x @ modes.matrix.T - y.reshape(count, *(1,) * (x.ndim - 2), 2)).sum(-1)
+        misfit = np.square(x @ matrix.T - y.reshape(count, *(1,) * (x.ndim - 2), 2)).sum(-1)
         return np.concatenate([x @ vectors.T, -misfit[..., None]], -1)
 
-    truth, samples = statistics(x), statistics(modes.given(rng, y))
+    truth = statistics(x)
+    samples = statistics(np.stack([each.draw(rng, SAMPLES) for each in posteriors]))
     ranks = calibration.ranks(truth, samples, rng.random(truth.shape))
     return calibration.judge(ranks, [*names, calibration.LOG_PROB], calibration.features(y))
 
 
 def table_of_modes(repetitions: int, count: int = COUNTS[-1]) -> list[str]:
     """Return how often `moment_matching` and exact draws of the mixture are called wrong."""
-    modes, sde = Modes(), VPSDE()
-    prior = Prior(modes.score(sde), sde, (DIMS,))
-    measured = operators.dense((DIMS,), modes.matrix)
-    posterior = prior.posterior(None, measured, noise=MODES_NOISE, method="moment_matching")
+    mixture, matrix = modes()
+    measured = operators.dense((DIMS,), matrix)
+    posterior = prior_of(mixture, VPSDE()).posterior(
+        None, measured, noise=MODES_NOISE, method="moment_matching"
+    )
     results = {
         "exact draws": [
-            judge_exact(modes, np.random.default_rng(seed), count)
-            for seed in range(4 * repetitions)
+            judge_exact(np.random.default_rng(seed), count) for seed in range(4 * repetitions)
         ],
         "`moment_matching`": [
             posterior.calibrate(count, SAMPLES, seed, batch_size=8192)

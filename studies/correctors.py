@@ -17,10 +17,10 @@ import numpy as np
 
 import sampling
 from benchmarks.tables import header, row
-from score_sde import Prior
 from solvers import predictor_corrector
 from studies import common
-from studies.calibration import Modes
+from studies.calibration import modes, prior_of
+from studies.posterior_priors import Mixture
 from studies.sampling import CORRECTED, SDES
 
 OPTIONS = {"samples": 2000, "write": False}
@@ -35,28 +35,28 @@ TITLES = {
 FLOORS = 20  # sets of exact samples
 
 
-def errors(modes: Modes, x: np.ndarray) -> tuple[float, float]:
+def errors(mixture: Mixture, x: np.ndarray) -> tuple[float, float]:
     """Return the errors of samples x (N, dims) in percent.
 
     They are the total variation of the weights of modes, and the error of the standard deviation
     within modes, relative to the right one along each axis of each mode.
     """
-    axes = modes.roots / modes.stds[:, None] ** 2
-    z = np.einsum("nkd,kde->nke", x[:, None] - modes.means, axes)
-    k = (-0.5 * np.square(z).sum(-1) - np.log(modes.stds).sum(-1)).argmax(1)
+    values, vectors = np.linalg.eigh(mixture.covariances)
+    z = np.einsum("nkd,kde->nke", x[:, None] - mixture.means, vectors) / np.sqrt(values)
+    k = (-0.5 * (np.square(z) + np.log(values)).sum(-1)).argmax(1)
     shares = np.bincount(k, minlength=4) / len(x)
     variances = [z[k == i, i].var(0).mean() for i in range(4) if (k == i).any()]
-    weights = 50 * np.abs(shares - modes.weights).sum()
+    weights = 50 * np.abs(shares - mixture.weights).sum()
     return float(weights), float(100 * np.sqrt(np.mean(variances)) - 100)
 
 
-def measure(modes: Modes, sde: str, corrector: str, budget: int, count: int) -> str:
+def measure(mixture: Mixture, sde: str, corrector: str, budget: int, count: int) -> str:
     """Return the errors of samples with about `budget` evaluations."""
-    prior = Prior(modes.score(SDES[sde]), SDES[sde], (modes.dims,))
+    prior = prior_of(mixture, SDES[sde])
     steps = budget // (1 + predictor_corrector.evaluations(sampling.CORRECTORS[corrector]))
     sampler = prior.make_sampler("pc", steps, corrector=corrector, **CORRECTED[sde])
     found = prior.draw(sampler, count, jax.random.key(0), batch_size=count)
-    return cell(*errors(modes, np.asarray(found.x, np.float64)))
+    return cell(*errors(mixture, np.asarray(found.x, np.float64)))
 
 
 def cell(weights: float, spread: float) -> str:
@@ -70,12 +70,12 @@ def table(count: int) -> list[str]:
     lines = header("corrector", *(f"{sde}, {dims}-D, {n}" for sde, dims, n in columns))
     floors = {}
     for dims in DIMS:
-        modes, rng = Modes(dims), np.random.default_rng(0)
-        found = [errors(modes, modes.simulate(rng, count)[0]) for _ in range(FLOORS)]
+        (mixture, _), rng = modes(dims), np.random.default_rng(0)
+        found = [errors(mixture, mixture.draw(rng, count)) for _ in range(FLOORS)]
         floors[dims] = cell(*np.mean(np.abs(found), 0))
     lines.append(row("exact samples (mean of sizes)", *(floors[dims] for _, dims, _ in columns)))
     for corrector, title in TITLES.items():
-        cells = [measure(Modes(dims), sde, corrector, n, count) for sde, dims, n in columns]
+        cells = [measure(modes(dims)[0], sde, corrector, n, count) for sde, dims, n in columns]
         lines.append(row(title, *cells))
         print(lines[-1], flush=True)
     return lines

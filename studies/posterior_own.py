@@ -89,7 +89,9 @@ def draw(
     score = CountedScore(arrays, type(problem.prior).score, counted=not is_weighted)
     std = {"prior_std": problem.prior.std}
     options = {"dps": {"scale": scale}, "pigdm": std, "weighted_pigdm": std, "daps": std}
-    chosen: dict[str, Any] = options.get(method, {}) | ({"particles": count} if is_weighted else {})
+    chosen: dict[str, Any] = options.get(method, {})
+    if METHODS[method].steps == 1:  # Importance weights; `smc` has its default.
+        chosen = chosen | {"particles": count}
     posterior = Prior(score, SDE, (size,)).posterior(
         jnp.asarray(problem.y, jnp.float32),
         _operator(problem.matrix.tobytes(), len(problem.matrix)),

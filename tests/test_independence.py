@@ -8,7 +8,7 @@ import numpy as np
 
 from api import calibration
 from sde_lib import EDMSDE
-from studies.calibration import MODES_NOISE, Modes, judge
+from studies.calibration import judge, modes, prior_of
 from studies.correctors import errors
 
 SAMPLES = 63
@@ -61,32 +61,22 @@ def test_what_can_remain():
 
 
 def test_the_mixture_of_the_studies():
-    """Exact draws given y are joint with y as x is; errors of planted samples; the score."""
-    modes, rng = Modes(3), np.random.default_rng(0)
-    x, y = modes.simulate(rng, 2000)
-    drawn = modes.given(rng, y)[:, 0]
-    np.testing.assert_allclose(drawn.mean(0), x.mean(0), atol=0.1)
-    np.testing.assert_allclose(np.cov(drawn.T), np.cov(x.T), atol=0.1)
-    residual = y - drawn @ modes.matrix.T
-    np.testing.assert_allclose(np.cov(residual.T), MODES_NOISE**2 * np.eye(2), atol=1e-3)
-
-    modes = Modes(64)  # Its modes do not overlap.
-    x, _ = modes.simulate(rng, 2000)
-    centers = modes.means[np.square(x[:, None] - modes.means).sum(-1).argmin(1)]
-    is_first = (centers == modes.means[0]).all(1)
-    np.testing.assert_allclose(errors(modes, x), 0, atol=3)
-    np.testing.assert_allclose(errors(modes, centers + 1.2 * (x - centers))[1], 20, atol=1)
-    np.testing.assert_allclose(errors(modes, x[is_first])[0], 60, atol=1e-6)
-
-    covariances = modes.roots @ modes.roots.swapaxes(1, 2)
+    """Errors of planted samples, and the score."""
+    mixture, rng = modes(64)[0], np.random.default_rng(0)  # Its modes do not overlap.
+    x = mixture.draw(rng, 2000)
+    centers = mixture.means[np.square(x[:, None] - mixture.means).sum(-1).argmin(1)]
+    is_first = (centers == mixture.means[0]).all(1)
+    np.testing.assert_allclose(errors(mixture, x), 0, atol=3)
+    np.testing.assert_allclose(errors(mixture, centers + 1.2 * (x - centers))[1], 20, atol=1)
+    np.testing.assert_allclose(errors(mixture, x[is_first])[0], 60, atol=1e-6)
 
     def log_p(x):
         parts = jax.vmap(jax.scipy.stats.multivariate_normal.logpdf, (None, 0, 0))(
-            x, modes.means, jnp.asarray(covariances + 1e-4 * np.eye(64))
+            x, mixture.means, jnp.asarray(mixture.covariances + 1e-4 * np.eye(64))
         )
-        return jax.nn.logsumexp(parts + jnp.log(modes.weights))
+        return jax.nn.logsumexp(parts + jnp.log(mixture.weights))
 
-    sde, point = EDMSDE(), jnp.asarray(x[0], jnp.float32)
-    found = modes.score(sde)(point[None], jnp.full(1, 0.01))[0]
+    point = jnp.asarray(x[0], jnp.float32)
+    found = prior_of(mixture, EDMSDE()).score(point[None], jnp.full(1, 0.01))[0]
     expected = jax.grad(log_p)(point)
     np.testing.assert_allclose(found, expected, atol=0.01 * float(jnp.abs(expected).max()))
