@@ -115,7 +115,7 @@ def test_bits_per_dim(levels):
     alpha, var = float(sde.alpha(sde.t_min)), float(sde.var(sde.t_min))
     logp = scipy.stats.norm.logpdf(x, alpha * 0.1, np.sqrt(alpha**2 * 0.25 + var))
     nats = logp.sum((1, 2, 3)) + 64 * np.log(2 / 17)
-    for found in (bits, model.bits_per_dim(levels, seed=2, steps=16)):
+    for found in (bits, model.bits_per_dim(levels, seed=2, steps=64)):
         np.testing.assert_allclose(found, -nats / 64 / np.log(2), atol=2e-3)
     _, error_in_nats = model.log_prob(x, seed=2, return_error=True)
     np.testing.assert_allclose(error, error_in_nats / 64 / np.log(2), rtol=0.05)
