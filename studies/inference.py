@@ -18,6 +18,7 @@ import math
 import time
 import warnings
 
+import jax.numpy as jnp
 import numpy as np
 
 import score_sde as ss
@@ -42,7 +43,7 @@ def own_estimator(theta: np.ndarray, x: np.ndarray, seed: int) -> Estimator:
     def draw(x: np.ndarray, n: int) -> np.ndarray:
         return np.asarray(model.sample(n, seed=next(seeds), condition=x))
 
-    return draw, lambda theta, x: np.asarray(model.log_prob(theta, condition=x))
+    return draw, lambda theta, x: np.asarray(model.log_prob(jnp.asarray(theta), condition=x))
 
 
 def fit(method: str, task: Task, seed: int) -> Estimator:

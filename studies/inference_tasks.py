@@ -6,6 +6,7 @@ Papamakarios et al. 2019 (arXiv:1805.07226). Parameters theta have the shape (N,
 
 from __future__ import annotations
 
+import importlib
 import math
 import tempfile
 from collections.abc import Callable
@@ -192,20 +193,18 @@ def c2st(reference: np.ndarray, samples: np.ndarray, seed: int = 0) -> float:
 
 def sbi_estimator(method: str, task: Task, pairs: tuple[Any, Any], seed: int) -> Estimator:
     """Train the estimator "NPE" or "NPSE" of sbi, with its defaults; return its posterior."""
-    import sbi.inference
     import torch
-    from sbi.utils import BoxUniform
-    from sbi.utils.tracking import TensorBoardTracker
     from torch.utils.tensorboard.writer import SummaryWriter
 
+    sbi, utils = (importlib.import_module(f"sbi.{name}") for name in ("inference", "utils"))
+    tracking = importlib.import_module("sbi.utils.tracking")
     torch.manual_seed(seed)
     ones = torch.ones(task.dim)
     normal = torch.distributions.MultivariateNormal(0 * ones, 0.1 * torch.eye(task.dim))
-    prior = BoxUniform(-task.bound * ones, task.bound * ones) if task.bound else normal
+    prior = utils.BoxUniform(-task.bound * ones, task.bound * ones) if task.bound else normal
     with tempfile.TemporaryDirectory() as folder:
-        tracker = TensorBoardTracker(SummaryWriter(folder))
-        kind = getattr(sbi.inference, method)
-        trainer = kind(prior, tracker=tracker, show_progress_bars=False)
+        tracker = tracking.TensorBoardTracker(SummaryWriter(folder))
+        trainer = getattr(sbi, method)(prior, tracker=tracker, show_progress_bars=False)
         trainer.append_simulations(*(torch.tensor(each).float() for each in pairs)).train()
     posterior = trainer.build_posterior()
 
