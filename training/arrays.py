@@ -33,7 +33,7 @@ from models.adapters import network_of
 from models.building import Params
 from options import COUNT, GIVEN, SHORT, Integer, check, plain
 from readers.arrays import Selection
-from runs.training_log import FILE_NAME, read_curves
+from runs.training_log import FILE_NAME, best_snapshot, read_curves
 from sde_lib import SDE, SDES
 from training.loop import train_job
 from training.scores import score_job
@@ -46,6 +46,7 @@ NAMED = {
     "adm": networks.adm,
 }
 EVALUATIONS = 20  # held-out losses in a run
+PATIENCE = 5  # of an MLP, which fits a few thousand events better than others within minutes
 FIELDS_OF = {
     "batch_size": "training.batch_size",
     "learning_rate": "optim.lr",
@@ -86,8 +87,8 @@ def train(
         continues a run that was stopped, with the same result as without the stop.
       options: `batch_size`, `learning_rate`; `held_out`, the share of events for held-out losses;
         `patience`, after how many held-out losses without a new minimum training stops, and returns
-        the parameters of the minimum; and fields of config.model, such as `nf`, `num_res_blocks`,
-        `dropout` and `ema_rate`.
+        the parameters of the minimum (0 for never, by default 5 for 'mlp' and 0 for others); and
+        fields of config.model, such as `nf`, `num_res_blocks`, `dropout` and `ema_rate`.
 
     Raises InputError for invalid arguments, before training starts, and a workdir of other data or
     another experiment; NotFiniteError if training diverges.
@@ -122,8 +123,7 @@ def _train_in(workdir: str | Path, experiment: Experiment) -> TrainedModel:
         raise SystemExit(128 + signal.SIGTERM)  # The signal that has stopped training.
     if not patience:
         return experiment.trained_model(state.ema, int(state.step))
-    number = -(-int(losses.steps[best]) // settings.snapshot_freq)
-    found, ema = experiment.trained(workdir, number)
+    found, ema = experiment.trained(workdir, best_snapshot(workdir, settings.snapshot_freq))
     return experiment.trained_model(ema, found.step)
 
 
@@ -151,7 +151,9 @@ def _config(
         (default if network is None else choose(NAMED, network, "network"))(model)
     else:
         model.name = GIVEN
-    if model.name != "mlp":
+    if model.name == "mlp":
+        training.patience = PATIENCE
+    else:
         _set_levels(config, shape)
     interval = -(-steps // EVALUATIONS)
     training.update(n_iters=steps, n_jitted_steps=1, batch_size=256, reduce_mean=True)
