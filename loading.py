@@ -20,10 +20,11 @@ from configs.default import Config, find_file, find_network, from_json, not_data
 from configs.validation import check_domains, validated
 from errors import InputError, advice, brief, naming, printable
 from experiment import Experiment
-from options import SHORT
+from options import GIVEN, SHORT
 from pretrained import WITH_CONFIG
 from readers.files import check_regular
 from runs import CONFIG, stored_content
+from runs.training_log import best_snapshot
 
 OWN_NAMES = "If a config file defines names of its own, pass it: load(workdir, config=FILE)."
 
@@ -86,8 +87,9 @@ def load(
         states its config: a .safetensors file of `--mode=export`, or a .pkl file of EDM; or the
         name of a network of zoo/, such as "digits_vp".
       config: an ml_collections config, or the file of one; needed for other files.
-      checkpoint: the number of a checkpoint of the workdir, by default the newest; or a file or
-        folder of another code base (`--mode=import`), to be used with `config`.
+      checkpoint: the number of a checkpoint of the workdir, by default the newest or, of
+        `ss.train` with patience, that of the lowest held-out loss; or a file or folder of another
+        code base (`--mode=import`), to be used with `config`.
 
     The model uses the first device. Raises InputError if something cannot be read or does not fit.
     """
@@ -109,6 +111,9 @@ def load(
         with advice(OWN_NAMES) if config is None else contextlib.nullcontext():
             found_config = load_config(workdir) if config is None else read_config_file(config)
             experiment = _experiment(found_config)
+        settings = found_config.training
+        if checkpoint is None and settings.patience and found_config.data.dataset == GIVEN:
+            checkpoint = best_snapshot(workdir, settings.snapshot_freq)
         found, params = experiment.trained(str(workdir), checkpoint)
         experiment.load_classifier(workdir, optional=True)
         return experiment.trained_model(params, found.step)

@@ -250,6 +250,17 @@ def read_curves(path: Path) -> dict[str, Curve]:
     }
 
 
+def best_snapshot(workdir: str | Path, frequency: int) -> int | None:
+    """Return the number of the snapshot of the lowest held-out loss; None without such losses.
+
+    Snapshots are written each `frequency` steps, and at the end.
+    """
+    losses = read_curves(Path(workdir) / FILE_NAME).get("held_out/loss")
+    if losses is None:
+        return None
+    return -(-int(losses.steps[np.argmin(losses.values)]) // frequency)
+
+
 def remove_later_steps(path: Path, step: int) -> None:
     """Keep only the lines of a metrics.jsonl with a step up to `step`; drop damaged lines."""
     if jax.process_index() or not os.path.lexists(path):  # A link is replaced by a file.

@@ -77,7 +77,8 @@ def test_kinds_of_events_and_networks(name, tmp_path):
     model = ss.train(data, workdir=tmp_path, **options)
     shape = np.shape(data)[1:]
     x = model.sample(3, steps=2)
-    assert (x.shape, model.event_shape, model.step) == ((3, *shape), shape, 4)
+    assert (x.shape, model.event_shape) == ((3, *shape), shape)
+    assert model.step == 4 or model.config.training.patience
     assert np.isfinite(model.log_prob(x, probes=1)).all()
     if name in MODULES:
         refused("the network is an argument of .* not stored", ss.load, tmp_path)

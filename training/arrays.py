@@ -32,7 +32,7 @@ from models import NETWORKS
 from models.adapters import network_of
 from models.building import Params
 from options import COUNT, GIVEN, SHORT, Integer, check, plain
-from runs.training_log import FILE_NAME, Curve, read_curves
+from runs.training_log import FILE_NAME, Curve, best_snapshot, read_curves
 from sde_lib import SDE, SDES
 from training.events import (
     FIRST,
@@ -54,6 +54,7 @@ NAMED = {
     "adm": networks.adm,
 }
 EVALUATIONS = 20  # held-out losses in a run
+PATIENCE = 5  # of an MLP, which fits a few thousand events better than others within minutes
 FIELDS_OF = {
     "batch_size": "training.batch_size",
     "learning_rate": "optim.lr",
@@ -102,8 +103,8 @@ def train(
         or other events, or a pair of events and their condition; `mean` and `std` of the data, and
         `num_classes`, which otherwise follow from the data or their first 10 batches;
         `patience`, after how many held-out losses without a new minimum training stops, and returns
-        the parameters of the minimum; and fields of config.model, such as `nf`, `num_res_blocks`,
-        `dropout` and `ema_rate`.
+        the parameters of the minimum (0 for never, by default 5 for 'mlp' and 0 for others); and
+        fields of config.model, such as `nf`, `num_res_blocks`, `dropout` and `ema_rate`.
 
     Raises InputError for invalid arguments, before training starts, and a workdir of other data or
     another experiment; NotFiniteError if training diverges.
@@ -183,8 +184,7 @@ def _train_in(workdir: str | Path, experiment: Experiment) -> TrainedModel:
         raise SystemExit(128 + signal.SIGTERM)  # The signal that has stopped training.
     if not patience:
         return experiment.trained_model(state.ema, int(state.step))
-    number = -(-int(losses.steps[best]) // settings.snapshot_freq)
-    found, ema = experiment.trained(workdir, number)
+    found, ema = experiment.trained(workdir, best_snapshot(workdir, settings.snapshot_freq))
     return experiment.trained_model(ema, found.step)
 
 
@@ -208,7 +208,9 @@ def _config(
         (default if network is None else choose(NAMED, network, "network"))(model)
     else:
         model.name = GIVEN
-    if model.name != "mlp":
+    if model.name == "mlp":
+        training.patience = PATIENCE
+    else:
         _set_levels(config, shape)
     interval = -(-steps // EVALUATIONS)
     training.update(n_iters=steps, n_jitted_steps=1, batch_size=256, reduce_mean=True)
