@@ -42,6 +42,7 @@ from options import (
     Real,
     Sequence,
 )
+from solvers.loop import image_keys
 
 F = TypeVar("F", bound=Callable[..., Any])
 PACKAGE = os.path.dirname(__file__) + os.sep
@@ -256,6 +257,14 @@ def key_of(seed: Seed) -> jax.Array:
             return jax.random.fold_in(key, high) if high else key
         raise InputError(f"seed = {seed!r} must lie between -2**63 and 2**63 - 1.")
     raise InputError(f"seed = {show(seed)} must be an int or a key of jax.random.key.")
+
+
+def keys_of(seed: Seed, count: int) -> jax.Array:
+    """Return the keys (count,) of events: those that are given, or else those of a seed."""
+    is_key = isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
+    if is_key and seed.shape == (count,):
+        return seed
+    return image_keys(key_of(seed), jnp.arange(count))
 
 
 def shape_of(sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:

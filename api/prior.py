@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 import likelihood
 import sampling
 from api import checks, execution
-from api.arguments import Seed, check_memory, checked, count_of, key_of, shape_of, warn
+from api.arguments import Seed, check_memory, checked, count_of, key_of, keys_of, shape_of, warn
 from api.execution import AlongFlow, FromPrior, Place, bound, by_rows
 from api.measuring import make_measurement, shape_of_y
 from api.posterior import Posterior
@@ -241,11 +241,7 @@ class Prior:
         x, kind = self.units.standardized(x), self._trace(trace)
         count = math.prod(self.event_shape) if kind == "exact" else probes
         check_memory(x.size * count, f"A trace by {count} probes for each of {len(x)} events")
-        keys: Any = seed
-        is_each = isinstance(seed, jax.Array) and seed.shape == x.shape[:1]
-        if not is_each or not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
-            keys = sampling.image_keys(key_of(seed), jnp.arange(len(x)))
-        solver = {"tolerance": tolerance, "steps": steps}
+        keys, solver = keys_of(seed, len(x)), {"tolerance": tolerance, "steps": steps}
 
         def compute(x: Array, keys: Array, rows: Any) -> tuple[Array, Array]:
             score = self.score_given(rows)
@@ -359,9 +355,8 @@ class Prior:
             if warning:
                 warn(warning)
         is_loop = method in METHODS and METHODS[method].condition is None
-        return (WeightedPosterior if is_loop else Posterior)(
-            self, y, y_shape, model, method, options
-        )
+        made = WeightedPosterior if is_loop else Posterior
+        return made(self, y, y_shape, model, method, options)
 
     # --- checks -------------------------------------------------------------------------------
 

@@ -24,13 +24,11 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_574,
-    "lines of tests": 22_504,
+    "lines of code": 34_059,
+    "lines of tests": 23_071,
     "top-level modules": 26,
-    "modules on a chain of imports": 10,  # main; training, experiment, configs, sampling
-    "lines of a package": 3_291,  # studies; models has 3,237
-    "lines of a file": 399,  # api/prior.py; experiment.py has 389
-    "lines of a function": 49,  # log_likelihood
+    "lines of a package": 4_048,  # studies; api has 3,242
+    "lines of a file": 399,  # api/prior.py; configs/table.py has 391
     "parameters of a function": 9,  # TrainedModel
 }
 
