@@ -29,11 +29,11 @@ FIRST_STEP = 0.05
 COEFFICIENTS = {"pcoeff": 0.4, "icoeff": 0.3}
 """Of the PI controller of step lengths; with these values it rejects few steps."""
 
-TIME_SCALE = 0.15
+TIME_SCALE = 0.05
 """c in the definition of s for fixed levels, in place of DATA_STD.
 
-Six of 16 levels are below it. Adaptive steps find by themselves what features narrower than
-DATA_STD need.
+A smaller one puts more levels at little noise; docs/likelihood.md has its effect. Adaptive steps find
+by themselves what features narrower than DATA_STD need.
 """
 
 STEPS = (3, 1000)
