@@ -32,8 +32,8 @@ COEFFICIENTS = {"pcoeff": 0.4, "icoeff": 0.3}
 TIME_SCALE = 0.05
 """c in the definition of s for fixed levels, in place of DATA_STD.
 
-A smaller one puts more levels at little noise; docs/likelihood.md has its effect. Adaptive steps find
-by themselves what features narrower than DATA_STD need.
+A smaller one puts more levels at little noise; docs/likelihood.md has its effect. Adaptive steps
+find by themselves what features narrower than DATA_STD need.
 """
 
 STEPS = (3, 1000)
