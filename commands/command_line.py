@@ -43,11 +43,6 @@ def with_stored_config(argv: list[str]) -> list[str]:
     config = found.config
     if found.source:
         found.source = find_network(found.source)
-    if found.source and not config and not Path(found.source).exists():
-        raise InputError(
-            f"--source={found.source} does not exist. It must be a checkpoint file or folder, or "
-            "a network of zoo/, such as digits_vp."
-        )
     if config is None and (found.source or "").endswith(WITH_CONFIG):
         config = f"{STORED}:{found.source}"
     elif config is None and found.workdir:
@@ -78,6 +73,7 @@ def parse_flags(argv: list[str], check: Callable[[list[str]], None]) -> list[str
     try:
         _check_mode(argv)
         check(FLAGS(_without_config(FLAGS.read_flags_from_files(argv, force_gnu=False))))
+        _check_source(argv)
         argv = with_stored_config(argv)
         sys.argv[:] = argv  # config_flags reads the fields of the config from there.
         return FLAGS(argv)
@@ -103,6 +99,19 @@ def _check_mode(argv: list[str]) -> None:
     mode, flag = parser.parse_known_args(argv[1:])[0].mode, FLAGS["mode"]
     if mode is not None and isinstance(flag.parser, flags.EnumParser):
         errors.check_name(mode, flag.parser.enum_values, "--mode")
+
+
+def _check_source(argv: list[str]) -> None:
+    """Raise InputError for a source that does not exist, and so cannot state a config either."""
+    from configs.default import find_network  # As above.
+
+    source = FLAGS["source"].value
+    has_config = any(re.match(r"--?config(=|$)", argument) for argument in argv)
+    if source and not has_config and not Path(find_network(source)).expanduser().exists():
+        raise InputError(
+            f"--source={source} does not exist. It must be a checkpoint file or folder, or a "
+            "network of zoo/, such as digits_vp."
+        )
 
 
 def _without_config(argv: list[str]) -> list[str]:

@@ -47,6 +47,7 @@ ALTERNATIVES = {
     "restore.particles": 100,
     "eval.features": "classifier",
     "eval.end_ckpt": 27,
+    "eval.bpd_steps": 16,
 }
 
 

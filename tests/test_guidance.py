@@ -276,7 +276,7 @@ def test_export(conditional, tmp_path):
         ({"data.num_classes": 10, "model.conditional": False}, "needs model.conditional = True"),
         (
             {"data.num_classes": 10, "model.name": "ncsnv2_64"},
-            "needs one of model.name = adm, ddpm, given, mlp, ncsnpp, not",
+            "needs one of model.name = adm, ddpm, mlp, ncsnpp, not",
         ),
     ],
 )

@@ -138,7 +138,7 @@ PARSED = {
     "--config=w/config.json:a": "--config=w/config.json:a must be a Python file (.py), which is",
     "--config=configs/vp/digits_ddpm_continuous.py": "does not exist. Did you mean configs/",
     "--config=configs/nothing.py": "configs/nothing.py does not exist. configs/ has experiments",
-    "--config.model.name=unet": "model.name = 'unet' must be one of adm, ddpm, given, mlp, ncsn",
+    "--config.model.name=unet": "model.name = 'unet' must be one of adm, ddpm, mlp, ncsn",
     "--mode=import": "--mode=import needs --source: The checkpoint to import",
     "stray": "unexpected positional arguments: stray",
 }

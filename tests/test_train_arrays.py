@@ -266,7 +266,8 @@ def test_a_killed_run_continues_with_the_same_result(tmp_path):
 
 def test_outside_of_the_main_thread():
     with ThreadPoolExecutor() as pool:
-        assert pool.submit(functools.partial(ss.train, VECTORS, **QUICK)).result().step == 4
+        train = functools.partial(ss.train, VECTORS, patience=0, **QUICK)
+        assert pool.submit(train).result().step == 4
 
 
 def times(value, count=12):
