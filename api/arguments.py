@@ -261,8 +261,11 @@ def key_of(seed: Seed) -> jax.Array:
 
 def keys_of(seed: Seed, count: int) -> jax.Array:
     """Return the keys (count,) of events: those that are given, or else those of a seed."""
-    is_key = isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
-    if is_key and seed.shape == (count,):
+    if (
+        isinstance(seed, jax.Array)
+        and seed.shape == (count,)
+        and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
+    ):
         return seed
     return image_keys(key_of(seed), jnp.arange(count))
 

@@ -146,8 +146,8 @@ class Estimate(NamedTuple):
     stderr: float
 
     def __str__(self) -> str:
-        """Return the number and its error with two digits of the error."""
-        if not self.stderr:
+        """Return the number and its error with two digits of the error, if it is known."""
+        if not self.stderr or math.isnan(self.stderr):
             return f"{self.value:.4g}"
         digits = max(0, 1 - math.floor(math.log10(self.stderr)))
         return f"{self.value:.{digits}f} +- {self.stderr:.{digits}f}"
