@@ -257,13 +257,14 @@ def judge_samples(
     Distances are those from the last samples. `uniform` maps a shape to numbers in [0, 1).
     """
     vectors, names = directions(truth.shape[1:])
-    flat = np.reshape(drawn, (*drawn.shape[:2], -1)).astype(np.float64)
+    flat, truth = (np.asarray(each, np.float64) for each in (drawn, truth))
+    flat = flat.reshape(*flat.shape[:2], -1)
 
     def statistics(each: np.ndarray) -> np.ndarray:
         distances = np.linalg.norm(each - flat[:, -1:], axis=-1, keepdims=True)
         return np.concatenate([each @ vectors.T, distances], -1)
 
-    true = statistics(truth.reshape(len(truth), 1, -1).astype(np.float64))[:, 0]
+    true = statistics(truth.reshape(len(truth), 1, -1))[:, 0]
     values = ranks(true, statistics(flat[:, :-1]), uniform(true.shape))
     return judge(values, [*names, DISTANCE], features(y))
 

@@ -24,7 +24,7 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 34_071,
+    "lines of code": 34_072,
     "lines of tests": 23_071,
     "top-level modules": 26,
     "lines of a package": 4_048,  # studies; api has 3,242

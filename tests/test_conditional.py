@@ -97,6 +97,7 @@ def test_posteriors(method, options):
     np.testing.assert_allclose(x.std(0), [[np.sqrt(1 / 8), STD]] * 4, atol=0.1)
 
 
+@pytest.mark.filterwarnings("error")
 def test_calibration_of_pairs():
     """Errors of the score are noticed, because the events are those of the data."""
     rng = np.random.default_rng(1)

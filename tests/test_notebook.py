@@ -31,7 +31,7 @@ CLAIMS = {  # Expressions, true at the end of a notebook, on which its text reli
         result["misfit"] < 1e-4
     """,
     "inference": """
-        divergence < 0.3 and abs(mode - 0.5) < 0.1
+        0.1 < divergence < 0.8 and abs(mode - 0.5) < 0.1
         score < 0.6 and abs(floor - 0.5) < 0.03
         found.kind == "calibrated" != wrong_found.kind
     """,
