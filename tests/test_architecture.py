@@ -25,7 +25,7 @@ BUDGETS = {
 }
 CURRENT = {
     "lines of code": 34_072,
-    "lines of tests": 23_071,
+    "lines of tests": 23_077,
     "top-level modules": 26,
     "lines of a package": 4_048,  # studies; api has 3,242
     "lines of a file": 399,  # api/prior.py; configs/table.py has 391
