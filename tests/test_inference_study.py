@@ -93,7 +93,7 @@ def test_c2st(shift):
 @pytest.mark.slow
 def test_table(tmp_path, monkeypatch):
     """A row for each method; results are kept; sbi is not needed."""
-    for name, value in {"SIMULATIONS": 400, "OBSERVATIONS": 1, "SAMPLES": 300}.items():
+    for name, value in {"SIMULATIONS": 400, "OBSERVATIONS": 2, "SAMPLES": 300}.items():
         monkeypatch.setattr(inference, name, value)
     monkeypatch.setattr(inference, "TASKS", {"two moons": TASKS["two moons"]})
     monkeypatch.setattr(inference.importlib.util, "find_spec", lambda name: None)
