@@ -157,7 +157,7 @@ def test_command_and_python_example(folder):
         assert expected in run(folder, "score-sde", *arguments)
     (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     example += "print(restored.shape, 'step', model.step)"
-    assert "(64, 1, 8, 8, 1) step 2600" in run(folder, "python", "-c", example)
+    assert "(16, 1, 8, 8, 1) step 2600" in run(folder, "python", "-c", example)
 
 
 @pytest.mark.slow
