@@ -6,7 +6,7 @@
     x = model.sample(16, seed=0)
     logp, error = model.log_prob(x, return_error=True)
     blur = ss.operators.blur(model.event_shape, 1.0)
-    restored = model.posterior(y, blur, noise=0.05, method="moment_matching").sample(64)
+    restored = model.posterior(y, blur, noise=0.05, method="moment_matching").sample(16)
 
     prior = ss.Prior(score, ss.VPSDE(), shape=(32, 32))  # any function score(x, t)
 

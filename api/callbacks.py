@@ -59,9 +59,14 @@ def from_torch(score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> S
 
     `score` is a function or a module; tensors are on the device of the module's first parameter,
     by default the CPU. Samplers, log-densities and posteriors need its first derivatives, which are
-    those of `torch.func`. Second ones, such as gradients of log-densities, raise InputError.
+    those of `torch.func`. Second ones, such as gradients of log-densities, raise InputError, and so
+    does a missing PyTorch. Callbacks of programs on a CPU can hang in JAX (its issue 25861); then
+    set `jax_cpu_enable_async_dispatch` to False before JAX is used.
     """
-    import torch
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError("from_torch needs PyTorch: pip install torch.") from error
 
     parameters = getattr(score, "parameters", lambda: iter(()))
     device = next((each.device for each in parameters()), torch.device("cpu"))

@@ -24,8 +24,8 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 34_072,
-    "lines of tests": 23_077,
+    "lines of code": 34_077,
+    "lines of tests": 23_084,
     "top-level modules": 26,
     "lines of a package": 4_048,  # studies; api has 3,242
     "lines of a file": 399,  # api/prior.py; configs/table.py has 391

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +114,11 @@ REFUSED = {
         jnp.ones((2, 2))
     ),
 }
+
+
+def test_without_pytorch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    refused("from_torch needs PyTorch: pip install torch", ss.from_torch, of_gaussian(np))
 
 
 @pytest.mark.parametrize("message", REFUSED)
