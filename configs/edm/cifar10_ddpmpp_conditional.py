@@ -1,7 +1,7 @@
 """DDPM++ of EDM on CIFAR-10, conditioned on the class (Karras et al. 2022, arXiv:2206.00364).
 
-Published as configuration F in Table 2, conditional, VP: FID 1.79 with 35 NFE. EDM also augments
-the training images, with probability 0.12.
+Configuration F of Table 2, conditional, VP, sampled with 35 NFE. EDM augments the training images,
+with probability 0.12, and this code does not: do not expect the published FID.
 
     python main.py --config=configs/edm/cifar10_ddpmpp_conditional.py --workdir=DIR --mode=train
 """

@@ -1,7 +1,7 @@
 """NCSN++ of EDM on CIFAR-10 (Karras et al. 2022, arXiv:2206.00364).
 
-Published as configuration F in Table 2, unconditional, VE: FID 1.98 with 35 NFE. EDM also augments
-the training images, with probability 0.12.
+Configuration F of Table 2, unconditional, VE, sampled with 35 NFE. EDM augments the training
+images, with probability 0.12, and this code does not: do not expect the published FID.
 
     python main.py --config=configs/edm/cifar10_ncsnpp.py --workdir=DIR --mode=train
 """

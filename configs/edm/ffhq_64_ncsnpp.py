@@ -1,7 +1,8 @@
 """NCSN++ of EDM on FFHQ, 64x64 pixels (Karras et al. 2022, arXiv:2206.00364).
 
-Published as configuration F in Table 2, VE: FID 2.53 with 79 NFE. EDM also augments the training
-images, with probability 0.15. data.path names a folder of images.
+Configuration F of Table 2, VE, sampled with 79 NFE. EDM augments the training images, with
+probability 0.15, and this code does not: do not expect the published FID. data.path names a folder
+of images.
 
     python main.py --config=configs/edm/ffhq_64_ncsnpp.py --workdir=DIR --mode=train \
         --config.data.path=IMAGES
