@@ -10,7 +10,11 @@ CLAIMS := claims
 
 CORE := sde_lib losses sampling solvers likelihood models/score.py controllable
 
-.PHONY: demo sample claims test test-slow test-all notebook mutate lint format docs pictures clean
+.DEFAULT_GOAL := help
+.PHONY: help demo sample claims test test-slow test-all notebook mutate lint format docs pictures clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /: /' | sort
 
 demo: $(VENV)/installed  ## Train on the handwritten digits, generate new ones and report bits/dim on held-out images.
 	$(RUN) main.py --config=$(CONFIG) --workdir=$(WORKDIR) --mode=train
