@@ -22,7 +22,7 @@ from jax import Array
 import options
 import solvers
 from errors import InputError, choose
-from options import Integer
+from options import Integer, listed
 from sde_lib import SDE, Score
 from solvers.adaptive import integrate_flow
 from solvers.kinds import ADAPTIVE, Setting, kinds, unit_of
@@ -66,6 +66,7 @@ __all__ = [
     "annealed_langevin",
     "euler_maruyama",
     "fold_in",
+    "halved",
     "image_keys",
     "integrate_flow",
     "kinds",
@@ -129,6 +130,25 @@ def make(
     Raises InputError for an unknown name or option, and a value outside of its domain.
     """
     setting, values = _resolve(name, sde, steps, data_std, defaults, given)
+    return _make(setting, tuple(values.items()), _entries(setting.name, values))
+
+
+def halved(
+    name: str | None,
+    sde: SDE,
+    steps: int | None = None,
+    *,
+    data_std: float = 0.5,
+    defaults: Defaults = NO_DEFAULTS,
+    **given: Any,
+) -> Sampler:
+    """Return the sampler of `make` with half as many steps, whose difference shows their error.
+
+    Raises InputError for a sampler that draws noise or chooses its steps.
+    """
+    setting, values = _resolve(name, sde, steps, data_std, defaults, given)
+    _check_flow(setting.name, "has no error that another number of steps shows", set())
+    setting = setting._replace(steps=-(-setting.steps // 2))
     return _make(setting, tuple(values.items()), _entries(setting.name, values))
 
 
@@ -197,14 +217,16 @@ def make_flow(
     'ode', and otherwise by a few-step solver that draws no noise. The arguments are those of
     `make`. Raises InputError as `make` does, and for another sampler.
     """
-    deterministic = [each for each, solver in solvers.SOLVERS.items() if not solver.stochastic]
-    if name not in ("ode", *deterministic):
-        raise InputError(
-            f"sampler = {name!r} does not follow the probability flow, as latent codes require; "
-            f"choose one of ode, {', '.join(sorted(deterministic))}."
-        )
+    _check_flow(name, "does not follow the probability flow, as latent codes require", {"ode"})
     setting, values = _resolve(name, sde, steps, 0.5, defaults, given)
     return _make_flow(setting, tuple(values.items()), _entries(name, values))
+
+
+def _check_flow(name: str, problem: str, others: set[str]) -> None:
+    """Raise InputError unless it is a few-step solver without noise, or one of `others`."""
+    known = {each for each, solver in solvers.SOLVERS.items() if not solver.stochastic} | others
+    if name not in known:
+        raise InputError(f"sampler = {name!r} {problem}; choose one of {listed(known)}.")
 
 
 @functools.lru_cache(maxsize=64)

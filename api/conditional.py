@@ -91,6 +91,7 @@ class ConditionalPrior(Prior):
       condition: what they are conditioned on, in rows for events in turn; None for nothing.
     """
 
+    exact = False
     score: NetworkScore
     kinds: Kinds = UNCONDITIONAL
     condition: Condition | None = None

@@ -33,6 +33,7 @@ from sde_lib import SDE, Score
 
 EXACT_DIMS = 64  # entries of an event up to which the exact trace is the default
 PROBES = 4
+SAMPLER, STEPS = "dpm++_3m", 24  # if the score has no errors that noise would correct
 BATCH_SIZE = 1024
 FEW_ENTRIES = 64  # of an event, below which norms vary too much for the steps of 'langevin'
 ESTIMATED_FROM = 64  # samples from which the standard deviation of the data is estimated
@@ -62,6 +63,8 @@ class Prior:
     exception is the corrector 'langevin', whose step size averages norms over the batch. It is the
     default of the sampler 'pc' for events of 64 entries or more.
     """
+
+    exact = True  # Whether samplers take the score for exact.
 
     @checked
     def __init__(
@@ -99,30 +102,44 @@ class Prior:
         steps: int | None = None,
         temperature: float = 1.0,
         batch_size: int = BATCH_SIZE,
+        return_error: bool = False,
         **options: Any,
-    ) -> Array:
+    ) -> Any:
         """Draw samples (*sample_shape, *event_shape).
 
         Args:
           sample_shape: a number or a shape.
           seed: an int or a key.
           first: the number of the first event; `sample(8, first=8)` continues `sample(8)`.
-          sampler: one of `sampling.kinds()`; by default a few-step solver.
+          sampler: one of `sampling.kinds()`. The default for a score that is given as a function
+            is 'dpm++_3m' with 24 steps, whose spread was within 1 % of Gaussians, mixtures and
+            heavy tails for every SDE (docs/sampling.md); of data that are only 5 times as wide as
+            the noise at t_end, 2 %. For a network it is that of its config.
           steps: the number of steps, unless they are adaptive.
           temperature: the factor of the initial noise.
           batch_size: the number of events that are computed at a time.
+          return_error: whether to return also the error of the steps (*sample_shape,) in the units
+            of x: the root mean square difference from samples of the same noise in half as many
+            steps. That is the error of the latter, 4 times the error of a second-order solver.
           options: those of the sampler, such as schedule, predictor, corrector, snr.
 
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
         """
+        key, event_axes = key_of(seed), tuple(range(-len(self.event_shape), 0))
+
+        def draw(chosen: Sampler) -> Array:
+            settings = {"first": first, "batch_size": batch_size, "temperature": temperature}
+            x = self.draw(chosen, count_of(sample_shape), key, **settings).x
+            return jnp.reshape(x, (*shape_of(sample_shape), *self.event_shape))
+
+        if sampler is None and self.exact:
+            sampler, steps = SAMPLER, steps or STEPS
         chosen = self.make_sampler(sampler, steps, **options)
-        samples = self.draw(
-            *(chosen, count_of(sample_shape), key_of(seed)),
-            first=first,
-            batch_size=batch_size,
-            temperature=temperature,
-        )
-        return jnp.reshape(samples.x, (*shape_of(sample_shape), *self.event_shape))
+        if not return_error:
+            return draw(chosen)
+        coarse = self.make_sampler(sampler, steps, sampling.halved, **options)
+        x = draw(chosen)
+        return x, jnp.sqrt(jnp.mean(jnp.square(x - draw(coarse)), event_axes))
 
     def draw(
         self,
@@ -151,16 +168,18 @@ class Prior:
         return found._replace(x=x, frames=frames)
 
     def make_sampler(
-        self, name: str | None = None, steps: int | None = None, **options: Any
+        self,
+        name: str | None = None,
+        steps: int | None = None,
+        make: Callable[..., Sampler] = sampling.make,
+        **options: Any,
     ) -> Sampler:
         """Return a sampler by its name and options, as `sample` takes them."""
         defaults = self.defaults
         if math.prod(self.event_shape) < FEW_ENTRIES:
             known = {"corrector": "metropolis", **defaults.options}
             defaults = defaults._replace(options=known)
-        return sampling.make(
-            name, self.sde, steps, data_std=self._typical_std, defaults=defaults, **options
-        )
+        return make(name, self.sde, steps, data_std=self._typical_std, defaults=defaults, **options)
 
     @functools.cached_property
     def _typical_std(self) -> float:

@@ -19,8 +19,9 @@ import sharding
 from api import execution
 from errors import NotFiniteError
 from runs import progress
-from sde_lib import expand
+from sde_lib import SDES, expand
 from tests import gaussian, mixture
+from tests.refusal import refused
 
 STD = 0.4
 
@@ -306,3 +307,37 @@ def test_what_is_printed():
     assert repr(blur) == "Operator(entries=16, rank=4)"
     assert repr(ss.load("digits_vp")).endswith("shape=(8, 8, 1), step=2600)")
     assert {name for name in dir(ss) if not name.startswith("__")} == set(ss.__all__)
+
+
+@pytest.mark.parametrize("name", ["vpsde", "subvpsde", "vesde"])
+def test_default_sampler_is_within_one_percent_of_closed_forms(name):
+    """A Gaussian, two modes and heavy tails, as the entries of one event."""
+    sde = SDES[name]()
+    weights = np.array([[1, 0, 0], [0.7, 0.3, 0], [0.8, 0.15, 0.05]], np.float32)
+    means = np.array([[0, 0, 0], [-1, 1, 0], [0, 0, 0]], np.float32)
+    stds = np.array([[0.5, 1, 1], [0.3, 0.3, 1], [0.25, 0.7, 2]], np.float32)
+
+    def log_density(x, t):  # of events (3,)
+        alpha, var = sde.alpha(t), sde.alpha(t) ** 2 * stds**2 + sde.var(t)
+        logs = -jnp.square(x[:, None] - alpha * means) / (2 * var) - jnp.log(var) / 2
+        return jax.scipy.special.logsumexp(logs, 1, weights).sum()
+
+    prior = ss.Prior(jax.vmap(jax.grad(log_density)), sde, (3,))
+    x = np.asarray(prior.sample(200_000, seed=0, batch_size=200_000))
+    mean = (weights * means).sum(1)
+    std = np.sqrt((weights * (stds**2 + means**2)).sum(1) - mean**2)
+    np.testing.assert_allclose(x.std(0), std, rtol=0.01)
+    np.testing.assert_allclose(x.mean(0), mean, atol=0.01)
+    np.testing.assert_allclose((x[:, 1] > 0).mean(), 0.3, atol=0.006)
+
+
+def test_error_of_samples():
+    """It is above the true one, that of many steps, and less than 30 times as large."""
+    prior = gaussian_prior()
+    x, stated = prior.sample((40, 5), seed=0, return_error=True)
+    exact = prior.sample((40, 5), seed=0, sampler="dpm++_3m", steps=400)
+    true = np.sqrt(np.mean(np.square(x - exact), -1))
+    assert stated.shape == (40, 5)
+    assert 1 < float(np.sqrt(np.mean(stated**2) / np.mean(true**2))) < 30
+    for sampler in ("pc", "dpm++_2m_sde", "ode"):
+        refused(f"{re.escape(sampler)}.*dpm", prior.sample, 3, sampler=sampler, return_error=True)
