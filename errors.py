@@ -8,6 +8,7 @@ The file also finds the home directory, which a user may lack.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import logging
 import os
 import select
@@ -123,6 +124,22 @@ def cache_folder() -> Path:
 MAX_LINE = 5_000  # characters of a line of a message, which may hold names from a file
 UNSAFE = ("allow_pickle", "weights_only", "weights only")
 """Libraries name these options in messages that advise to load files unsafely."""
+
+
+def avoid_wrong_products() -> None:
+    """Turn off a fusion of XLA's CPU compiler that computes some matrix products wrongly.
+
+    In jaxlib 0.10.2 to 0.12.0 a compiled product with a matrix of equal entries, as the score of a
+    mixture of Gaussians has it, may be wrong or not finite (JAX issue 39103). JAX reads the flag
+    when it makes its first array, and aborts if it does not know it.
+    """
+    name, flags = "--xla_cpu_experimental_ynn_fusion_type", os.environ.get("XLA_FLAGS", "")
+    version = importlib.metadata.version("jaxlib")
+    if version.startswith(("0.10.2", "0.11.", "0.12.")) and name not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {name}="
+
+
+avoid_wrong_products()  # This module is imported before any array is made.
 
 
 def start_command() -> None:

@@ -169,3 +169,18 @@ def test_dropout_does_not_depend_on_the_devices():
     split = drop(jax.device_put(x, sharding.along_axis(mesh)))
     assert split.sharding.spec == PartitionSpec("data")
     np.testing.assert_array_equal(split, dropout(key, x, 0.3))
+
+
+def test_products_with_equal_entries():
+    """jaxlib 0.10.2 to 0.12.0 compile them wrongly, unless a flag is set (JAX issue 39103)."""
+    rng = np.random.default_rng(0)
+    x, offset = rng.normal(size=(50, 64)), rng.normal(size=500)
+
+    @jax.jit
+    def weights(x, variance):
+        precision = jnp.broadcast_to(1 / variance, (500, 64))
+        return jax.nn.softmax(x**2 @ precision.T + offset)
+
+    expected = np.exp(offset) / np.exp(offset).sum()  # Equal terms do not change the softmax.
+    found = weights(jnp.float32(x), jnp.float32(0.5))
+    np.testing.assert_allclose(found, np.broadcast_to(expected, (50, 500)), rtol=1e-3)
