@@ -38,7 +38,7 @@ def test_code_runs(page, tmp_path, monkeypatch):
     for code in documented.snippets(ROOT / page):
         if "import numpyro" not in code:
             exec(code, namespace)
-    assert len(namespace["answers" if page in API[:1] else "restored"]) >= 8
+    assert len(namespace["samples" if page in API[:1] else "restored"]) >= 8
     if page == "docs/python.md":
         assert namespace["found"].kind == "calibrated"
 
