@@ -171,7 +171,7 @@ def denoising_score_matching(
 def mean_stderr(losses: np.ndarray, t: np.ndarray) -> float:
     """Return the standard error of the mean of losses (B,) at even times t (B,); NaN if B = 1.
 
-    It is that of drawing other images and noise, which the differences between neighbours in time
+    It is that of drawing other images and noise, which the differences between neighbors in time
     show: a smooth dependence of the loss on the time contributes no error if the times are even.
     The first and the last difference count twice, so that each loss is in two of them.
     """

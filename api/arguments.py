@@ -298,7 +298,7 @@ def user_code(what: str) -> Iterator[None]:
 class Guarded:
     """A function of a user, given as the argument `name`; equal if function and name are.
 
-    Raises InputError for what it raises, and for results that are no arrays of real numbers.
+    Raises InputError for what it raises, and for results that are not arrays of real numbers.
     """
 
     function: Callable[..., Any]

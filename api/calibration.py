@@ -1,4 +1,4 @@
-"""Is the spread of posterior samples right? Tests by simulation, with a verdict in one sentence.
+"""Calibration of posterior samples: tests by simulation, with a verdict in one sentence.
 
 `judge_weights` is the verdict on the weights of particles, for the y at hand.
 

@@ -1,4 +1,4 @@
-"""`--mode=calibrate`: is the spread of the reconstructions of `--mode=restore` right?
+"""`--mode=calibrate`: are the reconstructions of `--mode=restore` calibrated?
 
 Images of the model are measured by the task of config.restore, and each measurement is solved many
 times; `api.calibration` tests whether the images are distributed as their reconstructions.

@@ -61,7 +61,7 @@ def _folder_of(source: str) -> str:
     name = Path(os.path.abspath(source)).stem
     if name in ("", ".", ".."):
         raise InputError(
-            f"--source={source} has no name that its folder of results could have. Rename or copy "
+            f"--source={source} has no file name that can name a folder of results. Rename or copy "
             "it, for example to network.safetensors."
         )
     return name

@@ -20,7 +20,7 @@ from options import SHORT, listed
 from readers.image_sizes import image_shape
 
 MOST_ROUNDS = 10**6  # files of an evaluation
-LOGARITHMIC = ("fourier", "positional_log")  # Embeddings of log(label), which is no index.
+LOGARITHMIC = ("fourier", "positional_log")  # Embeddings of log(label), which is not an index.
 
 Problems = Iterator[tuple[str, str]]
 """The name of a field, and what is wrong with its value: the end of 'FIELD = VALUE ...'."""
@@ -88,7 +88,7 @@ def _check_data(config: Config) -> Problems:
         for field in ("data.random_flip", "training.snapshot_sampling"):
             section, _, key = field.partition(".")
             if config[section][key]:
-                yield field, f"must be False, because events of shape {shape} are no images"
+                yield field, f"must be False, because events of shape {shape} are not images"
     if not config.data.value_range:
         return
     low, high = config.data.value_range
@@ -198,7 +198,7 @@ def _check_evaluation(config: Config) -> Problems:
     if evaluate.features not in FEATURES and not is_code:
         yield (
             "eval.features",
-            f"must be one of {', '.join(FEATURES)}, or package.module:function, which is no path",
+            f"must be one of {', '.join(FEATURES)}, or package.module:function (not a path)",
         )
 
 

@@ -264,7 +264,7 @@ def dropout(key: Array, x: Array, rate: float) -> Array:
     Srivastava et al. (2014); x has any shape, and 0 <= rate < 1.
 
     The random bits are a hash of the key and the entry's index. Unlike Threefry, the hash has no
-    loop: XLA fuses it with the neighbouring operations, and the backward pass recomputes it, so
+    loop: XLA fuses it with the neighboring operations, and the backward pass recomputes it, so
     that no mask is stored.
     """
     kept = _random_bits(key, x.shape) >= np.uint32(round(rate * 2**32))

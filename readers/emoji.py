@@ -147,7 +147,7 @@ def read_glyphs(data: bytes) -> list[Glyph]:
     that is damaged or compressed (WOFF), and for a collection of fonts.
     """
     if data[:4] not in SIGNATURES:
-        raise ValueError("it is no TrueType or OpenType font")
+        raise ValueError("it is not a TrueType or OpenType font")
     # -P: modules beside the script do not replace those of libraries.
     command = [sys.executable, "-P", font.__file__]
     process = subprocess.run(command, input=data, capture_output=True, check=False)

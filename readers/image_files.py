@@ -231,7 +231,7 @@ def _open(source: Source) -> tuple[Plain, int]:
     data = read_bytes(source, limit=MAX_FILE) if isinstance(source, Path) else bytes(source)
     read = next((read for magic, read in FORMATS if magic.match(data)), None)
     if read is None:
-        raise ValueError("it is empty" if not data else "it is no PNG, JPEG or WebP image")
+        raise ValueError("it is empty" if not data else "it is not a PNG, JPEG or WebP image")
     try:
         plain = read(data)
     except struct.error as error:

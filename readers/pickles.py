@@ -5,7 +5,7 @@ build numbers, texts, lists, tuples and dictionaries are followed. A listed name
 function of this program, or its calls are recorded; other names and instructions are refused.
 
 Time and memory are proportional to the size of the file, up to fixed limits. Therefore containers
-are neither hashed, compared nor printed, and integers from the file are no keys of a dictionary,
+are neither hashed, compared nor printed, and integers from the file are not keys of a dictionary,
 unless they are small: their hashes, unlike those of texts, can be chosen to collide.
 """
 
@@ -146,7 +146,7 @@ class _Machine:
 
     def _last(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise ValueError(f"it changes a value that is no {kind.__name__.lower()}")
+            raise ValueError(f"it changes a value that is not a {kind.__name__.lower()}")
         return self.stack[-1]
 
     def _remember(self, index: int) -> None:
@@ -164,7 +164,7 @@ class _Machine:
 
     def _call(self, name: Any, arguments: Any) -> Any:
         if type(name) is not Name or type(arguments) is not tuple:
-            raise ValueError("it calls a value that is no name")
+            raise ValueError("it calls a value that is not a name")
         if len(arguments) > MAX_ARGUMENTS:
             raise ValueError(f"it calls {name} with {len(arguments)} arguments")
         function = self._names.get(name)
@@ -174,7 +174,7 @@ class _Machine:
 def as_text(value: Any) -> str:
     """Return a text of at most MAX_TEXT characters. Raise ValueError for any other value."""
     if type(value) is not str or len(value) > MAX_TEXT:
-        raise ValueError(f"a name is no text of at most {MAX_TEXT} characters")
+        raise ValueError(f"a name is not a text of at most {MAX_TEXT} characters")
     return value
 
 

@@ -24,7 +24,7 @@ def image_grid(
 
     Images are enlarged by a whole number, to a height of at least `min_side` pixels and the width
     of the titles. Real numbers are scaled to 0 .. 255. Images with other than 1 or 3 channels are
-    shown by their first channel, events that are no images as rows. Without titles the default
+    shown by their first channel, events that are not images as rows. Without titles the default
     number of columns makes the grid about square.
     """
     if images.dtype != np.uint8:

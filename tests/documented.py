@@ -17,7 +17,19 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*
 PYTHON = ("python", ".venv/bin/python")
 FIRST_WORDS = (
     *(*PYTHON, "score-sde", "make", "pip", "source", "export", "cd", "git", "bash", "apt-get"),
-    *("curl", "wget", "sudo", "docker", "gcloud", "ssh", "srun", "sbatch", "kubectl", "mpirun"),
+    *(
+        "curl",
+        "wget",
+        "sudo",
+        "docker",
+        "apptainer",
+        "gcloud",
+        "ssh",
+        "srun",
+        "sbatch",
+        "kubectl",
+        "mpirun",
+    ),
     *("nvidia-smi", "pre-commit"),
 )
 """Words with which a block of commands begins; any other block without a language is output."""

@@ -30,6 +30,7 @@ EXCEPTIONS = {  # A text of commands that are not run: the reason.
     "curl -O": "downloads a data set",
     "unzip ": "unpacks a downloaded data set",
     "docker ": "needs a container engine",
+    "apptainer ": "needs a container engine",
     "gcloud ": "needs TPUs in a cloud",
     "kubectl ": "needs a cluster",
     "sbatch ": "needs a cluster; test_scripts.py runs the script",

@@ -71,7 +71,7 @@ def webp_canvas(side: int) -> bytes:
 
 IMAGES = {
     "nothing": (b"", "it is empty"),
-    "another format": (encoded(RGB, "GIF"), "it is no PNG, JPEG or WebP image"),
+    "another format": (encoded(RGB, "GIF"), "it is not a PNG, JPEG or WebP image"),
     "a wide PNG": (png(2**31 - 1, 1, data=b""), "2147483647x1 pixels"),
     "a high PNG": (png(1, 70_000), "1x70000 pixels"),
     "a large PNG": (png(9000, 9000, data=b""), "9000x9000 pixels"),
@@ -439,8 +439,8 @@ def font_files():
     opened.flavor = "woff"
     opened.save(compressed)
     return {
-        "compressed": (compressed.getvalue(), "it is no TrueType or OpenType font"),
-        "a collection": (b"ttcf" + whole, "it is no TrueType"),
+        "compressed": (compressed.getvalue(), "it is not a TrueType or OpenType font"),
+        "a collection": (b"ttcf" + whole, "it is not a TrueType"),
         "a wide bitmap": (large, "a bitmap has a side of 20000 pixels"),
     }
 

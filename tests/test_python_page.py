@@ -18,7 +18,8 @@ API = ["docs/python.md", "README.md"]
 
 def test_no_page_is_left_out():
     pages = {str(page.relative_to(ROOT)) for page in PAGES if documented.snippets(page)}
-    assert pages == {*API, "docs/checkpoints.md", "docs/extending.md", "docs/metrics.md"}
+    others = ("checkpoints", "extending", "metrics", "own_images")
+    assert pages == {*API, *(f"docs/{name}.md" for name in others)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -38,7 +39,7 @@ def test_code_runs(page, tmp_path, monkeypatch):
     for code in documented.snippets(ROOT / page):
         if "import numpyro" not in code:
             exec(code, namespace)
-    assert len(namespace["answers" if page in API[:1] else "restored"]) >= 8
+    assert len(namespace["samples" if page in API[:1] else "restored"]) >= 8
     if page == "docs/python.md":
         assert namespace["found"].kind == "calibrated"
 
@@ -57,6 +58,21 @@ def test_the_code_about_checkpoints(tmp_path, monkeypatch):
         exec(code, namespace)
     assert namespace["images"].shape == (16, 16, 16, 3)
     assert namespace["nfe"].tolist() == [42] * 16
+
+
+@pytest.mark.long
+def test_the_code_about_own_images(tmp_path, monkeypatch):
+    """After two steps samples are noise: far from the data, and from each training image."""
+    monkeypatch.chdir(tmp_path)
+    training.train(tiny.config(**{"data.dataset": "few_digits"}), "mine")
+    namespace: dict = {}
+    (code,) = documented.snippets(ROOT / "docs" / "own_images.md")
+    exec(code, namespace)
+    samples, test, train, n = (namespace[name] for name in ("samples", "test", "train", "n"))
+    distance, nearest = namespace["sliced_distance"], namespace["nearest"]
+    assert distance(samples, test) > 2 * distance(train[:n], test)
+    assert nearest(samples).min() > nearest(test[:n]).max()
+    assert nearest(train[:5]).tolist() == [0] * 5
 
 
 def test_the_code_about_two_folders(tmp_path, monkeypatch, capsys):

@@ -98,7 +98,7 @@ def test_folders_of_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "network" / "inner")
     names = {".": "inner", "..": "network", "../b.safetensors": "b", "c/.": "c", "d/../e.pth": "e"}
     assert {source: models._folder_of(source) for source in names} == names
-    refused("--source=/ has no name that its folder", models._folder_of, "/")
+    refused("--source=/ has no file name that can name a folder", models._folder_of, "/")
 
 
 @pytest.mark.parametrize(

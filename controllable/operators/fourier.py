@@ -13,7 +13,7 @@ from errors import InputError
 
 @with_or_without_channels
 def convolution(shape: Shape, kernel: np.ndarray) -> Operator:
-    """Convolve each channel with a kernel (h, w), centred, with periodic boundaries.
+    """Convolve each channel with a kernel (h, w), centered, with periodic boundaries.
 
     Raises InputError if the kernel is larger than the image.
     """
@@ -25,8 +25,8 @@ def convolution(shape: Shape, kernel: np.ndarray) -> Operator:
         )
     padded = np.zeros((height, width))
     padded[: kernel.shape[0], : kernel.shape[1]] = kernel
-    centre = (kernel.shape[0] // 2, kernel.shape[1] // 2)
-    response = np.fft.fft2(np.roll(padded, (-centre[0], -centre[1]), (0, 1)))[..., None]
+    center = (kernel.shape[0] // 2, kernel.shape[1] // 2)
+    response = np.fft.fft2(np.roll(padded, (-center[0], -center[1]), (0, 1)))[..., None]
     values = np.abs(response)
     phase = (response / np.maximum(values, 1e-30)).astype(np.complex64)
     values = np.where(values > NEGLIGIBLE * values.max(), values, 0.0).astype(np.float32)

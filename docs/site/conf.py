@@ -5,6 +5,7 @@ The source folder is the root of the repository, so that pages may link to files
 and `make docs` fails at warnings.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,12 @@ extensions = [
 ]
 
 html_theme = "furo"
+repository = os.environ.get("GITHUB_REPOSITORY")  # Set where GitHub builds the site.
+if repository:
+    url = f"{os.environ.get('GITHUB_SERVER_URL', 'https://github.com')}/{repository}"
+    icon = {"name": "GitHub", "url": url, "html": "Repository", "class": ""}
+    source = {"source_repository": url, "source_branch": "main", "source_directory": ""}
+    html_theme_options = {"footer_icons": [icon], **source}
 html_title = project
 html_static_path = ["style.css"]
 html_css_files = ["style.css"]
