@@ -127,16 +127,18 @@ UNSAFE = ("allow_pickle", "weights_only", "weights only")
 
 
 def avoid_wrong_products() -> None:
-    """Turn off a fusion of XLA's CPU compiler that computes some matrix products wrongly.
+    """Leave only those fusions of XLA's CPU compiler on that compute matrix products correctly.
 
-    In jaxlib 0.10.2 to 0.12.0 a compiled product with a matrix of equal entries, as the score of a
-    mixture of Gaussians has it, may be wrong or not finite (JAX issue 39103). JAX reads the flag
-    when it makes its first array, and aborts if it does not know it.
+    By default jaxlib 0.10.2 to 0.12.0 compile a product with a matrix of equal entries, as the
+    score of a mixture of Gaussians has it, to wrong or non-finite values (JAX issue 39103). JAX
+    reads the flag when it makes its first array, and aborts if it does not know it.
     """
     name, flags = "--xla_cpu_experimental_ynn_fusion_type", os.environ.get("XLA_FLAGS", "")
     version = importlib.metadata.version("jaxlib")
     if version.startswith(("0.10.2", "0.11.", "0.12.")) and name not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {name}="
+        kinds = ("INDIVIDUAL_DOT", "INDIVIDUAL_CONVOLUTION")
+        value = ",".join(f"LIBRARY_FUSION_TYPE_{kind}" for kind in kinds)
+        os.environ["XLA_FLAGS"] = f"{flags} {name}={value}"
 
 
 avoid_wrong_products()  # This module is imported before any array is made.

@@ -172,7 +172,7 @@ def test_dropout_does_not_depend_on_the_devices():
 
 
 def test_products_with_equal_entries():
-    """jaxlib 0.10.2 to 0.12.0 compile them wrongly, unless a flag is set (JAX issue 39103)."""
+    """They are wrong or not finite in jaxlib 0.10.2 to 0.12.0 by default (JAX issue 39103)."""
     rng = np.random.default_rng(0)
     x, offset = rng.normal(size=(50, 64)), rng.normal(size=500)
 
