@@ -29,7 +29,7 @@ class InputError(ValueError):
     """Bad input: a config field, a file or a data set.
 
     The message names the input, its value, what is allowed, and how to correct it. Control
-    characters, which may come from a file, are escaped, except line breaks.
+    characters, which may come from a file, are escaped.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -37,24 +37,16 @@ class InputError(ValueError):
 
 
 class NotFiniteError(InputError):
-    """Values that are not finite, in training or in samples.
-
-    The message states where they occurred first, and which config fields to change.
-
-    Attributes:
-      summary: what is not finite, and where.
-      step: the training step, counted from 1; 0 for samples.
-    """
+    """Values that are not finite: `summary` states what, and `step` is that of training, from 1."""
 
     def __init__(self, summary: str, advice: str = "", step: int = 0) -> None:
         super().__init__(f"{summary} {advice}".strip())
-        self.summary = summary
-        self.step = step
+        self.summary, self.step = summary, step
 
 
 @contextlib.contextmanager
 def advice(sentence: str) -> Iterator[None]:
-    """Add a sentence, which says how to correct it, to the message of an InputError."""
+    """Add a sentence to the message of an InputError."""
     try:
         yield
     except InputError as error:
@@ -83,10 +75,9 @@ def choose(table: Mapping[str, Value], name: str, field: str) -> Value:
 
 
 def expand_home(path: str | Path, what: str) -> Path:
-    """Return a path with the home directory in place of a `~` or `~USER` at its beginning.
+    """Return a path with the home directory in place of `~` or `~USER`; InputError for a URL.
 
-    `what` is the flag or config field that names the path. Raise InputError if there is no such
-    directory, and for a URL.
+    `what` is the flag or config field that names the path.
     """
     if "://" in str(path):
         raise InputError(
@@ -103,10 +94,9 @@ def expand_home(path: str | Path, what: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return ~/.cache or, for a user without a home directory, a folder for temporary files.
+    """Return ~/.cache or, for a user without a home directory, a private temporary folder.
 
-    JAX runs the programs in its cache, so that no other user may write them: if the folder is not
-    private, return /dev/null, so that nothing is cached.
+    JAX runs the programs in its cache: if others may write them, it is /dev/null.
     """
     home = os.path.expanduser("~")
     if os.path.isabs(home):
@@ -145,13 +135,10 @@ avoid_wrong_products()  # This module is imported before any array is made.
 
 
 def start_command() -> None:
-    """Open the standard streams that are closed, and let `ending_signals` end the process.
+    """Let `ending_signals` end the process at once, and open the standard streams that are closed.
 
-    A signal ends it at once, with one line. Files are complete or absent at any time, so nothing
-    needs to be undone. Background threads, which an exception would wait for, end with the process.
-
-    cron jobs and daemons may close standard streams. /dev/null takes their place; otherwise what is
-    printed would be written into the file that is opened next.
+    Files are complete or absent at any time, so nothing needs to be undone. Cron jobs and daemons
+    may close standard streams; what is printed would be written into the file that is opened next.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
@@ -170,10 +157,7 @@ def ending_signals() -> list[signal.Signals]:
 
 
 def discard_lost_output() -> None:
-    """Let /dev/null take the place of output whose terminal or reader is gone.
-
-    Printing would be an error, which would end training before its state is saved.
-    """
+    """Let /dev/null take the place of output whose terminal is gone: printing would raise."""
     with open(os.devnull, "wb") as null:
         for stream in (1, 2):
             state = select.poll()
@@ -188,24 +172,15 @@ def fail(message: str) -> NoReturn:
 
 
 def hide_background_errors() -> None:
-    """Print no tracebacks of background threads.
-
-    The main thread raises the error of a save that failed in the background. Orbax, its threads and
-    TensorBoard's would print it dozens of times.
-    """
-
-    def is_ours(record: logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
+    """Print no tracebacks of background threads: the main thread raises the error of their save."""
 
     def show(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
         if threading.current_thread() is threading.main_thread():
             sys.__excepthook__(kind, value, trace)
 
-    def ignore(arguments: object) -> None:
-        """Accept what Python passes to hooks for errors that no code can catch."""
-
-    logging.getLogger("absl").addFilter(is_ours)
-    sys.excepthook, threading.excepthook, sys.unraisablehook = show, ignore, ignore
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    sys.excepthook = show
+    threading.excepthook = sys.unraisablehook = lambda _: None
 
 
 def _exit(number: int, frame: FrameType | None) -> None:
@@ -221,10 +196,7 @@ def _exit_with(message: str, code: int) -> NoReturn:
 
 
 def brief(error: Exception) -> str:
-    """Return the first line of an exception's message, or its type's name, for use in a message.
-
-    Advice to load a file unsafely is replaced, and control characters are escaped.
-    """
+    """Return the first line of an exception's message, or its type's name, for use in a message."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
     if any(word in text.lower() for word in UNSAFE):
         return "it is damaged, or contains pickled Python objects, which are not loaded"
@@ -232,16 +204,13 @@ def brief(error: Exception) -> str:
 
 
 def printable(name: object) -> str:
-    """Return a name from a disk or file with control characters and undecodable bytes escaped.
-
-    Printed unchanged, they could rewrite a terminal's output.
-    """
+    """Escape characters that could rewrite a terminal's output, or that cannot be encoded."""
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(name)
     )
 
 
 def printable_lines(text: str) -> str:
-    """Return a text of several lines, each of at most MAX_LINE characters, as by `printable`."""
+    """Escape a text as `printable` does, and limit its lines to MAX_LINE characters."""
     lines = (printable(line[: MAX_LINE + 1]) for line in text.split("\n"))
     return "\n".join(f"{line[:MAX_LINE]} ..." if len(line) > MAX_LINE else line for line in lines)

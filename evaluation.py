@@ -21,7 +21,7 @@ from configs.parts import warn_unused
 from errors import InputError
 from experiment import Experiment
 from metrics import bits_per_dim_stage, loss_stage, sample_quality, samples_stage
-from metrics.stage import Context, Measure, Results, Stage
+from metrics.stage import Context, Measure, Results
 from runs import report, results_folder, write_json
 from runs.checkpoints import EMA, Checkpoints, Found
 from training import state
@@ -66,7 +66,10 @@ def evaluate(
     """
     experiment = Experiment(config)
     config = experiment.config
-    stages = _enabled_stages(config)
+    stages = [stage for stage in STAGES if config.eval[f"enable_{stage.name}"]]
+    if not stages:
+        names = ", ".join(f"eval.enable_{stage.name}" for stage in STAGES)
+        raise InputError(f"nothing to evaluate: set one of {names}.")
     for stage in stages:
         stage.check(experiment)
     check_workdir(workdir, config)
@@ -92,39 +95,17 @@ def evaluate(
     return results
 
 
-def _enabled_stages(config: Config) -> list[Stage]:
-    """The enabled stages. Raise InputError if there are none, or one requires another stage."""
-    stages = [stage for stage in STAGES if config.eval[f"enable_{stage.name}"]]
-    names = [stage.name for stage in stages]
-    for stage in stages:
-        missing = [name for name in stage.requires if name not in names]
-        if missing:
-            raise InputError(
-                f"eval.enable_{stage.name} = True requires eval.enable_{missing[0]} = True. Set "
-                f"--config.eval.enable_{missing[0]} (finished rounds on disk are reused), or "
-                f"--noconfig.eval.enable_{stage.name}."
-            )
-    if not stages:
-        names = ", ".join(f"eval.enable_{stage.name}" for stage in STAGES)
-        raise InputError(f"nothing to evaluate: set one of {names}.")
-    return stages
-
-
 def _select(checkpoints: Checkpoints, config: Config, number: int | None) -> list[Found]:
     """The checkpoints to evaluate, in order. Raise InputError if there are none."""
     if number is not None:
         return [checkpoints.pick(number)]
     begin, end = config.eval.begin_ckpt, config.eval.end_ckpt
-    selected = [
-        found for number, found in sorted(checkpoints.snapshots().items()) if begin <= number <= end
-    ]
+    snapshots = sorted(checkpoints.snapshots().items())
+    selected = [found for number, found in snapshots if begin <= number <= end]
     if not selected:
         selected = [checkpoints.pick(None)]
-        print(
-            f"no checkpoint from eval.begin_ckpt = {begin} to eval.end_ckpt = {end}; the newest is "
-            f"evaluated: {selected[0]}",
-            flush=True,
-        )
+        asked = f"eval.begin_ckpt = {begin} to eval.end_ckpt = {end}"
+        print(f"no checkpoint from {asked}; the newest is evaluated: {selected[0]}", flush=True)
     return selected
 
 

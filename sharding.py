@@ -13,12 +13,11 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -27,16 +26,11 @@ import errors
 from errors import InputError
 
 Tree = TypeVar("Tree")
-Carry = TypeVar("Carry")
-Output = TypeVar("Output")
 
 SMALL = 2**12  # Splitting an array of fewer entries saves little memory and adds messages.
 
 
-def make_mesh(
-    # jaxlib has no stubs, so pyright takes jax.Device for a variable.
-    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
-) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Return a mesh over `devices`, by default all devices of all processes."""
     return Mesh(np.asarray(jax.devices() if devices is None else devices), ("data",))
 
@@ -53,15 +47,11 @@ def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
 
 def along_axis(mesh: Mesh | AbstractMesh, axis: int = 0) -> NamedSharding:
     """Return the sharding of an array whose axis number `axis` is split over the devices."""
-    leading: list[str | None] = [None] * axis
-    return NamedSharding(mesh, PartitionSpec(*leading, "data"))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
 def shard_largest_axis(mesh: Mesh | AbstractMesh, tree: Tree) -> Tree:
-    """Return shardings that split each array along its largest axis that the devices divide.
-
-    Arrays that are small, or have no such axis, are replicated.
-    """
+    """Return shardings that split each large array along the largest axis that devices divide."""
 
     def choose(leaf: jax.Array) -> NamedSharding:
         fitting = [(size, -axis) for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
@@ -76,29 +66,22 @@ def shard_largest_axis(mesh: Mesh | AbstractMesh, tree: Tree) -> Tree:
 def gather(mesh: Mesh, tree: Tree) -> Tree:
     """Replicate arrays for a computation; their gradients are split by `shard_largest_axis`.
 
-    Without it the compiler splits the computation as the parameters are split, which takes more
-    messages.
+    The compiler would split the computation as the parameters are, which takes more messages.
     """
 
     @jax.custom_vjp
     def whole(tree: Tree) -> Tree:
         return lax.with_sharding_constraint(tree, replicated(mesh))
 
-    def forward(tree: Tree) -> tuple[Tree, None]:
-        return whole(tree), None
-
     def backward(_: None, grads: Tree) -> tuple[Tree]:
         return (lax.with_sharding_constraint(grads, shard_largest_axis(mesh, grads)),)
 
-    whole.defvjp(forward, backward)
+    whole.defvjp(lambda tree: (whole(tree), None), backward)
     return whole(tree)
 
 
 def shard(mesh: Mesh, local: Tree, axis: int = 0) -> Tree:
-    """Return global arrays, split along `axis`, of which this process has the rows `local`.
-
-    The rows are those of `local_rows`, in that order.
-    """
+    """Return global arrays, split along `axis`, of which this process has the rows `local_rows`."""
 
     def to_global(rows: np.ndarray) -> Array:
         size = rows.shape[axis] * mesh.size // len(mesh.local_devices)
@@ -131,13 +114,9 @@ def local_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> np.nd
     Devices of one process need not be neighbors in the mesh. `process` is this one by default.
     """
     process = jax.process_index() if process is None else process
-    indices = along_axis(mesh).devices_indices_map((batch_size,))
-    rows = [
-        np.arange(batch_size)[index]
-        for device, (index,) in indices.items()
-        if device.process_index == process
-    ]
-    return np.sort(np.concatenate(rows))
+    indices = along_axis(mesh).devices_indices_map((batch_size,)).items()
+    mine = [index for device, (index,) in indices if device.process_index == process]
+    return np.sort(np.concatenate([np.arange(batch_size)[index] for index in mine]))
 
 
 def fetch(tree: Any) -> Any:
@@ -155,39 +134,6 @@ def wait(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
-
-
-def repeat(
-    step: Callable[[Carry, Tree], tuple[Carry, Output]], mesh: Mesh, *, scan: bool | None = None
-) -> Callable[[Carry, Tree], tuple[Carry, Output]]:
-    """Return a function that applies a jitted step along the first axis of its inputs.
-
-    On accelerators the steps are one `lax.scan`. XLA's CPU backend computes weight gradients of
-    convolutions twenty times more slowly inside a loop (jax issue 12868), so there the loop runs in
-    Python unless `scan` is set.
-
-    Args:
-      step: (carry, inputs of a step, split along the batch) -> (carry, outputs).
-      mesh: the devices.
-      scan: force `lax.scan` or the Python loop.
-
-    Returns:
-      (carry, inputs with a leading axis of steps) -> (carry, outputs with that axis).
-    """
-    if scan is None:
-        scan = not on_cpu(mesh)
-    if scan:
-        return jax.jit(functools.partial(lax.scan, step), donate_argnums=0)
-
-    def loop(carry: Carry, inputs: Tree) -> tuple[Carry, Output]:
-        outputs = []
-        for i in range(len(jax.tree.leaves(inputs)[0])):
-            one = jax.tree.map(lambda leaf, i=i: leaf[i], inputs)
-            carry, output = step(carry, jax.device_put(one, along_axis(mesh)))
-            outputs.append(output)
-        return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
-
-    return loop
 
 
 # --- several processes ----------------------------------------------------------------------------
@@ -208,11 +154,8 @@ def join(
 ) -> None:
     """Connect this process to the others of its run, before the first use of devices.
 
-    Args:
-      coordinator: HOST:PORT of process 0.
-      num_processes, process_id: the number of processes, and which one this is, from 0.
-
-    Without arguments, a TPU pod, SLURM, Open MPI or Kubernetes provides them; elsewhere nothing
+    The arguments are HOST:PORT of process 0, the number of processes, and the number of this one,
+    from 0. Without them, a TPU pod, SLURM, Open MPI or Kubernetes provides them; elsewhere nothing
     happens. Raises InputError for arguments that do not fit together.
     """
     # JAX's preemption service would catch SIGTERM, which `Preemption` handles.
@@ -229,12 +172,11 @@ def join(
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    arguments = (coordinator, num_processes, process_id)
-    missing = [flag for flag, value in zip(FLAGS, arguments) if value is None]
     if coordinator is None or num_processes is None or process_id is None:
+        given = zip(FLAGS, (coordinator, num_processes, process_id))
+        missing = " and ".join(flag for flag, value in given if value is None)
         raise InputError(
-            f"{', '.join(FLAGS)} go together; {' and '.join(missing)} is missing. Give all three, "
-            "or none."
+            f"{', '.join(FLAGS)} go together; {missing} is missing. Give all three, or none."
         )
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal():
@@ -255,20 +197,17 @@ def _has_peers() -> bool:
     for names, count in ((SLURM, "SLURM_NTASKS"), (OPEN_MPI, "OMPI_COMM_WORLD_SIZE")):
         if all(name in os.environ for name in names) and int(os.environ[count]) > 1:
             return True
-    if not all(name in os.environ for name in KUBERNETES):
-        return False
-    return importlib.util.find_spec("kubernetes") is not None  # JAX lists the job's pods with it.
+    # JAX lists the job's pods with the package of this name.
+    has_package = importlib.util.find_spec("kubernetes") is not None
+    return has_package and all(name in os.environ for name in KUBERNETES)
 
 
 class Preemption:
     """While entered, `errors.ending_signals` do not end the process, but make `reached` True.
 
-    If one process receives a signal, the same call of `reached` returns True on all of them. A
-    second Ctrl-C has the effect that it had before. Signals keep their effects outside of the main
-    thread, where Python cannot set them.
-
-    Attributes:
-      signal: the signal that this process received, or None.
+    If one process receives a signal, which its `signal` then is, the same call of `reached` returns
+    True on all of them. A second Ctrl-C has the effect that it had before. Signals keep their
+    effects outside of the main thread, where Python cannot set them.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -297,10 +236,10 @@ class Preemption:
     def reached(self, after: Array) -> bool:
         """Return whether to stop now; `after` is a result of the latest computation.
 
-        With several processes, each of them must call this equally often. The result then covers
-        the signals received before the previous call, so that no call waits for the computation in
-        progress. On CPUs, calls do wait: XLA runs independent operations there in any order, and
-        two processes that send in different orders would block each other.
+        Several processes must call this equally often. It covers the signals before the previous
+        call, so that no call waits for the computation in progress, except on CPUs: XLA runs
+        independent operations there in any order, and processes that send in different orders would
+        block each other.
         """
         if jax.process_count() == 1:
             return self.signal is not None

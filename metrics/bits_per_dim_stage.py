@@ -17,8 +17,16 @@ import sampling
 from api.trained import Bits
 from errors import InputError
 from experiment import Experiment
-from metrics.splits import check_images, images_of
-from metrics.stage import Context, Measure, Results, Stage, summarize, summary_measure
+from metrics.stage import (
+    Context,
+    Measure,
+    Results,
+    Stage,
+    check_images,
+    images_of,
+    summarize,
+    summary_measure,
+)
 from runs import Arrays, load_rounds
 
 
@@ -39,9 +47,9 @@ def run(context: Context) -> Results:
 
     The entry holds the mean over images with its standard error; `probe_stderr`, the part of that
     error due to the trace estimator (0 with 'exact', None if a single probe leaves it unknown);
-    `solver_error`, the mean of the solver's error estimates; `bound`, the variational bound; and
-    `gap`, by which it exceeds the value. All are in bits/dim; `nfe` counts evaluations of the
-    score.
+    `solver_error`, the mean of the solver's error estimates; `bound`, the variational bound;
+    `gap`, by which it exceeds the value; and a `histogram` of the images. All are in bits/dim;
+    `nfe` counts evaluations of the score.
 
     A class-conditional network is conditioned on "no class": the result is p(x), not p(x | class).
     One that takes vectors or images is conditioned on those of each image.
@@ -73,51 +81,49 @@ def run(context: Context) -> Results:
     paths = context.run_rounds("bpd", passes * len(batches), compute, data=images.digest)
     arrays = load_rounds(paths, **dict.fromkeys(Bits._fields, (passes * len(images),)))
     per_pass = {name: array.reshape(passes, len(images)) for name, array in arrays.items()}
+    values, of_probes = per_pass["bpd"].mean(0), per_pass["probe_stderr"]
+    probe_stderr = None
+    if not np.isnan(of_probes).all():
+        probe_stderr = float(np.sqrt(np.nansum(of_probes**2)) / of_probes.size)
+    counts, edges = np.histogram(np.float64(values[np.isfinite(values)]), "sturges")
     return {
-        **summarize(per_pass["bpd"].mean(0)),
+        **summarize(values),
         "passes": passes,
         "nfe": float(per_pass["nfe"].mean()),
         "data": config.bpd_dataset,
-        "probe_stderr": combined_stderr(per_pass["probe_stderr"]),
+        "probe_stderr": probe_stderr,
         "solver_error": float(np.nanmean(per_pass["solver_error"])),
         "bound": summarize(per_pass["bound"].mean(0)),
         "gap": summarize((per_pass["bound"] - per_pass["bpd"]).mean(0)),
+        "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
     }
 
 
-def combined_stderr(stderrs: np.ndarray) -> float | None:
-    """Standard error of the mean of independent estimates; None if all of them are NaN."""
-    unknown = np.isnan(stderrs).all()
-    return None if unknown else float(np.sqrt(np.nansum(stderrs**2)) / stderrs.size)
-
-
 def measures(entry: Results) -> list[Measure]:
-    """Bits/dim and their bound."""
+    """Bits/dim and their bound, with the reason if the bound is lower."""
     passes = "1 pass" if entry["passes"] == 1 else f"{entry['passes']} passes"
     note = f"probability-flow ODE, {passes}, {entry['nfe']:.0f} NFE"
     if math.isfinite(entry["solver_error"]):
         note += f"; estimated solver error {entry['solver_error']:.2g}"
     if entry["probe_stderr"] is not None:
         note += f"; part of the standard error due to the probes {entry['probe_stderr']:.2g}"
-    name = f"bits/dim, {entry['data']} images"
+    name, bound_note = (
+        f"bits/dim, {entry['data']} images",
+        "variational: an upper bound in the mean",
+    )
+    gap, stderr = entry["gap"]["mean"], entry["gap"]["stderr"]
+    if gap < 0:
+        reason = "this is within 2 standard errors"
+        if -gap > 2 * stderr:
+            reason = (
+                "it bounds the density of the reverse SDE, and that of the ODE differs if the "
+                "score is not exact"
+            )
+        bound_note += f"; it is {-gap:.4f} +- {stderr:.4f} bits/dim lower than the value: {reason}"
     return [
         summary_measure(name, entry, note),
-        summary_measure(f"{name}, bound", entry["bound"], _bound_note(**entry["gap"])),
+        summary_measure(f"{name}, bound", entry["bound"], bound_note),
     ]
-
-
-def _bound_note(mean: float, stderr: float, **_: int) -> str:
-    """What the bound is, and why it is lower than the value if the `mean` gap is negative."""
-    note = "variational: an upper bound in the mean"
-    if mean >= 0:
-        return note
-    reason = "this is within 2 standard errors"
-    if -mean > 2 * stderr:
-        reason = (
-            "it bounds the density of the reverse SDE, and that of the ODE differs if the score is "
-            "not exact"
-        )
-    return f"{note}; it is {-mean:.4f} +- {stderr:.4f} bits/dim lower than the value: {reason}"
 
 
 STAGE = Stage(name="bpd", key="bpd", kind="bpd", check=check, run=run, measures=measures)

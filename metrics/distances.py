@@ -25,10 +25,15 @@ CHUNK_ROWS = 1024  # Number of features whose distances to all others are in mem
 
 
 class Estimate(NamedTuple):
-    """A value and its standard error, NaN if it is unknown."""
+    """A statistic of N images, its standard error, and its value without the bias of order 1 / N.
+
+    NaN stands for unknown ones. For FID, the last is the value for infinitely many images (Chong &
+    Forsyth, arXiv:1911.07023).
+    """
 
     value: float
     stderr: float
+    extrapolated: float = math.nan
 
 
 # --- Frechet distance ---
@@ -36,11 +41,7 @@ class Estimate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean (D,) and unbiased covariance (D, D) of features, in float64; 0 for a single image.
-
-    Attributes:
-      count: the number of images; None if a file does not state it. Such moments cannot be merged.
-    """
+    """Mean (D,) and unbiased covariance (D, D) of features in float64; `count` may be unknown."""
 
     count: int | None
     mean: Float[np.ndarray, " d"]
@@ -131,8 +132,7 @@ def kernel_distance(
         within = xx[chosen].sum() / (n * (n - 1)) + yy[chosen].sum() / (m * (m - 1))
         return float(within - 2 * xy[chosen].sum() / (n * m))
 
-    value, stderr, _ = jackknife(squared_mmd, groups)
-    return Estimate(value, stderr)
+    return jackknife(squared_mmd, groups)
 
 
 def _kernel_sums(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
@@ -151,10 +151,7 @@ def _kernel_sums(a: list[np.ndarray], b: list[np.ndarray]) -> np.ndarray:
 
 
 def inception_score(logits: Float[np.ndarray, "images classes"]) -> float:
-    """exp of the mean KL divergence of p(class | image) from p(class) (arXiv:1606.03498).
-
-    All images form one group; the official score averages over ten.
-    """
+    """exp of the mean KL divergence of p(class | image) from p(class) (arXiv:1606.03498)."""
     logits = np.asarray(logits, np.float64)
     log_p = logits - logits.max(1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
@@ -176,14 +173,9 @@ def precision_recall(
     They are the shares of generated images within the real set, and of real images within the
     generated set. An image is within a set if for any image of the set, it is no further away than
     the k-th nearest neighbor of that image. The standard errors are those over draws of the
-    generated images, with the real images fixed. That of precision is binomial.
-
-    A draw changes the balls of recall as well as their centers, and the distance to a neighbor is
-    not a smooth statistic. The jackknife that deletes a random half is consistent for such
-    statistics (Shao & Wu 1989): the deviation of recall over halves of the generated images
-    estimates that over draws of all. It is NaN for 2 k images or fewer.
-
-    Raise InputError if a set has k images or fewer.
+    generated images, with the real images fixed: for precision a binomial one, and for recall, as
+    the distance to a neighbor is not smooth, that of the jackknife that deletes a random half (Shao
+    & Wu 1989), NaN for 2 k images or fewer. Raise InputError if a set has k images or fewer.
     """
     if min(len(real), len(generated)) <= k:
         raise InputError(
@@ -201,18 +193,12 @@ def precision_recall(
         halves = np.argsort(random, 1) < count // 2
         over_halves = _in_chunks(_within, a, b, _squared_radii(b, k, halves)).mean(0)
         recall_stderr = float(over_halves.std(ddof=1))
-    precision_stderr = math.sqrt(precision * (1 - precision) / count)
-    return {
-        "precision": Estimate(precision, precision_stderr),
-        "recall": Estimate(recall, recall_stderr),
-    }
+    binomial = Estimate(precision, math.sqrt(precision * (1 - precision) / count))
+    return {"precision": binomial, "recall": Estimate(recall, recall_stderr)}
 
 
 def _squared_radii(x: Array, k: int, subsets: np.ndarray | None = None) -> Array:
-    """Squared distances (S, N) to the k-th neighbor among the points of each subset (S, N) of x.
-
-    They are -1 for points outside of the subset. The default is one subset, of all points.
-    """
+    """Squared distances (S, N) to the k-th neighbor in subsets (S, N) of x; -1 outside of them."""
     selected = jnp.ones((1, len(x)), bool) if subsets is None else jnp.asarray(subsets)
     searched = min(len(x), (1 if subsets is None else NEIGHBORS_TO_SEARCH) * (k + 1))
     nearest = functools.partial(_nearest, k=k, searched=searched)
@@ -250,25 +236,10 @@ def _in_chunks(function: Callable[..., Array], x: Array, *others: Array) -> np.n
 # --- standard errors ---
 
 
-class Jackknife(NamedTuple):
-    """A statistic of N images, its standard error, and its value without the bias of order 1 / N.
-
-    For FID the latter is the value for infinitely many images (Chong & Forsyth, arXiv:1911.07023).
-    """
-
-    value: float
-    stderr: float
-    extrapolated: float
-
-
-def jackknife(statistic: Callable[[np.ndarray], float], groups: int) -> Jackknife:
-    """The grouped jackknife (Quenouille 1956).
-
-    `statistic` is a function of the numbers of those groups of images that it is computed from. All
-    `groups` > 1 groups have the same size.
-    """
+def jackknife(statistic: Callable[[np.ndarray], float], groups: int) -> Estimate:
+    """The jackknife (Quenouille 1956) of a statistic of the numbers of equally large groups."""
     numbers = np.arange(groups)
     value = statistic(numbers)
     without = np.array([statistic(np.delete(numbers, group)) for group in numbers])
     stderr = math.sqrt((groups - 1) / groups * np.sum((without - without.mean()) ** 2))
-    return Jackknife(value, stderr, float(groups * value - (groups - 1) * without.mean()))
+    return Estimate(value, stderr, float(groups * value - (groups - 1) * without.mean()))

@@ -14,20 +14,19 @@ import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 
 import sharding
 from errors import InputError, brief
 from experiment import Experiment
 from metrics import inception_weights
-from metrics.inception import Outputs
+from metrics.inception import Features
 from models.building import Params
 from readers.files import not_finite
 from runs import Arrays, load_rounds, progress, run_rounds
@@ -38,23 +37,12 @@ CLASSIFIER_OPTIONS = {"activation": "tanh", "solver": "adam", "max_iter": 200, "
 """Options of the small classifier; its file name depends on them. ReLU leaves features at 0."""
 
 
-class Features(NamedTuple):
-    """`pool` (B, D) and `logits` (B, K) or None."""
-
-    pool: Float32[np.ndarray, "b d"]
-    logits: Float32[np.ndarray, "b k"] | None
-
-
 @dataclasses.dataclass(frozen=True)
 class Extractor:
     """A named function from uint8 images (B, H, W, C), on the host, to features.
 
-    Attributes:
-      name: the value of config.eval.features, or the version of the Inception network.
-      digest: SHA-256 of the weights or of the source text.
-      preprocessing: a description of how images are preprocessed.
-      published: whether these are the features of published statistics, whose files do not state
-        their features.
+    The digest is the SHA-256 of the weights or of the source text. `published` states whether these
+    are the features of published statistics, whose files do not state their features.
     """
 
     name: str
@@ -70,11 +58,7 @@ class Extractor:
 
 
 def make_extractor(experiment: Experiment, workdir: str | Path) -> Extractor:
-    """The extractor that config.eval.features selects.
-
-    The small classifier is trained on first use and kept in `workdir`. Raise InputError for missing
-    weights, and for images that the extractor cannot process.
-    """
+    """The extractor that config.eval.features selects."""
     name = experiment.config.eval.features
     if ":" in name:
         return _import_extractor(name)
@@ -105,7 +89,7 @@ def make_inception(experiment: Experiment, workdir: Path) -> Extractor:
     split, whole = sharding.along_axis(experiment.mesh), sharding.replicated(experiment.mesh)
 
     @functools.partial(jax.jit, in_shardings=(whole, split), out_shardings=split)
-    def apply(params: Params, images: Array) -> Outputs:
+    def apply(params: Params, images: Array) -> Features:
         return nnx.merge(graph, params)(images)
 
     params = jax.device_put(weights.params, whole)
@@ -132,11 +116,7 @@ def make_inception(experiment: Experiment, workdir: Path) -> Extractor:
 
 
 def make_classifier(experiment: Experiment, workdir: Path) -> Extractor:
-    """The hidden layer of a multilayer perceptron trained on the labels of the training images.
-
-    It runs on the host. It is trained once and kept in `workdir`, because training on another
-    machine would give different rounding errors.
-    """
+    """The hidden layer of a classifier of the data set, trained once and kept in `workdir`."""
     train = experiment.train
     if train.labels is None:
         raise InputError(
@@ -158,7 +138,6 @@ def make_classifier(experiment: Experiment, workdir: Path) -> Extractor:
 
 
 def _load_or_train_classifier(images: np.ndarray, labels: np.ndarray, workdir: Path) -> Arrays:
-    """Load the classifier of these images, labels and options from `workdir`, or train it."""
     content = hashlib.sha256(images.tobytes())
     content.update(np.asarray(labels, np.int64).tobytes())
     content.update(repr(CLASSIFIER_OPTIONS).encode())

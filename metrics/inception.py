@@ -6,8 +6,9 @@ uses max pooling, and there are 1008 classes. Layers are named as in the file of
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +24,11 @@ NUM_CLASSES = 1008
 EXACT = jax.lax.Precision.HIGHEST  # By default, accelerators round products to fewer bits.
 
 
-class Outputs(NamedTuple):
-    """Features `pool` (B, 2048) for FID and KID, and `logits` (B, 1008) for the inception score."""
+class Features(NamedTuple):
+    """`pool` (B, D) for FID and KID, and `logits` (B, K) for the inception score, or None."""
 
-    pool: Array
-    logits: Array
+    pool: Any
+    logits: Any
 
 
 Convs = Sequence[tuple[int, ...]]
@@ -35,51 +36,28 @@ Convs = Sequence[tuple[int, ...]]
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, batch normalization with fixed statistics, ReLU.
-
-    By default, padding is SAME for stride 1 and VALID otherwise.
-    """
+    """Convolution, by default SAME for stride 1 and else VALID; fixed batch normalization; ReLU."""
 
     def __init__(
-        self,
-        in_features: int,
-        features: int,
-        height: int,
-        width: int,
-        stride: int = 1,
-        *,
-        padding: str | None = None,
-        rngs: Rngs,
+        self, in_features: int, conv: tuple[int, ...], padding: str = "", *, rngs: Rngs
     ) -> None:
-        self.conv = nnx.Conv(
-            in_features,
-            features,
-            (height, width),
-            stride,
-            padding=padding or ("SAME" if stride == 1 else "VALID"),
-            use_bias=False,
-            precision=EXACT,
-            rngs=rngs,
-        )
+        features, height, width, stride = (*conv, 1)[:4]
+        padding = padding or ("SAME" if stride == 1 else "VALID")
+        kernel = {"kernel_size": (height, width), "strides": stride, "padding": padding}
+        options = {"use_bias": False, "precision": EXACT, "rngs": rngs}
+        self.conv = nnx.Conv(in_features, features, **kernel, **options)
         self.bn = nnx.BatchNorm(features, use_running_average=True, epsilon=1e-3, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         return jax.nn.relu(self.bn(self.conv(x)))
 
 
-def max_pool(x: Array) -> Array:
-    """Max-pool 3x3 pixels with stride 2: (B, H, W, C) -> (B, (H - 1) // 2, (W - 1) // 2, C)."""
-    return nnx.max_pool(x, (3, 3), (2, 2))
-
-
-def mean_pool(x: Array) -> Array:
-    """Average 3x3 pixels with stride 1, excluding the padding; keeps the shape (B, H, W, C)."""
-    return nnx.avg_pool(x, (3, 3), (1, 1), padding="SAME", count_include_pad=False)
-
-
-def same_max_pool(x: Array) -> Array:
-    """Max-pool 3x3 pixels with stride 1; keeps the shape (B, H, W, C)."""
-    return nnx.max_pool(x, (3, 3), (1, 1), padding="SAME")
+# Of 3x3 pixels; the last two have stride 1, keep the shape, and exclude the padding.
+max_pool = functools.partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2))
+same_max_pool = functools.partial(nnx.max_pool, window_shape=(3, 3), padding="SAME")
+mean_pool = functools.partial(
+    nnx.avg_pool, window_shape=(3, 3), padding="SAME", count_include_pad=False
+)
 
 
 class Block(nnx.Module):
@@ -107,7 +85,7 @@ class Block(nnx.Module):
                 layers[-2:] = f"{layers[-2]}a", f"{layers[-2]}b"
             inputs = [in_features, *(features for features, *_ in convs)]
             for layer, features, conv in zip(layers, inputs, convs):
-                setattr(self, layer, ConvNorm(features, *conv, rngs=rngs))
+                setattr(self, layer, ConvNorm(features, conv, rngs=rngs))
             names.append(tuple(layers))
         self.branches = tuple(names)
 
@@ -163,19 +141,15 @@ MIXED_C = {  # at 8x8, with parallel convolutions at the end
 
 
 class Inception(nnx.Module):
-    """uint8 images (B, H, W, C) of any H and W, with C = 1 or 3 -> Outputs in float32.
-
-    Args:
-      half_pixel: how images are resized to the network's input; see `resize`.
-    """
+    """uint8 images (B, H, W, C) of any H and W, with C = 1 or 3 -> Features in float32."""
 
     def __init__(self, half_pixel: bool = True, *, rngs: Rngs) -> None:
         self.half_pixel = half_pixel
-        self.Conv2d_1a_3x3 = ConvNorm(3, 32, 3, 3, 2, rngs=rngs)
-        self.Conv2d_2a_3x3 = ConvNorm(32, 32, 3, 3, padding="VALID", rngs=rngs)
-        self.Conv2d_2b_3x3 = ConvNorm(32, 64, 3, 3, rngs=rngs)
-        self.Conv2d_3b_1x1 = ConvNorm(64, 80, 1, 1, rngs=rngs)
-        self.Conv2d_4a_3x3 = ConvNorm(80, 192, 3, 3, padding="VALID", rngs=rngs)
+        self.Conv2d_1a_3x3 = ConvNorm(3, (32, 3, 3, 2), rngs=rngs)
+        self.Conv2d_2a_3x3 = ConvNorm(32, (32, 3, 3), "VALID", rngs=rngs)
+        self.Conv2d_2b_3x3 = ConvNorm(32, (64, 3, 3), rngs=rngs)
+        self.Conv2d_3b_1x1 = ConvNorm(64, (80, 1, 1), rngs=rngs)
+        self.Conv2d_4a_3x3 = ConvNorm(80, (192, 3, 3), "VALID", rngs=rngs)
         self.Mixed_5b = Block(192, mixed_a(32), mean_pool, rngs=rngs)
         self.Mixed_5c = Block(256, mixed_a(64), mean_pool, rngs=rngs)
         self.Mixed_5d = Block(288, mixed_a(64), mean_pool, rngs=rngs)
@@ -190,7 +164,7 @@ class Inception(nnx.Module):
         self.Mixed_7c = Block(2048, MIXED_C, same_max_pool, split=True, rngs=rngs)
         self.fc = nnx.Linear(POOL_FEATURES, NUM_CLASSES, precision=EXACT, rngs=rngs)
 
-    def __call__(self, images: Array) -> Outputs:
+    def __call__(self, images: Array) -> Features:
         x = resize(images.astype(jnp.float32), self.half_pixel)
         x = jnp.broadcast_to(x, (*x.shape[:3], 3))
         # To [-1, 1] as pytorch-fid does, or as TensorFlow's graph of 2015 does.
@@ -201,7 +175,7 @@ class Inception(nnx.Module):
         x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))
         pool = x.mean((1, 2))
-        return Outputs(pool, self.fc(pool))
+        return Features(pool, self.fc(pool))
 
 
 def resize(x: Array, half_pixel: bool) -> Array:

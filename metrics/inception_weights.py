@@ -21,14 +21,7 @@ from metrics.inception import Inception
 from models.building import Params, abstract_network
 from models.layers import Rngs
 from pretrained import safetensors_format, torch_format
-from pretrained.stored_parameters import (
-    KERNEL,
-    MATRIX,
-    VECTOR,
-    Layout,
-    StoredParameter,
-    load_params,
-)
+from pretrained.stored_parameters import KERNEL, MATRIX, VECTOR, StoredParameter, load_params
 from pretrained.trained import Tensors
 from readers.files import check_regular
 
@@ -75,7 +68,13 @@ def read(path: str | Path) -> Weights:
     else:
         source, tensors = _read_pth(path)
     tensors = {name: tensors[name] for name in sorted(tensors) if not name.endswith(UNUSED)}
-    params = load_params(_layout(), tensors, str(path))
+    flat: dict[tuple[Any, ...], Any] = traverse_util.flatten_dict(network(half_pixel=True)[1])
+    layout = []
+    for leaf, shaped in flat.items():
+        name, axes = LEAVES[leaf[-2:]]
+        stored = (".".join((*leaf[:-1], name)),)
+        layout.append(StoredParameter(leaf, shaped.shape, stored, axes))
+    params = load_params(layout, tensors, str(path))
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(name.encode() + np.ascontiguousarray(tensor, np.float32).tobytes())
@@ -83,12 +82,7 @@ def read(path: str | Path) -> Weights:
 
 
 def find(path: str | Path = "") -> Path:
-    """Return the file of weights: `path` itself, or a file in the folder `path`.
-
-    Without `path`, the file is searched for in the caches of this program and of PyTorch.
-
-    Raises InputError, stating where to download the file, if there is none.
-    """
+    """Return the file of weights: `path`, or a file in the folder `path` or in the caches."""
     if path:
         path = expand_home(path, "eval.inception_path")
         if os.path.lexists(path) and not path.is_dir():
@@ -120,16 +114,6 @@ def network(*, half_pixel: bool) -> tuple[nnx.GraphDef, Params]:
     abstract = abstract_network(lambda: Inception(half_pixel, rngs=Rngs(jax.random.key(0))))
     graph, state = nnx.split(abstract)
     return graph, {**nnx.to_pure_dict(state)}
-
-
-def _layout() -> Layout:
-    """Return how pytorch-fid stores each parameter."""
-    flat: dict[tuple[Any, ...], Any] = traverse_util.flatten_dict(network(half_pixel=True)[1])
-    layout = []
-    for path, leaf in flat.items():
-        name, axes = LEAVES[path[-2:]]
-        layout.append(StoredParameter(path, leaf.shape, (".".join((*path[:-1], name)),), axes))
-    return layout
 
 
 def _read_pth(path: Path) -> tuple[str, Tensors]:

@@ -10,8 +10,7 @@ import numpy as np
 import datasets
 import losses
 import sharding
-from metrics.splits import check_images
-from metrics.stage import Context, Measure, Results, Stage, summarize, summary_measure
+from metrics.stage import Context, Results, Stage, check_images, summarize, summary_measure
 from runs import Arrays, load_rounds
 
 
@@ -38,17 +37,12 @@ def run(context: Context) -> Results:
     return summarize(loss) | {"stderr": losses.mean_stderr(loss[finite], t[finite])}
 
 
-def measures(entry: Results) -> list[Measure]:
-    """The held-out loss."""
-    note = "denoising score matching, without dropout"
-    return [summary_measure("held-out loss", entry, note)]
-
-
+NOTE = "denoising score matching, without dropout"
 STAGE = Stage(
     name="loss",
     key="loss",
     kind="loss",
     check=functools.partial(check_images, split="test"),
     run=run,
-    measures=measures,
+    measures=lambda entry: [summary_measure("held-out loss", entry, NOTE)],
 )

@@ -8,7 +8,7 @@ of the jackknife over groups of images.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +19,8 @@ from experiment import Experiment
 from metrics import distances, features, reference_statistics, samples_stage
 from metrics.distances import Moments
 from metrics.features import Extractor
-from metrics.splits import NoReferenceError
-from metrics.stage import Context, Measure, Results, Stage
-from metrics.statistics_files import Protocol, Reference
+from metrics.reference_statistics import Protocol, Reference
+from metrics.stage import Context, Measure, NoReferenceError, Results, Stage
 from runs import Arrays, load_rounds, progress
 
 MIN_IMAGES = 10  # With fewer images nothing is measured.
@@ -29,6 +28,7 @@ FID_IMAGES = 10_000  # With fewer images the name of a Frechet distance contains
 JACKKNIFE_GROUPS = 10  # The jackknife leaves out one group of images at a time.
 KID_IMAGES = 20_000  # Of each set, at most; time grows with the square of the number.
 MAX_LISTED = 10  # classes in the description of the reference
+KEYS = ("frechet", "kid", "inception_score", "precision", "recall")
 
 
 class Prepared(NamedTuple):
@@ -39,21 +39,23 @@ class Prepared(NamedTuple):
 
 
 def check(experiment: Experiment) -> None:
-    """Raise InputError for too few samples."""
-    count = experiment.config.eval.num_samples
-    if count < MIN_IMAGES:
+    """Raise InputError for too few samples, or none."""
+    config = experiment.config.eval
+    if not config.enable_sampling:
         raise InputError(
-            f"eval.num_samples = {count} must be at least {MIN_IMAGES} for eval.enable_metrics = "
-            "True."
+            "eval.enable_metrics = True requires eval.enable_sampling = True. Set "
+            "--config.eval.enable_sampling (finished rounds on disk are reused), or "
+            "--noconfig.eval.enable_metrics."
+        )
+    if config.num_samples < MIN_IMAGES:
+        raise InputError(
+            f"eval.num_samples = {config.num_samples} must be at least {MIN_IMAGES} for "
+            "eval.enable_metrics = True."
         )
 
 
 def prepare(experiment: Experiment, workdir: Path) -> Prepared:
-    """Load the feature extractor and load or compute the reference statistics.
-
-    Raise InputError if either cannot be loaded or does not fit the other. If there are none of the
-    requested classes, the reference is empty and states why.
-    """
+    """The extractor and the statistics, which state the `problem` without images of the classes."""
     extractor = features.make_extractor(experiment, workdir)
     try:
         reference = reference_statistics.load_or_compute(experiment, extractor, workdir)
@@ -90,16 +92,21 @@ def measure(paths: Sequence[Path], extractor: Extractor, reference: Reference) -
     order = np.random.default_rng(0).permutation(len(arrays["pool"]))
     generated, real = arrays["pool"][order], reference.pool
     results = {"features": extractor.label, "images": len(order), "reference": reference.protocol}
+    results |= dict.fromkeys(KEYS)
     with progress.waiting("computing the Frechet distance"):
         results["frechet"] = frechet(generated, extractor.published, reference)
-    results |= dict.fromkeys(("kid", "precision", "recall", "inception_score"))
     if real is not None and len(real) >= MIN_IMAGES:
         real = np.random.default_rng(1).permutation(real)
-        with progress.waiting("computing the kernel distance"):
-            results["kid"] = kid(real, generated)
+        if min(len(real), len(generated)) >= 3 * JACKKNIFE_GROUPS:
+            first, second = real[:KID_IMAGES], generated[:KID_IMAGES]
+            with progress.waiting("computing the kernel distance"):
+                value, stderr, _ = distances.kernel_distance(first, second, JACKKNIFE_GROUPS)
+            note = f"all pairs of {len(second)} and {len(first)} images"
+            results["kid"] = {"name": "KID", "value": value, "stderr": stderr, "note": note}
         with progress.waiting("computing precision and recall"):
             found = distances.precision_recall(real, generated)
-        results |= {name: {"name": name, **each._asdict()} for name, each in found.items()}
+        for name, (value, stderr, _) in found.items():
+            results[name] = {"name": name, "value": value, "stderr": stderr}
     if "logits" in arrays:
         results["inception_score"] = inception_score(arrays["logits"][order], extractor.published)
     return results
@@ -117,13 +124,13 @@ def frechet(generated: np.ndarray, published: bool, reference: Reference) -> Res
         return {"name": name, "value": None, "stderr": None, "extrapolated": None, "note": note}
     parts = [Moments.from_features(generated[i::JACKKNIFE_GROUPS]) for i in range(JACKKNIFE_GROUPS)]
 
-    def merge(kept: Iterable[int]) -> Moments:
+    def merge(kept: np.ndarray) -> Moments:
         return functools.reduce(Moments.merge, [parts[group] for group in kept])
 
     error = distances.jackknife(
         lambda kept: distances.frechet_distance(merge(kept), real), JACKKNIFE_GROUPS
     )
-    singular = merge(range(JACKKNIFE_GROUPS)).rank_deficient or real.rank_deficient
+    singular = merge(np.arange(JACKKNIFE_GROUPS)).rank_deficient or real.rank_deficient
     note = "fewer images than features, not comparable with other values"
     if not singular:
         note = f"{error.extrapolated:.4g} without the bias of order 1 / N"
@@ -135,16 +142,6 @@ def frechet(generated: np.ndarray, published: bool, reference: Reference) -> Res
         "rank_deficient": singular,
         "note": f"against {describe(reference.protocol)}; {note}",
     }
-
-
-def kid(real: np.ndarray, generated: np.ndarray) -> Results | None:
-    """The kernel distance of at most KID_IMAGES images of each set; None with too few images."""
-    if min(len(real), len(generated)) < 3 * JACKKNIFE_GROUPS:
-        return None
-    real, generated = real[:KID_IMAGES], generated[:KID_IMAGES]
-    distance = distances.kernel_distance(real, generated, JACKKNIFE_GROUPS)
-    note = f"all pairs of {len(generated)} and {len(real)} images"
-    return {"name": "KID", **distance._asdict(), "note": note}
 
 
 def inception_score(logits: np.ndarray, published: bool) -> Results:
@@ -169,12 +166,9 @@ def describe(protocol: Protocol) -> str:
 def measures(entry: Results) -> list[Measure]:
     """All metrics; their names contain the features and the number of images."""
     rows, count = [], entry["images"]
-    for key in ("frechet", "kid", "inception_score", "precision", "recall"):
-        found = entry[key]
-        if found is not None:
-            name = f"{found['name']} ({entry['features']}, n = {count})"
-            note = found.get("note", "")
-            rows.append(Measure(name, found["value"], found["stderr"], count, note))
+    for found in filter(None, map(entry.get, KEYS)):
+        name = f"{found['name']} ({entry['features']}, n = {count})"
+        rows.append(Measure(name, found["value"], found["stderr"], count, found.get("note", "")))
     return rows
 
 
@@ -186,5 +180,4 @@ STAGE = Stage(
     prepare=prepare,
     run=run,
     measures=measures,
-    requires=("sampling",),
 )

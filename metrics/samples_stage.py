@@ -17,8 +17,7 @@ import numpy as np
 import datasets
 from errors import InputError
 from experiment import Experiment
-from metrics.splits import rows_of_classes
-from metrics.stage import Context, Measure, Results, Stage
+from metrics.stage import Context, Measure, Results, Stage, rows_of_classes
 from runs import Arrays, load_rounds, round_paths, write_picture
 
 GRID_IMAGES = 100  # Maximum number of images in samples.png.
@@ -29,8 +28,9 @@ def run(context: Context) -> Results:
 
     A round holds `samples`, uint8 (N, H, W, C); `nfe` (N,); `classes` (N,) if config.guidance
     states classes; the `seconds` (1,) that it took; and whether it was the `first` (1,) round of a
-    process, which includes compilation. One round of images is in memory at a time. Raises
-    NotFiniteError, before the round is written, if a sample is not finite.
+    process, which includes compilation. One round of images is in memory at a time. The speed is
+    that of the other rounds, if there are any. Raises NotFiniteError, before the round is written,
+    if a sample is not finite.
     """
     experiment, config = context.experiment, context.experiment.config.eval
     done: list[int] = []
@@ -49,8 +49,19 @@ def run(context: Context) -> Results:
         images = held_out(experiment, len(grid))
         columns = math.ceil(math.sqrt(len(grid)))  # As in samples.png.
         write_picture(context.folder / "real.png", datasets.image_grid(images, columns=columns))
-    nfe = load_rounds(paths, nfe=(config.num_samples,))["nfe"]
-    entry = {"images": config.num_samples, "nfe": float(nfe.mean()), "picture": str(picture)}
+    count, each = config.num_samples, (len(paths),)
+    rounds = load_rounds(paths, nfe=(count,), seconds=each, first=each)
+    nfe, compiled = rounds["nfe"], rounds["first"] == 1
+    timed = compiled if compiled.all() else ~compiled
+    sizes = np.diff([*range(0, count, config.batch_size), count])
+    entry = {
+        "images": count,
+        "nfe": float(nfe.mean()),
+        "nfe_range": [int(nfe.min()), int(nfe.max())],
+        "images_per_second": float(sizes[timed].sum() / rounds["seconds"][timed].sum()),
+        "compilation_included": bool(compiled.all()),
+        "picture": str(picture),
+    }
     guidance = experiment.config.guidance
     if guidance.classes or guidance.checkpoint or experiment.score_model.kinds.paired:
         kind = "classifier-free" if experiment.labelled else "classifier"
@@ -64,8 +75,7 @@ def run(context: Context) -> Results:
 
 def _sample_round(context: Context, index: int) -> Arrays:
     """Generate the images of a round; the first round also writes their trajectories."""
-    experiment = context.experiment
-    config = experiment.config.eval
+    experiment, config = context.experiment, context.experiment.config.eval
     start = index * config.batch_size
     count = min(config.batch_size, config.num_samples - start)
     began = time.monotonic()
@@ -82,16 +92,12 @@ def _sample_round(context: Context, index: int) -> Arrays:
 
 
 def held_out(experiment: Experiment, count: int) -> np.ndarray:
-    """At most `count` test images, uint8 (N, H, W, C), of the same classes as the samples.
-
-    Raise InputError if they cannot be read, or there are none of these classes.
-    """
-    classes = experiment.config.guidance.classes
+    """At most `count` test images, uint8 (N, H, W, C), of the same classes as the samples."""
+    classes, scaler = experiment.config.guidance.classes, experiment.scaler
     rows = rows_of_classes(experiment.test, classes).reshape(-1, len(classes) or 1)
     cycles = min(len(rows), -(-count // rows.shape[1]))
     chosen = rows[np.linspace(0, len(rows) - 1, cycles).round().astype(int)].ravel()[:count]
     values = jnp.asarray(experiment.test.batch(chosen).pixels)
-    scaler = experiment.scaler
     return np.asarray(scaler.pixels(scaler.scale(values), dequantized=False))
 
 
@@ -101,16 +107,11 @@ def sample_paths(context: Context) -> list[Path]:
     return round_paths(context.folder, "samples", -(-config.num_samples // config.batch_size))
 
 
-def measures(entry: Results) -> list[Measure]:
-    """The cost of the samples; the stage `metrics` measures their quality."""
-    return [Measure("NFE of a sample", entry["nfe"], None, entry["images"])]
-
-
 STAGE = Stage(
     name="sampling",
     key="samples",
     kind="samples",
     check=lambda experiment: experiment.sampler.check_stable(),
     run=run,
-    measures=measures,
+    measures=lambda entry: [Measure("NFE of a sample", entry["nfe"], None, entry["images"])],
 )

@@ -1,4 +1,4 @@
-"""The interface of an evaluation stage.
+"""The interface of an evaluation stage, and what stages share: images of a split, and means.
 
 A stage computes one entry of a checkpoint's results.json, in rounds that are files, so that an
 interrupted evaluation resumes. Its measures are the lines that are printed, and the rows of the
@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ import numpy as np
 
 import runs
 from api.trained import TrainedModel
-from errors import InputError
+from datasets import Images
+from errors import InputError, advice
 from experiment import Experiment
 from models.building import Params
 from runs import Arrays
@@ -53,18 +55,12 @@ class Context:
     def run_rounds(
         self, name: str, count: int, compute: Callable[[int], Arrays], **depends: str
     ) -> list[Path]:
-        """Compute the missing rounds; return the paths of all `count` rounds.
-
-        `depends` are further inputs of the rounds: checksums of files.
-        """
+        """Compute the missing rounds, which depend on these checksums too; return all paths."""
         return runs.run_rounds(self.folder, name, count, compute, {**self.depends, **depends})
 
 
 class Measure(NamedTuple):
-    """A measured quantity: `value` is None if it cannot be computed, `stderr` if it is unknown.
-
-    `images` is the sample size.
-    """
+    """A measured quantity of `images`: None stands for what cannot be computed, or is unknown."""
 
     name: str
     value: float | None
@@ -86,7 +82,6 @@ class Stage:
       check: raise InputError for invalid config values and for images that cannot be read.
       prepare: load what all checkpoints share, before the first one; the result is
         `Context.prepared`. Raise InputError if something is missing.
-      requires: names of stages that must be enabled too.
     """
 
     name: str
@@ -96,10 +91,58 @@ class Stage:
     measures: Callable[[Results], list[Measure]]
     check: Callable[[Experiment], None] = lambda experiment: None
     prepare: Callable[[Experiment, Path], Any] = lambda experiment, workdir: None
-    requires: tuple[str, ...] = ()
 
 
-# --- means over images ---
+# --- images ---------------------------------------------------------------------------------------
+
+
+class NoReferenceError(InputError):
+    """There are no images of the requested classes to compare samples with."""
+
+
+def images_of(experiment: Experiment, split: str) -> Images:
+    """The images of a split. Raise InputError if they cannot be read."""
+    return experiment.train if split == "train" else experiment.test
+
+
+def check_images(experiment: Experiment, split: str) -> None:
+    """Raise InputError if the images of a split cannot be read; name the stages that need them."""
+    with advice(
+        "eval.enable_loss and eval.enable_bpd need the images of the data set; "
+        "eval.enable_sampling does not."
+    ):
+        len(images_of(experiment, split))
+
+
+def rows_of_classes(images: Images, classes: Sequence[int]) -> np.ndarray:
+    """Return the numbers of as many images as possible such that image i has class classes[i % k].
+
+    Those of a class are evenly spaced in the split. All images, in order, if `classes` is empty.
+    Raises NoReferenceError if the images have no labels, or none have one of the classes.
+    """
+    if not classes:
+        return np.arange(len(images))
+    if images.labels is None:
+        raise NoReferenceError(
+            "guidance.classes needs images with labels; those of data.dataset have none."
+        )
+    shares = Counter(classes)
+    of_class = {each: np.flatnonzero(images.labels == each) for each in shares}
+    cycles = {each: len(of_class[each]) // share for each, share in shares.items()}
+    rarest = min(cycles, key=cycles.__getitem__)
+    if not cycles[rarest]:
+        raise NoReferenceError(
+            f"guidance.classes requests class {rarest}, of which data.dataset has too few images."
+        )
+    rows = np.empty((cycles[rarest], len(classes)), int)
+    for each, share in shares.items():
+        found, count = of_class[each], share * len(rows)
+        spaced = np.linspace(0, len(found) - 1, count).round().astype(int)
+        rows[:, np.equal(classes, each)] = found[spaced].reshape(-1, share)
+    return rows.ravel()
+
+
+# --- means over images ----------------------------------------------------------------------------
 
 
 def summarize(values: np.ndarray) -> Results:

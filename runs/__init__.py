@@ -7,7 +7,6 @@ computed again if that differs.
 from runs.files import (
     Arrays,
     Depends,
-    is_current,
     load_arrays,
     save_arrays,
     write_arrays,
@@ -34,7 +33,6 @@ __all__ = [
     "LOCK",
     "Arrays",
     "Depends",
-    "is_current",
     "load_arrays",
     "load_rounds",
     "locked",

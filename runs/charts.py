@@ -53,7 +53,7 @@ SETTINGS: dict[RcKeyType, Any] = {
 
 
 class Chart(NamedTuple):
-    """An <svg> element, and its description."""
+    """An <svg> element, and its title, which must be unique in the page."""
 
     svg: Markup
     title: str
@@ -68,11 +68,7 @@ class Line(NamedTuple):
 
 
 def line_chart(lines: Sequence[Line], title: str, x_label: str, y_label: str) -> Chart:
-    """Lines over one x axis of steps.
-
-    The y axis is logarithmic if all values are positive and differ by more than a factor of five.
-    The title must be unique in the page.
-    """
+    """Lines over one x axis of steps; the y axis is logarithmic above LOG_RATIO."""
 
     def draw(axes: Axes) -> None:
         for line, color, dashes in zip(lines, itertools.cycle(SERIES), itertools.cycle(DASHES)):
@@ -93,13 +89,8 @@ def line_chart(lines: Sequence[Line], title: str, x_label: str, y_label: str) ->
     return _chart(draw, title, x_label, y_label)
 
 
-def histogram(
-    counts: Sequence[int], edges: Sequence[float], mean: float, title: str, x_label: str
-) -> Chart:
-    """Bars of the numbers of images (N,) between edges (N + 1,), and a line at the mean.
-
-    The title must be unique in the page.
-    """
+def histogram(counts: Sequence[int], edges: Sequence[float], mean: float, title: str) -> Chart:
+    """Bars of the numbers of images (N,) between edges (N + 1,) in bits/dim, and their mean."""
 
     def draw(axes: Axes) -> None:
         bars = {"color": SERIES[0], "edgecolor": CARD, "linewidth": 0.75}
@@ -109,13 +100,12 @@ def histogram(
         axes.ticklabel_format(style="plain")
         axes.yaxis.set_major_locator(ticker.MaxNLocator("auto", **WHOLE_NUMBERS))
 
-    return _chart(draw, title, x_label, "images")
+    return _chart(draw, title, "bits/dim", "images")
 
 
 def _chart(draw: Callable[[Axes], None], title: str, x_label: str, y_label: str) -> Chart:
-    """What `draw` draws. Ids are hashes with the title, and so unique in the page."""
     file = io.StringIO()
-    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": title}):
+    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": title}):  # Ids are unique in the page.
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)

@@ -36,7 +36,7 @@ INFO = {"step": int, "config": dict, "checksums": dict}
 """The metadata of a checkpoint; see `readers.files.mismatch`."""
 
 UNREADABLE = "Encountered error while reading array index"  # Orbax's, followed by internal names
-ABOUT = "about"  # the checksum of step and config; checkpoints before version 0.6 lack it
+ABOUT = "about"  # the checksum of step and config
 
 Trees = dict[str, Any]
 """Named pytrees of arrays; each can be restored without the others."""
@@ -75,10 +75,7 @@ class Checkpoints:
     def save(
         self, folder: str, number: int, trees: Trees, *, step: int, config: dict[str, Any]
     ) -> None:
-        """Start to write a checkpoint in the background; replace one of the same number.
-
-        Raises InputError if this or the previous checkpoint cannot be written.
-        """
+        """Start to write a checkpoint in the background; replace one of the same number."""
         import orbax.checkpoint as ocp  # Its import takes a fifth of the start of main.py.
 
         self._check_still_there()
@@ -91,15 +88,12 @@ class Checkpoints:
             trees = {name: jax.tree.map(to_host, tree) for name, tree in trees.items()}
             items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
             checksums = {name: tree_checksum(tree) for name, tree in trees.items()}
-            checksums[ABOUT] = _checksum_about(step, config)
+            checksums[ABOUT] = zlib.crc32(_about(step, config))
             info = ocp.args.JsonSave({"step": step, "config": config, "checksums": checksums})
             manager.save(number, args=ocp.args.Composite(**items, info=info), force=True)
 
     def find(self, *folders: str) -> list[Found]:
-        """Return the checkpoints of the folders, by default all, newest first.
-
-        Those with unreadable metadata are skipped, with a warning.
-        """
+        """Return the readable checkpoints of the folders, by default all, newest first."""
         found = []
         for folder in self._managers.keys() & (folders or (SNAPSHOTS, BACKUPS)):
             numbers = {f"checkpoint_{each}": each for each in self._managers[folder].all_steps()}
@@ -123,8 +117,7 @@ class Checkpoints:
     def pick(self, number: int | None) -> Found:
         """Return the snapshot with this number; by default the newest, or else the newest backup.
 
-        A run that was stopped before its first snapshot has a backup only. Raises InputError,
-        which lists the existing snapshots, if there is none.
+        A run that was stopped before its first snapshot has a backup only.
         """
         snapshots = self.snapshots()
         if number is None and not snapshots:
@@ -138,10 +131,6 @@ class Checkpoints:
             )
         return snapshots[number]
 
-    def config(self, found: Found) -> dict[str, Any]:
-        """Return the config that a checkpoint holds."""
-        return _read_info(self._path(found))["config"]
-
     def checksum(self, found: Found, name: str) -> int:
         """Return the checksum of one of a checkpoint's trees, which identifies its content."""
         checksums = _read_info(self._path(found))["checksums"]
@@ -150,16 +139,13 @@ class Checkpoints:
         return checksums[name]
 
     def restore(self, found: Found, like: Trees) -> Trees:
-        """Read the trees of a checkpoint that `like` names, with its shapes, types and shardings.
-
-        Raises InputError if they cannot be read, or differ from what was saved.
-        """
+        """Read the trees that `like` names, with its shapes, types and shardings."""
         import orbax.checkpoint as ocp  # As above.
 
         def abstract(leaf: Array) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
-        trees = {name: jax.tree.map(abstract, tree) for name, tree in like.items()}
+        trees = jax.tree.map(abstract, like)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
         try:
             for path in sorted(self._path(found).rglob("*")):  # Neither links nor named pipes.
@@ -180,10 +166,7 @@ class Checkpoints:
         return {name: restored[name] for name in like}
 
     def restore_latest(self, like: Trees) -> tuple[Trees, Found] | None:
-        """Return the newest readable checkpoint, or None if there are no checkpoints.
-
-        Raises InputError if there are checkpoints and none of them can be read.
-        """
+        """Return the newest readable checkpoint; None if there are no checkpoints at all."""
         for candidate in self.find():
             try:
                 return self.restore(candidate, like), candidate
@@ -226,8 +209,7 @@ class Checkpoints:
     def _check_still_there(self) -> None:
         """Raise InputError if the workdir was moved, deleted or replaced, or a part of it.
 
-        While Orbax writes in the background, it creates such folders again. Training would continue
-        in a workdir that has neither a config nor a lock, or that another process has locked.
+        Orbax, which writes in the background, would create its folders again, without a lock.
         """
         missing = [path.name for path in self._parts if not path.exists()]
         is_other = self._lock is not None and _identity(self._workdir / LOCK) != self._lock
@@ -243,18 +225,19 @@ class Checkpoints:
 
 
 def _read_info(checkpoint: Path) -> dict[str, Any]:
-    """Return the metadata in the folder of a checkpoint. Raises InputError if they are damaged.
-
-    Orbax wrote them, but would wait for the other processes, and without end for a named pipe.
-    """
-    path = checkpoint / "info" / "metadata"
+    """Return the metadata in the folder of a checkpoint. Raises InputError if they are damaged."""
+    path = checkpoint / "info" / "metadata"  # Orbax would wait without end for a named pipe.
     info = read_json(path, INFO)
     if not 0 <= info["step"] <= MAX_STEP:
         raise InputError(f"{path} is damaged: its step is {info['step']}.")
-    about = _checksum_about(info["step"], info["config"])
+    about = zlib.crc32(_about(info["step"], info["config"]))
     if info["checksums"].get(ABOUT, about) != about:
         raise InputError(f"{path} is damaged: it does not have the checksum that it states.")
     return info
+
+
+def _about(step: int, config: dict[str, Any]) -> bytes:
+    return json.dumps([step, config], sort_keys=True).encode()
 
 
 def newest_config(workdir: str | Path) -> tuple[str, dict[str, Any]] | None:
@@ -278,20 +261,19 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _open(path: Path, keep: int | None, create: bool) -> ocp.CheckpointManager:
-    """Return Orbax's manager of a folder, which reads the metadata of all its checkpoints.
-
-    It keeps the `keep` newest ones, or all.
-    """
+    """Return Orbax's manager of a folder, which keeps the `keep` newest checkpoints, or all."""
     import orbax.checkpoint as ocp  # As above.
 
     options = ocp.CheckpointManagerOptions(
         step_prefix="checkpoint", max_to_keep=keep, create=create
     )
-    for attempt in range(1, OPENINGS + 1):
+    attempts = OPENINGS
+    while True:
         try:
             return ocp.CheckpointManager(path, options=options)
         except FileNotFoundError:  # Training, which may run beside this, removes backups.
-            if attempt == OPENINGS:
+            attempts -= 1
+            if not attempts:
                 raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
@@ -299,9 +281,3 @@ def _open(path: Path, keep: int | None, create: bool) -> ocp.CheckpointManager:
                 f"{brief(error).rstrip('.')}. Delete these files; the checkpoints can be read "
                 "without them."
             ) from error
-    raise AssertionError
-
-
-def _checksum_about(step: int, config: dict[str, Any]) -> int:
-    """Return the CRC-32 of the step and the config as JSON."""
-    return zlib.crc32(json.dumps([step, config], sort_keys=True).encode())

@@ -31,12 +31,7 @@ NAME_PART = 50  # characters of a file's name in that of its temporary file
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Call `write` with a binary file that becomes `path` once it is complete; process 0 only.
-
-    Until then it is a hidden file beside `path`. One that a killed run left is overwritten.
-
-    Raises InputError if the file cannot be written.
-    """
+    """Call `write` with a hidden file that becomes `path` once it is complete; process 0 only."""
     if jax.process_index():
         return
     # A part of the name, because file systems allow 255 bytes.
@@ -77,6 +72,12 @@ def write_picture(path: Path, picture: Image.Image) -> None:
     write_atomically(path, lambda file: picture.save(file, "png"))
 
 
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write an .npz file atomically."""
+    named: dict[str, Any] = arrays  # NumPy's other arguments are of other types.
+    write_atomically(path, lambda file: np.savez(file, **named))
+
+
 def save_arrays(path: Path, arrays: Arrays, depends: Depends) -> None:
     """Write an .npz file with a description of its arrays and of what they were made from."""
     if RESERVED & arrays.keys():
@@ -86,40 +87,22 @@ def save_arrays(path: Path, arrays: Arrays, depends: Depends) -> None:
     write_arrays(path, arrays | description)
 
 
-def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Write an .npz file atomically."""
-    named: dict[str, Any] = arrays  # NumPy's other arguments are of other types.
-    write_atomically(path, lambda file: np.savez(file, **named))
-
-
 def load_arrays(path: Path, depends: Depends) -> Arrays | None:
-    """Return the arrays that `save_arrays` wrote with the same description.
-
-    None if the file does not exist, is damaged, or was made from something else; the caller then
-    computes the arrays again. Every array is read, and must have the recorded type and shape.
-    """
+    """Return what `save_arrays` wrote with the same description; None if it is damaged."""
     try:
         arrays = read_npz(path)
     except InputError:
         return None
     found, record = (str(arrays.pop(name, "")) for name in (DEPENDS, RECORD))
-    if found != _canonical(depends) or record != _record(arrays):
-        return None
-    return arrays
-
-
-def is_current(path: Path, depends: Depends) -> bool:
-    """Return whether `load_arrays` would return the arrays of the file."""
-    return load_arrays(path, depends) is not None
+    is_same = found == _canonical(depends) and record == _record(arrays)
+    return arrays if is_same else None
 
 
 def _record(arrays: Arrays) -> str:
-    """Return types and shapes of arrays as JSON."""
     return _canonical({name: [array.dtype.str, array.shape] for name, array in arrays.items()})
 
 
 def _canonical(depends: Depends) -> str:
-    """Return the text by which descriptions are compared."""
     return json.dumps(depends, sort_keys=True)
 
 
@@ -141,8 +124,7 @@ def tree_checksum(tree: Any) -> int:
     of them together may exceed the memory of a host.
     """
     crc = 0
-    for leaf in jax.tree.leaves(tree):
-        leaf = to_host(leaf)
+    for leaf in map(to_host, jax.tree.leaves(tree)):
         whole = leaf if isinstance(leaf, np.ndarray) else sharding.fetch(leaf)
         crc = zlib.crc32(np.ascontiguousarray(whole).data, crc)
     return crc

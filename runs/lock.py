@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 
@@ -23,10 +23,7 @@ ENVIRONMENTS = "environments.json"  # the file of an evaluation that states vers
 
 
 def stored_content(folder: Path) -> tuple[str, Any] | None:
-    """Return the file that states the config of a folder, and its content, which is not checked.
-
-    That is config.json or, without it, the newest readable checkpoint. None if there is neither.
-    """
+    """Return the file that states the config of a folder, and its content, or None."""
     path = folder / CONFIG
     if os.path.lexists(path):
         return str(path), read_json(path, dict)
@@ -45,15 +42,16 @@ def make_folder(folder: str | Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Let only this run of process 0 write to `folder`; raise InputError if another one does.
-
-    The lock is one of the operating system, which ends with the process that holds it. It holds on
-    one computer, and between computers as far as their shared file system supports locks.
-    """
+    """Let only this run of process 0 write to `folder`, by a lock of the operating system."""
     if jax.process_index():
         yield
         return
-    with _open_lock(Path(folder) / LOCK) as file:
+    path = Path(folder) / LOCK
+    if os.path.lexists(path):
+        check_regular(path)
+    with writing(path):  # Not through a link that the folder brought along.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    with open(descriptor, "a+", encoding="utf-8", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -68,18 +66,6 @@ def locked(folder: str | Path) -> Iterator[None]:
         yield
 
 
-def _open_lock(path: Path) -> TextIO:
-    """Open the file, but not through a link that the folder brought along."""
-
-    def opener(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_NOFOLLOW, 0o666)
-
-    if os.path.lexists(path):
-        check_regular(path)
-    with writing(path):
-        return open(path, "a+", encoding="utf-8", errors="replace", opener=opener)
-
-
 TAKEN = (
     *(checkpoints.SNAPSHOTS, checkpoints.BACKUPS, "calibration", "classifier", "data", "latents"),
     *("restore", "sample", "samples", "statistics", "tensorboard"),
@@ -88,10 +74,7 @@ TAKEN = (
 
 
 def results_folder(parent: str | Path, name: str, taken: Sequence[str] = TAKEN) -> Path:
-    """Return the folder of results that --eval_folder names, below `parent`.
-
-    Raises InputError if it lies elsewhere, or is one of those that are `taken` by other modes.
-    """
+    """Return the folder of results that --eval_folder names, below `parent`."""
     parts = Path(name).parts
     if not parts or ".." in parts or Path(name).is_absolute():
         raise InputError(

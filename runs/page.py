@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from flax import traverse_util
@@ -30,14 +30,6 @@ KINDS = ("bits/dim", "FID", "FD")  # Measures whose names begin so are highlight
 MAX_SIDE = 1600  # pixels; larger pictures are embedded at this size
 
 
-class Picture(NamedTuple):
-    """The kind of a picture (the stem of its file), its data URL, and why it has none, or ''."""
-
-    kind: str
-    url: str
-    problem: str = ""
-
-
 def render(data: ReportData, folder: Path) -> str:
     """Return the HTML of what `report.gather` returned for `folder`, whose pictures it reads."""
     environment = jinja2.Environment(
@@ -48,16 +40,21 @@ def render(data: ReportData, folder: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters["plus_minus"] = plus_minus
-    checkpoints, config = data["checkpoints"], data["config"]
-    names = dict.fromkeys(row["name"] for each in checkpoints for row in _measures(each))
+    checkpoints, config, training = data["checkpoints"], data["config"], None
+    names = [row["name"] for each in checkpoints for row in each["results"]["measures"]]
+    lines = [Line(name, each["steps"], each["values"]) for name, each in data["curves"].items()]
+    if lines:
+        title = f"Loss by training step: {' and '.join(line.name for line in lines)}"
+        training = charts.line_chart(lines, title, "step", "loss")
+    size = (*sides(config["data"]["image_size"]), config["data"]["num_channels"]) if config else ()
     fields = traverse_util.flatten_dict(config, sep=".")
     return environment.get_template("page.html").render(
         **data | {"checkpoints": [_checkpoint(each, folder) for each in checkpoints]},
-        measure_names=list(names),
+        measure_names=list(dict.fromkeys(names)),
         sampler=_sampler(config["sampling"]) if config else "",
-        shape=_shape(config["data"]) if config else "",
+        shape="x".join(map(str, size)),
         by_step=_charts_by_step(checkpoints) if len(checkpoints) > 1 else [],
-        training=_training(data["curves"]),
+        training=training,
         package_names=list(dict.fromkeys(name for each in data["environments"] for name in each)),
         fields=[(name, json.dumps(value)) for name, value in sorted(fields.items())],
     )
@@ -74,10 +71,6 @@ def plus_minus(measure: ReportData | None) -> str:
     return f"{value:.{digits}f} ± {stderr:.{digits}f}"
 
 
-def _shape(data: ReportData) -> str:
-    return "x".join(map(str, (*sides(data["image_size"]), data["num_channels"])))
-
-
 def _sampler(sampling: ReportData) -> str:
     if sampling["method"] == "pc":
         corrector = "no" if sampling["corrector"] == "none" else sampling["corrector"]
@@ -87,80 +80,56 @@ def _sampler(sampling: ReportData) -> str:
     return sampling["method"]
 
 
-def _measures(checkpoint: ReportData) -> list[ReportData]:
-    return checkpoint["results"]["measures"]
-
-
-def _short_name(name: str) -> str:
-    """A measure's name without the details in parentheses."""
-    return name.split(" (")[0]
-
-
-# --- charts ---
-
-
 def _charts_by_step(checkpoints: Sequence[ReportData]) -> list[Chart]:
     """A chart of the finite values of each kind of measures that has any."""
     found = []
     for kind in KINDS:
         points: dict[str, list[tuple[int, float]]] = {}
         for each in sorted(checkpoints, key=lambda each: each["results"]["step"]):
-            for measure in _measures(each):
+            for measure in each["results"]["measures"]:
                 if measure["name"].startswith(kind) and measure["value"] is not None:
                     name = measure["name"].removeprefix(f"{kind}, ")
                     points.setdefault(name, []).append((each["results"]["step"], measure["value"]))
         if points:
-            lines = [Line(_short_name(name), *zip(*each)) for name, each in points.items()]
+            lines = [Line(_short(name), *zip(*each)) for name, each in points.items()]
             title = f"{kind} by training step: {'; '.join(points)}"
             found.append(charts.line_chart(lines, title, "step", kind))
     return found
 
 
-def _training(curves: ReportData) -> Chart | None:
-    """The chart of the losses; None without any."""
-    lines = [Line(name, each["steps"], each["values"]) for name, each in curves.items()]
-    if not lines:
-        return None
-    title = f"Loss by training step: {' and '.join(line.name for line in lines)}"
-    return charts.line_chart(lines, title, "step", "loss")
-
-
-# --- the section of a checkpoint ---
+def _short(name: str) -> str:
+    """A measure's name without the details in parentheses."""
+    return name.split(" (")[0]
 
 
 def _checkpoint(checkpoint: ReportData, folder: Path) -> ReportData:
     """What the section of one checkpoint shows, in addition to its data."""
-    histogram, chart = checkpoint["bpd_histogram"], None
-    if histogram is not None:
-        count, number = sum(histogram["counts"]), checkpoint["number"]
-        title = f"Checkpoint {number}: histogram of the bits/dim of {count} images"
-        chart = charts.histogram(**histogram, title=title, x_label="bits/dim")
+    results, chart = checkpoint["results"], None
+    if "bpd" in results:
+        found, number = results["bpd"], checkpoint["number"]
+        title = f"Checkpoint {number}: histogram of the bits/dim of {found['images']} images"
+        chart = charts.histogram(**found["histogram"], mean=found["mean"], title=title)
+    measures, shown = results["measures"], []
+    for kind in KINDS:
+        first = [each for each in measures if each["name"].startswith(kind)][:1]
+        shown += [(_short(each["name"]), plus_minus(each)) for each in first]
+    if "samples" in results:
+        samples = results["samples"]
+        low, high = samples["nfe_range"]
+        variation = f" ({low} to {high})" if low != high else ""
+        shown.append(("NFE per image", f"{samples['nfe']:.0f}{variation}"))
+        label = "images/s, with compilation" if samples["compilation_included"] else "images/s"
+        shown.append((label, f"{samples['images_per_second']:.3g}"))
     return checkpoint | {
-        "by_name": {measure["name"]: measure for measure in _measures(checkpoint)},
-        "highlights": _highlights(checkpoint),
+        "by_name": {measure["name"]: measure for measure in measures},
+        "highlights": shown,
         "pictures": [_picture(folder / name) for name in checkpoint["pictures"]],
         "chart": chart,
     }
 
 
-def _highlights(checkpoint: ReportData) -> list[tuple[str, str]]:
-    """Names and values shown in large type: the first measure of each kind, NFE and speed."""
-    shown = []
-    for kind in KINDS:
-        found = [each for each in _measures(checkpoint) if each["name"].startswith(kind)]
-        shown += [(_short_name(each["name"]), plus_minus(each)) for each in found[:1]]
-    sampling = checkpoint["sampling"]
-    if sampling is not None:
-        nfe = sampling["nfe"]
-        variation = f" ({nfe['least']} to {nfe['most']})" if nfe["least"] != nfe["most"] else ""
-        shown.append(("NFE per image", f"{nfe['mean']:.0f}{variation}"))
-        label = "images/s, with compilation" if sampling["compilation_included"] else "images/s"
-        shown.append((label, f"{sampling['images_per_second']:.3g}"))
-    return shown
-
-
-def _picture(path: Path) -> Picture:
-    """The picture of a PNG file, at most of MAX_SIDE."""
+def _picture(path: Path) -> dict[str, str]:
+    """The kind of a PNG file (its stem), its data URL, and why it has none, or ''."""
     content = io.BytesIO()
     try:
         check_regular(path)
@@ -168,6 +137,7 @@ def _picture(path: Path) -> Picture:
             picture.thumbnail((MAX_SIDE, MAX_SIDE))
             picture.save(content, "png")
     except Exception as error:  # Decoders raise many exception types for damaged files.
-        return Picture(path.stem, "", f"{path.name} is missing or damaged: {brief(error)}.")
+        problem = f"{path.name} is missing or damaged: {brief(error)}."
+        return {"kind": path.stem, "url": "", "problem": problem}
     encoded = base64.b64encode(content.getbuffer()).decode()
-    return Picture(path.stem, f"data:image/png;base64,{encoded}")
+    return {"kind": path.stem, "url": f"data:image/png;base64,{encoded}", "problem": ""}

@@ -1,7 +1,7 @@
-"""What a command is doing, for the person who waits for it. Only process 0 prints.
+"""What a command is doing. Only process 0 prints.
 
-On a terminal, counted work is a bar. Elsewhere, such as in the log of a cluster, it is a line every
-INTERVAL seconds. Work of unknown length is a line after a second, and one every INTERVAL seconds.
+On a terminal, counted work is a bar. Elsewhere, as in the log of a cluster, it is a line every
+INTERVAL seconds, as is work of unknown length, after a first line.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
 FIRST, INTERVAL = 1.0, 15.0  # seconds
 
-Update = Callable[[int], None]
+Update = Callable[[int], Any]
 """(units done so far) -> None."""
 
 _last_line = 0.0  # when anything was printed here, on the monotonic clock
@@ -33,13 +34,10 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def waiting(text: str, *, announced: bool = False) -> Iterator[None]:
-    """Say what a block does, if it takes longer than a second.
-
-    If it has been `announced` already, the first line comes after INTERVAL seconds.
-    """
+def waiting(text: str) -> Iterator[None]:
+    """Say what a block does, if it takes longer than a second."""
     start = time.monotonic()
-    with _reporting(text, announced, lambda: f"{_interval(time.monotonic() - start)} so far"):
+    with _reporting(text, lambda: f"{_interval(time.monotonic() - start)} so far"):
         yield
 
 
@@ -47,23 +45,16 @@ def waiting(text: str, *, announced: bool = False) -> Iterator[None]:
 def counting(
     text: str, total: int, unit: str, done: int = 0, *, announced: bool = False
 ) -> Iterator[Update]:
-    """Show how far a block has come, by the function that it is given.
+    """Show how far a block, such as "drawing 64 samples", has come by the function that it gets.
 
-    Args:
-      text: what the block does, such as "drawing 64 samples".
-      total: the number of units at its end; `done` are done before.
-      unit: what is counted, such as "step".
-      announced: see `waiting`.
+    It counts units, such as steps, from `done` to `total`. If it was `announced` by a line already,
+    the next one comes after INTERVAL seconds.
     """
     start, first = time.monotonic(), done
     updated = start
     if jax.process_index() == 0 and sys.stderr.isatty():
         with tqdm(desc=text, total=total, initial=done, unit=unit, leave=False) as bar:
-
-            def advance(now_done: int) -> None:
-                bar.update(now_done - bar.n)
-
-            yield advance
+            yield lambda now_done: bar.update(now_done - bar.n)
         return
 
     def status() -> str:
@@ -78,16 +69,15 @@ def counting(
         nonlocal done, updated
         done, updated = now_done, time.monotonic()
 
-    with _reporting(text, announced, status):
+    with _reporting(text, status, announced):
         yield update
 
 
 @contextlib.contextmanager
-def _reporting(text: str, announced: bool, status: Callable[[], str]) -> Iterator[None]:
+def _reporting(text: str, status: Callable[[], str], announced: bool = False) -> Iterator[None]:
     """Print the status of a block from a thread, unless another block did so recently."""
     ended = threading.Event()
-    # A block that contains others prints less often than they do.
-    interval = INTERVAL * (1.2 if announced else 1)
+    interval = INTERVAL * (1.2 if announced else 1)  # Such a block contains others.
 
     def report() -> None:
         if ended.wait(FIRST):

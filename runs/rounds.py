@@ -9,10 +9,12 @@ import numpy as np
 from absl import logging
 
 import sharding
-from errors import InputError, brief, printable
+from errors import InputError, advice, brief, printable
 from readers.files import is_real, read_npz
 from runs import progress
-from runs.files import RESERVED, Arrays, Depends, is_current, save_arrays
+from runs.files import RESERVED, Arrays, Depends, load_arrays, save_arrays
+
+AGAIN = "Delete it, and it is computed again."
 
 
 def run_rounds(
@@ -20,15 +22,11 @@ def run_rounds(
 ) -> list[Path]:
     """Compute the rounds 0 .. count - 1 that are not on disk, and return the files of all.
 
-    Args:
-      folder: where the files are.
-      name: the name of the rounds; the file of round i is NAME_i.npz.
-      compute: the arrays of a round, from its number.
-      depends: what the arrays are made from. A round that was made from something else is computed
-        again.
+    The file of round i is NAME_i.npz, and `compute` returns its arrays from its number. `depends`
+    states what they are made from: a round that was made from something else is computed again.
     """
     paths = round_paths(folder, name, count)
-    missing = [(i, path) for i, path in enumerate(paths) if not is_current(path, depends)]
+    missing = [(i, path) for i, path in enumerate(paths) if load_arrays(path, depends) is None]
     stale = sum(path.exists() for _, path in missing)
     if stale:
         logging.warning(
@@ -65,33 +63,29 @@ def load_rounds(
     Raises:
       InputError: a file is damaged, lacks an array, or has one of another type or shape.
     """
-    again = "Delete it, and it is computed again."
     names = (*names, *(name for name in shapes if name not in optional))
     parts: dict[str, list[np.ndarray]] = {}
     expected = set(names)
     for index, path in enumerate(paths):
-        try:
+        with advice(AGAIN):
             found = read_npz(path, *([*names, *optional] if names else []))
-        except InputError as error:
-            raise InputError(f"{error} {again}") from error
         found = {name: array for name, array in found.items() if name not in RESERVED}
         if not index:  # The other files must have the same arrays.
             expected |= found.keys()
         if found.keys() != expected:
             lacking = ", ".join(map(printable, sorted(expected ^ found.keys())))
-            raise InputError(f"{path} lacks {lacking}, or other rounds do. {again}")
+            raise InputError(f"{path} lacks {lacking}, or other rounds do. {AGAIN}")
         for name, array in found.items():
             array = array.astype(np.uint8) if array.dtype == bool else array
             if not is_real(array.dtype):
-                raise InputError(f"{path}: {printable(name)} is of type {array.dtype}. {again}")
+                raise InputError(f"{path}: {printable(name)} is of type {array.dtype}. {AGAIN}")
             parts.setdefault(name, []).append(array)
     try:
         joined = {name: np.concatenate(part) for name, part in parts.items()}
         for name in shapes.keys() & joined.keys():
             found, expected = joined[name].shape, shapes[name]
-            if len(found) != len(expected) or any(
-                side not in (-1, size) for size, side in zip(found, expected)
-            ):
+            same = [side in (-1, size) for size, side in zip(found, expected)]
+            if len(found) != len(expected) or not all(same):
                 raise ValueError(f"{name} has the shape {found} instead of {expected}")
         return joined
     except ValueError as error:

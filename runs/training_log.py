@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from errors import NotFiniteError
 from readers.files import MAX_STEP, NUMBER, mismatch, read_lines
-from runs import write_atomically, write_picture, writing
+from runs import write_picture, write_text, writing
 
 FILE_NAME = "metrics.jsonl"
 
@@ -35,12 +35,11 @@ class TrainingLog:
 
     Args:
         workdir: an existing folder, which receives tensorboard/, samples/ and metrics.jsonl.
-        start: the step at which this run starts. Entries of later steps, left by a run that was
-            killed, are removed.
-        total: the step at which training ends.
+        start, total: the steps at which this run starts and training ends. Entries of steps after
+            the start, left by a run that was killed, are removed.
         batch_size: images per step, for the speed.
         rate: the learning rate after a number of updates, for error messages.
-        skipped_in_a_row: the number of steps with values that are not finite, one after the other,
+        most_skipped: the number of steps with values that are not finite, one after the other,
             which training skips before it is an error.
     """
 
@@ -50,12 +49,11 @@ class TrainingLog:
         start: int,
         total: int,
         batch_size: int,
-        *,
         rate: Callable[[int], Any] | None = None,
-        skipped_in_a_row: int = 0,
+        most_skipped: int = 0,
     ) -> None:
         self.workdir, self.step, self.total = Path(workdir), start, total
-        self.batch_size, self.rate, self.most_skipped = batch_size, rate, skipped_in_a_row
+        self.batch_size, self.rate, self.most_skipped = batch_size, rate, most_skipped
         self.is_writer = jax.process_index() == 0
         self.pending: list[dict[str, Array]] = []  # on the device
         self.fetched: list[dict[str, np.ndarray]] = []  # finite, not yet reported
@@ -93,10 +91,8 @@ class TrainingLog:
     def collect(self, step: int, metrics: dict[str, Array]) -> None:
         """Keep the metrics of the steps up to `step`, without waiting for the device.
 
-        Args:
-            step: the number of steps done.
-            metrics: `loss` and `grad_norm`, both (steps,), and `levels` (steps, 2, levels), the
-                sums and counts of the losses by noise level.
+        They are `loss` and `grad_norm`, both (steps,), and `levels` (steps, 2, levels), the sums
+        and counts of the losses by noise level.
         """
         if self.timed_from is None:  # Compilation does not count towards the speed.
             jax.block_until_ready(metrics)
@@ -106,11 +102,7 @@ class TrainingLog:
         self.step = step
 
     def check(self) -> None:
-        """Wait for the collected steps.
-
-        Raises NotFiniteError, with the number of the step, if a loss or gradient norm is not
-        finite. Skipped steps are reported, and are an error if there are too many in a row.
-        """
+        """Wait for the collected steps; NotFiniteError for values that may not be skipped."""
         fetched = jax.device_get(self.pending)
         self.pending.clear()
         if not fetched:
@@ -164,11 +156,7 @@ class TrainingLog:
         self.say(f"loss {loss.mean():.5f}, {speed:.0f} images/s, ETA {left}")
 
     def held_out(self, losses: np.ndarray, stderr: float, levels: np.ndarray) -> None:
-        """Report losses (B,) of held-out images under the EMA parameters, without dropout.
-
-        `stderr` is the standard error of their mean; `levels` (2, levels) holds their sums and
-        counts by noise level.
-        """
+        """Report what `training.held_out_losses` returns."""
         loss = losses.mean()
         self.losses.append(float(loss))
         self._scalars("held_out", loss=loss, loss_stderr=stderr)
@@ -180,10 +168,7 @@ class TrainingLog:
         )
 
     def stalled(self, patience: int) -> bool:
-        """Return whether the last `patience` held-out losses were above an earlier one.
-
-        Losses of this run and of those that it continues count. False if `patience` is 0.
-        """
+        """Return whether the last `patience` > 0 held-out losses were above an earlier one."""
         return 0 < patience < len(self.losses) - int(np.argmin(self.losses or [0]))
 
     def samples(self, picture: Image.Image) -> None:
@@ -212,16 +197,12 @@ class TrainingLog:
             self.entries.flush()
 
     def _levels(self, group: str, sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-        """Write the mean loss of each noise level that occurred to TensorBoard.
-
-        Return them by the middle of the level, as a share of T.
-        """
-        means = {
-            f"{(i + 0.5) / len(sums):.2f}": sums[i] / counts[i]
-            for i in np.flatnonzero(counts).tolist()
-        }
-        for t, mean in means.items():
-            self.events.add_scalar(f"{group}_loss_by_t/{t}", mean, self.step)
+        """Write the mean loss of each noise level that occurred; return them by its middle."""
+        means = {}
+        for i in np.flatnonzero(counts).tolist():
+            t = f"{(i + 0.5) / len(sums):.2f}"
+            means[t] = sums[i] / counts[i]
+            self.events.add_scalar(f"{group}_loss_by_t/{t}", means[t], self.step)
         return means
 
 
@@ -233,11 +214,7 @@ class Curve(NamedTuple):
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Return the curves of a metrics.jsonl by name; none if the file does not exist.
-
-    If several lines have the same step, the last one counts. Values that are not finite are left
-    out.
-    """
+    """Return the curves of a metrics.jsonl by name, with the last of several values of a step."""
     points: dict[str, dict[int, float]] = {}
     for entry in _entries(path):
         step = entry.pop("step")
@@ -251,10 +228,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
 
 
 def best_snapshot(workdir: str | Path, frequency: int) -> int | None:
-    """Return the number of the snapshot of the lowest held-out loss; None without such losses.
-
-    Snapshots are written each `frequency` steps, and at the end.
-    """
+    """Return the number of the snapshot, each `frequency` steps, of the lowest held-out loss."""
     losses = read_curves(Path(workdir) / FILE_NAME).get("held_out/loss")
     if losses is None:
         return None
@@ -263,10 +237,9 @@ def best_snapshot(workdir: str | Path, frequency: int) -> int | None:
 
 def remove_later_steps(path: Path, step: int) -> None:
     """Keep only the lines of a metrics.jsonl with a step up to `step`; drop damaged lines."""
-    if jax.process_index() or not os.path.lexists(path):  # A link is replaced by a file.
-        return
-    lines = [json.dumps(entry) + "\n" for entry in _entries(path) if entry["step"] <= step]
-    write_atomically(path, lambda file: file.write("".join(lines).encode()))
+    if os.path.lexists(path):  # A link is replaced by a file.
+        kept = [json.dumps(entry) + "\n" for entry in _entries(path) if entry["step"] <= step]
+        write_text(path, "".join(kept))
 
 
 def _entries(path: Path) -> Iterator[Entry]:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from tests import tiny
 
+GUIDANCE = {"kind": "classifier", "classes": [3, 1], "scale": 4.0}
 HOSTILE = "<script>alert('&\"')</script>" + "long" * 60
 
 
@@ -41,27 +41,25 @@ def results(number: int) -> dict[str, Any]:
         (f"precision {features}", 1.0, 0.0, 12, ""),
     ]
     keys = ("name", "value", "stderr", "images", "note")
-    guidance = {"kind": "classifier", "classes": [3, 1], "scale": 4.0}
-    bpd = {"passes": 2, "images": 40, "failed": 1, "solver_error": float("nan")}
+    bpd = {"images": 40, "mean": 3.0 / number, "solver_error": float("nan")}
     return {
         "step": 100 * number,
-        "bpd": bpd,
-        "samples": {"images": 12, "nfe": 20.0, "guidance": guidance},
+        "bpd": bpd | {"histogram": {"counts": [10, 20, 10], "edges": [1.0, 2.0, 3.0, 4.0]}},
+        "samples": samples(16) | {"guidance": GUIDANCE},
         "measures": [dict(zip(keys, each)) for each in measures],
     }
 
 
+def samples(lowest_nfe: int, compiled: bool = False) -> dict[str, Any]:
+    """The entry of generated images."""
+    found = {"images": 12, "nfe": 17.3, "nfe_range": [lowest_nfe, 20]}
+    return found | {"images_per_second": 2.0, "compilation_included": compiled}
+
+
 def write_checkpoint(folder: Path, number: int) -> None:
-    """Write the files of a checkpoint's evaluation: two passes of bits/dim, in four rounds."""
+    """Write the files of a checkpoint's evaluation."""
     folder.mkdir()
     (folder / "results.json").write_text(json.dumps(results(number)))
-    first_pass = np.append(np.arange(40) / 40, np.nan)
-    both = np.concatenate([first_pass, first_pass + 1])
-    for index, bpd in enumerate(np.split(both, (30, 41, 71))):
-        np.savez(folder / f"bpd_{index}.npz", bpd=bpd)
-    for index, (size, seconds) in enumerate(((8, 100.0), (4, 2.0))):
-        times = {"seconds": np.array([seconds]), "first": np.array([index == 0])}
-        np.savez(folder / f"samples_{index}.npz", nfe=np.full(size, 16 + 4 * index), **times)
     Image.new("RGB", (2000, 1000), "red").save(folder / "samples.png")
     Image.new("RGB", (64, 64), "blue").save(folder / "real.png")
     Image.new("L", (64, 32)).save(folder / "trajectory.png")

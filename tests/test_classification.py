@@ -42,7 +42,8 @@ def _few_levels():
 def trained(tmp_path_factory):
     """A workdir that has a classifier and no score model, and the parameters of the classifier."""
     folder = tmp_path_factory.mktemp("classifier")
-    return folder, classifier.train(config(**{"training.shard_params": True}), str(folder))
+    with tiny.shared_steps():
+        yield folder, classifier.train(config(**{"training.shard_params": True}), str(folder))
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -153,20 +154,16 @@ def test_guidance_from_a_workdir(trained):
     assert (images != plain).any((1, 2, 3)).all()
 
 
-def test_a_classifier_of_another_experiment_is_refused(trained):
+def test_a_classifier_of_another_experiment_is_refused(trained, tmp_path):
+    """So are other settings, except for the place of the images."""
     for name, value in (
         ("model.beta_max", 10.0),
-        ("data.centered", False),
         ("data.dataset", "black_and_white"),
         ("classifier.blocks_per_group", 2),
     ):
         other = Experiment(tiny.config(**CLASSES, **{name: value}))
         with pytest.raises(InputError, match=rf"{name}: .* there, .* now"):
             other.load_classifier(trained[0])
-
-
-def test_settings_of_a_started_classifier_are_kept(trained, tmp_path):
-    """Those that change its parameters; the place of the images does not."""
     folder = shutil.copytree(trained[0], tmp_path / "w") / "classifier"
     for name, value in (("classifier.lr", 0.5), ("classifier.n_iters", 9), ("seed", 3)):
         with pytest.raises(InputError, match=f"{name}: .* there, {value} now"):

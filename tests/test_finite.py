@@ -12,7 +12,6 @@ import solvers
 import training
 from api.execution import check_finite
 from commands import latents, restoration
-from errors import InputError, NotFiniteError
 from experiment import Experiment
 from metrics import samples_stage
 from metrics.stage import Context
@@ -20,6 +19,7 @@ from runs.training_log import TrainingLog
 from sde_lib import VPSDE
 from solvers.loop import note_bad
 from tests import gaussian, tiny
+from tests.refusal import refused
 
 HEUN = {"sampling.method": "solver", "sampling.solver": "heun", "sampling.num_steps": 5}
 
@@ -123,42 +123,41 @@ def test_messages(name, steps, expected):
     """One line names the number of failed images, the first step, the sampler, and what to do."""
     sampler = sampling.make(name, VPSDE(), steps)
     check_finite(np.zeros(3, int), sampler)
-    with pytest.raises(NotFiniteError) as raised:
-        check_finite(np.array([6, 0, 4]), sampler)
-    message = str(raised.value)
-    assert "\n" not in message
-    assert all(part in message for part in ("2 of 3", *expected)), message
+    message = refused("2 of 3", check_finite, np.array([6, 0, 4]), sampler)
+    assert all(part in message for part in expected), message
 
 
 # --- commands -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    """A workdir whose checkpoint 3 has NaN parameters."""
-    return tiny.untrained(tmp_path_factory.mktemp("nan"), scale=np.nan)
+@pytest.fixture
+def _failing_network(monkeypatch):
+    """All scores of networks are NaN."""
+
+    def score(self, params, rngs=None, condition=None):
+        return lambda x, t, **_: x * jnp.nan
+
+    monkeypatch.setattr(Experiment, "score", score)
 
 
+@pytest.mark.usefixtures("_failing_network")
 def test_evaluation_writes_no_samples(tmp_path):
-    experiment = Experiment(tiny.config(**HEUN, **{"eval.batch_size": 4}))
-    params = jax.tree.map(lambda a: np.full(a.shape, np.nan, a.dtype), experiment.abstract_params)
-    with pytest.raises(InputError, match="4 of 4 .*at evaluation 1 of 9"):
-        samples_stage.run(Context(experiment, params, tmp_path))
+    context = Context(Experiment(tiny.config(**HEUN, **{"eval.batch_size": 4})), {}, tmp_path)
+    refused("4 of 4 .*at evaluation 1 of 9", samples_stage.run, context)
     assert not list(tmp_path.iterdir())
 
 
-def test_latent_codes_are_not_written(workdir):
-    with pytest.raises(InputError, match="are not finite"):
-        latents.encode(tiny.config(**HEUN), str(workdir))
-    assert not list((workdir / "latents").glob("*/*"))
-
-
-def test_reconstructions_are_not_written(workdir):
+@pytest.mark.usefixtures("_failing_network")
+def test_results_of_commands_are_not_written(tmp_path):
+    workdir = tiny.untrained(tmp_path)
     changes = {"restore.count": 2, "restore.samples": 1, "restore.method": "moment_matching"}
-    with pytest.raises(InputError, match="are not finite"):
-        restoration.restore(tiny.config(**HEUN, **changes), str(workdir))
-    assert not list(workdir.glob("restore/**/*.png"))
-    assert not list(workdir.glob("restore/**/samples*"))
+    for command, config in (
+        (latents.encode, tiny.config(**HEUN)),
+        (restoration.restore, tiny.config(**HEUN, **changes)),
+    ):
+        refused("are not finite", command, config, str(workdir))
+    for pattern in ("latents/*/*", "restore/**/*.png", "restore/**/samples*"):
+        assert not list(workdir.glob(pattern))
 
 
 def test_training_goes_on_without_samples(tmp_path, capsys):
@@ -166,6 +165,6 @@ def test_training_goes_on_without_samples(tmp_path, capsys):
         check_finite(np.ones(64), sampling.make("pc", VPSDE(), 21))
 
     with TrainingLog(tmp_path, 2, 4, batch_size=8) as log:
-        training.loop._show_samples(samples, {}, log)
+        training.loop.show_samples(samples, {}, log)
     assert not (tmp_path / "samples").exists()
     assert "step 2: warning: no picture of samples: 64 of 64" in capsys.readouterr().out

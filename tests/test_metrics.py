@@ -72,7 +72,7 @@ def test_kernel_distance_is_unbiased_and_its_standard_error_correct(shift, ratio
         x, y = rng.normal(size=(120, 3)), rng.normal(size=(150, 3)) + shift
         return distances.kernel_distance(x, y)
 
-    values, stderrs = np.array([draw(seed) for seed in range(80)]).T
+    values, stderrs, _ = np.array([draw(seed) for seed in range(80)]).T
     # k(x, y) = (x y / 3 + 1)^3 has the moments E k(x, x') = 1 + 3 E u^2, and so on, u = x y / 3.
     expected = 0.0 if shift == 0 else mean_kernel(0, 0) + mean_kernel(1, 1) - 2 * mean_kernel(0, 1)
     assert abs(values.mean() - expected) < 3 * values.std() / math.sqrt(80)
@@ -124,7 +124,7 @@ def test_errors_of_precision_and_recall_are_those_over_draws(dims):
     draws = (0.8 * rng.normal(size=(300, dims)) for _ in range(40))
     found = [distances.precision_recall(real, draw) for draw in draws]
     for name in ("precision", "recall"):
-        drawn, stderrs = np.array([each[name] for each in found]).T
+        drawn, stderrs, _ = np.array([each[name] for each in found]).T
         assert np.sqrt((stderrs**2).mean()) == pytest.approx(drawn.std(ddof=1), rel=0.25)
 
 

@@ -132,51 +132,42 @@ def test_two_processes_continue_and_evaluate_as_one(one_process, two_processes):
 # --- discovery of processes -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
+def test_flags_that_do_not_fit_together(monkeypatch):
+    monkeypatch.setattr(jax.distributed, "initialize", pytest.fail)
+    for arguments, sentence in (
         (("10.0.0.1:80", None, None), "--num_processes and --process_id is missing. Give all"),
         ((None, 2, 0), "--coordinator is missing"),
         (("10.0.0.1", 2, 0), "--coordinator=10.0.0.1 must be HOST:PORT of process 0"),
         (("10.0.0.1:80", 0, 0), "--num_processes=0 must be at least 1"),
-        (("10.0.0.1:80", 2, 2), "--process_id=2 must lie from 0 to 1"),
         (("10.0.0.1:80", 2, -1), "--process_id=-1 must lie from 0 to 1"),
-    ],
-)
-def test_flags_that_do_not_fit_together(monkeypatch, arguments, sentence):
-    monkeypatch.setattr(jax.distributed, "initialize", pytest.fail)
-    refused(sentence, sharding.join, *arguments)
+    ):
+        refused(sentence, sharding.join, *arguments)
 
 
 SLURM = dict.fromkeys(sharding.SLURM, "0")
 
 
-@pytest.mark.parametrize(
-    ("environment", "calls"),
-    [
-        ({}, 0),
+def test_clusters_are_detected_by_their_variables(monkeypatch):
+    """jax.distributed reads the process number and count from the same variables."""
+    from jax._src.clusters import ClusterEnv
+
+    called = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: called.append(args))
+    for environment, calls in (
         (SLURM | {"SLURM_NTASKS": "1"}, 0),
         (SLURM | {"SLURM_NTASKS": "4"}, 1),
         ({"SLURM_NTASKS": "4"}, 0),  # In a batch script, before srun.
         (dict.fromkeys(sharding.OPEN_MPI, "2"), 1),
         (dict.fromkeys(sharding.KUBERNETES, "2"), 0),  # Without JAX's package for it.
-    ],
-)
-def test_clusters_are_detected_by_their_variables(monkeypatch, environment, calls):
-    called = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: called.append(args))
-    for name in (*sharding.SLURM, *sharding.OPEN_MPI, *sharding.KUBERNETES):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    sharding.join()
-    assert called == [()] * calls
-
-
-def test_jax_detects_clusters_by_the_same_variables(monkeypatch):
-    """jax.distributed reads the process number and count from the variables of `sharding.SLURM`."""
-    from jax._src.clusters import ClusterEnv
-
+        ({}, 0),
+    ):
+        called.clear()
+        for name in (*sharding.SLURM, *sharding.OPEN_MPI, *sharding.KUBERNETES):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        sharding.join()
+        assert called == [()] * calls
     job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_NTASKS": "2"}
     for name, value in (SLURM | job).items():
         monkeypatch.setenv(name, value)

@@ -4,10 +4,11 @@ import html.parser
 import json
 import math
 import re
-import shutil
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import jax
+import matplotlib
 import numpy as np
 import pytest
 
@@ -26,18 +27,8 @@ def test_report_json(reported):
     assert (first["number"], second["number"]) == (1, 2)
     assert content["unfinished"] == ["checkpoint_10"]
     assert first["results"]["bpd"]["solver_error"] is None
-    assert first["sampling"] == {
-        "nfe": {"mean": pytest.approx(208 / 12), "least": 16, "most": 20},
-        "images_per_second": 2.0,  # of the second round; the first one compiled
-        "compilation_included": False,
-    }
     names = ("samples.png", "real.png", "trajectory.png")
     assert first["pictures"] == [f"checkpoint_1/{name}" for name in names]
-    histogram = first["bpd_histogram"]
-    per_image = np.arange(40) / 40 + 0.5  # the mean of both passes; one more image failed
-    assert sum(histogram["counts"]) == 40
-    assert histogram["mean"] == pytest.approx(per_image.mean())
-    assert (histogram["edges"][0], histogram["edges"][-1]) == pytest.approx((0.5, per_image.max()))
     assert content["curves"]["training"]["steps"] == list(range(10, 210, 10))
     assert content["config"]["data"]["dataset"] == evaluated.HOSTILE
 
@@ -51,14 +42,10 @@ def test_an_evaluation_of_less(tmp_path):
         common = {"stderr": None, "images": 4, "note": ""}
         values = {"FID": 3.0 if number == 3 else math.nan, "FD": math.inf}
         measures = [{"name": name, "value": value, **common} for name, value in values.items()]
-        content = {"step": number, "samples": {"images": 4}, "measures": measures}
+        samples = evaluated.samples(20, compiled=True)
+        content = {"step": number, "samples": samples, "measures": measures}
         (folder / "results.json").write_text(json.dumps(content))
-        times = {"seconds": np.array([2.0]), "first": np.array([True])}
-        np.savez(folder / "samples_0.npz", nfe=np.full(4, 7), **times)
     page = report.write(tmp_path, "less").read_text()
-    found = json.loads((tmp_path / "less" / "report.json").read_text())["checkpoints"][0]
-    assert found["sampling"]["images_per_second"] == 2
-    assert found["sampling"]["compilation_included"]
     assert page.count("<svg") == 1
     for words in (
         "FID by training step: FID",
@@ -72,14 +59,12 @@ def test_an_evaluation_of_less(tmp_path):
         assert words in page
 
 
-def test_the_same_report_is_made_again(reported):
+def test_the_same_report_is_made_again(reported, tmp_path, monkeypatch):
+    """Only process 0 writes it."""
     files = [reported / "eval" / name for name in ("report.html", "report.json")]
     before = [path.read_bytes() for path in files]
     assert report.write(reported) == files[0]
     assert [path.read_bytes() for path in files] == before
-
-
-def test_other_processes_write_no_report(tmp_path, monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: 1)
     assert report.write(tmp_path) == tmp_path / "eval" / "report.html"
     assert not list(tmp_path.iterdir())
@@ -109,63 +94,45 @@ def remake(path, content=None):
     path.mkdir() if content is None else path.write_bytes(content)
 
 
-def odd_rounds(path, **changes):
-    arrays = dict(np.load(path))
-    np.savez(path, **arrays | {k: np.full(arrays[k].shape, v) for k, v in changes.items()})
-
-
+BPD = {"images": 3, "mean": 1.0}
+ODD_BINS = {"counts": [1, 2], "edges": [1.0, 2.0, 3.0, 4.0]}
 MEASURE = {"name": "a", "value": 1.0, "stderr": -1.0, "images": 1, "note": ""}
-BPD = ("passes", "images", "failed", "folder")
-RESULTS, ROUNDS = "checkpoint_1/results.json", "checkpoint_1/bpd_1.npz"
+RESULTS = "checkpoint_1/results.json"
 DAMAGE = [
     (RESULTS, lambda path: remake(path, b"")),
     (RESULTS, remake),
     (RESULTS, lambda path: change(path, step=None)),
     (RESULTS, lambda path: change(path, bpd=3)),
     (RESULTS, lambda path: change(path, measures=[{}])),
-    (ROUNDS, lambda path: path.unlink()),
-    (ROUNDS, lambda path: remake(path, b"")),
-    (ROUNDS, lambda path: np.savez(path, a=np.ones(3))),
-    (ROUNDS, lambda path: np.savez(path, bpd=np.ones(()))),
-    ("checkpoint_1/samples_1.npz", lambda path: path.unlink()),
-    ("checkpoint_1/samples_1.npz", remake),
+    (RESULTS, lambda path: change(path, samples={"images": 3})),
     ("config.json", lambda path: remake(path, b"{")),
     ("config.json", lambda path: change(path, model=None)),
     ("../metrics.jsonl", remake),
 ]
 ODD = [  # Files whose values make no sense.
     (RESULTS, lambda path: change(path, measures=[MEASURE])),
-    (RESULTS, lambda path: change(path, bpd={"passes": 0, "images": 0, "failed": 0})),
-    (RESULTS, lambda path: change(path, bpd=dict.fromkeys(BPD, 1))),
-    ("checkpoint_1/bpd_0.npz", lambda path: np.savez(path, bpd=np.array([-1e308, 1e308, 0.0]))),
-    ("checkpoint_1/samples_0.npz", lambda path: odd_rounds(path, nfe=np.nan)),
-    ("checkpoint_1/samples_0.npz", lambda path: odd_rounds(path, seconds="a")),
+    (RESULTS, lambda path: change(path, bpd=BPD | {"histogram": ODD_BINS})),
+    (RESULTS, lambda path: change(path, samples=evaluated.samples(1) | {"nfe_range": []})),
+    (RESULTS, lambda path: change(path, bpd=BPD | {"mean": math.nan})),
 ]
 
 
-@pytest.mark.parametrize(("name", "damage"), DAMAGE + ODD)
-def test_damaged_files_are_one_line(tmp_path, name, damage):
-    """It names the file, the rounds that lack one, or the folder of files with odd values."""
-    evaluated.write_workdir(tmp_path)
-    damage(tmp_path / "eval" / name)
-    message, path = refused("", report.write, tmp_path), Path(name)
-    assert str(tmp_path) in message
-    if (name, damage) in DAMAGE:
-        assert path.name in message or f"{path.parent} has rounds {path.stem[:-2]}_*.npz" in message
-    assert not (tmp_path / "eval" / "report.html").exists()
+def test_damaged_files_are_one_line(tmp_path):
+    """It names the file, or the folder of files with odd values."""
+    for number, (name, damage) in enumerate(DAMAGE + ODD):
+        workdir, path = tmp_path / str(number), Path(name)
+        evaluated.write_workdir(workdir)
+        damage(workdir / "eval" / name)
+        message = refused(str(workdir), report.write, workdir)
+        assert number >= len(DAMAGE) or path.name in message
+        assert not (workdir / "eval" / "report.html").exists()
 
 
 def test_strays_and_damaged_environments_do_not_matter(tmp_path, caplog):
-    """Nor do rounds of an earlier evaluation of more images, but not in place of a missing one."""
     evaluated.write_workdir(tmp_path)
     folder = tmp_path / "eval"
     expected = report.gather(folder, tmp_path)
     (folder / "checkpoint_x").mkdir()
-    rounds = folder / "checkpoint_1"
-    (rounds / "samples_x.npz").write_text("")
-    for name in ("samples", "bpd"):
-        last = len(list(rounds.glob(f"{name}_[0-9].npz")))
-        shutil.copy(rounds / f"{name}_0.npz", rounds / f"{name}_{last}.npz")
     with open(tmp_path / "metrics.jsonl", "a") as file:
         for line in ('{"step": -1, "training/loss": 1}', '{"step": 1e9}', '{"step": true}', "[1]"):
             file.write(line + "\n")
@@ -180,8 +147,6 @@ def test_strays_and_damaged_environments_do_not_matter(tmp_path, caplog):
     (environment,) = json.loads((folder / "environments.json").read_text())
     assert environment["devices"] == f"{jax.device_count()} x cpu"
     assert environment["jax"] == jax.__version__
-    (rounds / "samples_1.npz").unlink()
-    refused("has rounds samples_", report.gather, folder, tmp_path)
 
 
 # --- the page ---
@@ -326,3 +291,76 @@ def test_a_browser_shows_the_page(reported, browser, width, scheme):
     assert page.evaluate(FIRST_SERIES) == expected[scheme][1]
     assert (messages, requests) == ([], ["file"])
     page.close()
+
+
+# --- charts ---
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def chart(*lines, title="t"):
+    return charts.line_chart(lines, title, "x", "y").svg
+
+
+def points(path):
+    """The (x, y) of an SVG path of straight lines."""
+    return np.array(re.findall(r"[ML] ([\d.-]+) ([\d.-]+)", path), float)
+
+
+def texts(svg):
+    return {text.text for text in ET.fromstring(svg).iter(f"{SVG}text")}
+
+
+def drawn(svg, style):
+    """The points of the lines and bars with this inline style, without those of the legend."""
+    paths = [path for path in ET.fromstring(svg).iter(f"{SVG}path") if path.get("clip-path")]
+    return [points(path.get("d")) for path in paths if style in path.get("style", "")]
+
+
+def test_line_charts_show_their_numbers():
+    """Points lie where they should, text is escaped and not parsed, and colors are the page's."""
+    before = dict(matplotlib.rcParams)
+    first = charts.Line("a<b $c$", [0, 5000, 10_000], [0, 5, 10])
+    svg = chart(first, charts.Line("d", [0, 1], [10, 0]))
+    (first,) = drawn(svg, "stroke: var(--series-0)")
+    (second,) = drawn(svg, "stroke: var(--series-1)")
+    assert first[1] == pytest.approx(np.mean([first[0], first[2]], 0), abs=0.1)
+    assert second[:, 1] == pytest.approx([first[2, 1], first[0, 1]])
+    assert first[0, 1] > first[2, 1]  # The y of an SVG increases downwards.
+    assert {"a<b $c$", "d", "x", "y", "0", "10k", "10"} <= texts(svg)
+    assert not re.search(r"#\w{6}[;\"]|metadata|<\?xml", svg)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_labels_of_the_y_axis():
+    """Logarithmic from a ratio of five on, and always plain numbers."""
+    for values, labels in (
+        ([2.0, 9.0], {"2", "4", "6", "8"}),
+        ([0.1, 4.0], {"0.1", "0.2", "0.5", "1", "2"}),
+        ([0.002, 400.0], {"0.01", "1", "100"}),
+        ([-1.0, 400.0], {"0", "100", "400"}),
+        ([10_000.0, 10_002.0], {"10000.5", "10002.0"}),
+        ([3.0, 3.0], {"3.00"}),
+    ):
+        found = texts(chart(charts.Line("a", [1, 2], values)))
+        assert labels <= found
+        assert all(re.fullmatch(r"\u2212?[\d.]+", text) for text in found - {"a", "x", "y"})
+
+
+def test_histograms_show_their_numbers():
+    svg = charts.histogram([1, 4, 2], [0, 1, 2, 3], 1.5, "t").svg
+    bars = drawn(svg, "fill: var(--series-0)")
+    heights = [np.ptp(bar[:, 1]) for bar in bars]
+    assert heights == pytest.approx(heights[0] * np.array([1, 4, 2]), abs=0.2)
+    (mean,) = drawn(svg, "stroke: var(--series-1)")
+    assert mean[:, 0] == pytest.approx(bars[1][:, 0].min() + np.ptp(bars[1][:, 0]) / 2, abs=0.1)
+    assert {"mean 1.5", "bits/dim", "images"} <= texts(svg)
+
+
+def test_charts_are_reproducible_and_have_ids_of_their_own():
+    line = charts.Line("a", [1, 2], [3, 4])
+    first, again, other = (chart(line, title=title) for title in "aab")
+    assert first == again
+    ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in (first, other)]
+    assert ids[0]
+    assert not ids[0] & ids[1]

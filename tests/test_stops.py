@@ -81,35 +81,30 @@ def wait_for(path, process):
 # --- the lock of a workdir ---
 
 
-def test_a_workdir_has_one_owner(tmp_path):
-    with locked(tmp_path):
-        message = f"is in use by process {os.getpid()} on .*use another --workdir"
-        with pytest.raises(InputError, match=message), locked(tmp_path):
-            pass
-    with locked(tmp_path):  # The lock of a process that has ended is taken over.
+def enter(context):
+    with context:
         pass
 
 
-def test_folders_of_results_have_one_owner(tmp_path):
+def test_folders_have_one_owner(tmp_path):
+    """The lock of a process that has ended is taken over, but not for another config."""
     config = tiny.config()
-    with owned(tmp_path, config, "evaluation"):
-        with pytest.raises(InputError, match="is in use by process"), locked(tmp_path):
-            pass
-        assert json.loads((tmp_path / "config.json").read_text())["seed"] == config.seed
-        write_json(tmp_path / "results.json", {})
+    for _ in range(2):
+        with owned(tmp_path, config, "evaluation"):
+            message = f"is in use by process {os.getpid()} on .*use another --workdir"
+            refused(message, enter, locked(tmp_path))
+            assert json.loads((tmp_path / "config.json").read_text())["seed"] == config.seed
+            write_json(tmp_path / "results.json", {})
     config.model.nf = 16
-    with (
-        pytest.raises(InputError, match=r"model\.nf: 8 there, 16 now"),
-        owned(tmp_path, config, "evaluation"),
-    ):
-        pass
+    with pytest.raises(InputError, match=r"model\.nf: 8 there, 16 now"):
+        enter(owned(tmp_path, config, "evaluation"))
 
 
-@pytest.mark.parametrize("make", [fifo, folder, loop])
-def test_a_lock_that_is_no_file(tmp_path, make):
-    make(tmp_path / "lock")
-    with pytest.raises(InputError, match="lock (is a|cannot be read)"), locked(tmp_path):
-        pass
+def test_a_lock_that_is_no_file(tmp_path):
+    for make in (fifo, folder, loop):
+        (tmp_path / make.__name__).mkdir()
+        make(tmp_path / make.__name__ / "lock")
+        refused("lock (is a|cannot be read)", enter, locked(tmp_path / make.__name__))
 
 
 def test_folders_of_results(tmp_path):
@@ -167,6 +162,18 @@ FULL_DISK = {
 }
 
 
+def limit_more():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
+
+
+def one_error(process):
+    """The last line of a command that fails, which is the only one that begins with Error."""
+    code, lines = finish(process)
+    assert code == 1
+    assert [line.startswith("Error: ") for line in lines] == [False] * (len(lines) - 1) + [True]
+    return lines[-1]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("mode", FULL_DISK)
 def test_a_full_disk_in_other_modes(tmp_path, mode):
@@ -177,14 +184,8 @@ def test_a_full_disk_in_other_modes(tmp_path, mode):
     workdir = tiny.untrained(tmp_path / "w", **FREQUENT | changes)
     flags = [flag.replace("=a.", f"={tmp_path}/a.") for flag in FULL_DISK[mode]]
     config, cache = write_config(tmp_path, **changes), tmp_path / "cache"
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
-
-    code, lines = finish(start(config, workdir, mode, *flags, cache=cache, preexec_fn=limit))
-    assert code == 1
-    assert [line.startswith("Error: ") for line in lines].count(True) == 1
-    assert re.match(r"Error: .* cannot be written: ", lines[-1])
+    process = start(config, workdir, mode, *flags, cache=cache, preexec_fn=limit_more)
+    assert " cannot be written: " in one_error(process)
 
 
 def respect_permissions():
@@ -204,10 +205,8 @@ def test_a_workdir_that_cannot_be_written(tmp_path, mode):
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
     for each in folders:
         each.chmod(0o555)
-    code, lines = finish(start(config, workdir, mode, *flags, preexec_fn=respect_permissions))
-    assert code == 1
-    assert [line.startswith("Error: ") for line in lines].count(True) == 1
-    assert "Permission denied" in lines[-1]
+    process = start(config, workdir, mode, *flags, preexec_fn=respect_permissions)
+    assert "Permission denied" in one_error(process)
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
     for each in folders:
         each.chmod(0o755)
@@ -215,12 +214,10 @@ def test_a_workdir_that_cannot_be_written(tmp_path, mode):
 
 @pytest.mark.long
 @pytest.mark.parametrize("mode", ["train", "eval", "encode", "fid_stats"])
-@pytest.mark.parametrize("name", ["file", "file/below", "/proc/nothing"])
+@pytest.mark.parametrize("name", ["file/below", "/proc/nothing"])
 def test_workdirs_that_cannot_be_created(tmp_path, name, mode):
     (tmp_path / "file").touch()
-    code, lines = finish(start(write_config(tmp_path), tmp_path / name, mode))
-    assert (code, len(lines)) == (1, 1)
-    assert lines[0].startswith("Error: ")
+    one_error(start(write_config(tmp_path), tmp_path / name, mode))
 
 
 @pytest.mark.long
@@ -247,10 +244,6 @@ def test_a_workdir_that_disappears(tmp_path, seconds):
     [
         ("def get_config(): return 1 / 0", "ZeroDivisionError: division by zero"),
         ("def get_config(): return {}", r"get_config\(\) returned dict, but it must return an ml_"),
-        (
-            "def get_config(): return None",
-            "returned NoneType, but it must return an ml_collections",
-        ),
         ("x =", "SyntaxError: invalid syntax"),
         ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
         ("x = 1", "has no attribute 'get_config'"),

@@ -58,13 +58,14 @@ class OneEvent(eqx.Module):
         return self.linear(x) * label
 
 
+IMAGES = QUICK | {"ch_mult": (1,), "attn_resolutions": ()}
 MODULES = {"nnx": Scalar(), "equinox": OneEvent(eqx.nn.Linear(2, 2, key=jax.random.key(0)))}
 CASES = {
     "vectors": (VECTORS, {"steps": 4, "batch_size": 16}),
     "one entry": (VECTORS[:, :1].tolist(), QUICK),
     "grid": (RNG.normal(size=(20, 3, 2)), QUICK),
-    "real images": (RNG.normal(size=(20, 8, 4, 1)), QUICK | {"sde": "ve"}),
-    "bytes": (RNG.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8), QUICK),
+    "real images": (RNG.normal(size=(20, 8, 4, 1)), IMAGES | {"sde": "ve"}),
+    "bytes": (RNG.integers(0, 256, (20, 4, 4, 3), dtype=np.uint8), IMAGES),
     "flow": (VECTORS, QUICK | {"sde": ss.RectifiedFlow(T=0.99)}),
     **{name: (VECTORS, {"steps": 4, "network": module}) for name, module in MODULES.items()},
 }
@@ -72,18 +73,23 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_kinds_of_events_and_networks(name, tmp_path):
-    """Samples and log-densities of each kind; a workdir can be loaded if it names the network."""
+    """Samples, and densities of vectors; a workdir can be loaded if it names the network."""
     data, options = CASES[name]
     model = ss.train(data, workdir=tmp_path, **options)
     shape = np.shape(data)[1:]
     x = model.sample(3, steps=2)
     assert (x.shape, model.event_shape) == ((3, *shape), shape)
     assert model.step == 4 or model.config.training.patience
-    assert np.isfinite(model.log_prob(x, probes=1)).all()
+    if len(shape) == 1:
+        assert np.isfinite(model.log_prob(x, probes=1)).all()
     if name in MODULES:
         refused("the network is an argument of .* not stored", ss.load, tmp_path)
-    else:
-        np.testing.assert_allclose(ss.load(tmp_path).sample(3, steps=2), x, rtol=1e-4, atol=1e-4)
+        return
+    loaded = ss.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
+    np.testing.assert_array_equal(loaded.units.scale, model.units.scale)
+    if name in ("vectors", "bytes"):
+        np.testing.assert_allclose(loaded.sample(3, steps=2), x, rtol=1e-4, atol=1e-4)
 
 
 def test_conditions():
@@ -127,7 +133,7 @@ def test_posterior_of_the_linear_gaussian_task():
 
 def test_events_have_the_units_of_the_data():
     """An untrained network predicts 0, whose EDM denoiser is that of standard normal data z."""
-    model = ss.train(VECTORS, steps=1, learning_rate=1e-30)
+    model = ss.train(VECTORS, **QUICK | {"steps": 1, "learning_rate": 1e-30})
     x = np.asarray(model.sample(2000, sampler="ode"))
     mean, std = VECTORS.mean(0), VECTORS.std(0)
     np.testing.assert_allclose(x.mean(0), mean, atol=0.1 * std.max())
@@ -196,7 +202,7 @@ def test_batches():
     assert model.units.scale.tolist() == [3.0, 4.0]
 
 
-STOPPED = [(VECTORS, 0, 1), (VECTORS, 0, 7), (VECTORS, 2, 6), (batches, 0, 7)]
+STOPPED = [(VECTORS, 0, 1), (VECTORS, 2, 6), (batches, 0, 7)]
 
 
 @pytest.mark.parametrize(("data", "patience", "stopped"), STOPPED)
@@ -293,20 +299,11 @@ SEVERAL = times(VECTORS)
         (lambda: 3, {}, "data cannot be iterated over: TypeError"),
         (lambda: (1 / 0 for _ in "a"), {}, "data fails at batch 1: ZeroDivisionError"),
         (VECTORS, {"held_out": (VECTORS, VECTORS)}, "held_out has the shapes .*'vector'"),
-        (
-            VECTORS,
-            {"condition": {"classes": np.arange(64)}, "num_classes": 9},
-            "num_classes = 9, but",
-        ),
         (VECTORS, {"num_classes": 9}, "num_classes = 9 needs images with labels"),
         (VECTORS, {"std": "a"}, r"std = \['a'\] must be"),
         (VECTORS, {"condition": {}}, "condition has 'nothing'; it can"),
         (VECTORS, {"condition": [[1, 2], [3]]}, "condition cannot be converted .*: ValueError"),
-        (
-            VECTORS,
-            {"condition": {"classes": np.full(64, 2**40)}},
-            "data.num_classes = 1099511627777",
-        ),
+        (VECTORS, {"condition": {"classes": np.full(64, 2**40)}}, "data.num_classes = 10995"),
         (np.array([[1.0, np.nan]] * 3), {}, "data = an array .* finite real numbers"),
         (np.zeros((0, 2)), {}, r"shape \(0, 2\)"),
         (np.zeros(5), {}, "with 2 to 16 axes"),

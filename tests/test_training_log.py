@@ -66,8 +66,8 @@ def test_a_restart_replaces_later_steps(tmp_path):
 
 def test_reading_curves(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    assert read_curves(path) == {}
     remove_later_steps(path, 3)
+    assert read_curves(path) == {}
     assert not path.exists()
     text = ['{"step": 4, "a": 3.0}', '{"step": 2, "a": 1, "b": null}', '{"step": 4, "a": 2.5}']
     path.write_bytes("\n".join([*text, "[1]", "{}", "", '{"step"']).encode() + b"\xff")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import numpy as np
 
 import datasets
 import sharding
+import training
 from configs.folders import claim
 from datasets import Images
 from experiment import Experiment
@@ -68,12 +72,37 @@ def random_params(experiment: Experiment, like: Any = None, scale: float = 0.1) 
     return jax.device_put(params, sharding.replicated(experiment.mesh))
 
 
+@contextlib.contextmanager
+def shared_steps() -> Iterator[None]:
+    """Let runs of the same config, on equal devices, share one compiled training step."""
+    compile_steps, known = training.loop.compile_steps, {}
+
+    def shared(job: training.Job, rollbacks: int = 0) -> Any:
+        fields = job.experiment.config.to_dict()
+        del fields["training"]["n_iters"]
+        shapes = [leaf.shape for leaf in jax.tree.leaves(job.abstract_params)]
+        key = json.dumps([fields, shapes, rollbacks, job.experiment.mesh.size])
+        if key not in known:
+            known[key] = compile_steps(job, rollbacks)
+        return known[key]
+
+    training.loop.compile_steps = shared
+    try:
+        yield
+    finally:
+        training.loop.compile_steps = compile_steps
+
+
+def save(folder: Path, experiment: Experiment, number: int, step: int, **trees: Any) -> None:
+    """Save a snapshot in a workdir of this experiment."""
+    claim(folder, experiment.config, "training")
+    checkpoints = Checkpoints(folder, create=True)
+    checkpoints.save(SNAPSHOTS, number, trees, step=step, config=experiment.config.to_dict())
+    checkpoints.close()
+
+
 def untrained(folder: Path, number: int = 3, scale: float = 0.1, **changes) -> Path:
     """Make `folder` a workdir with one snapshot of random parameters of this scale."""
     experiment = Experiment(config(**changes))
-    params = random_params(experiment, scale=scale)
-    claim(folder, experiment.config, "training")
-    checkpoints = Checkpoints(folder, create=True)
-    checkpoints.save(SNAPSHOTS, number, {"ema": params}, step=0, config=experiment.config.to_dict())
-    checkpoints.close()
+    save(folder, experiment, number, 0, ema=random_params(experiment, scale=scale))
     return folder

@@ -52,8 +52,8 @@ def combination(
 ) -> tuple[np.ndarray, float]:
     """Return weights (steps, stds) of averages whose sum comes closest to that of width `std`.
 
-    That is the average at step `last`; closeness is that of the profiles (least squares). The
-    second result is the relative norm of the difference that remains.
+    That is the average at step `last`; the profiles are compared (least squares). The second result
+    is the relative norm of the difference that remains.
     """
     t = np.repeat(np.asarray(steps, np.float64) / last, len(stds))  # in units of `last`
     gamma, wanted = np.tile([exponent(each) for each in stds], len(steps)), exponent(std)

@@ -53,14 +53,22 @@ def train(config: Config, workdir: str) -> Params:
     finite.
     """
     experiment = Experiment(config, mode="train_classifier")
+    count = experiment.config.classifier.num_classes
     for images in (experiment.train, experiment.test):
-        count = experiment.config.classifier.num_classes
         datasets.check_labels(images, count, "classifier.num_classes")
     folders.check_config(workdir, experiment.config, "noised images")
     folder, job = Path(workdir, CLASSIFIER), make_job(experiment)
     trained = train_job(job, folder, kind="classifier")
     if int(trained.step) >= last_step(0, job.settings.n_iters, 1):
-        report(experiment, trained.params, folder / "accuracy.json")
+        rows, count = accuracy(experiment, trained.params), len(experiment.test)
+        classes = experiment.config.classifier.num_classes
+        result = {"images": count, "classes": classes, "levels": rows}
+        runs.write_json(folder / "accuracy.json", result)
+        print(f"{count} held-out images\n{'noise level':>12}{'accuracy':>20}{'nats':>10}")
+        for row in rows:
+            share = f"{100 * row['accuracy']:.1f} +- {100 * row['stderr']:.1f} %"
+            print(f"{row['noise_level']:>12.4g}{share:>20}{row['nats']:>10.3f}")
+        print(f"classifier: {folder}")
     return trained.params
 
 
@@ -71,12 +79,12 @@ def make_job(experiment: Experiment) -> Job:
     settings.update(batch_size=options.batch_size, n_iters=options.n_iters)
     settings.update(n_jitted_steps=1, accumulate=1)
     rate = optax.cosine_decay_schedule(options.lr, options.n_iters)
-    adam = state.adamw(rate, options.weight_decay)
 
-    def part(key: Array, batch: Batch) -> Part:
+    def part(key: Array, batch: Batch, *, held_out: bool = False) -> Part:
         data_key, noise_key = jax.random.split(key)
-        x = experiment.prepare(data_key, batch.pixels, flip=config.data.random_flip)
-        t, z = losses.draw(noise_key, experiment.sde, x)
+        flip = config.data.random_flip and not held_out
+        x = experiment.prepare(data_key, batch.pixels, flip=flip)
+        t, z = losses.draw(noise_key, experiment.sde, x, even=held_out)
         return Part(key, x, t, z, Condition(jnp.asarray(batch.labels)))
 
     def loss(params: Params, part: Part) -> Array:
@@ -84,10 +92,8 @@ def make_job(experiment: Experiment) -> Job:
 
     @jax.jit
     def held_out(params: Params, batch: Batch, key: Array) -> tuple[Array, Array]:
-        data_key, noise_key = jax.random.split(key)
-        x = experiment.prepare(data_key, batch.pixels, flip=False)
-        t, z = losses.draw(noise_key, experiment.sde, x, even=True)
-        return loss(params, Part(key, x, t, z, Condition(jnp.asarray(batch.labels)))), t
+        even = part(key, batch, held_out=True)
+        return loss(params, even), even.t
 
     return Job(
         experiment,
@@ -97,7 +103,7 @@ def make_job(experiment: Experiment) -> Job:
         held_out,
         lambda: init_params(experiment),
         nnx.to_pure_dict(nnx.split(experiment.classifier_network, nnx.Param)[1]),
-        optax.chain(optax.clip_by_global_norm(1.0), adam),
+        optax.chain(optax.clip_by_global_norm(1.0), state.adamw(rate, options.weight_decay)),
         experiment.key("classify"),
         rate,
         labelled=True,
@@ -119,14 +125,12 @@ def cross_entropy(log_probs: Array, classes: Any) -> Array:
 def init_params(experiment: Experiment) -> Params:
     """Return initial parameters."""
 
+    @jax.jit
     def make(key: Array) -> Params:
         network = make_classifier(experiment.config, Rngs(key))
         return nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
 
-    return jax.jit(make)(experiment.key("init_classifier"))
-
-
-# --- accuracy -------------------------------------------------------------------------------------
+    return make(experiment.key("init_classifier"))
 
 
 def accuracy(experiment: Experiment, params: Params) -> list[dict[str, float]]:
@@ -163,21 +167,8 @@ def _compile_evaluation(experiment: Experiment) -> Callable[..., Any]:
         data_key, noise_key = jax.random.split(key)
         x = experiment.prepare(data_key, batch.pixels, flip=False)
         times, z = jnp.broadcast_to(t, x.shape[:1]), jax.random.normal(noise_key, x.shape)
-        part = Part(key, x, times, z, Condition(jnp.asarray(batch.labels)))
-        log_probs = _log_probs(experiment, params, part)
-        classes = part.condition.classes
+        classes = jnp.asarray(batch.labels)
+        log_probs = _log_probs(experiment, params, Part(key, x, times, z, None))
         return log_probs.argmax(-1) == classes, cross_entropy(log_probs, classes)
 
     return evaluate
-
-
-def report(experiment: Experiment, params: Params, path: Path) -> None:
-    """Print the accuracy against the noise level, and write it to `path`."""
-    rows, count = accuracy(experiment, params), len(experiment.test)
-    classes = experiment.config.classifier.num_classes
-    runs.write_json(path, {"images": count, "classes": classes, "levels": rows})
-    print(f"{count} held-out images\n{'noise level':>12}{'accuracy':>20}{'nats':>10}")
-    for row in rows:
-        share = f"{100 * row['accuracy']:.1f} +- {100 * row['stderr']:.1f} %"
-        print(f"{row['noise_level']:>12.4g}{share:>20}{row['nats']:>10.3f}")
-    print(f"classifier: {path.parent}")

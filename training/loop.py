@@ -25,7 +25,7 @@ from runs.checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
 from runs.training_log import TrainingLog
 from training import state as states
 from training.state import Rollbacks, TrainState
-from training.step import FREQUENCIES, Job, Step, compile_steps
+from training.step import FREQUENCIES, Job, compile_steps
 
 MOST_HELD_OUT = 1000  # images of a held-out loss
 MOST_SKIPPED = 9  # steps in a row that training.on_nonfinite = "skip" accepts
@@ -35,10 +35,9 @@ def train_job(job: Job, workdir: str | Path, kind: str = "training") -> TrainSta
     """Train in `workdir`, or continue; return the last state.
 
     `kind` is in `configs.folders`. A signal saves the state: SIGTERM and SIGHUP return it early,
-    SIGINT raises KeyboardInterrupt. Raises InputError for a workdir of another
-    experiment or one that another process trains in. settings.on_nonfinite states what follows if a
-    loss, a gradient or the state is not finite: NotFiniteError, unless it is corrected. Such a
-    state is never saved.
+    SIGINT raises KeyboardInterrupt. settings.on_nonfinite states what follows if a loss, a gradient
+    or the state is not finite: NotFiniteError, unless it is corrected. Such a state is never saved.
+    Raises InputError for a workdir of another experiment or one that another process trains in.
     """
     experiment = job.experiment
     _ = experiment.train, experiment.test  # Missing images fail before anything is written.
@@ -46,29 +45,24 @@ def train_job(job: Job, workdir: str | Path, kind: str = "training") -> TrainSta
         owned(workdir, experiment.config, kind),
         sharding.Preemption(experiment.mesh) as preemption,
     ):
-        state = _train_owned(job, workdir, preemption)
+        rollbacks = states.read_rollbacks(workdir)  # Their noise remains if the policy changes.
+        checkpoints, reason, state = Checkpoints(workdir, create=True), "", None
+        with contextlib.closing(checkpoints):
+            while state is None:
+                try:
+                    state = _continue(job, workdir, checkpoints, preemption, rollbacks, reason)
+                except NotFiniteError as error:
+                    rolls_back = job.settings.on_nonfinite == "rollback"
+                    following = rollbacks.next(error.step) if rolls_back else None
+                    if following is None:
+                        raise
+                    rollbacks, reason = following, f"rollback {following.number}: {error.summary}"
+                    # Another order would make a killed run go back to another checkpoint.
+                    checkpoints.wait()
+                    rollbacks.write(workdir)
     if preemption.signal == signal.SIGINT:
         raise KeyboardInterrupt
     return state
-
-
-def _train_owned(job: Job, workdir: str | Path, preemption: sharding.Preemption) -> TrainState:
-    """Train, and go back to an earlier state where on_nonfinite asks for it."""
-    rolls_back = job.settings.on_nonfinite == "rollback"
-    rollbacks = states.read_rollbacks(workdir)  # Their noise remains if the policy changes.
-    checkpoints, reason = Checkpoints(workdir, create=True), ""
-    with contextlib.closing(checkpoints):
-        while True:
-            try:
-                return _continue(job, workdir, checkpoints, preemption, rollbacks, reason)
-            except NotFiniteError as error:
-                following = rollbacks.next(error.step) if rolls_back else None
-                if following is None:
-                    raise
-                rollbacks, reason = following, f"rollback {following.number}: {error.summary}"
-            # Another order would make a killed run go back to another checkpoint.
-            checkpoints.wait()
-            rollbacks.write(workdir)
 
 
 def _continue(
@@ -79,36 +73,27 @@ def _continue(
     rollbacks: Rollbacks,
     reason: str,
 ) -> TrainState:
-    """Train from the newest checkpoint, or the initial state; return the last state.
-
-    `reason` is the line that the log shows first, if any.
-    """
+    """Train from the newest checkpoint, or the initial state; `reason` is logged first."""
+    settings = job.settings
     with progress.waiting("initializing the network, and reading its newest checkpoint, if any"):
         state = job.initial_state()
         restored = checkpoints.restore_latest(states.to_checkpoint(state))
     if restored:
         state = states.from_checkpoint(restored[0])
     start = int(state.step)
-    total = last_step(start, job.settings.n_iters, job.settings.n_jitted_steps)
-    log = TrainingLog(
-        workdir,
-        start,
-        total,
-        job.settings.batch_size,
-        rate=job.rate,
-        skipped_in_a_row=MOST_SKIPPED if job.settings.on_nonfinite == "skip" else 0,
-    )
-    if log.stalled(job.settings.patience):
-        total = start
+    total = last_step(start, settings.n_iters, settings.n_jitted_steps)
+    most_skipped = MOST_SKIPPED if settings.on_nonfinite == "skip" else 0
+    log = TrainingLog(workdir, start, total, settings.batch_size, job.rate, most_skipped)
     with log:
         if reason:
             log.say(reason)
+        limit = "n_iters" if start >= total else "patience"
+        if log.stalled(settings.patience):
+            total = start
         if restored:
-            limit = "n_iters" if start >= log.total else "patience"
-            done = f": nothing left to do, {limit} = {job.settings[limit]} is reached"
+            done = f": nothing left to do, {limit} = {settings[limit]} is reached"
             log.say(f"continuing from {restored[1]}{'' if start < total else done}")
-        steps = compile_steps(job, rollbacks=rollbacks.number)
-        return _run(job, steps, state, total, checkpoints, log, preemption)
+        return _run(job, state, total, checkpoints, log, preemption, rollbacks.number)
 
 
 def last_step(start: int, n_iters: int, per_call: int) -> int:
@@ -118,16 +103,16 @@ def last_step(start: int, n_iters: int, per_call: int) -> int:
 
 def _run(
     job: Job,
-    steps: Step,
     state: TrainState,
     total: int,
     checkpoints: Checkpoints,
     log: TrainingLog,
     preemption: sharding.Preemption,
+    rollbacks: int,
 ) -> TrainState:
     """Train until step `total` or a signal; return the last state, which is then saved."""
-    start, per_call = int(state.step), job.settings.n_jitted_steps
-    batches = _batches(job, start // per_call)
+    start, settings, per_call = int(state.step), job.settings, job.settings.n_jitted_steps
+    steps, batches = compile_steps(job, rollbacks), _batches(job, start // per_call)
     for step in range(start + per_call, total + 1, per_call):
         compiling = progress.waiting("compiling the training step")
         with compiling if step == start + per_call else contextlib.nullcontext():
@@ -135,22 +120,28 @@ def _run(
             state, metrics = steps(state, batch)
             log.collect(step, metrics)
         stopped = preemption.reached(metrics["loss"])
-        due = {name: _is_due(step, job.settings[name], per_call, total) for name in FREQUENCIES}
-        if stopped or any(due.values()):
+        due = due_after(step, total, {name: settings[name] for name in FREQUENCIES}, per_call)
+        if stopped or due:
             log.check()
-            _check_state(state, log)
-        if due["log_freq"]:
+            check_state(state, log)
+        if "log_freq" in due:
             log.training()
-        if due["eval_freq"]:
+        if "eval_freq" in due:
             _evaluate(job, state, log, stopped=stopped)
-        if due["eval_freq"] and log.stalled(job.settings.patience):
-            due, total = dict.fromkeys(due, True), step
-        _save(job, checkpoints, state, step, due, stopped=stopped)
+            if log.stalled(settings.patience):
+                due.update(FREQUENCIES)
+                total = step
         if stopped:
-            _say_stopped(step, preemption)
+            due.add("snapshot_freq_for_preemption")
+        _save(job, checkpoints, state, step, due)
+        if stopped:
+            if not jax.process_index():
+                by = preemption.signal.name if preemption.signal else "another process's signal"
+                saved = "the state is saved, and the same command continues from it."
+                print(f"step {step}: stopped by {by}; {saved}", flush=True)
             break
-        if due["snapshot_freq"] and job.samples:
-            _show_samples(job.samples, state.ema, log)
+        if "snapshot_freq" in due and job.samples:
+            show_samples(job.samples, state.ema, log)
         if step == total:
             break
     return state
@@ -166,17 +157,12 @@ def _evaluate(job: Job, state: TrainState, log: TrainingLog, *, stopped: bool) -
         log.held_out(*held_out)
 
 
-def _say_stopped(step: int, preemption: sharding.Preemption) -> None:
-    if not jax.process_index():
-        reason = preemption.signal.name if preemption.signal else "another process's signal"
-        print(
-            f"step {step}: stopped by {reason}; the state is saved, and the same command continues "
-            "from it.",
-            flush=True,
-        )
+def due_after(step: int, total: int, frequencies: dict[str, int], per_call: int) -> set[str]:
+    """Return the frequencies of which a multiple was reached in the last call; all at the end."""
+    return {name for name, each in frequencies.items() if step == total or step % each < per_call}
 
 
-def _check_state(state: TrainState, log: TrainingLog) -> None:
+def check_state(state: TrainState, log: TrainingLog) -> None:
     """Raise NotFiniteError if a part of the state is not finite."""
     parts = {
         "parameters": state.params,
@@ -188,7 +174,7 @@ def _check_state(state: TrainState, log: TrainingLog) -> None:
         raise log.not_finite(log.step, f"{' and '.join(bad)} are not finite, and {log.latest}")
 
 
-def _show_samples(samples: Callable[[Params], Image.Image], ema: Params, log: TrainingLog) -> None:
+def show_samples(samples: Callable[[Params], Image.Image], ema: Params, log: TrainingLog) -> None:
     """Log a picture of samples; a warning if they are not finite or the sampler is unstable."""
     try:
         picture = samples(ema)
@@ -200,35 +186,18 @@ def _show_samples(samples: Callable[[Params], Image.Image], ema: Params, log: Tr
 
 def _batches(job: Job, first: int) -> Iterator[Batch]:
     """Return the batches of the calls from number `first` on."""
-    return job.experiment.batches(
-        job.experiment.train,
-        job.settings.batch_size,
-        steps=job.settings.n_jitted_steps,
-        labelled=job.labelled,
-    ).iterate(first)
+    steps, size = job.settings.n_jitted_steps, job.settings.batch_size
+    data = job.experiment.train
+    return job.experiment.batches(data, size, steps=steps, labelled=job.labelled).iterate(first)
 
 
-def _is_due(step: int, frequency: int, per_call: int, total: int) -> bool:
-    """Return whether a multiple of `frequency` was reached in the last call, or the end."""
-    return step == total or step % frequency < per_call
-
-
-def _save(
-    job: Job,
-    checkpoints: Checkpoints,
-    state: TrainState,
-    step: int,
-    due: dict[str, bool],
-    *,
-    stopped: bool,
-) -> None:
+def _save(job: Job, checkpoints: Checkpoints, state: TrainState, step: int, due: set[str]) -> None:
     """Save the backup and the snapshot that are due."""
     frequency, per_call = job.settings.snapshot_freq, job.settings.n_jitted_steps
     targets = []
-    if due["snapshot_freq_for_preemption"] or stopped:
+    if "snapshot_freq_for_preemption" in due:
         targets.append((BACKUPS, step))
-    if due["snapshot_freq"]:
-        # The last snapshot may come early.
+    if "snapshot_freq" in due:  # The last snapshot may come early.
         targets.append((SNAPSHOTS, (step + frequency - per_call) // frequency))
     for folder, number in targets:
         trees, config = states.to_checkpoint(state), job.experiment.config.to_dict()

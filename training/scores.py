@@ -24,10 +24,7 @@ from training.step import Job
 
 
 def train(config: Config, workdir: str) -> TrainState:
-    """Train the experiment `config` in `workdir`, or continue; return the last state.
-
-    See `training.loop.train_job`. Raises InputError for an invalid config as well.
-    """
+    """Train the experiment `config` in `workdir`, or continue: `training.loop.train_job`."""
     experiment = Experiment(config)
     if experiment.config.training.snapshot_sampling:
         experiment.load_classifier(workdir)

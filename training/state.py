@@ -28,12 +28,9 @@ from runs.checkpoints import EMA, PARAMS, Trees
 class TrainState(NamedTuple):
     """All that training changes.
 
-    Attributes:
-      step: the number of steps done, int32 ().
-      params: parameters of the network, nested dictionaries.
-      ema: their exponential moving average, of the same structure.
-      opt_state: the state of the optimizer.
-      averages: those of the widths model.ema_stds (`training.averages`), each like `ema`.
+    They are the number of steps done, int32 (); the parameters of the network, nested dictionaries;
+    their exponential moving average; the state of the optimizer; and the averages of the widths
+    model.ema_stds (`training.averages`).
     """
 
     step: Array
@@ -47,13 +44,6 @@ def create(params: Params, optimizer: optax.GradientTransformation, extra: int =
     """Return the state before the first step, with `extra` averages."""
     ema, *averages = (jax.tree.map(jnp.copy, params) for _ in range(1 + extra))
     return TrainState(jnp.int32(0), params, ema, optimizer.init(params), tuple(averages))
-
-
-def abstract(params: Params, optimizer: optax.GradientTransformation, extra: int = 0) -> TrainState:
-    """Return the shapes and types of a state; `params` may be abstract."""
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    opt_state = jax.eval_shape(optimizer.init, params)
-    return TrainState._make((step, params, params, opt_state, (params,) * extra))
 
 
 def update(
@@ -76,8 +66,7 @@ def update(
 def ema_rate(rate: float, ramp: bool, step: Array) -> ArrayLike:
     """Return the decay of the moving average in the update after `step` updates.
 
-    It is `rate` or, with `ramp`, in update number n at most (1 + n) / (10 + n), as in the official
-    PyTorch code.
+    With `ramp`, it is at most (1 + n) / (10 + n) in update n, as in the official PyTorch code.
     """
     number = step + 1
     return jnp.minimum(rate, (1 + number) / (10 + number)) if ramp else rate
@@ -94,13 +83,9 @@ def initial_share(rate: float, ramp: bool, steps: int) -> float:
 
 
 def initial_share_note(rate: float, ramp: bool, steps: int) -> str:
-    """Return a sentence if the initial parameters still count in the moving average, else ''.
-
-    The arguments are those of `initial_share`. An average of step 0 was imported; EDM's files do
-    not state how long it was trained.
-    """
+    """Return a sentence if the initial parameters still count in the moving average, else ''."""
     share = initial_share(rate, ramp, steps)
-    if steps == 0 or share <= 0.01:
+    if steps == 0 or share <= 0.01:  # Imported files of EDM state no steps.
         return ""
     hint = "train longer" if ramp else "train longer, or set model.ema_ramp = True"
     return (
@@ -122,8 +107,8 @@ def keep_if(accepted: Array, updated: TrainState, before: TrainState) -> TrainSt
 def all_finite(tree: Any) -> Array:
     """Return whether all floating-point values of a tree are finite, ().
 
-    Zero times a value is 0 if it is finite and NaN otherwise. One sum of all vectors and one for
-    each other array compile in a sixth of the time of `jnp.isfinite` for each array.
+    Zero times a value is 0 if it is finite, else NaN. These few sums compile in a sixth of the time
+    of `jnp.isfinite` for each array.
     """
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     vectors = jnp.concatenate([leaf.ravel() for leaf in leaves if leaf.ndim < 2] or [jnp.zeros(1)])
@@ -137,10 +122,8 @@ MOST_ROLLBACKS = 3  # without getting beyond the step that failed
 class Rollbacks(NamedTuple):
     """How often a run went back to an earlier checkpoint; kept in WORKDIR/rollbacks.json.
 
-    Attributes:
-      number: all rollbacks. The random numbers of training depend on it.
-      step: the latest step whose values were not finite.
-      repeated: the rollbacks since training first failed at `step`.
+    They are the number of all rollbacks, on which the random numbers of training depend; the latest
+    step whose values were not finite; and the rollbacks since training first failed there.
     """
 
     number: int = 0
@@ -160,18 +143,14 @@ class Rollbacks(NamedTuple):
         write_json(Path(workdir) / "rollbacks.json", self._asdict())
 
 
-ROLLBACKS = {"number": int, "step": int, "repeated": int}
-"""The schema of rollbacks.json."""
-
-
 def read_rollbacks(workdir: str | Path) -> Rollbacks:
     """Return the rollbacks of a run. Raise InputError if the file is damaged."""
     path = Path(workdir) / "rollbacks.json"
     if not os.path.lexists(path):
         return Rollbacks()
     with advice("Restore it, or delete it to continue with the noise of a run without rollbacks."):
-        found = read_json(path, ROLLBACKS)
-        rollbacks = Rollbacks(*(found[name] for name in ROLLBACKS))
+        found = read_json(path, dict.fromkeys(Rollbacks._fields, int))
+        rollbacks = Rollbacks(*(found[name] for name in Rollbacks._fields))
         if not all(0 <= value <= MAX_STEP for value in rollbacks):
             raise InputError(f"{path} is damaged: it states {rollbacks}.")
     return rollbacks
@@ -192,10 +171,9 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Return Adam with linear warm-up, clipping of the global norm and decoupled weight decay.
 
-    The arguments are the fields of config.optim, of which `others` have no effect. Clipping is left
-    out if grad_clip is not positive.
+    The arguments are the fields of config.optim. Clipping is left out if grad_clip is not positive.
     """
-    del others
+    del others  # They have no effect.
     rate = functools.partial(learning_rate, lr, warmup) if warmup > 0 else lr
     adam = adamw(rate, weight_decay, b1=beta1, eps=eps)
     return adam if grad_clip <= 0 else optax.chain(clip_by_global_norm(grad_clip), adam)
@@ -211,10 +189,9 @@ def learning_rate(lr: float, warmup: int, updates: ArrayLike) -> Array:
 def adamw(
     rate: optax.ScalarOrSchedule, weight_decay: float, *, b1: float = 0.9, eps: float = 1e-8
 ) -> optax.GradientTransformation:
-    """Return `optax.adamw`, with the same state, that leaves parameters alone that do not learn.
+    """Return `optax.adamw`, with the same state, that does not decay the fixed frequencies.
 
-    These are the frequencies of Fourier features (`models.building.is_fixed`). The official JAX
-    code decays them, too; its experiments have no weight decay.
+    The official JAX code decays them, too; its experiments have no weight decay.
     """
 
     def decay(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
@@ -231,10 +208,7 @@ def adamw(
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """Return Optax's transformation of this name, written as a product with one factor.
-
-    The product fuses into Adam's sums, so that clipped gradients are never stored.
-    """
+    """Return Optax's transformation of this name as a product, which fuses into Adam's sums."""
 
     def clip(grads: optax.Updates, params: optax.Params | None = None) -> optax.Updates:
         factor = limit / jnp.maximum(limit, global_norm(grads))
@@ -244,10 +218,7 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 
 
 def global_norm(tree: optax.Updates) -> Array:
-    """Return Optax's norm of all entries, with the vectors summed as one array.
-
-    A network has hundreds of vectors, and each separate sum is a separate kernel.
-    """
+    """Return Optax's norm; hundreds of vectors are one array, as each sum is a kernel."""
     leaves = jax.tree.leaves(tree)
     vectors = jnp.concatenate([leaf for leaf in leaves if leaf.ndim == 1] or [jnp.zeros(1)])
     return optax.global_norm([vectors, *(leaf for leaf in leaves if leaf.ndim != 1)])

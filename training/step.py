@@ -1,8 +1,4 @@
-"""What is trained, and the training step: one update of the state on a batch.
-
-`scores.py` describes the score network of an experiment as a `Job`, and `classifier.py` the
-classifier that guides samples. Both are trained by the same step and the same loop.
-"""
+"""What is trained, and the training step: one update of the state on a batch."""
 
 from __future__ import annotations
 
@@ -39,16 +35,15 @@ class Job:
     Attributes:
       experiment: the devices, data and SDE.
       settings: fields as those of config.training: batch_size, n_iters, n_jitted_steps, accumulate,
-        on_nonfinite and FREQUENCIES.
+        on_nonfinite, patience and FREQUENCIES.
       loss: (params, part of a batch) -> the losses of its images (B,).
       part: (key, batch) -> images, times, noise and condition of a training step.
       held_out: (params, batch, key) -> the losses and times (B,) of held-out images; compiled.
-      init: () -> initial parameters.
-      abstract_params: their shapes.
+      init, abstract_params: () -> initial parameters; their shapes.
       optimizer: the optimizer.
       key: the root of the random numbers of the steps.
-      rate: the learning rate after a number of updates.
-      average: the decay of the moving average in the update after a number of updates.
+      rate, average: the learning rate, and the decay of the moving average in the next update,
+        after a number of updates.
       stds: the widths of further averages.
       labelled: whether the loss uses labels or other conditions.
       note: a step -> a sentence about the moving average, or ''.
@@ -83,7 +78,9 @@ class Job:
     def abstract_state(self, *, averages: bool = True) -> TrainState:
         """Return the shapes and shardings of a state, with or without the further averages."""
         extra = len(self.stds) if averages else 0
-        shapes = state.abstract(self.abstract_params, self.optimizer, extra)
+        shapes = jax.eval_shape(
+            lambda params: state.create(params, self.optimizer, extra), self.abstract_params
+        )
 
         def place(leaf: jax.ShapeDtypeStruct, where: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
@@ -134,6 +131,22 @@ def jit_step(job: Job, rollbacks: int = 0) -> Step:
     )
 
 
-def compile_steps(job: Job, *, rollbacks: int = 0, scan: bool | None = None) -> Step:
-    """Return `train_step` along the first axis of batches (steps, B, ...), by `sharding.repeat`."""
-    return sharding.repeat(jit_step(job, rollbacks), job.experiment.mesh, scan=scan)
+def compile_steps(job: Job, rollbacks: int = 0) -> Step:
+    """Return `train_step` along the first axis of batches (steps, B, ...).
+
+    On accelerators the steps are one `lax.scan`. XLA's CPU backend computes weight gradients of
+    convolutions twenty times more slowly inside a loop (jax issue 12868), so it gets a Python loop.
+    """
+    step, mesh = jit_step(job, rollbacks), job.experiment.mesh
+    if not sharding.on_cpu(mesh):
+        return jax.jit(functools.partial(jax.lax.scan, step), donate_argnums=0)
+
+    def loop(after: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        found = []
+        for i in range(len(batches.pixels)):
+            batch = jax.tree.map(lambda leaf, i=i: leaf[i], batches)
+            after, metrics = step(after, jax.device_put(batch, sharding.along_axis(mesh)))
+            found.append(metrics)
+        return after, jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+    return loop
