@@ -41,7 +41,7 @@ CORRECTOR_ONLY = {"predictor": "none", "n_steps_each": 2, **COLUMNS["PC1000"]}
 
 def digits(scale: float) -> Mixture:
     """Return the mixture in images of 8x8; `scale` is half the range of its gray levels."""
-    gray = load_digits(return_X_y=True)[0][:DIGITS]
+    gray = np.asarray(load_digits(return_X_y=True)[0][:DIGITS])
     means = scale * (gray / 8 - 1)
     return Mixture(
         means.astype(np.float32), np.full(means.shape, (scale * WIDTH) ** 2, "f4"), (8, 8, 1)
