@@ -35,13 +35,9 @@ dictionary were checked by the reader of pickles; those of a list of pairs could
 
 
 class EDMNetwork(NamedTuple):
-    """A network in a file of EDM.
+    """A network in a file of EDM: its class, the arguments of the constructor, and its tensors.
 
-    Attributes:
-      kind: the name of its class.
-      arguments, keywords: those of its constructor.
-      tensors: its parameters and buffers by name, as in PyTorch's state_dict.
-      data_set: the arguments of the training data.
+    `tensors` have the names of state_dict; `data_set` are arguments of the training data.
     """
 
     kind: str

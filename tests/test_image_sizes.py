@@ -20,7 +20,7 @@ from configs.folders import check_config, claim, dependencies
 from errors import InputError
 from models import NETWORKS, building, layers, networks_supporting
 from models.classifier import WideResnet
-from pretrained.diffusers_config import unet_config
+from pretrained.diffusers_unet import unet_config
 from readers import image_files, image_sizes, preprocessing
 from tests import tiny
 from tests.refusal import refused
