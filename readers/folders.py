@@ -71,7 +71,11 @@ def index(folder: Path) -> Index:
         if states.get(name) == state and not problem  # It may be solved, as by chmod.
     }
     new = [name for name in states if name not in entries]
-    entries.update(zip(new, _inspect_all(folder, new)))
+    disable = None if new else True  # None shows the bar only on a terminal.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        inspected = pool.map(_inspect, [folder / name for name in new])
+        bar = tqdm(inspected, "checking images", len(new), unit="file", disable=disable)
+        entries.update(zip(new, bar))
     result = Index(
         names=np.array(list(states), str),
         states=np.array(list(states.values()), str),
@@ -118,17 +122,9 @@ def walk(folder: Path) -> list[tuple[str, str]]:
 
 def _state(entry: os.DirEntry) -> str:
     try:
-        return f"{entry.stat().st_size} {entry.stat().st_mtime_ns}"
+        return cache.fingerprint(Path(entry.path))
     except OSError:
         return "broken link"
-
-
-def _inspect_all(folder: Path, names: list[str]) -> list[tuple[tuple[int, int], str]]:
-    """Return `_inspect` of the files, with a progress bar if there are any."""
-    disable = None if names else True  # None shows the bar only on a terminal.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(_inspect, [folder / name for name in names])
-        return list(tqdm(results, "checking images", len(names), unit="file", disable=disable))
 
 
 def _inspect(path: Path) -> tuple[tuple[int, int], str]:
@@ -251,9 +247,7 @@ def classes(names: Sequence[str]) -> tuple[list[str], np.ndarray | None]:
     """
     parts = [name.split("/")[:-1] for name in names]
     if {part[0] for part in parts if part} >= SPLITS:
-        parts = [part[1:] for part in parts if part and part[0] in SPLITS]
-        if len(parts) < len(names):
-            return [], None
+        parts = [part[1:] if part and part[0] in SPLITS else [] for part in parts]
     if not all(parts):
         return [], None
     class_names, labels = np.unique([part[0] for part in parts], return_inverse=True)

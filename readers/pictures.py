@@ -28,7 +28,9 @@ def image_grid(
     number of columns makes the grid about square.
     """
     if images.dtype != np.uint8:
-        images = _as_bytes(images)
+        low, high = np.min(images), np.max(images)
+        width = high - low if high > low else 1
+        images = np.round((images - low) * (255 / width)).astype(np.uint8)
     if images.ndim != 4:
         images = images.reshape(len(images), 1, -1, 1)
     images = images if images.shape[-1] == 3 else images[..., 0]
@@ -67,10 +69,3 @@ def trajectory_grid(frames: np.ndarray | Array, levels: Sequence[float]) -> Imag
 def to_picture(image: np.ndarray) -> Image.Image:
     """Return a uint8 image (H, W, C), C = 1 or 3, as a picture."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-
-def _as_bytes(values: np.ndarray) -> np.ndarray:
-    """Scale real numbers so that the smallest becomes 0 and the largest 255."""
-    low, high = np.min(values), np.max(values)
-    width = high - low if high > low else 1
-    return np.round((values - low) * (255 / width)).astype(np.uint8)

@@ -17,7 +17,7 @@ from flax import serialization
 from PIL import Image
 
 from pretrained import edm_format, flax_format, safetensors_format, torch_format
-from readers import arrays, emoji, files, idx, image_files, preprocessing
+from readers import arrays, authors, emoji, files, image_files, preprocessing
 from readers.array_records import ArrayRecords
 from readers.lmdb import Lmdb
 from readers.tfrecords import TFRecords, parse_example
@@ -121,7 +121,7 @@ def idx_images() -> bytes:
 
 
 def read_idx(path: Path) -> Any:
-    return idx.read_array(path.parent, path.name.removesuffix(".gz"), 3)
+    return authors.read_idx_array(path.parent, path.name.removesuffix(".gz"), 3)
 
 
 def numpy_file(**options: Any) -> Callable[[], bytes]:

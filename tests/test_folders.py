@@ -319,7 +319,7 @@ REAL = {"value_range": (0.0, 1.0)}
         (np.full((3, 8, 8), 2.0), REAL, "from 2 to 2, beyond data.value_range"),
         (np.zeros((3, 9, 8), np.uint8), {}, r"have shape \(9, 8, 1\); data.image_size = 8"),
         (np.array([{}]), {}, "pickled Python objects"),
-        (np.zeros((9, 8, 3), np.uint8), {}, r"a single image of shape \(9, 8, 3\)"),
+        (np.zeros((9, 8, 3), np.uint8), {}, r"have shape \(8, 3, 1\); data.image_size = 8"),
         (np.zeros((3, 8, 8), np.uint8), {"held_out": 0.999}, "no images of the split 'train'"),
         ({"a": np.zeros(3), "b": np.zeros(3)}, {}, "a, b; name"),
     ],

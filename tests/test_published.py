@@ -14,7 +14,7 @@ import pytest
 
 import datasets
 from errors import InputError
-from readers import cache, files, published, tfrecords
+from readers import authors, cache, files, published, tfrecords
 from readers.tfrecords import TFRecords, parse_example
 from tests import examples, reference
 from tests.examples import data
@@ -280,9 +280,9 @@ def test_decompression_of_idx_files_is_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1000)
     path, arguments = tmp_path / "a-idx1-ubyte.gz", (tmp_path, "a-idx1-ubyte", 1)
     path.write_bytes(gzip.compress(idx(np.zeros(10**6, np.uint8))))
-    refused("idx1-ubyte.gz declares a content of 1,000,000", published.idx.read_array, *arguments)
+    refused("idx1-ubyte.gz declares a content of 1,000,000", authors.read_idx_array, *arguments)
     path.write_bytes(gzip.compress(idx(np.zeros(10, np.uint8)) + bytes(10**6)))
-    refused("idx1-ubyte.gz cannot be read as IDX", published.idx.read_array, *arguments)
+    refused("idx1-ubyte.gz cannot be read as IDX", authors.read_idx_array, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_idx_files(tmp_path):
 def test_fashion_mnist_without_a_path(tmp_path, monkeypatch):
     """A set that TFDS has prepared comes first, then the files that Debian installs."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    monkeypatch.setattr(published.idx, "DEBIAN", tmp_path)
+    monkeypatch.setattr(authors, "DEBIAN", tmp_path)
     config = data("fashion_mnist", "", image_size=28, num_channels=1)
     refused("is not in .*tfds", datasets.load, config, "train")
     for kind, array in (("images-idx3", np.zeros((4, 28, 28), np.uint8)), ("labels-idx1", LABELS)):
