@@ -124,19 +124,13 @@ def _check_condition(images: Images, config: ml_collections.ConfigDict) -> None:
 
 
 def in_turn(images: Images, first: int, count: int) -> Batch:
-    """Return `count` images from number `first` on, with their conditions, again from the start.
-
-    Row i % count is the image i, so that row and number fit in `TrainedModel.given`.
-    """
+    """Return `count` images from number `first` on, cyclically; row i % count is image i."""
     numbers = first + (np.arange(count) - first) % count
     return images.batch(numbers % len(images), labelled=True)
 
 
 def check_labels(images: Images, num_classes: int, field: str) -> None:
-    """Raise InputError unless all images have labels in 0 .. num_classes - 1.
-
-    `field` is the name of the config field with the number of classes.
-    """
+    """Raise InputError, naming `field`, unless all labels are in 0 .. num_classes - 1."""
     if images.labels is None:
         raise InputError(
             f"{field} = {num_classes} needs images with labels; those of data.dataset have none."
@@ -147,9 +141,6 @@ def check_labels(images: Images, num_classes: int, field: str) -> None:
             f"{field} = {num_classes}, but the labels of data.dataset go from {smallest} to "
             f"{largest}; they must be in 0 .. {num_classes - 1}."
         )
-
-
-# --- the map between gray levels and model inputs ---
 
 
 def model_range(config: ml_collections.ConfigDict) -> tuple[float, float]:
@@ -207,10 +198,9 @@ class Scaler:
 
 @dataclasses.dataclass(frozen=True)
 class RealScaler:
-    """The counterpart of Scaler for real numbers u, which need no dequantization: (u - loc) / unit.
+    """The counterpart of Scaler for real numbers u: (u - loc) / unit, without dequantization.
 
-    `loc` and `unit` have one value, or one for each entry of vectors. `pixels` returns values of
-    the data as float32, and densities are those of the data.
+    `loc` and `unit` have one value, or one for each entry of vectors. `pixels` returns float32.
     """
 
     loc: tuple[float, ...]

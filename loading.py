@@ -125,10 +125,7 @@ def load(
 
 
 def read_config_file(config: str | Path | Config) -> Config:
-    """Return a config, from an object or a Python file with get_config(), which is executed.
-
-    Raises InputError if it cannot be read.
-    """
+    """Return a config: an object, or that of a Python file with get_config(), which is executed."""
     if isinstance(config, ml_collections.ConfigDict):
         return config
     path = find_file(str(config))

@@ -83,10 +83,7 @@ def _reader(path: Path, head: bytes) -> Reader:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the config that a file of `WITH_CONFIG` states.
-
-    Raises InputError if it is damaged or states none.
-    """
+    """Return the config that a file of `WITH_CONFIG` states. Raise InputError if it has none."""
     kind = edm_import if path.suffix == ".pkl" else safetensors_format
     return kind.read_config(path)
 
@@ -94,8 +91,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def writer(target: str | Path, *, average_only: bool = False) -> Writer:
     """Return the writer for a file name: .pth for PyTorch, .safetensors, or else Flax.
 
-    With `average_only` it writes the moving average in half precision. Raises InputError if the
-    format has no such form.
+    With `average_only`, for .safetensors, it writes the moving average in half precision.
     """
     if not average_only:
         return WRITERS.get(Path(target).suffix, flax_format.write)

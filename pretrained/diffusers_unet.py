@@ -36,15 +36,11 @@ from pretrained.trained import Config, Tensors
 from readers.files import read_json
 from readers.image_sizes import as_json
 
-# --- files ---
-
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def read_unet(folder: pathlib.Path, network: nnx.Module, config: Config) -> Params:
-    """Read the parameters of a UNet2DModel from config.json and the safetensors file in a folder.
-
-    The model may be in the subfolder unet, as in the folder of a pipeline.
+    """Read the parameters of the UNet2DModel in a folder, or in its subfolder unet.
 
     Raises InputError if there is no such model, or if it is not the network of the config.
     """
@@ -60,10 +56,7 @@ def read_unet(folder: pathlib.Path, network: nnx.Module, config: Config) -> Para
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Return the files with the weights of a model: one, or those that an index lists.
-
-    Raises InputError if there are none, or if the index names a file outside of the folder.
-    """
+    """Return the files with the weights: one, or those that an index lists in this folder."""
     path, index = folder / WEIGHTS, folder / f"{WEIGHTS}.index.json"
     if path.exists():
         return [path]
@@ -82,8 +75,6 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
             )
     return [folder / name for name in dict.fromkeys(names)]
 
-
-# --- config.json ---
 
 UNET_DEFAULTS = {  # The values of UNet2DModel for fields that an older config.json lacks.
     "act_fn": "silu",
@@ -158,10 +149,7 @@ def check_unet(path: pathlib.Path, described: Mapping[str, Any], config: Config)
 
 
 def unet_config(config: Config) -> dict[str, Any]:
-    """Return the config.json of the UNet2DModel that is the network of a config.
-
-    Raises InputError if the network is not in diffusers.
-    """
+    """Return the config.json of the UNet2DModel of a config. Raise InputError without one."""
     model, data = config.model, config.data
     required, fields = choose(UNET_FAMILIES, model.name, "For diffusers' UNet2DModel, model.name")
     for field, value in required.items():
@@ -208,8 +196,6 @@ def _equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-# --- names of parameters ---
-
 DIFFUSERS_LEAVES = TORCH_LEAVES | {
     layers.NIN: TORCH_LEAVES[nnx.Linear],
     embeddings.GaussianFourierProjection: {"W": ("weight", VECTOR)},
@@ -251,10 +237,7 @@ INNER_LAYERS: dict[str | int, tuple[str, ...]] = {
 
 
 def unet_layout(network: nnx.Module) -> Layout:
-    """The layout of UNet2DModel, with names like 'down_blocks.0.resnets.1.conv1.weight'.
-
-    Raises InputError for networks that are not in diffusers.
-    """
+    """The layout of UNet2DModel, with names like 'down_blocks.0.resnets.1.conv1.weight'."""
     network = check_supported(network, "diffusers' UNet2DModel")
     is_ddpm = isinstance(network, ddpm.DDPM)
     names = dict(_ddpm_blocks(network) if is_ddpm else _ncsnpp_blocks(network))

@@ -45,18 +45,12 @@ UNUSED = ("resample_filter", "map_augment.weight")  # Constants; labels that sam
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the config of the network in a file of EDM.
-
-    Raises InputError if the file is damaged, or our networks cannot represent its network.
-    """
+    """Return the config of the network in a file of EDM. Raise InputError if we have none."""
     return _config(path, read_network(path)).to_dict()
 
 
 def read(path: Path, network: nnx.Module, config: Config) -> Trained:
-    """Read the averaged parameters of a file of EDM, which has no others.
-
-    Raises InputError if the file is damaged, or its network is not that of the config.
-    """
+    """Read the averaged parameters of a file of EDM. Raise InputError if they do not fit."""
     stored = read_network(path)
     _check(path, _config(path, stored), config)
     tensors = _separate(stored.tensors, config)

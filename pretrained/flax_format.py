@@ -35,10 +35,7 @@ MOMENTS = {"mu": "grad_ema", "nu": "grad_sq_ema"}  # Fields of Trained: names in
 
 
 def load(path: str | Path) -> Any:
-    """Return the content of a Flax msgpack file, for checkpoints nested dictionaries of arrays.
-
-    Raises InputError if the file is damaged.
-    """
+    """Return the content of a Flax file. Raise InputError if it is damaged."""
     check_regular(path)
     left = MAX_VALUES
 

@@ -48,9 +48,6 @@ TORCH_LEAVES: dict[type, dict[str | int, tuple[str, tuple[int, ...]]]] = {
 }
 
 
-# --- the walk through a network ---
-
-
 class NetworkParameter(NamedTuple):
     """A parameter: its keys in nested dictionaries, the layers that contain it, and its shape.
 
@@ -64,10 +61,7 @@ class NetworkParameter(NamedTuple):
 
 
 def official_layers(module: nnx.Module) -> Iterator[tuple[Path, str, nnx.Module]]:
-    """Yield the layers directly in a module, in the order of their construction.
-
-    Each item is (path, official Flax name, layer).
-    """
+    """Yield (path, official Flax name, layer) for the layers directly in a module, in order."""
     counts = Counter()
     for path, layer in _layers(module):
         name = FLAX_LAYERS.get((type(module), path[-1]))
@@ -103,9 +97,6 @@ def is_trained(layer: nnx.Module) -> bool:
     return not isinstance(layer, embeddings.GaussianFourierProjection)
 
 
-# --- layouts of the official code ---
-
-
 def flax_layout(network: nnx.Module) -> Layout:
     """The layout of official Flax files, with names like 'ResnetBlockBigGANpp_3/Conv_0/kernel'."""
     layout = []
@@ -120,8 +111,7 @@ def flax_layout(network: nnx.Module) -> Layout:
 def torch_layout(network: nnx.Module) -> Layout:
     """The layout of official PyTorch files, with names like 'all_modules.7.Conv_0.weight'.
 
-    The order is that of PyTorch's `parameters()`. Raises InputError for networks of which the
-    official PyTorch code has no working version.
+    The order is that of PyTorch's `parameters()`.
     """
     network = check_supported(network, "the official PyTorch code")
     numbered = []

@@ -28,10 +28,7 @@ TREES = ("params", "ema", "mu", "nu")  # The fields of Trained that contain para
 
 
 def load(path: str | Path) -> tuple[dict[str, str], Tensors]:
-    """Return the metadata and the arrays of a file.
-
-    Raises InputError if it is damaged, or has arrays of a type that NumPy does not have.
-    """
+    """Return the metadata and the arrays of a file. Raise InputError if it is damaged."""
     check_regular(path)
     with reading(path, kind=" as safetensors"):
         with open(path, "rb") as stream:
@@ -58,10 +55,7 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the config in the metadata of a file that `write` made.
-
-    Raises InputError if the file is damaged, or has no config.
-    """
+    """Return the config in the metadata of a file. Raise InputError if there is none."""
     metadata, _ = _load_own(path)
     if not metadata.get("config"):
         raise InputError(f"{path} states no config; name it with --config.")

@@ -124,10 +124,7 @@ def _load(stored: StoredParameter, tensors: Mapping[str, np.ndarray], source: st
 
 
 def export_params(layout: Layout, params: Params) -> dict[str, np.ndarray]:
-    """Return the tensors of a file by name; `load_params` inverts it.
-
-    Tensors on which no output depends are 0.
-    """
+    """Return the tensors of a file by name; those on which no output depends are 0."""
     flat = cast(dict[Path, Array], traverse_util.flatten_dict(params))
     tensors = {}
     for stored in layout:

@@ -39,9 +39,6 @@ PREFIX = "module."  # The prefix that torch.nn.DataParallel gives to parameter n
 FROZEN = "frozen_params"
 
 
-# --- reading ---
-
-
 def load(path: str | Path) -> Any:
     """Return the content of a PyTorch file, with tensors as arrays.
 
@@ -62,10 +59,7 @@ def to_arrays(source: str, tensors: dict[Any, Any]) -> Tensors:
 
 
 def read(path: Path, network: nnx.Module, config: Config) -> Trained:
-    """Read a checkpoint of the official PyTorch code.
-
-    Raises InputError if the file does not fit `network` or the noise scales of `config`.
-    """
+    """Read a checkpoint of the official PyTorch code. Raise InputError if it does not fit."""
     state, layout = load(path), torch_layout(network)
     check_structure(state, STATE, path, "its training state")
     if not state["optimizer"]["param_groups"]:
@@ -153,14 +147,8 @@ def _sigmas(config: Config) -> np.ndarray:
     return ve_sde.sigmas(config.model.num_scales)
 
 
-# --- writing ---
-
-
 def write(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config) -> None:
-    """Write a checkpoint of the official PyTorch code; `read` inverts it.
-
-    Raises InputError if PyTorch is not installed or the official code does not have the network.
-    """
+    """Write a checkpoint of the official PyTorch code, which needs PyTorch; `read` inverts it."""
     try:
         import torch
     except ImportError as error:

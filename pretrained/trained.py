@@ -40,10 +40,7 @@ class Trained(NamedTuple):
 
 
 def flatten(tree: dict[str, Any]) -> Tensors:
-    """Return the leaves of nested dictionaries, with their keys joined by '/'.
-
-    Raises ValueError if a key is not a string, or the nesting is too deep.
-    """
+    """Return the leaves of nested dictionaries by their keys, which are texts, joined by '/'."""
     try:
         return cast(Tensors, traverse_util.flatten_dict(tree, sep="/"))
     except (RecursionError, TypeError) as error:
@@ -60,10 +57,7 @@ def part(tensors: Tensors, start: str = "", end: str = "") -> Tensors:
 
 
 def to_step(path: Path, name: str, value: Any) -> int:
-    """Return a number of steps, which a file may store as a number, an array () or decimal text.
-
-    Raises InputError unless it is an integer from 0 to MAX_STEP.
-    """
+    """Return a number of steps, which is a number, an array () or decimal text in a file."""
     if isinstance(value, str) and value.isdecimal() and len(value) <= len(str(MAX_STEP)):
         value = int(value)
     number = to_number(path, name, value, MAX_STEP)

@@ -235,11 +235,7 @@ def read_idx_array(folder: Path, name: str, rank: int) -> tuple[np.ndarray, Path
 
 
 def read_faces(split: str, config: Config) -> Images:
-    """Return all images: as in the official code, both splits are the whole data set.
-
-    The file is data.path, the file of this resolution in the folder data.path, or
-    data.tfrecords_path.
-    """
+    """Return all images of data.path or data.tfrecords_path, for either split, as officially."""
     size, channels = square_side(config), config.num_channels
     shape, ending = (channels, size, size), f"r{size.bit_length() - 1:02d}.tfrecords"
     path = _find_faces(config, ending)

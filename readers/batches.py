@@ -66,10 +66,7 @@ class Images:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the number of images, the images, their labels and other conditions.
-
-        Of more than MAX_HASHED images, only as many, evenly spaced, are hashed.
-        """
+        """SHA-256 of the images, of which up to MAX_HASHED are read, and of all labels."""
         count = min(len(self), MAX_HASHED)
         chosen = np.linspace(0, len(self) - 1, count).round().astype(int)
         content = hashlib.sha256(str(len(self)).encode())
@@ -122,10 +119,9 @@ class Batches:
 
 
 def rounds(images: Images, batch_size: int) -> list[tuple[np.ndarray, int]]:
-    """Divide the images, in order, into batches of equal size.
+    """Divide the images, in order, into batches of equal size, the last one filled up.
 
-    Returns pairs of indices (batch_size,) and the number of them that count. The last batch is
-    filled up with the first images, which do not count.
+    Returns pairs of indices (batch_size,) and the number of them that count.
     """
     batches = []
     for start in range(0, len(images), batch_size):

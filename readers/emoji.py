@@ -37,7 +37,6 @@ COMPARED_SIZE = 32  # pixels; images of any data.image_size have the same splits
 SIMILAR = 0.2  # Images with a smaller relative distance belong to the same group.
 ROWS = 1000  # of the matrix of distances that are computed at a time
 
-# --- sequences of code points ---
 
 CodePoints = tuple[int, ...]
 
@@ -90,9 +89,6 @@ def subject(glyph: Glyph) -> str:
     return "-".join(f"{point:X}" for point in min(subjects)) if subjects else glyph.name
 
 
-# --- the font ---
-
-
 def read(split: str, config: ml_collections.ConfigDict) -> Images:
     """Return the images of a split, 'train' or 'test'.
 
@@ -127,8 +123,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
 def read_glyphs(data: bytes) -> list[Glyph]:
     """Return the images of a font, in its order; of several sizes, the largest.
 
-    Another process reads the font, with limits of memory and time. Raises ValueError for a font
-    that is damaged or compressed (WOFF), and for a collection of fonts.
+    Another process reads the font, with limits of memory and time. Raises ValueError if it cannot.
     """
     if data[:4] not in SIGNATURES:
         raise ValueError("it is no TrueType or OpenType font")
@@ -160,9 +155,6 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     square = Image.new(image.mode, (side, side), "white")
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return preprocessing.crop_resize(square, size)
-
-
-# --- groups ---
 
 
 def _cached_groups(path: Path, data: bytes, glyphs: list[Glyph]) -> tuple[np.ndarray, np.ndarray]:

@@ -41,10 +41,7 @@ KINDS = {
 
 
 def check_regular(path: str | Path, what: str = "") -> None:
-    """Raise InputError unless `path` is a regular file or a link to one; it is not opened.
-
-    `what` is the flag or config field that names the file, for the message.
-    """
+    """Raise InputError, naming the flag `what`, unless `path` is, or links to, a regular file."""
     name = f"{what} = {str(path)!r}" if what else printable(path)
     try:
         mode = os.stat(path).st_mode
@@ -133,10 +130,7 @@ def read_json(path: Path, schema: Schema, what: str = "") -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Return the content of JSON.
-
-    Raises ValueError if it is damaged, has a name twice in an object, or is nested too deeply.
-    """
+    """Return the content of JSON. Raise ValueError for damage, names twice and deep nesting."""
 
     def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -191,10 +185,7 @@ def mismatch(value: Any, schema: Schema, where: str = "its content") -> str:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a log, one a line; skip other lines, which a killed run may leave.
-
-    A log that does not exist is empty. Raise InputError if `path` is not a regular file.
-    """
+    """Yield the JSON objects of a log, one a line; skip lines that a killed run has damaged."""
     if not path.exists():
         return
     check_regular(path)
@@ -212,10 +203,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_npz(path: Path, *names: str, what: str = "") -> dict[str, np.ndarray]:
-    """Return those arrays of an .npz file that are called `names`, by default all.
-
-    Raises InputError if the file cannot be read, has a wrong checksum, or contains Python objects.
-    """
+    """Return the arrays of an .npz file called `names`, by default all, or raise InputError."""
     check_regular(path, what)
     arrays = {}
     with reading(path, kind=" as .npz"), zipfile.ZipFile(path) as archive:
@@ -227,11 +215,7 @@ def read_npz(path: Path, *names: str, what: str = "") -> dict[str, np.ndarray]:
 
 
 def zip_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Return the files in a zip archive by name.
-
-    Raises InputError if they are too large, and ValueError for a name that occurs twice and for
-    compression whose memory Python does not limit.
-    """
+    """Return the files in a zip archive by name. Raise errors for bombs and unusual archives."""
     members = archive.infolist()
     check_expansion(path, sum(member.file_size for member in members))
     for member in members:

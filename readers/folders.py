@@ -29,9 +29,6 @@ MAX_LISTED = 10  # Unreadable files that a warning lists.
 SPLITS = {"train", "test"}
 
 
-# --- the index ---
-
-
 class Index(NamedTuple):
     """The image files under a folder, sorted by name.
 
@@ -88,10 +85,7 @@ def index(folder: Path) -> Index:
 
 
 def walk(folder: Path) -> list[tuple[str, str]]:
-    """Return relative names and states of the image files.
-
-    Hidden files and folders are skipped. Links are followed, but each folder is listed only once.
-    """
+    """Return names and states of image files that are not hidden; each folder is listed once."""
     files, stack, visited = [], [(folder, "")], set()
     while stack:
         current, prefix = stack.pop()
@@ -146,9 +140,6 @@ def problems(files: Index, folder: Path, limit: int) -> str:
     if len(bad) > limit:
         lines.append(f"  and {len(bad) - limit} more; --mode=inspect_data lists all")
     return "\n".join(lines)
-
-
-# --- the data set ---
 
 
 def read(split: str, config: ml_collections.ConfigDict) -> Images:
@@ -225,10 +216,7 @@ def _decoded(
 
 
 def members(names: Sequence[str], split: str, held_out: float) -> np.ndarray:
-    """Return the indices of the images that belong to a split; see `read`.
-
-    Raises InputError unless 0 < held_out < 1.
-    """
+    """Return the indices of the images that belong to a split; see `read`."""
     if not 0 < held_out < 1:
         raise InputError(f"data.held_out = {held_out} must be between 0 and 1.")
     if {name.partition("/")[0] for name in names if "/" in name} >= SPLITS:
@@ -241,10 +229,7 @@ def members(names: Sequence[str], split: str, held_out: float) -> np.ndarray:
 
 
 def classes(names: Sequence[str]) -> tuple[list[str], np.ndarray | None]:
-    """Return the names of the classes and labels (N,), by the outermost folders.
-
-    Returns ([], None) if an image is in no folder.
-    """
+    """Return the classes and labels (N,), by the outermost folders; ([], None) without them."""
     parts = [name.split("/")[:-1] for name in names]
     if {part[0] for part in parts if part} >= SPLITS:
         parts = [part[1:] if part and part[0] in SPLITS else [] for part in parts]

@@ -45,9 +45,6 @@ Plain = tuple[tuple[int, int], bytes, bytes]
 """Size in pixels, the file without the parts that do not affect them, and EXIF data."""
 
 
-# --- the formats ---
-
-
 def _png(data: bytes) -> Plain:
     """Keep the header, the palette, transparency and data of a PNG file, after its checksums."""
     kept: dict[bytes, list[bytes]] = {b"IHDR": [], b"PLTE": [], b"tRNS": [], b"IDAT": []}
@@ -160,8 +157,6 @@ def _orientation(exif: bytes) -> int:
     return 1
 
 
-# --- decoding ---
-
 _changed = threading.Condition()
 _held: list[int] = []  # The pixels of each image that a thread decodes.
 
@@ -169,10 +164,7 @@ _held: list[int] = []  # The pixels of each image that a thread decodes.
 def load(
     source: Source, channels: int, transform: Callable[..., Image.Image], size: ImageSize
 ) -> np.ndarray:
-    """Return transform(image, size) as (H, W, C) uint8 for an image file, decoded as by `decode`.
-
-    The transform counts as decoding: all threads together hold at most MAX_PIXELS.
-    """
+    """Return transform(image, size) as (H, W, C) uint8, which counts as decoding; see `decode`."""
     with _decoded(source, channels) as image:
         return to_array(transform(image, size))
 

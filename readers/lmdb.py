@@ -32,10 +32,7 @@ MAX_VALUE = 2**26  # bytes
 
 
 class Lmdb(Sequence):
-    """The values of a database in the order of their keys.
-
-    The positions of the values are cached. Raises InputError if the file is missing or damaged.
-    """
+    """The values of a database in the order of their keys; InputError if the file is damaged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -57,10 +57,7 @@ def image_grid(
 
 
 def trajectory_grid(frames: np.ndarray | Array, levels: Sequence[float]) -> Image.Image:
-    """Return a picture of frames (F, B, H, W, C): one row per image, from noise to sample.
-
-    The titles are the noise levels std / alpha of the frames, if they are known.
-    """
+    """Return a picture of frames (F, B, H, W, C), one row per image, titled by noise levels."""
     rows = frames[:, :TRAJECTORY_IMAGES].swapaxes(0, 1)
     titles = [f"{level:.2g}" if level < 10 else f"{level:.0f}" for level in levels]
     return image_grid(np.concatenate(list(rows)), columns=len(frames), titles=titles)

@@ -26,8 +26,6 @@ from readers.image_sizes import ImageSize, image_shape, sides, square_side
 MAX_RESIZED = 4096**2  # pixels: the largest data.image_size
 MEMORY = 2**31  # Bytes. Smaller data sets stay in memory once they are decoded.
 
-# --- crops and resizes ---
-
 
 def resize(image: Image.Image, size: int) -> Image.Image:
     """Resize to a square by linear interpolation: CIFAR-10 and SVHN."""
@@ -84,9 +82,6 @@ def _resize(image: Image.Image, shape: tuple[int, int], kernel: Image.Resampling
         floats = np.asarray(image.getchannel(number).convert("F").resize(shape, kernel))
         channels.append(Image.fromarray(np.round(floats).clip(0, 255).astype(np.uint8)))
     return Image.merge(image.mode, channels)
-
-
-# --- sequences ---
 
 
 class Pixels(Protocol):

@@ -80,9 +80,6 @@ def of_tfds(config: Config) -> Prepared:
     return prepared._replace(name=f"lsun/{config.category}")
 
 
-# --- reading ---
-
-
 def read(split: str, config: Config) -> Images:
     """Return the images of a split, 'train' or 'test', of a published data set.
 
@@ -184,14 +181,8 @@ def _records(folder: Path, name: str, split: str) -> ArrayRecords | TFRecords:
     return records
 
 
-# --- preparation ---
-
-
 def prepare(config: Config) -> None:
-    """Run `--mode=prepare_data`: download data.dataset, and write ArrayRecord files to `data_dir`.
-
-    Raises InputError if the data set is not in TFDS, or if required packages are missing.
-    """
+    """Run `--mode=prepare_data`: download data.dataset, and write ArrayRecord files."""
     name, where = of_tfds(config).name, data_dir(config)
     missing = [
         package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None

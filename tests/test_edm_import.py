@@ -1,6 +1,5 @@
 """Import of EDM's networks: recorded outputs, configs that files state, and errors."""
 
-import contextlib
 import functools
 import importlib
 import json
@@ -21,7 +20,6 @@ from configs import edm_networks, validation
 from configs.default import from_json
 from configs.folders import stored_config
 from configs.parts import make_network
-from errors import InputError
 from experiment import Experiment
 from models import building
 from models.conditions import Condition
@@ -102,19 +100,6 @@ def test_protocols(tmp_path, protocol):
         plain = {"a": [1, 2.5, (1, 2, 3), "text"]}
     content = pickle.dumps(plain, protocol)
     refused("it has no entry 'ema'", read_network, written(tmp_path, content))  # Read to its end.
-
-
-def test_damaged_files_are_errors(tmp_path):
-    """Truncated files, and those in which a few bytes differ, unless they can be read."""
-    content, rng = dumps(edm_files.network(TENSORS)), np.random.default_rng(0)
-    for end in range(0, len(content), 29):
-        refused("cannot be read", read_network, written(tmp_path, content[:end]))
-    for _ in range(200):
-        changed = bytearray(content)
-        for place in rng.integers(0, len(content), rng.integers(1, 4)):
-            changed[place] = rng.integers(0, 256)
-        with contextlib.suppress(InputError):
-            read_network(written(tmp_path, bytes(changed)))
 
 
 # --- recorded networks ---

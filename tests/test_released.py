@@ -15,7 +15,8 @@ from PIL import Image
 import datasets
 from errors import InputError
 from readers import authors, files, pickles, preprocessing
-from tests import examples
+from tests import edm_files, examples
+from tests.edm_files import Raw
 from tests.refusal import refused
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -38,36 +39,27 @@ def allow(monkeypatch, *paths):
 
 def pickled(value) -> bytes:
     """Return a value as Python 2 pickles it: texts are strings of bytes."""
-    return b"\x80\x02" + _pickled(value) + b"."
+    return b"\x80\x02" + edm_files._code(of_python_2(value)) + b"."
 
 
-def _pickled(value) -> bytes:
+def of_python_2(value):
+    """Return what `edm_files` writes as Python 2 does."""
     match value:
         case dict():
-            items = b"".join(_pickled(key) + _pickled(each) for key, each in value.items())
-            return b"}(" + items + b"u"
-        case list():
-            return b"](" + b"".join(map(_pickled, value)) + b"e"
-        case tuple():
-            return b"(" + b"".join(map(_pickled, value)) + b"t"
-        case None:
-            return b"N"
-        case bool():
-            return b"\x88" if value else b"\x89"
-        case int():
-            return b"J" + struct.pack("<i", value)
-        case str() | bytes():
-            text = value.encode("latin-1") if isinstance(value, str) else value
-            return b"T" + struct.pack("<i", len(text)) + text
-        case np.ndarray():
-            order, code = value.dtype.str[0], value.dtype.str[1:]
-            kind = b"cnumpy\ndtype\n" + _pickled((code, 0, 1)) + b"R"
-            kind += _pickled((3, order, None, None, None, -1, -1, 0))
-            content = b"(" + _pickled(1) + _pickled(value.shape) + kind + b"b\x89"
-            content += _pickled(value.tobytes()) + b"t"
-            empty = b"cnumpy\nndarray\n" + _pickled((0,)) + _pickled("b")
-            return b"cnumpy.core.multiarray\n_reconstruct\n(" + empty + b"tR" + content + b"b"
-    raise TypeError(value)
+            return {of_python_2(key): of_python_2(each) for key, each in value.items()}
+        case str():
+            return of_python_2(value.encode("latin-1"))
+        case bytes():
+            return Raw(b"T" + struct.pack("<i", len(value)) + value)
+        case np.ndarray():  # Bytes.
+            code, order, empty, data = map(of_python_2, ("u1", "|", "b", value.tobytes()))
+            kind = Raw(b"cnumpy\ndtype\n" + edm_files._code((code, 0, 1)) + b"R")
+            kind = Raw(kind.code + edm_files._code((3, order, *[None] * 3, -1, -1, 0)) + b"b")
+            arguments = edm_files._code((Raw(b"cnumpy\nndarray\n"), (0,), empty))
+            state = edm_files._code((1, value.shape, kind, False, data))
+            made = b"cnumpy.core.multiarray\n_reconstruct\n" + arguments + b"R"
+            return Raw(made + state + b"b")
+    return value
 
 
 def test_pickles_are_those_of_python():
