@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import struct
 import threading
@@ -192,49 +193,57 @@ def to_array(image: Image.Image) -> np.ndarray:
 @contextlib.contextmanager
 def _decoded(source: Source, channels: int) -> Iterator[Image.Image]:
     """Decode an image as soon as other threads leave room for it, until the context ends."""
-    data = read_bytes(source, limit=MAX_FILE) if isinstance(source, Path) else bytes(source)
-    kind = next((kind for kind, (magic, _) in FORMATS.items() if magic.match(data)), None)
-    if kind is None:
-        raise ValueError("it is empty" if not data else "it is no PNG, JPEG or WebP image")
-    try:
-        (width, height), content, exif = FORMATS[kind][1](data)
-    except struct.error as error:
-        raise ValueError("the image is cut off") from error
-    pixels = width * height * (2 if kind == "WEBP" else 1)  # libwebp holds three copies.
-    if not 0 < pixels <= MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise ValueError(
-            f"the image has {width}x{height} pixels; the limit is {MAX_PIXELS:,}, half of it for "
-            f"WebP, and {MAX_SIDE:,} on a side"
-        )
+    kind, plain = _open(source)
+    pixels = math.prod(plain[0]) * (2 if kind == "WEBP" else 1)  # libwebp holds three copies.
     with _changed:
         _changed.wait_for(lambda: sum(_held) + pixels <= MAX_PIXELS)
         _held.append(pixels)
     try:
-        with Image.open(io.BytesIO(content), formats=[kind]) as encoded:
-            if encoded.size != (width, height):
-                raise ValueError("the image states two sizes")
-            image = _convert(encoded, MODES[channels])
-        turn = TURNS.get(_orientation(exif))
-        yield image if turn is None else image.transpose(turn)
+        yield _decode(kind, plain, MODES[channels])
     finally:
         with _changed:
             _held.remove(pixels)
             _changed.notify_all()
 
 
-def _convert(encoded: Image.Image, mode: str) -> Image.Image:
+def _open(source: Source) -> tuple[str, Plain]:
+    """Return the format of a file, and the file without what its pixels do not need."""
+    data = read_bytes(source, limit=MAX_FILE) if isinstance(source, Path) else bytes(source)
+    kind = next((kind for kind, (magic, _) in FORMATS.items() if magic.match(data)), None)
+    if kind is None:
+        raise ValueError("it is empty" if not data else "it is no PNG, JPEG or WebP image")
+    try:
+        plain = FORMATS[kind][1](data)
+    except struct.error as error:
+        raise ValueError("the image is cut off") from error
+    width, height = plain[0]
+    limit = MAX_PIXELS // 2 if kind == "WEBP" else MAX_PIXELS
+    if not 0 < width * height <= limit or max(width, height) > MAX_SIDE:
+        raise ValueError(
+            f"the image has {width}x{height} pixels; the limit is {MAX_PIXELS:,}, half of it for "
+            f"WebP, and {MAX_SIDE:,} on a side"
+        )
+    return kind, plain
+
+
+def _decode(kind: str, plain: Plain, mode: str) -> Image.Image:
     """Return an image of 8 bits without transparency, converted in strips, which bounds memory."""
-    encoded.load()
-    image = Image.new(mode, encoded.size)
-    rows = max(1, STRIP // encoded.width)
-    for top in range(0, encoded.height, rows):
-        box = (0, top, encoded.width, min(encoded.height, top + rows))
-        strip = encoded.crop(box)
-        if strip.mode.startswith("I"):
-            gray = np.asarray(strip).clip(0, 65535).astype(np.uint32)
-            strip = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
-        elif strip.has_transparency_data:
-            strip = strip.convert("RGBA")
-            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
-        image.paste(strip.convert(mode), box)
-    return image
+    size, content, exif = plain
+    with Image.open(io.BytesIO(content), formats=[kind]) as encoded:
+        if encoded.size != size:
+            raise ValueError("the image states two sizes")
+        encoded.load()
+        image = Image.new(mode, size)
+        rows = max(1, STRIP // encoded.width)
+        for top in range(0, encoded.height, rows):
+            box = (0, top, encoded.width, min(encoded.height, top + rows))
+            strip = encoded.crop(box)
+            if strip.mode.startswith("I"):
+                gray = np.asarray(strip).clip(0, 65535).astype(np.uint32)
+                strip = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
+            elif strip.has_transparency_data:
+                strip = strip.convert("RGBA")
+                strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+            image.paste(strip.convert(mode), box)
+    turn = TURNS.get(_orientation(exif))
+    return image if turn is None else image.transpose(turn)

@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization
 from PIL import Image
 
-from pretrained import edm_format, flax_format, safetensors_format, torch_format
+from pretrained import edm_import, flax_format, safetensors_format, torch_format
 from readers import arrays, authors, emoji, files, image_files, preprocessing
 from readers.array_records import ArrayRecords
 from readers.lmdb import Lmdb
@@ -91,7 +91,7 @@ LABELS = {"labels": np.arange(4)}
 LMDB = gzip.decompress((Path(__file__).parent / "data" / "lmdb.mdb.gz").read_bytes())
 Make = bytes | Callable[[Path], Any]
 FORMATS: dict[str, tuple[Make, Callable[[Path], Any]]] = {
-    "edm": (edm_files.dumps(EDM), edm_format.read_network),
+    "edm": (edm_files.dumps(EDM), edm_import.read_network),
     "pth": (pth, torch_format.load),
     "legacy": (lambda path: pth(path, archive=False), torch_format.load),
     "flax": (

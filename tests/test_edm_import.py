@@ -25,7 +25,7 @@ from models import building
 from models.conditions import Condition
 from models.layers import Rngs
 from pretrained import edm_import
-from pretrained.edm_format import read_network
+from pretrained.edm_import import read_network
 from pretrained.stored_parameters import export_params
 from sde_lib import expand
 from tests import edm_files, reference, tiny

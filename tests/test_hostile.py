@@ -23,7 +23,7 @@ import pytest
 from fontTools.ttLib import TTFont
 from PIL import Image
 
-from pretrained import edm_format, torch_pickles
+from pretrained import edm_import, torch_pickles
 from tests import edm_files, examples, fuzz, fuzz_formats, test_emoji
 from tests.edm_files import Call, Raw, dumps
 from tests.examples import encoded
@@ -491,7 +491,7 @@ def test_large_networks_are_far_below_the_limits(tmp_path):
     tensors = {f"block{i}.weight": ONES for i in range(1500)}
     path = tmp_path / "network.pkl"
     path.write_bytes(dumps(edm_files.network(tensors)))
-    assert edm_format.read_network(path).tensors.keys() == tensors.keys()
+    assert edm_import.read_network(path).tensors.keys() == tensors.keys()
 
 
 LARGE = {

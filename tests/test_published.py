@@ -80,9 +80,8 @@ def test_examples():
     record = examples.example(shape=[3, 300, -1], data=b"\0\xff" * 100, none=[])
     expected = {"data": b"\0\xff" * 100}, {"shape": [3, 300, -1], "none": []}
     assert parse_example(record) == expected
-    for broken in (record[:-1], record[:9], b"\xff" * 12, b"\x0f\0"):
-        with pytest.raises(ValueError, match="not a tf.train.Example"):
-            parse_example(broken)
+    with pytest.raises(ValueError, match="not a tf.train.Example"):
+        parse_example(record[:-1])
 
 
 # --- FFHQ and CelebA-HQ ---
@@ -299,10 +298,6 @@ def test_idx_files(tmp_path):
     for values in ([0, 1, 2, 255], [0, 1, 2, 10], [0, 1, 2], [0, 1, 2, 3, 4]):
         path.write_bytes(idx(np.array(values, np.uint8)))
         refused(f"{path}: labels", datasets.load, config, "train")
-    path.write_bytes(idx(labels)[:-1])
-    refused("train-labels-idx1-ubyte cannot be read as IDX", datasets.load, config, "train")
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b")
-    refused("train-images-idx3-ubyte.gz cannot be read", datasets.load, config, "train")
 
 
 def test_fashion_mnist_without_a_path(tmp_path, monkeypatch):
