@@ -19,6 +19,7 @@ from flax import nnx
 
 from configs.default import not_data, reset
 from errors import InputError, brief, printable
+from models.building import Params
 from pretrained.parameter_names import flax_layout
 from pretrained.stored_parameters import export_params, load_params
 from pretrained.trained import Config, Tensors, Trained, part, to_step
@@ -43,15 +44,16 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
     """Read a file that `write` or `write_average` made, whatever the config."""
     metadata, tensors = _load_own(path)
     layout = flax_layout(network)
-    only_average = all(name.startswith("ema/") for name in tensors)
-    trees = {
-        tree: load_params(layout, part(tensors, f"{tree}/"), f"{path} (its {tree})")
-        for tree in (("ema",) if only_average else TREES)
-    }
+
+    def read_tree(name: str) -> Params:
+        return load_params(layout, part(tensors, f"{name}/"), f"{path} (its {name})")
+
     step, updates = (to_step(path, name, metadata.get(name)) for name in ("step", "updates"))
-    if only_average:
-        return Trained(step=step, params=trees["ema"], ema=trees["ema"])
-    return Trained(step=step, updates=updates, **trees)
+    if all(name.startswith("ema/") for name in tensors):
+        average = read_tree("ema")
+        return Trained(step=step, params=average, ema=average)
+    params, ema, mu, nu = map(read_tree, TREES)
+    return Trained(step, params, ema, mu, nu, updates)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -92,11 +92,9 @@ def walk(folder: Path) -> list[tuple[str, str]]:
         try:
             status = current.stat()
             entries = list(os.scandir(current))
-        except (FileNotFoundError, ProcessLookupError) as error:  # It has vanished, as in /proc.
-            if not prefix:
-                raise InputError(f"The image folder {folder} does not exist any more.") from error
-            continue
         except OSError as error:
+            if prefix and isinstance(error, (FileNotFoundError, ProcessLookupError)):
+                continue  # It has vanished, as in /proc.
             raise InputError(
                 f"The image folder {printable(current)} cannot be listed: {brief(error)}."
             ) from error

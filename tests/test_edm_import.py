@@ -343,13 +343,6 @@ def test_networks_that_cannot_be_represented_are_errors(tmp_path, kind, options,
     refused(f"{message}.*{path.name}", pretrained.read_config, path)
 
 
-def test_tensors_of_another_network_are_errors(tmp_path):
-    ours, _, _ = small("VPPrecond", {}, tmp_path)
-    tensors = {"model.map_layer0.weight": np.ones((2, 2))}
-    path = written(tmp_path, edm_files.network(tensors, "VPPrecond", **SMALL))
-    refused("map_layer0.weight has shape", pretrained.read, path, ours.network, ours.config)
-
-
 # --- configs/edm ---
 
 VP = {"embedding_type": "positional", "encoder_type": "standard", "channel_mult_noise": 1}
