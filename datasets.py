@@ -19,7 +19,7 @@ from jax import Array
 
 from errors import InputError, brief, choose
 from options import GIVEN
-from readers import arrays, emoji, faces, folders, published, scikit_learn
+from readers import arrays, authors, emoji, folders, published, scikit_learn
 from readers.batches import Batch, Batches, Images, rounds
 from readers.image_sizes import image_shape
 from readers.pictures import image_grid, to_picture, trajectory_grid
@@ -29,7 +29,6 @@ __all__ = [
     "LEVELS",
     "Batch",
     "Batches",
-    "Dequantize",
     "Images",
     "RealScaler",
     "Scaler",
@@ -67,8 +66,8 @@ DATASETS: dict[str, Callable[[str, ml_collections.ConfigDict], Images]] = {
     "CELEBA": published.read,
     "LSUN": published.read,
     "FASHION_MNIST": published.read,
-    "FFHQ": faces.read,
-    "CelebAHQ": faces.read,
+    "FFHQ": authors.read_faces,
+    "CelebAHQ": authors.read_faces,
 }
 LEVELS = {"digits": 17}
 
@@ -125,19 +124,13 @@ def _check_condition(images: Images, config: ml_collections.ConfigDict) -> None:
 
 
 def in_turn(images: Images, first: int, count: int) -> Batch:
-    """Return `count` images from number `first` on, with their conditions, again from the start.
-
-    Row i % count is the image i, so that row and number fit in `TrainedModel.given`.
-    """
+    """Return `count` images from number `first` on, cyclically; row i % count is image i."""
     numbers = first + (np.arange(count) - first) % count
     return images.batch(numbers % len(images), labelled=True)
 
 
 def check_labels(images: Images, num_classes: int, field: str) -> None:
-    """Raise InputError unless all images have labels in 0 .. num_classes - 1.
-
-    `field` is the name of the config field with the number of classes.
-    """
+    """Raise InputError, naming `field`, unless all labels are in 0 .. num_classes - 1."""
     if images.labels is None:
         raise InputError(
             f"{field} = {num_classes} needs images with labels; those of data.dataset have none."
@@ -148,9 +141,6 @@ def check_labels(images: Images, num_classes: int, field: str) -> None:
             f"{field} = {num_classes}, but the labels of data.dataset go from {smallest} to "
             f"{largest}; they must be in 0 .. {num_classes - 1}."
         )
-
-
-# --- the map between gray levels and model inputs ---
 
 
 def model_range(config: ml_collections.ConfigDict) -> tuple[float, float]:
@@ -166,18 +156,9 @@ def model_std(config: ml_collections.ConfigDict) -> float:
     return 1.0 if config.std else (high - low) / 4
 
 
-Dequantize = Callable[[Array, Array], tuple[Array, Array]]
-"""(gray levels u (B, H, W, C), keys (B,)) -> model inputs u + v, log q(v | u) in nats (B,)."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Scaler:
-    """Affine map from gray levels to the range of the model.
-
-    Attributes:
-      levels: number of gray levels; their values u are 0 .. levels - 1.
-      centered: whether the range of the model is [-1, 1] instead of [0, 1].
-    """
+    """Affine map from gray levels 0 .. levels - 1 to [0, 1] or, if `centered`, to [-1, 1]."""
 
     levels: int
     centered: bool
@@ -199,22 +180,15 @@ class Scaler:
         return float(np.log((2.0 if self.centered else 1.0) / self.levels))
 
     def pixels(self, x: Array, *, dequantized: bool, truncate: bool = False) -> Array:
-        """Invert the map: the nearest gray levels of x, scaled to 0 .. 255, as uint8.
+        """Return the gray levels nearest to x, of any shape, scaled to 0 .. 255, as uint8.
 
-        Args:
-          x: model inputs or samples, of any shape; values out of range are clipped.
-          dequantized: whether to invert `dequantize` instead of `scale`.
-          truncate: whether to round down the inverse of `scale`, as the official code does for
-            samples; then `dequantized` has no effect.
+        It inverts `scale`, or `dequantize` if `dequantized`. With `truncate` it rounds the inverse
+        of `scale` down, as the official code does for samples. Values out of range are clipped.
         """
         if self.centered:
             x = (x + 1) / 2
-        if truncate:
-            u = jnp.floor(x * (self.levels - 1))
-        elif dequantized:
-            u = jnp.floor(x * self.levels)
-        else:
-            u = jnp.round(x * (self.levels - 1))
+        u = x * (self.levels if dequantized and not truncate else self.levels - 1)
+        u = jnp.floor(u) if dequantized or truncate else jnp.round(u)
         u = jnp.clip(u, 0, self.levels - 1)
         return jnp.round(u * (255 / (self.levels - 1))).astype(jnp.uint8)
 
@@ -224,10 +198,9 @@ class Scaler:
 
 @dataclasses.dataclass(frozen=True)
 class RealScaler:
-    """The counterpart of Scaler for real numbers u, which need no dequantization: (u - loc) / unit.
+    """The counterpart of Scaler for real numbers u: (u - loc) / unit, without dequantization.
 
-    `loc` and `unit` have one value, or one for each entry of vectors. `pixels` returns values of
-    the data as float32, and densities are those of the data.
+    `loc` and `unit` have one value, or one for each entry of vectors. `pixels` returns float32.
     """
 
     loc: tuple[float, ...]

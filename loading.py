@@ -110,7 +110,7 @@ def load(
             )
         with advice(OWN_NAMES) if config is None else contextlib.nullcontext():
             found_config = load_config(workdir) if config is None else read_config_file(config)
-            experiment = _experiment(found_config)
+            experiment = Experiment(found_config, jax.devices()[:1])
         settings = found_config.training
         if checkpoint is None and settings.patience and found_config.data.dataset == GIVEN:
             checkpoint = best_snapshot(workdir, settings.snapshot_freq)
@@ -119,20 +119,13 @@ def load(
         return experiment.trained_model(params, found.step)
     if config is None or checkpoint is None:
         raise InputError("load needs a workdir, or both config and checkpoint.")
-    experiment = _experiment(read_config_file(config))
+    experiment = Experiment(read_config_file(config), jax.devices()[:1])
     trained = pretrained.read(str(checkpoint), experiment.network, experiment.config)
     return experiment.trained_model(jax.tree.map(jnp.asarray, trained.ema), trained.step)
 
 
-def _experiment(config: Config) -> Experiment:
-    return Experiment(config, jax.devices()[:1])
-
-
 def read_config_file(config: str | Path | Config) -> Config:
-    """Return a config, from an object or a Python file with get_config(), which is executed.
-
-    Raises InputError if it cannot be read.
-    """
+    """Return a config: an object, or that of a Python file with get_config(), which is executed."""
     if isinstance(config, ml_collections.ConfigDict):
         return config
     path = find_file(str(config))

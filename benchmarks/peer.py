@@ -20,7 +20,7 @@ from benchmarks.harness import Program
 from benchmarks.programs import load_config, on_device
 from configs.default import Config
 from errors import InputError
-from pretrained.diffusers_config import UNET_FAMILIES, unet_config
+from pretrained.diffusers_unet import UNET_FAMILIES, unet_config
 from readers.image_sizes import sides
 
 LEVELS = 1000

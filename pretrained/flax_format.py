@@ -15,10 +15,9 @@ import numpy as np
 from flax import nnx, serialization, traverse_util
 
 from errors import InputError, printable
-from models.building import Params
 from pretrained.parameter_names import check_unconditional, flax_layout
-from pretrained.stored_parameters import Layout, export_params, load_params
-from pretrained.trained import Config, Tensors, Trained, flatten, to_rate, to_step
+from pretrained.stored_parameters import export_params, load_params
+from pretrained.trained import Config, Trained, flatten, part, to_number, to_step
 from readers.files import check_regular, check_structure, is_real, reading
 
 CODE_BASE = "the official Flax code"
@@ -36,10 +35,7 @@ MOMENTS = {"mu": "grad_ema", "nu": "grad_sq_ema"}  # Fields of Trained: names in
 
 
 def load(path: str | Path) -> Any:
-    """Return the content of a Flax msgpack file, for checkpoints nested dictionaries of arrays.
-
-    Raises InputError if the file is damaged.
-    """
+    """Return the content of a Flax file. Raise InputError if it is damaged."""
     check_regular(path)
     left = MAX_VALUES
 
@@ -72,11 +68,7 @@ def _array(kind: int, content: bytes) -> np.ndarray | np.generic:
 
 
 def read(path: Path, network: nnx.Module, config: Config) -> Trained:
-    """Read a checkpoint of the official JAX code.
-
-    Raises InputError if the file is damaged or does not fit `network`.
-    """
-    del config
+    """Read a checkpoint of the official JAX code, whatever the config."""
     check_unconditional(network, CODE_BASE)
     state, layout = load(path), flax_layout(network)
     check_structure(state, STATE, path, "its training state")
@@ -94,51 +86,37 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
         step=to_step(path, "step", state["step"]),
         params=load_params(layout, params, str(path)),
         ema=load_params(layout, ema, str(path)),
-        ema_rate=to_rate(path, "ema_rate", state["ema_rate"]),
+        ema_rate=to_number(path, "ema_rate", state["ema_rate"]),
     )
     if not moments:
         return trained
-    return trained._replace(
-        mu=_read_moments(path, layout, moments, MOMENTS["mu"]),
-        nu=_read_moments(path, layout, moments, MOMENTS["nu"]),
-        updates=to_step(path, "the optimizer's step", optimizer["state"]["step"]),
+    mu, nu = (
+        load_params(layout, part(moments, end=f"/{kind}"), f"{path} (its {kind})")
+        for kind in MOMENTS.values()
     )
-
-
-def _read_moments(path: Path, layout: Layout, moments: Tensors, kind: str) -> Params:
-    ending = f"/{kind}"
-    tensors = {
-        name.removesuffix(ending): value for name, value in moments.items() if name.endswith(ending)
-    }
-    return load_params(layout, tensors, f"{path} (its {kind})")
+    updates = to_step(path, "the optimizer's step", optimizer["state"]["step"])
+    return trained._replace(mu=mu, nu=nu, updates=updates)
 
 
 def write(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config) -> None:
     """Write a checkpoint of the official JAX code; `read` inverts it."""
     check_unconditional(network, CODE_BASE)
     layout = flax_layout(network)
-    moments = {}
-    for field, kind in MOMENTS.items():
-        for name, value in export_params(layout, getattr(trained, field)).items():
-            moments[f"{name}/{kind}"] = value
-    optimizer = {
-        "target": _nest(export_params(layout, trained.params)),
-        "state": {
-            "step": np.array(trained.updates, np.int32),
-            "param_states": _nest(moments),
-        },
+    moments = {
+        f"{name}/{kind}": value
+        for field, kind in MOMENTS.items()
+        for name, value in export_params(layout, getattr(trained, field)).items()
     }
-    state = {
+    state = {  # Names with slashes become nested dictionaries.
         "step": np.array(trained.step, np.int32),
-        "optimizer": optimizer,
+        "optimizer/target": export_params(layout, trained.params),
+        "optimizer/state/step": np.array(trained.updates, np.int32),
+        "optimizer/state/param_states": moments,
         "lr": np.array(config.optim.lr, np.float32),
         "model_state": {},
         "ema_rate": np.array(config.model.ema_rate, np.float32),
-        "params_ema": _nest(export_params(layout, trained.ema)),
+        "params_ema": export_params(layout, trained.ema),
         "rng": np.array([0, config.seed], np.uint32),
     }
-    file.write(serialization.msgpack_serialize(state))
-
-
-def _nest(tensors: Tensors) -> dict[str, Any]:
-    return traverse_util.unflatten_dict(tensors, sep="/")
+    flat = traverse_util.flatten_dict(state, keep_empty_nodes=True, sep="/")
+    file.write(serialization.msgpack_serialize(traverse_util.unflatten_dict(flat, sep="/")))

@@ -48,17 +48,10 @@ TORCH_LEAVES: dict[type, dict[str | int, tuple[str, tuple[int, ...]]]] = {
 }
 
 
-# --- the walk through a network ---
-
-
 class NetworkParameter(NamedTuple):
-    """A parameter in its network.
+    """A parameter: its keys in nested dictionaries, the layers that contain it, and its shape.
 
-    Attributes:
-      path: its keys in nested dictionaries of parameters.
-      layer_names: official Flax names of the layers that contain it, outermost first.
-      layer: the innermost of these layers.
-      shape: its shape.
+    `layer_names` are the official Flax names of the layers, outermost first; `layer` is the last.
     """
 
     path: Path
@@ -68,10 +61,7 @@ class NetworkParameter(NamedTuple):
 
 
 def official_layers(module: nnx.Module) -> Iterator[tuple[Path, str, nnx.Module]]:
-    """Yield the layers directly in a module, in the order of their construction.
-
-    Each item is (path, official Flax name, layer).
-    """
+    """Yield (path, official Flax name, layer) for the layers directly in a module, in order."""
     counts = Counter()
     for path, layer in _layers(module):
         name = FLAX_LAYERS.get((type(module), path[-1]))
@@ -96,14 +86,10 @@ def parameters(module: nnx.Module) -> Iterator[NetworkParameter]:
     for path, name, layer in official_layers(module):
         for inner in parameters(layer):
             yield inner._replace(path=(*path, *inner.path), layer_names=(name, *inner.layer_names))
-    own = {
-        key: value.get_value()
-        for key, value in vars(module).items()
-        if isinstance(value, nnx.Param)
-    }
-    for key in sorted(own, key=lambda key: key == "bias"):  # Biases come last in PyTorch.
-        if own[key] is not None:
-            yield NetworkParameter((key,), (), module, own[key].shape)
+    own = [(key, value) for key, value in vars(module).items() if isinstance(value, nnx.Param)]
+    for key, value in sorted(own, key=lambda item: item[0] == "bias"):  # Last in PyTorch.
+        if value.get_value() is not None:
+            yield NetworkParameter((key,), (), module, value.get_value().shape)
 
 
 def is_trained(layer: nnx.Module) -> bool:
@@ -111,38 +97,30 @@ def is_trained(layer: nnx.Module) -> bool:
     return not isinstance(layer, embeddings.GaussianFourierProjection)
 
 
-# --- layouts of the official code ---
-
-
 def flax_layout(network: nnx.Module) -> Layout:
     """The layout of official Flax files, with names like 'ResnetBlockBigGANpp_3/Conv_0/kernel'."""
     layout = []
     for path, layer_names, layer, shape in parameters(network):
         leaf = FLAX_LEAVES.get((type(layer), path[-1]), str(path[-1]))
-        stored = StoredParameter(
-            path=path,
-            shape=shape,
-            names=("/".join((*layer_names, leaf)),),
-            axes=tuple(range(len(shape))),
-            padded_shape=(1, 1, 1, *shape) if isinstance(layer, FLAX_NORMS) else None,
-            trained=is_trained(layer),
-        )
-        layout.append(stored)
+        name, axes = "/".join((*layer_names, leaf)), tuple(range(len(shape)))
+        padded = (1, 1, 1, *shape) if isinstance(layer, FLAX_NORMS) else None
+        layout.append(StoredParameter(path, shape, (name,), axes, padded, is_trained(layer)))
     return layout
 
 
 def torch_layout(network: nnx.Module) -> Layout:
     """The layout of official PyTorch files, with names like 'all_modules.7.Conv_0.weight'.
 
-    The order is that of PyTorch's `parameters()`. Raises InputError for networks of which the
-    official PyTorch code has no working version.
+    The order is that of PyTorch's `parameters()`.
     """
     network = check_supported(network, "the official PyTorch code")
-    numbered = [
-        name
-        for path, name, layer in official_layers(network)
-        if not _outside_all_modules(path, layer)
-    ]
+    numbered = []
+    for path, name, layer in official_layers(network):
+        # PyTorch stores resamplers of images without parameters elsewhere.
+        is_image_resampler = path[-1] in ("image_down", "image_up")
+        is_resampler = isinstance(layer, blocks.Resampler) and layer.conv is None
+        if not (is_image_resampler and is_resampler):
+            numbered.append(name)
     unconditional = isinstance(network, ncsnpp.NCSNpp) and not network.temb1
     layout = []
     for path, layer_names, layer, shape in parameters(network):
@@ -152,23 +130,12 @@ def torch_layout(network: nnx.Module) -> Layout:
         name = f"{block}.{leaf}"
         layout.append(StoredParameter(path, shape, (name,), axes, trained=is_trained(layer)))
         if unconditional and path[-2:] == ("conv1", "bias"):
-            layout += _unused_dense(block.rpartition(".")[0], 4 * network.nf, *shape)
+            # PyTorch's NCSN++ has a layer for noise levels even if it is unconditional.
+            dense = f"{block.rpartition('.')[0]}.Dense_0"
+            matrix = (4 * network.nf, *shape)
+            layout.append(StoredParameter((), matrix, (f"{dense}.weight",), MATRIX))
+            layout.append(StoredParameter((), shape, (f"{dense}.bias",), VECTOR))
     return layout
-
-
-def _unused_dense(block: str, in_features: int, features: int) -> Layout:
-    """The layer for noise levels that PyTorch's NCSN++ has even if it is unconditional."""
-    weight, bias = f"{block}.Dense_0.weight", f"{block}.Dense_0.bias"
-    return [
-        StoredParameter((), (in_features, features), (weight,), MATRIX),
-        StoredParameter((), (features,), (bias,), VECTOR),
-    ]
-
-
-def _outside_all_modules(path: Path, layer: nnx.Module) -> bool:
-    """Return whether PyTorch stores a layer elsewhere: a resampler of images without parameters."""
-    is_image_resampler = path[-1] in ("image_down", "image_up")
-    return is_image_resampler and isinstance(layer, blocks.Resampler) and layer.conv is None
 
 
 def check_supported(network: nnx.Module, code_base: str) -> ncsnpp.NCSNpp | ddpm.DDPM:

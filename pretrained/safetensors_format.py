@@ -19,19 +19,17 @@ from flax import nnx
 
 from configs.default import not_data, reset
 from errors import InputError, brief, printable
+from models.building import Params
 from pretrained.parameter_names import flax_layout
 from pretrained.stored_parameters import export_params, load_params
-from pretrained.trained import Config, Tensors, Trained, to_step
+from pretrained.trained import Config, Tensors, Trained, part, to_step
 from readers.files import MAX_TEXT, check_regular, parse_json, reading
 
 TREES = ("params", "ema", "mu", "nu")  # The fields of Trained that contain parameters.
 
 
 def load(path: str | Path) -> tuple[dict[str, str], Tensors]:
-    """Return the metadata and the arrays of a file.
-
-    Raises InputError if it is damaged, or has arrays of a type that NumPy does not have.
-    """
+    """Return the metadata and the arrays of a file. Raise InputError if it is damaged."""
     check_regular(path)
     with reading(path, kind=" as safetensors"):
         with open(path, "rb") as stream:
@@ -43,36 +41,24 @@ def load(path: str | Path) -> tuple[dict[str, str], Tensors]:
 
 
 def read(path: Path, network: nnx.Module, config: Config) -> Trained:
-    """Read a file that `write` made.
-
-    Raises InputError if the file is damaged, has another origin or does not fit `network`.
-    """
-    del config
-    metadata, tensors = load(path)
-    _check_origin(path, metadata, tensors)
+    """Read a file that `write` or `write_average` made, whatever the config."""
+    metadata, tensors = _load_own(path)
     layout = flax_layout(network)
-    trees = {}
-    for tree in _stored_trees(tensors):
-        prefix = f"{tree}/"
-        found = {
-            name.removeprefix(prefix): value
-            for name, value in tensors.items()
-            if name.startswith(prefix)
-        }
-        trees[tree] = load_params(layout, found, f"{path} (its {tree})")
+
+    def read_tree(name: str) -> Params:
+        return load_params(layout, part(tensors, f"{name}/"), f"{path} (its {name})")
+
     step, updates = (to_step(path, name, metadata.get(name)) for name in ("step", "updates"))
-    if "params" not in trees:
-        return Trained(step=step, params=trees["ema"], ema=trees["ema"])
-    return Trained(step=step, updates=updates, **trees)
+    if all(name.startswith("ema/") for name in tensors):
+        average = read_tree("ema")
+        return Trained(step=step, params=average, ema=average)
+    params, ema, mu, nu = map(read_tree, TREES)
+    return Trained(step, params, ema, mu, nu, updates)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the config in the metadata of a file that `write` made.
-
-    Raises InputError if the file is damaged, or has no config.
-    """
-    metadata, tensors = load(path)
-    _check_origin(path, metadata, tensors)
+    """Return the config in the metadata of a file. Raise InputError if there is none."""
+    metadata, _ = _load_own(path)
     if not metadata.get("config"):
         raise InputError(f"{path} states no config; name it with --config.")
     try:
@@ -84,17 +70,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _stored_trees(tensors: Tensors) -> Sequence[str]:
-    """Return the trees of a file: all, or the moving average only (`write_average`)."""
-    only_average = all(name.startswith("ema/") for name in tensors)
-    return ("ema",) if only_average else TREES
-
-
-def _check_origin(path: Path, metadata: dict[str, str], tensors: Tensors) -> None:
-    """Raise InputError unless the file was written by `write`."""
+def _load_own(path: Path) -> tuple[dict[str, str], Tensors]:
+    """Return what `load` returns. Raise InputError if other programs wrote the file."""
+    metadata, tensors = load(path)
     unknown = [name for name in tensors if name.partition("/")[0] not in TREES]
     if "step" in metadata and not unknown:
-        return
+        return metadata, tensors
     found = f" (it contains {printable(unknown[0])})" if unknown else ""
     raise InputError(
         f"{path} was not written by --mode=export{found}. To import a diffusers model, pass the "
@@ -104,7 +85,7 @@ def _check_origin(path: Path, metadata: dict[str, str], tensors: Tensors) -> Non
 
 def write(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config) -> None:
     """Write `trained`, with the config as JSON in the metadata; `read` inverts it."""
-    _write(file, trained, network, config, TREES, np.dtype(np.float32))
+    _write(file, trained, network, config, TREES)
 
 
 def write_average(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config) -> None:
@@ -113,20 +94,14 @@ def write_average(file: BinaryIO, trained: Trained, network: nnx.Module, config:
     `read` returns it as the parameters and as their average. The config names neither files
     nor code. Raises InputError if a parameter is beyond the range of half precision.
     """
-    config = reset(config, not_data(config))
-    _write(file, trained, network, config, ("ema",), np.dtype(np.float16))
+    _write(file, trained, network, reset(config, not_data(config)), ("ema",))
 
 
 def _write(
-    file: BinaryIO,
-    trained: Trained,
-    network: nnx.Module,
-    config: Config,
-    trees: Sequence[str],
-    dtype: np.dtype,
+    file: BinaryIO, trained: Trained, network: nnx.Module, config: Config, trees: Sequence[str]
 ) -> None:
-    layout = flax_layout(network)
-    tensors = {}
+    layout, tensors = flax_layout(network), {}
+    dtype = np.dtype(np.float32 if "params" in trees else np.float16)
     for tree in trees:
         for name, value in export_params(layout, getattr(trained, tree)).items():
             if np.max(np.abs(value), initial=0) > np.finfo(dtype).max:

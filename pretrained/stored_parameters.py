@@ -36,7 +36,7 @@ class StoredParameter(NamedTuple):
       names: accepted names in the file; the first one is written.
       axes: axes in the file, as indices of our axes.
       padded_shape: shape in a file that adds axes of length 1, or None.
-      trained: whether PyTorch treats it as trainable, so that the file has an average of it.
+      trained: whether PyTorch trains it, so that the file has an average of it.
     """
 
     path: Path
@@ -78,20 +78,11 @@ def load_params(layout: Layout, tensors: Mapping[str, np.ndarray], source: str) 
     Raises InputError for the first tensor that is missing, has another shape or values that are
     not finite, or is left over.
     """
-    params, used = {}, set()
-    for stored in layout:
-        present = [name for name in stored.names if name in tensors]
-        tensor = _find(stored, present, tensors, source)
-        used.update(present)
-        value = stored.from_file(tensor)
-        if not_finite({present[0]: value}):
-            raise InputError(
-                f"{source} is damaged: {present[0]} has values that are not finite numbers."
-            )
-        if stored.path:
-            params[stored.path] = value
+    params = {stored.path: _load(stored, tensors, source) for stored in layout}
+    params.pop((), None)
+    known = {name for stored in layout for name in stored.names}
     for name in tensors:
-        if name not in used:
+        if name not in known:
             raise InputError(
                 f"{source} does not fit the config: the network has no parameter for "
                 f"{printable(name)}, which is in the file."
@@ -99,11 +90,10 @@ def load_params(layout: Layout, tensors: Mapping[str, np.ndarray], source: str) 
     return traverse_util.unflatten_dict(params)
 
 
-def _find(
-    stored: StoredParameter, present: list[str], tensors: Mapping[str, np.ndarray], source: str
-) -> np.ndarray:
-    """Return the tensor of a parameter; `present` are those of its names that the file has."""
+def _load(stored: StoredParameter, tensors: Mapping[str, np.ndarray], source: str) -> np.ndarray:
+    """Return the value of a parameter, float32."""
     expected = " or ".join(map(str, stored.file_shapes))
+    present = [name for name in stored.names if name in tensors]
     if not present:
         raise InputError(
             f"{source} does not fit the config: {stored.names[0]}, which the network has with "
@@ -125,14 +115,16 @@ def _find(
         raise InputError(
             f"{source} is inconsistent: {' and '.join(present)} should be the same tensor."
         )
-    return tensor
+    value = stored.from_file(tensor)
+    if not_finite({present[0]: value}):
+        raise InputError(
+            f"{source} is damaged: {present[0]} has values that are not finite numbers."
+        )
+    return value
 
 
 def export_params(layout: Layout, params: Params) -> dict[str, np.ndarray]:
-    """Return the tensors of a file by name; `load_params` inverts it.
-
-    Tensors on which no output depends are 0.
-    """
+    """Return the tensors of a file by name; those on which no output depends are 0."""
     flat = cast(dict[Path, Array], traverse_util.flatten_dict(params))
     tensors = {}
     for stored in layout:

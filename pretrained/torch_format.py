@@ -16,7 +16,7 @@ from errors import InputError, printable
 from pretrained import torch_pickles
 from pretrained.parameter_names import torch_layout
 from pretrained.stored_parameters import Layout, export_params, load_params
-from pretrained.trained import Config, Tensors, Trained, to_rate, to_step
+from pretrained.trained import Config, Tensors, Trained, to_number, to_step
 from readers.files import check_regular, check_structure, reading
 from sde_lib import VESDE
 
@@ -39,9 +39,6 @@ PREFIX = "module."  # The prefix that torch.nn.DataParallel gives to parameter n
 FROZEN = "frozen_params"
 
 
-# --- reading ---
-
-
 def load(path: str | Path) -> Any:
     """Return the content of a PyTorch file, with tensors as arrays.
 
@@ -62,18 +59,13 @@ def to_arrays(source: str, tensors: dict[Any, Any]) -> Tensors:
 
 
 def read(path: Path, network: nnx.Module, config: Config) -> Trained:
-    """Read a checkpoint of the official PyTorch code.
-
-    Raises InputError if the file does not fit `network` or the noise scales of `config`.
-    """
+    """Read a checkpoint of the official PyTorch code. Raise InputError if it does not fit."""
     state, layout = load(path), torch_layout(network)
     check_structure(state, STATE, path, "its training state")
     if not state["optimizer"]["param_groups"]:
         raise InputError(f"{path} is damaged: its optimizer has no 'param_groups'.")
-    model = {
-        name.removeprefix(PREFIX): array
-        for name, array in to_arrays(f"{path} (its model)", state["model"]).items()
-    }
+    tensors = to_arrays(f"{path} (its model)", state["model"])
+    model = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     if "sigmas" in model:
         _check_sigmas(path, model.pop("sigmas"), config)
     params = load_params(layout, model, str(path))
@@ -82,7 +74,7 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
         step=to_step(path, "step", state["step"]),
         params=params,
         ema=load_params(layout, averages, f"{path} (its ema)"),
-        ema_rate=to_rate(path, "decay", state["ema"]["decay"]),
+        ema_rate=to_number(path, "decay", state["ema"]["decay"]),
     )
     return trained._replace(**_read_moments(path, state["optimizer"], list(model), layout))
 
@@ -112,10 +104,9 @@ def _read_moments(
 
     `names` are those of the model's parameters, in the order of the optimizer's.
     """
-    states = {}
-    for name, index in zip(names, optimizer["param_groups"][0]["params"]):
-        if optimizer["state"].get(index):
-            states[name] = optimizer["state"][index]
+    numbers = zip(names, optimizer["param_groups"][0]["params"])
+    states = {name: optimizer["state"].get(number) for name, number in numbers}
+    states = {name: state for name, state in states.items() if state}
     if not states:
         return {}
     for name, moments in states.items():
@@ -131,24 +122,23 @@ def _read_moments(
         moments = to_arrays(source, {name: state[kind] for name, state in states.items()})
         fields[field] = load_params(layout, zeros | moments, source)
     steps = [to_step(path, "the optimizer's step", state["step"]) for state in states.values()]
-    fields["updates"] = max(steps)
-    return fields
+    return fields | {"updates": max(steps)}
 
 
 def _check_sigmas(path: Path, sigmas: np.ndarray, config: Config) -> None:
     """Raise InputError if the noise scales of a file are not those of the config."""
     expected = _sigmas(config)
     if sigmas.shape != expected.shape or not np.allclose(sigmas, expected, rtol=1e-4):
-        raise InputError(
-            f"{path} does not fit the config: it has {_describe(sigmas)}; model.num_scales, "
-            f"model.sigma_max and model.sigma_min describe {_describe(expected)}."
+        found, wanted = (
+            f"{len(scales)} noise scales from {scales[0]:g} to {scales[-1]:g}"
+            if scales.ndim == 1 and len(scales)
+            else f"noise scales of shape {scales.shape}"
+            for scales in (sigmas, expected)
         )
-
-
-def _describe(sigmas: np.ndarray) -> str:
-    if sigmas.ndim != 1 or not len(sigmas):
-        return f"noise scales of shape {sigmas.shape}"
-    return f"{len(sigmas)} noise scales from {sigmas[0]:g} to {sigmas[-1]:g}"
+        raise InputError(
+            f"{path} does not fit the config: it has {found}; model.num_scales, model.sigma_max "
+            f"and model.sigma_min describe {wanted}."
+        )
 
 
 def _sigmas(config: Config) -> np.ndarray:
@@ -157,43 +147,30 @@ def _sigmas(config: Config) -> np.ndarray:
     return ve_sde.sigmas(config.model.num_scales)
 
 
-# --- writing ---
-
-
 def write(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config) -> None:
-    """Write a checkpoint of the official PyTorch code; `read` inverts it.
-
-    Raises InputError if PyTorch is not installed or the official code does not have the network.
-    """
-    torch = _import_torch()
+    """Write a checkpoint of the official PyTorch code, which needs PyTorch; `read` inverts it."""
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            "writing a .pth file requires PyTorch, which is not installed: pip install torch "
+            "(the CPU version suffices)."
+        ) from error
     layout = torch_layout(network)
-    model = {
-        "sigmas": torch.from_numpy(_sigmas(config)),
-        **_torch_tensors(export_params(layout, trained.params)),
-    }
-    state = {
-        "optimizer": _optimizer_entry(trained, layout, config),
-        "model": {f"{PREFIX}{name}": tensor for name, tensor in model.items()},
-        "ema": _ema_entry(trained, layout, model, config),
-        "step": trained.step,
-    }
-    buffer = io.BytesIO()  # PyTorch reports a full disk as an error of its own.
-    torch.save(state, buffer)
-    file.write(buffer.getbuffer())
 
+    def tensors(field: str) -> TorchTensors:
+        arrays = export_params(layout, getattr(trained, field))
+        return {name: torch.tensor(array) for name, array in arrays.items()}
 
-def _optimizer_entry(trained: Trained, layout: Layout, config: Config) -> dict[str, Any]:
-    """Return the state dictionary of torch.optim.Adam, which numbers the model's parameters."""
-    moments = {
-        kind: _torch_tensors(export_params(layout, getattr(trained, field)))
-        for field, kind in MOMENTS.items()
+    model = {"sigmas": torch.from_numpy(_sigmas(config)), **tensors("params")}
+    # torch.optim.Adam numbers the model's parameters.
+    moments = {kind: tensors(field) for field, kind in MOMENTS.items()}
+    states = {
+        number: {"step": trained.updates}
+        | {kind: moments[kind][stored.names[0]] for kind in moments}
+        for number, stored in enumerate(layout)
+        if stored.has_gradient and trained.updates
     }
-    states = {}
-    for index, stored in enumerate(layout):
-        if stored.has_gradient and trained.updates:
-            states[index] = {"step": trained.updates}
-            for kind, tensors in moments.items():
-                states[index][kind] = tensors[stored.names[0]]
     group = {
         "lr": config.optim.lr,
         "betas": (config.optim.beta1, 0.999),
@@ -202,42 +179,28 @@ def _optimizer_entry(trained: Trained, layout: Layout, config: Config) -> dict[s
         "amsgrad": False,
         "params": list(range(len(layout))),
     }
-    return {"state": states, "param_groups": [group]}
-
-
-def _ema_entry(
-    trained: Trained, layout: Layout, model: TorchTensors, config: Config
-) -> dict[str, Any]:
-    """Return the state of the official moving average; see `_read_averages` and FROZEN."""
-    torch = _import_torch()
-    ema = _torch_tensors(export_params(layout, trained.ema))
-    trainable = [stored.names[0] for stored in layout if stored.trained]
-    frozen = {}
-    for name, average in ema.items():
-        if name not in trainable and not torch.equal(average, model[name]):
-            frozen[name] = average
-    entry = {
-        "decay": config.model.ema_rate,
-        "num_updates": trained.step,
-        "shadow_params": [ema[name] for name in trainable],
+    state = {
+        "optimizer": {"state": states, "param_groups": [group]},
+        "model": {f"{PREFIX}{name}": tensor for name, tensor in model.items()},
+        "ema": {
+            "decay": config.model.ema_rate,
+            "num_updates": trained.step,
+            **_averages(tensors("ema"), layout, model),
+        },
+        "step": trained.step,
     }
-    if frozen:
-        entry[FROZEN] = frozen
-    return entry
+    buffer = io.BytesIO()  # PyTorch reports a full disk as an error of its own.
+    torch.save(state, buffer)
+    file.write(buffer.getbuffer())
 
 
-def _torch_tensors(tensors: Tensors) -> TorchTensors:
-    torch = _import_torch()
-    return {name: torch.tensor(value) for name, value in tensors.items()}
-
-
-def _import_torch() -> Any:
-    """Return the module torch. Raises InputError if it is not installed."""
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(
-            "writing a .pth file requires PyTorch, which is not installed: pip install torch "
-            "(the CPU version suffices)."
-        ) from error
-    return torch
+def _averages(ema: TorchTensors, layout: Layout, model: TorchTensors) -> dict[str, Any]:
+    """Return the averages as the official code stores them; see `_read_averages` and FROZEN."""
+    trainable = [stored.names[0] for stored in layout if stored.trained]
+    frozen = {
+        name: average
+        for name, average in ema.items()
+        if name not in trainable and not average.equal(model[name])
+    }
+    shadow = {"shadow_params": [ema[name] for name in trainable]}
+    return shadow | ({FROZEN: frozen} if frozen else {})

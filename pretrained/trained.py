@@ -25,8 +25,7 @@ class Trained(NamedTuple):
       step: number of training steps done.
       params: parameters.
       ema: moving average of the parameters, used for sampling.
-      mu: Adam's first moments, or None if the file has none.
-      nu: Adam's second moments, or None if the file has none.
+      mu, nu: Adam's first and second moments, or None if the file has none.
       updates: number of gradients averaged in `mu` and `nu`.
       ema_rate: decay of the moving average, or None if the file does not contain it.
     """
@@ -41,43 +40,38 @@ class Trained(NamedTuple):
 
 
 def flatten(tree: dict[str, Any]) -> Tensors:
-    """Return the leaves of nested dictionaries, with their keys joined by '/'.
-
-    Raises ValueError if a key is not a string, or the nesting is too deep.
-    """
+    """Return the leaves of nested dictionaries by their keys, which are texts, joined by '/'."""
     try:
         return cast(Tensors, traverse_util.flatten_dict(tree, sep="/"))
     except (RecursionError, TypeError) as error:
         raise ValueError("the names of its parameters are not nested strings") from error
 
 
-def to_step(path: Path, name: str, value: Any) -> int:
-    """Return a number of steps, which a file may store as a number, an array () or decimal text.
+def part(tensors: Tensors, start: str = "", end: str = "") -> Tensors:
+    """Return the arrays whose names start and end so, by the names between."""
+    return {
+        name.removeprefix(start).removesuffix(end): value
+        for name, value in tensors.items()
+        if name.startswith(start) and name.endswith(end)
+    }
 
-    Raises InputError unless it is an integer from 0 to MAX_STEP.
-    """
+
+def to_step(path: Path, name: str, value: Any) -> int:
+    """Return a number of steps, which is a number, an array () or decimal text in a file."""
     if isinstance(value, str) and value.isdecimal() and len(value) <= len(str(MAX_STEP)):
         value = int(value)
-    number = _number(path, name, value, MAX_STEP)
+    number = to_number(path, name, value, MAX_STEP)
     if number != int(number):
         raise InputError(f"{path} is damaged: {name} is {number}; it must be an integer.")
     return int(number)
 
 
-def to_rate(path: Path, name: str, value: Any) -> float:
-    """Return the decay of a moving average. Raises InputError unless it is from 0 to 1."""
-    return float(_number(path, name, value, 1))
-
-
-def _number(path: Path, name: str, value: Any, highest: int) -> int | float:
-    """Return a number, or the only entry of an array. Raises InputError unless 0 <= n <= highest.
-
-    NaN is not in the range.
-    """
+def to_number(path: Path, name: str, value: Any, highest: int = 1) -> int | float:
+    """Return a number or an array's only entry. Raises InputError unless 0 <= n <= highest."""
     if isinstance(value, (np.ndarray, np.generic)) and value.size == 1:
         value = value.item()
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= highest:
-        return value
+        return value  # NaN is not in the range.
     is_short = isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= 50)
     shown = printable(repr(value)) if is_short else f"of type {type(value).__name__}"
     raise InputError(

@@ -6,13 +6,13 @@ continue across blocks. A chunk header states the size of its data and of the re
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from readers import cache
@@ -30,7 +30,10 @@ class ArrayRecords(Sequence):
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
         for path in paths:
-            _check(path)
+            check_regular(path)
+            with reading(path, "Prepare it again."):
+                key = cache.fingerprint(path)
+                cache.arrays("array_record", path, key, functools.partial(_check_chunks, path))
         with self._reading("ArrayRecord files"):
             self._source = ArrayRecordDataSource([str(path) for path in paths])
 
@@ -46,17 +49,9 @@ class ArrayRecords(Sequence):
         return reading(f"{self.paths[0].parent}: {part}", "Prepare it again.")
 
 
-def _check(path: Path) -> None:
-    """Raise InputError if a chunk expands too much; the result is cached until a file changes."""
-    check_regular(path)
-    with reading(path, "Prepare it again."):
-        key = cache.fingerprint(path)
-        cache.arrays("array_record", path, key, lambda: {"chunks": np.array(_count(path))})
-
-
-def _count(path: Path) -> int:
-    """Return the number of chunks. Raise ValueError for one that is too large or cut off."""
-    count, position, usable = 0, 0, BLOCK - BLOCK_HEADER
+def _check_chunks(path: Path) -> dict:
+    """Raise ValueError if a chunk is cut off or expands too much; return nothing to be cached."""
+    position, usable = 0, BLOCK - BLOCK_HEADER
     with open(path, "rb") as file:
         blocks, rest = divmod(os.fstat(file.fileno()).st_size, BLOCK)
         end = blocks * usable + max(0, rest - BLOCK_HEADER)  # Without the headers of blocks.
@@ -73,5 +68,4 @@ def _count(path: Path) -> int:
             if decoded > MAX_DECODED or records >> 8 > MAX_RECORDS:
                 raise ValueError(f"a chunk states {records >> 8:,} records of {decoded:,} bytes")
             position += max(CHUNK.size + size, records >> 8)  # Padded to a byte for each record.
-            count += 1
-    return count
+    return {}

@@ -60,8 +60,8 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
             f"{path} contains {names[:200]}; name the array 'images', or 'train_images' and "
             f"'test_images'."
         )
-    pixels, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
-    pixels = _check_images(pixels, path, sides(config.image_size))
+    pixels = _check_images(arrays[f"{prefix}images"], path, sides(config.image_size))
+    labels = arrays.get(f"{prefix}labels")
     if pixels.dtype != np.uint8 or config.value_range:
         valid = (-LARGEST, LARGEST) if config.std else config.value_range
         _check_values(pixels, path, prefix, valid)
@@ -86,9 +86,7 @@ def _conditions(
 ) -> dict[str, np.ndarray]:
     """Return the arrays that data.condition names, as `vector` (N, d) and `image` (N, H, W, C).
 
-    An array (N,) is a vector of one entry, and one (N, H, W) an image of one channel. Raises
-    InputError for missing arrays, two of a kind, other shapes and types, and values that are not
-    finite.
+    An array (N,) is a vector of one entry, and one (N, H, W) an image of one channel.
     """
     found: dict[str, np.ndarray] = {}
     for name in (f"{prefix}{each}" for each in names):
@@ -123,12 +121,6 @@ def _load(path: Path, field: str = "data.path") -> dict[str, np.ndarray]:
 
 def _check_images(pixels: np.ndarray, path: Path, size: tuple[int, ...]) -> np.ndarray:
     """Return images as (N, H, W, C). Raise InputError for other shapes and types."""
-    is_one = len(size) == 2 and pixels.ndim == 3 and pixels.shape[1] != pixels.shape[2] in (1, 3)
-    if is_one and pixels.shape[1:] != size:
-        raise InputError(
-            f"{path} contains a single image of shape {pixels.shape}; the first axis must count "
-            f"the images, as in (N, H, W, C) or (N, H, W)."
-        )
     axes = (3, 4) if len(size) == 2 else (len(size) + 2,)
     if pixels.ndim not in axes or not pixels.size or pixels.dtype.kind not in "uif":
         expected = "shape (N, H, W, C) or (N, H, W)" if len(size) == 2 else f"{axes[0]} axes"
@@ -151,9 +143,8 @@ def _check_values(
     def measure() -> dict[str, np.ndarray]:
         return {"range": np.array([pixels.min(), pixels.max()], np.float64)}  # NaN propagates.
 
-    key = cache.fingerprint(path)
-    low, high = cache.arrays(f"range_{prefix}", path, key, measure)["range"]
-    if not (np.isfinite(low) and np.isfinite(high)):
+    low, high = cache.arrays(f"range_{prefix}", path, cache.fingerprint(path), measure)["range"]
+    if not np.isfinite([low, high]).all():
         raise InputError(f"{path} contains values that are not finite.")
     if not value_range:
         raise InputError(

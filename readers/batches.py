@@ -33,12 +33,10 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The images of one split.
+    """The images of one split (N, H, W, C) uint8, and what is known of them.
 
-    Attributes:
-      pixels: (N, H, W, C) uint8, or any sequence that is indexed along N like an array.
-      labels: classes 0, 1, ... of the images (N,), or None if they are unknown.
-      vector, image: float32 (N, d) and images (N, H, W, C') that `data.condition` names, or None.
+    Each is an array or another sequence that is indexed along N like one: classes 0, 1, ... (N,),
+    and vectors float32 (N, d) and images (N, H, W, C') that `data.condition` names.
     """
 
     pixels: Pixels
@@ -52,13 +50,15 @@ class Images:
     def batch(self, indices: np.ndarray, *, labelled: bool = False) -> Batch:
         """Return the images at `indices` (B,), and if `labelled`, all that is known of them."""
         indices = np.asarray(indices)
-        pixels, known = self.pixels[indices], (self.labels, self.vector, self.image)
         if not labelled:
-            return Batch(pixels)
-        if all(each is None for each in known):
+            return Batch(self.pixels[indices])
+        known = {"labels": self.labels, "vector": self.vector, "image": self.image}
+        known = {name: each[indices] for name, each in known.items() if each is not None}
+        if not known:
             raise ValueError("labelled = True: the images have no labels.")
-        labels, vector, image = (None if each is None else each[indices] for each in known)
-        return Batch(pixels, None if labels is None else labels.astype(np.int32), vector, image)
+        if "labels" in known:
+            known["labels"] = known["labels"].astype(np.int32)
+        return Batch(self.pixels[indices], **known)
 
     def batches(self, *arguments: Any) -> Batches:
         """Return the `Batches` of these images with the other arguments of that class."""
@@ -66,10 +66,7 @@ class Images:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 of the number of images, the images, their labels and other conditions.
-
-        Of more than MAX_HASHED images, only as many, evenly spaced, are hashed.
-        """
+        """SHA-256 of the images, of which up to MAX_HASHED are read, and of all labels."""
         count = min(len(self), MAX_HASHED)
         chosen = np.linspace(0, len(self) - 1, count).round().astype(int)
         content = hashlib.sha256(str(len(self)).encode())
@@ -122,10 +119,9 @@ class Batches:
 
 
 def rounds(images: Images, batch_size: int) -> list[tuple[np.ndarray, int]]:
-    """Divide the images, in order, into batches of equal size.
+    """Divide the images, in order, into batches of equal size, the last one filled up.
 
-    Returns pairs of indices (batch_size,) and the number of them that count. The last batch is
-    filled up with the first images, which do not count.
+    Returns pairs of indices (batch_size,) and the number of them that count.
     """
     batches = []
     for start in range(0, len(images), batch_size):

@@ -35,12 +35,11 @@ def entry_path(kind: str, path: Path) -> Path:
 
 def load(kind: str, path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an entry, or an empty dictionary if it is absent, damaged or changed."""
-    try:
+    with contextlib.suppress(InputError):
         entry = read_npz(entry_path(kind, path))
-    except InputError:
-        return {}
-    digest = str(entry.pop("digest", ""))
-    return entry if digest == _digest(entry) else {}
+        if str(entry.pop("digest", "")) == _digest(entry):
+            return entry
+    return {}
 
 
 def save(kind: str, path: Path, entry: dict[str, np.ndarray]) -> None:
@@ -58,20 +57,17 @@ def save(kind: str, path: Path, entry: dict[str, np.ndarray]) -> None:
 
 
 def _digest(entry: dict[str, np.ndarray]) -> str:
-    content = hashlib.sha256()
-    for name, array in sorted(entry.items()):
-        content.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-        content.update(np.ascontiguousarray(array).tobytes())
-    return content.hexdigest()
+    parts = [(name, entry[name].dtype.str, entry[name].shape) for name in sorted(entry)]
+    content = [repr(parts).encode(), *(entry[name].tobytes() for name in sorted(entry))]
+    return hashlib.sha256(b"".join(content)).hexdigest()
 
 
 def arrays(
     kind: str, path: Path, key: str, compute: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
     """Return the arrays that `compute` returns, from the cache if they were saved with `key`."""
-    cached = load(kind, path)
-    if str(cached.get("key")) == key:
-        return cached
-    computed = compute() | {"key": np.array(key)}
-    save(kind, path, computed)
-    return computed
+    found = load(kind, path)
+    if str(found.get("key")) != key:
+        found = compute() | {"key": np.array(key)}
+        save(kind, path, found)
+    return found

@@ -12,7 +12,6 @@ import hashlib
 import json
 import subprocess
 import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +37,6 @@ COMPARED_SIZE = 32  # pixels; images of any data.image_size have the same splits
 SIMILAR = 0.2  # Images with a smaller relative distance belong to the same group.
 ROWS = 1000  # of the matrix of distances that are computed at a time
 
-# --- sequences of code points ---
 
 CodePoints = tuple[int, ...]
 
@@ -71,13 +69,7 @@ EQUIVALENT = {
 
 
 class Glyph(NamedTuple):
-    """An image of the font.
-
-    Attributes:
-      name: its name in the font.
-      sequences: the sequences of code points that select it.
-      png: the image as a PNG file.
-    """
+    """A PNG image of the font, its name there, and the sequences of code points that select it."""
 
     name: str
     sequences: frozenset[CodePoints]
@@ -97,9 +89,6 @@ def subject(glyph: Glyph) -> str:
     return "-".join(f"{point:X}" for point in min(subjects)) if subjects else glyph.name
 
 
-# --- the font ---
-
-
 def read(split: str, config: ml_collections.ConfigDict) -> Images:
     """Return the images of a split, 'train' or 'test'.
 
@@ -110,26 +99,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
 
     Raises InputError if the font is missing or damaged, or has no color bitmaps.
     """
-    path = find(config.path)
-    data = read_bytes(path, "data.path", MAX_FONT)
-
-    def naming(_: int = 0) -> AbstractContextManager[None]:
-        return reading(path, f"Install the font again. {INSTALL}.", KIND)
-
-    with naming():
-        glyphs = read_glyphs(data)
-        chosen, names = _cached_groups(path, data, glyphs)
-    selected = chosen[members(names.tolist(), split, config.held_out)]
-
-    def encoded(index: int) -> bytes:
-        return glyphs[selected[index]].png
-
-    return Images(preprocessing.from_files(len(selected), encoded, config, _square, naming))
-
-
-def find(where: str) -> Path:
-    """Return the path of the font for a value of data.path. Raises InputError without one."""
-    path = expand_home(where, "data.path") if where else DEBIAN
+    path = expand_home(config.path, "data.path") if config.path else DEBIAN
     if path.is_dir():
         path /= FILE
     if not path.exists():
@@ -137,14 +107,23 @@ def find(where: str) -> Path:
             f"data.dataset = 'emoji': {path} does not exist. {INSTALL}; or name the font or its "
             f"folder with --config.data.path=PATH."
         )
-    return path
+    data, advice = read_bytes(path, "data.path", MAX_FONT), f"Install the font again. {INSTALL}."
+    with reading(path, advice, KIND):
+        glyphs = read_glyphs(data)
+        chosen, names = _cached_groups(path, data, glyphs)
+    selected = chosen[members(names.tolist(), split, config.held_out)]
+
+    def encoded(index: int) -> bytes:
+        return glyphs[selected[index]].png
+
+    files = preprocessing.Files(len(selected), encoded, lambda _: str(path), advice, KIND)
+    return Images(preprocessing.prepared(files, config, _square))
 
 
 def read_glyphs(data: bytes) -> list[Glyph]:
     """Return the images of a font, in its order; of several sizes, the largest.
 
-    Another process reads the font, with limits of memory and time. Raises ValueError for a font
-    that is damaged or compressed (WOFF), and for a collection of fonts.
+    Another process reads the font, with limits of memory and time. Raises ValueError if it cannot.
     """
     if data[:4] not in SIGNATURES:
         raise ValueError("it is not a TrueType or OpenType font")
@@ -178,9 +157,6 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return preprocessing.crop_resize(square, size)
 
 
-# --- groups ---
-
-
 def _cached_groups(path: Path, data: bytes, glyphs: list[Glyph]) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices (n,) of distinct images and the names (n,) of their groups."""
     subjects = [subject(glyph) for glyph in glyphs]
@@ -201,14 +177,10 @@ def _cached_groups(path: Path, data: bytes, glyphs: list[Glyph]) -> tuple[np.nda
 
 
 def _groups(pixels: np.ndarray, subjects: list[str]) -> np.ndarray:
-    """Return the name of the group (N,) of each image.
+    """Return the name of the group (N,) of each image (N, H, W, C): the first of the subjects.
 
     Two images are in the same group if they have the same subject or a relative distance below
-    SIMILAR, or if a chain of such pairs connects them. The name is the first of the subjects.
-
-    Args:
-      pixels: (N, H, W, C) uint8.
-      subjects: what each image shows.
+    SIMILAR, or if a chain of such pairs connects them.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -222,14 +194,11 @@ def _groups(pixels: np.ndarray, subjects: list[str]) -> np.ndarray:
 
 
 def similar_pairs(pixels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return the indices of pairs of images with a relative distance below SIMILAR.
+    """Return the indices of pairs of images (N, H, W, C) uint8 that are similar.
 
-    The relative distance of x and y is |x - y| / sqrt(|x|^2 + |y|^2), where 0 is white: a faint
-    image is near to every other in Euclidean distance. Sums of integers are exact in float64, so
-    that the pairs are the same on every machine.
-
-    Args:
-      pixels: (N, H, W, C) uint8.
+    Their relative distance |x - y| / sqrt(|x|^2 + |y|^2) is below SIMILAR, where 0 is white: in
+    Euclidean distance a faint image is near to every other. Sums of integers are exact in float64,
+    so that the pairs are the same on every machine.
     """
     x = 255.0 - pixels.reshape(len(pixels), -1)
     squares = (x**2).sum(1)

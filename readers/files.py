@@ -41,10 +41,7 @@ KINDS = {
 
 
 def check_regular(path: str | Path, what: str = "") -> None:
-    """Raise InputError unless `path` is a regular file or a link to one; it is not opened.
-
-    `what` is the flag or config field that names the file, for the message.
-    """
+    """Raise InputError, naming the flag `what`, unless `path` is, or links to, a regular file."""
     name = f"{what} = {str(path)!r}" if what else printable(path)
     try:
         mode = os.stat(path).st_mode
@@ -68,10 +65,9 @@ def check_expansion(path: Path, declared: int) -> None:
 
 @contextlib.contextmanager
 def reading(name: object, advice: str = "", kind: str = "") -> Iterator[None]:
-    """Turn every exception into an InputError that names the file and says how to correct it.
+    """Turn every exception into an InputError: "NAME cannot be read KIND: PROBLEM. ADVICE".
 
-    Decoders raise exceptions of many types for damaged files. `kind` is that of the file, such as
-    " as .npz".
+    Decoders raise exceptions of many types for damaged files. `kind` begins with a space.
     """
     try:
         yield
@@ -83,11 +79,7 @@ def reading(name: object, advice: str = "", kind: str = "") -> Iterator[None]:
 
 
 def read_bytes(path: Path, what: str = "", limit: int | None = None) -> bytes:
-    """Return the content of a file. Raise InputError for more than `limit` bytes.
-
-    `what` is the flag or config field that names the file, for the message. The default limit is
-    ALWAYS_ALLOWED.
-    """
+    """Return the content of a file of at most `limit` bytes, by default ALWAYS_ALLOWED."""
     check_regular(path, what)
     limit = ALWAYS_ALLOWED if limit is None else limit
     with reading(path), open(path, "rb") as file:
@@ -129,10 +121,7 @@ TYPES = {
 
 
 def read_json(path: Path, schema: Schema, what: str = "") -> Any:
-    """Return the content of a JSON file. Raise InputError if it is damaged or not as in `schema`.
-
-    `what` is the flag or config field that names the file, for the message.
-    """
+    """Return the content of a JSON file. Raise InputError unless it is as in `schema`."""
     text = read_bytes(path, what, MAX_TEXT)
     with reading(path, kind=" as JSON"):
         content = parse_json(text.decode())
@@ -141,10 +130,7 @@ def read_json(path: Path, schema: Schema, what: str = "") -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Return the content of JSON. Raise ValueError if it is damaged, or no program writes it.
-
-    That is a name that an object has twice, and nesting beyond MAX_DEPTH.
-    """
+    """Return the content of JSON. Raise ValueError for damage, names twice and deep nesting."""
 
     def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -199,10 +185,7 @@ def mismatch(value: Any, schema: Schema, where: str = "its content") -> str:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a log, one a line; skip other lines, which a killed run may leave.
-
-    A log that does not exist is empty. Raise InputError if `path` is not a regular file.
-    """
+    """Yield the JSON objects of a log, one a line; skip lines that a killed run has damaged."""
     if not path.exists():
         return
     check_regular(path)
@@ -220,12 +203,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_npz(path: Path, *names: str, what: str = "") -> dict[str, np.ndarray]:
-    """Return the arrays of an .npz file that are called `names`, by default all.
-
-    Names that the file lacks are left out. Every array that is read is compared with its checksum.
-
-    Raises InputError if the file cannot be read, or contains Python objects.
-    """
+    """Return the arrays of an .npz file called `names`, by default all, or raise InputError."""
     check_regular(path, what)
     arrays = {}
     with reading(path, kind=" as .npz"), zipfile.ZipFile(path) as archive:
@@ -237,11 +215,7 @@ def read_npz(path: Path, *names: str, what: str = "") -> dict[str, np.ndarray]:
 
 
 def zip_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Return the files in a zip archive by name.
-
-    Raises InputError if they are too large, and ValueError for a name that occurs twice and for
-    compression whose memory Python does not limit.
-    """
+    """Return the files in a zip archive by name. Raise errors for bombs and unusual archives."""
     members = archive.infolist()
     check_expansion(path, sum(member.file_size for member in members))
     for member in members:
@@ -268,16 +242,13 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
 def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, Literal["C", "F"]]:
     """Return shape, type and order of the array in a .npy file.
 
-    Raises ValueError or RecursionError if the header is damaged, and for Python objects.
+    Raises exceptions of many types if the header is damaged, and ValueError for Python objects.
     """
-    version = np.lib.format.read_magic(stream)
-    read, width = {
-        (1, 0): (np.lib.format.read_array_header_1_0, 2),
-        (2, 0): (np.lib.format.read_array_header_2_0, 4),
-    }.get(version, (None, 0))
-    if read is None:
-        raise ValueError(f"version {version} of the .npy format is not supported")
-    start = stream.tell()
+    major, minor = np.lib.format.read_magic(stream)
+    if major not in (1, 2) or minor:
+        raise ValueError(f"version {major}.{minor} of the .npy format is not supported")
+    read = getattr(np.lib.format, f"read_array_header_{major}_0")
+    start, width = stream.tell(), 2 * major  # The length of the header takes 2 or 4 bytes.
     if int.from_bytes(stream.read(width), "little") > MAX_HEADER:  # NumPy allocates it.
         raise ValueError(f"its header has more than {MAX_HEADER:,} bytes")
     stream.seek(start)
@@ -292,10 +263,7 @@ def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, Literal["
 
 
 def check_labels(labels: np.ndarray, count: int, classes: int, name: object) -> np.ndarray:
-    """Return labels as int32 (count,). Raise InputError unless they are in 0 .. classes - 1.
-
-    `name` is that of the file.
-    """
+    """Return labels as int32 (count,). Raise InputError unless they are in 0 .. classes - 1."""
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise InputError(
             f"{name}: labels are {labels.dtype} of shape {labels.shape}; they must be one integer "

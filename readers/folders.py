@@ -29,9 +29,6 @@ MAX_LISTED = 10  # Unreadable files that a warning lists.
 SPLITS = {"train", "test"}
 
 
-# --- the index ---
-
-
 class Index(NamedTuple):
     """The image files under a folder, sorted by name.
 
@@ -71,7 +68,11 @@ def index(folder: Path) -> Index:
         if states.get(name) == state and not problem  # It may be solved, as by chmod.
     }
     new = [name for name in states if name not in entries]
-    entries.update(zip(new, _inspect_all(folder, new)))
+    disable = None if new else True  # None shows the bar only on a terminal.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        inspected = pool.map(_inspect, [folder / name for name in new])
+        bar = tqdm(inspected, "checking images", len(new), unit="file", disable=disable)
+        entries.update(zip(new, bar))
     result = Index(
         names=np.array(list(states), str),
         states=np.array(list(states.values()), str),
@@ -84,21 +85,16 @@ def index(folder: Path) -> Index:
 
 
 def walk(folder: Path) -> list[tuple[str, str]]:
-    """Return relative names and states of the image files.
-
-    Hidden files and folders are skipped. Links are followed, but each folder is listed only once.
-    """
+    """Return names and states of image files that are not hidden; each folder is listed once."""
     files, stack, visited = [], [(folder, "")], set()
     while stack:
         current, prefix = stack.pop()
         try:
             status = current.stat()
             entries = list(os.scandir(current))
-        except (FileNotFoundError, ProcessLookupError) as error:  # It has vanished, as in /proc.
-            if not prefix:
-                raise InputError(f"The image folder {folder} does not exist any more.") from error
-            continue
         except OSError as error:
+            if prefix and isinstance(error, (FileNotFoundError, ProcessLookupError)):
+                continue  # It has vanished, as in /proc.
             raise InputError(
                 f"The image folder {printable(current)} cannot be listed: {brief(error)}."
             ) from error
@@ -118,17 +114,9 @@ def walk(folder: Path) -> list[tuple[str, str]]:
 
 def _state(entry: os.DirEntry) -> str:
     try:
-        return f"{entry.stat().st_size} {entry.stat().st_mtime_ns}"
+        return cache.fingerprint(Path(entry.path))
     except OSError:
         return "broken link"
-
-
-def _inspect_all(folder: Path, names: list[str]) -> list[tuple[tuple[int, int], str]]:
-    """Return `_inspect` of the files, with a progress bar if there are any."""
-    disable = None if names else True  # None shows the bar only on a terminal.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(_inspect, [folder / name for name in names])
-        return list(tqdm(results, "checking images", len(names), unit="file", disable=disable))
 
 
 def _inspect(path: Path) -> tuple[tuple[int, int], str]:
@@ -150,9 +138,6 @@ def problems(files: Index, folder: Path, limit: int) -> str:
     if len(bad) > limit:
         lines.append(f"  and {len(bad) - limit} more; --mode=inspect_data lists all")
     return "\n".join(lines)
-
-
-# --- the data set ---
 
 
 def read(split: str, config: ml_collections.ConfigDict) -> Images:
@@ -229,10 +214,7 @@ def _decoded(
 
 
 def members(names: Sequence[str], split: str, held_out: float) -> np.ndarray:
-    """Return the indices of the images that belong to a split; see `read`.
-
-    Raises InputError unless 0 < held_out < 1.
-    """
+    """Return the indices of the images that belong to a split; see `read`."""
     if not 0 < held_out < 1:
         raise InputError(f"data.held_out = {held_out} must be between 0 and 1.")
     if {name.partition("/")[0] for name in names if "/" in name} >= SPLITS:
@@ -245,15 +227,10 @@ def members(names: Sequence[str], split: str, held_out: float) -> np.ndarray:
 
 
 def classes(names: Sequence[str]) -> tuple[list[str], np.ndarray | None]:
-    """Return the names of the classes and labels (N,), by the outermost folders.
-
-    Returns ([], None) if an image is in no folder.
-    """
+    """Return the classes and labels (N,), by the outermost folders; ([], None) without them."""
     parts = [name.split("/")[:-1] for name in names]
     if {part[0] for part in parts if part} >= SPLITS:
-        parts = [part[1:] for part in parts if part and part[0] in SPLITS]
-        if len(parts) < len(names):
-            return [], None
+        parts = [part[1:] if part and part[0] in SPLITS else [] for part in parts]
     if not all(parts):
         return [], None
     class_names, labels = np.unique([part[0] for part in parts], return_inverse=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import re
 import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -42,18 +42,8 @@ TURNS = {  # By the orientation in EXIF.
 }
 
 Source = bytes | memoryview | Path
-
-
-class Plain(NamedTuple):
-    """An image file without the parts that do not affect its pixels."""
-
-    format: str
-    size: tuple[int, int]
-    content: bytes
-    exif: bytes
-
-
-# --- the formats ---
+Plain = tuple[tuple[int, int], bytes, bytes]
+"""Size in pixels, the file without the parts that do not affect them, and EXIF data."""
 
 
 def _png(data: bytes) -> Plain:
@@ -80,7 +70,7 @@ def _png(data: bytes) -> Plain:
         for name, body in (*parts, (b"IEND", b""))
     )
     width, height = struct.unpack_from(">II", content, 8)
-    return Plain("PNG", (width, height), data[:8] + content, exif)
+    return (width, height), data[:8] + content, exif
 
 
 SEGMENT = re.compile(rb"\xff+([\xc0-\xfe])")
@@ -118,7 +108,7 @@ def _jpeg(data: bytes) -> Plain:
             f"the JPEG file has {scans} scans of {size[0]}x{size[1]} pixels; at most {MAX_SCANS} "
             "are read, and fewer of large images"
         )
-    return Plain("JPEG", size, b"".join(kept) + data[position:], exif)
+    return size, b"".join(kept) + data[position:], exif
 
 
 def _webp(data: bytes) -> Plain:
@@ -138,7 +128,7 @@ def _webp(data: bytes) -> Plain:
             width, height = 1 + bits % 2**14, 1 + (bits >> 14) % 2**14
         case _:
             width, height = (side % 2**14 for side in struct.unpack_from("<HH", data, 26))
-    return Plain("WEBP", (width, height), data, exif)
+    return (width, height), data, exif
 
 
 def _check_parts(count: int, data: bytes) -> None:
@@ -146,11 +136,11 @@ def _check_parts(count: int, data: bytes) -> None:
         raise ValueError("the file consists of too many parts")
 
 
-FORMATS = (  # the first bytes of a file, and its reader
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), _png),
-    (re.compile(rb"\xff\xd8\xff"), _jpeg),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
-)
+FORMATS: dict[str, tuple[re.Pattern, Callable[[bytes], Plain]]] = {  # The first bytes; a reader.
+    "PNG": (re.compile(rb"\x89PNG\r\n\x1a\n"), _png),
+    "JPEG": (re.compile(rb"\xff\xd8\xff"), _jpeg),
+    "WEBP": (re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
+}
 
 
 def _orientation(exif: bytes) -> int:
@@ -168,41 +158,16 @@ def _orientation(exif: bytes) -> int:
     return 1
 
 
-# --- decoding ---
-
-
-class _Budget:
-    """The pixels that all threads together may decode at a time."""
-
-    def __init__(self) -> None:
-        self._used, self._changed = 0, threading.Condition()
-
-    @contextlib.contextmanager
-    def reserve(self, pixels: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._used + pixels <= MAX_PIXELS)
-            self._used += pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._used -= pixels
-                self._changed.notify_all()
-
-
-_budget = _Budget()
+_changed = threading.Condition()
+_held: list[int] = []  # The pixels of each image that a thread decodes.
 
 
 def load(
     source: Source, channels: int, transform: Callable[..., Image.Image], size: ImageSize
 ) -> np.ndarray:
-    """Return transform(image, size) as (H, W, C) uint8 for an image file, decoded as by `decode`.
-
-    The transform counts as decoding: all threads together hold at most MAX_PIXELS.
-    """
-    plain, pixels = _open(source)
-    with _budget.reserve(pixels):
-        return to_array(transform(_decode(plain, channels), size))
+    """Return transform(image, size) as (H, W, C) uint8, which counts as decoding; see `decode`."""
+    with _decoded(source, channels) as image:
+        return to_array(transform(image, size))
 
 
 def decode(source: Source, channels: int) -> Image.Image:
@@ -215,9 +180,8 @@ def decode(source: Source, channels: int) -> Image.Image:
     Raises InputError for a path that is not a regular file, and exceptions of many types for files
     that cannot be decoded or have more than MAX_PIXELS, MAX_SCANS or MAX_PARTS.
     """
-    plain, pixels = _open(source)
-    with _budget.reserve(pixels):
-        return _decode(plain, channels)
+    with _decoded(source, channels) as image:
+        return image
 
 
 def to_array(image: Image.Image) -> np.ndarray:
@@ -226,46 +190,60 @@ def to_array(image: Image.Image) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
-def _open(source: Source) -> tuple[Plain, int]:
-    """Return a file without what its pixels do not need, and the pixels that decoding holds."""
+@contextlib.contextmanager
+def _decoded(source: Source, channels: int) -> Iterator[Image.Image]:
+    """Decode an image as soon as other threads leave room for it, until the context ends."""
+    kind, plain = _open(source)
+    pixels = math.prod(plain[0]) * (2 if kind == "WEBP" else 1)  # libwebp holds three copies.
+    with _changed:
+        _changed.wait_for(lambda: sum(_held) + pixels <= MAX_PIXELS)
+        _held.append(pixels)
+    try:
+        yield _decode(kind, plain, MODES[channels])
+    finally:
+        with _changed:
+            _held.remove(pixels)
+            _changed.notify_all()
+
+
+def _open(source: Source) -> tuple[str, Plain]:
+    """Return the format of a file, and the file without what its pixels do not need."""
     data = read_bytes(source, limit=MAX_FILE) if isinstance(source, Path) else bytes(source)
-    read = next((read for magic, read in FORMATS if magic.match(data)), None)
-    if read is None:
+    kind = next((kind for kind, (magic, _) in FORMATS.items() if magic.match(data)), None)
+    if kind is None:
         raise ValueError("it is empty" if not data else "it is not a PNG, JPEG or WebP image")
     try:
-        plain = read(data)
+        plain = FORMATS[kind][1](data)
     except struct.error as error:
         raise ValueError("the image is cut off") from error
-    width, height = plain.size
-    pixels = width * height * (2 if plain.format == "WEBP" else 1)  # libwebp holds three copies.
-    if not 0 < pixels <= MAX_PIXELS or max(width, height) > MAX_SIDE:
+    width, height = plain[0]
+    limit = MAX_PIXELS // 2 if kind == "WEBP" else MAX_PIXELS
+    if not 0 < width * height <= limit or max(width, height) > MAX_SIDE:
         raise ValueError(
             f"the image has {width}x{height} pixels; the limit is {MAX_PIXELS:,}, half of it for "
             f"WebP, and {MAX_SIDE:,} on a side"
         )
-    return plain, pixels
+    return kind, plain
 
 
-def _decode(plain: Plain, channels: int) -> Image.Image:
-    with Image.open(io.BytesIO(plain.content), formats=[plain.format]) as encoded:
-        if encoded.size != plain.size:
+def _decode(kind: str, plain: Plain, mode: str) -> Image.Image:
+    """Return an image of 8 bits without transparency, converted in strips, which bounds memory."""
+    size, content, exif = plain
+    with Image.open(io.BytesIO(content), formats=[kind]) as encoded:
+        if encoded.size != size:
             raise ValueError("the image states two sizes")
         encoded.load()
-        image = Image.new(MODES[channels], encoded.size)
+        image = Image.new(mode, size)
         rows = max(1, STRIP // encoded.width)
         for top in range(0, encoded.height, rows):
             box = (0, top, encoded.width, min(encoded.height, top + rows))
-            image.paste(_flatten(encoded.crop(box)).convert(MODES[channels]), box)
-    turn = TURNS.get(_orientation(plain.exif))
+            strip = encoded.crop(box)
+            if strip.mode.startswith("I"):
+                gray = np.asarray(strip).clip(0, 65535).astype(np.uint32)
+                strip = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
+            elif strip.has_transparency_data:
+                strip = strip.convert("RGBA")
+                strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+            image.paste(strip.convert(mode), box)
+    turn = TURNS.get(_orientation(exif))
     return image if turn is None else image.transpose(turn)
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Return an image of 8 bits without transparency."""
-    if image.mode.startswith("I"):
-        gray = np.asarray(image).clip(0, 65535).astype(np.uint32)
-        return Image.fromarray(((gray + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image

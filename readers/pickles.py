@@ -25,14 +25,12 @@ MAX_KEY = 2**13  # Integers that are keys are smaller. Optimizers number their p
 MAX_BITS = 80  # Of an integer. That with which PyTorch's older files begin has 77.
 MAX_ARGUMENTS = 10
 
-PUSHED = {
+PUSHED = {  # Instructions that push their argument.
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"),
     *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "BINBYTES8", "SHORT_BINBYTES"),
 }
-"""Instructions that push their argument."""
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 CONTAINERS = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": list}
-TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 Names = Mapping[str, Callable[..., Any] | None]
 """For each allowed name, such as 'numpy dtype', what is called in its place; None to record it."""
@@ -84,37 +82,41 @@ class _Machine:
         self._names, self._persistent = names, persistent
 
     def follow(self, name: str, argument: Any) -> None:
-        """Follow an instruction."""
-        stack = self.stack
+        """Follow an instruction that pushes or stores a value, or does nothing."""
         if name in PUSHED:
             if type(argument) is int and argument.bit_length() > MAX_BITS:
                 raise ValueError(f"it has an integer of {argument.bit_length()} bits")
-            stack.append(argument)
+            self.stack.append(argument)
         elif name in CONSTANTS:
-            stack.append(CONSTANTS[name])
+            self.stack.append(CONSTANTS[name])
         elif name in CONTAINERS:
-            stack.append(CONTAINERS[name]())
-        elif name in TUPLES:
-            stack.append(tuple(self._pop(TUPLES[name])))
+            self.stack.append(CONTAINERS[name]())
         elif name == "MARK":
-            self._marks.append(len(stack))
+            self._marks.append(len(self.stack))
         elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(self._memo[argument])
+            self.stack.append(self._memo[argument])
         elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
-            self._remember(len(self._memo) if name == "MEMOIZE" else argument)
+            index = len(self._memo) if name == "MEMOIZE" else argument
+            missing = index + 1 - len(self._memo)
+            if missing > 2:  # Python 3 counts from 0, and Python 2 from 1, without gaps.
+                raise ValueError(f"it stores a value as number {index}")
+            self._memo.extend([None] * missing)
+            self._memo[index] = self.stack[-1]
         elif name not in ("PROTO", "FRAME", "STOP"):
             self._combine(name, argument)
 
     def _combine(self, name: str, argument: Any) -> None:
         """Follow an instruction that combines values of the stack."""
         match name:
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self.stack.append(tuple(self._pop(int(name[-1]))))
             case "TUPLE":
-                self.stack.append(tuple(self._pop_marked()))
+                self.stack.append(tuple(self._pop()))
             case "APPEND" | "APPENDS" | "ADDITEMS":
-                values = self._pop(1) if name == "APPEND" else self._pop_marked()
+                values = self._pop(1 if name == "APPEND" else None)
                 self._last(list).extend(values)
             case "SETITEM" | "SETITEMS":
-                values = self._pop(2) if name == "SETITEM" else self._pop_marked()
+                values = self._pop(2 if name == "SETITEM" else None)
                 self._last(dict).update(zip(map(as_key, values[::2]), values[1::2], strict=True))
             case "GLOBAL":
                 self.stack.append(self._find(argument))
@@ -131,15 +133,11 @@ class _Machine:
             case _:
                 raise ValueError(f"it has the instruction {name}, which is not followed")
 
-    def _pop(self, count: int) -> list[Any]:
-        values = self.stack[-count:]
-        if len(values) < count:
+    def _pop(self, count: int | None = None) -> list[Any]:
+        """Remove and return the last `count` values, by default those after the last mark."""
+        start = self._marks.pop() if count is None else len(self.stack) - count
+        if start < 0:
             raise ValueError("an instruction lacks a value")
-        del self.stack[-count:]
-        return values
-
-    def _pop_marked(self) -> list[Any]:
-        start = self._marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
         return values
@@ -148,13 +146,6 @@ class _Machine:
         if type(self.stack[-1]) is not kind:
             raise ValueError(f"it changes a value that is not a {kind.__name__.lower()}")
         return self.stack[-1]
-
-    def _remember(self, index: int) -> None:
-        missing = index + 1 - len(self._memo)
-        if missing > 2:  # Python 3 counts from 0, and Python 2 from 1, without gaps.
-            raise ValueError(f"it stores a value as number {index}")
-        self._memo.extend([None] * missing)
-        self._memo[index] = self.stack[-1]
 
     def _find(self, name: str) -> Name:
         if name not in self._names:

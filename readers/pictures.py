@@ -28,7 +28,9 @@ def image_grid(
     number of columns makes the grid about square.
     """
     if images.dtype != np.uint8:
-        images = _as_bytes(images)
+        low, high = np.min(images), np.max(images)
+        width = high - low if high > low else 1
+        images = np.round((images - low) * (255 / width)).astype(np.uint8)
     if images.ndim != 4:
         images = images.reshape(len(images), 1, -1, 1)
     images = images if images.shape[-1] == 3 else images[..., 0]
@@ -55,10 +57,7 @@ def image_grid(
 
 
 def trajectory_grid(frames: np.ndarray | Array, levels: Sequence[float]) -> Image.Image:
-    """Return a picture of frames (F, B, H, W, C): one row per image, from noise to sample.
-
-    The titles are the noise levels std / alpha of the frames, if they are known.
-    """
+    """Return a picture of frames (F, B, H, W, C), one row per image, titled by noise levels."""
     rows = frames[:, :TRAJECTORY_IMAGES].swapaxes(0, 1)
     titles = [f"{level:.2g}" if level < 10 else f"{level:.0f}" for level in levels]
     return image_grid(np.concatenate(list(rows)), columns=len(frames), titles=titles)
@@ -67,10 +66,3 @@ def trajectory_grid(frames: np.ndarray | Array, levels: Sequence[float]) -> Imag
 def to_picture(image: np.ndarray) -> Image.Image:
     """Return a uint8 image (H, W, C), C = 1 or 3, as a picture."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-
-
-def _as_bytes(values: np.ndarray) -> np.ndarray:
-    """Scale real numbers so that the smallest becomes 0 and the largest 255."""
-    low, high = np.min(values), np.max(values)
-    width = high - low if high > low else 1
-    return np.round((values - low) * (255 / width)).astype(np.uint8)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ml_collections
 import numpy as np
@@ -20,13 +19,12 @@ from PIL import Image
 
 from errors import InputError
 from readers import image_files
+from readers.files import reading
 from readers.image_files import MODES, Source, to_array
 from readers.image_sizes import ImageSize, image_shape, sides, square_side
 
 MAX_RESIZED = 4096**2  # pixels: the largest data.image_size
 MEMORY = 2**31  # Bytes. Smaller data sets stay in memory once they are decoded.
-
-# --- crops and resizes ---
 
 
 def resize(image: Image.Image, size: int) -> Image.Image:
@@ -86,11 +84,8 @@ def _resize(image: Image.Image, shape: tuple[int, int], kernel: Image.Resampling
     return Image.merge(image.mode, channels)
 
 
-# --- sequences ---
-
-
 class Pixels(Protocol):
-    """Images (N, H, W, C), as an array or another sequence that is indexed along N like one."""
+    """Images (N, H, W, C), indexed along N like an array."""
 
     def __len__(self) -> int: ...
 
@@ -100,13 +95,9 @@ class Pixels(Protocol):
 class Decoded(Sequence):
     """Images (N, H, W, C) uint8 that are decoded on access, indexed along N like an array.
 
-    Several images are decoded in parallel by one thread per core, as Pillow releases Python's lock.
-    Data sets of up to MEMORY bytes are kept in memory once decoded.
-
-    Args:
-      decode: returns the image (H, W, C) at an index.
-      count: number of images.
-      shape: (H, W, C). Raises InputError if C is not 1 or 3.
+    `decode` returns the image at an index, of `shape` (H, W, C); C must be 1 or 3. One thread per
+    core decodes, as Pillow releases Python's lock. Data sets of up to MEMORY bytes are kept in
+    memory once decoded.
     """
 
     dtype = np.dtype(np.uint8)
@@ -122,9 +113,8 @@ class Decoded(Sequence):
         self._decode = decode
         self._indices = np.arange(count)
         self._pool: ThreadPoolExecutor | None = None
-        self._images: np.ndarray | None = None
-        if np.prod(self.shape) <= MEMORY:
-            self._images = np.empty(self.shape, np.uint8)
+        is_kept = np.prod(self.shape) <= MEMORY
+        self._images = np.empty(self.shape, np.uint8) if is_kept else None
         self._is_decoded = np.zeros(count, bool)
 
     def __len__(self) -> int:
@@ -153,42 +143,34 @@ class Decoded(Sequence):
 Resize = Callable[[Image.Image, int], Image.Image]
 
 
-def from_array(images: np.ndarray, config: ml_collections.ConfigDict, resize: Resize) -> Pixels:
-    """Return images (N, H, W, C) uint8, C = 1 or 3, in the shape that `config.data` states.
+class Files(NamedTuple):
+    """Encoded images: their number, the content or the path of each, and its name in errors."""
 
-    Nothing is converted if they have this shape already.
-    """
+    count: int
+    encoded: Callable[[int], Source]
+    name: Callable[[int], str]
+    advice: str = "Download it again."
+    kind: str = ""
+
+
+def prepared(
+    images: np.ndarray | Files, config: ml_collections.ConfigDict, resize: Resize
+) -> Pixels:
+    """Return images, files or (N, H, W, C) uint8, in the square shape that `config.data` states."""
     size, shape = square_side(config), image_shape(config)
+    if isinstance(images, Files):
+        files = images
+
+        def decode(index: int) -> np.ndarray:
+            with reading(files.name(index), files.advice, files.kind):
+                return image_files.load(files.encoded(index), config.num_channels, resize, size)
+
+        return Decoded(decode, files.count, shape)
     if images.shape[1:] == shape:
         return images
-    squeezed = images[..., 0] if images.shape[-1] == 1 else images
+    array = images[..., 0] if images.shape[-1] == 1 else images
 
-    def decode(index: int) -> np.ndarray:
-        return to_array(resize(Image.fromarray(squeezed[index]).convert(MODES[shape[-1]]), size))
+    def convert(index: int) -> np.ndarray:
+        return to_array(resize(Image.fromarray(array[index]).convert(MODES[shape[-1]]), size))
 
-    return Decoded(decode, len(images), shape)
-
-
-def from_files(
-    count: int,
-    encoded: Callable[[int], Source],
-    config: ml_collections.ConfigDict,
-    resize: Resize,
-    naming: Callable[[int], AbstractContextManager],
-) -> Decoded:
-    """Return images that are decoded from files, in the shape that `config.data` states.
-
-    Args:
-      count: number of images.
-      encoded: returns the content or the path of the image file at an index.
-      config: config.data.
-      resize: the preprocessing of the data set.
-      naming: returns a context in which errors name the file; see `readers.files.reading`.
-    """
-    size = square_side(config)
-
-    def decode(index: int) -> np.ndarray:
-        with naming(index):
-            return image_files.load(encoded(index), config.num_channels, resize, size)
-
-    return Decoded(decode, count, image_shape(config))
+    return Decoded(convert, len(array), shape)

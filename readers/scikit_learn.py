@@ -40,22 +40,17 @@ def photos(split: str, config: ml_collections.ConfigDict) -> Images:
     from sklearn.datasets import load_sample_images
 
     del config
-    size = PATCH_SIZE
+    size, first_held_out = PATCH_SIZE, HELD_OUT_PERIOD - PATCH_SIZE
     stride = size if split == "test" else PATCH_STRIDE
     patches = []
     for photo in load_sample_images().images:
         height, width, _ = photo.shape
         for left in range(0, width - size + 1, stride):
-            if _photo_columns(left, split):
-                for top in range(0, height - size + 1, stride):
-                    patches.append(photo[top : top + size, left : left + size])
+            position = left % HELD_OUT_PERIOD
+            if split == "test":
+                is_chosen = position == first_held_out
+            else:
+                is_chosen = position + size <= first_held_out
+            for top in range(0, height - size + 1, stride) if is_chosen else ():
+                patches.append(photo[top : top + size, left : left + size])
     return Images(np.stack(patches))
-
-
-def _photo_columns(left: int, split: str) -> bool:
-    """Return whether the patch columns that start at the pixel `left` belong to a split."""
-    first_held_out = HELD_OUT_PERIOD - PATCH_SIZE
-    position = left % HELD_OUT_PERIOD
-    if split == "test":
-        return position == first_held_out
-    return position + PATCH_SIZE <= first_held_out

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import os
 import struct
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -62,13 +63,10 @@ class _File:
         self.path = path
         check_regular(path)
         self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
         self._size = os.fstat(self._file).st_size
         key = cache.fingerprint(path)
         self.bounds = cache.arrays("tfrecords", path, key, self._scan)["bounds"]
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            os.close(self._file)
 
     def _scan(self) -> dict[str, np.ndarray]:
         starts = array.array("q", [0])
@@ -115,7 +113,6 @@ VARINT, LENGTH_DELIMITED = 0, 2  # Wire types.
 FIXED = {1: 8, 5: 4}  # bytes of a value by wire type
 MAX_INTEGERS = 16  # of a feature
 MAX_FEATURES = 1000
-NO_EXAMPLE = "not a tf.train.Example"
 
 
 class Example(NamedTuple):
@@ -149,45 +146,37 @@ def parse_example(record: bytes) -> Example:
 
 def _integers(values: memoryview) -> list[int]:
     numbers = []
-    for number, wire_type, value in _fields(values):
-        if number != 1 or wire_type not in (VARINT, LENGTH_DELIMITED):
-            raise ValueError(NO_EXAMPLE)
-        position = 0  # A packed list has several integers.
-        while position < len(value):
-            integer, position = _varint(value, position)
+    # A packed list has several integers.
+    for packed in _parts(values, 1, (VARINT, LENGTH_DELIMITED)):
+        position = 0
+        while position < len(packed):
+            integer, position = _varint(packed, position)
             numbers.append(integer - (integer >> 63 << 64))  # Two's complement.
             if len(numbers) > MAX_INTEGERS:
                 raise ValueError("a tf.train.Example with too many integers")
     return numbers
 
 
-def _parts(message: memoryview, number: int) -> Iterator[memoryview]:
-    """Yield the fields `number` of a message, which must have a length."""
-    for found, wire_type, value in _fields(message):
-        if found == number:
-            if wire_type != LENGTH_DELIMITED:
-                raise ValueError(NO_EXAMPLE)
-            yield value
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-    """Yield number, wire type and encoded value of the fields of a message."""
+def _parts(
+    message: memoryview, number: int, wire_types: Sequence[int] = (LENGTH_DELIMITED,)
+) -> Iterator[memoryview]:
+    """Yield the encoded values of the fields `number` of a message, all of these wire types."""
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
-        number, wire_type = tag >> 3, tag & 7
+        wire_type = tag & 7
         if wire_type == VARINT:
             _, end = _varint(message, position)
         elif wire_type == LENGTH_DELIMITED:
             length, position = _varint(message, position)
             end = position + length
-        elif wire_type in FIXED:
-            end = position + FIXED[wire_type]
         else:
-            raise ValueError(NO_EXAMPLE)
-        if end > len(message):
-            raise ValueError(NO_EXAMPLE)
-        yield number, wire_type, message[position:end]
+            end = position + FIXED.get(wire_type, len(message))
+        is_wrong = tag >> 3 == number and wire_type not in wire_types
+        if end > len(message) or is_wrong:
+            raise ValueError("not a tf.train.Example")
+        if tag >> 3 == number:
+            yield message[position:end]
         position = end
 
 
@@ -198,4 +187,4 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
         number |= (byte & 127) << 7 * shift
         if byte < 128 and number < 2**64:
             return number, position + shift + 1
-    raise ValueError(NO_EXAMPLE)
+    raise ValueError("not a tf.train.Example")

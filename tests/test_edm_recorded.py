@@ -1,7 +1,6 @@
 """EDM's samplers and losses, recorded from its code with small random networks."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +8,11 @@ import numpy as np
 import pytest
 
 import losses
-import pretrained
 import solvers
 import solvers.plan
-from configs.default import from_json
-from experiment import Experiment
 from models.conditions import Condition
 from sde_lib import EDMSDE, expand
-from tests import reference
+from tests import reference, test_edm_import
 
 NAMES = ("e01_edm_ddpmpp", "e02_edm_ncsnpp", "e03_edm_ddpmpp_cond", "e04_vp_ddpmpp")
 NAMES += ("e05_ve_ncsnpp", "e06_ve_ncsnpp_skip", "e07_edm_adm")
@@ -28,12 +24,10 @@ class Recorded:
     """A recorded network: its denoiser in EDM's units, and the recorded arrays, as NHWC."""
 
     def __init__(self, name):
-        path = reference.find(f"edm/{name}/network-snapshot.pkl")
-        config = from_json(pretrained.read_config(path))
-        self.kind = json.loads(reference.find(f"edm/{name}/info.json").read_text())["class_name"]
-        self.experiment = Experiment(config, jax.devices()[:1])
-        self.params = pretrained.read(path, self.experiment.network, self.experiment.config).params
-        self.arrays = dict(np.load(path.with_name("io.npz")))
+        self.kind = test_edm_import.info(name)["class_name"]
+        self.experiment = test_edm_import.experiment(name)
+        self.params = test_edm_import.trained(name).params
+        self.arrays = dict(np.load(reference.find(f"edm/{name}/io.npz")))
         self.classes = None
         if "class_labels" in self.arrays:
             self.classes = jnp.asarray(self.arrays["class_labels"].argmax(1))

@@ -140,17 +140,13 @@ def test_texts_of_errors():
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "as JSON"),
         (b'{"step": 3', "as JSON"),
         (b"\xff\xfe\x00\x80", "as JSON"),
         (b"[" * 10**6, "nested too deeply"),
-        (b'{"a": ' * 5000, "as JSON"),
-        ("\ud800".encode(errors="surrogatepass"), "as JSON"),
         (b'{"step": 1, "step": 2}', "a name occurs twice"),
         (b'{"step": ' + b"1" * 5000 + b"}", "as JSON"),
         (b'{"step": ' + b"1" * 30 + b"}", "'step' is an integer of more than 64 bits"),
         (b"[]", "its content is a list instead of an object"),
-        (b"null", "its content is null instead of an object"),
         (b"{}", "its content has no 'step'"),
         (b'{"step": true}', "'step' is true or false instead of an integer"),
         (b'{"step": 1, "names": [1]}', "an entry of 'names' is an integer instead of a string"),
@@ -195,18 +191,17 @@ def test_decompression_is_limited(tmp_path, monkeypatch):
     assert files.read_npz(tmp_path / "b.npz")["a"].shape == (10**4,)
 
 
-@pytest.mark.parametrize("position", np.linspace(0, 0.999, 12))
-def test_changed_bytes_of_arrays_are_noticed(tmp_path, position):
+def test_changed_bytes_of_arrays_are_noticed(tmp_path):
     """Flipped bits are an error, or do not change the arrays, as in times of the archive."""
     path = tmp_path / "a.npz"
     runs.save_arrays(path, ARRAYS, DEPENDS)
-    content = bytearray(path.read_bytes())
-    content[int(position * len(content))] ^= 0x20
-    path.write_bytes(content)
-    found = runs.load_arrays(path, DEPENDS)
-    if found is not None:
-        assert found.keys() == ARRAYS.keys()
-        assert all(np.array_equal(found[name], ARRAYS[name]) for name in ARRAYS)
+    whole = path.read_bytes()
+    for position in np.linspace(0, len(whole) - 1, 100).astype(int):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x20]) + whole[position + 1 :])
+        found = runs.load_arrays(path, DEPENDS)
+        if found is not None:
+            assert found.keys() == ARRAYS.keys()
+            assert all(np.array_equal(found[name], ARRAYS[name]) for name in ARRAYS)
 
 
 # --- writing ---
@@ -282,14 +277,11 @@ def rewrite(path, **changes):
 
 DAMAGE = {
     "missing array": lambda path: rewrite(path, nfe=None),
-    "missing entries": lambda path: rewrite(path, loss=np.arange(3.0)),
     "another type": lambda path: rewrite(path, loss=np.arange(5, dtype=np.float32)),
     "further array": lambda path: rewrite(path, more=np.zeros(3)),
     "no record": lambda path: rewrite(path, arrays=None),
-    "no description": lambda path: rewrite(path, depends=None),
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:300]),
     "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("[]"),
 }
 
 
@@ -340,20 +332,7 @@ def test_arrays_of_rounds_are_never_left_out(tmp_path):
 # --- the config of a folder ---
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"[]",
-        b'{"model": {"nf": 8',
-        b"\xff\x00",
-        b'{"model": 3}',
-        b'{"training": []}',
-        b'{"a.b": 3, "model": {"name": {"x.y": 1}}}',
-        b"[" * 100_000,
-        b'{"model": {"name": ' + b'{"a": ' * 900 + b"1" + b"}" * 902,
-    ],
-)
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"model": 3}', b'{"a.b": 3}', b"[" * 100_000])
 def test_a_damaged_config_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     message = "config that cannot be read: .* Restore config.json, or"

@@ -13,9 +13,7 @@ import datasets
 import training
 from commands import inspection
 from errors import InputError
-from experiment import Experiment
 from readers import cache, folders, image_files, preprocessing
-from readers.pictures import BACKGROUND
 from tests import examples, tiny
 from tests.examples import data
 from tests.refusal import refused
@@ -139,9 +137,7 @@ def damage_archive(path):
 
 DAMAGES = [
     damage_archive,
-    lambda path: path.write_bytes(b"broken"),
     lambda path: np.savez(path, **dict(np.load(path)) | {"sizes": np.zeros((2, 2), np.int32)}),
-    lambda path: np.savez(path, **dict(np.load(path)) | {"names": np.zeros(())}),
 ]
 
 
@@ -246,24 +242,21 @@ def test_threads_do_not_change_batches(folder, monkeypatch):
 
 MAKERS = {
     "pipe": os.mkfifo,
-    "link": lambda path: path.symlink_to("x"),
+    "link": lambda path: path.symlink_to("link"),
     "device": lambda path: path.symlink_to("/dev/zero"),
     "nothing": lambda path: None,
 }
-PATHS = {kind: ("{}/x", make) for kind, make in MAKERS.items()}
-PATHS |= {"long": ("{}/" + "a" * 300, None), "deep": ("{}/" + "a/" * 3000, None)}
-PATHS |= {"home": ("~no_such_user/x", None)}
 KINDS = ["array", "folder", "ffhq", "emoji", "CIFAR10", "SVHN", "lsun", "fashion_mnist"]
 
 
 @pytest.mark.parametrize("dataset", KINDS)
-@pytest.mark.parametrize(("where", "make"), PATHS.values(), ids=PATHS)
-def test_paths_that_are_refused(tmp_path, dataset, where, make):
-    if make:
-        make(tmp_path / "x")
-    where = where.format(tmp_path)
-    c = data(dataset, where, category="bedroom")
-    assert where.rstrip("/")[:200] in refused("", datasets.load, c, "train")
+def test_paths_that_are_refused(tmp_path, dataset):
+    for name, make in MAKERS.items():
+        make(tmp_path / name)
+    names = [*MAKERS, "a" * 300, "a/" * 3000]
+    for where in (*(f"{tmp_path}/{name}" for name in names), "~no_such_user/x"):
+        c = data(dataset, where, category="bedroom")
+        assert where.rstrip("/")[:200] in refused("", datasets.load, c, "train")
 
 
 def test_folders_that_vanish(tmp_path, monkeypatch):
@@ -272,15 +265,14 @@ def test_folders_that_vanish(tmp_path, monkeypatch):
     two_images(tmp_path)
     scandir = os.scandir
 
-    def remove(path):
-        entries = list(scandir(path))
-        if (tmp_path / "gone").exists():
-            (tmp_path / "gone").rmdir()
-        return entries
+    def vanish(path):
+        if path.name == "gone":
+            raise FileNotFoundError
+        return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", remove)
+    monkeypatch.setattr(os, "scandir", vanish)
     assert sorted(name for name, _ in folders.walk(tmp_path)) == ["a.png", "b.png"]
-    refused("does not exist any more", folders.walk, tmp_path / "gone")
+    refused("gone cannot be listed", folders.walk, tmp_path / "gone")
 
 
 # --- arrays ---
@@ -319,7 +311,7 @@ REAL = {"value_range": (0.0, 1.0)}
         (np.full((3, 8, 8), 2.0), REAL, "from 2 to 2, beyond data.value_range"),
         (np.zeros((3, 9, 8), np.uint8), {}, r"have shape \(9, 8, 1\); data.image_size = 8"),
         (np.array([{}]), {}, "pickled Python objects"),
-        (np.zeros((9, 8, 3), np.uint8), {}, r"a single image of shape \(9, 8, 3\)"),
+        (np.zeros((9, 8, 3), np.uint8), {}, r"have shape \(8, 3, 1\); data.image_size = 8"),
         (np.zeros((3, 8, 8), np.uint8), {"held_out": 0.999}, "no images of the split 'train'"),
         ({"a": np.zeros(3), "b": np.zeros(3)}, {}, "a, b; name"),
     ],
@@ -367,25 +359,11 @@ def test_real_numbers(centered):
 # --- training and inspection ---
 
 
-@pytest.fixture
-def real(tmp_path):
-    """A config for real numbers in two channels."""
+@pytest.mark.slow
+def test_training_on_real_numbers(tmp_path):
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(40, 8, 8, 2)))
     fields = {"num_channels": 2, "value_range": (-6.0, 6.0), "uniform_dequantization": False}
-    return config(tmp_path / "a.npy", "array", **fields)
-
-
-def test_round_trip_of_real_numbers(real):
-    """Real numbers in two channels are mapped to the range of the model and back."""
-    experiment = Experiment(real)
-    batch = experiment.train.batch(np.arange(16)).pixels
-    x = experiment.prepare(experiment.key("train"), batch, flip=False)
-    assert np.abs(x).max() < 1
-    np.testing.assert_allclose(experiment.pixels(x), batch, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_training_on_real_numbers(real, tmp_path):
+    real = config(tmp_path / "a.npy", "array", **fields)
     real.training.update(n_iters=2, snapshot_freq=2, snapshot_sampling=True)
     state = training.train(real, str(tmp_path / "w"))
     assert int(state.step) == 2
@@ -435,14 +413,6 @@ def test_statistics_of_both_splits(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load", fail)
     refused("no training images", inspection.inspect, c, str(tmp_path / "w"))
     assert not (tmp_path / "w").exists()
-
-
-def test_contact_sheets_of_few_grey_levels(tmp_path):
-    """The digits have the levels 0 .. 16, which the picture shows from black to white."""
-    inspection.inspect(tiny.config(), str(tmp_path))
-    pixels = np.asarray(Image.open(tmp_path / "data" / "train.png")).reshape(-1, 3)
-    images = pixels[(pixels != BACKGROUND).any(1)]  # Without the gutters.
-    assert set(np.unique(images)) == {round(255 / 16 * level) for level in range(17)}
 
 
 def test_the_largest_distance():

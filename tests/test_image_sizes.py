@@ -19,8 +19,7 @@ from configs.default import Config, complete, get_default_config
 from configs.folders import check_config, claim, dependencies
 from errors import InputError
 from models import NETWORKS, building, layers, networks_supporting
-from models.classifier import WideResnet
-from pretrained.diffusers_config import unet_config
+from pretrained.diffusers_unet import unet_config
 from readers import image_files, image_sizes, preprocessing
 from tests import tiny
 from tests.refusal import refused
@@ -149,12 +148,6 @@ def test_the_larger_side_counts_for_attention():
         assert layers.attending_levels(size, (16,), 3) == [False, True, False]
 
 
-def test_the_classifier():
-    network = WideResnet(blocks_per_group=1, channel_multiplier=1, rngs=nnx.Rngs(0))
-    logits = jax.eval_shape(network, np.zeros((2, 12, 8, 3), np.float32), np.ones(2, np.float32))
-    assert logits.shape == (2, 10)
-
-
 def test_the_network_of_diffusers():
     c = ddpm_experiment()[0].config.copy_and_resolve_references().unlock()
     square = unet_config(c)
@@ -183,14 +176,6 @@ def test_crops_have_the_ratio_of_the_sides(size, of_file):
     for axis, (before, after) in enumerate(zip(of_file, size)):
         steps = np.indices(size)[axis] - (after - 1) / 2
         np.testing.assert_allclose(found[..., axis], (before - 1) / 2 + scale * steps, atol=1.5)
-
-
-def test_a_crop_of_the_configured_size_is_unchanged():
-    pixels = RANDOM.integers(0, 256, (48, 32, 3), np.uint8)
-    image = Image.fromarray(pixels)
-    np.testing.assert_array_equal(preprocessing.crop_resize(image, (48, 32)), pixels)
-    wider = Image.fromarray(np.pad(pixels, ((0, 0), (5, 5), (0, 0))))
-    np.testing.assert_array_equal(preprocessing.crop_resize(wider, (48, 32)), pixels)
 
 
 def test_folders(tmp_path, capsys):

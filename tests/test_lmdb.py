@@ -1,7 +1,6 @@
 """LMDB databases: one that LMDB wrote, damaged ones, and LSUN in one that the test writes."""
 
 import gzip
-import random
 import struct
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 import datasets
-from errors import InputError
 from readers import preprocessing
 from readers.lmdb import Lmdb
 from tests import examples
@@ -111,22 +109,6 @@ def test_trees_of_any_depth(tmp_path, count):
     assert all_values(write(tmp_path, write_tree(values))) == values
 
 
-def test_databases_of_the_library(tmp_path):
-    lmdb = pytest.importorskip("lmdb", reason="needs lmdb")
-    rng, expected = np.random.default_rng(0), {}
-    with lmdb.open(str(tmp_path / "db"), map_size=2**26) as database:
-        for _ in range(3):
-            with database.begin(write=True) as transaction:
-                for _ in range(700):
-                    key, content = rng.bytes(20), rng.bytes(int(rng.integers(0, 6000)))
-                    expected[key] = content
-                    transaction.put(key, content)
-                for key in list(expected)[::5]:
-                    transaction.delete(key)
-                    del expected[key]
-    assert all_values(tmp_path / "db" / "data.mdb") == [expected[key] for key in sorted(expected)]
-
-
 def with_node(values, position, number) -> bytes:
     """A database of pages of 512 bytes whose root has another number at a position of it.
 
@@ -160,22 +142,6 @@ def test_damaged_databases(tmp_path, content, numbers, message):
 def test_values_have_a_limited_length(tmp_path, monkeypatch):
     monkeypatch.setattr("readers.lmdb.MAX_VALUE", 1000)
     refused("a value has more than 1,000 bytes", Lmdb, write(tmp_path))
-
-
-def test_random_damage_is_an_error_or_in_a_value(tmp_path):
-    """The LMDB library ends the process with a signal for some of these files."""
-    for seed in range(30):
-        rng = random.Random(seed)
-        path = write(tmp_path, RECORDED[: rng.randrange(len(RECORDED))])
-        refused("data.mdb is damaged: it is cut off", all_values, path)
-        for count in (1, 300):
-            content = bytearray(RECORDED)
-            for _ in range(count):
-                content[rng.randrange(6 * PAGE_SIZE)] = rng.randrange(256)
-            try:
-                all_values(write(tmp_path, content))
-            except InputError as error:
-                assert "data.mdb is damaged: " in str(error)  # noqa: PT017
 
 
 # --- LSUN ---

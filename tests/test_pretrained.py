@@ -5,6 +5,7 @@ import errno
 import functools
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -145,10 +146,7 @@ def test_tensors_on_which_no_output_depends():
 def test_reading_inverts_writing(tmp_path, folder, kind):
     """This includes Fourier frequencies, of which PyTorch's moving average has no entry."""
     if kind == "torch":
-        pytest.importorskip(
-            "torch",
-            reason="PyTorch, which writes .pth files, is not installed (requirements-dev.txt)",
-        )
+        pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
     trained, network, config = parts(folder)
     if trained.mu is None:
         fixed = {each.path for each in torch_layout(network) if not each.has_gradient}
@@ -431,33 +429,21 @@ BIAS = ("params_ema", "Conv_0", "bias")
 MOMENTS = ("optimizer", "state", "param_states", "Conv_0", "bias")
 DAMAGED_FLAX = [
     (put(*BIAS), "Conv_0/bias"),
-    (
-        put("optimizer", "target", "Extra_0", value={"bias": np.zeros(3, np.float32)}),
-        "Extra_0/bias",
-    ),
+    (put("optimizer", "target", "Extra_0", value={"bias": np.zeros(3)}), "Extra_0/bias"),
     (put("params_ema", "Conv_0", "kernel", value=np.zeros((3, 3, 5, 4))), "shape (3, 3, 5, 4)"),
-    (put("params_ema"), "'params_ema'"),
     (put("model_state", value={"batch_stats": np.zeros(3, np.float32)}), "batch_stats"),
     (put(*MOMENTS), "(its grad_ema) does not fit the config: Conv_0/bias"),
     (put(*MOMENTS, "grad_sq_ema", value=np.full(4, -1.0)), "second moments"),
     (put(*BIAS, value=np.full(4, np.nan, np.float32)), "Conv_0/bias"),
-    (put(*BIAS, value=np.full(4, 1e300)), "Conv_0/bias"),
     (put(*BIAS, value="text"), "Conv_0/bias is of type str"),
-    (put(*BIAS, value=np.zeros(4, bool)), "Conv_0/bias is of type bool"),
     (put(*BIAS, value=np.zeros(4, complex)), "no array of numbers"),
-    (put("params_ema", value="text"), "'params_ema'"),
     (put("params_ema", value={1: np.zeros(3)}), "int"),
-    (put("params_ema", "Extra_0", value=[[1], [2, 3]]), "Extra_0"),
     (put("params_ema", "\x1b[2J", value=np.zeros(3)), "\\x1b[2J"),
-    (put("optimizer", value=np.zeros(3)), "'optimizer'"),
     (put("optimizer", "state", value={}), "'state' has no 'step'"),
     (put("ema_rate", value=2.0), "ema_rate is 2.0"),
     (put("optimizer", "state", "step", value=-1), "the optimizer's step is -1"),
-    *[
-        (put("step", value=value), f"step is {value!r}")
-        for value in (np.int32(-1).item(), 0.5, "x")
-    ],
-    *[(put("step", value=value), f"step is {value}") for value in (2 * 10**9, float("nan"))],
+    *[(put("step", value=value), f"step is {value!r}") for value in (-1, 0.5, "x", math.nan)],
+    (put("step", value=2 * 10**9), "step is 2000000000"),
     (put("step", value=np.zeros(3)), "step is of type ndarray"),
 ]
 
@@ -505,16 +491,13 @@ def damaged_torch(torch):
         (swap_ema, "(its ema) does not fit the config: all_modules.0.weight"),
         (put("model", bias), "all_modules.2.bias"),
         (put("model", "module.all_modules.99.b", value=torch.ones(4)), "all_modules.99.b"),
-        (put("ema"), "'ema'"),
         (put("model", bias, value=torch.full((4,), torch.nan)), "2.bias has values"),
         (put("model", bias, value="text"), "2.bias is no tensor"),
         (put("model", bias, value=torch.zeros(1).expand(2**40)), "of shape (1099511627776,)"),
         (put("model", bias, value=torch.zeros(4).to_sparse()), "_rebuild_sparse_tensor"),
         (put("step", value=-3), "step is -3"),
-        (put("step", value=[3]), "step is of type list"),
         (put("ema", "decay", value="x"), "decay is 'x'"),
         (put("ema", "shadow_params", 0, value=3), "shadow_params): 0 is no tensor"),
-        (put("ema", value=[]), "'ema'"),
         (put("optimizer", "param_groups", value=[]), "'param_groups'"),
         (put("optimizer", "param_groups", 0, "params", value=["a"]), "'params'"),
         (put("optimizer", "state", 1, value={"step": 1}), "'exp_avg'"),
@@ -570,27 +553,20 @@ def test_nothing_is_overwritten(tmp_path):
     refused("exists", conversion.export_checkpoint, c, workdir, f"{workdir}/config.json")
 
 
-@pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_damaged_checkpoints_are_not_overwritten(tmp_path, monkeypatch, when):
-    """Nor those that another process writes before this one has the lock."""
+def test_checkpoints_of_other_processes_are_not_overwritten(tmp_path, monkeypatch):
+    """They may be damaged, and written before this process has the lock."""
     c, folder = reference.config(WITH_MOMENTS), tmp_path / "w" / "checkpoints" / "checkpoint_1"
     metadata = folder / "info" / "metadata"
 
-    def write():
+    def check_config(*_):
         metadata.parent.mkdir(parents=True)
         metadata.write_text("damaged")
 
-    def check_config(*_):
-        if when == "meanwhile":
-            write()
-
     monkeypatch.setattr(conversion, "check_config", check_config)
-    if when == "before":
-        write()
     source = str(tmp_path / "w"), official("checkpoint_flax")
-    refused("has a checkpoint_1 already", conversion.import_checkpoint, c, *source)
-    assert metadata.read_text() == "damaged"
-    assert (tmp_path / "w" / "config.json").exists() == (when == "meanwhile")
+    for _ in range(2):  # The second time, the checkpoint is there from the start.
+        refused("has a checkpoint_1 already", conversion.import_checkpoint, c, *source)
+        assert metadata.read_text() == "damaged"
 
 
 def test_networks_that_the_official_code_does_not_have():

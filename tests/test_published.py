@@ -14,7 +14,7 @@ import pytest
 
 import datasets
 from errors import InputError
-from readers import cache, files, published, tfrecords
+from readers import authors, cache, files, published, tfrecords
 from readers.tfrecords import TFRecords, parse_example
 from tests import examples, reference
 from tests.examples import data
@@ -56,38 +56,32 @@ def test_records(tmp_path, monkeypatch):
 SIZE = sum(len(record) + 16 for record in RECORDS)
 
 
-@pytest.mark.parametrize("byte", [0, 7, 9, 13, 16, 24, 28, 29, 31, 34, 35, 47, 500, SIZE - 1])
-def test_flipped_bits_are_detected(tmp_path, byte):
+def test_damaged_records(tmp_path):
+    """Flipped bits, also while the file is open, and truncated files."""
     path = examples.write_tfrecords(tmp_path / "a.tfrecords", RECORDS)
-    whole = path.read_bytes()
+    whole, ends = path.read_bytes(), np.cumsum([len(record) + 16 for record in RECORDS])
     assert len(whole) == SIZE
-    ends = np.cumsum([len(record) + 16 for record in RECORDS])
-    number = int(np.searchsorted(ends, byte, "right"))
-    records, message = TFRecords([path]), f"a.tfrecords is damaged: record {number}, at byte"
-    for bit in range(8):
-        damaged = bytearray(whole)
-        damaged[byte] ^= 1 << bit
+    records = TFRecords([path])
+    for byte in (0, 7, 9, 13, 16, 24, 28, 29, 31, 34, 35, 47, 500, SIZE - 1):
+        damaged, number = bytearray(whole), int(np.searchsorted(ends, byte, "right"))
+        damaged[byte] ^= 1 << byte % 8
         with open(path, "r+b") as file:
             file.write(damaged)
-        refused(message, records.__getitem__, number)  # Damaged while it was open.
-        os.utime(path, ns=(bit, bit))
+        message = f"a.tfrecords is damaged: record {number}, at byte"
+        refused(message, records.__getitem__, number)
+        os.utime(path, ns=(byte, byte))
         refused(message, TFRecords, [path])
-
-
-@pytest.mark.parametrize("cut", [1, 4, 5, 2000, 2310, SIZE - 20])
-def test_truncated_files_are_errors(tmp_path, cut):
-    path = examples.write_tfrecords(tmp_path / "a.tfrecords", RECORDS)
-    path.write_bytes(path.read_bytes()[:-cut])
-    refused(r"record [12], at byte \d+, is cut off", TFRecords, [path])
+    for cut in (1, 4, 5, 2000, 2310, SIZE - 20):
+        path.write_bytes(whole[:-cut])
+        refused(r"record [12], at byte \d+, is cut off", TFRecords, [path])
 
 
 def test_examples():
     record = examples.example(shape=[3, 300, -1], data=b"\0\xff" * 100, none=[])
     expected = {"data": b"\0\xff" * 100}, {"shape": [3, 300, -1], "none": []}
     assert parse_example(record) == expected
-    for broken in (record[:-1], record[:9], b"\xff" * 12, b"\x0f\0"):
-        with pytest.raises(ValueError, match="not a tf.train.Example"):
-            parse_example(broken)
+    with pytest.raises(ValueError, match="not a tf.train.Example"):
+        parse_example(record[:-1])
 
 
 # --- FFHQ and CelebA-HQ ---
@@ -236,20 +230,6 @@ def test_labels_of_files_that_are_overwritten(tmp_path, monkeypatch):
         assert datasets.load(config, "train").labels.tolist() == [1, 3]
 
 
-def test_the_default_folder_of_an_unknown_home_directory(monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", "~no_such_user/tfds")
-    refused("TFDS_DATA_DIR = '~no", published.data_dir, data("CIFAR10", ""))
-
-
-def test_damaged_images_are_errors(tmp_path):
-    good = examples.example(image=examples.png(examples.images(1, 32, 32, 3)[0]), label=[1])
-    bad = examples.example(image=b"no image", label=[1])
-    write_prepared(tmp_path, "cifar10", "1.0.0", train=[[good, bad]])
-    images = datasets.load(data("CIFAR10", tmp_path, image_size=32), "train")
-    with pytest.raises(InputError, match=r"1\.0\.0: record 1 of train cannot be read"):
-        images.pixels[1]
-
-
 @pytest.mark.parametrize("name", reference.notes("official_configs"))
 def test_data_sets_of_all_official_experiments_have_a_reader(tmp_path, name, monkeypatch):
     """If the data set is missing, an error states how to get it."""
@@ -280,9 +260,9 @@ def test_decompression_of_idx_files_is_limited(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1000)
     path, arguments = tmp_path / "a-idx1-ubyte.gz", (tmp_path, "a-idx1-ubyte", 1)
     path.write_bytes(gzip.compress(idx(np.zeros(10**6, np.uint8))))
-    refused("idx1-ubyte.gz declares a content of 1,000,000", published.idx.read_array, *arguments)
+    refused("idx1-ubyte.gz declares a content of 1,000,000", authors.read_idx_array, *arguments)
     path.write_bytes(gzip.compress(idx(np.zeros(10, np.uint8)) + bytes(10**6)))
-    refused("idx1-ubyte.gz cannot be read as IDX", published.idx.read_array, *arguments)
+    refused("idx1-ubyte.gz cannot be read as IDX", authors.read_idx_array, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -318,16 +298,12 @@ def test_idx_files(tmp_path):
     for values in ([0, 1, 2, 255], [0, 1, 2, 10], [0, 1, 2], [0, 1, 2, 3, 4]):
         path.write_bytes(idx(np.array(values, np.uint8)))
         refused(f"{path}: labels", datasets.load, config, "train")
-    path.write_bytes(idx(labels)[:-1])
-    refused("train-labels-idx1-ubyte cannot be read as IDX", datasets.load, config, "train")
-    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b")
-    refused("train-images-idx3-ubyte.gz cannot be read", datasets.load, config, "train")
 
 
 def test_fashion_mnist_without_a_path(tmp_path, monkeypatch):
     """A set that TFDS has prepared comes first, then the files that Debian installs."""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    monkeypatch.setattr(published.idx, "DEBIAN", tmp_path)
+    monkeypatch.setattr(authors, "DEBIAN", tmp_path)
     config = data("fashion_mnist", "", image_size=28, num_channels=1)
     refused("is not in .*tfds", datasets.load, config, "train")
     for kind, array in (("images-idx3", np.zeros((4, 28, 28), np.uint8)), ("labels-idx1", LABELS)):

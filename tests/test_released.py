@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import pickle
 import struct
 import tarfile
@@ -15,8 +14,9 @@ from PIL import Image
 
 import datasets
 from errors import InputError
-from readers import celeba, cifar, files, pickles, preprocessing, svhn
-from tests import examples
+from readers import authors, files, pickles, preprocessing
+from tests import edm_files, examples
+from tests.edm_files import Raw
 from tests.refusal import refused
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -27,10 +27,11 @@ def load(dataset, where, split="test", **fields):
     return datasets.load(examples.data(dataset, where, **{"image_size": 32, **fields}), split)
 
 
-def allow(monkeypatch, module, **paths):
-    """Replace published checksums by those of files."""
-    found = {n: hashlib.md5(path.read_bytes()).hexdigest() for n, path in paths.items()}
-    monkeypatch.setattr(module, "MD5", module.MD5 | found)
+def allow(monkeypatch, *paths):
+    """Replace published checksums by those of files of the same names."""
+    for path in paths:
+        checksum = hashlib.md5(path.read_bytes()).hexdigest()
+        monkeypatch.setitem(authors.MD5, path.name, checksum)
 
 
 # --- pickles of Python 2 ---
@@ -38,37 +39,27 @@ def allow(monkeypatch, module, **paths):
 
 def pickled(value) -> bytes:
     """Return a value as Python 2 pickles it: texts are strings of bytes."""
-    return b"\x80\x02" + _pickled(value) + b"."
+    return b"\x80\x02" + edm_files._code(of_python_2(value)) + b"."
 
 
-def _pickled(value) -> bytes:
+def of_python_2(value):
+    """Return what `edm_files` writes as Python 2 does."""
     match value:
         case dict():
-            items = b"".join(_pickled(key) + _pickled(each) for key, each in value.items())
-            return b"}(" + items + b"u"
-        case list():
-            return b"](" + b"".join(map(_pickled, value)) + b"e"
-        case tuple():
-            return b"(" + b"".join(map(_pickled, value)) + b"t"
-        case None:
-            return b"N"
-        case bool():
-            return b"\x88" if value else b"\x89"
-        case int():
-            return b"J" + struct.pack("<i", value)
+            return {of_python_2(key): of_python_2(each) for key, each in value.items()}
         case str():
-            return _pickled(value.encode("latin-1"))
+            return of_python_2(value.encode("latin-1"))
         case bytes():
-            return b"T" + struct.pack("<i", len(value)) + value
-        case np.ndarray():
-            order, code = value.dtype.str[0], value.dtype.str[1:]
-            kind = b"cnumpy\ndtype\n" + _pickled((code, 0, 1)) + b"R"
-            kind += _pickled((3, order, None, None, None, -1, -1, 0))
-            content = b"(" + _pickled(1) + _pickled(value.shape) + kind + b"b\x89"
-            content += _pickled(value.tobytes()) + b"t"
-            empty = b"cnumpy\nndarray\n" + _pickled((0,)) + _pickled("b")
-            return b"cnumpy.core.multiarray\n_reconstruct\n(" + empty + b"tR" + content + b"b"
-    raise TypeError(value)
+            return Raw(b"T" + struct.pack("<i", len(value)) + value)
+        case np.ndarray():  # Bytes.
+            code, order, empty, data = map(of_python_2, ("u1", "|", "b", value.tobytes()))
+            kind = Raw(b"cnumpy\ndtype\n" + edm_files._code((code, 0, 1)) + b"R")
+            kind = Raw(kind.code + edm_files._code((3, order, *[None] * 3, -1, -1, 0)) + b"b")
+            arguments = edm_files._code((Raw(b"cnumpy\nndarray\n"), (0,), empty))
+            state = edm_files._code((1, value.shape, kind, False, data))
+            made = b"cnumpy.core.multiarray\n_reconstruct\n" + arguments + b"R"
+            return Raw(made + state + b"b")
+    return value
 
 
 def test_pickles_are_those_of_python():
@@ -76,7 +67,7 @@ def test_pickles_are_those_of_python():
     data = np.arange(12, dtype=np.uint8).reshape(3, 4)
     value = {"data": data, "labels": [3, 1, 2], "a\xe9": None}
     expected = pickle.loads(pickled(value), encoding="latin-1")
-    found = pickles.Reader().load(io.BytesIO(pickled(value)), cifar.NAMES)
+    found = pickles.Reader().load(io.BytesIO(pickled(value)), authors.ARRAY_NAMES)
     assert found.pop("data").state[4].encode("latin-1") == expected.pop("data").tobytes()
     assert found == expected
 
@@ -84,44 +75,35 @@ def test_pickles_are_those_of_python():
 # --- CIFAR-10 ---
 
 
-def batch(count: int, seed: int = 0) -> tuple[np.ndarray, dict]:
-    """Return images (count, 32, 32, 3) and a batch of CIFAR-10 with them."""
-    pixels = examples.images(count, 32, 32, 3, seed=seed)
-    planes = pixels.transpose(0, 3, 1, 2).reshape(count, -1)
-    labels = [(seed + i) % 10 for i in range(count)]
-    return pixels, {"batch_label": "a batch", "labels": labels, "data": planes, "filenames": ["a"]}
-
-
-def write_batch(folder, name, content, monkeypatch):
-    folder.mkdir(exist_ok=True, parents=True)
-    (folder / name).write_bytes(content)
-    allow(monkeypatch, cifar, **{name: folder / name})
-
-
 @pytest.fixture
 def batches(tmp_path, monkeypatch):
     """The images of six small batches in the folder of CIFAR-10, the last of which is 'test'."""
-    names, pixels = [*cifar.BATCHES["train"], *cifar.BATCHES["test"]], []
+    names, pixels = [*authors.CIFAR_BATCHES["train"], *authors.CIFAR_BATCHES["test"]], []
+    (tmp_path / authors.CIFAR_FOLDER).mkdir()
     for seed, name in enumerate(names):
-        images, content = batch(3, seed)
-        write_batch(tmp_path / cifar.FOLDER, name, pickled(content), monkeypatch)
-        pixels.append(images)
+        pixels.append(examples.images(3, 32, 32, 3, seed=seed))
+        planes = pixels[-1].transpose(0, 3, 1, 2).reshape(3, -1)
+        content = {"labels": [seed, seed + 1, seed + 2], "data": planes, "filenames": ["a"]}
+        path = tmp_path / authors.CIFAR_FOLDER / name
+        path.write_bytes(pickled(content))
+        allow(monkeypatch, path)
     return pixels
 
 
-def write_archive(tmp_path, monkeypatch):
-    with tarfile.open(tmp_path / cifar.ARCHIVE, "w:gz") as archive:
-        archive.add(tmp_path / cifar.FOLDER, cifar.FOLDER)
-    allow(monkeypatch, cifar, **{cifar.ARCHIVE: tmp_path / cifar.ARCHIVE})
-    return tmp_path / cifar.ARCHIVE
+@pytest.fixture
+def archive(tmp_path, batches, monkeypatch):
+    """The archive of these batches, in another folder."""
+    path = tmp_path / "other" / authors.CIFAR_ARCHIVE
+    path.parent.mkdir()
+    with tarfile.open(path, "w:gz") as file:
+        file.add(tmp_path / authors.CIFAR_FOLDER, authors.CIFAR_FOLDER)
+    allow(monkeypatch, path)
+    return path
 
 
-def test_cifar10(tmp_path, batches, monkeypatch):
+def test_cifar10(tmp_path, batches, archive):
     """The folder, the folder that contains it, and the archive; in the order of the files."""
-    archive = write_archive(tmp_path, monkeypatch)
-    (tmp_path / "other").mkdir()
-    os.rename(archive, tmp_path / "other" / cifar.ARCHIVE)
-    for where in ("", cifar.FOLDER, "other", f"other/{cifar.ARCHIVE}"):
+    for where in ("", authors.CIFAR_FOLDER, "other", f"other/{archive.name}"):
         train, test = (load("CIFAR10", tmp_path / where, split) for split in ("train", "test"))
         np.testing.assert_array_equal(train.pixels[:], np.concatenate(batches[:5]))
         np.testing.assert_array_equal(test.pixels[:], batches[5])
@@ -138,120 +120,110 @@ def test_other_sizes_and_channels(tmp_path, batches):
     refused("num_channels = 2", load, "CIFAR10", tmp_path, num_channels=2)
 
 
-def test_a_prepared_copy_comes_first(tmp_path, batches):
-    """Its images may have another order."""
-    folder = tmp_path / "cifar10" / "3.0.2"
-    folder.mkdir(parents=True)
-    (folder / "dataset_info.json").write_text('{"name": "cifar10", "splits": []}')
-    refused("3.0.2 has no split 'train'", load, "CIFAR10", tmp_path, "train")
-
-
 CHECKSUM = "has the MD5 checksum [0-9a-f]{32}; that of the published file is "
 
 
-def test_other_files_than_the_published_ones_are_not_read(tmp_path, batches, monkeypatch):
+def test_other_files_than_the_published_ones_are_not_read(
+    tmp_path, batches, archive, faces, monkeypatch
+):
     """Neither a batch nor the archive is unpickled if its checksum differs."""
-    archive = write_archive(tmp_path, monkeypatch)
     monkeypatch.setattr(pickles.Reader, "load", lambda *_: pytest.fail("unpickled"))
-    path = tmp_path / cifar.FOLDER / "data_batch_3"
-    path.write_bytes(path.read_bytes()[:-1])
-    message = CHECKSUM + cifar.MD5["data_batch_3"]
-    refused(f"data_batch_3 {message}", load, "CIFAR10", tmp_path, "train")
-    archive.write_bytes(archive.read_bytes() + b"\0")
-    refused(f"tar.gz {CHECKSUM}{cifar.MD5[cifar.ARCHIVE]}", load, "CIFAR10", archive, "train")
-    path.unlink()
-    refused("data_batch_3 cannot be read", load, "CIFAR10", tmp_path, "train")
+    write_svhn(tmp_path, monkeypatch)
+    batch = tmp_path / authors.CIFAR_FOLDER / "data_batch_3"
+    faces = tmp_path / "Eval" / authors.CELEBA_LIST
+    for dataset, where, path in (
+        ("CIFAR10", tmp_path, batch),
+        ("CIFAR10", archive, archive),
+        ("SVHN", tmp_path, tmp_path / "train_32x32.mat"),
+        ("CELEBA", tmp_path, faces),
+    ):
+        path.write_bytes(path.read_bytes()[:-1])
+        message = f"{path.name} {CHECKSUM}{authors.MD5[path.name]}"
+        refused(message, load, dataset, where, "train")
+        path.unlink()
+        if path.name in ("data_batch_3", "train_32x32.mat"):
+            refused(f"{path.name} cannot be read", load, dataset, where, "train")
 
 
 def test_published_checksums_are_those_of_torchvision():
-    from_torchvision = pytest.importorskip("torchvision.datasets", reason="needs torchvision")
-    theirs = from_torchvision.CIFAR10
-    assert (
-        dict(theirs.train_list + theirs.test_list) | {theirs.filename: theirs.tgz_md5} == cifar.MD5
-    )
+    theirs = pytest.importorskip("torchvision.datasets", reason="needs torchvision")
+    found = dict(theirs.CIFAR10.train_list + theirs.CIFAR10.test_list)
+    found[theirs.CIFAR10.filename] = theirs.CIFAR10.tgz_md5
     for split in ("train", "test"):
-        _, name, checksum = from_torchvision.SVHN.split_list[split]
-        assert (svhn.FILES[split], svhn.MD5[split]) == (name, checksum)
-    lists = {name: checksum for _, checksum, name in from_torchvision.CelebA.file_list}
-    assert celeba.MD5[celeba.PARTITION] == lists[celeba.PARTITION]
+        _, name, found[name] = theirs.SVHN.split_list[split]
+        assert authors.SVHN_FILES[split] == name
+    lists = {name: checksum for _, checksum, name in theirs.CelebA.file_list}
+    assert found | {authors.CELEBA_LIST: lists[authors.CELEBA_LIST]} == authors.MD5
 
 
 # --- SVHN ---
 
 
-def write_svhn(tmp_path, monkeypatch, images, labels, split="test"):
-    path = tmp_path / svhn.FILES[split]
-    scipy.io.savemat(path, {"X": images, "y": labels}, do_compression=True)
-    allow(monkeypatch, svhn, **{split: path})
+def write_svhn(folder, monkeypatch):
+    """Write both files; return their images and labels. Images are the last axis there."""
+    written = {}
+    for seed, (split, name) in enumerate(authors.SVHN_FILES.items()):
+        pixels, labels = examples.images(4, 32, 32, 3, seed=seed), [10, 1, 9, seed]
+        content = {"X": pixels.transpose(1, 2, 3, 0), "y": np.array(labels, np.uint8)[:, None]}
+        scipy.io.savemat(folder / name, content, do_compression=True)
+        allow(monkeypatch, folder / name)
+        written[split] = pixels, [0, *labels[1:]]  # The label 10 is the digit 0.
+    return written
 
 
 def test_svhn(tmp_path, monkeypatch):
-    """In the files, images are the last axis, and the label 10 is the digit 0."""
-    for split, seed in (("train", 1), ("test", 2)):
-        pixels, labels = examples.images(4, 32, 32, 3, seed=seed), [10, 1, 9, seed]
-        stored = pixels.transpose(1, 2, 3, 0)
-        write_svhn(tmp_path, monkeypatch, stored, np.array(labels, np.uint8)[:, None], split)
+    for split, (pixels, labels) in write_svhn(tmp_path, monkeypatch).items():
         images = load("SVHN", tmp_path, split)
         np.testing.assert_array_equal(images.pixels[:], pixels)
-        assert (images.labels.tolist(), images.labels.dtype) == ([0, 1, 9, seed], np.int32)
+        assert (images.labels.tolist(), images.labels.dtype) == (labels, np.int32)
         assert load("SVHN", tmp_path, split, image_size=8).pixels[1].shape == (8, 8, 3)
-
-
-def test_other_matlab_files(tmp_path, monkeypatch):
-    write_svhn(tmp_path, monkeypatch, np.zeros((32, 32, 3, 4), np.uint8), np.ones((4, 1), np.uint8))
-    refused("train_32x32.mat cannot be read", load, "SVHN", tmp_path, "train")
-    path = tmp_path / svhn.FILES["test"]
-    path.write_bytes(path.read_bytes()[:-9])
-    refused(f"test_32x32.mat {CHECKSUM}{svhn.MD5['test']}", load, "SVHN", tmp_path)
 
 
 # --- CelebA ---
 
 FACES = {"000001.jpg": 0, "000002.jpg": 1, "000003.jpg": 2, "000004.jpg": 0}
-
-
-def jpeg(seed: int) -> bytes:
-    """Return a smooth random image of CelebA's size, 178x218 pixels, as a JPEG file."""
-    coarse = Image.fromarray(examples.images(1, 5, 4, 3, seed=seed)[0])
-    return examples.encoded(coarse.resize((178, 218)), "JPEG", quality=95)
+ARCHIVE = f"{authors.CELEBA_IMAGES}.zip"
 
 
 @pytest.fixture
 def faces(tmp_path, monkeypatch):
-    """The JPEG files in CelebA's archive, beside which the list of splits is."""
+    """The JPEG files in CelebA's archive, beside which the list of splits is.
+
+    They are smooth random images of CelebA's size, 178x218 pixels.
+    """
     (tmp_path / "Eval").mkdir()
     (tmp_path / "Img").mkdir()
-    partition = tmp_path / "Eval" / celeba.PARTITION
+    partition = tmp_path / "Eval" / authors.CELEBA_LIST
     partition.write_text("".join(f"{name} {number}\n" for name, number in FACES.items()))
-    allow(monkeypatch, celeba, **{celeba.PARTITION: partition})
-    encoded = {name: jpeg(seed) for seed, name in enumerate(FACES)}
-    with zipfile.ZipFile(tmp_path / "Img" / celeba.ARCHIVE, "w") as archive:
-        for name, content in encoded.items():
-            archive.writestr(f"{celeba.IMAGES}/{name}", content)
+    allow(monkeypatch, partition)
+    encoded = {}
+    with zipfile.ZipFile(tmp_path / "Img" / ARCHIVE, "w") as archive:
+        for seed, name in enumerate(FACES):
+            coarse = Image.fromarray(examples.images(1, 5, 4, 3, seed=seed)[0])
+            encoded[name] = examples.encoded(coarse.resize((178, 218)), "JPEG", quality=95)
+            archive.writestr(f"{authors.CELEBA_IMAGES}/{name}", encoded[name])
     return encoded
-
-
-def expected(encoded: bytes, size: int) -> np.ndarray:
-    return np.asarray(preprocessing.celeba(Image.open(io.BytesIO(encoded)), size))
 
 
 @pytest.mark.parametrize("unpacked", [False, True])
 def test_celeba(tmp_path, faces, unpacked):
     """Training images have the number 0, held-out ones 1, in the archive or a folder."""
     if unpacked:
-        path = tmp_path / "Img" / celeba.ARCHIVE
+        path = tmp_path / "Img" / ARCHIVE
         with zipfile.ZipFile(path) as archive:
             archive.extractall(tmp_path)
         path.unlink()
     train, test = (load("CELEBA", tmp_path, split, image_size=64) for split in ("train", "test"))
     assert train.labels is None
     for images, names in ((train, ("000001.jpg", "000004.jpg")), (test, ("000002.jpg",))):
-        np.testing.assert_array_equal(images.pixels[:], [expected(faces[n], 64) for n in names])
+        files = [Image.open(io.BytesIO(faces[name])) for name in names]
+        expected = [np.asarray(preprocessing.celeba(image, 64)) for image in files]
+        np.testing.assert_array_equal(images.pixels[:], expected)
 
 
 def test_missing_and_damaged_faces(tmp_path, faces, monkeypatch):
     """The archive has a checksum of every image."""
-    path = tmp_path / "Img" / celeba.ARCHIVE
+    path = tmp_path / "Img" / ARCHIVE
     whole, face = path.read_bytes(), faces["000004.jpg"]
     path.write_bytes(whole.replace(face, face[:500] + bytes([face[500] ^ 1]) + face[501:]))
     images = load("CELEBA", tmp_path, "train")
@@ -263,15 +235,10 @@ def test_missing_and_damaged_faces(tmp_path, faces, monkeypatch):
         patch.setattr(files, "MAX_RATIO", 0)
         refused("img_align_celeba.zip declares", load, "CELEBA", tmp_path, "train")
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{celeba.IMAGES}/000001.jpg", faces["000001.jpg"])
+        archive.writestr(f"{authors.CELEBA_IMAGES}/000001.jpg", faces["000001.jpg"])
     message = "lacks 1 images of at most 16,777,216 bytes, such as img_align_celeba/000004.jpg"
     refused(message, load, "CELEBA", tmp_path, "train")
     path.write_bytes(b"text")
     refused("cannot be read as .zip", load, "CELEBA", tmp_path, "train")
     path.unlink()
     refused("lacks 2 images of .*, such as .*000001.jpg", load, "CELEBA", tmp_path, "train")
-
-
-def test_other_lists_of_splits(tmp_path, faces):
-    (tmp_path / "Eval" / celeba.PARTITION).write_text("000001.jpg 0\n")
-    refused(f"{celeba.PARTITION} {CHECKSUM}", load, "CELEBA", tmp_path)
