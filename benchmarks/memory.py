@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import harness, hlo, programs, tables
 from benchmarks.records import Record, Records
-from errors import InputError, brief
+from errors import InputError, brief, choose
 
 CARD = 80e9  # bytes
 COLUMNS: tables.Columns = {
@@ -52,7 +52,7 @@ def analyze(
     """Return what the compiler states about a program; `harness.isolated` calls this.
 
     It sets the number of CPU devices of this process. FLOPs are those of the whole batch, sizes of
-    collectives those of their results. Raises InputError for too few devices.
+    collectives those of their results.
     """
     import jax
 
@@ -68,7 +68,7 @@ def analyze(
             "JAX_PLATFORMS=cpu simulates any number."
         )
     experiment = programs.Experiment(loaded, available[:devices])
-    make = programs.PROGRAMS[program]
+    make = choose(programs.PROGRAMS, program, "--program")
     compiled = programs.compile_stages(*make(experiment))
     text = compiled.call.as_text()
     found = compiled.memory | {
@@ -82,7 +82,7 @@ def analyze(
         **{kind: sum(sizes) for kind, sizes in hlo.collectives(text).items()},
     }
     if topology:
-        estimate = compiled.estimate
+        estimate = compiled.call.cost_analysis()
         found |= {"tpu_flops": estimate["flops"], "traffic": estimate["bytes accessed"]}
         found["moved"] = hlo.moved_bytes(text)
         found["moved_without"] = hlo.moved_bytes(text, on_chip=False)
@@ -100,7 +100,7 @@ def measure(records: Records, path: str, shape: str, options: argparse.Namespace
     except ValueError:
         raise InputError(f"--shape={shape} must be batch size x devices, such as 8x1.") from None
     overrides = [*options.set, *([f"training.batch_size={size}"] if size else [])]
-    about: Record = {"name": programs.config_name(path), "changed": " ".join(options.set)}
+    about: Record = {"name": tables.config_name(path), "changed": " ".join(options.set)}
     about |= {"devices": devices, "topology": options.topology, "program_name": options.program}
     arguments = path, overrides, devices, options.topology, options.program
 
@@ -123,6 +123,8 @@ def show(options: argparse.Namespace) -> None:
     found = [measure(records, path, shape, options) for path in paths for shape in shapes]
     compiler: Any = harness.isolated(tables.environment)
     if options.topology:
-        compiler = f"{programs.describe(options.topology)}; {compiler}"
+        target = f"{programs.tpus(options.topology)[0].device_kind} ({options.topology})"
+        library = tables.versions("libtpu")
+        compiler = f"compiled ahead of time for {target} by {library}, not run; {compiler}"
     print(f"\nMemory of compiled programs; {compiler}.\n")
     print("\n".join(tables.table(found, COLUMNS)))

@@ -57,6 +57,11 @@ def read_table(text: str, first: str) -> list[dict[str, str]]:
     return [dict(zip(names, cells, strict=True)) for cells in rows]
 
 
+def config_name(path: str) -> str:
+    """Return the name of a config file in tables."""
+    return path.removeprefix("configs/").removesuffix(".py")
+
+
 def block(text: str, name: str) -> str:
     """Return the part of a page between the markers of this name, with them; '' without markers."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
