@@ -92,8 +92,7 @@ def analyze(
 def measure(records: Records, path: str, shape: str, options: argparse.Namespace) -> Record:
     """Return the row of a config and a shape; it is computed unless `records` have it.
 
-    A failed compilation has an `error`, and is tried again in the next run. Raises InputError for
-    invalid configs.
+    A failed compilation has an `error`, and is tried again in the next run.
     """
     try:
         size, devices = map(int, shape.split("x"))

@@ -84,9 +84,6 @@ def table(repetitions: int) -> list[str]:
     return lines
 
 
-# --- a mixture ------------------------------------------------------------------------------------
-
-
 def modes(dims: int = DIMS) -> tuple[Mixture, np.ndarray]:
     """Return a mixture of 4 correlated Gaussians, and the matrix of two measurements."""
     return random_modes(FOUR, dims, 1.0, (0.05, 0.5), 2)

@@ -6,6 +6,7 @@ better, and `AS_GOOD` where it is at least as good: its distance may be a ninth 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections import Counter, defaultdict
@@ -26,8 +27,6 @@ MISSING = "not measured"
 VERDICTS = (HOLDS, FAILS, UNKNOWN, MISSING)
 Estimates = list[Estimate]
 """Of each seed; empty if nothing is measured."""
-
-# --- measurements ---------------------------------------------------------------------------------
 
 
 class Study:
@@ -59,12 +58,19 @@ class Study:
         for index, seed in enumerate(self.seeds if repeated else self.seeds[:1]):
             about = f"{function.__name__} of {' and '.join(names)}, {arguments}, seed {seed}"
             sources = [self._source(name, index + i * shift) for i, name in enumerate(names)]
-            identities = [self._identity(each) for each in sources]
+            identities = [  # of the parameters: the content of a file, or config and code
+                hashlib.sha256(each.read_bytes()).hexdigest()
+                if isinstance(each, Path)
+                else common.key(each.to_dict(), "training")
+                for each in sources
+            ]
             parts = [function.__name__, arguments, seed, identities, snapshot]
 
             def compute(sources: Any = sources, seed: int = seed, about: str = about) -> Record:
                 print(f"measuring {about}", flush=True)
-                models = [common.load(self._file(each), snapshot) for each in sources]
+                train = functools.partial(common.train, folder=self.folder)
+                files = [each if isinstance(each, Path) else train(each) for each in sources]
+                models = [common.load(each, snapshot) for each in files]
                 return {"about": about, "found": function(*models, seed=seed, **arguments)}
 
             try:
@@ -82,24 +88,11 @@ class Study:
             return NETWORKS[name].make_config(self.seeds[index % len(self.seeds)])
         return common.ROOT / f"{name}.safetensors"
 
-    def _identity(self, source: Any) -> str:
-        """Return what identifies the parameters of a network: its file, or config and code."""
-        if isinstance(source, Path):
-            return hashlib.sha256(source.read_bytes()).hexdigest()
-        return common.key(source.to_dict(), "training")
-
-    def _file(self, source: Any) -> Path:
-        """Return the file or workdir of a network; train it first if necessary."""
-        return source if isinstance(source, Path) else common.train(source, self.folder)
-
     def distances(self, name: str, snapshot: int | None = None, **options: Any) -> Estimates:
         """Return distances of samples, by default by the few-step solver with 20 evaluations."""
         few = {"sampler": "dpm++_2m_sde", "schedule": "log_snr", "steps": 20}
         chosen = {**({} if "sampler" in options else few), "count": SAMPLES, **options}
         return self.measure(claims_measured.draws, name, snapshot=snapshot, **chosen)["distance"]
-
-
-# --- checks ---------------------------------------------------------------------------------------
 
 
 class Check(NamedTuple):
@@ -150,9 +143,6 @@ def smaller(
 ) -> Check:
     """Return the check that a distance or error is smaller than another one, by a factor."""
     return larger(text, paper, other, subject, margin)._replace(shown=(subject, other))
-
-
-# --- tables ---------------------------------------------------------------------------------------
 
 
 def table(checks: Sequence[Check]) -> list[str]:

@@ -46,9 +46,6 @@ def classes(model: TrainedModel, x: np.ndarray) -> np.ndarray:
     return distances.classes(model.to_images(jnp.asarray(x)))
 
 
-# --- samples --------------------------------------------------------------------------------------
-
-
 def draws(model: TrainedModel, *, seed: int, count: int, sampler: str, **options: Any) -> Found:
     """Return the `distance` of `count` samples; the options are those of `Prior.sample`."""
     x = model.sample(count, seed=seed, sampler=sampler, batch_size=count, **options)
@@ -56,10 +53,7 @@ def draws(model: TrainedModel, *, seed: int, count: int, sampler: str, **options
 
 
 def flow(model: TrainedModel, *, seed: int, count: int, tolerance: float) -> Found:
-    """Return the `distance` and the `evaluations` of the probability flow with adaptive steps.
-
-    `saving` is 1,000 divided by the mean number of evaluations.
-    """
+    """Return the `distance` by the adaptive ODE, its `evaluations`, and 1,000 / these, `saving`."""
     keys = sampling.image_keys(jax.random.key(seed), jnp.arange(count))
     x, evaluations = _solve_flow(model.score, model.sde, model.event_shape, keys, tolerance)
     found = mean(np.asarray(evaluations))
@@ -78,14 +72,10 @@ def _solve_flow(
     )
 
 
-# --- densities ------------------------------------------------------------------------------------
-
-
 def gain(*models: TrainedModel, seed: int, count: int) -> Found:
     """Return bits/dim `before` (the first model) and `after` (the second), and the `gain`.
 
-    Also `bound before`, `bound after` and `gain of the bound` for the variational bound. The images
-    and their dequantizing noise are the same for both, so the errors are those of differences.
+    The same of the variational `bound`. Images and their dequantizing noise are the same for both.
     """
     found: Found = {}
     pairs = zip(*(_bits(model, seed, count) for model in models))
@@ -106,9 +96,6 @@ def _bits(model: TrainedModel, seed: int, count: int) -> tuple[np.ndarray, np.nd
     return np.asarray(exact), np.asarray(bound)
 
 
-# --- latent codes ---------------------------------------------------------------------------------
-
-
 def codes(*models: TrainedModel, seed: int, count: int) -> Found:
     """Return the distance of codes of two models, of the `same` images and of `other` images.
 
@@ -124,8 +111,8 @@ def interpolation(model: TrainedModel, *, seed: int, count: int) -> Found:
     """Return how images change between pairs of held-out images.
 
     `codes` and `pixels` are distances to held-out images: of images halfway between two codes, and
-    of means of two images. `ends` is the root mean square difference of the two decoded images, and
-    `step` that of the two adjacent frames which differ most.
+    of means of two images. `ends` is the difference of the two decoded images, and `step` that of
+    the two adjacent frames which differ most.
     """
     x, z = np.asarray(_images(model, seed, count)), _encode(model, seed, count)
     half = len(x) // 2
@@ -150,10 +137,8 @@ def temperature(model: TrainedModel, *, seed: int, count: int, low: float) -> Fo
     """
     z = _encode(model, seed, count)
     plain, scaled = _decode(model, z), _decode(model, low * z)
-    found = {
-        "spread": mean(rms(plain - plain.mean(0))),
-        "spread at low": mean(rms(scaled - scaled.mean(0))),
-    }
+    found = {"spread": mean(rms(plain - plain.mean(0)))}
+    found["spread at low"] = mean(rms(scaled - scaled.mean(0)))
     if is_digits(model):
         found["kept"] = mean(classes(model, plain) == classes(model, scaled))
     return found
@@ -175,20 +160,14 @@ def _decode(model: TrainedModel, z: np.ndarray) -> np.ndarray:
     return np.asarray(model.decode(jnp.asarray(z * model.sde.prior_std)))
 
 
-# --- conditional generation -----------------------------------------------------------------------
-
-
 def guided(
     model: TrainedModel, *, seed: int, count: int, iterations: int, strength: float
 ) -> Found:
-    """Return the share of guided samples that are of the requested class, `correct`.
-
-    A noise-conditional classifier is trained first. A classifier of clean digits judges.
-    """
+    """Train a classifier; return the share of guided samples of the requested class, `correct`."""
     config = Config(model.config.to_dict())
-    config.guidance.classes, config.guidance.scale = tuple(range(10)), strength
+    config.guidance.update(classes=tuple(range(10)), scale=strength)
     config.classifier.n_iters = iterations
-    config.sampling.update({"method": "solver", "solver": "dpm++_2m_sde", "num_steps": 20})
+    config.sampling.update(method="solver", solver="dpm++_2m_sde", num_steps=20)
     experiment = Experiment(config, jax.devices()[:1])
     with tempfile.TemporaryDirectory() as folder:
         experiment.classifier = classifier.train(config, folder)
@@ -199,10 +178,9 @@ def guided(
 
 
 def inpainting(model: TrainedModel, *, seed: int, count: int) -> Found:
-    """Return root mean square errors in the unknown center of held-out images.
+    """Return errors in the unknown center of held-out images: of `solutions`, and of `samples`.
 
-    They are those of `solutions` given the pixels around the center, and of `samples` without. For
-    digits also the shares whose class is that of the original digit according to a classifier:
+    For digits also the shares whose class is that of the original digit according to a classifier:
     `kept` of the solutions, and `grey` of images whose center is grey.
     """
     known = operators.box(model.event_shape, SHARE)
@@ -220,11 +198,10 @@ def inpainting(model: TrainedModel, *, seed: int, count: int) -> Found:
 
 
 def colorization(model: TrainedModel, *, seed: int, count: int) -> Found:
-    """Return root mean square errors of the colors of held-out images without color.
+    """Return errors of the colors, differences from the mean of the channels, of given means.
 
-    A color is the difference from the mean of the channels. `solutions` have the given means, and
-    `others` are the colors of another image. `color` and `true color` are the root mean squares of
-    the colors of solutions and of the original images.
+    They are those of `solutions`, and of the colors of another image, `others`. `color` and `true
+    color` are the root mean squares of the colors of solutions and of the original images.
     """
     operator = operators.channel_mean(model.event_shape)
     truth, solutions, _ = _solve(model, operator, seed, count)

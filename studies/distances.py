@@ -21,8 +21,6 @@ from studies.posterior_priors import Mixture
 RESAMPLINGS = 40
 HELD_OUT = 1000  # images of larger data sets that samples are compared with
 
-# --- the sliced distance --------------------------------------------------------------------------
-
 
 @functools.cache
 def directions(dims: int) -> np.ndarray:
@@ -59,9 +57,6 @@ def weighted_quantiles(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(levels(len(x)), m, v) for m, v in zip(middle.T, values.T)], 1)
 
 
-# --- held-out images ------------------------------------------------------------------------------
-
-
 def scale(images: np.ndarray | Array) -> np.ndarray:
     """Scale uint8 images to [-1, 1]."""
     return np.asarray(images, np.float64) / 127.5 - 1
@@ -79,25 +74,19 @@ def is_digits(model: TrainedModel) -> bool:
     return model.config.data.dataset == "digits"
 
 
-_quantiles: dict[tuple[str, int], np.ndarray] = {}
-"""Quantiles of held-out images by data set and size."""
-
-
+@functools.cache
 def quantiles(model: TrainedModel) -> np.ndarray:
     """Return the quantiles of the held-out images of a model's data set, in [-1, 1].
 
     The classes of digits are weighted as in training.
     """
-    key = model.config.data.dataset, model.config.data.image_size
-    if key not in _quantiles and is_digits(model):
-        both = [common.images(model, split) for split in ("train", "test")]
-        train, test = (np.bincount(np.asarray(each.labels)) / len(each) for each in both)
-        weights = (train / test)[np.asarray(both[1].labels)]
-        _quantiles[key] = weighted_quantiles(scale(digits(both[1])), weights)
-    elif key not in _quantiles:
+    if not is_digits(model):
         images = scale(held_out(model, HELD_OUT))
-        _quantiles[key] = weighted_quantiles(images, np.ones(len(images)))
-    return _quantiles[key]
+        return weighted_quantiles(images, np.ones(len(images)))
+    train, test = (common.images(model, split) for split in ("train", "test"))
+    known, drawn = (np.bincount(np.asarray(each.labels)) / len(each) for each in (train, test))
+    weights = (known / drawn)[np.asarray(test.labels)]
+    return weighted_quantiles(scale(digits(test)), weights)
 
 
 def distance(model: TrainedModel, x: Array | np.ndarray) -> Estimate:
@@ -129,9 +118,6 @@ def classifier() -> LogisticRegression:
 def classes(images: np.ndarray) -> np.ndarray:
     """Return the most probable classes (n,) of uint8 images of digits (n, 8, 8, 1)."""
     return classifier().predict_proba(scale(images).reshape(len(images), -1)).argmax(1)
-
-
-# --- mixtures of Gaussians ------------------------------------------------------------------------
 
 
 def quantiles_of_mixture(mixture: Mixture, n: int) -> np.ndarray:

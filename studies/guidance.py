@@ -65,8 +65,8 @@ def load(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         raise InputError(
             f"{folder} has no samples of classes; evaluate with --config.guidance.classes."
         )
-    images, classes = (np.concatenate([r[name] for r in rounds]) for name in ("samples", "classes"))
-    return images, classes
+    images = np.concatenate([each["samples"] for each in rounds])
+    return images, np.concatenate([each["classes"] for each in rounds])
 
 
 def draw(path: Path, folder: Path) -> None:
@@ -87,9 +87,6 @@ def spread(x: np.ndarray, labels: np.ndarray) -> float:
 def distance_to_nearest(x: np.ndarray, training: np.ndarray) -> np.ndarray:
     """Return the distance (N,) of each row of x (N, D) to the nearest row of training (M, D)."""
     return cdist(x, training).min(1)
-
-
-# --- distances to held-out images -----------------------------------------------------------------
 
 
 def excess(distance: Estimate, floor: Estimate) -> Estimate:

@@ -48,9 +48,6 @@ CALIBRATION_SAMPLES = 20
 CALIBRATION_STEPS = (20, 60)  # of guided scores, and of methods that need 'pc'
 
 
-# --- Gaussian data --------------------------------------------------------------------------------
-
-
 def gaussian_errors(
     sde: str, problem: tuple[str, str, float], method: str, steps: int, **options: Any
 ) -> gaussian_posterior.Errors:
@@ -85,9 +82,6 @@ def plot_gaussian_errors(path: Path) -> None:
     figure.axes[0].set_ylabel("error of the posterior mean / std of the data")
     figure.axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=90)
-
-
-# --- digits ---------------------------------------------------------------------------------------
 
 
 def tasks(shape: tuple[int, ...]) -> dict[str, tuple[Operator, float]]:
@@ -135,8 +129,9 @@ def quality(x: Array | np.ndarray, truth: Array) -> tuple[float, float, float]:
     pair = jnp.tile(target, (len(each), 1, 1, 1)), each.reshape(-1, *truth.shape[1:])
     window = min(11, *truth.shape[1:3])
     ssim = dm_pix.ssim(*pair, filter_size=window)  # Its convolutions are exact.
-    psnr, of_mean = dm_pix.psnr(*pair).mean(), dm_pix.psnr(target, mean).mean()
-    return float(psnr), float(of_mean), float(ssim.mean())
+    found = dm_pix.psnr(*pair), dm_pix.psnr(target, mean), ssim
+    psnr, of_mean, similarity = (float(np.mean(each)) for each in found)
+    return psnr, of_mean, similarity
 
 
 def baselines(model: TrainedModel, operator: Operator, y: Array) -> dict[str, Array]:
@@ -156,9 +151,6 @@ def baselines(model: TrainedModel, operator: Operator, y: Array) -> dict[str, Ar
         "mean image": operator.from_basis(coefficients),
         "nearest training image": train[distances.argmin(1)],
     }
-
-
-# --- calibration ----------------------------------------------------------------------------------
 
 
 def calibration_table(model: TrainedModel) -> list[str]:

@@ -125,7 +125,7 @@ def distance_beyond(x: np.ndarray, truth: np.ndarray, train: np.ndarray) -> Esti
     """Return the distance of samples x (S, N, ...) to training images, less that of the truth.
 
     Samples of the exact posteriors are distributed as the truth (N, ...) is, so that they have 0 on
-    average. The distance is `sliced_distance`; the error is that of resampling the N images.
+    average. The error is that of resampling the N images.
     """
     rows, flat = len(truth), np.asarray(train, np.float64).reshape(len(train), -1)
     known = np.quantile(flat @ distances.directions(flat.shape[1]), distances.levels(rows), axis=0)

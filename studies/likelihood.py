@@ -45,15 +45,10 @@ CLOSED = 16  # probes: the signs of up to so many levels permute them
 
 
 class Problem(NamedTuple):
-    """Images whose likelihood is estimated.
+    """Images x (B, ...) whose likelihood is estimated with probes (B, k, ...) of the trace.
 
-    Attributes:
-      name: its name in the table.
-      score, sde: the model.
-      x: images (B, ...).
-      probes: probes (B, k, ...) of the trace estimate.
-      logp: the exact log-likelihood (B,), or None if a solution at REFERENCE_TOLERANCE replaces it.
-      log_scale: log dx/du, u being grey levels.
+    `logp` (B,) is exact, or None if a solution at REFERENCE_TOLERANCE replaces it; `log_scale` is
+    log dx/du, u being grey levels.
     """
 
     name: str
@@ -180,25 +175,21 @@ def sensitivities(options: argparse.Namespace) -> list[str]:
     problem = digits_problem(Path(options.folder), options.images)
     keys = jax.random.split(jax.random.key(2), len(problem.x))
 
-    def estimate(
-        kind: str = "Rademacher",
-        count: int = 1,
-        tolerance: float = likelihood.TOLERANCE,
-        **fields: Any,
-    ) -> tuple[np.ndarray, float]:
+    def estimate(kind: str, count: int = 1, **changed: float) -> tuple[np.ndarray, float]:
+        tolerance = changed.pop("tolerance", likelihood.TOLERANCE)
         probes = likelihood.draw_probes(keys, problem.x.shape, kind, count)
-        sde = dataclasses.replace(problem.sde, **fields)
+        sde = dataclasses.replace(problem.sde, **changed)
         found = problem._replace(probes=probes, sde=sde).solver(tolerance=tolerance)()
         return problem.bits(found), float(found.nfe.mean())
 
-    exact, default = estimate("exact"), estimate()
+    exact, default = estimate("exact"), estimate("Rademacher")
     cases = [("exact trace", exact, exact)]
     for kind in ("Rademacher", "Gaussian"):
         cases += [(f"{count} {kind}", estimate(kind, count), exact) for count in PROBES]
     for field, values in CHANGES.items():
         for value in values:
-            fields: dict[str, Any] = {field: value}
-            cases.append((f"{field} {value:g}", estimate(**fields), default))
+            found = estimate("Rademacher", 1, **{field: value})
+            cases.append((f"{field} {value:g}", found, default))
     lines = header("", "bits/dim", "moves by", "spread of a probe", "NFE")
     for name, (bits, nfe), (other, _) in cases:
         change = "" if bits is other else str(mean((bits - other.mean(1)[:, None]).mean(1)))

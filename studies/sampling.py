@@ -98,9 +98,6 @@ def reference_samplers(sde: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-# --- a distribution with known score --------------------------------------------------------------
-
-
 def mixture_tables(name: str, measure: Measure) -> tuple[list[str], dict[str, list[Record]]]:
     """Return the tables of one SDE, and the results of each sampler for the picture.
 
@@ -161,9 +158,6 @@ def plot(curves: dict[str, dict[str, list[Record]]], exact: Estimate, path: Path
     figure.savefig(path, dpi=90)
 
 
-# --- trained networks -----------------------------------------------------------------------------
-
-
 def verdict(result: Estimate, own: Estimate) -> str:
     """Compare a distance with the config's own, given MARGIN and two standard errors."""
     difference, error = result.value - own.value, 2 * math.hypot(result.stderr, own.stderr)
@@ -192,8 +186,6 @@ def trained_table(measures: dict[str, Measure]) -> list[str]:
         lines.append(row(f"`{title}`", f"{found[-1]['nfe']:.0f}", *cells))
     return lines
 
-
-# --- diffusers ------------------------------------------------------------------------------------
 
 SCHEDULERS = {  # of diffusers, by our solver: (class, options)
     "dpm++_2m": ("DPMSolverMultistepScheduler", {"solver_order": 2}),
