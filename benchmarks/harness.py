@@ -103,7 +103,6 @@ def _time_run() -> float:
 
 
 def seconds_of(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return the seconds of a call."""
     start = clock()
     run()
     return clock() - start

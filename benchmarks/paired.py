@@ -67,7 +67,6 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Time the programs and print the table."""
     rows: list[dict[str, Any]] = harness.compare(contestants(options), options.rounds)
     columns = dict(COLUMNS)
     if options.case in ("sampling", "likelihood"):

@@ -155,8 +155,6 @@ def _levels(config: Config) -> tuple[np.ndarray, ...]:
 
 
 class Training:
-    """Train steps on one batch of random images."""
-
     def __init__(self, peer: Peer) -> None:
         torch, optim = peer.torch, peer.config.optim
         self.peer, self.pixels, self.count = peer, peer.images(), 0
@@ -186,7 +184,6 @@ class Training:
 
 
 def train_step(config: str, overrides: Sequence[str], compiled: bool = False) -> Program:
-    """Run train steps; 1 on CPUs and 10 elsewhere."""
     peer = Peer(load_config(config, overrides), compiled=compiled)
     training, steps = Training(peer), 10 if peer.cuda else 1
     return peer.program(lambda: [training.step() for _ in range(steps)], steps)

@@ -68,7 +68,6 @@ def make_experiment(config: str, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def on_device(config: Config) -> Experiment:
-    """Return the experiment of a config on one device."""
     return Experiment(config, jax.devices()[:1])
 
 
@@ -111,7 +110,6 @@ PROGRAMS = {"train_step": train_step, "score": score, "derivative": derivative}
 
 
 def parameters(experiment: Experiment) -> int:
-    """Return the number of parameters of the network."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract_params))
 
 

@@ -70,7 +70,6 @@ def measure(path: str, overrides: Sequence[str]) -> list[tables.Row]:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Print the table."""
     overrides = [*options.set, f"training.batch_size={options.batch_size}"]
     rows = [row for path in options.config for row in measure(path, overrides)]
     print(f"\nStarts of training at batch {options.batch_size}; on {tables.machine()}.\n")

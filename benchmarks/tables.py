@@ -58,7 +58,6 @@ def read_table(text: str, first: str) -> list[dict[str, str]]:
 
 
 def config_name(path: str) -> str:
-    """Return the name of a config file in tables."""
     return path.removeprefix("configs/").removesuffix(".py")
 
 
@@ -84,7 +83,6 @@ def machine() -> str:
 
 
 def versions(*packages: str) -> str:
-    """Return the versions of those packages that are installed."""
     installed = [name for name in packages if importlib.util.find_spec(name)]
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in installed)
 

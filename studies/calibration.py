@@ -67,7 +67,6 @@ def judge(
 
 
 def is_wrong(found: Calibration) -> bool:
-    """Return whether samples are not called calibrated."""
     return found.kind != "calibrated"
 
 
@@ -133,7 +132,6 @@ def table_of_modes(repetitions: int, count: int = COUNTS[-1]) -> list[str]:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure, and write the tables."""
     about = [common.provenance("python -m studies.calibration --write"), ""]
     blocks = {
         "power": about + table(options.repetitions),

@@ -127,8 +127,6 @@ def predictors(study: Study) -> Checks:
 
 
 def black_box_ode(study: Study) -> Checks:
-    """The black-box ODE solver."""
-
     at: dict[str, list[dict[str, Estimates]]] = {
         name: [
             study.measure(claims_measured.flow, name, count=count, tolerance=each)
@@ -165,7 +163,6 @@ def _gain(study: Study, text: str, paper: str, networks: tuple[str, str], bound=
 
 
 def likelihoods(study: Study) -> Checks:
-    """Bits/dim and its bound."""
     papers = {
         "likelihood weighting": "not in Table 2; 2.83 in arXiv:2101.09258",
         "sub-VP": "3.02 against 3.16 (DDPM++ cont.)",
@@ -179,7 +176,6 @@ def likelihoods(study: Study) -> Checks:
 
 
 def networks(study: Study) -> Checks:
-    """Networks and training."""
     pairs = (
         ("VP", "DDPM++ discrete", "continuous training of DDPM++ (VP)", "FID 2.55 against 2.78"),
         ("VE", "NCSN++ discrete", "continuous training of NCSN++ (VE)", "FID 2.38 against 2.45"),
@@ -201,7 +197,6 @@ def networks(study: Study) -> Checks:
 
 
 def encodings(study: Study) -> Checks:
-    """Codes are unique."""
     cases = [("the same network with another seed", "VP", "VP")]
     another = "another network: DDPM, trained on discrete levels"
     cases += [(another + data, f"VP{data}", f"DDPM{data}") for data in ALL_DATA]
@@ -212,7 +207,6 @@ def encodings(study: Study) -> Checks:
 
 
 def manipulation(study: Study) -> Checks:
-    """Interpolation and temperature."""
     figure = "Figure 3, pictures"
     for name, data in ZOO.items():
         count = IMAGES if name == "VP" else 4 * FEW
@@ -230,7 +224,6 @@ def manipulation(study: Study) -> Checks:
 
 
 def conditions(study: Study) -> Checks:
-    """Conditional generation."""
     figure = "Figure 4, pictures"
     options = {"count": GUIDED, "iterations": CLASSIFIER, "strength": 4.0}
     correct = study.measure(claims_measured.guided, "VP", **options)["correct"]
@@ -255,7 +248,6 @@ def conditions(study: Study) -> Checks:
 
 
 def later_work(study: Study) -> Checks:
-    """Few-step solvers, EDM and rectified flow."""
     paper = "not in the paper"
     for data in ALL_DATA:
         count = LONG_ELSEWHERE if data else LONG

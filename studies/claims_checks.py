@@ -146,7 +146,6 @@ def smaller(
 
 
 def table(checks: Sequence[Check]) -> list[str]:
-    """Return the table of the checks of a claim."""
     lines = header("claim", "paper", "here", "number", "margin", "verdict", "halves")
     return lines + [row(*check.cells()) for check in checks]
 

@@ -77,7 +77,6 @@ def table(count: int) -> list[str]:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure, and write the table."""
     about = common.provenance("python -m studies.correctors --write")
     blocks = {"correctors": [about, "", *table(options.samples)]}
     common.publish("sampling.md", blocks, write=options.write)

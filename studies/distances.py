@@ -70,7 +70,6 @@ def held_out(model: TrainedModel, count: int) -> np.ndarray:
 
 
 def is_digits(model: TrainedModel) -> bool:
-    """Return whether a model draws digits, whose classes a classifier recognizes."""
     return model.config.data.dataset == "digits"
 
 

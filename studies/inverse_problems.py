@@ -51,7 +51,6 @@ CALIBRATION_STEPS = (20, 60)  # of guided scores, and of methods that need 'pc'
 def gaussian_errors(
     sde: str, problem: tuple[str, str, float], method: str, steps: int, **options: Any
 ) -> gaussian_posterior.Errors:
-    """Return the errors of a method for a problem of GAUSSIANS."""
     options = METHOD_OPTIONS.get(method, {}) | options
     return gaussian_posterior.measure(SDES[sde], *problem, method, steps=steps, **options)
 
@@ -178,7 +177,6 @@ def calibration_table(model: TrainedModel) -> list[str]:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure, and write the tables and the picture."""
     jax.config.update("jax_default_matmul_precision", "highest")
     folder = Path(options.folder)
     model = common.digits_network("vp.digits_ddpmpp_continuous", folder)

@@ -75,7 +75,6 @@ def load(name: str, font: str | None) -> Data:
 
 
 def tasks(shape: tuple[int, ...]) -> dict[str, Operator]:
-    """Return the operators by the names of the tasks."""
     found = {"super-resolution by 2": operators.block_mean(shape, 2)}
     if shape[-1] > 1:
         return found | {"colorization": operators.channel_mean(shape)}
@@ -219,7 +218,6 @@ COLUMNS: Columns = {
 
 
 def main(options: argparse.Namespace) -> None:
-    """Train and measure what DIR lacks, and print or write the tables."""
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # Callbacks of scores may block it.
     warnings.simplefilter("ignore")  # The default method may be biased, which is measured here.
     folder = Path(options.folder)

@@ -66,7 +66,6 @@ class Problem(NamedTuple):
         return jax.jit(lambda: likelihood.log_likelihood(*given, **options))
 
     def bits(self, found: likelihood.Likelihood) -> np.ndarray:
-        """Return bits/dim (B, k) of each probe."""
         dims = math.prod(self.x.shape[1:])
         return np.asarray(likelihood.bits_per_dim(found.per_probe, dims, self.log_scale))
 
@@ -225,7 +224,6 @@ TABLES = {"accuracy": accuracies, "sensitivity": sensitivities, "levels": levels
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure, print and write the tables."""
     chosen = options.tables or list(TABLES)
     for name in chosen:
         choose(TABLES, name, "the table")

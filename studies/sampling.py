@@ -251,7 +251,6 @@ def diffusers_table(prior: Prior) -> list[str]:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure, print and write the tables."""
     folder, count, mixture = Path(options.folder), options.samples, mixture_of_digits()
     records, trained, curves = Records(folder / "sampling.jsonl"), {}, {}
     for name in SDES:

@@ -37,9 +37,6 @@ def tiny_experiment():
     return programs.make_experiment(DIGITS, [*TINY, BATCH])
 
 
-# --- paired timing ---
-
-
 def test_programs_alternate_and_ratios_are_medians_over_rounds():
     """With a simulated clock, which the programs advance."""
     now, order = itertools.count(), []
@@ -105,9 +102,6 @@ def test_which_programs_take_part():
     assert last.arguments["method"] == "solver"
 
 
-# --- our programs ---
-
-
 def test_counts():
     """A product, and a train step: three forward passes; remat and accumulation change nothing."""
     a, b = jax.ShapeDtypeStruct((64, 32), "float32"), jax.ShapeDtypeStruct((32, 16), "float32")
@@ -145,9 +139,6 @@ def test_cases(case, options, evaluations):
     if case != "input_pipeline":
         assert program.flops > 0
         assert program.facts["parameters"] == programs.parameters(tiny_experiment())
-
-
-# --- the peer ---
 
 
 @pytest.fixture
@@ -229,9 +220,6 @@ def test_nearest_network_of_diffusers(monkeypatch):
         peer.Peer(ddpmpp)
 
 
-# --- invalid input, results and pages ---
-
-
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -282,9 +270,6 @@ def test_results_are_resumed_and_errors_tried_again(tmp_path, monkeypatch):
         path.write_text(path.read_text() + '{"key": "c", "x"')
     assert compiled == [DIGITS, NCSNPP, NCSNPP]
     assert rows[0]["name"] == "vp/digits_ddpmpp_continuous"
-
-
-# --- memory, communication and start-up ---
 
 
 @pytest.mark.slow

@@ -124,9 +124,6 @@ def test_operators_of_signals():
     np.testing.assert_allclose(waves @ waves.T, np.eye(23), atol=1e-9)
 
 
-# --- measurement ---
-
-
 def test_errors():
     """Of samples with planted errors of one standard deviation, and of the weights of modes."""
     problem = mixture_problem(next(iter(MIXTURES)), 3)
@@ -166,9 +163,6 @@ def test_rows_of_the_tables(tmp_path, monkeypatch):
     makers = {name: lambda: pytest.fail("A result that is kept is measured again.")}
     again = posteriors.measure_all(Records(records.path), contestants, makers, (2, 200))
     assert again == found
-
-
-# --- other libraries ---
 
 
 def test_denoiser_of_the_peers():

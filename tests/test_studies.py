@@ -24,8 +24,6 @@ from studies.common import FAILS, HOLDS, UNKNOWN, Estimate, combine, log_ratio, 
 from tests import tiny
 from tests.documented import ROOT
 
-# --- verdicts ---
-
 
 def test_verdicts_of_gaussian_estimates():
     """The frequencies of the verdicts are those of a normal distribution."""
@@ -71,9 +69,6 @@ def test_verdicts_on_samplers():
     cases = {0.89: "better", 0.95: "as good", 1.05: "cannot tell", 1.3: "worse"}
     own = Estimate(1.0, 0.03)
     assert {each: sampling.verdict(Estimate(each, 0.04), own) for each in cases} == cases
-
-
-# --- cached results and networks ---
 
 
 def test_keys_depend_on_the_code_that_is_imported(tmp_path, monkeypatch):
@@ -151,9 +146,6 @@ def test_configs_of_networks(name):
     assert factor == (3 if name.endswith("longer") else 1 if network.snapshots == 2 else 0.5)
 
 
-# --- claims ---
-
-
 def test_checks_and_their_summary():
     """Verdicts of all seeds and of either half: the same, opposite, undecided and not measured."""
 
@@ -206,9 +198,6 @@ def test_the_claims_and_the_page_have_the_same_rows(tmp_path):
     assert summary(page, list(claims.CLAIMS)) == written
 
 
-# --- distances and mixtures ---
-
-
 def test_sliced_distance_of_a_shift():
     """All quantiles along a direction u move by shift . u; their mean square has a closed form."""
     rng, shift = np.random.default_rng(0), np.linspace(0.1, 0.4, 4)
@@ -239,9 +228,6 @@ def test_digits_are_recognized_and_their_floor_is_small():
     x = np.asarray(model.from_images(np.asarray(train.batch(np.arange(1000)).pixels)))
     near, far = (distances.distance(model, each).value for each in (x, x / 2))
     assert near < 0.1 < far
-
-
-# --- the other pages, once at tiny size ---
 
 
 @pytest.fixture
