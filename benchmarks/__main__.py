@@ -60,10 +60,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         each = parsers.add_parser(case, help=text, description=text)
         for name in names:
             default, about = OPTIONS[name]
-            kind: dict[str, Any] = {"type": type(default or "")}
+            kind: dict[str, Any] = {"default": default, "help": about}
             if isinstance(default, bool | list):
-                kind = {"action": "append" if default == [] else "store_true"}
-            each.add_argument(f"--{name}", default=default, help=about, **kind)
+                kind["action"] = "append" if default == [] else "store_true"
+            else:
+                kind["type"] = type(default or "")
+            each.add_argument(f"--{name}", **kind)
     options = parser.parse_args(arguments)
     if options.case != "memory":
         options.config = options.config or [FLAGSHIP]
