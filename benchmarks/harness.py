@@ -64,9 +64,6 @@ class Contestant(NamedTuple):
     checkout: str = ""
 
 
-# --- processes ---
-
-
 def process(environment: Mapping[str, str] = {}, checkout: str = "") -> ProcessPoolExecutor:
     """Return an executor of one new process with these variables and the code of `checkout`."""
     context = multiprocessing.get_context("spawn")
@@ -105,11 +102,7 @@ def _time_run() -> float:
     return seconds_of(_programs[0].run)
 
 
-# --- timing ---
-
-
 def seconds_of(run: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return the seconds of a call."""
     start = clock()
     run()
     return clock() - start
@@ -117,11 +110,8 @@ def seconds_of(run: Callable[[], object], clock: Callable[[], float] = time.perf
 
 def alternate(timed: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Call functions that return their seconds, one after the other in each round."""
-    seconds: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in range(rounds):
-        for name, run in timed.items():
-            seconds[name].append(run())
-    return seconds
+    found = [{name: run() for name, run in timed.items()} for _ in range(rounds)]
+    return {name: [each[name] for each in found] for name in timed}
 
 
 def ratio(seconds: Seconds, name: str, other: str) -> float:

@@ -37,10 +37,9 @@ BITCAST = 'custom_call_target="ConcatBitcast"'  # It names the parts of an array
 def collectives(text: str) -> dict[str, list[int]]:
     """Return the sizes in bytes of the results of all collectives in an HLO module, by kind.
 
-    Kinds that do not occur are omitted. An all-reduce-scatter of a TPU, of which each device keeps
-    a part, has the size of the whole. An asynchronous collective is counted at its end; a TPU's
-    all-gather appears at start and end with the same channel, and is counted once. The body of a
-    loop is counted once.
+    An all-reduce-scatter of a TPU, of which each device keeps a part, has the size of the whole. An
+    asynchronous collective is counted at its end; a TPU's all-gather appears at start and end with
+    the same channel, and is counted once. The body of a loop is counted once.
     """
     found: dict[str, list[int]] = {}
     channels = set()
@@ -75,9 +74,8 @@ def moved_bytes(text: str, *, on_chip: bool = True) -> int:
     """Return the bytes that an optimized HLO module for a TPU moves in the device's memory.
 
     With `on_chip` False all arrays count as if they were in this memory, and copies between the
-    memories do not. The body of a loop counts as often as it runs, where XLA knows that number,
-    else once. An operation that reads a part of an operand counts all of it, except for
-    asynchronous slices.
+    memories do not. The body of a loop counts as often as it runs, if XLA knows that. An operation
+    that reads a part of an operand counts all of it, except for asynchronous slices.
     """
     if not on_chip:
         text = re.sub(r"S\(\d+\)", "", text)
@@ -87,7 +85,6 @@ def moved_bytes(text: str, *, on_chip: bool = True) -> int:
 
 
 def _moved(bodies: dict[str, str], name: str, on_chip: bool) -> int:
-    """Return the bytes that one pass of a computation moves."""
     types: dict[str, str] = {}
     total = 0
     for result, kinds, operation, operands, rest in OPERATION.findall(bodies[name]):

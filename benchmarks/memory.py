@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from benchmarks import harness, hlo, programs, tables
 from benchmarks.records import Record, Records
-from errors import InputError, brief
+from errors import InputError, brief, choose
 
 CARD = 80e9  # bytes
 COLUMNS: tables.Columns = {
@@ -52,7 +51,7 @@ def analyze(
     """Return what the compiler states about a program; `harness.isolated` calls this.
 
     It sets the number of CPU devices of this process. FLOPs are those of the whole batch, sizes of
-    collectives those of their results. Raises InputError for too few devices.
+    collectives those of their results.
     """
     import jax
 
@@ -68,7 +67,7 @@ def analyze(
             "JAX_PLATFORMS=cpu simulates any number."
         )
     experiment = programs.Experiment(loaded, available[:devices])
-    make = programs.PROGRAMS[program]
+    make = choose(programs.PROGRAMS, program, "--program")
     compiled = programs.compile_stages(*make(experiment))
     text = compiled.call.as_text()
     found = compiled.memory | {
@@ -82,7 +81,7 @@ def analyze(
         **{kind: sum(sizes) for kind, sizes in hlo.collectives(text).items()},
     }
     if topology:
-        estimate = compiled.estimate
+        estimate = compiled.call.cost_analysis()
         found |= {"tpu_flops": estimate["flops"], "traffic": estimate["bytes accessed"]}
         found["moved"] = hlo.moved_bytes(text)
         found["moved_without"] = hlo.moved_bytes(text, on_chip=False)
@@ -92,15 +91,14 @@ def analyze(
 def measure(records: Records, path: str, shape: str, options: argparse.Namespace) -> Record:
     """Return the row of a config and a shape; it is computed unless `records` have it.
 
-    A failed compilation has an `error`, and is tried again in the next run. Raises InputError for
-    invalid configs.
+    A failed compilation has an `error`, and is tried again in the next run.
     """
     try:
         size, devices = map(int, shape.split("x"))
     except ValueError:
         raise InputError(f"--shape={shape} must be batch size x devices, such as 8x1.") from None
     overrides = [*options.set, *([f"training.batch_size={size}"] if size else [])]
-    about: Record = {"name": programs.config_name(path), "changed": " ".join(options.set)}
+    about: Record = {"name": tables.config_name(path), "changed": " ".join(options.set)}
     about |= {"devices": devices, "topology": options.topology, "program_name": options.program}
     arguments = path, overrides, devices, options.topology, options.program
 
@@ -108,9 +106,7 @@ def measure(records: Records, path: str, shape: str, options: argparse.Namespace
         environment = {"JAX_PLATFORMS": "cpu"} if options.topology else {}
         try:
             return about | harness.isolated(analyze, *arguments, environment=environment)
-        except InputError:
-            raise
-        except (RuntimeError, BrokenProcessPool) as error:  # XLA's errors are RuntimeErrors.
+        except RuntimeError as error:  # of XLA, or a process that was killed
             return about | {"error": brief(error)}
 
     return records.cached(json.dumps(arguments), compute)
@@ -123,6 +119,8 @@ def show(options: argparse.Namespace) -> None:
     found = [measure(records, path, shape, options) for path in paths for shape in shapes]
     compiler: Any = harness.isolated(tables.environment)
     if options.topology:
-        compiler = f"{programs.describe(options.topology)}; {compiler}"
+        target = f"{programs.tpus(options.topology)[0].device_kind} ({options.topology})"
+        library = tables.versions("libtpu")
+        compiler = f"compiled ahead of time for {target} by {library}, not run; {compiler}"
     print(f"\nMemory of compiled programs; {compiler}.\n")
     print("\n".join(tables.table(found, COLUMNS)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import harness, peer, tables
 from benchmarks.harness import Contestant
-from benchmarks.programs import config_name, load_config
+from benchmarks.programs import load_config
 
 COLUMNS: tables.Columns = {
     "program": ("name", "", 1),
@@ -26,8 +26,6 @@ COLUMNS: tables.Columns = {
     "to compile, s": ("to_compile", ".1f", 1),
     "before, to lower, s": ("to_lower", ".1f", 1),
 }
-OWN_OPTIONS = ("steps", "levels", "tolerance", "batches", "in_memory")
-"""Options that are arguments of the functions in `timed`."""
 
 
 def contestants(options: argparse.Namespace) -> list[Contestant]:
@@ -36,28 +34,29 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
     Raises InputError for invalid configs, and for networks without a peer.
     """
     found, case = {}, options.case
-    own = {name: getattr(options, name) for name in OWN_OPTIONS if hasattr(options, name)}
+    own = {name: getattr(options, name) for name in ("levels", "in_memory") if name in options}
     for path in options.config:
         for variant in options.variant or [""]:
             overrides = [*options.set, *variant.split()]
-            config, name = load_config(path, overrides), config_name(path)
-            name = " ".join([name, *variant.split()])
-            arguments = {"config": path, "overrides": overrides, "batch_size": options.batch_size}
+            overrides.append(f"training.batch_size={options.batch_size}")
+            config = load_config(path, overrides)
+            name = " ".join([tables.config_name(path), *variant.split()])
+            arguments = {"config": path, "overrides": overrides, **own}
             rivals = {}
             if case != "input_pipeline":  # It computes nothing.
-                product = f"matrix products, {config.model.dtype}"
-                kind = {"kind": config.model.dtype, "size": options.size}
-                found[product] = Contestant(product, "benchmarks.timed:products", kind)
-                rivals["share"] = product
+                kind = config.model.dtype
+                rivals["share"] = product = f"matrix products, {kind}"
+                found[product] = Contestant(product, "benchmarks.timed:products", {"kind": kind})
             for column in ("peer", "peer_compile"):
                 if getattr(options, column, False):
-                    title = f"{peer.title(config, column != 'peer')}, of {name}"
-                    changed = {**arguments, **own, "compiled": column != "peer"}
+                    compiled = {"compiled": column != "peer"}
+                    title = f"{peer.title(config, **compiled)}, of {name}"
+                    changed = {**arguments, **compiled}
                     found[title] = Contestant(title, f"benchmarks.peer:{case}", changed)
                     rivals[column] = title
             for method in ("pc", "solver") if case == "sampling" else ("",):
-                title = " ".join(filter(None, [name, method]))
-                changed = {**arguments, **own, **({"method": method} if method else {})}
+                title = f"{name} {method}".strip()
+                changed = arguments | ({"method": method} if method else {})
                 each = Contestant(title, f"benchmarks.timed:{case}", changed, dict(rivals))
                 if options.against:
                     other = f"{title}, code of {options.against}"
@@ -68,7 +67,6 @@ def contestants(options: argparse.Namespace) -> list[Contestant]:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Time the programs and print the table."""
     rows: list[dict[str, Any]] = harness.compare(contestants(options), options.rounds)
     columns = dict(COLUMNS)
     if options.case in ("sampling", "likelihood"):

@@ -29,11 +29,10 @@ Tensor = Any  # PyTorch is an optional dependency.
 
 
 def nearest(config: Config) -> Config:
-    """Return the config closest to this one whose network diffusers has.
+    """Return the closest config whose network diffusers has, of the same widths and attention.
 
-    Widths, blocks and attention are the same. With a FIR filter the network is an NCSN++ whose
-    images enter and leave through skip connections, otherwise DDPM's U-Net. Raises InputError if
-    there is no similar network.
+    With a FIR filter it is an NCSN++ whose images enter and leave through skip connections,
+    otherwise DDPM's U-Net. Raises InputError if there is no similar network.
     """
     family = "ddpm" if config.model.name == "ncsnpp" and not config.model.fir else config.model.name
     near = config.copy_and_resolve_references()
@@ -56,14 +55,10 @@ def title(config: Config, compiled: bool) -> str:
 
 
 class Peer:
-    """A network of diffusers with its loss.
+    """The network of `nearest` in diffusers with its loss, under torch.compile if `compiled`.
 
-    Args:
-      config: the experiment. The network is that of `nearest`. model.dtype = 'bfloat16' turns
-        autocast on.
-      compiled: whether to use torch.compile.
-
-    Raises InputError without PyTorch or diffusers, and for networks without a similar one.
+    model.dtype = 'bfloat16' turns autocast on. Raises InputError without PyTorch or diffusers, and
+    for networks without a similar one.
     """
 
     def __init__(self, config: Config, *, compiled: bool = False) -> None:
@@ -88,7 +83,8 @@ class Peer:
                 module.dropout.p = config.model.dropout
         self.layout = torch.channels_last if self.cuda else torch.contiguous_format
         self.network = network.to(self.device, memory_format=self.layout)
-        self.shape = config.data.num_channels, *sides(config.data.image_size)
+        size = config.data.num_channels, *sides(config.data.image_size)
+        self.shape = config.training.batch_size, *size
         enabled = config.model.dtype == "bfloat16"
         self.autocast = functools.partial(
             torch.autocast, self.device.type, torch.bfloat16, enabled=enabled
@@ -96,31 +92,28 @@ class Peer:
         self.alpha, self.std, self.gain, self.label = (
             torch.tensor(values, device=self.device) for values in _levels(config)
         )
+        self.parameters = sum(each.numel() for each in network.parameters())
 
-    def images(self, count: int) -> Tensor:
-        """Return random uint8 images (B, C, H, W)."""
-        pixels = np.random.default_rng(0).integers(0, 256, (count, *self.shape), dtype=np.uint8)
+    def images(self) -> Tensor:
+        """Return a batch of random uint8 images (B, C, H, W)."""
+        pixels = np.random.default_rng(0).integers(0, 256, self.shape, dtype=np.uint8)
         return self.torch.tensor(pixels, device=self.device).contiguous(memory_format=self.layout)
 
-    def normal(self, count: int) -> Tensor:
-        """Return standard normal noise (B, C, H, W)."""
-        noise = self.torch.randn((count, *self.shape), device=self.device)
+    def normal(self) -> Tensor:
+        """Return a batch of standard normal noise (B, C, H, W)."""
+        noise = self.torch.randn(self.shape, device=self.device)
         return noise.contiguous(memory_format=self.layout)
 
     def output(self, x: Tensor, level: Tensor) -> Tensor:
-        """Return the score (B, C, H, W) at noise levels (B,), given by their index.
-
-        The score may differ by factors that are the same for the whole batch.
-        """
+        """Return the score (B, C, H, W) at noise levels (B,), given by their index."""
         with self.autocast():
             output = self.network(x, self.label[level]).sample.float()
             return output * self.gain[level].view(-1, 1, 1, 1)
 
     def loss(self, pixels: Tensor, level: Tensor, noise: Tensor, flip: Tensor) -> Tensor:
-        """Return our training loss, averaged over the batch.
+        """Return our mean training loss of images (B, C, H, W) at noise levels (B,).
 
-        `pixels` and `noise` have shape (B, C, H, W), `level` (B,) and `flip` (B, 1, 1, 1), which
-        states which images are flipped.
+        `flip` (B, 1, 1, 1) states which images are flipped.
         """
         x = pixels.float() / 255
         x = self.torch.where(flip, x.flip(-1), x)
@@ -133,31 +126,22 @@ class Peer:
         return (0.5 * squares.sum(1)).mean()
 
     def maybe_compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, under torch.compile if `compiled`."""
         return self.torch.compile(function) if self.compiled else function
 
-    def program(self, call: Callable[[], object], repeats: int, work: float) -> Program:
-        """Return a program whose runs call a function `repeats` times and wait for the GPU."""
+    def program(self, call: Callable[[], object], evaluations: int) -> Program:
+        """Return a program that calls a function and waits for the GPU."""
 
         def run() -> None:
-            for _ in range(repeats):
-                call()
+            call()
             if self.cuda:
                 self.torch.cuda.synchronize()
 
+        work = evaluations * self.shape[0]
         return Program(run, work, 0.0, {"parameters": self.parameters})
-
-    @property
-    def parameters(self) -> int:
-        """The number of parameters."""
-        return sum(each.numel() for each in self.network.parameters())
 
 
 def _levels(config: Config) -> tuple[np.ndarray, ...]:
-    """Return alpha, std, the factor from output to score, and labels at LEVELS times.
-
-    Each is float32 (LEVELS,).
-    """
+    """Return alpha, std, the factor from output to score, and labels, float32 (LEVELS,)."""
     experiment = on_device(config)
     sde, scales, model = experiment.sde, experiment.num_scales, experiment.score_model
     t = (
@@ -170,15 +154,10 @@ def _levels(config: Config) -> tuple[np.ndarray, ...]:
     return tuple(np.broadcast_to(np.asarray(each, np.float32), (LEVELS,)).copy() for each in found)
 
 
-# --- what is timed ---
-
-
 class Training:
-    """Train steps on one batch of random images."""
-
-    def __init__(self, peer: Peer, batch_size: int) -> None:
+    def __init__(self, peer: Peer) -> None:
         torch, optim = peer.torch, peer.config.optim
-        self.peer, self.pixels, self.count = peer, peer.images(batch_size), 0
+        self.peer, self.pixels, self.count = peer, peer.images(), 0
         self.loss = peer.maybe_compile(peer.loss)
         self.weights = list(peer.network.parameters())
         self.ema = [each.detach().clone() for each in self.weights]
@@ -186,15 +165,13 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.weights, weight_decay=optim.weight_decay, **options)
         peer.network.train()
 
-    def step(self) -> Tensor:
-        """Update the parameters once and return the loss."""
+    def step(self) -> None:
         torch, config, device = self.peer.torch, self.peer.config, self.peer.device
         optim, count = config.optim, len(self.pixels)
         level = torch.randint(LEVELS, (count,), device=device)
         share = 0.5 if config.data.random_flip else 0
         flip = torch.rand((count, 1, 1, 1), device=device) < share
-        loss = self.loss(self.pixels, level, self.peer.normal(count), flip)
-        loss.backward()
+        self.loss(self.pixels, level, self.peer.normal(), flip).backward()
         if optim.grad_clip > 0:
             torch.nn.utils.clip_grad_norm_(self.weights, optim.grad_clip)
         warm_up = min(1.0, self.count / optim.warmup) if optim.warmup else 1.0
@@ -204,16 +181,12 @@ class Training:
         with torch.no_grad():
             torch._foreach_lerp_(self.ema, self.weights, 1 - config.model.ema_rate)
         self.count += 1
-        return loss.detach()
 
 
-def train_step(
-    config: str, overrides: Sequence[str], batch_size: int, steps: int = 0, compiled: bool = False
-) -> Program:
-    """Run train steps; by default 1 on CPUs and 10 elsewhere."""
+def train_step(config: str, overrides: Sequence[str], compiled: bool = False) -> Program:
     peer = Peer(load_config(config, overrides), compiled=compiled)
-    steps = steps or (10 if peer.cuda else 1)
-    return peer.program(Training(peer, batch_size).step, steps, steps * batch_size)
+    training, steps = Training(peer), 10 if peer.cuda else 1
+    return peer.program(lambda: [training.step() for _ in range(steps)], steps)
 
 
 def evaluate(peer: Peer, x: Tensor, output: Callable[..., Tensor], evaluations: int) -> Tensor:
@@ -221,19 +194,16 @@ def evaluate(peer: Peer, x: Tensor, output: Callable[..., Tensor], evaluations: 
     level = peer.torch.full((len(x),), LEVELS // 2, device=peer.device)
     with peer.torch.no_grad():
         for _ in range(evaluations):
-            x = x + 1e-3 * output(x, level) + 1e-3 * peer.normal(len(x))
+            x = x + 1e-3 * output(x, level) + 1e-3 * peer.normal()
     return x
 
 
 def divergence(
     peer: Peer, x: Tensor, output: Callable[..., Tensor], evaluations: int
 ) -> tuple[Tensor, Tensor]:
-    """Return states after evaluations with Hutchinson's estimate of the divergence, and its sum.
-
-    The divergence is computed by backpropagation, as in the official code.
-    """
+    """Return states, and the sum of Hutchinson's estimates, by backpropagation as officially."""
     level = peer.torch.full((len(x),), LEVELS // 2, device=peer.device)
-    probe, traces = peer.normal(len(x)).sign(), peer.torch.zeros(len(x), device=peer.device)
+    probe, traces = peer.normal().sign(), peer.torch.zeros(len(x), device=peer.device)
     for _ in range(evaluations):
         x = x.detach().requires_grad_()
         value = output(x, level)
@@ -244,16 +214,15 @@ def divergence(
 
 
 def _repeated(kind: Callable[..., object], evaluations: int) -> Callable[..., Program]:
-    """Return a function that makes the program of repeated evaluations of one kind."""
-
     def make(
-        config: str, overrides: Sequence[str], batch_size: int, compiled: bool = False, **_: Any
+        config: str, overrides: Sequence[str], compiled: bool = False, levels: int = 0
     ) -> Program:
+        del levels  # Those of our samplers; the peer's number of evaluations is fixed.
         peer = Peer(load_config(config, overrides), compiled=compiled)
         peer.network.eval().requires_grad_(False)
-        x, output = peer.normal(batch_size), peer.maybe_compile(peer.output)
+        x, output = peer.normal(), peer.maybe_compile(peer.output)
         call = functools.partial(kind, peer, x, output, evaluations)
-        return peer.program(call, 1, batch_size * evaluations)
+        return peer.program(call, evaluations)
 
     return make
 

@@ -6,7 +6,6 @@ Devices need not be present: libtpu compiles for TPUs anywhere.
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import importlib.util
 import math
 import os
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -35,8 +33,6 @@ ROOT = Path(__file__).parents[1]
 LIBTPU_VARIABLES = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
 Lowerable = tuple[Any, ...]
 """A jitted function, and its arguments or their shapes."""
-
-# --- configs ---
 
 
 def load_config(path: str, overrides: Iterable[str] = ()) -> Config:
@@ -60,11 +56,6 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> Config:
     return config
 
 
-def config_name(path: str) -> str:
-    """Return the name of a config file in tables."""
-    return path.removeprefix("configs/").removesuffix(".py")
-
-
 def all_configs() -> list[str]:
     """Return the paths of the experiments in configs/."""
     found = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py"))
@@ -77,23 +68,15 @@ def make_experiment(config: str, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def on_device(config: Config) -> Experiment:
-    """Return the experiment of a config on one device."""
     return Experiment(config, jax.devices()[:1])
-
-
-# --- programs ---
 
 
 def train_step(experiment: Experiment) -> Lowerable:
     """Return the train step at training.batch_size."""
-    job = training.score_job(experiment)
-    count = experiment.config.training.batch_size
-
-    def zeros() -> Batch:
-        labels = jnp.zeros(count, jnp.int32) if experiment.labelled else None
-        return Batch(jnp.zeros((count, *experiment.image_shape), jnp.uint8), labels)
-
-    return training.jit_step(job), job.abstract_state(), jax.eval_shape(zeros)
+    job, shape = training.score_job(experiment), batch_shape(experiment)
+    labels = jax.ShapeDtypeStruct(shape[:1], "int32") if experiment.labelled else None
+    batch = Batch(jax.ShapeDtypeStruct(shape, "uint8"), labels)  # pyright: ignore
+    return training.jit_step(job), job.abstract_state(), batch
 
 
 def score(experiment: Experiment) -> Lowerable:
@@ -117,9 +100,8 @@ def derivative(experiment: Experiment) -> Lowerable:
 
 def _of_states(experiment: Experiment, function: Callable[..., Any]) -> Lowerable:
     whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh)
-    count = experiment.config.training.batch_size
-    x = jax.ShapeDtypeStruct((count, *experiment.image_shape), "float32")
-    t = jax.ShapeDtypeStruct((count,), "float32")
+    shape = batch_shape(experiment)
+    x, t = (jax.ShapeDtypeStruct(each, "float32") for each in (shape, shape[:1]))
     jitted = jax.jit(function, in_shardings=(whole, split, split))
     return jitted, experiment.abstract_params, x, t
 
@@ -128,20 +110,21 @@ PROGRAMS = {"train_step": train_step, "score": score, "derivative": derivative}
 
 
 def parameters(experiment: Experiment) -> int:
-    """Return the number of parameters of the network."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(experiment.abstract_params))
 
 
-def images(experiment: Experiment, count: int) -> Batch:
+def batch_shape(experiment: Experiment) -> tuple[int, ...]:
+    """Return the shape of a batch of training.batch_size images."""
+    return experiment.config.training.batch_size, *experiment.image_shape
+
+
+def images(experiment: Experiment) -> Batch:
     """Return random images, with labels for conditional networks, on the experiment's devices."""
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (count, *experiment.image_shape), dtype=np.uint8)
+    rng, shape = np.random.default_rng(0), batch_shape(experiment)
+    pixels = rng.integers(0, 256, shape, dtype=np.uint8)
     classes = max(1, experiment.config.data.num_classes)
-    labels = rng.integers(0, classes, count, dtype=np.int32) if experiment.labelled else None
+    labels = rng.integers(0, classes, shape[0], dtype=np.int32) if experiment.labelled else None
     return sharding.shard(experiment.mesh, Batch(pixels, labels))
-
-
-# --- compilation ---
 
 
 class Compiled(NamedTuple):
@@ -155,14 +138,12 @@ class Compiled(NamedTuple):
         as one pass. None for devices that are not present.
       memory: bytes per device of arguments, results, results that reuse the memory of arguments,
         temporaries (without the workspace of libraries), and the program.
-      estimate: the compiler's estimates for the optimized program on one device, by name.
     """
 
-    call: Callable[..., Any]
+    call: Any
     seconds: dict[str, float]
     flops: float | None
     memory: dict[str, int]
-    estimate: dict[str, float]
 
     @property
     def peak(self) -> int:
@@ -190,19 +171,12 @@ def compile_stages(function: Any, *arguments: Any) -> Compiled:
         "program": sizes.generated_code_size_in_bytes,
     }
     cost = lowered.cost_analysis()
-    flops = float(cost["flops"]) if cost else None
-    return Compiled(compiled, seconds, flops, memory, compiled.cost_analysis() or {})
+    return Compiled(compiled, seconds, float(cost["flops"]) if cost else None, memory)
 
 
 def count_flops(function: Any, *arguments: Any) -> float:
-    """Return the FLOPs of a jitted function for the shapes of its arguments; nothing is compiled.
-
-    Raises ValueError if its devices are absent.
-    """
-    cost = function.lower(*arguments).cost_analysis()
-    if not cost:
-        raise ValueError("XLA cannot count the FLOPs of this function: its devices are absent.")
-    return float(cost["flops"])
+    """Return the FLOPs of a jitted function on present devices; nothing is compiled."""
+    return float(function.lower(*arguments).cost_analysis()["flops"])
 
 
 def step_flops(config: Config) -> float:
@@ -210,9 +184,6 @@ def step_flops(config: Config) -> float:
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({"training.remat": False, "training.accumulate": 1})
     return count_flops(*train_step(on_device(config)))
-
-
-# --- devices that are not present ---
 
 
 def tpus(topology: str) -> list[Any]:
@@ -232,10 +203,3 @@ def tpus(topology: str) -> list[Any]:
         raise InputError(
             f"--topology={topology} is unknown to libtpu; a valid one is v5e:2x4: {brief(error)}"
         ) from error
-
-
-def describe(topology: str) -> str:
-    """Return how results for a topology were obtained, for tables."""
-    kind = tpus(topology)[0].device_kind
-    version = importlib.metadata.version("libtpu")
-    return f"compiled ahead of time for {kind} ({topology}) by libtpu {version}, not run"

@@ -1,14 +1,13 @@
 """Seconds from the start of a process to its first train step, with and without compilation cache.
 
-Each start is a new process that imports the modules of `main.py`, builds the experiment,
-initializes the state, and compiles and runs a train step on random images. A cold start has an
-empty cache folder; the warm start after it uses the folder that it filled.
+A start imports the modules of `main.py`, builds the experiment, initializes the state, and compiles
+and runs a train step on random images. A cold start has an empty cache folder; the warm start after
+it uses the folder that it filled.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,9 +25,9 @@ COLUMNS: tables.Columns = {
 
 
 def first_step(config: str, overrides: Sequence[str], since: float) -> tables.Row:
-    """Run the first train step of this process; return the seconds of each stage and their sum.
+    """Run the first train step of this process, which was started at the time `since`.
 
-    The process was started at the time `since`; `harness.isolated` calls this.
+    Returns the seconds of each stage and their sum; `harness.isolated` calls this.
     """
     # main.py imports these, which takes part of the time.
     import evaluation  # noqa: F401
@@ -44,7 +43,7 @@ def first_step(config: str, overrides: Sequence[str], since: float) -> tables.Ro
     job = training.score_job(experiment)
     state = jax.block_until_ready(job.initial_state())
     times.append(time.time())
-    batch = programs.images(experiment, experiment.config.training.batch_size)
+    batch = programs.images(experiment)
     compiled = programs.compile_stages(training.jit_step(job), state, batch)
     for seconds in compiled.seconds.values():
         times.append(times[-1] + seconds)
@@ -54,30 +53,24 @@ def first_step(config: str, overrides: Sequence[str], since: float) -> tables.Ro
     return stages | {"total": times[-1] - since}
 
 
-def measure(path: str, overrides: Sequence[str], starts: int) -> list[tables.Row]:
-    """Return rows with the medians of `starts` cold and warm starts of a config."""
-    found: dict[str, list[tables.Row]] = {"cold": [], "warm": []}
-    for _ in range(starts):
-        with tempfile.TemporaryDirectory() as folder:
-            cache = {
-                "JAX_COMPILATION_CACHE_DIR": folder,
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            }
-            for results in found.values():
-                arguments = path, overrides, time.time()
-                results.append(harness.isolated(first_step, *arguments, environment=cache))
-    rows: list[tables.Row] = [
-        {"name": path.removeprefix("configs/").removesuffix(".py"), "start": start}
-        | {key: statistics.median(each[key] for each in results) for key in results[0]}
-        for start, results in found.items()
-    ]
+def measure(path: str, overrides: Sequence[str]) -> list[tables.Row]:
+    """Return the rows of a cold and a warm start of a config."""
+    rows: list[tables.Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        cache = {
+            "JAX_COMPILATION_CACHE_DIR": folder,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        for start in ("cold", "warm"):
+            given = path, overrides, time.time()
+            found = harness.isolated(first_step, *given, environment=cache)
+            rows.append({"name": tables.config_name(path), "start": start, **found})
     rows[1]["share"] = rows[1]["total"] / rows[0]["total"]
     return rows
 
 
 def show(options: argparse.Namespace) -> None:
-    """Print the table."""
     overrides = [*options.set, f"training.batch_size={options.batch_size}"]
-    rows = [row for path in options.config for row in measure(path, overrides, options.starts)]
+    rows = [row for path in options.config for row in measure(path, overrides)]
     print(f"\nStarts of training at batch {options.batch_size}; on {tables.machine()}.\n")
     print("\n".join(tables.table(rows, COLUMNS)))

@@ -57,6 +57,10 @@ def read_table(text: str, first: str) -> list[dict[str, str]]:
     return [dict(zip(names, cells, strict=True)) for cells in rows]
 
 
+def config_name(path: str) -> str:
+    return path.removeprefix("configs/").removesuffix(".py")
+
+
 def block(text: str, name: str) -> str:
     """Return the part of a page between the markers of this name, with them; '' without markers."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
@@ -79,7 +83,6 @@ def machine() -> str:
 
 
 def versions(*packages: str) -> str:
-    """Return the versions of those packages that are installed."""
     installed = [name for name in packages if importlib.util.find_spec(name)]
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in installed)
 

@@ -13,7 +13,6 @@ PAGE = Path(__file__).with_name("configuration.md")
 
 
 def row(name: str) -> str:
-    """Return the table row of a field."""
     field = FIELDS[name]
     default = "-" if field.default is ABSENT else f"`{field.default!r}`"
     allowed, affects = field.domain.describe(), ", ".join(field.affects) or "nothing"

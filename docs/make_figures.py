@@ -201,7 +201,6 @@ FIGURES: dict[str, Callable[..., Figure]] = {
 
 
 def draw(name: str, path: Path, **options: Any) -> None:
-    """Write a figure as PNG."""
     with mpl.rc_context(STYLE):
         FIGURES[name](**options).savefig(path)
 

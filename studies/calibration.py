@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 from api import calibration
+from api.calibration import Calibration
 from benchmarks.tables import header, row
 from score_sde import Prior, operators
 from sde_lib import SDE, VPSDE
@@ -25,7 +26,6 @@ from studies.posterior_cases import FOUR
 from studies.posterior_priors import Mixture, random_modes
 
 OPTIONS = {"repetitions": 25, "write": False}
-PAGE = common.ROOT / "docs" / "inverse_problems.md"
 DIMS, SAMPLES, STD, NOISE = 8, 63, 0.2, 1.0
 MODES_NOISE = 0.1
 COUNTS = (100, 200, 400)
@@ -43,19 +43,12 @@ ERRORS = {
 
 
 def judge(
-    rng: np.random.Generator,
-    count: int,
-    *,
-    weights: float = 0.0,
-    spread: float = 1.0,
-    bias: float = 0.0,
-) -> calibration.Calibration:
-    """Judge samples of the posterior with planted errors.
+    rng: np.random.Generator, count: int, weights: float = 0, spread: float = 1, bias: float = 0
+) -> Calibration:
+    """Judge samples of the posterior, given `count` simulations, with planted errors.
 
-    Args:
-      rng, count: of the simulations.
-      weights: the error of the weight of a mode, times the sign that y states.
-      spread, bias: the factor and the mean of the samples of all entries but the first.
+    The weight of a mode is off by `weights` times the sign that y states. Samples of the other
+    entries have the standard deviation `spread` and the mean `bias`.
     """
     mode, sign = rng.choice([-1.0, 1.0], (2, count))
     x = rng.normal(size=(count, DIMS))
@@ -73,23 +66,21 @@ def judge(
     return calibration.judge(ranks, names, calibration.features(np.stack([y, sign], 1)))
 
 
-def rejected(repetitions: int, count: int, **errors: float) -> int:
-    """Return how many of so many repetitions are called wrong."""
-    found = (judge(np.random.default_rng(seed), count, **errors) for seed in range(repetitions))
-    return sum(each.kind != "calibrated" for each in found)
+def is_wrong(found: Calibration) -> bool:
+    return found.kind != "calibrated"
 
 
 def table(repetitions: int) -> list[str]:
     """Return the share of repetitions that are called wrong, by error and simulations."""
     lines = header("error of the samples", *(f"{count} simulations" for count in COUNTS))
     for name, errors in ERRORS.items():
-        shares = (rejected(repetitions, count, **errors) / repetitions for count in COUNTS)
+        shares = []
+        for count in COUNTS:
+            rngs = map(np.random.default_rng, range(repetitions))
+            shares.append(np.mean([is_wrong(judge(rng, count, **errors)) for rng in rngs]))
         lines.append(row(name, *(f"{share:.2f}" for share in shares)))
         print(lines[-1], flush=True)
     return lines
-
-
-# --- a mixture ------------------------------------------------------------------------------------
 
 
 def modes(dims: int = DIMS) -> tuple[Mixture, np.ndarray]:
@@ -108,7 +99,7 @@ def prior_of(mixture: Mixture, sde: SDE) -> Prior:
     return Prior(score, sde, mixture.means.shape[1:])
 
 
-def judge_exact(rng: np.random.Generator, count: int) -> calibration.Calibration:
+def judge_exact(rng: np.random.Generator, count: int) -> Calibration:
     """Judge exact draws from the posteriors of simulated measurements."""
     (vectors, names), (mixture, matrix) = calibration.directions((DIMS,)), modes()
     x = mixture.draw(rng, count)
@@ -128,35 +119,25 @@ def judge_exact(rng: np.random.Generator, count: int) -> calibration.Calibration
 def table_of_modes(repetitions: int, count: int = COUNTS[-1]) -> list[str]:
     """Return how often `moment_matching` and exact draws of the mixture are called wrong."""
     mixture, matrix = modes()
-    measured = operators.dense((DIMS,), matrix)
     posterior = prior_of(mixture, VPSDE()).posterior(
-        None, measured, noise=MODES_NOISE, method="moment_matching"
+        None, operators.dense((DIMS,), matrix), noise=MODES_NOISE, method="moment_matching"
     )
-    results = {
-        "exact draws": [
-            judge_exact(np.random.default_rng(seed), count) for seed in range(4 * repetitions)
-        ],
-        "`moment_matching`": [
-            posterior.calibrate(count, SAMPLES, seed, batch_size=8192)
-            for seed in range(repetitions)
-        ],
-    }
+    exact = [judge_exact(np.random.default_rng(seed), count) for seed in range(4 * repetitions)]
+    own = [posterior.calibrate(count, SAMPLES, i, batch_size=8192) for i in range(repetitions)]
     lines = header("samples", f"called wrong, {count} simulations", "median p, dependence on y")
-    for name, found in results.items():
-        wrong = sum(each.kind != "calibrated" for each in found)
+    for name, found in {"exact draws": exact, "`moment_matching`": own}.items():
         p = np.median([each.p_values[calibration.INDEPENDENCE[0]] for each in found])
-        lines.append(row(name, f"{wrong} of {len(found)}", f"{p:.2g}"))
+        lines.append(row(name, f"{sum(map(is_wrong, found))} of {len(found)}", f"{p:.2g}"))
     return lines
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure, and write the tables."""
-    lines = table(options.repetitions)
-    of_modes = table_of_modes(options.repetitions)
-    print("\n".join(of_modes))
-    if options.write:
-        about = common.provenance("python -m studies.calibration --write")
-        common.write_blocks(PAGE, {"power": [about, "", *lines], "modes": [about, "", *of_modes]})
+    about = [common.provenance("python -m studies.calibration --write"), ""]
+    blocks = {
+        "power": about + table(options.repetitions),
+        "modes": about + table_of_modes(options.repetitions),
+    }
+    common.publish("inverse_problems.md", blocks, write=options.write)
 
 
 if __name__ == "__main__":

@@ -19,25 +19,26 @@ from errors import InputError
 from studies import claims_measured, common
 from studies.claims_checks import (
     AS_GOOD,
+    SAMPLES,
     Check,
-    Measured,
+    Estimates,
     Study,
-    Use,
     larger,
     smaller,
     summary,
     table,
 )
 from studies.claims_networks import OTHER_DATA
-from studies.common import Estimate
 
-OPTIONS = {
-    "folder": "",  # of networks and results
-    "claim": "1,2,3,4,5,6,7,8,9",
-    "seeds": 6,  # Each half has three.
-    "tiny": False,  # Train and measure next to nothing, to test the program.
-    "page": "docs/claims.md",
-}
+OPTIONS = {"folder": "", "claim": "1,2,3,4,5,6,7,8,9", "seeds": 6}  # Each half has three.
+PAGE = common.ROOT / "docs" / "claims.md"
+STEPS = (50, 250)  # of P and PC; the paper has 1,000, the digits' configs 250
+REFERENCE = 1000  # steps of the predictor and corrector beside few-step solvers
+LONG, LONG_ELSEWHERE = 500, 200  # images drawn for this comparison; the latter of other data
+GUIDED = 250  # images of classes that are drawn with guidance
+CLASSIFIER = 500  # training steps of the classifier of noised images
+IMAGES = 100  # held-out images of the other measurements
+FEW = 8  # images of measurements with the larger networks of zoo/
 SNR = {"VE": 0.16, "VP": 0.01, "sub-VP": 0.01}  # of the Langevin corrector after a predictor
 CORRECTOR_SNR = 0.16  # of the corrector alone
 TOLERANCES = (1e-5, 1e-3, 1e-1)
@@ -75,13 +76,12 @@ Checks = Iterator[Check]
 # --- 1 to 3: samplers -----------------------------------------------------------------------------
 
 
-def _cases(study: Study) -> list[tuple[int, str]]:
+def _cases() -> list[tuple[int, str]]:
     """Return the numbers of steps and the data they are used for: all for the digits."""
-    steps = study.sizes.steps
-    return [(n, "") for n in steps] + [(steps[0], data) for data in OTHER_DATA]
+    return [(n, "") for n in STEPS] + [(STEPS[0], data) for data in OTHER_DATA]
 
 
-def _cell(study: Study, steps: int, network: str, name: str, kind: str) -> list[Estimate]:
+def _cell(study: Study, steps: int, network: str, name: str, kind: str) -> Estimates:
     """Return the distances of a cell of Table 1: P, P2 with twice the steps, C or PC."""
     options: dict[str, Any] = {"sampler": "pc", **PREDICTORS[name], "corrector": "none"}
     options["steps"] = steps * (2 if kind in ("P2", "C") else 1)
@@ -95,7 +95,7 @@ def _cell(study: Study, steps: int, network: str, name: str, kind: str) -> list[
 
 def predictor_corrector(study: Study) -> Checks:
     """Table 1: predictor and corrector against either alone."""
-    for n, data in _cases(study):
+    for n, data in _cases():
         for sde, rows in FID.items():
             for name, (_, p2000, c2000, pc1000) in rows.items():
                 own = _cell(study, n, sde + data, name, "PC")
@@ -109,7 +109,7 @@ def predictor_corrector(study: Study) -> Checks:
 def predictors(study: Study) -> Checks:
     """Table 1: predictors alone, with n steps ("P") or 2 n ("P2")."""
     ancestral, reverse, flow = PREDICTORS
-    for n, data in _cases(study):
+    for n, data in _cases():
         for twice, kind in enumerate(("P", "P2")):
             for sde, rows in FID.items():
                 found = {name: _cell(study, n, sde + data, name, kind) for name in PREDICTORS}
@@ -127,25 +127,24 @@ def predictors(study: Study) -> Checks:
 
 
 def black_box_ode(study: Study) -> Checks:
-    """The black-box ODE solver."""
-
-    def at_tolerances(name: str, count: int) -> list[Measured]:
-        flow, tolerances = claims_measured.flow, TOLERANCES
-        return [study.measure(flow, name, count=count, tolerance=each) for each in tolerances]
-
-    for name, count in (("VP", study.sizes.samples), ("zoo/fashion_vp", study.sizes.zoo)):
-        at, data = at_tolerances(name, count), ZOO[name]
-        fine, middle, coarse = (each.of("evaluations") for each in at)
+    at: dict[str, list[dict[str, Estimates]]] = {
+        name: [
+            study.measure(claims_measured.flow, name, count=count, tolerance=each)
+            for each in TOLERANCES
+        ]
+        for name, count in (("VP", SAMPLES), ("zoo/fashion_vp", FEW))
+    }
+    for name, found in at.items():
+        data, (fine, middle, coarse) = ZOO[name], (each["evaluations"] for each in found)
         yield larger(f"{data}: 1e-5 needs more evaluations than 1e-3", "548 and 86", fine, middle)
         yield larger(f"{data}: 1e-3 needs more evaluations than 1e-1", "86 and 14", middle, coarse)
         text = f"{data}: 1e-3 needs less than a fifth of 1,000 evaluations"
-        yield Check(text, "86", at[1].of("saving"), margin=5.0)
-    at = at_tolerances("VP", study.sizes.samples)
-    fine, middle, coarse = (each.of("distance") for each in at)
+        yield Check(text, "86", found[1]["saving"], margin=5.0)
+    fine, middle, coarse = (each["distance"] for each in at["VP"])
     text = "digits: 1e-3 is as good as 1e-5"
     yield smaller(text, "visually the same", middle, fine, AS_GOOD)
     yield larger("digits: 1e-1 is worse than 1e-5", "visibly worse", coarse, fine)
-    for n in study.sizes.steps:
+    for n in STEPS:
         fixed = _cell(study, n, "VP", "probability flow", "P2")
         text = f"digits: 1e-3 is as good as {2 * n} steps of fixed length"
         paper = "FID 3.69 (Table 2) against 3.59 (P1000)"
@@ -155,16 +154,15 @@ def black_box_ode(study: Study) -> Checks:
 # --- 4 and 5: networks ----------------------------------------------------------------------------
 
 
-def _gain(study: Study, text: str, paper: str, before: str, after: str, bound: str = "") -> Check:
-    """Return the check that one network has fewer bits/dim than another, or a smaller `bound`."""
-    found = study.measure(claims_measured.gain, before, after, count=study.sizes.images)
+def _gain(study: Study, text: str, paper: str, networks: tuple[str, str], bound="") -> Check:
+    """Return the check that the second network has fewer bits/dim, or a smaller `bound`."""
+    found = study.measure(claims_measured.gain, *networks, count=IMAGES)
     names = ("gain of the bound", "bound after", "bound before")
-    gain, *shown = (found.of(name) for name in (names if bound else ("gain", "after", "before")))
+    gain, *shown = (found[name] for name in (names if bound else ("gain", "after", "before")))
     return Check(text, paper, gain, 0.0, shown=tuple(shown))
 
 
 def likelihoods(study: Study) -> Checks:
-    """Bits/dim and its bound."""
     papers = {
         "likelihood weighting": "not in Table 2; 2.83 in arXiv:2101.09258",
         "sub-VP": "3.02 against 3.16 (DDPM++ cont.)",
@@ -172,13 +170,12 @@ def likelihoods(study: Study) -> Checks:
     for end in ("", ", longer", *OTHER_DATA):
         for name, paper in papers.items():
             pair = f"VP{end}", f"{name}{end}"
-            yield _gain(study, f"{name}{end}: fewer bits/dim than VP", paper, *pair)
+            yield _gain(study, f"{name}{end}: fewer bits/dim than VP", paper, pair)
             text = f"{name}{end}: a smaller upper bound than VP"
-            yield _gain(study, text, "not reported", *pair, bound="bound")
+            yield _gain(study, text, "not reported", pair, bound="bound")
 
 
 def networks(study: Study) -> Checks:
-    """Networks and training."""
     pairs = (
         ("VP", "DDPM++ discrete", "continuous training of DDPM++ (VP)", "FID 2.55 against 2.78"),
         ("VE", "NCSN++ discrete", "continuous training of NCSN++ (VE)", "FID 2.38 against 2.45"),
@@ -200,78 +197,73 @@ def networks(study: Study) -> Checks:
 
 
 def encodings(study: Study) -> Checks:
-    """Codes are unique."""
     cases = [("the same network with another seed", "VP", "VP")]
     another = "another network: DDPM, trained on discrete levels"
     cases += [(another + data, f"VP{data}", f"DDPM{data}") for data in ALL_DATA]
     for name, first, second in cases:
-        uses = Use(first), Use(second, shift=1)
-        found = study.measure(claims_measured.codes, *uses, count=study.sizes.images)
+        found = study.measure(claims_measured.codes, first, second, shift=1, count=IMAGES)
         text = f"codes by {name}: less than half as far apart as those of other images"
-        yield smaller(text, "nearly the same codes", found.of("same"), found.of("other"), 2.0)
+        yield smaller(text, "nearly the same codes", found["same"], found["other"], 2.0)
 
 
 def manipulation(study: Study) -> Checks:
-    """Interpolation and temperature."""
-    many, few, figure = study.sizes.images, 4 * study.sizes.zoo, "Figure 3, pictures"
+    figure = "Figure 3, pictures"
     for name, data in ZOO.items():
-        count = many if name == "VP" else few
+        count = IMAGES if name == "VP" else 4 * FEW
         between = study.measure(claims_measured.interpolation, name, count=count)
         heat = study.measure(claims_measured.temperature, name, count=count, low=LOW)
         text = "images halfway between two codes are closer to data than means of two images"
-        yield smaller(f"{data}: {text}", figure, between.of("codes"), between.of("pixels"))
+        yield smaller(f"{data}: {text}", figure, between["codes"], between["pixels"])
         text = "both ends of an interpolation differ by more than twice the largest of 9 steps"
-        yield larger(f"{data}: {text}", figure, between.of("ends"), between.of("step"), 2.0)
+        yield larger(f"{data}: {text}", figure, between["ends"], between["step"], 2.0)
         text = f"{data}: codes times {LOW} give less varied images"
-        yield smaller(text, "pictures", heat.of("spread at low"), heat.of("spread"))
-    heat = study.measure(claims_measured.temperature, "VP", count=many, low=LOW)
+        yield smaller(text, "pictures", heat["spread at low"], heat["spread"])
+    heat = study.measure(claims_measured.temperature, "VP", count=IMAGES, low=LOW)
     text = f"digits: codes times {LOW} keep the class of 4 of 5"
-    yield Check(text, "pictures", heat.of("kept"), margin=0.8)
+    yield Check(text, "pictures", heat["kept"], margin=0.8)
 
 
 def conditions(study: Study) -> Checks:
-    """Conditional generation."""
-    sizes, figure = study.sizes, "Figure 4, pictures"
-    options = {"count": sizes.guided, "iterations": sizes.classifier, "strength": 4.0}
-    correct = study.measure(claims_measured.guided, "VP", **options).of("correct")
+    figure = "Figure 4, pictures"
+    options = {"count": GUIDED, "iterations": CLASSIFIER, "strength": 4.0}
+    correct = study.measure(claims_measured.guided, "VP", **options)["correct"]
     text = "digits: 4 of 5 guided samples are of the requested class (chance: 1 in 10)"
     yield Check(text, figure, correct, margin=0.8)
     for name, data in ZOO.items():
-        count = sizes.images if name == "VP" else sizes.zoo
+        count = IMAGES if name == "VP" else FEW
         found = study.measure(claims_measured.inpainting, name, count=count)
         text = f"{data}: inpainting has a smaller error than samples without a measurement"
-        yield smaller(text, "pictures", found.of("solutions"), found.of("samples"), 1.1)
+        yield smaller(text, "pictures", found["solutions"], found["samples"], 1.1)
         if name == "VP":
             text = "digits: half of the inpainted ones are of the class of the original"
-            yield Check(text, "pictures", found.of("kept"), margin=0.5)
-    found = study.measure(claims_measured.colorization, "zoo/emoji_vp", count=3 * sizes.zoo)
+            yield Check(text, "pictures", found["kept"], margin=0.5)
+    found = study.measure(claims_measured.colorization, "zoo/emoji_vp", count=3 * FEW)
     text = "emoji: colors are closer to the true ones than those of another emoji"
-    yield smaller(text, figure, found.of("solutions"), found.of("others"), 1.1)
+    yield smaller(text, figure, found["solutions"], found["others"], 1.1)
     text = "emoji: colors are at least half as strong as the true ones"
-    yield larger(text, figure, found.of("color"), found.of("true color"), 0.5)
+    yield larger(text, figure, found["color"], found["true color"], 0.5)
 
 
 # --- 9: later work --------------------------------------------------------------------------------
 
 
 def later_work(study: Study) -> Checks:
-    """Few-step solvers, EDM and rectified flow."""
-    sizes, paper = study.sizes, "not in the paper"
+    paper = "not in the paper"
     for data in ALL_DATA:
-        count = sizes.long_elsewhere if data else sizes.long
+        count = LONG_ELSEWHERE if data else LONG
         options: dict[str, Any] = {"sampler": "pc", "corrector": "langevin", "count": count}
-        options |= {"predictor": "reverse_diffusion", "steps": sizes.reference}
+        options |= {"predictor": "reverse_diffusion", "steps": REFERENCE}
         for sde in ("VP", "VE", "sub-VP"):
             pc = study.distances(sde + data, snr=SNR[sde], **options)
             few = study.distances(sde + data, count=count)
-            text = f"{sde}{data}: 20 evaluations are as good as PC with {2 * sizes.reference:,}"
+            text = f"{sde}{data}: 20 evaluations are as good as PC with {2 * REFERENCE:,}"
             yield smaller(text, paper, few, pc, AS_GOOD)
         for name in ("EDM", "rectified flow"):
             vp, own = (study.distances(each + data) for each in ("VP", name))
             text = f"{name} is as good as VP with 20 evaluations{data}"
             yield smaller(text, paper, own, vp, AS_GOOD)
             text = f"{name} has fewer bits/dim than VP{data}"
-            yield _gain(study, text, paper, f"VP{data}", name + data)
+            yield _gain(study, text, paper, (f"VP{data}", name + data))
 
 
 CLAIMS: dict[str, Callable[[Study], Checks]] = {
@@ -290,23 +282,21 @@ CLAIMS: dict[str, Callable[[Study], Checks]] = {
 
 def main(options: argparse.Namespace) -> None:
     """Train, measure and write the tables of the chosen claims, and the summary of all."""
-    folder, page, chosen = Path(options.folder), Path(options.page), options.claim.split(",")
+    folder, chosen = Path(options.folder), options.claim.split(",")
     numbered = {str(number): make for number, make in enumerate(CLAIMS.values(), 1)}
     if not set(chosen) <= numbered.keys():
         raise InputError(f"--claim={options.claim}: the claims are 1 to {len(CLAIMS)}.")
     if options.seeds < 1:
         raise InputError(f"--seeds={options.seeds} must be at least 1.")
-    if not page.is_file():
-        raise InputError(f"--page={page} is not a file; its tables are replaced.")
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    study = Study(folder, range(options.seeds), tiny=options.tiny)
+    study = Study(folder, range(options.seeds))
     for number in chosen:
         command = f"python -m studies.claims --folder=DIR --claim={number}"
         lines = table(list(numbered[number](study)))
         about = f"{common.provenance(command)} Seeds: {options.seeds}."
-        common.write_blocks(page, {f"claim {number}": [about, "", *lines]})
-    common.write_blocks(page, {"summary": summary(page.read_text(), list(CLAIMS))})
+        common.write_blocks(PAGE, {f"claim {number}": [about, "", *lines]})
+    common.write_blocks(PAGE, {"summary": summary(PAGE.read_text(), list(CLAIMS))})
 
 
 if __name__ == "__main__":

@@ -6,14 +6,15 @@ better, and `AS_GOOD` where it is at least as good: its distance may be a ninth 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.records import Records
+from benchmarks.records import Record, Records
 from benchmarks.tables import block, header, read_table, row
 from errors import InputError
 from studies import claims_measured, common
@@ -21,112 +22,77 @@ from studies.claims_networks import NETWORKS
 from studies.common import FAILS, HOLDS, UNKNOWN, Estimate, combine, log_ratio, verdict
 
 AS_GOOD = 0.9
+SAMPLES = 1000  # images drawn for a distance
 MISSING = "not measured"
 VERDICTS = (HOLDS, FAILS, UNKNOWN, MISSING)
-
-
-class Sizes(NamedTuple):
-    """How much is measured."""
-
-    samples: int = 1000  # images drawn for a distance
-    steps: tuple[int, ...] = (50, 250)  # of P and PC; the paper has 1,000, the digits' configs 250
-    reference: int = 1000  # steps of the predictor and corrector beside few-step solvers
-    long: int = 500  # images drawn for this comparison, by both
-    long_elsewhere: int = 200  # the same for other data than digits
-    guided: int = 250  # images of classes that are drawn with guidance
-    images: int = 100  # held-out images of the other measurements
-    zoo: int = 8  # images of measurements with the larger networks of zoo/
-    classifier: int = 500  # training steps of the classifier of noised images
-
-
-TINY = Sizes(12, (2, 3), 2, 12, 12, 12, images=8, zoo=2, classifier=2)
-
-
-# --- measurements ---------------------------------------------------------------------------------
-
-
-class Use(NamedTuple):
-    """A network of a measurement.
-
-    Attributes:
-      name: a key of NETWORKS, or a file of zoo/ such as "zoo/emoji_vp".
-      snapshot: the number of its checkpoint; None for the last one.
-      shift: how many seeds after that of the measurement its own seed is, in turn.
-    """
-
-    name: str
-    snapshot: int | None = None
-    shift: int = 0
-
-
-class Measured(list[dict[str, Estimate]]):
-    """The results of a measurement for each seed; empty if there are none."""
-
-    def of(self, entry: str) -> list[Estimate]:
-        """Return an entry for each seed."""
-        return [Estimate(*found[entry]) for found in self]
+Estimates = list[Estimate]
+"""Of each seed; empty if nothing is measured."""
 
 
 class Study:
     """Measures networks, which are trained on first use, and records the results in a folder."""
 
-    def __init__(self, folder: Path, seeds: Sequence[int], *, tiny: bool = False) -> None:
-        self.folder, self.seeds, self.tiny = folder, seeds, tiny
-        self.sizes = TINY if tiny else Sizes()
+    def __init__(self, folder: Path, seeds: Sequence[int]) -> None:
+        self.folder, self.seeds = folder, seeds
         self.records = Records(folder / "results.jsonl")
 
     def measure(
-        self, function: Callable[..., Any], *networks: str | Use, **arguments: Any
-    ) -> Measured:
-        """Return the results of a function of `claims_measured` for each seed.
+        self,
+        function: Callable[..., Any],
+        *names: str,
+        snapshot: int | None = None,
+        shift: int = 0,
+        **arguments: Any,
+    ) -> dict[str, Estimates]:
+        """Return the results of a function of `claims_measured`, by their names.
 
-        Networks of other data than digits have one seed. Without their data nothing is measured.
+        Args:
+          function: takes models, a seed and `arguments`.
+          names: keys of NETWORKS, or files of zoo/ such as "zoo/emoji_vp". Networks of other data
+            than digits have one seed. Without their data nothing is measured.
+          snapshot: the number of their checkpoint, by default the last one.
+          shift: how many seeds after that of the first network the seed of the second one is.
         """
-        uses = [each if isinstance(each, Use) else Use(each) for each in networks]
-        repeated = all(use.name in NETWORKS and NETWORKS[use.name].is_repeated for use in uses)
-        names, found = " and ".join(use.name for use in uses), Measured()
+        repeated = all(name in NETWORKS and NETWORKS[name].is_repeated for name in names)
+        found: dict[str, Estimates] = defaultdict(list)
         for index, seed in enumerate(self.seeds if repeated else self.seeds[:1]):
-            about = f"{function.__name__} of {names}, {arguments}, seed {seed}"
-            identities = [[self._identity(use, index), use.snapshot] for use in uses]
-            parts = [function.__name__, arguments, seed, identities]
+            about = f"{function.__name__} of {' and '.join(names)}, {arguments}, seed {seed}"
+            sources = [self._source(name, index + i * shift) for i, name in enumerate(names)]
+            identities = [  # of the parameters: the content of a file, or config and code
+                hashlib.sha256(each.read_bytes()).hexdigest()
+                if isinstance(each, Path)
+                else common.key(each.to_dict(), "training")
+                for each in sources
+            ]
+            parts = [function.__name__, arguments, seed, identities, snapshot]
 
-            def compute(index: int = index, seed: int = seed, about: str = about) -> dict[str, Any]:
+            def compute(sources: Any = sources, seed: int = seed, about: str = about) -> Record:
                 print(f"measuring {about}", flush=True)
-                models = [common.load(self._file(use, index), use.snapshot) for use in uses]
-                return {"about": about, "found": function(models, seed, **arguments)}
+                train = functools.partial(common.train, folder=self.folder)
+                files = [each if isinstance(each, Path) else train(each) for each in sources]
+                models = [common.load(each, snapshot) for each in files]
+                return {"about": about, "found": function(*models, seed=seed, **arguments)}
 
             try:
                 record = self.records.cached(common.key(parts, function.__module__), compute)
             except InputError as error:  # A data set is not installed.
                 print(f"  not measured: {error}", flush=True)
-                return Measured()
-            found.append(record["found"])
+                return defaultdict(list)
+            for name, value in record["found"].items():
+                found[name].append(Estimate(*value))
         return found
 
-    def _file(self, use: Use, index: int) -> Path:
-        """Return the file or workdir of a network; train it first if necessary."""
-        if use.name in NETWORKS:
-            return common.train(self._config(use, index), self.folder)
-        return common.ROOT / f"{use.name}.safetensors"
+    def _source(self, name: str, index: int) -> Any:
+        """Return the config of a network with a seed, in turn, or its file."""
+        if name in NETWORKS:
+            return NETWORKS[name].make_config(self.seeds[index % len(self.seeds)])
+        return common.ROOT / f"{name}.safetensors"
 
-    def _identity(self, use: Use, index: int) -> str:
-        """Return what identifies the parameters of a network: its file, or config and code."""
-        if use.name in NETWORKS:
-            return common.key(self._config(use, index).to_dict(), "training")
-        return hashlib.sha256(self._file(use, index).read_bytes()).hexdigest()
-
-    def _config(self, use: Use, index: int) -> Any:
-        seed = self.seeds[(index + use.shift) % len(self.seeds)]
-        return NETWORKS[use.name].make_config(seed, tiny=self.tiny)
-
-    def distances(self, name: str, snapshot: int | None = None, **options: Any) -> list[Estimate]:
+    def distances(self, name: str, snapshot: int | None = None, **options: Any) -> Estimates:
         """Return distances of samples, by default by the few-step solver with 20 evaluations."""
         few = {"sampler": "dpm++_2m_sde", "schedule": "log_snr", "steps": 20}
-        chosen = {**({} if "sampler" in options else few), "count": self.sizes.samples, **options}
-        return self.measure(claims_measured.draws, Use(name, snapshot), **chosen).of("distance")
-
-
-# --- checks ---------------------------------------------------------------------------------------
+        chosen = {**({} if "sampler" in options else few), "count": SAMPLES, **options}
+        return self.measure(claims_measured.draws, name, snapshot=snapshot, **chosen)["distance"]
 
 
 class Check(NamedTuple):
@@ -143,53 +109,43 @@ class Check(NamedTuple):
 
     text: str
     paper: str
-    numbers: list[Estimate]
+    numbers: Estimates
     margin: float
     is_ratio: bool = False
-    shown: tuple[list[Estimate], ...] = ()
-
-    def verdict(self, seeds: slice = slice(None)) -> str:
-        """Return the verdict from some seeds, by default all."""
-        if not self.numbers[seeds]:
-            return MISSING
-        margin = math.log(self.margin) if self.is_ratio else self.margin
-        return verdict(combine(self.numbers[seeds]), margin)
+    shown: tuple[Estimates, ...] = ()
 
     def cells(self) -> list[str]:
         """Return the row of the page, whose last cell has the verdicts of either half of seeds."""
-        start = [self.text, self.paper]
+        start, margin = [self.text, self.paper], f"{self.margin:g}"
         if not self.numbers:
-            return [*start, "", "", f"{self.margin:g}", MISSING, ""]
+            return [*start, "", "", margin, MISSING, ""]
+        limit = math.log(self.margin) if self.is_ratio else self.margin
         middle, found = len(self.numbers) // 2, combine(self.numbers)
+        halves = (self.numbers[:middle], self.numbers[middle:]) if middle else ()
         number, shown = str(found), " against ".join(str(combine(each)) for each in self.shown)
         if self.is_ratio:  # The error is relative to first order.
             ratio = math.exp(found.value)
             number = f"ratio {Estimate(ratio, ratio * found.stderr)}"
-        both = (self.verdict(slice(middle)), self.verdict(slice(middle, None))) if middle else ()
-        return [*start, shown, number, f"{self.margin:g}", self.verdict(), ", ".join(both)]
-
-
-def smaller(
-    text: str, paper: str, subject: list[Estimate], other: list[Estimate], margin: float = 1.0
-) -> Check:
-    """Return the check that a distance or error is smaller than another one, by a factor."""
-    ratios = [log_ratio(b, a) for a, b in zip(subject, other)]
-    return Check(text, paper, ratios, margin, True, (subject, other))
+        both = ", ".join(verdict(combine(half), limit) for half in halves)
+        return [*start, shown, number, margin, verdict(found, limit), both]
 
 
 def larger(
-    text: str, paper: str, subject: list[Estimate], other: list[Estimate], margin: float = 1.0
+    text: str, paper: str, subject: Estimates, other: Estimates, margin: float = 1.0
 ) -> Check:
     """Return the check that a quantity is larger than another one, by a factor."""
     ratios = [log_ratio(a, b) for a, b in zip(subject, other)]
     return Check(text, paper, ratios, margin, True, (subject, other))
 
 
-# --- tables ---------------------------------------------------------------------------------------
+def smaller(
+    text: str, paper: str, subject: Estimates, other: Estimates, margin: float = 1.0
+) -> Check:
+    """Return the check that a distance or error is smaller than another one, by a factor."""
+    return larger(text, paper, other, subject, margin)._replace(shown=(subject, other))
 
 
 def table(checks: Sequence[Check]) -> list[str]:
-    """Return the table of the checks of a claim."""
     lines = header("claim", "paper", "here", "number", "margin", "verdict", "halves")
     return lines + [row(*check.cells()) for check in checks]
 

@@ -1,13 +1,13 @@
 """What is measured of networks for the claims.
 
-Each function takes models, a seed and arguments that JSON can store, and returns named estimates.
+Each function takes a model or two, a seed and arguments that JSON can store, and returns named
+estimates.
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -29,7 +29,6 @@ from studies.common import Estimate, mean
 from studies.distances import distance, held_out, is_digits
 from training import classifier
 
-Models = Sequence[TrainedModel]
 Found = dict[str, Estimate]
 FRAMES = 10  # of an interpolation, with both ends
 ROWS = 16  # pairs of images, of which all frames are decoded
@@ -47,22 +46,14 @@ def classes(model: TrainedModel, x: np.ndarray) -> np.ndarray:
     return distances.classes(model.to_images(jnp.asarray(x)))
 
 
-# --- samples --------------------------------------------------------------------------------------
-
-
-def draws(models: Models, seed: int, *, count: int, sampler: str, **options: Any) -> Found:
+def draws(model: TrainedModel, *, seed: int, count: int, sampler: str, **options: Any) -> Found:
     """Return the `distance` of `count` samples; the options are those of `Prior.sample`."""
-    (model,) = models
     x = model.sample(count, seed=seed, sampler=sampler, batch_size=count, **options)
     return {"distance": distance(model, x)}
 
 
-def flow(models: Models, seed: int, *, count: int, tolerance: float) -> Found:
-    """Return the `distance` and the `evaluations` of the probability flow with adaptive steps.
-
-    `saving` is 1,000 divided by the mean number of evaluations.
-    """
-    (model,) = models
+def flow(model: TrainedModel, *, seed: int, count: int, tolerance: float) -> Found:
+    """Return the `distance` by the adaptive ODE, its `evaluations`, and 1,000 / these, `saving`."""
     keys = sampling.image_keys(jax.random.key(seed), jnp.arange(count))
     x, evaluations = _solve_flow(model.score, model.sde, model.event_shape, keys, tolerance)
     found = mean(np.asarray(evaluations))
@@ -81,24 +72,17 @@ def _solve_flow(
     )
 
 
-# --- densities ------------------------------------------------------------------------------------
-
-
-def gain(models: Models, seed: int, *, count: int) -> Found:
+def gain(*models: TrainedModel, seed: int, count: int) -> Found:
     """Return bits/dim `before` (the first model) and `after` (the second), and the `gain`.
 
-    Also `bound before`, `bound after` and `gain of the bound` for the variational bound. The images
-    and their dequantizing noise are the same for both, so the errors are those of differences.
+    The same of the variational `bound`. Images and their dequantizing noise are the same for both.
     """
-    exact, bound = zip(*(_bits(model, seed, count) for model in models))
-    return {
-        "before": mean(exact[0]),
-        "after": mean(exact[1]),
-        "gain": mean(exact[0] - exact[1]),
-        "bound before": mean(bound[0]),
-        "bound after": mean(bound[1]),
-        "gain of the bound": mean(bound[0] - bound[1]),
-    }
+    found: Found = {}
+    pairs = zip(*(_bits(model, seed, count) for model in models))
+    for start, of, (before, after) in zip(("", "bound "), ("", " of the bound"), pairs):
+        found |= {f"{start}before": mean(before), f"{start}after": mean(after)}
+        found[f"gain{of}"] = mean(before - after)
+    return found
 
 
 def _bits(model: TrainedModel, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,11 +96,8 @@ def _bits(model: TrainedModel, seed: int, count: int) -> tuple[np.ndarray, np.nd
     return np.asarray(exact), np.asarray(bound)
 
 
-# --- latent codes ---------------------------------------------------------------------------------
-
-
-def codes(models: Models, seed: int, *, count: int) -> Found:
-    """Return the distance of two models' codes of the `same` images and of `other` images.
+def codes(*models: TrainedModel, seed: int, count: int) -> Found:
+    """Return the distance of codes of two models, of the `same` images and of `other` images.
 
     Distances are Euclidean, in units of the prior's standard deviation and relative to the square
     root of the dimension: those of independent codes are about sqrt(2).
@@ -126,14 +107,13 @@ def codes(models: Models, seed: int, *, count: int) -> Found:
     return {"same": mean(rms(first - second)), "other": mean(rms(first - others))}
 
 
-def interpolation(models: Models, seed: int, *, count: int) -> Found:
+def interpolation(model: TrainedModel, *, seed: int, count: int) -> Found:
     """Return how images change between pairs of held-out images.
 
     `codes` and `pixels` are distances to held-out images: of images halfway between two codes, and
-    of means of two images. `ends` is the root mean square difference of the two decoded images, and
-    `step` that of the two adjacent frames which differ most.
+    of means of two images. `ends` is the difference of the two decoded images, and `step` that of
+    the two adjacent frames which differ most.
     """
-    (model,) = models
     x, z = np.asarray(_images(model, seed, count)), _encode(model, seed, count)
     half = len(x) // 2
     rows = min(half, ROWS)
@@ -149,19 +129,16 @@ def interpolation(models: Models, seed: int, *, count: int) -> Found:
     }
 
 
-def temperature(models: Models, seed: int, *, count: int, low: float) -> Found:
+def temperature(model: TrainedModel, *, seed: int, count: int, low: float) -> Found:
     """Return what scaling the codes of held-out images by `low` does.
 
     `spread` and `spread at low` are the root mean square deviations of images from their mean. For
     digits, `kept` is the share of images that stay in their class, according to a classifier.
     """
-    (model,) = models
     z = _encode(model, seed, count)
     plain, scaled = _decode(model, z), _decode(model, low * z)
-    found = {
-        "spread": mean(rms(plain - plain.mean(0))),
-        "spread at low": mean(rms(scaled - scaled.mean(0))),
-    }
+    found = {"spread": mean(rms(plain - plain.mean(0)))}
+    found["spread at low"] = mean(rms(scaled - scaled.mean(0)))
     if is_digits(model):
         found["kept"] = mean(classes(model, plain) == classes(model, scaled))
     return found
@@ -183,19 +160,14 @@ def _decode(model: TrainedModel, z: np.ndarray) -> np.ndarray:
     return np.asarray(model.decode(jnp.asarray(z * model.sde.prior_std)))
 
 
-# --- conditional generation -----------------------------------------------------------------------
-
-
-def guided(models: Models, seed: int, *, count: int, iterations: int, strength: float) -> Found:
-    """Return the share of guided samples that are of the requested class, `correct`.
-
-    A noise-conditional classifier is trained first. A classifier of clean digits judges.
-    """
-    (model,) = models
+def guided(
+    model: TrainedModel, *, seed: int, count: int, iterations: int, strength: float
+) -> Found:
+    """Train a classifier; return the share of guided samples of the requested class, `correct`."""
     config = Config(model.config.to_dict())
-    config.guidance.classes, config.guidance.scale = tuple(range(10)), strength
+    config.guidance.update(classes=tuple(range(10)), scale=strength)
     config.classifier.n_iters = iterations
-    config.sampling.update({"method": "solver", "solver": "dpm++_2m_sde", "num_steps": 20})
+    config.sampling.update(method="solver", solver="dpm++_2m_sde", num_steps=20)
     experiment = Experiment(config, jax.devices()[:1])
     with tempfile.TemporaryDirectory() as folder:
         experiment.classifier = classifier.train(config, folder)
@@ -205,14 +177,12 @@ def guided(models: Models, seed: int, *, count: int, iterations: int, strength: 
     return {"correct": mean(distances.classes(images) == requested)}
 
 
-def inpainting(models: Models, seed: int, *, count: int) -> Found:
-    """Return root mean square errors in the unknown center of held-out images.
+def inpainting(model: TrainedModel, *, seed: int, count: int) -> Found:
+    """Return errors in the unknown center of held-out images: of `solutions`, and of `samples`.
 
-    They are those of `solutions` given the pixels around the center, and of `samples` without. For
-    digits also the shares whose class is that of the original digit according to a classifier:
+    For digits also the shares whose class is that of the original digit according to a classifier:
     `kept` of the solutions, and `grey` of images whose center is grey.
     """
-    (model,) = models
     known = operators.box(model.event_shape, SHARE)
     truth, solutions, samples = _solve(model, operators.mask(known), seed, count)
     unknown = ~np.broadcast_to(known, model.event_shape)
@@ -227,14 +197,12 @@ def inpainting(models: Models, seed: int, *, count: int) -> Found:
     return found
 
 
-def colorization(models: Models, seed: int, *, count: int) -> Found:
-    """Return root mean square errors of the colors of held-out images without color.
+def colorization(model: TrainedModel, *, seed: int, count: int) -> Found:
+    """Return errors of the colors, differences from the mean of the channels, of given means.
 
-    A color is the difference from the mean of the channels. `solutions` have the given means, and
-    `others` are the colors of another image. `color` and `true color` are the root mean squares of
-    the colors of solutions and of the original images.
+    They are those of `solutions`, and of the colors of another image, `others`. `color` and `true
+    color` are the root mean squares of the colors of solutions and of the original images.
     """
-    (model,) = models
     operator = operators.channel_mean(model.event_shape)
     truth, solutions, _ = _solve(model, operator, seed, count)
     true, found = (x - x.mean(-1, keepdims=True) for x in (truth, solutions))

@@ -7,15 +7,13 @@ snapshot of the others. Most are also trained on other data, of which names end 
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from configs.default import Config, complete
 
 SNAPSHOT = 400  # steps between the checkpoints that are kept
-TINY = {"model.nf": 8, "model.ch_mult": (1,), "training.batch_size": 16}
 VP, VE = "vp.digits_ddpmpp_continuous", "ve.digits_ncsnpp_continuous"
 WEIGHTED = {"training.likelihood_weighting": True, "training.importance_weighting": True}
 DISCRETE = {"training.continuous": False}
@@ -38,8 +36,7 @@ OTHER_DATA = {
 the two images that differ most (Song & Ermon 2020, Technique 1): 11.6 and 17.7 of 3,000 images."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
+class Network(NamedTuple):
     """A network of the digits, or of another data set.
 
     Attributes:
@@ -50,28 +47,21 @@ class Network:
     """
 
     config: str
-    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changes: Mapping[str, Any] = {}
     snapshots: int = 2
     is_repeated: bool = True
 
-    def make_config(self, seed: int, *, tiny: bool = False) -> Config:
-        """Return the complete config of the network with this seed; `tiny` for tests."""
+    def make_config(self, seed: int) -> Config:
+        """Return the complete config of the network with this seed."""
         config = importlib.import_module(f"configs.{self.config}").get_config()
-        snapshot = 2 if tiny else SNAPSHOT
-        fields: dict[str, Any] = {
-            "seed": seed,
-            "training.n_iters": self.snapshots * snapshot,
-            "training.snapshot_freq": snapshot,
-            "training.snapshot_freq_for_preemption": snapshot,
-            "training.snapshot_sampling": False,
-            "training.log_freq": 500,
-            "training.eval_freq": snapshot,
-            **self.changes,
-            **(TINY if tiny else {}),
-        }
-        for name, value in fields.items():
-            section, _, field = name.rpartition(".")
-            (config[section] if section else config)[field] = value
+        config.seed = seed
+        frequencies = ("snapshot_freq", "snapshot_freq_for_preemption", "eval_freq")
+        config.training.update(dict.fromkeys(frequencies, SNAPSHOT))
+        config.training.update(snapshot_sampling=False, log_freq=500)
+        config.training.n_iters = self.snapshots * SNAPSHOT
+        for name, value in self.changes.items():
+            section, _, field = name.partition(".")
+            config[section][field] = value
         return complete(config)
 
 
@@ -94,18 +84,9 @@ NETWORKS = {
 }
 """By name."""
 
-
-def _on(data: str, network: Network) -> Network:
-    """Return a network of the digits on other data."""
-    changes = {**network.changes, **OTHER_DATA[data]}
-    return dataclasses.replace(network, changes=changes, is_repeated=False)
-
-
-NETWORKS |= {
-    f"{name}{data}": _on(data, network)
-    for data in OTHER_DATA
-    for name, network in list(NETWORKS.items())
-} | {
-    f"{name}, longer": dataclasses.replace(NETWORKS[name], snapshots=6)
-    for name in ("VP", "likelihood weighting", "sub-VP")
-}
+for _name, _network in list(NETWORKS.items()):
+    for _data, _fields in OTHER_DATA.items():
+        _changes = {**_network.changes, **_fields}
+        NETWORKS[_name + _data] = _network._replace(changes=_changes, is_repeated=False)
+for _name in ("VP", "likelihood weighting", "sub-VP"):
+    NETWORKS[f"{_name}, longer"] = NETWORKS[_name]._replace(snapshots=6)

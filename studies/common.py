@@ -72,9 +72,7 @@ def _code(module: str) -> str:
 
 
 def _is_text(statement: ast.stmt) -> bool:
-    """Return whether a statement is a string alone, such as a docstring."""
-    value = statement.value if isinstance(statement, ast.Expr) else None
-    return isinstance(value, ast.Constant) and isinstance(value.value, str)
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -88,10 +86,8 @@ def train(config: Config, folder: Path) -> Path:
     workdir = folder / "networks" / key(config.to_dict(), "training")
     finished = workdir.with_suffix(".finished")
     if not finished.exists():
-        state = training.train(config, str(workdir))
-        if int(state.step) < training.last_step(
-            0, config.training.n_iters, config.training.n_jitted_steps
-        ):
+        state, chosen = training.train(config, str(workdir)), config.training
+        if int(state.step) < training.last_step(0, chosen.n_iters, chosen.n_jitted_steps):
             raise KeyboardInterrupt
         finished.touch()
     return workdir
@@ -120,11 +116,11 @@ _scores: dict[str, NetworkScore] = {}
 """A score by its config."""
 
 
-def digits_network(name: str, folder: Path) -> Path:
-    """Train the network of a config of digits, without a warm-up of its average, unless it is."""
+def digits_network(name: str, folder: Path) -> TrainedModel:
+    """Return the network of a config of digits, trained without a warm-up of its average."""
     config = importlib.import_module(f"configs.{name}").get_config()
     config.model.ema_ramp = False
-    return train(complete(config), folder)
+    return load(train(complete(config), folder))
 
 
 @functools.cache
@@ -216,6 +212,13 @@ def provenance(command: str) -> str:
     found = subprocess.run(words, capture_output=True, text=True)
     commit = found.stdout.strip() or "unknown"
     return f"Measured by `{command}` at commit {commit}, on {tables.machine()}."
+
+
+def publish(page: str, blocks: Mapping[str, Sequence[str]], *, write: bool) -> None:
+    """Print generated blocks of a page of docs/, by name, and write them if told to."""
+    print("\n".join(line for lines in blocks.values() for line in lines))
+    if write:
+        write_blocks(ROOT / "docs" / page, blocks)
 
 
 def write_blocks(page: Path, blocks: Mapping[str, Sequence[str]]) -> None:

@@ -24,7 +24,6 @@ from studies.posterior_priors import Mixture
 from studies.sampling import CORRECTED, SDES
 
 OPTIONS = {"samples": 2000, "write": False}
-PAGE = common.ROOT / "docs" / "sampling.md"
 DIMS, BUDGETS = (8, 64), (200, 1000)
 TITLES = {
     "none": "predictor alone",
@@ -32,6 +31,7 @@ TITLES = {
     "langevin_per_image": "`langevin_per_image`",
     "metropolis": "`metropolis`",
 }
+CELL = "{:.1f} / {:+.1f}"
 FLOORS = 20  # sets of exact samples
 
 
@@ -56,38 +56,30 @@ def measure(mixture: Mixture, sde: str, corrector: str, budget: int, count: int)
     steps = budget // (1 + predictor_corrector.evaluations(sampling.CORRECTORS[corrector]))
     sampler = prior.make_sampler("pc", steps, corrector=corrector, **CORRECTED[sde])
     found = prior.draw(sampler, count, jax.random.key(0), batch_size=count)
-    return cell(*errors(mixture, np.asarray(found.x, np.float64)))
-
-
-def cell(weights: float, spread: float) -> str:
-    """Return the two errors as the table shows them."""
-    return f"{weights:.1f} / {spread:+.1f}"
+    return CELL.format(*errors(mixture, np.asarray(found.x, np.float64)))
 
 
 def table(count: int) -> list[str]:
     """Return errors of weights and spread, by corrector, and SDE, dimensions and evaluations."""
     columns = [(sde, dims, budget) for sde in ("VE", "VP") for dims in DIMS for budget in BUDGETS]
     lines = header("corrector", *(f"{sde}, {dims}-D, {n}" for sde, dims, n in columns))
-    floors = {}
-    for dims in DIMS:
-        (mixture, _), rng = modes(dims), np.random.default_rng(0)
+    mixtures, floors = {dims: modes(dims)[0] for dims in DIMS}, {}
+    for dims, mixture in mixtures.items():
+        rng = np.random.default_rng(0)
         found = [errors(mixture, mixture.draw(rng, count)) for _ in range(FLOORS)]
-        floors[dims] = cell(*np.mean(np.abs(found), 0))
+        floors[dims] = CELL.format(*np.mean(np.abs(found), 0))
     lines.append(row("exact samples (mean of sizes)", *(floors[dims] for _, dims, _ in columns)))
     for corrector, title in TITLES.items():
-        cells = [measure(modes(dims)[0], sde, corrector, n, count) for sde, dims, n in columns]
+        cells = [measure(mixtures[dims], sde, corrector, n, count) for sde, dims, n in columns]
         lines.append(row(title, *cells))
         print(lines[-1], flush=True)
     return lines
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure, and write the table."""
-    lines = table(options.samples)
-    print("\n".join(lines))
-    if options.write:
-        about = common.provenance("python -m studies.correctors --write")
-        common.write_blocks(PAGE, {"correctors": [about, "", *lines]})
+    about = common.provenance("python -m studies.correctors --write")
+    blocks = {"correctors": [about, "", *table(options.samples)]}
+    common.publish("sampling.md", blocks, write=options.write)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from scipy.stats import norm
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
@@ -16,14 +14,12 @@ from sklearn.linear_model import LogisticRegression
 import datasets
 from configs.default_digits_configs import get_default_configs
 from score_sde import TrainedModel
-from sde_lib import SDE, Score
 from studies import common
 from studies.common import Estimate
+from studies.posterior_priors import Mixture
 
 RESAMPLINGS = 40
 HELD_OUT = 1000  # images of larger data sets that samples are compared with
-
-# --- the sliced distance --------------------------------------------------------------------------
 
 
 @functools.cache
@@ -56,14 +52,9 @@ def weighted_quantiles(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     flat = x.reshape(len(x), -1)
     projected = flat @ directions(flat.shape[1])
     order = np.argsort(projected, 0)
-    middle = np.cumsum(weights[order], 0) - weights[order] / 2
+    middle = (np.cumsum(weights[order], 0) - weights[order] / 2) / weights.sum()
     values = np.take_along_axis(projected, order, 0)
-    total = weights.sum()
-    columns = [np.interp(levels(len(x)), m / total, v) for m, v in zip(middle.T, values.T)]
-    return np.stack(columns, 1)
-
-
-# --- held-out images ------------------------------------------------------------------------------
+    return np.stack([np.interp(levels(len(x)), m, v) for m, v in zip(middle.T, values.T)], 1)
 
 
 def scale(images: np.ndarray | Array) -> np.ndarray:
@@ -79,29 +70,22 @@ def held_out(model: TrainedModel, count: int) -> np.ndarray:
 
 
 def is_digits(model: TrainedModel) -> bool:
-    """Return whether a model draws digits, whose classes a classifier recognizes."""
     return model.config.data.dataset == "digits"
 
 
-_quantiles: dict[tuple[str, int], np.ndarray] = {}
-"""Quantiles of held-out images by data set and size."""
-
-
+@functools.cache
 def quantiles(model: TrainedModel) -> np.ndarray:
     """Return the quantiles of the held-out images of a model's data set, in [-1, 1].
 
     The classes of digits are weighted as in training.
     """
-    key = model.config.data.dataset, model.config.data.image_size
-    if key not in _quantiles and is_digits(model):
-        both = [common.images(model, split) for split in ("train", "test")]
-        train, test = (np.bincount(np.asarray(each.labels)) / len(each) for each in both)
-        weights = (train / test)[np.asarray(both[1].labels)]
-        _quantiles[key] = weighted_quantiles(scale(digits(both[1])), weights)
-    elif key not in _quantiles:
+    if not is_digits(model):
         images = scale(held_out(model, HELD_OUT))
-        _quantiles[key] = weighted_quantiles(images, np.ones(len(images)))
-    return _quantiles[key]
+        return weighted_quantiles(images, np.ones(len(images)))
+    train, test = (common.images(model, split) for split in ("train", "test"))
+    known, drawn = (np.bincount(np.asarray(each.labels)) / len(each) for each in (train, test))
+    weights = (known / drawn)[np.asarray(test.labels)]
+    return weighted_quantiles(scale(digits(test)), weights)
 
 
 def distance(model: TrainedModel, x: Array | np.ndarray) -> Estimate:
@@ -135,78 +119,28 @@ def classes(images: np.ndarray) -> np.ndarray:
     return classifier().predict_proba(scale(images).reshape(len(images), -1)).argmax(1)
 
 
-# --- mixtures of Gaussians ------------------------------------------------------------------------
-
-
-class Mixture(NamedTuple):
-    """Equally likely Gaussians over events of a shape.
-
-    Attributes:
-      means, variances: (K, D), D being the size of an event.
-      shape: of an event.
-    """
-
-    means: np.ndarray
-    variances: np.ndarray
-    shape: tuple[int, ...]
-
-    def sample(self, seed: int, n: int) -> np.ndarray:
-        """Return n samples (n, D)."""
-        rng = np.random.default_rng(seed)
-        k = rng.integers(0, len(self.means), n)
-        return self.means[k] + np.sqrt(self.variances[k]) * rng.normal(size=(n, len(self.means.T)))
-
-    def score(self, sde: SDE) -> Score:
-        """Return the exact score. If a batch has one time, it needs only matrix products."""
-
-        def components(t: Array) -> tuple[Array, Array]:
-            alpha = sde.alpha(t)
-            return alpha * self.means, alpha**2 * self.variances + sde.var(t)
-
-        def equal_times(x: Array, t: Array) -> Array:
-            mean, var = components(t[0])
-            offsets = (mean**2 / var + jnp.log(var)).sum(-1)
-            logits = x @ (mean / var).T - 0.5 * (x**2 @ (1 / var).T + offsets)
-            weights = jax.nn.softmax(logits)
-            return weights @ (mean / var) - weights @ (1 / var) * x
-
-        def one_event(x: Array, t: Array) -> Array:
-            mean, var = components(t)
-            scores = (mean - x) / var
-            weights = jax.nn.softmax(-0.5 * (scores**2 * var + jnp.log(var)).sum(-1))
-            return weights @ scores
-
-        def score(x: Array, t: Array) -> Array:
-            flat = x.reshape(len(x), -1)
-            same = jnp.all(t == t[0])
-            return lax.cond(same, equal_times, jax.vmap(one_event), flat, t).reshape(x.shape)
-
-        return score
-
-    def quantiles(self, n: int) -> np.ndarray:
-        """Return the quantiles (i + 1/2) / n along `directions`, (n, 2 D).
-
-        Along a direction the mixture consists of Gaussians in one dimension.
-        """
-        vectors = directions(len(self.means.T))
-        mean, std = self.means @ vectors, np.sqrt(self.variances @ vectors**2)
-        grid = np.linspace((mean - 6 * std).min(0), (mean + 6 * std).max(0), 4000)
-        columns = []
-        for j, points in enumerate(grid.T):
-            cdf = norm.cdf((points[:, None] - mean[:, j]) / std[:, j]).mean(1)
-            columns.append(np.interp(levels(n), cdf, points))
-        return np.stack(columns, 1)
+def quantiles_of_mixture(mixture: Mixture, n: int) -> np.ndarray:
+    """Return the quantiles of a mixture along `directions`, (n, 2 D)."""
+    vectors = directions(len(mixture.means.T))
+    mean = mixture.means @ vectors
+    std = np.sqrt(np.einsum("di,kde,ei->ki", vectors, mixture.covariances, vectors, optimize=True))
+    grid = np.linspace((mean - 6 * std).min(0), (mean + 6 * std).max(0), 4000)
+    columns = []
+    for j, points in enumerate(grid.T):
+        cdf = norm.cdf((points[:, None] - mean[:, j]) / std[:, j]) @ mixture.weights
+        columns.append(np.interp(levels(n), cdf, points))
+    return np.stack(columns, 1)
 
 
 def mixture_of_digits() -> Mixture:
     """Return ten Gaussians with the pixel means and variances of the classes of the digits.
 
-    The digits are dequantized and scaled to [-1, 1]; an event has the shape (8, 8, 1).
+    They are equally likely. The digits are dequantized and scaled to [-1, 1].
     """
     grey, labels = map(np.asarray, load_digits(return_X_y=True))
     x = 2 * (grey + 0.5) / 17 - 1
     groups = [x[labels == k] for k in range(10)]
     dequantization_var = (2 / 17) ** 2 / 12
-    means = np.stack([group.mean(0) for group in groups]).astype(np.float32)
-    variances = np.stack([group.var(0) + dequantization_var for group in groups])
-    return Mixture(means, variances.astype(np.float32), (8, 8, 1))
+    covariances = [np.diag(group.var(0) + dequantization_var) for group in groups]
+    means = np.stack([group.mean(0) for group in groups])
+    return Mixture(np.full(10, 0.1), means, np.stack(covariances))

@@ -89,9 +89,6 @@ def distance_to_nearest(x: np.ndarray, training: np.ndarray) -> np.ndarray:
     return cdist(x, training).min(1)
 
 
-# --- distances to held-out images -----------------------------------------------------------------
-
-
 def excess(distance: Estimate, floor: Estimate) -> Estimate:
     """Return (distance^2 - floor^2)^(1/2), or 0 if the distance is smaller, and its error.
 
@@ -170,15 +167,8 @@ def distances(folder: Path, font: str | None) -> list[str]:
     return lines
 
 
-def main(options: argparse.Namespace) -> None:
-    """Print the table, and write the picture; or print and write the tables of distances."""
-    if options.networks:
-        lines = [common.provenance("python -m studies.guidance --networks=DIR --write"), ""]
-        lines += distances(Path(options.networks), options.font)
-        print("\n".join(lines))
-        if options.write:
-            common.write_blocks(common.ROOT / "docs" / "guidance.md", {"distances": lines})
-        return
+def classify(folders: list[str], picture: str | None) -> None:
+    """Print the rows of checkpoints of evaluation folders, and write the picture of the first."""
     data = get_default_configs().data
     train, test = (datasets.load(data, split) for split in ("train", "test"))
     x, held_out = (
@@ -191,12 +181,12 @@ def main(options: argparse.Namespace) -> None:
     print(f"accuracy of the classifier on {len(test)} test digits: {100 * accuracy:.1f} %")
     print(f"machine: {machine()}\n")
     far = np.quantile(distance_to_nearest(held_out, x), 0.99)
-    folders = [each for name in options.folders for each in sorted(Path(name).glob("checkpoint_*"))]
-    if options.picture and folders:
-        draw(Path(options.picture), folders[0])
+    checkpoints = [path for name in folders for path in sorted(Path(name).glob("checkpoint_*"))]
+    if picture and checkpoints:
+        draw(Path(picture), checkpoints[0])
     columns = "folder", "guidance", "scale", "NFE", "correct class, %", "worst class, % (which)"
     print("\n".join(header(*columns, "spread", "outliers, %")))
-    for folder in folders:
+    for folder in checkpoints:
         images, classes = load(folder)
         result = json.loads((folder / "results.json").read_text())["samples"]
         samples, guidance = images.reshape(len(images), -1) * (16 / 255), result["guidance"]
@@ -209,6 +199,16 @@ def main(options: argparse.Namespace) -> None:
         cells += f"{result['nfe']:.0f}", f"{share:.1f} +- {error:.1f}"
         cells += f"{100 * worst:.0f} ({which})", f"{relative:.2f}", f"{100 * outliers:.1f}"
         print(row(*cells))
+
+
+def main(options: argparse.Namespace) -> None:
+    """Classify the samples of folders; or train networks and compare distances."""
+    if options.networks:
+        lines = [common.provenance("python -m studies.guidance --networks=DIR --write"), ""]
+        lines += distances(Path(options.networks), options.font)
+        common.publish("guidance.md", {"distances": lines}, write=options.write)
+    else:
+        classify(options.folders, options.picture)
 
 
 if __name__ == "__main__":

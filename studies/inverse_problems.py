@@ -9,6 +9,7 @@ with --write puts them into the page and draws its picture. The network is train
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from studies.distances import held_out
 from tests import gaussian_posterior
 
 OPTIONS = {"folder": "", "images": 24, "write": False}
-PAGE = common.ROOT / "docs" / "inverse_problems.md"
 SDES = {"VE": VESDE(), "VP": VPSDE(), "sub-VP": SubVPSDE()}
 # Covariance, operator and noise of the Gaussian problems, see `tests.gaussian_posterior`.
 GAUSSIANS = (("correlated", "mask", 0.0), ("correlated", "mask", 0.2), ("correlated", "dense", 0.2))
@@ -48,20 +48,21 @@ CALIBRATION_SAMPLES = 20
 CALIBRATION_STEPS = (20, 60)  # of guided scores, and of methods that need 'pc'
 
 
-# --- Gaussian data --------------------------------------------------------------------------------
+def gaussian_errors(
+    sde: str, problem: tuple[str, str, float], method: str, steps: int, **options: Any
+) -> gaussian_posterior.Errors:
+    options = METHOD_OPTIONS.get(method, {}) | options
+    return gaussian_posterior.measure(SDES[sde], *problem, method, steps=steps, **options)
 
 
-def gaussian_table(count: int = 2000) -> list[str]:
+def gaussian_table() -> list[str]:
     """Return a table of errors of mean and covariance for each method, SDE and problem."""
     problems = [(sde, problem) for problem in GAUSSIANS for sde in SDES]
     titles = [f"{sde}: {operator}, noise {noise}" for sde, (_, operator, noise) in problems]
     lines = header("method", "steps", *titles)
     for method, steps in STEPS.items():
-        cells = []
-        for sde, problem in problems:
-            options: dict[str, Any] = METHOD_OPTIONS.get(method, {}) | {"steps": steps}
-            errors = gaussian_posterior.measure(SDES[sde], *problem, method, count=count, **options)
-            cells.append(f"{errors.mean:.3f} / {errors.covariance:.3f}")
+        found = [gaussian_errors(*each, method, steps, count=2000) for each in problems]
+        cells = [f"{each.mean:.3f} / {each.covariance:.3f}" for each in found]
         lines.append(row(f"`{method}`", str(steps), *cells))
         print(lines[-1], flush=True)
     return lines
@@ -72,12 +73,7 @@ def plot_gaussian_errors(path: Path) -> None:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2, sharey=True), ("VE", "VP")):
         for method in METHODS:
-            errors = [
-                gaussian_posterior.measure(
-                    SDES[name], *GAUSSIANS[0], method, steps=n, **METHOD_OPTIONS.get(method, {})
-                )
-                for n in STEP_COUNTS
-            ]
+            errors = [gaussian_errors(name, GAUSSIANS[0], method, n) for n in STEP_COUNTS]
             axes.loglog(STEP_COUNTS, [each.mean for each in errors], "o-", label=method)
         # The floor is the same for all methods.
         axes.axhline(errors[0].floor, color="grey", linestyle=":", label="Monte-Carlo error")
@@ -87,23 +83,18 @@ def plot_gaussian_errors(path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-# --- digits ---------------------------------------------------------------------------------------
-
-
 def tasks(shape: tuple[int, ...]) -> dict[str, tuple[Operator, float]]:
     """Return operators and noise, the latter for images in [0, 1], by the name of the problem."""
+    pixels = operators.random_pixels(shape, 0.25)
     return {
         "inpaint, a box of half the sides": (operators.mask(operators.box(shape, 0.5)), 0.0),
-        "inpaint, 3 of 4 pixels unknown": (
-            operators.mask(operators.random_pixels(shape, 0.25)),
-            0.0,
-        ),
+        "inpaint, 3 of 4 pixels unknown": (operators.mask(pixels), 0.0),
         "super_resolution by 2, noise 0.05": (operators.block_mean(shape, 2), 0.05),
         "motion_deblur over 4 pixels, noise 0.05": (operators.motion_blur(shape, 4.0), 0.05),
     }
 
 
-def digits_tables(model: TrainedModel, count: int, **options: Any) -> list[str]:
+def digits_tables(model: TrainedModel, count: int) -> list[str]:
     """Return a table for each task: PSNR and SSIM of the methods and of baselines without model."""
     truth, lines = model.from_images(held_out(model, count)), []
     noise = jax.random.normal(jax.random.key(0), truth.shape)
@@ -113,12 +104,9 @@ def digits_tables(model: TrainedModel, count: int, **options: Any) -> list[str]:
         y = operator.observe(truth, noise, 2 * std)  # The range of the model is [-1, 1].
         for method in METHODS:
             posterior = model.posterior(y, operator, noise=2 * std, method=method)
-
-            def draw(number: int, seed: int, posterior=posterior) -> np.ndarray:
-                return np.asarray(posterior.sample(number, seed, batch_size=count, **options))
-
-            x = draw(SAMPLES, 1)
-            seconds = harness.seconds_of(lambda draw=draw: draw(1, 2))
+            draw = functools.partial(posterior.sample, batch_size=count)
+            x = np.asarray(draw(SAMPLES, 1))
+            seconds = harness.seconds_of(lambda draw=draw: np.asarray(draw(1, 2)))
             misfit = np.mean([np.abs(operator.forward(each) - y).mean() for each in x]) / 2
             cells = *quality(x, truth), misfit
             lines.append(row(f"`{method}`", *(f"{each:.3f}" for each in cells), f"{seconds:.1f}"))
@@ -136,12 +124,12 @@ def quality(x: Array | np.ndarray, truth: Array) -> tuple[float, float, float]:
     def unit(x: Array | np.ndarray) -> Array:
         return (jnp.clip(jnp.asarray(x), -1, 1) + 1) / 2
 
-    each, mean, target = unit(x), unit(np.asarray(x).mean(0)), unit(truth)
+    each, mean, target = unit(x), unit(np.mean(x, 0)), unit(truth)
     pair = jnp.tile(target, (len(each), 1, 1, 1)), each.reshape(-1, *truth.shape[1:])
     window = min(11, *truth.shape[1:3])
     ssim = dm_pix.ssim(*pair, filter_size=window)  # Its convolutions are exact.
     found = dm_pix.psnr(*pair), dm_pix.psnr(target, mean), ssim
-    psnr, of_mean, similarity = (float(np.mean(value)) for value in found)
+    psnr, of_mean, similarity = (float(np.mean(each)) for each in found)
     return psnr, of_mean, similarity
 
 
@@ -164,9 +152,6 @@ def baselines(model: TrainedModel, operator: Operator, y: Array) -> dict[str, Ar
     }
 
 
-# --- calibration ----------------------------------------------------------------------------------
-
-
 def calibration_table(model: TrainedModel) -> list[str]:
     """Return a table of the verdicts on each method, for Gaussian data and for digits."""
     lines = header("method", "Gaussian data", "90 % intervals", "digits", "90 % intervals")
@@ -179,9 +164,9 @@ def calibration_table(model: TrainedModel) -> list[str]:
     for method in METHODS:
         cells, steps = [], CALIBRATION_STEPS[METHODS[method].requires_pc]
         for (prior, operator, noise, own), count in zip(problems, CALIBRATED):
-            options: dict[str, Any] = dict(own) if method == "moment_matching" else {}
-            if method in ("pigdm", "daps"):
-                options["prior_std"] = gaussian_posterior.STD
+            std = {"prior_std": gaussian_posterior.STD}
+            own_options = {"moment_matching": own, "pigdm": std, "daps": std}
+            options: dict[str, Any] = own_options.get(method, {})
             posterior = prior.posterior(None, operator, noise=noise, method=method, **options)
             found = posterior.calibrate(count, CALIBRATION_SAMPLES, steps=steps, batch_size=1000)
             share, error = found.coverage(0.9)
@@ -192,19 +177,18 @@ def calibration_table(model: TrainedModel) -> list[str]:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure, and write the tables and the picture."""
     jax.config.update("jax_default_matmul_precision", "highest")
     folder = Path(options.folder)
-    model = common.load(common.digits_network("vp.digits_ddpmpp_continuous", folder))
+    model = common.digits_network("vp.digits_ddpmpp_continuous", folder)
     about = common.provenance("python -m studies.inverse_problems --folder=DIR --write")
     blocks = {
         "gaussian": [about, "", *gaussian_table()],
         "calibration": calibration_table(model),
         "digits": digits_tables(model, options.images),
     }
+    common.publish("inverse_problems.md", blocks, write=options.write)
     if options.write:
-        common.write_blocks(PAGE, blocks)
-        plot_gaussian_errors(PAGE.with_suffix(".png"))
+        plot_gaussian_errors(common.ROOT / "docs" / "inverse_problems.png")
 
 
 if __name__ == "__main__":

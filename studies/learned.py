@@ -33,11 +33,7 @@ from controllable.operators import Operator
 from score_sde import TrainedModel, operators
 from studies import common, distances
 from studies.common import Estimate, mean
-from studies.distances import (
-    digits,
-    scale,
-    sliced_distance,
-)
+from studies.distances import digits, scale, sliced_distance
 from studies.posterior_cases import CALLS
 from studies.posterior_own import counted
 
@@ -79,7 +75,6 @@ def load(name: str, font: str | None) -> Data:
 
 
 def tasks(shape: tuple[int, ...]) -> dict[str, Operator]:
-    """Return the operators by the names of the tasks."""
     found = {"super-resolution by 2": operators.block_mean(shape, 2)}
     if shape[-1] > 1:
         return found | {"colorization": operators.channel_mean(shape)}
@@ -105,7 +100,8 @@ def network(
     Returns the network and the CPU seconds of training, of the last part if it was stopped.
     `settings` are those of `score_sde.train` that differ from SETTINGS.
     """
-    images, known, settings = np.tile(data.train, (COPIES, 1, 1, 1)), {}, SETTINGS | settings
+    settings = SETTINGS | settings
+    images, known = np.tile(data.train, (COPIES, 1, 1, 1)), {}
     if operator:
         known["image"] = as_image(operator, observe(images, operator, 0))
     elif "class_dropout" in settings:
@@ -128,7 +124,7 @@ def distance_beyond(x: np.ndarray, truth: np.ndarray, train: np.ndarray) -> Esti
     """Return the distance of samples x (S, N, ...) to training images, less that of the truth.
 
     Samples of the exact posteriors are distributed as the truth (N, ...) is, so that they have 0 on
-    average. The distance is `sliced_distance`; the error is that of resampling the N images.
+    average. The error is that of resampling the N images.
     """
     rows, flat = len(truth), np.asarray(train, np.float64).reshape(len(train), -1)
     known = np.quantile(flat @ distances.directions(flat.shape[1]), distances.levels(rows), axis=0)
@@ -187,11 +183,11 @@ class Problem:
         (model, seconds), rows = network(folder, self.data, given), len(self.y)
         model, options = counted(model), {"steps": DRAWN_STEPS, "batch_size": EACH * rows}
         if given:
-            title, drawn = "conditional network", model.given(as_image(given, self.y))
+            title, shape = "conditional network", (EACH, rows)
+            drawn = model.given(as_image(given, self.y))
         else:
             drawn = model.posterior(self.y, self.operator, noise=NOISE, iterations=ITERATIONS)
-            title = f"`{drawn.method}`"
-        shape = (EACH, rows) if given else EACH
+            title, shape = f"`{drawn.method}`", EACH
         x, cost = draw(functools.partial(drawn.sample, shape, **options))
         return {"title": title, "training": seconds} | cost | self.judge(x)
 
@@ -222,7 +218,6 @@ COLUMNS: Columns = {
 
 
 def main(options: argparse.Namespace) -> None:
-    """Train and measure what DIR lacks, and print or write the tables."""
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # Callbacks of scores may block it.
     warnings.simplefilter("ignore")  # The default method may be biased, which is measured here.
     folder = Path(options.folder)
@@ -235,15 +230,9 @@ def main(options: argparse.Namespace) -> None:
             for given in (operator, None):
                 key = common.key([name, title, given is None], "studies.learned")
                 found.append(records.cached(key, functools.partial(task.restore, folder, given)))
-            lines += [
-                f"{name}, {title}:".capitalize(),
-                "",
-                *table([*found, *task.floors()], COLUMNS),
-                "",
-            ]
-    print("\n".join(lines))
-    if options.write:
-        common.write_blocks(common.ROOT / "docs" / "learned_or_guided.md", {"tasks": lines})
+            rows = table([*found, *task.floors()], COLUMNS)
+            lines += [f"{name}, {title}:".capitalize(), "", *rows, ""]
+    common.publish("learned_or_guided.md", {"tasks": lines}, write=options.write)
 
 
 if __name__ == "__main__":

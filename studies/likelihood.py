@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ import likelihood
 from benchmarks import harness
 from benchmarks.tables import header, row
 from errors import choose
+from score_sde import TrainedModel
 from sde_lib import SDE, VESDE, VPSDE, Score, SubVPSDE
 from solvers import density, integrate
 from studies import common
@@ -31,13 +33,11 @@ from studies.common import mean
 from tests import mixture
 
 OPTIONS = {"tables": [], "folder": "", "images": 32, "rounds": 5, "write": False}
-
 TOLERANCES = (3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
 REFERENCE_TOLERANCE = 1e-5  # of the reference solution where log p is unknown
 PROBES = (1, 4, 16)  # of each image, whose effect is measured
 CHANGES = {"tolerance": (3e-2, 1e-2, 3e-3, 1e-4, 1e-5), "t_min": (1e-6, 1e-4, 3e-4, 1e-3, 3e-3)}
 OFFICIAL_TOLERANCE = 1e-5  # rtol and atol of the official code
-
 NETWORKS = {"digits_vp": 64, "fashion_vp": 4, "emoji_vp": 2}  # and the number of images of each
 LEVELS = (8, 12, 16)  # fixed ones
 LEVELS_REFERENCE = 1e-3  # tolerance of the solution that fixed levels are compared with
@@ -45,15 +45,10 @@ CLOSED = 16  # probes: the signs of up to so many levels permute them
 
 
 class Problem(NamedTuple):
-    """Images whose likelihood is estimated.
+    """Images x (B, ...) whose likelihood is estimated with probes (B, k, ...) of the trace.
 
-    Attributes:
-      name: its name in the table.
-      score, sde: the model.
-      x: images (B, ...).
-      probes: probes (B, k, ...) of the trace estimate.
-      logp: the exact log-likelihood (B,), or None if a solution at REFERENCE_TOLERANCE replaces it.
-      log_scale: log dx/du, u being grey levels.
+    `logp` (B,) is exact, or None if a solution at REFERENCE_TOLERANCE replaces it; `log_scale` is
+    log dx/du, u being grey levels.
     """
 
     name: str
@@ -64,14 +59,21 @@ class Problem(NamedTuple):
     logp: Array | None = None
     log_scale: float = 0.0
 
-    def solve(self, tolerance: float, steps: int | None = None) -> likelihood.Likelihood:
-        """Estimate log p with `likelihood.log_likelihood`."""
-        return likelihood.log_likelihood(
-            lambda x, t: self.score(x, t),  # A pytree would have rows for each image.
-            *(self.sde, self.x, self.probes),
-            tolerance=tolerance,
-            steps=steps,
-        )
+    def solver(self, **options: Any) -> Callable[[], likelihood.Likelihood]:
+        """Return the compiled `likelihood.log_likelihood`, which has these options."""
+        # As a pytree, the score would have rows for each image.
+        given = lambda x, t: self.score(x, t), self.sde, self.x, self.probes
+        return jax.jit(lambda: likelihood.log_likelihood(*given, **options))
+
+    def bits(self, found: likelihood.Likelihood) -> np.ndarray:
+        dims = math.prod(self.x.shape[1:])
+        return np.asarray(likelihood.bits_per_dim(found.per_probe, dims, self.log_scale))
+
+
+def make_problem(name: str, model: TrainedModel, x: Array) -> Problem:
+    """Return the problem of images of a model, with one Rademacher probe each."""
+    probes = likelihood.draw_probes(jax.random.split(jax.random.key(1), len(x)), x.shape)
+    return Problem(name, model.score, model.sde, x, probes, log_scale=model.scaler.log_scale)
 
 
 def mixture_problem(sde: SDE, count: int) -> Problem:
@@ -84,13 +86,11 @@ def mixture_problem(sde: SDE, count: int) -> Problem:
 
 
 def digits_problem(folder: Path, count: int) -> Problem:
-    """Return held-out digits, dequantized, with one Rademacher probe each."""
-    model = common.load(common.digits_network("vp.digits_ddpmpp_continuous", folder))
-    scaler, pixels = model.scaler, jnp.asarray(common.images(model, "test").pixels[:count])
-    x = scaler.dequantize(pixels, jax.random.uniform(jax.random.key(0), pixels.shape))
-    probes = likelihood.draw_probes(jax.random.split(jax.random.key(1), count), x.shape)
-    name = "digits, DDPM++, VPSDE"
-    return Problem(name, model.score, model.sde, x, probes, log_scale=scaler.log_scale)
+    """Return held-out digits, dequantized."""
+    model = common.digits_network("vp.digits_ddpmpp_continuous", folder)
+    pixels = jnp.asarray(common.images(model, "test").pixels[:count])
+    x = model.scaler.dequantize(pixels, jax.random.uniform(jax.random.key(0), pixels.shape))
+    return make_problem("digits, DDPM++, VPSDE", model, x)
 
 
 def zoo_problem(name: str, count: int) -> Problem:
@@ -105,32 +105,9 @@ def zoo_problem(name: str, count: int) -> Problem:
         pixels = common.images(model, "test").pixels[:count]
     else:
         pixels = model.to_images(model.sample(count, seed=0))
-    x = model.from_images(pixels, seed=0)
-    probes = likelihood.draw_probes(jax.random.split(jax.random.key(1), count), x.shape)
-    probes *= jnp.asarray(density.signs(CLOSED, x.shape[1:]), probes.dtype)
-    return Problem(name, model.score, model.sde, x, probes, log_scale=model.scaler.log_scale)
-
-
-def levels() -> list[str]:
-    """Return a row for each network of the zoo and each way to choose the noise levels."""
-    figures = ("NFE", "bits/dim", "mean error", "mean abs. error", "spread of a probe", "ratio")
-    lines = header("Network", "levels", *figures)
-    for name, count in NETWORKS.items():
-        problem = zoo_problem(name, count)
-        dims, truth, known = math.prod(problem.x.shape[1:]), None, math.nan
-        adaptive = [(f"tolerance {each:g}", each, None) for each in (LEVELS_REFERENCE, 3e-2)]
-        fixed = [(f"{each} fixed", 0.0, each) for each in LEVELS]
-        for label, tolerance, steps in [*adaptive, *fixed]:
-            found = jax.jit(functools.partial(problem.solve, tolerance, steps))()
-            bits = likelihood.bits_per_dim(found.per_probe, dims, problem.log_scale)
-            if truth is None:
-                truth, known = bits.mean(1), float(bits.std(1, ddof=1).mean())
-            error, spread = bits.mean(1) - truth, float(bits.std(1, ddof=1).mean())
-            cells = [label, f"{found.nfe.mean():.0f}", f"{bits.mean():.4f}", f"{error.mean():+.4f}"]
-            cells += [f"{jnp.abs(error).mean():.4f}", f"{spread:.4f}", f"{known / spread:.1f}"]
-            lines.append(row(name, *cells))
-            print(lines[-1], flush=True)
-    return lines
+    found = make_problem(name, model, model.from_images(pixels, seed=0))
+    signs = jnp.asarray(density.signs(CLOSED, found.x.shape[1:]), found.probes.dtype)
+    return found._replace(probes=found.probes * signs)
 
 
 def official(problem: Problem) -> tuple[Array, Array]:
@@ -160,71 +137,93 @@ def official(problem: Problem) -> tuple[Array, Array]:
     return sde.prior_logp(z[0]) + traces[0], jnp.broadcast_to(nfe, x.shape[:1])
 
 
-def accuracy(problem: Problem, rounds: int) -> list[str]:
-    """Return a row for each method, timed in turn with the others."""
-    runs: dict[str, Any] = {"official": jax.jit(lambda: official(problem))}
-    for tolerance in TOLERANCES:
-        runs[f"{tolerance:g}"] = jax.jit(functools.partial(problem.solve, tolerance))
-    truth = problem.logp
-    if truth is None:
-        truth = jax.jit(functools.partial(problem.solve, REFERENCE_TOLERANCE))().logp
-    results = {name: jax.block_until_ready(run()) for name, run in runs.items()}
-    timed = {
-        name: functools.partial(harness.seconds_of, lambda run=run: jax.block_until_ready(run()))
-        for name, run in runs.items()
-    }
-    seconds = harness.alternate(timed, rounds)
-    bits = math.prod(problem.x.shape[1:]) * math.log(2)
-    rows = []
-    for name, found in results.items():
-        logp, nfe = found if name == "official" else (found.logp, found.nfe)
-        error = np.asarray(logp - truth) / bits
-        own = "" if name == "official" else f"{float(found.error.mean()) / bits:.1e}"
-        errors = np.abs(error).mean(), np.abs(error).max()
-        cells = problem.name, name, f"{float(nfe.mean()):.0f}", *(f"{e:.1e}" for e in errors)
-        rate = len(error) / np.median(seconds[name])
-        relative = 1 / harness.ratio(seconds, name, "official")
-        rows.append(row(*cells, f"{error.mean():+.1e}", own, f"{rate:.0f}", f"{relative:.2f}"))
-        print(rows[-1], flush=True)
-    return rows
+def accuracies(options: argparse.Namespace) -> list[str]:
+    """Return a row for each method, of three mixtures and of the digits, timed in turn."""
+    figures = ("NFE", "error", "largest", "mean", "own estimate", "images/s", "time")
+    lines = header("Problem", "tolerance", *figures)
+    mixtures = (mixture_problem(sde, options.images) for sde in (VESDE(), VPSDE(), SubVPSDE()))
+    for problem in (*mixtures, digits_problem(Path(options.folder), options.images)):
+        runs: dict[str, Any] = {"official": jax.jit(functools.partial(official, problem))}
+        runs |= {f"{each:g}": problem.solver(tolerance=each) for each in TOLERANCES}
+        truth = problem.logp
+        if truth is None:
+            truth = problem.solver(tolerance=REFERENCE_TOLERANCE)().logp
+        results = {name: jax.block_until_ready(run()) for name, run in runs.items()}
+        timed = {name: functools.partial(_seconds, run) for name, run in runs.items()}
+        seconds = harness.alternate(timed, options.rounds)
+        bits = math.prod(problem.x.shape[1:]) * math.log(2)
+        for name, found in results.items():
+            logp, nfe = found if name == "official" else (found.logp, found.nfe)
+            error = np.asarray(logp - truth) / bits
+            cells = [f"{each:.1e}" for each in (np.abs(error).mean(), np.abs(error).max())]
+            cells.append(f"{error.mean():+.1e}")
+            cells.append("" if name == "official" else f"{float(found.error.mean()) / bits:.1e}")
+            cells.append(f"{len(error) / np.median(seconds[name]):.0f}")
+            cells.append(f"{1 / harness.ratio(seconds, name, 'official'):.2f}")
+            lines.append(row(problem.name, name, f"{float(nfe.mean()):.0f}", *cells))
+            print(lines[-1], flush=True)
+    return lines
 
 
-def sensitivity(problem: Problem) -> list[str]:
-    """Return rows with the change of mean bits/dim with the probes, the tolerance and t_min."""
-    keys, dims = jax.random.split(jax.random.key(2), len(problem.x)), math.prod(problem.x.shape[1:])
+def _seconds(run: Callable[[], Any]) -> float:
+    return harness.seconds_of(lambda: jax.block_until_ready(run()))
 
-    def estimate(
-        kind: str = "Rademacher",
-        count: int = 1,
-        tolerance: float = likelihood.TOLERANCE,
-        **fields: Any,
-    ) -> tuple[np.ndarray, float]:
+
+def sensitivities(options: argparse.Namespace) -> list[str]:
+    """Return the change of mean bits/dim of digits with the probes, the tolerance and t_min."""
+    problem = digits_problem(Path(options.folder), options.images)
+    keys = jax.random.split(jax.random.key(2), len(problem.x))
+
+    def estimate(kind: str, count: int = 1, **changed: float) -> tuple[np.ndarray, float]:
+        tolerance = changed.pop("tolerance", likelihood.TOLERANCE)
         probes = likelihood.draw_probes(keys, problem.x.shape, kind, count)
-        sde = dataclasses.replace(problem.sde, **fields)
-        changed = problem._replace(probes=probes, sde=sde)
-        found = jax.jit(functools.partial(changed.solve, tolerance))()
-        bits = likelihood.bits_per_dim(found.per_probe, dims, problem.log_scale)
-        return np.asarray(bits), float(found.nfe.mean())
+        sde = dataclasses.replace(problem.sde, **changed)
+        found = problem._replace(probes=probes, sde=sde).solver(tolerance=tolerance)()
+        return problem.bits(found), float(found.nfe.mean())
 
-    exact, default = estimate("exact"), estimate()
+    exact, default = estimate("exact"), estimate("Rademacher")
     cases = [("exact trace", exact, exact)]
     for kind in ("Rademacher", "Gaussian"):
         cases += [(f"{count} {kind}", estimate(kind, count), exact) for count in PROBES]
     for field, values in CHANGES.items():
         for value in values:
-            fields: dict[str, Any] = {field: value}
-            cases.append((f"{field} {value:g}", estimate(**fields), default))
-    rows = []
+            found = estimate("Rademacher", 1, **{field: value})
+            cases.append((f"{field} {value:g}", found, default))
+    lines = header("", "bits/dim", "moves by", "spread of a probe", "NFE")
     for name, (bits, nfe), (other, _) in cases:
         change = "" if bits is other else str(mean((bits - other.mean(1)[:, None]).mean(1)))
         spread = f"{bits.std(1, ddof=1).mean():.4f}" if bits.shape[1] > 1 else ""
-        rows.append(row(name, f"{bits.mean():.4f}", change, spread, f"{nfe:.0f}"))
-        print(rows[-1], flush=True)
-    return rows
+        lines.append(row(name, f"{bits.mean():.4f}", change, spread, f"{nfe:.0f}"))
+    return lines
+
+
+def levels(options: argparse.Namespace) -> list[str]:
+    """Return a row for each network of the zoo and each way to choose the noise levels."""
+    del options
+    figures = ("NFE", "bits/dim", "mean error", "mean abs. error", "spread of a probe", "ratio")
+    lines = header("Network", "levels", *figures)
+    ways = {f"tolerance {each:g}": {"tolerance": each} for each in (LEVELS_REFERENCE, 3e-2)}
+    ways |= {f"{each} fixed": {"tolerance": 0.0, "steps": each} for each in LEVELS}
+    for name, count in NETWORKS.items():
+        problem, truth, known = zoo_problem(name, count), None, math.nan
+        for label, way in ways.items():
+            found = problem.solver(**way)()
+            bits = problem.bits(found)
+            spread = float(bits.std(1, ddof=1).mean())
+            if truth is None:
+                truth, known = bits.mean(1), spread
+            error = bits.mean(1) - truth
+            cells = [label, f"{found.nfe.mean():.0f}", f"{bits.mean():.4f}", f"{error.mean():+.4f}"]
+            cells += [f"{np.abs(error).mean():.4f}", f"{spread:.4f}", f"{known / spread:.1f}"]
+            lines.append(row(name, *cells))
+            print(lines[-1], flush=True)
+    return lines
+
+
+TABLES = {"accuracy": accuracies, "sensitivity": sensitivities, "levels": levels}
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure, print and write the tables."""
     chosen = options.tables or list(TABLES)
     for name in chosen:
         choose(TABLES, name, "the table")
@@ -232,31 +231,7 @@ def main(options: argparse.Namespace) -> None:
         f"python -m studies.likelihood {' '.join(chosen)} --folder=DIR --write"
     )
     blocks = {name: [about, "", *TABLES[name](options)] for name in chosen}
-    if options.write:
-        common.write_blocks(common.ROOT / "docs" / "likelihood.md", blocks)
-
-
-def accuracies(options: argparse.Namespace) -> list[str]:
-    """Return the rows of three mixtures and of the digits."""
-    figures = ("NFE", "error", "largest", "mean", "own estimate", "images/s", "time")
-    lines = header("Problem", "tolerance", *figures)
-    mixtures = (mixture_problem(sde, options.images) for sde in (VESDE(), VPSDE(), SubVPSDE()))
-    for problem in (*mixtures, digits_problem(Path(options.folder), options.images)):
-        lines += accuracy(problem, options.rounds)
-    return lines
-
-
-def sensitivities(options: argparse.Namespace) -> list[str]:
-    """Return the rows of what changes bits/dim of the digits."""
-    lines = header("", "bits/dim", "moves by", "spread of a probe", "NFE")
-    return lines + sensitivity(digits_problem(Path(options.folder), options.images))
-
-
-TABLES = {
-    "accuracy": accuracies,
-    "sensitivity": sensitivities,
-    "levels": lambda options: levels(),
-}
+    common.publish("likelihood.md", blocks, write=options.write)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,17 @@ docs/sampling.png. Networks of the digits are trained in DIR; a run that is stop
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 import solvers
 from benchmarks.records import Record, Records
@@ -26,11 +28,11 @@ from errors import InputError
 from score_sde import Prior
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from studies import common
+from studies.calibration import prior_of
 from studies.common import Estimate
-from studies.distances import Mixture, distance, mixture_of_digits, sliced_distance
+from studies.distances import distance, mixture_of_digits, quantiles_of_mixture, sliced_distance
 
 OPTIONS = {"folder": "", "samples": 5000, "write": False}
-PAGE = common.ROOT / "docs" / "sampling.md"
 SDES = {"VE": VESDE(), "VP": VPSDE(), "sub-VP": SubVPSDE()}
 CONFIGS = {
     "VE": "ve.digits_ncsnpp_continuous",
@@ -52,54 +54,48 @@ Measure = Callable[[str, Mapping[str, Any]], Record]
 """(title, options of `Prior.make_sampler`) -> record with `nfe` and `distance`, an Estimate."""
 
 
-def measure_with(
+def measure(
     records: Records,
     prior: Prior,
     distance: Callable[[np.ndarray], Estimate],
-    about: Sequence[Any],
-    count: int,
-    batch_size: int,
-) -> Measure:
-    """Return a function that measures `count` samples of a prior, and records the results."""
+    about: tuple[Any, ...],
+    sizes: tuple[int, int],
+    title: str,
+    options: Mapping[str, Any],
+) -> Record:
+    """Measure samples of a prior, unless it is recorded; `sizes` are their number and a batch."""
+    count, batch_size = sizes
 
-    def measure(title: str, options: Mapping[str, Any]) -> Record:
-        def compute() -> Record:
-            sampler = prior.make_sampler(**options)
-            found = prior.draw(sampler, count, jax.random.key(0), batch_size=batch_size)
-            nfe = float(np.mean(found.nfe))
-            return {"about": title, "nfe": nfe, "distance": distance(np.asarray(found.x))}
+    def compute() -> Record:
+        sampler = prior.make_sampler(**options)
+        found = prior.draw(sampler, count, jax.random.key(0), batch_size=batch_size)
+        nfe = float(np.mean(found.nfe))
+        return {"about": title, "nfe": nfe, "distance": distance(np.asarray(found.x))}
 
-        key = common.key([*about, options, count], "studies.sampling")
-        return records.cached(key, compute)
-
-    return measure
+    return records.cached(common.key([*about, options, count], "studies.sampling"), compute)
 
 
-def solver(name: str, schedule: str, budget: int) -> dict[str, Any] | None:
-    """Return the options of a few-step solver with the largest NFE within a budget, if any."""
+def solver(name: str, schedule: str, budget: int) -> dict[str, Any]:
+    """Return the options of a few-step solver with the largest NFE within a budget."""
     steps = budget
     if name in ("heun", "heun_churn"):
         steps = (budget + 1) // 2
     elif name == "restart":
         steps = (budget - 3) // 2
-    return {"name": name, "schedule": schedule, "steps": steps} if steps >= 3 else None
+    return {"name": name, "schedule": schedule, "steps": steps}
 
 
 def reference_samplers(sde: str) -> dict[str, dict[str, Any]]:
     """Return the samplers of the paper and the adaptive-step SDE solver, by their name."""
     predictor = {"predictor": CORRECTED[sde]["predictor"], "corrector": "none"}
-    pc = {"corrector": "langevin", **CORRECTED[sde]}
-    return {
-        "PC, 1000 + 1000": {"name": "pc", "steps": 1000, **pc},
+    found: dict[str, dict[str, Any]] = {
+        "PC, 1000 + 1000": {"name": "pc", "steps": 1000, "corrector": "langevin", **CORRECTED[sde]},
         "predictor, 1000": {"name": "pc", "steps": 1000, **predictor},
         "ode": {"name": "ode"},
-    } | {
-        f"adaptive_sde {tolerance}": {"name": "adaptive_sde", "tolerance": tolerance}
-        for tolerance in (0.05, 0.02, 0.01)
     }
-
-
-# --- a distribution with known score --------------------------------------------------------------
+    for tolerance in (0.05, 0.02, 0.01):
+        found[f"adaptive_sde {tolerance}"] = {"name": "adaptive_sde", "tolerance": tolerance}
+    return found
 
 
 def mixture_tables(name: str, measure: Measure) -> tuple[list[str], dict[str, list[Record]]]:
@@ -114,37 +110,31 @@ def mixture_tables(name: str, measure: Measure) -> tuple[list[str], dict[str, li
     def at(method: str, schedule: str, budget: int) -> Record | None:
         options = solver(method, schedule, budget)
         try:
-            return measure(f"{method} {schedule} {budget}", options) if options else None
-        except InputError:  # Too few steps for the restart.
+            return measure(f"{method} {schedule} {budget}", options)
+        except InputError:  # Too few steps.
             return None
 
     for method in solvers.SOLVERS:
-        by_schedule = {
-            schedule: [found for n in (10, 20) if (found := at(method, schedule, n))]
-            for schedule in solvers.SCHEDULES
-        }
-        best = min(by_schedule, key=lambda name: _mean_log(by_schedule[name]))
-        found = [at(method, best, budget) for budget in BUDGETS]
-        lines.append(row(f"`{method}`", best, *map(_budget_cell, found, BUDGETS)))
-        curves[method] = [each for each in found if each]
+        logs, in_full = {}, []
+        for schedule in solvers.SCHEDULES:
+            two = [found for n in (10, 20) if (found := at(method, schedule, n))]
+            logs[schedule] = np.mean([math.log(each["distance"][0]) for each in two])
+            in_full += two
+        best = min(logs, key=lambda schedule: logs[schedule])
+        found = {budget: at(method, best, budget) for budget in BUDGETS}
+        lines.append(row(f"`{method}`", best, *(_cell(each, n) for n, each in found.items())))
+        curves[method] = [each for each in found.values() if each]
         if method in ("deis", "unipc_3", "dpm++_2m"):
-            cells = [f"{each['distance'][0]:.4f}" for two in by_schedule.values() for each in two]
-            others.append(row(f"`{method}`", *cells))
+            others.append(row(f"`{method}`", *(f"{each['distance'][0]:.4f}" for each in in_full)))
     lines += ["", *header("sampler", "NFE", "distance")]
     for sampler, options in reference_samplers(name).items():
-        found = measure(sampler, options)
-        lines.append(row(sampler, f"{found['nfe']:.0f}", f"{found['distance'][0]:.4f}"))
-        curves[sampler] = [found]
+        one = measure(sampler, options)
+        lines.append(row(sampler, f"{one['nfe']:.0f}", _cell(one, 0)))
+        curves[sampler] = [one]
     return [*lines, "", "Other schedules:", "", *others], curves
 
 
-def _mean_log(results: Sequence[Record]) -> float:
-    """Return the mean logarithm of distances; infinity for none."""
-    logs = [math.log(each["distance"][0]) for each in results]
-    return float(np.mean(logs)) if logs else math.inf
-
-
-def _budget_cell(found: Record | None, budget: int) -> str:
+def _cell(found: Record | None, budget: int) -> str:
     """Return the distance, with its NFE if they are below the budget."""
     if not found:
         return ""
@@ -154,8 +144,6 @@ def _budget_cell(found: Record | None, budget: int) -> str:
 
 def plot(curves: dict[str, dict[str, list[Record]]], exact: Estimate, path: Path) -> None:
     """Plot distance against NFE, one panel for each SDE; the floor is shaded."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     for axes, (name, found) in zip(figure.subplots(1, len(curves), sharey=True), curves.items()):
         for number, (sampler, results) in enumerate(found.items()):
@@ -168,9 +156,6 @@ def plot(curves: dict[str, dict[str, list[Record]]], exact: Estimate, path: Path
     figure.axes[0].set_ylabel("sliced Wasserstein-2 distance")
     figure.axes[-1].legend(fontsize=7, ncols=2)
     figure.savefig(path, dpi=90)
-
-
-# --- trained networks -----------------------------------------------------------------------------
 
 
 def verdict(result: Estimate, own: Estimate) -> str:
@@ -194,16 +179,13 @@ def trained_table(measures: dict[str, Measure]) -> list[str]:
     nfe = ", ".join(f"{found['nfe']:.0f}" for found in own.values())
     lines = [*header("sampler", "NFE", *measures), row(OWN, nfe, *map(str, distances.values()))]
     for setting in settings:
-        title, cells = " ".join(setting[:2]), []
-        for name, measure in measures.items():
-            found = measure(title, solver(*setting) or {})
-            distance = Estimate(*found["distance"])
-            cells.append(f"{distance}, {verdict(distance, distances[name])}")
-        lines.append(row(f"`{title}`", f"{found['nfe']:.0f}", *cells))
+        title = " ".join(setting[:2])
+        found = [measure(title, solver(*setting)) for measure in measures.values()]
+        pairs = zip((Estimate(*each["distance"]) for each in found), distances.values())
+        cells = [f"{result}, {verdict(result, best)}" for result, best in pairs]
+        lines.append(row(f"`{title}`", f"{found[-1]['nfe']:.0f}", *cells))
     return lines
 
-
-# --- diffusers ------------------------------------------------------------------------------------
 
 SCHEDULERS = {  # of diffusers, by our solver: (class, options)
     "dpm++_2m": ("DPMSolverMultistepScheduler", {"solver_order": 2}),
@@ -217,13 +199,13 @@ SCHEDULERS = {  # of diffusers, by our solver: (class, options)
 def own_states(prior: Prior, name: str, x: np.ndarray, noise_levels: np.ndarray) -> np.ndarray:
     """Return the states of a solver of ours from x (n, ...) at each of the noise levels."""
     chosen = solvers.SOLVERS[name]
-    plan, prediction = chosen.plan(noise_levels), {"noise_prediction": chosen.noise_prediction}
-    run = jax.jit(
-        lambda x: solvers.few_step(
-            None, prior.score, prior.sde, x, plan, noise_levels[-1], **prediction
-        )[1]
+    run = functools.partial(
+        *(solvers.few_step, None, prior.score, prior.sde),
+        plan=chosen.plan(noise_levels),
+        final_level=noise_levels[-1],
+        noise_prediction=chosen.noise_prediction,
     )
-    return np.asarray(run(x))
+    return np.asarray(jax.jit(run)(x)[1])
 
 
 def peer_states(prior: Prior, name: str, x: np.ndarray, noise_levels: np.ndarray) -> np.ndarray:
@@ -245,21 +227,20 @@ def peer_states(prior: Prior, name: str, x: np.ndarray, noise_levels: np.ndarray
     return np.array(states)
 
 
-def diffusers_table(mixture: Mixture) -> list[str]:
-    """Compare solvers with diffusers' schedulers on a mixture's probability flow of the VP SDE.
+def diffusers_table(prior: Prior) -> list[str]:
+    """Compare solvers with diffusers' schedulers on the probability flow of a prior.
 
     Both use the same noise levels and prior samples. Errors are those of the last state.
     """
-    sde = VPSDE()
-    prior = Prior(mixture.score(sde), sde, mixture.shape)
-    x = np.asarray(jax.random.normal(jax.random.key(0), (64, *mixture.shape)))
+    x = np.asarray(jax.random.normal(jax.random.key(0), (64, *prior.event_shape)))
     lines = header(
         *("solver", "NFE", "largest difference of states", "error, ours", "error, diffusers")
     )
     for name in SCHEDULERS:
         denoise = name != "deis"  # diffusers' DEIS cannot reach noise level 0.
         levels = {
-            n: solvers.noise_levels(sde, "log_snr", n, denoise=denoise) for n in (10, 20, 1000)
+            n: solvers.noise_levels(prior.sde, "log_snr", n, denoise=denoise)
+            for n in (10, 20, 1000)
         }
         truth = own_states(prior, "dpm++_3m", x, levels[1000])[-1]
         for steps in (10, 20):
@@ -270,35 +251,32 @@ def diffusers_table(mixture: Mixture) -> list[str]:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure, print and write the tables."""
     folder, count, mixture = Path(options.folder), options.samples, mixture_of_digits()
     records, trained, curves = Records(folder / "sampling.jsonl"), {}, {}
     for name in SDES:
-        workdir = common.digits_network(CONFIGS[name], folder)
-        model = common.load(workdir)
-        of_model = lambda x, model=model: distance(model, x)  # noqa: E731
-        trained[name] = measure_with(records, model, of_model, [workdir.name], count, 500)
+        model = common.digits_network(CONFIGS[name], folder)
+        about, of_model = (model.config.to_dict(),), functools.partial(distance, model)
+        given = records, model, of_model, about, (count, 500)
+        trained[name] = functools.partial(measure, *given)
     about = common.provenance("python -m studies.sampling --folder=DIR --write")
     blocks = {"trained": [about, "", *trained_table(trained)]}
-    quantiles = mixture.quantiles(count)
+    quantiles, draw = quantiles_of_mixture(mixture, count), mixture.draw
+    floors = [sliced_distance(quantiles, draw(np.random.default_rng(i), count)) for i in range(20)]
+    floor = Estimate(float(np.mean(floors)), float(np.std(floors, ddof=1)))
 
     def exact_distance(x: np.ndarray) -> Estimate:
         return Estimate(sliced_distance(quantiles, x), 0)
 
-    floors = [exact_distance(mixture.sample(seed, count)).value for seed in range(20)]
-    floor = Estimate(float(np.mean(floors)), float(np.std(floors, ddof=1)))
     for name, sde in SDES.items():
-        prior = Prior(mixture.score(sde), sde, mixture.shape, support=(-1.0, 1.0))
-        about = ["mixture", name]
-        measure = measure_with(records, prior, exact_distance, about, count, count)
-        lines, curves[name] = mixture_tables(name, measure)
+        prior = Prior(prior_of(mixture, sde).score, sde, (64,), support=(-1.0, 1.0))
+        given = records, prior, exact_distance, ("mixture", name), (count, count)
+        lines, curves[name] = mixture_tables(name, functools.partial(measure, *given))
         blocks[name] = [f"The distance of {count} exact samples is {floor}.", "", *lines]
     if importlib.util.find_spec("diffusers") and importlib.util.find_spec("torch"):
-        blocks["diffusers"] = diffusers_table(mixture)
-    print("\n".join(line for lines in blocks.values() for line in lines))
+        blocks["diffusers"] = diffusers_table(prior_of(mixture, VPSDE()))
+    common.publish("sampling.md", blocks, write=options.write)
     if options.write:
-        common.write_blocks(PAGE, blocks)
-        plot(curves, floor, PAGE.with_suffix(".png"))
+        plot(curves, floor, common.ROOT / "docs" / "sampling.png")
 
 
 if __name__ == "__main__":

@@ -63,9 +63,9 @@ def test_scores(prior, level):
     step = 1e-3 * math.hypot(level, 0.02)
 
     def gradient(u):
-        up, down = ([log_density(mixture, u + move, level) for move in sign * step * np.eye(2)]
-                    for sign in (1, -1))  # fmt: skip
-        return (np.array(up) - np.array(down)).T / (2 * step)
+        moves = step * np.concatenate([np.eye(2), -np.eye(2)])
+        ends = np.array([log_density(mixture, u + move, level) for move in moves])
+        return (ends[:2] - ends[2:]).T / (2 * step)
 
     levels, direction = np.full((4, 1), level, np.float32), np.float32([[0.6, -0.8]] * 4)
     score = functools.partial(prior.score, prior.arrays, level=levels)
@@ -124,9 +124,6 @@ def test_operators_of_signals():
     np.testing.assert_allclose(waves @ waves.T, np.eye(23), atol=1e-9)
 
 
-# --- measurement ---
-
-
 def test_errors():
     """Of samples with planted errors of one standard deviation, and of the weights of modes."""
     problem = mixture_problem(next(iter(MIXTURES)), 3)
@@ -166,9 +163,6 @@ def test_rows_of_the_tables(tmp_path, monkeypatch):
     makers = {name: lambda: pytest.fail("A result that is kept is measured again.")}
     again = posteriors.measure_all(Records(records.path), contestants, makers, (2, 200))
     assert again == found
-
-
-# --- other libraries ---
 
 
 def test_denoiser_of_the_peers():

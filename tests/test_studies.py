@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import subprocess
-import sys
+import types
+from collections import defaultdict
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,21 +16,13 @@ from benchmarks.tables import block, read_table, set_block
 from configs.default import complete
 from configs.validation import validated
 from sde_lib import VPSDE
-from studies import (
-    claims,
-    claims_measured,
-    common,
-    distances,
-    inverse_problems,
-    sampling,
-)
-from studies.claims_checks import Check, Measured, Study, Use, larger, smaller, summary, table
+from studies import claims, claims_measured, common, distances, inverse_problems, sampling
+from studies.calibration import modes
+from studies.claims_checks import Check, Study, larger, smaller, summary, table
 from studies.claims_networks import NETWORKS
 from studies.common import FAILS, HOLDS, UNKNOWN, Estimate, combine, log_ratio, verdict
-from tests import mixture, tiny
+from tests import tiny
 from tests.documented import ROOT
-
-# --- verdicts ---
 
 
 def test_verdicts_of_gaussian_estimates():
@@ -78,9 +69,6 @@ def test_verdicts_on_samplers():
     cases = {0.89: "better", 0.95: "as good", 1.05: "cannot tell", 1.3: "worse"}
     own = Estimate(1.0, 0.03)
     assert {each: sampling.verdict(Estimate(each, 0.04), own) for each in cases} == cases
-
-
-# --- cached results and networks ---
 
 
 def test_keys_depend_on_the_code_that_is_imported(tmp_path, monkeypatch):
@@ -134,14 +122,14 @@ def test_results_of_files_depend_on_their_content(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "load", lambda file, snapshot: file.read_text())
     monkeypatch.setattr(common, "key", lambda value, module: str(value))
 
-    def function(models, seed):
-        measured.extend(models)
+    def function(model, seed):
+        measured.append(model)
         return {"value": (1.0, 0.1)}
 
     for content in ("a", "a", "b"):
         path.write_text(content)
-        found = Study(tmp_path, [0, 1]).measure(function, Use("net"))
-        assert found.of("value") == [Estimate(1.0, 0.1)]
+        found = Study(tmp_path, [0, 1]).measure(function, "net")
+        assert found["value"] == [Estimate(1.0, 0.1)]
     assert measured == ["a", "b"]
 
 
@@ -156,9 +144,6 @@ def test_configs_of_networks(name):
     assert name.endswith(config.data.dataset.replace("FASHION_", "")) != network.is_repeated
     factor = config.training.n_iters / plain.training.n_iters
     assert factor == (3 if name.endswith("longer") else 1 if network.snapshots == 2 else 0.5)
-
-
-# --- claims ---
 
 
 def test_checks_and_their_summary():
@@ -191,19 +176,12 @@ class FakeStudy(Study):
 
     used: set[str] = set()
 
-    def measure(self, function, *networks, **arguments):
-        uses = [getattr(use, "name", use) for use in networks]
-        assert all(name in NETWORKS or (ROOT / f"{name}.safetensors").exists() for name in uses)
-        self.used.update(uses)
+    def measure(self, function, *names, snapshot=None, shift=0, **arguments):
+        assert all(name in NETWORKS or (ROOT / f"{name}.safetensors").exists() for name in names)
+        self.used.update(names)
         assert callable(getattr(claims_measured, function.__name__))
-        return Measured([Everything()] * (2 if all(NETWORKS.get(n) for n in uses) else 1))
-
-
-class Everything(dict):
-    """Has every entry."""
-
-    def __missing__(self, key):
-        return [1.0, 0.1]
+        seeds = 2 if all(name in NETWORKS for name in names) else 1
+        return defaultdict(lambda: [Estimate(1.0, 0.1)] * seeds)
 
 
 def test_the_claims_and_the_page_have_the_same_rows(tmp_path):
@@ -220,26 +198,6 @@ def test_the_claims_and_the_page_have_the_same_rows(tmp_path):
     assert summary(page, list(claims.CLAIMS)) == written
 
 
-@pytest.mark.long
-def test_command_of_the_claims(tmp_path):
-    """The whole program at tiny size, and resumed."""
-    page = tmp_path / "claims.md"
-    page.write_text((ROOT / "docs" / "claims.md").read_text())
-    command = [sys.executable, "-m", "studies.claims", f"--folder={tmp_path}", "--tiny"]
-    command += ["--claim=6", "--seeds=2", f"--page={page}"]
-    subprocess.run(command, check=True, cwd=ROOT)
-    text = page.read_text()
-    rows = read_table(block(text, "claim 6"), "claim")
-    assert rows[0]["halves"]
-    assert rows[0]["verdict"] != "not measured"
-    again = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
-    assert "measuring codes of VP and" not in again.stdout  # Other data need not be installed.
-    assert page.read_text() == text
-
-
-# --- distances and mixtures ---
-
-
 def test_sliced_distance_of_a_shift():
     """All quantiles along a direction u move by shift . u; their mean square has a closed form."""
     rng, shift = np.random.default_rng(0), np.linspace(0.1, 0.4, 4)
@@ -254,17 +212,11 @@ def test_sliced_distance_of_a_shift():
     assert distances.sliced_distance(weighted, x) > 0.2
 
 
-def test_score_and_quantiles_of_a_mixture():
-    """The score is that of `tests.mixture`, at equal and at different times."""
-    other, sde = mixture.make(3, (2, 2, 1)), VPSDE()
-    variances = np.repeat(np.asarray(other.stds)[:, None] ** 2, 4, 1)
-    found = distances.Mixture(np.asarray(other.means).reshape(3, 4), variances, (2, 2, 1))
-    x = jax.random.normal(jax.random.key(0), (5, 2, 2, 1))
-    for t in (jnp.full(5, 0.3), jnp.linspace(0.01, 1, 5)):
-        expected = other.score(sde)(x, t)
-        np.testing.assert_allclose(found.score(sde)(x, t), expected, rtol=2e-3, atol=2e-3)
-    samples = found.sample(0, 20_000)
-    assert distances.sliced_distance(found.quantiles(2000), samples) < 0.02
+def test_quantiles_of_a_mixture():
+    mixture, _ = modes(4)
+    samples = mixture.draw(np.random.default_rng(0), 20_000)
+    quantiles = distances.quantiles_of_mixture(mixture, 2000)
+    assert distances.sliced_distance(quantiles, samples) < 0.02
 
 
 def test_digits_are_recognized_and_their_floor_is_small():
@@ -278,9 +230,6 @@ def test_digits_are_recognized_and_their_floor_is_small():
     assert near < 0.1 < far
 
 
-# --- the other pages, once at tiny size ---
-
-
 @pytest.fixture
 def page(tmp_path, monkeypatch):
     """Runs a study with tiny networks; returns the blocks that it writes, by name."""
@@ -288,7 +237,9 @@ def page(tmp_path, monkeypatch):
 
     def train(config, folder):
         changes = {"model.num_scales": 21, "training.sde": config.training.sde}
-        return tiny.untrained(tmp_path / str(config.training.sde), **changes)
+        workdir = tmp_path / f"{config.training.sde}{config.seed}"
+        scale = 0.1 + 0.01 * config.seed
+        return workdir if workdir.exists() else tiny.untrained(workdir, scale=scale, **changes)
 
     def run(name, options, **constants):
         module = importlib.import_module(f"studies.{name}")
@@ -301,6 +252,19 @@ def page(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "train", train)
     monkeypatch.setattr(common, "write_blocks", lambda page, blocks: written.update(blocks))
     return run
+
+
+@pytest.mark.long
+def test_page_of_claims(page, capsys):
+    """Twice: the second time all is known. The cache of compilation stays that of the tests."""
+    config = types.SimpleNamespace(update=lambda *setting: None)
+    constants = {"IMAGES": 8, "ALL_DATA": ("",), "jax": types.SimpleNamespace(config=config)}
+    found = page("claims", {"claim": "6", "seeds": 2}, **constants)
+    rows = read_table(found["claim 6"], "claim")
+    assert [row["verdict"] for row in rows if row["halves"]] != []
+    capsys.readouterr()
+    assert page("claims", {"claim": "6", "seeds": 2}) == found
+    assert "measuring" not in capsys.readouterr().out
 
 
 @pytest.mark.long
