@@ -48,7 +48,6 @@ class Experiment:
 
     Attributes:
       config: the complete config, locked.
-      mesh: the devices.
       sde, score_model, scaler: see `sde_lib.SDE`, `models.score.ScoreModel` and `datasets.Scaler`.
       network, graph, abstract_params: the network without values, its structure without
         parameters, and the shapes of its parameters as nested dictionaries, replicated.
@@ -58,13 +57,10 @@ class Experiment:
       labelled: whether the network is conditioned on something, whose kinds are
         `score_model.kinds`.
       sharded: whether the state of training is split over the devices.
-      classifier: the parameters of the classifier that guides samples, or None; see
-        `load_classifier`.
-      guide: those of the weaker network that guides samples, or None; see `load_guidance`.
+      classifier, guide: the parameters of what guides samples, see `load_guidance`, or None.
       train, test: the images, loaded on first use; not needed for sampling.
 
-    Raises:
-      InputError: on construction for an invalid config; from `train` and `test` for the images.
+    Raises InputError on construction for an invalid config; from `train` and `test` for the images.
     """
 
     def __init__(
@@ -107,17 +103,13 @@ class Experiment:
         """Return the root of all random numbers for one purpose; a function of config.seed."""
         return parts.root_key(self.config.seed, purpose)
 
-    # --- data -------------------------------------------------------------------------------------
-
     @functools.cached_property
     def train(self) -> datasets.Images:
-        """The training images."""
         with progress.waiting("reading the training images"):
             return datasets.load(self.config.data, "train")
 
     @functools.cached_property
     def test(self) -> datasets.Images:
-        """The held-out images."""
         with progress.waiting("reading the held-out images"):
             return datasets.load(self.config.data, "test")
 
@@ -126,11 +118,8 @@ class Experiment:
 
         With `flip`, as in training, images are flipped at random.
         """
-        dequantize = self.config.data.uniform_dequantization
-        u = jnp.asarray(images)
-        return datasets.augment(
-            key, u, self.scaler, random_flip=flip, uniform_dequantization=dequantize
-        )
+        options = {"uniform_dequantization": self.config.data.uniform_dequantization}
+        return datasets.augment(key, jnp.asarray(images), self.scaler, random_flip=flip, **options)
 
     def pixels(self, x: Array) -> Array:
         """Return samples of the model as uint8 images, 0 .. 255."""
@@ -150,8 +139,6 @@ class Experiment:
         """Return the shuffled training batches, of which this process loads its own rows."""
         rows = sharding.local_rows(self.mesh, batch_size)
         return images.batches(batch_size, self.config.seed, steps, labelled, rows)
-
-    # --- parameters -------------------------------------------------------------------------------
 
     def state_shardings(self, tree: Tree) -> Tree:
         """Return the shardings of a part of the training state; see training.shard_params."""
@@ -185,26 +172,14 @@ class Experiment:
         """Return what identifies the parameters of a checkpoint: its step and their checksum."""
         return {"step": found.step, "ema": Checkpoints(workdir).checksum(found, EMA)}
 
-    # --- the trained model ------------------------------------------------------------------------
-
     def trained_model(self, params: Params, step: int = 0) -> TrainedModel:
-        """Return the prior of the network with these parameters.
-
-        The parameters may be sharded as in training, or replicated.
-        """
-        kinds = self.score_model.kinds
-        data = self.config.data
-        if self.classifier is not None:
-            kinds = Kinds(self.config.classifier.num_classes)
-        score = NetworkScore(
-            params,
-            self._apply,
-            self.sde,
-            classifier=self.classifier,
-            log_probs=self.class_log_probs,
-        )
+        """Return the prior of the network with these parameters, sharded as in training or not."""
+        data, options = self.config.data, {}
+        if data.std:
+            options = {"loc": data.mean, "scale": data.std}
+        guided = {"classifier": self.classifier, "log_probs": self.class_log_probs}
         found = TrainedModel(
-            score,
+            NetworkScore(params, self._apply, self.sde, **guided),
             self.image_shape,
             support=self.image_range,
             scaler=self.scaler,
@@ -212,9 +187,11 @@ class Experiment:
             config=self.config,
             step=step,
             mesh=self.mesh,
-            units={"loc": data.mean, "scale": data.std} if data.std else {},
+            **options,
         )
-        found.kinds, found.defaults = kinds, parts.sampler_defaults(self.config)
+        found.kinds, found.defaults = self.score_model.kinds, parts.sampler_defaults(self.config)
+        if self.classifier is not None:
+            found.kinds = Kinds(self.config.classifier.num_classes)
         return found
 
     @functools.cached_property
@@ -281,24 +258,21 @@ class Experiment:
 
     def sample_grid(self, params: Params) -> Image.Image:
         """Return a picture of GRID samples."""
-        samples = self.draw_images(self.trained_model(params), 0, GRID)
-        return datasets.image_grid(np.asarray(samples.x))
+        drawn = self.draw_images(self.trained_model(params), 0, GRID)
+        return datasets.image_grid(np.asarray(drawn.x))
 
     def score(
         self, params: Params, rngs: Rngs | None = None, condition: Condition | None = None
     ) -> functools.partial[Array]:
-        """Return the score function of the network with these parameters.
+        """Return the score of the network with these parameters, sharded as in training or not.
 
         Args:
-          params: sharded as in training, or replicated.
           rngs: keys for dropout; None turns dropout off.
           condition: what images are conditioned on, for a conditional network; None for p_t(x).
         """
         params = sharding.gather(self.mesh, params) if self.sharded else params
         network = nnx.merge(self.graph, params)
         return functools.partial(self.score_model.score, network, rngs=rngs, condition=condition)
-
-    # --- the classifier ---------------------------------------------------------------------------
 
     def load_classifier(self, workdir: str | Path, *, optional: bool = False) -> None:
         """Set `classifier` to that of a workdir, if config.guidance needs one.
@@ -342,10 +316,7 @@ class Experiment:
         return class_log_probs(nnx.merge(graph, classifier), self.sde)
 
     def draw(self, key: Array, x: Array, *, even: bool = False) -> tuple[Array, Array]:
-        """Return times t (B,) and noise z (B, ...) of the training objective for a batch x.
-
-        `even` spreads the times evenly; see `losses.draw`.
-        """
+        """Return times t (B,) and noise z (B, ...) of the objective for x; see `losses.draw`."""
         return losses.draw(key, self.sde, x, self.objective.times, even=even)
 
     def loss(
@@ -374,8 +345,7 @@ class Experiment:
     def held_out_loss(self) -> Callable[[Params, Batch, Array], tuple[Array, Array]]:
         """(params, batch, key) -> the images' losses and times t (B,), which are even; compiled.
 
-        There is no dropout, and a conditional network gets the true condition. The parameters may
-        be sharded as in training, or replicated.
+        There is no dropout, and a conditional network gets the true condition.
         """
         split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
 
