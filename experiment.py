@@ -54,13 +54,12 @@ class Experiment:
       image_shape, image_range: (H, W, C), and the smallest and the largest value of an entry.
       objective: the distribution of times, and the weights of the loss.
       num_scales: noise levels of discrete-time training, or None.
-      labelled: whether the network is conditioned on something, whose kinds are
-        `score_model.kinds`.
+      labelled: whether the network is conditioned on something: `score_model.kinds`.
       sharded: whether the state of training is split over the devices.
       classifier, guide: the parameters of what guides samples, see `load_guidance`, or None.
       train, test: the images, loaded on first use; not needed for sampling.
 
-    Raises InputError on construction for an invalid config; from `train` and `test` for the images.
+    Raises InputError for an invalid config, and from `train` and `test` for the images.
     """
 
     def __init__(
@@ -72,10 +71,7 @@ class Experiment:
         mode: str = "",
         network: Callable[[Rngs], nnx.Module] | None = None,
     ) -> None:
-        """Build the experiment of `config` on `devices`.
-
-        `mode` adds that mode's own checks. `network` constructs another network than config.model.
-        """
+        """Validate the config, with the checks of a mode; `network` replaces that of the config."""
         self.mesh = sharding.make_mesh(devices)
         self.config = config = validated(config, self.mesh.size, mode)
         self.sde = parts.make_sde(config)
@@ -130,13 +126,13 @@ class Experiment:
         )
 
     def rows(self, batch: Tree) -> Tree:
-        """Return global arrays, split along their rows; every process passes all rows."""
+        """Return global arrays, split along their rows; each process passes all rows."""
         return sharding.shard_complete(self.mesh, batch)
 
     def batches(
         self, images: datasets.Images, batch_size: int, *, steps: int = 1, labelled: bool = False
     ) -> datasets.Batches:
-        """Return the shuffled training batches, of which this process loads its own rows."""
+        """Return shuffled batches, of which this process loads its own rows."""
         rows = sharding.local_rows(self.mesh, batch_size)
         return images.batches(batch_size, self.config.seed, steps, labelled, rows)
 
@@ -148,10 +144,8 @@ class Experiment:
         return jax.tree.map(lambda leaf: whole, tree)
 
     def init_params(self) -> Params:
-        """Return initial parameters, sharded as `state_shardings` states.
-
-        They are computed one by one: parameters of the same shape share one compiled program.
-        """
+        """Return initial parameters, sharded as `state_shardings` states."""
+        # Computed one by one: parameters of the same shape share one compiled program.
         network = self._build(Rngs(self.key("init")))
         params = nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
         return jax.device_put(params, self.state_shardings(self.abstract_params))
@@ -207,19 +201,19 @@ class Experiment:
     @property
     def guidance(self) -> dict[str, Any]:
         """The arguments of `TrainedModel.given` that config.guidance states."""
-        options = self.config.guidance
+        options, guide = self.config.guidance, self.guide
         return {
             "classes": tuple(options.classes) or None,
             "guidance_scale": options.scale,
             "guidance_interval": tuple(options.interval),
-            "guide": None if self.guide is None else self.trained_model(self.guide),
+            "guide": None if guide is None else self.trained_model(guide),
         }
 
     def sample_condition(self, first: int, count: int) -> Any:
         """Return the conditions of images first .. first + count - 1, for `TrainedModel.given`.
 
-        They are those of config.guidance.condition or of held-out images; None for a network that
-        is conditioned on classes alone, or nothing.
+        They are those of config.guidance.condition or of held-out images, or None for a network
+        that takes neither vectors nor images.
         """
         options, kinds = self.config.guidance, self.score_model.kinds
         if not kinds.paired:
@@ -257,7 +251,6 @@ class Experiment:
         return samples._replace(x=x, frames=frames, nfe=np.asarray(samples.nfe))
 
     def sample_grid(self, params: Params) -> Image.Image:
-        """Return a picture of GRID samples."""
         drawn = self.draw_images(self.trained_model(params), 0, GRID)
         return datasets.image_grid(np.asarray(drawn.x))
 
@@ -307,7 +300,6 @@ class Experiment:
 
     @functools.cached_property
     def classifier_network(self) -> nnx.Module:
-        """The noise-conditional classifier, without values."""
         return abstract_network(lambda: parts.make_classifier(self.config, Rngs(jax.random.key(0))))
 
     def class_log_probs(self, classifier: Params) -> LogProbs:
@@ -332,10 +324,7 @@ class Experiment:
         marginal = self.score_model.marginal(t)
         return losses.denoising_score_matching(
             functools.partial(self.score(params, rngs, condition), marginal=marginal),
-            self.sde,
-            x,
-            t,
-            z,
+            *(self.sde, x, t, z),
             marginal=marginal,
             weight=self.objective.weight(t),
             reduce_mean=self.config.training.reduce_mean,

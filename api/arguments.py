@@ -169,9 +169,7 @@ DOMAINS: dict[str, Domain] = {
 def checked(function: F, **own: Domain) -> F:
     """Return a function that converts its arguments and raises InputError for invalid ones.
 
-    Args:
-      function: its arguments that are named in `own` or `DOMAINS` are checked.
-      own: domains that replace those of `DOMAINS`.
+    The domains, by the names of arguments, are `own` or else those of `DOMAINS`.
     """
     signature = inspect.signature(function)
 
@@ -276,9 +274,9 @@ def count_of(sample_shape: int | tuple[int, ...]) -> int:
 def as_rows(
     name: str, value: Any, shape: tuple[int, ...], what: str = "an event"
 ) -> tuple[Any, tuple[int, ...]]:
-    """Return an array (..., *shape) as rows (B, *shape), and its leading axes.
+    """Return rows (B, *shape) of an array (*leading, *shape), and `leading`.
 
-    Raises InputError if its last axes are not the shape of `what`, or it is empty.
+    `what` has that shape. Raises InputError for another one, and if there are no rows.
     """
     leading = value.shape[: max(value.ndim - len(shape), 0)]
     if value.shape != (*leading, *shape):
