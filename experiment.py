@@ -48,23 +48,18 @@ class Experiment:
 
     Attributes:
       config: the complete config, locked.
-      mesh: the devices.
       sde, score_model, scaler: see `sde_lib.SDE`, `models.score.ScoreModel` and `datasets.Scaler`.
       network, graph, abstract_params: the network without values, its structure without
         parameters, and the shapes of its parameters as nested dictionaries, replicated.
       image_shape, image_range: (H, W, C), and the smallest and the largest value of an entry.
       objective: the distribution of times, and the weights of the loss.
       num_scales: noise levels of discrete-time training, or None.
-      labelled: whether the network is conditioned on something, whose kinds are
-        `score_model.kinds`.
+      labelled: whether the network is conditioned on something: `score_model.kinds`.
       sharded: whether the state of training is split over the devices.
-      classifier: the parameters of the classifier that guides samples, or None; see
-        `load_classifier`.
-      guide: those of the weaker network that guides samples, or None; see `load_guidance`.
+      classifier, guide: the parameters of what guides samples, see `load_guidance`, or None.
       train, test: the images, loaded on first use; not needed for sampling.
 
-    Raises:
-      InputError: on construction for an invalid config; from `train` and `test` for the images.
+    Raises InputError for an invalid config, and from `train` and `test` for the images.
     """
 
     def __init__(
@@ -76,10 +71,7 @@ class Experiment:
         mode: str = "",
         network: Callable[[Rngs], nnx.Module] | None = None,
     ) -> None:
-        """Build the experiment of `config` on `devices`.
-
-        `mode` adds that mode's own checks. `network` constructs another network than config.model.
-        """
+        """Validate the config, with the checks of a mode; `network` replaces that of the config."""
         self.mesh = sharding.make_mesh(devices)
         self.config = config = validated(config, self.mesh.size, mode)
         self.sde = parts.make_sde(config)
@@ -107,17 +99,13 @@ class Experiment:
         """Return the root of all random numbers for one purpose; a function of config.seed."""
         return parts.root_key(self.config.seed, purpose)
 
-    # --- data -------------------------------------------------------------------------------------
-
     @functools.cached_property
     def train(self) -> datasets.Images:
-        """The training images."""
         with progress.waiting("reading the training images"):
             return datasets.load(self.config.data, "train")
 
     @functools.cached_property
     def test(self) -> datasets.Images:
-        """The held-out images."""
         with progress.waiting("reading the held-out images"):
             return datasets.load(self.config.data, "test")
 
@@ -126,11 +114,8 @@ class Experiment:
 
         With `flip`, as in training, images are flipped at random.
         """
-        dequantize = self.config.data.uniform_dequantization
-        u = jnp.asarray(images)
-        return datasets.augment(
-            key, u, self.scaler, random_flip=flip, uniform_dequantization=dequantize
-        )
+        options = {"uniform_dequantization": self.config.data.uniform_dequantization}
+        return datasets.augment(key, jnp.asarray(images), self.scaler, random_flip=flip, **options)
 
     def pixels(self, x: Array) -> Array:
         """Return samples of the model as uint8 images, 0 .. 255."""
@@ -141,17 +126,15 @@ class Experiment:
         )
 
     def rows(self, batch: Tree) -> Tree:
-        """Return global arrays, split along their rows; every process passes all rows."""
+        """Return global arrays, split along their rows; each process passes all rows."""
         return sharding.shard_complete(self.mesh, batch)
 
     def batches(
         self, images: datasets.Images, batch_size: int, *, steps: int = 1, labelled: bool = False
     ) -> datasets.Batches:
-        """Return the shuffled training batches, of which this process loads its own rows."""
+        """Return shuffled batches, of which this process loads its own rows."""
         rows = sharding.local_rows(self.mesh, batch_size)
         return images.batches(batch_size, self.config.seed, steps, labelled, rows)
-
-    # --- parameters -------------------------------------------------------------------------------
 
     def state_shardings(self, tree: Tree) -> Tree:
         """Return the shardings of a part of the training state; see training.shard_params."""
@@ -161,10 +144,8 @@ class Experiment:
         return jax.tree.map(lambda leaf: whole, tree)
 
     def init_params(self) -> Params:
-        """Return initial parameters, sharded as `state_shardings` states.
-
-        They are computed one by one: parameters of the same shape share one compiled program.
-        """
+        """Return initial parameters, sharded as `state_shardings` states."""
+        # Computed one by one: parameters of the same shape share one compiled program.
         network = self._build(Rngs(self.key("init")))
         params = nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
         return jax.device_put(params, self.state_shardings(self.abstract_params))
@@ -185,26 +166,14 @@ class Experiment:
         """Return what identifies the parameters of a checkpoint: its step and their checksum."""
         return {"step": found.step, "ema": Checkpoints(workdir).checksum(found, EMA)}
 
-    # --- the trained model ------------------------------------------------------------------------
-
     def trained_model(self, params: Params, step: int = 0) -> TrainedModel:
-        """Return the prior of the network with these parameters.
-
-        The parameters may be sharded as in training, or replicated.
-        """
-        kinds = self.score_model.kinds
-        data = self.config.data
-        if self.classifier is not None:
-            kinds = Kinds(self.config.classifier.num_classes)
-        score = NetworkScore(
-            params,
-            self._apply,
-            self.sde,
-            classifier=self.classifier,
-            log_probs=self.class_log_probs,
-        )
+        """Return the prior of the network with these parameters, sharded as in training or not."""
+        data, options = self.config.data, {}
+        if data.std:
+            options = {"loc": data.mean, "scale": data.std}
+        guided = {"classifier": self.classifier, "log_probs": self.class_log_probs}
         found = TrainedModel(
-            score,
+            NetworkScore(params, self._apply, self.sde, **guided),
             self.image_shape,
             support=self.image_range,
             scaler=self.scaler,
@@ -212,9 +181,11 @@ class Experiment:
             config=self.config,
             step=step,
             mesh=self.mesh,
-            units={"loc": data.mean, "scale": data.std} if data.std else {},
+            **options,
         )
-        found.kinds, found.defaults = kinds, parts.sampler_defaults(self.config)
+        found.kinds, found.defaults = self.score_model.kinds, parts.sampler_defaults(self.config)
+        if self.classifier is not None:
+            found.kinds = Kinds(self.config.classifier.num_classes)
         return found
 
     @functools.cached_property
@@ -230,19 +201,19 @@ class Experiment:
     @property
     def guidance(self) -> dict[str, Any]:
         """The arguments of `TrainedModel.given` that config.guidance states."""
-        options = self.config.guidance
+        options, guide = self.config.guidance, self.guide
         return {
             "classes": tuple(options.classes) or None,
             "guidance_scale": options.scale,
             "guidance_interval": tuple(options.interval),
-            "guide": None if self.guide is None else self.trained_model(self.guide),
+            "guide": None if guide is None else self.trained_model(guide),
         }
 
     def sample_condition(self, first: int, count: int) -> Any:
         """Return the conditions of images first .. first + count - 1, for `TrainedModel.given`.
 
-        They are those of config.guidance.condition or of held-out images; None for a network that
-        is conditioned on classes alone, or nothing.
+        They are those of config.guidance.condition or of held-out images, or None for a network
+        that takes neither vectors nor images.
         """
         options, kinds = self.config.guidance, self.score_model.kinds
         if not kinds.paired:
@@ -280,25 +251,21 @@ class Experiment:
         return samples._replace(x=x, frames=frames, nfe=np.asarray(samples.nfe))
 
     def sample_grid(self, params: Params) -> Image.Image:
-        """Return a picture of GRID samples."""
-        samples = self.draw_images(self.trained_model(params), 0, GRID)
-        return datasets.image_grid(np.asarray(samples.x))
+        drawn = self.draw_images(self.trained_model(params), 0, GRID)
+        return datasets.image_grid(np.asarray(drawn.x))
 
     def score(
         self, params: Params, rngs: Rngs | None = None, condition: Condition | None = None
     ) -> functools.partial[Array]:
-        """Return the score function of the network with these parameters.
+        """Return the score of the network with these parameters, sharded as in training or not.
 
         Args:
-          params: sharded as in training, or replicated.
           rngs: keys for dropout; None turns dropout off.
           condition: what images are conditioned on, for a conditional network; None for p_t(x).
         """
         params = sharding.gather(self.mesh, params) if self.sharded else params
         network = nnx.merge(self.graph, params)
         return functools.partial(self.score_model.score, network, rngs=rngs, condition=condition)
-
-    # --- the classifier ---------------------------------------------------------------------------
 
     def load_classifier(self, workdir: str | Path, *, optional: bool = False) -> None:
         """Set `classifier` to that of a workdir, if config.guidance needs one.
@@ -333,7 +300,6 @@ class Experiment:
 
     @functools.cached_property
     def classifier_network(self) -> nnx.Module:
-        """The noise-conditional classifier, without values."""
         return abstract_network(lambda: parts.make_classifier(self.config, Rngs(jax.random.key(0))))
 
     def class_log_probs(self, classifier: Params) -> LogProbs:
@@ -342,10 +308,7 @@ class Experiment:
         return class_log_probs(nnx.merge(graph, classifier), self.sde)
 
     def draw(self, key: Array, x: Array, *, even: bool = False) -> tuple[Array, Array]:
-        """Return times t (B,) and noise z (B, ...) of the training objective for a batch x.
-
-        `even` spreads the times evenly; see `losses.draw`.
-        """
+        """Return times t (B,) and noise z (B, ...) of the objective for x; see `losses.draw`."""
         return losses.draw(key, self.sde, x, self.objective.times, even=even)
 
     def loss(
@@ -361,10 +324,7 @@ class Experiment:
         marginal = self.score_model.marginal(t)
         return losses.denoising_score_matching(
             functools.partial(self.score(params, rngs, condition), marginal=marginal),
-            self.sde,
-            x,
-            t,
-            z,
+            *(self.sde, x, t, z),
             marginal=marginal,
             weight=self.objective.weight(t),
             reduce_mean=self.config.training.reduce_mean,
@@ -374,8 +334,7 @@ class Experiment:
     def held_out_loss(self) -> Callable[[Params, Batch, Array], tuple[Array, Array]]:
         """(params, batch, key) -> the images' losses and times t (B,), which are even; compiled.
 
-        There is no dropout, and a conditional network gets the true condition. The parameters may
-        be sharded as in training, or replicated.
+        There is no dropout, and a conditional network gets the true condition.
         """
         split, whole = sharding.along_axis(self.mesh), sharding.replicated(self.mesh)
 

@@ -8,6 +8,7 @@ docs/usage.md describes the modes and flags.
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
@@ -38,12 +39,10 @@ class Command(NamedTuple):
     Attributes:
       flags: the flags of the mode, with the arguments or the config fields that they become.
       required: those of them that must be given.
-      given: whether the mode has the argument `given`, the config fields set on the command line.
     """
 
     flags: Mapping[str, str] = MappingProxyType({})
     required: tuple[str, ...] = ()
-    given: bool = False
 
 
 CHECKPOINT = {"checkpoint": "number"}
@@ -51,22 +50,23 @@ FOLDER = {"eval_folder": "folder"}
 
 COMMANDS = {
     "train": Command(),
-    "eval": Command({**FOLDER, **CHECKPOINT}, given=True),
+    "eval": Command(FOLDER | CHECKPOINT),
     "report": Command(FOLDER),
     "import": Command({"source": "source"}, ("source",)),
     "export": Command(
-        {"target": "target", "average_only": "average_only", **CHECKPOINT}, ("target",)
+        {"target": "target", "average_only": "average_only"} | CHECKPOINT, ("target",)
     ),
-    "ema": Command({"target": "target", **CHECKPOINT}),
+    "ema": Command({"target": "target"} | CHECKPOINT),
     "encode": Command(CHECKPOINT),
     "interpolate": Command(CHECKPOINT),
     "sample": Command(
         {"classes": "config.guidance.classes", "seed": "config.seed"}
-        | {"count": "count", "source": "source", **FOLDER, **CHECKPOINT},
-        given=True,
+        | {"count": "count", "source": "source"}
+        | FOLDER
+        | CHECKPOINT
     ),
-    "restore": Command({**FOLDER, **CHECKPOINT}, given=True),
-    "calibrate": Command({**FOLDER, **CHECKPOINT}, given=True),
+    "restore": Command(FOLDER | CHECKPOINT),
+    "calibrate": Command(FOLDER | CHECKPOINT),
     "train_classifier": Command(),
     "inspect_data": Command(),
     "prepare_data": Command(),
@@ -125,40 +125,22 @@ try:
 except flags.Error as error:  # It reads the file of --flagfile at once.
     errors.fail(" ".join(str(error).removeprefix("ERROR:: ").split()))
 flags.DEFINE_string("workdir", None, "The folder of checkpoints, logs and results.")
-flags.DEFINE_enum("mode", None, list(COMMANDS), "What to do.")
-flags.DEFINE_string(
-    "eval_folder",
-    None,
-    "The folder of results, in the workdir: 'eval' by default for --mode=eval and report, named "
-    "after the task for restore.",
-)
+flags.DEFINE_string("mode", None, f"What to do: {', '.join(COMMANDS)}.")
+flags.DEFINE_string("eval_folder", None, "The folder of results; by default 'eval' or the task.")
 flags.DEFINE_string(
     "source",
     None,
     "The checkpoint to import, or to sample from: a file of the official code, of EDM or of "
     "--mode=export, or a diffusers folder.",
 )
-flags.DEFINE_string(
-    "target", None, "The file to export to: .pth (PyTorch), .safetensors, or else Flax."
-)
-flags.DEFINE_bool(
-    "average_only",
-    False,
-    "Export the moving average only, in half precision, to a .safetensors file to sample from.",
-)
-flags.DEFINE_integer(
-    "checkpoint",
-    None,
-    "The checkpoint to sample from, export, encode with, ...; by default the newest, or for "
-    "--mode=eval those from eval.begin_ckpt to eval.end_ckpt.",
-)
+flags.DEFINE_string("target", None, "The file to export to: .pth (PyTorch), .safetensors, or Flax.")
+flags.DEFINE_bool("average_only", False, "Export the moving average only, in half precision.")
+flags.DEFINE_integer("checkpoint", None, "The number of the checkpoint; by default the newest.")
 flags.DEFINE_integer("count", None, "The number of images to draw; 64 by default.")
 flags.DEFINE_list("classes", None, "The classes of the images to draw in turn, such as 0,1,2.")
 flags.DEFINE_integer("seed", None, "The seed of the images to draw, in place of --config.seed.")
 flags.DEFINE_bool("version", False, "Print the version and exit.")
-flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0, if several are started by hand; docs/scaling.md."
-)
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; docs/scaling.md.")
 flags.DEFINE_integer("num_processes", None, "The number of processes started by hand.")
 flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
 
@@ -169,10 +151,7 @@ def main(argv: list[str]) -> None:
 
     import sharding
 
-    logging.set_verbosity(logging.WARNING)
-    errors.hide_background_errors()
-    _escape_missing_characters()
-    _enable_compilation_cache()
+    _set_up()
     try:
         _check_flags(argv)
         sharding.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
@@ -194,17 +173,16 @@ def main(argv: list[str]) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def _escape_missing_characters() -> None:
-    """Print characters that the encoding of a terminal lacks as escapes, instead of failing."""
-    for stream in (sys.stdout, sys.stderr):
+def _set_up() -> None:
+    """Set how the process prints, logs and compiles."""
+    import jax
+
+    logging.set_verbosity(logging.WARNING)
+    errors.hide_background_errors()
+    for stream in (sys.stdout, sys.stderr):  # Characters that a terminal lacks become escapes.
         reconfigure = getattr(stream, "reconfigure", None)  # A notebook's stream has none.
         if reconfigure:
             reconfigure(errors="backslashreplace")
-
-
-def _enable_compilation_cache() -> None:
-    import jax
-
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         folder = errors.cache_folder() / "score_sde" / "jax"
         jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -238,7 +216,7 @@ def _check_flags(argv: list[str]) -> None:
     for name in ("workdir", "source", "target", "eval_folder"):
         if not (FLAGS[name].value or "").isprintable():  # It is printed in many places.
             raise InputError(f"--{name}={FLAGS[name].value} has control characters; rename it.")
-    command = COMMANDS[FLAGS.mode]
+    command = errors.choose(COMMANDS, FLAGS.mode, "--mode")
     for name in {name for each in COMMANDS.values() for name in each.flags}:
         if FLAGS[name].present and name not in command.flags:
             modes = ", ".join(mode for mode, each in COMMANDS.items() if name in each.flags)
@@ -257,30 +235,24 @@ def _run(function: Callable[..., Any], command: Command) -> None:
         if value is None:
             continue
         if target.startswith("config."):
-            value = _integers(name, value) if isinstance(value, list) else value
+            if isinstance(value, list):
+                if not all(each.strip().isdecimal() for each in value):
+                    raise InputError(f"--{name}={','.join(value)} must be integers, such as 0,1,2.")
+                value = tuple(map(int, value))
             config.update_from_flattened_dict({target: value}, strip_prefix="config.")
         else:
             arguments[target] = value
-    if command.given:
+    if "given" in inspect.signature(function).parameters:  # The fields that flags have set.
         arguments["given"] = set(FLAGS["config"].override_values)  # pyright: ignore
     function(config, FLAGS.workdir, **arguments)
 
 
-def _integers(name: str, texts: list[str]) -> tuple[int, ...]:
-    try:
-        return tuple(map(int, texts))
-    except ValueError as error:
-        raise InputError(f"--{name}={','.join(texts)} must be integers, such as 0,1,2.") from error
-
-
 def _config() -> ml_collections.ConfigDict:
-    try:
-        # Any access to the config of a file that could not be loaded raises the reason.
+    try:  # Any access to the config of a file that could not be loaded raises the reason.
         config = FLAGS.config
         getattr(config, "to_dict", None)
-        # Converting reads the fields of the file, which may fail, too.
         if isinstance(config, ml_collections.ConfigDict):
-            return ml_collections.ConfigDict(config.to_dict())
+            return ml_collections.ConfigDict(config.to_dict())  # It reads the fields of the file.
     except Exception as error:  # A config file may raise anything.
         reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise InputError(f"--config cannot be read: {reason}") from error

@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -81,15 +81,13 @@ class Numbers:
         if not is_array or not self.low <= value.ndim <= self.high:
             return False
         is_real = jnp.issubdtype(value.dtype, jnp.floating) or value.dtype.kind in "biu"
-        if value.dtype.char in "gG":  # Long doubles, which JAX lacks.
-            return False
-        if not is_real and not (self.complex and value.dtype.kind == "c"):
+        is_known = is_real or (self.complex and value.dtype.kind == "c")
+        if not is_known or value.dtype.char in "gG":  # Long doubles, which JAX lacks.
             return False
         if isinstance(value, Tracer):
             return self.traced
-        if self.binary:
-            return bool(((value == 0) | (value == 1)).all())
-        return bool((abs(value) <= LARGEST).all())
+        allowed = (value == 0) | (value == 1) if self.binary else abs(value) <= LARGEST
+        return bool(allowed.all())
 
     def describe(self) -> str:
         axes = f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
@@ -99,9 +97,7 @@ class Numbers:
 
 
 def _is_range(value: Any) -> bool:
-    is_pair = (
-        isinstance(value, tuple) and [type(each) in (int, float) for each in value] == [True] * 2
-    )
+    is_pair = isinstance(value, tuple) and len(value) == 2 and {*map(type, value)} <= {int, float}
     return is_pair and value[0] < value[1]
 
 
@@ -173,9 +169,7 @@ DOMAINS: dict[str, Domain] = {
 def checked(function: F, **own: Domain) -> F:
     """Return a function that converts its arguments and raises InputError for invalid ones.
 
-    Args:
-      function: its arguments that are named in `own` or `DOMAINS` are checked.
-      own: domains that replace those of `DOMAINS`.
+    The domains, by the names of arguments, are `own` or else those of `DOMAINS`.
     """
     signature = inspect.signature(function)
 
@@ -186,10 +180,7 @@ def checked(function: F, **own: Domain) -> F:
             domain = own.get(name, DOMAINS.get(name))
             if domain and (value is not None or signature.parameters[name].default is not None):
                 bound.arguments[name] = converted(name, value, domain)
-        try:
-            return function(*bound.args, **bound.kwargs)
-        except MemoryError as error:
-            raise InputError(f"The memory is too small: {brief(error)}") from error
+        return function(*bound.args, **bound.kwargs)
 
     return cast(F, call)
 
@@ -209,7 +200,6 @@ def converted(name: str, value: Any, domain: Domain) -> Any:
 
 
 def as_array(value: Any) -> np.ndarray | jax.Array:
-    """Return anything as an array; arrays of JAX stay where they are."""
     return value if isinstance(value, jax.Array) else np.asarray(value)
 
 
@@ -239,14 +229,21 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=1 + list(inside).index(False))
 
 
-# --- seeds and shapes -------------------------------------------------------------------------
+def is_traced(tree: Any) -> bool:
+    """Return whether a leaf has no values yet, as inside of a function that JAX compiles."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
 
 Seed = int | jax.Array
 
 
+def _is_keys(seed: Any) -> TypeGuard[jax.Array]:
+    return isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
+
+
 def key_of(seed: Seed) -> jax.Array:
     """Return the key of a seed. Raises InputError unless it is an int or a key."""
-    if isinstance(seed, jax.Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+    if _is_keys(seed):
         if seed.shape:
             raise InputError(f"seed holds keys of shape {seed.shape}, but it must be one key.")
         return seed
@@ -261,26 +258,35 @@ def key_of(seed: Seed) -> jax.Array:
 
 def keys_of(seed: Seed, count: int) -> jax.Array:
     """Return the keys (count,) of events: those that are given, or else those of a seed."""
-    if (
-        isinstance(seed, jax.Array)
-        and seed.shape == (count,)
-        and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
-    ):
+    if _is_keys(seed) and seed.shape == (count,):
         return seed
     return image_keys(key_of(seed), jnp.arange(count))
 
 
 def shape_of(sample_shape: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Return a sample shape as a tuple."""
     return sample_shape if isinstance(sample_shape, tuple) else (sample_shape,)
 
 
 def count_of(sample_shape: int | tuple[int, ...]) -> int:
-    """Return the number of samples of a sample shape."""
     return math.prod(shape_of(sample_shape))
 
 
-# --- functions of a user ----------------------------------------------------------------------
+def as_rows(
+    name: str, value: Any, shape: tuple[int, ...], what: str = "an event"
+) -> tuple[Any, tuple[int, ...]]:
+    """Return rows (B, *shape) of an array (*leading, *shape), and `leading`.
+
+    `what` has that shape. Raises InputError for another one, and if there are no rows.
+    """
+    leading = value.shape[: max(value.ndim - len(shape), 0)]
+    if value.shape != (*leading, *shape):
+        raise InputError(
+            f"{name} has shape {value.shape}, but {what} has shape {shape}: the last axes must be "
+            "these."
+        )
+    if not value.size:
+        raise InputError(f"{name} has shape {value.shape}: it holds no event.")
+    return value.reshape(math.prod(leading), *shape), leading
 
 
 @contextlib.contextmanager
@@ -317,10 +323,7 @@ class Guarded:
         return value
 
 
-# --- memory -----------------------------------------------------------------------------------
-
-WORKSPACE = 8
-"""Arrays of the size of a batch that algorithms need at least, beside those of a network."""
+WORKSPACE = 8  # arrays like a batch that algorithms need at least, beside those of a network
 
 
 def check_memory(entries: int, what: str) -> None:
@@ -335,9 +338,7 @@ def check_memory(entries: int, what: str) -> None:
 
 def _free_bytes() -> float:
     """Return the free memory of the host, or the memory of the device if that is less."""
-    device = jax.local_devices()[0].memory_stats() or {}
-    limits = [device.get("bytes_limit", math.inf)]
-    limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    limits = [(jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)]
     for path, pattern, unit in (
         ("/proc/meminfo", r"MemAvailable: *(\d+)", 1024),
         ("/sys/fs/cgroup/memory.max", r"(\d+)", 1),

@@ -123,16 +123,12 @@ def independence(ranks: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     moments = (moments - moments.mean(0)) / np.maximum(moments.std(0), 1e-12)
     order = np.random.default_rng(0).random((PERMUTATIONS + 1, len(y))).argsort(1)
     order[0] = np.arange(len(y))  # The criterion as it is, followed by permutations.
-    criteria = np.stack([_quadratic_forms(kernel, column[order]) for column in moments.T], 1)
+    kernel, columns = kernel.astype(np.float32), (each[order] for each in moments.T)
+    rows = (each.astype(np.float32) for each in columns)
+    criteria = np.stack([np.einsum("pn,pn->p", each @ kernel, each) for each in rows], 1)
     criteria /= criteria.std(0) + 1e-12
     joint, largest = criteria.sum(1), (criteria - criteria.mean(0)).max(1)
     return float(np.mean(joint >= joint[0])), float(np.mean(largest >= largest[0]))
-
-
-def _quadratic_forms(kernel: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return v^T kernel v of each row v."""
-    rows = rows.astype(np.float32)
-    return np.einsum("pn,pn->p", rows @ kernel.astype(np.float32), rows)
 
 
 # --- verdict ----------------------------------------------------------------------------------
@@ -210,10 +206,10 @@ class Calibration:
                 LEVELS, LEVELS - band, LEVELS + band, color="0.85", label="99 % band if calibrated"
             )
             for column, name in enumerate(self.names):
-                style = {"color": "C3", "zorder": 3} if name == DISTANCE else {"color": "C0"}
-                share = (values[:, column, None] <= LEVELS).mean(0)
-                label_of = name if name == DISTANCE else ("statistics" if column == 0 else None)
-                axes.plot(LEVELS, share, linewidth=1, label=label_of, **style)
+                style = {"color": "C0", "label": None if column else "statistics"}
+                if name == DISTANCE:
+                    style = {"color": "C3", "label": name, "zorder": 3}
+                axes.plot(LEVELS, (values[:, column, None] <= LEVELS).mean(0), linewidth=1, **style)
             axes.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1)
             axes.set(title=title, xlabel=label, ylabel="share of simulations", ylim=(0, 1))
         left.legend(loc="upper left", fontsize=8)

@@ -116,22 +116,9 @@ def _on_host(*arrays: Array, functions: Functions, kind: str) -> np.ndarray:
     return found
 
 
-@external.def_impl
-def _evaluate(*arrays: Array, **parameters: Any) -> Array:
-    return jnp.asarray(_on_host(*arrays, **parameters))  # Without JAX around what it raises.
-
-
-@external.def_abstract_eval
-def _abstract(*arrays: Any, **_: Any) -> Any:
-    return arrays[0].update(weak_type=False)
-
-
 def _callback(*arrays: Array, **parameters: Any) -> Array:
     result = jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)
     return jax.pure_callback(lambda *given: _on_host(*given, **parameters), result, *arrays)
-
-
-mlir.register_lowering(external, mlir.lower_fun(_callback, multiple_results=False))
 
 
 def _batch(arrays: Any, axes: Any, **parameters: Any) -> tuple[Array, int]:
@@ -140,9 +127,6 @@ def _batch(arrays: Any, axes: Any, **parameters: Any) -> tuple[Array, int]:
     moved = [batching.bdim_at_front(x, axis, size) for x, axis in zip(arrays, axes)]
     merged = [x.reshape(-1, *x.shape[2:]) for x in moved]
     return external.bind(*merged, **parameters).reshape(moved[0].shape), 0
-
-
-batching.primitive_batchers[external] = _batch
 
 
 def _derivative(primals: Any, tangents: Any, *, functions: Functions, kind: str) -> Any:
@@ -159,14 +143,17 @@ def _derivative(primals: Any, tangents: Any, *, functions: Functions, kind: str)
     return value, external.bind(*given, functions=functions, kind=kind)
 
 
-ad.primitive_jvps[external] = _derivative
-
-
 def _transpose(cotangent: Any, x: Any, t: Any, _: Any, *, functions: Functions, kind: str) -> Any:
     kind = {"forward": "backward", "backward": "forward"}[kind]
-    if type(cotangent) is ad.Zero:
-        return None, None, cotangent
-    return None, None, external.bind(x, t, cotangent, functions=functions, kind=kind)
+    if type(cotangent) is not ad.Zero:
+        cotangent = external.bind(x, t, cotangent, functions=functions, kind=kind)
+    return None, None, cotangent
 
 
+# Without JAX around what a score raises, unless it is compiled.
+external.def_impl(lambda *arrays, **parameters: jnp.asarray(_on_host(*arrays, **parameters)))
+external.def_abstract_eval(lambda x, *_, **__: x.update(weak_type=False))
+mlir.register_lowering(external, mlir.lower_fun(_callback, multiple_results=False))
+batching.primitive_batchers[external] = _batch
+ad.primitive_jvps[external] = _derivative
 ad.primitive_transposes[external] = _transpose

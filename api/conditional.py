@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
 import numpy as np
+from flax import struct
 from jax import Array
 
 import sampling
 from api import calibration
-from api.arguments import FEWEST, LARGEST, Seed, as_array, checked, key_of, show
+from api.arguments import FEWEST, LARGEST, Seed, as_array, as_rows, checked, is_traced, key_of, show
 from api.calibration import Calibration
-from api.execution import is_traced
+from api.execution import static
 from api.posterior import BATCH_SIZE, Posterior
 from api.prior import Prior
 from controllable import guidance
@@ -38,12 +37,7 @@ ClassLogProbs = Callable[[Params], guidance.LogProbs]
 """Parameters of a classifier -> log p_t(class | x)."""
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["params", "condition", "classifier", "guide"],
-    meta_fields=["apply", "sde", "scale", "interval", "log_probs"],
-)
-@dataclasses.dataclass(frozen=True, eq=False)
+@struct.dataclass
 class NetworkScore:
     """The score of a network as a pytree of its parameters, given a condition or none.
 
@@ -53,13 +47,13 @@ class NetworkScore:
     """
 
     params: Params
-    apply: Apply
-    sde: SDE
+    apply: Apply = static()
+    sde: SDE = static()
     condition: Condition | None = None
     classifier: Params | None = None
-    log_probs: ClassLogProbs | None = None
-    scale: float = 1.0
-    interval: Interval = ALL_LEVELS
+    log_probs: ClassLogProbs | None = static(default=None)
+    scale: float = static(default=1.0)
+    interval: Interval = static(default=ALL_LEVELS)
     guide: NetworkScore | None = None
 
     def __call__(self, x: Array, t: Array) -> Array:
@@ -140,13 +134,11 @@ class ConditionalPrior(Prior):
     def _check_guide(self, guide: Any) -> None:
         if not isinstance(guide, ConditionalPrior):
             raise InputError(f"guide = {show(guide)} must be a trained model, as of ss.load.")
-        for ours, theirs in (
-            (self.event_shape, guide.event_shape),
-            (self.sde, guide.sde),
-            (_described(self.kinds), _described(guide.kinds if guide.kinds else self.kinds)),
-        ):
-            if ours != theirs:
-                raise InputError(f"guide has {theirs}, but this model has {ours}; they must agree.")
+        kinds = guide.kinds or self.kinds
+        ours = self.event_shape, self.sde, _described(self.kinds)
+        for one, other in zip(ours, (guide.event_shape, guide.sde, _described(kinds))):
+            if one != other:
+                raise InputError(f"guide has {other}, but this model has {one}; they must agree.")
 
     def _conditioned(self, condition: Any) -> Self:
         return self if condition is None else self.given(condition)
@@ -170,8 +162,6 @@ class ConditionalPrior(Prior):
                 "was trained without hiding it (model.class_dropout = 0). Pass condition=..."
             )
         return dataclasses.replace(self.score, condition=rows)
-
-    # --- methods of any prior, given a condition ------------------------------------------------
 
     @checked
     def sample(
@@ -222,8 +212,6 @@ class ConditionalPrior(Prior):
         """
         return Prior.posterior(self._conditioned(condition), *measurement, **options)
 
-    # --- calibration ----------------------------------------------------------------------------
-
     @checked
     def calibrate(
         self,
@@ -250,7 +238,7 @@ class ConditionalPrior(Prior):
 
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
         """
-        events, _ = self._batch(x)
+        events, _ = as_rows("x", x, self.event_shape)
         model, count = self.given(condition), len(events)
         if count < FEWEST:
             raise InputError(f"x holds {count} events; a calibration needs {FEWEST} or more.")
@@ -268,9 +256,8 @@ class ConditionalPrior(Prior):
             return np.asarray(sampling.uniform(keys, shape))
 
         drawn = np.reshape(drawn, (count, samples + 1, *self.event_shape))
-        return calibration.judge_samples(
-            np.asarray(events), drawn, np.concatenate(known, 1), uniform
-        )
+        known = np.concatenate(known, 1)
+        return calibration.judge_samples(np.asarray(events), drawn, known, uniform)
 
 
 # --- conditions of a user -------------------------------------------------------------------------
@@ -310,31 +297,31 @@ def rows_of(
 
 def _rows(name: str, value: Any, shape: tuple[int, ...], kinds: Kinds) -> Any:
     """Return the conditions of one kind as (R, *shape). Raises InputError if they do not fit."""
+    is_class = name == "classes"
+    kind, types = ("integers", "iu") if is_class else ("real numbers", "iufb")
+    array: Any = value
     try:
-        array: Any = as_array(value)
-        leading = array.shape[: array.ndim - len(shape)]
-        fits = array.dtype.kind in ("iu" if name == "classes" else "iufb") and bool(array.size)
-        fits &= array.ndim >= len(shape) and array.shape[len(leading) :] == shape
+        array = as_array(value)
+        rows, _ = as_rows(name, array, shape)
+        fits = array.dtype.kind in types
     except Exception:  # Objects of a user may raise anything when they are converted.
-        array, leading, fits = value, (), False
+        rows, fits = value, False
     if not fits:
-        kind = "integers" if name == "classes" else "real numbers"
         raise InputError(
             f"condition: {name} = {show(array)} must be {kind} of shape {shape} for one event, "
             "and may have leading axes for several."
         )
-    array = array.reshape(math.prod(leading), *shape)
-    if is_traced(array):
-        return array
-    if name == "classes" and not 0 <= array.min() <= array.max() < kinds.num_classes:
+    if is_traced(rows):
+        return rows
+    if is_class and not 0 <= rows.min() <= rows.max() < kinds.num_classes:
         raise InputError(
             f"classes = {show(value)} must be from 0 to {kinds.num_classes - 1}, the classes of "
             "this model."
         )
-    if not bool((abs(array) <= LARGEST).all()):
+    if not bool((abs(rows) <= LARGEST).all()):
         raise InputError(f"condition: {name} must hold finite numbers up to {LARGEST:g}.")
-    is_byte = name == "image" and array.dtype == np.uint8
-    return array.astype(np.int32 if name == "classes" else np.uint8 if is_byte else np.float32)
+    is_byte = name == "image" and rows.dtype == np.uint8
+    return rows.astype(np.int32 if is_class else np.uint8 if is_byte else np.float32)
 
 
 def _described(kinds: Kinds) -> str:

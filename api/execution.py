@@ -7,27 +7,28 @@ as the sampler, identifies the program. So a task of the same kind and shapes co
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array, lax
 from jax.core import Tracer
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 import sampling
 import sharding
-from api.arguments import WORKSPACE, check_memory, user_code
+from api.arguments import WORKSPACE, check_memory, is_traced
+from api.scores import function_of
 from controllable import methods
 from controllable.measurements import Evidence
-from errors import InputError, NotFiniteError
+from errors import NotFiniteError
 from runs import progress
 from sampling import Sampler, Samples
 from sde_lib import SDE, Score
@@ -43,54 +44,8 @@ def bound(score: Score) -> Score:
     return score.bind() if hasattr(score, "bind") else function_of(score)
 
 
-OF_OTHERS = (
-    "fails: it is not one of JAX. score_sde.from_torch and from_numpy make one of a function of "
-    "PyTorch or NumPy."
-)
-
-
-@contextlib.contextmanager
-def _hint_for_other_libraries(given: str) -> Iterator[None]:
-    """Raise InputError for what functions of PyTorch and NumPy raise if JAX calls them."""
-    try:
-        yield
-    except (TypeError, jax.errors.TracerArrayConversionError) as error:
-        if isinstance(error, TypeError) and "must be Tensor" not in str(error):
-            raise
-        raise InputError(f"{given} {OF_OTHERS}") from error
-
-
-def function_of(score: Score) -> Score:
-    """Return a score as a plain function, which samplers do not take for a guided score.
-
-    It raises InputError for what the score raises, and for values of another shape or type.
-    """
-
-    def evaluate(x: Array, t: Array) -> Array:
-        given = f"The score of x with shape {x.shape} and t with shape {t.shape}"
-        with user_code(f"{given} fails"), _hint_for_other_libraries(given):
-            value = score(x, t)
-        if isinstance(value, np.ndarray) or type(value).__module__ == "torch":
-            raise InputError(f"{given} {OF_OTHERS}")
-        shape = getattr(value, "shape", type(value).__name__)
-        if shape != x.shape:
-            raise InputError(
-                f"{given} has shape {shape}; it must be that of x. A function of one event becomes "
-                "one of batches by jax.vmap; t needs further axes to multiply x."
-            )
-        if not jnp.issubdtype(value.dtype, jnp.floating):
-            raise InputError(f"{given} has the type {value.dtype}; it must hold real numbers.")
-        return value
-
-    return evaluate
-
-
 class Task(Protocol):
-    """A batch of events to compute: a pytree whose static part identifies the program.
-
-    Attributes:
-      sampler: states the number of steps, and its name.
-    """
+    """A batch of events to compute: a pytree whose static part identifies the program."""
 
     @property
     def sampler(self) -> Sampler: ...
@@ -100,51 +55,42 @@ class Task(Protocol):
         ...
 
 
-def _task(*data: str, static: tuple[str, ...]) -> Callable[[type], type]:
-    register = functools.partial(
-        jax.tree_util.register_dataclass, data_fields=list(data), meta_fields=list(static)
-    )
-    return lambda cls: register(dataclasses.dataclass(frozen=True, eq=False)(cls))
+static = functools.partial(struct.field, pytree_node=False)
 
 
-@_task("score", "keys", "temperature", static=("sde", "shape", "sampler"))
+@struct.dataclass
 class FromPrior:
     """One event of the prior for each of the keys (B,)."""
 
     score: Score
     keys: Array
     temperature: Array
-    sde: SDE
-    shape: tuple[int, ...]
-    sampler: Sampler
+    sde: SDE = static()
+    shape: tuple[int, ...] = static()
+    sampler: Sampler = static()
 
     def loop(self) -> tuple[Loop, Array]:
         prior = sampling.prior_sample(self.keys, self.sde, (len(self.keys), *self.shape))
         return self.sampler.loop(self.keys, bound(self.score)), self.temperature * prior
 
 
-@_task("score", "keys", "measurement", static=("sde", "shape", "sampler", "method", "support"))
+@struct.dataclass
 class FromPosterior:
     """One event given each of the measurements, for the keys (B,)."""
 
     score: Score
     keys: Array
     measurement: Evidence
-    sde: SDE
-    shape: tuple[int, ...]
-    sampler: Sampler
-    method: methods.Chosen
-    support: tuple[float, float] | None
+    sde: SDE = static()
+    shape: tuple[int, ...] = static()
+    sampler: Sampler = static()
+    method: methods.Chosen = static()
+    support: tuple[float, float] | None = static()
 
     def loop(self) -> tuple[Loop, Array]:
         loop, x = methods.posterior_loop(
-            self.method,
-            self.sampler,
-            self.keys,
-            bound(self.score),
-            self.sde,
-            self.measurement,
-            self.shape,
+            *(self.method, self.sampler, self.keys, bound(self.score), self.sde),
+            *(self.measurement, self.shape),
             support=self.support,
         )
         if methods.METHODS[self.method.name].condition is None:
@@ -158,13 +104,13 @@ def _weighted_samples(result: tuple[Array, Any, Array, Array]) -> Samples:
     return to_samples(x, nfe, bad_step=bad_step)._replace(weights=weights)
 
 
-@_task("score", "x", static=("sampler",))
+@struct.dataclass
 class AlongFlow:
     """The states that the probability flow maps x (B, ...) to."""
 
     score: Score
     x: Array
-    sampler: Sampler
+    sampler: Sampler = static()
 
     def loop(self) -> tuple[Loop, Array]:
         return self.sampler.loop(None, bound(self.score)), self.x
@@ -173,7 +119,6 @@ class AlongFlow:
 # --- execution ------------------------------------------------------------------------------------
 
 
-ARRAYS = (jax.Array, np.ndarray, np.generic)
 Program = tuple[Any, tuple[Any, ...]]
 """What identifies a compiled program: the structure of a task, and its leaves without arrays."""
 
@@ -181,15 +126,14 @@ Program = tuple[Any, tuple[Any, ...]]
 def _separate(task: Task) -> tuple[Program, list[Any]]:
     """Return the program and the arrays of a task."""
     leaves, structure = jax.tree.flatten(task)
-    arrays = [leaf if isinstance(leaf, ARRAYS) else None for leaf in leaves]
-    others = tuple(None if isinstance(leaf, ARRAYS) else leaf for leaf in leaves)
+    arrays = [leaf if eqx.is_array(leaf) else None for leaf in leaves]
+    others = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
     return (structure, others), arrays
 
 
 def _loop_of(program: Program, arrays: list[Array | None]) -> tuple[Loop, Array]:
     structure, others = program
-    leaves = [other if array is None else array for array, other in zip(arrays, others)]
-    return jax.tree.unflatten(structure, leaves).loop()
+    return jax.tree.unflatten(structure, eqx.combine(arrays, list(others))).loop()
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -210,12 +154,11 @@ def _split_carry(mesh: Mesh | AbstractMesh | None, carry: Any) -> Any:
 
     XLA would replicate zeros, with which most loops start, but not what follows from them.
     """
-    if mesh is None:
-        return carry
-    along_axis = sharding.along_axis(mesh)
 
     def split_leaf(leaf: Array) -> Array:  # JAX fails for empty constants.
-        return lax.with_sharding_constraint(leaf, along_axis) if leaf.size else leaf
+        if mesh is None or not leaf.size:
+            return leaf
+        return lax.with_sharding_constraint(leaf, sharding.along_axis(mesh))
 
     return jax.tree.map(split_leaf, carry)
 
@@ -270,11 +213,6 @@ def run(task: Task, text: str) -> Samples:
             update(step)
             previous = done
         return _finish(*program, carry)
-
-
-def is_traced(tree: Any) -> bool:
-    """Return whether a leaf has no values yet, as inside of a function that JAX compiles."""
-    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def derivatives(x: Any) -> int:
@@ -342,7 +280,7 @@ def by_rows(mesh: Mesh | None, compute: Callable[..., Any], *rows: Any) -> Any:
     """
     if mesh is None or is_traced(rows):
         return compute(*rows)
-    count = len(rows[0])
+    count = len(jax.tree.leaves(rows)[0])
     filled = np.arange(-(-count // mesh.size) * mesh.size) % count
     found = compute(*split(mesh, jax.tree.map(lambda each: each[filled], rows)))
     if jax.process_count() > 1:

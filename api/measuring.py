@@ -80,53 +80,52 @@ def shape_of_y(made: Evidence, event_shape: tuple[int, ...], y: Any) -> tuple[in
             jax.eval_shape(jax.grad(made.function), x[0], y)
         return y.shape
     if isinstance(made, Measurement):
-        measured = _measure(made.operator, x)
+        with user_code(f"The operator cannot be applied to an event of shape {event_shape}"):
+            measured = _measure(made.operator, x)
     else:
         measured = _differentiable(cast(Observation, made).predict, x)
     limit = LARGEST_RATIO * getattr(made, "noise_std", 0.0) or LARGEST
     if isinstance(made, PoissonMeasurement):
-        _check_counts(y)
-        limit = LARGEST_COUNT
-    _check_range(measured, y, limit)
+        limit, counts = LARGEST_COUNT, np.atleast_1d(0 if y is None else y)
+        others = counts[~((counts >= 0) & (counts == np.round(counts)))]
+        if len(others):
+            raise InputError(
+                f"noise = 'poisson': y holds {others[0]}, but y must hold counts, which are "
+                "integers and not negative. Give log_likelihood for other data."
+            )
+    for name, values in (("y", y), ("The measurement of standard normal noise", measured)):
+        if values is not None and (abs(values) > limit).any():
+            raise InputError(
+                f"{name} holds {abs(values).max():.3g}, but the largest number that float32 "
+                f"resolves with this noise is {limit:.3g}. Use other units, or raise noise."
+            )
     return measured.shape[1:]
 
 
 def _measure(operator: Operator, x: Array) -> Array:
-    values = operator.singular_values
-    if not Numbers().allows(values) or (values < 0).any():
+    """Return A x. Raises InputError for an operator that states wrong values or a wrong adjoint."""
+    singular_values = operator.singular_values
+    if not Numbers().allows(singular_values) or (singular_values < 0).any():
         raise InputError(
-            f"The operator has the singular_values {show(values)}; they must be an array of "
-            "finite numbers that are not negative."
+            f"The operator has the singular_values {show(singular_values)}; they must be an array "
+            "of finite numbers that are not negative."
         )
-    with user_code(f"The operator cannot be applied to an event of shape {x.shape[1:]}"):
-        measured = operator.forward(x)
-        _check_adjoint(operator, x, measured)
-    return measured
-
-
-def _check_counts(y: Any) -> None:
-    counts = np.atleast_1d(0 if y is None else y)
-    others = counts[~((counts >= 0) & (counts == np.round(counts)))]
-    if len(others):
+    y = operator.forward(x)
+    other = jax.random.normal(jax.random.key(1), y.shape)
+    back = operator.adjoint(other)
+    if back.shape != x.shape:
         raise InputError(
-            f"noise = 'poisson': y holds {others[0]}, but y must hold counts, which are integers "
-            "and not negative. Give log_likelihood for other data."
+            f"The adjoint of the operator returns shape {back.shape[1:]} for an event of shape "
+            f"{x.shape[1:]}; both must be the same."
         )
-
-
-def check_method(made: Evidence, method: str) -> None:
-    """Raise InputError if the method needs more than this kind of measurement provides."""
-
-    def fits(name: str) -> bool:
-        return isinstance(made, METHODS[name].needs)
-
-    if not fits(method):
-        kind = "log_likelihood" if isinstance(made, LogLikelihood) else "a function as operator"
+    one, two = float(jnp.vdot(y, other)), float(jnp.vdot(x, back))
+    scale = float(jnp.linalg.norm(y) * jnp.linalg.norm(other))
+    if not abs(one - two) <= ADJOINT_TOLERANCE * scale:
         raise InputError(
-            f"method = {method!r} cannot use {kind}; "
-            f"these can: {', '.join(filter(fits, METHODS))}. "
-            "A linear function of a small event becomes an Operator by operators.decompose."
+            f"The operator's adjoint is wrong: <A x, y> = {one:.6g}, but <x, A* y> = {two:.6g}. "
+            "Check its functions, or use operators.decompose."
         )
+    return y
 
 
 def _differentiable(function: Function, x: Array) -> Array:
@@ -141,28 +140,12 @@ def _differentiable(function: Function, x: Array) -> Array:
     return function(x)
 
 
-def _check_range(measured: Array, y: Any, limit: float) -> None:
-    """Raise InputError for a measurement beyond `limit`, beside which float32 loses the noise."""
-    for name, values in (("y", y), ("The measurement of standard normal noise", measured)):
-        if values is not None and (abs(values) > limit).any():
-            raise InputError(
-                f"{name} holds {abs(values).max():.3g}, but the largest number that float32 "
-                f"resolves with this noise is {limit:.3g}. Use other units, or raise noise."
-            )
-
-
-def _check_adjoint(operator: Operator, x: Array, y: Array) -> None:
-    other = jax.random.normal(jax.random.key(1), y.shape)
-    back = operator.adjoint(other)
-    if back.shape != x.shape:
+def check_method(made: Evidence, method: str) -> None:
+    """Raise InputError if the method needs more than this kind of measurement provides."""
+    fitting = [name for name, each in METHODS.items() if isinstance(made, each.needs)]
+    if method not in fitting:
+        kind = "log_likelihood" if isinstance(made, LogLikelihood) else "a function as operator"
         raise InputError(
-            f"The adjoint of the operator returns shape {back.shape[1:]} for an event of shape "
-            f"{x.shape[1:]}; both must be the same."
-        )
-    one, two = float(jnp.vdot(y, other)), float(jnp.vdot(x, back))
-    scale = float(jnp.linalg.norm(y) * jnp.linalg.norm(other))
-    if not abs(one - two) <= ADJOINT_TOLERANCE * scale:
-        raise InputError(
-            f"The operator's adjoint is wrong: <A x, y> = {one:.6g}, but <x, A* y> = {two:.6g}. "
-            "Check its functions, or use operators.decompose."
+            f"method = {method!r} cannot use {kind}; these can: {', '.join(fitting)}. "
+            "A linear function of a small event becomes an Operator by operators.decompose."
         )

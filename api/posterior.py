@@ -14,7 +14,7 @@ from jax import Array
 
 import sampling
 from api import calibration, execution
-from api.arguments import Seed, checked, count_of, key_of, shape_of
+from api.arguments import Seed, as_rows, checked, count_of, key_of, shape_of
 from api.calibration import Calibration, Simulated
 from api.execution import FromPosterior, Place
 from api.measuring import Simulate, check_method, shape_of_y
@@ -58,7 +58,10 @@ class Posterior:
         check_method(model, method)
         self._y_shape = y_shape
         self._of_z, self._offset = prior.units.measurement(self.model)
-        self.y, self.batch_shape = self._batch(y)
+        self.y, self.batch_shape = None, ()
+        if y is not None:
+            y = jnp.asarray(y, jnp.float32)
+            self.y, self.batch_shape = as_rows("y", y, y_shape, "the measurement of an event")
         # Reports now that a condition is missing, or another number of them.
         rows = prior.condition_rows(np.arange(1))
         prior.score_given(rows if self.y is None else prior.paired_rows(len(self.y)))
@@ -66,8 +69,6 @@ class Posterior:
     def __repr__(self) -> str:
         y = None if self.y is None else (*self.batch_shape, *self._y_shape)
         return f"{type(self).__name__}({self.prior}, y of shape {y}, method={self.method!r})"
-
-    # --- samples ------------------------------------------------------------------------------
 
     @checked
     def sample(
@@ -133,10 +134,9 @@ class Posterior:
     ) -> Samples:
         """Return events number first .. first + count - 1 with what the sampler reports of them.
 
+        Event i is one given y[i // samples]; its random numbers follow from the key and from i.
+
         Args:
-          sampler: of `make_sampler`.
-          samples: events for each measurement: event i is one given y[i // samples].
-          key: the random numbers of event i follow from it and from i.
           y, first_y: other measurements (B, ...) than those of the posterior, and the number of the
             first one.
           first, count: by default, all events.
@@ -144,11 +144,12 @@ class Posterior:
         """
         prior = self.prior
         given: Any = self.y if y is None else y
-        total = (first_y + len(given)) * samples
+        count = (first_y + len(given)) * samples - first if count is None else count
         make_task = self._task_maker(
-            sampler, self._method(), given, lambda numbers: numbers // samples, first_y
+            *(sampler, self._method(), given),
+            lambda numbers: numbers // samples,
+            first_y,
         )
-        count = total - first if count is None else count
         return prior.compute(make_task, key, first, count, batch_size, prior.event_shape)
 
     def _task_maker(
@@ -163,8 +164,7 @@ class Posterior:
 
         The first one that is `given` has the number first_y.
         """
-        prior = self.prior
-        given = given - self._offset
+        prior, given = self.prior, given - self._offset
         support = prior.units.range_of_z(prior.support)
 
         def make_task(keys: Array, numbers: np.ndarray, place: Place) -> FromPosterior:
@@ -182,12 +182,12 @@ class Posterior:
     ) -> Sampler:
         """Return a sampler that fits the method; the arguments are those of `sample`."""
         method = METHODS[self.method]
-        if method.requires_pc and name not in (None, "pc"):
-            raise InputError(
-                f"method = {self.method!r} changes the steps of the sampler 'pc', so sampler = "
-                f"{name!r} is not possible. Leave sampler out, or choose another method."
-            )
         if method.requires_pc:
+            if name not in (None, "pc"):
+                raise InputError(
+                    f"method = {self.method!r} changes the steps of the sampler 'pc', so sampler = "
+                    f"{name!r} is not possible. Leave sampler out, or choose another method."
+                )
             name = "pc"
         if name == "pc" and not method.allows_corrector:
             options["corrector"] = "none"
@@ -204,8 +204,6 @@ class Posterior:
         std = options["prior_std"] if "prior_std" in self._options else self.prior.std
         options["prior_std"] = std / self.prior.units.typical_scale
         return choose_method(self.method, **options)
-
-    # --- calibration --------------------------------------------------------------------------
 
     @checked
     def calibrate(
@@ -233,8 +231,7 @@ class Posterior:
 
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
         """
-        size = max(1, batch_size // samples)
-        chosen = self.make_sampler(sampler, steps, **options)
+        size, chosen = max(1, batch_size // samples), self.make_sampler(sampler, steps, **options)
         rounds = [
             self.ranks(first, size, samples, seed, chosen, simulate, batch_size=batch_size)
             for first in range(0, simulations, size)
@@ -246,9 +243,8 @@ class Posterior:
     def statistics(self) -> list[str]:
         """The names of the columns of `ranks`."""
         names = calibration.directions(self.prior.event_shape)[1]
-        if self.model.has_density:
-            names.append(calibration.LOG_PROB)
-        return [*names, calibration.DISTANCE]
+        density = [calibration.LOG_PROB] if self.model.has_density else []
+        return [*names, *density, calibration.DISTANCE]
 
     def ranks(
         self,
@@ -275,8 +271,9 @@ class Posterior:
             jax.random.fold_in(key_of(seed), purpose) for purpose in range(5)
         )
         of_prior = self._sampler_of_prior(sampler)
+        options: dict[str, Any] = {"batch_size": batch_size}
         x, references = (
-            jnp.asarray(self.prior.draw(of_prior, count, key, first=first, batch_size=batch_size).x)
+            jnp.asarray(self.prior.draw(of_prior, count, key, first=first, **options).x)
             for key in (x_key, reference_key)
         )
         numbers = np.arange(first, first + count)
@@ -284,13 +281,8 @@ class Posterior:
         y = jax.vmap(simulate)(x, noise_keys) if simulate else self.model.simulate(x, noise_keys)
         if simulate:
             shape_of_y(self.model, self.prior.event_shape, y[0])
-        drawn = self.draw(
-            *(sampler, samples, sample_key),
-            y=y,
-            first=first * samples,
-            first_y=first,
-            batch_size=batch_size,
-        ).x
+        options |= {"y": y, "first": first * samples, "first_y": first}
+        drawn = self.draw(sampler, samples, sample_key, **options).x
         drawn = jnp.reshape(drawn, (count, samples, *self.prior.event_shape))
         truth = self._statistics(x[:, None], y, references)[:, 0]
         u = sampling.uniform(sampling.image_keys(rank_key, numbers), truth.shape)
@@ -314,23 +306,6 @@ class Posterior:
             columns.append(np.asarray(logps, np.float64).reshape(count, length, 1))
         distances = np.linalg.norm(flat - np.asarray(references).reshape(count, 1, -1), axis=-1)
         return np.concatenate([*columns, distances[..., None]], -1)
-
-    # --- checks -------------------------------------------------------------------------------
-
-    def _batch(self, y: Any) -> tuple[Array | None, tuple[int, ...]]:
-        """Return measurements as (B, ...), and their batch shape."""
-        if y is None:
-            return None, ()
-        axes = len(self._y_shape)
-        batch_shape = y.shape[: max(y.ndim - axes, 0)]
-        if y.ndim < axes or y.shape[y.ndim - axes :] != self._y_shape:
-            raise InputError(
-                f"y has shape {y.shape}, but the operator measures an event in the shape "
-                f"{self._y_shape}: the last axes of y must be these."
-            )
-        return jnp.asarray(y, jnp.float32).reshape(
-            math.prod(batch_shape), *self._y_shape
-        ), batch_shape
 
 
 @eqx.filter_jit

@@ -7,18 +7,17 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-import likelihood
 import sampling
-from api import checks, execution
-from api.arguments import Seed, check_memory, checked, count_of, key_of, keys_of, shape_of, warn
-from api.execution import AlongFlow, FromPrior, Place, bound, by_rows
+from api import execution, scores
+from api.arguments import Seed, as_rows, checked, count_of, key_of, keys_of, shape_of, warn
+from api.density import PROBES, log_density
+from api.execution import AlongFlow, FromPrior, Place
 from api.measuring import make_measurement, shape_of_y
 from api.posterior import Posterior
 from api.units import Units
@@ -26,13 +25,11 @@ from api.weighted import WeightedPosterior
 from controllable.methods import METHODS, WEIGHTED, default_method
 from controllable.operators import Operator
 from errors import InputError
-from likelihood import TOLERANCE
+from likelihood import TOLERANCE, check_dequantized
 from options import FLAG
 from sampling import Defaults, Flow, Sampler, Samples
 from sde_lib import SDE, Score
 
-EXACT_DIMS = 64  # entries of an event up to which the exact trace is the default
-PROBES = 4
 SAMPLER, STEPS = "dpm++_3m", 24  # if the score has no errors that noise would correct
 BATCH_SIZE = 1024
 FEW_ENTRIES = 64  # of an event, below which norms vary too much for the steps of 'langevin'
@@ -88,8 +85,6 @@ class Prior:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.sde}, shape={self.event_shape})"
-
-    # --- samples ------------------------------------------------------------------------------
 
     @checked
     def sample(
@@ -201,8 +196,6 @@ class Prior:
             x = self.sample(ESTIMATED_FROM, seed=0)
             return float(jnp.sqrt(jnp.mean(jnp.square(x - x.mean(0)))))
 
-    # --- conditions ---------------------------------------------------------------------------
-
     def condition_rows(self, numbers: np.ndarray) -> Any:
         """Return what the events with these numbers (B,) are conditioned on; `api.conditional`."""
         return None
@@ -214,8 +207,6 @@ class Prior:
     def score_given(self, rows: Any) -> Score:
         """Return the score of events with these rows of the condition."""
         return self.score
-
-    # --- densities ----------------------------------------------------------------------------
 
     @checked
     def log_prob(
@@ -255,25 +246,24 @@ class Prior:
                 "log_prob can be differentiated once, but a second derivative is requested. Its "
                 "gradient is close to score(x, t_min): differentiate the score instead."
             )
-        x, batch_shape = self._batch(x)
-        likelihood.check_dequantized(x)
-        x, kind = self.units.standardized(x), self._trace(trace)
-        count = math.prod(self.event_shape) if kind == "exact" else probes
-        check_memory(x.size * count, f"A trace by {count} probes for each of {len(x)} events")
-        keys, solver = keys_of(seed, len(x)), {"tolerance": tolerance, "steps": steps}
+        x, batch_shape = as_rows("x", jnp.asarray(x), self.event_shape)
+        check_dequantized(x)
+        options: Any = {"trace": trace, "probes": probes, "tolerance": tolerance, "steps": steps}
+        z, keys = self.units.standardized(x), keys_of(seed, len(x))
+        found = log_density(self, z, keys, **options, model_error=return_error)
+        logp = found.logp.reshape(batch_shape) - self.units.log_volume
+        if not return_error:
+            return logp
+        errors = jnp.stack([found.solver_error, found.probe_stderr, found.model_error])
+        return logp, jnp.linalg.norm(errors, axis=0).reshape(batch_shape)
 
-        def compute(x: Array, keys: Array, rows: Any) -> tuple[Array, Array]:
-            score = self.score_given(rows)
-            return _log_prob(score, self.sde, x, keys, kind, probes, solver, return_error)
+    def by_rows(self, compute: Callable[..., Any], *rows: Any) -> Any:
+        """Return compute(score, *rows), of rows that the devices share, given their conditions."""
 
-        logp, error = by_rows(self.mesh, compute, x, keys, self.paired_rows(len(x)))
-        logp = logp.reshape(batch_shape) - self.units.log_volume
-        return (logp, error.reshape(batch_shape)) if return_error else logp
+        def given(condition: Any, *rows: Any) -> Any:
+            return compute(self.score_given(condition), *rows)
 
-    def _trace(self, trace: str | None) -> str:
-        if trace is not None:
-            return trace
-        return "exact" if math.prod(self.event_shape) <= EXACT_DIMS else "Rademacher"
+        return execution.by_rows(self.mesh, given, self.paired_rows(len(rows[0])), *rows)
 
     @checked
     def encode(
@@ -319,22 +309,20 @@ class Prior:
         return sampling.make_flow(name, self.sde, steps, defaults=self.defaults, **options)
 
     def _follow(self, flow: Sampler, x: Array, return_nfe: bool, *, from_data: bool) -> Any:
-        x, batch_shape = self._batch(x)
+        x, batch_shape = as_rows("x", jnp.asarray(x), self.event_shape)
         x = x.astype(jnp.result_type(x, jnp.float32))
         x = self.units.standardized(x) if from_data else x
 
-        def compute(x: Array, rows: Any) -> tuple[Array, Array, Array]:
-            task = AlongFlow(self.score_given(rows), x, flow)
+        def compute(score: Score, x: Array) -> tuple[Array, Array, Array]:
+            task = AlongFlow(score, x, flow)
             found = execution.run(task, f"following the flow of {len(x)}")
             return found.x, found.nfe, found.bad_step
 
-        y, nfe, bad_step = by_rows(self.mesh, compute, x, self.paired_rows(len(x)))
+        y, nfe, bad_step = self.by_rows(compute, x)
         execution.check_finite(bad_step, flow)
         y = y if from_data else self.units.to_data(y)
         y = y.reshape(*batch_shape, *self.event_shape)
         return (y, nfe.reshape(batch_shape)) if return_nfe else y
-
-    # --- posteriors ---------------------------------------------------------------------------
 
     @functools.partial(checked, weights=FLAG)
     def posterior(
@@ -377,42 +365,5 @@ class Prior:
         made = WeightedPosterior if is_loop else Posterior
         return made(self, y, y_shape, model, method, options)
 
-    # --- checks -------------------------------------------------------------------------------
-
-    def _batch(self, x: Array) -> tuple[Array, tuple[int, ...]]:
-        """Return events as (B, *event_shape), and their batch shape."""
-        x = jnp.asarray(x)
-        axes = len(self.event_shape)
-        batch_shape = x.shape[: x.ndim - axes]
-        if x.ndim < axes or x.shape[x.ndim - axes :] != self.event_shape:
-            raise InputError(
-                f"x has shape {x.shape}, but an event has shape {self.event_shape}: the last axes "
-                "must be those of an event."
-            )
-        if not x.size:
-            raise InputError(f"x has shape {x.shape}: it holds no event.")
-        return x.reshape(math.prod(batch_shape), *self.event_shape), batch_shape
-
     def _check_score(self) -> None:
-        checks.check_score(self.score, self.sde, self.event_shape)
-
-
-@eqx.filter_jit
-def _log_prob(
-    score: Score,
-    sde: SDE,
-    x: Array,
-    keys: Array,
-    kind: str,
-    count: int,
-    solver: dict[str, Any],
-    has_error: bool,
-) -> tuple[Array, Array]:
-    """Return log p(x) of events (B, *shape) with probes of the keys (B,), and its error or 0."""
-    probes, function = likelihood.draw_probes(keys, x.shape, kind, count), bound(score)
-    found = likelihood.log_likelihood(function, sde, x, probes, **solver)
-    if not has_error:
-        return found.logp, jnp.zeros(len(x))
-    stderr = likelihood.probe_stderr(found.per_probe, kind)
-    gap = likelihood.model_error(function, sde, x, found.z, probes)
-    return found.logp, jnp.sqrt(found.error**2 + stderr**2 + gap**2)
+        scores.check_score(self.score, self.sde, self.event_shape)

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
 
 import likelihood
 import sampling
-from api.arguments import Seed, checked, key_of
+from api.arguments import Seed, as_rows, checked, key_of
 from api.conditional import ConditionalPrior, NetworkScore
-from api.execution import by_rows
-from api.prior import PROBES
+from api.density import log_density, upper_bound
 from datasets import RealScaler, Scaler
 from errors import InputError
-from likelihood import TOLERANCE
 from models.building import Params
-from models.conditions import Condition
-from sde_lib import SDE
 
 
 class Bits(NamedTuple):
@@ -37,7 +30,7 @@ class Bits(NamedTuple):
       nfe: evaluations of the score.
       probe_stderr: the standard error due to the probes; NaN for a single probe.
       solver_error: the solver's error estimate.
-      bound: `likelihood.elbo` of the same dequantized images; NaN if it is not asked for.
+      bound: `likelihood.elbo` of the same dequantized images.
     """
 
     bpd: Array
@@ -64,19 +57,17 @@ class TrainedModel(ConditionalPrior):
         score: NetworkScore,
         shape: tuple[int, ...],
         *,
-        support: tuple[float, float],
         scaler: Scaler | RealScaler,
         to_pixels: Callable[[Array], Array],
         config: Any = None,
         step: int = 0,
-        mesh: Mesh | None = None,
-        units: Mapping[str, Any] = MappingProxyType({}),
+        **options: Any,
     ) -> None:
         """Check nothing: `experiment.Experiment.trained_model` has built the parts.
 
-        `units` holds the arguments loc and scale of `Prior`, where data were standardized.
+        The `options` are those of `Prior`.
         """
-        super().__init__(score, score.sde, shape, support=support, mesh=mesh, **units)
+        super().__init__(score, score.sde, shape, **options)
         self.scaler, self.step, self.config = scaler, step, config
         self._to_pixels = to_pixels
 
@@ -94,8 +85,6 @@ class TrainedModel(ConditionalPrior):
 
     def _check_score(self) -> None:
         """Skip the check: the network was checked against the config."""
-
-    # --- images -----------------------------------------------------------------------------------
 
     @checked
     def to_images(self, x: Array) -> np.ndarray:
@@ -123,22 +112,20 @@ class TrainedModel(ConditionalPrior):
 
     def _check_images(self, images: np.ndarray | Array) -> Array:
         images = jnp.asarray(images)
-        self._batch(images)  # Checks the shape.
+        as_rows("images", images, self.event_shape)  # Checks the shape.
         if isinstance(self.scaler, RealScaler):
             return images
         if not jnp.issubdtype(images.dtype, jnp.integer):
             raise InputError(
                 f"images have the type {images.dtype}, but they must be integer gray levels."
             )
-        largest = self.scaler.levels - 1
-        if int(images.min()) < 0 or int(images.max()) > largest:
+        low, high, largest = int(images.min()), int(images.max()), self.scaler.levels - 1
+        if low < 0 or high > largest:
             raise InputError(
-                f"images have values from {int(images.min())} to {int(images.max())}; the gray "
-                f"levels of this model are 0 to {largest}."
+                f"images have values from {low} to {high}; the gray levels of this model are 0 to "
+                f"{largest}."
             )
         return images
-
-    # --- bits/dim ---------------------------------------------------------------------------------
 
     @checked
     def bits_per_dim(
@@ -157,46 +144,37 @@ class TrainedModel(ConditionalPrior):
         `log_prob` states, in bits/dim, without the variation over the noise. The `options` are
         those of `log_prob`.
         """
-        images = self._check_images(images)
-        dims = math.prod(self.event_shape)
+        images, dims = self._check_images(images), math.prod(self.event_shape)
         keys = sampling.image_keys(key_of(seed), jnp.arange(images.size // dims))
         z = _dequantized(self.scaler, images.reshape(-1, *self.event_shape), keys)
-        found = self.log_prob(
-            self.units.to_data(z).reshape(images.shape),
-            seed=sampling.fold_in(keys, 1),
-            condition=condition,
-            return_error=return_error,
-            **options,
-        )
+        x, seeds = self.units.to_data(z).reshape(images.shape), sampling.fold_in(keys, 1)
+        options |= {"seed": seeds, "condition": condition, "return_error": return_error}
+        found = self.log_prob(x, **options)
         logp, error = found if return_error else (found, 0.0)
         bits = likelihood.bits_per_dim(logp + self.units.log_volume, dims, self.scaler.log_scale)
         return (bits, error / (dims * math.log(2))) if return_error else bits
 
     def bits(
-        self,
-        images: Array,
-        keys: Array,
-        *,
-        trace: str | None = None,
-        probes: int = PROBES,
-        tolerance: float = TOLERANCE,
-        steps: int | None = None,
-        t_min: float | None = None,
-        bound: bool = False,
+        self, images: Array, keys: Array, *, t_min: float | None = None, **options: Any
     ) -> Bits:
         """Return bits/dim of images (B, H, W, C), with the random numbers of the keys (B,).
 
-        `t_min` replaces that of the SDE as the time at which images are placed. With `bound`, also
-        compute the variational bound. The rest is as for `bits_per_dim`.
+        `t_min` replaces that of the SDE as the time at which images are placed. The options are
+        those of `density.log_density`; the rest is as for `bits_per_dim`.
         """
-        sde = self.sde if t_min is None else dataclasses.replace(self.sde, t_min=t_min)
-        solver = {"tolerance": tolerance, "steps": steps}
-
-        def compute(images: Array, keys: Array, rows: Condition | None) -> Bits:
-            score, kind = self.score_given(rows), self._trace(trace)
-            return _bits(score, sde, self.scaler, images, keys, kind, probes, solver, bound)
-
-        return by_rows(self.mesh, compute, images, keys, self.paired_rows(len(images)))
+        placed, z = copy.copy(self), _dequantized(self.scaler, images, keys)
+        placed.sde = dataclasses.replace(self.sde, t_min=t_min or self.sde.t_min)
+        found = log_density(placed, z, sampling.fold_in(keys, 1), **options)
+        nats = upper_bound(placed, z, sampling.fold_in(keys, 2))
+        dims = math.prod(self.event_shape)
+        bpd, bound = (
+            likelihood.bits_per_dim(logp, dims, self.scaler.log_scale)
+            for logp in (found.logp, -nats)
+        )
+        stderr, error = (
+            each / (dims * math.log(2)) for each in (found.probe_stderr, found.solver_error)
+        )
+        return Bits(bpd, found.nfe, stderr, error, bound)
 
 
 def _dequantized(scaler: Scaler | RealScaler, images: Array, keys: Array) -> Array:
@@ -204,33 +182,3 @@ def _dequantized(scaler: Scaler | RealScaler, images: Array, keys: Array) -> Arr
     # Noise of the keys of the probes would bias the trace.
     noise = sampling.uniform(sampling.fold_in(keys, 0), images.shape)
     return scaler.dequantize(images, noise)
-
-
-@eqx.filter_jit
-def _bits(
-    score: NetworkScore,
-    sde: SDE,
-    scaler: Scaler | RealScaler,
-    images: Array,
-    keys: Array,
-    kind: str,
-    count: int,
-    solver: dict[str, Any],
-    bound: bool,
-) -> Bits:
-    probe_keys, bound_keys = (sampling.fold_in(keys, purpose) for purpose in (1, 2))
-    x, bound_score = _dequantized(scaler, images, keys), score.bind()
-    probes = likelihood.draw_probes(probe_keys, x.shape, kind, count)
-    ode = likelihood.log_likelihood(bound_score, sde, x, probes, **solver)
-    dims = math.prod(x.shape[1:])
-    bits = functools.partial(likelihood.bits_per_dim, dims=dims, log_scale=scaler.log_scale)
-    nats = -jnp.full(len(x), jnp.nan)
-    if bound:
-        nats = likelihood.elbo(bound_score, sde, x, bound_keys).nats
-    return Bits(
-        bits(ode.logp),
-        ode.nfe,
-        likelihood.probe_stderr(bits(ode.per_probe), kind),
-        ode.error / (dims * math.log(2)),
-        bits(-nats),
-    )

@@ -38,10 +38,8 @@ class Units:
             value = getattr(self, name)
             with np.errstate(all="ignore"):
                 object.__setattr__(self, name, value.astype(np.float32))
-            axes = value.shape[::-1]
-            if len(axes) > len(self.shape) or any(
-                n not in (1, size) for n, size in zip(axes, self.shape[::-1])
-            ):
+            sizes = zip(value.shape[::-1], self.shape[::-1])
+            if value.ndim > len(self.shape) or any(n not in (1, size) for n, size in sizes):
                 raise InputError(
                     f"{name} has shape {value.shape}; it must be a number or have the shape of an "
                     f"event, {self.shape}."
@@ -62,16 +60,18 @@ class Units:
         return x if self.is_identity else (x - self.loc) / self.scale
 
     @property
+    def _scales(self) -> np.ndarray:
+        return np.broadcast_to(self.scale, self.shape).astype(np.float64)
+
+    @property
     def log_volume(self) -> float:
         """log |dx / dz|."""
-        scales = np.broadcast_to(self.scale, self.shape).astype(np.float64)
-        return float(np.log(scales).sum())
+        return float(np.log(self._scales).sum())
 
     @property
     def typical_scale(self) -> float:
         """The root mean square of the scales of all entries."""
-        scales = np.broadcast_to(self.scale, self.shape).astype(np.float64)
-        return math.sqrt(np.square(scales).mean())
+        return math.sqrt(np.square(self._scales).mean())
 
     def range_of_z(self, support: tuple[float, float] | None) -> tuple[float, float] | None:
         """Return the smallest and the largest z for a range of x."""

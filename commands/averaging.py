@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import pretrained
 import sharding
+from commands.conversion import new_writer
 from configs.default import Config
 from configs.folders import check_config
 from errors import InputError, advice
@@ -36,9 +36,7 @@ def reconstruct(
     experiment = Experiment(config, mode="ema")
     config, std, stds = experiment.config, experiment.config.ema.std, config.model.ema_stds
     path = Path(target or Path(workdir, f"ema_{std:g}.safetensors"))
-    if path.exists():
-        raise InputError(f"{path} exists; nothing is overwritten. Use another --target.")
-    write = pretrained.writer(path, average_only=True)
+    write = new_writer(path, average_only=True)
     check_config(workdir, config, "training")
     checkpoints = Checkpoints(workdir)
     last = checkpoints.pick(number)

@@ -16,6 +16,7 @@ from errors import InputError
 FLAGS = flags.FLAGS
 WRONG_VALUE = re.compile(r"flag --(?P<name>[\w.]+)=(?P<value>.*?): (?P<reason>.*)")
 """The messages of absl about a value that cannot be parsed."""
+OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)=?(.*)", re.DOTALL)
 HELP = {"help", "helpshort", "helpfull", "helpxml", "?"}  # absl ends these with code 1.
 WITH_TRACEBACK = "Error whilst parsing config file"  # config_flags repeats errors so.
 STORED = Path(__file__).with_name("stored.py")  # the config file that reads a config.json
@@ -26,7 +27,8 @@ def with_stored_config(argv: list[str]) -> list[str]:
 
     That is, for --config=DIR/config.json, and without --config. A .safetensors or .pkl file to
     import states its config as well. Paths are replaced by those that `find_file` and
-    `find_network` find. Raises InputError for a path that is a URL.
+    `find_network` find. Raises InputError for a path that is a URL, a source that does not exist,
+    and a config that is another file.
     """
     # These imports take seconds, so that the flags that do not need them are parsed before.
     from configs.default import find_file, find_network
@@ -40,9 +42,14 @@ def with_stored_config(argv: list[str]) -> list[str]:
     for name, path in vars(found).items():
         if path and (path.startswith("~") or "://" in path):
             setattr(found, name, str(errors.expand_home(path, f"--{name}")))
-    config = found.config
-    if found.source:
-        found.source = find_network(found.source)
+    config, given = found.config, found.source
+    if given:
+        found.source = find_network(given)
+        if config is None and not Path(found.source).exists():
+            raise InputError(
+                f"--source={given} does not exist. It must be a checkpoint file or folder, or a "
+                "network of zoo/, such as digits_vp."
+            )
     if config is None and (found.source or "").endswith(WITH_CONFIG):
         config = f"{STORED}:{found.source}"
     elif config is None and found.workdir:
@@ -57,8 +64,8 @@ def with_stored_config(argv: list[str]) -> list[str]:
                 f"{CONFIG} of a workdir, which is not."
             )
         config = ":".join([find_file(path), *text])
-    given = vars(found) | {"config": config}
-    flags_of_config = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    known = vars(found) | {"config": config}
+    flags_of_config = [f"--{name}={value}" for name, value in known.items() if value is not None]
     return [*argv[:1], *flags_of_config, *others]
 
 
@@ -71,9 +78,7 @@ def parse_flags(argv: list[str], check: Callable[[list[str]], None]) -> list[str
     logging.set_verbosity(logging.ERROR)  # `main` sets it for all other messages.
     given = list(argv)
     try:
-        _check_mode(argv)
         check(FLAGS(_without_config(FLAGS.read_flags_from_files(argv, force_gnu=False))))
-        _check_source(argv)
         argv = with_stored_config(argv)
         sys.argv[:] = argv  # config_flags reads the fields of the config from there.
         return FLAGS(argv)
@@ -82,36 +87,12 @@ def parse_flags(argv: list[str], check: Callable[[list[str]], None]) -> list[str
             raise
         sys.exit(0)
     except Exception as error:  # A config file may raise anything.
-        causes, cause = [], error.__context__
+        cause: BaseException | None = error
         while cause:
-            causes.append(cause)
+            if isinstance(cause, InputError) and not str(cause).startswith(WITH_TRACEBACK):
+                errors.fail(str(cause))
             cause = cause.__context__
-        for each in (error, *causes):
-            if isinstance(each, InputError) and not str(each).startswith(WITH_TRACEBACK):
-                errors.fail(str(each))
         errors.fail(_explain(error, given))
-
-
-def _check_mode(argv: list[str]) -> None:
-    """Raise InputError for an unknown mode, before any config is read."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--mode", "-mode", nargs="?")
-    mode, flag = parser.parse_known_args(argv[1:])[0].mode, FLAGS["mode"]
-    if mode is not None and isinstance(flag.parser, flags.EnumParser):
-        errors.check_name(mode, flag.parser.enum_values, "--mode")
-
-
-def _check_source(argv: list[str]) -> None:
-    """Raise InputError for a source that does not exist, and so cannot state a config either."""
-    from configs.default import find_network  # As above.
-
-    source = FLAGS["source"].value
-    has_config = any(re.match(r"--?config(=|$)", argument) for argument in argv)
-    if source and not has_config and not Path(find_network(source)).expanduser().exists():
-        raise InputError(
-            f"--source={source} does not exist. It must be a checkpoint file or folder, or a "
-            "network of zoo/, such as digits_vp."
-        )
 
 
 def _without_config(argv: list[str]) -> list[str]:
@@ -142,21 +123,13 @@ def _explain(error: Exception, argv: list[str]) -> str:
         name = value["name"].removeprefix("config.")
         return f"{name} = {value['value']!r} must be {FIELDS[name].domain.describe()}."
     if isinstance(error, (AttributeError, KeyError)):  # Of a field that the config lacks.
-        for name, text in map(_override, argv):
-            if name and name not in FIELDS:
+        for override in filter(None, map(OVERRIDE.fullmatch, argv)):
+            name, text = override.groups()
+            if name not in FIELDS:
                 return unknown_field(name, text)
-            if name and FIELDS[name].default is ABSENT and name.split(".")[-1] in reason:
+            if FIELDS[name].default is ABSENT and name.split(".")[-1] in reason:
                 return (
                     f"--config.{name}: this config has no field {name}. The command line changes "
                     "fields; set it in a config file (docs/extending.md)."
                 )
     return f"--config cannot be read: {type(error).__name__}: {reason}"
-
-
-def _override(argument: str) -> tuple[str, str]:
-    """Return name and value of --config.NAME=VALUE, or ('', '') for another argument."""
-    name, _, value = argument.lstrip("-").partition("=")
-    for prefix in ("config.", "noconfig."):
-        if argument.startswith("-") and name.startswith(prefix):
-            return name.removeprefix(prefix), value
-    return "", ""

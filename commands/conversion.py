@@ -22,7 +22,7 @@ from configs.default import Config
 from configs.folders import check_config, owned
 from errors import InputError, advice
 from experiment import Experiment
-from pretrained import Trained
+from pretrained import Trained, Writer
 from readers.files import MAX_STEP
 from runs import write_atomically
 from runs.checkpoints import EMA, SNAPSHOTS, Checkpoints, Found
@@ -57,10 +57,8 @@ def import_checkpoint(config: Config, workdir: str, source: str) -> int:
         checkpoints = Checkpoints(workdir, create=True)
         checkpoints.save(SNAPSHOTS, number, trees, step=trained.step, config=config.to_dict())
         checkpoints.close()
-    found = Found(trained.step, SNAPSHOTS, number)
-    print(f"{source} was imported as {found} of {workdir}")
-    for line in _remarks(trained, config):
-        print(line)
+    print(f"{source} was imported as {Found(trained.step, SNAPSHOTS, number)} of {workdir}")
+    _print_remarks(trained, config)
     return number
 
 
@@ -72,6 +70,23 @@ def _check_free(workdir: str, number: int) -> None:
             f"{workdir} has a checkpoint_{number} already; nothing is overwritten. Use another "
             "--workdir."
         )
+
+
+def _print_remarks(trained: Trained, config: Config) -> None:
+    """Describe an imported checkpoint and name likely mistakes, one line each."""
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(trained.params))
+    moments = f"Adam's moments after {trained.updates} updates"
+    moments = moments if trained.updates else "no Adam moments"
+    print(f"It holds {count:,} parameters, their moving average, and {moments}.")
+    rate, limit = trained.ema_rate, config.training.n_iters
+    if rate is not None and not np.isclose(rate, config.model.ema_rate, rtol=1e-6):
+        print(
+            f"NOTE: ema_rate is {rate:.6g} in the file and {config.model.ema_rate:.6g} in the "
+            "config. Check that this is the right config: networks of different SDEs can have the "
+            "same shapes."
+        )
+    if trained.step >= limit:
+        print(f"To continue training, raise training.n_iters = {limit} above {trained.step}.")
 
 
 def export_checkpoint(
@@ -93,9 +108,7 @@ def export_checkpoint(
     """
     experiment = Experiment(config)
     config, path = experiment.config, Path(target)
-    if path.exists():
-        raise InputError(f"--target={target} exists; nothing is overwritten. Use another --target.")
-    write = pretrained.writer(path, average_only=average_only)
+    write = new_writer(path, average_only=average_only)
     check_config(workdir, config, "training")
     checkpoints = Checkpoints(workdir)
     found = checkpoints.pick(number)
@@ -113,27 +126,31 @@ def export_checkpoint(
     print(f"{found} of {workdir} was exported to {target}")
 
 
+def new_writer(path: Path, *, average_only: bool) -> Writer:
+    """Return `pretrained.writer` of a path. Raises InputError if it exists."""
+    if path.exists():
+        raise InputError(f"--target={path} exists; nothing is overwritten. Use another --target.")
+    return pretrained.writer(path, average_only=average_only)
+
+
 def to_state(trained: Trained, experiment: Experiment) -> TrainState:
     """Return the training state of an imported checkpoint, replicated over the devices.
 
     If `trained` has no Adam moments, they are initialized to zero. Averages of
     model.ema_stds start from its parameters, as if these had been the same in all earlier steps.
     """
-    optimizer = score_job(experiment).optimizer
     counts = {optax.ScaleByAdamState: trained.updates, optax.ScaleByScheduleState: trained.step}
 
-    def has_count(node: Any) -> bool:
-        return type(node) in counts
-
     def fill(node: Any) -> Any:
-        if not has_count(node):
+        if type(node) not in counts:
             return node
         if isinstance(node, optax.ScaleByAdamState) and trained.mu is not None:
             node = node._replace(mu=trained.mu, nu=trained.nu)
         return node._replace(count=jnp.int32(counts[type(node)]))
 
-    initial = jax.jit(optimizer.init)(trained.params)  # One program, not one for each shape.
-    opt_state = jax.tree.map(fill, initial, is_leaf=has_count)
+    # One program, not one for each shape.
+    initial = jax.jit(score_job(experiment).optimizer.init)(trained.params)
+    opt_state = jax.tree.map(fill, initial, is_leaf=lambda node: type(node) in counts)
     averages = (trained.params,) * len(experiment.config.model.ema_stds)
     state = TrainState(jnp.int32(trained.step), trained.params, trained.ema, opt_state, averages)
     return jax.device_put(state, sharding.replicated(experiment.mesh))
@@ -141,31 +158,5 @@ def to_state(trained: Trained, experiment: Experiment) -> TrainState:
 
 def from_state(state: TrainState) -> Trained:
     """Return the content of an exported checkpoint: the inverse of `to_state`, for host arrays."""
-
-    def is_adam(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByAdamState)
-
-    (adam,) = filter(is_adam, jax.tree.leaves(state.opt_state, is_leaf=is_adam))
+    adam = optax.tree.get(state.opt_state, optax.ScaleByAdamState.__name__)
     return Trained(int(state.step), state.params, state.ema, adam.mu, adam.nu, int(adam.count))
-
-
-def _remarks(trained: Trained, config: Config) -> list[str]:
-    """Describe an imported checkpoint and list likely mistakes, one line each."""
-    count = sum(np.size(leaf) for leaf in jax.tree.leaves(trained.params))
-    moments = f"Adam's moments after {trained.updates} updates"
-    if not trained.updates:
-        moments = "no Adam moments"
-    lines = [f"It holds {count:,} parameters, their moving average, and {moments}."]
-    rate = trained.ema_rate
-    if rate is not None and not np.isclose(rate, config.model.ema_rate, rtol=1e-6):
-        lines.append(
-            f"NOTE: ema_rate is {rate:.6g} in the file and {config.model.ema_rate:.6g} in the "
-            "config. Check that this is the right config: networks of different SDEs can have the "
-            "same shapes."
-        )
-    if trained.step >= config.training.n_iters:
-        lines.append(
-            f"To continue training, raise training.n_iters = {config.training.n_iters} above "
-            f"{trained.step}."
-        )
-    return lines

@@ -37,23 +37,29 @@ def inspect(config: Config, workdir: str) -> dict[str, Any]:
     cannot be read, or the network cannot have their size.
     """
     config = Experiment(config, jax.local_devices()[:1]).config  # Checks the size of the images.
-    note = attention_note(config)
+    note, data = attention_note(config), config.data
     if note:
         print(f"note: {note}")
-    data = config.data
-    scaler = datasets.make_scaler(data)
     if data.dataset.lower() == "folder" and data.path:
         _describe_files(expand_home(data.path, "data.path"), data.image_size)
     # All images are read before the first picture is written.
-    test, train = datasets.load(data, "test"), datasets.load(data, "train")
-    test_sample, sample = _draw_sample(test), _draw_sample(train)
-    _inspect_split("test", test, test_sample, scaler, Path(workdir))
-    result = _inspect_split("train", train, sample, scaler, Path(workdir))
+    splits = {split: datasets.load(data, split) for split in ("test", "train")}
+    samples, result = {split: _draw_sample(images) for split, images in splits.items()}, {}
+    scaler = datasets.make_scaler(data)
+    for split, sample in samples.items():
+        result = _describe(split, splits[split], sample)
+        path = Path(workdir, "data", f"{split}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shown = sample[np.random.default_rng(1).permutation(len(sample))[:SHOWN]]
+        pixels = scaler.pixels(scaler.scale(jnp.asarray(shown)), dequantized=False)
+        write_picture(path, datasets.image_grid(np.asarray(pixels)))
+        print(f"  picture: {path}")
+    sample, images = samples["train"], result["images"]
     x = np.asarray(scaler.scale(jnp.asarray(sample)))
     distance = largest_distance(x.reshape(len(sample), -1))
-    subset = f"all {result['images']} training images"
-    if len(sample) < result["images"]:
-        subset = f"{len(sample)} of {result['images']} training images (a lower bound for all)"
+    subset = f"all {images} training images"
+    if len(sample) < images:
+        subset = f"{len(sample)} of {images} training images (a lower bound for all)"
     print(
         f"suggested model.sigma_max, for the VE SDE: {distance:.3g} (the config has "
         f"{config.model.sigma_max:g})\n"
@@ -70,14 +76,8 @@ def _draw_sample(images: datasets.Images) -> np.ndarray:
     return np.asarray(images.batch(chosen).pixels)
 
 
-def _inspect_split(
-    split: str,
-    images: datasets.Images,
-    sample: np.ndarray,
-    scaler: datasets.Scaler | datasets.RealScaler,
-    workdir: Path,
-) -> dict[str, Any]:
-    """Print and return statistics of a split, given a random sample, and write a contact sheet."""
+def _describe(split: str, images: datasets.Images, sample: np.ndarray) -> dict[str, Any]:
+    """Print and return statistics of a split, given a random sample."""
     count, shape = len(images), sample.shape[1:]
     result: dict[str, Any] = {
         "images": count,
@@ -91,19 +91,11 @@ def _inspect_split(
     levels = f"  values {result['range'][0]:g} .. {result['range'][1]:g}"
     for name in ("mean", "std"):
         levels += f", {name} by channel {', '.join(f'{value:.4g}' for value in result[name])}"
-    if len(sample) < count:
-        levels += f" (of {len(sample)} at random)"
-    print(levels)
+    print(levels + (f" (of {len(sample)} at random)" if len(sample) < count else ""))
     if images.labels is not None:
         classes, counts = np.unique(images.labels, return_counts=True)
         result["classes"] = dict(zip(classes.tolist(), counts.tolist()))
         print(f"  {len(classes)} classes of {counts.min()} to {counts.max()} images")
-    path = workdir / "data" / f"{split}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shown = jnp.asarray(sample[np.random.default_rng(1).permutation(len(sample))[:SHOWN]])
-    pixels = scaler.pixels(scaler.scale(shown), dequantized=False)
-    write_picture(path, datasets.image_grid(np.asarray(pixels)))
-    print(f"  picture: {path}")
     return result
 
 

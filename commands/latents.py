@@ -9,7 +9,7 @@ written to `WORKDIR/latents/checkpoint_K/`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,35 +32,31 @@ TEMPERATURES = (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
 
 
 class Codec(NamedTuple):
-    """The flow of a checkpoint, and the folder of its results, which need not exist yet."""
+    """A model given its conditions, the sampler of its flow, and the folder of its results."""
 
     experiment: Experiment
     model: TrainedModel
+    sampler: str
     folder: Path
-    arguments: dict[str, Any]
 
 
 def encode(config: Config, workdir: str, number: int | None = None) -> dict[str, float]:
     """Encode held-out images, decode their codes and measure the error of the round trip.
 
     Writes latents.npz with `codes` (N, H, W, C) and `images` uint8, and round_trip.png, in which
-    each image is followed by its reconstruction. Returns the largest and the
-    mean absolute error in the model's range, the number of score evaluations, and mean and
-    standard deviation of the codes in units of the prior's standard deviation: 0 and 1 for a
-    perfect model and many images.
+    each image is followed by its reconstruction. Returns the largest and the mean absolute error in
+    the model's range, the number of score evaluations, and mean and standard deviation of the codes
+    in units of the prior's standard deviation: 0 and 1 for a perfect model and many images.
 
     Raises InputError for an invalid config, a stochastic solver, and images or a checkpoint that
     cannot be read.
     """
-    codec = load_codec(config, workdir, number)
-    experiment = codec.experiment
-    x, model = load_images(experiment, ENCODED), _conditioned(codec, ENCODED)
-    codec.folder.mkdir(parents=True, exist_ok=True)
-    z, nfe = model.encode(x, return_nfe=True, **codec.arguments)
-    decoded = model.decode(z, **codec.arguments)
-    error = jnp.abs(decoded - x)
-    reconstructions, images = codec.model.to_images(decoded), codec.model.to_images(x)
-    codes = np.asarray(z / experiment.sde.prior_std)
+    experiment, model, sampler, folder = load_codec(config, workdir, number, ENCODED)
+    x = load_images(experiment, ENCODED)
+    folder.mkdir(parents=True, exist_ok=True)
+    z, nfe = model.encode(x, sampler=sampler, return_nfe=True)
+    decoded = model.decode(z, sampler=sampler)
+    error, codes = jnp.abs(decoded - x), np.asarray(z / experiment.sde.prior_std)
     result = {
         "largest error": float(error.max()),
         "mean error": float(error.mean()),
@@ -68,14 +64,14 @@ def encode(config: Config, workdir: str, number: int | None = None) -> dict[str,
         "mean of codes": float(codes.mean()),
         "std of codes": float(codes.std()),
     }
-    path = codec.folder / "latents.npz"
-    write_arrays(path, {"codes": np.asarray(z), "images": images})
-    pairs = np.stack([images, reconstructions], 1).reshape(-1, *experiment.image_shape)
+    images = model.to_images(x)
+    write_arrays(folder / "latents.npz", {"codes": np.asarray(z), "images": images})
+    pairs = np.stack([images, model.to_images(decoded)], 1).reshape(-1, *experiment.image_shape)
     grid = datasets.image_grid(pairs, titles=("image", "decoded") * ROW)
-    write_picture(codec.folder / "round_trip.png", grid)
+    write_picture(folder / "round_trip.png", grid)
     for name, value in result.items():
         print(f"{name}: {value:.4g}")
-    print(f"results: {codec.folder}")
+    print(f"results: {folder}")
     return result
 
 
@@ -89,20 +85,32 @@ def interpolate(config: Config, workdir: str, number: int | None = None) -> None
 
     Raises InputError for an invalid config, a stochastic solver and a missing checkpoint.
     """
-    codec = load_codec(config, workdir, number)
-    codec = codec._replace(model=_conditioned(codec, PAIRS))
-    codes = _codes_to_interpolate(codec, 2 * PAIRS)
+    codec = load_codec(config, workdir, number, PAIRS)
+    first, second = _codes_to_interpolate(codec)
     codec.folder.mkdir(parents=True, exist_ok=True)
-    first, second = codes[:PAIRS], codes[PAIRS:]
-    between = {
-        f"{weight:.0%}": slerp(first, second, weight) for weight in np.linspace(0, 1, FRAMES)
-    }
+    between = {f"{share:.0%}": slerp(first, second, share) for share in np.linspace(0, 1, FRAMES)}
     scaled = {f"T = {temperature}": temperature * first for temperature in TEMPERATURES}
     for name, columns in (("interpolation", between), ("temperature", scaled)):
-        images = np.stack([_decode_pixels(codec, z) for z in columns.values()], 1)
+        decoded = (
+            codec.model.decode(jnp.asarray(z), sampler=codec.sampler) for z in columns.values()
+        )
+        images = np.stack([codec.model.to_images(x) for x in decoded], 1)
         grid = datasets.image_grid(np.concatenate(images), titles=[*columns])
         write_picture(codec.folder / f"{name}.png", grid)
         print(f"picture: {codec.folder / name}.png")
+
+
+def _codes_to_interpolate(codec: Codec) -> list[np.ndarray]:
+    """Return the codes of two times PAIRS held-out images, or samples of the prior."""
+    experiment, shape = codec.experiment, (2 * PAIRS, *codec.experiment.image_shape)
+    try:
+        images = load_images(experiment, 2 * PAIRS)
+    except InputError as error:
+        print(f"{error} Samples take the place of test images.")
+        keys = sampling.image_keys(experiment.key("sample"), jnp.arange(2 * PAIRS))
+        return np.split(np.asarray(sampling.prior_sample(keys, experiment.sde, shape)), 2)
+    halves = jnp.split(images, 2)
+    return [np.asarray(codec.model.encode(each, sampler=codec.sampler)) for each in halves]
 
 
 def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:
@@ -125,51 +133,26 @@ def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:
 
 def load_images(experiment: Experiment, count: int) -> Array:
     """Return held-out images (count, H, W, C) in the model's range, repeated if there are fewer."""
-    indices = np.arange(count) % len(experiment.test)
-    pixels = jnp.asarray(experiment.test.batch(indices).pixels)
-    scaler = experiment.scaler
+    images, scaler = experiment.test, experiment.scaler
+    pixels = jnp.asarray(images.batch(np.arange(count) % len(images)).pixels)
     if not experiment.config.data.uniform_dequantization:
         return scaler.scale(pixels)
     keys = sampling.image_keys(experiment.key("encode"), np.arange(count))
     return scaler.dequantize(pixels, sampling.uniform(keys, pixels.shape))
 
 
-def load_codec(config: Config, workdir: str, number: int | None) -> Codec:
-    """Load a checkpoint. The flow is that of config.sampling.solver, or has adaptive steps.
+def load_codec(config: Config, workdir: str, number: int | None, count: int) -> Codec:
+    """Load a checkpoint, given the conditions of the first `count` held-out images, if it has any.
 
-    Raises InputError for an invalid config, a stochastic solver and a missing checkpoint.
+    The flow is that of config.sampling.solver, or has adaptive steps. Raises InputError for an
+    invalid config, a stochastic solver and a missing checkpoint.
     """
     experiment = Experiment(config)
-    name = sampler_name(experiment.config)
-    name = name if experiment.config.sampling.method.lower() == "solver" else "ode"
-    flow = experiment.trained_model({}).make_flow(name)  # Checks it before anything is read.
+    is_solver = experiment.config.sampling.method.lower() == "solver"
+    sampler = sampler_name(experiment.config) if is_solver else "ode"
+    flow = experiment.trained_model({}).make_flow(sampler)  # Checks it before anything is read.
     opened = open_model(experiment, workdir, number)
+    condition, classes = experiment.sample_condition(0, count), experiment.guidance["classes"]
     print(f"latent codes by {flow.encoder.title}", flush=True)
     folder = Path(workdir) / "latents" / opened.folder
-    return Codec(experiment, opened.model, folder, {"sampler": name})
-
-
-def _conditioned(codec: Codec, count: int) -> TrainedModel:
-    """Return the model given the conditions of the first `count` held-out images, if it has any."""
-    classes = codec.experiment.guidance["classes"]
-    return codec.model.given(codec.experiment.sample_condition(0, count), classes=classes)
-
-
-def _codes_to_interpolate(codec: Codec, count: int) -> np.ndarray:
-    """Return the codes (count, H, W, C) of held-out images, or samples of the prior."""
-    experiment = codec.experiment
-    try:
-        images = load_images(experiment, count)
-    except InputError as error:
-        print(f"{error} Samples take the place of test images.")
-    else:
-        halves = (codec.model.encode(each, **codec.arguments) for each in jnp.split(images, 2))
-        return np.concatenate([*halves])
-    keys = sampling.image_keys(experiment.key("sample"), jnp.arange(count))
-    shape = (count, *experiment.image_shape)
-    return np.asarray(sampling.prior_sample(keys, experiment.sde, shape))
-
-
-def _decode_pixels(codec: Codec, z: np.ndarray) -> np.ndarray:
-    """Decode codes (B, H, W, C) to uint8 images."""
-    return codec.model.to_images(codec.model.decode(jnp.asarray(z), **codec.arguments))
+    return Codec(experiment, opened.model.given(condition, classes=classes), sampler, folder)

@@ -38,30 +38,18 @@ def open_model(
 
     Raises InputError if it cannot be read, or is of another network.
     """
-    if source:
-        folder = _folder_of(source)
-        trained = pretrained.read(source, experiment.network, experiment.config)
-        params = jax.device_put(trained.ema, sharding.replicated(experiment.mesh))
-        model = experiment.trained_model(params, trained.step)
-        identity = {"step": trained.step, "ema": tree_checksum(params)}
-        return Opened(model, identity, f"{source} (step {trained.step})", folder)
-    found, params = experiment.trained(workdir, number)
-    model, identity = (
-        experiment.trained_model(params, found.step),
-        experiment.identity(workdir, found),
-    )
-    return Opened(model, identity, str(found), f"checkpoint_{found.number}")
-
-
-def _folder_of(source: str) -> str:
-    """Return the name of the folder for results of a file: its stem.
-
-    Raises InputError if that is not the name of a folder.
-    """
-    name = Path(os.path.abspath(source)).stem
-    if name in ("", ".", ".."):
+    if not source:
+        found, params = experiment.trained(workdir, number)
+        identity, folder = experiment.identity(workdir, found), f"checkpoint_{found.number}"
+        return Opened(experiment.trained_model(params, found.step), identity, str(found), folder)
+    folder = Path(os.path.abspath(source)).stem
+    if folder in ("", ".", ".."):
         raise InputError(
             f"--source={source} has no file name that can name a folder of results. Rename or copy "
             "it, for example to network.safetensors."
         )
-    return name
+    trained = pretrained.read(source, experiment.network, experiment.config)
+    params = jax.device_put(trained.ema, sharding.replicated(experiment.mesh))
+    identity = {"step": trained.step, "ema": tree_checksum(params)}
+    title = f"{source} (step {trained.step})"
+    return Opened(experiment.trained_model(params, trained.step), identity, title, folder)

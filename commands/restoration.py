@@ -13,7 +13,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,47 +42,27 @@ from experiment import Experiment
 from runs import load_rounds, results_folder, run_rounds, write_json, write_picture
 from sampling import Sampler
 
-
-class Setup(NamedTuple):
-    """The posterior of config.restore for a checkpoint.
-
-    Attributes:
-      experiment: that of the config.
-      problem: the measurements of `restore`; None in calibration, which simulates its own.
-      posterior, sampler: the posterior, and how it is sampled.
-      folder: that of the results.
-      depends: what the samples are made from.
-    """
-
-    experiment: Experiment
-    problem: Problem | None
-    posterior: Posterior
-    sampler: Sampler
-    folder: Path
-    depends: dict[str, Any]
+Given = Collection[str] | None
+"""The config fields that are set on the command line; None for a config that is complete."""
 
 
 def set_up(
-    mode: str,
-    config: Config,
-    workdir: str,
-    number: int | None,
-    folder: str | None,
-    given: Collection[str] | None,
-) -> Setup:
+    mode: str, config: Config, workdir: str, number: int | None, folder: str | None, given: Given
+) -> tuple[Experiment, Problem | None, Posterior, Sampler, Path, dict[str, Any]]:
     """Validate everything, then load checkpoint `number`, for the mode "restore" or "calibrate".
 
-    See `restore` for the other arguments. Prints the method and the sampler.
+    Returns the experiment; the measurements, or None for "calibrate", which simulates its own; the
+    posterior and its sampler; the folder of results; and what samples are made from. See `restore`
+    for the arguments. Prints the method and the sampler.
     """
     experiment = Experiment(config, mode=mode)
     config, options = experiment.config, experiment.config.restore
     operator = build_operator(experiment)
     problem = build_problem(experiment, operator) if mode == "restore" else None
-    y = None if problem is None else problem.y
+    y = problem.y if problem else None
     experiment.load_guidance(workdir)
-    condition = experiment.sample_condition(
-        0, config.calibrate.simulations if y is None else len(y)
-    )
+    count = len(problem.y) if problem else config.calibrate.simulations
+    condition = experiment.sample_condition(0, count)
 
     def solve(model: TrainedModel) -> tuple[Posterior, Sampler]:
         model = model.given(condition, **experiment.guidance)
@@ -94,15 +74,14 @@ def set_up(
     parent = Path(workdir) / ("restore" if problem else "calibration") / opened.folder
     output = results_folder(parent, folder or f"{options.task}-{options.method}", taken=())
     depends = dependencies("reconstructions" if problem else "ranks", config) | opened.identity
-    depends |= experiment.sample_inputs()
-    depends["sampler"] = sampler.title
+    depends |= experiment.sample_inputs() | {"sampler": sampler.title}
     depends["operator"] = operator_checksum(operator, experiment.image_shape)
     line = f"{options.method} with the sampler {sampler.title}"
     method = METHODS[options.method]
     if method.condition is not None and not method.requires_pc:
         line += "; --config.sampling.method=pc, ode or solver selects another one"
     print(line, flush=True)
-    return Setup(experiment, problem, posterior, sampler, output, depends)
+    return experiment, problem, posterior, sampler, output, depends
 
 
 def restore(
@@ -110,7 +89,7 @@ def restore(
     workdir: str,
     number: int | None = None,
     folder: str | None = None,
-    given: Collection[str] | None = None,
+    given: Given = None,
 ) -> dict[str, Any]:
     """Run the task of config.restore; return the content of results.json.
 
@@ -159,21 +138,17 @@ def make_posterior(
     experiment: Experiment,
     model: TrainedModel,
     operator: Operator,
-    given: Collection[str] | None,
+    given: Given,
     y: np.ndarray | None = None,
 ) -> tuple[Posterior, Sampler]:
     """Return the posterior of config.restore and its sampler; see `restore`."""
     options = experiment.config.restore
-    posterior = model.posterior(
-        None if y is None else jnp.asarray(y),
-        operator,
-        noise=noise_std(experiment),
-        method=options.method,
-        **{name: options[name] for name in METHODS[options.method].options},
-    )
-    chosen = given is None or "sampling.method" in given
-    chosen &= METHODS[options.method].condition is not None
-    name = sampler_name(experiment.config) if chosen else None
+    method = METHODS[options.method]
+    of_method = {name: options[name] for name in method.options}
+    noise = noise_std(experiment)
+    posterior = model.posterior(y, operator, noise=noise, method=options.method, **of_method)
+    is_chosen = given is None or "sampling.method" in given
+    name = sampler_name(experiment.config) if is_chosen and method.condition is not None else None
     return posterior, posterior.make_sampler(name)
 
 
@@ -186,10 +161,10 @@ def measure_quality(
 
     count, samples = reconstructions.shape[:2]
     low, high = experiment.image_range
-    measurement = Measurement(problem.operator, jnp.asarray(problem.y))
-    residual = jax.jit(measurement.residual)
+    operator, y = problem.operator, jnp.asarray(problem.y)
+    residual = jax.jit(Measurement(operator, y).residual)
     squares = [np.abs(residual(reconstructions[:, s])) ** 2 for s in range(samples)]
-    measured = np.broadcast_to(problem.operator.measured, squares[0].shape)
+    measured = np.broadcast_to(operator.measured, squares[0].shape)
     results = {"misfit": float(np.sqrt(np.mean(squares, 0)[measured].mean()) / (high - low))}
     if problem.truth is None:
         return results
@@ -201,7 +176,7 @@ def measure_quality(
     candidates = {
         "samples": reconstructions.reshape(-1, *experiment.image_shape),
         "mean": reconstructions.mean(1),
-        "pseudo_inverse": np.asarray(problem.operator.pseudo_inverse(jnp.asarray(problem.y))),
+        "pseudo_inverse": np.asarray(operator.pseudo_inverse(y)),
     }
     for name, x in candidates.items():
         pair = scale(np.repeat(problem.truth, len(x) // count, 0)), scale(x)
@@ -227,18 +202,14 @@ def write_pictures(
         measured = np.asarray(problem.operator.pseudo_inverse(jnp.asarray(problem.y)))
     std = reconstructions.std(1, ddof=min(1, reconstructions.shape[1] - 1))
     low, high = experiment.image_range
-    std_image = low + (high - low) * std / max(std.max(), 1e-6)
     columns = {} if problem.truth is None else {"image": problem.truth}
     columns["measurement"] = measured
-    for s, reconstruction in enumerate(reconstructions.swapaxes(0, 1)):
-        columns[f"sample {s + 1}"] = reconstruction
-    columns |= {"mean": reconstructions.mean(1), "spread": std_image}
+    columns |= {f"sample {s}": x for s, x in enumerate(reconstructions.swapaxes(0, 1), 1)}
+    columns["mean"] = reconstructions.mean(1)
+    columns["spread"] = low + (high - low) * std / max(std.max(), 1e-6)
     grid = pixels(np.stack([*columns.values()], 1)).reshape(-1, *experiment.image_shape)
     write_picture(folder / "grid.png", datasets.image_grid(grid, titles=[*columns]))
-    for name, image, own_reconstructions in zip(
-        problem.names, pixels(measured), pixels(reconstructions)
-    ):
+    for name, image, own in zip(problem.names, pixels(measured), pixels(reconstructions)):
         write_picture(folder / f"{name}_measured.png", datasets.to_picture(image))
-        for s, reconstruction in enumerate(own_reconstructions):
-            picture = datasets.to_picture(reconstruction)
-            write_picture(folder / f"{name}_sample_{s}.png", picture)
+        for s, x in enumerate(own):
+            write_picture(folder / f"{name}_sample_{s}.png", datasets.to_picture(x))

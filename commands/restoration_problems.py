@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,10 +43,9 @@ class Problem(NamedTuple):
     truth: np.ndarray | None
 
 
-def operator_checksum(operator: Operator, shape: tuple[int, ...]) -> int:
+def operator_checksum(operator: Operator, shape: Shape) -> int:
     """Return the CRC-32 of a measurement, which differs for another mask or blur in a file."""
-    x = jax.random.normal(jax.random.key(0), (1, *shape))
-    return tree_checksum(operator.forward(x))
+    return tree_checksum(operator.forward(jax.random.normal(jax.random.key(0), (1, *shape))))
 
 
 def build_operator(experiment: Experiment) -> Operator:
@@ -64,8 +62,7 @@ def build_problem(experiment: Experiment, operator: Operator) -> Problem:
     options, shape = experiment.config.restore, experiment.image_shape
     if options.observed:
         image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        measured = jax.eval_shape(operator.forward, image)
-        names, y = load_images(experiment, measured.shape[1:])
+        names, y = load_images(experiment, jax.eval_shape(operator.forward, image).shape[1:])
         if options.task == "inpaint":
             y = np.asarray(operator.forward(y))
         return Problem(operator, y, names, None)
@@ -125,9 +122,8 @@ def load_images(experiment: Experiment, shape: Shape) -> tuple[list[str], np.nda
             "restore.observed = True needs restore.input, the file or folder of measured images."
         )
     else:
-        count = min(options.count, len(experiment.test))
-        names = [f"test_{i}" for i in range(count)]
-        levels = experiment.test.pixels[np.arange(count)]
+        levels = experiment.test.pixels[np.arange(min(options.count, len(experiment.test)))]
+        names = [f"test_{i}" for i in range(len(levels))]
     if experiment.config.data.uniform_dequantization:
         middle = jnp.float32(0.5)  # of the interval that dequantization assigns to a gray level
         return names, np.asarray(scaler.dequantize(jnp.asarray(levels), middle))
@@ -135,38 +131,29 @@ def load_images(experiment: Experiment, shape: Shape) -> tuple[list[str], np.nda
 
 
 def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
-    """Load the first images of a file or folder; return names and uint8 images (N, *shape)."""
+    """Load the first images of a file or folder; return names and uint8 images (N, *shape).
+
+    The names are unique, and leave room for the endings of file names.
+    """
     root = expand_home(options.input, "restore.input")
     if os.path.lexists(root) and not root.is_dir():
         check_regular(root, "restore.input")
         paths, stems = [root], [root.stem]
     else:
-        found = folders.walk(root) if root.is_dir() else []
-        relative = [Path(name) for name in sorted(name for name, _ in found)[: options.count]]
-        paths = [root / path for path in relative]
-        stems = [str(path.with_suffix("")).replace("/", "_") for path in relative]
+        found = sorted(name for name, _ in folders.walk(root)) if root.is_dir() else []
+        paths = [root / name for name in found[: options.count]]
+        stems = [str(path.relative_to(root).with_suffix("")).replace("/", "_") for path in paths]
     if not paths:
         raise InputError(
             f"restore.input = {options.input!r} is neither an image file nor a folder of image "
             f"files ({', '.join(sorted(folders.SUFFIXES))})."
         )
     images = [preprocessing.crop_resize(read_image(path, shape[-1]), shape[:2]) for path in paths]
-    names = _result_names(stems, options.samples)
-    return names, np.stack([image_files.to_array(image) for image in images])
-
-
-def _result_names(stems: Sequence[str], samples: int) -> list[str]:
-    """Return unique names for the results of files with these stems.
-
-    They are shortened where a picture would have a longer name than file systems allow, and
-    numbered where two of them are equal, such as for a.png beside a.jpg.
-    """
-    endings = ("_measured.png", f"_sample_{samples - 1}.png")
-    room = MAX_NAME - max(map(len, endings))
+    room = MAX_NAME - max(map(len, ("_measured.png", f"_sample_{options.samples - 1}.png")))
     names = [_shorten(stem, room) for stem in stems]
-    if len(set(names)) < len(names):
+    if len(set(names)) < len(names):  # Such as for a.png beside a.jpg.
         names = [_shorten(f"{number}_{stem}", room) for number, stem in enumerate(stems)]
-    return names
+    return names, np.stack([image_files.to_array(image) for image in images])
 
 
 def _shorten(name: str, size: int) -> str:

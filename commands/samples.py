@@ -54,25 +54,26 @@ def sample(
     """
     if not 1 <= count <= MOST:
         raise InputError(f"--count={count} must be an integer from 1 to {MOST}.")
-    experiment = Experiment(_with_batches(config, count))
-    config = experiment.config
+    config, devices = complete(config), sharding.make_mesh().size
+    size = min(max(1, BATCH // devices), -(-count // devices)) * devices
+    config.eval.batch_size = size  # No larger than the images need.
+    experiment = Experiment(config)
+    config, sampler = experiment.config, experiment.sampler
     warn_unused(config, given)
-    experiment.sampler.check_stable()
+    sampler.check_stable()
     experiment.load_guidance(workdir)
     model, identity, title, name = open_model(experiment, workdir, number, source)
     depends = dependencies("samples", config) | identity | experiment.sample_inputs()
     output = results_folder(Path(workdir, "sample", name), folder or _name(config), taken=())
-    size = config.eval.batch_size
 
     def compute(index: int) -> Arrays:
         samples = experiment.draw_images(model, index * size, size)
         if index == 0 and len(samples.frames):
-            levels = experiment.sampler.frame_levels
-            grid = datasets.trajectory_grid(samples.frames, levels)
+            grid = datasets.trajectory_grid(samples.frames, sampler.frame_levels)
             write_picture(output / "trajectory.png", grid)
         return {"samples": np.asarray(samples.x), "nfe": np.asarray(samples.nfe)}
 
-    print(f"{title}: {count} images by {experiment.sampler.title}, seed {config.seed}", flush=True)
+    print(f"{title}: {count} images by {sampler.title}, seed {config.seed}", flush=True)
     note = state.initial_share_note(config.model.ema_rate, config.model.ema_ramp, model.step)
     if note and not config.ema.std:  # Reconstructed averages have no share of initial weights.
         print(note, flush=True)
@@ -84,22 +85,13 @@ def sample(
     return output
 
 
-def _with_batches(config: Config, count: int) -> Config:
-    """Return the complete config with batches that are no larger than the images need."""
-    devices = sharding.make_mesh().size
-    config = complete(config)
-    largest = max(devices, BATCH // devices * devices)
-    config.eval.batch_size = min(largest, -(-count // devices) * devices)
-    return config
-
-
 def _name(config: Config) -> str:
     """Return a name for the folder of these samples."""
-    options, method = config.sampling, config.sampling.method.lower()
-    sampler = f"{options.solver.lower()}-{options.num_steps or 20}"
+    options, sampler = config.sampling, config.sampling.method.lower()
+    if sampler == "solver":
+        sampler = f"{options.solver.lower()}-{options.num_steps or 20}"
     classes = "".join(f"-{each}" for each in config.guidance.classes)
-    name = f"{sampler if method == 'solver' else method}-seed-{config.seed}"
-    return name + (f"-classes{classes}" if classes else "")
+    return f"{sampler}-seed-{config.seed}" + (f"-classes{classes}" if classes else "")
 
 
 def _write_images(folder: Path, paths: Sequence[Path], shape: tuple[int, ...], count: int) -> float:

@@ -73,7 +73,6 @@ def run(context: Context) -> Results:
             tolerance=config.bpd_tolerance,
             steps=config.bpd_steps or None,
             t_min=config.bpd_t_min,
-            bound=True,
         )
         return {name: np.asarray(array)[:count] for name, array in bits._asdict().items()}
 

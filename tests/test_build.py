@@ -35,18 +35,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         ("def f():\n    import lossy as a", "def f():\n    from score_sde import lossy as a"),
         ("from lossy import (\n    a,\n)", "from score_sde.lossy import (\n    a,\n)"),
         ("  \nfrom nets.layers import a  # b", "  \nfrom score_sde.nets.layers import a  # b"),
-        *[
-            (same, same)
-            for same in ("import lossy_other\nfrom lossyless import a", "from . import nets")
-        ],
-        *[
-            (same, same)
-            for same in ("from other import lossy\nimport other.lossy", "from nets to a")
-        ],
+        ("import lossy_other\nfrom lossyless import a", None),
+        ("from . import nets\nfrom other import lossy\nimport other.lossy\nfrom nets to a", None),
     ],
 )
 def test_rewritten_imports(source, expected):
-    assert build.rewrite(source, {"lossy", "nets"}) == expected
+    """Those of the project's modules `lossy` and `nets` alone."""
+    assert build.rewrite(source, {"lossy", "nets"}) == (expected or source)
 
 
 def test_the_package(tmp_path):

@@ -101,26 +101,20 @@ def test_products_with_the_jacobian_of_a_network():
 
 
 REFUSED = {
-    "is not one of JAX. score_sde.from_torch": lambda: prior_of(of_gaussian(torch)),
-    "is not one of JAX. .*from_numpy make": lambda: prior_of(lambda x, t: -np.asarray(x)),
-    "AttributeError, 'Tensor' object has no attribute 'foo'": lambda: prior_of(
-        ss.from_torch(lambda x, t: x.foo)
-    ),
-    r"with shape \(3, 2, 2\) has shape \(1, 2, 2\)": lambda: prior_of(
-        ss.from_numpy(lambda x, t: x[:1])
-    ),
+    "score_sde.from_torch and from_numpy make one.*Error": lambda: prior_of(of_gaussian(torch)),
+    "is not an array of JAX. score_sde": lambda: prior_of(lambda x, t: -np.asarray(x)),
+    "has no attribute 'foo'": lambda: prior_of(ss.from_torch(lambda x, t: x.foo)),
+    r"has shape \(1, 2, 2\)": lambda: prior_of(ss.from_numpy(lambda x, t: x[:1])),
     "derivatives of a score that NumPy computes": lambda: NUMPY.log_prob(np.ones((2, 2))),
-    "second derivatives of a score that PyTorch": lambda: jax.grad(TORCH.log_prob)(
-        jnp.ones((2, 2))
-    ),
+    "second derivatives of a score": lambda: jax.grad(TORCH.log_prob)(jnp.ones((2, 2))),
 }
-
-
-def test_without_pytorch(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    refused("from_torch needs PyTorch: pip install torch", ss.from_torch, of_gaussian(np))
 
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_what_is_refused(message):
     refused(message, REFUSED[message])
+
+
+def test_without_pytorch(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    refused("from_torch needs PyTorch: pip install torch", ss.from_torch, of_gaussian(np))

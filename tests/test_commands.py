@@ -8,6 +8,7 @@ as they are written, with small networks and few samples: flags are appended, no
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -25,43 +26,30 @@ from configs.folders import claim
 from tests import documented, examples, reference, tiny
 from tests.documented import PAGES, PYTHON, ROOT, Command
 
-EXCEPTIONS = {  # A text of commands that are not run: the reason.
-    "apt-get install": "installs a package of the system",
-    "curl -O": "downloads a data set",
-    "unzip ": "unpacks a downloaded data set",
-    "docker ": "needs a container engine",
-    "apptainer ": "needs a container engine",
-    "gcloud ": "needs TPUs in a cloud",
-    "kubectl ": "needs a cluster",
-    "sbatch ": "needs a cluster; test_scripts.py runs the script",
-    "pip install": "downloads packages",
-    "pre-commit install": "changes the git hooks of the checkout",
-    "source .venv/bin/activate": "changes the shell; the tests select Python otherwise",
-    "make lint": "installs packages; CI runs it",
-    "make test": "runs these tests",
-    "benchmarks startup": "takes minutes; test_benchmarks.py runs it at tiny size",
-    "benchmarks train_step": "takes minutes; test_benchmarks.py runs it at tiny size",
-    "benchmarks forward": "takes minutes; test_benchmarks.py runs it at tiny size",
-    "benchmarks sampling": "takes minutes; test_benchmarks.py runs it at tiny size",
-    "benchmarks likelihood": "takes minutes; test_benchmarks.py runs it at tiny size",
-    "--topology=": "needs TPU's compiler, which is optional",
-    "studies.sampling": "takes hours; test_studies.py runs it at tiny size",
-    "studies.likelihood": "takes minutes; test_studies.py runs it at tiny size",
-    "studies.inverse_problems": "takes an hour; test_studies.py runs it at tiny size",
-    "--config.eval.legacy_rounding": "needs CIFAR-10 and the weights of FID's network",
-    "ve/cifar10_ncsnpp_continuous.py --workdir=work --mode=train": "needs CIFAR-10",
-    "studies.claims": "takes hours; test_studies.py runs it at tiny size",
-    "--config.eval.features=inception": "needs the weights of FID's network",
-    "inception_weights.to_safetensors": "needs the weights of FID's network, which are downloaded",
-    "--mode=prepare_data": "downloads a data set",
-    "--mode=train --config.data.path=.": "needs CIFAR-10 or LSUN",
-    "--config.data.dataset=SVHN": "needs SVHN",
-    "configs/vp/emoji_ddpmpp_continuous.py": "needs the font of the emoji",
-    "--classes=0,1,2": "needs a classifier, which takes minutes",
-    "fashion_mnist": "needs Fashion-MNIST",
-    "ffhq_256": "needs FFHQ",
-    "edm-cifar10": "needs a file of EDM",
-    "deep_continuous.py --workdir=work --config.training": "needs CIFAR-10",
+EXCEPTIONS = {  # Why commands with one of these texts are not run.
+    "installs or downloads something": (
+        *("apt-get install", "pip install", "pre-commit install", "make lint", "curl -O", "unzip "),
+        "--mode=prepare_data",
+    ),
+    "needs a container engine, a cluster or TPU's compiler": (
+        *("docker ", "apptainer ", "gcloud ", "kubectl ", "sbatch ", "--topology="),
+    ),
+    "changes the shell; the tests select Python otherwise": ("source .venv/bin/activate",),
+    "runs these tests": ("make test",),
+    "takes minutes or hours; other tests run it at tiny size": (
+        *("benchmarks startup", "benchmarks train_step", "benchmarks forward"),
+        *("benchmarks sampling", "benchmarks likelihood", "studies.sampling", "studies.likelihood"),
+        *("studies.inverse_problems", "studies.claims", "--classes=0,1,2"),
+    ),
+    "needs the weights of FID's network": (
+        *("--config.eval.features=inception", "inception_weights.to_safetensors"),
+    ),
+    "needs a data set or a file that is downloaded": (
+        *("--config.eval.legacy_rounding", "--mode=train --config.data.path=.", "fashion_mnist"),
+        *("ve/cifar10_ncsnpp_continuous.py --workdir=work --mode=train", "ffhq_256"),
+        *("--config.data.dataset=SVHN", "configs/vp/emoji_ddpmpp_continuous.py", "edm-cifar10"),
+        "deep_continuous.py --workdir=work --config.training",
+    ),
 }
 COMMANDS = [command for page in PAGES for command in documented.commands(page)]
 
@@ -74,21 +62,19 @@ def value(command: Command, name: str) -> str:
 
 def exception(command: Command) -> str | None:
     """The first text of EXCEPTIONS that the command contains."""
-    return next((text for text in EXCEPTIONS if text in command.text), None)
+    texts = itertools.chain.from_iterable(EXCEPTIONS.values())
+    return next((text for text in texts if text in command.text), None)
 
 
 # --- all commands parse ---
 
 
-def test_commands_of_other_programs_are_exceptions():
+def test_exceptions():
     """This test runs Python and make. A new line of another program needs an entry above."""
     others = [each for each in COMMANDS if each.words[0] not in (*PYTHON, "score-sde", "make")]
     assert [str(command) for command in others if exception(command) is None] == []
-
-
-def test_exceptions_are_needed():
     used = {exception(command) for command in COMMANDS}
-    assert EXCEPTIONS.keys() - used == set()
+    assert {*itertools.chain.from_iterable(EXCEPTIONS.values())} - used == set()
 
 
 CALLS = [command for command in COMMANDS if command.is_main]
@@ -109,28 +95,17 @@ def link_checkout(folder: Path) -> None:
             (folder / path.name).symlink_to(path)
 
 
-@pytest.fixture(scope="module")
-def errors(tmp_path_factory):
-    """The errors of CALLS and then of WRONG_CALLS; workdirs have a config, but no model."""
-    folder = tmp_path_factory.mktemp("parsed")
-    link_checkout(folder)
+def test_calls_of_main(tmp_path):
+    """Config files exist; flags, fields and values are valid. Wrong ones are found."""
+    link_checkout(tmp_path)  # Workdirs have a config, but no model.
     for name in {value(command, "workdir") for command in CALLS}:
-        claim(folder / name, complete(tiny.config()), "training")
-    flags = [*(command.flags for command in CALLS), *WRONG_CALLS]
+        claim(tmp_path / name, complete(tiny.config()), "training")
+    given = json.dumps([*(command.flags for command in CALLS), *WRONG_CALLS])
     program = [sys.executable, "-m", "tests.parse_flags"]
-    return json.loads(
-        subprocess.check_output(program, input=json.dumps(flags), text=True, cwd=folder)
-    )
-
-
-def test_calls_of_main(errors):
-    """Config files exist; flags, fields and values are valid."""
+    errors = json.loads(subprocess.check_output(program, input=given, text=True, cwd=tmp_path))
     assert len(CALLS) > 20
     found = [f"{command}\n  {error}" for command, error in zip(CALLS, errors) if error]
     assert not found, "\n".join(found)
-
-
-def test_wrong_calls_of_main_are_found(errors):
     for call, error in zip(WRONG_CALLS, errors[len(CALLS) :], strict=True):
         wrong = re.findall("no_such_[a-z]+", " ".join(call))
         assert wrong[0] in error
@@ -157,22 +132,6 @@ def test_targets_of_make():
                 ["make", "-n", *command.words[1:]], cwd=ROOT, capture_output=True, text=True
             )
             assert not ended.returncode, f"{command}: {ended.stderr}"
-
-
-def test_choices_and_optional_parts(tmp_path, monkeypatch):
-    """Every alternative is a command; continued lines, variables and comments are read."""
-    page = tmp_path / "a.md"
-    page.write_text(
-        "```\nC=x.py   # or y.py\n"
-        "python main.py --config=$C \\\n  --workdir=DIR [--a=1|2 ...]\n```\n"
-        "Then `make demo\nCONFIG=z.py`.\n\n```\ncheckpoint   step\n```\n"
-    )
-    monkeypatch.setattr(documented, "ROOT", tmp_path)
-    start = "python main.py --config=x.py --workdir=work"
-    texts = [start, f"{start} --a=1", f"{start} --a=2", "make demo CONFIG=z.py"]
-    found = documented.commands(page)
-    assert [command.text for command in found] == texts
-    assert [command.runs for command in found] == [True, True, True, False]
 
 
 def test_the_readme_activates_the_environment():

@@ -62,11 +62,10 @@ def alternative(name, value):
         case Integer():
             return value + 1 if value < domain.high else value - 1
         case Real():
-            for other in (value * 0.5, value + 0.25, (value + domain.low) / 2):
-                if other != value and domain.allows(other):
-                    return other
+            others = (value * 0.5, value + 0.25, (value + domain.low) / 2)
+            return next(each for each in others if each != value and domain.allows(each))
         case Name():
-            others = (other for other in sorted(domain.known) if other.lower() != value.lower())
+            others = (each for each in sorted(domain.known) if each.lower() != value.lower())
             return next(others, value)
         case Code() | FilePath() | Word() | Sequence() | Entries():
             return value
@@ -84,22 +83,18 @@ def changed(config, values):
 
 def is_valid(kind, config):
     try:
-        validation.validated(config, 1, mode(kind))
+        return bool(validation.validated(config, 1, MODES.get(kind, "")))
     except InputError:
         return False
-    return True
 
 
-def mode(kind):
-    return "restore" if kind == "reconstructions" else ""
-
-
+MODES = {"reconstructions": "restore"}
 PURPOSES = {"samples": "sample", "reconstructions": "restore"}
 
 
 def program(kind, config):
     """The text of the program that computes results of this kind, with all its constants."""
-    experiment = Experiment(config, jax.devices()[:1], mode=mode(kind))
+    experiment = Experiment(config, jax.devices()[:1], mode=MODES.get(kind, ""))
     pixels = np.zeros((BATCH, *experiment.image_shape), np.uint8)
     params, options = experiment.abstract_params, config.eval
     key = experiment.key(PURPOSES.get(kind, "loss"))
@@ -124,9 +119,8 @@ def program(kind, config):
             posterior.prior = model
             return posterior.draw(sampler, 1, key)
         keys = sampling.image_keys(key, np.arange(BATCH))
-        arguments = {"trace": options.bpd_trace, "probes": options.bpd_probes, "bound": True}
-        arguments |= {"tolerance": options.bpd_tolerance, "t_min": options.bpd_t_min}
-        arguments["steps"] = options.bpd_steps or None
+        names = ("trace", "probes", "tolerance", "t_min", "steps")
+        arguments = {name: options[f"bpd_{name}"] or None for name in names}
         return model.bits(pixels, keys, **arguments)
 
     return jax.jit(compute).lower(params, key).as_text()

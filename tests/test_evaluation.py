@@ -395,7 +395,7 @@ def test_bits_per_dim_of_gaussian_data():
     sde = experiment.sde
     experiment.score = lambda params, **_: gaussian.score(sde, 0.1, 0.5)
     model, images = experiment.trained_model({}), experiment.test.pixels[:3]
-    options = {"trace": "exact", "tolerance": 1e-4, "t_min": 0.05, "bound": True}
+    options = {"trace": "exact", "tolerance": 1e-4, "t_min": 0.05}
     keys = [sampling.image_keys(jax.random.key(seed), np.arange(3)) for seed in (0, 1)]
     found, again = (model.bits(jax.numpy.asarray(images), each, **options) for each in keys)
     x = np.asarray(model.from_images(images, jax.random.key(0)))

@@ -15,9 +15,8 @@ from models import conditions
 from models.conditions import Condition
 from runs.checkpoints import SNAPSHOTS, Checkpoints
 from tests import tiny
+from tests.refusal import refused
 from tests.test_training import identical
-from training import score_job
-from training import state as states
 
 
 def test_each_purpose_and_seed_has_its_own_key():
@@ -27,10 +26,12 @@ def test_each_purpose_and_seed_has_its_own_key():
     assert len(data) == 2 * len(parts.PURPOSES)
 
 
-def test_splits():
+def test_splits_and_devices():
     experiment = Experiment(tiny.config(**{"data.dataset": "black_and_white"}))
     assert experiment.train.pixels.max() == 0
     assert experiment.test.pixels.min() == 255
+    message = "training.batch_size = 9 does not divide among 2 devices"
+    refused(message, Experiment, tiny.config(**{"training.batch_size": 9}))
 
 
 @pytest.mark.parametrize("dequantized", [True, False])
@@ -107,28 +108,14 @@ def random_params(experiment, seed):
     )
 
 
-def test_a_state_and_its_checkpoint():
-    """Each part is stored under its own name, and restored from it."""
-    experiment = Experiment(tiny.config())
-    params, ema = (random_params(experiment, seed) for seed in (0, 1))
-    opt_state = score_job(experiment).optimizer.init(params)
-    state = states.TrainState(jnp.int32(7), params, ema, opt_state)
-    trees = states.to_checkpoint(state)
-    assert trees["params"] is params
-    assert trees["ema"] is ema
-    assert states.from_checkpoint(trees) == state
-
-
 def test_trained_parameters_are_the_ema(tmp_path):
     """Evaluation, latent codes and restoration use `trained`."""
     experiment = Experiment(tiny.config())
     params, ema, other = (random_params(experiment, seed) for seed in (0, 1, 2))
     claim(tmp_path, experiment.config, "training")
     checkpoints = Checkpoints(tmp_path, create=True)
-    for number, trees in (
-        (1, {"params": params, "ema": other}),
-        (2, {"params": params, "ema": ema}),
-    ):
+    for number, average in ((1, other), (2, ema)):
+        trees = {"params": params, "ema": average}
         checkpoints.save(SNAPSHOTS, number, trees, step=3, config=experiment.config.to_dict())
     checkpoints.close()
     found, restored = experiment.trained(str(tmp_path))
@@ -158,14 +145,12 @@ def loss_of(experiment, monkeypatch, output, x, t, z):
 )
 def test_objectives_of_other_parameterizations(monkeypatch, parameterization, distribution):
     """EDM's loss, by its parameterization or its times, for a zero output, where D = c_skip x."""
-    changes = {"model.parameterization": parameterization}
-    changes["training.time_distribution"] = distribution
-    experiment = Experiment(tiny.config(**changes, **{"model.sigma_data": 0.7}))
+    changes = {"model.parameterization": parameterization, "model.sigma_data": 0.7}
+    experiment = Experiment(tiny.config(**changes, **{"training.time_distribution": distribution}))
     x = jnp.linspace(-1, 1, 64).reshape(1, 8, 8, 1)
     t, z = jnp.array([0.4]), jnp.cos(jnp.arange(64.0)).reshape(1, 8, 8, 1)
     sigma = float(experiment.sde.noise_to_signal(t)[0])
-    y = x + sigma * z
-    denoised = y * (0.49 / (sigma**2 + 0.49) if parameterization == "edm" else 1)
+    denoised = (x + sigma * z) * (0.49 / (sigma**2 + 0.49) if parameterization == "edm" else 1)
     weight = (sigma**2 + 0.49) / (sigma * 0.7) ** 2
     found = loss_of(experiment, monkeypatch, jnp.zeros_like, x, t, z)
     np.testing.assert_allclose(found, weight * jnp.mean((denoised - x) ** 2), rtol=1e-4)

@@ -76,8 +76,7 @@ def snippet(text: str) -> str:
 @pytest.mark.parametrize("text", CASES)
 def test_additions(text, tmp_path):
     command, named = CASES[text]
-    path, workdir = tmp_path / "own.py", str(tmp_path / "w")
-    changes = NETWORK | SOLVER | named
+    path, workdir, changes = tmp_path / "own.py", str(tmp_path / "w"), NETWORK | SOLVER | named
     path.write_text(snippet(text) + END.format(changes=changes))
     config = runpy.run_path(str(path))["get_config"]()
     assert named.keys() <= dict(FIELDS.items()).keys()
@@ -91,8 +90,7 @@ def test_additions(text, tmp_path):
         assert (samples.sample(config, workdir, count=2) / "grid.png").exists()
     elif command == "restore":
         config.restore.update(samples=1, count=2)
-        found = restoration.restore(config, workdir)
-        assert found["images"] == 2
+        assert restoration.restore(config, workdir)["images"] == 2
     else:
         assert evaluation.evaluate(config, workdir)[3]["metrics"]["frechet"]["value"] > 0
 

@@ -10,7 +10,6 @@ from PIL import Image
 
 import solvers
 from commands import latents
-from errors import InputError
 from experiment import Experiment
 from runs import write_json
 from sampling import Sampler
@@ -51,17 +50,11 @@ def test_measures_of_a_round_trip(tmp_path, monkeypatch):
     assert std > 4
     x = np.asarray(latents.load_images(experiment, latents.ENCODED))
 
-    def encode(x, *, return_nfe, sampler):
-        return 3 * std * x, jnp.full(len(x), 7)
-
-    def decode(z, *, sampler):
-        return (z / (3 * std) + 0.1).at[5, 1, 2].add(0.4)
-
     model = experiment.trained_model({})
-    monkeypatch.setattr(model, "encode", encode)
-    monkeypatch.setattr(model, "decode", decode)
-    codec = latents.Codec(experiment, model, tmp_path, {"sampler": "ode"})
-    monkeypatch.setattr(latents, "load_codec", lambda config, workdir, number: codec)
+    model.encode = lambda x, **_: (3 * std * x, jnp.full(len(x), 7))
+    model.decode = lambda z, **_: (z / (3 * std) + 0.1).at[5, 1, 2].add(0.4)
+    codec = latents.Codec(experiment, model, "ode", tmp_path)
+    monkeypatch.setattr(latents, "load_codec", lambda *_: codec)
     found = latents.encode(experiment.config, "")
     assert found["largest error"] == pytest.approx(0.5, rel=1e-4)
     assert found["mean error"] == pytest.approx(0.1 + 0.4 / x.size, rel=1e-4)
@@ -90,13 +83,15 @@ def test_held_out_images_are_encoded():
 @pytest.mark.parametrize("dataset", ["digits", "CIFAR10"])
 def test_pictures(workdir, dataset, tmp_path, capsys):
     """Pictures show held-out images or, if the data set cannot be read, samples."""
-    config, workdir = tiny.config(**SOLVER), shutil.copytree(workdir, tmp_path / "w")
-    if dataset != "digits":
-        config.data.dataset = dataset
-        write_json(workdir / "config.json", config.to_dict())
+    workdir = shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("latents"))
+    config, is_absent = tiny.config(**SOLVER), dataset != "digits"
+    config.data.dataset = dataset
+    write_json(workdir / "config.json", config.to_dict())
+    if is_absent:
+        refused("CIFAR10", latents.encode, config, str(workdir))
+        assert not (workdir / "latents").exists()
     latents.interpolate(config, str(workdir))
-    uses_samples = "Samples take the place of test images" in capsys.readouterr().out
-    assert uses_samples == (dataset != "digits")
+    assert ("Samples take the place of test images" in capsys.readouterr().out) == is_absent
     folder = workdir / "latents" / "checkpoint_3"
     assert Image.open(folder / "interpolation.png").size == size(columns=10, rows=8)
     assert Image.open(folder / "temperature.png").size == size(columns=7, rows=8)
@@ -120,23 +115,13 @@ def test_invalid_requests(workdir, tmp_path):
     refused("does not exist", latents.interpolate, config, str(tmp_path / "nothing"))
 
 
-def test_no_folder_without_images(workdir, tmp_path, monkeypatch):
-    def load_images(experiment, count):
-        raise InputError("no images")
-
-    monkeypatch.setattr(latents, "load_images", load_images)
-    workdir = shutil.copytree(workdir, tmp_path / "w", ignore=shutil.ignore_patterns("latents"))
-    refused("no images", latents.encode, tiny.config(**SOLVER), str(workdir))
-    assert not (workdir / "latents").exists()
-
-
-def test_temperature_scales_the_prior(monkeypatch):
+def test_temperature_scales_the_prior():
     """The sampler returns the states that it starts from."""
     priors = []
     loop = solvers.single(lambda x: to_samples(x, jnp.int32(0)))
     for temperature in (1.0, 0.5):
         experiment = Experiment(tiny.config(**{"sampling.temperature": temperature}))
         experiment.sampler = Sampler(lambda keys, score: loop, steps=1)
-        monkeypatch.setattr(experiment, "pixels", lambda x: x)
+        experiment.pixels = lambda x: x
         priors.append(experiment.draw_images(experiment.trained_model({}), 0, 2).x)
     np.testing.assert_allclose(priors[1], 0.5 * priors[0])

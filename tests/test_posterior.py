@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import scipy.stats
 
 import score_sde as ss
 from api import calibration
-from controllable import daps, inverse_problems
+from controllable import inverse_problems
 from controllable.measurements import Measurement
 from tests import gaussian, gaussian_posterior
 
@@ -37,9 +36,7 @@ def test_samples_given_several_measurements():
     """Mean and covariance of the Gaussian posterior, for each y of a batch."""
     noise = 0.3
     y = jnp.array([[1.0, 2.0, 0.0, 1.0], [0.5, -1.0, 3.0, 1.0]])
-    posterior = IMAGE.posterior(
-        y, sums, noise=noise, method="moment_matching"
-    )  # As many iterations as it needs.
+    posterior = IMAGE.posterior(y, sums, noise=noise, method="moment_matching")
     assert posterior.batch_shape == (2,)
     x = posterior.sample((30, 20), seed=1)
     assert x.shape == (30, 20, 2, 4, 4, 1)
@@ -56,23 +53,30 @@ def test_samples_given_several_measurements():
 
 
 @pytest.mark.parametrize(
-    ("method", "options"),
+    ("method", "steps", "options", "evaluations"),
     [
-        ("moment_matching", {}),
-        ("pigdm", {}),
-        ("projection", {"steps": 200}),
-        ("dps", {"steps": 200}),
-        ("ddrm", {"steps": 200}),
-        ("daps", {"steps": 50}),
+        ("moment_matching", None, {}, 21),
+        ("pigdm", None, {}, 20),
+        ("projection", 200, {}, None),
+        ("dps", 200, {}, 200),
+        ("ddrm", 200, {}, 200),
+        ("daps", 50, {"flow_steps": 3}, 150),
     ],
 )
-def test_every_method_by_name(method, options):
-    """The mean given a noise-free entry; the others keep their distribution."""
-    posterior = VECTOR.posterior(jnp.array([0.8, 0.0, -0.4]), MASK, noise=0.0, method=method)
-    x = posterior.sample(500, seed=0, **options)
+def test_every_method_by_name(method, steps, options, evaluations):
+    """The mean given a noise-free entry; the others keep their distribution.
+
+    There is one evaluation of the score in a step without a corrector; `flow_steps` for DAPS.
+    """
+    y = jnp.array([0.8, 0.0, -0.4])
+    posterior = VECTOR.posterior(y, MASK, noise=0.0, method=method, **options)
+    drawn = posterior.draw(posterior.make_sampler(None, steps), 500, jax.random.key(0))
+    x = np.asarray(drawn.x)
     np.testing.assert_allclose(x[:, KNOWN], np.broadcast_to([0.8, -0.4], (500, 2)), atol=1e-4)
-    assert abs(float(x[:, 1].mean())) < 0.1
-    assert 0.7 * STD < float(x[:, 1].std()) < 1.3 * STD
+    assert abs(x[:, 1].mean()) < 0.1
+    assert 0.7 * STD < x[:, 1].std() < 1.3 * STD
+    if evaluations:
+        np.testing.assert_array_equal(drawn.nfe, evaluations)
 
 
 SPREADS = [
@@ -113,17 +117,6 @@ def test_the_last_draw(noise):
     gain = prior @ a.T / (a @ prior @ a.T + noise**2)
     exact = prior - gain @ a @ prior
     assert np.linalg.norm(np.cov(np.asarray(found).T) - exact) < 0.1 * np.linalg.norm(exact)
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "evaluations"),
-    [("pigdm", {}, 30), ("dps", {}, 30), ("ddrm", {}, 30), ("daps", {"flow_steps": 3}, 90)],
-)
-def test_evaluations_of_the_score(method, options, evaluations):
-    """One in a step, without the default corrector; `flow_steps` for DAPS."""
-    posterior = VECTOR.posterior(jnp.zeros(3), MASK, noise=0.1, method=method, **options)
-    samples = posterior.draw(posterior.make_sampler(None, 30), 2, jax.random.key(0))
-    np.testing.assert_array_equal(samples.nfe, evaluations)
 
 
 def test_a_log_likelihood_instead_of_an_operator():
@@ -185,15 +178,8 @@ def test_a_wrong_spread_fails(monkeypatch, factor, kind):
 def test_samples_that_ignore_the_measurement_fail(monkeypatch):
     """They follow the prior, so that ranks of x alone are uniform; log p(y | x) is not."""
     posterior = VECTOR.posterior(None, MASK, noise=0.2, method="moment_matching")
-    ignorant, original = (
-        VECTOR.posterior(None, MASK, noise=1e3, method="moment_matching"),
-        ss.Posterior.draw,
-    )
-
-    def draw(self, *arguments, **options):
-        return original(ignorant, *arguments, **options)
-
-    monkeypatch.setattr(ss.Posterior, "draw", draw)
+    ignorant = VECTOR.posterior(None, MASK, noise=1e3, method="moment_matching")
+    monkeypatch.setattr(posterior, "draw", ignorant.draw)
     found = posterior.calibrate(**NUMBERS, seed=0)
     assert found.kind != "calibrated"
     assert min(found.p_values, key=found.p_values.get) == "log p(y | x)"
@@ -207,9 +193,8 @@ def test_counts_and_densities_are_simulated():
     def rates(x):
         return 40 * jnp.exp(x)
 
-    counts = prior.posterior(
-        None, rates, noise="poisson", method="daps", flow_steps=1, langevin_steps=40
-    )
+    options = {"method": "daps", "flow_steps": 1, "langevin_steps": 40}
+    counts = prior.posterior(None, rates, noise="poisson", **options)
     assert counts.calibrate(100, 31, steps=40, batch_size=3100).kind == "calibrated"
 
     def log_likelihood(x, y):
@@ -218,40 +203,36 @@ def test_counts_and_densities_are_simulated():
     def simulate(x, key):
         return x[0] + 0.2 * jax.random.normal(key)
 
-    density = prior.posterior(
-        jnp.array(0.0), log_likelihood=log_likelihood, flow_steps=1, langevin_steps=40
-    )
+    density = prior.posterior(jnp.array(0.0), log_likelihood=log_likelihood, **options)
     found = density.calibrate(100, 31, steps=40, batch_size=3100, simulate=simulate)
     assert found.kind == "calibrated", found.verdict
     with pytest.raises(ss.InputError, match="calibrate needs simulate"):
         density.calibrate(200, 31)
 
 
-def test_ranks_do_not_depend_on_the_rounds():
+def test_rounds_and_files_of_a_calibration(tmp_path):
+    """Ranks do not depend on the rounds, also if the last one is not complete."""
     posterior = VECTOR.posterior(None, MASK, noise=0.2, method="moment_matching")
-    options = {"seed": 0, "steps": 5}
-    whole = posterior.calibrate(20, 20, **options, batch_size=400).ranks
-    parts = posterior.calibrate(20, 20, **options, batch_size=100).ranks
-    np.testing.assert_allclose(whole, parts, atol=1e-6)
+    whole, parts = (
+        posterior.calibrate(22, 20, seed=0, steps=5, batch_size=size) for size in (440, 100)
+    )
+    np.testing.assert_allclose(whole.ranks, parts.ranks, atol=1e-6)
+    parts.save(tmp_path / "calibration.json")
+    stored = json.loads((tmp_path / "calibration.json").read_text())
+    assert stored["verdict"] == parts.verdict
+    assert np.shape(stored["ranks"]) == (22, len(stored["names"]))
+    parts.figure().savefig(tmp_path / "calibration.png")
+    assert (tmp_path / "calibration.png").stat().st_size > 10_000
 
 
 def test_samples_are_independent_of_the_truth():
     """Events of the prior and of the posterior with the same seed have different noise."""
     x = VECTOR.sample(300, seed=0)
     y = x[:, :1] + 100.0 * jax.random.normal(jax.random.key(1), (300, 1))
-    found = VECTOR.posterior(y, lambda x: x[:1], noise=100.0, method="moment_matching").sample(
-        seed=0
-    )
+    posterior = VECTOR.posterior(y, lambda x: x[:1], noise=100.0, method="moment_matching")
+    found = posterior.sample(seed=0)
     for entry in range(x.shape[1]):
         assert abs(np.corrcoef(x[:, entry], found[:, entry])[0, 1]) < 4 / np.sqrt(300)
-
-
-def test_states_of_probability_0_are_left():
-    """Every move from there is accepted."""
-    keys = jax.random.split(jax.random.key(0), 200)
-    measurement = SimpleNamespace(log_prob=lambda x: jnp.where(x[:, 0] > 0, 0.0, -jnp.inf))
-    x = daps._langevin(keys, measurement, jnp.full((200, 1), -0.5), jnp.float32(1), 100)
-    assert (x > 0).all()
 
 
 def test_likelihoods_that_can_be_0():
@@ -281,14 +262,9 @@ def test_ranks():
         found = [calibration.ranks(np.array([[truth]]), samples, u)[0, 0] for u in numbers]
         assert low <= min(found) < low + 0.02
         assert high - 0.02 < max(found) <= high
-
-
-def test_ranks_of_data_with_an_offset():
-    """Values are tied if they differ by rounding, and not by little beside their offset."""
-    u = np.full((1, 1), 0.5)
-    for step, rank in ((1e-2, 1.5 / 4), (1e-5, 0.5)):
-        samples = 100 + step * np.arange(3.0).reshape(1, 3, 1)
-        found = calibration.ranks(np.array([[100 + 0.5 * step]]), samples, u)
+    for step, rank in ((1e-2, 1.5 / 4), (1e-5, 0.5)):  # Ties are relative to the spread.
+        near = 100 + step * np.arange(3.0).reshape(1, 3, 1)
+        found = calibration.ranks(np.array([[100 + 0.5 * step]]), near, np.full((1, 1), 0.5))
         np.testing.assert_allclose(found, rank)
 
 
@@ -316,16 +292,3 @@ def test_verdict_of_uniform_ranks():
     kinds = [calibration.judge(rng.random((50, len(names))), names).kind for _ in range(100)]
     wrong = sum(kind != "calibrated" for kind in kinds)
     assert wrong <= scipy.stats.binom.ppf(0.999, 100, 0.01)
-
-
-def test_files_of_a_calibration(tmp_path):
-    """Of 30 simulations, in rounds of 20."""
-    found = VECTOR.posterior(None, MASK, noise=0.2, method="moment_matching").calibrate(
-        30, 20, batch_size=400
-    )
-    found.save(tmp_path / "calibration.json")
-    stored = json.loads((tmp_path / "calibration.json").read_text())
-    assert stored["verdict"] == found.verdict
-    assert np.shape(stored["ranks"]) == (30, len(stored["names"]))
-    found.figure().savefig(tmp_path / "calibration.png")
-    assert (tmp_path / "calibration.png").stat().st_size > 10_000

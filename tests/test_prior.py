@@ -32,7 +32,13 @@ def gaussian_prior(shape=(2,), sde=None, mean=0.3, std=STD):
 
 
 @pytest.mark.parametrize(
-    ("shape", "sde"), [((), ss.VPSDE()), ((5,), ss.SubVPSDE()), ((3, 3, 2), ss.VESDE())]
+    ("shape", "sde"),
+    [
+        ((), ss.VPSDE()),
+        ((5,), ss.SubVPSDE()),
+        ((3, 3, 2), ss.VESDE()),
+        ((2,), ss.VPSDE(beta_min=1.0, beta_max=1.0, T=10.0)),  # As other packages define it.
+    ],
 )
 def test_mixtures_of_all_shapes(shape, sde):
     """Densities, samples and codes of a mixture of Gaussians, in any event shape."""
@@ -56,17 +62,6 @@ def test_mixtures_of_all_shapes(shape, sde):
     np.testing.assert_allclose(samples.std((0, 1)), data.std(0), atol=0.05)
     z = prior.encode(x)
     np.testing.assert_allclose(prior.decode(z), x, atol=1e-3)
-
-
-def test_an_sde_of_the_user():
-    """VPSDE with constant beta and T = 10, as other packages define it."""
-    prior = gaussian_prior((3,), ss.VPSDE(beta_min=1.0, beta_max=1.0, T=10.0))
-    x = prior.sample(2000, seed=0)
-    np.testing.assert_allclose(x.mean(0), 0.3, atol=0.04)
-    np.testing.assert_allclose(x.std(0), STD, atol=0.04)
-    logp = prior.log_prob(x[:4])
-    exact = jax.scipy.stats.norm.logpdf(x[:4], 0.3, STD).sum(-1)
-    np.testing.assert_allclose(logp, exact, atol=0.03)
 
 
 STEPS = {"pc": 300, "euler": 300, "deis": 20, "dpm++_2m_sde": 100, "restart": 50, "ode": None}
@@ -103,19 +98,14 @@ def test_samples_have_the_unit_of_the_data(name):
     np.testing.assert_allclose(draw(2.0**-10), draw(1.0), rtol=1e-3, atol=1e-4)
 
 
-def test_all_bits_of_a_seed_count():
-    prior = gaussian_prior()
-    found = [np.asarray(prior.sample(2, seed=seed)) for seed in (0, 2**32, -1, 2**32 - 1)]
-    assert len({each.tobytes() for each in found}) == 4
-
-
 def test_samples_depend_on_the_seed_and_their_number_only():
     prior = gaussian_prior()
     x = prior.sample(7, seed=3)
     np.testing.assert_array_equal(prior.sample(7, seed=jax.random.key(3)), x)
     np.testing.assert_allclose(prior.sample((3,), seed=3, batch_size=2), x[:3], atol=1e-6)
     assert prior.sample(seed=3).shape == (2,)
-    assert not np.allclose(prior.sample(7, seed=4), x)
+    seeds = (0, 2**32, -1, 2**32 - 1)  # All bits count.
+    assert len({np.asarray(prior.sample(2, seed=seed)).tobytes() for seed in seeds}) == 4
     hot = prior.sample(500, seed=0, sampler="deis", temperature=2.0)
     assert hot.std() > 1.5 * prior.sample(500, seed=0, sampler="deis").std()
 
@@ -152,13 +142,6 @@ def test_the_gradient_by_parameters_of_the_score():
     np.testing.assert_allclose(gradient[1], ((residual**2 - 1) / 0.6).sum(), rtol=0.02)
 
 
-def test_options_may_be_lists():
-    options = {"sampler": "restart", "steps": 20, "seed": 0}
-    as_list = gaussian_prior().sample(3, restart=[3, 1, 0.1, 1.0], **options)
-    as_tuple = gaussian_prior().sample(3, restart=(3, 1, 0.1, 1.0), **options)
-    np.testing.assert_array_equal(as_list, as_tuple)
-
-
 def test_a_score_that_is_a_pytree():
     """Its arrays are arguments of the compiled program: new values need no new compilation."""
     sde = ss.VPSDE()
@@ -177,6 +160,7 @@ def test_a_score_that_is_a_pytree():
     assert not calls  # The second prior used the program of the first.
 
 
+RARE = mixture.Mixture(jnp.zeros((10, 3)), jnp.array([1.0, *(9 * [1e-4])]))  # 90 % are 0.
 FAR, NARROW = "where samples start", "Samples are too narrow"
 
 
@@ -192,30 +176,50 @@ FAR, NARROW = "where samples start", "Samples are too narrow"
         (ss.VESDE(), 0.5, 0.03, None),
         (ss.RectifiedFlow(), -0.5, 0.05, None),
         (ss.EDMSDE(), 0.0, np.array([0.5, 0.0, 0.0]), None),  # Constant entries are no mistake.
+        (ss.VPSDE(), None, None, None),  # RARE
     ],
 )
 def test_data_that_do_not_fit_the_noise(sde, mean, std, expected):
+    score = RARE.score(sde) if mean is None else gaussian.score(sde, mean, std)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        ss.Prior(gaussian.score(sde, mean, std), sde, (3,))
+        ss.Prior(score, sde, (3,))
     messages = [str(each.message) for each in caught if "loc and scale" in str(each.message)]
     assert len(messages) == (expected is not None)
     assert not messages or re.search(expected, messages[0])
 
 
-def test_rare_values_far_from_most_of_the_data():
-    """90 % of the data are 0, but the standard deviation is not."""
+@pytest.mark.slow
+def test_hamiltonian_monte_carlo():
+    """A prior inside a model of numpyro, x and y = 2 x + noise: the posterior is Gaussian."""
+    numpyro = pytest.importorskip("numpyro")
     sde = ss.VPSDE()
-    law = mixture.Mixture(jnp.zeros((10, 3)), jnp.array([1.0, *(9 * [1e-4])]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        ss.Prior(law.score(sde), sde, (3,))
+    prior = ss.Prior(gaussian.score(sde, 0.5, 0.3), sde, (2,))
+    y, noise = jnp.array([1.2, 0.4]), 0.2
 
+    def model():
+        flat = numpyro.distributions.ImproperUniform(
+            numpyro.distributions.constraints.real_vector, (), (2,)
+        )
+        x = numpyro.sample("x", flat)
+        numpyro.factor("prior", prior.log_prob(x, tolerance=1e-2))
+        numpyro.sample("y", numpyro.distributions.Normal(2 * x, noise).to_event(1), obs=y)
 
-def test_second_derivatives_are_refused():
-    prior = ss.Prior(gaussian.score(ss.VPSDE(), 0.0, 1.0), ss.VPSDE(), (2,))
-    with pytest.raises(ss.InputError, match="differentiate the score instead"):
-        jax.hessian(prior.log_prob)(jnp.ones(2))
+    var = 1 / (1 / 0.3**2 + 4 / noise**2)
+    mean = var * (0.5 / 0.3**2 + 2 * np.asarray(y) / noise**2)
+    # The trajectory covers a quarter of the period, so that draws are nearly independent.
+    kernel = numpyro.infer.HMC(
+        model,
+        step_size=0.5 * float(np.sqrt(var)),
+        trajectory_length=1.5 * float(np.sqrt(var)),
+        adapt_step_size=False,
+        adapt_mass_matrix=False,
+    )
+    mcmc = numpyro.infer.MCMC(kernel, num_warmup=5, num_samples=150, progress_bar=False)
+    mcmc.run(jax.random.key(0), init_params={"x": jnp.asarray(mean)})
+    x = mcmc.get_samples()["x"]
+    np.testing.assert_allclose(x.mean(0), mean, atol=4 * np.sqrt(var / 150) + 0.01)
+    np.testing.assert_allclose(x.std(0), np.sqrt(var), rtol=0.25)
 
 
 # --- errors, devices and compilation ----------------------------------------------------------

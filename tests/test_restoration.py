@@ -66,22 +66,6 @@ def test_restores_held_out_images_and_resumes(workdir):
         run(workdir, noise=0.5)
 
 
-@pytest.mark.parametrize("method", ["projection", "ddrm", "dps"])
-def test_methods_of_the_predictor_corrector_loop(workdir, method):
-    """Methods that replace the predictor omit the corrector that the config names."""
-    sampling = {"sampling.method": "pc", "sampling.corrector": "langevin"}
-    results = run(workdir, method=method, **sampling, **{"sampling.num_steps": 0})
-    assert results["nfe"] == (42 if method == "projection" else 21)
-    assert results["misfit"] < 1e-6
-    folder = workdir / "restore" / "checkpoint_3" / f"inpaint-{method}"
-    answers = [np.load(folder / f"samples_{i}.npz")["x"] for i in range(2)]
-    truth = restoration_problems.load_images(Experiment(tiny.config(**SOLVER)), (8, 8, 1))[1]
-    psnr = [
-        20 * np.log10(2 / rms(x.clip(-1, 1) - y)) for each, y in zip(answers, truth) for x in each
-    ]
-    assert results["psnr_samples"] == pytest.approx(np.mean(psnr), abs=1e-3)
-
-
 def rms(x) -> float:
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
 
@@ -101,17 +85,14 @@ def quality(problem, reconstructions, *, centered):
     return restoration.measure_quality(experiment, problem, reconstructions.astype(np.float32))
 
 
-@pytest.mark.parametrize("share", [0.25, 0.75])
-@pytest.mark.parametrize("centered", [True, False])
-def test_psnr_and_misfit_of_known_errors(centered, share):
+@pytest.mark.parametrize(("share", "centered"), [(0.25, True), (0.75, False)])
+def test_psnr_and_misfit_of_known_errors(share, centered):
     """Errors e and 3 e of two reconstructions, of which the pseudo-inverse knows a share."""
     width, e = 2 if centered else 1, 0.05
     rng = np.random.default_rng(0)
     truth = rng.uniform(0.2, 0.7, (2, 8, 8, 1)).astype(np.float32)
-    known = operators.random_pixels((8, 8, 1), share)
-    found = quality(
-        problem_of(truth, known), np.stack([truth + e, truth + 3 * e], 1), centered=centered
-    )
+    known, answers = operators.random_pixels((8, 8, 1), share), [truth + e, truth + 3 * e]
+    found = quality(problem_of(truth, known), np.stack(answers, 1), centered=centered)
     assert found["misfit"] == pytest.approx(math.sqrt(5) * e / width, rel=1e-4)
     expected = [20 * math.log10(width / error) for error in (e, 3 * e, 2 * e)]
     assert found["psnr_samples"] == pytest.approx(np.mean(expected[:2]), abs=1e-3)
@@ -125,17 +106,12 @@ def test_psnr_and_misfit_of_known_errors(centered, share):
 def test_ssim_is_that_of_images_from_0_to_1(centered):
     """Constant images a and b have the SSIM (2 a b + c) / (a^2 + b^2 + c) with c = 0.01^2."""
     low, width = (-1, 2) if centered else (0, 1)
-    rng, known = np.random.default_rng(0), np.ones((8, 8, 1), bool)
+    known = np.ones((8, 8, 1), bool)
     a, b = np.float32(0.2), np.float32(0.3)
     truth = np.full((1, 8, 8, 1), low + width * a)
     found = quality(problem_of(truth, known), truth[:, None] + width * (b - a), centered=centered)
     expected = (2 * a * b + 1e-4) / (a**2 + b**2 + 1e-4)
     assert found["ssim_samples"] == pytest.approx(expected, rel=1e-4)
-    truth, answers = low + width * rng.random((2, 1, 8, 8, 1), np.float32)
-    found = quality(problem_of(truth, known), answers[:, None], centered=centered)
-    expected = dm_pix.ssim((truth - low) / width, (answers - low) / width, filter_size=8)
-    assert found["ssim_samples"] == pytest.approx(float(expected[0]), abs=1e-5)
-    assert abs(found["ssim_samples"]) < 0.5
 
 
 def test_ssim_is_computed_exactly(monkeypatch):
@@ -170,13 +146,6 @@ def test_noise_is_stated_for_images_from_0_to_1(centered):
     assert (noise[:, ~problem.operator.measured] == 0).all()
 
 
-def test_held_out_images_are_restored():
-    experiment = Experiment(tiny.config(**{"data.dataset": "black_and_white"}))
-    names, images = restoration_problems.load_images(experiment, (8, 8, 1))
-    assert names[:2] == ["test_0", "test_1"]
-    assert (images > 0.99).all()
-
-
 @pytest.mark.parametrize("dequantized", [True, False])
 def test_grey_levels_of_restored_images(tmp_path, dequantized):
     """A level is the middle of the interval that dequantization assigns to it, in files, too."""
@@ -187,8 +156,9 @@ def test_grey_levels_of_restored_images(tmp_path, dequantized):
         experiment = Experiment(tiny.config(**changes, **{"restore.input": path}))
         u = levels[None, ..., None] if path else experiment.test.pixels[:2]
         x = 2 * (u + 0.5) / 17 - 1 if dequantized else 2 * (u / 16) - 1
-        images = restoration_problems.load_images(experiment, (8, 8, 1))[1]
+        names, images = restoration_problems.load_images(experiment, (8, 8, 1))
         np.testing.assert_allclose(images, x, atol=1e-6)
+        assert names == (["a"] if path else ["test_0", "test_1"])
 
 
 # --- files and errors ---
@@ -198,12 +168,8 @@ def test_image_files(workdir, tmp_path):
     """Files of any size and color mode are converted; output files are named after them."""
     rng = np.random.default_rng(0)
     (tmp_path / "in" / "deeper").mkdir(parents=True)
-    color, gray = (
-        rng.integers(0, 256, (20, 30, 3), np.uint8),
-        rng.integers(0, 256, (8, 8), np.uint8),
-    )
-    Image.fromarray(color).save(tmp_path / "in" / "photo.jpg")
-    Image.fromarray(gray).save(tmp_path / "in" / "deeper" / "grey.png")
+    for name, shape in {"photo.jpg": (20, 30, 3), "deeper/grey.png": (8, 8)}.items():
+        Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(tmp_path / "in" / name)
     mask = np.zeros((8, 8), np.uint8)
     mask[:, :4] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -211,10 +177,8 @@ def test_image_files(workdir, tmp_path):
     results = run(workdir, "own", samples=1, **files)
     assert results["images"] == 2
     folder = workdir / "restore" / "checkpoint_3" / "own"
-    assert {path.name for path in folder.glob("*measured.png")} == {
-        "deeper_grey_measured.png",
-        "photo_measured.png",
-    }
+    names = {path.name for path in folder.glob("*measured.png")}
+    assert names == {"deeper_grey_measured.png", "photo_measured.png"}
     measured = np.asarray(Image.open(folder / "deeper_grey_measured.png"))
     answer = np.asarray(Image.open(folder / "deeper_grey_sample_0.png"))
     assert (measured[:, 4:] == measured[0, 4]).all()
@@ -255,19 +219,14 @@ INVALID = [
     ({"task": "colorize"}, "data.num_channels = 1"),
     ({"task": "super_resolution", "factor": 3}, "Blocks of 3x3 pixels .* images of 8x8"),
     ({"noise": -0.1}, "restore.noise = -0.1 must be"),
-    ({"samples": 0}, "restore.samples = 0 must be"),
-    ({"eta": 2.0}, "restore.eta = 2.0 must be"),
     ({"share": 0.01}, "restore.mask = 'box' leaves nothing unknown"),
-    ({"mask": "broken.png"}, "broken.png' cannot be read"),
     ({"mask": "pipe.png"}, "restore.mask = '.*pipe.png' is a named pipe"),
     ({"mask": "loop.png"}, "restore.mask = '.*loop.png' cannot be read"),
     ({"mask": "large.png"}, "large.png' has 5x16 pixels, but the images have 8x8"),
     ({"input": "broken.png"}, "broken.png' cannot be read"),
     ({"input": "pipe.png"}, "restore.input = '.*pipe.png' is a named pipe"),
-    ({"input": "loop.png"}, "restore.input = '.*loop.png' cannot be read"),
     ({"input": "deeper"}, "pipe.jpg is a named pipe"),
     ({"input": "nothing"}, "nothing' is neither an image file nor a folder"),
-    ({"mask": "~no_such_user/a.png"}, "restore.mask = '~no_such_user/a.png': the home directory"),
     ({"input": "~no_such_user/a.png"}, "restore.input = '~no_such_user/a.png': the home direct"),
     ({"observed": True}, "restore.observed = True needs restore.input"),
     ({"observed": True, "task": "fourier"}, "restore.task = 'fourier' are not images"),
@@ -282,43 +241,43 @@ def test_invalid_values(workdir, tmp_path, changes, match):
     (tmp_path / "broken.png").write_bytes(b"no image")
     (tmp_path / "loop.png").symlink_to("loop.png")
     (tmp_path / "deeper").mkdir()
-    os.mkfifo(tmp_path / "pipe.png")
-    os.mkfifo(tmp_path / "deeper" / "pipe.jpg")
-    Image.fromarray(np.zeros((16, 5), np.uint8)).save(tmp_path / "large.png")
-    for field in ("mask", "input"):
-        if field in changes and "~" not in changes[field]:
+    for name in ("pipe.png", "deeper/pipe.jpg"):
+        os.mkfifo(tmp_path / name)
+    Image.new("L", (5, 16)).save(tmp_path / "large.png")
+    for field in {"mask", "input"} & changes.keys():
+        if "~" not in changes[field]:
             changes = changes | {field: str(tmp_path / changes[field])}
     refused(match, run, workdir, **changes)
 
 
+def names_of(path, **changes):
+    """The names of the images in restore.input."""
+    experiment = Experiment(tiny.config(**{"restore.input": str(path)} | changes))
+    names, images = restoration_problems.load_images(experiment, experiment.image_shape)
+    assert len(names) == len(images)
+    return names
+
+
 def test_images_of_the_same_name_have_files_of_their_own(tmp_path):
     """Hidden files are no images, as in data sets of folders."""
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".thumbs").mkdir()
     for name in ("a.png", "a.jpg", "b/c.png", "b_c.png", "._a.png", ".thumbs/a.png"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        Image.new("L", (8, 8)).save(path)
-    experiment = Experiment(tiny.config(**{"restore.input": str(tmp_path)}))
-    names, images = restoration_problems.load_images(experiment, experiment.image_shape)
-    assert names == ["0_a", "1_a", "2_b_c", "3_b_c"]
-    assert len(images) == 4
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    assert names_of(tmp_path) == ["0_a", "1_a", "2_b_c", "3_b_c"]
 
 
 @pytest.mark.parametrize("letter", ["a", "\N{SNOWMAN}"])
 def test_names_that_are_too_long_are_shortened(tmp_path, letter):
     """The names of the results fit in 255 bytes, and differ."""
-    size = len(letter.encode())
+    size, most = len(letter.encode()), {"restore.samples": 10**4}
     stems = [(251 // size - 2) * letter + end for end in ("xx", "yy")]
     for stem in stems:
         Image.new("L", (8, 8)).save(tmp_path / f"{stem}.png")
-    options = {"restore.input": str(tmp_path), "restore.samples": 10**4}
-    experiment = Experiment(tiny.config(**options))
-    names, _ = restoration_problems.load_images(experiment, experiment.image_shape)
+    names = names_of(tmp_path, **most)
     assert [name[:3] for name in names] == ["0_" + letter, "1_" + letter]
-    for name in names:
+    for name in (*names, *names_of(tmp_path / f"{stems[0]}.png", **most)):
         assert 255 - size < len(f"{name}_sample_9999.png".encode()) <= 255
-    one = tiny.config(**options | {"restore.input": str(tmp_path / f"{stems[0]}.png")})
-    (name,), _ = restoration_problems.load_images(Experiment(one), experiment.image_shape)
-    assert len(f"{name}_sample_9999.png".encode()) <= 255
 
 
 @pytest.mark.parametrize(
@@ -329,12 +288,14 @@ def test_names_that_are_too_long_are_shortened(tmp_path, letter):
         ("pigdm", set(), "'dpm"),
         ("pigdm", {"sampling.method"}, "corrector 'langevin'"),
         ("daps", set(), "corrector 'none'"),
+        ("ddrm", None, "corrector 'none'"),  # Methods that replace the predictor omit it.
+        ("projection", None, "corrector 'langevin'"),
     ],
 )
 def test_the_sampler_suits_the_method(method, given, sampler):
     """A guided score needs no thousand steps; what the user states is kept."""
-    config = tiny.config(**{"restore.method": method, "sampling.corrector": "langevin"})
-    experiment = Experiment(config)
+    changes = {"restore.method": method, "sampling.corrector": "langevin"}
+    experiment = Experiment(tiny.config(**changes))
     operator = restoration_problems.build_operator(experiment)
     model = experiment.trained_model({})
     assert sampler in restoration.make_posterior(experiment, model, operator, given)[1].title

@@ -7,6 +7,7 @@ from PIL import Image
 from commands import conversion, models, samples, stored
 from errors import InputError
 from experiment import Experiment
+from pretrained import Trained
 from tests import tiny
 from tests.refusal import refused
 
@@ -96,9 +97,15 @@ def test_folders_of_files(tmp_path, monkeypatch):
     """They are named after the file or folder, never the parent of the folder of samples."""
     (tmp_path / "network" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "network" / "inner")
+    monkeypatch.setattr(models.pretrained, "read", lambda *_: Trained(0, {}, {}))
+    experiment = Experiment(tiny.config())
+
+    def name(source):
+        return models.open_model(experiment, "", source=source).folder
+
     names = {".": "inner", "..": "network", "../b.safetensors": "b", "c/.": "c", "d/../e.pth": "e"}
-    assert {source: models._folder_of(source) for source in names} == names
-    refused("--source=/ has no file name that can name a folder", models._folder_of, "/")
+    assert {source: name(source) for source in names} == names
+    refused("--source=/ has no file name that can name a folder", name, "/")
 
 
 @pytest.mark.parametrize(

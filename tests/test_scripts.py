@@ -58,8 +58,8 @@ def test_flags_exist(text):
     """The flags of main.py in scripts and on the page; those of other programs are listed."""
     lines = "\n".join(line for line in text.splitlines() if "#SBATCH" not in line)
     given = set(re.findall(r"(?<=[ '`\"])--(\w+)(?==)", lines))
-    others = {"command", "filename", "gpus", "nodes", "signal", "time", "volume"}
-    others |= {"worker", "zone"}
+    others = {"command", "filename", "gpus", "nodes", "signal", "time", "volume", "worker"}
+    others.add("zone")
     assert given - others <= set(main.FLAGS), given
 
 
@@ -75,13 +75,12 @@ def test_job():
     assert flags["--coordinator"].startswith(f"{name}-0.{pod['subdomain']}:")
     assert int(flags["--num_processes"]) == spec["completions"] == spec["parallelism"]
     assert flags["--process_id"] == f"$({container['env'][0]['name']})"
-    exits, _ = spec["podFailurePolicy"]["rules"]
-    assert exits["onExitCodes"]["containerName"] == container["name"]
-    assert f"exit {exits['onExitCodes']['values'][0]}\n" in (SCRIPTS / "train.sh").read_text()
+    exits = spec["podFailurePolicy"]["rules"][0]["onExitCodes"]
+    assert exits["containerName"] == container["name"]
+    assert f"exit {exits['values'][0]}\n" in (SCRIPTS / "train.sh").read_text()
     assert container["args"][0] in PAGE
-    user = re.search(r"^USER (\d+)$", (ROOT / "Dockerfile").read_text(), re.M)
-    assert user is not None
-    assert int(user[1]) == pod["securityContext"]["runAsUser"]
+    user = f"\nUSER {pod['securityContext']['runAsUser']}\n"
+    assert user in (ROOT / "Dockerfile").read_text()
 
 
 def test_slurm_gives_each_gpu_a_process():
@@ -96,15 +95,12 @@ def test_slurm_gives_each_gpu_a_process():
 
 def test_image_builds_from_what_the_clone_has():
     """Copied files exist and are sent to the builder; `make` finds the environment complete."""
-    text = (ROOT / "Dockerfile").read_text()
-    ignored = (ROOT / ".dockerignore").read_text().split()
-    copied = [
-        name for line in re.findall(r"^COPY --\S+ (.*) \S+$", text, re.M) for name in line.split()
-    ]
+    text, makefile = ((ROOT / name).read_text() for name in ("Dockerfile", "Makefile"))
+    ignored = set((ROOT / ".dockerignore").read_text().split())
+    copied = " ".join(re.findall(r"^COPY --\S+ (.*) \S+$", text, re.M)).split()
     assert set(copied) == {"requirements.txt", "requirements-dev.txt", "."}
-    assert not set(copied) & set(ignored)
-    assert {".git", ".venv", ".cache"} <= set(ignored)
-    makefile = (ROOT / "Makefile").read_text()
+    assert ignored.isdisjoint(copied)
+    assert {".git", ".venv", ".cache"} <= ignored
     for stamp in re.findall(r"touch \.venv/(\S+)", text):
         assert f"$(VENV)/{stamp}:" in makefile
     for target in re.findall(r'"make", "(\w+)"', text):
@@ -165,13 +161,17 @@ def test_sigterm_reaches_training(stand_in, tmp_path):
     assert (tmp_path / "saved").exists()
 
 
+def make_environment(folder: Path, monkeypatch, job: int) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", str(job))
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "activate").touch()
+
+
 @pytest.mark.parametrize(
     ("program", "code", "requeued"), [(DONE, 0, False), ("exit 0", 0, True), ("exit 1", 1, False)]
 )
 def test_slurm_queues_a_stopped_job_again(program, code, requeued, stand_in, tmp_path, monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "activate").touch()
+    make_environment(tmp_path, monkeypatch, 12)
     stand_in("srun", f'echo "$@"; {program}')
     stand_in("scontrol", 'echo "$@" > scontrol.log')
     ended = bash("slurm.sbatch", tmp_path)
@@ -200,39 +200,12 @@ wait
 """
 
 
-def steps_saved(folder: Path) -> int:
-    """The newest saved step of the workdir `runs`."""
-    saved = (folder / "runs" / "checkpoints-meta").iterdir()
-    return max(int(path.name.rpartition("_")[2]) for path in saved)
-
-
-@pytest.mark.long
-def test_training_that_is_stopped_continues(stand_in, tmp_path):
-    """The real program in the place of a container: SIGTERM, then the same command."""
-    stand_in("python", f'exec {sys.executable} "$@"')
-    command = ["bash", str(SCRIPTS / "train.sh"), str(ROOT / ARGUMENTS[0]), "runs", "4000", *TINY]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        next(line for line in process.stdout if line.startswith("step "))
-        process.send_signal(signal.SIGTERM)
-        rest = process.stdout.read()
-        assert process.wait(timeout=60) == 75
-    assert "stopped by SIGTERM; the state is saved" in rest
-    step = steps_saved(tmp_path)
-    command[4] = str(step + 2)
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended
-    assert f"continuing from checkpoints-meta/checkpoint_{step}" in ended.stdout
-
-
 @pytest.mark.long
 def test_slurm_job_of_two_tasks_is_stopped_and_continues(stand_in, tmp_path, monkeypatch):
     """Two processes find each other by SLURM's variables; one of them receives SIGTERM."""
     with socket.socket() as free:  # JAX derives the port from the number of the job.
         job = next(n for n in range(4096) if free.connect_ex(("127.0.0.1", 61440 + n)))
-    monkeypatch.setenv("SLURM_JOB_ID", str(job))
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "activate").touch()
+    make_environment(tmp_path, monkeypatch, job)
     (tmp_path / "main.py").symlink_to(ROOT / "main.py")
     stand_in("python", f'exec {sys.executable} "$@"')
     stand_in("srun", SRUN)
@@ -244,8 +217,9 @@ def test_slurm_job_of_two_tasks_is_stopped_and_continues(stand_in, tmp_path, mon
         assert ended.returncode == 0, [ended, *(log.read_text() for log in logs)]
         assert (tmp_path / "scontrol.log").exists() == requeued
         (tmp_path / "scontrol.log").unlink(missing_ok=True)
-        step = steps_saved(tmp_path)
+        saved = (tmp_path / "runs" / "checkpoints-meta").iterdir()
+        step = max(int(path.name.rpartition("_")[2]) for path in saved)
         if requeued:
             assert f"step {step}: stopped by another process's signal" in logs[0].read_text()
             command[4] = str(step + 2)
-    assert steps_saved(tmp_path) == int(command[4])
+    assert step == int(command[4])

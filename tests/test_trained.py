@@ -30,15 +30,18 @@ def workdir(tmp_path_factory):
     """A workdir with two snapshots of random parameters, of which the second is the newest."""
     folder, experiment = tmp_path_factory.mktemp("api") / "run", Experiment(tiny.config())
     claim(folder, experiment.config, "training")
-    checkpoints = Checkpoints(folder, create=True)
     for number, scale in ((1, 0.0), (2, 0.1)):
         params = tiny.random_params(experiment, scale=scale)
         state = states.create(params, training.score_job(experiment).optimizer)
-        state = state._replace(step=jnp.int32(3 * number))
-        described = {"step": 3 * number, "config": experiment.config.to_dict()}
-        checkpoints.save(SNAPSHOTS, number, states.to_checkpoint(state), **described)
-    checkpoints.close()
+        trees = states.to_checkpoint(state._replace(step=jnp.int32(3 * number)))
+        save(folder, experiment, number, trees, step=3 * number)
     return folder
+
+
+def save(folder, experiment, number, trees, step=0):
+    checkpoints = Checkpoints(folder, create=True)
+    checkpoints.save(SNAPSHOTS, number, trees, step=step, config=experiment.config.to_dict())
+    checkpoints.close()
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +62,9 @@ def test_load(workdir, model):
     assert model.step == found.step == 6
     assert model.event_shape == experiment.image_shape
     jax.tree.map(np.testing.assert_array_equal, model.params, params)
-    x = jax.random.normal(jax.random.key(0), (2, *model.event_shape))
-    t = jnp.array([0.2, 0.7])
-    expected = jax.jit(experiment.score(params))(x, t)
-    np.testing.assert_allclose(jax.jit(model.score)(x, t), expected, atol=1e-4)
+    given = jax.random.normal(jax.random.key(0), (2, *model.event_shape)), jnp.array([0.2, 0.7])
+    expected = jax.jit(experiment.score(params))(*given)
+    np.testing.assert_allclose(jax.jit(model.score)(*given), expected, atol=1e-4)
     number = ss.load(workdir, checkpoint=found.number)
     jax.tree.map(np.testing.assert_array_equal, model.params, number.params)
 
@@ -76,12 +78,10 @@ def test_load_a_file(workdir, model, tmp_path):
         "import ml_collections\n"
         f"def get_config():\n    return ml_collections.ConfigDict({model.config.to_dict()!r})\n"
     )
-    for config in (model.config, config_file):
-        found = ss.load(config=config, checkpoint=path)
-        assert found.step == model.step
-        jax.tree.map(np.testing.assert_array_equal, found.params, model.params)
-    found = ss.load(path)  # It states its config.
-    jax.tree.map(np.testing.assert_array_equal, found.params, model.params)
+    found = [ss.load(config=each, checkpoint=path) for each in (model.config, config_file)]
+    for each in (*found, ss.load(path)):  # The last one is given by the file itself.
+        assert each.step == model.step
+        jax.tree.map(np.testing.assert_array_equal, each.params, model.params)
 
 
 @mock.patch.dict(sde_lib.SDES)  # Restores the order as well, which the documentation states.
@@ -168,11 +168,6 @@ def test_posterior_of_a_trained_model(model, levels, method):
     np.testing.assert_allclose(x[..., known], expected, atol=1e-4)
 
 
-def test_samples_continue(model):
-    x = model.sample((2, 2), seed=1, steps=3).reshape(4, 8, 8, 1)
-    np.testing.assert_allclose(model.sample(3, seed=1, steps=3, first=1), x[1:], atol=1e-5)
-
-
 def test_devices_that_share_the_parameters(levels, monkeypatch):
     """Samples and bits/dim are those of one device."""
     monkeypatch.setattr(sharding, "SMALL", 0)
@@ -205,10 +200,7 @@ def test_classes(tmp_path, kind):
             ss.load(tmp_path).sample(classes=(1,))
         params = tiny.random_params(experiment, classifier.init_params(experiment))
         claim(tmp_path / "classifier", experiment.config, "classifier")
-        checkpoints = Checkpoints(tmp_path / "classifier", create=True)
-        described = {"step": 0, "config": experiment.config.to_dict()}
-        checkpoints.save(SNAPSHOTS, 1, {"params": params}, **described)
-        checkpoints.close()
+        save(tmp_path / "classifier", experiment, 1, {"params": params})
     experiment.load_classifier(tmp_path)
     model, key = ss.load(tmp_path), experiment.key("sample")
     options = {"seed": key, "steps": 3, "guidance_scale": 2.0}
@@ -251,8 +243,3 @@ def test_errors_of_load(workdir, call, message):
 )
 def test_errors_of_images(model, levels, change, message):
     refused(message, model.bits_per_dim, change(levels[:1]))
-
-
-@pytest.mark.parametrize("x", [None, "a", 1j, 10**400, np.ones(2, np.longdouble)])
-def test_events_that_are_no_images(model, x):
-    refused("x = .* must be an array", model.to_images, x)

@@ -87,23 +87,6 @@ def test_measurements_without_noise_and_calibration():
     assert found.kind == "calibrated"
 
 
-@pytest.mark.parametrize(
-    ("loc", "scale", "message"),
-    [
-        (0.0, 0.0, "scale = 0.0 must be positive"),
-        (0.0, [1.0, -1.0, 1.0], "scale = .* must be positive"),
-        (np.zeros(2), 1.0, r"loc has shape \(2,\); .* shape of an event, \(3,\)"),
-        (0.0, np.ones((1, 3)), r"scale has shape \(1, 3\)"),
-        (0.0, "big", "scale = 'big' must be an array"),
-        (np.nan, 1.0, "loc = .* finite"),
-    ],
-)
-def test_invalid_units(loc, scale, message):
-    sde = ss.VPSDE()
-    with pytest.raises(ss.InputError, match=message):
-        ss.Prior(gaussian.score(sde, MEAN, STD), sde, (3,), loc=loc, scale=scale)
-
-
 def test_scales_that_an_operator_cannot_have():
     prior = make(np.array([1.0, 1.0, 1e3]))
     with pytest.raises(ss.InputError, match="Pass a function of one event"):

@@ -1,4 +1,4 @@
-"""Checks of a score and its SDE, before a prior uses them."""
+"""Scores of users: as functions that samplers take, and checked before a prior uses them."""
 
 from __future__ import annotations
 
@@ -6,17 +6,48 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 import sampling
-from api.arguments import check_memory, show, user_code, warn
-from api.execution import function_of, is_traced
+from api.arguments import check_memory, is_traced, show, user_code, warn
 from errors import InputError
 from sde_lib import SDE, Score, expand
 
 MOST_GAP = 0.5  # of the score at time T from that of the SDE's prior, relative to the latter
 STANDARDIZE = "Train on data of mean 0 and standard deviation 1, and pass loc and scale"
 NOISE_LEVELS = 8  # at which the standard deviation of the data is estimated
+
+
+OF_OTHERS = "score_sde.from_torch and from_numpy make one of JAX of a function of PyTorch or NumPy."
+
+
+def function_of(score: Score) -> Score:
+    """Return a score as a plain function, which samplers do not take for a guided score.
+
+    It raises InputError for what the score raises, and for values of another shape or type.
+    """
+
+    def evaluate(x: Array, t: Array) -> Array:
+        given = f"The score of x with shape {x.shape} and t with shape {t.shape}"
+        with user_code(f"{given} fails ({OF_OTHERS[:-1]})"):
+            value = score(x, t)
+        if isinstance(value, np.ndarray) or type(value).__module__ == "torch":
+            raise InputError(f"{given} is not an array of JAX. {OF_OTHERS}")
+        shape = getattr(value, "shape", type(value).__name__)
+        if shape != x.shape:
+            raise InputError(
+                f"{given} has shape {shape}; it must be that of x. A function of one event becomes "
+                "one of batches by jax.vmap; t needs further axes to multiply x."
+            )
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise InputError(f"{given} has the type {value.dtype}; it must hold real numbers.")
+        return value
+
+    return evaluate
+
+
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def check_score(score: Score, sde: SDE, shape: tuple[int, ...]) -> None:
