@@ -156,7 +156,7 @@ PREDICTED += [
 ]
 CASES = [(name, predictor, "none", {}) for name, predictor in PREDICTED]
 # A corrector alone lags behind the decreasing noise level and keeps the last noise.
-ALONE = {"n_steps_each": 8, "count": 10}
+ALONE = {"n_steps_each": 8, "count": 10, "dims": 64}
 CASES += [("ve", "none", each, ALONE) for each in sampling.CORRECTORS if each != "none"]
 
 
@@ -273,10 +273,8 @@ def small_langevin(keys, score, sde, x, step, *, snr):
 
 PAIRS = [
     (heun, small_langevin),
-    (sampling.euler_maruyama, small_langevin),
     (sampling.reverse_diffusion, sampling.CORRECTORS["ald"]),
     (sampling.ancestral_sampling, sampling.CORRECTORS["langevin_per_image"]),
-    (heun, sampling.CORRECTORS["langevin"]),
 ]
 
 
