@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -30,7 +29,9 @@ def check_score(score: Score, sde: SDE, shape: tuple[int, ...]) -> None:
     check_kernel(sde)
     count = next(n for n in range(2, 12) if n not in shape)  # t must not fit x.
     check_memory(count * math.prod(shape), f"shape = {shape}")
-    value, gap, spread, level = _examine(score, sde, (count, *shape))
+    keys, std = jax.random.split(jax.random.key(0), count), sde.prior_std
+    x = std * sampling.standard_normal(keys, (count, *shape))
+    value = function_of(score)(x, jnp.full(count, sde.T))
     if is_traced(value):
         return
     if not jnp.isfinite(value).all():
@@ -38,12 +39,16 @@ def check_score(score: Score, sde: SDE, shape: tuple[int, ...]) -> None:
             f"The score of noise at time T = {sde.T} is not finite. Check that its arguments are a "
             "state x at time t and t itself, for this SDE."
         )
+    gap = float(jnp.sqrt(jnp.mean(jnp.square(std * value + x / std))))
     if gap > MOST_GAP:
         warn(
             f"At time T = {sde.T}, the score differs by {gap:.2g} of its size from that of "
-            f"N(0, {sde.prior_std:.4g}^2), where samples start. Samples and densities are wrong. "
+            f"N(0, {std:.4g}^2), where samples start. Samples and densities are wrong. "
             f"{STANDARDIZE}, or use more noise at T."
         )
+    times = jnp.full(count, sde.T)
+    center = sde.posterior_mean(value, x, times).mean(0)
+    spread, level = _smallest_spread(score, sde, center)
     if spread < level:
         warn(
             f"The data have a standard deviation of about {spread:.2g}, but the noise of the last "
@@ -52,21 +57,7 @@ def check_score(score: Score, sde: SDE, shape: tuple[int, ...]) -> None:
         )
 
 
-@eqx.filter_jit
-def _examine(score: Score, sde: SDE, shape: tuple[int, ...]) -> tuple[Array, Array, Array, Array]:
-    """Return the score of samples (B, *event_shape) of the prior, and numbers that follow from it.
-
-    These are its gap from the score of the prior, and what `_smallest_spread` returns.
-    """
-    keys, std = jax.random.split(jax.random.key(0), shape[0]), sde.prior_std
-    x, times = std * sampling.standard_normal(keys, shape), jnp.full(shape[0], sde.T)
-    value = function_of(score)(x, times)
-    gap = jnp.sqrt(jnp.mean(jnp.square(std * value + x / std)))
-    center = sde.posterior_mean(value, x, times).mean(0)
-    return value, gap, *_smallest_spread(score, sde, center)
-
-
-def _smallest_spread(score: Score, sde: SDE, center: Array) -> tuple[Array, Array]:
+def _smallest_spread(score: Score, sde: SDE, center: Array) -> tuple[float, float]:
     """Return about the standard deviation of the data, and the noise level at t_end.
 
     `center` (*shape) is the mean of the data. At the noise level sigma, E[x_0 | x_t] of Gaussian
@@ -84,9 +75,8 @@ def _smallest_spread(score: Score, sde: SDE, center: Array) -> tuple[Array, Arra
     value = function_of(score)(x, times)
     moved = jnp.square(sde.posterior_mean(value, x, times) - center)
     by_level = jnp.sqrt(moved.reshape(NOISE_LEVELS, -1).mean(1))
-    level = ends[0]
-    share = jnp.minimum(by_level.max() / level, 0.5)
-    return level * jnp.sqrt(share / (1 - share)), level
+    share, level = float(by_level.max() / ends[0]), float(ends[0])
+    return level * math.sqrt(share / (1 - share)) if share < 0.5 else level, level
 
 
 def check_kernel(sde: SDE) -> None:

@@ -16,7 +16,7 @@ from sde_lib import SDE, Score, expand
 @functools.partial(
     jax.tree_util.register_dataclass, data_fields=["mean", "std"], meta_fields=["sde"]
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Score:
     """A pytree, so that programs are shared by all means and standard deviations."""
 

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,9 +189,10 @@ def test_pytrees_as_scores():
     partial = jax.tree_util.Partial(lambda c, x, t: gaussian(1.0, x, t, Condition(vector=c)), C[0])
     x = jnp.asarray(C @ MAP)
     probes = likelihood.draw_probes(jax.random.split(jax.random.key(0), 4), x.shape, "exact")
-    logp = likelihood.log_likelihood(bound, SDE, x, probes).logp
+    log_likelihood = eqx.filter_jit(likelihood.log_likelihood)
+    logp = log_likelihood(bound, SDE, x, probes).logp
     np.testing.assert_allclose(logp, 2 * scipy.stats.norm.logpdf(0, 0, STD), atol=0.02)
-    logp = likelihood.log_likelihood(partial, SDE, x, probes).logp
+    logp = log_likelihood(partial, SDE, x, probes).logp
     np.testing.assert_allclose(logp, scipy.stats.norm.logpdf(x, x[0], STD).sum(-1), atol=0.02)
 
 
@@ -359,6 +361,7 @@ def test_paired_folders(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_commands(tmp_path):
     """Training, evaluation and samples of pairs; conditions of held-out images, or of a file."""
     changes = PAIRS | {"data.path": write_arrays(tmp_path / "a.npz"), "eval.enable_bpd": True}

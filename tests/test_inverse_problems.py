@@ -295,7 +295,7 @@ def test_dps_step(name):
         return x + s, s
 
     predict = inverse_problems.dps(predictor, measurement, scale=0.7)
-    moved, mean = predict(KEYS, score, sde, x, step)
+    moved, mean = jax.jit(lambda x: predict(KEYS, score, sde, x, step))(x)
     s = score(x, jnp.full(3, step.t))
     residual = measurement.y - operator.forward(sde.posterior_mean(s, x, step.t))
     unit = residual / jnp.linalg.norm(residual.reshape(3, -1), axis=-1).reshape(3, 1, 1, 1)

@@ -95,7 +95,7 @@ def test_diagonal_gaussians(sde):
 
 
 @pytest.mark.parametrize(
-    ("sde", "t_min"), [("ve", None), ("vp", None), ("vp", 1e-2), ("new", None), ("cosine", 1e-2)]
+    ("sde", "t_min"), [("ve", None), ("vp", None), ("vp", 1e-2), ("new", None)]
 )
 def test_mixtures(sde, t_min):
     """log p at t_min to 0.005 bits/dim, which for a small t_min is also that of the clean data."""
@@ -193,7 +193,7 @@ def test_signs_of_levels(shape):
         np.testing.assert_array_equal(found[:, 1], np.resize([1, -1], 16))
 
 
-@of_sdes("ve", "vp", "subvp", "edm", "cosine")
+@of_sdes("ve", "vp", "edm", "cosine")
 def test_few_fixed_levels(sde):
     """log p of a mixture by 16 evaluations, and by 64 as exactly as by adaptive steps."""
     data, bits = mixture.make(5, (4, 4, 1)), 16 * math.log(2)
@@ -208,8 +208,7 @@ def test_few_fixed_levels(sde):
     assert errors[1].max() < 5e-3
 
 
-@pytest.mark.parametrize("kind", ["Rademacher", "Gaussian"])
-def test_probes_that_differ_between_levels(kind):
+def test_probes_that_differ_between_levels():
     """Estimates are unbiased, with the stated error, and vary less than with the same probes."""
     distance = np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
     variances, axes = np.linalg.eigh(np.exp(-distance / 3) + 0.01 * np.eye(8))
@@ -221,15 +220,16 @@ def test_probes_that_differ_between_levels(kind):
 
     x = jax.random.normal(jax.random.key(0), (200, 8)) @ (axes * np.sqrt(variances)).T
     exact = estimate(score, sde, x, steps=16)
-    spread = {}
-    for steps in (None, 16):
-        result = estimate(score, sde, x, kind, 40, steps=steps)
-        spread[steps] = np.asarray(result.per_probe).std(1, ddof=1)
-    error, stderr = np.asarray(result.logp - exact.logp), spread[16] / math.sqrt(40)
-    assert abs(error.mean()) < 3.5 * np.sqrt((stderr**2).mean() / 200)
-    assert 0.7 < np.mean((error / stderr) ** 2) < 1.4
     # Measured: 0.22 and 0.56, since the lengths of Gaussian probes remain.
-    assert np.mean(spread[16] / spread[None]) < (0.3 if kind == "Rademacher" else 0.7)
+    for kind, most in (("Rademacher", 0.3), ("Gaussian", 0.7)):
+        spread = {}
+        for steps in (None, 16):
+            result = estimate(score, sde, x, kind, 40, steps=steps)
+            spread[steps] = np.asarray(result.per_probe).std(1, ddof=1)
+        error, stderr = np.asarray(result.logp - exact.logp), spread[16] / math.sqrt(40)
+        assert abs(error.mean()) < 3.5 * np.sqrt((stderr**2).mean() / 200)
+        assert 0.7 < np.mean((error / stderr) ** 2) < 1.4
+        assert np.mean(spread[16] / spread[None]) < most
 
 
 def test_the_prior_of_ve():
@@ -283,7 +283,8 @@ def test_the_prior_of_the_bound(sde):
     For N(0, DATA_STD^2) data the estimate has no variance.
     """
     c, x = scaled_flow.DATA_STD, 0.8 * jax.random.normal(jax.random.key(0), (20, 2, 2, 3))
-    bound = likelihood.elbo(gaussian.score(sde, 0.0, c), sde, x, keys(20), pairs=2)
+    score = gaussian.score(sde, 0.0, c)
+    bound = jax.jit(lambda x: likelihood.elbo(score, sde, x, keys(20), pairs=2))(x)
     (alpha, alpha_end), (var, var_end) = (
         np.asarray(f(jnp.array([sde.t_min, sde.T])), np.float64) for f in (sde.alpha, sde.var)
     )

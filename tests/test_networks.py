@@ -157,13 +157,10 @@ def test_derivatives_of_swish():
     x = jnp.linspace(-20, 20, 401)
 
     def jvp(function):
-        return jax.jvp(function, (x,), (jnp.ones_like(x),))[1]
+        return jax.jit(lambda x: jax.jvp(function, (x,), (jnp.ones_like(x),))[1])(x)
 
     def derivative(function):
-        def pull_back(x):
-            return jax.vjp(function, x)[1](jnp.ones_like(x))[0]
-
-        return pull_back
+        return jax.jit(lambda x: jax.vjp(function, x)[1](jnp.ones_like(x))[0])
 
     ours, expected = layers.swish, jax.nn.swish
     for _ in range(3):
@@ -225,9 +222,13 @@ def test_fir_resampling_is_upfirdn(kernel):
     taps = np.array(kernel) / sum(kernel)
     surplus = len(kernel) - 2
     up = upfirdn(x, 2 * taps, 2, 1, ((surplus + 1) // 2 + 1, surplus // 2))
-    np.testing.assert_allclose(resample.upsample_fir(x, kernel), up, atol=1e-5)
+    upsample, downsample = (
+        jax.jit(function, static_argnums=1)
+        for function in (resample.upsample_fir, resample.downsample_fir)
+    )
+    np.testing.assert_allclose(upsample(x, kernel), up, atol=1e-5)
     down = upfirdn(x, taps, 1, 2, ((surplus + 1) // 2, surplus // 2))
-    np.testing.assert_allclose(resample.downsample_fir(x, kernel), down, atol=1e-5)
+    np.testing.assert_allclose(downsample(x, kernel), down, atol=1e-5)
 
 
 def test_convolutions_merged_with_fir_resampling():
@@ -250,14 +251,14 @@ def test_convolutions_merged_with_fir_resampling():
         return np.stack(planes, -1)
 
     filtered = upfirdn(x, taps, 1, 1, ((surplus + 3) // 2, (surplus + 2) // 2))
-    down = resample.downsample_conv(x, weight, kernel)
+    down = jax.jit(resample.downsample_conv, static_argnums=2)(x, weight, kernel)
     expected = correlate(filtered[0])[::2, ::2]
     np.testing.assert_allclose(down[0], expected, rtol=1e-4, atol=1e-4)
     stuffed = np.zeros((19, 19, 2), np.float32)
     stuffed[2:17:2, 2:17:2] = x[0]
     pad = ((surplus - 1) // 2 + 1, (surplus - 2) // 2 + 1)
     expected = upfirdn(correlate(stuffed)[None], 2 * taps, 1, 1, pad)
-    up = resample.upsample_conv(x, weight, kernel)
+    up = jax.jit(resample.upsample_conv, static_argnums=2)(x, weight, kernel)
     assert up.shape == (1, 16, 16, 4)
     np.testing.assert_allclose(up, expected, rtol=1e-4, atol=1e-4)
 

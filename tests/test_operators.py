@@ -45,7 +45,7 @@ OPERATORS = {
 def matrix_of(function, *shape):
     """The matrix (M, N) of a linear function of batches of arrays with N = prod(shape) entries."""
     size = np.prod(shape)
-    columns = np.asarray(function(jnp.eye(size).reshape(-1, *shape)), np.float64)
+    columns = np.asarray(jax.jit(function)(jnp.eye(size).reshape(-1, *shape)), np.float64)
     return columns.reshape(size, -1).T
 
 
