@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sde_lib import SDE, Score, expand
 
 
-def score(sde: SDE, mean: np.ndarray, std: np.ndarray) -> Score:
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["mean", "std"], meta_fields=["sde"]
+)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Score:
+    """A pytree, so that programs are shared by all means and standard deviations."""
+
+    sde: SDE
+    mean: np.ndarray | jax.Array
+    std: np.ndarray | jax.Array
+
+    def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
+        alpha, var = expand(self.sde.alpha(t), x), expand(self.sde.var(t), x)
+        return -(x - alpha * self.mean) / (alpha**2 * self.std**2 + var)
+
+
+def score(sde: SDE, mean: Any, std: Any) -> Score:
     """The score of N(mean, std^2) data under the SDE; mean and std broadcast against one image."""
-
-    def grad_logp(x, t):
-        alpha, var = expand(sde.alpha(t), x), expand(sde.var(t), x)
-        return -(x - alpha * mean) / (alpha**2 * std**2 + var)
-
-    return grad_logp
+    mean, std = (each if isinstance(each, jax.Array) else np.asarray(each) for each in (mean, std))
+    return _Score(sde, mean, std)
 
 
 def flow(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -32,8 +33,8 @@ class Mixture(NamedTuple):
         return jax.vmap(functools.partial(self._logp, sde))(x, times)
 
     def score(self, sde: SDE) -> Score:
-        """The gradient of `logp` by x."""
-        return jax.vmap(jax.grad(functools.partial(self._logp, sde)))
+        """The gradient of `logp` by x; a pytree, whose programs are shared by all mixtures."""
+        return jax.tree_util.Partial(_gradient(sde), self)
 
     def _logp(self, sde: SDE, x: Array, t: Array) -> Array:
         """log p_t(x) of one image."""
@@ -41,6 +42,13 @@ class Mixture(NamedTuple):
         squares = jnp.square(x - sde.alpha(t) * self.means).reshape(len(self.stds), -1).sum(-1)
         logps = -0.5 * (squares / var + x.size * jnp.log(2 * jnp.pi * var))
         return jax.nn.logsumexp(logps) - jnp.log(len(self.stds))
+
+
+@functools.cache
+def _gradient(sde: SDE) -> Callable[[Mixture, Array, Array], Array]:
+    """A function of a mixture, x and t; the same one for equal SDEs."""
+    of_one = jax.grad(lambda law, x, t: law._logp(sde, x, t), 1)
+    return lambda law, x, t: jax.vmap(functools.partial(of_one, law))(x, t)
 
 
 def make(count: int, shape: tuple[int, ...]) -> Mixture:

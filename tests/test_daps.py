@@ -62,7 +62,7 @@ def test_flow(name, steps):
         assert error < 0.03
 
 
-@pytest.mark.parametrize("kind", ["operator", "function", "density"])
+@pytest.mark.parametrize("kind", ["operator", "density"])
 def test_draws_follow_the_product_of_gaussians(kind):
     """N(m, r^2 I) times N(y; A x, noise^2) has a known mean and covariance."""
     noise_std, r, count = 0.3, 0.7, len(KEYS)

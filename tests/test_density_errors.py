@@ -11,8 +11,9 @@ import score_sde as ss
 from tests import mixture
 
 
-def gaussian(mean, std) -> mixture.Mixture:
-    return mixture.Mixture(jnp.full((1, 8), mean), jnp.full(1, std))
+def gaussian(mean, std, dims=8) -> mixture.Mixture:
+    """One Gaussian as a mixture of three, so that cases share programs."""
+    return mixture.Mixture(jnp.full((3, dims), mean), jnp.full(3, std))
 
 
 def scaled(factor, dims=8):
@@ -26,7 +27,7 @@ def scaled(factor, dims=8):
         (ss.VPSDE(), gaussian(0.3, 0.5), "exact", 0.02),
         (ss.VPSDE(), gaussian(10.0, 1.0), "exact", 0.3),
         (ss.VPSDE(), gaussian(0.0, 100.0), "exact", 2),
-        (ss.VESDE(), gaussian(0.3, 0.01), "Rademacher", 3),
+        (ss.VESDE(), gaussian(0.3, 0.01, 64), "Rademacher", 10),
         (ss.VESDE(), scaled(0.1, 64), "Rademacher", 10),
         (ss.VESDE(), scaled(30.0), "exact", 2),
         (ss.RectifiedFlow(), scaled(10.0), "exact", 0.3),

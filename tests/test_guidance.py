@@ -24,7 +24,6 @@ from pretrained import parameter_names
 from sde_lib import VESDE, VPSDE
 from studies import guidance as study
 from tests import gaussian, mixture, reference, tiny
-from tests.refusal import refused
 from tests.test_sampling import KEYS, recorded_moments, replay, to_recorded_range
 
 SDES = {"ve": VESDE(), "vp": VPSDE()}
@@ -259,30 +258,6 @@ def test_export(conditional, tmp_path):
     for name in names:
         with pytest.raises(InputError, match="data.num_classes > 0 .* .safetensors files"):
             write(name)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"data.num_classes": 3, "guidance.classes": (3,)}, r"classes = \(3,\) must be 0 .. 2,"),
-        ({"guidance.classes": (1, 10)}, r"\(1, 10\) must be 0 .. 9, for classifier.num_classes"),
-        ({"guidance.classes": (0.5,)}, r"guidance.classes = \(0.5,\) must be"),
-        ({"guidance.scale": -1.0}, "guidance.scale = -1.0 must be"),
-        ({"guidance.scale": float("nan")}, "guidance.scale = nan must be"),
-        ({"guidance.interval": (3.0, 1.0)}, "guidance.interval = .* the lower one first"),
-        ({"guidance.interval": (3.0,)}, r"guidance.interval = \(3.0,\) must be"),
-        ({"data.num_classes": -1}, "data.num_classes = -1 must be"),
-        ({"data.num_classes": 10, "model.class_dropout": 1.5}, "model.class_dropout = 1.5 must be"),
-        ({"data.num_classes": 10, "model.conditional": False}, "needs model.conditional = True"),
-        (
-            {"data.num_classes": 10, "model.name": "ncsnv2_64"},
-            "needs one of model.name = adm, ddpm, mlp, ncsnpp, not",
-        ),
-    ],
-)
-def test_invalid_values(changes, message):
-    name = "ve.ncsnv2.cifar10" if "model.name" in changes else "vp.digits_ddpmpp_continuous"
-    refused(message, Experiment, tiny.config(name, **changes))
 
 
 def test_evaluation_samples_the_classes(conditional, tmp_path):

@@ -32,9 +32,8 @@ def recorded_measurement(case, a):
     return Measurement(operators.channel_mean((8, 8, 3)), jnp.asarray(gray))
 
 
-@pytest.mark.parametrize("denoise", [True, False])
 @pytest.mark.parametrize("case", RECORDED)
-def test_recorded_runs(monkeypatch, case, denoise):
+def test_recorded_runs(monkeypatch, case):
     """`official` projection reproduces each state of the recorded runs."""
     note, a = reference.notes("controllable")[case], reference.arrays("controllable")
     sde = dataclasses.replace(reference.sde(note["sde"]), t_end=note["eps"])
@@ -67,20 +66,21 @@ def test_recorded_runs(monkeypatch, case, denoise):
         "corrector": sampling.CORRECTORS[note["corrector"]],
     }
     with jax.disable_jit():
-        x, *_ = sampling.predictor_corrector(
+        denoised, (noisy,), _ = sampling.predictor_corrector(
             KEYS,
             score,
             sde,
             start,
             sde.discretize(10),
             snr=note["snr"],
-            denoise=denoise,
             constraint=recording_constraint,
+            shown=[9],
             **options,
         )
     assert next(noises, None) is None
-    x = x if note["inverse_scaler"] == "x" else (x + 1) / 2
-    assert reference.image_error(x, a[f"{case}/out_{'' if denoise else 'no_'}denoise"]) < 1e-4
+    for name, x in (("denoise", denoised), ("no_denoise", noisy)):
+        x = x if note["inverse_scaler"] == "x" else (x + 1) / 2
+        assert reference.image_error(x, a[f"{case}/out_{name}"]) < 1e-4
     for (x, mean), recorded_x, recorded_mean in zip(
         projected[1::2], a[f"{case}/x_iter"], a[f"{case}/x_mean_iter"]
     ):
@@ -128,8 +128,8 @@ MATCHING = {"iterations": 16}
 GUIDED = {"prior_std": gaussian_posterior.STD}
 EXACT = [
     *(("moment_matching", "correlated", SDES[sde], name, noise, 20, MATCHING)
-      for sde, name in zip(("ve", "vp", "subvp", "ve"), gaussian_posterior.OPERATORS)
-      for noise in (0.0, 0.2)),
+      for sde, name, noise in zip(
+          ("ve", "vp", "subvp", "ve"), gaussian_posterior.OPERATORS, (0.0, 0.2, 0.2, 0.0))),
     # A network trained as EDM or by flow matching has the same posterior.
     *(("moment_matching", "correlated", sde, "mask", 0.2, 20, MATCHING)
       for sde in (CosineSDE(), EDMSDE(), RectifiedFlow())),
@@ -138,7 +138,7 @@ EXACT = [
     *(("projection", "isotropic", SDES["ve"], "mask", noise, 150, {}) for noise in (0.0, 0.2)),
     # With one step of the flow, m is E[x_0 | x_t], and the approximation of x_0 is exact.
     *(("daps", "isotropic", sde, "block_mean", noise, 40, {"flow_steps": 1, **GUIDED})
-      for sde in SDES.values() for noise in (0.0, 0.2)),
+      for sde, noise in zip(SDES.values(), (0.0, 0.2, 0.2))),
 ]  # fmt: skip
 BOUNDS = {
     "moment_matching": (0.02, 0.06),
@@ -181,26 +181,44 @@ GUIDES = (
 )
 
 
-def check_guided_scores(operator, matrix, noise_std, points, guides=GUIDES):
+def check_guided_scores(operator, matrix, sde, t, guides=GUIDES):
     """PiGDM is exact for isotropic data, moment matching for correlated data, at every time."""
     x, truth, z = jax.random.normal(jax.random.key(0), (3, 4, *gaussian_posterior.SHAPE))
-    measurement = Measurement(operator, operator.observe(truth, z, noise_std), noise_std)
-    for sde, t in points:
-        x_t = x * jnp.sqrt(sde.alpha(t) ** 2 + sde.var(t))
-        for guide, kind, options in guides:
-            covariance = gaussian_posterior.COVARIANCES[kind]
-            score = gaussian_posterior.exact_score(sde, covariance)
-            guided = jax.jit(guide(score, sde, measurement, **options))(x_t, jnp.full(4, t))
-            exact = conditional_score(sde, covariance, matrix, measurement, x_t, t)
-            np.testing.assert_allclose(guided, exact, rtol=0, atol=1e-3 * np.abs(exact).max())
+    x = x * jnp.sqrt(sde.alpha(t) ** 2 + sde.var(t))
+    measurements = [
+        Measurement(operator, operator.observe(truth, z, noise_std), noise_std)
+        for noise_std in (0.0, 1e-4, 0.2)
+    ]
+
+    @jax.jit
+    def scores(x):
+        return [
+            guide(
+                gaussian_posterior.exact_score(sde, gaussian_posterior.COVARIANCES[kind]),
+                *(sde, measurement),
+                **options,
+            )(x, jnp.full(4, t))
+            for guide, kind, options in guides
+            for measurement in measurements
+        ]
+
+    expected = [
+        conditional_score(sde, gaussian_posterior.COVARIANCES[kind], matrix, measurement, x, t)
+        for _, kind, _ in guides
+        for measurement in measurements
+    ]
+    for guided, exact in zip(scores(x), expected, strict=True):
+        np.testing.assert_allclose(guided, exact, rtol=0, atol=1e-3 * np.abs(exact).max())
 
 
-@pytest.mark.parametrize("noise_std", [0.0, 0.2])
-@pytest.mark.parametrize("name", gaussian_posterior.OPERATORS)
-def test_guided_scores_of_gaussian_data(name, noise_std):
+@pytest.mark.parametrize(
+    ("name", "sde", "t"),
+    [("mask", "ve", 0.4), ("block_mean", "vp", 0.3), ("dense", "subvp", 0.6)]
+    + [("convolution", "vp", 0.6)],
+)
+def test_guided_scores_of_gaussian_data(name, sde, t):
     operator = gaussian_posterior.OPERATORS[name]
-    points = zip(SDES.values(), (0.4, 0.3, 0.6))
-    check_guided_scores(operator, gaussian_posterior.matrix(operator), noise_std, points)
+    check_guided_scores(operator, gaussian_posterior.matrix(operator), SDES[sde], t)
 
 
 def gaussian_blur(width):
@@ -225,22 +243,21 @@ def decimated_blur(width):
 
 
 ILL_CONDITIONED = [
-    *((gaussian_blur, width) for width in (0.5, 0.8, 1.0, 1.1, 1.5)),
-    *((decimated_blur, width) for width in (0.8, 1.0, 1.5)),
-    *((random_matrix, condition) for condition in (1e3, 1e4, 1e6, 1e8)),
+    *((gaussian_blur, width) for width in (0.5, 0.8, 1.1, 1.5)),
+    *((decimated_blur, width) for width in (0.8, 1.5)),
+    *((random_matrix, condition) for condition in (1e4, 1e8)),
 ]
 
 
-@pytest.mark.parametrize("noise_std", [0.0, 1e-4])
 @pytest.mark.parametrize(("make", "parameter"), ILL_CONDITIONED)
-def test_ill_conditioned_operators(make, parameter, noise_std):
+def test_ill_conditioned_operators(make, parameter):
     """The error does not depend on the condition number: it is 20 % if solved for y itself.
 
     Compared in float64 with the same matrix, without its negligible singular values.
     """
     operator, a = make(parameter)
     matrix = gaussian_posterior.measured_part(a)
-    check_guided_scores(operator, matrix, noise_std, [(SDES["vp"], 0.3)], GUIDES[1:])
+    check_guided_scores(operator, matrix, SDES["vp"], 0.3, GUIDES[1:])
 
 
 # Bounds of the error of the mean for correlated data; measured: 0.29, 0.10, 0.04 to 0.12 and 0.12.
@@ -278,7 +295,7 @@ def test_dps_step(name):
         return x + s, s
 
     predict = inverse_problems.dps(predictor, measurement, scale=0.7)
-    moved, mean = predict(KEYS, score, sde, x, step)
+    moved, mean = jax.jit(lambda x: predict(KEYS, score, sde, x, step))(x)
     s = score(x, jnp.full(3, step.t))
     residual = measurement.y - operator.forward(sde.posterior_mean(s, x, step.t))
     unit = residual / jnp.linalg.norm(residual.reshape(3, -1), axis=-1).reshape(3, 1, 1, 1)

@@ -5,6 +5,7 @@ import functools
 import math
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,9 +37,12 @@ def keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)
 
 
+log_likelihood = eqx.filter_jit(likelihood.log_likelihood)
+
+
 def estimate(score, sde, x, kind="exact", count=1, **options):
     probes = likelihood.draw_probes(keys(len(x)), x.shape, kind, count)
-    return jax.jit(functools.partial(likelihood.log_likelihood, score, sde, **options))(x, probes)
+    return log_likelihood(score, sde, x, probes, **options)
 
 
 @pytest.mark.parametrize("probe", reference.cases(["Rademacher", "Gaussian"], ["Gaussian"]))
@@ -51,12 +55,9 @@ def test_recorded_likelihoods(name, probe):
     data = jnp.asarray(recorded[f"{prefix}data"])
     probes = jnp.asarray(recorded[f"{prefix}{probe}/epsilon"])[:, None]
     log_scale = Scaler(256, centered=name != "ve").log_scale
-    run = jax.jit(
-        functools.partial(likelihood.log_likelihood, score, sde), static_argnames="tolerance"
-    )
 
     def check(tolerance, bpd_atol, rtol, atol):
-        result = run(data, probes, tolerance=tolerance)
+        result = log_likelihood(score, sde, data, probes, tolerance=jnp.float32(tolerance))
         bpd = likelihood.bits_per_dim(result.logp, 8 * 8 * 3, log_scale)
         np.testing.assert_allclose(bpd, recorded[f"{prefix}{probe}/bpd_exact"], atol=bpd_atol)
         np.testing.assert_allclose(bpd, recorded[f"{prefix}{probe}/bpd"], atol=bpd_atol)
@@ -83,7 +84,7 @@ def test_diagonal_gaussians(sde):
         np.sqrt(sde.alpha(t) ** 2 * STD**2 + sde.var(t)) for t in jnp.array([sde.t_min, sde.T])
     )
     exact = sde.prior_logp(z_exact) + np.log(std_end / std_start).sum()
-    for tolerance in (1e-2, likelihood.TOLERANCE):
+    for tolerance in map(jnp.float32, (1e-2, likelihood.TOLERANCE)):
         result = estimate(gaussian.score(sde, MEAN, STD), sde, x, "Rademacher", tolerance=tolerance)
         error = np.abs(result.logp - exact)
         assert (error < result.error + 1e-4).mean() >= 0.9
@@ -94,7 +95,7 @@ def test_diagonal_gaussians(sde):
 
 
 @pytest.mark.parametrize(
-    ("sde", "t_min"), [("ve", None), ("vp", None), ("vp", 1e-2), ("new", None), ("cosine", 1e-2)]
+    ("sde", "t_min"), [("ve", None), ("vp", None), ("vp", 1e-2), ("new", None)]
 )
 def test_mixtures(sde, t_min):
     """log p at t_min to 0.005 bits/dim, which for a small t_min is also that of the clean data."""
@@ -192,7 +193,7 @@ def test_signs_of_levels(shape):
         np.testing.assert_array_equal(found[:, 1], np.resize([1, -1], 16))
 
 
-@of_sdes("ve", "vp", "subvp", "edm", "cosine")
+@of_sdes("ve", "vp", "edm", "cosine")
 def test_few_fixed_levels(sde):
     """log p of a mixture by 16 evaluations, and by 64 as exactly as by adaptive steps."""
     data, bits = mixture.make(5, (4, 4, 1)), 16 * math.log(2)
@@ -207,8 +208,7 @@ def test_few_fixed_levels(sde):
     assert errors[1].max() < 5e-3
 
 
-@pytest.mark.parametrize("kind", ["Rademacher", "Gaussian"])
-def test_probes_that_differ_between_levels(kind):
+def test_probes_that_differ_between_levels():
     """Estimates are unbiased, with the stated error, and vary less than with the same probes."""
     distance = np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
     variances, axes = np.linalg.eigh(np.exp(-distance / 3) + 0.01 * np.eye(8))
@@ -220,15 +220,16 @@ def test_probes_that_differ_between_levels(kind):
 
     x = jax.random.normal(jax.random.key(0), (200, 8)) @ (axes * np.sqrt(variances)).T
     exact = estimate(score, sde, x, steps=16)
-    spread = {}
-    for steps in (None, 16):
-        result = estimate(score, sde, x, kind, 40, steps=steps)
-        spread[steps] = np.asarray(result.per_probe).std(1, ddof=1)
-    error, stderr = np.asarray(result.logp - exact.logp), spread[16] / math.sqrt(40)
-    assert abs(error.mean()) < 3.5 * np.sqrt((stderr**2).mean() / 200)
-    assert 0.7 < np.mean((error / stderr) ** 2) < 1.4
     # Measured: 0.22 and 0.56, since the lengths of Gaussian probes remain.
-    assert np.mean(spread[16] / spread[None]) < (0.3 if kind == "Rademacher" else 0.7)
+    for kind, most in (("Rademacher", 0.3), ("Gaussian", 0.7)):
+        spread = {}
+        for steps in (None, 16):
+            result = estimate(score, sde, x, kind, 40, steps=steps)
+            spread[steps] = np.asarray(result.per_probe).std(1, ddof=1)
+        error, stderr = np.asarray(result.logp - exact.logp), spread[16] / math.sqrt(40)
+        assert abs(error.mean()) < 3.5 * np.sqrt((stderr**2).mean() / 200)
+        assert 0.7 < np.mean((error / stderr) ** 2) < 1.4
+        assert np.mean(spread[16] / spread[None]) < most
 
 
 def test_the_prior_of_ve():
@@ -261,15 +262,16 @@ def test_the_bound(sde):
     std = np.sqrt(sde.alpha(sde.t_min) ** 2 * STD**2 + sde.var(sde.t_min))
     logp = jax.scipy.stats.norm.logpdf(x, sde.alpha(sde.t_min) * MEAN, std).sum((1, 2, 3))
 
-    def bound(score):
-        return jax.jit(functools.partial(likelihood.elbo, score, sde))(x, keys(len(x)))
+    @jax.jit
+    def bound(factor):
+        return likelihood.elbo(lambda x, t: factor * true_score(x, t), sde, x, keys(len(x)))
 
-    tight = bound(true_score)
+    tight = bound(1.0)
     gap, stderr = np.asarray(tight.nats + logp), np.asarray(tight.stderr)
     # 0.02 allows for the difference between the prior and p_T.
     assert abs(gap.mean()) < 4 * np.sqrt((stderr**2).mean() / len(x)) + 0.02
     assert 0.8 < np.mean(gap**2) / np.mean(stderr**2) < 1.25
-    loose = bound(lambda x, t: 0.7 * true_score(x, t))
+    loose = bound(0.7)
     assert np.mean(loose.nats + logp) > 5 * np.sqrt(np.mean(loose.stderr**2) / len(x))
 
 
@@ -281,7 +283,8 @@ def test_the_prior_of_the_bound(sde):
     For N(0, DATA_STD^2) data the estimate has no variance.
     """
     c, x = scaled_flow.DATA_STD, 0.8 * jax.random.normal(jax.random.key(0), (20, 2, 2, 3))
-    bound = likelihood.elbo(gaussian.score(sde, 0.0, c), sde, x, keys(20), pairs=2)
+    score = gaussian.score(sde, 0.0, c)
+    bound = jax.jit(lambda x: likelihood.elbo(score, sde, x, keys(20), pairs=2))(x)
     (alpha, alpha_end), (var, var_end) = (
         np.asarray(f(jnp.array([sde.t_min, sde.T])), np.float64) for f in (sde.alpha, sde.var)
     )

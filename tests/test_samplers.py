@@ -1,5 +1,7 @@
 """Samplers by name: counted evaluations, options that reach the sampler, steps, the last step."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,9 +21,14 @@ SCORE = gaussian.score(SDE, 0.4, 0.3)
 LEVELS = sampling.Defaults(levels=4, options={"tolerance": 0.1, "corrector": "ald"})
 
 
-def sample(name, steps=None, score=SCORE, keys=KEYS, prior=PRIOR, **options):
+@functools.partial(jax.jit, static_argnames=("name", "steps", "options"))
+def _sample(keys, prior, name, steps, options):
+    return sampling.make(name, SDE, steps, defaults=LEVELS, **dict(options))(keys, SCORE, prior)
+
+
+def sample(name, steps=None, **options):
     """Samples, by 'pc' and the last step of 'ode' with four steps."""
-    return sampling.make(name, SDE, steps, defaults=LEVELS, **options)(keys, score, prior)
+    return _sample(KEYS, PRIOR, name, steps, tuple(options.items()))
 
 
 # --- names, steps and options -----------------------------------------------------------------
@@ -94,69 +101,51 @@ def test_samplers_made_inside_of_a_compiled_function(name):
         np.testing.assert_allclose(flow(PRIOR), again, rtol=1e-4, atol=1e-5)
 
 
-# --- evaluations ------------------------------------------------------------------------------
+# --- evaluations and samples ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("predictor", "corrector", "n_steps_each", "expected"),
+    ("name", "expected", "options"),
     [
-        ("reverse_diffusion", "ald", 3, 16),
-        ("euler_maruyama", "langevin", 1, 8),
-        ("ancestral_sampling", "none", 3, 4),
-        ("none", "langevin_per_image", 2, 8),
+        ("pc", 16, {"predictor": "reverse_diffusion", "corrector": "ald", "n_steps_each": 3}),
+        ("pc", 8, {"predictor": "euler_maruyama", "corrector": "langevin"}),
+        ("pc", 4, {"predictor": "ancestral_sampling", "corrector": "none", "n_steps_each": 3}),
+        ("pc", 8, {"predictor": "none", "corrector": "langevin_per_image", "n_steps_each": 2}),
+        ("unipc_3", 4, {}),
+        ("heun", 7, {}),
+        ("heun_churn", 7, {}),
+        ("restart", 11, {}),
+        ("ode", None, {"noise_removal": True}),
+        ("ode", None, {"noise_removal": False}),
+        ("adaptive_sde", None, {}),
     ],
 )
-def test_evaluations_of_predictor_and_corrector(predictor, corrector, n_steps_each, expected):
-    """Each of the four steps has one evaluation for the predictor and one for each correction."""
-    calls = []
-
-    def score(x, t):
-        calls.append(t)
-        return SCORE(x, t)
-
-    chosen = {"predictor": predictor, "corrector": corrector, "n_steps_each": n_steps_each}
-    with jax.disable_jit():
-        result = sample("pc", score=score, **chosen)
-    assert result.nfe.tolist() == [len(calls)] * 2 == [expected] * 2
-
-
-@pytest.mark.parametrize(
-    ("name", "noise_removal"), [("ode", True), ("ode", False), ("adaptive_sde", True)]
-)
-def test_evaluations_of_adaptive_steps(name, noise_removal):
+def test_evaluations_are_counted(name, expected, options):
     """The reported evaluations are the calls of the score for a batch of one image."""
+    sampler = sampling.make(name, SDE, None if expected is None else 4, defaults=LEVELS, **options)
     calls = []
 
     def score(x, t):
         jax.debug.callback(lambda: calls.append(1))
         return SCORE(x, t)
 
-    @jax.jit
-    def run(keys, prior):
-        return sample(name, None, score, keys, prior, noise_removal=noise_removal)
-
-    result = run(KEYS[:1], PRIOR[:1])
-    jax.effects_barrier()
+    result = jax.jit(lambda keys, x: sampler(keys, score, x))(KEYS[:1], PRIOR[:1])
     jax.block_until_ready(result)
+    jax.effects_barrier()
     assert result.nfe.tolist() == [len(calls)]
-
-
-# --- samples ----------------------------------------------------------------------------------
+    assert expected in (None, len(calls))
 
 
 def test_options_of_the_corrector():
     """The sampler is `predictor_corrector` with the given values."""
-    results = []
-    predictor, corrector = sampling.reverse_diffusion, sampling.annealed_langevin
-    chosen = {"predictor": predictor, "corrector": corrector}
-    for snr, n_steps_each in ((0.1, 1), (0.2, 1), (0.1, 3)):
-        options = {"snr": snr, "n_steps_each": n_steps_each}
-        arguments = KEYS, SCORE, SDE, PRIOR, SDE.discretize(4)
-        expected, *_ = sampling.predictor_corrector(*arguments, **chosen, **options)
-        results.append(sample("pc", **options).x)
-        np.testing.assert_allclose(results[-1], expected, rtol=1e-5)
-    assert np.abs(results[0] - results[1]).max() > 0.01
-    assert np.abs(results[0] - results[2]).max() > 0.01
+    options = {"snr": 0.2, "n_steps_each": 3}
+    chosen = {"predictor": sampling.reverse_diffusion, "corrector": sampling.annealed_langevin}
+    run = functools.partial(
+        sampling.predictor_corrector, steps=SDE.discretize(4), **chosen, **options
+    )
+    expected, *_ = jax.jit(lambda keys, x: run(keys, SCORE, SDE, x))(KEYS, PRIOR)
+    np.testing.assert_allclose(sample("pc", **options).x, expected, rtol=1e-5)
+    assert np.abs(sample("pc").x - expected).max() > 0.01
 
 
 def test_noise_removal():

@@ -47,6 +47,10 @@ def test_marginals_of_the_ddpm_chain():
     np.testing.assert_allclose(std[3:], expected[3:], rtol=1e-4)
     betas = VPSDE().betas(1000)
     np.testing.assert_allclose(std, np.sqrt(1 - np.cumprod(1 - betas)), rtol=1e-6)
+    between, level = (model("vpsde", 101).marginal(jnp.array([t])) for t in (0.3094, 0.3))
+    np.testing.assert_array_equal(between, level)  # Between levels, that of the lower one.
+    with pytest.raises(ValueError, match="'edm' has no labels for discrete noise levels"):
+        ScoreModel(VPSDE(), 1000, "edm").label(jnp.array([0.5]))
 
 
 def test_marginals_of_a_fine_chain_are_those_of_the_sde():
@@ -129,14 +133,6 @@ def test_weights_of_edm():
     assert model("vpsde").loss_weight(jnp.array([0.5])) is None
 
 
-@pytest.mark.parametrize(
-    ("sde", "parameterization"),
-    [("edmsde", "edm"), ("rectifiedflow", "flow"), ("cosinesde", "noise"), ("vesde", "score")],
-)
-def test_default_parameterizations(sde, parameterization):
-    assert model(sde).parameterization == parameterization
-
-
 def test_the_network_of_edm_receives_scaled_inputs_and_a_quarter_of_the_log_level():
     score_model, x = ScoreModel(VPSDE(), parameterization="edm"), jnp.ones((2, 1, 1, 1))
     t = jnp.array([0.2, 0.9])
@@ -151,17 +147,6 @@ def test_the_network_of_edm_receives_scaled_inputs_and_a_quarter_of_the_log_leve
     scaled = score_model.coefficient("c_in", (alpha, std), x) * x  # The output of this network.
     denoised = score_model.denoised_from_output(scaled, x, (alpha, std))
     np.testing.assert_allclose(denoised, VPSDE().posterior_mean(score, x, t), rtol=2e-4)
-
-
-def test_edm_has_no_discrete_levels():
-    with pytest.raises(ValueError, match="'edm' has no labels for discrete noise levels"):
-        ScoreModel(VPSDE(), 1000, "edm").label(jnp.array([0.5]))
-
-
-def test_marginals_between_levels_are_those_of_the_lower_level():
-    score_model = model("vpsde", 101)
-    between, level = (score_model.marginal(jnp.array([t])) for t in (0.3094, 0.3))
-    np.testing.assert_array_equal(between, level)
 
 
 def test_labels_of_other_final_times():
@@ -204,6 +189,8 @@ def test_inputs_and_outputs_of_networks():
 def test_other_sdes_use_the_default_conventions():
     defaults = conventions("a new sde")
     assert defaults == conventions("subvpsde")
+    names = {"edmsde": "edm", "rectifiedflow": "flow", "cosinesde": "noise", "vesde": "score"}
+    assert {sde: model(sde).parameterization for sde in names} == names
     score_model = ScoreModel(VPSDE(T=2.0), **defaults._asdict())
     t = jnp.array([0.5, 2.0])
     np.testing.assert_allclose(score_model.label(t), 999 * t / 2)

@@ -11,6 +11,7 @@ import solvers
 from solvers import single_step
 from solvers.curves import CURVES
 from tests.refusal import refused
+from tests.test_solvers import execute
 
 OPTIONS = {
     "heun_churn": [{"churn": 1.5}, {"churn": 40.0}],
@@ -154,18 +155,6 @@ def follow(curve, denoiser, y, levels, share):
     return x
 
 
-def execute(plan, denoiser, y):
-    """The rows of a plan without noise, in float64."""
-    previous, history = y, [np.zeros_like(y)] * plan.predictor_weights.shape[1]
-    for i, level in enumerate(plan.level):
-        history = [(y - denoiser(y, level)) / level, *history[:-1]]
-        y = plan.corrector_state[i] * y + plan.corrector_previous[i] * previous
-        y = y + plan.corrector_weights[i] @ np.array(history)
-        previous = y
-        y = plan.predictor_state[i] * y + plan.predictor_weights[i] @ np.array(history)
-    return y
-
-
 @pytest.mark.parametrize("share", [0, 1.0, 0.5, 0.3])
 @pytest.mark.parametrize("curve", CURVES)
 def test_steps_on_curves(curve, share):
@@ -180,7 +169,8 @@ def test_steps_on_curves(curve, share):
         plan = single_step.heun(LEVELS, curve=curve, second_point=share)
     else:
         plan = single_step.euler(LEVELS, curve=curve)
-    np.testing.assert_allclose(execute(plan, denoiser, y), expected, rtol=1e-7, atol=1e-9)
+    found = execute(plan, y, np.zeros(len(plan.level)), True, lambda level, y: denoiser(y, level))
+    np.testing.assert_allclose(found[-1], expected, rtol=1e-7, atol=1e-9)
 
 
 def test_the_vp_curve():

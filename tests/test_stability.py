@@ -24,7 +24,9 @@ def draw(sde, run):
     """States of 16 images of 1,024 entries, for data N(0, DATA_STD^2 I)."""
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(16))
     score = gaussian.score(sde, 0.0, DATA_STD)
-    return run(keys, score, sampling.prior_sample(keys, sde, (16, 1024)))
+    return jax.jit(lambda keys, x: run(keys, score, x))(
+        keys, sampling.prior_sample(keys, sde, (16, 1024))
+    )
 
 
 def deviations(sde, states, times):
@@ -33,8 +35,14 @@ def deviations(sde, states, times):
     return np.asarray(states).std(axis=(1, 2)) / np.array([*exact, DATA_STD])
 
 
-@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), Cosine()], ids=lambda s: type(s).__name__)
-@pytest.mark.parametrize("name", ["euler_maruyama", "reverse_diffusion", "ancestral_sampling"])
+@pytest.mark.parametrize(
+    ("sde", "name"),
+    [
+        *((VPSDE(), name) for name in sampling.PREDICTORS if name != "none"),
+        (VESDE(), "reverse_diffusion"),
+        (Cosine(), "euler_maruyama"),
+    ],
+)
 def test_predictors(sde, name):
     """The closed form is the std of simulated states, also where the sampler is unstable."""
     steps, predictor = sde.discretize(30), sampling.PREDICTORS[name]

@@ -120,7 +120,10 @@ WRONG = [
     LOG_NORMAL | {"training.likelihood_weighting": True},
     LOG_NORMAL | DISCRETE,
     {"training.accumulate": 16},
+    {"training.accumulate": 3},
     {"guidance.classes": (3, 10)},
+    {"data.num_classes": 3, "guidance.classes": (3,)},
+    {"data.num_classes": 10, "model.conditional": False},
     {"guidance.interval": (2.0, 1.0)},
     {"eval.begin_ckpt": 30},
     {"eval.features": "vgg"},
@@ -138,6 +141,7 @@ WRONG = [
     {"data.value_range": (0.0, 1.0)},  # Real numbers need no dequantization.
     {"data.value_range": (1.0, 0.0), "data.uniform_dequantization": False},
     {"sampling.method": "ode", "sampling.trajectory": True},
+    SOLVER | {"sampling.solver": "adaptive_sde", "sampling.trajectory": True},
     {"training.sde": "edmsde", "data.centered": False},
     {"model.parameterization": "velocity", "model.scale_by_sigma": True},
     SOLVER | {"sampling.solver": "heun_churn", "sampling.churn_interval": (2.0, 1.0)},
@@ -150,6 +154,14 @@ def test_rules_between_fields(changes):
     """One line names a field, before anything is computed or written."""
     names = "|".join(name.split(".")[1] for name in changes)
     refused(names, Experiment, tiny.config(**changes))
+
+
+@pytest.mark.parametrize(
+    "change", [{"model.dtype": "bfloat16"}, {"training.remat": True}, {"data.num_classes": 10}]
+)
+def test_networks_without_a_capability(change):
+    config = tiny.config("ve.ncsnv2.cifar10", **{"model.name": "ncsnv2_64"}, **change)
+    refused("adm, .* not 'ncsnv2_64'", Experiment, config)
 
 
 def test_unknown_fields_are_refused_and_inert_official_ones_accepted():
