@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -140,6 +141,7 @@ flags.DEFINE_integer("count", None, "The number of images to draw; 64 by default
 flags.DEFINE_list("classes", None, "The classes of the images to draw in turn, such as 0,1,2.")
 flags.DEFINE_integer("seed", None, "The seed of the images to draw, in place of --config.seed.")
 flags.DEFINE_bool("version", False, "Print the version and exit.")
+flags.DEFINE_bool("list", False, "Print the experiments and the trained networks, and exit.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; docs/scaling.md.")
 flags.DEFINE_integer("num_processes", None, "The number of processes started by hand.")
 flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
@@ -199,11 +201,12 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def _check_flags(argv: list[str]) -> None:
     """Raise InputError for a flag that is missing, empty, or not one of the mode."""
-    if FLAGS.version:
-        print(score_sde.__version__)
+    if FLAGS.version or FLAGS.list:
+        print(score_sde.__version__ if FLAGS.version else _listed())
         sys.exit(0)
     if argv[1:]:
-        raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.")
+        hint = f" Did you mean --mode={argv[1]}?" if argv[1] in COMMANDS else ""
+        raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.{hint}")
     missing = [f"--{name}" for name in ("mode", "workdir") if FLAGS[name].value is None]
     if missing:
         raise InputError(
@@ -225,6 +228,17 @@ def _check_flags(argv: list[str]) -> None:
     for name in command.required:
         if FLAGS[name].value is None:
             raise InputError(f"--mode={FLAGS.mode} needs --{name}: {FLAGS[name].help}")
+
+
+def _listed() -> str:
+    """Return the experiments with the first lines of their files, and the networks of zoo/."""
+    root = Path(__file__).parent
+    lines = ["For --config:"]
+    for path in sorted(root.glob("configs/*/**/*.py")):
+        title = path.read_text(encoding="utf-8").partition("\n")[0].strip('"')
+        lines.append(f"  {path.relative_to(root)}  {title}")
+    names = [path.stem for path in sorted(root.glob("zoo/*.safetensors"))]
+    return "\n".join([*lines, "For --source and score_sde.load:", *(f"  {each}" for each in names)])
 
 
 def _run(function: Callable[..., Any], command: Command) -> None:

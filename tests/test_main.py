@@ -130,7 +130,7 @@ PARSED = {
     "--config=configs/nothing.py": "configs/nothing.py does not exist. configs/ has experiments",
     "--config.model.name=unet": "model.name = 'unet' must be one of adm, ddpm, mlp, ncsn",
     "--mode=import": "--mode=import needs --source: The checkpoint to import",
-    "stray": "unexpected positional arguments: stray",
+    "train": "unexpected positional arguments: train. Did you mean --mode=train?",
 }
 
 
@@ -187,6 +187,19 @@ def test_arguments_of_a_mode(monkeypatch):
     assert (config.seed, config.guidance.classes, workdir) == (3, (1, 2), "w")
     assert arguments == {"number": 1}
     assert main.functions().keys() == main.COMMANDS.keys()
+
+
+def test_list(capsys):
+    """Each name that `--list` prints can be given as it is."""
+    with flagsaver.flagsaver():
+        set_flags(list=True)
+        with pytest.raises(SystemExit, match="0"):
+            main._check_flags(["main.py"])
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[0] == " "]
+    assert len(names) > 60
+    assert "digits_vp" in names
+    paths = [default.find_network(name) if "/" not in name else name for name in names]
+    assert all(Path(default.find_file(path)).is_file() for path in paths)
 
 
 @pytest.mark.parametrize("flag", ["workdir", "source", "target"])
