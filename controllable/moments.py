@@ -32,8 +32,7 @@ class Local(NamedTuple):
       log_scale: what the logarithm of this Gaussian of y lacks of the density of y (N,).
       chol: the Cholesky factor of the covariance of y (N, M, M).
       log_twist: log p(y | u), (N,).
-      square: the squared Mahalanobis distance of the residual (N,), unless only the density of y is
-        known.
+      square: the squared Mahalanobis distance of the residual (N,); None for a log-likelihood.
     """
 
     mean: Array

@@ -33,7 +33,6 @@ STEPS = 60
 MOST_ENTRIES = 256  # of an event, and of y: each particle has matrices of these sides
 RESAMPLED = 0.5  # the effective sample size, as a share, below which particles are drawn again
 FREEDOM = 10  # degrees of freedom of Student's distribution, by which they are drawn
-MOST_UNLIKELY = 1e4  # the largest squared distance, which may be infinite
 UNIFORM = 2**31 - 2  # folded into a key for resampling; larger than the number of any particle
 
 
@@ -205,7 +204,7 @@ def _log_tail(local: Local, batch: int) -> Array:
     square = 2 * (twist.max(1, keepdims=True) - twist)
     if local.square is not None:
         square = local.square.reshape(batch, -1)
-    square = jnp.minimum(square, MOST_UNLIKELY)
+    square = jnp.minimum(square, 1e4)  # It may be infinite.
     return 0.5 * (square - (FREEDOM + size) * jnp.log1p(square / FREEDOM))
 
 
@@ -214,8 +213,7 @@ def _spread(count: int) -> np.ndarray:
 
     Particles with common ancestors are next to each other, so that these represent all families.
     """
-    golden = (math.sqrt(5) - 1) / 2
-    return np.argsort(np.arange(count) * golden % 1)
+    return np.argsort(np.arange(count) * (math.sqrt(5) - 1) / 2 % 1)  # by the golden ratio
 
 
 def _effective_share(log_weights: Array) -> Array:

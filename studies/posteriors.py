@@ -56,7 +56,6 @@ SIGNAL_MAKERS: Makers = {
     )
 }
 """Each operator and each distribution of increments once, at least."""
-INSTALLED = "jax", "torch", "azula", "deepinv"
 EFFECTIVE = "{size:.0f} % ({smallest:.0f} %)"
 Results = dict[str, dict[str, Record]]
 """By the title of the sampler and the name of the problem."""
@@ -181,9 +180,6 @@ def signal_table(records: Records, contestants: Sequence[Contestant]) -> list[st
     return lines
 
 
-TABLES = {"mixtures": mixture_tables, "signals": signal_table}
-
-
 def main(options: argparse.Namespace) -> None:
     """Measure what the records lack, and print or write the tables."""
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -195,10 +191,12 @@ def main(options: argparse.Namespace) -> None:
         raise InputError(f"{min(unknown)!r} is not one of {', '.join(possible)}. Correct the name.")
     contestants = [each for each in CONTESTANTS if each.method in names] or CONTESTANTS
     command = " ".join(["python -m studies.posteriors", *names, "--write"])
+    tables = {"mixtures": mixture_tables, "signals": signal_table}
+    installed = versions("jax", "torch", "azula", "deepinv")
     page, blocks = common.ROOT / "docs" / "inverse_problems.md", {}
     for kind in [each for each in SIZES if each in names] or SIZES:
-        lines = TABLES[kind](records, contestants)
-        about = f"{common.provenance(command)} Versions: {versions(*INSTALLED)}."
+        lines = tables[kind](records, contestants)
+        about = f"{common.provenance(command)} Versions: {installed}."
         if names:
             lines = replaced(block(page.read_text(), kind).splitlines()[2:-2], lines)
             about = f"{about} Other rows:"
