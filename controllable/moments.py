@@ -32,6 +32,7 @@ class Local(NamedTuple):
       log_scale: what the logarithm of this Gaussian of y lacks of the density of y (N,).
       chol: the Cholesky factor of the covariance of y (N, M, M).
       log_twist: log p(y | u), (N,).
+      square: the squared Mahalanobis distance of the residual (N,); None for a log-likelihood.
     """
 
     mean: Array
@@ -43,6 +44,7 @@ class Local(NamedTuple):
     log_scale: Array
     chol: Array
     log_twist: Array
+    square: Array | None
 
 
 class LocalModel:
@@ -74,8 +76,10 @@ class LocalModel:
         variances = level**2 * jnp.maximum(shares, NEGLIGIBLE)
         residual, slope, noise_var, log_scale = self._linearize(mean, variances, axes)
         chol = _cholesky(slope, variances, noise_var)
-        twist = log_scale + _log_normal(residual, chol)
-        return Local(mean, variances, axes, residual, slope, noise_var, log_scale, chol, twist)
+        log_normal, square = _log_normal(residual, chol)
+        known = residual, slope, noise_var, log_scale, chol, log_scale + log_normal
+        has_residual = isinstance(self._measurement, Observation)
+        return Local(mean, variances, axes, *known, square if has_residual else None)
 
     def _linearize(self, mean: Array, variances: Array, axes: Array) -> tuple[Array, ...]:
         """Return residual, slope, noise_var and log_scale of `Local`."""
@@ -102,7 +106,7 @@ class LocalModel:
         In x_0 = D + V sqrt(C) Q e, with standard normal e, it is l + g.e - h.e^2 / 2, as that of
         y = sqrt(h) e + noise whose residual is g / sqrt(h). Where it is nearly linear, h is raised,
         so that no entry of e has a mean above 1 given y (3, where it is curved): there, the
-        expansion is not valid.
+        expansion is not valid. Its constant is such that it has the right value at this mean.
         """
 
         def log_prob(x: Array) -> Array:
@@ -123,6 +127,10 @@ class LocalModel:
         finite = jnp.isfinite(g) & jnp.isfinite(h)
         residual = jnp.where(finite, g / jnp.sqrt(h), 0)
         matrix = jnp.where(finite[..., None], jnp.sqrt(h)[..., None] * q.swapaxes(1, 2), 0)
+        shift = jnp.where(finite, g / (1 + h), 0)  # the mean of e given y
+        there = log_prob(mean + einsum("ind,nij,nj->nd", scaled, q, shift))
+        error = there - value - (shift * (g - 0.5 * h * shift)).sum(-1)
+        value += jnp.where(jnp.isfinite(error), error, 0)
         log_scale = value + (0.5 * residual**2 + 0.5 * math.log(2 * math.pi)).sum(-1)
         return residual, matrix / stds[:, None], jnp.ones_like(h), log_scale
 
@@ -158,7 +166,7 @@ class LocalModel:
         skipped = is_last if self._is_linear else jnp.zeros_like(is_last)
         residual = local.residual - einsum("nmd,nd->nm", local.slope, known)
         chol = _cholesky(local.slope, rest, local.noise_var + skipped)
-        log_density = local.log_scale + _log_normal(residual, chol)
+        log_density = local.log_scale + _log_normal(residual, chol)[0]
         return u, jnp.where(skipped, 0, log_density)
 
     def last_log_weight(self, x: Array) -> Array:
@@ -186,8 +194,12 @@ def _cholesky(slope: Array, variances: Array, noise_var: Array) -> Array:
     return jnp.linalg.cholesky(covariance + noise_var[..., None] * jnp.eye(slope.shape[1]))
 
 
-def _log_normal(residual: Array, chol: Array) -> Array:
-    """Return the log-density (N,) of residuals (N, M), given their Cholesky factors (N, M, M)."""
+def _log_normal(residual: Array, chol: Array) -> tuple[Array, Array]:
+    """Return the log-density (N,) of residuals (N, M), and their squared Mahalanobis distance.
+
+    `chol` has the Cholesky factors (N, M, M) of their covariances.
+    """
     z = jax.scipy.linalg.solve_triangular(chol, residual[..., None], lower=True)[..., 0]
     log_scale = jnp.log(jnp.diagonal(chol, axis1=1, axis2=2)) + 0.5 * math.log(2 * math.pi)
-    return (-0.5 * z**2 - log_scale).sum(-1)
+    square = jnp.square(z).sum(-1)
+    return -0.5 * square - log_scale.sum(-1), square

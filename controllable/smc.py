@@ -6,7 +6,9 @@ the Gaussian N(D, C), and y linearized near D, particles move as in ancestral sa
 The twist p(y | u) is part of their weights. All of this is exact for Gaussian priors and linear
 measurements, so that weights are constant with any number of steps. For others, weights correct it,
 and the last one has p(y | x_0) itself. Their mean estimates the evidence p(y). Where the weights of
-a measurement become uneven, its particles are drawn again by them (systematic resampling).
+a measurement become uneven, its particles are drawn again (systematic resampling). The tails of the
+Gaussian of y are too light for sparse data and separate modes: it gives up states that later fit y.
+So particles are drawn by their weights for a Student distribution of y, and keep the ratio.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.special import logsumexp
 
@@ -29,6 +32,7 @@ from solvers.schedules import noise_levels
 STEPS = 60
 MOST_ENTRIES = 256  # of an event, and of y: each particle has matrices of these sides
 RESAMPLED = 0.5  # the effective sample size, as a share, below which particles are drawn again
+FREEDOM = 10  # degrees of freedom of Student's distribution, by which they are drawn
 UNIFORM = 2**31 - 2  # folded into a key for resampling; larger than the number of any particle
 
 
@@ -54,7 +58,7 @@ class Particles(NamedTuple):
 
     Attributes:
       u: states (B, P, D), flattened, divided by alpha.
-      log_weights: (B, P), since particles were drawn again.
+      log_weights: (B, P), since particles were drawn again, and what they kept then.
       log_mean: (B,), the logarithm of the mean weight before.
       family: (B, P), the number of the first particle that each one descends from.
       effective_size: (B,), the smallest so far.
@@ -94,9 +98,9 @@ def smc_loop(
         entries.
       particles: P, the number for each measurement.
 
-    The result of the loop are events (B, P, *shape) of equal weight in random order, or NaN;
-    `Weights`; the step (B,), from 1, after which weights were first not finite, or 0; and
-    evaluations of the score (B,).
+    The result of the loop are events (B, P, *shape) of equal weight, or NaN, of which any first
+    ones represent all families; `Weights`; the step (B,), from 1, after which weights were first
+    not finite, or 0; and evaluations of the score (B,).
     """
     size, batch = math.prod(shape), len(keys)
     repeated = measurement.given(jnp.repeat(measurement.y, particles, 0))
@@ -149,19 +153,21 @@ def _resample_if_uneven(
 ) -> tuple[Particles, Local]:
     """Draw the particles again of measurements whose effective sample size is small."""
     batch, count = carry.log_weights.shape
-    log_mean = logsumexp(carry.log_weights, axis=1) - math.log(count)
-    share = _effective_share(carry.log_weights)
+    logits = carry.log_weights + _log_tail(local, batch)
+    log_mean = logsumexp(logits, axis=1) - math.log(count)
+    share = jnp.maximum(_effective_share(carry.log_weights), _effective_share(logits))
     uneven = share < RESAMPLED
-    chosen = _systematic(keys, carry.log_weights)
+    chosen = _systematic(keys, logits)
     chosen = jnp.where(uneven[:, None], chosen, jnp.arange(count))
 
     def pick(values: Array) -> Array:
         rows = values.reshape(batch, count, *values.shape[1:])
         return jax.vmap(lambda row, i: row[i])(rows, chosen).reshape(values.shape)
 
+    kept = carry.log_weights - jnp.where(uneven[:, None], logits, 0)
     return Particles(
         jax.vmap(lambda row, i: row[i])(carry.u, chosen),
-        jnp.where(uneven[:, None], 0, carry.log_weights),
+        jnp.take_along_axis(kept, chosen, 1),
         carry.log_mean + jnp.where(uneven, log_mean, 0),
         jnp.take_along_axis(carry.family, chosen, 1),
         jnp.minimum(carry.effective_size, share),
@@ -181,11 +187,33 @@ def finish(keys: Array, carry: Particles, x: Array, steps: int) -> tuple[Array, 
         jnp.sqrt(jnp.square(of_family - 1 / count).sum(1)),
     )
     chosen = _systematic(keys, carry.log_weights)
-    chosen = jax.vmap(jax.random.permutation)(keys, chosen)
+    first = jax.vmap(lambda key: jax.random.randint(key, (1,), 0, count))(keys)
+    chosen = jnp.take_along_axis(chosen, (first + _spread(count)) % count, 1)
     x = jax.vmap(lambda row, i: row[i])(x, chosen)
     finite = jnp.isfinite(found.log_evidence) & jnp.isfinite(x.reshape(batch, -1)).all(1)
     bad_step = jnp.where(finite, 0, jnp.where(carry.bad_step, carry.bad_step, steps))
     return jnp.where(expand(finite, x), x, jnp.nan), found, bad_step
+
+
+def _log_tail(local: Local, batch: int) -> Array:
+    """Return what log_twist lacks of that of a Student distribution of y (B, P), plus a constant.
+
+    Where only the density of y is known, its decrease below the largest one replaces the distance.
+    """
+    twist, size = local.log_twist.reshape(batch, -1), local.residual.shape[1]
+    square = 2 * (twist.max(1, keepdims=True) - twist)
+    if local.square is not None:
+        square = local.square.reshape(batch, -1)
+    square = jnp.minimum(square, 1e4)  # It may be infinite.
+    return 0.5 * (square - (FREEDOM + size) * jnp.log1p(square / FREEDOM))
+
+
+def _spread(count: int) -> np.ndarray:
+    """Return 0 .. count - 1 in an order of which any first ones are about evenly spaced.
+
+    Particles with common ancestors are next to each other, so that these represent all families.
+    """
+    return np.argsort(np.arange(count) * (math.sqrt(5) - 1) / 2 % 1)  # by the golden ratio
 
 
 def _effective_share(log_weights: Array) -> Array:

@@ -1,11 +1,12 @@
 """Posterior samplers beside exact posteriors of data that are not Gaussian, and other libraries.
 
-python -m studies.posteriors [--records=.cache/posteriors.jsonl] [--write]
+python -m studies.posteriors [NAMES ...] [--records=.cache/posteriors.jsonl] [--write]
 
-Prints tables of docs/inverse_problems.md and, with --write, puts them into the page. All samplers
-get the same exact scores of `studies.posterior_cases`, with the VP SDE. Results are kept in the
-records, so that a run resumes. `pip install azula deepinv` installs the other libraries; without
-them, only their recorded results are shown.
+Prints tables of docs/inverse_problems.md and, with --write, puts them into the page. NAMES are
+those of tables and samplers, such as `mixtures draws smc`; only their rows are measured and
+replaced. All samplers get the same exact scores of `studies.posterior_cases`, with the VP SDE.
+Results are kept in the records, so that a run resumes. `pip install azula deepinv` installs the
+other libraries; without them, only their recorded results are shown.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import jax
 import numpy as np
 
 from benchmarks.records import Record, Records
-from benchmarks.tables import header, row, versions
+from benchmarks.tables import block, header, row, versions
 from controllable.methods import METHODS
+from errors import InputError
 from studies import common, posterior_own, posterior_torch
 from studies.posterior_cases import (
     MIXTURES,
@@ -35,7 +37,7 @@ from studies.posterior_cases import (
     signal_problem,
 )
 
-OPTIONS = {"records": ".cache/posteriors.jsonl", "write": False}
+OPTIONS = {"names": [], "records": ".cache/posteriors.jsonl", "write": False}
 SIZES = {"mixtures": (16, 504), "signals": (4, 252)}  # measurements, and draws given each
 STEPS = {"guided": 60, "pc": 200}  # The latter also of each DPS; `smc` has its own default.
 OWN, EXACT, SMC = "this code", "exact", "this code: `smc`"
@@ -157,14 +159,25 @@ def evidence_table(found: Mapping[str, Record]) -> list[str]:
     return [*lines, *(form.format(name, **found[name]) for name in MIXTURES)]
 
 
-def signal_table(results: Results) -> list[str]:
-    """Return the table of signals, and the effective sizes of `smc`."""
-    columns = {name: name for name in SIGNAL_MAKERS}
+def mixture_tables(records: Records, contestants: Sequence[Contestant]) -> list[str]:
+    """Measure mixtures, and return their tables."""
+    found = measure_all(records, contestants, MIXTURE_MAKERS, SIZES["mixtures"])
+    lines = table(found, {name: name for name in MIXTURES}, "{weights:.3f} / {mean:.3f}")
+    return [*lines, *(evidence_table(found[SMC]) if SMC in found else [])]
+
+
+def signal_table(records: Records, contestants: Sequence[Contestant]) -> list[str]:
+    """Measure signals, and return their table with the effective sizes of `smc`."""
+    chosen = [each for each in contestants if each.method not in ADAPTIVE]
+    found = measure_all(records, chosen, SIGNAL_MAKERS, SIZES["signals"])
     about = "; ".join(f"{name}: {title}" for name, title in SIGNALS.items())
     lines = [f"Noise {SIGNAL_NOISE}. {about[0].upper()}{about[1:]}.", ""]
-    lines += table(results, columns, "{mean:.3f} / {std:.3f} / {coverage:.0f} %")
-    sizes = [EFFECTIVE.format(**results[SMC][name]) for name in columns]
-    return [*lines, f"Effective sizes of `smc`, median (smallest): {', '.join(sizes)}."]
+    columns = {name: name for name in SIGNAL_MAKERS}
+    lines += table(found, columns, "{mean:.3f} / {std:.3f} / {coverage:.0f} %")
+    if SMC in found:
+        sizes = [EFFECTIVE.format(**each) for each in found[SMC].values()]
+        lines.append(f"Effective sizes of `smc`, median (smallest): {', '.join(sizes)}.")
+    return lines
 
 
 def main(options: argparse.Namespace) -> None:
@@ -172,24 +185,31 @@ def main(options: argparse.Namespace) -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # Callbacks of scores may block it.
     warnings.simplefilter("ignore")  # Effective sizes are in the tables.
-    records = Records(options.records)
-    mixtures = measure_all(records, CONTESTANTS, MIXTURE_MAKERS, SIZES["mixtures"])
-    of_signals = [each for each in CONTESTANTS if each.method not in ADAPTIVE]
-    signals = measure_all(records, of_signals, SIGNAL_MAKERS, SIZES["signals"])
-    about = common.provenance("python -m studies.posteriors --write")
+    records, names = Records(options.records), options.names
+    possible = [*SIZES, *dict.fromkeys(each.method for each in CONTESTANTS)]
+    if unknown := set(names) - set(possible):
+        raise InputError(f"{min(unknown)!r} is not one of {', '.join(possible)}. Correct the name.")
+    contestants = [each for each in CONTESTANTS if each.method in names] or CONTESTANTS
+    command = " ".join(["python -m studies.posteriors", *names, "--write"])
+    tables = {"mixtures": mixture_tables, "signals": signal_table}
     installed = versions("jax", "torch", "azula", "deepinv")
-    cell = "{weights:.3f} / {mean:.3f}"
-    blocks = {
-        "mixtures": [
-            *(f"{about} Versions: {installed}.", ""),
-            *table(mixtures, {name: name for name in MIXTURES}, cell),
-            *evidence_table(mixtures[SMC]),
-        ],
-        "signals": signal_table(signals),
-    }
-    print("\n".join(line for lines in blocks.values() for line in lines))
+    page, blocks = common.ROOT / "docs" / "inverse_problems.md", {}
+    for kind in [each for each in SIZES if each in names] or SIZES:
+        lines = tables[kind](records, contestants)
+        about = f"{common.provenance(command)} Versions: {installed}."
+        if names:
+            lines = replaced(block(page.read_text(), kind).splitlines()[2:-2], lines)
+            about = f"{about} Other rows:"
+        blocks[kind] = [about, "", *lines]
+        print("\n".join(blocks[kind]))
     if options.write:
-        common.write_blocks(common.ROOT / "docs" / "inverse_problems.md", blocks)
+        common.write_blocks(page, blocks)
+
+
+def replaced(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    """Return the lines of a block with those rows of tables that are new, by their first cells."""
+    rows = {line.split(" | ")[0]: line for line in new if line.startswith("| ")}
+    return [line if "---" in line else rows.get(line.split(" | ")[0], line) for line in old]
 
 
 if __name__ == "__main__":

@@ -160,6 +160,10 @@ def test_rows_of_the_tables(tmp_path, monkeypatch):
     lines = posteriors.table(found, {"title": name}, "{weights:.3f} / {mean:.3f}")
     (row,) = (each for each in read_table("\n".join(lines), "sampler") if "smc" in each["sampler"])
     assert row["title"] == f"{weighted['weights']:.3f} / {weighted['mean']:.3f}"
+    old = [line.replace("0", "9") for line in lines]
+    new = posteriors.replaced(old, [line for line in lines if "smc" in line])
+    assert [line for line in new if "smc" in line] == [line for line in lines if "smc" in line]
+    assert [line for line in new if "smc" not in line] == [x for x in old if "smc" not in x]
     makers = {name: lambda: pytest.fail("A result that is kept is measured again.")}
     again = posteriors.measure_all(Records(records.path), contestants, makers, (2, 200))
     assert again == found

@@ -120,29 +120,64 @@ MEASURED = {
                 lambda x, y: 4 * np.log(3 * np.exp(x)) - 3 * np.exp(x) - math.log(24)),
     "density": ({"log_likelihood": lambda x, y: -jnp.abs(x[0] - y).sum() / 0.3}, jnp.array(0.1),
                 lambda x, y: -np.abs(x - y) / 0.3),
+} | {
+    f"logistic, {slope}": (
+        {"log_likelihood": lambda x, y, a=slope: jax.nn.log_sigmoid(a * y * (x[0] - 0.9))},
+        jnp.array(1.0), lambda x, y, a=slope: -np.logaddexp(0, -a * y * (x - 0.9)))
+    for slope in (20, 100)
+} | {
+    f"Cauchy, {width}": (
+        {"log_likelihood": lambda x, y, a=width: -jnp.log1p(((y - x[0]) / a) ** 2)},
+        jnp.array(0.8), lambda x, y, a=width: -np.log1p(((y - x) / a) ** 2))
+    for width in (0.05, 0.01)
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MEASURED)
-def test_measurements_that_are_not_linear(name):
-    """Mean, standard deviation and evidence of a mixture given y, by quadrature."""
-    given, y, log_density = MEASURED[name]
-    posterior = prior_of(PEAKS, VP).posterior(y, **given, method="smc", particles=1000)
-    x, info = posterior.sample(1000, seed=1, steps=40, return_info=True)
-    grid = np.linspace(-4, 4, 8001)
+def quadrature(name):
+    """Return log p(y), and the mean and the standard deviation of PEAKS given y."""
+    _, y, log_density = MEASURED[name]
+    grid = np.linspace(-4, 4, 32001)
     density = sum(
         weight * np.exp(-0.5 * ((grid - mean) / 0.3) ** 2) / (0.3 * math.sqrt(2 * math.pi))
         for weight, mean in ((0.6, -1), (0.4, 1))
     ) * np.exp(log_density(grid, float(y.ravel()[0])))
-    total = density.sum() * (grid[1] - grid[0])
     mean = (density * grid).sum() / density.sum()
     std = math.sqrt((density * (grid - mean) ** 2).sum() / density.sum())
+    return math.log(density.sum() * (grid[1] - grid[0])), mean, std
+
+
+STEEP = "logistic, 100", "Cauchy, 0.01"
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURED if name not in STEEP])
+def test_measurements_that_are_not_linear(name):
+    """Mean, standard deviation and evidence of a mixture given y."""
+    given, y, _ = MEASURED[name]
+    posterior = prior_of(PEAKS, VP).posterior(y, **given, method="smc", particles=1000)
+    x, info = posterior.sample(1000, seed=1, steps=40, return_info=True)
+    log_evidence, mean, std = quadrature(name)
     assert info.effective_size > 0.03  # A square has two modes, which few ancestors find.
-    assert info.log_evidence == pytest.approx(
-        math.log(total), abs=4 * info.log_evidence_error + 0.01
-    )
+    assert info.log_evidence == pytest.approx(log_evidence, abs=4 * info.log_evidence_error + 0.01)
     assert float(x.mean()) == pytest.approx(mean, abs=4 * std / math.sqrt(300))
     assert float(x.std()) == pytest.approx(std, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["logistic, 20", "Cauchy, 0.05", *STEEP])
+def test_verdicts_of_densities(name):
+    """What is called reliable has no error of the mean above 0.1 standard deviations of data."""
+    given, y, _ = MEASURED[name]
+    posterior = prior_of(PEAKS, VP).posterior(y, **given, method="smc", particles=1000)
+    log_evidence, mean, _ = quadrature(name)
+    reliable = []
+    for seed in range(20):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            x, info = posterior.sample(1000, seed=seed, return_info=True)
+        reliable.append(info.reliable)
+        if info.reliable:
+            assert abs(float(x.mean()) - mean) < 0.1
+            assert abs(info.log_evidence - log_evidence) < 0.3
+    assert name != "logistic, 20" or np.mean(reliable) > 0.5
 
 
 def test_precise_log_likelihoods():
