@@ -54,7 +54,7 @@ NAMED = {
     "adm": networks.adm,
 }
 EVALUATIONS = 20  # held-out losses in a run
-PATIENCE = 5  # of an MLP, which fits a few thousand events better than others within minutes
+PATIENCE = 10  # of an MLP; fewer would often stop at a minimum of the noise of held-out losses
 FIELDS_OF = {
     "batch_size": "training.batch_size",
     "learning_rate": "optim.lr",
@@ -103,7 +103,7 @@ def train(
         or other events, or a pair of events and their condition; `mean` and `std` of the data, and
         `num_classes`, which otherwise follow from the data or their first 10 batches;
         `patience`, after how many held-out losses without a new minimum training stops, and returns
-        the parameters of the minimum (0 for never, by default 5 for 'mlp' and 0 for others); and
+        the parameters of the minimum (0 for never, by default 10 for 'mlp' and 0 for others); and
         fields of config.model, such as `nf`, `num_res_blocks`, `dropout` and `ema_rate`.
 
     Raises InputError for invalid arguments, before training starts, and a workdir of other data or
@@ -208,13 +208,15 @@ def _config(
         (default if network is None else choose(NAMED, network, "network"))(model)
     else:
         model.name = GIVEN
-    if model.name == "mlp":
-        training.patience = PATIENCE
-    else:
-        _set_levels(config, shape)
     interval = -(-steps // EVALUATIONS)
     training.update(n_iters=steps, n_jitted_steps=1, batch_size=256, reduce_mean=True)
     training.update(time_distribution="log_normal", p_mean=math.log(0.6 * model.sigma_data))
+    if model.name == "mlp":
+        # Posteriors have narrow directions, which only low and widely spread noise levels show.
+        training.update(p_mean=math.log(0.3 * model.sigma_data), p_std=1.6, patience=PATIENCE)
+        model.vector_at = "input"
+    else:
+        _set_levels(config, shape)
     training.update(log_freq=interval, eval_freq=interval, snapshot_sampling=False)
     config.optim.update(lr=1e-3, warmup=100)
     # The spread of 20 steps, the default, is too large by 3 %; small networks can afford more.
