@@ -145,3 +145,14 @@ def test_where_a_condition_enters(vector_at):
         network(x, label)
     early = jax.tree.structure(nnx.split(MLP(**sizes, rngs=nnx.Rngs(0)))[1])
     assert (jax.tree.structure(params) == early) == (vector_at == "embedding")
+
+
+def test_few_events_have_dropout(monkeypatch):
+    """Batches may be many events, whatever the size of the first ones; an option overrides it."""
+    events, sizes = np.random.default_rng(0).normal(size=(40, 2)), {"nf": 8, "num_res_blocks": 1}
+    train = functools.partial(ss.train, steps=1, batch_size=8, **sizes)
+    monkeypatch.setattr("training.arrays.FEW", 40)
+    rates = [train(each).config.model.dropout for each in (events[1:], events)]
+    rates.append(train(events[1:], dropout=0.3).config.model.dropout)
+    batches = ss.train(lambda: iter(np.split(events, 20)), steps=1, **sizes)
+    assert [*rates, batches.config.model.dropout] == [0.1, 0.0, 0.3, 0.0]
