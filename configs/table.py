@@ -157,6 +157,11 @@ _NETWORK = {
         Name(("after", "before")),
         "Whether NCSN++ adds classes before or after the dense layers of the noise embedding.",
     ),
+    "model.vector_at": Option(
+        ABSENT,
+        Name(("embedding", "input")),
+        "Whether the MLP adds a vector to the embedding or, beside the event, to its input.",
+    ),
     "model.scale_by_sigma": Option(True, FLAG, "Divide the network's output by the noise scale."),
     "model.name": Option(ABSENT, Name(NETWORKS, exact=True), "The network."),
     "model.nf": Option(ABSENT, Integer(1, 2**16), "Features of the first level."),

@@ -6,6 +6,7 @@ Class names are those of the official code, because its checkpoints address para
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +89,7 @@ def condition_embeddings(
 
 def add_condition(
     temb: Array,
-    embeddings: tuple[nnx.Embed | None, VectorEmbedding | None],
+    embeddings: tuple[Callable[[Array], Array] | None, Callable[[Array], Array] | None],
     classes: Array | None,
     vector: Array | None,
 ) -> Array:

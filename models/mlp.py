@@ -25,6 +25,8 @@ class MLPOptions(NetworkOptions):
       dropout: dropout rate in all blocks.
       nonlinearity: activation function.
       classes, vector_size: what the network is conditioned on; see `conditions.Kinds`.
+      vector_at: where the vector enters: "input", beside the event, or "embedding", with the noise
+        level. The first one overfits less (docs/simulations.md).
     """
 
     nf: int = 128
@@ -33,6 +35,7 @@ class MLPOptions(NetworkOptions):
     nonlinearity: str = one_of("swish", layers.ACTIVATIONS)
     classes: int = 0
     vector_size: int = 0
+    vector_at: str = one_of("embedding", ("embedding", "input"))
 
     @property
     def size(self) -> int:
@@ -74,9 +77,11 @@ class MLP(nnx.Module):
         self.nf, self.act = o.nf, layers.ACTIVATIONS[o.nonlinearity]
         self.temb1 = layers.dense(o.nf, o.nf, rngs=rngs)
         self.temb2 = layers.dense(o.nf, o.nf, rngs=rngs)
+        size = o.vector_size if o.vector_at == "input" else 0
         self.class_embedding, self.vector_embedding = embeddings.condition_embeddings(
-            o.classes, o.vector_size, o.nf, self.act, rngs=rngs
+            o.classes, o.vector_size - size, o.nf, self.act, rngs=rngs
         )
+        self.vector_in = layers.dense(size + 1, o.nf, rngs=rngs) if size else None
         self.dense_in = layers.dense(o.size, o.nf, rngs=rngs)
         self.blocks = nnx.List([Block(o, rngs) for _ in range(o.num_res_blocks)])
         self.dense_out = _zero_dense(o.nf, o.size, rngs)
@@ -95,6 +100,7 @@ class MLP(nnx.Module):
         tables = self.class_embedding, self.vector_embedding
         embedding = embeddings.add_condition(embedding, tables, classes, vector)
         h, embedding = self.dense_in(x.reshape(len(x), -1)), self.act(embedding)
+        h = embeddings.add_condition(h, (None, self.vector_in), None, vector)
         for block in self.blocks:
             h = block(h, embedding, rngs)
         return self.dense_out(self.act(h)).reshape(x.shape)

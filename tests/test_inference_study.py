@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from scipy import stats
 
 import score_sde as ss
 from benchmarks.records import Records
 from benchmarks.tables import read_table
+from models.mlp import MLP
 from studies import inference
 from studies.inference_tasks import TASKS, c2st, sbi_estimator, slcp_log_likelihood
 
@@ -90,6 +94,14 @@ def test_c2st(shift):
     assert c2st(x * [1e3, 1e-3], (y + shift) * [1e3, 1e-3]) == pytest.approx(expected, abs=0.03)
 
 
+def test_c2st_of_spreads():
+    """As the best classifier of |x|. Without early stopping, the MLP memorizes, and finds 0.54."""
+    x, y = np.random.default_rng(0).normal(size=(2, 1000, 5))
+    radius = 5 * math.log(1.44) / (1 - 1 / 1.44)  # squared: both densities are equal there
+    expected = (stats.chi2.cdf(radius, 5) + stats.chi2.sf(radius / 1.44, 5)) / 2
+    assert c2st(x, 1.2 * y) == pytest.approx(expected, abs=0.04)
+
+
 @pytest.mark.slow
 def test_table(tmp_path, monkeypatch):
     """A row for each method; results are kept; sbi is not needed."""
@@ -116,3 +128,31 @@ def test_estimators_of_sbi(method):
     x = np.full(10, 0.4)
     np.testing.assert_allclose(draw(x, 500).mean(), 0.2, atol=0.15)
     assert np.isfinite(log_prob(np.full((1, 10), 0.2), x)[0])
+
+
+@pytest.mark.parametrize("vector_at", ["embedding", "input"])
+def test_where_a_condition_enters(vector_at):
+    """The output depends on the vector and on its flag; without an option, as in early networks."""
+    sizes = {"image_size": (), "num_channels": 2, "vector_size": 3, "nf": 8, "num_res_blocks": 1}
+    build = functools.partial(MLP, **sizes, vector_at=vector_at)
+    graph, params = nnx.split(build(rngs=nnx.Rngs(0)))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # The last layer starts as 0.
+    network, x, label = nnx.merge(graph, params), jnp.ones((4, 2)), jnp.zeros(4)
+    vector = jnp.eye(4).at[1, 3].set(1.0)
+    outputs = np.asarray(network(x, label, vector=vector))
+    assert len(np.unique(outputs[:, 0].round(5))) == 4
+    with pytest.raises(ValueError, match="conditioned on it"):
+        network(x, label)
+    early = jax.tree.structure(nnx.split(MLP(**sizes, rngs=nnx.Rngs(0)))[1])
+    assert (jax.tree.structure(params) == early) == (vector_at == "embedding")
+
+
+def test_few_events_have_dropout(monkeypatch):
+    """Batches may be many events, whatever the size of the first ones; an option overrides it."""
+    events, sizes = np.random.default_rng(0).normal(size=(40, 2)), {"nf": 8, "num_res_blocks": 1}
+    train = functools.partial(ss.train, steps=1, batch_size=8, **sizes)
+    monkeypatch.setattr("training.arrays.FEW", 40)
+    rates = [train(each).config.model.dropout for each in (events[1:], events)]
+    rates.append(train(events[1:], dropout=0.3).config.model.dropout)
+    batches = ss.train(lambda: iter(np.split(events, 20)), steps=1, **sizes)
+    assert [*rates, batches.config.model.dropout] == [0.1, 0.0, 0.3, 0.0]

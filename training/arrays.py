@@ -54,7 +54,8 @@ NAMED = {
     "adm": networks.adm,
 }
 EVALUATIONS = 20  # held-out losses in a run
-PATIENCE = 5  # of an MLP, which fits a few thousand events better than others within minutes
+PATIENCE = 10  # of an MLP; fewer would often stop at a minimum of the noise of held-out losses
+FEW = 10_000  # events, below which an MLP has dropout
 FIELDS_OF = {
     "batch_size": "training.batch_size",
     "learning_rate": "optim.lr",
@@ -103,8 +104,9 @@ def train(
         or other events, or a pair of events and their condition; `mean` and `std` of the data, and
         `num_classes`, which otherwise follow from the data or their first 10 batches;
         `patience`, after how many held-out losses without a new minimum training stops, and returns
-        the parameters of the minimum (0 for never, by default 5 for 'mlp' and 0 for others); and
-        fields of config.model, such as `nf`, `num_res_blocks`, `dropout` and `ema_rate`.
+        the parameters of the minimum (0 for never, by default 10 for 'mlp' and 0 for others); and
+        fields of config.model, such as `nf`, `num_res_blocks`, `ema_rate` and `dropout` (by default
+        0.1 for 'mlp' and fewer than FEW events, otherwise 0).
 
     Raises InputError for invalid arguments, before training starts, and a workdir of other data or
     another experiment; NotFiniteError if training diverges.
@@ -112,7 +114,8 @@ def train(
     stream, first, held_out = _read(data, condition, workdir, options)
     if stream is None and len(first.pixels) < 2:
         raise InputError("data has one event; it must have at least two.")
-    config = _config(first, sde, network, steps, options)
+    few = stream is None and len(first.pixels) < FEW
+    config = _config(first, sde, network, steps, options, few=few)
     config.seed = seed
     if workdir is None:
         config.training.snapshot_freq_for_preemption = steps
@@ -192,9 +195,12 @@ def _train_in(workdir: str | Path, experiment: Experiment) -> TrainedModel:
 
 
 def _config(
-    first: Batch, sde: str | SDE, network: Any, steps: int, options: dict[str, Any]
+    first: Batch, sde: str | SDE, network: Any, steps: int, options: dict[str, Any], *, few: bool
 ) -> Config:
-    """Return the config of a run on data that begin with the events `first`; see `train`."""
+    """Return the config of a run on data that begin with the events `first`; see `train`.
+
+    `few` events are those of an array below FEW, which an MLP would learn by heart.
+    """
     config, events = get_default_config(), np.asarray(first.pixels)
     shape = events.shape[1:]
     _set_data(config, events, given="std" in options)
@@ -208,13 +214,15 @@ def _config(
         (default if network is None else choose(NAMED, network, "network"))(model)
     else:
         model.name = GIVEN
-    if model.name == "mlp":
-        training.patience = PATIENCE
-    else:
-        _set_levels(config, shape)
     interval = -(-steps // EVALUATIONS)
     training.update(n_iters=steps, n_jitted_steps=1, batch_size=256, reduce_mean=True)
     training.update(time_distribution="log_normal", p_mean=math.log(0.6 * model.sigma_data))
+    if model.name == "mlp":
+        # Posteriors have narrow directions, which only low and widely spread noise levels show.
+        training.update(p_mean=math.log(0.3 * model.sigma_data), p_std=1.6, patience=PATIENCE)
+        model.update(vector_at="input", dropout=0.1 if few else 0.0)
+    else:
+        _set_levels(config, shape)
     training.update(log_freq=interval, eval_freq=interval, snapshot_sampling=False)
     config.optim.update(lr=1e-3, warmup=100)
     # The spread of 20 steps, the default, is too large by 3 %; small networks can afford more.
