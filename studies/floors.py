@@ -1,0 +1,92 @@
+"""What the numbers of the digits mean: floors of distances, and simple methods beside inpainting.
+
+python -m studies.floors [--write]
+
+Prints two tables of docs/claims.md, and with --write puts them into the page. A sampler that
+memorizes the training images has the distance of the floor, because held-out images differ from
+them. Inpainting by simple methods shows what the class of an inpainted digit says.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from benchmarks.tables import header, row
+from score_sde import TrainedModel, operators
+from studies import common
+from studies.claims_measured import SHARE, classes
+from studies.common import Estimate
+from studies.distances import digits, held_out, quantiles, scale, sliced_distance
+
+OPTIONS = {"write": False}
+COUNTS, DRAWS = (1000, 5000), 20
+IMAGES, SAMPLES = 359, 4  # held-out digits, and posterior samples of each
+
+
+def floors(model: TrainedModel) -> list[str]:
+    """Return the distances of training digits, drawn with replacement, to the held-out ones."""
+    images, lines = scale(digits(common.images(model, "train"))), header("samples", "floor")
+    for count in COUNTS:
+        drawn = (
+            np.random.default_rng(seed).integers(len(images), size=count) for seed in range(DRAWS)
+        )
+        found = [sliced_distance(quantiles(model), images[chosen]) for chosen in drawn]
+        lines.append(
+            row(str(count), str(Estimate(float(np.mean(found)), float(np.std(found, ddof=1)))))
+        )
+    return lines
+
+
+def inpainted(model: TrainedModel) -> dict[str, np.ndarray]:
+    """Return held-out digits (n, 8, 8, 1) whose center is filled by each method."""
+    truth = np.asarray(model.from_images(held_out(model, IMAGES)))
+    training = np.asarray(model.from_images(np.asarray(common.images(model, "train").pixels)))
+    known = operators.box(model.event_shape, SHARE)
+    differences = known * (truth[:, None] - training)
+    nearest = training[np.square(differences).sum((2, 3, 4)).argmin(1)]
+    operator = operators.mask(known)
+    found = {
+        "the digits themselves": truth,
+        "gray": np.where(known, truth, 0),
+        "mean of the training digits": np.where(known, truth, training.mean(0)),
+        "nearest training digit": np.where(known, truth, nearest),
+    }
+    y = np.repeat(np.asarray(operator.forward(truth)), SAMPLES, 0)
+    chain: dict[str, Any] = {"predictor": "reverse_diffusion", "corrector": "none", "sampler": "pc"}
+    cases: dict[str, tuple[str, dict[str, Any]]] = {
+        "`projection`, 100 steps": ("projection", chain | {"steps": 100}),
+        "`projection`, 1,000 steps": ("projection", chain | {"steps": 1000}),
+        "`moment_matching`": ("moment_matching", {}),
+    }
+    for title, (method, options) in cases.items():
+        posterior = model.posterior(y, operator, noise=0.0, method=method)
+        found[title] = np.asarray(posterior.sample(seed=0, **options))
+    return found
+
+
+def kept(model: TrainedModel) -> list[str]:
+    """Return the shares of digits that keep their class, by method."""
+    found, lines = inpainted(model), header("center", "class of the original", "error")
+    truth = found["the digits themselves"]
+    right = classes(model, truth)
+    for title, images in found.items():
+        times = len(images) // len(truth)
+        same = (classes(model, images) == np.repeat(right, times)).reshape(-1, times).mean(1)
+        error = np.sqrt(np.square(images - np.repeat(truth, times, 0)).mean() / SHARE**2)
+        lines.append(row(title, str(common.mean(same)), f"{error:.3f}"))
+    return lines
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure, and write the tables."""
+    model = common.load(common.zoo("digits_vp"))
+    about = common.provenance("python -m studies.floors --write")
+    blocks = {"floors": [about, "", *floors(model)], "centers": [about, "", *kept(model)]}
+    common.publish("claims.md", blocks, write=options.write)
+
+
+if __name__ == "__main__":
+    common.run(main, OPTIONS)
