@@ -37,7 +37,7 @@ ClassLogProbs = Callable[[Params], guidance.LogProbs]
 """Parameters of a classifier -> log p_t(class | x)."""
 
 
-@struct.dataclass
+@struct.dataclass(eq=False)  # jax.jit(score) needs a hash, which then is that of the object.
 class NetworkScore:
     """The score of a network as a pytree of its parameters, given a condition or none.
 

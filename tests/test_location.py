@@ -27,7 +27,7 @@ def test_published_configs_are_found_in_any_folder(tmp_path, monkeypatch):
     for config, message in ((PUBLISHED, "checkpoint_1"), ("configs/nothing.py", "does not exist")):
         refused(message, ss.load, config=config, checkpoint="checkpoint_1")
     # On the command line, only the path in --config changes; a text after a colon is kept.
-    others = ["main.py", f"--source={PUBLISHED}", "--mode=train", "--config.seed=1"]
+    others = ["main.py", f"--target={PUBLISHED}", "--mode=train", "--config.seed=1"]
     assert command_line.with_stored_config(others) == others
     for end in ("", ":a:b"):
         parsed = command_line.with_stored_config(["main.py", f"--config={PUBLISHED}{end}"])

@@ -307,7 +307,7 @@ def test_latent_codes(name):
 
 
 def test_stochastic_solvers_have_no_latent_codes():
-    message = "'restart' does not follow the .*choose one of ode, ddim"
+    message = "'restart' does not follow the .*choose one of ddim, deis"
     refused(message, sampling.make_flow, "restart", VPSDE())
 
 
