@@ -24,12 +24,11 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 34_077,
-    "lines of tests": 23_084,
+    "lines of code": 32_710,
+    "lines of tests": 22_189,
     "top-level modules": 26,
-    "lines of a package": 4_048,  # studies; api has 3,242
-    "lines of a file": 399,  # api/prior.py; configs/table.py has 391
-    "parameters of a function": 9,  # TrainedModel
+    "lines of a package": 4_022,  # studies; models has 3,242
+    "lines of a file": 396,  # configs/table.py; sde_lib.py has 390
 }
 
 
