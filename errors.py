@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import select
@@ -121,8 +122,11 @@ def avoid_wrong_products() -> None:
 
     By default jaxlib 0.10.2 to 0.12.0 compile a product with a matrix of equal entries, as the
     score of a mixture of Gaussians has it, to wrong or non-finite values (JAX issue 39103). JAX
-    reads the flag when it makes its first array, and aborts if it does not know it.
+    reads the flag when it makes its first array, and aborts if it does not know it. So does TPU's
+    compiler, to which the flags of CPUs are unknown.
     """
+    if importlib.util.find_spec("libtpu"):
+        return
     name, flags = "--xla_cpu_experimental_ynn_fusion_type", os.environ.get("XLA_FLAGS", "")
     version = importlib.metadata.version("jaxlib")
     if version.startswith(("0.10.2", "0.11.", "0.12.")) and name not in flags:

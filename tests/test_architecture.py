@@ -24,8 +24,8 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_710,
-    "lines of tests": 22_189,
+    "lines of code": 32_714,
+    "lines of tests": 22_191,
     "top-level modules": 26,
     "lines of a package": 4_022,  # studies; models has 3,242
     "lines of a file": 396,  # configs/table.py; sde_lib.py has 390
