@@ -23,7 +23,7 @@ from studies.distances import digits, held_out, quantiles, scale, sliced_distanc
 
 OPTIONS = {"write": False}
 COUNTS, DRAWS = (1000, 5000), 20
-IMAGES, SAMPLES = 359, 4  # held-out digits, and posterior samples of each
+IMAGES, SAMPLES = 100, 2  # held-out digits, and posterior samples of each
 
 
 def floors(model: TrainedModel) -> list[str]:
