@@ -24,10 +24,10 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_714,
-    "lines of tests": 22_191,
+    "lines of code": 32_584,
+    "lines of tests": 22_201,
     "top-level modules": 26,
-    "lines of a package": 4_022,  # studies; models has 3,242
+    "lines of a package": 3_892,  # studies; models has 3,242
     "lines of a file": 396,  # configs/table.py; sde_lib.py has 390
 }
 

@@ -16,7 +16,7 @@ from benchmarks.tables import block, read_table, set_block
 from configs.default import complete
 from configs.validation import validated
 from sde_lib import VPSDE
-from studies import claims, claims_measured, common, distances, inverse_problems, sampling
+from studies import claims, claims_measured, common, distances, floors, inverse_problems, sampling
 from studies.calibration import modes
 from studies.claims_checks import Check, Study, larger, smaller, summary, table
 from studies.claims_networks import NETWORKS
@@ -315,3 +315,13 @@ def test_quality_of_reconstructions():
     assert psnr == pytest.approx(20, abs=0.1)
     assert of_mean > 60
     assert 0.9 < ssim < 1
+
+
+def test_floor_of_the_digits(monkeypatch):
+    """A thousand training digits are 0.066 away from the held-out ones, by another computation."""
+    monkeypatch.setattr(floors, "DRAWS", 5)
+    rows = read_table("\n".join(floors.floors(common.load(common.zoo("digits_vp")))), "samples")
+    assert [row["samples"] for row in rows] == ["1000", "5000"]
+    first, second = (float(row["floor"].split()[0]) for row in rows)
+    assert first == pytest.approx(0.0664, abs=0.005)
+    assert second < first
