@@ -25,7 +25,8 @@ def _parse(flags: list[str], log: IO[bytes]) -> int:
     """Parse in this process, which then ends."""
     code = 1
     try:
-        os.dup2(log.fileno(), 2)
+        for stream in (1, 2):  # Such as the list of --list.
+            os.dup2(log.fileno(), stream)
         main._run = _validate
         sharding.join = lambda *arguments: None
         sys.argv = ["main.py", *flags]

@@ -25,7 +25,7 @@ BUDGETS = {
 }
 CURRENT = {
     "lines of code": 32_584,
-    "lines of tests": 22_201,
+    "lines of tests": 22_202,
     "top-level modules": 26,
     "lines of a package": 3_892,  # studies; models has 3,242
     "lines of a file": 396,  # configs/table.py; sde_lib.py has 390
