@@ -66,7 +66,6 @@ __all__ = [
     "annealed_langevin",
     "euler_maruyama",
     "fold_in",
-    "halved",
     "image_keys",
     "integrate_flow",
     "kinds",
@@ -115,6 +114,7 @@ def make(
     *,
     data_std: float = 0.5,
     defaults: Defaults = NO_DEFAULTS,
+    halved: bool = False,
     **given: Any,
 ) -> Sampler:
     """Return a sampler; the same arguments return the same object.
@@ -125,30 +125,16 @@ def make(
       steps: the number of steps; None for that of `defaults`, or else of the kind.
       data_std: see `Setting`.
       defaults: values in place of those of the kind.
+      halved: whether to take half as many steps, whose samples differ by their error.
       given: options of the sampler.
 
-    Raises InputError for an unknown name or option, and a value outside of its domain.
+    Raises InputError for an unknown name or option, a value outside of its domain, and for a halved
+    sampler that draws noise or chooses its steps.
     """
     setting, values = _resolve(name, sde, steps, data_std, defaults, given)
-    return _make(setting, tuple(values.items()), _entries(setting.name, values))
-
-
-def halved(
-    name: str | None,
-    sde: SDE,
-    steps: int | None = None,
-    *,
-    data_std: float = 0.5,
-    defaults: Defaults = NO_DEFAULTS,
-    **given: Any,
-) -> Sampler:
-    """Return the sampler of `make` with half as many steps, whose difference shows their error.
-
-    Raises InputError for a sampler that draws noise or chooses its steps.
-    """
-    setting, values = _resolve(name, sde, steps, data_std, defaults, given)
-    _check_flow(setting.name, "has no error that another number of steps shows", set())
-    setting = setting._replace(steps=-(-setting.steps // 2))
+    if halved:
+        _check_flow(setting.name, "has no error that another number of steps shows", set())
+        setting = setting._replace(steps=-(-setting.steps // 2))
     return _make(setting, tuple(values.items()), _entries(setting.name, values))
 
 

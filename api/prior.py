@@ -108,14 +108,14 @@ class Prior:
           first: the number of the first event; `sample(8, first=8)` continues `sample(8)`.
           sampler: one of `sampling.kinds()`. The default for a score that is given as a function
             is 'dpm++_3m' with 24 steps, whose spread was within 1 % of Gaussians, mixtures and
-            heavy tails for every SDE (docs/sampling.md); of data that are only 5 times as wide as
-            the noise at t_end, 2 %. For a network it is that of its config.
+            heavy tails for every SDE (docs/sampling.md), and within 2 % if the noise at t_end is a
+            fifth of the width of the data. For a network it is that of its config.
           steps: the number of steps, unless they are adaptive.
           temperature: the factor of the initial noise.
           batch_size: the number of events that are computed at a time.
           return_error: whether to return also the error of the steps (*sample_shape,) in the units
             of x: the root mean square difference from samples of the same noise in half as many
-            steps. That is the error of the latter, 4 times the error of a second-order solver.
+            steps. A second-order solver has a fourth of this error.
           options: those of the sampler, such as schedule, predictor, corrector, snr.
 
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
@@ -132,7 +132,7 @@ class Prior:
         chosen = self.make_sampler(sampler, steps, **options)
         if not return_error:
             return draw(chosen)
-        coarse = self.make_sampler(sampler, steps, sampling.halved, **options)
+        coarse = self.make_sampler(sampler, steps, halved=True, **options)
         x = draw(chosen)
         return x, jnp.sqrt(jnp.mean(jnp.square(x - draw(coarse)), event_axes))
 
@@ -163,18 +163,16 @@ class Prior:
         return found._replace(x=x, frames=frames)
 
     def make_sampler(
-        self,
-        name: str | None = None,
-        steps: int | None = None,
-        make: Callable[..., Sampler] = sampling.make,
-        **options: Any,
+        self, name: str | None = None, steps: int | None = None, **options: Any
     ) -> Sampler:
         """Return a sampler by its name and options, as `sample` takes them."""
         defaults = self.defaults
         if math.prod(self.event_shape) < FEW_ENTRIES:
             known = {"corrector": "metropolis", **defaults.options}
             defaults = defaults._replace(options=known)
-        return make(name, self.sde, steps, data_std=self._typical_std, defaults=defaults, **options)
+        return sampling.make(
+            name, self.sde, steps, data_std=self._typical_std, defaults=defaults, **options
+        )
 
     @functools.cached_property
     def _typical_std(self) -> float:

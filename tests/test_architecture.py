@@ -24,7 +24,7 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_584,
+    "lines of code": 32_568,
     "lines of tests": 22_202,
     "top-level modules": 26,
     "lines of a package": 3_892,  # studies; models has 3,242
