@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-import sampling
 from api.arguments import check_memory, is_traced, show, user_code, warn
 from errors import InputError
-from sde_lib import SDE, Score, expand
+from sde_lib import SDE, Score
 
 MOST_GAP = 0.5  # of the score at time T from that of the SDE's prior, relative to the latter
 STANDARDIZE = "Train on data of mean 0 and standard deviation 1, and pass loc and scale"
@@ -58,28 +57,31 @@ def check_score(score: Score, sde: SDE, shape: tuple[int, ...]) -> None:
     the last step of samplers.
     """
     check_kernel(sde)
-    count = next(n for n in range(2, 12) if n not in shape)  # t must not fit x.
+    fewest = -(-32 // max(math.prod(shape), 1))
+    repeats = next(n for n in range(fewest, fewest + 9) if n * NOISE_LEVELS not in shape)
+    count = repeats * NOISE_LEVELS  # An axis of this size would let t fit x.
     check_memory(count * math.prod(shape), f"shape = {shape}")
-    keys, std = jax.random.split(jax.random.key(0), count), sde.prior_std
-    x = std * sampling.standard_normal(keys, (count, *shape))
-    value = function_of(score)(x, jnp.full(count, sde.T))
+    std, random = sde.prior_std, np.random.default_rng(0)
+    x = std * random.standard_normal((count, *shape), np.float32)
+    times = np.full(count, sde.T, np.float32)
+    value = function_of(score)(jnp.asarray(x), jnp.asarray(times))
     if is_traced(value):
         return
-    if not jnp.isfinite(value).all():
+    value = np.asarray(value, np.float32)
+    if not np.isfinite(value).all():
         raise InputError(
             f"The score of noise at time T = {sde.T} is not finite. Check that its arguments are a "
             "state x at time t and t itself, for this SDE."
         )
-    gap = float(jnp.sqrt(jnp.mean(jnp.square(std * value + x / std))))
+    gap = math.sqrt(np.square(std * value + x / std).mean())
     if gap > MOST_GAP:
         warn(
             f"At time T = {sde.T}, the score differs by {gap:.2g} of its size from that of "
             f"N(0, {std:.4g}^2), where samples start. Samples and densities are wrong. "
             f"{STANDARDIZE}, or use more noise at T."
         )
-    times = jnp.full(count, sde.T)
-    center = sde.posterior_mean(value, x, times).mean(0)
-    spread, level = _smallest_spread(score, sde, center)
+    center = _posterior_mean(sde, value, x, times).mean(0)
+    spread, level = _smallest_spread(score, sde, center, repeats)
     if spread < level:
         warn(
             f"The data have a standard deviation of about {spread:.2g}, but the noise of the last "
@@ -88,7 +90,9 @@ def check_score(score: Score, sde: SDE, shape: tuple[int, ...]) -> None:
         )
 
 
-def _smallest_spread(score: Score, sde: SDE, center: Array) -> tuple[float, float]:
+def _smallest_spread(
+    score: Score, sde: SDE, center: np.ndarray, repeats: int
+) -> tuple[float, float]:
     """Return about the standard deviation of the data, and the noise level at t_end.
 
     `center` (*shape) is the mean of the data. At the noise level sigma, E[x_0 | x_t] of Gaussian
@@ -96,18 +100,26 @@ def _smallest_spread(score: Score, sde: SDE, center: Array) -> tuple[float, floa
     This is largest, s / 2, where sigma = s. If it is less than half of the level at t_end at all
     levels, s follows from its value there; the result is that or, as a lower bound, the level.
     """
-    ends = sde.noise_to_signal(jnp.array([sde.t_end, sde.T]))
-    repeats = -(-32 // max(center.size, 1))
-    levels = jnp.repeat(jnp.geomspace(ends[0], ends[1], NOISE_LEVELS), repeats)
-    times = sde.time_at(levels)
-    keys = jax.random.split(jax.random.key(1), len(times))
-    noise = sampling.standard_normal(keys, (len(times), *center.shape))
-    x = expand(sde.alpha(times), noise) * (center + expand(levels, noise) * noise)
-    value = function_of(score)(x, times)
-    moved = jnp.square(sde.posterior_mean(value, x, times) - center)
-    by_level = jnp.sqrt(moved.reshape(NOISE_LEVELS, -1).mean(1))
-    share, level = float(by_level.max() / ends[0]), float(ends[0])
-    return level * math.sqrt(share / (1 - share)) if share < 0.5 else level, level
+    low, high = np.asarray(sde.noise_to_signal(jnp.array([sde.t_end, sde.T]))).tolist()
+    levels = np.repeat(np.geomspace(low, high, NOISE_LEVELS), repeats)
+    times = np.asarray(sde.time_at(jnp.asarray(levels, jnp.float32)))
+    noise = np.random.default_rng(1).standard_normal((len(times), *center.shape))
+    alpha, level = (_expand(each, noise) for each in (sde.alpha(times), levels))
+    x = (alpha * (center + level * noise)).astype(np.float32)
+    value = np.asarray(function_of(score)(jnp.asarray(x), jnp.asarray(times)), np.float32)
+    moved = np.square(_posterior_mean(sde, value, x, times) - center)
+    by_level = np.sqrt(moved.reshape(NOISE_LEVELS, -1).mean(1))
+    share = float(by_level.max() / low)
+    return low * math.sqrt(share / (1 - share)) if share < 0.5 else low, low
+
+
+def _posterior_mean(sde: SDE, value: np.ndarray, x: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Return `sde.posterior_mean` by NumPy, for which JAX would compile programs for each shape."""
+    return (x + _expand(sde.var(t), x) * value) / _expand(sde.alpha(t), x)
+
+
+def _expand(coefficient: Array | np.ndarray, x: np.ndarray) -> np.ndarray:
+    return np.asarray(coefficient).reshape(-1, *(x.ndim - 1) * (1,))
 
 
 def check_kernel(sde: SDE) -> None:
