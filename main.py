@@ -142,7 +142,7 @@ flags.DEFINE_list("classes", None, "The classes of the images to draw in turn, s
 flags.DEFINE_integer("seed", None, "The seed of the images to draw, in place of --config.seed.")
 flags.DEFINE_bool("version", False, "Print the version and exit.")
 flags.DEFINE_bool("list", False, "Print the experiments and the trained networks, and exit.")
-flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; docs/scaling.md.")
+flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; docs/accelerators.md.")
 flags.DEFINE_integer("num_processes", None, "The number of processes started by hand.")
 flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
 

@@ -184,7 +184,7 @@ def classify(folders: list[str], picture: str | None) -> None:
     checkpoints = [path for name in folders for path in sorted(Path(name).glob("checkpoint_*"))]
     if picture and checkpoints:
         draw(Path(picture), checkpoints[0])
-    columns = "folder", "guidance", "scale", "NFE", "correct class, %", "worst class, % (which)"
+    columns = "folder", "guidance", "scale", "NFE", "correct class, %"
     print("\n".join(header(*columns, "spread", "outliers, %")))
     for folder in checkpoints:
         images, classes = load(folder)
@@ -192,12 +192,11 @@ def classify(folders: list[str], picture: str | None) -> None:
         samples, guidance = images.reshape(len(images), -1) * (16 / 255), result["guidance"]
         correct = classifier.predict(samples) == classes
         share, error = (100 * value for value in mean(correct))
-        worst, which = min((correct[classes == c].mean(), c) for c in np.unique(classes))
         relative = spread(samples, classes) / spread(x, np.asarray(train.labels))
         outliers = (distance_to_nearest(samples, x) > far).mean()
         cells = folder.parent.name, guidance["kind"], f"{guidance['scale']:g}"
         cells += f"{result['nfe']:.0f}", f"{share:.1f} +- {error:.1f}"
-        cells += f"{100 * worst:.0f} ({which})", f"{relative:.2f}", f"{100 * outliers:.1f}"
+        cells += f"{relative:.2f}", f"{100 * outliers:.1f}"
         print(row(*cells))
 
 

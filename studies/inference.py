@@ -103,13 +103,13 @@ def over_seeds(found: list[Record], name: str) -> str:
 
 
 def table(results: Results) -> list[str]:
-    """Return a row for each task and method, with the number of seeds."""
-    lines = header("task", "method", "seeds", "C2ST", "log p of the parameters", "CPU seconds")
+    """Return a row for each task and method."""
+    lines = header("task", "method", "C2ST", "log p of the parameters", "CPU seconds")
     for (name, method), found in results.items():
         seconds = np.mean([each["seconds"] for each in found])
         costs = [over_seeds(found, "log_prob"), f"{seconds:.0f}"]
         costs = ["", ""] if method == FLOOR else costs
-        lines.append(row(name, method, str(len(found)), over_seeds(found, "c2st"), *costs))
+        lines.append(row(name, method, over_seeds(found, "c2st"), *costs))
     return lines
 
 

@@ -210,8 +210,6 @@ COLUMNS: Columns = {
     "correct class, %": ("correct", "", 1),
     "truth in 90 % intervals, %": ("coverage", "", 1),
     "verdict": ("kind", "", 1),
-    "evaluations": ("evaluations", "", 1),
-    "gradients": ("gradients", "", 1),
     "CPU ms of a sample": ("milliseconds", ".0f", 1),
     "training, CPU s": ("training", ".0f", 1),
 }

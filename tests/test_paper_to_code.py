@@ -35,6 +35,12 @@ def rows(text: str) -> Iterator[tuple[str, str, str, str]]:
             yield from ((cells[0][0], each[0], *each[-2:]) for each in cells[2:])
 
 
+def numbers_in(label: str) -> list[int]:
+    """The numbers of a cell such as '(1), (3)', '(15)-(18)*' or '9, 14-17'."""
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", re.sub(r"[()]", "", label))
+    return [n for first, last in ranges for n in range(int(first), int(last or first) + 1)]
+
+
 def cited(node: ast.AST, name: str) -> Iterator[tuple[str, int]]:
     """The equations of the paper in docstrings: names of functions, classes or modules."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
@@ -64,7 +70,7 @@ def problems(text: str, cited: frozenset[tuple[str, int]]) -> Iterator[str]:
     """What is wrong with the page."""
     table, listed = [*rows(text)], {}
     for kind, last in NUMBERS.items():
-        numbers = [int(re.sub(r"\D", "", label)) for name, label, *_ in table if name == kind]
+        numbers = [n for name, label, *_ in table if name == kind for n in numbers_in(label)]
         for number in {*range(1, last + 1), *numbers}:
             if numbers.count(number) != (number <= last):
                 yield f"{kind} {number} occurs {numbers.count(number)} times"
@@ -77,7 +83,7 @@ def problems(text: str, cited: frozenset[tuple[str, int]]) -> Iterator[str]:
         if not (names and tests) and not code.startswith("-: "):
             yield f"{kind} {label} has no code, reason or test"
         if kind == "Eq.":
-            listed[int(re.sub(r"\D", "", label))] = names
+            listed |= dict.fromkeys(numbers_in(label), names)
     for name, number in cited:
         if not any(f"{each}.".startswith(f"{name}.") for each in listed.get(number, [])):
             yield f"{name} cites ({number}), whose row does not list it"

@@ -279,7 +279,7 @@ def test_page_of_samplers(page, monkeypatch):
 
 @pytest.mark.long
 def test_page_of_likelihoods(page):
-    constants = {"TOLERANCES": (1e-2,), "PROBES": (1, 4), "CHANGES": {"tolerance": (1e-2,)}}
+    constants: dict = {"TOLERANCES": (1e-2,), "PROBES": (1, 4), "T_MINS": (1e-3,)}
     constants |= {"NETWORKS": {"digits_vp": 2}, "LEVELS": (16,), "LEVELS_REFERENCE": 1e-2}
     found = page("likelihood", {"images": 2, "rounds": 1}, **constants)
     last = read_table(found["levels"], "Network")[-1]
