@@ -230,7 +230,8 @@ def edm_layout(network: nnx.Module, config: Config) -> Layout:
 
 def _song_blocks(config: Config) -> Iterator[tuple[Keys, str]]:
     """Yield the path of each block that NCSN++ can have, and its name in a SongUNet."""
-    sides = [f"{side}x{side}" for side in _sides(config)]
+    levels = range(len(config.model.ch_mult))
+    sides = ["{0}x{0}".format(config.data.image_size >> level) for level in levels]
     count, lowest = config.model.num_res_blocks, len(sides) - 1
     yield ("conv_in",), f"enc.{sides[0]}_conv"
     yield ("norm_out",), f"dec.{sides[0]}_aux_norm"
@@ -250,8 +251,3 @@ def _song_blocks(config: Config) -> Iterator[tuple[Keys, str]]:
         yield ("up", up, "norm"), f"dec.{side}_aux_norm"
         yield ("up", up, "conv"), f"dec.{side}_aux_conv"
         yield ("up", up - 1, "up"), f"dec.{side}_up"
-
-
-def _sides(config: Config) -> list[int]:
-    """Return the side lengths of the levels, the largest first."""
-    return [config.data.image_size >> level for level in range(len(config.model.ch_mult))]

@@ -17,9 +17,8 @@ from PIL import Image
 
 from pretrained import edm_import, flax_format, safetensors_format, torch_format
 from readers import arrays, authors, emoji, files, image_files, preprocessing
-from readers.array_records import ArrayRecords
 from readers.lmdb import Lmdb
-from readers.tfrecords import TFRecords, parse_example
+from readers.records import ArrayRecords, TFRecords, parse_example
 from tests import edm_files, examples
 
 WEIGHTS = {f"layer{i}.weight": np.arange(12, dtype=np.float32).reshape(3, 4) for i in range(3)}

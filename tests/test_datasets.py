@@ -121,7 +121,7 @@ def test_chosen_rows_and_labels_of_batches():
     ("labels", "message"),
     [
         (None, "needs images with labels"),
-        (np.arange(4), "data.num_classes = 3, but the labels .* from 0 to 3"),
+        (np.arange(4), "data.num_classes = 3: labels are from 0 to 3"),
     ],
 )
 def test_labels_that_do_not_fit_are_errors(monkeypatch, labels, message):

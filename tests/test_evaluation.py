@@ -27,7 +27,8 @@ from configs.folders import dependencies
 from datasets import Images
 from errors import InputError
 from experiment import Experiment
-from metrics import bits_per_dim_stage, loss_stage, sample_quality, samples_stage, stage
+from metrics import held_out as held_out_stages
+from metrics import sample_quality, samples_stage, stage
 from metrics.features import Extractor, Features
 from metrics.stage import Context, Measure, summarize, summary_measure
 from readers import pictures
@@ -102,7 +103,7 @@ def test_results(evaluated, experiment, tmp_path):
     for name, tree in zip(("params", "ema"), trees):
         drawn = experiment.draw_images(experiment.trained_model(tree), 0, 24).x[:10]
         (tmp_path / name).mkdir()
-        loss = loss_stage.run(Context(experiment, tree, tmp_path / name))
+        loss = held_out_stages.run_loss(Context(experiment, tree, tmp_path / name))
         same = np.array_equal(samples, drawn), loss == results["loss"]
         assert same == ((True, True) if name == "ema" else (False, False))
     rounds = load_rounds(round_paths(folder, "losses", 3))
@@ -354,7 +355,7 @@ def black_and_white(tmp_path, monkeypatch):
 def test_the_loss_is_that_of_test_images(black_and_white):
     """Each image counts once; the noise of the rounds differs."""
     context, seen = black_and_white
-    result = loss_stage.run(context)
+    result = held_out_stages.run_loss(context)
     assert [(pixels.min(), len(pixels)) for pixels, _ in seen] == [(255, 10), (255, 10)]
     assert seen[0][1] != seen[1][1]
     assert (result["images"], result["mean"]) == (16, (45 + 15) / 16)
@@ -368,7 +369,7 @@ def test_bits_per_dim_are_those_of_the_chosen_split(black_and_white, split, grey
     context, seen = black_and_white
     with context.experiment.config.unlocked():
         context.experiment.config.eval.bpd_dataset = split
-    result = bits_per_dim_stage.run(context)
+    result = held_out_stages.run_bits(context)
     assert all((pixels == grey).all() for pixels, _ in seen)
     for index, (_, keys) in enumerate(seen):  # They depend on the pass and the image.
         key = jax.random.fold_in(context.experiment.key("bpd"), index // 2)
@@ -380,7 +381,7 @@ def test_bits_per_dim_are_those_of_the_chosen_split(black_and_white, split, grey
     notes = []
     for mean in (0.01, -0.03, -0.05):
         entry = result | {"gap": {"mean": mean, "stderr": 0.02}}
-        notes.append(bits_per_dim_stage.measures(entry)[1].note)
+        notes.append(held_out_stages.measures_of_bits(entry)[1].note)
     start = "variational: an upper bound in the mean"
     below = " +- 0.0200 bits/dim lower than the value: "
     assert notes[0] == start
@@ -436,7 +437,7 @@ def test_images_are_placed_at_times_of_training():
         assert tiny.config(name).eval.bpd_t_min >= smallest
         below = Experiment(tiny.config(name, **{"eval.bpd_t_min": 0.9 * smallest}))
         words = f"must be at least {smallest:g}, the smallest time that"
-        refused(words, bits_per_dim_stage.check, below)
+        refused(words, held_out_stages.check_bits, below)
 
 
 # --- samples --------------------------------------------------------------------------------------
