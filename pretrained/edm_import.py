@@ -21,9 +21,15 @@ from models import embeddings, layers
 from models.adm import ADM
 from pretrained import torch_pickles
 from pretrained.parameter_names import TORCH_LEAVES, parameters
-from pretrained.stored_parameters import Layout, StoredParameter, load_params
+from pretrained.stored_parameters import (
+    Config,
+    Layout,
+    StoredParameter,
+    Tensors,
+    Trained,
+    load_params,
+)
 from pretrained.stored_parameters import Path as Keys
-from pretrained.trained import Config, Tensors, Trained
 from readers import pickles
 from readers.files import check_regular, check_structure, reading
 from readers.pickles import Record
@@ -221,10 +227,8 @@ def edm_layout(network: nnx.Module, config: Config) -> Layout:
         block = next(path[:end] for end in range(len(path), 0, -1) if path[:end] in names)
         leaf, axes = EDM_LEAVES[type(layer)][path[-1]]
         inner = "" if path[:-1] == block else f"{INNER[str(path[-2])]}."
-        is_matrix = isinstance(layer, layers.NIN) and len(shape) == 2  # A 1x1 convolution there.
-        padded = (*shape[::-1], 1, 1) if is_matrix else None
         name = f"{names[block]}.{inner}{leaf}"
-        layout.append(StoredParameter(path, shape, (name,), axes, padded))
+        layout.append(StoredParameter(path, shape, (name,), axes))
     return layout
 
 

@@ -21,8 +21,15 @@ from configs.default import not_data, reset
 from errors import InputError, brief, printable
 from models.building import Params
 from pretrained.parameter_names import flax_layout
-from pretrained.stored_parameters import export_params, load_params
-from pretrained.trained import Config, Tensors, Trained, part, to_step
+from pretrained.stored_parameters import (
+    Config,
+    Tensors,
+    Trained,
+    export_params,
+    load_params,
+    part,
+    to_step,
+)
 from readers.files import MAX_TEXT, check_regular, parse_json, reading
 
 TREES = ("params", "ema", "mu", "nu")  # The fields of Trained that contain parameters.

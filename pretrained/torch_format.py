@@ -15,8 +15,16 @@ from flax import nnx
 from errors import InputError, printable
 from pretrained import torch_pickles
 from pretrained.parameter_names import torch_layout
-from pretrained.stored_parameters import Layout, export_params, load_params
-from pretrained.trained import Config, Tensors, Trained, to_number, to_step
+from pretrained.stored_parameters import (
+    Config,
+    Layout,
+    Tensors,
+    Trained,
+    export_params,
+    load_params,
+    to_number,
+    to_step,
+)
 from readers.files import check_regular, check_structure, reading
 from sde_lib import VESDE
 
@@ -108,7 +116,7 @@ def _read_moments(
     for name, moments in states.items():
         check_structure(moments, MOMENT, path, f"the optimizer's state of {printable(name)}")
     zeros = {
-        stored.names[0]: np.zeros(stored.file_shapes[0], np.float32)
+        stored.names[0]: np.zeros(stored.file_shape, np.float32)
         for stored in layout
         if not stored.has_gradient
     }

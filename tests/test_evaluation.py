@@ -4,9 +4,7 @@ import dataclasses
 import functools
 import json
 import os
-import resource
 import shutil
-import tracemalloc
 from pathlib import Path
 
 import jax
@@ -22,16 +20,12 @@ import losses
 import sampling
 import training
 from api.trained import Bits, TrainedModel
-from configs import default
-from configs.folders import dependencies
 from datasets import Images
 from errors import InputError
 from experiment import Experiment
 from metrics import held_out as held_out_stages
 from metrics import sample_quality, samples_stage, stage
-from metrics.features import Extractor, Features
 from metrics.stage import Context, Measure, summarize, summary_measure
-from readers import pictures
 from runs import load_rounds, report, round_paths
 from runs.checkpoints import SNAPSHOTS, Checkpoints
 from sampling import Samples
@@ -285,18 +279,6 @@ def test_what_rounds_depend_on(monkeypatch, three_checkpoints):
     assert inputs[1][1].depends["classifier"] != before
 
 
-def test_fields_that_a_folder_depends_on():
-    """The range of checkpoints, the metrics and training may change in that of an evaluation."""
-    fixed = dependencies("evaluation", default.complete(config())).keys()
-    free = {"eval.begin_ckpt", "eval.features", "eval.enable_bpd", "eval.stats_path", "optim.lr"}
-    assert not free & fixed
-    assert {"training.sde", "training.reduce_mean", "eval.batch_size"} <= fixed
-    for continuous in (True, False):  # Networks of discrete time depend on the number of steps.
-        c = default.complete(tiny.config(**{"training.continuous": continuous}))
-        for kind, depends in (("checkpoint", not continuous), ("training", True)):
-            assert ("model.num_scales" in dependencies(kind, c)) == depends
-
-
 NO_STAGE = {f"eval.enable_{stage}": False for stage in ("loss", "bpd", "sampling")}
 REJECTED = [
     ("no checkpoint_7; existing checkpoints: 2, 9, 10", 7, {}),
@@ -490,47 +472,6 @@ def test_sampling_resumes_after_it_is_killed(tmp_path, monkeypatch):
     assert resumed["first"].tolist() == [True, True, False]  # Each process compiles once.
 
 
-def test_memory_and_open_files_do_not_grow_with_the_number_of_rounds(tmp_path, monkeypatch):
-    """30 rounds of 3 MB in total need the memory of few rounds, and 20 open files."""
-    count, shape = 30, (8, 64, 64, 3)
-    monkeypatch.setattr(samples_stage, "GRID_IMAGES", 8)
-
-    def draw_images(experiment, model, first, size):
-        images = np.full(shape, first % 256, np.uint8)
-        return Samples(images, np.full(8, 5), np.zeros((0, 8)), np.zeros(8))
-
-    def extract(images):
-        return Features(images[:, :2, 0, 0].astype(np.float32), None)
-
-    monkeypatch.setattr(Experiment, "draw_images", draw_images)
-    monkeypatch.setattr(sample_quality, "measure", lambda paths, *_: {"paths": paths})
-    prepared = sample_quality.Prepared(Extractor("kind", "0", "", extract), None)
-    contexts = []
-    for name, rounds in (("first", 1), ("all", count)):
-        changes = {"eval.batch_size": 8, "eval.num_samples": 8 * rounds}
-        experiment = Experiment(config(**changes))
-        experiment.image_shape = shape[1:]
-        contexts.append(Context(experiment, {}, tmp_path / name, prepared))
-        contexts[-1].folder.mkdir()
-    # The first round of a process loads libraries, which need more memory than all rounds.
-    samples_stage.run(contexts[0])
-    open_files = max(map(int, os.listdir("/proc/self/fd")))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    tracemalloc.start()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 20, hard))
-    try:
-        samples_stage.run(contexts[1])
-        paths = sample_quality.run(contexts[1])["paths"]
-        pool = load_rounds(paths, "pool")["pool"]
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        tracemalloc.stop()
-    assert paths == round_paths(tmp_path / "all", "features_kind-0", count)
-    assert pool[:, 0].tolist() == (8 * np.arange(count) % 256).repeat(8).tolist()
-    assert peak < count * np.prod(shape) / 2
-
-
 def test_images_depend_on_seed_and_number_alone(experiment, evaluated):
     """They differ between batch sizes and device counts by at most one gray level of 17."""
     params = jax.device_get(evaluated[2][1])
@@ -579,20 +520,6 @@ def test_held_out_images():
         {"data.dataset": "noise", "guidance.classes": (3, 1)},
     ):
         refused("data.dataset|data.path", held_out, 9, **changes)
-
-
-def test_titles_of_trajectories(monkeypatch):
-    """They are the noise levels of the frames, if the sampler states them."""
-    titles, original = [], pictures.image_grid
-    monkeypatch.setattr(
-        *(pictures, "image_grid"),
-        lambda *args, **options: titles.append(options["titles"]) or original(*args, **options),
-    )
-    frames = np.zeros((4, 9, 8, 8, 1), np.uint8)
-    picture = datasets.trajectory_grid(frames, (151.7, 9.54, 0.0123, 0.0))
-    datasets.trajectory_grid(frames, ())
-    assert titles == [["152", "9.5", "0.012", "0"], []]
-    assert picture.size == (4 + 4 * 68, 22 + 8 * 68)
 
 
 @pytest.mark.slow

@@ -56,10 +56,9 @@ def jpeg_scans(count: int, side: int = 64) -> bytes:
     return data[:-2] + data[start : start + 2 + length] * count + b"\xff\xd9"
 
 
-def jpeg_size(side: int) -> bytes:
+def jpeg_size(side: int, data: bytes, frame: bytes = b"\xff\xc0") -> bytes:
     """Return a JPEG file whose header states another size."""
-    data = encoded(RGB, "JPEG")
-    frame = data.index(b"\xff\xc0") + 5
+    frame = data.index(frame) + 5
     return data[:frame] + struct.pack(">HH", side, side) + data[frame + 4 :]
 
 
@@ -71,6 +70,8 @@ def webp_canvas(side: int) -> bytes:
 
 
 def image_files() -> dict:
+    frame = b"\xff\xc0\0\x08AABBCC"
+    two_frames = jpeg_size(8, encoded(RGB, "JPEG")).replace(b"\xff\xdb", frame + b"\xff\xdb")
     return {
         "nothing": (b"", "it is empty"),
         "another format": (encoded(RGB, "GIF"), "it is not a PNG, JPEG or WebP image"),
@@ -81,9 +82,12 @@ def image_files() -> dict:
         "a chunk without an end": (png()[:60], "cut off"),
         "a changed pixel": (png().replace(b"IDATx", b"IDATy"), "wrong checksum"),
         "scans": (jpeg_scans(5000), "at most 50 are read"),
-        "scans of many pixels": (jpeg_scans(40, 5000), "at most 50 are read"),
+        "scans of many pixels": (
+            jpeg_size(5000, jpeg_scans(40), b"\xff\xc2"),
+            "at most 50 are read",
+        ),
         "segments": (b"\xff\xd8" + b"\xff\xfe\0\2" * 3000 + encoded(RGB, "JPEG")[2:], "no scan"),
-        "two frames": (jpeg_size(8).replace(b"\xff\xdb", b"\xff\xc0\0\x08AABBCC\xff\xdb"), "frame"),
+        "two frames": (two_frames, "frame"),
         "a WebP canvas": (webp_canvas(16_383), "16383x16383 pixels"),
         "an inconsistent WebP canvas": (webp_canvas(4000), ""),
         "a narrow image": (png(1, 60_000), "too narrow"),
