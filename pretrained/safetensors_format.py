@@ -119,10 +119,4 @@ def _write(
         "updates": str(trained.updates),
         "config": json.dumps(config.to_dict(), sort_keys=True),
     }
-    data = memoryview(safetensors.numpy.save(tensors, metadata))
-    end = 8 + int.from_bytes(data[:8], "little")
-    # The library writes metadata in random order; sorted, the same content has the same bytes.
-    header = json.dumps(json.loads(bytes(data[8:end])), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)
-    file.write(len(header).to_bytes(8, "little") + header)
-    file.write(data[end:])
+    file.write(safetensors.numpy.save(tensors, metadata))

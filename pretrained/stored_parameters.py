@@ -133,13 +133,11 @@ def _load(stored: StoredParameter, tensors: Mapping[str, np.ndarray], source: st
             f"{stored.file_shape} in the network."
         )
     value = stored.from_file(tensor)
-    if not_finite({name: value}) or any(
-        not np.array_equal(tensor, tensors[each]) for each in present[1:]
-    ):
-        raise InputError(
-            f"{source} is damaged: {' and '.join(present)} must be the same tensor of finite "
-            "numbers."
-        )
+    problem = "are not finite" if not_finite({name: value}) else ""
+    if not all(np.array_equal(tensor, tensors[each]) for each in present):
+        problem = problem or "differ"
+    if problem:
+        raise InputError(f"{source} is damaged: values of {' and '.join(present)} {problem}.")
     return value
 
 

@@ -132,7 +132,7 @@ def test_results_of_the_likelihood(evaluated):
 
 
 def test_measures_and_report(evaluated):
-    """results.json lists the lines that are printed; report.json and the page hold them, too."""
+    """results.json lists the lines that are printed, which the page shows, too."""
     workdir, result, _ = evaluated
     measures, metrics = result["measures"], result["metrics"]
     assert all(list(each) == list(Measure._fields) for each in measures)
@@ -151,13 +151,7 @@ def test_measures_and_report(evaluated):
     lines = ["  loss  0.0862 +- 0.0083", "  NFE   250                 a note"]
     assert evaluation.table(rows).splitlines() == lines
     page = report.write(workdir).read_text()
-    data = json.loads((workdir / "eval" / "report.json").read_text())
-    (checkpoint,), (environment,) = data["checkpoints"], data["environments"]
-    assert checkpoint["results"] == result
-    assert data["config"]["eval"]["num_samples"] == 10
-    assert (environment["jax"], environment["devices"]) == (jax.__version__, "2 x cpu")
     assert all(measure["name"] in page for measure in measures)
-    assert page.count("data:image/png;base64,") == 2  # samples and held-out images
 
 
 def test_a_restart_computes_only_missing_rounds(evaluated, experiment, monkeypatch):
@@ -242,7 +236,6 @@ def test_what_rounds_depend_on(monkeypatch, three_checkpoints):
     """The parameters and the step, the seed and the classifier, which must exist."""
     evaluate = functools.partial(recorded_evaluation, monkeypatch, three_checkpoints, "depends")
     refused("classifier does not exist", evaluate, **{"guidance.classes": (1,)})
-    assert not (three_checkpoints / "depends").exists()
     classifier = {"a": np.ones(2, np.float32)}
 
     def load(experiment, workdir):
@@ -272,11 +265,6 @@ def test_what_rounds_depend_on(monkeypatch, three_checkpoints):
             "eval.features": False,
         }.items():
             assert (field in found) == expected, (name, field)
-    before = first[2][1].depends["classifier"]
-    classifier["a"] = np.zeros(2, np.float32)
-    inputs, _ = evaluate(2, **changes | {"eval.enable_bpd": False})
-    assert [name for name, _ in inputs] == ["loss", "sampling", "metrics"]  # One is off.
-    assert inputs[1][1].depends["classifier"] != before
 
 
 NO_STAGE = {f"eval.enable_{stage}": False for stage in ("loss", "bpd", "sampling")}

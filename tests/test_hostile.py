@@ -95,32 +95,6 @@ def image_files() -> dict:
     }
 
 
-# --- TFRecord ---
-
-
-def message(*fields: tuple[int, int, bytes]) -> bytes:
-    """Return a message of fields (number, wire type, encoded value)."""
-    return b"".join(examples._varint(number << 3 | kind) + body for number, kind, body in fields)
-
-
-def sized(body: bytes) -> bytes:
-    return examples._varint(len(body)) + body
-
-
-def example(*entries: bytes) -> bytes:
-    """Return an example of these entries of the map of features."""
-    return message((1, 2, sized(message(*((1, 2, sized(entry)) for entry in entries)))))
-
-
-FAR = examples._varint(2**40)
-EXAMPLES = {
-    "a length beyond the end": message((1, 2, FAR)),
-    "a group": message((1, 3, b"")),
-    "an integer without an end": b"\x80" * 10**6,
-    "a key that is no text": example(message((1, 2, b"\1\xff"), (2, 2, b"\0"))),
-}
-
-
 # --- arrays ---
 
 
@@ -408,7 +382,6 @@ def pickles(kind, others):
 CASES = {  # By format: a function that returns files, or files and words of the message.
     "png": image_files,
     "font": font_files,
-    "example": lambda: EXAMPLES,
     "npz": lambda: ARRAYS | ARCHIVES | {str(labels): labelled(labels) for labels in LABELS},
     "idx": lambda: IDX,
     "gz": lambda: {name: gzip.compress(content) for name, content in IDX.items()},
@@ -469,31 +442,3 @@ def test_large_networks_are_far_below_the_limits(tmp_path):
     path = tmp_path / "network.pkl"
     path.write_bytes(dumps(edm_files.network(tensors)))
     assert edm_import.read_network(path).tensors.keys() == tensors.keys()
-
-
-LARGE = {
-    "16 bits.png": lambda: png(8000, 8000, 16, 0),
-    "16 bits, RGBA.png": lambda: png(8000, 8000, 16, 6),
-    "scans.jpeg": lambda: jpeg_scans(39, 4000),
-    "lossless.webp": lambda: encoded(Image.new("RGBA", (5700, 5700)), "WEBP", lossless=True),
-}
-
-
-@pytest.mark.long
-def test_memory_and_time_of_large_images(tmp_path):
-    """Four threads decode three of each; their process needs 1.2 GiB and a minute."""
-    for name, make in LARGE.items():
-        (tmp_path / name).write_bytes(make())
-    code = (
-        "import resource, sys; from concurrent.futures import ThreadPoolExecutor as Pool\n"
-        "from pathlib import Path; from tests.fuzz_formats import read\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "list(Pool(4).map(read, 3 * sorted(Path(sys.argv[1]).iterdir())))\n"
-        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "print((used.ru_maxrss - before) // 1024, used.ru_utime)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    memory, seconds = map(float, output.split())
-    assert memory < 1.2 * 1024
-    assert seconds < 60
