@@ -51,18 +51,11 @@ Protocol = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Statistics of the images that samples are compared with.
+    """Statistics of the images that samples are compared with."""
 
-    Attributes:
-      moments: the moments of the features of all images; None without any such images.
-      pool: features (N, D) of all images, or of some, evenly spaced; None if the file has only
-        moments.
-      protocol: the protocol stated in the file, and the file's path; without images, the `problem`.
-    """
-
-    moments: Moments | None
-    pool: np.ndarray | None
-    protocol: Protocol
+    moments: Moments | None  # Those of all images; None without any.
+    pool: np.ndarray | None  # Features (N, D) of some images, evenly spaced; None if unknown.
+    protocol: Protocol  # That of the file, and its path; without images, the `problem`.
 
 
 def fid_stats(config: Config, workdir: str) -> Path:

@@ -31,45 +31,26 @@ KERNEL = (3, 2, 0, 1)
 
 
 class Trained(NamedTuple):
-    """The content of a checkpoint, with parameters as nested dictionaries of float32 arrays.
+    """The content of a checkpoint, with parameters as nested dictionaries of float32 arrays."""
 
-    Attributes:
-      step: number of training steps done.
-      params: parameters.
-      ema: moving average of the parameters, used for sampling.
-      mu, nu: Adam's first and second moments, or None if the file has none.
-      updates: number of gradients averaged in `mu` and `nu`.
-      ema_rate: decay of the moving average, or None if the file does not contain it.
-    """
-
-    step: int
+    step: int  # The number of training steps done.
     params: Params
-    ema: Params
-    mu: Params | None = None
+    ema: Params  # The moving average of the parameters, used for sampling.
+    mu: Params | None = None  # Adam's first and second moments, or None if the file has none.
     nu: Params | None = None
-    updates: int = 0
-    ema_rate: float | None = None
+    updates: int = 0  # The number of gradients averaged in `mu` and `nu`.
+    ema_rate: float | None = None  # The decay of the average; None if the file has none.
 
 
 class StoredParameter(NamedTuple):
-    """How a file stores one parameter of a network.
+    """How a file stores one parameter of a network. Files may add or omit axes of length 1."""
 
-    Attributes:
-      path: keys in our nested dictionaries, or () for a tensor that the format requires but on
-        which no output of the network depends.
-      shape: shape in our network.
-      names: accepted names in the file; the first one is written.
-      axes: axes in the file, as indices of our axes. Files may add or omit axes of length 1.
-      padded_shape: shape that is written if it has such axes, or None.
-      trained: whether PyTorch trains it, so that the file has an average of it.
-    """
-
-    path: Path
-    shape: tuple[int, ...]
-    names: tuple[str, ...]
-    axes: tuple[int, ...]
-    padded_shape: tuple[int, ...] | None = None
-    trained: bool = True
+    path: Path  # () for a tensor that the format requires, but on which no output depends.
+    shape: tuple[int, ...]  # That in our network.
+    names: tuple[str, ...]  # Accepted names in the file; the first one is written.
+    axes: tuple[int, ...]  # Axes in the file, as indices of our axes.
+    padded_shape: tuple[int, ...] | None = None  # With axes of length 1 that are written.
+    trained: bool = True  # Whether PyTorch trains it, so that the file has its average.
 
     @property
     def file_shape(self) -> tuple[int, ...]:

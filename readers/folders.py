@@ -30,19 +30,12 @@ SPLITS = {"train", "test"}
 
 
 class Index(NamedTuple):
-    """The image files under a folder, sorted by name.
+    """The N image files under a folder, sorted by name."""
 
-    Attributes:
-      names: relative paths (N,).
-      states: sizes and modification times (N,), as text.
-      sizes: width and height in pixels (N, 2) after rotation by EXIF data; 0 for unreadable files.
-      problems: reasons why files are unreadable (N,); '' for readable files.
-    """
-
-    names: np.ndarray
-    states: np.ndarray
-    sizes: np.ndarray
-    problems: np.ndarray
+    names: np.ndarray  # relative paths
+    states: np.ndarray  # sizes and modification times, as text
+    sizes: np.ndarray  # width and height in pixels (N, 2), rotated; 0 for unreadable files
+    problems: np.ndarray  # reasons why files are unreadable; '' for readable ones
 
     @property
     def good(self) -> np.ndarray:

@@ -247,7 +247,10 @@ def assert_same(params, expected):
     jax.tree.map(close, params, expected)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+FEW = ("classes", "Fourier, VE", "skips", "residual without FIR", "ADM, classes")
+
+
+@pytest.mark.parametrize("name", reference.cases(OPTIONS, slow=OPTIONS.keys() - {*FEW}))
 def test_every_parameter_is_in_the_file(tmp_path, name):
     """The file states the config; it has each parameter of the network once, and nothing else."""
     ours, params, path = small(*OPTIONS[name], tmp_path)

@@ -101,7 +101,7 @@ def write_unusual_files(folder) -> dict[str, str]:
     (folder / "self.png").symlink_to("self.png")
     (folder / "\x1b[2Jname.png").write_bytes(b"no image")
     write(folder / "large.png", np.zeros((30, 30), np.uint8))
-    problems = {"zero.png": "it is empty", "text.jpg": "it is not a PNG", "cut.png": "cut off"}
+    problems = {"zero.png": "it is empty", "text.jpg": "it is not a PNG", "cut.png": "truncated"}
     problems |= {"gone.webp": "No such file", "pipe.png": "a named pipe", "device.png": "device"}
     problems |= {"self.png": "Too many levels of symbolic links", "\\x1b[2Jname.png": "not a PNG"}
     return problems | {"large.png": "the image has 30x30 pixels; the limit is 800"}
