@@ -19,7 +19,7 @@ from jax import Array
 
 from errors import InputError, brief, choose
 from options import GIVEN
-from readers import arrays, authors, emoji, folders, published, scikit_learn
+from readers import arrays, authors, emoji, files, folders, published, scikit_learn
 from readers.batches import Batch, Batches, Images, rounds
 from readers.image_sizes import image_shape
 from readers.pictures import image_grid, to_picture, trajectory_grid
@@ -135,12 +135,7 @@ def check_labels(images: Images, num_classes: int, field: str) -> None:
         raise InputError(
             f"{field} = {num_classes} needs images with labels; those of data.dataset have none."
         )
-    smallest, largest = int(np.min(images.labels)), int(np.max(images.labels))
-    if smallest < 0 or largest >= num_classes:
-        raise InputError(
-            f"{field} = {num_classes}, but the labels of data.dataset go from {smallest} to "
-            f"{largest}; they must be in 0 .. {num_classes - 1}."
-        )
+    files.check_labels(images.labels, len(images), num_classes, f"{field} = {num_classes}")
 
 
 def model_range(config: ml_collections.ConfigDict) -> tuple[float, float]:

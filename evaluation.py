@@ -20,13 +20,13 @@ from configs.folders import check_config, check_workdir, dependencies, owned
 from configs.parts import warn_unused
 from errors import InputError
 from experiment import Experiment
-from metrics import bits_per_dim_stage, loss_stage, sample_quality, samples_stage
+from metrics import held_out, sample_quality, samples_stage
 from metrics.stage import Context, Measure, Results
 from runs import report, results_folder, write_json
 from runs.checkpoints import EMA, Checkpoints, Found
 from training import state
 
-STAGES = (loss_stage.STAGE, bits_per_dim_stage.STAGE, samples_stage.STAGE, sample_quality.STAGE)
+STAGES = (held_out.LOSS, held_out.BITS, samples_stage.STAGE, sample_quality.STAGE)
 """All stages in the order in which they run and appear in the report.
 
 A new stage also needs its default, config.eval.enable_NAME, in configs/table.py.

@@ -125,8 +125,18 @@ def make_classifier(experiment: Experiment, workdir: Path) -> Extractor:
         )
     with progress.waiting("reading the training images for the classifier of eval.features"):
         pixels = np.asarray(train.batch(np.arange(len(train))).pixels)
-    images = as_samples(experiment, pixels)
-    layers = _load_or_train_classifier(images, train.labels, workdir)
+    images, labels = as_samples(experiment, pixels), np.asarray(train.labels, np.int64)
+    parts = (images.tobytes(), labels.tobytes(), repr(CLASSIFIER_OPTIONS).encode())
+    content = hashlib.sha256(b"".join(parts)).hexdigest()
+    folder = workdir / "statistics"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def fit(index: int) -> Arrays:
+        with progress.waiting("training the classifier of eval.features"):
+            return _train_classifier(images, labels)
+
+    paths = run_rounds(folder, f"classifier_{content[:8]}", 1, fit, {"content": content})
+    layers = load_rounds(paths)
     digest = hashlib.sha256(b"".join(layers[name].tobytes() for name in sorted(layers)))
 
     def extract(images: np.ndarray) -> Features:
@@ -135,21 +145,6 @@ def make_classifier(experiment: Experiment, workdir: Path) -> Extractor:
         return Features(hidden.astype(np.float32), logits.astype(np.float32))
 
     return Extractor("classifier", digest.hexdigest(), "x / 255", extract)
-
-
-def _load_or_train_classifier(images: np.ndarray, labels: np.ndarray, workdir: Path) -> Arrays:
-    content = hashlib.sha256(images.tobytes())
-    content.update(np.asarray(labels, np.int64).tobytes())
-    content.update(repr(CLASSIFIER_OPTIONS).encode())
-    folder = workdir / "statistics"
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def train(index: int) -> Arrays:
-        with progress.waiting("training the classifier of eval.features"):
-            return _train_classifier(images, labels)
-
-    name, depends = f"classifier_{content.hexdigest()[:8]}", {"content": content.hexdigest()}
-    return load_rounds(run_rounds(folder, name, 1, train, depends))
 
 
 def _train_classifier(images: np.ndarray, labels: np.ndarray) -> Arrays:

@@ -1,4 +1,4 @@
-"""The weights of FID's Inception network: pytorch-fid's .pth file, or a .safetensors copy of it.
+"""The weights of FID's Inception network: pytorch-fid's .pth file, or other ones of its shapes.
 
 A file is searched for in local folders and never downloaded.
 """
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import safetensors.numpy
 from flax import nnx, traverse_util
 
 from errors import InputError, cache_folder, expand_home
@@ -22,14 +21,12 @@ from models.building import Params, abstract_network
 from models.layers import Rngs
 from pretrained import safetensors_format, torch_format
 from pretrained.stored_parameters import KERNEL, MATRIX, VECTOR, StoredParameter, load_params
-from pretrained.trained import Tensors
-from readers.files import check_regular
+from readers.files import check_regular, check_structure
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 ALIAS = "weights-inception-2015-12-05-6726825d.pth"  # The name of the same file in torch-fidelity.
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
 STANDARD = "6726825d"  # The first digits of the file's SHA-256.
-SOURCE = "sha256_of_pth"  # The entry for the SHA-256 of the original in a .safetensors copy.
 UNUSED = ".num_batches_tracked"  # The end of the names of tensors that are not parameters.
 CACHES = (cache_folder() / "score_sde", cache_folder() / "torch" / "hub" / "checkpoints")
 
@@ -62,11 +59,17 @@ def read(path: str | Path) -> Weights:
     begin with it, or if a tensor is missing, left over or of another shape.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        metadata, tensors = safetensors_format.load(path)
-        source = metadata.get(SOURCE, "")
-    else:
-        source, tensors = _read_pth(path)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if STANDARD in path.name and not digest.startswith(STANDARD):
+        raise InputError(
+            f"{path} is damaged or another file: its SHA-256 begins with {digest[:8]} instead of "
+            f"{STANDARD}, as its name states. Download it again from {URL}."
+        )
+    is_copy = path.suffix == ".safetensors"
+    tensors = safetensors_format.load(path)[1] if is_copy else torch_format.load(path)
+    check_structure(tensors, dict, path)
+    tensors = torch_format.to_arrays(str(path), tensors)
     tensors = {name: tensors[name] for name in sorted(tensors) if not name.endswith(UNUSED)}
     flat: dict[tuple[Any, ...], Any] = traverse_util.flatten_dict(network(half_pixel=True)[1])
     layout = []
@@ -74,11 +77,10 @@ def read(path: str | Path) -> Weights:
         name, axes = LEAVES[leaf[-2:]]
         stored = (".".join((*leaf[:-1], name)),)
         layout.append(StoredParameter(leaf, shaped.shape, stored, axes))
-    params = load_params(layout, tensors, str(path))
-    digest = hashlib.sha256()
+    params, content = load_params(layout, tensors, str(path)), hashlib.sha256()
     for name, tensor in tensors.items():
-        digest.update(name.encode() + np.ascontiguousarray(tensor, np.float32).tobytes())
-    return Weights(params, digest.hexdigest(), source.startswith(STANDARD))
+        content.update(name.encode() + np.ascontiguousarray(tensor, np.float32).tobytes())
+    return Weights(params, content.hexdigest(), digest.startswith(STANDARD))
 
 
 def find(path: str | Path = "") -> Path:
@@ -89,8 +91,7 @@ def find(path: str | Path = "") -> Path:
             check_regular(path, "eval.inception_path")
             return path
     folders = [path] if path else CACHES
-    names = (Path(FILE).with_suffix(".safetensors"), FILE, ALIAS)
-    for candidate in (folder / name for folder in folders for name in names):
+    for candidate in (folder / name for folder in folders for name in (FILE, ALIAS)):
         if candidate.is_file():
             return candidate
     searched = "" if path else f", nor in {' or '.join(map(str, CACHES))}"
@@ -100,32 +101,9 @@ def find(path: str | Path = "") -> Path:
     )
 
 
-def to_safetensors(source: str | Path) -> Path:
-    """Copy the weights of a .pth file to a .safetensors file in its folder, and return its path."""
-    target = Path(source).with_suffix(".safetensors")
-    digest, tensors = _read_pth(Path(source))
-    safetensors.numpy.save_file(tensors, target, {SOURCE: digest})
-    return target
-
-
 @functools.cache
 def network(*, half_pixel: bool) -> tuple[nnx.GraphDef, Params]:
     """Return the graph of the network, and its parameters as shapes without values."""
     abstract = abstract_network(lambda: Inception(half_pixel, rngs=Rngs(jax.random.key(0))))
     graph, state = nnx.split(abstract)
     return graph, {**nnx.to_pure_dict(state)}
-
-
-def _read_pth(path: Path) -> tuple[str, Tensors]:
-    """Return the SHA-256 of a PyTorch file, standard if its name states it, and its tensors."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if STANDARD in path.name and not digest.startswith(STANDARD):
-        raise InputError(
-            f"{path} is damaged or another file: its SHA-256 begins with {digest[:8]} instead of "
-            f"{STANDARD}, as its name states. Download it again from {URL}."
-        )
-    state = torch_format.load(path)
-    if not isinstance(state, dict):
-        raise InputError(f"{path} must contain a state dict, which maps names to tensors.")
-    return digest, torch_format.to_arrays(str(path), state)

@@ -31,7 +31,7 @@ from metrics import features
 from metrics.distances import Moments
 from metrics.features import Extractor
 from metrics.stage import NoReferenceError, images_of, rows_of_classes
-from readers.files import mismatch, not_finite, parse_json, read_npz
+from readers.files import check_structure, not_finite, parse_json, read_npz, reading
 from readers.image_sizes import as_json, label
 from runs import LOCK, Arrays, load_rounds, locked, progress, run_rounds, write_arrays
 
@@ -51,18 +51,11 @@ Protocol = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Statistics of the images that samples are compared with.
+    """Statistics of the images that samples are compared with."""
 
-    Attributes:
-      moments: the moments of the features of all images; None without any such images.
-      pool: features (N, D) of all images, or of some, evenly spaced; None if the file has only
-        moments.
-      protocol: the protocol stated in the file, and the file's path; without images, the `problem`.
-    """
-
-    moments: Moments | None
-    pool: np.ndarray | None
-    protocol: Protocol
+    moments: Moments | None  # Those of all images; None without any.
+    pool: np.ndarray | None  # Features (N, D) of some images, evenly spaced; None if unknown.
+    protocol: Protocol  # That of the file, and its path; without images, the `problem`.
 
 
 def fid_stats(config: Config, workdir: str) -> Path:
@@ -241,16 +234,15 @@ def load(path: Path, extractor: Extractor, expected: Protocol, what: str = "") -
     the features or the protocol differ from `extractor` or the `expected` protocol;
     NoReferenceError if the latter names classes and the file has none.
     """
-    if path.suffix == ".pkl":
-        raise InputError(
-            f"{path} is a pickle, which could execute arbitrary code; EDM also publishes its "
-            "statistics as .npz."
-        )
     with advice("Replace the file, or compute it with --mode=fid_stats."):
         arrays = read_npz(path, *STATISTICS, "protocol", what=what)
-        protocol = _read_protocol(path, arrays)
+        stored = arrays.pop("protocol", None)
         moments, pool = _read_statistics(path, arrays)
-    if protocol is None:
+        if stored is not None:
+            with reading(path, kind=" (its protocol)"):
+                protocol = parse_json(str(stored))
+            check_structure(protocol, PROTOCOL, path, "its protocol")
+    if stored is None:
         _check_published(path, extractor, expected)
         protocol = {"extractor": "unknown", "images": None if pool is None else len(pool)}
     else:
@@ -287,7 +279,6 @@ def _check_published(path: Path, extractor: Extractor, expected: Protocol) -> No
 
 def _read_statistics(path: Path, arrays: Arrays) -> tuple[Moments, np.ndarray | None]:
     """The moments, and features if there are any. Raise InputError unless they are statistics."""
-    arrays = {name: array for name, array in arrays.items() if name in STATISTICS}
     shapes = {name: array.shape for name, array in arrays.items()}
     dims = (shapes.get("mu") or shapes.get("pool_3", ()))[-1:]
     expected = {"pool_3": (*shapes.get("pool_3", ())[:1], *dims), "mu": dims, "sigma": 2 * dims}
@@ -309,17 +300,3 @@ def _read_statistics(path: Path, arrays: Arrays) -> tuple[Moments, np.ndarray | 
     if "mu" not in arrays:
         return Moments.from_features(arrays["pool_3"]), pool
     return Moments(None, *(arrays[name].astype(np.float64) for name in ("mu", "sigma"))), pool
-
-
-def _read_protocol(path: Path, arrays: Arrays) -> Protocol | None:
-    """The protocol, or None if the file has none. Raise InputError if it is damaged."""
-    if "protocol" not in arrays:
-        return None
-    try:
-        protocol = parse_json(str(arrays["protocol"]))
-    except ValueError:
-        protocol = None
-    problem = mismatch(protocol, PROTOCOL, "its protocol")
-    if problem:
-        raise InputError(f"{path} is damaged: {problem}.")
-    return protocol

@@ -31,21 +31,13 @@ Results = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
-    """The input of a stage for one checkpoint.
-
-    Attributes:
-      experiment: the objects that the config describes.
-      ema: the EMA parameters of the checkpoint.
-      folder: the folder of the checkpoint's results.
-      prepared: the return value of `Stage.prepare`, shared by all checkpoints.
-      depends: a JSON-able description of what the rounds are computed from.
-    """
+    """The input of a stage for one checkpoint."""
 
     experiment: Experiment
-    ema: Params
-    folder: Path
-    prepared: Any = None
-    depends: runs.Depends = dataclasses.field(default_factory=dict)
+    ema: Params  # The moving average in the checkpoint.
+    folder: Path  # That of the checkpoint's results.
+    prepared: Any = None  # What `Stage.prepare` returned.
+    depends: runs.Depends = dataclasses.field(default_factory=dict)  # What rounds are made from.
 
     @functools.cached_property
     def model(self) -> TrainedModel:
@@ -71,25 +63,15 @@ class Measure(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """An evaluation stage.
+    """An evaluation stage, which raises InputError in `check` and `prepare`."""
 
-    Attributes:
-      name: the stage is enabled by config.eval.enable_NAME.
-      key: the key of its entry in results.json.
-      kind: the entry of `folders.DEPENDENCIES` for its rounds.
-      run: compute the entry of one checkpoint.
-      measures: what to print and report, given the entry.
-      check: raise InputError for invalid config values and for images that cannot be read.
-      prepare: load what all checkpoints share, before the first one; the result is
-        `Context.prepared`. Raise InputError if something is missing.
-    """
-
-    name: str
-    key: str
-    kind: str
-    run: Callable[[Context], Results]
-    measures: Callable[[Results], list[Measure]]
-    check: Callable[[Experiment], None] = lambda experiment: None
+    name: str  # It is enabled by config.eval.enable_NAME.
+    key: str  # That of its entry in results.json.
+    kind: str  # The entry of `folders.DEPENDENCIES` for its rounds.
+    run: Callable[[Context], Results]  # Returns the entry of one checkpoint.
+    measures: Callable[[Results], list[Measure]]  # What is printed and reported of an entry.
+    check: Callable[[Experiment], None] = lambda experiment: None  # Config and images.
+    # Returns what all checkpoints share; called before the first one.
     prepare: Callable[[Experiment, Path], Any] = lambda experiment, workdir: None
 
 

@@ -21,8 +21,8 @@ from flax import nnx
 from errors import InputError
 from pretrained import edm_import, flax_format, safetensors_format, torch_format
 from pretrained.diffusers_unet import read_unet
+from pretrained.stored_parameters import Config, Trained
 from pretrained.torch_pickles import ZIP
-from pretrained.trained import Config, Trained
 from readers.files import check_regular, reading
 
 __all__ = ["WITH_CONFIG", "Trained", "Writer", "read", "read_config", "writer"]

@@ -25,14 +25,14 @@ from pretrained.parameter_names import (
     parameters,
 )
 from pretrained.stored_parameters import (
-    MATRIX,
     VECTOR,
+    Config,
     Layout,
     Path,
     StoredParameter,
+    Tensors,
     load_params,
 )
-from pretrained.trained import Config, Tensors
 from readers.files import read_json
 from readers.image_sizes import as_json
 
@@ -252,17 +252,13 @@ def unet_layout(network: nnx.Module) -> Layout:
 def _stored(parameter: NetworkParameter, block: Path, name: str) -> StoredParameter:
     """Return how diffusers stores a parameter of the outermost layer `block`, its layer `name`."""
     path, _, layer, shape = parameter
-    attribute = path[-2]
     leaf, axes = DIFFUSERS_LEAVES[type(layer)][path[-1]]
     if path[:-1] == block or block[-1] == "combine":
         names = (f"{name}.{leaf}",)
     else:
-        inner_names = INNER_LAYERS.get(attribute, (str(attribute),))
+        inner_names = INNER_LAYERS.get(path[-2], (str(path[-2]),))
         names = tuple(f"{name}.{inner}.{leaf}" for inner in inner_names)
-    padded_shape = None
-    if attribute == "shortcut" and axes == MATRIX:  # A matrix here, a 1x1 convolution there.
-        padded_shape = (*shape[::-1], 1, 1)
-    return StoredParameter(path, shape, names, axes, padded_shape, is_trained(layer))
+    return StoredParameter(path, shape, names, axes, trained=is_trained(layer))
 
 
 def _ncsnpp_blocks(network: ncsnpp.NCSNpp) -> Iterator[tuple[Path, str]]:

@@ -21,9 +21,15 @@ from models import embeddings, layers
 from models.adm import ADM
 from pretrained import torch_pickles
 from pretrained.parameter_names import TORCH_LEAVES, parameters
-from pretrained.stored_parameters import Layout, StoredParameter, load_params
+from pretrained.stored_parameters import (
+    Config,
+    Layout,
+    StoredParameter,
+    Tensors,
+    Trained,
+    load_params,
+)
 from pretrained.stored_parameters import Path as Keys
-from pretrained.trained import Config, Tensors, Trained
 from readers import pickles
 from readers.files import check_regular, check_structure, reading
 from readers.pickles import Record
@@ -221,16 +227,15 @@ def edm_layout(network: nnx.Module, config: Config) -> Layout:
         block = next(path[:end] for end in range(len(path), 0, -1) if path[:end] in names)
         leaf, axes = EDM_LEAVES[type(layer)][path[-1]]
         inner = "" if path[:-1] == block else f"{INNER[str(path[-2])]}."
-        is_matrix = isinstance(layer, layers.NIN) and len(shape) == 2  # A 1x1 convolution there.
-        padded = (*shape[::-1], 1, 1) if is_matrix else None
         name = f"{names[block]}.{inner}{leaf}"
-        layout.append(StoredParameter(path, shape, (name,), axes, padded))
+        layout.append(StoredParameter(path, shape, (name,), axes))
     return layout
 
 
 def _song_blocks(config: Config) -> Iterator[tuple[Keys, str]]:
     """Yield the path of each block that NCSN++ can have, and its name in a SongUNet."""
-    sides = [f"{side}x{side}" for side in _sides(config)]
+    levels = range(len(config.model.ch_mult))
+    sides = ["{0}x{0}".format(config.data.image_size >> level) for level in levels]
     count, lowest = config.model.num_res_blocks, len(sides) - 1
     yield ("conv_in",), f"enc.{sides[0]}_conv"
     yield ("norm_out",), f"dec.{sides[0]}_aux_norm"
@@ -250,8 +255,3 @@ def _song_blocks(config: Config) -> Iterator[tuple[Keys, str]]:
         yield ("up", up, "norm"), f"dec.{side}_aux_norm"
         yield ("up", up, "conv"), f"dec.{side}_aux_conv"
         yield ("up", up - 1, "up"), f"dec.{side}_up"
-
-
-def _sides(config: Config) -> list[int]:
-    """Return the side lengths of the levels, the largest first."""
-    return [config.data.image_size >> level for level in range(len(config.model.ch_mult))]

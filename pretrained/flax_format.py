@@ -16,8 +16,15 @@ from flax import nnx, serialization, traverse_util
 
 from errors import InputError, printable
 from pretrained.parameter_names import check_unconditional, flax_layout
-from pretrained.stored_parameters import export_params, load_params
-from pretrained.trained import Config, Trained, flatten, part, to_number, to_step
+from pretrained.stored_parameters import (
+    Config,
+    Trained,
+    export_params,
+    load_params,
+    part,
+    to_number,
+    to_step,
+)
 from readers.files import check_regular, check_structure, is_real, reading
 
 CODE_BASE = "the official Flax code"
@@ -81,7 +88,7 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
     optimizer = state["optimizer"]
     trees = (optimizer["target"], state["params_ema"], optimizer["state"]["param_states"])
     with reading(path):
-        params, ema, moments = map(flatten, trees)
+        params, ema, moments = (traverse_util.flatten_dict(tree, sep="/") for tree in trees)
     trained = Trained(
         step=to_step(path, "step", state["step"]),
         params=load_params(layout, params, str(path)),

@@ -21,8 +21,15 @@ from configs.default import not_data, reset
 from errors import InputError, brief, printable
 from models.building import Params
 from pretrained.parameter_names import flax_layout
-from pretrained.stored_parameters import export_params, load_params
-from pretrained.trained import Config, Tensors, Trained, part, to_step
+from pretrained.stored_parameters import (
+    Config,
+    Tensors,
+    Trained,
+    export_params,
+    load_params,
+    part,
+    to_step,
+)
 from readers.files import MAX_TEXT, check_regular, parse_json, reading
 
 TREES = ("params", "ema", "mu", "nu")  # The fields of Trained that contain parameters.
@@ -112,10 +119,4 @@ def _write(
         "updates": str(trained.updates),
         "config": json.dumps(config.to_dict(), sort_keys=True),
     }
-    data = memoryview(safetensors.numpy.save(tensors, metadata))
-    end = 8 + int.from_bytes(data[:8], "little")
-    # The library writes metadata in random order; sorted, the same content has the same bytes.
-    header = json.dumps(json.loads(bytes(data[8:end])), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)
-    file.write(len(header).to_bytes(8, "little") + header)
-    file.write(data[end:])
+    file.write(safetensors.numpy.save(tensors, metadata))

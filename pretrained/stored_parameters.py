@@ -1,4 +1,4 @@
-"""Conversion between the parameters of a network and the tensors of a file.
+"""The content of a checkpoint, and how the tensors of a file become parameters of a network.
 
 A layout is a list of `StoredParameter`s, one for each parameter. Files are read and written with
 the same layout, so that `export_params` and `load_params` invert each other.
@@ -7,16 +7,20 @@ the same layout, so that `export_params` and `load_params` invert each other.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
+import ml_collections
 import numpy as np
 from flax import traverse_util
 from jax import Array
 
 from errors import InputError, printable
 from models.building import Params
-from readers.files import is_real, not_finite
+from readers.files import MAX_STEP, is_real, not_finite
 
+Config = ml_collections.ConfigDict
+Tensors = dict[str, np.ndarray]
+"""The arrays of a file by name."""
 Path = tuple[str | int, ...]
 """The keys of a parameter or layer in nested dictionaries of parameters."""
 
@@ -26,31 +30,32 @@ MATRIX = (1, 0)
 KERNEL = (3, 2, 0, 1)
 
 
+class Trained(NamedTuple):
+    """The content of a checkpoint, with parameters as nested dictionaries of float32 arrays."""
+
+    step: int  # The number of training steps done.
+    params: Params
+    ema: Params  # The moving average of the parameters, used for sampling.
+    mu: Params | None = None  # Adam's first and second moments, or None if the file has none.
+    nu: Params | None = None
+    updates: int = 0  # The number of gradients averaged in `mu` and `nu`.
+    ema_rate: float | None = None  # The decay of the average; None if the file has none.
+
+
 class StoredParameter(NamedTuple):
-    """How a file stores one parameter of a network.
+    """How a file stores one parameter of a network. Files may add or omit axes of length 1."""
 
-    Attributes:
-      path: keys in our nested dictionaries, or () for a tensor that the format requires but on
-        which no output of the network depends.
-      shape: shape in our network.
-      names: accepted names in the file; the first one is written.
-      axes: axes in the file, as indices of our axes.
-      padded_shape: shape in a file that adds axes of length 1, or None.
-      trained: whether PyTorch trains it, so that the file has an average of it.
-    """
-
-    path: Path
-    shape: tuple[int, ...]
-    names: tuple[str, ...]
-    axes: tuple[int, ...]
-    padded_shape: tuple[int, ...] | None = None
-    trained: bool = True
+    path: Path  # () for a tensor that the format requires, but on which no output depends.
+    shape: tuple[int, ...]  # That in our network.
+    names: tuple[str, ...]  # Accepted names in the file; the first one is written.
+    axes: tuple[int, ...]  # Axes in the file, as indices of our axes.
+    padded_shape: tuple[int, ...] | None = None  # With axes of length 1 that are written.
+    trained: bool = True  # Whether PyTorch trains it, so that the file has its average.
 
     @property
-    def file_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The accepted shapes in the file; the first one is written."""
-        plain = tuple(self.shape[axis] for axis in self.axes)
-        return (plain,) if self.padded_shape is None else (self.padded_shape, plain)
+    def file_shape(self) -> tuple[int, ...]:
+        """The shape in the file."""
+        return self.padded_shape or tuple(self.shape[axis] for axis in self.axes)
 
     @property
     def has_gradient(self) -> bool:
@@ -60,12 +65,12 @@ class StoredParameter(NamedTuple):
     def to_file(self, value: np.ndarray | Array) -> np.ndarray:
         """Convert a parameter of our network to the array in the file."""
         transposed = np.asarray(value, np.float32).transpose(self.axes)
-        return np.ascontiguousarray(transposed.reshape(self.file_shapes[0]))
+        return np.ascontiguousarray(transposed.reshape(self.file_shape))
 
     def from_file(self, tensor: np.ndarray) -> np.ndarray:
         """Invert `to_file`; float32."""
         with np.errstate(over="ignore"):  # Values beyond float32 become infinite.
-            value = np.asarray(tensor, np.float32).reshape(self.file_shapes[-1])
+            value = np.asarray(tensor, np.float32).reshape([self.shape[axis] for axis in self.axes])
         return np.ascontiguousarray(value.transpose(np.argsort(self.axes)))
 
 
@@ -80,47 +85,46 @@ def load_params(layout: Layout, tensors: Mapping[str, np.ndarray], source: str) 
     """
     params = {stored.path: _load(stored, tensors, source) for stored in layout}
     params.pop((), None)
-    known = {name for stored in layout for name in stored.names}
-    for name in tensors:
-        if name not in known:
-            raise InputError(
-                f"{source} does not fit the config: the network has no parameter for "
-                f"{printable(name)}, which is in the file."
-            )
+    unknown = tensors.keys() - {name for stored in layout for name in stored.names}
+    if unknown:
+        raise InputError(
+            f"{source} does not fit the config: the network has no parameter for "
+            f"{printable(next(name for name in tensors if name in unknown))}, which is in the file."
+        )
     return traverse_util.unflatten_dict(params)
 
 
 def _load(stored: StoredParameter, tensors: Mapping[str, np.ndarray], source: str) -> np.ndarray:
     """Return the value of a parameter, float32."""
-    expected = " or ".join(map(str, stored.file_shapes))
     present = [name for name in stored.names if name in tensors]
     if not present:
         raise InputError(
             f"{source} does not fit the config: {stored.names[0]}, which the network has with "
-            f"shape {expected}, is not in the file."
+            f"shape {stored.file_shape}, is not in the file."
         )
-    tensor = tensors[present[0]]
+    name, tensor = present[0], tensors[present[0]]
     if not isinstance(tensor, np.ndarray) or not is_real(tensor.dtype):
         kind = tensor.dtype if isinstance(tensor, np.ndarray) else type(tensor).__name__
         raise InputError(
-            f"{source} is damaged: {present[0]} is of type {kind}; it must be an array of real "
-            "numbers."
+            f"{source} is damaged: {name} is of type {kind}; it must be an array of real numbers."
         )
-    if tensor.shape not in stored.file_shapes:
+    if _longer(tensor.shape) != _longer(stored.file_shape):
         raise InputError(
-            f"{source} does not fit the config: {present[0]} has shape {tensor.shape} in the file "
-            f"and {expected} in the network."
-        )
-    if any(not np.array_equal(tensor, tensors[name]) for name in present[1:]):
-        raise InputError(
-            f"{source} is inconsistent: {' and '.join(present)} should be the same tensor."
+            f"{source} does not fit the config: {name} has shape {tensor.shape} in the file and "
+            f"{stored.file_shape} in the network."
         )
     value = stored.from_file(tensor)
-    if not_finite({present[0]: value}):
-        raise InputError(
-            f"{source} is damaged: {present[0]} has values that are not finite numbers."
-        )
+    problem = "are not finite" if not_finite({name: value}) else ""
+    if not all(np.array_equal(tensor, tensors[each]) for each in present):
+        problem = problem or "differ"
+    if problem:
+        raise InputError(f"{source} is damaged: values of {' and '.join(present)} {problem}.")
     return value
+
+
+def _longer(shape: tuple[int, ...]) -> list[int]:
+    """Return the sides that are not 1."""
+    return [side for side in shape if side != 1]
 
 
 def export_params(layout: Layout, params: Params) -> dict[str, np.ndarray]:
@@ -131,3 +135,35 @@ def export_params(layout: Layout, params: Params) -> dict[str, np.ndarray]:
         value = flat[stored.path] if stored.path else np.zeros(stored.shape)
         tensors[stored.names[0]] = stored.to_file(value)
     return tensors
+
+
+def part(tensors: Tensors, start: str = "", end: str = "") -> Tensors:
+    """Return the arrays whose names start and end so, by the names between."""
+    return {
+        name.removeprefix(start).removesuffix(end): value
+        for name, value in tensors.items()
+        if name.startswith(start) and name.endswith(end)
+    }
+
+
+def to_step(path: object, name: str, value: Any) -> int:
+    """Return a number of steps, which is a number, an array () or decimal text in a file."""
+    if isinstance(value, str) and value.isdecimal() and len(value) <= len(str(MAX_STEP)):
+        value = int(value)
+    number = to_number(path, name, value, MAX_STEP)
+    if number != int(number):
+        raise InputError(f"{path} is damaged: {name} is {number}; it must be an integer.")
+    return int(number)
+
+
+def to_number(path: object, name: str, value: Any, highest: int = 1) -> int | float:
+    """Return a number or an array's only entry. Raises InputError unless 0 <= n <= highest."""
+    if isinstance(value, (np.ndarray, np.generic)) and value.size == 1:
+        value = value.item()
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= highest:
+        return value  # NaN is not in the range.
+    is_short = isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= 50)
+    shown = printable(repr(value)) if is_short else f"of type {type(value).__name__}"
+    raise InputError(
+        f"{path} is damaged: {name} is {shown}; it must be a number from 0 to {highest:,}."
+    )

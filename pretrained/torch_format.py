@@ -15,8 +15,16 @@ from flax import nnx
 from errors import InputError, printable
 from pretrained import torch_pickles
 from pretrained.parameter_names import torch_layout
-from pretrained.stored_parameters import Layout, export_params, load_params
-from pretrained.trained import Config, Tensors, Trained, to_number, to_step
+from pretrained.stored_parameters import (
+    Config,
+    Layout,
+    Tensors,
+    Trained,
+    export_params,
+    load_params,
+    to_number,
+    to_step,
+)
 from readers.files import check_regular, check_structure, reading
 from sde_lib import VESDE
 
@@ -26,17 +34,13 @@ TorchTensors = dict[str, Any]
 STATE = {
     "step": object,
     "model": dict,
-    "ema": {"shadow_params": list, "decay": object, "frozen_params?": dict},
+    "ema": {"shadow_params": list, "decay": object},
     "optimizer": {"state": dict, "param_groups": [{"params": [int]}]},
 }
 """The structure of a training state; see `readers.files.mismatch`."""
 MOMENT = {"exp_avg": object, "exp_avg_sq": object, "step": object}
 MOMENTS = {"mu": "exp_avg", "nu": "exp_avg_sq"}  # Fields of Trained: names in the file.
 PREFIX = "module."  # The prefix that torch.nn.DataParallel gives to parameter names.
-
-# An extra entry in `ema`: averages of parameters that PyTorch does not train, where these
-# averages differ from the parameters. The official code ignores the entry.
-FROZEN = "frozen_params"
 
 
 def load(path: str | Path) -> Any:
@@ -82,7 +86,8 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
 def _read_averages(path: Path, ema: dict[str, Any], model: Tensors, layout: Layout) -> Tensors:
     """Return the moving averages by name.
 
-    PyTorch lists them without names, in the order of the model and without untrained parameters.
+    PyTorch lists them without names, in the order of the model and without untrained parameters,
+    which are their own averages.
     """
     frozen = {stored.names[0] for stored in layout if not stored.trained}
     names = [name for name in model if name not in frozen]
@@ -93,8 +98,7 @@ def _read_averages(path: Path, ema: dict[str, Any], model: Tensors, layout: Layo
             f"{path} has {len(averages)} shadow parameters for {len(names)} trained ones in its "
             f"model."
         )
-    extra = to_arrays(f"{path} (its {FROZEN})", ema.get(FROZEN, {}))
-    return model | dict(zip(names, averages)) | extra
+    return model | dict(zip(names, averages))
 
 
 def _read_moments(
@@ -112,7 +116,7 @@ def _read_moments(
     for name, moments in states.items():
         check_structure(moments, MOMENT, path, f"the optimizer's state of {printable(name)}")
     zeros = {
-        stored.names[0]: np.zeros(stored.file_shapes[0], np.float32)
+        stored.names[0]: np.zeros(stored.file_shape, np.float32)
         for stored in layout
         if not stored.has_gradient
     }
@@ -162,7 +166,8 @@ def write(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config)
         arrays = export_params(layout, getattr(trained, field))
         return {name: torch.tensor(array) for name, array in arrays.items()}
 
-    model = {"sigmas": torch.from_numpy(_sigmas(config)), **tensors("params")}
+    averages, model = tensors("ema"), {"sigmas": torch.from_numpy(_sigmas(config))}
+    model |= tensors("params")
     # torch.optim.Adam numbers the model's parameters.
     moments = {kind: tensors(field) for field, kind in MOMENTS.items()}
     states = {
@@ -185,22 +190,10 @@ def write(file: BinaryIO, trained: Trained, network: nnx.Module, config: Config)
         "ema": {
             "decay": config.model.ema_rate,
             "num_updates": trained.step,
-            **_averages(tensors("ema"), layout, model),
+            "shadow_params": [averages[stored.names[0]] for stored in layout if stored.trained],
         },
         "step": trained.step,
     }
     buffer = io.BytesIO()  # PyTorch reports a full disk as an error of its own.
     torch.save(state, buffer)
     file.write(buffer.getbuffer())
-
-
-def _averages(ema: TorchTensors, layout: Layout, model: TorchTensors) -> dict[str, Any]:
-    """Return the averages as the official code stores them; see `_read_averages` and FROZEN."""
-    trainable = [stored.names[0] for stored in layout if stored.trained]
-    frozen = {
-        name: average
-        for name, average in ema.items()
-        if name not in trainable and not average.equal(model[name])
-    }
-    shadow = {"shadow_params": [ema[name] for name in trainable]}
-    return shadow | ({FROZEN: frozen} if frozen else {})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import mmap
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,6 @@ from readers import pickles
 
 ZIP = b"PK\x03\x04"
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # The first values of a file without an archive.
-MAX_DIRECTORY = 2**22  # Bytes of the table of contents of an archive; 4,000 tensors need 400 kB.
 MAX_AXES, MAX_SIZE = 8, 2**48
 STORAGES = {
     **{"torch DoubleStorage": "<f8", "torch FloatStorage": "<f4", "torch HalfStorage": "<f2"},
@@ -63,9 +61,8 @@ def load_stream(reader: pickles.Reader, stream: Any, size: int) -> Any:
 
 
 def _load_archive(path: Path, size: int) -> Any:
-    storages, file = _Storages(size), _LimitedFile(path)
-    with file, zipfile.ZipFile(file) as archive:
-        file.limit = sys.maxsize
+    storages = _Storages(size)
+    with zipfile.ZipFile(path) as archive:
 
         def read(name: str) -> bytes:
             member = archive.getinfo(name)
@@ -85,17 +82,6 @@ def _load_archive(path: Path, size: int) -> Any:
         for key, stored in storages.arrays.items():
             _fill(stored, read(f"{folder}data/{key}"))
     return value
-
-
-class _LimitedFile(io.FileIO):
-    """A file that refuses to read much at once: a table of contents, which needs more memory."""
-
-    limit = MAX_DIRECTORY
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > self.limit:
-            raise ValueError(f"its table of contents has more than {self.limit:,} bytes")
-        return super().read(size)
 
 
 def _fill(stored: np.ndarray, content: bytes) -> None:

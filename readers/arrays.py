@@ -10,7 +10,6 @@ import numpy as np
 
 from errors import InputError, expand_home, printable
 from options import LARGEST
-from readers import cache
 from readers.batches import Images
 from readers.files import check_labels, check_regular, read_header, read_npz, reading
 from readers.folders import members
@@ -53,20 +52,19 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
         raise InputError("data.path = '' is empty; set it to the .npy or .npz file with the data.")
     path = expand_home(config.path, "data.path")
     arrays = _load(path)
+    has = ", ".join(f"{printable(name)} {array.shape}" for name, array in arrays.items())[:200]
     prefix = f"{split}_" if f"{split}_images" in arrays else ""
     if f"{prefix}images" not in arrays:
-        names = ", ".join(map(printable, arrays)) or "nothing"
         raise InputError(
-            f"{path} contains {names[:200]}; name the array 'images', or 'train_images' and "
+            f"{path} contains {has or 'nothing'}; name the array 'images', or 'train_images' and "
             f"'test_images'."
         )
     pixels = _check_images(arrays[f"{prefix}images"], path, sides(config.image_size))
-    labels = arrays.get(f"{prefix}labels")
     if pixels.dtype != np.uint8 or config.value_range:
-        valid = (-LARGEST, LARGEST) if config.std else config.value_range
-        _check_values(pixels, path, prefix, valid)
-    conditions = _conditions(arrays, config.condition, prefix, len(pixels), path)
-    selected = np.arange(len(pixels))
+        _check_values(pixels, path, (-LARGEST, LARGEST) if config.std else config.value_range)
+    named = {name: arrays.get(f"{prefix}{name}", np.zeros(0)) for name in config.condition}
+    conditions = _conditions(named, len(pixels), f"{path} has {has}")
+    selected, labels = np.arange(len(pixels)), arrays.get(f"{prefix}labels")
     if not prefix:
         selected = members([str(number) for number in selected], split, config.held_out)
     if labels is not None:
@@ -81,26 +79,20 @@ def read_condition(path: str) -> dict[str, np.ndarray] | np.ndarray:
     return found["images"] if found.keys() == {"images"} else found
 
 
-def _conditions(
-    arrays: dict[str, np.ndarray], names: Sequence[str], prefix: str, count: int, path: Path
-) -> dict[str, np.ndarray]:
+def _conditions(arrays: dict[str, np.ndarray], count: int, has: str) -> dict[str, np.ndarray]:
     """Return the arrays that data.condition names, as `vector` (N, d) and `image` (N, H, W, C).
 
     An array (N,) is a vector of one entry, and one (N, H, W) an image of one channel.
     """
     found: dict[str, np.ndarray] = {}
-    for name in (f"{prefix}{each}" for each in names):
-        array = arrays.get(name, np.zeros(0))
+    for name, array in arrays.items():
+        kind = "vector" if array.ndim < 3 else "image"
         fits = array.ndim in (1, 2, 3, 4) and len(array) == count and array.dtype.kind in "uif"
-        if not fits or not np.isfinite(array).all():
-            has = ", ".join(f"{printable(each)} {arrays[each].shape}" for each in arrays)
+        if not fits or kind in found or not np.isfinite(array).all():
             raise InputError(
                 f"data.condition: {name!r} must be an array of {count} vectors (N, d) or images "
-                f"(N, H, W, C) of finite numbers, one for each image; {path} has {has[:200]}."
+                f"(N, H, W, C) of finite numbers, one for each image, and the only {kind}; {has}."
             )
-        kind = "vector" if array.ndim < 3 else "image"
-        if kind in found:
-            raise InputError(f"data.condition = {tuple(names)} names two arrays of {kind}s.")
         is_byte = kind == "image" and array.dtype == np.uint8
         array = array if is_byte else array.astype(np.float32)
         found[kind] = array[..., None] if array.ndim in (1, 3) else array
@@ -122,38 +114,24 @@ def _load(path: Path, field: str = "data.path") -> dict[str, np.ndarray]:
 def _check_images(pixels: np.ndarray, path: Path, size: tuple[int, ...]) -> np.ndarray:
     """Return images as (N, H, W, C). Raise InputError for other shapes and types."""
     axes = (3, 4) if len(size) == 2 else (len(size) + 2,)
-    if pixels.ndim not in axes or not pixels.size or pixels.dtype.kind not in "uif":
+    is_valid = pixels.ndim in axes and pixels.size and pixels.dtype.kind in "uif"
+    if not is_valid or len(pixels) > MAX_IMAGES:
         expected = "shape (N, H, W, C) or (N, H, W)" if len(size) == 2 else f"{axes[0]} axes"
         raise InputError(
             f"{path} contains {pixels.dtype} of shape {pixels.shape}; with data.image_size = "
-            f"{size} it must contain numbers of {expected}."
-        )
-    if len(pixels) > MAX_IMAGES:
-        raise InputError(
-            f"{path} contains {len(pixels):,} images; at most {MAX_IMAGES:,} are read."
+            f"{size} it must contain numbers of {expected}, N at most {MAX_IMAGES:,}."
         )
     return pixels[..., None] if pixels.ndim < axes[-1] else pixels
 
 
-def _check_values(
-    pixels: np.ndarray, path: Path, prefix: str, value_range: tuple[float, ...]
-) -> None:
+def _check_values(pixels: np.ndarray, path: Path, value_range: tuple[float, ...]) -> None:
     """Raise InputError for values that are not finite or not in `value_range`."""
-
-    def measure() -> dict[str, np.ndarray]:
-        return {"range": np.array([pixels.min(), pixels.max()], np.float64)}  # NaN propagates.
-
-    low, high = cache.arrays(f"range_{prefix}", path, cache.fingerprint(path), measure)["range"]
+    low, high = float(pixels.min()), float(pixels.max())  # NaN propagates.
     if not np.isfinite([low, high]).all():
         raise InputError(f"{path} contains values that are not finite.")
-    if not value_range:
+    if not value_range or low < value_range[0] or high > value_range[1]:
         raise InputError(
-            f"{path} contains {pixels.dtype} values from {low:.6g} to {high:.6g}. Types other than "
-            f"uint8 require the range of the data, as in "
-            f"--config.data.value_range='({float(low)}, {float(high)})'."
-        )
-    if low < value_range[0] or high > value_range[1]:
-        raise InputError(
-            f"{path} contains values from {low:.6g} to {high:.6g}, beyond data.value_range = "
-            f"{value_range}."
+            f"{path} contains {pixels.dtype} values from {low:.6g} to {high:.6g}; data.value_range "
+            f"= {tuple(value_range)} must be the range of the data, as in "
+            f"--config.data.value_range='({low}, {high})'."
         )

@@ -1,8 +1,8 @@
 """Published data sets from the files of their authors, in the order of these files.
 
-Of most there are `exists_NAME(place)`, whether a folder contains its files, and `read_NAME(split,
-config.data, place)`, which returns the images of a split, not preprocessed, and their labels. All
-raise InputError if files are missing, damaged or, where checksums are published, other ones.
+`read_NAME(split, config.data, place)` returns the images of a split, not preprocessed, and their
+labels; None if the folder `place` has none of the files. All raise exceptions of many types if
+files are damaged, or InputError if, where checksums are published, they are other ones.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import io
 import math
-import os
 import struct
 import tarfile
 import zipfile
@@ -33,7 +32,7 @@ from readers.files import (
 from readers.image_sizes import square_side
 from readers.lmdb import Lmdb
 from readers.preprocessing import Decoded, Files
-from readers.tfrecords import TFRecords, parse_example
+from readers.records import TFRecords, parse_example
 
 Config = ml_collections.ConfigDict
 Content = tuple[np.ndarray | Files, np.ndarray | None]
@@ -57,6 +56,13 @@ MD5 = {  # The published checksums.
     CELEBA_LIST: "d32c9cbf5e040fd4025c592c306e6668",
 }
 
+
+def _find(place: Path, name: str, *subfolders: str) -> Path | None:
+    """Return the path of a file or folder that is in `place`, or in a subfolder."""
+    paths = [place / name, *(place / subfolder / name for subfolder in subfolders)]
+    return next((path for path in paths if path.exists()), None)
+
+
 # --- CIFAR-10, "python version" ---
 
 ARRAY_NAMES: pickles.Names = dict.fromkeys(
@@ -65,31 +71,19 @@ ARRAY_NAMES: pickles.Names = dict.fromkeys(
 """The names in a pickled array of Python 2."""
 
 
-def exists_cifar(place: Path) -> bool:
-    """Return whether `place` is the archive or its content, or a folder with one of them."""
-    return _locate_cifar(place) is not None
-
-
-def _locate_cifar(place: Path) -> Path | None:
-    """Return the folder of the batches or the archive."""
-    for folder in (place, place / CIFAR_FOLDER):
-        if os.path.isfile(folder / CIFAR_BATCHES["test"][0]):
-            return folder
-    archive = place / CIFAR_ARCHIVE if os.path.isdir(place) else place
-    return archive if archive.name == CIFAR_ARCHIVE and os.path.isfile(archive) else None
-
-
-def read_cifar(split: str, config: Config, place: Path) -> Content:
-    """Return the images and labels of a split."""
-    where, names = _locate_cifar(place), CIFAR_BATCHES[split]
-    assert where is not None
-    if where.is_dir():
-        contents = [read_verified(where / name, MD5[name]) for name in names]
-    else:
-        content = io.BytesIO(read_verified(where, MD5[CIFAR_ARCHIVE]))
-        with tarfile.open(fileobj=content, mode="r:gz") as archive:
-            files = [archive.extractfile(f"{CIFAR_FOLDER}/{name}") for name in names]
+def read_cifar(split: str, config: Config, place: Path) -> Content | None:
+    """Read the archive or its content; `place` may be either, or a folder with one of them."""
+    names, last = CIFAR_BATCHES[split], _find(place, CIFAR_BATCHES["test"][0], CIFAR_FOLDER)
+    archive = place if place.name == CIFAR_ARCHIVE else _find(place, CIFAR_ARCHIVE)
+    if last:
+        contents = [read_verified(last.with_name(name), MD5[name]) for name in names]
+    elif archive:
+        content = io.BytesIO(read_verified(archive, MD5[CIFAR_ARCHIVE]))
+        with tarfile.open(fileobj=content, mode="r:gz") as opened:
+            files = [opened.extractfile(f"{CIFAR_FOLDER}/{name}") for name in names]
             contents = [file.read() for file in files if file]
+    else:
+        return None
     pixels, labels = (np.concatenate(each) for each in zip(*map(_parse_batch, contents)))
     return pixels, labels
 
@@ -109,15 +103,13 @@ def _parse_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 # --- SVHN, MATLAB files of cropped digits ---
 
 
-def exists_svhn(place: Path) -> bool:
-    return any((place / name).is_file() for name in SVHN_FILES.values())
-
-
-def read_svhn(split: str, config: Config, place: Path) -> Content:
-    """Return the images and labels of a split."""
+def read_svhn(split: str, config: Config, place: Path) -> Content | None:
+    """Read the file of a split."""
     from scipy.io import loadmat  # Imported only for this data set.
 
     name = SVHN_FILES[split]
+    if not any(_find(place, each) for each in SVHN_FILES.values()):
+        return None
     content = io.BytesIO(read_verified(place / name, MD5[name]))
     arrays = loadmat(content, variable_names=("X", "y"))
     pixels = np.ascontiguousarray(arrays["X"].transpose(3, 0, 1, 2))
@@ -131,58 +123,49 @@ CELEBA_NUMBERS = {"train": "0", "test": "1"}  # As officially, "test" is the val
 MAX_FACE = 2**24  # bytes of an encoded image
 
 
-def exists_celeba(place: Path) -> bool:
-    return _find(place, "Eval", CELEBA_LIST).exists()
-
-
-def _find(place: Path, subfolder: str, name: str) -> Path:
-    """Return the path of a file that is in `place` or in a subfolder."""
-    path = place / name
-    return path if path.exists() else place / subfolder / name
-
-
-def read_celeba(split: str, config: Config, place: Path) -> Content:
-    """Return the images of a split, which are in img_align_celeba.zip or in a folder."""
+def read_celeba(split: str, config: Config, place: Path) -> Content | None:
+    """Read img_align_celeba.zip, or the images in a folder."""
+    listed = _find(place, CELEBA_LIST, "Eval")
+    if not listed:
+        return None
     # Lines of the list are such as "000001.jpg 0".
-    text = read_verified(_find(place, "Eval", CELEBA_LIST), MD5[CELEBA_LIST]).decode()
-    lines = [line.split() for line in text.splitlines()]
-    names = [line[0] for line in lines if line[1:] == [CELEBA_NUMBERS[split]]]
-    path, folder = (_find(place, "Img", f"{CELEBA_IMAGES}{end}") for end in (".zip", ""))
-    archive = None
-    sizes = {f"{CELEBA_IMAGES}/{name}": 1 for name in names if (folder / name).is_file()}
-    if path.exists():
+    lines = map(str.split, read_verified(listed, MD5[CELEBA_LIST]).decode().splitlines())
+    names = [f"{CELEBA_IMAGES}/{name}" for name, part in lines if part == CELEBA_NUMBERS[split]]
+    path = _find(place, f"{CELEBA_IMAGES}.zip", "Img")
+    folder = _find(place, CELEBA_IMAGES, "Img") or place / CELEBA_IMAGES
+    if path:
         check_regular(path)
-        with reading(path, kind=" as .zip"):
+        with reading(path, AGAIN, " as .zip"):
             archive = zipfile.ZipFile(path)
             sizes = {name: each.file_size for name, each in zip_members(path, archive).items()}
-    missing = [
-        name for name in names if not 0 < sizes.get(f"{CELEBA_IMAGES}/{name}", 0) <= MAX_FACE
-    ]
+            found, encoded = {name for name in sizes if sizes[name] <= MAX_FACE}, archive.read
+    else:
+        found = {name for name in names if (folder.parent / name).is_file()}
+        encoded = folder.parent.joinpath
+    missing = [name for name in names if name not in found]
     if missing:
         raise InputError(
             f"{place} lacks {len(missing)} images of at most {MAX_FACE:,} bytes, such as "
-            f"{CELEBA_IMAGES}/{missing[0]}; {CELEBA_IMAGES}.zip or the folder {CELEBA_IMAGES} must "
-            f"contain them. {AGAIN}"
+            f"{missing[0]}; {CELEBA_IMAGES}.zip or the folder {CELEBA_IMAGES} must contain them. "
+            f"{AGAIN}"
         )
-
-    def encoded(index: int) -> bytes | Path:
-        name = names[index]
-        return archive.read(f"{CELEBA_IMAGES}/{name}") if archive else folder / name
-
-    return Files(len(names), encoded, lambda index: f"{place}: {names[index]}"), None
+    files = Files(
+        len(names),
+        lambda index: encoded(names[index]),
+        lambda index: f"{place}: {names[index]}",
+    )
+    return files, None
 
 
 # --- LSUN: a database for each category and split ---
 
 
-def exists_lsun(place: Path) -> bool:
-    return any(place.glob("*_lmdb/data.mdb"))
-
-
-def read_lsun(split: str, config: Config, place: Path) -> Content:
-    """Return the images of a split of data.category."""
-    name = {"train": "train", "test": "val"}[split]
-    path = place / f"{config.category}_{name}_lmdb" / "data.mdb"
+def read_lsun(split: str, config: Config, place: Path) -> Content | None:
+    """Read the database of a split of data.category."""
+    if not any(place.glob("*_lmdb/data.mdb")):
+        return None
+    part = "train" if split == "train" else "val"
+    path = place / f"{config.category}_{part}_lmdb" / "data.mdb"
     files = Lmdb(path)
     if not len(files):
         raise InputError(f"{path} contains no images. {AGAIN}")
@@ -195,13 +178,11 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Where dataset-fashion-mnis
 MAX_SIDE = 1024  # pixels
 
 
-def exists_idx(place: Path) -> bool:
-    return any(place.glob("*-idx3-ubyte*"))
-
-
-def read_idx(split: str, config: Config, place: Path) -> Content:
-    """Return the images and labels of a split, from files that may be compressed."""
-    prefix = {"train": "train", "test": "t10k"}[split]
+def read_idx(split: str, config: Config, place: Path) -> Content | None:
+    """Read the images and labels of a split from files that may be compressed."""
+    if not any(place.glob("*-idx3-ubyte*")):
+        return None
+    prefix = "train" if split == "train" else "t10k"
     images, _ = read_idx_array(place, f"{prefix}-images-idx3-ubyte", 3)
     labels, path = read_idx_array(place, f"{prefix}-labels-idx1-ubyte", 1)
     return images[..., None], check_labels(labels, len(images), 10, path)
@@ -209,10 +190,7 @@ def read_idx(split: str, config: Config, place: Path) -> Content:
 
 def read_idx_array(folder: Path, name: str, rank: int) -> tuple[np.ndarray, Path]:
     """Return the uint8 array with `rank` axes in FOLDER/NAME or FOLDER/NAME.gz, and the path."""
-    candidates = [folder / name, folder / f"{name}.gz"]
-    path = next((candidate for candidate in candidates if candidate.exists()), None)
-    if path is None:
-        raise InputError(f"{folder} contains neither {name} nor {name}.gz.")
+    path = _find(folder, name) or folder / f"{name}.gz"
     check_regular(path)
     with (
         reading(path, AGAIN, " as IDX"),
@@ -237,8 +215,19 @@ def read_idx_array(folder: Path, name: str, rank: int) -> tuple[np.ndarray, Path
 def read_faces(split: str, config: Config) -> Images:
     """Return all images of data.path or data.tfrecords_path, for either split, as officially."""
     size, channels = square_side(config), config.num_channels
-    shape, ending = (channels, size, size), f"r{size.bit_length() - 1:02d}.tfrecords"
-    path = _find_faces(config, ending)
+    shape, ending = (channels, size, size), f"-r{size.bit_length() - 1:02d}.tfrecords"
+    field = "path" if config.path else "tfrecords_path"
+    path = expand_home(config.get(field, ""), f"data.{field}")
+    if path.is_dir():  # Without a path, it is the current one, which nobody has named.
+        matches = sorted(path.glob(f"*{ending}")) if path != Path() else []
+        path = matches[0] if matches else path / f"*{ending}"
+    if not path.exists():
+        raise InputError(
+            f"data.dataset = {config.dataset!r}: the file {path} does not exist. Name the TFRecord "
+            f"file of this resolution (*{ending}), or its folder, with --config.data.path=PATH. "
+            f"docs/data.md states where to download it."
+        )
+    check_regular(path, "data.path")
     records = TFRecords([path])
 
     def decode(index: int) -> np.ndarray:
@@ -246,29 +235,12 @@ def read_faces(split: str, config: Config) -> Images:
             example = parse_example(records[index])
             found = tuple(example.integers["shape"])
             if found != shape:
-                raise InputError(
-                    f"{path}: image {index} is {found}, channels first; data.image_size = {size} "
-                    f"and data.num_channels = {channels} require {shape}. The file of this "
-                    f"resolution is *-{ending}."
+                raise ValueError(
+                    f"the image is {found}, channels first; data.image_size = {size} and "
+                    f"data.num_channels = {channels} require {shape}. The file of this resolution "
+                    f"is *{ending}"
                 )
             planes = np.frombuffer(example.data["data"], np.uint8).reshape(shape)
             return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
     return Images(Decoded(decode, len(records), (size, size, channels)))
-
-
-def _find_faces(config: Config, ending: str) -> Path:
-    """Return the path of the file of a resolution, whose name has this ending."""
-    field = "path" if config.path else "tfrecords_path"
-    path = expand_home(config.get(field, ""), f"data.{field}")
-    if path.is_dir():  # Without a path, it is the current one, which nobody has named.
-        matches = sorted(path.glob(f"*{ending}")) if path != Path() else []
-        path = matches[0] if matches else path / f"*-{ending}"
-    if not path.exists():
-        raise InputError(
-            f"data.dataset = {config.dataset!r}: the file {path} does not exist. Name the TFRecord "
-            f"file of this resolution (*-{ending}), or its folder, with --config.data.path=PATH. "
-            f"docs/data.md states where to download it."
-        )
-    check_regular(path, "data.path")
-    return path

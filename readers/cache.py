@@ -34,11 +34,9 @@ def entry_path(kind: str, path: Path) -> Path:
 
 
 def load(kind: str, path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of an entry, or an empty dictionary if it is absent, damaged or changed."""
-    with contextlib.suppress(InputError):
-        entry = read_npz(entry_path(kind, path))
-        if str(entry.pop("digest", "")) == _digest(entry):
-            return entry
+    """Return the arrays of an entry, or an empty dictionary if it is absent or damaged."""
+    with contextlib.suppress(InputError):  # A zip archive has checksums.
+        return read_npz(entry_path(kind, path))
     return {}
 
 
@@ -46,27 +44,24 @@ def save(kind: str, path: Path, entry: dict[str, np.ndarray]) -> None:
     """Write the arrays of an entry; errors of the file system are ignored."""
     target = entry_path(kind, path)
     temporary = target.with_suffix(f".{uuid.uuid4().hex}.tmp")
-    try:
+    with contextlib.suppress(OSError):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **entry, digest=np.array(_digest(entry)))
-        os.replace(temporary, target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def _digest(entry: dict[str, np.ndarray]) -> str:
-    parts = [(name, entry[name].dtype.str, entry[name].shape) for name in sorted(entry)]
-    content = [repr(parts).encode(), *(entry[name].tobytes() for name in sorted(entry))]
-    return hashlib.sha256(b"".join(content)).hexdigest()
+        try:
+            with open(temporary, "wb") as file:
+                np.savez(file, allow_pickle=False, **entry)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def arrays(
-    kind: str, path: Path, key: str, compute: Callable[[], dict[str, np.ndarray]]
+    kind: str, path: Path, compute: Callable[[], dict[str, np.ndarray]], key: str = ""
 ) -> dict[str, np.ndarray]:
-    """Return the arrays that `compute` returns, from the cache if they were saved with `key`."""
-    found = load(kind, path)
+    """Return the arrays that `compute` returns, from the cache if they were saved with `key`.
+
+    By default the key is the fingerprint of the file `path`.
+    """
+    key, found = key or fingerprint(path), load(kind, path)
     if str(found.get("key")) != key:
         found = compute() | {"key": np.array(key)}
         save(kind, path, found)

@@ -8,7 +8,7 @@ of a sequence. Training and held-out images never show variants of the same emoj
 from __future__ import annotations
 
 import base64
-import hashlib
+import functools
 import json
 import subprocess
 import sys
@@ -19,8 +19,8 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from errors import InputError, expand_home
-from readers import cache, font, image_files, preprocessing
+from errors import advice, expand_home
+from readers import font, image_files, preprocessing
 from readers.batches import Images
 from readers.files import read_bytes, reading
 from readers.folders import members
@@ -31,7 +31,7 @@ KIND = " as a font with color bitmaps (table CBDT)"
 SIGNATURES = (b"\0\1\0\0", b"OTTO", b"true")  # The first bytes of TrueType and OpenType fonts.
 MAX_FONT = 2**26  # bytes
 MAX_SIDE = 1024  # pixels
-INSTALL = "On Debian, apt-get install fonts-noto-color-emoji installs it"
+INSTALL = "On Debian, apt-get install fonts-noto-color-emoji installs it; data.path names others."
 
 COMPARED_SIZE = 32  # pixels; images of any data.image_size have the same splits.
 SIMILAR = 0.2  # Images with a smaller relative distance belong to the same group.
@@ -100,24 +100,27 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
     Raises InputError if the font is missing or damaged, or has no color bitmaps.
     """
     path = expand_home(config.path, "data.path") if config.path else DEBIAN
-    if path.is_dir():
-        path /= FILE
-    if not path.exists():
-        raise InputError(
-            f"data.dataset = 'emoji': {path} does not exist. {INSTALL}; or name the font or its "
-            f"folder with --config.data.path=PATH."
-        )
-    data, advice = read_bytes(path, "data.path", MAX_FONT), f"Install the font again. {INSTALL}."
-    with reading(path, advice, KIND):
-        glyphs = read_glyphs(data)
-        chosen, names = _cached_groups(path, data, glyphs)
-    selected = chosen[members(names.tolist(), split, config.held_out)]
+    path = path / FILE if path.is_dir() else path
+    with advice(INSTALL), reading(path, kind=KIND):
+        data = read_bytes(path, "data.path", MAX_FONT)
+        pictures, names = _distinct(data)
+    selected = members(names.tolist(), split, config.held_out)
 
     def encoded(index: int) -> bytes:
-        return glyphs[selected[index]].png
+        return pictures[selected[index]]
 
-    files = preprocessing.Files(len(selected), encoded, lambda _: str(path), advice, KIND)
+    files = preprocessing.Files(len(selected), encoded, lambda _: str(path), INSTALL, KIND)
     return Images(preprocessing.prepared(files, config, _square))
+
+
+@functools.lru_cache(maxsize=1)  # Both splits need it.
+def _distinct(data: bytes) -> tuple[list[bytes], np.ndarray]:
+    """Return the distinct images (N,) of a font, as PNG, and the names (N,) of their groups."""
+    distinct: dict[bytes, str] = {}
+    for glyph in read_glyphs(data):
+        distinct.setdefault(glyph.png, subject(glyph))
+    pixels = np.stack([picture(png, COMPARED_SIZE, 3) for png in distinct])
+    return list(distinct), _groups(pixels, list(distinct.values()))
 
 
 def read_glyphs(data: bytes) -> list[Glyph]:
@@ -130,16 +133,12 @@ def read_glyphs(data: bytes) -> list[Glyph]:
     # -P: modules beside the script do not replace those of libraries.
     command = [sys.executable, "-P", font.__file__]
     process = subprocess.run(command, input=data, capture_output=True, check=False)
-    try:
-        answer = json.loads(process.stdout)
-    except ValueError as error:
-        limits = f"{font.MEMORY:,} bytes and {font.SECONDS} seconds"
-        raise ValueError(f"reading it takes more than {limits}") from error
-    if "problem" in answer:
-        raise ValueError(answer["problem"])
+    if process.returncode:
+        limits = f"more than {font.MEMORY:,} bytes or {font.SECONDS} seconds"
+        raise ValueError(f"it is damaged, or reading it takes {limits}")
     return [
         Glyph(name, frozenset(map(tuple, sequences)), base64.b64decode(png))
-        for name, sequences, png in answer["glyphs"]
+        for name, sequences, png in json.loads(process.stdout)
     ]
 
 
@@ -155,25 +154,6 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     square = Image.new(image.mode, (side, side), "white")
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return preprocessing.crop_resize(square, size)
-
-
-def _cached_groups(path: Path, data: bytes, glyphs: list[Glyph]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices (n,) of distinct images and the names (n,) of their groups."""
-    subjects = [subject(glyph) for glyph in glyphs]
-
-    def compute() -> dict[str, np.ndarray]:
-        first: dict[bytes, int] = {}
-        for index, glyph in enumerate(glyphs):
-            first.setdefault(glyph.png, index)
-        chosen = np.array(list(first.values()), np.int64)
-        pixels = [picture(glyphs[index].png, COMPARED_SIZE, 3) for index in chosen]
-        groups = _groups(np.stack(pixels), [subjects[index] for index in chosen])
-        return {"chosen": chosen, "groups": groups}
-
-    digest = hashlib.sha256(data + repr(subjects).encode()).hexdigest()
-    key = f"{digest} {COMPARED_SIZE} {SIMILAR}"
-    entry = cache.arrays("emoji", path, key, compute)
-    return entry["chosen"], entry["groups"]
 
 
 def _groups(pixels: np.ndarray, subjects: list[str]) -> np.ndarray:

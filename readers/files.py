@@ -12,6 +12,7 @@ import json
 import math
 import os
 import stat
+import weakref
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,38 +30,7 @@ ALWAYS_ALLOWED = 2**30  # Bytes of a file that is read as a whole, or in any com
 MAX_HEADER = 1000  # Bytes of the header of an array.
 MAX_AXES = 16
 
-KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a named pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
-
 # --- any file ---
-
-
-def check_regular(path: str | Path, what: str = "") -> None:
-    """Raise InputError, naming the flag `what`, unless `path` is, or links to, a regular file."""
-    name = f"{what} = {str(path)!r}" if what else printable(path)
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError) as error:  # ValueError: the path contains a null character.
-        reason = getattr(error, "strerror", None) or brief(error)
-        raise InputError(f"{name} cannot be read: {reason}.") from error
-    if not stat.S_ISREG(mode):
-        kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
-        raise InputError(f"{name} is {kind}; it must be a regular file.")
-
-
-def check_expansion(path: Path, declared: int) -> None:
-    """Raise InputError if the content of a compressed file, `declared` bytes, is too large."""
-    limit = max(ALWAYS_ALLOWED, MAX_RATIO * path.stat().st_size)
-    if declared > limit:
-        raise InputError(
-            f"{path} declares a content of {declared:,} bytes; for a compressed file of this size "
-            f"at most {limit:,} are read. Store it without compression if it can be trusted."
-        )
 
 
 @contextlib.contextmanager
@@ -74,8 +44,29 @@ def reading(name: object, advice: str = "", kind: str = "") -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        message = f"{printable(name)} cannot be read{kind}: {brief(error).rstrip('.')}. {advice}"
+        problem = getattr(error, "strerror", None) or brief(error)
+        message = f"{printable(name)} cannot be read{kind}: {problem.rstrip('.')}. {advice}"
         raise InputError(message.strip()) from error
+
+
+def check_regular(path: str | Path, what: str = "") -> None:
+    """Raise InputError, naming the flag `what`, unless `path` is, or links to, a regular file."""
+    name = f"{what} = {str(path)!r}" if what else printable(path)
+    with reading(name):
+        mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a named pipe, socket or device"
+        raise InputError(f"{name} is {kind}; it must be a regular file.")
+
+
+def check_expansion(path: Path, declared: int) -> None:
+    """Raise InputError if the content of a compressed file, `declared` bytes, is too large."""
+    limit = max(ALWAYS_ALLOWED, MAX_RATIO * path.stat().st_size)
+    if declared > limit:
+        raise InputError(
+            f"{path} declares a content of {declared:,} bytes; for a compressed file of this size "
+            f"at most {limit:,} are read. Store it without compression if it can be trusted."
+        )
 
 
 def read_bytes(path: Path, what: str = "", limit: int | None = None) -> bytes:
@@ -101,6 +92,23 @@ def read_verified(path: Path, md5: str) -> bytes:
     return content
 
 
+class OpenFile:
+    """A regular file that is read at any position, until nothing refers to it."""
+
+    def __init__(self, path: Path) -> None:
+        check_regular(path)
+        self.path, self._descriptor = path, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return bytes from position `start` on. Raises ValueError beyond the end."""
+        data = os.pread(self._descriptor, length, start) if start + length <= self.size else b""
+        if len(data) != length:
+            raise ValueError("it is cut off")
+        return data
+
+
 # --- JSON ---
 
 Schema = Any
@@ -109,15 +117,6 @@ for a list of any length."""
 
 NUMBER = (int, float)
 OPTIONAL_NUMBER = (int, float, type(None))
-TYPES = {
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    bool: "true or false",
-    int: "an integer",
-    float: "a number",
-    type(None): "null",
-}
 
 
 def read_json(path: Path, schema: Schema, what: str = "") -> Any:
@@ -138,15 +137,13 @@ def parse_json(text: str) -> Any:
             raise ValueError("a name occurs twice in an object")
         return found
 
-    try:
+    def depth(value: Any) -> int:
+        parts = value.values() if isinstance(value, dict) else value
+        return 1 + max(map(depth, parts), default=0) if isinstance(value, (dict, list)) else 0
+
+    with contextlib.suppress(RecursionError):
         content = json.loads(text, object_pairs_hook=to_dict)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    level = [content] if isinstance(content, (dict, list)) else []
-    for _ in range(MAX_DEPTH):
-        values = (each.values() if isinstance(each, dict) else each for each in level)
-        level = [each for part in values for each in part if isinstance(each, (dict, list))]
-        if not level:
+        if depth(content) <= MAX_DEPTH:
             return content
     raise ValueError("it is nested too deeply")
 
@@ -163,24 +160,22 @@ def mismatch(value: Any, schema: Schema, where: str = "its content") -> str:
     types = {dict: dict, list: list}.get(type(schema), schema)
     types = types if isinstance(types, tuple) else (types,)
     if isinstance(value, bool) and bool not in types or not isinstance(value, types):
-        names = [TYPES.get(each) or str(each.__name__) for each in types]
-        allowed = " or ".join(dict.fromkeys(names))
-        return f"{where} is {TYPES.get(type(value), type(value).__name__)} instead of {allowed}"
+        allowed = " or ".join(each.__name__ for each in types)
+        return f"{where} is of type {type(value).__name__} instead of {allowed}"
     if isinstance(value, int) and abs(value) >= 2**63:
         return f"{where} is an integer of more than 64 bits"
-    if isinstance(schema, list) and isinstance(value, list):
+    if isinstance(schema, list):
         problems = (mismatch(each, schema[0], f"an entry of {where}") for each in value)
         return next(filter(None, problems), "")
-    if not isinstance(schema, dict) or not isinstance(value, dict):
-        return ""
-    for key, part in schema.items():
+    for key, part in schema.items() if isinstance(schema, dict) else ():
         name = key.removesuffix("?")
+        problem = ""
         if name in value:
             problem = mismatch(value[name], part, repr(name))
-            if problem:
-                return problem
-        elif not key.endswith("?"):
-            return f"{where} has no {name!r}"
+        elif name == key:
+            problem = f"{where} has no {name!r}"
+        if problem:
+            return problem
     return ""
 
 
@@ -191,12 +186,10 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     check_regular(path)
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:
-            try:
+            with contextlib.suppress(ValueError, RecursionError):
                 entry = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(entry, dict):
-                yield entry
+                if isinstance(entry, dict):
+                    yield entry
 
 
 # --- arrays ---
@@ -218,9 +211,8 @@ def zip_members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipIn
     """Return the files in a zip archive by name. Raise errors for bombs and unusual archives."""
     members = archive.infolist()
     check_expansion(path, sum(member.file_size for member in members))
-    for member in members:
-        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError("it is compressed by another method than deflate")
+    if {member.compress_type for member in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise ValueError("it is compressed by another method than deflate")
     by_name = {member.filename: member for member in members}
     if len(by_name) < len(members):
         raise ValueError("a name occurs twice")
@@ -244,11 +236,11 @@ def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, Literal["
 
     Raises exceptions of many types if the header is damaged, and ValueError for Python objects.
     """
-    major, minor = np.lib.format.read_magic(stream)
-    if major not in (1, 2) or minor:
-        raise ValueError(f"version {major}.{minor} of the .npy format is not supported")
-    read = getattr(np.lib.format, f"read_array_header_{major}_0")
-    start, width = stream.tell(), 2 * major  # The length of the header takes 2 or 4 bytes.
+    version = np.lib.format.read_magic(stream)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of the .npy format is not supported")
+    read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+    start, width = stream.tell(), 2 * version[0]  # The length of the header takes 2 or 4 bytes.
     if int.from_bytes(stream.read(width), "little") > MAX_HEADER:  # NumPy allocates it.
         raise ValueError(f"its header has more than {MAX_HEADER:,} bytes")
     stream.seek(start)
@@ -264,15 +256,12 @@ def read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype, Literal["
 
 def check_labels(labels: np.ndarray, count: int, classes: int, name: object) -> np.ndarray:
     """Return labels as int32 (count,). Raise InputError unless they are in 0 .. classes - 1."""
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+    is_valid = labels.shape == (count,) and labels.dtype.kind in "iu"
+    if not is_valid or (count and not 0 <= labels.min() <= labels.max() < classes):
+        shown = f"from {labels.min()} to {labels.max()}" if is_valid else f"of {labels.dtype}"
         raise InputError(
-            f"{name}: labels are {labels.dtype} of shape {labels.shape}; they must be one integer "
-            f"for each image, of shape {(count,)}."
-        )
-    if count and not 0 <= labels.min() <= labels.max() < classes:
-        raise InputError(
-            f"{name}: labels go from {labels.min()} to {labels.max()}; they must be in 0 .. "
-            f"{classes - 1}."
+            f"{name}: labels are {shown}, of shape {labels.shape}; they must be integers in 0 .. "
+            f"{classes - 1}, one for each image, of shape {(count,)}."
         )
     return labels.astype(np.int32)
 

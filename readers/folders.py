@@ -30,19 +30,12 @@ SPLITS = {"train", "test"}
 
 
 class Index(NamedTuple):
-    """The image files under a folder, sorted by name.
+    """The N image files under a folder, sorted by name."""
 
-    Attributes:
-      names: relative paths (N,).
-      states: sizes and modification times (N,), as text.
-      sizes: width and height in pixels (N, 2) after rotation by EXIF data; 0 for unreadable files.
-      problems: reasons why files are unreadable (N,); '' for readable files.
-    """
-
-    names: np.ndarray
-    states: np.ndarray
-    sizes: np.ndarray
-    problems: np.ndarray
+    names: np.ndarray  # relative paths
+    states: np.ndarray  # sizes and modification times, as text
+    sizes: np.ndarray  # width and height in pixels (N, 2), rotated; 0 for unreadable files
+    problems: np.ndarray  # reasons why files are unreadable; '' for readable ones
 
     @property
     def good(self) -> np.ndarray:
@@ -60,7 +53,7 @@ def index(folder: Path) -> Index:
             f"data.path = {str(folder)!r} is not a folder; name one with --config.data.path=DIR."
         )
     states = dict(sorted(walk(folder)))
-    cached = cache.load("folder", folder)
+    cached = cache.load("index", folder)
     old = Index(**cached) if cached else Index(*[np.array([])] * 4)
     entries = {
         name: (size, problem)
@@ -80,43 +73,34 @@ def index(folder: Path) -> Index:
         problems=np.array([entries[name][1] for name in states], str),
     )
     if not all(map(np.array_equal, result, old)):
-        cache.save("folder", folder, result._asdict())
+        cache.save("index", folder, result._asdict())
     return result
 
 
 def walk(folder: Path) -> list[tuple[str, str]]:
     """Return names and states of image files that are not hidden; each folder is listed once."""
-    files, stack, visited = [], [(folder, "")], set()
-    while stack:
-        current, prefix = stack.pop()
-        try:
-            status = current.stat()
-            entries = list(os.scandir(current))
-        except OSError as error:
-            if prefix and isinstance(error, (FileNotFoundError, ProcessLookupError)):
-                continue  # It has vanished, as in /proc.
+
+    def fail(error: OSError) -> None:
+        has_vanished = isinstance(error, (FileNotFoundError, ProcessLookupError))  # As in /proc.
+        if error.filename == str(folder) or not has_vanished:
             raise InputError(
-                f"The image folder {printable(current)} cannot be listed: {brief(error)}."
+                f"The image folder {printable(error.filename)} cannot be listed: {brief(error)}."
             ) from error
-        identity = (status.st_dev, status.st_ino)
-        if identity in visited:
+
+    files, visited = [], set()
+    for current, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        status = os.stat(current)
+        if (status.st_dev, status.st_ino) in visited:
+            folders.clear()
             continue
-        visited.add(identity)
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if os.path.isdir(entry):
-                stack.append((Path(entry.path), f"{prefix}{entry.name}/"))
-            elif entry.name.lower().endswith(SUFFIXES):
-                files.append((prefix + entry.name, _state(entry)))
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                path = Path(current, name)
+                state = cache.fingerprint(path) if path.exists() else "broken link"
+                files.append((str(path.relative_to(folder)), state))
     return files
-
-
-def _state(entry: os.DirEntry) -> str:
-    try:
-        return cache.fingerprint(Path(entry.path))
-    except OSError:
-        return "broken link"
 
 
 def _inspect(path: Path) -> tuple[tuple[int, int], str]:
@@ -215,14 +199,11 @@ def _decoded(
 
 def members(names: Sequence[str], split: str, held_out: float) -> np.ndarray:
     """Return the indices of the images that belong to a split; see `read`."""
-    if not 0 < held_out < 1:
-        raise InputError(f"data.held_out = {held_out} must be between 0 and 1.")
     if {name.partition("/")[0] for name in names if "/" in name} >= SPLITS:
         return np.flatnonzero([name.startswith(f"{split}/") for name in names])
     # A function of the name alone, so that a held-out image stays so when others are added.
     hashes = np.fromiter((zlib.crc32(os.fsencode(name)) for name in names), float) / 2**32
-    is_smallest = hashes == hashes.min(initial=1.0)  # At least one image is held out.
-    is_test = (hashes < held_out) | is_smallest
+    is_test = (hashes < held_out) | (hashes == hashes.min(initial=1.0))  # At least one is.
     return np.flatnonzero(is_test == (split == "test"))
 
 

@@ -1,8 +1,8 @@
 """Decoding of image files that may be hostile, PNG, JPEG and WebP, with bounded memory and time.
 
-The size in pixels is read from the header before anything is decoded. Parts of a file that do not
-affect its pixels (texts, color profiles, animations, EXIF apart from the orientation) are removed
-first, so that Pillow never parses them.
+The size in pixels is read from the header before anything is decoded. From JPEG files, parts that
+do not affect the pixels (comments, color profiles, EXIF apart from the orientation) are removed,
+so that Pillow never parses them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 import re
 import struct
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -43,34 +42,38 @@ TURNS = {  # By the orientation in EXIF.
 
 Source = bytes | memoryview | Path
 Plain = tuple[tuple[int, int], bytes, bytes]
-"""Size in pixels, the file without the parts that do not affect them, and EXIF data."""
+"""Size in pixels, the file, of JPEG without what its pixels do not need, and EXIF of JPEG."""
 
 
 def _png(data: bytes) -> Plain:
-    """Keep the header, the palette, transparency and data of a PNG file, after its checksums."""
-    kept: dict[bytes, list[bytes]] = {b"IHDR": [], b"PLTE": [], b"tRNS": [], b"IDAT": []}
-    exif, position, kind, count = b"", 8, b"", 0
-    while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, position)
-        start, end = position + 8, position + 8 + length
-        (checksum,) = struct.unpack_from(">I", data, end)
-        if kind in kept:
-            if zlib.crc32(memoryview(data)[position + 4 : end]) != checksum:
-                raise ValueError("the PNG file has a wrong checksum")
-            kept[kind].append(data[start:end])
-        elif kind == b"eXIf":
-            exif = data[start : min(end, start + MAX_SIDE)]
-        position, count = end + 4, count + 1
-        _check_parts(count, data)
-    if any(len(bodies) > 1 for name, bodies in kept.items() if name != b"IDAT"):
-        raise ValueError("the PNG file has a header, palette or transparency twice")
-    parts = [(name, b"".join(bodies)) for name, bodies in kept.items() if bodies]
-    content = b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        for name, body in (*parts, (b"IEND", b""))
-    )
-    width, height = struct.unpack_from(">II", content, 8)
-    return (width, height), data[:8] + content, exif
+    """Read the size of a PNG file. Pillow limits its texts and profiles."""
+    _check_chunks(data, 8, ">I", 12)
+    width, height = struct.unpack_from(">II", data, 16)
+    return (width, height), data, b""
+
+
+def _webp(data: bytes) -> Plain:
+    """Read the size of a WebP file, whose decoder allocates the canvas when it is opened."""
+    _check_chunks(data, 12, "<4xI", 8)
+    match data[12:16]:
+        case b"VP8X":
+            width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+        case b"VP8L":
+            (bits,) = struct.unpack_from("<I", data, 21)
+            width, height = 1 + bits % 2**14, 1 + (bits >> 14) % 2**14
+        case _:
+            width, height = (side % 2**14 for side in struct.unpack_from("<HH", data, 26))
+    return (width, height), data, b""
+
+
+def _check_chunks(data: bytes, position: int, layout: str, extra: int) -> None:
+    """Raise ValueError for too many chunks, of `extra` bytes and a length that `layout` reads."""
+    for _ in range(MAX_PARTS + len(data) // 1000):
+        if position + 8 > len(data):
+            return
+        (length,) = struct.unpack_from(layout, data, position)
+        position += extra + length + (length % 2 if extra == 8 else 0)  # WebP pads chunks.
+    raise ValueError("the file consists of too many parts")
 
 
 SEGMENT = re.compile(rb"\xff+([\xc0-\xfe])")
@@ -109,31 +112,6 @@ def _jpeg(data: bytes) -> Plain:
             "are read, and fewer of large images"
         )
     return size, b"".join(kept) + data[position:], exif
-
-
-def _webp(data: bytes) -> Plain:
-    """Find the size and the orientation of a WebP file; libwebp skips other parts."""
-    exif, position, count = b"", 12, 0
-    while position + 8 <= len(data):
-        kind, length = struct.unpack_from("<4sI", data, position)
-        if kind == b"EXIF":
-            exif = data[position + 8 : position + 8 + min(length, MAX_SIDE)]
-        position, count = position + 8 + length + length % 2, count + 1
-        _check_parts(count, data)
-    match data[12:16]:
-        case b"VP8X":
-            width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
-        case b"VP8L":
-            (bits,) = struct.unpack_from("<I", data, 21)
-            width, height = 1 + bits % 2**14, 1 + (bits >> 14) % 2**14
-        case _:
-            width, height = (side % 2**14 for side in struct.unpack_from("<HH", data, 26))
-    return (width, height), data, exif
-
-
-def _check_parts(count: int, data: bytes) -> None:
-    if count > MAX_PARTS + len(data) // 1000:
-        raise ValueError("the file consists of too many parts")
 
 
 FORMATS: dict[str, tuple[re.Pattern, Callable[[bytes], Plain]]] = {  # The first bytes; a reader.
@@ -233,6 +211,7 @@ def _decode(kind: str, plain: Plain, mode: str) -> Image.Image:
         if encoded.size != size:
             raise ValueError("the image states two sizes")
         encoded.load()
+        exif = exif or encoded.info.get("exif", b"")
         image = Image.new(mode, size)
         rows = max(1, STRIP // encoded.width)
         for top in range(0, encoded.height, rows):

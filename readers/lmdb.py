@@ -8,17 +8,14 @@ have no checksums.
 from __future__ import annotations
 
 import array
-import os
 import struct
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from errors import InputError
 from readers import cache
-from readers.files import check_regular
+from readers.files import OpenFile, reading
 
 PAGE = struct.Struct("<QHHHH")  # number, unused, flags, end of the list of nodes, unused
 NODE = struct.Struct("<HHHH")  # lower and upper half of a number, flags, length of the key
@@ -35,19 +32,15 @@ class Lmdb(Sequence):
     """The values of a database in the order of their keys; InputError if the file is damaged."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        check_regular(path)
-        self._file = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._file)
-        self._size = os.fstat(self._file).st_size
-        key = cache.fingerprint(path)
-        self._values = cache.arrays("lmdb", path, key, self._index)["values"]
+        self._file = OpenFile(path)
+        with reading(path, "Download it again.", " as LMDB"):
+            self._values = cache.arrays("lmdb", path, self._index)["values"]
 
     def __len__(self) -> int:
         return len(self._values)
 
     def __getitem__(self, index: int) -> bytes:
-        return self._read(*self._values[index].tolist())
+        return self._file.read(*self._values[index].tolist())
 
     def _index(self) -> dict[str, np.ndarray]:
         """Return the start and the length in bytes (N, 2) of every value."""
@@ -57,67 +50,44 @@ class Lmdb(Sequence):
         while pages:
             number = pages.pop()
             if number in visited:
-                raise self._damaged(f"page {number} occurs twice")
+                raise ValueError(f"page {number} occurs twice")
             visited.add(number)
-            children = []
-            for is_leaf, first, second in self._nodes(number, page_size):
-                if is_leaf:
-                    values.extend((first, second))
-                else:
-                    children.append(first)
-            pages += reversed(children)
+            pages += self._visit(number, page_size, values)[::-1]
         found = np.array(values, np.int64).reshape(-1, 2)
         if len(found) != entries:
-            raise self._damaged(f"it has {len(found)} of {entries} values")
-        if (found.sum(1) > self._size).any():
-            raise self._damaged("it is cut off")
-        if (found[:, 1] > MAX_VALUE).any():
-            raise self._damaged(f"a value has more than {MAX_VALUE:,} bytes")
+            raise ValueError(f"it has {len(found)} of {entries} values")
+        if (found.sum(1) > self._file.size).any() or (found[:, 1] > MAX_VALUE).any():
+            raise ValueError(f"a value is cut off, or has more than {MAX_VALUE:,} bytes")
         return {"values": found}
 
     def _tree(self) -> tuple[int, int, int]:
         """Return page size, number of values and root page of the newer of the two states."""
         states, page_size = {}, 0
         for number in (0, 1):  # The states are on the first two pages.
-            fields = META.unpack(self._read(number * page_size + PAGE.size, META.size))
+            fields = META.unpack(self._file.read(number * page_size + PAGE.size, META.size))
             magic, version, size, flags, entries, root, transaction = fields
-            if (magic, version) != (MAGIC, VERSION) or flags:
-                raise self._damaged(f"it is not an LMDB file of version {VERSION}")
             page_size = page_size or size
-            if page_size not in PAGE_SIZES:
-                raise self._damaged(f"its pages have {page_size} bytes")
+            if (magic, version, flags) != (MAGIC, VERSION, 0) or page_size not in PAGE_SIZES:
+                raise ValueError(f"it is no database of version {VERSION}")
             states[transaction] = entries, root
         return page_size, *states[max(states)]
 
-    def _nodes(self, number: int, size: int) -> Iterator[tuple[bool, int, int]]:
-        """Yield the nodes of a page: (False, child page, 0) or (True, start, length of a value)."""
-        page = self._read(number * size, size)
+    def _visit(self, number: int, size: int, values: array.array) -> list[int]:
+        """Append start and length of the values on a page; return the pages below it, in order."""
+        page, children = self._file.read(number * size, size), []
         found, _, flags, end, _ = PAGE.unpack_from(page)
-        count = (end - PAGE.size) // 2
-        is_page = found == number and flags in (BRANCH, LEAF) and end >= PAGE.size
-        if not is_page or end + count * NODE.size > size:
-            raise self._damaged(f"page {number} is not part of the tree")
-        for offset in struct.unpack_from(f"<{count}H", page, PAGE.size):
-            if offset + NODE.size > size:
-                raise self._damaged(f"a node of page {number} is not on it")
+        if found != number or flags not in (BRANCH, LEAF) or not PAGE.size <= end <= size:
+            raise ValueError(f"page {number} is not part of the tree")
+        for (offset,) in struct.iter_unpack("<H", page[PAGE.size : end]):
             low, high, kind, key = NODE.unpack_from(page, offset)
             start, length = offset + NODE.size + key, low | high << 16
             if flags == BRANCH:
-                yield False, length | kind << 32, 0
-                continue
-            if start + (8 if kind == IS_BIG else length) > size or kind not in (0, IS_BIG):
-                raise self._damaged(f"a value of page {number} is not on it")
-            place = number * size + start
-            if kind == IS_BIG:
+                children.append(length | kind << 32)
+            elif kind == IS_BIG:
                 (target,) = struct.unpack_from("<Q", page, start)
-                place = min(target, 2**40) * size + PAGE.size
-            yield True, place, length
-
-    def _read(self, start: int, length: int) -> bytes:
-        data = os.pread(self._file, length, start) if start < self._size else b""
-        if len(data) != length:
-            raise self._damaged("it is cut off")
-        return data
-
-    def _damaged(self, problem: str) -> InputError:
-        return InputError(f"{self.path} is damaged: {problem}. Download it again.")
+                values.extend((min(target, 2**40) * size + PAGE.size, length))
+            elif not kind and start + length <= size:
+                values.extend((number * size + start, length))
+            else:
+                raise ValueError(f"a value of page {number} is not on it")
+        return children

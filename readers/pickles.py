@@ -108,20 +108,20 @@ class _Machine:
     def _combine(self, name: str, argument: Any) -> None:
         """Follow an instruction that combines values of the stack."""
         match name:
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                self.stack.append(tuple(self._pop(int(name[-1]))))
-            case "TUPLE":
-                self.stack.append(tuple(self._pop()))
+            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self.stack.append(tuple(self._pop(int(name[5:] or -1))))
             case "APPEND" | "APPENDS" | "ADDITEMS":
-                values = self._pop(1 if name == "APPEND" else None)
+                values = self._pop(1 if name == "APPEND" else -1)
                 self._last(list).extend(values)
             case "SETITEM" | "SETITEMS":
-                values = self._pop(2 if name == "SETITEM" else None)
+                values = self._pop(2 if name == "SETITEM" else -1)
                 self._last(dict).update(zip(map(as_key, values[::2]), values[1::2], strict=True))
-            case "GLOBAL":
-                self.stack.append(self._find(argument))
-            case "STACK_GLOBAL":
-                self.stack.append(self._find(" ".join(map(as_text, self._pop(2)))))
+            case "GLOBAL" | "STACK_GLOBAL":
+                words = argument if name == "GLOBAL" else " ".join(map(as_text, self._pop(2)))
+                if words not in self._names:
+                    shown = printable(words[:100]).replace(" ", ".")
+                    raise ValueError(f"it names {shown}, which is not loaded")
+                self.stack.append(Name(words))
             case "REDUCE" | "NEWOBJ":
                 self.stack.append(self._call(*self._pop(2)))
             case "BUILD":
@@ -133,9 +133,9 @@ class _Machine:
             case _:
                 raise ValueError(f"it has the instruction {name}, which is not followed")
 
-    def _pop(self, count: int | None = None) -> list[Any]:
-        """Remove and return the last `count` values, by default those after the last mark."""
-        start = self._marks.pop() if count is None else len(self.stack) - count
+    def _pop(self, count: int) -> list[Any]:
+        """Remove and return the last `count` values, or for -1 those after the last mark."""
+        start = self._marks.pop() if count < 0 else len(self.stack) - count
         if start < 0:
             raise ValueError("an instruction lacks a value")
         values = self.stack[start:]
@@ -147,17 +147,10 @@ class _Machine:
             raise ValueError(f"it changes a value that is not a {kind.__name__.lower()}")
         return self.stack[-1]
 
-    def _find(self, name: str) -> Name:
-        if name not in self._names:
-            shown = printable(name[:100]).replace(" ", ".")
-            raise ValueError(f"it names {shown}, which is not loaded")
-        return Name(name)
-
     def _call(self, name: Any, arguments: Any) -> Any:
-        if type(name) is not Name or type(arguments) is not tuple:
-            raise ValueError("it calls a value that is not a name")
-        if len(arguments) > MAX_ARGUMENTS:
-            raise ValueError(f"it calls {name} with {len(arguments)} arguments")
+        is_call = type(name) is Name and type(arguments) is tuple
+        if not is_call or len(arguments) > MAX_ARGUMENTS:
+            raise ValueError("it calls a value that is not a name, or with many arguments")
         function = self._names.get(name)
         return function(*arguments) if function else Record(name, arguments)
 

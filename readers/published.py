@@ -10,28 +10,27 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 import ml_collections
 import numpy as np
 
-from errors import InputError, check_name, expand_home, printable
+from errors import InputError, check_name, expand_home
 from readers import authors, cache, preprocessing
-from readers.array_records import ArrayRecords
 from readers.batches import Images
 from readers.files import check_labels, read_json, reading
 from readers.image_sizes import square_side
 from readers.preprocessing import celeba, lsun, resize
-from readers.tfrecords import TFRecords, parse_example
+from readers.records import ArrayRecords, TFRecords, parse_example
 
-INFO = "dataset_info.json"
+INFO, AGAIN = "dataset_info.json", "Prepare it again."
 INFO_SCHEMA = {
     "name?": str,
     "fileFormat?": str,
     "splits?": [{"name": str, "shardLengths?": [(str, int)]}],
 }
+RECORDS = {"array_record": ArrayRecords, "tfrecord": TFRecords}  # by fileFormat
 PACKAGES = {  # Modules that `prepare` requires, and the packages to install for them.
     "tensorflow": "tensorflow",
     "tensorflow_datasets": "tensorflow-datasets",
@@ -44,25 +43,23 @@ Config = ml_collections.ConfigDict
 class Prepared(NamedTuple):
     """A data set: its name in TFDS, the name of its held-out split there, and the preprocessing.
 
-    `exists` and `read` are those of the files of its authors; `classes` is 0 without labels.
+    `read` returns images and labels from the files of its authors, or None if there are none;
+    `classes` is 0 without labels.
     """
 
     name: str
     test: str
     resize: preprocessing.Resize
-    exists: Callable[[Path], bool]
-    read: Callable[[str, Config, Path], authors.Content]
+    read: Callable[[str, Config, Path], authors.Content | None]
     classes: int = 0
 
 
 PREPARED = {  # By data.dataset in lower case. The name of LSUN depends on data.category.
-    "cifar10": Prepared("cifar10", "test", resize, authors.exists_cifar, authors.read_cifar, 10),
-    "svhn": Prepared("svhn_cropped", "test", resize, authors.exists_svhn, authors.read_svhn, 10),
-    "celeba": Prepared("celeb_a", "validation", celeba, authors.exists_celeba, authors.read_celeba),
-    "fashion_mnist": Prepared(
-        "fashion_mnist", "test", resize, authors.exists_idx, authors.read_idx, 10
-    ),
-    "lsun": Prepared("lsun/", "validation", lsun, authors.exists_lsun, authors.read_lsun),
+    "cifar10": Prepared("cifar10", "test", resize, authors.read_cifar, 10),
+    "svhn": Prepared("svhn_cropped", "test", resize, authors.read_svhn, 10),
+    "celeba": Prepared("celeb_a", "validation", celeba, authors.read_celeba),
+    "fashion_mnist": Prepared("fashion_mnist", "test", resize, authors.read_idx, 10),
+    "lsun": Prepared("lsun/", "validation", lsun, authors.read_lsun),
 }
 
 
@@ -89,33 +86,22 @@ def read(split: str, config: Config) -> Images:
     prepared = of_tfds(config)
     square_side(config)  # Rectangles are an error before files are looked for.
     versions = [info.parent for info in (data_dir(config) / prepared.name).glob(f"*/{INFO}")]
-    if not versions:
-        return _read_files(split, config, prepared)
-    folder = max(versions, key=_version)
-    records = _records(folder, prepared.name, "train" if split == "train" else prepared.test)
-    labels = _labels(records, folder, split, prepared.classes) if prepared.classes else None
-    files = preprocessing.Files(
-        len(records),
-        lambda index: parse_example(records[index]).data["image"],
-        lambda index: f"{folder}: record {index} of {split}",
-        "Prepare it again.",
-    )
-    return Images(preprocessing.prepared(files, config, prepared.resize), labels)
-
-
-def _read_files(split: str, config: Config, prepared: Prepared) -> Images:
-    """Return the images of a split from the files of the authors."""
-    default = authors.DEBIAN if prepared.name == "fashion_mnist" else None
-    place = expand_home(config.path, "data.path") if config.path else default
-    if not place or not prepared.exists(place):
+    if versions:
+        content = _read_prepared(split, prepared, max(versions, key=_version))
+    else:
+        default = authors.DEBIAN if prepared.name == "fashion_mnist" else ""
+        where = str(config.path or default)
+        place = expand_home(where, "data.path")
+        with reading(place, "Download it again."):
+            content = prepared.read(split, config, place) if where else None
+    if content is None:
         raise InputError(
             f"data.dataset = {config.dataset!r} is not in {data_dir(config)}; name the folder of "
             f"TensorFlow Datasets that contains {prepared.name} with --config.data.path=DIR, or "
             f"get it with --mode=prepare_data. docs/data.md lists other files that are read."
         )
-    with reading(place, "Download it again."):
-        images, labels = prepared.read(split, config, place)
-        return Images(preprocessing.prepared(images, config, prepared.resize), labels)
+    images, labels = content
+    return Images(preprocessing.prepared(images, config, prepared.resize), labels)
 
 
 def data_dir(config: Config) -> Path:
@@ -129,8 +115,28 @@ def _version(folder: Path) -> tuple[int, ...]:
     return tuple(int(part) if part.isdecimal() else -1 for part in folder.name.split("."))
 
 
-def _reading(folder: Path, part: str) -> AbstractContextManager[None]:
-    return reading(f"{folder}: {part}", "Prepare it again.")
+def _read_prepared(split: str, prepared: Prepared, folder: Path) -> authors.Content:
+    """Return the images and labels of a split in a folder of TFDS."""
+    info = read_json(folder / INFO, INFO_SCHEMA)
+    name = "train" if split == "train" else prepared.test
+    with reading(f"{folder}: split {name!r}", AGAIN):
+        lengths = {each["name"]: each.get("shardLengths", ()) for each in info.get("splits", ())}
+        lengths = list(map(int, lengths.get(name, ())))
+        stem, kind = info.get("name", prepared.name.split("/")[0]), info.get("fileFormat")
+        if not lengths or not stem.isidentifier() or kind not in (*RECORDS, None):
+            raise ValueError(f"{INFO} does not describe its files")  # Or names others.
+        kind, end = kind or "tfrecord", f"of-{len(lengths):05d}"
+        names = [f"{stem}-{name}.{kind}-{shard:05d}-{end}" for shard in range(len(lengths))]
+        records = RECORDS[kind]([folder / each for each in names])
+        if len(records) != sum(lengths):
+            raise ValueError(f"it has {len(records)} of {sum(lengths)} records")
+    files = preprocessing.Files(
+        len(records),
+        lambda index: parse_example(records[index]).data["image"],
+        lambda index: f"{folder}: record {index} of {split}",
+        AGAIN,
+    )
+    return files, _labels(records, folder, split, prepared.classes) if prepared.classes else None
 
 
 def _labels(
@@ -139,46 +145,13 @@ def _labels(
     """Return the classes (N,). Reading them requires a pass over all records: they are cached."""
 
     def collect() -> dict[str, np.ndarray]:
-        with _reading(folder, f"a label of {split}"):
+        with reading(f"{folder}: a label of {split}", AGAIN):
             labels = [parse_example(record).integers["label"][0] for record in records]
             return {"labels": np.array(labels, np.int64)}
 
     key = " ".join(map(cache.fingerprint, [folder / INFO, *records.paths]))
-    labels = cache.arrays(f"labels_{split}", folder, key, collect)["labels"]
+    labels = cache.arrays(f"labels_{split}", folder, collect, key)["labels"]
     return check_labels(labels, len(records), classes, folder)
-
-
-def _records(folder: Path, name: str, split: str) -> ArrayRecords | TFRecords:
-    """Return the records of a split. Raises InputError if a file is missing or damaged."""
-    info = read_json(folder / INFO, INFO_SCHEMA)
-    with _reading(folder, INFO):
-        lengths = {
-            each["name"]: list(map(int, each.get("shardLengths", ())))
-            for each in info.get("splits", ())
-        }
-        stem = info.get("name", name.split("/")[0])
-        if not stem.isidentifier():
-            raise ValueError(f"it names files outside of its folder: {stem[:50]!r}")
-    if not lengths.get(split):
-        splits = [printable(name) for name in lengths if lengths[name]]
-        raise InputError(f"{folder} has no split {split!r}; it has: {', '.join(splits) or 'none'}.")
-    kinds = {"array_record": ArrayRecords, "tfrecord": TFRecords}
-    kind = info.get("fileFormat", "tfrecord")
-    check_name(kind, kinds, f"fileFormat in {folder / INFO}")
-    count = len(lengths[split])
-    paths = [folder / f"{stem}-{split}.{kind}-{shard:05d}-of-{count:05d}" for shard in range(count)]
-    missing = [path.name for path in paths if not path.exists()]
-    if missing:
-        raise InputError(
-            f"{folder} lacks {len(missing)} of {count} files of {split!r}, such as {missing[0]}."
-        )
-    records = kinds[kind](paths)
-    if len(records) != sum(lengths[split]):
-        raise InputError(
-            f"{folder} contains {len(records)} records of {split!r}, but its {INFO} states "
-            f"{sum(lengths[split])}. Prepare it again."
-        )
-    return records
 
 
 def prepare(config: Config) -> None:

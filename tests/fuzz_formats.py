@@ -17,9 +17,8 @@ from PIL import Image
 
 from pretrained import edm_import, flax_format, safetensors_format, torch_format
 from readers import arrays, authors, emoji, files, image_files, preprocessing
-from readers.array_records import ArrayRecords
 from readers.lmdb import Lmdb
-from readers.tfrecords import TFRecords, parse_example
+from readers.records import ArrayRecords, TFRecords, parse_example
 from tests import edm_files, examples
 
 WEIGHTS = {f"layer{i}.weight": np.arange(12, dtype=np.float32).reshape(3, 4) for i in range(3)}
@@ -86,7 +85,6 @@ def image(kind: str, **options: Any) -> bytes:
     return examples.encoded(PHOTO, kind, exif=EXIF, **options)
 
 
-ANIMATED = image("WEBP", save_all=True, append_images=[PHOTO.rotate(90)], lossless=True)
 LABELS = {"labels": np.arange(4)}
 LMDB = gzip.decompress((Path(__file__).parent / "data" / "lmdb.mdb.gz").read_bytes())
 Make = bytes | Callable[[Path], Any]
@@ -105,7 +103,6 @@ FORMATS: dict[str, tuple[Make, Callable[[Path], Any]]] = {
     "png": (image("PNG"), read_image),
     "jpeg": (image("JPEG", progressive=True), read_image),
     "webp": (image("WEBP"), read_image),
-    "webp_animated": (ANIMATED, read_image),
     "font": (font, lambda path: emoji.read("train", examples.data("emoji", path)).pixels[:]),
     "tfrecord": (
         lambda path: examples.write_tfrecords(path, RECORDS),
@@ -116,8 +113,7 @@ FORMATS: dict[str, tuple[Make, Callable[[Path], Any]]] = {
     "idx": (IDX, read_idx),
     "gz": (gzip.compress(IDX), read_idx),
     "npy": (array(np.save), read_array),
-    "npz": (array(np.savez, **LABELS), read_array),
-    "npz_deflated": (array(np.savez_compressed, **LABELS), read_array),
+    "npz": (array(np.savez_compressed, **LABELS), read_array),
     "lmdb": (LMDB, lambda path: list(Lmdb(path))),
 }
 

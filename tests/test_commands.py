@@ -41,9 +41,7 @@ EXCEPTIONS = {  # Why commands with one of these texts are not run.
         *("benchmarks sampling", "benchmarks likelihood", "studies.sampling", "studies.likelihood"),
         *("studies.inverse_problems", "studies.claims", "--classes=0,1,2"),
     ),
-    "needs the weights of FID's network": (
-        *("--config.eval.features=inception", "inception_weights.to_safetensors"),
-    ),
+    "needs the weights of FID's network": ("--config.eval.features=inception",),
     "needs a data set or a file that is downloaded": (
         *("--config.eval.legacy_rounding", "--mode=train --config.data.path=.", "fashion_mnist"),
         *("ve/cifar10_ncsnpp_continuous.py --workdir=work --mode=train", "ffhq_256"),

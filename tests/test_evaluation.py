@@ -4,9 +4,7 @@ import dataclasses
 import functools
 import json
 import os
-import resource
 import shutil
-import tracemalloc
 from pathlib import Path
 
 import jax
@@ -22,15 +20,12 @@ import losses
 import sampling
 import training
 from api.trained import Bits, TrainedModel
-from configs import default
-from configs.folders import dependencies
 from datasets import Images
 from errors import InputError
 from experiment import Experiment
-from metrics import bits_per_dim_stage, loss_stage, sample_quality, samples_stage, stage
-from metrics.features import Extractor, Features
+from metrics import held_out as held_out_stages
+from metrics import sample_quality, samples_stage, stage
 from metrics.stage import Context, Measure, summarize, summary_measure
-from readers import pictures
 from runs import load_rounds, report, round_paths
 from runs.checkpoints import SNAPSHOTS, Checkpoints
 from sampling import Samples
@@ -102,7 +97,7 @@ def test_results(evaluated, experiment, tmp_path):
     for name, tree in zip(("params", "ema"), trees):
         drawn = experiment.draw_images(experiment.trained_model(tree), 0, 24).x[:10]
         (tmp_path / name).mkdir()
-        loss = loss_stage.run(Context(experiment, tree, tmp_path / name))
+        loss = held_out_stages.run_loss(Context(experiment, tree, tmp_path / name))
         same = np.array_equal(samples, drawn), loss == results["loss"]
         assert same == ((True, True) if name == "ema" else (False, False))
     rounds = load_rounds(round_paths(folder, "losses", 3))
@@ -137,7 +132,7 @@ def test_results_of_the_likelihood(evaluated):
 
 
 def test_measures_and_report(evaluated):
-    """results.json lists the lines that are printed; report.json and the page hold them, too."""
+    """results.json lists the lines that are printed, which the page shows, too."""
     workdir, result, _ = evaluated
     measures, metrics = result["measures"], result["metrics"]
     assert all(list(each) == list(Measure._fields) for each in measures)
@@ -156,13 +151,7 @@ def test_measures_and_report(evaluated):
     lines = ["  loss  0.0862 +- 0.0083", "  NFE   250                 a note"]
     assert evaluation.table(rows).splitlines() == lines
     page = report.write(workdir).read_text()
-    data = json.loads((workdir / "eval" / "report.json").read_text())
-    (checkpoint,), (environment,) = data["checkpoints"], data["environments"]
-    assert checkpoint["results"] == result
-    assert data["config"]["eval"]["num_samples"] == 10
-    assert (environment["jax"], environment["devices"]) == (jax.__version__, "2 x cpu")
     assert all(measure["name"] in page for measure in measures)
-    assert page.count("data:image/png;base64,") == 2  # samples and held-out images
 
 
 def test_a_restart_computes_only_missing_rounds(evaluated, experiment, monkeypatch):
@@ -247,7 +236,6 @@ def test_what_rounds_depend_on(monkeypatch, three_checkpoints):
     """The parameters and the step, the seed and the classifier, which must exist."""
     evaluate = functools.partial(recorded_evaluation, monkeypatch, three_checkpoints, "depends")
     refused("classifier does not exist", evaluate, **{"guidance.classes": (1,)})
-    assert not (three_checkpoints / "depends").exists()
     classifier = {"a": np.ones(2, np.float32)}
 
     def load(experiment, workdir):
@@ -277,23 +265,6 @@ def test_what_rounds_depend_on(monkeypatch, three_checkpoints):
             "eval.features": False,
         }.items():
             assert (field in found) == expected, (name, field)
-    before = first[2][1].depends["classifier"]
-    classifier["a"] = np.zeros(2, np.float32)
-    inputs, _ = evaluate(2, **changes | {"eval.enable_bpd": False})
-    assert [name for name, _ in inputs] == ["loss", "sampling", "metrics"]  # One is off.
-    assert inputs[1][1].depends["classifier"] != before
-
-
-def test_fields_that_a_folder_depends_on():
-    """The range of checkpoints, the metrics and training may change in that of an evaluation."""
-    fixed = dependencies("evaluation", default.complete(config())).keys()
-    free = {"eval.begin_ckpt", "eval.features", "eval.enable_bpd", "eval.stats_path", "optim.lr"}
-    assert not free & fixed
-    assert {"training.sde", "training.reduce_mean", "eval.batch_size"} <= fixed
-    for continuous in (True, False):  # Networks of discrete time depend on the number of steps.
-        c = default.complete(tiny.config(**{"training.continuous": continuous}))
-        for kind, depends in (("checkpoint", not continuous), ("training", True)):
-            assert ("model.num_scales" in dependencies(kind, c)) == depends
 
 
 NO_STAGE = {f"eval.enable_{stage}": False for stage in ("loss", "bpd", "sampling")}
@@ -354,7 +325,7 @@ def black_and_white(tmp_path, monkeypatch):
 def test_the_loss_is_that_of_test_images(black_and_white):
     """Each image counts once; the noise of the rounds differs."""
     context, seen = black_and_white
-    result = loss_stage.run(context)
+    result = held_out_stages.run_loss(context)
     assert [(pixels.min(), len(pixels)) for pixels, _ in seen] == [(255, 10), (255, 10)]
     assert seen[0][1] != seen[1][1]
     assert (result["images"], result["mean"]) == (16, (45 + 15) / 16)
@@ -368,7 +339,7 @@ def test_bits_per_dim_are_those_of_the_chosen_split(black_and_white, split, grey
     context, seen = black_and_white
     with context.experiment.config.unlocked():
         context.experiment.config.eval.bpd_dataset = split
-    result = bits_per_dim_stage.run(context)
+    result = held_out_stages.run_bits(context)
     assert all((pixels == grey).all() for pixels, _ in seen)
     for index, (_, keys) in enumerate(seen):  # They depend on the pass and the image.
         key = jax.random.fold_in(context.experiment.key("bpd"), index // 2)
@@ -380,7 +351,7 @@ def test_bits_per_dim_are_those_of_the_chosen_split(black_and_white, split, grey
     notes = []
     for mean in (0.01, -0.03, -0.05):
         entry = result | {"gap": {"mean": mean, "stderr": 0.02}}
-        notes.append(bits_per_dim_stage.measures(entry)[1].note)
+        notes.append(held_out_stages.measures_of_bits(entry)[1].note)
     start = "variational: an upper bound in the mean"
     below = " +- 0.0200 bits/dim lower than the value: "
     assert notes[0] == start
@@ -436,7 +407,7 @@ def test_images_are_placed_at_times_of_training():
         assert tiny.config(name).eval.bpd_t_min >= smallest
         below = Experiment(tiny.config(name, **{"eval.bpd_t_min": 0.9 * smallest}))
         words = f"must be at least {smallest:g}, the smallest time that"
-        refused(words, bits_per_dim_stage.check, below)
+        refused(words, held_out_stages.check_bits, below)
 
 
 # --- samples --------------------------------------------------------------------------------------
@@ -489,47 +460,6 @@ def test_sampling_resumes_after_it_is_killed(tmp_path, monkeypatch):
     assert resumed["first"].tolist() == [True, True, False]  # Each process compiles once.
 
 
-def test_memory_and_open_files_do_not_grow_with_the_number_of_rounds(tmp_path, monkeypatch):
-    """30 rounds of 3 MB in total need the memory of few rounds, and 20 open files."""
-    count, shape = 30, (8, 64, 64, 3)
-    monkeypatch.setattr(samples_stage, "GRID_IMAGES", 8)
-
-    def draw_images(experiment, model, first, size):
-        images = np.full(shape, first % 256, np.uint8)
-        return Samples(images, np.full(8, 5), np.zeros((0, 8)), np.zeros(8))
-
-    def extract(images):
-        return Features(images[:, :2, 0, 0].astype(np.float32), None)
-
-    monkeypatch.setattr(Experiment, "draw_images", draw_images)
-    monkeypatch.setattr(sample_quality, "measure", lambda paths, *_: {"paths": paths})
-    prepared = sample_quality.Prepared(Extractor("kind", "0", "", extract), None)
-    contexts = []
-    for name, rounds in (("first", 1), ("all", count)):
-        changes = {"eval.batch_size": 8, "eval.num_samples": 8 * rounds}
-        experiment = Experiment(config(**changes))
-        experiment.image_shape = shape[1:]
-        contexts.append(Context(experiment, {}, tmp_path / name, prepared))
-        contexts[-1].folder.mkdir()
-    # The first round of a process loads libraries, which need more memory than all rounds.
-    samples_stage.run(contexts[0])
-    open_files = max(map(int, os.listdir("/proc/self/fd")))
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    tracemalloc.start()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files + 20, hard))
-    try:
-        samples_stage.run(contexts[1])
-        paths = sample_quality.run(contexts[1])["paths"]
-        pool = load_rounds(paths, "pool")["pool"]
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        tracemalloc.stop()
-    assert paths == round_paths(tmp_path / "all", "features_kind-0", count)
-    assert pool[:, 0].tolist() == (8 * np.arange(count) % 256).repeat(8).tolist()
-    assert peak < count * np.prod(shape) / 2
-
-
 def test_images_depend_on_seed_and_number_alone(experiment, evaluated):
     """They differ between batch sizes and device counts by at most one gray level of 17."""
     params = jax.device_get(evaluated[2][1])
@@ -578,20 +508,6 @@ def test_held_out_images():
         {"data.dataset": "noise", "guidance.classes": (3, 1)},
     ):
         refused("data.dataset|data.path", held_out, 9, **changes)
-
-
-def test_titles_of_trajectories(monkeypatch):
-    """They are the noise levels of the frames, if the sampler states them."""
-    titles, original = [], pictures.image_grid
-    monkeypatch.setattr(
-        *(pictures, "image_grid"),
-        lambda *args, **options: titles.append(options["titles"]) or original(*args, **options),
-    )
-    frames = np.zeros((4, 9, 8, 8, 1), np.uint8)
-    picture = datasets.trajectory_grid(frames, (151.7, 9.54, 0.0123, 0.0))
-    datasets.trajectory_grid(frames, ())
-    assert titles == [["152", "9.5", "0.012", "0"], []]
-    assert picture.size == (4 + 4 * 68, 22 + 8 * 68)
 
 
 @pytest.mark.slow

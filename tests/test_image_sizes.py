@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 
 import jax
@@ -12,18 +11,15 @@ from flax import nnx
 from PIL import Image
 
 import datasets
-from benchmarks import peer
 from commands import inspection
 from configs import validation
 from configs.default import Config, complete, get_default_config
 from configs.folders import check_config, claim, dependencies
 from errors import InputError
 from models import NETWORKS, building, layers, networks_supporting
-from pretrained.diffusers_unet import unet_config
-from readers import image_files, image_sizes, preprocessing
-from tests import tiny
+from readers import image_files, preprocessing
+from tests import reference, tiny
 from tests.refusal import refused
-from tests.test_pretrained import ddpm_experiment
 
 SHAPE = (8, 4)
 RANDOM = np.random.default_rng(0)
@@ -39,23 +35,6 @@ def config(path, **changes):
 
 
 # --- the field ---
-
-
-def test_the_field():
-    for size, sides, label, stored in (
-        (32, (32, 32), "32", 32),
-        ((48, 32), (48, 32), "48x32", [48, 32]),
-        ([48, 32], (48, 32), "48x32", [48, 32]),
-    ):
-        assert image_sizes.sides(size) == sides
-        assert image_sizes.label(size) == label
-        assert image_sizes.as_json(size) == stored
-    c = tiny.config()
-    c.data.image_size = (48, 32)
-    c.data.image_size = 16
-    c.data.image_size = (48, 32)
-    assert copy.deepcopy(c).data.image_size == (48, 32)
-    assert json.loads(c.to_json())["data"]["image_size"] == [48, 32]
 
 
 def test_one_value_has_one_form():
@@ -118,7 +97,10 @@ def build(name, image_size):
     return graph, jax.tree.map(draw, nnx.to_pure_dict(shapes))
 
 
-@pytest.mark.parametrize("name", sorted(networks_supporting("remat") + ["ncsn", "ncsnv2_64"]))
+ALL = sorted(networks_supporting("remat") + ["ncsn", "ncsnv2_64"])
+
+
+@pytest.mark.parametrize("name", reference.cases(ALL, slow={*ALL} - {"ncsnpp"}))
 def test_networks(name):
     """Parameters are those of the square network, and transposition commutes with the network.
 
@@ -141,19 +123,6 @@ def test_networks(name):
     scale = np.abs(y).max()
     np.testing.assert_allclose(y / scale, other.swapaxes(1, 2) / scale, atol=2e-4)
     assert np.abs(y[:, 1:] - y[:, :-1]).max() > 0.01 * scale
-
-
-def test_the_larger_side_counts_for_attention():
-    for size in (32, (32, 16), (16, 32), [32, 4]):
-        assert layers.attending_levels(size, (16,), 3) == [False, True, False]
-
-
-def test_the_network_of_diffusers():
-    c = ddpm_experiment()[0].config.copy_and_resolve_references().unlock()
-    square = unet_config(c)
-    c = Config(c.to_dict() | {"data": c.data.to_dict() | {"image_size": (16, 8)}})
-    assert unet_config(c) == square | {"sample_size": [16, 8]}
-    assert peer.nearest(c).data.image_size == (16, 8)
 
 
 # --- readers ---

@@ -184,6 +184,7 @@ def test_values_of_tfgan():
     assert score == pytest.approx(float(record["is"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_values_of_torch_fidelity():
     missing = "not installed (requirements-dev.txt)"
     torch = pytest.importorskip("torch", reason=missing)

@@ -29,8 +29,7 @@ from models.ncsnpp import NCSNpp
 from pretrained import flax_format, safetensors_format, torch_format
 from pretrained.diffusers_unet import unet_layout
 from pretrained.parameter_names import flax_layout, official_layers, torch_layout
-from pretrained.stored_parameters import export_params, load_params
-from pretrained.trained import Trained
+from pretrained.stored_parameters import Trained, export_params, load_params
 from tests import reference, tiny
 from tests.refusal import refused
 from tests.test_networks import SMALL
@@ -125,7 +124,7 @@ def test_tensors_on_which_no_output_depends():
     """PyTorch's NCSN++ has layers for noise levels even if it is unconditional."""
 
     def names_and_shapes(layout):
-        return [(stored.names[0].split(".", 2)[2], stored.file_shapes[0]) for stored in layout]
+        return [(stored.names[0].split(".", 2)[2], stored.file_shape) for stored in layout]
 
     conditional = torch_layout(small_ncsnpp(conditional=True))
     unconditional = torch_layout(small_ncsnpp(conditional=False))
@@ -157,6 +156,9 @@ def test_reading_inverts_writing(tmp_path, folder, kind):
     path = write(tmp_path / FORMATS[kind], trained, network, config)
     again = pretrained.read(path, network, config)
     assert (again.step, again.updates) == (trained.step, trained.updates)
+    if kind == "torch" and "fourier" in trained.ema:
+        frozen = {"fourier": trained.params["fourier"]}  # They are their own averages.
+        trained = trained._replace(ema=trained.ema | frozen)
     assert all(same(getattr(again, tree), getattr(trained, tree)) for tree in TREES)
 
     class Full(io.BytesIO):
@@ -244,18 +246,6 @@ def test_files_are_written_as_the_official_code_writes_them(tmp_path):
             np.testing.assert_allclose(ours[name], value, rtol=rtol, atol=0, err_msg=name)
 
 
-def test_adam_starts_at_zero_if_a_file_has_no_moments():
-    folder = "ve_cifar10_ncsnpp_continuous"
-    state = conversion.to_state(reference.trained(folder), reference.experiment(folder))
-    counts = [
-        int(leaf)
-        for path, leaf in jax.tree.leaves_with_path(state.opt_state)
-        if "count" in str(path[-1])
-    ]
-    # The counts of Adam's bias correction and of the warm-up.
-    assert counts == [0, reference.trained(folder).step]
-
-
 # --- diffusers ---
 
 
@@ -289,9 +279,8 @@ def ddpm_experiment():
     return Experiment(c, jax.devices()[:1]), described | {"norm_eps": 1e-6}
 
 
-@pytest.mark.parametrize(
-    "make", [pytest.param(ncsnpp_experiment, marks=pytest.mark.slow), ddpm_experiment]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [ncsnpp_experiment, ddpm_experiment])
 def test_models_of_diffusers(tmp_path, make):
     """Randomly initialized models saved by diffusers have the same scores here."""
     reason = "diffusers and PyTorch are not installed (requirements-dev.txt)"
@@ -328,17 +317,17 @@ def write_unet(folder, experiment, described, old_names=False):
     return params
 
 
-def shard(folder, change=lambda names: None):
-    """Split the weights of a diffusers folder into two files with an index, to which `change`."""
+def shard(folder):
+    """Split the weights of a diffusers folder into two files with an index, which is returned."""
     path = folder / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
     path.unlink()
     names = {name: f"part-{i % 2}.safetensors" for i, name in enumerate(tensors)}
     for part in set(names.values()):
         save_file({name: tensors[name] for name in tensors if names[name] == part}, folder / part)
-    change(names)
-    index = {"metadata": {}, "weight_map": names}
-    (folder / f"{path.name}.index.json").write_text(json.dumps(index))
+    index = folder / f"{path.name}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return index
 
 
 @pytest.mark.parametrize("old_names", [False, True])
@@ -360,7 +349,7 @@ def test_diffusers_folders(tmp_path, old_names):
 
 
 def test_other_models_of_diffusers_are_errors(tmp_path):
-    """The message has the field and the value in the file."""
+    """Other fields, an index that lists other files, and configs that diffusers does not have."""
     experiment, described = ddpm_experiment()
     write_unet(tmp_path / "m", experiment, described)
     for field, value in {
@@ -370,27 +359,17 @@ def test_other_models_of_diffusers_are_errors(tmp_path):
         (tmp_path / "m" / "config.json").write_text(json.dumps(described | {field: value}))
         with pytest.raises(InputError, match=re.escape(f"{field}: {value!r}")):
             read(tmp_path / "m", experiment)
-
-
-def test_diffusers_indices_that_name_other_files_are_errors(tmp_path):
-    experiment, described = ddpm_experiment()
-    for number, entry in enumerate(
-        ["../x.safetensors", "/x.safetensors", "..", "a/b.safetensors", "x.bin", "", 3, None]
-    ):
-        write_unet(tmp_path / f"{number}", experiment, described)
-        shard(tmp_path / f"{number}", lambda names, entry=entry: names.update({"conv_in": entry}))
-        refused("index.json lists", read, tmp_path / f"{number}", experiment)
-
-
-def test_configs_without_a_counterpart_in_diffusers_are_errors(tmp_path):
-    experiment, described = ddpm_experiment()
-    write_unet(tmp_path / "m", experiment, described)
+    (tmp_path / "m" / "config.json").write_text(json.dumps(described))
     c = experiment.config.copy_and_resolve_references()
     c.unlock()
     c.model.attend_after_each_up_block = False
     refused("attend_after_each_up_block", pretrained.read, tmp_path / "m", experiment.network, c)
     other = reference.experiment("ve_ncsnv2_cifar10")
     refused("model.name = 'ncsnv2_64'", read, tmp_path / "m", other)
+    index = shard(tmp_path / "m")
+    for entry in ("../x.safetensors", "/x.safetensors", "..", "a/b.safetensors", "x.bin", "", 3):
+        index.write_text(json.dumps({"weight_map": {"conv_in": entry}}))
+        refused("index.json lists", read, tmp_path / "m", experiment)
 
 
 # --- files that do not fit ---
@@ -491,7 +470,7 @@ def damaged_torch(torch):
         (swap_ema, "(its ema) does not fit the config: all_modules.0.weight"),
         (put("model", bias), "all_modules.2.bias"),
         (put("model", "module.all_modules.99.b", value=torch.ones(4)), "all_modules.99.b"),
-        (put("model", bias, value=torch.full((4,), torch.nan)), "2.bias has values"),
+        (put("model", bias, value=torch.full((4,), torch.nan)), "2.bias are not finite"),
         (put("model", bias, value="text"), "2.bias is no tensor"),
         (put("model", bias, value=torch.zeros(1).expand(2**40)), "of shape (1099511627776,)"),
         (put("model", bias, value=torch.zeros(4).to_sparse()), "_rebuild_sparse_tensor"),
@@ -551,22 +530,6 @@ def test_nothing_is_overwritten(tmp_path):
     refused("has a checkpoint_1 already", conversion.import_checkpoint, c, *source)
     refused("no checkpoint_5", conversion.export_checkpoint, c, workdir, str(tmp_path / "out"), 5)
     refused("exists", conversion.export_checkpoint, c, workdir, f"{workdir}/config.json")
-
-
-def test_checkpoints_of_other_processes_are_not_overwritten(tmp_path, monkeypatch):
-    """They may be damaged, and written before this process has the lock."""
-    c, folder = reference.config(WITH_MOMENTS), tmp_path / "w" / "checkpoints" / "checkpoint_1"
-    metadata = folder / "info" / "metadata"
-
-    def check_config(*_):
-        metadata.parent.mkdir(parents=True)
-        metadata.write_text("damaged")
-
-    monkeypatch.setattr(conversion, "check_config", check_config)
-    source = str(tmp_path / "w"), official("checkpoint_flax")
-    for _ in range(2):  # The second time, the checkpoint is there from the start.
-        refused("has a checkpoint_1 already", conversion.import_checkpoint, c, *source)
-        assert metadata.read_text() == "damaged"
 
 
 def test_networks_that_the_official_code_does_not_have():

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 import datasets
-from errors import InputError
-from readers import authors, cache, files, published, tfrecords
-from readers.tfrecords import TFRecords, parse_example
+from readers import authors, files, published, records
+from readers.records import TFRecords, parse_example
 from tests import examples, reference
 from tests.examples import data
 from tests.refusal import refused
@@ -28,59 +27,48 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 RECORDS = [b"", b"one", bytes(range(256)) * 9]
 
 
-def test_checksum():
-    """The published check value of CRC-32C is that of the digits 1 to 9, 0xE3069283."""
-    check_value = 0xE3069283
-    masked = ((check_value >> 15 | check_value << 17) + 0xA282EAD8) % 2**32
-    assert tfrecords.masked_crc(b"123456789") == masked
-
-
 def test_records(tmp_path, monkeypatch):
     """Those of several files, one of which is empty, are one sequence."""
     path, empty = tmp_path / "a.tfrecords", tmp_path / "empty"
     examples.write_tfrecords(path, RECORDS)
     empty.write_bytes(b"")
     for paths, expected in (([path], RECORDS), ([path, empty, path], [*RECORDS, *RECORDS])):
-        records = TFRecords(paths)
-        assert [records[i] for i in range(len(records))] == expected
-        assert records[-1] == expected[-1]
+        found = TFRecords(paths)
+        assert [found[i] for i in range(len(found))] == list(found) == expected
+        assert found[-1] == expected[-1]
     with monkeypatch.context() as patch:
-        patch.setattr(tfrecords._File, "_scan", None)  # The index is in the cache.
+        patch.setattr(records, "_scan", lambda file: pytest.fail("the index is in the cache"))
         assert TFRecords([path])[2] == RECORDS[2]
-        patch.setattr(tfrecords, "MAX_RECORD", 10)
-        refused("has 2,304 bytes, more than 10", TFRecords([path]).__getitem__, 2)
+        patch.setattr(records, "MAX_RECORD", 10)
+        refused("more than 10 bytes", TFRecords([path]).__getitem__, 2)
     examples.write_tfrecords(path, RECORDS[:2])
     assert len(TFRecords([path])) == 2
-
-
-SIZE = sum(len(record) + 16 for record in RECORDS)
 
 
 def test_damaged_records(tmp_path):
     """Flipped bits, also while the file is open, and truncated files."""
     path = examples.write_tfrecords(tmp_path / "a.tfrecords", RECORDS)
-    whole, ends = path.read_bytes(), np.cumsum([len(record) + 16 for record in RECORDS])
-    assert len(whole) == SIZE
-    records = TFRecords([path])
-    for byte in (0, 7, 9, 13, 16, 24, 28, 29, 31, 34, 35, 47, 500, SIZE - 1):
-        damaged, number = bytearray(whole), int(np.searchsorted(ends, byte, "right"))
+    whole, ends = path.read_bytes(), np.cumsum([0, *(len(record) + 16 for record in RECORDS)])
+    found = TFRecords([path])
+    for byte in (0, 7, 9, 13, 16, 24, 28, 29, 31, 34, 35, 47, 500, len(whole) - 1):
+        damaged, number = bytearray(whole), int(np.searchsorted(ends, byte, "right")) - 1
         damaged[byte] ^= 1 << byte % 8
         with open(path, "r+b") as file:
             file.write(damaged)
-        message = f"a.tfrecords is damaged: record {number}, at byte"
-        refused(message, records.__getitem__, number)
+        message = f"a.tfrecords: the record at byte {ends[number]} cannot be read"
+        refused(message, found.__getitem__, number)
         os.utime(path, ns=(byte, byte))
         refused(message, TFRecords, [path])
-    for cut in (1, 4, 5, 2000, 2310, SIZE - 20):
+    for cut in (1, 4, 5, 2000, 2310, len(whole) - 20):
         path.write_bytes(whole[:-cut])
-        refused(r"record [12], at byte \d+, is cut off", TFRecords, [path])
+        refused("a.tfrecords: .* cannot be read: it is cut off", TFRecords, [path])
 
 
 def test_examples():
     record = examples.example(shape=[3, 300, -1], data=b"\0\xff" * 100, none=[])
     expected = {"data": b"\0\xff" * 100}, {"shape": [3, 300, -1], "none": []}
     assert parse_example(record) == expected
-    with pytest.raises(ValueError, match="not a tf.train.Example"):
+    with pytest.raises(Exception, match="parsing"):
         parse_example(record[:-1])
 
 
@@ -92,11 +80,11 @@ def test_examples():
 def test_official_tfrecords(tmp_path, name, field):
     """In the files, channels come first. Both splits are the whole data set."""
     pixels = examples.images(3, 8, 8, 3)
-    records = [
+    encoded = [
         examples.example(shape=[3, 8, 8], data=image.transpose(2, 0, 1).tobytes())
         for image in pixels
     ]
-    path = examples.write_tfrecords(tmp_path / "x-r03.tfrecords", records)
+    path = examples.write_tfrecords(tmp_path / "x-r03.tfrecords", encoded)
     where = {"path": str(tmp_path)} if field == "folder" else {field: str(path)}
     for split in ("train", "test"):
         images = datasets.load(data(name, "", **where), split)
@@ -138,31 +126,25 @@ def prepared(tmp_path_factory):
     return root, builder
 
 
-def test_prepared_data_sets_are_read_as_by_tfds(prepared):
+def test_prepared_data_sets_are_read_as_by_tfds(prepared, tmp_path):
     root, builder = prepared
     config = data("CIFAR10", root, image_size=32)
     for split in ("train", "test"):
         images = datasets.load(config, split)
         theirs = list(builder.as_data_source(split))
-        np.testing.assert_array_equal(
-            images.pixels[np.arange(len(theirs))], [each["image"] for each in theirs]
-        )
+        expected = [each["image"] for each in theirs]
+        np.testing.assert_array_equal(images.pixels[np.arange(len(theirs))], expected)
         assert images.labels.tolist() == [each["label"] for each in theirs]
         assert images.labels.dtype == np.int32
-    smaller = datasets.load(data("CIFAR10", root, image_size=16), "train")
-    assert smaller.pixels.shape == (6, 16, 16, 3)
-
-
-@pytest.mark.parametrize("position", [200, 4000, -60000])
-def test_damaged_array_records_are_errors(prepared, tmp_path, position):
-    root = tmp_path / "tfds"
-    shutil.copytree(prepared[0], root)
-    path = next(root.rglob("*-train.array_record-*"))
-    damaged = bytearray(path.read_bytes())
-    damaged[position] ^= 1
-    path.write_bytes(damaged if position > 0 else damaged[:position])
-    with pytest.raises(InputError, match=r"3\.0\.2: .* cannot be read: .*Prepare it again"):
-        datasets.load(data("CIFAR10", root, image_size=32), "train").pixels[:]
+    config = data("CIFAR10", shutil.copytree(root, tmp_path / "tfds"), image_size=32)
+    path = next((tmp_path / "tfds").rglob("*-train.array_record-*"))
+    whole = path.read_bytes()
+    for position in (200, 4000, -60000):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        path.write_bytes(damaged if position > 0 else damaged[:position])
+        words = r"3\.0\.2.* cannot be read: .*Prepare it again"
+        refused(words, lambda: datasets.load(config, "train").pixels[:])
 
 
 def write_prepared(root: Path, name: str, version: str, **splits: list[list[bytes]]) -> Path:
@@ -173,9 +155,8 @@ def write_prepared(root: Path, name: str, version: str, **splits: list[list[byte
     for split, shards in splits.items():
         infos.append({"name": split, "shardLengths": [str(len(shard)) for shard in shards]})
         for i, shard in enumerate(shards):
-            examples.write_tfrecords(
-                folder / f"{stem}-{split}.tfrecord-{i:05d}-of-{len(shards):05d}", shard
-            )
+            file = f"{stem}-{split}.tfrecord-{i:05d}-of-{len(shards):05d}"
+            examples.write_tfrecords(folder / file, shard)
     info = {"name": stem, "fileFormat": "tfrecord", "splits": infos}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     return folder
@@ -186,7 +167,6 @@ def write_prepared(root: Path, name: str, version: str, **splits: list[list[byte
     [
         ("SVHN", "svhn_cropped", (32, 32, 3), 32, {}),
         ("CELEBA", "celeb_a", (218, 178, 3), 64, {}),
-        ("LSUN", "lsun/bedroom", (150, 140, 3), 128, {"category": "bedroom"}),
         ("LSUN", "lsun/church_outdoor", (256, 300, 3), 256, {"category": "church_outdoor"}),
         ("FASHION_MNIST", "fashion_mnist", (28, 28), 28, {"num_channels": 1}),
     ],
@@ -194,11 +174,11 @@ def write_prepared(root: Path, name: str, version: str, **splits: list[list[byte
 def test_prepared_tfrecords(tmp_path, dataset, name, shape, size, fields):
     pixels = examples.images(5, *shape)
     label = {} if dataset in ("CELEBA", "LSUN") else {"label": [3]}
-    records = [examples.example(image=examples.png(image), **label) for image in pixels]
+    encoded = [examples.example(image=examples.png(image), **label) for image in pixels]
     config = data(dataset, tmp_path, image_size=size, **fields)
     test = published.of_tfds(config).test
-    write_prepared(tmp_path, name, "9.0.0", train=[records], **{test: [records]})
-    shards = {"train": [records[:2], [], records[2:]], test: [records[:1]]}
+    write_prepared(tmp_path, name, "9.0.0", train=[encoded], **{test: [encoded]})
+    shards = {"train": [encoded[:2], [], encoded[2:]], test: [encoded[:1]]}
     folder = write_prepared(tmp_path, name, "10.0.0", **shards)
     train, held_out = (datasets.load(config, split) for split in ("train", "test"))
     assert (len(train), len(held_out)) == (5, 1)
@@ -207,10 +187,10 @@ def test_prepared_tfrecords(tmp_path, dataset, name, shape, size, fields):
     if shape[0] == size and shape[1] == size:
         np.testing.assert_array_equal(train.pixels[:], pixels.reshape(train.pixels.shape))
     next(folder.glob("*-train.tfrecord-00002-of-00003")).unlink()
-    refused("lacks 1 of 3 files of .*00002-of-00003", datasets.load, config, "train")
+    refused("00002-of-00003 cannot be read: No such file", datasets.load, config, "train")
 
 
-def test_labels_of_files_that_are_overwritten(tmp_path, monkeypatch):
+def test_labels_of_files_that_are_overwritten(tmp_path):
     """Neither the folder nor the number of records changes, but the labels do."""
     image = examples.png(examples.images(1, 32, 32, 3)[0])
     shards = [[examples.example(image=image, label=[label])] for label in (1, 2, 3)]
@@ -218,16 +198,9 @@ def test_labels_of_files_that_are_overwritten(tmp_path, monkeypatch):
     config = data("CIFAR10", tmp_path, image_size=32)
     assert datasets.load(config, "train").labels.tolist() == [1, 2]
     shard = folder / "cifar10-train.tfrecord-00001-of-00002"
-    state = folder.stat().st_mtime_ns
-    new = examples.write_tfrecords(tmp_path / "new", shards[2]).read_bytes()
-    assert len(new) == shard.stat().st_size
-    shard.write_bytes(new)
+    shard.write_bytes(examples.write_tfrecords(tmp_path / "new", shards[2]).read_bytes())
     os.utime(shard, ns=(1, 1))
-    assert folder.stat().st_mtime_ns == state
     assert datasets.load(config, "train").labels.tolist() == [1, 3]
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, "save", None)  # The labels are in the cache.
-        assert datasets.load(config, "train").labels.tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("name", reference.notes("official_configs"))
@@ -245,6 +218,21 @@ def test_requirements_of_preparation(monkeypatch):
     refused(packages, published.prepare, data("CIFAR10", ""))
 
 
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        ({"splits": [{}]}, "an entry of 'splits' has no 'name'"),
+        ({"splits": [{"name": "train", "shardLengths": ["x"]}]}, "invalid literal for int"),
+        ({"name": "../x", "splits": [{"name": "train", "shardLengths": ["1"]}]}, "its files"),
+    ],
+)
+def test_damaged_descriptions_of_data_sets(tmp_path, info, message):
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    refused(f"3.0.2.*{message}", published.read, "train", data("cifar10", tmp_path))
+
+
 # --- IDX ---
 
 
@@ -255,49 +243,28 @@ def idx(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
-def test_decompression_of_idx_files_is_limited(tmp_path, monkeypatch):
-    """Neither a large array nor bytes behind the array are expanded."""
-    monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1000)
-    path, arguments = tmp_path / "a-idx1-ubyte.gz", (tmp_path, "a-idx1-ubyte", 1)
-    path.write_bytes(gzip.compress(idx(np.zeros(10**6, np.uint8))))
-    refused("idx1-ubyte.gz declares a content of 1,000,000", authors.read_idx_array, *arguments)
-    path.write_bytes(gzip.compress(idx(np.zeros(10, np.uint8)) + bytes(10**6)))
-    refused("idx1-ubyte.gz cannot be read as IDX", authors.read_idx_array, *arguments)
-
-
-@pytest.mark.parametrize(
-    ("info", "message"),
-    [
-        ({"splits": [{}]}, "an entry of 'splits' has no 'name'"),
-        ({"splits": [{"name": "train", "shardLengths": ["x"]}]}, "invalid literal for int"),
-        (
-            {"name": "../x", "splits": [{"name": "train", "shardLengths": ["1"]}]},
-            "dataset_info.json .* names files outside of its folder: '../x'",
-        ),
-    ],
-)
-def test_damaged_descriptions_of_data_sets(tmp_path, info, message):
-    folder = tmp_path / "cifar10" / "3.0.2"
-    folder.mkdir(parents=True)
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    refused(f"3.0.2.*{message}", published.read, "train", data("cifar10", tmp_path))
-
-
-def test_idx_files(tmp_path):
+def test_idx_files(tmp_path, monkeypatch):
     pixels, labels = examples.images(4, 28, 28), LABELS
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(labels))
+    path = tmp_path / "train-labels-idx1-ubyte"
+    path.write_bytes(idx(labels))
     config = data("fashion_mnist", tmp_path, image_size=28, num_channels=1)
     images = datasets.load(config, "train")
     np.testing.assert_array_equal(images.pixels[..., 0], pixels)
     assert images.labels.tolist() == [0, 1, 2, 3]
     color = datasets.load(data("fashion_mnist", tmp_path, image_size=32), "train")
     assert color.pixels[[0, 1]].shape == (2, 32, 32, 3)
-    refused("contains neither t10k-images-idx3-ubyte nor", datasets.load, config, "test")
-    path = tmp_path / "train-labels-idx1-ubyte"
+    refused("t10k-images-idx3-ubyte.gz cannot be read", datasets.load, config, "test")
     for values in ([0, 1, 2, 255], [0, 1, 2, 10], [0, 1, 2], [0, 1, 2, 3, 4]):
         path.write_bytes(idx(np.array(values, np.uint8)))
         refused(f"{path}: labels", datasets.load, config, "train")
+    # Neither a large array nor bytes behind the array are expanded.
+    monkeypatch.setattr(files, "ALWAYS_ALLOWED", 1000)
+    path, arguments = tmp_path / "a-idx1-ubyte.gz", (tmp_path, "a-idx1-ubyte", 1)
+    path.write_bytes(gzip.compress(idx(np.zeros(10**6, np.uint8))))
+    refused("idx1-ubyte.gz declares a content of 1,000,000", authors.read_idx_array, *arguments)
+    path.write_bytes(gzip.compress(idx(np.zeros(10, np.uint8)) + bytes(10**6)))
+    refused("idx1-ubyte.gz cannot be read as IDX", authors.read_idx_array, *arguments)
 
 
 def test_fashion_mnist_without_a_path(tmp_path, monkeypatch):
@@ -312,8 +279,6 @@ def test_fashion_mnist_without_a_path(tmp_path, monkeypatch):
     image = examples.example(image=examples.png(np.zeros((28, 28), np.uint8)), label=[1])
     write_prepared(tmp_path / "tfds", "fashion_mnist", "3.0.1", train=[[image] * 3])
     assert len(datasets.load(config, "train")) == 3
-    config.path = str(tmp_path)
-    assert len(datasets.load(config, "train")) == 4
 
 
 FASHION_MNIST = Path(os.environ.get("FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
 
 import evaluation
 import training
-from commands import latents, restoration, restoration_problems
+from commands import restoration, restoration_problems
 from experiment import Experiment
-from metrics import features, reference_statistics
 from runs import report
 from tests.test_image_sizes import RANDOM, config
 
@@ -95,19 +92,3 @@ def test_files_to_restore(tmp_path):
     experiment = Experiment(config("a.npy", **changes))
     _, images = restoration_problems.load_images(experiment, experiment.image_shape)
     np.testing.assert_array_equal(experiment.pixels(images)[0, ..., 0], pixels)
-
-
-@pytest.mark.slow
-def test_latent_codes(trained):
-    latents.encode(run(trained, **{"sampling.solver": "deis"}), str(trained / "w"))
-    with np.load(trained / "w" / "latents" / "checkpoint_1" / "latents.npz") as arrays:
-        assert arrays["codes"].shape[1:] == (8, 4, 1)
-
-
-def test_names_of_statistics(tmp_path):
-    experiment = Experiment(config("a.npy", **{"eval.features": f"{__name__}:corners"}))
-    extractor = features.make_extractor(experiment, tmp_path)
-    path = reference_statistics.statistics_path(experiment, extractor.label, tmp_path)
-    assert path.name.startswith("array_8x4_")
-    protocol = reference_statistics.expected_protocol(experiment, extractor)
-    assert json.loads(json.dumps(protocol)) == protocol

@@ -1,11 +1,13 @@
-"""The evaluation stage `bpd`: bits/dim of dequantized images, and their variational bound.
+"""The evaluation stages `loss` and `bpd`: what the network makes of images of the data set.
 
-The likelihood is that of the probability-flow ODE (arXiv:2011.13456, Section 4.3 and Appendix D.2);
+`loss` is the denoising score-matching loss. `bpd` are bits/dim of dequantized images, by the
+probability-flow ODE (arXiv:2011.13456, Section 4.3 and Appendix D.2), and their variational bound;
 `likelihood.py` has the mathematics, and `TrainedModel.bits` the random numbers.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -13,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import datasets
+import losses
 import sampling
+import sharding
 from api.trained import Bits
 from errors import InputError
 from experiment import Experiment
@@ -30,7 +34,30 @@ from metrics.stage import (
 from runs import Arrays, load_rounds
 
 
-def check(experiment: Experiment) -> None:
+def run_loss(context: Context) -> Results:
+    """Compute the loss as in training but without dropout and random flips, at even times.
+
+    A class-conditional network is conditioned on the true class of each image.
+    """
+    experiment = context.experiment
+    images = experiment.test
+    batches = datasets.rounds(images, experiment.config.eval.batch_size)
+
+    def compute(index: int) -> Arrays:
+        indices, count = batches[index]
+        key = jax.random.fold_in(experiment.key("loss"), index)
+        batch = experiment.rows(images.batch(indices, labelled=experiment.labelled))
+        loss, t = sharding.fetch(experiment.held_out_loss(context.ema, batch, key))
+        return {"loss": loss[:count], "t": t[:count]}
+
+    paths = context.run_rounds("losses", len(batches), compute, data=images.digest)
+    rounds = load_rounds(paths, loss=(len(images),), t=(len(images),))
+    loss, t = rounds["loss"], rounds["t"]
+    finite = np.isfinite(loss)
+    return summarize(loss) | {"stderr": losses.mean_stderr(loss[finite], t[finite])}
+
+
+def check_bits(experiment: Experiment) -> None:
     """Raise InputError unless eval.bpd_t_min is a time that the network is trained at."""
     config, sde = experiment.config, experiment.sde
     if not sde.t_min <= config.eval.bpd_t_min < sde.T:
@@ -42,7 +69,7 @@ def check(experiment: Experiment) -> None:
     check_images(experiment, config.eval.bpd_dataset.lower())
 
 
-def run(context: Context) -> Results:
+def run_bits(context: Context) -> Results:
     """Compute bits/dim over config.eval.bpd_num_repeats passes of the data set.
 
     The entry holds the mean over images with its standard error; `probe_stderr`, the part of that
@@ -98,7 +125,7 @@ def run(context: Context) -> Results:
     }
 
 
-def measures(entry: Results) -> list[Measure]:
+def measures_of_bits(entry: Results) -> list[Measure]:
     """Bits/dim and their bound, with the reason if the bound is lower."""
     passes = "1 pass" if entry["passes"] == 1 else f"{entry['passes']} passes"
     note = f"probability-flow ODE, {passes}, {entry['nfe']:.0f} NFE"
@@ -125,4 +152,15 @@ def measures(entry: Results) -> list[Measure]:
     ]
 
 
-STAGE = Stage(name="bpd", key="bpd", kind="bpd", check=check, run=run, measures=measures)
+NOTE = "denoising score matching, without dropout"
+LOSS = Stage(
+    name="loss",
+    key="loss",
+    kind="loss",
+    check=functools.partial(check_images, split="test"),
+    run=run_loss,
+    measures=lambda entry: [summary_measure("held-out loss", entry, NOTE)],
+)
+BITS = Stage(
+    name="bpd", key="bpd", kind="bpd", check=check_bits, run=run_bits, measures=measures_of_bits
+)
