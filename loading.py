@@ -131,11 +131,12 @@ def read_config_file(config: str | Path | Config) -> Config:
     path = find_file(str(config))
     check_regular(path, "config")
     if not path.endswith(".py"):
-        raise InputError(f"config = {str(config)!r} must be a Python file with get_config().")
+        raise InputError(f"config = {str(config)!r} must be a Python file (.py) or a config.json.")
     try:
         found = SimpleNamespace(**runpy.run_path(path)).get_config()
     except Exception as error:  # A config file may raise anything.
-        raise InputError(f"config = {str(config)!r} cannot be read: {brief(error)}") from error
+        problem = f"{type(error).__name__}: {brief(error)}"
+        raise InputError(f"config = {str(config)!r} cannot be read: {problem}") from error
     if not isinstance(found, ml_collections.ConfigDict):
         raise InputError(
             f"config = {str(config)!r}: get_config() returned {type(found).__name__}, but it must "

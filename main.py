@@ -10,123 +10,73 @@ from __future__ import annotations
 
 import inspect
 import os
+import pkgutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import errors
 
 if __name__ == "__main__":
     errors.start_command()  # Before the other imports.
 
-import ml_collections
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 import score_sde
 from commands import command_line
 from errors import InputError
 
 FLAGS = flags.FLAGS
+PACKAGE = f"{__package__}." if __package__ else ""  # An installed package has all modules in it.
 
 
 class Command(NamedTuple):
-    """The flags of a mode.
+    """A mode.
 
     Attributes:
+      function: 'module:name' of (config, workdir, **arguments), which is imported when it runs.
       flags: the flags of the mode, with the arguments or the config fields that they become.
       required: those of them that must be given.
     """
 
+    function: str
     flags: Mapping[str, str] = MappingProxyType({})
     required: tuple[str, ...] = ()
 
 
 CHECKPOINT = {"checkpoint": "number"}
-FOLDER = {"eval_folder": "folder"}
+RESULTS = CHECKPOINT | {"eval_folder": "folder"}
+DRAWN = {"classes": "config.guidance.classes", "seed": "config.seed", "count": "count"}
+EXPORTED = {"target": "target", "average_only": "average_only"}
 
 COMMANDS = {
-    "train": Command(),
-    "eval": Command(FOLDER | CHECKPOINT),
-    "report": Command(FOLDER),
-    "import": Command({"source": "source"}, ("source",)),
-    "export": Command(
-        {"target": "target", "average_only": "average_only"} | CHECKPOINT, ("target",)
-    ),
-    "ema": Command({"target": "target"} | CHECKPOINT),
-    "encode": Command(CHECKPOINT),
-    "interpolate": Command(CHECKPOINT),
-    "sample": Command(
-        {"classes": "config.guidance.classes", "seed": "config.seed"}
-        | {"count": "count", "source": "source"}
-        | FOLDER
-        | CHECKPOINT
-    ),
-    "restore": Command(FOLDER | CHECKPOINT),
-    "calibrate": Command(FOLDER | CHECKPOINT),
-    "train_classifier": Command(),
-    "inspect_data": Command(),
-    "prepare_data": Command(),
-    "fid_stats": Command(),
+    "train": Command("training:train"),
+    "eval": Command("evaluation:run", RESULTS),
+    "report": Command("evaluation:write_report", {"eval_folder": "folder"}),
+    "import": Command("commands.conversion:import_checkpoint", {"source": "source"}, ("source",)),
+    "export": Command("commands.conversion:export_checkpoint", EXPORTED | CHECKPOINT, ("target",)),
+    "ema": Command("commands.averaging:reconstruct", {"target": "target"} | CHECKPOINT),
+    "encode": Command("commands.latents:encode", CHECKPOINT),
+    "interpolate": Command("commands.latents:interpolate", CHECKPOINT),
+    "sample": Command("commands.samples:sample", DRAWN | RESULTS | {"source": "source"}),
+    "restore": Command("commands.restoration:restore", RESULTS),
+    "calibrate": Command("commands.calibration:calibrate", RESULTS),
+    "train_classifier": Command("training.classifier:train"),
+    "inspect_data": Command("commands.inspection:inspect"),
+    "prepare_data": Command("commands.inspection:prepare"),
+    "fid_stats": Command("metrics.reference_statistics:fid_stats"),
 }
 """By --mode."""
 
-
-def functions() -> dict[str, Callable[..., Any]]:
-    """Return what each mode runs: (config, workdir, **arguments).
-
-    These imports take seconds, so that the flags are checked before.
-    """
-    import evaluation
-    import training
-    from commands import (
-        averaging,
-        calibration,
-        conversion,
-        inspection,
-        latents,
-        restoration,
-        samples,
-    )
-    from metrics import reference_statistics
-    from training import classifier
-
-    return {
-        "train": training.train,
-        "eval": evaluation.run,
-        "report": evaluation.write_report,
-        "import": conversion.import_checkpoint,
-        "export": conversion.export_checkpoint,
-        "ema": averaging.reconstruct,
-        "encode": latents.encode,
-        "interpolate": latents.interpolate,
-        "sample": samples.sample,
-        "restore": restoration.restore,
-        "calibrate": calibration.calibrate,
-        "train_classifier": classifier.train,
-        "inspect_data": inspection.inspect,
-        "prepare_data": inspection.prepare,
-        "fid_stats": reference_statistics.fid_stats,
-    }
-
-
-# --- flags ----------------------------------------------------------------------------------------
-
-try:
-    config_flags.DEFINE_config_file(
-        "config",
-        None,
-        "The experiment: a config file, or a config.json; by default that of the workdir. Fields "
-        "as in --config.training.batch_size=64.",
-    )
-except flags.Error as error:  # It reads the file of --flagfile at once.
-    errors.fail(" ".join(str(error).removeprefix("ERROR:: ").split()))
+flags.DEFINE_string(
+    "config", None, "The config: a Python file, or a config.json; --config.FIELD=VALUE changes it."
+)
 flags.DEFINE_string("workdir", None, "The folder of checkpoints, logs and results.")
-flags.DEFINE_string("mode", None, f"What to do: {', '.join(COMMANDS)}.")
+flags.DEFINE_string("mode", None, f"One of {', '.join(COMMANDS)}.")
 flags.DEFINE_string("eval_folder", None, "The folder of results; by default 'eval' or the task.")
 flags.DEFINE_string(
     "source",
@@ -148,16 +98,18 @@ flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
 
 
 def main(argv: list[str]) -> None:
-    """Run one mode. An error that the user can correct is one message and exit code 1."""
+    """Run one mode, with the fields of the config that `parse_flags` returns.
+
+    An error that the user can correct is one message and exit code 1.
+    """
     import jax  # Not before `parse_flags` has checked them: it takes a second.
 
     import sharding
 
     _set_up()
     try:
-        _check_flags(argv)
         sharding.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        _run(functions()[FLAGS.mode], COMMANDS[FLAGS.mode])
+        run(COMMANDS[FLAGS.mode], argv[1:])
         sys.stdout.flush()  # Its errors would be a traceback at exit.
     except InputError as error:
         errors.fail(str(error))
@@ -195,11 +147,11 @@ def _set_up() -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse the flags, of which a wrong one is a one-line error; return positional arguments."""
-    return command_line.parse_flags(argv, _check_flags)
+    """Parse the flags, of which a wrong one is a one-line error; return fields of the config."""
+    return command_line.parse_flags(argv, check_flags)
 
 
-def _check_flags(argv: list[str]) -> None:
+def check_flags(argv: list[str]) -> None:
     """Raise InputError for a flag that is missing, empty, or not one of the mode."""
     if FLAGS.version or FLAGS.list:
         print(score_sde.__version__ if FLAGS.version else _listed())
@@ -241,39 +193,19 @@ def _listed() -> str:
     return "\n".join([*lines, "For --source and score_sde.load:", *(f"  {each}" for each in names)])
 
 
-def _run(function: Callable[..., Any], command: Command) -> None:
+def run(command: Command, fields: Sequence[str]) -> None:
     """Call the function of a mode; flags that are not given keep its defaults."""
-    config, arguments = _config(), {}
-    for name, target in command.flags.items():
-        value = FLAGS[name].value
-        if value is None:
-            continue
-        if target.startswith("config."):
-            if isinstance(value, list):
-                if not all(each.strip().isdecimal() for each in value):
-                    raise InputError(f"--{name}={','.join(value)} must be integers, such as 0,1,2.")
-                value = tuple(map(int, value))
-            config.update_from_flattened_dict({target: value}, strip_prefix="config.")
-        else:
-            arguments[target] = value
-    if "given" in inspect.signature(function).parameters:  # The fields that flags have set.
-        arguments["given"] = set(FLAGS["config"].override_values)  # pyright: ignore
+    given = {name: FLAGS[name].value for name in command.flags if FLAGS[name].value is not None}
+    if "classes" in given:
+        given["classes"] = f"({','.join(given['classes'])},)"
+    of_config = {name for name in given if command.flags[name].startswith("config.")}
+    more = [f"{command.flags[name].removeprefix('config.')}={given[name]}" for name in of_config]
+    config, changed = command_line.read_config([*fields, *more])
+    arguments = {command.flags[name]: FLAGS[name].value for name in given.keys() - of_config}
+    function = pkgutil.resolve_name(PACKAGE + command.function)
+    if "given" in inspect.signature(function).parameters:
+        arguments["given"] = changed
     function(config, FLAGS.workdir, **arguments)
-
-
-def _config() -> ml_collections.ConfigDict:
-    try:  # Any access to the config of a file that could not be loaded raises the reason.
-        config = FLAGS.config
-        getattr(config, "to_dict", None)
-        if isinstance(config, ml_collections.ConfigDict):
-            return ml_collections.ConfigDict(config.to_dict())  # It reads the fields of the file.
-    except Exception as error:  # A config file may raise anything.
-        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
-        raise InputError(f"--config cannot be read: {reason}") from error
-    raise InputError(
-        f"--config: get_config() returned {type(config).__name__}, but it must return an "
-        "ml_collections.ConfigDict."
-    )
 
 
 def cli() -> None:

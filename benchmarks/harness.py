@@ -36,13 +36,11 @@ class Program(NamedTuple):
     Attributes:
       run: one run, which returns when it is finished.
       work: units of work of a run, such as images.
-      flops: FLOPs of a run; 0 if they are not counted.
       facts: further entries of its row.
     """
 
     run: Callable[[], object]
     work: float
-    flops: float
     facts: dict[str, Any]
 
 
@@ -127,24 +125,17 @@ def compare(contestants: Sequence[Contestant], rounds: int) -> list[dict[str, An
             worker = stack.enter_context(process(checkout=each.checkout))
             programs[each.name] = worker.submit(_prepare, each.function, each.arguments).result()
             timed[each.name] = lambda worker=worker: worker.submit(_time_run).result()
-        return rows(contestants, programs, alternate(timed, rounds))
+        seconds = alternate(timed, rounds)
+    return [row(each, programs, seconds) for each in contestants]
 
 
-def rows(
-    contestants: Sequence[Contestant], programs: Mapping[str, Program], seconds: Seconds
-) -> list[dict[str, Any]]:
-    """Return a row for each contestant, from the seconds of all rounds.
-
-    Ratios to rivals are those of work per second; in the column 'share', those of FLOPs per second.
-    """
-    found = []
-    for name, _, _, rivals, _ in contestants:
-        program, median = programs[name], statistics.median(seconds[name])
-        rate, tflops = program.work / median or None, program.flops / median / 1e12 or None
-        row = {"name": name, "seconds": median, "rate": rate, "tflops": tflops, **program.facts}
-        for column, rival in rivals.items():
-            unit = "flops" if column == "share" else "work"
-            amounts = getattr(program, unit), getattr(programs[rival], unit)
-            row[column] = amounts[0] / amounts[1] * ratio(seconds, name, rival)
-        found.append(row)
+def row(
+    contestant: Contestant, programs: Mapping[str, Program], seconds: Seconds
+) -> dict[str, Any]:
+    """Return the row of a contestant; its ratios to rivals are those of work per second."""
+    name, program = contestant.name, programs[contestant.name]
+    median = statistics.median(seconds[name])
+    found = {"name": name, "seconds": median, "rate": program.work / median, **program.facts}
+    for column, rival in contestant.rivals.items():
+        found[column] = program.work / programs[rival].work * ratio(seconds, name, rival)
     return found

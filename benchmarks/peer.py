@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import functools
 import importlib
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.harness import Program
-from benchmarks.programs import load_config, on_device
+from benchmarks.programs import load_config
 from configs.default import Config
 from errors import InputError
+from experiment import Experiment
 from pretrained.diffusers_unet import UNET_FAMILIES, unet_config
 from readers.image_sizes import sides
 
@@ -44,12 +45,8 @@ def nearest(config: Config) -> Config:
 
 def title(config: Config, compiled: bool) -> str:
     """Return the name of the peer of a config in tables."""
-
-    def equal(a: Any, b: Any) -> bool:
-        return math.isclose(a, b) if isinstance(b, float) and a is not None else a == b
-
     near = nearest(config).model
-    same = all(equal(config.model.get(field), near[field]) for field in near)
+    same = near.to_dict() == config.model.to_dict()
     suffix = ", compiled" if compiled else ""
     return f"diffusers, {'same' if same else 'nearest'} network, {config.model.dtype}{suffix}"
 
@@ -137,12 +134,12 @@ class Peer:
                 self.torch.cuda.synchronize()
 
         work = evaluations * self.shape[0]
-        return Program(run, work, 0.0, {"parameters": self.parameters})
+        return Program(run, work, {"parameters": self.parameters})
 
 
 def _levels(config: Config) -> tuple[np.ndarray, ...]:
     """Return alpha, std, the factor from output to score, and labels, float32 (LEVELS,)."""
-    experiment = on_device(config)
+    experiment = Experiment(config, jax.devices()[:1])
     sde, scales, model = experiment.sde, experiment.num_scales, experiment.score_model
     t = (
         jnp.linspace(sde.t_min, sde.T, LEVELS)

@@ -1,4 +1,4 @@
-"""Experiments of config files, and their programs, lowered and compiled for shapes.
+"""Experiments of config files, and their train step, compiled for shapes.
 
 Devices need not be present: libtpu compiles for TPUs anywhere.
 """
@@ -10,13 +10,12 @@ import importlib.util
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax import Array
 
 import sharding
 import training
@@ -25,14 +24,11 @@ from datasets import Batch
 from errors import InputError, brief
 from experiment import Experiment
 from loading import read_config_file
-from models.building import Params
 
 ROOT = Path(__file__).parents[1]
 # Without these, libtpu queries the network for minutes for the local TPU's type, and only one
 # process at a time can load it.
 LIBTPU_VARIABLES = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
-Lowerable = tuple[Any, ...]
-"""A jitted function, and its arguments or their shapes."""
 
 
 def load_config(path: str, overrides: Iterable[str] = ()) -> Config:
@@ -58,55 +54,20 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> Config:
 
 def all_configs() -> list[str]:
     """Return the paths of the experiments in configs/."""
-    found = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py"))
-    return [path for path in found if path.count("/") > 1 and not path.endswith("__init__.py")]
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("configs/*/**/[!_]*.py"))
 
 
 def make_experiment(config: str, overrides: Sequence[str] = ()) -> Experiment:
     """Return the experiment of a config file with changed fields, on one device."""
-    return on_device(load_config(config, overrides))
+    return Experiment(load_config(config, overrides), jax.devices()[:1])
 
 
-def on_device(config: Config) -> Experiment:
-    return Experiment(config, jax.devices()[:1])
-
-
-def train_step(experiment: Experiment) -> Lowerable:
-    """Return the train step at training.batch_size."""
+def train_step(experiment: Experiment) -> tuple[Any, ...]:
+    """Return the jitted train step and the shapes of its arguments, at training.batch_size."""
     job, shape = training.score_job(experiment), batch_shape(experiment)
     labels = jax.ShapeDtypeStruct(shape[:1], "int32") if experiment.labelled else None
     batch = Batch(jax.ShapeDtypeStruct(shape, "uint8"), labels)  # pyright: ignore
     return training.jit_step(job), job.abstract_state(), batch
-
-
-def score(experiment: Experiment) -> Lowerable:
-    """Return an evaluation of the score for training.batch_size states."""
-
-    def evaluate(params: Params, x: Array, t: Array) -> Array:
-        return experiment.score(params)(x, t)
-
-    return _of_states(experiment, evaluate)
-
-
-def derivative(experiment: Experiment) -> Lowerable:
-    """Return an evaluation of the score with its derivative along a probe, as likelihoods need."""
-
-    def differentiate(params: Params, x: Array, t: Array) -> tuple[Array, Array]:
-        evaluate = experiment.score(params)
-        return jax.jvp(lambda x: evaluate(x, t), (x,), (x,))
-
-    return _of_states(experiment, differentiate)
-
-
-def _of_states(experiment: Experiment, function: Callable[..., Any]) -> Lowerable:
-    whole, split = sharding.replicated(experiment.mesh), sharding.along_axis(experiment.mesh)
-    shape = batch_shape(experiment)
-    x, t = (jax.ShapeDtypeStruct(each, "float32") for each in (shape, shape[:1]))
-    jitted = jax.jit(function, in_shardings=(whole, split, split))
-    return jitted, experiment.abstract_params, x, t
-
-
-PROGRAMS = {"train_step": train_step, "score": score, "derivative": derivative}
 
 
 def parameters(experiment: Experiment) -> int:
@@ -132,7 +93,7 @@ class Compiled(NamedTuple):
 
     Attributes:
       call: the compiled function.
-      seconds: duration of tracing, lowering and compiling.
+      seconds: duration of compiling, after tracing and lowering.
       flops: FLOPs of one call, counted in the program before optimization. This count is the same
         for every device, whereas that of the optimized program omits library calls. A loop counts
         as one pass. None for devices that are not present.
@@ -141,7 +102,7 @@ class Compiled(NamedTuple):
     """
 
     call: Any
-    seconds: dict[str, float]
+    seconds: float
     flops: float | None
     memory: dict[str, int]
 
@@ -152,17 +113,10 @@ class Compiled(NamedTuple):
 
 
 def compile_stages(function: Any, *arguments: Any) -> Compiled:
-    """Compile a jitted function for arguments, or for their shapes, and time each stage."""
-    times = [time.perf_counter()]
-    traced = function.trace(*arguments)
-    times.append(time.perf_counter())
-    lowered = traced.lower()
-    times.append(time.perf_counter())
+    """Compile a jitted function for arguments, or for their shapes."""
+    lowered, start = function.lower(*arguments), time.perf_counter()
     compiled = lowered.compile()
-    times.append(time.perf_counter())
-    stages = zip(("trace", "lower", "compile"), times, times[1:])
-    seconds = {stage: end - start for stage, start, end in stages}
-    sizes = compiled.memory_analysis()
+    seconds, sizes = time.perf_counter() - start, compiled.memory_analysis()
     memory = {
         "arguments": sizes.argument_size_in_bytes,
         "results": sizes.output_size_in_bytes,
@@ -172,18 +126,6 @@ def compile_stages(function: Any, *arguments: Any) -> Compiled:
     }
     cost = lowered.cost_analysis()
     return Compiled(compiled, seconds, float(cost["flops"]) if cost else None, memory)
-
-
-def count_flops(function: Any, *arguments: Any) -> float:
-    """Return the FLOPs of a jitted function on present devices; nothing is compiled."""
-    return float(function.lower(*arguments).cost_analysis()["flops"])
-
-
-def step_flops(config: Config) -> float:
-    """Return the FLOPs of a train step without recomputation, and with all accumulated batches."""
-    config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict({"training.remat": False, "training.accumulate": 1})
-    return count_flops(*train_step(on_device(config)))
 
 
 def tpus(topology: str) -> list[Any]:

@@ -1,13 +1,11 @@
 """What is timed of our code: one run of each case, for `harness.compare`.
 
 Images are random bytes, so that no data set is needed. Every function takes a config file and
-changed fields, among them training.batch_size, compiles for one device and returns a
-`harness.Program`.
+changed fields, among them training.batch_size, and compiles for one device.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 
@@ -21,41 +19,14 @@ import likelihood as likelihoods
 import training
 from benchmarks import programs
 from benchmarks.harness import Program, seconds_of
-from benchmarks.programs import make_experiment
+from benchmarks.programs import Compiled, make_experiment
 from benchmarks.tables import Row
-from errors import choose
 from experiment import Experiment
 from models.building import Params
 from readers import preprocessing
 
 TOLERANCE = 0.1  # of the adaptive steps of likelihoods
 BATCHES = 32  # that are read in a run
-PRODUCTS = {  # kind of matrix product: (dtype, precision)
-    "float32": (jnp.float32, None),  # TF32 on NVIDIA's GPUs, exact on CPUs
-    "bfloat16": (jnp.bfloat16, None),
-    "float32, exact": (jnp.float32, "highest"),
-}
-
-
-def products(kind: str, size: int = 0, count: int = 0) -> Program:
-    """Multiply square matrices several times in a row: the unit of speed.
-
-    A size or count of 0 stands for a default that depends on the backend.
-    """
-    dtype, precision = choose(PRODUCTS, kind, "the kind of matrix product")
-    is_cpu = jax.default_backend() == "cpu"
-    size = size or (8192 if not is_cpu else 2048 if dtype == jnp.float32 else 512)
-    count = count or (2 if is_cpu else 20)
-    keys = jax.random.split(jax.random.key(0))
-    a, b = (jax.random.normal(key, (size, size), dtype) / math.sqrt(size) for key in keys)
-
-    @jax.jit
-    def multiply(a: Array, b: Array) -> Array:
-        for _ in range(count):
-            a = jnp.matmul(a, b, precision=precision)
-        return a
-
-    return Program(lambda: jax.block_until_ready(multiply(a, b)), 0, 2.0 * count * size**3, {})
 
 
 def train_step(config: str, overrides: Sequence[str]) -> Program:
@@ -66,8 +37,7 @@ def train_step(config: str, overrides: Sequence[str]) -> Program:
     """
     experiment = make_experiment(config, overrides)
     compiled = programs.compile_stages(*programs.train_step(experiment))
-    state = training.score_job(experiment).initial_state()
-    batch = programs.images(experiment)
+    state, batch = training.score_job(experiment).initial_state(), programs.images(experiment)
     steps = 1 if jax.default_backend() == "cpu" else 10
 
     def run() -> None:
@@ -76,20 +46,18 @@ def train_step(config: str, overrides: Sequence[str]) -> Program:
             state, metrics = compiled.call(state, batch)
         jax.block_until_ready(metrics)
 
-    flops = steps * programs.step_flops(experiment.config)
-    return Program(run, steps * len(batch.pixels), flops, _facts(experiment, compiled))
+    return Program(run, steps * len(batch.pixels), _facts(experiment, compiled))
 
 
 def forward(config: str, overrides: Sequence[str]) -> Program:
     """Evaluate the score for a batch of random states on the device, without a gradient."""
     experiment = make_experiment(config, overrides)
-    lowerable = programs.score(experiment)
-    compiled = programs.compile_stages(*lowerable)
     x = jax.random.normal(jax.random.key(0), programs.batch_shape(experiment))
     given = experiment.init_params(), x, jnp.full(len(x), 0.5)
-    flops = programs.count_flops(*lowerable)
+    score = jax.jit(lambda params, x, t: experiment.score(params)(x, t))
+    compiled = programs.compile_stages(score, *given)
     facts = _facts(experiment, compiled)
-    return Program(lambda: jax.block_until_ready(compiled.call(*given)), len(x), flops, facts)
+    return Program(lambda: jax.block_until_ready(compiled.call(*given)), len(x), facts)
 
 
 def sampling(config: str, overrides: Sequence[str], levels: int, method: str) -> Program:
@@ -107,9 +75,7 @@ def sampling(config: str, overrides: Sequence[str], levels: int, method: str) ->
         return np.asarray(experiment.draw_images(model, 0, count).nfe)
 
     nfe = float(run().max())
-    flops = nfe * programs.count_flops(*programs.score(experiment))
-    facts = {"parameters": programs.parameters(experiment), "evaluations": nfe}
-    return Program(run, nfe * count, flops, facts)
+    return Program(run, nfe * count, _facts(experiment) | {"evaluations": nfe})
 
 
 def likelihood(config: str, overrides: Sequence[str]) -> Program:
@@ -133,9 +99,7 @@ def likelihood(config: str, overrides: Sequence[str]) -> Program:
         return jax.block_until_ready(compiled.call(params, x, probes)).nfe
 
     nfe = float(run().max())
-    flops = nfe * programs.count_flops(*programs.derivative(experiment))
-    facts = _facts(experiment, compiled) | {"evaluations": nfe}
-    return Program(run, nfe * len(x), flops, facts)
+    return Program(run, nfe * len(x), _facts(experiment, compiled) | {"evaluations": nfe})
 
 
 def input_pipeline(config: str, overrides: Sequence[str], in_memory: bool) -> Program:
@@ -156,13 +120,11 @@ def input_pipeline(config: str, overrides: Sequence[str], in_memory: bool) -> Pr
 
     # Unlike seconds, CPU time hardly depends on background load.
     cpu = seconds_of(run, clock=time.process_time) / (BATCHES * count)
-    return Program(run, BATCHES * count, 0.0, {"cpu": cpu})
+    return Program(run, BATCHES * count, {"cpu": cpu})
 
 
-def _facts(experiment: Experiment, compiled: programs.Compiled) -> Row:
-    return {
-        "parameters": programs.parameters(experiment),
-        "memory": compiled.peak,
-        "to_compile": compiled.seconds["compile"],
-        "to_lower": compiled.seconds["trace"] + compiled.seconds["lower"],
-    }
+def _facts(experiment: Experiment, compiled: Compiled | None = None) -> Row:
+    facts: Row = {"parameters": programs.parameters(experiment)}
+    if compiled:
+        facts |= {"memory": compiled.peak, "to_compile": compiled.seconds}
+    return facts

@@ -1,135 +1,140 @@
-"""Parsing of the command line: the config of a workdir or a file, one-line errors, and notes."""
+"""The command line: flags by absl, and the config with the fields that it changes."""
 
 from __future__ import annotations
 
-import argparse
+import ast
+import contextlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from absl import flags, logging
+from absl import flags
 
 import errors
 from errors import InputError
 
+if TYPE_CHECKING:  # These imports take seconds, so that flags are checked before.
+    from configs.default import Config
+    from options import Domain
+
 FLAGS = flags.FLAGS
-WRONG_VALUE = re.compile(r"flag --(?P<name>[\w.]+)=(?P<value>.*?): (?P<reason>.*)")
+FIELD = re.compile(r"--?(no)?config\.([^=]+)(?:=(.*))?", re.DOTALL)
+WRONG_VALUE = re.compile(r"flag --(?P<name>[\w.]+)=(?P<value>.*?): ")
 """The messages of absl about a value that cannot be parsed."""
-OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)=?(.*)", re.DOTALL)
 HELP = {"help", "helpshort", "helpfull", "helpxml", "?"}  # absl ends these with code 1.
-WITH_TRACEBACK = "Error whilst parsing config file"  # config_flags repeats errors so.
-STORED = Path(__file__).with_name("stored.py")  # the config file that reads a config.json
-
-
-def with_stored_config(argv: list[str]) -> list[str]:
-    """Return the arguments with the config that a workdir was made with, if it is asked for.
-
-    That is, for --config=DIR/config.json, and without --config. A .safetensors or .pkl file to
-    import states its config as well. Paths are replaced by those that `find_file` and
-    `find_network` find. Raises InputError for a path that is a URL, a source that does not exist,
-    and a config that is another file.
-    """
-    # These imports take seconds, so that the flags that do not need them are parsed before.
-    from configs.default import find_file, find_network
-    from pretrained import WITH_CONFIG
-    from runs import CONFIG
-
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("config", "workdir", "source", "target"):
-        parser.add_argument(f"--{name}", f"-{name}", nargs="?")
-    found, others = parser.parse_known_args(argv[1:])
-    for name, path in vars(found).items():
-        if path and (path.startswith("~") or "://" in path):
-            setattr(found, name, str(errors.expand_home(path, f"--{name}")))
-    config, given = found.config, found.source
-    if given:
-        found.source = find_network(given)
-        if config is None and not Path(found.source).exists():
-            raise InputError(
-                f"--source={given} does not exist. It must be a checkpoint file or folder, or a "
-                "network of zoo/, such as digits_vp."
-            )
-    if config is None and (found.source or "").endswith(WITH_CONFIG):
-        config = f"{STORED}:{found.source}"
-    elif config is None and found.workdir:
-        config = f"{STORED}:{found.workdir}"
-    elif config and Path(config).name == CONFIG:
-        config = f"{STORED}:{config}"
-    elif config:
-        path, *text = config.split(":", 1)  # ml_collections passes the text to get_config.
-        if not path.endswith(".py"):
-            raise InputError(
-                f"--config={config} must be a Python file (.py), which is executed, or the "
-                f"{CONFIG} of a workdir, which is not."
-            )
-        config = ":".join([find_file(path), *text])
-    known = vars(found) | {"config": config}
-    flags_of_config = [f"--{name}={value}" for name, value in known.items() if value is not None]
-    return [*argv[:1], *flags_of_config, *others]
+BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
 def parse_flags(argv: list[str], check: Callable[[list[str]], None]) -> list[str]:
-    """Parse flags; a wrong one, an unreadable config or an unknown field is a one-line error.
+    """Parse flags; a wrong one is a one-line error. Return the program and fields of the config.
 
-    First those are parsed that are not of the config, whose file takes seconds to import. `check`
-    raises InputError for values that are not allowed; it receives the positional arguments.
+    Those are texts such as "training.batch_size=64". `check` raises InputError for values that are
+    not allowed; it receives the positional arguments.
     """
-    logging.set_verbosity(logging.ERROR)  # `main` sets it for all other messages.
-    given = list(argv)
     try:
-        check(FLAGS(_without_config(FLAGS.read_flags_from_files(argv, force_gnu=False))))
-        argv = with_stored_config(argv)
-        sys.argv[:] = argv  # config_flags reads the fields of the config from there.
-        return FLAGS(argv)
+        others, fields = _split(FLAGS.read_flags_from_files(argv, force_gnu=False))
+        check(FLAGS(others))
     except SystemExit:
         if HELP.isdisjoint(each.lstrip("-").partition("=")[0] for each in argv):
             raise
         sys.exit(0)
-    except Exception as error:  # A config file may raise anything.
-        cause: BaseException | None = error
-        while cause:
-            if isinstance(cause, InputError) and not str(cause).startswith(WITH_TRACEBACK):
-                errors.fail(str(cause))
-            cause = cause.__context__
-        errors.fail(_explain(error, given))
+    except InputError as error:
+        errors.fail(str(error))
+    except flags.Error as error:
+        reason = " ".join(str(error).split()).removeprefix("ERROR:: ")
+        value = WRONG_VALUE.match(reason)
+        if value and value["name"] in FLAGS:
+            kinds = {"int": "an integer", "bool": "true or false"}
+            kind = kinds.get(FLAGS[value["name"]].flag_type(), "another value")
+            errors.fail(f"--{value['name']}={value['value']} must be {kind}.")
+        errors.fail(f"{reason.rstrip('. ?')}. docs/usage.md lists the flags.")
+    return [argv[0], *fields]
 
 
-def _without_config(argv: list[str]) -> list[str]:
-    """Return the arguments that do not set the config or its fields."""
-    kept, may_be_value = [], False
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments without those that set fields of the config, and these fields."""
+    others, fields, needs_value = [], [], False
     for argument in argv:
-        of_config = re.match(r"--?(no)?config([.=]|$)", argument) is not None
-        if not of_config and not (may_be_value and not argument.startswith("-")):
-            kept.append(argument)
-        may_be_value = of_config and "=" not in argument
-    return kept
+        field = FIELD.fullmatch(argument)
+        if needs_value and not argument.startswith("-"):
+            fields[-1] = f"{fields[-1].rpartition('=')[0]}={argument}"
+        elif field:
+            off, name, text = field.groups()
+            fields.append(f"{name}={text if text is not None else str(not off)}")
+        else:
+            others.append(argument)
+        needs_value = field is not None and not field[1] and field[3] is None
+    return others, fields
 
 
-def _explain(error: Exception, argv: list[str]) -> str:
-    """Return a message for an error that absl, ml_collections or a config file raised."""
-    reason = " ".join(str(error).split()) or "no message"
-    value = WRONG_VALUE.match(reason)
-    is_field = value is not None and value["name"].startswith("config.")
-    if value and not is_field and value["name"] in FLAGS:
-        kind = {"int": "an integer", "bool": "true or false"}.get(FLAGS[value["name"]].flag_type())
-        return f"--{value['name']}={value['value']} must be {kind or 'another value'}."
-    if isinstance(error, flags.Error) and not is_field:
-        return f"{reason.rstrip('. ?')}. docs/usage.md lists the flags."
-    from configs.default import unknown_field  # As above.
-    from configs.fields import ABSENT, FIELDS
+def read_config(fields: Sequence[str]) -> tuple[Config, set[str]]:
+    """Return the config that flags name, with the values of `fields`, and the names of these.
 
-    if value and value["name"].removeprefix("config.") in FIELDS:
-        name = value["name"].removeprefix("config.")
-        return f"{name} = {value['value']!r} must be {FIELDS[name].domain.describe()}."
-    if isinstance(error, (AttributeError, KeyError)):  # Of a field that the config lacks.
-        for override in filter(None, map(OVERRIDE.fullmatch, argv)):
-            name, text = override.groups()
-            if name not in FIELDS:
-                return unknown_field(name, text)
-            if FIELDS[name].default is ABSENT and name.split(".")[-1] in reason:
-                return (
+    --config names it, or else a file to import that states its config, or the workdir. The config
+    of a config.json or such a file names no code and no files. `FLAGS.source` becomes the path of
+    a network of zoo/. Raises InputError for a URL, and for what does not exist or is not valid.
+    """
+    from configs.default import find_network
+    from loading import load_config, read_config_file
+    from pretrained import WITH_CONFIG
+    from runs import CONFIG
+
+    given = {name for name, _, _ in (each.partition("=") for each in fields)}
+    for flag in ("config", "workdir", "source", "target"):
+        path = FLAGS[flag].value or ""
+        if path.startswith("~") or "://" in path:
+            FLAGS[flag].value = str(errors.expand_home(path, f"--{flag}"))
+    config, source = FLAGS.config, FLAGS.source
+    if source:
+        FLAGS.source = find_network(source)
+        if config is None and not Path(FLAGS.source).exists():
+            raise InputError(
+                f"--source={source} does not exist. It must be a checkpoint file or folder, or a "
+                "network of zoo/, such as digits_vp."
+            )
+    states_config = (FLAGS.source or "").endswith(WITH_CONFIG)
+    if config is None:
+        found = load_config(FLAGS.source if states_config else FLAGS.workdir, given)
+    elif Path(config).name == CONFIG:
+        found = load_config(config, given)
+    else:
+        found = read_config_file(config)
+    return change(found, fields), given
+
+
+def change(config: Config, fields: Sequence[str]) -> Config:
+    """Return a config with other values of fields, which `configs.validation` checks."""
+    from configs.default import set_field, unknown_field
+    from configs.fields import ABSENT, FIELDS, INERT
+
+    known = dict(FIELDS.items())
+    changed = config.copy_and_resolve_references() if not fields else config
+    with changed.unlocked(), changed.ignore_type():
+        for name, _, text in (each.partition("=") for each in fields):
+            if name not in known and name not in INERT:
+                raise InputError(unknown_field(name, text))
+            section, _, key = name.rpartition(".")
+            here = changed.get(section, {}) if section else changed
+            field = known.get(name)
+            if key not in here and (field is None or field.default is ABSENT):
+                raise InputError(
                     f"--config.{name}: this config has no field {name}. The command line changes "
                     "fields; set it in a config file (docs/extending.md)."
                 )
-    return f"--config cannot be read: {type(error).__name__}: {reason}"
+            value = parse(text, field.domain) if field else text
+            is_real = type(value) is int and type(here.get(key)) is float
+            set_field(changed, name, float(value) if is_real else value, field)
+    return changed
+
+
+def parse(text: str, domain: Domain) -> Any:
+    """Return the value of a domain that a text states; another one if there is none."""
+    from options import plain
+
+    values: list[Any] = [text]
+    with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        values.append(plain(ast.literal_eval(text)))
+    boolean = BOOLEANS.get(text.lower(), text)
+    return next(filter(domain.allows, (*values, boolean)), values[-1])

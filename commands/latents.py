@@ -119,16 +119,10 @@ def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:
     Unlike a straight line, the great circle keeps the norm of Gaussian noise.
     """
     flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
-    norms = np.linalg.norm(flat_a, axis=1), np.linalg.norm(flat_b, axis=1)
-    cosine = (flat_a * flat_b).sum(1) / norms[0] / norms[1]
-    angle = np.arccos(np.clip(cosine, -1, 1)).reshape(-1, *[1] * (a.ndim - 1))
-    parallel = angle < 1e-4  # Interpolate linearly, where sin(angle) would divide by 0.
-    angle = np.where(parallel, 1.0, angle)
-
-    def circular(w: float) -> np.ndarray:
-        return np.where(parallel, w, np.sin(w * angle) / np.sin(angle))
-
-    return circular(1 - weight) * a + circular(weight) * b
+    norms = np.linalg.norm(flat_a, axis=1) * np.linalg.norm(flat_b, axis=1)
+    angle = np.arccos(np.clip((flat_a * flat_b).sum(1) / norms, -1, 1))
+    angle = np.maximum(angle, 1e-4).reshape(-1, *[1] * (a.ndim - 1))  # sin(0) would divide by 0.
+    return (np.sin((1 - weight) * angle) * a + np.sin(weight * angle) * b) / np.sin(angle)
 
 
 def load_images(experiment: Experiment, count: int) -> Array:

@@ -29,7 +29,6 @@ from commands.restoration_problems import (
     build_problem,
     noise_std,
     operator_checksum,
-    save_measurements,
 )
 from configs.default import Config
 from configs.folders import dependencies, owned
@@ -39,7 +38,14 @@ from controllable.methods import METHODS
 from controllable.operators import Operator
 from controllable.tasks import TASKS
 from experiment import Experiment
-from runs import load_rounds, results_folder, run_rounds, write_json, write_picture
+from runs import (
+    load_rounds,
+    results_folder,
+    run_rounds,
+    write_arrays,
+    write_json,
+    write_picture,
+)
 from sampling import Sampler
 
 Given = Collection[str] | None
@@ -120,7 +126,8 @@ def restore(
 
     results = {"task": options.task, "method": options.method, "images": count}
     with owned(output, config, "restoration"):
-        save_measurements(problem, output)
+        measured = {"y": problem.y, "names": np.array(problem.names)}
+        write_arrays(output / "measurements.npz", measured)
         paths = run_rounds(output, "samples", -(-total // size), compute, depends)
         rounds = load_rounds(paths, x=(total, *experiment.image_shape), nfe=(total,))
         reconstructions = rounds["x"].reshape(count, samples, *experiment.image_shape)

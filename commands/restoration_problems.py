@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 import sampling
 from configs.default import Config
@@ -18,13 +16,10 @@ from controllable.tasks import TASKS, read_image
 from errors import InputError, advice, choose, expand_home
 from experiment import Experiment
 from readers import folders, image_files, preprocessing
-from readers.files import check_regular, read_npz
-from runs import write_arrays
+from readers.files import check_regular
 from runs.checkpoints import tree_checksum
 
 Shape = tuple[int, ...]
-
-MAX_NAME = 255  # bytes of a file's name, on most file systems
 
 
 class Problem(NamedTuple):
@@ -82,28 +77,6 @@ def noise_std(experiment: Experiment) -> float:
     return experiment.config.restore.noise * (high - low)
 
 
-def save_measurements(problem: Problem, folder: Path) -> None:
-    """Write measurements.npz with the arrays `y` and `names`, also in place of a damaged one.
-
-    Raises InputError if the file exists and holds other measurements.
-    """
-    path = folder / "measurements.npz"
-    arrays = {"y": problem.y, "names": np.array(problem.names)}
-    saved = {}
-    if os.path.lexists(path):
-        try:
-            saved = read_npz(path)
-        except InputError as error:
-            logging.warning("%s It is written again.", error)
-    if saved.keys() != arrays.keys():
-        write_arrays(path, arrays)
-    elif not all(np.array_equal(saved[name], array) for name, array in arrays.items()):
-        raise InputError(
-            f"{folder} holds reconstructions of other measurements; choose another folder "
-            "with --eval_folder."
-        )
-
-
 # --- images ---------------------------------------------------------------------------------------
 
 
@@ -131,10 +104,7 @@ def load_images(experiment: Experiment, shape: Shape) -> tuple[list[str], np.nda
 
 
 def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
-    """Load the first images of a file or folder; return names and uint8 images (N, *shape).
-
-    The names are unique, and leave room for the endings of file names.
-    """
+    """Load the first images of a file or folder; return unique names, and uint8 (N, *shape)."""
     root = expand_home(options.input, "restore.input")
     if os.path.lexists(root) and not root.is_dir():
         check_regular(root, "restore.input")
@@ -149,15 +119,6 @@ def _load_files(options: Config, shape: Shape) -> tuple[list[str], np.ndarray]:
             f"files ({', '.join(sorted(folders.SUFFIXES))})."
         )
     images = [preprocessing.crop_resize(read_image(path, shape[-1]), shape[:2]) for path in paths]
-    room = MAX_NAME - max(map(len, ("_measured.png", f"_sample_{options.samples - 1}.png")))
-    names = [_shorten(stem, room) for stem in stems]
-    if len(set(names)) < len(names):  # Such as for a.png beside a.jpg.
-        names = [_shorten(f"{number}_{stem}", room) for number, stem in enumerate(stems)]
-    return names, np.stack([image_files.to_array(image) for image in images])
-
-
-def _shorten(name: str, size: int) -> str:
-    """Return the start of a name that has at most `size` bytes."""
-    while len(os.fsencode(name)) > size:
-        name = name[:-1]
-    return name
+    if len(set(stems)) < len(stems):  # Such as for a.png beside a.jpg.
+        stems = [f"{number}_{stem}" for number, stem in enumerate(stems)]
+    return stems, np.stack([image_files.to_array(image) for image in images])

@@ -34,7 +34,7 @@ def get_default_config() -> Config:
     config = ml_collections.ConfigDict()
     for name, field in FIELDS.items():
         if field.default is not ABSENT:
-            _set(config, name, field.default, field)
+            set_field(config, name, field.default, field)
     return config
 
 
@@ -78,7 +78,7 @@ def from_json(content: Any, *, known_only: bool = False) -> Config:
             raise InputError(f"{name} = {SHORT.repr(leaf)} must be a value or a list of values.")
         field = known.get(name)
         is_tuple = field is not None and isinstance(field.domain, (Sequence, Entries))
-        _set(config, name, tuple(leaf) if is_tuple and isinstance(leaf, list) else leaf, field)
+        set_field(config, name, tuple(leaf) if is_tuple and isinstance(leaf, list) else leaf, field)
     return config
 
 
@@ -128,11 +128,11 @@ def reset(config: Config, names: Iterable[str]) -> Config:
     copied = config.copy_and_resolve_references()
     for name in names:
         field = FIELDS[name]
-        _set(copied, name, "" if field.default is ABSENT else field.default, field)
+        set_field(copied, name, "" if field.default is ABSENT else field.default, field)
     return copied
 
 
-def _set(config: Config, name: str, value: Any, field: Field | None) -> None:
+def set_field(config: Config, name: str, value: Any, field: Field | None) -> None:
     """Set a field, and make its section if there is none."""
     if field is not None and isinstance(field.domain, AnyOf):
         # ml_collections otherwise fixes the type of the first value.

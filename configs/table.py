@@ -74,31 +74,22 @@ class Field(NamedTuple):
 
 _DATA_AND_NETWORK = {
     "data.mean": Option((), Sequence(FINITE, 0, 10**6), "Mean of each entry, or of all."),
-    "data.std": Option(
-        (),
-        Sequence(NOISE_SCALE, 0, 10**6),
-        "Standard deviation, likewise. Data are standardized by both; () for data.value_range.",
-    ),
+    "data.std": Option((), Sequence(NOISE_SCALE, 0, 10**6), "Standard deviation, likewise."),
     "data.value_range": Option(
         (),
         Entries((FINITE, FINITE), optional=True),
-        "Smallest and largest value of arrays of real numbers; () for bytes.",
+        "Range of arrays of real numbers; () for bytes.",
     ),
     "data.image_size": Option(
         32,
         AnyOf((_SIDE, Sequence(_SIDE, 0, 4))),
-        "Height and width: an integer for squares, or the pair (height, width). Events that are no "
-        "images have other sides: () for vectors of data.num_channels entries.",
+        "Height and width: an integer for squares, or (height, width); () for vectors.",
     ),
     "data.num_channels": Option(3, Integer(1, 1024), "Channels of an image."),
 }
 _IMAGES = {
     "data.dataset": Option("CIFAR10", Name(datasets.DATASETS), "The data set; see docs/data.md."),
-    "data.condition": Option(
-        (),
-        Sequence(Word(), 0, 16),
-        "Names of the vectors and images of the condition; see docs/data.md.",
-    ),
+    "data.condition": Option((), Sequence(Word(), 0, 16), "Names of conditions; see docs/data.md."),
     "data.category": Option(ABSENT, Word(), "The category of LSUN, such as bedroom."),
     "data.held_out": Option(0.1, _PART, "Held-out share of images without splits."),
 }
@@ -121,57 +112,35 @@ _NETWORK_AND_NOISE = {
 }
 _NETWORK = {
     "data.num_classes": Option(0, Integer(0, 10**6), "Classes of the condition; 0 for none."),
-    "data.vector_size": Option(
-        0, Integer(0, 10**6), "Entries of the vector of the condition; 0 for none."
-    ),
+    "data.vector_size": Option(0, Integer(0, 10**6), "Entries of the vector of the condition."),
     "data.vector_mean": Option((), Sequence(FINITE, 0, 10**6), "Mean of each entry."),
-    "data.vector_std": Option(
-        (), Sequence(NOISE_SCALE, 0, 10**6), "Std of each entry; () for no standardization."
-    ),
-    "data.image_channels": Option(
-        0, Integer(0, 1024), "Channels of the image of the condition; 0 for none."
-    ),
+    "data.vector_std": Option((), Sequence(NOISE_SCALE, 0, 10**6), "Std of each; () for 1."),
+    "data.image_channels": Option(0, Integer(0, 1024), "Channels of the image of the condition."),
     "model.parameterization": Option(
         "default",
         Name(ChainMap[str, Any]({"default": None}, PARAMETERIZATIONS)),
-        "What the network's output estimates; 'default' is the score for the VE SDE, edm for "
-        "edmsde, flow for rectifiedflow, and else the noise.",
+        "What the network's output estimates; 'default' depends on training.sde.",
     ),
     "model.sigma_data": Option(0.5, NOISE_SCALE, "Data's standard deviation, for 'edm'."),
     "model.embedding_type": Option(
         "fourier",
         Name(("fourier", "positional", "fourier_linear", "positional_log")),
-        "Embedding of the noise level in NCSN++, DDPM++ and ADM; other networks have a fixed one. "
-        "Labels enter 'fourier' and 'positional_log' by their logarithm.",
+        "Embedding of the noise level in NCSN++, DDPM++ and ADM; two take its logarithm.",
     ),
-    "model.noise_mult": Option(
-        ABSENT,
-        Integer(0, 2**10),
-        "Features of the noise embedding / model.nf; 0 for 2 ('fourier') or 1.",
-    ),
-    "model.temb_mult": Option(
-        ABSENT, Integer(1, 2**10), "Features after its dense layers / model.nf."
-    ),
+    "model.noise_mult": Option(ABSENT, Integer(0, 2**10), "Features of the embedding / model.nf."),
+    "model.temb_mult": Option(ABSENT, Integer(1, 2**10), "Those after its layers / model.nf."),
     "model.class_embedding": Option(
         ABSENT,
         Name(("after", "before")),
-        "Whether NCSN++ adds classes before or after the dense layers of the noise embedding.",
+        "Whether NCSN++ adds classes after the dense layers.",
     ),
-    "model.vector_at": Option(
-        ABSENT,
-        Name(("embedding", "input")),
-        "Whether the MLP adds a vector to the embedding or, beside the event, to its input.",
-    ),
+    "model.vector_at": Option(ABSENT, Name(("embedding", "input")), "Where the MLP adds a vector."),
     "model.scale_by_sigma": Option(True, FLAG, "Divide the network's output by the noise scale."),
     "model.name": Option(ABSENT, Name(NETWORKS, exact=True), "The network."),
     "model.nf": Option(ABSENT, Integer(1, 2**16), "Features of the first level."),
-    "model.ch_mult": Option(
-        ABSENT, Sequence(Integer(1, 2**10), 1, 16), "Features of each level / model.nf."
-    ),
+    "model.ch_mult": Option(ABSENT, Sequence(Integer(1, 2**10), 1, 16), "Features / model.nf."),
     "model.num_res_blocks": Option(ABSENT, Integer(0, 32), "Residual blocks of a level."),
-    "model.attn_resolutions": Option(
-        ABSENT, Sequence(_SIDE, 0, 16), "Larger sides of the levels with self-attention."
-    ),
+    "model.attn_resolutions": Option(ABSENT, Sequence(_SIDE, 0, 16), "Sides with self-attention."),
     "model.attend_after_each_up_block": Option(ABSENT, FLAG, "As in Ho et al. (2020)."),
     "model.resamp_with_conv": Option(ABSENT, FLAG, "Resampling layers convolve."),
     "model.conditional": Option(ABSENT, FLAG, "Condition on the noise level."),
@@ -185,9 +154,7 @@ _NETWORK = {
     "model.progressive_input": Option(
         ABSENT, Name(("none", "input_skip", "residual")), "How lower levels receive the input."
     ),
-    "model.progressive_combine": Option(
-        ABSENT, Name(("sum", "cat")), "How input skips are joined."
-    ),
+    "model.progressive_combine": Option(ABSENT, Name(("sum", "cat")), "How input skips join."),
     "model.nonlinearity": Option(ABSENT, Name(ACTIVATIONS), "Activation function."),
     "model.normalization": Option(
         ABSENT, Name(("GroupNorm", "InstanceNorm++"), exact=True), "Normalization layer."
@@ -202,16 +169,12 @@ _TRAINING = {
     "data.random_flip": Option(True, FLAG, "Flip training images at random."),
     "model.ema_rate": Option(0.999, SHARE, "Decay of the parameters' moving average."),
     "model.ema_ramp": Option(
-        False,
-        FLAG,
-        "After n steps the decay is at most (1 + n) / (10 + n), so that the moving average forgets "
-        "the initial parameters within few steps.",
+        False, FLAG, "Limit the decay to (1 + n) / (10 + n) after n steps, for short training."
     ),
     "model.ema_stds": Option(
         (),
         Sequence(_WIDTH, 0, 8),
-        "Relative widths of further averages, which checkpoints store for --mode=ema; 0.05 and 0.1 "
-        "are enough for the widths between them.",
+        "Widths of further averages for --mode=ema; (0.05, 0.1) suffice.",
     ),
     "model.dropout": Option(0.1, Real(0, 1, open_high=True), "Dropout rate."),
     "model.class_dropout": Option(0.1, SHARE, "Share of conditions hidden in training."),
@@ -235,8 +198,7 @@ _LOSS = {
     "training.time_distribution": Option(
         "uniform",
         Name(("uniform", "importance", "log_normal")),
-        "Times of the loss: uniform; as training.importance_weighting, which is the older name of "
-        "'importance'; or EDM's log-normal noise levels, with EDM's weights.",
+        "Times of the loss; log_normal are EDM's noise levels, with EDM's weights.",
     ),
     "training.p_mean": Option(-1.2, Real(-100, 100), "Mean of log-normal noise levels."),
     "training.p_std": Option(1.2, Real(1e-6, 100), "Std of log-normal noise levels."),
@@ -245,8 +207,7 @@ _SAMPLES = {
     "sampling.method": Option(
         "pc",
         Name(("pc", "ode", "solver")),
-        "pc: predictor and corrector; ode: the probability flow with adaptive steps; solver: "
-        "sampling.solver.",
+        "Predictor-corrector, adaptive flow or few-step solver.",
     ),
     "sampling.solver": Option(
         sampling.DEFAULT,
@@ -254,9 +215,7 @@ _SAMPLES = {
         "The solver of sampling.method = 'solver'.",
     ),
     "sampling.num_steps": Option(
-        0,
-        Integer(0, sampling.MOST_STEPS),
-        "Steps of the sampler; 0 for 20 steps of a solver, and model.num_scales of pc.",
+        0, Integer(0, sampling.MOST_STEPS), "Steps; 0 for 20 of a solver, model.num_scales of pc."
     ),
     "sampling.temperature": Option(1.0, Real(0, 2), "Scale of the initial noise."),
     "eval.legacy_rounding": Option(False, FLAG, "Truncate to bytes, as officially."),
@@ -269,16 +228,10 @@ _GUIDANCE = {
     "guidance.interval": Option(
         (0.0, 1e6),
         Entries((NOT_NEGATIVE, NOT_NEGATIVE)),
-        "Noise levels std / alpha in which the scale applies; it is 1 outside.",
+        "Noise levels std / alpha with this scale.",
     ),
-    "guidance.checkpoint": Option(
-        0,
-        Integer(0, 10**9),
-        "An earlier checkpoint that guides samples (autoguidance); 0 for none.",
-    ),
-    "guidance.condition": Option(
-        "", FilePath(), "Conditions of generated images; '' for those of held-out images."
-    ),
+    "guidance.checkpoint": Option(0, Integer(0, 10**9), "Snapshot for autoguidance; 0 for none."),
+    "guidance.condition": Option("", FilePath(), "Conditions; '' for those of held-out images."),
 }
 _CLASSIFIER = {
     "classifier.num_classes": Option(10, Integer(1, 10**6), "Classes."),
@@ -311,9 +264,7 @@ _LIKELIHOOD = {
     ),
     "eval.bpd_tolerance": Option(1e-3, TOLERANCE, "Tolerance of an adaptive step (nats/dim)."),
     "eval.bpd_steps": Option(
-        0,
-        AnyOf((Integer(0, 0), Integer(*STEPS))),
-        "Fixed noise levels, with other signs of the probes at each; 0 for adaptive steps.",
+        0, AnyOf((Integer(0, 0), Integer(*STEPS))), "Fixed noise levels; 0 for adaptive steps."
     ),
     "eval.bpd_t_min": Option(1e-5, POSITIVE, "Time of the images, at least training's."),
 }
@@ -339,8 +290,7 @@ _NOTHING = {
     "training.on_nonfinite": Option(
         "stop",
         Name(("stop", "skip", "rollback"), exact=True),
-        "After a loss or gradient that is not finite: stop; skip the step; or go back to the "
-        "newest checkpoint and draw other noise.",
+        "After a loss or gradient that is not finite: stop, skip the step, or go back.",
     ),
     "training.shard_params": Option(False, FLAG, "Split the state over the devices."),
     "training.remat": Option(False, FLAG, "Save memory: recompute activations."),
@@ -369,10 +319,7 @@ DECLARED: dict[str, Field] = {
     **affecting(_NETWORK_AND_NOISE, "network", "noise"),
     **affecting(_NETWORK, "network"),
     "model.num_scales": Field(
-        1000,
-        Integer(2, 10**6),
-        "Noise levels of discrete-time training; by default the steps of pc.",
-        ("network", "samples"),
+        1000, Integer(2, 10**6), "Noise levels of discrete-time training.", ("network", "samples")
     ),
     **affecting(_TRAINING, "training"),
     "model.dtype": Field(
@@ -386,9 +333,7 @@ DECLARED: dict[str, Field] = {
     **affecting(_GUIDANCE, "guidance"),
     **affecting(_CLASSIFIER, "classifier"),
     **affecting(_RESTORE, "restore"),
-    "calibrate.samples": Field(
-        63, Integer(20, 10**4), "Solutions for each of these images.", ("calibration",)
-    ),
+    "calibrate.samples": Field(63, Integer(20, 10**4), "Solutions of each.", ("calibration",)),
     **affecting(_ROUNDS, "rounds"),
     **affecting(_LIKELIHOOD, "likelihood"),
     **affecting(_QUALITY, "quality"),

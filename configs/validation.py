@@ -6,7 +6,7 @@ are reported together, each with the field, its value and what is allowed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 from flax import traverse_util
@@ -22,8 +22,8 @@ from readers.image_sizes import image_shape
 MOST_ROUNDS = 10**6  # files of an evaluation
 LOGARITHMIC = ("fourier", "positional_log")  # Embeddings of log(label), which is not an index.
 
-Problems = Iterator[tuple[str, str]]
-"""The name of a field, and what is wrong with its value: the end of 'FIELD = VALUE ...'."""
+Rules = Iterator[tuple[Any, str, str]]
+"""Whether a rule is violated, the name of a field, and the end of 'FIELD = VALUE ...'."""
 
 
 def validated(config: Config, num_devices: int, mode: str = "") -> Config:
@@ -40,11 +40,11 @@ def validated(config: Config, num_devices: int, mode: str = "") -> Config:
     config = complete(config)
     problems = list(check_domains(config))
     if not problems:  # Rules that connect fields presuppose that each one is valid.
-        for rule in (*SECTIONS, *MODES.get(mode, ())):
-            problems += (_sentence(config, *each) for each in rule(config))
-        batches = (*BATCHES, *(["classifier.batch_size"] if mode == "train_classifier" else []))
-        for field in batches:
-            problems += (_sentence(config, *each) for each in _shares(config, field, num_devices))
+        rules = [*SECTIONS, *MODES.get(mode, ())]
+        found = [each for rule in rules for each in rule(config)]
+        batches = ["training", "eval", *(["classifier"] if mode == "train_classifier" else [])]
+        found += [each for section in batches for each in _shares(config, section, num_devices)]
+        problems = [_sentence(config, *each) for is_wrong, *each in found if is_wrong]
     if len(problems) == 1:
         raise InputError(problems[0])
     if problems:
@@ -75,40 +75,33 @@ def _sentence(config: Config, name: str, text: str) -> str:
 # --- sections -------------------------------------------------------------------------------------
 
 
-def _check_data(config: Config) -> Problems:
-    shape, count = image_shape(config.data), len(config.data.std)
-    if len(config.data.mean) != count or count not in (0, 1, shape[-1]):
-        yield "data.std", f"and data.mean must both have one entry, or {shape[-1]}, or none"
-    if config.data.std and (config.data.value_range or not config.data.centered):
-        yield "data.std", "needs data.centered = True and data.value_range = ()"
-    lengths = {len(config.data.vector_mean), len(config.data.vector_std)}
-    if lengths not in ({0}, {config.data.vector_size}):
-        yield "data.vector_std", "and data.vector_mean must have data.vector_size entries, or none"
-    if len(shape) != 3:  # No images.
-        for field in ("data.random_flip", "training.snapshot_sampling"):
-            section, _, key = field.partition(".")
-            if config[section][key]:
-                yield field, f"must be False, because events of shape {shape} are not images"
-    if not config.data.value_range:
-        return
-    low, high = config.data.value_range
-    if not low < high:
-        yield "data.value_range", "must state the smaller value first"
-    if config.data.uniform_dequantization:
-        yield (
-            "data.uniform_dequantization",
-            "must be False with data.value_range: real numbers need no dequantization",
-        )
+def _data(config: Config) -> Rules:
+    data, shape = config.data, image_shape(config.data)
+    count, has_range = len(data.std), bool(data.value_range)
+    is_wrong = len(data.mean) != count or count not in (0, 1, shape[-1])
+    yield is_wrong, "data.std", f"and data.mean must both have one entry, or {shape[-1]}, or none"
+    is_wrong = data.std and (has_range or not data.centered)
+    yield is_wrong, "data.std", "needs data.centered = True and data.value_range = ()"
+    is_wrong = {len(data.vector_mean), len(data.vector_std)} not in ({0}, {data.vector_size})
+    yield is_wrong, "data.vector_std", "and vector_mean must have data.vector_size entries, or none"
+    text = f"must be False, because events of shape {shape} are not images"
+    yield data.random_flip and len(shape) != 3, "data.random_flip", text
+    is_wrong = config.training.snapshot_sampling and len(shape) != 3
+    yield is_wrong, "training.snapshot_sampling", text
+    is_wrong = has_range and not data.value_range[0] < data.value_range[-1]
+    yield is_wrong, "data.value_range", "must state the smaller value first"
+    text = "must be False with data.value_range: real numbers need no dequantization"
+    yield has_range and data.uniform_dequantization, "data.uniform_dequantization", text
 
 
-def _check_model(config: Config) -> Problems:
+def _model(config: Config) -> Rules:
     model, name = config.model, config.model.get("name")
+    yield name is None, "model.name", f"must be one of {listed(NETWORKS)}"
     if name is None:
-        yield "model.name", f"must be one of {listed(NETWORKS)}"
         return
     missing = [each for each in ("num_scales", *NETWORKS[name].required) if each not in model]
     for each in missing:
-        yield f"model.{each}", f"must be set for model.name = {name!r}"
+        yield True, f"model.{each}", f"must be set for model.name = {name!r}"
     if missing:
         return
     for field, used, feature in (
@@ -117,17 +110,15 @@ def _check_model(config: Config) -> Problems:
         ("data.image_channels", config.data.image_channels > 0, "image_conditional"),
         ("training.remat", config.training.remat, "remat"),
         ("model.dtype", model.dtype == "bfloat16", "bfloat16"),
+        ("data.image_size", len(image_shape(config.data)) != 3, "any_shape"),
     ):
         able = networks_supporting(feature)
-        if used and name not in able:
-            yield field, f"needs one of model.name = {listed(able)}, not {name!r}"
-    able = networks_supporting("any_shape")
-    if len(image_shape(config.data)) != 3 and name not in able:
-        yield "data.image_size", f"needs model.name = {listed(able)}; {name!r} takes images"
-    if "fir_kernel" in model and not sum(model.fir_kernel):
-        yield "model.fir_kernel", "must have a sum other than 0"
-    if len(set(model.ema_stds)) < len(model.ema_stds):
-        yield "model.ema_stds", "must be different widths"
+        text = f"needs one of model.name = {listed(able)}, not {name!r}"
+        yield used and name not in able, field, text
+    is_wrong = "fir_kernel" in model and not sum(model.fir_kernel)
+    yield is_wrong, "model.fir_kernel", "must have a sum other than 0"
+    is_wrong = len(set(model.ema_stds)) < len(model.ema_stds)
+    yield is_wrong, "model.ema_stds", "must be different widths"
 
 
 def time_distribution(training: Config) -> str:
@@ -135,140 +126,106 @@ def time_distribution(training: Config) -> str:
     return "importance" if training.importance_weighting else training.time_distribution.lower()
 
 
-def _check_training(config: Config) -> Problems:
+def _training(config: Config) -> Rules:
     training, times = config.training, time_distribution(config.training)
     discrete, likelihood = not training.continuous, training.likelihood_weighting
-    if training.n_iters < training.n_jitted_steps:
-        yield "training.n_iters", f"must be at least n_jitted_steps = {training.n_jitted_steps}"
-    if times == "importance" and (discrete or not likelihood):
-        field = "importance_weighting" if training.importance_weighting else "time_distribution"
-        yield f"training.{field}", "needs likelihood_weighting = True and continuous = True"
-    if times == "log_normal" and (discrete or likelihood):
-        yield (
-            "training.time_distribution",
-            "needs likelihood_weighting = False and continuous = True",
-        )
-    if discrete and likelihood:
-        yield "training.likelihood_weighting", "needs training.continuous = True"
+    is_wrong = training.n_iters < training.n_jitted_steps
+    yield (
+        is_wrong,
+        "training.n_iters",
+        f"must be at least n_jitted_steps = {training.n_jitted_steps}",
+    )
+    field = "importance_weighting" if training.importance_weighting else "time_distribution"
+    is_wrong = times == "importance" and (discrete or not likelihood)
+    text = "needs likelihood_weighting = True and continuous = True"
+    yield is_wrong, f"training.{field}", text
+    is_wrong = times == "log_normal" and (discrete or likelihood)
+    text = "needs likelihood_weighting = False and continuous = True"
+    yield is_wrong, "training.time_distribution", text
+    text = "needs training.continuous = True"
+    yield discrete and likelihood, "training.likelihood_weighting", text
     embedding = config.model.get("embedding_type", "").lower()
     network = NETWORKS.get(config.model.get("name"))
-    reads_embedding = network is not None and "embedding_type" in network.fields
-    if discrete and reads_embedding and embedding in LOGARITHMIC:
-        yield (
-            "model.embedding_type",
-            "needs training.continuous = True; 'positional' fits discrete times, too",
-        )
+    is_read = network is not None and "embedding_type" in network.fields
+    text += "; 'positional' fits discrete times, too"
+    yield discrete and is_read and embedding in LOGARITHMIC, "model.embedding_type", text
 
 
-def _check_sampling(config: Config) -> Problems:
+def _sampling(config: Config) -> Rules:
     sampling = config.sampling
     solver = sampling.solver.lower() if sampling.method.lower() == "solver" else ""
-    if sampling.trajectory and (sampling.method.lower() == "ode" or solver == "adaptive_sde"):
-        which = f"sampling.solver = {solver!r}" if solver else "sampling.method = 'ode'"
-        yield (
-            "sampling.trajectory",
-            f"is not possible with {which}: the number of steps differs from image to image",
-        )
+    which = f"sampling.solver = {solver!r}" if solver else "sampling.method = 'ode'"
+    text = f"is not possible with {which}: the number of steps differs from image to image"
+    is_adaptive = sampling.method.lower() == "ode" or solver == "adaptive_sde"
+    yield sampling.trajectory and is_adaptive, "sampling.trajectory", text
 
 
-def _check_guidance(config: Config) -> Problems:
-    field = "data.num_classes" if config.data.num_classes else "classifier.num_classes"
-    count = config.data.num_classes or config.classifier.num_classes
-    if any(each >= count for each in config.guidance.classes):
-        yield "guidance.classes", f"must be 0 .. {count - 1}, for {field} = {count}"
-    if config.guidance.condition and not (config.data.vector_size or config.data.image_channels):
-        yield "guidance.condition", "needs data.vector_size or data.image_channels above 0"
-    if not config.guidance.interval[0] < config.guidance.interval[1]:
-        yield "guidance.interval", "must be two noise levels (std / alpha), the lower one first"
+def _guidance(config: Config) -> Rules:
+    guidance, data = config.guidance, config.data
+    field = "data.num_classes" if data.num_classes else "classifier.num_classes"
+    count = data.num_classes or config.classifier.num_classes
+    is_wrong = any(each >= count for each in guidance.classes)
+    yield is_wrong, "guidance.classes", f"must be 0 .. {count - 1}, for {field} = {count}"
+    is_wrong = guidance.condition and not (data.vector_size or data.image_channels)
+    yield is_wrong, "guidance.condition", "needs data.vector_size or data.image_channels above 0"
+    is_wrong = not guidance.interval[0] < guidance.interval[1]
+    text = "must be two noise levels (std / alpha), the lower one first"
+    yield is_wrong, "guidance.interval", text
 
 
-def _check_evaluation(config: Config) -> Problems:
+def _evaluation(config: Config) -> Rules:
     evaluate = config.eval
-    if evaluate.begin_ckpt > evaluate.end_ckpt:
-        yield "eval.begin_ckpt", f"must not exceed eval.end_ckpt = {evaluate.end_ckpt}"
+    is_wrong = evaluate.begin_ckpt > evaluate.end_ckpt
+    yield is_wrong, "eval.begin_ckpt", f"must not exceed eval.end_ckpt = {evaluate.end_ckpt}"
     rounds = -(-evaluate.num_samples // evaluate.batch_size)
-    if rounds > MOST_ROUNDS:
-        yield (
-            "eval.num_samples",
-            f"makes {rounds} files of eval.batch_size = {evaluate.batch_size} images; at most "
-            f"{MOST_ROUNDS} are possible",
-        )
+    text = f"makes {rounds} files of eval.batch_size = {evaluate.batch_size} images; at most "
+    yield rounds > MOST_ROUNDS, "eval.num_samples", f"{text}{MOST_ROUNDS} are possible"
     module, colon, function = evaluate.features.partition(":")
     is_code = colon and all(part.isidentifier() for part in (*module.split("."), function))
-    if evaluate.features not in FEATURES and not is_code:
-        yield (
-            "eval.features",
-            f"must be one of {', '.join(FEATURES)}, or package.module:function (not a path)",
-        )
+    text = f"must be one of {', '.join(FEATURES)}, or package.module:function (not a path)"
+    yield evaluate.features not in FEATURES and not is_code, "eval.features", text
 
 
-SECTIONS: tuple[Callable[[Config], Problems], ...] = (
-    _check_data,
-    _check_model,
-    _check_training,
-    _check_sampling,
-    _check_guidance,
-    _check_evaluation,
-)
-BATCHES = ("training.batch_size", "eval.batch_size")
+SECTIONS = (_data, _model, _training, _sampling, _guidance, _evaluation)
 
 
-def _shares(config: Config, field: str, num_devices: int) -> Problems:
+def _shares(config: Config, section: str, num_devices: int) -> Rules:
     """Yield a problem if the devices cannot share a batch evenly."""
-    section, key = field.split(".")
+    size = config[section].batch_size
     parts = config.training.accumulate if section == "training" else 1
-    if config[section][key] % num_devices:
-        yield (
-            field,
-            f"does not divide among {num_devices} devices; use a positive multiple of "
-            f"{num_devices}",
-        )
-    elif config[section][key] % (parts * num_devices):
-        yield (
-            field,
-            f"does not divide into training.accumulate = {parts} parts for {num_devices} devices; "
-            f"use a multiple of {parts * num_devices}",
-        )
+    within = f" in training.accumulate = {parts} parts" if parts > 1 else ""
+    text = f"does not divide among {num_devices} devices{within}; use a positive multiple of "
+    text += str(parts * num_devices)
+    yield size % (parts * num_devices), f"{section}.batch_size", text
 
 
 # --- modes ----------------------------------------------------------------------------------------
 
 
-def _check_restore(config: Config) -> Problems:
-    options = config.restore
-    if options.official and not (
-        options.method == "projection" and options.task in ("inpaint", "colorize")
-    ):
-        yield (
-            "restore.official",
-            "requires restore.method = 'projection' and restore.task = 'inpaint' or 'colorize', "
-            f"not {options.method!r} and {options.task!r}",
-        )
-    if options.task == "colorize" and config.data.num_channels == 1:
-        yield "restore.task", "needs a model of color images; this one has data.num_channels = 1"
-    if options.observed and not TASKS[options.task].is_image:
-        yield (
-            "restore.observed",
-            f"must be False: measurements of restore.task = {options.task!r} are not images",
-        )
-    is_paired = config.data.vector_size or config.data.image_channels
-    if options.input and is_paired and not config.guidance.condition:
-        yield "restore.input", "needs guidance.condition, a file with the conditions of the images"
+def _restore(config: Config) -> Rules:
+    options, data = config.restore, config.data
+    is_wrong = options.official and (
+        options.method != "projection" or options.task not in ("inpaint", "colorize")
+    )
+    text = "requires restore.method = 'projection' and restore.task = 'inpaint' or 'colorize'"
+    yield is_wrong, "restore.official", text
+    is_wrong = options.task == "colorize" and data.num_channels == 1
+    text = "needs a model of color images; this one has data.num_channels = 1"
+    yield is_wrong, "restore.task", text
+    is_wrong = options.observed and not TASKS[options.task].is_image
+    text = f"must be False: measurements of restore.task = {options.task!r} are not images"
+    yield is_wrong, "restore.observed", text
+    is_paired = data.vector_size or data.image_channels
+    is_wrong = options.input and is_paired and not config.guidance.condition
+    text = "needs guidance.condition, a file with the conditions of the images"
+    yield is_wrong, "restore.input", text
 
 
-def _check_ema(config: Config) -> Problems:
-    if not config.model.ema_stds:
-        yield (
-            "model.ema_stds",
-            "has no averages that --mode=ema can combine; train with "
-            '--config.model.ema_stds="(0.05, 0.1)"',
-        )
-    if not config.ema.std:
-        yield "ema.std", "must be above 0, such as --config.ema.std=0.1"
+def _ema(config: Config) -> Rules:
+    text = "has no averages that --mode=ema can combine; train with "
+    text += '--config.model.ema_stds="(0.05, 0.1)"'
+    yield not config.model.ema_stds, "model.ema_stds", text
+    yield not config.ema.std, "ema.std", "must be above 0, such as --config.ema.std=0.1"
 
 
-MODES: dict[str, tuple[Callable[[Config], Problems], ...]] = {
-    "restore": (_check_restore,),
-    "calibrate": (_check_restore,),
-    "ema": (_check_ema,),
-}
+MODES = {"restore": (_restore,), "calibrate": (_restore,), "ema": (_ema,)}

@@ -5,17 +5,30 @@ python -m docs.make_configuration
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from configs.fields import ABSENT, FIELDS, INERT
 
 PAGE = Path(__file__).with_name("configuration.md")
+SHORT = {  # How the page states a domain.
+    r"an integer from (\d+) to (\d+)": r"\1 .. \2",
+    r"a finite number, at least (\S+) and at most (\S+\w)": r"[\1, \2]",
+    r"a finite number, at least (\S+) and below (\S+\w)": r"[\1, \2)",
+    r"a finite number, above (\S+) and at most (\S+\w)": r"(\1, \2]",
+    r"a finite number, above (\S+) and below (\S+\w)": r"(\1, \2)",
+    r"a tuple of (\d+) to (\d+) entries, each": r"\1 .. \2 of:",
+    r" without null characters": "",
+    r"^one of ": "",
+}
 
 
 def row(name: str) -> str:
     field = FIELDS[name]
     default = "-" if field.default is ABSENT else f"`{field.default!r}`"
-    allowed, affects = field.domain.describe(), ", ".join(field.affects) or "nothing"
+    allowed, affects = field.domain.describe(), ", ".join(field.affects) or "-"
+    for text, short in SHORT.items():
+        allowed = re.sub(text, short, allowed)
     cells = (f"`{name}`", default, allowed, affects, field.meaning)
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 

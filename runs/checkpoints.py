@@ -68,8 +68,6 @@ class Checkpoints:
                     check_regular(metadata)  # Orbax would wait without end for a named pipe.
             if create or path.is_dir():
                 self._managers[folder] = _open(path, keep, create)
-        parts = (self._workdir / name for name in (SNAPSHOTS, BACKUPS, LOCK))
-        self._parts = [path for path in parts if path.exists()]
         self._lock = _identity(self._workdir / LOCK)
 
     def save(
@@ -207,17 +205,14 @@ class Checkpoints:
             ) from error
 
     def _check_still_there(self) -> None:
-        """Raise InputError if the workdir was moved, deleted or replaced, or a part of it.
+        """Raise InputError if the workdir was moved, deleted or replaced, by its lock.
 
         Orbax, which writes in the background, would create its folders again, without a lock.
         """
-        missing = [path.name for path in self._parts if not path.exists()]
-        is_other = self._lock is not None and _identity(self._workdir / LOCK) != self._lock
-        if missing or is_other:
-            problem = f"{', '.join(missing)} is missing" if missing else "its lock is another file"
+        if self._lock is not None and _identity(self._workdir / LOCK) != self._lock:
             raise InputError(
-                f"{self._workdir} was moved, deleted or replaced while this run wrote to it: "
-                f"{problem}. If it was moved, give the same command with --workdir=NEW_PLACE."
+                f"{self._workdir} was moved, deleted or replaced while this run wrote to it. If it "
+                "was moved, give the same command with --workdir=NEW_PLACE."
             )
 
     def _path(self, found: Found) -> Path:

@@ -24,9 +24,7 @@ Arrays = dict[str, np.ndarray]
 Depends = Mapping[str, Any]
 """What a file was made from, as JSON: config fields, and the identity of other files."""
 
-DEPENDS = "depends"  # the array of an .npz file that describes what the others were made from
-RECORD = "arrays"  # the array that states the type and shape of the others
-RESERVED = {DEPENDS, RECORD}
+DEPENDS = "depends"  # the array of an .npz file that describes the others
 NAME_PART = 50  # characters of a file's name in that of its temporary file
 
 
@@ -80,11 +78,8 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
 
 def save_arrays(path: Path, arrays: Arrays, depends: Depends) -> None:
     """Write an .npz file with a description of its arrays and of what they were made from."""
-    if RESERVED & arrays.keys():
-        raise ValueError(f"arrays may not be called {' or '.join(sorted(RESERVED))}")
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
-    description = {DEPENDS: np.array(_canonical(depends)), RECORD: np.array(_record(arrays))}
-    write_arrays(path, arrays | description)
+    write_arrays(path, {**arrays, DEPENDS: np.array(_description(arrays, depends))})
 
 
 def load_arrays(path: Path, depends: Depends) -> Arrays | None:
@@ -93,17 +88,13 @@ def load_arrays(path: Path, depends: Depends) -> Arrays | None:
         arrays = read_npz(path)
     except InputError:
         return None
-    found, record = (str(arrays.pop(name, "")) for name in (DEPENDS, RECORD))
-    is_same = found == _canonical(depends) and record == _record(arrays)
-    return arrays if is_same else None
+    found = str(arrays.pop(DEPENDS, ""))
+    return arrays if found == _description(arrays, depends) else None
 
 
-def _record(arrays: Arrays) -> str:
-    return _canonical({name: [array.dtype.str, array.shape] for name, array in arrays.items()})
-
-
-def _canonical(depends: Depends) -> str:
-    return json.dumps(depends, sort_keys=True)
+def _description(arrays: Arrays, depends: Depends) -> str:
+    kinds = {name: [array.dtype.str, array.shape] for name, array in arrays.items()}
+    return json.dumps([depends, kinds], sort_keys=True)
 
 
 def to_host(leaf: Array | np.ndarray) -> Array | np.ndarray:

@@ -8,26 +8,43 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
+import matplotlib
+import numpy as np
 from flax import traverse_util
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from errors import brief
 from readers.files import check_regular
 from readers.image_sizes import sides
-from runs import charts
-from runs.charts import Chart, Line
 
 ReportData = dict[str, Any]
 
 KINDS = ("bits/dim", "FID", "FD")  # Measures whose names begin so are highlighted and plotted.
 MAX_SIDE = 1600  # pixels; larger pictures are embedded at this size
+MAX_MARKED = 40  # points of a line that are marked; longer lines have no marks
+LOG_RATIO = 5  # of the largest to the smallest value, above which the y axis is logarithmic
+WHOLE_NUMBERS: dict[str, Any] = {"integer": True, "steps": [1, 2, 2.5, 5, 10]}  # of an axis
+SETTINGS: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 12}
+SETTINGS |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+
+
+class Picture(NamedTuple):
+    """A picture of a page: its title, its data URL, and why it has none, or ''."""
+
+    title: str
+    url: str
+    problem: str = ""
 
 
 def render(data: ReportData, folder: Path) -> str:
@@ -40,12 +57,10 @@ def render(data: ReportData, folder: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters["plus_minus"] = plus_minus
-    checkpoints, config, training = data["checkpoints"], data["config"], None
+    checkpoints, config = data["checkpoints"], data["config"]
     names = [row["name"] for each in checkpoints for row in each["results"]["measures"]]
-    lines = [Line(name, each["steps"], each["values"]) for name, each in data["curves"].items()]
-    if lines:
-        title = f"Loss by training step: {' and '.join(line.name for line in lines)}"
-        training = charts.line_chart(lines, title, "step", "loss")
+    curves = {name: (each["steps"], each["values"]) for name, each in data["curves"].items()}
+    title = f"Loss by training step: {' and '.join(curves)}"
     size = (*sides(config["data"]["image_size"]), config["data"]["num_channels"]) if config else ()
     fields = traverse_util.flatten_dict(config, sep=".")
     return environment.get_template("page.html").render(
@@ -54,7 +69,7 @@ def render(data: ReportData, folder: Path) -> str:
         sampler=_sampler(config["sampling"]) if config else "",
         shape="x".join(map(str, size)),
         by_step=_charts_by_step(checkpoints) if len(checkpoints) > 1 else [],
-        training=training,
+        training=line_chart(curves, title, "loss") if curves else None,
         package_names=list(dict.fromkeys(name for each in data["environments"] for name in each)),
         fields=[(name, json.dumps(value)) for name, value in sorted(fields.items())],
     )
@@ -80,23 +95,6 @@ def _sampler(sampling: ReportData) -> str:
     return sampling["method"]
 
 
-def _charts_by_step(checkpoints: Sequence[ReportData]) -> list[Chart]:
-    """A chart of the finite values of each kind of measures that has any."""
-    found = []
-    for kind in KINDS:
-        points: dict[str, list[tuple[int, float]]] = {}
-        for each in sorted(checkpoints, key=lambda each: each["results"]["step"]):
-            for measure in each["results"]["measures"]:
-                if measure["name"].startswith(kind) and measure["value"] is not None:
-                    name = measure["name"].removeprefix(f"{kind}, ")
-                    points.setdefault(name, []).append((each["results"]["step"], measure["value"]))
-        if points:
-            lines = [Line(_short(name), *zip(*each)) for name, each in points.items()]
-            title = f"{kind} by training step: {'; '.join(points)}"
-            found.append(charts.line_chart(lines, title, "step", kind))
-    return found
-
-
 def _short(name: str) -> str:
     """A measure's name without the details in parentheses."""
     return name.split(" (")[0]
@@ -106,9 +104,12 @@ def _checkpoint(checkpoint: ReportData, folder: Path) -> ReportData:
     """What the section of one checkpoint shows, in addition to its data."""
     results, chart = checkpoint["results"], None
     if "bpd" in results:
-        found, number = results["bpd"], checkpoint["number"]
-        title = f"Checkpoint {number}: histogram of the bits/dim of {found['images']} images"
-        chart = charts.histogram(**found["histogram"], mean=found["mean"], title=title)
+        found = results["bpd"]
+        title = (
+            f"Checkpoint {checkpoint['number']}: histogram of the bits/dim of {found['images']} "
+            "images"
+        )
+        chart = histogram(**found["histogram"], mean=found["mean"], title=title)
     measures, shown = results["measures"], []
     for kind in KINDS:
         first = [each for each in measures if each["name"].startswith(kind)][:1]
@@ -128,8 +129,8 @@ def _checkpoint(checkpoint: ReportData, folder: Path) -> ReportData:
     }
 
 
-def _picture(path: Path) -> dict[str, str]:
-    """The kind of a PNG file (its stem), its data URL, and why it has none, or ''."""
+def _picture(path: Path) -> Picture:
+    """A PNG file, whose stem is the title."""
     content = io.BytesIO()
     try:
         check_regular(path)
@@ -137,7 +138,79 @@ def _picture(path: Path) -> dict[str, str]:
             picture.thumbnail((MAX_SIDE, MAX_SIDE))
             picture.save(content, "png")
     except Exception as error:  # Decoders raise many exception types for damaged files.
-        problem = f"{path.name} is missing or damaged: {brief(error)}."
-        return {"kind": path.stem, "url": "", "problem": problem}
-    encoded = base64.b64encode(content.getbuffer()).decode()
-    return {"kind": path.stem, "url": f"data:image/png;base64,{encoded}", "problem": ""}
+        return Picture(path.stem, "", f"{path.name} is missing or damaged: {brief(error)}.")
+    return Picture(path.stem, _url("png", content.getvalue()))
+
+
+def _url(kind: str, content: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+# --- charts ---------------------------------------------------------------------------------------
+
+
+def _charts_by_step(checkpoints: Sequence[ReportData]) -> list[Picture]:
+    """A chart of the finite values of each kind of measures that has any."""
+    found = []
+    for kind in KINDS:
+        lines: dict[str, tuple[list[float], list[float]]] = {}
+        for each in sorted(checkpoints, key=lambda each: each["results"]["step"]):
+            for measure in each["results"]["measures"]:
+                if measure["name"].startswith(kind) and measure["value"] is not None:
+                    x, y = lines.setdefault(measure["name"].removeprefix(f"{kind}, "), ([], []))
+                    x.append(each["results"]["step"])
+                    y.append(measure["value"])
+        if lines:
+            title = f"{kind} by training step: {'; '.join(lines)}"
+            found.append(line_chart(lines, title, kind))
+    return found
+
+
+def line_chart(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], title: str, y_label: str
+) -> Picture:
+    """Lines by training step (x, y); the y axis is logarithmic above LOG_RATIO."""
+
+    def draw(axes: Axes) -> None:
+        for (name, (x, y)), dashes in zip(lines.items(), itertools.cycle(("-", "--", "-.", ":"))):
+            marker = "o" if len(x) <= MAX_MARKED else None
+            axes.plot(x, y, dashes, marker=marker, linewidth=2, markersize=5, label=_short(name))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator("auto", **WHOLE_NUMBERS))
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+        axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+        values = np.concatenate([y for _, y in lines.values()])
+        ratio = values.max() / values.min() if values.min() > 0 else 0
+        if ratio > LOG_RATIO:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if ratio < 100 else (1,)))
+            axes.yaxis.set_minor_locator(ticker.NullLocator())
+            axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+
+    return _chart(draw, title, "step", y_label)
+
+
+def histogram(counts: Sequence[int], edges: Sequence[float], mean: float, title: str) -> Picture:
+    """Bars of the numbers of images (N,) between edges (N + 1,) in bits/dim, and their mean."""
+
+    def draw(axes: Axes) -> None:
+        axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", edgecolor="w")
+        axes.axvline(mean, color="C1", linestyle="--", linewidth=2, label=f"mean {mean:.4g}")
+        axes.margins(x=0)
+        axes.ticklabel_format(style="plain", useOffset=False)
+        axes.yaxis.set_major_locator(ticker.MaxNLocator("auto", **WHOLE_NUMBERS))
+
+    return _chart(draw, title, "bits/dim", "images")
+
+
+def _chart(draw: Callable[[Axes], None], title: str, x_label: str, y_label: str) -> Picture:
+    """An SVG by Matplotlib; the same data always give the same one."""
+    file = io.BytesIO()
+    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": "report"}):
+        figure = Figure(figsize=(5, 3.5), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.grid(axis="y")
+        figure.legend(loc="outside upper left", ncols=2)
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return Picture(title, _url("svg+xml", file.getvalue()))

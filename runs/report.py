@@ -93,48 +93,43 @@ def gather(folder: Path, workdir: Path) -> ReportData:
     unfinished (names of folders without results), curves (by name, with steps and values),
     environments and config.
     """
-    named = {path: CHECKPOINT.fullmatch(path.name) for path in folder.glob("checkpoint_*")}
-    numbers = {path: int(match[1]) for path, match in named.items() if match}
-    checkpoints = sorted(numbers, key=numbers.__getitem__)
-    finished = [path for path in checkpoints if (path / "results.json").exists()]
+    named = ((CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("checkpoint_*"))
+    checkpoints = sorted((int(match[1]), path) for match, path in named if match)
+    finished = [each for each in checkpoints if (each[1] / "results.json").exists()]
     if not finished:
         raise InputError(f"{folder} has no results of an evaluation; run --mode=eval first.")
     config, found = {}, read_curves(workdir / FILE_NAME)
-    if (folder / "config.json").exists():
-        with advice(AGAIN):
+    curves = {label: thin(found[name]) for name, label in CURVES.items() if name in found}
+    with advice(AGAIN):
+        if (folder / "config.json").exists():
             config = read_json(folder / "config.json", CONFIG)
-    curves = {
-        label: thin(found[name], MAX_POINTS) for name, label in CURVES.items() if name in found
-    }
-    data = {
-        "name": folder.name,
-        "workdir": workdir.resolve().name,
-        "checkpoints": [_checkpoint(path, numbers[path]) for path in finished],
-        "unfinished": [path.name for path in checkpoints if path not in finished],
-        "curves": {
-            name: {"steps": x.tolist(), "values": y.tolist()} for name, (x, y) in curves.items()
-        },
-        "environments": _read_environments(folder),
-        "config": config,
-    }
+        data = {
+            "name": folder.name,
+            "workdir": workdir.resolve().name,
+            "checkpoints": [_checkpoint(number, path) for number, path in finished],
+            "unfinished": [each[1].name for each in checkpoints if each not in finished],
+            "curves": {
+                name: {"steps": x.tolist(), "values": y.tolist()} for name, (x, y) in curves.items()
+            },
+            "environments": _read_environments(folder),
+            "config": config,
+        }
     return json.loads(json.dumps(data), parse_constant=lambda constant: None)
 
 
-def thin(curve: Curve, count: int) -> Curve:
+def thin(curve: Curve, count: int = MAX_POINTS) -> Curve:
     """Average neighbouring points of a curve, so that at most `count` points remain."""
     count = max(1, min(count, len(curve.steps)))
-    parts = (np.array_split(each, count) for each in (curve.steps, curve.values))
+    parts = (np.array_split(each, count) for each in curve)
     return Curve(*(np.array([part.mean() for part in each if len(part)]) for each in parts))
 
 
-def _checkpoint(folder: Path, number: int) -> ReportData:
+def _checkpoint(number: int, folder: Path) -> ReportData:
     """The part of report.json about one checkpoint.
 
     Keys: number, results (those of results.json) and pictures (relative to the evaluation folder).
     """
-    with advice(AGAIN):
-        results = read_json(folder / "results.json", RESULTS)
-    pictures = []
+    results, pictures = read_json(folder / "results.json", RESULTS), []
     if "samples" in results:
         pictures = ["samples.png"]  # A missing one is shown as missing.
         pictures += [name for name in ("real.png", "trajectory.png") if (folder / name).exists()]

@@ -12,7 +12,7 @@ import sharding
 from errors import InputError, advice, brief, printable
 from readers.files import is_real, read_npz
 from runs import progress
-from runs.files import RESERVED, Arrays, Depends, load_arrays, save_arrays
+from runs.files import DEPENDS, Arrays, Depends, load_arrays, save_arrays
 
 AGAIN = "Delete it, and it is computed again."
 
@@ -29,10 +29,8 @@ def run_rounds(
     missing = [(i, path) for i, path in enumerate(paths) if load_arrays(path, depends) is None]
     stale = sum(path.exists() for _, path in missing)
     if stale:
-        logging.warning(
-            "%s: %d file(s) of %s do not match this run; they are computed again.",
-            *(folder, stale, name),
-        )
+        text = "%s: %d file(s) of %s do not match this run; they are computed again."
+        logging.warning(text, folder, stale, name)
     sharding.wait(f"look at the rounds of {name}")  # Before process 0 replaces any.
     progress.say(f"{folder.name}: {name}, {len(missing)} of {count} rounds to do")
     ready = count - len(missing)
@@ -69,7 +67,7 @@ def load_rounds(
     for index, path in enumerate(paths):
         with advice(AGAIN):
             found = read_npz(path, *([*names, *optional] if names else []))
-        found = {name: array for name, array in found.items() if name not in RESERVED}
+        found.pop(DEPENDS, None)
         if not index:  # The other files must have the same arrays.
             expected |= found.keys()
         if found.keys() != expected:
@@ -83,10 +81,9 @@ def load_rounds(
     try:
         joined = {name: np.concatenate(part) for name, part in parts.items()}
         for name in shapes.keys() & joined.keys():
-            found, expected = joined[name].shape, shapes[name]
-            same = [side in (-1, size) for size, side in zip(found, expected)]
-            if len(found) != len(expected) or not all(same):
-                raise ValueError(f"{name} has the shape {found} instead of {expected}")
+            size, wanted = joined[name].shape, shapes[name]
+            if len(size) != len(wanted) or any(b not in (-1, a) for a, b in zip(size, wanted)):
+                raise ValueError(f"{name} has the shape {size} instead of {wanted}")
         return joined
     except ValueError as error:
         raise InputError(

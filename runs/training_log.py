@@ -1,8 +1,7 @@
 """The log of a training run: console, TensorBoard, sample pictures and WORKDIR/metrics.jsonl.
 
-metrics.jsonl holds one JSON object per line, the training step and the scalars measured there:
-{"step": 100, "training/loss": 0.5, ...} or {"step": 100, "held_out/loss": 0.4}. Both its writer
-and its reader are in this file.
+Each line of metrics.jsonl is a JSON object, the training step and scalars measured there:
+{"step": 100, "training/loss": 0.5, ...} or {"step": 100, "held_out/loss": 0.4}.
 """
 
 from __future__ import annotations
@@ -27,20 +26,14 @@ from runs import write_picture, write_text, writing
 
 FILE_NAME = "metrics.jsonl"
 
-Entry = dict[str, Any]  # a line of metrics.jsonl
-
 
 class TrainingLog:
     """Log the progress of training; a context manager. Only process 0 prints and writes files.
 
-    Args:
-        workdir: an existing folder, which receives tensorboard/, samples/ and metrics.jsonl.
-        start, total: the steps at which this run starts and training ends. Entries of steps after
-            the start, left by a run that was killed, are removed.
-        batch_size: images per step, for the speed.
-        rate: the learning rate after a number of updates, for error messages.
-        most_skipped: the number of steps with values that are not finite, one after the other,
-            which training skips before it is an error.
+    `workdir` receives tensorboard/, samples/ and metrics.jsonl. The run starts at the step `start`
+    and ends at `total`; entries of later steps, left by a run that was killed, are removed.
+    `batch_size` is for the speed, and `rate`, the learning rate after a number of updates, for
+    errors. Training skips up to `most_skipped` steps in a row with values that are not finite.
     """
 
     def __init__(
@@ -59,7 +52,6 @@ class TrainingLog:
         self.fetched: list[dict[str, np.ndarray]] = []  # finite, not yet reported
         self.skipped = 0  # the latest steps, one after the other
         self.latest = ""  # loss and gradient norm of the last step
-        self.by_level = ""  # the mean losses by noise level of the last report
         self.timed_from: tuple[int, float] | None = None  # step and time, to measure the speed
         curve = read_curves(self.workdir / FILE_NAME).get("held_out/loss")
         self.losses = [] if curve is None else curve.values[curve.steps <= start].tolist()
@@ -126,7 +118,7 @@ class TrainingLog:
         """Return the error for a problem at a step."""
         rate = f" at learning rate {float(self.rate(step - 1)):.3g}" if self.rate else ""
         return NotFiniteError(
-            f"Step {step}: {problem}{rate}; they must be finite.{self.by_level}",
+            f"Step {step}: {problem}{rate}; they must be finite.",
             "Nothing more is saved; the last good checkpoint is kept. Continue with another "
             "training.on_nonfinite (stop, skip or rollback), or, in another --workdir, lower "
             "optim.lr or optim.grad_clip.",
@@ -149,9 +141,7 @@ class TrainingLog:
         rate = (self.step - then[0]) / (now - then[1])
         speed = rate * self.batch_size
         self._scalars("training", loss=loss.mean(), grad_norm=norm.mean(), images_per_second=speed)
-        means = self._levels("training", sums, counts)
-        listed = ", ".join(f"{t}: {mean:.3g}" for t, mean in means.items())
-        self.by_level = f" Mean losses by t up to step {self.step}: {listed}."
+        self._levels("training", sums, counts)
         left = tqdm.format_interval((self.total - self.step) / rate) if rate else "unknown"
         self.say(f"loss {loss.mean():.5f}, {speed:.0f} images/s, ETA {left}")
 
@@ -188,7 +178,7 @@ class TrainingLog:
 
     def _scalars(self, group: str, **values: float) -> None:
         """Write scalars to TensorBoard, and as one line of metrics.jsonl."""
-        entry: Entry = {"step": self.step}
+        entry: dict[str, float | None] = {"step": self.step}
         for name, value in values.items():
             self.events.add_scalar(f"{group}/{name}", value, self.step)
             entry[f"{group}/{name}"] = float(value) if math.isfinite(value) else None
@@ -196,14 +186,11 @@ class TrainingLog:
             self.entries.write(json.dumps(entry) + "\n")
             self.entries.flush()
 
-    def _levels(self, group: str, sums: np.ndarray, counts: np.ndarray) -> dict[str, float]:
-        """Write the mean loss of each noise level that occurred; return them by its middle."""
-        means = {}
+    def _levels(self, group: str, sums: np.ndarray, counts: np.ndarray) -> None:
+        """Write the mean loss of each noise level that occurred, named after its middle."""
         for i in np.flatnonzero(counts).tolist():
-            t = f"{(i + 0.5) / len(sums):.2f}"
-            means[t] = sums[i] / counts[i]
-            self.events.add_scalar(f"{group}_loss_by_t/{t}", means[t], self.step)
-        return means
+            name = f"{group}_loss_by_t/{(i + 0.5) / len(sums):.2f}"
+            self.events.add_scalar(name, sums[i] / counts[i], self.step)
 
 
 class Curve(NamedTuple):
@@ -242,7 +229,7 @@ def remove_later_steps(path: Path, step: int) -> None:
         write_text(path, "".join(kept))
 
 
-def _entries(path: Path) -> Iterator[Entry]:
+def _entries(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a metrics.jsonl; skips damaged ones, which a killed run may leave."""
     for entry in read_lines(path):
         if not mismatch(entry, {"step": int}) and 0 <= entry["step"] <= MAX_STEP:

@@ -14,11 +14,12 @@ from typing import IO
 
 import main
 import sharding
+from commands import command_line
 from configs import validation
 
 
-def _validate(*arguments: object) -> None:
-    validation.validated(main._config(), num_devices=1)
+def _validate(command: main.Command, fields: list[str]) -> None:
+    validation.validated(command_line.read_config(fields)[0], num_devices=1)
 
 
 def _parse(flags: list[str], log: IO[bytes]) -> int:
@@ -27,7 +28,7 @@ def _parse(flags: list[str], log: IO[bytes]) -> int:
     try:
         for stream in (1, 2):  # Such as the list of --list.
             os.dup2(log.fileno(), stream)
-        main._run = _validate
+        main.run = _validate
         sharding.join = lambda *arguments: None
         sys.argv = ["main.py", *flags]
         main.main(main.parse_flags(sys.argv))

@@ -127,15 +127,6 @@ def test_errors_of_independent_parameters(std, snapshots):
     assert 0.5 * error < found < 1.05 * error
 
 
-@pytest.mark.slow
-def test_many_similar_averages():
-    """Their inner products are singular in float64; the weights stay moderate."""
-    stds = (0.03, 0.06, 0.12, 0.24)
-    weights, error = averages.combination(evenly(20_000, 200), stds, 20_000, 0.1)
-    assert error < 1e-5
-    assert np.abs(weights).sum() < 10
-
-
 # --- states and checkpoints -----------------------------------------------------------------------
 
 
@@ -175,13 +166,13 @@ def test_they_are_split_as_the_ema_is():
 
 
 def train_config(**changes):
-    fields = {"model.ema_stds": STDS, "training.snapshot_freq": 1, "training.n_iters": 6}
+    fields = {"model.ema_stds": STDS, "training.snapshot_freq": 1, "training.n_iters": 3}
     return tiny.config(**fields, **changes)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of six steps with a snapshot of each, and its last state."""
+    """A run of three steps with a snapshot of each, and its last state."""
     workdir = tmp_path_factory.mktemp("averages")
     return workdir, training.train(train_config(), str(workdir))
 
@@ -195,12 +186,12 @@ def snapshot(workdir, number, *names):
 def test_training_averages_the_parameters_of_its_steps(trained):
     """In float32, from the parameters in the snapshots; the main average is that of a usual run."""
     workdir, state = trained
-    params = [leaves(snapshot(workdir, number, "params")) for number in range(1, 7)]
+    params = [leaves(snapshot(workdir, number, "params")) for number in range(1, 4)]
     for average, std in zip(state.averages, STDS, strict=True):
         for found, *each in zip(leaves(average), *params, strict=True):
-            expected = np.tensordot(profile(std, 6), np.array(each, np.float64), 1)
+            expected = np.tensordot(profile(std, 3), np.array(each, np.float64), 1)
             np.testing.assert_allclose(found, expected, atol=1e-6)
-    stored_last = snapshot(workdir, 6, "average_0", "average_1")
+    stored_last = snapshot(workdir, 3, "average_0", "average_1")
     assert identical(tuple(stored_last.values()), state.averages)
 
 
@@ -210,12 +201,12 @@ def test_from_training_to_samples(trained, tmp_path, capsys):
     The export of a checkpoint leaves out the averages, which other code lacks.
     """
     workdir, target = trained[0], tmp_path / "all.safetensors"
-    conversion.export_checkpoint(train_config(), str(workdir), str(target), 6)
+    conversion.export_checkpoint(train_config(), str(workdir), str(target), 3)
     assert {name.split("/")[0] for name in load_file(target)} == {"params", "ema", "mu", "nu"}
     config = load_config(str(workdir))
     config.ema.std = 0.075
     path = averaging.reconstruct(config, str(workdir), str(tmp_path / "a.safetensors"))
-    assert "6 snapshots with model.ema_stds = (0.05, 0.1) give" in capsys.readouterr().out
+    assert "3 snapshots with model.ema_stds = (0.05, 0.1) give" in capsys.readouterr().out
     source = load_config(str(path))
     source.sampling.update(method="solver", num_steps=2)
     source.model.ema_ramp = False  # With it, the EMA has forgotten the initial weights.
@@ -223,7 +214,7 @@ def test_from_training_to_samples(trained, tmp_path, capsys):
     assert (folder / "00001.png").exists()
     assert "initial weights" not in capsys.readouterr().out  # It has none.
     conversion.import_checkpoint(source, str(tmp_path / "w"), str(path))
-    first = snapshot(tmp_path / "w", 6, "ema", "average_0", "average_1")
+    first = snapshot(tmp_path / "w", 3, "ema", "average_0", "average_1")
     assert identical(first["average_0"], first["ema"])
     assert identical(first["average_1"], first["ema"])
 
@@ -284,9 +275,7 @@ def distance(found, expected):
     return relative(*parts, origin=1)
 
 
-@pytest.mark.parametrize(
-    ("std", "tolerance"), [(0.05, 2**-10), (0.1, 2**-10), (0.07, 5e-3), (0.15, 2e-2)]
-)
+@pytest.mark.parametrize(("std", "tolerance"), [(0.05, 2**-10), (0.07, 5e-3), (0.15, 2e-2)])
 def test_reconstructed_files(walked, tmp_path, capsys, std, tolerance):
     """Stored widths up to half precision, others up to the stated tolerance; fixed ones exactly."""
     trained = reconstruct(walked, std, tmp_path / "a.safetensors")

@@ -37,7 +37,7 @@ EXCEPTIONS = {  # Why commands with one of these texts are not run.
     "changes the shell; the tests select Python otherwise": ("source .venv/bin/activate",),
     "runs these tests": ("make test",),
     "takes minutes or hours; other tests run it at tiny size": (
-        *("benchmarks startup", "benchmarks train_step", "benchmarks forward"),
+        *("benchmarks train_step", "benchmarks forward"),
         *("benchmarks sampling", "benchmarks likelihood", "studies.sampling", "studies.likelihood"),
         *("studies.inverse_problems", "studies.claims", "--classes=0,1,2"),
     ),

@@ -15,12 +15,13 @@ from flax import nnx
 
 import pretrained
 import score_sde as ss
-from commands import command_line, conversion, stored
+from commands import conversion
 from configs import edm_networks, validation
 from configs.default import from_json
 from configs.folders import stored_config
 from configs.parts import make_network
 from experiment import Experiment
+from loading import load_config
 from models import building
 from models.conditions import Condition
 from models.layers import Rngs
@@ -264,11 +265,9 @@ def test_every_parameter_is_in_the_file(tmp_path, name):
 
 @pytest.mark.slow
 def test_modes_and_the_python_api(tmp_path):
-    """Without --config, --mode=import and --mode=sample read the config from the file."""
+    """The file states its config."""
     ours, params, path = small("VEPrecond", {"img_channels": 1}, tmp_path)
-    arguments = ["main.py", "--mode=import", f"--workdir={tmp_path}/run", f"--source={path}"]
-    assert f"--config={command_line.STORED}:{path}" in command_line.with_stored_config(arguments)
-    config = stored.get_config(str(path))
+    config = load_config(path)
     assert (config.data.dataset, config.data.random_flip) == ("CIFAR10", True)
     assert conversion.import_checkpoint(config, str(tmp_path / "run"), str(path)) == 1
     assert_same(ours.trained(str(tmp_path / "run"))[1], params)

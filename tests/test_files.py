@@ -249,8 +249,7 @@ def rewrite(path, **changes):
 DAMAGE = {
     "missing array": lambda path: rewrite(path, nfe=None),
     "another type": lambda path: rewrite(path, loss=np.arange(5, dtype=np.float32)),
-    "further array": lambda path: rewrite(path, more=np.zeros(3)),
-    "no record": lambda path: rewrite(path, arrays=None),
+    "no description": lambda path: rewrite(path, depends=None),
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:300]),
     "empty": lambda path: path.write_bytes(b""),
 }

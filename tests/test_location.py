@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import score_sde as ss
-from commands import command_line
 from configs.default import ROOT, find_file, find_network
 from tests.refusal import refused
 
@@ -26,12 +25,6 @@ def test_published_configs_are_found_in_any_folder(tmp_path, monkeypatch):
         refused(message, find_file, path)
     for config, message in ((PUBLISHED, "checkpoint_1"), ("configs/nothing.py", "does not exist")):
         refused(message, ss.load, config=config, checkpoint="checkpoint_1")
-    # On the command line, only the path in --config changes; a text after a colon is kept.
-    others = ["main.py", f"--target={PUBLISHED}", "--mode=train", "--config.seed=1"]
-    assert command_line.with_stored_config(others) == others
-    for end in ("", ":a:b"):
-        parsed = command_line.with_stored_config(["main.py", f"--config={PUBLISHED}{end}"])
-        assert parsed == ["main.py", f"--config={found}{end}"]
     own = tmp_path / PUBLISHED  # Files of the current folder come first.
     own.parent.mkdir(parents=True)
     own.write_text("")
@@ -44,8 +37,6 @@ def test_networks_of_the_zoo_are_found_in_any_folder(tmp_path, monkeypatch):
     assert find_network("digits_vp") == find_network(path) == str(ROOT / path)
     assert find_network("no_such") == "no_such"
     assert ss.load("digits_vp").event_shape == (8, 8, 1)
-    parsed = command_line.with_stored_config(["main.py", "--source=digits_vp", "--mode=sample"])
-    assert f"--source={ROOT / path}" in parsed
     (tmp_path / "digits_vp").mkdir()  # What the current folder has comes first.
     assert find_network("digits_vp") == "digits_vp"
     refused("digits_vp holds no model", ss.load, "digits_vp")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pkgutil
 import re
 import subprocess
 import sys
@@ -11,11 +12,12 @@ import pytest
 from absl.testing import flagsaver
 
 import main
-from commands import command_line, samples, stored
+from commands import command_line, samples
 from configs import default, validation
 from configs.folders import claim
 from configs.parts import warn_unused
 from errors import InputError
+from loading import load_config, read_config_file
 from tests import tiny
 from tests.refusal import refused
 
@@ -33,41 +35,91 @@ def test_the_config_of_a_workdir(tmp_path):
     config = tiny.config(**{"guidance.classes": (1, 2), "sampling.snr": 0.25, "seed": 3})
     claim(tmp_path, validation.validated(config, 2), "training")
     for source in (tmp_path, tmp_path / "config.json"):
-        found = stored.get_config(str(source))
+        found = load_config(source)
         assert found.to_dict() == default.complete(config).to_dict()
         found.data.image_size = (8, 16)  # A field of two types.
-    refused("nothing does not exist, so that", stored.get_config, str(tmp_path / "nothing"))
+    refused("nothing does not exist, so that", load_config, tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty has no config.json and no checkpoint, so that"):
-        stored.get_config(str(tmp_path / "empty"))
+        load_config(tmp_path / "empty")
 
 
-@pytest.mark.parametrize(
-    ("given", "config"),
-    [
-        (["--workdir=w", "--mode=eval"], "STORED:w"),
-        (["--mode", "eval", "--workdir", "w"], "STORED:w"),
-        (["--config=v/config.json", "--workdir=w"], "STORED:v/config.json"),
-        (["-config", "v/config.json", "--workdir=w"], "STORED:v/config.json"),
-        (["--config=configs/default.py", "--workdir=w"], "configs/default.py"),
-        (["--source=a.safetensors", "--workdir=w"], "STORED:a.safetensors"),
-        (["--source=a.pth", "--workdir=w"], "STORED:w"),
-        (["--config=configs/default.py", "--source=a.safetensors"], "configs/default.py"),
-        (["--mode=eval"], None),
-    ],
-)
-def test_which_config_is_read(given, config, monkeypatch, tmp_path):
-    overrides = ["--config.training.batch_size=4", "--noconfig.training.continuous"]
-    if "STORED" in str(config):  # Sources exist.
-        monkeypatch.chdir(tmp_path)
-        for path in ("a.safetensors", "a.pth"):
-            Path(path).touch()
-    name, *flags = command_line.with_stored_config(["main.py", *given, *overrides])
-    assert name == "main.py"
-    assert flags[-2:] == overrides
-    expected = config and f"--config={config.replace('STORED', str(command_line.STORED))}"
-    assert [flag for flag in flags if flag.startswith("--config=")] == [expected] * bool(config)
-    assert ("--workdir=w" in flags) == ("w" in " ".join(given[:4]).replace("--", ""))
+SOURCES = {  # Which config is read, by the flags that are given.
+    ("workdir=w",): "w",
+    ("config=v/config.json", "workdir=w"): "v/config.json",
+    ("config=configs/default.py", "workdir=w"): "configs/default.py",
+    ("source=a.safetensors", "workdir=w"): "a.safetensors",
+    ("source=a.pth", "workdir=w"): "w",
+    ("config=configs/default.py", "source=a.safetensors"): "configs/default.py",
+    ("source=digits_vp",): str(ROOT / "zoo" / "digits_vp.safetensors"),
+    ("workdir=~/a",): "/home/user/a",
+    ("workdir=./~/a",): "./~/a",
+    ("workdir=a//b/",): "a//b/",
+}
+
+
+def test_which_config_is_read(monkeypatch, tmp_path):
+    """`~` is the home directory, also where the shell leaves it; URLs are errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/user")
+    for path in ("a.safetensors", "a.pth"):
+        Path(path).touch()
+    read = []
+    monkeypatch.setattr("loading.load_config", lambda path, given: read.append((path, given)))
+    monkeypatch.setattr("loading.read_config_file", lambda path: read.append((path, {"seed"})))
+    monkeypatch.setattr(command_line, "change", lambda config, fields: config)
+    for flags, path in SOURCES.items():
+        with flagsaver.flagsaver():
+            set_flags(**dict(each.split("=") for each in flags))
+            command_line.read_config(["seed=1"])
+            assert read.pop() == (path, {"seed"})
+            source = flags[-1] == "source=digits_vp"
+            assert main.FLAGS.source == path or not source
+    for value, message in {
+        "gs://bucket/a": "--target = 'gs://bucket/a' is a URL; only local paths are possible",
+        "~no_such_user/a": "--target = '~no_such_user/a': the home directory",
+    }.items():
+        with flagsaver.flagsaver():
+            set_flags(workdir="w", target=value)
+            refused(message, command_line.read_config, [])
+
+
+def test_fields_on_the_command_line():
+    """Commands for the official code, integers for real numbers, and booleans in all forms."""
+    given = {
+        "--config.model.nf=64": 64,
+        "--config.training.sde=vpsde": "vpsde",
+        "--config.model.ch_mult=(1, 2)": (1, 2),
+        "--config.model.attn_resolutions=[16, 8]": (16, 8),
+        "--config.optim.weight_decay=0.1": 0.1,
+        "--config.model.fourier_scale=8": 8.0,
+        "--config.model.dropout=0": 0.0,
+        "--config.eval.enable_sampling": True,
+        "--noconfig.eval.enable_loss": False,
+        "--config.eval.enable_bpd=true": True,
+        "--config.eval.enable_metrics=0": False,
+        "--config.data.image_size=(48, 32)": (48, 32),
+        "--config.data.path=a=b": "a=b",
+        "-config.guidance.classes 1,2": (1, 2),
+        "--config.model.attention_type=x": "x",
+    }
+    arguments = [word for flag in given for word in re.split(r"(?<=classes) ", flag)]
+    others, fields = command_line._split(["main.py", *arguments, "--mode=eval", "train"])
+    assert others == ["main.py", "--mode=eval", "train"]
+    config = default.get_default_config()
+    config.model.update(nf=1, ch_mult=(1,), attn_resolutions=(1,), fourier_scale=16.0)
+    config.model.attention_type = "ddpm"
+    found = command_line.change(config, fields)
+    for field, expected in zip(fields, given.values(), strict=True):
+        section, _, key = field.partition("=")[0].partition(".")
+        value = found[section][key]
+        assert (value, type(value)) == (expected, type(expected)), field
+
+
+def test_two_names_of_a_field():
+    config = tiny.config()
+    config.model.num_classes = config.model.get_ref("num_scales")
+    assert command_line.change(config, ["model.num_scales=7"]).model.num_classes == 7
 
 
 @pytest.mark.slow
@@ -81,10 +133,6 @@ def test_a_workdir_knows_its_config(tmp_path):
     result = run("--mode=train", "--config.model.nf=32", workdir=tmp_path)
     assert result.returncode == 1
     assert "model.nf: 16 there, 32 now" in result.stderr
-    result = run("--mode=train", workdir=tmp_path / "new")
-    assert result.stderr.startswith("Error: ")
-    assert "new does not exist" in result.stderr
-    assert not (tmp_path / "new").exists()
 
 
 SLOW = ("diffrax", "grain", "matplotlib", "orbax.checkpoint", "scipy.stats")
@@ -95,11 +143,8 @@ WORKDIR = ("main.py", CONFIG, "--workdir=/dev/null/w")
     ("arguments", "message", "absent"),
     [
         (("main.py", "--help"), f"images to draw; {samples.COUNT} by default.", ("jax",)),
-        ((*WORKDIR, "--mode=dream"), "Error: --mode = 'dream' is unknown", ("jax",)),
         ((*WORKDIR, "--mode=eval", "--cuont=3"), "Error: Unknown command line flag", ("jax",)),
         ((*WORKDIR, "--flagfile=nothing"), "Error: Unable to open flagfile: ", ("jax",)),
-        (WORKDIR, "Error: --mode must be given", ("jax",)),
-        (("-c", "import score_sde"), "", ("jax",)),
         (("-c", "import score_sde as ss; ss.load, ss.VPSDE, ss.Calibration"), "", SLOW),
     ],
 )
@@ -124,12 +169,12 @@ PARSED = {
     "--count=many": "--count=many must be an integer.",
     "--cuont=3": "Unknown command line flag 'cuont'. Did you mean: count",
     "--mode=dream": "--mode = 'dream' is unknown; known: calibrate, ema",
-    "--config=README.md": "--config=README.md must be a Python file (.py), which is executed, or",
-    "--config=w/config.json:a": "--config=w/config.json:a must be a Python file (.py), which is",
+    "--config=README.md": "config = 'README.md' must be a Python file (.py) or a config.json",
     "--config=configs/vp/digits_ddpm_continuous.py": "does not exist. Did you mean configs/",
     "--config=configs/nothing.py": "configs/nothing.py does not exist. configs/ has experiments",
     "--config.model.name=unet": "model.name = 'unet' must be one of adm, ddpm, mlp, ncsn",
     "--mode=import": "--mode=import needs --source: The checkpoint to import",
+    "--source=nothing": "--source=nothing does not exist. It must be",
     "train": "unexpected positional arguments: train. Did you mean --mode=train?",
 }
 
@@ -137,6 +182,7 @@ PARSED = {
 def test_flags_that_cannot_be_parsed(tmp_path):
     """One line names the flag or field, its value and what is allowed."""
     calls = [[CONFIG, "--mode=sample", f"--workdir={tmp_path / 'w'}", flag] for flag in PARSED]
+    calls[[*PARSED].index("--source=nothing")].pop(0)
     program = [sys.executable, "-m", "tests.parse_flags"]
     result = subprocess.run(
         program, cwd=ROOT, input=json.dumps(calls), capture_output=True, text=True
@@ -170,23 +216,30 @@ def test_flags_of_modes(flags, message):
     """A flag that a mode does not read is an error."""
     with flagsaver.flagsaver():
         set_flags(**flags)
-        refused(message, main._check_flags, ["main.py"])
+        refused(message, main.check_flags, ["main.py"])
 
 
 def test_arguments_of_a_mode(monkeypatch):
     """Flags become arguments or config fields; the others keep their defaults."""
     calls, command = [], main.COMMANDS["sample"]
-    monkeypatch.setattr(main, "_config", tiny.config)
+
+    def sample(config, workdir, given, **arguments):
+        calls.append((config, workdir, given, arguments))
+
+    monkeypatch.setattr("commands.samples.sample", sample)
+    monkeypatch.setattr("loading.load_config", lambda *_: tiny.config())
     with flagsaver.flagsaver():
         set_flags(mode="sample", workdir="w", seed=3, checkpoint=1, classes=["1", "2"])
-        main._check_flags(["main.py"])
-        main._run(lambda *a, **k: calls.append((a, k)), command)
-        set_flags(classes=["a"])
-        refused("--classes=a must be integers", main._run, calls.append, command)
-    (((config, workdir), arguments),) = calls
-    assert (config.seed, config.guidance.classes, workdir) == (3, (1, 2), "w")
-    assert arguments == {"number": 1}
-    assert main.functions().keys() == main.COMMANDS.keys()
+        main.check_flags(["main.py"])
+        main.run(command, ["sampling.snr=0.5"])
+    ((config, workdir, given, arguments),) = calls
+    assert (config.seed, config.guidance.classes, config.sampling.snr) == (3, (1, 2), 0.5)
+    assert (workdir, arguments) == ("w", {"number": 1})
+    assert given == {"seed", "guidance.classes", "sampling.snr"}
+
+
+def test_functions_of_modes():
+    assert all(callable(pkgutil.resolve_name(each.function)) for each in main.COMMANDS.values())
 
 
 def test_list(capsys):
@@ -194,30 +247,12 @@ def test_list(capsys):
     with flagsaver.flagsaver():
         set_flags(list=True)
         with pytest.raises(SystemExit, match="0"):
-            main._check_flags(["main.py"])
+            main.check_flags(["main.py"])
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[0] == " "]
     assert len(names) > 60
     assert "digits_vp" in names
     paths = [default.find_network(name) if "/" not in name else name for name in names]
     assert all(Path(default.find_file(path)).is_file() for path in paths)
-
-
-@pytest.mark.parametrize("flag", ["workdir", "source", "target"])
-def test_paths_of_flags(flag, monkeypatch):
-    """`~` is the home directory, also where the shell leaves it; URLs are errors."""
-    monkeypatch.setenv("HOME", "/home/user")
-
-    def parsed(value):
-        argv = ["main.py", "--config=configs/vp/digits_ddpmpp_continuous.py", f"--{flag}={value}"]
-        return command_line.with_stored_config(argv)
-
-    for value, expected in {"~/a": "/home/user/a", "./~/a": "./~/a", "a//b/": "a//b/"}.items():
-        assert f"--{flag}={expected}" in parsed(value)
-    for value, message in {
-        "gs://bucket/a": f"--{flag} = 'gs://bucket/a' is a URL; only local paths are possible",
-        "~no_such_user/a": f"--{flag} = '~no_such_user/a': the home directory",
-    }.items():
-        refused(message, parsed, value)
 
 
 def test_the_process(tmp_path, monkeypatch):
@@ -241,7 +276,6 @@ def test_the_process(tmp_path, monkeypatch):
         ({"sampling.method": "pc"}, ("num_steps", "snr", "schedule"), "schedule"),
         ({"sampling.method": "ode"}, ("noise_removal", "trajectory"), "trajectory"),
         ({"sampling.method": "solver"}, ("num_steps", "schedule", "curve"), "curve"),
-        ({"sampling.method": "solver", "sampling.solver": "heun"}, ("curve", "churn"), "churn"),
         (
             {"sampling.method": "solver", "sampling.solver": "adaptive_sde"},
             ("tolerance", "schedule"),
@@ -254,3 +288,16 @@ def test_fields_without_effect_are_named(changes, given, ignored, capsys):
     warn_unused(tiny.config(**changes), {"seed", *(f"sampling.{name}" for name in given)})
     found = capsys.readouterr().out
     assert found.startswith(f"sampling.{ignored}: no effect on ") if ignored else not found
+
+
+def test_config_files_that_do_not_work(tmp_path):
+    path = tmp_path / "wrong.py"
+    for text, message in {
+        "def get_config(): return 1 / 0": "ZeroDivisionError: division by zero",
+        "def get_config(): return {}": r"get_config\(\) returned dict, but it must return an ml_",
+        "x =": "SyntaxError: invalid syntax",
+        "import nothing_of_this_name": "No module named 'nothing_of_this_name'",
+        "x = 1": "has no attribute 'get_config'",
+    }.items():
+        path.write_text(text)
+        refused(message, read_config_file, path)

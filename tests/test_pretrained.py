@@ -18,12 +18,13 @@ from flax import nnx, serialization, traverse_util
 from safetensors.numpy import load_file, save_file
 
 import pretrained
-from commands import conversion, stored
+from commands import conversion
 from configs.folders import flatten
 from configs.ve import church_ncsnpp_continuous
 from configs.vp.ddpm import cifar10 as ddpm_cifar10
 from errors import InputError
 from experiment import Experiment
+from loading import load_config
 from models import building, layers
 from models.ncsnpp import NCSNpp
 from pretrained import flax_format, safetensors_format, torch_format
@@ -185,7 +186,7 @@ def test_files_of_the_moving_average(tmp_path):
     sizes = [sum(array.nbytes for array in load_file(path).values()) for path in (small, large)]
     assert 8 * sizes[0] == sizes[1]
     for path in (small, large):
-        assert flatten(stored.get_config(str(path))) == flatten(config)
+        assert flatten(load_config(path)) == flatten(config)
     refused("not 'a.pth'", pretrained.writer, "a.pth", average_only=True)
     beyond = trained._replace(ema=jax.tree.map(lambda a: a + 1e5, trained.ema))
     refused("float16", safetensors_format.write_average, io.BytesIO(), beyond, network, config)
@@ -195,7 +196,7 @@ def test_files_of_the_moving_average(tmp_path):
 def test_files_that_state_no_config(tmp_path, config):
     path = tmp_path / "m.safetensors"
     save_file({"ema/a": np.zeros(3, np.float32)}, path, {"step": "1", "config": config})
-    refused("m.safetensors (states no|is damaged: its) config", stored.get_config, str(path))
+    refused("m.safetensors (states no|is damaged: its) config", load_config, path)
 
 
 def test_training_states_contain_everything_in_a_file():

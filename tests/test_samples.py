@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import conversion, models, samples, stored
+from commands import conversion, models, samples
 from errors import InputError
 from experiment import Experiment
+from loading import load_config
 from pretrained import Trained
 from tests import tiny
 from tests.refusal import refused
@@ -80,11 +81,9 @@ def test_samples_of_a_file(workdir, tmp_path):
     config = tiny.config(**FAST, **{"data.path": "/somewhere"})
     target = tmp_path / "net.safetensors"
     conversion.export_checkpoint(config, str(workdir), str(target), average_only=True)
-    found = samples.sample(
-        stored.get_config(str(target)), str(tmp_path / "w"), 4, source=str(target)
-    )
+    found = samples.sample(load_config(target), str(tmp_path / "w"), 4, source=str(target))
     assert found == tmp_path / "w" / "sample" / "net" / "dpm++_2m_sde-4-seed-42"
-    assert stored.get_config(str(target)).data.path == ""
+    assert load_config(target).data.path == ""
     expected = samples.sample(config, str(workdir), 4, folder="full_precision")
     for index in range(4):
         a, b = (

@@ -1,6 +1,5 @@
 """Every way in which a command ends early: one line, an exit code, and nothing lost."""
 
-import ctypes
 import itertools
 import json
 import os
@@ -188,38 +187,6 @@ def test_a_full_disk_in_other_modes(tmp_path, mode):
     assert " cannot be written: " in one_error(process)
 
 
-def respect_permissions():
-    """Take from root the right to ignore them, as from this process's next program on."""
-    drop_from_bounding_set, override_permissions = 24, 1  # of Linux's prctl and capabilities
-    ctypes.CDLL(None).prctl(drop_from_bounding_set, override_permissions, 0, 0, 0)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("mode", ["train", *FULL_DISK])
-def test_a_workdir_that_cannot_be_written(tmp_path, mode):
-    """One line, and no file is touched."""
-    workdir = tiny.untrained(tmp_path / "w", **FREQUENT | {"training.n_iters": 8})
-    config = write_config(tmp_path, **{"training.n_iters": 8})
-    flags = [flag.replace("=a.", f"={workdir}/a.") for flag in FULL_DISK.get(mode, [])]
-    folders = [workdir, *(path for path in workdir.rglob("*") if path.is_dir())]
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
-    for each in folders:
-        each.chmod(0o555)
-    process = start(config, workdir, mode, *flags, preexec_fn=respect_permissions)
-    assert "Permission denied" in one_error(process)
-    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
-    for each in folders:
-        each.chmod(0o755)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("mode", ["train", "eval", "encode", "fid_stats"])
-@pytest.mark.parametrize("name", ["file/below", "/proc/nothing"])
-def test_workdirs_that_cannot_be_created(tmp_path, name, mode):
-    (tmp_path / "file").touch()
-    one_error(start(write_config(tmp_path), tmp_path / name, mode))
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("seconds", [0.0, 0.1])
 def test_a_workdir_that_disappears(tmp_path, seconds):
@@ -233,30 +200,6 @@ def test_a_workdir_that_disappears(tmp_path, seconds):
     assert (code, len(lines)) == (1, 1)
     assert "was moved, deleted or replaced while this run wrote to it" in lines[0]
     assert not (workdir / "config.json").exists()
-
-
-# --- config files ---
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("def get_config(): return 1 / 0", "ZeroDivisionError: division by zero"),
-        ("def get_config(): return {}", r"get_config\(\) returned dict, but it must return an ml_"),
-        ("x =", "SyntaxError: invalid syntax"),
-        ("import nothing_of_this_name", "No module named 'nothing_of_this_name'"),
-        ("x = 1", "has no attribute 'get_config'"),
-    ],
-)
-def test_config_files_that_do_not_work(tmp_path, text, message):
-    path = tmp_path / "wrong.py"
-    path.write_text(text)
-    code, lines = finish(start(path, tmp_path / "w"))
-    assert code == 1
-    assert len(lines) <= 1
-    assert re.search(message, "".join(lines))
-    assert not (tmp_path / "w").exists()
 
 
 # --- signals ---

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import datasets
 import errors
 import options
 import score_sde as ss
-from commands import conversion, stored
+from commands import conversion
 from configs import folders
 from configs.default import complete
 from configs.fields import ABSENT, FIELDS
@@ -108,25 +107,22 @@ def test_every_field_states_whether_a_file_may_set_it():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_code_and_files_are_not_taken_from_files(tmp_path, kind, capsys, monkeypatch):
+def test_code_and_files_are_not_taken_from_files(tmp_path, kind, capsys):
     """Each of these fields gets its default, which one line states, unless it is given as well."""
     cases = [(name, value) for name, values in OUTSIDE.items() for value in values]
     for name, value in cases:
         path = write(tmp_path / "theirs", kind, json.dumps(content(**{name: value})))
         section, key = name.split(".")
         default = "" if FIELDS[name].default is ABSENT else FIELDS[name].default
-        for load in (load_config, lambda path: stored.get_config(str(path))):
-            assert load(path)[section][key] == default
-            printed = capsys.readouterr().out
-            assert printed.startswith("NOTE: not used from ")
-            assert f"{name} = " in printed
-            assert f"--config.{name}=..." in printed
-            assert printed[:-1].isprintable()
+        assert load_config(path)[section][key] == default
+        printed = capsys.readouterr().out
+        assert printed.startswith("NOTE: not used from ")
+        assert f"{name} = " in printed
+        assert f"--config.{name}=..." in printed
+        assert printed[:-1].isprintable()
     path = write(tmp_path / "theirs", kind, json.dumps(content(**{"data.path": "a"})))
-    for arguments in (["--config.data.path=b"], ["-config.data.path", "b"]):
-        monkeypatch.setattr(sys, "argv", ["main.py", *arguments])
-        stored.get_config(str(path))
-        assert not capsys.readouterr().out
+    load_config(path, {"data.path"})
+    assert not capsys.readouterr().out
 
 
 def test_every_value_that_is_data_is_taken_from_files(tmp_path, capsys):
@@ -181,13 +177,13 @@ def test_a_file_of_others_runs_no_code(tmp_path):
     metadata = {"step": "0", "updates": "0", "config": json.dumps(content(**changes))}
     save_file(load_file(source), source, metadata)
     imported = str(tmp_path / "imported")
-    conversion.import_checkpoint(stored.get_config(str(source)), imported, str(source))
-    config = stored.get_config(imported)
+    conversion.import_checkpoint(load_config(source), imported, str(source))
+    config = load_config(imported)
     with pytest.raises(InputError):
         reference_statistics.fid_stats(config, imported)
     shutil.copytree(imported, tmp_path / "theirs")
     write(tmp_path / "theirs", "config.json", json.dumps(content(**changes)))
-    theirs = stored.get_config(str(tmp_path / "theirs"))
+    theirs = load_config(tmp_path / "theirs")
     with pytest.raises(InputError):
         reference_statistics.fid_stats(theirs, str(tmp_path / "theirs"))
     assert not ran.exists()
@@ -232,16 +228,16 @@ DAMAGED = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_config_is_one_line_that_names_the_file(tmp_path, kind):
-    loaders = (load_config, ss.load, lambda path: stored.get_config(str(path)))
     for name in [*DAMAGED][:: 1 if kind == "config.json" else 4]:
         path = write(tmp_path / "theirs", kind, DAMAGED[name])
-        for load in loaders[:: 1 if kind == "config.json" else 2]:
+        for load in (load_config, ss.load):
+            given = path.parent if load is ss.load and kind == "config.json" else path
             with pytest.raises(InputError) as caught:
-                load(path.parent if load is ss.load else path)
+                load(given)
             message = str(caught.value)
             assert message.isprintable(), name
             assert len(message) < 1500, name
-            assert str(path.parent if load is ss.load else path) in message, name
+            assert str(given) in message, name
 
 
 def test_messages_escape_control_characters(capfd, monkeypatch):

@@ -198,7 +198,7 @@ def test_classes(tmp_path, kind):
     if kind == "classifier":
         with pytest.raises(ss.InputError, match="need a class-conditional network, or a class"):
             ss.load(tmp_path).sample(classes=(1,))
-        params = tiny.random_params(experiment, classifier.init_params(experiment))
+        params = tiny.random_params(experiment, classifier.make_job(experiment).abstract_params)
         claim(tmp_path / "classifier", experiment.config, "classifier")
         save(tmp_path / "classifier", experiment, 1, {"params": params})
     experiment.load_classifier(tmp_path)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +57,8 @@ def identical(a, b) -> bool:
 LATER_STEPS = {"ncsnv2_smld": 2e-3}  # relative tolerances of loss and gradient norm
 
 
-@pytest.mark.parametrize(
-    "name", reference.cases(reference.notes("train_step"), ["ddpm_discrete_wd", "ncsnv2_smld"])
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", reference.notes("train_step"))
 def test_recorded_training_steps(name):
     """Loss, unclipped gradient norm, and the norms of parameters and EMA after each update."""
     note, a = reference.notes("train_step")[name], reference.arrays("train_step")
@@ -163,8 +163,9 @@ def test_steps_of_logs_checkpoints_and_the_end(monkeypatch):
         raise Killed(first)
 
     monkeypatch.setattr(training.loop, "_batches", batches)
+    log = SimpleNamespace(step=4, total=6, stalled=lambda patience: False)
     with pytest.raises(Killed, match="^2$"):
-        training.loop._run(job, TrainState(jnp.int32(4), {}, {}, ()), 6, None, None, None, 0)
+        training.loop._run(job, TrainState(jnp.int32(4), {}, {}, ()), None, log, None, 0)
 
 
 # --- optimizer ------------------------------------------------------------------------------------
@@ -318,15 +319,6 @@ def test_conditional_networks_get_partly_hidden_labels(monkeypatch):
     assert given == [parts[0].condition]
 
 
-@pytest.mark.slow
-def test_learning():
-    """The loss of the tiny network falls well below 1, that of the zero score."""
-    config = tiny.config(**{"training.n_iters": 80, "training.batch_size": 64, "optim.lr": 3e-3})
-    curve, _ = run(config, jax.devices()[:1])
-    assert curve[:3].mean() > 0.9
-    assert curve[-20:].mean() < 0.65
-
-
 # --- restarts -------------------------------------------------------------------------------------
 
 
@@ -439,20 +431,6 @@ def test_content_that_differs_from_its_checksum(tmp_path, monkeypatch):
     refused("is damaged: it has no checksum of ema", checkpoints.checksum, whole, "ema")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_processes_save_one_after_the_other(tmp_path, monkeypatch, processes):
-    """Orbax's barriers have fixed names, so that two saves of several processes would collide."""
-    checkpoints, finished = Checkpoints(tmp_path, create=True), []
-    for name, manager in checkpoints._managers.items():
-        monkeypatch.setattr(
-            manager, "wait_until_finished", functools.partial(finished.append, name)
-        )
-        monkeypatch.setattr(manager, "save", lambda *_, **__: finished.append("start"))
-    monkeypatch.setattr("jax.process_count", lambda: processes)
-    checkpoints.save(BACKUPS, 1, {}, step=1, config={})
-    assert finished == [*([SNAPSHOTS, BACKUPS] if processes > 1 else []), "start"]
-
-
 def test_opening_beside_training_is_tried_again(trained, monkeypatch):
     """Training removes a backup between the listing of a folder and the reading of its metadata."""
     failures = iter([FileNotFoundError("checkpoint_4")] * 3)
@@ -483,9 +461,9 @@ def test_a_moved_workdir_is_noticed(tmp_path, call):
     for folder in (BACKUPS, SNAPSHOTS):
         (workdir / folder).mkdir(parents=True)
     calls = {"save": lambda: save(2, step=2), "wait": checkpoints.wait, "close": checkpoints.close}
-    refused("was moved, deleted or replaced while .* lock is missing", calls[call])
-    (workdir / LOCK).touch()
-    refused("was moved, .* its lock is another file", calls[call])
+    for _ in range(2):
+        refused("was moved, deleted or replaced while this run wrote", calls[call])
+        (workdir / LOCK).touch()
     assert [found.step for found in Checkpoints(tmp_path / "moved").find()] == [1]
     assert not Checkpoints(workdir).find()
 
@@ -585,34 +563,23 @@ def test_another_experiment_in_the_workdir_is_refused(trained):
 
 # --- long training --------------------------------------------------------------------------------
 
-PROCESS = Path("/proc/self")
 COMPILATION = "/jax/core/compile/backend_compile_duration"
-# Everything has occurred at least once, and no checkpoint is being written.
-FIRST, LAST = 999, 4999
 LONG = {
-    "model.nf": 4,
-    "model.num_scales": 20,
-    "training.batch_size": 2,
-    "training.n_iters": 5000,
-    "training.log_freq": 50,
-    "training.eval_freq": 100,
-    "training.snapshot_freq": 500,
-    "training.snapshot_freq_for_preemption": 250,
-    "training.snapshot_sampling": True,
-    "sampling.method": "solver",
-    "sampling.num_steps": 2,
+    **{"model.nf": 4, "model.num_scales": 20, "training.batch_size": 2, "training.n_iters": 5000},
+    **{"training.log_freq": 50, "training.eval_freq": 100, "training.snapshot_freq": 500},
+    **{"training.snapshot_freq_for_preemption": 250, "training.snapshot_sampling": True},
+    **{"sampling.method": "solver", "sampling.num_steps": 2},
 }
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not (PROCESS / "statm").exists(), reason="requires the proc file system")
 def test_training_does_not_grow(tmp_path, monkeypatch):
     """Between steps 1,000 and 5,000, with checkpoints, samples and held-out losses.
 
     The margin of memory is 10 KB a step, and the state has 100 KB. A file or thread that each
     checkpoint leaves would add 20 of them. The measured growth is 16 MB, due to the allocator.
     """
-    compiled, usage = [], {}
+    process, compiled, usage = Path("/proc/self"), [], {}
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if event == COMPILATION else None
     )
@@ -620,16 +587,14 @@ def test_training_does_not_grow(tmp_path, monkeypatch):
 
     def measure(log, step, metrics):
         collect(log, step, metrics)
-        if step % 1000 == FIRST:
+        if step % 1000 == 999:  # No checkpoint is being written.
             gc.collect()
-            pages = int((PROCESS / "statm").read_text().split()[1])
-            memory = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-            files, threads = (len(list((PROCESS / name).iterdir())) for name in ("fd", "task"))
-            usage[step] = memory, files, threads, len(compiled)
+            pages = int((process / "statm").read_text().split()[1])
+            files, threads = (len(list((process / name).iterdir())) for name in ("fd", "task"))
+            usage[step] = pages * os.sysconf("SC_PAGE_SIZE") / 1e6, files, threads, len(compiled)
 
     monkeypatch.setattr(training.loop.TrainingLog, "collect", measure)
     training.train(tiny.config(**LONG), str(tmp_path))
-    print(usage)  # pytest shows it if the test fails.
-    grown = [after - before for before, after in zip(usage[FIRST], usage[LAST])]
-    assert grown[3] == 0
-    assert all(grown < most for grown, most in zip(grown, (40, 3, 5)))
+    grown = [after - before for before, after in zip(usage[999], usage[4999])]
+    assert grown[3] == 0, usage
+    assert all(grown < most for grown, most in zip(grown, (40, 3, 5))), usage

@@ -66,7 +66,6 @@ FIELDS_OF = {
     "num_classes": "data.num_classes",
 }
 """The config fields of options; other options are fields of config.model."""
-OF_ARRAYS = ("batch_size", "held_out")  # options that have no effect on batches
 DIGITS = 6  # of mean and std, so that other processors continue a run: sums depend on their order
 
 
@@ -134,18 +133,19 @@ def _read(
 ) -> tuple[Stream | None, Batch, Batch | None]:
     """Return the stream, if data are one; the first events; and those of `held_out`, if they are.
 
-    It sets the option `batch_size` of a stream, and takes `held_out` from the options.
+    Changes the options `batch_size` of a stream, and `held_out`.
     """
     held_out, share = None, options.get("held_out")
     if isinstance(share, (tuple, list)) or np.ndim(share):  # pyright: ignore
         held_out = batch_of("held_out", options.pop("held_out"))
     if is_stream(data):
-        given = {"condition": condition} | {name: options.get(name) for name in OF_ARRAYS}
-        for name in (name for name, value in given.items() if value is not None):
-            raise InputError(
-                f"{name} = {show(given[name])} is for arrays, but data are batches, which have a "
-                "size and may be pairs (events, condition); held_out can be events."
-            )
+        given = {"condition": condition, **options}
+        for name in ("condition", "batch_size", "held_out"):
+            if given.get(name) is not None:
+                raise InputError(
+                    f"{name} = {show(given[name])} is for arrays, but data are batches, which have "
+                    "a size and may be pairs (events, condition); held_out can be events."
+                )
         if workdir is not None and isinstance(data, Iterator):
             raise InputError(
                 "data is an iterator, at whose beginning a stopped run cannot start again. Pass a "
@@ -201,10 +201,8 @@ def _config(
 
     `few` events are those of an array below FEW, which an MLP would learn by heart.
     """
-    config, events = get_default_config(), np.asarray(first.pixels)
-    shape = events.shape[1:]
-    _set_data(config, events, given="std" in options)
-    _set_condition(config, first)
+    config, shape = get_default_config(), first.pixels.shape[1:]
+    _set_data(config, first, given="std" in options)
     _set_sde(config, sde)
     model, training = config.model, config.training
     model.update(parameterization="edm", scale_by_sigma=False, dropout=0.0, ema_ramp=True)
@@ -233,42 +231,36 @@ def _config(
     return config
 
 
-def _set_condition(config: Config, first: Batch) -> None:
-    """Describe the condition: its sizes, and the mean and standard deviation of a vector."""
-    if first.labels is not None:
-        config.data.num_classes = int(first.labels.max()) + 1
-    if first.image is not None:
-        config.data.image_channels = first.image.shape[-1]
-    if first.vector is not None:
-        config.data.vector_size = first.vector.shape[-1]
-        _set_units(config, "vector_", np.asarray(first.vector), 0)
-
-
-def _set_units(config: Config, prefix: str, values: np.ndarray, axes: int | None) -> None:
-    """State the mean and the standard deviation of values over axes."""
-    mean, std = values.mean(axes, np.float64), values.std(axes, np.float64)
-    if not np.all(std > 0):
-        where = np.flatnonzero(std <= 0)[:3].tolist()
-        what = "condition" if prefix else "data"
-        raise InputError(
-            f"{what} has entries that are the same in all events, number {where}; remove them."
-        )
-    for name, each in (("mean", mean), ("std", std)):
-        numbers = tuple(float(f"{value:.{DIGITS}g}") for value in np.atleast_1d(each))
-        config.data[prefix + name] = numbers
-
-
-def _set_data(config: Config, events: np.ndarray, *, given: bool) -> None:
-    """Describe the events: their shape and, unless `given`, their mean and standard deviation."""
+def _set_data(config: Config, first: Batch, *, given: bool) -> None:
+    """Describe events and condition: their sizes and, unless `given`, mean and deviation."""
+    data, events = config.data, np.asarray(first.pixels)
     *sides, channels = events.shape[1:]
-    config.data.update(dataset=GIVEN, num_channels=channels, random_flip=False, centered=True)
-    config.data.image_size = tuple(sides)
+    data.update(dataset=GIVEN, num_channels=channels, random_flip=False, centered=True)
+    data.image_size = tuple(sides)
+    if first.labels is not None:
+        data.num_classes = int(first.labels.max()) + 1
+    if first.image is not None:
+        data.image_channels = first.image.shape[-1]
+    if first.vector is not None:
+        data.vector_size = first.vector.shape[-1]
+        data.vector_mean, data.vector_std = _units("condition", np.asarray(first.vector), 0)
     if events.dtype == np.uint8 and len(sides) == 2 and not given:
-        config.data.uniform_dequantization = True
+        data.uniform_dequantization = True
         return
     config.model.sigma_data = 1.0
     if not given:
-        _set_units(config, "", events, None if sides else 0)
+        data.mean, data.std = _units("data", events, None if sides else 0)
+
+
+def _units(name: str, values: np.ndarray, axes: int | None) -> list[tuple[float, ...]]:
+    """Return the mean and the standard deviation of values over axes."""
+    units = [f(values, axes, np.float64) for f in (np.mean, np.std)]
+    if not np.all(units[1] > 0):
+        where = np.flatnonzero(units[1] <= 0)[:3].tolist()
+        raise InputError(
+            f"{name} has entries that are the same in all events, number {where}; remove them."
+        )
+    return [tuple(float(f"{x:.{DIGITS}g}") for x in np.atleast_1d(each)) for each in units]
 
 
 def _set_sde(config: Config, sde: str | SDE) -> None:

@@ -53,15 +53,14 @@ def train(config: Config, workdir: str) -> Params:
     finite.
     """
     experiment = Experiment(config, mode="train_classifier")
-    count = experiment.config.classifier.num_classes
+    classes, count = experiment.config.classifier.num_classes, len(experiment.test)
     for images in (experiment.train, experiment.test):
-        datasets.check_labels(images, count, "classifier.num_classes")
+        datasets.check_labels(images, classes, "classifier.num_classes")
     folders.check_config(workdir, experiment.config, "noised images")
     folder, job = Path(workdir, CLASSIFIER), make_job(experiment)
     trained = train_job(job, folder, kind="classifier")
     if int(trained.step) >= last_step(0, job.settings.n_iters, 1):
-        rows, count = accuracy(experiment, trained.params), len(experiment.test)
-        classes = experiment.config.classifier.num_classes
+        rows = accuracy(experiment, trained.params)
         result = {"images": count, "classes": classes, "levels": rows}
         runs.write_json(folder / "accuracy.json", result)
         print(f"{count} held-out images\n{'noise level':>12}{'accuracy':>20}{'nats':>10}")
@@ -95,13 +94,18 @@ def make_job(experiment: Experiment) -> Job:
         even = part(key, batch, held_out=True)
         return loss(params, even), even.t
 
+    @jax.jit
+    def init(key: Array) -> Params:
+        network = make_classifier(config, Rngs(key))
+        return nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
+
     return Job(
         experiment,
         settings,
         loss,
         part,
         held_out,
-        lambda: init_params(experiment),
+        functools.partial(init, experiment.key("init_classifier")),
         nnx.to_pure_dict(nnx.split(experiment.classifier_network, nnx.Param)[1]),
         optax.chain(optax.clip_by_global_norm(1.0), state.adamw(rate, options.weight_decay)),
         experiment.key("classify"),
@@ -120,17 +124,6 @@ def _log_probs(experiment: Experiment, params: Params, part: Part) -> Array:
 def cross_entropy(log_probs: Array, classes: Any) -> Array:
     """Return -log p(class) in nats (B,), from those of all classes (B, classes)."""
     return -jnp.take_along_axis(log_probs, classes[:, None], -1)[:, 0]
-
-
-def init_params(experiment: Experiment) -> Params:
-    """Return initial parameters."""
-
-    @jax.jit
-    def make(key: Array) -> Params:
-        network = make_classifier(experiment.config, Rngs(key))
-        return nnx.to_pure_dict(nnx.split(network, nnx.Param)[1])
-
-    return make(experiment.key("init_classifier"))
 
 
 def accuracy(experiment: Experiment, params: Params) -> list[dict[str, float]]:

@@ -32,7 +32,7 @@ def batch_of(name: str, value: Any) -> Batch:
     events = np.asarray(converted(name, pair[0], Numbers(2, 16)))
     if not events.size:
         raise InputError(f"{name} has the shape {events.shape}; it holds no event.")
-    return Batch(events, **_conditions(pair[1] if len(pair) > 1 else None, events.shape))
+    return Batch(events, **(_conditions(pair[1], events.shape) if len(pair) > 1 else {}))
 
 
 def _conditions(condition: Any, shape: tuple[int, ...]) -> dict[str, np.ndarray]:

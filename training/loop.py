@@ -24,7 +24,7 @@ from runs import progress
 from runs.checkpoints import BACKUPS, SNAPSHOTS, Checkpoints
 from runs.training_log import TrainingLog
 from training import state as states
-from training.state import Rollbacks, TrainState
+from training.state import TrainState
 from training.step import FREQUENCIES, Job, compile_steps
 
 MOST_HELD_OUT = 1000  # images of a held-out loss
@@ -50,13 +50,24 @@ def train_job(job: Job, workdir: str | Path, kind: str = "training") -> TrainSta
         with contextlib.closing(checkpoints):
             while state is None:
                 try:
-                    state = _continue(job, workdir, checkpoints, preemption, rollbacks, reason)
+                    with progress.waiting("initializing the network, or reading a checkpoint"):
+                        state = job.initial_state()
+                        restored = checkpoints.restore_latest(states.to_checkpoint(state))
+                    if restored:
+                        state = states.from_checkpoint(restored[0])
+                    with _start_log(job, workdir, int(state.step)) as log:
+                        if reason:
+                            log.say(reason)
+                        if restored:
+                            log.say(f"continuing from {restored[1]}")
+                        state = _run(job, state, checkpoints, log, preemption, rollbacks.number)
                 except NotFiniteError as error:
                     rolls_back = job.settings.on_nonfinite == "rollback"
                     following = rollbacks.next(error.step) if rolls_back else None
                     if following is None:
                         raise
-                    rollbacks, reason = following, f"rollback {following.number}: {error.summary}"
+                    state, rollbacks = None, following
+                    reason = f"rollback {following.number}: {error.summary}"
                     # Another order would make a killed run go back to another checkpoint.
                     checkpoints.wait()
                     rollbacks.write(workdir)
@@ -65,35 +76,11 @@ def train_job(job: Job, workdir: str | Path, kind: str = "training") -> TrainSta
     return state
 
 
-def _continue(
-    job: Job,
-    workdir: str | Path,
-    checkpoints: Checkpoints,
-    preemption: sharding.Preemption,
-    rollbacks: Rollbacks,
-    reason: str,
-) -> TrainState:
-    """Train from the newest checkpoint, or the initial state; `reason` is logged first."""
+def _start_log(job: Job, workdir: str | Path, start: int) -> TrainingLog:
     settings = job.settings
-    with progress.waiting("initializing the network, and reading its newest checkpoint, if any"):
-        state = job.initial_state()
-        restored = checkpoints.restore_latest(states.to_checkpoint(state))
-    if restored:
-        state = states.from_checkpoint(restored[0])
-    start = int(state.step)
     total = last_step(start, settings.n_iters, settings.n_jitted_steps)
     most_skipped = MOST_SKIPPED if settings.on_nonfinite == "skip" else 0
-    log = TrainingLog(workdir, start, total, settings.batch_size, job.rate, most_skipped)
-    with log:
-        if reason:
-            log.say(reason)
-        limit = "n_iters" if start >= total else "patience"
-        if log.stalled(settings.patience):
-            total = start
-        if restored:
-            done = f": nothing left to do, {limit} = {settings[limit]} is reached"
-            log.say(f"continuing from {restored[1]}{'' if start < total else done}")
-        return _run(job, state, total, checkpoints, log, preemption, rollbacks.number)
+    return TrainingLog(workdir, start, total, settings.batch_size, job.rate, most_skipped)
 
 
 def last_step(start: int, n_iters: int, per_call: int) -> int:
@@ -104,14 +91,17 @@ def last_step(start: int, n_iters: int, per_call: int) -> int:
 def _run(
     job: Job,
     state: TrainState,
-    total: int,
     checkpoints: Checkpoints,
     log: TrainingLog,
     preemption: sharding.Preemption,
     rollbacks: int,
 ) -> TrainState:
-    """Train until step `total` or a signal; return the last state, which is then saved."""
-    start, settings, per_call = int(state.step), job.settings, job.settings.n_jitted_steps
+    """Train until the last step or a signal; return the last state, which is then saved."""
+    start, settings, per_call = log.step, job.settings, job.settings.n_jitted_steps
+    total = start if log.stalled(settings.patience) else log.total
+    if start >= total > 0:
+        limit = "n_iters" if start >= log.total else "patience"
+        log.say(f"nothing left to do, {limit} = {settings[limit]} is reached")
     steps, batches = compile_steps(job, rollbacks), _batches(job, start // per_call)
     for step in range(start + per_call, total + 1, per_call):
         compiling = progress.waiting("compiling the training step")

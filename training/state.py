@@ -1,19 +1,18 @@
 """The state of training: parameters, their moving average (EMA), the optimizer, and checkpoints.
 
-Only this module defines how a step changes the state and how a checkpoint stores it. Sampling and
-evaluation use the EMA parameters, as in the official code.
+Sampling and evaluation use the EMA parameters, as in the official code.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 import os
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.typing import ArrayLike
@@ -29,8 +28,7 @@ class TrainState(NamedTuple):
     """All that training changes.
 
     They are the number of steps done, int32 (); the parameters of the network, nested dictionaries;
-    their exponential moving average; the state of the optimizer; and the averages of the widths
-    model.ema_stds (`training.averages`).
+    their exponential moving average; the state of the optimizer; and averages of other widths.
     """
 
     step: Array
@@ -74,12 +72,8 @@ def ema_rate(rate: float, ramp: bool, step: Array) -> ArrayLike:
 
 def initial_share(rate: float, ramp: bool, steps: int) -> float:
     """Return the weight of the initial parameters in the moving average after a number of steps."""
-    ramped = 0
-    if ramp:  # The product of (1 + n) / (10 + n) up to the step that reaches the rate.
-        reached = (10 * rate - 1) / (1 - rate) if rate < 1 else math.inf
-        ramped = min(steps, max(0, math.floor(reached)))
-    log_share = math.lgamma(ramped + 2) + math.lgamma(11) - math.lgamma(ramped + 11)
-    return math.exp(log_share) * rate ** (steps - ramped)
+    n = np.arange(1, steps + 1)
+    return float(np.prod(np.minimum(rate, (1 + n) / (10 + n)) if ramp else np.full(steps, rate)))
 
 
 def initial_share_note(rate: float, ramp: bool, steps: int) -> str:
@@ -122,8 +116,8 @@ MOST_ROLLBACKS = 3  # without getting beyond the step that failed
 class Rollbacks(NamedTuple):
     """How often a run went back to an earlier checkpoint; kept in WORKDIR/rollbacks.json.
 
-    They are the number of all rollbacks, on which the random numbers of training depend; the latest
-    step whose values were not finite; and the rollbacks since training first failed there.
+    Random numbers depend on their `number`. `step` is the latest whose values were not finite, and
+    `repeated` the number since training first failed there.
     """
 
     number: int = 0

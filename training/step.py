@@ -30,7 +30,7 @@ FREQUENCIES = ("log_freq", "eval_freq", "snapshot_freq", "snapshot_freq_for_pree
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Job:
-    """What is trained. Times, noise and condition of a batch are drawn by `part`, before the loss.
+    """What is trained.
 
     Attributes:
       experiment: the devices, data and SDE.
@@ -40,7 +40,6 @@ class Job:
       part: (key, batch) -> images, times, noise and condition of a training step.
       held_out: (params, batch, key) -> the losses and times (B,) of held-out images; compiled.
       init, abstract_params: () -> initial parameters; their shapes.
-      optimizer: the optimizer.
       key: the root of the random numbers of the steps.
       rate, average: the learning rate, and the decay of the moving average in the next update,
         after a number of updates.
@@ -78,14 +77,13 @@ class Job:
     def abstract_state(self, *, averages: bool = True) -> TrainState:
         """Return the shapes and shardings of a state, with or without the further averages."""
         extra = len(self.stds) if averages else 0
-        shapes = jax.eval_shape(
-            lambda params: state.create(params, self.optimizer, extra), self.abstract_params
+        make = functools.partial(state.create, optimizer=self.optimizer, extra=extra)
+        shapes = jax.eval_shape(make, self.abstract_params)
+        places = self.experiment.state_shardings(shapes)
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            *(shapes, places),
         )
-
-        def place(leaf: jax.ShapeDtypeStruct, where: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-        return jax.tree.map(place, shapes, self.experiment.state_shardings(shapes))
 
     def root(self, rollbacks: int) -> Array:
         """Return the root of the random numbers of the steps after a number of rollbacks."""
