@@ -214,19 +214,11 @@ def judge(estimate: Estimate, margin: float, seeds: int) -> tuple[str, float]:
     return (UNKNOWN if not p <= LEVEL else HOLDS if shift > 0 else FAILS), p
 
 
-def verdict(estimate: Estimate, margin: float) -> str:
-    """Return whether a number is larger than the margin, by two standard errors."""
-    difference, error = estimate.value - margin, 2 * estimate.stderr
-    if difference - error > 0:
-        return HOLDS
-    return FAILS if difference + error < 0 else UNKNOWN
-
-
-def holm(p: Sequence[float]) -> int:
-    """Return how many of these p are significant at LEVEL by Holm's correction."""
+def holm(p: Sequence[float]) -> float:
+    """Return the largest of these p that is significant at LEVEL by Holm's correction, or 0."""
     found = sorted(p)
-    limits = (LEVEL / (len(found) - i) for i in range(len(found)))
-    return sum(itertools.accumulate((each <= limit for each, limit in zip(found, limits)), min))
+    kept = itertools.takewhile(lambda i: found[i] <= LEVEL / (len(found) - i), range(len(found)))
+    return max((found[i] for i in kept), default=0.0)
 
 
 # --- commands and pages ---------------------------------------------------------------------------

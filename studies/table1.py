@@ -2,7 +2,7 @@
 
 python -m studies.table1 --folder=DIR [--samples=500] [--write]
 
-Prints tables of docs/sampling.md, and with --write puts them into the page; a run that is stopped
+Prints a table of docs/sampling.md, and with --write puts it into the page; a run that is stopped
 resumes from DIR. The data are training digits, each widened to a Gaussian, so that their score is
 known at every noise level.
 """
@@ -40,13 +40,16 @@ PREDICTORS: dict[str, dict[str, Any]] = {
     "reverse diffusion": {"predictor": "reverse_diffusion"},
     "probability flow": {"predictor": "reverse_diffusion", "probability_flow": True},
 }
+LANGEVIN: dict[str, Any] = {"steps": 1000, "corrector": "langevin"}
 COLUMNS: dict[str, dict[str, Any]] = {
-    "P1000": {"steps": 1000, "corrector": "none"},
-    "P2000": {"steps": 2000, "corrector": "none"},
-    "C2000": {"steps": 1000, "corrector": "langevin", "n_steps_each": 2, "predictor": "none"},
-    "PC1000": {"steps": 1000, "corrector": "langevin"},
+    **{f"P{n}": {"steps": n, "corrector": "none"} for n in (50, 100, 250, 500)},
+    **{f"PC{n}": LANGEVIN | {"steps": n} for n in STEPS},
+    **{f"P{n}": {"steps": n, "corrector": "none"} for n in (1000, 2000)},
+    "C2000": LANGEVIN | {"n_steps_each": 2, "predictor": "none"},
+    "PC1000": LANGEVIN,
 }
-FID = {  # of the columns, in Table 1
+TUNED = ("C2000", "PC1000")  # columns whose signal-to-noise ratio is tuned, as in the paper
+FID = {  # of the last four columns, in Table 1
     "VE": {
         "ancestral sampling": (4.98, 4.88, 20.43, 3.62),
         "reverse diffusion": (4.79, 4.74, 20.43, 3.60),
@@ -113,47 +116,37 @@ def measure_of(name: str, records: Records, count: int) -> Measure:
     return measure
 
 
-def rows(name: str, measure: Measure, floor: Estimate) -> Iterator[tuple[str, str]]:
-    """Yield rows of an SDE, as in the paper and with few steps: how far samples exceed the floor.
-
-    The first have the signal-to-noise ratios that were tuned, and the FID of the paper.
-    """
-
-    def cell(options: dict[str, Any], column: dict[str, Any]) -> str:
-        chosen, note = column if "predictor" in column else options | column, ""
-        if column["corrector"] != "none" and "snr" not in column:
-            tuned = {snr: measure(TUNED_ON, snr=snr, **chosen).value for snr in SNRS}
-            chosen = chosen | {"snr": min(SNRS, key=tuned.__getitem__)}
-            note = f", snr {chosen['snr']}"
-        return f"{common.excess(measure(SEEDS, **chosen), floor)}{note}"
-
-    few: list[dict[str, Any]] = []
-    for n in STEPS:
-        few += [{"steps": each, "corrector": "none"} for each in (n, 2 * n)]
-        few.append({"steps": n, "corrector": "langevin", "snr": SNR[name]})
+def rows(name: str, measure: Measure, floor: Estimate) -> Iterator[str]:
+    """Yield rows of an SDE: excess over the floor, tuned ratios, and FID of the paper."""
     for predictor, options in PREDICTORS.items():
         if (name, predictor) == ("sub-VP", "ancestral sampling"):
             continue  # It has no discrete chain.
-        fid = FID[name][predictor] if name in FID else ("",) * len(COLUMNS)
-        full = [f"{cell(options, each)} [{n}]" for each, n in zip(COLUMNS.values(), fid)]
-        yield row(name, predictor, *full), row(name, predictor, *(cell(options, c) for c in few))
+        cells = []
+        for title, column in COLUMNS.items():
+            chosen, note = column if "predictor" in column else options | column, ""
+            if title in TUNED:
+                tuned = {snr: measure(TUNED_ON, snr=snr, **chosen).value for snr in SNRS}
+                note = f", snr {min(SNRS, key=tuned.__getitem__)}"
+                chosen = chosen | {"snr": min(SNRS, key=tuned.__getitem__)}
+            elif column["corrector"] != "none":
+                chosen = chosen | {"snr": SNR[name]}
+            cells.append(f"{common.excess(measure(SEEDS, **chosen), floor).brief()}{note}")
+        for i, fid in enumerate(FID.get(name, {}).get(predictor, ()), -4):
+            cells[i] += f" [{fid}]"
+        yield row(name, predictor, *cells)
 
 
 def main(options: argparse.Namespace) -> None:
-    """Measure, and write both tables."""
+    """Measure, and write the table."""
     records, total = Records(Path(options.folder) / "table1.jsonl"), options.samples * len(SEEDS)
     sets = (draw(seed, total) for seed in range(1, FLOORS + 1))
     floor = common.mean(np.array([sliced_distance(quantiles(total), each) for each in sets]))
-    found = [
-        each for sde in SDES for each in rows(sde, measure_of(sde, records, options.samples), floor)
-    ]
-    full, few = zip(*found)
+    lines = header("SDE", "predictor", *COLUMNS)
+    for name in SDES:
+        lines += rows(name, measure_of(name, records, options.samples), floor)
     about = common.provenance("python -m studies.table1 --folder=DIR --write")
     text = f"Floor: {total:,} exact samples have the distance {floor} to the data."
-    titles = [title for n in STEPS for title in (f"P{n}", f"P{2 * n}", f"PC{n}")]
-    lines = [about, text, "", *header("SDE", "predictor", *COLUMNS), *full]
-    lines += ["", *header("SDE", "predictor", *titles), *few]
-    common.publish("sampling.md", {"table1": lines}, write=options.write)
+    common.publish("sampling.md", {"table1": [about, text, "", *lines]}, write=options.write)
 
 
 if __name__ == "__main__":
