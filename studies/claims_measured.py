@@ -104,7 +104,8 @@ def codes(*models: TrainedModel, seed: int, count: int) -> Found:
     """
     first, second = (_encode(model, seed, count) for model in models)
     others = np.roll(second, 1, axis=0)
-    return {"same": mean(rms(first - second)), "other": mean(rms(first - others))}
+    found = {"same": mean(rms(first - second)), "other": mean(rms(first - others))}
+    return found | {"size": mean(rms(first)), "other size": mean(rms(second))}
 
 
 def interpolation(model: TrainedModel, *, seed: int, count: int) -> Found:

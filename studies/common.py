@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import itertools
 import json
 import math
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
+from scipy import stats
 
 import datasets
 import score_sde
@@ -132,14 +134,20 @@ def images(model: TrainedModel, split: str) -> datasets.Images:
 # --- errors and verdicts --------------------------------------------------------------------------
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell"
-ERRORS = 2  # standard errors that a verdict requires
+LEVEL = 0.05  # of a test, for either side
 
 
 class Estimate(NamedTuple):
-    """A number and its standard error."""
+    """A number and its standard error.
+
+    A distance to images has two more fields: its `floor`, where training images are, and the
+    distances to `resampled` images.
+    """
 
     value: float
     stderr: float
+    floor: float = 0.0
+    resampled: Sequence[float] = ()
 
     def __str__(self) -> str:
         """Return the number and its error with two digits of the error, if it is known."""
@@ -148,6 +156,11 @@ class Estimate(NamedTuple):
         digits = max(0, 1 - math.floor(math.log10(self.stderr)))
         return f"{self.value:.{digits}f} +- {self.stderr:.{digits}f}"
 
+    def brief(self) -> str:
+        """Return 0.123(45) for 0.123 +- 0.045."""
+        value, *error = str(self).split(" +- ")
+        return value + "".join(f"({each.lstrip('0.')})" for each in error)
+
 
 def mean(values: np.ndarray) -> Estimate:
     """Return the mean of independent values (n,), and its standard error."""
@@ -155,30 +168,57 @@ def mean(values: np.ndarray) -> Estimate:
     return Estimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
 
 
+def excess(distance: Estimate, floor: Estimate) -> Estimate:
+    """Return (distance^2 - floor^2)^(1/2), or 0 if the distance is smaller, and its error.
+
+    The error is that of the square, to first order, or its root where that is smaller.
+    """
+    root = math.sqrt(max(distance.value**2 - floor.value**2, 0.0))
+    error = 2 * math.hypot(distance.value * distance.stderr, floor.value * floor.stderr)
+    return Estimate(root, error / max(2 * root, math.sqrt(error) or 1.0))
+
+
 def log_ratio(a: Estimate, b: Estimate) -> Estimate:
-    """Return log(a / b) of positive numbers with independent errors, to first order."""
+    """Return log(a / b) of positive numbers with independent errors, to first order.
+
+    Distances to the same resampled images are not independent; their ratios are `resampled`.
+    """
     error = math.hypot(a.stderr / a.value, b.stderr / b.value)
-    return Estimate(math.log(a.value / b.value), error)
+    resampled = [math.log(x / y) for x, y in zip(a.resampled, b.resampled)]
+    return Estimate(math.log(a.value / b.value), error, resampled=resampled)
 
 
 def combine(seeds: Sequence[Estimate]) -> Estimate:
-    """Return the mean over seeds, with an error over seeds and samples.
+    """Return the mean over seeds, with the error of this mean.
 
-    Its square is the variance over the seeds plus the mean square of their errors over samples,
-    divided by the number of seeds. The first term contains the second one in expectation. Adding it
-    again makes up for a variance that is estimated from few seeds, or from none for a single one.
+    Its square is the variance over the seeds, which contains that of their samples, divided by
+    their number, and that of a single seed is its own. Held-out images are the same for all seeds;
+    their variance is added where it is known.
     """
-    values, errors = np.array(seeds, np.float64).T
-    spread = values.var(ddof=1) if len(values) > 1 else 0.0
-    return Estimate(float(values.mean()), math.sqrt((spread + np.mean(errors**2)) / len(values)))
+    values = np.array([each.value for each in seeds])
+    variance = values.var(ddof=1) / len(seeds) if len(seeds) > 1 else seeds[0].stderr ** 2
+    resampled = np.mean([each.resampled for each in seeds], 0)
+    if resampled.size:
+        variance += resampled.var(ddof=1)
+    return Estimate(float(values.mean()), math.sqrt(variance), seeds[0].floor, list(resampled))
 
 
-def verdict(estimate: Estimate, margin: float) -> str:
-    """Return whether a number is larger than the margin, by ERRORS standard errors."""
-    difference, error = estimate.value - margin, ERRORS * estimate.stderr
-    if difference - error > 0:
-        return HOLDS
-    return FAILS if difference + error < 0 else UNKNOWN
+def judge(estimate: Estimate, margin: float, seeds: int) -> tuple[str, float]:
+    """Return whether a number is larger than a margin, and p for the side that it is on.
+
+    This is a t-test with an error from `seeds` values; that of one is taken for known.
+    """
+    shift = estimate.value - margin
+    shift *= 1 / estimate.stderr if estimate.stderr else math.inf
+    p = float(stats.t.sf(abs(shift), seeds - 1 if seeds > 1 else math.inf))
+    return (UNKNOWN if not p <= LEVEL else HOLDS if shift > 0 else FAILS), p
+
+
+def holm(p: Sequence[float]) -> float:
+    """Return the largest of these p that is significant at LEVEL by Holm's correction, or 0."""
+    found = sorted(p)
+    kept = itertools.takewhile(lambda i: found[i] <= LEVEL / (len(found) - i), range(len(found)))
+    return max((found[i] for i in kept), default=0.0)
 
 
 # --- commands and pages ---------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from studies import common
 from studies.common import Estimate
 from studies.posterior_priors import Mixture
 
-RESAMPLINGS = 40
+RESAMPLINGS, FLOORS = 40, 20
 HELD_OUT = 1000  # images of larger data sets that samples are compared with
 
 
@@ -74,43 +74,76 @@ def is_digits(model: TrainedModel) -> bool:
 
 
 @functools.cache
-def quantiles(model: TrainedModel) -> np.ndarray:
-    """Return the quantiles of the held-out images of a model's data set, in [-1, 1].
+def reference(model: TrainedModel) -> tuple[np.ndarray, np.ndarray]:
+    """Return held-out images of a model's data set in [-1, 1], and their weights.
 
     The classes of digits are weighted as in training.
     """
     if not is_digits(model):
         images = scale(held_out(model, HELD_OUT))
-        return weighted_quantiles(images, np.ones(len(images)))
+        return images, np.ones(len(images))
     train, test = (common.images(model, split) for split in ("train", "test"))
     known, drawn = (np.bincount(np.asarray(each.labels)) / len(each) for each in (train, test))
-    weights = (known / drawn)[np.asarray(test.labels)]
-    return weighted_quantiles(scale(digits(test)), weights)
+    return scale(digits(test.pixels)), (known / drawn)[np.asarray(test.labels)]
+
+
+@functools.cache
+def quantiles(model: TrainedModel) -> np.ndarray:
+    """Return the quantiles of the held-out images."""
+    return weighted_quantiles(*reference(model))
+
+
+@functools.cache
+def floor(model: TrainedModel, count: int) -> Estimate:
+    """Return the distance of `count` training images, drawn with replacement, to held-out ones.
+
+    Its error is the standard deviation over FLOORS draws.
+    """
+    train, found = common.images(model, "train"), []
+    for seed in range(FLOORS):
+        chosen = np.random.default_rng(seed).integers(0, len(train), count)
+        pixels = np.asarray(train.batch(chosen).pixels)
+        drawn = scale(digits(pixels) if is_digits(model) else pixels)
+        found.append(sliced_distance(quantiles(model), drawn))
+    return Estimate(float(np.mean(found)), float(np.std(found, ddof=1)))
+
+
+def estimated_distance(quantiles: np.ndarray, x: np.ndarray) -> Estimate:
+    """Return `sliced_distance`; its error is the standard deviation over resampled samples."""
+    rng, count = np.random.default_rng(0), len(x)
+    found = [
+        sliced_distance(quantiles, x[rng.integers(0, count, count)]) for _ in range(RESAMPLINGS)
+    ]
+    return Estimate(sliced_distance(quantiles, x), float(np.std(found, ddof=1)))
 
 
 def distance(model: TrainedModel, x: Array | np.ndarray) -> Estimate:
     """Return the distance of samples x (n, H, W, C) of a model to held-out images, in [-1, 1].
 
-    Its error is the standard deviation over resampled samples.
+    With its floor, and the distances to resampled held-out images. These have more noise, so the
+    mean of their squares is that of the distance, to first order.
     """
-    known, images = quantiles(model), scale(model.to_images(jnp.asarray(x)))
-    rng, count = np.random.default_rng(0), len(images)
-    resampled = [
-        sliced_distance(known, images[rng.integers(0, count, count)]) for _ in range(RESAMPLINGS)
-    ]
-    return Estimate(sliced_distance(known, images), float(np.std(resampled, ddof=1)))
+    images, rng = scale(model.to_images(jnp.asarray(x))), np.random.default_rng(0)
+    found, (known, weights) = estimated_distance(quantiles(model), images), reference(model)
+    squares = []
+    for _ in range(RESAMPLINGS):
+        chosen = rng.integers(0, len(known), len(known))
+        resampled = weighted_quantiles(known[chosen], weights[chosen])
+        squares.append(sliced_distance(resampled, images) ** 2)
+    others = found.value + (np.array(squares) - np.mean(squares)) / (2 * found.value)
+    return found._replace(floor=floor(model, len(images)).value, resampled=others.tolist())
 
 
-def digits(images: datasets.Images) -> np.ndarray:
+def digits(pixels: np.ndarray | Array) -> np.ndarray:
     """Return digits of 17 grey levels as uint8 images (n, 8, 8, 1)."""
-    return np.round(np.asarray(images.pixels) * (255 / 16)).astype(np.uint8)
+    return np.round(np.asarray(pixels) * (255 / 16)).astype(np.uint8)
 
 
 @functools.cache
 def classifier() -> LogisticRegression:
     """Return a logistic regression on the training digits, scaled to [-1, 1]."""
     train = datasets.load(get_default_configs().data, "train")
-    x = scale(digits(train)).reshape(len(train), -1)
+    x = scale(digits(train.pixels)).reshape(len(train), -1)
     return LogisticRegression(max_iter=2000).fit(x, np.asarray(train.labels))
 
 

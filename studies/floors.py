@@ -18,26 +18,17 @@ from benchmarks.tables import header, row
 from score_sde import TrainedModel, operators
 from studies import common
 from studies.claims_measured import SHARE, classes
-from studies.common import Estimate
-from studies.distances import digits, held_out, quantiles, scale, sliced_distance
+from studies.distances import floor, held_out
 
 OPTIONS = {"write": False}
-COUNTS, DRAWS = (1000, 5000), 20
+COUNTS = (1000, 5000)
 IMAGES, SAMPLES = 100, 2  # held-out digits, and posterior samples of each
 
 
 def floors(model: TrainedModel) -> list[str]:
     """Return the distances of training digits, drawn with replacement, to the held-out ones."""
-    images, lines = scale(digits(common.images(model, "train"))), header("samples", "floor")
-    for count in COUNTS:
-        drawn = (
-            np.random.default_rng(seed).integers(len(images), size=count) for seed in range(DRAWS)
-        )
-        found = [sliced_distance(quantiles(model), images[chosen]) for chosen in drawn]
-        lines.append(
-            row(str(count), str(Estimate(float(np.mean(found)), float(np.std(found, ddof=1)))))
-        )
-    return lines
+    lines = header("samples", "floor")
+    return [*lines, *(row(str(count), str(floor(model, count))) for count in COUNTS)]
 
 
 def inpainted(model: TrainedModel) -> dict[str, np.ndarray]:

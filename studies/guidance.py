@@ -19,7 +19,6 @@ import argparse
 import functools
 import itertools
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,16 +88,6 @@ def distance_to_nearest(x: np.ndarray, training: np.ndarray) -> np.ndarray:
     return cdist(x, training).min(1)
 
 
-def excess(distance: Estimate, floor: Estimate) -> Estimate:
-    """Return (distance^2 - floor^2)^(1/2), or 0 if the distance is smaller, and its error.
-
-    The error is that of the square, to first order, or its root where that is smaller.
-    """
-    root = math.sqrt(max(distance.value**2 - floor.value**2, 0.0))
-    error = 2 * math.hypot(distance.value * distance.stderr, floor.value * floor.stderr)
-    return Estimate(root, error / max(2 * root, math.sqrt(error) or 1.0))
-
-
 def measure(data: learned.Data, draw: Callable[[int], tuple[np.ndarray, float]]) -> Record:
     """Return the distance of images to held-out ones, and correct classes, over SEEDS seeds.
 
@@ -162,7 +151,7 @@ def distances(folder: Path, font: str | None) -> list[str]:
             found = records.cached(key, functools.partial(measure, data, draw))
             rows.append(found | {"title": title, "distance": Estimate(*found["distance"])})
             if len(rows) > 1:
-                rows[-1]["beyond"] = excess(rows[-1]["distance"], rows[0]["distance"])
+                rows[-1]["beyond"] = common.excess(rows[-1]["distance"], rows[0]["distance"])
         lines += [f"{name}, {len(data.test)} images:".capitalize(), "", *table(rows, COLUMNS), ""]
     return lines
 
@@ -191,7 +180,7 @@ def classify(folders: list[str], picture: str | None) -> None:
         result = json.loads((folder / "results.json").read_text())["samples"]
         samples, guidance = images.reshape(len(images), -1) * (16 / 255), result["guidance"]
         correct = classifier.predict(samples) == classes
-        share, error = (100 * value for value in mean(correct))
+        share, error = mean(100.0 * correct)[:2]
         relative = spread(samples, classes) / spread(x, np.asarray(train.labels))
         outliers = (distance_to_nearest(samples, x) > far).mean()
         cells = folder.parent.name, guidance["kind"], f"{guidance['scale']:g}"
