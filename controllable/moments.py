@@ -15,6 +15,8 @@ from controllable.operators import linear
 from sde_lib import SDE, Score
 from solvers.loop import standard_normal
 
+POINTS = 32  # of x_0, at which a function is compared with its linearization
+LARGEST = 1e15  # of differences, so that their squares are finite
 NEGLIGIBLE = 1e-6  # the smallest eigenvalue of C / s^2; rounding may give one below 0
 
 einsum, matmul = linear.einsum, linear.matmul
@@ -98,7 +100,26 @@ class LocalModel:
         slope = jax.vmap(along, in_axes=-1, out_axes=-1)(axes)
         noise_var = jnp.broadcast_to(near.noise_var, near.residual.shape)
         residual, noise_var = (each.reshape(count, -1) for each in (near.residual, noise_var))
-        return residual, slope, noise_var, jnp.zeros(count)
+        offset, rest = self._nonlinear_part(mean, variances, axes, residual, slope)
+        return residual - offset, slope, noise_var + rest, jnp.zeros(count)
+
+    def _nonlinear_part(
+        self, mean: Array, variances: Array, axes: Array, residual: Array, slope: Array
+    ) -> tuple[Array, Array]:
+        """Return mean and variance (N, M) of f(x_0) minus its linearization, by POINTS of x_0.
+
+        They count as noise of y, so that y has little effect until the linearization holds.
+        """
+        z = np.random.default_rng(0).normal(size=(POINTS // 2, self._size)).astype(np.float32)
+        offsets = jnp.sqrt(variances) * np.concatenate([z, -z])[:, None]  # (POINTS, N, D)
+        x = mean + einsum("nij,knj->kni", axes, offsets)
+
+        def predict(x: Array) -> Array:
+            return self._measurement.predict(x.reshape(-1, *self._shape)).reshape(residual.shape)
+
+        found = jax.lax.map(predict, x) - predict(mean) - einsum("nmd,knd->knm", slope, offsets)
+        found = jnp.clip(jnp.where(jnp.isnan(found), 0, found), -LARGEST, LARGEST)
+        return found.mean(0), found.var(0)
 
     def _expand(self, mean: Array, stds: Array, axes: Array) -> tuple[Array, ...]:
         """Return `_linearize` of a log-likelihood: its expansion to second order at D.

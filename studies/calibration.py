@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from api import calibration
 from api.calibration import Calibration
@@ -23,6 +21,7 @@ from score_sde import Prior, operators
 from sde_lib import SDE, VPSDE
 from studies import common
 from studies.posterior_cases import FOUR
+from studies.posterior_own import exact_score
 from studies.posterior_priors import Mixture, random_modes
 
 OPTIONS = {"repetitions": 25, "write": False}
@@ -90,13 +89,7 @@ def modes(dims: int = DIMS) -> tuple[Mixture, np.ndarray]:
 
 def prior_of(mixture: Mixture, sde: SDE) -> Prior:
     """Return the prior with the exact score of a mixture."""
-    arrays = tuple(map(jnp.asarray, mixture.arrays))
-
-    def score(x: Array, t: Array) -> Array:
-        alpha, std = sde.alpha(t)[:, None], sde.std(t)[:, None]
-        return Mixture.score(arrays, x / alpha, std / alpha) / alpha
-
-    return Prior(score, sde, mixture.means.shape[1:])
+    return Prior(exact_score(mixture, sde), sde, mixture.means.shape[1:])
 
 
 def judge_exact(rng: np.random.Generator, count: int) -> Calibration:

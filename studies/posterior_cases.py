@@ -10,15 +10,24 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.datasets import load_digits
 
 from errors import NotFiniteError
-from sde_lib import VPSDE
-from studies.posterior_priors import ENTRIES, Increments, Mixture, gibbs, increments, random_modes
+from sde_lib import SDE, VPSDE
+from studies.posterior_priors import (
+    ENTRIES,
+    Increments,
+    Mixture,
+    Points,
+    gibbs,
+    increments,
+    random_modes,
+)
 
-SDE = VPSDE()
+VP = VPSDE()
 INTERVAL = 0.05, 0.95  # the quantiles at the ends of intervals
 CALLS: Counter[str] = Counter()
 """How often a score ("evaluations"), and the gradient of a function of it, were evaluated."""
@@ -35,9 +44,11 @@ class Problem(NamedTuple):
       shares: by the number of y, the function of events (N, D) to the shares that are compared;
         empty for signals.
       log_evidence: log p(y) (B,), if it is known.
+      operator: as `Prior.posterior` takes it; None for that of the matrix.
+      sde: the SDE of the scores.
     """
 
-    prior: Mixture | Increments
+    prior: Mixture | Increments | Points
     matrix: np.ndarray
     noise: float
     y: np.ndarray
@@ -45,6 +56,8 @@ class Problem(NamedTuple):
     others: np.ndarray
     shares: Sequence[Callable[[np.ndarray], np.ndarray]] = ()
     log_evidence: np.ndarray | None = None
+    operator: Any = None
+    sde: SDE = VP
 
     def errors(self, x: np.ndarray) -> dict[str, float]:
         """Return the errors of samples x (B, N, D) given each y.
@@ -95,17 +108,23 @@ MIXTURES: dict[str, tuple[Mixture | Increments, np.ndarray, float]] = {
 @functools.cache
 def mixture_problem(name: str, count: int, draws: int = 4096) -> Problem:
     """Return a problem of MIXTURES with `count` measurements, and exact draws of each."""
-    (prior, matrix, noise), rng = MIXTURES[name], np.random.default_rng(100)
-    mixture = prior.mixture() if isinstance(prior, Increments) else prior
+    return linear_problem(*MIXTURES[name], np.random.default_rng(100), count, draws)
+
+
+def linear_problem(
+    prior: Mixture | Increments | Points,
+    matrix: np.ndarray,
+    noise: float,
+    rng: np.random.Generator,
+    count: int,
+    draws: int,
+) -> Problem:
+    """Return the problem of a prior that is a mixture, with `count` measurements."""
+    mixture = prior if isinstance(prior, Mixture) else prior.mixture()
     y = prior.draw(rng, count) @ matrix.T + noise * rng.normal(size=(count, len(matrix)))
     found, logs = zip(*(mixture.posterior(matrix, each, noise) for each in y))
     exact, others = (np.stack([each.draw(rng, draws) for each in found]) for _ in range(2))
-
-    def share_of_large(x: np.ndarray) -> np.ndarray:
-        return 2 / x.shape[1] * (np.abs(x) > 0.2).mean(0)
-
-    is_sparse = isinstance(prior, Increments)
-    shares = [share_of_large if is_sparse else each.shares for each in found]
+    shares = [each.shares if prior is mixture else prior.shares for each in found]
     return Problem(prior, matrix, noise, y, exact, others, shares, np.array(logs))
 
 
@@ -146,6 +165,27 @@ def signal_problem(
     halves = found.reshape(2, chains // 2, count, sweeps, -1).swapaxes(1, 2)
     exact, others = halves.reshape(2, count, -1, ENTRIES)
     return Problem(prior, matrix, SIGNAL_NOISE, y, exact, others)
+
+
+HALVES = np.kron(np.eye(2), np.full(4, 0.25))  # from 8 entries to the means of both halves
+DIGITS = {
+    "means of 4x4 pixels, noise 0.05": (np.kron(HALVES, HALVES), 0.05),
+    "every fourth pixel, noise 0.3": (np.eye(ENTRIES)[2::4], 0.3),
+}
+"""Matrix and noise of problems of digits."""
+POINTS, WIDTH = 500, 0.15
+
+
+@functools.cache
+def digits_problem(name: str, count: int) -> Problem:
+    """Return a problem of DIGITS with `count` measurements.
+
+    The prior has a narrow Gaussian around each of POINTS digits in [-1, 1]. So its score, the
+    posterior and log p(y) are known in closed form.
+    """
+    grey, labels = map(np.asarray, load_digits(return_X_y=True))
+    prior = Points(grey[:POINTS] / 8 - 1, labels[:POINTS], WIDTH)
+    return linear_problem(prior, *DIGITS[name], np.random.default_rng(100), count, 2048)
 
 
 Draw = Callable[[float], tuple[np.ndarray, dict[str, float]]]

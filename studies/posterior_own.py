@@ -14,31 +14,38 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from api.weighted import WeightedPosterior
 from controllable.methods import METHODS
 from controllable.operators import Operator
 from score_sde import Prior, TrainedModel, operators
-from studies.posterior_cases import CALLS, SDE, Problem
+from sde_lib import SDE
+from studies.posterior_cases import CALLS, Problem
+
+DEFAULT = "default"  # of `Prior.posterior`
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["function", "counted"]
+    jax.tree_util.register_dataclass,
+    data_fields=["arrays"],
+    meta_fields=["function", "sde", "counted"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class CountedScore:
-    """The score of x_t with SDE for events of a prior.
+    """The score of x_t for events of a prior.
 
     Attributes:
-      arrays, function: those of the prior.
+      arrays, function: those of the prior; `function` is its score.
       counted: whether CALLS counts evaluations and gradients; only reverse mode is possible then.
     """
 
     arrays: tuple[Array, ...]
     function: Callable[..., Array]
-    counted: bool
+    sde: SDE
+    counted: bool = False
 
     def __call__(self, x: Array, t: Array) -> Array:
         """Return the score (B, D) of states x (B, D) at times t (B,)."""
-        alpha, std = SDE.alpha(t)[:, None], SDE.std(t)[:, None]
+        alpha, std = self.sde.alpha(t)[:, None], self.sde.std(t)[:, None]
         if self.counted:
             _count("evaluations")
             x = _counting(x)
@@ -77,27 +84,34 @@ def _operator(matrix: bytes, rows: int) -> Operator:
     return operators.dense((values.shape[1],), values)
 
 
+def exact_score(prior: Any, sde: SDE, *, counted: bool = False) -> CountedScore:
+    """Return the score of one of `studies.posterior_priors`."""
+    arrays = tuple(jnp.asarray(each) for each in prior.arrays)
+    return CountedScore(arrays, type(prior).score, sde, counted)
+
+
 def draw(
     method: str, steps: int, problem: Problem, count: int, scale: float
-) -> tuple[np.ndarray, dict[str, float]]:
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Return `count` samples given each y (B, count, D), and what weighted ones state.
 
-    `scale` is the step size of 'dps'. Derivatives along each entry count as gradients.
+    `scale` is the step size of "dps". Derivatives along each entry count as gradients. Costs are
+    those of a sample, for which "smc" has several particles. By DEFAULT, the posterior chooses the
+    method.
     """
-    is_weighted, size = METHODS[method].condition is None, problem.matrix.shape[1]
-    arrays = tuple(jnp.asarray(each) for each in problem.prior.arrays)
-    score = CountedScore(arrays, type(problem.prior).score, counted=not is_weighted)
+    size, own = problem.matrix.shape[1], METHODS.get(method)
+    is_weighted = own is None or own.condition is None
     std = {"prior_std": problem.prior.std}
     options = {"dps": {"scale": scale}, "pigdm": std, "weighted_pigdm": std, "daps": std}
-    chosen: dict[str, Any] = options.get(method, {})
-    if METHODS[method].steps == 1:  # Importance weights; `smc` has its default.
-        chosen = chosen | {"particles": count}
-    posterior = Prior(score, SDE, (size,)).posterior(
+    if own and own.steps == 1:  # Importance weights; "smc" has its default.
+        options[method] = options.get(method, {}) | {"particles": count}
+    score = exact_score(problem.prior, problem.sde, counted=not is_weighted)
+    posterior = Prior(score, problem.sde, (size,)).posterior(
         jnp.asarray(problem.y, jnp.float32),
-        _operator(problem.matrix.tobytes(), len(problem.matrix)),
+        problem.operator or _operator(problem.matrix.tobytes(), len(problem.matrix)),
         noise=problem.noise,
-        method=method,
-        **chosen,
+        method=method if own else None,
+        **options.get(method, {}),
     )
     jax.effects_barrier()
     CALLS.clear()
@@ -106,20 +120,21 @@ def draw(
     drawn = posterior.draw(sampler, count, jax.random.key(1), batch_size=batch)
     x = np.asarray(drawn.x, np.float64).reshape(len(problem.y), count, size)
     jax.effects_barrier()
-    if not is_weighted:
+    if not isinstance(posterior, WeightedPosterior):
         return x, {}
-    CALLS["evaluations"] = int(drawn.nfe.max())
+    CALLS["evaluations"] = int(drawn.nfe.max()) * posterior.particles(count) // count
     CALLS["gradients"] = CALLS["evaluations"] * size
     return x, _judge(problem, drawn.weights)
 
 
-def _judge(problem: Problem, weights: Any) -> dict[str, float]:
-    """Return the errors of log p(y), that which is stated, and effective sizes in percent."""
+def _judge(problem: Problem, weights: Any) -> dict[str, Any]:
+    """Return errors of log p(y), those which are stated, and effective sizes in percent."""
     sizes = 100 * np.asarray(weights.effective_size)
     found = {"size": float(np.median(sizes)), "smallest": float(sizes.min())}
     if problem.log_evidence is None:
         return found
-    gaps = np.abs(np.asarray(weights.log_evidence) - problem.log_evidence)
+    gaps = np.asarray(weights.log_evidence) - problem.log_evidence
     stated = math.sqrt(np.mean(np.square(weights.log_evidence_error)))
-    rms = math.sqrt(np.mean(gaps**2))
-    return found | {"log_rms": rms, "log_largest": float(gaps.max()), "stated": stated}
+    rms, largest = math.sqrt(np.mean(gaps**2)), float(np.abs(gaps).max())
+    found |= {"log_rms": rms, "log_largest": largest, "stated": stated}
+    return found | {"sizes": sizes.tolist(), "gaps": gaps.tolist()}

@@ -54,9 +54,12 @@ class Mixture(NamedTuple):
         variances = np.diagonal(self.covariances, axis1=1, axis2=2) + (self.means - mean) ** 2
         return math.sqrt((self.weights @ variances).mean())
 
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Return events (count, D)."""
-        number = rng.choice(len(self.weights), count, p=self.weights)
+    def draw(
+        self, rng: np.random.Generator, count: int, number: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Return events (count, D), of random components or of those with a number (count,)."""
+        if number is None:
+            number = rng.choice(len(self.weights), count, p=self.weights)
         values, vectors = np.linalg.eigh(self.covariances)
         z = np.sqrt(np.maximum(values, 0))[number] * rng.normal(size=(count, values.shape[1]))
         return self.means[number] + np.einsum("nde,ne->nd", vectors[number], z)
@@ -73,24 +76,91 @@ class Mixture(NamedTuple):
         rest = (rest + rest.swapaxes(1, 2)) / 2
         return Mixture(softmax(logs), means, rest), float(np.logaddexp.reduce(logs))
 
-    def shares(self, x: np.ndarray) -> np.ndarray:
-        """Return the share of the events x (N, D) that are most likely of each component (K,)."""
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """Return the logarithms of each weight times its density at events x (N, D); (N, K)."""
         values, vectors = np.linalg.eigh(self.covariances + 1e-12 * np.eye(x.shape[1]))
         along = np.einsum("nkd,kde->nke", x[:, None] - self.means, vectors)
-        logs = np.log(self.weights + NEVER) - 0.5 * (along**2 / values + np.log(values)).sum(-1)
-        return np.bincount(logs.argmax(1), minlength=len(self.weights)) / len(x)
+        logs = along**2 / values + np.log(2 * np.pi * values)
+        return np.log(self.weights + NEVER) - 0.5 * logs.sum(-1)
+
+    def shares(self, x: np.ndarray) -> np.ndarray:
+        """Return the share of the events x (N, D) that are most likely of each component (K,)."""
+        return np.bincount(self.logits(x).argmax(1), minlength=len(self.weights)) / len(x)
+
+    def measured(self, matrix: np.ndarray) -> Mixture:
+        """Return the distribution of matrix x."""
+        return Mixture(self.weights, self.means @ matrix.T, matrix @ self.covariances @ matrix.T)
+
+    def given(self, matrix: np.ndarray, z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return an event (N, D) with matrix x = z for each z (N, M)."""
+        measured = self.measured(matrix)
+        logits = measured.logits(z)
+        number = (logits + rng.gumbel(size=logits.shape)).argmax(1)
+        gain = self.covariances @ matrix.T @ np.linalg.inv(measured.covariances)
+        x = self.draw(rng, len(z), number)
+        return x + np.einsum("ndm,nm->nd", gain[number], z - x @ matrix.T)
 
 
 def random_modes(
-    weights: np.ndarray, entries: int, spread: float, widths: tuple[float, float], measured: int
+    weights: np.ndarray,
+    entries: int,
+    spread: float,
+    widths: tuple[float, float],
+    measured: int,
+    seed: int = 7,
 ) -> tuple[Mixture, np.ndarray]:
     """Return a mixture of random modes, and a random matrix (measured, entries)."""
-    rng, count = np.random.default_rng(7), len(weights)
+    rng, count = np.random.default_rng(seed), len(weights)
     means = spread * rng.normal(size=(count, entries))
     axes = np.linalg.qr(rng.normal(size=(count, entries, entries)))[0]
     variances = rng.uniform(*widths, (count, 1, entries)) ** 2
     matrix = rng.normal(size=(measured, entries)) / math.sqrt(entries)
     return Mixture(weights, means, axes * variances @ axes.swapaxes(1, 2)), matrix
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+class Points(NamedTuple):
+    """Gaussians N(means[k], width^2 I) of equal weights, with labels (K,) below 10."""
+
+    means: np.ndarray
+    labels: np.ndarray
+    width: float
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """What `score` takes: means, and the variance."""
+        return np.float32(self.means), np.float32(self.width**2)
+
+    @staticmethod
+    def score(arrays: tuple[Array, ...], u: Array, level: Array) -> Array:
+        """Return the score of u (B, D) at noise levels (B, 1)."""
+        means, variance = arrays
+        total = variance + level**2
+        products = u @ means.T - 0.5 * jnp.square(means).sum(1)
+        return (jax.nn.softmax(products / total) @ means - u) / total
+
+    @property
+    def std(self) -> float:
+        """The standard deviation of an entry, as a root mean square over entries."""
+        return math.hypot(np.sqrt(self.means.var(0).mean()), self.width)
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Return events (count, D)."""
+        chosen = self.means[rng.integers(0, len(self.means), count)]
+        return chosen + self.width * rng.normal(size=chosen.shape)
+
+    def shares(self, x: np.ndarray) -> np.ndarray:
+        """Return the share of the events x (N, D) whose nearest mean has each label."""
+        nearest = (x @ self.means.T - 0.5 * np.square(self.means).sum(1)).argmax(1)
+        return np.bincount(self.labels[nearest], minlength=10) / len(x)
+
+    def mixture(self) -> Mixture:
+        """Return the same distribution."""
+        count, size = self.means.shape
+        covariances = np.tile(self.width**2 * np.eye(size), (count, 1, 1))
+        return Mixture(np.full(count, 1 / count), self.means, covariances)
 
 
 # --- increments -----------------------------------------------------------------------------------
@@ -142,6 +212,10 @@ class Increments(NamedTuple):
         shape = (count, self.entries)
         number = rng.choice(len(self.weights), shape, p=self.weights)
         return np.sqrt(self.variances[number]) * rng.normal(size=shape)
+
+    def shares(self, x: np.ndarray) -> np.ndarray:
+        """Return the shares of the entries of events (N, D) that are large, for two components."""
+        return 2 / x.shape[1] * (np.abs(x) > 0.2).mean(0)
 
     def mixture(self) -> Mixture:
         """Return the same distribution with a component for each combination of variances."""

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from studies.posterior_cases import CALLS, SDE, Problem
+from studies.posterior_cases import CALLS, VP, Problem
 
 load = importlib.import_module
 Tensor = Any
@@ -85,7 +85,7 @@ def _function(name: str, compute: Callable[..., jax.Array], gradient: Any = None
 
 def scales_at(t: Tensor) -> tuple[Tensor, Tensor]:
     """Return alpha(t) and std(t) of the SDE, for a tensor t."""
-    alpha, std = (_tensor(scale(jnp.asarray(t.numpy()))) for scale in (SDE.alpha, SDE.std))
+    alpha, std = (_tensor(scale(jnp.asarray(t.numpy()))) for scale in (VP.alpha, VP.std))
     return alpha, std
 
 
@@ -147,7 +147,7 @@ def _deepinv(method: str, steps: int, problem: Problem, y: Tensor, scale: float)
     model = sampling.PosteriorDiffusion(
         data_fidelity=fidelity,
         denoiser=Denoiser(),
-        sde=sampling.VariancePreservingDiffusion(beta_min=SDE.beta_min, beta_max=SDE.beta_max),
+        sde=sampling.VariancePreservingDiffusion(beta_min=VP.beta_min, beta_max=VP.beta_max),
         solver=(sampling.DDPMSolver if method == "DPS" else sampling.DDIMSolver)(times),
         minus_one_one=False,
     )

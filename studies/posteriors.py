@@ -4,7 +4,8 @@ python -m studies.posteriors [NAMES ...] [--records=.cache/posteriors.jsonl] [--
 
 Prints tables of docs/inverse_problems.md and, with --write, puts them into the page. NAMES are
 those of tables and samplers, such as `mixtures draws smc`; only their rows are measured and
-replaced. All samplers get the same exact scores of `studies.posterior_cases`, with the VP SDE.
+replaced. All samplers get the same exact scores of `studies.posterior_cases`, with the VP SDE, or
+of `studies.posterior_unseen`.
 Results are kept in the records, so that a run resumes. `pip install azula deepinv` installs the
 other libraries; without them, only their recorded results are shown.
 """
@@ -23,39 +24,49 @@ import jax
 import numpy as np
 
 from benchmarks.records import Record, Records
-from benchmarks.tables import block, header, row, versions
+from benchmarks.tables import block, header, read_table, row, versions
 from controllable.methods import METHODS
 from errors import InputError
 from studies import common, posterior_own, posterior_torch
 from studies.posterior_cases import (
+    DIGITS,
     MIXTURES,
     SIGNAL_NOISE,
     SIGNALS,
     Problem,
+    digits_problem,
     measure,
     mixture_problem,
     signal_problem,
 )
+from studies.posterior_unseen import CASES, unseen_problem, unseen_table
 
 OPTIONS = {"names": [], "records": ".cache/posteriors.jsonl", "write": False}
-SIZES = {"mixtures": (16, 504), "signals": (4, 252)}  # measurements, and draws given each
+SIZES = {"mixtures": (16, 504), "signals": (4, 252), "digits": (4, 252), "unseen": (4, 252)}
 STEPS = {"guided": 60, "pc": 200}  # The latter also of each DPS; `smc` has its own default.
 OWN, EXACT, SMC = "this code", "exact", "this code: `smc`"
 MODULES = {OWN: "studies.posterior_own", EXACT: "studies.posterior_cases"}  # for keys of results
 OF_DPS = 0.03, 0.1, 0.3  # its step sizes, in the units of each library
 SCALES = {OWN: OF_DPS, "azula": OF_DPS, "deepinv": (0.5, 2.0, 10.0)}
-Makers = Mapping[str, Callable[[], Problem]]
-MIXTURE_MAKERS: Makers = {
-    name: functools.partial(mixture_problem, name, SIZES["mixtures"][0]) for name in MIXTURES
+Makers = Mapping[str, Callable[[int], Problem]]
+"""Functions from a number of measurements to problems, by name."""
+MAKERS: dict[str, Makers] = {
+    "mixtures": {name: functools.partial(mixture_problem, name) for name in MIXTURES},
+    "signals": {
+        ", ".join(each): functools.partial(signal_problem, *each)
+        for each in (  # Each operator and each distribution of increments once, at least.
+            *(("missing", "Gaussian"), ("blur", "Laplace")),
+            *(("blur", "Bernoulli-Laplace"), ("Fourier", "Student")),
+        )
+    },
+    "digits": {name: functools.partial(digits_problem, name) for name in DIGITS},
+    "unseen": {f"unseen {i}": functools.partial(unseen_problem, i) for i in range(CASES)},
 }
-SIGNAL_MAKERS: Makers = {
-    ", ".join(each): functools.partial(signal_problem, *each, SIZES["signals"][0])
-    for each in (
-        *(("missing", "Gaussian"), ("blur", "Laplace")),
-        *(("blur", "Bernoulli-Laplace"), ("Fourier", "Student")),
-    )
+CELLS = {
+    "mixtures": "{weights:.3f} / {mean:.3f}",
+    "signals": "{mean:.3f} / {std:.3f} / {coverage:.0f} %",
+    "digits": "{weights:.3f} / {mean:.3f} / {std:.3f}",
 }
-"""Each operator and each distribution of increments once, at least."""
 EFFECTIVE = "{size:.0f} % ({smallest:.0f} %)"
 Results = dict[str, dict[str, Record]]
 """By the title of the sampler and the name of the problem."""
@@ -76,9 +87,9 @@ class Contestant(NamedTuple):
         kind = "pc" if is_dps or (own and own.requires_pc) else "guided"
         return (own.steps if own else 0) or STEPS[kind], SCALES[self.library] if is_dps else (1.0,)
 
-    def measure(self, make: Callable[[], Problem], count: int) -> Record:
+    def measure(self, problem: Problem, count: int) -> Record:
         """Return the errors of `count` samples for each y, and costs."""
-        problem, (steps, scales) = make(), self.settings
+        steps, scales = self.settings
 
         def draw(scale: float) -> tuple[np.ndarray, Record]:
             if self.library == EXACT:
@@ -93,13 +104,22 @@ class Contestant(NamedTuple):
 
 
 ADAPTIVE = [name for name, method in METHODS.items() if method.steps == 1]  # The slowest.
-CONTESTANTS = [
-    Contestant(EXACT, "draws"),
-    *(Contestant(OWN, name) for name in reversed(METHODS) if name not in ADAPTIVE),
+ON_DIGITS = "smc", "moment_matching", "dps", "daps"
+PEERS = [
     *(Contestant("azula", method) for method in ("DPS", "PiGDM", "MMPS")),
     *(Contestant("deepinv", method) for method in ("DPS", "PiGDM", "moment matching")),
-    *(Contestant(OWN, name) for name in ADAPTIVE),
 ]
+FAST = [
+    Contestant(EXACT, "draws"),
+    *(Contestant(OWN, name) for name in reversed(METHODS) if name not in ADAPTIVE),
+    *PEERS,
+]
+CONTESTANTS = {
+    "mixtures": [*FAST, *(Contestant(OWN, name) for name in ADAPTIVE)],
+    "signals": FAST,
+    "digits": [Contestant(EXACT, "draws"), *(Contestant(OWN, name) for name in ON_DIGITS)],
+    "unseen": [Contestant(EXACT, "draws"), Contestant(OWN, posterior_own.DEFAULT)],
+}
 
 
 def measure_all(
@@ -113,15 +133,24 @@ def measure_all(
     for each in contestants:
         title, settings = f"{each.library}: `{each.method}`", [sizes, *each, *each.settings]
         module = MODULES.get(each.library, "studies.posterior_torch")
-        keys = {name: common.key([name, *settings], module) for name in problems}
+        keys = {name: common.key([name, *settings, _code_of(name)], module) for name in problems}
         is_missing = each.library not in MODULES and importlib.util.find_spec(each.library) is None
         if is_missing and any(map(records.is_missing, keys.values())):
             print(f"{title} is skipped: {each.library} is not installed.", flush=True)
             continue
         for name, make in problems.items():
-            compute = functools.partial(each.measure, make, sizes[1])
+
+            def compute(each: Contestant = each, make: Callable = make) -> Record:
+                return each.measure(make(sizes[0]), sizes[1])
+
             results.setdefault(title, {})[name] = records.cached(keys[name], compute)
     return results
+
+
+def _code_of(name: str) -> str:
+    """Return a key of the code of a problem."""
+    kind = "unseen" if name in MAKERS["unseen"] else "cases"
+    return common.key(name, f"studies.posterior_{kind}")
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -159,24 +188,45 @@ def evidence_table(found: Mapping[str, Record]) -> list[str]:
     return [*lines, *(form.format(name, **found[name]) for name in MIXTURES)]
 
 
-def mixture_tables(records: Records, contestants: Sequence[Contestant]) -> list[str]:
-    """Measure mixtures, and return their tables."""
-    found = measure_all(records, contestants, MIXTURE_MAKERS, SIZES["mixtures"])
-    lines = table(found, {name: name for name in MIXTURES}, "{weights:.3f} / {mean:.3f}")
-    return [*lines, *(evidence_table(found[SMC]) if SMC in found else [])]
-
-
-def signal_table(records: Records, contestants: Sequence[Contestant]) -> list[str]:
-    """Measure signals, and return their table with the effective sizes of `smc`."""
-    chosen = [each for each in contestants if each.method not in ADAPTIVE]
-    found = measure_all(records, chosen, SIGNAL_MAKERS, SIZES["signals"])
-    about = "; ".join(f"{name}: {title}" for name, title in SIGNALS.items())
-    lines = [f"Noise {SIGNAL_NOISE}. {about[0].upper()}{about[1:]}.", ""]
-    columns = {name: name for name in SIGNAL_MAKERS}
-    lines += table(found, columns, "{mean:.3f} / {std:.3f} / {coverage:.0f} %")
-    if SMC in found:
-        sizes = [EFFECTIVE.format(**each) for each in found[SMC].values()]
+def tables(kind: str, found: Results) -> list[str]:
+    """Return the tables of a kind of problems."""
+    if kind == "unseen":
+        return unseen_table(*(list(each.values()) for each in found.values()))
+    weighted, lines = found.get(SMC, {}), []
+    if kind == "signals":
+        about = "; ".join(f"{name}: {title}" for name, title in SIGNALS.items())
+        lines = [f"Noise {SIGNAL_NOISE}. {about[0].upper()}{about[1:]}.", ""]
+    lines += table(found, {name: name for name in MAKERS[kind]}, CELLS[kind])
+    if weighted and kind == "mixtures":
+        return lines + evidence_table(weighted)
+    if weighted:
+        sizes = [EFFECTIVE.format(**each) for each in weighted.values()]
         lines.append(f"Effective sizes of `smc`, median (smallest): {', '.join(sizes)}.")
+    return lines
+
+
+def cost_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return what effective draws cost, from the rows of the table of mixtures.
+
+    The error of the mean of n exact draws is about 1 / sqrt(n). So the square of their error,
+    relative to that of as many samples, is the number of effective draws for each sample.
+    """
+    lines = header(
+        *("sampler", "evaluations, gradients for a draw", "effective draws for 100, median"),
+        *("least", "evaluations", "gradients for an effective draw, median"),
+    )
+
+    def errors(each: Mapping[str, str]) -> np.ndarray:
+        cells = [each[name].split(" / ") for name in MIXTURES]
+        return np.array([float(cell[-1]) if len(cell) > 1 else np.nan for cell in cells])
+
+    for each in rows[1:]:
+        shares = np.square(errors(rows[0]) / errors(each))
+        most = [int(each[name].split()[-1]) for name in ("evaluations", "gradients")]
+        share = float(np.nanmedian(shares))
+        numbers = 100 * share, 100 * np.nanmin(shares), *(cost / share for cost in most)
+        cells = (f"{number:.3g}" for number in numbers)
+        lines.append(row(each["sampler"], "{}, {}".format(*most), *cells))
     return lines
 
 
@@ -186,21 +236,24 @@ def main(options: argparse.Namespace) -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # Callbacks of scores may block it.
     warnings.simplefilter("ignore")  # Effective sizes are in the tables.
     records, names = Records(options.records), options.names
-    possible = [*SIZES, *dict.fromkeys(each.method for each in CONTESTANTS)]
+    methods = (each.method for several in CONTESTANTS.values() for each in several)
+    possible = [*SIZES, *dict.fromkeys(methods)]
     if unknown := set(names) - set(possible):
         raise InputError(f"{min(unknown)!r} is not one of {', '.join(possible)}. Correct the name.")
-    contestants = [each for each in CONTESTANTS if each.method in names] or CONTESTANTS
     command = " ".join(["python -m studies.posteriors", *names, "--write"])
-    tables = {"mixtures": mixture_tables, "signals": signal_table}
     installed = versions("jax", "torch", "azula", "deepinv")
     page, blocks = common.ROOT / "docs" / "inverse_problems.md", {}
     for kind in [each for each in SIZES if each in names] or SIZES:
-        lines = tables[kind](records, contestants)
+        chosen = [each for each in CONTESTANTS[kind] if each.method in names]
+        found = measure_all(records, chosen or CONTESTANTS[kind], MAKERS[kind], SIZES[kind])
+        lines = tables(kind, found)
         about = f"{common.provenance(command)} Versions: {installed}."
-        if names:
+        if chosen:
             lines = replaced(block(page.read_text(), kind).splitlines()[2:-2], lines)
             about = f"{about} Other rows:"
         blocks[kind] = [about, "", *lines]
+        if kind == "mixtures":
+            blocks["costs"] = cost_table(read_table("\n".join(lines), "sampler"))
         print("\n".join(blocks[kind]))
     if options.write:
         common.write_blocks(page, blocks)

@@ -16,8 +16,16 @@ from scipy.special import logsumexp
 from benchmarks.records import Records
 from benchmarks.tables import read_table
 from studies import posterior_torch, posteriors
-from studies.posterior_cases import MIXTURES, mixture_problem, signal_matrix, signal_problem
-from studies.posterior_priors import Mixture, gibbs, increments
+from studies.posterior_cases import (
+    DIGITS,
+    MIXTURES,
+    digits_problem,
+    mixture_problem,
+    signal_matrix,
+    signal_problem,
+)
+from studies.posterior_priors import Mixture, Points, gibbs, increments
+from studies.posterior_unseen import FUNCTIONS, Case, unseen_problem, unseen_table
 from studies.posteriors import EXACT, OWN, Contestant
 
 DENSITIES = {
@@ -32,6 +40,7 @@ TWO = Mixture(
     np.array([np.diag([0.04, 0.3]), [[0.3, 0.1], [0.1, 0.2]]]),
 )
 SMALL = increments("Laplace")._replace(entries=2)
+POINTS = Points(np.array([[-1.0, 0.5], [1.0, -0.5]]), np.array([3, 7]), 0.4)
 
 
 def log_density(mixture, x, level=0.0):
@@ -54,7 +63,7 @@ def test_densities_of_increments(kind):
 
 
 @pytest.mark.parametrize("level", [0.01, 0.5, 150.0])
-@pytest.mark.parametrize("prior", [TWO, SMALL], ids=["mixture", "increments"])
+@pytest.mark.parametrize("prior", [TWO, SMALL, POINTS], ids=["mixture", "increments", "points"])
 def test_scores(prior, level):
     """They are gradients of log-densities; so are their derivatives, both forward and reverse."""
     rng = np.random.default_rng(0)
@@ -140,6 +149,54 @@ def test_errors():
     assert narrow["coverage"] == pytest.approx(59, abs=3)  # P(|z| < 0.822)
 
 
+@pytest.mark.parametrize("kind", FUNCTIONS)
+def test_posteriors_of_functions(kind):
+    """Integrals over squares, beside weighted draws of the prior."""
+    fits = (i for i in range(100) if Case.number(i).kind == kind and Case.number(i).noise > 0.1)
+    problem, rng = unseen_problem(next(fits), 1), np.random.default_rng(0)
+    x = problem.prior.draw(rng, 400_000)
+    z = x @ problem.matrix.T
+    logs = stats.norm(problem.y[0], problem.noise).logpdf(FUNCTIONS[kind](z)).sum(1)
+    weights = np.exp(logs - logsumexp(logs))
+    error = math.sqrt(np.square(weights).sum())
+    assert problem.log_evidence[0] == pytest.approx(
+        logsumexp(logs) - math.log(len(x)), abs=4 * error
+    )
+    mean, std = weights @ x, x.std()
+    np.testing.assert_allclose(problem.exact[0].mean(0), mean, atol=4 * std * (error + 1 / 64))
+    kept = x[rng.choice(len(x), 4096, p=weights)]
+    gap = np.abs(problem.shares[0](kept) - problem.shares[0](problem.exact[0])).sum()
+    assert gap < 0.2
+
+
+def test_posteriors_of_digits():
+    """Draws are near training digits, whose labels are those of the shares."""
+    problem = digits_problem(next(iter(DIGITS)), 2)
+    misfit = problem.exact @ problem.matrix.T - problem.y[:, None]
+    assert misfit.std() == pytest.approx(problem.noise, rel=0.3)
+    logs = problem.prior.mixture().logits(problem.others[:, 0])
+    expected = problem.prior.labels[logs.argmax(1)]
+    for label, x in zip(expected, problem.others[:, :1]):
+        assert problem.prior.shares(x)[label] == 1
+
+
+def test_table_of_unseen_cases():
+    """Excess errors and log p(y) are counted by operator, the latter where particles suffice."""
+    exact = [{"weights": 0.01, "mean": 0.02}] * 5
+    good = {"weights": 0.02, "mean": 0.06, "sizes": [50.0, 5.0], "gaps": [0.1, 9.0]}
+    bad = [good | {"weights": 0.05}, good | {"gaps": [0.3, 0.0]}]
+    lines = unseen_table(exact, [good, *bad, good, good])
+    rows = {
+        each["operator"]: list(each.values())[1:]
+        for each in read_table("\n".join(lines), "operator")
+    }
+    assert rows["all"] == ["5", "4", "4 of 5", "28 % (5.0 %)"]
+    assert rows["mask"][:3] == ["1", "0", "1 of 1"]
+    assert [
+        each["beyond a margin"] for each in read_table("\n".join(lines), "beyond a margin")
+    ] == ["1", "2"]
+
+
 @pytest.mark.slow
 def test_rows_of_the_tables(tmp_path, monkeypatch):
     """Errors, step sizes and costs of our methods; results are kept; no library is needed."""
@@ -149,7 +206,7 @@ def test_rows_of_the_tables(tmp_path, monkeypatch):
     name, records = next(iter(MIXTURES)), Records(tmp_path / "records.jsonl")
     contestants = [Contestant(OWN, method) for method in ("dps", "moment_matching", "smc")]
     contestants += [Contestant(EXACT, "draws"), Contestant("azula", "PiGDM")]
-    makers = {name: functools.partial(mixture_problem, name, 2)}
+    makers = {name: functools.partial(mixture_problem, name)}
     found = posteriors.measure_all(records, contestants, makers, (2, 200))
     dps, matching, weighted, exact = (each[name] for each in found.values())
     assert (dps["scale"], dps["gradients"]) == (0.1, 30)
@@ -164,7 +221,7 @@ def test_rows_of_the_tables(tmp_path, monkeypatch):
     new = posteriors.replaced(old, [line for line in lines if "smc" in line])
     assert [line for line in new if "smc" in line] == [line for line in lines if "smc" in line]
     assert [line for line in new if "smc" not in line] == [x for x in old if "smc" not in x]
-    makers = {name: lambda: pytest.fail("A result that is kept is measured again.")}
+    makers = {name: lambda count: pytest.fail("A result that is kept is measured again.")}
     again = posteriors.measure_all(Records(records.path), contestants, makers, (2, 200))
     assert again == found
 
@@ -175,12 +232,12 @@ def test_denoiser_of_the_peers():
     problem = mixture_problem(next(iter(MIXTURES)), 1)
     x, t = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32), jnp.full(3, 0.3)
     alpha, std = posterior_torch.scales_at(torch.tensor(0.3))
-    np.testing.assert_allclose(alpha, posterior_torch.SDE.alpha(t)[0], rtol=1e-5)
-    np.testing.assert_allclose(std, posterior_torch.SDE.std(t)[0], rtol=1e-5)
+    np.testing.assert_allclose(alpha, posterior_torch.VP.alpha(t)[0], rtol=1e-5)
+    np.testing.assert_allclose(std, posterior_torch.VP.std(t)[0], rtol=1e-5)
 
     def mean(x):
-        levels = (posterior_torch.SDE.std(t) / posterior_torch.SDE.alpha(t))[:, None]
-        u = x / posterior_torch.SDE.alpha(t)[:, None]
+        levels = (posterior_torch.VP.std(t) / posterior_torch.VP.alpha(t))[:, None]
+        u = x / posterior_torch.VP.alpha(t)[:, None]
         return u + levels**2 * problem.prior.score(problem.prior.arrays, u, levels)
 
     expected, pull_back = jax.vjp(mean, jnp.asarray(x))
@@ -196,8 +253,7 @@ def test_denoiser_of_the_peers():
 def test_samplers_of_the_peers(peer):
     """Moment matching is exact for a Gaussian but for its steps; calls are counted."""
     pytest.importorskip(peer[0], reason="It is not installed (requirements-dev.txt)")
-    found = Contestant(*peer).measure(
-        lambda: signal_problem("missing", "Gaussian", 1, chains=20, sweeps=50), 200
-    )
+    problem = signal_problem("missing", "Gaussian", 1, chains=20, sweeps=50)
+    found = Contestant(*peer).measure(problem, 200)
     assert found["mean"] < 0.1
     assert found["evaluations"] == 60

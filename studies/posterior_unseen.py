@@ -1,0 +1,158 @@
+"""Random mixtures, operators, noise levels and SDEs, which no default was chosen by.
+
+A nonlinear operator is a function of two numbers z = matrix x. Their posterior is integrated on
+squares, which are divided where it is not negligible. Given z, x is that of a linear measurement
+without noise.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import logsumexp, softmax
+
+from benchmarks.records import Record
+from benchmarks.tables import header, row
+from score_sde import operators
+from sde_lib import EDMSDE, SDE, VESDE, VPSDE, RectifiedFlow, SubVPSDE
+from studies.posterior_cases import Problem, linear_problem
+from studies.posterior_priors import Mixture, random_modes
+
+CASES = 50
+SDES = VESDE(), VPSDE(), SubVPSDE(), EDMSDE(), RectifiedFlow()
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "abs(z)": abs,
+    "z1 z2": lambda z: z[..., :1] * z[..., 1:],
+    "z / sqrt(1 + z^2)": lambda z: z * (1 + z**2) ** -0.5,
+}
+KINDS = "linear", "mask", *FUNCTIONS
+ENTRIES, WIDTHS, SPREAD, NOISE = (2, 20), (0.05, 0.5), (0.3, 1.5), (0.003, 1.0)
+SQUARES, NEGLIGIBLE = 300, -40  # along each axis, at first; of logarithms, relative to the largest
+MARGINS = {"weights": 0.02, "mean": 0.05}  # beyond the errors of exact draws
+LARGEST_GAP, LEAST_SIZE = 0.2, 10  # of log p(y), where the effective size is as large (percent)
+
+
+class Case(NamedTuple):
+    """The settings of a case. Any 25 cases in turn have all operators and SDEs.
+
+    Attributes:
+      kind, sde: the name of the operator, and the SDE.
+      entries, modes, rows: of events, of the mixture, and of the matrix.
+      noise: its standard deviation.
+    """
+
+    kind: str
+    sde: SDE
+    entries: int
+    modes: int
+    rows: int
+    noise: float
+
+    @classmethod
+    def number(cls, i: int) -> Case:
+        rng, kind = np.random.default_rng([2026, i]), KINDS[i % len(KINDS)]
+        entries = round(math.exp(rng.uniform(*np.log(ENTRIES))))
+        rows = 2 if kind in FUNCTIONS else int(rng.integers(1, min(entries, 5) + 1))
+        noise, modes = math.exp(rng.uniform(*np.log(NOISE))), int(rng.integers(2, 11))
+        return cls(kind, SDES[i // len(KINDS) % len(SDES)], entries, modes, rows, noise)
+
+
+@functools.cache
+def unseen_problem(i: int, count: int, draws: int = 4096) -> Problem:
+    """Return the problem of case i, with `count` measurements and exact draws of each."""
+    (kind, sde, entries, modes, rows, noise), rng = Case.number(i), np.random.default_rng(i)
+    weights, spread = rng.dirichlet(np.full(modes, 2.0)), rng.uniform(*SPREAD)
+    prior, matrix = random_modes(weights, entries, spread, WIDTHS, rows, 1000 + i)
+    operator = None
+    if kind == "mask":
+        known = np.sort(rng.permutation(entries)[:rows])
+        matrix = np.eye(entries)[known]
+        operator = operators.decompose(lambda x: x[known], (entries,))
+    if kind not in FUNCTIONS:
+        problem = linear_problem(prior, matrix, noise, rng, count, draws)
+        return problem._replace(sde=sde, operator=operator)
+    function, small = FUNCTIONS[kind], jnp.asarray(matrix, jnp.float32)
+    clean = function(prior.draw(rng, count) @ matrix.T)
+    y = clean + noise * rng.normal(size=clean.shape)
+    found = [integrate(prior.measured(matrix), function, each, noise) for each in y]
+    sets = []
+    for centers, width, logs in found:
+        chosen = rng.choice(len(logs), 2 * draws, p=softmax(logs))
+        z = centers[chosen] + width * rng.uniform(-0.5, 0.5, (2 * draws, 2))
+        sets.append(prior.given(matrix, z, rng).reshape(2, draws, entries))
+
+    def shares(x: np.ndarray) -> np.ndarray:
+        signs = (x @ matrix.T > 0) @ [1, 2]
+        number = prior.logits(x).argmax(1) * 4 + signs
+        return np.bincount(number, minlength=4 * modes) / len(x)
+
+    return Problem(
+        *(prior, matrix, noise, y, *np.stack(sets, 1), [shares] * count),
+        np.array([logsumexp(logs) for *_, logs in found]),
+        lambda x: function(small @ x),
+        sde,
+    )
+
+
+def integrate(
+    mixture: Mixture, function: Callable[[Any], Any], y: np.ndarray, noise: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return squares of z (N, 2) given y (M,) = function(z) + noise.
+
+    They are stated by their centers (N, 2), their sides (2,), and the logarithms (N,) of the
+    probabilities that z is there and y is measured. In a square that is wide, y counts as if the
+    change of the function across the square were noise, so that no mode is lost.
+    """
+    stds = np.sqrt(np.diagonal(mixture.covariances, axis1=1, axis2=2))
+    low, high = (mixture.means - 8 * stds).min(0), (mixture.means + 8 * stds).max(0)
+    sides = (high - low) / SQUARES
+    narrowest = math.sqrt(np.linalg.eigvalsh(mixture.covariances).min())
+    centers = low + sides * (np.indices((SQUARES, SQUARES)).reshape(2, -1).T + 0.5)
+    quarters = np.array([[-1, -1], [-1, 1], [1, -1], [1, 1]]) / 4
+    while True:
+        values, prior = function(centers), logsumexp(mixture.logits(centers), axis=1)
+        moves = sides / 2 * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])[:, None]
+        change = 2 * np.abs(function(centers + moves) - values).max(0)
+        wide = np.hypot(noise, change)
+        kept = prior - 0.5 * np.square((y - values) / wide).sum(1)
+        kept = kept > kept.max() + NEGLIGIBLE
+        if (change[kept] <= noise).all() and (sides <= narrowest / 2).all():
+            break
+        centers = (centers[kept, None] + sides * quarters).reshape(-1, 2)
+        sides = sides / 2
+    logs = prior - 0.5 * np.square((y - values) / noise).sum(1)
+    logs += np.log(sides).sum() - len(y) * math.log(noise * math.sqrt(2 * math.pi))
+    return centers, sides, logs
+
+
+def unseen_table(exact: Sequence[Record], found: Sequence[Record]) -> list[str]:
+    """Return how many cases are right, by the operator, and the settings of those that are not."""
+    cases = [Case.number(i) for i in range(len(found))]
+    lines = header(
+        *("operator", "cases", "weights and means within the margins"),
+        *("log p(y) within the margin", "effective size, median (smallest)"),
+    )
+    excess = [{k: a[k] - b[k] for k in MARGINS} for a, b in zip(found, exact)]
+    good = np.array([all(each[k] <= MARGINS[k] for k in MARGINS) for each in excess])
+    sizes, gaps = (np.array([each[name] for each in found]) for name in ("sizes", "gaps"))
+    trusted, right = sizes >= LEAST_SIZE, np.abs(gaps) <= LARGEST_GAP
+    for kind in (*KINDS, "all"):
+        chosen = np.array([kind in (case.kind, "all") for case in cases])
+        close = f"{(right & trusted)[chosen].sum()} of {trusted[chosen].sum()}"
+        cells = (
+            *(f"{good[chosen].sum()}", close),
+            f"{np.median(sizes[chosen]):.0f} % ({sizes[chosen].min():.1f} %)",
+        )
+        lines.append(row(kind, f"{chosen.sum()}", *cells))
+    lines += ["", *header("beyond a margin", *Case._fields, "excess", "effective sizes", "gaps")]
+    for i in np.flatnonzero(~good | (trusted & ~right).any(1)):
+        sde, *rest = type(cases[i].sde).__name__, *cases[i][2:-1], f"{cases[i].noise:.3f}"
+        errors = " / ".join(f"{each:+.3f}" for each in excess[i].values())
+        numbers = (" ".join(f"{each:.3g}" for each in values[i]) for values in (sizes, gaps))
+        lines.append(row(str(i), cases[i].kind, sde, *map(str, rest), errors, *numbers))
+    return lines
