@@ -133,18 +133,13 @@ def measures_of_bits(entry: Results) -> list[Measure]:
         note += f"; estimated solver error {entry['solver_error']:.2g}"
     if entry["probe_stderr"] is not None:
         note += f"; part of the standard error due to the probes {entry['probe_stderr']:.2g}"
-    name, bound_note = (
-        f"bits/dim, {entry['data']} images",
-        "variational: an upper bound in the mean",
-    )
+    name = f"bits/dim, {entry['data']} images"
+    bound_note = "variational: an upper bound in the mean"
     gap, stderr = entry["gap"]["mean"], entry["gap"]["stderr"]
     if gap < 0:
         reason = "this is within 2 standard errors"
         if -gap > 2 * stderr:
-            reason = (
-                "it bounds the density of the reverse SDE, and that of the ODE differs if the "
-                "score is not exact"
-            )
+            reason = "it bounds the density of the reverse SDE, and the score is not exact"
         bound_note += f"; it is {-gap:.4f} +- {stderr:.4f} bits/dim lower than the value: {reason}"
     return [
         summary_measure(name, entry, note),

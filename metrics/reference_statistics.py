@@ -30,7 +30,7 @@ from experiment import Experiment
 from metrics import features
 from metrics.distances import Moments
 from metrics.features import Extractor
-from metrics.stage import NoReferenceError, images_of, rows_of_classes
+from metrics.stage import images_of, rows_of_classes
 from readers.files import check_structure, not_finite, parse_json, read_npz, reading
 from readers.image_sizes import as_json, label
 from runs import LOCK, Arrays, load_rounds, locked, progress, run_rounds, write_arrays
@@ -53,9 +53,9 @@ Protocol = dict[str, Any]
 class Reference:
     """Statistics of the images that samples are compared with."""
 
-    moments: Moments | None  # Those of all images; None without any.
+    moments: Moments  # Those of all images.
     pool: np.ndarray | None  # Features (N, D) of some images, evenly spaced; None if unknown.
-    protocol: Protocol  # That of the file, and its path; without images, the `problem`.
+    protocol: Protocol  # That of the file, and its path.
 
 
 def fid_stats(config: Config, workdir: str) -> Path:
@@ -89,8 +89,7 @@ def load_or_compute(experiment: Experiment, extractor: Extractor, workdir: str |
     """Load the statistics at config.eval.stats_path or, if that is empty, those in `workdir`.
 
     The latter are computed on first use, and again if they are damaged or of other images. Raise
-    InputError as `load` does for the former; NoReferenceError if no images of the requested classes
-    are known.
+    InputError as `load` does for the former, and if no images of the requested classes are known.
     """
     path = statistics_path(experiment, extractor.label, workdir)
     named = "eval.stats_path" if experiment.config.eval.stats_path else ""
@@ -122,8 +121,7 @@ def reference_classes(experiment: Experiment) -> tuple[int, ...]:
 
     They are those that config.guidance requests: (0, 0, 1) if class 0 is twice as frequent as class
     1. All images are used if they have the requested proportions. If their classes are unknown,
-    this is assumed of a request for all classes equally often; another request raises
-    NoReferenceError.
+    this is assumed of a request for all classes equally often; another raises InputError.
     """
     config = experiment.config
     counts = Counter(config.guidance.classes)
@@ -134,17 +132,16 @@ def reference_classes(experiment: Experiment) -> tuple[int, ...]:
     try:
         images = images_of(experiment, config.eval.stats_split)
         count = len(rows_of_classes(images, classes))
-    except InputError as error:
+    except InputError:
         all_classes = range(config.data.num_classes or config.classifier.num_classes)
         if classes == tuple(all_classes):
             return ()
-        if isinstance(error, NoReferenceError):
-            raise
-        return classes
+        raise
     if count < FEWEST_IMAGES:
-        raise NoReferenceError(
+        raise InputError(
             f"guidance.classes requests classes of which data.dataset has only {count} images in "
-            f"these proportions; at least {FEWEST_IMAGES} are needed to compare with."
+            f"these proportions; at least {FEWEST_IMAGES} are needed to compare with. Or set "
+            "--noconfig.eval.enable_metrics."
         )
     return () if count == len(images) else classes
 
@@ -231,8 +228,7 @@ def load(path: Path, extractor: Extractor, expected: Protocol, what: str = "") -
     The official files hold `pool_3`, the others `mu` and `sigma`. A file without a protocol is
     assumed to hold features of the published Inception network, with a warning. `what` is the
     config field that names the file, if any. Raise InputError for a damaged or other file, and if
-    the features or the protocol differ from `extractor` or the `expected` protocol;
-    NoReferenceError if the latter names classes and the file has none.
+    the features or the protocol differ from `extractor` or the `expected` protocol.
     """
     with advice("Replace the file, or compute it with --mode=fid_stats."):
         arrays = read_npz(path, *STATISTICS, "protocol", what=what)
@@ -271,7 +267,7 @@ def _check_published(path: Path, extractor: Extractor, expected: Protocol) -> No
         "%s does not state its images or how they were resized: see docs/metrics.md.", path
     )
     if expected.get("classes"):
-        raise NoReferenceError(
+        raise InputError(
             f"guidance.classes needs statistics of these classes; {path} does not state the "
             "classes of its images."
         )

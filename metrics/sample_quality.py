@@ -20,14 +20,13 @@ from metrics import distances, features, reference_statistics, samples_stage
 from metrics.distances import Moments
 from metrics.features import Extractor
 from metrics.reference_statistics import Protocol, Reference
-from metrics.stage import Context, Measure, NoReferenceError, Results, Stage
+from metrics.stage import Context, Measure, Results, Stage
 from runs import Arrays, load_rounds, progress
 
 MIN_IMAGES = 10  # With fewer images nothing is measured.
 FID_IMAGES = 10_000  # With fewer images the name of a Frechet distance contains their number.
 JACKKNIFE_GROUPS = 10  # The jackknife leaves out one group of images at a time.
 KID_IMAGES = 20_000  # Of each set, at most; time grows with the square of the number.
-MAX_LISTED = 10  # classes in the description of the reference
 KEYS = ("frechet", "kid", "inception_score", "precision", "recall")
 
 
@@ -55,12 +54,9 @@ def check(experiment: Experiment) -> None:
 
 
 def prepare(experiment: Experiment, workdir: Path) -> Prepared:
-    """The extractor and the statistics, which state the `problem` without images of the classes."""
+    """The extractor and the statistics. Raise InputError without images of the classes."""
     extractor = features.make_extractor(experiment, workdir)
-    try:
-        reference = reference_statistics.load_or_compute(experiment, extractor, workdir)
-    except NoReferenceError as error:
-        reference = Reference(None, None, {"problem": str(error)})
+    reference = reference_statistics.load_or_compute(experiment, extractor, workdir)
     return Prepared(extractor, reference)
 
 
@@ -116,12 +112,9 @@ def frechet(generated: np.ndarray, published: bool, reference: Reference) -> Res
     """The Frechet distance of features (N, D) from the reference; `name` says if it is an FID.
 
     `extrapolated` has no bias of order 1 / N. It is None with fewer images than features, for which
-    that order is unknown. All values are None if there is nothing to compare with.
+    that order is unknown.
     """
     name, real = "FID" if published else "FD", reference.moments
-    if real is None:
-        note = f"no distance: {reference.protocol['problem']}"
-        return {"name": name, "value": None, "stderr": None, "extrapolated": None, "note": note}
     parts = [Moments.from_features(generated[i::JACKKNIFE_GROUPS]) for i in range(JACKKNIFE_GROUPS)]
 
     def merge(kept: np.ndarray) -> Moments:
@@ -157,10 +150,7 @@ def describe(protocol: Protocol) -> str:
     """The reference images, as far as the statistics state them."""
     parts = [protocol.get(key) for key in ("images", "dataset", "split")]
     text = " ".join(str(part) for part in parts if part) or "images"
-    classes = protocol.get("classes") or []
-    if len(classes) > MAX_LISTED:
-        return f"{text} of the requested classes"
-    return f"{text} of the classes {', '.join(map(str, classes))}" if classes else text
+    return f"{text} of the requested classes" if protocol.get("classes") else text
 
 
 def measures(entry: Results) -> list[Measure]:

@@ -6,6 +6,7 @@ If the data set can be read, there is a picture of held-out images, too, to comp
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import time
@@ -27,18 +28,12 @@ def run(context: Context) -> Results:
     """Generate images 0 .. num_samples - 1, and a picture of the first ones.
 
     A round holds `samples`, uint8 (N, H, W, C); `nfe` (N,); `classes` (N,) if config.guidance
-    states classes; the `seconds` (1,) that it took; and whether it was the `first` (1,) round of a
-    process, which includes compilation. One round of images is in memory at a time. The speed is
-    that of the other rounds, if there are any. Raises NotFiniteError, before the round is written,
-    if a sample is not finite.
+    states classes; and the `seconds` (1,) that it took. One round of images is in memory at a time.
+    The speed is that of the fastest round. Raises NotFiniteError, before the round is written, if a
+    sample is not finite.
     """
     experiment, config = context.experiment, context.experiment.config.eval
-    done: list[int] = []
-
-    def compute(index: int) -> Arrays:
-        done.append(index)
-        return _sample_round(context, index) | {"first": np.array([len(done) == 1])}
-
+    compute = functools.partial(_sample_round, context)
     paths = context.run_rounds("samples", len(sample_paths(context)), compute)
     in_grid = paths[: -(-GRID_IMAGES // config.batch_size)]
     count = min(len(in_grid) * config.batch_size, config.num_samples)
@@ -49,17 +44,16 @@ def run(context: Context) -> Results:
         images = held_out(experiment, len(grid))
         columns = math.ceil(math.sqrt(len(grid)))  # As in samples.png.
         write_picture(context.folder / "real.png", datasets.image_grid(images, columns=columns))
-    count, each = config.num_samples, (len(paths),)
-    rounds = load_rounds(paths, nfe=(count,), seconds=each, first=each)
-    nfe, compiled = rounds["nfe"], rounds["first"] == 1
-    timed = compiled if compiled.all() else ~compiled
+    count = config.num_samples
+    rounds = load_rounds(paths, nfe=(count,), seconds=(len(paths),))
+    nfe = rounds["nfe"]
     sizes = np.diff([*range(0, count, config.batch_size), count])
     entry = {
         "images": count,
         "nfe": float(nfe.mean()),
         "nfe_range": [int(nfe.min()), int(nfe.max())],
-        "images_per_second": float(sizes[timed].sum() / rounds["seconds"][timed].sum()),
-        "compilation_included": bool(compiled.all()),
+        "images_per_second": float((sizes / rounds["seconds"]).max()),
+        "compilation_included": len(paths) == 1,
         "picture": str(picture),
     }
     guidance = experiment.config.guidance

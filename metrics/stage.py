@@ -78,10 +78,6 @@ class Stage:
 # --- images ---------------------------------------------------------------------------------------
 
 
-class NoReferenceError(InputError):
-    """There are no images of the requested classes to compare samples with."""
-
-
 def images_of(experiment: Experiment, split: str) -> Images:
     """The images of a split. Raise InputError if they cannot be read."""
     return experiment.train if split == "train" else experiment.test
@@ -100,12 +96,12 @@ def rows_of_classes(images: Images, classes: Sequence[int]) -> np.ndarray:
     """Return the numbers of as many images as possible such that image i has class classes[i % k].
 
     Those of a class are evenly spaced in the split. All images, in order, if `classes` is empty.
-    Raises NoReferenceError if the images have no labels, or none have one of the classes.
+    Raises InputError if the images have no labels, or none have one of the classes.
     """
     if not classes:
         return np.arange(len(images))
     if images.labels is None:
-        raise NoReferenceError(
+        raise InputError(
             "guidance.classes needs images with labels; those of data.dataset have none."
         )
     shares = Counter(classes)
@@ -113,7 +109,7 @@ def rows_of_classes(images: Images, classes: Sequence[int]) -> np.ndarray:
     cycles = {each: len(of_class[each]) // share for each, share in shares.items()}
     rarest = min(cycles, key=cycles.__getitem__)
     if not cycles[rarest]:
-        raise NoReferenceError(
+        raise InputError(
             f"guidance.classes requests class {rarest}, of which data.dataset has too few images."
         )
     rows = np.empty((cycles[rarest], len(classes)), int)

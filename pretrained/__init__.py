@@ -1,9 +1,8 @@
 """Import and export of checkpoints of other code bases.
 
 Supported are the official Flax and PyTorch code (Song et al. 2021), diffusers folders and EDM's
-pickles (import only) and safetensors files. Files are treated as data: nothing in them is executed,
-and PyTorch is imported only to write its files. A tensor that is missing, left over or of another
-shape raises an `InputError` that names it.
+pickles (import only) and safetensors files. Files are data: nothing in them is executed, and
+PyTorch is imported only to write its files.
 
 A reader is selected by the content of the file, a writer by its name.
 """
@@ -43,14 +42,8 @@ WRITERS: dict[str, Writer] = {
 def read(source: str | Path, network: nnx.Module, config: Config) -> Trained:
     """Read a checkpoint file or folder; its format is detected from its content.
 
-    Args:
-      source: an official Flax or PyTorch checkpoint, a diffusers folder, a pickle of EDM, or a
-        .safetensors file written by `writer`.
-      network: the network of the config. Only the shapes of its parameters are used.
-      config: the experiment.
-
-    Raises:
-      InputError: the file does not exist, has an unknown format, or does not fit the config.
+    Only the shapes of the parameters of `network`, that of `config`, are used. Raises InputError if
+    the file does not exist, has an unknown format, or does not fit the config.
     """
     path = Path(source)
     if path.is_dir():

@@ -149,12 +149,7 @@ def read_celeba(split: str, config: Config, place: Path) -> Content | None:
             f"{missing[0]}; {CELEBA_IMAGES}.zip or the folder {CELEBA_IMAGES} must contain them. "
             f"{AGAIN}"
         )
-    files = Files(
-        len(names),
-        lambda index: encoded(names[index]),
-        lambda index: f"{place}: {names[index]}",
-    )
-    return files, None
+    return Files(len(names), lambda index: encoded(names[index]), place), None
 
 
 # --- LSUN: a database for each category and split ---
@@ -169,7 +164,7 @@ def read_lsun(split: str, config: Config, place: Path) -> Content | None:
     files = Lmdb(path)
     if not len(files):
         raise InputError(f"{path} contains no images. {AGAIN}")
-    return Files(len(files), files.__getitem__, lambda index: f"{path}: image {index}"), None
+    return Files(len(files), files.__getitem__, path), None
 
 
 # --- Fashion-MNIST as IDX files, the format of MNIST ---

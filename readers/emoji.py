@@ -106,10 +106,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
         pictures, names = _distinct(data)
     selected = members(names.tolist(), split, config.held_out)
 
-    def encoded(index: int) -> bytes:
-        return pictures[selected[index]]
-
-    files = preprocessing.Files(len(selected), encoded, lambda _: str(path), INSTALL, KIND)
+    files = preprocessing.Files(len(selected), lambda i: pictures[selected[i]], path)
     return Images(preprocessing.prepared(files, config, _square))
 
 

@@ -152,11 +152,8 @@ def decode(source: Source, channels: int) -> Image.Image:
     """Decode an image file, given as its path or content, to 8 bits: gray or RGB by `channels`.
 
     EXIF orientation is applied, transparent images are composited on white, 16-bit gray is rounded
-    to 8 bits, and CMYK is converted without color profiles. The first image of an animation is
-    decoded.
-
-    Raises InputError for a path that is not a regular file, and exceptions of many types for files
-    that cannot be decoded or have more than MAX_PIXELS, MAX_SCANS or MAX_PARTS.
+    to 8 bits, and CMYK is converted without color profiles. Of an animation, the first image is
+    decoded. Raises exceptions of many types for files that cannot be decoded or are too large.
     """
     with _decoded(source, channels) as image:
         return image

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import ml_collections
@@ -144,13 +145,11 @@ Resize = Callable[[Image.Image, int], Image.Image]
 
 
 class Files(NamedTuple):
-    """Encoded images: their number, the content or the path of each, and its name in errors."""
+    """Encoded images: their number, the content or path of each, and their source for errors."""
 
     count: int
     encoded: Callable[[int], Source]
-    name: Callable[[int], str]
-    advice: str = "Download it again."
-    kind: str = ""
+    source: object
 
 
 def prepared(
@@ -162,8 +161,11 @@ def prepared(
         files = images
 
         def decode(index: int) -> np.ndarray:
-            with reading(files.name(index), files.advice, files.kind):
-                return image_files.load(files.encoded(index), config.num_channels, resize, size)
+            name: object = f"{files.source}: image {index}"
+            with reading(name):
+                source = files.encoded(index)
+            with reading(source if isinstance(source, Path) else name):
+                return image_files.load(source, config.num_channels, resize, size)
 
         return Decoded(decode, files.count, shape)
     if images.shape[1:] == shape:

@@ -130,12 +130,11 @@ def _read_prepared(split: str, prepared: Prepared, folder: Path) -> authors.Cont
         records = RECORDS[kind]([folder / each for each in names])
         if len(records) != sum(lengths):
             raise ValueError(f"it has {len(records)} of {sum(lengths)} records")
-    files = preprocessing.Files(
-        len(records),
-        lambda index: parse_example(records[index]).data["image"],
-        lambda index: f"{folder}: record {index} of {split}",
-        AGAIN,
-    )
+
+    def encoded(index: int) -> bytes:
+        return parse_example(records[index]).data["image"]
+
+    files = preprocessing.Files(len(records), encoded, f"{folder}: split {name!r}")
     return files, _labels(records, folder, split, prepared.classes) if prepared.classes else None
 
 

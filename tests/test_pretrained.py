@@ -6,7 +6,6 @@ import functools
 import io
 import json
 import math
-import os
 import re
 import sys
 
@@ -370,7 +369,7 @@ def test_other_models_of_diffusers_are_errors(tmp_path):
     index = shard(tmp_path / "m")
     for entry in ("../x.safetensors", "/x.safetensors", "..", "a/b.safetensors", "x.bin", "", 3):
         index.write_text(json.dumps({"weight_map": {"conv_in": entry}}))
-        refused("index.json lists", read, tmp_path / "m", experiment)
+        refused(f"{tmp_path}/m", read, tmp_path / "m", experiment)
 
 
 # --- files that do not fit ---
@@ -432,17 +431,6 @@ DAMAGED_FLAX = [
 def test_damaged_flax_files_are_errors(tmp_path, change, words):
     flax_file(tmp_path / "checkpoint_1", change)
     refused(re.escape(words), read, tmp_path / "checkpoint_1")
-
-
-def test_only_regular_files_are_read(tmp_path):
-    (tmp_path / "m").mkdir()
-    for path in (tmp_path / "checkpoint_1", tmp_path / "m" / "config.json"):
-        os.mkfifo(path)
-    refused("--source = '.*checkpoint_1' is a named pipe", read, tmp_path / "checkpoint_1")
-    refused("m is not a diffusers folder: .*config.json is a named pipe", read, tmp_path / "m")
-    refused("cannot be read: No such file", read, tmp_path / "nothing")
-    os.mkfifo(tmp_path / "a.safetensors")
-    refused("is a named pipe", safetensors_format.load, tmp_path / "a.safetensors")
 
 
 def test_norm_parameters_without_padding_are_accepted(tmp_path):
