@@ -35,12 +35,8 @@ PACKAGE = f"{__package__}." if __package__ else ""  # An installed package has a
 
 
 class Command(NamedTuple):
-    """A mode.
-
-    Attributes:
-      function: 'module:name' of (config, workdir, **arguments), which is imported when it runs.
-      flags: the flags of the mode, with the arguments or the config fields that they become.
-      required: those of them that must be given.
+    """A mode: 'module:name' of its function (config, workdir, **arguments), imported when it runs;
+    its flags, with the arguments or config fields that they become; and those that must be given.
     """
 
     function: str

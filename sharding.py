@@ -237,9 +237,8 @@ class Preemption:
         """Return whether to stop now; `after` is a result of the latest computation.
 
         Several processes must call this equally often. It covers the signals before the previous
-        call, so that no call waits for the computation in progress, except on CPUs: XLA runs
-        independent operations there in any order, and processes that send in different orders would
-        block each other.
+        call, so that no call waits for the computation in progress, except on CPUs, where XLA runs
+        independent operations in any order.
         """
         if jax.process_count() == 1:
             return self.signal is not None

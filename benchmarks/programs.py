@@ -92,11 +92,9 @@ class Compiled(NamedTuple):
     """A jitted function compiled for its arguments.
 
     Attributes:
-      call: the compiled function.
-      seconds: duration of compiling, after tracing and lowering.
-      flops: FLOPs of one call, counted in the program before optimization. This count is the same
-        for every device, whereas that of the optimized program omits library calls. A loop counts
-        as one pass. None for devices that are not present.
+      call, seconds: the compiled function, and the duration of compiling.
+      flops: FLOPs of a call before optimization, the same for every device; a loop counts once;
+        None for devices that are not present.
       memory: bytes per device of arguments, results, results that reuse the memory of arguments,
         temporaries (without the workspace of libraries), and the program.
     """

@@ -32,9 +32,7 @@ def prepare(config: Config, workdir: str) -> None:
 def inspect(config: Config, workdir: str) -> dict[str, Any]:
     """Print statistics of both splits, write WORKDIR/data/SPLIT.png and suggest a sigma_max.
 
-    Returns the statistics of the training images: `images`, `shape`, `dtype`, `range`, `mean` and
-    `std` by channel, `classes` (if labelled) and `sigma_max`. Raises InputError if the images
-    cannot be read, or the network cannot have their size.
+    Returns the statistics of the training images. Raises InputError if images cannot be read.
     """
     config = Experiment(config, jax.local_devices()[:1]).config  # Checks the size of the images.
     note, data = attention_note(config), config.data
