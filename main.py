@@ -192,8 +192,8 @@ def _listed() -> str:
 def run(command: Command, fields: Sequence[str]) -> None:
     """Call the function of a mode; flags that are not given keep its defaults."""
     given = {name: FLAGS[name].value for name in command.flags if FLAGS[name].value is not None}
-    if "classes" in given:
-        given["classes"] = f"({','.join(given['classes'])},)"
+    if FLAGS.classes is not None and "classes" in given:
+        given["classes"] = f"({','.join(FLAGS.classes)},)"
     of_config = {name for name in given if command.flags[name].startswith("config.")}
     more = [f"{command.flags[name].removeprefix('config.')}={given[name]}" for name in of_config]
     config, changed = command_line.read_config([*fields, *more])

@@ -5,12 +5,11 @@ Devices need not be present: libtpu compiles for TPUs anywhere.
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,9 @@ import numpy as np
 
 import sharding
 import training
-from configs.default import Config, complete
+from commands import command_line
+from configs.default import Config
+from configs.validation import validated
 from datasets import Batch
 from errors import InputError, brief
 from experiment import Experiment
@@ -31,25 +32,9 @@ ROOT = Path(__file__).parents[1]
 LIBTPU_VARIABLES = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
 
 
-def load_config(path: str, overrides: Iterable[str] = ()) -> Config:
-    """Load a config file and override fields, as in 'model.dropout=0.0'.
-
-    Raises InputError for a file without a config, an unknown field and a value of the wrong type.
-    """
-    config = complete(read_config_file(path))
-    for override in overrides:
-        field, _, text = override.partition("=")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        try:
-            config.update_from_flattened_dict({field: value})
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"--set={override} does not fit {path}: {' '.join(str(error).split())}."
-            ) from error
-    return config
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Return the valid config of a file with changed fields, such as 'model.dropout=0.0'."""
+    return validated(command_line.change(read_config_file(path), overrides), num_devices=1)
 
 
 def all_configs() -> list[str]:

@@ -75,32 +75,25 @@ def interpolate(config: Config, workdir: str, number: int | None = None) -> None
     Writes interpolation.png, a row for each pair of images, and temperature.png, one for each
     image. If the images cannot be read, samples of the model take their place. Raises InputError.
     """
-    codec = load_codec(config, workdir, number, PAIRS)
-    first, second = _codes_to_interpolate(codec)
-    codec.folder.mkdir(parents=True, exist_ok=True)
-    between = {f"{share:.0%}": slerp(first, second, share) for share in np.linspace(0, 1, FRAMES)}
-    scaled = {f"T = {temperature}": temperature * first for temperature in TEMPERATURES}
-    for name, columns in (("interpolation", between), ("temperature", scaled)):
-        decoded = (
-            codec.model.decode(jnp.asarray(z), sampler=codec.sampler) for z in columns.values()
-        )
-        images = np.stack([codec.model.to_images(x) for x in decoded], 1)
-        grid = datasets.image_grid(np.concatenate(images), titles=[*columns])
-        write_picture(codec.folder / f"{name}.png", grid)
-        print(f"picture: {codec.folder / name}.png")
-
-
-def _codes_to_interpolate(codec: Codec) -> list[np.ndarray]:
-    """Return the codes of two times PAIRS held-out images, or samples of the prior."""
-    experiment, shape = codec.experiment, (2 * PAIRS, *codec.experiment.image_shape)
+    experiment, model, sampler, folder = load_codec(config, workdir, number, PAIRS)
     try:
-        images = load_images(experiment, 2 * PAIRS)
+        halves = jnp.split(load_images(experiment, 2 * PAIRS), 2)
     except InputError as error:
         print(f"{error} Samples take the place of test images.")
         keys = sampling.image_keys(experiment.key("sample"), jnp.arange(2 * PAIRS))
-        return np.split(np.asarray(sampling.prior_sample(keys, experiment.sde, shape)), 2)
-    halves = jnp.split(images, 2)
-    return [np.asarray(codec.model.encode(each, sampler=codec.sampler)) for each in halves]
+        shape = (2 * PAIRS, *experiment.image_shape)
+        first, second = np.split(np.asarray(sampling.prior_sample(keys, experiment.sde, shape)), 2)
+    else:
+        first, second = (np.asarray(model.encode(each, sampler=sampler)) for each in halves)
+    folder.mkdir(parents=True, exist_ok=True)
+    between = {f"{share:.0%}": slerp(first, second, share) for share in np.linspace(0, 1, FRAMES)}
+    scaled = {f"T = {temperature}": temperature * first for temperature in TEMPERATURES}
+    for name, columns in (("interpolation", between), ("temperature", scaled)):
+        decoded = (model.decode(jnp.asarray(z), sampler=sampler) for z in columns.values())
+        images = np.stack([model.to_images(x) for x in decoded], 1)
+        grid = datasets.image_grid(np.concatenate(images), titles=[*columns])
+        write_picture(folder / f"{name}.png", grid)
+        print(f"picture: {folder / name}.png")
 
 
 def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:

@@ -182,8 +182,8 @@ def test_nearest_network_of_diffusers(monkeypatch):
         ("forward --no_such_flag", ["--no_such_flag"]),
         ("forward --config=configs/no.py", ["configs/no.py does not exist"]),
         ("forward --config=errors.py", ["errors.py", "get_config"]),
-        (f"forward --config={DIGITS} --set=model.nff=3", ["--set=model.nff=3", DIGITS]),
-        (f"forward --config={DIGITS} --set=model.nf=many", ["--set=model.nf=many"]),
+        (f"forward --config={DIGITS} --set=model.nff=3", ["model.nff = '3' is not", "model.nf?"]),
+        (f"forward --config={DIGITS} --set=model.nf=many", ["model.nf = 'many' must be"]),
         (f"memory --config={DIGITS} --shape=1by1", ["--shape=1by1", "8x1"]),
     ],
 )
