@@ -122,18 +122,16 @@ def change(config: Config, fields: Sequence[str]) -> Config:
                     f"--config.{name}: this config has no field {name}. The command line changes "
                     "fields; set it in a config file (docs/extending.md)."
                 )
-            value = parse(text, field.domain) if field else text
-            is_real = type(value) is int and type(here.get(key)) is float
-            set_field(config, name, float(value) if is_real else value, field)
+            set_field(config, name, parse(text, field.domain) if field else text, field)
     return config
 
 
 def parse(text: str, domain: Domain) -> Any:
-    """Return the value of a domain that a text states; another one if there is none."""
+    """Return the value of a domain that a text states; the text if there is none."""
     from options import plain
 
     values: list[Any] = [text]
     with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
         values.append(plain(ast.literal_eval(text)))
-    boolean = BOOLEANS.get(text.lower(), text)
-    return next(filter(domain.allows, (*values, boolean)), values[-1])
+    values.append(BOOLEANS.get(text.lower(), text))
+    return next(filter(domain.allows, values), text)
