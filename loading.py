@@ -32,11 +32,9 @@ OWN_NAMES = "If a config file defines names of its own, pass it: load(workdir, c
 def load_config(path: str | Path, given: Collection[str] = ()) -> Config:
     """Return the config of a workdir, its config.json, a .safetensors file, or EDM's .pkl.
 
-    A field that names code or another file gets its default, which is printed unless the field is
-    `given` on the command line. Only paths that a command of this user wrote into the config of
-    this workdir are kept (`configs.folders`).
-
-    Raises InputError, naming the file, if there is no config, or it is damaged or invalid.
+    A field that names code or another file gets its default, which is printed unless it is `given`;
+    a path is kept that this user wrote there (`configs.folders`). Raises InputError, naming the
+    file.
     """
     path = Path(path)
     folder = path.parent if path.name == CONFIG else path

@@ -35,12 +35,8 @@ PACKAGE = f"{__package__}." if __package__ else ""  # An installed package has a
 
 
 class Command(NamedTuple):
-    """A mode.
-
-    Attributes:
-      function: 'module:name' of (config, workdir, **arguments), which is imported when it runs.
-      flags: the flags of the mode, with the arguments or the config fields that they become.
-      required: those of them that must be given.
+    """A mode: 'module:name' of its function (config, workdir, **arguments), imported when it runs;
+    its flags, with the arguments or config fields that they become; and those that must be given.
     """
 
     function: str
@@ -196,8 +192,8 @@ def _listed() -> str:
 def run(command: Command, fields: Sequence[str]) -> None:
     """Call the function of a mode; flags that are not given keep its defaults."""
     given = {name: FLAGS[name].value for name in command.flags if FLAGS[name].value is not None}
-    if "classes" in given:
-        given["classes"] = f"({','.join(given['classes'])},)"
+    if FLAGS.classes is not None and "classes" in given:
+        given["classes"] = f"({','.join(FLAGS.classes)},)"
     of_config = {name for name in given if command.flags[name].startswith("config.")}
     more = [f"{command.flags[name].removeprefix('config.')}={given[name]}" for name in of_config]
     config, changed = command_line.read_config([*fields, *more])

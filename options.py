@@ -1,8 +1,6 @@
 """Options: their defaults, valid values and meanings, declared where the code reads them.
 
-An entry of a registry, such as a solver or a method for inverse problems, states each `Option`. The
-fields of a config, the keyword arguments of the Python API, their checks and the documentation
-follow from them.
+Config fields, keyword arguments of the Python API, checks and documentation follow from them.
 """
 
 from __future__ import annotations

@@ -138,7 +138,6 @@ def wait(name: str) -> None:
 
 # --- several processes ----------------------------------------------------------------------------
 
-FLAGS = ("--coordinator", "--num_processes", "--process_id")
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 OPEN_MPI = (
     "OMPI_MCA_orte_hnp_uri",
@@ -172,23 +171,13 @@ def join(
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    if coordinator is None or num_processes is None or process_id is None:
-        given = zip(FLAGS, (coordinator, num_processes, process_id))
-        missing = " and ".join(flag for flag, value in given if value is None)
+    host, _, port = (coordinator or "").rpartition(":")
+    number = -1 if process_id is None else process_id
+    if not (host and port.isdecimal() and 0 <= number < (num_processes or 0)):
         raise InputError(
-            f"{', '.join(FLAGS)} go together; {missing} is missing. Give all three, or none."
-        )
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal():
-        raise InputError(
-            f"--coordinator={coordinator} must be HOST:PORT of process 0, as in 10.0.0.1:8476."
-        )
-    if num_processes < 1:
-        raise InputError(f"--num_processes={num_processes} must be at least 1.")
-    if not 0 <= process_id < num_processes:
-        raise InputError(
-            f"--process_id={process_id} must lie from 0 to {num_processes - 1}, as "
-            f"--num_processes={num_processes}."
+            f"--coordinator={coordinator}, --num_processes={num_processes} and --process_id="
+            f"{process_id} must be HOST:PORT of process 0, such as 10.0.0.1:8476, the number of "
+            "processes, and the number of this one, from 0. Give all three, or none."
         )
 
 
@@ -237,9 +226,8 @@ class Preemption:
         """Return whether to stop now; `after` is a result of the latest computation.
 
         Several processes must call this equally often. It covers the signals before the previous
-        call, so that no call waits for the computation in progress, except on CPUs: XLA runs
-        independent operations there in any order, and processes that send in different orders would
-        block each other.
+        call, so that no call waits for the computation in progress, except on CPUs, where XLA runs
+        independent operations in any order.
         """
         if jax.process_count() == 1:
             return self.signal is not None

@@ -33,8 +33,8 @@ PEER = (*PAIRED, "peer", "peer_compile")
 CASES = {  # name: (what is measured, names of OPTIONS)
     "train_step": ("train steps on a batch on the device", PEER),
     "forward": ("one evaluation of the score for a batch", PEER),
-    "sampling": ("a batch of samples", (*PEER, "levels")),
-    "likelihood": ("log p of a batch", PEER),
+    "sampling": ("a batch of samples", (*PAIRED, "levels")),
+    "likelihood": ("log p of a batch", PAIRED),
     "input_pipeline": ("reading batches of the data of a config", (*PAIRED, "in_memory")),
     "memory": (
         "memory and FLOPs of compiled train steps, and bytes sent; nothing is run",

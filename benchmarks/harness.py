@@ -31,13 +31,7 @@ Seconds = Mapping[str, Sequence[float]]
 
 
 class Program(NamedTuple):
-    """What a worker process times.
-
-    Attributes:
-      run: one run, which returns when it is finished.
-      work: units of work of a run, such as images.
-      facts: further entries of its row.
-    """
+    """What a worker process times: one run with its units of work, and more entries of its row."""
 
     run: Callable[[], object]
     work: float
@@ -48,9 +42,7 @@ class Contestant(NamedTuple):
     """A program that is compared with others.
 
     Attributes:
-      name: in the table.
-      function: 'module:name' of a function that returns a `Program`; a worker process calls it.
-      arguments: its arguments, by name.
+      function, arguments: 'module:name' of a function that returns a `Program`, in a new process.
       rivals: names of other contestants, by the column that states the ratio to them.
       checkout: a folder whose modules replace those of this checkout, except for this package.
     """

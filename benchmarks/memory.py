@@ -1,10 +1,7 @@
 """Memory and FLOPs of compiled train steps, and the bytes that they send. Nothing is run.
 
-Each step is compiled for shapes, in a separate process, and the numbers are the compiler's.
-Arguments are parameters, their average, Adam's two moments and images. The compiler is that of the
-local device: on CPUs the workspace of convolutions is not included, and GPU compilers fuse
-differently and choose algorithms that need such workspace. With a topology it is the compiler of
-TPUs that need not be present.
+The numbers are the compiler's, of the local device or, with a topology, of TPUs that need not be
+present. On CPUs the workspace of convolutions is not included.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The same work by the networks of diffusers in PyTorch, to which our speed is compared.
 
-The peer runs on the same GPU if PyTorch supports it: training with dropout, random flips, the same
-loss, gradient clipping, Adam with warm-up and a moving average, in the fastest form that PyTorch
-has for each. Noise levels come from a table of 1,000, which works for every SDE.
+Training has dropout, random flips, the same loss, gradient clipping, Adam with warm-up and a moving
+average, in the fastest form that PyTorch has for each.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from pretrained.diffusers_unet import UNET_FAMILIES, unet_config
 from readers.image_sizes import sides
 
 LEVELS = 1000
-EVALUATIONS = 10  # in a run of sampling or likelihood
 Tensor = Any  # PyTorch is an optional dependency.
 
 
@@ -186,44 +184,9 @@ def train_step(config: str, overrides: Sequence[str], compiled: bool = False) ->
     return peer.program(lambda: [training.step() for _ in range(steps)], steps)
 
 
-def evaluate(peer: Peer, x: Tensor, output: Callable[..., Tensor], evaluations: int) -> Tensor:
-    """Return states x (B, C, H, W) after evaluations of the network, each with an update."""
+def forward(config: str, overrides: Sequence[str], compiled: bool = False) -> Program:
+    peer = Peer(load_config(config, overrides), compiled=compiled)
+    peer.network.eval().requires_grad_(False)
+    x, output = peer.normal(), peer.maybe_compile(peer.output)
     level = peer.torch.full((len(x),), LEVELS // 2, device=peer.device)
-    with peer.torch.no_grad():
-        for _ in range(evaluations):
-            x = x + 1e-3 * output(x, level) + 1e-3 * peer.normal()
-    return x
-
-
-def divergence(
-    peer: Peer, x: Tensor, output: Callable[..., Tensor], evaluations: int
-) -> tuple[Tensor, Tensor]:
-    """Return states, and the sum of Hutchinson's estimates, by backpropagation as officially."""
-    level = peer.torch.full((len(x),), LEVELS // 2, device=peer.device)
-    probe, traces = peer.normal().sign(), peer.torch.zeros(len(x), device=peer.device)
-    for _ in range(evaluations):
-        x = x.detach().requires_grad_()
-        value = output(x, level)
-        (gradient,) = peer.torch.autograd.grad((value * probe).sum(), x)
-        traces = traces + (gradient * probe).flatten(1).sum(1)
-        x = x + 1e-3 * value
-    return x.detach(), traces.detach()
-
-
-def _repeated(kind: Callable[..., object], evaluations: int) -> Callable[..., Program]:
-    def make(
-        config: str, overrides: Sequence[str], compiled: bool = False, levels: int = 0
-    ) -> Program:
-        del levels  # Those of our samplers; the peer's number of evaluations is fixed.
-        peer = Peer(load_config(config, overrides), compiled=compiled)
-        peer.network.eval().requires_grad_(False)
-        x, output = peer.normal(), peer.maybe_compile(peer.output)
-        call = functools.partial(kind, peer, x, output, evaluations)
-        return peer.program(call, evaluations)
-
-    return make
-
-
-forward = _repeated(evaluate, 1)
-sampling = _repeated(evaluate, EVALUATIONS)
-likelihood = _repeated(divergence, EVALUATIONS)
+    return peer.program(lambda: output(x, level), 1)

@@ -5,12 +5,11 @@ Devices need not be present: libtpu compiles for TPUs anywhere.
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,9 @@ import numpy as np
 
 import sharding
 import training
-from configs.default import Config, complete
+from commands import command_line
+from configs.default import Config
+from configs.validation import validated
 from datasets import Batch
 from errors import InputError, brief
 from experiment import Experiment
@@ -31,25 +32,9 @@ ROOT = Path(__file__).parents[1]
 LIBTPU_VARIABLES = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "true"}
 
 
-def load_config(path: str, overrides: Iterable[str] = ()) -> Config:
-    """Load a config file and override fields, as in 'model.dropout=0.0'.
-
-    Raises InputError for a file without a config, an unknown field and a value of the wrong type.
-    """
-    config = complete(read_config_file(path))
-    for override in overrides:
-        field, _, text = override.partition("=")
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        try:
-            config.update_from_flattened_dict({field: value})
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"--set={override} does not fit {path}: {' '.join(str(error).split())}."
-            ) from error
-    return config
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Return the valid config of a file with changed fields, such as 'model.dropout=0.0'."""
+    return validated(command_line.change(read_config_file(path), overrides), num_devices=1)
 
 
 def all_configs() -> list[str]:
@@ -92,11 +77,9 @@ class Compiled(NamedTuple):
     """A jitted function compiled for its arguments.
 
     Attributes:
-      call: the compiled function.
-      seconds: duration of compiling, after tracing and lowering.
-      flops: FLOPs of one call, counted in the program before optimization. This count is the same
-        for every device, whereas that of the optimized program omits library calls. A loop counts
-        as one pass. None for devices that are not present.
+      call, seconds: the compiled function, and the duration of compiling.
+      flops: FLOPs of a call before optimization, the same for every device; a loop counts once;
+        None for devices that are not present.
       memory: bytes per device of arguments, results, results that reuse the memory of arguments,
         temporaries (without the workspace of libraries), and the program.
     """

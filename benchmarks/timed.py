@@ -79,10 +79,9 @@ def sampling(config: str, overrides: Sequence[str], levels: int, method: str) ->
 
 
 def likelihood(config: str, overrides: Sequence[str]) -> Program:
-    """Compute log p of a batch by the adaptive ODE with one probe.
+    """Compute log p of a batch by the adaptive ODE with one probe and a high TOLERANCE.
 
-    The high TOLERANCE keeps the number of evaluations low; the network is untrained, so that it
-    differs from that of a trained one. The work are evaluations of the network for an image.
+    The network is untrained. The work are evaluations of the network for an image.
     """
     experiment = make_experiment(config, overrides)
     params, shape = experiment.init_params(), programs.batch_shape(experiment)

@@ -26,12 +26,10 @@ LARGE, USELESS = 0.05, 0.5  # relative errors above which there is a warning, an
 def reconstruct(
     config: Config, workdir: str, target: str | None = None, number: int | None = None
 ) -> Path:
-    """Write the average of width ema.std at a snapshot, and return the file.
+    """Write the average of width ema.std at a snapshot, by default the newest; return the file.
 
-    The snapshot is that of this `number`, by default the newest. The average is made from it and
-    from earlier snapshots. The file, by default WORKDIR/ema_STD.safetensors, has the form of
-    `--mode=export --average_only`. Raises InputError for an invalid config or target, for missing
-    or damaged snapshots, and if there are too few.
+    It is made from this snapshot and earlier ones, and has the form of `--mode=export
+    --average_only`. Raises InputError for damaged snapshots, and if there are too few.
     """
     experiment = Experiment(config, mode="ema")
     config, std, stds = experiment.config, experiment.config.ema.std, config.model.ema_stds

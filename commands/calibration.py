@@ -1,9 +1,7 @@
 """`--mode=calibrate`: are the reconstructions of `--mode=restore` calibrated?
 
-Images of the model are measured by the task of config.restore, and each measurement is solved many
-times; `api.calibration` tests whether the images are distributed as their reconstructions.
 `WORKDIR/calibration/checkpoint_K/NAME/` gets ranks_*.npz, one file for each round of simulations;
-calibration.json and calibration.png. NAME is TASK-METHOD, or --eval_folder if given.
+calibration.json and calibration.png.
 """
 
 from __future__ import annotations
@@ -29,8 +27,6 @@ def calibrate(
     """Calibrate the method of config.restore; return the summary, `Calibration.summary`.
 
     The sampler is chosen as by `commands.restoration.restore`. A run that is stopped continues.
-
-    Raises InputError for an invalid config, and for a workdir or a checkpoint that cannot be read.
     """
     experiment, _, posterior, sampler, output, depends = set_up(
         "calibrate", config, workdir, number, folder, given

@@ -105,36 +105,33 @@ def read_config(fields: Sequence[str]) -> tuple[Config, set[str]]:
 
 
 def change(config: Config, fields: Sequence[str]) -> Config:
-    """Return a config with other values of fields, which `configs.validation` checks."""
+    """Set fields of a config to values, which `configs.validation` checks; return it."""
     from configs.default import set_field, unknown_field
     from configs.fields import ABSENT, FIELDS, INERT
 
     known = dict(FIELDS.items())
-    changed = config.copy_and_resolve_references() if not fields else config
-    with changed.unlocked(), changed.ignore_type():
+    with config.unlocked(), config.ignore_type():
         for name, _, text in (each.partition("=") for each in fields):
             if name not in known and name not in INERT:
                 raise InputError(unknown_field(name, text))
             section, _, key = name.rpartition(".")
-            here = changed.get(section, {}) if section else changed
+            here = config.get(section, {}) if section else config
             field = known.get(name)
             if key not in here and (field is None or field.default is ABSENT):
                 raise InputError(
                     f"--config.{name}: this config has no field {name}. The command line changes "
                     "fields; set it in a config file (docs/extending.md)."
                 )
-            value = parse(text, field.domain) if field else text
-            is_real = type(value) is int and type(here.get(key)) is float
-            set_field(changed, name, float(value) if is_real else value, field)
-    return changed
+            set_field(config, name, parse(text, field.domain) if field else text, field)
+    return config
 
 
 def parse(text: str, domain: Domain) -> Any:
-    """Return the value of a domain that a text states; another one if there is none."""
+    """Return the value of a domain that a text states; the text if there is none."""
     from options import plain
 
     values: list[Any] = [text]
     with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
         values.append(plain(ast.literal_eval(text)))
-    boolean = BOOLEANS.get(text.lower(), text)
-    return next(filter(domain.allows, (*values, boolean)), values[-1])
+    values.append(BOOLEANS.get(text.lower(), text))
+    return next(filter(domain.allows, values), text)

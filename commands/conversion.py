@@ -1,8 +1,4 @@
-"""`--mode=import` and `--mode=export`: convert checkpoints between workdirs and other code bases.
-
-`pretrained` reads and writes the files; this module converts their content to and from a
-training state.
-"""
+"""`--mode=import` and `--mode=export`: checkpoints of other code bases, by `pretrained`."""
 
 from __future__ import annotations
 
@@ -33,11 +29,8 @@ from training.state import TrainState, from_checkpoint, to_checkpoint
 def import_checkpoint(config: Config, workdir: str, source: str) -> int:
     """Import the file or folder `source` as a checkpoint of `workdir`; return its number.
 
-    A file named checkpoint_8.pth becomes checkpoint 8. Without a number in the name, the number
-    follows from the training step. Training and evaluation can continue from the checkpoint.
-
-    Raises InputError if the config is invalid, the source does not match it, or the workdir
-    already has a checkpoint of this number.
+    A file named checkpoint_8.pth becomes checkpoint 8; without a number, it follows from the step.
+    Raises InputError if the source does not match the config, or the number is taken.
     """
     experiment = Experiment(config)
     config = experiment.config
@@ -99,12 +92,9 @@ def export_checkpoint(
 ) -> None:
     """Export checkpoint `number` of `workdir`, by default the newest, to the file `target`.
 
-    The suffix of `target` selects the format: .pth is the official PyTorch code's, .safetensors
-    holds named tensors, and any other name, such as checkpoint_8, is the official Flax code's.
-    `import_checkpoint` reads each of them. With `average_only`, a .safetensors file holds the
-    moving average in half precision only, an eighth of the size.
-
-    Raises InputError for an invalid config, a missing checkpoint and a target that exists.
+    Its suffix selects the format: .pth, .safetensors, or otherwise that of the official Flax code.
+    With `average_only`, a .safetensors file holds the moving average in half precision only. Raises
+    InputError for a target that exists.
     """
     experiment = Experiment(config)
     config, path = experiment.config, Path(target)

@@ -11,7 +11,6 @@ import numpy as np
 
 import datasets
 from configs.default import Config
-from configs.parts import attention_note
 from errors import InputError, expand_home, printable
 from experiment import Experiment
 from readers import folders, published
@@ -32,14 +31,10 @@ def prepare(config: Config, workdir: str) -> None:
 def inspect(config: Config, workdir: str) -> dict[str, Any]:
     """Print statistics of both splits, write WORKDIR/data/SPLIT.png and suggest a sigma_max.
 
-    Returns the statistics of the training images: `images`, `shape`, `dtype`, `range`, `mean` and
-    `std` by channel, `classes` (if labelled) and `sigma_max`. Raises InputError if the images
-    cannot be read, or the network cannot have their size.
+    Returns the statistics of the training images. Raises InputError if images cannot be read.
     """
     config = Experiment(config, jax.local_devices()[:1]).config  # Checks the size of the images.
-    note, data = attention_note(config), config.data
-    if note:
-        print(f"note: {note}")
+    data = config.data
     if data.dataset.lower() == "folder" and data.path:
         _describe_files(expand_home(data.path, "data.path"), data.image_size)
     # All images are read before the first picture is written.

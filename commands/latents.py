@@ -1,9 +1,7 @@
-"""`--mode=encode` and `--mode=interpolate`: latent codes of images.
+"""`--mode=encode` and `--mode=interpolate`: latent codes of images, in `WORKDIR/latents`.
 
 The probability-flow ODE maps an image to a latent code that follows the prior, and a code back to
-its image (arXiv:2011.13456, Section 4.3 and Appendix D). A network that is conditioned on vectors
-or images gets those of the held-out images, or of config.guidance, without guidance. Results are
-written to `WORKDIR/latents/checkpoint_K/`.
+its image (arXiv:2011.13456, Section 4.3 and Appendix D).
 """
 
 from __future__ import annotations
@@ -41,15 +39,11 @@ class Codec(NamedTuple):
 
 
 def encode(config: Config, workdir: str, number: int | None = None) -> dict[str, float]:
-    """Encode held-out images, decode their codes and measure the error of the round trip.
+    """Encode held-out images, decode their codes, and return errors of the round trip.
 
-    Writes latents.npz with `codes` (N, H, W, C) and `images` uint8, and round_trip.png, in which
-    each image is followed by its reconstruction. Returns the largest and the mean absolute error in
-    the model's range, the number of score evaluations, and mean and standard deviation of the codes
-    in units of the prior's standard deviation: 0 and 1 for a perfect model and many images.
-
-    Raises InputError for an invalid config, a stochastic solver, and images or a checkpoint that
-    cannot be read.
+    Writes latents.npz with `codes` (N, H, W, C) and `images` uint8, and round_trip.png. Errors are
+    in the model's range. Codes are in units of the prior's standard deviation: their mean and
+    standard deviation are 0 and 1 for a perfect model and many images. Raises InputError.
     """
     experiment, model, sampler, folder = load_codec(config, workdir, number, ENCODED)
     x = load_images(experiment, ENCODED)
@@ -78,39 +72,28 @@ def encode(config: Config, workdir: str, number: int | None = None) -> dict[str,
 def interpolate(config: Config, workdir: str, number: int | None = None) -> None:
     """Interpolate between latent codes of held-out images, and scale codes by temperatures.
 
-    Writes interpolation.png, one row for each pair of images with spherical interpolations between
-    their codes, from 0 to 100 % of the way, and temperature.png, one row for each image with its
-    code scaled. Both images of a pair have the condition of the first. If the images cannot be
-    read, samples of the model take their place.
-
-    Raises InputError for an invalid config, a stochastic solver and a missing checkpoint.
+    Writes interpolation.png, a row for each pair of images, and temperature.png, one for each
+    image. If the images cannot be read, samples of the model take their place. Raises InputError.
     """
-    codec = load_codec(config, workdir, number, PAIRS)
-    first, second = _codes_to_interpolate(codec)
-    codec.folder.mkdir(parents=True, exist_ok=True)
-    between = {f"{share:.0%}": slerp(first, second, share) for share in np.linspace(0, 1, FRAMES)}
-    scaled = {f"T = {temperature}": temperature * first for temperature in TEMPERATURES}
-    for name, columns in (("interpolation", between), ("temperature", scaled)):
-        decoded = (
-            codec.model.decode(jnp.asarray(z), sampler=codec.sampler) for z in columns.values()
-        )
-        images = np.stack([codec.model.to_images(x) for x in decoded], 1)
-        grid = datasets.image_grid(np.concatenate(images), titles=[*columns])
-        write_picture(codec.folder / f"{name}.png", grid)
-        print(f"picture: {codec.folder / name}.png")
-
-
-def _codes_to_interpolate(codec: Codec) -> list[np.ndarray]:
-    """Return the codes of two times PAIRS held-out images, or samples of the prior."""
-    experiment, shape = codec.experiment, (2 * PAIRS, *codec.experiment.image_shape)
+    experiment, model, sampler, folder = load_codec(config, workdir, number, PAIRS)
     try:
-        images = load_images(experiment, 2 * PAIRS)
+        halves = jnp.split(load_images(experiment, 2 * PAIRS), 2)
     except InputError as error:
         print(f"{error} Samples take the place of test images.")
         keys = sampling.image_keys(experiment.key("sample"), jnp.arange(2 * PAIRS))
-        return np.split(np.asarray(sampling.prior_sample(keys, experiment.sde, shape)), 2)
-    halves = jnp.split(images, 2)
-    return [np.asarray(codec.model.encode(each, sampler=codec.sampler)) for each in halves]
+        shape = (2 * PAIRS, *experiment.image_shape)
+        first, second = np.split(np.asarray(sampling.prior_sample(keys, experiment.sde, shape)), 2)
+    else:
+        first, second = (np.asarray(model.encode(each, sampler=sampler)) for each in halves)
+    folder.mkdir(parents=True, exist_ok=True)
+    between = {f"{share:.0%}": slerp(first, second, share) for share in np.linspace(0, 1, FRAMES)}
+    scaled = {f"T = {temperature}": temperature * first for temperature in TEMPERATURES}
+    for name, columns in (("interpolation", between), ("temperature", scaled)):
+        decoded = (model.decode(jnp.asarray(z), sampler=sampler) for z in columns.values())
+        images = np.stack([model.to_images(x) for x in decoded], 1)
+        grid = datasets.image_grid(np.concatenate(images), titles=[*columns])
+        write_picture(folder / f"{name}.png", grid)
+        print(f"picture: {folder / name}.png")
 
 
 def slerp(a: np.ndarray, b: np.ndarray, weight: float) -> np.ndarray:

@@ -17,13 +17,7 @@ from runs.checkpoints import tree_checksum
 
 
 class Opened(NamedTuple):
-    """A trained model.
-
-    Attributes:
-      model: the model.
-      identity: the training step, and the checksum of the parameters.
-      title, folder: its name in messages, and for a folder of results.
-    """
+    """A trained model, its step and checksum, and its name in messages and for a folder."""
 
     model: TrainedModel
     identity: dict[str, Any]

@@ -1,11 +1,7 @@
 """`--mode=restore`: reconstruct images from incomplete, blurred or noisy measurements of them.
 
-The prior is p(x), or p(x | condition) with the conditions of config.guidance or, as in
-`--mode=sample`, of the held-out images: one for each image, or one for all. Results are written to
-`WORKDIR/restore/checkpoint_K/NAME/`; NAME is TASK-METHOD, or --eval_folder if given. They are
-measurements.npz; samples_*.npz, one file of reconstructions for each round; grid.png, one row for
-each image (the image if known, the measurement, its reconstructions as `sample 1` and so on, their
-mean and their standard deviation as `spread`); each reconstruction by itself; and results.json.
+`WORKDIR/restore/checkpoint_K/NAME/` gets measurements.npz; the rounds samples_*.npz; grid.png, one
+row for each image (`spread` is the standard deviation); each reconstruction; and results.json.
 """
 
 from __future__ import annotations
@@ -57,9 +53,9 @@ def set_up(
 ) -> tuple[Experiment, Problem | None, Posterior, Sampler, Path, dict[str, Any]]:
     """Validate everything, then load checkpoint `number`, for the mode "restore" or "calibrate".
 
-    Returns the experiment; the measurements, or None for "calibrate", which simulates its own; the
-    posterior and its sampler; the folder of results; and what samples are made from. See `restore`
-    for the arguments. Prints the method and the sampler.
+    Returns the experiment; the measurements, or None for "calibrate"; the posterior and its
+    sampler; the folder of results; and what samples are made from. Prints the method and the
+    sampler.
     """
     experiment = Experiment(config, mode=mode)
     config, options = experiment.config, experiment.config.restore
@@ -100,13 +96,9 @@ def restore(
     """Run the task of config.restore; return the content of results.json.
 
     These are the root mean square of y - A x per measured entry, in units of the range of images,
-    the number of score evaluations and, if the images are known, PSNR (dB) and SSIM of the
-    reconstructions, of their mean and of the pseudo-inverse, each averaged over images. The sampler
-    is that of config.sampling if sampling.method is among the fields `given` on the command line,
-    and otherwise one that suits the method; None states that all fields are given.
-
-    Raises InputError for invalid values in config.restore, and for images, a workdir or a
-    checkpoint that cannot be read.
+    the number of score evaluations and, if the images are known, PSNR (dB) and SSIM. The sampler is
+    that of config.sampling if sampling.method is among the fields `given` on the command line, and
+    otherwise one that suits the method; None states that all fields are given. Raises InputError.
     """
     experiment, problem, posterior, sampler, output, depends = set_up(
         "restore", config, workdir, number, folder, given

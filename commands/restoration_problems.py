@@ -23,13 +23,9 @@ Shape = tuple[int, ...]
 
 
 class Problem(NamedTuple):
-    """Measurements of N images.
+    """Measurements y (N, ...) = A x + noise of N images with unique names.
 
-    Attributes:
-      operator: the linear map A of the measurement y = A x + noise.
-      y: measurements (N, ...).
-      names: names of the images, used in file names.
-      truth: the measured images x (N, H, W, C), or None if they are unknown.
+    `truth` are the images x (N, H, W, C), or None if they are unknown.
     """
 
     operator: Operator

@@ -1,7 +1,6 @@
 """`--mode=sample`: images of a trained model, as PNG files and a grid.
 
-They are written to `WORKDIR/sample/checkpoint_K/NAME/`, where NAME states the sampler, the seed and
-the classes, or is --eval_folder.
+NAME of their folder `WORKDIR/sample/checkpoint_K/NAME/` states sampler, seed and classes.
 """
 
 from __future__ import annotations
@@ -39,18 +38,12 @@ def sample(
     source: str | None = None,
     given: Collection[str] = (),
 ) -> Path:
-    """Draw images 0 .. count - 1 of checkpoint `number`, by default the newest; return the folder.
+    """Draw images 0 .. count - 1 of checkpoint `number`, or of `source`; return the folder.
 
-    With a `source`, as for --mode=import, they are images of that file, and the workdir may be new.
-    Fields of config.sampling in `given` that the sampler does not read are named.
-
-    Image i is a function of config.seed and i, as in evaluation. It writes `00000.png` and so on,
-    `grid.png` with the first ones, and the rounds `samples_R.npz`, from which a run that was
-    stopped continues. Images with other than 1 or 3 channels, or of real numbers, are in the rounds
-    only.
-
-    Raises InputError for an invalid config or count, a workdir of another network, and a folder of
-    another sampler; NotFiniteError if a sample is not finite.
+    Image i is a function of config.seed and i, as in evaluation. A run that was stopped continues
+    from its rounds, `samples_R.npz`; images of real numbers, or of other than 1 or 3 channels, are
+    in them only. Fields of config.sampling in `given` that the sampler does not read are named.
+    Raises InputError for invalid input and a folder of another sampler, NotFiniteError for samples.
     """
     if not 1 <= count <= MOST:
         raise InputError(f"--count={count} must be an integer from 1 to {MOST}.")

@@ -1,12 +1,8 @@
-"""Folders of results: the config that each was made with, and which fields its files depend on.
+"""The config that each folder of results was made with, and which fields its files depend on.
 
-A workdir or evaluation folder holds the config it was made with; a command with another config is
-refused where a field differs that its files depend on.
-
-A folder may come from others, and its config.json name any file. A path in it is therefore used
-only if a command of this user wrote it into the config of this folder. Then there is an empty file
-in ~/.cache/score_sde/paths, named after a hash of the folder, the field and the path. No folder can
-bring such a file along. One that was moved, or comes from another computer, has none.
+A folder may come from others, and its config.json name any file. A path in it is used only if a
+command of this user wrote it into the config of this folder. Then there is an empty file in
+~/.cache/score_sde/paths, named after a hash of folder, field and path.
 """
 
 from __future__ import annotations
@@ -79,11 +75,10 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def check_config(folder: str | Path, config: Config, kind: str) -> None:
-    """Raise InputError if the config of `folder` differs in a field that `kind` depends on.
+    """Raise InputError if the config of `folder` differs in fields that `kind` depends on.
 
-    The message lists these fields. Without config.json, the config in the newest checkpoint that
-    can be read takes its place; a folder without either passes, and so does one that has no results
-    yet. A config that an older version wrote is completed with the defaults first.
+    Without config.json, that of the newest readable checkpoint takes its place; a folder without
+    any, or without results yet, passes.
     """
     stored = stored_config(Path(folder))
     if stored is None or not _has_results(Path(folder), kind):
@@ -115,10 +110,9 @@ def _has_results(folder: Path, kind: str) -> bool:
 
 
 def stored_config(folder: Path) -> Config | None:
-    """Return the config that a folder was made with, complete, or None if it states none.
+    """Return the complete config that a folder was made with, to compare with, or None.
 
-    It is for comparison only: the folder may come from others, and the config name any code and
-    file. `loading.load_config` returns one to use. Unknown fields are left out.
+    The folder may come from others; `loading.load_config` returns a config to use.
     """
     try:
         found = stored_content(folder)

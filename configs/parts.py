@@ -23,7 +23,7 @@ from configs.validation import time_distribution
 from models import NETWORKS
 from models.classifier import WideResnet
 from models.conditions import Kinds
-from models.layers import Rngs, attending_levels, larger_sides
+from models.layers import Rngs
 from models.score import ScoreModel, conventions
 from sde_lib import SDE, SDES, VESDE
 
@@ -172,20 +172,4 @@ def warn_unused(config: Config, given: Collection[str]) -> None:
     print(
         f"{', '.join(unused)}: no effect on the sampler {name!r}."
         f"{hint if config.sampling.method.lower() != 'solver' else ''}"
-    )
-
-
-def attention_note(config: Config) -> str:
-    """Return a line if no level has a side that model.attn_resolutions names, else ''."""
-    model = config.model
-    reads = "attn_resolutions" in NETWORKS[model.name].arguments(model)
-    if not reads or not model.attn_resolutions:
-        return ""
-    levels = len(model.ch_mult)
-    if any(attending_levels(config.data.image_size, model.attn_resolutions, levels)):
-        return ""
-    found = ", ".join(map(str, larger_sides(config.data.image_size, levels)))
-    return (
-        f"model.attn_resolutions = {tuple(model.attn_resolutions)}: the levels of the network have "
-        f"the sides {found}, so that none has self-attention"
     )

@@ -1,8 +1,6 @@
-"""The table of config fields: defaults, the values that are allowed, and meanings.
+"""The table of config fields, by the results (`fields.GROUPS`) that they affect.
 
-There is a dictionary for each set of results (`fields.GROUPS`) that its fields affect. Names and
-defaults are those of the official release; tests/test_configs.py lists the exceptions. Where the
-official experiments disagree, the default is that of CIFAR-10 with the VE SDE in continuous time.
+Names and defaults are those of the official release; tests/test_configs.py lists the exceptions.
 """
 
 from __future__ import annotations
@@ -57,13 +55,8 @@ _WIDTH = Real(0, 0.3, open_low=True)  # of power-function averages, none of whic
 
 
 class Field(NamedTuple):
-    """One config field.
-
-    Attributes:
-      default: the value that a config has unless it states another one, or ABSENT.
-      domain: the values that are allowed; `options.is_data` states which a file may set.
-      meaning: what the field is.
-      affects: the groups of results that change with the field, of GROUPS.
+    """A default, or ABSENT; the values that are allowed; the meaning; and the groups of
+    results, of GROUPS, that change with it.
     """
 
     default: Any

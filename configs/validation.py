@@ -27,15 +27,9 @@ Rules = Iterator[tuple[Any, str, str]]
 
 
 def validated(config: Config, num_devices: int, mode: str = "") -> Config:
-    """Return the complete config, locked.
+    """Return the complete config, locked. Raises InputError with all problems, one a line.
 
-    Args:
-      config: any config; missing fields get their defaults.
-      num_devices: devices that share each batch.
-      mode: the mode whose own rules apply as well, such as "restore".
-
-    Raises:
-      InputError: with all problems, one a line.
+    `num_devices` share each batch. The rules of a `mode`, such as "restore", apply as well.
     """
     config = complete(config)
     problems = list(check_domains(config))

@@ -13,10 +13,10 @@ from configs.fields import ABSENT, FIELDS, INERT
 PAGE = Path(__file__).with_name("configuration.md")
 SHORT = {  # How the page states a domain.
     r"an integer from (\d+) to (\d+)": r"\1 .. \2",
-    r"a finite number, at least (\S+) and at most (\S+\w)": r"[\1, \2]",
-    r"a finite number, at least (\S+) and below (\S+\w)": r"[\1, \2)",
-    r"a finite number, above (\S+) and at most (\S+\w)": r"(\1, \2]",
-    r"a finite number, above (\S+) and below (\S+\w)": r"(\1, \2)",
+    r"a finite number, at least (\S+) and at most (\S*\w)": r"[\1, \2]",
+    r"a finite number, at least (\S+) and below (\S*\w)": r"[\1, \2)",
+    r"a finite number, above (\S+) and at most (\S*\w)": r"(\1, \2]",
+    r"a finite number, above (\S+) and below (\S*\w)": r"(\1, \2)",
     r"a tuple of (\d+) to (\d+) entries, each": r"\1 .. \2 of:",
     r" without null characters": "",
     r"^one of ": "",

@@ -163,9 +163,7 @@ def bits_by_level(network: str = "digits_vp", count: int = 359, levels: int = 48
 def level_bits(score: Score, sde: ss.SDE, x: Array, key: Array, sigma: np.ndarray) -> np.ndarray:
     """Return what the parts between noise levels (n + 1,) add to the bound of images, in bits/dim.
 
-    In nats it is the integral of |std score + z|^2 over log(sigma), where sigma = std / alpha: the
-    loss of denoising score matching. With the exact score, it is the difference of the mutual
-    informations of an image and its noised versions at both levels.
+    In nats it is the integral of |std score + z|^2 over log(sigma), where sigma = std / alpha.
     """
 
     def part(key: Array, start: Array, width: Array) -> Array:

@@ -87,12 +87,7 @@ def write(workdir: str | Path, eval_folder: str = "eval") -> Path:
 
 
 def gather(folder: Path, workdir: Path) -> ReportData:
-    """Return the content of report.json, in which numbers that are not finite are null.
-
-    Keys: name (of the folder), workdir (its name), checkpoints (a list; see `_checkpoint`),
-    unfinished (names of folders without results), curves (by name, with steps and values),
-    environments and config.
-    """
+    """Return the content of report.json, in which numbers that are not finite are null."""
     named = ((CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("checkpoint_*"))
     checkpoints = sorted((int(match[1]), path) for match, path in named if match)
     finished = [each for each in checkpoints if (each[1] / "results.json").exists()]

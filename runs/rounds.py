@@ -52,14 +52,9 @@ def load_rounds(
 ) -> Arrays:
     """Return arrays of numbers of the rounds, each joined along its first axis; True becomes 1.
 
-    Args:
-      paths: the files, opened one after the other.
-      names: the arrays to read; by default all.
-      optional: further arrays, which either all files have or none.
-      shapes: further arrays, with their shapes once they are joined; -1 is any size.
-
-    Raises:
-      InputError: a file is damaged, lacks an array, or has one of another type or shape.
+    These are `names`, by default all; `optional` ones, which either all files have or none; and
+    those of `shapes`, with their shapes once they are joined, where -1 is any size. Raises
+    InputError for a damaged file, and for an array that is missing or of another type or shape.
     """
     names = (*names, *(name for name in shapes if name not in optional))
     parts: dict[str, list[np.ndarray]] = {}

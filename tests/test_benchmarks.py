@@ -154,15 +154,10 @@ def test_the_peer_has_our_network_and_our_loss(torch, tmp_path, kind):
 
 @pytest.mark.slow
 def test_cases_of_the_peer(torch):
-    for case, evaluations in {"train_step": 1, "forward": 1, "sampling": 10}.items():
-        program = getattr(peer, case)(*IN_DIFFUSERS["DDPM"])
+    for make in (peer.train_step, peer.forward):
+        program = make(*IN_DIFFUSERS["DDPM"])
         program.run()
-        assert program.work == 2 * evaluations
-    found = peer.Peer(load_config(*IN_DIFFUSERS["NCSN++"]))
-    x = found.normal()
-    last, traces = peer.divergence(found, x, lambda x, level: 3 * x, 4)
-    np.testing.assert_allclose(traces, [4 * 3 * 192] * 2, rtol=1e-5)  # 3 for each of 192 entries
-    np.testing.assert_allclose(last, 1.003**4 * x, rtol=1e-5)
+        assert program.work == 2
 
 
 def test_nearest_network_of_diffusers(monkeypatch):
@@ -187,8 +182,8 @@ def test_nearest_network_of_diffusers(monkeypatch):
         ("forward --no_such_flag", ["--no_such_flag"]),
         ("forward --config=configs/no.py", ["configs/no.py does not exist"]),
         ("forward --config=errors.py", ["errors.py", "get_config"]),
-        (f"forward --config={DIGITS} --set=model.nff=3", ["--set=model.nff=3", DIGITS]),
-        (f"forward --config={DIGITS} --set=model.nf=many", ["--set=model.nf=many"]),
+        (f"forward --config={DIGITS} --set=model.nff=3", ["model.nff = '3' is not", "model.nf?"]),
+        (f"forward --config={DIGITS} --set=model.nf=many", ["model.nf = 'many' must be"]),
         (f"memory --config={DIGITS} --shape=1by1", ["--shape=1by1", "8x1"]),
     ],
 )

@@ -59,6 +59,7 @@ def test_accuracy_is_written(trained):
     assert all(0 <= row["accuracy"] <= 1 and row["nats"] > 0 for row in result["levels"])
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, trained, capsys):
     collect = training.loop.TrainingLog.collect
 

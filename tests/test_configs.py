@@ -179,6 +179,7 @@ def num_params(config: ml_collections.ConfigDict) -> int:
     return COUNTS[key]
 
 
+@pytest.mark.slow
 def test_numbers_of_parameters():
     found = {name: num_params(module(name).get_config()) for name in OFFICIAL}
     assert found == {name: reference.notes("param_counts")[name] for name in OFFICIAL}

@@ -126,8 +126,10 @@ def program(kind, config):
     return jax.jit(compute).lower(params, key).as_text()
 
 
-CASES = [("training", "pc"), ("loss", "pc"), ("loss", "discrete"), ("bpd", "discrete")]
-CASES += [(kind, base) for kind in ("samples", "reconstructions") for base in BASES]
+QUICK = [("training", "pc"), ("loss", "pc"), ("samples", "solver"), ("reconstructions", "solver")]
+SLOW = [("loss", "discrete"), ("bpd", "discrete")]
+SLOW += [(kind, base) for kind in ("samples", "reconstructions") for base in [*BASES][1:]]
+CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 
 
 @pytest.mark.parametrize(("kind", "base"), CASES)

@@ -134,14 +134,13 @@ def test_two_processes_continue_and_evaluate_as_one(one_process, two_processes):
 
 def test_flags_that_do_not_fit_together(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", pytest.fail)
-    for arguments, sentence in (
-        (("10.0.0.1:80", None, None), "--num_processes and --process_id is missing. Give all"),
-        ((None, 2, 0), "--coordinator is missing"),
-        (("10.0.0.1", 2, 0), "--coordinator=10.0.0.1 must be HOST:PORT of process 0"),
-        (("10.0.0.1:80", 0, 0), "--num_processes=0 must be at least 1"),
-        (("10.0.0.1:80", 2, -1), "--process_id=-1 must lie from 0 to 1"),
+    address = "10.0.0.1:80"
+    for arguments in (
+        *((address, None, None), (None, 2, 0), ("10.0.0.1", 2, 0), (address, 0, 0)),
+        (address, 2, -1),
     ):
-        refused(sentence, sharding.join, *arguments)
+        message = f"--coordinator={arguments[0]}, --num_processes={arguments[1]} and .* all three"
+        refused(message, sharding.join, *arguments)
 
 
 SLURM = dict.fromkeys(sharding.SLURM, "0")

@@ -77,6 +77,7 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
     assert "/4" in captured.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "frames"), [("pc", {"corrector": "none"}, True), ("unipc_3", {}, False)]
 )

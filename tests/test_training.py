@@ -154,7 +154,9 @@ def test_steps_of_logs_checkpoints_and_the_end(monkeypatch):
 
     A run continued at step 4, in calls of two steps, starts with the batches of call 2.
     """
-    due = [step for step in range(3, 28, 3) if training.loop.due_after(step, 27, {"a": 7}, 3)]
+    settings = complete(tiny.config(**{"training.n_jitted_steps": 3})).training
+    settings.unlock().update(dict.fromkeys(training.loop.FREQUENCIES, 7))
+    due = [step for step in range(3, 28, 3) if training.loop.due_after(step, 27, settings)]
     assert due == [9, 15, 21, 27]
     assert [training.last_step(start, 10, 3) for start in (0, 2, 9)] == [9, 8, 9]
     job = training.score_job(Experiment(tiny.config(**{"training.n_jitted_steps": 2})))

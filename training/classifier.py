@@ -1,9 +1,7 @@
 """`--mode=train_classifier`: the classifier of noised images that guides samples.
 
-It learns log p_t(class | x_t) for the SDE of the config (arXiv:2011.13456, Appendix I), at times
-drawn as in the training of scores, by the same training loop. The network is the paper's; the paper
-does not state how it was trained. Results are in `WORKDIR/classifier/`, and
-`Experiment.load_classifier` reads them.
+It learns log p_t(class | x_t) (arXiv:2011.13456, Appendix I) by the loop that trains scores. The
+network is the paper's; the paper does not state how it was trained.
 """
 
 from __future__ import annotations
@@ -45,12 +43,8 @@ NUM_LEVELS = 10  # noise levels at which the accuracy is measured
 def train(config: Config, workdir: str) -> Params:
     """Train the classifier of config.classifier, or continue; return its parameters.
 
-    Writes checkpoints, the log and accuracy.json, and prints the latter. The workdir need not have
-    a score model yet.
-
-    Raises InputError for an invalid config, images without fitting labels, a workdir of other data
-    or another SDE, and a classifier with other settings; NotFiniteError for a loss that is not
-    finite.
+    Writes checkpoints, the log and accuracy.json to WORKDIR/classifier, which needs no score model
+    yet. Raises InputError, also for other data or another SDE; NotFiniteError for the loss.
     """
     experiment = Experiment(config, mode="train_classifier")
     classes, count = experiment.config.classifier.num_classes, len(experiment.test)

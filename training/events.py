@@ -92,11 +92,8 @@ def is_stream(data: Any) -> bool:
 class Stream(Images):
     """The batches of an iterable. Its arrays are those of the first batch, whose size all have.
 
-    Attributes:
-      open: () -> an iterable that begins with the first batch.
-      skipped: the number of batches at the beginning that are held out.
-      num_classes: the number of classes, or 0.
-      rows: of each batch, those that this process has.
+    `open` returns an iterable that begins with the first batch, of which `skipped` batches are held
+    out; of each, this process has the `rows`. `num_classes` is 0 without classes.
     """
 
     open: Callable[[], Iterable[Batch]]

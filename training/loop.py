@@ -16,6 +16,7 @@ from PIL import Image
 
 import losses
 import sharding
+from configs.default import Config
 from configs.folders import owned
 from datasets import Batch
 from errors import InputError, NotFiniteError
@@ -100,8 +101,7 @@ def _run(
     start, settings, per_call = log.step, job.settings, job.settings.n_jitted_steps
     total = start if log.stalled(settings.patience) else log.total
     if start >= total > 0:
-        limit = "n_iters" if start >= log.total else "patience"
-        log.say(f"nothing left to do, {limit} = {settings[limit]} is reached")
+        log.say(f"nothing left to do: n_iters = {settings.n_iters} or patience is reached")
     steps, batches = compile_steps(job, rollbacks), _batches(job, start // per_call)
     for step in range(start + per_call, total + 1, per_call):
         compiling = progress.waiting("compiling the training step")
@@ -110,7 +110,7 @@ def _run(
             state, metrics = steps(state, batch)
             log.collect(step, metrics)
         stopped = preemption.reached(metrics["loss"])
-        due = due_after(step, total, {name: settings[name] for name in FREQUENCIES}, per_call)
+        due = due_after(step, total, settings)
         if stopped or due:
             log.check()
             check_state(state, log)
@@ -132,7 +132,7 @@ def _run(
             break
         if "snapshot_freq" in due and job.samples:
             show_samples(job.samples, state.ema, log)
-        if step == total:
+        if step == total:  # Patience may end training early.
             break
     return state
 
@@ -147,9 +147,10 @@ def _evaluate(job: Job, state: TrainState, log: TrainingLog, *, stopped: bool) -
         log.held_out(*held_out)
 
 
-def due_after(step: int, total: int, frequencies: dict[str, int], per_call: int) -> set[str]:
-    """Return the frequencies of which a multiple was reached in the last call; all at the end."""
-    return {name for name, each in frequencies.items() if step == total or step % each < per_call}
+def due_after(step: int, total: int, settings: Config) -> set[str]:
+    """Return the FREQUENCIES of which a multiple was reached in the last call; all at the end."""
+    steps = settings.n_jitted_steps
+    return {name for name in FREQUENCIES if step == total or step % settings[name] < steps}
 
 
 def check_state(state: TrainState, log: TrainingLog) -> None:

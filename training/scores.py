@@ -9,14 +9,12 @@ from jax import Array
 
 import datasets
 from configs.default import Config
-from configs.parts import attention_note
 from datasets import Batch
 from experiment import Experiment
 from losses import Part
 from models.building import Params
 from models.conditions import dropped
 from models.layers import Rngs
-from runs.progress import say
 from training import state
 from training.loop import train_job
 from training.state import TrainState
@@ -28,9 +26,6 @@ def train(config: Config, workdir: str) -> TrainState:
     experiment = Experiment(config)
     if experiment.config.training.snapshot_sampling:
         experiment.load_classifier(workdir)
-    note = attention_note(experiment.config)
-    if note:
-        say(f"note: {note}")
     return train_job(score_job(experiment), workdir)
 
 
