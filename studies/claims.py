@@ -46,6 +46,9 @@ ZOO = {"VP": "digits", "zoo/fashion_vp": "Fashion-MNIST", "zoo/emoji_vp": "emoji
 """The data of networks that are compared on several data sets."""
 ALL_DATA = ("", *OTHER_DATA)
 """Ends of the names of networks; that of the digits is empty."""
+CASES = dict(zip(STEPS, (ALL_DATA, ALL_DATA[:1])))
+"""The data that samplers with these steps are compared on."""
+COARSE = "VP", STEPS[0]  # outside of the grid that the chain of VP was trained on
 ABLATIONS = {
     "no FIR filter": "a FIR filter for resampling",
     "no rescaled skips": "skip connections rescaled by 1 / sqrt(2)",
@@ -56,16 +59,6 @@ Checks = Iterator[Check]
 
 
 # --- 1 to 3: samplers -----------------------------------------------------------------------------
-
-
-def _data(steps: int) -> tuple[str, ...]:
-    """Return the data of a number of steps: all for the smallest."""
-    return ALL_DATA if steps == STEPS[0] else ALL_DATA[:1]
-
-
-def _is_coarse(sde: str, steps: int) -> bool:
-    """Return whether steps are outside of the grid that the chain of VP was trained on."""
-    return sde == "VP" and steps == STEPS[0]
 
 
 def _cell(study: Study, steps: int, network: str, name: str, kind: str) -> Estimates:
@@ -85,14 +78,14 @@ def predictor_corrector(study: Study) -> Checks:
     for n in STEPS:
         for title, kind, column in (("P", "P2", 1), ("C", "C", 2)):
             text = f"PC{n} is better than {title}{2 * n}"
-            cells = [(sde, name, data) for data in _data(n) for sde in FID for name in PREDICTORS]
+            cells = [(sde, name, data) for data in CASES[n] for sde in FID for name in PREDICTORS]
             for sde, name, data in cells:
                 fid, network = FID[sde][name], sde + data
                 own = _cell(study, n, network, name, "PC")
                 predictor = name if kind == "P2" else "reverse diffusion"
                 other = _cell(study, n, network, predictor, kind)
                 case, paper = f"{network}, {name}", f"{fid[3]:.2f}, {fid[column]:.2f}"
-                yield smaller(text, case, paper, own, other, is_weak=_is_coarse(sde, n))
+                yield smaller(text, case, paper, own, other, is_weak=(sde, n) == COARSE)
 
 
 def predictors(study: Study) -> Checks:
@@ -101,14 +94,14 @@ def predictors(study: Study) -> Checks:
     for first, second in ((reverse, ancestral), (flow, ancestral), (flow, reverse)):
         text = f"{first} is {'as good as' if first == reverse else 'worse than'} {second}"
         sdes = FID if first == reverse else ["VE"]
-        cells = [(n, each, data) for n in STEPS for each in (0, 1) for data in _data(n)]
+        cells = [(n, each, data) for n in STEPS for each in (0, 1) for data in CASES[n]]
         for n, twice, data in cells:
             for sde in sdes:
                 kind, case = ("P", "P2")[twice], f"{sde}{data}, P{n * (1 + twice)}"
                 pair = (_cell(study, n, sde + data, name, kind) for name in (first, second))
                 paper = ", ".join(f"{FID[sde][name][twice]:.2f}" for name in (first, second))
                 if first == reverse:
-                    yield smaller(text, case, paper, *pair, AS_GOOD, is_weak=_is_coarse(sde, n))
+                    yield smaller(text, case, paper, *pair, AS_GOOD, is_weak=(sde, n) == COARSE)
                 else:
                     yield larger(text, case, paper, *pair)
 
@@ -134,7 +127,7 @@ def black_box_ode(study: Study) -> Checks:
     for n in STEPS:
         fixed = _cell(study, n, "VP", "probability flow", "P2")
         text = f"1e-3 is as good as {2 * n} steps of fixed length"
-        weak = _is_coarse("VP", n)
+        weak = ("VP", n) == COARSE
         yield smaller(text, "digits", "3.69, 3.59", middle, fixed, AS_GOOD, is_weak=weak)
 
 
@@ -148,7 +141,7 @@ def _gain(
     found = study.measure(claims_measured.gain, *networks, count=IMAGES)
     names = ("gain of the bound", "bound after", "bound before")
     gain, *shown = (found[name] for name in (names if bound else ("gain", "after", "before")))
-    return Check(text, case, paper, gain, 0.0, shown=tuple(shown))
+    return Check(text, case, paper, gain, margin=0.0, more=tuple(shown))
 
 
 def _named(end: str) -> str:
@@ -190,38 +183,34 @@ def networks(study: Study) -> Checks:
 
 
 def encodings(study: Study) -> Checks:
-    cases = [("VE", "VE", ""), ("VP", "VP", "")]
-    cases += [("VP", "DDPM continuous", data) for data in ALL_DATA]
+    cases = [("VP", ""), *(("DDPM continuous", data) for data in ALL_DATA)]
     text = "codes of an image are less than half as far apart as those of two images"
-    for first, second, data in cases:
-        pair = first + data, second + data
+    for name, data in cases:
+        pair = f"VP{data}", f"{name}{data}"
         found = study.measure(claims_measured.codes, *pair, shift=1, count=IMAGES)
-        case = f"{first} and {second}, {_named(data)}"
-        check = smaller(text, case, "", found["same"], found["other"], 2.0)
-        yield check._replace(shown=(*check.shown, found["size"], found["other size"]))
+        case = f"VP and {name}, {_named(data)}"
+        pair, sizes = (found["same"], found["other"]), (found["size"], found["other size"])
+        yield smaller(text, case, "", *pair, 2.0, more=sizes)
 
 
 def manipulation(study: Study) -> Checks:
+    between, heat = claims_measured.interpolation, claims_measured.temperature
+    halfway = "images halfway between two codes are closer to data than means of two images"
+    ends = "both ends of an interpolation differ by more than twice the largest of 9 steps"
+    varied = f"codes times {LOW} give less varied images"
     counts = {name: IMAGES if name == "VP" else 4 * FEW for name in ZOO}
-    measured = {
-        name: study.measure(claims_measured.interpolation, name, count=count)
-        for name, count in counts.items()
-    }
-    text = "images halfway between two codes are closer to data than means of two images"
-    for name, found in measured.items():
-        yield smaller(text, ZOO[name], "Figure 3", found["codes"], found["pixels"])
-    text = "both ends of an interpolation differ by more than twice the largest of 9 steps"
-    for name, found in measured.items():
-        yield larger(text, ZOO[name], "Figure 3", found["ends"], found["step"], 2.0)
-    heat = {
-        name: study.measure(claims_measured.temperature, name, count=count, low=LOW)
-        for name, count in counts.items()
-    }
-    text = f"codes times {LOW} give less varied images"
-    for name, found in heat.items():
-        yield smaller(text, ZOO[name], "pictures", found["spread at low"], found["spread"])
+    for compare, text, function, own, other, margin in (
+        (smaller, halfway, between, "codes", "pixels", 1.0),
+        (larger, ends, between, "ends", "step", 2.0),
+        (smaller, varied, heat, "spread at low", "spread", 1.0),
+    ):
+        for name, count in counts.items():
+            options = {"low": LOW} if function == heat else {}
+            found = study.measure(function, name, count=count, **options)
+            yield compare(text, ZOO[name], "Figure 3", found[own], found[other], margin)
+    same = study.measure(heat, "VP", count=IMAGES, low=LOW)["kept"]
     text = f"codes times {LOW} keep the class of 4 of 5"
-    yield Check(text, "digits", "pictures", heat["VP"]["kept"], margin=0.8)
+    yield Check(text, "digits", "pictures", same, margin=0.8)
 
 
 def conditions(study: Study) -> Checks:

@@ -192,43 +192,50 @@ WORDS = (HOLDS, FAILS, UNKNOWN)
 
 
 class Check(NamedTuple):
-    """A statement that a number is larger than a margin.
+    """A statement that a number is larger than a margin, or a first one than a second one.
 
     Attributes:
       text: what is claimed.
       case: of what, the data at least.
       paper: the figures of the paper.
-      numbers: the number for each seed, or the logarithm of a ratio; empty if not measured.
+      first, second: the numbers for each seed; empty if not measured.
       margin: fixed before the measurement; a factor for a ratio.
-      base: of a ratio, what the other number is divided by; for each seed.
-      shown: what the page shows beside the number, in the order of the text.
+      is_larger: whether the ratio is first / second; otherwise it is second / first.
       is_weak: whether more than the number of seeds keeps this from being a verdict.
+      more: what else the page shows.
     """
 
     text: str
     case: str
     paper: str
-    numbers: Estimates
-    margin: float
-    base: Estimates = []
-    shown: tuple[Estimates, ...] = ()
+    first: Estimates
+    second: Estimates = []
+    margin: float = 1.0
+    is_larger: bool = True
     is_weak: bool = False
+    more: tuple[Estimates, ...] = ()
 
     def cells(self) -> list[str]:
         """Return the row of the page. What is only suggestive is in parentheses."""
-        start, seeds = [self.text, self.case, self.paper], len(self.numbers)
-        if not self.numbers:
+        start, seeds, limit = [self.text, self.case, self.paper], len(self.first), self.margin
+        if not seeds:
             return [*start, "", "", MISSING]
-        found, limit, number = combine(self.numbers), self.margin, ""
-        if self.base:
-            base = combine(self.base)
+        shown, found, number = self.more, combine(self.first), ""
+        if self.second:
+            shown = (self.first, self.second, *shown)
+            upper, lower = shown[:2] if self.is_larger else shown[1::-1]
+            found, base = combine([log_ratio(*pair) for pair in zip(upper, lower)]), combine(lower)
             share = (base.floor / base.value) ** 2
-            limit = 0.5 * math.log(self.margin**2 + (1 - self.margin**2) * share)
+            limit = 0.5 * math.log(limit**2 + (1 - limit**2) * share)
             number = ratio_above_floor(found, share)
         verdict, p = judge(found, limit, seeds)
-        shown = ", ".join(combine(each).brief() for each in self.shown)
-        verdict = f"({verdict})" if self.is_weak or seeds == 1 else verdict
-        return [*start, shown, number or found.brief(), f"{verdict}, {p:.2g}"]
+        verdict = f"({verdict})" if self.is_weak or seeds == 1 else f"{verdict}, {p:.2g}"
+        shown = ", ".join(combine(each).brief() for each in shown)
+        return [*start, shown, number or found.brief(), verdict]
+
+
+larger, smaller = Check, functools.partial(Check, is_larger=False)
+"""Checks of two numbers, of which the first is claimed to be larger, or smaller."""
 
 
 def ratio_above_floor(ratio: Estimate, share: float) -> str:
@@ -243,29 +250,6 @@ def ratio_above_floor(ratio: Estimate, share: float) -> str:
         return "at the floor"
     found = math.sqrt((square - share) / (1 - share))
     return Estimate(found, square * ratio.stderr / (1 - share) / found).brief()
-
-
-def larger(
-    text: str,
-    case: str,
-    paper: str,
-    subject: Estimates,
-    other: Estimates,
-    margin: float = 1.0,
-    *,
-    is_weak: bool = False,
-) -> Check:
-    """Return the check that a quantity is larger than another one, by a factor."""
-    ratios = [log_ratio(a, b) for a, b in zip(subject, other)]
-    return Check(text, case, paper, ratios, margin, other, (subject, other), is_weak)
-
-
-def smaller(
-    text: str, case: str, paper: str, subject: Estimates, other: Estimates, *given: Any, **more: Any
-) -> Check:
-    """Return the check that a distance or error is smaller than another one, by a factor."""
-    check = larger(text, case, paper, other, subject, *given, **more)
-    return check._replace(shown=(subject, other))
 
 
 def table(checks: Iterable[Check]) -> list[str]:
