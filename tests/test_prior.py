@@ -35,9 +35,10 @@ def gaussian_prior(shape=(2,), sde=None, mean=0.3, std=STD):
     ("shape", "sde"),
     [
         ((), ss.VPSDE()),
-        ((5,), ss.SubVPSDE()),
         ((3, 3, 2), ss.VESDE()),
-        ((2,), ss.VPSDE(beta_min=1.0, beta_max=1.0, T=10.0)),  # As other packages define it.
+        pytest.param((5,), ss.SubVPSDE(), marks=pytest.mark.slow),
+        # As other packages define it.
+        pytest.param((2,), ss.VPSDE(beta_min=1.0, beta_max=1.0, T=10.0), marks=pytest.mark.slow),
     ],
 )
 def test_mixtures_of_all_shapes(shape, sde):
@@ -46,7 +47,7 @@ def test_mixtures_of_all_shapes(shape, sde):
     prior = ss.Prior(law.score(sde), sde, shape)
     x = law.sample(jax.random.key(0), 6).reshape(2, 3, *shape)
     logp, error = prior.log_prob(x, return_error=True)
-    if shape == (5,):  # One probe says nothing about its error.
+    if shape == ():  # One probe says nothing about its error.
         _, unknown = prior.log_prob(x[0], trace="Rademacher", probes=1, return_error=True)
         assert np.isnan(unknown).all()
     exact = law.logp(sde, x.reshape(6, *shape), sde.t_min).reshape(2, 3)
@@ -64,12 +65,9 @@ def test_mixtures_of_all_shapes(shape, sde):
     np.testing.assert_allclose(prior.decode(z), x, atol=1e-3)
 
 
-STEPS = {"pc": 300, "euler": 300, "deis": 20, "dpm++_2m_sde": 100, "restart": 50, "ode": None}
-
-
-@pytest.mark.parametrize(("name", "steps"), (STEPS | {"adaptive_sde": None}).items())
+@pytest.mark.parametrize(("name", "steps"), [("pc", 300), ("ode", None), ("adaptive_sde", None)])
 def test_samplers_by_name(name, steps):
-    """Samplers of every kind give the moments of the data."""
+    """Samplers of every kind give the moments of the data; `test_solvers` has the others."""
     # Adaptive steps are rejected by the error over all entries, which biases events of few.
     shape = (8, 8) if name == "adaptive_sde" else (4,)
     prior = gaussian_prior(shape, mean=0.0, std=0.5)
@@ -78,9 +76,7 @@ def test_samplers_by_name(name, steps):
     np.testing.assert_allclose(x.std(), 0.5, atol=0.03)
 
 
-@pytest.mark.parametrize(
-    "name", ["pc", "ddim", "dpm++_3m", "unipc_3", "heun_churn", "restart", "adaptive_sde"]
-)
+@pytest.mark.parametrize("name", ["pc", "unipc_3", "restart", "adaptive_sde"])
 def test_samples_have_the_unit_of_the_data(name):
     """Data, noise levels and score in another unit give the same samples in that unit.
 
@@ -117,13 +113,12 @@ def test_the_gradient_of_log_prob_is_the_score():
     prior = ss.Prior(law.score(sde), sde, (3,))
     x = law.sample(jax.random.key(0), 4)
 
-    for solver in ({"tolerance": 1e-4}, {"steps": 64}):
-        gradient = jax.jit(jax.grad(lambda x, solver=solver: prior.log_prob(x, **solver).sum()))(x)
-        np.testing.assert_allclose(gradient, prior.score(x, jnp.full(4, sde.t_min)), atol=0.05)
+    gradient = jax.jit(jax.grad(lambda x: prior.log_prob(x, steps=64).sum()))(x)
+    np.testing.assert_allclose(gradient, prior.score(x, jnp.full(4, sde.t_min)), atol=0.05)
 
 
 def test_the_gradient_by_parameters_of_the_score():
-    """d log N(x; m, s^2) / dm = (x - m) / s^2, and so for s."""
+    """d log N(x; m, s^2) / dm = (x - m) / s^2, and so for s; and for x, by adaptive steps."""
     sde = ss.VPSDE(beta_max=40.0)
 
     def score(parameters, x, t):
@@ -136,8 +131,9 @@ def test_the_gradient_by_parameters_of_the_score():
         return prior.log_prob(x, tolerance=1e-4)
 
     x = jnp.array([0.5, -0.2])
-    gradient = jax.jit(jax.grad(log_prob))((0.1, 0.6), x)
+    gradient, by_x = jax.jit(jax.grad(log_prob, (0, 1)))((0.1, 0.6), x)
     residual = (x - 0.1) / 0.6
+    np.testing.assert_allclose(by_x, -residual / 0.6, atol=0.05)
     np.testing.assert_allclose(gradient[0], (residual / 0.6).sum(), rtol=0.02)
     np.testing.assert_allclose(gradient[1], ((residual**2 - 1) / 0.6).sum(), rtol=0.02)
 
@@ -225,6 +221,10 @@ def test_hamiltonian_monte_carlo():
 # --- errors, devices and compilation ----------------------------------------------------------
 
 
+def test_completion_shows_the_api_only():
+    assert {name for name in dir(ss) if not name.startswith("__")} == set(ss.__all__)
+
+
 def test_samples_that_are_not_finite():
     """A score that fails on the way is reported with the step."""
     sde = ss.VPSDE()
@@ -238,19 +238,17 @@ def test_samples_that_are_not_finite():
 
 
 def test_methods_can_be_compiled():
-    """Samples and densities may be parts of other compiled programs."""
+    """Samples may be parts of other compiled programs."""
     sde, mesh = ss.VPSDE(), sharding.make_mesh(jax.devices()[:2])
     prior = ss.Prior(gaussian.score(sde, 0.3, STD), sde, (2,), mesh=mesh)
     x = jax.jit(functools.partial(prior.sample, 5))(seed=jax.random.key(0))
     np.testing.assert_allclose(x, prior.sample(5, seed=0), atol=1e-5)
-    logp = jax.jit(prior.log_prob)(x)
-    np.testing.assert_allclose(logp, prior.log_prob(x), rtol=1e-4, atol=1e-4)
     daps = prior.posterior(x[0], lambda x: x, noise=0.1, method="daps", langevin_steps=2)
     found = jax.jit(lambda key: daps.sample(3, key, steps=30))(jax.random.key(0))
     np.testing.assert_allclose(found, daps.sample(3, seed=0, steps=30), atol=1e-4)
 
 
-@pytest.mark.parametrize("devices", [0, 1, 2])
+@pytest.mark.parametrize("devices", [0, 2])
 def test_one_program_executes_all_steps(devices):
     mesh = sharding.make_mesh(jax.devices()[:devices]) if devices else None
     sde = ss.VPSDE(beta_max=21.0 + devices)  # No other test has compiled programs for it.
@@ -270,17 +268,16 @@ def test_devices_share_batches():
 
     def results(prior):
         x = prior.sample((7,), seed=1, batch_size=4)
-        z, nfe = prior.encode(x, return_nfe=True)
         logp, error = prior.log_prob(x, trace="Rademacher", return_error=True)
         posterior = prior.posterior(y, lambda x: x[:1], noise=0.2, method="moment_matching")
-        rest = prior.sample(3, seed=1, first=4)
-        return x, rest, z, nfe, logp, error, prior.decode(z), posterior.sample((2, 3), batch_size=5)
+        return x, *prior.encode(x, return_nfe=True), logp, error, posterior.sample((2, 3))
 
     found, expected = results(shared), results(one)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
     assert found[-1].shape == (2, 3, 3, 2)
-    np.testing.assert_allclose(found[1], found[0][4:], atol=1e-4)
+    rest = one.sample(3, seed=1, first=4)
+    np.testing.assert_allclose(rest, found[0][4:], atol=1e-4)
 
 
 def test_interrupts_take_effect_between_steps(monkeypatch):
@@ -300,18 +297,6 @@ def test_interrupts_take_effect_between_steps(monkeypatch):
     signal.signal(signal.SIGINT, before)
     assert seen == [0, 1, 2, 3]
     np.testing.assert_array_equal(prior.sample(2, steps=50), expected)
-
-
-def test_what_is_printed():
-    """Each object says what it is, in a line; completion shows the API only."""
-    prior, blur = gaussian_prior((4, 4, 1)), ss.operators.block_mean((4, 4, 1), 2)
-    posterior = prior.posterior(np.zeros((3, 2, 2, 1)), blur, noise=0.1)
-    sde = "VPSDE(T=1.0, t_min=1e-05, t_end=0.001, beta_min=0.1, beta_max=20.0)"
-    assert repr(prior) == f"Prior({sde}, shape=(4, 4, 1))"
-    assert repr(posterior).startswith(f"WeightedPosterior({prior}, y of shape (3, 2, 2, 1), ")
-    assert repr(blur) == "Operator(entries=16, rank=4)"
-    assert repr(ss.load("digits_vp")).endswith("shape=(8, 8, 1), step=2600)")
-    assert {name for name in dir(ss) if not name.startswith("__")} == set(ss.__all__)
 
 
 @pytest.mark.parametrize("name", ["vpsde", "subvpsde", "vesde"])
