@@ -63,8 +63,8 @@ def check_score(score: Score, sde: SDE, shape: tuple[int, ...]) -> None:
     check_memory(count * math.prod(shape), f"shape = {shape}")
     std, random = sde.prior_std, np.random.default_rng(0)
     x = std * random.standard_normal((count, *shape), np.float32)
-    times = np.full(count, sde.T, np.float32)
-    value = function_of(score)(jnp.asarray(x), jnp.asarray(times))
+    times = jnp.full(count, sde.T)
+    value = function_of(score)(jnp.asarray(x), times)
     if is_traced(value):
         return
     value = np.asarray(value, np.float32)
@@ -102,18 +102,18 @@ def _smallest_spread(
     """
     low, high = np.asarray(sde.noise_to_signal(jnp.array([sde.t_end, sde.T]))).tolist()
     levels = np.repeat(np.geomspace(low, high, NOISE_LEVELS), repeats)
-    times = np.asarray(sde.time_at(jnp.asarray(levels, jnp.float32)))
+    times = sde.time_at(jnp.asarray(levels, jnp.float32))
     noise = np.random.default_rng(1).standard_normal((len(times), *center.shape))
     alpha, level = (_expand(each, noise) for each in (sde.alpha(times), levels))
     x = (alpha * (center + level * noise)).astype(np.float32)
-    value = np.asarray(function_of(score)(jnp.asarray(x), jnp.asarray(times)), np.float32)
+    value = np.asarray(function_of(score)(jnp.asarray(x), times), np.float32)
     moved = np.square(_posterior_mean(sde, value, x, times) - center)
     by_level = np.sqrt(moved.reshape(NOISE_LEVELS, -1).mean(1))
     share = float(by_level.max() / low)
     return low * math.sqrt(share / (1 - share)) if share < 0.5 else low, low
 
 
-def _posterior_mean(sde: SDE, value: np.ndarray, x: np.ndarray, t: np.ndarray) -> np.ndarray:
+def _posterior_mean(sde: SDE, value: np.ndarray, x: np.ndarray, t: Array) -> np.ndarray:
     """Return `sde.posterior_mean` by NumPy, for which JAX would compile programs for each shape."""
     return (x + _expand(sde.var(t), x) * value) / _expand(sde.alpha(t), x)
 

@@ -84,7 +84,7 @@ def reference(model: TrainedModel) -> tuple[np.ndarray, np.ndarray]:
         return images, np.ones(len(images))
     train, test = (common.images(model, split) for split in ("train", "test"))
     known, drawn = (np.bincount(np.asarray(each.labels)) / len(each) for each in (train, test))
-    return scale(digits(test.pixels)), (known / drawn)[np.asarray(test.labels)]
+    return scale(digits(test.pixels[:])), (known / drawn)[np.asarray(test.labels)]
 
 
 @functools.cache

@@ -69,9 +69,9 @@ def load(name: str, font: str | None) -> Data:
         config = default_emoji_configs.get_default_configs().data
         config.update(image_size=8, path=font or "")
     splits = [datasets.load(config, split) for split in ("train", "test")]
-    pixels = digits if name == "digits" else lambda each: np.asarray(each.pixels[:])
+    pixels = [np.asarray(each.pixels[:]) for each in splits]
     labels = [None if each.labels is None else np.asarray(each.labels) for each in splits]
-    return Data(*map(pixels, splits), *labels)
+    return Data(*(map(digits, pixels) if name == "digits" else pixels), *labels)
 
 
 def tasks(shape: tuple[int, ...]) -> dict[str, Operator]:
@@ -174,7 +174,8 @@ class Problem:
         if len(x) > 1:
             drawn, uniform = x.swapaxes(0, 1), np.random.default_rng(0).random
             verdict = calibration.judge_samples(self.truth, drawn, self.y, uniform)
-            found["coverage"] = Estimate(*(100 * each for each in verdict.coverage(0.9)))
+            share, error = verdict.coverage(0.9)
+            found["coverage"] = Estimate(100 * share, 100 * error)
             found["kind"] = verdict.kind
         return {name: str(each) for name, each in found.items()}
 
