@@ -62,8 +62,7 @@ Options = Mapping[str, Option]
 def resolve(options: Options, given: Mapping[str, Any], owner: str) -> dict[str, Any]:
     """Return the values of all `options`: those `given`, else the defaults.
 
-    `owner` is named in errors, such as "the sampler 'pc'". Raises InputError for a name that is
-    none of the options, and for a value outside of its domain.
+    `owner` is named in errors. Raises InputError for an unknown name and a value out of its domain.
     """
     for name, value in given.items():
         if name not in options:
@@ -255,8 +254,7 @@ class AnyOf:
 def is_data(domain: Domain, value: Any) -> bool:
     """Return whether a config that was read from a file may have a value of the domain.
 
-    Numbers and names in a closed list are data. Paths and code are not, nor is any value of a
-    domain that is not listed here.
+    Numbers and names in a closed list are data. Paths, code and all else are not.
     """
     match domain:
         case Flag() | Integer() | Real() | Name() | Word():

@@ -153,8 +153,7 @@ def join(
 ) -> None:
     """Connect this process to the others of its run, before the first use of devices.
 
-    The arguments are HOST:PORT of process 0, the number of processes, and the number of this one,
-    from 0. Without them, a TPU pod, SLURM, Open MPI or Kubernetes provides them; elsewhere nothing
+    Without arguments, a TPU pod, SLURM, Open MPI or Kubernetes provides them; elsewhere nothing
     happens. Raises InputError for arguments that do not fit together.
     """
     # JAX's preemption service would catch SIGTERM, which `Preemption` handles.
@@ -192,11 +191,10 @@ def _has_peers() -> bool:
 
 
 class Preemption:
-    """While entered, `errors.ending_signals` do not end the process, but make `reached` True.
+    """While entered, signals do not end the process, but make `reached` True on all processes.
 
-    If one process receives a signal, which its `signal` then is, the same call of `reached` returns
-    True on all of them. A second Ctrl-C has the effect that it had before. Signals keep their
-    effects outside of the main thread, where Python cannot set them.
+    They are `errors.ending_signals`. A second Ctrl-C has its usual effect; so have all of them
+    outside of the main thread, where Python cannot set them.
     """
 
     def __init__(self, mesh: Mesh) -> None:

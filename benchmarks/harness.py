@@ -1,10 +1,7 @@
 """Paired timing: programs run in turn, each in a process of its own.
 
-In every round each program runs once while the others wait, so that background load affects all of
-them equally. Ratios are medians over the rounds of the ratio within a round. Separate processes
-keep thread pools, memory and caches apart, and can import the code of another checkout.
-
-Worker processes import this module first, so that it must not import JAX or the code to be timed.
+In every round each program runs once, so that background load affects all equally. Ratios are
+medians over the rounds. Worker processes import this module first: it must not import JAX.
 """
 
 from __future__ import annotations

@@ -16,9 +16,8 @@ SCATTER = "all-reduce-scatter"
 def collectives(text: str) -> dict[str, list[int]]:
     """Return the sizes in bytes of the results of all collectives in an HLO module, by kind.
 
-    An all-reduce-scatter of a TPU, of which each device keeps a part, has the size of the whole. An
-    asynchronous collective is counted at its end; a TPU's all-gather appears at start and end with
-    the same channel, and is counted once. The body of a loop is counted once.
+    An asynchronous collective is counted at its end, a TPU's all-gather once for its channel, and
+    the body of a loop once. An all-reduce-scatter of a TPU has the size of the whole.
     """
     found: dict[str, list[int]] = {}
     channels = set()

@@ -36,8 +36,7 @@ COLUMNS: tables.Columns = {
 def analyze(config: str, overrides: Sequence[str], devices: int, topology: str) -> tables.Row:
     """Return what the compiler states about a train step; `harness.isolated` calls this.
 
-    It sets the number of CPU devices of this process. FLOPs are those of the whole batch, sizes of
-    collectives those of their results.
+    It sets the number of CPU devices of this process. FLOPs are those of the whole batch.
     """
     import jax
 

@@ -30,8 +30,7 @@ Tensor = Any  # PyTorch is an optional dependency.
 def nearest(config: Config) -> Config:
     """Return the closest config whose network diffusers has, of the same widths and attention.
 
-    With a FIR filter it is an NCSN++ whose images enter and leave through skip connections,
-    otherwise DDPM's U-Net. Raises InputError if there is no similar network.
+    Raises InputError if there is no similar network.
     """
     family = "ddpm" if config.model.name == "ncsnpp" and not config.model.fir else config.model.name
     near = config.copy_and_resolve_references()
@@ -52,8 +51,7 @@ def title(config: Config, compiled: bool) -> str:
 class Peer:
     """The network of `nearest` in diffusers with its loss, under torch.compile if `compiled`.
 
-    model.dtype = 'bfloat16' turns autocast on. Raises InputError without PyTorch or diffusers, and
-    for networks without a similar one.
+    model.dtype = 'bfloat16' turns autocast on. Raises InputError without PyTorch or diffusers.
     """
 
     def __init__(self, config: Config, *, compiled: bool = False) -> None:

@@ -30,11 +30,7 @@ BATCHES = 32  # that are read in a run
 
 
 def train_step(config: str, overrides: Sequence[str]) -> Program:
-    """Run train steps, one on CPUs and 10 elsewhere, on one batch on the device.
-
-    A step consists of random flips, noise levels and noise, dropout, the loss and its gradient,
-    clipping, Adam and the moving average.
-    """
+    """Run train steps, one on CPUs and 10 elsewhere, on one batch on the device."""
     experiment = make_experiment(config, overrides)
     compiled = programs.compile_stages(*programs.train_step(experiment))
     state, batch = training.score_job(experiment).initial_state(), programs.images(experiment)
@@ -61,10 +57,9 @@ def forward(config: str, overrides: Sequence[str]) -> Program:
 
 
 def sampling(config: str, overrides: Sequence[str], levels: int, method: str) -> Program:
-    """Draw a batch, from image numbers to uint8 images, by predictor and corrector or the solver.
+    """Draw a batch by predictor and corrector on `levels` noise levels, or by the solver.
 
-    The former takes `levels` noise levels instead of hundreds; time is proportional to their
-    number. The work are evaluations of the network for an image.
+    The work are evaluations of the network for an image.
     """
     changed = f"model.num_scales={levels}", f"sampling.method={method}"
     experiment = make_experiment(config, [*overrides, *changed])

@@ -126,8 +126,7 @@ def new_writer(path: Path, *, average_only: bool) -> Writer:
 def to_state(trained: Trained, experiment: Experiment) -> TrainState:
     """Return the training state of an imported checkpoint, replicated over the devices.
 
-    If `trained` has no Adam moments, they are initialized to zero. Averages of
-    model.ema_stds start from its parameters, as if these had been the same in all earlier steps.
+    Missing moments of Adam are zero, and averages of model.ema_stds start from the parameters.
     """
     counts = {optax.ScaleByAdamState: trained.updates, optax.ScaleByScheduleState: trained.step}
 

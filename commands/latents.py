@@ -121,8 +121,7 @@ def load_images(experiment: Experiment, count: int) -> Array:
 def load_codec(config: Config, workdir: str, number: int | None, count: int) -> Codec:
     """Load a checkpoint, given the conditions of the first `count` held-out images, if it has any.
 
-    The flow is that of config.sampling.solver, or has adaptive steps. Raises InputError for an
-    invalid config, a stochastic solver and a missing checkpoint.
+    The flow is that of config.sampling.solver, or has adaptive steps. Raises InputError.
     """
     experiment = Experiment(config)
     is_solver = experiment.config.sampling.method.lower() == "solver"

@@ -79,8 +79,7 @@ def noise_std(experiment: Experiment) -> float:
 def load_images(experiment: Experiment, shape: Shape) -> tuple[list[str], np.ndarray]:
     """Load the first restore.count images of restore.input, or of the held-out images without it.
 
-    Returns names for output files, and images (N, *shape) float32 in the model's range. Raises
-    InputError if there are no such images or one of them cannot be read.
+    Returns names for output files, and images (N, *shape) float32. Raises InputError.
     """
     options, scaler = experiment.config.restore, experiment.scaler
     if options.input:

@@ -1,7 +1,6 @@
 """The default config, which each experiment's file changes; its completion; configs from files.
 
-In all config files, "the paper" and its tables and figures are those of Song et al. (ICLR 2021,
-arXiv:2011.13456).
+In configs, "the paper" is Song et al. (ICLR 2021, arXiv:2011.13456).
 """
 
 from __future__ import annotations
@@ -41,8 +40,8 @@ def get_default_config() -> Config:
 def complete(config: Config) -> Config:
     """Return a locked copy with default values for missing fields.
 
-    Fields of `model` are left out, except those in COMPLETED_MODEL_FIELDS: a network that lacks
-    one of its options has its own default for it. Two equal sides of images become one integer.
+    A network has its own defaults: of `model`, only COMPLETED_MODEL_FIELDS are completed. Two equal
+    sides of images become one integer.
     """
     fields, defaults = config.to_dict(), get_default_config().to_dict()
     for section, values in defaults.items():
@@ -61,11 +60,10 @@ def complete(config: Config) -> Config:
 
 
 def from_json(content: Any, *, known_only: bool = False) -> Config:
-    """Return the config of a file, whose fields can be set on the command line.
+    """Return the config of a file, whose fields can be set on the command line; JSON has no tuples.
 
-    JSON has lists in place of tuples. Values are not checked. Raises InputError if the content is
-    not sections of fields, whose only structure is that of lists, and for an unknown field, which
-    `known_only` leaves out.
+    Raises InputError if the content is not sections of fields, which are values or lists of values,
+    and for an unknown field, which `known_only` leaves out.
     """
     config, known = ml_collections.ConfigDict(), dict(FIELDS.items())  # Its look-ups are slow.
     for name, leaf in _flat(content).items():
@@ -146,8 +144,7 @@ def set_field(config: Config, name: str, value: Any, field: Field | None) -> Non
 def find_file(path: str) -> str:
     """Return the path of a config file, in the current folder or else beside this code.
 
-    An installed package so provides its experiments in any folder, as in
-    --config=configs/vp/cifar10_ddpmpp_continuous.py. Raises InputError if it is in neither.
+    Raises InputError if it is in neither.
     """
     if Path(path).exists():
         return path

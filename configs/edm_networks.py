@@ -52,8 +52,7 @@ def experiment(
 ) -> Config:
     """Return the config of a network from its constructor's arguments.
 
-    Raises InputError for an unknown class, an unknown argument, and a value that our networks
-    cannot represent.
+    Raises InputError for what our networks cannot represent.
     """
     arguments = _complete(preconditioning, positional, keywords)
     config = get_default_config()

@@ -1,7 +1,7 @@
 """Orbax checkpoints of a workdir, saved in the background, each with the config of its run.
 
-`checkpoints/checkpoint_K` are snapshots for evaluation, where K counts them.
-`checkpoints-meta/checkpoint_STEP` are backups for a restart, of which the two newest are kept.
+`checkpoints/checkpoint_K` are snapshots for evaluation; `checkpoints-meta/checkpoint_STEP` are
+backups for a restart, of which the two newest are kept.
 """
 
 from __future__ import annotations

@@ -100,8 +100,7 @@ def _description(arrays: Arrays, depends: Depends) -> str:
 def to_host(leaf: Array | np.ndarray) -> Array | np.ndarray:
     """Return a copy in the memory of the host, unless the array is split over the devices.
 
-    Orbax would slice a replicated array for each device, so that all write a part. For the hundreds
-    of small arrays of a network that takes longer than it saves.
+    Orbax would slice a replicated array for each device, which takes long for hundreds of them.
     """
     if isinstance(leaf, Array) and leaf.is_fully_replicated:
         return np.array(leaf.addressable_data(0))
@@ -109,10 +108,9 @@ def to_host(leaf: Array | np.ndarray) -> Array | np.ndarray:
 
 
 def tree_checksum(tree: Any) -> int:
-    """Return the CRC-32 of the arrays, which identifies them, however they are sharded.
+    """Return the CRC-32 of the arrays, however they are sharded; one at a time is fetched.
 
-    Orbax detects missing bytes, but not changed ones. Leaves are fetched one at a time, because all
-    of them together may exceed the memory of a host.
+    Orbax detects missing bytes, but not changed ones.
     """
     crc = 0
     for leaf in map(to_host, jax.tree.leaves(tree)):

@@ -45,10 +45,9 @@ def waiting(text: str) -> Iterator[None]:
 def counting(
     text: str, total: int, unit: str, done: int = 0, *, announced: bool = False
 ) -> Iterator[Update]:
-    """Show how far a block, such as "drawing 64 samples", has come by the function that it gets.
+    """Show how far a block has come by the function that it gets: from `done` to `total` units.
 
-    It counts units, such as steps, from `done` to `total`. If it was `announced` by a line already,
-    the next one comes after INTERVAL seconds.
+    If it was `announced` by a line already, the next one comes after INTERVAL seconds.
     """
     start, first = time.monotonic(), done
     updated = start

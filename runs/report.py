@@ -1,8 +1,4 @@
-"""The data of an evaluation's report, gathered from files: results, curves and config.
-
-`write` makes report.json and report.html in the evaluation folder. Nothing is computed on a
-device, so `--mode=report` makes the same report again.
-"""
+"""The data of an evaluation's report, gathered from files alone: results, curves and config."""
 
 from __future__ import annotations
 

@@ -81,10 +81,9 @@ class TrainingLog:
             self.events.close()
 
     def collect(self, step: int, metrics: dict[str, Array]) -> None:
-        """Keep the metrics of the steps up to `step`, without waiting for the device.
+        """Keep metrics of the steps up to `step`, without waiting for the device.
 
-        They are `loss` and `grad_norm`, both (steps,), and `levels` (steps, 2, levels), the sums
-        and counts of the losses by noise level.
+        They are `loss` and `grad_norm` (steps,), and `levels` (steps, 2, levels), sums and counts.
         """
         if self.timed_from is None:  # Compilation does not count towards the speed.
             jax.block_until_ready(metrics)

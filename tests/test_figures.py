@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,15 +18,6 @@ TINY = {  # Arguments with which each figure is drawn in seconds.
     "samplers": {"network": "digits_vp", "evaluations": (4, 30), "count": 2},
     "bits_by_level": {"count": 8, "levels": 16},
 }
-
-
-def test_the_page_shows_all_figures():
-    """Each with a text for readers who do not see it, and the command that draws it."""
-    page = (make_figures.FOLDER.parent / "how_it_works.md").read_text()
-    for name in make_figures.FIGURES:
-        assert re.search(rf"!\[[^\]]{{40,}}\]\(figures/{name}\.png\)", page), name
-        assert f"`python -m docs.make_figures {name}`" in page
-    assert {path.stem for path in make_figures.FOLDER.iterdir()} == set(TINY)
 
 
 @pytest.mark.long

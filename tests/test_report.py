@@ -229,28 +229,6 @@ def test_pictures_that_cannot_be_read_are_shown_as_missing(tmp_path):
     assert page.count("data:image/png;base64,") == 4  # of three pictures for each checkpoint
 
 
-def test_contrast():
-    """Text has a contrast of 4.5 : 1 (WCAG 2.1, 1.4.3)."""
-    style = (Path(report.__file__).parent / "page.css").read_text()
-    schemes = re.findall(r":root \{.*?\}", style, re.DOTALL)
-    assert len(schemes) == 2  # light and dark
-    required = {"text": 4.5, "soft": 4.5, "link": 4.5}
-    for scheme in schemes:
-        colors = dict(re.findall(r"--([\w-]+): (#\w{6})", scheme))
-        for name, ratio in required.items():
-            for background in ("page", "card"):
-                assert contrast(colors[name], colors[background]) > ratio
-
-
-def contrast(*colors):
-    """The contrast ratio of two colors, "#rrggbb", as defined by WCAG 2.1."""
-    channels = [[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in colors]
-    channels = np.array(channels)
-    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
-    luminances = linear @ (0.2126, 0.7152, 0.0722)
-    return (max(luminances) + 0.05) / (min(luminances) + 0.05)
-
-
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
 def test_a_browser_shows_the_page(reported, browser, width, scheme):
     """Without errors or requests, in the color scheme, and no wider than the window."""

@@ -83,16 +83,6 @@ def test_job():
     assert user in (ROOT / "Dockerfile").read_text()
 
 
-def test_slurm_gives_each_gpu_a_process():
-    """JAX's rule: a task of a node takes the GPU with the task's number, of those that it sees."""
-    lines = re.findall(r"^#SBATCH --([\w-]+)=?(\S*)$", (SCRIPTS / "slurm.sbatch").read_text(), re.M)
-    options = dict(lines)
-    assert options["ntasks-per-node"] == options["gpus-per-node"]
-    assert not {"gpus-per-task", "gpu-bind"} & options.keys()
-    assert options["signal"].startswith("TERM@")  # Without "B:", to the tasks.
-    assert "requeue" in options
-
-
 # --- they resume ----------------------------------------------------------------------------------
 
 ARGUMENTS = ["configs/vp/digits_ddpmpp_continuous.py", "runs", "40", "--config.seed=7"]

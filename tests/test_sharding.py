@@ -168,16 +168,6 @@ def sizes(tree) -> collections.Counter:
     return collections.Counter(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.slow
-def test_messages_of_the_step():
-    """The gradients, each once, and a few numbers for the metrics."""
-    found, experiment = compiled_step()
-    assert found.keys() == {"all-reduce"}
-    reduced, grads = collections.Counter(found["all-reduce"]), sizes(experiment.abstract_params)
-    assert grads <= reduced
-    assert sum((reduced - grads).elements()) < 200
-
-
 @pytest.mark.usefixtures("_small")
 def test_messages_of_the_step_with_split_parameters():
     """Each split array is gathered once; gradients and the parts of their norm are summed.

@@ -1,8 +1,7 @@
 """Moving averages of parameters with power-function profiles, and their combinations.
 
 After t steps, the parameters of step s have a weight proportional to s^gamma. The width std of this
-profile is the standard deviation of s, divided by t (Karras et al. 2024, arXiv:2312.02696, section
-3 and appendix C, where it is sigma_rel). It is at most 0.30028.
+profile is the standard deviation of s, divided by t (Karras et al. 2024, arXiv:2312.02696).
 """
 
 from __future__ import annotations

@@ -121,10 +121,9 @@ def cross_entropy(log_probs: Array, classes: Any) -> Array:
 
 
 def accuracy(experiment: Experiment, params: Params) -> list[dict[str, float]]:
-    """Evaluate the test images at NUM_LEVELS noise levels.
+    """Return a row for each of NUM_LEVELS noise levels of test images.
 
-    Each row has the noise level (std / alpha), the accuracy with its standard error, and the mean
-    cross-entropy in nats.
+    It has the level (std / alpha), the accuracy with its standard error, and the mean nats.
     """
     sde, images = experiment.sde, experiment.test
     evaluate = _compile_evaluation(experiment)

@@ -33,12 +33,11 @@ MOST_SKIPPED = 9  # steps in a row that training.on_nonfinite = "skip" accepts
 
 
 def train_job(job: Job, workdir: str | Path, kind: str = "training") -> TrainState:
-    """Train in `workdir`, or continue; return the last state.
+    """Train in `workdir`, or continue; return the last state. `kind` is in `configs.folders`.
 
-    `kind` is in `configs.folders`. A signal saves the state: SIGTERM and SIGHUP return it early,
-    SIGINT raises KeyboardInterrupt. settings.on_nonfinite states what follows if a loss, a gradient
-    or the state is not finite: NotFiniteError, unless it is corrected. Such a state is never saved.
-    Raises InputError for a workdir of another experiment or one that another process trains in.
+    SIGTERM and SIGHUP save the state and return it early, SIGINT raises KeyboardInterrupt. What is
+    not finite is never saved; settings.on_nonfinite states what follows it. Raises NotFiniteError,
+    and InputError for a workdir of another experiment or one that another process trains in.
     """
     experiment = job.experiment
     _ = experiment.train, experiment.test  # Missing images fail before anything is written.
