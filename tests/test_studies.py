@@ -183,7 +183,7 @@ def test_checks_and_their_summary():
     cases = [
         (smaller("a", "ratio", "p", one, three, 2.0), (shown, "3.015(15)", HOLDS)),
         (larger("a", "inverse", "p", one, three), (shown, "0.3317(16)", FAILS)),
-        (Check("b", "amount", "p", seeds(1, 1.2), margin=0.0), ("", "1.10(10)", UNKNOWN)),
+        (Check("b", "amount", "p", seeds(1, -0.2), margin=0.0), ("", "0.40(60)", UNKNOWN)),
         (Check("b", "one seed", "p", seeds(1), margin=0.0), ("", "1.000(10)", f"({HOLDS})")),
         (Check("b", "a gap", "p", []), ("", "", "not measured")),
         (smaller("c", "weak", "p", one, three, is_weak=True), (shown, "3.015(15)", f"({HOLDS})")),
