@@ -84,7 +84,8 @@ def predictor_corrector(study: Study) -> Checks:
                 own = _cell(study, n, network, name, "PC")
                 predictor = name if kind == "P2" else "reverse diffusion"
                 other = _cell(study, n, network, predictor, kind)
-                case, paper = f"{network}, {name}", f"{fid[3]:.2f}, {fid[column]:.2f}"
+                case = f"{network}, {name.removesuffix(' sampling').removeprefix('probability ')}"
+                paper = f"{fid[3]:.2f}, {fid[column]:.2f}"
                 yield smaller(text, case, paper, own, other, is_weak=(sde, n) == COARSE)
 
 
@@ -286,9 +287,8 @@ def main(options: argparse.Namespace) -> None:
         study = Study(folder, range(options.seeds))
         lines = table(numbered[number](study))
         about = common.provenance(f"python -m studies.claims --folder=DIR --claim={number}")
-        floors = "; ".join(f"{each:.4f} ({data})" for data, each in study.floors.items())
-        about = f"{about} Networks: {options.seeds} of digits, 1 of other data."
-        about += f" Floors: {floors}." if floors else ""
+        floors = ", ".join(f"{each:.4f} ({data})" for data, each in study.floors.items())
+        about += f" Networks: {options.seeds} (digits), 1 (others). Floors: {floors or 'none'}."
         common.write_blocks(PAGE, {f"claim {number}": [about, "", *lines]})
     common.write_blocks(PAGE, {"summary": summary(PAGE.read_text(), list(CLAIMS))})
 

@@ -168,7 +168,7 @@ class Study:
                 found[name].append(Estimate(*value))
                 if floor := found[name][-1].floor:
                     data = names[0].partition(", ")[2] or names[0].partition("/")[2] or "digits"
-                    self.floors[f"{data}, {arguments['count']:,} images"] = floor
+                    self.floors[f"{data}, {arguments['count']:,}"] = floor
         return found
 
     def _source(self, name: str, index: int) -> Any:
