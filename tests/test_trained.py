@@ -19,7 +19,7 @@ from commands import conversion
 from configs.folders import claim
 from experiment import Experiment
 from runs.checkpoints import SNAPSHOTS, Checkpoints
-from tests import gaussian, tiny
+from tests import gaussian, reference, tiny
 from tests.refusal import refused
 from training import classifier
 from training import state as states
@@ -161,7 +161,7 @@ def test_devices_that_share_the_parameters(levels, monkeypatch):
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["classifier-free", "classifier"])
+@pytest.mark.parametrize("kind", reference.cases(["classifier-free", "classifier"], ["classifier"]))
 def test_classes(tmp_path, kind):
     """Samples of classes are those of --mode=sample, by either guidance."""
     changes = tiny.MLP | {"classifier.blocks_per_group": 1, "classifier.channel_multiplier": 1}
