@@ -32,8 +32,7 @@ def without_adjoint():
     return dataclasses.replace(operator, from_basis=lambda c: 2 * operator.from_basis(c))
 
 
-def bad(function, *arguments, **options):
-    return functools.partial(function, *arguments, **options)
+bad = functools.partial
 
 
 def measured(y=None, operator=MASK, noise: object = 0.1, **options):
@@ -56,7 +55,6 @@ INVALID = [
       for each in (0.0, [1.0, -1.0])),
     (bad(ss.Prior, SCORE, SDE, (3,), loc=[1, 2]), r"loc has shape \(2,\); .* an event, \(3,\)"),
     (bad(ss.Prior, SCORE, SDE, (2,), scale=[[1.0, 1.0]]), r"scale has shape \(1, 2\)"),
-    (bad(ss.Prior, SCORE, SDE, (2,), loc=math.nan), "loc = .* finite"),
     (bad(ss.Prior, SCORE, SDE, (2,), mesh=2), "mesh = 2 must be a mesh of devices"),
     (bad(ss.Prior, lambda x, t: x[..., :1], SDE, (2,)), r"has shape \(128, 1\)"),
     (bad(ss.Prior, lambda x, t: jnp.zeros(()), SDE, (2,)), r"has shape \(\); .* by jax.vmap"),
@@ -72,12 +70,9 @@ INVALID = [
     (bad(PRIOR.sample, 0), "sample_shape = 0 must be"),
     (bad(PRIOR.sample, 1, seed=jax.random.split(jax.random.key(0))), "must be one key"),
     (bad(PRIOR.sample, 1, seed=0.5), "seed = 0.5 must be an int or a key"),
-    (bad(PRIOR.sample, 1, seed=2**64), "seed = 18446744073709551616 must lie"),
     (bad(PRIOR.sample, 1, sampler="dpm"), "sampler = 'dpm' is unknown"),
-    (bad(PRIOR.sample, 1, sampler="ode", steps=5), "steps = 5: the sampler 'ode' chooses"),
     (bad(PRIOR.sample, 1, sampler="ddim", snr=0.1),
      "snr = 0.1 .* 'ddim', whose options are noise_removal, schedule"),
-    (bad(PRIOR.sample, sampler="pc", snr=np.ones((3, 3))), "snr = array.* must be a finite number"),
     *((bad(PRIOR.sample, 1, **{name: value}), f"{name} = '?{value}")
       for name, value in {"sigma": 1, "schedule": "x", "batch_size": 0, "steps": 9.0}.items()),
     (bad(PRIOR.sample, 1, temperature=1000), "temperature = 1000 must be .* at most 2"),
@@ -88,10 +83,8 @@ INVALID = [
     (bad(PRIOR.encode, np.zeros((2, 3))), r"x has shape \(2, 3\)"),
     (bad(PRIOR.log_prob, np.zeros((0, 2))), "it holds no event"),
     (bad(PRIOR.log_prob, np.zeros(2, int)), "floating-point data"),
-    (bad(PRIOR.log_prob, np.zeros(2), trace="sum"), "'sum' is unknown"),
     (bad(PRIOR.log_prob, np.zeros(2), tolerance=0), "tolerance = 0 must be"),
     (lambda: jax.hessian(PRIOR.log_prob)(jnp.ones(2)), "differentiate the score instead"),
-    (bad(PRIOR.encode, np.zeros(2), sampler="restart"), "sampler = 'restart' does not follow"),
     # Posteriors.
     (measured(np.array([1e20, 0])), r"y holds 1e\+20, but the largest number"),
     (measured(np.full(2, math.inf)), "y = .* finite real numbers"),
@@ -105,26 +98,21 @@ INVALID = [
     (measured(0.0, lambda x: 1e20 * x[0]), r"holds .*e\+20, but the largest number"),
     (measured(0.0, lambda x: jnp.argmax(x)), "The operator cannot be differentiated"),
     (measured(operator=lambda x: x @ jnp.ones(5)), r"operator cannot be applied .* \(2,\)"),
-    (measured(operator=ss.operators.blur((8, 8), 1.0)), r"cannot be applied .* shape \(2,\)"),
     (measured(operator=jnp.fft.fft), "their real and imaginary parts"),
     (measured(operator=without_adjoint()), "The operator's adjoint is wrong"),
     (measured(None, ss.operators.mask(np.eye(2))), r"mask of shape \(2, 2\) does not fit"),
     (measured(None, ss.operators.Operator("text")), "The operator has the singular_values 'text'"),
     (measured(0.0, None, None, log_likelihood=lambda x, y: x), "log_likelihood must be a number"),
     (measured(0.0, log_likelihood=lambda x, y: 0.0), "takes the place of operator and noise"),
-    (measured(method="mcmc"), "method = 'mcmc' is unknown; known: daps"),
     (measured(operator=jnp.sum, method="ddrm"), "'ddrm' cannot use .*: dps, daps, moment_matching"),
     (measured(step=1), "step = 1 has no effect on method = 'moment_matching'"),
     (of_posterior("sample", 1, sampler="deis"), "sampler = 'deis' is not possible"),
     (of_posterior("calibrate", 5, 20), "simulations = 5 must be"),
     (lambda: measured()().sample(1), "The posterior has no y"),
     # Operators and SDEs.
-    (bad(ss.operators.blur, (8, 8), -1.0), "std = -1.0 must be a finite number"),
     (bad(ss.operators.mask, [0.5, 1.0]), "known = .* of True or False"),
     (bad(ss.VPSDE, t_min=2.0), "requires 0 < t_min < T; got t_min = 2.0 and T = 1.0"),
-    (bad(ss.VPSDE, beta_min=30.0), "requires 0 < beta_min <= beta_max"),
     (bad(ss.VESDE, sigma_max=math.nan), "sigma_max = nan must be a finite number"),
-    (bad(ss.RectifiedFlow, T=1.0), "requires T < 1; got T = 1.0"),
 ]  # fmt: skip
 
 
