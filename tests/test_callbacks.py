@@ -13,8 +13,6 @@ import score_sde as ss
 from tests import gaussian
 from tests.refusal import refused
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
-
 SDE = ss.VPSDE()
 MEAN, STD = 0.3, 0.5
 
@@ -36,53 +34,58 @@ def prior_of(score, shape=(2, 2)):
 
 
 OURS = prior_of(gaussian.score(SDE, MEAN, STD))
-TORCH = prior_of(ss.from_torch(of_gaussian(torch)))
 NUMPY = prior_of(ss.from_numpy(of_gaussian(np)))
 
 
-@pytest.mark.parametrize("prior", [TORCH, NUMPY], ids=["torch", "numpy"])
-def test_samples_are_those_of_the_same_score_in_jax(prior):
-    for options in ({}, {"sampler": "pc", "steps": 25}):
+@pytest.fixture(scope="module")
+def torch():
+    """PyTorch, whose import takes seconds."""
+    return pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")
+
+
+@pytest.fixture(scope="module")
+def of_torch(torch):
+    return prior_of(ss.from_torch(of_gaussian(torch)))
+
+
+def test_samples_densities_and_codes(of_torch):
+    """They are those of the same score in JAX."""
+    for prior, options in ((of_torch, {}), (NUMPY, {"sampler": "pc", "steps": 25})):
         expected = OURS.sample(50, seed=1, **options)
         np.testing.assert_allclose(prior.sample(50, seed=1, **options), expected, atol=1e-4)
-
-
-def test_densities_and_codes():
-    x = OURS.sample(2, seed=0)
+    x = OURS.sample(50, seed=0)[:2]
     exact = jax.scipy.stats.norm.logpdf(x, MEAN, STD).sum((-2, -1))
-    np.testing.assert_allclose(TORCH.log_prob(x), exact, atol=5e-3)
-    np.testing.assert_allclose(TORCH.encode(x), OURS.encode(x), atol=1e-4)
+    np.testing.assert_allclose(of_torch.log_prob(x), exact, atol=5e-3)
+    np.testing.assert_allclose(of_torch.encode(x), OURS.encode(x), atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["moment_matching", "smc"])
-def test_posteriors(method):
+def test_posteriors(of_torch):
     def sample(prior):
         known = ss.operators.dense((2, 2), np.eye(4, dtype=np.float32)[:2])
-        return prior.posterior(jnp.ones(2), known, noise=0.3, method=method).sample(20, steps=8)
+        return prior.posterior(jnp.ones(2), known, noise=0.3, method="smc").sample(20, steps=8)
 
-    np.testing.assert_allclose(sample(TORCH), sample(OURS), atol=1e-3)
+    np.testing.assert_allclose(sample(of_torch), sample(OURS), atol=1e-3)
 
 
-class Network(torch.nn.Module):
+def network_of(torch):
     """Convolution, normalization and attention, in the layout of PyTorch."""
+    torch.manual_seed(0)
+    first, last = (torch.nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 8), (8, 3)))
+    norm = torch.nn.GroupNorm(4, 8)
+    attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
 
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.last = (torch.nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 8), (8, 3)))
-        self.norm = torch.nn.GroupNorm(4, 8)
-        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
-
-    def forward(self, x, t):
-        h = torch.nn.functional.silu(self.norm(self.first(x))) * (1 + t[:, None, None, None])
+    def network(x, t):
+        h = torch.nn.functional.silu(norm(first(x))) * (1 + t[:, None, None, None])
         tokens = h.flatten(2).transpose(1, 2)
-        mixed, _ = self.attention(tokens, tokens, tokens)
-        return self.last(h + mixed.transpose(1, 2).reshape(h.shape))
+        mixed, _ = attention(tokens, tokens, tokens)
+        return last(h + mixed.transpose(1, 2).reshape(h.shape))
+
+    return network
 
 
-def test_products_with_the_jacobian_of_a_network():
+def test_products_with_the_jacobian_of_a_network(torch):
     """Against PyTorch's Jacobian, one at a time and in batches of directions, compiled or not."""
-    network = Network()
+    network = network_of(torch)
     score = ss.from_torch(network)
     x, t = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32), np.ones(2, "f4")
     directions = np.random.default_rng(1).normal(size=(5, *x.shape)).astype(np.float32)
@@ -100,21 +103,15 @@ def test_products_with_the_jacobian_of_a_network():
         np.testing.assert_allclose(pulled, expected, atol=1e-4)
 
 
-REFUSED = {
-    "score_sde.from_torch and from_numpy make one.*Error": lambda: prior_of(of_gaussian(torch)),
-    "is not an array of JAX. score_sde": lambda: prior_of(lambda x, t: -np.asarray(x)),
-    "has no attribute 'foo'": lambda: prior_of(ss.from_torch(lambda x, t: x.foo)),
-    r"has shape \(1, 2, 2\)": lambda: prior_of(ss.from_numpy(lambda x, t: x[:1])),
-    "derivatives of a score that NumPy computes": lambda: NUMPY.log_prob(np.ones((2, 2))),
-    "second derivatives of a score": lambda: jax.grad(TORCH.log_prob)(jnp.ones((2, 2))),
-}
-
-
-@pytest.mark.parametrize("message", REFUSED)
-def test_what_is_refused(message):
-    refused(message, REFUSED[message])
-
-
-def test_without_pytorch(monkeypatch):
+def test_what_is_refused(torch, of_torch, monkeypatch):
+    for message, call in {
+        "score_sde.from_torch and from_numpy make one.*Error": lambda: prior_of(of_gaussian(torch)),
+        "is not an array of JAX. score_sde": lambda: prior_of(lambda x, t: -np.asarray(x)),
+        "has no attribute 'foo'": lambda: prior_of(ss.from_torch(lambda x, t: x.foo)),
+        r"has shape \(1, 2, 2\)": lambda: prior_of(ss.from_numpy(lambda x, t: x[:1])),
+        "derivatives of a score that NumPy computes": lambda: NUMPY.log_prob(np.ones((2, 2))),
+        "second derivatives of a score": lambda: jax.grad(of_torch.log_prob)(jnp.ones((2, 2))),
+    }.items():
+        refused(message, call)
     monkeypatch.setitem(sys.modules, "torch", None)
     refused("from_torch needs PyTorch: pip install torch", ss.from_torch, of_gaussian(np))
