@@ -9,7 +9,6 @@ import sampling
 import solvers
 import solvers.plan
 from sde_lib import EDMSDE, VESDE, VPSDE, RectifiedFlow, SubVPSDE
-from solvers.kinds import FRAMES
 from tests import gaussian
 from tests.refusal import refused
 from tests.test_sampling import Cosine
@@ -21,8 +20,8 @@ DETERMINISTIC = [name for name, solver in solvers.SOLVERS.items() if not solver.
 ORDERS = {"ddim": 1, "dpm++_2m": 2, "dpm++_3m": 3, "dpm++_3m_diffusers": 2, "unipc_2": 2}
 ORDERS |= {"unipc_3": 3, "deis": 3, "heun": 2, "euler": 1}
 # Plans do not depend on the SDE, whose times and scales any solver reads in the same way.
-EVERY_SOLVER = [(name, "vp") for name in solvers.SOLVERS]
-SOME_SDES = [("dpm++_2m_sde", name) for name in ("ve", "cosine")]
+EXECUTED = [(name, "vp") for name in ("unipc_3", "deis", "restart", "heun_churn")]
+EXECUTED += [("dpm++_2m_sde", name) for name in ("ve", "cosine")]
 
 
 def run(name, score, sde, x, levels, keys=None, plan=None, **options):
@@ -203,7 +202,7 @@ def test_trajectories_of_diffusers(name):
         )
 
 
-@pytest.mark.parametrize(("name", "sde"), EVERY_SOLVER + SOME_SDES)
+@pytest.mark.parametrize(("name", "sde"), EXECUTED)
 def test_plans_are_executed(monkeypatch, name, sde):
     """`few_step` with a score of x_t agrees with `execute` with a denoiser of y."""
     sde = SDES[sde]
@@ -234,22 +233,3 @@ def test_plans_are_executed(monkeypatch, name, sde):
 def test_stochastic_solvers_have_no_latent_codes():
     message = "'restart' does not follow the .*choose one of ddim, deis"
     refused(message, sampling.make_flow, "restart", VPSDE())
-
-
-def test_frames_lead_to_the_samples():
-    """A trajectory starts at noise and ends at the sample, which is the same without frames."""
-    keys = sampling.image_keys(jax.random.key(0), jnp.arange(2))
-    prior = sampling.prior_sample(keys, VPSDE(), (2, 4))
-    score = gaussian.score(VPSDE(), 0.4, 0.1)
-    without, samples = (
-        jax.jit(lambda keys, x, sampler=sampler: sampler(keys, score, x))(keys, prior)
-        for sampler in (
-            sampling.make("deis", VPSDE(), 40, trajectory=shown, noise_removal=False)
-            for shown in (False, True)
-        )
-    )
-    assert without.frames.shape == (0, 2, 4)
-    assert samples.frames.shape == (FRAMES, 2, 4)
-    np.testing.assert_allclose(samples.x, without.x, rtol=1e-5)
-    np.testing.assert_allclose(samples.frames[-1], samples.x, rtol=1e-5)
-    assert np.abs(samples.frames[0] - prior).max() < 0.6 * np.abs(prior - samples.x).max()

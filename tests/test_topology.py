@@ -1,4 +1,4 @@
-"""Programs compiled for absent TPUs: messages, memory saved by recomputation, bytes moved."""
+"""Programs compiled for absent TPUs: their messages, and memory saved by recomputation."""
 
 import collections
 import importlib.util
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import pytest
 
 import sharding
-from benchmarks import hlo, programs
+from benchmarks import programs
 from benchmarks.hlo import collectives
-from errors import InputError
 from experiment import Experiment
 from tests import tiny
+from tests.refusal import refused
 from tests.test_sharding import sizes
 
 
@@ -48,18 +48,6 @@ def test_tpus_send_the_gradients_once_and_recomputation_saves_memory():
 
 
 @pytest.mark.usefixtures("_libtpu")
-def test_unknown_topologies():
-    with pytest.raises(InputError, match="--topology=v9:1x1 is unknown to libtpu"):
-        programs.tpus("v9:1x1")
-
-
-def test_missing_libtpu_is_reported(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="--topology=v5e:2x4 needs .*: pip install libtpu"):
-        programs.tpus("v5e:2x4")
-
-
-@pytest.mark.usefixtures("_libtpu")
 @pytest.mark.parametrize(("precision", "width"), [("highest", 4), ("default", 2)])
 def test_tpus_gather_split_parameters_and_scatter_their_gradients(precision, width):
     """Gradients are summed and split in one operation, which CPUs lack.
@@ -80,39 +68,8 @@ def test_tpus_gather_split_parameters_and_scatter_their_gradients(precision, wid
     assert found == {"all-gather": [width * size**2], "all-reduce-scatter": [4 * size**2]}
 
 
-# --- bytes moved in the memory of the device ---
-
-
-def moved(function, *shapes):
-    """The bytes that a function moves on one TPU v5e, and XLA's estimate for all memories."""
-    device = jax.sharding.SingleDeviceSharding(programs.tpus("v5e:1x1")[0])
-    jitted = jax.jit(function, in_shardings=device, out_shardings=device)
-    compiled = jitted.lower(*shapes).compile()
-    return hlo.moved_bytes(compiled.as_text()), compiled.cost_analysis()["bytes accessed"]
-
-
 @pytest.mark.usefixtures("_libtpu")
-def test_loops_in_the_memory_of_the_chip_move_their_arguments_and_result_only():
-    small = jax.ShapeDtypeStruct((256, 256), "float32")
-    size = 4 * 256**2
-
-    def loop(a, b):
-        return jax.lax.scan(lambda x, _: (jnp.tanh(x) @ b, None), a, length=5)[0]
-
-    found, estimate = moved(loop, small, small)
-    assert found == pytest.approx(3 * size, rel=1e-3)
-    assert estimate > 10 * size  # Operands and results in the memory of the chip count, too.
-
-
-@pytest.mark.usefixtures("_libtpu")
-def test_budget_of_a_train_step():
-    """In bfloat16, ten passes over the float32 parameters, and 20 kB for an image.
-
-    A step reads parameters, average and two moments, writes them, and converts the parameters.
-    """
-    fields = {"model.dtype": "bfloat16", "training.batch_size": 8}
-    experiment = Experiment(tiny.config(**fields), programs.tpus("v5e:1x1"))
-    step = programs.compile_stages(*programs.train_step(experiment))
-    params = sum(sizes(experiment.abstract_params).elements())
-    found = hlo.moved_bytes(step.call.as_text())
-    assert 8 * params < found < 10 * params + 8 * 20e3
+def test_what_is_refused(monkeypatch):
+    refused("--topology=v9:1x1 is unknown to libtpu", programs.tpus, "v9:1x1")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused("--topology=v5e:2x4 needs .*: pip install libtpu", programs.tpus, "v5e:2x4")
