@@ -15,23 +15,11 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 PYTHON = ("python", ".venv/bin/python")
-FIRST_WORDS = (
+FIRST_WORDS = {
     *(*PYTHON, "score-sde", "make", "pip", "source", "export", "cd", "git", "bash", "apt-get"),
-    *(
-        "curl",
-        "wget",
-        "sudo",
-        "docker",
-        "apptainer",
-        "gcloud",
-        "ssh",
-        "srun",
-        "sbatch",
-        "kubectl",
-        "mpirun",
-    ),
-    *("nvidia-smi", "pre-commit"),
-)
+    *("curl", "wget", "sudo", "docker", "apptainer", "gcloud", "ssh", "srun", "sbatch", "kubectl"),
+    *("mpirun", "nvidia-smi", "pre-commit"),
+}
 """Words with which a block of commands begins; any other block without a language is output."""
 
 DIGITS = "configs/vp/digits_ddpmpp_continuous.py"

@@ -84,14 +84,12 @@ def test_images_that_fail():
         lambda t, y: y**2,
         lambda t, y: y**2,
     ]
-    y, nfe = integrate(
-        lambda t, y, number: jax.lax.switch(number, fields, t, y),
-        jnp.array([[1.0], [1.0], [1.0], [1.0], [1.0], [0.1]]),
-        *(0.0, 2.0),
-        args=jnp.arange(6),
-        rtol=1e-5,
-        atol=1e-5,
-    )
+    starts, tolerances = jnp.ones((6, 1)).at[5].set(0.1), {"rtol": 1e-5, "atol": 1e-5}
+
+    def field(t, y, number):
+        return jax.lax.switch(number, fields, t, y)
+
+    y, nfe = integrate(field, starts, 0.0, 2.0, args=jnp.arange(6), **tolerances)
     assert np.isnan(y[:5]).all()
     assert (nfe[:4] < 500).all()
     assert y[5, 0] == pytest.approx(0.125, rel=1e-3)

@@ -6,42 +6,21 @@ import ast
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import sysconfig
-import time
-import tomllib
 import venv
 from pathlib import Path
 
 import pytest
 
 import score_sde
-from readers import published
 from tests.test_architecture import sources
 
 pytest.importorskip("hatchling", reason="hatchling is not installed (requirements-dev.txt)")
 from scripts import build
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("import lossy", "from score_sde import lossy"),
-        ("def f():\n    import lossy as a", "def f():\n    from score_sde import lossy as a"),
-        ("from lossy import (\n    a,\n)", "from score_sde.lossy import (\n    a,\n)"),
-        ("  \nfrom nets.layers import a  # b", "  \nfrom score_sde.nets.layers import a  # b"),
-        ("import lossy_other\nfrom lossyless import a", None),
-        ("from . import nets\nfrom other import lossy\nimport other.lossy\nfrom nets to a", None),
-    ],
-)
-def test_rewritten_imports(source, expected):
-    """Those of the project's modules `lossy` and `nets` alone."""
-    assert build.rewrite(source, {"lossy", "nets"}) == (expected or source)
 
 
 def test_the_package(tmp_path):
@@ -60,17 +39,6 @@ def test_the_package(tmp_path):
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(str(node.module).split(".")[0])
     assert imported & sources().keys() == {"score_sde"}
-
-
-def test_metadata():
-    """Each fact has one home; the clone is used instead of an editable installation."""
-    assert PROJECT["dynamic"] == ["version", "dependencies"]
-    needed = {re.split("[>=]", each)[0] for each in PROJECT["optional-dependencies"]["tfds"]}
-    assert needed == set(published.PACKAGES.values())
-    development = (ROOT / "requirements-dev.txt").read_text().splitlines()
-    assert set(PROJECT["optional-dependencies"]["torch"]) <= set(development)
-    with pytest.raises(RuntimeError, match="use the clone"):
-        build.Build(str(ROOT), {}, None, None, "", "wheel").initialize("editable", {})
 
 
 # --- an installed package -------------------------------------------------------------------------
@@ -153,17 +121,3 @@ def test_command_and_python_example(folder):
     (example,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
     example += "print(restored.shape, 'step', model.step)"
     assert "(16, 1, 8, 8, 1) step 2600" in run(folder, "python", "-c", example)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.6, 1.5])
-def test_a_signal_while_the_command_imports_its_modules(folder, seconds):
-    """One line, as from the clone; Python itself takes 0.1 seconds to start."""
-    command = [folder / "new" / "bin" / "score-sde", *FLAGS, "--mode=train"]
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, cwd=folder, **pipe) as process:
-        time.sleep(seconds)
-        process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=60)[0]
-    assert process.returncode == 128 + signal.SIGINT
-    assert output.split("\n")[1].startswith("Stopped by SIGINT.")

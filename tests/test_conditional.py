@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +12,6 @@ from PIL import Image
 
 import datasets
 import evaluation
-import likelihood
 import pretrained
 import score_sde as ss
 import training
@@ -25,7 +23,7 @@ from models import conditions
 from models.conditions import Condition, Kinds
 from runs import load_rounds
 from sde_lib import VPSDE, expand
-from tests import tiny
+from tests import reference, tiny
 from tests.refusal import refused
 
 SDE = VPSDE()
@@ -61,38 +59,30 @@ def test_samples_and_densities():
     for other in ({}, {"condition": C[0]}):
         found = np.asarray(model.sample(800, batch_size=300, **other))
         assert np.abs(found.reshape(200, 4, 2).mean(0) - mean).max() > 0.5
-    logp, error = model.log_prob(x[:2], condition=np.stack([C, C]), return_error=True)
     exact = scipy.stats.norm.logpdf(x[:2], mean, STD).sum(-1)
-    fixed = model.log_prob(x[:2], condition=np.stack([C, C]), steps=32)
-    for found in (logp, fixed):
-        np.testing.assert_allclose(found, exact, atol=0.02)
-    by_one, _ = model.given(C[1]).log_prob(x[:8, 1], return_error=True)
-    given, _ = model.log_prob(x[:8, 1], condition=C[1:2], return_error=True)
-    np.testing.assert_allclose(by_one, given, atol=1e-4)
-    z = model.encode(x[0], condition=C, sampler="heun", steps=30)
+    logp, _ = model.log_prob(x[:2], condition=np.stack([C, C]), return_error=True)
+    np.testing.assert_allclose(logp, exact, atol=0.02)
+    given = model.given(C[1]).log_prob(x[:2, 1], steps=32)
+    np.testing.assert_allclose(given, exact[:, 1], atol=0.02)
+    heun = {"condition": C, "sampler": "heun", "steps": 30}
+    z = model.encode(x[0], **heun)
     np.testing.assert_allclose(z, (x[0] - mean) / STD, atol=0.05)
-    np.testing.assert_allclose(
-        model.decode(z, condition=C, sampler="heun", steps=30), x[0], atol=0.02
-    )
-    gradient = jax.grad(lambda c: model.log_prob(x[0, 0], condition=c))(jnp.asarray(C[0]))
+    np.testing.assert_allclose(model.decode(z, **heun), x[0], atol=0.02)
+    gradient = jax.grad(lambda c: model.log_prob(x[0, 0], condition=c, steps=32))(jnp.asarray(C[0]))
     np.testing.assert_allclose(gradient, MAP @ (x[0, 0] - mean[0]) / STD**2, atol=0.1)
 
 
 @pytest.mark.parametrize(
-    ("method", "options"),
-    [
-        ({"method": "moment_matching"}, {}),
-        ({"method": "moment_matching"}, {"sampler": "ode"}),
-        ({"method": "smc"}, {}),
-        ({"weights": True}, {}),
-    ],
+    "method",
+    [{"method": "moment_matching"}, {"method": "smc"}]
+    + [pytest.param({"weights": True}, marks=pytest.mark.slow)],
 )
-def test_posteriors(method, options):
+def test_posteriors(method):
     """A measurement of the first entry narrows it, around the mean that the condition gives."""
     y, noise = np.array([[0.3], [-1.0], [0.0], [2.0]], np.float32), 0.5
     observe = operators.dense((2,), np.array([[1.0, 0.0]], np.float32))
     found = prior().posterior(y, observe, noise=noise, condition=C, **method)
-    x = np.asarray(found.sample(400, batch_size=800, **options))
+    x = np.asarray(found.sample(400, batch_size=800))
     mean = np.array(C @ MAP)
     mean[:, 0] = (mean[:, 0] + y[:, 0]) / 2  # Both have the variance 1/4.
     np.testing.assert_allclose(x.mean(0), mean, atol=0.15)
@@ -111,8 +101,7 @@ def test_calibration_of_pairs():
     assert prior().calibrate(x, other, steps=10).kind != "calibrated"
 
 
-@pytest.mark.parametrize("name", ["pc", "ode", "heun"])
-def test_autoguidance(name):
+def test_autoguidance():
     """A weaker network whose spread is larger guides; the result is exact for Gaussians."""
     scale, weaker = 2.0, 1.5
     model, guide = prior(), prior(weaker)
@@ -126,16 +115,11 @@ def test_autoguidance(name):
         narrow, wide = (gaussian(each, x, t, condition) for each in (1.0, weaker))
         factor = expand(jnp.array(scales), x)
         np.testing.assert_allclose(score(x, t), wide + factor * (narrow - wide), rtol=1e-5)
-    options = {"pc": {"steps": 100, "corrector": "none"}, "ode": {}, "heun": {"steps": 20}}[name]
-    mean = np.tile(C @ MAP, (200, 1))
-    std = [
-        np.std(model.sample(800, condition=C, sampler=name, **given, **options) - mean)
-        for given in ({}, {"guide": guide, "guidance_scale": scale})
-    ]
-    assert std[0] == pytest.approx(STD, abs=0.05)
-    if name != "pc":  # The guided flow scales x by exp of an integral.
-        assert std[1] == pytest.approx(guided_std(scale, weaker), abs=0.05)
-    assert std[1] < std[0]
+    mean, guided = np.tile(C @ MAP, (200, 1)), {"guide": guide, "guidance_scale": scale}
+    x = model.sample(800, condition=C, sampler="heun", steps=20, **guided)
+    # The guided flow scales x by exp of an integral.
+    assert np.std(x - mean) == pytest.approx(guided_std(scale, weaker), abs=0.05)
+    assert np.std(x - mean) < 0.95 * STD
 
 
 def guided_std(scale, weaker):
@@ -161,10 +145,7 @@ CLASSES = {"num_classes": 3, "vector_size": 3}
         (r"is an array, but .* classes of size 3 and vector of size 3", CLASSES, {"condition": C}),
         ("condition is vector, but", CLASSES, {"condition": {"vector": C}}),
         ("condition is angle, but", {}, {"condition": {"angle": C}}),
-        ("condition is empty, but", {}, {"condition": {}}),
-        ("vector must hold finite", {}, {"condition": np.full(3, 1e300)}),
         (r"vector = an array of shape \(0, 3\)", {}, {"condition": C[:0]}),
-        (r"vector = \[\[1\], \[1, 2\]\] must be real", {}, {"condition": [[1], [1, 2]]}),
         ("classes = .* must be integers", CLASSES, {"condition": {"vector": C, "classes": [0.5]}}),
         ("must be from 0 to 2", CLASSES, {"condition": {"vector": C, "classes": 2**40}}),
         ("4 of vector, 2 of classes", CLASSES, {"condition": {"vector": C}, "classes": (1, 2)}),
@@ -181,19 +162,6 @@ def test_bad_conditions(message, kinds, given):
         for function in (model.log_prob, model.encode, model.decode, model.calibrate):
             refused(message, function, x, **given)
         refused(message, model.posterior, x, lambda x: x, noise=1.0, **given)
-
-
-def test_pytrees_as_scores():
-    """Scores of a model, and pytrees of a user, in the functions of `likelihood`."""
-    bound = dataclasses.replace(prior().score, condition=Condition(vector=C))
-    partial = jax.tree_util.Partial(lambda c, x, t: gaussian(1.0, x, t, Condition(vector=c)), C[0])
-    x = jnp.asarray(C @ MAP)
-    probes = likelihood.draw_probes(jax.random.split(jax.random.key(0), 4), x.shape, "exact")
-    log_likelihood = eqx.filter_jit(likelihood.log_likelihood)
-    logp = log_likelihood(bound, SDE, x, probes).logp
-    np.testing.assert_allclose(logp, 2 * scipy.stats.norm.logpdf(0, 0, STD), atol=0.02)
-    logp = log_likelihood(partial, SDE, x, probes).logp
-    np.testing.assert_allclose(logp, scipy.stats.norm.logpdf(x, x[0], STD).sum(-1), atol=0.02)
 
 
 def test_a_warning_names_the_line_of_the_user():
@@ -242,7 +210,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", reference.cases(NETWORKS, {"ncsnpp", "adm"}))
 def test_networks(name, tmp_path):
     """The score depends on each kind; parameters are added, and all others keep their names."""
     changes = {"model.name": name} | NETWORKS[name]
@@ -361,33 +329,34 @@ def test_paired_folders(tmp_path):
     )
 
 
+FAST = {"sampling.method": "solver", "sampling.solver": "ddim", "sampling.num_steps": 3}
+
+
 @pytest.mark.slow
 def test_commands(tmp_path):
     """Training, evaluation and samples of pairs; conditions of held-out images, or of a file."""
-    changes = PAIRS | {"data.path": write_arrays(tmp_path / "a.npz"), "eval.enable_bpd": True}
-    changes |= {"sampling.method": "solver", "sampling.num_steps": 2, "eval.bpd_num_repeats": 1}
+    changes = PAIRS | FAST | {"data.path": write_arrays(tmp_path / "a.npz")}
+    changes |= {"eval.enable_bpd": True, "eval.bpd_num_repeats": 1, "eval.bpd_steps": 3}
     changes |= {"eval.enable_sampling": True, "eval.batch_size": 16, "guidance.scale": 2.0}
-    changes |= {"training.n_iters": 2, "training.snapshot_freq": 2, "eval.bpd_steps": 3}
-    workdir = str(tmp_path / "w")
+    changes |= {"training.n_iters": 2, "training.snapshot_freq": 2}
+    workdir, file = str(tmp_path / "w"), str(tmp_path / "c.npz")
     training.train(tiny.config(**changes, **{"training.snapshot_sampling": True}), workdir)
     results = evaluation.evaluate(tiny.config(**changes), workdir)
     assert all(np.isfinite(each["bpd"]["mean"]) for each in results.values())
-    assert {each["samples"]["nfe"] for each in results.values()} == {4.0}
-    np.savez(tmp_path / "c.npz", vector=np.ones((1, 1)), image=np.zeros((1, 8, 8, 1), np.uint8))
+    assert {each["samples"]["nfe"] for each in results.values()} == {6.0}
+    np.savez(file, vector=np.ones((1, 1)), image=np.zeros((1, 8, 8, 1), np.uint8))
     found = {}
-    for name, given in {
-        "held-out": {},
-        "file": {"guidance.condition": str(tmp_path / "c.npz")},
-        "guide": {"guidance.checkpoint": 1},
-    }.items():
+    for given in ({}, {"guidance.condition": file}, {"guidance.checkpoint": 1}):
+        name = "".join(given) or "held-out"
         folder = samples.sample(tiny.config(**changes | given), workdir, 3, folder=name)
         (path,) = folder.glob("samples_*.npz")
         found[name] = load_rounds([path], samples=(4, 8, 8, 1))["samples"][:3]
-    assert (found["held-out"] != found["file"]).any()
-    assert (found["held-out"] != found["guide"]).any()
+    for name in ("guidance.condition", "guidance.checkpoint"):
+        assert (found["held-out"] != found[name]).any()
+    np.savez(file, vector=np.ones((1, 1)), other=np.ones((1, 1)))
     for message, given in {
         "guidance.checkpoint: .*99": {"guidance.checkpoint": 99},
-        "condition is vector, other": {"guidance.condition": write_one(tmp_path / "d.npz")},
+        "condition is vector, other": {"guidance.condition": file},
     }.items():
         config = tiny.config(**changes | given)
         refused(message, samples.sample, config, workdir, 3, folder="refused")
@@ -397,40 +366,29 @@ def test_commands(tmp_path):
 @pytest.mark.slow
 def test_commands_with_measurements_and_codes(tmp_path):
     """Conditions of held-out images or of a file, with guidance; codes are those of the API."""
-    changes = PAIRS | {"data.path": write_arrays(tmp_path / "a.npz"), "sampling.num_steps": 3}
-    changes |= {"sampling.method": "solver", "sampling.solver": "ddim", "guidance.scale": 2.0}
+    changes = PAIRS | FAST | {"data.path": write_arrays(tmp_path / "a.npz"), "guidance.scale": 2.0}
     changes |= {"restore.method": "pigdm", "restore.count": 2, "restore.samples": 1}
     changes |= {"calibrate.simulations": 20, "calibrate.samples": 20, "eval.batch_size": 40}
-    workdir = str(tiny.untrained(tmp_path / "w", scale=0.3, **changes))
-    np.savez(tmp_path / "c.npz", vector=np.ones((1, 1)), image=np.zeros((1, 8, 8, 1), np.uint8))
+    workdir, file = str(tiny.untrained(tmp_path / "w", scale=0.3, **changes)), tmp_path / "c.npz"
+    np.savez(file, vector=np.ones((1, 1)), image=np.zeros((1, 8, 8, 1), np.uint8))
     found = {}
-    for name, given in {
-        "held-out": {},
-        "file": {"guidance.condition": str(tmp_path / "c.npz")},
-        "unguided": {"guidance.scale": 1.0},
-    }.items():
-        config = tiny.config(**changes | given)
+    for given in ({}, {"guidance.condition": str(file)}, {"guidance.scale": 1.0}):
+        config, name = tiny.config(**changes | given), "".join(given) or "held-out"
         result = restoration.restore(config, workdir, folder=name)
         (path,) = (tmp_path / "w" / "restore").glob(f"*/{name}/samples_0.npz")
         found[name] = load_rounds([path], x=(2, 8, 8, 1))["x"]
-        assert result["nfe"] == (3 if name == "unguided" else 6)
+        assert result["nfe"] == (3 if name == "guidance.scale" else 6)
         assert calibration.calibrate(config, workdir, folder=name)["simulations"] == 20
-    assert np.abs(found["held-out"] - found["file"]).max() > 1e-3
-    assert np.abs(found["held-out"] - found["unguided"]).max() > 1e-3
+    for name in ("guidance.condition", "guidance.scale"):
+        assert np.abs(found["held-out"] - found[name]).max() > 1e-3
     latents.encode(tiny.config(**changes), workdir)
-    latents.interpolate(tiny.config(**changes), workdir)
     model, experiment = ss.load(workdir), Experiment(tiny.config(**changes))
     x = latents.load_images(experiment, 3)
     condition = experiment.score_model.kinds.select(experiment.test.batch([0, 1, 2], labelled=True))
     with np.load(next((tmp_path / "w" / "latents").rglob("latents.npz"))) as stored:
         codes = model.encode(x, condition=condition, sampler="ddim")
         np.testing.assert_allclose(stored["codes"][:3], codes, rtol=1e-3, atol=1e-3)
-    np.savez(tmp_path / "c.npz", vector=np.ones((3, 1)), image=np.zeros((1, 8, 8, 1), np.uint8))
-    config = tiny.config(**changes | {"guidance.condition": str(tmp_path / "c.npz")})
+    np.savez(file, vector=np.ones((3, 1)), image=np.zeros((1, 8, 8, 1), np.uint8))
+    config = tiny.config(**changes | {"guidance.condition": str(file)})
     for command, count in ((restoration.restore, 2), (latents.encode, latents.ENCODED)):
         refused(f"condition has 3 rows for {count} events", command, config, workdir)
-
-
-def write_one(path):
-    np.savez(path, vector=np.ones((1, 1)), other=np.ones((1, 1)))
-    return str(path)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sampling
-from controllable import daps, inverse_problems
+from controllable import daps
 from controllable.measurements import (
     GaussianMeasurement,
     LogLikelihood,
@@ -16,7 +16,7 @@ from controllable.measurements import (
     PoissonMeasurement,
 )
 from sde_lib import VESDE, VPSDE, SubVPSDE
-from tests import gaussian, gaussian_posterior
+from tests import gaussian, reference
 from tests.gaussian_posterior import OPERATORS, SHAPE, SIZE
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
@@ -45,7 +45,7 @@ def repeat(measurement, count):
     return jax.tree.map(lambda leaf: jnp.repeat(leaf, count, 0), measurement)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("ve", 1), ("subvp", 1), ("ve", 40), ("vp", 40)])
+@pytest.mark.parametrize(("name", "steps"), [("subvp", 1), ("ve", 40)])
 def test_flow(name, steps):
     """One step gives the posterior mean; more converge to the flow of Gaussian data."""
     sde, t, std = SDES[name], jnp.float32(0.4), 0.5
@@ -62,7 +62,7 @@ def test_flow(name, steps):
         assert error < 0.03
 
 
-@pytest.mark.parametrize("kind", ["operator", "density"])
+@pytest.mark.parametrize("kind", reference.cases(["operator", "density"], ["density"]))
 def test_draws_follow_the_product_of_gaussians(kind):
     """N(m, r^2 I) times N(y; A x, noise^2) has a known mean and covariance."""
     noise_std, r, count = 0.3, 0.7, len(KEYS)
@@ -118,16 +118,3 @@ def test_linearization_of_a_nonlinear_function():
     np.testing.assert_allclose(near.noise_var, jnp.maximum(x**2, 1e-3))
     misfit = PoissonMeasurement(lambda x: x**2, 4 * y).misfit(x)
     np.testing.assert_allclose(misfit, jnp.linalg.norm((4 - x**2) / 2, axis=1), rtol=1e-6)
-
-
-def test_moment_matching_guides_by_functions():
-    """The guided score of a function is that of its operator."""
-    sde, t = SDES["vp"], jnp.full(1, 0.3)
-    score = gaussian_posterior.exact_score(sde, gaussian_posterior.COVARIANCES["correlated"])
-    x = jax.random.normal(jax.random.key(0), (1, *SHAPE))
-    found = observations(0.2)
-    guided = [
-        inverse_problems.moment_matching(score, sde, found[kind], iterations=8)(x, t)
-        for kind in ("operator", "function")
-    ]
-    np.testing.assert_allclose(*guided, rtol=1e-3, atol=1e-3)

@@ -29,8 +29,8 @@ def scaled(factor, dims=8):
         (ss.VPSDE(), gaussian(0.0, 100.0), "exact", 2),
         (ss.VESDE(), gaussian(0.3, 0.01, 64), "Rademacher", 10),
         (ss.VESDE(), scaled(0.1, 64), "Rademacher", 10),
-        (ss.VESDE(), scaled(30.0), "exact", 2),
-        (ss.RectifiedFlow(), scaled(10.0), "exact", 0.3),
+        pytest.param(ss.VESDE(), scaled(30.0), "exact", 2, marks=pytest.mark.slow),
+        pytest.param(ss.RectifiedFlow(), scaled(10.0), "exact", 0.3, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.filterwarnings("ignore:At time T", "ignore:The data have")

@@ -11,8 +11,6 @@ from configs import parts
 from configs.folders import claim
 from datasets import Batch
 from experiment import Experiment
-from models import conditions
-from models.conditions import Condition
 from runs.checkpoints import SNAPSHOTS, Checkpoints
 from tests import tiny
 from tests.refusal import refused
@@ -84,34 +82,13 @@ def test_training_batches_are_the_rows_of_this_process(monkeypatch):
     assert not np.array_equal(other.pixels, mine.pixels)
 
 
-def test_hidden_classes():
-    """A share model.class_dropout of the labels becomes the number of classes, "no class"."""
-    changes = {"data.num_classes": 10, "model.class_dropout": 0.2, "model.conditional": True}
-    experiment = Experiment(tiny.config(**changes))
-    labels = np.arange(4000) % 10
-    rate, kinds = experiment.config.model.class_dropout, experiment.score_model.kinds
-    hidden = conditions.dropped(jax.random.key(0), Condition(labels), rate)
-    found = np.asarray(kinds.arguments(hidden, np.zeros((4000, 1)))["classes"])
-    assert set(found[found != labels].tolist()) == {10}
-    assert 0.17 < (found == 10).mean() < 0.23
-    assert conditions.dropped(jax.random.key(0), None, rate) is None
-
-
 # --- checkpoints ----------------------------------------------------------------------------------
-
-
-def random_params(experiment, seed):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda a: jax.device_put(rng.normal(size=a.shape).astype(a.dtype), a.sharding),
-        experiment.abstract_params,
-    )
 
 
 def test_trained_parameters_are_the_ema(tmp_path):
     """Evaluation, latent codes and restoration use `trained`."""
     experiment = Experiment(tiny.config())
-    params, ema, other = (random_params(experiment, seed) for seed in (0, 1, 2))
+    params, ema, other = (tiny.random_params(experiment, scale=scale) for scale in (1, 2, 3))
     claim(tmp_path, experiment.config, "training")
     checkpoints = Checkpoints(tmp_path, create=True)
     for number, average in ((1, other), (2, ema)):
@@ -141,7 +118,7 @@ def loss_of(experiment, monkeypatch, output, x, t, z):
 
 @pytest.mark.parametrize(
     ("parameterization", "distribution"),
-    [("edm", "uniform"), ("edm", "log_normal"), ("noise", "log_normal")],
+    [("edm", "uniform"), ("noise", "log_normal")],
 )
 def test_objectives_of_other_parameterizations(monkeypatch, parameterization, distribution):
     """EDM's loss, by its parameterization or its times, for a zero output, where D = c_skip x."""

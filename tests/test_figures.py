@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from docs import make_figures
-from sde_lib import VESDE, VPSDE
+from sde_lib import VPSDE
 from tests import gaussian
 
 TINY = {  # Arguments with which each figure is drawn in seconds.
@@ -34,10 +34,9 @@ def test_the_script(name, tmp_path):
     assert TINY[name] or np.abs(drawn - committed).mean() < 2
 
 
-@pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["vp", "ve"])
-def test_bits_of_noise_levels(sde):
+def test_bits_of_noise_levels():
     """They are differences of the informations of Gaussian data and its noised versions."""
-    std = np.linspace(0.1, 1, 12).reshape(2, 2, 3)
+    sde, std = VPSDE(), np.linspace(0.1, 1, 12).reshape(2, 2, 3)
     sigma = np.geomspace(0.1, 10, 6)
     x = jnp.float32(std * jax.random.normal(jax.random.key(0), (20_000, *std.shape)))
     score = gaussian.score(sde, 0.0, std)

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ import scipy.special
 import likelihood
 from datasets import Scaler
 from sde_lib import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE, expand
-from solvers import density, error_sum, scaled_flow
+from solvers import scaled_flow
 from tests import gaussian, mixture, reference
 from tests.refusal import refused
 from tests.test_sampling import Cosine
@@ -71,7 +70,7 @@ def test_recorded_likelihoods(name, probe):
         assert result.nfe.mean() < min(30, recorded[f"{prefix}{probe}/nfe"])  # Measured: 28.
 
 
-@of_sdes("ve", "vp", "subvp", "edm", "flow")
+@of_sdes("ve", "subvp", "flow")
 def test_diagonal_gaussians(sde):
     """log p of data noised to t_min. One Rademacher probe is exact, as the Jacobian is diagonal.
 
@@ -135,7 +134,10 @@ def correlated(sde):
 
 
 def test_evaluations_are_counted():
-    """The reported evaluations are the calls of the score for a batch of one image."""
+    """The reported evaluations are the calls of the score for a batch of one image.
+
+    A score that is nowhere finite has no likelihood.
+    """
     calls = []
 
     def score(x, t):
@@ -145,13 +147,8 @@ def test_evaluations_are_counted():
     result = jax.block_until_ready(estimate(score, SDES["vp"], jnp.ones((1, 2, 2, 1)), "Gaussian"))
     jax.effects_barrier()
     assert result.nfe.tolist() == [len(calls)]
-
-
-def test_failed_images_are_nan():
-    """A score that is nowhere finite has no likelihood."""
-    result = estimate(lambda x, t: x * jnp.nan, SDES["vp"], jnp.ones((1, 2, 2, 1)))
-    assert np.isnan(result.logp).all()
-    assert np.isnan(result.z).all()
+    failed = estimate(lambda x, t: x * jnp.nan, SDES["vp"], jnp.ones((1, 2, 2, 1)))
+    assert np.isnan(failed.logp).all()
 
 
 @pytest.mark.parametrize("kind", ["Rademacher", "Gaussian", "exact"])
@@ -170,30 +167,7 @@ def test_probes(kind):
     assert 0.75 < np.mean((error / stderr) ** 2) < 1.4
 
 
-def test_fixed_levels_integrate_polynomials():
-    """The trace's rule is exact up to degree 2 n - 2, and a step up to degree 2 of du/ds."""
-    nodes, weights, order3, order2 = density.levels(9)
-    powers = np.arange(17)
-    np.testing.assert_allclose(weights @ nodes[:, None] ** powers, 1 / (powers + 1), atol=1e-13)
-    after = np.append(nodes[1:], 1.0)
-    for rows, order in ((order3, 3), (order2, 2)):
-        for degree in range(order):
-            derivative = np.concatenate([np.zeros(2), (degree + 1) * nodes**degree])
-            known = np.lib.stride_tricks.sliding_window_view(derivative, 3)
-            change = (after ** (degree + 1) - nodes ** (degree + 1))[degree:]
-            np.testing.assert_allclose((rows * known).sum(1)[degree:], change, atol=1e-13)
-
-
-@pytest.mark.parametrize("shape", [(4, 2, 2), (16,), (3, 2, 2), (5,), ()])
-def test_signs_of_levels(shape):
-    """With a power of two of levels, no two entries have signs that agree at more than half."""
-    found = density.signs(16, shape).reshape(16, -1)
-    np.testing.assert_array_equal(found.T @ found, 16 * np.eye(found.shape[1]))
-    if shape:  # The nearest neighbor, along the last axis.
-        np.testing.assert_array_equal(found[:, 1], np.resize([1, -1], 16))
-
-
-@of_sdes("ve", "vp", "edm", "cosine")
+@of_sdes("ve", "vp")
 def test_few_fixed_levels(sde):
     """log p of a mixture by 16 evaluations, and by 64 as exactly as by adaptive steps."""
     data, bits = mixture.make(5, (4, 4, 1)), 16 * math.log(2)
@@ -253,7 +227,7 @@ def test_the_prior_of_ve():
     assert (jnp.abs(error) <= largest.sum((1, 2, 3))).mean() > 0.99
 
 
-@of_sdes("ve", "vp", "subvp", "flow")
+@of_sdes("ve", "flow")
 def test_the_bound(sde):
     """The bound is -log p at t_min for the true score, within its error, and larger for others."""
     sde = dataclasses.replace(sde, t_min=1e-3)
@@ -275,13 +249,13 @@ def test_the_bound(sde):
     assert np.mean(loose.nats + logp) > 5 * np.sqrt(np.mean(loose.stderr**2) / len(x))
 
 
-@pytest.mark.parametrize("sde", [VESDE(sigma_max=2.0), SubVPSDE(beta_max=3.0)])
-def test_the_prior_of_the_bound(sde):
+def test_the_prior_of_the_bound():
     """Where the prior differs from p_T, the bound for the exact score is known.
 
     It is -log p(x) plus the mean of log p_T(x_T) - log prior(x_T) over the forward process from x.
     For N(0, DATA_STD^2) data the estimate has no variance.
     """
+    sde = SubVPSDE(beta_max=3.0)
     c, x = scaled_flow.DATA_STD, 0.8 * jax.random.normal(jax.random.key(0), (20, 2, 2, 3))
     score = gaussian.score(sde, 0.0, c)
     bound = jax.jit(lambda x: likelihood.elbo(score, sde, x, keys(20), pairs=2))(x)
@@ -298,12 +272,12 @@ def test_the_prior_of_the_bound(sde):
     np.testing.assert_allclose(bound.stderr, 0, atol=1e-3)
 
 
-@pytest.mark.parametrize("sde", [VPSDE(t_min=1e-3), VESDE(sigma_min=0.5)], ids=["vp", "ve"])
-def test_the_bound_by_one_pair(sde):
-    """The mean of many coarse estimates is exact, with few levels near t_min or many.
+def test_the_bound_by_one_pair():
+    """The mean of many coarse estimates is exact.
 
     It is biased unless the noise is independent of the time, and each level has its weight.
     """
+    sde = VPSDE(t_min=1e-3)
     x = 0.3 + jax.random.normal(jax.random.key(0), (40_000, 1, 1, 1))
     alpha, var = sde.alpha(sde.t_min), sde.var(sde.t_min)
     bound = jax.jit(functools.partial(likelihood.elbo, gaussian.score(sde, 0.3, 1.0), sde, pairs=1))
@@ -311,30 +285,6 @@ def test_the_bound_by_one_pair(sde):
     gap = np.asarray(bound(x, keys(len(x))).nats + logp)
     # 5e-4 allows for the difference between the prior and p_T.
     assert abs(gap.mean()) < 4 * gap.std() / np.sqrt(len(x)) + 5e-4
-
-
-def test_error_of_one_step():
-    """The difference of the embedded solutions in log p, by the score of the new state."""
-    sde, c = SDES["vp"], scaled_flow.DATA_STD
-    score, probes = gaussian.score(sde, MEAN, STD), jnp.ones((1, 2, 2, 3))
-    solver = error_sum.Bosh3WithErrorSum()
-    term = diffrax.ODETerm(scaled_flow.vector_field(score, sde))
-    s0, s1 = 0.9, 1.1
-    y = jax.random.normal(jax.random.key(0), (2, 2, 3)), jnp.zeros(1), jnp.zeros(())
-    state = solver.init(term, s0, s1, y, probes)
-
-    @jax.jit
-    def step(y):
-        return solver.step(term, s0, s1, y, probes, state, made_jump=False)[:2]
-
-    (u, _, total), (u_error, trace_error, _) = step(y)
-    k = scaled_flow.TIME_EXPONENT
-    sigma = c * np.sinh(np.arctanh(k * s1) / k)
-    t = sde.time_at(jnp.float32(sigma))
-    scale = sde.alpha(t) * np.hypot(c, sigma)
-    gradient = scale * score(scale * u[None], t[None])[0]  # of log p by u
-    expected = abs(12 * trace_error[0] + jnp.sum(gradient * u_error))
-    assert 12 * total == pytest.approx(float(expected), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,6 @@ def test_networks_of_the_zoo_are_found_in_any_folder(tmp_path, monkeypatch):
 
 def test_version():
     assert f"\n## {ss.__version__} " in (ROOT / "CHANGELOG.md").read_text()
-    shown = subprocess.run(
-        [sys.executable, ROOT / "main.py", "--version"], capture_output=True, text=True
-    )
-    assert shown.stdout.split() == [ss.__version__]
-    assert not shown.stderr
+    command = [sys.executable, ROOT / "main.py", "--version"]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert (shown.stdout.split(), shown.stderr) == ([ss.__version__], "")

@@ -31,8 +31,7 @@ def correct(score, sde, x, t, times):
     return np.asarray(x), float(accepted.mean())
 
 
-@pytest.mark.parametrize("sde", [ss.VPSDE(), ss.VESDE(sigma_max=10.0)])
-@pytest.mark.parametrize("ratio", [0.05, 0.3])
+@pytest.mark.parametrize(("sde", "ratio"), [(ss.VPSDE(), 0.05), (ss.VESDE(sigma_max=10.0), 0.3)])
 def test_the_distribution_is_stationary(sde, ratio):
     """Of two modes: shares and means to 2 %, standard deviations to 1.5 %."""
     t = sde.time_at(jnp.float32(ratio))
@@ -47,7 +46,7 @@ def test_the_distribution_is_stationary(sde, ratio):
         np.testing.assert_allclose(after.std(0), before.std(0), rtol=0.015)
 
 
-@pytest.mark.parametrize(("size", "std"), [(1, 1.0), (2, 0.01), (300, 1.0), (300, 30.0)])
+@pytest.mark.parametrize(("size", "std"), [(1, 1.0), (2, 0.01), (100, 30.0)])
 def test_wrong_spreads_are_corrected_at_every_scale(size, std):
     """At the noise level of the data, states with 1.2 times the right spread lose the excess."""
     sde = ss.VESDE(sigma_max=100.0)

@@ -1,5 +1,6 @@
 """Options that save time or memory: bfloat16, rematerialization, accumulation, hashed dropout."""
 
+import functools
 from importlib.util import find_spec
 
 import jax
@@ -59,16 +60,17 @@ def test_bfloat16(kind):
         score, params, x = build_score(kind, **{"model.dtype": dtype})
 
         def mean_square(params, score=score, x=x):
-            return jnp.square(score(params, x)).mean()
+            value = score(params, x)
+            return jnp.square(value).mean(), value
 
-        value_and_grad = jax.value_and_grad(mean_square)
+        value_and_grad = jax.jit(jax.value_and_grad(mean_square, has_aux=True))
         program = jax.make_jaxpr(value_and_grad)(params).jaxpr
         used = set()
         for equation in equations(program):
             if equation.primitive.name == "conv_general_dilated":
                 used |= {variable.aval.dtype.name for variable in equation.invars}
         assert used == {dtype}
-        leaves = jax.tree.leaves((jax.jit(score)(params, x), jax.jit(value_and_grad)(params)))
+        leaves = jax.tree.leaves(value_and_grad(params))
         assert {leaf.dtype.name for leaf in leaves} == {"float32"}
         results.append(np.concatenate([np.ravel(leaf) for leaf in leaves]))
     exact, rounded = results
@@ -108,30 +110,23 @@ def test_accumulation_changes_rounding_only():
         np.testing.assert_allclose(curve, curves[0], rtol=2e-6)
 
 
-def dropout_masks(count: int, shape: tuple[int, ...], rate: float) -> np.ndarray:
-    """Return dropout of ones for `count` keys: (count, *shape)."""
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(count))
+def test_dropout():
+    """It keeps the expected fraction and the mean.
 
-    @jax.jit
-    @jax.vmap
-    def drop(key):
-        return dropout(key, jnp.ones(shape), rate)
+    Its bits are uncorrelated with neighbors along all axes, other keys and distant entries.
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(32))
 
-    return np.asarray(drop(keys))
+    @functools.partial(jax.jit, static_argnums=0)
+    def drop(rate):
+        return jax.vmap(lambda key: dropout(key, jnp.ones((16, 8, 8, 64)), rate))(keys)
 
-
-def test_dropout_keeps_the_expected_fraction_and_the_mean():
-    masks = dropout_masks(20, (16, 8, 8, 64), 0.1)
+    masks, bits = np.asarray(drop(0.1)), np.asarray(drop(0.5)) - 1
     np.testing.assert_allclose(np.unique(masks), [0, 1 / 0.9], rtol=1e-6)
     stderr = np.sqrt(0.1 / 0.9 / masks[0].size)
-    deviations = (masks.reshape(20, -1).mean(1) - 1) / stderr
+    deviations = (masks.reshape(32, -1).mean(1) - 1) / stderr
     assert np.abs(deviations).max() < 4
     assert 0.5 < deviations.std() < 1.6
-
-
-def test_dropout_bits_are_independent():
-    """Bits are uncorrelated with neighbours along all axes, other keys and distant entries."""
-    bits = dropout_masks(32, (16, 8, 8, 64), 0.5) - 1
     assert np.abs(bits).max() == 1
     pairs = {f"axis {axis}": (np.roll(bits, 1, axis) * bits) for axis in range(5)}
     pairs["half of the channels"] = np.roll(bits, 32, 4) * bits

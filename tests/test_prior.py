@@ -47,14 +47,9 @@ def test_mixtures_of_all_shapes(shape, sde):
     prior = ss.Prior(law.score(sde), sde, shape)
     x = law.sample(jax.random.key(0), 6).reshape(2, 3, *shape)
     logp, error = prior.log_prob(x, return_error=True)
-    if shape == ():  # One probe says nothing about its error.
-        _, unknown = prior.log_prob(x[0], trace="Rademacher", probes=1, return_error=True)
-        assert np.isnan(unknown).all()
     exact = law.logp(sde, x.reshape(6, *shape), sde.t_min).reshape(2, 3)
     assert logp.shape == error.shape == (2, 3)
-    fixed = jax.jit(lambda x: prior.log_prob(x, steps=48))(x)
-    for found in (logp, fixed):
-        np.testing.assert_allclose(found, exact, atol=0.03 + 0.01 * x[0, 0].size)
+    np.testing.assert_allclose(logp, exact, atol=0.03 + 0.01 * x[0, 0].size)
     samples = prior.sample((40, 50), seed=1)
     assert samples.shape == (40, 50, *shape)
     data = np.asarray(law.sample(jax.random.key(1), 20_000))
@@ -63,17 +58,6 @@ def test_mixtures_of_all_shapes(shape, sde):
     np.testing.assert_allclose(samples.std((0, 1)), data.std(0), atol=0.05)
     z = prior.encode(x)
     np.testing.assert_allclose(prior.decode(z), x, atol=1e-3)
-
-
-@pytest.mark.parametrize(("name", "steps"), [("pc", 300), ("ode", None), ("adaptive_sde", None)])
-def test_samplers_by_name(name, steps):
-    """Samplers of every kind give the moments of the data; `test_solvers` has the others."""
-    # Adaptive steps are rejected by the error over all entries, which biases events of few.
-    shape = (8, 8) if name == "adaptive_sde" else (4,)
-    prior = gaussian_prior(shape, mean=0.0, std=0.5)
-    x = prior.sample(1500, seed=0, sampler=name, steps=steps)
-    np.testing.assert_allclose(x.mean(0), 0, atol=0.07)
-    np.testing.assert_allclose(x.std(), 0.5, atol=0.03)
 
 
 @pytest.mark.parametrize("name", ["pc", "unipc_3", "restart", "adaptive_sde"])
@@ -185,39 +169,6 @@ def test_data_that_do_not_fit_the_noise(sde, mean, std, expected):
     assert not messages or re.search(expected, messages[0])
 
 
-@pytest.mark.slow
-def test_hamiltonian_monte_carlo():
-    """A prior inside a model of numpyro, x and y = 2 x + noise: the posterior is Gaussian."""
-    numpyro = pytest.importorskip("numpyro")
-    sde = ss.VPSDE()
-    prior = ss.Prior(gaussian.score(sde, 0.5, 0.3), sde, (2,))
-    y, noise = jnp.array([1.2, 0.4]), 0.2
-
-    def model():
-        flat = numpyro.distributions.ImproperUniform(
-            numpyro.distributions.constraints.real_vector, (), (2,)
-        )
-        x = numpyro.sample("x", flat)
-        numpyro.factor("prior", prior.log_prob(x, tolerance=1e-2))
-        numpyro.sample("y", numpyro.distributions.Normal(2 * x, noise).to_event(1), obs=y)
-
-    var = 1 / (1 / 0.3**2 + 4 / noise**2)
-    mean = var * (0.5 / 0.3**2 + 2 * np.asarray(y) / noise**2)
-    # The trajectory covers a quarter of the period, so that draws are nearly independent.
-    kernel = numpyro.infer.HMC(
-        model,
-        step_size=0.5 * float(np.sqrt(var)),
-        trajectory_length=1.5 * float(np.sqrt(var)),
-        adapt_step_size=False,
-        adapt_mass_matrix=False,
-    )
-    mcmc = numpyro.infer.MCMC(kernel, num_warmup=5, num_samples=150, progress_bar=False)
-    mcmc.run(jax.random.key(0), init_params={"x": jnp.asarray(mean)})
-    x = mcmc.get_samples()["x"]
-    np.testing.assert_allclose(x.mean(0), mean, atol=4 * np.sqrt(var / 150) + 0.01)
-    np.testing.assert_allclose(x.std(0), np.sqrt(var), rtol=0.25)
-
-
 # --- errors, devices and compilation ----------------------------------------------------------
 
 
@@ -268,9 +219,10 @@ def test_devices_share_batches():
 
     def results(prior):
         x = prior.sample((7,), seed=1, batch_size=4)
-        logp, error = prior.log_prob(x, trace="Rademacher", return_error=True)
+        logp, error = prior.log_prob(x, trace="Rademacher", probes=1, return_error=True)
+        assert np.isnan(error).all()  # One probe says nothing about its error.
         posterior = prior.posterior(y, lambda x: x[:1], noise=0.2, method="moment_matching")
-        return x, *prior.encode(x, return_nfe=True), logp, error, posterior.sample((2, 3))
+        return x, *prior.encode(x, return_nfe=True), logp, posterior.sample((2, 3))
 
     found, expected = results(shared), results(one)
     for a, b in zip(found, expected, strict=True):

@@ -12,12 +12,12 @@ from pretrained import Trained
 from tests import tiny
 from tests.refusal import refused
 
-FAST = {"sampling.method": "solver", "sampling.num_steps": 4}
+FAST = tiny.MLP | {"sampling.method": "solver", "sampling.num_steps": 4}
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    return tiny.untrained(tmp_path_factory.mktemp("samples"))
+    return tiny.untrained(tmp_path_factory.mktemp("samples"), **tiny.MLP)
 
 
 def contents(folder):
@@ -48,19 +48,6 @@ def test_images(workdir, monkeypatch, capsys):
     after = contents(folder)
     assert len(after) == 9 + 1  # and grid.png
     assert {name: after[name] for name in before if name != "grid.png"}.items() <= before.items()
-
-
-def test_color_images(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (4, 4, 5, 3), dtype=np.uint8)
-    paths = [tmp_path / "a.npz", tmp_path / "b.npz"]
-    for i, path in enumerate(paths):
-        np.savez(path, samples=images[2 * i : 2 * i + 2], nfe=np.full(2, 5 + i))
-    assert samples._write_images(tmp_path, paths, (2, 4, 5, 3), 3) == (5 + 5 + 6) / 3
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "00002.png")), images[2])
-    (tmp_path / "trajectory.png").touch()
-    samples._write_images(tmp_path, paths[:1], (2, 4, 5, 3), 1)  # Others are of an earlier run.
-    names = {path.name for path in tmp_path.glob("*.png")}
-    assert names == {"00000.png", "grid.png", "trajectory.png"}
 
 
 def test_names_and_seeds(workdir):

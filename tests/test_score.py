@@ -9,7 +9,7 @@ import pytest
 import losses
 from models.conditions import Kinds
 from models.score import PARAMETERIZATIONS, ScoreModel, conventions
-from sde_lib import EDMSDE, SDES, VPSDE, expand
+from sde_lib import SDES, VPSDE, expand
 from tests import reference
 
 
@@ -122,42 +122,6 @@ def test_losses_of_later_parameterizations(parameterization):
     np.testing.assert_allclose(found, (0.01 * x**2).mean((1, 2, 3)), rtol=2e-3)
 
 
-def test_weights_of_edm():
-    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 for the squared error of the denoiser."""
-    sigma = jnp.array([0.01, 0.5, 70.0])
-    score_model = ScoreModel(EDMSDE(), parameterization="edm", data_std=0.7)
-    expected = (sigma**2 + 0.49) / (sigma * 0.7) ** 2
-    np.testing.assert_allclose(score_model.loss_weight(sigma) / sigma**2, expected, rtol=1e-5)
-    found = losses.edm_weight(EDMSDE(), sigma, data_std=0.7)
-    np.testing.assert_allclose(found / sigma**2, expected, rtol=1e-5)
-    assert model("vpsde").loss_weight(jnp.array([0.5])) is None
-
-
-def test_the_network_of_edm_receives_scaled_inputs_and_a_quarter_of_the_log_level():
-    score_model, x = ScoreModel(VPSDE(), parameterization="edm"), jnp.ones((2, 1, 1, 1))
-    t = jnp.array([0.2, 0.9])
-    alpha, std = score_model.marginal(t)
-
-    def network(inputs, label, rngs):
-        np.testing.assert_allclose(inputs.ravel() ** -2, alpha**2 / 4 + std**2, rtol=1e-5)
-        np.testing.assert_allclose(label, jnp.log(std / alpha) / 4, rtol=1e-5, atol=1e-6)
-        return inputs
-
-    score = score_model.score(network, x, t)
-    scaled = score_model.coefficient("c_in", (alpha, std), x) * x  # The output of this network.
-    denoised = score_model.denoised_from_output(scaled, x, (alpha, std))
-    np.testing.assert_allclose(denoised, VPSDE().posterior_mean(score, x, t), rtol=2e-4)
-
-
-def test_labels_of_other_final_times():
-    """Labels are functions of t / T."""
-    t = jnp.array([0.0, 0.6, 2.0])
-    index = ScoreModel(VPSDE(T=2.0), 11, "noise").label(t)
-    descending = ScoreModel(VPSDE(T=2.0), 11, "score").label(t)
-    np.testing.assert_allclose(index, [0, 3, 10], atol=1e-4)
-    np.testing.assert_array_equal(descending, [10, 7, 0])
-
-
 def test_inputs_and_outputs_of_networks():
     """Data in [0, 1] are passed as 2 x - 1; the output is divided by the noise scale."""
     x, t = jnp.arange(4.0).reshape(2, 2), jnp.array([0.25, 1.0])
@@ -191,6 +155,7 @@ def test_other_sdes_use_the_default_conventions():
     assert defaults == conventions("subvpsde")
     names = {"edmsde": "edm", "rectifiedflow": "flow", "cosinesde": "noise", "vesde": "score"}
     assert {sde: model(sde).parameterization for sde in names} == names
+    assert model("vpsde").loss_weight(jnp.array([0.5])) is None
     score_model = ScoreModel(VPSDE(T=2.0), **defaults._asdict())
     t = jnp.array([0.5, 2.0])
     np.testing.assert_allclose(score_model.label(t), 999 * t / 2)

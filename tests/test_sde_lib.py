@@ -14,6 +14,8 @@ from tests.refusal import refused
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
 LATER = {"cosine": CosineSDE(), "edm": EDMSDE(), "flow": RectifiedFlow()}
+ALL = SDES | LATER
+of_all = pytest.mark.parametrize("sde", ALL.values(), ids=ALL)
 
 
 @pytest.fixture(params=SDES)
@@ -58,10 +60,10 @@ def assert_close(actual, expected, rtol=1e-6, atol=1e-6):
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("name", [*SDES, *LATER])
+@pytest.mark.parametrize("name", ALL)
 def test_closed_forms(name):
     """Also at both ends of the times, where alpha or std are small."""
-    sde = (SDES | LATER)[name]
+    sde = ALL[name]
     ends = [sde.t_min, sde.t_end, sde.T]
     t = np.concatenate([ends, np.linspace(sde.t_end, sde.T, 20)]).astype(np.float32)
     t = np.concatenate([t, reference.arrays("sde")["t"]]) if name in SDES else t
@@ -122,15 +124,6 @@ def test_discretizations_are_the_official_ones(case, n):
     assert_close(sde.sampling_times(n), recorded[f"N{n}/sampling_t"])
 
 
-@pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
-def test_marginals_after_a_step(sde):
-    """They are those of the next time, and of the data after the last step."""
-    times = sde.sampling_times(50)
-    alpha, std = sde.marginal_after(sde.steps(times))
-    np.testing.assert_allclose(alpha, jnp.append(sde.alpha(times)[1:], 1.0), rtol=1e-5)
-    np.testing.assert_allclose(std, jnp.append(sde.std(times)[1:], 0.0), rtol=2e-3, atol=1e-3)
-
-
 def test_noise_levels_of_smld_and_ddpm():
     """Each index is used once, also at 2000 steps.
 
@@ -171,7 +164,7 @@ def test_later_sdes_end_close_to_their_prior(name):
     assert sde.prior_std == pytest.approx(float(sde.std(jnp.float32(sde.T))))
 
 
-@pytest.mark.parametrize("sde", [*SDES.values(), *LATER.values()], ids=[*SDES, *LATER])
+@of_all
 def test_time_at_inverts_noise_to_signal(sde):
     ts = jnp.geomspace(sde.t_min, sde.T, 40)
     assert_close(sde.time_at(sde.noise_to_signal(ts)), ts, rtol=1e-4, atol=5e-8)
@@ -200,7 +193,7 @@ def test_times_of_edm():
     assert_close(t, expected, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("sde", [*SDES.values(), *LATER.values()], ids=[*SDES, *LATER])
+@of_all
 def test_transitions_compose_to_the_marginal(sde):
     """The forward transitions of all steps, applied to x_0, give the marginal at the first time."""
     ts = jnp.linspace(sde.T, sde.t_end, 37)
@@ -212,13 +205,13 @@ def test_transitions_compose_to_the_marginal(sde):
     assert_close(var, sde.var(ts[0]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*SDES, "chain", *LATER])
+@pytest.mark.parametrize("name", [*ALL, "chain"])
 def test_ancestral_steps_give_the_marginal(name):
     """For a point mass, ancestral sampling takes the variance at t to that at the next time.
 
     Its step is y = (x + var score) / ratio + noise with score = -(x - alpha x_0) / var(t).
     """
-    sde, n = {**SDES, "chain": VESDE(), **LATER}[name], 40
+    sde, n = (ALL | {"chain": VESDE()})[name], 40
     ts = jnp.linspace(sde.T, 0.1, n)
     steps, var = sde.steps(ts), np.asarray(sde.var(ts), np.float64)
     if name == "chain":
@@ -230,9 +223,13 @@ def test_ancestral_steps_give_the_marginal(name):
     assert steps.ancestral_var[-1] == 0
 
 
-@pytest.mark.parametrize("sde", [*SDES.values(), *LATER.values()], ids=[*SDES, *LATER])
+@of_all
 def test_lengths_of_steps(sde):
-    """Steps lead from each time to the next; those of chains have equal lengths."""
+    """Steps lead from each time to the next, whose marginals follow; chains have equal steps."""
+    times = sde.sampling_times(50)
+    alpha, std = sde.marginal_after(sde.steps(times))
+    np.testing.assert_allclose(alpha, jnp.append(sde.alpha(times)[1:], 1.0), rtol=1e-5)
+    np.testing.assert_allclose(std, jnp.append(sde.std(times)[1:], 0.0), rtol=2e-3, atol=1e-3)
     ts = np.array([0.9, 0.5, 0.4, 0.1])
     assert_close(sde.steps(ts).t, ts)
     assert_close(sde.steps(ts).dt, [0.4, 0.1, 0.3, 0.1])

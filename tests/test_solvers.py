@@ -1,18 +1,14 @@
 """Solvers: orders of convergence, moments, diffusers' schedulers and latent codes."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.integrate
 
 import sampling
 import solvers
 import solvers.plan
 from sde_lib import EDMSDE, VESDE, VPSDE, RectifiedFlow, SubVPSDE
-from solvers.kinds import FRAMES
 from tests import gaussian
 from tests.refusal import refused
 from tests.test_sampling import Cosine
@@ -24,8 +20,8 @@ DETERMINISTIC = [name for name, solver in solvers.SOLVERS.items() if not solver.
 ORDERS = {"ddim": 1, "dpm++_2m": 2, "dpm++_3m": 3, "dpm++_3m_diffusers": 2, "unipc_2": 2}
 ORDERS |= {"unipc_3": 3, "deis": 3, "heun": 2, "euler": 1}
 # Plans do not depend on the SDE, whose times and scales any solver reads in the same way.
-EVERY_SOLVER = [(name, "vp") for name in solvers.SOLVERS]
-EVERY_SDE = [("dpm++_2m_sde", name) for name in SDES if name != "vp"]
+EXECUTED = [(name, "vp") for name in ("unipc_3", "deis", "restart", "heun_churn")]
+EXECUTED += [("dpm++_2m_sde", name) for name in ("ve", "cosine")]
 
 
 def run(name, score, sde, x, levels, keys=None, plan=None, **options):
@@ -39,18 +35,6 @@ def run(name, score, sde, x, levels, keys=None, plan=None, **options):
         )
 
     return sample(keys, x)
-
-
-def test_worked_example():
-    """The table in the docstring of `Plan`."""
-    plan = solvers.SOLVERS["dpm++_2m"].plan(np.array([4.0, 1.0, 0.5, 0.0]))
-    np.testing.assert_allclose(plan.level, [4, 1, 0.5])
-    np.testing.assert_allclose(plan.predictor_state, [0.25, 0.5, 0])
-    np.testing.assert_allclose(plan.predictor_weights, [[0.75, 0], [0.625, -0.125], [1, 0]])
-    assert (plan.corrector_state == 1).all()
-    for unused in (plan.added_noise, plan.corrector_previous, plan.predictor_noise):
-        assert not unused.any()
-    assert not plan.corrector_weights.any()
 
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES)
@@ -73,20 +57,6 @@ def test_schedules(sde):
             assert actual[count:].tolist() == [0.0] * denoise
 
 
-def test_weights_of_deis():
-    """They are the integrals over s of the Lagrange polynomials in log s."""
-    levels = np.array([4.0, 2.5, 1.5, 0.4])
-    plan = solvers.SOLVERS["deis"].plan(levels)
-    nodes = np.log(levels[2::-1])
-    for j in range(3):
-
-        def lagrange(s, j=j):
-            return np.prod([(np.log(s) - r) / (nodes[j] - r) for r in np.delete(nodes, j)])
-
-        exact, _ = scipy.integrate.quad(lagrange, 1.5, 0.4)
-        assert plan.predictor_weights[2, j] == pytest.approx(exact, rel=1e-9)
-
-
 def test_noise_of_a_plan():
     """The noise before and after an evaluation, and that of each row, are independent."""
     plan = solvers.plan.identity_plan(np.array([3.0, 3.0]), 1)
@@ -101,8 +71,7 @@ def test_noise_of_a_plan():
 
 @pytest.mark.parametrize(
     ("name", "sde"),
-    [(name, "vp") for name in DETERMINISTIC]
-    + [("dpm++_2m", name) for name in SDES if name != "vp"],
+    [*((name, "vp") for name in DETERMINISTIC), ("dpm++_2m", "ve"), ("dpm++_2m", "cosine")],
 )
 def test_order_of_convergence(name, sde):
     """The error against the closed-form probability flow decreases with the order of the solver."""
@@ -139,32 +108,9 @@ def test_frames_where_something_is_seen():
     assert solvers.frame_indices(np.array([np.inf, 1.0, 0.9, 0.0]), 3).tolist() == [0, 1, 3]
 
 
-@pytest.mark.parametrize(
-    ("name", "sde", "options"),
-    [
-        ("dpm++_2m_sde", "ve", {}),
-        ("dpm++_2m_sde", "flow", {}),
-        ("heun_churn", "vp", {"churn": 20.0}),
-        ("restart", "vp", {"restart": (6, 2, 0.06, 0.3)}),
-        ("unipc_3", "cosine", {}),
-    ],
-)
-def test_moments(name, sde, options):
-    """Samples of Gaussian data, denoised in the last step, have its mean and deviation."""
-    sde = SDES[sde]
-    keys = sampling.image_keys(jax.random.key(0), jnp.arange(200))
-    x = sampling.prior_sample(keys, sde, (200, 80))
-    levels = solvers.noise_levels(sde, "karras", 100)
-    x, states = run(name, gaussian.score(sde, 0.4, 0.3), sde, x, levels, keys, **options)
-    assert float(x.mean()) == pytest.approx(0.4, abs=0.01)
-    assert float(x.std()) == pytest.approx(0.3, abs=0.01)
-    assert np.array_equal(states[-1], x)
-
-
-@pytest.mark.parametrize(("name", "measured"), [("ve", 697), ("vp", 314), ("flow", 346)])
-def test_adaptive_steps(name, measured):
+def test_adaptive_steps():
     """Moments, and step sizes per image. (Biased in few dimensions: see its docstring.)"""
-    sde = SDES[name]
+    sde = VPSDE()
     keys = sampling.image_keys(jax.random.key(0), jnp.arange(100))
     x = sampling.prior_sample(keys, sde, (100, 192))
     score = gaussian.score(sde, 0.4, 0.3)
@@ -177,15 +123,9 @@ def test_adaptive_steps(name, measured):
     assert nfe_alone.tolist() == nfe[7:9].tolist()
     assert len(set(nfe.tolist())) > 1
     assert (nfe % 2 == 1).all()  # Two evaluations a step, and one at the end.
-    assert nfe.mean() == pytest.approx(measured, rel=0.05)
-
-
-def test_unfinished_images_are_nan():
-    keys = sampling.image_keys(jax.random.key(0), jnp.arange(2))
-    x = sampling.prior_sample(keys, VPSDE(), (2, 4))
-    solve = functools.partial(solvers.adaptive_sde, sde=VPSDE(), max_steps=3)
-    y, _ = jax.jit(lambda x: solve(keys, gaussian.score(VPSDE(), 0.4, 0.3), x=x))(x)
-    assert np.isnan(y).all()
+    assert nfe.mean() == pytest.approx(314, rel=0.05)  # Measured.
+    unfinished, _ = solvers.adaptive_sde(keys[:2], score, sde, x[:2], max_steps=3)
+    assert np.isnan(unfinished).all()
 
 
 # --- diffusers ----------------------------------------------------------------------------------
@@ -262,7 +202,7 @@ def test_trajectories_of_diffusers(name):
         )
 
 
-@pytest.mark.parametrize(("name", "sde"), EVERY_SOLVER + EVERY_SDE)
+@pytest.mark.parametrize(("name", "sde"), EXECUTED)
 def test_plans_are_executed(monkeypatch, name, sde):
     """`few_step` with a score of x_t agrees with `execute` with a denoiser of y."""
     sde = SDES[sde]
@@ -290,42 +230,6 @@ def test_plans_are_executed(monkeypatch, name, sde):
 # --- latent codes -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm++_3m", "unipc_3", "deis", "heun", "ode"])
-def test_latent_codes(name):
-    """Encoding is the closed-form probability flow from t_end to T; decoding is its inverse."""
-    sde = VESDE()
-    flow = sampling.make_flow(name, sde, None if name == "ode" else 60)
-    score = gaussian.score(sde, MEAN, STD)
-    x = MEAN + STD * jax.random.normal(jax.random.key(0), (3, 2, 2, 3))
-    z, nfe, *_ = jax.jit(functools.partial(flow.encoder, None, score))(x)
-    exact = gaussian.flow(sde, MEAN, STD, x, sde.t_end, sde.T)
-    # Twice the measured errors, in which the order shows.
-    np.testing.assert_allclose(z, exact, rtol=0.09 if ORDERS.get(name) == 1 else 6e-3, atol=0.02)
-    again, *_ = jax.jit(functools.partial(flow.decoder, None, score))(z)
-    np.testing.assert_allclose(again, x, atol=0.2 if ORDERS.get(name) == 1 else 2e-3)
-    assert nfe.shape == (3,)
-
-
 def test_stochastic_solvers_have_no_latent_codes():
     message = "'restart' does not follow the .*choose one of ddim, deis"
     refused(message, sampling.make_flow, "restart", VPSDE())
-
-
-@pytest.mark.parametrize(("name", "options"), [("pc", {"corrector": "none"}), ("deis", {})])
-def test_frames_lead_to_the_samples(name, options):
-    """A trajectory starts at noise and ends at the sample, which is the same without frames."""
-    keys = sampling.image_keys(jax.random.key(0), jnp.arange(2))
-    prior = sampling.prior_sample(keys, VPSDE(), (2, 4))
-    score = gaussian.score(VPSDE(), 0.4, 0.1)
-    without, samples = (
-        jax.jit(lambda keys, x, sampler=sampler: sampler(keys, score, x))(keys, prior)
-        for sampler in (
-            sampling.make(name, VPSDE(), 40, trajectory=shown, noise_removal=False, **options)
-            for shown in (False, True)
-        )
-    )
-    assert without.frames.shape == (0, 2, 4)
-    assert samples.frames.shape == (FRAMES, 2, 4)
-    np.testing.assert_allclose(samples.x, without.x, rtol=1e-5)
-    np.testing.assert_allclose(samples.frames[-1], samples.x, rtol=1e-5)
-    assert np.abs(samples.frames[0] - prior).max() < 0.6 * np.abs(prior - samples.x).max()

@@ -17,21 +17,21 @@ SCALES = {"one": 200.0, "each": np.array([200.0, 50.0, 10.0])}
 MATRIX = np.array([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0]])
 
 
-def make(scale, sde=None, **options) -> ss.Prior:
-    sde = sde or ss.VPSDE()
+def make(scale, **options) -> ss.Prior:
+    sde = ss.VPSDE()
     return ss.Prior(gaussian.score(sde, MEAN, STD), sde, (3,), loc=LOC, scale=scale, **options)
 
 
-@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
-def test_samples_densities_and_codes(scale):
-    prior, mean, std = make(scale), LOC + scale * MEAN, scale * STD * np.ones(3)
+def test_samples_densities_and_codes():
+    scale = SCALES["each"]
+    prior, mean, std = make(scale), LOC + scale * MEAN, scale * STD
     x = prior.sample(2000, steps=50)
     np.testing.assert_allclose((x.mean(0) - mean) / std, 0, atol=0.1)
     np.testing.assert_allclose(x.std(0) / std, 1, atol=0.05)
     np.testing.assert_allclose(prior.std, np.sqrt(np.mean(std**2)), rtol=0.2)
     logp = prior.log_prob(x[:4])
     np.testing.assert_allclose(logp, scipy.stats.norm.logpdf(x[:4], mean, std).sum(-1), atol=0.03)
-    gradient = jax.grad(lambda x: prior.log_prob(x).sum())(x[:4])
+    gradient = jax.grad(lambda x: prior.log_prob(x, steps=64).sum())(x[:4])
     np.testing.assert_allclose(gradient * std, (mean - x[:4]) / std, atol=0.05)
     z = prior.encode(x[:4])
     np.testing.assert_allclose(prior.decode(z), x[:4], rtol=1e-4, atol=1e-2)
@@ -44,10 +44,9 @@ def predict(x):
 
 OPERATORS = {"operator": ss.operators.dense((3,), MATRIX), "function": predict}
 CASES = [
-    *(("one", "operator", method) for method in ("moment_matching", "pigdm", "daps", "smc")),
+    ("one", "operator", "pigdm"),
     *(("each", "operator", method) for method in ("moment_matching", "smc")),
-    *((scale, "function", "moment_matching") for scale in SCALES),
-    ("each", "function", "smc"),
+    ("each", "function", "moment_matching"),
     ("one", "log_likelihood", "daps"),
 ]
 
@@ -78,12 +77,16 @@ def test_posteriors(scale, kind, method):
         np.testing.assert_allclose(posterior.log_evidence(), law_of_y.logpdf(y), atol=0.2)
 
 
-def test_measurements_without_noise_and_calibration():
-    prior = make(SCALES["one"])
+def test_measurements_without_noise():
     known = ss.operators.mask([True, False, False])
-    x = prior.posterior(np.array([1200.0, 0.0, 0.0]), known, noise=0.0).sample(20)
+    y = np.array([1200.0, 0.0, 0.0])
+    x = make(SCALES["one"]).posterior(y, known, noise=0.0).sample(20)
     np.testing.assert_allclose(x[:, 0], 1200, atol=0.1)
-    found = prior.posterior(None, predict, noise=30.0).calibrate(60, 20)
+
+
+@pytest.mark.slow
+def test_calibration():
+    found = make(SCALES["one"]).posterior(None, predict, noise=30.0).calibrate(60, 20)
     assert found.kind == "calibrated"
 
 

@@ -48,6 +48,10 @@ datasets.DATASETS["few_digits"] = few_digits
 datasets.LEVELS["few_digits"] = datasets.LEVELS["digits"]
 
 
+MLP = {"model.name": "mlp", "model.nf": 16}
+"""Changes of a config for tests whose subject is no network: this one compiles fast."""
+
+
 def config(name: str = "vp.digits_ddpmpp_continuous", **changes) -> ml_collections.ConfigDict:
     """Return the digits experiment reduced to run in seconds, with `changes` by field name."""
     c = importlib.import_module(f"configs.{name}").get_config()
