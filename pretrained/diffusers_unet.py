@@ -18,7 +18,6 @@ from models.building import Params
 from pretrained import safetensors_format
 from pretrained.parameter_names import (
     TORCH_LEAVES,
-    NetworkParameter,
     check_supported,
     is_trained,
     official_layers,
@@ -237,22 +236,15 @@ def unet_layout(network: nnx.Module) -> Layout:
     names = dict(_ddpm_blocks(network) if is_ddpm else _ncsnpp_blocks(network))
     paths = {name: path for path, name, _ in official_layers(network)}
     layout = []
-    for parameter in parameters(network):
-        block = paths[parameter.layer_names[0]]
-        layout.append(_stored(parameter, block, names[block]))
+    for path, layer_names, layer, shape in parameters(network):
+        block = paths[layer_names[0]]
+        leaf, axes = DIFFUSERS_LEAVES[type(layer)][path[-1]]
+        inner = [f"{name}." for name in INNER_LAYERS.get(path[-2], (str(path[-2]),))]
+        if path[:-1] == block or block[-1] == "combine":
+            inner = [""]
+        stored = tuple(f"{names[block]}.{name}{leaf}" for name in inner)
+        layout.append(StoredParameter(path, shape, stored, axes, trained=is_trained(layer)))
     return layout
-
-
-def _stored(parameter: NetworkParameter, block: Path, name: str) -> StoredParameter:
-    """Return how diffusers stores a parameter of the outermost layer `block`, its layer `name`."""
-    path, _, layer, shape = parameter
-    leaf, axes = DIFFUSERS_LEAVES[type(layer)][path[-1]]
-    if path[:-1] == block or block[-1] == "combine":
-        names = (f"{name}.{leaf}",)
-    else:
-        inner_names = INNER_LAYERS.get(path[-2], (str(path[-2]),))
-        names = tuple(f"{name}.{inner}.{leaf}" for inner in inner_names)
-    return StoredParameter(path, shape, names, axes, trained=is_trained(layer))
 
 
 def _ncsnpp_blocks(network: ncsnpp.NCSNpp) -> Iterator[tuple[Path, str]]:

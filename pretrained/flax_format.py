@@ -6,6 +6,7 @@ with flax 0.3.1, the version that it requires.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -88,7 +89,8 @@ def read(path: Path, network: nnx.Module, config: Config) -> Trained:
     optimizer = state["optimizer"]
     trees = (optimizer["target"], state["params_ema"], optimizer["state"]["param_states"])
     with reading(path):
-        params, ema, moments = (traverse_util.flatten_dict(tree, sep="/") for tree in trees)
+        flatten: Any = functools.partial(traverse_util.flatten_dict, sep="/")
+        params, ema, moments = map(flatten, trees)
     trained = Trained(
         step=to_step(path, "step", state["step"]),
         params=load_params(layout, params, str(path)),

@@ -164,14 +164,15 @@ def mismatch(value: Any, schema: Schema, where: str = "its content") -> str:
         return f"{where} is of type {type(value).__name__} instead of {allowed}"
     if isinstance(value, int) and abs(value) >= 2**63:
         return f"{where} is an integer of more than 64 bits"
+    content: Any = value
     if isinstance(schema, list):
-        problems = (mismatch(each, schema[0], f"an entry of {where}") for each in value)
+        problems = (mismatch(each, schema[0], f"an entry of {where}") for each in content)
         return next(filter(None, problems), "")
     for key, part in schema.items() if isinstance(schema, dict) else ():
         name = key.removesuffix("?")
         problem = ""
-        if name in value:
-            problem = mismatch(value[name], part, repr(name))
+        if name in content:
+            problem = mismatch(content[name], part, repr(name))
         elif name == key:
             problem = f"{where} has no {name!r}"
         if problem:

@@ -187,16 +187,6 @@ def test_recorded_denoisers(name):
         assert np.max(np.abs(by_score - expected).max((1, 2, 3)) / largest) < 2e-5
 
 
-def test_a_file_of_ve_states_scales_of_images_from_0_to_1():
-    """EDM's images are in [-1, 1], so that its noise scales are twice as large."""
-    config = edm_networks.experiment("VEPrecond", (), {"sigma_min": 0.04, "sigma_max": 200.0})
-    assert (config.model.sigma_min, config.model.sigma_max) == (0.02, 100.0)
-    config = edm_networks.experiment("VPPrecond", (16, 1, 5), {"beta_d": 9.0})
-    assert (config.model.beta_min, config.model.beta_max) == (0.1, 9.1)
-    shape = (config.data.image_size, config.data.num_channels, config.data.num_classes)
-    assert shape == (16, 1, 5)
-
-
 # --- files of other networks ---
 
 SMALL = {"img_resolution": 8, "img_channels": 2, "model_channels": 4, "channel_mult": [1, 2]}

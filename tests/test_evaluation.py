@@ -13,7 +13,6 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-import datasets
 import evaluation
 import likelihood
 import losses
@@ -471,26 +470,6 @@ def test_rows_of_classes():
     assert sorted(stage.rows_of_classes(whole, (0, 1, 2))) == list(range(6))
     for images, classes in ((Images(np.zeros(3)), (0,)), (labelled(1, 2), (1, 7))):
         refused("guidance.classes", stage.rows_of_classes, images, classes)
-
-
-def held_out(count, **changes):
-    return samples_stage.held_out(Experiment(tiny.config(**changes)), count)[..., 0]
-
-
-def test_held_out_images():
-    """They are evenly spaced in the test split, and of the classes of the samples."""
-    test = datasets.load(tiny.config().data, "test")
-    pixels = np.round(test.pixels[..., 0] * np.float32(255 / 16))  # as they are shown
-    chosen = np.linspace(0, len(test) - 1, 10).round().astype(int)
-    np.testing.assert_array_equal(held_out(10), pixels[chosen])
-    for i, image in enumerate(held_out(10, **{"guidance.classes": (3, 1)})):
-        (row,) = np.flatnonzero((pixels == image).all((1, 2)))
-        assert test.labels[row] == (3, 1)[i % 2]
-    for changes in (
-        {"data.dataset": "CIFAR10", "data.image_size": 32},
-        {"data.dataset": "noise", "guidance.classes": (3, 1)},
-    ):
-        refused("data.dataset|data.path", held_out, 9, **changes)
 
 
 @pytest.mark.slow

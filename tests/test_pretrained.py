@@ -28,7 +28,7 @@ from models import building, layers
 from models.ncsnpp import NCSNpp
 from pretrained import flax_format, safetensors_format, torch_format
 from pretrained.diffusers_unet import unet_layout
-from pretrained.parameter_names import flax_layout, official_layers, torch_layout
+from pretrained.parameter_names import flax_layout, torch_layout
 from pretrained.stored_parameters import Trained, export_params, load_params
 from tests import reference, tiny
 from tests.refusal import refused
@@ -105,19 +105,6 @@ def test_layouts_contain_every_parameter_once(options):
         paths = {stored.path for stored in layout if stored.path}
         assert len(paths) == len(jax.tree.leaves(params))
         assert same(load_params(layout, export_params(layout, params), "tensors"), params)
-
-
-def test_layers_without_parameters_are_numbered_as_in_pytorch():
-    """PyTorch's all_modules contains resamplers of features but not those of images."""
-    options = {"progressive": "output_skip", "resblock_type": "ddpm", "resamp_with_conv": False}
-    network = small_ncsnpp(**options)
-    used = {int(stored.names[0].split(".")[1]) for stored in torch_layout(network)}
-    kinds = [
-        type(layer).__name__
-        for path, _, layer in official_layers(network)
-        if "image" not in str(path[-1])
-    ]
-    assert {kinds[i] for i in set(range(len(kinds))) - used} == {"Downsample", "Upsample"}
 
 
 def test_tensors_on_which_no_output_depends():
