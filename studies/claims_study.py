@@ -187,7 +187,7 @@ class Study:
 # --- rows of the page -----------------------------------------------------------------------------
 
 MISSING = "not measured"
-COLUMNS = ("claim", "of", "paper", "here", "number", "verdict, p")
+COLUMNS = ("claim", "of", "here [paper]", "number", "verdict, p")
 WORDS = (HOLDS, FAILS, UNKNOWN)
 
 
@@ -217,9 +217,9 @@ class Check(NamedTuple):
 
     def cells(self) -> list[str]:
         """Return the row of the page. What is only suggestive is in parentheses."""
-        start, seeds, limit = [self.text, self.case, self.paper], len(self.first), self.margin
+        paper, seeds, limit = f"[{self.paper}]" if self.paper else "", len(self.first), self.margin
         if not seeds:
-            return [*start, "", "", MISSING]
+            return [self.text, self.case, paper, "", MISSING]
         shown, found, number = self.more, combine(self.first), ""
         if self.second:
             shown = (self.first, self.second, *shown)
@@ -230,8 +230,8 @@ class Check(NamedTuple):
             number = ratio_above_floor(found, share)
         verdict, p = judge(found, limit, seeds)
         verdict = f"({verdict})" if self.is_weak or seeds == 1 else f"{verdict}, {p:.2g}"
-        shown = ", ".join(combine(each).brief() for each in shown)
-        return [*start, shown, number or found.brief(), verdict]
+        here = f"{', '.join(combine(each).brief() for each in shown)} {paper}".strip()
+        return [self.text, self.case, here, number or found.brief(), verdict]
 
 
 larger, smaller = Check, functools.partial(Check, is_larger=False)

@@ -132,7 +132,7 @@ def rows(name: str, measure: Measure, floor: Estimate) -> Iterator[str]:
                 chosen = chosen | {"snr": SNR[name]}
             cells.append(f"{common.excess(measure(SEEDS, **chosen), floor).brief()}{note}")
         for i, fid in enumerate(FID.get(name, {}).get(predictor, ()), -4):
-            cells[i] += f" [{fid}]"
+            cells[i] += f" [{fid:.2f}]"
         yield row(name, predictor, *cells)
 
 
