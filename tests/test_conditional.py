@@ -1,7 +1,6 @@
 """Conditions: classes, vectors and images, from data to samples, densities and guidance."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -162,13 +161,6 @@ def test_bad_conditions(message, kinds, given):
         for function in (model.log_prob, model.encode, model.decode, model.calibrate):
             refused(message, function, x, **given)
         refused(message, model.posterior, x, lambda x: x, noise=1.0, **given)
-
-
-def test_a_warning_names_the_line_of_the_user():
-    model = ConditionalPrior(NetworkScore(jnp.ones(()), lambda p, x, t, c: -x, SDE), SDE, (40,))
-    with pytest.warns(UserWarning, match="is chosen because x or y has 40") as found:
-        model.posterior(np.zeros(40), lambda x: x, noise=1.0)
-    assert Path(found[0].filename).parent.name != "api"  # Here, it may be of jaxtyping.
 
 
 def test_bad_pairs():

@@ -45,6 +45,7 @@ def test_tpus_send_the_gradients_once_and_recomputation_saves_memory():
     recomputing, _ = compiled_step(**{"training.remat": True})
     assert recomputing.memory["arguments"] == compiled.memory["arguments"]
     assert recomputing.memory["temporaries"] < compiled.memory["temporaries"]
+    refused("--topology=v9:1x1 is unknown to libtpu", programs.tpus, "v9:1x1")
 
 
 @pytest.mark.usefixtures("_libtpu")
@@ -68,8 +69,6 @@ def test_tpus_gather_split_parameters_and_scatter_their_gradients(precision, wid
     assert found == {"all-gather": [width * size**2], "all-reduce-scatter": [4 * size**2]}
 
 
-@pytest.mark.usefixtures("_libtpu")
-def test_what_is_refused(monkeypatch):
-    refused("--topology=v9:1x1 is unknown to libtpu", programs.tpus, "v9:1x1")
+def test_missing_libtpu_is_reported(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refused("--topology=v5e:2x4 needs .*: pip install libtpu", programs.tpus, "v5e:2x4")
