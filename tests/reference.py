@@ -5,17 +5,21 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
 
 import pretrained
+import sampling
 from experiment import Experiment
-from sde_lib import SDE, VESDE, VPSDE, SubVPSDE
+from sde_lib import SDE, VESDE, VPSDE, Score, SubVPSDE
+from solvers import predictor_corrector
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(
@@ -93,6 +97,45 @@ def trained(folder: str, kind: str = "flax") -> pretrained.Trained:
             pytest.skip("the official PyTorch code does not support this experiment")
         source = find(f"{folder}/{note['checkpoint']}")
     return pretrained.read(source, experiment(folder).network, experiment(folder).config)
+
+
+KEYS = jax.random.split(jax.random.key(0), 3)
+
+
+def replay(monkeypatch: pytest.MonkeyPatch, noises: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Replace the noise of predictor-corrector samplers by recorded noise, in order."""
+    noises = iter(noises)
+    monkeypatch.setattr(
+        predictor_corrector, "standard_normal", lambda keys, shape: jnp.asarray(next(noises))
+    )
+    return noises
+
+
+def trajectory(
+    note: dict, score: Score, sde: SDE, noises: Iterator, x: jax.Array | None = None, **options: Any
+) -> list[jax.Array]:
+    """Follow a recorded trajectory with its noise, all of which is used.
+
+    Returns the samples without and with the noise of the last step, in the range of the recording.
+    """
+
+    def predictor(*arguments: Any) -> tuple[jax.Array, jax.Array]:
+        predict = sampling.PREDICTORS[note["predictor"]]
+        if not note.get("probability_flow"):
+            return predict(*arguments)
+        next(noises)  # The official code draws noise here and multiplies it by 0.
+        return predict(*arguments, probability_flow=True)
+
+    options |= {"predictor": predictor, "snr": note["snr"], "shown": [9]}
+    options["corrector"] = sampling.CORRECTORS[note["corrector"]]
+    options["n_steps_each"] = note.get("n_steps_each", 1)
+    with jax.disable_jit():
+        x = sampling.prior_sample(KEYS, sde, (3, 8, 8, 3)) if x is None else x
+        mean, (last,), _ = sampling.predictor_corrector(
+            KEYS, score, sde, x, sde.discretize(10), **options
+        )
+    assert next(noises, None) is None
+    return [each if note["inverse_scaler"] == "x" else (each + 1) / 2 for each in (mean, last)]
 
 
 def image_error(images: np.ndarray, expected: np.ndarray) -> float:

@@ -19,7 +19,6 @@ from metrics.stage import Context
 from sde_lib import VESDE, VPSDE
 from tests import gaussian, mixture, reference, tiny
 from tests.refusal import refused
-from tests.test_sampling import KEYS, recorded_moments, replay, to_recorded_range
 
 # --- recorded official runs ---------------------------------------------------------------------
 
@@ -50,22 +49,11 @@ def test_recorded_trajectories(monkeypatch, case):
     logits, log_probs = official_classifier(sde)
     if case.startswith("ve"):
         log_probs = guidance.class_log_probs(logits, sde)
-    score = guidance.classifier(
-        gaussian.score(sde, *recorded_moments()), log_probs, jnp.asarray(a["classcond/labels"]), sde
-    )
-    noises = replay(monkeypatch, a[f"classcond/{case}/noises"])
-    updates = {
-        "predictor": sampling.PREDICTORS[note["predictor"]],
-        "corrector": sampling.CORRECTORS[note["corrector"]],
-    }
-    with jax.disable_jit():
-        prior, steps = sampling.prior_sample(KEYS, sde, (3, 8, 8, 3)), sde.discretize(10)
-        x, *_ = sampling.predictor_corrector(
-            KEYS, score, sde, prior, steps, snr=note["snr"], **updates
-        )
-    x = to_recorded_range(note["inverse_scaler"], x)
+    labels, data = jnp.asarray(a["classcond/labels"]), reference.arrays("samplers")
+    score = guidance.classifier(gaussian.score(sde, data["mu"], data["s"]), log_probs, labels, sde)
+    noises = reference.replay(monkeypatch, a[f"classcond/{case}/noises"])
+    x, _ = reference.trajectory(note, score, sde, noises)
     assert reference.image_error(x, a[f"classcond/{case}/out_denoise"]) < 1e-4
-    assert next(noises, None) is None
 
 
 # --- a mixture, whose components are the classes ------------------------------------------------

@@ -12,12 +12,11 @@ import sampling
 from controllable import inverse_problems, operators
 from controllable.measurements import Measurement
 from sde_lib import VESDE, VPSDE, RectifiedFlow, SubVPSDE
-from solvers import predictor_corrector
 from tests import gaussian, gaussian_posterior, reference
 from tests.gaussian_posterior import measure
+from tests.reference import KEYS
 
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
-KEYS = jax.random.split(jax.random.key(0), 3)
 
 RECORDED = [
     case for case in reference.notes("controllable") if case.startswith(("inpaint", "colorize"))
@@ -39,17 +38,13 @@ def test_recorded_runs(monkeypatch, case):
     sde = dataclasses.replace(reference.sde(note["sde"]), t_end=note["eps"])
     measurement = recorded_measurement(case, a)
     score = gaussian.score(sde, a["mu"], a["s"])
-    noises = iter(a[f"{case}/noises"])
+    noises = reference.replay(monkeypatch, a[f"{case}/noises"])
     # The official colorization draws its noise as coefficients in its own basis.
     basis = a["colorize/M"].T if case.startswith("colorize") else np.eye(3, dtype=np.float32)
 
-    def draw(keys, shape):
-        return jnp.asarray(next(noises))
-
     def draw_coefficients(keys, shape):
-        return draw(keys, shape) @ basis
+        return jnp.asarray(next(noises)) @ basis
 
-    monkeypatch.setattr(predictor_corrector, "standard_normal", draw)
     monkeypatch.setattr(inverse_problems, "standard_normal", draw_coefficients)
     projected = []
     constraint = inverse_problems.projection(sde, measurement, official=True)
@@ -61,16 +56,8 @@ def test_recorded_runs(monkeypatch, case):
 
     prior = sampling.prior_sample(KEYS, sde, (3, 8, 8, 3))
     start = inverse_problems.projection_start(measurement, prior, official=True)
-    options = {"snr": note["snr"], "constraint": recording_constraint, "shown": [9]}
-    options["predictor"] = sampling.PREDICTORS[note["predictor"]]
-    options["corrector"] = sampling.CORRECTORS[note["corrector"]]
-    with jax.disable_jit():
-        denoised, (noisy,), _ = sampling.predictor_corrector(
-            KEYS, score, sde, start, sde.discretize(10), **options
-        )
-    assert next(noises, None) is None
-    for name, x in (("denoise", denoised), ("no_denoise", noisy)):
-        x = x if note["inverse_scaler"] == "x" else (x + 1) / 2
+    found = reference.trajectory(note, score, sde, noises, start, constraint=recording_constraint)
+    for name, x in zip(("denoise", "no_denoise"), found, strict=True):
         assert reference.image_error(x, a[f"{case}/out_{name}"]) < 1e-4
     for (x, mean), recorded_x, recorded_mean in zip(
         projected[1::2], a[f"{case}/x_iter"], a[f"{case}/x_mean_iter"]

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import nbclient
 import nbformat
 import pytest
 
@@ -93,6 +92,8 @@ def galaxies():
 @pytest.mark.parametrize("name", CLAIMS)
 def test_runs(name, monkeypatch):
     """In less than LIMIT seconds; its values agree with its text. The result is kept in .cache."""
+    import nbclient  # This takes a second.
+
     if name == "galaxies":
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(galaxies()), str(ROOT)]))
     monkeypatch.delenv("XLA_FLAGS")  # The tests' flags make compilation fast and programs slow.

@@ -169,6 +169,39 @@ def test_data_that_do_not_fit_the_noise(sde, mean, std, expected):
     assert not messages or re.search(expected, messages[0])
 
 
+@pytest.mark.slow
+def test_hamiltonian_monte_carlo():
+    """A prior inside a model of numpyro, x and y = 2 x + noise: the posterior is Gaussian."""
+    numpyro = pytest.importorskip("numpyro")
+    sde = ss.VPSDE()
+    prior = ss.Prior(gaussian.score(sde, 0.5, 0.3), sde, (2,))
+    y, noise = jnp.array([1.2, 0.4]), 0.2
+
+    def model():
+        flat = numpyro.distributions.ImproperUniform(
+            numpyro.distributions.constraints.real_vector, (), (2,)
+        )
+        x = numpyro.sample("x", flat)
+        numpyro.factor("prior", prior.log_prob(x, tolerance=1e-2))
+        numpyro.sample("y", numpyro.distributions.Normal(2 * x, noise).to_event(1), obs=y)
+
+    var = 1 / (1 / 0.3**2 + 4 / noise**2)
+    mean = var * (0.5 / 0.3**2 + 2 * np.asarray(y) / noise**2)
+    # The trajectory covers a quarter of the period, so that draws are nearly independent.
+    kernel = numpyro.infer.HMC(
+        model,
+        step_size=0.5 * float(np.sqrt(var)),
+        trajectory_length=1.5 * float(np.sqrt(var)),
+        adapt_step_size=False,
+        adapt_mass_matrix=False,
+    )
+    mcmc = numpyro.infer.MCMC(kernel, num_warmup=5, num_samples=150, progress_bar=False)
+    mcmc.run(jax.random.key(0), init_params={"x": jnp.asarray(mean)})
+    x = mcmc.get_samples()["x"]
+    np.testing.assert_allclose(x.mean(0), mean, atol=4 * np.sqrt(var / 150) + 0.01)
+    np.testing.assert_allclose(x.std(0), np.sqrt(var), rtol=0.25)
+
+
 # --- errors, devices and compilation ----------------------------------------------------------
 
 
@@ -283,3 +316,39 @@ def test_error_of_samples():
     assert 1 < float(np.sqrt(np.mean(stated**2) / np.mean(true**2))) < 30
     for sampler in ("pc", "dpm++_2m_sde", "ode"):
         refused(f"{re.escape(sampler)}.*dpm", prior.sample, 3, sampler=sampler, return_error=True)
+
+
+# --- stated errors of densities contain those of p_T and of the noise at t_min ------------------
+
+
+def one_mode(mean, std, dims=8) -> mixture.Mixture:
+    """One Gaussian as a mixture of three, so that cases share programs."""
+    return mixture.Mixture(jnp.full((3, dims), mean), jnp.full(3, std))
+
+
+def scaled(factor, dims=8):
+    law = mixture.make(3, (dims,))
+    return mixture.Mixture(law.means * factor, law.stds * factor)
+
+
+@pytest.mark.parametrize(
+    ("sde", "law", "trace", "largest"),
+    [
+        (ss.VPSDE(), one_mode(0.3, 0.5), "exact", 0.02),
+        (ss.VPSDE(), one_mode(10.0, 1.0), "exact", 0.3),
+        (ss.VPSDE(), one_mode(0.0, 100.0), "exact", 2),
+        (ss.VESDE(), one_mode(0.3, 0.01, 64), "Rademacher", 10),
+        (ss.VESDE(), scaled(0.1, 64), "Rademacher", 10),
+        pytest.param(ss.VESDE(), scaled(30.0), "exact", 2, marks=pytest.mark.slow),
+        pytest.param(ss.RectifiedFlow(), scaled(10.0), "exact", 0.3, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:At time T", "ignore:The data have")
+def test_the_true_error_is_within_three_stated_ones(sde, law, trace, largest):
+    """For densities of the data, which have no noise; errors are not overstated, either."""
+    prior = ss.Prior(law.score(sde), sde, law.means.shape[1:])
+    x = law.sample(jax.random.key(0), 32)
+    logp, stated = prior.log_prob(x, trace=trace, return_error=True)
+    error = np.abs(logp - law.logp(ss.RectifiedFlow(), x, 0.0))  # This SDE has no noise at t = 0.
+    assert (error < 3 * stated + 1e-4).all()
+    assert np.sqrt(np.mean(stated**2)) < largest

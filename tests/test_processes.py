@@ -73,21 +73,6 @@ def start(
     ]
 
 
-@pytest.fixture(scope="module")
-def one_process(tmp_path_factory):
-    """The workdir of one process with two devices, and its last state."""
-    workdir = tmp_path_factory.mktemp("one")
-    return workdir, training.train(tiny.config(**FIELDS), str(workdir))
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """Two processes, both killed after step 3; then two, one of which gets SIGTERM after step 5."""
-    folder = tmp_path_factory.mktemp("two")
-    killed = start(folder, "train", (signal.SIGKILL, signal.SIGKILL), step=3)
-    return folder, killed, start(folder, "train", (0, signal.SIGTERM), step=5)
-
-
 def same(workdir: Path, one_process, step: int) -> None:
     """Assert that the newest state in `workdir` equals one process's state at this step."""
     like = states.to_checkpoint(one_process[1])
@@ -100,19 +85,20 @@ def same(workdir: Path, one_process, step: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_with_the_state_of_one(one_process, two_processes):
-    folder, killed, stopped = two_processes
+def test_two_processes_stop_continue_and_evaluate_as_one(tmp_path):
+    """Both are killed after step 3; then one gets SIGTERM after step 5; then they end.
+
+    The states, the loss, and every pixel of the samples are those of one process.
+    """
+    folder, workdir = tmp_path, tmp_path / "one"
+    one_process = workdir, training.train(tiny.config(**FIELDS), str(workdir))
+    killed = start(folder, "train", (signal.SIGKILL, signal.SIGKILL), step=3)
+    stopped = start(folder, "train", (0, signal.SIGTERM), step=5)
     assert [process.returncode for process in killed] == [-signal.SIGKILL] * 2
     assert [process.returncode for process in stopped] == [0, 0], stopped
     # Both processes stop one step after the signal.
     assert "step 6: stopped by another process's signal; the state is saved" in stopped[0].stdout
     same(folder / "w", one_process, 6)
-
-
-@pytest.mark.slow
-def test_two_processes_continue_and_evaluate_as_one(one_process, two_processes):
-    """The last step, the loss, and every pixel of the samples agree."""
-    folder, *_ = two_processes
     for mode in ("train", "eval"):
         ended = start(folder, mode, (0, 0))
         assert [process.returncode for process in ended] == [0, 0], ended
@@ -143,18 +129,14 @@ def test_flags_that_do_not_fit_together(monkeypatch):
         refused(message, sharding.join, *arguments)
 
 
-SLURM = dict.fromkeys(sharding.SLURM, "0")
-
-
 def test_clusters_are_detected_by_their_variables(monkeypatch):
     """jax.distributed reads the process number and count from the same variables."""
-    from jax._src.clusters import ClusterEnv
-
     called = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **options: called.append(args))
+    slurm = dict.fromkeys(sharding.SLURM, "0")
     for environment, calls in (
-        (SLURM | {"SLURM_NTASKS": "1"}, 0),
-        (SLURM | {"SLURM_NTASKS": "4"}, 1),
+        (slurm | {"SLURM_NTASKS": "1"}, 0),
+        (slurm | {"SLURM_NTASKS": "4"}, 1),
         ({"SLURM_NTASKS": "4"}, 0),  # In a batch script, before srun.
         (dict.fromkeys(sharding.OPEN_MPI, "2"), 1),
         (dict.fromkeys(sharding.KUBERNETES, "2"), 0),  # Without JAX's package for it.
@@ -167,10 +149,3 @@ def test_clusters_are_detected_by_their_variables(monkeypatch):
             monkeypatch.setenv(name, value)
         sharding.join()
         assert called == [()] * calls
-    job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_NTASKS": "2"}
-    for name, value in (SLURM | job).items():
-        monkeypatch.setenv(name, value)
-    address, count, number, _ = ClusterEnv.auto_detect_unset_distributed_params(
-        None, None, None, None, None, 10
-    )
-    assert (address.split(":")[0], count, number) == ("node3", 2, 0)

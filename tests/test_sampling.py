@@ -12,29 +12,9 @@ import sampling
 from sde_lib import SDE, VESDE, VPSDE, RectifiedFlow, SubVPSDE
 from solvers import predictor_corrector
 from tests import gaussian, reference
+from tests.reference import KEYS, replay
 
-KEYS = jax.random.split(jax.random.key(0), 3)
 SDES = {"ve": VESDE(), "vp": VPSDE(), "subvp": SubVPSDE()}
-
-
-def recorded_moments():
-    """Mean and standard deviation of the Gaussian data of the recordings."""
-    arrays = reference.arrays("samplers")
-    return arrays["mu"], arrays["s"]
-
-
-def replay(monkeypatch, noises):
-    """Replace the noise of the samplers by the recorded noises, in order."""
-    noises = iter(noises)
-    monkeypatch.setattr(
-        predictor_corrector, "standard_normal", lambda keys, shape: jnp.asarray(next(noises))
-    )
-    return noises
-
-
-def to_recorded_range(inverse_scaler, x):
-    """Map samples to the range of the recorded outputs."""
-    return x if inverse_scaler == "x" else (x + 1) / 2
 
 
 def test_the_noise_of_the_prior_is_that_of_no_step():
@@ -56,7 +36,7 @@ def test_recorded_steps(monkeypatch, case):
     step = jax.tree.map(lambda leaf: leaf[indices], sde.discretize(n))._replace(t=t)
     if "subvp" in case:
         step = step._replace(ratio=1 + sde.drift_coefficient(t) / n, var=sde.diffusion(t) ** 2 / n)
-    closed_form = gaussian.score(sde, *recorded_moments())
+    closed_form = gaussian.score(sde, a["mu"], a["s"])
     first_score = jnp.asarray(a[f"step/{case}/score"])
     assert reference.image_error(closed_form(x, t), first_score) < 5e-4
 
@@ -86,40 +66,17 @@ def test_recorded_trajectories(monkeypatch, case):
     note, a = reference.notes("samplers")["traj"][case], reference.arrays("samplers")
     sde = reference.sde(note["sde"])
     noises = replay(monkeypatch, a[f"traj/{case}/noises"])
-
-    def predictor(*args):
-        predict = sampling.PREDICTORS[note["predictor"]]
-        if not note["probability_flow"]:
-            return predict(*args)
-        next(noises)  # The official code draws noise here and multiplies it by 0.
-        return predict(*args, probability_flow=True)
-
-    with jax.disable_jit():
-        denoised, (noisy,), _ = sampling.predictor_corrector(
-            KEYS,
-            gaussian.score(sde, *recorded_moments()),
-            sde,
-            sampling.prior_sample(KEYS, sde, (3, 8, 8, 3)),
-            sde.discretize(10),
-            predictor=predictor,
-            corrector=sampling.CORRECTORS[note["corrector"]],
-            snr=note["snr"],
-            n_steps_each=note["n_steps_each"],
-            shown=[9],
-        )
-    for name, x in (("denoise", denoised), ("no_denoise", noisy)):
-        x = to_recorded_range(note["inverse_scaler"], x)
+    found = reference.trajectory(note, gaussian.score(sde, a["mu"], a["s"]), sde, noises)
+    for name, x in zip(("denoise", "no_denoise"), found, strict=True):
         assert reference.image_error(x, a[f"traj/{case}/out_{name}"]) < 5e-6
-    assert next(noises, None) is None
 
 
 @pytest.mark.parametrize("name", reference.cases(SDES, ("ve", "subvp")))
 def test_recorded_ode_samples(name):
     a, sde = reference.arrays("samplers"), SDES[name]
     last = jax.tree.map(lambda leaf: leaf[-1], sde.discretize(1000))
-    solve = functools.partial(
-        sampling.probability_flow_ode, gaussian.score(sde, *recorded_moments()), sde
-    )
+    score = gaussian.score(sde, a["mu"], a["s"])
+    solve = functools.partial(sampling.probability_flow_ode, score, sde)
     z = a[f"ode/{name}/z"]
     found = {}
     for step, key in ((None, "x"), (last, "x_denoise")):
@@ -127,7 +84,7 @@ def test_recorded_ode_samples(name):
         found[key] = x
         x = x if name == "ve" else (x + 1) / 2
         np.testing.assert_allclose(x, a[f"ode/{name}/{key}"], atol=2e-4)
-    exact = gaussian.flow(sde, *recorded_moments(), z, sde.T, sde.t_end)
+    exact = gaussian.flow(sde, a["mu"], a["s"], z, sde.T, sde.t_end)
     np.testing.assert_allclose(found["x"], exact, atol=2e-4)
     assert nfe.shape == (3,)
     # Measured; the official solver of SciPy has 104, 68 and 62 evaluations for the whole batch.
@@ -237,7 +194,7 @@ def test_moments_of_the_probability_flow(name, predictor):
     assert std == pytest.approx(0.3, abs=0.01)
 
 
-# --- a new SDE, predictor and corrector ---------------------------------------------------------
+# --- a new SDE; test_extending.py has new predictors and correctors -----------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -253,28 +210,8 @@ class Cosine(SDE):
         return jnp.sin(jnp.pi / 2 * t) ** 2
 
 
-def heun(keys, score, sde, x, step):
-    """A new predictor: Heun's method for the probability-flow ODE."""
-
-    def slope(x, t):
-        gradient = score(x, jnp.broadcast_to(t, len(x)))
-        return sde.reverse_drift(gradient, x, t, probability_flow=True)
-
-    s = jnp.maximum(step.t - step.dt, sde.t_min)
-    first = slope(x, step.t)
-    x = x - (step.t - s) / 2 * (first + slope(x - (step.t - s) * first, s))
-    return x, x
-
-
-def small_langevin(keys, score, sde, x, step, *, snr):
-    """A new corrector: unadjusted Langevin steps proportional to the variance of x_t."""
-    size = 0.01 * (sde.var(step.t) + 0.09 * sde.alpha(step.t) ** 2)
-    mean = x + size * score(x, jnp.broadcast_to(step.t, len(x)))
-    return mean + jnp.sqrt(2 * size) * sampling.standard_normal(keys, x.shape), mean
-
-
 PAIRS = [
-    (heun, small_langevin),
+    (sampling.reverse_diffusion, sampling.CORRECTORS["ald"]),
     (sampling.ancestral_sampling, sampling.CORRECTORS["langevin_per_image"]),
 ]
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import losses
-from models.conditions import Kinds
 from models.score import PARAMETERIZATIONS, ScoreModel, conventions
 from sde_lib import SDES, VPSDE, expand
 from tests import reference
@@ -120,34 +119,6 @@ def test_losses_of_later_parameterizations(parameterization):
     weight = score_model.loss_weight(t)
     found = losses.denoising_score_matching(score, VPSDE(), x, t, z, weight=weight)
     np.testing.assert_allclose(found, (0.01 * x**2).mean((1, 2, 3)), rtol=2e-3)
-
-
-def test_inputs_and_outputs_of_networks():
-    """Data in [0, 1] are passed as 2 x - 1; the output is divided by the noise scale."""
-    x, t = jnp.arange(4.0).reshape(2, 2), jnp.array([0.25, 1.0])
-
-    def network(inputs, label, rngs, **conditioning):
-        received.append((inputs, label, conditioning))
-        return 6 * jnp.ones_like(inputs)
-
-    def output(**options):
-        score_model = ScoreModel(VPSDE(), **options)
-        return score_model.output(network, x, score_model.label(t)), *received[-1]
-
-    received = []
-    result, inputs, label, conditioning = output()
-    np.testing.assert_array_equal(result, 6)
-    np.testing.assert_array_equal(inputs, x)
-    np.testing.assert_allclose(label, 999 * t)
-    assert conditioning == {}
-    result, inputs, _, conditioning = output(centered=False, sigmas=(), kinds=Kinds(7))
-    np.testing.assert_array_equal(inputs, 2 * x - 1)
-    np.testing.assert_allclose(result, [[6 / 249.75] * 2, [6 / 999] * 2])
-    np.testing.assert_array_equal(conditioning["classes"], [7, 7])
-    result, inputs, label, _ = output(num_scales=5, sigmas=(1.0, 2, 3, 4, 5), dtype=jnp.bfloat16)
-    np.testing.assert_allclose(label, [1, 4])
-    np.testing.assert_allclose(result, [[3, 3], [1.2, 1.2]], rtol=1e-6)
-    assert (inputs.dtype, result.dtype) == (jnp.bfloat16, jnp.float32)
 
 
 def test_other_sdes_use_the_default_conventions():

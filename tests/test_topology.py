@@ -1,6 +1,7 @@
 """Programs compiled for absent TPUs: messages, and memory saved by recomputation."""
 
 import collections
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from benchmarks import programs
 from benchmarks.hlo import collectives
 from experiment import Experiment
 from tests import tiny
+from tests.refusal import refused
 from tests.test_sharding import sizes
 
 
@@ -43,6 +45,7 @@ def test_tpus_send_the_gradients_once_and_recomputation_saves_memory():
     recomputing, _ = compiled_step(**{"training.remat": True})
     assert recomputing.memory["arguments"] == compiled.memory["arguments"]
     assert recomputing.memory["temporaries"] < compiled.memory["temporaries"]
+    refused("--topology=v9:1x1 is unknown to libtpu", programs.tpus, "v9:1x1")
 
 
 @pytest.mark.usefixtures("_libtpu")
@@ -64,3 +67,8 @@ def test_tpus_gather_split_parameters_and_scatter_their_gradients(precision, wid
     with jax.default_matmul_precision(precision):
         found = collectives(step.lower(w, x).compile().as_text())
     assert found == {"all-gather": [width * size**2], "all-reduce-scatter": [4 * size**2]}
+
+
+def test_missing_libtpu_is_reported(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused("--topology=v5e:2x4 needs .*: pip install libtpu", programs.tpus, "v5e:2x4")
