@@ -238,7 +238,7 @@ def test_errors_of_load(workdir, call, message):
         (lambda levels: levels / 16, "must be integer gray levels"),
         (lambda levels: levels.astype(int) + 300, "the gray levels of this model are 0 to"),
         (lambda levels: levels[:, 1:, 1:], r"has shape \(1, 7, 7, 1\), but an event has shape"),
-        (lambda levels: levels[:0], "it holds no event"),
+        (lambda levels: levels[:0], "it contains no events"),
     ],
 )
 def test_errors_of_images(model, levels, change, message):
