@@ -245,7 +245,7 @@ def key_of(seed: Seed) -> jax.Array:
     """Return the key of a seed. Raises InputError unless it is an int or a key."""
     if _is_keys(seed):
         if seed.shape:
-            raise InputError(f"seed holds keys of shape {seed.shape}, but it must be one key.")
+            raise InputError(f"seed contains keys of shape {seed.shape}, but must be one key.")
         return seed
     if isinstance(seed, (int, np.integer)) and not isinstance(seed, bool):
         if -(2**63) <= seed < 2**63:
@@ -285,7 +285,7 @@ def as_rows(
             "these."
         )
     if not value.size:
-        raise InputError(f"{name} has shape {value.shape}: it holds no event.")
+        raise InputError(f"{name} has shape {value.shape}: it contains no events.")
     return value.reshape(math.prod(leading), *shape), leading
 
 

@@ -37,12 +37,12 @@ class Functions(NamedTuple):
 
 
 NO_DERIVATIVE = (
-    "This needs derivatives of a score that NumPy computes, which are not known. Samplers without "
-    "guidance work; for densities and posteriors write the score in JAX or PyTorch."
+    "This needs derivatives of a NumPy score, which are not available. Samplers without guidance "
+    "work; for densities and posteriors write the score in JAX or PyTorch."
 )
 NO_SECOND = (
-    "This needs second derivatives of a score that PyTorch computes, which are not available; "
-    "write the score in JAX."
+    "This needs second derivatives of a PyTorch score, which are not available; write the score in "
+    "JAX."
 )
 
 
@@ -133,7 +133,7 @@ def _derivative(primals: Any, tangents: Any, *, functions: Functions, kind: str)
     value = external.bind(*primals, functions=functions, kind=kind)
     x, t, *linear = tangents
     if type(t) is not ad.Zero:
-        raise InputError("The derivative of an external score by t is not available.")
+        raise InputError("The derivative of an external score with respect to t is not available.")
     if linear and type(x) is not ad.Zero:
         raise InputError(NO_SECOND)
     if not linear and functions.forward is None:

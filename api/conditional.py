@@ -133,10 +133,12 @@ class ConditionalPrior(Prior):
 
     def _check_guide(self, guide: Any) -> None:
         if not isinstance(guide, ConditionalPrior):
-            raise InputError(f"guide = {show(guide)} must be a trained model, as of ss.load.")
+            raise InputError(
+                f"guide = {show(guide)} must be a trained model, such as that of ss.load."
+            )
         kinds = guide.kinds or self.kinds
-        ours = self.event_shape, self.sde, _described(self.kinds)
-        for one, other in zip(ours, (guide.event_shape, guide.sde, _described(kinds))):
+        own = self.event_shape, self.sde, _described(self.kinds)
+        for one, other in zip(own, (guide.event_shape, guide.sde, _described(kinds))):
             if one != other:
                 raise InputError(f"guide has {other}, but this model has {one}; they must agree.")
 

@@ -42,9 +42,7 @@ def make_measurement(
     """Return how y depends on x, without y. Raises InputError if arguments do not fit together."""
     if log_likelihood is not None:
         if operator is not None or noise is not None:
-            raise InputError(
-                "log_likelihood takes the place of operator and noise; leave these out."
-            )
+            raise InputError("log_likelihood replaces operator and noise; omit these.")
         return LogLikelihood(log_likelihood)
     if isinstance(operator, Operator):
         return Measurement(operator, None, _noise_std(noise, "a standard deviation"))
@@ -90,8 +88,8 @@ def shape_of_y(made: Evidence, event_shape: tuple[int, ...], y: Any) -> tuple[in
         others = counts[~((counts >= 0) & (counts == np.round(counts)))]
         if len(others):
             raise InputError(
-                f"noise = 'poisson': y holds {others[0]}, but y must hold counts, which are "
-                "integers and not negative. Give log_likelihood for other data."
+                f"noise = 'poisson': y holds {others[0]}, but y must hold counts: "
+                "non-negative integers. Pass log_likelihood for other data."
             )
     for name, values in (("y", y), ("The measurement of standard normal noise", measured)):
         if values is not None and (abs(values) > limit).any():
@@ -107,8 +105,8 @@ def _measure(operator: Operator, x: Array) -> Array:
     singular_values = operator.singular_values
     if not Numbers().allows(singular_values) or (singular_values < 0).any():
         raise InputError(
-            f"The operator has the singular_values {show(singular_values)}; they must be an array "
-            "of finite numbers that are not negative."
+            f"The singular_values of the operator are {show(singular_values)}; they must be an "
+            "array of finite, non-negative numbers."
         )
     y = operator.forward(x)
     other = jax.random.normal(jax.random.key(1), y.shape)

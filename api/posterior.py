@@ -186,7 +186,7 @@ class Posterior:
             if name not in (None, "pc"):
                 raise InputError(
                     f"method = {self.method!r} changes the steps of the sampler 'pc', so sampler = "
-                    f"{name!r} is not possible. Leave sampler out, or choose another method."
+                    f"{name!r} is not possible. Omit sampler, or choose another method."
                 )
             name = "pc"
         if name == "pc" and not method.allows_corrector:

@@ -18,7 +18,7 @@ STANDARDIZE = "Train on data of mean 0 and standard deviation 1, and pass loc an
 NOISE_LEVELS = 8  # at which the standard deviation of the data is estimated
 
 
-OF_OTHERS = "score_sde.from_torch and from_numpy make one of JAX of a function of PyTorch or NumPy."
+OF_OTHERS = "score_sde.from_torch and from_numpy convert functions of PyTorch and NumPy."
 
 
 def function_of(score: Score) -> Score:
@@ -32,12 +32,12 @@ def function_of(score: Score) -> Score:
         with user_code(f"{given} fails ({OF_OTHERS[:-1]})"):
             value = score(x, t)
         if isinstance(value, np.ndarray) or type(value).__module__ == "torch":
-            raise InputError(f"{given} is not an array of JAX. {OF_OTHERS}")
+            raise InputError(f"{given} is not a JAX array. {OF_OTHERS}")
         shape = getattr(value, "shape", type(value).__name__)
         if shape != x.shape:
             raise InputError(
-                f"{given} has shape {shape}; it must be that of x. A function of one event becomes "
-                "one of batches by jax.vmap; t needs further axes to multiply x."
+                f"{given} has shape {shape}; it must be that of x. Apply jax.vmap to a "
+                "function of one event; add axes to t before it multiplies x."
             )
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise InputError(f"{given} has the type {value.dtype}; it must hold real numbers.")

@@ -117,7 +117,7 @@ def _operator_of_z(operator: Operator, units: Units) -> Operator:
     if scale.max() > MOST_RATIO * scale.min():
         raise InputError(
             f"scale holds {scale.min():g} and {scale.max():g}; with an Operator, the largest ratio "
-            f"is {MOST_RATIO}. Pass a function of one event in its place, and noise > 0."
+            f"is {MOST_RATIO}. Pass a function of one event instead, and noise > 0."
         )
 
     def forward(z: Array) -> Array:

@@ -71,7 +71,7 @@ class WeightedPosterior(Posterior):
             info = self._judge(drawn.weights, count)
             return (x, info) if return_info else x
         if return_info:
-            raise InputError("return_info = True is not possible in a function that is compiled.")
+            raise InputError("return_info = True is not possible in a compiled function.")
         return x
 
     @checked
@@ -164,8 +164,8 @@ class WeightedPosterior(Posterior):
             given.append("steps")
         if given:
             raise InputError(
-                f"method = {self.method!r} is a sampler of its own, on which {', '.join(given)} "
-                "has no effect. Leave it out, or choose another method."
+                f"method = {self.method!r} is itself a sampler, on which {', '.join(given)} has no "
+                "effect. Omit it, or choose another method."
             )
         count = 1 if method.steps == 1 else steps or self.prior.defaults.steps or method.steps
         title = f"{self.method!r}, {count} steps"

@@ -22,7 +22,7 @@ def network_of(module: Any) -> nnx.Module:
     One of Equinox is called with one event and its label, and with `key` if it has that argument.
     The result has a copy of the parameters, since training overwrites its own.
 
-    Raises InputError for other objects, and variables of NNX that are no `nnx.Param`.
+    Raises InputError for other objects, and variables of NNX that are not `nnx.Param`.
     """
     if isinstance(module, nnx.Module):
         return NNXNetwork(module)
@@ -43,8 +43,8 @@ class NNXNetwork(nnx.Module):
             kinds = {type(each).__name__ for _, each in nnx.to_flat_state(others)}
             raise InputError(
                 f"network has variables of the types {', '.join(sorted(kinds))}; only nnx.Param is "
-                "possible: statistics of batches are none, and random keys come by an argument "
-                "rngs of __call__."
+                "allowed. Remove batch statistics, and take random keys as an argument rngs of "
+                "__call__."
             )
         self.module: Any = nnx.merge(graph, jax.tree.map(jnp.array, params))
         self.takes_rngs = _takes(module, "rngs")

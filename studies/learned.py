@@ -193,18 +193,18 @@ class Problem:
         return {"title": title, "training": seconds} | cost | self.judge(x)
 
     def floors(self) -> list[Record]:
-        """Return the errors of images without a network, and those of the truth."""
+        """Return the errors of images without a network."""
         measured = np.asarray(self.operator.forward(self.train)).reshape(len(self.train), -1)
         gaps = np.square(self.y.reshape(len(self.y), 1, -1) - measured).sum(-1)
         found = {
             "pseudo-inverse": as_image(self.operator, self.y),
             "nearest training image": self.train[gaps.argmin(1)],
-            "held-out images": self.truth,
         }
         return [{"title": title} | self.judge(x[None]) for title, x in found.items()]
 
 
 COLUMNS: Columns = {
+    "task": ("task", "", 1),
     "images": ("title", "", 1),
     "PSNR of their mean, dB": ("psnr", "", 1),
     "distance beyond that of held-out images": ("beyond", "", 1),
@@ -221,7 +221,7 @@ def main(options: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")  # The default method may be biased, which is measured here.
     folder = Path(options.folder)
     records = Records(folder / "learned.jsonl")
-    lines = [common.provenance("python -m studies.learned --folder=DIR --write"), ""]
+    about, rows = common.provenance("python -m studies.learned --folder=DIR --write"), []
     for name in SETS:
         data = load(name, options.font)
         for title, operator in tasks(data.train.shape[1:]).items():
@@ -229,8 +229,8 @@ def main(options: argparse.Namespace) -> None:
             for given in (operator, None):
                 key = common.key([name, title, given is None], "studies.learned")
                 found.append(records.cached(key, functools.partial(task.restore, folder, given)))
-            rows = table([*found, *task.floors()], COLUMNS)
-            lines += [f"{name}, {title}:".capitalize(), "", *rows, ""]
+            rows += [{"task": f"{name}, {title}"} | each for each in (*found, *task.floors())]
+    lines = [about, "", *table(rows, COLUMNS)]
     common.publish("learned_or_guided.md", {"tasks": lines}, write=options.write)
 
 

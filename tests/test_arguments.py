@@ -58,7 +58,7 @@ def invalid():
         (bad(ss.Prior, SCORE, SDE, (2,), loc=math.nan), "loc = .* finite"),
         (bad(ss.Prior, SCORE, SDE, (2,), mesh=2), "mesh = 2 must be a mesh of devices"),
         (bad(ss.Prior, lambda x, t: x[..., :1], SDE, (2,)), r"has shape \(128, 1\)"),
-        (bad(ss.Prior, lambda x, t: jnp.zeros(()), SDE, (2,)), r"has shape \(\); .* by jax.vmap"),
+        (bad(ss.Prior, lambda x, t: jnp.zeros(()), SDE, (2,)), r"has shape \(\); .* Apply jax.vmap"),
         (bad(ss.Prior, lambda x, t: x * jnp.nan, SDE, (2,)), "score .* is not finite"),
         (bad(ss.Prior, lambda x, t: x + 1j, SDE, (2,)), "type complex64; it must hold real"),
         (bad(ss.Prior, without_axes, SDE, (2,)), r"t with shape \(128,\) fails .*broadcast"),
@@ -85,7 +85,7 @@ def invalid():
         *((bad(prior.log_prob, each), "x = .* finite real numbers")
           for each in (None, 1j, 10**400, np.full(2, math.nan), np.ones(2, np.longdouble))),
         (bad(prior.encode, np.zeros((2, 3))), r"x has shape \(2, 3\)"),
-        (bad(prior.log_prob, np.zeros((0, 2))), "it holds no event"),
+        (bad(prior.log_prob, np.zeros((0, 2))), "it contains no events"),
         (bad(prior.log_prob, np.zeros(2, int)), "floating-point data"),
         (bad(prior.log_prob, np.zeros(2), trace="sum"), "'sum' is unknown"),
         (bad(prior.log_prob, np.zeros(2), tolerance=0), "tolerance = 0 must be"),
@@ -98,7 +98,7 @@ def invalid():
         *((measured(np.zeros(2), noise=each), f"noise = {each} must be a stand")
           for each in (1e-30, -1.0)),
         (measured(operator=jnp.sum, noise=0), "a function needs noise > 0"),
-        *((measured(each, jnp.sum, "poisson"), "y must hold counts, which are integers and not neg")
+        *((measured(each, jnp.sum, "poisson"), "y must hold counts: non-negative integers")
           for each in (0.5, -1.0)),
         (measured(operator=3), "operator is int, but it must be an Operator"),
         (measured(0.0, lambda x: 1e20 * x[0]), r"holds .*e\+20, but the largest number"),
@@ -108,9 +108,9 @@ def invalid():
         (measured(operator=jnp.fft.fft), "their real and imaginary parts"),
         (measured(operator=without_adjoint()), "The operator's adjoint is wrong"),
         (measured(None, ss.operators.mask(np.eye(2))), r"mask of shape \(2, 2\) does not fit"),
-        (measured(None, ss.operators.Operator("text")), "The operator has the singular_values"),
+        (measured(None, ss.operators.Operator("text")), "singular_values of the operator are"),
         (measured(0.0, None, None, log_likelihood=lambda x, y: x), "log_likelihood must be a num"),
-        (measured(0.0, log_likelihood=lambda x, y: 0.0), "takes the place of operator and noise"),
+        (measured(0.0, log_likelihood=lambda x, y: 0.0), "replaces operator and noise"),
         (measured(method="mcmc"), "method = 'mcmc' is unknown; known: daps"),
         (measured(operator=jnp.sum, method="ddrm"), "'ddrm' cannot use .*: dps, daps, moment"),
         (measured(step=1), "step = 1 has no effect on method = 'moment_matching'"),

@@ -110,12 +110,14 @@ def test_products_with_the_jacobian_of_a_network(torch):
 def test_what_is_refused(torch, priors):
     _, by_torch, by_numpy = priors
     for message, call in {
-        "score_sde.from_torch and from_numpy make one.*Error": lambda: prior_of(of_gaussian(torch)),
-        "is not an array of JAX. score_sde": lambda: prior_of(lambda x, t: -np.asarray(x)),
+        "score_sde.from_torch and from_numpy convert .*Error": lambda: prior_of(of_gaussian(torch)),
+        "is not a JAX array. score_sde": lambda: prior_of(lambda x, t: -np.asarray(x)),
         "has no attribute 'foo'": lambda: prior_of(ss.from_torch(lambda x, t: x.foo)),
         r"has shape \(1, 2, 2\)": lambda: prior_of(ss.from_numpy(lambda x, t: x[:1])),
-        "derivatives of a score that NumPy computes": lambda: by_numpy.log_prob(np.ones((2, 2))),
-        "second derivatives of a score": lambda: jax.grad(by_torch.log_prob)(jnp.ones((2, 2))),
+        "derivatives of a NumPy score": lambda: by_numpy.log_prob(np.ones((2, 2))),
+        "second derivatives of a PyTorch score": lambda: jax.grad(by_torch.log_prob)(
+            jnp.ones((2, 2))
+        ),
     }.items():
         refused(message, call)
 

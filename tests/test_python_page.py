@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-
 import matplotlib
 import numpy as np
 import pytest
 
 import training
-from configs.ve import cifar10_ncsnpp_continuous
-from tests import documented, reference, tiny
+from tests import documented, tiny
 from tests.documented import PAGES, ROOT
 
 API = ["docs/python.md", "README.md"]
@@ -21,7 +18,7 @@ def test_no_page_is_left_out():
     for page in pages:
         for code in documented.snippets(ROOT / page):
             compile(code, page, "exec")
-    others = ("checkpoints", "extending", "metrics", "own_images")
+    others = ("extending", "metrics", "own_images")
     assert pages == {*API, *(f"docs/{name}.md" for name in others)}
 
 
@@ -45,20 +42,6 @@ def test_code_runs(page, tmp_path, monkeypatch):
     assert len(namespace["samples" if page in API[:1] else "restored"]) >= 8
     if page == "docs/python.md":
         assert namespace["found"].kind == "calibrated"
-
-
-@pytest.mark.slow
-def test_the_code_about_checkpoints(tmp_path, monkeypatch):
-    """With the file and the config of a recorded small network, and few steps."""
-    name = "ve_cifar10_ncsnpp_continuous"
-    shutil.copy(reference.find(name) / "checkpoint_flax", tmp_path / "checkpoint_24.pth")
-    config = reference.config(name)
-    config.model.num_scales = 21
-    monkeypatch.setattr(cifar10_ncsnpp_continuous, "get_config", lambda: config)
-    monkeypatch.chdir(tmp_path)
-    namespace = execute("docs/checkpoints.md")
-    assert namespace["images"].shape == (16, 16, 16, 3)
-    assert namespace["nfe"].tolist() == [42] * 16
 
 
 @pytest.mark.long

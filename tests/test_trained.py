@@ -205,6 +205,6 @@ def test_errors(workdir, model, levels):
         "must be integer gray levels": levels / 16,
         "the gray levels of this model are 0 to": levels.astype(int) + 300,
         r"has shape \(4, 7, 7, 1\), but an event has shape": levels[:, 1:, 1:],
-        "it holds no event": levels[:0],
+        "it contains no events": levels[:0],
     }.items():
         refused(message, model.bits_per_dim, images)

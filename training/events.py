@@ -31,7 +31,7 @@ def batch_of(name: str, value: Any) -> Batch:
         raise InputError(f"{name} = {show(value)} must be events, or a pair (events, condition).")
     events = np.asarray(converted(name, pair[0], Numbers(2, 16)))
     if not events.size:
-        raise InputError(f"{name} has the shape {events.shape}; it holds no event.")
+        raise InputError(f"{name} has shape {events.shape}: it contains no events.")
     return Batch(events, **(_conditions(pair[1], events.shape) if len(pair) > 1 else {}))
 
 

@@ -33,7 +33,7 @@ def radon(shape: Shape, angles: Sequence[float] | np.ndarray) -> Callable[[Array
     if len(shape) not in (2, 3) or not len(angles) or not np.isfinite(angles).all():
         raise InputError(
             f"A Radon transform of events of shape {tuple(shape)} at {len(angles)} angles is not "
-            "defined: events must be (H, W) or (H, W, C), with one finite angle or more."
+            "defined: events must be (H, W) or (H, W, C), with at least one finite angle."
         )
     height, width = shape[:2]
     length = math.ceil(math.hypot(height, width))
@@ -73,7 +73,7 @@ def coil_fourier(maps: np.ndarray, known: np.ndarray) -> Callable[[Array], Array
         raise InputError(
             f"Coil maps of shape {maps.shape} and known frequencies of shape {known.shape}, of "
             f"which {known.sum()} are True, do not fit: they must be (K, H, W) and (H, W), with "
-            "one True or more."
+            "at least one True."
         )
     rows, columns = np.nonzero(known)
 

@@ -50,7 +50,7 @@ def channel_mean(shape: Shape, weights: tuple[float, ...] | None = None) -> Oper
     if len(weights) != channels or not any(weights):
         raise InputError(
             f"Channel weights {weights} do not fit images of {channels} channels: "
-            f"give {channels} weights, not all of them 0."
+            f"pass {channels} weights, not all 0."
         )
     norm = np.linalg.norm(weights)
     direction = np.asarray(weights, np.float64) / norm

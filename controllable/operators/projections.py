@@ -78,7 +78,7 @@ def dense(shape: Shape, matrix: np.ndarray) -> Operator:
     if matrix.ndim != 2 or matrix.shape[1] != size or not len(matrix):
         raise InputError(
             f"A matrix of shape {matrix.shape} does not fit events of shape {tuple(shape)}: it "
-            f"must have {size} columns, and one row or more."
+            f"must have {size} columns, and at least one row."
         )
     u, s, vh = np.linalg.svd(matrix, full_matrices=len(matrix) < size)
     count = len(s)
