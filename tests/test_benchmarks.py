@@ -92,8 +92,8 @@ def test_which_programs_take_part():
     [
         pytest.param("train_step", {}, 1, marks=pytest.mark.slow),
         ("forward", {}, 1),
-        pytest.param("sampling", {"levels": 9, "method": "pc"}, 9, marks=pytest.mark.slow),
-        pytest.param("sampling", {"levels": 9, "method": "solver"}, 20, marks=pytest.mark.slow),
+        pytest.param("sampling", {"levels": 25, "method": "pc"}, 25, marks=pytest.mark.slow),
+        pytest.param("sampling", {"levels": 25, "method": "solver"}, 20, marks=pytest.mark.slow),
         pytest.param("likelihood", {}, None, marks=pytest.mark.slow),
         ("input_pipeline", {"in_memory": True}, timed.BATCHES),
     ],
