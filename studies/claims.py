@@ -99,12 +99,13 @@ def predictors(study: Study) -> Checks:
         for n, twice, data in cells:
             for sde in sdes:
                 kind, case = ("P", "P2")[twice], f"{sde}{data}, P{n * (1 + twice)}"
-                pair = (_cell(study, n, sde + data, name, kind) for name in (first, second))
+                own, other = (_cell(study, n, sde + data, name, kind) for name in (first, second))
                 paper = ", ".join(f"{FID[sde][name][twice]:.2f}" for name in (first, second))
                 if first == reverse:
-                    yield smaller(text, case, paper, *pair, AS_GOOD, is_weak=(sde, n) == COARSE)
+                    weak = (sde, n) == COARSE
+                    yield smaller(text, case, paper, own, other, AS_GOOD, is_weak=weak)
                 else:
-                    yield larger(text, case, paper, *pair)
+                    yield larger(text, case, paper, own, other)
 
 
 def black_box_ode(study: Study) -> Checks:
@@ -206,7 +207,7 @@ def manipulation(study: Study) -> Checks:
         (smaller, varied, heat, "spread at low", "spread", 1.0),
     ):
         for name, count in counts.items():
-            options = {"low": LOW} if function == heat else {}
+            options: dict[str, Any] = {"low": LOW} if function == heat else {}
             found = study.measure(function, name, count=count, **options)
             yield compare(text, ZOO[name], "Figure 3", found[own], found[other], margin)
     same = study.measure(heat, "VP", count=IMAGES, low=LOW)["kept"]
@@ -227,8 +228,8 @@ def conditions(study: Study) -> Checks:
         found[name] = study.measure(claims_measured.inpainting, name, count=count)
         pair = found[name]["solutions"], found[name]["samples"]
         yield smaller(text, data, "pictures", *pair, 1.1)
-    text, pair = "inpainting keeps the class more often than a gray box", ("kept", "grey")
-    yield larger(text, "digits", "", *(found["VP"][each] for each in pair))
+    text = "inpainting keeps the class more often than a gray box"
+    yield larger(text, "digits", "", found["VP"]["kept"], found["VP"]["grey"])
     color = study.measure(claims_measured.colorization, "zoo/emoji_vp", count=3 * FEW)
     text = "colors are closer to the true ones than those of another emoji"
     yield smaller(text, "emoji", figure, color["solutions"], color["others"], 1.1)

@@ -84,7 +84,7 @@ def reference(model: TrainedModel) -> tuple[np.ndarray, np.ndarray]:
         return images, np.ones(len(images))
     train, test = (common.images(model, split) for split in ("train", "test"))
     known, drawn = (np.bincount(np.asarray(each.labels)) / len(each) for each in (train, test))
-    return scale(digits(test.pixels[:])), (known / drawn)[np.asarray(test.labels)]
+    return scale(digits(np.asarray(test.pixels))), (known / drawn)[np.asarray(test.labels)]
 
 
 @functools.cache
@@ -134,16 +134,16 @@ def distance(model: TrainedModel, x: Array | np.ndarray) -> Estimate:
     return found._replace(floor=floor(model, len(images)).value, resampled=others.tolist())
 
 
-def digits(pixels: np.ndarray | Array) -> np.ndarray:
+def digits(pixels: np.ndarray) -> np.ndarray:
     """Return digits of 17 grey levels as uint8 images (n, 8, 8, 1)."""
-    return np.round(np.asarray(pixels) * (255 / 16)).astype(np.uint8)
+    return np.round(pixels * (255 / 16)).astype(np.uint8)
 
 
 @functools.cache
 def classifier() -> LogisticRegression:
     """Return a logistic regression on the training digits, scaled to [-1, 1]."""
     train = datasets.load(get_default_configs().data, "train")
-    x = scale(digits(train.pixels)).reshape(len(train), -1)
+    x = scale(digits(np.asarray(train.pixels))).reshape(len(train), -1)
     return LogisticRegression(max_iter=2000).fit(x, np.asarray(train.labels))
 
 
