@@ -58,7 +58,7 @@ def invalid():
         (bad(ss.Prior, SCORE, SDE, (2,), loc=math.nan), "loc = .* finite"),
         (bad(ss.Prior, SCORE, SDE, (2,), mesh=2), "mesh = 2 must be a mesh of devices"),
         (bad(ss.Prior, lambda x, t: x[..., :1], SDE, (2,)), r"has shape \(128, 1\)"),
-        (bad(ss.Prior, lambda x, t: jnp.zeros(()), SDE, (2,)), r"has shape \(\); .* Apply jax.vmap"),
+        (bad(ss.Prior, lambda x, t: jnp.zeros(()), SDE, (2,)), r"\(\); .* Apply jax.vmap"),
         (bad(ss.Prior, lambda x, t: x * jnp.nan, SDE, (2,)), "score .* is not finite"),
         (bad(ss.Prior, lambda x, t: x + 1j, SDE, (2,)), "type complex64; it must hold real"),
         (bad(ss.Prior, without_axes, SDE, (2,)), r"t with shape \(128,\) fails .*broadcast"),
