@@ -66,6 +66,7 @@ COMMANDS = {
         | FOLDER
         | CHECKPOINT
     ),
+    "fit_schedule": Command({"source": "source"} | CHECKPOINT),
     "restore": Command(FOLDER | CHECKPOINT),
     "calibrate": Command(FOLDER | CHECKPOINT),
     "train_classifier": Command(),
@@ -91,6 +92,7 @@ def functions() -> dict[str, Callable[..., Any]]:
         latents,
         restoration,
         samples,
+        schedules,
     )
     from metrics import reference_statistics
     from training import classifier
@@ -105,6 +107,7 @@ def functions() -> dict[str, Callable[..., Any]]:
         "encode": latents.encode,
         "interpolate": latents.interpolate,
         "sample": samples.sample,
+        "fit_schedule": schedules.fit,
         "restore": restoration.restore,
         "calibrate": calibration.calibrate,
         "train_classifier": classifier.train,
