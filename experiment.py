@@ -57,6 +57,7 @@ class Experiment:
       labelled: whether the network is conditioned on something: `score_model.kinds`.
       sharded: whether the state of training is split over the devices.
       classifier, guide: the parameters of what guides samples, see `load_guidance`, or None.
+      fitted: noise levels that were fitted to the network of samples (`runs.schedules`).
       train, test: the images, loaded on first use; not needed for sampling.
 
     Raises InputError for an invalid config, and from `train` and `test` for the images.
@@ -85,6 +86,7 @@ class Experiment:
         self.objective = parts.make_objective(config, self.score_model)
         self.classifier: Params | None = None
         self.guide: Params | None = None
+        self.fitted: tuple[sampling.Fitted, ...] = ()
         self._build = network or functools.partial(parts.make_network, config)
         self.network = abstract_network(lambda: self._build(Rngs(jax.random.key(0))))
         self.graph, shapes = nnx.split(self.network, nnx.Param)
@@ -183,15 +185,16 @@ class Experiment:
             mesh=self.mesh,
             **options,
         )
-        found.kinds, found.defaults = self.score_model.kinds, parts.sampler_defaults(self.config)
+        found.kinds = self.score_model.kinds
+        found.defaults = parts.sampler_defaults(self.config, self.fitted)
         if self.classifier is not None:
             found.kinds = Kinds(self.config.classifier.num_classes)
         return found
 
-    @functools.cached_property
+    @property
     def sampler(self) -> sampling.Sampler:
-        """The sampler that config.sampling describes."""
-        return parts.make_sampler(self.config, self.sde)
+        """The sampler that config.sampling describes, with the levels that are `fitted`."""
+        return parts.make_sampler(self.config, self.sde, self.fitted)
 
     def _apply(
         self, params: Params, x: Array, t: Array, condition: Condition | None = None
@@ -225,10 +228,12 @@ class Experiment:
 
     def sample_inputs(self) -> dict[str, Any]:
         """Return checksums of what samples depend on besides the network and the config."""
-        trees = {"classifier": self.classifier, "guide": self.guide}
+        trees: dict[str, Any] = {"classifier": self.classifier, "guide": self.guide}
         if self.score_model.kinds.paired:
             from_file = self.config.guidance.condition
             trees["condition"] = self.sample_condition(0, 1 if from_file else len(self.test))
+        if self.sampler is not parts.make_sampler(self.config, self.sde):
+            trees["fitted"] = [np.array(each.levels) for each in self.fitted]
         return {name: tree_checksum(tree) for name, tree in trees.items() if tree is not None}
 
     def draw_images(self, model: TrainedModel, first: int, count: int) -> Samples:

@@ -23,7 +23,7 @@ from experiment import Experiment
 from options import GIVEN, SHORT
 from pretrained import WITH_CONFIG
 from readers.files import check_regular
-from runs import CONFIG, stored_content
+from runs import CONFIG, schedules, stored_content
 from runs.training_log import best_snapshot
 
 OWN_NAMES = "If a config file defines names of its own, pass it: load(workdir, config=FILE)."
@@ -113,13 +113,16 @@ def load(
         if checkpoint is None and settings.patience and found_config.data.dataset == GIVEN:
             checkpoint = best_snapshot(workdir, settings.snapshot_freq)
         found, params = experiment.trained(str(workdir), checkpoint)
+        experiment.fitted = schedules.read(workdir, params, experiment.sde)
         experiment.load_classifier(workdir, optional=True)
         return experiment.trained_model(params, found.step)
     if config is None or checkpoint is None:
         raise InputError("load needs a workdir, or both config and checkpoint.")
     experiment = Experiment(read_config_file(config), jax.devices()[:1])
     trained = pretrained.read(str(checkpoint), experiment.network, experiment.config)
-    return experiment.trained_model(jax.tree.map(jnp.asarray, trained.ema), trained.step)
+    params = jax.tree.map(jnp.asarray, trained.ema)
+    experiment.fitted = schedules.read(str(checkpoint), params, experiment.sde)
+    return experiment.trained_model(params, trained.step)
 
 
 def read_config_file(config: str | Path | Config) -> Config:

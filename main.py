@@ -59,6 +59,7 @@ COMMANDS = {
     "encode": Command("commands.latents:encode", CHECKPOINT),
     "interpolate": Command("commands.latents:interpolate", CHECKPOINT),
     "sample": Command("commands.samples:sample", DRAWN | RESULTS | {"source": "source"}),
+    "fit_schedule": Command("commands.schedules:fit", {"source": "source"} | CHECKPOINT),
     "restore": Command("commands.restoration:restore", RESULTS),
     "calibrate": Command("commands.calibration:calibrate", RESULTS),
     "train_classifier": Command("training.classifier:train"),

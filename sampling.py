@@ -87,6 +87,17 @@ DEFAULT = "dpm++_2m_sde"
 MOST_STEPS = 10**5
 
 
+class Fitted(NamedTuple):
+    """The noise levels (steps + 1,) that were fitted to one score for a few-step solver."""
+
+    sampler: str
+    levels: tuple[float, ...]
+
+    @property
+    def steps(self) -> int:
+        return len(self.levels) - 1
+
+
 class Defaults(NamedTuple):
     """What replaces the defaults of samplers for one prior, such as by the config of a network.
 
@@ -96,12 +107,14 @@ class Defaults(NamedTuple):
       levels: the levels of the chain that the network was trained on, or as many steps of the time:
         the steps of 'pc', and the grid whose last step denoises in 'ode'.
       options: values of options; those that a sampler does not have are ignored.
+      fitted: levels in place of the schedule, of solvers and numbers of steps.
     """
 
     sampler: str = DEFAULT
     steps: int | None = None
     levels: int = 1000
     options: Mapping[str, Any] = MappingProxyType({})
+    fitted: tuple[Fitted, ...] = ()
 
 
 NO_DEFAULTS = Defaults()
@@ -132,9 +145,15 @@ def make(
     sampler that draws noise or chooses its steps.
     """
     setting, values = _resolve(name, sde, steps, data_std, defaults, given)
+    if isinstance(values.get("schedule"), str) and values["noise_removal"]:
+        for each in () if "schedule" in given else defaults.fitted:
+            if (each.sampler, each.steps) == (setting.name, setting.steps):
+                values["schedule"] = each.levels
     if halved:
         _check_flow(setting.name, "has no error that another number of steps shows", set())
         setting = setting._replace(steps=-(-setting.steps // 2))
+        if isinstance(levels := values["schedule"], tuple):
+            values["schedule"] = levels[:-1:2] + levels[-1:]
     return _make(setting, tuple(values.items()), _entries(setting.name, values))
 
 
@@ -169,6 +188,13 @@ def _resolve(
     count = steps or (None if kind.adaptive else defaults.steps) or kind.steps or defaults.levels
     own = {key: value for key, value in defaults.options.items() if key in kind.options}
     values = options.resolve(kind.options, {**own, **given}, f"the sampler {name!r}")
+    if isinstance(levels := values.get("schedule"), tuple):
+        count = len(levels) - 1
+        if steps not in (None, count):
+            raise InputError(
+                f"steps = {steps}, but the {count + 1} noise levels of schedule have {count} steps "
+                "between them. Leave steps out."
+            )
     return Setting(name, sde, int(count), data_std), values
 
 
@@ -229,7 +255,7 @@ def _make_flow(
 
 def _few_step_flow(setting: Setting, chosen: Mapping[str, Any]) -> Flow:
     sde = setting.sde
-    levels = solvers.noise_levels(sde, chosen["schedule"].lower(), setting.steps, denoise=False)
+    levels = solvers.noise_levels(sde, chosen["schedule"], setting.steps, denoise=False)
     return Flow(_solver_flow(setting, chosen, levels[::-1]), _solver_flow(setting, chosen, levels))
 
 
@@ -251,5 +277,6 @@ def _solver_flow(setting: Setting, chosen: Mapping[str, Any], levels: np.ndarray
             noise_prediction=solver.noise_prediction,
         ).then(lambda result: to_samples(result[0], jnp.int32(len(plan.level)), *result[1:]))
 
-    title = f"{setting.name!r}, {setting.steps} steps on the schedule {chosen['schedule']!r}"
+    title = solvers.schedule_title(chosen["schedule"])
+    title = f"{setting.name!r}, {setting.steps} steps on {title}"
     return Sampler(loop, len(plan.level), title, unit=unit_of(plan, setting.steps))

@@ -191,7 +191,7 @@ class Posterior:
             name = "pc"
         if name == "pc" and not method.allows_corrector:
             options["corrector"] = "none"
-        chosen = self.prior.make_sampler(name, steps, **options)
+        chosen = self.prior.make_sampler(name, steps, fitted=False, **options)
         if method.uses_predictor:
             chosen.check_stable()
         return chosen

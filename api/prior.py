@@ -18,6 +18,7 @@ from api import execution, scores
 from api.arguments import Seed, as_rows, checked, count_of, key_of, keys_of, shape_of, warn
 from api.density import PROBES, log_density
 from api.execution import AlongFlow, FromPrior, Place
+from api.fitting import fit_levels
 from api.measuring import make_measurement, shape_of_y
 from api.posterior import Posterior
 from api.units import Units
@@ -27,7 +28,7 @@ from controllable.operators import Operator
 from errors import InputError
 from likelihood import TOLERANCE, check_dequantized
 from options import FLAG
-from sampling import Defaults, Flow, Sampler, Samples
+from sampling import Defaults, Fitted, Flow, Sampler, Samples
 from sde_lib import SDE, Score
 
 SAMPLER, STEPS = "dpm++_3m", 24  # if the score has no errors that noise would correct
@@ -128,7 +129,8 @@ class Prior:
             return jnp.reshape(x, (*shape_of(sample_shape), *self.event_shape))
 
         if sampler is None and self.exact:
-            sampler, steps = SAMPLER, steps or STEPS
+            levels_given = isinstance(options.get("schedule"), (tuple, list))
+            sampler, steps = SAMPLER, steps or (None if levels_given else STEPS)
         chosen = self.make_sampler(sampler, steps, **options)
         if not return_error:
             return draw(chosen)
@@ -162,11 +164,30 @@ class Prior:
         x, frames = (self.units.to_data(each) for each in (found.x, found.frames))
         return found._replace(x=x, frames=frames)
 
+    @checked
+    def fit_schedule(self, steps: int, *, sampler: str | None = None, seed: Seed = 0) -> Fitted:
+        """Fit noise levels for samples in few steps, and use them from now on; return them.
+
+        Trajectories of 64 events, with as many levels, show the errors of steps between any two of
+        them; the levels returned have the smallest sum (`solvers.fitting`). `sample` uses them for
+        this `sampler`, by default that of `sample`, with as many steps and no other `schedule`.
+        Posteriors do not. Raises InputError for solvers with options or several evaluations a step.
+        """
+        name = sampler or (SAMPLER if self.exact else self.defaults.sampler)
+        fitted = fit_levels(self, name, steps, key_of(seed))
+        self.defaults = self.defaults._replace(fitted=(*self.defaults.fitted, fitted))
+        return fitted
+
     def make_sampler(
-        self, name: str | None = None, steps: int | None = None, **options: Any
+        self,
+        name: str | None = None,
+        steps: int | None = None,
+        *,
+        fitted: bool = True,
+        **options: Any,
     ) -> Sampler:
-        """Return a sampler by its name and options, as `sample` takes them."""
-        defaults = self.defaults
+        """Return a sampler, as `sample` takes it; without `fitted`, on the default levels."""
+        defaults = self.defaults if fitted else self.defaults._replace(fitted=())
         if math.prod(self.event_shape) < FEW_ENTRIES:
             known = {"corrector": "metropolis", **defaults.options}
             defaults = defaults._replace(options=known)

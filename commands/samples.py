@@ -51,11 +51,14 @@ def sample(
     size = min(max(1, BATCH // devices), -(-count // devices)) * devices
     config.eval.batch_size = size  # No larger than the images need.
     experiment = Experiment(config)
-    config, sampler = experiment.config, experiment.sampler
+    config = experiment.config
     warn_unused(config, given)
-    sampler.check_stable()
+    experiment.sampler.check_stable()
     experiment.load_guidance(workdir)
     model, identity, title, name = open_model(experiment, workdir, number, source)
+    if "sampling.schedule" in given:
+        experiment.fitted = ()
+    sampler = experiment.sampler  # With the noise levels that were fitted to the model.
     depends = dependencies("samples", config) | identity | experiment.sample_inputs()
     output = results_folder(Path(workdir, "sample", name), folder or _name(config), taken=())
 

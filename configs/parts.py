@@ -108,9 +108,11 @@ def make_score_model(config: Config, sde: SDE, num_scales: int | None) -> ScoreM
     return score_model
 
 
-def make_sampler(config: Config, sde: SDE) -> sampling.Sampler:
+def make_sampler(
+    config: Config, sde: SDE, fitted: tuple[sampling.Fitted, ...] = ()
+) -> sampling.Sampler:
     """Return the sampler that config.sampling describes, for images."""
-    std, defaults = datasets.model_std(config.data), sampler_defaults(config)
+    std, defaults = datasets.model_std(config.data), sampler_defaults(config, fitted)
     return sampling.make(sampler_name(config), sde, data_std=std, defaults=defaults)
 
 
@@ -140,7 +142,7 @@ def sampler_name(config: Config) -> str:
     return config.sampling.solver.lower() if method == "solver" else method
 
 
-def sampler_defaults(config: Config) -> sampling.Defaults:
+def sampler_defaults(config: Config, fitted: tuple[sampling.Fitted, ...] = ()) -> sampling.Defaults:
     """Return the defaults of samplers that config.sampling states."""
     options = {
         name: tuple(value) if isinstance(value, list) else value
@@ -151,6 +153,7 @@ def sampler_defaults(config: Config) -> sampling.Defaults:
         config.sampling.num_steps or None,
         config.model.num_scales,
         options,
+        fitted,
     )
 
 

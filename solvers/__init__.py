@@ -17,7 +17,7 @@ from solvers.curves import CURVES
 from solvers.loop import Loop, single
 from solvers.multistep import data_multistep, deis, second_order, third_order, unipc
 from solvers.plan import Plan, few_step, few_step_loop, identity_plan
-from solvers.schedules import SCHEDULES, frame_indices, karras, noise_levels
+from solvers.schedules import SCHEDULES, frame_indices, karras, noise_levels, schedule_title
 from solvers.single_step import euler, heun
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "integrate",
     "karras",
     "noise_levels",
+    "schedule_title",
     "single",
 ]
 

@@ -13,7 +13,18 @@ from jax import Array
 
 import solvers
 from errors import InputError
-from options import FLAG, POSITIVE, TOLERANCE, Integer, Name, Option, Options
+from options import (
+    FLAG,
+    NOT_NEGATIVE,
+    POSITIVE,
+    TOLERANCE,
+    AnyOf,
+    Integer,
+    Name,
+    Option,
+    Options,
+    Sequence,
+)
 from sde_lib import SDE, Score
 from solvers import stability
 from solvers.predictor_corrector import (
@@ -73,7 +84,12 @@ class Kind(NamedTuple):
 DENOISE = {"noise_removal": Option(True, FLAG, "Drop the noise of the last step.")}
 TRAJECTORY = {"trajectory": Option(False, FLAG, "Draw states on the path from noise to images.")}
 SCHEDULE = {
-    "schedule": Option("log_snr", Name(solvers.SCHEDULES), "Noise levels of a few-step solver.")
+    "schedule": Option(
+        "log_snr",
+        AnyOf((Name(solvers.SCHEDULES), Sequence(NOT_NEGATIVE, 2, 10**5))),
+        "Noise levels of a few-step solver: their name; or the levels std / alpha, one more than "
+        "steps, from that of time T to 0.",
+    )
 }
 PC = {
     "predictor": Option("reverse_diffusion", Name(PREDICTORS), "Predictor of pc."),
@@ -177,11 +193,16 @@ def _adaptive(setting: Setting, *, noise_removal: bool, tolerance: float) -> Sam
 
 
 def _few_step(
-    setting: Setting, *, schedule: str, noise_removal: bool, trajectory: bool, **chosen: Any
+    setting: Setting,
+    *,
+    schedule: str | tuple[float, ...],
+    noise_removal: bool,
+    trajectory: bool,
+    **chosen: Any,
 ) -> Sampler:
     """Return a few-step solver."""
     name, sde, solver = setting.name, setting.sde, solvers.SOLVERS[setting.name]
-    levels = solvers.noise_levels(sde, schedule.lower(), setting.steps, denoise=noise_removal)
+    levels = solvers.noise_levels(sde, schedule, setting.steps, denoise=noise_removal)
     plan = solver.plan(levels, **chosen)
     following = np.append(plan.level[1:], levels[-1])
     shown = solvers.frame_indices(following, FRAMES) if trajectory else np.array([], int)
@@ -197,7 +218,7 @@ def _few_step(
     return Sampler(
         loop,
         len(plan.level),
-        f"{name!r}, {setting.steps} steps on the schedule {schedule!r}",
+        f"{name!r}, {setting.steps} steps on {solvers.schedule_title(schedule)}",
         functools.partial(
             stability.plan_growth,
             plan,
@@ -205,7 +226,7 @@ def _few_step(
             noise_prediction=solver.noise_prediction,
         ),
         f"raise the number of steps, now {setting.steps}, or choose another solver than {name!r} "
-        f"or schedule than {schedule!r}",
+        f"or schedule than {solvers.schedule_title(schedule)}",
         tuple(following[shown].tolist()),
         unit_of(plan, setting.steps),
         noise_removal,

@@ -15,6 +15,7 @@ import numpy as np
 
 from solvers.plan import Plan, identity_plan
 
+QUADRATURE = np.polynomial.legendre.leggauss(20)
 Weights = Callable[[np.ndarray, float], np.ndarray]
 """(nodes, h) -> weights of the predictions, which sum to 1.
 
@@ -134,7 +135,7 @@ def deis(levels: np.ndarray, *, order: int = 3) -> Plan:
     Gauss-Legendre quadrature in log s gives its coefficients.
     """
     plan = identity_plan(levels[:-1], order)
-    points, point_weights = np.polynomial.legendre.leggauss(20)
+    points, point_weights = QUADRATURE
     for i, (level, next_level) in enumerate(itertools.pairwise(levels)):
         used = _order(levels, i, order)
         if used == 1:

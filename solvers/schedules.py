@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float64
 
-from errors import choose
+from errors import InputError, choose
+from options import SHORT
 from sde_lib import SDE
 
 Schedule = Callable[[SDE, float, float, int], np.ndarray]
@@ -42,19 +43,33 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def noise_levels(
-    sde: SDE, schedule: str, n: int, *, denoise: bool = True
+    sde: SDE, schedule: str | Sequence[float], n: int, *, denoise: bool = True
 ) -> Float64[np.ndarray, " levels"]:
     """Return the n + 1 levels of n steps from time T to t_end.
 
-    With `denoise`, the last step leads to level 0 and the step before it to t_end.
-    Raises InputError for an unknown schedule.
+    With `denoise`, the last step leads to level 0, in a named schedule from time t_end.
+    Raises InputError for an unknown schedule, and for other levels than from T to the end.
     """
-    evaluate = choose(SCHEDULES, schedule, "sampling.schedule")
     with jax.ensure_compile_time_eval():
         first, last = _levels_at(sde, jnp.array([sde.T, sde.t_end]))
-        if denoise:
-            return np.append(evaluate(sde, first, last, n), 0.0)
-        return evaluate(sde, first, last, n + 1)
+        if isinstance(schedule, str):
+            evaluate = choose(SCHEDULES, schedule.lower(), "sampling.schedule")
+            count = n if denoise else n + 1
+            return np.append(evaluate(sde, first, last, count), [0.0] * denoise)
+    levels, ends = np.array(schedule, np.float64), [first, 0 if denoise else last]
+    if not np.allclose(levels[[0, -1]], ends, rtol=1e-3, atol=0) or np.any(np.diff(levels) >= 0):
+        raise InputError(
+            f"schedule = {SHORT.repr(schedule)} must descend from {ends[0]:.6g}, the noise level "
+            f"of time T, to {ends[1]:.6g}."
+        )
+    return levels
+
+
+def schedule_title(schedule: str | Sequence[float]) -> str:
+    """Return a schedule in words."""
+    if isinstance(schedule, str):
+        return f"the schedule {schedule!r}"
+    return f"the noise levels {', '.join(f'{level:.3g}' for level in schedule)}"
 
 
 def frame_indices(noise_to_signal: np.ndarray, count: int) -> np.ndarray:
