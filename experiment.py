@@ -57,7 +57,7 @@ class Experiment:
       labelled: whether the network is conditioned on something: `score_model.kinds`.
       sharded: whether the state of training is split over the devices.
       classifier, guide: the parameters of what guides samples, see `load_guidance`, or None.
-      fitted: noise levels that were fitted to the network of samples (`runs.schedules`).
+      fitted: noise levels that were fitted to the network of samples (`loading.read_schedules`).
       train, test: the images, loaded on first use; not needed for sampling.
 
     Raises InputError for an invalid config, and from `train` and `test` for the images.

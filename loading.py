@@ -7,12 +7,14 @@ import runpy
 from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 import pretrained
+import sampling
 from api.arguments import checked
 from api.trained import TrainedModel
 from configs import folders
@@ -22,9 +24,12 @@ from errors import InputError, advice, brief, naming, printable
 from experiment import Experiment
 from options import GIVEN, SHORT
 from pretrained import WITH_CONFIG
-from readers.files import check_regular
-from runs import CONFIG, schedules, stored_content
+from readers.files import NUMBER, check_regular, read_json
+from runs import CONFIG, stored_content
+from runs.files import tree_checksum, write_json
 from runs.training_log import best_snapshot
+from sampling import Fitted
+from sde_lib import SDE
 
 OWN_NAMES = "If a config file defines names of its own, pass it: load(workdir, config=FILE)."
 
@@ -113,7 +118,7 @@ def load(
         if checkpoint is None and settings.patience and found_config.data.dataset == GIVEN:
             checkpoint = best_snapshot(workdir, settings.snapshot_freq)
         found, params = experiment.trained(str(workdir), checkpoint)
-        experiment.fitted = schedules.read(workdir, params, experiment.sde)
+        experiment.fitted = read_schedules(workdir, params, experiment.sde)
         experiment.load_classifier(workdir, optional=True)
         return experiment.trained_model(params, found.step)
     if config is None or checkpoint is None:
@@ -121,7 +126,7 @@ def load(
     experiment = Experiment(read_config_file(config), jax.devices()[:1])
     trained = pretrained.read(str(checkpoint), experiment.network, experiment.config)
     params = jax.tree.map(jnp.asarray, trained.ema)
-    experiment.fitted = schedules.read(str(checkpoint), params, experiment.sde)
+    experiment.fitted = read_schedules(str(checkpoint), params, experiment.sde)
     return experiment.trained_model(params, trained.step)
 
 
@@ -144,3 +149,54 @@ def read_config_file(config: str | Path | Config) -> Config:
             "return an ml_collections.ConfigDict."
         )
     return found
+
+
+# --- fitted noise levels ---------------------------------------------------------------------------
+
+SCHEDULES = [{"parameters": int, "sampler": str, "levels": [NUMBER]}]
+"""Of a file of them: the checksum of the parameters that each entry was fitted to."""
+
+
+def schedules_of(source: str | Path) -> Path:
+    """Return the file of fitted noise levels of a workdir, or of a file of parameters."""
+    source = Path(source)
+    return source / "schedules.json" if source.is_dir() else source.with_suffix(".schedules.json")
+
+
+def read_schedules(source: str | Path, params: Any, sde: SDE) -> tuple[Fitted, ...]:
+    """Return the levels that were fitted to these parameters, and print what uses them.
+
+    Raises InputError for a damaged file, and for levels that the sampler cannot take.
+    """
+    path, found = schedules_of(source), []
+    if not path.exists():
+        return ()
+    checksum = tree_checksum(params)
+    with naming(str(path)):
+        for entry in read_json(path, SCHEDULES):
+            if entry["parameters"] == checksum:
+                fitted = Fitted(entry["sampler"], tuple(map(float, entry["levels"])))
+                sampling.make(fitted.sampler, sde, schedule=fitted.levels)  # Checks them.
+                found.append(fitted)
+    uses = ", ".join(f"{each.sampler!r} with {each.steps} steps" for each in found)
+    note = f"it has the noise levels of {uses} for this network"
+    if not found:
+        note = "not used, since other parameters were fitted; repeat --mode=fit_schedule"
+    print(f"NOTE: {path}: {note}.", flush=True)
+    return tuple(found)
+
+
+def write_schedule(source: str | Path, params: Any, fitted: Fitted) -> Path:
+    """Add levels that were fitted to these parameters to the file, and return it.
+
+    They replace those of the same parameters, solver and steps.
+    """
+    path = schedules_of(source)
+    new = {"parameters": tree_checksum(params), **fitted._asdict()}
+    before = read_json(path, SCHEDULES) if path.exists() else []
+
+    def use(entry: dict[str, Any]) -> tuple[Any, ...]:
+        return entry["parameters"], entry["sampler"], len(entry["levels"])
+
+    write_json(path, [*(each for each in before if use(each) != use(new)), new])
+    return path

@@ -13,7 +13,7 @@ import sharding
 from api.trained import TrainedModel
 from errors import InputError
 from experiment import Experiment
-from runs import schedules
+from loading import read_schedules
 from runs.checkpoints import tree_checksum
 
 
@@ -35,7 +35,7 @@ def open_model(
     """
     if not source:
         found, params = experiment.trained(workdir, number)
-        experiment.fitted = schedules.read(workdir, params, experiment.sde)
+        experiment.fitted = read_schedules(workdir, params, experiment.sde)
         identity, folder = experiment.identity(workdir, found), f"checkpoint_{found.number}"
         return Opened(experiment.trained_model(params, found.step), identity, str(found), folder)
     folder = Path(os.path.abspath(source)).stem
@@ -46,7 +46,7 @@ def open_model(
         )
     trained = pretrained.read(source, experiment.network, experiment.config)
     params = jax.device_put(trained.ema, sharding.replicated(experiment.mesh))
-    experiment.fitted = schedules.read(source, params, experiment.sde)
+    experiment.fitted = read_schedules(source, params, experiment.sde)
     identity = {"step": trained.step, "ema": tree_checksum(params)}
     title = f"{source} (step {trained.step})"
     return Opened(experiment.trained_model(params, trained.step), identity, title, folder)

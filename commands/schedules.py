@@ -1,7 +1,7 @@
 """`--mode=fit_schedule`: noise levels for few steps, fitted to a trained model.
 
 They are for config.sampling.solver with config.sampling.num_steps steps. `--mode=sample` and
-`score_sde.load` then use them for this sampler (`runs.schedules`).
+`score_sde.load` then use them for this sampler (`loading.read_schedules`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from api.fitting import EVENTS, check_solver
 from commands.models import open_model
 from configs.default import Config, complete
 from experiment import Experiment
-from runs import schedules
+from loading import write_schedule
 
 
 def fit(
@@ -37,6 +37,6 @@ def fit(
     model = opened.model.given(experiment.sample_condition(0, EVENTS), **experiment.guidance)
     print(f"{opened.title}: fitting the noise levels of {steps} steps of {solver!r}", flush=True)
     fitted = model.fit_schedule(steps, sampler=solver, seed=experiment.config.seed)
-    path = schedules.write(source or workdir, opened.model.params, fitted)
+    path = write_schedule(source or workdir, opened.model.params, fitted)
     print(f"noise levels: {', '.join(f'{level:.4g}' for level in fitted.levels)}\nwritten: {path}")
     return path

@@ -11,7 +11,7 @@ import pytest
 import score_sde as ss
 import solvers
 from commands import samples, schedules
-from runs.schedules import path_of
+from loading import schedules_of
 from sde_lib import EDMSDE, VESDE, VPSDE
 from solvers.fitting import Reference, best_path, step_errors
 from tests import gaussian, tiny
@@ -95,7 +95,7 @@ def test_levels_are_stored(workdir, capsys):
     before = np.load(samples.sample(config, str(workdir), 2) / "samples_0.npz")["samples"]
     assert "on the schedule 'log_snr'" in capsys.readouterr().out
     path = schedules.fit(config, str(workdir))
-    assert path == workdir / "schedules.json" == path_of(workdir)
+    assert path == workdir / "schedules.json" == schedules_of(workdir)
     levels = tuple(json.loads(path.read_text())[0]["levels"])
     assert len(levels) == 5
     model = ss.load(workdir)
