@@ -151,7 +151,7 @@ def read_config_file(config: str | Path | Config) -> Config:
     return found
 
 
-# --- fitted noise levels ---------------------------------------------------------------------------
+# --- fitted noise levels --------------------------------------------------------------------------
 
 SCHEDULES = [{"parameters": int, "sampler": str, "levels": [NUMBER]}]
 """Of a file of them: the checksum of the parameters that each entry was fitted to."""
