@@ -43,6 +43,7 @@ METHODS = {name: method for name, method in methods.METHODS.items() if method.co
 STEPS = {name: 200 if method.requires_pc else 20 for name, method in METHODS.items()}
 STEP_COUNTS = (10, 20, 50, 100, 200, 500, 1000)
 SAMPLES = 4  # reconstructions of each digit
+QUALITY = "{:.3f} / {:.3f} / {:.3f} / {}"  # PSNR of samples and of their mean, SSIM, seconds
 CALIBRATED = (300, 40)  # simulations of Gaussian data and of digits
 CALIBRATION_SAMPLES = 20
 CALIBRATION_STEPS = (20, 60)  # of guided scores, and of methods that need 'pc'
@@ -94,27 +95,22 @@ def tasks(shape: tuple[int, ...]) -> dict[str, tuple[Operator, float]]:
     }
 
 
-def digits_tables(model: TrainedModel, count: int) -> list[str]:
-    """Return a table for each task: PSNR and SSIM of the methods and of baselines without model."""
-    truth, lines = model.from_images(held_out(model, count)), []
+def digits_table(model: TrainedModel, count: int) -> list[str]:
+    """Return QUALITY of the methods, and of baselines without a model, for each task."""
+    truth, cells = model.from_images(held_out(model, count)), {}
     noise = jax.random.normal(jax.random.key(0), truth.shape)
-    titles = "method", "PSNR of samples", "of their mean", "SSIM of samples", "misfit", "seconds"
-    for title, (operator, std) in tasks(model.event_shape).items():
-        lines += [f"### {title}", "", *header(*titles)]
+    problems = tasks(model.event_shape)
+    for operator, std in problems.values():
         y = operator.observe(truth, noise, 2 * std)  # The range of the model is [-1, 1].
         for method in METHODS:
             posterior = model.posterior(y, operator, noise=2 * std, method=method)
             draw = functools.partial(posterior.sample, batch_size=count)
-            x = np.asarray(draw(SAMPLES, 1))
+            found = quality(np.asarray(draw(SAMPLES, 1)), truth)
             seconds = harness.seconds_of(lambda draw=draw: np.asarray(draw(1, 2)))
-            misfit = np.mean([np.abs(operator.forward(each) - y).mean() for each in x]) / 2
-            cells = *quality(x, truth), misfit
-            lines.append(row(f"`{method}`", *(f"{each:.3f}" for each in cells), f"{seconds:.1f}"))
-            print(lines[-1], flush=True)
+            cells.setdefault(f"`{method}`", []).append(QUALITY.format(*found, f"{seconds:.1f}"))
         for name, x in baselines(model, operator, y).items():
-            lines.append(row(name, *(f"{each:.3f}" for each in quality(x[None], truth)), "", ""))
-        lines.append("")
-    return lines
+            cells.setdefault(name, []).append(QUALITY.format(*quality(x[None], truth), "-"))
+    return [*header("method", *problems), *(row(name, *each) for name, each in cells.items())]
 
 
 def quality(x: Array | np.ndarray, truth: Array) -> tuple[float, float, float]:
@@ -184,7 +180,7 @@ def main(options: argparse.Namespace) -> None:
     blocks = {
         "gaussian": [about, "", *gaussian_table()],
         "calibration": calibration_table(model),
-        "digits": digits_tables(model, options.images),
+        "digits": digits_table(model, options.images),
     }
     common.publish("inverse_problems.md", blocks, write=options.write)
     if options.write:

@@ -173,7 +173,7 @@ DIGITS = {
     "every fourth pixel, noise 0.3": (np.eye(ENTRIES)[2::4], 0.3),
 }
 """Matrix and noise of problems of digits."""
-POINTS, WIDTH = 500, 0.15
+POINTS, WIDTH = 300, 0.15
 
 
 @functools.cache

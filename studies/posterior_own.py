@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from api.weighted import WeightedPosterior
 from controllable.methods import METHODS
 from controllable.operators import Operator
 from score_sde import Prior, TrainedModel, operators
@@ -96,8 +95,7 @@ def draw(
     """Return `count` samples given each y (B, count, D), and what weighted ones state.
 
     `scale` is the step size of "dps". Derivatives along each entry count as gradients. Costs are
-    those of a sample, for which "smc" has several particles. By DEFAULT, the posterior chooses the
-    method.
+    those of a particle. By DEFAULT, the posterior chooses the method.
     """
     size, own = problem.matrix.shape[1], METHODS.get(method)
     is_weighted = own is None or own.condition is None
@@ -120,9 +118,9 @@ def draw(
     drawn = posterior.draw(sampler, count, jax.random.key(1), batch_size=batch)
     x = np.asarray(drawn.x, np.float64).reshape(len(problem.y), count, size)
     jax.effects_barrier()
-    if not isinstance(posterior, WeightedPosterior):
+    if not is_weighted:
         return x, {}
-    CALLS["evaluations"] = int(drawn.nfe.max()) * posterior.particles(count) // count
+    CALLS["evaluations"] = int(drawn.nfe.max())
     CALLS["gradients"] = CALLS["evaluations"] * size
     return x, _judge(problem, drawn.weights)
 

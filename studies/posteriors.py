@@ -42,9 +42,10 @@ from studies.posterior_cases import (
 from studies.posterior_unseen import CASES, unseen_problem, unseen_table
 
 OPTIONS = {"names": [], "records": ".cache/posteriors.jsonl", "write": False}
-SIZES = {"mixtures": (16, 504), "signals": (4, 252), "digits": (4, 252), "unseen": (4, 252)}
+SIZES = {"mixtures": (16, 504), "signals": (4, 252), "points": (2, 126), "unseen": (4, 252)}
 STEPS = {"guided": 60, "pc": 200}  # The latter also of each DPS; `smc` has its own default.
 OWN, EXACT, SMC = "this code", "exact", "this code: `smc`"
+PARTICLES = {SMC: 4}  # for each sample
 MODULES = {OWN: "studies.posterior_own", EXACT: "studies.posterior_cases"}  # for keys of results
 OF_DPS = 0.03, 0.1, 0.3  # its step sizes, in the units of each library
 SCALES = {OWN: OF_DPS, "azula": OF_DPS, "deepinv": (0.5, 2.0, 10.0)}
@@ -59,13 +60,13 @@ MAKERS: dict[str, Makers] = {
             *(("blur", "Bernoulli-Laplace"), ("Fourier", "Student")),
         )
     },
-    "digits": {name: functools.partial(digits_problem, name) for name in DIGITS},
+    "points": {name: functools.partial(digits_problem, name) for name in DIGITS},
     "unseen": {f"unseen {i}": functools.partial(unseen_problem, i) for i in range(CASES)},
 }
 CELLS = {
     "mixtures": "{weights:.3f} / {mean:.3f}",
     "signals": "{mean:.3f} / {std:.3f} / {coverage:.0f} %",
-    "digits": "{weights:.3f} / {mean:.3f} / {std:.3f}",
+    "points": "{weights:.3f} / {mean:.3f} / {std:.3f}",
 }
 EFFECTIVE = "{size:.0f} % ({smallest:.0f} %)"
 Results = dict[str, dict[str, Record]]
@@ -117,7 +118,7 @@ FAST = [
 CONTESTANTS = {
     "mixtures": [*FAST, *(Contestant(OWN, name) for name in ADAPTIVE)],
     "signals": FAST,
-    "digits": [Contestant(EXACT, "draws"), *(Contestant(OWN, name) for name in ON_DIGITS)],
+    "points": [Contestant(EXACT, "draws"), *(Contestant(OWN, name) for name in ON_DIGITS)],
     "unseen": [Contestant(EXACT, "draws"), Contestant(OWN, posterior_own.DEFAULT)],
 }
 
@@ -208,25 +209,23 @@ def tables(kind: str, found: Results) -> list[str]:
 def cost_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Return what effective draws cost, from the rows of the table of mixtures.
 
-    The error of the mean of n exact draws is about 1 / sqrt(n). So the square of their error,
-    relative to that of as many samples, is the number of effective draws for each sample.
+    The square of the error of the mean of n exact draws is proportional to 1 / n. So its ratio to
+    that of as many samples is the number of effective draws for each sample. Costs of a sample are
+    the largest ones of the table.
     """
     lines = header(
-        *("sampler", "evaluations, gradients for a draw", "effective draws for 100, median"),
-        *("least", "evaluations", "gradients for an effective draw, median"),
+        *("sampler", "effective draws in 100, median (least)"),
+        *("evaluations for an effective draw, median", "gradients"),
     )
-
-    def errors(each: Mapping[str, str]) -> np.ndarray:
-        cells = [each[name].split(" / ") for name in MIXTURES]
-        return np.array([float(cell[-1]) if len(cell) > 1 else np.nan for cell in cells])
-
-    for each in rows[1:]:
-        shares = np.square(errors(rows[0]) / errors(each))
-        most = [int(each[name].split()[-1]) for name in ("evaluations", "gradients")]
-        share = float(np.nanmedian(shares))
-        numbers = 100 * share, 100 * np.nanmin(shares), *(cost / share for cost in most)
-        cells = (f"{number:.3g}" for number in numbers)
-        lines.append(row(each["sampler"], "{}, {}".format(*most), *cells))
+    cells = ([each[name].partition(" / ")[2] or "nan" for name in MIXTURES] for each in rows)
+    exact, *others = (np.array(each, np.float64) for each in cells)
+    for each, errors in zip(rows[1:], others):
+        shares = np.square(exact / errors)[np.isfinite(errors)]
+        share = np.median(shares)
+        costs = (int(each[name].split()[-1]) for name in ("evaluations", "gradients"))
+        costs = (cost * PARTICLES.get(each["sampler"], 1) / share for cost in costs)
+        found = f"{100 * share:.0f} ({100 * shares.min():.0f})"
+        lines.append(row(each["sampler"], found, *(f"{cost:,.0f}" for cost in costs)))
     return lines
 
 

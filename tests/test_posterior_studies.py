@@ -26,7 +26,7 @@ from studies.posterior_cases import (
 )
 from studies.posterior_priors import Mixture, Points, gibbs, increments
 from studies.posterior_unseen import FUNCTIONS, Case, unseen_problem, unseen_table
-from studies.posteriors import EXACT, OWN, Contestant
+from studies.posteriors import EXACT, OWN, Contestant, cost_table
 
 DENSITIES = {
     "Gaussian": stats.norm.pdf,
@@ -185,16 +185,25 @@ def test_table_of_unseen_cases():
     exact = [{"weights": 0.01, "mean": 0.02}] * 5
     good = {"weights": 0.02, "mean": 0.06, "sizes": [50.0, 5.0], "gaps": [0.1, 9.0]}
     bad = [good | {"weights": 0.05}, good | {"gaps": [0.3, 0.0]}]
-    lines = unseen_table(exact, [good, *bad, good, good])
-    rows = {
-        each["operator"]: list(each.values())[1:]
-        for each in read_table("\n".join(lines), "operator")
-    }
+    text = "\n".join(unseen_table(exact, [good, *bad, good, good]))
+    rows = {each["operator"]: [*each.values()][1:] for each in read_table(text, "operator")}
     assert rows["all"] == ["5", "4", "4 of 5", "28 % (5.0 %)"]
     assert rows["mask"][:3] == ["1", "0", "1 of 1"]
-    assert [
-        each["beyond a margin"] for each in read_table("\n".join(lines), "beyond a margin")
-    ] == ["1", "2"]
+    beyond = [each["beyond a margin"] for each in read_table(text, "beyond a margin")]
+    assert beyond == ["1", "2"]
+
+
+def test_costs_of_effective_draws():
+    """Twice the error of exact draws makes a quarter of them effective; particles count."""
+    costs = {"evaluations": "60", "gradients": "120 to 960"}
+    rows = [
+        {"sampler": title} | costs | dict.fromkeys(MIXTURES, f"0.01 / {error}")
+        for title, error in (("exact", 0.02), ("other", 0.04), (posteriors.SMC, 0.02))
+    ]
+    rows[1][next(iter(MIXTURES))] = "0.01 / 0.2"
+    other, smc = map(list, map(dict.values, read_table("\n".join(cost_table(rows)), "sampler")))
+    assert other == ["other", "25 (1)", "240", "3,840"]
+    assert smc == [posteriors.SMC, "100 (100)", "240", "3,840"]
 
 
 @pytest.mark.slow
