@@ -102,22 +102,22 @@ class LocalModel:
         slope = jax.vmap(along, in_axes=-1, out_axes=-1)(axes)
         noise_var = jnp.broadcast_to(near.noise_var, near.residual.shape)
         residual, noise_var = (each.reshape(count, -1) for each in (near.residual, noise_var))
-        offset, rest = self._nonlinear_part(mean, variances, axes, residual, slope)
+        offset, rest = self._nonlinear_part(measurement, mean, jnp.sqrt(variances), axes, slope)
         return residual - offset, slope, noise_var + rest, jnp.zeros(count)
 
     def _nonlinear_part(
-        self, mean: Array, variances: Array, axes: Array, residual: Array, slope: Array
+        self, measurement: Observation, mean: Array, stds: Array, axes: Array, slope: Array
     ) -> tuple[Array, Array]:
         """Return mean and variance (N, M) of f(x_0) minus its linearization, by POINTS of x_0.
 
         They count as noise of y, so that y has little effect until the linearization holds.
         """
         z = np.random.default_rng(0).normal(size=(POINTS // 2, self._size)).astype(np.float32)
-        offsets = jnp.sqrt(variances) * np.concatenate([z, -z])[:, None]  # (POINTS, N, D)
+        offsets = stds * np.concatenate([z, -z])[:, None]  # (POINTS, N, D)
         x = mean + einsum("nij,knj->kni", axes, offsets)
 
         def predict(x: Array) -> Array:
-            return self._measurement.predict(x.reshape(-1, *self._shape)).reshape(residual.shape)
+            return measurement.predict(x.reshape(-1, *self._shape)).reshape(len(x), -1)
 
         found = jax.lax.map(predict, x) - predict(mean) - einsum("nmd,knd->knm", slope, offsets)
         found = jnp.clip(jnp.where(jnp.isnan(found), 0, found), -LARGEST, LARGEST)
@@ -149,7 +149,8 @@ class LocalModel:
 
         def along_line(direction: Array) -> tuple[Array, ...]:
             def log_density(e: Array) -> Array:
-                return log_prob(mean + e[:, None] * direction) - value - 0.5 * e**2
+                change = log_prob(mean + e[:, None] * direction) - value
+                return jnp.where(jnp.isfinite(value), change, 0) - 0.5 * e**2
 
             return integrate(jax.vmap(log_density, 1, 1), len(mean))
 
