@@ -101,15 +101,16 @@ def draw(
     is_weighted = own is None or own.condition is None
     std = {"prior_std": problem.prior.std}
     options = {"dps": {"scale": scale}, "pigdm": std, "weighted_pigdm": std, "daps": std}
+    chosen: dict[str, Any] = options.get(method, {})
     if own and own.steps == 1:  # Importance weights; "smc" has its default.
-        options[method] = options.get(method, {}) | {"particles": count}
+        chosen = chosen | {"particles": count}
     score = exact_score(problem.prior, problem.sde, counted=not is_weighted)
     posterior = Prior(score, problem.sde, (size,)).posterior(
         jnp.asarray(problem.y, jnp.float32),
         problem.operator or _operator(problem.matrix.tobytes(), len(problem.matrix)),
         noise=problem.noise,
         method=method if own else None,
-        **options.get(method, {}),
+        **chosen,
     )
     jax.effects_barrier()
     CALLS.clear()

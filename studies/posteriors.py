@@ -47,6 +47,7 @@ STEPS = {"guided": 60, "pc": 200}  # The latter also of each DPS; `smc` has its 
 OWN, EXACT, SMC = "this code", "exact", "this code: `smc`"
 PARTICLES = {SMC: 4}  # for each sample
 MODULES = {OWN: "studies.posterior_own", EXACT: "studies.posterior_cases"}  # for keys of results
+MODULES[posterior_own.DEFAULT] = "studies.posterior_unseen"
 OF_DPS = 0.03, 0.1, 0.3  # its step sizes, in the units of each library
 SCALES = {OWN: OF_DPS, "azula": OF_DPS, "deepinv": (0.5, 2.0, 10.0)}
 Makers = Mapping[str, Callable[[int], Problem]]
@@ -88,9 +89,9 @@ class Contestant(NamedTuple):
         kind = "pc" if is_dps or (own and own.requires_pc) else "guided"
         return (own.steps if own else 0) or STEPS[kind], SCALES[self.library] if is_dps else (1.0,)
 
-    def measure(self, problem: Problem, count: int) -> Record:
-        """Return the errors of `count` samples for each y, and costs."""
-        steps, scales = self.settings
+    def measure(self, make: Callable[[int], Problem], ys: int, count: int) -> Record:
+        """Return the errors of `count` samples for each of `ys` measurements, and costs."""
+        problem, (steps, scales) = make(ys), self.settings
 
         def draw(scale: float) -> tuple[np.ndarray, Record]:
             if self.library == EXACT:
@@ -106,20 +107,17 @@ class Contestant(NamedTuple):
 
 ADAPTIVE = [name for name, method in METHODS.items() if method.steps == 1]  # The slowest.
 ON_DIGITS = "smc", "moment_matching", "dps", "daps"
-PEERS = [
+DRAWS = Contestant(EXACT, "draws")
+FAST = [
+    *(DRAWS, *(Contestant(OWN, name) for name in reversed(METHODS) if name not in ADAPTIVE)),
     *(Contestant("azula", method) for method in ("DPS", "PiGDM", "MMPS")),
     *(Contestant("deepinv", method) for method in ("DPS", "PiGDM", "moment matching")),
-]
-FAST = [
-    Contestant(EXACT, "draws"),
-    *(Contestant(OWN, name) for name in reversed(METHODS) if name not in ADAPTIVE),
-    *PEERS,
 ]
 CONTESTANTS = {
     "mixtures": [*FAST, *(Contestant(OWN, name) for name in ADAPTIVE)],
     "signals": FAST,
-    "points": [Contestant(EXACT, "draws"), *(Contestant(OWN, name) for name in ON_DIGITS)],
-    "unseen": [Contestant(EXACT, "draws"), Contestant(OWN, posterior_own.DEFAULT)],
+    "points": [DRAWS, *(Contestant(OWN, name) for name in ON_DIGITS)],
+    "unseen": [DRAWS, Contestant(OWN, posterior_own.DEFAULT)],
 }
 
 
@@ -133,25 +131,16 @@ def measure_all(
     results: Results = {}
     for each in contestants:
         title, settings = f"{each.library}: `{each.method}`", [sizes, *each, *each.settings]
-        module = MODULES.get(each.library, "studies.posterior_torch")
-        keys = {name: common.key([name, *settings, _code_of(name)], module) for name in problems}
+        module = MODULES.get(each.method) or MODULES.get(each.library, "studies.posterior_torch")
+        keys = {name: common.key([name, *settings], module) for name in problems}
         is_missing = each.library not in MODULES and importlib.util.find_spec(each.library) is None
         if is_missing and any(map(records.is_missing, keys.values())):
             print(f"{title} is skipped: {each.library} is not installed.", flush=True)
             continue
         for name, make in problems.items():
-
-            def compute(each: Contestant = each, make: Callable = make) -> Record:
-                return each.measure(make(sizes[0]), sizes[1])
-
+            compute = functools.partial(each.measure, make, *sizes)
             results.setdefault(title, {})[name] = records.cached(keys[name], compute)
     return results
-
-
-def _code_of(name: str) -> str:
-    """Return a key of the code of a problem."""
-    kind = "unseen" if name in MAKERS["unseen"] else "cases"
-    return common.key(name, f"studies.posterior_{kind}")
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -235,7 +224,7 @@ def main(options: argparse.Namespace) -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # Callbacks of scores may block it.
     warnings.simplefilter("ignore")  # Effective sizes are in the tables.
     records, names = Records(options.records), options.names
-    methods = (each.method for several in CONTESTANTS.values() for each in several)
+    methods = (each.method for each in CONTESTANTS["mixtures"])
     possible = [*SIZES, *dict.fromkeys(methods)]
     if unknown := set(names) - set(possible):
         raise InputError(f"{min(unknown)!r} is not one of {', '.join(possible)}. Correct the name.")
@@ -243,7 +232,7 @@ def main(options: argparse.Namespace) -> None:
     installed = versions("jax", "torch", "azula", "deepinv")
     page, blocks = common.ROOT / "docs" / "inverse_problems.md", {}
     for kind in [each for each in SIZES if each in names] or SIZES:
-        chosen = [each for each in CONTESTANTS[kind] if each.method in names]
+        chosen = [each for each in CONTESTANTS[kind] if each.method in names and kind != "unseen"]
         found = measure_all(records, chosen or CONTESTANTS[kind], MAKERS[kind], SIZES[kind])
         lines = tables(kind, found)
         about = f"{common.provenance(command)} Versions: {installed}."
