@@ -105,12 +105,12 @@ class WeightedPosterior(Posterior):
 
     def _judge(self, weights: smc.Weights, samples: int) -> calibration.Info:
         """Return the verdict on weights, and warn if they are too uneven."""
-        info = calibration.judge_weights(weights, self.batch_shape, self.particles(samples))
+        info = calibration.judge_weights(weights, self.batch_shape, self._particles(samples))
         if not info.reliable:
             warn(info.verdict)
         return info
 
-    def particles(self, samples: int) -> int:
+    def _particles(self, samples: int) -> int:
         """Return the number for each measurement, see `METHODS`.
 
         By default there are more than samples, because particles have common ancestors, so that
@@ -136,7 +136,7 @@ class WeightedPosterior(Posterior):
     ) -> Samples:
         """Return events as `Posterior.draw` does, a batch of measurements at a time."""
         given: Any = self.y if y is None else y
-        particles, shape = self.particles(samples), self.prior.event_shape
+        particles, shape = self._particles(samples), self.prior.event_shape
         options = dict(self._method().options) | {"particles": particles}
         make_task = self._task_maker(
             *(sampler, choose_method(self.method, **options), given),

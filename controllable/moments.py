@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from solvers.loop import standard_normal
 
 POINTS = 32  # of x_0, at which a function is compared with its linearization
 LARGEST = 1e15  # of differences, so that their squares are finite
+NODES, WIDTHS = 17, (5.0, 0.6, 0.08, 0.01)  # of integrals, in standard deviations
 NEGLIGIBLE = 1e-6  # the smallest eigenvalue of C / s^2; rounding may give one below 0
 
 einsum, matmul = linear.einsum, linear.matmul
@@ -100,34 +102,35 @@ class LocalModel:
         slope = jax.vmap(along, in_axes=-1, out_axes=-1)(axes)
         noise_var = jnp.broadcast_to(near.noise_var, near.residual.shape)
         residual, noise_var = (each.reshape(count, -1) for each in (near.residual, noise_var))
-        offset, rest = self._nonlinear_part(mean, variances, axes, residual, slope)
+        offset, rest = self._nonlinear_part(measurement, mean, jnp.sqrt(variances), axes, slope)
         return residual - offset, slope, noise_var + rest, jnp.zeros(count)
 
     def _nonlinear_part(
-        self, mean: Array, variances: Array, axes: Array, residual: Array, slope: Array
+        self, measurement: Observation, mean: Array, stds: Array, axes: Array, slope: Array
     ) -> tuple[Array, Array]:
         """Return mean and variance (N, M) of f(x_0) minus its linearization, by POINTS of x_0.
 
         They count as noise of y, so that y has little effect until the linearization holds.
         """
         z = np.random.default_rng(0).normal(size=(POINTS // 2, self._size)).astype(np.float32)
-        offsets = jnp.sqrt(variances) * np.concatenate([z, -z])[:, None]  # (POINTS, N, D)
+        offsets = stds * np.concatenate([z, -z])[:, None]  # (POINTS, N, D)
         x = mean + einsum("nij,knj->kni", axes, offsets)
 
         def predict(x: Array) -> Array:
-            return self._measurement.predict(x.reshape(-1, *self._shape)).reshape(residual.shape)
+            return measurement.predict(x.reshape(-1, *self._shape)).reshape(len(x), -1)
 
         found = jax.lax.map(predict, x) - predict(mean) - einsum("nmd,knd->knm", slope, offsets)
         found = jnp.clip(jnp.where(jnp.isnan(found), 0, found), -LARGEST, LARGEST)
         return found.mean(0), found.var(0)
 
     def _expand(self, mean: Array, stds: Array, axes: Array) -> tuple[Array, ...]:
-        """Return `_linearize` of a log-likelihood: its expansion to second order at D.
+        """Return `_linearize` of a log-likelihood l: a Gaussian of y with the right moments.
 
-        In x_0 = D + V sqrt(C) Q e, with standard normal e, it is l + g.e - h.e^2 / 2, as that of
-        y = sqrt(h) e + noise whose residual is g / sqrt(h). Where it is nearly linear, h is raised,
-        so that no entry of e has a mean above 1 given y (3, where it is curved): there, the
-        expansion is not valid. Its constant is such that it has the right value at this mean.
+        In x_0 = D + V sqrt(C) Q e, e is standard normal, and Q has the eigenvectors of the Hessian
+        of l at D, or of its gradient where it is nearly linear. Along each entry of e, the mass,
+        the mean and the variance given y are integrated. So a likelihood that is narrower than C,
+        or has heavy tails, is as wide as C lets it be. This is exact if l is a sum of functions of
+        the entries of e.
         """
 
         def log_prob(x: Array) -> Array:
@@ -139,21 +142,25 @@ class LocalModel:
         value, (slope, along) = log_prob(mean), jax.linearize(gradient, mean)
         scaled = jnp.moveaxis(axes * stds[:, None], -1, 0)  # V sqrt(C), the columns first
         hessian = einsum("ind,jnd->nij", scaled, jax.vmap(along)(scaled))
-        h, q = jnp.linalg.eigh(-hessian, symmetrize_input=True)
-        g = einsum("nij,ind,nd->nj", q, scaled, slope)
-        h = jnp.maximum(h, 0)
-        small = jnp.minimum(jnp.square(g), 1) / 100  # For rounding: g / sqrt(h) is at most 10.
-        least = jnp.maximum(jnp.abs(g) / (1 + 2 * h / (1 + h)) - 1, small)
-        h = jnp.maximum(h, least + NEGLIGIBLE)
-        finite = jnp.isfinite(g) & jnp.isfinite(h)
-        residual = jnp.where(finite, g / jnp.sqrt(h), 0)
-        matrix = jnp.where(finite[..., None], jnp.sqrt(h)[..., None] * q.swapaxes(1, 2), 0)
-        shift = jnp.where(finite, g / (1 + h), 0)  # the mean of e given y
-        there = log_prob(mean + einsum("ind,nij,nj->nd", scaled, q, shift))
-        error = there - value - (shift * (g - 0.5 * h * shift)).sum(-1)
-        value += jnp.where(jnp.isfinite(error), error, 0)
-        log_scale = value + (0.5 * residual**2 + 0.5 * math.log(2 * math.pi)).sum(-1)
-        return residual, matrix / stds[:, None], jnp.ones_like(h), log_scale
+        g = einsum("ind,nd->ni", scaled, slope)
+        g = g / (1e-30 + jnp.linalg.norm(g, axis=1, keepdims=True))
+        matrix = 0.01 * g[:, :, None] * g[:, None] - hessian
+        _, q = jnp.linalg.eigh(jnp.where(jnp.isfinite(matrix), matrix, 0), symmetrize_input=True)
+
+        def along_line(direction: Array) -> tuple[Array, ...]:
+            def log_density(e: Array) -> Array:
+                change = log_prob(mean + e[:, None] * direction) - value
+                return jnp.where(jnp.isfinite(value), change, 0) - 0.5 * e**2
+
+            return integrate(jax.vmap(log_density, 1, 1), len(mean))
+
+        log_mass, shift, var = jax.lax.map(along_line, einsum("ind,nij->jnd", scaled, q))
+        log_mass, shift, var = log_mass.sum(0), shift.T, var.T
+        h = jnp.maximum(1 / var - 1, jnp.square(shift) / 100 + NEGLIGIBLE)  # for rounding
+        residual = shift * (1 + h) / jnp.sqrt(h)
+        log_scale = 0.5 * (residual**2 / (1 + h) + jnp.log1p(h) + math.log(2 * math.pi))
+        matrix = jnp.sqrt(h)[..., None] * q.swapaxes(1, 2) / stds[:, None]
+        return residual, matrix, jnp.ones_like(h), value + log_mass + log_scale.sum(-1)
 
     def propose(
         self, keys: Array, u: Array, local: Local, level: Array, next_level: Array
@@ -207,6 +214,32 @@ def _measured_part(
         u, s, vt = np.linalg.svd(np.asarray(columns, np.float64).T, full_matrices=False)
     kept = s > linear.NEGLIGIBLE * max(s.max(), 1e-30)
     return u[:, kept].astype(np.float32), (s[:, None] * vt)[kept].astype(np.float32)
+
+
+def integrate(log_density: Callable[[Array], Array], count: int) -> tuple[Array, Array, Array]:
+    """Return log mass, mean and variance (N,) of densities of one number, up to sqrt(2 pi).
+
+    `log_density` maps numbers (N, K), `count` = N, to the logarithms. Nodes are evenly spaced at
+    first, and then denser and denser about the largest value.
+    """
+    best = jnp.zeros((count, 1))
+    nodes, logs = best, log_density(best)
+    for width in WIDTHS:
+        new = best + width * np.linspace(-1, 1, NODES, dtype=np.float32)
+        found = log_density(new)
+        nodes = jnp.concatenate([nodes, new], 1)
+        logs = jnp.concatenate([logs, jnp.where(jnp.isnan(found), -jnp.inf, found)], 1)
+        best = jnp.take_along_axis(nodes, logs.argmax(1)[:, None], 1)
+    order = nodes.argsort(1)
+    nodes, logs = (jnp.take_along_axis(each, order, 1) for each in (nodes, logs))
+    ends = jnp.concatenate([nodes[:, :1], nodes, nodes[:, -1:]], 1)
+    largest = logs.max(1)
+    masses = jnp.exp(logs - largest[:, None]) * (ends[:, 2:] - ends[:, :-2]) / 2
+    mass = masses.sum(1)
+    mean = (masses * nodes).sum(1) / mass
+    var = (masses * jnp.square(nodes - mean[:, None])).sum(1) / mass
+    least = (WIDTHS[-1] / NODES) ** 2
+    return largest + jnp.log(mass / math.sqrt(2 * math.pi)), mean, jnp.maximum(var, least)
 
 
 def _cholesky(slope: Array, variances: Array, noise_var: Array) -> Array:

@@ -5,10 +5,12 @@ noise level is s = std / alpha, x_0 given u has the mean D and the covariance C 
 the Gaussian N(D, C), and y linearized near D, particles move as in ancestral sampling, but given y.
 The twist p(y | u) is part of their weights. All of this is exact for Gaussian priors and linear
 measurements, so that weights are constant with any number of steps. For others, weights correct it,
-and the last one has p(y | x_0) itself. Their mean estimates the evidence p(y). Where the weights of
-a measurement become uneven, its particles are drawn again (systematic resampling). The tails of the
-Gaussian of y are too light for sparse data and separate modes: it gives up states that later fit y.
-So particles are drawn by their weights for a Student distribution of y, and keep the ratio.
+and the last one has p(y | x_0) itself. Their mean estimates the evidence p(y). Measurements that
+are not linear are averaged over N(D, C), so that their twist is wide at high noise. Where the
+weights of a measurement become uneven, its particles are drawn again (systematic resampling). The
+tails of the Gaussian of y are too light for sparse data and separate modes: it gives up states that
+later fit y. So particles are drawn by their weights for a Student distribution of y, and keep the
+ratio.
 """
 
 from __future__ import annotations

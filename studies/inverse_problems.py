@@ -3,7 +3,7 @@
 python -m studies.inverse_problems --folder=DIR [--images=24] [--write]
 
 Prints the tables of docs/inverse_problems.md, except for those of `studies.posteriors`, and
-with --write puts them into the page and draws its picture. The network is trained in DIR.
+with --write puts them into the page. The network is trained in DIR.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from matplotlib.figure import Figure
 
 from benchmarks import harness
 from benchmarks.tables import header, row
@@ -41,8 +40,8 @@ METHOD_OPTIONS: dict[str, dict[str, Any]] = {
 }
 METHODS = {name: method for name, method in methods.METHODS.items() if method.condition}
 STEPS = {name: 200 if method.requires_pc else 20 for name, method in METHODS.items()}
-STEP_COUNTS = (10, 20, 50, 100, 200, 500, 1000)
 SAMPLES = 4  # reconstructions of each digit
+QUALITY = "{:.3f} / {:.3f} / {:.3f} / {}"  # PSNR of samples and of their mean, SSIM, seconds
 CALIBRATED = (300, 40)  # simulations of Gaussian data and of digits
 CALIBRATION_SAMPLES = 20
 CALIBRATION_STEPS = (20, 60)  # of guided scores, and of methods that need 'pc'
@@ -68,21 +67,6 @@ def gaussian_table() -> list[str]:
     return lines
 
 
-def plot_gaussian_errors(path: Path) -> None:
-    """Plot the error of the posterior mean against the number of steps."""
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("VE", "VP")):
-        for method in METHODS:
-            errors = [gaussian_errors(name, GAUSSIANS[0], method, n) for n in STEP_COUNTS]
-            axes.loglog(STEP_COUNTS, [each.mean for each in errors], "o-", label=method)
-        # The floor is the same for all methods.
-        axes.axhline(errors[0].floor, color="grey", linestyle=":", label="Monte-Carlo error")
-        axes.set(title=name, xlabel="steps")
-    figure.axes[0].set_ylabel("error of the posterior mean / std of the data")
-    figure.axes[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=90)
-
-
 def tasks(shape: tuple[int, ...]) -> dict[str, tuple[Operator, float]]:
     """Return operators and noise, the latter for images in [0, 1], by the name of the problem."""
     pixels = operators.random_pixels(shape, 0.25)
@@ -94,27 +78,22 @@ def tasks(shape: tuple[int, ...]) -> dict[str, tuple[Operator, float]]:
     }
 
 
-def digits_tables(model: TrainedModel, count: int) -> list[str]:
-    """Return a table for each task: PSNR and SSIM of the methods and of baselines without model."""
-    truth, lines = model.from_images(held_out(model, count)), []
+def digits_table(model: TrainedModel, count: int) -> list[str]:
+    """Return QUALITY of the methods, and of the nearest training images, for each task."""
+    truth, cells = model.from_images(held_out(model, count)), {}
     noise = jax.random.normal(jax.random.key(0), truth.shape)
-    titles = "method", "PSNR of samples", "of their mean", "SSIM of samples", "misfit", "seconds"
-    for title, (operator, std) in tasks(model.event_shape).items():
-        lines += [f"### {title}", "", *header(*titles)]
+    problems = tasks(model.event_shape)
+    for operator, std in problems.values():
         y = operator.observe(truth, noise, 2 * std)  # The range of the model is [-1, 1].
         for method in METHODS:
             posterior = model.posterior(y, operator, noise=2 * std, method=method)
             draw = functools.partial(posterior.sample, batch_size=count)
-            x = np.asarray(draw(SAMPLES, 1))
+            found = quality(np.asarray(draw(SAMPLES, 1)), truth)
             seconds = harness.seconds_of(lambda draw=draw: np.asarray(draw(1, 2)))
-            misfit = np.mean([np.abs(operator.forward(each) - y).mean() for each in x]) / 2
-            cells = *quality(x, truth), misfit
-            lines.append(row(f"`{method}`", *(f"{each:.3f}" for each in cells), f"{seconds:.1f}"))
-            print(lines[-1], flush=True)
-        for name, x in baselines(model, operator, y).items():
-            lines.append(row(name, *(f"{each:.3f}" for each in quality(x[None], truth)), "", ""))
-        lines.append("")
-    return lines
+            cells.setdefault(f"`{method}`", []).append(QUALITY.format(*found, f"{seconds:.1f}"))
+        nearest = QUALITY.format(*quality(nearest_image(model, operator, y)[None], truth), "-")
+        cells.setdefault("nearest training image", []).append(nearest)
+    return [*header("method", *problems), *(row(name, *each) for name, each in cells.items())]
 
 
 def quality(x: Array | np.ndarray, truth: Array) -> tuple[float, float, float]:
@@ -133,23 +112,12 @@ def quality(x: Array | np.ndarray, truth: Array) -> tuple[float, float, float]:
     return psnr, of_mean, similarity
 
 
-def baselines(model: TrainedModel, operator: Operator, y: Array) -> dict[str, Array]:
-    """Return reconstructions (N, ...) without a model.
-
-    They use the measurement and the training images: the pseudo-inverse; the mean training image,
-    changed to agree with the measurement; and the training image whose measurement is nearest.
-    """
+def nearest_image(model: TrainedModel, operator: Operator, y: Array) -> Array:
+    """Return the training images (N, ...) whose measurements are nearest."""
     images = common.images(model, "train")
     train = model.from_images(np.asarray(images.batch(np.arange(len(images))).pixels))
     measured = operator.forward(train).reshape(len(train), -1)
-    distances = ((y.reshape(len(y), 1, -1) - measured) ** 2).sum(-1)
-    mean = jnp.broadcast_to(train.mean(0), (len(y), *model.event_shape))
-    coefficients = jnp.where(operator.measured, operator.solution(y), operator.to_basis(mean))
-    return {
-        "pseudo-inverse": operator.pseudo_inverse(y),
-        "mean image": operator.from_basis(coefficients),
-        "nearest training image": train[distances.argmin(1)],
-    }
+    return train[((y.reshape(len(y), 1, -1) - measured) ** 2).sum(-1).argmin(1)]
 
 
 def calibration_table(model: TrainedModel) -> list[str]:
@@ -184,11 +152,9 @@ def main(options: argparse.Namespace) -> None:
     blocks = {
         "gaussian": [about, "", *gaussian_table()],
         "calibration": calibration_table(model),
-        "digits": digits_tables(model, options.images),
+        "digits": digits_table(model, options.images),
     }
     common.publish("inverse_problems.md", blocks, write=options.write)
-    if options.write:
-        plot_gaussian_errors(common.ROOT / "docs" / "inverse_problems.png")
 
 
 if __name__ == "__main__":

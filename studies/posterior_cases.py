@@ -48,7 +48,7 @@ class Problem(NamedTuple):
       sde: the SDE of the scores.
     """
 
-    prior: Mixture | Increments | Points
+    prior: Mixture | Increments
     matrix: np.ndarray
     noise: float
     y: np.ndarray
@@ -112,7 +112,7 @@ def mixture_problem(name: str, count: int, draws: int = 4096) -> Problem:
 
 
 def linear_problem(
-    prior: Mixture | Increments | Points,
+    prior: Mixture | Increments,
     matrix: np.ndarray,
     noise: float,
     rng: np.random.Generator,
@@ -120,7 +120,7 @@ def linear_problem(
     draws: int,
 ) -> Problem:
     """Return the problem of a prior that is a mixture, with `count` measurements."""
-    mixture = prior if isinstance(prior, Mixture) else prior.mixture()
+    mixture = prior.mixture() if isinstance(prior, Increments) else prior
     y = prior.draw(rng, count) @ matrix.T + noise * rng.normal(size=(count, len(matrix)))
     found, logs = zip(*(mixture.posterior(matrix, each, noise) for each in y))
     exact, others = (np.stack([each.draw(rng, draws) for each in found]) for _ in range(2))
@@ -168,12 +168,12 @@ def signal_problem(
 
 
 HALVES = np.kron(np.eye(2), np.full(4, 0.25))  # from 8 entries to the means of both halves
-DIGITS = {
+DIGITS: dict[str, tuple[np.ndarray, float]] = {
     "means of 4x4 pixels, noise 0.05": (np.kron(HALVES, HALVES), 0.05),
     "every fourth pixel, noise 0.3": (np.eye(ENTRIES)[2::4], 0.3),
 }
 """Matrix and noise of problems of digits."""
-POINTS, WIDTH = 500, 0.15
+POINTS, WIDTH = 300, 0.15
 
 
 @functools.cache
@@ -183,9 +183,16 @@ def digits_problem(name: str, count: int) -> Problem:
     The prior has a narrow Gaussian around each of POINTS digits in [-1, 1]. So its score, the
     posterior and log p(y) are known in closed form.
     """
-    grey, labels = map(np.asarray, load_digits(return_X_y=True))
-    prior = Points(grey[:POINTS] / 8 - 1, labels[:POINTS], WIDTH)
-    return linear_problem(prior, *DIGITS[name], np.random.default_rng(100), count, 2048)
+    grey, labels = (np.asarray(each)[:POINTS] for each in load_digits(return_X_y=True))
+    covariances = np.tile(WIDTH**2 * np.eye(ENTRIES), (POINTS, 1, 1))
+    prior = Points(np.full(POINTS, 1 / POINTS), grey / 8 - 1, covariances)
+
+    def shares(x: np.ndarray) -> np.ndarray:
+        nearest = (x @ prior.means.T - 0.5 * np.square(prior.means).sum(1)).argmax(1)
+        return np.bincount(labels[nearest], minlength=10) / len(x)
+
+    problem = linear_problem(prior, *DIGITS[name], np.random.default_rng(100), count, 2048)
+    return problem._replace(shares=[shares] * count)
 
 
 Draw = Callable[[float], tuple[np.ndarray, dict[str, float]]]

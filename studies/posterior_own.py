@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from api.weighted import WeightedPosterior
 from controllable.methods import METHODS
 from controllable.operators import Operator
 from score_sde import Prior, TrainedModel, operators
@@ -96,22 +95,22 @@ def draw(
     """Return `count` samples given each y (B, count, D), and what weighted ones state.
 
     `scale` is the step size of "dps". Derivatives along each entry count as gradients. Costs are
-    those of a sample, for which "smc" has several particles. By DEFAULT, the posterior chooses the
-    method.
+    those of a particle. By DEFAULT, the posterior chooses the method.
     """
     size, own = problem.matrix.shape[1], METHODS.get(method)
     is_weighted = own is None or own.condition is None
     std = {"prior_std": problem.prior.std}
     options = {"dps": {"scale": scale}, "pigdm": std, "weighted_pigdm": std, "daps": std}
+    chosen: dict[str, Any] = options.get(method, {})
     if own and own.steps == 1:  # Importance weights; "smc" has its default.
-        options[method] = options.get(method, {}) | {"particles": count}
+        chosen = chosen | {"particles": count}
     score = exact_score(problem.prior, problem.sde, counted=not is_weighted)
     posterior = Prior(score, problem.sde, (size,)).posterior(
         jnp.asarray(problem.y, jnp.float32),
         problem.operator or _operator(problem.matrix.tobytes(), len(problem.matrix)),
         noise=problem.noise,
         method=method if own else None,
-        **options.get(method, {}),
+        **chosen,
     )
     jax.effects_barrier()
     CALLS.clear()
@@ -120,9 +119,9 @@ def draw(
     drawn = posterior.draw(sampler, count, jax.random.key(1), batch_size=batch)
     x = np.asarray(drawn.x, np.float64).reshape(len(problem.y), count, size)
     jax.effects_barrier()
-    if not isinstance(posterior, WeightedPosterior):
+    if not is_weighted:
         return x, {}
-    CALLS["evaluations"] = int(drawn.nfe.max()) * posterior.particles(count) // count
+    CALLS["evaluations"] = int(drawn.nfe.max())
     CALLS["gradients"] = CALLS["evaluations"] * size
     return x, _judge(problem, drawn.weights)
 

@@ -118,20 +118,13 @@ def random_modes(
     return Mixture(weights, means, axes * variances @ axes.swapaxes(1, 2)), matrix
 
 
-# --- images ---------------------------------------------------------------------------------------
-
-
-class Points(NamedTuple):
-    """Gaussians N(means[k], width^2 I) of equal weights, with labels (K,) below 10."""
-
-    means: np.ndarray
-    labels: np.ndarray
-    width: float
+class Points(Mixture):
+    """A mixture of equal weights and equal covariances variance * I, whose score is cheaper."""
 
     @property
     def arrays(self) -> tuple[Any, ...]:
         """What `score` takes: means, and the variance."""
-        return np.float32(self.means), np.float32(self.width**2)
+        return np.float32(self.means), np.float32(self.covariances[0, 0, 0])
 
     @staticmethod
     def score(arrays: tuple[Array, ...], u: Array, level: Array) -> Array:
@@ -140,27 +133,6 @@ class Points(NamedTuple):
         total = variance + level**2
         products = u @ means.T - 0.5 * jnp.square(means).sum(1)
         return (jax.nn.softmax(products / total) @ means - u) / total
-
-    @property
-    def std(self) -> float:
-        """The standard deviation of an entry, as a root mean square over entries."""
-        return math.hypot(np.sqrt(self.means.var(0).mean()), self.width)
-
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Return events (count, D)."""
-        chosen = self.means[rng.integers(0, len(self.means), count)]
-        return chosen + self.width * rng.normal(size=chosen.shape)
-
-    def shares(self, x: np.ndarray) -> np.ndarray:
-        """Return the share of the events x (N, D) whose nearest mean has each label."""
-        nearest = (x @ self.means.T - 0.5 * np.square(self.means).sum(1)).argmax(1)
-        return np.bincount(self.labels[nearest], minlength=10) / len(x)
-
-    def mixture(self) -> Mixture:
-        """Return the same distribution."""
-        count, size = self.means.shape
-        covariances = np.tile(self.width**2 * np.eye(size), (count, 1, 1))
-        return Mixture(np.full(count, 1 / count), self.means, covariances)
 
 
 # --- increments -----------------------------------------------------------------------------------

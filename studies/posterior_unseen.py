@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,35 +37,22 @@ MARGINS = {"weights": 0.02, "mean": 0.05}  # beyond the errors of exact draws
 LARGEST_GAP, LEAST_SIZE = 0.2, 10  # of log p(y), where the effective size is as large (percent)
 
 
-class Case(NamedTuple):
-    """The settings of a case. Any 25 cases in turn have all operators and SDEs.
+def settings(i: int) -> tuple[str, SDE, int, int, int, float]:
+    """Return operator, SDE, entries, modes, rows of the matrix, and noise of case i.
 
-    Attributes:
-      kind, sde: the name of the operator, and the SDE.
-      entries, modes, rows: of events, of the mixture, and of the matrix.
-      noise: its standard deviation.
+    Any 25 cases in turn have all operators and SDEs.
     """
-
-    kind: str
-    sde: SDE
-    entries: int
-    modes: int
-    rows: int
-    noise: float
-
-    @classmethod
-    def number(cls, i: int) -> Case:
-        rng, kind = np.random.default_rng([2026, i]), KINDS[i % len(KINDS)]
-        entries = round(math.exp(rng.uniform(*np.log(ENTRIES))))
-        rows = 2 if kind in FUNCTIONS else int(rng.integers(1, min(entries, 5) + 1))
-        noise, modes = math.exp(rng.uniform(*np.log(NOISE))), int(rng.integers(2, 11))
-        return cls(kind, SDES[i // len(KINDS) % len(SDES)], entries, modes, rows, noise)
+    rng, kind = np.random.default_rng([2026, i]), KINDS[i % len(KINDS)]
+    entries = round(math.exp(rng.uniform(*np.log(ENTRIES))))
+    rows = 2 if kind in FUNCTIONS else int(rng.integers(1, min(entries, 5) + 1))
+    noise, modes = math.exp(rng.uniform(*np.log(NOISE))), int(rng.integers(2, 11))
+    return kind, SDES[i // len(KINDS) % len(SDES)], entries, modes, rows, noise
 
 
 @functools.cache
 def unseen_problem(i: int, count: int, draws: int = 4096) -> Problem:
     """Return the problem of case i, with `count` measurements and exact draws of each."""
-    (kind, sde, entries, modes, rows, noise), rng = Case.number(i), np.random.default_rng(i)
+    (kind, sde, entries, modes, rows, noise), rng = settings(i), np.random.default_rng(i)
     weights, spread = rng.dirichlet(np.full(modes, 2.0)), rng.uniform(*SPREAD)
     prior, matrix = random_modes(weights, entries, spread, WIDTHS, rows, 1000 + i)
     operator = None
@@ -91,12 +78,10 @@ def unseen_problem(i: int, count: int, draws: int = 4096) -> Problem:
         number = prior.logits(x).argmax(1) * 4 + signs
         return np.bincount(number, minlength=4 * modes) / len(x)
 
-    return Problem(
-        *(prior, matrix, noise, y, *np.stack(sets, 1), [shares] * count),
-        np.array([logsumexp(logs) for *_, logs in found]),
-        lambda x: function(small @ x),
-        sde,
-    )
+    exact, others = np.stack(sets, 1)
+    log_evidence = np.array([logsumexp(logs) for *_, logs in found])
+    problem = Problem(prior, matrix, noise, y, exact, others, [shares] * count, log_evidence)
+    return problem._replace(operator=lambda x: function(small @ x), sde=sde)
 
 
 def integrate(
@@ -131,28 +116,18 @@ def integrate(
 
 
 def unseen_table(exact: Sequence[Record], found: Sequence[Record]) -> list[str]:
-    """Return how many cases are right, by the operator, and the settings of those that are not."""
-    cases = [Case.number(i) for i in range(len(found))]
+    """Return how many cases are within the margins, by the operator."""
     lines = header(
         *("operator", "cases", "weights and means within the margins"),
         *("log p(y) within the margin", "effective size, median (smallest)"),
     )
-    excess = [{k: a[k] - b[k] for k in MARGINS} for a, b in zip(found, exact)]
-    good = np.array([all(each[k] <= MARGINS[k] for k in MARGINS) for each in excess])
+    excess = [max((a[k] - b[k]) / MARGINS[k] for k in MARGINS) for a, b in zip(found, exact)]
     sizes, gaps = (np.array([each[name] for each in found]) for name in ("sizes", "gaps"))
     trusted, right = sizes >= LEAST_SIZE, np.abs(gaps) <= LARGEST_GAP
     for kind in (*KINDS, "all"):
-        chosen = np.array([kind in (case.kind, "all") for case in cases])
+        chosen = np.array([kind in (settings(i)[0], "all") for i in range(len(found))])
         close = f"{(right & trusted)[chosen].sum()} of {trusted[chosen].sum()}"
-        cells = (
-            *(f"{good[chosen].sum()}", close),
-            f"{np.median(sizes[chosen]):.0f} % ({sizes[chosen].min():.1f} %)",
-        )
-        lines.append(row(kind, f"{chosen.sum()}", *cells))
-    lines += ["", *header("beyond a margin", *Case._fields, "excess", "effective sizes", "gaps")]
-    for i in np.flatnonzero(~good | (trusted & ~right).any(1)):
-        sde, *rest = type(cases[i].sde).__name__, *cases[i][2:-1], f"{cases[i].noise:.3f}"
-        errors = " / ".join(f"{each:+.3f}" for each in excess[i].values())
-        numbers = (" ".join(f"{each:.3g}" for each in values[i]) for values in (sizes, gaps))
-        lines.append(row(str(i), cases[i].kind, sde, *map(str, rest), errors, *numbers))
+        size = f"{np.median(sizes[chosen]):.0f} % ({sizes[chosen].min():.1f} %)"
+        good = (np.array(excess)[chosen] <= 1).sum()
+        lines.append(row(kind, f"{chosen.sum()}", f"{good}", close, size))
     return lines

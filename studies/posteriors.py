@@ -42,10 +42,12 @@ from studies.posterior_cases import (
 from studies.posterior_unseen import CASES, unseen_problem, unseen_table
 
 OPTIONS = {"names": [], "records": ".cache/posteriors.jsonl", "write": False}
-SIZES = {"mixtures": (16, 504), "signals": (4, 252), "digits": (4, 252), "unseen": (4, 252)}
+SIZES = {"mixtures": (16, 504), "signals": (4, 252), "points": (2, 126), "unseen": (4, 252)}
 STEPS = {"guided": 60, "pc": 200}  # The latter also of each DPS; `smc` has its own default.
 OWN, EXACT, SMC = "this code", "exact", "this code: `smc`"
+PARTICLES = {SMC: 4}  # for each sample
 MODULES = {OWN: "studies.posterior_own", EXACT: "studies.posterior_cases"}  # for keys of results
+MODULES[posterior_own.DEFAULT] = "studies.posterior_unseen"
 OF_DPS = 0.03, 0.1, 0.3  # its step sizes, in the units of each library
 SCALES = {OWN: OF_DPS, "azula": OF_DPS, "deepinv": (0.5, 2.0, 10.0)}
 Makers = Mapping[str, Callable[[int], Problem]]
@@ -59,13 +61,13 @@ MAKERS: dict[str, Makers] = {
             *(("blur", "Bernoulli-Laplace"), ("Fourier", "Student")),
         )
     },
-    "digits": {name: functools.partial(digits_problem, name) for name in DIGITS},
+    "points": {name: functools.partial(digits_problem, name) for name in DIGITS},
     "unseen": {f"unseen {i}": functools.partial(unseen_problem, i) for i in range(CASES)},
 }
 CELLS = {
     "mixtures": "{weights:.3f} / {mean:.3f}",
     "signals": "{mean:.3f} / {std:.3f} / {coverage:.0f} %",
-    "digits": "{weights:.3f} / {mean:.3f} / {std:.3f}",
+    "points": "{weights:.3f} / {mean:.3f} / {std:.3f}",
 }
 EFFECTIVE = "{size:.0f} % ({smallest:.0f} %)"
 Results = dict[str, dict[str, Record]]
@@ -87,9 +89,9 @@ class Contestant(NamedTuple):
         kind = "pc" if is_dps or (own and own.requires_pc) else "guided"
         return (own.steps if own else 0) or STEPS[kind], SCALES[self.library] if is_dps else (1.0,)
 
-    def measure(self, problem: Problem, count: int) -> Record:
-        """Return the errors of `count` samples for each y, and costs."""
-        steps, scales = self.settings
+    def measure(self, make: Callable[[int], Problem], ys: int, count: int) -> Record:
+        """Return the errors of `count` samples for each of `ys` measurements, and costs."""
+        problem, (steps, scales) = make(ys), self.settings
 
         def draw(scale: float) -> tuple[np.ndarray, Record]:
             if self.library == EXACT:
@@ -105,20 +107,17 @@ class Contestant(NamedTuple):
 
 ADAPTIVE = [name for name, method in METHODS.items() if method.steps == 1]  # The slowest.
 ON_DIGITS = "smc", "moment_matching", "dps", "daps"
-PEERS = [
+DRAWS = Contestant(EXACT, "draws")
+FAST = [
+    *(DRAWS, *(Contestant(OWN, name) for name in reversed(METHODS) if name not in ADAPTIVE)),
     *(Contestant("azula", method) for method in ("DPS", "PiGDM", "MMPS")),
     *(Contestant("deepinv", method) for method in ("DPS", "PiGDM", "moment matching")),
-]
-FAST = [
-    Contestant(EXACT, "draws"),
-    *(Contestant(OWN, name) for name in reversed(METHODS) if name not in ADAPTIVE),
-    *PEERS,
 ]
 CONTESTANTS = {
     "mixtures": [*FAST, *(Contestant(OWN, name) for name in ADAPTIVE)],
     "signals": FAST,
-    "digits": [Contestant(EXACT, "draws"), *(Contestant(OWN, name) for name in ON_DIGITS)],
-    "unseen": [Contestant(EXACT, "draws"), Contestant(OWN, posterior_own.DEFAULT)],
+    "points": [DRAWS, *(Contestant(OWN, name) for name in ON_DIGITS)],
+    "unseen": [DRAWS, Contestant(OWN, posterior_own.DEFAULT)],
 }
 
 
@@ -132,25 +131,16 @@ def measure_all(
     results: Results = {}
     for each in contestants:
         title, settings = f"{each.library}: `{each.method}`", [sizes, *each, *each.settings]
-        module = MODULES.get(each.library, "studies.posterior_torch")
-        keys = {name: common.key([name, *settings, _code_of(name)], module) for name in problems}
+        module = MODULES.get(each.method) or MODULES.get(each.library, "studies.posterior_torch")
+        keys = {name: common.key([name, *settings], module) for name in problems}
         is_missing = each.library not in MODULES and importlib.util.find_spec(each.library) is None
         if is_missing and any(map(records.is_missing, keys.values())):
             print(f"{title} is skipped: {each.library} is not installed.", flush=True)
             continue
         for name, make in problems.items():
-
-            def compute(each: Contestant = each, make: Callable = make) -> Record:
-                return each.measure(make(sizes[0]), sizes[1])
-
+            compute = functools.partial(each.measure, make, *sizes)
             results.setdefault(title, {})[name] = records.cached(keys[name], compute)
     return results
-
-
-def _code_of(name: str) -> str:
-    """Return a key of the code of a problem."""
-    kind = "unseen" if name in MAKERS["unseen"] else "cases"
-    return common.key(name, f"studies.posterior_{kind}")
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -208,25 +198,23 @@ def tables(kind: str, found: Results) -> list[str]:
 def cost_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Return what effective draws cost, from the rows of the table of mixtures.
 
-    The error of the mean of n exact draws is about 1 / sqrt(n). So the square of their error,
-    relative to that of as many samples, is the number of effective draws for each sample.
+    The square of the error of the mean of n exact draws is proportional to 1 / n. So its ratio to
+    that of as many samples is the number of effective draws for each sample. Costs of a sample are
+    the largest ones of the table.
     """
     lines = header(
-        *("sampler", "evaluations, gradients for a draw", "effective draws for 100, median"),
-        *("least", "evaluations", "gradients for an effective draw, median"),
+        *("sampler", "effective draws in 100, median (least)"),
+        *("evaluations for an effective draw, median", "gradients"),
     )
-
-    def errors(each: Mapping[str, str]) -> np.ndarray:
-        cells = [each[name].split(" / ") for name in MIXTURES]
-        return np.array([float(cell[-1]) if len(cell) > 1 else np.nan for cell in cells])
-
-    for each in rows[1:]:
-        shares = np.square(errors(rows[0]) / errors(each))
-        most = [int(each[name].split()[-1]) for name in ("evaluations", "gradients")]
-        share = float(np.nanmedian(shares))
-        numbers = 100 * share, 100 * np.nanmin(shares), *(cost / share for cost in most)
-        cells = (f"{number:.3g}" for number in numbers)
-        lines.append(row(each["sampler"], "{}, {}".format(*most), *cells))
+    cells = ([each[name].partition(" / ")[2] or "nan" for name in MIXTURES] for each in rows)
+    exact, *others = (np.array(each, np.float64) for each in cells)
+    for each, errors in zip(rows[1:], others):
+        shares = np.square(exact / errors)[np.isfinite(errors)]
+        share = np.median(shares)
+        costs = (int(each[name].split()[-1]) for name in ("evaluations", "gradients"))
+        costs = (cost * PARTICLES.get(each["sampler"], 1) / share for cost in costs)
+        found = f"{100 * share:.0f} ({100 * shares.min():.0f})"
+        lines.append(row(each["sampler"], found, *(f"{cost:,.0f}" for cost in costs)))
     return lines
 
 
@@ -236,7 +224,7 @@ def main(options: argparse.Namespace) -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # Callbacks of scores may block it.
     warnings.simplefilter("ignore")  # Effective sizes are in the tables.
     records, names = Records(options.records), options.names
-    methods = (each.method for several in CONTESTANTS.values() for each in several)
+    methods = (each.method for each in CONTESTANTS["mixtures"])
     possible = [*SIZES, *dict.fromkeys(methods)]
     if unknown := set(names) - set(possible):
         raise InputError(f"{min(unknown)!r} is not one of {', '.join(possible)}. Correct the name.")
@@ -244,7 +232,7 @@ def main(options: argparse.Namespace) -> None:
     installed = versions("jax", "torch", "azula", "deepinv")
     page, blocks = common.ROOT / "docs" / "inverse_problems.md", {}
     for kind in [each for each in SIZES if each in names] or SIZES:
-        chosen = [each for each in CONTESTANTS[kind] if each.method in names]
+        chosen = [each for each in CONTESTANTS[kind] if each.method in names and kind != "unseen"]
         found = measure_all(records, chosen or CONTESTANTS[kind], MAKERS[kind], SIZES[kind])
         lines = tables(kind, found)
         about = f"{common.provenance(command)} Versions: {installed}."

@@ -25,8 +25,8 @@ from studies.posterior_cases import (
     signal_problem,
 )
 from studies.posterior_priors import Mixture, Points, gibbs, increments
-from studies.posterior_unseen import FUNCTIONS, Case, unseen_problem, unseen_table
-from studies.posteriors import EXACT, OWN, Contestant
+from studies.posterior_unseen import FUNCTIONS, settings, unseen_problem, unseen_table
+from studies.posteriors import EXACT, OWN, Contestant, cost_table
 
 DENSITIES = {
     "Gaussian": stats.norm.pdf,
@@ -40,7 +40,7 @@ TWO = Mixture(
     np.array([np.diag([0.04, 0.3]), [[0.3, 0.1], [0.1, 0.2]]]),
 )
 SMALL = increments("Laplace")._replace(entries=2)
-POINTS = Points(np.array([[-1.0, 0.5], [1.0, -0.5]]), np.array([3, 7]), 0.4)
+POINTS = Points(np.full(2, 0.5), TWO.means, np.tile(0.4**2 * np.eye(2), (2, 1, 1)))
 
 
 def log_density(mixture, x, level=0.0):
@@ -152,7 +152,7 @@ def test_errors():
 @pytest.mark.parametrize("kind", FUNCTIONS)
 def test_posteriors_of_functions(kind):
     """Integrals over squares, beside weighted draws of the prior."""
-    fits = (i for i in range(100) if Case.number(i).kind == kind and Case.number(i).noise > 0.1)
+    fits = (i for i in range(100) if settings(i)[0] == kind and settings(i)[-1] > 0.1)
     problem, rng = unseen_problem(next(fits), 1), np.random.default_rng(0)
     x = problem.prior.draw(rng, 400_000)
     z = x @ problem.matrix.T
@@ -170,14 +170,12 @@ def test_posteriors_of_functions(kind):
 
 
 def test_posteriors_of_digits():
-    """Draws are near training digits, whose labels are those of the shares."""
+    """Draws agree with y; there are about as many digits of each class."""
     problem = digits_problem(next(iter(DIGITS)), 2)
     misfit = problem.exact @ problem.matrix.T - problem.y[:, None]
     assert misfit.std() == pytest.approx(problem.noise, rel=0.3)
-    logs = problem.prior.mixture().logits(problem.others[:, 0])
-    expected = problem.prior.labels[logs.argmax(1)]
-    for label, x in zip(expected, problem.others[:, :1]):
-        assert problem.prior.shares(x)[label] == 1
+    small = problem.prior.means + 0.01
+    assert problem.shares[0](small)[:3] == pytest.approx([0.1, 0.1, 0.1], abs=0.02)
 
 
 def test_table_of_unseen_cases():
@@ -185,16 +183,23 @@ def test_table_of_unseen_cases():
     exact = [{"weights": 0.01, "mean": 0.02}] * 5
     good = {"weights": 0.02, "mean": 0.06, "sizes": [50.0, 5.0], "gaps": [0.1, 9.0]}
     bad = [good | {"weights": 0.05}, good | {"gaps": [0.3, 0.0]}]
-    lines = unseen_table(exact, [good, *bad, good, good])
-    rows = {
-        each["operator"]: list(each.values())[1:]
-        for each in read_table("\n".join(lines), "operator")
-    }
+    text = "\n".join(unseen_table(exact, [good, *bad, good, good]))
+    rows = {each["operator"]: [*each.values()][1:] for each in read_table(text, "operator")}
     assert rows["all"] == ["5", "4", "4 of 5", "28 % (5.0 %)"]
     assert rows["mask"][:3] == ["1", "0", "1 of 1"]
-    assert [
-        each["beyond a margin"] for each in read_table("\n".join(lines), "beyond a margin")
-    ] == ["1", "2"]
+
+
+def test_costs_of_effective_draws():
+    """Twice the error of exact draws makes a quarter of them effective; particles count."""
+    costs = {"evaluations": "60", "gradients": "120 to 960"}
+    rows = [
+        {"sampler": title} | costs | dict.fromkeys(MIXTURES, f"0.01 / {error}")
+        for title, error in (("exact", 0.02), ("other", 0.04), (posteriors.SMC, 0.02))
+    ]
+    rows[1][next(iter(MIXTURES))] = "0.01 / 0.2"
+    other, smc = map(list, map(dict.values, read_table("\n".join(cost_table(rows)), "sampler")))
+    assert other == ["other", "25 (1)", "240", "3,840"]
+    assert smc == [posteriors.SMC, "100 (100)", "240", "3,840"]
 
 
 @pytest.mark.slow
@@ -253,7 +258,7 @@ def test_denoiser_of_the_peers():
 def test_samplers_of_the_peers(peer):
     """Moment matching is exact for a Gaussian but for its steps; calls are counted."""
     pytest.importorskip(peer[0], reason="It is not installed (requirements-dev.txt)")
-    problem = signal_problem("missing", "Gaussian", 1, chains=20, sweeps=50)
-    found = Contestant(*peer).measure(problem, 200)
+    make = functools.partial(signal_problem, "missing", "Gaussian", chains=20, sweeps=50)
+    found = Contestant(*peer).measure(make, 1, 200)
     assert found["mean"] < 0.1
     assert found["evaluations"] == 60

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 
 import score_sde as ss
@@ -126,6 +127,10 @@ MEASURED = {
         jnp.array(1.0), lambda x, y, a=slope: -np.logaddexp(0, -a * y * (x - 0.9)))
     for slope in (20, 100)
 } | {
+    "Student, 0.02": (
+        {"log_likelihood": lambda x, y: -2 * jnp.log1p(((y - x[0]) / 0.02) ** 2 / 3)},
+        jnp.array(0.8), lambda x, y: -2 * np.log1p(((y - x) / 0.02) ** 2 / 3)),
+} | {
     f"Cauchy, {width}": (
         {"log_likelihood": lambda x, y, a=width: -jnp.log1p(((y - x[0]) / a) ** 2)},
         jnp.array(0.8), lambda x, y, a=width: -np.log1p(((y - x) / a) ** 2))
@@ -134,7 +139,7 @@ MEASURED = {
 
 
 def quadrature(name):
-    """Return log p(y), and the mean and the standard deviation of PEAKS given y."""
+    """Return log p(y), and mean, standard deviation and interquartile range of PEAKS given y."""
     _, y, log_density = MEASURED[name]
     grid = np.linspace(-4, 4, 32001)
     density = sum(
@@ -143,41 +148,56 @@ def quadrature(name):
     ) * np.exp(log_density(grid, float(y.ravel()[0])))
     mean = (density * grid).sum() / density.sum()
     std = math.sqrt((density * (grid - mean) ** 2).sum() / density.sum())
-    return math.log(density.sum() * (grid[1] - grid[0])), mean, std
+    quartiles = grid[np.searchsorted(density.cumsum() / density.sum(), [0.75, 0.25])]
+    return math.log(density.sum() * (grid[1] - grid[0])), mean, std, np.subtract(*quartiles)
 
 
-STEEP = "logistic, 100", "Cauchy, 0.01"
-
-
-@pytest.mark.parametrize("name", [name for name in MEASURED if name not in STEEP])
+@pytest.mark.parametrize("name", MEASURED)
 def test_measurements_that_are_not_linear(name):
-    """Mean, standard deviation and evidence of a mixture given y."""
+    """Mean, spread and evidence of a mixture given y, with a verdict that says so."""
     given, y, _ = MEASURED[name]
     posterior = prior_of(PEAKS, VP).posterior(y, **given, method="smc", particles=1000)
     x, info = posterior.sample(1000, seed=1, steps=40, return_info=True)
-    log_evidence, mean, std = quadrature(name)
-    assert info.effective_size > 0.03  # A square has two modes, which few ancestors find.
+    log_evidence, mean, std, inner = quadrature(name)
+    assert info.effective_size > (0.03 if name == "square" else 0.5)  # Few ancestors find 2 modes.
     assert info.log_evidence == pytest.approx(log_evidence, abs=4 * info.log_evidence_error + 0.01)
     assert float(x.mean()) == pytest.approx(mean, abs=4 * std / math.sqrt(300))
-    assert float(x.std()) == pytest.approx(std, rel=0.1)
+    # Rare outliers have much of the variance of heavy tails.
+    found = np.subtract(*np.quantile(x, [0.75, 0.25]))
+    assert found == pytest.approx(inner, rel=0.15)
 
 
-@pytest.mark.parametrize("name", ["logistic, 20", "Cauchy, 0.05", *STEEP])
-def test_verdicts_of_densities(name):
-    """What is called reliable has no error of the mean above 0.1 standard deviations of data."""
-    given, y, _ = MEASURED[name]
-    posterior = prior_of(PEAKS, VP).posterior(y, **given, method="smc", particles=1000)
-    log_evidence, mean, _ = quadrature(name)
-    reliable = []
-    for seed in range(20):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            x, info = posterior.sample(1000, seed=seed, return_info=True)
-        reliable.append(info.reliable)
-        if info.reliable:
-            assert abs(float(x.mean()) - mean) < 0.1
-            assert abs(info.log_evidence - log_evidence) < 0.3
-    assert name != "logistic, 20" or np.mean(reliable) > 0.5
+def test_heavy_tails_in_several_dimensions():
+    """Three entries of four are observed with Cauchy noise; the truth is by weighted draws."""
+    mixture, _ = random_modes(FOUR, 4, 1.0, (0.1, 0.5), 3)
+    rng, prior = np.random.default_rng(0), prior_of(mixture, VP)
+    y = np.float32(mixture.draw(rng, 1)[0, :3] + [0.03, -0.05, 1.0])  # The last is an outlier.
+
+    def log_likelihood(x, y):
+        return -jnp.log1p(((y - x[:3]) / 0.05) ** 2).sum()
+
+    draws = mixture.draw(rng, 1_000_000)
+    logs = -np.log1p(((y - draws[:, :3]) / 0.05) ** 2).sum(1)
+    weights = np.exp(logs - logs.max())
+    posterior = prior.posterior(jnp.asarray(y), log_likelihood=log_likelihood)
+    x, info = posterior.sample(300, return_info=True)
+    assert info.reliable
+    exact = logs.max() + math.log(weights.mean())
+    assert info.log_evidence == pytest.approx(exact, abs=4 * info.log_evidence_error + 0.05)
+    mean = weights @ draws / weights.sum()
+    np.testing.assert_allclose(x.mean(0), mean, atol=0.15 * mixture.std)
+
+
+def test_a_precise_product():
+    """Its slope is 0 where particles start. p(y) is a Bessel function, but for the small noise."""
+    prior = ss.Prior(gaussian.score(VP, 0.0, 1.0), VP, (2,))
+    posterior = prior.posterior(jnp.array([0.5]), lambda x: x[:1] * x[1:], noise=0.01)
+    x, info = posterior.sample(500, return_info=True)
+    assert info.effective_size > 0.2
+    exact = math.log(scipy.special.k0(0.5) / math.pi)
+    assert info.log_evidence == pytest.approx(exact, abs=4 * info.log_evidence_error)
+    np.testing.assert_allclose(x[:, 0] * x[:, 1], 0.5, atol=0.06)
+    assert float((x[:, 0] > 0).mean()) == pytest.approx(0.5, abs=0.15)
 
 
 def test_precise_log_likelihoods():
