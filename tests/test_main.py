@@ -208,7 +208,7 @@ def set_flags(**values):
         ({"mode": "report", "workdir": "a\x1b[2J"}, r"--workdir=a\\x1b\[2J has control characters"),
         (
             {"mode": "train", "workdir": "w", "source": "a.pth"},
-            "--source only applies to --mode=import, sample, not train. To train on from a file,",
+            "--source only applies to --mode=import, sample, fit_schedule, not train. To train on",
         ),
     ],
 )
