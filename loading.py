@@ -171,9 +171,9 @@ def read_schedules(source: str | Path, params: Any, sde: SDE) -> tuple[Fitted, .
     path, found = schedules_of(source), []
     if not path.exists():
         return ()
-    checksum = tree_checksum(params)
+    checksum, entries = tree_checksum(params), read_json(path, SCHEDULES)
     with naming(str(path)):
-        for entry in read_json(path, SCHEDULES):
+        for entry in entries:
             if entry["parameters"] == checksum:
                 fitted = Fitted(entry["sampler"], tuple(map(float, entry["levels"])))
                 sampling.make(fitted.sampler, sde, schedule=fitted.levels)  # Checks them.

@@ -122,7 +122,7 @@ def test_levels_are_stored(workdir, capsys):
     assert ss.load(workdir).defaults.fitted == ()
     assert "not used, since other parameters were fitted" in capsys.readouterr().out
     path.write_text("[1]")
-    refused("schedules.json is damaged: an entry of its content is an integer", ss.load, workdir)
+    refused("schedules.json is damaged: an entry of its content is of type int", ss.load, workdir)
 
 
 @pytest.mark.parametrize(
