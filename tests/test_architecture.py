@@ -24,11 +24,11 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_568,
-    "lines of tests": 22_202,
+    "lines of code": 32_249,
+    "lines of tests": 20_359,
     "top-level modules": 26,
-    "lines of a package": 3_892,  # studies; models has 3,242
-    "lines of a file": 396,  # configs/table.py; sde_lib.py has 390
+    "lines of a package": 4_438,  # studies; models has 3,242
+    "lines of a file": 390,  # sde_lib.py
 }
 
 
