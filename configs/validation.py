@@ -107,7 +107,8 @@ def _model(config: Config) -> Rules:
         ("data.image_size", len(image_shape(config.data)) != 3, "any_shape"),
     ):
         able = networks_supporting(feature)
-        text = f"needs one of model.name = {listed(able)}, not {name!r}"
+        one = "one of " if "," in listed(able) else ""
+        text = f"needs {one}model.name = {listed(able)}, not {name!r}"
         yield used and name not in able, field, text
     is_wrong = "fir_kernel" in model and not sum(model.fir_kernel)
     yield is_wrong, "model.fir_kernel", "must have a sum other than 0"

@@ -17,6 +17,7 @@ from options import (
     FLAG,
     NOT_NEGATIVE,
     POSITIVE,
+    SHORT,
     TOLERANCE,
     AnyOf,
     Integer,
@@ -226,7 +227,7 @@ def _few_step(
             noise_prediction=solver.noise_prediction,
         ),
         f"raise the number of steps, now {setting.steps}, or choose another solver than {name!r} "
-        f"or schedule than {solvers.schedule_title(schedule)}",
+        f"or schedule than {SHORT.repr(schedule)}",
         tuple(following[shown].tolist()),
         unit_of(plan, setting.steps),
         noise_removal,

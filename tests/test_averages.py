@@ -183,6 +183,7 @@ def snapshot(workdir, number, *names):
     return checkpoints.restore(checkpoints.pick(number), dict.fromkeys(names, like))
 
 
+@pytest.mark.slow
 def test_training_averages_the_parameters_of_its_steps(trained):
     """In float32, from the parameters in the snapshots; the main average is that of a usual run."""
     workdir, state = trained
@@ -195,6 +196,7 @@ def test_training_averages_the_parameters_of_its_steps(trained):
     assert identical(tuple(stored_last.values()), state.averages)
 
 
+@pytest.mark.slow
 def test_from_training_to_samples(trained, tmp_path, capsys):
     """A width between the stored ones; the file is sampled from, and can be trained further.
 

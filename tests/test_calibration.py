@@ -96,6 +96,7 @@ def test_errors(workdir, changes, message):
 SAMPLES = 63
 
 
+@pytest.mark.slow
 def test_wrong_mode_weights_are_rejected():
     """Weights are off by 0.2; most tests of the ranks alone pass. Exact samples pass."""
     rejected, by_ranks = {}, {}

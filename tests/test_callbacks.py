@@ -55,6 +55,7 @@ def test_samples_are_those_of_the_same_score_in_jax(priors):
             np.testing.assert_allclose(each, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_densities_and_codes(priors):
     own, by_torch, _ = priors
     x = own.sample(2, seed=0)
@@ -63,6 +64,7 @@ def test_densities_and_codes(priors):
     np.testing.assert_allclose(by_torch.encode(x), own.encode(x), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["moment_matching", "smc"])
 def test_posteriors(priors, method):
     def sample(prior):

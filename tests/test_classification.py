@@ -49,6 +49,7 @@ def trained(tmp_path_factory):
 # --- training -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_accuracy_is_written(trained):
     result = json.loads((trained[0] / "classifier" / "accuracy.json").read_text())
     assert (result["images"], result["classes"]) == (359, 10)
@@ -142,6 +143,7 @@ def test_images_are_noised_but_not_flipped(monkeypatch):
 # --- guidance -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_guidance_from_a_workdir(trained):
     """The classifier's gradient changes samples; without a classifier nothing is compiled."""
     experiment = Experiment(config(**{"guidance.classes": (1, 2), "guidance.scale": 30.0}))

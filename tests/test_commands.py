@@ -93,6 +93,7 @@ def link_checkout(folder: Path) -> None:
             (folder / path.name).symlink_to(path)
 
 
+@pytest.mark.slow
 def test_calls_of_main(tmp_path):
     """Config files exist; flags, fields and values are valid. Wrong ones are found."""
     link_checkout(tmp_path)  # Workdirs have a config, but no model.

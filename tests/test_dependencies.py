@@ -125,6 +125,7 @@ CASES += [(kind, base) for kind in ("samples", "reconstructions") for base in BA
 QUICK, SLOW = [("training", "pc"), ("samples", "solver")], pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "base"), [each if each in QUICK else pytest.param(*each, marks=SLOW) for each in CASES]
 )

@@ -157,6 +157,7 @@ def loss_level(network):
     return np.sqrt(np.expm1(19.9 / 2 * t**2 + 0.1 * t))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOLDERS)
 def test_losses(name):
     """The objective of the experiment, at the recorded levels, and its gradient."""

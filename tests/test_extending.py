@@ -73,6 +73,7 @@ def snippet(text: str) -> str:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", CASES)
 def test_additions(text, tmp_path):
     command, named = CASES[text]

@@ -61,6 +61,7 @@ def test_errors_of_steps():
     assert np.isinf(found[0, 2, 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sde"),
     [("ddim", VPSDE()), ("unipc_2", VESDE(sigma_max=5.0)), ("deis", EDMSDE())],
@@ -89,6 +90,7 @@ def workdir(tmp_path_factory):
     return tiny.untrained(tmp_path_factory.mktemp("fitting"))
 
 
+@pytest.mark.slow
 def test_levels_are_stored(workdir, capsys):
     """`load` and --mode=sample use them for this solver and number of steps, and say so."""
     config = tiny.config(**FAST)

@@ -59,6 +59,7 @@ def error(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
 
+@pytest.mark.slow
 def test_recorded_outputs(weights, tmp_path):
     """On two devices. Images in a batch that is not full have the same features."""
     record = reference.arrays(RECORD)

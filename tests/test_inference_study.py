@@ -68,6 +68,7 @@ def test_simulator_and_likelihood_of_slcp():
     np.testing.assert_allclose(np.diff(found, axis=0).T, [np.diff(expected)] * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_chains_of_slcp(seed):
     """Their moments are those of the prior, weighted; the four modes have equal weights."""
@@ -147,6 +148,7 @@ def test_where_a_condition_enters(vector_at):
     assert (jax.tree.structure(params) == early) == (vector_at == "embedding")
 
 
+@pytest.mark.slow
 def test_few_events_have_dropout(monkeypatch):
     """Batches may be many events, whatever the size of the first ones; an option overrides it."""
     events, sizes = np.random.default_rng(0).normal(size=(40, 2)), {"nf": 8, "num_res_blocks": 1}

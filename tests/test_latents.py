@@ -115,13 +115,13 @@ def test_invalid_requests(workdir, tmp_path):
     refused("does not exist", latents.interpolate, config, str(tmp_path / "nothing"))
 
 
-def test_temperature_scales_the_prior():
+def test_temperature_scales_the_prior(monkeypatch):
     """The sampler returns the states that it starts from."""
     priors = []
     loop = solvers.single(lambda x: to_samples(x, jnp.int32(0)))
     for temperature in (1.0, 0.5):
         experiment = Experiment(tiny.config(**{"sampling.temperature": temperature}))
-        experiment.sampler = Sampler(lambda keys, score: loop, steps=1)
+        monkeypatch.setattr(Experiment, "sampler", Sampler(lambda keys, score: loop, steps=1))
         experiment.pixels = lambda x: x
         priors.append(experiment.draw_images(experiment.trained_model({}), 0, 2).x)
     np.testing.assert_allclose(priors[1], 0.5 * priors[0])

@@ -133,6 +133,7 @@ def correlated(sde):
     return score, logp
 
 
+@pytest.mark.slow
 def test_evaluations_are_counted():
     """The reported evaluations are the calls of the score for a batch of one image.
 
@@ -182,6 +183,7 @@ def test_few_fixed_levels(sde):
     assert errors[1].max() < 5e-3
 
 
+@pytest.mark.slow
 def test_probes_that_differ_between_levels():
     """Estimates are unbiased, with the stated error, and vary less than with the same probes."""
     distance = np.abs(np.subtract.outer(np.arange(8), np.arange(8)))

@@ -179,6 +179,7 @@ PARSED = {
 }
 
 
+@pytest.mark.slow
 def test_flags_that_cannot_be_parsed(tmp_path):
     """One line names the flag or field, its value and what is allowed."""
     calls = [[CONFIG, "--mode=sample", f"--workdir={tmp_path / 'w'}", flag] for flag in PARSED]

@@ -31,6 +31,7 @@ def correct(score, sde, x, t, times):
     return np.asarray(x), float(accepted.mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sde", "ratio"), [(ss.VPSDE(), 0.05), (ss.VESDE(sigma_max=10.0), 0.3)])
 def test_the_distribution_is_stationary(sde, ratio):
     """Of two modes: shares and means to 2 %, standard deviations to 1.5 %."""

@@ -35,6 +35,7 @@ def test_faults(source, expected, tmp_path):
     assert ", ".join(sorted(each.split("`")[3] for each in changes)) == expected
 
 
+@pytest.mark.slow
 def test_survivors(tmp_path):
     """The test notices that the minimum is missing; the order of its arguments has no effect."""
     module = "def clip(x):\n    return min(x, top)\n\ntop = float('3')\n"

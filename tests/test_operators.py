@@ -245,7 +245,7 @@ INVALID = [
     (operators.decompose, (jnp.square, (3,)), "The function is not linear"),
     (operators.decompose, (jnp.ravel, (80, 80)), "6400 entries; .* up to 4096"),
     (operators.block_mean, (SHAPE, 4), "Blocks of 4x4 pixels do not tile images of 6x8"),
-    (operators.channel_mean, (SHAPE, (0.5, 0.5)), "images of 3 channels: give 3 weights"),
+    (operators.channel_mean, (SHAPE, (0.5, 0.5)), "images of 3 channels: pass 3 weights"),
     (operators.convolution, (SHAPE, np.ones((7, 3))), r"\(7, 3\) does not fit images of 6x8"),
     (operators.compressed_sensing, (SHAPE, 0), "0 measurements .* choose from 1 to 144"),
     (operators.dense, (SHAPE, np.ones((3, 5))), r"\(3, 5\) does not fit events .* 144 columns"),

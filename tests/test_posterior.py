@@ -89,6 +89,7 @@ SPREADS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sde", "noise", "method", "options"), SPREADS)
 def test_the_spread_of_precise_measurements(sde, noise, method, options):
     """It is right also where y has as little noise as the last state; its error is 1.1 %.
@@ -119,6 +120,7 @@ def test_the_last_draw(noise):
     assert np.linalg.norm(np.cov(np.asarray(found).T) - exact) < 0.1 * np.linalg.norm(exact)
 
 
+@pytest.mark.slow
 def test_a_log_likelihood_instead_of_an_operator():
     """log p(y | x) of a Laplace distribution; the posterior is computed by quadrature."""
 
@@ -145,6 +147,7 @@ def test_a_log_likelihood_instead_of_an_operator():
 NUMBERS = {"simulations": 400, "samples": 31, "batch_size": 400 * 31}
 
 
+@pytest.mark.slow
 def test_the_exact_sampler_passes():
     """Moment matching is exact for Gaussian data, with an operator and with a function."""
     for operator in (MASK, lambda x: x[:2] - x[1:]):
@@ -210,6 +213,7 @@ def test_counts_and_densities_are_simulated():
         density.calibrate(200, 31)
 
 
+@pytest.mark.slow
 def test_rounds_and_files_of_a_calibration(tmp_path):
     """Ranks do not depend on the rounds, also if the last one is not complete."""
     posterior = VECTOR.posterior(None, MASK, noise=0.2, method="moment_matching")

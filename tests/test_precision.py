@@ -52,6 +52,7 @@ def build_score(kind: str, **changes):
     return score, params, x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_bfloat16(kind):
     """All convolutions are in bfloat16; scores and gradients are float32 and close to float32's."""

@@ -101,6 +101,7 @@ def test_the_gradient_of_log_prob_is_the_score():
     np.testing.assert_allclose(gradient, prior.score(x, jnp.full(4, sde.t_min)), atol=0.05)
 
 
+@pytest.mark.slow
 def test_the_gradient_by_parameters_of_the_score():
     """d log N(x; m, s^2) / dm = (x - m) / s^2, and so for s; and for x, by adaptive steps."""
     sde = ss.VPSDE(beta_max=40.0)
@@ -221,6 +222,7 @@ def test_samples_that_are_not_finite():
         prior.sample(3)
 
 
+@pytest.mark.slow
 def test_methods_can_be_compiled():
     """Samples may be parts of other compiled programs."""
     sde, mesh = ss.VPSDE(), sharding.make_mesh(jax.devices()[:2])
@@ -243,6 +245,7 @@ def test_one_program_executes_all_steps(devices):
         assert execution._advance._cache_size() == before + 1
 
 
+@pytest.mark.slow
 def test_devices_share_batches():
     """Numbers of events that the devices do not divide, in several batches, as on one device."""
     sde, mesh = ss.VPSDE(), sharding.make_mesh(jax.devices()[:2])
@@ -331,6 +334,7 @@ def scaled(factor, dims=8):
     return mixture.Mixture(law.means * factor, law.stds * factor)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sde", "law", "trace", "largest"),
     [

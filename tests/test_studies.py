@@ -251,6 +251,7 @@ def test_quantiles_of_a_mixture():
     assert distances.sliced_distance(quantiles, samples) < 0.02
 
 
+@pytest.mark.slow
 def test_digits_are_recognized_and_their_floor_is_small():
     """The classifier of clean digits, and the distance of training digits to held-out ones."""
     model = common.load(common.zoo("digits_vp"))

@@ -71,6 +71,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", reference.cases(CASES, ["real images", "equinox"]))
 def test_kinds_of_events_and_networks(name, tmp_path):
     """Samples, and densities of vectors; a workdir can be loaded if it names the network."""
@@ -92,6 +93,7 @@ def test_kinds_of_events_and_networks(name, tmp_path):
         np.testing.assert_allclose(loaded.sample(3, steps=2), x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_conditions():
     """Vectors are standardized; without a condition, the network has no prior."""
     vector, classes = RNG.normal(size=(64, 3)) * 1e6 + 1e7, np.arange(64) % 5
@@ -131,6 +133,7 @@ def test_posterior_of_the_linear_gaussian_task():
     assert found.kind == "calibrated", found.verdict
 
 
+@pytest.mark.slow
 def test_events_have_the_units_of_the_data():
     """An untrained network predicts 0, whose EDM denoiser is that of standard normal data z."""
     model = ss.train(VECTORS, **QUICK | {"steps": 1, "learning_rate": 1e-30})
@@ -150,6 +153,7 @@ def test_no_files_are_left(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_vectors_by_commands(tmp_path):
     """Training and samples of a file of vectors, in the units of the file."""
     np.save(tmp_path / "a.npy", VECTORS)
@@ -184,6 +188,7 @@ class Pairs:
             yield [x, {"vector": x[:, 0] + 3, "classes": np.full(len(x), number)}]
 
 
+@pytest.mark.slow
 def test_batches():
     """The first ones are held out and standardize; those of each iteration follow each other."""
     events = list(batches())
@@ -204,6 +209,7 @@ def test_batches():
 STOPPED = [pytest.param(VECTORS, 0, 1, marks=pytest.mark.slow), (VECTORS, 2, 6), (batches, 0, 7)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "patience", "stopped"), STOPPED)
 def test_a_stopped_run_continues_with_the_same_result(
     tmp_path, monkeypatch, data, patience, stopped

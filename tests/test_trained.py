@@ -144,6 +144,7 @@ def test_probes_of_bits_per_dim_are_independent_of_the_noise(monkeypatch):
     assert abs(correlation) < 4 / np.sqrt(probes.size)
 
 
+@pytest.mark.slow
 def test_devices_that_share_the_parameters(levels, monkeypatch):
     """Samples and bits/dim are those of one device."""
     monkeypatch.setattr(sharding, "SMALL", 0)
@@ -161,6 +162,7 @@ def test_devices_that_share_the_parameters(levels, monkeypatch):
         np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", reference.cases(["classifier-free", "classifier"], ["classifier"]))
 def test_classes(tmp_path, kind):
     """Samples of classes are those of --mode=sample, by either guidance."""

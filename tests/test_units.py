@@ -51,6 +51,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "kind", "method"), CASES)
 def test_posteriors(scale, kind, method):
     """Mean, spread and evidence of Gaussian posteriors, with noise in units of y."""
