@@ -342,6 +342,7 @@ def test_bad_requests(walked, changes, options, message):
     assert sorted(walked.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_bad_files(walked, tmp_path):
     config = walk_config(**{"ema.std": 0.1})
     target = tmp_path / "a.safetensors"

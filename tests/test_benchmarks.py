@@ -61,6 +61,7 @@ def three(value):
     return Program(lambda: value, 3 * value, {})
 
 
+@pytest.mark.slow
 def test_processes(tmp_path):
     """They have variables and code of their own, raise what a function raises, and are timed."""
     (tmp_path / "sde_lib.py").write_text("WHERE = 'other checkout'\n")

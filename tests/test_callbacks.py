@@ -89,6 +89,7 @@ def make_network(torch):
     return network
 
 
+@pytest.mark.slow
 def test_products_with_the_jacobian_of_a_network(torch):
     """Against PyTorch's Jacobian, one at a time and in batches of directions, compiled or not."""
     network = make_network(torch)

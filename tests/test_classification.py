@@ -157,6 +157,7 @@ def test_guidance_from_a_workdir(trained):
     assert (images != plain).any((1, 2, 3)).all()
 
 
+@pytest.mark.slow
 def test_a_classifier_of_another_experiment_is_refused(trained, tmp_path):
     """So are other settings, except for the place of the images."""
     for name, value in (

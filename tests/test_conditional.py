@@ -49,6 +49,7 @@ C = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 # --- given a condition, in closed form ------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_samples_and_densities():
     """Event i has condition i % 4; densities are those of each pair."""
     model, mean = prior(), C @ MAP
@@ -88,6 +89,7 @@ def test_posteriors(method):
     np.testing.assert_allclose(x.std(0), [[np.sqrt(1 / 8), STD]] * 4, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_calibration_of_pairs():
     """Errors of the score are noticed, because the events are those of the data."""

@@ -302,6 +302,7 @@ def test_real_numbers(centered):
 # --- training and inspection ---
 
 
+@pytest.mark.slow
 def test_inspection(folder, tmp_path, capsys):
     bad = write_unusual_files(folder / "cats")
     result = inspection.inspect(config(folder, centered=True, held_out=0.01), str(tmp_path / "w"))

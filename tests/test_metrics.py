@@ -116,6 +116,7 @@ def values(estimates):
     return tuple(estimate.value for estimate in estimates.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [4, pytest.param(16, marks=pytest.mark.slow)])
 def test_errors_of_precision_and_recall_are_those_over_draws(dims):
     """Binomial errors would be 0.6 to 0.85 times as large for recall."""

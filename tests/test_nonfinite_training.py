@@ -161,6 +161,7 @@ def test_skip(tmp_path, monkeypatch, capsys):
     assert state.opt_state[1][0].count == 10
 
 
+@pytest.mark.slow
 def test_ten_skipped_steps_in_a_row_stop_training(tmp_path, monkeypatch):
     bad = [(step, 0) for step in (3, *range(5, 15))]
     words = "Step 14: the loss is nan .* in 10 steps in a row"
@@ -226,6 +227,7 @@ def test_killed_runs_with_rollbacks_end_as_an_uninterrupted_one(tmp_path, monkey
     assert identical(run.train(tmp_path / "killed", "rollback"), whole)
 
 
+@pytest.mark.slow
 def test_three_rollbacks_without_progress_stop_training(tmp_path, monkeypatch, capsys):
     rollbacks = Rollbacks()
     for step, expected in ((5, (1, 5, 1)), (4, (2, 5, 2)), (5, (3, 5, 3)), (6, (4, 6, 1))):

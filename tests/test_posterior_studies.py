@@ -62,6 +62,7 @@ def test_densities_of_increments(kind):
     np.testing.assert_allclose(found, DENSITIES[kind](x), rtol=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0.01, 0.5, 150.0])
 @pytest.mark.parametrize("prior", [TWO, SMALL, POINTS], ids=["mixture", "increments", "points"])
 def test_scores(prior, level):
@@ -149,6 +150,7 @@ def test_errors():
     assert narrow["coverage"] == pytest.approx(59, abs=3)  # P(|z| < 0.822)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FUNCTIONS)
 def test_posteriors_of_functions(kind):
     """Integrals over squares, beside weighted draws of the prior."""
@@ -231,6 +233,7 @@ def test_rows_of_the_tables(tmp_path, monkeypatch):
     assert again == found
 
 
+@pytest.mark.slow
 def test_denoiser_of_the_peers():
     """It is the mean of x_0 that follows from our score, with its gradient."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-dev.txt)")

@@ -364,6 +364,7 @@ def test_the_default_method():
         assert chosen(*case[:2], **case[2]) == expected
 
 
+@pytest.mark.slow
 def test_the_number_of_particles():
     """By default 4 times that of samples, at least 512."""
     posterior = prior_of(PEAKS, VP).posterior(jnp.array([0.3]), lambda x: x, noise=0.5)

@@ -349,6 +349,7 @@ def test_quality_of_reconstructions():
     assert 0.9 < ssim < 1
 
 
+@pytest.mark.slow
 def test_floor_of_the_digits():
     """A thousand training digits are 0.066 away from the held-out ones, by another computation."""
     rows = read_table("\n".join(floors.floors(common.load(common.zoo("digits_vp")))), "samples")

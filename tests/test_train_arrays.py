@@ -146,6 +146,7 @@ def test_events_have_the_units_of_the_data():
     np.testing.assert_allclose(model.from_images(model.to_images(x)), x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_no_files_are_left(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -317,7 +318,7 @@ SEVERAL = times(VECTORS)
         (VECTORS, {"steps": 0}, "steps = 0 must be an integer"),
         (VECTORS, {"sde": "xx"}, "sde = 'xx'"),
         (VECTORS, {"sde": 3}, "sde is an object of type int"),
-        (VECTORS, {"network": "ddpmpp"}, "data.image_size = .* needs one of model.name = mlp, not"),
+        (VECTORS, {"network": "ddpmpp"}, "data.image_size = .* needs model.name = mlp, not"),
         (VECTORS, {"network": "unknown"}, "network = 'unknown'"),
         (VECTORS, {"network": len}, "a module of Flax NNX or Equinox"),
         (VECTORS, {"network": Scalar(1)}, r"returns the shape \(2, 1\)"),

@@ -375,6 +375,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, traine
     assert found == [(6, BACKUPS), (6, SNAPSHOTS), (4, BACKUPS), (4, SNAPSHOTS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", reference.cases(["checkpoint_1", "one.pth"], ["one.pth"]))
 def test_an_exported_and_imported_run_ends_as_an_uninterrupted_one(tmp_path, trained, name):
     """Official Flax and PyTorch files preserve step, parameters, EMA and Adam's state."""
@@ -393,6 +394,7 @@ def damage(folder):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+@pytest.mark.slow
 def test_if_the_newest_checkpoints_are_damaged_the_previous_one_is_used(copied, trained, caplog):
     """If all of them are damaged, nothing is overwritten."""
     for folder, number in ((SNAPSHOTS, 2), (BACKUPS, 6)):

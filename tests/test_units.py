@@ -22,6 +22,7 @@ def make(scale, **options) -> ss.Prior:
     return ss.Prior(gaussian.score(sde, MEAN, STD), sde, (3,), loc=LOC, scale=scale, **options)
 
 
+@pytest.mark.slow
 def test_samples_densities_and_codes():
     scale = SCALES["each"]
     prior, mean, std = make(scale), LOC + scale * MEAN, scale * STD
@@ -78,6 +79,7 @@ def test_posteriors(scale, kind, method):
         np.testing.assert_allclose(posterior.log_evidence(), law_of_y.logpdf(y), atol=0.2)
 
 
+@pytest.mark.slow
 def test_measurements_without_noise():
     known = ss.operators.mask([True, False, False])
     y = np.array([1200.0, 0.0, 0.0])
