@@ -25,7 +25,7 @@ BUDGETS = {
 }
 CURRENT = {
     "lines of code": 32_251,
-    "lines of tests": 20_438,
+    "lines of tests": 20_437,
     "top-level modules": 26,
     "lines of a package": 4_438,  # studies; models has 3,242
     "lines of a file": 390,  # sde_lib.py
