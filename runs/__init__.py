@@ -27,7 +27,25 @@ from runs.lock import (
 )
 from runs.rounds import load_rounds, round_paths, run_rounds
 
-__all__ = ["CONFIG", "ENVIRONMENTS", "LOCK", "Arrays", "Depends", "load_arrays", "load_rounds"]
-__all__ += ["locked", "make_folder", "results_folder", "round_paths", "run_rounds", "save_arrays"]
-__all__ += ["stored_content", "write_arrays", "write_atomically", "write_json", "write_picture"]
-__all__ += ["write_text", "writing"]
+__all__ = [
+    "CONFIG",
+    "ENVIRONMENTS",
+    "LOCK",
+    "Arrays",
+    "Depends",
+    "load_arrays",
+    "load_rounds",
+    "locked",
+    "make_folder",
+    "results_folder",
+    "round_paths",
+    "run_rounds",
+    "save_arrays",
+    "stored_content",
+    "write_arrays",
+    "write_atomically",
+    "write_json",
+    "write_picture",
+    "write_text",
+    "writing",
+]

@@ -12,11 +12,8 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-import math
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from benchmarks.records import Records
 from benchmarks.tables import header, row
@@ -24,13 +21,13 @@ from configs.default import complete
 from score_sde import TrainedModel
 from studies import common
 from studies.common import Estimate
-from studies.distances import distance
+from studies.distances import distance, floor
 from studies.sampling import CORRECTED, measure
 
 OPTIONS = {"folder": "", "samples": 1000, "pc": 250, "write": False}
 ZOO = {"VP": "digits_vp", "VE": "digits_ve"}
 TRAINED = {"sub-VP": "subvp.digits_ddpmpp_continuous", "EDM": "edm.digits_ddpmpp"}
-TRAINING_STEPS, STEPS, FLOORS, BATCH = 800, 10, 20, 250
+TRAINING_STEPS, STEPS, BATCH = 800, 10, 250
 CASES = [("dpm++_2m_sde", "log_snr"), ("dpm++_2m_sde", "fitted"), ("dpm++_2m", "karras")]
 CASES += [("dpm++_2m", "fitted"), ("unipc_2", "karras")]
 """Solvers and schedules; those on 'karras' are diffusers' schedulers with `use_karras_sigmas`."""
@@ -44,17 +41,6 @@ def network(name: str, folder: Path) -> TrainedModel:
     config.training.update(n_iters=TRAINING_STEPS, snapshot_sampling=False)
     config.training.update(snapshot_freq=400, snapshot_freq_for_preemption=400, eval_freq=400)
     return common.load(common.train(complete(config), folder))
-
-
-@functools.cache
-def floor(model: TrainedModel, count: int) -> Estimate:
-    """Return the distance of training images, drawn with replacement, and its spread."""
-    train, found = common.images(model, "train"), []
-    for seed in range(FLOORS):
-        chosen = np.random.default_rng(seed).integers(len(train), size=count)
-        x = model.from_images(np.asarray(train.batch(chosen).pixels))
-        found.append(distance(model, x).value)
-    return Estimate(float(np.mean(found)), float(np.std(found, ddof=1)))
 
 
 def column(name: str, options: argparse.Namespace, records: Records) -> dict[str, str]:
@@ -73,9 +59,8 @@ def column(name: str, options: argparse.Namespace, records: Records) -> dict[str
     cells = {}
     for title, (count, case) in cases.items():
         given = (records, model, of_model, (name,), (count, BATCH), title, case)
-        value, known = Estimate(*measure(*given)["distance"]), floor(model, count)
-        excess = math.sqrt(max(value.value**2 - known.value**2, 0.0))
-        cells[title] = f"{value}; {excess:.3f}"
+        found = Estimate(*measure(*given)["distance"])
+        cells[title] = f"{found}; {common.excess(found, floor(model, count)).value:.3f}"
     return cells
 
 

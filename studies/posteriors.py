@@ -248,9 +248,21 @@ def main(options: argparse.Namespace) -> None:
 
 
 def replaced(old: Sequence[str], new: Sequence[str]) -> list[str]:
-    """Return the lines of a block with those rows of tables that are new, by their first cells."""
-    rows = {line.split(" | ")[0]: line for line in new if line.startswith("| ")}
-    return [line if "---" in line else rows.get(line.split(" | ")[0], line) for line in old]
+    """Return the lines of a block with the new rows of its tables.
+
+    Tables have the same header, and rows the same first cell; other rows are added at the end.
+    """
+    rows, header, lines = {}, "", []
+    for line, following in zip(new, [*new[1:], ""]):
+        header = line if following.startswith("| ---") else header
+        if line.startswith("| ") and line != header and "---" not in line:
+            rows[header, line.split(" | ")[0]] = line
+    for line, following in zip(old, [*old[1:], ""]):
+        header = line if following.startswith("| ---") else header
+        lines.append(rows.pop((header, line.split(" | ")[0]), line))
+        if line.startswith("|") and not following.startswith("|"):
+            lines += [rows.pop(key) for key in [*rows] if key[0] == header]
+    return lines
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ BUDGETS = {
     "parameters of a function": 8,
 }
 CURRENT = {
-    "lines of code": 32_251,
-    "lines of tests": 20_437,
+    "lines of code": 32_266,
+    "lines of tests": 20_438,
     "top-level modules": 26,
     "lines of a package": 4_438,  # studies; models has 3,242
     "lines of a file": 390,  # sde_lib.py
