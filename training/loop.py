@@ -50,30 +50,40 @@ def train_job(job: Job, workdir: str | Path, kind: str = "training") -> TrainSta
         with contextlib.closing(checkpoints):
             while state is None:
                 try:
-                    with progress.waiting("initializing the network, or reading a checkpoint"):
-                        state = job.initial_state()
-                        restored = checkpoints.restore_latest(states.to_checkpoint(state))
-                    if restored:
-                        state = states.from_checkpoint(restored[0])
-                    with _start_log(job, workdir, int(state.step)) as log:
-                        if reason:
-                            log.say(reason)
-                        if restored:
-                            log.say(f"continuing from {restored[1]}")
-                        state = _run(job, state, checkpoints, log, preemption, rollbacks.number)
+                    state = _continue(job, workdir, checkpoints, preemption, rollbacks, reason)
                 except NotFiniteError as error:
-                    rolls_back = job.settings.on_nonfinite == "rollback"
-                    following = rollbacks.next(error.step) if rolls_back else None
-                    if following is None:
+                    following = rollbacks.next(error.step)
+                    if job.settings.on_nonfinite != "rollback" or following is None:
                         raise
-                    state, rollbacks = None, following
-                    reason = f"rollback {following.number}: {error.summary}"
+                    rollbacks, reason = following, f"rollback {following.number}: {error.summary}"
                     # Another order would make a killed run go back to another checkpoint.
                     checkpoints.wait()
                     rollbacks.write(workdir)
     if preemption.signal == signal.SIGINT:
         raise KeyboardInterrupt
     return state
+
+
+def _continue(
+    job: Job,
+    workdir: str | Path,
+    checkpoints: Checkpoints,
+    preemption: sharding.Preemption,
+    rollbacks: states.Rollbacks,
+    reason: str,
+) -> TrainState:
+    """Train from the newest checkpoint, or from the start; log the `reason` of a rollback."""
+    with progress.waiting("initializing the network, or reading a checkpoint"):
+        state = job.initial_state()
+        restored = checkpoints.restore_latest(states.to_checkpoint(state))
+    if restored:
+        state = states.from_checkpoint(restored[0])
+    with _start_log(job, workdir, int(state.step)) as log:
+        if reason:
+            log.say(reason)
+        if restored:
+            log.say(f"continuing from {restored[1]}")
+        return _run(job, state, checkpoints, log, preemption, rollbacks.number)
 
 
 def _start_log(job: Job, workdir: str | Path, start: int) -> TrainingLog:
