@@ -28,10 +28,14 @@ SWAPS |= {new: old for old, new in SWAPS.items()}
 SWAPS |= {ast.Pow: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv}
 Mutant = tuple[Path, str, str]  # The path of a file, the change, and the faulty source.
 SKIPPED_FIELDS = {"annotation", "returns", "decorator_list", "ctx", "op", "ops"}
-SKIPPED_CODE = re.compile(r"raise |import |from |__all__|if TYPE_CHECKING:|f?['\"]")
+SKIPPED_CODE = re.compile(r"strict=|raise |import |from |__all__|if TYPE_CHECKING:|f?['\"]")
 CONVERSIONS = {"jit", "asarray", "float", "int", "bool", "tuple", "list"}  # The value is the same.
+SYMMETRIC = {"maximum", "minimum"}  # in their arguments
 # Tests that reach a package through other modules:
-TESTS = {"controllable": ("inverse_problems", "guidance", "operators", "posterior")}
+TESTS = {
+    "controllable": ("inverse_problems", "guidance", "operators", "posterior", "smc", "daps"),
+    "solvers": ("likelihood", "metropolis", "fitting", "prior", "sampling"),
+}
 
 
 def replacements(node: ast.AST) -> Iterator[ast.AST]:
@@ -50,11 +54,13 @@ def replacements(node: ast.AST) -> Iterator[ast.AST]:
         case ast.Constant(int() | float() as value):
             yield ast.Constant(value + 1)
         case ast.Call(function, arguments, keywords):
-            if ast.unparse(function).split(".")[-1] not in CONVERSIONS:
+            name = ast.unparse(function).split(".")[-1]
+            if name not in CONVERSIONS:
                 yield from (each for each in arguments[:1] if not isinstance(each, ast.Starred))
             for i in range(len(keywords)):
-                yield ast.Call(function, arguments, keywords[:i] + keywords[i + 1 :])
-            for i in range(len(arguments) - 1):
+                if keywords[i].arg != "strict":  # It only checks.
+                    yield ast.Call(function, arguments, keywords[:i] + keywords[i + 1 :])
+            for i in range(len(arguments) - 1 if name not in SYMMETRIC else 0):
                 swapped = [*arguments[:i], arguments[i + 1], arguments[i], *arguments[i + 2 :]]
                 yield ast.Call(function, swapped, keywords)
         case ast.If(test, body, orelse) | ast.IfExp(test, body, orelse):

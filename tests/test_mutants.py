@@ -20,6 +20,8 @@ from tests import mutants
         ("x = 0", "1"),
         ("x = f(a, b, c=d)", "a, f(a, b), f(b, a, c=d)"),
         ("x = int(a)", ""),
+        ("x = maximum(a, b)", "a"),
+        ("x = f(a, strict=True)", "a"),
         ("x = b if a else c", "b if not a else c"),
         ("x += y", "pass"),
         ("f(*x)", "pass"),
