@@ -17,8 +17,8 @@ import ml_collections
 import numpy as np
 from jax import Array
 
-from errors import InputError, brief, choose
-from options import GIVEN
+from errors import InputError, brief
+from options import GIVEN, choose
 from readers import arrays, authors, emoji, files, folders, published, scikit_learn
 from readers.batches import Batch, Batches, Images, rounds
 from readers.image_sizes import image_shape

@@ -18,12 +18,10 @@ import stat
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import NoReturn, TypeVar
-
-Value = TypeVar("Value")
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -61,18 +59,6 @@ def naming(source: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"{source}: {' '.join(str(error).split())}") from error
-
-
-def check_name(name: str, known: Iterable[str], field: str) -> None:
-    """Raise InputError, listing the known names, if the value `name` of `field` is not one."""
-    if name not in known:
-        raise InputError(f"{field} = {name!r} is unknown; known: {', '.join(sorted(known))}.")
-
-
-def choose(table: Mapping[str, Value], name: str, field: str) -> Value:
-    """Return table[name], after `check_name`."""
-    check_name(name, table, field)
-    return table[name]
 
 
 def expand_home(path: str | Path, what: str) -> Path:

@@ -30,7 +30,7 @@ from configs.validation import validated
 from controllable.guidance import LogProbs, class_log_probs
 from datasets import Batch
 from errors import InputError, advice, naming
-from models.building import Params, abstract_network
+from models.building import Params, abstract_network, network_score
 from models.conditions import Condition, Kinds
 from models.layers import Rngs
 from readers.arrays import read_condition
@@ -91,6 +91,7 @@ class Experiment:
         self.network = abstract_network(lambda: self._build(Rngs(jax.random.key(0))))
         self.graph, shapes = nnx.split(self.network, nnx.Param)
         self.abstract_params = jax.tree.map(self._replicated, nnx.to_pure_dict(shapes))
+        self._apply = functools.partial(network_score, self.score_model, self.graph)
         _ = self.sampler  # Its options are checked now, before anything is compiled.
 
     def _replicated(self, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -173,6 +174,10 @@ class Experiment:
         data, options = self.config.data, {}
         if data.std:
             options = {"loc": data.mean, "scale": data.std}
+        if self.sharded:
+            params = jax.jit(lambda tree: tree, out_shardings=sharding.replicated(self.mesh))(
+                params
+            )
         guided = {"classifier": self.classifier, "log_probs": self.class_log_probs}
         found = TrainedModel(
             NetworkScore(params, self._apply, self.sde, **guided),
@@ -195,11 +200,6 @@ class Experiment:
     def sampler(self) -> sampling.Sampler:
         """The sampler that config.sampling describes, with the levels that are `fitted`."""
         return parts.make_sampler(self.config, self.sde, self.fitted)
-
-    def _apply(
-        self, params: Params, x: Array, t: Array, condition: Condition | None = None
-    ) -> Array:
-        return self.score(params, condition=condition)(x, t)
 
     @property
     def guidance(self) -> dict[str, Any]:
@@ -244,14 +244,9 @@ class Experiment:
         NotFiniteError if a sample is not finite.
         """
         model = model.given(self.sample_condition(first, count), **self.guidance)
-        samples = model.draw(
-            self.sampler,
-            count,
-            self.key("sample"),
-            first=first,
-            batch_size=count,
-            temperature=self.config.sampling.temperature,
-        )
+        temperature = self.config.sampling.temperature
+        settings = {"first": first, "batch_size": count, "temperature": temperature}
+        samples = model.draw(self.sampler, count, self.key("sample"), **settings)
         x, frames = (model.to_images(each) for each in (samples.x, samples.frames))
         return samples._replace(x=x, frames=frames, nfe=np.asarray(samples.nfe))
 

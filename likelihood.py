@@ -1,6 +1,6 @@
 """Log-likelihoods and latent codes by the probability-flow ODE (arXiv:2011.13456, Appendix D.2).
 
-The ODE is solved for a scaled state u = x / a and a time tau, `solvers.scaled_flow`. With its
+The ODE is solved for a scaled state u = x / a and a time tau, `solvers.density`. With its
 right-hand side h the result is
 
   log p(x) = log p(x_T) + dims log(a_T / a) + integral of tr(dh/du) dtau.
@@ -12,6 +12,7 @@ equals the estimate of the official code for the same probe.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,17 +20,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Key, Num
 
-from errors import InputError, choose
+from errors import InputError
+from options import choose
 from sde_lib import SDE, Score, expand
-from solvers.adaptive import by_event
-from solvers.density import solver
-from solvers.loop import fold_in, standard_normal, uniform
-from solvers.scaled_flow import (
-    DATA_STD,
-    Endpoints,
-    find_endpoints,
-    scaled_residual,
-)
+from solvers.density import DATA_STD, Endpoints, find_endpoints, scaled_residual, solver
+from solvers.loop import by_event, fold_in, standard_normal, uniform
 
 TOLERANCE = 1e-3
 """Error per step of u and of log p per dimension, relative and absolute; see docs/likelihood.md."""
@@ -76,21 +71,11 @@ class Bound(NamedTuple):
     parts: Array
 
 
-def _rademacher(key: Array, shape: tuple[int, ...]) -> Array:
-    return jax.random.rademacher(key, shape, jnp.float32)
-
-
-def _gaussian(key: Array, shape: tuple[int, ...]) -> Array:
-    return jax.random.normal(key, shape)
-
-
-def _unit_vectors(key: Array, shape: tuple[int, ...]) -> Array:
-    del key
-    dims = shape[0]
-    return math.sqrt(dims) * jnp.eye(dims).reshape(shape)
-
-
-PROBES = {"Rademacher": _rademacher, "Gaussian": _gaussian, "exact": _unit_vectors}
+PROBES: dict[str, Callable[[Array, tuple[int, ...]], Array]] = {
+    "Rademacher": lambda key, shape: jax.random.rademacher(key, shape, jnp.float32),
+    "Gaussian": jax.random.normal,
+    "exact": lambda _, shape: math.sqrt(shape[0]) * jnp.eye(shape[0]).reshape(shape),
+}
 """(key, (k, ...)) -> probes (k, ...), by `eval.bpd_trace`."""
 
 
@@ -110,9 +95,8 @@ def draw_probes(
     Raises InputError for an unknown kind.
     """
     draw = choose(PROBES, kind, "the kind of Hutchinson probe")
-    image_shape = shape[1:]
-    size = math.prod(image_shape) if kind == "exact" else count
-    return jax.vmap(lambda key: draw(key, (size, *image_shape)))(keys)
+    size = math.prod(shape[1:]) if kind == "exact" else count
+    return jax.vmap(lambda key: draw(key, (size, *shape[1:])))(keys)
 
 
 def log_likelihood(

@@ -29,6 +29,7 @@ from absl import app, flags, logging
 import score_sde
 from commands import command_line
 from errors import InputError
+from options import choose
 
 FLAGS = flags.FLAGS
 PACKAGE = f"{__package__}." if __package__ else ""  # An installed package has all modules in it.
@@ -168,7 +169,7 @@ def check_flags(argv: list[str]) -> None:
     for name in ("workdir", "source", "target", "eval_folder"):
         if not (FLAGS[name].value or "").isprintable():  # It is printed in many places.
             raise InputError(f"--{name}={FLAGS[name].value} has control characters; rename it.")
-    command = errors.choose(COMMANDS, FLAGS.mode, "--mode")
+    command = choose(COMMANDS, FLAGS.mode, "--mode")
     for name in {name for each in COMMANDS.values() for name in each.flags}:
         if FLAGS[name].present and name not in command.flags:
             modes = ", ".join(mode for mode, each in COMMANDS.items() if name in each.flags)

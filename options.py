@@ -10,11 +10,13 @@ import math
 import re
 import reprlib
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from errors import InputError, printable
+
+Value = TypeVar("Value")
 
 
 class _Short(reprlib.Repr):
@@ -78,6 +80,12 @@ def check(name: str, value: Any, domain: Domain) -> None:
     """Raise InputError unless the value lies in the domain."""
     if not domain.allows(plain(value)):
         raise InputError(f"{name} = {SHORT.repr(value)} must be {domain.describe()}.")
+
+
+def choose(table: Mapping[str, Value], name: str, field: str) -> Value:
+    """Return table[name]. Raises InputError if the value `name` of `field` is not in the table."""
+    check(field, name, Name(table, exact=True))
+    return table[name]
 
 
 def plain(value: Any) -> Any:

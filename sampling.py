@@ -10,43 +10,49 @@ are those of `solvers/predictor_corrector.py`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import Array
 
 import options
-import solvers
-from errors import InputError, choose
-from options import Integer, listed
-from sde_lib import SDE, Score
-from solvers.adaptive import integrate_flow
-from solvers.kinds import ADAPTIVE, Setting, kinds, unit_of
-from solvers.loop import fold_in, image_keys, standard_normal, uniform
+from errors import InputError
+from options import FLAG, Integer, Option, Options, choose, listed
+from sde_lib import SDE
+from solvers import SOLVERS
+from solvers.adaptive import (
+    ADAPTIVE,
+    SDE_TOLERANCE,
+    adaptive_sampler,
+    flow_sampler,
+    ode_sampler,
+    probability_flow_ode,
+)
+from solvers.loop import (
+    Sampler,
+    Samples,
+    Setting,
+    fold_in,
+    image_keys,
+    prior_sample,
+    standard_normal,
+    uniform,
+)
+from solvers.plan import SCHEDULE, few_step_sampler
 from solvers.predictor_corrector import (
     CORRECTORS,
+    PC,
     PREDICTORS,
-    Constraint,
     Metropolis,
-    Update,
-    Updates,
     ancestral_sampling,
     annealed_langevin,
-    euler_maruyama,
     langevin,
-    langevin_per_image,
     none,
+    pc_sampler,
     predictor_corrector,
-    predictor_corrector_loop,
-    prior_sample,
-    probability_flow_ode,
     reverse_diffusion,
 )
-from solvers.results import Sampler, Samples, single_loop, to_samples
 
 __all__ = [
     "ADAPTIVE",
@@ -54,28 +60,21 @@ __all__ = [
     "DEFAULT",
     "MOST_STEPS",
     "PREDICTORS",
-    "Constraint",
     "Defaults",
     "Flow",
     "Metropolis",
     "Sampler",
     "Samples",
-    "Update",
-    "Updates",
     "ancestral_sampling",
     "annealed_langevin",
-    "euler_maruyama",
     "fold_in",
     "image_keys",
-    "integrate_flow",
     "kinds",
     "langevin",
-    "langevin_per_image",
     "make",
     "make_flow",
     "none",
     "predictor_corrector",
-    "predictor_corrector_loop",
     "prior_sample",
     "probability_flow_ode",
     "reverse_diffusion",
@@ -85,6 +84,43 @@ __all__ = [
 
 DEFAULT = "dpm++_2m_sde"
 MOST_STEPS = 10**5
+
+DENOISE = {"noise_removal": Option(True, FLAG, "Drop the noise of the last step.")}
+TRAJECTORY = {"trajectory": Option(False, FLAG, "Draw states on the path from noise to images.")}
+
+
+class Kind(NamedTuple):
+    """How samplers of one name are made.
+
+    Attributes:
+      make: (setting, **options) -> Sampler.
+      options: the keyword arguments of `make`.
+      steps: the default number of steps; None for `Defaults.levels`.
+      adaptive: whether the sampler chooses its steps.
+    """
+
+    make: Callable[..., Sampler]
+    options: Options
+    steps: int | None = None
+    adaptive: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    ADAPTIVE: Kind(adaptive_sampler, {**DENOISE, **SDE_TOLERANCE}, adaptive=True),
+    "ode": Kind(ode_sampler, DENOISE, adaptive=True),
+    "pc": Kind(pc_sampler, {**PC, **DENOISE, **TRAJECTORY}),
+}
+"""The samplers that are not few-step solvers, by name."""
+
+
+def kinds() -> dict[str, Kind]:
+    """Return all samplers by name, with the solvers that a user has entered."""
+    shared = {**SCHEDULE, **DENOISE, **TRAJECTORY}
+    few_step = {
+        name: Kind(functools.partial(few_step_sampler, solver), {**solver.options, **shared}, 20)
+        for name, solver in sorted(SOLVERS.items())
+    }
+    return {**few_step, **KINDS}
 
 
 class Fitted(NamedTuple):
@@ -200,7 +236,7 @@ def _resolve(
 
 def _entries(name: str, values: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return what the registries hold, because a user may replace an entry under its name."""
-    solver = solvers.SOLVERS.get(name)
+    solver = SOLVERS.get(name)
     return (
         solver and (solver.plan, solver.noise_prediction, solver.stochastic),
         PREDICTORS.get(str(values.get("predictor")).lower()),
@@ -236,7 +272,7 @@ def make_flow(
 
 def _check_flow(name: str, problem: str, others: set[str]) -> None:
     """Raise InputError unless it is a few-step solver without noise, or one of `others`."""
-    known = {each for each, solver in solvers.SOLVERS.items() if not solver.stochastic} | others
+    known = {each for each, solver in SOLVERS.items() if not solver.stochastic} | others
     if name not in known:
         raise InputError(f"sampler = {name!r} {problem}; choose one of {listed(known)}.")
 
@@ -246,37 +282,10 @@ def _make_flow(
     setting: Setting, values: tuple[tuple[str, Any], ...], entries: tuple[Any, ...]
 ) -> Flow:
     del entries
-    sde, chosen = setting.sde, dict(values)
-    if setting.name == "ode":
-        return Flow(_adaptive_flow(sde, sde.t_end, sde.T), _adaptive_flow(sde, sde.T, sde.t_end))
-    with jax.ensure_compile_time_eval():
-        return _few_step_flow(setting, chosen)
-
-
-def _few_step_flow(setting: Setting, chosen: Mapping[str, Any]) -> Flow:
     sde = setting.sde
-    levels = solvers.noise_levels(sde, chosen["schedule"], setting.steps, denoise=False)
-    return Flow(_solver_flow(setting, chosen, levels[::-1]), _solver_flow(setting, chosen, levels))
-
-
-def _adaptive_flow(sde: SDE, start: float, end: float) -> Sampler:
-    def solve(score: Score, x: Array) -> Samples:
-        return to_samples(*integrate_flow(score, sde, x, start, end))
-
-    return Sampler(single_loop(solve), title="the probability-flow ODE with adaptive steps")
-
-
-def _solver_flow(setting: Setting, chosen: Mapping[str, Any], levels: np.ndarray) -> Sampler:
-    solver = solvers.SOLVERS[setting.name]
-    plan = solver.plan(levels, **{name: chosen[name] for name in solver.options})
-
-    def loop(keys: Array | None, score: Score) -> solvers.Loop:
-        del keys
-        return solvers.few_step_loop(
-            *(None, score, setting.sde, plan, levels[-1]),
-            noise_prediction=solver.noise_prediction,
-        ).then(lambda result: to_samples(result[0], jnp.int32(len(plan.level)), *result[1:]))
-
-    title = solvers.schedule_title(chosen["schedule"])
-    title = f"{setting.name!r}, {setting.steps} steps on {title}"
-    return Sampler(loop, len(plan.level), title, unit=unit_of(plan, setting.steps))
+    chosen = {**dict(values), "noise_removal": False, "trajectory": False}
+    with jax.ensure_compile_time_eval():  # As above.
+        if setting.name == "ode":
+            return Flow(flow_sampler(sde, sde.t_end, sde.T), flow_sampler(sde, sde.T, sde.t_end))
+        make = kinds()[setting.name].make
+        return Flow(make(setting, **chosen, ascending=True), make(setting, **chosen))

@@ -1,8 +1,8 @@
 """Forward SDEs that turn data into noise (Song et al. 2021, arXiv:2011.13456).
 
-An SDE is defined by its perturbation kernel, x_t | x_0 ~ N(alpha(t) x_0, var(t) I). The base class
-derives everything else from these two functions (Section 3, Appendix B). Times t are float arrays
-of shape () or (B,) in [0, T]; states x have shape (B, ...).
+An SDE is defined by its perturbation kernel, x_t | x_0 ~ N(alpha(t) x_0, var(t) I). It states alpha
+and var, or std in its place; the base class derives the rest (Section 3, Appendix B). Times t are
+float arrays of shape () or (B,) in [0, T]; states x have shape (B, ...).
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import dataclasses
 import functools
 import math
 import operator
-import reprlib
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -23,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from errors import InputError
+from errors import InputError, printable
 
 Score = Callable[[Array, Array], Array]
 """score(x, t) = grad_x log p_t(x): x (B, ...), t (B,) -> (B, ...)."""
@@ -32,9 +30,8 @@ Score = Callable[[Array, Array], Array]
 class Step(NamedTuple):
     """One step of a discretized reverse process, from time t to time s = t - dt.
 
-    The step reverses the forward transition x_t = ratio x_s + sqrt(var) z, Eqs. (41), (45). All
-    attributes are scalars, or arrays with one entry per image or per step; steps are in the order
-    in which a sampler takes them.
+    It reverses x_t = ratio x_s + sqrt(var) z, Eqs. (41), (45). All attributes are scalars, or
+    arrays with one entry per image or per step, in the order in which a sampler takes them.
     """
 
     t: Array
@@ -83,14 +80,14 @@ class SDE(abc.ABC):
                 with contextlib.suppress(Exception):  # Arrays without a value raise various types.
                     value = value.item()
                 if type(value) not in (int, float) or not -1e30 <= value <= 1e30:
-                    shown = " ".join(reprlib.repr(value).split())
-                    raise InputError(f"{name}: {field.name} = {shown} must be a finite number.")
+                    shown = f"{field.name} = {printable(value):.100}"
+                    raise InputError(f"{name}: {shown} must be a finite number.")
                 object.__setattr__(self, field.name, value)
         for relation in self.relations:
             terms, signs = relation.split()[::2], relation.split()[1::2]
             fields = {each: getattr(self, each) for each in terms if each.isidentifier()}
             values = [fields[each] if each in fields else float(each) for each in terms]
-            if not all(ORDERS[sign](*pair) for sign, pair in zip(signs, pairwise(values))):
+            if not all(ORDERS[sign](*pair) for sign, *pair in zip(signs, values, values[1:])):
                 got = " and ".join(f"{each} = {value}" for each, value in fields.items())
                 raise InputError(f"{name} requires {relation}; got {got}.")
 
@@ -98,9 +95,9 @@ class SDE(abc.ABC):
     def alpha(self, t: Array) -> Array:
         """Scale of the data at time t, in the shape of t."""
 
-    @abc.abstractmethod
     def var(self, t: Array) -> Array:
         """Variance of the noise at time t, in the shape of t, by expm1 where 1 - exp cancels."""
+        return self.std(t) ** 2
 
     def std(self, t: Array) -> Array:
         """Standard deviation of the noise at time t, in the shape of t."""
@@ -108,12 +105,14 @@ class SDE(abc.ABC):
 
     def drift_coefficient(self, t: Array) -> Array:
         """f(t) = alpha'(t) / alpha(t); the drift of Eq. (5) is f(t) x."""
-        alpha, derivative = _value_and_derivative(self.alpha, t)
+        t = jnp.asarray(t)
+        alpha, derivative = jax.jvp(self.alpha, (t,), (jnp.ones_like(t),))
         return derivative / alpha
 
     def diffusion(self, t: Array) -> Array:
         """g(t) of Eq. (5), from the variance equation var' = 2 f var + g^2, for VP Eq. (26)."""
-        var, derivative = _value_and_derivative(self.var, t)
+        t = jnp.asarray(t)
+        var, derivative = jax.jvp(self.var, (t,), (jnp.ones_like(t),))
         return jnp.sqrt(derivative - 2 * self.drift_coefficient(t) * var)
 
     def drift(self, x: Array, t: Array) -> Array:
@@ -123,10 +122,7 @@ class SDE(abc.ABC):
     def reverse_drift(
         self, score: Array, x: Array, t: Array, *, probability_flow: bool = False
     ) -> Array:
-        """Drift of the reverse-time SDE, Eq. (6), or of the probability flow, Eqs. (13), (38).
-
-        `score` is the value of score(x, t), of the shape of x.
-        """
+        """Drift of Eq. (6), or of the probability flow, Eqs. (13), (38), from score(x, t)."""
         weight = 0.5 if probability_flow else 1.0
         return self.drift(x, t) - weight * expand(self.diffusion(t) ** 2, x) * score
 
@@ -170,10 +166,7 @@ class SDE(abc.ABC):
         return logps.reshape(z.shape[0], -1).sum(-1)
 
     def steps(self, ts: Array) -> Step:
-        """The n reverse steps along descending times ts (n,), with exact Gaussian transitions.
-
-        The last step leads from ts[-1] to noise-free data, where alpha = 1 and var = 0.
-        """
+        """The n reverse steps along descending times ts (n,) and from the last one to the data."""
         ts = jnp.asarray(ts)
         alpha, var = self.alpha(ts), self.var(ts)
         ratio, var_next = alpha / jnp.append(alpha[1:], 1.0), jnp.append(var[1:], 0.0)
@@ -197,7 +190,6 @@ class VESDE(SDE):
     sigma_min: float = 0.01
     sigma_max: float = 50.0
     t_end: float = 1e-5
-
     relations: ClassVar = (*SDE.relations, "0 < sigma_min < sigma_max")
 
     def alpha(self, t: Array) -> Array:
@@ -206,13 +198,9 @@ class VESDE(SDE):
     def std(self, t: Array) -> Array:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** (t / self.T)
 
-    def var(self, t: Array) -> Array:
-        return self.std(t) ** 2
-
     @property
     def prior_std(self) -> float:
-        """sigma_max, without rounding."""
-        return float(self.sigma_max)
+        return float(self.sigma_max)  # Without rounding.
 
     def sigmas(self, n: int) -> np.ndarray:
         """The n noise scales of SMLD, a descending geometric sequence; float64 (n,)."""
@@ -223,7 +211,8 @@ class VESDE(SDE):
         var = self.sigmas(n) ** 2
         var_next = np.append(var[1:], 0.0)
         step_var = var - var_next
-        return _chain_steps(self, np.ones(n), step_var, step_var * var_next / var)
+        tables = map(jnp.float32, (np.ones(n), step_var, step_var * var_next / var))
+        return Step(self.sampling_times(n), jnp.full(n, self.T / n), *tables)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -232,7 +221,6 @@ class VPSDE(SDE):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
-
     relations: ClassVar = (*SDE.relations, "0 < beta_min <= beta_max")
 
     def log_alpha(self, t: Array) -> Array:
@@ -252,10 +240,7 @@ class VPSDE(SDE):
         return 1.0
 
     def betas(self, n: int) -> np.ndarray:
-        """The n noise variances beta_i = beta / n of DDPM, Eq. (23), ascending; float64 (n,).
-
-        Raises InputError if n is so small that a beta_i reaches 1.
-        """
+        """The n noise variances beta_i < 1 of DDPM, beta / n, Eq. (23), ascending; float64 (n,)."""
         if self.beta_max * self.T >= n:
             raise InputError(
                 f"{n} steps are too few for the chain of the VP or sub-VP SDE with beta_max = "
@@ -267,11 +252,12 @@ class VPSDE(SDE):
         """DDPM's chain, Eq. (10): x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z.
 
         As in the official code, ancestral sampling adds noise of variance beta_i, and the last step
-        removes noise of variance beta_min T / n from a state at t_end, which fits the state for
-        n = T / t_end = 1000: docs/sampling.md states the error of other n.
+        removes that of variance beta_min T / n from a state at t_end, which fits n = T / t_end;
+        docs/sampling.md has the error of other n.
         """
         betas = self.betas(n)[::-1]
-        return _chain_steps(self, np.sqrt(1 - betas), betas, betas)
+        tables = map(jnp.float32, (np.sqrt(1 - betas), betas, betas))
+        return Step(self.sampling_times(n), jnp.full(n, self.T / n), *tables)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -282,10 +268,7 @@ class SubVPSDE(VPSDE):
         return super().var(t) ** 2
 
     def discretize(self, n: int) -> Step:
-        """Euler-Maruyama steps of length T / n, as in the official code; see `VPSDE.discretize`.
-
-        The variance of ancestral sampling has the same form as for VE's chain.
-        """
+        """Euler-Maruyama steps of length T / n, as in the official code; see `VPSDE.discretize`."""
         self.betas(n)  # Raises the error of too few steps.
         ts, dt = self.sampling_times(n), self.T / n
         var = self.diffusion(ts) ** 2 * dt
@@ -296,11 +279,10 @@ class SubVPSDE(VPSDE):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CosineSDE(SDE):
-    """The SDE of the cosine schedule.
+    """The variance-preserving SDE of the cosine schedule (arXiv:2102.09672, Eq. (17), s = 0.008).
 
-    alpha(t) = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s)); see Nichol & Dhariwal 2021
-    (arXiv:2102.09672), Eq. (17), with s = 0.008. It preserves the variance. At t = 1 alpha is 0 and
-    the drift infinite, so T is smaller: alpha(T) = 0.008, as small as that of the VP SDE.
+    alpha(t) = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s)). At t = 1 it is 0 and the drift
+    infinite, so T is smaller: alpha(T) = 0.008, as small as that of the VP SDE.
     """
 
     T: float = 0.995
@@ -326,10 +308,7 @@ class CosineSDE(SDE):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EDMSDE(SDE):
-    """The SDE of EDM (Karras et al. 2022, arXiv:2206.00364), whose time is the noise level.
-
-    alpha = 1 and sigma(t) = t, for images in [-1, 1].
-    """
+    """The SDE of EDM (arXiv:2206.00364) for images in [-1, 1]: alpha = 1, and std(t) = t."""
 
     T: float = 80.0
     t_min: float = 0.002
@@ -341,9 +320,6 @@ class EDMSDE(SDE):
     def std(self, t: Array) -> Array:
         return jnp.asarray(t)
 
-    def var(self, t: Array) -> Array:
-        return jnp.square(t)
-
     def sampling_times(self, n: int) -> Array:
         """n times (n,) from T down to t_end, evenly spaced in t^(1/7) (EDM, Eq. (5))."""
         return jnp.linspace(self.T ** (1 / 7), self.t_end ** (1 / 7), n) ** 7
@@ -351,10 +327,9 @@ class EDMSDE(SDE):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RectifiedFlow(SDE):
-    """The SDE with the marginals of rectified flow, x_t = (1 - t) x_0 + t z.
+    """Rectified flow, x_t = (1 - t) x_0 + t z (arXiv:2209.03003, arXiv:2210.02747).
 
-    See Liu et al. 2022 (arXiv:2209.03003) and Lipman et al. 2022 (arXiv:2210.02747). At t = 1 alpha
-    is 0 and the drift infinite, so T is smaller: x_T holds 0.005 x_0, less than that of the VP SDE.
+    T is smaller than 1, where the drift is infinite: x_T holds 0.005 x_0, less than with VP.
     """
 
     T: float = 0.995
@@ -368,23 +343,7 @@ class RectifiedFlow(SDE):
     def std(self, t: Array) -> Array:
         return jnp.asarray(t)
 
-    def var(self, t: Array) -> Array:
-        return jnp.square(t)
-
 
 SDES: dict[str, type[SDE]] = {"vesde": VESDE, "vpsde": VPSDE, "subvpsde": SubVPSDE}
 SDES |= {"cosinesde": CosineSDE, "edmsde": EDMSDE, "rectifiedflow": RectifiedFlow}
 """The SDEs by `config.training.sde`."""
-
-
-def _value_and_derivative(function: Callable[[Array], Array], t: Array) -> tuple[Array, Array]:
-    """function(t) and its derivative, both in the shape of t; element i depends on t[i] only."""
-    t = jnp.asarray(t)
-    return jax.jvp(function, (t,), (jnp.ones_like(t),))
-
-
-def _chain_steps(sde: SDE, ratio: np.ndarray, var: np.ndarray, ancestral_var: np.ndarray) -> Step:
-    """The steps of a discrete chain from float64 tables (n,), in sampling order."""
-    n = len(ratio)
-    tables = [jnp.asarray(table, jnp.float32) for table in (ratio, var, ancestral_var)]
-    return Step(sde.sampling_times(n), jnp.full(n, sde.T / n), *tables)

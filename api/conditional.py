@@ -20,15 +20,15 @@ import sampling
 from api import calibration
 from api.arguments import FEWEST, LARGEST, Seed, as_array, as_rows, checked, is_traced, key_of, show
 from api.calibration import Calibration
-from api.execution import static
 from api.posterior import BATCH_SIZE, Posterior
 from api.prior import Prior
 from controllable import guidance
-from controllable.guidance import ALL_LEVELS, GuidedScore, Interval
+from controllable.guidance import ALL_LEVELS, Interval
 from errors import InputError
 from models.building import Params
 from models.conditions import UNCONDITIONAL, Condition, Kinds
 from sde_lib import SDE, Score
+from solvers.loop import GuidedScore, static
 
 Apply = Callable[..., Array]
 """(params, x (B, ...), t (B,), condition or None) -> score (B, ...)."""

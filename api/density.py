@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 import likelihood
 from api.arguments import check_memory
 from api.execution import bound
+from errors import InputError
 from sde_lib import SDE, Score
 
 if TYPE_CHECKING:
@@ -39,6 +42,15 @@ class Density(NamedTuple):
     model_error: Array
 
 
+def _derivatives(x: Any) -> int:
+    """Return how many derivatives in x are being computed."""
+    count = 0
+    while isinstance(x, Tracer):
+        count += hasattr(x, "primal")
+        x = getattr(x, "primal", getattr(x, "val", None))
+    return count
+
+
 def log_density(
     prior: Prior,
     z: Array,
@@ -53,27 +65,30 @@ def log_density(
 
     `solver` holds tolerance and steps; `Prior.log_prob` describes the arguments.
     """
+    if _derivatives(z) > 1:
+        raise InputError(
+            "log_prob can be differentiated once, but a second derivative is requested. Its "
+            "gradient is close to score(x, t_min): differentiate the score instead."
+        )
     dims = math.prod(prior.event_shape)
     kind = trace or ("exact" if dims <= EXACT_DIMS else "Rademacher")
     count = dims if kind == "exact" else probes
     check_memory(z.size * count, f"A trace by {count} probes for each of {len(z)} events")
 
-    def compute(score: Score, z: Array, keys: Array) -> Density:
-        return _log_density(score, prior.sde, z, keys, kind, probes, solver, model_error)
-
+    compute = functools.partial(_log_density, prior.sde, kind, probes, solver, model_error)
     return prior.by_rows(compute, z, keys)
 
 
 @eqx.filter_jit
 def _log_density(
-    score: Score,
     sde: SDE,
-    z: Array,
-    keys: Array,
     kind: str,
     count: int,
     solver: dict[str, Any],
     has_model_error: bool,
+    score: Score,
+    z: Array,
+    keys: Array,
 ) -> Density:
     probes, function = likelihood.draw_probes(keys, z.shape, kind, count), bound(score)
     found = likelihood.log_likelihood(function, sde, z, probes, **solver)
@@ -85,13 +100,9 @@ def _log_density(
 
 def upper_bound(prior: Prior, z: Array, keys: Array) -> Array:
     """Return `likelihood.elbo` of z (B, *event_shape), with the noise of the keys (B,), in nats."""
-
-    def compute(score: Score, z: Array, keys: Array) -> Array:
-        return _upper_bound(score, prior.sde, z, keys)
-
-    return prior.by_rows(compute, z, keys)
+    return prior.by_rows(functools.partial(_upper_bound, prior.sde), z, keys)
 
 
 @eqx.filter_jit
-def _upper_bound(score: Score, sde: SDE, z: Array, keys: Array) -> Array:
+def _upper_bound(sde: SDE, score: Score, z: Array, keys: Array) -> Array:
     return likelihood.elbo(bound(score), sde, z, keys).nats

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array, lax
-from jax.core import Tracer
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 import sampling
@@ -32,8 +31,7 @@ from errors import NotFiniteError
 from runs import progress
 from sampling import Sampler, Samples
 from sde_lib import SDE, Score
-from solvers import Loop
-from solvers.results import to_samples
+from solvers.loop import Loop, static
 
 
 def bound(score: Score) -> Score:
@@ -53,9 +51,6 @@ class Task(Protocol):
     def loop(self) -> tuple[Loop, Array]:
         """Return the loop, and the states (B, ...) that it starts from."""
         ...
-
-
-static = functools.partial(struct.field, pytree_node=False)
 
 
 @struct.dataclass
@@ -93,15 +88,7 @@ class FromPosterior:
             *(self.measurement, self.shape),
             support=self.support,
         )
-        if methods.METHODS[self.method.name].condition is None:
-            loop = loop.then(_weighted_samples)
         return loop, x
-
-
-def _weighted_samples(result: tuple[Array, Any, Array, Array]) -> Samples:
-    """Return the result (x, weights, bad_step, nfe) of particles."""
-    x, weights, bad_step, nfe = result
-    return to_samples(x, nfe, bad_step=bad_step)._replace(weights=weights)
 
 
 @struct.dataclass
@@ -213,15 +200,6 @@ def run(task: Task, text: str) -> Samples:
             update(step)
             previous = done
         return _finish(*program, carry)
-
-
-def derivatives(x: Any) -> int:
-    """Return how many derivatives in x are being computed."""
-    count = 0
-    while isinstance(x, Tracer):
-        count += hasattr(x, "primal")
-        x = getattr(x, "primal", getattr(x, "val", None))
-    return count
 
 
 # --- batches --------------------------------------------------------------------------------------

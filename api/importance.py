@@ -19,9 +19,8 @@ import likelihood
 from controllable import smc
 from controllable.measurements import Measurement, Observation
 from sde_lib import SDE, Score
-from solvers.adaptive import by_event, integrate_flow
-from solvers.loop import Loop, fold_in, image_keys, single
-from solvers.predictor_corrector import prior_sample
+from solvers.adaptive import integrate_flow
+from solvers.loop import Loop, by_event, fold_in, image_keys, prior_sample, single
 
 TOLERANCE = 1e-4  # of the steps of the flow; the likelihood of where they lead has its own
 

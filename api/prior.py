@@ -19,13 +19,11 @@ from api.arguments import Seed, as_rows, checked, count_of, key_of, keys_of, sha
 from api.density import PROBES, log_density
 from api.execution import AlongFlow, FromPrior, Place
 from api.fitting import fit_levels
-from api.measuring import make_measurement, shape_of_y
+from api.measuring import Units, make_measurement, shape_of_y
 from api.posterior import Posterior
-from api.units import Units
 from api.weighted import WeightedPosterior
 from controllable.methods import METHODS, WEIGHTED, default_method
 from controllable.operators import Operator
-from errors import InputError
 from likelihood import TOLERANCE, check_dequantized
 from options import FLAG
 from sampling import Defaults, Fitted, Flow, Sampler, Samples
@@ -34,20 +32,17 @@ from sde_lib import SDE, Score
 SAMPLER, STEPS = "dpm++_3m", 24  # if the score has no errors that noise would correct
 BATCH_SIZE = 1024
 FEW_ENTRIES = 64  # of an event, below which norms vary too much for the steps of 'langevin'
-ESTIMATED_FROM = 64  # samples from which the standard deviation of the data is estimated
 
 
 class Prior:
     """The distribution whose noised versions have the score `score(x, t)` = grad_x log p_t(x).
 
     With `loc` and `scale`, the score is that of z = (x - loc) / scale instead: of a network that
-    was trained on standardized data. Events, log-densities, measurements, their noise, `prior_std`
-    and `support` are in the units of x everywhere. Only latent codes (`encode`), the step size of
-    the method 'dps' and options that are noise levels of the SDE are those of z.
+    was trained on standardized data. Everything is in the units of x, but latent codes (`encode`),
+    the step size of the method 'dps' and options that are noise levels of the SDE: those are of z.
 
     Attributes:
-      score: z (B, *event_shape), t (B,) -> (B, *event_shape). A function, or a pytree of arrays
-        that can be called.
+      score: z (B, *event_shape), t (B,) -> (B, *event_shape): a function, or a pytree of arrays.
       sde: the SDE that noises z; `sde_lib`.
       event_shape: the shape of one event, for example (2,), (H, W) or (H, W, C).
       support: the smallest and the largest value of the data, if known. They also set the scale of
@@ -57,12 +52,12 @@ class Prior:
       units: loc and scale, each a number or an array that broadcasts to an event.
 
     Events of all methods have any number of leading batch axes. Random numbers follow from `seed`,
-    an int or a key of `jax.random`: event i depends on the seed and i, not on the batch size. The
-    exception is the corrector 'langevin', whose step size averages norms over the batch. It is the
-    default of the sampler 'pc' for events of 64 entries or more.
+    an int or a key of `jax.random`: event i depends on the seed and i, not on the batch size, but
+    for the corrector 'langevin', whose step size averages norms over the batch. It is the default
+    of 'pc' for events of 64 entries or more.
     """
 
-    exact = True  # Whether samplers take the score for exact.
+    exact = True  # Whether the score is checked, and samplers take it for exact.
 
     @checked
     def __init__(
@@ -82,7 +77,9 @@ class Prior:
         self.event_shape, self.support = shape, support
         self.mesh = mesh if mesh is not None and mesh.size > 1 else None
         self.defaults = Defaults()
-        self._check_score()
+        if self.exact:
+            scores.check_score(score, sde, shape)
+        self._typical_std = self.units.typical_std(support, sde)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.sde}, shape={self.event_shape})"
@@ -110,33 +107,31 @@ class Prior:
           sampler: one of `sampling.kinds()`. The default for a score that is given as a function
             is 'dpm++_3m' with 24 steps, whose spread was within 1 % of Gaussians, mixtures and
             heavy tails for every SDE (docs/sampling.md), and within 2 % if the noise at t_end is a
-            fifth of the width of the data. For a network it is that of its config.
+            fifth of the width of the data; for a network, it is that of its config.
           steps: the number of steps, unless they are adaptive.
           temperature: the factor of the initial noise.
           batch_size: the number of events that are computed at a time.
-          return_error: whether to return also the error of the steps (*sample_shape,) in the units
-            of x: the root mean square difference from samples of the same noise in half as many
-            steps. A second-order solver has a fourth of this error.
+          return_error: whether to return also the error of the steps (*sample_shape,): the root
+            mean square difference from samples of the same noise in half as many steps.
           options: those of the sampler, such as schedule, predictor, corrector, snr.
 
         Raises InputError for an invalid argument, and NotFiniteError if a sample is not finite.
         """
-        key, event_axes = key_of(seed), tuple(range(-len(self.event_shape), 0))
-
-        def draw(chosen: Sampler) -> Array:
-            settings = {"first": first, "batch_size": batch_size, "temperature": temperature}
-            x = self.draw(chosen, count_of(sample_shape), key, **settings).x
-            return jnp.reshape(x, (*shape_of(sample_shape), *self.event_shape))
-
         if sampler is None and self.exact:
             levels_given = isinstance(options.get("schedule"), (tuple, list))
             sampler, steps = SAMPLER, steps or (None if levels_given else STEPS)
-        chosen = self.make_sampler(sampler, steps, **options)
+        settings = {"first": first, "batch_size": batch_size, "temperature": temperature}
+        shape, found = (*shape_of(sample_shape), *self.event_shape), []
+        samplers = [self.make_sampler(sampler, steps, **options)]
+        if return_error:
+            samplers.append(self.make_sampler(sampler, steps, halved=True, **options))
+        for chosen in samplers:
+            x = self.draw(chosen, count_of(sample_shape), key_of(seed), **settings).x
+            found.append(jnp.reshape(x, shape))
         if not return_error:
-            return draw(chosen)
-        coarse = self.make_sampler(sampler, steps, halved=True, **options)
-        x = draw(chosen)
-        return x, jnp.sqrt(jnp.mean(jnp.square(x - draw(coarse)), event_axes))
+            return found[0]
+        event_axes = tuple(range(-len(self.event_shape), 0))
+        return found[0], jnp.sqrt(jnp.mean(jnp.square(found[0] - found[1]), event_axes))
 
     def draw(
         self,
@@ -150,11 +145,11 @@ class Prior:
     ) -> Samples:
         """Return events number first .. first + count - 1 with what the sampler reports of them."""
         sampler.check_stable()
+        factor = jnp.float32(temperature)
 
         def make_task(keys: Array, numbers: np.ndarray, place: Place) -> FromPrior:
-            chosen = self.score_given(place(self.condition_rows(numbers)))
-            factor = jnp.float32(temperature)
-            return FromPrior(chosen, keys, factor, self.sde, self.event_shape, sampler)
+            given = self.score_given(place(self.condition_rows(numbers)))
+            return FromPrior(given, keys, factor, self.sde, self.event_shape, sampler)
 
         return self.compute(make_task, key, first, count, batch_size, self.event_shape)
 
@@ -168,10 +163,10 @@ class Prior:
     def fit_schedule(self, steps: int, *, sampler: str | None = None, seed: Seed = 0) -> Fitted:
         """Fit noise levels for samples in few steps, and use them from now on; return them.
 
-        Trajectories of 64 events, with as many levels, show the errors of steps between any two of
-        them; the levels returned have the smallest sum (`solvers.fitting`). `sample` uses them for
-        this `sampler`, by default that of `sample`, with as many steps and no other `schedule`.
-        Posteriors do not. Raises InputError for solvers with options or several evaluations a step.
+        Of 64 levels of the trajectories of 64 events, they are those with the smallest sum of the
+        errors of steps (`solvers.fitting`). `sample` uses them for this `sampler`, by default that
+        of `sample`, with as many steps and no other `schedule`; posteriors do not. Raises
+        InputError for solvers with options or several evaluations a step.
         """
         name = sampler or (SAMPLER if self.exact else self.defaults.sampler)
         fitted = fit_levels(self, name, steps, key_of(seed))
@@ -179,44 +174,24 @@ class Prior:
         return fitted
 
     def make_sampler(
-        self,
-        name: str | None = None,
-        steps: int | None = None,
-        *,
-        fitted: bool = True,
-        **options: Any,
+        self, name: str | None = None, steps: int | None = None, fitted: bool = True, **options: Any
     ) -> Sampler:
         """Return a sampler, as `sample` takes it; without `fitted`, on the default levels."""
         defaults = self.defaults if fitted else self.defaults._replace(fitted=())
         if math.prod(self.event_shape) < FEW_ENTRIES:
-            known = {"corrector": "metropolis", **defaults.options}
-            defaults = defaults._replace(options=known)
-        return sampling.make(
-            name, self.sde, steps, data_std=self._typical_std, defaults=defaults, **options
-        )
-
-    @functools.cached_property
-    def _typical_std(self) -> float:
-        """The scale of z, for tolerances: from the support, or from the noise levels.
-
-        Their geometric mean is 0.4 for EDM, 0.7 for VE and 1.3 for VP, by default.
-        """
-        support = self.units.range_of_z(self.support)
-        if support is not None and all(map(math.isfinite, support)):
-            return (support[1] - support[0]) / 4
-        with jax.ensure_compile_time_eval():  # The caller may be compiled.
-            levels = self.sde.noise_to_signal(jnp.array([self.sde.t_end, self.sde.T]))
-        return math.sqrt(math.prod(levels.tolist()))
+            defaults = defaults._replace(options={"corrector": "metropolis", **defaults.options})
+        options |= {"data_std": self._typical_std, "defaults": defaults}
+        return sampling.make(name, self.sde, steps, **options)
 
     @functools.cached_property
     def std(self) -> float:
-        """The standard deviation of an entry of the data, estimated from samples."""
+        """The standard deviation of an entry of the data, estimated from 64 samples."""
         with jax.ensure_compile_time_eval():  # The caller may be compiled.
-            x = self.sample(ESTIMATED_FROM, seed=0)
+            x = self.sample(64, seed=0)
             return float(jnp.sqrt(jnp.mean(jnp.square(x - x.mean(0)))))
 
     def condition_rows(self, numbers: np.ndarray) -> Any:
-        """Return what the events with these numbers (B,) are conditioned on; `api.conditional`."""
+        """Return what events with these numbers (B,) are conditioned on; see `api.conditional`."""
         return None
 
     def paired_rows(self, count: int) -> Any:
@@ -239,32 +214,24 @@ class Prior:
         steps: int | None = None,
         return_error: bool = False,
     ) -> Any:
-        """Return log p(x) in nats, of the batch shape of x (..., *event_shape).
+        """Return log p(x) in nats of events x (..., *event_shape), in their batch shape.
 
         p is the density of the probability-flow ODE at time sde.t_min (arXiv:2011.13456, Appendix
-        D.2). The result can be differentiated once, in reverse mode, in x and in the arrays of the
-        score.
+        D.2). It can be differentiated once, in reverse mode, in x and in the arrays of the score.
 
         Args:
-          x: events, in the range of the data of the score.
           seed: of the probes, or keys (B,); by default the same, so that log p is a function.
           trace: 'exact', 'Rademacher' or 'Gaussian'; by default exact for up to EXACT_DIMS entries.
           probes: random probes for each event, if the trace is not exact.
           tolerance: of the steps of the solver, per dimension.
           steps: fixed noise levels instead of adaptive steps, such as 16; see docs/likelihood.md.
-          return_error: whether to return also the estimated error, in nats: that of the solver;
-            for random probes, the standard error of the trace, NaN for a single probe, which leaves
-            it unknown; and `likelihood.model_error`, for data that the noise at T does not hide, or
-            that are as narrow as the noise at t_min. They are added in quadrature. Errors of the
-            score are not contained.
+          return_error: whether to return also the estimated error, in nats: that of the solver; for
+            random probes, the standard error of the trace (NaN for a single one); and
+            `likelihood.model_error`, for data that the noise at T does not hide, or that are as
+            narrow as the noise at t_min; in quadrature. Errors of the score are not contained.
 
         Raises InputError for events of another shape or of integers, and other invalid arguments.
         """
-        if execution.derivatives(x) > 1:
-            raise InputError(
-                "log_prob can be differentiated once, but a second derivative is requested. Its "
-                "gradient is close to score(x, t_min): differentiate the score instead."
-            )
         x, batch_shape = as_rows("x", jnp.asarray(x), self.event_shape)
         check_dequantized(x)
         options: Any = {"trace": trace, "probes": probes, "tolerance": tolerance, "steps": steps}
@@ -294,20 +261,19 @@ class Prior:
         return_nfe: bool = False,
         **options: Any,
     ) -> Any:
-        """Return the latent codes of events, of the same shape, by the probability-flow ODE.
+        """Return the latent codes of events (..., *event_shape) by the probability-flow ODE.
 
         A code follows the prior of the SDE if its event follows the data (Section 4.3). With
-        `return_nfe`, also return the score evaluations of each event, of the batch shape.
+        `return_nfe`, also return the network evaluations of each event, of the batch shape.
 
         Args:
-          x: events (..., *event_shape).
           sampler: 'ode' for adaptive steps, or a few-step solver that draws no noise.
           steps, options: of a few-step solver, as for `sample`.
 
         Raises InputError for an invalid argument, and NotFiniteError if a code is not finite.
         """
-        flow = self.make_flow(sampler, steps, **options)
-        return self._follow(flow.encoder, x, return_nfe, from_data=True)
+        encoder = self.make_flow(sampler, steps, **options).encoder
+        return self._follow(encoder, x, return_nfe, from_data=True)
 
     @checked
     def decode(
@@ -320,8 +286,8 @@ class Prior:
         **options: Any,
     ) -> Any:
         """Return the events of latent codes, of the same shape; the inverse of `encode`."""
-        flow = self.make_flow(sampler, steps, **options)
-        return self._follow(flow.decoder, z, return_nfe, from_data=False)
+        decoder = self.make_flow(sampler, steps, **options).decoder
+        return self._follow(decoder, z, return_nfe, from_data=False)
 
     def make_flow(self, name: str, steps: int | None = None, **options: Any) -> Flow:
         """Return the probability flow in both directions, as `encode` takes it."""
@@ -333,14 +299,12 @@ class Prior:
         x = self.units.standardized(x) if from_data else x
 
         def compute(score: Score, x: Array) -> tuple[Array, Array, Array]:
-            task = AlongFlow(score, x, flow)
-            found = execution.run(task, f"following the flow of {len(x)}")
+            found = execution.run(AlongFlow(score, x, flow), f"following the flow of {len(x)}")
             return found.x, found.nfe, found.bad_step
 
         y, nfe, bad_step = self.by_rows(compute, x)
         execution.check_finite(bad_step, flow)
-        y = y if from_data else self.units.to_data(y)
-        y = y.reshape(*batch_shape, *self.event_shape)
+        y = (y if from_data else self.units.to_data(y)).reshape(*batch_shape, *self.event_shape)
         return (y, nfe.reshape(batch_shape)) if return_nfe else y
 
     @functools.partial(checked, weights=FLAG)
@@ -364,8 +328,8 @@ class Prior:
           noise: the standard deviation of Gaussian noise, or 'poisson' for counts of rate f(x).
           log_likelihood: instead of operator and noise, a function (x, y) -> log p(y | x) of one
             event x, up to a constant.
-          method: one of `controllable.methods.METHODS`; by default what `default_method` chooses:
-            'smc' where it is affordable, and otherwise a method that may be biased, with a warning.
+          method: one of `controllable.methods.METHODS`; by default 'smc' where it is affordable,
+            otherwise one that may be biased, with a warning (`default_method`).
           weights: whether to correct 'moment_matching' (the default) or 'pigdm' by importance
             weights, for events of up to 64 entries; see `api.importance`.
           options: of the method, see docs/python.md; `prior_std` is estimated by default.
@@ -380,9 +344,6 @@ class Prior:
             method, warning = default_method(model, self.event_shape, y_shape, options)
             if warning:
                 warn(warning)
-        is_loop = method in METHODS and METHODS[method].condition is None
-        made = WeightedPosterior if is_loop else Posterior
+        has_particles = method in METHODS and METHODS[method].condition is None
+        made = WeightedPosterior if has_particles else Posterior
         return made(self, y, y_shape, model, method, options)
-
-    def _check_score(self) -> None:
-        scores.check_score(self.score, self.sde, self.event_shape)

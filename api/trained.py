@@ -83,9 +83,6 @@ class TrainedModel(ConditionalPrior):
         """The classes that samples can have; 0 if they can only be of any class."""
         return self.kinds.num_classes
 
-    def _check_score(self) -> None:
-        """Skip the check: the network was checked against the config."""
-
     @checked
     def to_images(self, x: Array) -> np.ndarray:
         """Return events as images: uint8 from 0 to 255, or real numbers of data.value_range."""

@@ -7,7 +7,6 @@ its image (arXiv:2011.13456, Section 4.3 and Appendix D).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,15 +26,6 @@ ENCODED = 64  # images that `encode` encodes
 ROW = 8  # pairs in a row of its picture
 PAIRS, FRAMES = 8, 10  # rows and columns of the interpolation picture
 TEMPERATURES = (0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2)
-
-
-class Codec(NamedTuple):
-    """A model given its conditions, the sampler of its flow, and the folder of its results."""
-
-    experiment: Experiment
-    model: TrainedModel
-    sampler: str
-    folder: Path
 
 
 def encode(config: Config, workdir: str, number: int | None = None) -> dict[str, float]:
@@ -118,10 +108,13 @@ def load_images(experiment: Experiment, count: int) -> Array:
     return scaler.dequantize(pixels, sampling.uniform(keys, pixels.shape))
 
 
-def load_codec(config: Config, workdir: str, number: int | None, count: int) -> Codec:
-    """Load a checkpoint, given the conditions of the first `count` held-out images, if it has any.
+def load_codec(
+    config: Config, workdir: str, number: int | None, count: int
+) -> tuple[Experiment, TrainedModel, str, Path]:
+    """Return a model, the sampler of its flow, and the folder of its results.
 
-    The flow is that of config.sampling.solver, or has adaptive steps. Raises InputError.
+    It is given the conditions of the first `count` held-out images, if it has any. The flow is that
+    of config.sampling.solver, or has adaptive steps. Raises InputError.
     """
     experiment = Experiment(config)
     is_solver = experiment.config.sampling.method.lower() == "solver"
@@ -131,4 +124,4 @@ def load_codec(config: Config, workdir: str, number: int | None, count: int) -> 
     condition, classes = experiment.sample_condition(0, count), experiment.guidance["classes"]
     print(f"latent codes by {flow.encoder.title}", flush=True)
     folder = Path(workdir) / "latents" / opened.folder
-    return Codec(experiment, opened.model.given(condition, classes=classes), sampler, folder)
+    return experiment, opened.model.given(condition, classes=classes), sampler, folder

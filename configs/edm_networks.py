@@ -12,7 +12,8 @@ from typing import Any
 
 from configs import networks, recipes
 from configs.default import Config, get_default_config
-from errors import InputError, choose, printable
+from errors import InputError, printable
+from options import choose
 
 _PRECONDITIONING = {"img_resolution": 32, "img_channels": 3, "label_dim": 0}
 _PRECONDITIONING |= {"use_fp16": False}

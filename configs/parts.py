@@ -25,6 +25,7 @@ from models.classifier import WideResnet
 from models.conditions import Kinds
 from models.layers import Rngs
 from models.score import ScoreModel, conventions
+from options import plain
 from sde_lib import SDE, SDES, VESDE
 
 PURPOSES = (
@@ -144,10 +145,7 @@ def sampler_name(config: Config) -> str:
 
 def sampler_defaults(config: Config, fitted: tuple[sampling.Fitted, ...] = ()) -> sampling.Defaults:
     """Return the defaults of samplers that config.sampling states."""
-    options = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in config.sampling.items()
-    }
+    options = {name: plain(value) for name, value in config.sampling.items()}
     return sampling.Defaults(
         config.sampling.solver.lower(),
         config.sampling.num_steps or None,

@@ -10,8 +10,6 @@ the condition, so that samples become more typical of the data.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from sde_lib import SDE, Score, expand
+from solvers.loop import GuidedScore
 
 ConditionalScore = Callable[[Array, Array, Any], Array]
 """(x (B, ...), t (B,), condition, or None for the unconditional score) -> score (B, ...)."""
@@ -31,51 +30,6 @@ Interval = tuple[float, float]
 """The lowest and the highest noise level std / alpha at which the scale applies."""
 
 ALL_LEVELS = (0.0, float("inf"))
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["condition"],
-    meta_fields=["function", "evaluations"],
-)
-@dataclasses.dataclass(frozen=True)
-class GuidedScore:
-    """The score of events given a condition, `guided(x, t)`: a pytree with the leaf `condition`.
-
-    Attributes:
-      condition: classes (B,), or any pytree of arrays (B, ...); None for none.
-      function: (x, t, condition) -> score.
-      evaluations: a function from times t to the evaluations of the network in one call, per image
-        and of t's shape. Evaluations of a classifier are not counted.
-    """
-
-    condition: Any
-    function: Callable[[Array, Array, Any], Array]
-    evaluations: Callable[[Array], Array]
-
-    def __call__(self, x: Array, t: Array) -> Array:
-        def repeated(rows: Array) -> Array:
-            # Particles of an event are rows of x that follow each other.
-            return rows if len(rows) == len(x) else jnp.repeat(rows, len(x) // len(rows), 0)
-
-        return self.function(x, t, jax.tree.map(repeated, self.condition))
-
-
-def wrapped(
-    function: Callable[[Score, Any, Array, Array], Array], score: Score, known: Any = None
-) -> GuidedScore:
-    """Return the score (x, t) -> function(score, known, x, t).
-
-    Its leaves are those of `known`, a pytree of arrays (B, ...), and of the condition of `score`.
-    """
-    inner = score
-    if not isinstance(inner, GuidedScore):
-        inner = GuidedScore(None, lambda x, t, _: score(x, t), jnp.ones_like)
-
-    def evaluate(x: Array, t: Array, leaves: tuple[Any, Any]) -> Array:
-        return function(dataclasses.replace(inner, condition=leaves[0]), leaves[1], x, t)
-
-    return GuidedScore((inner.condition, known), evaluate, inner.evaluations)
 
 
 def classifier(
@@ -103,7 +57,7 @@ def classifier(
         weight = jnp.where(_inside(sde, t, interval), scale, 1.0)
         return score(x, t) + expand(weight, x) * gradient
 
-    return GuidedScore(classes, function, jnp.ones_like)
+    return GuidedScore(classes, function)
 
 
 def class_log_probs(logits: Callable[[Array, Array], Array], sde: SDE) -> LogProbs:

@@ -24,10 +24,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from controllable.daps import draw_event
-from controllable.guidance import wrapped
 from controllable.measurements import Measurement, Observation
 from sde_lib import SDE, Score, Step, expand
-from solvers.loop import fold_in, standard_normal
+from solvers.loop import fold_in, standard_normal, wrapped
 from solvers.predictor_corrector import Constraint, Update
 
 
@@ -87,10 +86,13 @@ def moment_matching(
         scale = expand(sde.var(t) / sde.alpha(t), x)
         near = measurement.linearize(d, _denoised_variance(sde, t))
 
-        def covariance(v: Array) -> Array:
-            return near.forward(scale * pull_back(near.adjoint(v))[0]) + near.noise_var * v
+        def cov_x(v: Array) -> Array:
+            return scale * pull_back(v)[0]
 
-        v = solve(covariance, near.residual, iterations)
+        def cov_y(v: Array) -> Array:
+            return near.forward(cov_x(near.adjoint(v))) + near.noise_var * v
+
+        v = solve(cov_y, near.residual, iterations)
         return s + pull_back(near.adjoint(v))[0]
 
     return wrapped(guided, score, measurement)
@@ -115,17 +117,16 @@ def matched_draw(
     def shrink(v: Array) -> Array:
         return alpha * pull_back(v)[0]
 
+    def cov_y(v: Array) -> Array:
+        return near.forward(var * shrink(near.adjoint(v))) + near.noise_var * v
+
     total = power = standard_normal(fold_in(keys, 0), x.shape)
     for coefficient in (1 / 2, 3 / 8, 5 / 16):
         power = power - shrink(power)
         total = total + coefficient * power
     draw = jnp.sqrt(var) * shrink(total)
-
-    def covariance(v: Array) -> Array:
-        return near.forward(var * shrink(near.adjoint(v))) + near.noise_var * v
-
     predicted = near.forward(draw) + jnp.sqrt(near.noise_var) * near.noise(fold_in(keys, 1))
-    return x + draw - var * shrink(near.adjoint(solve(covariance, predicted, iterations))), 1
+    return x + draw - var * shrink(near.adjoint(solve(cov_y, predicted, iterations))), 1
 
 
 def pigdm_draw(

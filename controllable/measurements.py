@@ -1,23 +1,13 @@
 """What is known about an event x: measurements y of it, and how likely they are.
 
 All classes describe a batch, with one y for each event. Without y they say how a measurement
-depends on x, and `given(y)` adds it. They provide
-
-- `simulate(x, keys)`: a measurement of each event, unless only the density is known;
-- `log_prob(x)`: log p(y | x) in nats (B,), up to a constant;
-- `misfit(x)`: a norm of y - f(x), (B,), as `controllable.inverse_problems.dps` reduces it;
-- `linearize(x, variance)`: f near x, for `moment_matching`;
-
-except `LogLikelihood`, which has the density only.
-
-They are pytrees whose leaf is y, as are the scores that they guide. A sampler that treats events
-one by one splits y with them.
+depends on x, and `given(y)` adds it. They are pytrees whose leaf is y, as are the scores that they
+guide. A sampler that treats events one by one splits y with them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
@@ -25,11 +15,12 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import Array
 
 from controllable.operators import Operator
 from sde_lib import expand
-from solvers.loop import standard_normal
+from solvers.loop import standard_normal, static
 
 SMALLEST_RATE = 1e-3
 """Expected counts below this value count as this value, whose logarithm is finite."""
@@ -55,7 +46,7 @@ class Linearization(NamedTuple):
 
 
 class Evidence:
-    """What `daps` needs; see the module docstring.
+    """What `daps` needs.
 
     Attributes:
       y: the measurements (B, ...), or None.
@@ -89,7 +80,7 @@ class Evidence:
 
 
 class Observation(Evidence):
-    """What methods without a singular value decomposition need; see the module docstring."""
+    """What methods without a singular value decomposition need."""
 
     def predict(self, x: Array) -> Array:
         """Return f(x) of events x (B, *event)."""
@@ -104,16 +95,13 @@ class Observation(Evidence):
         raise NotImplementedError
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["operator", "noise_std"]
-)
-@dataclasses.dataclass(frozen=True, eq=False)
+@struct.dataclass(eq=False)
 class Measurement(Observation):
     """y = A x + noise_std n for events x (B, *event), with standard normal n."""
 
-    operator: Operator
+    operator: Operator = static()
     y: Any = None
-    noise_std: float = 0.0
+    noise_std: float = static(default=0.0)
 
     @property
     def has_density(self) -> bool:
@@ -182,19 +170,37 @@ class Measurement(Observation):
         return jnp.square(jnp.abs(self.residual(x).reshape(x.shape[0], -1))).sum(-1)
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["function", "noise_std"]
-)
-@dataclasses.dataclass(frozen=True, eq=False)
-class GaussianMeasurement(Observation):
-    """y = f(x) + noise_std n for a differentiable function f of one event, with normal n."""
+class _OfFunction(Observation):
+    """A measurement that depends on f(x), for a differentiable function f of one event."""
 
     function: Callable[[Array], Array]
-    y: Any = None
-    noise_std: float = 1.0
 
     def predict(self, x: Array) -> Array:
         return jax.vmap(self.function)(x)
+
+    def linearize(self, x: Array, variance: Array) -> Linearization:
+        del variance
+        predicted, forward = jax.linearize(self.predict, x)
+        transpose = jax.linear_transpose(forward, x)
+        return Linearization(
+            self.y - predicted,
+            forward,
+            lambda v: transpose(v)[0],
+            self._noise_var(predicted),
+            lambda keys: standard_normal(keys, self.y.shape),
+        )
+
+    def _noise_var(self, predicted: Array) -> Array | float:
+        raise NotImplementedError
+
+
+@struct.dataclass(eq=False)
+class GaussianMeasurement(_OfFunction):
+    """y = f(x) + noise_std n with standard normal n."""
+
+    function: Callable[[Array], Array] = static()
+    y: Any = None
+    noise_std: float = static(default=1.0)
 
     def simulate(self, x: Array, keys: Array) -> Array:
         y = self.predict(x)
@@ -213,22 +219,16 @@ class GaussianMeasurement(Observation):
         size = math.prod(self.y.shape[1:])
         return -size * (math.log(self.noise_std) + 0.5 * math.log(2 * math.pi))
 
-    def linearize(self, x: Array, variance: Array) -> Linearization:
-        """Return f near x."""
-        del variance
-        return _linearize(self.function, self.y, x, lambda _: self.noise_std**2)
+    def _noise_var(self, predicted: Array) -> float:
+        return self.noise_std**2
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["function"])
-@dataclasses.dataclass(frozen=True, eq=False)
-class PoissonMeasurement(Observation):
-    """Counts y with independent Poisson distributions of rates f(x), for a differentiable f."""
+@struct.dataclass(eq=False)
+class PoissonMeasurement(_OfFunction):
+    """Counts y with independent Poisson distributions of rates f(x)."""
 
-    function: Callable[[Array], Array]
+    function: Callable[[Array], Array] = static()
     y: Any = None
-
-    def predict(self, x: Array) -> Array:
-        return jax.vmap(self.function)(x)
 
     def simulate(self, x: Array, keys: Array) -> Array:
         rates = jnp.maximum(self.predict(x), 0)
@@ -249,44 +249,23 @@ class PoissonMeasurement(Observation):
     def log_constant(self) -> Array:
         return -jax.scipy.special.gammaln(self.y + 1).reshape(len(self.y), -1).sum(-1)
 
-    def linearize(self, x: Array, variance: Array) -> Linearization:
-        """Return f near x; the variance of a count is its rate."""
-        del variance
-        return _linearize(self.function, self.y, x, self._rates)
-
     def _rates(self, predicted: Array) -> Array:
         return jnp.maximum(predicted, SMALLEST_RATE)
 
+    _noise_var = _rates  # The variance of a count is its rate.
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["y"], meta_fields=["function"])
-@dataclasses.dataclass(frozen=True, eq=False)
+
+@struct.dataclass(eq=False)
 class LogLikelihood(Evidence):
     """A function (x, y) -> log p(y | x) of one event, up to a constant; differentiable in x."""
 
-    function: Callable[[Array, Array], Array]
+    function: Callable[[Array, Array], Array] = static()
     y: Any = None
     can_simulate = False
 
     def log_prob(self, x: Array) -> Array:
         """Return log p(y | x) (B,), up to a constant."""
         return jax.vmap(self.function)(x, self.y)
-
-
-def _linearize(
-    function: Callable[[Array], Array],
-    y: Array,
-    x: Array,
-    variance: Callable[[Array], Array | float],
-) -> Linearization:
-    predicted, forward = jax.linearize(jax.vmap(function), x)
-    transpose = jax.linear_transpose(forward, x)
-    return Linearization(
-        y - predicted,
-        forward,
-        lambda v: transpose(v)[0],
-        variance(predicted),
-        lambda keys: standard_normal(keys, y.shape),
-    )
 
 
 def _square_sums(values: Array) -> Array:

@@ -18,12 +18,21 @@ from jax import Array
 from controllable import inverse_problems, smc
 from controllable.daps import DAPS
 from controllable.measurements import Evidence, Measurement, Observation
-from errors import choose
-from options import FLAG, NOISE_SCALE, POSITIVE, SHARE, AnyOf, Integer, Option, Options, resolve
+from options import (
+    FLAG,
+    NOISE_SCALE,
+    POSITIVE,
+    SHARE,
+    AnyOf,
+    Integer,
+    Option,
+    Options,
+    choose,
+    resolve,
+)
 from sde_lib import SDE, Score, expand
-from solvers import Loop
-from solvers.loop import fold_in
-from solvers.predictor_corrector import Update, prior_sample
+from solvers.loop import Loop, Samples, fold_in, prior_sample, to_samples
+from solvers.predictor_corrector import Update
 
 LAST = 2**31 - 3  # folded into a key for `Method.last_draw`; larger than the number of any step
 
@@ -262,8 +271,8 @@ def posterior_loop(
 
     Args:
       chosen: the method and its options.
-      sampler: a `sampling.Sampler`, whose result the loop has, with x changed. Its `loop` is that
-        of the method, if this has one.
+      sampler: a `Sampler`, whose result the loop has, with x changed. Its `loop` is that of the
+        method, if this has one.
       keys: (B,), one random key per event, or per measurement for a method that has a loop.
       support: the range of the data. Guided scores clip E[x_0 | x_t] to it, which keeps them stable
         at high noise, where gradients of networks are inaccurate.
@@ -273,7 +282,10 @@ def posterior_loop(
     """
     method, options = METHODS[chosen.name], dict(chosen.options)
     if method.condition is None:
-        return sampler.loop(keys, score, sde, measurement, shape, steps=sampler.steps, **options)
+        loop, start = sampler.loop(
+            *(keys, score, sde, measurement, shape), steps=sampler.steps, **options
+        )
+        return loop.then(_of_particles), start
     prior = prior_sample(keys, sde, (len(keys), *shape))
     guided, start, sampler_options = method.condition(score, sde, measurement, prior, **options)
     if support and not method.requires_pc:
@@ -283,7 +295,7 @@ def posterior_loop(
     if last_draw and sampler.denoises:
         last_keys = fold_in(keys, LAST)
 
-        def add(samples: Any) -> Any:
+        def add(samples: Samples) -> Samples:
             x, evaluations = last_draw(last_keys, score, sde, measurement, samples.x, **options)
             return samples._replace(x=x, nfe=samples.nfe + evaluations)
 
@@ -296,8 +308,14 @@ def posterior_loop(
     return loop, start
 
 
-def _without_impossible(samples: Any, measurement: Evidence, steps: int) -> Any:
-    """Return `sampling.Samples` where events x with p(y | x) = 0 are NaN, since the last step."""
+def _of_particles(result: tuple[Array, Any, Array, Array]) -> Samples:
+    """Return the result (x, weights, bad_step, nfe) of particles as samples."""
+    x, weights, bad_step, nfe = result
+    return to_samples(x, nfe, bad_step=bad_step)._replace(weights=weights)
+
+
+def _without_impossible(samples: Samples, measurement: Evidence, steps: int) -> Samples:
+    """Return samples where events x with p(y | x) = 0 are NaN, since the last step."""
     impossible = measurement.log_prob(samples.x) == -jnp.inf
     x = jnp.where(expand(impossible, samples.x), jnp.nan, samples.x)
     return samples._replace(x=x, bad_step=jnp.where(impossible, steps, samples.bad_step))

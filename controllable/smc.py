@@ -27,9 +27,8 @@ from jax.scipy.special import logsumexp
 from controllable.measurements import Evidence
 from controllable.moments import Local, LocalModel
 from sde_lib import SDE, Score, expand
-from solvers.loop import Loop, fold_in, image_keys, uniform
-from solvers.predictor_corrector import prior_sample
-from solvers.schedules import noise_levels
+from solvers.loop import Loop, fold_in, image_keys, prior_sample, uniform
+from solvers.plan import noise_levels
 
 STEPS = 60
 MOST_ENTRIES = 256  # of an event, and of y: each particle has matrices of these sides

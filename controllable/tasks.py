@@ -116,13 +116,9 @@ MOTION = {
 TASKS = {
     "inpaint": Task(inpaint, {**MASK, **PART}),
     "colorize": Task(operators.channel_mean),
-    "super_resolution": Task(lambda shape, factor: operators.block_mean(shape, factor), FACTOR),
+    "super_resolution": Task(operators.block_mean, FACTOR),
     "deblur": Task(lambda shape, blur: operators.blur(shape, blur), BLUR, is_shown=True),
-    "motion_deblur": Task(
-        lambda shape, length, angle: operators.motion_blur(shape, length, angle),
-        MOTION,
-        is_shown=True,
-    ),
+    "motion_deblur": Task(operators.motion_blur, MOTION, is_shown=True),
     "compressed_sensing": Task(compressed_sensing, PART, is_image=False),
     "fourier": Task(fourier, PART, is_image=False),
 }

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from flax import nnx
+from jax import Array
 
-from errors import check_name
-from options import plain
+from options import Name, check, plain
 from readers.image_sizes import ImageSize
+
+if TYPE_CHECKING:
+    from models.conditions import Condition
+    from models.score import ScoreModel
 
 Params = dict[Any, Any]
 """Parameters of a network as nested dictionaries, as returned by `nnx.to_pure_dict`.
@@ -57,13 +61,25 @@ class NetworkOptions:
             known = field.metadata.get("known")
             if known is not None:
                 value = next((name for name in known if name.lower() == value.lower()), value)
-                check_name(value, known, f"model.{field.name}")
+                check(f"model.{field.name}", value, Name(known, exact=True))
             object.__setattr__(self, field.name, value)
 
 
 def is_fixed(path: tuple) -> bool:
     """Return whether the parameter at this path, in the form of `jax.tree`, is not trained."""
     return bool(path) and getattr(path[-1], "key", None) == FIXED
+
+
+def network_score(
+    model: ScoreModel,
+    graph: nnx.GraphDef[nnx.Module],
+    params: Params,
+    x: Array,
+    t: Array,
+    condition: Condition | None = None,
+) -> Array:
+    """Return the score of the network with this structure and these parameters."""
+    return model.score(nnx.merge(graph, params), x, t, condition=condition)
 
 
 def abstract_network(build: Callable[[], nnx.Module]) -> nnx.Module:

@@ -12,9 +12,10 @@ from typing import Any
 
 from flax import nnx
 
-from errors import InputError, choose, naming
+from errors import InputError, naming
 from models import blocks, ddpm, embeddings, layers, ncsnpp
 from models.building import Params
+from options import choose
 from pretrained import safetensors_format
 from pretrained.parameter_names import (
     TORCH_LEAVES,

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
-from errors import InputError, check_name, expand_home
+from errors import InputError, expand_home
+from options import Name, check
 from readers import authors, cache, preprocessing
 from readers.batches import Images
 from readers.files import check_labels, read_json, reading
@@ -73,7 +74,7 @@ def of_tfds(config: Config) -> Prepared:
         )
     if prepared.name != "lsun/":
         return prepared
-    check_name(config.get("category", ""), LSUN_CATEGORIES, "data.category")
+    check("data.category", config.get("category", ""), Name(LSUN_CATEGORIES, exact=True))
     return prepared._replace(name=f"lsun/{config.category}")
 
 

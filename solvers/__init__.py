@@ -6,19 +6,23 @@ A few-step solver is a function from noise levels to a `Plan`, a table of coeffi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from types import MappingProxyType
-from typing import NamedTuple
 
-from options import NOT_NEGATIVE, POSITIVE, Entries, Integer, Name, Option, Options, Real
+from options import NOT_NEGATIVE, POSITIVE, Entries, Integer, Name, Option, Real
 from solvers.adaptive import adaptive_sde, integrate
-from solvers.curves import CURVES
-from solvers.loop import Loop, single
+from solvers.loop import Loop, frame_indices, single
 from solvers.multistep import data_multistep, deis, second_order, third_order, unipc
-from solvers.plan import Plan, few_step, few_step_loop, identity_plan
-from solvers.schedules import SCHEDULES, frame_indices, karras, noise_levels, schedule_title
-from solvers.single_step import euler, heun
+from solvers.plan import (
+    SCHEDULES,
+    Plan,
+    Solver,
+    few_step,
+    few_step_loop,
+    identity_plan,
+    karras,
+    noise_levels,
+)
+from solvers.single_step import CURVES, euler, heun
 
 __all__ = [
     "SCHEDULES",
@@ -34,27 +38,8 @@ __all__ = [
     "integrate",
     "karras",
     "noise_levels",
-    "schedule_title",
     "single",
 ]
-
-
-class Solver(NamedTuple):
-    """A few-step solver.
-
-    Attributes:
-      plan: a function from noise levels (n + 1,) to a Plan. The levels descend to 0 or to the level
-        at which to stop; to encode, they ascend.
-      noise_prediction: whether the plan combines predictions of the noise, not of the data.
-      stochastic: whether the plan adds noise. A solver that adds none can encode.
-      options: the keyword arguments of `plan`, which are fields of `config.sampling`.
-    """
-
-    plan: Callable[..., Plan]
-    noise_prediction: bool = False
-    stochastic: bool = False
-    options: Options = MappingProxyType({})
-
 
 CURVE = {
     "curve": Option(

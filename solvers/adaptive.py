@@ -12,8 +12,21 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from sde_lib import SDE, Score, expand
-from solvers.loop import fold_in, standard_normal
+from options import TOLERANCE, Option
+from sde_lib import SDE, Score, Step, expand
+from solvers.loop import (
+    Loop,
+    Sampler,
+    Samples,
+    Setting,
+    by_event,
+    evaluations,
+    fold_in,
+    single,
+    standard_normal,
+    to_samples,
+)
+from solvers.predictor_corrector import reverse_diffusion
 
 if TYPE_CHECKING:
     import diffrax
@@ -100,19 +113,6 @@ def integrate(
         return y1, 6 * solution.stats["num_steps"] + 1
 
     return jax.vmap(solve)(y0, args)
-
-
-def by_event(score: Score) -> tuple[list[Array], Callable[[list[Array]], Score]]:
-    """Return the leaves (B, ...) of a score, and leaves of one event -> score of a batch of one.
-
-    They are those of a guided score, which states its `evaluations`. Any other score has none: its
-    arrays, if it is a pytree, are those of a network.
-    """
-    score = score.bind() if hasattr(score, "bind") else score  # pyright: ignore
-    if not hasattr(score, "evaluations"):
-        return [], lambda _: score
-    leaves, tree = jax.tree.flatten(score)
-    return leaves, lambda row: tree.unflatten([leaf[None] for leaf in row])
 
 
 class _AdaptiveState(NamedTuple):
@@ -227,3 +227,95 @@ def integrate_flow(
         return sde.reverse_drift(gradient, x, t, probability_flow=True)
 
     return integrate(field, x, t0, t1, args=data, rtol=rtol, atol=atol)
+
+
+def probability_flow_ode(
+    score: Score,
+    sde: SDE,
+    x: Float[Array, " b *shape"],
+    *,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    denoise_step: Step | None = None,
+) -> tuple[Float[Array, " b *shape"], Array]:
+    """Solve the probability-flow ODE, Eq. (13), from T to sde.t_end with adaptive steps.
+
+    Args:
+      x: (B, ...), samples from the prior.
+      rtol, atol: relative and absolute tolerance of the local error.
+      denoise_step: the last step of a chain, for a final noise-free step of reverse diffusion.
+        Without it, the result is the state at sde.t_end.
+
+    Returns:
+      Samples (B, ...), and score evaluations per image (B,).
+    """
+    x, nfe = integrate_flow(score, sde, x, sde.T, sde.t_end, rtol=rtol, atol=atol)
+    if denoise_step is None:
+        return x, nfe
+    unused_keys = jax.random.split(jax.random.key(0), x.shape[0])
+    _, mean = reverse_diffusion(unused_keys, score, sde, x, denoise_step)
+    return mean, nfe + 1
+
+
+# --- samplers -------------------------------------------------------------------------------------
+
+ADAPTIVE = "adaptive_sde"
+TIMES = 1000  # times, at the most costly of which all calls of a score are counted
+SDE_TOLERANCE = {
+    "tolerance": Option(0.02, TOLERANCE, "Relative error of a step of 'adaptive_sde'.")
+}
+
+
+def ode_sampler(setting: Setting, *, noise_removal: bool) -> Sampler:
+    """Return the probability-flow ODE with adaptive steps and the official tolerances."""
+    sde, steps = setting.sde, setting.sde.discretize(setting.steps)
+    last = jax.tree.map(lambda leaf: leaf[-1], steps) if noise_removal else None
+
+    def solve(score: Score, x: Array) -> tuple[Array, Array]:
+        return probability_flow_ode(score, sde, x, denoise_step=last)
+
+    return _of_flow(solve, steps.t, noise_removal)
+
+
+def flow_sampler(sde: SDE, start: float, end: float) -> Sampler:
+    """Return the probability-flow ODE from any states at time `start` to `end`."""
+
+    def solve(score: Score, x: Array) -> tuple[Array, Array]:
+        return integrate_flow(score, sde, x, start, end)
+
+    return _of_flow(solve, sde.sampling_times(TIMES), denoises=False)
+
+
+def _of_flow(
+    solve: Callable[[Score, Array], tuple[Array, Array]], times: Array, denoises: bool
+) -> Sampler:
+    def loop(keys: Array | None, score: Score) -> Loop:
+        del keys
+        return single(lambda x: _counted(score, times, *solve(score, x)))
+
+    return Sampler(loop, title="the probability-flow ODE with adaptive steps", denoises=denoises)
+
+
+def _counted(score: Score, times: Array, x: Array, calls: Array) -> Samples:
+    """Return samples whose score was called so often, each time at the most costly of `times`."""
+    return to_samples(x, calls * evaluations(score, times).max().astype(jnp.int32))
+
+
+def adaptive_sampler(setting: Setting, *, noise_removal: bool, tolerance: float) -> Sampler:
+    """Return the solver of the reverse SDE that chooses steps for each image."""
+    sde, absolute = setting.sde, setting.data_std / 64  # one of 256 gray levels, for images
+
+    def loop(keys: Array, score: Score) -> Loop:
+        def solve(x: Array) -> Samples:
+            options: Any = {"absolute": absolute, "denoise": noise_removal}
+            found = adaptive_sde(keys, score, sde, x, tolerance=tolerance, **options)
+            return _counted(score, sde.sampling_times(TIMES), *found)
+
+        return single(solve)
+
+    return Sampler(
+        loop,
+        title=f"{ADAPTIVE!r}, with adaptive steps",
+        advice=f"raise tolerance = {tolerance}, or choose another sampler",
+        denoises=noise_removal,
+    )

@@ -7,7 +7,7 @@ from typing import Any
 import diffrax
 import jax.numpy as jnp
 
-from solvers.scaled_flow import log_density_change
+from solvers.density import log_density_change
 
 
 class Bosh3WithErrorSum(diffrax.Bosh3):

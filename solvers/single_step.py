@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from errors import InputError, choose
-from solvers.curves import CURVES, Curve
-from solvers.plan import Plan, identity_plan
-from solvers.schedules import karras
+from errors import InputError
+from solvers.plan import Plan, identity_plan, karras
 
 
 class _Step(NamedTuple):
@@ -30,7 +28,7 @@ class _Step(NamedTuple):
 def euler(levels: np.ndarray, *, curve: str = "linear") -> Plan:
     """Return the plan of Euler's method on a curve, in noise prediction; see `heun`."""
     steps = [_Step(start, start, target) for start, target in itertools.pairwise(levels)]
-    chosen = choose(CURVES, curve, "curve")(levels)
+    chosen = CURVES[curve.lower()](levels)
     return _joined([_euler_row(step, chosen) for step in steps])
 
 
@@ -66,7 +64,7 @@ def heun(
         position = _restart_position(levels, restart)
         cycle = _restart_cycle(levels[position], restart)
         steps[position:position] = cycle
-    chosen = choose(CURVES, curve, "curve")(levels)
+    chosen = CURVES[curve.lower()](levels)
     plan = _joined([row for step in steps for row in _rows(step, chosen, second_point)])
     return plan._replace(added_noise=churn_noise * plan.added_noise)
 
@@ -153,3 +151,74 @@ def _rows(step: _Step, curve: Curve, share: float) -> list[Plan]:
         ratio * h * (1 - w) * curve.speed(level),
     )
     return [_euler_row(step, curve, share), row]
+
+
+# --- curves ---------------------------------------------------------------------------------------
+
+
+class Curve(NamedTuple):
+    """The time and the scale in which a solver takes straight steps.
+
+    A curve sets x = s(t) y and sigma(t), where y has noise of level sigma. The probability flow is
+    then dx/dt = s ((s'/s) y + sigma' n), with the noise n = (y - D) / sigma that the network
+    predicts (EDM, Eq. (4)). Solvers that step in x and t have different errors on different curves.
+    All but `level`, a function of t, are functions of sigma.
+
+    Attributes:
+      time: t.
+      level: t -> sigma.
+      speed: sigma' = d sigma / dt, for sigma > 0.
+      scale: s.
+      scale_rate: s' / s, for sigma > 0.
+    """
+
+    time: Callable[[float], float]
+    level: Callable[[float], float]
+    speed: Callable[[float], float]
+    scale: Callable[[float], float] = lambda level: 1.0
+    scale_rate: Callable[[float], float] = lambda level: 0.0
+
+
+LINEAR = Curve(lambda level: level, lambda t: t, lambda level: 1.0)
+"""sigma = t: the straight lines of EDM."""
+VE = Curve(lambda level: level**2, math.sqrt, lambda level: 1 / (2 * level))
+"""sigma = sqrt(t), for which the VE SDE has a constant diffusion."""
+
+
+def _vp(levels: np.ndarray) -> Curve:
+    """The VP SDE: log(1 + sigma^2) = slope t^2 / 2 + beta_min t, and s = 1 / sqrt(1 + sigma^2).
+
+    The highest level is at t = 1 and the lowest positive one at 1e-3, as those of the paper's SDE
+    are for beta from 0.1 to 20.
+    """
+    end, (lowest, highest) = 1e-3, np.log1p([levels[levels > 0].min() ** 2, levels.max() ** 2])
+    slope = 2 * (highest - lowest / end) / (1 - end)
+    if slope <= 0:
+        raise InputError(
+            f"curve = 'vp' needs lower noise levels than {levels[levels > 0].min():.4g}, "
+            "the lowest one; raise sampling.num_steps, or use another curve."
+        )
+    beta_min = highest - slope / 2
+
+    def time(level: float) -> float:
+        root = math.sqrt(beta_min**2 + 2 * slope * math.log1p(level**2))
+        return (root - beta_min) / slope if level else 0.0
+
+    def speed(level: float) -> float:
+        return (beta_min + slope * time(level)) / 2 * (level + 1 / level)
+
+    return Curve(
+        time=time,
+        level=lambda t: math.sqrt(math.expm1(slope * t**2 / 2 + beta_min * t)),
+        speed=speed,
+        scale=lambda level: 1 / math.sqrt(1 + level**2),
+        scale_rate=lambda level: -level * speed(level) / (1 + level**2),
+    )
+
+
+CURVES: dict[str, Callable[[np.ndarray], Curve]] = {
+    "linear": lambda levels: LINEAR,
+    "ve": lambda levels: VE,
+    "vp": _vp,
+}
+"""By `config.sampling.curve`: functions of the noise levels (n + 1,) that a curve connects."""

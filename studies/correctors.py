@@ -53,7 +53,7 @@ def errors(mixture: Mixture, x: np.ndarray) -> tuple[float, float]:
 def measure(mixture: Mixture, sde: str, corrector: str, budget: int, count: int) -> str:
     """Return the errors of samples with about `budget` evaluations."""
     prior = prior_of(mixture, SDES[sde])
-    steps = budget // (1 + predictor_corrector.evaluations(sampling.CORRECTORS[corrector]))
+    steps = budget // (1 + predictor_corrector.calls(sampling.CORRECTORS[corrector]))
     sampler = prior.make_sampler("pc", steps, corrector=corrector, **CORRECTED[sde])
     found = prior.draw(sampler, count, jax.random.key(0), batch_size=count)
     return CELL.format(*errors(mixture, np.asarray(found.x, np.float64)))

@@ -24,7 +24,7 @@ from jax import Array
 import likelihood
 from benchmarks import harness
 from benchmarks.tables import header, row
-from errors import choose
+from options import choose
 from score_sde import TrainedModel
 from sde_lib import SDE, VESDE, VPSDE, Score, SubVPSDE
 from solvers import density, integrate

@@ -19,7 +19,7 @@ import pretrained
 import sampling
 from experiment import Experiment
 from sde_lib import SDE, VESDE, VPSDE, Score, SubVPSDE
-from solvers import predictor_corrector
+from solvers import loop, predictor_corrector
 
 DATA = Path(__file__).parent / "data"
 SHARED = Path(
@@ -105,9 +105,10 @@ KEYS = jax.random.split(jax.random.key(0), 3)
 def replay(monkeypatch: pytest.MonkeyPatch, noises: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Replace the noise of predictor-corrector samplers by recorded noise, in order."""
     noises = iter(noises)
-    monkeypatch.setattr(
-        predictor_corrector, "standard_normal", lambda keys, shape: jnp.asarray(next(noises))
-    )
+    for module in (loop, predictor_corrector):
+        monkeypatch.setattr(
+            module, "standard_normal", lambda keys, shape: jnp.asarray(next(noises))
+        )
     return noises
 
 

@@ -14,7 +14,7 @@ import score_sde as ss
 from api import calibration as statistics
 from api.posterior import Posterior
 from commands import calibration
-from commands.restoration_problems import operator_checksum
+from commands.restoration import operator_checksum
 from controllable.tasks import TASKS
 from experiment import Experiment
 from sde_lib import EDMSDE

@@ -6,7 +6,7 @@ import pytest
 
 import sampling
 import training
-from commands import restoration, restoration_problems
+from commands import restoration
 from configs import folders, validation
 from configs.default import Config, complete
 from configs.fields import FIELDS
@@ -98,8 +98,8 @@ def program(kind, config):
     if kind == "loss":
         return experiment.held_out_loss.lower(params, Batch(pixels), key).as_text()
     if kind == "reconstructions":
-        operator = restoration_problems.build_operator(experiment)
-        y = restoration_problems.build_problem(experiment, operator).y
+        operator = restoration.build_operator(experiment)
+        y = restoration.build_problem(experiment, operator).y
         prior = experiment.trained_model({})
         posterior, sampler = restoration.make_posterior(experiment, prior, operator, None, y)
 

@@ -13,7 +13,7 @@ from PIL import Image
 import datasets
 import evaluation
 import training
-from commands import inspection, restoration, restoration_problems
+from commands import inspection, restoration
 from configs import validation
 from configs.default import Config, complete, get_default_config
 from configs.folders import check_config, claim, dependencies
@@ -263,5 +263,5 @@ def test_files_to_restore(tmp_path):
     Image.fromarray(np.pad(pixels, ((0, 0), (3, 3)))).save(tmp_path / "a.png")
     changes = {"restore.input": str(tmp_path), "data.uniform_dequantization": False}
     experiment = Experiment(config("a.npy", **changes))
-    _, images = restoration_problems.load_images(experiment, experiment.image_shape)
+    _, images = restoration.load_images(experiment, experiment.image_shape)
     np.testing.assert_array_equal(experiment.pixels(images)[0, ..., 0], pixels)

@@ -13,7 +13,7 @@ from commands import latents
 from experiment import Experiment
 from runs import write_json
 from sampling import Sampler
-from solvers.results import to_samples
+from solvers.loop import to_samples
 from tests import reference, tiny
 from tests.refusal import refused
 
@@ -58,7 +58,7 @@ def test_measures_of_a_round_trip(tmp_path, monkeypatch):
     model = experiment.trained_model({})
     model.encode = lambda x, **_: (3 * std * x, jnp.full(len(x), 7))
     model.decode = lambda z, **_: (z / (3 * std) + 0.1).at[5, 1, 2].add(0.4)
-    codec = latents.Codec(experiment, model, "ode", tmp_path)
+    codec = (experiment, model, "ode", tmp_path)
     monkeypatch.setattr(latents, "load_codec", lambda *_: codec)
     found = latents.encode(experiment.config, "")
     assert found["largest error"] == pytest.approx(0.5, rel=1e-4)

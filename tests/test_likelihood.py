@@ -14,7 +14,7 @@ import scipy.special
 import likelihood
 from datasets import Scaler
 from sde_lib import EDMSDE, VESDE, VPSDE, CosineSDE, RectifiedFlow, SubVPSDE, expand
-from solvers import scaled_flow
+from solvers import density
 from tests import gaussian, mixture, reference
 from tests.refusal import refused
 from tests.test_sampling import Cosine
@@ -258,7 +258,7 @@ def test_the_prior_of_the_bound():
     For N(0, DATA_STD^2) data the estimate has no variance.
     """
     sde = SubVPSDE(beta_max=3.0)
-    c, x = scaled_flow.DATA_STD, 0.8 * jax.random.normal(jax.random.key(0), (20, 2, 2, 3))
+    c, x = density.DATA_STD, 0.8 * jax.random.normal(jax.random.key(0), (20, 2, 2, 3))
     score = gaussian.score(sde, 0.0, c)
     bound = jax.jit(lambda x: likelihood.elbo(score, sde, x, keys(20), pairs=2))(x)
     (alpha, alpha_end), (var, var_end) = (

@@ -168,7 +168,7 @@ PARSED = {
     "--config.data.category=cat": "this config has no field data.category",
     "--count=many": "--count=many must be an integer.",
     "--cuont=3": "Unknown command line flag 'cuont'. Did you mean: count",
-    "--mode=dream": "--mode = 'dream' is unknown; known: calibrate, ema",
+    "--mode=dream": "--mode = 'dream' must be one of calibrate, ema",
     "--config=README.md": "config = 'README.md' must be a Python file (.py) or a config.json",
     "--config=configs/vp/digits_ddpm_continuous.py": "does not exist. Did you mean configs/",
     "--config=configs/nothing.py": "configs/nothing.py does not exist. configs/ has experiments",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import restoration, restoration_problems
+from commands import restoration
 from controllable import operators
 from errors import InputError
 from experiment import Experiment
@@ -73,7 +73,7 @@ def quality(truth, known, reconstructions, *, centered=True):
     """Measures of reconstructions of `truth`, of which the entries `known` are measured."""
     operator = operators.mask(known)
     y = np.asarray(operator.forward(truth))
-    problem = restoration_problems.Problem(operator, y, ["a"] * len(truth), truth)
+    problem = restoration.Problem(operator, y, ["a"] * len(truth), truth)
     experiment = Experiment(tiny.config(**{"data.centered": centered}))
     return restoration.measure_quality(experiment, problem, reconstructions.astype(np.float32))
 
@@ -123,14 +123,12 @@ def test_ssim_is_computed_exactly(monkeypatch):
 def test_noise_is_stated_for_images_from_0_to_1(centered):
     fields = {"data.centered": centered, "restore.noise": 0.1, "restore.count": 64}
     experiment = Experiment(tiny.config(**fields))
-    problem = restoration_problems.build_problem(
-        experiment, restoration_problems.build_operator(experiment)
-    )
+    problem = restoration.build_problem(experiment, restoration.build_operator(experiment))
     noise = problem.y - np.asarray(problem.operator.forward(problem.truth))
     measured = noise[:, problem.operator.measured]
     assert measured.size > 2000  # The standard error of the deviation is below 2 %.
     assert measured.std() == pytest.approx(0.2 if centered else 0.1, rel=0.06)
-    assert restoration_problems.noise_std(experiment) == pytest.approx(0.2 if centered else 0.1)
+    assert restoration.noise_std(experiment) == pytest.approx(0.2 if centered else 0.1)
     assert (noise[:, ~problem.operator.measured] == 0).all()
 
 
@@ -144,7 +142,7 @@ def test_grey_levels_of_restored_images(tmp_path, dequantized):
         experiment = Experiment(tiny.config(**changes, **{"restore.input": path}))
         u = levels[None, ..., None] if path else experiment.test.pixels[:2]
         x = 2 * (u + 0.5) / 17 - 1 if dequantized else 2 * (u / 16) - 1
-        names, images = restoration_problems.load_images(experiment, (8, 8, 1))
+        names, images = restoration.load_images(experiment, (8, 8, 1))
         np.testing.assert_allclose(images, x, atol=1e-6)
         assert names == (["a"] if path else ["test_0", "test_1"])
 
@@ -226,7 +224,7 @@ def test_names_of_results(tmp_path):
 
     def names_of(path, **changes):
         experiment = Experiment(tiny.config(**{"restore.input": str(path)} | changes))
-        return restoration_problems.load_images(experiment, experiment.image_shape)[0]
+        return restoration.load_images(experiment, experiment.image_shape)[0]
 
     (tmp_path / "b").mkdir()
     (tmp_path / ".thumbs").mkdir()
@@ -251,6 +249,6 @@ def test_the_sampler_suits_the_method(method, given, sampler):
     """A guided score needs no thousand steps; what the user states is kept."""
     changes = {"restore.method": method, "sampling.corrector": "langevin"}
     experiment = Experiment(tiny.config(**changes))
-    operator = restoration_problems.build_operator(experiment)
+    operator = restoration.build_operator(experiment)
     model = experiment.trained_model({})
     assert sampler in restoration.make_posterior(experiment, model, operator, given)[1].title

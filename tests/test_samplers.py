@@ -65,7 +65,7 @@ def test_the_steps_of_a_config(method, num_steps, steps):
 @pytest.mark.parametrize(
     ("name", "steps", "options", "message"),
     [
-        ("heun_2", None, {}, "sampler = 'heun_2' is unknown; known: adaptive_sde, ddim"),
+        ("heun_2", None, {}, "sampler = 'heun_2' must be one of adaptive_sde, ddim"),
         ("ode", 5, {}, "steps = 5: the sampler 'ode' chooses its steps"),
         ("deis", 0, {}, "steps = 0 must be an integer from 1 to"),
         ("deis", 5, {"snr": 0.1}, "snr = 0.1 has no effect on the sampler 'deis'"),

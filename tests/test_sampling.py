@@ -10,7 +10,7 @@ import pytest
 
 import sampling
 from sde_lib import SDE, VESDE, VPSDE, RectifiedFlow, SubVPSDE
-from solvers import predictor_corrector
+from solvers.loop import PRIOR
 from tests import gaussian, reference
 from tests.reference import KEYS, replay
 
@@ -23,7 +23,7 @@ def test_the_noise_of_the_prior_is_that_of_no_step():
         assert abs(noise.std() - 1) < 0.1
         assert not np.isin(noise, sampling.standard_normal(KEYS, (3, 8, 8, 3))).any()
     fold_in = jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(KEYS[0], i)))
-    prior = jax.random.key_data(jax.random.fold_in(KEYS[0], predictor_corrector.PRIOR))
+    prior = jax.random.key_data(jax.random.fold_in(KEYS[0], PRIOR))
     assert not (fold_in(jnp.arange(20_000)) == prior).all(-1).any()
 
 

@@ -12,7 +12,8 @@ import solvers
 from commands.samples import sample
 from experiment import Experiment
 from sde_lib import SDES, VESDE, VPSDE
-from solvers import stability
+from solvers.plan import plan_growth
+from solvers.predictor_corrector import predictor_growth
 from tests import gaussian, tiny
 from tests.refusal import refused
 from tests.test_sampling import Cosine
@@ -51,7 +52,7 @@ def test_predictors(sde, name):
         sde,
         lambda keys, score, x: sampling.predictor_corrector(keys, score, sde, x, steps, **options),
     )
-    found = stability.predictor_growth(sde, predictor, steps, DATA_STD).stds
+    found = predictor_growth(sde, predictor, steps, DATA_STD).stds
     simulated = deviations(sde, frames, steps.t[1:])
     np.testing.assert_allclose(found, simulated, rtol=0.03)  # 16,384 numbers: 0.6 %; noise: 3 %.
     assert (found.max() > 3) == (name == "euler_maruyama" and isinstance(sde, Cosine))
@@ -68,7 +69,7 @@ def test_solvers(name):
         sde,
         lambda keys, score, x: solvers.few_step(keys, score, sde, x, plan, 0.0, **prediction),
     )
-    found, errors = stability.plan_growth(plan, DATA_STD, **prediction)
+    found, errors = plan_growth(plan, DATA_STD, **prediction)
     # A state is at the level of the next row, before that row adds noise.
     following = np.append(plan.level[1:] ** 2 - plan.added_noise[1:] ** 2, 0).clip(0)
     alphas = np.append(sde.alpha(sde.time_at(jnp.asarray(plan.level[1:]))), 1.0)
@@ -115,10 +116,10 @@ def test_growth_of_errors(noise_prediction):
     plan = solvers.SOLVERS["ddim"].plan(np.array([3.0, 0.0]))
     if noise_prediction:  # y - 3 m is the same step.
         plan = plan._replace(predictor_state=np.ones(1), predictor_weights=np.full((1, 1), -3.0))
-    found = stability.plan_growth(plan, DATA_STD, noise_prediction=noise_prediction)
+    found = plan_growth(plan, DATA_STD, noise_prediction=noise_prediction)
     assert found.errors == pytest.approx(3.0 / DATA_STD)
     long = solvers.SOLVERS["ddim"].plan(np.geomspace(80, 0.01, 1200))  # It is not checked.
-    assert stability.plan_growth(long, DATA_STD).stds.size == 0
+    assert plan_growth(long, DATA_STD).stds.size == 0
 
 
 def test_a_plan_that_multiplies_its_states():
@@ -126,7 +127,7 @@ def test_a_plan_that_multiplies_its_states():
     levels = np.array([10.0, 5.0, 1.0, 0.0])
     plan = solvers.SOLVERS["ddim"].plan(levels)
     plan = plan._replace(predictor_state=5 * plan.predictor_state)
-    growth = functools.partial(stability.plan_growth, plan, DATA_STD)
+    growth = functools.partial(plan_growth, plan, DATA_STD)
     sampler = sampling.Sampler(lambda keys, score: None, 3, "", growth, "do something else")
     refused("step 1 of 3 .*do something else.", sampler.check_stable)
     assert growth().stds[0] == pytest.approx(5, rel=0.2)

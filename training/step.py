@@ -93,9 +93,9 @@ class Job:
 
 
 def train_step(
-    before: TrainState, batch: Batch, *, job: Job, rollbacks: int = 0
+    before: TrainState, batch: Batch, *, job: Job, rollbacks: int = 0, unroll: bool = False
 ) -> tuple[TrainState, Metrics]:
-    """Update the state on B images.
+    """Update the state on B images; `unroll` the loop over the parts of the batch, if any.
 
     The random numbers are functions of the seed, the step and the number of rollbacks.
     """
@@ -105,7 +105,6 @@ def train_step(
         per_image = job.loss(params, part)
         return per_image.mean(), per_image
 
-    unroll = sharding.on_cpu(job.experiment.mesh)
     (value, per_image), grads = losses.value_and_grad(
         loss, before.params, part, job.settings.accumulate, unroll=unroll
     )
@@ -123,7 +122,8 @@ def jit_step(job: Job, rollbacks: int = 0) -> Step:
     """Return `train_step`, jitted over the mesh; it donates its state argument."""
     mesh, shardings = job.experiment.mesh, job.shardings()
     whole, split = sharding.replicated(mesh), sharding.along_axis(mesh)
-    step = functools.partial(train_step, job=job, rollbacks=rollbacks)
+    options = {"job": job, "rollbacks": rollbacks, "unroll": sharding.on_cpu(mesh)}
+    step = functools.partial(train_step, **options)
     return jax.jit(
         step, in_shardings=(shardings, split), out_shardings=(shardings, whole), donate_argnums=0
     )

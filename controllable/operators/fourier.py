@@ -34,14 +34,13 @@ def convolution(shape: Shape, kernel: np.ndarray) -> Operator:
     def from_basis(c: Array) -> Array:
         return jnp.fft.ifft2(c, axes=(1, 2), norm="ortho").real
 
-    def to_measured(c: Array) -> Array:
-        return from_basis(jnp.where(values > 0, c, 0) * phase)
-
-    def from_measured(y: Array) -> Array:
-        return _fourier(y) * np.conj(phase)
-
-    singular_values = np.broadcast_to(values, shape)
-    return Operator(singular_values, _fourier, from_basis, to_measured, from_measured)
+    return Operator(
+        np.broadcast_to(values, shape),
+        _fourier,
+        from_basis,
+        to_measured=lambda c: from_basis(jnp.where(values > 0, c, 0) * phase),
+        from_measured=lambda y: _fourier(y) * np.conj(phase),
+    )
 
 
 def blur(shape: Shape, std: float) -> Operator:
@@ -72,10 +71,7 @@ def fourier_mask(known: np.ndarray, *, channels: bool = True) -> Operator:
         frequencies = _fourier(x)
         return frequencies.real - frequencies.imag
 
-    def keep(c: Array) -> Array:
-        return c * values
-
-    return Operator(values, hartley, hartley, keep, keep)
+    return Operator(values, hartley, hartley, lambda c: c * values, lambda y: y * values)
 
 
 def _fourier(x: Array) -> Array:

@@ -108,15 +108,12 @@ def with_or_without_channels(build: Builder) -> Builder:
             y = operator.to_measured(c)
             return y[..., 0] if is_image else y
 
-        def from_measured(y: Array) -> Array:
-            return operator.from_measured(y[..., None] if is_image else y)
-
         return Operator(
             operator.singular_values,
-            lambda x: operator.to_basis(x[..., None]),
-            lambda c: operator.from_basis(c)[..., 0],
-            to_measured,
-            from_measured,
+            to_basis=lambda x: operator.to_basis(x[..., None]),
+            from_basis=lambda c: operator.from_basis(c)[..., 0],
+            to_measured=to_measured,
+            from_measured=lambda y: operator.from_measured(y[..., None] if is_image else y),
         )
 
     return build_for

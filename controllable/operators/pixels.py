@@ -33,10 +33,12 @@ def mask(known: np.ndarray) -> Operator:
             )
         return x
 
-    def keep(a: Array) -> Array:
-        return a * known
-
-    return Operator(known, to_basis=check, to_measured=keep, from_measured=keep)
+    return Operator(
+        known,
+        to_basis=check,
+        to_measured=lambda c: c * known,
+        from_measured=lambda y: y * known,
+    )
 
 
 def channel_mean(shape: Shape, weights: tuple[float, ...] | None = None) -> Operator:
@@ -60,19 +62,13 @@ def channel_mean(shape: Shape, weights: tuple[float, ...] | None = None) -> Oper
     values = np.zeros(shape, np.float32)
     values[..., 0] = norm
 
-    def to_basis(x: Array) -> Array:
-        return matmul(x, basis)
-
-    def from_basis(c: Array) -> Array:
-        return matmul(c, basis.T)
-
-    def to_measured(c: Array) -> Array:
-        return c[..., :1]
-
-    def from_measured(y: Array) -> Array:
-        return jnp.pad(y, ((0, 0),) * 3 + ((0, channels - 1),))
-
-    return Operator(values, to_basis, from_basis, to_measured, from_measured)
+    return Operator(
+        values,
+        to_basis=lambda x: matmul(x, basis),
+        from_basis=lambda c: matmul(c, basis.T),
+        to_measured=lambda c: c[..., :1],
+        from_measured=lambda y: jnp.pad(y, ((0, 0),) * 3 + ((0, channels - 1),)),
+    )
 
 
 @with_or_without_channels
@@ -95,16 +91,10 @@ def block_mean(shape: Shape, factor: int) -> Operator:
     def transform_blocks(a: Array, matrix: np.ndarray) -> Array:
         return einsum("bhiwjc,ki,lj->bhkwlc", a, matrix, matrix)
 
-    def to_basis(x: Array) -> Array:
-        return transform_blocks(x.reshape(-1, *blocks), basis)
-
-    def from_basis(c: Array) -> Array:
-        return transform_blocks(c, basis.T).reshape(-1, *shape)
-
-    def to_measured(c: Array) -> Array:
-        return c[:, :, 0, :, 0]
-
-    def from_measured(y: Array) -> Array:
-        return jnp.zeros((len(y), *blocks), y.dtype).at[:, :, 0, :, 0].set(y)
-
-    return Operator(values, to_basis, from_basis, to_measured, from_measured)
+    return Operator(
+        values,
+        to_basis=lambda x: transform_blocks(x.reshape(-1, *blocks), basis),
+        from_basis=lambda c: transform_blocks(c, basis.T).reshape(-1, *shape),
+        to_measured=lambda c: c[:, :, 0, :, 0],
+        from_measured=lambda y: jnp.zeros((len(y), *blocks), y.dtype).at[:, :, 0, :, 0].set(y),
+    )

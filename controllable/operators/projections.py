@@ -49,13 +49,13 @@ def compressed_sensing(shape: Shape, rows: int, seed: int = 0) -> Operator:
         frequencies = c.reshape(-1, *shape)
         return einsum("bklc,kh,lw->bhwc", frequencies, vertical, horizontal) * signs
 
-    def to_measured(c: Array) -> Array:
-        return c[:, chosen]
-
-    def from_measured(y: Array) -> Array:
-        return jnp.zeros((len(y), size), y.dtype).at[:, chosen].set(y)
-
-    return Operator(values, to_basis, from_basis, to_measured, from_measured)
+    return Operator(
+        values,
+        to_basis,
+        from_basis,
+        to_measured=lambda c: c[:, chosen],
+        from_measured=lambda y: jnp.zeros((len(y), size), y.dtype).at[:, chosen].set(y),
+    )
 
 
 def check_size(shape: Shape) -> int:
@@ -86,16 +86,10 @@ def dense(shape: Shape, matrix: np.ndarray) -> Operator:
     values[:count] = np.where(s > NEGLIGIBLE * s.max(), s, 0)
     u, vh = u.astype(np.float32), vh.astype(np.float32)
 
-    def to_basis(x: Array) -> Array:
-        return matmul(x.reshape(-1, size), vh.T)
-
-    def from_basis(c: Array) -> Array:
-        return matmul(c, vh).reshape(-1, *shape)
-
-    def to_measured(c: Array) -> Array:
-        return matmul(jnp.where(values > 0, c, 0)[:, :count], u.T)
-
-    def from_measured(y: Array) -> Array:
-        return jnp.pad(matmul(y, u), ((0, 0), (0, size - count)))
-
-    return Operator(values, to_basis, from_basis, to_measured, from_measured)
+    return Operator(
+        values,
+        to_basis=lambda x: matmul(x.reshape(-1, size), vh.T),
+        from_basis=lambda c: matmul(c, vh).reshape(-1, *shape),
+        to_measured=lambda c: matmul(jnp.where(values > 0, c, 0)[:, :count], u.T),
+        from_measured=lambda y: jnp.pad(matmul(y, u), ((0, 0), (0, size - count))),
+    )

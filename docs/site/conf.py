@@ -49,7 +49,7 @@ autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_type_aliases = {
     "ClassScore": "~controllable.guidance.ClassScore",
-    "Constraint": "~sampling.Constraint",
+    "Constraint": "~solvers.predictor_corrector.Constraint",
     "LogProbs": "~controllable.guidance.LogProbs",
     "Marginal": "~losses.Marginal",
     "Options": "~options.Options",
