@@ -103,7 +103,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
     path = path / FILE if path.is_dir() else path
     with advice(INSTALL), reading(path, kind=KIND):
         data = read_bytes(path, "data.path", MAX_FONT)
-        pictures, names = _distinct(data)
+        pictures, names = distinct(data)
     selected = members(names.tolist(), split, config.held_out)
 
     files = preprocessing.Files(len(selected), lambda i: pictures[selected[i]], path)
@@ -111,7 +111,7 @@ def read(split: str, config: ml_collections.ConfigDict) -> Images:
 
 
 @functools.lru_cache(maxsize=1)  # Both splits need it.
-def _distinct(data: bytes) -> tuple[list[bytes], np.ndarray]:
+def distinct(data: bytes) -> tuple[list[bytes], np.ndarray]:
     """Return the distinct images (N,) of a font, as PNG, and the names (N,) of their groups."""
     distinct: dict[bytes, str] = {}
     for glyph in read_glyphs(data):

@@ -51,6 +51,12 @@ def key(value: Any, module: str) -> str:
 @functools.cache
 def _code(module: str) -> str:
     """Return the hash of the code of a module and its imports."""
+    found = {name: ast.dump(tree) for name, (_, tree) in sources(module).items()}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def sources(module: str) -> dict[str, tuple[Path, ast.Module]]:
+    """Return the files of a module and of what it imports, with their code without docstrings."""
     found, waiting = {}, [module]
     while waiting:
         name = waiting.pop()
@@ -58,19 +64,26 @@ def _code(module: str) -> str:
         files = [each for each in (Path(f"{base}.py"), base / "__init__.py") if each.is_file()]
         if not files or name in found or name.partition(".")[0] in WITHOUT_EFFECT:
             continue
-        tree = ast.parse(files[0].read_text())
+        tree = without_text(files[0].read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 waiting += [each.name for each in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
                 waiting += [node.module, *(f"{node.module}.{each.name}" for each in node.names)]
-            elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                node.body = [each for each in node.body if not _is_text(each)]
         waiting.append(name.rpartition(".")[0])
-        found[name] = ast.dump(tree)
+        found[name] = files[0], tree
     if not found:
         raise ValueError(f"{module} is not a module of this repository.")
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    return found
+
+
+def without_text(code: str) -> ast.Module:
+    """Return parsed code without comments and docstrings."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [each for each in node.body if not _is_text(each)]
+    return tree
 
 
 def _is_text(statement: ast.stmt) -> bool:
@@ -224,11 +237,15 @@ def holm(p: Sequence[float]) -> float:
 # --- commands and pages ---------------------------------------------------------------------------
 
 
-def run(main: Callable[[argparse.Namespace], None], options: Mapping[str, Any]) -> None:
+def run(
+    main: Callable[[argparse.Namespace], Any], options: Mapping[str, Any], page: str = ""
+) -> None:
     """Call `main` with the options of the command line; an InputError prints a line, exit code 1.
 
     `options` are their defaults, which state their types: False for a switch, '' for a string that
-    is required, None for one that is not, and a list for positional arguments.
+    is required, None for one that is not, and a list for positional arguments. For a page of docs/,
+    `main` returns its generated blocks, by name: they are printed with their provenance, and with
+    --write put into the page.
     """
     parser = argparse.ArgumentParser()
     for name, default in options.items():
@@ -240,10 +257,32 @@ def run(main: Callable[[argparse.Namespace], None], options: Mapping[str, Any]) 
             kind = str if default is None else type(default)
             parser.add_argument(f"--{name}", type=kind, default=default, required=default == "")
     logging.set_verbosity(logging.WARNING)
+    given = parser.parse_args()
     try:
-        main(parser.parse_args())
+        blocks = main(given)
     except InputError as error:
         sys.exit(f"Error: {error}")
+    if page:
+        spec = sys.modules["__main__"].__spec__
+        about = provenance(command(spec.name if spec else page, options, vars(given)))
+        blocks = {name: [about, "", *lines] for name, lines in blocks.items()}
+        publish(page, blocks, write=given.write)
+
+
+def command(module: str, options: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Return the command that runs a module with options that differ from their defaults.
+
+    Paths are DIR.
+    """
+    words = ["python -m", module]
+    for name, default in options.items():
+        if isinstance(default, list):
+            words += given[name]
+        elif given[name] != default:
+            is_path, is_switch = default is None or default == "", isinstance(default, bool)
+            value = "DIR" if is_path else given[name]
+            words.append(f"--{name}" if is_switch else f"--{name}={value}")
+    return " ".join(words)
 
 
 def provenance(command: str) -> str:

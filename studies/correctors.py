@@ -76,11 +76,9 @@ def table(count: int) -> list[str]:
     return lines
 
 
-def main(options: argparse.Namespace) -> None:
-    about = common.provenance("python -m studies.correctors --write")
-    blocks = {"correctors": [about, "", *table(options.samples)]}
-    common.publish("sampling.md", blocks, write=options.write)
+def main(options: argparse.Namespace) -> dict[str, list[str]]:
+    return {"correctors": table(options.samples)}
 
 
 if __name__ == "__main__":
-    common.run(main, OPTIONS)
+    common.run(main, OPTIONS, "sampling.md")

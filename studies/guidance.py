@@ -7,7 +7,6 @@ Classifies the samples that `--mode=eval` wrote to each folder with a support ve
 by scikit-learn to the training digits. Prints a row of docs/guidance.md for each checkpoint. Spread
 is the mean distance between samples of a class, relative to that of training digits: guidance
 reduces it. Outliers are farther from the nearest training digit than 99 % of the test digits.
-With --picture=FILE it writes the first ten samples of each class in the first folder.
 
 The second command trains networks in DIR, or continues, and compares guided samples with held-out
 images: digits of their classes, and emoji without a condition. FONT is data.path of the emoji.
@@ -28,20 +27,16 @@ import numpy as np
 from scipy.spatial.distance import cdist, pdist
 from sklearn.svm import SVC
 
-import datasets
 from benchmarks.records import Record, Records
 from benchmarks.tables import Columns, header, machine, row, table
-from configs.default_digits_configs import get_default_configs
 from errors import InputError
-from runs import write_picture
 from score_sde import TrainedModel
 from studies import common, learned
 from studies.common import Estimate, mean
 from studies.distances import classes as digit_classes
 from studies.distances import directions, scale, sliced_distance
 
-OPTIONS = {"folders": [], "picture": None, "networks": None, "font": None, "write": False}
-ROWS = 10  # of the picture
+OPTIONS = {"folders": [], "networks": None, "font": None, "write": False}
 SEEDS = 3  # of samples
 EARLIER = 4  # The guide of autoguidance has this fraction of the steps.
 SCALES = ((1.5, None), (2.0, None), (2.0, (0.2, 5.0)))  # and intervals
@@ -54,38 +49,9 @@ COLUMNS: Columns = {
 }
 
 
-def load(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the samples (N, H, W, C) in a folder checkpoint_K and their requested classes (N,).
-
-    Raises InputError if there are no samples of requested classes.
-    """
-    rounds = [np.load(path) for path in sorted(folder.glob("samples_*.npz"))]
-    if not rounds or "classes" not in rounds[0]:
-        raise InputError(
-            f"{folder} has no samples of classes; evaluate with --config.guidance.classes."
-        )
-    images = np.concatenate([each["samples"] for each in rounds])
-    return images, np.concatenate([each["classes"] for each in rounds])
-
-
-def draw(path: Path, folder: Path) -> None:
-    """Write a picture of the first ROWS samples of each class, one column for each class."""
-    images, classes = load(folder)
-    names = np.unique(classes)
-    columns = [images[classes == c][:ROWS] for c in names]
-    grid = np.stack([column[: min(map(len, columns))] for column in columns], axis=1)
-    titles = [str(c) for c in names]
-    write_picture(path, datasets.image_grid(grid.reshape(-1, *images.shape[1:]), titles=titles))
-
-
 def spread(x: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean distance of rows of x (N, D) in the same class, averaged over classes."""
     return float(np.mean([pdist(x[labels == c]).mean() for c in np.unique(labels)]))
-
-
-def distance_to_nearest(x: np.ndarray, training: np.ndarray) -> np.ndarray:
-    """Return the distance (N,) of each row of x (N, D) to the nearest row of training (M, D)."""
-    return cdist(x, training).min(1)
 
 
 def measure(data: learned.Data, draw: Callable[[int], tuple[np.ndarray, float]]) -> Record:
@@ -156,48 +122,46 @@ def distances(folder: Path, font: str | None) -> list[str]:
     return lines
 
 
-def classify(folders: list[str], picture: str | None) -> None:
-    """Print the rows of checkpoints of evaluation folders, and write the picture of the first."""
-    data = get_default_configs().data
-    train, test = (datasets.load(data, split) for split in ("train", "test"))
-    x, held_out = (
-        np.asarray(each.pixels).reshape(len(each), -1).astype(float) for each in (train, test)
-    )
+def classify(folders: list[str]) -> None:
+    """Print the rows of the checkpoints of evaluation folders.
+
+    Raises InputError for samples without requested classes.
+    """
+    data = learned.load("digits", None)
+    x, held_out = (each.reshape(len(each), -1) * (16 / 255) for each in (data.train, data.test))
     # scikit-learn has no annotations; a type is inferred from the default, a string.
     classifier = SVC(gamma=1e-3, C=10)  # pyright: ignore[reportArgumentType]
-    classifier.fit(x, train.labels)
-    accuracy = classifier.score(held_out, test.labels)
-    print(f"accuracy of the classifier on {len(test)} test digits: {100 * accuracy:.1f} %")
+    accuracy = classifier.fit(x, data.train_labels).score(held_out, data.test_labels)
+    print(f"accuracy of the classifier on {len(held_out)} test digits: {100 * accuracy:.1f} %")
     print(f"machine: {machine()}\n")
-    far = np.quantile(distance_to_nearest(held_out, x), 0.99)
-    checkpoints = [path for name in folders for path in sorted(Path(name).glob("checkpoint_*"))]
-    if picture and checkpoints:
-        draw(Path(picture), checkpoints[0])
+    far = np.quantile(cdist(held_out, x).min(1), 0.99)
     columns = "folder", "guidance", "scale", "NFE", "correct class, %"
     print("\n".join(header(*columns, "spread", "outliers, %")))
-    for folder in checkpoints:
-        images, classes = load(folder)
+    for folder in (path for name in folders for path in sorted(Path(name).glob("checkpoint_*"))):
+        rounds = [np.load(path) for path in sorted(folder.glob("samples_*.npz"))]
+        if not rounds or "classes" not in rounds[0]:
+            raise InputError(
+                f"{folder} has no samples of classes; evaluate with --config.guidance.classes."
+            )
+        images, classes = (
+            np.concatenate([r[key] for r in rounds]) for key in ("samples", "classes")
+        )
         result = json.loads((folder / "results.json").read_text())["samples"]
-        samples, guidance = images.reshape(len(images), -1) * (16 / 255), result["guidance"]
-        correct = classifier.predict(samples) == classes
-        share, error = mean(100.0 * correct)[:2]
-        relative = spread(samples, classes) / spread(x, np.asarray(train.labels))
-        outliers = (distance_to_nearest(samples, x) > far).mean()
+        drawn, guidance = images.reshape(len(images), -1) * (16 / 255), result["guidance"]
+        share, error = mean(100.0 * (classifier.predict(drawn) == classes))[:2]
+        relative = spread(drawn, classes) / spread(x, np.asarray(data.train_labels))
         cells = folder.parent.name, guidance["kind"], f"{guidance['scale']:g}"
-        cells += f"{result['nfe']:.0f}", f"{share:.1f} +- {error:.1f}"
-        cells += f"{relative:.2f}", f"{100 * outliers:.1f}"
-        print(row(*cells))
+        cells += f"{result['nfe']:.0f}", f"{share:.1f} +- {error:.1f}", f"{relative:.2f}"
+        print(row(*cells, f"{100 * (cdist(drawn, x).min(1) > far).mean():.1f}"))
 
 
-def main(options: argparse.Namespace) -> None:
-    """Classify the samples of folders; or train networks and compare distances."""
+def main(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Train networks and compare distances; without a folder for them, classify samples."""
     if options.networks:
-        lines = [common.provenance("python -m studies.guidance --networks=DIR --write"), ""]
-        lines += distances(Path(options.networks), options.font)
-        common.publish("guidance.md", {"distances": lines}, write=options.write)
-    else:
-        classify(options.folders, options.picture)
+        return {"distances": distances(Path(options.networks), options.font)}
+    classify(options.folders)
+    return {}
 
 
 if __name__ == "__main__":
-    common.run(main, OPTIONS)
+    common.run(main, OPTIONS, "guidance.md")

@@ -113,16 +113,11 @@ def table(results: Results) -> list[str]:
     return lines
 
 
-def main(options: argparse.Namespace) -> None:
-    """Measure what the records lack, and print or write the table."""
+def main(options: argparse.Namespace) -> dict[str, list[str]]:
     warnings.simplefilter("ignore")
     results = measure_all(Records(options.records), options.seeds)
-    about = common.provenance("python -m studies.inference --write")
-    lines = [f"{about} Versions: {versions('jax', 'torch', 'sbi')}.", "", *table(results)]
-    print("\n".join(lines))
-    if options.write:
-        common.write_blocks(common.ROOT / "docs" / "simulations.md", {"tasks": lines})
+    return {"tasks": [f"Versions: {versions('jax', 'torch', 'sbi')}.", "", *table(results)]}
 
 
 if __name__ == "__main__":
-    common.run(main, OPTIONS)
+    common.run(main, OPTIONS, "simulations.md")

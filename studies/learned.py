@@ -216,12 +216,11 @@ COLUMNS: Columns = {
 }
 
 
-def main(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> dict[str, list[str]]:
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # Callbacks of scores may block it.
     warnings.simplefilter("ignore")  # The default method may be biased, which is measured here.
     folder = Path(options.folder)
-    records = Records(folder / "learned.jsonl")
-    about, rows = common.provenance("python -m studies.learned --folder=DIR --write"), []
+    records, rows = Records(folder / "learned.jsonl"), []
     for name in SETS:
         data = load(name, options.font)
         for title, operator in tasks(data.train.shape[1:]).items():
@@ -230,9 +229,8 @@ def main(options: argparse.Namespace) -> None:
                 key = common.key([name, title, given is None], "studies.learned")
                 found.append(records.cached(key, functools.partial(task.restore, folder, given)))
             rows += [{"task": f"{name}, {title}"} | each for each in (*found, *task.floors())]
-    lines = [about, "", *table(rows, COLUMNS)]
-    common.publish("learned_or_guided.md", {"tasks": lines}, write=options.write)
+    return {"tasks": table(rows, COLUMNS)}
 
 
 if __name__ == "__main__":
-    common.run(main, OPTIONS)
+    common.run(main, OPTIONS, "learned_or_guided.md")

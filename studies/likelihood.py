@@ -218,16 +218,12 @@ def levels(options: argparse.Namespace) -> list[str]:
 TABLES = {"accuracy": accuracies, "sensitivity": sensitivities, "levels": levels}
 
 
-def main(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> dict[str, list[str]]:
     chosen = options.tables or list(TABLES)
     for name in chosen:
         choose(TABLES, name, "the table")
-    about = common.provenance(
-        f"python -m studies.likelihood {' '.join(chosen)} --folder=DIR --write"
-    )
-    blocks = {name: [about, "", *TABLES[name](options)] for name in chosen}
-    common.publish("likelihood.md", blocks, write=options.write)
+    return {name: TABLES[name](options) for name in chosen}
 
 
 if __name__ == "__main__":
-    common.run(main, OPTIONS)
+    common.run(main, OPTIONS, "likelihood.md")

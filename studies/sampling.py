@@ -1,4 +1,4 @@
-"""Sample quality against network evaluations (NFE) for every sampler and SDE, beside diffusers.
+"""Sample quality against network evaluations (NFE) for every sampler and SDE.
 
 python -m studies.sampling --folder=DIR [--samples=5000] [--write]
 
@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -187,70 +185,7 @@ def trained_table(measures: dict[str, Measure]) -> list[str]:
     return lines
 
 
-SCHEDULERS = {  # of diffusers, by our solver: (class, options)
-    "dpm++_2m": ("DPMSolverMultistepScheduler", {"solver_order": 2}),
-    "dpm++_3m_diffusers": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
-    "unipc_2": ("UniPCMultistepScheduler", {"solver_order": 2}),
-    "unipc_3": ("UniPCMultistepScheduler", {"solver_order": 3}),
-    "deis": ("DEISMultistepScheduler", {"solver_order": 3}),
-}
-
-
-def own_states(prior: Prior, name: str, x: np.ndarray, noise_levels: np.ndarray) -> np.ndarray:
-    """Return the states of a solver of ours from x (n, ...) at each of the noise levels."""
-    chosen = solvers.SOLVERS[name]
-    run = functools.partial(
-        *(solvers.few_step, None, prior.score, prior.sde),
-        plan=chosen.plan(noise_levels),
-        final_level=noise_levels[-1],
-        noise_prediction=chosen.noise_prediction,
-    )
-    return np.asarray(jax.jit(run)(x)[1])
-
-
-def peer_states(prior: Prior, name: str, x: np.ndarray, noise_levels: np.ndarray) -> np.ndarray:
-    """Return the states of a scheduler of diffusers with the same score and noise levels."""
-    import diffusers
-    import torch
-
-    kind, options = SCHEDULERS[name]
-    scheduler = getattr(diffusers, kind)(use_karras_sigmas=True, **options)
-    scheduler.set_timesteps(len(noise_levels) - 1)
-    scheduler.sigmas = torch.tensor(noise_levels)
-    state, states, score = torch.tensor(x), [], jax.jit(prior.score)
-    times = prior.sde.time_at(jnp.asarray(noise_levels))
-    for t, timestep in zip(times, scheduler.timesteps):
-        found = score(jnp.asarray(state.numpy(), jnp.float32), jnp.full(len(x), t))
-        noise = torch.tensor(np.asarray(-prior.sde.std(t) * found))
-        state = scheduler.step(noise, timestep, state).prev_sample
-        states.append(state.numpy())
-    return np.array(states)
-
-
-def diffusers_table(prior: Prior) -> list[str]:
-    """Compare solvers with diffusers' schedulers on the probability flow of a prior.
-
-    Both use the same noise levels and prior samples. Errors are those of the last state.
-    """
-    x = np.asarray(jax.random.normal(jax.random.key(0), (64, *prior.event_shape)))
-    lines = header(
-        *("solver", "NFE", "largest difference of states", "error, ours", "error, diffusers")
-    )
-    for name in SCHEDULERS:
-        denoise = name != "deis"  # diffusers' DEIS cannot reach noise level 0.
-        levels = {
-            n: solvers.noise_levels(prior.sde, "log_snr", n, denoise=denoise)
-            for n in (10, 20, 1000)
-        }
-        truth = own_states(prior, "dpm++_3m", x, levels[1000])[-1]
-        for steps in (10, 20):
-            own, peer = (f(prior, name, x, levels[steps]) for f in (own_states, peer_states))
-            errors = [f"{np.sqrt(np.mean((each[-1] - truth) ** 2)):.2e}" for each in (own, peer)]
-            lines.append(row(f"`{name}`", str(steps), f"{np.abs(own - peer).max():.1e}", *errors))
-    return lines
-
-
-def main(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> dict[str, list[str]]:
     folder, count, mixture = Path(options.folder), options.samples, mixture_of_digits()
     records, trained, curves = Records(folder / "sampling.jsonl"), {}, {}
     for name in SDES:
@@ -258,8 +193,7 @@ def main(options: argparse.Namespace) -> None:
         about, of_model = (model.config.to_dict(),), functools.partial(distance, model)
         given = records, model, of_model, about, (count, 500)
         trained[name] = functools.partial(measure, *given)
-    about = common.provenance("python -m studies.sampling --folder=DIR --write")
-    blocks = {"trained": [about, "", *trained_table(trained)]}
+    blocks = {"trained": trained_table(trained)}
     quantiles, draw = quantiles_of_mixture(mixture, count), mixture.draw
     floors = [sliced_distance(quantiles, draw(np.random.default_rng(i), count)) for i in range(20)]
     floor = Estimate(float(np.mean(floors)), float(np.std(floors, ddof=1)))
@@ -272,12 +206,10 @@ def main(options: argparse.Namespace) -> None:
         given = records, prior, exact_distance, ("mixture", name), (count, count)
         lines, curves[name] = mixture_tables(name, functools.partial(measure, *given))
         blocks[name] = [f"The distance of {count} exact samples is {floor}.", "", *lines]
-    if importlib.util.find_spec("diffusers") and importlib.util.find_spec("torch"):
-        blocks["diffusers"] = diffusers_table(prior_of(mixture, VPSDE()))
-    common.publish("sampling.md", blocks, write=options.write)
     if options.write:
         plot(curves, floor, common.ROOT / "docs" / "sampling.png")
+    return blocks
 
 
 if __name__ == "__main__":
-    common.run(main, OPTIONS)
+    common.run(main, OPTIONS, "sampling.md")

@@ -136,18 +136,16 @@ def rows(name: str, measure: Measure, floor: Estimate) -> Iterator[str]:
         yield row(name, predictor, *cells)
 
 
-def main(options: argparse.Namespace) -> None:
-    """Measure, and write the table."""
+def main(options: argparse.Namespace) -> dict[str, list[str]]:
     records, total = Records(Path(options.folder) / "table1.jsonl"), options.samples * len(SEEDS)
     sets = (draw(seed, total) for seed in range(1, FLOORS + 1))
     floor = common.mean(np.array([sliced_distance(quantiles(total), each) for each in sets]))
     lines = header("SDE", "predictor", *COLUMNS)
     for name in SDES:
         lines += rows(name, measure_of(name, records, options.samples), floor)
-    about = common.provenance("python -m studies.table1 --folder=DIR --write")
     text = f"Floor: {total:,} exact samples have the distance {floor} to the data."
-    common.publish("sampling.md", {"table1": [about, text, "", *lines]}, write=options.write)
+    return {"table1": [text, "", *lines]}
 
 
 if __name__ == "__main__":
-    common.run(main, OPTIONS)
+    common.run(main, OPTIONS, "sampling.md")

