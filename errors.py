@@ -122,6 +122,7 @@ def avoid_wrong_products() -> None:
 
 
 avoid_wrong_products()  # This module is imported before any array is made.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA asks to report slow compilations as bugs.
 
 
 def start_command() -> None:

@@ -50,8 +50,8 @@ def load_config(path: str | Path, given: Collection[str] = ()) -> Config:
     if found is None:
         lack = f"has no {CONFIG} and no checkpoint" if path.is_dir() else "does not exist"
         raise InputError(
-            f"{path} {lack}, so that it states no config. Name an experiment, such as "
-            "--config=configs/vp/digits_ddpmpp_continuous.py, or another folder."
+            f"{path} {lack}. Name another folder, or an experiment, such as "
+            "--config=configs/vp/digits_ddpmpp_continuous.py."
         )
     source, content = found
     with naming(source):

@@ -33,6 +33,7 @@ from options import choose
 
 FLAGS = flags.FLAGS
 PACKAGE = f"{__package__}." if __package__ else ""  # An installed package has all modules in it.
+PROGRAM = "score-sde" if PACKAGE else "python main.py"
 
 
 class Command(NamedTuple):
@@ -90,6 +91,7 @@ flags.DEFINE_list("classes", None, "The classes of the images to draw in turn, s
 flags.DEFINE_integer("seed", None, "The seed of the images to draw, in place of --config.seed.")
 flags.DEFINE_bool("version", False, "Print the version and exit.")
 flags.DEFINE_bool("list", False, "Print the experiments and the trained networks, and exit.")
+flags.DEFINE_bool("completion", False, "Print a line that completes score-sde in bash, and exit.")
 flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0; docs/accelerators.md.")
 flags.DEFINE_integer("num_processes", None, "The number of processes started by hand.")
 flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
@@ -151,25 +153,28 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def check_flags(argv: list[str]) -> None:
     """Raise InputError for a flag that is missing, empty, or not one of the mode."""
-    if FLAGS.version or FLAGS.list:
-        print(score_sde.__version__ if FLAGS.version else _listed())
-        sys.exit(0)
+    for name, text in {"version": _version, "list": _listed, "completion": _completion}.items():
+        if FLAGS[name].value:
+            print(text())
+            sys.exit(0)
     if argv[1:]:
         hint = f" Did you mean --mode={argv[1]}?" if argv[1] in COMMANDS else ""
         raise InputError(f"unexpected positional arguments: {' '.join(argv[1:])}.{hint}")
+    if FLAGS.mode == "sample" and FLAGS.source and FLAGS.workdir is None:
+        FLAGS.workdir = "samples"
     missing = [f"--{name}" for name in ("mode", "workdir") if FLAGS[name].value is None]
-    if missing:
+    if missing and FLAGS.mode in (None, *COMMANDS):
         raise InputError(
-            f"{' and '.join(missing)} must be given, as in python main.py "
-            "--config=configs/vp/digits_ddpmpp_continuous.py --workdir=digits --mode=train. Modes: "
-            f"{', '.join(COMMANDS)}."
+            f"{' and '.join(missing)} must be given, as in {PROGRAM} --config=configs/vp/"
+            "digits_ddpmpp_continuous.py --workdir=digits --mode=train. Modes: "
+            f"{', '.join(COMMANDS)}. --help describes all flags."
         )
+    command = choose(COMMANDS, FLAGS.mode, "--mode")
     if not FLAGS.workdir:  # As --workdir=$DIR without DIR, which would be the current folder.
         raise InputError("--workdir is empty; it must name a folder.")
     for name in ("workdir", "source", "target", "eval_folder"):
         if not (FLAGS[name].value or "").isprintable():  # It is printed in many places.
             raise InputError(f"--{name}={FLAGS[name].value} has control characters; rename it.")
-    command = choose(COMMANDS, FLAGS.mode, "--mode")
     for name in {name for each in COMMANDS.values() for name in each.flags}:
         if FLAGS[name].present and name not in command.flags:
             modes = ", ".join(mode for mode, each in COMMANDS.items() if name in each.flags)
@@ -178,6 +183,10 @@ def check_flags(argv: list[str]) -> None:
     for name in command.required:
         if FLAGS[name].value is None:
             raise InputError(f"--mode={FLAGS.mode} needs --{name}: {FLAGS[name].help}")
+
+
+def _version() -> str:
+    return score_sde.__version__
 
 
 def _listed() -> str:
@@ -189,6 +198,16 @@ def _listed() -> str:
         lines.append(f"  {path.relative_to(root)}  {title}")
     names = [path.stem for path in sorted(root.glob("zoo/*.safetensors"))]
     return "\n".join([*lines, "For --source and score_sde.load:", *(f"  {each}" for each in names)])
+
+
+def _completion() -> str:
+    """Return a command of bash with the flags, their names of modes and files, and the fields."""
+    from configs.fields import FIELDS
+
+    flags_here = (f"--{flag.name}" for flag in FLAGS.get_flags_for_module(__name__))
+    names = (line.split()[0] for line in _listed().splitlines() if line.startswith(" "))
+    words = [*flags_here, *(f"--config.{name}" for name, _ in FIELDS.items()), *COMMANDS, *names]
+    return f"complete -o default -W '{' '.join(words)}' score-sde"
 
 
 def run(command: Command, fields: Sequence[str]) -> None:
@@ -210,7 +229,7 @@ def cli() -> None:
     """Run the command line; an installed package calls this as the command `score-sde`."""
     errors.start_command()
     if __name__ != "__main__":  # --help describes the module that Python runs.
-        sys.modules["__main__"].__doc__ = (__doc__ or "").replace("python main.py", "score-sde")
+        sys.modules["__main__"].__doc__ = (__doc__ or "").replace("python main.py", PROGRAM)
         for flag in FLAGS.get_flags_for_module(__name__):
             FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(main, flags_parser=parse_flags)

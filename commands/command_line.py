@@ -33,6 +33,7 @@ def parse_flags(argv: list[str], check: Callable[[list[str]], None]) -> list[str
     Those are texts such as "training.batch_size=64". `check` raises InputError for values that are
     not allowed; it receives the positional arguments.
     """
+    argv = ["--help" if each == "-h" else each for each in argv]
     try:
         others, fields = _split(FLAGS.read_flags_from_files(argv, force_gnu=False))
         check(FLAGS(others))
@@ -49,7 +50,7 @@ def parse_flags(argv: list[str], check: Callable[[list[str]], None]) -> list[str
             kinds = {"int": "an integer", "bool": "true or false"}
             kind = kinds.get(FLAGS[value["name"]].flag_type(), "another value")
             errors.fail(f"--{value['name']}={value['value']} must be {kind}.")
-        errors.fail(f"{reason.rstrip('. ?')}. docs/usage.md lists the flags.")
+        errors.fail(f"{reason.rstrip('. ?')}. --help lists the flags.")
     return [argv[0], *fields]
 
 

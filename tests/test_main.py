@@ -38,9 +38,9 @@ def test_the_config_of_a_workdir(tmp_path):
         found = load_config(source)
         assert found.to_dict() == default.complete(config).to_dict()
         found.data.image_size = (8, 16)  # A field of two types.
-    refused("nothing does not exist, so that", load_config, tmp_path / "nothing")
+    refused("nothing does not exist. Name", load_config, tmp_path / "nothing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty has no config.json and no checkpoint, so that"):
+    with pytest.raises(InputError, match="empty has no config.json and no checkpoint. Name"):
         load_config(tmp_path / "empty")
 
 
@@ -205,6 +205,7 @@ def set_flags(**values):
     ("flags", "message"),
     [
         ({}, "--mode and --workdir must be given, as in python main.py --config="),
+        ({"mode": "trian"}, "--mode = 'trian' is unknown; known: .*train"),
         ({"mode": "train", "workdir": ""}, "--workdir is empty"),
         ({"mode": "report", "workdir": "a\x1b[2J"}, r"--workdir=a\\x1b\[2J has control characters"),
         (
