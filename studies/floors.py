@@ -46,14 +46,13 @@ def inpainted(model: TrainedModel) -> dict[str, np.ndarray]:
     }
     y = np.repeat(y, SAMPLES, 0)
     chain: dict[str, Any] = {"predictor": "reverse_diffusion", "corrector": "none", "sampler": "pc"}
-    cases: dict[str, tuple[str, dict[str, Any]]] = {
-        "`projection`, 100 steps": ("projection", chain | {"steps": 100}),
-        "`projection`, 1,000 steps": ("projection", chain | {"steps": 1000}),
-        "`moment_matching`, 5 iterations": ("moment_matching", {}),
+    cases: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "`projection`, 100 steps": ({"method": "projection"}, chain | {"steps": 100}),
+        "`projection`, 1,000 steps": ({"method": "projection"}, chain | {"steps": 1000}),
+        "`moment_matching`, 5 iterations": ({"method": "moment_matching", "iterations": 5}, {}),
     }
-    for title, (method, options) in cases.items():
-        given = {"iterations": 5} if method == "moment_matching" else {}
-        posterior = model.posterior(y, operator, noise=0.0, method=method, **given)
+    for title, (given, options) in cases.items():
+        posterior = model.posterior(y, operator, noise=0.0, **given)
         found[title] = np.asarray(posterior.sample(seed=0, **options))
     return found
 
