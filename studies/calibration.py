@@ -124,14 +124,9 @@ def table_of_modes(repetitions: int, count: int = COUNTS[-1]) -> list[str]:
     return lines
 
 
-def main(options: argparse.Namespace) -> None:
-    about = [common.provenance("python -m studies.calibration --write"), ""]
-    blocks = {
-        "power": about + table(options.repetitions),
-        "modes": about + table_of_modes(options.repetitions),
-    }
-    common.publish("inverse_problems.md", blocks, write=options.write)
+def main(options: argparse.Namespace) -> dict[str, list[str]]:
+    return {"power": table(options.repetitions), "modes": table_of_modes(options.repetitions)}
 
 
 if __name__ == "__main__":
-    common.run(main, OPTIONS)
+    common.run(main, OPTIONS, "inverse_problems.md")

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 import datasets
 from configs.default_digits_configs import get_default_configs
+from controllable.operators import Operator
 from score_sde import TrainedModel
 from studies import common
 from studies.common import Estimate
@@ -67,6 +68,13 @@ def held_out(model: TrainedModel, count: int) -> np.ndarray:
     test = common.images(model, "test")
     chosen = np.linspace(0, len(test) - 1, min(count, len(test))).round().astype(int)
     return np.asarray(test.batch(chosen).pixels)
+
+
+def nearest(images: np.ndarray, operator: Operator, y: np.ndarray | Array) -> np.ndarray:
+    """Return the images (N, ...) of a set (M, ...) whose measurements are nearest to y (N, ...)."""
+    measured = np.asarray(operator.forward(images)).reshape(len(images), -1)
+    gaps = np.square(np.asarray(y).reshape(len(y), 1, -1) - measured).sum(-1)
+    return images[gaps.argmin(1)]
 
 
 def is_digits(model: TrainedModel) -> bool:

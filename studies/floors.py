@@ -18,7 +18,7 @@ from benchmarks.tables import header, row
 from score_sde import TrainedModel, operators
 from studies import common
 from studies.claims_measured import SHARE, classes
-from studies.distances import floor, held_out
+from studies.distances import floor, held_out, nearest
 
 OPTIONS = {"write": False}
 COUNTS = (1000, 5000)
@@ -36,25 +36,23 @@ def inpainted(model: TrainedModel) -> dict[str, np.ndarray]:
     truth = np.asarray(model.from_images(held_out(model, IMAGES)))
     training = np.asarray(model.from_images(np.asarray(common.images(model, "train").pixels)))
     known = operators.box(model.event_shape, SHARE)
-    differences = known * (truth[:, None] - training)
-    nearest = training[np.square(differences).sum((2, 3, 4)).argmin(1)]
     operator = operators.mask(known)
+    y = np.asarray(operator.forward(truth))
     found = {
         "the digits themselves": truth,
         "gray": np.where(known, truth, 0),
         "mean of the training digits": np.where(known, truth, training.mean(0)),
-        "nearest training digit": np.where(known, truth, nearest),
+        "nearest training digit": np.where(known, truth, nearest(training, operator, y)),
     }
-    y = np.repeat(np.asarray(operator.forward(truth)), SAMPLES, 0)
+    y = np.repeat(y, SAMPLES, 0)
     chain: dict[str, Any] = {"predictor": "reverse_diffusion", "corrector": "none", "sampler": "pc"}
-    cases: dict[str, tuple[str, dict[str, Any]]] = {
-        "`projection`, 100 steps": ("projection", chain | {"steps": 100}),
-        "`projection`, 1,000 steps": ("projection", chain | {"steps": 1000}),
-        "`moment_matching`, 5 iterations": ("moment_matching", {}),
+    cases: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "`projection`, 100 steps": ({"method": "projection"}, chain | {"steps": 100}),
+        "`projection`, 1,000 steps": ({"method": "projection"}, chain | {"steps": 1000}),
+        "`moment_matching`, 5 iterations": ({"method": "moment_matching", "iterations": 5}, {}),
     }
-    for title, (method, options) in cases.items():
-        given = {"iterations": 5} if method == "moment_matching" else {}
-        posterior = model.posterior(y, operator, noise=0.0, method=method, **given)
+    for title, (given, options) in cases.items():
+        posterior = model.posterior(y, operator, noise=0.0, **given)
         found[title] = np.asarray(posterior.sample(seed=0, **options))
     return found
 

@@ -25,7 +25,7 @@ from controllable.operators import Operator
 from score_sde import Prior, TrainedModel, operators
 from sde_lib import VESDE, VPSDE, SubVPSDE
 from studies import common
-from studies.distances import held_out
+from studies.distances import held_out, nearest
 from tests import gaussian_posterior
 
 OPTIONS = {"folder": "", "images": 24, "write": False}
@@ -82,6 +82,7 @@ def digits_table(model: TrainedModel, count: int) -> list[str]:
     """Return QUALITY of the methods, and of the nearest training images, for each task."""
     truth, cells = model.from_images(held_out(model, count)), {}
     noise = jax.random.normal(jax.random.key(0), truth.shape)
+    train = np.asarray(model.from_images(np.asarray(common.images(model, "train").pixels)))
     problems = tasks(model.event_shape)
     for operator, std in problems.values():
         y = operator.observe(truth, noise, 2 * std)  # The range of the model is [-1, 1].
@@ -91,8 +92,8 @@ def digits_table(model: TrainedModel, count: int) -> list[str]:
             found = quality(np.asarray(draw(SAMPLES, 1)), truth)
             seconds = harness.seconds_of(lambda draw=draw: np.asarray(draw(1, 2)))
             cells.setdefault(f"`{method}`", []).append(QUALITY.format(*found, f"{seconds:.1f}"))
-        nearest = QUALITY.format(*quality(nearest_image(model, operator, y)[None], truth), "-")
-        cells.setdefault("nearest training image", []).append(nearest)
+        found = quality(nearest(train, operator, y)[None], truth)
+        cells.setdefault("nearest training image", []).append(QUALITY.format(*found, "-"))
     return [*header("method", *problems), *(row(name, *each) for name, each in cells.items())]
 
 
@@ -110,14 +111,6 @@ def quality(x: Array | np.ndarray, truth: Array) -> tuple[float, float, float]:
     found = dm_pix.psnr(*pair), dm_pix.psnr(target, mean), ssim
     psnr, of_mean, similarity = (float(np.mean(each)) for each in found)
     return psnr, of_mean, similarity
-
-
-def nearest_image(model: TrainedModel, operator: Operator, y: Array) -> Array:
-    """Return the training images (N, ...) whose measurements are nearest."""
-    images = common.images(model, "train")
-    train = model.from_images(np.asarray(images.batch(np.arange(len(images))).pixels))
-    measured = operator.forward(train).reshape(len(train), -1)
-    return train[((y.reshape(len(y), 1, -1) - measured) ** 2).sum(-1).argmin(1)]
 
 
 def calibration_table(model: TrainedModel) -> list[str]:
@@ -144,18 +137,15 @@ def calibration_table(model: TrainedModel) -> list[str]:
     return lines
 
 
-def main(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> dict[str, list[str]]:
     jax.config.update("jax_default_matmul_precision", "highest")
-    folder = Path(options.folder)
-    model = common.digits_network("vp.digits_ddpmpp_continuous", folder)
-    about = common.provenance("python -m studies.inverse_problems --folder=DIR --write")
-    blocks = {
-        "gaussian": [about, "", *gaussian_table()],
+    model = common.digits_network("vp.digits_ddpmpp_continuous", Path(options.folder))
+    return {
+        "gaussian": gaussian_table(),
         "calibration": calibration_table(model),
         "digits": digits_table(model, options.images),
     }
-    common.publish("inverse_problems.md", blocks, write=options.write)
 
 
 if __name__ == "__main__":
-    common.run(main, OPTIONS)
+    common.run(main, OPTIONS, "inverse_problems.md")

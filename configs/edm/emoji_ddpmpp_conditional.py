@@ -1,8 +1,6 @@
-"""DDPM++ of EDM on color emoji, conditioned on the group of Unicode (2.8 million parameters).
+"""DDPM++ of EDM on color emoji, conditioned on the group of Unicode; see docs/data.md.
 
-python scripts/emoji_folder.py NotoColorEmoji.ttf emoji
-python main.py --config=configs/edm/emoji_ddpmpp_conditional.py --workdir=DIR --mode=train
-"""
+The network has 2.8 million parameters."""
 
 from configs import networks
 from configs.default_emoji_configs import get_default_configs
