@@ -286,8 +286,8 @@ class Experiment:
             return
         if not folder.is_dir():
             raise InputError(
-                f"guidance.classes needs a network with classes, or a classifier: {folder} does not "
-                "exist; train it with --mode=train_classifier."
+                f"guidance.classes needs a network with classes, or a classifier: {folder} does "
+                "not exist; train it with --mode=train_classifier."
             )
         folders.check_config(folder, self.config, "noised classes")
         shapes = nnx.to_pure_dict(nnx.split(self.classifier_network, nnx.Param)[1])

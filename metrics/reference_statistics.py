@@ -139,8 +139,8 @@ def reference_classes(experiment: Experiment) -> tuple[int, ...]:
         raise
     if count < FEWEST_IMAGES:
         raise InputError(
-            f"data.dataset has only {count} images of guidance.classes in these proportions; at "
-            f"least {FEWEST_IMAGES} are needed. Choose others, or set --noconfig.eval.enable_metrics."
+            f"data.dataset has only {count} images of guidance.classes in these proportions, not "
+            f"{FEWEST_IMAGES} or more. Choose others, or set --noconfig.eval.enable_metrics."
         )
     return () if count == len(images) else classes
 
