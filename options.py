@@ -70,7 +70,7 @@ def resolve(options: Options, given: Mapping[str, Any], owner: str) -> dict[str,
         if name not in options:
             known = ", ".join(sorted(options)) or "none"
             raise InputError(
-                f"{name} = {SHORT.repr(value)} has no effect on {owner}, whose options are {known}."
+                f"{name} = {SHORT.repr(value)} has no effect on {owner}; its own options: {known}."
             )
         check(name, value, options[name].domain)
     return {name: plain(given.get(name, option.default)) for name, option in options.items()}

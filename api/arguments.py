@@ -281,8 +281,8 @@ def as_rows(
     leading = value.shape[: max(value.ndim - len(shape), 0)]
     if value.shape != (*leading, *shape):
         raise InputError(
-            f"{name} has shape {value.shape}, but {what} has shape {shape}: the last axes must be "
-            "these."
+            f"{name} has shape {value.shape}, but {what} has shape {shape}: the last axes must "
+            "match."
         )
     if not value.size:
         raise InputError(f"{name} has shape {value.shape}: it contains no events.")

@@ -164,8 +164,8 @@ class WeightedPosterior(Posterior):
             given.append("steps")
         if given:
             raise InputError(
-                f"method = {self.method!r} is itself a sampler, on which {', '.join(given)} has no "
-                "effect. Omit it, or choose another method."
+                f"method = {self.method!r} is itself a sampler: {', '.join(given)} has no effect. "
+                "Omit it, or choose another method."
             )
         count = 1 if method.steps == 1 else steps or self.prior.defaults.steps or method.steps
         title = f"{self.method!r}, {count} steps"

@@ -139,9 +139,8 @@ def reference_classes(experiment: Experiment) -> tuple[int, ...]:
         raise
     if count < FEWEST_IMAGES:
         raise InputError(
-            f"guidance.classes requests classes of which data.dataset has only {count} images in "
-            f"these proportions; at least {FEWEST_IMAGES} are needed to compare with. Or set "
-            "--noconfig.eval.enable_metrics."
+            f"data.dataset has only {count} images of guidance.classes in these proportions, not "
+            f"{FEWEST_IMAGES} or more. Choose others, or set --noconfig.eval.enable_metrics."
         )
     return () if count == len(images) else classes
 

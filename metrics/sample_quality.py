@@ -84,7 +84,7 @@ def measure(paths: Sequence[Path], extractor: Extractor, reference: Reference) -
     """
     arrays = load_rounds(paths, optional=["logits"], pool=(-1, -1), logits=(-1, -1))
     if len(arrays.get("logits", arrays["pool"])) != len(arrays["pool"]):
-        raise InputError(f"{paths[0]} and others have not one row for each image. Delete them.")
+        raise InputError(f"{paths[0]} and others do not have one row for each image. Delete them.")
     order = np.random.default_rng(0).permutation(len(arrays["pool"]))
     generated, real = arrays["pool"][order], reference.pool
     results = {"features": extractor.label, "images": len(order), "reference": reference.protocol}

@@ -121,7 +121,7 @@ def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, np.ndarray]]:
         if isinstance(tensor, np.ndarray):
             yield f"{prefix}{name}", tensor
         elif tensor is not None:
-            raise ValueError(f"{printable(prefix + name)} is no tensor")
+            raise ValueError(f"{printable(prefix + name)} is not a tensor")
     for name, child in module.state["_modules"].items():
         if child is not None:
             yield from _tensors(child, f"{prefix}{name}.")

@@ -67,11 +67,11 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return the config in the metadata of a file. Raise InputError if there is none."""
     metadata, _ = _load_own(path)
     if not metadata.get("config"):
-        raise InputError(f"{path} states no config; name it with --config.")
+        raise InputError(f"{path} contains no config; name one with --config.")
     try:
         config = parse_json(metadata["config"])
     except ValueError as error:
-        raise InputError(f"{path} is damaged: its config is no JSON: {brief(error)}.") from error
+        raise InputError(f"{path} is damaged: its config is not JSON: {brief(error)}.") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} is damaged: its config is {printable(config)[:80]}.")
     return config

@@ -58,7 +58,7 @@ def to_arrays(source: str, tensors: dict[Any, Any]) -> Tensors:
     """Return a dictionary of tensors. Raise InputError if it contains anything else."""
     for name, tensor in tensors.items():
         if not isinstance(tensor, np.ndarray):
-            raise InputError(f"{source}: {printable(name)} is no tensor.")
+            raise InputError(f"{source}: {printable(name)} is not a tensor.")
     return {str(name): tensor for name, tensor in tensors.items()}
 
 

@@ -1,7 +1,7 @@
 """What a command is doing. Only process 0 prints.
 
-On a terminal, counted work is a bar. Elsewhere, as in the log of a cluster, it is a line every
-INTERVAL seconds, as is work of unknown length, after a first line.
+On a terminal, counted work is a bar. Elsewhere, as in the log of a cluster, it is a line after
+INTERVAL seconds and then ever more rarely, as is work of unknown length, after a first line.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ Update = Callable[[int], Any]
 """(units done so far) -> None."""
 
 _last_line = 0.0  # when anything was printed here, on the monotonic clock
+_announced = ""  # the last block that said what it does; one that is repeated does not
 
 
 def say(text: str) -> None:
@@ -75,16 +76,19 @@ def counting(
 @contextlib.contextmanager
 def _reporting(text: str, status: Callable[[], str], announced: bool = False) -> Iterator[None]:
     """Print the status of a block from a thread, unless another block did so recently."""
-    ended = threading.Event()
-    interval = INTERVAL * (1.2 if announced else 1)  # Such a block contains others.
+    ended, start = threading.Event(), time.monotonic()
+    factor = 1.2 if announced else 1  # Such a block contains others.
 
     def report() -> None:
+        global _announced
         if ended.wait(FIRST):
             return
-        if not announced:
+        if not announced and text != _announced:
+            _announced = text
             say(f"{text} ...")
         while not ended.wait(min(1.0, INTERVAL / 10)):
-            if time.monotonic() - _last_line >= interval:
+            now = time.monotonic()
+            if now - _last_line >= factor * max(INTERVAL, (now - start) / 8):
                 say(f"{text}: {status()}")
 
     thread = threading.Thread(target=report, daemon=True)

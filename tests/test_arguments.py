@@ -75,7 +75,7 @@ def invalid():
         (bad(prior.sample, 1, sampler="dpm"), "sampler = 'dpm' must be one of"),
         (bad(prior.sample, 1, sampler="ode", steps=5), "steps = 5: the sampler 'ode' chooses"),
         (bad(prior.sample, 1, sampler="ddim", snr=0.1),
-         "snr = 0.1 .* 'ddim', whose options are noise_removal, schedule"),
+         "snr = 0.1 .* 'ddim'; its own options: noise_removal, schedule"),
         (bad(prior.sample, sampler="pc", snr=np.ones((3, 3))), "snr = array.* must be a finite"),
         *((bad(prior.sample, 1, **{name: value}), f"{name} = '?{value}")
           for name, value in {"sigma": 1, "schedule": "x", "batch_size": 0, "steps": 9.0}.items()),

@@ -415,6 +415,6 @@ def test_requests_for_all_classes_equally_often(monkeypatch):
 def test_without_images_of_the_classes_there_are_no_metrics(folder):
     for dataset, problem in (
         ("noise", "guidance.classes needs images with labels; those of data.datas"),
-        ("black_and_white", "guidance.classes requests classes of which data.dataset has only 4"),
+        ("black_and_white", "data.dataset has only 4 images of guidance.classes"),
     ):
         refused(problem, measure, folder, **{"data.dataset": dataset, "guidance.classes": (3, 1)})

@@ -148,8 +148,8 @@ def _read(
                 )
         if workdir is not None and isinstance(data, Iterator):
             raise InputError(
-                "data is an iterator, at whose beginning a stopped run cannot start again. Pass a "
-                "function that returns it, or leave out workdir."
+                "data is an iterator, which a stopped run cannot restart. Pass a function that "
+                "returns one, or leave out workdir."
             )
         stream, first = open_stream(data, FIRST if held_out is None else 0)
         options["batch_size"] = len(stream)
