@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -59,22 +60,19 @@ class NetworkScore:
     def __call__(self, x: Array, t: Array) -> Array:
         return self.bind()(x, t)
 
-    def given(self, x: Array, t: Array, condition: Condition | None = None) -> Array:
-        """Return the score that is not guided."""
-        return self.apply(self.params, x, t, condition)
-
     def bind(self) -> Score | GuidedScore:
         """Return the score as samplers take it, inside of a compiled program."""
+        score = functools.partial(self.apply, self.params)  # It is not guided.
         options = {"scale": self.scale, "interval": self.interval}
-        given = (self.condition, self.sde)
         if self.guide is not None:
-            return guidance.autoguidance(self.given, self.guide.given, *given, **options)
+            weaker = functools.partial(self.guide.apply, self.guide.params)
+            return guidance.autoguidance(score, weaker, self.condition, self.sde, **options)
         if self.condition is None:
-            return self.given
+            return score
         if self.classifier is None or self.log_probs is None:
-            return guidance.classifier_free(self.given, *given, **options)
+            return guidance.classifier_free(score, self.condition, self.sde, **options)
         log_probs, classes = self.log_probs(self.classifier), self.condition.classes
-        return guidance.classifier(self.given, log_probs, classes, self.sde, **options)
+        return guidance.classifier(score, log_probs, classes, self.sde, **options)
 
 
 class ConditionalPrior(Prior):

@@ -95,8 +95,8 @@ def vector_field(
 ) -> Callable[..., tuple[Array, Array, Array]]:
     """The ODE of one image: (s, (u, traces (k,), 0), probes (k, ...)) -> derivatives by s.
 
-    The third component of the state holds the error estimate of `error_sum`. `scale` replaces c in
-    the definition of s.
+    The third component of the state holds the sum of estimated errors. `scale` replaces c in the
+    definition of s.
     """
 
     def field(
@@ -157,14 +157,12 @@ def solve_adaptively(
 
     Bogacki & Shampine's method of order 3. The state is NaN if the solve failed.
     """
-    import diffrax  # It and what imports it take a fifth of the start of main.py.
-
-    from solvers.error_sum import Bosh3WithErrorSum
+    import diffrax
 
     endpoints = find_endpoints(sde)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field(score, sde)),
-        Bosh3WithErrorSum(),
+        _bosh3_with_error_sum(),
         endpoints.s[0],
         endpoints.s[1],
         FIRST_STEP,
@@ -180,6 +178,25 @@ def solve_adaptively(
     end = jax.tree.map(lambda leaf: jnp.where(successful, leaf[0], jnp.nan), solution.ys)
     # Each step, accepted or rejected, evaluates three stages; the first also a fourth one.
     return end, 3 * solution.stats["num_steps"] + 1
+
+
+@functools.cache
+def _bosh3_with_error_sum() -> Any:
+    """Return Bogacki & Shampine's method, which sums the errors of log p as third component."""
+    import diffrax  # It takes a fifth of the start of main.py.
+
+    class Bosh3WithErrorSum(diffrax.Bosh3):
+        def step(self, terms: Any, t0: Any, t1: Any, y0: Any, *given: Any, **options: Any) -> Any:
+            y1, errors, info, *others = super().step(terms, t0, t1, y0, *given, **options)
+            (u, traces, total), (u_error, trace_errors, _) = y1, errors
+            # The stages in `info` are multiplied by the step length; the last is the one at t1. An
+            # image that is done takes steps of length 0 until the others are; they must not divide
+            # by it, since the gradient of a value that is not used would be NaN.
+            du_ds = info["k"][0][-1] / jnp.where(t1 == t0, 1, t1 - t0)
+            error = trace_errors.mean() + log_density_change(u_error, u, du_ds, t1)
+            return (u, traces, total + jnp.abs(error)), errors, info, *others
+
+    return Bosh3WithErrorSum()
 
 
 def solve_in_steps(
