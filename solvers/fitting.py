@@ -59,20 +59,46 @@ def step_errors(
     vectors = np.concatenate([y, predictions, moved])
     products = vectors @ vectors.T / vectors.shape[1]
     variances = [each.var(0).mean() for each in (*reference.states, reference.denoised[-1])]
-    errors = np.full((n, n, n + 1), np.inf)
-    first = ((0, 0, j) for j in range(1, n + 1))
-    for h, i, j in itertools.chain(first, itertools.combinations(range(n + 1), 3)):
-        plan = make_plan(levels[[h, i, j] if i else [i, j]])
-        c = Plan(*(np.append(leaf[-1], 0.0) for leaf in plan))
-        natural = (levels[j] / levels[i]) ** reference.decay
-        weights = c.predictor_state[0] * c.corrector_weights[:2] + c.predictor_weights[:2]
-        of_state = c.predictor_state[0] * np.array([c.corrector_state[0], c.corrector_previous[0]])
-        difference = np.array([of_state[0] - natural, of_state[1], *weights, natural, -1.0])
-        chosen = [i, h, n + i, n + h, 2 * n + i, 2 * n + j]
-        square = difference @ products[np.ix_(chosen, chosen)] @ difference
-        contraction = (variances[-1] / variances[j]) ** reference.decay
-        errors[h, i, j] = np.sqrt(max(square * contraction, 0.0))
-    return errors
+    (state, total, slope), corrector = _coefficients(make_plan, levels)
+    h, i, j = np.ogrid[:n, :n, : n + 1]
+    # The weight of the prediction before; 0 if there is none.
+    earlier = slope / np.where(h < i, np.log(levels[i] / levels[h]), np.inf)
+    natural = (levels / levels[:-1, None]) ** reference.decay
+    of_state, of_previous, *weights = state * corrector[..., None]
+    weights = weights[0] + total - earlier, weights[1] + earlier
+    difference = of_state - natural, of_previous, *weights, natural, -np.ones(n + 1)
+    terms = list(zip(difference, (i, h, n + i, n + h, 2 * n + i, 2 * n + j)))
+    square = sum(a * b * products[p, q] for (a, p), (b, q) in itertools.product(terms, terms))
+    contraction = (variances[-1] / np.array(variances)) ** reference.decay
+    is_step = ((h < i) | (h + i == 0)) & (i < j)
+    return np.where(is_step, np.sqrt(np.maximum(square * contraction, 0)), np.inf)
+
+
+def _coefficients(
+    make_plan: Callable[[np.ndarray], Plan], levels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what steps between levels (n + 1,) combine, from plans of two or three levels.
+
+    That is, from i to j (3, n, n + 1): the coefficient of y, the total weight of the predictions,
+    and the weight of the slope of predictions, which are interpolated linearly in log s. And at i,
+    after a step from h (4, n, n): the fields of the corrector, of y, the y before and predictions.
+    """
+    n = len(levels) - 1
+    predictor, corrector = np.zeros((3, n, n + 1)), np.zeros((4, n, n))
+    corrector[0] = 1
+
+    def last_row(numbers: tuple[int, ...]) -> Plan:
+        return Plan(*(np.append(leaf[-1], 0.0) for leaf in make_plan(levels[list(numbers)])))
+
+    for i, j in itertools.combinations(range(n + 1), 2):
+        c = last_row((i - 1, i, j) if i else (i, j))
+        slope = c.predictor_weights[1] * np.log(levels[i] / levels[i - 1]) if i else 0
+        predictor[:, i, j] = c.predictor_state[0], c.predictor_weights[:2].sum(), slope
+    for h, i in itertools.combinations(range(n), 2):
+        c = last_row((h, i, n))
+        corrector[:2, h, i] = c.corrector_state[0], c.corrector_previous[0]
+        corrector[2:, h, i] = c.corrector_weights[:2]
+    return predictor, corrector
 
 
 def best_path(costs: np.ndarray, steps: int) -> list[int]:

@@ -61,6 +61,33 @@ def test_errors_of_steps():
     assert np.isinf(found[0, 2, 1])
 
 
+@pytest.mark.parametrize("name", ["ddim", "dpm++_3m", "dpm++_2m_sde", "unipc_2", "unipc_3", "deis"])
+def test_errors_follow_from_plans(name):
+    """Each is that of the last row of the plan of the levels [h, i, j], executed."""
+    solver, rng, n = solvers.SOLVERS[name], np.random.default_rng(0), 5
+    levels, decay = np.array([9.0, 4.0, 1.5, 0.3, 0.1]), 2 if solver.stochastic else 1
+    y, data = rng.normal(size=(2, n, 8, 3))
+    given = Reference(levels, y, data, decay)
+    found = step_errors(solver.plan, given, noise_prediction=solver.noise_prediction)
+    moved = np.concatenate([given.without_noise(), data[-1:]])
+    predicted = (y - data) / levels[:, None, None] if solver.noise_prediction else data
+    variances = [each.var(0).mean() for each in (*y, data[-1])]
+    ends = np.append(levels, 0)
+    steps = [(0, 0, j) for j in range(1, n + 1)] + list(itertools.combinations(range(n + 1), 3))
+    for h, i, j in steps:
+        plan = solver.plan(ends[[h, i, j] if i else [i, j]])
+        c = type(plan)(*(np.append(leaf[-1], 0.0) for leaf in plan))
+        latest = predicted[[i, h]]
+        state = c.corrector_state[0] * y[i] + c.corrector_previous[0] * y[h]
+        state = state + np.tensordot(c.corrector_weights[:2], latest, 1)
+        state = c.predictor_state[0] * state + np.tensordot(c.predictor_weights[:2], latest, 1)
+        natural = (ends[j] / ends[i]) ** decay
+        error = state - natural * (y[i] - moved[i]) - moved[j]
+        expected = np.sqrt(np.mean(error**2) * (variances[-1] / variances[j]) ** decay)
+        assert found[h, i, j] == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert np.isfinite(found).sum() == len(steps)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sde"),
